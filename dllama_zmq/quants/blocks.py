@@ -1,0 +1,94 @@
+"""Blocks to and from arrays, vectorized. A block is what a file and the bus carry: see formats/FORMATS.md §1.
+
+Q40: f16 scale d, then 16 bytes; byte j holds value j in its low nibble, j + 16 in its high one; value (q - 8) * d.
+Q80: f16 scale d, then 32 signed bytes; value q * d.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from dllama_zmq.spec import FloatType
+
+F32: TypeAlias = npt.NDArray[np.float32]
+U8: TypeAlias = npt.NDArray[np.uint8]
+I8: TypeAlias = npt.NDArray[np.int8]
+
+_F16_MAX = np.float32(65504.0)
+
+
+def quantize(values: F32, float_type: FloatType) -> U8:
+    """Store `values` (..., n) as bytes (..., row_bytes(n)). `n` must be whole blocks."""
+    values = np.ascontiguousarray(values, dtype=np.float32)
+    if float_type is FloatType.F32:
+        return values.view(np.uint8)
+    if float_type is FloatType.F16:
+        return values.astype("<f2").view(np.uint8)
+    size = float_type.row_bytes(values.shape[-1])
+    blocks = values.reshape(*values.shape[:-1], -1, 32)
+    packed = _q40_blocks(blocks) if float_type is FloatType.Q40 else _q80_blocks(blocks)
+    return packed.reshape(*values.shape[:-1], size)
+
+
+def dequantize(data: U8, float_type: FloatType) -> F32:
+    """Read bytes (..., row_bytes(n)) back as float32 (..., n)."""
+    if float_type is FloatType.F32:
+        return np.ascontiguousarray(data).view("<f4").astype(np.float32, copy=False)
+    if float_type is FloatType.F16:
+        return np.ascontiguousarray(data).view("<f2").astype(np.float32)
+    q, d = split_q40(data) if float_type is FloatType.Q40 else split_q80(data)
+    values: F32 = q.astype(np.float32) * d[..., None]
+    return values.reshape(*data.shape[:-1], -1)
+
+
+def split_q40(data: U8) -> tuple[I8, F32]:
+    """Q40 bytes (..., 18 * b) as values -8..7 (..., b, 32) and scales (..., b)."""
+    blocks = data.reshape(*data.shape[:-1], -1, 18)
+    nibbles = blocks[..., 2:]
+    q = np.empty((*blocks.shape[:-1], 32), np.int8)
+    q[..., :16] = nibbles & 15
+    q[..., 16:] = nibbles >> 4
+    q -= 8
+    return q, _scales(blocks)
+
+
+def split_q80(data: U8) -> tuple[I8, F32]:
+    """Q80 bytes (..., 34 * b) as values -127..127 (..., b, 32) and scales (..., b)."""
+    blocks = data.reshape(*data.shape[:-1], -1, 34)
+    return blocks[..., 2:].view(np.int8), _scales(blocks)
+
+
+def _scales(blocks: U8) -> F32:
+    return np.ascontiguousarray(blocks[..., :2]).view("<f2")[..., 0].astype(np.float32)
+
+
+def _q40_blocks(blocks: F32) -> U8:
+    """The writer of `.m` files: the value of largest magnitude becomes -8, the positive one on a tie."""
+    low, high = blocks.min(-1), blocks.max(-1)
+    d = np.where(-low > high, low, high) / np.float32(-8)
+    q = np.clip(np.trunc(blocks * _inverse(d)[..., None] + np.float32(8.5)), 0, 15).astype(np.uint8)
+    out = np.empty((*blocks.shape[:-1], 18), np.uint8)
+    out[..., :2] = _scale_bytes(d)
+    out[..., 2:] = q[..., :16] | (q[..., 16:] << 4)
+    return out
+
+
+def _q80_blocks(blocks: F32) -> U8:
+    """Rounds half to even, on every CPU alike (implementations elsewhere differ by CPU)."""
+    d = np.abs(blocks).max(-1) / np.float32(127)
+    out = np.empty((*blocks.shape[:-1], 34), np.uint8)
+    out[..., :2] = _scale_bytes(d)
+    out[..., 2:] = np.clip(np.rint(blocks * _inverse(d)[..., None]), -127, 127).astype(np.int8).view(np.uint8)
+    return out
+
+
+def _inverse(d: F32) -> F32:
+    # A scale under about 3e-39 has no finite inverse: such a block is all zeros to an f16 scale anyway.
+    return np.divide(np.float32(1), d, out=np.zeros_like(d), where=np.abs(d) > np.float32(1e-37))
+
+
+def _scale_bytes(d: F32) -> U8:
+    return np.clip(d, -_F16_MAX, _F16_MAX).astype("<f2")[..., None].view(np.uint8)
