@@ -1,0 +1,169 @@
+"""The plan: every tensor's slices on every node, from the names of its axes alone.
+
+An output axis that is split gives a node rows; an input axis that is split gives it columns, and its product is
+a partial sum. Query heads are cut into whole heads, the FFN into whole blocks, the vocabulary anywhere. A KV head is
+held by every node whose query heads read it, so nodes may outnumber KV heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+
+from dllama_zmq.errors import PlanError
+from dllama_zmq.models import kv_cache_bytes, tensor_table
+from dllama_zmq.spec import Axis, ModelSpec, TensorSpec
+
+MAX_NODES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class NodePart:
+    """One node's range of each axis that is split, in values; `vocab` in rows of the head."""
+
+    heads: slice
+    kv_heads: slice
+    ffn: slice
+    vocab: slice
+
+    def along(self, axis: Axis) -> slice:
+        """This node's range of `axis`: all of it where the axis is not split."""
+        if axis == "heads":
+            return self.heads
+        if axis == "kv_heads":
+            return self.kv_heads
+        if axis == "ffn":
+            return self.ffn
+        if axis == "vocab":
+            return self.vocab
+        return slice(None)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How `spec` lies on its nodes; node 0 is the root. Made by `Plan.make`."""
+
+    spec: ModelSpec
+    parts: tuple[NodePart, ...]
+    segments: int
+    """Parts of one node in the tree of partial sums: the same tree for every number of nodes."""
+
+    @classmethod
+    def make(cls, spec: ModelSpec, shares: int | Sequence[int]) -> Plan:
+        """Split `spec` over equal nodes (a number) or in proportion to `shares`, one for each node.
+
+        Raises PlanError, naming the node counts that are possible.
+        """
+        shares = [1] * shares if isinstance(shares, int) else list(shares)
+        n_nodes = len(shares)
+        counts = possible_node_counts(spec)
+        if n_nodes not in counts:
+            raise PlanError(f"{_obstacle(spec, n_nodes)} This model can be split over {_listed(counts)} nodes.")
+        group = spec.n_heads // spec.n_kv_heads
+        block = spec.weight_type.block_values
+        heads = _cut(spec.n_heads, shares)
+        ffn = _cut(spec.hidden_dim // block, shares)
+        vocab = _cut(spec.vocab_size, shares)
+        parts = tuple(
+            NodePart(
+                heads=_scaled(h, spec.head_dim),
+                kv_heads=slice(h.start // group * spec.head_dim, -(-h.stop // group) * spec.head_dim),
+                ffn=_scaled(f, block),
+                vocab=v,
+            )
+            for h, f, v in zip(heads, ffn, vocab, strict=True)
+        )
+        equal = len(set(shares)) == 1
+        return cls(spec, parts, segments=max(counts) // n_nodes if equal else 1)
+
+    @property
+    def n_nodes(self) -> int:
+        return len(self.parts)
+
+    def region(self, tensor: TensorSpec, node: int) -> tuple[slice, slice]:
+        """Rows and columns of `tensor` that `node` holds, as bounded slices; empty where only the root needs it."""
+        rows, columns = tensor.shape(self.spec)
+        if tensor.root_only:
+            return (slice(0, rows), slice(0, columns)) if node == 0 else (slice(0, 0), slice(0, columns))
+        part = self.parts[node]
+        return _bounded(part.along(tensor.axes[0]), rows), _bounded(part.along(tensor.axes[1]), columns)
+
+    def shard_tensors(self) -> list[TensorSpec]:
+        """The tensors that every node holds a region of, in file order."""
+        return [tensor for tensor in tensor_table(self.spec) if not tensor.root_only]
+
+    def region_bytes(self, tensor: TensorSpec, node: int) -> int:
+        """Bytes of `node`'s region of `tensor`."""
+        rows, columns = self.region(tensor, node)
+        return _width(rows) * tensor.float_type.row_bytes(_width(columns))
+
+    def weight_bytes(self, node: int) -> int:
+        """Bytes of all weights that `node` keeps in memory (the root's embedding stays in the mapped file)."""
+        return sum(self.region_bytes(tensor, node) for tensor in self.shard_tensors())
+
+    def n_kv_heads(self, node: int) -> int:
+        """KV heads that `node` holds."""
+        return _width(self.parts[node].kv_heads) // self.spec.head_dim
+
+    def kv_bytes(self, node: int, seq_len: int, n_slots: int = 1) -> int:
+        """Bytes of `node`'s KV cache when full."""
+        return kv_cache_bytes(self.spec.n_layers, n_slots, self.n_kv_heads(node), seq_len, self.spec.head_dim)
+
+    def kv_of_head(self, node: int) -> list[int]:
+        """For each query head of `node`, the index of its KV head among those of `node`."""
+        head_dim, group = self.spec.head_dim, self.spec.n_heads // self.spec.n_kv_heads
+        part = self.parts[node]
+        first_kv = part.kv_heads.start // head_dim
+        return [h // group - first_kv for h in range(part.heads.start // head_dim, part.heads.stop // head_dim)]
+
+
+def possible_node_counts(spec: ModelSpec) -> list[int]:
+    """The powers of two, up to MAX_NODES, over which `spec` can be split equally."""
+    return [n for n in (1 << i for i in range(MAX_NODES.bit_length())) if _obstacle(spec, n) == ""]
+
+
+def _obstacle(spec: ModelSpec, n_nodes: int) -> str:
+    """Why `spec` cannot be split over `n_nodes`, as a sentence; empty where it can."""
+    if n_nodes < 1 or n_nodes & (n_nodes - 1):
+        return f"{n_nodes} nodes are not a power of two."
+    if n_nodes > MAX_NODES:
+        return f"{n_nodes} nodes are more than the {MAX_NODES} that this version drives."
+    if spec.n_heads % n_nodes:
+        return f"{spec.n_heads} heads cannot be split over {n_nodes} nodes."
+    block = spec.weight_type.block_values
+    for what, width in (("heads", spec.q_dim), ("FFN", spec.hidden_dim)):
+        if width % (n_nodes * block):
+            return (
+                f"{width} columns of {what} over {n_nodes} nodes are {width / n_nodes:g} each, "
+                f"not whole {spec.weight_type.name} blocks of {block}."
+            )
+    if spec.vocab_size < n_nodes:
+        return f"A vocabulary of {spec.vocab_size} cannot be split over {n_nodes} nodes."
+    return ""
+
+
+def _cut(total: int, shares: Sequence[int]) -> list[slice]:
+    """`total` units in proportion to `shares`, in order, none left over."""
+    bounds = [total * s // sum(shares) for s in accumulate(shares, initial=0)]
+    return [slice(first, last) for first, last in pairwise(bounds)]
+
+
+def _scaled(units: slice, width: int) -> slice:
+    return slice(units.start * width, units.stop * width)
+
+
+def _width(part: slice) -> int:
+    first: int = part.start
+    last: int = part.stop
+    return last - first
+
+
+def _bounded(part: slice, total: int) -> slice:
+    first, last, _ = part.indices(total)
+    return slice(first, last)
+
+
+def _listed(counts: Sequence[int]) -> str:
+    *most, last = map(str, counts)
+    return f"{', '.join(most)} or {last}" if most else last
