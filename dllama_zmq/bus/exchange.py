@@ -1,0 +1,171 @@
+"""`all_reduce` alone and as the root of a star; `worker_exchange.py` is the worker's side of the star.
+
+The root publishes a step, every node makes its partial sums, the root adds them in a tree over the nodes in their order
+and publishes each sum. Everybody, the root too, goes on with what was published, decoded: the same bits.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from dllama_zmq.bus.links import PeerGone, RootLink, kind_of
+from dllama_zmq.bus.messages import (
+    Candidates,
+    Fault,
+    Frame,
+    Join,
+    Message,
+    Missed,
+    More,
+    Partial,
+    Ping,
+    Step,
+    Sum,
+    Want,
+    encode,
+    pack_floats,
+    unpack,
+)
+from dllama_zmq.bus.session import Gather, Member, Part, Roster
+from dllama_zmq.errors import ProtocolError, RemoteError, WorkerLost
+from dllama_zmq.kernels import tree_sum
+from dllama_zmq.quants import F32
+from dllama_zmq.spec import Sync
+
+PING_S = 0.25
+"""How often the root knocks at the workers it waits for: a broken connection is known after this time."""
+
+
+class Solo:
+    """One node alone: its partial sums are the sums."""
+
+    def all_reduce(self, partial: F32) -> F32:
+        return partial
+
+
+class StarRoot:
+    """The root's side. `backlog` keeps what arrives during a step and is for whoever runs the cluster."""
+
+    def __init__(self, link: RootLink, roster: Roster, sync: Sync, step_s: float) -> None:
+        self._link = link
+        self._roster = roster
+        self._sync = sync
+        self._step_s = step_s
+        self._names = [member.name for member in roster.members]
+        self._nodes = [member.node for member in roster.members]
+        self._step = 0
+        self._stage = 0
+        self._last: tuple[str, list[Frame]] = ("", [])
+        self.backlog: list[tuple[bytes, Message, list[Frame]]] = []
+        self.wait_s = 0.0
+
+    def begin(self, runs: Sequence[tuple[int, int, int]], wanted: Sequence[Want], k: int, x: F32) -> F32:
+        """Publish a step; returns x (T, D) as every node sees it."""
+        self._step += 1
+        self._stage = 0
+        self.wait_s = 0.0
+        head, frame = pack_floats(x, self._sync)
+        self._publish(Step(self._roster.epoch, self._step, list(runs), list(wanted), k, [head]), [frame])
+        return unpack(head, frame, self._sync, (x.shape[0], x.shape[1]))
+
+    def all_reduce(self, partial: F32) -> F32:
+        self._stage += 1
+        shape = (partial.shape[0], partial.shape[1])
+        head, frame = pack_floats(partial, self._sync)  # as the others' parts travel, so that no node is special
+        parts: list[F32] = [unpack(head, frame, self._sync, shape)]
+        parts += [self._read(part, shape) for part in self._gather(Partial)]
+        head, frame = pack_floats(tree_sum(parts), self._sync)
+        self._publish(Sum(self._roster.epoch, self._step, self._stage, [head]), [frame])
+        return unpack(head, frame, self._sync, shape)
+
+    def candidates(self) -> list[Part]:
+        """Every worker's end of the step, in node order."""
+        self._stage += 1
+        return self._gather(Candidates)
+
+    def ask_more(self, k: int) -> list[Part]:
+        """Every worker's best `k` candidates of the rows that this step wanted."""
+        self._publish(More(self._roster.epoch, self._step, self._stage + 1, k), [])
+        return self.candidates()
+
+    def name(self, node: int) -> str:
+        """The name of worker `node`."""
+        return self._names[node - 1]
+
+    def _publish(self, message: Message, arrays: Sequence[Frame]) -> None:
+        self._last = (kind_of(message), self._link.publish(message, arrays, self._names))
+
+    def _read(self, part: Part, shape: tuple[int, int]) -> F32:
+        try:
+            return unpack(part.message.arrays[0], part.frames[0], self._sync, shape)
+        except (ProtocolError, IndexError) as error:
+            raise RemoteError(self.name(part.node), f"its partial sum at {self._place(Partial)} is {error}") from None
+
+    def _gather(self, kind: type[Partial | Candidates]) -> list[Part]:
+        """Every worker's part of this stage, in node order. Raises WorkerLost, RemoteError."""
+        gather = Gather(self._roster.epoch, self._step, self._stage, self._nodes)
+        start = time.monotonic()
+        deadline, next_ping = start + self._step_s, start + PING_S
+        while gather.missing:
+            arrived = self._link.receive(min(next_ping, deadline))
+            if arrived is not None:
+                self._take(gather, kind, *arrived)
+                continue
+            now = time.monotonic()
+            if now >= deadline:
+                raise WorkerLost(self._late(kind, gather.missing, now - start))
+            self._ping(kind, gather.missing)
+            next_ping = now + PING_S
+        self.wait_s += time.monotonic() - start
+        return gather.in_node_order()
+
+    def _take(
+        self, gather: Gather, kind: type[Partial | Candidates], identity: bytes, message: Message, frames: list[Frame]
+    ) -> None:
+        member = self._roster.find(identity)
+        here = (self._roster.epoch, self._step)
+        if member is None:
+            self.backlog.append((identity, message, frames))
+        elif isinstance(message, Partial | Candidates):
+            if isinstance(message, kind):
+                gather.offer(member.node, message, frames)
+        elif isinstance(message, Fault):
+            if (message.epoch, message.step) == here:
+                raise RemoteError(member.name, message.text)
+        elif isinstance(message, Missed):
+            if (message.epoch, message.step, message.stage) == (*here, self._stage):
+                self._to(kind, member, *self._last)
+        else:
+            self.backlog.append((identity, message, frames))
+            if isinstance(message, Join):
+                self._lose(kind, member, "it started again")
+
+    def _ping(self, kind: type[Message], missing: Sequence[int]) -> None:
+        ping = encode(Ping(self._roster.epoch, self._step, self._stage))
+        for node in missing:
+            self._to(kind, self._roster.members[node - 1], "ping", ping)
+
+    def _to(self, kind: type[Message], member: Member, message_kind: str, frames: list[Frame]) -> None:
+        try:
+            self._link.send_frames(member.identity, member.name, message_kind, frames)
+        except PeerGone:
+            self._lose(kind, member, "its connection broke")
+
+    def _lose(self, kind: type[Message], member: Member, reason: str) -> None:
+        self._roster.lose(member, reason)
+        raise WorkerLost(f"{member.name} was lost at {self._place(kind)}: {reason}")
+
+    def _late(self, kind: type[Message], missing: Sequence[int], seconds: float) -> str:
+        for node in missing:
+            self._roster.lose(self._roster.members[node - 1], f"did not answer for {seconds:.1f} s")
+        return (
+            f"{', '.join(map(self.name, missing))} did not answer at {self._place(kind)} for {seconds:.1f} s; "
+            "if that machine is only slow, raise limits.step_s in cluster.yaml"
+        )
+
+    def _place(self, kind: type[Message]) -> str:
+        if kind is Candidates:
+            return f"step {self._step}, logits"
+        layer, feed_forward = divmod(self._stage - 1, 2)
+        return f"step {self._step}, layer {layer}, {'feed-forward' if feed_forward else 'attention'}"

@@ -1,0 +1,219 @@
+"""The root's and a worker's ends of the bus: frames in, messages out, every message metered.
+
+What cannot be read is dropped here with a line in the log, so that no stranger's bytes reach the code above.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import zmq
+
+from dllama_zmq.bus import sockets
+from dllama_zmq.bus.messages import TO_ROOT, TO_WORKER, Frame, Message, decode, encode
+from dllama_zmq.bus.meter import Meter
+from dllama_zmq.errors import ProtocolError
+
+logger = logging.getLogger(__name__)
+
+
+class PeerGone(Exception):
+    """Sending failed: no connection under this identity. The link's caller knows which node that is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoints:
+    """Where the root listens. Each list may hold tcp, ipc and inproc addresses; `local_*` are for the same host."""
+
+    steps: Sequence[str]
+    replies: Sequence[str]
+    local_steps: str = ""
+    local_replies: str = ""
+
+    def of(self, local: bool) -> tuple[str, str]:
+        """The steps and replies addresses for a worker, which is `local` or not."""
+        return (
+            self.local_steps if local and self.local_steps else self.steps[0],
+            self.local_replies if local and self.local_replies else self.replies[0],
+        )
+
+    def all_steps(self) -> list[str]:
+        """Everything the PUB socket binds."""
+        return [*self.steps, *filter(None, [self.local_steps])]
+
+    def all_replies(self) -> list[str]:
+        """Everything the ROUTER socket binds."""
+        return [*self.replies, *filter(None, [self.local_replies])]
+
+
+class RootLink:
+    """PUB and ROUTER of the root.
+
+    spin_s: how long a wait spins before it blocks. name_of: the node behind an identity, under which it is metered.
+    """
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        endpoints: Endpoints,
+        spin_s: float,
+        name_of: Callable[[bytes], str | None],
+    ) -> None:
+        self.meter = Meter()
+        self._name_of = name_of
+        self._spin_s = spin_s
+        self._complaints = Complaints()
+        self._steps = sockets.bind(context, zmq.PUB, endpoints.all_steps())
+        try:
+            self.replies = sockets.bind(context, zmq.ROUTER, endpoints.all_replies())
+        except BaseException:
+            self._steps.close()
+            raise
+
+    def publish(self, message: Message, arrays: Sequence[Frame], names: Sequence[str]) -> list[Frame]:
+        """Send to every worker; `names` are those it is metered under. Returns the frames, for sending them again."""
+        frames = encode(message, arrays)
+        self._steps.send_multipart(frames)
+        self.meter.count(names, "sent", kind_of(message), frames)
+        return frames
+
+    def send(self, identity: bytes, name: str, message: Message, arrays: Sequence[Frame] = ()) -> None:
+        """Send to one worker. Raises PeerGone."""
+        self.send_frames(identity, name, kind_of(message), encode(message, arrays))
+
+    def send_frames(self, identity: bytes, name: str, kind: str, frames: Sequence[Frame]) -> None:
+        """Send frames made before to one worker. Raises PeerGone."""
+        try:
+            self.replies.send_multipart([identity, *frames])
+        except zmq.ZMQError:
+            raise PeerGone(name) from None
+        self.meter.count([name], "sent", kind, frames)
+
+    def receive(self, until: float) -> tuple[bytes, Message, list[Frame]] | None:
+        """The next message and the identity it came from, or None when time.monotonic() passes `until`."""
+        while True:
+            frames = sockets.receive(self.replies, until, self._spin_s)
+            if frames is None:
+                return None
+            identity = bytes(frames[0])
+            try:
+                message, arrays = decode(frames[1:], TO_ROOT)
+            except ProtocolError as error:
+                self._complaints.say("dropped a message from %r: %s", identity, error)
+                continue
+            name = self._name_of(identity)
+            if name is not None:
+                self.meter.count([name], "received", kind_of(message), frames[1:])
+            return identity, message, arrays
+
+    def close(self) -> None:
+        self._steps.close()
+        self.replies.close()
+
+
+class WorkerLink:
+    """DEALER and SUB of a worker. Both directions from the root are read as one stream of messages."""
+
+    def __init__(
+        self, context: zmq.Context[zmq.Socket[bytes]], root: str, identity: bytes, spin_s: float, watch: bool = True
+    ) -> None:
+        self._context = context
+        self._spin_s = spin_s
+        self._complaints = Complaints()
+        self._replies = sockets.connect(context, zmq.DEALER, root, identity)
+        self._disconnects = sockets.Disconnects(self._replies) if watch else None  # inproc has no such events
+        self._steps: zmq.Socket[bytes] | None = None
+        self._poller = self._new_poller()
+
+    def subscribe(self, endpoint: str) -> None:
+        """Hear what the root publishes at `endpoint`, and nothing of an earlier subscription."""
+        if self._steps is not None:
+            self._steps.close()
+        self._steps = sockets.connect(self._context, zmq.SUB, endpoint)
+        self._poller = self._new_poller()
+
+    def send(self, message: Message, arrays: Sequence[Frame] = ()) -> None:
+        """Send to the root. What is sent while there is no connection is lost, and `lost` tells."""
+        with contextlib.suppress(zmq.Again):
+            self._replies.send_multipart(encode(message, arrays), zmq.NOBLOCK)
+
+    def receive(self, until: float) -> tuple[Message, list[Frame]] | None:
+        """The next message, or None when time.monotonic() passes `until` or the root's connection is lost."""
+        while True:
+            frames = sockets.spin(self._steps, self._spin_s) if self._steps is not None else None
+            if frames is None:
+                frames = self._wait(until)
+            if frames is None:
+                return None
+            try:
+                return decode(frames, TO_WORKER)
+            except ProtocolError as error:
+                self._complaints.say("dropped a message from the root: %s", error)
+
+    def lost(self) -> bool:
+        """Whether the connection to the root has broken since the last call."""
+        return self._disconnects is not None and self._disconnects.happened()
+
+    def close(self) -> None:
+        if self._disconnects is not None:
+            self._disconnects.close()
+        self._replies.close()
+        if self._steps is not None:
+            self._steps.close()
+
+    def _wait(self, until: float) -> list[Frame] | None:
+        """Block for the first message on either socket."""
+        while True:
+            wait_s = until - time.monotonic()
+            ready = dict(self._poller.poll(max(0, round(wait_s * 1000))))
+            for socket in (self._replies, self._steps):  # Welcome and Plan come before the steps they are about
+                frames = sockets.receive_now(socket) if socket is not None and socket in ready else None
+                if frames is not None:
+                    return frames
+            if self._disconnects is not None and self._disconnects.events in ready:
+                return None
+            if wait_s <= 0:
+                return None
+
+    def _new_poller(self) -> zmq.Poller:
+        poller = zmq.Poller()
+        watched = [self._replies, self._steps, self._disconnects.events if self._disconnects is not None else None]
+        for socket in watched:
+            if socket is not None:
+                poller.register(socket, zmq.POLLIN)
+        return poller
+
+
+class Complaints:
+    """Log lines about bad messages: at most one a second, so that a flood of them is no flood in the log."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+        self._unsaid = 0
+
+    def say(self, text: str, *values: object) -> None:
+        now = time.monotonic()
+        if now < self._next:
+            self._unsaid += 1
+            return
+        logger.warning(text + (f" ({self._unsaid} more like it)" if self._unsaid else ""), *values)
+        self._next, self._unsaid = now + 1.0, 0
+
+
+def kind_of(message: Message) -> str:
+    """The kind of a message as it is on the wire."""
+    return type(message).__name__.lower()
+
+
+def host_id() -> str:
+    """A text that is equal for processes of one running host and differs between hosts."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return os.uname().nodename

@@ -1,0 +1,328 @@
+"""The messages of the bus, typed and bounds-checked on arrival. `bus/PROTOCOL.md` is the text of this code.
+
+A message is one msgpack header frame `[protocol, kind, field, field, ...]` and, for kinds whose last field is `arrays`,
+one raw frame for each array head in it. Nothing is read from a frame before its length is what the head says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeAlias
+
+import msgpack
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from dllama_zmq.errors import ProtocolError
+from dllama_zmq.quants import F32, dequantize, quantize
+from dllama_zmq.spec import FloatType
+
+PROTOCOL = 1
+MAX_HEADER_BYTES = 256 * 1024
+MAX_FRAME_BYTES = 64 * 1024 * 1024
+"""ZMQ_MAXMSGSIZE of every socket that a peer can send arrays to: 64 tokens of a width of 2^18 in f32."""
+MAX_CLIENT_BYTES = 4 * 1024 * 1024
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 31)]
+Big = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
+Name = Annotated[str, msgspec.Meta(max_length=64)]
+Text = Annotated[str, msgspec.Meta(max_length=4096)]
+Endpoint = Annotated[str, msgspec.Meta(max_length=512)]
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
+ArrayType = Literal["f32", "f16", "q80", "i32", "f64", "u8"]
+Array: TypeAlias = npt.NDArray[Any]
+Frame: TypeAlias = bytes | memoryview
+
+_FLOATS: dict[str, FloatType] = {"f32": FloatType.F32, "f16": FloatType.F16, "q80": FloatType.Q80}
+_PLAIN: dict[str, np.dtype[Any]] = {"i32": np.dtype("<i4"), "f64": np.dtype("<f8"), "u8": np.dtype("u1")}
+_BLOCKS = {name: (t.block_values, t.block_bytes) for name, t in _FLOATS.items()}
+_BLOCKS |= {name: (1, t.itemsize) for name, t in _PLAIN.items()}
+
+
+class ArrayHead(msgspec.Struct, frozen=True, array_like=True):
+    """What the raw frame at this place holds: `rows` times `columns` values of `type`."""
+
+    type: ArrayType
+    rows: Count
+    columns: Count
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the frame must have."""
+        block_values, block_bytes = _BLOCKS[self.type]
+        if self.columns % block_values:
+            raise ValueError(f"{self.columns} columns are not whole {self.type} blocks of {block_values}")
+        return self.rows * (self.columns // block_values * block_bytes)
+
+
+Heads = Annotated[list[ArrayHead], msgspec.Meta(max_length=4)]
+
+
+class Want(msgspec.Struct, frozen=True, array_like=True):
+    """A row whose logits are wanted, and the temperature at which its log-sum-exp is taken (0: not taken)."""
+
+    row: Count
+    temperature: Annotated[float, msgspec.Meta(ge=0, le=1e6)]
+
+
+Wants = Annotated[list[Want], msgspec.Meta(max_length=4096)]
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True, tag=str.lower):
+    """Base of all messages. The kind on the wire is the class name in lower case."""
+
+
+# --- root to every worker, on PUB -----------------------------------------------------------------------------------
+
+
+class Beacon(Message, frozen=True):
+    """The root lives and this is its epoch. A worker that holds its weights answers an unanswered epoch with Heard."""
+
+    epoch: Big
+
+
+class Step(Message, frozen=True):
+    """Run these rows: x (T, D) in the sync type. `runs` are [slot, start, count] and cover the rows in order.
+
+    Of the rows in `wanted`, answer with the best `k` candidates (0: all logits).
+    """
+
+    epoch: Big
+    step: Big
+    runs: Annotated[list[tuple[Count, Count, Count]], msgspec.Meta(min_length=1, max_length=256)]
+    wanted: Wants
+    k: Count
+    arrays: Heads
+
+
+class Sum(Message, frozen=True):
+    """The sum of all partials of one stage, (T, D) in the sync type."""
+
+    epoch: Big
+    step: Big
+    stage: Count
+    arrays: Heads
+
+
+class More(Message, frozen=True):
+    """The candidates of this step do not suffice: answer for the same rows with this `k`, as this stage."""
+
+    epoch: Big
+    step: Big
+    stage: Count
+    k: Count
+
+
+class Bye(Message, frozen=True):
+    """The root leaves on purpose. `stay`: wait for it to return; else exit."""
+
+    stay: bool
+    reason: Text
+
+
+# --- root to one worker, on ROUTER ----------------------------------------------------------------------------------
+
+
+class Welcome(Message, frozen=True):
+    """Answer to Join: who you are, and at which addresses to go on (`replies` may differ from the one you came by)."""
+
+    node: Count
+    name: Name
+    steps: Endpoint
+    replies: Endpoint
+
+
+class Refuse(Message, frozen=True):
+    """Answer to Join: there is no place for you, and why. `again`: asking again in a while may help."""
+
+    reason: Text
+    again: bool
+
+
+class Plan(Message, frozen=True):
+    """What to hold: the model's numbers, how many nodes share it, room for `seq_len` tokens in each of `slots`."""
+
+    spec: dict[str, Any]
+    nodes: Count
+    sync: Literal["f32", "f16", "q80"]
+    kernels: Literal["auto", "numpy"]
+    seq_len: Count
+    slots: Count
+    step_s: Seconds
+
+
+class Weights(Message, frozen=True):
+    """A piece of this node's region of one tensor: its bytes from `offset` on (u8). Tensors come in file order."""
+
+    tensor: Name
+    offset: Big
+    arrays: Heads
+
+
+class Ping(Message, frozen=True):
+    """The root waits for this node's part of `stage`. A node that lacks what that part needs answers Missed.
+
+    Sending it also fails at once where the worker's connection is gone.
+    """
+
+    epoch: Big
+    step: Big
+    stage: Count
+
+
+# --- worker to root, on DEALER --------------------------------------------------------------------------------------
+
+
+class Join(Message, frozen=True):
+    """A worker asks for work. `host` is equal for processes of one host; `name` may be empty."""
+
+    name: Name
+    host: Annotated[str, msgspec.Meta(max_length=128)]
+    pid: Count
+    version: Name
+
+
+class Credit(Message, frozen=True):
+    """Send me this many more pieces of weights. The first one follows Plan."""
+
+    pieces: Count
+
+
+class Loaded(Message, frozen=True):
+    """All weights are here and ready to run."""
+
+    nbytes: Big
+
+
+class Heard(Message, frozen=True):
+    """This worker has heard the Beacon of `epoch` on PUB."""
+
+    epoch: Big
+
+
+class Partial(Message, frozen=True):
+    """This node's partial sum of one stage, (T, D) in the sync type."""
+
+    epoch: Big
+    step: Big
+    stage: Count
+    arrays: Heads
+
+
+class Candidates(Message, frozen=True):
+    """The end of a step, for the R rows wanted of it.
+
+    k > 0: ids i32 (R, k), best first, logits f32 (R, k), log-sum-exps f64 (R, 1), where k is at most this node's part
+    of the vocabulary. k = 0: logits f32 (R, V / nodes). R = 0: no arrays. Seconds are of the whole step.
+    """
+
+    epoch: Big
+    step: Big
+    stage: Count
+    compute_s: Seconds
+    wait_s: Seconds
+    arrays: Heads
+
+
+class Fault(Message, frozen=True):
+    """An exception ended this worker's part of the step."""
+
+    epoch: Big
+    step: Big
+    text: Text
+
+
+class Missed(Message, frozen=True):
+    """This worker lacks what its part of `stage` needs: Step, Sum or More. Answered by that message, on ROUTER."""
+
+    epoch: Big
+    step: Big
+    stage: Count
+
+
+Kinds: TypeAlias = Mapping[str, type[Message]]
+
+
+def kinds(*messages: type[Message]) -> Kinds:
+    """The messages that one direction of one link carries, by their name on the wire."""
+    return {message.__name__.lower(): message for message in messages}
+
+
+TO_WORKER = kinds(Beacon, Step, Sum, More, Bye, Welcome, Refuse, Plan, Weights, Ping)
+TO_ROOT = kinds(Join, Credit, Loaded, Heard, Partial, Candidates, Fault, Missed)
+
+
+def encode(message: Message, arrays: Sequence[Frame] = ()) -> list[Frame]:
+    """The frames of `message`; `arrays` are the raw frames that its heads describe."""
+    header: bytes = msgpack.packb([PROTOCOL, *msgspec.to_builtins(message)])
+    return [header, *arrays]
+
+
+def decode(frames: Sequence[Frame], allowed: Kinds) -> tuple[Message, list[Frame]]:
+    """A message of one of the kinds `allowed` and its raw array frames, each of the length that its head says.
+
+    Raises ProtocolError on anything else, whatever the bytes are.
+    """
+    if not frames or len(frames[0]) > MAX_HEADER_BYTES:
+        raise ProtocolError(f"a header of {len(frames[0]) if frames else 0} bytes; expected 1 to {MAX_HEADER_BYTES}")
+    size = len(frames[0])
+    try:
+        header = msgpack.unpackb(
+            frames[0], max_str_len=size, max_bin_len=0, max_array_len=size, max_map_len=64, max_ext_len=0
+        )
+    except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
+        raise ProtocolError(f"a header that is not msgpack: {error}") from None
+    if not isinstance(header, list) or len(header) < 2 or not isinstance(header[1], str):
+        raise ProtocolError("a header that is not an array of protocol, kind and fields")
+    if header[0] != PROTOCOL:
+        raise ProtocolError(f"protocol {header[0]!r:.40}; this side speaks {PROTOCOL}: use one version on all nodes")
+    kind = header[1]
+    if kind not in allowed:
+        raise ProtocolError(f"a message {kind!r:.40}; expected one of {', '.join(allowed)}")
+    try:
+        message = msgspec.convert(header[1:], allowed[kind])
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise ProtocolError(f"a message {kind!r} that is not as agreed: {error}") from None
+    heads: list[ArrayHead] = getattr(message, "arrays", [])
+    arrays = list(frames[1:])
+    if len(arrays) != len(heads):
+        raise ProtocolError(f"{len(arrays)} array frames; the {kind} header names {len(heads)}")
+    for head, frame in zip(heads, arrays, strict=True):
+        _check_length(head, frame)
+    return message, arrays
+
+
+def _check_length(head: ArrayHead, frame: Frame) -> None:
+    try:
+        expected = head.nbytes
+    except ValueError as error:
+        raise ProtocolError(f"an array head that no array has: {error}") from None
+    if len(frame) != expected:
+        raise ProtocolError(
+            f"an array frame of {len(frame)} bytes; {head.rows} x {head.columns} {head.type} take {expected}"
+        )
+
+
+def pack_floats(values: F32, wire: Literal["f32", "f16", "q80"]) -> tuple[ArrayHead, memoryview]:
+    """`values` (rows, columns) in a float type of the wire: its head and its frame."""
+    data = quantize(values, _FLOATS[wire])
+    return ArrayHead(wire, *values.shape), data.data.cast("B")
+
+
+def pack_plain(values: Array, wire: Literal["i32", "f64", "u8"]) -> tuple[ArrayHead, memoryview]:
+    """`values` (rows, columns) as they are: their head and their frame."""
+    data = np.ascontiguousarray(values, dtype=_PLAIN[wire])
+    return ArrayHead(wire, *data.shape), data.data.cast("B")
+
+
+def unpack(head: ArrayHead, frame: Frame, wire: ArrayType, shape: tuple[int, int]) -> Array:
+    """The array in `frame`, floats as float32 and read-only; ProtocolError where head is not of this type and shape."""
+    if head.type != wire or (head.rows, head.columns) != shape:
+        raise ProtocolError(
+            f"an array of {head.rows} x {head.columns} {head.type}; expected {shape[0]} x {shape[1]} {wire}"
+        )
+    if wire in _FLOATS:
+        data = np.frombuffer(frame, np.uint8).reshape(shape[0], -1)
+        return dequantize(data, _FLOATS[wire]).reshape(shape)
+    return np.frombuffer(frame, _PLAIN[wire]).reshape(shape)

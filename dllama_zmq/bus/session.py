@@ -1,0 +1,140 @@
+"""Who is in the cluster, how far each one is, and which parts of a stage are missing.
+
+Pure: it is fed messages and asked questions; it owns no socket, no clock and no weight.
+
+    ABSENT ── Join ──► LOADING ── Loaded ──► LOADED ── Heard(epoch) ──► READY
+      ▲                                        ▲                          │
+      └──────────── lost, or Join again ───────┴────── a new epoch ◄──────┘
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from dllama_zmq.bus.messages import Candidates, Frame, Join, Partial, Refuse
+
+
+class State(enum.Enum):
+    """How far a worker is; the values are shown to people."""
+
+    ABSENT = "absent"
+    LOADING = "loading"
+    LOADED = "loaded"
+    READY = "ready"
+
+
+@dataclass(slots=True)
+class Member:
+    """One place in the cluster. Node 0 is the root, so workers count from 1."""
+
+    node: int
+    name: str
+    identity: bytes = b""
+    state: State = State.ABSENT
+    host: str = ""
+    pid: int = 0
+    lost_reason: str = field(default="has not joined yet")
+
+
+class Roster:
+    """The workers of a cluster and its epoch: a number that rises whenever a step must not meet an older one."""
+
+    def __init__(self, names: Sequence[str], first_epoch: int) -> None:
+        self.members = [Member(node, name) for node, name in enumerate(names, start=1)]
+        self.epoch = first_epoch
+
+    @property
+    def ready(self) -> bool:
+        """Every worker has its weights and has heard the beacon of this epoch."""
+        return all(member.state is State.READY for member in self.members)
+
+    @property
+    def loaded(self) -> bool:
+        """Every worker has its weights, whether or not it has heard the beacon."""
+        return all(member.state in (State.LOADED, State.READY) for member in self.members)
+
+    def find(self, identity: bytes) -> Member | None:
+        """The member behind a ROUTER identity."""
+        return next((m for m in self.members if m.identity == identity and m.state is not State.ABSENT), None)
+
+    def join(self, identity: bytes, join: Join) -> Member | Refuse:
+        """Give the worker a place, its own where it names one, or say why there is none.
+
+        A name that is taken may be asked for again: its holder may be dead and not yet known to be.
+        """
+        names = [member.name for member in self.members]
+        if join.name and join.name not in names:
+            return Refuse(
+                f"no worker of this cluster is called {join.name!r}; its workers are {', '.join(names)}", again=False
+            )
+        place = self.find(identity) or next((m for m in self.members if m.name == join.name), None)
+        if place is None:
+            place = next((m for m in self.members if m.state is State.ABSENT), None)
+        elif place.state is not State.ABSENT and place.identity != identity:
+            return Refuse(f"{place.name} is already here (process {place.pid})", again=True)
+        if place is None:
+            return Refuse(f"all {len(names)} places of this cluster are taken", again=True)
+        place.identity, place.host, place.pid, place.state = identity, join.host, join.pid, State.LOADING
+        self._new_epoch()
+        return place
+
+    def set_loaded(self, member: Member) -> None:
+        """The member has its weights."""
+        member.state = State.LOADED
+
+    def set_heard(self, member: Member, epoch: int) -> None:
+        """The member heard a beacon; only that of this epoch makes it ready."""
+        if epoch == self.epoch and member.state is State.LOADED:
+            member.state = State.READY
+
+    def lose(self, member: Member, reason: str) -> None:
+        """The member is gone: its place is free, and a new epoch begins."""
+        member.state, member.lost_reason, member.identity = State.ABSENT, reason, b""
+        self._new_epoch()
+
+    def new_epoch(self) -> None:
+        """Every step so far is void; who is loaded must hear the new beacon before the next one."""
+        self._new_epoch()
+
+    def _new_epoch(self) -> None:
+        self.epoch += 1
+        for member in self.members:
+            if member.state is State.READY:
+                member.state = State.LOADED
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One node's answer to one stage."""
+
+    node: int
+    message: Partial | Candidates
+    frames: Sequence[Frame]
+
+
+class Gather:
+    """The parts of one stage, by node: takes each once, ignores what is late or of another stage."""
+
+    def __init__(self, epoch: int, step: int, stage: int, nodes: Sequence[int]) -> None:
+        self._key = (epoch, step, stage)
+        self._missing = set(nodes)
+        self._parts: dict[int, Part] = {}
+
+    @property
+    def missing(self) -> list[int]:
+        """Nodes that have not answered, in order."""
+        return sorted(self._missing)
+
+    def offer(self, node: int, message: Partial | Candidates, frames: Sequence[Frame]) -> bool:
+        """Take a part if it is one of this stage and not yet here; say whether it was taken."""
+        if (message.epoch, message.step, message.stage) != self._key or node not in self._missing:
+            return False
+        self._missing.remove(node)
+        self._parts[node] = Part(node, message, frames)
+        return True
+
+    def in_node_order(self) -> list[Part]:
+        """All parts; the order of adding them, whatever order they arrived in."""
+        return [self._parts[node] for node in sorted(self._parts)]

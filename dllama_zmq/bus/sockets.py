@@ -1,0 +1,142 @@
+"""Sockets with every option set in one place, and a receive that always ends.
+
+Waiting spins for a moment before it blocks: a reply that is 100 us away is not worth being put to sleep for. The spin
+yields the core at each turn, so that libzmq's own I/O thread gets it (measured: see tools/BENCHMARKS.md).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import time
+from collections.abc import Sequence
+
+import zmq
+from zmq.constants import SocketOption
+from zmq.utils.monitor import recv_monitor_message
+
+from dllama_zmq.bus.messages import MAX_FRAME_BYTES, Frame
+from dllama_zmq.errors import BusError
+
+SPIN_S = 300e-6
+_HEARTBEAT_MS = 500
+_DEAD_AFTER_MS = 2000
+
+
+def bind(context: zmq.Context[zmq.Socket[bytes]], kind: int, endpoints: Sequence[str]) -> zmq.Socket[bytes]:
+    """A socket bound to every endpoint. BusError names the endpoint that is taken and what to do."""
+    socket = _socket(context, kind)
+    if kind == zmq.ROUTER:
+        socket.set(SocketOption.ROUTER_MANDATORY, 1)  # sending to a peer that is gone raises instead of vanishing
+        socket.set(SocketOption.ROUTER_HANDOVER, 1)  # a worker that returns takes its name back at once
+    for endpoint in endpoints:
+        try:
+            socket.bind(endpoint)
+        except zmq.ZMQError as error:
+            socket.close()
+            raise BusError(_bind_failure(endpoint, error)) from None
+    return socket
+
+
+def connect(
+    context: zmq.Context[zmq.Socket[bytes]], kind: int, endpoint: str, identity: bytes = b""
+) -> zmq.Socket[bytes]:
+    """A socket connected to `endpoint`; it connects, and connects again, in the background."""
+    socket = _socket(context, kind)
+    if identity:
+        socket.set(SocketOption.IDENTITY, identity)
+        socket.set(SocketOption.IMMEDIATE, 1)  # nothing is queued for a peer that is away, to arrive much too late
+    if kind == zmq.SUB:
+        socket.set(SocketOption.SUBSCRIBE, b"")
+    try:
+        socket.connect(endpoint)
+    except zmq.ZMQError as error:
+        socket.close()
+        raise BusError(
+            f"{endpoint!r} is no address to connect to ({error.strerror}); expected something like tcp://192.168.1.10:5570"
+        ) from None
+    return socket
+
+
+def receive(socket: zmq.Socket[bytes], until: float, spin_s: float = SPIN_S) -> list[Frame] | None:
+    """The next message as frames, or None when time.monotonic() passes `until`."""
+    frames = spin(socket, spin_s)
+    if frames is not None:
+        return frames
+    while True:
+        wait_s = until - time.monotonic()
+        if not socket.poll(max(0, round(wait_s * 1000))):
+            if wait_s <= 0:
+                return None
+            continue
+        frames = receive_now(socket)
+        if frames is not None:
+            return frames
+
+
+def spin(socket: zmq.Socket[bytes], spin_s: float) -> list[Frame] | None:
+    """The next message if it comes within `spin_s`, giving up the core at every turn."""
+    if _readable(socket):
+        return receive_now(socket)
+    end = time.perf_counter() + spin_s
+    while time.perf_counter() < end:
+        os.sched_yield()
+        if _readable(socket):
+            return receive_now(socket)
+    return None
+
+
+def _readable(socket: zmq.Socket[bytes]) -> bool:
+    return bool(int(socket.get(SocketOption.EVENTS)) & zmq.POLLIN)
+
+
+def receive_now(socket: zmq.Socket[bytes]) -> list[Frame] | None:
+    """The next message if it is already here."""
+    try:
+        return list(socket.recv_multipart(zmq.NOBLOCK))
+    except zmq.Again:
+        return None
+
+
+class Disconnects:
+    """Tells when a connecting socket has lost its peer, which ZeroMQ otherwise hides."""
+
+    def __init__(self, socket: zmq.Socket[bytes]) -> None:
+        self._socket = socket
+        self.events = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+
+    def happened(self) -> bool:
+        """Whether the peer has been lost since the last call."""
+        lost = False
+        while self.events.poll(0):
+            recv_monitor_message(self.events)
+            lost = True
+        return lost
+
+    def close(self) -> None:
+        """Stop watching; before the socket itself is closed."""
+        with contextlib.suppress(zmq.ZMQError):
+            self._socket.disable_monitor()
+
+
+def _socket(context: zmq.Context[zmq.Socket[bytes]], kind: int) -> zmq.Socket[bytes]:
+    socket = context.socket(kind)
+    socket.set(SocketOption.LINGER, 0)
+    socket.set(SocketOption.SNDHWM, 0)  # a full queue must never drop a step silently
+    socket.set(SocketOption.RCVHWM, 0)
+    socket.set(SocketOption.MAXMSGSIZE, MAX_FRAME_BYTES)
+    socket.set(SocketOption.HEARTBEAT_IVL, _HEARTBEAT_MS)
+    socket.set(SocketOption.HEARTBEAT_TIMEOUT, _DEAD_AFTER_MS)
+    socket.set(SocketOption.HANDSHAKE_IVL, 5000)
+    socket.set(SocketOption.RECONNECT_IVL, 50)
+    socket.set(SocketOption.RECONNECT_IVL_MAX, 1000)
+    return socket
+
+
+def _bind_failure(endpoint: str, error: zmq.ZMQError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"{endpoint} is in use by another program; stop it, or choose other numbers under root.ports"
+    if error.errno in (errno.EADDRNOTAVAIL, errno.ENODEV):
+        return f"{endpoint}: this machine has no such address; root.host must be one of its own"
+    return f"cannot listen on {endpoint}: {error.strerror}"
