@@ -1,0 +1,30 @@
+"""Run one large language model over 2^n ordinary computers: tensor parallelism on a ZeroMQ bus.
+
+import dllama_zmq
+with dllama_zmq.load("demo", nodes=4) as model:
+    print("".join(model.generate("Once upon a time", max_tokens=50)))
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+__all__ = ["Client", "__version__", "load"]
+
+if TYPE_CHECKING:
+    from dllama_zmq.client import Client
+    from dllama_zmq.local import load
+
+
+def __getattr__(name: str) -> object:
+    # Imported when first used: `dllama-zmq --version` and every worker would pay for what they do not need.
+    if name == "load":
+        from dllama_zmq.local import load
+
+        return load
+    if name == "Client":
+        from dllama_zmq.client import Client
+
+        return Client
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,140 @@
+"""A model in this process: `load(...)`, over one node or over several on the real bus, joined by inproc sockets."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import zmq
+
+from dllama_zmq.bus.links import Endpoints
+from dllama_zmq.cluster import DATA_FOLDER, DEMO
+from dllama_zmq.errors import RequestError
+from dllama_zmq.formats import open_model, read_tokenizer
+from dllama_zmq.kernels import KernelChoice
+from dllama_zmq.models import Run
+from dllama_zmq.quants import F32
+from dllama_zmq.root.generation import PREFILL_TOKENS, Finished, GenerationRequest, Token, generate
+from dllama_zmq.root.root import Root, RootSettings
+from dllama_zmq.root.sampler import Sampling
+from dllama_zmq.spec import ModelSpec, Sync
+from dllama_zmq.tokenizer import Tokenizer
+from dllama_zmq.worker import Worker, WorkerSettings
+
+
+class LocalModel:
+    """A model ready to run; made by `load`. Use it in a `with` block, or `close` it."""
+
+    def __init__(self, root: Root, tokenizer: Tokenizer | None, shut_down: Callable[[], None]) -> None:
+        self._root = root
+        self._tokenizer = tokenizer
+        self._finish = weakref.finalize(self, shut_down)  # also when it is collected, or the interpreter ends
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model's numbers."""
+        return self._root.spec
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer. Raises RequestError where none was found."""
+        if self._tokenizer is None:
+            raise RequestError("this model was loaded without a tokenizer; pass load(..., tokenizer=PATH)")
+        return self._tokenizer
+
+    def logits(self, token_ids: Sequence[int]) -> F32:
+        """Logits (T, vocab) float32 after each of `token_ids` (T,), as a text of its own."""
+        chunks = []
+        for start in range(0, len(token_ids), PREFILL_TOKENS):
+            chunk = list(token_ids[start : start + PREFILL_TOKENS])
+            self._form()
+            chunks.append(self._root.logits([Run(0, start, len(chunk))], chunk))
+        if not chunks:
+            raise RequestError("no tokens: expected at least one")
+        return np.concatenate(chunks)
+
+    def generate(
+        self,
+        prompt: str,
+        max_tokens: int | None = None,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        seed: int = 0,
+    ) -> Iterator[str]:
+        """The text that follows `prompt`, piece by piece; `"".join(...)` for the whole. temperature 0 is greedy."""
+        sampling = Sampling(temperature, top_p, top_k, seed)
+        request = GenerationRequest(self.tokenizer.encode(prompt), max_tokens, sampling)
+        self._form()
+        for event in generate(self._root, self.tokenizer, request):
+            if isinstance(event, Token | Finished) and event.text:
+                yield event.text
+
+    def close(self) -> None:
+        """Stop the nodes and free everything. May be called twice."""
+        self._finish()
+
+    def __enter__(self) -> LocalModel:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _form(self) -> None:
+        self._root.form(time.monotonic() + self._root.settings.limits.join_s)
+
+
+def load(
+    model: str | Path,
+    tokenizer: str | Path | None = None,
+    nodes: int = 1,
+    sync: Sync = "f32",
+    kernels: KernelChoice = "auto",
+) -> LocalModel:
+    """Open `model` (a `.m` file, or "demo") and run it in this process over `nodes` nodes.
+
+    tokenizer: a `.t` file; where None, the model's own name with `.t` if there is one. With nodes > 1 the real bus runs
+    over inproc sockets, a thread for each worker.
+    Raises FormatError, PlanError.
+    """
+    path = DATA_FOLDER / f"{DEMO}.m" if model == DEMO else Path(model)
+    tokenizer_path = Path(tokenizer) if tokenizer is not None else path.with_suffix(".t")
+    file = open_model(path)
+    words = None
+    if tokenizer is not None or tokenizer_path.exists():
+        words = read_tokenizer(tokenizer_path)
+        words.check_fits(file.spec, path)
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    bus = f"inproc://{secrets.token_hex(8)}"
+    endpoints = Endpoints([f"{bus}-steps"], [f"{bus}-replies"])
+    names = [f"worker{i}" for i in range(1, nodes)]
+    try:
+        # In one process the nodes share the interpreter: a waiting one must block, not spin.
+        root = Root(context, file, RootSettings(names=names, sync=sync, kernels=kernels, spin_s=0.0), endpoints)
+    except BaseException:
+        context.term()
+        raise
+    workers = [
+        Worker(context, WorkerSettings(root=f"{bus}-replies", name=name, spin_s=0.0, watch=False)) for name in names
+    ]
+    threads = [threading.Thread(target=w.run, name=n, daemon=True) for w, n in zip(workers, names, strict=True)]
+    for thread in threads:
+        thread.start()
+    root.form(time.monotonic() + root.settings.limits.join_s + root.settings.limits.load_s)
+
+    def shut_down() -> None:
+        root.close("closed")
+        for thread in threads:
+            thread.join(5.0)
+        context.term()
+        file.close()
+
+    return LocalModel(root, words, shut_down)

@@ -1,0 +1,49 @@
+"""Stream one worker its slices straight from the mapped file: a piece for each credit, no copy of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from dllama_zmq.bus.messages import ArrayHead, Frame, Weights, pack_plain
+from dllama_zmq.formats import ModelFile
+from dllama_zmq.quants import BlockMatrix
+from dllama_zmq.sharding import Plan
+
+PIECE_BYTES = 512 * 1024
+
+
+class Delivery:
+    """What is still to be sent to `node`. `sent_bytes` of `total_bytes` are on their way."""
+
+    def __init__(self, model: ModelFile, plan: Plan, node: int) -> None:
+        self.total_bytes = plan.weight_bytes(node)
+        self.sent_bytes = 0
+        self._pieces = _pieces(model, plan, node)
+
+    def next_piece(self) -> tuple[Weights, list[Frame]] | None:
+        """The next message and its frame, or None when all has been sent."""
+        piece = next(self._pieces, None)
+        if piece is None:
+            return None
+        name, offset, head, frame = piece
+        self.sent_bytes += len(frame)
+        return Weights(name, offset, [head]), [frame]
+
+
+def _pieces(model: ModelFile, plan: Plan, node: int) -> Iterator[tuple[str, int, ArrayHead, Frame]]:
+    for tensor in plan.shard_tensors():
+        region = model.tensor(tensor.name).cut(*plan.region(tensor, node))
+        yield from _region_pieces(tensor.name, region)
+
+
+def _region_pieces(name: str, region: BlockMatrix) -> Iterator[tuple[str, int, ArrayHead, Frame]]:
+    """A region in pieces, in order; a few rows at a time are copied out of the map, for a region may be columns."""
+    row_bytes = region.data.shape[1]
+    rows_at_once = max(1, PIECE_BYTES // row_bytes)
+    for row in range(0, region.rows, rows_at_once):
+        rows = np.ascontiguousarray(region.data[row : row + rows_at_once]).reshape(1, -1)
+        for first in range(0, rows.size, PIECE_BYTES):  # more than one only where a single row is longer than a piece
+            head, frame = pack_plain(rows[:, first : first + PIECE_BYTES], "u8")
+            yield name, row * row_bytes + first, head, frame

@@ -1,0 +1,188 @@
+"""Bring workers in: places, plans, slices, beacons; and notice who leaves while nothing is asked of anybody."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from dllama_zmq.bus.links import Endpoints, PeerGone, RootLink, host_id
+from dllama_zmq.bus.messages import (
+    Beacon,
+    Credit,
+    Frame,
+    Heard,
+    Join,
+    Loaded,
+    Message,
+    Ping,
+    Plan,
+    Refuse,
+    Welcome,
+)
+from dllama_zmq.bus.session import Member, Roster, State
+from dllama_zmq.cluster import Limits
+from dllama_zmq.errors import WorkerLost
+from dllama_zmq.root.delivery import Delivery
+
+logger = logging.getLogger(__name__)
+
+_FORMING_BEACON_S = 0.1
+_IDLE_BEACON_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far one worker is, for people: weights sent of how many bytes, and since when."""
+
+    name: str
+    state: State
+    reason: str
+    sent_bytes: int
+    total_bytes: int
+    seconds: float
+
+
+class Formation:
+    """The roster's hands: every message that is not part of a step ends here."""
+
+    def __init__(
+        self,
+        link: RootLink,
+        endpoints: Endpoints,
+        roster: Roster,
+        plan: Plan,
+        limits: Limits,
+        new_delivery: Callable[[int], Delivery],
+    ) -> None:
+        self._link = link
+        self._endpoints = endpoints
+        self._roster = roster
+        self._plan = plan
+        self._limits = limits
+        self._new_delivery = new_delivery
+        self._deliveries: dict[int, Delivery] = {}
+        self._joined_at: dict[int, float] = {}
+        self._next_beacon = 0.0
+
+    def form(self, until: float, on_progress: Callable[[], None]) -> None:
+        """Bring every worker to readiness. Raises WorkerLost, naming who is missing, when `until` passes."""
+        while not self._roster.ready:
+            if time.monotonic() >= until:
+                raise WorkerLost(self.missing_sentence())
+            self.pump(time.monotonic() + _FORMING_BEACON_S)
+            on_progress()
+
+    def pump(self, until: float) -> None:
+        """Answer the bus until time.monotonic() passes `until`."""
+        while True:
+            self._tick()
+            arrived = self._link.receive(min(until, self._next_beacon))
+            if arrived is not None:
+                self.handle(*arrived)
+            elif time.monotonic() >= until:
+                return
+
+    def handle(self, identity: bytes, message: Message, frames: list[Frame]) -> None:
+        """One message that is not part of a step."""
+        del frames  # nothing outside a step carries arrays to the root
+        if isinstance(message, Join):
+            self._welcome(identity, message)
+            return
+        member = self._roster.find(identity)
+        if member is None:
+            return
+        if isinstance(message, Credit):
+            self._deliver(member, message.pieces)
+        elif isinstance(message, Loaded) and member.state is State.LOADING:
+            self._roster.set_loaded(member)
+            seconds = time.monotonic() - self._joined_at[member.node]
+            logger.info("loaded %s bytes=%d seconds=%.1f", member.name, message.nbytes, seconds)
+        elif isinstance(message, Heard):
+            self._roster.set_heard(member, message.epoch)
+            if self._roster.ready:
+                logger.info("ready workers=%d epoch=%d", len(self._roster.members), self._roster.epoch)
+
+    def progress(self) -> list[Progress]:
+        """Every worker's progress, in node order."""
+        now = time.monotonic()
+        rows = []
+        for member in self._roster.members:
+            delivery = self._deliveries.get(member.node)
+            rows.append(
+                Progress(
+                    member.name,
+                    member.state,
+                    member.lost_reason if member.state is State.ABSENT else "",
+                    delivery.sent_bytes if delivery is not None else 0,
+                    delivery.total_bytes if delivery is not None else 0,
+                    now - self._joined_at.get(member.node, now),
+                )
+            )
+        return rows
+
+    def missing_sentence(self) -> str:
+        """Who is not ready, and why."""
+        return "; ".join(
+            f"{row.name} {row.reason}" if row.state is State.ABSENT else f"{row.name} is {row.state.value}"
+            for row in self.progress()
+            if row.state is not State.READY
+        )
+
+    def _welcome(self, identity: bytes, join: Join) -> None:
+        self._knock()  # so that a place whose holder has died is free
+        place = self._roster.join(identity, join)
+        if isinstance(place, Refuse):
+            logger.warning("refused a worker pid=%d: %s", join.pid, place.reason)
+            self._refuse(identity, place)
+            return
+        local = join.host == host_id()
+        steps, replies = self._endpoints.of(local)
+        logger.info("joined %s node=%d pid=%d over=%s", place.name, place.node, place.pid, replies)
+        self._deliveries[place.node] = self._new_delivery(place.node)
+        self._joined_at[place.node] = time.monotonic()
+        if self._send(place, Welcome(place.node, place.name, steps, replies)):
+            self._send(place, self._plan)
+
+    def _refuse(self, identity: bytes, refusal: Refuse) -> None:
+        try:
+            self._link.send(identity, "stranger", refusal)
+        except PeerGone:
+            logger.info("the refused worker has left")
+
+    def _deliver(self, member: Member, pieces: int) -> None:
+        delivery = self._deliveries.get(member.node)
+        for _ in range(min(pieces, 64)):
+            piece = delivery.next_piece() if delivery is not None else None
+            if piece is None or not self._send(member, *piece):
+                return
+
+    def _send(self, member: Member, message: Message, arrays: list[Frame] | None = None) -> bool:
+        try:
+            self._link.send(member.identity, member.name, message, arrays or [])
+        except PeerGone:
+            logger.warning("lost %s: its connection broke", member.name)
+            self._roster.lose(member, "was lost: its connection broke")
+            return False
+        return True
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        if now < self._next_beacon:
+            return
+        self._next_beacon = now + (_IDLE_BEACON_S if self._roster.ready else _FORMING_BEACON_S)
+        self._knock()
+        if self._roster.loaded:
+            self._link.publish(Beacon(self._roster.epoch), [], [member.name for member in self._roster.members])
+
+    def _knock(self) -> None:
+        """Send every worker something, for sending shows a broken connection; and end loads that take too long."""
+        now = time.monotonic()
+        for member in self._roster.members:
+            if member.state is State.ABSENT:
+                continue
+            reachable = self._send(member, Ping(self._roster.epoch, 0, 0))
+            too_long = now > self._joined_at[member.node] + self._limits.load_s
+            if reachable and member.state is State.LOADING and too_long:
+                self._roster.lose(member, f"did not load within {self._limits.load_s:.0f} s")

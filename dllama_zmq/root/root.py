@@ -1,0 +1,276 @@
+"""The root's end of the cluster: one model over all nodes, evaluated step by step.
+
+Knows nothing of text, requests and clients. One thread; every method returns soon or ends at a deadline.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+import numpy as np
+import zmq
+
+from dllama_zmq.bus.exchange import Solo, StarRoot
+from dllama_zmq.bus.links import Endpoints, PeerGone, RootLink
+from dllama_zmq.bus.messages import Array, ArrayType, Bye, Candidates, Want, unpack
+from dllama_zmq.bus.messages import Plan as PlanMessage
+from dllama_zmq.bus.meter import Direction, Phase
+from dllama_zmq.bus.session import Part, Roster, State
+from dllama_zmq.bus.sockets import SPIN_S
+from dllama_zmq.cluster import Limits
+from dllama_zmq.errors import BusError, PlanError, ProtocolError, RemoteError, RequestError
+from dllama_zmq.formats import ModelFile
+from dllama_zmq.kernels import KernelChoice, choose_kernels
+from dllama_zmq.models import Run
+from dllama_zmq.quants import F32
+from dllama_zmq.root.delivery import Delivery
+from dllama_zmq.root.formation import Formation, Progress
+from dllama_zmq.sharding import (
+    NodeCandidates,
+    Plan,
+    RowCandidates,
+    best_candidates,
+    build_shard,
+    merge_candidates,
+)
+from dllama_zmq.spec import Sync
+
+N_SLOTS = 1
+
+
+@dataclass(frozen=True, slots=True)
+class RootSettings:
+    """How the root runs a model; `names` are its workers', so that 2^n - 1 of them make 2^n nodes."""
+
+    names: Sequence[str] = ()
+    sync: Sync = "f32"
+    kernels: KernelChoice = "auto"
+    threads: int = 1
+    max_seq_len: int | None = None
+    limits: Limits = field(default_factory=Limits)
+    spin_s: float = SPIN_S
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds and payload bytes of one step, as the root saw it; by node: seconds of computing and of waiting."""
+
+    wall_s: float
+    wait_s: float
+    sent_bytes: int
+    received_bytes: int
+    compute_s_of: dict[str, float]
+    wait_s_of: dict[str, float]
+
+
+class Root:
+    """A model over its nodes. `form` first, then `evaluate`; after an error from `evaluate`, `form` again."""
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        model: ModelFile,
+        settings: RootSettings,
+        endpoints: Endpoints | None = None,
+    ) -> None:
+        """Raises PlanError where the model cannot be split so, BusError where an endpoint cannot be bound."""
+        self.spec = model.spec
+        self.settings = settings
+        self.seq_len = min(settings.max_seq_len or self.spec.seq_len, self.spec.seq_len)
+        self.plan = Plan.make(self.spec, 1 + len(settings.names))
+        self.roster = Roster(settings.names, first_epoch=time.time_ns() // 1_000_000)
+        self.link: RootLink | None = None
+        self._star: StarRoot | None = None
+        self._formation: Formation | None = None
+        if settings.names:
+            if endpoints is None:
+                raise PlanError(f"{len(settings.names)} workers and no address for them to join at")
+            self.link = RootLink(context, endpoints, settings.spin_s, self._name_of)
+            self._star = StarRoot(self.link, self.roster, settings.sync, settings.limits.step_s)
+            self._formation = Formation(
+                self.link, endpoints, self.roster, self._plan_message(), settings.limits,
+                lambda node: Delivery(model, self.plan, node),
+            )  # fmt: skip
+        self._embedding = model.tensor("embedding")
+        own = {
+            t.name: model.tensor(t.name).cut(*self.plan.region(t, 0)).contiguous() for t in self.plan.shard_tensors()
+        }
+        kernels = choose_kernels(settings.kernels, settings.threads)
+        self._shard = build_shard(self.plan, 0, own, kernels, self.seq_len, N_SLOTS)
+        self._comm = self._star or Solo()
+        self._wants: list[Want] = []
+        self._logits: F32 = np.empty((0, 0), np.float32)
+
+    @property
+    def ready(self) -> bool:
+        """Every node can take part in a step."""
+        return self.roster.ready
+
+    def form(self, until: float, on_progress: Callable[[], None] = lambda: None) -> None:
+        """Bring every worker to readiness. Raises WorkerLost, naming who is missing, when `until` passes."""
+        if self._formation is not None:
+            self._formation.form(until, on_progress)
+
+    def pump(self, until: float) -> None:
+        """Answer the bus until time.monotonic() passes `until`: joins, weights, beacons."""
+        if self._formation is None or self._star is None:
+            return
+        backlog, self._star.backlog = self._star.backlog, []
+        for identity, message, frames in backlog:
+            self._formation.handle(identity, message, frames)
+        self._formation.pump(until)
+
+    def progress(self) -> list[Progress]:
+        """How far every worker is, in node order."""
+        return self._formation.progress() if self._formation is not None else []
+
+    def missing_sentence(self) -> str:
+        """Who is not ready, and why."""
+        return self._formation.missing_sentence() if self._formation is not None else ""
+
+    def set_phase(self, phase: Phase) -> None:
+        """What the traffic from here on is for."""
+        if self.link is not None:
+            self.link.meter.phase = phase
+
+    def evaluate(
+        self, runs: Sequence[Run], tokens: Sequence[int], wanted: Sequence[tuple[int, float]], k: int
+    ) -> tuple[list[RowCandidates], Timing]:
+        """One step: `tokens` cover `runs` in order; of each wanted (row, temperature) the best `k` candidates.
+
+        Raises WorkerLost or RemoteError; the cluster must then be formed again and every slot filled again.
+        """
+        self._check(runs, tokens)
+        start = time.monotonic()
+        sent, received = self._payload("sent"), self._payload("received")
+        parts = self._run(runs, tokens, [Want(row, temperature) for row, temperature in wanted], k)
+        rows = merge_candidates(self._all_candidates(parts, k)) if wanted else []
+        wall_s = time.monotonic() - start
+        wait_s = self._star.wait_s if self._star is not None else 0.0
+        timing = Timing(
+            wall_s,
+            wait_s,
+            self._payload("sent") - sent,
+            self._payload("received") - received,
+            {"root": wall_s - wait_s},
+            {"root": wait_s},
+        )
+        for part in parts:
+            if isinstance(part.message, Candidates):
+                name = self._name(part.node)
+                timing.compute_s_of[name], timing.wait_s_of[name] = part.message.compute_s, part.message.wait_s
+        return rows, timing
+
+    def more(self, k: int) -> list[RowCandidates]:
+        """Other candidates of the rows that the last step wanted: the best `k`, or every logit (k = 0)."""
+        try:
+            parts = self._star.ask_more(k) if self._star is not None else []
+        except BusError:
+            self.roster.new_epoch()
+            raise
+        return merge_candidates(self._all_candidates(parts, k))
+
+    def logits(self, runs: Sequence[Run], tokens: Sequence[int]) -> F32:
+        """The logits (T, V) of every row of one step."""
+        self._check(runs, tokens)
+        parts = self._run(runs, tokens, [Want(row, 0.0) for row in range(len(tokens))], 0)
+        return np.concatenate(self._node_logits(parts), axis=1)
+
+    def close(self, reason: str, stay: bool = False) -> None:
+        """Tell the workers to leave (or, with `stay`, to wait for another root) and close the sockets."""
+        if self.link is None:
+            return
+        for member in self.roster.members:
+            if member.state is not State.ABSENT:
+                try:
+                    self.link.send(member.identity, member.name, Bye(stay, reason))
+                except PeerGone:
+                    member.state = State.ABSENT
+        self.link.close()
+
+    def _run(self, runs: Sequence[Run], tokens: Sequence[int], wants: list[Want], k: int) -> list[Part]:
+        x = np.concatenate([self._embedding.cut(slice(t, t + 1), slice(None)).dequantize() for t in tokens])
+        try:
+            if self._star is not None:
+                x = self._star.begin([(run.slot, run.start, run.count) for run in runs], wants, k, x)
+            x = self._shard.forward(x, runs, self._comm)
+            self._wants = wants
+            if wants:
+                self._logits = self._shard.logits(x[[want.row for want in wants]])
+            return self._star.candidates() if self._star is not None else []
+        except BusError:
+            self.roster.new_epoch()
+            raise
+
+    def _all_candidates(self, parts: Sequence[Part], k: int) -> list[NodeCandidates]:
+        """Every node's candidates of the wanted rows, the root's own first."""
+        temperatures = [want.temperature for want in self._wants]
+        if k > 0:
+            own = best_candidates(self._logits, k, temperatures, first_id=0)
+            return [own, *(self._read_best(part, k) for part in parts)]
+        return [
+            best_candidates(logits, logits.shape[1], temperatures, first_id=node.vocab.start)
+            for logits, node in zip(self._node_logits(parts), self.plan.parts, strict=True)
+        ]
+
+    def _node_logits(self, parts: Sequence[Part]) -> list[F32]:
+        """Every node's logits of the wanted rows, in the order of the vocabulary."""
+        return [self._logits, *(self._read(part, 0, "f32", self._vocab_rows(part.node)) for part in parts)]
+
+    def _read_best(self, part: Part, k: int) -> NodeCandidates:
+        vocab, n_rows = self.plan.parts[part.node].vocab, self._vocab_rows(part.node)
+        k = min(k, n_rows)
+        ids = self._read(part, 0, "i32", k)
+        if ids.size and (ids.min() < vocab.start or ids.max() >= vocab.stop):
+            raise RemoteError(self._name(part.node), "it sent candidates that are not of its part of the vocabulary")
+        logits, sums = self._read(part, 1, "f32", k), self._read(part, 2, "f64", 1)
+        return NodeCandidates(ids, logits, sums[:, 0], complete=k == n_rows)
+
+    def _read(self, part: Part, index: int, wire: ArrayType, columns: int) -> Array:
+        try:
+            return unpack(part.message.arrays[index], part.frames[index], wire, (len(self._wants), columns))
+        except (ProtocolError, IndexError) as error:
+            self.roster.new_epoch()
+            raise RemoteError(self._name(part.node), f"its candidates are {error}") from None
+
+    def _vocab_rows(self, node: int) -> int:
+        vocab = self.plan.parts[node].vocab
+        n_rows: int = vocab.stop - vocab.start
+        return n_rows
+
+    def _name(self, node: int) -> str:
+        return self.settings.names[node - 1]
+
+    def _name_of(self, identity: bytes) -> str | None:
+        member = self.roster.find(identity)
+        return member.name if member is not None else None
+
+    def _payload(self, direction: Direction) -> int:
+        return self.link.meter.payload(direction) if self.link is not None else 0
+
+    def _check(self, runs: Sequence[Run], tokens: Sequence[int]) -> None:
+        if not tokens or sum(run.count for run in runs) != len(tokens):
+            raise RequestError(f"{len(tokens)} tokens for runs of {sum(run.count for run in runs)}")
+        for token in tokens:
+            if not 0 <= token < self.spec.vocab_size:
+                raise RequestError(f"token {token}; this model's tokens are 0 to {self.spec.vocab_size - 1}")
+        for run in runs:
+            if not (0 <= run.slot < N_SLOTS and run.start >= 0 and run.start + run.count <= self.seq_len):
+                raise RequestError(
+                    f"positions {run.start} to {run.start + run.count - 1}; this cluster has room for {self.seq_len} "
+                    "(max_seq_len in cluster.yaml)"
+                )
+
+    def _plan_message(self) -> PlanMessage:
+        return PlanMessage(
+            spec=msgspec.to_builtins(self.spec),
+            nodes=self.plan.n_nodes,
+            sync=self.settings.sync,
+            kernels=self.settings.kernels,
+            seq_len=self.seq_len,
+            slots=N_SLOTS,
+            step_s=self.settings.limits.step_s,
+        )

@@ -1,0 +1,101 @@
+"""Choose a token from the best candidates of a row, or say that they do not suffice. Knows numbers, not sockets."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from dllama_zmq.errors import RequestError
+from dllama_zmq.sharding import RowCandidates
+
+_FIRST_ASKED = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are chosen. temperature 0 is greedy; top_k 0 and top_p 1 leave all tokens in.
+
+    Applied in this order: temperature, the `top_k` most likely, the fewest of those that hold `top_p` of their
+    probability (arXiv:1904.09751).
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+
+    def check(self) -> None:
+        """Raise RequestError, naming the value and its legal range."""
+        if not (math.isfinite(self.temperature) and 0 <= self.temperature <= 100):
+            raise RequestError(f"temperature is {self.temperature}; expected 0 (greedy) to 100")
+        if not 0 < self.top_p <= 1:
+            raise RequestError(f"top_p is {self.top_p}; expected more than 0 and at most 1 (1: off)")
+        if not 0 <= self.top_k <= 1 << 24:
+            raise RequestError(f"top_k is {self.top_k}; expected 0 (off) or a number of tokens")
+        if not 0 <= self.seed < 1 << 63:
+            raise RequestError(f"seed is {self.seed}; expected 0 to 2^63 - 1")
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0 or self.top_k == 1
+
+    def first_k(self) -> int:
+        """How many candidates to ask each node for at first."""
+        if self.greedy:
+            return 1
+        return min(self.top_k, _FIRST_ASKED) if self.top_k else _FIRST_ASKED
+
+
+def more_than(k: int, vocab_size: int) -> int:
+    """The number of candidates to ask for after `k` did not suffice; 0 asks for every logit."""
+    return 8 * k if 32 * k < vocab_size else 0
+
+
+class Sampler:
+    """One request's choices: equal requests with equal seeds choose equally, on any number of nodes."""
+
+    def __init__(self, sampling: Sampling) -> None:
+        sampling.check()
+        self._sampling = sampling
+        self._random = np.random.default_rng(sampling.seed)
+        self._coin: float | None = None
+
+    def choose(self, row: RowCandidates) -> int | None:
+        """The next token, or None where more candidates are needed to know it; then call again with more."""
+        if self._sampling.greedy:
+            return int(row.ids[0])
+        if self._coin is None:  # one coin a token, however often candidates are asked for
+            self._coin = self._random.random()
+        index = self._index(row, self._coin)
+        if index is None:
+            return None
+        self._coin = None
+        return int(row.ids[index])
+
+    def _index(self, row: RowCandidates, coin: float) -> int | None:
+        sampling = self._sampling
+        sure = row.logits[: row.n_sure].astype(np.float64)
+        probabilities = np.exp(sure / sampling.temperature - row.log_sum_exp)
+        everything = row.complete
+        total = 1.0
+        if sampling.top_k:
+            if len(probabilities) < sampling.top_k and not everything:
+                return None
+            probabilities = probabilities[: sampling.top_k]
+            total = float(probabilities.sum())
+            everything = True
+        cumulative = np.cumsum(probabilities) / total
+        if sampling.top_p < 1:
+            n_kept = int(np.searchsorted(cumulative, sampling.top_p)) + 1
+            if n_kept > len(cumulative) and not everything:
+                return None
+            cumulative = cumulative[:n_kept] / cumulative[min(n_kept, len(cumulative)) - 1]
+            everything = True
+        elif everything:
+            cumulative = cumulative / cumulative[-1]
+        index = int(np.searchsorted(cumulative, coin, side="right"))
+        if index < len(cumulative):
+            return index
+        return len(cumulative) - 1 if everything else None

@@ -1,0 +1,5 @@
+"""A worker: joins a root, receives its slices, answers steps until told to stop. Needs only the root's address."""
+
+from dllama_zmq.worker.worker import Worker, WorkerSettings
+
+__all__ = ["Worker", "WorkerSettings"]

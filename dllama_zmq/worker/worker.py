@@ -1,0 +1,265 @@
+"""The worker's life: join, load, answer steps; when the root goes away, begin again.
+
+joining ── Welcome, Plan ──► loading ── all weights ──► serving ──► Bye: leave
+   ▲                            │                          │
+   └──── the root is lost ──────┴──────────────────────────┘
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import msgspec
+import zmq
+
+from dllama_zmq.bus import sockets
+from dllama_zmq.bus.links import WorkerLink, host_id
+from dllama_zmq.bus.messages import (
+    ArrayHead,
+    Beacon,
+    Bye,
+    Credit,
+    Fault,
+    Frame,
+    Heard,
+    Join,
+    Loaded,
+    Message,
+    More,
+    Ping,
+    Refuse,
+    Step,
+    Weights,
+    Welcome,
+    pack_floats,
+    pack_plain,
+)
+from dllama_zmq.bus.messages import Plan as PlanMessage
+from dllama_zmq.bus.worker_exchange import StarWorker, StepVoid
+from dllama_zmq.errors import ClusterError, DllamaError, FormatError, ProtocolError, RootLost
+from dllama_zmq.kernels import choose_kernels
+from dllama_zmq.models import Model, Run
+from dllama_zmq.quants import F32
+from dllama_zmq.sharding import Plan, best_candidates, build_shard
+from dllama_zmq.spec import ModelSpec
+from dllama_zmq.worker.loading import Loading
+
+logger = logging.getLogger(__name__)
+
+CREDIT_PIECES = 4
+_JOIN_EVERY_S = 1.0
+_SAY_EVERY_S = 10.0
+_PATIENCE_S = 10.0  # with a place that is taken: its holder's death is known after 2 s at most
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """What a worker is told when it is started. `name` may be empty: the root gives it one."""
+
+    root: str
+    name: str = ""
+    threads: int = 1
+    spin_s: float = sockets.SPIN_S
+    version: str = ""
+    watch: bool = True
+
+
+@dataclass(slots=True)
+class _Shard:
+    """What a loaded worker serves steps with."""
+
+    model: Model
+    plan: Plan
+    node: int
+    comm: StarWorker
+    seq_len: int
+    slots: int
+    heard: int = 0
+    wanted_logits: F32 | None = None
+    temperatures: tuple[float, ...] = ()
+
+
+class _Leave(Exception):
+    """The root says that this worker shall end."""
+
+
+class Worker:
+    """One worker. `run` returns when the root says so; `stop` makes it return soon from another thread."""
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        settings: WorkerSettings,
+        on_state: Callable[[str], None] = lambda state: None,
+    ) -> None:
+        self._context = context
+        self._settings = settings
+        self._identity = f"{settings.name or 'worker'}-{secrets.token_hex(6)}".encode()  # of this process alone
+        self._on_state = on_state
+        self._stopped = False
+
+    def stop(self) -> None:
+        """Return from `run` within a second."""
+        self._stopped = True
+
+    def run(self) -> None:
+        """Serve root after root until told to leave. Raises ClusterError where a root has no place for this worker."""
+        address = self._settings.root
+        while not self._stopped:
+            link = WorkerLink(self._context, address, self._identity, self._settings.spin_s, self._settings.watch)
+            try:
+                address = self._serve_root(link, address)
+            except _Leave as reason:
+                logger.info("leaving: %s", reason)
+                return
+            except (RootLost, ProtocolError) as error:
+                logger.warning("joining again: %s", error)
+                address = self._settings.root
+            finally:
+                link.close()
+
+    def _serve_root(self, link: WorkerLink, address: str) -> str:
+        """Join, load and serve over one link; returns the address to go on with when the root names a better one."""
+        welcome = self._join(link, address)
+        if welcome.replies != address:
+            return welcome.replies
+        link.subscribe(welcome.steps)
+        shard = self._load(link, welcome)
+        self._on_state("ready")
+        while not self._stopped:
+            arrived = link.receive(time.monotonic() + 1.0)
+            if arrived is not None:
+                self._handle(link, shard, *arrived)
+            elif link.lost():
+                raise RootLost("the connection to the root broke")
+        return address
+
+    def _join(self, link: WorkerLink, address: str) -> Welcome:
+        join = Join(self._settings.name, host_id(), os.getpid(), self._settings.version)
+        next_word = time.monotonic()
+        patience = next_word + _PATIENCE_S
+        while not self._stopped:
+            if time.monotonic() >= next_word:
+                logger.info("asking the root at %s for work", address)
+                self._on_state(f"waiting for a root at {address}")
+                next_word += _SAY_EVERY_S
+            link.send(join)
+            arrived = link.receive(time.monotonic() + _JOIN_EVERY_S)
+            if arrived is None:
+                link.lost()  # a root that is not there yet is no loss; forget the event
+            elif isinstance(arrived[0], Welcome):
+                return arrived[0]
+            elif isinstance(arrived[0], Refuse):
+                if not arrived[0].again or time.monotonic() > patience:
+                    raise ClusterError(f"the root at {address} has no place for this worker: {arrived[0].reason}")
+                time.sleep(_JOIN_EVERY_S)
+        raise _Leave("stopped")
+
+    def _load(self, link: WorkerLink, welcome: Welcome) -> _Shard:
+        message = self._next(link)
+        while not isinstance(message[0], PlanMessage):
+            message = self._next(link)
+        order = message[0]
+        try:
+            spec = msgspec.convert(order.spec, ModelSpec)
+            spec.check()
+            plan = Plan.make(spec, order.nodes)
+        except (msgspec.ValidationError, FormatError) as error:
+            raise ProtocolError(f"a plan for a model that cannot be: {error}") from None
+        if not 1 <= welcome.node < order.nodes or not 1 <= order.seq_len <= spec.seq_len or order.slots < 1:
+            raise ProtocolError(f"a plan for node {welcome.node} of {order.nodes}, {order.seq_len} positions")
+        logger.info("joined as %s node=%d of=%d", welcome.name, welcome.node, order.nodes)
+        loading = Loading(plan, welcome.node)
+        link.send(Credit(CREDIT_PIECES))
+        while not loading.complete:
+            piece, frames = self._next(link)
+            if isinstance(piece, Weights):
+                loading.take(piece, frames)
+                link.send(Credit(1))
+        kernels = choose_kernels(order.kernels, self._settings.threads)
+        model = build_shard(plan, welcome.node, loading.weights, kernels, order.seq_len, order.slots)
+        comm = StarWorker(link, order.sync, spec.dim, order.step_s)
+        link.send(Loaded(loading.received_bytes))
+        logger.info("loaded bytes=%d kernels=%s", loading.received_bytes, kernels.name)
+        return _Shard(model, plan, welcome.node, comm, order.seq_len, order.slots)
+
+    def _next(self, link: WorkerLink) -> tuple[Message, list[Frame]]:
+        """The next message while loading. Raises RootLost, _Leave."""
+        while not self._stopped:
+            arrived = link.receive(time.monotonic() + 1.0)
+            if arrived is None:
+                if link.lost():
+                    raise RootLost("the connection to the root broke while loading")
+            elif isinstance(arrived[0], Bye):
+                self._leave(arrived[0])
+            else:
+                return arrived
+        raise _Leave("stopped")
+
+    def _handle(self, link: WorkerLink, shard: _Shard, message: Message, frames: list[Frame]) -> None:
+        """One message while serving."""
+        if isinstance(message, Beacon):
+            if message.epoch != shard.heard:
+                link.send(Heard(message.epoch))
+            shard.heard = shard.comm.epoch = message.epoch
+        elif isinstance(message, Step | More):
+            if message.epoch == shard.comm.epoch:
+                self._guarded(link, shard, message, frames)
+        elif isinstance(message, Ping):
+            shard.comm.answer_ping(message)
+        elif isinstance(message, Bye):
+            self._leave(message)
+        elif isinstance(message, Welcome):
+            raise RootLost("the root greets this worker anew")
+
+    def _guarded(self, link: WorkerLink, shard: _Shard, message: Step | More, frames: list[Frame]) -> None:
+        """Run a step; whatever goes wrong in it travels home."""
+        try:
+            if isinstance(message, Step):
+                if message.step > shard.comm.step:  # else it is one sent again that was not lost
+                    self._step(shard, message, frames)
+            elif shard.comm.next_stage(message.step, message.stage):
+                shard.comm.answer(_candidate_arrays(shard, message.k))
+        except StepVoid as void:
+            self._handle(link, shard, void.message, [])
+        except RootLost:
+            raise
+        except Exception as error:
+            text = str(error) if isinstance(error, DllamaError) else f"{type(error).__name__}: {error}"
+            logger.exception("step failed step=%d", message.step)
+            link.send(Fault(message.epoch, message.step, text[:2000]))
+
+    def _step(self, shard: _Shard, message: Step, frames: Sequence[Frame]) -> None:
+        x = shard.comm.begin(message, frames)
+        runs = [Run(*run) for run in message.runs]
+        for run in runs:
+            if run.slot >= shard.slots or run.start + run.count > shard.seq_len:
+                raise ProtocolError(f"{run}; this node has {shard.slots} slots of {shard.seq_len} positions")
+        x = shard.model.forward(x, runs, shard.comm)
+        shard.wanted_logits = shard.model.logits(x[[want.row for want in message.wanted]]) if message.wanted else None
+        shard.temperatures = tuple(want.temperature for want in message.wanted)
+        shard.comm.answer(_candidate_arrays(shard, message.k))
+
+    def _leave(self, bye: Bye) -> None:
+        if bye.stay:
+            raise RootLost(bye.reason)
+        raise _Leave(bye.reason)
+
+
+def _candidate_arrays(shard: _Shard, k: int) -> list[tuple[ArrayHead, Frame]]:
+    """The arrays of a Candidates message for the rows that the last step wanted."""
+    if shard.wanted_logits is None:
+        return []
+    if k == 0:
+        return [pack_floats(shard.wanted_logits, "f32")]
+    best = best_candidates(shard.wanted_logits, k, shard.temperatures, shard.plan.parts[shard.node].vocab.start)
+    return [
+        pack_plain(best.ids, "i32"),
+        pack_floats(best.logits, "f32"),
+        pack_plain(best.log_sum_exp[:, None], "f64"),
+    ]
