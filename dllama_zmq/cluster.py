@@ -1,0 +1,247 @@
+"""cluster.yaml as typed data: what runs where, and how long each wait may last. Knows no socket and no process.
+
+The file is untrusted text: bounded in size and depth, without aliases, duplicate keys or tags. Each refusal begins with
+its place.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from dllama_zmq.errors import ConfigError
+from dllama_zmq.spec import Sync
+from dllama_zmq.yaml_tree import YamlTree, shown
+
+MAX_FILE_BYTES = 1 << 20
+DEMO = "demo"
+"""`model: demo` and `tokenizer: demo` mean the files shipped in the package."""
+
+NAME_PATTERN = r"\A[A-Za-z0-9][A-Za-z0-9_-]{0,31}\Z"
+"""Names become folders, socket identities and columns of tables."""
+
+DATA_FOLDER = Path(__file__).parent / "data"
+
+_Name = Annotated[str, Meta(pattern=NAME_PATTERN)]
+_Host = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9._:%-]{1,253}\Z")]
+_FilePath = Annotated[str, Meta(pattern=r"\A[^\x00-\x1f\x7f]{1,4096}\Z")]
+_Port = Annotated[int, Meta(ge=1, le=65535)]
+_Threads = Annotated[int, Meta(ge=1, le=1024)]
+_Seconds = Annotated[float, Meta(gt=0, le=86400)]
+
+
+class Ports(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The root's three TCP ports. A worker is given `replies`; it learns the others from there."""
+
+    replies: _Port = 5570
+    steps: _Port = 5571
+    clients: _Port = 5572
+
+
+class RootConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where the root listens, and the threads it computes with."""
+
+    host: _Host = "127.0.0.1"
+    ports: Ports = Ports()
+    threads: _Threads = 1
+
+    def endpoint(self, port: int) -> str:
+        """`port` on the root's host, as ZeroMQ writes addresses."""
+        return f"tcp://[{self.host}]:{port}" if ":" in self.host else f"tcp://{self.host}:{port}"
+
+
+class WorkerConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One worker: its name in every table and message, the host it runs on, the threads it computes with."""
+
+    name: _Name
+    host: _Host = "127.0.0.1"
+    threads: _Threads = 1
+
+
+class Limits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Seconds that each wait may last before it ends in an error that names the node."""
+
+    join_s: _Seconds = 60.0
+    """For a worker to appear."""
+    load_s: _Seconds = 600.0
+    """For a worker to receive its slices of the model."""
+    step_s: _Seconds = 60.0
+    """For one node to answer one stage."""
+    stop_s: _Seconds = 3.0
+    """For a node to leave after being told to."""
+
+
+class Cluster(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One cluster: a root, 2^n - 1 workers, the model they share and how they speak."""
+
+    name: _Name = "home"
+    model: _FilePath
+    tokenizer: _FilePath | None = None
+    sync: Sync = "f32"
+    kernels: Literal["auto", "numpy"] = "auto"
+    max_seq_len: Annotated[int, Meta(ge=1, le=1 << 24)] | None = None
+    root: RootConfig = RootConfig()
+    workers: list[WorkerConfig] = []
+    limits: Limits = Limits()
+    open_bus: bool = False
+
+    @property
+    def n_nodes(self) -> int:
+        """The root and its workers."""
+        return 1 + len(self.workers)
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterFile:
+    """A cluster and the file it came from: paths in the file are relative to the file's folder."""
+
+    path: Path
+    cluster: Cluster
+
+    def model_path(self) -> Path:
+        """The `.m` file. Raises ConfigError where there is none."""
+        path = self._resolve(self.cluster.model, "model", ".m")
+        return self._existing(path, "model", "a .m file")
+
+    def tokenizer_path(self) -> Path:
+        """The `.t` file: as given, else the model's own name with `.t`. Raises ConfigError where there is none."""
+        if self.cluster.tokenizer is not None:
+            path = self._resolve(self.cluster.tokenizer, "tokenizer", ".t")
+        else:
+            path = self._resolve(self.cluster.model, "model", ".m").with_suffix(".t")
+        return self._existing(path, "tokenizer", "the model's .t file")
+
+    def _resolve(self, text: str, key: str, suffix: str) -> Path:
+        if text == DEMO:
+            return DATA_FOLDER / f"{DEMO}{suffix}"
+        try:
+            return self.path.absolute().parent / Path(text).expanduser()
+        except RuntimeError as error:
+            raise ConfigError(f"{self.path}: {key}: {text}: no such home folder; write the path in full") from error
+
+    def _existing(self, path: Path, key: str, wanted: str) -> Path:
+        if os.path.isfile(path):
+            return path
+        raise ConfigError(
+            f"{self.path}: {key}: there is no file {path}; give the path of {wanted} "
+            f"(relative to {self.path.absolute().parent}), or write `model: {DEMO}` for the shipped one"
+        )
+
+
+def load_cluster(path: str | os.PathLike[str]) -> ClusterFile:
+    """Read and check a cluster file. Raises ConfigError, one sentence that begins with the place."""
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"{path}: there is no such file; go to the folder of your cluster.yaml, or name the file in the command"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: the file cannot be read ({error}); check its path and permissions") from error
+    if len(data) > MAX_FILE_BYTES:
+        raise ConfigError(f"{path}: the file is larger than {MAX_FILE_BYTES} bytes; this is no cluster file")
+    try:
+        text = data.decode()  # PyYAML knows the byte order mark
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        column = error.start - data.rfind(b"\n", 0, error.start)
+        raise ConfigError(f"{path}:{line}:{column}: not UTF-8 text; save the file as UTF-8") from error
+    return ClusterFile(path, parse_cluster(text, path))
+
+
+def parse_cluster(text: str, path: str | os.PathLike[str] = "cluster.yaml") -> Cluster:
+    """Check the text of a cluster file; `path` is for messages only. Raises ConfigError."""
+    if len(text) > MAX_FILE_BYTES:
+        raise ConfigError(f"{path}: the text is longer than {MAX_FILE_BYTES} characters; this is no cluster file")
+    tree = YamlTree.read(text, os.fspath(path), _STRUCTS)
+    try:
+        cluster = msgspec.convert(tree.data, Cluster)
+    except msgspec.ValidationError as error:
+        raise tree.explain(str(error), _HINTS) from error
+    _check_nodes(cluster, tree)
+    _check_hosts(cluster, tree)
+    return cluster
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach `host`: 127.0.0.0/8, ::1, localhost. Unknown names count as a network."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+_STRUCTS: dict[str, type[Struct]] = {
+    "": Cluster, "root": RootConfig, "root.ports": Ports, "workers[]": WorkerConfig, "limits": Limits,
+}  # fmt: skip
+
+_NAME = "a name of letters, digits, - and _, at most 32, the first a letter or a digit"
+_HOST = "a host name or an address, without scheme or port"
+_THREADS = "a number of threads, 1 to 1024"
+_HINTS = {
+    "name": _NAME,
+    "model": "the path of a .m file, or demo",
+    "tokenizer": "the path of a .t file, or demo",
+    "sync": "f32, f16 or q80",
+    "kernels": "auto or numpy",
+    "max_seq_len": "a number of tokens, 1 to 16777216",
+    "root.host": _HOST,
+    "root.threads": _THREADS,
+    "workers[].name": _NAME,
+    "workers[].host": _HOST,
+    "workers[].threads": _THREADS,
+    **{f"root.ports.{key}": "a port number, 1 to 65535" for key in Ports.__struct_fields__},
+    **{f"limits.{key}": "seconds, more than 0 and at most 86400" for key in Limits.__struct_fields__},
+}
+"""What belongs at a place, in words, for the errors."""
+
+
+def _check_nodes(cluster: Cluster, tree: YamlTree) -> None:
+    n_workers, n_nodes = len(cluster.workers), cluster.n_nodes
+    if n_nodes & (n_nodes - 1):
+        raise tree.error(
+            "workers", f"1 root + {n_workers} workers are {n_nodes} nodes; use 0, 1, 3, 7, ... workers (2^n nodes)"
+        )
+    for i, worker in enumerate(cluster.workers):
+        if worker.name == "root":
+            raise tree.error(f"workers[{i}].name", "a worker cannot be named root; the root has that name")
+    for name, n_uses in Counter(worker.name for worker in cluster.workers).items():
+        if n_uses > 1:
+            last = max(i for i, worker in enumerate(cluster.workers) if worker.name == name)
+            raise tree.error(f"workers[{last}].name", f"{n_uses} workers are named {name}; give each a name of its own")
+    ports = cluster.root.ports
+    if len({ports.replies, ports.steps, ports.clients}) < 3:
+        raise tree.error(
+            "root.ports",
+            f"replies {ports.replies}, steps {ports.steps} and clients {ports.clients} must be three different ports",
+        )
+
+
+def _check_hosts(cluster: Cluster, tree: YamlTree) -> None:
+    root = cluster.root.host
+    if not is_loopback(root):
+        if not cluster.open_bus:
+            raise tree.error(
+                "root.host",
+                f"{shown(root)} can be reached from a network, and this version's bus is neither encrypted nor "
+                "authenticated; use 127.0.0.1, or write `open_bus: true` on a network that you trust",
+            )
+        return
+    for i, worker in enumerate(cluster.workers):
+        if not is_loopback(worker.host):
+            raise tree.error(
+                f"workers[{i}].host",
+                f"{worker.name} on {shown(worker.host)} could never reach a root on {root}; "
+                "set root.host to an address of the root that its workers can reach",
+            )

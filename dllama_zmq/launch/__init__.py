@@ -1,0 +1,1 @@
+"""Bring a cluster's processes up and down. Knows processes and places; knows nothing of weights or tokens."""

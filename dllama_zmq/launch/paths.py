@@ -1,0 +1,127 @@
+"""Where a cluster keeps its sockets, its state and its logs. Knows folders; knows no process and no socket."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from dllama_zmq.cluster import NAME_PATTERN
+from dllama_zmq.errors import ClusterError, UsageError
+
+HOME_VARIABLE = "DLLAMA_ZMQ_HOME"
+MAX_SOCKET_PATH_BYTES = 100  # Linux allows 107; a few are left for what a transport may append
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """The two folders of one cluster, and what lies in them."""
+
+    run: Path
+    logs: Path
+
+    @classmethod
+    def of(cls, cluster_name: str) -> Places:
+        """The places of a cluster, made where they are missing; nobody else can enter `run`.
+
+        `$DLLAMA_ZMQ_HOME/{run,logs}/<name>` where that is set; else `$XDG_RUNTIME_DIR` or /tmp for `run`, and
+        `$XDG_STATE_HOME` or ~/.local/state for `logs`. Raises ClusterError where a folder cannot be had or trusted.
+        """
+        if not re.search(NAME_PATTERN, cluster_name):
+            raise UsageError(f"{cluster_name!r} is no cluster's name; use up to 32 letters, digits, - and _")
+        run_base, logs_base = _bases()
+        places = cls(run_base / cluster_name, logs_base / cluster_name)
+        for name in ("steps", "replies", "clients"):
+            places._ipc(name)  # too long a path is refused before anything is made
+        try:
+            run_base.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for folder in (run_base, places.run):
+                _own_folder(folder)
+            places.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise ClusterError(
+                f"{error.filename}: the folder cannot be made ({error.strerror}); "
+                f"set {HOME_VARIABLE} to a folder that you can write"
+            ) from error
+        return places
+
+    @property
+    def cluster_file(self) -> Path:
+        """What is running: written when the cluster is up, removed when it is down."""
+        return self.run / "cluster.json"
+
+    @property
+    def ipc_steps(self) -> str:
+        return self._ipc("steps")
+
+    @property
+    def ipc_replies(self) -> str:
+        return self._ipc("replies")
+
+    @property
+    def ipc_clients(self) -> str:
+        return self._ipc("clients")
+
+    def log(self, node: str) -> Path:
+        """The log of one node."""
+        return self.logs / f"{node}.log"
+
+    def _ipc(self, name: str) -> str:
+        path = self.run / f"{name}.sock"
+        n_bytes = len(os.fsencode(path))
+        if n_bytes > MAX_SOCKET_PATH_BYTES:
+            raise ClusterError(
+                f"{path}: {n_bytes} bytes are too long for a socket, at most {MAX_SOCKET_PATH_BYTES}; "
+                f"set {HOME_VARIABLE} to a shorter folder"
+            )
+        return f"ipc://{path}"
+
+
+def _bases() -> tuple[Path, Path]:
+    """The folders that hold one folder per cluster: for `run` and for `logs`."""
+    if home := os.environ.get(HOME_VARIABLE):
+        base = _expanded(home)
+        return base / "run", base / "logs"
+    state = os.environ.get("XDG_STATE_HOME", "")
+    logs = Path(state) if os.path.isabs(state) else _expanded("~/.local/state")
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    if _is_usable_runtime(runtime):
+        return Path(runtime) / "dllama-zmq", logs / "dllama-zmq"
+    return Path(f"/tmp/dllama-zmq-{os.getuid()}"), logs / "dllama-zmq"
+
+
+def _expanded(text: str) -> Path:
+    try:
+        return Path(text).expanduser().absolute()
+    except RuntimeError as error:
+        raise ClusterError(
+            f"{text}: no such home folder; set {HOME_VARIABLE} to a folder that you can write"
+        ) from error
+
+
+def _is_usable_runtime(folder: str) -> bool:
+    # After su or sudo the variable still names the other user's folder.
+    try:
+        return os.path.isabs(folder) and os.path.isdir(folder) and os.stat(folder).st_uid == os.getuid()
+    except OSError:
+        return False
+
+
+def _own_folder(folder: Path) -> None:
+    """Make `folder` for this user alone. What lies there must be ours and no link: in /tmp anyone may plant one."""
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode):
+        kind = "a symbolic link" if stat.S_ISLNK(found.st_mode) else "no folder"
+        raise ClusterError(f"{folder}: is {kind}; remove it, or set {HOME_VARIABLE} to a folder of your own")
+    if found.st_uid != os.getuid():
+        raise ClusterError(
+            f"{folder}: belongs to user {found.st_uid}, not to you ({os.getuid()}); "
+            f"set {HOME_VARIABLE} to a folder of your own"
+        )
+    if stat.S_IMODE(found.st_mode) & 0o077:
+        folder.chmod(0o700)
