@@ -1,0 +1,54 @@
+"""Opening and replacing files, with one kind of error. Knows no format."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from dllama_zmq.errors import FormatError, UsageError
+
+
+@contextmanager
+def open_regular(path: Path) -> Iterator[tuple[BinaryIO, int]]:
+    """The file, open for reading, and its size in bytes.
+
+    Raises FormatError where it is missing, unreadable or no regular file (a pipe would wait for ever).
+    """
+    try:
+        # Non-blocking, or opening a pipe that nobody writes to would hang before it can be refused.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise FormatError(f"{path} cannot be opened: {error.strerror}. Check the path and its permissions.") from error
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise FormatError(f"{path} is no regular file; expected a file that can be mapped. Give the file itself.")
+    with os.fdopen(descriptor, "rb") as file:
+        yield file, status.st_size
+
+
+@contextmanager
+def replace_file(path: Path) -> Iterator[BinaryIO]:
+    """A new file beside `path` that takes its name when the block ends well, and vanishes when it does not.
+
+    Raises UsageError where no file can be made there.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        file = open(temporary, "xb")  # noqa: SIM115 - closed below; only its opening is the caller's mistake
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}. Check its folder.") from error
+    try:
+        with file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,7 @@
+"""Text to tokens and back. Knows no file: formats/ reads a vocabulary, this runs it."""
+
+from dllama_zmq.tokenizer.data import TokenizerData
+from dllama_zmq.tokenizer.decoder import IncrementalDecoder
+from dllama_zmq.tokenizer.tokenizer import Tokenizer
+
+__all__ = ["IncrementalDecoder", "Tokenizer", "TokenizerData"]

@@ -1,0 +1,31 @@
+"""What every hostile file must meet: our own error in words, soon, and without much memory."""
+
+from __future__ import annotations
+
+import time
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dllama_zmq.errors import FormatError
+
+PEAK_BYTES = 32 << 20  # of which the table of the largest legal number of layers takes about a half
+LONGEST_S = 5.0
+
+
+def refusal(read: Callable[[Path], object], path: Path) -> str:
+    """The words with which `read` refuses `path`; fails unless it does so in bounded time and memory."""
+    tracemalloc.start()
+    before = time.monotonic()
+    try:
+        with pytest.raises(FormatError) as caught:
+            read(path)
+        took_s, peak = time.monotonic() - before, tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert took_s < LONGEST_S
+    assert peak < PEAK_BYTES
+    assert str(path) in str(caught.value)
+    return str(caught.value)
