@@ -5,7 +5,6 @@ What cannot be read is dropped here with a line in the log, so that no stranger'
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import time
@@ -21,6 +20,8 @@ from dllama_zmq.bus.meter import Meter
 from dllama_zmq.errors import ProtocolError
 
 logger = logging.getLogger(__name__)
+
+_LAST_WORD_MS = 200
 
 
 class PeerGone(Exception):
@@ -113,8 +114,9 @@ class RootLink:
             return identity, message, arrays
 
     def close(self) -> None:
+        """Close both sockets; a last Bye has a moment to leave."""
         self._steps.close()
-        self.replies.close()
+        self.replies.close(linger=_LAST_WORD_MS)
 
 
 class WorkerLink:
@@ -138,10 +140,13 @@ class WorkerLink:
         self._steps = sockets.connect(self._context, zmq.SUB, endpoint)
         self._poller = self._new_poller()
 
-    def send(self, message: Message, arrays: Sequence[Frame] = ()) -> None:
-        """Send to the root. What is sent while there is no connection is lost, and `lost` tells."""
-        with contextlib.suppress(zmq.Again):
+    def send(self, message: Message, arrays: Sequence[Frame] = ()) -> bool:
+        """Send to the root. False where there is no connection: the message is lost."""
+        try:
             self._replies.send_multipart(encode(message, arrays), zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        return True
 
     def receive(self, until: float) -> tuple[Message, list[Frame]] | None:
         """The next message, or None when time.monotonic() passes `until` or the root's connection is lost."""

@@ -13,7 +13,7 @@ from typing import Literal
 from dllama_zmq.bus.messages import Frame
 
 Direction = Literal["sent", "received"]
-Phase = Literal["setup", "prompt", "prediction"]
+Phase = Literal["idle", "prompt", "prediction"]
 
 
 @dataclass(slots=True)
@@ -42,7 +42,7 @@ class Meter:
     """One node's counts, as that node sees them. `phase` says what the traffic is for."""
 
     def __init__(self) -> None:
-        self.phase: Phase = "setup"
+        self.phase: Phase = "idle"
         self._tallies: dict[tuple[str, Direction, str, Phase], Tally] = {}
 
     def count(self, nodes: Iterable[str], direction: Direction, kind: str, frames: Sequence[Frame]) -> None:

@@ -6,7 +6,6 @@ yields the core at each turn, so that libzmq's own I/O thread gets it (measured:
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import time
@@ -116,8 +115,8 @@ class Disconnects:
 
     def close(self) -> None:
         """Stop watching; before the socket itself is closed."""
-        with contextlib.suppress(zmq.ZMQError):
-            self._socket.disable_monitor()
+        self._socket.disable_monitor()
+        self.events.close(linger=0)
 
 
 def _socket(context: zmq.Context[zmq.Socket[bytes]], kind: int) -> zmq.Socket[bytes]:
@@ -131,6 +130,7 @@ def _socket(context: zmq.Context[zmq.Socket[bytes]], kind: int) -> zmq.Socket[by
     socket.set(SocketOption.HANDSHAKE_IVL, 5000)
     socket.set(SocketOption.RECONNECT_IVL, 50)
     socket.set(SocketOption.RECONNECT_IVL_MAX, 1000)
+    socket.set(SocketOption.IPV6, 1)
     return socket
 
 

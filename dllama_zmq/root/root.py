@@ -28,6 +28,7 @@ from dllama_zmq.models import Run
 from dllama_zmq.quants import F32
 from dllama_zmq.root.delivery import Delivery
 from dllama_zmq.root.formation import Formation, Progress
+from dllama_zmq.root.ledger import Ledger
 from dllama_zmq.sharding import (
     NodeCandidates,
     Plan,
@@ -39,6 +40,7 @@ from dllama_zmq.sharding import (
 from dllama_zmq.spec import Sync
 
 N_SLOTS = 1
+ROOT = "root"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +58,12 @@ class RootSettings:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Seconds and payload bytes of one step, as the root saw it; by node: seconds of computing and of waiting."""
+    """Seconds and payload bytes of one step, as the root saw it; waiting is for partial sums and candidates."""
 
     wall_s: float
     wait_s: float
     sent_bytes: int
     received_bytes: int
-    compute_s_of: dict[str, float]
-    wait_s_of: dict[str, float]
 
 
 class Root:
@@ -99,8 +99,11 @@ class Root:
             t.name: model.tensor(t.name).cut(*self.plan.region(t, 0)).contiguous() for t in self.plan.shard_tensors()
         }
         kernels = choose_kernels(settings.kernels, settings.threads)
+        self.kernels_name = kernels.name
         self._shard = build_shard(self.plan, 0, own, kernels, self.seq_len, N_SLOTS)
         self._comm = self._star or Solo()
+        self.ledger = Ledger(self.plan, settings.sync, list(settings.names))
+        self._phase: Phase = "idle"
         self._wants: list[Want] = []
         self._logits: F32 = np.empty((0, 0), np.float32)
 
@@ -132,7 +135,8 @@ class Root:
         return self._formation.missing_sentence() if self._formation is not None else ""
 
     def set_phase(self, phase: Phase) -> None:
-        """What the traffic from here on is for."""
+        """What the traffic and the seconds from here on are for."""
+        self._phase = phase
         if self.link is not None:
             self.link.meter.phase = phase
 
@@ -150,19 +154,14 @@ class Root:
         rows = merge_candidates(self._all_candidates(parts, k)) if wanted else []
         wall_s = time.monotonic() - start
         wait_s = self._star.wait_s if self._star is not None else 0.0
-        timing = Timing(
-            wall_s,
-            wait_s,
-            self._payload("sent") - sent,
-            self._payload("received") - received,
-            {"root": wall_s - wait_s},
-            {"root": wait_s},
-        )
+        compute_s, waited_s = {ROOT: wall_s - wait_s}, {ROOT: wait_s}
         for part in parts:
             if isinstance(part.message, Candidates):
                 name = self._name(part.node)
-                timing.compute_s_of[name], timing.wait_s_of[name] = part.message.compute_s, part.message.wait_s
-        return rows, timing
+                compute_s[name], waited_s[name] = part.message.compute_s, part.message.wait_s
+        self.ledger.add_step(self._phase, len(tokens), len(wanted), k)
+        self.ledger.add_times(self._phase, compute_s, waited_s)
+        return rows, Timing(wall_s, wait_s, self._payload("sent") - sent, self._payload("received") - received)
 
     def more(self, k: int) -> list[RowCandidates]:
         """Other candidates of the rows that the last step wanted: the best `k`, or every logit (k = 0)."""
@@ -171,6 +170,7 @@ class Root:
         except BusError:
             self.roster.new_epoch()
             raise
+        self.ledger.add_more(self._phase, len(self._wants), k)
         return merge_candidates(self._all_candidates(parts, k))
 
     def logits(self, runs: Sequence[Run], tokens: Sequence[int]) -> F32:

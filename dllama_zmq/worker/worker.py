@@ -53,6 +53,7 @@ logger = logging.getLogger(__name__)
 
 CREDIT_PIECES = 4
 _JOIN_EVERY_S = 1.0
+_CONNECT_S = 0.05
 _SAY_EVERY_S = 10.0
 _PATIENCE_S = 10.0  # with a place that is taken: its holder's death is known after 2 s at most
 
@@ -148,8 +149,8 @@ class Worker:
                 logger.info("asking the root at %s for work", address)
                 self._on_state(f"waiting for a root at {address}")
                 next_word += _SAY_EVERY_S
-            link.send(join)
-            arrived = link.receive(time.monotonic() + _JOIN_EVERY_S)
+            sent = link.send(join)
+            arrived = link.receive(time.monotonic() + (_JOIN_EVERY_S if sent else _CONNECT_S))
             if arrived is None:
                 link.lost()  # a root that is not there yet is no loss; forget the event
             elif isinstance(arrived[0], Welcome):

@@ -1,0 +1,5 @@
+"""`python -m dllama_zmq` is `dllama-zmq`."""
+
+from dllama_zmq.cli import main
+
+main()

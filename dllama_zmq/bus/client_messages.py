@@ -1,0 +1,174 @@
+"""The messages between clients and the root: the third link of `PROTOCOL.md`. No arrays here."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+
+from dllama_zmq.bus.messages import Big, Count, Message, Name, Seconds, Text, kinds
+
+MAX_PROMPT_CHARACTERS = 1 << 20
+Prompt = Annotated[str, msgspec.Meta(max_length=MAX_PROMPT_CHARACTERS)]
+Number = Annotated[float, msgspec.Meta(ge=-1e9, le=1e9)]
+Whole = Annotated[int, msgspec.Meta(ge=-(1 << 62), le=1 << 62)]
+
+
+class Figures(msgspec.Struct, frozen=True, array_like=True):
+    """One step as the root saw it: seconds of wall clock and of waiting for others, payload bytes out and in."""
+
+    wall_s: Seconds
+    wait_s: Seconds
+    sent_bytes: Big
+    received_bytes: Big
+
+
+# --- client to root -------------------------------------------------------------------------------------------------
+
+
+class Generate(Message, frozen=True):
+    """Continue `prompt`. `id` is the client's own and comes back in every answer."""
+
+    id: Big
+    prompt: Prompt
+    max_tokens: Whole | None
+    temperature: Number
+    top_p: Number
+    top_k: Whole
+    seed: Whole | None
+    ignore_eos: bool
+
+
+class Cancel(Message, frozen=True):
+    """Stop that request; answered with Done(reason="cancelled")."""
+
+    id: Big
+
+
+class AskStatus(Message, frozen=True):
+    """How is the cluster? Answered with Status."""
+
+    id: Big
+
+
+class Stop(Message, frozen=True):
+    """End the cluster; answered with Stopping."""
+
+    id: Big
+
+
+# --- root to client -------------------------------------------------------------------------------------------------
+
+
+class Queued(Message, frozen=True):
+    """The request waits: behind `ahead` others, or for what `note` says. Repeated every second."""
+
+    id: Big
+    ahead: Count
+    note: Text
+
+
+class Started(Message, frozen=True):
+    """The request's turn has come; the seed is the one given or the one chosen for it."""
+
+    id: Big
+    prompt_tokens: Count
+    seed: Big
+
+
+class Prefill(Message, frozen=True):
+    """`done` of the prompt's `total` tokens are evaluated, the last `n_tokens` with these figures."""
+
+    id: Big
+    done: Count
+    total: Count
+    n_tokens: Count
+    figures: Figures
+
+
+class Piece(Message, frozen=True):
+    """One generated token and the text it completes; figures of its step (none for the first: the prompt gave it)."""
+
+    id: Big
+    token: Count
+    text: Text
+    figures: Figures | None
+
+
+class Done(Message, frozen=True):
+    """The end of the answer, with text that was held back."""
+
+    id: Big
+    reason: Literal["stop", "length", "cancelled"]
+    text: Text
+
+
+class Error(Message, frozen=True):
+    """The request ended in an error, which is of the class `kind` in errors.py."""
+
+    id: Big
+    kind: Name
+    text: Text
+
+
+class NodeStatus(msgspec.Struct, frozen=True):
+    """One node, for people and tables. Seconds are sums over the steps of each phase."""
+
+    name: str
+    state: str
+    reason: str
+    pid: int
+    weight_bytes: int
+    kv_bytes: int
+    sent_bytes: int
+    total_bytes: int
+    seconds: float
+    compute_s: dict[str, float]
+    wait_s: dict[str, float]
+
+
+class TrafficRow(msgspec.Struct, frozen=True):
+    """Bytes between the root and one worker, as the root sent or received them; what the plan predicts beside it."""
+
+    node: str
+    phase: str
+    direction: str
+    kind: str
+    messages: int
+    payload_bytes: int
+    wire_bytes: int
+    predicted_payload_bytes: int
+    predicted_wire_bytes: int
+
+
+class Status(Message, frozen=True):
+    """Everything that is known of a cluster."""
+
+    id: Big
+    name: Name
+    version: Name
+    state: Literal["forming", "ready"]
+    note: Text
+    pid: Count
+    uptime_s: Seconds
+    model: Text
+    sync: Name
+    kernels: Name
+    seq_len: Count
+    active: Count
+    queued: Count
+    steps: dict[str, int]
+    tokens: dict[str, int]
+    sampled: dict[str, int]
+    nodes: list[NodeStatus]
+    traffic: list[TrafficRow]
+
+
+class Stopping(Message, frozen=True):
+    """The cluster is going down."""
+
+    id: Big
+
+
+FROM_CLIENT = kinds(Generate, Cancel, AskStatus, Stop)
+TO_CLIENT = kinds(Queued, Started, Prefill, Piece, Done, Error, Status, Stopping)

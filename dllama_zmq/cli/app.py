@@ -1,0 +1,137 @@
+"""The commands and their flags. What a command does is in the modules beside this one, imported when it runs."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+import typer
+
+from dllama_zmq import __version__
+from dllama_zmq.cli import flags
+from dllama_zmq.cli.endings import with_exit_codes
+from dllama_zmq.errors import UsageError
+
+app = typer.Typer(
+    name="dllama-zmq",
+    help="Run one large language model over 2^n ordinary computers.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_CLUSTER = Path("cluster.yaml")
+
+
+@app.command()
+@with_exit_codes
+def up(
+    cluster: flags.ClusterFileArgument = _CLUSTER,
+    foreground: flags.Foreground = False,
+    threads: flags.Threads = None,
+    sync: flags.Sync = None,
+) -> None:
+    """Bring a cluster up; returns when every node is ready."""
+    from dllama_zmq.cli import cluster as commands
+
+    commands.up(cluster, foreground, commands.Overrides(threads, sync.value if sync else None))
+
+
+@app.command()
+@with_exit_codes
+def down(cluster: flags.ClusterFileArgument = _CLUSTER) -> None:
+    """Take a cluster down."""
+    from dllama_zmq.cli import cluster as commands
+
+    commands.down(cluster)
+
+
+@app.command()
+@with_exit_codes
+def status(cluster: flags.ClusterFileArgument = _CLUSTER, json: flags.Json = False) -> None:
+    """Show how a cluster is."""
+    from dllama_zmq.cli import cluster as commands
+
+    commands.status(cluster, json)
+
+
+@app.command()
+@with_exit_codes
+def logs(
+    node: flags.LogNode = "root",
+    cluster: flags.ClusterFile = _CLUSTER,
+    lines: flags.LogLines = 50,
+    follow: flags.LogFollow = False,
+) -> None:
+    """Print a node's log."""
+    from dllama_zmq.cli import cluster as commands
+
+    commands.logs(cluster, node, lines, follow)
+
+
+@app.command()
+@with_exit_codes
+def worker(
+    root: flags.RootAddress,
+    name: flags.WorkerName = "",
+    threads: flags.WorkerThreads = 1,
+    leave_with_stdin: flags.LeaveWithStdin = False,
+) -> None:
+    """Be a worker of the cluster whose root is at ADDRESS; needs no model file."""
+    from dllama_zmq.cli import worker as command
+
+    command.run(root, name, threads, leave_with_stdin)
+
+
+@app.command()
+@with_exit_codes
+def generate(
+    prompt: flags.Prompt = None,
+    prompt_option: flags.PromptOption = None,
+    steps: flags.Steps = 256,
+    temperature: flags.Temperature = 0.8,
+    top_p: flags.TopP = 0.9,
+    top_k: flags.TopK = 0,
+    seed: flags.Seed = -1,
+    cluster: flags.ClusterFile = _CLUSTER,
+    stats: flags.ShowStats = False,
+    json: flags.Json = False,
+    echo: flags.Echo = True,
+    threads: flags.Threads = None,
+    sync: flags.Sync = None,
+) -> None:
+    """Continue a text. Uses the running cluster; with none running, brings one up for this call."""
+    from dllama_zmq.cli import cluster as commands
+    from dllama_zmq.cli import generate as command
+
+    options = command.Options(steps, temperature, top_p, top_k, seed, stats, json, echo)
+    overrides = commands.Overrides(threads, sync.value if sync else None)
+    command.run(_one_prompt(prompt, prompt_option), cluster, options, overrides)
+
+
+app.command("inference", hidden=True, help="The same as generate.")(generate)
+app.command("run", hidden=True, help="The same as generate.")(generate)
+
+
+@app.callback(invoke_without_command=True)
+def _before(version: flags.Version = False, verbose: flags.Verbose = False) -> None:
+    if version:
+        typer.echo(f"dllama-zmq {__version__}")
+        raise typer.Exit
+    level = logging.DEBUG if verbose else logging.INFO
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
+
+
+def _one_prompt(argument: str | None, option: str | None) -> str:
+    if argument is not None and option is not None:
+        raise UsageError("the prompt is given twice, as an argument and with --prompt; give it once")
+    text = argument if argument is not None else option
+    if text is None:
+        raise UsageError('the prompt is missing; give a text to continue: dllama-zmq generate "Once upon a time"')
+    return sys.stdin.read() if text == "-" else text
+
+
+def main() -> None:
+    """Run the command line and exit with its code."""
+    app()

@@ -1,0 +1,128 @@
+"""`up`, `down`, `status`, `logs`: a cluster's life, told to people."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+from threadpoolctl import threadpool_limits
+
+from dllama_zmq.bus.client_messages import Status
+from dllama_zmq.cli.show import UpProgress, human_bytes, note
+from dllama_zmq.cluster import ClusterFile, load_cluster
+from dllama_zmq.errors import ClusterError
+from dllama_zmq.launch.daemon import run_cluster
+from dllama_zmq.launch.lifecycle import bring_up, connect, find_running, take_down
+from dllama_zmq.launch.paths import Places
+from dllama_zmq.spec import Sync
+
+
+@dataclass(frozen=True, slots=True)
+class Overrides:
+    """What the command line says instead of the file."""
+
+    threads: int | None = None
+    sync: Sync | None = None
+
+    def __bool__(self) -> bool:
+        return self.threads is not None or self.sync is not None
+
+    def apply(self, file: ClusterFile) -> ClusterFile:
+        """`file` with these values in it."""
+        cluster = file.cluster
+        if self.sync is not None:
+            cluster = msgspec.structs.replace(cluster, sync=self.sync)
+        if self.threads is not None:
+            root = msgspec.structs.replace(cluster.root, threads=self.threads)
+            workers = [msgspec.structs.replace(worker, threads=self.threads) for worker in cluster.workers]
+            cluster = msgspec.structs.replace(cluster, root=root, workers=workers)
+        return ClusterFile(file.path, cluster)
+
+    def flags(self) -> list[str]:
+        """The flags that say the same."""
+        flags = ["--threads", str(self.threads)] if self.threads is not None else []
+        return [*flags, "--sync", self.sync] if self.sync is not None else flags
+
+
+def up(path: Path, foreground: bool, overrides: Overrides) -> None:
+    """Bring the cluster up; in the foreground, be it."""
+    file = overrides.apply(load_cluster(path))
+    if foreground:
+        with threadpool_limits(limits=1):
+            run_cluster(file)
+        return
+    start = time.monotonic()
+    status = bring_up_told(file, overrides)
+    note(
+        f"{status.name} is up: {len(status.nodes)} nodes in {time.monotonic() - start:.1f} s. "
+        f'Try: dllama-zmq generate "Once upon a time"'
+    )
+
+
+def bring_up_told(file: ClusterFile, overrides: Overrides) -> Status:
+    """Bring the cluster up, telling on stderr how far each worker is."""
+    with UpProgress() as progress:
+        return bring_up(file, progress.show, overrides.flags())
+
+
+def down(path: Path) -> None:
+    """Take the cluster down."""
+    cluster = load_cluster(path).cluster
+    start = time.monotonic()
+    if take_down(cluster.name, cluster.limits.stop_s):
+        note(f"{cluster.name} is down, in {time.monotonic() - start:.1f} s")
+    else:
+        note(f"{cluster.name} was not running")
+
+
+def status(path: Path, as_json: bool) -> None:
+    """Show the cluster's state; exit code 1 where it is not running."""
+    name = load_cluster(path).cluster.name
+    if as_json and find_running(name) is None:
+        print('{"state":"down"}')  # noqa: T201
+        raise SystemExit(1)
+    with connect(name) as client:
+        found = client.status(wait_s=10.0)
+    if as_json:
+        sys.stdout.write(msgspec.json.encode(msgspec.to_builtins(found, builtin_types=())).decode() + "\n")
+        return
+    console = Console(highlight=False)
+    console.print(
+        f"{found.name}: {found.state}, up {found.uptime_s:.0f} s, {found.model}, sync {found.sync}, "
+        f"{found.seq_len} positions, {found.active} running, {found.queued} waiting"
+    )
+    table = Table("node", "state", "process", "weights", "KV cache", "note", box=None, pad_edge=False)
+    for node in found.nodes:
+        table.add_row(
+            node.name,
+            node.state,
+            str(node.pid or ""),
+            human_bytes(node.weight_bytes),
+            human_bytes(node.kv_bytes),
+            node.reason,
+        )
+    console.print(table)
+
+
+def logs(path: Path, node: str, n_lines: int, follow: bool) -> None:
+    """Print the last lines of a node's log, and with `follow` what comes after them."""
+    cluster = load_cluster(path).cluster
+    known = ["root", *(worker.name for worker in cluster.workers)]
+    if node not in known:
+        raise ClusterError(f"cluster {cluster.name!r} has no node {node!r}; its nodes are {', '.join(known)}")
+    file = Places.of(cluster.name).log(node)
+    if not file.exists():
+        raise ClusterError(f"{file}: no log yet; {node} has not run on this host")
+    with file.open(errors="replace") as log:
+        sys.stdout.writelines(deque(log, maxlen=n_lines))
+        sys.stdout.flush()
+        while follow:
+            time.sleep(0.2)
+            sys.stdout.write(log.read())
+            sys.stdout.flush()

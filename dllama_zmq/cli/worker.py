@@ -1,0 +1,43 @@
+"""`dllama-zmq worker`: one worker in this process, until its root or a signal ends it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from types import FrameType
+
+import zmq
+from threadpoolctl import threadpool_limits
+
+from dllama_zmq import __version__
+from dllama_zmq.errors import UsageError
+from dllama_zmq.worker import Worker, WorkerSettings
+
+
+def run(root: str, name: str, threads: int, leave_with_stdin: bool) -> None:
+    """Serve the root at address `root`. With `leave_with_stdin` the end of stdin ends the worker."""
+    address = root if "://" in root else f"tcp://{root}"
+    if not address.startswith(("tcp://", "ipc://")):
+        raise UsageError(f"--root {root}: expected tcp://HOST:PORT, such as tcp://192.168.1.10:5570")
+    if address.startswith("tcp://") and not address.rpartition(":")[2].isdecimal():
+        raise UsageError(f"--root {root}: the port is missing; a root listens at 5570 unless root.ports says otherwise")
+    signal.signal(signal.SIGTERM, _leave)
+    if leave_with_stdin:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is for the root
+        threading.Thread(target=_await_end_of_stdin, daemon=True).start()
+    with threadpool_limits(limits=1):  # the node's own threads share the work; BLAS must not add its own
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        settings = WorkerSettings(root=address, name=name, threads=threads, version=__version__)
+        Worker(context, settings).run()
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    sys.exit(0)
+
+
+def _await_end_of_stdin() -> None:
+    while os.read(sys.stdin.fileno(), 4096):
+        pass
+    os._exit(0)  # the root is gone and nobody is left to tell

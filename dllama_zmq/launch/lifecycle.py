@@ -1,0 +1,191 @@
+"""Bring a cluster up in the background, find it again, take it down. Every wait ends, and says whom it waited for."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dllama_zmq.bus.client_messages import Status
+from dllama_zmq.client import Client
+from dllama_zmq.cluster import ClusterFile
+from dllama_zmq.errors import ClusterError, RootLost
+from dllama_zmq.formats import open_model, read_tokenizer
+from dllama_zmq.launch.fleet import child_environment, open_log
+from dllama_zmq.launch.paths import Places
+from dllama_zmq.sharding import Plan
+
+_LOOK_S = 0.05
+_DAEMON_START_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A cluster of this host that is up: its process and where its clients go."""
+
+    name: str
+    pid: int
+    clients: str
+    path: Path
+
+
+def find_running(name: str) -> Running | None:
+    """The running cluster called `name`, or None. Whether it runs is asked of its lock, not of a file left behind."""
+    places = Places.of(name)
+    if not _is_locked(places):
+        return None
+    try:
+        known = json.loads(places.cluster_file.read_text())
+        return Running(name, int(known["pid"]), str(known["clients"]), Path(known["path"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # it holds the lock and has not said yet where it is
+
+
+def connect(name: str) -> Client:
+    """A client of the running cluster called `name`. Raises ClusterError where there is none."""
+    running = find_running(name)
+    if running is None:
+        raise ClusterError(f"cluster {name!r} is not running; `dllama-zmq up` starts it")
+    return Client(running.clients)
+
+
+def bring_up(file: ClusterFile, on_status: Callable[[Status], None], flags: Sequence[str] = ()) -> Status:
+    """Start the cluster in the background and return when every node is ready; report on the way.
+
+    `flags` are those that the command line gave instead of what the file says; `file` has them in it.
+
+    Raises what `run_cluster` raises, and ClusterError, with the cluster down again, where a node does not get ready
+    within its limits.
+    """
+    name, places = file.cluster.name, Places.of(file.cluster.name)
+    if _is_locked(places):
+        raise ClusterError(f"cluster {name!r} is running already; `dllama-zmq down` stops it")
+    _check_files(file)
+    with open_log(places, "root") as log:
+        log_start = log.seek(0, os.SEEK_END)
+        command = [sys.executable, "-m", "dllama_zmq", "up", str(file.path.absolute()), "--foreground", *flags]
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=child_environment(), start_new_session=True
+        )
+    try:
+        return _await_ready(file, places, process, log_start, on_status)
+    except BaseException:
+        _end(process, file.cluster.limits.stop_s)
+        raise
+
+
+def take_down(name: str, stop_s: float) -> bool:
+    """Stop the cluster called `name`: asked, then told, then killed. False where none was running."""
+    places = Places.of(name)
+    if not _is_locked(places):
+        return False
+    running = find_running(name)
+    if running is None:
+        raise ClusterError(f"cluster {name!r} is just starting or stopping; try again in a moment")
+    with Client(running.clients) as client:
+        try:
+            client.stop(wait_s=stop_s)
+        except RootLost:
+            os.kill(running.pid, signal.SIGTERM)
+    if _await_unlocked(places, 2 * stop_s):
+        return True
+    os.kill(running.pid, signal.SIGKILL)  # its workers see their pipe close and leave by themselves
+    if not _await_unlocked(places, stop_s):
+        raise ClusterError(f"process {running.pid} of cluster {name!r} cannot be ended; look at it with `ps`")
+    places.cluster_file.unlink(missing_ok=True)
+    return True
+
+
+def _check_files(file: ClusterFile) -> None:
+    """Find in the foreground, where people look, what would stop the root in the background."""
+    with open_model(file.model_path()) as model:
+        Plan.make(model.spec, file.cluster.n_nodes)
+        read_tokenizer(file.tokenizer_path()).check_fits(model.spec, model.path)
+
+
+def _await_ready(
+    file: ClusterFile,
+    places: Places,
+    process: subprocess.Popen[bytes],
+    log_start: int,
+    on_status: Callable[[Status], None],
+) -> Status:
+    limits = file.cluster.limits
+    start = time.monotonic()
+    client: Client | None = None
+    try:
+        while True:
+            if process.poll() is not None:
+                raise ClusterError(_last_error(places, log_start))
+            if client is None:
+                running = find_running(file.cluster.name)
+                if running is not None:
+                    client = Client(running.clients)
+                elif time.monotonic() > start + _DAEMON_START_S:
+                    raise ClusterError(
+                        f"the root did not start within {_DAEMON_START_S:.0f} s; see {places.log('root')}"
+                    )
+            else:
+                status = client.status(wait_s=limits.step_s)
+                on_status(status)
+                if status.state == "ready":
+                    return status
+                absent = [node.name for node in status.nodes if node.state == "absent"]
+                if absent and time.monotonic() > start + limits.join_s:
+                    raise ClusterError(_nobody_came(file, absent))
+            time.sleep(_LOOK_S)
+    finally:
+        if client is not None:
+            client.close()
+
+
+def _nobody_came(file: ClusterFile, absent: list[str]) -> str:
+    cluster = file.cluster
+    address = cluster.root.endpoint(cluster.root.ports.replies)
+    hosts = {worker.name: worker.host for worker in cluster.workers}
+    where = "; ".join(f"on {hosts[name]}: dllama-zmq worker --root {address} --name {name}" for name in absent)
+    return f"{', '.join(absent)} did not join within {cluster.limits.join_s:.0f} s (limits.join_s). Start them: {where}"
+
+
+def _last_error(places: Places, log_start: int) -> str:
+    """What the root said last before it ended."""
+    with places.log("root").open("rb") as log:
+        log.seek(log_start)
+        lines = log.read().decode(errors="replace").splitlines()
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return errors[-1] if errors else f"the root ended without a word; see {places.log('root')}"
+
+
+def _end(process: subprocess.Popen[bytes], stop_s: float) -> None:
+    """End a root that this process started."""
+    process.terminate()
+    try:
+        process.wait(2 * stop_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _is_locked(places: Places) -> bool:
+    with (places.run / "lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def _await_unlocked(places: Places, wait_s: float) -> bool:
+    deadline = time.monotonic() + wait_s
+    while _is_locked(places):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_LOOK_S)
+    return True

@@ -1,0 +1,70 @@
+"""What the steps of each phase have cost so far, and what the plan says they should have."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from dllama_zmq.bus.client_messages import TrafficRow
+from dllama_zmq.bus.meter import Meter, Phase
+from dllama_zmq.root.prediction import predict_step
+from dllama_zmq.sharding import Plan
+from dllama_zmq.spec import Sync
+
+
+class Ledger:
+    """Sums by phase: steps, tokens, sampled rows; by node: seconds; by node and kind: bytes predicted."""
+
+    def __init__(self, plan: Plan, sync: Sync, names: list[str]) -> None:
+        self._plan = plan
+        self._sync = sync
+        self._names = names
+        self.steps: Counter[str] = Counter()
+        self.tokens: Counter[str] = Counter()
+        self.sampled: Counter[str] = Counter()
+        self.compute_s: dict[str, dict[str, float]] = {}
+        self.wait_s: dict[str, dict[str, float]] = {}
+        self._predicted: Counter[tuple[str, str, str, str]] = Counter()
+
+    def add_step(self, phase: Phase, n_tokens: int, n_sampled: int, k: int) -> None:
+        """One step is done."""
+        self.steps[phase] += 1
+        self.tokens[phase] += n_tokens
+        self.sampled[phase] += n_sampled
+        for name, part in zip(self._names, self._plan.parts[1:], strict=True):
+            vocab_rows = part.vocab.stop - part.vocab.start
+            kinds = predict_step(self._plan.spec, self._sync, n_tokens, vocab_rows, n_sampled, k)
+            for kind, predicted in kinds.items():
+                self._predicted[name, phase, kind, "payload"] += predicted.payload_bytes
+                self._predicted[name, phase, kind, "wire"] += predicted.wire_bytes
+
+    def add_more(self, phase: Phase, n_sampled: int, k: int) -> None:
+        """The candidates of the last step were asked for again."""
+        for name, part in zip(self._names, self._plan.parts[1:], strict=True):
+            vocab_rows = part.vocab.stop - part.vocab.start
+            answer = predict_step(self._plan.spec, self._sync, 1, vocab_rows, n_sampled, k)["candidates"]
+            self._predicted[name, phase, "candidates", "payload"] += answer.payload_bytes
+            self._predicted[name, phase, "candidates", "wire"] += answer.wire_bytes
+
+    def add_times(self, phase: Phase, compute_s: dict[str, float], wait_s: dict[str, float]) -> None:
+        """Seconds of one step, by node."""
+        for sums, step in ((self.compute_s, compute_s), (self.wait_s, wait_s)):
+            for name, seconds in step.items():
+                by_phase = sums.setdefault(name, {})
+                by_phase[phase] = by_phase.get(phase, 0.0) + seconds
+
+    def traffic(self, meter: Meter) -> list[TrafficRow]:
+        """Every row of the meter beside the prediction, by worker."""
+        return [
+            TrafficRow(
+                node=tally.node,
+                phase=tally.phase,
+                direction=tally.direction,
+                kind=tally.kind,
+                messages=tally.messages,
+                payload_bytes=tally.payload_bytes,
+                wire_bytes=tally.wire_bytes,
+                predicted_payload_bytes=self._predicted[tally.node, tally.phase, tally.kind, "payload"],
+                predicted_wire_bytes=self._predicted[tally.node, tally.phase, tally.kind, "wire"],
+            )
+            for tally in meter.tallies()
+        ]
