@@ -38,10 +38,13 @@ class Endpoints:
     local_replies: str = ""
 
     def of(self, local: bool) -> tuple[str, str]:
-        """The steps and replies addresses for a worker, which is `local` or not."""
+        """The steps and replies addresses for a worker, which is `local` or not.
+
+        A TCP address is given without its host: the root may listen on 0.0.0.0, and the worker knows a way to it.
+        """
         return (
-            self.local_steps if local and self.local_steps else self.steps[0],
-            self.local_replies if local and self.local_replies else self.replies[0],
+            self.local_steps if local and self.local_steps else _hostless(self.steps[0]),
+            self.local_replies if local and self.local_replies else _hostless(self.replies[0]),
         )
 
     def all_steps(self) -> list[str]:
@@ -211,14 +214,29 @@ class Complaints:
         self._next, self._unsaid = now + 1.0, 0
 
 
+def _hostless(endpoint: str) -> str:
+    return f"tcp://*:{endpoint.rpartition(':')[2]}" if endpoint.startswith("tcp://") else endpoint
+
+
 def kind_of(message: Message) -> str:
     """The kind of a message as it is on the wire."""
     return type(message).__name__.lower()
 
 
 def host_id() -> str:
-    """A text that is equal for processes of one running host and differs between hosts."""
+    """A text that is equal for processes which share a running kernel, its network and its files: those can use ipc.
+
+    Containers and network namespaces of one machine count as hosts of their own.
+    """
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{os.stat('/proc/self/ns/net').st_ino}/{os.stat('/proc/self/ns/mnt').st_ino}"
     except OSError:
         return os.uname().nodename
+
+
+def resolved(endpoint: str, root: str) -> str:
+    """`endpoint` with the host of `root` where its own is *: that by which the worker reaches the root."""
+    if not endpoint.startswith("tcp://*:"):
+        return endpoint
+    return f"{root.rpartition(':')[0]}:{endpoint.rpartition(':')[2]}"

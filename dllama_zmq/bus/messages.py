@@ -125,7 +125,11 @@ class Bye(Message, frozen=True):
 
 
 class Welcome(Message, frozen=True):
-    """Answer to Join: who you are, and at which addresses to go on (`replies` may differ from the one you came by)."""
+    """Answer to Join: who you are, and at which addresses to go on.
+
+    A host of * is the one by which you reached the root. Where `replies` is not the address you came by, connect there
+    and join again.
+    """
 
     node: Count
     name: Name

@@ -10,7 +10,7 @@ Pure: it is fed messages and asked questions; it owns no socket, no clock and no
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from dllama_zmq.bus.messages import Candidates, Frame, Join, Partial, Refuse
@@ -41,7 +41,9 @@ class Member:
 class Roster:
     """The workers of a cluster and its epoch: a number that rises whenever a step must not meet an older one."""
 
-    def __init__(self, names: Sequence[str], first_epoch: int) -> None:
+    def __init__(self, names: Sequence[str], first_epoch: int, reserved: Collection[str] = ()) -> None:
+        """`reserved` places are only for workers that ask for them by name."""
+        self._reserved = frozenset(reserved)
         self.members = [Member(node, name) for node, name in enumerate(names, start=1)]
         self.epoch = first_epoch
 
@@ -71,11 +73,12 @@ class Roster:
             )
         place = self.find(identity) or next((m for m in self.members if m.name == join.name), None)
         if place is None:
-            place = next((m for m in self.members if m.state is State.ABSENT), None)
+            free = (m for m in self.members if m.state is State.ABSENT and m.name not in self._reserved)
+            place = next(free, None)
         elif place.state is not State.ABSENT and place.identity != identity:
             return Refuse(f"{place.name} is already here (process {place.pid})", again=True)
         if place is None:
-            return Refuse(f"all {len(names)} places of this cluster are taken", again=True)
+            return Refuse(f"all places of this cluster are taken: {', '.join(names)}", again=True)
         place.identity, place.host, place.pid, place.state = identity, join.host, join.pid, State.LOADING
         self._new_epoch()
         return place

@@ -19,7 +19,7 @@ import zmq
 from dllama_zmq import __version__
 from dllama_zmq.bus import sockets
 from dllama_zmq.bus.links import Endpoints
-from dllama_zmq.cluster import Cluster, ClusterFile, is_loopback
+from dllama_zmq.cluster import Cluster, ClusterFile, WorkerConfig, is_loopback
 from dllama_zmq.errors import ClusterError
 from dllama_zmq.formats import open_model, read_tokenizer
 from dllama_zmq.launch.fleet import Fleet
@@ -51,7 +51,7 @@ def run_cluster(file: ClusterFile) -> None:
         cleanup.callback(root.close, "the cluster went down", stay=True)
         clients = sockets.bind(context, zmq.ROUTER, [*_listen(cluster, cluster.root.ports.clients), places.ipc_clients])
         cleanup.callback(clients.close)
-        fleet = Fleet([worker for worker in cluster.workers if is_loopback(worker.host)], places)
+        fleet = Fleet(local_workers(cluster), places)
         cleanup.callback(fleet.stop, cluster.limits.stop_s)
         facts = ClusterFacts(cluster.name, __version__, str(model.path))
         service = Service(root, tokenizer, clients, facts, every_turn=fleet.watch)
@@ -62,10 +62,16 @@ def run_cluster(file: ClusterFile) -> None:
         logger.info("going down")
 
 
+def local_workers(cluster: Cluster) -> list[WorkerConfig]:
+    """The workers that run on the root's own host, as its children."""
+    return [worker for worker in cluster.workers if is_loopback(worker.host)]
+
+
 def root_settings(cluster: Cluster) -> RootSettings:
     """What the root needs to know of a cluster."""
     return RootSettings(
         names=[worker.name for worker in cluster.workers],
+        reserved=[worker.name for worker in local_workers(cluster)],
         sync=cluster.sync,
         kernels=cluster.kernels,
         threads=cluster.root.threads,

@@ -45,9 +45,13 @@ ROOT = "root"
 
 @dataclass(frozen=True, slots=True)
 class RootSettings:
-    """How the root runs a model; `names` are its workers', so that 2^n - 1 of them make 2^n nodes."""
+    """How the root runs a model; `names` are its workers', so that 2^n - 1 of them make 2^n nodes.
+
+    `reserved` are those of them whose places nobody gets who does not ask for them by name.
+    """
 
     names: Sequence[str] = ()
+    reserved: Sequence[str] = ()
     sync: Sync = "f32"
     kernels: KernelChoice = "auto"
     threads: int = 1
@@ -81,7 +85,8 @@ class Root:
         self.settings = settings
         self.seq_len = min(settings.max_seq_len or self.spec.seq_len, self.spec.seq_len)
         self.plan = Plan.make(self.spec, 1 + len(settings.names))
-        self.roster = Roster(settings.names, first_epoch=time.time_ns() // 1_000_000)
+        first_epoch = time.time_ns() // 1_000_000  # a root that starts again begins above the epochs of the last one
+        self.roster = Roster(settings.names, first_epoch, settings.reserved)
         self.link: RootLink | None = None
         self._star: StarRoot | None = None
         self._formation: Formation | None = None

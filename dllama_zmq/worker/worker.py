@@ -18,7 +18,7 @@ import msgspec
 import zmq
 
 from dllama_zmq.bus import sockets
-from dllama_zmq.bus.links import WorkerLink, host_id
+from dllama_zmq.bus.links import WorkerLink, host_id, resolved
 from dllama_zmq.bus.messages import (
     ArrayHead,
     Beacon,
@@ -127,9 +127,10 @@ class Worker:
     def _serve_root(self, link: WorkerLink, address: str) -> str:
         """Join, load and serve over one link; returns the address to go on with when the root names a better one."""
         welcome = self._join(link, address)
-        if welcome.replies != address:
-            return welcome.replies
-        link.subscribe(welcome.steps)
+        replies = resolved(welcome.replies, address)
+        if replies != address:
+            return replies
+        link.subscribe(resolved(welcome.steps, address))
         shard = self._load(link, welcome)
         self._on_state("ready")
         while not self._stopped:

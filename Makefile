@@ -1,0 +1,45 @@
+# make demo    make .venv, bring up cluster.yaml, tell a story, show the bytes per token, bring it down
+# make test    run the tests
+# make check   format, lint, types, import contract, tests: what a change must pass
+# make clean   remove what these made
+
+PYTHON ?= python3
+BIN := .venv/bin
+DLLAMA := $(BIN)/dllama-zmq
+
+.PHONY: demo test check format clean
+.DELETE_ON_ERROR:
+
+# One environment; each stamp says what has been installed into it.
+.venv/pyvenv.cfg:
+	$(PYTHON) -m venv .venv
+
+.venv/run.stamp: .venv/pyvenv.cfg pyproject.toml
+	@echo "installing dllama-zmq into .venv"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+.venv/dev.stamp: .venv/run.stamp
+	@echo "installing the test tools into .venv"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+demo: .venv/run.stamp
+	@tools/demo.sh $(DLLAMA) $(BIN)/python
+
+test: .venv/dev.stamp
+	$(BIN)/python -m pytest
+
+check: .venv/dev.stamp
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest
+
+format: .venv/dev.stamp
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf .venv build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info

@@ -1,0 +1,22 @@
+#!/bin/sh
+# The whole path in one go: up, generate, netstat, down. Usage: tools/demo.sh DLLAMA_ZMQ PYTHON
+set -eu
+dllama=$1
+python=$2
+
+say() { printf '\n\033[1m$ %s\033[0m\n' "$1" >&2; }
+[ -t 2 ] || say() { printf '\n$ %s\n' "$1" >&2; }
+
+say "dllama-zmq up cluster.yaml"
+"$dllama" up cluster.yaml
+trap '"$dllama" down cluster.yaml' EXIT INT TERM
+
+say 'dllama-zmq generate "Once upon a time" --steps 200 --temperature 0.7'
+"$dllama" generate "Once upon a time" --steps 200 --temperature 0.7
+
+say "python tools/netstat.py"
+"$python" tools/netstat.py
+
+trap - EXIT INT TERM
+say "dllama-zmq down cluster.yaml"
+"$dllama" down cluster.yaml
