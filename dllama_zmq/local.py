@@ -7,6 +7,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
@@ -16,7 +17,7 @@ import zmq
 from dllama_zmq.bus.links import Endpoints
 from dllama_zmq.cluster import DATA_FOLDER, DEMO
 from dllama_zmq.errors import RequestError
-from dllama_zmq.formats import open_model, read_tokenizer
+from dllama_zmq.formats import ModelFile, open_model, read_tokenizer
 from dllama_zmq.kernels import KernelChoice
 from dllama_zmq.models import Run
 from dllama_zmq.quants import F32
@@ -107,34 +108,29 @@ def load(
     """
     path = DATA_FOLDER / f"{DEMO}.m" if model == DEMO else Path(model)
     tokenizer_path = Path(tokenizer) if tokenizer is not None else path.with_suffix(".t")
-    file = open_model(path)
-    words = None
-    if tokenizer is not None or tokenizer_path.exists():
-        words = read_tokenizer(tokenizer_path)
-        words.check_fits(file.spec, path)
+    with ExitStack() as cleanup:
+        file = cleanup.enter_context(open_model(path))
+        words = None
+        if tokenizer is not None or tokenizer_path.exists():
+            words = read_tokenizer(tokenizer_path)
+            words.check_fits(file.spec, path)
+        root = _start(file, [f"worker{i}" for i in range(1, nodes)], sync, kernels, cleanup)
+        root.form(time.monotonic() + root.settings.limits.join_s + root.settings.limits.load_s)
+        return LocalModel(root, words, cleanup.pop_all().close)
+
+
+def _start(file: ModelFile, names: list[str], sync: Sync, kernels: KernelChoice, cleanup: ExitStack) -> Root:
+    """A root and its workers in threads; `cleanup` gets what ends them."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    cleanup.callback(context.term)
     bus = f"inproc://{secrets.token_hex(8)}"
-    endpoints = Endpoints([f"{bus}-steps"], [f"{bus}-replies"])
-    names = [f"worker{i}" for i in range(1, nodes)]
-    try:
-        # In one process the nodes share the interpreter: a waiting one must block, not spin.
-        root = Root(context, file, RootSettings(names=names, sync=sync, kernels=kernels, spin_s=0.0), endpoints)
-    except BaseException:
-        context.term()
-        raise
-    workers = [
-        Worker(context, WorkerSettings(root=f"{bus}-replies", name=name, spin_s=0.0, watch=False)) for name in names
-    ]
-    threads = [threading.Thread(target=w.run, name=n, daemon=True) for w, n in zip(workers, names, strict=True)]
-    for thread in threads:
+    # In one process the nodes share the interpreter: a waiting one must block, not spin.
+    settings = RootSettings(names=names, sync=sync, kernels=kernels, spin_s=0.0)
+    root = Root(context, file, settings, Endpoints([f"{bus}-steps"], [f"{bus}-replies"]))
+    for name in names:
+        worker = Worker(context, WorkerSettings(root=f"{bus}-replies", name=name, spin_s=0.0, watch=False))
+        thread = threading.Thread(target=worker.run, name=name, daemon=True)
         thread.start()
-    root.form(time.monotonic() + root.settings.limits.join_s + root.settings.limits.load_s)
-
-    def shut_down() -> None:
-        root.close("closed")
-        for thread in threads:
-            thread.join(5.0)
-        context.term()
-        file.close()
-
-    return LocalModel(root, words, shut_down)
+        cleanup.callback(thread.join, 5.0)
+    cleanup.callback(root.close, "closed")  # runs first: the workers leave when they are told
+    return root

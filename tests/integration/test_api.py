@@ -1,0 +1,103 @@
+"""The Python API, as a program would use it."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import tiny_spec, tiny_tokenizer_data, write_tiny_model
+
+import dllama_zmq
+from dllama_zmq.errors import ClusterError, FormatError, PlanError, RequestError, RootLost
+from dllama_zmq.formats import write_t
+from dllama_zmq.spec import FloatType
+
+
+@pytest.fixture
+def model_path(tmp_path: Path) -> Path:
+    """A tiny Q40 model with its tokenizer beside it."""
+    spec = tiny_spec(dim=128, hidden_dim=256, n_heads=4, n_kv_heads=2, weight_type=FloatType.Q40)
+    write_tiny_model(tmp_path / "tiny.m", spec).close()
+    write_t(tmp_path / "tiny.t", tiny_tokenizer_data())
+    return tmp_path / "tiny.m"
+
+
+def test_package_exports_what_it_documents() -> None:
+    assert dllama_zmq.__all__ == ["Client", "__version__", "load"]
+    assert all(getattr(dllama_zmq, name) for name in dllama_zmq.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        dllama_zmq.nothing  # noqa: B018
+
+
+def test_logits_are_float32_of_tokens_by_vocabulary(model_path: Path) -> None:
+    with dllama_zmq.load(model_path, nodes=2) as model:
+        logits = model.logits([1, 2, 3])
+    assert logits.shape == (3, model.spec.vocab_size)
+    assert logits.dtype == np.float32
+
+
+def test_generate_streams_pieces_that_join_to_the_text(model_path: Path) -> None:
+    with dllama_zmq.load(model_path) as model:
+        pieces = list(model.generate("once upon", max_tokens=12, temperature=0.8, seed=4))
+        again = "".join(model.generate("once upon", max_tokens=12, temperature=0.8, seed=4))
+    assert len(pieces) > 1
+    assert "".join(pieces) == again
+
+
+def test_stopping_early_leaves_the_model_usable(model_path: Path) -> None:
+    with dllama_zmq.load(model_path, nodes=2) as model:
+        whole = "".join(model.generate("once upon", max_tokens=10))
+        for _ in model.generate("a cat", max_tokens=10):
+            break
+        assert "".join(model.generate("once upon", max_tokens=10)) == whole
+
+
+def test_closing_ends_every_thread(model_path: Path) -> None:
+    before = set(threading.enumerate())
+    model = dllama_zmq.load(model_path, nodes=4)
+    model.close()
+    model.close()
+    assert {t for t in set(threading.enumerate()) - before if t.is_alive()} == set()
+
+
+def test_a_forgotten_model_ends_when_it_is_collected(model_path: Path) -> None:
+    before = set(threading.enumerate())
+    model = dllama_zmq.load(model_path, nodes=2)
+    del model
+    gc.collect()
+    assert {t for t in set(threading.enumerate()) - before if t.is_alive()} == set()
+
+
+def test_refusals_say_what_to_do(model_path: Path, tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match="1, 2 or 4 nodes"):
+        dllama_zmq.load(model_path, nodes=8)
+    with pytest.raises(PlanError, match="not a power of two"):
+        dllama_zmq.load(model_path, nodes=3)
+    with pytest.raises(FormatError, match="nowhere"):
+        dllama_zmq.load(tmp_path / "nowhere.m")
+    (tmp_path / "tiny.t").unlink()
+    with dllama_zmq.load(model_path) as model:
+        assert model.logits([1]).shape[0] == 1
+        with pytest.raises(RequestError, match="without a tokenizer"):
+            next(model.generate("a"))
+
+
+def test_token_outside_the_vocabulary_is_refused_and_harms_nothing(model_path: Path) -> None:
+    with dllama_zmq.load(model_path, nodes=2) as model:
+        expected = model.logits([5])
+        with pytest.raises(RequestError, match="token 288"):
+            model.logits([288])
+        assert np.array_equal(model.logits([5]), expected)
+
+
+def test_client_without_a_root_says_so_before_long() -> None:
+    with dllama_zmq.Client("tcp://127.0.0.1:9") as client, pytest.raises(RootLost, match="is a cluster running there"):
+        client.status(wait_s=0.3)
+
+
+def test_client_refuses_an_address_that_is_none() -> None:
+    with pytest.raises((ClusterError, dllama_zmq.errors.BusError), match="no address"):
+        dllama_zmq.Client("127.0.0.1:5572")
