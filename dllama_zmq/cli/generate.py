@@ -78,11 +78,14 @@ def _answer(client: Client, prompt: str, options: Options) -> None:
         options.top_k,
         options.given_seed(),
     )
-    reason, seed, prompt_tokens, tokens = "", 0, 0, []
+    reason, said, seed, prompt_tokens, tokens = "", "", 0, 0, []
     try:
         for answer in answers:
             if isinstance(answer, Queued):
-                note(f"waiting: {answer.note or f'{answer.ahead} before this one'}")
+                waiting = f"waiting: {answer.note or f'{answer.ahead} before this one'}"
+                if waiting != said:
+                    note(waiting)
+                said = waiting
             elif isinstance(answer, Started):
                 seed, prompt_tokens = answer.seed, answer.prompt_tokens
             elif isinstance(answer, Prefill):

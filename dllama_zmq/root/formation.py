@@ -11,6 +11,7 @@ from dllama_zmq.bus.links import Endpoints, PeerGone, RootLink, host_id
 from dllama_zmq.bus.messages import (
     Beacon,
     Credit,
+    Fault,
     Frame,
     Heard,
     Join,
@@ -99,6 +100,9 @@ class Formation:
             self._roster.set_loaded(member)
             seconds = time.monotonic() - self._joined_at[member.node]
             logger.info("loaded %s bytes=%d seconds=%.1f", member.name, message.nbytes, seconds)
+        elif isinstance(message, Fault) and member.state is State.LOADING:
+            logger.error("cannot load %s: %s", member.name, message.text)
+            self._roster.lose(member, f"could not load: {message.text}")
         elif isinstance(message, Heard):
             self._roster.set_heard(member, message.epoch)
             if self._roster.ready:

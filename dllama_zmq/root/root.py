@@ -40,6 +40,8 @@ from dllama_zmq.sharding import (
 from dllama_zmq.spec import Sync
 
 N_SLOTS = 1
+DEFAULT_SEQ_LEN = 4096
+"""Positions where max_seq_len is not given: a model of 131072 would ask for gigabytes of KV cache that few use."""
 ROOT = "root"
 
 
@@ -83,7 +85,7 @@ class Root:
         """Raises PlanError where the model cannot be split so, BusError where an endpoint cannot be bound."""
         self.spec = model.spec
         self.settings = settings
-        self.seq_len = min(settings.max_seq_len or self.spec.seq_len, self.spec.seq_len)
+        self.seq_len = min(settings.max_seq_len or DEFAULT_SEQ_LEN, self.spec.seq_len)
         self.plan = Plan.make(self.spec, 1 + len(settings.names))
         first_epoch = time.time_ns() // 1_000_000  # a root that starts again begins above the epochs of the last one
         self.roster = Roster(settings.names, first_epoch, settings.reserved)

@@ -12,6 +12,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import msgspec
@@ -41,7 +42,7 @@ from dllama_zmq.bus.messages import (
 )
 from dllama_zmq.bus.messages import Plan as PlanMessage
 from dllama_zmq.bus.worker_exchange import StarWorker, StepVoid
-from dllama_zmq.errors import ClusterError, DllamaError, FormatError, ProtocolError, RootLost
+from dllama_zmq.errors import BusError, ClusterError, DllamaError, FormatError, PlanError, ProtocolError, RootLost
 from dllama_zmq.kernels import choose_kernels
 from dllama_zmq.models import Model, Run
 from dllama_zmq.quants import F32
@@ -109,20 +110,33 @@ class Worker:
         self._stopped = True
 
     def run(self) -> None:
-        """Serve root after root until told to leave. Raises ClusterError where a root has no place for this worker."""
+        """Serve root after root until told to leave.
+
+        Raises ClusterError where a root has no place for this worker, or where the address given is none.
+        """
         address = self._settings.root
         while not self._stopped:
-            link = WorkerLink(self._context, address, self._identity, self._settings.spin_s, self._settings.watch)
             try:
-                address = self._serve_root(link, address)
+                address = self._serve_at(address)
             except _Leave as reason:
                 logger.info("leaving: %s", reason)
                 return
-            except (RootLost, ProtocolError) as error:
+            except BusError as error:
                 logger.warning("joining again: %s", error)
+                if not isinstance(error, RootLost):
+                    time.sleep(_JOIN_EVERY_S)  # a root that talks nonsense will do so again
                 address = self._settings.root
-            finally:
-                link.close()
+
+    def _serve_at(self, address: str) -> str:
+        """Serve the root at `address`; returns the address to go on with."""
+        try:
+            link = WorkerLink(self._context, address, self._identity, self._settings.spin_s, self._settings.watch)
+        except BusError as error:
+            if address == self._settings.root:
+                raise ClusterError(str(error)) from None
+            raise
+        with closing(link):
+            return self._serve_root(link, address)
 
     def _serve_root(self, link: WorkerLink, address: str) -> str:
         """Join, load and serve over one link; returns the address to go on with when the root names a better one."""
@@ -131,7 +145,12 @@ class Worker:
         if replies != address:
             return replies
         link.subscribe(resolved(welcome.steps, address))
-        shard = self._load(link, welcome)
+        try:
+            shard = self._load(link, welcome)
+        except MemoryError as error:
+            text = f"not enough memory ({error}); use more nodes, or a smaller max_seq_len"
+            link.send(Fault(0, 0, text))
+            raise ClusterError(text) from None
         self._on_state("ready")
         while not self._stopped:
             arrived = link.receive(time.monotonic() + 1.0)
@@ -144,7 +163,7 @@ class Worker:
     def _join(self, link: WorkerLink, address: str) -> Welcome:
         join = Join(self._settings.name, host_id(), os.getpid(), self._settings.version)
         next_word = time.monotonic()
-        patience = next_word + _PATIENCE_S
+        patience: float | None = None
         while not self._stopped:
             if time.monotonic() >= next_word:
                 logger.info("asking the root at %s for work", address)
@@ -157,6 +176,7 @@ class Worker:
             elif isinstance(arrived[0], Welcome):
                 return arrived[0]
             elif isinstance(arrived[0], Refuse):
+                patience = patience or time.monotonic() + _PATIENCE_S
                 if not arrived[0].again or time.monotonic() > patience:
                     raise ClusterError(f"the root at {address} has no place for this worker: {arrived[0].reason}")
                 time.sleep(_JOIN_EVERY_S)
@@ -171,10 +191,11 @@ class Worker:
             spec = msgspec.convert(order.spec, ModelSpec)
             spec.check()
             plan = Plan.make(spec, order.nodes)
-        except (msgspec.ValidationError, FormatError) as error:
-            raise ProtocolError(f"a plan for a model that cannot be: {error}") from None
+        except (msgspec.ValidationError, FormatError, PlanError) as error:
+            raise ProtocolError(f"a plan for a model that cannot be: {str(error)[:300]}") from None
         if not 1 <= welcome.node < order.nodes or not 1 <= order.seq_len <= spec.seq_len or order.slots < 1:
             raise ProtocolError(f"a plan for node {welcome.node} of {order.nodes}, {order.seq_len} positions")
+        _check_room(plan, welcome.node, order)
         logger.info("joined as %s node=%d of=%d", welcome.name, welcome.node, order.nodes)
         loading = Loading(plan, welcome.node)
         link.send(Credit(CREDIT_PIECES))
@@ -251,6 +272,15 @@ class Worker:
         if bye.stay:
             raise RootLost(bye.reason)
         raise _Leave(bye.reason)
+
+
+def _check_room(plan: Plan, node: int, order: PlanMessage) -> None:
+    """Refuse, before anything is allocated, what this machine could never hold."""
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    kv_bytes = plan.kv_bytes(node, order.seq_len, order.slots)
+    for what, nbytes in (("weights", plan.weight_bytes(node)), ("keys and values", kv_bytes)):
+        if nbytes > machine:
+            raise ProtocolError(f"a plan with {nbytes} bytes of {what}; this machine has {machine}")
 
 
 def _candidate_arrays(shard: _Shard, k: int) -> list[tuple[ArrayHead, Frame]]:

@@ -1,0 +1,74 @@
+"""How workers come in: what the root answers to those that ask, and what it says of those that cannot."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import zmq
+from tiny import tiny_spec, write_tiny_model
+
+from dllama_zmq.bus import sockets
+from dllama_zmq.bus.links import Endpoints
+from dllama_zmq.bus.messages import TO_WORKER, Fault, Join, Message, Plan, Refuse, Welcome, decode, encode
+from dllama_zmq.errors import WorkerLost
+from dllama_zmq.root.root import DEFAULT_SEQ_LEN, Root, RootSettings
+
+
+class Door:
+    """A root of two nodes whose only worker's place is called worker1 and open to anybody, and those who knock."""
+
+    def __init__(self, folder: Path, cleanup: ExitStack) -> None:
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        cleanup.callback(self._context.term)
+        model = cleanup.enter_context(write_tiny_model(folder / "tiny.m", tiny_spec(seq_len=2 * DEFAULT_SEQ_LEN)))
+        endpoints = Endpoints(["inproc://steps"], ["inproc://replies"])
+        self.root = Root(self._context, model, RootSettings(names=["worker1"], spin_s=0.0), endpoints)
+        cleanup.callback(self.root.close, "done")
+        self._cleanup = cleanup
+
+    def stranger(self, identity: bytes) -> zmq.Socket[bytes]:
+        """A raw socket where a worker's would be."""
+        socket = sockets.connect(self._context, zmq.DEALER, "inproc://replies", identity)
+        self._cleanup.callback(socket.close)
+        return socket
+
+    def ask(self, socket: zmq.Socket[bytes], message: Message) -> list[Message]:
+        """Everything the root answers but its pings."""
+        socket.send_multipart(encode(message))
+        self.root.pump(time.monotonic() + 0.05)
+        answers = []
+        while (frames := sockets.receive_now(socket)) is not None:
+            answers.append(decode(frames, TO_WORKER)[0])
+        return [answer for answer in answers if isinstance(answer, Welcome | Plan | Refuse)]
+
+
+@pytest.fixture
+def door(tmp_path: Path) -> Iterator[Door]:
+    with ExitStack() as cleanup:
+        yield Door(tmp_path, cleanup)
+
+
+def test_a_worker_is_welcomed_with_a_plan_of_bounded_context(door: Door) -> None:
+    welcome, plan = door.ask(door.stranger(b"a"), Join("", "elsewhere", 1, "0"))
+    assert isinstance(welcome, Welcome)
+    assert welcome.name == "worker1"
+    assert isinstance(plan, Plan)
+    assert plan.seq_len == DEFAULT_SEQ_LEN  # not the model's 8192: nobody asked for that much memory
+
+
+def test_a_second_worker_is_told_that_all_places_are_taken(door: Door) -> None:
+    door.ask(door.stranger(b"a"), Join("", "", 1, "0"))
+    (refusal,) = door.ask(door.stranger(b"b"), Join("", "", 2, "0"))
+    assert refusal == Refuse("all places of this cluster are taken: worker1", again=True)
+
+
+def test_what_keeps_a_worker_from_loading_is_told_where_people_look(door: Door) -> None:
+    worker = door.stranger(b"a")
+    door.ask(worker, Join("", "", 1, "0"))
+    door.ask(worker, Fault(0, 0, "not enough memory"))
+    with pytest.raises(WorkerLost, match="worker1 could not load: not enough memory"):
+        door.root.form(time.monotonic())
