@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 from dllama_zmq.bus.links import PeerGone, RootLink, kind_of
 from dllama_zmq.bus.messages import (
+    Bye,
     Candidates,
     Fault,
     Frame,
@@ -27,14 +29,15 @@ from dllama_zmq.bus.messages import (
     pack_floats,
     unpack,
 )
-from dllama_zmq.bus.session import Gather, Member, Part, Roster
+from dllama_zmq.bus.session import Gather, Member, Part, Roster, State
 from dllama_zmq.errors import ProtocolError, RemoteError, WorkerLost
 from dllama_zmq.kernels import tree_sum
 from dllama_zmq.quants import F32
 from dllama_zmq.spec import Sync
 
 PING_S = 0.25
-"""How often the root knocks at the workers it waits for: a broken connection is known after this time."""
+"""How often a waiting root knocks at every worker: a broken connection is known after this time, and those who have
+answered hear that the root lives."""
 
 
 class Solo:
@@ -61,7 +64,13 @@ class StarRoot:
         self.wait_s = 0.0
 
     def begin(self, runs: Sequence[tuple[int, int, int]], wanted: Sequence[Want], k: int, x: F32) -> F32:
-        """Publish a step; returns x (T, D) as every node sees it."""
+        """Publish a step; returns x (T, D) as every node sees it.
+
+        Raises WorkerLost, and publishes nothing, while a worker has not heard this epoch's beacon.
+        """
+        if not self._roster.ready:
+            away = [f"{m.name} is {m.state.value}" for m in self._roster.members if m.state is not State.READY]
+            raise WorkerLost(f"no step can begin: {', '.join(away)}")
         self._step += 1
         self._stage = 0
         self.wait_s = 0.0
@@ -108,15 +117,15 @@ class StarRoot:
         start = time.monotonic()
         deadline, next_ping = start + self._step_s, start + PING_S
         while gather.missing:
+            now = time.monotonic()  # looked at every turn: a flood of other messages must not outlast the deadline
+            if now >= deadline:
+                raise WorkerLost(self._late(kind, gather.missing, now - start))
+            if now >= next_ping:
+                self._ping(kind)
+                next_ping = now + PING_S
             arrived = self._link.receive(min(next_ping, deadline))
             if arrived is not None:
                 self._take(gather, kind, *arrived)
-                continue
-            now = time.monotonic()
-            if now >= deadline:
-                raise WorkerLost(self._late(kind, gather.missing, now - start))
-            self._ping(kind, gather.missing)
-            next_ping = now + PING_S
         self.wait_s += time.monotonic() - start
         return gather.in_node_order()
 
@@ -141,10 +150,10 @@ class StarRoot:
             if isinstance(message, Join):
                 self._lose(kind, member, "it started again")
 
-    def _ping(self, kind: type[Message], missing: Sequence[int]) -> None:
+    def _ping(self, kind: type[Message]) -> None:
         ping = encode(Ping(self._roster.epoch, self._step, self._stage))
-        for node in missing:
-            self._to(kind, self._roster.members[node - 1], "ping", ping)
+        for member in self._roster.members:
+            self._to(kind, member, "ping", ping)
 
     def _to(self, kind: type[Message], member: Member, message_kind: str, frames: list[Frame]) -> None:
         try:
@@ -158,7 +167,10 @@ class StarRoot:
 
     def _late(self, kind: type[Message], missing: Sequence[int], seconds: float) -> str:
         for node in missing:
-            self._roster.lose(self._roster.members[node - 1], f"did not answer for {seconds:.1f} s")
+            member, reason = self._roster.members[node - 1], f"did not answer for {seconds:.1f} s"
+            with suppress(PeerGone):  # should it be alive after all, it must know that it has to join again
+                self._link.send(member.identity, member.name, Bye(True, f"{member.name} {reason}"))
+            self._roster.lose(member, reason)
         return (
             f"{', '.join(map(self.name, missing))} did not answer at {self._place(kind)} for {seconds:.1f} s; "
             "if that machine is only slow, raise limits.step_s in cluster.yaml"

@@ -110,6 +110,8 @@ class RootLink:
                 message, arrays = decode(frames[1:], TO_ROOT)
             except ProtocolError as error:
                 self._complaints.say("dropped a message from %r: %s", identity, error)
+                if time.monotonic() >= until:  # a flood of such messages must not outlast a deadline
+                    return None
                 continue
             name = self._name_of(identity)
             if name is not None:
@@ -163,15 +165,18 @@ class WorkerLink:
                 return decode(frames, TO_WORKER)
             except ProtocolError as error:
                 self._complaints.say("dropped a message from the root: %s", error)
+                if time.monotonic() >= until:
+                    return None
 
     def lost(self) -> bool:
         """Whether the connection to the root has broken since the last call."""
         return self._disconnects is not None and self._disconnects.happened()
 
     def close(self) -> None:
+        """Close both sockets; a last Fault has a moment to leave."""
         if self._disconnects is not None:
             self._disconnects.close()
-        self._replies.close()
+        self._replies.close(linger=_LAST_WORD_MS)
         if self._steps is not None:
             self._steps.close()
 

@@ -165,7 +165,7 @@ class Weights(Message, frozen=True):
 
 
 class Ping(Message, frozen=True):
-    """The root waits for this node's part of `stage`. A node that lacks what that part needs answers Missed.
+    """The root waits for parts of `stage`. A node that lacks what its part needs answers Missed.
 
     Sending it also fails at once where the worker's connection is gone.
     """
@@ -279,15 +279,17 @@ def decode(frames: Sequence[Frame], allowed: Kinds) -> tuple[Message, list[Frame
         raise ProtocolError(f"a header that is not msgpack: {error}") from None
     if not isinstance(header, list) or len(header) < 2 or not isinstance(header[1], str):
         raise ProtocolError("a header that is not an array of protocol, kind and fields")
+    if type(header[0]) is not int:  # True == 1, and the repr of a deep list is no error message
+        raise ProtocolError(f"a protocol that is a {type(header[0]).__name__}; expected the integer {PROTOCOL}")
     if header[0] != PROTOCOL:
-        raise ProtocolError(f"protocol {header[0]!r:.40}; this side speaks {PROTOCOL}: use one version on all nodes")
+        raise ProtocolError(f"protocol {header[0]}; this side speaks {PROTOCOL}: use one version on all nodes")
     kind = header[1]
     if kind not in allowed:
         raise ProtocolError(f"a message {kind!r:.40}; expected one of {', '.join(allowed)}")
     try:
         message = msgspec.convert(header[1:], allowed[kind])
     except (msgspec.ValidationError, RecursionError) as error:
-        raise ProtocolError(f"a message {kind!r} that is not as agreed: {error}") from None
+        raise ProtocolError(f"a message {kind!r} that is not as agreed: {str(error)[:300]}") from None
     heads: list[ArrayHead] = getattr(message, "arrays", [])
     arrays = list(frames[1:])
     if len(arrays) != len(heads):

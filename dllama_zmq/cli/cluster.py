@@ -18,7 +18,7 @@ from dllama_zmq.cli.show import UpProgress, human_bytes, note
 from dllama_zmq.cluster import ClusterFile, load_cluster
 from dllama_zmq.errors import ClusterError
 from dllama_zmq.launch.daemon import run_cluster
-from dllama_zmq.launch.lifecycle import bring_up, connect, find_running, take_down
+from dllama_zmq.launch.lifecycle import bring_up, commands_elsewhere, connect, find_running, take_down
 from dllama_zmq.launch.paths import Places
 from dllama_zmq.spec import Sync
 
@@ -66,7 +66,9 @@ def up(path: Path, foreground: bool, overrides: Overrides) -> None:
 
 
 def bring_up_told(file: ClusterFile, overrides: Overrides) -> Status:
-    """Bring the cluster up, telling on stderr how far each worker is."""
+    """Bring the cluster up, telling on stderr what to start elsewhere and how far each worker is."""
+    for command in commands_elsewhere(file.cluster).values():
+        note(f"start {command}")
     with UpProgress() as progress:
         return bring_up(file, progress.show, overrides.flags())
 

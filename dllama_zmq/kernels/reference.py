@@ -96,7 +96,11 @@ def _integer_product(tile: BlockMatrix, x: F32, x_scales: F32, segments: int) ->
     # At most 32 * 127 * 127 < 2^24: float32 holds these integer sums exactly, in whatever order BLAS adds them.
     sums = np.matmul(q.astype(np.float32).transpose(1, 0, 2), x)  # (b, R, T)
     sums *= d.T[:, :, None] * x_scales
-    return tree_sum(np.add.reduce(sums.reshape(segments, -1, *sums.shape[1:]), axis=1))
+    parts = sums.reshape(segments, -1, *sums.shape[1:])
+    totals = parts[:, 0].copy()
+    for i in range(1, parts.shape[1]):  # np.add.reduce adds in another order where a tile is one row by one token
+        totals += parts[:, i]
+    return tree_sum(totals)
 
 
 def _float_product(tile: BlockMatrix, x: F32, _: F32, segments: int) -> F32:

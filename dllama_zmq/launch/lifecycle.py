@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,9 +14,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from dllama_zmq.bus.client_messages import Status
 from dllama_zmq.client import Client
-from dllama_zmq.cluster import ClusterFile
+from dllama_zmq.cluster import Cluster, ClusterFile, is_loopback
 from dllama_zmq.errors import ClusterError, RootLost
 from dllama_zmq.formats import open_model, read_tokenizer
 from dllama_zmq.launch.fleet import child_environment, open_log
@@ -146,12 +149,24 @@ def _await_ready(
             client.close()
 
 
+def commands_elsewhere(cluster: Cluster) -> dict[str, str]:
+    """What to run where, for each worker that is not this host's: by the worker's name."""
+    host = cluster.root.host
+    if host in ("0.0.0.0", "::"):  # it listens everywhere; the others need a name for it
+        host = socket.gethostname()
+    address = msgspec.structs.replace(cluster.root, host=host).endpoint(cluster.root.ports.replies)
+    return {
+        worker.name: f"on {worker.host}: dllama-zmq worker --root {address} --name {worker.name}"
+        for worker in cluster.workers
+        if not is_loopback(worker.host)
+    }
+
+
 def _nobody_came(file: ClusterFile, absent: list[str]) -> str:
     cluster = file.cluster
-    address = cluster.root.endpoint(cluster.root.ports.replies)
-    hosts = {worker.name: worker.host for worker in cluster.workers}
-    where = "; ".join(f"on {hosts[name]}: dllama-zmq worker --root {address} --name {name}" for name in absent)
-    return f"{', '.join(absent)} did not join within {cluster.limits.join_s:.0f} s (limits.join_s). Start them: {where}"
+    elsewhere = commands_elsewhere(cluster)
+    cures = [elsewhere.get(name, f"see the log of {name}: dllama-zmq logs {name}") for name in absent]
+    return f"{', '.join(absent)} did not join within {cluster.limits.join_s:.0f} s (limits.join_s); {'; '.join(cures)}"
 
 
 def _last_error(places: Places, log_start: int) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 
 from dllama_zmq.bus.client_messages import TrafficRow
 from dllama_zmq.bus.meter import Meter, Phase
-from dllama_zmq.root.prediction import predict_step
+from dllama_zmq.root.prediction import Predicted, StepKind, as_wide_as, predict_more, predict_step
 from dllama_zmq.sharding import Plan
 from dllama_zmq.spec import Sync
 
@@ -30,20 +31,13 @@ class Ledger:
         self.steps[phase] += 1
         self.tokens[phase] += n_tokens
         self.sampled[phase] += n_sampled
-        for name, part in zip(self._names, self._plan.parts[1:], strict=True):
-            vocab_rows = part.vocab.stop - part.vocab.start
-            kinds = predict_step(self._plan.spec, self._sync, n_tokens, vocab_rows, n_sampled, k)
-            for kind, predicted in kinds.items():
-                self._predicted[name, phase, kind, "payload"] += predicted.payload_bytes
-                self._predicted[name, phase, kind, "wire"] += predicted.wire_bytes
+        spec, sync, step = self._plan.spec, self._sync, self._step()
+        self._predict(phase, lambda vocab_rows: predict_step(spec, sync, n_tokens, vocab_rows, n_sampled, k, step))
 
     def add_more(self, phase: Phase, n_sampled: int, k: int) -> None:
         """The candidates of the last step were asked for again."""
-        for name, part in zip(self._names, self._plan.parts[1:], strict=True):
-            vocab_rows = part.vocab.stop - part.vocab.start
-            answer = predict_step(self._plan.spec, self._sync, 1, vocab_rows, n_sampled, k)["candidates"]
-            self._predicted[name, phase, "candidates", "payload"] += answer.payload_bytes
-            self._predicted[name, phase, "candidates", "wire"] += answer.wire_bytes
+        spec, step = self._plan.spec, self._step()
+        self._predict(phase, lambda vocab_rows: predict_more(spec, vocab_rows, n_sampled, k, step))
 
     def add_times(self, phase: Phase, compute_s: dict[str, float], wait_s: dict[str, float]) -> None:
         """Seconds of one step, by node."""
@@ -68,3 +62,13 @@ class Ledger:
             )
             for tally in meter.tallies()
         ]
+
+    def _predict(self, phase: Phase, predict: Callable[[int], dict[StepKind, Predicted]]) -> None:
+        for name, part in zip(self._names, self._plan.parts[1:], strict=True):
+            for kind, predicted in predict(part.vocab.stop - part.vocab.start).items():
+                self._predicted[name, phase, kind, "payload"] += predicted.payload_bytes
+                self._predicted[name, phase, kind, "wire"] += predicted.wire_bytes
+
+    def _step(self) -> int:
+        """A number as wide in a header as that of the last step."""
+        return as_wide_as(self.steps.total())

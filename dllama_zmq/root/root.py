@@ -37,7 +37,7 @@ from dllama_zmq.sharding import (
     build_shard,
     merge_candidates,
 )
-from dllama_zmq.spec import Sync
+from dllama_zmq.spec import SYNC_FLOAT, Sync
 
 N_SLOTS = 1
 DEFAULT_SEQ_LEN = 4096
@@ -87,6 +87,10 @@ class Root:
         self.settings = settings
         self.seq_len = min(settings.max_seq_len or DEFAULT_SEQ_LEN, self.spec.seq_len)
         self.plan = Plan.make(self.spec, 1 + len(settings.names))
+        if self.spec.dim % SYNC_FLOAT[settings.sync].block_values:
+            raise PlanError(
+                f"sync {settings.sync} needs whole blocks of 32; this model is {self.spec.dim} wide: use f32 or f16"
+            )
         first_epoch = time.time_ns() // 1_000_000  # a root that starts again begins above the epochs of the last one
         self.roster = Roster(settings.names, first_epoch, settings.reserved)
         self.link: RootLink | None = None

@@ -1,7 +1,7 @@
 """The best tokens of each node, and how they become the best tokens of all: enough to sample from without the logits.
 
-A merged list is exact down to the worst candidate that any node sent of a list it cut short: below that, a node may
-hold better tokens that it did not send. `n_sure` counts what lies above.
+A merged list is exact down to the first candidate that is the last of a list cut short: below that, the node which sent
+it may hold better tokens that it did not send. `n_sure` counts what is exact.
 """
 
 from __future__ import annotations
@@ -74,13 +74,11 @@ def merge_candidates(nodes: Sequence[NodeCandidates]) -> list[RowCandidates]:
     totals = np.logaddexp.reduce([n.log_sum_exp for n in nodes], axis=0)
     order = np.lexsort((ids, -logits), axis=1)
     ids, logits = np.take_along_axis(ids, order, axis=1), np.take_along_axis(logits, order, axis=1)
-    cut_short = [n.logits[:, -1] for n in nodes if not n.complete]
-    floor = np.max(cut_short, axis=0) if cut_short else np.full(len(ids), -np.inf, np.float32)
+    # Of a list cut short, what follows its last candidate is unknown, equal logits with higher ids included.
+    ends = [np.argmax(ids == n.ids[:, -1:], axis=1) + 1 for n in nodes if not n.complete]
+    n_sure = np.min(ends, axis=0) if ends else np.full(len(ids), ids.shape[1])
     return [
-        RowCandidates(
-            ids[i], logits[i], float(totals[i]), int(np.count_nonzero(logits[i] >= floor[i])), complete=not cut_short
-        )
-        for i in range(len(ids))
+        RowCandidates(ids[i], logits[i], float(totals[i]), int(n_sure[i]), complete=not ends) for i in range(len(ids))
     ]
 
 

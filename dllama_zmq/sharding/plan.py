@@ -7,6 +7,7 @@ held by every node whose query heads read it, so nodes may outnumber KV heads.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -62,7 +63,8 @@ class Plan:
             raise PlanError(f"{_obstacle(spec, n_nodes)} This model can be split over {_listed(counts)} nodes.")
         group = spec.n_heads // spec.n_kv_heads
         block = spec.weight_type.block_values
-        heads = _cut(spec.n_heads, shares)
+        heads_at_once = block // math.gcd(block, spec.head_dim)  # whole blocks of columns, also between uneven shares
+        heads = [_scaled(units, heads_at_once) for units in _cut(spec.n_heads // heads_at_once, shares)]
         ffn = _cut(spec.hidden_dim // block, shares)
         vocab = _cut(spec.vocab_size, shares)
         parts = tuple(

@@ -151,6 +151,9 @@ class Worker:
             text = f"not enough memory ({error}); use more nodes, or a smaller max_seq_len"
             link.send(Fault(0, 0, text))
             raise ClusterError(text) from None
+        except ProtocolError as error:
+            link.send(Fault(0, 0, str(error)[:2000]))
+            raise
         self._on_state("ready")
         while not self._stopped:
             arrived = link.receive(time.monotonic() + 1.0)
@@ -280,7 +283,10 @@ def _check_room(plan: Plan, node: int, order: PlanMessage) -> None:
     kv_bytes = plan.kv_bytes(node, order.seq_len, order.slots)
     for what, nbytes in (("weights", plan.weight_bytes(node)), ("keys and values", kv_bytes)):
         if nbytes > machine:
-            raise ProtocolError(f"a plan with {nbytes} bytes of {what}; this machine has {machine}")
+            raise ProtocolError(
+                f"a plan with {nbytes} bytes of {what}; this machine has {machine}: "
+                "use more nodes, or a smaller max_seq_len"
+            )
 
 
 def _candidate_arrays(shard: _Shard, k: int) -> list[tuple[ArrayHead, Frame]]:
