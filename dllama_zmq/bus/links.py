@@ -185,7 +185,7 @@ class WorkerLink:
         while True:
             wait_s = until - time.monotonic()
             ready = dict(self._poller.poll(max(0, round(wait_s * 1000))))
-            for socket in (self._replies, self._steps):  # Welcome and Plan come before the steps they are about
+            for socket in (self._steps, self._replies):  # a ping must not overtake what it asks about
                 frames = sockets.receive_now(socket) if socket is not None and socket in ready else None
                 if frames is not None:
                     return frames

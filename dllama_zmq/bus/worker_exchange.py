@@ -47,6 +47,7 @@ class StarWorker:
         self.epoch = 0
         self.step = 0
         self._stage = 0
+        self._lacking = (0, 0, 0)
         self._start = 0.0
         self._wait_s = 0.0
 
@@ -85,9 +86,12 @@ class StarWorker:
         return (step, stage) == (self.step, self._stage + 1)
 
     def answer_ping(self, ping: Ping) -> None:
-        """Ask again for what the root believes this worker to have."""
-        if ping.epoch == self.epoch and (ping.step, ping.stage) > (self.step, self._stage):
-            self._link.send(Missed(ping.epoch, ping.step, ping.stage))
+        """Ask again for what the root believes this worker to have, if it asks twice: once, it may be on its way."""
+        lacking = (ping.epoch, ping.step, ping.stage)
+        if ping.epoch == self.epoch and lacking[1:] > (self.step, self._stage):
+            if lacking == self._lacking:
+                self._link.send(Missed(*lacking))
+            self._lacking = lacking
 
     def _await_sum(self, shape: tuple[int, int]) -> F32:
         """The sum of this stage. Raises StepVoid, RootLost."""
