@@ -1,0 +1,126 @@
+"""What a plan predicts of traffic: distributed-llama's published figures, and bounds on what the wire adds to them.
+
+One kB is 1024 bytes, rounded down, as distributed-llama prints its S (sent) and R (received).
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from dllama_zmq.root.prediction import KINDS, as_wide_as, predict_more, predict_step
+from dllama_zmq.shapes import SHAPES, shape
+from dllama_zmq.sharding import Plan, candidate_bytes, possible_node_counts, step_traffic
+from dllama_zmq.spec import Sync
+
+SYNCS: tuple[Sync, ...] = ("f32", "f16", "q80")
+LAST_STEP = 1 << 31  # the largest that a header may carry
+
+
+def layers_kb(name: str, n_nodes: int, sync: Sync) -> tuple[int, int]:
+    """S and R of the layers, all workers together."""
+    traffic = step_traffic(shape(name), sync, 1, 1, ())
+    return (n_nodes - 1) * traffic.sums_sent // 1024, (n_nodes - 1) * traffic.partials_received // 1024
+
+
+# README of distributed-llama v0.7.4: 2048, 6144 and 14336 kB (F32), 544, 1632 and 3808 kB (Q80), S and R together.
+@pytest.mark.parametrize(
+    ("n_nodes", "sync", "kb"),
+    [(2, "f32", 1024), (4, "f32", 3072), (8, "f32", 7168), (2, "q80", 272), (4, "q80", 816), (8, "q80", 1904)],
+)
+@pytest.mark.parametrize("name", ["llama3-8b", "llama2-7b"])  # as many layers of the same width
+def test_the_layers_take_the_published_kb_each_way(name: str, n_nodes: int, sync: Sync, kb: int) -> None:
+    assert layers_kb(name, n_nodes, sync) == (kb, kb)
+
+
+# distributed-llama issue #59
+@pytest.mark.parametrize(("n_nodes", "kb"), [(4, 280), (8, 654)])
+def test_the_layers_of_tinyllama_take_the_kb_of_a_published_log(n_nodes: int, kb: int) -> None:
+    assert layers_kb("tinyllama", n_nodes, "q80") == (kb, kb)
+
+
+# 2L * B(D) with B(m) = 4m, 2m, 34m/32: by hand
+@pytest.mark.parametrize(
+    ("name", "kb"),
+    [
+        ("llama2-13b", {"f32": 1600, "f16": 800, "q80": 425}),
+        ("llama2-70b", {"f32": 5120, "f16": 2560, "q80": 1360}),
+        ("llama3-70b", {"f32": 5120, "f16": 2560, "q80": 1360}),
+    ],
+)
+@pytest.mark.parametrize("sync", SYNCS)
+def test_the_layers_of_larger_models_follow_the_formula(name: str, sync: Sync, kb: dict[str, int]) -> None:
+    assert layers_kb(name, 2, sync) == (kb[sync], kb[sync])
+
+
+def test_what_a_worker_is_sent_does_not_depend_on_the_number_of_nodes() -> None:
+    spec = shape("llama3-8b")
+    for n_nodes in possible_node_counts(spec)[1:]:
+        vocab = Plan.make(spec, n_nodes).parts[1].vocab
+        kinds = predict_step(spec, "f32", 1, vocab.stop - vocab.start, 1, 1)
+        assert sum(kinds[kind].payload_bytes for kind in ("step", "sum")) == 16384 + 64 * 16384
+
+
+# k ids (4 bytes), k logits (4), one log-sum-exp (8); k = 0: a logit (4) for every row of the vocabulary
+@pytest.mark.parametrize(("k", "n_bytes"), [(1, 16), (64, 520), (1000, 8008), (5000, 32072), (0, 4 * 4008)])
+def test_candidates_take_8_bytes_each_up_to_the_nodes_part_of_the_vocabulary(k: int, n_bytes: int) -> None:
+    assert candidate_bytes(k, vocab_rows=4008) == n_bytes
+    assert predict_step(shape("llama3-8b"), "q80", 5, 4008, 1, k)["candidates"].payload_bytes == n_bytes
+
+
+def test_a_step_that_wants_no_row_is_answered_without_payload() -> None:
+    kinds = predict_step(shape("tinyllama"), "f32", 32, 8000, 0, 64)
+    assert kinds["candidates"].payload_bytes == 0
+    assert kinds["candidates"].messages == 1
+    assert kinds["candidates"].wire_bytes > 0
+
+
+@pytest.mark.parametrize("sync", SYNCS)
+def test_a_step_of_a_prompt_moves_every_token_in_as_many_messages_as_one_token(sync: Sync) -> None:
+    spec = shape("tinyllama")
+    one, many = (predict_step(spec, sync, n_tokens, 8000, 1, 1) for n_tokens in (1, 32))
+    for kind in ("step", "sum", "partial"):
+        assert many[kind].payload_bytes == 32 * one[kind].payload_bytes
+        assert many[kind].messages == one[kind].messages
+        assert many[kind].wire_bytes < 32 * one[kind].wire_bytes
+
+
+@pytest.mark.parametrize("sync", SYNCS)
+@pytest.mark.parametrize("k", [1, 64])
+@pytest.mark.parametrize("step", [1, LAST_STEP])
+def test_the_wire_adds_at_most_3_percent_to_llama_3_8b(sync: Sync, k: int, step: int) -> None:
+    kinds = predict_step(shape("llama3-8b"), sync, 1, 128256 // 8, 1, k, step).values()
+    payload = sum(kind.payload_bytes for kind in kinds)
+    assert payload < sum(kind.wire_bytes for kind in kinds) <= 1.03 * payload
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("sync", SYNCS)
+def test_headers_grow_by_less_than_1_percent_over_a_clusters_life(name: str, sync: Sync) -> None:
+    first, last = (
+        sum(kind.wire_bytes for kind in predict_step(shape(name), sync, 1, 8000, 1, 1, step).values())
+        for step in (1, LAST_STEP)
+    )
+    assert first < last < 1.01 * first
+
+
+def test_asking_again_takes_one_message_without_payload_and_one_answer() -> None:
+    spec = shape("llama3-8b")
+    kinds = predict_more(spec, 16032, 1, 512, 1000)
+    assert kinds["more"].payload_bytes == 0
+    assert kinds["more"].wire_bytes > 0
+    assert kinds["candidates"].payload_bytes == predict_step(spec, "f32", 1, 16032, 1, 512)["candidates"].payload_bytes
+
+
+def test_every_kind_that_is_predicted_has_a_direction() -> None:
+    spec = shape("tinyllama")
+    kinds = {*predict_step(spec, "f32", 1, 8000, 1, 1), *predict_more(spec, 8000, 1, 0, 1)}
+    assert kinds == KINDS.keys()
+
+
+# msgpack: positive fixint, uint 8, uint 16, uint 32, uint 64
+@pytest.mark.parametrize(
+    ("number", "largest"),
+    [(0, 127), (127, 127), (128, 255), (255, 255), (256, 65535), (65536, 0xFFFFFFFF), (1 << 40, 1 << 62)],
+)
+def test_numbers_of_one_width_in_a_header_have_one_stand_in(number: int, largest: int) -> None:
+    assert as_wide_as(number) == largest

@@ -1,0 +1,282 @@
+"""The figures of netstat: what a cluster's Status says of its traffic, and what a plan says of a model's.
+
+Everything here is a msgspec struct, so that `--json` prints what the tables show. Knows no socket and no terminal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from msgspec import Struct
+
+from dllama_zmq.bus.client_messages import NodeStatus, Status, TrafficRow
+from dllama_zmq.errors import PlanError
+from dllama_zmq.models import tensor_table
+from dllama_zmq.root.prediction import KINDS, Predicted, predict_step
+from dllama_zmq.root.sampler import Sampling
+from dllama_zmq.sharding import Plan, possible_node_counts
+from dllama_zmq.spec import SYNC_FLOAT, ModelSpec, Sync
+
+TOKEN_PHASES = ("prompt", "prediction")
+BOTH = ("sent", "received")
+TOTAL = "total"
+OTHER = "other"
+_WAYS: list[tuple[str, str]] = list(KINDS.items())
+WIRE_TOLERANCE = 0.01
+"""By how much measured wire bytes may differ from the predicted ones and still agree; payload must be equal."""
+
+GREEDY_K = Sampling().first_k()
+SAMPLED_K = Sampling(temperature=0.8, top_p=0.9).first_k()
+"""Candidates that each node is asked for: greedily, and as `generate` samples where it is not told otherwise."""
+
+
+# --- a running cluster -----------------------------------------------------------------------------------------------
+
+
+class Messages(Struct, frozen=True, kw_only=True):
+    """Messages of one kind between the root and one worker, as sums; `sent` is from the root to the worker."""
+
+    kind: str
+    direction: str
+    messages: int
+    payload_bytes: int
+    wire_bytes: int
+
+
+class Line(Messages, frozen=True, kw_only=True):
+    """Messages that came with tokens. Of a kind that is no step's nothing is predicted, and then nothing can agree."""
+
+    payload_bytes_per_token: float | None
+    wire_bytes_per_token: float | None
+    predicted_payload_bytes: int | None
+    predicted_wire_bytes: int | None
+    agrees: bool | None
+
+
+class WorkerTraffic(Struct, frozen=True):
+    """What went between the root and one worker: in each phase that has tokens, and outside all requests (`setup`)."""
+
+    worker: str
+    phases: dict[str, list[Line]]
+    setup: list[Messages]
+
+
+class Waiting(Struct, frozen=True):
+    """Seconds of one node in the steps of one phase, and the share of them that it waited: None where nothing ran."""
+
+    node: str
+    phase: str
+    compute_s: float
+    wait_s: float
+    wait_share: float | None
+
+
+class Report(Struct, frozen=True):
+    """The traffic of a running cluster. What unfinished steps and messages sent again took is not predicted."""
+
+    cluster: str
+    state: str
+    note: str
+    model: str
+    sync: str
+    nodes: int
+    tokens: dict[str, int]
+    steps: dict[str, int]
+    unfinished_steps: int
+    sent_again: int
+    agrees: bool | None
+    workers: list[WorkerTraffic]
+    all_workers: dict[str, list[Line]]
+    waiting: list[Waiting]
+
+
+def measured(status: Status) -> Report:
+    """The traffic of the cluster that sent `status`, beside what its plan predicts."""
+    tokens = {phase: status.tokens.get(phase, 0) for phase in TOKEN_PHASES}
+    steps = {phase: status.steps.get(phase, 0) for phase in TOKEN_PHASES}
+    phases = [phase for phase in TOKEN_PHASES if steps[phase] or any(row.phase == phase for row in status.traffic)]
+    names = dict.fromkeys([*(node.name for node in status.nodes[1:]), *(row.node for row in status.traffic)])
+    workers = []
+    for name in names:
+        rows = [row for row in status.traffic if row.node == name]
+        by_phase = {phase: _lines(rows, phase, tokens[phase]) for phase in phases}
+        setup = [row for row in rows if row.phase not in TOKEN_PHASES]
+        workers.append(WorkerTraffic(name, by_phase, [_messages(row) for row in setup]))
+    lines = [line for worker in workers for phase in phases for line in worker.phases[phase]]
+    done = sum(steps.values())
+    # Every worker is sent every step, and some a step again: who was sent the fewest was sent each once.
+    begun = min((_count(status.traffic, node.name, "step") for node in status.nodes[1:]), default=done)
+    verdicts = [line.agrees for line in lines if line.agrees is not None]
+    return Report(
+        cluster=status.name,
+        state=status.state,
+        note=status.note,
+        model=status.model,
+        sync=status.sync,
+        nodes=len(status.nodes),
+        tokens=tokens,
+        steps=steps,
+        unfinished_steps=begun - done,
+        sent_again=sum(_count(status.traffic, name, "missed") for name in names),
+        agrees=all(verdicts) if verdicts else None,
+        workers=workers,
+        all_workers={phase: _lines(status.traffic, phase, tokens[phase]) for phase in phases},
+        waiting=[_waiting(node, phase) for phase in phases for node in status.nodes],
+    )
+
+
+def _lines(rows: Sequence[TrafficRow], phase: str, n_tokens: int) -> list[Line]:
+    """One line for each kind of a step's messages; each way, one for these together and one for all other kinds."""
+    rows = [row for row in rows if row.phase == phase]
+    others = [row for row in rows if (row.kind, row.direction) not in _WAYS]
+    of_steps = [row for row in rows if row not in others]
+    groups = [(kind, way, [row for row in of_steps if row.kind == kind]) for kind, way in _WAYS]
+    groups += [(TOTAL, way, [row for row in of_steps if row.direction == way]) for way in BOTH]
+    groups += [(OTHER, way, [row for row in others if row.direction == way]) for way in BOTH]
+    return [_line(kind, way, group, n_tokens) for kind, way, group in groups if group]
+
+
+def _line(kind: str, direction: str, rows: Sequence[TrafficRow], n_tokens: int) -> Line:
+    payload, wire = sum(row.payload_bytes for row in rows), sum(row.wire_bytes for row in rows)
+    planned_payload, planned_wire, agrees = None, None, None
+    if kind != OTHER:
+        planned_payload = sum(row.predicted_payload_bytes for row in rows)
+        planned_wire = sum(row.predicted_wire_bytes for row in rows)
+        agrees = payload == planned_payload and abs(wire - planned_wire) <= WIRE_TOLERANCE * planned_wire
+    return Line(
+        kind=kind,
+        direction=direction,
+        messages=sum(row.messages for row in rows),
+        payload_bytes=payload,
+        wire_bytes=wire,
+        payload_bytes_per_token=payload / n_tokens if n_tokens else None,
+        wire_bytes_per_token=wire / n_tokens if n_tokens else None,
+        predicted_payload_bytes=planned_payload,
+        predicted_wire_bytes=planned_wire,
+        agrees=agrees,
+    )
+
+
+def _messages(row: TrafficRow) -> Messages:
+    return Messages(
+        kind=row.kind,
+        direction=row.direction,
+        messages=row.messages,
+        payload_bytes=row.payload_bytes,
+        wire_bytes=row.wire_bytes,
+    )
+
+
+def _count(rows: Iterable[TrafficRow], name: str, kind: str) -> int:
+    """Messages of one kind to or from one worker."""
+    return sum(row.messages for row in rows if row.node == name and row.kind == kind)
+
+
+def _waiting(node: NodeStatus, phase: str) -> Waiting:
+    compute_s, wait_s = node.compute_s.get(phase, 0.0), node.wait_s.get(phase, 0.0)
+    whole = compute_s + wait_s
+    return Waiting(node.name, phase, compute_s, wait_s, wait_s / whole if whole else None)
+
+
+# --- a prediction ----------------------------------------------------------------------------------------------------
+
+
+class Flow(Struct, frozen=True):
+    """Bytes of one generated token, both ways. The overhead is what the wire adds to the payload, as a share of it."""
+
+    sent_bytes: int
+    received_bytes: int
+    sent_wire_bytes: int
+    received_wire_bytes: int
+    overhead: float
+
+
+class Share(Struct, frozen=True):
+    """The flows between the root and some workers. Each total is of the layers, x and the candidates in its name."""
+
+    n_workers: int
+    layers_sent_kb: int
+    layers_received_kb: int
+    flows: dict[str, Flow]
+
+
+class Memory(Struct, frozen=True):
+    """What one node keeps in memory: its weights, and its KV cache when the context is full."""
+
+    node: str
+    weight_bytes: int
+    kv_bytes: int
+
+
+class Prediction(Struct, frozen=True):
+    """What a model over a number of nodes will take. kB are 1024 bytes, rounded down, as distributed-llama prints."""
+
+    model: str
+    weight_type: str
+    nodes: int
+    sync: str
+    seq_len: int
+    greedy_k: int
+    sampled_k: int
+    possible_nodes: list[int]
+    one_worker: Share | None
+    all_workers: Share | None
+    memory: list[Memory]
+    embedding_bytes: int
+
+
+def predicted(model: str, spec: ModelSpec, n_nodes: int, sync: Sync) -> Prediction:
+    """What `spec` over `n_nodes` nodes will put on the bus for one token and keep in memory. Raises PlanError."""
+    plan = Plan.make(spec, n_nodes)
+    if spec.dim % SYNC_FLOAT[sync].block_values:
+        raise PlanError(f"sync {sync} needs whole blocks of 32; this model is {spec.dim} wide: use f32 or f16")
+    workers = [_step_of(plan, sync, node) for node in range(1, n_nodes)]
+    return Prediction(
+        model=model,
+        weight_type=spec.weight_type.name.lower(),
+        nodes=n_nodes,
+        sync=sync,
+        seq_len=spec.seq_len,
+        greedy_k=GREEDY_K,
+        sampled_k=SAMPLED_K,
+        possible_nodes=possible_node_counts(spec),
+        one_worker=_share(workers[:1]) if workers else None,
+        all_workers=_share(workers) if workers else None,
+        memory=[
+            Memory(f"worker{node}" if node else "root", plan.weight_bytes(node), plan.kv_bytes(node, spec.seq_len))
+            for node in range(n_nodes)
+        ],
+        embedding_bytes=sum(tensor.nbytes(spec) for tensor in tensor_table(spec) if tensor.root_only),
+    )
+
+
+def _step_of(plan: Plan, sync: Sync, node: int) -> dict[str, Predicted]:
+    """One token's messages to and from one worker; candidates both ways of choosing."""
+    vocab = plan.parts[node].vocab
+    steps = {
+        name: predict_step(plan.spec, sync, 1, vocab.stop - vocab.start, 1, k)
+        for name, k in (("greedy", GREEDY_K), ("sampled", SAMPLED_K))
+    }
+    kinds: dict[str, Predicted] = {kind: steps["greedy"][kind] for kind in ("step", "sum", "partial")}
+    return kinds | {f"candidates_{name}": step["candidates"] for name, step in steps.items()}
+
+
+def _share(workers: Sequence[dict[str, Predicted]]) -> Share:
+    layers, x = _flow(workers, ["sum"], ["partial"]), _flow(workers, ["step"], [])
+    flows = {"layers": layers, "step": x}
+    for name in ("candidates_greedy", "candidates_sampled"):
+        flows[name] = _flow(workers, [], [name])
+        flows[name.replace("candidates", "total")] = _flow(workers, ["step", "sum"], ["partial", name])
+    return Share(len(workers), layers.sent_bytes // 1024, layers.received_bytes // 1024, flows)
+
+
+def _flow(workers: Sequence[dict[str, Predicted]], sent: Sequence[str], received: Sequence[str]) -> Flow:
+    s, r = ([worker[kind] for worker in workers for kind in way] for way in (sent, received))
+    payload, wire = sum(p.payload_bytes for p in s + r), sum(p.wire_bytes for p in s + r)
+    return Flow(
+        sent_bytes=sum(p.payload_bytes for p in s),
+        received_bytes=sum(p.payload_bytes for p in r),
+        sent_wire_bytes=sum(p.wire_bytes for p in s),
+        received_wire_bytes=sum(p.wire_bytes for p in r),
+        overhead=wire / payload - 1,
+    )
