@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 
-from dllama_zmq.bus.links import PeerGone, RootLink, kind_of
+from dllama_zmq.bus.links import PeerGone, RootLink
 from dllama_zmq.bus.messages import (
     Bye,
     Candidates,
@@ -48,7 +48,10 @@ class Solo:
 
 
 class StarRoot:
-    """The root's side. `backlog` keeps what arrives during a step and is for whoever runs the cluster."""
+    """The root's side. `backlog` keeps what arrives during a step and is for whoever runs the cluster.
+
+    wait_s: seconds that the root has waited for the others, all steps together.
+    """
 
     def __init__(self, link: RootLink, roster: Roster, sync: Sync, step_s: float) -> None:
         self._link = link
@@ -59,7 +62,7 @@ class StarRoot:
         self._nodes = [member.node for member in roster.members]
         self._step = 0
         self._stage = 0
-        self._last: tuple[str, list[Frame]] = ("", [])
+        self._last: list[Frame] = []
         self.backlog: list[tuple[bytes, Message, list[Frame]]] = []
         self.wait_s = 0.0
 
@@ -73,7 +76,6 @@ class StarRoot:
             raise WorkerLost(f"no step can begin: {', '.join(away)}")
         self._step += 1
         self._stage = 0
-        self.wait_s = 0.0
         head, frame = pack_floats(x, self._sync)
         self._publish(Step(self._roster.epoch, self._step, list(runs), list(wanted), k, [head]), [frame])
         return unpack(head, frame, self._sync, (x.shape[0], x.shape[1]))
@@ -103,7 +105,7 @@ class StarRoot:
         return self._names[node - 1]
 
     def _publish(self, message: Message, arrays: Sequence[Frame]) -> None:
-        self._last = (kind_of(message), self._link.publish(message, arrays, self._names))
+        self._last = self._link.publish(message, arrays, self._names)
 
     def _read(self, part: Part, shape: tuple[int, int]) -> F32:
         try:
@@ -144,7 +146,7 @@ class StarRoot:
                 raise RemoteError(member.name, message.text)
         elif isinstance(message, Missed):
             if (message.epoch, message.step, message.stage) == (*here, self._stage):
-                self._to(kind, member, *self._last)
+                self._to(kind, member, "again", self._last)
         else:
             self.backlog.append((identity, message, frames))
             if isinstance(message, Join):

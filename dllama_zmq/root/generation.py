@@ -13,7 +13,6 @@ from dllama_zmq.errors import RequestError
 from dllama_zmq.models import Run
 from dllama_zmq.root.root import Root, Timing
 from dllama_zmq.root.sampler import Sampler, Sampling, more_than
-from dllama_zmq.sharding import RowCandidates
 from dllama_zmq.tokenizer import Tokenizer
 
 PREFILL_TOKENS = 32
@@ -83,36 +82,40 @@ def generate(root: Root, tokenizer: Tokenizer, request: GenerationRequest) -> It
     Raises RequestError before the first step, WorkerLost or RemoteError in any.
     """
     check_request(root, request)
+    tokens, n_prompt = request.tokens, len(request.tokens)
     sampler = Sampler(request.sampling)
-    wanted = (0, request.sampling.temperature)
-    k = request.sampling.first_k()
-    rows: list[RowCandidates] = []
     root.set_phase("prompt")
-    for start in range(0, len(request.tokens), PREFILL_TOKENS):
-        chunk = request.tokens[start : start + PREFILL_TOKENS]
-        done = start + len(chunk)
-        last = [(len(chunk) - 1, wanted[1])] if done == len(request.tokens) else []
-        rows, timing = root.evaluate([Run(0, start, len(chunk))], chunk, last, k)
-        yield Prefilled(done, len(request.tokens), len(chunk), timing)
+    for start in range(0, n_prompt - PREFILL_TOKENS, PREFILL_TOKENS):
+        run = Run(0, start, PREFILL_TOKENS)
+        _, timing = root.evaluate([run], tokens[start : start + run.count], [], 0)
+        yield Prefilled(start + run.count, n_prompt, run.count, timing)
+    start = (n_prompt - 1) // PREFILL_TOKENS * PREFILL_TOKENS
+    run = Run(0, start, n_prompt - start)
+    token, timing = _evaluate_and_choose(root, sampler, run, tokens[start:])
+    yield Prefilled(n_prompt, n_prompt, run.count, timing)
     decoder = tokenizer.decoder(continues=True)
-    position, decode_timing = len(request.tokens), None
-    n_most = min(request.max_tokens or root.seq_len, root.seq_len - position)
+    decode_timing = None
+    n_most = min(request.max_tokens or root.seq_len, root.seq_len - n_prompt)
     for n_generated in range(1, n_most + 1):
-        token = _choose(root, sampler, rows[0], k)
         if token in tokenizer.eos_ids and not request.ignore_eos:
             yield Finished("stop", decoder.flush())
             return
         yield Token(token, decoder.push(token), decode_timing)
         if n_generated < n_most:
             root.set_phase("prediction")
-            rows, decode_timing = root.evaluate([Run(0, position, 1)], [token], [wanted], k)
-            position += 1
+            run = Run(0, n_prompt + n_generated - 1, 1)
+            token, decode_timing = _evaluate_and_choose(root, sampler, run, [token])
     yield Finished("length", decoder.flush())
 
 
-def _choose(root: Root, sampler: Sampler, row: RowCandidates, k: int) -> int:
+def _evaluate_and_choose(root: Root, sampler: Sampler, run: Run, tokens: Sequence[int]) -> tuple[int, Timing]:
+    """One step over `run`, and the token that follows its last row; the timing covers all that choosing asked for."""
+    k = sampler.sampling.first_k()
+    (row,), timing = root.evaluate([run], tokens, [(run.count - 1, sampler.sampling.temperature)], k)
     token = sampler.choose(row)
     while token is None:
         k = more_than(k, root.spec.vocab_size)
-        token = sampler.choose(root.more(k)[0])
-    return token
+        (row,), asked_again = root.more(k)
+        timing += asked_again
+        token = sampler.choose(row)
+    return token, timing

@@ -17,7 +17,7 @@ from dllama_zmq.bus.exchange import Solo, StarRoot
 from dllama_zmq.bus.links import Endpoints, PeerGone, RootLink
 from dllama_zmq.bus.messages import Array, ArrayType, Bye, Candidates, Want, unpack
 from dllama_zmq.bus.messages import Plan as PlanMessage
-from dllama_zmq.bus.meter import Direction, Phase
+from dllama_zmq.bus.meter import Phase
 from dllama_zmq.bus.session import Part, Roster, State
 from dllama_zmq.bus.sockets import SPIN_S
 from dllama_zmq.cluster import Limits
@@ -64,12 +64,28 @@ class RootSettings:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Seconds and payload bytes of one step, as the root saw it; waiting is for partial sums and candidates."""
+    """Seconds and payload bytes of a step, as the root saw it; waiting is for partial sums and candidates."""
 
     wall_s: float
     wait_s: float
     sent_bytes: int
     received_bytes: int
+
+    def __add__(self, other: Timing) -> Timing:
+        return Timing(
+            self.wall_s + other.wall_s,
+            self.wait_s + other.wait_s,
+            self.sent_bytes + other.sent_bytes,
+            self.received_bytes + other.received_bytes,
+        )
+
+    def __sub__(self, other: Timing) -> Timing:
+        return Timing(
+            self.wall_s - other.wall_s,
+            self.wait_s - other.wait_s,
+            self.sent_bytes - other.sent_bytes,
+            self.received_bytes - other.received_bytes,
+        )
 
 
 class Root:
@@ -159,30 +175,29 @@ class Root:
         Raises WorkerLost or RemoteError; the cluster must then be formed again and every slot filled again.
         """
         self._check(runs, tokens)
-        start = time.monotonic()
-        sent, received = self._payload("sent"), self._payload("received")
+        before = self._totals()
         parts = self._run(runs, tokens, [Want(row, temperature) for row, temperature in wanted], k)
         rows = merge_candidates(self._all_candidates(parts, k)) if wanted else []
-        wall_s = time.monotonic() - start
-        wait_s = self._star.wait_s if self._star is not None else 0.0
-        compute_s, waited_s = {ROOT: wall_s - wait_s}, {ROOT: wait_s}
+        timing = self._totals() - before
+        compute_s, waited_s = {ROOT: timing.wall_s - timing.wait_s}, {ROOT: timing.wait_s}
         for part in parts:
             if isinstance(part.message, Candidates):
                 name = self._name(part.node)
                 compute_s[name], waited_s[name] = part.message.compute_s, part.message.wait_s
         self.ledger.add_step(self._phase, len(tokens), len(wanted), k)
         self.ledger.add_times(self._phase, compute_s, waited_s)
-        return rows, Timing(wall_s, wait_s, self._payload("sent") - sent, self._payload("received") - received)
+        return rows, timing
 
-    def more(self, k: int) -> list[RowCandidates]:
+    def more(self, k: int) -> tuple[list[RowCandidates], Timing]:
         """Other candidates of the rows that the last step wanted: the best `k`, or every logit (k = 0)."""
+        before = self._totals()
         try:
             parts = self._star.ask_more(k) if self._star is not None else []
         except BusError:
             self.roster.new_epoch()
             raise
         self.ledger.add_more(self._phase, len(self._wants), k)
-        return merge_candidates(self._all_candidates(parts, k))
+        return merge_candidates(self._all_candidates(parts, k)), self._totals() - before
 
     def logits(self, runs: Sequence[Run], tokens: Sequence[int]) -> F32:
         """The logits (T, V) of every row of one step."""
@@ -259,8 +274,12 @@ class Root:
         member = self.roster.find(identity)
         return member.name if member is not None else None
 
-    def _payload(self, direction: Direction) -> int:
-        return self.link.meter.payload(direction) if self.link is not None else 0
+    def _totals(self) -> Timing:
+        """Clock and counters now; the difference of two of these is what lies between them."""
+        if self.link is None or self._star is None:
+            return Timing(time.monotonic(), 0.0, 0, 0)
+        meter = self.link.meter
+        return Timing(time.monotonic(), self._star.wait_s, meter.payload("sent"), meter.payload("received"))
 
     def _check(self, runs: Sequence[Run], tokens: Sequence[int]) -> None:
         if not tokens or sum(run.count for run in runs) != len(tokens):

@@ -58,13 +58,13 @@ class Sampler:
 
     def __init__(self, sampling: Sampling) -> None:
         sampling.check()
-        self._sampling = sampling
+        self.sampling = sampling
         self._random = np.random.default_rng(sampling.seed)
         self._coin: float | None = None
 
     def choose(self, row: RowCandidates) -> int | None:
         """The next token, or None where more candidates are needed to know it; then call again with more."""
-        if self._sampling.greedy:
+        if self.sampling.greedy:
             return int(row.ids[0])
         if self._coin is None:  # one coin a token, however often candidates are asked for
             self._coin = self._random.random()
@@ -75,7 +75,7 @@ class Sampler:
         return int(row.ids[index])
 
     def _index(self, row: RowCandidates, coin: float) -> int | None:
-        sampling = self._sampling
+        sampling = self.sampling
         sure = row.logits[: row.n_sure].astype(np.float64)
         probabilities = np.exp(sure / sampling.temperature - row.log_sum_exp)
         everything = row.complete

@@ -54,19 +54,24 @@ class Plan:
     def make(cls, spec: ModelSpec, shares: int | Sequence[int]) -> Plan:
         """Split `spec` over equal nodes (a number) or in proportion to `shares`, one for each node.
 
-        Raises PlanError, naming the node counts that are possible.
+        Raises PlanError, naming the node counts that are possible, or the shares that leave a node nothing.
         """
-        shares = [1] * shares if isinstance(shares, int) else list(shares)
-        n_nodes = len(shares)
+        n_nodes = shares if isinstance(shares, int) else len(shares)
         counts = possible_node_counts(spec)
         if n_nodes not in counts:
             raise PlanError(f"{_obstacle(spec, n_nodes)} This model can be split over {_listed(counts)} nodes.")
+        shares = [1] * n_nodes if isinstance(shares, int) else list(shares)
         group = spec.n_heads // spec.n_kv_heads
         block = spec.weight_type.block_values
         heads_at_once = block // math.gcd(block, spec.head_dim)  # whole blocks of columns, also between uneven shares
         heads = [_scaled(units, heads_at_once) for units in _cut(spec.n_heads // heads_at_once, shares)]
         ffn = _cut(spec.hidden_dim // block, shares)
         vocab = _cut(spec.vocab_size, shares)
+        for what, cuts in (("heads", heads), ("FFN", ffn), ("vocabulary", vocab)):
+            if any(cut.start == cut.stop for cut in cuts):
+                raise PlanError(
+                    f"Shares of {', '.join(map(str, shares))} leave a node nothing of the {what}; even them."
+                )
         parts = tuple(
             NodePart(
                 heads=_scaled(h, spec.head_dim),
