@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,8 +27,8 @@ class Sampling:
 
     def check(self) -> None:
         """Raise RequestError, naming the value and its legal range."""
-        if not (math.isfinite(self.temperature) and 0 <= self.temperature <= 100):
-            raise RequestError(f"temperature is {self.temperature}; expected 0 (greedy) to 100")
+        if self.temperature != 0 and not 0.001 <= self.temperature <= 100:  # less, and logit / temperature overflows
+            raise RequestError(f"temperature is {self.temperature}; expected 0 (greedy), or 0.001 to 100")
         if not 0 < self.top_p <= 1:
             raise RequestError(f"top_p is {self.top_p}; expected more than 0 and at most 1 (1: off)")
         if not 0 <= self.top_k <= 1 << 24:

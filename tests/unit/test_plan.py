@@ -1,0 +1,265 @@
+"""The plan: what every node holds, which node counts are possible, and the bytes that follow from it."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from tiny import tiny_spec
+
+from dllama_zmq.errors import FormatError, PlanError
+from dllama_zmq.models import tensor_table
+from dllama_zmq.shapes import shape
+from dllama_zmq.sharding import MAX_NODES, Plan, candidate_bytes, possible_node_counts, step_traffic
+from dllama_zmq.spec import FloatType, ModelSpec, Sync, TensorSpec
+
+
+@st.composite
+def specs(draw: st.DrawFn) -> ModelSpec:
+    """Sound models whose heads, FFN and vocabulary may each allow other node counts."""
+    weight_type = draw(st.sampled_from(FloatType))
+    n_kv_heads = draw(st.integers(1, 8))
+    try:
+        return tiny_spec(
+            dim=weight_type.block_values * draw(st.integers(1, 4)),
+            hidden_dim=weight_type.block_values * draw(st.sampled_from([1, 3, 8, 16, 20, 32])),
+            n_layers=1,
+            n_heads=n_kv_heads * draw(st.sampled_from([1, 2, 3, 4, 8])),
+            n_kv_heads=n_kv_heads,
+            head_dim=draw(st.sampled_from([2, 8, 16, 24, 32, 80])),
+            vocab_size=draw(st.integers(1, 300)),
+            weight_type=weight_type,
+        )
+    except FormatError:
+        assume(False)
+        raise
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> Plan:
+    """Equal and uneven plans over any number of nodes that is possible."""
+    spec = draw(specs())
+    n_nodes = draw(st.sampled_from(possible_node_counts(spec)))
+    shares = draw(st.just(n_nodes) | st.lists(st.integers(1, 9), min_size=n_nodes, max_size=n_nodes))
+    try:
+        return Plan.make(spec, shares)
+    except PlanError:
+        assume(isinstance(shares, int))  # only uneven shares may leave a node nothing
+        raise
+
+
+def holders(plan: Plan, tensor: TensorSpec) -> np.ndarray:
+    """How many nodes hold each value of `tensor`."""
+    count = np.zeros(tensor.shape(plan.spec), np.int64)
+    for node in range(plan.n_nodes):
+        count[plan.region(tensor, node)] += 1
+    return count
+
+
+@settings(deadline=None)
+@given(plans())
+def test_every_tensor_lies_whole_on_the_nodes_and_every_split_one_exactly_once(plan):
+    for tensor in tensor_table(plan.spec):
+        count = holders(plan, tensor)
+        if tensor.root_only or {"heads", "ffn", "vocab"} & set(tensor.axes):
+            assert (count == 1).all(), tensor.name
+        elif "kv_heads" in tensor.axes:
+            assert (count >= 1).all(), tensor.name
+        else:
+            assert (count == plan.n_nodes).all(), tensor.name
+
+
+@settings(deadline=None)
+@given(plans())
+def test_the_kv_head_of_every_query_head_is_on_its_node_and_no_other_one_is(plan):
+    head_dim, group = plan.spec.head_dim, plan.spec.n_heads // plan.spec.n_kv_heads
+    for node, part in enumerate(plan.parts):
+        kv_heads = range(part.kv_heads.start // head_dim, part.kv_heads.stop // head_dim)
+        read = [kv_heads[local] for local in plan.kv_of_head(node)]
+        heads = range(part.heads.start // head_dim, part.heads.stop // head_dim)
+        assert read == [head // group for head in heads]
+        assert set(kv_heads) == set(read)
+        assert plan.n_kv_heads(node) == len(kv_heads)
+
+
+@settings(deadline=None)
+@given(plans())
+def test_every_cut_is_of_whole_heads_and_whole_blocks(plan):
+    block = plan.spec.weight_type.block_values
+    for part in plan.parts:
+        for heads in (part.heads, part.kv_heads):
+            assert heads.start % plan.spec.head_dim == heads.stop % plan.spec.head_dim == 0
+        for columns in (part.heads, part.ffn):
+            assert columns.start % block == columns.stop % block == 0
+
+
+@settings(deadline=None)
+@given(specs())
+def test_equal_nodes_hold_equal_parts_and_the_same_tree_of_segments(spec):
+    counts = possible_node_counts(spec)
+    for n_nodes in counts:
+        plan = Plan.make(spec, n_nodes)
+        for axis in ("heads", "ffn"):
+            widths = [part.along(axis).stop - part.along(axis).start for part in plan.parts]
+            assert widths == [spec.axis_width(axis) // n_nodes] * n_nodes
+        rows = [part.vocab.stop - part.vocab.start for part in plan.parts]
+        assert max(rows) - min(rows) <= 1
+        assert plan.segments * n_nodes == max(counts)
+
+
+@settings(deadline=None)
+@given(specs(), st.integers(1, 130))
+def test_a_node_count_is_possible_or_refused_with_those_that_are(spec, n_nodes):
+    counts = possible_node_counts(spec)
+    block = spec.weight_type.block_values
+    splits = [spec.n_heads % n_nodes, spec.q_dim % (n_nodes * block), spec.hidden_dim % (n_nodes * block)]
+    possible = n_nodes.bit_count() == 1 and n_nodes <= MAX_NODES and not any(splits) and spec.vocab_size >= n_nodes
+    assert (n_nodes in counts) == possible
+    if not possible:
+        with pytest.raises(PlanError) as refusal:
+            Plan.make(spec, n_nodes)
+        sentence = str(refusal.value).rpartition("This model can be split over ")[2]
+        assert [int(number) for number in re.findall(r"\d+", sentence)] == counts
+
+
+@pytest.mark.parametrize(
+    ("changes", "n_nodes", "reason"),
+    [
+        ({}, 3, "3 nodes are not a power of two. This model can be split over 1, 2 or 4 nodes."),
+        ({}, 0, "0 nodes are not a power of two."),
+        ({}, 8, "4 heads cannot be split over 8 nodes. This model can be split over 1, 2 or 4 nodes."),
+        ({"n_heads": 64, "dim": 128, "hidden_dim": 256}, 128, "128 nodes are more than the 64 that this version"),
+        (
+            {"hidden_dim": 96, "weight_type": FloatType.Q40}, 2,
+            "96 columns of FFN over 2 nodes are 48 each, not whole Q40 blocks of 32. "
+            "This model can be split over 1 nodes.",
+        ),
+        (
+            {"hidden_dim": 256, "weight_type": FloatType.Q80}, 4,
+            "64 columns of heads over 4 nodes are 16 each, not whole Q80 blocks of 32. "
+            "This model can be split over 1 or 2 nodes.",
+        ),
+        ({"vocab_size": 3}, 4, "A vocabulary of 3 cannot be split over 4 nodes."),
+    ],
+)  # fmt: skip
+def test_a_refusal_says_what_is_in_the_way_and_which_counts_are_possible(changes, n_nodes, reason):
+    with pytest.raises(PlanError, match=re.escape(reason)):
+        Plan.make(tiny_spec(**changes), n_nodes)
+
+
+def test_nodes_that_outnumber_kv_heads_hold_one_each_and_share_them_as_neighbours():
+    plan = Plan.make(tiny_spec(n_heads=8, n_kv_heads=2, head_dim=16), 8)
+    assert [part.kv_heads.start // 16 for part in plan.parts] == [0, 0, 0, 0, 1, 1, 1, 1]
+    assert [plan.n_kv_heads(node) for node in range(8)] == [1] * 8
+    assert [plan.kv_of_head(node) for node in range(8)] == [[0]] * 8
+
+
+def test_a_node_whose_query_heads_straddle_two_groups_holds_both_their_kv_heads():
+    plan = Plan.make(tiny_spec(n_heads=6, n_kv_heads=3, head_dim=16), 2)  # heads 0, 1 | 2, 3 | 4, 5 by KV head
+    assert [plan.kv_of_head(node) for node in range(2)] == [[0, 0, 1], [0, 1, 1]]
+    assert [part.kv_heads for part in plan.parts] == [slice(0, 32), slice(16, 48)]
+
+
+@pytest.mark.parametrize("weight_type", list(FloatType))
+def test_uneven_nodes_hold_parts_in_proportion_to_their_shares(weight_type):
+    spec = tiny_spec(n_heads=8, n_kv_heads=8, head_dim=64, hidden_dim=512, vocab_size=800, weight_type=weight_type)
+    plan = Plan.make(spec, [4, 2, 1, 1])
+    assert [part.heads for part in plan.parts] == [slice(0, 256), slice(256, 384), slice(384, 448), slice(448, 512)]
+    assert [part.ffn for part in plan.parts] == [slice(0, 256), slice(256, 384), slice(384, 448), slice(448, 512)]
+    assert [part.vocab for part in plan.parts] == [slice(0, 400), slice(400, 600), slice(600, 700), slice(700, 800)]
+    assert plan.segments == 1
+
+
+@pytest.mark.parametrize(
+    ("shares", "what"), [([9, 1, 1, 9], "heads"), ([100, 100, 1, 100], "heads"), ([0, 1], "heads")]
+)
+def test_shares_that_leave_a_node_nothing_are_refused(shares, what):
+    with pytest.raises(PlanError, match=f"{', '.join(map(str, shares))} leave a node nothing of the {what}"):
+        Plan.make(tiny_spec(n_heads=4, n_kv_heads=1), shares)
+
+
+@pytest.mark.parametrize("shares", [[3, 1], [1, 3], [5, 11]])
+def test_uneven_nodes_hold_whole_blocks_where_a_head_is_less_than_one(shares):
+    plan = Plan.make(tiny_spec(n_heads=8, head_dim=16, weight_type=FloatType.Q40), shares)  # two heads to a block
+    first, second = plan.parts
+    assert first.heads.stop == second.heads.start == 32 * (4 * shares[0] // sum(shares))
+    assert all(plan.weight_bytes(node) for node in range(2))
+
+
+def test_only_the_root_needs_the_embedding():
+    plan = Plan.make(tiny_spec(), 4)
+    embedding = tensor_table(plan.spec)[0]
+    regions = [plan.region(embedding, node) for node in range(4)]
+    assert [rows.stop - rows.start for rows, _ in regions] == [288, 0, 0, 0]
+    assert "embedding" not in [tensor.name for tensor in plan.shard_tensors()]
+
+
+@settings(deadline=None)
+@given(specs())
+def test_the_nodes_bytes_are_the_models_and_what_is_held_more_than_once(spec):
+    for n_nodes in possible_node_counts(spec):
+        plan = Plan.make(spec, n_nodes)
+        expected = 0
+        for tensor in plan.shard_tensors():
+            held = holders(plan, tensor)
+            expected += tensor.float_type.row_bytes(spec.axis_width(tensor.axes[1])) * int(held.sum()) // held.shape[1]
+        assert sum(plan.weight_bytes(node) for node in range(n_nodes)) == expected
+
+
+def test_llama_3_8b_takes_a_quarter_of_its_file_on_each_of_four_nodes():
+    plan = Plan.make(shape("llama3-8b"), 4)
+    embedding, norms = 128256 * 4096 * 4, 65 * 4096 * 4
+    split = 6_323_781_632 - embedding - norms  # of the published size of its file
+    assert [plan.weight_bytes(node) for node in range(4)] == [split // 4 + norms] * 4
+    # keys and values, 32 layers, 2 of 8 heads of 128, float32
+    assert plan.kv_bytes(0, seq_len=8192) == 2 * 32 * 8192 * 2 * 128 * 4
+    assert plan.kv_bytes(0, seq_len=8192, n_slots=3) == 3 * 2 * 32 * 8192 * 2 * 128 * 4
+
+
+def test_a_node_of_sixteen_keeps_one_kv_head_of_llama_3_8b():
+    plan = Plan.make(shape("llama3-8b"), 16)
+    assert {plan.kv_bytes(node, seq_len=1000) for node in range(16)} == {2 * 32 * 1000 * 128 * 4}
+
+
+# kB of all workers, each way, of the layers: distributed-llama's README of v0.7.4 and the logs in its issues #108, #59.
+@pytest.mark.parametrize(
+    ("name", "sync", "kilobytes"),
+    [
+        ("llama3-8b", "f32", {2: 1024, 4: 3072, 8: 7168}),
+        ("llama3-8b", "q80", {2: 272, 4: 816, 8: 1904}),
+        ("llama3-8b", "f16", {2: 512, 4: 1536, 8: 3584}),
+        ("llama2-7b", "f32", {2: 1024, 4: 3072, 8: 7168}),
+        ("llama2-7b", "q80", {2: 272, 4: 816, 8: 1904}),
+        ("llama2-13b", "f32", {2: 1600}),
+        ("llama2-70b", "q80", {2: 1360, 8: 9520}),
+        ("llama3-70b", "f32", {2: 5120}),
+        ("tinyllama", "q80", {4: 280, 8: 654}),
+    ],
+)
+def test_the_layers_of_one_token_put_the_published_kilobytes_on_the_bus(
+    name: str, sync: Sync, kilobytes: dict[int, int]
+):
+    spec = shape(name)
+    for n_nodes, expected in kilobytes.items():
+        traffic = step_traffic(spec, sync, n_tokens=1, vocab_rows=spec.vocab_size // n_nodes, sampled=(64,))
+        assert (n_nodes - 1) * traffic.sums_sent // 1024 == expected
+        assert (n_nodes - 1) * traffic.partials_received // 1024 == expected
+
+
+@pytest.mark.parametrize(("sync", "x_bytes"), [("f32", 16384), ("f16", 8192), ("q80", 4352)])
+def test_a_steps_x_and_its_candidates_have_lines_of_their_own(sync: Sync, x_bytes: int):
+    spec = shape("llama3-8b")
+    traffic = step_traffic(spec, sync, n_tokens=3, vocab_rows=32064, sampled=(64, 1))
+    assert traffic.step_sent == 3 * x_bytes
+    assert traffic.sums_sent == traffic.partials_received == 3 * 64 * x_bytes
+    assert traffic.candidates_received == (64 * 8 + 8) + (1 * 8 + 8)
+    assert traffic.sent == 3 * 65 * x_bytes
+    assert traffic.received == 3 * 64 * x_bytes + 536
+
+
+def test_candidates_are_never_more_than_a_nodes_vocabulary_and_zero_asks_for_its_logits():
+    assert candidate_bytes(512, vocab_rows=100) == candidate_bytes(100, vocab_rows=100) == 808
+    assert candidate_bytes(0, vocab_rows=100) == 400
