@@ -160,7 +160,8 @@ def test_a_token_that_takes_three_rounds_of_candidates_uses_one_coin():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"temperature": -0.1}, r"temperature is -0\.1; expected 0 \(greedy\) to 100"),
+        ({"temperature": -0.1}, r"temperature is -0\.1; expected 0 \(greedy\), or 0\.001 to 100"),
+        ({"temperature": 1e-308}, r"temperature is 1e-308; expected 0"),
         ({"temperature": 100.5}, r"temperature is 100\.5; expected 0"),
         ({"temperature": math.nan}, r"temperature is nan; expected 0"),
         ({"temperature": math.inf}, r"temperature is inf; expected 0"),
@@ -179,7 +180,7 @@ def test_a_value_out_of_its_range_is_refused_with_the_value_and_the_range(change
 
 
 @pytest.mark.parametrize(
-    "sampling", [Sampling(100.0, 1.0, 1 << 24, (1 << 63) - 1), Sampling(1e-6, 5e-324, 1, 0), Sampling(0.0)]
+    "sampling", [Sampling(100.0, 1.0, 1 << 24, (1 << 63) - 1), Sampling(0.001, 5e-324, 1, 0), Sampling(0.0)]
 )
 def test_values_at_the_ends_of_their_ranges_are_taken(sampling):
     row = candidates(EIGHTHS, 0, sampling.temperature)
