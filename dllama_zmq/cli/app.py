@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import typer
 
 from dllama_zmq import __version__
 from dllama_zmq.cli import flags
-from dllama_zmq.cli.endings import with_exit_codes
+from dllama_zmq.cli.endings import exit_code, with_exit_codes
 from dllama_zmq.errors import UsageError
 
 app = typer.Typer(
@@ -129,9 +130,14 @@ def _one_prompt(argument: str | None, option: str | None) -> str:
     text = argument if argument is not None else option
     if text is None:
         raise UsageError('the prompt is missing; give a text to continue: dllama-zmq generate "Once upon a time"')
-    return sys.stdin.read() if text == "-" else text
+    try:
+        return (sys.stdin.buffer.read() if text == "-" else os.fsencode(text)).decode()
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"the prompt is not UTF-8 text: byte {error.start} is {error.object[error.start]:#x}"
+        ) from None
 
 
 def main() -> None:
     """Run the command line and exit with its code."""
-    app()
+    sys.exit(exit_code(app))

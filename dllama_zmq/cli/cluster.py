@@ -92,12 +92,14 @@ def status(path: Path, as_json: bool) -> None:
     with connect(name) as client:
         found = client.status(wait_s=10.0)
     if as_json:
-        sys.stdout.write(msgspec.json.encode(msgspec.to_builtins(found, builtin_types=())).decode() + "\n")
+        fields = {name: getattr(found, name) for name in found.__struct_fields__ if name != "id"}  # on the bus: a list
+        sys.stdout.write(msgspec.json.encode(fields).decode() + "\n")
         return
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     console.print(
         f"{found.name}: {found.state}, up {found.uptime_s:.0f} s, {found.model}, sync {found.sync}, "
-        f"{found.seq_len} positions, {found.active} running, {found.queued} waiting"
+        f"{found.seq_len} positions, {found.active} running, {found.queued} waiting",
+        soft_wrap=True,
     )
     table = Table("node", "state", "process", "weights", "KV cache", "note", box=None, pad_edge=False)
     for node in found.nodes:

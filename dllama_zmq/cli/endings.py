@@ -18,6 +18,8 @@ from dllama_zmq.errors import DllamaError, UsageError
 
 P = ParamSpec("P")
 
+_WrongUse: type[Exception] = typer.BadParameter.__mro__[1]  # click's UsageError, of whichever click typer brings
+
 
 def with_exit_codes(command: Callable[P, None]) -> Callable[P, None]:
     """Make every way out of `command` one of the exit codes above."""
@@ -44,6 +46,20 @@ def with_exit_codes(command: Callable[P, None]) -> Callable[P, None]:
             raise _failed(f"a defect of dllama-zmq: {type(error).__name__}: {error}; {hint}", 1) from None
 
     return guarded
+
+
+def exit_code(app: typer.Typer) -> int:
+    """Run `app` on the command line; its exit code. A wrong flag or command is one sentence too."""
+    try:
+        return app(standalone_mode=False) or 0
+    except _WrongUse as error:
+        words = str(getattr(error, "format_message", error.__str__)()).strip().removesuffix(".")
+        if words:  # none where the help has been printed instead
+            place = getattr(getattr(error, "ctx", None), "command_path", "dllama-zmq")
+            typer.echo(f"error: {words}; see `{place} --help`", err=True)
+        return 2
+    except typer.Abort:
+        return 130
 
 
 def _failed(text: str, code: int) -> typer.Exit:

@@ -47,13 +47,21 @@ PromptOption = Annotated[str | None, Option("--prompt", "-p", metavar="TEXT", he
 Steps = Annotated[
     int,
     Option(
-        "--steps", "-n", "--n-predict", "--predict", "--max-tokens", help="Most tokens to generate; -1: until it ends."
+        "--steps",
+        "-n",
+        "--n-predict",
+        "--predict",
+        "--max-tokens",
+        max=1 << 62,
+        help="Most tokens to generate; -1: until it ends.",
     ),
 ]
 Temperature = Annotated[float, Option("--temperature", "--temp", help="0 is greedy.")]
 TopP = Annotated[float, Option("--top-p", "--topp", help="Sample from the fewest tokens that hold P; 1: off.")]
 TopK = Annotated[int, Option("--top-k", "--topk", help="Sample from the K likeliest tokens; 0: off.")]
-Seed = Annotated[int, Option("--seed", "-s", help="Equal seeds give equal answers; -1: a new one each time.")]
+Seed = Annotated[
+    int, Option("--seed", "-s", min=-1, max=1 << 62, help="Equal seeds give equal answers; -1: a new one each time.")
+]
 ShowStats = Annotated[bool, Option("--stats", help="Print each token's ms and kB, and averages, to stderr.")]
 Echo = Annotated[
     bool, Option("--echo/--no-echo", " /--no-display-prompt", help="Print the prompt before its continuation.")

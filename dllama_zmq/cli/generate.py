@@ -16,6 +16,7 @@ from dllama_zmq.cli.stats import Stats
 from dllama_zmq.client import Client
 from dllama_zmq.cluster import load_cluster
 from dllama_zmq.launch.lifecycle import connect, find_running, take_down
+from dllama_zmq.root.sampler import Sampling
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +40,14 @@ class Options:
         """-1 is llama.cpp's word for any."""
         return None if self.seed == -1 else self.seed
 
+    def check(self) -> None:
+        """Raise RequestError where the root would, before a cluster is brought up for nothing."""
+        Sampling(self.temperature, self.top_p, self.top_k, self.given_seed() or 0).check()
+
 
 def run(prompt: str, path: Path, options: Options, overrides: Overrides) -> None:
     """Answer `prompt` with the cluster of `path`, brought up for this call where it is not running."""
+    options.check()
     with _client(path, overrides) as client:
         _answer(client, prompt, options)
 

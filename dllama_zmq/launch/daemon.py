@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -40,23 +40,28 @@ def run_cluster(file: ClusterFile) -> None:
     runs already or a worker cannot be kept alive. Whatever happens, no child and no socket is left behind.
     """
     cluster, places = file.cluster, Places.of(file.cluster.name)
-    with ExitStack() as cleanup:
-        cleanup.enter_context(_only_one(places, cluster.name))
-        model = cleanup.enter_context(open_model(file.model_path()))
-        tokenizer = read_tokenizer(file.tokenizer_path())
-        tokenizer.check_fits(model.spec, model.path)
-        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        cleanup.callback(context.term)
-        root = Root(context, model, root_settings(cluster), _endpoints(cluster, places))
-        cleanup.callback(root.close, "the cluster went down", stay=True)
-        clients = sockets.bind(context, zmq.ROUTER, [*_listen(cluster, cluster.root.ports.clients), places.ipc_clients])
-        cleanup.callback(clients.close)
+    signals = _Signals()
+    with suppress(_Stopped), signals.caught(), ExitStack() as cleanup:
+        with signals.raised():
+            cleanup.enter_context(_only_one(places, cluster.name))
+            cleanup.callback(places.clear)  # libzmq leaves the files of its ipc sockets behind
+            model = cleanup.enter_context(open_model(file.model_path()))
+            tokenizer = read_tokenizer(file.tokenizer_path())
+            tokenizer.check_fits(model.spec, model.path)
+            context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+            cleanup.callback(context.destroy)  # `term` would wait for ever for the sockets of half a root
+            root = Root(context, model, root_settings(cluster), _endpoints(cluster, places))
+            cleanup.callback(root.close, "the cluster went down", stay=True)
+            clients = sockets.bind(
+                context, zmq.ROUTER, [*_listen(cluster, cluster.root.ports.clients), places.ipc_clients]
+            )
+            cleanup.callback(clients.close)
         fleet = Fleet(local_workers(cluster), places)
         cleanup.callback(fleet.stop, cluster.limits.stop_s)
         facts = ClusterFacts(cluster.name, __version__, str(model.path))
         service = Service(root, tokenizer, clients, facts, every_turn=fleet.watch)
         cleanup.enter_context(_announced(places, file))
-        cleanup.enter_context(_stopped_by_signals(service))
+        signals.then(service.stop)
         logger.info("up name=%s nodes=%d model=%s sync=%s", cluster.name, cluster.n_nodes, model.path, cluster.sync)
         service.run()
         logger.info("going down")
@@ -125,14 +130,46 @@ def _announced(places: Places, file: ClusterFile) -> Iterator[None]:
             places.cluster_file.unlink()
 
 
-@contextmanager
-def _stopped_by_signals(service: Service) -> Iterator[None]:
-    def stop(number: int, frame: FrameType | None) -> None:
-        service.stop()
+class _Stopped(Exception):
+    """A signal came before there was anything to stop."""
 
-    kept = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in kept.items():
-            signal.signal(number, handler)
+
+class _Signals:
+    """SIGINT, SIGTERM and SIGHUP: what is being set up ends at once, what runs is told, what is ending is let be."""
+
+    def __init__(self) -> None:
+        self._came = False
+        self._raise = False
+        self._stop: Callable[[], None] = lambda: None
+
+    @contextmanager
+    def caught(self) -> Iterator[None]:
+        """Until the end of the block no signal ends the process by itself."""
+        kept = {number: signal.signal(number, self._take) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        try:
+            yield
+        finally:
+            for number, handler in kept.items():
+                signal.signal(number, handler)
+
+    @contextmanager
+    def raised(self) -> Iterator[None]:
+        """In this block the first signal raises _Stopped."""
+        self._raise = True
+        try:
+            yield
+        finally:
+            self._raise = False
+
+    def then(self, stop: Callable[[], None]) -> None:
+        """From now on a signal calls `stop`, and so does one that has come already."""
+        self._stop = stop
+        if self._came:
+            stop()
+
+    def _take(self, number: int, frame: FrameType | None) -> None:
+        self._came = True
+        self._stop()
+        if self._raise:
+            self._raise = False  # what ends the block must not be broken off
+            raise _Stopped

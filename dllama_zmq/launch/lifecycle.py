@@ -5,12 +5,14 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,7 +89,7 @@ def bring_up(file: ClusterFile, on_status: Callable[[Status], None], flags: Sequ
 def take_down(name: str, stop_s: float) -> bool:
     """Stop the cluster called `name`: asked, then told, then killed. False where none was running."""
     places = Places.of(name)
-    if not _is_locked(places):
+    if _cleared(places):
         return False
     running = find_running(name)
     if running is None:
@@ -96,13 +98,14 @@ def take_down(name: str, stop_s: float) -> bool:
         try:
             client.stop(wait_s=stop_s)
         except RootLost:
-            os.kill(running.pid, signal.SIGTERM)
+            _signal(running.pid, signal.SIGTERM)
     if _await_unlocked(places, 2 * stop_s):
+        _await_end(running.pid, stop_s)
         return True
-    os.kill(running.pid, signal.SIGKILL)  # its workers see their pipe close and leave by themselves
+    _signal(running.pid, signal.SIGKILL)  # its workers see their pipe close and leave by themselves
     if not _await_unlocked(places, stop_s):
         raise ClusterError(f"process {running.pid} of cluster {name!r} cannot be ended; look at it with `ps`")
-    places.cluster_file.unlink(missing_ok=True)
+    _cleared(places)
     return True
 
 
@@ -136,7 +139,13 @@ def _await_ready(
                         f"the root did not start within {_DAEMON_START_S:.0f} s; see {places.log('root')}"
                     )
             else:
-                status = client.status(wait_s=limits.step_s)
+                try:
+                    status = client.status(wait_s=limits.step_s)
+                except RootLost:
+                    with suppress(subprocess.TimeoutExpired):
+                        process.wait(limits.stop_s)  # it is ending, and will have said why
+                        continue
+                    raise
                 on_status(status)
                 if status.state == "ready":
                     return status
@@ -188,13 +197,44 @@ def _end(process: subprocess.Popen[bytes], stop_s: float) -> None:
         process.wait()
 
 
+def _signal(pid: int, number: int) -> None:
+    with suppress(ProcessLookupError):  # it may have ended since it was last seen
+        os.kill(pid, number)
+
+
+def _await_end(pid: int, wait_s: float) -> None:
+    """Wait for a process that has let go of its lock: its interpreter takes a moment more to end."""
+    with suppress(OSError):  # it has ended, or this kernel cannot watch it
+        descriptor = os.pidfd_open(pid)
+        try:
+            select.select([descriptor], [], [], wait_s)
+        finally:
+            os.close(descriptor)
+
+
 def _is_locked(places: Places) -> bool:
+    with _lock(places) as held:
+        return not held
+
+
+def _cleared(places: Places) -> bool:
+    """Remove what a root that was killed left behind; False, and nothing done, where one is running."""
+    with _lock(places) as held:
+        if held:
+            places.clear()
+        return held
+
+
+@contextmanager
+def _lock(places: Places) -> Iterator[bool]:
+    """Hold the cluster's lock, where no root holds it: whether it is held."""
     with (places.run / "lock").open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            return True
-    return False
+            yield False
+        else:
+            yield True
 
 
 def _await_unlocked(places: Places, wait_s: float) -> bool:

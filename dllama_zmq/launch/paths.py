@@ -65,6 +65,11 @@ class Places:
     def ipc_clients(self) -> str:
         return self._ipc("clients")
 
+    def clear(self) -> None:
+        """Remove what a running cluster has in `run`, all but its lock. For the holder of the lock alone."""
+        for path in (self.cluster_file, *self.run.glob("*.sock")):
+            path.unlink(missing_ok=True)
+
     def log(self, node: str) -> Path:
         """The log of one node."""
         return self.logs / f"{node}.log"

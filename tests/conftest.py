@@ -1,0 +1,38 @@
+"""Fixtures that tests of whole processes ask for by name. Nothing here is automatic."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from command_line import Cli, clean_cli, short_home, write_small_model
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random Q40 model with its tokenizer beside it, for up to 8 nodes."""
+    return write_small_model(tmp_path_factory.mktemp("model") / "small.m")
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A DLLAMA_ZMQ_HOME with short paths."""
+    with short_home() as folder:
+        yield folder
+
+
+@pytest.fixture
+def cli(tmp_path: Path, small_model: Path) -> Iterator[Cli]:
+    """The command line, no cluster running. The test fails where it leaves a process or a socket behind."""
+    with clean_cli(tmp_path, small_model) as cli:
+        yield cli
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Iterator[Cli]:
+    """The command line beside a running cluster of two nodes, which all tests of a module share."""
+    with clean_cli(tmp_path_factory.mktemp("running"), small_model) as cli:
+        cli.up(2)
+        yield cli
+        cli.down()

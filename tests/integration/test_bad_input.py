@@ -1,0 +1,144 @@
+"""What is wrong with a cluster's files or ports is told in one sentence, soon, and nothing is left running."""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from command_line import SMALL, Cli, write_small_model
+from tiny import tiny_tokenizer_data
+
+from dllama_zmq.formats import write_t
+
+SOON_S = 10.0
+
+
+def refusal(cli: Cli, *words: str) -> str:
+    """The sentence that a command ends in, soon, with nothing on stdout and nothing left behind."""
+    result = cli.run(*words, wait_s=SOON_S)
+    sentence = result.error()
+    assert result.out == ""
+    assert cli.processes() == []
+    assert cli.sockets() == []
+    return sentence
+
+
+# --- ports --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("port", ["replies", "steps", "clients"])
+def test_a_port_in_use_is_named_with_what_to_do(cli: Cli, port: str) -> None:
+    cli.write(2)
+    with socket.create_server(("127.0.0.1", cli.ports[port])):
+        sentence = refusal(cli, "up")
+    address = f"tcp://127.0.0.1:{cli.ports[port]}"
+    assert sentence.startswith(f"{address} is in use by another program; stop it, or choose other numbers under root")
+
+
+def test_two_clusters_on_the_same_ports_cannot_both_run(cli: Cli) -> None:
+    cli.up(1)
+    other = cli.folder / "other.yaml"
+    other.write_text((cli.folder / "cluster.yaml").read_text().replace("name: small", "name: other"))
+    assert f"tcp://127.0.0.1:{cli.ports['clients']} is in use" in cli.run("up", "other.yaml", wait_s=SOON_S).error()
+    assert cli.status().state == "ready"
+    cli.down()
+
+
+def test_a_root_on_an_address_of_another_machine_is_refused(cli: Cli) -> None:
+    cli.write(2, host="192.0.2.7", open_bus=True)
+    assert "this machine has no such address" in refusal(cli, "up")
+
+
+# --- cluster.yaml -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", [["up"], ["generate", "once", "--temp", "0"], ["down"], ["status"]])
+def test_a_mistake_in_the_file_is_told_by_every_command_that_reads_it(cli: Cli, command: list[str]) -> None:
+    (cli.folder / "cluster.yaml").write_text("model: demo\nmodle: x\n")
+    assert re.match(r"cluster\.yaml:2:1: .*unknown key 'modle'.*did you mean model\?", refusal(cli, *command))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("name: small\n\tmodel: demo\n", r"cluster\.yaml:2:1: .*tab"),
+        ("model: demo\nroot:\n\tthreads: 2\n", r"cluster\.yaml:3:1: .*tab"),
+        ("model: demo\nroot: {prots: {}}\n", r"cluster\.yaml:2:8: root: .*'prots'.*did you mean ports\?"),
+        ("model: demo\nworkers: [{name: a}, {name: b}]\n", r"cluster\.yaml:.*1 root \+ 2 workers are 3 nodes; use "),
+        ("", r"cluster\.yaml: .*empty"),
+        ("\x00\x01", r"cluster\.yaml"),
+    ],
+    ids=["tab", "tab inside", "unknown key", "three nodes", "empty", "no text"],
+)  # fmt: skip
+def test_a_file_that_is_no_cluster_is_refused_at_its_place(cli: Cli, text: str, says: str) -> None:
+    (cli.folder / "cluster.yaml").write_text(text)
+    assert re.match(says, refusal(cli, "up"))
+
+
+def test_a_missing_file_is_refused_with_what_to_do(cli: Cli) -> None:
+    assert "there is no such file; go to the folder of your cluster.yaml" in refusal(cli, "up")
+
+
+# --- model and tokenizer ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", [["up"], ["up", "--foreground"], ["generate", "once", "--no-echo", "--json"]])
+def test_a_missing_model_is_refused_with_its_path(cli: Cli, command: list[str]) -> None:
+    cli.write(2, model="nowhere.m")
+    assert f"model: there is no file {cli.folder}/nowhere.m" in refusal(cli, *command)
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def too_long(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"x")
+
+
+def emptied(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def of_another_kind(path: Path) -> None:
+    path.write_bytes(b"GGUF" + path.read_bytes()[4:])
+
+
+@pytest.mark.parametrize("suffix", [".m", ".t"])
+@pytest.mark.parametrize("damage", [cut_short, too_long, emptied, of_another_kind])
+def test_a_damaged_file_is_refused_by_name(cli: Cli, suffix: str, damage: Callable[[Path], None]) -> None:
+    model = write_small_model(cli.folder / "own.m")
+    damage(model.with_suffix(suffix))
+    cli.write(2, model="own.m")
+    assert refusal(cli, "up").startswith(f"{model.with_suffix(suffix)}")
+
+
+def test_the_tokenizer_of_another_model_is_refused_with_both_sizes(cli: Cli) -> None:
+    write_t(cli.folder / "other.t", tiny_tokenizer_data(400))
+    cli.write(2, tokenizer="other.t")
+    sentence = refusal(cli, "up")
+    assert "400" in sentence
+    assert str(SMALL.vocab_size) in sentence
+
+
+def test_a_model_that_cannot_be_split_so_is_refused_with_the_counts_that_can(cli: Cli) -> None:
+    cli.write(16)
+    assert "This model can be split over 1, 2, 4 or 8 nodes" in refusal(cli, "up")
+
+
+def test_an_empty_prompt_is_refused_where_the_tokenizer_begins_no_text(cli: Cli) -> None:
+    write_t(cli.folder / "bare.t", replace(tiny_tokenizer_data(SMALL.vocab_size), add_bos=False))
+    cli.write(1, tokenizer="bare.t")
+    assert "the prompt is empty" in cli.run("generate", "", "--no-echo", wait_s=SOON_S).error()
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "a/../b"])
+def test_a_name_that_leads_out_of_its_folder_is_refused(cli: Cli, name: str) -> None:
+    path = cli.write(1)
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"name": name}))
+    assert "name: " in refusal(cli, "up")

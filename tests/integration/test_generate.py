@@ -1,0 +1,243 @@
+"""`generate` as its user sees it: what goes to stdout, every spelling of a flag, how it ends."""
+
+from __future__ import annotations
+
+import re
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from command_line import Cli, finish, json_object, read_some, until
+
+import dllama_zmq
+from dllama_zmq.local import LocalModel
+
+PROMPT = "once upon a time"
+PHASE_KEYS = {"tokens", "tokens_per_s", "g_ms", "i_ms", "t_ms", "s_kb", "r_kb"}
+ESCAPE = "\x1b"
+
+
+@pytest.fixture(scope="module")
+def local(small_model: Path) -> Iterator[LocalModel]:
+    """The model in this process on one node: what every greedy answer is compared with."""
+    with dllama_zmq.load(small_model) as model:
+        yield model
+
+
+def alone(local: LocalModel, prompt: str, n_tokens: int) -> str:
+    """The greedy text after `prompt`."""
+    return "".join(local.generate(prompt, max_tokens=n_tokens))
+
+
+def log_of_root(cli: Cli) -> str:
+    return (cli.log_folder / "root.log").read_text()
+
+
+# --- the answer ---------------------------------------------------------------------------------------------------
+
+
+def test_the_text_goes_to_stdout_and_nothing_else_is_said(running: Cli, local: LocalModel) -> None:
+    result = running.generate("-n", "30")
+    assert (result.out, result.err) == (f"{PROMPT}{alone(local, PROMPT, 30)}\n", "")
+
+
+def test_json_is_one_object_with_everything_in_it(running: Cli, local: LocalModel) -> None:
+    result = running.generate("-n", "30", "--json", "--seed", "5")
+    report = json_object(result.out)
+    assert result.err == ""
+    assert report.keys() == {"prompt", "text", "tokens", "prompt_tokens", "finish_reason", "seed", "stats"}
+    assert (report["prompt"], report["text"]) == (PROMPT, alone(local, PROMPT, 30))
+    assert (len(report["tokens"]), report["finish_reason"], report["seed"]) == (30, "length", 5)
+    assert report["stats"].keys() == {"prompt", "prediction"}
+    assert all(phase.keys() == PHASE_KEYS for phase in report["stats"].values())
+    assert report["stats"]["prompt"]["tokens"] == report["prompt_tokens"]
+    assert report["stats"]["prediction"]["tokens"] == 29  # the prompt's last step gives the first token
+
+
+def test_stats_are_a_line_for_each_step_and_the_averages_of_both_phases(running: Cli) -> None:
+    result = running.generate("-n", "6", "--stats")
+    *steps, prompt, prediction = result.err.splitlines()
+    figures = r"G +[\d.]+ ms  I +[\d.]+ ms  T +[\d.]+ ms  S +[\d.]+ kB  R +[\d.]+ kB"
+    assert [bool(re.match(figures, line)) for line in steps] == [True] * 6  # one of the prompt, five of the prediction
+    assert re.search(r"  prompt (\d+)/\1$", steps[0])
+    assert re.match(rf" +prompt: \d+ tokens, [\d.]+ tokens/s; average per token {figures}$", prompt)
+    assert re.match(rf"prediction: 5 tokens, [\d.]+ tokens/s; average per token {figures}$", prediction)
+    assert result.out.startswith(PROMPT)
+
+
+def test_the_same_seed_gives_the_same_text_and_another_seed_another(running: Cli) -> None:
+    words = ["generate", PROMPT, "--temp", "1", "-n", "20", "--no-echo"]
+    results = [running.run(*words, "--seed", seed) for seed in ("11", "11", "12")]
+    assert [result.code for result in results] == [0] * 3, [result.said for result in results]
+    texts = [result.out for result in results]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_eight_nodes_give_the_greedy_text_of_one(cli: Cli, local: LocalModel) -> None:
+    cli.up(8)
+    assert cli.generate("-n", "40").out == f"{PROMPT}{alone(local, PROMPT, 40)}\n"
+    cli.down()
+
+
+def test_every_spelling_of_every_flag_means_the_same(running: Cli) -> None:
+    lines = [
+        "generate PROMPT --steps 20 --temperature 0.7 --top-p 0.9 --top-k 20 --seed 5 --no-echo",
+        "inference --prompt PROMPT --n-predict 20 --temp 0.7 --topp 0.9 --topk 20 -s 5 --no-display-prompt",
+        "run -p PROMPT -n 20 --temp 0.7 --topp 0.9 --topk 20 -s 5 --no-echo",
+        "generate -p PROMPT --predict 20 --temp 0.7 --topp 0.9 --topk 20 -s 5 --no-echo --nthreads 1 --sync f32",
+        "generate -p PROMPT --max-tokens 20 --temp 0.7 --topp 0.9 --topk 20 -s 5 --no-echo -t 1 "
+        "--buffer-float-type F32 --cluster cluster.yaml",
+        "generate -p PROMPT -n 20 --temp 0.7 --topp 0.9 --topk 20 -s 5 --echo --threads 1",
+    ]
+    results = [running.run(*(PROMPT if word == "PROMPT" else word for word in line.split())) for line in lines]
+    assert [result.code for result in results] == [0] * len(lines), [result.said for result in results]
+    *without, with_prompt = [result.out for result in results]
+    assert set(without) == {without[0]}
+    assert len(without[0]) > 20
+    assert with_prompt == PROMPT + without[0]
+    assert results[3].err == "small is running already: --threads 1 --sync f32 has no effect on it\n"
+
+
+def test_a_dash_reads_the_prompt_from_stdin(running: Cli) -> None:
+    given = running.run("generate", "-", "--temp", "0", "-n", "10", stdin=PROMPT)
+    assert given.out == running.generate("-n", "10").out
+
+
+def test_an_empty_prompt_begins_a_text_where_the_tokenizer_begins_texts_of_itself(running: Cli) -> None:
+    report = json_object(running.run("generate", "", "--temp", "0", "-n", "5", "--json").out)
+    assert (report["prompt_tokens"], len(report["tokens"])) == (1, 5)
+
+
+def test_several_clients_at_once_get_their_own_whole_answers(running: Cli, local: LocalModel) -> None:
+    prompts = ["once upon a time", "a cat and a dog", "the sun was"]
+    with ExitStack() as stack:
+        start = time.monotonic()
+        processes = [
+            stack.enter_context(running.started("generate", prompt, "--temp", "0", "-n", "40")) for prompt in prompts
+        ]
+        results = [finish(process, 60, start) for process in processes]
+    assert [result.code for result in results] == [0] * 3
+    assert [result.out for result in results] == [f"{p}{alone(local, p, 40)}\n" for p in prompts]
+
+
+@pytest.mark.parametrize("words", [["status"], ["generate", "a", "-n", "3", "--stats"], ["generate", "--nonsense"]])
+def test_no_escape_codes_without_a_terminal(running: Cli, words: list[str]) -> None:
+    result = running.run(*words, TERM="xterm-256color")
+    assert result.err if "generate" in words else result.out
+    assert ESCAPE not in result.out + result.err
+
+
+# --- with no cluster running --------------------------------------------------------------------------------------
+
+
+def test_with_no_cluster_running_it_brings_one_up_for_the_call(cli: Cli, local: LocalModel) -> None:
+    cli.write(2)
+    result = cli.generate("-n", "10", TERM="xterm-256color")
+    assert ESCAPE not in result.err
+    assert result.err.startswith("small is not running: bringing up cluster.yaml for this call")
+    assert result.out == f"{PROMPT}{alone(local, PROMPT, 10)}\n"
+    assert cli.processes() == []
+    assert cli.run("status", "--json").out == '{"state":"down"}\n'
+
+
+def test_the_cluster_of_one_call_is_as_the_flags_say(cli: Cli) -> None:
+    cli.write(2)
+    with cli.started("generate", PROMPT, "--temp", "0", "-n", "1900", "--buffer-float-type", "q80") as process:
+        read_some(process, len(PROMPT) + 5)
+        assert cli.status().sync == "q80"
+        process.send_signal(signal.SIGINT)
+        ended = finish(process, 10, time.monotonic())
+    assert ended.code == 130, ended.said
+    assert "Traceback" not in ended.err
+    assert cli.processes() == []
+
+
+# --- how it ends --------------------------------------------------------------------------------------------------
+
+
+def test_ctrl_c_stops_the_answer_and_the_cluster_still_answers(running: Cli, local: LocalModel) -> None:
+    n_cancelled = len(re.findall("reason=cancelled|client left", log_of_root(running)))
+    with running.started("generate", PROMPT, "--temp", "0", "-n", "1900") as process:
+        read_some(process, len(PROMPT) + 5)
+        assert running.status().active == 1
+        start = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        ended = finish(process, 5, start)
+    assert (ended.code, ended.err) == (130, "")
+    took_s = until(lambda: running.status().active == 0, 2, "the root to stop the answer")
+    assert len(re.findall("reason=cancelled|client left", log_of_root(running))) == n_cancelled + 1
+    assert running.generate("-n", "10").out == f"{PROMPT}{alone(local, PROMPT, 10)}\n"
+    print(f"after Ctrl-C the command ended in {ended.seconds:.2f} s, the root was idle {took_s:.2f} s later")
+
+
+def test_a_killed_client_frees_the_cluster(running: Cli) -> None:
+    with running.started("generate", PROMPT, "--temp", "0", "-n", "1900") as process:
+        read_some(process, len(PROMPT) + 5)
+        process.kill()
+        process.wait()
+    until(lambda: running.status().active == 0, 3, "the root to stop the answer")
+
+
+def test_a_reader_that_has_had_enough_ends_it_quietly(running: Cli) -> None:
+    with running.started("generate", PROMPT, "--temp", "0", "-n", "1900") as process:
+        assert process.stdout is not None
+        assert process.stdout.read(10) == PROMPT[:10].encode()
+        process.stdout.close()
+        assert process.wait(10) == 0
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+    until(lambda: running.status().active == 0, 2, "the root to stop the answer")
+
+
+# --- what cannot be answered --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["a b c d " * 600], "tokens and this cluster's context 2048"),
+        (["hi", "--temp", "-1"], "temperature is -1"),
+        (["hi", "--temp", "nan"], "temperature"),
+        (["hi", "--temp", "inf"], "temperature"),
+        (["hi", "--topp", "1.5"], "top_p is 1.5"),
+        (["hi", "--topp", "-0.1"], "top_p is -0.1"),
+        (["hi", "--topk", "-2"], "top_k is -2"),
+        (["hi", "-n", "0"], "max_tokens is 0"),
+        (["hi", "-n", "-2"], "max_tokens is -2"),
+        (["hi", "--cluster", "nowhere.yaml"], "nowhere.yaml: there is no such file"),
+    ],
+    ids=lambda value: " ".join(value)[:20] if isinstance(value, list) else "",
+)
+def test_what_cannot_be_answered_is_refused_in_one_sentence(running: Cli, words: list[str], says: str) -> None:
+    assert says in running.run("generate", *words).error(1)
+
+
+def test_a_prompt_that_is_no_text_is_refused_in_one_sentence(running: Cli) -> None:
+    assert "not UTF-8" in running.run("generate", "-", stdin=b"once \xff upon").error(2)
+    assert "not UTF-8" in running.run("generate", "once \udcff upon").error(2)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["generate", "hi", "--nonsense"], "--nonsense"),
+        (["generate", "hi", "-n", "many"], "--steps"),
+        (["generate", "hi", "--sync", "f8"], "f8"),
+        (["generate", "hi", "--threads", "0"], "--threads"),
+        (["generate", "hi", "--seed", "-7"], "--seed"),
+        (["generate", "hi", "--seed", "9" * 30], "--seed"),
+        (["generate", "hi", "-n", "9" * 30], "--steps"),
+        (["generate"], "the prompt is missing"),
+        (["generate", "hi", "-p", "ho"], "the prompt is given twice"),
+        (["worker"], "--root"),
+        (["worker", "--root", "ftp://a:1"], "--root ftp://a:1"),
+        (["worker", "--root", "tcp://a"], "the port is missing"),
+        (["gnerate", "hi"], "gnerate"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_use_is_told_in_one_sentence_with_exit_code_2(running: Cli, words: list[str], says: str) -> None:
+    assert says in running.run(*words).error(2)

@@ -1,0 +1,114 @@
+"""What two nodes keep in memory, measured from outside on a model large enough to see.
+
+A worker: resident memory (Rss of /proc/PID/smaps_rollup) after a prompt that fills its KV cache, less that of an idle
+worker, which has started the same way and waits for a root that is not there. The root: anonymous memory (Anonymous, in
+the same file: what it has allocated, not the pages of the mapped model), less that of the same idle worker.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from command_line import Cli, clean_cli, free_ports
+
+from dllama_zmq.bus.client_messages import NodeStatus, Status
+from dllama_zmq.formats import write_m, write_t
+from dllama_zmq.sharding import Plan
+from dllama_zmq.spec import FloatType, ModelSpec
+
+sys.path.append(str(Path(__file__).parents[2] / "tools"))
+from make_model import made_up_vocabulary, random_tensors
+
+LARGE = ModelSpec(
+    arch="llama", dim=2048, hidden_dim=5632, n_layers=8, n_heads=16, n_kv_heads=8, head_dim=128,
+    vocab_size=4000, seq_len=128, weight_type=FloatType.Q40,
+)  # fmt: skip
+STEP_BYTES = 12 << 20  # one tile of a matrix, one step of 32 tokens, BLAS's own buffer: of this width, not of the depth
+ROOT_BYTES = 16 << 20  # the same, the tokenizer and the libraries that only a root loads
+EMBEDDING_F32_BYTES = LARGE.vocab_size * LARGE.dim * 4
+
+
+def measured(pid: int) -> dict[str, int]:
+    """The fields of a process's smaps_rollup, in bytes."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+    return {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cli]:
+    """LARGE running on two nodes, with a KV cache that one answer has filled."""
+    folder = tmp_path_factory.mktemp("large")
+    model = folder / "large.m"
+    write_m(model, LARGE, random_tensors(LARGE, seed=3))
+    write_t(model.with_suffix(".t"), made_up_vocabulary(LARGE.vocab_size))
+    with clean_cli(folder, model) as cli:
+        cli.up(2)
+        prompt = "~" * (LARGE.seq_len - 3)  # no two of them merge; <s>, a space and one position for the answer
+        with cli.client() as client:
+            assert client.text(prompt, max_tokens=1, temperature=0.0) is not None
+        yield cli
+        cli.down()
+    model.unlink()
+
+
+@pytest.fixture(scope="module")
+def idle(large: Cli) -> Iterator[dict[str, int]]:
+    """The memory of a worker that waits for a root."""
+    (port,) = free_ports(1)
+    with large.started("worker", "--root", f"tcp://127.0.0.1:{port}") as process:
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        assert b"asking the root" in line, line
+        yield measured(process.pid)
+        process.terminate()
+        process.wait(5)
+
+
+def node(status: Status, name: str) -> NodeStatus:
+    return next(row for row in status.nodes if row.name == name)
+
+
+def test_a_worker_holds_its_shard_its_kv_cache_and_at_most_a_tenth_more(large: Cli, idle: dict[str, int]) -> None:
+    row = node(large.status(), "worker1")
+    above_idle = measured(row.pid)["Rss"] - idle["Rss"]
+    expected = row.weight_bytes + row.kv_bytes
+    print(f"worker: {above_idle:,} bytes above idle; shard + KV {expected:,}; ratio {above_idle / expected:.4f}")
+    assert row.weight_bytes < 0.6 * large.model.stat().st_size
+    assert above_idle <= 1.10 * expected
+    assert above_idle <= expected + STEP_BYTES
+
+
+def test_the_root_holds_no_copy_of_the_model_and_no_f32_embedding(large: Cli, idle: dict[str, int]) -> None:
+    row = node(large.status(), "root")
+    above_idle = measured(row.pid)["Anonymous"] - idle["Anonymous"]
+    expected = column_split_bytes() + row.kv_bytes
+    print(f"root: {above_idle:,} anonymous bytes above idle; its columns + KV {expected:,}")
+    assert ROOT_BYTES < EMBEDDING_F32_BYTES  # or what follows would not notice one
+    assert expected + ROOT_BYTES < row.weight_bytes
+    assert above_idle <= expected + ROOT_BYTES
+
+
+def column_split_bytes() -> int:
+    """What the root must copy out of the map: its columns of the matrices that are split so. Rows lie there as one."""
+    plan = Plan.make(LARGE, 2)
+    regions = {tensor: plan.region(tensor, 0)[1] for tensor in plan.shard_tensors()}
+    return sum(
+        plan.region_bytes(tensor, 0)
+        for tensor, columns in regions.items()
+        if columns.stop - columns.start < tensor.shape(LARGE)[1]
+    )
+
+
+def test_memory_does_not_grow_from_answer_to_answer(large: Cli) -> None:
+    pids = {row.name: row.pid for row in large.status().nodes}
+    with large.client() as client:
+        client.text("~" * 40, max_tokens=2)
+        before = {name: measured(pid)["Rss"] for name, pid in pids.items()}
+        for _ in range(3):
+            client.text("~" * 40, max_tokens=2)
+    grown = {name: measured(pid)["Rss"] - before[name] for name, pid in pids.items()}
+    print(f"grown by three answers: {grown}")
+    assert max(grown.values()) < 1 << 20
