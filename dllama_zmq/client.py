@@ -28,7 +28,7 @@ from dllama_zmq.bus.client_messages import (
     Stopping,
 )
 from dllama_zmq.bus.messages import Message, decode, encode
-from dllama_zmq.errors import ClusterError, DllamaError, ProtocolError, RootLost
+from dllama_zmq.errors import ClusterError, DllamaError, ProtocolError, RequestError, RootLost
 
 Answer = Queued | Started | Prefill | Piece | Done
 
@@ -118,8 +118,12 @@ class Client:
         self.close()
 
     def _send(self, message: Message) -> None:
+        try:
+            frames = encode(message)
+        except OverflowError:
+            raise RequestError("a number of more than 64 bits; no number of a request is as large") from None
         with contextlib.suppress(zmq.Again):
-            self._socket.send_multipart(encode(message), zmq.NOBLOCK)
+            self._socket.send_multipart(frames, zmq.NOBLOCK)
 
     def _receive(self, request: int, wait_s: float) -> Message:
         """The next answer to `request`; what belongs to others is dropped."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from dllama_zmq.client import Client
 from dllama_zmq.cluster import load_cluster
 from dllama_zmq.launch.lifecycle import connect, find_running, take_down
 from dllama_zmq.root.sampler import Sampling
+
+_SAY_EVERY_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +77,6 @@ def _client(path: Path, overrides: Overrides) -> Iterator[Client]:
 def _answer(client: Client, prompt: str, options: Options) -> None:
     stats = Stats(per_token=options.stats)
     text: list[str] = []
-    if options.echo and not options.json:
-        _write(prompt)
     answers = client.generate(
         prompt,
         options.max_tokens(),
@@ -85,6 +86,7 @@ def _answer(client: Client, prompt: str, options: Options) -> None:
         options.given_seed(),
     )
     reason, said, seed, prompt_tokens, tokens = "", "", 0, 0, []
+    next_word = time.monotonic() + _SAY_EVERY_S
     try:
         for answer in answers:
             if isinstance(answer, Queued):
@@ -94,8 +96,13 @@ def _answer(client: Client, prompt: str, options: Options) -> None:
                 said = waiting
             elif isinstance(answer, Started):
                 seed, prompt_tokens = answer.seed, answer.prompt_tokens
+                if options.echo and not options.json:
+                    _write(prompt)
             elif isinstance(answer, Prefill):
                 stats.prompt(answer)
+                if answer.done < answer.total and time.monotonic() > next_word:
+                    note(f"prompt: {answer.done} of {answer.total} tokens")
+                    next_word = time.monotonic() + _SAY_EVERY_S
             elif isinstance(answer, Piece | Done):
                 text.append(answer.text)
                 if not options.json:
@@ -107,7 +114,7 @@ def _answer(client: Client, prompt: str, options: Options) -> None:
                     reason = answer.reason
     finally:
         answers.close()  # tells the root to stop where we stop early
-        if not options.json:
+        if prompt_tokens and not options.json:
             _write("\n")
     if options.stats:
         stats.print_averages()

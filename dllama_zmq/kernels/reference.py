@@ -13,7 +13,7 @@ from dllama_zmq.kernels.reduction import tree_sum
 from dllama_zmq.quants import F32, BlockMatrix, dequantize, quantize, split_q40, split_q80
 from dllama_zmq.spec import FloatType
 
-_TILE_ROWS = 256  # dequantized at a time: 4 MB of a matrix of 4096 columns, never the matrix
+_TILE_VALUES = 1 << 18  # dequantized at a time: 1 MB, which stays in a core's cache; never the matrix
 
 
 class Reference:
@@ -26,9 +26,10 @@ class Reference:
 
     def linear(self, matrix: BlockMatrix, segments: int = 1) -> Callable[[F32], F32]:
         product = _integer_product if matrix.float_type.block_values == 32 else _float_product
+        n_rows = max(1, _TILE_VALUES // matrix.columns)
         tiles = [
-            BlockMatrix(matrix.data[first : first + _TILE_ROWS], matrix.float_type)
-            for first in range(0, matrix.rows, _TILE_ROWS)
+            BlockMatrix(matrix.data[first : first + n_rows], matrix.float_type)
+            for first in range(0, matrix.rows, n_rows)
         ]
 
         def apply(x: F32) -> F32:

@@ -134,8 +134,19 @@ class Formation:
             if row.state is not State.READY
         )
 
+    def knock(self) -> None:
+        """Send every worker something, for sending shows a broken connection; and end loads that take too long."""
+        now = time.monotonic()
+        for member in self._roster.members:
+            if member.state is State.ABSENT:
+                continue
+            reachable = self._send(member, Ping(self._roster.epoch, 0, 0))
+            too_long = now > self._joined_at[member.node] + self._limits.load_s
+            if reachable and member.state is State.LOADING and too_long:
+                self._roster.lose(member, f"did not load within {self._limits.load_s:.0f} s")
+
     def _welcome(self, identity: bytes, join: Join) -> None:
-        self._knock()  # so that a place whose holder has died is free
+        self.knock()  # so that a place whose holder has died is free
         place = self._roster.join(identity, join)
         if isinstance(place, Refuse):
             logger.warning("refused a worker pid=%d: %s", join.pid, place.reason)
@@ -176,17 +187,6 @@ class Formation:
         if now < self._next_beacon:
             return
         self._next_beacon = now + (_IDLE_BEACON_S if self._roster.ready else _FORMING_BEACON_S)
-        self._knock()
+        self.knock()
         if self._roster.loaded:
             self._link.publish(Beacon(self._roster.epoch), [], [member.name for member in self._roster.members])
-
-    def _knock(self) -> None:
-        """Send every worker something, for sending shows a broken connection; and end loads that take too long."""
-        now = time.monotonic()
-        for member in self._roster.members:
-            if member.state is State.ABSENT:
-                continue
-            reachable = self._send(member, Ping(self._roster.epoch, 0, 0))
-            too_long = now > self._joined_at[member.node] + self._limits.load_s
-            if reachable and member.state is State.LOADING and too_long:
-                self._roster.lose(member, f"did not load within {self._limits.load_s:.0f} s")

@@ -153,6 +153,12 @@ class Root:
             self._formation.handle(identity, message, frames)
         self._formation.pump(until)
 
+    def all_reachable(self) -> bool:
+        """Every node is ready, and none has died since it was last looked at."""
+        if self._formation is not None and self.ready:
+            self._formation.knock()
+        return self.ready
+
     def progress(self) -> list[Progress]:
         """How far every worker is, in node order."""
         return self._formation.progress() if self._formation is not None else []

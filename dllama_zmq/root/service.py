@@ -97,7 +97,7 @@ class Service:
             self._answer_clients()
             self._root.pump(time.monotonic())
             self._remind()
-            if self._active is None and self._waiting and self._root.ready:
+            if self._active is None and self._waiting and self._root.all_reachable():
                 self._start(self._waiting.popleft())
             if self._active is not None:
                 self._advance(self._active)

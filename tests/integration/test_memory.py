@@ -23,7 +23,7 @@ sys.path.append(str(Path(__file__).parents[2] / "tools"))
 from make_model import made_up_vocabulary, random_tensors
 
 LARGE = ModelSpec(
-    arch="llama", dim=2048, hidden_dim=5632, n_layers=8, n_heads=16, n_kv_heads=8, head_dim=128,
+    arch="llama", dim=2048, hidden_dim=5632, n_layers=4, n_heads=16, n_kv_heads=8, head_dim=128,
     vocab_size=4000, seq_len=128, weight_type=FloatType.Q40,
 )  # fmt: skip
 STEP_BYTES = 12 << 20  # one tile of a matrix, one step of 32 tokens, BLAS's own buffer: of this width, not of the depth
