@@ -15,7 +15,7 @@ from pathlib import Path
 import zmq
 
 from dllama_zmq.bus import sockets
-from dllama_zmq.bus.messages import TO_ROOT, TO_WORKER, Frame, Message, decode, encode
+from dllama_zmq.bus.messages import TO_ROOT, TO_WORKER, Bye, Frame, Join, Message, Ping, decode, encode
 from dllama_zmq.bus.meter import Meter
 from dllama_zmq.errors import ProtocolError
 
@@ -73,6 +73,7 @@ class RootLink:
         self._name_of = name_of
         self._spin_s = spin_s
         self._complaints = Complaints()
+        self._leaving: set[bytes] = set()
         self._steps = sockets.bind(context, zmq.PUB, endpoints.all_steps())
         try:
             self.replies = sockets.bind(context, zmq.ROUTER, endpoints.all_replies())
@@ -90,6 +91,8 @@ class RootLink:
     def send(self, identity: bytes, name: str, message: Message, arrays: Sequence[Frame] = ()) -> None:
         """Send to one worker. Raises PeerGone."""
         self.send_frames(identity, name, kind_of(message), encode(message, arrays))
+        if isinstance(message, Bye):
+            self._leaving.add(identity)
 
     def send_frames(self, identity: bytes, name: str, kind: str, frames: Sequence[Frame]) -> None:
         """Send frames made before to one worker. Raises PeerGone."""
@@ -113,13 +116,27 @@ class RootLink:
                 if time.monotonic() >= until:  # a flood of such messages must not outlast a deadline
                     return None
                 continue
+            if isinstance(message, Join):
+                self._leaving.discard(identity)
             name = self._name_of(identity)
             if name is not None:
                 self.meter.count([name], "received", kind_of(message), frames[1:])
             return identity, message, arrays
 
     def close(self) -> None:
-        """Close both sockets; a last Bye has a moment to leave."""
+        """Close both sockets, when all who were told Bye have gone or joined again, or have had a moment for it.
+
+        A worker whose connection breaks loses what it has not read (that is ZMQ_IMMEDIATE's doing): the Bye too.
+        """
+        until = time.monotonic() + _LAST_WORD_MS / 1000
+        knock = encode(Ping(0, 0, 0))
+        while self._leaving and time.monotonic() < until:
+            self.receive(time.monotonic() + 0.002)
+            for identity in list(self._leaving):
+                try:
+                    self.replies.send_multipart([identity, *knock])
+                except zmq.ZMQError:
+                    self._leaving.discard(identity)
         self._steps.close()
         self.replies.close(linger=_LAST_WORD_MS)
 
@@ -185,11 +202,13 @@ class WorkerLink:
         while True:
             wait_s = until - time.monotonic()
             ready = dict(self._poller.poll(max(0, round(wait_s * 1000))))
+            broken = self._disconnects is not None and self._disconnects.events in ready
             for socket in (self._steps, self._replies):  # a ping must not overtake what it asks about
-                frames = sockets.receive_now(socket) if socket is not None and socket in ready else None
-                if frames is not None:
-                    return frames
-            if self._disconnects is not None and self._disconnects.events in ready:
+                if socket is not None and (broken or socket in ready):  # broken: a last Bye may have come meanwhile
+                    frames = sockets.receive_now(socket)
+                    if frames is not None:
+                        return frames
+            if broken:
                 return None
             if wait_s <= 0:
                 return None

@@ -208,7 +208,10 @@ class Worker:
                 loading.take(piece, frames)
                 link.send(Credit(1))
         kernels = choose_kernels(order.kernels, self._settings.threads)
-        model = build_shard(plan, welcome.node, loading.weights, kernels, order.seq_len, order.slots)
+        try:
+            model = build_shard(plan, welcome.node, loading.weights, kernels, order.seq_len, order.slots)
+        except (ArithmeticError, ValueError) as error:
+            raise ProtocolError(f"a plan for a model that cannot be: {error}") from None
         comm = StarWorker(link, order.sync, spec.dim, order.step_s)
         link.send(Loaded(loading.received_bytes))
         logger.info("loaded bytes=%d kernels=%s", loading.received_bytes, kernels.name)

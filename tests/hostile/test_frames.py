@@ -1,0 +1,417 @@
+"""Bytes meant to harm, to every socket of a living cluster: whatever they are, it goes on answering, and rightly."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import msgpack
+import msgspec
+import pytest
+import zmq
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from integration.stranger import RawRoot, Stranger
+from tiny import tiny_spec, tiny_tokenizer_data, write_tiny_model
+
+from dllama_zmq import Client
+from dllama_zmq.bus import sockets
+from dllama_zmq.bus.client_messages import FROM_CLIENT, TO_CLIENT, Piece, Queued
+from dllama_zmq.bus.links import Endpoints
+from dllama_zmq.bus.messages import TO_ROOT, TO_WORKER
+from dllama_zmq.cluster import Limits
+from dllama_zmq.errors import DllamaError, ProtocolError
+from dllama_zmq.formats import ModelFile, read_tokenizer, write_t
+from dllama_zmq.models import Run
+from dllama_zmq.root.delivery import Delivery
+from dllama_zmq.root.report import ClusterFacts
+from dllama_zmq.root.root import Root, RootSettings
+from dllama_zmq.root.service import Service
+from dllama_zmq.sharding import Plan
+from dllama_zmq.spec import FloatType
+from dllama_zmq.worker import Worker, WorkerSettings
+
+SPEC = tiny_spec(dim=128, hidden_dim=256, n_heads=8, weight_type=FloatType.Q40)
+ANSWER_S = 20.0
+Context: TypeAlias = zmq.Context[zmq.Socket[bytes]]
+Frames: TypeAlias = Sequence[bytes]
+
+# --- bytes to send ----------------------------------------------------------------------------------------------------
+
+KINDS = sorted({*TO_WORKER, *TO_ROOT, *FROM_CLIENT, *TO_CLIENT})
+LENGTHS = [0, 1, 33, 128, 1 << 31, (1 << 62) + 1, (1 << 64) - 1]
+numbers = st.integers(-2, 300) | st.sampled_from(LENGTHS) | st.floats() | st.booleans() | st.none()
+heads = st.lists(
+    st.tuples(st.sampled_from(["f32", "f16", "q80", "i32", "f64", "u8", "f8", ""]), numbers, numbers), max_size=5
+)
+fields = st.lists(
+    numbers | st.text(max_size=9) | heads | st.lists(numbers, max_size=4)
+    | st.dictionaries(st.text(max_size=5), numbers, max_size=3),
+    max_size=9,
+)  # fmt: skip
+DEEP = b"\x91" * 990 + b"\x01"
+HUGE_LENGTHS = [
+    b"\xdd\xff\xff\xff\xff",
+    b"\xdf\xff\xff\xff\xff",
+    b"\x93\x01\xa6beacon\xdb\xff\xff\xff\xff",
+    DEEP,
+    b"\x92" + DEEP + b"\xa4join",
+    b"\x99\x01\xa4plan\x81\xa1x" + DEEP + b"\x02\xa3f32\xa4auto\x01\x01\xcb" + bytes(8),
+    bytes(2 << 20),
+]
+
+
+@st.composite
+def headers(draw: st.DrawFn) -> bytes:
+    """A header that has much of a message's form: any kind but those that rightly end something, any fields."""
+    kind = draw(st.sampled_from([kind for kind in KINDS if kind not in ("stop", "bye")]))
+    return bytes(msgpack.packb([draw(st.sampled_from([1, 1, 1, 1, 0, 2, True])), kind, *draw(fields)]))
+
+
+hostile = st.lists(st.binary(max_size=64) | headers() | st.sampled_from(HUGE_LENGTHS), min_size=1, max_size=4)
+few = settings(max_examples=40, deadline=None)
+
+
+# --- a living cluster -------------------------------------------------------------------------------------------------
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@dataclass
+class Living:
+    """A cluster that serves clients over TCP, its addresses, and what it answers."""
+
+    addresses: dict[str, str]
+    service: Service
+    thread: threading.Thread
+    answer: list[int]
+
+    def answers_as_before(self) -> None:
+        """A normal request gives the tokens that it gave at first."""
+        assert self.thread.is_alive()
+        assert tokens(self.addresses["clients"]) == self.answer
+
+
+def tokens(address: str) -> list[int]:
+    with Client(address) as client:
+        answers = client.generate("once upon a time", max_tokens=8, temperature=0.0, ignore_eos=True)
+        until = time.monotonic() + ANSWER_S
+        found = []
+        for answer in answers:
+            assert time.monotonic() < until, f"no end of it; last {answer}"
+            assert not isinstance(answer, Queued) or time.monotonic() < until
+            found += [answer.token] if isinstance(answer, Piece) else []
+        return found
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelFile]:
+    folder = tmp_path_factory.mktemp("model")
+    write_t(folder / "tiny.t", tiny_tokenizer_data())
+    with write_tiny_model(folder / "tiny.m", SPEC) as file:
+        yield file
+
+
+@contextlib.contextmanager
+def living(model: ModelFile, worker: Callable[[Context, str], Callable[[], None]]) -> Iterator[Living]:
+    """A root with one worker, each in its thread, until the block ends."""
+    context: Context = zmq.Context()
+    addresses = {link: f"tcp://127.0.0.1:{free_port()}" for link in ("steps", "replies", "clients")}
+    settings = RootSettings(names=["worker1"], spin_s=0.0, limits=Limits(join_s=10, load_s=10, step_s=5))
+    root = Root(context, model, settings, Endpoints([addresses["steps"]], [addresses["replies"]]))
+    clients = sockets.bind(context, zmq.ROUTER, [addresses["clients"]])
+    tokenizer = read_tokenizer(Path(model.path).with_suffix(".t"))
+    service = Service(root, tokenizer, clients, ClusterFacts("hostile", "0", "tiny.m"))
+    threads = [
+        threading.Thread(target=run, daemon=True) for run in (service.run, worker(context, addresses["replies"]))
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        yield Living(addresses, service, threads[0], tokens(addresses["clients"]))
+    finally:
+        service.stop()
+        threads[0].join(5)
+        root.close("the test is over")
+        threads[1].join(5)
+        clients.close()
+        context.term()
+        assert not any(thread.is_alive() for thread in threads)
+
+
+def a_worker(context: Context, replies: str) -> Callable[[], None]:
+    return Worker(context, WorkerSettings(replies, spin_s=0.0)).run
+
+
+@pytest.fixture(scope="module")
+def cluster(model: ModelFile) -> Iterator[Living]:
+    with living(model, a_worker) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def outside() -> Iterator[Context]:
+    """A context that is not the cluster's."""
+    context: Context = zmq.Context()
+    yield context
+    context.destroy(linger=0)
+
+
+def connected(context: Context, kind: int, address: str) -> zmq.Socket[bytes]:
+    """A socket that has shaken hands, so that what it sends arrives."""
+    connecting = context.socket(kind)
+    monitor = connecting.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
+    connecting.set(zmq.LINGER, 1000)
+    connecting.connect(address)
+    assert monitor.poll(5000), f"no handshake with {address}"
+    connecting.disable_monitor()
+    monitor.close(linger=0)
+    return connecting
+
+
+# --- to the root ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("link", "kind"), [("replies", zmq.DEALER), ("clients", zmq.DEALER), ("steps", zmq.XSUB)])
+def test_a_root_answers_rightly_after_any_frames_to_any_of_its_sockets(
+    link: str, kind: int, cluster: Living, outside: Context
+) -> None:
+    peer = connected(outside, kind, cluster.addresses[link])
+
+    @few
+    @given(frames=hostile)
+    def send(frames: Frames) -> None:
+        peer.send_multipart(frames)
+
+    send()
+    for header in HUGE_LENGTHS:
+        peer.send_multipart([header])
+    cluster.answers_as_before()
+    peer.close(linger=0)
+    cluster.answers_as_before()
+
+
+def test_a_root_answers_rightly_while_frames_come_without_an_end(cluster: Living, outside: Context) -> None:
+    peers = [connected(outside, zmq.DEALER, cluster.addresses[link]) for link in ("replies", "clients")]
+    noise, stopped = random.Random(1), threading.Event()
+    join = msgpack.packb([1, "join", "worker1", "host", 1, "0"])
+
+    def talk() -> None:
+        while not stopped.wait(0.001):
+            for peer in peers:
+                peer.send_multipart([noise.randbytes(50)])
+            peers[0].send_multipart([join])
+
+    thread = threading.Thread(target=talk, daemon=True)
+    thread.start()
+    try:
+        cluster.answers_as_before()
+    finally:
+        stopped.set()
+        thread.join(5)
+        for peer in peers:
+            peer.close(linger=0)
+
+
+def test_a_frame_longer_than_any_message_costs_its_sender_the_connection(cluster: Living, outside: Context) -> None:
+    for link in ("replies", "clients"):
+        peer = outside.socket(zmq.DEALER)
+        monitor = peer.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        peer.set(zmq.LINGER, 0)
+        peer.connect(cluster.addresses[link])
+        peer.send(bytes((64 << 20) + 1), copy=False)
+        assert monitor.poll(10_000), f"{link} took it"
+        peer.disable_monitor()
+        monitor.close(linger=0)
+        peer.close(linger=0)
+    cluster.answers_as_before()
+
+
+GREETING = b"\xff\0\0\0\0\0\0\0\x01\x7f\x03\x00NULL" + bytes(16) + b"\0" + bytes(31)
+STREAMS = {
+    "nothing": b"",
+    "a web request": b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "zeros": bytes(100_000),
+    "ones": b"\xff" * 100_000,
+    "a greeting and no more": GREETING,
+    "a greeting and a frame of 2^63 bytes": GREETING + b"\x02" + (1 << 63).to_bytes(8, "big"),
+    "a greeting and a command of 2^40 bytes": GREETING + b"\x06" + (1 << 40).to_bytes(8, "big") + b"\x05READY",
+    "an old protocol": b"\x01\x00\x05\x00hello",
+    "half a greeting": GREETING[:20],
+}
+
+
+@pytest.mark.parametrize("stream", STREAMS.values(), ids=STREAMS)
+def test_a_root_answers_rightly_after_any_bytes_to_any_of_its_ports(stream: bytes, cluster: Living) -> None:
+    with contextlib.ExitStack() as open_until_answered:
+        for address in cluster.addresses.values():
+            peer = open_until_answered.enter_context(socket.create_connection(("127.0.0.1", port_of(address)), 5))
+            with contextlib.suppress(ConnectionError):  # the other end may have had enough
+                peer.sendall(stream)
+        cluster.answers_as_before()
+
+
+@few
+@given(stream=st.binary(min_size=1, max_size=300), greeted=st.booleans())
+def test_any_bytes_to_a_port_leave_no_trace(stream: bytes, greeted: bool, cluster: Living) -> None:
+    for address in cluster.addresses.values():
+        with socket.create_connection(("127.0.0.1", port_of(address)), 5) as peer, contextlib.suppress(ConnectionError):
+            peer.sendall(GREETING + stream if greeted else stream)
+
+
+def port_of(address: str) -> int:
+    return int(address.rpartition(":")[2])
+
+
+def test_the_cluster_still_answers_rightly_after_all_of_this(cluster: Living) -> None:
+    cluster.answers_as_before()
+
+
+class Noisy(Stranger):
+    """A good worker that says nonsense before every part."""
+
+    def __init__(self, context: Context, root: str) -> None:
+        super().__init__(context, root)
+        self._noise = random.Random(2)
+
+    def send_part(self, kind: str, *fields: Any, arrays: tuple[bytes, ...]) -> None:
+        noise = self._noise
+        kinds = [kind for kind in KINDS if kind not in ("join", "fault")]  # these rightly end the step
+        for _ in range(5):
+            values = [noise.choice([0, 1, -1, 1 << 40, "", None, [], {}, 0.5, [["f32", 1, 1]]]) for _ in range(6)]
+            header = msgpack.packb([1, noise.choice(kinds), *values[: noise.randrange(7)]])
+            self.dealer.send_multipart([header, *(noise.randbytes(4) for _ in range(noise.randrange(3)))])
+            self.dealer.send_multipart([noise.randbytes(noise.randrange(1, 60))])
+        for header in HUGE_LENGTHS:
+            self.dealer.send_multipart([header])
+        if kind == "partial":
+            self.send(kind, *fields[:3], [["f32", 1 << 31, 1 << 31]], arrays=(b"",))
+        super().send_part(kind, *fields, arrays=arrays)
+
+
+def test_a_joined_worker_that_talks_nonsense_between_its_parts_is_understood_all_the_same(
+    model: ModelFile, cluster: Living
+) -> None:
+    with living(model, lambda context, replies: Noisy(context, replies).run) as noisy:
+        assert noisy.answer == cluster.answer
+        noisy.answers_as_before()
+
+
+# --- to a worker ------------------------------------------------------------------------------------------------------
+
+
+def test_a_worker_serves_a_real_root_after_any_frames_to_any_of_its_sockets(model: ModelFile, outside: Context) -> None:
+    addresses = [f"tcp://127.0.0.1:{free_port()}" for _ in range(2)]
+    context: Context = zmq.Context()
+    thread = threading.Thread(target=Worker(context, WorkerSettings(addresses[0], spin_s=0.0)).run, daemon=True)
+    thread.start()
+    roots_context: Context = zmq.Context()
+    with RawRoot(roots_context, *addresses) as raw:
+        raw.stays = True
+        identity = raw.take_in(plan(), pieces(model))
+
+        @few
+        @given(frames=hostile)
+        def send(frames: Frames) -> None:
+            raw.router.send_multipart([identity, *frames])
+            raw.pub.send_multipart(frames)
+
+        @few
+        @given(
+            epoch=st.sampled_from([0, 1, 1, 1, 2]), values=fields, frames=st.lists(st.binary(max_size=64), max_size=2)
+        )
+        def send_steps(epoch: int, values: list[Any], frames: Frames) -> None:
+            for kind in ("step", "sum", "more", "ping", "weights"):
+                raw.publish(kind, epoch, *values, arrays=tuple(frames))
+                raw.say(identity, kind, epoch, 1 << 20, *values, arrays=tuple(frames))
+
+        send()
+        send_steps()
+        for header in HUGE_LENGTHS:
+            raw.router.send_multipart([identity, header])
+            raw.pub.send_multipart([header])
+        raw.publish("beacon", 99)  # it reads on: this is heard, after all of the above
+        raw.hear_last("heard", [99])
+    roots_context.term()
+    roots_context = zmq.Context()
+    root = Root(
+        roots_context, model, RootSettings(names=["worker1"], spin_s=0.0), Endpoints([addresses[1]], [addresses[0]])
+    )
+    try:
+        root.form(time.monotonic() + ANSWER_S)
+        alone = Root(roots_context, model, RootSettings())
+        assert (root.logits([Run(0, 0, 3)], [1, 2, 3]) == alone.logits([Run(0, 0, 3)], [1, 2, 3])).all()
+    finally:
+        root.close("the test is over")
+        roots_context.term()
+        thread.join(5)
+        context.term()
+    assert not thread.is_alive()
+
+
+def plan() -> list[Any]:
+    return [msgspec.to_builtins(SPEC), 2, "f32", "auto", 64, 1, 5.0]
+
+
+def pieces(model: ModelFile) -> list[tuple[list[Any], bytes]]:
+    """The weights of node 1 of 2, as `weights` messages."""
+    delivery, found = Delivery(model, Plan.make(SPEC, 2), 1), []
+    while (piece := delivery.next_piece()) is not None:
+        found.append(([piece[0].tensor, piece[0].offset, [["u8", 1, len(piece[1][0])]]], bytes(piece[1][0])))
+    return found
+
+
+# --- to a client ------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=25, deadline=None)
+@given(frames=hostile)
+def test_a_client_meets_any_frames_with_an_error_of_ours(frames: Frames, outside: Context) -> None:
+    address = f"ipc:///tmp/dz-{secrets.token_hex(6)}"
+    false_root = outside.socket(zmq.ROUTER)
+    false_root.set(zmq.LINGER, 1000)
+    false_root.bind(address)
+
+    def answer() -> None:
+        assert false_root.poll(5000)
+        client = false_root.recv_multipart()[0]
+        false_root.send_multipart([client, *frames])
+        false_root.send_multipart([client, msgpack.packb([1, "error", 0, "RequestError", "the end"])])
+
+    thread = threading.Thread(target=answer, daemon=True)
+    thread.start()
+    with Client(address) as client, pytest.raises(DllamaError):
+        list(client.generate("hello"))
+    thread.join(5)
+    false_root.close(linger=0)
+
+
+@pytest.mark.parametrize("frame", [b"", b"garbage", b"\x93\x02\xa6queued\x01", b"\x93\x01\xa4step\x01", *HUGE_LENGTHS])
+def test_garbage_from_a_root_is_a_protocol_error_on_the_client(frame: bytes, outside: Context) -> None:
+    address = f"ipc:///tmp/dz-{secrets.token_hex(6)}"
+    false_root = outside.socket(zmq.ROUTER)
+    false_root.bind(address)
+
+    def answer() -> None:
+        assert false_root.poll(5000)
+        false_root.send_multipart([false_root.recv_multipart()[0], frame])
+
+    thread = threading.Thread(target=answer, daemon=True)
+    thread.start()
+    with Client(address) as client, pytest.raises(ProtocolError):
+        client.status()
+    thread.join(5)
+    false_root.close(linger=0)

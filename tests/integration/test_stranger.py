@@ -1,0 +1,143 @@
+"""PROTOCOL.md suffices: a worker written from it alone serves a real root and gives the numbers of one node."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import secrets
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import pytest
+import stranger
+import zmq
+from stranger import Stranger
+from tiny import tiny_spec, tiny_tokenizer_data, write_tiny_model
+
+from dllama_zmq.bus.links import Endpoints
+from dllama_zmq.formats import ModelFile, read_tokenizer, write_t
+from dllama_zmq.models import Run
+from dllama_zmq.quants import F32
+from dllama_zmq.root.generation import GenerationRequest, Token, generate
+from dllama_zmq.root.root import Root, RootSettings
+from dllama_zmq.root.sampler import Sampling
+from dllama_zmq.spec import FloatType, ModelSpec, Rope, RopeScaling, Sync
+from dllama_zmq.tokenizer import Tokenizer
+from dllama_zmq.worker import Worker, WorkerSettings
+
+TOKENS = [1, 40, 41, 42, 200, 7, 7, 13]
+SPECS = {
+    "f32": tiny_spec(),
+    "f16": tiny_spec(weight_type=FloatType.F16),
+    "q40": tiny_spec(dim=128, hidden_dim=256, n_heads=8, weight_type=FloatType.Q40),
+    "q80": tiny_spec(dim=128, hidden_dim=256, n_heads=8, weight_type=FloatType.Q80),
+    "llama 3.1": tiny_spec(
+        dim=128,
+        hidden_dim=256,
+        n_heads=8,
+        weight_type=FloatType.Q40,
+        rope=Rope(5e5, "interleaved", RopeScaling(8, 1, 4, 32)),
+    ),
+    "half": tiny_spec(dim=128, hidden_dim=256, n_heads=8, weight_type=FloatType.Q40, rope=Rope(1e4, "half")),
+}
+
+
+Context: TypeAlias = zmq.Context[zmq.Socket[bytes]]
+Running: TypeAlias = Callable[[], None]
+
+
+def a_stranger(context: Context, root: str) -> Running:
+    return Stranger(context, root).run
+
+
+def a_worker(context: Context, root: str) -> Running:
+    return Worker(context, WorkerSettings(root, spin_s=0.0, watch=False)).run
+
+
+@contextlib.contextmanager
+def cluster(
+    model: ModelFile, n_nodes: int, sync: Sync = "f32", worker: Callable[[Context, str], Running] = a_stranger
+) -> Iterator[Root]:
+    """A real root over inproc, formed, with `worker` for all its workers."""
+    context: Context = zmq.Context()
+    name = f"inproc://{secrets.token_hex(6)}"
+    names = [f"worker{i}" for i in range(1, n_nodes)]
+    settings = RootSettings(names=names, sync=sync, spin_s=0.0)
+    root = Root(context, model, settings, Endpoints([f"{name}-steps"], [f"{name}-replies"]))
+    threads = [threading.Thread(target=worker(context, f"{name}-replies"), daemon=True) for _ in names]
+    for thread in threads:
+        thread.start()
+    try:
+        root.form(time.monotonic() + 20)
+        yield root
+    finally:
+        root.close("the test is over")
+        for thread in threads:
+            thread.join(5)
+        context.term()
+        assert not any(thread.is_alive() for thread in threads)
+
+
+def logits(root: Root) -> F32:
+    """A prompt of two steps, then two more tokens, one by one."""
+    n = len(TOKENS) - 3
+    rows = [root.logits([Run(0, 0, 3)], TOKENS[:3]), root.logits([Run(0, 3, n - 2)], TOKENS[3 : n + 1])]
+    rows += [root.logits([Run(0, i, 1)], [TOKENS[i]]) for i in (n + 1, n + 2)]
+    return np.concatenate(rows)
+
+
+def alone(model: ModelFile) -> Root:
+    return Root(zmq.Context.instance(), model, RootSettings())
+
+
+@pytest.mark.parametrize("n_nodes", [2, 4])
+@pytest.mark.parametrize("name", SPECS)
+def test_a_worker_written_from_the_document_gives_the_logits_of_one_node(
+    name: str, n_nodes: int, tmp_path: Path
+) -> None:
+    spec: ModelSpec = SPECS[name]
+    with write_tiny_model(tmp_path / "tiny.m", spec) as model, cluster(model, n_nodes) as root:
+        expected, got = logits(alone(model)), logits(root)
+        if spec.weight_type in (FloatType.Q40, FloatType.Q80):
+            np.testing.assert_array_equal(got, expected)
+        else:  # the order of additions within a float product is the library's
+            np.testing.assert_allclose(got, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("sync", ["f16", "q80"])
+def test_a_worker_written_from_the_document_speaks_every_type_of_the_wire(sync: Sync, tmp_path: Path) -> None:
+    with write_tiny_model(tmp_path / "tiny.m", SPECS["q40"]) as model:
+        with cluster(model, 4, sync, a_worker) as root:
+            expected = logits(root)
+        with cluster(model, 4, sync) as root:
+            got = logits(root)
+        np.testing.assert_array_equal(got, expected)
+        assert not np.array_equal(got, logits(alone(model))), "the wire rounds"
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.9, top_p=0.95, seed=3), Sampling(1.5, top_k=100, seed=4)])
+def test_its_candidates_are_those_that_the_root_samples_from(sampling: Sampling, tmp_path: Path) -> None:
+    write_t(tmp_path / "tiny.t", tiny_tokenizer_data())
+    tokenizer = read_tokenizer(tmp_path / "tiny.t")
+    with write_tiny_model(tmp_path / "tiny.m", SPECS["q40"]) as model, cluster(model, 2) as root:
+        expected, got = ([*tokens(which, tokenizer, sampling)] for which in (alone(model), root))
+        assert got == expected
+        assert len(got) == 20
+
+
+def tokens(root: Root, tokenizer: Tokenizer, sampling: Sampling) -> Iterator[int]:
+    request = GenerationRequest(TOKENS, 20, sampling, ignore_eos=True)
+    return (event.token for event in generate(root, tokenizer, request) if isinstance(event, Token))
+
+
+def test_the_stranger_imports_nothing_of_the_package() -> None:
+    tree = ast.parse(Path(stranger.__file__).read_text())
+    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    third_party = {name.split(".")[0] for name in names} - sys.stdlib_module_names
+    assert third_party == {"msgpack", "numpy", "zmq"}

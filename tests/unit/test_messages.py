@@ -1,0 +1,366 @@
+"""What is on the wire: every message there and back, golden bytes, PROTOCOL.md's tables, and whatever else may come."""
+
+from __future__ import annotations
+
+import re
+import typing
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any
+
+import msgpack
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import dllama_zmq.bus
+from dllama_zmq.bus import client_messages, messages
+from dllama_zmq.bus.client_messages import FROM_CLIENT, TO_CLIENT, Figures, Generate, Status
+from dllama_zmq.bus.messages import (
+    TO_ROOT,
+    TO_WORKER,
+    ArrayHead,
+    Beacon,
+    Candidates,
+    Kinds,
+    Message,
+    Partial,
+    Step,
+    Sum,
+    Want,
+    decode,
+    encode,
+    pack_floats,
+    pack_plain,
+    unpack,
+)
+from dllama_zmq.errors import ProtocolError
+
+DIRECTIONS = {"to_worker": TO_WORKER, "to_root": TO_ROOT, "from_client": FROM_CLIENT, "to_client": TO_CLIENT}
+ALL_KINDS = [(kinds, kind) for kinds in DIRECTIONS.values() for kind in kinds]
+UNIONS = (UnionType, typing.Union)
+in_any_direction = pytest.mark.parametrize("allowed", DIRECTIONS.values(), ids=DIRECTIONS)
+
+# --- every message, there and back ------------------------------------------------------------------------------------
+
+
+def values_of(hint: Any) -> st.SearchStrategy[Any]:
+    """Any value that a field of this type may have."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        meta = parts[1]
+        if parts[0] is int:
+            return st.integers(meta.ge, meta.le)
+        if parts[0] is float:
+            return st.floats(meta.ge, meta.le)
+        if parts[0] is str:
+            return st.text(max_size=min(meta.max_length, 20)) | st.just("x" * min(meta.max_length, 2000))
+        return st.lists(values_of(typing.get_args(parts[0])[0]), min_size=meta.min_length or 0, max_size=4)
+    if origin is typing.Literal:
+        return st.sampled_from(parts)
+    if origin in UNIONS:
+        return st.one_of([values_of(part) for part in parts])
+    if origin is list:
+        return st.lists(values_of(parts[0]), max_size=3)
+    if origin is tuple:
+        return st.tuples(*map(values_of, parts))
+    if origin is dict:
+        return st.dictionaries(st.text(max_size=5), values_of(parts[1]), max_size=3)
+    plain = {bool: st.booleans(), NoneType: st.none(), str: st.text(max_size=10), float: st.floats(0, 1e6)}
+    plain |= {int: st.integers(0, 1 << 62), Any: st.none() | st.integers(0, 9) | st.text(max_size=4)}
+    return plain[hint] if hint in plain else structs(hint)
+
+
+def structs(kind: type[msgspec.Struct]) -> st.SearchStrategy[Any]:
+    if kind is ArrayHead:
+        types = st.sampled_from(["f32", "f16", "q80", "i32", "f64", "u8"])
+        return st.builds(ArrayHead, types, st.integers(0, 3), st.integers(0, 2).map(lambda n: 32 * n))
+    hints = typing.get_type_hints(kind, include_extras=True)
+    return st.builds(kind, **{name: values_of(hints[name]) for name in kind.__struct_fields__})
+
+
+@pytest.mark.parametrize(("allowed", "kind"), ALL_KINDS, ids=[kind for _, kind in ALL_KINDS])
+@settings(max_examples=20, deadline=None)
+@given(data=st.data())
+def test_every_message_comes_back_as_it_was(allowed: Kinds, kind: str, data: st.DataObject) -> None:
+    message = data.draw(structs(allowed[kind]))
+    arrays = [bytes(head.nbytes) for head in getattr(message, "arrays", [])]
+    back, frames = decode([bytes(frame) for frame in encode(message, arrays)], allowed)
+    assert back == message
+    assert frames == arrays
+
+
+@pytest.mark.parametrize(
+    ("message", "header"),
+    [
+        (Beacon(epoch=1760936591360), b"\x93\x01\xa6beacon\xcf\x00\x00\x01\x9a\x00\x00\x00\x00"),
+        (
+            Step(7, 300, [(0, 5, 2)], [Want(1, 0.5)], 64, [ArrayHead("f32", 2, 64)]),
+            b"\x98\x01\xa4step\x07\xcd\x01\x2c\x91\x93\x00\x05\x02\x91\x92\x01\xcb\x3f\xe0\x00\x00\x00\x00\x00\x00\x40"
+            b"\x91\x93\xa3f32\x02\x40",
+        ),
+        (Sum(7, 300, 4, [ArrayHead("q80", 1, 32)]), b"\x96\x01\xa3sum\x07\xcd\x01\x2c\x04\x91\x93\xa3q80\x01\x20"),
+        (
+            Generate(1, "hé", None, 0.0, 1.0, 0, 9, False),
+            b"\x9a\x01\xa8generate\x01\xa3h\xc3\xa9\xc0\xcb\x00\x00\x00\x00\x00\x00\x00\x00\xcb\x3f\xf0\x00\x00\x00\x00"
+            b"\x00\x00\x00\x09\xc2",
+        ),
+    ],
+    ids=["beacon", "step", "sum", "generate"],
+)
+def test_headers_are_these_bytes_for_every_reader_of_msgpack(message: Message, header: bytes) -> None:
+    assert encode(message)[0] == header
+    by_hand = msgspec.to_builtins(message)
+    assert msgpack.unpackb(header) == [1, type(message).__name__.lower(), *plain(by_hand[1:])]
+
+
+def plain(value: Any) -> Any:
+    """Tuples as lists, as msgpack gives them."""
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def test_arrays_are_these_bytes() -> None:
+    ramp = np.arange(32, dtype=np.float32)[None] - 16
+    assert bytes(pack_floats(ramp[:, 15:18], "f32")[1]) == b"\0\0\x80\xbf\0\0\0\0\0\0\x80\x3f"
+    assert bytes(pack_floats(ramp[:, 15:18], "f16")[1]) == b"\0\xbc\0\0\0\x3c"
+    head, frame = pack_floats(ramp, "q80")
+    assert head == ArrayHead("q80", 1, 32)
+    assert bytes(frame[:2]) == np.float16(16 / 127).tobytes()
+    assert list(np.frombuffer(frame[2:], np.int8)[[0, 8, 16, 31]]) == [-127, -64, 0, 119]  # -63.5 goes to even
+    assert bytes(pack_plain(np.array([[1, -1]]), "i32")[1]) == b"\x01\0\0\0\xff\xff\xff\xff"
+
+
+# --- whatever else may come -------------------------------------------------------------------------------------------
+
+
+def decode_or_refuse(frames: list[bytes], allowed: Kinds) -> None:
+    """decode gives a message of a kind allowed, with its frames, or ProtocolError in words of bounded length."""
+    refusal = ""
+    try:
+        message, arrays = decode(frames, allowed)
+    except ProtocolError as error:
+        refusal = str(error)
+    else:
+        assert type(message) in allowed.values()
+        assert len(arrays) == len(getattr(message, "arrays", []))
+    assert len(refusal) < 1000
+
+
+frames_of_bytes = st.lists(st.binary(max_size=200), max_size=4)
+
+
+@in_any_direction
+@settings(max_examples=60, deadline=None)
+@given(frames=frames_of_bytes)
+def test_any_bytes_give_a_message_or_a_protocol_error(allowed: Kinds, frames: list[bytes]) -> None:
+    decode_or_refuse(frames, allowed)
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers(-(1 << 63), (1 << 64) - 1) | st.floats() | st.text() | st.binary(),
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=20,
+)
+
+
+@in_any_direction
+@settings(max_examples=60, deadline=None)
+@given(fields=st.lists(anything, max_size=9), kind=st.sampled_from([kind for _, kind in ALL_KINDS]))
+def test_any_fields_of_any_kind_give_a_message_or_a_protocol_error(
+    allowed: Kinds, fields: list[Any], kind: str
+) -> None:
+    decode_or_refuse([msgpack.packb([1, kind, *fields])], allowed)
+
+
+@in_any_direction
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_a_valid_message_with_bytes_changed_gives_a_message_or_a_protocol_error(
+    allowed: Kinds, data: st.DataObject
+) -> None:
+    message = data.draw(structs(allowed[data.draw(st.sampled_from(list(allowed)))]))
+    frames = [bytearray(f) for f in encode(message, [bytes(h.nbytes) for h in getattr(message, "arrays", [])])]
+    header = frames[0]
+    for at in data.draw(st.lists(st.integers(0, len(header) - 1), min_size=1, max_size=4)):
+        header[at] = data.draw(st.integers(0, 255))
+    cut = data.draw(st.integers(0, len(header)))
+    decode_or_refuse([bytes(frame) for frame in frames], allowed)
+    decode_or_refuse([bytes(header[:cut])], allowed)
+    decode_or_refuse([bytes(frame) for frame in [*frames, b"one too many"]], allowed)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"\xdd\xff\xff\xff\xff",
+        b"\xdf\xff\xff\xff\xff",
+        b"\x93\x01\xa6beacon\xdb\xff\xff\xff\xff",
+        b"\x93\x01\xa6beacon\xc6\xff\xff\xff\xff",
+        b"\x93\x01\xdb\x7f\xff\xff\xffbeacon",
+        b"\x93\x01\xa6beacon\xc9\xff\xff\xff\xff\x01",
+        b"\x92\x01" + bytes([0xDC, 0xFF, 0xFF]) * 20,
+    ],
+    ids=["array", "map", "string", "bytes", "kind", "extension", "arrays in arrays"],
+)
+@in_any_direction
+def test_a_length_that_the_header_does_not_have_is_refused(allowed: Kinds, header: bytes) -> None:
+    with pytest.raises(ProtocolError, match="not msgpack"):
+        decode([header], allowed)
+
+
+@pytest.mark.parametrize("depth", [100, 500, 900, 1000, 1023, 1024, 5000, 500_000])
+@pytest.mark.parametrize("before", [b"\x92", b"\x92\x01", b"\x93\x01\xa4plan", b"\x99\x01\xa4plan\x81\xa1x"])
+def test_any_depth_is_refused_or_read(before: bytes, depth: int) -> None:
+    nest = b"\x91" * depth + b"\x01"
+    decode_or_refuse([before + nest], TO_WORKER)
+    decode_or_refuse([before + nest + b"\xa4plan"], TO_WORKER)
+    decode_or_refuse([before + nest + b"\x02\xa3f32\xa4auto\x01\x01\xcb" + bytes(8)], TO_WORKER)
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 99])
+def test_another_protocol_is_refused_by_its_number(protocol: int) -> None:
+    with pytest.raises(ProtocolError, match=rf"protocol {protocol}; this side speaks 1"):
+        decode([msgpack.packb([protocol, "beacon", 1])], TO_WORKER)
+
+
+@pytest.mark.parametrize("protocol", [True, 1.0, "1", None, [[1]]])
+def test_a_protocol_that_is_no_integer_is_refused(protocol: Any) -> None:
+    with pytest.raises(ProtocolError, match="expected the integer 1"):
+        decode([msgpack.packb([protocol, "beacon", 1])], TO_WORKER)
+
+
+@in_any_direction
+def test_a_kind_of_another_direction_is_refused(allowed: Kinds) -> None:
+    for kinds, kind in ALL_KINDS:
+        if kind not in allowed:
+            with pytest.raises(ProtocolError, match=f"a message '{kind}'; expected one of"):
+                decode([msgpack.packb([1, kind, 1, 2, 3, 4])], allowed)
+        assert kind in kinds
+
+
+def test_a_header_longer_than_the_bound_is_refused_unread() -> None:
+    with pytest.raises(ProtocolError, match="a header of 1048577 bytes"):
+        decode([bytes(messages.MAX_HEADER_BYTES + 1)], TO_WORKER)
+
+
+@pytest.mark.parametrize(
+    ("heads", "frames"),
+    [
+        ([("f32", 2, 3)], [b"\0" * 23]),
+        ([("f32", 2, 3)], [b"\0" * 25]),
+        ([("f32", 2, 3)], []),
+        ([("f32", 2, 3)], [b"\0" * 24, b""]),
+        ([], [b""]),
+        ([("q80", 1, 33)], [b"\0" * 34]),
+        ([("f32", 1 << 31, 1 << 31)], [b""]),
+        ([("f32", 1 << 32, 1)], [b""]),
+        ([("f32", -1, -1)], [b"\0" * 4]),
+        ([("f32", 1.0, 1)], [b"\0" * 4]),
+        ([("f8", 1, 1)], [b"\0"]),
+        ([("u8", 0, 0)] * 5, [b""] * 5),
+    ],
+)
+def test_frames_that_are_not_as_their_heads_say_are_refused(heads: list[Any], frames: list[bytes]) -> None:
+    with pytest.raises(ProtocolError):
+        decode([msgpack.packb([1, "partial", 1, 1, 1, heads]), *frames], TO_ROOT)
+
+
+@pytest.mark.parametrize("wanted", ["f16", "f64"])
+def test_an_array_of_another_type_or_shape_than_expected_is_refused(wanted: Any) -> None:
+    head, frame = pack_floats(np.zeros((2, 32), np.float32), "f32")
+    with pytest.raises(ProtocolError, match="2 x 32 f32"):
+        unpack(head, frame, wanted, (2, 32))
+    with pytest.raises(ProtocolError, match="expected 1 x 64 f32"):
+        unpack(head, frame, "f32", (1, 64))
+
+
+def test_fields_beyond_those_known_are_ignored() -> None:
+    assert decode([msgpack.packb([1, "beacon", 5, "of a later version"])], TO_WORKER)[0] == Beacon(5)
+
+
+def test_numbers_that_are_none_are_refused_where_seconds_are_expected() -> None:
+    for value in (float("nan"), float("inf"), -1.0):
+        with pytest.raises(ProtocolError):
+            decode([msgpack.packb([1, "candidates", 1, 1, 1, value, 0.0, []])], TO_ROOT)
+
+
+# --- PROTOCOL.md says the same ----------------------------------------------------------------------------------------
+
+TEXT = (Path(dllama_zmq.bus.__file__).parent / "PROTOCOL.md").read_text()
+NAMED: dict[Any, str] = {
+    messages.Count: "count", messages.Big: "big", messages.Name: "name", messages.Text: "text",
+    messages.Endpoint: "endpoint", messages.Seconds: "seconds", messages.Heads: "heads", messages.Wants: "wants",
+    client_messages.Whole: "whole", client_messages.Number: "number", client_messages.Prompt: "prompt",
+    Figures: "figures", bool: "bool",
+}  # fmt: skip
+
+
+def type_in_words(message: type[Message], field: str) -> str:
+    """The type of a field as PROTOCOL.md writes it."""
+    hint = typing.get_type_hints(message, include_extras=True)[field]
+    if (message.__name__, field) in {("Step", "runs"), ("Join", "host")}:
+        return field
+    return words(hint)
+
+
+def words(hint: Any) -> str:
+    for named, word in NAMED.items():
+        if hint == named:
+            return word
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return ", ".join(f'"{value}"' for value in parts)
+    if origin in UNIONS:
+        return f"{words(parts[0])} or nil"
+    return {dict: "map", list: "list of maps"}[origin]
+
+
+def rows_after(heading: str) -> list[list[str]]:
+    """The cells of the first table after a line."""
+    assert f"\n{heading}\n" in TEXT, f"PROTOCOL.md lacks {heading!r}"
+    section = TEXT.split(f"\n{heading}\n", 1)[1].split("\n#", 1)[0]
+    lines = [line for line in section.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+@pytest.mark.parametrize(("allowed", "kind"), ALL_KINDS, ids=[kind for _, kind in ALL_KINDS])
+def test_the_document_has_every_field_of_every_kind_in_order_with_its_type(allowed: Kinds, kind: str) -> None:
+    message = allowed[kind]
+    rows = rows_after(f"#### `{kind}`")
+    assert [(row[0], row[1]) for row in rows] == [
+        (field, type_in_words(message, field)) for field in message.__struct_fields__
+    ]
+
+
+def test_the_document_names_no_kind_that_is_none() -> None:
+    assert sorted(re.findall(r"^#### `(\w+)`$", TEXT, re.MULTILINE)) == sorted(kind for _, kind in ALL_KINDS)
+
+
+@pytest.mark.parametrize("word", ["count", "big", "whole", "seconds", "number", "name", "endpoint", "text", "prompt"])
+def test_the_document_has_the_bounds_of_every_type(word: str) -> None:
+    meta = typing.get_args(next(hint for hint, name in NAMED.items() if name == word))[1]
+    line = {row[0]: row[1] for row in rows_after("## 3. A message")}[word]
+    bounds = [meta.max_length] if meta.max_length is not None else [meta.ge, meta.le]
+    for bound in bounds:
+        assert re.search(rf"(?<!\d){re.escape(f'{bound:g}' if word in ('seconds', 'number') else str(bound))}\b", line)
+
+
+def test_the_document_has_the_protocols_number_and_its_own_example() -> None:
+    assert f"Protocol **{messages.PROTOCOL}**" in TEXT
+    example = re.search(r"^    \[protocol.*?  (93 .*?) = (\[.*\])$", TEXT, re.MULTILINE)
+    assert example is not None
+    header = b"".join(
+        part[1:-1].encode() if part.startswith('"') else bytes([int(part, 16)]) for part in example[1].split()
+    )
+    assert repr(msgpack.unpackb(header)).replace("'", '"') == example[2]
+    assert bytes(encode(Beacon(1760936591360))[0]) == header
+
+
+def test_the_maps_of_a_status_are_in_the_document() -> None:
+    for struct in (client_messages.NodeStatus, client_messages.TrafficRow, Figures):
+        for field in struct.__struct_fields__:
+            assert re.search(rf"\b{field}\b", TEXT), f"PROTOCOL.md lacks {struct.__name__}.{field}"
+    assert Status.__struct_fields__[-2:] == ("nodes", "traffic")
+    assert Partial.__struct_fields__[-1] == Candidates.__struct_fields__[-1] == "arrays"

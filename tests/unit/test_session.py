@@ -1,0 +1,200 @@
+"""Roster and Gather: who is in, who is ready, what is missing. Pure, so a test is a table of what happens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import permutations
+
+import pytest
+
+from dllama_zmq.bus.messages import Candidates, Join, Partial, Refuse
+from dllama_zmq.bus.session import Gather, Member, Roster, State
+
+FIRST = 1000
+
+
+def roster(*names: str, reserved: tuple[str, ...] = ()) -> Roster:
+    return Roster(names, FIRST, reserved)
+
+
+def join(place: Roster, identity: bytes, name: str = "", pid: int = 1) -> Member | Refuse:
+    return place.join(identity, Join(name, "host", pid, "0.1"))
+
+
+def joined(place: Roster, identity: bytes, name: str = "") -> Member:
+    member = join(place, identity, name)
+    assert isinstance(member, Member)
+    return member
+
+
+def ready(place: Roster, *identities: bytes) -> list[Member]:
+    """Workers who joined, loaded and heard."""
+    members = [joined(place, identity) for identity in identities]
+    for member in members:
+        place.set_loaded(member)
+    for member in members:
+        place.set_heard(member, place.epoch)
+    return members
+
+
+# --- places -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("asked", "given"),
+    [
+        (["", "", ""], ["a", "b", "c"]),
+        (["c", "", ""], ["c", "a", "b"]),
+        (["", "b", ""], ["a", "b", "c"]),
+        (["c", "b", "a"], ["c", "b", "a"]),
+    ],
+)
+def test_a_named_worker_gets_its_own_place_and_an_unnamed_one_the_first_that_is_free(
+    asked: list[str], given: list[str]
+) -> None:
+    place = roster("a", "b", "c")
+    members = [joined(place, f"id{i}".encode(), name) for i, name in enumerate(asked)]
+    assert [member.name for member in members] == given
+    assert [member.node for member in members] == [1 + "abc".index(name) for name in given]
+    assert all(place.find(f"id{i}".encode()) is member for i, member in enumerate(members))
+
+
+def test_a_reserved_place_is_only_for_who_asks_for_it_by_name() -> None:
+    place = roster("a", "b", reserved=("a",))
+    assert joined(place, b"1").name == "b"
+    refusal = join(place, b"2")
+    assert isinstance(refusal, Refuse)
+    assert joined(place, b"3", "a").name == "a"
+
+
+def test_a_foreign_name_is_refused_for_good_and_told_which_names_there_are() -> None:
+    refusal = join(roster("a", "b"), b"1", "z")
+    assert refusal == Refuse("no worker of this cluster is called 'z'; its workers are a, b", again=False)
+
+
+def test_a_taken_name_is_refused_with_its_holder_and_may_be_asked_for_again() -> None:
+    place = roster("a", "b")
+    holder = join(place, b"1", "a", pid=42)
+    epoch = place.epoch
+    assert join(place, b"2", "a") == Refuse("a is already here (process 42)", again=True)
+    assert place.find(b"1") is holder
+    assert place.find(b"2") is None
+    assert place.epoch == epoch, "a refusal disturbs nobody"
+
+
+def test_a_worker_too_many_is_refused_and_may_ask_again() -> None:
+    place = roster("a")
+    ready(place, b"1")
+    refusal = join(place, b"2")
+    assert isinstance(refusal, Refuse)
+    assert refusal.again
+    assert "a" in refusal.reason
+    assert place.ready
+
+
+def test_a_lost_workers_place_is_free_for_another() -> None:
+    place = roster("a")
+    [member] = ready(place, b"1")
+    place.lose(member, "was unplugged")
+    assert (member.state, member.lost_reason, place.find(b"1")) == (State.ABSENT, "was unplugged", None)
+    assert joined(place, b"2", "a") is member
+    assert place.find(b"2") is member
+
+
+def test_a_worker_that_joins_twice_keeps_its_place_and_loads_anew() -> None:
+    place = roster("a", "b")
+    first, _ = ready(place, b"1", b"2")
+    assert joined(place, b"1") is first
+    assert first.state is State.LOADING
+    assert not place.loaded
+
+
+# --- epochs and readiness ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        lambda place: joined(place, b"3", "c"),
+        lambda place: joined(place, b"1"),
+        lambda place: place.lose(place.members[0], "gone"),
+        lambda place: place.new_epoch(),
+    ],
+    ids=["a worker joins", "a worker joins again", "a worker is lost", "a step failed"],
+)
+def test_the_epoch_rises_and_nobody_is_ready_until_its_beacon_is_heard(event: Callable[[Roster], object]) -> None:
+    place = roster("a", "b", "c")
+    ready(place, b"1", b"2")
+    before = place.epoch
+    event(place)
+    assert place.epoch > before
+    assert State.READY not in [member.state for member in place.members]
+    assert place.members[1].state is State.LOADED, "who has its weights keeps them"
+
+
+def test_ready_needs_every_worker_to_have_loaded_and_then_heard_this_epochs_beacon() -> None:
+    place = roster("a", "b")
+    a, b = joined(place, b"1"), joined(place, b"2")
+    steps: list[tuple[Callable[[], None], bool, bool]] = [  # what happens; loaded; ready
+        (lambda: place.set_heard(a, place.epoch), False, False),  # heard before it has its weights
+        (lambda: place.set_loaded(a), False, False),
+        (lambda: place.set_loaded(b), True, False),
+        (lambda: place.set_heard(a, place.epoch - 1), True, False),  # the beacon of an old epoch
+        (lambda: place.set_heard(a, place.epoch + 1), True, False),
+        (lambda: place.set_heard(a, place.epoch), True, False),
+        (lambda: place.set_heard(a, place.epoch), True, False),  # twice
+        (lambda: place.set_heard(b, place.epoch), True, True),
+    ]
+    for number, (happens, loaded, is_ready) in enumerate(steps):
+        happens()
+        assert (place.loaded, place.ready) == (loaded, is_ready), f"after {number}"
+
+
+def test_a_root_alone_is_ready() -> None:
+    assert roster().ready
+
+
+# --- the parts of a stage ---------------------------------------------------------------------------------------------
+
+HERE = (7, 3, 2)  # epoch, step, stage
+
+
+def partial(epoch: int = 7, step: int = 3, stage: int = 2) -> Partial:
+    return Partial(epoch, step, stage, [])
+
+
+@pytest.mark.parametrize("order", list(permutations([1, 2, 3])))
+def test_parts_are_in_node_order_whatever_order_they_arrive_in(order: tuple[int, ...]) -> None:
+    gather = Gather(*HERE, nodes=[1, 2, 3])
+    for node in order:
+        assert gather.offer(node, partial(), [bytes([node])])
+    assert gather.missing == []
+    assert [(part.node, part.frames) for part in gather.in_node_order()] == [(n, [bytes([n])]) for n in (1, 2, 3)]
+
+
+@pytest.mark.parametrize(
+    ("node", "message"),
+    [
+        (1, partial(epoch=6)),
+        (1, partial(epoch=8)),
+        (1, partial(step=2)),
+        (1, partial(step=4)),
+        (1, partial(stage=1)),
+        (1, partial(stage=3)),
+        (3, partial()),
+        (0, partial()),
+        (1, Candidates(7, 3, 5, 0.0, 0.0, [])),
+    ],
+)
+def test_late_early_and_foreign_parts_are_ignored(node: int, message: Partial | Candidates) -> None:
+    gather = Gather(*HERE, nodes=[1, 2])
+    assert not gather.offer(node, message, [])
+    assert gather.missing == [1, 2]
+
+
+def test_a_part_that_comes_twice_counts_once_and_the_first_one_stays() -> None:
+    gather = Gather(*HERE, nodes=[1, 2])
+    assert gather.offer(1, partial(), [b"first"])
+    assert not gather.offer(1, partial(), [b"second"])
+    assert gather.missing == [2]
+    assert [part.frames for part in gather.in_node_order()] == [[b"first"]]
