@@ -13,6 +13,7 @@ import zmq
 from dllama_zmq import errors
 from dllama_zmq.bus import sockets
 from dllama_zmq.bus.client_messages import (
+    MAX_PROMPT_CHARACTERS,
     TO_CLIENT,
     AskStatus,
     Cancel,
@@ -64,6 +65,8 @@ class Client:
 
         Raises the error that ended the request on the root; RootLost where the root goes away or is silent.
         """
+        if len(prompt) > MAX_PROMPT_CHARACTERS:
+            raise RequestError(f"the prompt has {len(prompt)} characters; at most {MAX_PROMPT_CHARACTERS} are sent")
         request = next(self._ids)
         self._send(Generate(request, prompt, max_tokens, temperature, top_p, top_k, seed, ignore_eos))
         finished = False

@@ -117,6 +117,15 @@ class ModelSpec:
             raise FormatError(f"norm_epsilon is {self.norm_eps}; expected a small positive number")
         if not self.rope.theta > 0:
             raise FormatError(f"rope_theta is {self.rope.theta}; expected a positive number")
+        scaling = self.rope.scaling
+        if scaling is not None and not (
+            scaling.factor > 0
+            and 0 < scaling.low_freq_factor <= scaling.high_freq_factor
+            and scaling.original_seq_len > 0
+        ):
+            raise FormatError(
+                f"rope scaling is {scaling}; expected positive numbers, the low factor not above the high"
+            )
         block = self.weight_type.block_values
         for name in ("dim", "q_dim", "hidden_dim"):
             if getattr(self, name) % block:

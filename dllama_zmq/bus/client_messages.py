@@ -8,7 +8,7 @@ import msgspec
 
 from dllama_zmq.bus.messages import Big, Count, Message, Name, Seconds, Text, kinds
 
-MAX_PROMPT_CHARACTERS = 1 << 20
+MAX_PROMPT_CHARACTERS = 1 << 17  # of 4 bytes at most: half of the longest header
 Prompt = Annotated[str, msgspec.Meta(max_length=MAX_PROMPT_CHARACTERS)]
 Number = Annotated[float, msgspec.Meta(ge=-1e9, le=1e9)]
 Whole = Annotated[int, msgspec.Meta(ge=-(1 << 62), le=1 << 62)]

@@ -22,7 +22,6 @@ PROTOCOL = 1
 MAX_HEADER_BYTES = 1024 * 1024
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 """ZMQ_MAXMSGSIZE of every socket that a peer can send arrays to: 64 tokens of a width of 2^18 in f32."""
-MAX_CLIENT_BYTES = 4 * 1024 * 1024
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 31)]
 Big = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from dllama_zmq.bus.links import Endpoints, PeerGone, RootLink, host_id
 from dllama_zmq.bus.messages import (
     Beacon,
+    Bye,
     Credit,
     Fault,
     Frame,
@@ -31,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 _FORMING_BEACON_S = 0.1
 _IDLE_BEACON_S = 0.5
+_AT_ONCE = 128  # however much is there to be read, others have their turn after so many messages
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +78,15 @@ class Formation:
             on_progress()
 
     def pump(self, until: float) -> None:
-        """Answer the bus until time.monotonic() passes `until`."""
+        """Answer the bus until time.monotonic() passes `until`, and then what is left of _AT_ONCE messages."""
+        n_handled = 0
         while True:
             self._tick()
             arrived = self._link.receive(min(until, self._next_beacon))
             if arrived is not None:
                 self.handle(*arrived)
-            elif time.monotonic() >= until:
+                n_handled += 1
+            if time.monotonic() >= until and (arrived is None or n_handled >= _AT_ONCE):
                 return
 
     def handle(self, identity: bytes, message: Message, frames: list[Frame]) -> None:
@@ -97,6 +101,10 @@ class Formation:
         if isinstance(message, Credit):
             self._deliver(member, message.pieces)
         elif isinstance(message, Loaded) and member.state is State.LOADING:
+            delivery = self._deliveries[member.node]
+            if not message.nbytes == delivery.sent_bytes == delivery.total_bytes:
+                self._lose(member, f"says that {message.nbytes} bytes are all; its slices are {delivery.total_bytes}")
+                return
             self._roster.set_loaded(member)
             seconds = time.monotonic() - self._joined_at[member.node]
             logger.info("loaded %s bytes=%d seconds=%.1f", member.name, message.nbytes, seconds)
@@ -143,7 +151,7 @@ class Formation:
             reachable = self._send(member, Ping(self._roster.epoch, 0, 0))
             too_long = now > self._joined_at[member.node] + self._limits.load_s
             if reachable and member.state is State.LOADING and too_long:
-                self._roster.lose(member, f"did not load within {self._limits.load_s:.0f} s")
+                self._lose(member, f"did not load within {self._limits.load_s:.0f} s")
 
     def _welcome(self, identity: bytes, join: Join) -> None:
         self.knock()  # so that a place whose holder has died is free
@@ -181,6 +189,12 @@ class Formation:
             self._roster.lose(member, "was lost: its connection broke")
             return False
         return True
+
+    def _lose(self, member: Member, reason: str) -> None:
+        """Give a worker up that is still there: it is told, and may join again."""
+        logger.warning("gave up %s: it %s", member.name, reason)
+        if self._send(member, Bye(True, reason)):
+            self._roster.lose(member, reason)
 
     def _tick(self) -> None:
         now = time.monotonic()

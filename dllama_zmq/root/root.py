@@ -21,7 +21,7 @@ from dllama_zmq.bus.meter import Phase
 from dllama_zmq.bus.session import Part, Roster, State
 from dllama_zmq.bus.sockets import SPIN_S
 from dllama_zmq.cluster import Limits
-from dllama_zmq.errors import BusError, PlanError, ProtocolError, RemoteError, RequestError
+from dllama_zmq.errors import BusError, PlanError, ProtocolError, RemoteError, RequestError, WorkerLost
 from dllama_zmq.formats import ModelFile
 from dllama_zmq.kernels import KernelChoice, choose_kernels
 from dllama_zmq.models import Run
@@ -131,6 +131,7 @@ class Root:
         self._comm = self._star or Solo()
         self.ledger = Ledger(self.plan, settings.sync, list(settings.names))
         self._phase: Phase = "idle"
+        self._slot_epochs: dict[int, int] = {}
         self._wants: list[Want] = []
         self._logits: F32 = np.empty((0, 0), np.float32)
 
@@ -294,6 +295,10 @@ class Root:
             if not 0 <= token < self.spec.vocab_size:
                 raise RequestError(f"token {token}; this model's tokens are 0 to {self.spec.vocab_size - 1}")
         for run in runs:
+            if run.start == 0:
+                self._slot_epochs[run.slot] = self.roster.epoch
+            elif self._slot_epochs.get(run.slot) != self.roster.epoch:
+                raise WorkerLost("a worker left and returned since this text began; its keys and values are gone")
             if not (0 <= run.slot < N_SLOTS and run.start >= 0 and run.start + run.count <= self.seq_len):
                 raise RequestError(
                     f"positions {run.start} to {run.start + run.count - 1}; this cluster has room for {self.seq_len} "

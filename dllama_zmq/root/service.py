@@ -44,6 +44,7 @@ logger = logging.getLogger(__name__)
 
 MAX_QUEUED = 512
 _TURN_S = 0.1
+_AT_ONCE = 128  # messages of clients between two steps
 _REMIND_S = 1.0
 
 
@@ -109,7 +110,10 @@ class Service:
     # --- clients ---------------------------------------------------------------------------------------------------
 
     def _answer_clients(self) -> None:
-        while (frames := sockets.receive_now(self._clients)) is not None:
+        for _ in range(_AT_ONCE):
+            frames = sockets.receive_now(self._clients)
+            if frames is None:
+                return
             client = bytes(frames[0])
             try:
                 message, _ = decode(frames[1:], FROM_CLIENT)

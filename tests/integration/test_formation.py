@@ -13,7 +13,7 @@ from tiny import tiny_spec, write_tiny_model
 
 from dllama_zmq.bus import sockets
 from dllama_zmq.bus.links import Endpoints
-from dllama_zmq.bus.messages import TO_WORKER, Fault, Join, Message, Plan, Refuse, Welcome, decode, encode
+from dllama_zmq.bus.messages import TO_WORKER, Bye, Fault, Join, Loaded, Message, Plan, Refuse, Welcome, decode, encode
 from dllama_zmq.errors import WorkerLost
 from dllama_zmq.root.root import DEFAULT_SEQ_LEN, Root, RootSettings
 
@@ -43,7 +43,7 @@ class Door:
         answers = []
         while (frames := sockets.receive_now(socket)) is not None:
             answers.append(decode(frames, TO_WORKER)[0])
-        return [answer for answer in answers if isinstance(answer, Welcome | Plan | Refuse)]
+        return [answer for answer in answers if isinstance(answer, Welcome | Plan | Refuse | Bye)]
 
 
 @pytest.fixture
@@ -71,4 +71,14 @@ def test_what_keeps_a_worker_from_loading_is_told_where_people_look(door: Door) 
     door.ask(worker, Join("", "", 1, "0"))
     door.ask(worker, Fault(0, 0, "not enough memory"))
     with pytest.raises(WorkerLost, match="worker1 could not load: not enough memory"):
+        door.root.form(time.monotonic())
+
+
+def test_a_worker_that_claims_to_be_loaded_too_early_is_given_up_and_told(door: Door) -> None:
+    worker = door.stranger(b"a")
+    door.ask(worker, Join("", "", 1, "0"))
+    (bye,) = door.ask(worker, Loaded(1))
+    assert isinstance(bye, Bye)
+    assert bye.stay  # it may join again
+    with pytest.raises(WorkerLost, match="worker1 says that 1 bytes are all"):
         door.root.form(time.monotonic())
