@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
+from collections import deque
 from collections.abc import Generator
+from dataclasses import dataclass
 from types import TracebackType
 
 import zmq
@@ -29,9 +31,19 @@ from dllama_zmq.bus.client_messages import (
     Stopping,
 )
 from dllama_zmq.bus.messages import Message, decode, encode
-from dllama_zmq.errors import ClusterError, DllamaError, ProtocolError, RequestError, RootLost
+from dllama_zmq.errors import ClusterError, DllamaError, ProtocolError, RemoteError, RequestError, RootLost
 
-Answer = Queued | Started | Prefill | Piece | Done
+SAY_EVERY_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Computing:
+    """Not of the root but of the client: nothing has come for so long, and the connection stands."""
+
+    silent_s: float
+
+
+Answer = Queued | Started | Prefill | Piece | Done | Computing
 
 SILENCE_S = 180.0
 """How long a root may say nothing during a request. It reports after every step, so this is for the slowest step."""
@@ -50,6 +62,7 @@ class Client:
             raise
         self._disconnects = sockets.Disconnects(self._socket)
         self._ids = itertools.count(1)
+        self._open: dict[int, deque[Message]] = {}
 
     def generate(
         self,
@@ -69,18 +82,28 @@ class Client:
             raise RequestError(f"the prompt has {len(prompt)} characters; at most {MAX_PROMPT_CHARACTERS} are sent")
         request = next(self._ids)
         self._send(Generate(request, prompt, max_tokens, temperature, top_p, top_k, seed, ignore_eos))
+        self._open[request] = deque()
         finished = False
         try:
+            last_word = time.monotonic()
             while not finished:
-                answer = self._receive(request, SILENCE_S)
+                answer = self._poll(request, SAY_EVERY_S)
+                silent_s = time.monotonic() - last_word
+                if answer is None:
+                    if silent_s > SILENCE_S:
+                        raise self._silent(silent_s)
+                    yield Computing(silent_s)
+                    continue
+                last_word = time.monotonic()
                 if isinstance(answer, Done):
                     finished = True
                 if isinstance(answer, Answer):
                     yield answer
-        except (DllamaError, RootLost):
+        except DllamaError:
             finished = True
             raise
         finally:
+            del self._open[request]
             if not finished:
                 self._send(Cancel(request))
 
@@ -129,27 +152,47 @@ class Client:
             self._socket.send_multipart(frames, zmq.NOBLOCK)
 
     def _receive(self, request: int, wait_s: float) -> Message:
-        """The next answer to `request`; what belongs to others is dropped."""
+        """The next answer to `request`. Raises RootLost where none comes within `wait_s`."""
+        message = self._poll(request, wait_s)
+        if message is None:
+            raise self._silent(wait_s)
+        return message
+
+    def _poll(self, request: int, wait_s: float) -> Message | None:
+        """The next answer to `request`, or None after `wait_s`; answers to other open requests are kept for them."""
         until = time.monotonic() + wait_s
+        kept = self._open.get(request)
+        if kept:
+            return kept.popleft()
         while True:
             frames = sockets.receive(self._socket, min(until, time.monotonic() + 0.25), spin_s=0.0)
             if frames is None:
                 if self._disconnects.happened():
                     raise RootLost(f"the root at {self.endpoint} went away; `dllama-zmq logs root` may say why")
                 if time.monotonic() >= until:
-                    raise RootLost(f"no answer from {self.endpoint} for {wait_s:.0f} s; is a cluster running there?")
+                    return None
                 continue
             message, _ = decode(frames, TO_CLIENT)
-            if getattr(message, "id", 0) not in (0, request):
-                continue
-            if isinstance(message, Error):
+            message_id = getattr(message, "id", 0)
+            if message_id not in (0, request):
+                if message_id in self._open:
+                    self._open[message_id].append(message)
+            elif isinstance(message, Error):
                 raise _as_error(message)
-            return message
+            else:
+                return message
+
+    def _silent(self, wait_s: float) -> RootLost:
+        where = "no cluster is running there, or it is in a long step"
+        return RootLost(f"no answer from {self.endpoint} for {wait_s:.0f} s: {where}")
 
 
 def _as_error(message: Error) -> DllamaError:
     """The error that a root reported, as the class it had there."""
+    if message.kind == RemoteError.__name__:
+        node, _, text = message.text.partition(" failed: ")
+        return RemoteError(node, text)
     kind = getattr(errors, message.kind, ClusterError)
-    if kind is errors.RemoteError or not (isinstance(kind, type) and issubclass(kind, DllamaError)):
-        kind = ClusterError
-    return kind(message.text)
+    return (
+        kind(message.text) if isinstance(kind, type) and issubclass(kind, DllamaError) else ClusterError(message.text)
+    )

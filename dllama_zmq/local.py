@@ -24,6 +24,7 @@ from dllama_zmq.quants import F32
 from dllama_zmq.root.generation import PREFILL_TOKENS, Finished, GenerationRequest, Token, generate
 from dllama_zmq.root.root import Root, RootSettings
 from dllama_zmq.root.sampler import Sampling
+from dllama_zmq.sharding import Plan
 from dllama_zmq.spec import ModelSpec, Sync
 from dllama_zmq.tokenizer import Tokenizer
 from dllama_zmq.worker import Worker, WorkerSettings
@@ -35,6 +36,7 @@ class LocalModel:
     def __init__(self, root: Root, tokenizer: Tokenizer | None, shut_down: Callable[[], None]) -> None:
         self._root = root
         self._tokenizer = tokenizer
+        self._turn = 0
         self._finish = weakref.finalize(self, shut_down)  # also when it is collected, or the interpreter ends
 
     @property
@@ -52,9 +54,9 @@ class LocalModel:
     def logits(self, token_ids: Sequence[int]) -> F32:
         """Logits (T, vocab) float32 after each of `token_ids` (T,), as a text of its own."""
         chunks = []
+        self._form()
         for start in range(0, len(token_ids), PREFILL_TOKENS):
             chunk = list(token_ids[start : start + PREFILL_TOKENS])
-            self._form()
             chunks.append(self._root.logits([Run(0, start, len(chunk))], chunk))
         if not chunks:
             raise RequestError("no tokens: expected at least one")
@@ -73,9 +75,12 @@ class LocalModel:
         sampling = Sampling(temperature, top_p, top_k, seed)
         request = GenerationRequest(self.tokenizer.encode(prompt), max_tokens, sampling)
         self._form()
+        turn = self._turn
         for event in generate(self._root, self.tokenizer, request):
             if isinstance(event, Token | Finished) and event.text:
                 yield event.text
+                if turn != self._turn:
+                    raise RequestError("another text was begun meanwhile, and one model holds one: finish them in turn")
 
     def close(self) -> None:
         """Stop the nodes and free everything. May be called twice."""
@@ -90,6 +95,7 @@ class LocalModel:
         self.close()
 
     def _form(self) -> None:
+        self._turn += 1
         self._root.form(time.monotonic() + self._root.settings.limits.join_s)
 
 
@@ -110,6 +116,7 @@ def load(
     tokenizer_path = Path(tokenizer) if tokenizer is not None else path.with_suffix(".t")
     with ExitStack() as cleanup:
         file = cleanup.enter_context(open_model(path))
+        Plan.make(file.spec, nodes)  # refused before anything is started
         words = None
         if tokenizer is not None or tokenizer_path.exists():
             words = read_tokenizer(tokenizer_path)
@@ -127,10 +134,14 @@ def _start(file: ModelFile, names: list[str], sync: Sync, kernels: KernelChoice,
     # In one process the nodes share the interpreter: a waiting one must block, not spin.
     settings = RootSettings(names=names, sync=sync, kernels=kernels, spin_s=0.0)
     root = Root(context, file, settings, Endpoints([f"{bus}-steps"], [f"{bus}-replies"]))
+    stops: list[Callable[[], None]] = []
     for name in names:
         worker = Worker(context, WorkerSettings(root=f"{bus}-replies", name=name, spin_s=0.0, watch=False))
         thread = threading.Thread(target=worker.run, name=name, daemon=True)
         thread.start()
         cleanup.callback(thread.join, 5.0)
+        stops.append(worker.stop)
+    for stop in stops:  # run before any join: for those that the root does not know any more
+        cleanup.callback(stop)
     cleanup.callback(root.close, "closed")  # runs first: the workers leave when they are told
     return root

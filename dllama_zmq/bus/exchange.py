@@ -137,7 +137,8 @@ class StarRoot:
         member = self._roster.find(identity)
         here = (self._roster.epoch, self._step)
         if member is None:
-            self.backlog.append((identity, message, frames))
+            if isinstance(message, Join):
+                self.backlog.append((identity, message, []))
         elif isinstance(message, Partial | Candidates):
             if isinstance(message, kind):
                 gather.offer(member.node, message, frames)
@@ -164,7 +165,7 @@ class StarRoot:
             self._lose(kind, member, "its connection broke")
 
     def _lose(self, kind: type[Message], member: Member, reason: str) -> None:
-        self._roster.lose(member, reason)
+        self._roster.lose(member, f"was lost: {reason}")
         raise WorkerLost(f"{member.name} was lost at {self._place(kind)}: {reason}")
 
     def _late(self, kind: type[Message], missing: Sequence[int], seconds: float) -> str:

@@ -95,12 +95,13 @@ class RootLink:
             self._leaving.add(identity)
 
     def send_frames(self, identity: bytes, name: str, kind: str, frames: Sequence[Frame]) -> None:
-        """Send frames made before to one worker. Raises PeerGone."""
+        """Send frames made before to one worker; no name, no metering. Raises PeerGone."""
         try:
             self.replies.send_multipart([identity, *frames])
         except zmq.ZMQError:
             raise PeerGone(name) from None
-        self.meter.count([name], "sent", kind, frames)
+        if name:
+            self.meter.count([name], "sent", kind, frames)
 
     def receive(self, until: float) -> tuple[bytes, Message, list[Frame]] | None:
         """The next message and the identity it came from, or None when time.monotonic() passes `until`."""

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from dllama_zmq.bus.messages import Frame
 
 Direction = Literal["sent", "received"]
-Phase = Literal["idle", "prompt", "prediction"]
+Phase = Literal["idle", "prompt", "prediction", "void"]
 
 
 @dataclass(slots=True)
@@ -29,6 +29,9 @@ class Tally:
     wire_bytes: int = 0
 
 
+_Key: TypeAlias = tuple[str, Direction, str, Phase]
+
+
 def wire_bytes(frames: Sequence[Frame]) -> int:
     """Bytes of a multipart message with ZMTP framing."""
     total = 0
@@ -39,29 +42,49 @@ def wire_bytes(frames: Sequence[Frame]) -> int:
 
 
 class Meter:
-    """One node's counts, as that node sees them. `phase` says what the traffic is for."""
+    """One node's counts, as that node sees them. `phase` says what the traffic is for; void: for steps broken off."""
 
     def __init__(self) -> None:
         self.phase: Phase = "idle"
-        self._tallies: dict[tuple[str, Direction, str, Phase], Tally] = {}
+        self._tallies: dict[_Key, Tally] = {}
 
     def count(self, nodes: Iterable[str], direction: Direction, kind: str, frames: Sequence[Frame]) -> None:
         """One message to (or from) each of `nodes`."""
         wire = wire_bytes(frames)
         payload = sum(len(frame) for frame in frames[1:])
         for node in nodes:
-            key = (node, direction, kind, self.phase)
-            tally = self._tallies.get(key)
-            if tally is None:
-                tally = self._tallies[key] = Tally(*key)
+            tally = self._tally((node, direction, kind, self.phase))
             tally.messages += 1
             tally.payload_bytes += payload
             tally.wire_bytes += wire
 
+    def snapshot(self) -> dict[_Key, tuple[int, int, int]]:
+        """The counts of the present phase as they are now, for `move_since`."""
+        tallies = self._tallies.items()
+        return {key: (t.messages, t.payload_bytes, t.wire_bytes) for key, t in tallies if key[3] == self.phase}
+
+    def move_since(self, before: dict[_Key, tuple[int, int, int]], phase: Phase) -> None:
+        """Book what the present phase has gained since `before` under `phase` instead."""
+        for key, tally in list(self._tallies.items()):
+            if key[3] != self.phase:
+                continue
+            messages, payload, wire = before.get(key, (0, 0, 0))
+            other = self._tally((key[0], key[1], key[2], phase))
+            other.messages += tally.messages - messages
+            other.payload_bytes += tally.payload_bytes - payload
+            other.wire_bytes += tally.wire_bytes - wire
+            tally.messages, tally.payload_bytes, tally.wire_bytes = messages, payload, wire
+
     def tallies(self) -> list[Tally]:
-        """Every row, in the order in which each first appeared."""
-        return list(self._tallies.values())
+        """Every row with something in it, in the order in which each first appeared."""
+        return [tally for tally in self._tallies.values() if tally.messages]
 
     def payload(self, direction: Direction) -> int:
         """Payload bytes so far, all nodes, kinds and phases together."""
         return sum(tally.payload_bytes for tally in self._tallies.values() if tally.direction == direction)
+
+    def _tally(self, key: _Key) -> Tally:
+        tally = self._tallies.get(key)
+        if tally is None:
+            tally = self._tallies[key] = Tally(*key)
+        return tally

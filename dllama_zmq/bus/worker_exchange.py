@@ -107,7 +107,7 @@ class StarWorker:
                 if (message.epoch, message.step, message.stage) == (self.epoch, self.step, self._stage):
                     return self._read(message, frames, shape)
             elif isinstance(message, Bye | Welcome) or (isinstance(message, Beacon) and message.epoch != self.epoch):
-                raise StepVoid(message)
+                raise StepVoid(message)  # another epoch, or none
             elif isinstance(message, Ping):
                 self.answer_ping(message)
             deadline = time.monotonic() + self._silence_s  # whatever it said, the root is alive

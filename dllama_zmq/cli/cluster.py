@@ -70,7 +70,7 @@ def bring_up_told(file: ClusterFile, overrides: Overrides) -> Status:
     for command in commands_elsewhere(file.cluster).values():
         note(f"start {command}")
     with UpProgress() as progress:
-        return bring_up(file, progress.show, overrides.flags())
+        return bring_up(file, progress.show, progress.say, overrides.flags())
 
 
 def down(path: Path) -> None:

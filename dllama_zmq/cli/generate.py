@@ -14,9 +14,10 @@ from dllama_zmq.bus.client_messages import Done, Piece, Prefill, Queued, Started
 from dllama_zmq.cli.cluster import Overrides, bring_up_told
 from dllama_zmq.cli.show import note
 from dllama_zmq.cli.stats import Stats
-from dllama_zmq.client import Client
+from dllama_zmq.client import Client, Computing
 from dllama_zmq.cluster import load_cluster
-from dllama_zmq.launch.lifecycle import connect, find_running, take_down
+from dllama_zmq.errors import RequestError
+from dllama_zmq.launch.lifecycle import connect, is_running, take_down
 from dllama_zmq.root.sampler import Sampling
 
 _SAY_EVERY_S = 2.0
@@ -45,6 +46,8 @@ class Options:
 
     def check(self) -> None:
         """Raise RequestError where the root would, before a cluster is brought up for nothing."""
+        if self.steps < 1 and self.steps != -1:
+            raise RequestError(f"--steps is {self.steps}; expected 1 or more, or -1 for no limit")
         Sampling(self.temperature, self.top_p, self.top_k, self.given_seed() or 0).check()
 
 
@@ -59,7 +62,7 @@ def run(prompt: str, path: Path, options: Options, overrides: Overrides) -> None
 def _client(path: Path, overrides: Overrides) -> Iterator[Client]:
     file = load_cluster(path)
     name = file.cluster.name
-    if find_running(name) is not None:
+    if is_running(name):
         if overrides:
             note(f"{name} is running already: {' '.join(overrides.flags())} has no effect on it")
         with connect(name) as client:
@@ -71,7 +74,17 @@ def _client(path: Path, overrides: Overrides) -> Iterator[Client]:
         with connect(name) as client:
             yield client
     finally:
-        take_down(name, file.cluster.limits.stop_s)
+        _take_down(name, file.cluster.limits.stop_s)
+
+
+def _take_down(name: str, stop_s: float) -> None:
+    """End what this call brought up, unless others have come to use it."""
+    with connect(name) as client:
+        status = client.status()
+    if status.active or status.queued:
+        note(f"{name} stays up, others are using it: `dllama-zmq down` stops it")
+        return
+    take_down(name, stop_s)
 
 
 def _answer(client: Client, prompt: str, options: Options) -> None:
@@ -98,6 +111,9 @@ def _answer(client: Client, prompt: str, options: Options) -> None:
                 seed, prompt_tokens = answer.seed, answer.prompt_tokens
                 if options.echo and not options.json:
                     _write(prompt)
+            elif isinstance(answer, Computing):
+                if not text:  # later, a line on a terminal would stand in the middle of the text
+                    note(f"computing: {answer.silent_s:.0f} s in this step")
             elif isinstance(answer, Prefill):
                 stats.prompt(answer)
                 if answer.done < answer.total and time.monotonic() > next_word:

@@ -64,6 +64,10 @@ class UpProgress:
     ) -> None:
         self._bars.stop()
 
+    def say(self, text: str) -> None:
+        """A line above the bars."""
+        self._bars.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
     def show(self, status: Status) -> None:
         """Show how far each worker is now."""
         for node in status.nodes[1:]:

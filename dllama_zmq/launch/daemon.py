@@ -30,6 +30,7 @@ from dllama_zmq.root.service import Service
 
 logger = logging.getLogger(__name__)
 
+_LAST_WORD_MS = 200  # for what clients are told last
 _LOCK_S = 1.0  # who looks whether the cluster runs holds its lock for an instant
 
 
@@ -55,7 +56,7 @@ def run_cluster(file: ClusterFile) -> None:
             clients = sockets.bind(
                 context, zmq.ROUTER, [*_listen(cluster, cluster.root.ports.clients), places.ipc_clients]
             )
-            cleanup.callback(clients.close)
+            cleanup.callback(clients.close, linger=_LAST_WORD_MS)
         fleet = Fleet(local_workers(cluster), places)
         cleanup.callback(fleet.stop, cluster.limits.stop_s)
         facts = ClusterFacts(cluster.name, __version__, str(model.path))

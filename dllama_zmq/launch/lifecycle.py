@@ -18,7 +18,7 @@ from pathlib import Path
 
 import msgspec
 
-from dllama_zmq.bus.client_messages import Status
+from dllama_zmq.bus.client_messages import NodeStatus, Status
 from dllama_zmq.client import Client
 from dllama_zmq.cluster import Cluster, ClusterFile, is_loopback
 from dllama_zmq.errors import ClusterError, RootLost
@@ -28,7 +28,8 @@ from dllama_zmq.launch.paths import Places
 from dllama_zmq.sharding import Plan
 
 _LOOK_S = 0.05
-_DAEMON_START_S = 30.0
+_SAY_EVERY_S = 2.0
+_ANNOUNCED_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,15 +54,25 @@ def find_running(name: str) -> Running | None:
         return None  # it holds the lock and has not said yet where it is
 
 
+def is_running(name: str) -> bool:
+    """Whether a cluster called `name` runs, or is about to."""
+    return _is_locked(Places.of(name))
+
+
 def connect(name: str) -> Client:
     """A client of the running cluster called `name`. Raises ClusterError where there is none."""
-    running = find_running(name)
+    running = _announced(name)
     if running is None:
         raise ClusterError(f"cluster {name!r} is not running; `dllama-zmq up` starts it")
     return Client(running.clients)
 
 
-def bring_up(file: ClusterFile, on_status: Callable[[Status], None], flags: Sequence[str] = ()) -> Status:
+def bring_up(
+    file: ClusterFile,
+    on_status: Callable[[Status], None],
+    on_word: Callable[[str], None],
+    flags: Sequence[str] = (),
+) -> Status:
     """Start the cluster in the background and return when every node is ready; report on the way.
 
     `flags` are those that the command line gave instead of what the file says; `file` has them in it.
@@ -80,7 +91,7 @@ def bring_up(file: ClusterFile, on_status: Callable[[Status], None], flags: Sequ
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=child_environment(), start_new_session=True
         )
     try:
-        return _await_ready(file, places, process, log_start, on_status)
+        return _await_ready(file, places, process, log_start, on_status, on_word)
     except BaseException:
         _end(process, file.cluster.limits.stop_s)
         raise
@@ -91,9 +102,11 @@ def take_down(name: str, stop_s: float) -> bool:
     places = Places.of(name)
     if _cleared(places):
         return False
-    running = find_running(name)
+    running = _announced(name)
     if running is None:
-        raise ClusterError(f"cluster {name!r} is just starting or stopping; try again in a moment")
+        if not is_running(name):
+            return True
+        raise ClusterError(f"cluster {name!r} has been starting or stopping for {_ANNOUNCED_S:.0f} s; try again")
     with Client(running.clients) as client:
         try:
             client.stop(wait_s=stop_s)
@@ -122,9 +135,11 @@ def _await_ready(
     process: subprocess.Popen[bytes],
     log_start: int,
     on_status: Callable[[Status], None],
+    on_word: Callable[[str], None],
 ) -> Status:
     limits = file.cluster.limits
     start = time.monotonic()
+    next_word = start + _SAY_EVERY_S
     client: Client | None = None
     try:
         while True:
@@ -134,10 +149,11 @@ def _await_ready(
                 running = find_running(file.cluster.name)
                 if running is not None:
                     client = Client(running.clients)
-                elif time.monotonic() > start + _DAEMON_START_S:
-                    raise ClusterError(
-                        f"the root did not start within {_DAEMON_START_S:.0f} s; see {places.log('root')}"
-                    )
+                elif time.monotonic() > start + limits.load_s:
+                    raise ClusterError(f"the root did not start within {limits.load_s:.0f} s; see {places.log('root')}")
+                elif time.monotonic() > next_word:
+                    on_word(f"the root reads its part of the model ({time.monotonic() - start:.0f} s)")
+                    next_word += _SAY_EVERY_S
             else:
                 try:
                     status = client.status(wait_s=limits.step_s)
@@ -149,7 +165,7 @@ def _await_ready(
                 on_status(status)
                 if status.state == "ready":
                     return status
-                absent = [node.name for node in status.nodes if node.state == "absent"]
+                absent = [node for node in status.nodes if node.state == "absent"]
                 if absent and time.monotonic() > start + limits.join_s:
                     raise ClusterError(_nobody_came(file, absent))
             time.sleep(_LOOK_S)
@@ -171,11 +187,12 @@ def commands_elsewhere(cluster: Cluster) -> dict[str, str]:
     }
 
 
-def _nobody_came(file: ClusterFile, absent: list[str]) -> str:
+def _nobody_came(file: ClusterFile, absent: list[NodeStatus]) -> str:
     cluster = file.cluster
     elsewhere = commands_elsewhere(cluster)
-    cures = [elsewhere.get(name, f"see the log of {name}: dllama-zmq logs {name}") for name in absent]
-    return f"{', '.join(absent)} did not join within {cluster.limits.join_s:.0f} s (limits.join_s); {'; '.join(cures)}"
+    cures = {node.name: elsewhere.get(node.name, f"see its log: dllama-zmq logs {node.name}") for node in absent}
+    told = "; ".join(f"{node.name} {node.reason}: {cures[node.name]}" for node in absent)
+    return f"not every worker is there after {cluster.limits.join_s:.0f} s (limits.join_s): {told}"
 
 
 def _last_error(places: Places, log_start: int) -> str:
@@ -212,25 +229,33 @@ def _await_end(pid: int, wait_s: float) -> None:
             os.close(descriptor)
 
 
+def _announced(name: str) -> Running | None:
+    """The running cluster called `name`; where it is just starting, when it has said where it is."""
+    deadline = time.monotonic() + _ANNOUNCED_S
+    while (running := find_running(name)) is None and is_running(name) and time.monotonic() < deadline:
+        time.sleep(_LOOK_S)
+    return running
+
+
 def _is_locked(places: Places) -> bool:
-    with _lock(places) as held:
+    with _lock(places, fcntl.LOCK_SH) as held:  # shared: two who look must not take each other for a root
         return not held
 
 
 def _cleared(places: Places) -> bool:
     """Remove what a root that was killed left behind; False, and nothing done, where one is running."""
-    with _lock(places) as held:
+    with _lock(places, fcntl.LOCK_EX) as held:
         if held:
             places.clear()
         return held
 
 
 @contextmanager
-def _lock(places: Places) -> Iterator[bool]:
+def _lock(places: Places, kind: int) -> Iterator[bool]:
     """Hold the cluster's lock, where no root holds it: whether it is held."""
     with (places.run / "lock").open("a") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, kind | fcntl.LOCK_NB)
         except BlockingIOError:
             yield False
         else:

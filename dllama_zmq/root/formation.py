@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from dllama_zmq.bus.links import Endpoints, PeerGone, RootLink, host_id
@@ -96,7 +97,8 @@ class Formation:
             self._welcome(identity, message)
             return
         member = self._roster.find(identity)
-        if member is None:
+        if member is None:  # given up, and it does not know: it has a place only if it joins again
+            self._tell_stranger(identity, Bye(True, "this root does not know you"))
             return
         if isinstance(message, Credit):
             self._deliver(member, message.pieces)
@@ -158,7 +160,7 @@ class Formation:
         place = self._roster.join(identity, join)
         if isinstance(place, Refuse):
             logger.warning("refused a worker pid=%d: %s", join.pid, place.reason)
-            self._refuse(identity, place)
+            self._tell_stranger(identity, place)
             return
         local = join.host == host_id()
         steps, replies = self._endpoints.of(local)
@@ -168,11 +170,9 @@ class Formation:
         if self._send(place, Welcome(place.node, place.name, steps, replies)):
             self._send(place, self._plan)
 
-    def _refuse(self, identity: bytes, refusal: Refuse) -> None:
-        try:
-            self._link.send(identity, "stranger", refusal)
-        except PeerGone:
-            logger.info("the refused worker has left")
+    def _tell_stranger(self, identity: bytes, message: Message) -> None:
+        with suppress(PeerGone):
+            self._link.send(identity, "", message)
 
     def _deliver(self, member: Member, pieces: int) -> None:
         delivery = self._deliveries.get(member.node)

@@ -6,7 +6,8 @@ Knows nothing of text, requests and clients. One thread; every method returns so
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import msgspec
@@ -21,7 +22,7 @@ from dllama_zmq.bus.meter import Phase
 from dllama_zmq.bus.session import Part, Roster, State
 from dllama_zmq.bus.sockets import SPIN_S
 from dllama_zmq.cluster import Limits
-from dllama_zmq.errors import BusError, PlanError, ProtocolError, RemoteError, RequestError, WorkerLost
+from dllama_zmq.errors import PlanError, ProtocolError, RemoteError, RequestError, WorkerLost
 from dllama_zmq.formats import ModelFile
 from dllama_zmq.kernels import KernelChoice, choose_kernels
 from dllama_zmq.models import Run
@@ -198,11 +199,8 @@ class Root:
     def more(self, k: int) -> tuple[list[RowCandidates], Timing]:
         """Other candidates of the rows that the last step wanted: the best `k`, or every logit (k = 0)."""
         before = self._totals()
-        try:
+        with self._void_if_broken_off():
             parts = self._star.ask_more(k) if self._star is not None else []
-        except BusError:
-            self.roster.new_epoch()
-            raise
         self.ledger.add_more(self._phase, len(self._wants), k)
         return merge_candidates(self._all_candidates(parts, k)), self._totals() - before
 
@@ -226,7 +224,7 @@ class Root:
 
     def _run(self, runs: Sequence[Run], tokens: Sequence[int], wants: list[Want], k: int) -> list[Part]:
         x = np.concatenate([self._embedding.cut(slice(t, t + 1), slice(None)).dequantize() for t in tokens])
-        try:
+        with self._void_if_broken_off():
             if self._star is not None:
                 x = self._star.begin([(run.slot, run.start, run.count) for run in runs], wants, k, x)
             x = self._shard.forward(x, runs, self._comm)
@@ -234,8 +232,17 @@ class Root:
             if wants:
                 self._logits = self._shard.logits(x[[want.row for want in wants]])
             return self._star.candidates() if self._star is not None else []
-        except BusError:
+
+    @contextmanager
+    def _void_if_broken_off(self) -> Iterator[None]:
+        """A step that does not reach its end, Ctrl-C included, is void on every node and for the books."""
+        before = self.link.meter.snapshot() if self.link is not None else {}
+        try:
+            yield
+        except BaseException:
             self.roster.new_epoch()
+            if self.link is not None:
+                self.link.meter.move_since(before, "void")
             raise
 
     def _all_candidates(self, parts: Sequence[Part], k: int) -> list[NodeCandidates]:

@@ -7,6 +7,7 @@ work together to `root.py`.
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 import time
 from collections import deque
@@ -55,7 +56,6 @@ class _Request:
     client: bytes
     id: int
     generation: GenerationRequest
-    arrived: float
     reminded: float
     events: Iterator[Event] | None = None
     n_tokens: int = 0
@@ -81,6 +81,7 @@ class Service:
         self._waiting: deque[_Request] = deque()
         self._active: _Request | None = None
         self._complaints = Complaints()
+        self._unready_since = math.inf
         self._stopped = False
 
     def stop(self) -> None:
@@ -147,15 +148,16 @@ class Service:
             self._send(client, Error(message.id, type(error).__name__, str(error)))
             return
         now = time.monotonic()
-        self._waiting.append(_Request(client, message.id, generation, now, reminded=now - _REMIND_S))
+        self._waiting.append(_Request(client, message.id, generation, reminded=now - _REMIND_S))
 
     def _remind(self) -> None:
         """Tell every waiting client once a second why it waits; give up on those that wait too long for workers."""
         now = time.monotonic()
         note = "" if self._root.ready else self._root.missing_sentence()
+        self._unready_since = min(self._unready_since, now) if note else math.inf
         for ahead, request in enumerate(list(self._waiting), start=int(self._active is not None)):
             limits = self._root.settings.limits
-            if note and now > request.arrived + limits.join_s + limits.load_s:
+            if note and now > self._unready_since + limits.join_s + limits.load_s:
                 self._waiting.remove(request)
                 self._send(request.client, Error(request.id, "WorkerLost", f"the cluster did not get ready: {note}"))
             elif now >= request.reminded + _REMIND_S and (ahead or note):

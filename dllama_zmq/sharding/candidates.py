@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from dllama_zmq.errors import FormatError
 from dllama_zmq.quants import F32
 
 I32 = npt.NDArray[np.int32]
@@ -45,7 +46,11 @@ class RowCandidates:
 
 
 def best_candidates(logits: F32, k: int, temperatures: Sequence[float], first_id: int) -> NodeCandidates:
-    """The best `k` of logits (R, V'), whose columns are the ids from `first_id` on."""
+    """The best `k` of logits (R, V'), whose columns are the ids from `first_id` on. Raises FormatError on NaN."""
+    if not np.isfinite(logits).all():
+        raise FormatError(
+            "the logits are no finite numbers: the model's weights are damaged, or too large for this sync"
+        )
     n_rows, width = logits.shape
     k = min(k, width)
     order = np.stack([_best(row, k) for row in logits]) if n_rows else np.empty((0, k), np.int64)

@@ -106,7 +106,7 @@ class Worker:
         self._stopped = False
 
     def stop(self) -> None:
-        """Return from `run` within a second."""
+        """Return from `run` within a second, or when the step it is in ends or is void."""
         self._stopped = True
 
     def run(self) -> None:
@@ -120,6 +120,8 @@ class Worker:
                 address = self._serve_at(address)
             except _Leave as reason:
                 logger.info("leaving: %s", reason)
+                return
+            except zmq.ContextTerminated:
                 return
             except BusError as error:
                 logger.warning("joining again: %s", error)
