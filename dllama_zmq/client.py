@@ -34,6 +34,7 @@ from dllama_zmq.bus.messages import Message, decode, encode
 from dllama_zmq.errors import ClusterError, DllamaError, ProtocolError, RemoteError, RequestError, RootLost
 
 SAY_EVERY_S = 2.0
+CONNECT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +106,8 @@ class Client:
         finally:
             del self._open[request]
             if not finished:
-                self._send(Cancel(request))
+                with contextlib.suppress(RootLost):
+                    self._send(Cancel(request), wait_s=0.0)
 
     def text(self, prompt: str, max_tokens: int | None = None, temperature: float = 0.0, seed: int = 0) -> str:
         """The text that follows `prompt`, whole."""
@@ -115,7 +117,7 @@ class Client:
     def status(self, wait_s: float = 5.0) -> Status:
         """How the cluster is. Raises RootLost where there is no answer within `wait_s`: a step may take that long."""
         request = next(self._ids)
-        self._send(AskStatus(request))
+        self._send(AskStatus(request), min(wait_s, CONNECT_S))
         status = self._receive(request, wait_s)
         if not isinstance(status, Status):
             raise ProtocolError(f"the root answered a question for its status with {type(status).__name__}")
@@ -124,7 +126,7 @@ class Client:
     def stop(self, wait_s: float = 5.0) -> None:
         """End the cluster. Raises RootLost where the root does not agree within `wait_s`."""
         request = next(self._ids)
-        self._send(Stop(request))
+        self._send(Stop(request), min(wait_s, CONNECT_S))
         while not isinstance(self._receive(request, wait_s), Stopping):
             pass
 
@@ -143,13 +145,16 @@ class Client:
     ) -> None:
         self.close()
 
-    def _send(self, message: Message) -> None:
+    def _send(self, message: Message, wait_s: float = CONNECT_S) -> None:
         try:
             frames = encode(message)
         except OverflowError:
             raise RequestError("a number of more than 64 bits; no number of a request is as large") from None
-        with contextlib.suppress(zmq.Again):
-            self._socket.send_multipart(frames, zmq.NOBLOCK)
+        if not self._socket.poll(round(wait_s * 1000), zmq.POLLOUT):
+            raise RootLost(
+                f"nobody answers at {self.endpoint}; is a cluster running, and is this its port for clients?"
+            )
+        self._socket.send_multipart(frames, zmq.NOBLOCK)
 
     def _receive(self, request: int, wait_s: float) -> Message:
         """The next answer to `request`. Raises RootLost where none comes within `wait_s`."""

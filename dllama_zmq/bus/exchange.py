@@ -162,7 +162,7 @@ class StarRoot:
         try:
             self._link.send_frames(member.identity, member.name, message_kind, frames)
         except PeerGone:
-            self._lose(kind, member, "its connection broke")
+            self._lose(kind, member, "its connection broke, or it gave no sign of life for 2 s")
 
     def _lose(self, kind: type[Message], member: Member, reason: str) -> None:
         self._roster.lose(member, f"was lost: {reason}")

@@ -41,10 +41,14 @@ def bind(context: zmq.Context[zmq.Socket[bytes]], kind: int, endpoints: Sequence
 def connect(
     context: zmq.Context[zmq.Socket[bytes]], kind: int, endpoint: str, identity: bytes = b""
 ) -> zmq.Socket[bytes]:
-    """A socket connected to `endpoint`; it connects, and connects again, in the background."""
+    """A socket connected to `endpoint`; it connects, and connects again, in the background.
+
+    A DEALER can send only while it is connected.
+    """
     socket = _socket(context, kind)
     if identity:
         socket.set(SocketOption.IDENTITY, identity)
+    if kind == zmq.DEALER:
         socket.set(SocketOption.IMMEDIATE, 1)  # nothing is queued for a peer that is away, to arrive much too late
     if kind == zmq.SUB:
         socket.set(SocketOption.SUBSCRIBE, b"")

@@ -4,6 +4,14 @@ Text goes to stdout, everything else to stderr. Errors are one sentence and an e
 130 stopped by Ctrl-C.
 """
 
-from dllama_zmq.cli.app import main
+import sys
 
-__all__ = ["main"]
+
+def main() -> None:
+    """Run the command line and exit with its code."""
+    try:
+        from dllama_zmq.cli.app import main as run  # in here, for Ctrl-C may come while modules are loaded
+
+        run()
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -31,13 +31,18 @@ _CLUSTER = Path("cluster.yaml")
 def up(
     cluster: flags.ClusterFileArgument = _CLUSTER,
     foreground: flags.Foreground = False,
+    leave_with_stdin: flags.LeaveWithStdin = False,
     threads: flags.Threads = None,
     sync: flags.Sync = None,
 ) -> None:
     """Bring a cluster up; returns when every node is ready."""
     from dllama_zmq.cli import cluster as commands
 
-    commands.up(cluster, foreground, commands.Overrides(threads, sync.value if sync else None))
+    overrides = commands.Overrides(threads, sync.value if sync else None)
+    if foreground:
+        commands.be_cluster(cluster, overrides, leave_with_stdin)
+    else:
+        commands.up(cluster, overrides)
 
 
 @app.command()

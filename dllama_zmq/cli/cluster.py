@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from collections import deque
@@ -15,7 +16,7 @@ from threadpoolctl import threadpool_limits
 
 from dllama_zmq.bus.client_messages import Status
 from dllama_zmq.cli.show import UpProgress, human_bytes, note
-from dllama_zmq.cluster import ClusterFile, load_cluster
+from dllama_zmq.cluster import ClusterFile, is_loopback, load_cluster
 from dllama_zmq.errors import ClusterError
 from dllama_zmq.launch.daemon import run_cluster
 from dllama_zmq.launch.lifecycle import bring_up, commands_elsewhere, connect, find_running, take_down
@@ -50,27 +51,35 @@ class Overrides:
         return [*flags, "--sync", self.sync] if self.sync is not None else flags
 
 
-def up(path: Path, foreground: bool, overrides: Overrides) -> None:
-    """Bring the cluster up; in the foreground, be it."""
+def be_cluster(path: Path, overrides: Overrides, leave_with_stdin: bool) -> None:
+    """Be the cluster's root, in the foreground."""
+    with threadpool_limits(limits=1):
+        run_cluster(overrides.apply(load_cluster(path)), leave_with_stdin)
+
+
+def up(path: Path, overrides: Overrides) -> None:
+    """Bring the cluster up in the background."""
     file = overrides.apply(load_cluster(path))
-    if foreground:
-        with threadpool_limits(limits=1):
-            run_cluster(file)
-        return
     start = time.monotonic()
-    status = bring_up_told(file, overrides)
+    try:
+        status = bring_up_told(file, overrides)
+    except KeyboardInterrupt:
+        note(f"stopped; {file.cluster.name} is down")
+        raise
+    nodes = "1 node" if len(status.nodes) == 1 else f"{len(status.nodes)} nodes"
+    where = "" if path == Path("cluster.yaml") else f" --cluster {shlex.quote(str(path))}"
     note(
-        f"{status.name} is up: {len(status.nodes)} nodes in {time.monotonic() - start:.1f} s. "
-        f'Try: dllama-zmq generate "Once upon a time"'
+        f"{status.name} is up: {nodes} in {time.monotonic() - start:.1f} s. "
+        f'Try: dllama-zmq generate "Once upon a time"{where}'
     )
 
 
-def bring_up_told(file: ClusterFile, overrides: Overrides) -> Status:
+def bring_up_told(file: ClusterFile, overrides: Overrides, for_this_process: bool = False) -> Status:
     """Bring the cluster up, telling on stderr what to start elsewhere and how far each worker is."""
     for command in commands_elsewhere(file.cluster).values():
         note(f"start {command}")
     with UpProgress() as progress:
-        return bring_up(file, progress.show, progress.say, overrides.flags())
+        return bring_up(file, progress.show, progress.say, overrides.flags(), for_this_process)
 
 
 def down(path: Path) -> None:
@@ -122,7 +131,9 @@ def logs(path: Path, node: str, n_lines: int, follow: bool) -> None:
         raise ClusterError(f"cluster {cluster.name!r} has no node {node!r}; its nodes are {', '.join(known)}")
     file = Places.of(cluster.name).log(node)
     if not file.exists():
-        raise ClusterError(f"{file}: no log yet; {node} has not run on this host")
+        hosts = {worker.name: worker.host for worker in cluster.workers if not is_loopback(worker.host)}
+        where = f"on {hosts[node]}, which prints it" if node in hosts else "not run on this host yet"
+        raise ClusterError(f"{file}: there is no such log; {node} is {where}")
     with file.open(errors="replace") as log:
         sys.stdout.writelines(deque(log, maxlen=n_lines))
         sys.stdout.flush()

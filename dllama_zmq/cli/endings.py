@@ -42,6 +42,8 @@ def with_exit_codes(command: Callable[P, None]) -> Callable[P, None]:
         except typer.Exit:
             raise
         except Exception as error:
+            if isinstance(error.__cause__, KeyboardInterrupt):  # it came while a module was loaded
+                raise typer.Exit(130) from None
             hint = "set DLLAMA_ZMQ_DEBUG=1 to see where, and please report it"
             raise _failed(f"a defect of dllama-zmq: {type(error).__name__}: {error}; {hint}", 1) from None
 

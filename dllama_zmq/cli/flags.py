@@ -62,7 +62,12 @@ TopK = Annotated[int, Option("--top-k", "--topk", help="Sample from the K likeli
 Seed = Annotated[
     int, Option("--seed", "-s", min=-1, max=1 << 62, help="Equal seeds give equal answers; -1: a new one each time.")
 ]
-ShowStats = Annotated[bool, Option("--stats", help="Print each token's ms and kB, and averages, to stderr.")]
+ShowStats = Annotated[
+    bool,
+    Option(
+        "--stats", help="Per token, to stderr: ms in all (G), computing (I), waiting (T); kB sent (S), received (R)."
+    ),
+]
 Echo = Annotated[
     bool, Option("--echo/--no-echo", " /--no-display-prompt", help="Print the prompt before its continuation.")
 ]

@@ -1,4 +1,4 @@
-"""`dllama-zmq generate`: stream the answer to stdout, figures to stderr."""
+"""`dllama-zmq generate`: stream the answer to stdout, figures and whatever keeps the reader waiting to stderr."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from dllama_zmq.bus.client_messages import Done, Piece, Prefill, Queued, Started
 from dllama_zmq.cli.cluster import Overrides, bring_up_told
 from dllama_zmq.cli.show import note
 from dllama_zmq.cli.stats import Stats
-from dllama_zmq.client import Client, Computing
+from dllama_zmq.client import Answer, Client, Computing
 from dllama_zmq.cluster import load_cluster
-from dllama_zmq.errors import RequestError
+from dllama_zmq.errors import ClusterError, UsageError
 from dllama_zmq.launch.lifecycle import connect, is_running, take_down
 from dllama_zmq.root.sampler import Sampling
 
@@ -45,9 +45,9 @@ class Options:
         return None if self.seed == -1 else self.seed
 
     def check(self) -> None:
-        """Raise RequestError where the root would, before a cluster is brought up for nothing."""
+        """Raise where the root would, before a cluster is brought up for nothing."""
         if self.steps < 1 and self.steps != -1:
-            raise RequestError(f"--steps is {self.steps}; expected 1 or more, or -1 for no limit")
+            raise UsageError(f"--steps is {self.steps}; expected 1 or more, or -1 for no limit")
         Sampling(self.temperature, self.top_p, self.top_k, self.given_seed() or 0).check()
 
 
@@ -55,7 +55,22 @@ def run(prompt: str, path: Path, options: Options, overrides: Overrides) -> None
     """Answer `prompt` with the cluster of `path`, brought up for this call where it is not running."""
     options.check()
     with _client(path, overrides) as client:
-        _answer(client, prompt, options)
+        answers = client.generate(
+            prompt,
+            options.max_tokens(),
+            options.temperature,
+            options.top_p,
+            options.top_k,
+            options.given_seed(),
+        )
+        printer = _Printer(prompt, options)
+        try:
+            for answer in answers:
+                printer.take(answer)
+        finally:
+            answers.close()  # tells the root to stop where we stop early
+            printer.end()
+        printer.report()
 
 
 @contextmanager
@@ -69,7 +84,14 @@ def _client(path: Path, overrides: Overrides) -> Iterator[Client]:
             yield client
         return
     note(f"{name} is not running: bringing up {path} for this call (`dllama-zmq up` keeps it)")
-    bring_up_told(overrides.apply(file), overrides)
+    try:
+        bring_up_told(overrides.apply(file), overrides, for_this_process=True)
+    except ClusterError:
+        if not is_running(name):
+            raise
+        with connect(name) as client:  # somebody else was quicker: one cluster serves both
+            yield client
+        return
     try:
         with connect(name) as client:
             yield client
@@ -78,73 +100,88 @@ def _client(path: Path, overrides: Overrides) -> Iterator[Client]:
 
 
 def _take_down(name: str, stop_s: float) -> None:
-    """End what this call brought up, unless others have come to use it."""
+    """End what this call brought up; where others have come to use it, it ends after them."""
     with connect(name) as client:
         status = client.status()
     if status.active or status.queued:
-        note(f"{name} stays up, others are using it: `dllama-zmq down` stops it")
+        note(f"{name} stays up until the others that use it are done")
         return
     take_down(name, stop_s)
 
 
-def _answer(client: Client, prompt: str, options: Options) -> None:
-    stats = Stats(per_token=options.stats)
-    text: list[str] = []
-    answers = client.generate(
-        prompt,
-        options.max_tokens(),
-        options.temperature,
-        options.top_p,
-        options.top_k,
-        options.given_seed(),
-    )
-    reason, said, seed, prompt_tokens, tokens = "", "", 0, 0, []
-    next_word = time.monotonic() + _SAY_EVERY_S
-    try:
-        for answer in answers:
-            if isinstance(answer, Queued):
-                waiting = f"waiting: {answer.note or f'{answer.ahead} before this one'}"
-                if waiting != said:
-                    note(waiting)
-                said = waiting
-            elif isinstance(answer, Started):
-                seed, prompt_tokens = answer.seed, answer.prompt_tokens
-                if options.echo and not options.json:
-                    _write(prompt)
-            elif isinstance(answer, Computing):
-                if not text:  # later, a line on a terminal would stand in the middle of the text
-                    note(f"computing: {answer.silent_s:.0f} s in this step")
-            elif isinstance(answer, Prefill):
-                stats.prompt(answer)
-                if answer.done < answer.total and time.monotonic() > next_word:
-                    note(f"prompt: {answer.done} of {answer.total} tokens")
-                    next_word = time.monotonic() + _SAY_EVERY_S
-            elif isinstance(answer, Piece | Done):
-                text.append(answer.text)
-                if not options.json:
-                    _write(answer.text)
-                if isinstance(answer, Piece):
-                    tokens.append(answer.token)
-                    stats.token(answer)
-                else:
-                    reason = answer.reason
-    finally:
-        answers.close()  # tells the root to stop where we stop early
-        if prompt_tokens and not options.json:
-            _write("\n")
-    if options.stats:
-        stats.print_averages()
-    if options.json:
-        report = {
-            "prompt": prompt,
-            "text": "".join(text),
-            "tokens": tokens,
-            "prompt_tokens": prompt_tokens,
-            "finish_reason": reason,
-            "seed": seed,
-            "stats": stats.averages(),
-        }
-        _write(json.dumps(report, ensure_ascii=False) + "\n")
+class _Printer:
+    """Shows one answer as it comes."""
+
+    def __init__(self, prompt: str, options: Options) -> None:
+        self._prompt = prompt
+        self._options = options
+        self._stats = Stats(per_token=options.stats)
+        self._text: list[str] = []
+        self._tokens: list[int] = []
+        self._started: Started | None = None
+        self._reason = ""
+        # On one terminal the text would stand between the figures, which show each token: then it comes at the end.
+        self._at_end = options.stats and sys.stdout.isatty() and sys.stderr.isatty()
+        self._begun = time.monotonic()
+        self._next_word = self._begun + _SAY_EVERY_S
+        self._waiting_for = ""
+
+    def take(self, answer: Answer) -> None:
+        """Show what the root says now."""
+        if isinstance(answer, Queued):
+            self._wait(answer.note or f"{answer.ahead} before this one")
+        elif isinstance(answer, Started):
+            self._started = answer
+            if self._options.echo:
+                self._show(self._prompt)
+        elif isinstance(answer, Computing):
+            if not self._text:  # later, a line on a terminal would stand in the middle of the text
+                note(f"computing: {answer.silent_s:.0f} s in this step")
+        elif isinstance(answer, Prefill):
+            self._stats.prompt(answer)
+            if answer.done < answer.total and time.monotonic() > self._next_word:
+                note(f"prompt: {answer.done} of {answer.total} tokens")
+                self._next_word = time.monotonic() + _SAY_EVERY_S
+        else:
+            self._text.append(answer.text)
+            self._show(answer.text)
+            if isinstance(answer, Piece):
+                self._tokens.append(answer.token)
+                self._stats.token(answer)
+            elif isinstance(answer, Done):
+                self._reason = answer.reason
+
+    def end(self) -> None:
+        """The text is over, by itself or not."""
+        if self._started is not None and not self._options.json:
+            echoed = self._prompt if self._options.echo else ""
+            _write("".join([echoed, *self._text, "\n"]) if self._at_end else "\n")
+
+    def report(self) -> None:
+        """What is told after a whole answer."""
+        if self._options.stats:
+            self._stats.print_averages()
+        if self._options.json and self._started is not None:
+            report = {
+                "prompt": self._prompt,
+                "text": "".join(self._text),
+                "tokens": self._tokens,
+                "prompt_tokens": self._started.prompt_tokens,
+                "finish_reason": self._reason,
+                "seed": self._started.seed,
+                "stats": self._stats.averages(),
+            }
+            _write(json.dumps(report, ensure_ascii=False) + "\n")
+
+    def _show(self, text: str) -> None:
+        if not self._options.json and not self._at_end:
+            _write(text)
+
+    def _wait(self, reason: str) -> None:
+        now = time.monotonic()
+        if reason != self._waiting_for or now > self._next_word:
+            note(f"waiting for {now - self._begun:.0f} s: {reason}")
+            self._waiting_for, self._next_word = reason, now + _SAY_EVERY_S
 
 
 def _write(text: str) -> None:

@@ -7,6 +7,8 @@ import json
 import logging
 import os
 import signal
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -34,8 +36,10 @@ _LAST_WORD_MS = 200  # for what clients are told last
 _LOCK_S = 1.0  # who looks whether the cluster runs holds its lock for an instant
 
 
-def run_cluster(file: ClusterFile) -> None:
+def run_cluster(file: ClusterFile, leave_with_stdin: bool = False) -> None:
     """Run the cluster that `file` describes until a client or a signal stops it.
+
+    With `leave_with_stdin` it also ends after the end of stdin, as soon as no request is open.
 
     Raises ConfigError, FormatError, PlanError, BusError (a port in use) before anything runs; ClusterError where it
     runs already or a worker cannot be kept alive. Whatever happens, no child and no socket is left behind.
@@ -63,6 +67,8 @@ def run_cluster(file: ClusterFile) -> None:
         service = Service(root, tokenizer, clients, facts, every_turn=fleet.watch)
         cleanup.enter_context(_announced(places, file))
         signals.then(service.stop)
+        if leave_with_stdin:
+            threading.Thread(target=_await_end_of_stdin, args=(service,), daemon=True).start()
         logger.info("up name=%s nodes=%d model=%s sync=%s", cluster.name, cluster.n_nodes, model.path, cluster.sync)
         service.run()
         logger.info("going down")
@@ -115,6 +121,12 @@ def _lock(file: TextIO) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def _await_end_of_stdin(service: Service) -> None:
+    while os.read(sys.stdin.fileno(), 4096):
+        pass
+    service.stop_when_idle()
 
 
 @contextmanager

@@ -72,8 +72,11 @@ def bring_up(
     on_status: Callable[[Status], None],
     on_word: Callable[[str], None],
     flags: Sequence[str] = (),
+    for_this_process: bool = False,
 ) -> Status:
     """Start the cluster in the background and return when every node is ready; report on the way.
+
+    `for_this_process`: the cluster ends when this process has ended, however that happens, and nobody else uses it.
 
     `flags` are those that the command line gave instead of what the file says; `file` has them in it.
 
@@ -87,8 +90,10 @@ def bring_up(
     with open_log(places, "root") as log:
         log_start = log.seek(0, os.SEEK_END)
         command = [sys.executable, "-m", "dllama_zmq", "up", str(file.path.absolute()), "--foreground", *flags]
+        command += ["--leave-with-stdin"] if for_this_process else []
+        stdin = subprocess.PIPE if for_this_process else subprocess.DEVNULL
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=child_environment(), start_new_session=True
+            command, stdin=stdin, stdout=log, stderr=log, env=child_environment(), start_new_session=True
         )
     try:
         return _await_ready(file, places, process, log_start, on_status, on_word)

@@ -186,7 +186,7 @@ class Formation:
             self._link.send(member.identity, member.name, message, arrays or [])
         except PeerGone:
             logger.warning("lost %s: its connection broke", member.name)
-            self._roster.lose(member, "was lost: its connection broke")
+            self._roster.lose(member, "was lost: its connection broke, or it gave no sign of life for 2 s")
             return False
         return True
 

@@ -161,6 +161,10 @@ class Root:
             self._formation.knock()
         return self.ready
 
+    def anybody_absent(self) -> bool:
+        """Whether a worker is not even there, loading."""
+        return any(member.state is State.ABSENT for member in self.roster.members)
+
     def progress(self) -> list[Progress]:
         """How far every worker is, in node order."""
         return self._formation.progress() if self._formation is not None else []

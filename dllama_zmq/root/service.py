@@ -83,10 +83,15 @@ class Service:
         self._complaints = Complaints()
         self._unready_since = math.inf
         self._stopped = False
+        self._stop_when_idle = False
 
     def stop(self) -> None:
         """Make `run` return after the step it is in; safe to call from a signal handler."""
         self._stopped = True
+
+    def stop_when_idle(self) -> None:
+        """Make `run` return when no request is open; safe to call from another thread."""
+        self._stop_when_idle = True
 
     def run(self) -> None:
         """Serve until stopped."""
@@ -103,6 +108,8 @@ class Service:
                 self._start(self._waiting.popleft())
             if self._active is not None:
                 self._advance(self._active)
+            elif self._stop_when_idle and not self._waiting:
+                self._stopped = True
             else:
                 poller.poll(round(_TURN_S * 1000))
         for request in [*([self._active] if self._active is not None else []), *self._waiting]:
@@ -154,10 +161,11 @@ class Service:
         """Tell every waiting client once a second why it waits; give up on those that wait too long for workers."""
         now = time.monotonic()
         note = "" if self._root.ready else self._root.missing_sentence()
+        limits = self._root.settings.limits
+        patience_s = limits.join_s + (0 if self._root.anybody_absent() else limits.load_s)
         self._unready_since = min(self._unready_since, now) if note else math.inf
         for ahead, request in enumerate(list(self._waiting), start=int(self._active is not None)):
-            limits = self._root.settings.limits
-            if note and now > self._unready_since + limits.join_s + limits.load_s:
+            if note and now > self._unready_since + patience_s:
                 self._waiting.remove(request)
                 self._send(request.client, Error(request.id, "WorkerLost", f"the cluster did not get ready: {note}"))
             elif now >= request.reminded + _REMIND_S and (ahead or note):

@@ -167,11 +167,12 @@ class Worker:
 
     def _join(self, link: WorkerLink, address: str) -> Welcome:
         join = Join(self._settings.name, host_id(), os.getpid(), self._settings.version)
-        next_word = time.monotonic()
+        next_word, silence = time.monotonic(), ""
         patience: float | None = None
         while not self._stopped:
             if time.monotonic() >= next_word:
-                logger.info("asking the root at %s for work", address)
+                logger.info("asking the root at %s for work%s", address, silence)
+                silence = ": no answer yet; is it up, and is this its port for replies (5570)?"
                 self._on_state(f"waiting for a root at {address}")
                 next_word += _SAY_EVERY_S
             sent = link.send(join)

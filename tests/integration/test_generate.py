@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from command_line import Cli, finish, json_object, read_some, until
+from command_line import Cli, finish, json_object, kill, read_some, until
 
 import dllama_zmq
 from dllama_zmq.local import LocalModel
@@ -192,6 +192,26 @@ def test_a_reader_that_has_had_enough_ends_it_quietly(running: Cli) -> None:
     until(lambda: running.status().active == 0, 2, "the root to stop the answer")
 
 
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP, signal.SIGTERM])
+def test_the_cluster_of_one_call_ends_with_the_call_however_that_ends(cli: Cli, number: int) -> None:
+    cli.write(2)
+    with cli.started("generate", PROMPT, "--temp", "0", "-n", "1900") as process:
+        read_some(process, len(PROMPT) + 20)
+        kill(process.pid, number)
+    until(lambda: not cli.processes() and not cli.sockets(), 5, "the cluster to end with its owner")
+
+
+def test_two_calls_with_no_cluster_running_share_the_one_that_comes_up(cli: Cli, local: LocalModel) -> None:
+    cli.write(2)
+    prompts = ["once upon a time", "a cat and a dog"]
+    with ExitStack() as stack:
+        start = time.monotonic()
+        processes = [stack.enter_context(cli.started("generate", p, "--temp", "0", "-n", "30")) for p in prompts]
+        results = [finish(process, 60, start) for process in processes]
+    assert [result.out for result in results] == [f"{p}{alone(local, p, 30)}\n" for p in prompts], results
+    until(lambda: not cli.processes(), 5, "the cluster to end after both")
+
+
 # --- what cannot be answered --------------------------------------------------------------------------------------
 
 
@@ -205,8 +225,6 @@ def test_a_reader_that_has_had_enough_ends_it_quietly(running: Cli) -> None:
         (["hi", "--topp", "1.5"], "top_p is 1.5"),
         (["hi", "--topp", "-0.1"], "top_p is -0.1"),
         (["hi", "--topk", "-2"], "top_k is -2"),
-        (["hi", "-n", "0"], "max_tokens is 0"),
-        (["hi", "-n", "-2"], "max_tokens is -2"),
         (["hi", "--cluster", "nowhere.yaml"], "nowhere.yaml: there is no such file"),
     ],
     ids=lambda value: " ".join(value)[:20] if isinstance(value, list) else "",
@@ -225,6 +243,8 @@ def test_a_prompt_that_is_no_text_is_refused_in_one_sentence(running: Cli) -> No
     [
         (["generate", "hi", "--nonsense"], "--nonsense"),
         (["generate", "hi", "-n", "many"], "--steps"),
+        (["generate", "hi", "-n", "0"], "--steps is 0"),
+        (["generate", "hi", "-n", "-2"], "--steps is -2"),
         (["generate", "hi", "--sync", "f8"], "f8"),
         (["generate", "hi", "--threads", "0"], "--threads"),
         (["generate", "hi", "--seed", "-7"], "--seed"),
