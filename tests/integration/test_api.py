@@ -108,7 +108,10 @@ def test_a_text_does_not_go_on_over_keys_and_values_that_are_gone(model_path: Pa
 
 
 def test_client_without_a_root_says_so_before_long() -> None:
-    with dllama_zmq.Client("tcp://127.0.0.1:9") as client, pytest.raises(RootLost, match="nobody answers at tcp://127.0.0.1:9"):
+    with (
+        dllama_zmq.Client("tcp://127.0.0.1:9") as client,
+        pytest.raises(RootLost, match=r"nobody answers at tcp://127\.0\.0\.1:9;"),
+    ):
         client.status(wait_s=0.3)
 
 

@@ -289,7 +289,7 @@ def test_a_worker_that_vanishes_in_a_step_is_named_with_its_stage_and_can_be_rep
     with a_root(context, model, places) as root:
         form(root)
         begun = time.monotonic()
-        with pytest.raises(WorkerLost, match=rf"^worker1 was lost at step 1, {where}: its connection broke$"):
+        with pytest.raises(WorkerLost, match=rf"^worker1 was lost at step 1, {where}: its connection broke, or "):
             logits(root)
         assert time.monotonic() - begun < 2.0
         start(a_worker(context, places, watch=transport is tcp))

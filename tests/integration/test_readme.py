@@ -1,0 +1,94 @@
+"""README's commands do what README says: every block of them is run here."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```(sh|python|yaml)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+WORKER = "dllama-zmq worker --root tcp://192.168.1.10:5570\n"
+MAKE = "make demo\nmake test\n"
+
+
+@pytest.fixture
+def environment() -> Iterator[dict[str, str]]:
+    """A home of its own for clusters, and this interpreter's commands first in the path."""
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="readme") as home:
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        yield {**os.environ, "DLLAMA_ZMQ_HOME": home, "PATH": path}
+
+
+def run(script: str, environment: dict[str, str], cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """Run a block as a person would paste it; the first command that fails ends it."""
+    command = ["bash", "-euo", "pipefail", "-c", script]
+    return subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=110, stdin=subprocess.DEVNULL
+    )
+
+
+def test_every_shell_block_is_known_to_these_tests() -> None:
+    assert [block for kind, block in BLOCKS if kind == "sh"] == [MAKE, *SIMPLE, WORKER]
+
+
+SIMPLE = [block for kind, block in BLOCKS if kind == "sh" and block not in (MAKE, WORKER)]
+
+
+@pytest.mark.parametrize("block", SIMPLE, ids=lambda block: str(block).splitlines()[-1])
+def test_block_runs_without_error(block: str, environment: dict[str, str]) -> None:
+    # The environment of these tests is activated already, whatever it is called.
+    done = run(block.replace("source .venv/bin/activate\n", ""), environment)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout.strip()
+
+
+def test_make_demo_tells_a_story_and_leaves_nothing_running(environment: dict[str, str]) -> None:
+    done = run("make demo", environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Once upon a time") or "\nOnce upon a time" in done.stdout
+    assert "worker3" in done.stdout  # netstat's table
+    assert "is down" in done.stderr
+    assert not list(Path(environment["DLLAMA_ZMQ_HOME"]).rglob("*.sock"))
+
+
+def test_make_test_is_what_runs_these_tests() -> None:
+    planned = subprocess.run(["make", "-n", "test"], cwd=ROOT, capture_output=True, text=True, timeout=20)
+    assert planned.returncode == 0
+    assert planned.stdout.rstrip().endswith("-m pytest")
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_python_block_runs(environment: dict[str, str]) -> None:
+    (code,) = (block for kind, block in BLOCKS if kind == "python")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "2048)" in done.stdout
+
+
+def test_worker_command_fills_the_places_of_the_yaml_block(environment: dict[str, str], tmp_path: Path) -> None:
+    (yaml,) = (block for kind, block in BLOCKS if kind == "yaml")
+    # 192.168.1.10 is not this machine's; everything else stays as it is printed.
+    (tmp_path / "cluster.yaml").write_text(yaml.replace("192.168.1.10", "0.0.0.0"))
+    command = WORKER.replace("192.168.1.10", "127.0.0.1").split()
+    workers = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    try:
+        life = "dllama-zmq up && dllama-zmq generate 'One day' -n 5 --temp 0; dllama-zmq down"
+        done = run(life, environment, tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert all(f"{name}: ready" in done.stderr for name in ("pi2", "pi3", "pi4"))
+        assert done.stdout.startswith("One day")
+    finally:
+        for worker in workers:
+            worker.send_signal(signal.SIGINT)
+        told = [worker.communicate(timeout=10)[1] for worker in workers]
+    assert not any("Traceback" in words for words in told)
