@@ -132,8 +132,8 @@ def logs(path: Path, node: str, n_lines: int, follow: bool) -> None:
     file = Places.of(cluster.name).log(node)
     if not file.exists():
         hosts = {worker.name: worker.host for worker in cluster.workers if not is_loopback(worker.host)}
-        where = f"on {hosts[node]}, which prints it" if node in hosts else "not run on this host yet"
-        raise ClusterError(f"{file}: there is no such log; {node} is {where}")
+        where = f"runs on {hosts[node]} and prints it there" if node in hosts else "has not run on this host"
+        raise ClusterError(f"{file}: no log yet; {node} {where}")
     with file.open(errors="replace") as log:
         sys.stdout.writelines(deque(log, maxlen=n_lines))
         sys.stdout.flush()

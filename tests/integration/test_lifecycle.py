@@ -51,7 +51,7 @@ def long_answer(cli: Cli) -> Iterator[Process]:
 def test_a_cluster_comes_up_tells_its_state_answers_and_goes_down(cli: Cli, n_nodes: int, greedy_text: str) -> None:
     up = cli.up(n_nodes)
     assert up.out == ""
-    assert f"small is up: {n_nodes} nodes in " in up.err.splitlines()[-1]
+    assert f"small is up: {n_nodes} node{'s' if n_nodes > 1 else ''} in " in up.err.splitlines()[-1]
     nodes = ["root", *(f"worker{i}" for i in range(1, n_nodes))]
 
     text = cli.run("status")
@@ -271,7 +271,7 @@ def test_a_worker_started_by_hand_outlives_its_root_and_joins_the_next(cli: Cli,
 def test_up_says_how_to_start_a_worker_that_does_not_come(cli: Cli) -> None:
     far = [{"name": "far", "host": "192.0.2.1"}]
     cli.write(2, host="0.0.0.0", open_bus=True, workers=far, limits={"join_s": 1})
-    assert "far did not join within 1 s (limits.join_s); on 192.0.2.1: dllama-zmq worker" in cli.run("up").error()
+    assert "after 1 s (limits.join_s): far has not joined yet: on 192.0.2.1: dllama-zmq worker" in cli.run("up").error()
     assert cli.processes() == []
 
 
