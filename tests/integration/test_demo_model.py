@@ -60,7 +60,9 @@ def test_q80_on_the_bus_changes_perplexity_by_less_than_half_a_percent() -> None
     exact = perplexity(nodes=1, sync="f32")
     assert exact < 4  # it knows this kind of text; an untrained model has about 2048
     for nodes in (2, 4, 8):
-        assert abs(perplexity(nodes, "q80") / exact - 1) < 0.005
+        change = perplexity(nodes, "q80") / exact - 1
+        print(f"perplexity {exact:.4f} on one node; over {nodes} nodes with q80 {change:+.3%}")
+        assert abs(change) < 0.005
 
 
 def test_stories_keep_to_their_characters_for_200_tokens() -> None:

@@ -59,4 +59,5 @@ def test_logits_equal_those_of_transformers(tmp_path, case, nodes, weight_type):
         assert model.spec == spec
         logits = model.logits(arrays["tokens"].tolist())
     assert logits.dtype == np.float32
+    print(f"largest difference of a logit: {np.abs(logits - arrays['logits']).max():.1e}")
     np.testing.assert_allclose(logits, arrays["logits"], rtol=0, atol=TOLERANCE)
