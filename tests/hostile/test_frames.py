@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import random
-import secrets
 import socket
 import threading
 import time
@@ -380,10 +379,9 @@ def pieces(model: ModelFile) -> list[tuple[list[Any], bytes]]:
 @settings(max_examples=25, deadline=None)
 @given(frames=hostile)
 def test_a_client_meets_any_frames_with_an_error_of_ours(frames: Frames, outside: Context) -> None:
-    address = f"ipc:///tmp/dz-{secrets.token_hex(6)}"
     false_root = outside.socket(zmq.ROUTER)
     false_root.set(zmq.LINGER, 1000)
-    false_root.bind(address)
+    address = f"tcp://127.0.0.1:{false_root.bind_to_random_port('tcp://127.0.0.1')}"
 
     def answer() -> None:
         assert false_root.poll(5000)
@@ -401,9 +399,8 @@ def test_a_client_meets_any_frames_with_an_error_of_ours(frames: Frames, outside
 
 @pytest.mark.parametrize("frame", [b"", b"garbage", b"\x93\x02\xa6queued\x01", b"\x93\x01\xa4step\x01", *HUGE_LENGTHS])
 def test_garbage_from_a_root_is_a_protocol_error_on_the_client(frame: bytes, outside: Context) -> None:
-    address = f"ipc:///tmp/dz-{secrets.token_hex(6)}"
     false_root = outside.socket(zmq.ROUTER)
-    false_root.bind(address)
+    address = f"tcp://127.0.0.1:{false_root.bind_to_random_port('tcp://127.0.0.1')}"
 
     def answer() -> None:
         assert false_root.poll(5000)
