@@ -91,7 +91,7 @@ class RootLink:
     def send(self, identity: bytes, name: str, message: Message, arrays: Sequence[Frame] = ()) -> None:
         """Send to one worker. Raises PeerGone."""
         self.send_frames(identity, name, kind_of(message), encode(message, arrays))
-        if isinstance(message, Bye):
+        if isinstance(message, Bye) and name:  # strangers are not waited for at the end
             self._leaving.add(identity)
 
     def send_frames(self, identity: bytes, name: str, kind: str, frames: Sequence[Frame]) -> None:

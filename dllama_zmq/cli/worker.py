@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
 from types import FrameType
 
 import zmq
@@ -13,6 +12,7 @@ from threadpoolctl import threadpool_limits
 
 from dllama_zmq import __version__
 from dllama_zmq.errors import UsageError
+from dllama_zmq.launch.owner import at_end_of_stdin
 from dllama_zmq.worker import Worker, WorkerSettings
 
 
@@ -26,7 +26,7 @@ def run(root: str, name: str, threads: int, leave_with_stdin: bool) -> None:
     signal.signal(signal.SIGTERM, _leave)
     if leave_with_stdin:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is for the root
-        threading.Thread(target=_await_end_of_stdin, daemon=True).start()
+        at_end_of_stdin(lambda: os._exit(0))  # the root is gone and nobody is left to tell
     with threadpool_limits(limits=1):  # the node's own threads share the work; BLAS must not add its own
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         settings = WorkerSettings(root=address, name=name, threads=threads, version=__version__)
@@ -35,9 +35,3 @@ def run(root: str, name: str, threads: int, leave_with_stdin: bool) -> None:
 
 def _leave(number: int, frame: FrameType | None) -> None:
     sys.exit(0)
-
-
-def _await_end_of_stdin() -> None:
-    while os.read(sys.stdin.fileno(), 4096):
-        pass
-    os._exit(0)  # the root is gone and nobody is left to tell

@@ -7,8 +7,6 @@ import json
 import logging
 import os
 import signal
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -25,6 +23,7 @@ from dllama_zmq.cluster import Cluster, ClusterFile, WorkerConfig, is_loopback
 from dllama_zmq.errors import ClusterError
 from dllama_zmq.formats import open_model, read_tokenizer
 from dllama_zmq.launch.fleet import Fleet
+from dllama_zmq.launch.owner import at_end_of_stdin
 from dllama_zmq.launch.paths import Places
 from dllama_zmq.root.report import ClusterFacts
 from dllama_zmq.root.root import Root, RootSettings
@@ -68,7 +67,7 @@ def run_cluster(file: ClusterFile, leave_with_stdin: bool = False) -> None:
         cleanup.enter_context(_announced(places, file))
         signals.then(service.stop)
         if leave_with_stdin:
-            threading.Thread(target=_await_end_of_stdin, args=(service,), daemon=True).start()
+            at_end_of_stdin(service.stop_when_idle)
         logger.info("up name=%s nodes=%d model=%s sync=%s", cluster.name, cluster.n_nodes, model.path, cluster.sync)
         service.run()
         logger.info("going down")
@@ -121,12 +120,6 @@ def _lock(file: TextIO) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def _await_end_of_stdin(service: Service) -> None:
-    while os.read(sys.stdin.fileno(), 4096):
-        pass
-    service.stop_when_idle()
 
 
 @contextmanager
