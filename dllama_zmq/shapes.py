@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from dllama_zmq.errors import UsageError
 from dllama_zmq.spec import FloatType, ModelSpec, Rope, RopeScaling
@@ -43,11 +45,36 @@ SHAPES: dict[str, ModelSpec] = {
 }  # fmt: skip
 
 
-def shape(name: str, weight_type: FloatType = FloatType.Q40) -> ModelSpec:
-    """The numbers of a published model. Raises UsageError, with the nearest names, for one not known here."""
+OVERRIDES = ("layers", "dim", "hidden", "heads", "kv-heads", "head-dim", "vocab", "seq-len")
+"""What a shape's numbers are called where they are given anew."""
+
+
+def shape(
+    name: str, weight_type: FloatType = FloatType.Q40, overrides: Mapping[str, int] = MappingProxyType({})
+) -> ModelSpec:
+    """The numbers of a published model, those of `overrides` (keys of OVERRIDES) instead of its own.
+
+    Without `head-dim` the heads share the width. Raises UsageError, with the nearest names, for one not known here;
+    FormatError where the numbers cannot be a model.
+    """
     spec = SHAPES.get(name.lower())
     if spec is None:
         nearest = difflib.get_close_matches(name.lower(), SHAPES, n=3, cutoff=0.4)
         advice = f"did you mean {' or '.join(nearest)}?" if nearest else f"known: {', '.join(SHAPES)}"
         raise UsageError(f"{name!r} is no model shape known here; {advice}")
-    return dataclasses.replace(spec, weight_type=weight_type)
+    dim, n_heads = overrides.get("dim", spec.dim), overrides.get("heads", spec.n_heads)
+    heads_differ = (dim, n_heads) != (spec.dim, spec.n_heads)
+    spec = dataclasses.replace(
+        spec,
+        weight_type=weight_type,
+        dim=dim,
+        n_heads=n_heads,
+        n_layers=overrides.get("layers", spec.n_layers),
+        hidden_dim=overrides.get("hidden", spec.hidden_dim),
+        n_kv_heads=overrides.get("kv-heads", spec.n_kv_heads),
+        head_dim=overrides.get("head-dim", dim // max(1, n_heads) if heads_differ else spec.head_dim),
+        vocab_size=overrides.get("vocab", spec.vocab_size),
+        seq_len=overrides.get("seq-len", spec.seq_len),
+    )
+    spec.check()
+    return spec

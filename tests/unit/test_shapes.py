@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dllama_zmq.errors import UsageError
+from dllama_zmq.errors import FormatError, UsageError
 from dllama_zmq.models import tensor_table
 from dllama_zmq.shapes import SHAPES, shape
 from dllama_zmq.spec import FloatType, RopeScaling
@@ -68,3 +68,15 @@ def test_an_unknown_shape_is_refused_with_the_nearest_names() -> None:
 def test_a_shape_like_no_other_is_refused_with_all_names() -> None:
     with pytest.raises(UsageError, match=r"known: tinyllama, llama2-7b"):
         shape("????")
+
+
+def test_numbers_of_a_shape_can_be_given_anew_and_the_heads_share_the_width() -> None:
+    spec = shape("tinyllama", FloatType.Q80, {"layers": 2, "dim": 1024, "heads": 8, "kv-heads": 4, "vocab": 300})
+    assert (spec.n_layers, spec.dim, spec.n_heads, spec.n_kv_heads, spec.vocab_size) == (2, 1024, 8, 4, 300)
+    assert (spec.head_dim, spec.hidden_dim, spec.seq_len) == (128, 5632, 2048)
+    assert shape("tinyllama", overrides={"head-dim": 128}).head_dim == 128
+
+
+def test_numbers_that_cannot_be_a_model_are_refused() -> None:
+    with pytest.raises(FormatError, match="32 heads cannot share 3 KV heads"):
+        shape("tinyllama", overrides={"kv-heads": 3})

@@ -1,0 +1,65 @@
+"""Random weights for a model's shape: for measurements of speed, memory and traffic. Knows no file.
+
+The weights are drawn as blocks, never quantized: as fast as the disk, in the memory of the largest tensor. They are
+scaled so that activations keep their size from layer to layer; the text such a model writes is noise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from dllama_zmq.models import tensor_table
+from dllama_zmq.quants import F32, U8, BlockMatrix
+from dllama_zmq.spec import FloatType, ModelSpec, TensorSpec
+
+_Q40_RMS = math.sqrt(21.5)  # of the values -8..7, all equally likely
+_Q80_RMS = math.sqrt(127 * 128 / 3)  # of the values -127..127
+_SCALE_RMS = math.sqrt(13 / 12)  # of scales spread evenly over 0.5 to 1.5, of either sign
+
+
+def random_tensors(spec: ModelSpec, seed: int) -> Iterator[tuple[str, BlockMatrix]]:
+    """Every tensor of the model in file order, one at a time. The same seed gives the same bytes."""
+    rng = np.random.Generator(np.random.SFC64(seed))
+    for tensor in tensor_table(spec):
+        yield tensor.name, random_matrix(rng, tensor, spec)
+
+
+def random_matrix(rng: np.random.Generator, tensor: TensorSpec, spec: ModelSpec) -> BlockMatrix:
+    """A tensor whose product with a vector of unit RMS has about unit RMS (less where it is added to the residual)."""
+    rows, columns = tensor.shape(spec)
+    if tensor.axes[0] == "one":
+        gain = 1 + np.float32(0.1) * rng.standard_normal((1, columns), dtype=np.float32)
+        return BlockMatrix.from_array(gain, tensor.float_type)
+    is_embedding = tensor.root_only
+    rms = 1.0 if is_embedding else 1 / math.sqrt(columns)
+    if tensor.axes[0] == "embed":  # added to the residual, twice a layer
+        rms /= math.sqrt(2 * spec.n_layers)
+    return BlockMatrix(_random_blocks(rng, tensor.float_type, rows, columns, rms), tensor.float_type)
+
+
+def _random_blocks(rng: np.random.Generator, float_type: FloatType, rows: int, columns: int, rms: float) -> U8:
+    if float_type in (FloatType.F32, FloatType.F16):
+        return _random_floats(rng, float_type, rows, columns, rms)
+    row_bytes = float_type.row_bytes(columns)
+    n_bytes = rows * row_bytes
+    words = rng.integers(0, 1 << 64, size=-(-n_bytes // 8), dtype=np.uint64)
+    data: U8 = words.view(np.uint8)[:n_bytes].reshape(rows, row_bytes)
+    blocks = data.reshape(rows, -1, float_type.block_bytes)
+    if float_type is FloatType.Q80:
+        values = blocks[..., 2:].view(np.int8)
+        np.maximum(values, -127, out=values)  # no writer of Q80 makes -128
+    unit = rms / _SCALE_RMS / (_Q40_RMS if float_type is FloatType.Q40 else _Q80_RMS)
+    # Scales of either sign: Q40's values lean to the negative, and a lean would add up over a row.
+    scales = 2 * rng.random(blocks.shape[:2], dtype=np.float32) - 1
+    scales += np.copysign(np.float32(0.5), scales)
+    blocks[..., :2] = (scales * np.float32(unit)).astype("<f2")[..., None].view(np.uint8)
+    return data
+
+
+def _random_floats(rng: np.random.Generator, float_type: FloatType, rows: int, columns: int, rms: float) -> U8:
+    values: F32 = rng.standard_normal((rows, columns), dtype=np.float32)
+    values *= np.float32(rms)
+    return (values if float_type is FloatType.F32 else values.astype("<f2")).view(np.uint8)
