@@ -117,6 +117,55 @@ def generate(
     command.run(_one_prompt(prompt, prompt_option), cluster, options, overrides)
 
 
+@app.command()
+@with_exit_codes
+def bench(
+    model: flags.BenchModel = None,
+    shape: flags.BenchShape = None,
+    weights: flags.BenchWeights = None,
+    n_prompt: flags.BenchPrompt = "128,512",
+    n_gen: flags.BenchGen = "32",
+    depth: flags.BenchDepth = "0",
+    repetitions: flags.BenchRepetitions = 5,
+    nodes: flags.BenchNodes = "1",
+    threads: flags.BenchThreads = "1",
+    kernels: flags.BenchKernels = "auto",
+    sync: flags.BenchSync = flags.SyncChoice.f32,
+    output: flags.BenchOutput = flags.OutputChoice.md,
+    layers: flags.BenchLayers = None,
+    dim: flags.BenchDim = None,
+    hidden: flags.BenchHidden = None,
+    heads: flags.BenchHeads = None,
+    kv_heads: flags.BenchKvHeads = None,
+    head_dim: flags.BenchHeadDim = None,
+    vocab: flags.BenchVocab = None,
+    seq_len: flags.BenchSeqLen = None,
+) -> None:
+    """Measure how fast a model runs on this computer, beside what the computer could do. Needs no cluster."""
+    from dllama_zmq.cli import bench as command
+
+    numbers = {
+        "layers": layers, "dim": dim, "hidden": hidden, "heads": heads, "kv-heads": kv_heads,
+        "head-dim": head_dim, "vocab": vocab, "seq-len": seq_len,
+    }  # fmt: skip
+    options = command.Options(
+        model=model,
+        shape=shape,
+        weights=weights.value if weights else None,
+        overrides={name: value for name, value in numbers.items() if value is not None},
+        n_prompt=n_prompt,
+        n_gen=n_gen,
+        depth=depth,
+        repetitions=repetitions,
+        nodes=nodes,
+        threads=threads,
+        sync=sync.value,
+        kernels=kernels,
+        output=output.value,
+    )
+    command.run(options)
+
+
 app.command("inference", hidden=True, help="The same as generate.")(generate)
 app.command("run", hidden=True, help="The same as generate.")(generate)
 

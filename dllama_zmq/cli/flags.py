@@ -18,6 +18,22 @@ class SyncChoice(StrEnum):
     q80 = "q80"
 
 
+class WeightsChoice(StrEnum):
+    """The types of the weights of a random model."""
+
+    q40 = "q40"
+    q80 = "q80"
+    f16 = "f16"
+    f32 = "f32"
+
+
+class OutputChoice(StrEnum):
+    """How a table is printed."""
+
+    md = "md"
+    json = "json"
+
+
 ClusterFileArgument = Annotated[Path, Argument(metavar="FILE", help="The file that describes the cluster.")]
 ClusterFile = Annotated[Path, Option("--cluster", metavar="FILE", help="The file that describes the cluster.")]
 Threads = Annotated[
@@ -71,5 +87,50 @@ ShowStats = Annotated[
 Echo = Annotated[
     bool, Option("--echo/--no-echo", " /--no-display-prompt", help="Print the prompt before its continuation.")
 ]
+_SHAPE_PANEL = "Instead of the shape's own numbers"
+
+
+def _shape_number(name: str) -> object:
+    return Option(f"--{name}", min=0, max=1 << 24, metavar="N", rich_help_panel=_SHAPE_PANEL, show_default=False)
+
+
+BenchModel = Annotated[
+    str | None, Option("--model", "-m", metavar="PATH", help="A model file, or demo (which is taken without a flag).")
+]
+BenchShape = Annotated[
+    str | None, Option("--shape", metavar="NAME", help="Random weights of a published shape, kept for the next time.")
+]
+BenchWeights = Annotated[
+    WeightsChoice | None,
+    Option("--weights", case_sensitive=False, help="Type of the random weights; q40 if not given."),
+]
+BenchPrompt = Annotated[
+    str, Option("--n-prompt", "-p", metavar="N,...", help="Lengths of prompts to evaluate; 0: none.")
+]
+BenchGen = Annotated[str, Option("--n-gen", "-n", metavar="N,...", help="Numbers of tokens to generate; 0: none.")]
+BenchDepth = Annotated[
+    str, Option("--depth", "--n-depth", "-d", metavar="N,...", help="Positions that the cache holds before each.")
+]
+BenchRepetitions = Annotated[
+    int, Option("--repetitions", "-r", min=1, max=1 << 20, help="Times that each is measured, after a warm-up.")
+]
+BenchNodes = Annotated[str, Option("--nodes", metavar="N,...", help="Numbers of nodes, all on this computer.")]
+BenchThreads = Annotated[
+    str, Option("--threads", "--nthreads", "-t", metavar="N,...", help="Compute threads of every node.")
+]
+BenchSync = Annotated[
+    SyncChoice,
+    Option("--sync", "--buffer-float-type", case_sensitive=False, help="Type of activations on the bus."),
+]
+BenchKernels = Annotated[str, Option("--kernels", metavar="NAME", help="Back end of the arithmetic.")]
+BenchOutput = Annotated[OutputChoice, Option("--output", "-o", help="A Markdown table, or a JSON list of its rows.")]
+BenchLayers = Annotated[int | None, _shape_number("layers")]
+BenchDim = Annotated[int | None, _shape_number("dim")]
+BenchHidden = Annotated[int | None, _shape_number("hidden")]
+BenchHeads = Annotated[int | None, _shape_number("heads")]
+BenchKvHeads = Annotated[int | None, _shape_number("kv-heads")]
+BenchHeadDim = Annotated[int | None, _shape_number("head-dim")]
+BenchVocab = Annotated[int | None, _shape_number("vocab")]
+BenchSeqLen = Annotated[int | None, _shape_number("seq-len")]
 Version = Annotated[bool, Option("--version", help="Print the version and exit.")]
 Verbose = Annotated[bool, Option("--verbose", "-v", help="Log the protocol too.")]

@@ -58,6 +58,14 @@ class Fleet:
             self._children[i] = self._start(child.config)
             self._children[i].early_deaths = deaths
 
+    def first_ended(self) -> str:
+        """Which child has ended, and how, in words that begin with its name; empty while all live."""
+        for child in self._children:
+            code = child.process.poll()
+            if code is not None:
+                return f"{child.config.name} ended with {_ending(code)}"
+        return ""
+
     def stop(self, wait_s: float) -> None:
         """End every child: asked first, killed where it does not leave within `wait_s`."""
         for child in self._children:

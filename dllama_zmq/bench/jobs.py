@@ -1,0 +1,93 @@
+"""The three things that a bench has done for it in processes of their own, and what comes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+from msgspec import Struct
+from threadpoolctl import threadpool_limits
+
+from dllama_zmq.bench.bandwidth import read_bandwidth
+from dllama_zmq.bench.blas import blas_macs_per_s, blas_name
+from dllama_zmq.bench.cases import Case
+from dllama_zmq.bench.interrupts import Interrupts
+from dllama_zmq.bench.measure import Bench, Measured
+from dllama_zmq.bench.nodes import Nodes, running
+from dllama_zmq.bench.random_file import write_random
+from dllama_zmq.bench.teller import Tells
+from dllama_zmq.formats import open_model
+from dllama_zmq.kernels import KernelChoice
+from dllama_zmq.root.root import DEFAULT_SEQ_LEN
+from dllama_zmq.spec import ModelSpec, Sync
+
+
+class MachineJob(Struct, frozen=True, tag=True):
+    """What this machine can do with so many threads."""
+
+    threads: int
+
+
+class FileJob(Struct, frozen=True, tag=True):
+    """Write random weights."""
+
+    path: str
+    spec: ModelSpec
+
+
+class NodesJob(Struct, frozen=True, tag=True):
+    """Measure cases on nodes, this process being their root."""
+
+    model: str
+    nodes: Nodes
+    cases: Sequence[Case]
+    repetitions: int
+    sync: Sync
+    kernels: KernelChoice
+
+
+class Machine(Struct, frozen=True, tag=True):
+    """Bytes/s read and multiply-adds/s of BLAS, which is called `blas`."""
+
+    read_bytes_per_s: float
+    blas_macs_per_s: float
+    blas: str
+
+
+class CaseDone(Struct, frozen=True, tag=True):
+    """A case has been measured."""
+
+    measured: Measured
+
+
+Job: TypeAlias = MachineJob | FileJob | NodesJob
+Outcome: TypeAlias = Machine | CaseDone
+
+
+def perform(job: Job, take: Callable[[Outcome], None], teller: Tells, interrupts: Interrupts) -> None:
+    """Do `job` in this process; `take` is called with each outcome as soon as it is known."""
+    if isinstance(job, NodesJob):
+        with threadpool_limits(limits=1):  # the root's own threads share the work; BLAS must not add its own
+            _measure(job, take, teller, interrupts)
+        return
+    with interrupts.raised():
+        if isinstance(job, FileJob):
+            write_random(Path(job.path), job.spec, teller)
+            return
+        teller.now(f"how fast memory is read, threads: {job.threads}")
+        read_bytes_per_s = read_bandwidth(job.threads)
+        teller.now(f"how fast BLAS multiplies, threads: {job.threads}")
+        take(Machine(read_bytes_per_s, blas_macs_per_s(job.threads), blas_name()))
+
+
+def _measure(job: NodesJob, take: Callable[[Outcome], None], teller: Tells, interrupts: Interrupts) -> None:
+    seq_len = max(DEFAULT_SEQ_LEN, *(case.n_positions for case in job.cases))  # as a cluster would have
+    with (
+        open_model(job.model) as model,
+        running(job.nodes, model, job.sync, job.kernels, seq_len, teller, interrupts) as root,
+        interrupts.raised(),
+    ):
+        bench = Bench(root, teller, str(job.nodes))
+        for case in job.cases:
+            take(CaseDone(bench.run(case, job.repetitions)))

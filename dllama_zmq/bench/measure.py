@@ -1,0 +1,80 @@
+"""Run a case on nodes that are ready: warm-up, repetitions, seconds of each. Knows no table."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+
+import numpy as np
+
+from dllama_zmq.bench.cases import Case, prompt_steps
+from dllama_zmq.bench.teller import Tells
+from dllama_zmq.models import Run
+from dllama_zmq.root.root import Root, Timing
+
+_SEED = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Seconds of every repetition of a case, and the root's figures of all of them together."""
+
+    case: Case
+    seconds: tuple[float, ...]
+    timing: Timing
+
+
+class Bench:
+    """Cases on one root, one after another; the cache keeps what they leave in it."""
+
+    def __init__(self, root: Root, teller: Tells, title: str) -> None:
+        self._root = root
+        self._teller = teller
+        self._title = title
+        self._rng = np.random.default_rng(_SEED)
+        self._filled = 0  # positions with keys and values, from the first on
+
+    def run(self, case: Case, repetitions: int) -> Measured:
+        """Measure `case` after one repetition that does not count: it touches the weights and the cache's pages.
+
+        Raises WorkerLost or RemoteError.
+        """
+        what = f"{self._title}: {case.name}"
+        self._fill(case.depth, what)
+        self._root.set_phase("prompt" if case.kind == "pp" else "prediction")
+        self._teller.now(f"{what}, warming up")
+        self._evaluate(case.steps())
+        seconds: list[float] = []
+        timings: list[Timing] = []
+        for i in range(repetitions):
+            speed = f", {case.n_tokens / seconds[-1]:.2f} tokens/s in the last" if seconds else ""
+            self._teller.now(f"{what}, repetition {i + 1} of {repetitions}{speed}")
+            took_s, timing = self._evaluate(case.steps())
+            seconds.append(took_s)
+            timings.append(timing)
+        self._filled = max(self._filled, case.n_positions)
+        return Measured(case, tuple(seconds), reduce(add, timings))
+
+    def _fill(self, depth: int, what: str) -> None:
+        """Make the cache hold at least `depth` positions; what they hold does not change what a step takes."""
+        self._root.set_phase("prompt")
+        for run, _ in prompt_steps(self._filled, depth):
+            self._teller.now(f"{what}, filling the cache: {run.start} of {depth} positions")
+            self._evaluate([(run, False)])
+            self._filled = run.start + run.count
+
+    def _evaluate(self, steps: Iterable[tuple[Run, bool]]) -> tuple[float, Timing]:
+        """Steps over random tokens, drawn before the clock starts; the best candidate of each row that is wanted."""
+        steps = list(steps)
+        vocabulary = self._root.spec.vocab_size
+        tokens = [self._rng.integers(0, vocabulary, run.count).tolist() for run, _ in steps]
+        total = Timing(0.0, 0.0, 0, 0)
+        start = time.perf_counter()
+        for (run, wanted), its_tokens in zip(steps, tokens, strict=True):
+            rows = [(run.count - 1, 0.0)] if wanted else []
+            _, timing = self._root.evaluate([run], its_tokens, rows, 1 if wanted else 0)
+            total += timing
+        return time.perf_counter() - start, total

@@ -1,0 +1,290 @@
+"""`dllama-zmq bench` as its user runs it: real processes on a tiny shape, its figures, its refusals, and its ends."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from command_line import Cli, Process, clean_cli, finish, kill, read_some, until
+
+from dllama_zmq import __version__
+from dllama_zmq.root.prediction import predict_step
+from dllama_zmq.shapes import shape
+from dllama_zmq.sharding import Plan
+from dllama_zmq.spec import Sync
+
+OVERRIDES = {"layers": 2, "dim": 64, "hidden": 128, "heads": 4, "kv-heads": 2, "vocab": 301, "seq-len": 128}
+SHAPE = ["--shape", "tinyllama", *(word for name, value in OVERRIDES.items() for word in (f"--{name}", str(value)))]
+SPEC = shape("tinyllama", overrides=OVERRIDES)
+TOOL = Path(__file__).parents[2] / "tools" / "bench.py"
+LEAVE_S = 5.0
+Row = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Iterator[Cli]:
+    """The command line in a home and with a cache folder of its own, where nothing may be left behind."""
+    with clean_cli(tmp_path_factory.mktemp("bench"), small_model) as cli:
+        yield cli
+        assert left_folders(cli) == []
+
+
+def left_folders(cli: Cli) -> list[Path]:
+    return [path for base in ("run", "logs") for path in (cli.home / base).glob("*")]
+
+
+def run(cli: Cli, *words: str) -> tuple[str, str]:
+    """What a bench of SHAPE that must end well writes to stdout and to stderr."""
+    result = cli.run("bench", *SHAPE, *words, XDG_CACHE_HOME=str(cli.folder))
+    assert result.code == 0, result.said
+    assert "Traceback" not in result.err, result.said
+    return result.out, result.err
+
+
+@pytest.fixture(scope="module")
+def rows(bench: Cli) -> list[Row]:
+    out, _ = run(bench, "-p", "40", "-n", "3", "-d", "0,35", "-r", "2", "--nodes", "1,2", "-o", "json")
+    found = json.loads(out)
+    assert isinstance(found, list)
+    return found
+
+
+def predicted_kb(row: Row, sync: Sync) -> float:
+    """kB of payload a token, both ways and all workers together, that the plan predicts."""
+    vocab = [part.vocab.stop - part.vocab.start for part in Plan.make(SPEC, row["nodes"]).parts[1:]]
+    steps = [(32, 0), (8, 1)] if row["n_prompt"] else [(1, 1)]  # 40 tokens in chunks of 32
+    n_tokens = sum(n for n, _ in steps)
+    kinds = [predict_step(SPEC, sync, n, n_rows, k, k) for n, k in steps for n_rows in vocab]
+    return sum(kind.payload_bytes for step in kinds for kind in step.values()) / n_tokens / 1024
+
+
+def test_json_has_a_row_for_each_case_and_number_of_nodes(rows: list[Row]) -> None:
+    tests = ["pp40", "tg3", "pp40 @ d35", "tg3 @ d35"]
+    assert [(row["nodes"], row["test"]) for row in rows] == [(n, test) for n in (1, 2) for test in tests]
+
+
+def test_every_row_says_what_it_was_measured_with(rows: list[Row]) -> None:
+    said = {
+        "threads": 1, "repetitions": 2, "sync": "f32", "kernels": "numpy", "weights": "q40", "shape": "tinyllama",
+        "model": "tinyllama-q40-layers2-dim64-hidden128-heads4-kvheads2-vocab301-seqlen128", "version": __version__,
+    }  # fmt: skip
+    for row in rows:
+        assert {name: row[name] for name in said} == said
+        assert row["cpu"]
+        assert row["command"].startswith("dllama-zmq bench --shape tinyllama ")
+
+
+def test_tokens_per_s_are_the_mean_of_its_samples(rows: list[Row]) -> None:
+    for row in rows:
+        first, second = row["samples_tokens_per_s"]
+        assert row["tokens_per_s"] == pytest.approx((first + second) / 2)
+        assert row["stddev"] == pytest.approx(abs(first - second) / 2**0.5)
+
+
+def test_gb_per_s_are_the_bytes_of_all_shards_for_each_generated_token(rows: list[Row]) -> None:
+    for row in rows:
+        if row["n_gen"]:
+            plan = Plan.make(SPEC, row["nodes"])
+            shards = sum(plan.weight_bytes(node) for node in range(plan.n_nodes))
+            assert row["gb_per_s"] == pytest.approx(shards * row["tokens_per_s"] / 1e9)
+        assert row["pct_of_read_bandwidth"] == pytest.approx(100 * row["gb_per_s"] / row["read_gb_per_s"])
+
+
+def test_gmac_per_s_are_those_of_a_token_times_tokens_per_s(rows: list[Row]) -> None:
+    for row in rows:
+        assert row["gmac_per_s"] == pytest.approx(row["macs_per_token"] * row["tokens_per_s"] / 1e9)
+
+
+def test_kb_per_token_are_what_the_plan_predicts(rows: list[Row]) -> None:
+    for row in rows:
+        assert row["kb_per_token"] == pytest.approx(predicted_kb(row, "f32"))
+
+
+def test_only_a_root_with_workers_waits_and_sends(rows: list[Row]) -> None:
+    for row in rows:
+        assert (row["wait_share"] > 0, row["kb_per_token"] > 0) == (row["nodes"] > 1, row["nodes"] > 1)
+        assert row["wait_share"] < 1
+
+
+def test_nodes_that_share_threads_are_held_against_the_bandwidth_of_all_of_them(rows: list[Row]) -> None:
+    assert len({row["read_gb_per_s"] for row in rows if row["nodes"] == 1}) == 1
+    assert len({row["read_gb_per_s"] for row in rows}) == 2
+
+
+def test_markdown_has_a_line_for_each_row_and_the_command_last(bench: Cli) -> None:
+    flags = ["-p", "5,40", "-n", "2", "-r", "1", "-t", "1,2", "--sync", "q80"]
+    out, err = run(bench, *flags)
+    lines = out.splitlines()
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    assert table[0] == [
+        "test", "nodes", "threads", "tokens/s", "GB/s", "% of read", "GMAC/s", "kB/token", "waiting",
+    ]  # fmt: skip
+    assert [cells[:3] for cells in table[2:]] == [
+        [test, "1", threads] for threads in ("1", "2") for test in ("pp5", "pp40", "tg2")
+    ]
+    assert all(re.fullmatch(r"[\d.]+ ± 0\.00", cells[3]) for cells in table[2:])
+    assert f"{' '.join(flags)}`" in lines[-1]
+    assert "memory read: " in out
+    assert "GMAC/s with 2 threads" in out
+    assert "1 node of 2 threads" in err
+
+
+def test_the_shape_is_kept_and_not_made_again(bench: Cli, rows: list[Row]) -> None:
+    (kept,) = (bench.folder / "dllama-zmq" / "shapes").iterdir()
+    assert kept.stem == rows[0]["model"]
+    _, err = run(bench, "-p", "0", "-n", "1", "-r", "1")
+    assert "making" not in err
+
+
+def test_the_tool_is_the_same_command(bench: Cli) -> None:
+    words = [sys.executable, str(TOOL), "-m", str(bench.model), "-p", "4", "-n", "0", "-r", "1", "-o", "json"]
+    done = subprocess.run(words, env=bench.environment(), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads(done.stdout)
+    assert (row["test"], row["model"], row["shape"]) == ("pp4", str(bench.model), None)
+    assert row["command"].startswith("dllama-zmq bench -m ")
+
+
+def test_a_bench_does_not_disturb_a_running_cluster(running: Cli) -> None:
+    before = running.status().pid
+    words = ["bench", "-m", str(running.model), "-p", "4", "-n", "2", "-r", "1", "--nodes", "2"]
+    result = running.run(*words)
+    assert result.code == 0, result.said
+    status = running.status()
+    assert (status.pid, status.state) == (before, "ready")
+    assert [path.name for path in left_folders(running)] == ["small", "small"]
+
+
+# --- wrong use ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "sentence"),
+    [
+        (["--shape", "tinylama"], 2, "'tinylama' is no model shape known here; did you mean tinyllama"),
+        (["--nodes", "3"], 1, "3 nodes are not a power of two"),
+        (["--nodes", "1;2"], 2, "--nodes '1;2': expected numbers of 1 to"),
+        (["-p", "513"], 1, "pp513 needs 513 positions, and the context of demo has 512"),
+        (["-n", "8", "-d", "505"], 1, "pp128 @ d505 needs 633 positions"),
+        (["-p", "0", "-n", "0"], 2, "nothing to measure"),
+        (["--layers", "2"], 2, "--layers is for random weights; add --shape NAME"),
+        (["--shape", "tinyllama", "-m", "demo"], 2, "give one of them"),
+        (["--shape", "tinyllama", "--kv-heads", "3"], 1, "32 heads cannot share 3 KV heads"),
+        (["--shape", "llama2-70b", "--weights", "f32", "--layers", "4096"], 1, "GB of memory"),
+        (["--kernels", "fast"], 2, "--kernels 'fast': no back end of that name"),
+        (["-m", "nowhere.m"], 1, "nowhere.m cannot be opened"),
+        (["-r", "0"], 2, "--repetitions"),
+        (["-o", "xml"], 2, "--output"),
+    ],
+)
+def test_wrong_use_is_one_sentence_and_writes_nothing(bench: Cli, words: list[str], code: int, sentence: str) -> None:
+    result = bench.run("bench", *words, XDG_CACHE_HOME=str(bench.folder / "unused"))
+    assert sentence in result.error(code)
+    assert result.out == ""
+    assert not (bench.folder / "unused").exists()
+
+
+# --- ends ---------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def long_bench(cli: Cli) -> Iterator[Process]:
+    """A bench of two nodes that has printed its first row and has minutes of work before it."""
+    words = ["bench", *SHAPE, "-p", "0", "-n", "1,100", "-r", "300", "--nodes", "2"]
+    with cli.started(*words, XDG_CACHE_HOME=str(cli.folder)) as process:
+        read = b""
+        while b"| tg1 " not in read:
+            read += read_some(process, 1)
+        yield process
+
+
+def workers(cli: Cli) -> list[psutil.Process]:
+    return [process for process in cli.processes() if "worker" in process.cmdline()]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_bench_that_is_stopped_leaves_nothing(bench: Cli, number: signal.Signals, code: int) -> None:
+    with long_bench(bench) as process:
+        start = time.monotonic()
+        process.send_signal(number)
+        ended = finish(process, LEAVE_S, start)
+    assert ended.code == code, ended.said
+    assert "Traceback" not in ended.err
+    assert (bench.processes(), bench.sockets(), left_folders(bench)) == ([], [], [])
+
+
+def test_a_worker_that_is_frozen_does_not_outlive_a_bench_that_is_stopped(bench: Cli) -> None:
+    with long_bench(bench) as process:
+        kill(workers(bench)[0].pid, signal.SIGSTOP)
+        start = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        ended = finish(process, 2 * LEAVE_S, start)
+    assert ended.code == 130, ended.said
+    assert (bench.processes(), bench.sockets(), left_folders(bench)) == ([], [], [])
+
+
+def test_a_bench_that_is_killed_leaves_nothing_either(bench: Cli) -> None:
+    with long_bench(bench) as process:
+        kill(process.pid)
+        process.wait(LEAVE_S)
+        until(lambda: not bench.processes(), LEAVE_S, "its children to end")
+    assert (bench.sockets(), left_folders(bench)) == ([], [])
+
+
+@pytest.mark.parametrize("place", ["run/*", "run/*/replies.sock", "logs/*/worker1.log"])
+def test_a_bench_that_is_stopped_while_its_nodes_start_leaves_nothing(bench: Cli, place: str) -> None:
+    words = ["bench", *SHAPE, "--nodes", "2", "-p", "0", "-n", "100", "-r", "1000"]
+    with bench.started(*words, XDG_CACHE_HOME=str(bench.folder)) as process:
+        until(lambda: list(bench.home.glob(place)), 30, place)
+        start = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        ended = finish(process, LEAVE_S, start)
+    assert ended.code == 130, ended.said
+    assert "Traceback" not in ended.err
+    until(lambda: not bench.processes(), LEAVE_S, "the workers to end")
+    assert (bench.sockets(), left_folders(bench)) == ([], [])
+
+
+def test_a_worker_that_dies_ends_the_bench_with_one_sentence(bench: Cli) -> None:
+    with long_bench(bench) as process:
+        start = time.monotonic()
+        kill(workers(bench)[0].pid)
+        ended = finish(process, LEAVE_S, start)
+    assert re.match(r"worker1 (was lost at step \d+|ended with signal 9)", ended.error())
+    assert (bench.processes(), bench.sockets(), left_folders(bench)) == ([], [], [])
+
+
+def test_a_shape_that_is_stopped_while_it_is_made_leaves_no_file(bench: Cli, tmp_path: Path) -> None:
+    words = ["bench", "--shape", "tinyllama", "--weights", "f32"]  # 4.4 GB: seconds at least
+    with bench.started(*words, XDG_CACHE_HOME=str(tmp_path)) as process:
+        until(lambda: list(tmp_path.rglob("*.part")), 30, "the file to be begun")
+        start = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        ended = finish(process, LEAVE_S, start)
+    assert ended.code == 130, ended.said
+    assert "Traceback" not in ended.err
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_nothing_is_silent_for_more_than_two_seconds(bench: Cli) -> None:
+    with long_bench(bench) as process:
+        assert process.stderr is not None
+        while b"tg100" not in process.stderr.readline():
+            pass
+        start = time.monotonic()
+        lines = [process.stderr.readline(), process.stderr.readline()]
+        took_s = time.monotonic() - start
+        process.send_signal(signal.SIGINT)
+        finish(process, LEAVE_S, start)
+    assert all(b"tokens/s in the last" in line for line in lines)
+    assert took_s < 4

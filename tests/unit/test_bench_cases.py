@@ -1,0 +1,71 @@
+"""What `bench` measures and what it takes: steps as those of an answer, bytes and multiply-adds as the plan's."""
+
+from __future__ import annotations
+
+import pytest
+from tiny import tiny_spec
+
+from dllama_zmq.bench.cases import Case, cases, work
+from dllama_zmq.models import Run
+from dllama_zmq.root.generation import PREFILL_TOKENS
+from dllama_zmq.shapes import shape
+from dllama_zmq.sharding import Plan
+from dllama_zmq.spec import FloatType
+
+TINYLLAMA = shape("tinyllama")
+
+
+def test_cases_are_named_as_llama_bench_names_them() -> None:
+    found = cases([128, 512], [32], [0, 2000])
+    names = ["pp128", "pp512", "tg32", "pp128 @ d2000", "pp512 @ d2000", "tg32 @ d2000"]
+    assert [case.name for case in found] == names
+
+
+def test_a_length_of_0_is_no_case() -> None:
+    assert [case.name for case in cases([0], [0, 8], [0])] == ["tg8"]
+
+
+def test_a_prompt_is_evaluated_in_the_chunks_of_an_answer_and_gives_one_token() -> None:
+    n_tokens = 2 * PREFILL_TOKENS + 3
+    assert list(Case("pp", n_tokens, depth=5).steps()) == [
+        (Run(0, 5, PREFILL_TOKENS), False),
+        (Run(0, 5 + PREFILL_TOKENS, PREFILL_TOKENS), False),
+        (Run(0, 5 + 2 * PREFILL_TOKENS, 3), True),
+    ]
+
+
+def test_generation_is_a_token_a_step_from_its_depth_on() -> None:
+    assert list(Case("tg", 3, depth=7).steps()) == [(Run(0, position, 1), True) for position in (7, 8, 9)]
+
+
+@pytest.mark.parametrize("n_nodes", [1, 2, 4, 8])
+def test_a_generated_token_reads_every_weight_of_every_shard(n_nodes: int) -> None:
+    plan = Plan.make(TINYLLAMA, n_nodes)
+    shards = sum(plan.weight_bytes(node) for node in range(n_nodes))
+    assert work(plan, Case("tg", 32)).weight_bytes == 32 * shards
+
+
+# Per layer q, o (2048, 2048), k, v (256, 2048), three of the FFN (5632, 2048); 22 layers; the head (32000, 2048).
+LAYER_MACS = 2 * 2048 * 2048 + 2 * 256 * 2048 + 3 * 5632 * 2048
+HEAD_MACS = 32000 * 2048
+
+
+def test_a_generated_token_takes_a_multiply_add_for_each_weight_of_the_matrices() -> None:
+    assert work(Plan.make(TINYLLAMA, 4), Case("tg", 1)).macs == 22 * LAYER_MACS + HEAD_MACS
+
+
+def test_a_prompt_takes_the_layers_for_each_token_and_the_head_once() -> None:
+    assert work(Plan.make(TINYLLAMA, 2), Case("pp", 128)).macs == 128 * 22 * LAYER_MACS + HEAD_MACS
+
+
+def test_a_prompt_reads_the_layers_once_a_step_and_the_head_once() -> None:
+    plan = Plan.make(TINYLLAMA, 1)
+    head_bytes = 32000 * FloatType.Q40.row_bytes(2048)
+    layer_bytes = plan.weight_bytes(0) - head_bytes
+    assert work(plan, Case("pp", 3 * PREFILL_TOKENS)).weight_bytes == 3 * layer_bytes + head_bytes
+
+
+def test_kv_heads_that_two_nodes_hold_count_twice() -> None:
+    spec = tiny_spec(n_kv_heads=1)  # (16, 64) each of k and v, in 2 layers
+    one, two = (work(Plan.make(spec, n), Case("tg", 1)).macs for n in (1, 2))
+    assert two - one == 2 * 2 * 16 * 64

@@ -1,0 +1,35 @@
+"""What `bench` tells of the machine."""
+
+from __future__ import annotations
+
+import platform
+
+from dllama_zmq.bench.bandwidth import read_bandwidth
+from dllama_zmq.bench.blas import blas_macs_per_s, blas_name
+from dllama_zmq.bench.host import available_bytes, cpu_name, n_cores, read_proc
+
+X86 = "processor\t: 0\nmodel\t\t: 1\nmodel name\t: AMD EPYC 7B13\n\nprocessor\t: 1\nmodel name\t: another\n"
+PI = "processor\t: 0\nBogoMIPS\t: 108.00\n\nHardware\t: BCM2835\nModel\t\t: Raspberry Pi 4 Model B Rev 1.4\n"
+
+
+def test_the_cpu_is_named_as_the_kernel_names_it() -> None:
+    assert cpu_name(X86) == "AMD EPYC 7B13"
+    assert cpu_name(PI) == "Raspberry Pi 4 Model B Rev 1.4"
+
+
+def test_a_cpu_without_a_name_is_its_architecture() -> None:
+    assert cpu_name("processor\t: 0\n") == platform.machine()
+
+
+def test_available_memory_is_read_in_bytes() -> None:
+    assert available_bytes("MemTotal:  24000 kB\nMemFree:  100 kB\nMemAvailable:   2000 kB\n") == 2000 * 1024
+    assert available_bytes("MemTotal:  24000 kB\n") is None
+    assert read_proc("no-such-file") == ""
+    assert n_cores() >= 1
+
+
+def test_bandwidth_and_blas_are_in_units_of_bytes_and_macs_per_second() -> None:
+    # Bounds that no machine which runs these tests comes near: a factor of 1000 would cross them.
+    assert 1e8 < read_bandwidth(2) < 1e13
+    assert 1e7 < blas_macs_per_s(1) < 1e14
+    assert blas_name()

@@ -1,0 +1,46 @@
+"""What a case makes a root of one node do: the cache filled once, one warm-up, then the repetitions that count."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import zmq
+from tiny import write_tiny_model
+
+from dllama_zmq.bench.cases import Case
+from dllama_zmq.bench.measure import Bench
+from dllama_zmq.bench.teller import Teller
+from dllama_zmq.root.root import Root, RootSettings
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Iterator[Root]:
+    with write_tiny_model(tmp_path / "tiny.m") as model:
+        yield Root(zmq.Context.instance(), model, RootSettings())  # one node opens no socket
+
+
+@pytest.fixture
+def bench(root: Root) -> Bench:
+    return Bench(root, Teller(print), "1 node")
+
+
+def test_a_case_runs_once_more_than_it_counts(root: Root, bench: Bench) -> None:
+    measured = bench.run(Case("tg", 5), repetitions=3)
+    assert len(measured.seconds) == 3
+    assert root.ledger.tokens["prediction"] == (1 + 3) * 5
+    assert 0 < measured.timing.wall_s <= sum(measured.seconds)
+
+
+def test_the_cache_is_filled_up_to_the_depth_once(root: Root, bench: Bench) -> None:
+    bench.run(Case("tg", 2, depth=40), repetitions=1)
+    assert root.ledger.tokens["prompt"] == 40
+    bench.run(Case("tg", 2, depth=40), repetitions=1)
+    assert root.ledger.tokens["prompt"] == 40
+
+
+def test_what_an_earlier_case_has_filled_is_not_filled_again(root: Root, bench: Bench) -> None:
+    bench.run(Case("pp", 30), repetitions=1)
+    bench.run(Case("tg", 1, depth=50), repetitions=1)
+    assert root.ledger.tokens["prompt"] == (1 + 1) * 30 + 20

@@ -1,0 +1,58 @@
+"""What `bench` refuses before anything is measured, and its lists of numbers."""
+
+from __future__ import annotations
+
+import pytest
+
+from dllama_zmq.bench.cases import Case
+from dllama_zmq.bench.nodes import Nodes
+from dllama_zmq.bench.run import check
+from dllama_zmq.cli.bench import counts, kernel_choice
+from dllama_zmq.errors import ClusterError, PlanError, RequestError, UsageError
+from dllama_zmq.shapes import shape
+from dllama_zmq.sharding import Plan
+
+TINYLLAMA = shape("tinyllama")
+ROOM = 1 << 40
+
+
+def test_a_case_longer_than_the_context_is_refused_with_both_lengths() -> None:
+    check(TINYLLAMA, "tinyllama", [Case("pp", 48, depth=2000)], [Nodes(1, 1)], ROOM)
+    with pytest.raises(RequestError, match="tg49 @ d2000 needs 2049 positions, and the context of tinyllama has 2048"):
+        check(TINYLLAMA, "tinyllama", [Case("tg", 49, depth=2000)], [Nodes(1, 1)], ROOM)
+
+
+def test_an_impossible_number_of_nodes_is_refused_with_those_that_are_possible() -> None:
+    with pytest.raises(PlanError, match=r"3 nodes are not a power of two. .* over 1, 2, 4, 8"):
+        check(TINYLLAMA, "tinyllama", [Case("tg", 1)], [Nodes(1, 1), Nodes(3, 1)], ROOM)
+
+
+def test_a_model_larger_than_memory_is_refused_with_what_it_needs() -> None:
+    plan = Plan.make(TINYLLAMA, 1)
+    needed = plan.weight_bytes(0) + plan.kv_bytes(0, 32)
+    check(TINYLLAMA, "tinyllama", [Case("tg", 32)], [Nodes(1, 1)], needed)
+    with pytest.raises(ClusterError, match=f"tinyllama over 1 node needs {needed / 1e9:.1f} GB of memory, and "):
+        check(TINYLLAMA, "tinyllama", [Case("tg", 32)], [Nodes(1, 1)], needed - 1)
+
+
+def test_the_memory_of_all_nodes_counts_for_they_are_on_one_machine() -> None:
+    plan = Plan.make(TINYLLAMA, 8)  # more nodes than KV heads: some are held twice
+    needed = sum(plan.weight_bytes(node) + plan.kv_bytes(node, 32) for node in range(8))
+    with pytest.raises(ClusterError, match="over 8 nodes"):
+        check(TINYLLAMA, "tinyllama", [Case("tg", 32)], [Nodes(1, 1), Nodes(8, 1)], needed - 1)
+
+
+def test_a_list_of_numbers_holds_each_once_in_its_order() -> None:
+    assert counts("512, 128,512", "--n-prompt", 0, 1000) == [512, 128]
+
+
+@pytest.mark.parametrize("text", ["", "1,,2", "1;2", "-1", "1.5", "x", "1e3", "²", "1001", "9" * 5000])
+def test_what_is_no_list_of_numbers_is_refused_with_its_flag(text: str) -> None:
+    with pytest.raises(UsageError, match=r"^--nodes .*expected numbers of 0 to 1000"):
+        counts(text, "--nodes", 0, 1000)
+
+
+def test_an_unknown_back_end_is_refused_with_all_names() -> None:
+    assert kernel_choice("numpy") == "numpy"
+    with pytest.raises(UsageError, match=r"--kernels 'fast': .*there are auto, numpy"):
+        kernel_choice("fast")
