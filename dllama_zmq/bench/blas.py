@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import numpy as np
+from numpy.random import default_rng
 from threadpoolctl import threadpool_info, threadpool_limits
 
 SHAPES = ((128, 2048), (2048, 5632))
@@ -15,7 +16,7 @@ _ROUNDS = 8
 
 def blas_macs_per_s(threads: int) -> float:
     """Multiply-adds per second of a float32 product of SHAPES with `threads` BLAS threads, the best of a few."""
-    rng = np.random.default_rng(0)
+    rng = default_rng(0)
     (n_tokens, width), (_, n_rows) = SHAPES
     x, w = (rng.standard_normal(shape, dtype=np.float32) for shape in SHAPES)
     out = np.empty((n_tokens, n_rows), np.float32)

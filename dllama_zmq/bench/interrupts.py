@@ -12,6 +12,7 @@ class Interrupts:
     """Within `caught`, a signal raises in `raised` blocks; elsewhere it waits for the next one, or for the end.
 
     What is set up between such blocks is therefore always whole, and what clears it away is never broken off.
+    A block should load no modules: some that are written in C swallow what a handler raises while they are loaded.
     """
 
     def __init__(self) -> None:
@@ -38,6 +39,7 @@ class Interrupts:
             yield
         finally:
             self._raise = False
+        self._end_if_asked()  # should what the handler raised have been swallowed
 
     def _take(self, number: int, frame: FrameType | None) -> None:
         self._came = self._came or number

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import reduce
 from operator import add
 
-import numpy as np
+from numpy.random import default_rng
 
 from dllama_zmq.bench.cases import Case, prompt_steps
 from dllama_zmq.bench.teller import Tells
@@ -34,7 +34,7 @@ class Bench:
         self._root = root
         self._teller = teller
         self._title = title
-        self._rng = np.random.default_rng(_SEED)
+        self._rng = default_rng(_SEED)
         self._filled = 0  # positions with keys and values, from the first on
 
     def run(self, case: Case, repetitions: int) -> Measured:
@@ -64,7 +64,6 @@ class Bench:
         for run, _ in prompt_steps(self._filled, depth):
             self._teller.now(f"{what}, filling the cache: {run.start} of {depth} positions")
             self._evaluate([(run, False)])
-            self._filled = run.start + run.count
 
     def _evaluate(self, steps: Iterable[tuple[Run, bool]]) -> tuple[float, Timing]:
         """Steps over random tokens, drawn before the clock starts; the best candidate of each row that is wanted."""

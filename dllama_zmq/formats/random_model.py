@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator
 
 import numpy as np
+from numpy.random import SFC64, Generator
 
 from dllama_zmq.models import tensor_table
 from dllama_zmq.quants import F32, U8, BlockMatrix
@@ -22,12 +23,12 @@ _SCALE_RMS = math.sqrt(13 / 12)  # of scales spread evenly over 0.5 to 1.5, of e
 
 def random_tensors(spec: ModelSpec, seed: int) -> Iterator[tuple[str, BlockMatrix]]:
     """Every tensor of the model in file order, one at a time. The same seed gives the same bytes."""
-    rng = np.random.Generator(np.random.SFC64(seed))
+    rng = Generator(SFC64(seed))
     for tensor in tensor_table(spec):
         yield tensor.name, random_matrix(rng, tensor, spec)
 
 
-def random_matrix(rng: np.random.Generator, tensor: TensorSpec, spec: ModelSpec) -> BlockMatrix:
+def random_matrix(rng: Generator, tensor: TensorSpec, spec: ModelSpec) -> BlockMatrix:
     """A tensor whose product with a vector of unit RMS has about unit RMS (less where it is added to the residual)."""
     rows, columns = tensor.shape(spec)
     if tensor.axes[0] == "one":
@@ -40,7 +41,7 @@ def random_matrix(rng: np.random.Generator, tensor: TensorSpec, spec: ModelSpec)
     return BlockMatrix(_random_blocks(rng, tensor.float_type, rows, columns, rms), tensor.float_type)
 
 
-def _random_blocks(rng: np.random.Generator, float_type: FloatType, rows: int, columns: int, rms: float) -> U8:
+def _random_blocks(rng: Generator, float_type: FloatType, rows: int, columns: int, rms: float) -> U8:
     if float_type in (FloatType.F32, FloatType.F16):
         return _random_floats(rng, float_type, rows, columns, rms)
     row_bytes = float_type.row_bytes(columns)
@@ -59,7 +60,7 @@ def _random_blocks(rng: np.random.Generator, float_type: FloatType, rows: int, c
     return data
 
 
-def _random_floats(rng: np.random.Generator, float_type: FloatType, rows: int, columns: int, rms: float) -> U8:
+def _random_floats(rng: Generator, float_type: FloatType, rows: int, columns: int, rms: float) -> U8:
     values: F32 = rng.standard_normal((rows, columns), dtype=np.float32)
     values *= np.float32(rms)
     return (values if float_type is FloatType.F32 else values.astype("<f2")).view(np.uint8)

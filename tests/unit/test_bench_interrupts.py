@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from contextlib import suppress
 
 import pytest
 
@@ -35,6 +36,20 @@ def test_a_signal_elsewhere_waits_for_the_next_raised_block() -> None:
     with pytest.raises(KeyboardInterrupt):
         run(Interrupts())
     assert came == ["the block goes on"]
+
+
+def test_a_signal_whose_exception_was_swallowed_ends_the_block_all_the_same() -> None:
+    came = []
+
+    def run(interrupts: Interrupts) -> None:
+        with interrupts.caught():
+            with interrupts.raised(), suppress(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+            came.append("never")
+
+    with pytest.raises(KeyboardInterrupt):
+        run(Interrupts())
+    assert came == []
 
 
 def test_a_signal_with_no_such_block_to_come_ends_the_whole() -> None:
