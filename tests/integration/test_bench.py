@@ -18,6 +18,8 @@ import pytest
 from command_line import Cli, Process, clean_cli, finish, kill, read_some, until
 
 from dllama_zmq import __version__
+from dllama_zmq.bench.cases import prompt_steps
+from dllama_zmq.kernels import choose_kernels
 from dllama_zmq.root.prediction import predict_step
 from dllama_zmq.shapes import shape
 from dllama_zmq.sharding import Plan
@@ -62,7 +64,7 @@ def rows(bench: Cli) -> list[Row]:
 def predicted_kb(row: Row, sync: Sync) -> float:
     """kB of payload a token, both ways and all workers together, that the plan predicts."""
     vocab = [part.vocab.stop - part.vocab.start for part in Plan.make(SPEC, row["nodes"]).parts[1:]]
-    steps = [(32, 0), (8, 1)] if row["n_prompt"] else [(1, 1)]  # 40 tokens in chunks of 32
+    steps = [(run.count, int(wanted)) for run, wanted in prompt_steps(0, 40)] if row["n_prompt"] else [(1, 1)]
     n_tokens = sum(n for n, _ in steps)
     kinds = [predict_step(SPEC, sync, n, n_rows, k, k) for n, k in steps for n_rows in vocab]
     return sum(kind.payload_bytes for step in kinds for kind in step.values()) / n_tokens / 1024
@@ -75,7 +77,8 @@ def test_json_has_a_row_for_each_case_and_number_of_nodes(rows: list[Row]) -> No
 
 def test_every_row_says_what_it_was_measured_with(rows: list[Row]) -> None:
     said = {
-        "threads": 1, "repetitions": 2, "sync": "f32", "kernels": "numpy", "weights": "q40", "shape": "tinyllama",
+        "threads": 1, "repetitions": 2, "sync": "f32", "kernels": choose_kernels("auto", 1).name,
+        "weights": "q40", "shape": "tinyllama",
         "model": "tinyllama-q40-layers2-dim64-hidden128-heads4-kvheads2-vocab301-seqlen128", "version": __version__,
     }  # fmt: skip
     for row in rows:
