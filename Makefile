@@ -1,13 +1,14 @@
-# make demo    make .venv, bring up cluster.yaml, tell a story, show the bytes per token, bring it down
-# make test    run the tests
-# make check   format, lint, types, import contract, tests: what a change must pass
-# make clean   remove what these made
+# make demo      make .venv, bring up cluster.yaml, tell a story, show the bytes per token, bring it down
+# make test      run the tests
+# make check     format, lint, types, import contract, tests: what a change must pass
+# make test-arm  the kernels' tests on Arm CPUs played by qemu; fetches what it needs (Debian only), takes minutes
+# make clean     remove what these made
 
 PYTHON ?= python3
 BIN := .venv/bin
 DLLAMA := $(BIN)/dllama-zmq
 
-.PHONY: demo test check format clean
+.PHONY: demo test check format test-arm clean
 .DELETE_ON_ERROR:
 
 # One environment; each stamp says what has been installed into it.
@@ -40,6 +41,9 @@ check: .venv/dev.stamp
 format: .venv/dev.stamp
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+test-arm: .venv/dev.stamp
+	@tools/test_arm.sh $(BIN)/python
 
 clean:
 	rm -rf .venv build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info

@@ -85,7 +85,8 @@ class Cluster(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     model: _FilePath
     tokenizer: _FilePath | None = None
     sync: Sync = "f32"
-    kernels: Literal["auto", "numpy"] = "auto"
+    kernels: Literal["auto", "simd", "numpy"] = "auto"
+    kv_cache: Literal["f16", "f32"] = "f16"
     max_seq_len: Annotated[int, Meta(ge=1, le=1 << 24)] | None = None
     root: RootConfig = RootConfig()
     workers: list[WorkerConfig] = []
@@ -194,7 +195,8 @@ _HINTS = {
     "model": "the path of a .m file, or demo",
     "tokenizer": "the path of a .t file, or demo",
     "sync": "f32, f16 or q80",
-    "kernels": "auto or numpy",
+    "kernels": "auto, simd or numpy",
+    "kv_cache": "f16 or f32",
     "max_seq_len": "a number of tokens, 1 to 16777216",
     "root.host": _HOST,
     "root.threads": _THREADS,

@@ -18,7 +18,7 @@ from dllama_zmq.bus.links import Endpoints
 from dllama_zmq.cluster import DATA_FOLDER, DEMO
 from dllama_zmq.errors import RequestError
 from dllama_zmq.formats import ModelFile, open_model, read_tokenizer
-from dllama_zmq.kernels import KernelChoice
+from dllama_zmq.kernels import KernelChoice, KVType
 from dllama_zmq.models import Run
 from dllama_zmq.quants import F32
 from dllama_zmq.root.generation import PREFILL_TOKENS, Finished, GenerationRequest, Token, generate
@@ -105,11 +105,13 @@ def load(
     nodes: int = 1,
     sync: Sync = "f32",
     kernels: KernelChoice = "auto",
+    kv_cache: KVType = "f16",
+    threads: int = 1,
 ) -> LocalModel:
     """Open `model` (a `.m` file, or "demo") and run it in this process over `nodes` nodes.
 
     tokenizer: a `.t` file; where None, the model's own name with `.t` if there is one. With nodes > 1 the real bus runs
-    over inproc sockets, a thread for each worker.
+    over inproc sockets, a thread for each worker. threads: compute threads of each node.
     Raises FormatError, PlanError.
     """
     path = DATA_FOLDER / f"{DEMO}.m" if model == DEMO else Path(model)
@@ -121,22 +123,33 @@ def load(
         if tokenizer is not None or tokenizer_path.exists():
             words = read_tokenizer(tokenizer_path)
             words.check_fits(file.spec, path)
-        root = _start(file, [f"worker{i}" for i in range(1, nodes)], sync, kernels, cleanup)
+        names = [f"worker{i}" for i in range(1, nodes)]
+        # In one process the nodes share the interpreter: a waiting one must block, not spin.
+        settings = RootSettings(
+            names=names, sync=sync, kernels=kernels, kv_type=kv_cache, threads=threads, crowded=nodes > 1, spin_s=0.0
+        )
+        root = _start(file, settings, cleanup)
         root.form(time.monotonic() + root.settings.limits.join_s + root.settings.limits.load_s)
         return LocalModel(root, words, cleanup.pop_all().close)
 
 
-def _start(file: ModelFile, names: list[str], sync: Sync, kernels: KernelChoice, cleanup: ExitStack) -> Root:
+def _start(file: ModelFile, settings: RootSettings, cleanup: ExitStack) -> Root:
     """A root and its workers in threads; `cleanup` gets what ends them."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     cleanup.callback(context.term)
     bus = f"inproc://{secrets.token_hex(8)}"
-    # In one process the nodes share the interpreter: a waiting one must block, not spin.
-    settings = RootSettings(names=names, sync=sync, kernels=kernels, spin_s=0.0)
     root = Root(context, file, settings, Endpoints([f"{bus}-steps"], [f"{bus}-replies"]))
     stops: list[Callable[[], None]] = []
-    for name in names:
-        worker = Worker(context, WorkerSettings(root=f"{bus}-replies", name=name, spin_s=0.0, watch=False))
+    for name in settings.names:
+        worker_settings = WorkerSettings(
+            root=f"{bus}-replies",
+            name=name,
+            threads=settings.threads,
+            crowded=settings.crowded,
+            spin_s=0.0,
+            watch=False,
+        )
+        worker = Worker(context, worker_settings)
         thread = threading.Thread(target=worker.run, name=name, daemon=True)
         thread.start()
         cleanup.callback(thread.join, 5.0)

@@ -9,24 +9,26 @@ from typing import TypeAlias
 from msgspec import Struct
 from threadpoolctl import threadpool_limits
 
-from dllama_zmq.bench.bandwidth import read_bandwidth
 from dllama_zmq.bench.blas import blas_macs_per_s, blas_name
 from dllama_zmq.bench.cases import Case
+from dllama_zmq.bench.host import n_cores
 from dllama_zmq.bench.interrupts import Interrupts
 from dllama_zmq.bench.measure import Bench, Measured
 from dllama_zmq.bench.nodes import Nodes, running
+from dllama_zmq.bench.product import ReadAndProduct, read_and_multiply
 from dllama_zmq.bench.random_file import write_random
 from dllama_zmq.bench.teller import Tells
 from dllama_zmq.formats import open_model
-from dllama_zmq.kernels import KernelChoice
+from dllama_zmq.kernels import KernelChoice, choose_kernels
 from dllama_zmq.root.root import DEFAULT_SEQ_LEN
 from dllama_zmq.spec import ModelSpec, Sync
 
 
 class MachineJob(Struct, frozen=True, tag=True):
-    """What this machine can do with so many threads."""
+    """What this machine can do with so many threads, and a product of `kernels`."""
 
     threads: int
+    kernels: KernelChoice
 
 
 class FileJob(Struct, frozen=True, tag=True):
@@ -45,12 +47,13 @@ class NodesJob(Struct, frozen=True, tag=True):
     repetitions: int
     sync: Sync
     kernels: KernelChoice
+    profile: bool
 
 
 class Machine(Struct, frozen=True, tag=True):
-    """Bytes/s read and multiply-adds/s of BLAS, which is called `blas`."""
+    """Memory read, products made, and multiply-adds/s of BLAS, which is called `blas`."""
 
-    read_bytes_per_s: float
+    memory: ReadAndProduct
     blas_macs_per_s: float
     blas: str
 
@@ -75,17 +78,18 @@ def perform(job: Job, take: Callable[[Outcome], None], teller: Tells, interrupts
         if isinstance(job, FileJob):
             write_random(Path(job.path), job.spec, teller)
             return
-        teller.now(f"how fast memory is read, threads: {job.threads}")
-        read_bytes_per_s = read_bandwidth(job.threads)
+        teller.now(f"how fast memory is read, and multiplied, threads: {job.threads}")
+        kernels = choose_kernels(job.kernels, job.threads, job.threads > n_cores())
+        memory = read_and_multiply(job.threads, kernels)
         teller.now(f"how fast BLAS multiplies, threads: {job.threads}")
-        take(Machine(read_bytes_per_s, blas_macs_per_s(job.threads), blas_name()))
+        take(Machine(memory, blas_macs_per_s(job.threads), blas_name()))
 
 
 def _measure(job: NodesJob, take: Callable[[Outcome], None], teller: Tells, interrupts: Interrupts) -> None:
     seq_len = max(DEFAULT_SEQ_LEN, *(case.n_positions for case in job.cases))  # as a cluster would have
     with (
         open_model(job.model) as model,
-        running(job.nodes, model, job.sync, job.kernels, seq_len, teller, interrupts) as root,
+        running(job.nodes, model, job.sync, job.kernels, seq_len, job.profile, teller, interrupts) as root,
         interrupts.raised(),
     ):
         bench = Bench(root, teller, str(job.nodes))

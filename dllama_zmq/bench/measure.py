@@ -12,6 +12,7 @@ from numpy.random import default_rng
 
 from dllama_zmq.bench.cases import Case, prompt_steps
 from dllama_zmq.bench.teller import Tells
+from dllama_zmq.kernels.profiled import Profiled
 from dllama_zmq.models import Run
 from dllama_zmq.root.root import Root, Timing
 
@@ -20,11 +21,15 @@ _SEED = 0
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Seconds of every repetition of a case, and the root's figures of all of them together."""
+    """Seconds of every repetition of a case, and the root's figures of all of them together.
+
+    kernels: seconds and calls of each of the root's kernels, where it counts them.
+    """
 
     case: Case
     seconds: tuple[float, ...]
     timing: Timing
+    kernels: dict[str, tuple[float, int]] | None = None
 
 
 class Bench:
@@ -47,6 +52,9 @@ class Bench:
         self._root.set_phase("prompt" if case.kind == "pp" else "prediction")
         self._teller.now(f"{what}, warming up")
         self._evaluate(case.steps())
+        profiled = self._root.kernels if isinstance(self._root.kernels, Profiled) else None
+        if profiled is not None:
+            profiled.reset()
         seconds: list[float] = []
         timings: list[Timing] = []
         for i in range(repetitions):
@@ -56,7 +64,11 @@ class Bench:
             seconds.append(took_s)
             timings.append(timing)
         self._filled = max(self._filled, case.n_positions)
-        return Measured(case, tuple(seconds), reduce(add, timings))
+        spent = None
+        if profiled is not None:
+            calls = profiled.calls
+            spent = {name: (its_seconds, calls[name]) for name, its_seconds in profiled.seconds.items()}
+        return Measured(case, tuple(seconds), reduce(add, timings), spent)
 
     def _fill(self, depth: int, what: str) -> None:
         """Make the cache hold at least `depth` positions; what they hold does not change what a step takes."""

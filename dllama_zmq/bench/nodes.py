@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import zmq
 
+from dllama_zmq.bench.host import n_cores
 from dllama_zmq.bench.interrupts import Interrupts
 from dllama_zmq.bench.teller import Tells
 from dllama_zmq.bus.links import Endpoints
@@ -53,10 +54,13 @@ def running(
     sync: Sync,
     kernels: KernelChoice,
     seq_len: int,
+    profile: bool,
     teller: Tells,
     interrupts: Interrupts,
 ) -> Iterator[Root]:
     """A root whose nodes are ready; they, their sockets and their folders are gone at the end of the block.
+
+    profile: the root's kernels are timed (`Root.kernels`).
 
     Raises ClusterError where a worker ends or does not come; WorkerLost from the block says how the worker ended.
     """
@@ -67,8 +71,10 @@ def running(
         sync=sync,
         kernels=kernels,
         threads=nodes.threads,
+        crowded=nodes.all_threads > n_cores(),
         max_seq_len=seq_len,
         limits=_LIMITS,
+        profile=profile,
     )
     with ExitStack() as cleanup:
         places = cleanup.enter_context(_own_places()) if workers else None

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import msgspec
 
 from dllama_zmq.bench.blas import SHAPES
+from dllama_zmq.bench.nodes import Nodes
+from dllama_zmq.bench.product import COLUMNS, NAME, ROWS
+from dllama_zmq.bench.profile import NOTE, Profile
 from dllama_zmq.bench.rows import Facts, Row
 
 _COLUMNS = (
     ("test", 14), ("nodes", 5), ("threads", 7), ("tokens/s", 18), ("GB/s", 6), ("% of read", 9), ("GMAC/s", 7),
     ("kB/token", 8), ("waiting", 7),
 )  # fmt: skip
+_PROFILE_COLUMNS = (("part", 30), ("ms/token", 9), ("%", 5), ("calls", 7), ("us/call", 9))
 
 
 class Output(Protocol):
@@ -44,11 +48,12 @@ class Json:
 
 
 class Markdown:
-    """A table beneath what it was measured with; every row as soon as it is known."""
+    """A table beneath what it was measured with; every row as soon as it is known. Profiles follow the last row."""
 
     def __init__(self, write: Callable[[str], object]) -> None:
         self._write = write
         self._facts: Facts | None = None
+        self._profiled: list[Row] = []
 
     def begin(self, facts: Facts) -> None:
         self._facts = facts
@@ -56,17 +61,21 @@ class Markdown:
         (n_tokens, width), (_, n_rows) = SHAPES
         read = _by_threads({n: b.read_bytes_per_s / 1e9 for n, b in facts.baselines.items()}, "GB/s")
         blas = _by_threads({n: b.blas_macs_per_s / 1e9 for n, b in facts.baselines.items()}, "GMAC/s")
-        cores = "1 core" if facts.cores == 1 else f"{facts.cores} cores"
+        read_by = "NumPy's maximum" if any(b.read_by == "numpy" for b in facts.baselines.values()) else "SIMD loads"
+        threads = "1 thread" if facts.hardware_threads == 1 else f"{facts.hardware_threads} threads"
+        if facts.cores != facts.hardware_threads:
+            threads += f" ({facts.cores} for this process)"
+        kernels = f"kernels {facts.kernels}" + (f" (dot {facts.dot})" if facts.dot else "")
         lines = [
             f"- model: {facts.model}, {weights}, {facts.n_weights / 1e6:,.0f} million weights, "
             f"{facts.model_bytes / 1e6:,.0f} MB",
-            f"- CPU: {facts.cpu}, {cores}; dllama-zmq {facts.version}, {facts.kernels} kernels, sync {facts.sync}",
-            f"- memory read: {read}",
+            f"- CPU: {facts.cpu}, {threads}; dllama-zmq {facts.version}, {kernels}, sync {facts.sync}",
+            f"- memory read, by {read_by}: {read}",
             f"- {facts.blas}, f32 ({n_tokens}, {width}) x ({width}, {n_rows}): {blas}",
+            f"- {NAME}: one matrix ({ROWS}, {COLUMNS}) times a vector, products/s, the best of its rounds",
             "- GB/s: weights read by all nodes; GMAC/s: multiply-adds of matrices; 1 GB is 10^9 bytes, 1 kB 1024",
             "",
-            _line([name.rjust(width) if i else name.ljust(width) for i, (name, width) in enumerate(_COLUMNS)]),
-            _line([("-" * width if i == 0 else "-" * (width - 1) + ":") for i, (_, width) in enumerate(_COLUMNS)]),
+            *_head(_COLUMNS),
         ]
         self._write("\n".join(lines) + "\n")
 
@@ -82,21 +91,49 @@ class Markdown:
             f"{row.kb_per_token:.1f}",
             f"{100 * row.wait_share:.1f}%",
         ]
-        widths = [width for _, width in _COLUMNS]
-        padded = [
-            cell.rjust(width) if i else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        ]
-        self._write(_line(padded) + "\n")
+        self._write(_line(cells, _COLUMNS) + "\n")
+        if row.profile is not None:
+            self._profiled.append(row)
 
     def end(self) -> None:
         assert self._facts is not None
+        for row in self._profiled:
+            assert row.profile is not None
+            title = f"{row.test}, {Nodes(row.nodes, row.threads)}: the root's {row.profile.ms_per_token:.3f} ms a token"
+            self._write("\n".join(["", title, "", *_profile_table(row.profile)]) + "\n")
+        if self._profiled:
+            self._write(f"\n{NOTE}\n")
         commit = f", commit {self._facts.commit}" if self._facts.commit else ""
         self._write(f"\n`{self._facts.command}`{commit}\n")
 
 
-def _line(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+def _profile_table(profile: Profile) -> list[str]:
+    rows = [
+        [part.name, f"{part.ms_per_token:.4f}", f"{100 * part.share:.1f}", f"{part.calls:g}", f"{part.us_per_call:.1f}"]
+        for part in profile.parts
+    ]
+    rows += [
+        [name, f"{ms:.4f}", f"{100 * share:.1f}", "", ""]
+        for name, ms, share in (
+            ("bus wait", profile.wait_ms_per_token, profile.wait_share),
+            ("python", profile.python_ms_per_token, profile.python_share),
+        )
+    ]
+    return [*_head(_PROFILE_COLUMNS), *(_line(cells, _PROFILE_COLUMNS) for cells in rows)]
+
+
+def _head(columns: Sequence[tuple[str, int]]) -> list[str]:
+    """The first two lines of a table."""
+    marks = [("-" * width if i == 0 else "-" * (width - 1) + ":") for i, (_, width) in enumerate(columns)]
+    return [_line([name for name, _ in columns], columns), _line(marks, columns)]
+
+
+def _line(cells: Sequence[str], columns: Sequence[tuple[str, int]]) -> str:
+    padded = [
+        cell.rjust(width) if i else cell.ljust(width)
+        for i, (cell, (_, width)) in enumerate(zip(cells, columns, strict=True))
+    ]
+    return f"| {' | '.join(padded)} |"
 
 
 def _by_threads(values: dict[int, float], unit: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ from dllama_zmq.bench.jobs import CaseDone, FileJob, Machine, MachineJob, NodesJ
 from dllama_zmq.bench.nodes import Nodes
 from dllama_zmq.bench.output import Output
 from dllama_zmq.bench.random_file import cache_folder, is_file_of, shape_title
-from dllama_zmq.bench.rows import Baseline, Facts, make_row
+from dllama_zmq.bench.rows import Baseline, Facts, make_product_row, make_row
 from dllama_zmq.bench.teller import Teller
 from dllama_zmq.cluster import DATA_FOLDER, DEMO
 from dllama_zmq.errors import ClusterError, RequestError
@@ -38,7 +39,10 @@ class RandomModel:
 
 @dataclass(frozen=True, slots=True)
 class BenchSettings:
-    """What to measure: each case on each of `nodes`. `model` is a file, "demo", or random; `command` says all this."""
+    """What to measure: each case on each of `nodes`. `model` is a file, "demo", or random; `command` says all this.
+
+    profile: with each case, where the root's time goes.
+    """
 
     model: str | RandomModel
     cases: Sequence[Case]
@@ -47,6 +51,7 @@ class BenchSettings:
     sync: Sync
     kernels: KernelChoice
     command: str
+    profile: bool = False
 
 
 def run_bench(settings: BenchSettings, output: Output, say: Callable[[str], None]) -> None:
@@ -61,9 +66,14 @@ def run_bench(settings: BenchSettings, output: Output, say: Callable[[str], None
         facts = _measure_machine(settings, path, spec, title, teller, interrupts)
         with interrupts.raised():
             output.begin(facts)
+            for threads in facts.baselines:
+                output.row(make_product_row(facts, threads))
         for nodes in settings.nodes:
             teller.line(str(nodes))
-            job = NodesJob(str(path), nodes, settings.cases, settings.repetitions, settings.sync, settings.kernels)
+            job = NodesJob(
+                str(path), nodes, settings.cases, settings.repetitions, settings.sync, settings.kernels,
+                settings.profile,
+            )  # fmt: skip
 
             def take(outcome: Outcome, nodes: Nodes = nodes) -> None:
                 assert isinstance(outcome, CaseDone)
@@ -116,6 +126,10 @@ def _measure_machine(
     settings: BenchSettings, path: Path, spec: ModelSpec, title: str, teller: Teller, interrupts: Interrupts
 ) -> Facts:
     """What this machine can do with each number of threads that a row will use, and all else that rows share."""
+    teller.now("getting the kernels ready")  # once here, and not while the first children are timed
+    with interrupts.raised():
+        kernels = choose_kernels(settings.kernels, 1).name
+        dot = _dot() if kernels == "simd" else None
     cores = n_cores()
     found: dict[int, Machine] = {}
     for threads in sorted({nodes.all_threads for nodes in settings.nodes}):
@@ -126,10 +140,7 @@ def _measure_machine(
             assert isinstance(outcome, Machine)
             found[threads] = outcome
 
-        run_apart(MachineJob(threads), take, teller, interrupts)
-    teller.now("getting the kernels ready")
-    with interrupts.raised():
-        kernels = choose_kernels(settings.kernels, 1).name
+        run_apart(MachineJob(threads, settings.kernels), take, teller, interrupts)
     tensors = tensor_table(spec)
     return Facts(
         model=title,
@@ -139,13 +150,28 @@ def _measure_machine(
         n_weights=sum(rows * columns for rows, columns in (tensor.shape(spec) for tensor in tensors)),
         sync=settings.sync,
         kernels=kernels,
+        dot=dot,
         cpu=cpu_name(read_proc("cpuinfo")),
         cores=cores,
+        hardware_threads=os.cpu_count() or cores,
         blas=next(iter(found.values())).blas,
         baselines={
-            threads: Baseline(machine.read_bytes_per_s, machine.blas_macs_per_s) for threads, machine in found.items()
+            threads: Baseline(
+                machine.memory.read_bytes_per_s,
+                machine.blas_macs_per_s,
+                machine.memory.read_by,
+                machine.memory.products_per_s,
+            )
+            for threads, machine in found.items()
         },
         version=__version__,
         commit=source_commit(),
         command=settings.command,
     )
+
+
+def _dot() -> str:
+    """The dot product of bytes that this CPU's kernels are made of."""
+    from dllama_zmq.kernels.simd.host import host_target
+
+    return host_target().dot

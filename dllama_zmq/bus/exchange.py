@@ -12,6 +12,7 @@ from contextlib import suppress
 
 from dllama_zmq.bus.links import PeerGone, RootLink
 from dllama_zmq.bus.messages import (
+    ArrayHead,
     Bye,
     Candidates,
     Fault,
@@ -27,12 +28,13 @@ from dllama_zmq.bus.messages import (
     Want,
     encode,
     pack_floats,
+    packed,
     unpack,
 )
 from dllama_zmq.bus.session import Gather, Member, Part, Roster, State
 from dllama_zmq.errors import ProtocolError, RemoteError, WorkerLost
-from dllama_zmq.kernels import tree_sum
-from dllama_zmq.quants import F32
+from dllama_zmq.kernels import Kernels
+from dllama_zmq.quants import F32, U8
 from dllama_zmq.spec import Sync
 
 PING_S = 0.25
@@ -53,8 +55,9 @@ class StarRoot:
     wait_s: seconds that the root has waited for the others, all steps together.
     """
 
-    def __init__(self, link: RootLink, roster: Roster, sync: Sync, step_s: float) -> None:
+    def __init__(self, link: RootLink, roster: Roster, kernels: Kernels, sync: Sync, step_s: float) -> None:
         self._link = link
+        self._kernels = kernels
         self._roster = roster
         self._sync = sync
         self._step_s = step_s
@@ -83,12 +86,13 @@ class StarRoot:
     def all_reduce(self, partial: F32) -> F32:
         self._stage += 1
         shape = (partial.shape[0], partial.shape[1])
-        head, frame = pack_floats(partial, self._sync)  # as the others' parts travel, so that no node is special
-        parts: list[F32] = [unpack(head, frame, self._sync, shape)]
+        # As the others' parts travel, so that no node is special.
+        parts = [self._kernels.pack(partial, self._sync)]
         parts += [self._read(part, shape) for part in self._gather(Partial)]
-        head, frame = pack_floats(tree_sum(parts), self._sync)
-        self._publish(Sum(self._roster.epoch, self._step, self._stage, [head]), [frame])
-        return unpack(head, frame, self._sync, shape)
+        wire, total = self._kernels.add_up(parts, self._sync, packed=True)
+        frames = [wire.data.cast("B")] if wire is not None else []
+        self._publish(Sum(self._roster.epoch, self._step, self._stage, [ArrayHead(self._sync, *shape)]), frames)
+        return total
 
     def candidates(self) -> list[Part]:
         """Every worker's end of the step, in node order."""
@@ -107,9 +111,9 @@ class StarRoot:
     def _publish(self, message: Message, arrays: Sequence[Frame]) -> None:
         self._last = self._link.publish(message, arrays, self._names)
 
-    def _read(self, part: Part, shape: tuple[int, int]) -> F32:
+    def _read(self, part: Part, shape: tuple[int, int]) -> U8:
         try:
-            return unpack(part.message.arrays[0], part.frames[0], self._sync, shape)
+            return packed(part.message.arrays[0], part.frames[0], self._sync, shape)
         except (ProtocolError, IndexError) as error:
             raise RemoteError(self.name(part.node), f"its partial sum at {self._place(Partial)} is {error}") from None
 

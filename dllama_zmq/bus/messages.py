@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from dllama_zmq.errors import ProtocolError
-from dllama_zmq.quants import F32, dequantize, quantize
+from dllama_zmq.quants import F32, U8, dequantize, quantize
 from dllama_zmq.spec import FloatType
 
-PROTOCOL = 1
+PROTOCOL = 2
 MAX_HEADER_BYTES = 1024 * 1024
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 """ZMQ_MAXMSGSIZE of every socket that a peer can send arrays to: 64 tokens of a width of 2^18 in f32."""
@@ -144,12 +144,16 @@ class Refuse(Message, frozen=True):
 
 
 class Plan(Message, frozen=True):
-    """What to hold: the model's numbers, how many nodes share it, room for `seq_len` tokens in each of `slots`."""
+    """What to hold: the model's numbers, how many nodes share it, room for `seq_len` tokens in each of `slots`.
+
+    kv: the type in which keys and values are kept.
+    """
 
     spec: dict[str, Any]
     nodes: Count
     sync: Literal["f32", "f16", "q80"]
-    kernels: Literal["auto", "numpy"]
+    kernels: Literal["auto", "simd", "numpy"]
+    kv: Literal["f16", "f32"]
     seq_len: Count
     slots: Count
     step_s: Seconds
@@ -321,13 +325,21 @@ def pack_plain(values: Array, wire: Literal["i32", "f64", "u8"]) -> tuple[ArrayH
     return ArrayHead(wire, *data.shape), data.data.cast("B")
 
 
-def unpack(head: ArrayHead, frame: Frame, wire: ArrayType, shape: tuple[int, int]) -> Array:
-    """The array in `frame`, floats as float32 and read-only; ProtocolError where head is not of this type and shape."""
+def packed(head: ArrayHead, frame: Frame, wire: Literal["f32", "f16", "q80"], shape: tuple[int, int]) -> U8:
+    """The bytes in `frame`, (rows, bytes of a row); ProtocolError where head is not of this type and shape."""
     if head.type != wire or (head.rows, head.columns) != shape:
         raise ProtocolError(
             f"an array of {head.rows} x {head.columns} {head.type}; expected {shape[0]} x {shape[1]} {wire}"
         )
-    if wire in _FLOATS:
-        data = np.frombuffer(frame, np.uint8).reshape(shape[0], -1)
-        return dequantize(data, _FLOATS[wire]).reshape(shape)
+    return np.frombuffer(frame, np.uint8).reshape(shape[0], -1)
+
+
+def unpack(head: ArrayHead, frame: Frame, wire: ArrayType, shape: tuple[int, int]) -> Array:
+    """The array in `frame`, floats as float32 and read-only; ProtocolError where head is not of this type and shape."""
+    if wire == "f32" or wire == "f16" or wire == "q80":
+        return dequantize(packed(head, frame, wire, shape), _FLOATS[wire]).reshape(shape)
+    if head.type != wire or (head.rows, head.columns) != shape:
+        raise ProtocolError(
+            f"an array of {head.rows} x {head.columns} {head.type}; expected {shape[0]} x {shape[1]} {wire}"
+        )
     return np.frombuffer(frame, _PLAIN[wire]).reshape(shape)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from dllama_zmq.bus.links import WorkerLink
 from dllama_zmq.bus.messages import (
-    Array,
     ArrayHead,
     Beacon,
     Bye,
@@ -20,10 +19,11 @@ from dllama_zmq.bus.messages import (
     Step,
     Sum,
     Welcome,
-    pack_floats,
+    packed,
     unpack,
 )
 from dllama_zmq.errors import ProtocolError, RootLost
+from dllama_zmq.kernels import Kernels
 from dllama_zmq.quants import F32
 from dllama_zmq.spec import Sync
 
@@ -39,8 +39,9 @@ class StepVoid(Exception):
 class StarWorker:
     """A worker's `Comm`, and the bookkeeping of the step it is in."""
 
-    def __init__(self, link: WorkerLink, sync: Sync, dim: int, silence_s: float) -> None:
+    def __init__(self, link: WorkerLink, kernels: Kernels, sync: Sync, dim: int, silence_s: float) -> None:
         self._link = link
+        self._kernels = kernels
         self._sync = sync
         self._dim = dim
         self._silence_s = silence_s
@@ -66,8 +67,9 @@ class StarWorker:
 
     def all_reduce(self, partial: F32) -> F32:
         self._stage += 1
-        head, frame = pack_floats(partial, self._sync)
-        self._link.send(Partial(self.epoch, self.step, self._stage, [head]), [frame])
+        head = ArrayHead(self._sync, *partial.shape)
+        wire = self._kernels.pack(partial, self._sync)
+        self._link.send(Partial(self.epoch, self.step, self._stage, [head]), [wire.data.cast("B")])
         start = time.monotonic()
         total = self._await_sum((partial.shape[0], partial.shape[1]))
         self._wait_s += time.monotonic() - start
@@ -115,5 +117,5 @@ class StarWorker:
     def _read(self, message: Sum, frames: Sequence[Frame], shape: tuple[int, int]) -> F32:
         if len(message.arrays) != 1:
             raise ProtocolError(f"a sum with {len(message.arrays)} arrays; expected one")
-        total: Array = unpack(message.arrays[0], frames[0], self._sync, shape)
-        return total
+        wire = packed(message.arrays[0], frames[0], self._sync, shape)
+        return self._kernels.add_up([wire], self._sync, packed=False)[1]

@@ -42,6 +42,7 @@ class Options:
     sync: Sync
     kernels: str
     output: Literal["md", "json"]
+    profile: bool = False
 
     def settings(self, command: str) -> BenchSettings:
         """What they ask for. Raises UsageError where they do not fit together."""
@@ -62,6 +63,7 @@ class Options:
             sync=self.sync,
             kernels=kernel_choice(self.kernels),
             command=command,
+            profile=self.profile,
         )
 
     def _model(self) -> str | RandomModel:

@@ -124,6 +124,9 @@ BenchSync = Annotated[
 ]
 BenchKernels = Annotated[str, Option("--kernels", metavar="NAME", help="Back end of the arithmetic.")]
 BenchOutput = Annotated[OutputChoice, Option("--output", "-o", help="A Markdown table, or a JSON list of its rows.")]
+BenchProfile = Annotated[
+    bool, Option("--profile", help="Tell where the root's time for a token goes: each kernel, waiting, Python.")
+]
 BenchLayers = Annotated[int | None, _shape_number("layers")]
 BenchDim = Annotated[int | None, _shape_number("dim")]
 BenchHidden = Annotated[int | None, _shape_number("hidden")]

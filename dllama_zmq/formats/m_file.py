@@ -47,6 +47,11 @@ class ModelFile:
         data = np.frombuffer(self._pages, np.uint8, tensor.nbytes(self.spec), offset)
         return BlockMatrix(data.reshape(tensor.shape(self.spec)[0], -1), tensor.float_type)
 
+    def forget_pages(self) -> None:
+        """Take the file's pages out of this process's memory; they come back when they are read again."""
+        if self._pages is not None and hasattr(mmap, "MADV_DONTNEED"):
+            self._pages.madvise(mmap.MADV_DONTNEED)
+
     def close(self) -> None:
         """Let go of the map. It stays for as long as a view of it lives."""
         pages, self._pages = self._pages, None

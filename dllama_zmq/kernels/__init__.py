@@ -2,18 +2,51 @@
 
 from __future__ import annotations
 
+import logging
+import sys
+from importlib.util import find_spec
 from typing import Literal
 
-from dllama_zmq.kernels.interface import Kernels, Linear
+from dllama_zmq.errors import UsageError
+from dllama_zmq.kernels.interface import Kernels, KVCache, KVType, Linear, Run
 from dllama_zmq.kernels.reduction import tree_sum
 from dllama_zmq.kernels.reference import Reference
 
-KernelChoice = Literal["auto", "numpy"]
+logger = logging.getLogger(__name__)
 
-__all__ = ["KernelChoice", "Kernels", "Linear", "Reference", "choose_kernels", "tree_sum"]
+KernelChoice = Literal["auto", "simd", "numpy"]
+
+__all__ = [
+    "KVCache", "KVType", "KernelChoice", "Kernels", "Linear", "Reference", "Run", "choose_kernels", "tree_sum",
+]  # fmt: skip
 
 
-def choose_kernels(choice: KernelChoice, threads: int) -> Kernels:
-    """The back end asked for, with `threads` compute threads; `auto` takes the fastest that runs here."""
-    del choice  # one back end so far: both names mean it
+def choose_kernels(choice: KernelChoice, threads: int, crowded: bool = False) -> Kernels:
+    """The back end asked for, with `threads` compute threads; `auto` takes the fastest that runs here, and logs why.
+
+    crowded: the host has fewer cores than its nodes have threads together. Raises UsageError where `simd` cannot run.
+    """
+    if choice == "numpy":
+        return Reference(threads)
+    obstacle = _simd_obstacle()
+    if not obstacle:
+        from dllama_zmq.kernels.simd.backend import Simd
+        from dllama_zmq.kernels.simd.host import host_cpu, host_target
+
+        if choice == "auto":
+            logger.info("kernels simd for %s: dot=%s threads=%d", host_cpu()[1], host_target().dot, threads)
+        return Simd(threads, crowded)
+    if choice == "simd":
+        raise UsageError(f"kernels simd cannot run here: {obstacle}; use kernels: numpy")
+    logger.warning("kernels numpy, which are slow: simd cannot run here: %s", obstacle)
     return Reference(threads)
+
+
+def _simd_obstacle() -> str:
+    """Why the fast back end cannot run here; empty where it can."""
+    if sys.maxsize < 1 << 32 or sys.byteorder != "little":
+        return "it needs a 64-bit little-endian CPU"
+    for package in ("llvmlite", "numba"):
+        if find_spec(package) is None:  # found, not imported: only compiling needs numba
+            return f"{package} is not installed"
+    return ""

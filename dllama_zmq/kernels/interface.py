@@ -1,19 +1,37 @@
 """What a back end offers. Arrays are float32 and C-contiguous unless said; letters as everywhere in the package:
-T tokens, D width, H heads, K KV heads, S cached positions, Hd values of a head."""
+T tokens, D width, H heads, K KV heads, S cached positions, Hd values of a head.
+
+An array that a back end has returned is the caller's for as long as the caller holds it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
 
-from dllama_zmq.quants import F32, BlockMatrix
+from dllama_zmq.quants import F32, U8, BlockMatrix
+from dllama_zmq.spec import Sync
+
+KVType = Literal["f16", "f32"]
+"""How keys and values are kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """`count` rows of a step: tokens of one slot at positions `start`, `start + 1`, ..."""
+
+    slot: int
+    start: int
+    count: int
 
 
 class Linear(Protocol):
-    """A matrix made ready for products."""
+    """A matrix, or several with the same input, made ready for products."""
 
-    def __call__(self, x: F32) -> F32:
-        """x (T, columns) -> (T, rows): `x` times the matrix transposed.
+    def __call__(self, x: F32) -> Any:
+        """x (T, columns) -> (T, rows): `x` times the matrix transposed. Of several matrices: a list of such arrays,
+        whose rows need not lie close together.
 
         Quantized weights meet activations quantized to Q80: the integer sum of each block of 32 is exact, is scaled by
         the product of both scales in float32, and the blocks are added in the order that `Kernels.linear` states.
@@ -22,17 +40,40 @@ class Linear(Protocol):
         ...
 
 
+class KVCache(Protocol):
+    """The keys and values of one node's heads, by layer and slot."""
+
+    def append(self, layer: int, run: Run, keys: F32, values: F32) -> None:
+        """Store a run's keys and values (T, K, Hd) at its positions. Their rows need not lie close together."""
+        ...
+
+    def attend(self, layer: int, run: Run, q: F32) -> F32:
+        """Causal attention of a run's queries (T, H, Hd), whose keys and values have been stored -> (T, H * Hd)."""
+        ...
+
+
 class Kernels(Protocol):
-    """One back end. Every method is pure but for the buffers it may keep; none of them knows what a model is."""
+    """One back end. None of its methods knows what a model is; one thread calls them."""
 
     name: str
 
-    def linear(self, matrix: BlockMatrix, segments: int = 1) -> Linear:
-        """Make `matrix` (rows, columns) ready.
+    def linear(self, *matrices: BlockMatrix, segments: int = 1) -> Linear:
+        """Make matrices (rows, columns) of one type and width ready, as one product.
 
         The columns are `segments` equal parts. Blocks are added one after another within a part, and the parts in
         a balanced tree (`tree_sum`). That makes a sum over all nodes the same bits however many nodes share it.
         """
+        ...
+
+    def gated(self, gate: BlockMatrix, up: BlockMatrix) -> Linear:
+        """silu(gate x) * (up x) as one product: the SwiGLU of arXiv:2002.05202."""
+        ...
+
+    def kv_cache(
+        self, n_layers: int, n_slots: int, n_kv_heads: int, seq_len: int, head_dim: int, kv_of_head: Sequence[int],
+        kv_type: KVType,
+    ) -> KVCache:  # fmt: skip
+        """An empty cache. Query head h reads KV head `kv_of_head[h]`; heads that share one are neighbours."""
         ...
 
     def rms_norm(self, x: F32, gain: F32, eps: float) -> F32:
@@ -40,16 +81,16 @@ class Kernels(Protocol):
         ...
 
     def rotate(self, x: F32, cos: F32, sin: F32, layout: Literal["interleaved", "half"]) -> F32:
-        """Rotate the pairs of `x` (T, H, Hd) by the angles whose `cos` and `sin` are (T, Hd / 2)."""
+        """Rotate the pairs of `x` (T, H, Hd), in place, by the angles whose `cos` and `sin` are (T, Hd / 2); x."""
         ...
 
-    def attend(self, q: F32, keys: F32, values: F32, kv_of_head: Sequence[int]) -> F32:
-        """Causal attention of the last T of S positions: q (T, H, Hd), keys and values (K, S, Hd) -> (T, H * Hd).
+    def pack(self, x: F32, sync: Sync) -> U8:
+        """x (T, D) as it crosses the bus: (T, bytes of D values)."""
+        ...
 
-        Query head h reads KV head `kv_of_head[h]`; heads that share one are neighbours.
+    def add_up(self, parts: Sequence[U8], sync: Sync, packed: bool) -> tuple[U8 | None, F32]:
+        """The sum of parts as they crossed the bus, in `tree_sum`'s order -> (as it will cross it, as it will arrive).
+
+        Not `packed`: the first is None, and the second the sum as it is (of one part: what it says).
         """
-        ...
-
-    def silu_times(self, gate: F32, up: F32) -> F32:
-        """silu(gate) * up, elementwise: the SwiGLU of arXiv:2002.05202."""
         ...

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
+from dllama_zmq.kernels.interface import KVType, Run
 from dllama_zmq.kernels.reduction import tree_sum
-from dllama_zmq.quants import F32, BlockMatrix, dequantize, quantize, split_q40, split_q80
-from dllama_zmq.spec import FloatType
+from dllama_zmq.quants import F32, U8, BlockMatrix, dequantize, quantize, split_q40, split_q80
+from dllama_zmq.spec import SYNC_FLOAT, FloatType, Sync
 
 _TILE_VALUES = 1 << 18  # dequantized at a time: 1 MB, which stays in a core's cache; never the matrix
 
@@ -24,9 +25,31 @@ class Reference:
     def __init__(self, threads: int = 1) -> None:
         self._pool = ThreadPoolExecutor(threads, "kernels") if threads > 1 else None
 
-    def linear(self, matrix: BlockMatrix, segments: int = 1) -> Callable[[F32], F32]:
+    def linear(self, *matrices: BlockMatrix, segments: int = 1) -> Callable[[F32], Any]:
+        products = [self._product(matrix, segments) for matrix in matrices]
+        return products[0] if len(products) == 1 else lambda x: [product(x) for product in products]
+
+    def gated(self, gate: BlockMatrix, up: BlockMatrix) -> Callable[[F32], F32]:
+        gate_product, up_product = self._product(gate, 1), self._product(up, 1)
+
+        def apply(x: F32) -> F32:
+            gates: F32 = gate_product(x)
+            with np.errstate(over="ignore"):  # exp of a large -gate is inf, and gate / inf is the 0 that is meant
+                out: F32 = np.multiply(gates / (np.float32(1) + np.exp(-gates)), up_product(x), dtype=np.float32)
+            return out
+
+        return apply
+
+    def kv_cache(
+        self, n_layers: int, n_slots: int, n_kv_heads: int, seq_len: int, head_dim: int, kv_of_head: Sequence[int],
+        kv_type: KVType,
+    ) -> ReferenceCache:  # fmt: skip
+        return ReferenceCache((n_layers, n_slots, 2, n_kv_heads, seq_len, head_dim), kv_of_head, kv_type)
+
+    def _product(self, matrix: BlockMatrix, segments: int) -> Callable[[F32], F32]:
         product = _integer_product if matrix.float_type.block_values == 32 else _float_product
         n_rows = max(1, _TILE_VALUES // matrix.columns)
+        matrix = matrix.contiguous()
         tiles = [
             BlockMatrix(matrix.data[first : first + n_rows], matrix.float_type)
             for first in range(0, matrix.rows, n_rows)
@@ -50,39 +73,61 @@ class Reference:
         interleaved = layout == "interleaved"
         first, second = (x[..., 0::2], x[..., 1::2]) if interleaved else (x[..., :half], x[..., half:])
         c, s = cos[:, None], sin[:, None]  # the same angles for every head
-        turned = np.empty_like(x)
-        turned_first = turned[..., 0::2] if interleaved else turned[..., :half]
-        turned_second = turned[..., 1::2] if interleaved else turned[..., half:]
-        turned_first[...] = first * c - second * s
-        turned_second[...] = first * s + second * c
-        return turned
+        turned_first, turned_second = first * c - second * s, first * s + second * c
+        first[...] = turned_first
+        second[...] = turned_second
+        return x
 
-    def attend(self, q: F32, keys: F32, values: F32, kv_of_head: Sequence[int]) -> F32:
-        n_tokens, n_heads, head_dim = q.shape
-        n_positions = keys.shape[1]
-        future = np.arange(n_positions) > np.arange(n_positions - n_tokens, n_positions)[:, None]  # (T, S)
-        scale = np.float32(1 / head_dim**0.5)
-        out = np.empty((n_tokens, n_heads, head_dim), np.float32)
-        bounds = [0, *(h for h in range(1, n_heads) if kv_of_head[h] != kv_of_head[h - 1]), n_heads]
-        for first, last in pairwise(bounds):
-            kv = kv_of_head[first]
-            # One product per query head, of a shape that no split over nodes changes: the same bits on any of them.
-            scores = np.matmul(q[:, first:last].transpose(1, 0, 2) * scale, keys[kv].T)  # (G, T, S)
-            scores[:, future] = -np.inf
-            weights = _softmax(scores)
-            out[:, first:last] = np.matmul(weights, values[kv]).transpose(1, 0, 2)
-        return out.reshape(n_tokens, n_heads * head_dim)
+    def pack(self, x: F32, sync: Sync) -> U8:
+        return quantize(x, SYNC_FLOAT[sync])
 
-    def silu_times(self, gate: F32, up: F32) -> F32:
-        with np.errstate(over="ignore"):  # exp of a large -gate is inf, and gate / inf is the 0 that is meant
-            denominator: F32 = np.exp(-gate)
-        denominator += np.float32(1)
-        return gate / denominator * up
+    def add_up(self, parts: Sequence[U8], sync: Sync, packed: bool) -> tuple[U8 | None, F32]:
+        total = tree_sum([dequantize(part, SYNC_FLOAT[sync]) for part in parts])
+        if not packed:
+            return None, total
+        wire = quantize(total, SYNC_FLOAT[sync])
+        return wire, dequantize(wire, SYNC_FLOAT[sync])
 
     def _each(self, work: Callable[[BlockMatrix], F32], tiles: list[BlockMatrix]) -> list[F32]:
         if self._pool is None or len(tiles) == 1:
             return [work(tile) for tile in tiles]
         return list(self._pool.map(work, tiles))
+
+
+class ReferenceCache:
+    """Keys and values (layers, slots, 2, K, S, Hd). Memory is taken as positions fill: it begins as untouched pages."""
+
+    def __init__(self, shape: tuple[int, ...], kv_of_head: Sequence[int], kv_type: KVType) -> None:
+        self._store = np.zeros(shape, np.float16 if kv_type == "f16" else np.float32)
+        self._kv_of_head = kv_of_head
+
+    def append(self, layer: int, run: Run, keys: F32, values: F32) -> None:
+        store = self._store[layer, run.slot, :, :, run.start : run.start + run.count]
+        for i, new in enumerate((keys, values)):
+            if store.dtype == np.float16:
+                new = np.clip(new, np.float32(-65504), np.float32(65504))
+            store[i] = new.transpose(1, 0, 2)
+
+    def attend(self, layer: int, run: Run, q: F32) -> F32:
+        keys, values = self._store[layer, run.slot, :, :, : run.start + run.count].astype(np.float32)
+        return _attention(q, keys, values, self._kv_of_head)
+
+
+def _attention(q: F32, keys: F32, values: F32, kv_of_head: Sequence[int]) -> F32:
+    n_tokens, n_heads, head_dim = q.shape
+    n_positions = keys.shape[1]
+    future = np.arange(n_positions) > np.arange(n_positions - n_tokens, n_positions)[:, None]  # (T, S)
+    scale = np.float32(1 / head_dim**0.5)
+    out = np.empty((n_tokens, n_heads, head_dim), np.float32)
+    bounds = [0, *(h for h in range(1, n_heads) if kv_of_head[h] != kv_of_head[h - 1]), n_heads]
+    for first, last in pairwise(bounds):
+        kv = kv_of_head[first]
+        # One product per query head, of a shape that no split over nodes changes: the same bits on any of them.
+        scores = np.matmul(q[:, first:last].transpose(1, 0, 2) * scale, keys[kv].T)  # (G, T, S)
+        scores[:, future] = -np.inf
+        weights = _softmax(scores)
+        out[:, first:last] = np.matmul(weights, values[kv]).transpose(1, 0, 2)
+    return out.reshape(n_tokens, n_heads * head_dim)
 
 
 def _quantized(x: F32) -> tuple[F32, F32]:

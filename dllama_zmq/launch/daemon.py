@@ -85,6 +85,7 @@ def root_settings(cluster: Cluster) -> RootSettings:
         reserved=[worker.name for worker in local_workers(cluster)],
         sync=cluster.sync,
         kernels=cluster.kernels,
+        kv_type=cluster.kv_cache,
         threads=cluster.root.threads,
         max_seq_len=cluster.max_seq_len,
         limits=cluster.limits,

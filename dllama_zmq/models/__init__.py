@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from typing import Protocol
 
-from dllama_zmq.kernels import Kernels
-from dllama_zmq.models.cache import KVCache, Run, kv_cache_bytes
+from dllama_zmq.kernels import Kernels, KVCache, Run
+from dllama_zmq.models.cache import kv_cache_bytes
 from dllama_zmq.models.comm import Comm
 from dllama_zmq.models.llama import Llama
 from dllama_zmq.models.llama_tensors import llama_tensors
 from dllama_zmq.quants import F32, BlockMatrix
 from dllama_zmq.spec import ModelSpec, TensorSpec
 
-__all__ = ["Comm", "KVCache", "Model", "Run", "build_model", "kv_cache_bytes", "tensor_table"]
+__all__ = ["Comm", "Model", "Run", "build_model", "kv_cache_bytes", "tensor_table"]
 
 _TENSORS: dict[str, Callable[[ModelSpec], list[TensorSpec]]] = {"llama": llama_tensors}
 _MODELS = {"llama": Llama}
@@ -38,11 +38,10 @@ def tensor_table(spec: ModelSpec) -> list[TensorSpec]:
 
 def build_model(
     spec: ModelSpec,
-    weights: Mapping[str, BlockMatrix],
+    weights: MutableMapping[str, BlockMatrix],
     kernels: Kernels,
     cache: KVCache,
-    kv_of_head: Sequence[int],
     segments: int,
 ) -> Model:
-    """This node's share of the model that `spec` names; the arguments are those of `Llama`."""
-    return _MODELS[spec.arch](spec, weights, kernels, cache, kv_of_head, segments)
+    """This node's share of the model that `spec` names; the arguments are those of `Llama`. Empties `weights`."""
+    return _MODELS[spec.arch](spec, weights, kernels, cache, segments)

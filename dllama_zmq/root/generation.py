@@ -15,8 +15,9 @@ from dllama_zmq.root.root import Root, Timing
 from dllama_zmq.root.sampler import Sampler, Sampling, more_than
 from dllama_zmq.tokenizer import Tokenizer
 
-PREFILL_TOKENS = 32
-"""Prompt tokens in one step: between two of them a request can be cancelled and its progress told."""
+PREFILL_TOKENS = 128
+"""Prompt tokens in one step: between two of them a request can be cancelled and its progress told. More make weights
+read less often, but a slow cluster silent for longer."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from dllama_zmq.bus.sockets import SPIN_S
 from dllama_zmq.cluster import Limits
 from dllama_zmq.errors import PlanError, ProtocolError, RemoteError, RequestError, WorkerLost
 from dllama_zmq.formats import ModelFile
-from dllama_zmq.kernels import KernelChoice, choose_kernels
+from dllama_zmq.kernels import KernelChoice, KVType, choose_kernels
 from dllama_zmq.models import Run
 from dllama_zmq.quants import F32
 from dllama_zmq.root.delivery import Delivery
@@ -50,6 +50,7 @@ ROOT = "root"
 class RootSettings:
     """How the root runs a model; `names` are its workers', so that 2^n - 1 of them make 2^n nodes.
 
+    profile: `Root.kernels` counts seconds and calls by name.
     `reserved` are those of them whose places nobody gets who does not ask for them by name.
     """
 
@@ -57,10 +58,13 @@ class RootSettings:
     reserved: Sequence[str] = ()
     sync: Sync = "f32"
     kernels: KernelChoice = "auto"
+    kv_type: KVType = "f16"
     threads: int = 1
+    crowded: bool = False
     max_seq_len: int | None = None
     limits: Limits = field(default_factory=Limits)
     spin_s: float = SPIN_S
+    profile: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +112,13 @@ class Root:
             raise PlanError(
                 f"sync {settings.sync} needs whole blocks of 32; this model is {self.spec.dim} wide: use f32 or f16"
             )
+        kernels = choose_kernels(settings.kernels, settings.threads, settings.crowded)
+        if settings.profile:
+            from dllama_zmq.kernels.profiled import Profiled
+
+            kernels = Profiled(kernels)
+        self.kernels = kernels
+        self.kernels_name = kernels.name
         first_epoch = time.time_ns() // 1_000_000  # a root that starts again begins above the epochs of the last one
         self.roster = Roster(settings.names, first_epoch, settings.reserved)
         self.link: RootLink | None = None
@@ -117,18 +128,15 @@ class Root:
             if endpoints is None:
                 raise PlanError(f"{len(settings.names)} workers and no address for them to join at")
             self.link = RootLink(context, endpoints, settings.spin_s, self._name_of)
-            self._star = StarRoot(self.link, self.roster, settings.sync, settings.limits.step_s)
+            self._star = StarRoot(self.link, self.roster, kernels, settings.sync, settings.limits.step_s)
             self._formation = Formation(
                 self.link, endpoints, self.roster, self._plan_message(), settings.limits,
                 lambda node: Delivery(model, self.plan, node),
             )  # fmt: skip
         self._embedding = model.tensor("embedding")
-        own = {
-            t.name: model.tensor(t.name).cut(*self.plan.region(t, 0)).contiguous() for t in self.plan.shard_tensors()
-        }
-        kernels = choose_kernels(settings.kernels, settings.threads)
-        self.kernels_name = kernels.name
-        self._shard = build_shard(self.plan, 0, own, kernels, self.seq_len, N_SLOTS)
+        own = {t.name: model.tensor(t.name).cut(*self.plan.region(t, 0)) for t in self.plan.shard_tensors()}
+        self._shard = build_shard(self.plan, 0, own, kernels, settings.kv_type, self.seq_len, N_SLOTS)
+        model.forget_pages()
         self._comm = self._star or Solo()
         self.ledger = Ledger(self.plan, settings.sync, list(settings.names))
         self._phase: Phase = "idle"
@@ -322,6 +330,7 @@ class Root:
             nodes=self.plan.n_nodes,
             sync=self.settings.sync,
             kernels=self.settings.kernels,
+            kv=self.settings.kv_type,
             seq_len=self.seq_len,
             slots=N_SLOTS,
             step_s=self.settings.limits.step_s,

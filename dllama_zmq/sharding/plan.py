@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 from dllama_zmq.errors import PlanError
+from dllama_zmq.kernels import KVType
 from dllama_zmq.models import kv_cache_bytes, tensor_table
 from dllama_zmq.spec import Axis, ModelSpec, TensorSpec
 
@@ -113,9 +114,9 @@ class Plan:
         """KV heads that `node` holds."""
         return _width(self.parts[node].kv_heads) // self.spec.head_dim
 
-    def kv_bytes(self, node: int, seq_len: int, n_slots: int = 1) -> int:
+    def kv_bytes(self, node: int, seq_len: int, n_slots: int = 1, kv_type: KVType = "f16") -> int:
         """Bytes of `node`'s KV cache when full."""
-        return kv_cache_bytes(self.spec.n_layers, n_slots, self.n_kv_heads(node), seq_len, self.spec.head_dim)
+        return kv_cache_bytes(self.spec.n_layers, n_slots, self.n_kv_heads(node), seq_len, self.spec.head_dim, kv_type)
 
     def kv_of_head(self, node: int) -> list[int]:
         """For each query head of `node`, the index of its KV head among those of `node`."""

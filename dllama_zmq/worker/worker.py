@@ -61,11 +61,15 @@ _PATIENCE_S = 10.0  # with a place that is taken: its holder's death is known af
 
 @dataclass(frozen=True, slots=True)
 class WorkerSettings:
-    """What a worker is told when it is started. `name` may be empty: the root gives it one."""
+    """What a worker is told when it is started. `name` may be empty: the root gives it one.
+
+    crowded: this host's nodes have more threads together than it has cores.
+    """
 
     root: str
     name: str = ""
     threads: int = 1
+    crowded: bool = False
     spin_s: float = sockets.SPIN_S
     version: str = ""
     watch: bool = True
@@ -210,12 +214,12 @@ class Worker:
             if isinstance(piece, Weights):
                 loading.take(piece, frames)
                 link.send(Credit(1))
-        kernels = choose_kernels(order.kernels, self._settings.threads)
+        kernels = choose_kernels(order.kernels, self._settings.threads, self._settings.crowded)
         try:
-            model = build_shard(plan, welcome.node, loading.weights, kernels, order.seq_len, order.slots)
+            model = build_shard(plan, welcome.node, loading.weights, kernels, order.kv, order.seq_len, order.slots)
         except (ArithmeticError, ValueError) as error:
             raise ProtocolError(f"a plan for a model that cannot be: {error}") from None
-        comm = StarWorker(link, order.sync, spec.dim, order.step_s)
+        comm = StarWorker(link, kernels, order.sync, spec.dim, order.step_s)
         link.send(Loaded(loading.received_bytes))
         logger.info("loaded bytes=%d kernels=%s", loading.received_bytes, kernels.name)
         return _Shard(model, plan, welcome.node, comm, order.seq_len, order.slots)
@@ -286,7 +290,7 @@ class Worker:
 def _check_room(plan: Plan, node: int, order: PlanMessage) -> None:
     """Refuse, before anything is allocated, what this machine could never hold."""
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    kv_bytes = plan.kv_bytes(node, order.seq_len, order.slots)
+    kv_bytes = plan.kv_bytes(node, order.seq_len, order.slots, order.kv)
     for what, nbytes in (("weights", plan.weight_bytes(node)), ("keys and values", kv_bytes)):
         if nbytes > machine:
             raise ProtocolError(

@@ -1,4 +1,4 @@
-"""What every back end must compute. One body for all: a new back end adds its name to AVAILABLE and nothing else.
+"""What every back end must compute. One body for all: a new back end adds its name to `back_ends.AVAILABLE`.
 
 Rounding of float32 is U = 2^-24 of the value for each operation. A sum of n terms in any order is therefore off by at
 most n * U times the sum of their magnitudes, and every bound below is that one, with 1% more for products of roundings.
@@ -8,64 +8,36 @@ Figures called published are those of the tests of distributed-llama, each with 
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
-import numpy.typing as npt
 import pytest
+from back_ends import (
+    AVAILABLE,
+    PLAIN,
+    PUBLISHED_EXP,
+    QUANTIZED,
+    SAME_BITS,
+    SIX_DIGITS,
+    U,
+    activations,
+    block_terms,
+    q80_error,
+    silu_times,
+    weights,
+    with_threads,
+)
 
-from dllama_zmq.kernels import KernelChoice, Kernels, choose_kernels, tree_sum
-from dllama_zmq.models import KVCache, Run
+from dllama_zmq.kernels import Run, choose_kernels, tree_sum
 from dllama_zmq.models.rope import rope_angles, rope_frequencies
-from dllama_zmq.quants import F32, BlockMatrix, quantize, split_q40, split_q80
-from dllama_zmq.spec import FloatType, Rope, RopeScaling
+from dllama_zmq.quants import BlockMatrix, dequantize, quantize, split_q40, split_q80
+from dllama_zmq.spec import SYNC_FLOAT, FloatType, Rope, RopeScaling
 
-F64 = npt.NDArray[np.float64]
-
-AVAILABLE: list[KernelChoice] = ["numpy"]
-QUANTIZED = [FloatType.Q40, FloatType.Q80]
-PLAIN = [FloatType.F32, FloatType.F16]
-ROWS = [1, 255, 256, 257]
+ROWS = [1, 15, 16, 17, 31, 33, 255, 256, 257]
 SHAPES = [(32, 1), (288, 1), (288, 9), (256, 8), (768, 8)]  # columns and segments
-U = 1.01 * 2.0**-24
-# Figures with six digits, computed in float32.
-SIX_DIGITS = 1e-6
-PUBLISHED_EXP = 1e-3  # its exp is a polynomial
-
-
-@pytest.fixture(params=AVAILABLE)
-def kernels(request: pytest.FixtureRequest) -> Kernels:
-    return choose_kernels(request.param, threads=1)
-
-
-def weights(rows: int, columns: int, float_type: FloatType, seed: int = 0) -> BlockMatrix:
-    values = np.random.default_rng(seed).standard_normal((rows, columns), dtype=np.float32)
-    return BlockMatrix.from_array(values, float_type)
-
-
-def activations(n_tokens: int, columns: int, seed: int = 1) -> F32:
-    """Blocks of very different magnitude, as activations have."""
-    rng = np.random.default_rng(seed)
-    magnitude = np.repeat(10.0 ** rng.uniform(-2, 2, (n_tokens, columns // 32)), 32, axis=1)
-    return (rng.standard_normal((n_tokens, columns)) * magnitude).astype(np.float32)
-
-
-def block_terms(matrix: BlockMatrix, x: F32) -> F64:
-    """What each block adds to each product, (T, rows, blocks), in float64."""
-    w, w_scales = split_q40(matrix.data) if matrix.float_type is FloatType.Q40 else split_q80(matrix.data)
-    q, q_scales = split_q80(quantize(x, FloatType.Q80))
-    sums = np.einsum("rbi,tbi->trb", w.astype(np.int64), q.astype(np.int64))
-    return sums * w_scales.astype(np.float64) * q_scales[:, None].astype(np.float64)
-
-
-def q80_error(matrix: BlockMatrix, x: F32) -> F64:
-    """The most by which quantizing `x` to Q80 can move each product (T, rows).
-
-    A value moves by half a step, and by up to 127 times what rounding the step to f16 (2^-11 of it) moves the step.
-    """
-    steps = np.abs(x.reshape(len(x), -1, 32)).max(-1).astype(np.float64) / 127
-    moved = np.repeat(steps * (0.5 + 127 * 2.0**-11), 32, axis=1)
-    return moved @ np.abs(matrix.dequantize().astype(np.float64)).T
+TOKENS = [*range(1, 10), 16, 33, 64]
+SYNCS = ["f32", "f16", "q80"]
 
 
 @pytest.mark.parametrize(("columns", "segments"), SHAPES)
@@ -74,14 +46,15 @@ def q80_error(matrix: BlockMatrix, x: F32) -> F64:
 def test_a_quantized_product_is_that_of_the_weights_and_of_activations_in_q80(
     kernels, float_type, rows, columns, segments
 ):
-    matrix = weights(rows, columns, float_type)
-    product = kernels.linear(matrix, segments)
-    for n_tokens in range(1, 10):
-        x = activations(n_tokens, columns)
-        terms = block_terms(matrix, x)
-        # A term is two roundings (the scales' product, and the integers by it), and the sum one for each block.
-        bound = (columns // 32 + 2) * U * np.abs(terms).sum(-1)
-        assert (np.abs(product(x) - terms.sum(-1)) <= bound).all(), n_tokens
+    matrix, x = weights(rows, columns, float_type), activations(max(TOKENS), columns)
+    product = kernels.linear(matrix, segments=segments)
+    terms = block_terms(matrix, x)
+    exact = terms.sum(-1)
+    # A term is two roundings (the scales' product, and the integers by it), and the sum one for each block.
+    bound = (columns // 32 + 2) * U * np.abs(terms).sum(-1)
+    for n_tokens in TOKENS:
+        error = np.abs(product(x[:n_tokens]) - exact[:n_tokens])
+        assert (error <= bound[:n_tokens]).all(), n_tokens
 
 
 @pytest.mark.parametrize("rows", ROWS)
@@ -99,68 +72,230 @@ def test_a_quantized_product_is_that_of_the_dequantized_weights_within_the_round
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("float_type", PLAIN)
 def test_a_plain_product_is_exact_within_the_rounding_of_float32(kernels, float_type, rows, columns, segments):
-    matrix = weights(rows, columns, float_type)
-    product = kernels.linear(matrix, segments)
-    w = matrix.dequantize().astype(np.float64)
-    for n_tokens in range(1, 10):
-        x = activations(n_tokens, columns).astype(np.float64)
-        bound = columns * U * (np.abs(x) @ np.abs(w).T)
-        assert (np.abs(product(x.astype(np.float32)) - x @ w.T) <= bound).all(), n_tokens
+    matrix, x = weights(rows, columns, float_type), activations(max(TOKENS), columns)
+    product = kernels.linear(matrix, segments=segments)
+    w, precise = matrix.dequantize().astype(np.float64), x.astype(np.float64)
+    exact, bound = precise @ w.T, columns * U * (np.abs(precise) @ np.abs(w).T)
+    for n_tokens in TOKENS:
+        error = np.abs(product(x[:n_tokens]) - exact[:n_tokens])
+        assert (error <= bound[:n_tokens]).all(), n_tokens
+
+
+@pytest.mark.parametrize("float_type", list(FloatType))
+def test_several_matrices_of_one_input_give_the_products_of_each(kernels, float_type):
+    for rows in itertools.permutations((17, 31, 1, 64), 3):
+        matrices = [weights(n, 96, float_type, seed=n) for n in rows]
+        together = kernels.linear(*matrices, segments=3)
+        for n_tokens in (1, 3, 9):
+            x = activations(n_tokens, 96)
+            results = together(x)
+            assert isinstance(results, list)
+            assert len(results) == 3
+            for result, matrix in zip(results, matrices, strict=True):
+                assert np.array_equal(result, kernels.linear(matrix, segments=3)(x)), (rows, n_tokens)
+
+
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("float_type", list(FloatType))
+def test_gated_is_the_silu_of_one_product_times_the_other(kernels, float_type, rows):
+    gate, up = weights(rows, 96, float_type, seed=2), weights(rows, 96, float_type, seed=3)
+    gated, each = kernels.gated(gate, up), (kernels.linear(gate), kernels.linear(up))
+    for n_tokens in TOKENS:
+        x = activations(n_tokens, 96) / 16
+        gates, ups = (product(x).astype(np.float64) for product in each)
+        inside = np.abs(gates) < 80  # e^88 is the end of float32
+        exact = np.where(inside, gates / (1 + np.exp(-np.clip(gates, -80, 80))) * ups, 0)
+        # e^-gate is off by 8 U or less, and 1 +, / and * by U each.
+        error = np.where(inside, np.abs(gated(x) - exact), 0)
+        assert (error <= 11 * U * np.abs(exact) + 1e-38).all(), n_tokens
+        assert inside.mean() > 0.5
 
 
 @pytest.mark.parametrize("choice", AVAILABLE)
-@pytest.mark.parametrize("n_tokens", [1, 9])
+@pytest.mark.parametrize("n_tokens", [1, 3, 9])
 @pytest.mark.parametrize("float_type", list(FloatType))
 def test_threads_do_not_change_the_bits_of_a_product(choice, float_type, n_tokens):
-    matrix, x = weights(700, 256, float_type), activations(n_tokens, 256)
-    alone, together = (choose_kernels(choice, threads).linear(matrix, 2)(x) for threads in (1, 2))
-    assert np.array_equal(alone, together)
+    matrix, other = weights(2100, 256, float_type), weights(2100, 256, float_type, seed=5)
+    x = activations(n_tokens, 256) / 16
+    results = []
+    for threads in (1, 2, 3):
+        with with_threads(choice, threads) as kernels, np.errstate(over="ignore"):
+            both = kernels.linear(matrix, other)(x)
+            results.append([kernels.linear(matrix, segments=2)(x), *both, kernels.gated(matrix, other)(x)])
+    for one, two, three in zip(*results, strict=True):
+        assert np.array_equal(one, two)
+        assert np.array_equal(one, three)
 
 
-# What makes logits the same bits on any number of nodes, for the types whose block sums are exact. (BLAS decides how a
-# float32 product is added up, and does so by its shape.)
+# What makes logits the same bits on any number of nodes.
 @pytest.mark.parametrize("n_tokens", [1, 2, 9])
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("blocks_each", [1, 3])
-@pytest.mark.parametrize("float_type", QUANTIZED)
+@pytest.mark.parametrize(("choice", "float_type"), SAME_BITS)
 def test_column_slices_over_any_number_of_nodes_add_up_to_the_same_bits(
-    kernels, float_type, blocks_each, rows, n_tokens
+    choice, float_type, blocks_each, rows, n_tokens
 ):
-    segments = 8
+    kernels, segments = choose_kernels(choice, threads=1), 8
     columns = 32 * blocks_each * segments
     matrix, x = weights(rows, columns, float_type), activations(n_tokens, columns)
-    whole = kernels.linear(matrix, segments)(x)
+    whole = kernels.linear(matrix, segments=segments)(x)
     for n_nodes in (1, 2, 4, 8):
         width = columns // n_nodes
         slices = [slice(node * width, (node + 1) * width) for node in range(n_nodes)]
         partials = [
-            kernels.linear(matrix.cut(slice(None), part), segments // n_nodes)(np.ascontiguousarray(x[:, part]))
+            kernels.linear(matrix.cut(slice(None), part), segments=segments // n_nodes)(
+                np.ascontiguousarray(x[:, part])
+            )
             for part in slices
         ]
         assert np.array_equal(tree_sum(partials), whole), n_nodes
 
 
+@pytest.mark.parametrize("segments", [1, 2, 3, 5, 6, 7, 9, 16, 31, 64, 128])
+@pytest.mark.parametrize(("choice", "float_type"), SAME_BITS)
+def test_segments_are_added_as_a_tree_whatever_their_number(choice, float_type, segments):
+    kernels = choose_kernels(choice, threads=1)
+    matrix, x = weights(33, 32 * segments, float_type), activations(3, 32 * segments)
+    parts = [slice(32 * i, 32 * i + 32) for i in range(segments)]
+    each = [kernels.linear(matrix.cut(slice(None), part))(np.ascontiguousarray(x[:, part])) for part in parts]
+    assert np.array_equal(kernels.linear(matrix, segments=segments)(x), tree_sum(each))
+
+
 @pytest.mark.parametrize("n_tokens", [1, 2, 9])
-@pytest.mark.parametrize("cut", [1, 128, 255, 256])
-@pytest.mark.parametrize("float_type", QUANTIZED)
-def test_a_row_has_the_same_bits_whichever_rows_its_node_holds(kernels, float_type, cut, n_tokens):
+@pytest.mark.parametrize("cut", [1, 15, 16, 17, 128, 255, 256])
+@pytest.mark.parametrize(("choice", "float_type"), SAME_BITS)
+def test_a_row_has_the_same_bits_whichever_rows_its_node_holds(choice, float_type, cut, n_tokens):
+    kernels = choose_kernels(choice, threads=1)
     matrix, x = weights(257, 32 * 40, float_type), activations(n_tokens, 32 * 40)
     nodes = [matrix.cut(rows, slice(None)) for rows in (slice(0, cut), slice(cut, 257))]
     split = np.concatenate([kernels.linear(node)(x) for node in nodes], axis=1)
     assert np.array_equal(split, kernels.linear(matrix)(x))
 
 
+@pytest.mark.parametrize("columns", [32, 288])
+@pytest.mark.parametrize(("choice", "float_type"), SAME_BITS)
+def test_a_tokens_products_have_the_same_bits_whatever_is_in_its_batch(choice, float_type, columns):
+    kernels = choose_kernels(choice, threads=1)
+    matrix, other = weights(33, columns, float_type), weights(33, columns, float_type, seed=5)
+    x = activations(64, columns) / 16
+    for product in (
+        kernels.linear(matrix),
+        kernels.linear(matrix, segments=columns // 32),
+        kernels.gated(matrix, other),
+    ):
+        alone = np.concatenate([product(x[t : t + 1]) for t in range(64)])
+        for n_tokens in TOKENS:
+            assert np.array_equal(product(x[:n_tokens]), alone[:n_tokens]), n_tokens
+        assert np.array_equal(product(x[::-1]), alone[::-1])
+
+
+@pytest.mark.parametrize("n_tokens", [1, 3, 8])
 @pytest.mark.parametrize("float_type", QUANTIZED)
-def test_blocks_are_added_one_after_another_within_a_segment_and_segments_as_a_tree(kernels, float_type):
-    matrix, x = weights(257, 32 * 40, float_type), activations(1, 32 * 40)
+def test_blocks_are_added_one_after_another_within_a_segment_and_segments_as_a_tree(kernels, float_type, n_tokens):
+    """A block is multiplied by its scale and added with one rounding, where the CPU does that by itself, or two."""
+    matrix, x = weights(257, 32 * 40, float_type), activations(n_tokens, 32 * 40)
     w, w_scales = split_q40(matrix.data) if float_type is FloatType.Q40 else split_q80(matrix.data)
     q, q_scales = split_q80(quantize(x, FloatType.Q80))
-    totals = np.zeros((4, 257), np.float32)
+    separate, fused = np.zeros((2, 4, n_tokens, 257), np.float32)
     for block in range(40):
-        sums = (w[:, block].astype(np.int32) @ q[0, block].astype(np.int32)).astype(np.float32)
-        totals[block // 10] += sums * (w_scales[:, block] * q_scales[0, block])
-    expected = (totals[0] + totals[1]) + (totals[2] + totals[3])
-    assert np.array_equal(kernels.linear(matrix, segments=4)(x)[0], expected)
+        sums = (q[:, block].astype(np.int32) @ w[:, block].astype(np.int32).T).astype(np.float32)
+        scales = q_scales[:, block, None] * w_scales[:, block]
+        separate[block // 10] += sums * scales
+        fused[block // 10] = sums.astype(np.float64) * scales + fused[block // 10]
+    expected = [(totals[0] + totals[1]) + (totals[2] + totals[3]) for totals in (separate, fused)]
+    result = kernels.linear(matrix, segments=4)(x)
+    assert any(np.array_equal(result, bits) for bits in expected)
+
+
+def blocks(float_type: FloatType, q: np.ndarray, scales: np.ndarray) -> BlockMatrix:
+    """A matrix of whole numbers q (rows, blocks, 32) and float16 scales (rows, blocks)."""
+    if float_type is FloatType.Q40:
+        nibbles = (q + 8).astype(np.uint8)
+        stored = nibbles[..., :16] | nibbles[..., 16:] << 4
+    else:
+        stored = q.astype(np.int8).view(np.uint8)
+    scale_bytes = scales.astype("<f2")[..., None].view(np.uint8)
+    return BlockMatrix(np.concatenate([scale_bytes, stored], axis=-1).reshape(len(q), -1), float_type)
+
+
+@pytest.mark.parametrize("n_tokens", TOKENS)
+@pytest.mark.parametrize("float_type", QUANTIZED)
+def test_integer_sums_are_exact_even_the_largest(kernels, float_type, n_tokens):
+    """All weights at their limits (-128 of Q80 too) and activations at theirs, in every combination of signs."""
+    low, high = (-8, 7) if float_type is FloatType.Q40 else (-128, 127)
+    rng = np.random.default_rng(6)
+    q = rng.choice([low, high], (33, 2, 32))
+    q[0], q[1], q[2, :, ::2], q[2, :, 1::2] = low, high, low, high
+    matrix = blocks(float_type, q, np.ones((33, 2)))
+    signs = rng.choice(np.float32([-127, 127]), (n_tokens, 64))
+    signs[0] = 127  # whose scale is 1
+    signs[-1] = -127
+    assert np.array_equal(kernels.linear(matrix)(signs), signs.astype(np.int64) @ q.reshape(33, 64).T)
+
+
+@pytest.mark.parametrize("n_tokens", [1, 2, 5, 9])
+@pytest.mark.parametrize("float_type", QUANTIZED)
+def test_scales_may_be_negative_zero_subnormal_or_the_largest(kernels, float_type, n_tokens):
+    rng = np.random.default_rng(7)
+    scales = np.resize([-0.5, 0.0, -0.0, 2.0**-24, -(2.0**-24), 2.0**-15, 6e-5, 65504, -65504, 1.0], (33, 9))
+    low, high = (-8, 8) if float_type is FloatType.Q40 else (-128, 128)
+    matrix = blocks(float_type, rng.integers(low, high, (33, 9, 32)), scales)
+    x = activations(n_tokens, 288)
+    terms = block_terms(matrix, x)
+    error = np.abs(kernels.linear(matrix)(x) - terms.sum(-1))
+    assert (error <= 11 * U * np.abs(terms).sum(-1)).all()
+
+
+@pytest.mark.parametrize("n_tokens", [1, 2, 5, 9])
+@pytest.mark.parametrize("float_type", list(FloatType))
+def test_blocks_of_zeros_and_tiny_activations_add_nothing(kernels, float_type, n_tokens):
+    matrix, x = weights(33, 96, float_type), np.zeros((n_tokens, 96), np.float32)
+    product = kernels.linear(matrix)
+    x[:, ::2] = -0.0
+    assert not product(x).any()
+    middle = activations(n_tokens, 32)
+    x[:, 32:64] = middle
+    alone = kernels.linear(matrix.cut(slice(None), slice(32, 64)))(middle)
+    np.testing.assert_allclose(product(x), alone, rtol=0, atol=1e-5 * np.abs(alone).max())
+    if float_type in QUANTIZED:
+        assert np.array_equal(product(x), alone)
+        x[:, :32] = 1e-39  # under what an f16 scale can say
+        x[:, 64:] = -1e-7
+        assert np.array_equal(product(x), alone)
+
+
+@pytest.mark.parametrize("n_tokens", [1, 9])
+@pytest.mark.parametrize("float_type", QUANTIZED)
+def test_activations_too_large_for_an_f16_scale_are_as_large_as_it_can_say(kernels, float_type, n_tokens):
+    matrix = weights(17, 64, float_type)
+    x = activations(n_tokens, 64) * np.float32(1e6)
+    terms = block_terms(matrix, x)
+    assert (np.abs(kernels.linear(matrix)(x) - terms.sum(-1)) <= 4 * U * np.abs(terms).sum(-1)).all()
+
+
+@pytest.mark.parametrize("odd", [0, 1, 3])
+@pytest.mark.parametrize("float_type", list(FloatType))
+def test_a_matrix_may_be_cut_from_a_read_only_one_that_lies_anywhere(kernels, float_type, odd):
+    whole = weights(64, 288, float_type)
+    mapped = np.frombuffer(bytes(odd) + whole.data.tobytes(), np.uint8)[odd:].reshape(whole.data.shape)
+    assert not mapped.flags.writeable
+    for rows in (slice(None), slice(5, 38), slice(63, 64)):
+        for columns in (slice(None), slice(32, 64), slice(96, 288)):
+            cut = BlockMatrix(mapped, float_type).cut(rows, columns)
+            contiguous = BlockMatrix(cut.data.copy(), float_type)
+            x = activations(3, cut.columns)
+            assert np.array_equal(kernels.linear(cut)(x), kernels.linear(contiguous)(x)), (rows, columns)
+            for one, other in zip(kernels.linear(cut, cut)(x), kernels.linear(contiguous, contiguous)(x), strict=True):
+                assert np.array_equal(one, other)
+            assert np.array_equal(kernels.gated(cut, cut)(x / 16), kernels.gated(contiguous, contiguous)(x / 16))
+
+
+@pytest.mark.parametrize("float_type", list(FloatType))
+def test_activations_may_lie_apart_or_be_read_only(kernels, float_type):
+    product, wide = kernels.linear(weights(17, 64, float_type)), activations(8, 128)
+    frozen = np.frombuffer(wide.tobytes(), np.float32).reshape(wide.shape)
+    for x in (wide[:, 32:96], wide[::2, :64], frozen[:, 64:], frozen[1:2, :64]):
+        assert np.array_equal(product(x), product(x.copy()))
 
 
 @pytest.mark.parametrize("n_parts", [1, 2, 3, 4, 8])
@@ -176,25 +311,143 @@ def test_a_tree_sum_adds_neighbours_first(n_parts):
     assert np.array_equal(tree_sum(parts), by_hand[n_parts](parts))
 
 
+def same(wire: object, expected: np.ndarray) -> bool:
+    """The same bits, not only equal numbers."""
+    return isinstance(wire, np.ndarray) and wire.shape == expected.shape and wire.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("sync", SYNCS)
+@pytest.mark.parametrize("n_tokens", [1, 3, 40])
+@pytest.mark.parametrize("width", [32, 288, 4096])
+def test_activations_are_packed_bit_for_bit_as_the_bus_carries_them(kernels, width, n_tokens, sync):
+    x = activations(n_tokens, width)
+    x[0, :32] = 0
+    x[-1, -32:] = np.arange(-16, 16) / 2  # ties
+    for scale in (1.0, 1e-6, 1e-12, 1e-36) if sync != "f32" else (1.0,):
+        scaled = x * np.float32(scale)
+        packed = kernels.pack(scaled, sync)
+        assert packed.dtype == np.uint8
+        assert same(packed, quantize(scaled, SYNC_FLOAT[sync])), scale
+
+
+@pytest.mark.parametrize("sync", ["f32", "f16"])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 5), (3, 33), (40, 100)])
+def test_widths_that_are_no_whole_blocks_cross_the_bus_as_well(kernels, shape, sync):
+    kind = SYNC_FLOAT[sync]
+    parts = [quantize(np.random.default_rng(i).standard_normal(shape, dtype=np.float32), kind) for i in range(3)]
+    total = tree_sum([dequantize(part, kind) for part in parts])
+    assert same(kernels.pack(total, sync), quantize(total, kind))
+    assert same(kernels.add_up(parts, sync, packed=False)[1], total)
+    wire, arrived = kernels.add_up(parts, sync, packed=True)
+    assert same(wire, quantize(total, kind))
+    assert same(arrived, dequantize(quantize(total, kind), kind))
+
+
+@pytest.mark.parametrize("sync", SYNCS)
+@pytest.mark.parametrize("n_parts", range(1, 10))
+@pytest.mark.parametrize("n_tokens", [1, 3, 40])
+def test_parts_are_added_up_bit_for_bit_as_a_tree_of_what_crossed_the_bus(kernels, n_tokens, n_parts, sync):
+    kind = SYNC_FLOAT[sync]
+    for width in (32, 288):
+        parts = [quantize(activations(n_tokens, width, seed=i), kind) for i in range(n_parts)]
+        total = tree_sum([dequantize(part, kind) for part in parts])
+        wire, plain = kernels.add_up(parts, sync, packed=False)
+        assert wire is None
+        assert plain.dtype == np.float32
+        assert same(plain, total)
+        wire, arrived = kernels.add_up(parts, sync, packed=True)
+        assert same(wire, quantize(total, kind))
+        assert same(arrived, dequantize(quantize(total, kind), kind))
+
+
+@pytest.mark.parametrize("sync", SYNCS)
+def test_parts_may_be_read_only_and_lie_anywhere_and_are_left_as_they_are(kernels, sync):
+    parts = [quantize(activations(3, 96, seed=i), SYNC_FLOAT[sync]) for i in range(3)]
+    message = b"x" + b"".join(part.tobytes() for part in parts)
+    size = parts[0].nbytes
+    received = [
+        np.frombuffer(message, np.uint8, size, 1 + i * size).reshape(part.shape) for i, part in enumerate(parts)
+    ]
+    expected = tree_sum([dequantize(part, SYNC_FLOAT[sync]) for part in parts])
+    assert same(kernels.add_up(received, sync, packed=False)[1], expected)
+    assert same(kernels.add_up(parts, sync, packed=True)[0], quantize(expected, SYNC_FLOAT[sync]))
+    assert message[1:] == b"".join(part.tobytes() for part in parts)
+
+
+@pytest.mark.parametrize("choice", AVAILABLE)
+@pytest.mark.parametrize("sync", SYNCS)
+def test_threads_do_not_change_the_bits_of_a_sum_nor_of_what_is_packed(choice, sync):
+    x = [activations(40, 1056, seed=i) for i in range(3)]
+    parts = [quantize(part, SYNC_FLOAT[sync]) for part in x]
+    results = []
+    for threads in (1, 2, 3):
+        with with_threads(choice, threads) as kernels:
+            results.append([kernels.pack(x[0], sync), *kernels.add_up(parts, sync, packed=True)])
+    for one, two, three in zip(*results, strict=True):
+        assert same(two, one)
+        assert same(three, one)
+
+
 @pytest.mark.parametrize("float_type", list(FloatType))
 def test_every_result_is_a_float32_array_of_its_own(kernels, float_type):
-    x = activations(3, 64)
+    x = activations(3, 64) / 16
     kept = x.copy()
     heads = x.reshape(3, 4, 16)
-    cos, sin = rope_angles(rope_frequencies(Rope(), 16), np.arange(3))
-    cache = np.ascontiguousarray(heads.transpose(1, 0, 2))
-    results = {
-        "linear": (kernels.linear(weights(5, 64, float_type))(x), (3, 5)),
-        "rms_norm": (kernels.rms_norm(x, np.ones(64, np.float32), 1e-5), (3, 64)),
-        "rotate": (kernels.rotate(heads, cos, sin, "interleaved"), (3, 4, 16)),
-        "attend": (kernels.attend(heads, cache, cache, [0, 1, 2, 3]), (3, 64)),
-        "silu_times": (kernels.silu_times(x, x), (3, 64)),
-    }
+    matrix, run = weights(5, 64, float_type), Run(0, 0, 3)
+    cache = kernels.kv_cache(1, 1, 4, 3, 16, [0, 1, 2, 3], "f32")
+    cache.append(0, run, heads, heads)
+    with np.errstate(over="ignore"):
+        results = {
+            "linear": (kernels.linear(matrix)(x), (3, 5)),
+            "gated": (kernels.gated(matrix, matrix)(x), (3, 5)),
+            "rms_norm": (kernels.rms_norm(x, np.ones(64, np.float32), 1e-5), (3, 64)),
+            "attend": (cache.attend(0, run, heads), (3, 64)),
+            "add_up": (kernels.add_up([quantize(kept, FloatType.F16)] * 2, "f16", packed=True)[1], (3, 64)),
+        }
     for name, (result, shape) in results.items():
         assert (name, result.dtype, result.shape) == (name, np.float32, shape)
         assert result.flags.c_contiguous
         assert not np.shares_memory(result, x)
+    for result in kernels.linear(matrix, matrix)(x):  # of several matrices, rows may lie apart
+        assert (result.dtype, result.shape, result.strides[1]) == (np.float32, (3, 5), 4)
+        assert not np.shares_memory(result, x)
+    for one, other in itertools.combinations(results.values(), 2):
+        assert not np.shares_memory(one[0], other[0])
     assert np.array_equal(x, kept)
+
+
+@pytest.mark.parametrize("layout", ["interleaved", "half"])
+@pytest.mark.parametrize("n_tokens", [1, 3, 33])
+@pytest.mark.parametrize("head_dim", [2, 16, 80, 128])
+def test_rotation_is_in_place_by_the_angles_of_each_token_wherever_its_rows_lie(kernels, head_dim, n_tokens, layout):
+    wide = np.random.default_rng(8).standard_normal((n_tokens, 5 * head_dim), dtype=np.float32)
+    before = wide.copy()
+    x = wide[:, head_dim : 4 * head_dim].reshape(n_tokens, 3, head_dim)
+    cos, sin = rope_angles(rope_frequencies(Rope(), head_dim), np.arange(7, 7 + n_tokens))
+    turned = kernels.rotate(x, cos, sin, layout)
+    assert turned is x
+    assert np.array_equal(wide[:, :head_dim], before[:, :head_dim])
+    assert np.array_equal(wide[:, 4 * head_dim :], before[:, 4 * head_dim :])
+    old = before[:, head_dim : 4 * head_dim].reshape(x.shape).astype(np.float64)
+    half = head_dim // 2
+    first, second = (
+        (slice(0, None, 2), slice(1, None, 2)) if layout == "interleaved" else (slice(half), slice(half, None))
+    )
+    u, v, c, s = old[..., first], old[..., second], cos[:, None].astype(np.float64), sin[:, None].astype(np.float64)
+    bound = 2 * U * (np.abs(u) + np.abs(v))  # two products, one sum
+    assert (np.abs(turned[..., first] - (u * c - v * s)) <= bound).all()
+    assert (np.abs(turned[..., second] - (u * s + v * c)) <= bound).all()
+
+
+@pytest.mark.parametrize("n_tokens", [1, 5, 33])
+@pytest.mark.parametrize("width", [2, 15, 16, 17, 288, 4096])
+def test_rms_norm_is_exact_within_the_rounding_of_float32(kernels, width, n_tokens):
+    rng = np.random.default_rng(9)
+    x, gain = rng.standard_normal((n_tokens, width), dtype=np.float32), rng.standard_normal(width, dtype=np.float32)
+    precise = x.astype(np.float64)
+    exact = precise / np.sqrt((precise**2).mean(-1, keepdims=True) + 1e-5) * gain
+    # The sum of squares is off by width * U (half of that is left of it under the root), six other steps by U each.
+    assert (np.abs(kernels.rms_norm(x, gain, 1e-5) - exact) <= (width / 2 + 6) * U * np.abs(exact)).all()
 
 
 def test_rms_norm_divides_by_the_root_mean_square_and_multiplies_by_the_gain(kernels):
@@ -212,34 +465,16 @@ def test_rms_norm_takes_each_row_by_itself_and_adds_epsilon_to_the_mean_square(k
 
 def test_silu_has_its_exact_values_and_the_published_ones(kernels):
     gate = np.arange(8, dtype=np.float32)[None] / 8
-    silu = kernels.silu_times(gate, np.ones_like(gate))[0]
+    silu = silu_times(kernels, gate, np.ones_like(gate))[0]
     published = [0, 0.066401, 0.140544, 0.222250, 0.311233, 0.407116, 0.509461, 0.617802]
     np.testing.assert_allclose(silu, published, rtol=0, atol=PUBLISHED_EXP)
     np.testing.assert_allclose(silu, [x / (1 + math.exp(-x)) for x in gate[0]], rtol=0, atol=SIX_DIGITS)
-    np.testing.assert_allclose(kernels.silu_times(gate, gate - 2)[0], silu * (gate[0] - 2), rtol=0, atol=SIX_DIGITS)
+    np.testing.assert_allclose(silu_times(kernels, gate, gate - 2)[0], silu * (gate[0] - 2), rtol=0, atol=SIX_DIGITS)
 
 
 def test_silu_of_values_far_out_is_zero_or_the_value_itself_without_a_warning(kernels):
     gate = np.array([[-1e4, -100, 100, 1e4]], np.float32)
-    assert kernels.silu_times(gate, np.ones_like(gate)).tolist()[0] == pytest.approx([0, 0, 100, 1e4], abs=1e-37)
-
-
-def test_attention_weights_are_the_exact_softmax_and_the_published_one(kernels):
-    keys = np.zeros((1, 8, 8), np.float32)
-    keys[0, :, 0] = np.arange(8) / 8
-    q = np.zeros((1, 1, 8), np.float32)
-    q[0, 0, 0] = math.sqrt(8)  # so that the scores, divided by sqrt(8), are the keys
-    softmax = kernels.attend(q, keys, np.eye(8, dtype=np.float32)[None], [0])[0]
-    published = [0.077399, 0.087780, 0.099500, 0.112761, 0.127778, 0.144793, 0.164072, 0.185917]
-    np.testing.assert_allclose(softmax, published, rtol=0, atol=PUBLISHED_EXP)
-    powers = [math.exp(i / 8) for i in range(8)]
-    np.testing.assert_allclose(softmax, [power / sum(powers) for power in powers], rtol=0, atol=SIX_DIGITS)
-
-
-def test_attention_with_scores_in_the_thousands_picks_the_largest(kernels):
-    keys = np.array([[[5000.0, 0], [9000, 0], [-9000, 0]]], np.float32)
-    values = np.array([[[1.0, 2], [3, 4], [5, 6]]], np.float32)
-    assert kernels.attend(np.ones((1, 1, 2), np.float32), keys, values, [0]).tolist() == [[3.0, 4.0]]
+    assert silu_times(kernels, gate, np.ones_like(gate)).tolist()[0] == pytest.approx([0, 0, 100, 1e4], abs=1e-37)
 
 
 SCALED = Rope(500000.0, "interleaved", RopeScaling(32, 1, 4, 8192))
@@ -273,67 +508,6 @@ def test_rotated_ones_have_the_published_values(kernels, rope, position, figures
     turned = kernels.rotate(ones, *angles, rope.layout).ravel()
     for index, figure in figures.items():
         assert turned[index] == pytest.approx(figure, rel=0, abs=SIX_DIGITS), index
-
-
-def attention_by_hand(q: F32, keys: F32, values: F32, kv_of_head: list[int]) -> F64:
-    """Token by token and head by head, in float64: (T, H, Hd)."""
-    n_tokens, n_heads, head_dim = q.shape
-    n_before = keys.shape[1] - n_tokens
-    out = np.zeros(q.shape)
-    for token in range(n_tokens):
-        for head in range(n_heads):
-            seen = slice(0, n_before + token + 1)
-            k, v = keys[kv_of_head[head], seen].astype(np.float64), values[kv_of_head[head], seen].astype(np.float64)
-            weight = np.exp(k @ q[token, head].astype(np.float64) / math.sqrt(head_dim))
-            out[token, head] = weight @ v / weight.sum()
-    return out
-
-
-# Scores and values are normal numbers of up to 5 or so; some 16 products and 12 weights, each off by U, and e^score by
-# U for each of its own roundings: 5 * 30 * U = 9e-6.
-ATTENTION_ROUNDING = 9e-6
-
-
-# The last: a node that begins and ends in the middle of a group.
-@pytest.mark.parametrize("kv_of_head", [[0], [0, 1, 2], [0, 0, 0, 1, 1, 1], [0, 1, 1, 1, 2, 2]])
-@pytest.mark.parametrize(("n_tokens", "n_positions"), [(1, 1), (1, 12), (5, 12), (12, 12)])
-def test_attention_is_what_a_loop_over_tokens_and_heads_gives(kernels, kv_of_head, n_tokens, n_positions):
-    rng = np.random.default_rng(3)
-    q = rng.standard_normal((n_tokens, len(kv_of_head), 16), dtype=np.float32)
-    keys, values = rng.standard_normal((2, kv_of_head[-1] + 1, n_positions, 16), dtype=np.float32)
-    out = kernels.attend(q, keys, values, kv_of_head).reshape(q.shape)
-    expected = attention_by_hand(q, keys, values, kv_of_head)
-    np.testing.assert_allclose(out, expected, rtol=0, atol=ATTENTION_ROUNDING)
-
-
-def test_a_prompt_and_then_tokens_one_by_one_attend_as_all_at_once(kernels):
-    rng = np.random.default_rng(4)
-    q = rng.standard_normal((9, 4, 16), dtype=np.float32)
-    k, v = rng.standard_normal((2, 9, 2, 16), dtype=np.float32)
-    kv_of_head = [0, 0, 1, 1]
-    cache = KVCache(n_layers=2, n_slots=2, n_kv_heads=2, seq_len=16, head_dim=16)
-    pieces = []
-    for start, count in [(0, 6), (6, 1), (7, 1), (8, 1)]:
-        rows = slice(start, start + count)
-        keys, values = cache.extend(1, Run(1, start, count), k[rows], v[rows])
-        for layer, slot in [(0, 1), (1, 0)]:  # another layer and another slot keep their own
-            cache.extend(layer, Run(slot, start, count), -k[rows], -v[rows])
-        pieces.append(kernels.attend(q[rows], keys, values, kv_of_head))
-    whole = kernels.attend(
-        q, np.ascontiguousarray(k.transpose(1, 0, 2)), np.ascontiguousarray(v.transpose(1, 0, 2)), kv_of_head
-    )
-    np.testing.assert_allclose(np.concatenate(pieces), whole, rtol=0, atol=ATTENTION_ROUNDING)
-
-
-def test_no_token_attends_to_a_later_one(kernels):
-    rng = np.random.default_rng(5)
-    q = rng.standard_normal((4, 2, 16), dtype=np.float32)
-    keys, values = rng.standard_normal((2, 1, 10, 16), dtype=np.float32)
-    before = kernels.attend(q, keys, values, [0, 0])
-    keys[0, 8:], values[0, 8:] = 100, 100
-    after = kernels.attend(q, keys, values, [0, 0])
-    assert np.array_equal(before[:2], after[:2])
-    assert not np.isclose(before[2:], after[2:]).any()
 
 
 @pytest.mark.parametrize("choice", ["auto", *AVAILABLE])

@@ -17,7 +17,7 @@ import msgpack
 import numpy as np
 import zmq
 
-PROTOCOL = 1
+PROTOCOL = 2
 BLOCK = {0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 34)}  # §6: values and bytes of a block, by weight_type
 F32, F16, Q40, Q80 = range(4)
 
@@ -176,7 +176,15 @@ class Stranger:
     # --- §6: what a node holds --------------------------------------------------------------------------------------
 
     def _load(
-        self, spec: dict[str, Any], nodes: int, sync: str, kernels: str, seq_len: int, slots: int, step_s: float
+        self,
+        spec: dict[str, Any],
+        nodes: int,
+        sync: str,
+        kernels: str,
+        kv: str,
+        seq_len: int,
+        slots: int,
+        step_s: float,
     ) -> None:
         self.spec, self.sync, self.step_s = spec, sync, step_s
         n_heads, head_dim, node = spec["n_heads"], spec["head_dim"], self.node
@@ -202,7 +210,11 @@ class Stranger:
         ]  # fmt: skip
         self.segments = max(possible) // nodes
         layers = range(spec["n_layers"])
-        self.cache = np.zeros((len(layers), slots, 2, kv_heads[1] - kv_heads[0], seq_len, head_dim), np.float32)
+        self.kv_most = np.float32(65504 if kv == "f16" else np.inf)
+        self.cache = np.zeros(
+            (len(layers), slots, 2, kv_heads[1] - kv_heads[0], seq_len, head_dim),
+            {"f16": np.float16, "f32": np.float32}[kv],
+        )
         tensors = []
         for i in layers:
             tensors += [(f"layers.{i}.attention.{n}", "heads" if n == "q" else "kv_heads", "embed") for n in "qkv"]
@@ -394,14 +406,15 @@ class Stranger:
             store = self.cache[i, slot]
             if end > store.shape[2]:
                 raise ValueError(f"positions to {end}; room for {store.shape[2]}")
-            store[0, :, start:end], store[1, :, start:end] = k[rows].swapaxes(0, 1), v[rows].swapaxes(0, 1)
+            for both, new in zip(store, (k, v), strict=True):
+                both[:, start:end] = np.clip(new[rows].swapaxes(0, 1), -self.kv_most, self.kv_most)
             later = np.arange(end) > np.arange(start, end)[:, None]
             for head, kv in enumerate(self.kv_of_head):
-                scores = (q[rows, head] * np.float32(1 / shape[2] ** 0.5)) @ store[0, kv, :end].T
+                scores = (q[rows, head] * np.float32(1 / shape[2] ** 0.5)) @ store[0, kv, :end].T.astype(np.float32)
                 scores[later] = -np.inf
                 weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
                 weights /= weights.sum(axis=-1, keepdims=True, dtype=np.float32)
-                out[rows, head] = weights @ store[1, kv, :end]
+                out[rows, head] = weights @ store[1, kv, :end].astype(np.float32)
             row += count
         return self._product(f"layers.{i}.attention.o", out.reshape(len(x), -1), self.segments)
 

@@ -19,6 +19,7 @@ from command_line import Cli, Process, clean_cli, finish, kill, read_some, until
 
 from dllama_zmq import __version__
 from dllama_zmq.bench.cases import prompt_steps
+from dllama_zmq.bench.product import NAME
 from dllama_zmq.kernels import choose_kernels
 from dllama_zmq.root.prediction import predict_step
 from dllama_zmq.shapes import shape
@@ -54,11 +55,17 @@ def run(cli: Cli, *words: str) -> tuple[str, str]:
 
 
 @pytest.fixture(scope="module")
-def rows(bench: Cli) -> list[Row]:
+def all_rows(bench: Cli) -> list[Row]:
     out, _ = run(bench, "-p", "40", "-n", "3", "-d", "0,35", "-r", "2", "--nodes", "1,2", "-o", "json")
     found = json.loads(out)
     assert isinstance(found, list)
     return found
+
+
+@pytest.fixture(scope="module")
+def rows(all_rows: list[Row]) -> list[Row]:
+    """Those of cases."""
+    return [row for row in all_rows if row["test"] != NAME]
 
 
 def predicted_kb(row: Row, sync: Sync) -> float:
@@ -73,6 +80,34 @@ def predicted_kb(row: Row, sync: Sync) -> float:
 def test_json_has_a_row_for_each_case_and_number_of_nodes(rows: list[Row]) -> None:
     tests = ["pp40", "tg3", "pp40 @ d35", "tg3 @ d35"]
     assert [(row["nodes"], row["test"]) for row in rows] == [(n, test) for n in (1, 2) for test in tests]
+
+
+def test_the_product_alone_is_measured_on_as_many_threads_as_the_nodes_of_each_case(all_rows: list[Row]) -> None:
+    alone = [row for row in all_rows if row["test"] == NAME]
+    assert [(row["nodes"], row["threads"], row["kb_per_token"]) for row in alone] == [(1, 1, 0), (1, 2, 0)]
+    for row in alone:
+        assert row["tokens_per_s"] == max(row["samples_tokens_per_s"])
+        assert row["gb_per_s"] == pytest.approx(32768 * 4096 / 32 * 18 * row["tokens_per_s"] / 1e9)
+        assert row["pct_of_read_bandwidth"] == pytest.approx(100 * row["gb_per_s"] / row["read_gb_per_s"])
+
+
+def test_a_profile_says_where_the_time_of_a_token_goes(bench: Cli, rows: list[Row]) -> None:
+    assert all("profile" not in row for row in rows)
+    out, _ = run(bench, "-p", "40", "-n", "3", "-r", "2", "--nodes", "2", "--sync", "q80", "--profile", "-o", "json")
+    alone, *profiled = json.loads(out)
+    assert "profile" not in alone
+    assert [row["test"] for row in profiled] == ["pp40", "tg3"]
+    for row in profiled:
+        profile = row["profile"]
+        in_kernels = sum(part["ms_per_token"] for part in profile["parts"])
+        assert 0 < in_kernels < profile["ms_per_token"]
+        assert 0 < profile["python_share"] < 1
+        all_of_it = in_kernels + profile["wait_ms_per_token"] + profile["python_ms_per_token"]
+        assert all_of_it == pytest.approx(profile["ms_per_token"])
+        assert {"attend", "pack", "add_up"} < {part["name"] for part in profile["parts"]}
+        n_tokens, speeds = row["n_prompt"] or row["n_gen"], row["samples_tokens_per_s"]
+        seconds = sum(n_tokens / speed for speed in speeds)
+        assert profile["ms_per_token"] == pytest.approx(1000 * seconds / (n_tokens * len(speeds)))
 
 
 def test_every_row_says_what_it_was_measured_with(rows: list[Row]) -> None:
@@ -133,11 +168,13 @@ def test_markdown_has_a_line_for_each_row_and_the_command_last(bench: Cli) -> No
         "test", "nodes", "threads", "tokens/s", "GB/s", "% of read", "GMAC/s", "kB/token", "waiting",
     ]  # fmt: skip
     assert [cells[:3] for cells in table[2:]] == [
-        [test, "1", threads] for threads in ("1", "2") for test in ("pp5", "pp40", "tg2")
+        *[[NAME, "1", threads] for threads in ("1", "2")],
+        *[[test, "1", threads] for threads in ("1", "2") for test in ("pp5", "pp40", "tg2")],
     ]
-    assert all(re.fullmatch(r"[\d.]+ ± 0\.00", cells[3]) for cells in table[2:])
+    assert all(re.fullmatch(r"[\d.]+ ± 0\.00", cells[3]) for cells in table[4:])
     assert f"{' '.join(flags)}`" in lines[-1]
-    assert "memory read: " in out
+    assert "memory read, by " in out
+    assert f"kernels {choose_kernels('auto', 1).name}" in out
     assert "GMAC/s with 2 threads" in out
     assert "1 node of 2 threads" in err
 
@@ -153,7 +190,8 @@ def test_the_tool_is_the_same_command(bench: Cli) -> None:
     words = [sys.executable, str(TOOL), "-m", str(bench.model), "-p", "4", "-n", "0", "-r", "1", "-o", "json"]
     done = subprocess.run(words, env=bench.environment(), capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    (row,) = json.loads(done.stdout)
+    alone, row = json.loads(done.stdout)
+    assert alone["test"] == NAME
     assert (row["test"], row["model"], row["shape"]) == ("pp4", str(bench.model), None)
     assert row["command"].startswith("dllama-zmq bench -m ")
 

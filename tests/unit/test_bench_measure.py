@@ -44,3 +44,15 @@ def test_what_an_earlier_case_has_filled_is_not_filled_again(root: Root, bench: 
     bench.run(Case("pp", 30), repetitions=1)
     bench.run(Case("tg", 1, depth=50), repetitions=1)
     assert root.ledger.tokens["prompt"] == (1 + 1) * 30 + 20
+
+
+def test_kernels_are_counted_over_the_repetitions_alone_and_only_where_asked_for(tmp_path: Path, bench: Bench) -> None:
+    assert bench.run(Case("tg", 2), repetitions=1).kernels is None
+    with write_tiny_model(tmp_path / "profiled.m") as model:
+        root = Root(zmq.Context.instance(), model, RootSettings(profile=True))
+        measured = Bench(root, Teller(print), "1 node").run(Case("tg", 4, depth=5), repetitions=3)
+        n_layers = model.spec.n_layers
+    assert measured.kernels is not None
+    assert measured.kernels["attend"][1] == 3 * 4 * n_layers
+    assert measured.kernels["rms_norm"][1] == 3 * 4 * (2 * n_layers + 1)
+    assert 0 < sum(seconds for seconds, _ in measured.kernels.values()) <= sum(measured.seconds)

@@ -1,0 +1,88 @@
+"""Any back end with a clock in it: how long each of its kernels has run, and how often. Knows no model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from time import perf_counter
+from typing import ParamSpec, TypeVar
+
+from dllama_zmq.kernels.interface import Kernels, KVCache, KVType, Linear
+from dllama_zmq.quants import BlockMatrix
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+class _Spent:
+    __slots__ = ("calls", "seconds")
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.calls = 0
+
+
+class Profiled:
+    """`kernels`, each call of which is timed under a name; it takes some 0.2 us longer.
+
+    Products are named by their shape, as "linear 2048+256+256 x 2048": the rows of each matrix, and the columns of all.
+    Those of one shape count together, as the layers of a model do. The others have the interface's names.
+    """
+
+    def __init__(self, kernels: Kernels) -> None:
+        self.name = kernels.name
+        self._kernels = kernels
+        self._spent: dict[str, _Spent] = {}
+        self.rms_norm = self._timed("rms_norm", kernels.rms_norm)
+        self.rotate = self._timed("rotate", kernels.rotate)
+        self.pack = self._timed("pack", kernels.pack)
+        self.add_up = self._timed("add_up", kernels.add_up)
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Time in each kernel since the last `reset`, in the order in which they were made."""
+        return {name: spent.seconds for name, spent in self._spent.items()}
+
+    @property
+    def calls(self) -> dict[str, int]:
+        """Calls of each kernel since the last `reset`."""
+        return {name: spent.calls for name, spent in self._spent.items()}
+
+    def reset(self) -> None:
+        """Count from zero again."""
+        for spent in self._spent.values():
+            spent.seconds, spent.calls = 0.0, 0
+
+    def linear(self, *matrices: BlockMatrix, segments: int = 1) -> Linear:
+        return self._timed(_title("linear", matrices), self._kernels.linear(*matrices, segments=segments))
+
+    def gated(self, gate: BlockMatrix, up: BlockMatrix) -> Linear:
+        return self._timed(_title("gated", (gate, up)), self._kernels.gated(gate, up))
+
+    def kv_cache(
+        self, n_layers: int, n_slots: int, n_kv_heads: int, seq_len: int, head_dim: int, kv_of_head: Sequence[int],
+        kv_type: KVType,
+    ) -> KVCache:  # fmt: skip
+        cache = self._kernels.kv_cache(n_layers, n_slots, n_kv_heads, seq_len, head_dim, kv_of_head, kv_type)
+        return _ProfiledCache(cache, self)
+
+    def _timed(self, name: str, kernel: Callable[_P, _R]) -> Callable[_P, _R]:
+        spent = self._spent.setdefault(name, _Spent())
+
+        def timed(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+            start = perf_counter()
+            result = kernel(*args, **kwargs)
+            spent.seconds += perf_counter() - start
+            spent.calls += 1
+            return result
+
+        return timed
+
+
+class _ProfiledCache:
+    def __init__(self, cache: KVCache, profiled: Profiled) -> None:
+        self.append = profiled._timed("append", cache.append)
+        self.attend = profiled._timed("attend", cache.attend)
+
+
+def _title(kind: str, matrices: Sequence[BlockMatrix]) -> str:
+    return f"{kind} {'+'.join(str(matrix.rows) for matrix in matrices)} x {matrices[0].columns}"

@@ -1,0 +1,1 @@
+"""The fast back end: numba makes machine code for this CPU once, `library.py` keeps it, ctypes calls it."""

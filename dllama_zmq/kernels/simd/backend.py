@@ -1,0 +1,297 @@
+"""The back end `simd`: NumPy arrays in and out, machine code from `library.py` in between. Knows no numba.
+
+Weights are repacked once into tiles (`packing.py`), by all threads, straight from wherever they lie. Results live in
+arrays that are used again as soon as nobody holds them: nothing is allocated from token to token.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from dllama_zmq.kernels.interface import KVType, Linear, Run
+from dllama_zmq.kernels.simd.host import host_target
+from dllama_zmq.kernels.simd.library import library
+from dllama_zmq.kernels.simd.pool import Job, Pool
+from dllama_zmq.quants import F32, U8, BlockMatrix
+from dllama_zmq.spec import FloatType, Sync
+
+_NAMES = {FloatType.F32: "f32", FloatType.F16: "f16", FloatType.Q40: "q40", FloatType.Q80: "q80"}
+_TILE_UNIT_BYTES = {FloatType.F32: 64, FloatType.F16: 32, FloatType.Q40: 288, FloatType.Q80: 544}
+_FORMS: dict[Sync, int] = {"f32": 0, "f16": 1, "q80": 2}
+_GATED = 3
+_X_BLOCK = 40
+_LANES = 16
+_CHUNK_BYTES = 128 * 1024
+"""Weights that one thread takes at a time: long enough for the memory's prefetching, short enough to share evenly."""
+_ALONE_TOKENS = 4
+"""Up to so many tokens a norm, a rotation or a quantization is done by one thread: the others would come too late."""
+MOST_HEAD_DIM = 512
+
+
+class Simd:
+    """Kernels compiled for this CPU, over `threads` threads. `crowded`: there are fewer cores than threads at work."""
+
+    name = "simd"
+
+    def __init__(self, threads: int = 1, crowded: bool = False) -> None:
+        self._library = library()
+        self.pool = Pool(self._library, threads, crowded)
+        self._arrays: dict[tuple[int, str], list[tuple[npt.NDArray[Any], int]]] = {}
+        at = self._library.addresses
+        self._at = at
+        self._most = host_target().tokens
+        self._norm, self._rotate, self._add = Job(*[0] * 5), Job(*[0] * 8), Job(*[0] * 5)
+        self._eps = (ctypes.c_float * 1).from_buffer(self._norm.fields, 32)
+
+    def linear(self, *matrices: BlockMatrix, segments: int = 1) -> Linear:
+        return _Product(self, matrices, segments, gated=False)
+
+    def gated(self, gate: BlockMatrix, up: BlockMatrix) -> Linear:
+        return _Product(self, (gate, up), 1, gated=True)
+
+    def kv_cache(
+        self, n_layers: int, n_slots: int, n_kv_heads: int, seq_len: int, head_dim: int, kv_of_head: Sequence[int],
+        kv_type: KVType,
+    ) -> _Cache:  # fmt: skip
+        return _Cache(self, n_layers, n_slots, n_kv_heads, seq_len, head_dim, kv_of_head, kv_type)
+
+    def rms_norm(self, x: F32, gain: F32, eps: float) -> F32:
+        x = np.ascontiguousarray(x, np.float32)
+        out: F32
+        out, to = self.array(*x.shape)
+        job = self._norm.fields
+        job[0], job[1], job[2], job[3] = address(x), to, address(gain), x.shape[1]
+        self._eps[0] = eps
+        self.over_rows("rms_norm", self._norm, len(x))
+        return out
+
+    def rotate(self, x: F32, cos: F32, sin: F32, layout: Literal["interleaved", "half"]) -> F32:
+        half = x.shape[2] // 2
+        job = self._rotate.fields
+        job[0], job[1], job[2], job[3], job[4], job[5] = (
+            address(x),
+            x.strides[0],
+            x.shape[1],
+            half,
+            address(cos),
+            address(sin),
+        )
+        job[6], job[7] = (4, 8) if layout == "interleaved" else (4 * half, 4)
+        self.over_rows("rotate", self._rotate, len(x))
+        return x
+
+    def add_up(self, parts: Sequence[U8], sync: Sync, packed: bool) -> tuple[U8 | None, F32]:
+        n_tokens, n_bytes = parts[0].shape
+        width = n_bytes // 34 * 32 if sync == "q80" else n_bytes // (2 if sync == "f16" else 4)
+        out, to = self.array(n_tokens, width)
+        wire, wire_at = self.array(n_tokens, n_bytes, np.uint8) if packed else (None, 0)
+        if sync != "q80" and n_tokens * width % 32:
+            return _odd_sum(parts, sync, width, packed)
+        sources = (ctypes.c_int64 * len(parts))(*map(address, parts))
+        job = self._add.fields
+        job[0], job[1], job[2], job[3], job[4] = ctypes.addressof(sources), len(parts), wire_at, to, _FORMS[sync]
+        self._spread("add_up", self._add, n_tokens * width // 32, 512)
+        return wire, out
+
+    def pack(self, x: F32, sync: Sync) -> U8:
+        if sync == "f32" or x.size % 32:
+            return _packed_by_numpy(x, sync)
+        x = np.ascontiguousarray(x, np.float32)
+        n_bytes = x.shape[1] // 32 * 34 if sync == "q80" else 2 * x.shape[1]
+        wire: U8
+        wire, wire_at = self.array(len(x), n_bytes, np.uint8)
+        job = self._add.fields
+        job[0], job[1], job[2], job[3], job[4] = 0, 0, wire_at, address(x), _FORMS[sync]
+        self._spread("add_up", self._add, x.size // 32, 512)
+        return wire
+
+    def array(self, n_rows: int, width: int, dtype: Any = np.float32) -> tuple[Any, int]:
+        """An array (n_rows, width) that nobody else holds, and its address."""
+        key = (width, "" if dtype is np.float32 else "b")
+        kept = self._arrays.setdefault(key, [])
+        for i, (array, at) in enumerate(kept):
+            if sys.getrefcount(array) == _FREE and len(array) >= n_rows:
+                if i:
+                    kept[0], kept[i] = kept[i], kept[0]
+                return array[:n_rows], at
+        array = np.empty((n_rows, width), dtype)
+        kept[:] = [(a, at) for a, at in kept if len(a) >= n_rows or sys.getrefcount(a) > _FREE][:8]
+        kept.insert(0, (array, array.ctypes.data))
+        return array[:n_rows], kept[0][1]
+
+    def over_rows(self, kernel: str, job: Job, n_rows: int) -> None:
+        """A kernel whose items are tokens: by one thread while they are few."""
+        if n_rows <= _ALONE_TOKENS:
+            self.pool.run_alone(self._at[kernel], job.address, n_rows)
+        else:
+            self.pool.run(self._at[kernel], job.address, n_rows, -(-n_rows // (4 * self.pool.threads)))
+
+    def _spread(self, kernel: str, job: Job, n_items: int, alone: int) -> None:
+        if n_items <= alone:
+            self.pool.run_alone(self._at[kernel], job.address, n_items)
+        else:
+            self.pool.run(self._at[kernel], job.address, n_items, alone)
+
+
+class _Product:
+    """One or several matrices as tiles: `linear` and `gated`."""
+
+    def __init__(self, kernels: Simd, matrices: Sequence[BlockMatrix], segments: int, gated: bool) -> None:
+        kind, columns = matrices[0].float_type, matrices[0].columns
+        self._kernels = kernels
+        self._integer = kind.block_values == 32
+        self._columns = columns
+        self._n_rows = [matrix.rows for matrix in matrices]
+        tiles = [-(-rows // _LANES) for rows in self._n_rows]
+        n_tiles = sum(tiles) + sum(tiles) % 2
+        tile_bytes = columns // kind.block_values * _TILE_UNIT_BYTES[kind]
+        self._memory = _pages(n_tiles * tile_bytes)
+        base = address(self._memory)
+        first = 0
+        for i, (matrix, count) in enumerate(zip(matrices, tiles, strict=True)):
+            to, stride = (base + i * tile_bytes, 2 * tile_bytes) if gated else (base + first * tile_bytes, tile_bytes)
+            self._pack(matrix, to, stride, count)
+            first += count
+        self._width = self._n_rows[0] if gated or len(matrices) == 1 else first * _LANES
+        self._cuts = [] if gated or len(matrices) == 1 else [_LANES * t for t in tiles]
+        self._n_items = n_tiles // 2
+        self._chunk = max(1, min(_CHUNK_BYTES // (2 * tile_bytes), self._n_items // (4 * kernels.pool.threads)))
+        form = _GATED if gated else 0
+        self._job = Job(base, tile_bytes, 0, 4 * columns, 0, 4 * self._width, self._width, columns, segments, 0, form)
+        self._x_job = Job(0, 0, 0, 4 * columns, 0, 0, 0, columns, 0, 0)
+        self._kernel = kernels._at[f"product_{_NAMES[kind]}"]
+
+    def __call__(self, x: F32) -> Any:
+        kernels, job, n_tokens = self._kernels, self._job.fields, len(x)
+        x = np.ascontiguousarray(x, np.float32)
+        at = address(x)
+        if self._integer:
+            _held, values_at = kernels.array(n_tokens, self._columns // 32 * _X_BLOCK, np.uint8)
+            fields = self._x_job.fields
+            fields[2], fields[4], fields[9] = at, values_at, n_tokens
+            n_groups = -(-n_tokens // kernels._most)
+            run = kernels.pool.run if n_tokens > _ALONE_TOKENS else kernels.pool.run_alone
+            run(kernels._at["quantize"], self._x_job.address, n_groups)
+            at = values_at
+        out, to = kernels.array(n_tokens, self._width)
+        job[2], job[4], job[9] = at, to, n_tokens
+        kernels.pool.run(self._kernel, self._job.address, self._n_items, self._chunk if n_tokens < 8 else 1)
+        if not self._cuts:
+            return out
+        parts, first = [], 0
+        for width, n_rows in zip(self._cuts, self._n_rows, strict=True):
+            parts.append(out[:, first : first + n_rows])
+            first += width
+        return parts
+
+    def _pack(self, matrix: BlockMatrix, to: int, to_stride: int, n_tiles: int) -> None:
+        data = matrix.data if matrix.data.strides[1] == 1 else np.ascontiguousarray(matrix.data)
+        units = matrix.columns // matrix.float_type.block_values
+        job = Job(to, to_stride, data.ctypes.data, data.strides[0], matrix.rows, units)
+        self._kernels.pool.run(self._kernels._at[f"pack_{_NAMES[matrix.float_type]}"], job.address, n_tiles, 4)
+
+
+class _Cache:
+    """One node's KV heads: see `attention.py` for how they lie. Memory is taken as positions fill."""
+
+    def __init__(
+        self, kernels: Simd, n_layers: int, n_slots: int, n_kv_heads: int, seq_len: int, head_dim: int,
+        kv_of_head: Sequence[int], kv_type: KVType,
+    ) -> None:  # fmt: skip
+        if head_dim > MOST_HEAD_DIM:
+            raise ValueError(f"heads of {head_dim} values; this back end goes to {MOST_HEAD_DIM}: use kernels: numpy")
+        self._kernels = kernels
+        self._n_heads, self._head_dim, self._n_kv_heads = len(kv_of_head), head_dim, n_kv_heads
+        value_bytes = 2 if kv_type == "f16" else 4
+        room = -(-seq_len // _LANES) * _LANES
+        self._key_bytes = room * head_dim * value_bytes
+        self._value_bytes = room * -(-head_dim // _LANES) * _LANES * value_bytes
+        self._slot_bytes = n_kv_heads * (self._key_bytes + self._value_bytes)
+        self._layer_bytes = n_slots * self._slot_bytes
+        self._memory = _pages(n_layers * self._layer_bytes, huge=False)
+        self._base = address(self._memory)
+        bounds = []
+        for kv in range(n_kv_heads):
+            heads = [h for h, of in enumerate(kv_of_head) if of == kv]
+            bounds += [heads[0], heads[-1] + 1] if heads else [0, 0]
+        self._groups = Job(*bounds)
+        self._widest = max(last - first for first, last in zip(bounds[::2], bounds[1::2], strict=True))
+        self._job = Job(
+            0, 0, self._key_bytes, self._value_bytes, head_dim, 0, 0, 0, 0, 0, 4 * len(kv_of_head) * head_dim,
+            self._groups.address, 0, 0, 0, 0, 0,
+        )  # fmt: skip
+        (ctypes.c_float * 1).from_buffer(self._job.fields, 13 * 8)[0] = 1 / head_dim**0.5
+        self._store, self._attend = kernels._at[f"store_kv_{kv_type}"], kernels._at[f"attend_{kv_type}"]
+
+    def append(self, layer: int, run: Run, keys: F32, values: F32) -> None:
+        if keys.strides[0] != values.strides[0]:  # the kernel knows one distance between rows
+            keys, values = np.ascontiguousarray(keys), np.ascontiguousarray(values)
+        job = self._job.fields
+        self._place(layer, run)
+        job[14], job[15], job[16] = address(keys), address(values), keys.strides[0]
+        pool = self._kernels.pool
+        (pool.run if run.count > _ALONE_TOKENS else pool.run_alone)(self._store, self._job.address, self._n_kv_heads)
+
+    def attend(self, layer: int, run: Run, q: F32) -> F32:
+        job = self._job.fields
+        self._place(layer, run)
+        out: F32
+        out, to = self._kernels.array(run.count, self._n_heads * self._head_dim)
+        per_group = -(-run.count * self._widest // 8)
+        job[7], job[8], job[9], job[12] = address(q), q.strides[0], to, per_group
+        self._kernels.pool.run(self._attend, self._job.address, self._n_kv_heads * per_group)
+        return out
+
+    def _place(self, layer: int, run: Run) -> None:
+        keys = self._base + layer * self._layer_bytes + run.slot * self._slot_bytes
+        job = self._job.fields
+        job[0], job[1] = keys, keys + self._n_kv_heads * self._key_bytes
+        job[5], job[6] = run.start, run.count
+
+
+def _count_when_free() -> int:
+    """What getrefcount says of an array that only a list like `Simd._arrays` holds: it depends on the interpreter."""
+    for array, _ in [(np.empty(0), 0)]:
+        return sys.getrefcount(array)
+    return 0
+
+
+_FREE = _count_when_free()
+
+
+def address(array: npt.NDArray[Any]) -> int:
+    """Where an array's first value is."""
+    try:
+        return ctypes.addressof(ctypes.c_char.from_buffer(array))  # type: ignore[arg-type]  # three times as fast as what follows
+    except (TypeError, ValueError, BufferError):  # read-only, or not in one piece
+        return array.ctypes.data
+
+
+def _pages(n_bytes: int, huge: bool = True) -> U8:
+    """Zeroed memory of its own, on huge pages where there are any: a stream of weights waits for no page table."""
+    pages = mmap.mmap(-1, max(1, n_bytes))
+    if huge and hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):
+            pages.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(pages, np.uint8)
+
+
+def _odd_sum(parts: Sequence[U8], sync: Sync, width: int, packed: bool) -> tuple[U8 | None, F32]:
+    """Sums of a number of values that is no multiple of 32: rare and small, so NumPy does them."""
+    from dllama_zmq.kernels.reference import Reference
+
+    return Reference().add_up(parts, sync, packed)
+
+
+def _packed_by_numpy(x: F32, sync: Sync) -> U8:
+    from dllama_zmq.kernels.reference import Reference
+
+    return Reference().pack(x, sync)

@@ -1,0 +1,31 @@
+"""The CPU that this process runs on, as LLVM names it."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+
+from llvmlite import binding
+
+from dllama_zmq.kernels.simd.target import Target, target_of
+
+
+@cache
+def host_cpu() -> tuple[str, str, str]:
+    """(architecture, CPU name, features) that code is made for.
+
+    NUMBA_CPU_NAME and NUMBA_CPU_FEATURES, numba's own names, choose another one: to try the code of a lesser CPU.
+    """
+    architecture = binding.get_process_triple().partition("-")[0]
+    name = os.environ.get("NUMBA_CPU_NAME") or binding.get_host_cpu_name()
+    features = os.environ.get("NUMBA_CPU_FEATURES")
+    if features is None:
+        features = "" if name == "generic" else binding.get_host_cpu_features().flatten()
+    return architecture, name, features
+
+
+@cache
+def host_target() -> Target:
+    """The target of this process's kernels."""
+    architecture, _, features = host_cpu()
+    return target_of(architecture, {f[1:]: f[0] == "+" for f in features.split(",") if f})

@@ -1,0 +1,153 @@
+"""The inner loops: one tile of 16 rows (or 16 lanes of anything) times R tokens, accumulated in registers.
+
+Pure IR building, without numba. A panel is a loop over blocks or columns that carries R vectors of 16 floats and stores
+them at its end; everything around it is ordinary numba code. Multiply-adds are one rounding where the CPU has them, and
+always in the order of the columns, so a sum's bits depend on neither R nor the width of the registers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from llvmlite import ir
+
+from dllama_zmq.kernels.simd.dots import (
+    F16,
+    F32,
+    I32,
+    I64,
+    LANES,
+    F16x16,
+    F32x16,
+    block_dots,
+    call,
+    fill,
+    load,
+    pointer,
+    splat,
+)
+from dllama_zmq.kernels.simd.target import Target
+
+X_BLOCK = 40
+"""Bytes of one token's block of 32 quantized values: the 32, the scale (f32), the sum of the 32 (i32)."""
+SCALES = 2 * LANES
+"""Bytes of the f16 scales behind a block of a tile."""
+Q40_BLOCK = 256 + SCALES
+Q80_BLOCK = 512 + SCALES
+
+
+def integer_panel(
+    b: ir.IRBuilder, target: Target, q80: bool, n_tokens: int, tile: ir.Value, x: ir.Value, n: ir.Value, out: ir.Value
+) -> None:
+    """Q40 (or Q80) tile at `tile` times `n_tokens` quantized tokens at `x`, over `n` blocks -> f32 (R, 16) at `out`.
+
+    x holds the tokens' values side by side: for each block R times X_BLOCK bytes.
+    """
+    dots = block_dots(target)
+    block_bytes = Q80_BLOCK if q80 else Q40_BLOCK
+
+    def body(b: ir.IRBuilder, i: ir.Value, totals: Sequence[ir.Value]) -> list[ir.Value]:
+        weights = b.add(tile, b.mul(i, ir.Constant(I64, block_bytes)))
+        first = b.add(x, b.mul(i, ir.Constant(I64, X_BLOCK * n_tokens)))
+        xs = [b.add(first, ir.Constant(I64, X_BLOCK * r)) for r in range(n_tokens)]
+        sums = [load(b, values, 36, I32) for values in xs]
+        products = (dots.q80 if q80 else dots.q40)(b, weights, xs, sums)
+        scales = to_f32(b, target, load(b, weights, block_bytes - SCALES, F16x16))
+        return [
+            multiply_add(
+                b, target, b.sitofp(product, F32x16), b.fmul(splat(b, load(b, values, 32, F32)), scales), total
+            )
+            for product, values, total in zip(products, xs, totals, strict=True)
+        ]
+
+    _loop(b, n, n_tokens, body, out)
+
+
+def float_panel(
+    b: ir.IRBuilder, target: Target, half: bool, n_rows: int, tile: ir.Value, step: ir.Value, x: ir.Value,
+    x_stride: ir.Value, n: ir.Value, out: ir.Value,
+) -> None:  # fmt: skip
+    """out (R, 16) f32 = sum over i < n of x[r][i] * tile[i][0..15]: f16 or f32 lanes every `step` bytes from `tile`.
+
+    x's rows are f32, `x_stride` bytes apart. The same loop serves F16 and F32 weights, q times keys,
+    weights times values.
+    """
+
+    def body(b: ir.IRBuilder, i: ir.Value, totals: Sequence[ir.Value]) -> list[ir.Value]:
+        at = b.add(tile, b.mul(i, step))
+        lanes = to_f32(b, target, load(b, at, 0, F16x16)) if half else load(b, at, 0, F32x16)
+        column = b.add(x, b.shl(i, ir.Constant(I64, 2)))
+        new = []
+        for r, total in enumerate(totals):
+            value = load(b, b.add(column, b.mul(x_stride, ir.Constant(I64, r))), 0, F32)
+            new.append(multiply_add(b, target, lanes, splat(b, value), total))
+        return new
+
+    _loop(b, n, n_rows, body, out)
+
+
+def multiply_add(b: ir.IRBuilder, target: Target, u: ir.Value, v: ir.Value, w: ir.Value) -> ir.Value:
+    """u * v + w, with one rounding where the CPU does that by itself."""
+    if not target.fma:
+        return b.fadd(b.fmul(u, v), w)
+    return call(b, f"llvm.fma.v{u.type.count}f32", u.type, [u, v, w])
+
+
+def to_f32(b: ir.IRBuilder, target: Target, halves: ir.Value) -> ir.Value:
+    """f16 lanes as f32. CPUs without the conversion get it from integers: exact, infinities and NaNs too."""
+    wide = ir.VectorType(F32, halves.type.count)
+    if target.half:
+        return b.fpext(halves, wide)
+    ints = ir.VectorType(I32, halves.type.count)
+    bits = b.zext(b.bitcast(halves, ir.VectorType(ir.IntType(16), halves.type.count)), ints)
+    magnitude = b.shl(b.and_(bits, fill(ints, 0x7FFF)), fill(ints, 13))
+    sign = b.shl(b.and_(bits, fill(ints, 0x8000)), fill(ints, 16))
+    # The exponent is 112 too small for f32; a multiplication puts that right for subnormal numbers also.
+    scaled = b.bitcast(b.fmul(b.bitcast(magnitude, wide), fill(wide, 2.0**112)), ints)
+    special = b.icmp_unsigned(">=", magnitude, fill(ints, 0x7C00 << 13))
+    scaled = b.select(special, b.or_(magnitude, fill(ints, 0x7F800000)), scaled)
+    return b.bitcast(b.or_(scaled, sign), wide)
+
+
+def to_f16(b: ir.IRBuilder, target: Target, values: ir.Value) -> ir.Value:
+    """f32 lanes as f16, to the nearest, ties to even; what is too large becomes infinite, and NaNs stay NaNs."""
+    narrow = ir.VectorType(F16, values.type.count)
+    if target.half:
+        return b.fptrunc(values, narrow)
+    ints = ir.VectorType(I32, values.type.count)
+    shorts = ir.VectorType(ir.IntType(16), values.type.count)
+    bits = b.bitcast(values, ints)
+    sign = b.and_(b.lshr(bits, fill(ints, 16)), fill(ints, 0x8000))
+    size = b.and_(bits, fill(ints, 0x7FFFFFFF))
+    odd = b.and_(b.lshr(size, fill(ints, 13)), fill(ints, 1))
+    normal = b.lshr(b.add(b.sub(size, fill(ints, (112 << 23) - 0xFFF)), odd), fill(ints, 13))
+    # Below 2^-14 the unit is 2^-24: adding 1/2 in f32 leaves exactly those bits, rounded, at the bottom.
+    small = b.sub(b.bitcast(b.fadd(b.bitcast(size, values.type), fill(values.type, 0.5)), ints), fill(ints, 0x3F000000))
+    result = b.select(b.icmp_unsigned("<", size, fill(ints, 113 << 23)), small, normal)
+    result = b.select(b.icmp_unsigned(">=", size, fill(ints, 0x477FF000)), fill(ints, 0x7C00), result)
+    result = b.select(b.icmp_unsigned(">", size, fill(ints, 0x7F800000)), fill(ints, 0x7E00), result)
+    return b.bitcast(b.trunc(b.or_(result, sign), shorts), narrow)
+
+
+def _loop(
+    b: ir.IRBuilder, n: ir.Value, count: int,
+    body: Callable[[ir.IRBuilder, ir.Value, Sequence[ir.Value]], list[ir.Value]], out: ir.Value,
+) -> None:  # fmt: skip
+    """for i in range(n), n > 0: totals = body(i, totals), beginning at 0; then store the `count` totals at `out`."""
+    before = b.block
+    loop, after = b.append_basic_block("panel"), b.append_basic_block("panel.end")
+    b.branch(loop)
+    b.position_at_end(loop)
+    i = b.phi(I64)
+    totals = [b.phi(F32x16) for _ in range(count)]
+    new = body(b, i, totals)
+    next_i = b.add(i, ir.Constant(I64, 1))
+    i.add_incoming(ir.Constant(I64, 0), before)
+    i.add_incoming(next_i, b.block)
+    for total, changed in zip(totals, new, strict=True):
+        total.add_incoming(fill(F32x16, 0.0), before)
+        total.add_incoming(changed, b.block)
+    b.cbranch(b.icmp_signed("<", next_i, n), loop, after)
+    b.position_at_end(after)
+    for r, value in enumerate(new):
+        b.store(value, pointer(b, out, 4 * LANES * r, F32x16)).align = 4

@@ -1,0 +1,87 @@
+"""The threads of one node: started once, fed with jobs, gone with their owner."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+
+from dllama_zmq.kernels.simd.library import Library
+
+# As `threads.py` lays the pool out; that module needs numba, and this one must not.
+_N_THREADS, _PAUSES, _YIELDS, _SLEEPERS, _SLEEPER_BYTES = 392, 400, 408, 512, 128
+_MOST_CHUNKS = 1 << 18
+SPIN_S = 300e-6
+"""How long a thread spins for the next job where every thread has a core of its own."""
+CROWDED_SPIN_S = 20e-6
+"""And where it has not: what spins then takes the core from whoever is to give it work."""
+_YIELDS_AFTER = 20
+
+
+class Job:
+    """A kernel's arguments: int64 by place. `address` is where they stand."""
+
+    def __init__(self, *values: int) -> None:
+        self.fields = (ctypes.c_int64 * max(1, len(values)))(*values)
+        self.address = ctypes.addressof(self.fields)
+
+
+class Pool:
+    """Runs kernels over `threads` threads, the caller's own among them. One caller at a time."""
+
+    def __init__(self, library: Library, threads: int, crowded: bool) -> None:
+        self.threads = threads
+        self._run = library.entries["run"]
+        n_helpers = threads - 1
+        self._memory = (ctypes.c_int64 * ((_SLEEPERS + _SLEEPER_BYTES * (n_helpers + 1)) // 8))()
+        self._pool = ctypes.addressof(self._memory)
+        files = [os.eventfd(0) for _ in range(n_helpers)]
+        spin_s = CROWDED_SPIN_S if crowded else SPIN_S
+        self._memory[_PAUSES // 8] = round(spin_s / _pause_s(library))
+        self._memory[_YIELDS // 8] = _YIELDS_AFTER
+        self._memory[_N_THREADS // 8] = n_helpers
+        for i, file in enumerate(files):
+            self._memory[(_SLEEPERS + _SLEEPER_BYTES * i + 8) // 8] = file
+        serve, pool = library.entries["serve"], self._pool
+        helpers = [
+            threading.Thread(target=serve, args=(pool, i), name=f"kernels-{i}", daemon=True) for i in range(n_helpers)
+        ]
+        for helper in helpers:
+            helper.start()
+        self._finish = weakref.finalize(self, _end, library.entries["stop"], self._memory, helpers, files)
+
+    def run(self, kernel: int, job: int, n_items: int, chunk: int = 1) -> None:
+        """The kernel at address `kernel` over `n_items`, `chunk` at a time to a thread."""
+        if n_items > chunk * _MOST_CHUNKS:
+            chunk = -(-n_items // _MOST_CHUNKS)
+        self._run(self._pool, kernel, job, n_items, chunk)
+
+    def run_alone(self, kernel: int, job: int, n_items: int) -> None:
+        """The same by the caller's thread alone: for what is done before another thread would have noticed."""
+        self._run(self._pool, kernel, job, n_items, n_items)
+
+    def close(self) -> None:
+        """End the threads."""
+        self._finish()
+
+
+def _end(
+    stop: Callable[[int], None], memory: ctypes.Array[ctypes.c_int64], helpers: Sequence[threading.Thread],
+    files: Sequence[int],
+) -> None:  # fmt: skip
+    stop(ctypes.addressof(memory))
+    for helper in helpers:
+        helper.join(5.0)
+    for file in files:
+        os.close(file)
+
+
+def _pause_s(library: Library) -> float:
+    """Seconds that one pause takes: 10 to 140 cycles, as the CPU likes."""
+    n = 2000
+    start = time.perf_counter()
+    library.entries["spin"](n)
+    return max((time.perf_counter() - start) / n, 1e-10)

@@ -1,0 +1,228 @@
+"""Products of tiles and tokens: what nearly all of a token's time goes into. numba code.
+
+A matrix is kept as tiles of 16 rows, all columns of a tile in one piece, two tiles (32 outputs) to a work item. Tokens
+come in groups of 8, 4, 2, 1, as the CPU's registers allow: a tile is read from memory once, stays in the core's cache,
+and meets group after group.
+
+Integer products take their tokens as `quantize` lays them out. Sums are taken as `Kernels.linear` says: blocks one
+after another within a segment, segments in a balanced tree.
+"""
+
+from __future__ import annotations
+
+from numba.extending import register_jitable
+
+from dllama_zmq.kernels.simd.host import host_target
+from dllama_zmq.kernels.simd.panels import Q40_BLOCK, Q80_BLOCK, X_BLOCK
+from dllama_zmq.kernels.simd.pieces import block_scale, quantized, silu_times, store_lanes, store_scale
+from dllama_zmq.kernels.simd.registry import kernel
+from dllama_zmq.kernels.simd.vectors import (
+    float_panel,
+    integer_panel,
+    load_half,
+    load_i64,
+    load_vector,
+    scratch,
+    store_bytes,
+    store_f32,
+    store_halves,
+    store_i32,
+    store_vector,
+    sum_of_ints,
+)
+
+MOST = host_target().tokens
+"""Tokens in the largest group."""
+_ROW = 64  # bytes of 16 floats
+_SLOT = 8 * _ROW  # one tile times the tokens of one group
+_DEPTH = 9  # unfinished sub-trees of 2^8 segments
+_sums_a, _sums_b = scratch(_SLOT * _DEPTH), scratch(_SLOT * _DEPTH)
+
+# Where a job's arguments stand, in bytes.
+TILES, TILE_BYTES, X, X_STRIDE, OUT, OUT_STRIDE, N_ROWS, N_COLUMNS, N_SEGMENTS, N_TOKENS, FORM = range(0, 88, 8)
+
+# What becomes of 32 sums.
+AS_F32, AS_F16, AS_Q80, GATED = range(4)
+
+
+@register_jitable
+def group_size(n_left):
+    """How many of the tokens that are left the next group takes."""
+    size = MOST
+    while size > n_left:
+        size >>= 1
+    return size
+
+
+@kernel
+def quantize(job, first, last):
+    """Tokens X (T, N_COLUMNS) f32 as blocks of 32 bytes, a scale and a sum, group by group at OUT.
+
+    A group of R tokens is, block after block, R times X_BLOCK bytes. Items are groups of MOST tokens.
+    """
+    n_blocks = load_i64(job + N_COLUMNS) // 32
+    n_tokens = load_i64(job + N_TOKENS)
+    stride = load_i64(job + X_STRIDE)
+    for item in range(first, last):
+        t = item * MOST
+        end = min(n_tokens, t + MOST)
+        while t < end:
+            size = group_size(end - t)
+            group = load_i64(job + OUT) + t * n_blocks * X_BLOCK
+            for r in range(size):
+                row = load_i64(job + X) + (t + r) * stride
+                for b in range(n_blocks):
+                    low, high = load_vector(row + 128 * b), load_vector(row + 128 * b + _ROW)
+                    scale = block_scale(low, high)
+                    at = group + (b * size + r) * X_BLOCK
+                    q_low, q_high = quantized(low, scale), quantized(high, scale)
+                    store_bytes(at, q_low)
+                    store_bytes(at + 16, q_high)
+                    store_scale_f32(at + 32, scale)
+                    store_i32(at + 36, sum_of_ints(q_low + q_high))
+            t += size
+
+
+@register_jitable
+def store_scale_f32(at, scale):
+    """A block's scale as f32, with no more of it than f16 holds: a product's scale is what the wire would carry."""
+    store_scale(at, scale)
+    store_f32(at, load_half(at))
+
+
+def _make_integer(q80):
+    block_bytes = Q80_BLOCK if q80 else Q40_BLOCK
+    panel1, panel2, panel4, panel8 = (integer_panel(q80, n) for n in (1, 2, 4, MOST))
+
+    @register_jitable
+    def tile_times(job, tile, t, size, sums):
+        """One tile times the group of `size` tokens from `t` on -> (size, 16) f32 at `sums`."""
+        n_blocks = load_i64(job + N_COLUMNS) // 32
+        n_segments = load_i64(job + N_SEGMENTS)
+        x = load_i64(job + X) + t * n_blocks * X_BLOCK
+        each = n_blocks // n_segments
+        top = sums
+        for s in range(n_segments):
+            weights, values = tile + s * each * block_bytes, x + s * each * size * X_BLOCK
+            if size == 1:
+                panel1(weights, values, each, top)
+            elif size == 2:
+                panel2(weights, values, each, top)
+            elif size == 4 and MOST > 4:
+                panel4(weights, values, each, top)
+            else:
+                panel8(weights, values, each, top)
+            top = merged(top + _SLOT, s + 1, size)
+        finish_tree(sums, top, size)
+
+    return tile_times
+
+
+def _make_float(half):
+    value_bytes = 2 if half else 4
+    panel1, panel2, panel4, panel8 = (float_panel(half, n) for n in (1, 2, 4, 8))
+
+    @register_jitable
+    def tile_times(job, tile, t, size, sums):
+        """One tile times the group of `size` tokens from `t` on -> (size, 16) f32 at `sums`."""
+        n_columns, n_segments = load_i64(job + N_COLUMNS), load_i64(job + N_SEGMENTS)
+        stride = load_i64(job + X_STRIDE)
+        x = load_i64(job + X) + t * stride
+        each = n_columns // n_segments
+        step = 16 * value_bytes
+        top = sums
+        for s in range(n_segments):
+            weights, values = tile + s * each * step, x + 4 * s * each
+            if size == 1:
+                panel1(weights, step, values, stride, each, top)
+            elif size == 2:
+                panel2(weights, step, values, stride, each, top)
+            elif size == 4:
+                panel4(weights, step, values, stride, each, top)
+            else:
+                panel8(weights, step, values, stride, each, top)
+            top = merged(top + _SLOT, s + 1, size)
+        finish_tree(sums, top, size)
+
+    return tile_times
+
+
+@register_jitable
+def add_slots(to, other, size):
+    """Slot `to` += slot `other`, for a group of `size` tokens."""
+    for r in range(size):
+        store_vector(to + _ROW * r, load_vector(to + _ROW * r) + load_vector(other + _ROW * r))
+
+
+@register_jitable
+def merged(top, n_done, size):
+    """Add sub-trees of equal size at the top of the stack, as `n_done` segments allow; the new top."""
+    while n_done & 1 == 0:
+        top -= _SLOT
+        add_slots(top - _SLOT, top, size)
+        n_done >>= 1
+    return top
+
+
+@register_jitable
+def finish_tree(sums, top, size):
+    """Add what is left on the stack, the latest first; the result is its lowest slot."""
+    top -= _SLOT
+    while top > sums:
+        add_slots(top - _SLOT, top, size)
+        top -= _SLOT
+
+
+@register_jitable
+def put(job, item, t, size, sums_a, sums_b):
+    """What becomes of the sums of an item's two tiles, for the group of `size` tokens from `t` on."""
+    form, stride, n_rows = load_i64(job + FORM), load_i64(job + OUT_STRIDE), load_i64(job + N_ROWS)
+    for r in range(size):
+        row = load_i64(job + OUT) + (t + r) * stride
+        a, b = load_vector(sums_a + _ROW * r), load_vector(sums_b + _ROW * r)
+        if form == AS_F32:
+            store_lanes(row + 128 * item, a, n_rows - 32 * item)
+            store_lanes(row + 128 * item + _ROW, b, n_rows - 32 * item - 16)
+        elif form == GATED:
+            store_lanes(row + _ROW * item, silu_times(a, b), n_rows - 16 * item)
+        elif form == AS_Q80:
+            put_q80(row + 34 * item, a, b)
+        else:
+            store_halves(row + 64 * item, a)
+            store_halves(row + 64 * item + 32, b)
+
+
+@register_jitable
+def put_q80(at, low, high):
+    """32 values as one Q80 block."""
+    scale = block_scale(low, high)
+    store_bytes(at + 2, quantized(low, scale))
+    store_bytes(at + 18, quantized(high, scale))
+    store_scale(at, scale)
+
+
+def _make_product(tile_times, most):
+    def product(job, first, last):
+        """Work items `first` to `last` of a matrix: 32 rows (or 16 of gate and 16 of up) times all tokens."""
+        n_tokens = load_i64(job + N_TOKENS)
+        tile_bytes = load_i64(job + TILE_BYTES)
+        sums_a, sums_b = _sums_a(), _sums_b()
+        for item in range(first, last):
+            tile = load_i64(job + TILES) + 2 * item * tile_bytes
+            t = 0
+            while t < n_tokens:
+                size = most
+                while size > n_tokens - t:
+                    size >>= 1
+                tile_times(job, tile, t, size, sums_a)
+                tile_times(job, tile + tile_bytes, t, size, sums_b)
+                put(job, item, t, size, sums_a, sums_b)
+                t += size
+
+    return product
+
+
+product_q40 = kernel(_make_product(_make_integer(False), MOST), "product_q40")
+product_q80 = kernel(_make_product(_make_integer(True), MOST), "product_q80")
+product_f16 = kernel(_make_product(_make_float(True), 8), "product_f16")
+product_f32 = kernel(_make_product(_make_float(False), 8), "product_f32")

@@ -1,0 +1,50 @@
+"""Which CPU code is made for, and what of it the kernels use. Everything else here is the same source on every CPU.
+
+`dot` names how four neighbouring products of bytes are summed, the one thing that plain LLVM does not do well:
+
+    vnni512, vnni256   vpdpbusd (AVX-512 VNNI, AVX-VNNI): u8 x i8, four products into an i32 lane
+    avx2               vpmaddubsw and vpmaddwd: u8 x i8, pairs into i16, pairs of those into i32
+    sdot               Arm's dot product (ARMv8.2): i8 x i8, four products into an i32 lane
+    plain              vector multiplies and adds of LLVM's own (SSE, NEON before ARMv8.2, RISC-V, POWER, ...)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Dot = Literal["vnni512", "vnni256", "avx2", "sdot", "plain"]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What the kernels need to know of a CPU.
+
+    fma: it multiplies and adds with one rounding. half: it converts f16 by itself.
+    tokens: how many tokens one pass over a tile serves; as many accumulators as fit its vector registers.
+    pause: LLVM's name for its hint to a spinning core, and that hint's arguments.
+    """
+
+    dot: Dot
+    fma: bool
+    half: bool
+    tokens: int
+    pause: tuple[str, tuple[int, ...]] | None
+
+
+def target_of(architecture: str, features: dict[str, bool]) -> Target:
+    """The target for an LLVM architecture name ("x86_64", "aarch64", ...) and feature map."""
+
+    def has(*names: str) -> bool:
+        return all(features.get(name, False) for name in names)
+
+    if architecture in ("x86_64", "i386", "i686"):
+        pause = ("llvm.x86.sse2.pause", ())
+        if not has("avx2", "fma", "f16c"):
+            return Target("plain", has("fma"), has("f16c"), 4, pause)
+        if has("avx512f", "avx512bw", "avx512vl", "avx512vnni"):
+            return Target("vnni512", True, True, 8, pause)
+        return Target("vnni256" if has("avxvnni") else "avx2", True, True, 4, pause)
+    if architecture in ("aarch64", "arm64"):
+        return Target("sdot" if has("dotprod") else "plain", True, True, 4, ("llvm.aarch64.hint", (1,)))
+    return Target("plain", False, False, 4, None)

@@ -1,0 +1,105 @@
+"""Partial sums as they cross the bus: read, added in a tree, written. numba code; items are runs of 32 values.
+
+A Q80 run is one block, an F16 or F32 run 32 values: each run can be done by itself.
+"""
+
+from __future__ import annotations
+
+from numba.extending import register_jitable
+
+from dllama_zmq.kernels.simd.products import AS_F16, AS_F32, AS_Q80, put_q80
+from dllama_zmq.kernels.simd.registry import kernel
+from dllama_zmq.kernels.simd.vectors import (
+    load_half,
+    load_halves,
+    load_i64,
+    load_signed_bytes,
+    load_vector,
+    scratch,
+    splat,
+    store_halves,
+    store_vector,
+)
+
+# PARTS: N_PARTS addresses of runs as the wire has them (FORM). TO: where their sum goes in that form, 0 for nowhere.
+# OUT: where what TO says goes as f32, 0 for nowhere. N_PARTS 0: what is at OUT goes to TO.
+PARTS, N_PARTS, TO, OUT, FORM = range(0, 40, 8)
+_DEPTH = 9
+_stack = scratch(128 * _DEPTH)
+
+
+@register_jitable
+def run_bytes(form):
+    """Bytes of a run of 32 values."""
+    if form == AS_Q80:
+        return 34
+    return 64 if form == AS_F16 else 128
+
+
+@register_jitable
+def read_run(form, at):
+    """A run as two vectors."""
+    if form == AS_F32:
+        return load_vector(at), load_vector(at + 64)
+    if form == AS_F16:
+        return load_halves(at), load_halves(at + 32)
+    scale = splat(load_half(at))
+    return load_signed_bytes(at + 2) * scale, load_signed_bytes(at + 18) * scale
+
+
+@register_jitable
+def write_run(form, at, low, high):
+    """Two vectors as a run."""
+    if form == AS_F32:
+        store_vector(at, low)
+        store_vector(at + 64, high)
+    elif form == AS_F16:
+        store_halves(at, low)
+        store_halves(at + 32, high)
+    else:
+        put_q80(at, low, high)
+
+
+@register_jitable
+def put_run(at, low, high):
+    store_vector(at, low)
+    store_vector(at + 64, high)
+
+
+@register_jitable
+def add_to(at, other):
+    """Run `at` of the stack += run `other`."""
+    store_vector(at, load_vector(at) + load_vector(other))
+    store_vector(at + 64, load_vector(at + 64) + load_vector(other + 64))
+
+
+@kernel
+def add_up(job, first, last):
+    """The parts' sum in a balanced tree over their order (`tree_sum`), written to TO, read back from there to OUT."""
+    form, n_parts = load_i64(job + FORM), load_i64(job + N_PARTS)
+    size = run_bytes(form)
+    to, out = load_i64(job + TO), load_i64(job + OUT)
+    stack = _stack()
+    for item in range(first, last):
+        top = stack
+        for i in range(n_parts):
+            low, high = read_run(form, load_i64(load_i64(job + PARTS) + 8 * i) + item * size)
+            put_run(top, low, high)
+            top += 128
+            n_done = i + 1
+            while n_done & 1 == 0:
+                top -= 128
+                add_to(top - 128, top)
+                n_done >>= 1
+        while top > stack + 128:
+            top -= 128
+            add_to(top - 128, top)
+        if n_parts == 0:
+            low, high = load_vector(out + 128 * item), load_vector(out + 128 * item + 64)
+        else:
+            low, high = load_vector(stack), load_vector(stack + 64)
+        if to != 0:
+            write_run(form, to + item * size, low, high)
+            low, high = read_run(form, to + item * size)
+        if out != 0 and n_parts != 0:
+            put_run(out + 128 * item, low, high)

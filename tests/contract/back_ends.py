@@ -1,0 +1,102 @@
+"""The back ends under test, the numbers they are fed, and the loops in float64 they are held against."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import numpy.typing as npt
+
+from dllama_zmq.kernels import KernelChoice, Kernels, KVType, Run, choose_kernels
+from dllama_zmq.quants import F32, BlockMatrix, quantize, split_q40, split_q80
+from dllama_zmq.spec import FloatType
+
+F64 = npt.NDArray[np.float64]
+
+AVAILABLE: list[KernelChoice] = ["numpy", "simd"]
+QUANTIZED = [FloatType.Q40, FloatType.Q80]
+PLAIN = [FloatType.F32, FloatType.F16]
+# Where a sum's bits depend on its own terms alone. The block sums of quantized types are exact; but NumPy's BLAS
+# decides how a float32 product is added up, and does so by its shape.
+SAME_BITS = [(choice, of) for choice in AVAILABLE for of in FloatType if choice != "numpy" or of in QUANTIZED]
+U = 1.01 * 2.0**-24
+# Figures with six digits, computed in float32.
+SIX_DIGITS = 1e-6
+PUBLISHED_EXP = 1e-3  # its exp is a polynomial
+
+
+@contextmanager
+def with_threads(choice: KernelChoice, threads: int) -> Iterator[Kernels]:
+    """A back end whose threads are gone afterwards."""
+    kernels = choose_kernels(choice, threads)
+    try:
+        yield kernels
+    finally:
+        pool = getattr(kernels, "pool", None)
+        if pool is not None:
+            pool.close()
+
+
+def weights(rows: int, columns: int, float_type: FloatType, seed: int = 0) -> BlockMatrix:
+    values = np.random.default_rng(seed).standard_normal((rows, columns), dtype=np.float32)
+    return BlockMatrix.from_array(values, float_type)
+
+
+def activations(n_tokens: int, columns: int, seed: int = 1) -> F32:
+    """Blocks of very different magnitude, as activations have."""
+    rng = np.random.default_rng(seed)
+    magnitude = np.repeat(10.0 ** rng.uniform(-2, 2, (n_tokens, columns // 32)), 32, axis=1)
+    return (rng.standard_normal((n_tokens, columns)) * magnitude).astype(np.float32)
+
+
+def block_terms(matrix: BlockMatrix, x: F32) -> F64:
+    """What each block adds to each product, (T, rows, blocks), in float64, which holds these integer sums exactly."""
+    w, w_scales = split_q40(matrix.data) if matrix.float_type is FloatType.Q40 else split_q80(matrix.data)
+    q, q_scales = split_q80(quantize(x, FloatType.Q80))
+    sums = w.astype(np.float64).transpose(1, 0, 2) @ q.astype(np.float64).transpose(1, 2, 0)  # (b, rows, T)
+    return sums.transpose(2, 1, 0) * w_scales.astype(np.float64) * q_scales[:, None].astype(np.float64)
+
+
+def q80_error(matrix: BlockMatrix, x: F32) -> F64:
+    """The most by which quantizing `x` to Q80 can move each product (T, rows).
+
+    A value moves by half a step, and by up to 127 times what rounding the step to f16 (2^-11 of it) moves the step.
+    """
+    steps = np.abs(x.reshape(len(x), -1, 32)).max(-1).astype(np.float64) / 127
+    moved = np.repeat(steps * (0.5 + 127 * 2.0**-11), 32, axis=1)
+    return moved @ np.abs(matrix.dequantize().astype(np.float64)).T
+
+
+def attend(kernels: Kernels, q: F32, keys: F32, values: F32, kv_of_head: Sequence[int], kv_type: KVType = "f32") -> F32:
+    """What the last T positions' queries (T, H, Hd) see of keys and values (K, S, Hd), which fill a cache."""
+    n_kv_heads, n_positions, head_dim = keys.shape
+    cache = kernels.kv_cache(1, 1, n_kv_heads, n_positions, head_dim, kv_of_head, kv_type)
+    keys, values = (np.ascontiguousarray(stored.transpose(1, 0, 2)) for stored in (keys, values))
+    cache.append(0, Run(0, 0, n_positions), keys, values)
+    return cache.attend(0, Run(0, n_positions - len(q), len(q)), q)
+
+
+def attention_by_hand(q: F32, keys: F32, values: F32, kv_of_head: Sequence[int]) -> F64:
+    """Token by token and head by head, in float64: (T, H, Hd)."""
+    n_tokens, n_heads, head_dim = q.shape
+    n_before = keys.shape[1] - n_tokens
+    out = np.zeros(q.shape)
+    for token in range(n_tokens):
+        for head in range(n_heads):
+            seen = slice(0, n_before + token + 1)
+            k, v = keys[kv_of_head[head], seen].astype(np.float64), values[kv_of_head[head], seen].astype(np.float64)
+            weight = np.exp(k @ q[token, head].astype(np.float64) / math.sqrt(head_dim))
+            out[token, head] = weight @ v / weight.sum()
+    return out
+
+
+def silu_times(kernels: Kernels, gate: F32, up: F32) -> F32:
+    """`Kernels.gated` of matrices that let `gate` and `up` through as they are."""
+    width = gate.shape[1]
+    one, nothing = np.eye(width, dtype=np.float32), np.zeros((width, width), np.float32)
+    to_gate, to_up = (
+        BlockMatrix.from_array(np.concatenate(pair, axis=1), FloatType.F32) for pair in ((one, nothing), (nothing, one))
+    )
+    return kernels.gated(to_gate, to_up)(np.concatenate([gate, up], axis=1))

@@ -1,0 +1,185 @@
+"""The fast kernels made for lesser CPUs than this one, each in a process of its own: they must compute the same.
+
+A process learns from numba's own variables which CPU to make code for, and its results come back as arrays. CPUs whose
+code this one cannot run are skipped.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from dllama_zmq.kernels import Kernels, KVType, Reference, Run, choose_kernels
+from dllama_zmq.quants import F32, BlockMatrix
+from dllama_zmq.spec import FloatType, Sync
+
+Array = npt.NDArray[Any]
+
+SUMS_OF_INTEGERS = ["q40", "q80"]
+WIRE = [f"{what} {sync}" for sync in ("f32", "f16", "q80") for what in ("packed", "sum", "sum as wire", "wire")]
+ROUNDING = 1e-5
+"""Of an array's largest value: some 768 roundings of float32 in another order. One wrong byte is 1e-4 or more."""
+
+pytestmark = [
+    pytest.mark.timeout(180),
+    pytest.mark.skipif(platform.machine() != "x86_64", reason="which CPUs are lesser ones is known for x86-64 alone"),
+]
+
+
+@dataclass(frozen=True)
+class Cpu:
+    """LLVM's name of a CPU, what its code may use, and the target that makes of it."""
+
+    name: str
+    features: tuple[str, ...]
+    dot: str
+    fma: bool
+    half: bool
+
+
+V3 = ("avx", "avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe")
+LESSER = {
+    "avxvnni": Cpu("x86-64-v3", (*V3, "avxvnni"), "vnni256", True, True),
+    "avx2": Cpu("x86-64-v3", V3, "avx2", True, True),
+    "fma without avx2": Cpu("x86-64-v2", ("avx", "f16c", "fma"), "plain", True, True),
+    "sse2": Cpu("generic", (), "plain", False, False),
+}
+
+
+def results(kernels: Kernels) -> Iterator[tuple[str, Array]]:
+    """What a back end computes of seeded numbers, by name: the whole interface, with odd numbers of rows and tokens."""
+    rng = np.random.default_rng(11)
+
+    def normal(*shape: int) -> F32:
+        return rng.standard_normal(shape, dtype=np.float32)
+
+    # Blocks of very different magnitude, one of zeros, and the far ends of a byte.
+    x = np.ldexp(normal(15, 768), np.repeat(rng.integers(-10, 10, (15, 24)), 32, axis=1))
+    x[:, 32:64] = 0
+    for kind in FloatType:
+        matrix = BlockMatrix.from_array(normal(83, 768), kind)
+        other = BlockMatrix.from_array(normal(83, 768), kind)
+        if kind is FloatType.Q80:
+            matrix.data.reshape(83, 24, 34)[:7, :, 2:] = 128  # -128 throughout
+        if kind is FloatType.Q40:
+            matrix.data.reshape(83, 24, 18)[:7, :, 2:] = 0  # -8 throughout
+            matrix.data.reshape(83, 24, 18)[7:14, :, 2:] = 255  # 7 throughout
+        for n_tokens in (1, 2, 15):
+            yield f"{kind.name.lower()} {n_tokens}", kernels.linear(matrix, segments=3)(x[:n_tokens])
+        first, second = kernels.linear(matrix, other)(x)
+        yield f"{kind.name.lower()} of two", np.concatenate([first, second], axis=1)
+        yield f"gated {kind.name.lower()}", kernels.gated(matrix, other)(x / np.float32(1000))
+    yield "norm", kernels.rms_norm(x[:, :723].copy(), normal(723), 1e-5)
+    angles = rng.uniform(-3, 3, (15, 12)).astype(np.float32)
+    yield "rotated interleaved", kernels.rotate(normal(15, 3, 24), np.cos(angles), np.sin(angles), "interleaved")
+    yield "rotated half", kernels.rotate(normal(15, 3, 24), np.cos(angles), np.sin(angles), "half")
+    kv_types: list[KVType] = ["f16", "f32"]
+    for kv_type in kv_types:
+        cache = kernels.kv_cache(1, 2, 2, 200, 24, [0, 0, 0, 1, 1], kv_type)
+        for run in (Run(1, 0, 70), Run(1, 70, 1), Run(1, 71, 9)):
+            cache.append(0, run, normal(run.count, 2, 24), normal(run.count, 2, 24))
+            yield f"attention {kv_type} {run.start}", cache.attend(0, run, normal(run.count, 5, 24))
+    syncs: list[Sync] = ["f32", "f16", "q80"]
+    for sync in syncs:
+        parts = [kernels.pack(np.ldexp(normal(3, 96), i - 3), sync) for i in range(7)]
+        yield f"packed {sync}", np.concatenate(parts)
+        yield f"sum {sync}", kernels.add_up(parts, sync, packed=False)[1]
+        wire, arrived = kernels.add_up(parts, sync, packed=True)
+        assert wire is not None
+        yield f"wire {sync}", wire
+        yield f"sum as wire {sync}", arrived
+
+
+def collected(kernels: Kernels) -> dict[str, Array]:
+    return {name: array.copy() for name, array in results(kernels)}
+
+
+def missing(cpu: Cpu) -> list[str]:
+    from llvmlite import binding
+
+    here = binding.get_host_cpu_features()
+    return [name for name in cpu.features if not here.get(name, False)]
+
+
+@pytest.fixture(scope="module")
+def reference() -> dict[str, Array]:
+    return collected(Reference())
+
+
+@pytest.fixture(scope="module")
+def native() -> dict[str, Array]:
+    """By the kernels made for this very CPU."""
+    return collected(choose_kernels("simd", threads=1))
+
+
+@pytest.fixture(scope="module", params=list(LESSER))
+def lesser(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Cpu, dict[str, Array]]:
+    """A CPU of LESSER, and the results of the kernels made for it."""
+    cpu = LESSER[request.param]
+    if missing(cpu):
+        pytest.skip(f"this CPU has no {', '.join(missing(cpu))}")
+    folder = tmp_path_factory.mktemp("lesser")
+    env = os.environ | {
+        "NUMBA_CPU_NAME": cpu.name,
+        "NUMBA_CPU_FEATURES": ",".join(f"+{name}" for name in cpu.features),
+        "XDG_CACHE_HOME": str(folder),
+    }
+    subprocess.run([sys.executable, __file__, folder / "results.npz"], env=env, check=True, timeout=150)
+    with np.load(folder / "results.npz") as file:
+        found = dict(file)
+    assert found.pop("target").tolist() == [cpu.dot, str(cpu.fma), str(cpu.half)]
+    return cpu, found
+
+
+def agrees(result: Array, expected: Array) -> bool:
+    return bool((np.abs(result - expected) <= ROUNDING * np.abs(expected).max()).all())
+
+
+def test_kernels_for_this_cpu_and_for_a_lesser_one_compute_what_the_reference_does(native, lesser, reference):
+    _, found = lesser
+    for results in (native, found):
+        assert list(results) == list(reference)
+        arithmetic = [name for name in reference if name not in WIRE]
+        assert [name for name in arithmetic if not agrees(results[name], reference[name])] == []
+
+
+def test_what_crosses_the_bus_has_the_same_bytes_from_every_cpu_and_from_the_reference(native, lesser, reference):
+    _, found = lesser
+    for results in (native, found):
+        assert [name for name in WIRE if results[name].tobytes() != reference[name].tobytes()] == []
+
+
+def test_cpus_that_multiply_and_add_alike_compute_the_same_bits(native, lesser):
+    from dllama_zmq.kernels.simd.host import host_target
+
+    cpu, found = lesser
+    if cpu.fma != host_target().fma:
+        pytest.skip("one of the two rounds products before it adds them")
+    assert [name for name in native if native[name].tobytes() != found[name].tobytes()] == []
+
+
+def test_without_fused_multiply_adds_a_quantized_product_has_the_bits_of_the_reference(lesser, reference):
+    cpu, found = lesser
+    if cpu.fma:
+        pytest.skip("this one adds products that it has not rounded")
+    names = [name for name in reference if name.split()[0] in SUMS_OF_INTEGERS]
+    assert len(names) == 8
+    assert [name for name in names if found[name].tobytes() != reference[name].tobytes()] == []
+
+
+if __name__ == "__main__":
+    from dllama_zmq.kernels.simd.host import host_target
+
+    target = host_target()
+    words = np.array([target.dot, target.fma, target.half])
+    np.savez(Path(sys.argv[1]), target=words, **collected(choose_kernels("simd", threads=1)))
