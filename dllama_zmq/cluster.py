@@ -50,7 +50,7 @@ class RootConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     host: _Host = "127.0.0.1"
     ports: Ports = Ports()
-    threads: _Threads = 1
+    threads: _Threads | Literal["auto"] = "auto"
 
     def endpoint(self, port: int) -> str:
         """`port` on the root's host, as ZeroMQ writes addresses."""
@@ -62,7 +62,7 @@ class WorkerConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
     name: _Name
     host: _Host = "127.0.0.1"
-    threads: _Threads = 1
+    threads: _Threads | Literal["auto"] = "auto"
 
 
 class Limits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -189,7 +189,7 @@ _STRUCTS: dict[str, type[Struct]] = {
 
 _NAME = "a name of letters, digits, - and _, at most 32, the first a letter or a digit"
 _HOST = "a host name or an address, without scheme or port"
-_THREADS = "a number of threads, 1 to 1024"
+_THREADS = "a number of threads, 1 to 1024, or auto: this host's cores shared among its nodes"
 _HINTS = {
     "name": _NAME,
     "model": "the path of a .m file, or demo",

@@ -25,6 +25,7 @@ from dllama_zmq.bus.session import Roster
 from dllama_zmq.bus.sockets import SPIN_S
 from dllama_zmq.bus.worker_exchange import StarWorker, StepVoid
 from dllama_zmq.errors import RootLost
+from dllama_zmq.kernels import choose_kernels
 from dllama_zmq.spec import Sync
 
 WAIT_S = 20.0
@@ -38,7 +39,7 @@ def be_worker(replies: str, steps: str, sync: Sync, dim: int, spin_s: float) -> 
     while not link.send(Join("", "", 0, "")):
         time.sleep(0.01)
     link.send(Loaded(0))
-    comm = StarWorker(link, sync, dim, WAIT_S)
+    comm = StarWorker(link, choose_kernels("auto", 1, crowded=True), sync, dim, WAIT_S)
     partial = np.random.default_rng(1).standard_normal((1, dim)).astype(np.float32)
     try:
         while True:
@@ -108,7 +109,7 @@ def _gather_workers(link: RootLink, roster: Roster, names: list[str]) -> None:
 
 
 def _exchange(link: RootLink, roster: Roster, sync: Sync, dim: int, rounds: int) -> list[float]:
-    star = StarRoot(link, roster, sync, WAIT_S)
+    star = StarRoot(link, roster, choose_kernels("auto", 1, crowded=True), sync, WAIT_S)
     partial = np.random.default_rng(0).standard_normal((1, dim)).astype(np.float32)
     star.begin([(0, 0, 1)], [], 0, partial)
     seconds = []

@@ -88,7 +88,7 @@ def running(
         if places is None:
             yield root
             return
-        fleet = Fleet(workers, places)
+        fleet = Fleet(workers, places, settings.crowded)
         cleanup.callback(fleet.stop, _LIMITS.stop_s)
         with interrupts.raised():
             _form(root, fleet, places, nodes, teller)

@@ -82,13 +82,14 @@ def logs(
 def worker(
     root: flags.RootAddress,
     name: flags.WorkerName = "",
-    threads: flags.WorkerThreads = 1,
+    threads: flags.WorkerThreads = None,
     leave_with_stdin: flags.LeaveWithStdin = False,
+    crowded: flags.Crowded = False,
 ) -> None:
     """Be a worker of the cluster whose root is at ADDRESS; needs no model file."""
     from dllama_zmq.cli import worker as command
 
-    command.run(root, name, threads, leave_with_stdin)
+    command.run(root, name, threads, leave_with_stdin, crowded)
 
 
 @app.command()
@@ -140,6 +141,7 @@ def bench(
     head_dim: flags.BenchHeadDim = None,
     vocab: flags.BenchVocab = None,
     seq_len: flags.BenchSeqLen = None,
+    profile: flags.BenchProfile = False,
 ) -> None:
     """Measure how fast a model runs on this computer, beside what the computer could do. Needs no cluster."""
     from dllama_zmq.cli import bench as command
@@ -158,6 +160,7 @@ def bench(
         depth=depth,
         repetitions=repetitions,
         nodes=nodes,
+        profile=profile,
         threads=threads,
         sync=sync.value,
         kernels=kernels,

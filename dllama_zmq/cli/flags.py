@@ -55,7 +55,10 @@ LogFollow = Annotated[bool, Option("--follow", "-f", help="Go on printing what i
 
 RootAddress = Annotated[str, Option("--root", metavar="ADDRESS", help="The root's address, as tcp://HOST:5570.")]
 WorkerName = Annotated[str, Option("--name", help="Which worker of the file to be; any free one if not given.")]
-WorkerThreads = Annotated[int, Option("--threads", "--nthreads", "-t", min=1, help="Compute threads.")]
+WorkerThreads = Annotated[
+    int | None, Option("--threads", "--nthreads", "-t", min=1, help="Compute threads; all cores if not given.")
+]
+Crowded = Annotated[bool, Option("--crowded", hidden=True)]
 LeaveWithStdin = Annotated[bool, Option("--leave-with-stdin", hidden=True)]
 
 Prompt = Annotated[str | None, Argument(metavar="PROMPT", help="The text to continue; - reads it from stdin.")]

@@ -12,11 +12,12 @@ from threadpoolctl import threadpool_limits
 
 from dllama_zmq import __version__
 from dllama_zmq.errors import UsageError
+from dllama_zmq.launch.cores import physical_cores
 from dllama_zmq.launch.owner import at_end_of_stdin
 from dllama_zmq.worker import Worker, WorkerSettings
 
 
-def run(root: str, name: str, threads: int, leave_with_stdin: bool) -> None:
+def run(root: str, name: str, threads: int | None, leave_with_stdin: bool, crowded: bool) -> None:
     """Serve the root at address `root`. With `leave_with_stdin` the end of stdin ends the worker."""
     address = root if "://" in root else f"tcp://{root}"
     if not address.startswith(("tcp://", "ipc://")):
@@ -29,7 +30,9 @@ def run(root: str, name: str, threads: int, leave_with_stdin: bool) -> None:
         at_end_of_stdin(lambda: os._exit(0))  # the root is gone and nobody is left to tell
     with threadpool_limits(limits=1):  # the node's own threads share the work; BLAS must not add its own
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        settings = WorkerSettings(root=address, name=name, threads=threads, version=__version__)
+        settings = WorkerSettings(
+            root=address, name=name, threads=threads or physical_cores(), crowded=crowded, version=__version__
+        )
         Worker(context, settings).run()
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
+import msgspec
 import zmq
 
 from dllama_zmq import __version__
@@ -22,6 +23,7 @@ from dllama_zmq.bus.links import Endpoints
 from dllama_zmq.cluster import Cluster, ClusterFile, WorkerConfig, is_loopback
 from dllama_zmq.errors import ClusterError
 from dllama_zmq.formats import open_model, read_tokenizer
+from dllama_zmq.launch.cores import physical_cores, shared
 from dllama_zmq.launch.fleet import Fleet
 from dllama_zmq.launch.owner import at_end_of_stdin
 from dllama_zmq.launch.paths import Places
@@ -60,7 +62,8 @@ def run_cluster(file: ClusterFile, leave_with_stdin: bool = False) -> None:
                 context, zmq.ROUTER, [*_listen(cluster, cluster.root.ports.clients), places.ipc_clients]
             )
             cleanup.callback(clients.close, linger=_LAST_WORD_MS)
-        fleet = Fleet(local_workers(cluster), places)
+        _, workers, crowded = node_threads(cluster)
+        fleet = Fleet(workers, places, crowded)
         cleanup.callback(fleet.stop, cluster.limits.stop_s)
         facts = ClusterFacts(cluster.name, __version__, str(model.path))
         service = Service(root, tokenizer, clients, facts, every_turn=fleet.watch)
@@ -78,15 +81,25 @@ def local_workers(cluster: Cluster) -> list[WorkerConfig]:
     return [worker for worker in cluster.workers if is_loopback(worker.host)]
 
 
+def node_threads(cluster: Cluster) -> tuple[int, list[WorkerConfig], bool]:
+    """The root's threads, this host's workers with theirs as numbers, and whether cores are too few for them all."""
+    workers = local_workers(cluster)
+    (own, *others), crowded = shared([cluster.root.threads, *(worker.threads for worker in workers)], physical_cores())
+    counted = [msgspec.structs.replace(worker, threads=n) for worker, n in zip(workers, others, strict=True)]
+    return own, counted, crowded
+
+
 def root_settings(cluster: Cluster) -> RootSettings:
     """What the root needs to know of a cluster."""
+    threads, _, crowded = node_threads(cluster)
     return RootSettings(
         names=[worker.name for worker in cluster.workers],
         reserved=[worker.name for worker in local_workers(cluster)],
         sync=cluster.sync,
         kernels=cluster.kernels,
         kv_type=cluster.kv_cache,
-        threads=cluster.root.threads,
+        threads=threads,
+        crowded=crowded,
         max_seq_len=cluster.max_seq_len,
         limits=cluster.limits,
     )

@@ -35,10 +35,14 @@ class _Child:
 
 
 class Fleet:
-    """The local workers of one cluster. `watch` them often; `stop` them at the end."""
+    """The local workers of one cluster. `watch` them often; `stop` them at the end.
 
-    def __init__(self, workers: Sequence[WorkerConfig], places: Places) -> None:
+    crowded: this host has fewer cores than its nodes have threads.
+    """
+
+    def __init__(self, workers: Sequence[WorkerConfig], places: Places, crowded: bool = False) -> None:
         self._places = places
+        self._crowded = crowded
         self._children = [self._start(worker) for worker in workers]
 
     def watch(self) -> None:
@@ -84,6 +88,8 @@ class Fleet:
     def _start(self, worker: WorkerConfig) -> _Child:
         command = [sys.executable, "-m", "dllama_zmq", "worker", "--root", self._places.ipc_replies]
         command += ["--name", worker.name, "--threads", str(worker.threads), "--leave-with-stdin"]
+        if self._crowded:
+            command.append("--crowded")
         with open_log(self._places, worker.name) as log:
             process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=child_environment(), start_new_session=True

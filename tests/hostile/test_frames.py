@@ -60,10 +60,10 @@ DEEP = b"\x91" * 990 + b"\x01"
 HUGE_LENGTHS = [
     b"\xdd\xff\xff\xff\xff",
     b"\xdf\xff\xff\xff\xff",
-    b"\x93\x01\xa6beacon\xdb\xff\xff\xff\xff",
+    b"\x93\x02\xa6beacon\xdb\xff\xff\xff\xff",
     DEEP,
     b"\x92" + DEEP + b"\xa4join",
-    b"\x99\x01\xa4plan\x81\xa1x" + DEEP + b"\x02\xa3f32\xa4auto\x01\x01\xcb" + bytes(8),
+    b"\x9a\x02\xa4plan\x81\xa1x" + DEEP + b"\x02\xa3f32\xa4auto\xa3f16\x01\x01\xcb" + bytes(8),
     bytes(2 << 20),
 ]
 
@@ -206,7 +206,7 @@ def test_a_root_answers_rightly_after_any_frames_to_any_of_its_sockets(
 def test_a_root_answers_rightly_while_frames_come_without_an_end(cluster: Living, outside: Context) -> None:
     peers = [connected(outside, zmq.DEALER, cluster.addresses[link]) for link in ("replies", "clients")]
     noise, stopped = random.Random(1), threading.Event()
-    join = msgpack.packb([1, "join", "worker1", "host", 1, "0"])
+    join = msgpack.packb([2, "join", "worker1", "host", 1, "0"])
 
     def talk() -> None:
         while not stopped.wait(0.001):
@@ -291,7 +291,7 @@ class Noisy(Stranger):
         kinds = [kind for kind in KINDS if kind not in ("join", "fault")]  # these rightly end the step
         for _ in range(5):
             values = [noise.choice([0, 1, -1, 1 << 40, "", None, [], {}, 0.5, [["f32", 1, 1]]]) for _ in range(6)]
-            header = msgpack.packb([1, noise.choice(kinds), *values[: noise.randrange(7)]])
+            header = msgpack.packb([2, noise.choice(kinds), *values[: noise.randrange(7)]])
             self.dealer.send_multipart([header, *(noise.randbytes(4) for _ in range(noise.randrange(3)))])
             self.dealer.send_multipart([noise.randbytes(noise.randrange(1, 60))])
         for header in HUGE_LENGTHS:
@@ -362,7 +362,7 @@ def test_a_worker_serves_a_real_root_after_any_frames_to_any_of_its_sockets(mode
 
 
 def plan() -> list[Any]:
-    return [msgspec.to_builtins(SPEC), 2, "f32", "auto", 64, 1, 5.0]
+    return [msgspec.to_builtins(SPEC), 2, "f32", "auto", "f32", 64, 1, 5.0]
 
 
 def pieces(model: ModelFile) -> list[tuple[list[Any], bytes]]:
@@ -387,7 +387,7 @@ def test_a_client_meets_any_frames_with_an_error_of_ours(frames: Frames, outside
         assert false_root.poll(5000)
         client = false_root.recv_multipart()[0]
         false_root.send_multipart([client, *frames])
-        false_root.send_multipart([client, msgpack.packb([1, "error", 0, "RequestError", "the end"])])
+        false_root.send_multipart([client, msgpack.packb([2, "error", 0, "RequestError", "the end"])])
 
     thread = threading.Thread(target=answer, daemon=True)
     thread.start()
@@ -397,7 +397,7 @@ def test_a_client_meets_any_frames_with_an_error_of_ours(frames: Frames, outside
     false_root.close(linger=0)
 
 
-@pytest.mark.parametrize("frame", [b"", b"garbage", b"\x93\x02\xa6queued\x01", b"\x93\x01\xa4step\x01", *HUGE_LENGTHS])
+@pytest.mark.parametrize("frame", [b"", b"garbage", b"\x93\x02\xa6queued\x01", b"\x93\x02\xa4step\x01", *HUGE_LENGTHS])
 def test_garbage_from_a_root_is_a_protocol_error_on_the_client(frame: bytes, outside: Context) -> None:
     false_root = outside.socket(zmq.ROUTER)
     address = f"tcp://127.0.0.1:{false_root.bind_to_random_port('tcp://127.0.0.1')}"

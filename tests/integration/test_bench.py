@@ -21,6 +21,7 @@ from dllama_zmq import __version__
 from dllama_zmq.bench.cases import prompt_steps
 from dllama_zmq.bench.product import NAME
 from dllama_zmq.kernels import choose_kernels
+from dllama_zmq.kernels.simd.library import cache_folder as kernels_folder
 from dllama_zmq.root.prediction import predict_step
 from dllama_zmq.shapes import shape
 from dllama_zmq.sharding import Plan
@@ -38,6 +39,9 @@ Row = dict[str, Any]
 def bench(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Iterator[Cli]:
     """The command line in a home and with a cache folder of its own, where nothing may be left behind."""
     with clean_cli(tmp_path_factory.mktemp("bench"), small_model) as cli:
+        if choose_kernels("auto", 1).name == "simd":  # compiled by now: once for all tests, not again in this folder
+            (cli.folder / "dllama-zmq").mkdir()
+            (cli.folder / "dllama-zmq" / "kernels").symlink_to(kernels_folder())
         yield cli
         assert left_folders(cli) == []
 

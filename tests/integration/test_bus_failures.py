@@ -551,7 +551,16 @@ def test_a_worker_of_a_foreign_name_ends_and_says_which_names_there_are(
 def plan_fields(spec: dict[str, Any] | None = None, **changes: Any) -> list[Any]:
     """The fields of a plan for SPEC with some of its numbers, or of the plan's own, changed."""
     numbers = msgspec.to_builtins(SPEC) | (spec or {})
-    plan = {"spec": numbers, "nodes": 2, "sync": "f32", "kernels": "auto", "seq_len": 64, "slots": 1, "step_s": 5.0}
+    plan = {
+        "spec": numbers,
+        "nodes": 2,
+        "sync": "f32",
+        "kernels": "auto",
+        "kv": "f32",
+        "seq_len": 64,
+        "slots": 1,
+        "step_s": 5.0,
+    }
     return list((plan | changes).values())
 
 

@@ -55,7 +55,7 @@ def test_logits_equal_those_of_transformers(tmp_path, case, nodes, weight_type):
         spec,
         {t.name: BlockMatrix.from_array(arrays[t.name].astype(np.float32), t.float_type) for t in tensor_table(spec)},
     )
-    with load(path, nodes=nodes) as model:
+    with load(path, nodes=nodes, kv_cache="f32") as model:
         assert model.spec == spec
         logits = model.logits(arrays["tokens"].tolist())
     assert logits.dtype == np.float32

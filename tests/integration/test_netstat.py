@@ -447,7 +447,7 @@ def test_the_prediction_tells_the_memory_of_every_node() -> None:
     found = prediction("llama3-8b", "--nodes", "4")
     assert [row["node"] for row in found["memory"]] == ["root", "worker1", "worker2", "worker3"]
     # 32 layers, 2 of 8 KV heads of 128, keys and values in f32, 8192 positions
-    assert {row["kv_bytes"] for row in found["memory"]} == {32 * 2 * 128 * 2 * 4 * 8192}
+    assert {row["kv_bytes"] for row in found["memory"]} == {32 * 2 * 128 * 2 * 2 * 8192}
     # The Q40 file without its f32 embedding, split by 4, and the norms, which every node has.
     norms = 65 * 4096 * 4
     split = 6_323_781_632 - 128256 * 4096 * 4 - norms

@@ -128,7 +128,7 @@ def test_the_shipped_file_shows_every_key_and_its_default() -> None:
         ("model: demo\nname: ../etc\n", "home.yaml:2:7: name: ", ["letters, digits", "'../etc'"]),
         ("model: demo\nname: " + "a" * 33 + "\n", "home.yaml:2:7: name: ", ["32"]),
         ("model: demo\nsync: f8\n", "home.yaml:2:7: sync: ", ["f32, f16 or q80", "'f8'"]),
-        ("model: demo\nkernels: no\n", "home.yaml:2:10: kernels: ", ["auto or numpy"]),
+        ("model: demo\nkernels: no\n", "home.yaml:2:10: kernels: ", ["auto, simd or numpy"]),
         ("model: demo\nmax_seq_len: 0\n", "home.yaml:2:14: max_seq_len: ", ["tokens", "'0'"]),
         ("model: demo\nroot: {threads: 0}\n", "home.yaml:2:17: root.threads: ", ["1 to 1024"]),
         ("model: demo\nroot: {host: 'tcp://a:1'}\n", "home.yaml:2:14: root.host: ", ["without scheme or port"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from functools import cache
 
@@ -21,7 +22,16 @@ def host_cpu() -> tuple[str, str, str]:
     features = os.environ.get("NUMBA_CPU_FEATURES")
     if features is None:
         features = "" if name == "generic" else binding.get_host_cpu_features().flatten()
+        if architecture in ("aarch64", "arm64") and _arm_has_dot_product():
+            features += ",+dotprod"  # which LLVM does not find out on Linux
     return architecture, name, features
+
+
+def _arm_has_dot_product() -> bool:
+    """The kernel's word for it: AT_HWCAP, HWCAP_ASIMDDP (Documentation/arch/arm64/elf_hwcaps.rst)."""
+    auxiliary_value = ctypes.CDLL(None).getauxval
+    auxiliary_value.restype, auxiliary_value.argtypes = ctypes.c_ulong, [ctypes.c_ulong]
+    return bool(auxiliary_value(16) >> 20 & 1)
 
 
 @cache

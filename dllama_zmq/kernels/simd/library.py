@@ -48,16 +48,15 @@ class Library:
 def library() -> Library:
     """This process's kernels. Takes some 50 ms; the first time on a machine it compiles them, and says so."""
     names, code = _object()
-    tracker = binding.create_lljit_compiler(_machine())
-    builder = binding.JITLibraryBuilder().add_object_img(code).add_current_process()
-    for name in names:
-        builder.export_symbol(name)
-    linked = builder.link(tracker, "dllama-zmq-kernels")
-    addresses = {name: linked[name] for name in names}
+    # MCJIT, not LLJIT: on 64-bit Arm only its memory manager keeps code and data near enough to each other.
+    engine = binding.create_mcjit_compiler(binding.parse_assembly(""), _machine())
+    engine.add_object_file(binding.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    addresses = {name: engine.get_function_address(name) for name in names}
     entries: dict[str, Entry] = {}
     for name, n_args in (("run", 5), ("serve", 2), ("stop", 1), ("spin", 1)):
         entries[name] = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * n_args)(addresses[name])
-    return Library(addresses, entries, (tracker, linked))
+    return Library(addresses, entries, engine)
 
 
 def cache_folder() -> Path:
