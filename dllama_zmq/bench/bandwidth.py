@@ -37,7 +37,7 @@ class Reader:
         free_bytes = available_bytes(read_proc("meminfo"))
         n_chunks = min(MOST_BYTES, MOST_BYTES if free_bytes is None else free_bytes // 4) // CHUNK_BYTES
         self.n_bytes = max(n_chunks, 16) * CHUNK_BYTES
-        pages = mmap.mmap(-1, self.n_bytes)
+        pages = mmap.mmap(-1, self.n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # shared ones are never huge
         if hasattr(mmap, "MADV_HUGEPAGE"):
             with suppress(OSError):
                 pages.madvise(mmap.MADV_HUGEPAGE)

@@ -20,6 +20,7 @@ class Delivery:
     def __init__(self, model: ModelFile, plan: Plan, node: int) -> None:
         self.total_bytes = plan.weight_bytes(node)
         self.sent_bytes = 0
+        self._model = model
         self._pieces = _pieces(model, plan, node)
 
     def next_piece(self) -> tuple[Weights, list[Frame]] | None:
@@ -29,6 +30,8 @@ class Delivery:
             return None
         name, offset, head, frame = piece
         self.sent_bytes += len(frame)
+        if self.sent_bytes == self.total_bytes:
+            self._model.forget_pages()  # what was read for the worker is not the root's to hold
         return Weights(name, offset, [head]), [frame]
 
 

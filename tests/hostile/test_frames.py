@@ -129,7 +129,9 @@ def living(model: ModelFile, worker: Callable[[Context, str], Callable[[], None]
     """A root with one worker, each in its thread, until the block ends."""
     context: Context = zmq.Context()
     addresses = {link: f"tcp://127.0.0.1:{free_port()}" for link in ("steps", "replies", "clients")}
-    settings = RootSettings(names=["worker1"], spin_s=0.0, limits=Limits(join_s=10, load_s=10, step_s=5))
+    settings = RootSettings(
+        names=["worker1"], kernels="numpy", spin_s=0.0, limits=Limits(join_s=10, load_s=10, step_s=5)
+    )
     root = Root(context, model, settings, Endpoints([addresses["steps"]], [addresses["replies"]]))
     clients = sockets.bind(context, zmq.ROUTER, [addresses["clients"]])
     tokenizer = read_tokenizer(Path(model.path).with_suffix(".t"))
@@ -347,11 +349,14 @@ def test_a_worker_serves_a_real_root_after_any_frames_to_any_of_its_sockets(mode
     roots_context.term()
     roots_context = zmq.Context()
     root = Root(
-        roots_context, model, RootSettings(names=["worker1"], spin_s=0.0), Endpoints([addresses[1]], [addresses[0]])
+        roots_context,
+        model,
+        RootSettings(names=["worker1"], kernels="numpy", spin_s=0.0),
+        Endpoints([addresses[1]], [addresses[0]]),
     )
     try:
         root.form(time.monotonic() + ANSWER_S)
-        alone = Root(roots_context, model, RootSettings())
+        alone = Root(roots_context, model, RootSettings(kernels="numpy"))
         assert (root.logits([Run(0, 0, 3)], [1, 2, 3]) == alone.logits([Run(0, 0, 3)], [1, 2, 3])).all()
     finally:
         root.close("the test is over")

@@ -49,7 +49,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelFile]:
 @pytest.fixture(scope="module")
 def expected(model: ModelFile) -> F32:
     """The logits of one node."""
-    return logits(Root(zmq.Context.instance(), model, RootSettings()))
+    return logits(Root(zmq.Context.instance(), model, RootSettings(kernels="numpy")))
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ def start(context: Context) -> Iterator[Start]:
 def a_root(
     context: Context, model: ModelFile, places: Endpoints, step_s: float = 20.0, stay: bool = False
 ) -> Iterator[Root]:
-    settings = RootSettings(names=["worker1"], spin_s=0.0, limits=Limits(step_s=step_s))
+    settings = RootSettings(names=["worker1"], kernels="numpy", spin_s=0.0, limits=Limits(step_s=step_s))
     root = Root(context, model, settings, places)
     try:
         yield root

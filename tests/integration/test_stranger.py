@@ -67,7 +67,7 @@ def cluster(
     context: Context = zmq.Context()
     name = f"inproc://{secrets.token_hex(6)}"
     names = [f"worker{i}" for i in range(1, n_nodes)]
-    settings = RootSettings(names=names, sync=sync, spin_s=0.0)
+    settings = RootSettings(names=names, sync=sync, kernels="numpy", spin_s=0.0)
     root = Root(context, model, settings, Endpoints([f"{name}-steps"], [f"{name}-replies"]))
     threads = [threading.Thread(target=worker(context, f"{name}-replies"), daemon=True) for _ in names]
     for thread in threads:
@@ -92,7 +92,7 @@ def logits(root: Root) -> F32:
 
 
 def alone(model: ModelFile) -> Root:
-    return Root(zmq.Context.instance(), model, RootSettings())
+    return Root(zmq.Context.instance(), model, RootSettings(kernels="numpy"))
 
 
 @pytest.mark.parametrize("n_nodes", [2, 4])

@@ -277,7 +277,8 @@ def address(array: npt.NDArray[Any]) -> int:
 
 def _pages(n_bytes: int, huge: bool = True) -> U8:
     """Zeroed memory of its own, on huge pages where there are any: a stream of weights waits for no page table."""
-    pages = mmap.mmap(-1, max(1, n_bytes))
+    # Private, for shared pages, Python's default, are never huge.
+    pages = mmap.mmap(-1, max(1, n_bytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if huge and hasattr(mmap, "MADV_HUGEPAGE"):
         with suppress(OSError):
             pages.madvise(mmap.MADV_HUGEPAGE)
