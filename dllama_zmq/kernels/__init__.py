@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Literal
 
@@ -17,7 +18,8 @@ logger = logging.getLogger(__name__)
 KernelChoice = Literal["auto", "simd", "numpy"]
 
 __all__ = [
-    "KVCache", "KVType", "KernelChoice", "Kernels", "Linear", "Reference", "Run", "choose_kernels", "tree_sum",
+    "KVCache", "KVType", "KernelChoice", "Kernels", "Linear", "Reference", "Run", "choose_kernels",
+    "prepare_kernels", "tree_sum",
 ]  # fmt: skip
 
 
@@ -40,6 +42,14 @@ def choose_kernels(choice: KernelChoice, threads: int, crowded: bool = False) ->
         raise UsageError(f"kernels simd cannot run here: {obstacle}; use kernels: numpy")
     logger.warning("kernels numpy, which are slow: simd cannot run here: %s", obstacle)
     return Reference(threads)
+
+
+def prepare_kernels(choice: KernelChoice, say: Callable[[str], None]) -> None:
+    """Compile what `choose_kernels` would have to compile, telling `say` how far it is; nothing where all is there."""
+    if choice != "numpy" and not _simd_obstacle():
+        from dllama_zmq.kernels.simd.library import prepare
+
+        prepare(say)
 
 
 def _simd_obstacle() -> str:

@@ -23,6 +23,7 @@ from dllama_zmq.client import Client
 from dllama_zmq.cluster import Cluster, ClusterFile, is_loopback
 from dllama_zmq.errors import ClusterError, RootLost
 from dllama_zmq.formats import open_model, read_tokenizer
+from dllama_zmq.kernels import prepare_kernels
 from dllama_zmq.launch.fleet import child_environment, open_log
 from dllama_zmq.launch.paths import Places
 from dllama_zmq.sharding import Plan
@@ -87,6 +88,7 @@ def bring_up(
     if _is_locked(places):
         raise ClusterError(f"cluster {name!r} is running already; `dllama-zmq down` stops it")
     _check_files(file)
+    prepare_kernels(file.cluster.kernels, on_word)
     with open_log(places, "root") as log:
         log_start = log.seek(0, os.SEEK_END)
         command = [sys.executable, "-m", "dllama_zmq", "up", str(file.path.absolute()), "--foreground", *flags]

@@ -26,7 +26,7 @@ LARGE = ModelSpec(
     vocab_size=4000, seq_len=128, weight_type=FloatType.Q40,
 )  # fmt: skip
 STEP_BYTES = 20 << 20  # a step of 128 tokens, the machine code and its loader's data: of this width, not of the depth
-ROOT_BYTES = 24 << 20  # the same, the tokenizer and the libraries that only a root loads
+ROOT_BYTES = 28 << 20  # the same, the tokenizer and the libraries that only a root loads
 EMBEDDING_F32_BYTES = LARGE.vocab_size * LARGE.dim * 4
 PROCESS_BYTES = (
     200 << 20

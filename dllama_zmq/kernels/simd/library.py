@@ -65,7 +65,21 @@ def cache_folder() -> Path:
     return Path(base) / "dllama-zmq" / "kernels"
 
 
-def _object() -> tuple[list[str], bytes]:
+def prepare(say: Callable[[str], None]) -> None:
+    """Compile now what is not in the cache, telling `say` how far it is: for a person who would wait without a word."""
+    last = time.monotonic()
+
+    def show(done: int, of: int) -> None:
+        nonlocal last
+        if done == 0 or time.monotonic() > last + 1.5:
+            last = time.monotonic()
+            say(f"compiling kernels for this CPU, once: {done} of {of}")
+
+    if _read(cache_folder() / f"{_key()}.o") is None:
+        _object(show)
+
+
+def _object(show: Callable[[int, int], None] | None = None) -> tuple[list[str], bytes]:
     """The kernels' names and their object file: from the cache, else built now and, where possible, kept."""
     path = cache_folder() / f"{_key()}.o"
     found = _read(path)
@@ -74,19 +88,20 @@ def _object() -> tuple[list[str], bytes]:
     with _only_builder(path):
         found = _read(path)  # by whoever had the lock before
         if found is None:
-            found = _build()
+            found = _build(show)
             _keep(path, *found)
     return found
 
 
-def _build() -> tuple[list[str], bytes]:
+def _build(show: Callable[[int, int], None] | None) -> tuple[list[str], bytes]:
     from dllama_zmq.kernels.simd.build import build_object, kernel_names
 
     _, cpu, _ = host_cpu()
-    logger.info("compiling kernels for %s: once on this machine, some 10 s", cpu)
+    level = logging.INFO if show is None else logging.DEBUG  # who is shown it needs no line in a log
+    logger.log(level, "compiling kernels for %s: once on this machine, some 10 s", cpu)
     start = time.monotonic()
-    code = build_object(_bar())
-    logger.info("compiled kernels seconds=%.1f bytes=%d", time.monotonic() - start, len(code))
+    code = build_object(show or _bar())
+    logger.log(level, "compiled kernels seconds=%.1f bytes=%d", time.monotonic() - start, len(code))
     return kernel_names(), code
 
 
