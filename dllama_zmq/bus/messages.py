@@ -327,10 +327,7 @@ def pack_plain(values: Array, wire: Literal["i32", "f64", "u8"]) -> tuple[ArrayH
 
 def packed(head: ArrayHead, frame: Frame, wire: Literal["f32", "f16", "q80"], shape: tuple[int, int]) -> U8:
     """The bytes in `frame`, (rows, bytes of a row); ProtocolError where head is not of this type and shape."""
-    if head.type != wire or (head.rows, head.columns) != shape:
-        raise ProtocolError(
-            f"an array of {head.rows} x {head.columns} {head.type}; expected {shape[0]} x {shape[1]} {wire}"
-        )
+    _check_head(head, wire, shape)
     return np.frombuffer(frame, np.uint8).reshape(shape[0], -1)
 
 
@@ -338,8 +335,12 @@ def unpack(head: ArrayHead, frame: Frame, wire: ArrayType, shape: tuple[int, int
     """The array in `frame`, floats as float32 and read-only; ProtocolError where head is not of this type and shape."""
     if wire == "f32" or wire == "f16" or wire == "q80":
         return dequantize(packed(head, frame, wire, shape), _FLOATS[wire]).reshape(shape)
+    _check_head(head, wire, shape)
+    return np.frombuffer(frame, _PLAIN[wire]).reshape(shape)
+
+
+def _check_head(head: ArrayHead, wire: ArrayType, shape: tuple[int, int]) -> None:
     if head.type != wire or (head.rows, head.columns) != shape:
         raise ProtocolError(
             f"an array of {head.rows} x {head.columns} {head.type}; expected {shape[0]} x {shape[1]} {wire}"
         )
-    return np.frombuffer(frame, _PLAIN[wire]).reshape(shape)

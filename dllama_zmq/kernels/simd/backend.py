@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dllama_zmq.kernels.interface import KVType, Linear, Run
+from dllama_zmq.kernels.reference import Reference
 from dllama_zmq.kernels.simd.host import host_target
 from dllama_zmq.kernels.simd.library import library
 from dllama_zmq.kernels.simd.pool import Job, Pool
@@ -94,7 +95,7 @@ class Simd:
         out, to = self.array(n_tokens, width)
         wire, wire_at = self.array(n_tokens, n_bytes, np.uint8) if packed else (None, 0)
         if sync != "q80" and n_tokens * width % 32:
-            return _odd_sum(parts, sync, width, packed)
+            return Reference().add_up(parts, sync, packed)  # rare and small
         sources = (ctypes.c_int64 * len(parts))(*map(address, parts))
         job = self._add.fields
         job[0], job[1], job[2], job[3], job[4] = ctypes.addressof(sources), len(parts), wire_at, to, _FORMS[sync]
@@ -103,7 +104,7 @@ class Simd:
 
     def pack(self, x: F32, sync: Sync) -> U8:
         if sync == "f32" or x.size % 32:
-            return _packed_by_numpy(x, sync)
+            return Reference().pack(x, sync)
         x = np.ascontiguousarray(x, np.float32)
         n_bytes = x.shape[1] // 32 * 34 if sync == "q80" else 2 * x.shape[1]
         wire: U8
@@ -283,16 +284,3 @@ def _pages(n_bytes: int, huge: bool = True) -> U8:
         with suppress(OSError):
             pages.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(pages, np.uint8)
-
-
-def _odd_sum(parts: Sequence[U8], sync: Sync, width: int, packed: bool) -> tuple[U8 | None, F32]:
-    """Sums of a number of values that is no multiple of 32: rare and small, so NumPy does them."""
-    from dllama_zmq.kernels.reference import Reference
-
-    return Reference().add_up(parts, sync, packed)
-
-
-def _packed_by_numpy(x: F32, sync: Sync) -> U8:
-    from dllama_zmq.kernels.reference import Reference
-
-    return Reference().pack(x, sync)

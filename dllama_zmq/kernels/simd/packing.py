@@ -22,12 +22,6 @@ def store_byte(at, value):
     store_i8(at, value)
 
 
-@register_jitable
-def nibble(at, column):
-    """Value `column` of a Q40 block at `at`, 0..15."""
-    return load_u8(at + 2 + column) & 15 if column < 16 else load_u8(at + 2 + column - 16) >> 4
-
-
 @kernel
 def pack_q40(job, first, last):
     """Q40 rows as tiles."""

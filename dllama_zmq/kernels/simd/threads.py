@@ -31,7 +31,6 @@ TICKET, DONE, KERNEL, JOB, N_ITEMS, CHUNK, STOP, N_THREADS, PAUSES, YIELDS = (
 SLEEPERS, SLEEPER_BYTES = 512, 128
 """For each thread: 1 while it sleeps; 8 bytes on its eventfd; 16 bytes on room for what is read and written."""
 _FIELD = (1 << 20) - 1
-MOST_CHUNKS = 1 << 19
 
 
 @register_jitable
