@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,22 +11,25 @@ from dllama_zmq.errors import FormatError
 
 
 class FloatType(enum.IntEnum):
-    """How numbers are stored. The values are those of `.m` header key 13 (weights_float_type)."""
+    """How numbers are stored: formats/FORMATS.md §1. 0 to 3 are the values of `.m` header key 13
+    (weights_float_type); the others are of other files."""
 
     F32 = 0
     F16 = 1
     Q40 = 2
     Q80 = 3
+    BF16 = 4
+    Q41 = 5
 
     @property
     def block_values(self) -> int:
         """Values in one block: 32 for the quantized types, else 1."""
-        return 32 if self in (FloatType.Q40, FloatType.Q80) else 1
+        return _BLOCKS[self][0]
 
     @property
     def block_bytes(self) -> int:
-        """Bytes of one block. Q40 is an f16 scale and 16 bytes of nibbles, Q80 an f16 scale and 32 bytes."""
-        return {FloatType.F32: 4, FloatType.F16: 2, FloatType.Q40: 18, FloatType.Q80: 34}[self]
+        """Bytes of one block."""
+        return _BLOCKS[self][1]
 
     def row_bytes(self, n_values: int) -> int:
         """Bytes that `n_values` take; `n_values` must be whole blocks."""
@@ -34,7 +38,16 @@ class FloatType(enum.IntEnum):
         return n_values // self.block_values * self.block_bytes
 
 
-Axis = Literal["embed", "heads", "kv_heads", "ffn", "vocab", "head_dim", "one"]
+_BLOCKS = {
+    FloatType.F32: (1, 4), FloatType.F16: (1, 2), FloatType.BF16: (1, 2),
+    FloatType.Q40: (32, 18), FloatType.Q41: (32, 20), FloatType.Q80: (32, 34),
+}  # fmt: skip
+"""Values and bytes of a block."""
+
+Architecture = Literal["llama", "mixtral", "qwen2", "qwen3", "qwen3moe", "grok1"]
+Activation = Literal["silu", "gelu"]
+"""What a feed-forward network's gate goes through; GELU by its tanh formula (arXiv:1606.08415 §2)."""
+Axis = Literal["embed", "heads", "kv_heads", "ffn", "vocab", "head_dim", "experts", "one"]
 Sync = Literal["f32", "f16", "q80"]
 """The type in which activations cross the bus."""
 
@@ -53,18 +66,28 @@ class RopeScaling:
 
 @dataclass(frozen=True, slots=True)
 class Rope:
-    """Rotary position embedding (arXiv:2104.09864). `interleaved` rotates values (2i, 2i + 1), `half` (i, i + Hd/2)."""
+    """Rotary position embedding (arXiv:2104.09864). `interleaved` rotates values (2i, 2i + 1), `half` (i, i + Hd/2).
+
+    factors: what each pair's frequency is divided by, for files that say it so; else empty.
+    """
 
     theta: float = 10000.0
     layout: Literal["interleaved", "half"] = "interleaved"
     scaling: RopeScaling | None = None
+    factors: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """The numbers that define a decoder-only transformer. Lengths are in values, `seq_len` in tokens."""
+    """The numbers that define a decoder-only transformer. Lengths are in values, `seq_len` in tokens.
 
-    arch: Literal["llama"]
+    n_experts: 0 for a dense model; `hidden_dim` is the width of one expert where there are any.
+    norm_topk: the weights of the chosen experts are made to sum to 1.
+    window: how many positions a token attends to, itself included, where the model limits them.
+    stored: the tensors that are of another type than `weight_type` (or the table's F32), by name.
+    """
+
+    arch: Architecture
     dim: int
     hidden_dim: int
     n_layers: int
@@ -76,6 +99,17 @@ class ModelSpec:
     weight_type: FloatType
     rope: Rope = Rope()
     norm_eps: float = 1e-5
+    activation: Activation = "silu"
+    n_experts: int = 0
+    n_active_experts: int = 0
+    norm_topk: bool = True
+    window: int | None = None
+    stored: tuple[tuple[str, FloatType], ...] = ()
+
+    @property
+    def block_values(self) -> int:
+        """Values that a cut of columns must keep together: those of the largest block among the weights' types."""
+        return max(self.weight_type.block_values, *(kind.block_values for _, kind in self.stored), 1)
 
     @property
     def q_dim(self) -> int:
@@ -96,6 +130,7 @@ class ModelSpec:
             "ffn": self.hidden_dim,
             "vocab": self.vocab_size,
             "head_dim": self.head_dim,
+            "experts": self.n_experts,
             "one": 1,
         }[axis]
 
@@ -113,10 +148,23 @@ class ModelSpec:
             raise FormatError(f"{self.n_heads} heads cannot share {self.n_kv_heads} KV heads equally")
         if self.head_dim % 2:
             raise FormatError(f"head_dim is {self.head_dim}; RoPE rotates pairs and needs an even number")
+        if not 0 <= self.n_experts <= 1 << 10:
+            raise FormatError(f"n_experts is {self.n_experts}; expected 0 (none) to {1 << 10}")
+        least = min(1, self.n_experts)
+        if not least <= self.n_active_experts <= self.n_experts:
+            raise FormatError(f"n_active_experts is {self.n_active_experts}; expected {least} to {self.n_experts}")
+        if self.window is not None and self.window < 1:
+            raise FormatError(f"the sliding window is {self.window}; expected 1 or more")
         if not 0 < self.norm_eps < 1:
             raise FormatError(f"norm_epsilon is {self.norm_eps}; expected a small positive number")
         if not self.rope.theta > 0:
             raise FormatError(f"rope_theta is {self.rope.theta}; expected a positive number")
+        if self.rope.factors and not (
+            len(self.rope.factors) == self.head_dim // 2 and all(0 < f < math.inf for f in self.rope.factors)
+        ):
+            raise FormatError(
+                f"{len(self.rope.factors)} RoPE factors; expected {self.head_dim // 2} positive numbers, one a pair"
+            )
         scaling = self.rope.scaling
         if scaling is not None and not (
             scaling.factor > 0
@@ -126,12 +174,10 @@ class ModelSpec:
             raise FormatError(
                 f"rope scaling is {scaling}; expected positive numbers, the low factor not above the high"
             )
-        block = self.weight_type.block_values
+        block = self.block_values
         for name in ("dim", "q_dim", "hidden_dim"):
             if getattr(self, name) % block:
-                raise FormatError(
-                    f"{name} is {getattr(self, name)}: not whole {self.weight_type.name} blocks of {block} values"
-                )
+                raise FormatError(f"{name} is {getattr(self, name)}: not whole blocks of {block} values")
 
 
 @dataclass(frozen=True, slots=True)

@@ -320,7 +320,7 @@ def check_export(
     with open_model(data / "demo.m") as model, torch.no_grad():
         for tensor in model.tensors:
             parameter = parameters[net_name(tensor.name)]
-            values = np.array(model.tensor(tensor.name).dequantize())  # a copy: the file is mapped read-only
+            values = np.array(model.read(tensor.name).dequantize())  # a copy: the file is mapped read-only
             parameter.copy_(torch.from_numpy(values.reshape(parameter.shape)))
     print(f"demo.m: held_out={mean_loss(net, held_out):.4f}", flush=True)
     print_samples(net, tokenizer, n_samples, 200)

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from dllama_zmq.errors import FormatError, UnsupportedModel
 from dllama_zmq.formats.files import open_regular
-from dllama_zmq.formats.m_file import ModelFile, open_m, write_m
+from dllama_zmq.formats.m_file import open_m, write_m
 from dllama_zmq.formats.m_header import data_bytes
+from dllama_zmq.formats.model_file import ModelFile
 from dllama_zmq.formats.t_file import read_t, write_t
 from dllama_zmq.tokenizer import Tokenizer, TokenizerData
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 
-from dllama_zmq.errors import FormatError, UsageError
-from dllama_zmq.formats.files import open_regular, replace_file
+from dllama_zmq.errors import FormatError
+from dllama_zmq.formats.files import replace_file
 from dllama_zmq.formats.m_header import MAX_HEADER_BYTES, data_bytes, header_bytes, read_header
+from dllama_zmq.formats.mapped import MappedFile
+from dllama_zmq.formats.model_file import ALL, ModelFile
 from dllama_zmq.models import tensor_table
 from dllama_zmq.quants import BlockMatrix
 from dllama_zmq.spec import ModelSpec, TensorSpec
@@ -21,67 +19,41 @@ from dllama_zmq.spec import ModelSpec, TensorSpec
 _COPY_BYTES = 1 << 24
 
 
-class ModelFile:
-    """A model file in the address space: tensors are read-only views of the map, and nothing is copied.
+class MFile(ModelFile):
+    """A `.m` file in the address space: tensors are read-only views of the map, and nothing is copied."""
 
-    `tensors` are in file order; `nbytes` is what they take together, without the header.
-    """
-
-    def __init__(self, path: Path, spec: ModelSpec, tensors_at: int, pages: mmap.mmap) -> None:
-        self.path = path
-        self.spec = spec
-        self.tensors: list[TensorSpec] = tensor_table(spec)
-        self.nbytes = len(pages) - tensors_at
-        self._pages: mmap.mmap | None = pages
-        self._at: dict[str, tuple[TensorSpec, int]] = {}
-        offset = tensors_at
+    def __init__(self, pages: MappedFile, spec: ModelSpec, tensors_at: int) -> None:
+        super().__init__(pages.path, spec)
+        self._pages = pages
+        self._at: dict[str, int] = {}
         for tensor in self.tensors:
-            self._at[tensor.name] = (tensor, offset)
-            offset += tensor.nbytes(spec)
+            self._at[tensor.name] = tensors_at
+            tensors_at += tensor.nbytes(spec)
 
-    def tensor(self, name: str) -> BlockMatrix:
-        """The tensor as a read-only view of the map; a vector is one row. The view outlives `close`."""
-        if self._pages is None:
-            raise UsageError(f"{self.path} is closed; open it again to read {name}.")
-        tensor, offset = self._at[name]
-        data = np.frombuffer(self._pages, np.uint8, tensor.nbytes(self.spec), offset)
-        return BlockMatrix(data.reshape(tensor.shape(self.spec)[0], -1), tensor.float_type)
+    def read(self, name: str, rows: slice = ALL, columns: slice = ALL) -> BlockMatrix:
+        tensor = self._by_name[name]
+        data = self._pages.view(self._at[name], tensor.nbytes(self.spec))
+        whole = BlockMatrix(data.reshape(tensor.shape(self.spec)[0], -1), tensor.float_type)
+        return whole.cut(rows, columns)
 
     def forget_pages(self) -> None:
-        """Take the file's pages out of this process's memory; they come back when they are read again."""
-        if self._pages is not None and hasattr(mmap, "MADV_DONTNEED"):
-            self._pages.madvise(mmap.MADV_DONTNEED)
+        self._pages.forget_pages()
 
     def close(self) -> None:
-        """Let go of the map. It stays for as long as a view of it lives."""
-        pages, self._pages = self._pages, None
-        if pages is not None:
-            with suppress(BufferError):  # views live: the last of them takes the map with it
-                pages.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+        self._pages.close()
 
 
-def open_m(path: str | Path) -> ModelFile:
+def open_m(path: str | Path) -> MFile:
     """Map a `.m` file whose header and length have been checked. Raises FormatError or UnsupportedModel."""
-    path = Path(path)
-    with open_regular(path) as (file, file_bytes):
-        spec, tensors_at = read_header(file.read(MAX_HEADER_BYTES), file_bytes, path)
-        _check_length(path, spec, tensors_at, file_bytes)
-        try:
-            pages = mmap.mmap(file.fileno(), file_bytes, access=mmap.ACCESS_READ)
-        except OSError as error:
-            raise FormatError(
-                f"{path}: its {file_bytes} bytes cannot be mapped: {error.strerror}. "
-                f"Check the limit of address space (ulimit -v), or copy it to a local disk."
-            ) from error
-    return ModelFile(path, spec, tensors_at, pages)
+    pages = MappedFile(Path(path))
+    try:
+        head = pages.view(0, min(pages.nbytes, MAX_HEADER_BYTES)).tobytes()
+        spec, tensors_at = read_header(head, pages.nbytes, pages.path)
+        _check_length(pages.path, spec, tensors_at, pages.nbytes)
+    except BaseException:
+        pages.close()
+        raise
+    return MFile(pages, spec, tensors_at)
 
 
 def write_m(

@@ -20,6 +20,8 @@ MAGIC = 0x0A00ABCD
 OLD_MAGIC_LLAMA = 0xABCD00
 OLD_MAGIC_GROK1 = 0xABCD01
 MAX_HEADER_BYTES = 8 + 8 * 1024
+M_TYPES = (FloatType.F32, FloatType.F16, FloatType.Q40, FloatType.Q80)
+"""The types that a `.m` file's weights can have."""
 _OLD_FIELDS = struct.Struct("<9i")
 _RUNS = "This version runs the Llama architecture (Llama 2 and 3, Mistral 7B, TinyLlama); give a model of that one."
 
@@ -127,6 +129,11 @@ def read_header(head: bytes, file_bytes: int, path: Path) -> tuple[ModelSpec, in
 def header_bytes(spec: ModelSpec) -> bytes:
     """The keyed header of `spec`. Raises FormatError for numbers that its integers cannot say."""
     spec.check()
+    if spec.weight_type not in M_TYPES or spec.stored:
+        raise FormatError(
+            f"the weights are of types that a .m file cannot hold; it has one of {', '.join(t.name for t in M_TYPES)} "
+            "for all. Convert them."
+        )
     rope, scaling = spec.rope, spec.rope.scaling
     values = {
         Key.VERSION: 0,
@@ -246,8 +253,8 @@ def _spec(pairs: _Pairs) -> ModelSpec:
         raise pairs.wrong(Key.NORM_EPSILON, "expected 5 for 1e-05 or 6 for 1e-06.")
     # A file without the type gets it from its size, later; until then F32, which any width suits.
     weight_type = pairs.get(Key.WEIGHTS_FLOAT_TYPE, 0)
-    if weight_type not in list(FloatType):
-        known = ", ".join(f"{t.value} {t.name}" for t in FloatType)
+    if weight_type not in M_TYPES:
+        known = ", ".join(f"{t.value} {t.name}" for t in M_TYPES)
         raise pairs.wrong(Key.WEIGHTS_FLOAT_TYPE, f"expected one of {known}.")
     return ModelSpec(
         arch="llama",
@@ -291,7 +298,7 @@ def _rope(pairs: _Pairs) -> Rope:
 def _weight_type_by_size(spec: ModelSpec, tensor_bytes: int, path: Path) -> FloatType:
     """The one weight type whose tensors take exactly the bytes that the file has."""
     sizes: dict[FloatType, int] = {}
-    for float_type in FloatType:
+    for float_type in M_TYPES:
         candidate = replace(spec, weight_type=float_type)
         try:
             candidate.check()

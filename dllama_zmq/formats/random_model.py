@@ -13,7 +13,7 @@ import numpy as np
 from numpy.random import SFC64, Generator
 
 from dllama_zmq.models import tensor_table
-from dllama_zmq.quants import F32, U8, BlockMatrix
+from dllama_zmq.quants import F32, U8, BlockMatrix, quantize
 from dllama_zmq.spec import FloatType, ModelSpec, TensorSpec
 
 _Q40_RMS = math.sqrt(21.5)  # of the values -8..7, all equally likely
@@ -42,7 +42,7 @@ def random_matrix(rng: Generator, tensor: TensorSpec, spec: ModelSpec) -> BlockM
 
 
 def _random_blocks(rng: Generator, float_type: FloatType, rows: int, columns: int, rms: float) -> U8:
-    if float_type in (FloatType.F32, FloatType.F16):
+    if float_type.block_values == 1:
         return _random_floats(rng, float_type, rows, columns, rms)
     row_bytes = float_type.row_bytes(columns)
     n_bytes = rows * row_bytes
@@ -52,15 +52,17 @@ def _random_blocks(rng: Generator, float_type: FloatType, rows: int, columns: in
     if float_type is FloatType.Q80:
         values = blocks[..., 2:].view(np.int8)
         np.maximum(values, -127, out=values)  # no writer of Q80 makes -128
-    unit = rms / _SCALE_RMS / (_Q40_RMS if float_type is FloatType.Q40 else _Q80_RMS)
+    unit = rms / _SCALE_RMS / (_Q80_RMS if float_type is FloatType.Q80 else _Q40_RMS)
     # Scales of either sign: Q40's values lean to the negative, and a lean would add up over a row.
     scales = 2 * rng.random(blocks.shape[:2], dtype=np.float32) - 1
     scales += np.copysign(np.float32(0.5), scales)
     blocks[..., :2] = (scales * np.float32(unit)).astype("<f2")[..., None].view(np.uint8)
+    if float_type is FloatType.Q41:
+        blocks[..., 2:4] = (scales * np.float32(-8 * unit)).astype("<f2")[..., None].view(np.uint8)
     return data
 
 
 def _random_floats(rng: Generator, float_type: FloatType, rows: int, columns: int, rms: float) -> U8:
     values: F32 = rng.standard_normal((rows, columns), dtype=np.float32)
     values *= np.float32(rms)
-    return (values if float_type is FloatType.F32 else values.astype("<f2")).view(np.uint8)
+    return quantize(values, float_type)

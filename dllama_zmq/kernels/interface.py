@@ -29,7 +29,7 @@ class Run:
 class Linear(Protocol):
     """A matrix, or several with the same input, made ready for products."""
 
-    def __call__(self, x: F32) -> Any:
+    def __call__(self, x: F32, /) -> Any:
         """x (T, columns) -> (T, rows): `x` times the matrix transposed. Of several matrices: a list of such arrays,
         whose rows need not lie close together.
 

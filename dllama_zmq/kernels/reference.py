@@ -11,7 +11,7 @@ import numpy as np
 
 from dllama_zmq.kernels.interface import KVType, Run
 from dllama_zmq.kernels.reduction import tree_sum
-from dllama_zmq.quants import F32, U8, BlockMatrix, dequantize, quantize, split_q40, split_q80
+from dllama_zmq.quants import F32, I8, U8, BlockMatrix, dequantize, quantize, split_q40, split_q41, split_q80
 from dllama_zmq.spec import SYNC_FLOAT, FloatType, Sync
 
 _TILE_VALUES = 1 << 18  # dequantized at a time: 1 MB, which stays in a core's cache; never the matrix
@@ -56,7 +56,7 @@ class Reference:
         ]
 
         def apply(x: F32) -> F32:
-            ready = _quantized(x) if product is _integer_product else (x, x)
+            ready = _quantized(x) if product is _integer_product else (x, x, x)
             parts = self._each(lambda tile: product(tile, *ready, segments), tiles)
             return np.ascontiguousarray(np.concatenate(parts, axis=0).T)
 
@@ -130,18 +130,22 @@ def _attention(q: F32, keys: F32, values: F32, kv_of_head: Sequence[int]) -> F32
     return out.reshape(n_tokens, n_heads * head_dim)
 
 
-def _quantized(x: F32) -> tuple[F32, F32]:
-    """x (T, n) as Q80: whole numbers as float32 (b, 32, T), and scales (b, 1, T)."""
+def _quantized(x: F32) -> tuple[F32, F32, F32]:
+    """x (T, n) as Q80: whole numbers as float32 (b, 32, T), scales (b, 1, T), and the values' sums (b, 1, T)."""
     q, d = split_q80(quantize(x, FloatType.Q80))
-    return np.ascontiguousarray(q.transpose(1, 2, 0), dtype=np.float32), np.ascontiguousarray(d.T)[:, None]
+    values = np.ascontiguousarray(q.transpose(1, 2, 0), dtype=np.float32)
+    scales = np.ascontiguousarray(d.T)[:, None]
+    return values, scales, scales * values.sum(1, keepdims=True)
 
 
-def _integer_product(tile: BlockMatrix, x: F32, x_scales: F32, segments: int) -> F32:
+def _integer_product(tile: BlockMatrix, x: F32, x_scales: F32, x_sums: F32, segments: int) -> F32:
     """One tile of rows (R, n) times quantized `x` -> (R, T)."""
-    q, d = split_q40(tile.data) if tile.float_type is FloatType.Q40 else split_q80(tile.data)  # (R, b, 32), (R, b)
+    q, d, m = _split(tile)  # (R, b, 32), (R, b), and (R, b) where the type has offsets
     # At most 32 * 127 * 127 < 2^24: float32 holds these integer sums exactly, in whatever order BLAS adds them.
     sums = np.matmul(q.astype(np.float32).transpose(1, 0, 2), x)  # (b, R, T)
     sums *= d.T[:, :, None] * x_scales
+    if m is not None:
+        sums += m.T[:, :, None] * x_sums
     parts = sums.reshape(segments, -1, *sums.shape[1:])
     totals = parts[:, 0].copy()
     for i in range(1, parts.shape[1]):  # np.add.reduce adds in another order where a tile is one row by one token
@@ -149,8 +153,14 @@ def _integer_product(tile: BlockMatrix, x: F32, x_scales: F32, segments: int) ->
     return tree_sum(totals)
 
 
-def _float_product(tile: BlockMatrix, x: F32, _: F32, segments: int) -> F32:
-    """One tile of F32 or F16 rows (R, n) times `x` (T, n) -> (R, T)."""
+def _split(tile: BlockMatrix) -> tuple[I8, F32, F32 | None]:
+    if tile.float_type is FloatType.Q41:
+        return split_q41(tile.data)
+    return *(split_q40 if tile.float_type is FloatType.Q40 else split_q80)(tile.data), None
+
+
+def _float_product(tile: BlockMatrix, x: F32, _: F32, __: F32, segments: int) -> F32:
+    """One tile of F32, F16 or BF16 rows (R, n) times `x` (T, n) -> (R, T)."""
     weights = dequantize(tile.data, tile.float_type)
     width = weights.shape[1] // segments
     return tree_sum([weights[:, i : i + width] @ x[:, i : i + width].T for i in range(0, weights.shape[1], width)])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping, Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from dllama_zmq.kernels import Kernels, KVCache, Run
@@ -33,15 +34,19 @@ class Model(Protocol):
 
 def tensor_table(spec: ModelSpec) -> list[TensorSpec]:
     """Every tensor of the model, in file order, with the names of its axes."""
-    return _TENSORS[spec.arch](spec)
+    stored = dict(spec.stored)
+    return [
+        dataclasses.replace(tensor, float_type=stored[tensor.name]) if tensor.name in stored else tensor
+        for tensor in _TENSORS[spec.arch](spec)
+    ]
 
 
 def build_model(
     spec: ModelSpec,
-    weights: MutableMapping[str, BlockMatrix],
+    take: Callable[[str], BlockMatrix],
     kernels: Kernels,
     cache: KVCache,
     segments: int,
 ) -> Model:
-    """This node's share of the model that `spec` names; the arguments are those of `Llama`. Empties `weights`."""
-    return _MODELS[spec.arch](spec, weights, kernels, cache, segments)
+    """This node's share of the model that `spec` names; the arguments are those of `Llama`."""
+    return _MODELS[spec.arch](spec, take, kernels, cache, segments)

@@ -6,7 +6,7 @@ Knows nothing of files, plans and sockets.
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -20,10 +20,7 @@ from dllama_zmq.spec import ModelSpec
 class _Layer:
     """One layer's weights on this node."""
 
-    def __init__(self, weights: MutableMapping[str, BlockMatrix], prefix: str, kernels: Kernels, segments: int) -> None:
-        def take(name: str) -> BlockMatrix:
-            return weights.pop(f"{prefix}.{name}")  # let go of, so that nothing is in memory twice
-
+    def __init__(self, take: Callable[[str], BlockMatrix], kernels: Kernels, segments: int) -> None:
         self.attention_norm = take("attention_norm").dequantize()[0]
         self.ffn_norm = take("ffn_norm").dequantize()[0]
         self.qkv = kernels.linear(take("attention.q"), take("attention.k"), take("attention.v"))
@@ -33,16 +30,16 @@ class _Layer:
 
 
 class Llama:
-    """One node's share of a Llama. `weights` holds this node's slices under the names of `llama_tensors`, and is
-    emptied as they are made ready.
+    """One node's share of a Llama.
 
+    take: this node's slice of a tensor, by its name in `llama_tensors`; asked for once, and held by nobody afterwards.
     segments: the parts of this node in the tree of partial sums (`Kernels.linear`).
     """
 
     def __init__(
         self,
         spec: ModelSpec,
-        weights: MutableMapping[str, BlockMatrix],
+        take: Callable[[str], BlockMatrix],
         kernels: Kernels,
         cache: KVCache,
         segments: int,
@@ -51,9 +48,12 @@ class Llama:
         self._kernels = kernels
         self._cache = cache
         self._frequencies = rope_frequencies(spec.rope, spec.head_dim)
-        self._layers = [_Layer(weights, f"layers.{i}", kernels, segments) for i in range(spec.n_layers)]
-        self._final_norm = weights.pop("final_norm").dequantize()[0]
-        self._head = kernels.linear(weights.pop("head"))
+        self._layers = [
+            _Layer(lambda name, i=i: take(f"layers.{i}.{name}"), kernels, segments)  # type: ignore[misc]
+            for i in range(spec.n_layers)
+        ]
+        self._final_norm = take("final_norm").dequantize()[0]
+        self._head = kernels.linear(take("head"))
 
     def forward(self, x: F32, runs: Sequence[Run], comm: Comm) -> F32:
         """Embedded tokens x (T, D), `runs` covering its rows in order -> (T, D), before the final norm."""

@@ -13,7 +13,10 @@ from dllama_zmq.spec import Rope, RopeScaling
 
 def rope_frequencies(rope: Rope, head_dim: int) -> npt.NDArray[np.float64]:
     """Radians per position of each pair, (head_dim / 2,). Source: arXiv:2104.09864 §3.2."""
-    frequencies = rope.theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+    frequencies: npt.NDArray[np.float64] = rope.theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+    if rope.factors:
+        frequencies /= rope.factors
+        return frequencies
     return frequencies if rope.scaling is None else _scaled(frequencies, rope.scaling)
 
 

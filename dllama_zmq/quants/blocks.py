@@ -1,7 +1,9 @@
 """Blocks to and from arrays, vectorized. A block is what a file and the bus carry: see formats/FORMATS.md §1.
 
 Q40: f16 scale d, then 16 bytes; byte j holds value j in its low nibble, j + 16 in its high one; value (q - 8) * d.
+Q41: f16 scale d, f16 offset m, then 16 bytes as Q40's; value q * d + m.
 Q80: f16 scale d, then 32 signed bytes; value q * d.
+BF16: the upper half of an f32.
 """
 
 from __future__ import annotations
@@ -27,9 +29,12 @@ def quantize(values: F32, float_type: FloatType) -> U8:
         return values.view(np.uint8)
     if float_type is FloatType.F16:
         return values.astype("<f2").view(np.uint8)
+    if float_type is FloatType.BF16:
+        return _bf16(values)
     size = float_type.row_bytes(values.shape[-1])
     blocks = values.reshape(*values.shape[:-1], -1, 32)
-    packed = _q40_blocks(blocks) if float_type is FloatType.Q40 else _q80_blocks(blocks)
+    writers = {FloatType.Q40: _q40_blocks, FloatType.Q41: _q41_blocks, FloatType.Q80: _q80_blocks}
+    packed = writers[float_type](blocks)
     return packed.reshape(*values.shape[:-1], size)
 
 
@@ -39,6 +44,12 @@ def dequantize(data: U8, float_type: FloatType) -> F32:
         return np.ascontiguousarray(data).view("<f4").astype(np.float32, copy=False)
     if float_type is FloatType.F16:
         return np.ascontiguousarray(data).view("<f2").astype(np.float32)
+    if float_type is FloatType.BF16:
+        return (np.ascontiguousarray(data).view("<u2").astype(np.uint32) << 16).view(np.float32)
+    if float_type is FloatType.Q41:
+        q, d, m = split_q41(data)
+        raised: F32 = q.astype(np.float32) * d[..., None] + m[..., None]
+        return raised.reshape(*data.shape[:-1], -1)
     q, d = split_q40(data) if float_type is FloatType.Q40 else split_q80(data)
     values: F32 = q.astype(np.float32) * d[..., None]
     return values.reshape(*data.shape[:-1], -1)
@@ -47,18 +58,29 @@ def dequantize(data: U8, float_type: FloatType) -> F32:
 def split_q40(data: U8) -> tuple[I8, F32]:
     """Q40 bytes (..., 18 * b) as values -8..7 (..., b, 32) and scales (..., b)."""
     blocks = data.reshape(*data.shape[:-1], -1, 18)
-    nibbles = blocks[..., 2:]
-    q = np.empty((*blocks.shape[:-1], 32), np.int8)
-    q[..., :16] = nibbles & 15
-    q[..., 16:] = nibbles >> 4
+    q = _nibbles(blocks[..., 2:])
     q -= 8
     return q, _scales(blocks)
+
+
+def split_q41(data: U8) -> tuple[I8, F32, F32]:
+    """Q41 bytes (..., 20 * b) as values 0..15 (..., b, 32), scales (..., b) and offsets (..., b)."""
+    blocks = data.reshape(*data.shape[:-1], -1, 20)
+    return _nibbles(blocks[..., 4:]), _scales(blocks), _scales(blocks[..., 2:])
 
 
 def split_q80(data: U8) -> tuple[I8, F32]:
     """Q80 bytes (..., 34 * b) as values -127..127 (..., b, 32) and scales (..., b)."""
     blocks = data.reshape(*data.shape[:-1], -1, 34)
     return blocks[..., 2:].view(np.int8), _scales(blocks)
+
+
+def _nibbles(packed: U8) -> I8:
+    """16 bytes as 32 values 0..15, the low halves first."""
+    q = np.empty((*packed.shape[:-1], 32), np.int8)
+    q[..., :16] = packed & 15
+    q[..., 16:] = packed >> 4
+    return q
 
 
 def _scales(blocks: U8) -> F32:
@@ -74,6 +96,25 @@ def _q40_blocks(blocks: F32) -> U8:
     out[..., :2] = _scale_bytes(d)
     out[..., 2:] = q[..., :16] | (q[..., 16:] << 4)
     return out
+
+
+def _q41_blocks(blocks: F32) -> U8:
+    """The smallest value becomes 0, the largest 15."""
+    m = blocks.min(-1)
+    d = (blocks.max(-1) - m) / np.float32(15)
+    q = np.clip(np.rint((blocks - m[..., None]) * _inverse(d)[..., None]), 0, 15).astype(np.uint8)
+    out = np.empty((*blocks.shape[:-1], 20), np.uint8)
+    out[..., :2], out[..., 2:4] = _scale_bytes(d), _scale_bytes(m)
+    out[..., 4:] = q[..., :16] | (q[..., 16:] << 4)
+    return out
+
+
+def _bf16(values: F32) -> U8:
+    """Rounds half to even; a NaN stays one."""
+    bits = values.view(np.uint32)
+    rounded = (bits + (0x7FFF + (bits >> 16 & 1)).astype(np.uint32)) >> 16
+    rounded = np.where(np.isnan(values), bits >> 16 | 0x40, rounded)
+    return rounded.astype("<u2").view(np.uint8)
 
 
 def _q80_blocks(blocks: F32) -> U8:

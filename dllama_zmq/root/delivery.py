@@ -8,7 +8,6 @@ import numpy as np
 
 from dllama_zmq.bus.messages import ArrayHead, Frame, Weights, pack_plain
 from dllama_zmq.formats import ModelFile
-from dllama_zmq.quants import BlockMatrix
 from dllama_zmq.sharding import Plan
 
 PIECE_BYTES = 512 * 1024
@@ -37,16 +36,12 @@ class Delivery:
 
 def _pieces(model: ModelFile, plan: Plan, node: int) -> Iterator[tuple[str, int, ArrayHead, Frame]]:
     for tensor in plan.shard_tensors():
-        region = model.tensor(tensor.name).cut(*plan.region(tensor, node))
-        yield from _region_pieces(tensor.name, region)
-
-
-def _region_pieces(name: str, region: BlockMatrix) -> Iterator[tuple[str, int, ArrayHead, Frame]]:
-    """A region in pieces, in order; a few rows at a time are copied out of the map, for a region may be columns."""
-    row_bytes = region.data.shape[1]
-    rows_at_once = max(1, PIECE_BYTES // row_bytes)
-    for row in range(0, region.rows, rows_at_once):
-        rows = np.ascontiguousarray(region.data[row : row + rows_at_once]).reshape(1, -1)
-        for first in range(0, rows.size, PIECE_BYTES):  # more than one only where a single row is longer than a piece
-            head, frame = pack_plain(rows[:, first : first + PIECE_BYTES], "u8")
-            yield name, row * row_bytes + first, head, frame
+        rows, columns = plan.region(tensor, node)
+        row_bytes = tensor.float_type.row_bytes(columns.stop - columns.start)
+        rows_at_once = max(1, PIECE_BYTES // row_bytes)
+        for row in range(rows.start, rows.stop, rows_at_once):
+            part = model.read(tensor.name, slice(row, min(row + rows_at_once, rows.stop)), columns)
+            data = np.ascontiguousarray(part.data).reshape(1, -1)  # a copy of a few rows, for a region may be columns
+            for first in range(0, data.size, PIECE_BYTES):  # more than one only where a row is longer than a piece
+                head, frame = pack_plain(data[:, first : first + PIECE_BYTES], "u8")
+                yield tensor.name, (row - rows.start) * row_bytes + first, head, frame

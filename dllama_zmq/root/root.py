@@ -133,9 +133,17 @@ class Root:
                 self.link, endpoints, self.roster, self._plan_message(), settings.limits,
                 lambda node: Delivery(model, self.plan, node),
             )  # fmt: skip
-        self._embedding = model.tensor("embedding")
-        own = {t.name: model.tensor(t.name).cut(*self.plan.region(t, 0)) for t in self.plan.shard_tensors()}
-        self._shard = build_shard(self.plan, 0, own, kernels, settings.kv_type, self.seq_len, N_SLOTS)
+        self._model = model
+        regions = {t.name: self.plan.region(t, 0) for t in self.plan.shard_tensors()}
+        self._shard = build_shard(
+            self.plan,
+            0,
+            lambda name: model.read(name, *regions[name]),
+            kernels,
+            settings.kv_type,
+            self.seq_len,
+            N_SLOTS,
+        )
         model.forget_pages()
         self._comm = self._star or Solo()
         self.ledger = Ledger(self.plan, settings.sync, list(settings.names))
@@ -235,7 +243,7 @@ class Root:
         self.link.close()
 
     def _run(self, runs: Sequence[Run], tokens: Sequence[int], wants: list[Want], k: int) -> list[Part]:
-        x = np.concatenate([self._embedding.cut(slice(t, t + 1), slice(None)).dequantize() for t in tokens])
+        x = np.concatenate([self._model.read("embedding", slice(t, t + 1)).dequantize() for t in tokens])
         with self._void_if_broken_off():
             if self._star is not None:
                 x = self._star.begin([(run.slot, run.start, run.count) for run in runs], wants, k, x)

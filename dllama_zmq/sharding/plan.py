@@ -63,7 +63,7 @@ class Plan:
             raise PlanError(f"{_obstacle(spec, n_nodes)} This model can be split over {_listed(counts)} nodes.")
         shares = [1] * n_nodes if isinstance(shares, int) else list(shares)
         group = spec.n_heads // spec.n_kv_heads
-        block = spec.weight_type.block_values
+        block = spec.block_values
         heads_at_once = block // math.gcd(block, spec.head_dim)  # whole blocks of columns, also between uneven shares
         heads = [_scaled(units, heads_at_once) for units in _cut(spec.n_heads // heads_at_once, shares)]
         ffn = _cut(spec.hidden_dim // block, shares)
@@ -139,12 +139,12 @@ def _obstacle(spec: ModelSpec, n_nodes: int) -> str:
         return f"{n_nodes} nodes are more than the {MAX_NODES} that this version drives."
     if spec.n_heads % n_nodes:
         return f"{spec.n_heads} heads cannot be split over {n_nodes} nodes."
-    block = spec.weight_type.block_values
+    block = spec.block_values
     for what, width in (("heads", spec.q_dim), ("FFN", spec.hidden_dim)):
         if width % (n_nodes * block):
             return (
                 f"{width} columns of {what} over {n_nodes} nodes are {width / n_nodes:g} each, "
-                f"not whole {spec.weight_type.name} blocks of {block}."
+                f"not whole blocks of {block}."
             )
     if spec.vocab_size < n_nodes:
         return f"A vocabulary of {spec.vocab_size} cannot be split over {n_nodes} nodes."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Callable
 
 from dllama_zmq.kernels import Kernels, KVType
 from dllama_zmq.models import Model, build_model
@@ -11,15 +11,16 @@ from dllama_zmq.sharding.plan import Plan
 
 
 def build_shard(
-    plan: Plan, node: int, weights: MutableMapping[str, BlockMatrix], kernels: Kernels, kv_type: KVType, seq_len: int,
+    plan: Plan, node: int, take: Callable[[str], BlockMatrix], kernels: Kernels, kv_type: KVType, seq_len: int,
     n_slots: int = 1,
 ) -> Model:  # fmt: skip
-    """The model of `node` over its own slices: `weights` by tensor name, KV room for `seq_len` tokens a slot.
+    """The model of `node`, KV room for `seq_len` tokens a slot.
 
-    Empties `weights`, so that nothing is in memory twice.
+    take: the node's slice of a tensor, by name; each is asked for once and let go of when it is ready, so that nothing
+    is in memory twice.
     """
     spec = plan.spec
     cache = kernels.kv_cache(
         spec.n_layers, n_slots, plan.n_kv_heads(node), seq_len, spec.head_dim, plan.kv_of_head(node), kv_type
     )
-    return build_model(spec, weights, kernels, cache, plan.segments)
+    return build_model(spec, take, kernels, cache, plan.segments)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dllama_zmq.kernels import KernelChoice, Kernels, KVType, Run, choose_kernels
-from dllama_zmq.quants import F32, BlockMatrix, quantize, split_q40, split_q80
+from dllama_zmq.quants import F32, BlockMatrix, quantize, split_q40, split_q41, split_q80
 from dllama_zmq.spec import FloatType
 
 F64 = npt.NDArray[np.float64]
@@ -20,7 +20,7 @@ QUANTIZED = [FloatType.Q40, FloatType.Q80]
 PLAIN = [FloatType.F32, FloatType.F16]
 # Where a sum's bits depend on its own terms alone. The block sums of quantized types are exact; but NumPy's BLAS
 # decides how a float32 product is added up, and does so by its shape.
-SAME_BITS = [(choice, of) for choice in AVAILABLE for of in FloatType if choice != "numpy" or of in QUANTIZED]
+SAME_BITS = [(choice, of) for choice in AVAILABLE for of in PLAIN + QUANTIZED if choice != "numpy" or of in QUANTIZED]
 U = 1.01 * 2.0**-24
 # Figures with six digits, computed in float32.
 SIX_DIGITS = 1e-6
@@ -53,10 +53,20 @@ def activations(n_tokens: int, columns: int, seed: int = 1) -> F32:
 
 def block_terms(matrix: BlockMatrix, x: F32) -> F64:
     """What each block adds to each product, (T, rows, blocks), in float64, which holds these integer sums exactly."""
-    w, w_scales = split_q40(matrix.data) if matrix.float_type is FloatType.Q40 else split_q80(matrix.data)
+    w, w_scales, offsets = split(matrix)
     q, q_scales = split_q80(quantize(x, FloatType.Q80))
     sums = w.astype(np.float64).transpose(1, 0, 2) @ q.astype(np.float64).transpose(1, 2, 0)  # (b, rows, T)
-    return sums.transpose(2, 1, 0) * w_scales.astype(np.float64) * q_scales[:, None].astype(np.float64)
+    terms = sums.transpose(2, 1, 0) * w_scales.astype(np.float64) * q_scales[:, None].astype(np.float64)
+    return terms + offsets * (q_scales.astype(np.float64) * q.sum(-1, dtype=np.float64))[:, None]
+
+
+def split(matrix: BlockMatrix) -> tuple[npt.NDArray[np.int8], F32, F64]:
+    """A quantized matrix as whole numbers (rows, blocks, 32), scales (rows, blocks) and offsets (rows, blocks)."""
+    if matrix.float_type is FloatType.Q41:
+        w, scales, offsets = split_q41(matrix.data)
+        return w, scales, offsets.astype(np.float64)
+    w, scales = split_q40(matrix.data) if matrix.float_type is FloatType.Q40 else split_q80(matrix.data)
+    return w, scales, np.zeros(scales.shape)
 
 
 def q80_error(matrix: BlockMatrix, x: F32) -> F64:

@@ -135,7 +135,8 @@ def test_q40_is_off_by_at_most_a_step_and_the_rounding_of_the_scale(values):
     assert (error <= d * (1 + 8 * 2**-11 + 1e-4)).all()
 
 
-@pytest.mark.parametrize("float_type", list(FloatType))
+# Not Q41: its steps are counted from an offset that f16 rounds.
+@pytest.mark.parametrize("float_type", [t for t in FloatType if t is not FloatType.Q41])
 @given(values=_values)
 def test_what_was_quantized_once_is_unchanged_by_a_second_time(float_type, values):
     values[:, 0] = np.maximum(np.abs(values[:, 0]), 0.01)

@@ -134,12 +134,12 @@ def test_a_node_count_is_possible_or_refused_with_those_that_are(spec, n_nodes):
         ({"n_heads": 64, "dim": 128, "hidden_dim": 256}, 128, "128 nodes are more than the 64 that this version"),
         (
             {"hidden_dim": 96, "weight_type": FloatType.Q40}, 2,
-            "96 columns of FFN over 2 nodes are 48 each, not whole Q40 blocks of 32. "
+            "96 columns of FFN over 2 nodes are 48 each, not whole blocks of 32. "
             "This model can be split over 1 nodes.",
         ),
         (
             {"hidden_dim": 256, "weight_type": FloatType.Q80}, 4,
-            "64 columns of heads over 4 nodes are 16 each, not whole Q80 blocks of 32. "
+            "64 columns of heads over 4 nodes are 16 each, not whole blocks of 32. "
             "This model can be split over 1 or 2 nodes.",
         ),
         ({"vocab_size": 3}, 4, "A vocabulary of 3 cannot be split over 4 nodes."),

@@ -53,9 +53,16 @@ class Simd:
         self._eps = (ctypes.c_float * 1).from_buffer(self._norm.fields, 32)
 
     def linear(self, *matrices: BlockMatrix, segments: int = 1) -> Linear:
+        if any(matrix.float_type not in _NAMES for matrix in matrices):
+            return Reference().linear(*matrices, segments=segments)
+        if len({matrix.float_type for matrix in matrices}) > 1:
+            products = [_Product(self, [matrix], segments, gated=False) for matrix in matrices]
+            return lambda x: [product(x) for product in products]
         return _Product(self, matrices, segments, gated=False)
 
     def gated(self, gate: BlockMatrix, up: BlockMatrix) -> Linear:
+        if gate.float_type not in _NAMES or gate.float_type is not up.float_type:
+            return Reference().gated(gate, up)
         return _Product(self, (gate, up), 1, gated=True)
 
     def kv_cache(

@@ -1,0 +1,51 @@
+"""What every model file offers, whatever its format: a spec, and any part of any tensor. Knows no format."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from dllama_zmq.models import tensor_table
+from dllama_zmq.quants import BlockMatrix
+from dllama_zmq.spec import ModelSpec, TensorSpec
+
+ALL = slice(None)
+
+
+class ModelFile(ABC):
+    """An open model. `spec` says of which type each tensor is, and `read` gives it in that type, whatever the file has.
+
+    `tensors` are in the order of the model's table; `nbytes` is what they take together, as read.
+    """
+
+    def __init__(self, path: Path, spec: ModelSpec) -> None:
+        self.path = path
+        self.spec = spec
+        self.tensors: list[TensorSpec] = tensor_table(spec)
+        self.nbytes = sum(tensor.nbytes(spec) for tensor in self.tensors)
+        self._by_name = {tensor.name: tensor for tensor in self.tensors}
+
+    @abstractmethod
+    def read(self, name: str, rows: slice = ALL, columns: slice = ALL) -> BlockMatrix:
+        """A part of a tensor of the table: a read-only view of the file where it has just those bytes, else made anew.
+
+        A vector is one row. Column bounds fall on whole blocks. Raises UsageError after `close`.
+        """
+
+    @abstractmethod
+    def forget_pages(self) -> None:
+        """Take the file's pages out of this process's memory; they come back when they are read again."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of the file. Views of it that still live keep what they show."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
