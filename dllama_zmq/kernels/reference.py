@@ -32,13 +32,7 @@ class Reference:
     def gated(self, gate: BlockMatrix, up: BlockMatrix) -> Callable[[F32], F32]:
         gate_product, up_product = self._product(gate, 1), self._product(up, 1)
 
-        def apply(x: F32) -> F32:
-            gates: F32 = gate_product(x)
-            with np.errstate(over="ignore"):  # exp of a large -gate is inf, and gate / inf is the 0 that is meant
-                out: F32 = np.multiply(gates / (np.float32(1) + np.exp(-gates)), up_product(x), dtype=np.float32)
-            return out
-
-        return apply
+        return lambda x: silu_times(gate_product(x), up_product(x))
 
     def kv_cache(
         self, n_layers: int, n_slots: int, n_kv_heads: int, seq_len: int, head_dim: int, kv_of_head: Sequence[int],
@@ -111,6 +105,13 @@ class ReferenceCache:
     def attend(self, layer: int, run: Run, q: F32) -> F32:
         keys, values = self._store[layer, run.slot, :, :, : run.start + run.count].astype(np.float32)
         return _attention(q, keys, values, self._kv_of_head)
+
+
+def silu_times(gate: F32, up: F32) -> F32:
+    """silu(gate) * up."""
+    with np.errstate(over="ignore"):  # exp of a large -gate is inf, and gate / inf is the 0 that is meant
+        out: F32 = np.multiply(gate / (np.float32(1) + np.exp(-gate)), up, dtype=np.float32)
+    return out
 
 
 def _attention(q: F32, keys: F32, values: F32, kv_of_head: Sequence[int]) -> F32:

@@ -16,11 +16,11 @@ from dllama_zmq.spec import FloatType
 F64 = npt.NDArray[np.float64]
 
 AVAILABLE: list[KernelChoice] = ["numpy", "simd"]
-QUANTIZED = [FloatType.Q40, FloatType.Q80]
-PLAIN = [FloatType.F32, FloatType.F16]
+QUANTIZED = [FloatType.Q40, FloatType.Q41, FloatType.Q80]
+PLAIN = [FloatType.F32, FloatType.F16, FloatType.BF16]
 # Where a sum's bits depend on its own terms alone. The block sums of quantized types are exact; but NumPy's BLAS
 # decides how a float32 product is added up, and does so by its shape.
-SAME_BITS = [(choice, of) for choice in AVAILABLE for of in PLAIN + QUANTIZED if choice != "numpy" or of in QUANTIZED]
+SAME_BITS = [(choice, of) for choice in AVAILABLE for of in FloatType if choice != "numpy" or of in QUANTIZED]
 U = 1.01 * 2.0**-24
 # Figures with six digits, computed in float32.
 SIX_DIGITS = 1e-6
@@ -52,12 +52,18 @@ def activations(n_tokens: int, columns: int, seed: int = 1) -> F32:
 
 
 def block_terms(matrix: BlockMatrix, x: F32) -> F64:
-    """What each block adds to each product, (T, rows, blocks), in float64, which holds these integer sums exactly."""
+    """What each block adds to each product, (T, rows, terms), in float64, which holds these integer sums exactly.
+
+    A term for each block, and another for its offset where the type has them.
+    """
     w, w_scales, offsets = split(matrix)
     q, q_scales = split_q80(quantize(x, FloatType.Q80))
     sums = w.astype(np.float64).transpose(1, 0, 2) @ q.astype(np.float64).transpose(1, 2, 0)  # (b, rows, T)
     terms = sums.transpose(2, 1, 0) * w_scales.astype(np.float64) * q_scales[:, None].astype(np.float64)
-    return terms + offsets * (q_scales.astype(np.float64) * q.sum(-1, dtype=np.float64))[:, None]
+    if matrix.float_type is not FloatType.Q41:
+        return terms
+    of_x = q_scales.astype(np.float64) * q.sum(-1, dtype=np.float64)
+    return np.concatenate([terms, offsets * of_x[:, None]], axis=-1)
 
 
 def split(matrix: BlockMatrix) -> tuple[npt.NDArray[np.int8], F32, F64]:

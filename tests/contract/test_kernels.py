@@ -25,13 +25,14 @@ from back_ends import (
     block_terms,
     q80_error,
     silu_times,
+    split,
     weights,
     with_threads,
 )
 
 from dllama_zmq.kernels import Run, choose_kernels, tree_sum
 from dllama_zmq.models.rope import rope_angles, rope_frequencies
-from dllama_zmq.quants import BlockMatrix, dequantize, quantize, split_q40, split_q80
+from dllama_zmq.quants import BlockMatrix, dequantize, quantize, split_q80
 from dllama_zmq.spec import SYNC_FLOAT, FloatType, Rope, RopeScaling
 
 ROWS = [1, 15, 16, 17, 31, 33, 255, 256, 257]
@@ -50,8 +51,8 @@ def test_a_quantized_product_is_that_of_the_weights_and_of_activations_in_q80(
     product = kernels.linear(matrix, segments=segments)
     terms = block_terms(matrix, x)
     exact = terms.sum(-1)
-    # A term is two roundings (the scales' product, and the integers by it), and the sum one for each block.
-    bound = (columns // 32 + 2) * U * np.abs(terms).sum(-1)
+    # A term is two roundings (the scales' product, and the integers by it), and the sum one for each term.
+    bound = (terms.shape[-1] + 2) * U * np.abs(terms).sum(-1)
     for n_tokens in TOKENS:
         error = np.abs(product(x[:n_tokens]) - exact[:n_tokens])
         assert (error <= bound[:n_tokens]).all(), n_tokens
@@ -63,7 +64,7 @@ def test_a_quantized_product_is_that_of_the_dequantized_weights_within_the_round
     matrix, x = weights(rows, 768, float_type), activations(9, 768)
     exact = x.astype(np.float64) @ matrix.dequantize().astype(np.float64).T
     error = np.abs(kernels.linear(matrix)(x) - exact)
-    rounding = 26 * U * np.abs(block_terms(matrix, x)).sum(-1)
+    rounding = 50 * U * np.abs(block_terms(matrix, x)).sum(-1)
     assert (error <= q80_error(matrix, x) + rounding).all()
     assert error.max() > rounding.max()  # it is the quantized activations that are multiplied
 
@@ -194,14 +195,19 @@ def test_a_tokens_products_have_the_same_bits_whatever_is_in_its_batch(choice, f
 def test_blocks_are_added_one_after_another_within_a_segment_and_segments_as_a_tree(kernels, float_type, n_tokens):
     """A block is multiplied by its scale and added with one rounding, where the CPU does that by itself, or two."""
     matrix, x = weights(257, 32 * 40, float_type), activations(n_tokens, 32 * 40)
-    w, w_scales = split_q40(matrix.data) if float_type is FloatType.Q40 else split_q80(matrix.data)
+    w, w_scales, offsets = split(matrix)
     q, q_scales = split_q80(quantize(x, FloatType.Q80))
     separate, fused = np.zeros((2, 4, n_tokens, 257), np.float32)
     for block in range(40):
         sums = (q[:, block].astype(np.int32) @ w[:, block].astype(np.int32).T).astype(np.float32)
         scales = q_scales[:, block, None] * w_scales[:, block]
-        separate[block // 10] += sums * scales
         fused[block // 10] = sums.astype(np.float64) * scales + fused[block // 10]
+        if float_type is FloatType.Q41:  # the reference adds the offset's part to the block's, first
+            raised = q_scales[:, block, None] * q[:, block].sum(-1, dtype=np.float32)[:, None]
+            fused[block // 10] = offsets[:, block] * raised + fused[block // 10]
+            separate[block // 10] += sums * scales + offsets[:, block].astype(np.float32) * raised
+        else:
+            separate[block // 10] += sums * scales
     expected = [(totals[0] + totals[1]) + (totals[2] + totals[3]) for totals in (separate, fused)]
     result = kernels.linear(matrix, segments=4)(x)
     assert any(np.array_equal(result, bits) for bits in expected)
@@ -209,20 +215,23 @@ def test_blocks_are_added_one_after_another_within_a_segment_and_segments_as_a_t
 
 def blocks(float_type: FloatType, q: np.ndarray, scales: np.ndarray) -> BlockMatrix:
     """A matrix of whole numbers q (rows, blocks, 32) and float16 scales (rows, blocks)."""
-    if float_type is FloatType.Q40:
+    if float_type is FloatType.Q80:
+        stored = q.astype(np.int8).view(np.uint8)
+    else:
         nibbles = (q + 8).astype(np.uint8)
         stored = nibbles[..., :16] | nibbles[..., 16:] << 4
-    else:
-        stored = q.astype(np.int8).view(np.uint8)
     scale_bytes = scales.astype("<f2")[..., None].view(np.uint8)
-    return BlockMatrix(np.concatenate([scale_bytes, stored], axis=-1).reshape(len(q), -1), float_type)
+    head = [scale_bytes]
+    if float_type is FloatType.Q41:  # its whole numbers are 0..15, here 8 too much
+        head.append(np.maximum(-65504, np.minimum(65504, -8 * scales)).astype("<f2")[..., None].view(np.uint8))
+    return BlockMatrix(np.concatenate([*head, stored], axis=-1).reshape(len(q), -1), float_type)
 
 
 @pytest.mark.parametrize("n_tokens", TOKENS)
 @pytest.mark.parametrize("float_type", QUANTIZED)
 def test_integer_sums_are_exact_even_the_largest(kernels, float_type, n_tokens):
     """All weights at their limits (-128 of Q80 too) and activations at theirs, in every combination of signs."""
-    low, high = (-8, 7) if float_type is FloatType.Q40 else (-128, 127)
+    low, high = (-128, 127) if float_type is FloatType.Q80 else (-8, 7)
     rng = np.random.default_rng(6)
     q = rng.choice([low, high], (33, 2, 32))
     q[0], q[1], q[2, :, ::2], q[2, :, 1::2] = low, high, low, high
@@ -238,12 +247,12 @@ def test_integer_sums_are_exact_even_the_largest(kernels, float_type, n_tokens):
 def test_scales_may_be_negative_zero_subnormal_or_the_largest(kernels, float_type, n_tokens):
     rng = np.random.default_rng(7)
     scales = np.resize([-0.5, 0.0, -0.0, 2.0**-24, -(2.0**-24), 2.0**-15, 6e-5, 65504, -65504, 1.0], (33, 9))
-    low, high = (-8, 8) if float_type is FloatType.Q40 else (-128, 128)
+    low, high = (-128, 128) if float_type is FloatType.Q80 else (-8, 8)
     matrix = blocks(float_type, rng.integers(low, high, (33, 9, 32)), scales)
     x = activations(n_tokens, 288)
     terms = block_terms(matrix, x)
     error = np.abs(kernels.linear(matrix)(x) - terms.sum(-1))
-    assert (error <= 11 * U * np.abs(terms).sum(-1)).all()
+    assert (error <= (terms.shape[-1] + 2) * U * np.abs(terms).sum(-1)).all()
 
 
 @pytest.mark.parametrize("n_tokens", [1, 2, 5, 9])
@@ -270,7 +279,9 @@ def test_activations_too_large_for_an_f16_scale_are_as_large_as_it_can_say(kerne
     matrix = weights(17, 64, float_type)
     x = activations(n_tokens, 64) * np.float32(1e6)
     terms = block_terms(matrix, x)
-    assert (np.abs(kernels.linear(matrix)(x) - terms.sum(-1)) <= 4 * U * np.abs(terms).sum(-1)).all()
+    assert (
+        np.abs(kernels.linear(matrix)(x) - terms.sum(-1)) <= (terms.shape[-1] + 2) * U * np.abs(terms).sum(-1)
+    ).all()
 
 
 @pytest.mark.parametrize("odd", [0, 1, 3])

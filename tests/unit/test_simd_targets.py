@@ -15,6 +15,7 @@ from llvmlite import binding, ir
 
 from dllama_zmq.kernels.simd import panels
 from dllama_zmq.kernels.simd.dots import I64, F16x16, F32x16, load, pointer
+from dllama_zmq.kernels.simd.layout import Q40, Q80, PairBlock
 from dllama_zmq.kernels.simd.target import Target, target_of
 from dllama_zmq.quants import F32
 
@@ -47,19 +48,19 @@ SPECIAL = r"\t(\{vex\}\s+)?(vpdpbusd|vpmaddubsw|pmaddubsw|[su]dot|usdot)\b"
 PAUSE_X86, PAUSE_ARM = ("llvm.x86.sse2.pause", ()), ("llvm.aarch64.hint", (1,))
 
 
-def integer_panel(q80: bool, n_tokens: int) -> tuple[int, Emit]:
-    return 4, lambda b, target, args: panels.integer_panel(b, target, q80, n_tokens, *args)
+def integer_panel(block: PairBlock, n_tokens: int) -> tuple[int, Emit]:
+    return 5, lambda b, target, args: panels.integer_panel(b, target, block, n_tokens, 1, *args)
 
 
-def float_panel(half: bool, n_rows: int) -> tuple[int, Emit]:
-    return 6, lambda b, target, args: panels.float_panel(b, target, half, n_rows, *args)
+def float_panel(lanes: panels.LaneType, n_rows: int) -> tuple[int, Emit]:
+    return 6, lambda b, target, args: panels.float_panel(b, target, lanes, n_rows, *args)
 
 
 PANELS = {
-    "q40": (integer_panel, False),
-    "q80": (integer_panel, True),
-    "f16": (float_panel, True),
-    "f32": (float_panel, False),
+    "q40": (integer_panel, Q40),
+    "q80": (integer_panel, Q80),
+    "f16": (float_panel, "f16"),
+    "f32": (float_panel, "f32"),
 }
 
 

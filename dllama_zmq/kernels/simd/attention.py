@@ -82,7 +82,7 @@ def _make_store(half):
 
 def _make_attend(half):
     value_bytes = 2 if half else 4
-    panel1, panel2, panel4, panel8 = (float_panel(half, n) for n in (1, 2, 4, 8))
+    panel1, panel2, panel4, panel8 = (float_panel("f16" if half else "f32", n) for n in (1, 2, 4, 8))
 
     @register_jitable
     def panel(size, tile, step, x, x_stride, n, out):

@@ -17,19 +17,25 @@ import numpy as np
 import numpy.typing as npt
 
 from dllama_zmq.kernels.interface import KVType, Linear, Run
-from dllama_zmq.kernels.reference import Reference
+from dllama_zmq.kernels.reference import Reference, silu_times
 from dllama_zmq.kernels.simd.host import host_target
+from dllama_zmq.kernels.simd.layout import LANES, Q40, Q41, Q80, X_BLOCK
 from dllama_zmq.kernels.simd.library import library
 from dllama_zmq.kernels.simd.pool import Job, Pool
 from dllama_zmq.quants import F32, U8, BlockMatrix
 from dllama_zmq.spec import FloatType, Sync
 
-_NAMES = {FloatType.F32: "f32", FloatType.F16: "f16", FloatType.Q40: "q40", FloatType.Q80: "q80"}
-_TILE_UNIT_BYTES = {FloatType.F32: 64, FloatType.F16: 32, FloatType.Q40: 288, FloatType.Q80: 544}
+_KINDS = {
+    FloatType.F32: ("f32", "32", 2 * 64),
+    FloatType.F16: ("f16", "16", 2 * 32),
+    FloatType.BF16: ("bf16", "16", 2 * 32),
+    FloatType.Q40: ("q40", "q40", Q40.nbytes),
+    FloatType.Q41: ("q41", "q41", Q41.nbytes),
+    FloatType.Q80: ("q80", "q80", Q80.nbytes),
+}
+"""The names of a type's product and packing kernels, and the bytes of a block (or column) of a pair of tiles."""
 _FORMS: dict[Sync, int] = {"f32": 0, "f16": 1, "q80": 2}
 _GATED = 3
-_X_BLOCK = 40
-_LANES = 16
 _CHUNK_BYTES = 128 * 1024
 """Weights that one thread takes at a time: long enough for the memory's prefetching, short enough to share evenly."""
 _ALONE_TOKENS = 4
@@ -53,16 +59,15 @@ class Simd:
         self._eps = (ctypes.c_float * 1).from_buffer(self._norm.fields, 32)
 
     def linear(self, *matrices: BlockMatrix, segments: int = 1) -> Linear:
-        if any(matrix.float_type not in _NAMES for matrix in matrices):
-            return Reference().linear(*matrices, segments=segments)
         if len({matrix.float_type for matrix in matrices}) > 1:
             products = [_Product(self, [matrix], segments, gated=False) for matrix in matrices]
             return lambda x: [product(x) for product in products]
         return _Product(self, matrices, segments, gated=False)
 
     def gated(self, gate: BlockMatrix, up: BlockMatrix) -> Linear:
-        if gate.float_type not in _NAMES or gate.float_type is not up.float_type:
-            return Reference().gated(gate, up)
+        if gate.float_type is not up.float_type:
+            products = self.linear(gate, up)
+            return lambda x: silu_times(*products(x))
         return _Product(self, (gate, up), 1, gated=True)
 
     def kv_cache(
@@ -158,31 +163,36 @@ class _Product:
         self._integer = kind.block_values == 32
         self._columns = columns
         self._n_rows = [matrix.rows for matrix in matrices]
-        tiles = [-(-rows // _LANES) for rows in self._n_rows]
-        n_tiles = sum(tiles) + sum(tiles) % 2
-        tile_bytes = columns // kind.block_values * _TILE_UNIT_BYTES[kind]
-        self._memory = _pages(n_tiles * tile_bytes)
+        tiles = [-(-rows // LANES) for rows in self._n_rows]
+        self._n_items = -(-sum(tiles) // 2)
+        product, packing, unit_bytes = _KINDS[kind]
+        pair_bytes = columns // kind.block_values * unit_bytes
+        self._memory = _pages(self._n_items * pair_bytes)
         base = address(self._memory)
         first = 0
         for i, (matrix, count) in enumerate(zip(matrices, tiles, strict=True)):
-            to, stride = (base + i * tile_bytes, 2 * tile_bytes) if gated else (base + first * tile_bytes, tile_bytes)
-            self._pack(matrix, to, stride, count)
+            # Of a gated product the gate's and the up's tiles lie in turn: both of a pair are needed at once.
+            data = matrix.data if matrix.data.strides[1] == 1 else np.ascontiguousarray(matrix.data)
+            job = Job(
+                base, pair_bytes, i if gated else first, 2 if gated else 1, data.ctypes.data, data.strides[0],
+                matrix.rows, columns // kind.block_values,
+            )  # fmt: skip
+            kernels.pool.run(kernels._at[f"pack_{packing}"], job.address, count, 4)
             first += count
-        self._width = self._n_rows[0] if gated or len(matrices) == 1 else first * _LANES
-        self._cuts = [] if gated or len(matrices) == 1 else [_LANES * t for t in tiles]
-        self._n_items = n_tiles // 2
-        self._chunk = max(1, min(_CHUNK_BYTES // (2 * tile_bytes), self._n_items // (4 * kernels.pool.threads)))
+        self._width = self._n_rows[0] if gated or len(matrices) == 1 else first * LANES
+        self._cuts = [] if gated or len(matrices) == 1 else [LANES * t for t in tiles]
+        self._chunk = max(1, min(_CHUNK_BYTES // pair_bytes, self._n_items // (4 * kernels.pool.threads)))
         form = _GATED if gated else 0
-        self._job = Job(base, tile_bytes, 0, 4 * columns, 0, 4 * self._width, self._width, columns, segments, 0, form)
+        self._job = Job(base, pair_bytes, 0, 4 * columns, 0, 4 * self._width, self._width, columns, segments, 0, form)
         self._x_job = Job(0, 0, 0, 4 * columns, 0, 0, 0, columns, 0, 0)
-        self._kernel = kernels._at[f"product_{_NAMES[kind]}"]
+        self._kernel = kernels._at[f"product_{product}"]
 
     def __call__(self, x: F32) -> Any:
         kernels, job, n_tokens = self._kernels, self._job.fields, len(x)
         x = np.ascontiguousarray(x, np.float32)
         at = address(x)
         if self._integer:
-            _held, values_at = kernels.array(n_tokens, self._columns // 32 * _X_BLOCK, np.uint8)
+            _held, values_at = kernels.array(n_tokens, self._columns // 32 * X_BLOCK, np.uint8)
             fields = self._x_job.fields
             fields[2], fields[4], fields[9] = at, values_at, n_tokens
             n_groups = -(-n_tokens // kernels._most)
@@ -200,12 +210,6 @@ class _Product:
             first += width
         return parts
 
-    def _pack(self, matrix: BlockMatrix, to: int, to_stride: int, n_tiles: int) -> None:
-        data = matrix.data if matrix.data.strides[1] == 1 else np.ascontiguousarray(matrix.data)
-        units = matrix.columns // matrix.float_type.block_values
-        job = Job(to, to_stride, data.ctypes.data, data.strides[0], matrix.rows, units)
-        self._kernels.pool.run(self._kernels._at[f"pack_{_NAMES[matrix.float_type]}"], job.address, n_tiles, 4)
-
 
 class _Cache:
     """One node's KV heads: see `attention.py` for how they lie. Memory is taken as positions fill."""
@@ -219,9 +223,9 @@ class _Cache:
         self._kernels = kernels
         self._n_heads, self._head_dim, self._n_kv_heads = len(kv_of_head), head_dim, n_kv_heads
         value_bytes = 2 if kv_type == "f16" else 4
-        room = -(-seq_len // _LANES) * _LANES
+        room = -(-seq_len // LANES) * LANES
         self._key_bytes = room * head_dim * value_bytes
-        self._value_bytes = room * -(-head_dim // _LANES) * _LANES * value_bytes
+        self._value_bytes = room * -(-head_dim // LANES) * LANES * value_bytes
         self._slot_bytes = n_kv_heads * (self._key_bytes + self._value_bytes)
         self._layer_bytes = n_slots * self._slot_bytes
         self._memory = _pages(n_layers * self._layer_bytes, huge=False)

@@ -2,9 +2,10 @@
 
 Pure IR building, without numba: so that code for CPUs that are not at hand can be made and looked at.
 
-A block of a tile is laid out row-in-lane: group g holds 4 bytes of each of the 16 rows, one row's after another's.
+A tile's values of a block are laid out row-in-lane: group g holds 4 bytes of each of the 16 rows, one row's
+after another's.
     Q40: 4 groups of 64 bytes; byte j of a row has column 8g + j in its low nibble, column 8g + 4 + j in its high one,
-         as the numbers 0..15 that stand for -8..7
+         as the numbers 0..15, which stand for -8..7 in Q40
     Q80: 8 groups of 64 bytes; byte j of a row is column 4g + j, signed
 """
 
@@ -87,10 +88,10 @@ class BlockDots:
     """What Q80 weights are raised by, so that they are unsigned: it comes off again with the sum of x."""
 
     def q40(
-        self, b: ir.IRBuilder, weights: ir.Value, xs: Sequence[ir.Value], sums: Sequence[ir.Value]
+        self, b: ir.IRBuilder, weights: ir.Value, xs: Sequence[ir.Value], sums: Sequence[ir.Value], bias: int
     ) -> list[ir.Value]:
-        """Nibbles at `weights` times 32 bytes at each of `xs`, minus 8 times each of `sums`: i32x16 each."""
-        totals = [splat(b, b.mul(total, ir.Constant(I32, -8))) for total in sums]
+        """Nibbles at `weights` times 32 bytes at each of `xs`, minus `bias` times each of `sums`: i32x16 each."""
+        totals = [splat(b, b.mul(total, ir.Constant(I32, -bias))) for total in sums]
         for group in range(4):
             both = load(b, weights, 64 * group, U8x64)
             low = b.and_(both, fill(U8x64, 15))
@@ -154,7 +155,7 @@ class _Avx2(BlockDots):
     """Pairs add up in i16: with nibbles a whole block does (8 times 2 * 15 * 127 < 2^15), with bytes only one pair."""
 
     def q40(
-        self, b: ir.IRBuilder, weights: ir.Value, xs: Sequence[ir.Value], sums: Sequence[ir.Value]
+        self, b: ir.IRBuilder, weights: ir.Value, xs: Sequence[ir.Value], sums: Sequence[ir.Value], bias: int
     ) -> list[ir.Value]:
         halves: list[list[ir.Value | None]] = [[None, None] for _ in xs]
         for group in range(4):
@@ -168,7 +169,7 @@ class _Avx2(BlockDots):
                         halves[r][half] = products if so_far is None else b.add(so_far, products)
         totals = []
         for r, total in enumerate(sums):
-            offset = splat(b, b.mul(total, ir.Constant(I32, 8)), 8)
+            offset = splat(b, b.mul(total, ir.Constant(I32, bias)), 8)
             totals.append(joined(b, [b.sub(_pairs(b, half), offset) for half in halves[r]]))
         return totals
 

@@ -8,6 +8,7 @@ always in the order of the columns, so a sum's bits depend on neither R nor the 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 from llvmlite import ir
 
@@ -26,64 +27,83 @@ from dllama_zmq.kernels.simd.dots import (
     pointer,
     splat,
 )
+from dllama_zmq.kernels.simd.layout import SCALES, X_BLOCK, PairBlock
 from dllama_zmq.kernels.simd.target import Target
 
-X_BLOCK = 40
-"""Bytes of one token's block of 32 quantized values: the 32, the scale (f32), the sum of the 32 (i32)."""
-SCALES = 2 * LANES
-"""Bytes of the f16 scales behind a block of a tile."""
-Q40_BLOCK = 256 + SCALES
-Q80_BLOCK = 512 + SCALES
+LaneType = Literal["f32", "f16", "bf16"]
 
 
 def integer_panel(
-    b: ir.IRBuilder, target: Target, q80: bool, n_tokens: int, tile: ir.Value, x: ir.Value, n: ir.Value, out: ir.Value
-) -> None:
-    """Q40 (or Q80) tile at `tile` times `n_tokens` quantized tokens at `x`, over `n` blocks -> f32 (R, 16) at `out`.
+    b: ir.IRBuilder, target: Target, block: PairBlock, n_tokens: int, n_tiles: int, values: ir.Value,
+    scales: ir.Value, x: ir.Value, n: ir.Value, out: ir.Value,
+) -> None:  # fmt: skip
+    """One tile of a pair, or both, times `n_tokens` quantized tokens at `x`, over `n` blocks -> f32 rows at `out`.
 
-    x holds the tokens' values side by side: for each block R times X_BLOCK bytes.
+    values, scales: of the (first) tile's first block. x holds the tokens' values side by side: for each block R times
+    X_BLOCK bytes. out: the first tile's R rows of 16, then the second's.
     """
     dots = block_dots(target)
-    block_bytes = Q80_BLOCK if q80 else Q40_BLOCK
 
     def body(b: ir.IRBuilder, i: ir.Value, totals: Sequence[ir.Value]) -> list[ir.Value]:
-        weights = b.add(tile, b.mul(i, ir.Constant(I64, block_bytes)))
+        at = b.mul(i, ir.Constant(I64, block.nbytes))
         first = b.add(x, b.mul(i, ir.Constant(I64, X_BLOCK * n_tokens)))
         xs = [b.add(first, ir.Constant(I64, X_BLOCK * r)) for r in range(n_tokens)]
-        sums = [load(b, values, 36, I32) for values in xs]
-        products = (dots.q80 if q80 else dots.q40)(b, weights, xs, sums)
-        scales = to_f32(b, target, load(b, weights, block_bytes - SCALES, F16x16))
-        return [
-            multiply_add(
-                b, target, b.sitofp(product, F32x16), b.fmul(splat(b, load(b, values, 32, F32)), scales), total
-            )
-            for product, values, total in zip(products, xs, totals, strict=True)
-        ]
+        x_scales = [load(b, token, 32, F32) for token in xs]
+        x_sums = [load(b, token, 36, I32) for token in xs]
+        new = []
+        for tile in range(n_tiles):
+            tile_values = b.add(b.add(values, at), ir.Constant(I64, block.value_bytes * tile))
+            tile_scales = b.add(b.add(scales, at), ir.Constant(I64, SCALES * tile))
+            if block.nibbles:
+                products = dots.q40(b, tile_values, xs, x_sums, 0 if block.offsets else 8)
+            else:
+                products = dots.q80(b, tile_values, xs, x_sums)
+            d = to_f32(b, target, load(b, tile_scales, 0, F16x16))
+            for r, product in enumerate(products):
+                total = totals[tile * n_tokens + r]
+                total = multiply_add(b, target, b.sitofp(product, F32x16), b.fmul(splat(b, x_scales[r]), d), total)
+                if block.offsets:
+                    m = to_f32(b, target, load(b, tile_scales, block.offsets_at, F16x16))
+                    sum_of_x = b.fmul(b.sitofp(x_sums[r], F32), x_scales[r])
+                    total = multiply_add(b, target, m, splat(b, sum_of_x), total)
+                new.append(total)
+        return new
 
-    _loop(b, n, n_tokens, body, out)
+    _loop(b, n, n_tiles * n_tokens, body, out)
 
 
 def float_panel(
-    b: ir.IRBuilder, target: Target, half: bool, n_rows: int, tile: ir.Value, step: ir.Value, x: ir.Value,
+    b: ir.IRBuilder, target: Target, lanes: LaneType, n_rows: int, tile: ir.Value, step: ir.Value, x: ir.Value,
     x_stride: ir.Value, n: ir.Value, out: ir.Value,
 ) -> None:  # fmt: skip
-    """out (R, 16) f32 = sum over i < n of x[r][i] * tile[i][0..15]: f16 or f32 lanes every `step` bytes from `tile`.
+    """out (R, 16) f32 = sum over i < n of x[r][i] * tile[i][0..15]: vectors of `lanes` every `step` bytes from `tile`.
 
-    x's rows are f32, `x_stride` bytes apart. The same loop serves F16 and F32 weights, q times keys,
+    x's rows are f32, `x_stride` bytes apart. The same loop serves F32, F16 and BF16 weights, q times keys,
     weights times values.
     """
 
     def body(b: ir.IRBuilder, i: ir.Value, totals: Sequence[ir.Value]) -> list[ir.Value]:
         at = b.add(tile, b.mul(i, step))
-        lanes = to_f32(b, target, load(b, at, 0, F16x16)) if half else load(b, at, 0, F32x16)
+        weights = load_lanes(b, target, lanes, at)
         column = b.add(x, b.shl(i, ir.Constant(I64, 2)))
         new = []
         for r, total in enumerate(totals):
             value = load(b, b.add(column, b.mul(x_stride, ir.Constant(I64, r))), 0, F32)
-            new.append(multiply_add(b, target, lanes, splat(b, value), total))
+            new.append(multiply_add(b, target, weights, splat(b, value), total))
         return new
 
     _loop(b, n, n_rows, body, out)
+
+
+def load_lanes(b: ir.IRBuilder, target: Target, lanes: LaneType, at: ir.Value) -> ir.Value:
+    """16 values of a type as f32."""
+    if lanes == "f32":
+        return load(b, at, 0, F32x16)
+    if lanes == "f16":
+        return to_f32(b, target, load(b, at, 0, F16x16))
+    upper = load(b, at, 0, ir.VectorType(ir.IntType(16), LANES))
+    ints = ir.VectorType(I32, LANES)
+    return b.bitcast(b.shl(b.zext(upper, ints), fill(ints, 16)), F32x16)
 
 
 def multiply_add(b: ir.IRBuilder, target: Target, u: ir.Value, v: ir.Value, w: ir.Value) -> ir.Value:

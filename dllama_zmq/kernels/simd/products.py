@@ -1,8 +1,8 @@
 """Products of tiles and tokens: what nearly all of a token's time goes into. numba code.
 
-A matrix is kept as tiles of 16 rows, all columns of a tile in one piece, two tiles (32 outputs) to a work item. Tokens
-come in groups of 8, 4, 2, 1, as the CPU's registers allow: a tile is read from memory once, stays in the core's cache,
-and meets group after group.
+A matrix is kept as pairs of tiles of 16 rows (`layout.py`), all columns of a pair in one piece; a pair is a work item.
+Tokens come in groups of 8, 4, 2, 1, as the CPU's registers allow: a pair is read from memory once, stays in the core's
+cache, and meets group after group. One token alone meets both tiles of a pair at once.
 
 Integer products take their tokens as `quantize` lays them out. Sums are taken as `Kernels.linear` says: blocks one
 after another within a segment, segments in a balanced tree.
@@ -13,7 +13,7 @@ from __future__ import annotations
 from numba.extending import register_jitable
 
 from dllama_zmq.kernels.simd.host import host_target
-from dllama_zmq.kernels.simd.panels import Q40_BLOCK, Q80_BLOCK, X_BLOCK
+from dllama_zmq.kernels.simd.layout import Q40, Q41, Q80, SCALES, X_BLOCK
 from dllama_zmq.kernels.simd.pieces import block_scale, quantized, silu_times, store_lanes, store_scale
 from dllama_zmq.kernels.simd.registry import kernel
 from dllama_zmq.kernels.simd.vectors import (
@@ -39,7 +39,7 @@ _DEPTH = 9  # unfinished sub-trees of 2^8 segments
 _sums_a, _sums_b = scratch(_SLOT * _DEPTH), scratch(_SLOT * _DEPTH)
 
 # Where a job's arguments stand, in bytes.
-TILES, TILE_BYTES, X, X_STRIDE, OUT, OUT_STRIDE, N_ROWS, N_COLUMNS, N_SEGMENTS, N_TOKENS, FORM = range(0, 88, 8)
+PAIRS, PAIR_BYTES, X, X_STRIDE, OUT, OUT_STRIDE, N_ROWS, N_COLUMNS, N_SEGMENTS, N_TOKENS, FORM = range(0, 88, 8)
 
 # What becomes of 32 sums.
 AS_F32, AS_F16, AS_Q80, GATED = range(4)
@@ -90,46 +90,62 @@ def store_scale_f32(at, scale):
     store_f32(at, load_half(at))
 
 
-def _make_integer(q80):
-    block_bytes = Q80_BLOCK if q80 else Q40_BLOCK
-    panel1, panel2, panel4, panel8 = (integer_panel(q80, n) for n in (1, 2, 4, MOST))
+def _make_integer(block):
+    block_bytes, value_bytes, scales_at = block.nbytes, block.value_bytes, block.scales_at
+    pair1 = integer_panel(block, 1, 2)
+    panel2, panel4, panel8 = (integer_panel(block, n, 1) for n in (2, 4, MOST))
 
     @register_jitable
-    def tile_times(job, tile, t, size, sums):
-        """One tile times the group of `size` tokens from `t` on -> (size, 16) f32 at `sums`."""
+    def tile_times(job, pair, half, t, size, sums):
+        """One tile of a pair times the group of `size` > 1 tokens from `t` on -> (size, 16) f32 at `sums`."""
         n_blocks = load_i64(job + N_COLUMNS) // 32
         n_segments = load_i64(job + N_SEGMENTS)
         x = load_i64(job + X) + t * n_blocks * X_BLOCK
         each = n_blocks // n_segments
         top = sums
         for s in range(n_segments):
-            weights, values = tile + s * each * block_bytes, x + s * each * size * X_BLOCK
-            if size == 1:
-                panel1(weights, values, each, top)
-            elif size == 2:
-                panel2(weights, values, each, top)
+            at = pair + s * each * block_bytes
+            weights, scales = at + half * value_bytes, at + scales_at + half * SCALES
+            values = x + s * each * size * X_BLOCK
+            if size == 2:
+                panel2(weights, scales, values, each, top)
             elif size == 4 and MOST > 4:
-                panel4(weights, values, each, top)
+                panel4(weights, scales, values, each, top)
             else:
-                panel8(weights, values, each, top)
+                panel8(weights, scales, values, each, top)
             top = merged(top + _SLOT, s + 1, size)
         finish_tree(sums, top, size)
 
-    return tile_times
+    @register_jitable
+    def pair_times(job, pair, t, sums_a, sums_b):
+        """Both tiles of a pair times token `t` -> 16 f32 each at `sums_a` and `sums_b`."""
+        n_blocks = load_i64(job + N_COLUMNS) // 32
+        n_segments = load_i64(job + N_SEGMENTS)
+        x = load_i64(job + X) + t * n_blocks * X_BLOCK
+        each = n_blocks // n_segments
+        top = sums_a
+        for s in range(n_segments):
+            at = pair + s * each * block_bytes
+            pair1(at, at + scales_at, x + s * each * X_BLOCK, each, top)
+            top = merged(top + _SLOT, s + 1, 2)
+        finish_tree(sums_a, top, 2)
+        store_vector(sums_b, load_vector(sums_a + _ROW))
+
+    return tile_times, pair_times
 
 
-def _make_float(half):
-    value_bytes = 2 if half else 4
-    panel1, panel2, panel4, panel8 = (float_panel(half, n) for n in (1, 2, 4, 8))
+def _make_float(lanes, value_bytes):
+    panel1, panel2, panel4, panel8 = (float_panel(lanes, n) for n in (1, 2, 4, 8))
 
     @register_jitable
-    def tile_times(job, tile, t, size, sums):
-        """One tile times the group of `size` tokens from `t` on -> (size, 16) f32 at `sums`."""
+    def tile_times(job, pair, half, t, size, sums):
+        """One tile of a pair times the group of `size` tokens from `t` on -> (size, 16) f32 at `sums`."""
         n_columns, n_segments = load_i64(job + N_COLUMNS), load_i64(job + N_SEGMENTS)
         stride = load_i64(job + X_STRIDE)
         x = load_i64(job + X) + t * stride
         each = n_columns // n_segments
         step = 16 * value_bytes
+        tile = pair + half * n_columns * step
         top = sums
         for s in range(n_segments):
             weights, values = tile + s * each * step, x + 4 * s * each
@@ -144,7 +160,13 @@ def _make_float(half):
             top = merged(top + _SLOT, s + 1, size)
         finish_tree(sums, top, size)
 
-    return tile_times
+    @register_jitable
+    def pair_times(job, pair, t, sums_a, sums_b):
+        """Both tiles of a pair times token `t` -> 16 f32 each at `sums_a` and `sums_b`."""
+        tile_times(job, pair, 0, t, 1, sums_a)
+        tile_times(job, pair, 1, t, 1, sums_b)
+
+    return tile_times, pair_times
 
 
 @register_jitable
@@ -201,28 +223,35 @@ def put_q80(at, low, high):
     store_scale(at, scale)
 
 
-def _make_product(tile_times, most):
+def _make_product(times, most):
+    tile_times, pair_times = times
+
     def product(job, first, last):
         """Work items `first` to `last` of a matrix: 32 rows (or 16 of gate and 16 of up) times all tokens."""
         n_tokens = load_i64(job + N_TOKENS)
-        tile_bytes = load_i64(job + TILE_BYTES)
+        pair_bytes = load_i64(job + PAIR_BYTES)
         sums_a, sums_b = _sums_a(), _sums_b()
         for item in range(first, last):
-            tile = load_i64(job + TILES) + 2 * item * tile_bytes
+            pair = load_i64(job + PAIRS) + item * pair_bytes
             t = 0
             while t < n_tokens:
                 size = most
                 while size > n_tokens - t:
                     size >>= 1
-                tile_times(job, tile, t, size, sums_a)
-                tile_times(job, tile + tile_bytes, t, size, sums_b)
+                if size == 1:
+                    pair_times(job, pair, t, sums_a, sums_b)
+                else:
+                    tile_times(job, pair, 0, t, size, sums_a)
+                    tile_times(job, pair, 1, t, size, sums_b)
                 put(job, item, t, size, sums_a, sums_b)
                 t += size
 
     return product
 
 
-product_q40 = kernel(_make_product(_make_integer(False), MOST), "product_q40")
-product_q80 = kernel(_make_product(_make_integer(True), MOST), "product_q80")
-product_f16 = kernel(_make_product(_make_float(True), 8), "product_f16")
-product_f32 = kernel(_make_product(_make_float(False), 8), "product_f32")
+product_q40 = kernel(_make_product(_make_integer(Q40), MOST), "product_q40")
+product_q41 = kernel(_make_product(_make_integer(Q41), MOST), "product_q41")
+product_q80 = kernel(_make_product(_make_integer(Q80), MOST), "product_q80")
+product_f16 = kernel(_make_product(_make_float("f16", 2), 8), "product_f16")
+product_bf16 = kernel(_make_product(_make_float("bf16", 2), 8), "product_bf16")
+product_f32 = kernel(_make_product(_make_float("f32", 4), 8), "product_f32")

@@ -16,6 +16,7 @@ from numba.extending import intrinsic, models, overload, register_model
 
 from dllama_zmq.kernels.simd import dots, panels
 from dllama_zmq.kernels.simd.host import host_target
+from dllama_zmq.kernels.simd.layout import PairBlock
 
 _TARGET = host_target()
 
@@ -161,22 +162,19 @@ _operator(operator.add, i32x16, lambda b, u, v: b.add(u, v))
 _operator(operator.sub, i32x16, lambda b, u, v: b.sub(u, v))
 
 
-def integer_panel(q80: bool, n_tokens: int) -> Any:
-    """panels.integer_panel as a numba function (tile, x, n_blocks, out) of addresses."""
+def integer_panel(block: PairBlock, n_tokens: int, n_tiles: int) -> Any:
+    """panels.integer_panel as a numba function (values, scales, x, n_blocks, out) of addresses."""
     return _instruction(
-        types.void, (_ADDRESS,) * 4,
-        lambda b, tile, x, n, out: panels.integer_panel(b, _TARGET, q80, n_tokens, tile, x, n, out),
+        types.void, (_ADDRESS,) * 5,
+        lambda b, *args: panels.integer_panel(b, _TARGET, block, n_tokens, n_tiles, *args),
     )  # fmt: skip
 
 
-def float_panel(half: bool, n_rows: int) -> Any:
+def float_panel(lanes: panels.LaneType, n_rows: int) -> Any:
     """panels.float_panel as a numba function (tile, step, x, x_stride, n, out) of addresses and bytes."""
     return _instruction(
-        types.void, (_ADDRESS,) * 6,
-        lambda b, tile, step, x, x_stride, n, out: panels.float_panel(
-            b, _TARGET, half, n_rows, tile, step, x, x_stride, n, out
-        ),
-    )  # fmt: skip
+        types.void, (_ADDRESS,) * 6, lambda b, *args: panels.float_panel(b, _TARGET, lanes, n_rows, *args)
+    )
 
 
 def scratch(n_bytes: int) -> Any:

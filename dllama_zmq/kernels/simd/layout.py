@@ -1,0 +1,58 @@
+"""How weights lie in memory for the kernels, as numbers: for code that must not import numba, and for code that does.
+
+Two tiles of 16 rows make a pair, 32 outputs. Of quantized types, both tiles' blocks of the same 32 columns lie together
+(a whole number of cache lines); of the others, a tile's columns lie one after another, and the tiles likewise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+LANES = 16
+X_BLOCK = 40
+"""Bytes of one token's block of 32 quantized values: the 32, the scale (f32), the sum of the 32 (i32)."""
+SCALES = 2 * LANES
+"""Bytes of 16 f16 scales."""
+
+
+@dataclass(frozen=True, slots=True)
+class PairBlock:
+    """32 columns of a pair of tiles: the first's values, the second's, 16 f16 scales of each, 16 f16 offsets of each
+    where the type has them.
+
+    value_bytes: of one tile's values. source_bytes: of a row's block as files have it, its values at `source_values`.
+    """
+
+    value_bytes: int
+    offsets: bool
+    source_bytes: int
+
+    @property
+    def nibbles(self) -> bool:
+        """Two values share a byte."""
+        return self.value_bytes == 256
+
+    @property
+    def scales_at(self) -> int:
+        """Bytes from the block's first to the first tile's scales."""
+        return 2 * self.value_bytes
+
+    @property
+    def offsets_at(self) -> int:
+        """Bytes from a tile's scales to its offsets."""
+        return 2 * SCALES
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole."""
+        return self.scales_at + 2 * SCALES * (2 if self.offsets else 1)
+
+    @property
+    def source_values(self) -> int:
+        """Bytes before the values in a row's block: its scale, and its offset if it has one."""
+        return 4 if self.offsets else 2
+
+
+Q40 = PairBlock(256, False, 18)
+Q41 = PairBlock(256, True, 20)
+Q80 = PairBlock(512, False, 34)
