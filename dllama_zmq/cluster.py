@@ -107,17 +107,17 @@ class ClusterFile:
     cluster: Cluster
 
     def model_path(self) -> Path:
-        """The `.m` file. Raises ConfigError where there is none."""
-        path = self._resolve(self.cluster.model, "model", ".m")
-        return self._existing(path, "model", "a .m file")
+        """The model's file or folder. Raises ConfigError where there is none."""
+        return self._existing(self._resolve(self.cluster.model, "model", ".m"), "model", "a model file or folder")
 
     def tokenizer_path(self) -> Path:
-        """The `.t` file: as given, else the model's own name with `.t`. Raises ConfigError where there is none."""
+        """The tokenizer as given; else what the model brings with it: a folder and a `.gguf` themselves, a `.m` the
+        file of its own name with `.t`. Raises ConfigError where there is none."""
         if self.cluster.tokenizer is not None:
             path = self._resolve(self.cluster.tokenizer, "tokenizer", ".t")
         else:
-            path = self._resolve(self.cluster.model, "model", ".m").with_suffix(".t")
-        return self._existing(path, "tokenizer", "the model's .t file")
+            path = tokenizer_beside(self._resolve(self.cluster.model, "model", ".m"))
+        return self._existing(path, "tokenizer", "the model's tokenizer")
 
     def _resolve(self, text: str, key: str, suffix: str) -> Path:
         if text == DEMO:
@@ -128,12 +128,17 @@ class ClusterFile:
             raise ConfigError(f"{self.path}: {key}: {text}: no such home folder; write the path in full") from error
 
     def _existing(self, path: Path, key: str, wanted: str) -> Path:
-        if os.path.isfile(path):
+        if os.path.isfile(path) or os.path.isdir(path):
             return path
         raise ConfigError(
-            f"{self.path}: {key}: there is no file {path}; give the path of {wanted} "
+            f"{self.path}: {key}: there is no {path}; give the path of {wanted} "
             f"(relative to {self.path.absolute().parent}), or write `model: {DEMO}` for the shipped one"
         )
+
+
+def tokenizer_beside(model: Path) -> Path:
+    """Where the tokenizer of a model is that comes without one of its own: FORMATS.md says what each format holds."""
+    return model if model.suffix == ".gguf" or os.path.isdir(model) else model.with_suffix(".t")
 
 
 def load_cluster(path: str | os.PathLike[str]) -> ClusterFile:

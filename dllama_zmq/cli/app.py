@@ -34,11 +34,13 @@ def up(
     leave_with_stdin: flags.LeaveWithStdin = False,
     threads: flags.Threads = None,
     sync: flags.Sync = None,
+    kernels: flags.Kernels = None,
+    model: flags.Model = None,
 ) -> None:
     """Bring a cluster up; returns when every node is ready."""
     from dllama_zmq.cli import cluster as commands
 
-    overrides = commands.Overrides(threads, sync.value if sync else None)
+    overrides = commands.Overrides(threads, sync.value if sync else None, kernels.value if kernels else None, model)
     if foreground:
         commands.be_cluster(cluster, overrides, leave_with_stdin)
     else:
@@ -108,13 +110,15 @@ def generate(
     echo: flags.Echo = True,
     threads: flags.Threads = None,
     sync: flags.Sync = None,
+    kernels: flags.Kernels = None,
+    model: flags.Model = None,
 ) -> None:
     """Continue a text. Uses the running cluster; with none running, brings one up for this call."""
     from dllama_zmq.cli import cluster as commands
     from dllama_zmq.cli import generate as command
 
     options = command.Options(steps, temperature, top_p, top_k, seed, stats, json, echo)
-    overrides = commands.Overrides(threads, sync.value if sync else None)
+    overrides = commands.Overrides(threads, sync.value if sync else None, kernels.value if kernels else None, model)
     command.run(_one_prompt(prompt, prompt_option), cluster, options, overrides)
 
 

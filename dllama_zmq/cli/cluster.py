@@ -16,8 +16,9 @@ from threadpoolctl import threadpool_limits
 
 from dllama_zmq.bus.client_messages import Status
 from dllama_zmq.cli.show import UpProgress, human_bytes, note
-from dllama_zmq.cluster import ClusterFile, is_loopback, load_cluster
+from dllama_zmq.cluster import DEMO, ClusterFile, is_loopback, load_cluster
 from dllama_zmq.errors import ClusterError
+from dllama_zmq.kernels import KernelChoice
 from dllama_zmq.launch.daemon import run_cluster
 from dllama_zmq.launch.lifecycle import bring_up, commands_elsewhere, connect, find_running, take_down
 from dllama_zmq.launch.paths import Places
@@ -26,29 +27,39 @@ from dllama_zmq.spec import Sync
 
 @dataclass(frozen=True, slots=True)
 class Overrides:
-    """What the command line says instead of the file."""
+    """What the command line says instead of the file. A model's path is relative to where the command runs."""
 
     threads: int | None = None
     sync: Sync | None = None
+    kernels: KernelChoice | None = None
+    model: str | None = None
 
     def __bool__(self) -> bool:
-        return self.threads is not None or self.sync is not None
+        return bool(self.flags())
 
     def apply(self, file: ClusterFile) -> ClusterFile:
         """`file` with these values in it."""
         cluster = file.cluster
-        if self.sync is not None:
-            cluster = msgspec.structs.replace(cluster, sync=self.sync)
         if self.threads is not None:
             root = msgspec.structs.replace(cluster.root, threads=self.threads)
             workers = [msgspec.structs.replace(worker, threads=self.threads) for worker in cluster.workers]
             cluster = msgspec.structs.replace(cluster, root=root, workers=workers)
-        return ClusterFile(file.path, cluster)
+        if self.model is not None:  # the file's tokenizer is that of the file's model
+            cluster = msgspec.structs.replace(cluster, model=self._model_from_anywhere(), tokenizer=None)
+        changes = {"sync": self.sync, "kernels": self.kernels}
+        given = {key: value for key, value in changes.items() if value is not None}
+        return ClusterFile(file.path, msgspec.structs.replace(cluster, **given))
 
     def flags(self) -> list[str]:
-        """The flags that say the same."""
-        flags = ["--threads", str(self.threads)] if self.threads is not None else []
-        return [*flags, "--sync", self.sync] if self.sync is not None else flags
+        """The flags that say the same, wherever they are given."""
+        values = {
+            "--threads": self.threads, "--sync": self.sync, "--kernels": self.kernels,
+            "--model": self._model_from_anywhere(),
+        }  # fmt: skip
+        return [word for flag, value in values.items() if value is not None for word in (flag, str(value))]
+
+    def _model_from_anywhere(self) -> str | None:
+        return self.model if self.model in (None, DEMO) else str(Path(self.model).expanduser().absolute())
 
 
 def be_cluster(path: Path, overrides: Overrides, leave_with_stdin: bool) -> None:

@@ -27,6 +27,14 @@ class WeightsChoice(StrEnum):
     f32 = "f32"
 
 
+class KernelsChoice(StrEnum):
+    """The back ends of the arithmetic."""
+
+    auto = "auto"
+    simd = "simd"
+    numpy = "numpy"
+
+
 class OutputChoice(StrEnum):
     """How a table is printed."""
 
@@ -45,6 +53,13 @@ Sync = Annotated[
     Option(
         "--sync", "--buffer-float-type", case_sensitive=False, help="Type of activations on the bus, not the file's."
     ),
+]
+Kernels = Annotated[
+    KernelsChoice | None,
+    Option("--kernels", case_sensitive=False, help="Back end of the arithmetic, instead of the file's."),
+]
+Model = Annotated[
+    str | None, Option("--model", "-m", metavar="PATH", help="A model to run instead of the file's: a path, or demo.")
 ]
 Foreground = Annotated[bool, Option("--foreground", help="Stay here (or under a supervisor) until stopped.")]
 Json = Annotated[bool, Option("--json", help="Print one JSON object instead of text.")]

@@ -90,7 +90,7 @@ def test_a_missing_file_is_refused_with_what_to_do(cli: Cli) -> None:
 @pytest.mark.parametrize("command", [["up"], ["up", "--foreground"], ["generate", "once", "--no-echo", "--json"]])
 def test_a_missing_model_is_refused_with_its_path(cli: Cli, command: list[str]) -> None:
     cli.write(2, model="nowhere.m")
-    assert f"model: there is no file {cli.folder}/nowhere.m" in refusal(cli, *command)
+    assert f"model: there is no {cli.folder}/nowhere.m" in refusal(cli, *command)
 
 
 def cut_short(path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -99,6 +100,21 @@ def test_every_spelling_of_every_flag_means_the_same(running: Cli) -> None:
     assert len(without[0]) > 20
     assert with_prompt == PROMPT + without[0]
     assert results[3].err == "small is running already: --threads 1 --sync f32 has no effect on it\n"
+
+
+def test_model_and_kernels_may_be_others_than_the_files_for_one_call(cli: Cli, local: LocalModel) -> None:
+    """The path is relative to where the command runs; the log says which back end it was."""
+    cli.write(2, model="demo")
+    shutil.copy(cli.model, cli.folder / "other.m")
+    shutil.copy(cli.model.with_suffix(".t"), cli.folder / "other.t")
+    (cli.folder / "elsewhere").mkdir()
+    (cli.folder / "cluster.yaml").rename(cli.folder / "elsewhere" / "cluster.yaml")
+    result = cli.run(
+        "generate", PROMPT, "--temp", "0", "-n", "10", "-m", "other.m", "--kernels", "numpy",
+        "--cluster", "elsewhere/cluster.yaml",
+    )  # fmt: skip
+    assert (result.code, result.out) == (0, f"{PROMPT}{alone(local, PROMPT, 10)}\n"), result.said
+    assert "kernels=numpy" in (cli.log_folder / "worker1.log").read_text()
 
 
 def test_a_dash_reads_the_prompt_from_stdin(running: Cli) -> None:

@@ -316,4 +316,4 @@ def test_soak_ends_at_the_first_failure_and_says_which(cli: Cli) -> None:
     )  # fmt: skip
     assert soak.returncode == 1
     assert "round 1: up failed" in soak.stderr
-    assert "there is no file" in soak.stderr
+    assert "there is no " in soak.stderr

@@ -307,14 +307,22 @@ def test_the_home_folder_of_nobody_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_model_is_refused_with_its_path_and_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=rf"model: there is no file {tmp_path}/story\.m; .*`model: demo`"):
+    with pytest.raises(ConfigError, match=rf"model: there is no {tmp_path}/story\.m; .*`model: demo`"):
         write(tmp_path, "model: story.m").model_path()
 
 
 def test_a_missing_tokenizer_is_refused_with_its_path(tmp_path: Path) -> None:
     (tmp_path / "story.m").touch()
-    with pytest.raises(ConfigError, match=rf"tokenizer: there is no file {tmp_path}/story\.t"):
+    with pytest.raises(ConfigError, match=rf"tokenizer: there is no {tmp_path}/story\.t"):
         write(tmp_path, "model: story.m").tokenizer_path()
+
+
+def test_a_gguf_file_and_a_folder_bring_their_tokenizers_with_them(tmp_path: Path) -> None:
+    (tmp_path / "story.gguf").touch()
+    (tmp_path / "story").mkdir()
+    for name in ("story.gguf", "story"):
+        file = write(tmp_path, f"model: {name}")
+        assert file.model_path() == file.tokenizer_path() == tmp_path / name
 
 
 def test_demo_means_the_files_shipped_in_the_package(tmp_path: Path) -> None:
