@@ -124,6 +124,30 @@ def generate(
 
 @app.command()
 @with_exit_codes
+def inspect(source: flags.Source, json: flags.Json = False, tensors: flags.ListTensors = False) -> None:
+    """Tell what is in a model, over how many nodes it can be split, and what each must hold."""
+    from dllama_zmq.cli import inspect as command
+
+    command.run(source, json, tensors)
+
+
+@app.command()
+@with_exit_codes
+def convert(
+    source: flags.Source,
+    out: flags.ConvertOut,
+    weights: flags.ConvertWeights = None,
+    tokenizer: flags.ConvertTokenizer = None,
+    force: flags.Force = False,
+) -> None:
+    """Write a model of any format as a .m file, and its tokenizer as a .t file."""
+    from dllama_zmq.cli import convert as command
+
+    command.run(source, out, weights.value if weights else None, tokenizer, force)
+
+
+@app.command()
+@with_exit_codes
 def bench(
     model: flags.BenchModel = None,
     shape: flags.BenchShape = None,

@@ -19,7 +19,7 @@ class SyncChoice(StrEnum):
 
 
 class WeightsChoice(StrEnum):
-    """The types of the weights of a random model."""
+    """The types that all weights of a model can have."""
 
     q40 = "q40"
     q80 = "q80"
@@ -105,6 +105,19 @@ ShowStats = Annotated[
 Echo = Annotated[
     bool, Option("--echo/--no-echo", " /--no-display-prompt", help="Print the prompt before its continuation.")
 ]
+Source = Annotated[str, Argument(metavar="PATH", help="A model: a file or a folder of any format, or demo.")]
+ListTensors = Annotated[bool, Option("--tensors", help="List every tensor too.")]
+ConvertOut = Annotated[Path, Argument(metavar="OUT.m", help="The file to write.")]
+ConvertWeights = Annotated[
+    WeightsChoice | None,
+    Option(
+        "--weights", case_sensitive=False, help="Type of the weights; as they are if not given, or q40 where mixed."
+    ),
+]
+ConvertTokenizer = Annotated[
+    Path | None, Option("--tokenizer", metavar="OUT.t", help="Where the tokenizer goes; beside OUT.m if not given.")
+]
+Force = Annotated[bool, Option("--force", "-f", help="Replace what is there.")]
 _SHAPE_PANEL = "Instead of the shape's own numbers"
 
 

@@ -97,6 +97,42 @@ class UpProgress:
         note(f"{node.name}: {words}{sent}")
 
 
+class CopyProgress:
+    """How far a file is that is being written: a bar on a terminal, a line every two seconds elsewhere."""
+
+    def __init__(self, name: str) -> None:
+        console = Console(stderr=True)
+        self._name, self._live = name, console.is_terminal
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(binary_units=True),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not self._live,
+        )
+        self._task = self._bar.add_task(name, total=None)
+        self._next_word = time.monotonic() + _PLAIN_EVERY_S
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def show(self, done: int, total: int) -> None:
+        """`done` of `total` bytes are there."""
+        if self._live:
+            self._bar.update(self._task, total=total, completed=done)
+        elif time.monotonic() >= self._next_word:
+            self._next_word = time.monotonic() + _PLAIN_EVERY_S
+            note(f"{self._name}: {human_bytes(done)} of {human_bytes(total)}")
+
+
 def _words(node: NodeStatus) -> str:
     return {
         "absent": node.reason,

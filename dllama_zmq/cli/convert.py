@@ -1,0 +1,42 @@
+"""`dllama-zmq convert`: any model that can be read, as a `.m` file and a `.t` tokenizer."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from dllama_zmq.cli.show import CopyProgress, human_bytes, note
+from dllama_zmq.cluster import DATA_FOLDER, DEMO, tokenizer_beside
+from dllama_zmq.errors import FormatError, UsageError
+from dllama_zmq.formats import open_model, read_tokenizer, write_t
+from dllama_zmq.formats.convert import convert_model
+from dllama_zmq.spec import FloatType
+
+
+def run(source: str, out: Path, weights: str | None, tokenizer: Path | None, force: bool) -> None:
+    """Convert `source` to `out`; its tokenizer to `tokenizer`, by default beside `out`."""
+    if out.suffix != ".m":
+        raise UsageError(f"{out}: the model is written as a .m file; name it so")
+    path = DATA_FOLDER / f"{DEMO}.m" if source == DEMO else Path(source)
+    words_out = tokenizer or out.with_suffix(".t")
+    for file in (out, words_out):
+        if file.exists() and not force:
+            raise UsageError(f"{file} exists; --force replaces it")
+        if file.exists() and path.exists() and file.samefile(path):
+            raise UsageError(f"{file} is the model that is to be read; name another")
+    start = time.monotonic()
+    with open_model(path) as model:
+        words = None
+        try:
+            words = read_tokenizer(tokenizer_beside(path)).data
+        except FormatError as error:
+            if tokenizer is not None:
+                raise
+            note(f"no tokenizer is written: {error}")
+        with CopyProgress(out.name) as progress:
+            spec = convert_model(model, out, FloatType[weights.upper()] if weights else None, progress.show)
+    if words is not None:
+        write_t(words_out, words)
+    seconds = time.monotonic() - start
+    also = f" and {words_out}" if words is not None else ""
+    note(f"{out}{also}: {human_bytes(out.stat().st_size)} in {seconds:.1f} s, weights in {spec.weight_type.name}")

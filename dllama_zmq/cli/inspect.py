@@ -1,0 +1,126 @@
+"""`dllama-zmq inspect`: what is in a model, over how many nodes it can be split, and what each of them must hold."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from dllama_zmq.cli.show import human_bytes
+from dllama_zmq.cluster import DATA_FOLDER, DEMO, tokenizer_beside
+from dllama_zmq.errors import FormatError
+from dllama_zmq.formats import ModelFile, open_model, read_tokenizer
+from dllama_zmq.root.root import DEFAULT_SEQ_LEN
+from dllama_zmq.sharding import Plan, possible_node_counts
+from dllama_zmq.spec import ModelSpec
+
+_NODES = (1, 2, 4, 8)
+
+
+def run(source: str, as_json: bool, tensors: bool) -> None:
+    """Tell about the model at `source`, as a table or one JSON object."""
+    path = DATA_FOLDER / f"{DEMO}.m" if source == DEMO else Path(source)
+    with open_model(path) as model:
+        facts = _facts(model, path)
+        if tensors:
+            facts["tensors"] = [
+                {"name": t.name, "shape": list(t.shape(model.spec)), "type": t.float_type.name} for t in model.tensors
+            ]
+    if as_json:
+        print(json.dumps(facts))  # noqa: T201
+    else:
+        _show(facts)
+
+
+def _facts(model: ModelFile, path: Path) -> dict[str, Any]:
+    spec = model.spec
+    positions = min(spec.seq_len, DEFAULT_SEQ_LEN)
+    counts = possible_node_counts(spec)
+    types = Counter[str]()
+    n_weights = 0
+    for tensor in model.tensors:
+        rows, columns = tensor.shape(spec)
+        types[tensor.float_type.name] += tensor.nbytes(spec)
+        n_weights += rows * columns
+    return {
+        "path": str(path),
+        "architecture": spec.arch,
+        "parameters": n_weights,
+        "bytes": model.nbytes,
+        "bytes_by_type": dict(types.most_common()),
+        "numbers": _numbers(spec),
+        "tokenizer": _tokenizer(path, spec),
+        "nodes_possible": counts,
+        "positions": positions,
+        "memory": [_memory(Plan.make(spec, n), positions) for n in _NODES if n in counts],
+    }
+
+
+def _numbers(spec: ModelSpec) -> dict[str, Any]:
+    numbers: dict[str, Any] = {
+        "layers": spec.n_layers, "width": spec.dim, "feed-forward": spec.hidden_dim, "heads": spec.n_heads,
+        "KV heads": spec.n_kv_heads, "head width": spec.head_dim, "vocabulary": spec.vocab_size,
+        "positions": spec.seq_len, "activation": spec.activation, "RoPE theta": spec.rope.theta,
+        "RoPE pairs": spec.rope.layout, "norm epsilon": spec.norm_eps,
+    }  # fmt: skip
+    if spec.n_experts:
+        numbers |= {"experts": spec.n_experts, "experts of a token": spec.n_active_experts}
+    if spec.window is not None:
+        numbers["sliding window"] = spec.window
+    if spec.rope.scaling is not None:
+        numbers["RoPE scaling"] = spec.rope.scaling.factor
+    elif spec.rope.factors:
+        numbers["RoPE scaling"] = "by factors"
+    return numbers
+
+
+def _tokenizer(path: Path, spec: ModelSpec) -> str:
+    """One line on the tokenizer, or why there is none."""
+    try:
+        tokenizer = read_tokenizer(tokenizer_beside(path))
+        tokenizer.check_fits(spec, path)
+    except FormatError as error:
+        return f"none: {error}"
+    template = "its own chat template" if tokenizer.data.chat_template else "no chat template"
+    return f"{tokenizer.vocab_size} tokens, {template}"
+
+
+def _memory(plan: Plan, positions: int) -> dict[str, int]:
+    """The most that one node of the plan holds."""
+    nodes = range(plan.n_nodes)
+    return {
+        "nodes": plan.n_nodes,
+        "weights": max(plan.weight_bytes(node) for node in nodes),
+        "kv_cache": max(plan.kv_bytes(node, positions) for node in nodes),
+    }
+
+
+def _count(n: int) -> str:
+    return f"{n / 1e9:.1f} billion" if n >= 1e9 else f"{n / 1e6:.1f} million"
+
+
+def _show(facts: dict[str, Any]) -> None:
+    console = Console(highlight=False, markup=False)
+    types = ", ".join(f"{name} {human_bytes(n)}" for name, n in facts["bytes_by_type"].items())
+    console.print(f"{facts['path']}: {facts['architecture']}, {_count(facts['parameters'])} parameters")
+    console.print(f"weights    {human_bytes(facts['bytes'])}: {types}")
+    console.print(f"tokenizer  {facts['tokenizer']}", soft_wrap=True)
+    for name, value in facts["numbers"].items():
+        console.print(f"{name:18} {value}")
+    counts = ", ".join(map(str, facts["nodes_possible"]))
+    console.print(
+        f"can be split over {counts} nodes; memory of each, beside some 100 MB for the program:", soft_wrap=True
+    )
+    table = Table("nodes", "weights", f"KV cache of {facts['positions']} positions (f16)", box=None, pad_edge=False)
+    for row in facts["memory"]:
+        table.add_row(str(row["nodes"]), human_bytes(row["weights"]), human_bytes(row["kv_cache"]))
+    console.print(table)
+    if "tensors" in facts:
+        listed = Table("tensor", "shape", "type", box=None, pad_edge=False)
+        for tensor in facts["tensors"]:
+            listed.add_row(tensor["name"], " x ".join(map(str, tensor["shape"])), tensor["type"])
+        console.print(listed)
