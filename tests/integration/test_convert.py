@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -95,7 +96,7 @@ def test_ctrl_c_leaves_no_half_file(cli: Cli) -> None:
         assert process.stderr is not None
         assert b"no tokenizer" in process.stderr.readline()  # which is said before the first tensor is written
         os.kill(process.pid, signal.SIGINT)
-        result = finish(process)
+        result = finish(process, wait_s=30.0, start=time.monotonic())
     assert result.code == 130, result.said
     assert sorted(path.name for path in cli.folder.iterdir()) == ["large.m"]
 
