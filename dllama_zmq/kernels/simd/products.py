@@ -14,7 +14,7 @@ from numba.extending import register_jitable
 
 from dllama_zmq.kernels.simd.host import host_target
 from dllama_zmq.kernels.simd.panels import Q40_BLOCK, Q80_BLOCK, X_BLOCK
-from dllama_zmq.kernels.simd.pieces import block_scale, quantized, silu_times, store_lanes, store_scale
+from dllama_zmq.kernels.simd.pieces import block_scale, gelu_times, quantized, silu_times, store_lanes, store_scale
 from dllama_zmq.kernels.simd.registry import kernel
 from dllama_zmq.kernels.simd.vectors import (
     float_panel,
@@ -34,15 +34,15 @@ from dllama_zmq.kernels.simd.vectors import (
 MOST = host_target().tokens
 """Tokens in the largest group."""
 _ROW = 64  # bytes of 16 floats
-_SLOT = 8 * _ROW  # one tile times the tokens of one group
-_DEPTH = 9  # unfinished sub-trees of 2^8 segments
-_sums_a, _sums_b = scratch(_SLOT * _DEPTH), scratch(_SLOT * _DEPTH)
+SLOT = 8 * _ROW  # one tile times the tokens of one group
+DEPTH = 9  # unfinished sub-trees of 2^8 segments
+_sums_a, _sums_b = scratch(SLOT * DEPTH), scratch(SLOT * DEPTH)
 
 # Where a job's arguments stand, in bytes.
 TILES, TILE_BYTES, X, X_STRIDE, OUT, OUT_STRIDE, N_ROWS, N_COLUMNS, N_SEGMENTS, N_TOKENS, FORM = range(0, 88, 8)
 
 # What becomes of 32 sums.
-AS_F32, AS_F16, AS_Q80, GATED = range(4)
+AS_F32, AS_F16, AS_Q80, GATED, GATED_GELU = range(5)
 
 
 @register_jitable
@@ -112,7 +112,7 @@ def _make_integer(q80):
                 panel4(weights, values, each, top)
             else:
                 panel8(weights, values, each, top)
-            top = merged(top + _SLOT, s + 1, size)
+            top = merged(top + SLOT, s + 1, size)
         finish_tree(sums, top, size)
 
     return tile_times
@@ -141,7 +141,7 @@ def _make_float(half):
                 panel4(weights, step, values, stride, each, top)
             else:
                 panel8(weights, step, values, stride, each, top)
-            top = merged(top + _SLOT, s + 1, size)
+            top = merged(top + SLOT, s + 1, size)
         finish_tree(sums, top, size)
 
     return tile_times
@@ -158,8 +158,8 @@ def add_slots(to, other, size):
 def merged(top, n_done, size):
     """Add sub-trees of equal size at the top of the stack, as `n_done` segments allow; the new top."""
     while n_done & 1 == 0:
-        top -= _SLOT
-        add_slots(top - _SLOT, top, size)
+        top -= SLOT
+        add_slots(top - SLOT, top, size)
         n_done >>= 1
     return top
 
@@ -167,10 +167,10 @@ def merged(top, n_done, size):
 @register_jitable
 def finish_tree(sums, top, size):
     """Add what is left on the stack, the latest first; the result is its lowest slot."""
-    top -= _SLOT
+    top -= SLOT
     while top > sums:
-        add_slots(top - _SLOT, top, size)
-        top -= _SLOT
+        add_slots(top - SLOT, top, size)
+        top -= SLOT
 
 
 @register_jitable
@@ -185,6 +185,8 @@ def put(job, item, t, size, sums_a, sums_b):
             store_lanes(row + 128 * item + _ROW, b, n_rows - 32 * item - 16)
         elif form == GATED:
             store_lanes(row + _ROW * item, silu_times(a, b), n_rows - 16 * item)
+        elif form == GATED_GELU:
+            store_lanes(row + _ROW * item, gelu_times(a, b), n_rows - 16 * item)
         elif form == AS_Q80:
             put_q80(row + 34 * item, a, b)
         else:
@@ -222,7 +224,14 @@ def _make_product(tile_times, most):
     return product
 
 
-product_q40 = kernel(_make_product(_make_integer(False), MOST), "product_q40")
-product_q80 = kernel(_make_product(_make_integer(True), MOST), "product_q80")
-product_f16 = kernel(_make_product(_make_float(True), 8), "product_f16")
-product_f32 = kernel(_make_product(_make_float(False), 8), "product_f32")
+TILE_TIMES = {
+    "q40": _make_integer(False),
+    "q80": _make_integer(True),
+    "f16": _make_float(True),
+    "f32": _make_float(False),
+}
+"""One tile times one group of tokens, by the weights' type."""
+product_q40 = kernel(_make_product(TILE_TIMES["q40"], MOST), "product_q40")
+product_q80 = kernel(_make_product(TILE_TIMES["q80"], MOST), "product_q80")
+product_f16 = kernel(_make_product(TILE_TIMES["f16"], 8), "product_f16")
+product_f32 = kernel(_make_product(TILE_TIMES["f32"], 8), "product_f32")
