@@ -150,6 +150,8 @@ class ModelSpec:
             raise FormatError(f"head_dim is {self.head_dim}; RoPE rotates pairs and needs an even number")
         if not 0 <= self.n_experts <= 1 << 10:
             raise FormatError(f"n_experts is {self.n_experts}; expected 0 (none) to {1 << 10}")
+        if self.n_layers * self.n_experts > 1 << 16:
+            raise FormatError(f"{self.n_layers} layers of {self.n_experts} experts; expected at most {1 << 16} in all")
         least = min(1, self.n_experts)
         if not least <= self.n_active_experts <= self.n_experts:
             raise FormatError(f"n_active_experts is {self.n_active_experts}; expected {least} to {self.n_experts}")

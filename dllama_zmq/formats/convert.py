@@ -12,7 +12,8 @@ import numpy as np
 
 from dllama_zmq.errors import UsageError
 from dllama_zmq.formats.files import replace_file
-from dllama_zmq.formats.m_header import M_TYPES, data_bytes, header_bytes
+from dllama_zmq.formats.m_header import data_bytes, header_bytes
+from dllama_zmq.formats.m_keys import M_TYPES
 from dllama_zmq.formats.model_file import ModelFile
 from dllama_zmq.models import tensor_table
 from dllama_zmq.quants import BlockMatrix

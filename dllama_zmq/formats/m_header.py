@@ -5,7 +5,6 @@ Nothing is allocated by a number that a header states, and every number is bound
 
 from __future__ import annotations
 
-import enum
 import struct
 from collections import Counter
 from collections.abc import Mapping
@@ -13,54 +12,28 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dllama_zmq.errors import FormatError, UnsupportedModel
+from dllama_zmq.formats.m_keys import (
+    ARCH_IDS,
+    GELU,
+    KNOWN_KEYS,
+    M_TYPES,
+    MAGIC,
+    MAX_HEADER_BYTES,
+    NEW_ARCH_KEYS,
+    NORM_EPSILON,
+    OLD_ARCHS,
+    OLD_FIELDS,
+    OLD_MAGIC_GROK1,
+    OLD_MAGIC_LLAMA,
+    OLD_ORDER,
+    ROPE_FALCON,
+    ROPE_LLAMA,
+    ROPE_LLAMA3_1,
+    SILU,
+    Key,
+)
 from dllama_zmq.models import tensor_table
-from dllama_zmq.spec import FloatType, ModelSpec, Rope, RopeScaling, TensorSpec
-
-MAGIC = 0x0A00ABCD
-OLD_MAGIC_LLAMA = 0xABCD00
-OLD_MAGIC_GROK1 = 0xABCD01
-MAX_HEADER_BYTES = 8 + 8 * 1024
-M_TYPES = (FloatType.F32, FloatType.F16, FloatType.Q40, FloatType.Q80)
-"""The types that a `.m` file's weights can have."""
-_OLD_FIELDS = struct.Struct("<9i")
-_RUNS = "This version runs the Llama architecture (Llama 2 and 3, Mistral 7B, TinyLlama); give a model of that one."
-
-
-class Key(enum.IntEnum):
-    """The keys of the pairs in a header."""
-
-    VERSION = 0
-    ARCH_TYPE = 1
-    DIM = 2
-    HIDDEN_DIM = 3
-    N_LAYERS = 4
-    N_HEADS = 5
-    N_KV_HEADS = 6
-    N_EXPERTS = 7
-    N_ACTIVE_EXPERTS = 8
-    VOCAB_SIZE = 9
-    SEQ_LEN = 10
-    HIDDEN_ACT = 11
-    ROPE_THETA = 12
-    WEIGHTS_FLOAT_TYPE = 13
-    ROPE_SCALING_FACTOR = 14
-    ROPE_SCALING_LOW_FREQ_FACTOR = 15
-    ROPE_SCALING_HIGH_FREQ_FACTOR = 16
-    ROPE_SCALING_ORIG_MAX_SEQ_LEN = 17
-    ROPE_TYPE = 18
-    HEAD_DIM = 19
-    NORM_EPSILON = 20
-    MOE_HIDDEN_DIM = 21
-
-
-_OLD_ORDER = (
-    Key.DIM, Key.HIDDEN_DIM, Key.N_LAYERS, Key.N_HEADS, Key.N_KV_HEADS,
-    Key.N_EXPERTS, Key.N_ACTIVE_EXPERTS, Key.VOCAB_SIZE, Key.SEQ_LEN,
-)  # fmt: skip
-_NEW_ARCH_KEYS = (Key.HEAD_DIM, Key.NORM_EPSILON, Key.MOE_HIDDEN_DIM)
-_NORM_EPSILON = {5: 1e-5, 6: 1e-6}
-_GELU, _SILU = 0, 1
-_ROPE_LLAMA, _ROPE_FALCON, _ROPE_LLAMA3_1 = 0, 1, 2
+from dllama_zmq.spec import Architecture, FloatType, ModelSpec, Rope, RopeScaling, TensorSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +64,14 @@ class _Pairs:
 
 def data_bytes(spec: ModelSpec) -> int:
     """Bytes of all tensors together: the length of a `.m` file after its header."""
-    # Each kind once: a hostile header may ask for thousands of layers.
+    if spec.stored:
+        return _table_bytes(spec)
+    # Of two small models, for the layers of a `.m` file are alike: a hostile header may ask for thousands of them.
+    one, two = (_table_bytes(replace(spec, n_layers=n)) for n in (1, 2))
+    return one + (spec.n_layers - 1) * (two - one)
+
+
+def _table_bytes(spec: ModelSpec) -> int:
     kinds = Counter((tensor.axes, tensor.float_type) for tensor in tensor_table(spec))
     return sum(count * TensorSpec("", *kind).nbytes(spec) for kind, count in kinds.items())
 
@@ -104,19 +84,16 @@ def read_header(head: bytes, file_bytes: int, path: Path) -> tuple[ModelSpec, in
     if len(head) < 8:
         raise FormatError(f"{path}: {file_bytes} bytes long; a .m file begins with 8 bytes of magic and header size.")
     magic = int.from_bytes(head[:4], "little")
-    if magic == OLD_MAGIC_GROK1:
-        raise UnsupportedModel(f"{path}: offset 0: magic {magic:#x} is an old file of Grok-1. {_RUNS}")
-    if magic == OLD_MAGIC_LLAMA:
-        pairs, tensors_at = _old_pairs(head, file_bytes, path)
+    if magic in (OLD_MAGIC_LLAMA, OLD_MAGIC_GROK1):
+        pairs, tensors_at = _old_pairs(magic, head, file_bytes, path)
     elif magic == MAGIC:
         pairs, tensors_at = _keyed_pairs(head, file_bytes, path)
     else:
         raise FormatError(
-            f"{path}: offset 0: magic is {magic:#010x}; expected {MAGIC:#010x}, or {OLD_MAGIC_LLAMA:#x} for an old "
-            f"file. This is no .m model file."
+            f"{path}: offset 0: magic is {magic:#010x}; expected {MAGIC:#010x}, or {OLD_MAGIC_LLAMA:#x} or "
+            f"{OLD_MAGIC_GROK1:#x} for an old file. This is no .m model file."
         )
-    _check_architecture(pairs)
-    spec = _spec(pairs)
+    spec = _spec(pairs, _architecture(pairs))
     try:
         spec.check()
     except FormatError as error:
@@ -134,45 +111,70 @@ def header_bytes(spec: ModelSpec) -> bytes:
             f"the weights are of types that a .m file cannot hold; it has one of {', '.join(t.name for t in M_TYPES)} "
             "for all. Convert them."
         )
-    rope, scaling = spec.rope, spec.rope.scaling
+    rope, scaling, arch = spec.rope, spec.rope.scaling, spec.arch
+    _check_writable(spec)
     values = {
         Key.VERSION: 0,
-        Key.ARCH_TYPE: OLD_MAGIC_LLAMA,
+        Key.ARCH_TYPE: ARCH_IDS[arch],
         Key.DIM: spec.dim,
         Key.HIDDEN_DIM: spec.hidden_dim,
         Key.N_LAYERS: spec.n_layers,
         Key.N_HEADS: spec.n_heads,
         Key.N_KV_HEADS: spec.n_kv_heads,
-        Key.N_EXPERTS: 0,
-        Key.N_ACTIVE_EXPERTS: 0,
+        Key.N_EXPERTS: spec.n_experts,
+        Key.N_ACTIVE_EXPERTS: spec.n_active_experts,
         Key.VOCAB_SIZE: spec.vocab_size,
         Key.SEQ_LEN: spec.seq_len,
-        Key.HIDDEN_ACT: _SILU,
+        Key.HIDDEN_ACT: GELU if spec.activation == "gelu" else SILU,
         Key.ROPE_THETA: _whole("rope theta", rope.theta),
         Key.WEIGHTS_FLOAT_TYPE: int(spec.weight_type),
     }
     # Keys above 13 only where they say something: without them the oldest readers of keyed files load it too.
     if scaling is not None:
-        if rope.layout == "half":
-            raise FormatError("a .m file cannot hold RoPE of half layout with scaling; write it without the scaling.")
         values |= {
             Key.ROPE_SCALING_FACTOR: _whole("RoPE scaling factor", scaling.factor),
             Key.ROPE_SCALING_LOW_FREQ_FACTOR: _whole("RoPE low frequency factor", scaling.low_freq_factor),
             Key.ROPE_SCALING_HIGH_FREQ_FACTOR: _whole("RoPE high frequency factor", scaling.high_freq_factor),
             Key.ROPE_SCALING_ORIG_MAX_SEQ_LEN: scaling.original_seq_len,
-            Key.ROPE_TYPE: _ROPE_LLAMA3_1,
+            Key.ROPE_TYPE: ROPE_LLAMA3_1,
         }
-    elif rope.layout == "half":
-        values[Key.ROPE_TYPE] = _ROPE_FALCON
-    if spec.head_dim * spec.n_heads != spec.dim:
+    elif rope.layout == "half" and arch not in OLD_ARCHS:
+        values[Key.ROPE_TYPE] = ROPE_FALCON
+    if spec.head_dim * spec.n_heads != spec.dim or arch in ("qwen3", "qwen3moe"):
         values[Key.HEAD_DIM] = spec.head_dim
     if spec.norm_eps != 1e-5:
-        codes = {eps: code for code, eps in _NORM_EPSILON.items()}
+        codes = {eps: code for code, eps in NORM_EPSILON.items()}
         if spec.norm_eps not in codes:
             raise FormatError(f"a .m file cannot hold a norm epsilon of {spec.norm_eps}; only 1e-05 and 1e-06.")
         values[Key.NORM_EPSILON] = codes[spec.norm_eps]
+    if arch == "qwen3moe":
+        values[Key.MOE_HIDDEN_DIM] = spec.hidden_dim
+        if not spec.norm_topk:
+            values[Key.NORM_TOPK] = 0
+    if spec.window is not None:
+        values[Key.WINDOW] = spec.window
     words = [word for key, value in values.items() for word in (int(key), value)]
     return struct.pack(f"<Ii{len(words)}i", MAGIC, 8 + 4 * len(words), *words)
+
+
+def _check_writable(spec: ModelSpec) -> None:
+    """Raise FormatError for what the header, or the readers that know only its oldest keys, would take otherwise."""
+    arch, half = spec.arch, spec.rope.layout == "half"
+    if half and spec.rope.scaling is not None:
+        raise FormatError("a .m file cannot hold RoPE of half layout with scaling; write it without the scaling.")
+    if spec.rope.factors:
+        raise FormatError("a .m file cannot hold RoPE factors; only those of Llama 3.1's scaling.")
+    if arch != "llama" and not half:
+        raise FormatError(f"a .m file's {arch} has RoPE of half layout; put the rows of q and k in that order.")
+    if arch in OLD_ARCHS and (spec.head_dim * spec.n_heads != spec.dim or spec.norm_eps != 1e-5):
+        raise FormatError(f"a .m file cannot hold a {arch} with a head_dim or norm epsilon of its own.")
+    mixture = arch in ("grok1", "mixtral", "qwen3moe")
+    if mixture != (spec.n_experts > 0):
+        raise FormatError(f"a .m file's {arch} has {'' if mixture else 'no '}experts; this one has {spec.n_experts}.")
+    if arch == "grok1" and (spec.activation != "gelu" or spec.norm_topk):
+        raise FormatError("a .m file's grok1 has GELU and experts' weights that are not made to sum to 1.")
+    if not spec.norm_topk and arch not in ("grok1", "qwen3moe"):
+        raise FormatError(f"a .m file's {arch} has experts' weights that sum to 1.")
 
 
 def _whole(name: str, value: float) -> int:
@@ -181,13 +183,13 @@ def _whole(name: str, value: float) -> int:
     return int(value)
 
 
-def _old_pairs(head: bytes, file_bytes: int, path: Path) -> tuple[_Pairs, int]:
-    tensors_at = 4 + _OLD_FIELDS.size
+def _old_pairs(magic: int, head: bytes, file_bytes: int, path: Path) -> tuple[_Pairs, int]:
+    tensors_at = 4 + OLD_FIELDS.size
     if len(head) < tensors_at:
         raise FormatError(f"{path}: {file_bytes} bytes long; the old header alone takes {tensors_at}. It is cut short.")
-    values = dict(zip(_OLD_ORDER, _OLD_FIELDS.unpack_from(head, 4), strict=True))
-    offsets = {key: 4 + 4 * i for i, key in enumerate(_OLD_ORDER)}
-    return _Pairs(path, {**values, Key.ARCH_TYPE: OLD_MAGIC_LLAMA}, {**offsets, Key.ARCH_TYPE: 0}), tensors_at
+    values = dict(zip(OLD_ORDER, OLD_FIELDS.unpack_from(head, 4), strict=True))
+    offsets = {key: 4 + 4 * i for i, key in enumerate(OLD_ORDER)}
+    return _Pairs(path, {**values, Key.ARCH_TYPE: magic}, {**offsets, Key.ARCH_TYPE: 0}), tensors_at
 
 
 def _keyed_pairs(head: bytes, file_bytes: int, path: Path) -> tuple[_Pairs, int]:
@@ -204,43 +206,41 @@ def _keyed_pairs(head: bytes, file_bytes: int, path: Path) -> tuple[_Pairs, int]
     offsets: dict[Key, int] = {}
     for offset in range(8, header_size, 8):
         number, value = struct.unpack_from("<2i", head, offset)
-        if not 0 <= number <= max(Key):
+        if number not in KNOWN_KEYS:
             raise FormatError(
-                f"{path}: offset {offset}: header key {number} is unknown; expected 0 to {int(max(Key))}. "
+                f"{path}: offset {offset}: header key {number} is unknown; expected 0 to 21, 1000 or 1001. "
                 f"The file is damaged, or newer than this version reads."
             )
         values[Key(number)], offsets[Key(number)] = value, offset + 4
     return _Pairs(path, values, offsets), header_size
 
 
-def _check_architecture(pairs: _Pairs) -> None:
-    arch, n_experts = pairs.get(Key.ARCH_TYPE), pairs.get(Key.N_EXPERTS, 0)
-    for key in (Key.N_EXPERTS, Key.N_ACTIVE_EXPERTS):
-        if pairs.get(key, 0) < 0:
-            raise pairs.wrong(key, "expected 0 or more.")
+def _architecture(pairs: _Pairs) -> Architecture:
+    number, n_experts = pairs.get(Key.ARCH_TYPE), pairs.get(Key.N_EXPERTS, 0)
     # The ids 1 and 2 were given anew when keys 19 to 21 came; Grok-1 and Mixtral always have experts.
-    new_ids = any(key in pairs.values for key in _NEW_ARCH_KEYS)
-    names = {
-        OLD_MAGIC_LLAMA: "Llama",
-        OLD_MAGIC_LLAMA + 1: "Qwen3" if new_ids or not n_experts else "Grok-1",
-        OLD_MAGIC_LLAMA + 2: "Qwen3-MoE" if new_ids else "Mixtral",
+    new_ids = any(key in pairs.values for key in NEW_ARCH_KEYS)
+    found: dict[int, Architecture] = {
+        0xABCD00: "llama",
+        0xABCD01: "qwen3" if new_ids or not n_experts else "grok1",
+        0xABCD02: "qwen3moe" if new_ids else "mixtral",
+        0xABCD03: "qwen2",
     }
-    if arch not in names:
-        raise pairs.wrong(Key.ARCH_TYPE, f"no architecture known here. {_RUNS}")
-    if arch != OLD_MAGIC_LLAMA:
-        raise pairs.wrong(Key.ARCH_TYPE, f"that is {names[arch]}. {_RUNS}", UnsupportedModel)
-    if n_experts:
-        raise pairs.wrong(Key.N_EXPERTS, f"that is a mixture of experts. {_RUNS}", UnsupportedModel)
-    act = pairs.get(Key.HIDDEN_ACT, _SILU)
-    if act == _GELU:
-        raise pairs.wrong(
-            Key.HIDDEN_ACT, f"that is GELU, and a Llama here has SiLU ({_SILU}). {_RUNS}", UnsupportedModel
-        )
-    if act != _SILU:
-        raise pairs.wrong(Key.HIDDEN_ACT, f"expected {_SILU} (SiLU).")
+    if number not in found:
+        ids = ", ".join(f"{number} ({arch})" for number, arch in found.items())
+        raise pairs.wrong(Key.ARCH_TYPE, f"no architecture known here; expected one of {ids}.", UnsupportedModel)
+    arch = found[number]
+    mixture = arch in ("grok1", "mixtral", "qwen3moe")
+    if n_experts < 0 or pairs.get(Key.N_ACTIVE_EXPERTS, 0) < 0:
+        key = Key.N_EXPERTS if n_experts < 0 else Key.N_ACTIVE_EXPERTS
+        raise pairs.wrong(key, "expected 0 or more.")
+    if n_experts and not mixture:
+        raise pairs.wrong(Key.N_EXPERTS, f"but a {arch} of this file format has none.", UnsupportedModel)
+    if mixture and not n_experts:
+        raise FormatError(f"{pairs.path}: n_experts (key 7) is 0 or missing, and a {arch} is a mixture of experts.")
+    return arch
 
 
-def _spec(pairs: _Pairs) -> ModelSpec:
+def _spec(pairs: _Pairs, arch: Architecture) -> ModelSpec:
     dim, n_heads = pairs.get(Key.DIM), pairs.get(Key.N_HEADS)
     if Key.HEAD_DIM in pairs.values:
         head_dim = pairs.get(Key.HEAD_DIM)
@@ -249,17 +249,23 @@ def _spec(pairs: _Pairs) -> ModelSpec:
     else:
         head_dim = dim // n_heads
     eps = pairs.get(Key.NORM_EPSILON, 5)
-    if eps not in _NORM_EPSILON:
+    if eps not in NORM_EPSILON:
         raise pairs.wrong(Key.NORM_EPSILON, "expected 5 for 1e-05 or 6 for 1e-06.")
+    act = pairs.get(Key.HIDDEN_ACT, SILU)
+    if act not in (GELU, SILU):
+        raise pairs.wrong(Key.HIDDEN_ACT, f"expected {GELU} (GELU) or {SILU} (SiLU).")
+    norm_topk = pairs.get(Key.NORM_TOPK, 1)
+    if norm_topk not in (0, 1):
+        raise pairs.wrong(Key.NORM_TOPK, "expected 0 or 1.")
     # A file without the type gets it from its size, later; until then F32, which any width suits.
     weight_type = pairs.get(Key.WEIGHTS_FLOAT_TYPE, 0)
     if weight_type not in M_TYPES:
         known = ", ".join(f"{t.value} {t.name}" for t in M_TYPES)
         raise pairs.wrong(Key.WEIGHTS_FLOAT_TYPE, f"expected one of {known}.")
     return ModelSpec(
-        arch="llama",
+        arch=arch,
         dim=dim,
-        hidden_dim=pairs.get(Key.HIDDEN_DIM),
+        hidden_dim=pairs.get(Key.MOE_HIDDEN_DIM if arch == "qwen3moe" else Key.HIDDEN_DIM),
         n_layers=pairs.get(Key.N_LAYERS),
         n_heads=n_heads,
         n_kv_heads=pairs.get(Key.N_KV_HEADS),
@@ -267,20 +273,26 @@ def _spec(pairs: _Pairs) -> ModelSpec:
         vocab_size=pairs.get(Key.VOCAB_SIZE),
         seq_len=pairs.get(Key.SEQ_LEN),
         weight_type=FloatType(weight_type),
-        rope=_rope(pairs),
-        norm_eps=_NORM_EPSILON[eps],
+        rope=_rope(pairs, arch),
+        norm_eps=NORM_EPSILON[eps],
+        # The converter of Grok-1 wrote no hidden_act, and other readers then took SiLU: there is no such model.
+        activation="gelu" if arch == "grok1" or act == GELU else "silu",
+        n_experts=pairs.get(Key.N_EXPERTS, 0),
+        n_active_experts=pairs.get(Key.N_ACTIVE_EXPERTS, 0),
+        norm_topk=norm_topk == 1 and arch != "grok1",
+        window=pairs.get(Key.WINDOW) if Key.WINDOW in pairs.values else None,
     )
 
 
-def _rope(pairs: _Pairs) -> Rope:
-    """RoPE as the file has it. A rope type of FALCON means half layout, and scaling is not applied to it."""
-    theta, rope_type = pairs.get(Key.ROPE_THETA, 10000), pairs.get(Key.ROPE_TYPE, _ROPE_LLAMA)
-    if rope_type not in (_ROPE_LLAMA, _ROPE_FALCON, _ROPE_LLAMA3_1):
+def _rope(pairs: _Pairs, arch: Architecture) -> Rope:
+    """RoPE as the file has it. All but Llama, and a rope type of FALCON, mean half layout, which is never scaled."""
+    theta, rope_type = pairs.get(Key.ROPE_THETA, 10000), pairs.get(Key.ROPE_TYPE, ROPE_LLAMA)
+    if rope_type not in (ROPE_LLAMA, ROPE_FALCON, ROPE_LLAMA3_1):
         raise pairs.wrong(Key.ROPE_TYPE, "expected 0 (Llama), 1 (Falcon) or 2 (Llama 3.1).")
     factor = pairs.get(Key.ROPE_SCALING_FACTOR, 1)
     if factor < 1:
         raise pairs.wrong(Key.ROPE_SCALING_FACTOR, "expected 1 (no scaling) or more.")
-    if rope_type == _ROPE_FALCON:
+    if rope_type == ROPE_FALCON or arch != "llama":
         return Rope(float(theta), "half")
     if factor == 1:
         return Rope(float(theta))

@@ -32,7 +32,9 @@ def random_matrix(rng: Generator, tensor: TensorSpec, spec: ModelSpec) -> BlockM
     """A tensor whose product with a vector of unit RMS has about unit RMS (less where it is added to the residual)."""
     rows, columns = tensor.shape(spec)
     if tensor.axes[0] == "one":
-        gain = 1 + np.float32(0.1) * rng.standard_normal((1, columns), dtype=np.float32)
+        gain = np.float32(0.1) * rng.standard_normal((1, columns), dtype=np.float32)
+        if not tensor.name.endswith("_bias"):
+            gain += 1
         return BlockMatrix.from_array(gain, tensor.float_type)
     is_embedding = tensor.root_only
     rms = 1.0 if is_embedding else 1 / math.sqrt(columns)

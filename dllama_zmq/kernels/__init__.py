@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from typing import Literal
 
 from dllama_zmq.errors import UsageError
-from dllama_zmq.kernels.interface import Kernels, KVCache, KVType, Linear, Run
+from dllama_zmq.kernels.interface import Experts, Kernels, KVCache, KVType, Linear, Run
 from dllama_zmq.kernels.reduction import tree_sum
 from dllama_zmq.kernels.reference import Reference
 
@@ -18,8 +18,8 @@ logger = logging.getLogger(__name__)
 KernelChoice = Literal["auto", "simd", "numpy"]
 
 __all__ = [
-    "KVCache", "KVType", "KernelChoice", "Kernels", "Linear", "Reference", "Run", "choose_kernels",
-    "prepare_kernels", "tree_sum",
+    "Experts", "KVCache", "KVType", "KernelChoice", "Kernels", "Linear", "Reference", "Run",
+    "choose_kernels", "prepare_kernels", "tree_sum",
 ]  # fmt: skip
 
 

@@ -6,12 +6,15 @@ An array that a back end has returned is the caller's for as long as the caller 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from dllama_zmq.quants import F32, U8, BlockMatrix
-from dllama_zmq.spec import Sync
+from dllama_zmq.spec import Activation, Sync
 
 KVType = Literal["f16", "f32"]
 """How keys and values are kept."""
@@ -36,6 +39,19 @@ class Linear(Protocol):
         Quantized weights meet activations quantized to Q80: the integer sum of each block of 32 is exact, is scaled by
         the product of both scales in float32, and the blocks are added in the order that `Kernels.linear` states.
         F16 and F32 weights are multiplied in float32.
+        """
+        ...
+
+
+class Experts(Protocol):
+    """The experts of one layer, made ready."""
+
+    def __call__(self, x: F32, chosen: npt.NDArray[np.int64], weights: F32, /) -> F32:
+        """x (T, columns), each token's experts `chosen` (T, k), ascending, and their weights (T, k) -> (T, rows).
+
+        The weight comes in between: down(weight * gated(x)). Within a segment the experts' sums are added one after
+        another in the order of `chosen`, and then the segments as `Kernels.linear` says: a sum over all nodes has the
+        same bits however many nodes share it.
         """
         ...
 
@@ -65,15 +81,30 @@ class Kernels(Protocol):
         """
         ...
 
-    def gated(self, gate: BlockMatrix, up: BlockMatrix) -> Linear:
-        """silu(gate x) * (up x) as one product: the SwiGLU of arXiv:2002.05202."""
+    def gated(self, gate: BlockMatrix, up: BlockMatrix, activation: Activation = "silu") -> Linear:
+        """activation(gate x) * (up x) as one product: the SwiGLU or GEGLU of arXiv:2002.05202, GELU by its tanh
+        formula."""
+        ...
+
+    def experts(
+        self, experts: Iterable[tuple[BlockMatrix, BlockMatrix, BlockMatrix]], segments: int = 1,
+        activation: Activation = "silu",
+    ) -> Experts:  # fmt: skip
+        """Make the experts of a layer ready, each its gate, up (F, D) and down (D, F), taken one after another.
+
+        `segments`: equal parts of the columns of down, as in `linear`.
+        """
         ...
 
     def kv_cache(
         self, n_layers: int, n_slots: int, n_kv_heads: int, seq_len: int, head_dim: int, kv_of_head: Sequence[int],
-        kv_type: KVType,
+        kv_type: KVType, window: int | None = None, softcap: float | None = None,
     ) -> KVCache:  # fmt: skip
-        """An empty cache. Query head h reads KV head `kv_of_head[h]`; heads that share one are neighbours."""
+        """An empty cache. Query head h reads KV head `kv_of_head[h]`; heads that share one are neighbours.
+
+        window: a token sees so many positions, its own the last of them. softcap: a score s counts as
+        softcap * tanh(s / softcap).
+        """
         ...
 
     def rms_norm(self, x: F32, gain: F32, eps: float) -> F32:

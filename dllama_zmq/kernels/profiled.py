@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from time import perf_counter
 from typing import ParamSpec, TypeVar
 
-from dllama_zmq.kernels.interface import Kernels, KVCache, KVType, Linear
+from dllama_zmq.kernels.interface import Experts, Kernels, KVCache, KVType, Linear
 from dllama_zmq.quants import BlockMatrix
+from dllama_zmq.spec import Activation
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -55,14 +56,22 @@ class Profiled:
     def linear(self, *matrices: BlockMatrix, segments: int = 1) -> Linear:
         return self._timed(_title("linear", matrices), self._kernels.linear(*matrices, segments=segments))
 
-    def gated(self, gate: BlockMatrix, up: BlockMatrix) -> Linear:
-        return self._timed(_title("gated", (gate, up)), self._kernels.gated(gate, up))
+    def gated(self, gate: BlockMatrix, up: BlockMatrix, activation: Activation = "silu") -> Linear:
+        return self._timed(_title("gated", (gate, up)), self._kernels.gated(gate, up, activation))
+
+    def experts(
+        self, experts: Iterable[tuple[BlockMatrix, BlockMatrix, BlockMatrix]], segments: int = 1,
+        activation: Activation = "silu",
+    ) -> Experts:  # fmt: skip
+        return self._timed("experts", self._kernels.experts(experts, segments, activation))
 
     def kv_cache(
         self, n_layers: int, n_slots: int, n_kv_heads: int, seq_len: int, head_dim: int, kv_of_head: Sequence[int],
-        kv_type: KVType,
+        kv_type: KVType, window: int | None = None, softcap: float | None = None,
     ) -> KVCache:  # fmt: skip
-        cache = self._kernels.kv_cache(n_layers, n_slots, n_kv_heads, seq_len, head_dim, kv_of_head, kv_type)
+        cache = self._kernels.kv_cache(
+            n_layers, n_slots, n_kv_heads, seq_len, head_dim, kv_of_head, kv_type, window, softcap
+        )
         return _ProfiledCache(cache, self)
 
     def _timed(self, name: str, kernel: Callable[_P, _R]) -> Callable[_P, _R]:

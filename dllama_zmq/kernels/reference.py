@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
 
+from dllama_zmq.kernels.grouped import GroupedExperts
 from dllama_zmq.kernels.interface import KVType, Run
 from dllama_zmq.kernels.reduction import tree_sum
 from dllama_zmq.quants import F32, I8, U8, BlockMatrix, dequantize, quantize, split_q40, split_q41, split_q80
-from dllama_zmq.spec import SYNC_FLOAT, FloatType, Sync
+from dllama_zmq.spec import SYNC_FLOAT, Activation, FloatType, Sync
 
+_GELU_SLOPE, _GELU_CUBE = np.float32(2 * (2 / np.pi) ** 0.5), np.float32(0.044715)
 _TILE_VALUES = 1 << 18  # dequantized at a time: 1 MB, which stays in a core's cache; never the matrix
 
 
@@ -29,16 +31,35 @@ class Reference:
         products = [self._product(matrix, segments) for matrix in matrices]
         return products[0] if len(products) == 1 else lambda x: [product(x) for product in products]
 
-    def gated(self, gate: BlockMatrix, up: BlockMatrix) -> Callable[[F32], F32]:
+    def gated(self, gate: BlockMatrix, up: BlockMatrix, activation: Activation = "silu") -> Callable[[F32], F32]:
         gate_product, up_product = self._product(gate, 1), self._product(up, 1)
 
-        return lambda x: silu_times(gate_product(x), up_product(x))
+        return lambda x: gate_times(gate_product(x), up_product(x), activation)
+
+    def experts(
+        self, experts: Iterable[tuple[BlockMatrix, BlockMatrix, BlockMatrix]], segments: int = 1,
+        activation: Activation = "silu",
+    ) -> GroupedExperts:  # fmt: skip
+        gated, downs = [], []
+        for gate, up, down in experts:
+            gated.append(self.gated(gate, up, activation))
+            downs.append(self.apart(down, segments))
+        return GroupedExperts(gated, downs)
+
+    def apart(self, matrix: BlockMatrix, segments: int) -> Callable[[F32], list[F32]]:
+        """x (T, columns) -> the sums of each of `segments` equal parts of the columns, each (T, rows)."""
+        width = matrix.columns // segments
+        products = [
+            self._product(matrix.cut(slice(None), slice(i, i + width)), 1) for i in range(0, matrix.columns, width)
+        ]
+        return lambda x: [product(x[:, i * width : (i + 1) * width]) for i, product in enumerate(products)]
 
     def kv_cache(
         self, n_layers: int, n_slots: int, n_kv_heads: int, seq_len: int, head_dim: int, kv_of_head: Sequence[int],
-        kv_type: KVType,
+        kv_type: KVType, window: int | None = None, softcap: float | None = None,
     ) -> ReferenceCache:  # fmt: skip
-        return ReferenceCache((n_layers, n_slots, 2, n_kv_heads, seq_len, head_dim), kv_of_head, kv_type)
+        shape = (n_layers, n_slots, 2, n_kv_heads, seq_len, head_dim)
+        return ReferenceCache(shape, kv_of_head, kv_type, window, softcap)
 
     def _product(self, matrix: BlockMatrix, segments: int) -> Callable[[F32], F32]:
         product = _integer_product if matrix.float_type.block_values == 32 else _float_product
@@ -91,9 +112,12 @@ class Reference:
 class ReferenceCache:
     """Keys and values (layers, slots, 2, K, S, Hd). Memory is taken as positions fill: it begins as untouched pages."""
 
-    def __init__(self, shape: tuple[int, ...], kv_of_head: Sequence[int], kv_type: KVType) -> None:
+    def __init__(
+        self, shape: tuple[int, ...], kv_of_head: Sequence[int], kv_type: KVType, window: int | None,
+        softcap: float | None,
+    ) -> None:  # fmt: skip
         self._store = np.zeros(shape, np.float16 if kv_type == "f16" else np.float32)
-        self._kv_of_head = kv_of_head
+        self._kv_of_head, self._window, self._softcap = kv_of_head, window, softcap
 
     def append(self, layer: int, run: Run, keys: F32, values: F32) -> None:
         store = self._store[layer, run.slot, :, :, run.start : run.start + run.count]
@@ -103,21 +127,28 @@ class ReferenceCache:
             store[i] = new.transpose(1, 0, 2)
 
     def attend(self, layer: int, run: Run, q: F32) -> F32:
-        keys, values = self._store[layer, run.slot, :, :, : run.start + run.count].astype(np.float32)
-        return _attention(q, keys, values, self._kv_of_head)
+        first = 0 if self._window is None else max(0, run.start - self._window + 1)
+        keys, values = self._store[layer, run.slot, :, :, first : run.start + run.count].astype(np.float32)
+        return _attention(q, keys, values, self._kv_of_head, self._window, self._softcap)
 
 
-def silu_times(gate: F32, up: F32) -> F32:
-    """silu(gate) * up."""
+def gate_times(gate: F32, up: F32, activation: Activation) -> F32:
+    """The activation of `gate`, times `up`."""
+    steep = gate
+    if activation == "gelu":  # (1 + tanh(u)) / 2 is the logistic function of 2u
+        steep = _GELU_SLOPE * (gate + _GELU_CUBE * gate * gate * gate)
     with np.errstate(over="ignore"):  # exp of a large -gate is inf, and gate / inf is the 0 that is meant
-        out: F32 = np.multiply(gate / (np.float32(1) + np.exp(-gate)), up, dtype=np.float32)
+        out: F32 = np.multiply(gate / (np.float32(1) + np.exp(-steep)), up, dtype=np.float32)
     return out
 
 
-def _attention(q: F32, keys: F32, values: F32, kv_of_head: Sequence[int]) -> F32:
+def _attention(
+    q: F32, keys: F32, values: F32, kv_of_head: Sequence[int], window: int | None, softcap: float | None
+) -> F32:
     n_tokens, n_heads, head_dim = q.shape
     n_positions = keys.shape[1]
-    future = np.arange(n_positions) > np.arange(n_positions - n_tokens, n_positions)[:, None]  # (T, S)
+    ago = np.arange(n_positions - n_tokens, n_positions)[:, None] - np.arange(n_positions)  # (T, S)
+    hidden = ago < 0 if window is None else (ago < 0) | (ago >= window)
     scale = np.float32(1 / head_dim**0.5)
     out = np.empty((n_tokens, n_heads, head_dim), np.float32)
     bounds = [0, *(h for h in range(1, n_heads) if kv_of_head[h] != kv_of_head[h - 1]), n_heads]
@@ -125,7 +156,9 @@ def _attention(q: F32, keys: F32, values: F32, kv_of_head: Sequence[int]) -> F32
         kv = kv_of_head[first]
         # One product per query head, of a shape that no split over nodes changes: the same bits on any of them.
         scores = np.matmul(q[:, first:last].transpose(1, 0, 2) * scale, keys[kv].T)  # (G, T, S)
-        scores[:, future] = -np.inf
+        if softcap is not None:
+            scores = np.float32(softcap) * np.tanh(scores / np.float32(softcap))
+        scores[:, hidden] = -np.inf
         weights = _softmax(scores)
         out[:, first:last] = np.matmul(weights, values[kv]).transpose(1, 0, 2)
     return out.reshape(n_tokens, n_heads * head_dim)

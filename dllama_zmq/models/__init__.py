@@ -1,4 +1,7 @@
-"""The architectures: one file each, plain code over `comm.all_reduce`. Knows no file format and no socket."""
+"""The architectures: one file each, plain code over `comm.all_reduce`. Knows no file format and no socket.
+
+ADDING_A_MODEL.md says how another one joins; PARITY.md how near each is to its reference.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,23 @@ from typing import Protocol
 from dllama_zmq.kernels import Kernels, KVCache, Run
 from dllama_zmq.models.cache import kv_cache_bytes
 from dllama_zmq.models.comm import Comm
-from dllama_zmq.models.llama import Llama
-from dllama_zmq.models.llama_tensors import llama_tensors
-from dllama_zmq.quants import F32, BlockMatrix
-from dllama_zmq.spec import ModelSpec, TensorSpec
+from dllama_zmq.models.grok1 import SOFTCAP, Grok1, grok1_tensors
+from dllama_zmq.models.llama import Llama, Take, llama_tensors
+from dllama_zmq.models.mixtral import Mixtral, mixtral_tensors
+from dllama_zmq.models.qwen import Qwen2, Qwen3, Qwen3Moe, qwen2_tensors, qwen3_moe_tensors, qwen3_tensors
+from dllama_zmq.quants import F32
+from dllama_zmq.spec import Architecture, ModelSpec, TensorSpec
 
-__all__ = ["Comm", "Model", "Run", "build_model", "kv_cache_bytes", "tensor_table"]
+__all__ = ["Comm", "Model", "Run", "attention_softcap", "build_model", "kv_cache_bytes", "tensor_table"]
 
-_TENSORS: dict[str, Callable[[ModelSpec], list[TensorSpec]]] = {"llama": llama_tensors}
-_MODELS = {"llama": Llama}
+_MODELS: dict[Architecture, tuple[type[Llama], Callable[[ModelSpec], list[TensorSpec]]]] = {
+    "llama": (Llama, llama_tensors),
+    "qwen2": (Qwen2, qwen2_tensors),
+    "qwen3": (Qwen3, qwen3_tensors),
+    "qwen3moe": (Qwen3Moe, qwen3_moe_tensors),
+    "mixtral": (Mixtral, mixtral_tensors),
+    "grok1": (Grok1, grok1_tensors),
+}
 
 
 class Model(Protocol):
@@ -37,16 +48,15 @@ def tensor_table(spec: ModelSpec) -> list[TensorSpec]:
     stored = dict(spec.stored)
     return [
         dataclasses.replace(tensor, float_type=stored[tensor.name]) if tensor.name in stored else tensor
-        for tensor in _TENSORS[spec.arch](spec)
+        for tensor in _MODELS[spec.arch][1](spec)
     ]
 
 
-def build_model(
-    spec: ModelSpec,
-    take: Callable[[str], BlockMatrix],
-    kernels: Kernels,
-    cache: KVCache,
-    segments: int,
-) -> Model:
+def attention_softcap(spec: ModelSpec) -> float | None:
+    """What the scores of attention are kept within (`Kernels.kv_cache`), where the architecture does that."""
+    return SOFTCAP if spec.arch == "grok1" else None
+
+
+def build_model(spec: ModelSpec, take: Take, kernels: Kernels, cache: KVCache, segments: int) -> Model:
     """This node's share of the model that `spec` names; the arguments are those of `Llama`."""
-    return _MODELS[spec.arch](spec, take, kernels, cache, segments)
+    return _MODELS[spec.arch][0](spec, take, kernels, cache, segments)

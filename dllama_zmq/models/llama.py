@@ -1,4 +1,4 @@
-"""Llama: Llama 2 and 3 (arXiv:2302.13971, arXiv:2407.21783), Mistral and TinyLlama alike.
+"""Llama: Llama 2 and 3 (arXiv:2302.13971, arXiv:2407.21783), Mistral and TinyLlama alike. Others are made of its parts.
 
 Every node runs this same code over its own heads, FFN columns and vocabulary rows; `comm` adds the partial sums.
 Knows nothing of files, plans and sockets.
@@ -7,52 +7,115 @@ Knows nothing of files, plans and sockets.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 
 from dllama_zmq.kernels import Kernels, KVCache, Run
 from dllama_zmq.models.comm import Comm
 from dllama_zmq.models.rope import rope_angles, rope_frequencies
+from dllama_zmq.models.tensors import attention_tensors, decoder_tensors, feed_forward_tensors, norm_tensor
 from dllama_zmq.quants import F32, BlockMatrix
-from dllama_zmq.spec import ModelSpec
+from dllama_zmq.spec import ModelSpec, TensorSpec
+
+Take = Callable[[str], BlockMatrix]
+"""This node's slice of a tensor, by name; each is asked for once, and held by nobody afterwards."""
+Angles = tuple[F32, F32]
 
 
-class _Layer:
-    """One layer's weights on this node."""
+def llama_tensors(spec: ModelSpec) -> list[TensorSpec]:
+    """Every tensor of a Llama, in file order."""
+    norms = [norm_tensor("attention_norm"), norm_tensor("ffn_norm")]
+    return decoder_tensors(spec, [*attention_tensors(spec), *feed_forward_tensors(spec), *norms])
 
-    def __init__(self, take: Callable[[str], BlockMatrix], kernels: Kernels, segments: int) -> None:
-        self.attention_norm = take("attention_norm").dequantize()[0]
-        self.ffn_norm = take("ffn_norm").dequantize()[0]
-        self.qkv = kernels.linear(take("attention.q"), take("attention.k"), take("attention.v"))
-        self.o = kernels.linear(take("attention.o"), segments=segments)
-        self.gated = kernels.gated(take("ffn.gate"), take("ffn.up"))
-        self.down = kernels.linear(take("ffn.down"), segments=segments)
+
+class Attention:
+    """A layer's attention over this node's heads."""
+
+    def __init__(self, spec: ModelSpec, take: Take, kernels: Kernels, segments: int) -> None:
+        self._spec, self._kernels = spec, kernels
+        self._norm = vector(take("attention_norm"))
+        self._qkv = kernels.linear(take("attention.q"), take("attention.k"), take("attention.v"))
+        self._o = kernels.linear(take("attention.o"), segments=segments)
+
+    def heads(self, x: F32) -> tuple[F32, F32, F32]:
+        """Normed x (T, D) -> queries (T, H, Hd), keys and values (T, K, Hd), before their rotation."""
+        q, k, v = self._qkv(x)
+        shape = (len(x), -1, self._spec.head_dim)
+        return q.reshape(shape), k.reshape(shape), v.reshape(shape)
+
+    def __call__(self, x: F32, layer: int, cache: KVCache, runs: Sequence[Run], angles: Angles) -> F32:
+        """x (T, D) -> this node's part of what attention adds to it (T, D)."""
+        q, k, v = self.heads(self._kernels.rms_norm(x, self._norm, self._spec.norm_eps))
+        layout = self._spec.rope.layout
+        q, k = self._kernels.rotate(q, *angles, layout), self._kernels.rotate(k, *angles, layout)
+        attended = []
+        row = 0
+        for run in runs:
+            rows = slice(row, row + run.count)
+            cache.append(layer, run, k[rows], v[rows])
+            attended.append(cache.attend(layer, run, q[rows]))
+            row += run.count
+        out: F32 = self._o(attended[0] if len(attended) == 1 else np.concatenate(attended))
+        return out
+
+    def finish(self, total: F32) -> F32:
+        """What is added to x, of the sum of all nodes' parts."""
+        return total
+
+
+class FeedForwardBlock(Protocol):
+    """A layer's second half: dense or a mixture of experts."""
+
+    def __init__(self, spec: ModelSpec, take: Take, kernels: Kernels, segments: int) -> None: ...
+
+    def __call__(self, x: F32) -> F32:
+        """x (T, D) -> this node's part of what is added to it (T, D)."""
+        ...
+
+    def finish(self, total: F32) -> F32:
+        """What is added to x, of the sum of all nodes' parts."""
+        ...
+
+
+class FeedForward:
+    """A dense feed-forward network's columns on this node."""
+
+    def __init__(self, spec: ModelSpec, take: Take, kernels: Kernels, segments: int) -> None:
+        self._eps, self._kernels = spec.norm_eps, kernels
+        self._norm = vector(take("ffn_norm"))
+        self._gated = kernels.gated(take("ffn.gate"), take("ffn.up"), spec.activation)
+        self._down = kernels.linear(take("ffn.down"), segments=segments)
+
+    def __call__(self, x: F32) -> F32:
+        out: F32 = self._down(self._gated(self._kernels.rms_norm(x, self._norm, self._eps)))
+        return out
+
+    def finish(self, total: F32) -> F32:
+        return total
 
 
 class Llama:
     """One node's share of a Llama.
 
-    take: this node's slice of a tensor, by its name in `llama_tensors`; asked for once, and held by nobody afterwards.
     segments: the parts of this node in the tree of partial sums (`Kernels.linear`).
     """
 
-    def __init__(
-        self,
-        spec: ModelSpec,
-        take: Callable[[str], BlockMatrix],
-        kernels: Kernels,
-        cache: KVCache,
-        segments: int,
-    ) -> None:
-        self._spec = spec
-        self._kernels = kernels
-        self._cache = cache
+    attention: type[Attention] = Attention
+    feed_forward: type[FeedForwardBlock] = FeedForward
+
+    def __init__(self, spec: ModelSpec, take: Take, kernels: Kernels, cache: KVCache, segments: int) -> None:
+        self._eps, self._kernels, self._cache = spec.norm_eps, kernels, cache
         self._frequencies = rope_frequencies(spec.rope, spec.head_dim)
-        self._layers = [
-            _Layer(lambda name, i=i: take(f"layers.{i}.{name}"), kernels, segments)  # type: ignore[misc]
-            for i in range(spec.n_layers)
-        ]
-        self._final_norm = take("final_norm").dequantize()[0]
+        self._layers = []
+        for i in range(spec.n_layers):
+
+            def of_layer(name: str, i: int = i) -> BlockMatrix:
+                return take(f"layers.{i}.{name}")
+
+            parts = (spec, of_layer, kernels, segments)
+            self._layers.append((self.attention(*parts), self.feed_forward(*parts)))
+        self._norm = vector(take("final_norm"))
         self._head = kernels.linear(take("head"))
 
     def forward(self, x: F32, runs: Sequence[Run], comm: Comm) -> F32:
@@ -60,30 +123,18 @@ class Llama:
         positions = np.concatenate([np.arange(run.start, run.start + run.count) for run in runs])
         angles = rope_angles(self._frequencies, positions)
         x = x.copy()
-        for i, layer in enumerate(self._layers):
-            x += comm.all_reduce(self._attention(i, layer, self._norm(x, layer.attention_norm), runs, angles))
-            x += comm.all_reduce(layer.down(layer.gated(self._norm(x, layer.ffn_norm))))
+        for i, (attention, feed_forward) in enumerate(self._layers):
+            x += attention.finish(comm.all_reduce(attention(x, i, self._cache, runs, angles)))
+            x += feed_forward.finish(comm.all_reduce(feed_forward(x)))
         return x
 
     def logits(self, x: F32) -> F32:
         """Rows of forward's result (R, D) -> this node's part of the vocabulary (R, V / nodes)."""
-        logits: F32 = self._head(self._norm(x, self._final_norm))
+        logits: F32 = self._head(self._kernels.rms_norm(x, self._norm, self._eps))
         return logits
 
-    def _attention(self, i: int, layer: _Layer, x: F32, runs: Sequence[Run], angles: tuple[F32, F32]) -> F32:
-        heads = (x.shape[0], -1, self._spec.head_dim)
-        rotate, layout = self._kernels.rotate, self._spec.rope.layout
-        q, k, v = (rows.reshape(heads) for rows in layer.qkv(x))  # (T, H, Hd), (T, K, Hd), (T, K, Hd)
-        q, k = rotate(q, *angles, layout), rotate(k, *angles, layout)
-        attended = []
-        row = 0
-        for run in runs:
-            rows = slice(row, row + run.count)
-            self._cache.append(i, run, k[rows], v[rows])
-            attended.append(self._cache.attend(i, run, q[rows]))
-            row += run.count
-        out: F32 = layer.o(attended[0] if len(attended) == 1 else np.concatenate(attended))
-        return out
 
-    def _norm(self, x: F32, gain: F32) -> F32:
-        return self._kernels.rms_norm(x, gain, self._spec.norm_eps)
+def vector(matrix: BlockMatrix) -> F32:
+    """A tensor of one row, as numbers."""
+    values: F32 = matrix.dequantize()[0]
+    return values

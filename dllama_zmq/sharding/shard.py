@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from dllama_zmq.kernels import Kernels, KVType
-from dllama_zmq.models import Model, build_model
+from dllama_zmq.models import Model, attention_softcap, build_model
 from dllama_zmq.quants import BlockMatrix
 from dllama_zmq.sharding.plan import Plan
 
@@ -21,6 +21,7 @@ def build_shard(
     """
     spec = plan.spec
     cache = kernels.kv_cache(
-        spec.n_layers, n_slots, plan.n_kv_heads(node), seq_len, spec.head_dim, plan.kv_of_head(node), kv_type
-    )
+        spec.n_layers, n_slots, plan.n_kv_heads(node), seq_len, spec.head_dim, plan.kv_of_head(node), kv_type,
+        spec.window, attention_softcap(spec),
+    )  # fmt: skip
     return build_model(spec, take, kernels, cache, plan.segments)

@@ -12,7 +12,7 @@ from tiny import TINY, tiny_spec, tiny_tensors, write_tiny_model
 
 from dllama_zmq.errors import FormatError, UnsupportedModel, UsageError
 from dllama_zmq.formats import data_bytes, open_m, open_model, write_m
-from dllama_zmq.formats.m_header import M_TYPES
+from dllama_zmq.formats.m_keys import M_TYPES
 from dllama_zmq.quants import BlockMatrix
 from dllama_zmq.spec import FloatType, Rope, RopeScaling
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from numba.extending import register_jitable
 
-from dllama_zmq.kernels.simd.pieces import F, exponential
+from dllama_zmq.kernels.simd.pieces import F, exponential, within
 from dllama_zmq.kernels.simd.registry import kernel
 from dllama_zmq.kernels.simd.vectors import (
     at_least,
@@ -29,11 +29,12 @@ from dllama_zmq.kernels.simd.vectors import (
 
 # Of one layer and slot: KEYS and VALUES of its first KV head; HEAD_BYTES of each to the next one's.
 # Q: of the first token, Q_STRIDE bytes to the next. GROUPS: for each KV head, its first query head and the one after
-# its last. NEW_KEYS, NEW_VALUES: of the first token, NEW_STRIDE bytes to the next.
+# its last. NEW_KEYS, NEW_VALUES: of the first token, NEW_STRIDE bytes to the next. WINDOW: positions that a token sees.
+# SOFTCAP: f32, 0 for none.
 (
     KEYS, VALUES, KEY_HEAD_BYTES, VALUE_HEAD_BYTES, HEAD_DIM, START, N_TOKENS, Q, Q_STRIDE, OUT, OUT_STRIDE, GROUPS,
-    ITEMS_PER_GROUP, SCALE, NEW_KEYS, NEW_VALUES, NEW_STRIDE,
-) = range(0, 136, 8)  # fmt: skip
+    ITEMS_PER_GROUP, SCALE, NEW_KEYS, NEW_VALUES, NEW_STRIDE, WINDOW, SOFTCAP,
+) = range(0, 152, 8)  # fmt: skip
 
 MOST_HEAD_DIM = 512
 MOST_ROWS = 8
@@ -98,6 +99,7 @@ def _make_attend(half):
     def attend(job, first, last):
         """Causal attention of N_TOKENS tokens from position START on. Items are up to 8 rows of one KV head."""
         width, start, n_tokens = load_i64(job + HEAD_DIM), load_i64(job + START), load_i64(job + N_TOKENS)
+        window, softcap = load_i64(job + WINDOW), load_f32(job + SOFTCAP)
         wide = padded(width)
         per_group = load_i64(job + ITEMS_PER_GROUP)
         queries, scores, weights, sums = _queries(), _scores(), _weights(), _sums()
@@ -126,18 +128,24 @@ def _make_attend(half):
             keys = load_i64(job + KEYS) + kv * load_i64(job + KEY_HEAD_BYTES)
             values = load_i64(job + VALUES) + kv * load_i64(job + VALUE_HEAD_BYTES)
             seen = start + (row + n_rows - 1) // n_heads + 1  # by the last row
-            for position in range(0, seen, _CHUNK):
+            # Whole chunks, so that a row's bits do not depend on which rows go over the cache with it.
+            begin = max(0, start + row // n_heads + 1 - window) // _CHUNK * _CHUNK
+            for position in range(begin, seen, _CHUNK):
                 n = min(_CHUNK, seen - position)
                 for i in range(0, n, 16):
                     tile = keys + (position + i) * width * value_bytes
                     panel(size, tile, 16 * value_bytes, queries, 4 * width, width, scores + _ROW * size * (i // 16))
                 for r in range(size):
                     own = start + (row + min(r, n_rows - 1)) // n_heads + 1 - position  # of these, seen by this row
+                    gone = own - window  # and of these, no longer
                     top = load_f32(state + 8 * r)
                     best = splat(top)
                     for i in range(0, n, 16):
                         at = scores + _ROW * (size * (i // 16) + r)
-                        visible = first_lanes(load_vector(at), own - i, splat(_NOTHING))
+                        score = load_vector(at)
+                        if softcap > F(0.0):
+                            score = within(score, softcap)
+                        visible = first_lanes(splat(_NOTHING), gone - i, first_lanes(score, own - i, splat(_NOTHING)))
                         store_vector(at, visible)
                         best = at_least(best, visible)
                     new_top = largest_of(best)
@@ -145,6 +153,7 @@ def _make_attend(half):
                     for i in range(0, n, 16):
                         score = load_vector(scores + _ROW * (size * (i // 16) + r))
                         weight = first_lanes(exponential(score - splat(new_top)), own - i, splat(F(0.0)))
+                        weight = first_lanes(splat(F(0.0)), gone - i, weight)
                         store_vector(weights + 4 * (_CHUNK * r + i), weight)
                         total = total + weight
                     shrink = exponential(splat(top - new_top))

@@ -9,21 +9,23 @@ from __future__ import annotations
 import ctypes
 import mmap
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from dllama_zmq.kernels.interface import KVType, Linear, Run
-from dllama_zmq.kernels.reference import Reference, silu_times
+from dllama_zmq.kernels.grouped import GroupedExperts
+from dllama_zmq.kernels.interface import Experts, KVType, Linear, Run
+from dllama_zmq.kernels.reference import Reference, gate_times
+from dllama_zmq.kernels.simd.experts import Apart, SimdExperts
 from dllama_zmq.kernels.simd.host import host_target
 from dllama_zmq.kernels.simd.layout import LANES, Q40, Q41, Q80, X_BLOCK
 from dllama_zmq.kernels.simd.library import library
 from dllama_zmq.kernels.simd.pool import Job, Pool
 from dllama_zmq.quants import F32, U8, BlockMatrix
-from dllama_zmq.spec import FloatType, Sync
+from dllama_zmq.spec import Activation, FloatType, Sync
 
 _KINDS = {
     FloatType.F32: ("f32", "32", 2 * 64),
@@ -35,7 +37,7 @@ _KINDS = {
 }
 """The names of a type's product and packing kernels, and the bytes of a block (or column) of a pair of tiles."""
 _FORMS: dict[Sync, int] = {"f32": 0, "f16": 1, "q80": 2}
-_GATED = 3
+_GATED: dict[Activation, int] = {"silu": 3, "gelu": 4}
 _CHUNK_BYTES = 128 * 1024
 """Weights that one thread takes at a time: long enough for the memory's prefetching, short enough to share evenly."""
 _ALONE_TOKENS = 4
@@ -53,28 +55,43 @@ class Simd:
         self.pool = Pool(self._library, threads, crowded)
         self._arrays: dict[tuple[int, str], list[tuple[npt.NDArray[Any], int]]] = {}
         at = self._library.addresses
-        self._at = at
+        self.addresses = at
         self._most = host_target().tokens
         self._norm, self._rotate, self._add = Job(*[0] * 5), Job(*[0] * 8), Job(*[0] * 5)
         self._eps = (ctypes.c_float * 1).from_buffer(self._norm.fields, 32)
 
     def linear(self, *matrices: BlockMatrix, segments: int = 1) -> Linear:
         if len({matrix.float_type for matrix in matrices}) > 1:
-            products = [_Product(self, [matrix], segments, gated=False) for matrix in matrices]
+            products = [Product(self, [matrix], segments) for matrix in matrices]
             return lambda x: [product(x) for product in products]
-        return _Product(self, matrices, segments, gated=False)
+        return Product(self, matrices, segments)
 
-    def gated(self, gate: BlockMatrix, up: BlockMatrix) -> Linear:
+    def gated(self, gate: BlockMatrix, up: BlockMatrix, activation: Activation = "silu") -> Linear:
         if gate.float_type is not up.float_type:
-            products = self.linear(gate, up)
-            return lambda x: silu_times(*products(x))
-        return _Product(self, (gate, up), 1, gated=True)
+            gates, ups = self.linear(gate), self.linear(up)
+            return lambda x: gate_times(gates(x), ups(x), activation)
+        return Product(self, (gate, up), 1, _GATED[activation])
+
+    def experts(
+        self, experts: Iterable[tuple[BlockMatrix, BlockMatrix, BlockMatrix]], segments: int = 1,
+        activation: Activation = "silu",
+    ) -> Experts:  # fmt: skip
+        gated, downs = [], []
+        for gate, up, down in experts:
+            gated.append(self.gated(gate, up, activation))
+            downs.append(Product(self, [down], 1))
+        compiled = [product for product in gated if isinstance(product, Product)]
+        alike = len({p.kind for p in compiled}) == 1 and len({p.kind for p in downs}) == 1
+        if alike and len(compiled) == len(gated):
+            return SimdExperts(self, compiled, downs, segments)
+        return GroupedExperts(gated, [Apart(product, segments) for product in downs])
 
     def kv_cache(
         self, n_layers: int, n_slots: int, n_kv_heads: int, seq_len: int, head_dim: int, kv_of_head: Sequence[int],
-        kv_type: KVType,
+        kv_type: KVType, window: int | None = None, softcap: float | None = None,
     ) -> _Cache:  # fmt: skip
-        return _Cache(self, n_layers, n_slots, n_kv_heads, seq_len, head_dim, kv_of_head, kv_type)
+        sizes = (n_layers, n_slots, n_kv_heads, seq_len, head_dim)
+        return _Cache(self, *sizes, kv_of_head, kv_type, window or seq_len, softcap or 0.0)
 
     def rms_norm(self, x: F32, gain: F32, eps: float) -> F32:
         x = np.ascontiguousarray(x, np.float32)
@@ -143,65 +160,55 @@ class Simd:
     def over_rows(self, kernel: str, job: Job, n_rows: int) -> None:
         """A kernel whose items are tokens: by one thread while they are few."""
         if n_rows <= _ALONE_TOKENS:
-            self.pool.run_alone(self._at[kernel], job.address, n_rows)
+            self.pool.run_alone(self.addresses[kernel], job.address, n_rows)
         else:
-            self.pool.run(self._at[kernel], job.address, n_rows, -(-n_rows // (4 * self.pool.threads)))
+            self.pool.run(self.addresses[kernel], job.address, n_rows, -(-n_rows // (4 * self.pool.threads)))
 
     def _spread(self, kernel: str, job: Job, n_items: int, alone: int) -> None:
         if n_items <= alone:
-            self.pool.run_alone(self._at[kernel], job.address, n_items)
+            self.pool.run_alone(self.addresses[kernel], job.address, n_items)
         else:
-            self.pool.run(self._at[kernel], job.address, n_items, alone)
+            self.pool.run(self.addresses[kernel], job.address, n_items, alone)
 
 
-class _Product:
-    """One or several matrices as tiles: `linear` and `gated`."""
+class Product:
+    """One or several matrices as tiles: `linear`, or `gated` where `form` says so."""
 
-    def __init__(self, kernels: Simd, matrices: Sequence[BlockMatrix], segments: int, gated: bool) -> None:
+    def __init__(self, kernels: Simd, matrices: Sequence[BlockMatrix], segments: int, form: int = 0) -> None:
         kind, columns = matrices[0].float_type, matrices[0].columns
+        gated = form != 0
         self._kernels = kernels
-        self._integer = kind.block_values == 32
-        self._columns = columns
+        self.integer = kind.block_values == 32
+        self.columns = columns
         self._n_rows = [matrix.rows for matrix in matrices]
         tiles = [-(-rows // LANES) for rows in self._n_rows]
-        self._n_items = -(-sum(tiles) // 2)
-        product, packing, unit_bytes = _KINDS[kind]
-        pair_bytes = columns // kind.block_values * unit_bytes
-        self._memory = _pages(self._n_items * pair_bytes)
-        base = address(self._memory)
+        self.n_items = -(-sum(tiles) // 2)
+        self.kind, packing, unit_bytes = _KINDS[kind]
+        self.pair_bytes = columns // kind.block_values * unit_bytes
+        self._memory = _pages(self.n_items * self.pair_bytes)
+        self.base, self.form = address(self._memory), form
         first = 0
         for i, (matrix, count) in enumerate(zip(matrices, tiles, strict=True)):
             # Of a gated product the gate's and the up's tiles lie in turn: both of a pair are needed at once.
             data = matrix.data if matrix.data.strides[1] == 1 else np.ascontiguousarray(matrix.data)
             job = Job(
-                base, pair_bytes, i if gated else first, 2 if gated else 1, data.ctypes.data, data.strides[0],
+                self.base, self.pair_bytes, i if gated else first, 2 if gated else 1, data.ctypes.data, data.strides[0],
                 matrix.rows, columns // kind.block_values,
             )  # fmt: skip
-            kernels.pool.run(kernels._at[f"pack_{packing}"], job.address, count, 4)
+            kernels.pool.run(kernels.addresses[f"pack_{packing}"], job.address, count, 4)
             first += count
-        self._width = self._n_rows[0] if gated or len(matrices) == 1 else first * LANES
+        self.rows = self._n_rows[0] if gated or len(matrices) == 1 else first * LANES
         self._cuts = [] if gated or len(matrices) == 1 else [LANES * t for t in tiles]
-        self._chunk = max(1, min(_CHUNK_BYTES // pair_bytes, self._n_items // (4 * kernels.pool.threads)))
-        form = _GATED if gated else 0
-        self._job = Job(base, pair_bytes, 0, 4 * columns, 0, 4 * self._width, self._width, columns, segments, 0, form)
+        self._segments = segments
+        self._chunk = max(1, min(_CHUNK_BYTES // self.pair_bytes, self.n_items // (4 * kernels.pool.threads)))
+        self._job = Job(
+            self.base, self.pair_bytes, 0, 4 * columns, 0, 4 * self.rows, self.rows, columns, segments, 0, form
+        )
         self._x_job = Job(0, 0, 0, 4 * columns, 0, 0, 0, columns, 0, 0)
-        self._kernel = kernels._at[f"product_{product}"]
+        self._kernel = kernels.addresses[f"product_{self.kind}"]
 
     def __call__(self, x: F32) -> Any:
-        kernels, job, n_tokens = self._kernels, self._job.fields, len(x)
-        x = np.ascontiguousarray(x, np.float32)
-        at = address(x)
-        if self._integer:
-            _held, values_at = kernels.array(n_tokens, self._columns // 32 * X_BLOCK, np.uint8)
-            fields = self._x_job.fields
-            fields[2], fields[4], fields[9] = at, values_at, n_tokens
-            n_groups = -(-n_tokens // kernels._most)
-            run = kernels.pool.run if n_tokens > _ALONE_TOKENS else kernels.pool.run_alone
-            run(kernels._at["quantize"], self._x_job.address, n_groups)
-            at = values_at
-        out, to = kernels.array(n_tokens, self._width)
-        job[2], job[4], job[9] = at, to, n_tokens
-        kernels.pool.run(self._kernel, self._job.address, self._n_items, self._chunk if n_tokens < 8 else 1)
+        out = self._run(x, 0, self.columns, self._segments)
         if not self._cuts:
             return out
         parts, first = [], 0
@@ -210,13 +217,39 @@ class _Product:
             first += width
         return parts
 
+    def segment(self, x: F32, i: int, of: int) -> F32:
+        """The sum of part `i` of `of` equal parts of the columns alone."""
+        width = self.columns // of
+        out: F32
+        out = self._run(x, i * width, width, 1)
+        return out
+
+    def _run(self, x: F32, first: int, width: int, segments: int) -> Any:
+        """The product over `width` columns from `first` on."""
+        kernels, job, n_tokens = self._kernels, self._job.fields, len(x)
+        x = np.ascontiguousarray(x, np.float32)
+        at = address(x) + 4 * first
+        if self.integer:
+            _held, values_at = kernels.array(n_tokens, width // 32 * X_BLOCK, np.uint8)
+            fields = self._x_job.fields
+            fields[2], fields[4], fields[7], fields[9] = at, values_at, width, n_tokens
+            n_groups = -(-n_tokens // kernels._most)
+            run = kernels.pool.run if n_tokens > _ALONE_TOKENS else kernels.pool.run_alone
+            run(kernels.addresses["quantize"], self._x_job.address, n_groups)
+            at = values_at
+        out, to = kernels.array(n_tokens, self.rows)
+        job[0], job[2], job[4], job[9] = self.base + self.pair_bytes * first // self.columns, at, to, n_tokens
+        job[7], job[8] = width, segments
+        kernels.pool.run(self._kernel, self._job.address, self.n_items, self._chunk if n_tokens < 8 else 1)
+        return out
+
 
 class _Cache:
     """One node's KV heads: see `attention.py` for how they lie. Memory is taken as positions fill."""
 
     def __init__(
         self, kernels: Simd, n_layers: int, n_slots: int, n_kv_heads: int, seq_len: int, head_dim: int,
-        kv_of_head: Sequence[int], kv_type: KVType,
+        kv_of_head: Sequence[int], kv_type: KVType, window: int, softcap: float,
     ) -> None:  # fmt: skip
         if head_dim > MOST_HEAD_DIM:
             raise ValueError(f"heads of {head_dim} values; this back end goes to {MOST_HEAD_DIM}: use kernels: numpy")
@@ -238,10 +271,11 @@ class _Cache:
         self._widest = max(last - first for first, last in zip(bounds[::2], bounds[1::2], strict=True))
         self._job = Job(
             0, 0, self._key_bytes, self._value_bytes, head_dim, 0, 0, 0, 0, 0, 4 * len(kv_of_head) * head_dim,
-            self._groups.address, 0, 0, 0, 0, 0,
+            self._groups.address, 0, 0, 0, 0, 0, window, 0,
         )  # fmt: skip
+        (ctypes.c_float * 1).from_buffer(self._job.fields, 18 * 8)[0] = softcap
         (ctypes.c_float * 1).from_buffer(self._job.fields, 13 * 8)[0] = 1 / head_dim**0.5
-        self._store, self._attend = kernels._at[f"store_kv_{kv_type}"], kernels._at[f"attend_{kv_type}"]
+        self._store, self._attend = kernels.addresses[f"store_kv_{kv_type}"], kernels.addresses[f"attend_{kv_type}"]
 
     def append(self, layer: int, run: Run, keys: F32, values: F32) -> None:
         if keys.strides[0] != values.strides[0]:  # the kernel knows one distance between rows

@@ -1,7 +1,8 @@
 """How weights lie in memory for the kernels, as numbers: for code that must not import numba, and for code that does.
 
-Two tiles of 16 rows make a pair, 32 outputs. Of quantized types, both tiles' blocks of the same 32 columns lie together
-(a whole number of cache lines); of the others, a tile's columns lie one after another, and the tiles likewise.
+Two tiles of 16 rows make a pair, 32 outputs. Of quantized types, both tiles' blocks of the same 32 columns lie
+together, in whole cache lines; of the others, the 32 values of a column. Whatever the type, a part of the columns is a
+part of a pair's bytes.
 """
 
 from __future__ import annotations

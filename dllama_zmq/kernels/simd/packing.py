@@ -75,19 +75,19 @@ def _make_blocks(block):
 
 def _make_floats(value_bytes):
     def pack(job, first, last):
-        """Rows of floats as tiles, a column's 16 values together."""
+        """Rows of floats as tiles, a column's 32 values of a pair together."""
         n_columns, n_rows, stride = load_i64(job + UNITS), load_i64(job + N_ROWS), load_i64(job + FROM_STRIDE)
         for item in range(first, last):
             tile = load_i64(job + TILE) + item * load_i64(job + STEP)
             to = load_i64(job + PAIRS) + (tile >> 1) * load_i64(job + PAIR_BYTES)
-            to += (tile & 1) * n_columns * 16 * value_bytes
+            half = tile & 1
             for lane in range(16):
                 row = item * 16 + lane
                 at = load_i64(job + FROM) + row * stride
                 for c in range(n_columns):
                     for i in range(value_bytes):
                         byte = load_u8(at + c * value_bytes + i) if row < n_rows else 0
-                        store_i8(to + (c * 16 + lane) * value_bytes + i, byte)
+                        store_i8(to + (c * 32 + half * 16 + lane) * value_bytes + i, byte)
 
     return pack
 

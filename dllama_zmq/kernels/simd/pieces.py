@@ -37,6 +37,8 @@ _ROUNDER_BITS = np.int32(np.float32(_ROUNDER).view(np.int32))
 _LOG2E = F(1.44269504088896341)
 _LN2_HIGH = F(-0.693359375)  # 10 bits: n times it is exact
 _LN2_LOW = F(2.12194440e-4)
+_GELU_SLOPE = F(-2 * (2 / np.pi) ** 0.5)
+_GELU_CUBE = F(0.044715)
 _TINIEST = F(1e-37)
 _HALF_MAX = F(65504.0)
 
@@ -62,6 +64,20 @@ def exponential(x):
 def silu_times(gate, up):
     """gate / (1 + e^-gate) * up."""
     return gate / (splat(F(1.0)) + exponential(splat(F(0.0)) - gate)) * up
+
+
+@register_jitable
+def gelu_times(gate, up):
+    """GELU(gate) * up by the tanh formula: gate / (1 + e^-2u) * up with u = sqrt(2 / pi) (gate + 0.044715 gate^3)."""
+    inner = fma(gate * gate * gate, splat(_GELU_CUBE), gate)
+    return gate / (splat(F(1.0)) + exponential(inner * splat(_GELU_SLOPE))) * up
+
+
+@register_jitable
+def within(values, cap):
+    """cap * tanh(values / cap)."""
+    turns = exponential(values * splat(F(2.0) / cap))
+    return splat(cap) - splat(F(2.0) * cap) / (turns + splat(F(1.0)))
 
 
 @register_jitable

@@ -14,7 +14,7 @@ from numba.extending import register_jitable
 
 from dllama_zmq.kernels.simd.host import host_target
 from dllama_zmq.kernels.simd.layout import Q40, Q41, Q80, SCALES, X_BLOCK
-from dllama_zmq.kernels.simd.pieces import block_scale, quantized, silu_times, store_lanes, store_scale
+from dllama_zmq.kernels.simd.pieces import block_scale, gelu_times, quantized, silu_times, store_lanes, store_scale
 from dllama_zmq.kernels.simd.registry import kernel
 from dllama_zmq.kernels.simd.vectors import (
     float_panel,
@@ -34,15 +34,15 @@ from dllama_zmq.kernels.simd.vectors import (
 MOST = host_target().tokens
 """Tokens in the largest group."""
 _ROW = 64  # bytes of 16 floats
-_SLOT = 8 * _ROW  # one tile times the tokens of one group
-_DEPTH = 9  # unfinished sub-trees of 2^8 segments
-_sums_a, _sums_b = scratch(_SLOT * _DEPTH), scratch(_SLOT * _DEPTH)
+SLOT = 8 * _ROW  # one tile times the tokens of one group
+DEPTH = 9  # unfinished sub-trees of 2^8 segments
+_sums_a, _sums_b = scratch(SLOT * DEPTH), scratch(SLOT * DEPTH)
 
 # Where a job's arguments stand, in bytes.
 PAIRS, PAIR_BYTES, X, X_STRIDE, OUT, OUT_STRIDE, N_ROWS, N_COLUMNS, N_SEGMENTS, N_TOKENS, FORM = range(0, 88, 8)
 
 # What becomes of 32 sums.
-AS_F32, AS_F16, AS_Q80, GATED = range(4)
+AS_F32, AS_F16, AS_Q80, GATED, GATED_GELU = range(5)
 
 
 @register_jitable
@@ -113,7 +113,7 @@ def _make_integer(block):
                 panel4(weights, scales, values, each, top)
             else:
                 panel8(weights, scales, values, each, top)
-            top = merged(top + _SLOT, s + 1, size)
+            top = merged(top + SLOT, s + 1, size)
         finish_tree(sums, top, size)
 
     @register_jitable
@@ -127,7 +127,7 @@ def _make_integer(block):
         for s in range(n_segments):
             at = pair + s * each * block_bytes
             pair1(at, at + scales_at, x + s * each * X_BLOCK, each, top)
-            top = merged(top + _SLOT, s + 1, 2)
+            top = merged(top + SLOT, s + 1, 2)
         finish_tree(sums_a, top, 2)
         store_vector(sums_b, load_vector(sums_a + _ROW))
 
@@ -144,8 +144,8 @@ def _make_float(lanes, value_bytes):
         stride = load_i64(job + X_STRIDE)
         x = load_i64(job + X) + t * stride
         each = n_columns // n_segments
-        step = 16 * value_bytes
-        tile = pair + half * n_columns * step
+        step = 32 * value_bytes
+        tile = pair + half * 16 * value_bytes
         top = sums
         for s in range(n_segments):
             weights, values = tile + s * each * step, x + 4 * s * each
@@ -157,7 +157,7 @@ def _make_float(lanes, value_bytes):
                 panel4(weights, step, values, stride, each, top)
             else:
                 panel8(weights, step, values, stride, each, top)
-            top = merged(top + _SLOT, s + 1, size)
+            top = merged(top + SLOT, s + 1, size)
         finish_tree(sums, top, size)
 
     @register_jitable
@@ -180,8 +180,8 @@ def add_slots(to, other, size):
 def merged(top, n_done, size):
     """Add sub-trees of equal size at the top of the stack, as `n_done` segments allow; the new top."""
     while n_done & 1 == 0:
-        top -= _SLOT
-        add_slots(top - _SLOT, top, size)
+        top -= SLOT
+        add_slots(top - SLOT, top, size)
         n_done >>= 1
     return top
 
@@ -189,10 +189,10 @@ def merged(top, n_done, size):
 @register_jitable
 def finish_tree(sums, top, size):
     """Add what is left on the stack, the latest first; the result is its lowest slot."""
-    top -= _SLOT
+    top -= SLOT
     while top > sums:
-        add_slots(top - _SLOT, top, size)
-        top -= _SLOT
+        add_slots(top - SLOT, top, size)
+        top -= SLOT
 
 
 @register_jitable
@@ -207,6 +207,8 @@ def put(job, item, t, size, sums_a, sums_b):
             store_lanes(row + 128 * item + _ROW, b, n_rows - 32 * item - 16)
         elif form == GATED:
             store_lanes(row + _ROW * item, silu_times(a, b), n_rows - 16 * item)
+        elif form == GATED_GELU:
+            store_lanes(row + _ROW * item, gelu_times(a, b), n_rows - 16 * item)
         elif form == AS_Q80:
             put_q80(row + 34 * item, a, b)
         else:
@@ -249,9 +251,14 @@ def _make_product(times, most):
     return product
 
 
-product_q40 = kernel(_make_product(_make_integer(Q40), MOST), "product_q40")
-product_q41 = kernel(_make_product(_make_integer(Q41), MOST), "product_q41")
-product_q80 = kernel(_make_product(_make_integer(Q80), MOST), "product_q80")
-product_f16 = kernel(_make_product(_make_float("f16", 2), 8), "product_f16")
-product_bf16 = kernel(_make_product(_make_float("bf16", 2), 8), "product_bf16")
-product_f32 = kernel(_make_product(_make_float("f32", 4), 8), "product_f32")
+TIMES = {
+    "q40": (_make_integer(Q40), MOST),
+    "q41": (_make_integer(Q41), MOST),
+    "q80": (_make_integer(Q80), MOST),
+    "f16": (_make_float("f16", 2), 8),
+    "bf16": (_make_float("bf16", 2), 8),
+    "f32": (_make_float("f32", 4), 8),
+}
+"""By the weights' type: a tile of a pair times a group of tokens, both tiles times one token, and the largest group."""
+for _kind, (_times, _most) in TIMES.items():
+    kernel(_make_product(_times, _most), f"product_{_kind}")

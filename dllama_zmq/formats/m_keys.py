@@ -1,0 +1,63 @@
+"""The keys and numbers of a `.m` header: see FORMATS.md §2."""
+
+from __future__ import annotations
+
+import enum
+import struct
+
+from dllama_zmq.spec import Architecture, FloatType
+
+MAGIC = 0x0A00ABCD
+OLD_MAGIC_LLAMA = 0xABCD00
+OLD_MAGIC_GROK1 = 0xABCD01
+MAX_HEADER_BYTES = 8 + 8 * 1024
+M_TYPES = (FloatType.F32, FloatType.F16, FloatType.Q40, FloatType.Q80)
+"""The types that a `.m` file's weights can have."""
+OLD_FIELDS = struct.Struct("<9i")
+ARCH_IDS: dict[Architecture, int] = {
+    "llama": 0xABCD00, "grok1": 0xABCD01, "qwen3": 0xABCD01, "mixtral": 0xABCD02, "qwen3moe": 0xABCD02,
+    "qwen2": 0xABCD03,
+}  # fmt: skip
+"""Two ids were given twice; FORMATS.md §2 says how they are told apart. Qwen2's is this package's own."""
+
+
+class Key(enum.IntEnum):
+    """The keys of the pairs in a header."""
+
+    VERSION = 0
+    ARCH_TYPE = 1
+    DIM = 2
+    HIDDEN_DIM = 3
+    N_LAYERS = 4
+    N_HEADS = 5
+    N_KV_HEADS = 6
+    N_EXPERTS = 7
+    N_ACTIVE_EXPERTS = 8
+    VOCAB_SIZE = 9
+    SEQ_LEN = 10
+    HIDDEN_ACT = 11
+    ROPE_THETA = 12
+    WEIGHTS_FLOAT_TYPE = 13
+    ROPE_SCALING_FACTOR = 14
+    ROPE_SCALING_LOW_FREQ_FACTOR = 15
+    ROPE_SCALING_HIGH_FREQ_FACTOR = 16
+    ROPE_SCALING_ORIG_MAX_SEQ_LEN = 17
+    ROPE_TYPE = 18
+    HEAD_DIM = 19
+    NORM_EPSILON = 20
+    MOE_HIDDEN_DIM = 21
+    # This package's own: whoever does not know them must not run the model.
+    WINDOW = 1000
+    NORM_TOPK = 1001
+
+
+KNOWN_KEYS = frozenset(int(key) for key in Key)
+OLD_ORDER = (
+    Key.DIM, Key.HIDDEN_DIM, Key.N_LAYERS, Key.N_HEADS, Key.N_KV_HEADS,
+    Key.N_EXPERTS, Key.N_ACTIVE_EXPERTS, Key.VOCAB_SIZE, Key.SEQ_LEN,
+)  # fmt: skip
+NEW_ARCH_KEYS = (Key.HEAD_DIM, Key.NORM_EPSILON, Key.MOE_HIDDEN_DIM)
+OLD_ARCHS = ("mixtral", "grok1")
+NORM_EPSILON = {5: 1e-5, 6: 1e-6}
+GELU, SILU = 0, 1
+ROPE_LLAMA, ROPE_FALCON, ROPE_LLAMA3_1 = 0, 1, 2

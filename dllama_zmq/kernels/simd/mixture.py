@@ -1,0 +1,82 @@
+"""The chosen experts of a few tokens, all in one go: what decoding a mixture of experts consists of. numba code.
+
+A use is one token's use of one of its experts: token t has the uses t * CHOSEN to (t + 1) * CHOSEN. TABLE holds the
+address of each use's pairs of tiles. Each input (of a token, or of a use) lies as one group of one token.
+"""
+
+from __future__ import annotations
+
+from numba.extending import register_jitable
+
+from dllama_zmq.kernels.simd.pieces import F, gelu_times, silu_times, store_lanes
+from dllama_zmq.kernels.simd.products import (
+    DEPTH,
+    GATED_GELU,
+    SLOT,
+    TIMES,
+    add_slots,
+    finish_tree,
+    merged,
+)
+from dllama_zmq.kernels.simd.registry import kernel
+from dllama_zmq.kernels.simd.vectors import load_f32, load_i64, load_vector, scratch, splat, store_vector
+
+# A job begins as one of products.py, whose N_COLUMNS and N_SEGMENTS are those of one segment, and goes on with these.
+TABLE, WEIGHTS, CHOSEN, ITEMS_EACH, SEGMENTS, SEGMENT_BYTES = range(88, 136, 8)
+_PAIRS, _PAIR_BYTES, _, _, _OUT, _OUT_STRIDE, _N_ROWS = range(0, 56, 8)
+_FORM = 80
+_sums_a, _sums_b, _part = scratch(SLOT * DEPTH), scratch(SLOT * DEPTH), scratch(SLOT * DEPTH)
+
+
+def _make_gated(pair_times):
+    def gated(job, first, last):
+        """weight * act(gate x) * (up x) of every use, f32 (uses, N_ROWS). Items: ITEMS_EACH for each use."""
+        each, chosen, n_rows = load_i64(job + ITEMS_EACH), load_i64(job + CHOSEN), load_i64(job + _N_ROWS)
+        pair_bytes = load_i64(job + _PAIR_BYTES)
+        sums_a, sums_b = _sums_a(), _sums_b()
+        for item in range(first, last):
+            use, i = item // each, item % each
+            pair = load_i64(load_i64(job + TABLE) + 8 * use) + i * pair_bytes
+            pair_times(job, pair, use // chosen, sums_a, sums_b)
+            a, b = load_vector(sums_a), load_vector(sums_b)
+            out = gelu_times(a, b) if load_i64(job + _FORM) == GATED_GELU else silu_times(a, b)
+            at = load_i64(job + _OUT) + use * load_i64(job + _OUT_STRIDE) + 64 * i
+            store_lanes(at, out * splat(load_f32(load_i64(job + WEIGHTS) + 4 * use)), n_rows - 16 * i)
+
+    return gated
+
+
+def _make_down(pair_times):
+    @register_jitable
+    def pair_of_all(job, token, i, sums, part):
+        """Pair `i` of all of a token's experts: within a segment one after another, then the segments' tree."""
+        chosen, n_segments = load_i64(job + CHOSEN), load_i64(job + SEGMENTS)
+        offset = i * load_i64(job + _PAIR_BYTES)
+        top = sums
+        for s in range(n_segments):
+            store_vector(top, splat(F(0.0)))
+            store_vector(top + 64, splat(F(0.0)))
+            for use in range(token * chosen, (token + 1) * chosen):
+                pair = load_i64(load_i64(job + TABLE) + 8 * use) + offset + s * load_i64(job + SEGMENT_BYTES)
+                pair_times(job, pair, use * n_segments + s, part, part + 64)
+                add_slots(top, part, 2)
+            top = merged(top + SLOT, s + 1, 2)
+        finish_tree(sums, top, 2)
+
+    def down(job, first, last):
+        """Each token's sum of its experts, f32 (tokens, N_ROWS). Items: ITEMS_EACH for each token."""
+        each, n_rows = load_i64(job + ITEMS_EACH), load_i64(job + _N_ROWS)
+        sums, part = _sums_a(), _part()
+        for item in range(first, last):
+            token, i = item // each, item % each
+            pair_of_all(job, token, i, sums, part)
+            at = load_i64(job + _OUT) + token * load_i64(job + _OUT_STRIDE) + 128 * i
+            store_lanes(at, load_vector(sums), n_rows - 32 * i)
+            store_lanes(at + 64, load_vector(sums + 64), n_rows - 32 * i - 16)
+
+    return down
+
+
+for _kind, ((_, _pair_times), _) in TIMES.items():
+    kernel(_make_gated(_pair_times), f"experts_gated_{_kind}")
+    kernel(_make_down(_pair_times), f"experts_down_{_kind}")

@@ -1,0 +1,58 @@
+"""Grok-1: a mixture of experts with a norm behind each half of a layer. Source: github.com/xai-org/grok-1, model.py."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from dllama_zmq.kernels import Kernels, Run
+from dllama_zmq.models.comm import Comm
+from dllama_zmq.models.experts import MixtureOfExperts
+from dllama_zmq.models.llama import Attention, Llama, Take, vector
+from dllama_zmq.models.tensors import attention_tensors, decoder_tensors, expert_tensors, norm_tensor
+from dllama_zmq.quants import F32
+from dllama_zmq.spec import ModelSpec, TensorSpec
+
+EMBEDDING_SCALE = 78.38367176906169
+LOGIT_SCALE = 0.5773502691896257
+SOFTCAP = 30.0
+"""Attention's scores s become SOFTCAP * tanh(s / SOFTCAP)."""
+
+
+def grok1_tensors(spec: ModelSpec) -> list[TensorSpec]:
+    """Every tensor of a Grok-1, in file order."""
+    experts = expert_tensors(spec, spec.weight_type, ("up", "gate", "down"))
+    norms = [norm_tensor(name) for name in ("attention_norm", "ffn_norm", "moe_norm", "moe_out_norm")]
+    return decoder_tensors(spec, [*attention_tensors(spec), *experts, *norms])
+
+
+class _NormedAttention(Attention):
+    def __init__(self, spec: ModelSpec, take: Take, kernels: Kernels, segments: int) -> None:
+        super().__init__(spec, take, kernels, segments)
+        self._out_norm = vector(take("ffn_norm"))  # so it is called in a `.m` file
+
+    def finish(self, total: F32) -> F32:
+        return self._kernels.rms_norm(total, self._out_norm, self._spec.norm_eps)
+
+
+class _NormedExperts(MixtureOfExperts):
+    norm = "moe_norm"
+
+    def __init__(self, spec: ModelSpec, take: Take, kernels: Kernels, segments: int) -> None:
+        super().__init__(spec, take, kernels, segments)
+        self._out_norm = vector(take("moe_out_norm"))
+
+    def finish(self, total: F32) -> F32:
+        return self._kernels.rms_norm(total, self._out_norm, self._eps)
+
+
+class Grok1(Llama):
+    attention = _NormedAttention
+    feed_forward = _NormedExperts
+
+    def forward(self, x: F32, runs: Sequence[Run], comm: Comm) -> F32:
+        return super().forward(x * np.float32(EMBEDDING_SCALE), runs, comm)
+
+    def logits(self, x: F32) -> F32:
+        return super().logits(x) * np.float32(LOGIT_SCALE)

@@ -1,0 +1,77 @@
+"""Qwen2 and 2.5 (arXiv:2407.10671): biases on q, k, v. Qwen3 (arXiv:2505.09388): each head's q and k are normed."""
+
+from __future__ import annotations
+
+from dllama_zmq.kernels import Kernels
+from dllama_zmq.models.experts import MixtureOfExperts
+from dllama_zmq.models.llama import Attention, Llama, Take, vector
+from dllama_zmq.models.tensors import (
+    attention_tensors,
+    decoder_tensors,
+    expert_tensors,
+    feed_forward_tensors,
+    norm_tensor,
+)
+from dllama_zmq.quants import F32
+from dllama_zmq.spec import FloatType, ModelSpec, TensorSpec
+
+_NORMS = [norm_tensor("attention_norm"), norm_tensor("ffn_norm")]
+_BIASES = [
+    TensorSpec("attention.q_bias", ("one", "heads"), FloatType.F32),
+    TensorSpec("attention.k_bias", ("one", "kv_heads"), FloatType.F32),
+    TensorSpec("attention.v_bias", ("one", "kv_heads"), FloatType.F32),
+]
+_HEAD_NORMS = [TensorSpec(f"attention.{letter}_norm", ("one", "head_dim"), FloatType.F32) for letter in "qk"]
+
+
+def qwen2_tensors(spec: ModelSpec) -> list[TensorSpec]:
+    """Every tensor of a Qwen2, in file order."""
+    return decoder_tensors(spec, [*attention_tensors(spec), *feed_forward_tensors(spec), *_BIASES, *_NORMS])
+
+
+def qwen3_tensors(spec: ModelSpec) -> list[TensorSpec]:
+    """Every tensor of a dense Qwen3, in file order."""
+    return decoder_tensors(spec, [*attention_tensors(spec), *feed_forward_tensors(spec), *_HEAD_NORMS, *_NORMS])
+
+
+def qwen3_moe_tensors(spec: ModelSpec) -> list[TensorSpec]:
+    """Every tensor of a Qwen3-MoE, in file order."""
+    experts = expert_tensors(spec, FloatType.F32, ("gate", "down", "up"))
+    return decoder_tensors(spec, [*attention_tensors(spec), *experts, *_HEAD_NORMS, *_NORMS])
+
+
+class _BiasedAttention(Attention):
+    def __init__(self, spec: ModelSpec, take: Take, kernels: Kernels, segments: int) -> None:
+        super().__init__(spec, take, kernels, segments)
+        self._biases = [vector(take(f"attention.{letter}_bias")).reshape(-1, spec.head_dim) for letter in "qkv"]
+
+    def heads(self, x: F32) -> tuple[F32, F32, F32]:
+        q, k, v = (rows + bias for rows, bias in zip(super().heads(x), self._biases, strict=True))
+        return q, k, v
+
+
+class _NormedAttention(Attention):
+    def __init__(self, spec: ModelSpec, take: Take, kernels: Kernels, segments: int) -> None:
+        super().__init__(spec, take, kernels, segments)
+        self._q_norm, self._k_norm = vector(take("attention.q_norm")), vector(take("attention.k_norm"))
+
+    def heads(self, x: F32) -> tuple[F32, F32, F32]:
+        q, k, v = super().heads(x)
+        return self._normed(q, self._q_norm), self._normed(k, self._k_norm), v
+
+    def _normed(self, heads: F32, gain: F32) -> F32:
+        rows = heads.reshape(-1, heads.shape[-1])
+        return self._kernels.rms_norm(rows, gain, self._spec.norm_eps).reshape(heads.shape)
+
+
+class Qwen2(Llama):
+    attention = _BiasedAttention
+
+
+class Qwen3(Llama):
+    attention = _NormedAttention
+
+
+class Qwen3Moe(Llama):
+    attention = _NormedAttention
+    feed_forward = MixtureOfExperts

@@ -1,0 +1,58 @@
+"""What the tensor tables of the architectures are made of. A table is all that plan and file formats know of a model.
+
+A layer's names are without their "layers.i."; the order is that of a `.m` file (formats/FORMATS.md §2).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from dllama_zmq.spec import FloatType, ModelSpec, TensorSpec
+
+
+def decoder_tensors(spec: ModelSpec, layer: Sequence[TensorSpec]) -> list[TensorSpec]:
+    """Embedding, `layer` once for each layer, final norm and head."""
+    return [
+        TensorSpec("embedding", ("vocab", "embed"), FloatType.F32, root_only=True),
+        *(
+            dataclasses.replace(tensor, name=f"layers.{i}.{tensor.name}")
+            for i in range(spec.n_layers)
+            for tensor in layer
+        ),
+        norm_tensor("final_norm"),
+        TensorSpec("head", ("vocab", "embed"), spec.weight_type),
+    ]
+
+
+def attention_tensors(spec: ModelSpec) -> list[TensorSpec]:
+    """q, k, v and o."""
+    return [
+        TensorSpec("attention.q", ("heads", "embed"), spec.weight_type),
+        TensorSpec("attention.k", ("kv_heads", "embed"), spec.weight_type),
+        TensorSpec("attention.v", ("kv_heads", "embed"), spec.weight_type),
+        TensorSpec("attention.o", ("embed", "heads"), spec.weight_type),
+    ]
+
+
+def feed_forward_tensors(spec: ModelSpec) -> list[TensorSpec]:
+    """gate, down and up of a dense layer."""
+    return _network(spec, "ffn", ("gate", "down", "up"))
+
+
+def expert_tensors(spec: ModelSpec, router: FloatType, order: Sequence[str]) -> list[TensorSpec]:
+    """The router, then each expert's gate, down and up in `order`. Every expert is split over all nodes."""
+    experts = [tensor for e in range(spec.n_experts) for tensor in _network(spec, f"experts.{e}", order)]
+    return [TensorSpec("router", ("experts", "embed"), router), *experts]
+
+
+def norm_tensor(name: str) -> TensorSpec:
+    """A norm's gain over the width of the model."""
+    return TensorSpec(name, ("one", "embed"), FloatType.F32)
+
+
+def _network(spec: ModelSpec, name: str, order: Sequence[str]) -> list[TensorSpec]:
+    return [
+        TensorSpec(f"{name}.{part}", ("embed", "ffn") if part == "down" else ("ffn", "embed"), spec.weight_type)
+        for part in order
+    ]
