@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 import time
@@ -67,6 +68,7 @@ def _quieten() -> None:
     Not even --verbose shows their logs, for headers and signed addresses are in them.
     """
     warnings.simplefilter("ignore")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # what it would ask and tell of this computer beside
     load_settings()
     import huggingface_hub.hf_api  # noqa: F401 - the slow part
 

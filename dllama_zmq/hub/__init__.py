@@ -1,7 +1,8 @@
 """Models of a Hugging Face hub: found by name, fetched into the cache that other tools share, found there again.
 
-Endpoint, token, proxies, offline mode, sessions and the cache's layout are `huggingface_hub`'s. What it does not do is done
-here: it begins each file anew after an interruption, and of a file that came over HTTP it checks the size alone. Knows no model format beyond the names of files, and no terminal.
+Endpoint, token, proxies, offline mode, sessions and the cache's layout are `huggingface_hub`'s. What it does not do is
+done here: it begins each file anew after an interruption, and of a file that came over HTTP it checks the size alone.
+Knows no model format beyond the names of files, and no terminal.
 """
 
 from dllama_zmq.hub.cache import find_pulled

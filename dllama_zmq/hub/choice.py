@@ -1,4 +1,4 @@
-"""Which files of a repository are the model that was asked for. Knows names alone: one rule for a hub and for a cache."""
+"""Which files of a repository are the model that was asked for. Knows names alone: one rule for hub and cache."""
 
 from __future__ import annotations
 
@@ -151,8 +151,7 @@ def _meta_folder(names: Sequence[str]) -> Choice | None:
 def _refuse(names: Sequence[str], place: str) -> Choice:
     raise UsageError(
         f"{place} has no GGUF file, no safetensors with a config.json, no consolidated.*.pth with a params.json and no "
-        f".m file; {f'it has {_shown(names)}' if names else 'it is empty'}: name the file that you want after a colon, or "
-        "take another repository"
+        f".m file; {f'it has {_shown(names)}' if names else 'it is empty'}: name a file after a colon, or take another"
     )
 
 
@@ -191,9 +190,11 @@ def _nearest(names: Sequence[str], wanted: str) -> str:
     ggufs = _gguf_models(names[:5000])
     candidates |= {quant.lower(): quant for quant in _called(ggufs)}
     near = difflib.get_close_matches(wanted.lower(), candidates, n=4, cutoff=0.5)
-    if near:
-        return f"the nearest are {', '.join(candidates[word] for word in near)}"
-    return f"it has {_shown(_called(ggufs) or names)}" if names else "it is empty"
+    nearest = f"the nearest are {', '.join(candidates[word] for word in near)}" if near else ""
+    if near and not ggufs:
+        return nearest
+    has = f"it has {_shown(_called(ggufs) or names)}" if names else "it is empty"
+    return f"{nearest}; {has}" if near else has
 
 
 def _shown(names: Sequence[str]) -> str:

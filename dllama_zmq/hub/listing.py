@@ -58,7 +58,8 @@ def list_repo(repo: str, revision: str) -> Listing:
             if isinstance(error, OSError):  # an answer of the hub that is a ValueError too
                 raise
             raise HubError(
-                f"{endpoint()} does not answer as a hub does; check HF_ENDPOINT, and whether the network wants a sign-in"
+                f"{endpoint()} does not answer as a hub does; check HF_ENDPOINT, and whether your network wants you to "
+                "sign in"
             ) from error
     if not isinstance(commit, str) or not _HASH.fullmatch(commit):
         raise HubError(f"{endpoint()} does not say the commit of {repo}; check that HF_ENDPOINT is a Hugging Face hub")

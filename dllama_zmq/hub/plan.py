@@ -59,11 +59,11 @@ class Plan:
             place = place.parent
         needed, free = sum(self.missing().values()), shutil.disk_usage(place).free
         if needed > free:
-            other = "another --to FOLDER" if self.folder else "--to FOLDER or HF_HOME on a larger disk"
-            raise UsageError(
-                f"{self.repo} takes {needed / 1e9:.1f} GB more, and {place} has {free / 1e9:.1f} GB free; make room, or "
-                f"give {other}"
+            other = (
+                "give another folder to --to" if self.folder else "use --to or HF_HOME for a folder on a larger disk"
             )
+            sizes = f"takes {needed / 1e9:.1f} GB more, and {place} has {free / 1e9:.1f} GB free"
+            raise UsageError(f"{self.repo} {sizes}; make room, or {other}")
 
     def fetch(self, tells: Tells) -> None:
         """Fetch what is missing. What an interruption leaves is where the next call goes on.

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
+from urllib.request import getproxies
 
 from dllama_zmq.errors import DllamaError, HubError, UsageError
 
@@ -79,8 +80,8 @@ def in_plain_words(repo: str, revision: str) -> Iterator[None]:
         ) from error
     except httpx2.TransportError as error:
         raise HubError(
-            f"{_host(error)} cannot be reached ({reason(error)}); check the network, try again, or set HF_ENDPOINT to "
-            f"a mirror; {_AGAIN}"
+            f"{_host(error)} cannot be reached ({reason(error)}); check the network{_proxy_too()}, try again, or set "
+            f"HF_ENDPOINT to a mirror; {_AGAIN}"
         ) from error
     except httpx2.TooManyRedirects as error:
         raise HubError(f"{endpoint()} sends from one address to another without end; check HF_ENDPOINT") from error
@@ -138,6 +139,11 @@ def _host(error: object) -> str:
     except (AttributeError, RuntimeError):  # not every error belongs to a request
         return endpoint()
     return endpoint() if host == urlsplit(endpoint()).hostname else f"{host} (where {endpoint()} sends downloads)"
+
+
+def _proxy_too() -> str:
+    variables = [f"{scheme.upper()}_PROXY" for scheme in sorted(getproxies()) if scheme != "no"]
+    return f" and the proxy of {' and '.join(variables)}" if variables else ""
 
 
 def _shown_url(url: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import io
@@ -128,7 +127,7 @@ class Transfer:
             for data in response.iter_bytes():
                 if check.n_bytes + len(data) > end:
                     raise HubError(f"{endpoint()} sends more for {file.name} than it asked for; check HF_ENDPOINT")
-                with _told_of(Path(sink.name)):
+                with _told_of(Path(str(sink.name))):
                     _write_all(sink, data)
                 check.add(data)
                 self._tells.reached(self._before_bytes + check.n_bytes)
@@ -189,24 +188,35 @@ def _own(part: Path) -> Iterator[io.FileIO]:
     """`part`, made where it is missing, and nobody else's while the block lasts. Unbuffered: what came is kept."""
     with _told_of(part):
         part.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(part) as sink:
+        try:
+            yield sink
+        except BaseException:
+            if os.fstat(sink.fileno()).st_size == 0:  # nothing to go on from
+                part.unlink(missing_ok=True)
+            raise
+
+
+def _locked(part: Path) -> io.FileIO:
     while True:
         with _told_of(part):
-            sink = io.FileIO(os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666), "r+")
-        with sink:
-            try:
-                fcntl.flock(sink, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise HubError(
-                    f"another process is fetching {part}; wait for it, then run the command again"
-                ) from error
-            except OSError as error:
-                if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):  # a file system without locks
-                    raise
-            # Whoever held it a moment ago may have given it its name: then it is no part any more.
-            with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(sink.fileno()), os.stat(part)):
-                    yield sink
-                    return
+            sink = io.FileIO(os.fspath(part), "r+", opener=_open_or_make)
+        try:
+            fcntl.flock(sink, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            sink.close()
+            raise HubError(f"another process is fetching {part}; wait for it, then run the command again") from error
+        except OSError:
+            pass  # a file system without locks
+        # Whoever held it a moment ago may have given it its name: then it is no part any more.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(sink.fileno()), os.stat(part)):
+                return sink
+        sink.close()
+
+
+def _open_or_make(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW, 0o666)
 
 
 @contextmanager
