@@ -161,15 +161,14 @@ def _hub(hub: Hub, request: BaseHTTPRequestHandler, headers: dict[str, str]) -> 
                 request, 302, b"", known | {"Location": f"{hub.store_url}/{file[1]}!{file[3]}?signature=secret"}
             )
         known |= {"ETag": f'"{repo.git_id(file[3])}"'}
-        return _send(request, 200, repo.files[file[3]], known)
+        return _send(request, 200, _damaged(hub, repo.files[file[3]]), known)
     return _send(request, 404, b"{}")
 
 
 def _store(hub: Hub, request: BaseHTTPRequestHandler, headers: dict[str, str]) -> None:
     repo, _, name = unquote(urlsplit(request.path).path)[1:].partition("!")
     data, faults = hub.repos[repo].files[name], hub.faults
-    if faults.corrupt:
-        data = bytes([data[0] ^ 1]) + data[1:]
+    data = _damaged(hub, data)
     status, known = 200, {}
     if (asked := re.fullmatch(r"bytes=(\d+)-(\d*)", headers.get("range", ""))) and not faults.no_ranges:
         first, last = int(asked[1]), int(asked[2] or len(data) - 1)
@@ -187,6 +186,10 @@ def _store(hub: Hub, request: BaseHTTPRequestHandler, headers: dict[str, str]) -
         faults.let_go.wait(60)
         data = data[faults.hold_after :]
     request.wfile.write(data)
+
+
+def _damaged(hub: Hub, data: bytes) -> bytes:
+    return bytes([data[0] ^ 1]) + data[1:] if hub.faults.corrupt else data
 
 
 def _seen(hub: Hub, name: str, headers: dict[str, str]) -> Repo | None:

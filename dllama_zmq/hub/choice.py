@@ -85,7 +85,7 @@ def _of_files(names: Sequence[str], files: list[str], wanted: ModelName, place: 
         return _one_model(names, models, wanted, place)
     parted = [part for name in files for part in _parts(names, name, place)]
     files = sorted({*files, *parted})
-    return Choice(tuple(files), files[0] if len(files) == 1 else commonpath([f"./{name}" for name in files])[2:])
+    return Choice(tuple(files), files[0] if len(files) == 1 else commonpath([f"/{name}" for name in files])[1:])
 
 
 def _one_model(names: Sequence[str], models: list[str], wanted: ModelName, place: str) -> Choice:
@@ -174,6 +174,8 @@ def _is_projector(name: str) -> bool:
 
 
 def _has_quant(name: str, quant: str) -> bool:
+    if not _QUANT.fullmatch(quant):
+        return False
     return re.search(rf"(?:\A|[-._/]){re.escape(quant)}(?=[-./])", name, re.IGNORECASE) is not None
 
 

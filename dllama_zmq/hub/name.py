@@ -30,7 +30,7 @@ class ModelName:
             raise UsageError(
                 f"{text!r} names no model of a hub; write USER/REPO or USER/REPO:FILE, as org/model-GGUF:Q4_K_M"
             )
-        if colon and (not file or len(file) > 1024 or not file.isprintable()):
+        if colon and (not file or file.startswith("/") or len(file) > 1024 or not file.isprintable()):
             raise UsageError(
                 f"{text!r} names no file after the colon; give a file's name or a quantization, as :Q4_K_M"
             )
