@@ -7,6 +7,7 @@
     │   └── UnsupportedModel       a sound file of something this version does not run
     ├── PlanError                  the model cannot be split as asked; says which node counts can
     ├── RequestError               a request that cannot be answered: prompt too long, bad sampling values
+    ├── HubError                   a model hub that cannot be reached, or does not give what was asked
     ├── ClusterError               a cluster that does not start, stop or answer
     └── BusError
         ├── ProtocolError          a message that is not what the protocol allows
@@ -44,6 +45,10 @@ class PlanError(DllamaError):
 
 class RequestError(DllamaError):
     """A request that this model or cluster cannot answer as it was put."""
+
+
+class HubError(DllamaError):
+    """A model hub cannot be reached, or does not give what was asked."""
 
 
 class ClusterError(DllamaError):

@@ -197,6 +197,20 @@ def bench(
     command.run(options)
 
 
+@app.command()
+@with_exit_codes
+def pull(
+    model: flags.PullModel,
+    revision: flags.PullRevision = "main",
+    to: flags.PullFolder = None,
+    offline: flags.PullOffline = False,
+) -> None:
+    """Fetch a model from a Hugging Face hub and print its path. Goes on where an earlier call stopped."""
+    from dllama_zmq.cli import pull as command
+
+    command.run(model, revision, to, offline)
+
+
 app.command("inference", hidden=True, help="The same as generate.")(generate)
 app.command("run", hidden=True, help="The same as generate.")(generate)
 

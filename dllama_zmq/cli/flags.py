@@ -166,5 +166,14 @@ BenchKvHeads = Annotated[int | None, _shape_number("kv-heads")]
 BenchHeadDim = Annotated[int | None, _shape_number("head-dim")]
 BenchVocab = Annotated[int | None, _shape_number("vocab")]
 BenchSeqLen = Annotated[int | None, _shape_number("seq-len")]
+PullModel = Annotated[
+    str, Argument(metavar="REPO[:FILE]", help="USER/REPO; FILE is a file's name, a glob, or a quantization as Q4_K_M.")
+]
+PullRevision = Annotated[str, Option("--revision", metavar="NAME", help="A branch, tag or commit of the repository.")]
+PullFolder = Annotated[
+    Path | None,
+    Option("--to", metavar="FOLDER", help="Put the files there, not into the cache that other tools share."),
+]
+PullOffline = Annotated[bool, Option("--offline", help="Ask no hub: only say where the cache has it.")]
 Version = Annotated[bool, Option("--version", help="Print the version and exit.")]
 Verbose = Annotated[bool, Option("--verbose", "-v", help="Log the protocol too.")]

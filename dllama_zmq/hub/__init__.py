@@ -1,0 +1,14 @@
+"""Models of a Hugging Face hub: found by name, fetched into the cache that other tools share, found there again.
+
+Endpoint, token, proxies, offline mode, sessions and the cache's layout are `huggingface_hub`'s. What it does not do is
+done here: it begins each file anew after an interruption, and of a file that came over HTTP it checks the size alone.
+Knows no model format beyond the names of files, and no terminal.
+"""
+
+from dllama_zmq.hub.cache import find_pulled
+from dllama_zmq.hub.name import ModelName
+from dllama_zmq.hub.plan import Plan, plan_pull
+from dllama_zmq.hub.reach import load_settings
+from dllama_zmq.hub.transfer import Tells
+
+__all__ = ["ModelName", "Plan", "Tells", "find_pulled", "load_settings", "plan_pull"]

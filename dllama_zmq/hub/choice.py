@@ -1,0 +1,208 @@
+"""Which files of a repository are the model that was asked for. Knows names alone: one rule for hub and cache."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from os.path import commonpath
+from pathlib import PurePosixPath
+
+from dllama_zmq.errors import UsageError
+from dllama_zmq.hub.name import ModelName
+
+USUAL_QUANT = "Q4_K_M"
+
+_PART = re.compile(r"-(\d{5})-of-(\d{5})(?=\.[a-z]+\Z)")
+_QUANT = re.compile(r"(?:UD-)?(?:I?Q\d\w*|TQ\d_\d|MXFP4\w*|BF16|F16|F32)", re.IGNORECASE)
+_TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja", "chat_template.json", "tekken.json",
+)  # fmt: skip
+_MOST_PARTS = 10_000
+_MOST_SHOWN = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The files to have, by their names in the repository."""
+
+    files: tuple[str, ...]
+    model: str
+    """What `model:` takes: a file, or the folder of several; "" is the repository's own folder."""
+    tokenizer: str | None = None
+    """What `tokenizer:` takes, where a model file is not enough."""
+
+
+def choose(names: Sequence[str], wanted: ModelName, place: str) -> Choice:
+    """The files of `wanted` among `names`; `place` is where these are, for messages.
+
+    Raises UsageError where there is none, where there are several, or where a part of it is missing.
+    """
+    if wanted.file is None:
+        return _usual(names, wanted, place)
+    files = _matching(names, wanted.file)
+    if not files:
+        raise UsageError(f"{place} has no {wanted.file!r}; {_nearest(names, wanted.file)}")
+    return _of_files(names, files, wanted, place)
+
+
+def _usual(names: Sequence[str], wanted: ModelName, place: str) -> Choice:
+    ggufs = _gguf_models(names)
+    if len(ggufs) > 1:
+        usual = [name for name in ggufs if _has_quant(name, USUAL_QUANT)]
+        ggufs = usual if len(usual) == 1 else ggufs
+    if ggufs:
+        return _one_model(names, ggufs, wanted, place)
+    if found := _m_files(names):
+        return _one_model(names, found, wanted, place)
+    return _hf_folder(names, place) or _meta_folder(names) or _refuse(names, place)
+
+
+def _matching(names: Sequence[str], wanted: str) -> list[str]:
+    """The files that a name, a glob or a quantization means; a whole name before a part of one."""
+    low = wanted.lower()
+    by_rule: tuple[Callable[[str], bool], ...] = (
+        lambda name: name == wanted,
+        lambda name: name.lower() == low,
+        lambda name: PurePosixPath(name).name.lower() == low,
+        lambda name: name.endswith(".gguf") and not _is_projector(name) and _has_quant(name, wanted),
+    )
+    for rule in by_rule:
+        if found := [name for name in names if rule(name)]:
+            return found
+    if not re.search(r"[*?\[]", low):
+        return []
+    return [name for name in names if fnmatchcase(name.lower(), low) or fnmatchcase(_base(name).lower(), low)]
+
+
+def _of_files(names: Sequence[str], files: list[str], wanted: ModelName, place: str) -> Choice:
+    """One model file with all its parts, or, where no file is a model by itself, all of `files`."""
+    models = _first_parts(name for name in files if name.endswith((".gguf", ".m")))
+    if models:
+        return _one_model(names, models, wanted, place)
+    parted = [part for name in files for part in _parts(names, name, place)]
+    files = sorted({*files, *parted})
+    return Choice(tuple(files), files[0] if len(files) == 1 else commonpath([f"/{name}" for name in files])[1:])
+
+
+def _one_model(names: Sequence[str], models: list[str], wanted: ModelName, place: str) -> Choice:
+    if len(models) > 1:
+        like = f" like {wanted.file!r}" if wanted.file else ""
+        raise UsageError(
+            f"{place} has {len(models)} models{like}: {_shown(_called(models))}; "
+            f"choose one, as {wanted.repo}:{_called(models)[0]}"
+        )
+    parts = _parts(names, models[0], place)
+    if models[0].endswith(".gguf"):
+        return Choice(tuple(parts), parts[0])
+    tokenizers = [name for name in names if name.endswith(".t")]
+    return Choice((*parts, *tokenizers), parts[0], tokenizers[0] if len(tokenizers) == 1 else None)
+
+
+def _parts(names: Sequence[str], name: str, place: str) -> list[str]:
+    """All parts of what `name` is a part of, in order; itself where it is whole."""
+    part = _PART.search(name)
+    if part is None:
+        return [name]
+    n_parts = int(part[2])
+    if not 1 <= n_parts <= _MOST_PARTS:
+        raise UsageError(
+            f"{place} has {name}, a part of {n_parts}; expected 1 to {_MOST_PARTS} parts: this cannot be a model"
+        )
+    wanted = [f"{name[: part.start()]}-{i:05}-of-{part[2]}{name[part.end() :]}" for i in range(1, n_parts + 1)]
+    there = set(names)
+    for one in wanted:
+        if one not in there:
+            raise UsageError(
+                f"{place} has no {one}, and {name} is nothing without it; choose another, or pull it again"
+            )
+    return wanted
+
+
+def _hf_folder(names: Sequence[str], place: str) -> Choice | None:
+    top = [name for name in names if "/" not in name]
+    weights = [name for name in top if name.endswith(".safetensors") and not name.startswith("adapter_")]
+    # Some repositories have the same weights a second time, under the name that Meta and Mistral use.
+    weights = [name for name in weights if not name.startswith("consolidated")] or weights
+    if not weights or "config.json" not in top:
+        return None
+    weights = sorted({part for name in weights for part in _parts(top, name, place)})
+    beside = ("config.json", "generation_config.json", *_TOKENIZER_FILES)
+    others = [name for name in top if name in beside or name.endswith(".safetensors.index.json")]
+    return Choice((*sorted(others), *weights), "")
+
+
+def _meta_folder(names: Sequence[str]) -> Choice | None:
+    for folder in ("", "original/"):
+        weights = [
+            name
+            for name in names
+            if fnmatchcase(name, f"{folder}consolidated.*.pth") and "/" not in name[len(folder) :]
+        ]
+        if weights and f"{folder}params.json" in names:
+            others = [name for name in (f"{folder}params.json", f"{folder}tokenizer.model") if name in names]
+            return Choice((*others, *sorted(weights)), folder.rstrip("/"))
+    return None
+
+
+def _refuse(names: Sequence[str], place: str) -> Choice:
+    raise UsageError(
+        f"{place} has no GGUF file, no safetensors with a config.json, no consolidated.*.pth with a params.json and no "
+        f".m file; {f'it has {_shown(names)}' if names else 'it is empty'}: name a file after a colon, or take another"
+    )
+
+
+def _gguf_models(names: Iterable[str]) -> list[str]:
+    return _first_parts(name for name in names if name.endswith(".gguf") and not _is_projector(name))
+
+
+def _m_files(names: Iterable[str]) -> list[str]:
+    return [name for name in names if name.endswith(".m")]
+
+
+def _first_parts(names: Iterable[str]) -> list[str]:
+    """Each model once: a whole file, or what stands for the first part of a split one."""
+    return sorted({_PART.sub(lambda part: f"-00001-of-{part[2]}", name) for name in names})
+
+
+def _is_projector(name: str) -> bool:
+    """Files of images' projectors and of calibration lie beside models and are none."""
+    return _base(name).lower().startswith(("mmproj", "imatrix"))
+
+
+def _has_quant(name: str, quant: str) -> bool:
+    if not _QUANT.fullmatch(quant):
+        return False
+    return re.search(rf"(?:\A|[-._/]){re.escape(quant)}(?=[-./])", name, re.IGNORECASE) is not None
+
+
+def _called(models: Sequence[str]) -> list[str]:
+    """What to write after the colon for each: its quantization where that is enough, else its name."""
+    found = [_QUANT.findall(_PART.sub("", _base(name)).removesuffix(".gguf")) for name in models]
+    quants = [words[-1] if words else "" for words in found]
+    short = all(quants) and all(sum(_has_quant(name, quant) for name in models) == 1 for quant in quants)
+    return quants if short else list(models)
+
+
+def _nearest(names: Sequence[str], wanted: str) -> str:
+    candidates = {name.lower(): name for name in names[:5000] if not name.startswith(".")}
+    ggufs = _gguf_models(names[:5000])
+    candidates |= {quant.lower(): quant for quant in _called(ggufs)}
+    near = difflib.get_close_matches(wanted.lower(), candidates, n=4, cutoff=0.5)
+    nearest = f"the nearest are {', '.join(candidates[word] for word in near)}" if near else ""
+    if near and not ggufs:
+        return nearest
+    has = f"it has {_shown(_called(ggufs) or names)}" if names else "it is empty"
+    return f"{nearest}; {has}" if near else has
+
+
+def _shown(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MOST_SHOWN} more" if len(names) > _MOST_SHOWN else ""
+    return ", ".join(names[:_MOST_SHOWN]) + more
+
+
+def _base(name: str) -> str:
+    return PurePosixPath(name).name

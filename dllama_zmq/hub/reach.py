@@ -1,0 +1,151 @@
+"""The way to the hub: its address, its session, and in plain words why it did not give what was asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit, urlunsplit
+from urllib.request import getproxies
+
+from dllama_zmq.errors import DllamaError, HubError, UsageError
+
+if TYPE_CHECKING:
+    import httpx2
+    from huggingface_hub.errors import HfHubHTTPError
+
+_AGAIN = "what has been pulled before can be had without it: --offline, or HF_HUB_OFFLINE=1"
+
+
+def load_settings() -> None:
+    """Read the HF_... variables of the environment. Raises UsageError where one of them cannot be read."""
+    try:
+        import huggingface_hub.constants  # noqa: F401
+    except ValueError as error:
+        raise UsageError(f"an HF_... variable is no number where it must be one ({error}); unset it") from error
+
+
+def endpoint() -> str:
+    """The hub's address, as it may be shown: without a name and password that may be in it."""
+    from huggingface_hub import constants
+
+    return _shown_url(constants.ENDPOINT)
+
+
+def session() -> httpx2.Client:
+    """huggingface_hub's HTTP session, which knows proxies. Raises UsageError where it cannot be made."""
+    from huggingface_hub import get_session
+
+    try:
+        return get_session()
+    except (ValueError, ImportError) as error:  # of what the environment says of proxies
+        raise UsageError(
+            f"the proxy cannot be used ({reason(error)}); check HTTPS_PROXY, HTTP_PROXY and ALL_PROXY"
+        ) from error
+
+
+def headers() -> dict[str, str]:
+    """The headers of a request, with the user's token where there is one. Raises UsageError for what can be none."""
+    from huggingface_hub import get_token
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # public, says its reference
+
+    token = get_token()
+    # Checked here, for the error of a header that cannot be sent would print the token.
+    if token is not None and not (token.isascii() and token.isprintable() and " " not in token):
+        raise UsageError("the token holds a character that no token has; set HF_TOKEN again, or run `hf auth login`")
+    return {**build_hf_headers(library_name="dllama-zmq"), "Accept-Encoding": "identity"}
+
+
+@contextmanager
+def in_plain_words(repo: str, revision: str) -> Iterator[None]:
+    """Turns what goes wrong with the hub into one sentence: HubError, or UsageError where the name is wrong."""
+    import httpx2  # huggingface_hub's own: its sessions raise these
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    try:
+        yield
+    except HfHubHTTPError as error:
+        raise _refused(error, repo, revision) from error
+    except OfflineModeIsEnabled as error:
+        raise HubError(f"{repo} was not asked for, because HF_HUB_OFFLINE is set; unset it") from error
+    except httpx2.ProxyError as error:
+        raise HubError(
+            f"the proxy on the way to {endpoint()} refuses ({reason(error)}); check HTTPS_PROXY and NO_PROXY"
+        ) from error
+    except (httpx2.UnsupportedProtocol, httpx2.InvalidURL) as error:
+        raise UsageError(f"{endpoint()} cannot be asked ({reason(error)}); give HF_ENDPOINT as https://HOST") from error
+    except httpx2.TimeoutException as error:
+        raise HubError(
+            f"{_host(error)} does not answer in time; try again, or set HF_ENDPOINT to a mirror; {_AGAIN}"
+        ) from error
+    except httpx2.TransportError as error:
+        raise HubError(
+            f"{_host(error)} cannot be reached ({reason(error)}); check the network{_proxy_too()}, try again, or set "
+            f"HF_ENDPOINT to a mirror; {_AGAIN}"
+        ) from error
+    except httpx2.TooManyRedirects as error:
+        raise HubError(f"{endpoint()} sends from one address to another without end; check HF_ENDPOINT") from error
+
+
+def reason(error: BaseException) -> str:
+    """An error's own words, one line of a length that can be read."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def is_passing(error: HfHubHTTPError) -> bool:
+    """Whether the same request may be answered a moment later."""
+    return error.response.status_code >= 500 or error.response.status_code == 408
+
+
+def _refused(error: HfHubHTTPError, repo: str, revision: str) -> DllamaError:
+    from huggingface_hub import get_token
+
+    status = error.response.status_code
+    code, message = (str(error.response.headers.get(f"X-Error-{word}", "")) for word in ("Code", "Message"))
+    page, has_token = f"{endpoint()}/{repo}", get_token() is not None
+    sign_in = "set HF_TOKEN (or run `hf auth login`)"
+    if code == "GatedRepo":
+        waits = "; your token is known, so the consent is what is missing" if has_token and status == 403 else ""
+        return HubError(f"{repo} is given out under a licence: accept its licence at {page} and {sign_in}{waits}")
+    if code == "RevisionNotFound":
+        return UsageError(
+            f"{repo} has no branch, tag or commit {revision!r}; see {page}, or leave --revision out for main"
+        )
+    if code == "EntryNotFound":
+        return HubError(f"{page} no longer has a file that it listed a moment ago; run the command again")
+    if status == 401 and (has_token or message.startswith("Invalid credentials")):
+        return HubError(f"{endpoint()} does not accept your token for {repo}; check the name, and {sign_in}")
+    if status in (401, 404):
+        return UsageError(
+            f"there is no model {page} for all to see; check its name, or, where it is private, {sign_in}"
+        )
+    if status == 403:
+        return HubError(f"{endpoint()} does not let you have {repo}: accept its licence at {page} and {sign_in}")
+    if status == 429:
+        return HubError(f"{endpoint()} has had too many requests from here; try again in some minutes, or {sign_in}")
+    if status >= 500:
+        return HubError(
+            f"{endpoint()} has a fault of its own (HTTP {status}); try again later, or set HF_ENDPOINT to a mirror; "
+            f"{_AGAIN}"
+        )
+    return HubError(f"{endpoint()} refuses {repo} (HTTP {status} {message}); check HF_ENDPOINT and the name")
+
+
+def _host(error: object) -> str:
+    """The endpoint, and with it the host that failed where that is another one, to which the hub had sent us."""
+    try:
+        url = error.request.url  # type: ignore[attr-defined]
+        host = str(url.host)
+    except (AttributeError, RuntimeError):  # not every error belongs to a request
+        return endpoint()
+    return endpoint() if host == urlsplit(endpoint()).hostname else f"{host} (where {endpoint()} sends downloads)"
+
+
+def _proxy_too() -> str:
+    variables = [f"{scheme.upper()}_PROXY" for scheme in sorted(getproxies()) if scheme != "no"]
+    return f" and the proxy of {' and '.join(variables)}" if variables else ""
+
+
+def _shown_url(url: str) -> str:
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
