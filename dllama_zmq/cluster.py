@@ -16,13 +16,17 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from dllama_zmq.errors import ConfigError
+from dllama_zmq.errors import ConfigError, UsageError
+from dllama_zmq.hub import find_pulled
 from dllama_zmq.spec import Sync
 from dllama_zmq.yaml_tree import YamlTree, shown
 
 MAX_FILE_BYTES = 1 << 20
 DEMO = "demo"
 """`model: demo` and `tokenizer: demo` mean the files shipped in the package."""
+
+PULLED = "hf:"
+"""`model: hf:REPO[:FILE]` means what `dllama-zmq pull REPO[:FILE]` has put into the cache."""
 
 NAME_PATTERN = r"\A[A-Za-z0-9][A-Za-z0-9_-]{0,31}\Z"
 """Names become folders, socket identities and columns of tables."""
@@ -123,9 +127,13 @@ class ClusterFile:
         if text == DEMO:
             return DATA_FOLDER / f"{DEMO}{suffix}"
         try:
+            if text.startswith(PULLED):
+                return find_pulled(text)
             return self.path.absolute().parent / Path(text).expanduser()
         except RuntimeError as error:
             raise ConfigError(f"{self.path}: {key}: {text}: no such home folder; write the path in full") from error
+        except UsageError as error:
+            raise ConfigError(f"{self.path}: {key}: {error}") from error
 
     def _existing(self, path: Path, key: str, wanted: str) -> Path:
         if os.path.isfile(path) or os.path.isdir(path):
@@ -134,6 +142,14 @@ class ClusterFile:
             f"{self.path}: {key}: there is no {path}; give the path of {wanted} "
             f"(relative to {self.path.absolute().parent}), or write `model: {DEMO}` for the shipped one"
         )
+
+
+def model_at(text: str | Path) -> Path:
+    """Where a model is that is given by its path, as `demo`, or as `hf:REPO[:FILE]`. Raises UsageError for one that has
+    not been pulled."""
+    if text == DEMO:
+        return DATA_FOLDER / f"{DEMO}.m"
+    return find_pulled(text) if isinstance(text, str) and text.startswith(PULLED) else Path(text)
 
 
 def tokenizer_beside(model: Path) -> Path:

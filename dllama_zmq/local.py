@@ -15,8 +15,8 @@ import numpy as np
 import zmq
 
 from dllama_zmq.bus.links import Endpoints
-from dllama_zmq.cluster import DATA_FOLDER, DEMO
-from dllama_zmq.errors import RequestError
+from dllama_zmq.cluster import model_at, tokenizer_beside
+from dllama_zmq.errors import FormatError, RequestError
 from dllama_zmq.formats import ModelFile, open_model, read_tokenizer
 from dllama_zmq.kernels import KernelChoice, KVType
 from dllama_zmq.models import Run
@@ -33,7 +33,8 @@ from dllama_zmq.worker import Worker, WorkerSettings
 class LocalModel:
     """A model ready to run; made by `load`. Use it in a `with` block, or `close` it."""
 
-    def __init__(self, root: Root, tokenizer: Tokenizer | None, shut_down: Callable[[], None]) -> None:
+    def __init__(self, root: Root, tokenizer: Tokenizer | str, shut_down: Callable[[], None]) -> None:
+        """tokenizer: or why there is none."""
         self._root = root
         self._tokenizer = tokenizer
         self._turn = 0
@@ -47,8 +48,8 @@ class LocalModel:
     @property
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer. Raises RequestError where none was found."""
-        if self._tokenizer is None:
-            raise RequestError("this model was loaded without a tokenizer; pass load(..., tokenizer=PATH)")
+        if isinstance(self._tokenizer, str):
+            raise RequestError(f"this model has no tokenizer ({self._tokenizer}); pass load(..., tokenizer=PATH)")
         return self._tokenizer
 
     def logits(self, token_ids: Sequence[int]) -> F32:
@@ -108,21 +109,25 @@ def load(
     kv_cache: KVType = "f16",
     threads: int = 1,
 ) -> LocalModel:
-    """Open `model` (a `.m` file, or "demo") and run it in this process over `nodes` nodes.
+    """Open `model` (a file or folder, "demo", or "hf:REPO[:FILE]") and run it in this process over `nodes` nodes.
 
-    tokenizer: a `.t` file; where None, the model's own name with `.t` if there is one. With nodes > 1 the real bus runs
-    over inproc sockets, a thread for each worker. threads: compute threads of each node.
+    tokenizer: a file or folder; where None, the one that the model brings with it, if there is one. threads: compute
+    threads of each node. With nodes > 1 the real bus runs over inproc sockets, a thread for each worker.
     Raises FormatError, PlanError.
     """
-    path = DATA_FOLDER / f"{DEMO}.m" if model == DEMO else Path(model)
-    tokenizer_path = Path(tokenizer) if tokenizer is not None else path.with_suffix(".t")
+    path = model_at(model)
+    tokenizer_path = Path(tokenizer) if tokenizer is not None else tokenizer_beside(path)
     with ExitStack() as cleanup:
         file = cleanup.enter_context(open_model(path))
         Plan.make(file.spec, nodes)  # refused before anything is started
-        words = None
-        if tokenizer is not None or tokenizer_path.exists():
+        words: Tokenizer | str
+        try:
             words = read_tokenizer(tokenizer_path)
             words.check_fits(file.spec, path)
+        except FormatError as error:
+            if tokenizer is not None:
+                raise
+            words = str(error)
         names = [f"worker{i}" for i in range(1, nodes)]
         # In one process the nodes share the interpreter: a waiting one must block, not spin.
         settings = RootSettings(

@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_limits
 
 from dllama_zmq.bus.client_messages import Status
 from dllama_zmq.cli.show import UpProgress, human_bytes, note
-from dllama_zmq.cluster import DEMO, ClusterFile, is_loopback, load_cluster
+from dllama_zmq.cluster import DEMO, PULLED, ClusterFile, is_loopback, load_cluster
 from dllama_zmq.errors import ClusterError
 from dllama_zmq.kernels import KernelChoice
 from dllama_zmq.launch.daemon import run_cluster
@@ -59,7 +59,9 @@ class Overrides:
         return [word for flag, value in values.items() if value is not None for word in (flag, str(value))]
 
     def _model_from_anywhere(self) -> str | None:
-        return self.model if self.model in (None, DEMO) else str(Path(self.model).expanduser().absolute())
+        if self.model is None or self.model == DEMO or self.model.startswith(PULLED):
+            return self.model
+        return str(Path(self.model).expanduser().absolute())
 
 
 def be_cluster(path: Path, overrides: Overrides, leave_with_stdin: bool) -> None:

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from dllama_zmq.cli.show import CopyProgress, human_bytes, note
-from dllama_zmq.cluster import DATA_FOLDER, DEMO, tokenizer_beside
+from dllama_zmq.cluster import model_at, tokenizer_beside
 from dllama_zmq.errors import FormatError, UsageError
 from dllama_zmq.formats import open_model, read_tokenizer, write_t
 from dllama_zmq.formats.convert import convert_model
@@ -17,7 +17,7 @@ def run(source: str, out: Path, weights: str | None, tokenizer: Path | None, for
     """Convert `source` to `out`; its tokenizer to `tokenizer`, by default beside `out`."""
     if out.suffix != ".m":
         raise UsageError(f"{out}: the model is written as a .m file; name it so")
-    path = DATA_FOLDER / f"{DEMO}.m" if source == DEMO else Path(source)
+    path = model_at(source)
     words_out = tokenizer or out.with_suffix(".t")
     for file in (out, words_out):
         if file.exists() and not force:

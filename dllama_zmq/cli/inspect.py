@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dllama_zmq.cli.show import human_bytes
-from dllama_zmq.cluster import DATA_FOLDER, DEMO, tokenizer_beside
+from dllama_zmq.cluster import model_at, tokenizer_beside
 from dllama_zmq.errors import FormatError
 from dllama_zmq.formats import ModelFile, open_model, read_tokenizer
 from dllama_zmq.root.root import DEFAULT_SEQ_LEN
@@ -23,7 +23,7 @@ _NODES = (1, 2, 4, 8)
 
 def run(source: str, as_json: bool, tensors: bool) -> None:
     """Tell about the model at `source`, as a table or one JSON object."""
-    path = DATA_FOLDER / f"{DEMO}.m" if source == DEMO else Path(source)
+    path = model_at(source)
     with open_model(path) as model:
         facts = _facts(model, path)
         if tensors:
