@@ -8,39 +8,58 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from dllama_zmq.errors import UsageError
-from dllama_zmq.spec import FloatType, ModelSpec, Rope, RopeScaling
+from dllama_zmq.spec import Architecture, FloatType, ModelSpec, Rope, RopeScaling
 
 _LLAMA2_ROPE = Rope(theta=10000.0)
 _LLAMA3_ROPE = Rope(theta=500000.0)
+_LLAMA31_ROPE = Rope(theta=500000.0, scaling=RopeScaling(8.0, 1.0, 4.0, 8192))
 _LLAMA32_ROPE = Rope(theta=500000.0, scaling=RopeScaling(32.0, 1.0, 4.0, 8192))
+_HALF_ROPE = Rope(theta=10000.0, layout="half")
+_LONG_HALF_ROPE = Rope(theta=1e6, layout="half")
 
 
-def _llama(
-    *, n_layers: int, dim: int, hidden_dim: int, n_heads: int, n_kv_heads: int, vocab_size: int = 32000,
-    seq_len: int = 4096, rope: Rope = _LLAMA2_ROPE,
+def _shape(
+    arch: Architecture, n_layers: int, dim: int, hidden_dim: int, heads: tuple[int, int], vocab_size: int, seq_len: int,
+    rope: Rope, *, head_dim: int = 128, norm_eps: float = 1e-5, experts: tuple[int, int] = (0, 0),
+    window: int | None = None,
 ) -> ModelSpec:  # fmt: skip
+    """heads: query and KV heads. experts: all, and those that a token uses."""
+    grok = arch == "grok1"
     return ModelSpec(
-        arch="llama", dim=dim, hidden_dim=hidden_dim, n_layers=n_layers, n_heads=n_heads, n_kv_heads=n_kv_heads,
-        head_dim=dim // n_heads, vocab_size=vocab_size, seq_len=seq_len, weight_type=FloatType.Q40, rope=rope,
+        arch=arch, dim=dim, hidden_dim=hidden_dim, n_layers=n_layers, n_heads=heads[0], n_kv_heads=heads[1],
+        head_dim=head_dim, vocab_size=vocab_size, seq_len=seq_len, weight_type=FloatType.Q40, rope=rope,
+        norm_eps=norm_eps, activation="gelu" if grok else "silu", n_experts=experts[0], n_active_experts=experts[1],
+        norm_topk=not grok, window=window,
     )  # fmt: skip
 
 
+# The numbers of each model's own config.json, as its publisher has it; Grok-1's of its run.py.
+_LLAMA31_8B = _shape("llama", 32, 4096, 14336, (32, 8), 128256, 131072, _LLAMA31_ROPE)
+_LLAMA31_70B = _shape("llama", 80, 8192, 28672, (64, 8), 128256, 131072, _LLAMA31_ROPE)
 SHAPES: dict[str, ModelSpec] = {
-    "tinyllama": _llama(n_layers=22, dim=2048, hidden_dim=5632, n_heads=32, n_kv_heads=4, seq_len=2048),
-    "llama2-7b": _llama(n_layers=32, dim=4096, hidden_dim=11008, n_heads=32, n_kv_heads=32),
-    "llama2-13b": _llama(n_layers=40, dim=5120, hidden_dim=13824, n_heads=40, n_kv_heads=40),
-    "llama2-70b": _llama(n_layers=80, dim=8192, hidden_dim=28672, n_heads=64, n_kv_heads=8),
-    "llama3-8b": _llama(
-        n_layers=32, dim=4096, hidden_dim=14336, n_heads=32, n_kv_heads=8, vocab_size=128256, seq_len=8192,
-        rope=_LLAMA3_ROPE,
+    "tinyllama": _shape("llama", 22, 2048, 5632, (32, 4), 32000, 2048, _LLAMA2_ROPE, head_dim=64),
+    "llama2-7b": _shape("llama", 32, 4096, 11008, (32, 32), 32000, 4096, _LLAMA2_ROPE),
+    "llama2-13b": _shape("llama", 40, 5120, 13824, (40, 40), 32000, 4096, _LLAMA2_ROPE),
+    "llama2-70b": _shape("llama", 80, 8192, 28672, (64, 8), 32000, 4096, _LLAMA2_ROPE),
+    "llama3-8b": _shape("llama", 32, 4096, 14336, (32, 8), 128256, 8192, _LLAMA3_ROPE),
+    "llama3-70b": _shape("llama", 80, 8192, 28672, (64, 8), 128256, 8192, _LLAMA3_ROPE),
+    "llama3.1-8b": _LLAMA31_8B,
+    "llama3.2-1b": _shape("llama", 16, 2048, 8192, (32, 8), 128256, 131072, _LLAMA32_ROPE, head_dim=64),
+    "llama3.2-3b": _shape("llama", 28, 3072, 8192, (24, 8), 128256, 131072, _LLAMA32_ROPE),
+    "llama3.3-70b": _LLAMA31_70B,
+    "mistral-7b": _shape("llama", 32, 4096, 14336, (32, 8), 32000, 32768, _LLAMA2_ROPE, window=4096),
+    "mixtral-8x7b": _shape("mixtral", 32, 4096, 14336, (32, 8), 32000, 32768, _LONG_HALF_ROPE, experts=(8, 2)),
+    "qwen2.5-7b": _shape("qwen2", 28, 3584, 18944, (28, 4), 152064, 32768, _LONG_HALF_ROPE, norm_eps=1e-6),
+    "qwen3-0.6b": _shape("qwen3", 28, 1024, 3072, (16, 8), 151936, 40960, _LONG_HALF_ROPE, norm_eps=1e-6),
+    "qwen3-8b": _shape("qwen3", 36, 4096, 12288, (32, 8), 151936, 40960, _LONG_HALF_ROPE, norm_eps=1e-6),
+    "qwen3-30b-a3b": _shape(
+        "qwen3moe", 48, 2048, 768, (32, 4), 151936, 40960, _LONG_HALF_ROPE, norm_eps=1e-6, experts=(128, 8)
     ),
-    "llama3-70b": _llama(
-        n_layers=80, dim=8192, hidden_dim=28672, n_heads=64, n_kv_heads=8, vocab_size=128256, seq_len=8192,
-        rope=_LLAMA3_ROPE,
-    ),
-    "llama3.2-1b": _llama(
-        n_layers=16, dim=2048, hidden_dim=8192, n_heads=32, n_kv_heads=8, vocab_size=128256, seq_len=131072,
-        rope=_LLAMA32_ROPE,
+    "grok-1": _shape("grok1", 64, 6144, 32768, (48, 8), 131072, 8192, _HALF_ROPE, experts=(8, 2)),
+    "deepseek-r1-distill-llama-8b": _LLAMA31_8B,
+    "deepseek-r1-distill-llama-70b": _LLAMA31_70B,
+    "deepseek-r1-distill-qwen-7b": _shape(
+        "qwen2", 28, 3584, 18944, (28, 4), 152064, 131072, _HALF_ROPE, norm_eps=1e-6
     ),
 }  # fmt: skip
 

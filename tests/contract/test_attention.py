@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from back_ends import AVAILABLE, PUBLISHED_EXP, SIX_DIGITS, U, attend, attention_by_hand, with_threads
 
-from dllama_zmq.kernels import Kernels, Run
+from dllama_zmq.kernels import Kernels, KVType, Run
 from dllama_zmq.quants import F32
 
 KV_TYPES = ["f32", "f16"]
@@ -253,3 +253,63 @@ def test_no_kind_of_nan_becomes_a_number(compiled: Kernels, n_heads, place, bits
     arrays = {"q": normal(27, 1, n_heads, 16), "keys": normal(28, 1, 70, 16), "values": normal(29, 1, 70, 16)}
     arrays[place].view(np.uint32)[0, 0, :] = bits
     assert np.isnan(attend(compiled, **arrays, kv_of_head=[0] * n_heads)[0, :16]).all()
+
+
+def windowed(
+    kernels: Kernels,
+    q: F32,
+    k: F32,
+    v: F32,
+    window: int | None,
+    softcap: float | None,
+    kv_type: KVType,
+    steps: list[int],
+) -> F32:
+    """Queries, keys and values (T, H or K, 16), whose heads pair up, as steps of so many tokens."""
+    kv_of_head = [h * k.shape[1] // q.shape[1] for h in range(q.shape[1])]
+    cache = kernels.kv_cache(1, 1, k.shape[1], len(q), q.shape[2], kv_of_head, kv_type, window, softcap)
+    out, start = [], 0
+    for count in steps:
+        rows = slice(start, start + count)
+        cache.append(0, Run(0, start, count), k[rows], v[rows])
+        out.append(cache.attend(0, Run(0, start, count), q[rows]).copy())
+        start += count
+    return np.concatenate(out)
+
+
+@pytest.mark.parametrize("steps", [[150], [1] * 150, [64, 3, 60, *[1] * 23]], ids=["whole", "each", "some"])
+@pytest.mark.parametrize("window", [1, 2, 16, 17, 63, 64, 65, 100, 149, 150, 1000])
+def test_a_token_sees_the_positions_of_its_window_alone(kernels, window, steps):
+    q, k, v = normal(30, 150, 4, 16), normal(31, 150, 2, 16), normal(32, 150, 2, 16)
+    found = windowed(kernels, q, k, v, window, None, "f32", steps).reshape(q.shape)
+    for t in range(150):
+        seen = slice(max(0, t - window + 1), t + 1)
+        keys, values = (np.ascontiguousarray(of[seen].transpose(1, 0, 2)) for of in (k, v))
+        wanted = attention_by_hand(q[t : t + 1], keys, values, [0, 0, 1, 1])
+        np.testing.assert_allclose(found[t : t + 1], wanted, rtol=0, atol=ATTENTION_ROUNDING)
+
+
+@pytest.mark.parametrize("kv_type", KV_TYPES)
+@pytest.mark.parametrize("window", [1, 20, 64, 65])
+def test_bits_within_a_window_depend_on_neither_the_batch_nor_the_heads_beside(compiled, window, kv_type):
+    q, k, v = normal(33, 150, 4, 16), normal(34, 150, 2, 16), normal(35, 150, 2, 16)
+    whole = windowed(compiled, q, k, v, window, None, kv_type, [150])
+    assert np.array_equal(windowed(compiled, q, k, v, window, None, kv_type, [1] * 150), whole)
+    assert np.array_equal(windowed(compiled, q, k, v, window, None, kv_type, [70, 70, 10]), whole)
+    first = windowed(
+        compiled, np.ascontiguousarray(q[:, :1]), k[:, :1].copy(), v[:, :1].copy(), window, None, kv_type, [150]
+    )
+    assert np.array_equal(first, whole[:, :16])
+
+
+@pytest.mark.parametrize("scale", [0.1, 1, 20])
+def test_scores_are_kept_within_the_softcap(kernels, scale):
+    q, k, v = scale * normal(36, 90, 4, 16), scale * normal(37, 90, 2, 16), normal(38, 90, 2, 16)
+    found = windowed(kernels, q, k, v, None, 30.0, "f32", [80, 10]).reshape(q.shape)
+    for t in range(90):
+        for head in range(4):
+            scores = k[: t + 1, head // 2].astype(np.float64) @ q[t, head] / 4
+            weight = np.exp(30 * np.tanh(scores / 30))
+            wanted = weight @ v[: t + 1, head // 2] / weight.sum()
+            # 30 * tanh is off by some 8 U of 30, and a weight by that much of itself.
+            np.testing.assert_allclose(found[t, head], wanted, rtol=0, atol=ATTENTION_ROUNDING + 8 * 30 * U * 4)
