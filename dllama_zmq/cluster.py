@@ -17,7 +17,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from dllama_zmq.errors import ConfigError
-from dllama_zmq.spec import Sync
+from dllama_zmq.spec import WEIGHTS_FLOAT, FloatType, Sync, Weights
 from dllama_zmq.yaml_tree import YamlTree, shown
 
 MAX_FILE_BYTES = 1 << 20
@@ -84,6 +84,7 @@ class Cluster(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     name: _Name = "home"
     model: _FilePath
     tokenizer: _FilePath | None = None
+    weights: Weights | None = None
     sync: Sync = "f32"
     kernels: Literal["auto", "simd", "numpy"] = "auto"
     kv_cache: Literal["f16", "f32"] = "f16"
@@ -98,6 +99,11 @@ class Cluster(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         """The root and its workers."""
         return 1 + len(self.workers)
 
+    @property
+    def weight_type(self) -> FloatType | None:
+        """The type in which the model's weights are read; None: as they are stored."""
+        return None if self.weights is None else WEIGHTS_FLOAT[self.weights]
+
 
 @dataclass(frozen=True, slots=True)
 class ClusterFile:
@@ -107,9 +113,9 @@ class ClusterFile:
     cluster: Cluster
 
     def model_path(self) -> Path:
-        """The `.m` file. Raises ConfigError where there is none."""
+        """The `.m` file, or the model's folder. Raises ConfigError where there is none."""
         path = self._resolve(self.cluster.model, "model", ".m")
-        return self._existing(path, "model", "a .m file")
+        return path if os.path.isdir(path) else self._existing(path, "model", "a .m file or of a model's folder")
 
     def tokenizer_path(self) -> Path:
         """The `.t` file: as given, else the model's own name with `.t`. Raises ConfigError where there is none."""
@@ -192,8 +198,9 @@ _HOST = "a host name or an address, without scheme or port"
 _THREADS = "a number of threads, 1 to 1024, or auto: this host's cores shared among its nodes"
 _HINTS = {
     "name": _NAME,
-    "model": "the path of a .m file, or demo",
+    "model": "the path of a .m file or of a model's folder, or demo",
     "tokenizer": "the path of a .t file, or demo",
+    "weights": "q40, q80, f16 or f32",
     "sync": "f32, f16 or q80",
     "kernels": "auto, simd or numpy",
     "kv_cache": "f16 or f32",
