@@ -18,7 +18,7 @@ from msgspec import Meta, Struct
 
 from dllama_zmq.errors import ConfigError, UsageError
 from dllama_zmq.hub import find_pulled
-from dllama_zmq.spec import Sync
+from dllama_zmq.spec import WEIGHTS_FLOAT, FloatType, Sync, Weights
 from dllama_zmq.yaml_tree import YamlTree, shown
 
 MAX_FILE_BYTES = 1 << 20
@@ -88,6 +88,7 @@ class Cluster(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     name: _Name = "home"
     model: _FilePath
     tokenizer: _FilePath | None = None
+    weights: Weights | None = None
     sync: Sync = "f32"
     kernels: Literal["auto", "simd", "numpy"] = "auto"
     kv_cache: Literal["f16", "f32"] = "f16"
@@ -101,6 +102,11 @@ class Cluster(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     def n_nodes(self) -> int:
         """The root and its workers."""
         return 1 + len(self.workers)
+
+    @property
+    def weight_type(self) -> FloatType | None:
+        """The type in which the model's weights are read; None: as they are stored."""
+        return None if self.weights is None else WEIGHTS_FLOAT[self.weights]
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,8 +219,9 @@ _HOST = "a host name or an address, without scheme or port"
 _THREADS = "a number of threads, 1 to 1024, or auto: this host's cores shared among its nodes"
 _HINTS = {
     "name": _NAME,
-    "model": "the path of a .m file, or demo",
+    "model": "the path of a .m file or of a model's folder, or demo",
     "tokenizer": "the path of a .t file, or demo",
+    "weights": "q40, q80, f16 or f32",
     "sync": "f32, f16 or q80",
     "kernels": "auto, simd or numpy",
     "kv_cache": "f16 or f32",

@@ -16,7 +16,7 @@ import zmq
 
 from dllama_zmq.bus.links import Endpoints
 from dllama_zmq.cluster import model_at, tokenizer_beside
-from dllama_zmq.errors import FormatError, RequestError
+from dllama_zmq.errors import FormatError, RequestError, UsageError
 from dllama_zmq.formats import ModelFile, open_model, read_tokenizer
 from dllama_zmq.kernels import KernelChoice, KVType
 from dllama_zmq.models import Run
@@ -25,7 +25,7 @@ from dllama_zmq.root.generation import PREFILL_TOKENS, Finished, GenerationReque
 from dllama_zmq.root.root import Root, RootSettings
 from dllama_zmq.root.sampler import Sampling
 from dllama_zmq.sharding import Plan
-from dllama_zmq.spec import ModelSpec, Sync
+from dllama_zmq.spec import WEIGHTS_FLOAT, ModelSpec, Sync, Weights
 from dllama_zmq.tokenizer import Tokenizer
 from dllama_zmq.worker import Worker, WorkerSettings
 
@@ -108,17 +108,21 @@ def load(
     kernels: KernelChoice = "auto",
     kv_cache: KVType = "f16",
     threads: int = 1,
+    weights: Weights | None = None,
 ) -> LocalModel:
     """Open `model` (a file or folder, "demo", or "hf:REPO[:FILE]") and run it in this process over `nodes` nodes.
 
     tokenizer: a file or folder; where None, the one that the model brings with it, if there is one. threads: compute
     threads of each node. With nodes > 1 the real bus runs over inproc sockets, a thread for each worker.
-    Raises FormatError, PlanError.
+    weights: the type in which a folder's weights are read, quantized on the way; None: as they are stored.
+    Raises FormatError, PlanError, UsageError.
     """
+    if weights is not None and weights not in WEIGHTS_FLOAT:
+        raise UsageError(f"weights is {weights!r}; expected one of {', '.join(WEIGHTS_FLOAT)}")
     path = model_at(model)
     tokenizer_path = Path(tokenizer) if tokenizer is not None else tokenizer_beside(path)
     with ExitStack() as cleanup:
-        file = cleanup.enter_context(open_model(path))
+        file = cleanup.enter_context(open_model(path, None if weights is None else WEIGHTS_FLOAT[weights]))
         Plan.make(file.spec, nodes)  # refused before anything is started
         words: Tokenizer | str
         try:

@@ -51,6 +51,12 @@ Axis = Literal["embed", "heads", "kv_heads", "ffn", "vocab", "head_dim", "expert
 Sync = Literal["f32", "f16", "q80"]
 """The type in which activations cross the bus."""
 
+Weights = Literal["q40", "q80", "f16", "f32"]
+"""The type in which a model that keeps its weights as floats is read."""
+
+WEIGHTS_FLOAT: dict[Weights, FloatType] = {
+    "q40": FloatType.Q40, "q80": FloatType.Q80, "f16": FloatType.F16, "f32": FloatType.F32,
+}  # fmt: skip
 SYNC_FLOAT: dict[Sync, FloatType] = {"f32": FloatType.F32, "f16": FloatType.F16, "q80": FloatType.Q80}
 
 

@@ -1,22 +1,30 @@
-"""Model and tokenizer files: `.m` and `.t`, read and written. Described in FORMATS.md. Knows no node and no compute."""
+"""Model and tokenizer files, read and written: `.m` and `.t`, and folders of Hugging Face and Meta. See FORMATS.md.
+
+Knows no node and no compute.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from dllama_zmq.errors import FormatError, UnsupportedModel
+from dllama_zmq.errors import FormatError, UnsupportedModel, UsageError
 from dllama_zmq.formats.files import open_regular
+from dllama_zmq.formats.hf import open_hf
 from dllama_zmq.formats.m_file import open_m, write_m
 from dllama_zmq.formats.m_header import data_bytes
+from dllama_zmq.formats.meta import open_meta
 from dllama_zmq.formats.model_file import ModelFile
 from dllama_zmq.formats.t_file import read_t, write_t
+from dllama_zmq.spec import FloatType
 from dllama_zmq.tokenizer import Tokenizer, TokenizerData
 
 __all__ = [
     "ModelFile",
     "TokenizerData",
     "data_bytes",
+    "open_hf",
     "open_m",
+    "open_meta",
     "open_model",
     "read_t",
     "read_tokenizer",
@@ -25,16 +33,35 @@ __all__ = [
 ]
 
 
-def open_model(path: str | Path) -> ModelFile:
-    """Open a model of any format that this version reads: `.m` for now. Raises FormatError or UnsupportedModel."""
+def open_model(path: str | Path, weights: FloatType | None = None) -> ModelFile:
+    """Open a model of any format that this version reads: `.m`, a Hugging Face folder, a folder of Meta's.
+
+    weights: the type in which the matrices are read, for formats that keep them as floats; None: as they are stored.
+    Raises FormatError or UnsupportedModel; UsageError where the weights are not to be had in that type.
+    """
     path = Path(path)
-    if path.is_dir() or path.suffix == ".safetensors":
-        raise UnsupportedModel(f"{path}: safetensors models are not read by this version. Convert it to a .m file.")
+    folder = path.parent if path.suffix == ".safetensors" and not path.is_dir() else path
+    if (folder / "config.json").exists():
+        return open_hf(folder, weights)
+    if (folder / "params.json").exists():
+        return open_meta(folder, weights)
+    if folder.is_dir():
+        raise FormatError(
+            f"{folder} is no folder of a model: it has neither config.json (Hugging Face) nor params.json (Meta)."
+        )
     with open_regular(path) as (file, _):
         magic = file.read(4)
     if magic == b"GGUF" or path.suffix == ".gguf":
         raise UnsupportedModel(f"{path}: GGUF models are not read by this version. Convert it to a .m file.")
-    return open_m(path)
+    model = open_m(path)
+    if weights not in (None, model.spec.weight_type):
+        has = model.spec.weight_type.name
+        model.close()
+        raise UsageError(
+            f"{path}: its weights are {has}, and stay so: `weights` is for models that keep them as floats. "
+            "Leave it out, or give the model that this one was made from."
+        )
+    return model
 
 
 def read_tokenizer(path: str | Path) -> Tokenizer:

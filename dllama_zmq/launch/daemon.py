@@ -51,7 +51,7 @@ def run_cluster(file: ClusterFile, leave_with_stdin: bool = False) -> None:
         with signals.raised():
             cleanup.enter_context(_only_one(places, cluster.name))
             cleanup.callback(places.clear)  # libzmq leaves the files of its ipc sockets behind
-            model = cleanup.enter_context(open_model(file.model_path()))
+            model = cleanup.enter_context(open_model(file.model_path(), cluster.weight_type))
             tokenizer = read_tokenizer(file.tokenizer_path())
             tokenizer.check_fits(model.spec, model.path)
             context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()

@@ -131,7 +131,7 @@ def take_down(name: str, stop_s: float) -> bool:
 
 def _check_files(file: ClusterFile) -> None:
     """Find in the foreground, where people look, what would stop the root in the background."""
-    with open_model(file.model_path()) as model:
+    with open_model(file.model_path(), file.cluster.weight_type) as model:
         Plan.make(model.spec, file.cluster.n_nodes)
         read_tokenizer(file.tokenizer_path()).check_fits(model.spec, model.path)
 

@@ -83,7 +83,7 @@ def test_refusals_say_what_to_do(model_path: Path, tmp_path: Path) -> None:
     (tmp_path / "tiny.t").unlink()
     with dllama_zmq.load(model_path) as model:
         assert model.logits([1]).shape[0] == 1
-        with pytest.raises(RequestError, match="has no tokenizer .*tiny.t cannot be opened"):
+        with pytest.raises(RequestError, match=r"has no tokenizer .*tiny\.t cannot be opened"):
             next(model.generate("a"))
 
 

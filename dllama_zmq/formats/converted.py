@@ -1,0 +1,212 @@
+"""Tensors of other programs' files, read in the type, order and place that this package wants. Knows no file format.
+
+A tensor lies in one piece or in several (Meta's shards), as F32, F16 or BF16. What is asked for is converted a few rows
+at a time: nothing of the size of a tensor is made but the result.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from dllama_zmq.errors import FormatError, UsageError
+from dllama_zmq.formats.mapped import MappedFile
+from dllama_zmq.formats.model_file import ALL, ModelFile
+from dllama_zmq.models import tensor_table
+from dllama_zmq.quants import F32, U8, BlockMatrix, dequantize, quantize
+from dllama_zmq.spec import FloatType, ModelSpec
+
+_CHUNK_VALUES = 1 << 18
+"""Converted at a time: 1 MB of f32, so that what the steps in between make stays in a core's cache."""
+_FORGET_BYTES = 64 << 20
+"""Read for conversion before the pages are let go: what has been converted is not read again."""
+_LARGEST = {
+    FloatType.F16: 65519.0,  # what is nearer to 65536 becomes infinite
+    FloatType.Q40: 8 * 65504.0,  # a block's scale is an f16
+    FloatType.Q80: 127 * 65504.0,
+}
+"""The largest magnitude that a type holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A matrix as it lies in a mapped file: `rows` of `columns` values, without gaps. Its bounds have been checked."""
+
+    pages: MappedFile
+    offset: int
+    rows: int
+    columns: int
+    float_type: FloatType
+
+    def bytes(self) -> U8:
+        """All of it, (rows, bytes of a row), as a view of the file. Raises UsageError after the file is closed."""
+        row_bytes = self.float_type.row_bytes(self.columns)
+        return self.pages.view(self.offset, self.rows * row_bytes).reshape(self.rows, row_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """One tensor: pieces of one type put together along `axis`. `where` is its file and its name there, for errors.
+
+    halves: the rows of a head where they lie in half layout and are wanted interleaved (in one piece only); else 0.
+    """
+
+    where: str
+    pieces: tuple[Piece, ...]
+    axis: Literal[0, 1] = 0
+    halves: int = 0
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, columns) of the whole."""
+        first = self.pieces[0]
+        if self.axis == 0:
+            return sum(piece.rows for piece in self.pieces), first.columns
+        return first.rows, sum(piece.columns for piece in self.pieces)
+
+    @property
+    def float_type(self) -> FloatType:
+        return self.pieces[0].float_type
+
+    def take(self, first: int, last: int, columns: slice) -> U8:
+        """Rows `first` to `last`, in the order wanted, in the type they are stored in: a view where they lie so."""
+        left, right, _ = columns.indices(self.shape[1])
+        rows: slice | npt.NDArray[np.int64] = slice(first, last)
+        if self.halves:
+            row = np.arange(first, last)
+            in_head = row % self.halves
+            rows = row - in_head + in_head // 2 + in_head % 2 * (self.halves // 2)
+        if len(self.pieces) == 1:
+            return self._cut(self.pieces[0], rows, left, right)
+        if self.axis == 1:
+            return np.concatenate([self._cut(piece, rows, a, b) for piece, a, b in self._covering(left, right)], axis=1)
+        return np.concatenate(
+            [self._cut(piece, slice(a, b), left, right) for piece, a, b in self._covering(first, last)], axis=0
+        )
+
+    def _covering(self, first: int, last: int) -> list[tuple[Piece, int, int]]:
+        """The pieces that hold `first` to `last` along the axis, with the bounds inside each."""
+        found, start = [], 0
+        for piece in self.pieces:
+            length = piece.rows if self.axis == 0 else piece.columns
+            if start < last and first < start + length:
+                found.append((piece, max(first - start, 0), min(last - start, length)))
+            start += length
+        return found or [(self.pieces[0], 0, 0)]
+
+    @staticmethod
+    def _cut(piece: Piece, rows: slice | npt.NDArray[np.int64], left: int, right: int) -> U8:
+        size = piece.float_type.block_bytes
+        cut: U8 = piece.bytes()[rows, left * size : right * size]
+        return cut
+
+
+class ConvertedModel(ModelFile):
+    """A model whose tensors are read from `stored`, each in the type that the spec says."""
+
+    def __init__(self, path: Path, spec: ModelSpec, stored: Mapping[str, StoredTensor]) -> None:
+        super().__init__(path, spec)
+        self._stored = stored
+        self._files = {piece.pages.path: piece.pages for tensor in stored.values() for piece in tensor.pieces}
+        self._read_bytes = 0
+
+    def read(self, name: str, rows: slice = ALL, columns: slice = ALL) -> BlockMatrix:
+        stored, kind = self._stored[name], self._by_name[name].float_type
+        first, last, _ = rows.indices(stored.shape[0])
+        if stored.float_type is kind and not stored.halves and len(stored.pieces) == 1:
+            return BlockMatrix(stored.take(first, last, columns), kind)
+        left, right, _ = columns.indices(stored.shape[1])
+        out = np.empty((max(0, last - first), kind.row_bytes(right - left)), np.uint8)
+        rows_at_once = max(1, _CHUNK_VALUES // max(1, right - left))
+        for row in range(first, last, rows_at_once):
+            end = min(row + rows_at_once, last)
+            data = stored.take(row, end, columns)
+            out[row - first : end - first] = _converted(data, stored, kind)
+            self._count(data.nbytes)
+        out.flags.writeable = False
+        return BlockMatrix(out, kind)
+
+    def forget_pages(self) -> None:
+        self._read_bytes = 0
+        for file in self._files.values():
+            file.forget_pages()
+
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
+
+    def _count(self, n_bytes: int) -> None:
+        self._read_bytes += n_bytes
+        if self._read_bytes > _FORGET_BYTES:
+            self.forget_pages()
+
+
+def with_types(path: Path, spec: ModelSpec, stored: Mapping[str, StoredTensor], weights: FloatType | None) -> ModelSpec:
+    """`spec` with the types its tensors are read in: those of the weights as asked for, or as they are stored.
+
+    The embedding keeps its type, for it is read a row at a time; norms, biases and routers are F32. Raises UsageError
+    where the weights cannot be of that type.
+    """
+    weight_names = {tensor.name for tensor in tensor_table(replace(spec, weight_type=FloatType.Q40))
+                    if tensor.float_type is FloatType.Q40}  # fmt: skip
+    types = {name: stored[name].float_type for name in weight_names}
+    weight_type = weights if weights is not None else Counter(types.values()).most_common(1)[0][0]
+    spec = replace(spec, weight_type=weight_type)
+    others = {"embedding": stored["embedding"].float_type}
+    if weights is None:
+        others |= types
+    exceptions = tuple(
+        (tensor.name, others[tensor.name])
+        for tensor in tensor_table(spec)
+        if others.get(tensor.name, tensor.float_type) is not tensor.float_type
+    )
+    spec = replace(spec, stored=exceptions)
+    try:
+        spec.check()
+    except FormatError as error:
+        if weights is None:
+            raise
+        raise UsageError(f"{path}: the weights cannot be {weights.name}: {error}. Choose f16 or f32.") from error
+    return spec
+
+
+def check_shapes(spec: ModelSpec, stored: Mapping[str, StoredTensor], source: str) -> None:
+    """Raise FormatError where a tensor has not the shape that `source` (the file with the numbers) makes it have."""
+    for tensor in tensor_table(spec):
+        found, expected = stored[tensor.name].shape, tensor.shape(spec)
+        if found != expected:
+            raise FormatError(
+                f"{stored[tensor.name].where} is {found[0]} x {found[1]}; by {source} it is "
+                f"{expected[0]} x {expected[1]}. The files are damaged, or not of one model."
+            )
+
+
+def _converted(data: U8, stored: StoredTensor, kind: FloatType) -> U8:
+    """Rows as stored to rows of `kind`. Raises FormatError for values that `kind` cannot hold."""
+    if stored.float_type is kind:
+        return data
+    values = dequantize(data, stored.float_type)
+    if kind is not FloatType.F32:  # what has 16 bits is an F32 exactly, whatever it is
+        _check_values(values, stored, kind)
+    return quantize(values, kind)
+
+
+def _check_values(values: F32, stored: StoredTensor, kind: FloatType) -> None:
+    largest = max(float(values.max(initial=0)), -float(values.min(initial=0)))  # of which a NaN makes a NaN
+    if largest <= _LARGEST.get(kind, math.inf) and math.isfinite(largest):
+        return
+    if math.isfinite(largest):
+        raise FormatError(
+            f"{stored.where} has values up to {largest:g}, which {kind.name} cannot hold. Read the weights as f32."
+        )
+    raise FormatError(
+        f"{stored.where} has values that are infinite or no numbers, which {kind.name} cannot hold. "
+        "It is damaged; copy or download it again."
+    )

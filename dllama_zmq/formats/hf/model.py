@@ -1,0 +1,81 @@
+"""A Hugging Face folder as a model: config.json's numbers, safetensors' values, transformers' names. FORMATS.md §5."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from dllama_zmq.errors import FormatError, UnsupportedModel
+from dllama_zmq.formats.converted import ConvertedModel, Piece, StoredTensor, check_shapes, with_types
+from dllama_zmq.formats.hf.config import HFConfig, read_config
+from dllama_zmq.formats.hf.names import hf_name, is_unused
+from dllama_zmq.formats.hf.safetensors import Entry, close_all, read_shards
+from dllama_zmq.models import tensor_table
+from dllama_zmq.spec import FloatType
+
+CONFIG = "config.json"
+_TYPES = {"F32": FloatType.F32, "F16": FloatType.F16, "BF16": FloatType.BF16}
+
+
+class HFFolder(ConvertedModel):
+    """An open Hugging Face folder."""
+
+
+def open_hf(folder: str | Path, weights: FloatType | None = None) -> HFFolder:
+    """Open a model as Hugging Face has it; `weights`: the type its matrices are read in, where not as they are stored.
+
+    Raises FormatError or UnsupportedModel, naming file and tensor; UsageError where the weights cannot be of that type.
+    """
+    folder = Path(folder)
+    config = read_config(folder / CONFIG)
+    entries = read_shards(folder)
+    try:
+        stored = _stored(folder, config, entries)
+        check_shapes(config.spec, stored, CONFIG)
+        spec = with_types(folder, config.spec, stored, weights)
+    except BaseException:
+        close_all(entries.values())
+        raise
+    return HFFolder(folder, spec, stored)
+
+
+def _stored(folder: Path, config: HFConfig, entries: Mapping[str, Entry]) -> dict[str, StoredTensor]:
+    """Where each tensor of the model lies. Raises FormatError where one is missing or one too many is there."""
+    spec = config.spec
+    n_least = spec.n_layers * max(1, spec.n_experts)
+    if len(entries) < n_least:  # before a table of that length is made
+        raise FormatError(
+            f"{folder}: {len(entries)} tensors cannot be {spec.n_layers} layers"
+            f"{f' of {spec.n_experts} experts' if spec.n_experts else ''}, which {CONFIG} speaks of. "
+            "A shard is missing, or the files are not of one model."
+        )
+    stored: dict[str, StoredTensor] = {}
+    used = {"lm_head.weight"} if config.tied else set()
+    for tensor in tensor_table(spec):
+        theirs = hf_name(spec.arch, "embedding" if tensor.name == "head" and config.tied else tensor.name)
+        if theirs not in entries:
+            raise FormatError(
+                f"{folder}: no file has the tensor {theirs}. A shard is missing, or the files are not of one model."
+            )
+        used.add(theirs)
+        turned = spec.rope.layout == "interleaved" and tensor.name.endswith(("attention.q", "attention.k"))
+        stored[tensor.name] = _tensor(entries[theirs], spec.head_dim if turned else 0)
+    for name, entry in entries.items():
+        if name not in used and not is_unused(name):
+            raise UnsupportedModel(
+                f"{entry.where} is no tensor of the model that {CONFIG} speaks of, and would be left out. "
+                "The files are not of one model, or it is one that this version does not run."
+            )
+    return stored
+
+
+def _tensor(entry: Entry, halves: int) -> StoredTensor:
+    if entry.dtype not in _TYPES:
+        raise UnsupportedModel(
+            f"{entry.where} is of type {entry.dtype[:20]}; expected {', '.join(_TYPES)}. "
+            "Take the model whose weights are not quantized."
+        )
+    if len(entry.shape) not in (1, 2):
+        raise FormatError(f"{entry.where} has the shape {list(entry.shape)}; expected one or two numbers.")
+    rows, columns = (1, *entry.shape)[-2:]
+    return StoredTensor(entry.where, (Piece(entry.pages, entry.offset, rows, columns, _TYPES[entry.dtype]),), 0, halves)

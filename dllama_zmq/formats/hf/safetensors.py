@@ -1,0 +1,213 @@
+"""The safetensors container by memory map: names, types, shapes and places, of one file or of a folder's shards.
+
+Knows no model. Format: https://huggingface.co/docs/safetensors. Why it is read here, and not by the package of that
+name, is in FORMATS.md §5.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+from dllama_zmq.errors import FormatError, UnsupportedModel
+from dllama_zmq.formats.json_file import MAX_JSON_BYTES, decode_json, read_json
+from dllama_zmq.formats.mapped import MappedFile
+
+INDEX = "model.safetensors.index.json"
+MAX_FILES = 512
+"""Shards of one model: each is a map, of which a process may have a limited number."""
+_VALUE_BITS = {
+    "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32,
+    "U16": 16, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "C64": 64, "F4": 4,
+}  # fmt: skip
+_LFS_POINTER = b"version https://git-lfs"
+_Size = Annotated[int, Meta(ge=0, lt=1 << 62)]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A tensor of a file: its values begin at `offset` of `pages` and have been checked to lie inside."""
+
+    pages: MappedFile
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def where(self) -> str:
+        """The file and the name, to begin an error with."""
+        return f"{self.pages.path}: tensor {self.name}"
+
+
+class _Stored(Struct, frozen=True):
+    """A tensor as the header has it; all None for `__metadata__`, which is passed over."""
+
+    dtype: str | None = None
+    shape: Annotated[list[_Size], Meta(max_length=8)] | None = None
+    data_offsets: tuple[_Size, _Size] | None = None
+
+
+class _Index(Struct, frozen=True):
+    weight_map: dict[str, str]
+
+
+def read_safetensors(path: Path) -> dict[str, Entry]:
+    """Every tensor of one file, by name. Raises FormatError, naming file and tensor."""
+    pages = MappedFile(path)
+    try:
+        return _entries(pages)
+    except BaseException:
+        pages.close()
+        raise
+
+
+def read_shards(folder: Path) -> dict[str, Entry]:
+    """Every tensor of a model's folder, by name: those of its index, else of `model.safetensors`, else of all files.
+
+    Raises FormatError where a shard is missing or damaged, or where two have a tensor of one name.
+    """
+    index = folder / INDEX
+    if index.exists():
+        return _indexed(folder, index)
+    single = folder / "model.safetensors"
+    paths = [single] if single.exists() else sorted(folder.glob("*.safetensors"))
+    if not paths:
+        raise _no_weights(folder)
+    return _together(paths)
+
+
+def _indexed(folder: Path, index: Path) -> dict[str, Entry]:
+    weight_map = read_json(index, _Index).weight_map
+    files = sorted(set(weight_map.values()))
+    for name in files:
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,250}", name):
+            raise FormatError(
+                f"{index}: {name[:80]!r} is no plain name of a file in this folder. The index is damaged."
+            )
+        if not (folder / name).exists():
+            raise FormatError(f"{index}: the shard {name} is not in the folder. Download the rest of the model.")
+    entries = _together([folder / name for name in files])
+    for tensor, name in weight_map.items():
+        if tensor not in entries or entries[tensor].pages.path.name != name:
+            raise FormatError(
+                f"{index}: {name} is said to have the tensor {tensor[:80]}, and has none of that name. "
+                "The files are not of one model; download it again."
+            )
+    return entries
+
+
+def _together(paths: list[Path]) -> dict[str, Entry]:
+    if len(paths) > MAX_FILES:
+        raise FormatError(
+            f"{paths[0].parent}: {len(paths)} safetensors files; expected at most {MAX_FILES} of a model."
+        )
+    entries: dict[str, Entry] = {}
+    try:
+        for path in paths:
+            for name, entry in read_safetensors(path).items():
+                if name in entries:
+                    raise FormatError(
+                        f"{entry.where} is in {entries[name].pages.path.name} too. "
+                        "Keep the files of one model only in its folder."
+                    )
+                entries[name] = entry
+    except BaseException:
+        close_all(entries.values())
+        raise
+    return entries
+
+
+def close_all(entries: Iterable[Entry]) -> None:
+    """Let go of every file that `entries` lie in."""
+    for pages in {entry.pages.path: entry.pages for entry in entries}.values():
+        pages.close()
+
+
+def _entries(pages: MappedFile) -> dict[str, Entry]:
+    path, head = pages.path, pages.view(0, min(pages.nbytes, 32)).tobytes()
+    if head.startswith(_LFS_POINTER):
+        raise FormatError(f"{path}: a pointer of git-lfs, not the file itself. Fetch it: git lfs pull.")
+    if len(head) < 8:
+        raise FormatError(f"{path}: {pages.nbytes} bytes long; a safetensors file begins with 8 of its header's size.")
+    n_header = int.from_bytes(head[:8], "little")
+    if n_header > MAX_JSON_BYTES:
+        raise FormatError(
+            f"{path}: offset 0: a header of {n_header} bytes; expected at most {MAX_JSON_BYTES}. "
+            "This is no safetensors file, or a damaged one."
+        )
+    data_at = 8 + n_header
+    if data_at > pages.nbytes:
+        raise FormatError(
+            f"{path}: offset 0: a header of {n_header} bytes, but the file ends at {pages.nbytes}. "
+            "It is cut short; download it again."
+        )
+    header = decode_json(pages.view(8, n_header).tobytes(), dict[str, _Stored], f"{path}: header")
+    entries = {}
+    extents = []
+    for name, stored in header.items():
+        if name == "__metadata__":
+            continue
+        first, last = _extent(name, stored, pages.nbytes - data_at, f"{path}: tensor {name[:200]}")
+        extents.append((first, last, name))
+        entries[name] = Entry(pages, name, stored.dtype or "", tuple(stored.shape or ()), data_at + first)
+    _check_cover(path, extents, data_at, pages.nbytes)
+    return entries
+
+
+def _extent(name: str, stored: _Stored, n_data: int, where: str) -> tuple[int, int]:
+    """Where a tensor's bytes begin and end in the data. Raises FormatError where its shape takes more, or fewer."""
+    if len(name) > 512:
+        raise FormatError(f"{where}...: a name of {len(name)} characters. The header is damaged.")
+    if stored.dtype is None or stored.shape is None or stored.data_offsets is None:
+        raise FormatError(f"{where}: has no dtype, shape or data_offsets in the header. It is damaged.")
+    first, last = stored.data_offsets
+    if not first <= last <= n_data:
+        raise FormatError(
+            f"{where}: bytes {first} to {last} of {n_data} bytes of data. The file is cut short, or damaged."
+        )
+    bits = _VALUE_BITS.get(stored.dtype)
+    if bits is not None and math.prod(stored.shape) * bits != (last - first) * 8:
+        raise FormatError(
+            f"{where}: {stored.shape} {stored.dtype[:20]} takes {math.prod(stored.shape) * bits // 8} bytes, "
+            f"but its offsets, {first} to {last}, hold {last - first}. The header is damaged."
+        )
+    return first, last
+
+
+def _check_cover(path: Path, extents: list[tuple[int, int, str]], data_at: int, file_bytes: int) -> None:
+    """Raise FormatError unless the tensors cover the data, each byte once, as the format demands."""
+    end, before = 0, "the header"
+    for first, last, name in sorted(extents):
+        if first < end:
+            raise FormatError(
+                f"{path}: offset {data_at + first}: the tensors {before} and {name} overlap. It is damaged."
+            )
+        if first > end:
+            raise FormatError(
+                f"{path}: offset {data_at + end}: {first - end} bytes between {before} and {name} are of no tensor; "
+                "the header is damaged, or names one tensor twice."
+            )
+        end, before = last, name
+    if data_at + end != file_bytes:
+        raise FormatError(
+            f"{path}: offset {data_at + end}: {file_bytes - data_at - end} bytes after {before} are of no tensor; "
+            "the header is damaged, or names one tensor twice."
+        )
+
+
+def _no_weights(folder: Path) -> FormatError:
+    if any(folder.glob("*.bin")) or any(folder.glob("*.pth")):
+        return UnsupportedModel(
+            f"{folder}: has weights as pickles of PyTorch (.bin) only, which are not read here. "
+            "Take the model's safetensors, or save it anew with save_pretrained of a current transformers."
+        )
+    if any(folder.glob("*.safetensors.index.json")):
+        return FormatError(f"{folder}: has an index and no shard. Download the .safetensors files too.")
+    return FormatError(f"{folder}: has no .safetensors file. Download the weights too.")

@@ -1,0 +1,130 @@
+"""The zip archive that `torch.save` writes, by memory map: where its records lie. Knows no pickle and no tensor.
+
+The directory is read by `zipfile`, which is given no more bytes at a time than a directory of this kind can have;
+records are never read by it, for they lie there as they are, to be mapped.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import zipfile
+from dataclasses import dataclass
+from itertools import pairwise
+
+from dllama_zmq.errors import FormatError, UnsupportedModel
+from dllama_zmq.formats.mapped import MappedFile
+from dllama_zmq.quants import U8
+
+MAX_DIRECTORY_BYTES = 1 << 20
+"""A record takes about 100 bytes of it; Llama 3.1 405B has 1,138 of them in a shard."""
+_LOCAL = struct.Struct("<4s22xHH")
+_ADVICE = "Copy or download it again."
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """`nbytes` bytes from `offset` of the file."""
+
+    offset: int
+    nbytes: int
+
+
+class Archive:
+    """The records of a file that `torch.save` wrote, by their names without the folder they all are in."""
+
+    def __init__(self, pages: MappedFile) -> None:
+        """Raises FormatError, or UnsupportedModel for what PyTorch wrote before 1.6."""
+        self.pages = pages
+        if pages.view(0, min(4, pages.nbytes)).tobytes() != b"PK\x03\x04":
+            raise UnsupportedModel(
+                f"{pages.path}: no zip archive: it is damaged, or PyTorch before 1.6 wrote it, which is not read here. "
+                "Take the model's safetensors, or load it and torch.save it anew."
+            )
+        try:
+            with zipfile.ZipFile(_Bounded(pages)) as archive:
+                infos = archive.infolist()
+        # What zipfile raises for bytes that are no directory is not said anywhere; it raised all of these.
+        except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, struct.error, OverflowError) as error:
+            raise FormatError(
+                f"{pages.path}: the directory at the end of the file is none: {str(error)[:200]}. {_ADVICE}"
+            ) from error
+        self.records: dict[str, Record] = {}
+        folder = infos[0].filename.partition("/")[0] if infos else ""
+        for info in infos:
+            head, _, name = info.filename.partition("/")
+            if head != folder or not name or name in self.records:
+                raise FormatError(
+                    f"{pages.path}: record {info.filename[:80]!r} is there twice, or not in {folder[:80]!r}. {_ADVICE}"
+                )
+            self.records[name] = self._record(info)
+        self._check_apart()
+
+    def bytes(self, name: str) -> U8:
+        """All bytes of a record. Raises FormatError where there is none of that name."""
+        record = self.find(name)
+        return self.pages.view(record.offset, record.nbytes)
+
+    def find(self, name: str) -> Record:
+        """Where a record lies. Raises FormatError where there is none of that name."""
+        if name not in self.records:
+            raise FormatError(f"{self.pages.path}: has no record {name[:80]!r}. {_ADVICE}")
+        return self.records[name]
+
+    def _record(self, info: zipfile.ZipInfo) -> Record:
+        where = f"{self.pages.path}: record {info.filename[:80]!r}"
+        if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size or info.flag_bits & 1:
+            raise UnsupportedModel(f"{where} is compressed or encrypted, which torch.save never does. {_ADVICE}")
+        at = info.header_offset
+        if not 0 <= at <= self.pages.nbytes - _LOCAL.size:
+            raise FormatError(f"{where} begins at {at}; the file has {self.pages.nbytes} bytes. {_ADVICE}")
+        magic, n_name, n_extra = _LOCAL.unpack(self.pages.view(at, _LOCAL.size).tobytes())
+        if magic != b"PK\x03\x04":
+            raise FormatError(f"{where}: offset {at}: no record begins there. {_ADVICE}")
+        at += _LOCAL.size + int(n_name) + int(n_extra)
+        if at + info.file_size > self.pages.nbytes:
+            raise FormatError(
+                f"{where}: {info.file_size} bytes from offset {at}; the file has {self.pages.nbytes}. {_ADVICE}"
+            )
+        return Record(at, info.file_size)
+
+    def _check_apart(self) -> None:
+        placed = sorted((record.offset, record.nbytes, name) for name, record in self.records.items())
+        for (first, nbytes, name), (second, _, other) in pairwise(placed):
+            if first + nbytes > second:
+                raise FormatError(
+                    f"{self.pages.path}: offset {second}: records {name[:80]!r} and {other[:80]!r} overlap. {_ADVICE}"
+                )
+
+
+class _Bounded(io.RawIOBase):
+    """The mapped bytes as a file of which at most a directory's length is read at a time."""
+
+    def __init__(self, pages: MappedFile) -> None:
+        self._pages = pages
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._pages.nbytes}[whence]
+        if base + offset < 0:
+            raise ValueError(f"an offset of {base + offset}")
+        self._at = base + offset
+        return self._at
+
+    def read(self, n_bytes: int | None = -1) -> bytes:
+        left = max(0, self._pages.nbytes - self._at)
+        n_bytes = left if n_bytes is None or n_bytes < 0 else min(n_bytes, left)
+        if n_bytes > MAX_DIRECTORY_BYTES:
+            raise ValueError(f"{n_bytes} bytes of directory; expected at most {MAX_DIRECTORY_BYTES}")
+        data = self._pages.view(self._at, n_bytes).tobytes()
+        self._at += n_bytes
+        return data

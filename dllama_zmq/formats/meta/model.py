@@ -1,0 +1,171 @@
+"""A folder as Meta distributes its Llamas: params.json and the shards consolidated.NN.pth. See FORMATS.md §6.
+
+Each shard has a part of every matrix: rows of those that make many values of few, columns of those that add them up.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from dllama_zmq.errors import FormatError
+from dllama_zmq.formats.converted import ConvertedModel, Piece, StoredTensor, check_shapes, with_types
+from dllama_zmq.formats.mapped import MappedFile
+from dllama_zmq.formats.meta.archive import Archive
+from dllama_zmq.formats.meta.params import Params, read_params
+from dllama_zmq.formats.meta.pickled import PickledTensor, read_tensors
+from dllama_zmq.models import tensor_table
+from dllama_zmq.spec import FloatType, ModelSpec
+
+PARAMS = "params.json"
+MAX_SHARDS = 64
+_NAMES = {
+    "embedding": "tok_embeddings",
+    "final_norm": "norm",
+    "head": "output",
+    "attention.q": "attention.wq",
+    "attention.k": "attention.wk",
+    "attention.v": "attention.wv",
+    "attention.o": "attention.wo",
+    "ffn.gate": "feed_forward.w1",
+    "ffn.down": "feed_forward.w2",
+    "ffn.up": "feed_forward.w3",
+    "attention_norm": "attention_norm",
+    "ffn_norm": "ffn_norm",
+}
+_BY_COLUMNS = ("attention.o", "ffn.down")
+_UNUSED = ("rope.freqs",)
+
+
+class MetaFolder(ConvertedModel):
+    """An open folder of Meta's."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Shard:
+    """One consolidated.NN.pth: its tensors and where they lie."""
+
+    archive: Archive
+    tensors: Mapping[str, PickledTensor]
+
+    @property
+    def path(self) -> Path:
+        return self.archive.pages.path
+
+    def piece(self, name: str) -> Piece:
+        """A tensor by Meta's name, its bounds checked against the file."""
+        if name not in self.tensors:
+            raise FormatError(f"{self.path}: has no tensor {name}. It is not of this model; download it again.")
+        tensor = self.tensors[name]
+        storage, where = tensor.storage, f"{self.path}: tensor {name}"
+        if len(tensor.shape) not in (1, 2):
+            raise FormatError(f"{where} has the shape {list(tensor.shape)}; expected one or two numbers.")
+        record = self.archive.find(f"data/{storage.key}")
+        size = storage.float_type.block_bytes
+        if storage.n_values * size != record.nbytes:
+            raise FormatError(
+                f"{where}: its storage has {storage.n_values} values of {size} bytes, but {record.nbytes} bytes are "
+                f"there at offset {record.offset}. The file is damaged; download it again."
+            )
+        rows, columns = (1, *tensor.shape)[-2:]
+        return Piece(self.archive.pages, record.offset + tensor.first * size, rows, columns, storage.float_type)
+
+
+def open_meta(folder: str | Path, weights: FloatType | None = None) -> MetaFolder:
+    """Open a model as Meta distributes it; `weights`: the type its matrices are read in, where not as they are stored.
+
+    No pickle is executed. Raises FormatError or UnsupportedModel, naming file and place; UsageError where the weights
+    cannot be of that type.
+    """
+    folder = Path(folder)
+    params = read_params(folder / PARAMS)
+    shards: list[_Shard] = []
+    try:
+        for path in _shard_paths(folder):
+            shards.append(_open_shard(path))  # noqa: PERF401 - those that are open are closed where one fails
+        spec, stored = _stored(folder / PARAMS, params, shards)
+        check_shapes(spec, stored, PARAMS)
+        spec = with_types(folder, spec, stored, weights)
+    except BaseException:
+        for shard in shards:
+            shard.archive.pages.close()
+        raise
+    return MetaFolder(folder, spec, stored)
+
+
+def _shard_paths(folder: Path) -> list[Path]:
+    paths = sorted(folder.glob("consolidated.*.pth"))
+    if not paths:
+        raise FormatError(f"{folder}: has {PARAMS} and no consolidated.00.pth. Download the weights too.")
+    if len(paths) > MAX_SHARDS:
+        raise FormatError(f"{folder}: {len(paths)} shards; expected at most {MAX_SHARDS}.")
+    for i, path in enumerate(paths):
+        if path.name != f"consolidated.{i:02d}.pth":
+            raise FormatError(f"{folder}: {len(paths)} shards, and consolidated.{i:02d}.pth is missing. Download it.")
+    return paths
+
+
+def _open_shard(path: Path) -> _Shard:
+    pages = MappedFile(path)
+    try:
+        archive = Archive(pages)
+        if "byteorder" in archive.records and archive.bytes("byteorder").tobytes() != b"little":
+            raise FormatError(f"{path}: its values are not little-endian. Save it anew on another computer.")
+        return _Shard(archive, read_tensors(archive.bytes("data.pkl").tobytes(), f"{path}: data.pkl"))
+    except BaseException:
+        pages.close()
+        raise
+
+
+def _stored(path: Path, params: Params, shards: Sequence[_Shard]) -> tuple[ModelSpec, dict[str, StoredTensor]]:
+    """The model's numbers and where each of its tensors lies."""
+    if len(shards[0].tensors) < params.n_layers:  # before a table of that length is made
+        raise FormatError(
+            f"{shards[0].path}: {len(shards[0].tensors)} tensors cannot be the {params.n_layers} layers that {PARAMS} "
+            "speaks of. The files are not of one model."
+        )
+    # In Llama 2 a shard has columns of the embedding, in Llama 3 rows.
+    whole_rows = shards[0].piece("tok_embeddings.weight").columns == params.dim
+    embedding = _together(shards, "embedding", 0 if whole_rows else 1)
+    try:
+        spec = params.spec(embedding.shape[0], _together(shards, "layers.0.ffn.gate", 0).shape[0])
+    except FormatError as error:
+        raise FormatError(f"{path}: {error}. The file is damaged, or not of this model.") from error
+    stored = {"embedding": embedding}
+    for tensor in tensor_table(spec):
+        if tensor.name != "embedding":
+            by_columns = tensor.name.endswith(_BY_COLUMNS)
+            stored[tensor.name] = _together(shards, tensor.name, 1 if by_columns else 0, tensor.axes[0] == "one")
+    used = {_meta_name(name) for name in stored} | set(_UNUSED)
+    for shard in shards:
+        for name in shard.tensors.keys() - used:
+            raise FormatError(
+                f"{shard.path}: tensor {name[:80]!r} is none of the model that {PARAMS} speaks of, and would be left "
+                "out. The files are not of one model."
+            )
+    return spec, stored
+
+
+def _together(shards: Sequence[_Shard], name: str, axis: Literal[0, 1], replicated: bool = False) -> StoredTensor:
+    """A tensor by our name, from the parts that the shards have along `axis`; of one that all have, the first."""
+    theirs = _meta_name(name)
+    pieces = [shard.piece(theirs) for shard in shards]
+    where = f"{shards[0].path}: tensor {theirs}"
+    first = pieces[0]
+    for shard, piece in zip(shards, pieces, strict=True):
+        if (piece.rows, piece.columns, piece.float_type) != (first.rows, first.columns, first.float_type):
+            raise FormatError(
+                f"{shard.path}: tensor {theirs} is {piece.rows} x {piece.columns} {piece.float_type.name}; in "
+                f"{shards[0].path.name} it is {first.rows} x {first.columns} {first.float_type.name}. "
+                "The shards are not of one model."
+            )
+    return StoredTensor(where, (first,) if replicated else tuple(pieces), axis)
+
+
+def _meta_name(name: str) -> str:
+    found = re.fullmatch(r"(layers\.\d+\.)(.+)", name)
+    layer, rest = found.groups() if found is not None else ("", name)
+    return f"{layer}{_NAMES[rest]}.weight"
