@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import re
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import dllama_zmq
 from dllama_zmq.cluster import DATA_FOLDER
-from dllama_zmq.spec import Sync
+from dllama_zmq.formats import open_m
+from dllama_zmq.formats.convert import convert_model
+from dllama_zmq.kernels import KernelChoice
+from dllama_zmq.spec import FloatType, Sync
 
 PROMPTS = ["Once upon a time", "Tom and his dog"]
 # A story of the kind that the model knows: python tools/demo_corpus.py --stories 1 --seed 99
@@ -54,6 +59,27 @@ def alone() -> dict[str, str]:
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_greedy_text_is_that_of_one_node(prompt: str, nodes: int, alone: dict[str, str]) -> None:
     assert greedy(prompt, nodes) == alone[prompt]
+
+
+@pytest.fixture(scope="module")
+def in_f32(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo model with its weights in F32: no activation is quantized on its way."""
+    path = tmp_path_factory.mktemp("f32") / "demo.m"
+    with open_m(DATA_FOLDER / "demo.m") as model:
+        convert_model(model, path, FloatType.F32, lambda done, total: None)
+    shutil.copy(DATA_FOLDER / "demo.t", path.with_suffix(".t"))
+    return path
+
+
+@pytest.mark.parametrize("prompt", [*PROMPTS, "One day, Lily"])
+def test_in_f32_the_fast_kernels_write_200_tokens_of_the_reference(prompt: str, in_f32: Path) -> None:
+    texts = []
+    back_ends: list[KernelChoice] = ["numpy", "simd"]
+    for kernels in back_ends:
+        with dllama_zmq.load(in_f32, kernels=kernels, kv_cache="f32") as model:
+            texts.append("".join(model.generate(prompt, max_tokens=200)))
+    assert texts[0] == texts[1]
+    assert len(texts[0]) > 500
 
 
 def test_q80_on_the_bus_changes_perplexity_by_less_than_half_a_percent() -> None:
