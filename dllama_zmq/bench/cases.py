@@ -65,7 +65,8 @@ class Work:
     """What the matrices of all nodes together take for one repetition of a case.
 
     A step reads each of its node's weights once, however many tokens it has; the head's only where candidates are
-    wanted. Multiply-adds are those of the matrices: attention's are not counted.
+    wanted; of experts those that its tokens use, as many as there are when each is as likely as any other.
+    Multiply-adds are those of the matrices: attention's are not counted.
     """
 
     weight_bytes: int
@@ -74,13 +75,18 @@ class Work:
 
 def work(plan: Plan, case: Case) -> Work:
     """The work of one repetition. A KV head that several nodes hold counts for each of them."""
-    layers = [tensor for tensor in plan.shard_tensors() if tensor.axes[0] != "vocab"]
+    experts = [tensor for tensor in plan.shard_tensors() if ".experts." in tensor.name]
+    layers = [tensor for tensor in plan.shard_tensors() if tensor.axes[0] != "vocab" and ".experts." not in tensor.name]
     head = [tensor for tensor in plan.shard_tensors() if tensor.axes[0] == "vocab"]
     steps = list(case.steps())
     n_steps, n_wanted = len(steps), sum(wanted for _, wanted in steps)
+    share = plan.spec.n_active_experts / max(1, plan.spec.n_experts)
+    used = sum(1 - (1 - share) ** run.count for run, _ in steps)
     return Work(
-        weight_bytes=n_steps * _bytes(plan, layers) + n_wanted * _bytes(plan, head),
-        macs=case.n_tokens * _macs(plan, layers) + n_wanted * _macs(plan, head),
+        weight_bytes=n_steps * _bytes(plan, layers)
+        + round(used * _bytes(plan, experts))
+        + n_wanted * _bytes(plan, head),
+        macs=case.n_tokens * (_macs(plan, layers) + round(share * _macs(plan, experts))) + n_wanted * _macs(plan, head),
     )
 
 

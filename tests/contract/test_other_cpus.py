@@ -79,6 +79,17 @@ def results(kernels: Kernels) -> Iterator[tuple[str, Array]]:
         first, second = kernels.linear(matrix, other)(x)
         yield f"{kind.name.lower()} of two", np.concatenate([first, second], axis=1)
         yield f"gated {kind.name.lower()}", kernels.gated(matrix, other)(x / np.float32(1000))
+        yield f"gelu {kind.name.lower()}", kernels.gated(matrix, other, "gelu")(x / np.float32(1000))
+        each = [
+            tuple(BlockMatrix.from_array(normal(*of), kind) for of in ((96, 64), (96, 64), (50, 96))) for _ in "abc"
+        ]
+        chosen, mix = np.array([[0, 1], [1, 2]]), np.array([[0.3, 0.7], [0.5, 0.5]], np.float32)
+        for n_tokens in (1, 2):  # by themselves, and grouped
+            rows = normal(n_tokens, 64)
+            yield (
+                f"experts {kind.name.lower()} {n_tokens}",
+                kernels.experts(each, 3)(rows, chosen[:n_tokens], mix[:n_tokens]),
+            )
     yield "norm", kernels.rms_norm(x[:, :723].copy(), normal(723), 1e-5)
     angles = rng.uniform(-3, 3, (15, 12)).astype(np.float32)
     yield "rotated interleaved", kernels.rotate(normal(15, 3, 24), np.cos(angles), np.sin(angles), "interleaved")
@@ -89,6 +100,9 @@ def results(kernels: Kernels) -> Iterator[tuple[str, Array]]:
         for run in (Run(1, 0, 70), Run(1, 70, 1), Run(1, 71, 9)):
             cache.append(0, run, normal(run.count, 2, 24), normal(run.count, 2, 24))
             yield f"attention {kv_type} {run.start}", cache.attend(0, run, normal(run.count, 5, 24))
+    cache = kernels.kv_cache(1, 1, 2, 200, 24, [0, 0, 0, 1, 1], "f16", window=20, softcap=30.0)
+    cache.append(0, Run(0, 0, 90), normal(90, 2, 24), normal(90, 2, 24))
+    yield "attention within a window", cache.attend(0, Run(0, 0, 90), normal(90, 5, 24))
     syncs: list[Sync] = ["f32", "f16", "q80"]
     for sync in syncs:
         parts = [kernels.pack(np.ldexp(normal(3, 96), i - 3), sync) for i in range(7)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from tiny import tiny_spec
 
@@ -10,7 +12,7 @@ from dllama_zmq.models import Run
 from dllama_zmq.root.generation import PREFILL_TOKENS
 from dllama_zmq.shapes import shape
 from dllama_zmq.sharding import Plan
-from dllama_zmq.spec import FloatType
+from dllama_zmq.spec import FloatType, Rope
 
 TINYLLAMA = shape("tinyllama")
 
@@ -69,3 +71,15 @@ def test_kv_heads_that_two_nodes_hold_count_twice() -> None:
     spec = tiny_spec(n_kv_heads=1)  # (16, 64) each of k and v, in 2 layers
     one, two = (work(Plan.make(spec, n), Case("tg", 1)).macs for n in (1, 2))
     assert two - one == 2 * 2 * 16 * 64
+
+
+def test_of_experts_those_count_that_tokens_use() -> None:
+    spec = tiny_spec(arch="mixtral", rope=Rope(layout="half"), n_experts=4, n_active_experts=1)
+    every = dataclasses.replace(spec, n_active_experts=4)
+    expert_weights = 2 * 3 * 64 * 128  # of one expert, in 2 layers
+    for n_nodes in (1, 2):
+        one, four = (work(Plan.make(of, n_nodes), Case("tg", 1)) for of in (spec, every))
+        assert four.macs - one.macs == 3 * expert_weights
+        assert four.weight_bytes - one.weight_bytes == 4 * 3 * expert_weights
+        one, four = (work(Plan.make(of, n_nodes), Case("pp", 2)) for of in (spec, every))
+        assert four.weight_bytes - one.weight_bytes == 4 * 4 * expert_weights * 9 / 16  # unused by both: (3/4)^2

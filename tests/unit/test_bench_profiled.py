@@ -47,8 +47,14 @@ def products(kernels: Kernels) -> Arrays:
     ]
 
 
+def experts(kernels: Kernels) -> Arrays:
+    each = [(matrix(HIDDEN, D, 3 * e), matrix(HIDDEN, D, 3 * e + 1), matrix(D, HIDDEN, 3 * e + 2)) for e in range(3)]
+    chosen = np.array([[0, 2]] * T)
+    return [kernels.experts(each, 2, "gelu")(values(T, D), chosen, np.abs(values(T, 2)))]
+
+
 def attention(kernels: Kernels) -> Arrays:
-    cache = kernels.kv_cache(1, 1, KV_HEADS, 8, HEAD_DIM, [0, 0, 1, 1], "f16")
+    cache = kernels.kv_cache(1, 1, KV_HEADS, 8, HEAD_DIM, [0, 0, 1, 1], "f16", window=2, softcap=1.0)
     run = Run(0, 0, T)
     cache.append(0, run, values(T, KV_HEADS, HEAD_DIM), values(T, KV_HEADS, HEAD_DIM, seed=1))
     return [cache.attend(0, run, values(T, HEADS, HEAD_DIM, seed=2))]
@@ -68,7 +74,7 @@ def wire(kernels: Kernels) -> Arrays:
     return [*parts, packed, total]
 
 
-@pytest.mark.parametrize("use", [products, attention, rows, wire])
+@pytest.mark.parametrize("use", [products, experts, attention, rows, wire])
 def test_results_are_the_same_bits(kernels: Kernels, use: Callable[[Kernels], Arrays]) -> None:
     expected = [array.copy() for array in use(kernels)]
     for found, wanted in zip(use(Profiled(kernels)), expected, strict=True):

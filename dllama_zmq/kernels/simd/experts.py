@@ -16,9 +16,6 @@ from dllama_zmq.quants import F32
 if TYPE_CHECKING:
     from dllama_zmq.kernels.simd.backend import Product, Simd
 
-_FEW_TOKENS = 4
-"""Up to so many, each token goes through its own experts; more of them share each expert's weights."""
-
 
 class Apart:
     """A matrix's product, its segments' sums apart: x (T, columns) -> `segments` arrays (T, rows)."""
@@ -54,7 +51,7 @@ class SimdExperts:
 
     def __call__(self, x: F32, chosen: npt.NDArray[np.int64], weights: F32) -> F32:
         n_tokens, n_chosen = chosen.shape
-        if n_tokens > _FEW_TOKENS:
+        if chosen.size > len(self._down_at):  # tokens would read more experts than there are: let them share
             return self._grouped(x, chosen, weights)
         kernels, gated, down = self._kernels, self._gated_job.fields, self._down_job.fields
         uses = chosen.reshape(-1)
