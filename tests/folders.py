@@ -160,7 +160,9 @@ def pickled_storage(key: str, storage: str, n_values: int) -> bytes:
     return b"(" + said + b"tQ"
 
 
-def pickled_tensor(storage: bytes, shape: tuple[int, ...], first: int = 0, strides: tuple[int, ...] | None = None) -> bytes:
+def pickled_tensor(
+    storage: bytes, shape: tuple[int, ...], first: int = 0, strides: tuple[int, ...] | None = None
+) -> bytes:
     """A call of _rebuild_tensor_v2."""
     if strides is None:
         strides = tuple(int(np.prod(shape[i + 1 :], dtype=int)) for i in range(len(shape)))

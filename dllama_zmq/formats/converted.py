@@ -173,9 +173,7 @@ def with_types(path: Path, spec: ModelSpec, stored: Mapping[str, StoredTensor], 
     except FormatError as error:
         if weights is None:
             raise
-        raise UsageError(
-            f"{path}: the weights cannot be {weights.name}: {error}. Choose f16 or f32."
-        ) from error
+        raise UsageError(f"{path}: the weights cannot be {weights.name}: {error}. Choose f16 or f32.") from error
     return spec
 
 

@@ -23,7 +23,9 @@ KINDS = [FloatType.F32, FloatType.F16, FloatType.Q40, FloatType.Q80]
 def values(tmp_path_factory) -> dict[str, np.ndarray]:
     with write_tiny_model(tmp_path_factory.mktemp("values") / "a.m", TINY, seed=1) as model:
         arrays = arrays_of(model)
-    return {name: (a.view(np.uint32) & 0xFFFFE000).view(np.float32) for name, a in arrays.items()}  # F16 and BF16 differ
+    return {
+        name: (a.view(np.uint32) & 0xFFFFE000).view(np.float32) for name, a in arrays.items()
+    }  # F16 and BF16 differ
 
 
 @pytest.fixture(params=["hf", "meta"])
