@@ -23,6 +23,7 @@ from dllama_zmq.cluster import (
     parse_cluster,
 )
 from dllama_zmq.errors import ConfigError
+from dllama_zmq.spec import FloatType
 
 PACKAGE_DATA = Path(dllama_zmq.__file__).parent / "data"
 SHIPPED = Path(__file__).parents[2] / "cluster.yaml"
@@ -31,6 +32,7 @@ FULL = """\
 name: shelf
 model: models/story.m
 tokenizer: models/other.t
+weights: q40
 sync: q80
 kernels: numpy
 max_seq_len: 512
@@ -57,6 +59,7 @@ def test_every_key_of_the_file_reaches_the_cluster() -> None:
         name="shelf",
         model="models/story.m",
         tokenizer="models/other.t",
+        weights="q40",
         sync="q80",
         kernels="numpy",
         max_seq_len=512,
@@ -71,6 +74,16 @@ def test_a_file_that_names_only_a_model_is_a_cluster_of_one_node() -> None:
     cluster = parse_cluster("model: demo")
     assert cluster == Cluster(model="demo")
     assert cluster.n_nodes == 1
+
+
+def test_weights_name_the_type_in_which_they_are_read() -> None:
+    assert parse_cluster("model: demo").weight_type is None
+    assert parse_cluster("model: demo\nweights: q80").weight_type is FloatType.Q80
+
+
+def test_a_model_may_be_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "llama").mkdir()
+    assert ClusterFile(tmp_path / "cluster.yaml", Cluster(model="llama")).model_path() == tmp_path / "llama"
 
 
 def test_keys_without_a_value_count_as_not_given() -> None:
@@ -128,6 +141,7 @@ def test_the_shipped_file_shows_every_key_and_its_default() -> None:
         ("model: demo\nname: ../etc\n", "home.yaml:2:7: name: ", ["letters, digits", "'../etc'"]),
         ("model: demo\nname: " + "a" * 33 + "\n", "home.yaml:2:7: name: ", ["32"]),
         ("model: demo\nsync: f8\n", "home.yaml:2:7: sync: ", ["f32, f16 or q80", "'f8'"]),
+        ("model: demo\nweights: q5\n", "home.yaml:2:10: weights: ", ["q40, q80, f16 or f32", "'q5'"]),
         ("model: demo\nkernels: no\n", "home.yaml:2:10: kernels: ", ["auto, simd or numpy"]),
         ("model: demo\nmax_seq_len: 0\n", "home.yaml:2:14: max_seq_len: ", ["tokens", "'0'"]),
         ("model: demo\nroot: {threads: 0}\n", "home.yaml:2:17: root.threads: ", ["1 to 1024"]),

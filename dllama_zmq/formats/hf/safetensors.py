@@ -151,7 +151,8 @@ def _entries(pages: MappedFile) -> dict[str, Entry]:
     header = decode_json(pages.view(8, n_header).tobytes(), dict[str, _Stored], f"{path}: header")
     entries = {}
     extents = []
-    for name, stored in header.items():
+    while header:  # each let go of as it is looked at: there may be tens of thousands
+        name, stored = header.popitem()
         if name == "__metadata__":
             continue
         first, last = _extent(name, stored, pages.nbytes - data_at, f"{path}: tensor {name[:200]}")

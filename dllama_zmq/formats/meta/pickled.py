@@ -82,7 +82,7 @@ def read_tensors(data: bytes, where: str) -> dict[str, PickledTensor]:
         ) from None
     except (ValueError, IndexError, OverflowError) as error:  # genops: cut short, or no pickle
         raise FormatError(f"{where}: offset {offset}: {str(error)[:200]}. It is damaged; download it again.") from error
-    if not isinstance(top, dict):
+    if not isinstance(top, dict) or not top:
         raise FormatError(f"{where}: it is no dict of tensors. Give the consolidated.*.pth of a model.")
     for name, value in top.items():
         if not isinstance(name, str) or not isinstance(value, PickledTensor):

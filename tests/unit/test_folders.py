@@ -1,0 +1,170 @@
+"""Folders of Hugging Face and Meta: any part of any tensor, in the type asked for; which file is which."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from folders import arrays_of, write_hf, write_meta
+from tiny import TINY, tiny_spec, write_tiny_model
+
+from dllama_zmq.errors import FormatError, UsageError
+from dllama_zmq.formats import ModelFile, converted, open_hf, open_meta, open_model
+from dllama_zmq.formats.hf import HFFolder
+from dllama_zmq.formats.meta import MetaFolder
+from dllama_zmq.quants import BlockMatrix
+from dllama_zmq.spec import FloatType, RopeScaling
+
+KINDS = [FloatType.F32, FloatType.F16, FloatType.Q40, FloatType.Q80]
+
+
+@pytest.fixture(scope="module")
+def values(tmp_path_factory) -> dict[str, np.ndarray]:
+    with write_tiny_model(tmp_path_factory.mktemp("values") / "a.m", TINY, seed=1) as model:
+        arrays = arrays_of(model)
+    return {
+        name: (a.view(np.uint32) & 0xFFFFE000).view(np.float32) for name, a in arrays.items()
+    }  # F16 and BF16 differ
+
+
+@pytest.fixture(params=["hf", "meta"])
+def opened(request, tmp_path, values):
+    """A folder of either kind with the same values, opened with weights of a type."""
+
+    def make(weights: FloatType | None = None) -> ModelFile:
+        if request.param == "hf":
+            return open_hf(write_hf(tmp_path / "a", TINY, values, n_shards=3), weights)
+        return open_meta(write_meta(tmp_path / "a", TINY, values, n_shards=2), weights)
+
+    return make
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_part_of_a_tensor_is_that_part_of_the_whole(opened, values, kind):
+    rng = np.random.default_rng(2)
+    with opened(kind) as model:
+        for tensor in model.tensors:
+            rows, columns = tensor.shape(model.spec)
+            whole = BlockMatrix.from_array(values[tensor.name], tensor.float_type)
+            assert np.array_equal(model.read(tensor.name).data, whole.data), tensor.name
+            for _ in range(4):
+                first, last = sorted(rng.integers(0, rows + 1, 2).tolist())
+                left, right = sorted((32 * rng.integers(0, columns // 32 + 1, 2)).tolist())
+                part = model.read(tensor.name, slice(first, last), slice(left, right))
+                assert part.float_type is tensor.float_type
+                assert np.array_equal(part.data, whole.cut(slice(first, last), slice(left, right)).data), tensor.name
+
+
+def test_parts_are_converted_in_pieces_that_need_not_divide_them(opened, values, monkeypatch):
+    monkeypatch.setattr(converted, "_CHUNK_VALUES", 7 * 64)
+    with opened(FloatType.Q40) as model:
+        found = model.read("layers.0.attention.q", slice(3, 60))
+    wanted = BlockMatrix.from_array(values["layers.0.attention.q"], FloatType.Q40).cut(slice(3, 60), slice(None))
+    assert np.array_equal(found.data, wanted.data)
+
+
+def test_weights_are_kept_as_they_are_stored_where_nothing_is_asked(tmp_path, values):
+    types = dict.fromkeys(values, "F16") | {"layers.1.ffn.up": "F32", "final_norm": "F16", "embedding": "F32"}
+    halves = {name: a.astype(np.float16).astype(np.float32) for name, a in values.items()}
+    with open_hf(write_hf(tmp_path / "a", TINY, halves, types)) as model:
+        assert model.spec == replace(TINY, weight_type=FloatType.F16, stored=(("layers.1.ffn.up", FloatType.F32),))
+        for tensor in model.tensors:
+            assert np.array_equal(model.read(tensor.name).dequantize(), halves[tensor.name])
+        assert model.read("final_norm").float_type is FloatType.F32
+
+
+def test_what_lies_as_it_is_wanted_is_a_view_of_the_file(tmp_path, values):
+    with open_hf(write_hf(tmp_path / "a", TINY, values)) as model:
+        data = model.read("layers.0.ffn.gate", slice(2, 9)).data
+        assert not data.flags.owndata
+        assert not data.flags.writeable
+
+
+def test_a_tied_head_is_the_embedding_and_may_be_quantized(tmp_path, values):
+    with open_hf(write_hf(tmp_path / "a", TINY, values, tied=True), FloatType.Q80) as model:
+        wanted = BlockMatrix.from_array(values["embedding"], FloatType.Q80)
+        assert np.array_equal(model.read("head").data, wanted.data)
+        assert np.array_equal(model.read("embedding", slice(5, 6)).dequantize(), values["embedding"][5:6])
+
+
+def test_a_closed_folder_is_not_read(opened):
+    model = opened(FloatType.Q40)
+    model.close()
+    with pytest.raises(UsageError, match="closed"):
+        model.read("head")
+    with pytest.raises(UsageError, match="closed"):
+        model.read("layers.0.attention.q")
+
+
+def test_weights_of_blocks_that_do_not_fit_are_refused(tmp_path):
+    spec = tiny_spec(dim=48, n_heads=2, n_kv_heads=1)
+    with write_tiny_model(tmp_path / "a.m", spec) as model:
+        folder = write_hf(tmp_path / "a", spec, arrays_of(model))
+    with pytest.raises(UsageError, match=r"dim is 48.*f16 or f32"):
+        open_hf(folder, FloatType.Q40)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("kind", KINDS[1:])
+def test_values_that_are_no_numbers_are_not_quantized(tmp_path, values, bad, kind):
+    spoiled = values["layers.0.ffn.up"].copy()
+    spoiled[7, 3] = bad
+    with (
+        open_hf(write_hf(tmp_path / "a", TINY, values | {"layers.0.ffn.up": spoiled}), kind) as model,
+        pytest.raises(FormatError, match=r"layers\.0\.mlp\.up_proj\.weight has values that are infinite"),
+    ):
+        model.read("layers.0.ffn.up")
+
+
+def test_values_too_large_for_the_type_are_refused(tmp_path, values):
+    large = values["layers.0.ffn.up"].copy()
+    large[7, 3] = -70000
+    with open_hf(write_hf(tmp_path / "a", TINY, values | {"layers.0.ffn.up": large}), FloatType.F16) as model:
+        model.read("layers.0.ffn.up", slice(0, 7))
+        with pytest.raises(FormatError, match=r"up to 70000, which F16 cannot hold"):
+            model.read("layers.0.ffn.up")
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_the_embedding_is_cut_by_rows_or_by_columns(tmp_path, values, axis):
+    folder = write_meta(tmp_path / "a", TINY, values, n_shards=4, embedding_axis=axis)
+    with open_meta(folder) as model:
+        assert model.spec == TINY
+        assert np.array_equal(model.read("embedding").dequantize(), values["embedding"])
+        assert np.array_equal(model.read("embedding", slice(287, 288)).dequantize(), values["embedding"][287:])
+
+
+@pytest.mark.parametrize(
+    ("params", "seq_len", "factor"),
+    [
+        ({"rope_theta": 10000.0}, 4096, None),
+        ({"rope_theta": 1e6}, 16384, None),
+        ({"rope_theta": 5e5}, 8192, None),
+        ({"rope_theta": 5e5, "use_scaled_rope": True}, 131072, 8.0),
+        ({"rope_theta": 5e5, "use_scaled_rope": True, "rope_scaling_factor": 32.0}, 131072, 32.0),
+        ({"max_seq_len": 1000}, 1000, None),
+    ],
+)
+def test_what_params_json_does_not_say_its_generation_says(tmp_path, values, params, seq_len, factor):
+    given = {"max_seq_len": None} | params
+    with open_meta(write_meta(tmp_path / "a", TINY, values, **given)) as model:
+        assert model.spec.seq_len == seq_len
+        assert model.spec.rope.scaling == (None if factor is None else RopeScaling(factor, 1.0, 4.0, 8192))
+
+
+def test_a_path_tells_its_format(tmp_path, values):
+    hf, meta = write_hf(tmp_path / "hf", TINY, values), write_meta(tmp_path / "meta", TINY, values)
+    for path, kind in ((hf, HFFolder), (hf / "model.safetensors", HFFolder), (str(meta), MetaFolder)):
+        with open_model(path) as model:
+            assert type(model) is kind
+    (tmp_path / "none").mkdir()
+    with pytest.raises(FormatError, match=r"neither config\.json"):
+        open_model(tmp_path / "none")
+
+
+def test_weights_of_an_m_file_stay_what_they_are(tmp_path):
+    write_tiny_model(tmp_path / "a.m", replace(TINY, weight_type=FloatType.Q40)).close()
+    open_model(tmp_path / "a.m", FloatType.Q40).close()
+    with pytest.raises(UsageError, match="its weights are Q40, and stay so"):
+        open_model(tmp_path / "a.m", FloatType.Q80)
