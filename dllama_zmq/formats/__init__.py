@@ -1,15 +1,16 @@
-"""Model and tokenizer files: `.m` and `.t`, read and written. Described in FORMATS.md. Knows no node and no compute."""
+"""Model and tokenizer files, read and written. Described in FORMATS.md. Knows no node and no compute."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from dllama_zmq.errors import FormatError, UnsupportedModel
+from dllama_zmq.errors import UnsupportedModel
 from dllama_zmq.formats.files import open_regular
 from dllama_zmq.formats.m_file import ModelFile, open_m, write_m
 from dllama_zmq.formats.m_header import data_bytes
 from dllama_zmq.formats.t_file import read_t, write_t
-from dllama_zmq.tokenizer import Tokenizer, TokenizerData
+from dllama_zmq.formats.tokenizers import read_tokenizer
+from dllama_zmq.tokenizer import TokenizerData
 
 __all__ = [
     "ModelFile",
@@ -34,11 +35,3 @@ def open_model(path: str | Path) -> ModelFile:
     if magic == b"GGUF" or path.suffix == ".gguf":
         raise UnsupportedModel(f"{path}: GGUF models are not read by this version. Convert it to a .m file.")
     return open_m(path)
-
-
-def read_tokenizer(path: str | Path) -> Tokenizer:
-    """The tokenizer of a `.t` file, ready to encode and decode. Raises FormatError."""
-    path = Path(path)
-    if path.suffix in (".json", ".model", ".gguf"):
-        raise FormatError(f"{path}: {path.suffix} tokenizers are not read by this version. Convert it to a .t file.")
-    return Tokenizer.from_data(read_t(path))
