@@ -41,8 +41,10 @@ class Parts:
 
     pieces: each token's text by id; ids may be missing. silent: tokens that print nothing. specials: tokens by the
     names that stand for them where the caller asks. plain: encodes text, in which such names are text; marked: encodes
-    text in which they are tokens. dummy_prefix: `plain` puts a space before a text. words: names of tokens that chat
-    templates use (`bos_token`, ...). to_data: the `.t` form, or UnsupportedModel.
+    text in which they are tokens. to_data: the `.t` form, or UnsupportedModel.
+    dummy_prefix: `plain` puts a space before a text. drops_all: decoding drops every space at the start. kept: tokens
+    whose space is never the one that was put. each_byte: how bytes that are no UTF-8 are shown, see IncrementalDecoder.
+    words: names of tokens that chat templates use (`bos_token`, ...).
     """
 
     source: str
@@ -56,6 +58,9 @@ class Parts:
     add_bos: bool
     dummy_prefix: bool
     to_data: Callable[[], TokenizerData]
+    each_byte: bool = False
+    kept: frozenset[int] = frozenset()
+    drops_all: bool = False
     templates: Mapping[str, str] = field(default_factory=dict)
     words: Mapping[str, str] = field(default_factory=dict)
 

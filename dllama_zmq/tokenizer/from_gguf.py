@@ -180,8 +180,10 @@ def _byte_level(keys: _Keys) -> Parts:
         else:
             pieces[token] = to_bytes(text)
             if pieces[token] in ids:
-                raise FormatError(f"{keys.source}: tokenizer.ggml.tokens[{token}] is {text[:60]!r}, as another before it; "
-                                  f"expected each piece once. Get the file again.")  # fmt: skip
+                raise FormatError(
+                    f"{keys.source}: tokenizer.ggml.tokens[{token}] is {text[:60]!r}, as another before it; "
+                    f"expected each piece once. Get the file again."
+                )
             ids[pieces[token]] = token
     merges = keys.merges()
     for index, (left, right) in enumerate(merges):

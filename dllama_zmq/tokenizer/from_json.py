@@ -6,79 +6,24 @@ Source: the serialization of huggingface/tokenizers. What the library would take
 from __future__ import annotations
 
 import json
-import re
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
 from threading import Lock
-from typing import Any
 
-import msgspec
 import tokenizers
 
 from dllama_zmq.errors import FormatError, UnsupportedModel
 from dllama_zmq.tokenizer.config import MAX_TOKEN_ID, Config
 from dllama_zmq.tokenizer.data import Encoder, Parts, TokenizerData, checked_ids
 from dllama_zmq.tokenizer.encoders import library_encoder, to_bytes
-from dllama_zmq.tokenizer.from_t import byte_level_data, refuse_t
-from dllama_zmq.tokenizer.pretokenizers import GPT2_SPLIT, PreTokenizer
+from dllama_zmq.tokenizer.json_file import JsonFile, Steps, read_json
+from dllama_zmq.tokenizer.json_to_t import t_of_json
 from dllama_zmq.tokenizer.sentencepiece_model import BYTE_NAMES, SPACE
-
-MAX_PART_BYTES = 1 << 22
-_MAX_PATTERN_CHARS = 8192
-_REPEATED_GROUP = re.compile(r"(?<!\\)\)(?:[*+]|\{\d*,\d*\})")
-
-
-class _Added(msgspec.Struct):
-    id: int
-    content: str
-    special: bool = False
-
-
-class _Model(msgspec.Struct):
-    vocab: dict[str, int] | list[tuple[str, float]]
-    type: str | None = None
-    merges: list[str | tuple[str, str]] = []
-    unk_token: str | None = None
-    byte_fallback: bool = False
-    ignore_merges: bool = False
-
-
-class _File(msgspec.Struct):
-    model: _Model
-    added_tokens: list[_Added] = []
-    normalizer: msgspec.Raw = msgspec.Raw(b"null")
-    pre_tokenizer: msgspec.Raw = msgspec.Raw(b"null")
-    post_processor: msgspec.Raw = msgspec.Raw(b"null")
-    decoder: msgspec.Raw = msgspec.Raw(b"null")
-
-
-@dataclass(frozen=True)
-class _Steps:
-    """The file's chains of steps, flattened: objects with a `type`."""
-
-    normalizer: list[dict[str, Any]]
-    pre_tokenizer: list[dict[str, Any]]
-    decoder: list[dict[str, Any]]
 
 
 def parts_of_json(text: str, config: Config, source: str) -> Parts:
     """The parts of a tokenizer.json: BPE or unigram, byte-level or with SentencePiece's '▁'."""
-    try:
-        file = msgspec.json.decode(text, type=_File)
-    except (msgspec.MsgspecError, RecursionError, ValueError) as error:
-        raise FormatError(f"{source}: this is no tokenizer.json: {error}. Get the file again.") from error
-    kind = file.model.type or (
-        "BPE" if file.model.merges else "Unigram" if isinstance(file.model.vocab, list) else "BPE"
-    )
-    if kind not in ("BPE", "Unigram"):
-        raise UnsupportedModel(f"{source}: model.type is {kind[:60]!r}; this version reads BPE and Unigram.")
-    if (kind == "BPE") is isinstance(file.model.vocab, list):
-        raise FormatError(f"{source}: model.vocab is not what a {kind} model has. Get the file again.")
-    steps = _Steps(*(_steps(raw, where, source) for raw, where in (
-        (file.normalizer, "normalizer"), (file.pre_tokenizer, "pre_tokenizer"), (file.decoder, "decoder"))))  # fmt: skip
-    _steps(file.post_processor, "post_processor", source)
-    _check_patterns(steps, source)
+    file, steps = read_json(text, source)
     byte_level = any(step["type"] == "ByteLevel" for step in (*steps.decoder, *steps.pre_tokenizer))
     if not byte_level and not _is_spaced(steps):
         raise UnsupportedModel(
@@ -88,7 +33,7 @@ def parts_of_json(text: str, config: Config, source: str) -> Parts:
     return _parts(file, text, steps, byte_level, config, source)
 
 
-def _parts(file: _File, text: str, steps: _Steps, byte_level: bool, config: Config, source: str) -> Parts:
+def _parts(file: JsonFile, text: str, steps: Steps, byte_level: bool, config: Config, source: str) -> Parts:
     vocabulary = file.model.vocab
     ids = (
         dict(vocabulary)
@@ -108,8 +53,10 @@ def _parts(file: _File, text: str, steps: _Steps, byte_level: bool, config: Conf
     specials = {added.content: added.id for added in file.added_tokens if added.special}
     for added in file.added_tokens:
         if library.token_to_id(added.content) != added.id:
-            raise FormatError(f"{source}: added token {added.content[:60]!r} has id {added.id}, but the library gives it "
-                              f"{library.token_to_id(added.content)}; the ids before it have gaps.")  # fmt: skip
+            raise FormatError(
+                f"{source}: added token {added.content[:60]!r} has id {added.id}, but the library gives it "
+                f"{library.token_to_id(added.content)}; the ids before it have gaps."
+            )
     print_piece = to_bytes if byte_level else _spaced_bytes
     pieces = {token: print_piece(piece) for piece, token in ids.items()}
     plain, marked = _encoders(text, file, specials, library, source)
@@ -122,12 +69,12 @@ def _parts(file: _File, text: str, steps: _Steps, byte_level: bool, config: Conf
     template = config.templates.get("default")
 
     def to_data() -> TokenizerData:
-        return _to_data(file, steps, byte_level, bos_id, eos_ids, add_bos, template, source)
+        return t_of_json(file, steps, byte_level, bos_id, eos_ids, add_bos, template, source)
 
     return Parts(
-        source=source, pieces=pieces, silent=frozenset(specials.values()), specials=specials, plain=plain, marked=marked,
-        bos_id=bos_id, eos_ids=eos_ids, add_bos=add_bos, dummy_prefix=not byte_level and _puts_space(steps),
-        to_data=to_data, templates=config.templates, words=config.words,
+        source=source, pieces=pieces, silent=frozenset(specials.values()), specials=specials, plain=plain,
+        marked=marked, bos_id=bos_id, eos_ids=eos_ids, add_bos=add_bos, each_byte=not byte_level,
+        dummy_prefix=not byte_level and _puts_space(steps), to_data=to_data, templates=config.templates, words=config.words,
     )  # fmt: skip
 
 
@@ -142,7 +89,7 @@ def _load(text: str, source: str) -> tokenizers.Tokenizer:
 
 
 def _encoders(
-    text: str, file: _File, specials: Mapping[str, int], library: tokenizers.Tokenizer, source: str
+    text: str, file: JsonFile, specials: Mapping[str, int], library: tokenizers.Tokenizer, source: str
 ) -> tuple[Encoder, Encoder]:
     """An encoder to which names of special tokens are text, and one to which they are tokens."""
     lock = Lock()
@@ -187,49 +134,14 @@ def _encode_whole(library: tokenizers.Tokenizer, source: str) -> list[int]:
     return ids[: max(len(ids) - n_after, 0)][:1]
 
 
-def _steps(raw: msgspec.Raw, where: str, source: str) -> list[dict[str, Any]]:
-    if len(bytes(raw)) > MAX_PART_BYTES:
-        raise FormatError(f"{source}: {where} has {len(bytes(raw))} bytes; at most {MAX_PART_BYTES}.")
-    found: list[dict[str, Any]] = []
-    waiting = [msgspec.json.decode(raw)]
-    while waiting:
-        step = waiting.pop(0)
-        if step is None:
-            continue
-        if not isinstance(step, dict) or not isinstance(step.get("type"), str):
-            raise FormatError(f"{source}: {where} holds what is no object with a type. Get the file again.")
-        inner = next(
-            (step[key] for key in ("normalizers", "pretokenizers", "decoders", "processors") if key in step), None
-        )
-        if step["type"] == "Sequence" and isinstance(inner, list):
-            waiting = [*inner, *waiting]
-        else:
-            found.append(step)
-    return found
-
-
-def _check_patterns(steps: _Steps, source: str) -> None:
-    """Refuse patterns that could take for ever: a repeated group is what makes a regular expression explode."""
-    for step in (*steps.normalizer, *steps.pre_tokenizer, *steps.decoder):
-        pattern = step.get("pattern")
-        regex = pattern.get("Regex") if isinstance(pattern, dict) else None
-        if regex is not None and (
-            not isinstance(regex, str) or len(regex) > _MAX_PATTERN_CHARS or _REPEATED_GROUP.search(regex)
-        ):
-            raise UnsupportedModel(
-                f"{source}: {step['type']} has the pattern {str(regex)[:80]!r}, which repeats a group or is too long; "
-                f"such a pattern may run for ever, and no published tokenizer has one."
-            )
-
-
-def _is_spaced(steps: _Steps) -> bool:
+def _is_spaced(steps: Steps) -> bool:
     return any(
         step["type"] == "Metaspace" or (step["type"] == "Replace" and step.get("pattern") == {"String": SPACE})
         for step in steps.decoder
     )
 
 
-def _puts_space(steps: _Steps) -> bool:
+def _puts_space(steps: Steps) -> bool:
     """Whether the decoder takes the first space of a text away again."""
     return any(
         (step["type"] == "Strip" and step.get("content") == " " and step.get("start"))
@@ -243,41 +155,3 @@ def _spaced_bytes(piece: str) -> bytes:
     if piece in BYTE_NAMES:
         return bytes([BYTE_NAMES[piece]])
     return piece.replace(SPACE, " ").encode("utf-8", "replace")
-
-
-def _splits(steps: _Steps) -> PreTokenizer | None:
-    """The pre-tokenizer as patterns; None where it is more than that."""
-    splits: list[str] = []
-    for step in steps.pre_tokenizer:
-        pattern = step.get("pattern")
-        if step["type"] == "Split" and isinstance(pattern, dict) and "Regex" in pattern:
-            if step.get("behavior") != "Isolated" or step.get("invert"):
-                return None
-            splits.append(pattern["Regex"])
-        elif step["type"] == "Digits" and step.get("individual_digits"):
-            splits.append(r"\p{N}")
-        elif step["type"] == "ByteLevel" and not step.get("add_prefix_space"):
-            splits += [GPT2_SPLIT] if step.get("use_regex", True) else []
-        else:
-            return None
-    normalizer = [step["type"] for step in steps.normalizer]
-    return (
-        PreTokenizer("its pattern", tuple(splits), nfc=normalizer == ["NFC"]) if normalizer in ([], ["NFC"]) else None
-    )
-
-
-def _to_data(
-    file: _File, steps: _Steps, byte_level: bool, bos_id: int | None, eos_ids: tuple[int, ...], add_bos: bool,
-    template: str | None, source: str,
-) -> TokenizerData:  # fmt: skip
-    pre, vocab = _splits(steps), file.model.vocab
-    if not byte_level or pre is None or isinstance(vocab, list):
-        refuse_t(source, ["it is not byte-level BPE with nothing but patterns to split by"])
-        raise AssertionError
-    added = {entry.id: entry.content.encode("utf-8", "replace") for entry in file.added_tokens}
-    ids = {to_bytes(piece): token for piece, token in vocab.items() if token not in added}
-    pairs = [tuple(merge.split(" ")) if isinstance(merge, str) else merge for merge in file.model.merges]
-    merges = [(to_bytes(pair[0]), to_bytes(pair[1])) for pair in pairs if len(pair) == 2]
-    return byte_level_data(
-        ids, merges, added, pre, file.model.ignore_merges, bos_id, eos_ids, add_bos, template, source
-    )

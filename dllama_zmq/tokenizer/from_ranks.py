@@ -1,6 +1,6 @@
 """The parts of a tokenizer from byte-level pieces and their ranks, as Meta gives them for Llama 3. Knows no file.
 
-Source: Meta's llama-models, models/llama3/tokenizer.py: the split, and the names of 256 special tokens after the pieces.
+Source: Meta's llama-models, models/llama3/tokenizer.py: the split, and the names of 256 special tokens at the end.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ def parts_of_ranks(ranks: Mapping[bytes, int], config: Config, source: str) -> P
     """The parts of a vocabulary whose ranks are its ids, 0 and up."""
     if set(ranks.values()) != set(range(len(ranks))) or sum(len(piece) == 1 for piece in ranks) != N_BYTES:
         raise FormatError(
-            f"{source}: expected all of the 256 bytes, and the ranks 0 to {len(ranks) - 1} once each. Get the file again."
+            f"{source}: expected all of the 256 bytes, and the ranks 0 to {len(ranks) - 1} once each. Get it again."
         )
     if inferred(list(ranks)) != LLAMA3:
         raise UnsupportedModel(
-            f"{source}: ranks of a vocabulary that is not Llama 3's (which has numbers of two and three digits, and none "
+            f"{source}: ranks of a vocabulary that is not Llama 3's (which has numbers of two and three digits, none "
             f"longer); this version reads no other of this kind. Use the model's tokenizer.json."
         )
     merges, reached = rank_merges(ranks)

@@ -9,6 +9,7 @@ from dllama_zmq.tokenizer.encoders import sentencepiece_encoder, with_names
 from dllama_zmq.tokenizer.from_t import sentencepiece_data
 from dllama_zmq.tokenizer.sentencepiece_model import (
     BPE,
+    BYTE,
     CHAR,
     CONTROL,
     UNIGRAM,
@@ -24,7 +25,7 @@ _OTHER_KINDS = {WORD: "word", CHAR: "character"}
 
 
 def parts_of_sentencepiece(data: bytes, config: Config, source: str) -> Parts:
-    """The parts of a `tokenizer.model`. Raises FormatError for damaged bytes, UnsupportedModel for a word or char model."""
+    """The parts of a `tokenizer.model`. Raises FormatError for damaged bytes, UnsupportedModel for other models."""
     model = read_model(data, source)
     if model.kind not in (UNIGRAM, BPE):
         raise UnsupportedModel(
@@ -38,8 +39,8 @@ def parts_of_model(model: Model, data: bytes, config: Config, source: str) -> Pa
     """The parts of `model`, which serialized is `data`."""
     plain = sentencepiece_encoder(data, source)
     pieces = {token: piece_bytes(piece) for token, piece in enumerate(model.pieces) if piece.kind != UNUSED}
-    specials = {piece.text: token for token, piece in enumerate(model.pieces) if piece.kind == CONTROL}
-    silent = {token for token, piece in enumerate(model.pieces) if piece.kind in (CONTROL, UNKNOWN)}
+    specials = {piece.text: token for token, piece in enumerate(model.pieces) if piece.kind in (CONTROL, UNKNOWN)}
+    silent = set(specials.values())
     ids_by_text = {piece.text: token for token, piece in enumerate(model.pieces)}
     texts: dict[str, int] = {}
     extra: dict[int, bytes] = {}
@@ -69,5 +70,7 @@ def parts_of_model(model: Model, data: bytes, config: Config, source: str) -> Pa
     return Parts(
         source=source, pieces=pieces, silent=frozenset(silent), specials=specials, plain=ordinary,
         marked=with_names(plain, {**texts, **specials}), bos_id=bos_id, eos_ids=eos_ids, add_bos=add_bos,
-        dummy_prefix=model.dummy_prefix, to_data=to_data, templates=config.templates, words=config.words,
+        dummy_prefix=model.dummy_prefix, each_byte=True,
+        kept=frozenset(token for token, piece in enumerate(model.pieces) if piece.kind == BYTE),
+        drops_all=model.remove_extra_spaces, to_data=to_data, templates=config.templates, words=config.words,
     )  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from dllama_zmq.errors import FormatError, UnsupportedModel
 from dllama_zmq.tokenizer.data import N_BYTES, Parts, TokenizerData, byte_run, checked_ids
@@ -60,8 +60,9 @@ def _sentencepiece(data: TokenizerData, first_byte: int) -> Parts:
     pieces = dict(enumerate(data.pieces))
     return Parts(
         source=data.source, pieces=pieces, silent=frozenset(controls), specials=names, plain=plain,
-        marked=with_names(plain, names), bos_id=data.bos_id, eos_ids=checked_ids(data.source, data.bos_id, data.eos_ids, pieces),
-        add_bos=data.add_bos, dummy_prefix=True, to_data=lambda: data, templates=_templates(data),
+        marked=with_names(plain, names), bos_id=data.bos_id,
+        eos_ids=checked_ids(data.source, data.bos_id, data.eos_ids, pieces), add_bos=data.add_bos, dummy_prefix=True,
+        each_byte=True, kept=frozenset({first_byte + ord(" ")}), to_data=lambda: data, templates=_templates(data),
     )  # fmt: skip
 
 
@@ -212,13 +213,3 @@ def refuse_t(source: str, reasons: Sequence[str]) -> None:
             f"{source}: a .t file of this tokenizer would not encode as it does: {'; '.join(reasons)}. "
             f"Use the tokenizer as it is."
         )
-
-
-def no_t(source: str, reason: str) -> Callable[[], TokenizerData]:
-    """A `to_data` that refuses."""
-
-    def to_data() -> TokenizerData:
-        refuse_t(source, [reason])
-        raise AssertionError
-
-    return to_data

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from dllama_zmq.errors import FormatError, RequestError
 from dllama_zmq.spec import ModelSpec
@@ -112,9 +112,11 @@ class Tokenizer:
     def decoder(self, continues: bool = True) -> IncrementalDecoder:
         """A decoder of tokens as they come. Where the text does not continue another, the space that encoding put
         before it is dropped. Ids that are no token, such as those that pad a model's embedding, print nothing."""
-        return IncrementalDecoder(
-            lambda token: self._printed.get(token, b""), self._parts.dummy_prefix and not continues
-        )
+        parts = self._parts
+        drop: Literal["none", "one", "all"] = "none"
+        if not continues and (parts.dummy_prefix or parts.drops_all):
+            drop = "all" if parts.drops_all else "one"
+        return IncrementalDecoder(lambda token: self._printed.get(token, b""), drop, parts.kept, parts.each_byte)
 
     def decode(self, tokens: Iterable[int], continues: bool = False) -> str:
         """The text of `tokens`: what `encode` was given, from what it gave. Special tokens are silent."""

@@ -137,7 +137,7 @@ def test_only_one_space_is_dropped_and_only_at_the_start(tokenizer):
     ("data", "shown"),
     [
         (b"\xf0\x9f\x98\x80", ["", "", "", "😀", ""]),
-        (b"\xf0\x9fa", ["", "", "\ufffda", ""]),
+        (b"\xf0\x9fa", ["", "", "\ufffd\ufffda", ""]),
         (b"\xffa", ["\ufffd", "a", ""]),
         (b"a\xc3", ["a", "", "\ufffd"]),
     ],
