@@ -1,27 +1,31 @@
-"""Model and tokenizer files, read and written: `.m` and `.t`, and folders of Hugging Face and Meta. See FORMATS.md.
+"""Model and tokenizer files: `.m` and `.t` read and written; GGUF, and folders of Hugging Face and Meta, read.
 
-Knows no node and no compute.
+Described in FORMATS.md. Knows no node and no compute.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from dllama_zmq.errors import FormatError, UnsupportedModel, UsageError
+from dllama_zmq.errors import FormatError, UsageError
 from dllama_zmq.formats.files import open_regular
+from dllama_zmq.formats.gguf import gguf_metadata, open_gguf
 from dllama_zmq.formats.hf import open_hf
 from dllama_zmq.formats.m_file import open_m, write_m
 from dllama_zmq.formats.m_header import data_bytes
 from dllama_zmq.formats.meta import open_meta
 from dllama_zmq.formats.model_file import ModelFile
 from dllama_zmq.formats.t_file import read_t, write_t
+from dllama_zmq.formats.tokenizers import read_tokenizer
 from dllama_zmq.spec import FloatType
-from dllama_zmq.tokenizer import Tokenizer, TokenizerData
+from dllama_zmq.tokenizer import TokenizerData
 
 __all__ = [
     "ModelFile",
     "TokenizerData",
     "data_bytes",
+    "gguf_metadata",
+    "open_gguf",
     "open_hf",
     "open_m",
     "open_meta",
@@ -34,7 +38,7 @@ __all__ = [
 
 
 def open_model(path: str | Path, weights: FloatType | None = None) -> ModelFile:
-    """Open a model of any format that this version reads: `.m`, a Hugging Face folder, a folder of Meta's.
+    """Open a model of any format that this version reads: `.m`, GGUF, a Hugging Face folder, a folder of Meta's.
 
     weights: the type in which the matrices are read, for formats that keep them as floats; None: as they are stored.
     Raises FormatError or UnsupportedModel; UsageError where the weights are not to be had in that type.
@@ -51,22 +55,12 @@ def open_model(path: str | Path, weights: FloatType | None = None) -> ModelFile:
         )
     with open_regular(path) as (file, _):
         magic = file.read(4)
-    if magic == b"GGUF" or path.suffix == ".gguf":
-        raise UnsupportedModel(f"{path}: GGUF models are not read by this version. Convert it to a .m file.")
-    model = open_m(path)
+    model: ModelFile = open_gguf(path) if magic == b"GGUF" or path.suffix == ".gguf" else open_m(path)
     if weights not in (None, model.spec.weight_type):
         has = model.spec.weight_type.name
         model.close()
         raise UsageError(
             f"{path}: its weights are {has}, and stay so: `weights` is for models that keep them as floats. "
-            "Leave it out, or give the model that this one was made from."
+            "Leave it out, or convert the model."
         )
     return model
-
-
-def read_tokenizer(path: str | Path) -> Tokenizer:
-    """The tokenizer of a `.t` file, ready to encode and decode. Raises FormatError."""
-    path = Path(path)
-    if path.suffix in (".json", ".model", ".gguf"):
-        raise FormatError(f"{path}: {path.suffix} tokenizers are not read by this version. Convert it to a .t file.")
-    return Tokenizer.from_data(read_t(path))

@@ -2,32 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeAlias
+import re
+from collections.abc import Mapping, Sequence
+from threading import Lock
 
 import sentencepiece
-import tiktoken
+import tokenizers
+from tokenizers import models, normalizers, pre_tokenizers
 
-from dllama_zmq.errors import FormatError
-from dllama_zmq.tokenizer.data import TokenizerData
-from dllama_zmq.tokenizer.sentencepiece_model import model_bytes
+from dllama_zmq.errors import FormatError, RequestError
+from dllama_zmq.tokenizer.data import Encoder
+from dllama_zmq.tokenizer.pretokenizers import PreTokenizer
 
-Encoder: TypeAlias = Callable[[str], list[int]]
-
-# Source: Meta's llama-models, models/llama3/tokenizer.py (pat_str).
-_LLAMA3_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+Merge = tuple[bytes, bytes]
 
 
-def sentencepiece_encoder(data: TokenizerData, first_byte: int) -> Encoder:
-    """An encoder by SentencePiece's BPE. The byte pieces begin at id `first_byte`."""
+def _char_of_byte() -> list[str]:
+    """The character that stands for each byte in a byte-level vocabulary. Source: GPT-2's bytes_to_unicode."""
+    shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [value for value in range(256) if value not in shown]
+    chars = {value: chr(value) for value in shown} | {value: chr(256 + i) for i, value in enumerate(hidden)}
+    return [chars[value] for value in range(256)]
+
+
+CHAR_OF_BYTE = _char_of_byte()
+_BYTE_OF_CHAR = {char: value for value, char in enumerate(CHAR_OF_BYTE)}
+
+
+def to_chars(piece: bytes) -> str:
+    """Bytes as a byte-level vocabulary writes them: one printable character for each."""
+    return "".join([CHAR_OF_BYTE[value] for value in piece])
+
+
+def to_bytes(piece: str) -> bytes:
+    """The bytes that `piece` of a byte-level vocabulary stands for: its UTF-8 where it is no such writing."""
+    try:
+        return bytes([_BYTE_OF_CHAR[char] for char in piece])
+    except KeyError:
+        return piece.encode("utf-8", "replace")
+
+
+def sentencepiece_encoder(model: bytes, source: str) -> Encoder:
+    """An encoder by the sentencepiece library. Raises FormatError where the library refuses the model."""
     processor = sentencepiece.SentencePieceProcessor()
     try:
-        processor.LoadFromSerializedProto(model_bytes(data, first_byte))
+        processor.LoadFromSerializedProto(model)
     except (RuntimeError, OSError) as error:
-        raise FormatError(f"{data.source}: SentencePiece refuses this vocabulary: {error} Convert it again.") from error
+        raise FormatError(f"{source}: SentencePiece refuses this vocabulary: {error} Convert it again.") from error
 
     def encode(text: str) -> list[int]:
         tokens: list[int] = processor.EncodeAsIds(text)
@@ -36,14 +57,90 @@ def sentencepiece_encoder(data: TokenizerData, first_byte: int) -> Encoder:
     return encode
 
 
-def byte_level_encoder(data: TokenizerData) -> Encoder:
-    """An encoder by byte-level BPE, where a token's rank is its id and text is split as Llama 3 splits it.
+def byte_level_encoder(
+    ids: Mapping[bytes, int], merges: Sequence[Merge], pre: PreTokenizer, source: str, whole: bool | None = None
+) -> Encoder:
+    """An encoder by byte-level BPE: `ids` of the pieces that text can become, `merges` in their order.
 
-    Tokens from the BOS on are special: no text becomes one of them.
+    whole: whether a piece of the split text that is a token is taken unmerged; None: as `pre` says.
     """
-    regular = data.pieces[: data.bos_id]
-    ranks = {piece: token for token, piece in enumerate(regular)}
-    if len(ranks) != len(regular):
-        twice = next(piece for token, piece in enumerate(regular) if ranks[piece] != token)
-        raise FormatError(f"{data.source}: two tokens are {twice!r}; expected each piece once. Convert it again.")
-    return tiktoken.Encoding("llama3", pat_str=_LLAMA3_SPLIT, mergeable_ranks=ranks, special_tokens={}).encode_ordinary
+    try:
+        bpe = models.BPE(
+            vocab={to_chars(piece): token for piece, token in ids.items()},
+            merges=[(to_chars(left), to_chars(right)) for left, right in merges],
+            ignore_merges=pre.whole if whole is None else whole,
+        )
+    except Exception as error:  # what the library raises has no class of its own
+        raise FormatError(f"{source}: the tokenizers library refuses this vocabulary: {error}.") from error
+    tokenizer = tokenizers.Tokenizer(bpe)
+    if pre.nfc:
+        tokenizer.normalizer = normalizers.NFC()
+    splits = [pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated") for pattern in pre.splits]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    return library_encoder(tokenizer, source)
+
+
+def library_encoder(
+    tokenizer: tokenizers.Tokenizer, source: str, names_are_text: bool = False, lock: Lock | None = None
+) -> Encoder:
+    """An encoder by the tokenizers library, no token put before or after the text.
+
+    names_are_text: names of the library's special tokens are not those tokens. lock: of those who share `tokenizer`.
+    """
+
+    alone = lock or Lock()
+
+    def encode(text: str) -> list[int]:
+        try:
+            with alone:
+                tokenizer.encode_special_tokens = names_are_text  # one flag for all who encode with this object
+                ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+        except BaseException as error:
+            # A panic of the library is no Exception; anything else that is none is not ours to catch.
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
+            raise RequestError(f"{source}: the tokenizers library cannot encode this text: {error}") from error
+        return ids
+
+    return encode
+
+
+def with_names(encode: Encoder, names: Mapping[str, int]) -> Encoder:
+    """`encode`, except that each of `names` in a text becomes its token; of two at one place, the longer."""
+    if not names:
+        return encode
+    pattern = re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))))
+
+    def encode_marked(text: str) -> list[int]:
+        tokens: list[int] = []
+        at = 0
+        for match in pattern.finditer(text):
+            if match.start() > at:
+                tokens += encode(text[at : match.start()])
+            tokens.append(names[match.group()])
+            at = match.end()
+        if at < len(text) or not at:
+            tokens += encode(text[at:])
+        return tokens
+
+    return encode_marked
+
+
+def rank_merges(ranks: Mapping[bytes, int]) -> tuple[list[Merge], bool]:
+    """The merges of a vocabulary in which a token's rank is its id, and whether every token can be reached by them.
+
+    Each way to cut a token into two is listed. That is what tiktoken does: when the turn of a rank comes, lower ones
+    are used up, and of the ways to cut its token only the one that they lead to can still stand in the text.
+    """
+    merges: list[Merge] = []
+    reached = True
+    for piece, rank in sorted(ranks.items(), key=lambda item: item[1]):
+        n_before = len(merges)
+        for cut in range(1, len(piece)):
+            left, right = piece[:cut], piece[cut:]
+            if ranks.get(left, rank) < rank and ranks.get(right, rank) < rank:
+                merges.append((left, right))
+        reached &= len(piece) == 1 or len(merges) > n_before
+    return merges, reached

@@ -1,98 +1,156 @@
-"""Text to tokens and back, for one vocabulary. Knows no file, no chat and no model but its vocabulary's size."""
+"""Text to tokens and back, for one vocabulary. Knows no file and no model but its vocabulary's size."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any, Literal
 
 from dllama_zmq.errors import FormatError, RequestError
 from dllama_zmq.spec import ModelSpec
-from dllama_zmq.tokenizer.data import N_BYTES, TokenizerData, byte_run
+from dllama_zmq.tokenizer.chat import ChatTemplate, choose_template
+from dllama_zmq.tokenizer.config import read_config
+from dllama_zmq.tokenizer.data import Parts, TokenizerData
 from dllama_zmq.tokenizer.decoder import IncrementalDecoder
-from dllama_zmq.tokenizer.encoders import Encoder, byte_level_encoder, sentencepiece_encoder
-from dllama_zmq.tokenizer.sentencepiece_model import UNKNOWN_PIECE
+from dllama_zmq.tokenizer.from_gguf import parts_of_gguf
+from dllama_zmq.tokenizer.from_json import parts_of_json
+from dllama_zmq.tokenizer.from_ranks import parts_of_ranks
+from dllama_zmq.tokenizer.from_sentencepiece import parts_of_sentencepiece
+from dllama_zmq.tokenizer.from_t import parts_of_t
 
 
 class Tokenizer:
-    """One vocabulary's encoder and decoder. Make it with `from_data`."""
+    """One vocabulary's encoder and decoder. Make it with one of the `from_...`."""
 
-    def __init__(self, data: TokenizerData, encoder: Encoder, silent: frozenset[int], dummy_prefix: bool) -> None:
-        self.data = data
-        self._encoder = encoder
-        self._printed = [b"" if token in silent else piece for token, piece in enumerate(data.pieces)]
-        self._dummy_prefix = dummy_prefix
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._printed = {token: piece for token, piece in parts.pieces.items() if token not in parts.silent}
+        self._size = max(parts.pieces) + 1
 
     @classmethod
     def from_data(cls, data: TokenizerData) -> Tokenizer:
-        """The tokenizer of a SentencePiece or a byte-level vocabulary. Raises FormatError for any other kind."""
-        controls = {data.bos_id, *data.eos_ids}
-        first_byte = byte_run(data.pieces)
-        if first_byte is not None:
-            if controls & set(range(first_byte, first_byte + N_BYTES)):
-                raise FormatError(
-                    f"{data.source}: BOS or EOS is one of the byte pieces at {first_byte}. Convert again."
-                )
-            if b" " not in data.pieces[:first_byte] + data.pieces[first_byte + N_BYTES :]:
-                raise FormatError(
-                    f"{data.source}: a SentencePiece vocabulary without a piece for ' '. Convert it again."
-                )
-            if UNKNOWN_PIECE in data.pieces:
-                controls.add(data.pieces.index(UNKNOWN_PIECE))
-            return cls(data, sentencepiece_encoder(data, first_byte), frozenset(controls), dummy_prefix=True)
-        missing = N_BYTES - len({piece for piece in data.pieces[: data.bos_id] if len(piece) == 1})
-        if missing:
-            raise FormatError(
-                f"{data.source}: a vocabulary of a kind that this version does not read: neither SentencePiece's 256 "
-                f"byte pieces in a row, nor a byte-level one ({missing} of the 256 bytes are missing before the BOS, "
-                f"{data.bos_id}). Convert the tokenizer of a Llama 2 or Llama 3 model."
-            )
-        specials = frozenset(range(data.bos_id, len(data.pieces))) | controls
-        return cls(data, byte_level_encoder(data), specials, dummy_prefix=False)
+        """The tokenizer of a `.t` file's vocabulary. Raises FormatError for one of an unknown kind."""
+        return cls(parts_of_t(data))
+
+    @classmethod
+    def from_sentencepiece(
+        cls, model: bytes, source: str = "tokenizer.model", config: Mapping[str, Any] | None = None
+    ) -> Tokenizer:
+        """The tokenizer of a SentencePiece BPE or unigram model. `config`: see `from_json`.
+
+        Raises FormatError, UnsupportedModel for other kinds of models.
+        """
+        return cls(parts_of_sentencepiece(model, read_config(config or {}, source), source))
+
+    @classmethod
+    def from_json(cls, text: str, config: Mapping[str, Any] | None = None, source: str = "tokenizer.json") -> Tokenizer:
+        """The tokenizer of a Hugging Face tokenizer.json.
+
+        config: what tokenizer_config.json says, and `eos_token_id` of generation_config.json. Raises FormatError where
+        either is not what it should be, UnsupportedModel for a kind that is not read.
+        """
+        return cls(parts_of_json(text, read_config(config or {}, source), source))
+
+    @classmethod
+    def from_gguf(cls, metadata: Mapping[str, Any], source: str) -> Tokenizer:
+        """The tokenizer in a GGUF file's metadata, plain Python values by their GGUF keys.
+
+        Raises FormatError for values of a wrong type, UnsupportedModel for a kind or pre-tokenizer that is not known.
+        """
+        return cls(parts_of_gguf(metadata, source))
+
+    @classmethod
+    def from_ranks(cls, ranks: Mapping[bytes, int], source: str, config: Mapping[str, Any] | None = None) -> Tokenizer:
+        """The tokenizer of Meta's Llama 3: `ranks` of byte-level pieces, special tokens after them."""
+        return cls(parts_of_ranks(ranks, read_config(config or {}, source), source))
+
+    @property
+    def source(self) -> str:
+        """The file it came from."""
+        return self._parts.source
 
     @property
     def vocab_size(self) -> int:
-        return len(self.data.pieces)
+        """One more than the highest id; some ids below may be no token."""
+        return self._size
 
     @property
-    def bos_id(self) -> int:
-        return self.data.bos_id
+    def bos_id(self) -> int | None:
+        """The token that begins a text; None for models that have none."""
+        return self._parts.bos_id
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
-        return self.data.eos_ids
+        return self._parts.eos_ids
 
-    def encode(self, text: str, bos: bool | None = None) -> list[int]:
+    @property
+    def specials(self) -> Mapping[str, int]:
+        """The special tokens by name."""
+        return self._parts.specials
+
+    def encode(self, text: str, bos: bool | None = None, specials: bool = False) -> list[int]:
         """The tokens of `text`, after the BOS where `bos` says so, or by default where the tokenizer's file does.
 
-        Names of special tokens in `text` are text. Half a surrogate pair, which no UTF-8 can hold, becomes U+FFFD.
+        Names of special tokens in `text` are text, unless `specials`. Half a surrogate pair, which no UTF-8 can hold,
+        becomes U+FFFD. Raises RequestError where `bos` asks for a BOS and the model has none.
         """
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        tokens = self._encoder(text)
-        return [self.bos_id, *tokens] if (self.data.add_bos if bos is None else bos) else tokens
+        tokens = self._parts.marked(text) if specials else self._parts.plain(text)
+        if not (self._parts.add_bos if bos is None else bos):
+            return tokens
+        if self.bos_id is None:
+            raise RequestError(f"{self.source}: this tokenizer has no BOS token; encode with bos=False")
+        return [self.bos_id, *tokens]
 
     def piece(self, token: int) -> bytes:
-        """The piece of `token` as the vocabulary has it, special tokens by name."""
-        return self.data.pieces[self._known(token)]
+        """The piece of `token` as the vocabulary has it, special tokens by name; empty where the id is no token.
+
+        Raises RequestError for a negative id.
+        """
+        return self._parts.pieces.get(self._known(token), b"")
 
     def decoder(self, continues: bool = True) -> IncrementalDecoder:
         """A decoder of tokens as they come. Where the text does not continue another, the space that encoding put
-        before it is dropped."""
-        return IncrementalDecoder(lambda token: self._printed[self._known(token)], self._dummy_prefix and not continues)
+        before it is dropped. Ids that are no token, such as those that pad a model's embedding, print nothing."""
+        parts = self._parts
+        drop: Literal["none", "one", "all"] = "none"
+        if not continues and (parts.dummy_prefix or parts.drops_all):
+            drop = "all" if parts.drops_all else "one"
+        return IncrementalDecoder(lambda token: self._printed.get(token, b""), drop, parts.kept, parts.each_byte)
 
     def decode(self, tokens: Iterable[int], continues: bool = False) -> str:
-        """The text of `tokens`: what `encode` was given, from what it gave. BOS, EOS and other specials are silent."""
+        """The text of `tokens`: what `encode` was given, from what it gave. Special tokens are silent."""
         decoder = self.decoder(continues)
-        return "".join([decoder.push(token) for token in tokens]) + decoder.flush()
+        return "".join([decoder.push(self._known(token)) for token in tokens]) + decoder.flush()
 
     def check_fits(self, spec: ModelSpec, model: str | Path = "the model") -> None:
-        """Raise FormatError where this is the tokenizer of another model than `model`, whose spec is given."""
-        if self.vocab_size != spec.vocab_size:
+        """Raise FormatError where this is the tokenizer of another model than `model`, whose spec is given.
+
+        Fewer tokens than the model's vocabulary are no error: some models pad their embedding.
+        """
+        if self.vocab_size > spec.vocab_size:
             raise FormatError(
-                f"{self.data.source} has {self.vocab_size} tokens, but {model} has a vocabulary of {spec.vocab_size}. "
+                f"{self.source} has {self.vocab_size} tokens, but {model} has a vocabulary of {spec.vocab_size}. "
                 f"Give the tokenizer that was made for this model."
             )
 
+    def chat_template(self, name: str | None = None) -> ChatTemplate:
+        """The file's own chat template; where it has none, the built-in one that its special tokens tell.
+
+        name: a template of the file, or a built-in one. Raises UsageError for an unknown name, RequestError where there
+        is no template and the special tokens tell none.
+        """
+        words = dict(self._parts.words)
+        for word, token in (("bos_token", self.bos_id), ("eos_token", self.eos_ids[0])):
+            if word not in words and token is not None:
+                words[word] = self.piece(token).decode("utf-8", "replace")
+        return choose_template(self._parts.templates, name, self._parts.specials, words, self.source)
+
+    def to_data(self) -> TokenizerData:
+        """The vocabulary as a `.t` file has it. Raises UnsupportedModel where such a file would encode otherwise."""
+        return self._parts.to_data()
+
     def _known(self, token: int) -> int:
-        if not 0 <= token < len(self.data.pieces):
-            raise RequestError(f"token {token} is not in the vocabulary; expected 0 to {len(self.data.pieces) - 1}.")
+        if token < 0:
+            raise RequestError(f"token {token} is in no vocabulary; expected 0 or more.")
         return token

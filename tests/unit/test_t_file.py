@@ -9,7 +9,7 @@ import pytest
 from tiny import tiny_tokenizer_data
 
 from dllama_zmq.errors import FormatError
-from dllama_zmq.formats import read_t, read_tokenizer, write_t
+from dllama_zmq.formats import read_t, write_t
 
 # Vocabulary size, longest token, BOS, the list's EOS count, add_bos: what every keyed file below begins with.
 PAIRS = [(0, 1), (1, 3), (2, 4), (3, 1)]
@@ -109,9 +109,3 @@ def test_data_that_is_no_vocabulary_is_refused_and_the_file_before_stays(tmp_pat
         write_t(path, replace(tiny_tokenizer_data(), **changes))
     assert path.read_bytes() == b"what was here before"
     assert list(tmp_path.iterdir()) == [path]
-
-
-@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer.model"])
-def test_other_tokenizer_formats_are_refused_by_name(tmp_path, name):
-    with pytest.raises(FormatError, match=r"Convert it to a \.t file"):
-        read_tokenizer(tmp_path / name)

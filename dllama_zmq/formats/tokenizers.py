@@ -1,0 +1,132 @@
+"""Tokenizers from the files that models come in, by their names and first bytes. Knows files; the rest is tokenizer/'s.
+
+| file | what it is |
+| --- | --- |
+| `*.t` | FORMATS.md §3 |
+| `tokenizer.json` | Hugging Face's, with tokenizer_config.json and its like beside it |
+| `*.model` | a SentencePiece model, or Meta's list of Llama 3's pieces and ranks |
+| a folder | its tokenizer.json, else its tokenizer.model |
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from pathlib import Path
+from typing import Any
+
+from dllama_zmq.errors import FormatError, UnsupportedModel
+from dllama_zmq.formats.files import open_regular
+from dllama_zmq.formats.t_file import read_t
+from dllama_zmq.tokenizer import Tokenizer
+
+MAX_JSON_BYTES = 1 << 26
+"""The largest known tokenizer.json has half of it."""
+MAX_MODEL_BYTES = 1 << 25
+MAX_SIDE_BYTES = 1 << 24
+_MAX_JSON_VALUES = 1 << 23
+_NAMES = ("tokenizer.json", "tokenizer.model")
+
+
+def read_tokenizer(path: str | Path) -> Tokenizer:
+    """The tokenizer of a file or of a model's folder, ready to encode and decode.
+
+    Raises FormatError, UnsupportedModel for a sound file of a kind that is not read. GGUF files hold metadata besides:
+    `Tokenizer.from_gguf` takes it from whoever reads them.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = _in_folder(path)
+    if path.suffix == ".json":
+        return Tokenizer.from_json(_read_text(path, MAX_JSON_BYTES), _config_beside(path), str(path))
+    if path.suffix == ".model":
+        return _read_model(path)
+    if path.suffix == ".gguf":
+        raise UnsupportedModel(f"{path}: GGUF tokenizers are not read by this version. Convert it to a .t file.")
+    return Tokenizer.from_data(read_t(path))
+
+
+def _in_folder(folder: Path) -> Path:
+    for name in _NAMES:
+        if (folder / name).exists():
+            return folder / name
+    raise FormatError(f"{folder}: this folder has no {' and no '.join(_NAMES)}. Give the model's folder, or the file.")
+
+
+def _read_model(path: Path) -> Tokenizer:
+    data = _read_bytes(path, MAX_MODEL_BYTES)
+    # A SentencePiece model begins with the tag of its first piece, a newline; a list of ranks with base64.
+    if data[:1] == b"\n" or b" " not in data[:512]:
+        return Tokenizer.from_sentencepiece(data, str(path), _config_beside(path))
+    return Tokenizer.from_ranks(_ranks(data, path), str(path), _config_beside(path))
+
+
+def _ranks(data: bytes, path: Path) -> dict[bytes, int]:
+    ranks: dict[bytes, int] = {}
+    for index, line in enumerate(data.splitlines(), start=1):
+        word, _, rank = line.partition(b" ")
+        try:
+            piece = base64.b64decode(word, validate=True)
+        except binascii.Error:
+            piece = b""
+        if not piece or not rank.isdigit() or len(rank) > 9 or piece in ranks:
+            raise FormatError(
+                f"{path}: line {index} is {line[:40]!r}; expected a piece in base64, once, a space and its rank. "
+                f"This is no tokenizer.model of SentencePiece or Llama 3, or a damaged one."
+            )
+        ranks[piece] = int(rank)
+    return ranks
+
+
+def _config_beside(path: Path) -> dict[str, Any]:
+    """What the files beside a tokenizer say: tokenizer_config.json's keys before special_tokens_map.json's, the EOS ids
+    of generation_config.json, and the templates that have files of their own."""
+    folder = path.parent
+    named = _side(folder / "special_tokens_map.json")
+    config = {**{key: value for key, value in named.items() if key.endswith("_token")}}
+    said = _side(folder / "tokenizer_config.json")
+    config.update({key: value for key, value in said.items() if key not in ("eos_token_id", "bos_token_id")})
+    ends = _side(folder / "generation_config.json").get("eos_token_id")
+    if ends is not None:
+        config["eos_token_id"] = ends
+    templates = [("default", folder / "chat_template.jinja")]
+    if (folder / "additional_chat_templates").is_dir():
+        files = sorted((folder / "additional_chat_templates").glob("*.jinja"))
+        templates += [(file.stem, file) for file in files[:64]]
+    written = [
+        {"name": name, "template": _read_text(file, MAX_SIDE_BYTES)} for name, file in templates if file.exists()
+    ]
+    if written:
+        config["chat_template"] = written
+    return config
+
+
+def _side(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        value = json.loads(_read_text(path, MAX_SIDE_BYTES))
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{path}: this is no JSON: {error}. Get the file again, or take it away.") from error
+    if not isinstance(value, dict):
+        raise FormatError(f"{path}: holds a {type(value).__name__}; expected an object. Get the file again.")
+    return value
+
+
+def _read_text(path: Path, max_bytes: int) -> str:
+    data = _read_bytes(path, max_bytes)
+    n_values = sum(data.count(mark) for mark in (b",", b"[", b"{"))
+    if n_values > _MAX_JSON_VALUES:
+        raise FormatError(f"{path}: {n_values} values; no tokenizer has more than {_MAX_JSON_VALUES}.")
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{path}: offset {error.start}: this is no UTF-8 text. Get the file again.") from error
+
+
+def _read_bytes(path: Path, max_bytes: int) -> bytes:
+    with open_regular(path) as (file, n_bytes):
+        if n_bytes > max_bytes:
+            raise FormatError(f"{path}: {n_bytes} bytes long; a file of this kind has at most {max_bytes}.")
+        return file.read(n_bytes)

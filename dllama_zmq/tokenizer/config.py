@@ -1,0 +1,140 @@
+"""What Hugging Face's files beside a tokenizer say about it, checked. Knows no file: it gets their content as data.
+
+Source: the keys of tokenizer_config.json, special_tokens_map.json and generation_config.json of transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from dllama_zmq.errors import FormatError
+from dllama_zmq.tokenizer.data import END_OF_TURN
+
+MAX_TEMPLATE_CHARS = 1 << 20
+MAX_TOKEN_ID = 1 << 24
+_NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
+
+
+@dataclass(frozen=True)
+class AddedToken:
+    content: str
+    special: bool
+
+
+@dataclass(frozen=True)
+class Config:
+    """words: the names of tokens, by `bos_token` and its like. given: which of them the file says, if only to say None.
+
+    added: tokens beside the vocabulary, by id. end_ids: EOS ids, None where no file lists them. templates: chat
+    templates by name, `default` the one.
+    """
+
+    words: dict[str, str] = field(default_factory=dict)
+    given: frozenset[str] = frozenset()
+    added: dict[int, AddedToken] = field(default_factory=dict)
+    add_bos: bool | None = None
+    end_ids: tuple[int, ...] | None = None
+    templates: dict[str, str] = field(default_factory=dict)
+
+    def token_id(self, word: str, names: Mapping[str, int], source: str, default: int | None) -> int | None:
+        """The id of the token that is the `bos_token`, ...; `default` where no file says.
+
+        Raises FormatError where the name is no token's.
+        """
+        if word not in self.given:
+            return default
+        if word not in self.words:
+            return None
+        if self.words[word] not in names:
+            raise FormatError(f"{source}: {word} is {self.words[word][:60]!r}, which is no token of this vocabulary.")
+        return names[self.words[word]]
+
+    def ends(self, eos_id: int | None, specials: Mapping[str, int]) -> tuple[int, ...]:
+        """The EOS ids: the listed ones, after the `eos_token`; where none are listed, well-known ends of a turn too."""
+        listed = self.end_ids
+        if listed is None:
+            listed = tuple(specials[name] for name in END_OF_TURN if name in specials)
+        return tuple(dict.fromkeys(((eos_id,) if eos_id is not None else ()) + listed))
+
+
+def read_config(raw: Mapping[str, Any], source: str) -> Config:
+    """The Config in the keys of tokenizer_config.json, plus `eos_token_id` of generation_config.json.
+
+    Raises FormatError naming the key whose value has the wrong type.
+    """
+    words: dict[str, str] = {}
+    given = []
+    for name in _NAMED:
+        if name not in raw:
+            continue
+        given.append(name)
+        value = raw[name]
+        if isinstance(value, Mapping):
+            value = value.get("content")
+        if isinstance(value, str):
+            words[name] = value
+        elif value is not None:
+            raise wrong(source, name, value, "a token's name or null")
+    add_bos = raw.get("add_bos_token")
+    if add_bos is not None and not isinstance(add_bos, bool):
+        raise wrong(source, "add_bos_token", add_bos, "true or false")
+    return Config(
+        words, frozenset(given), _added(raw.get("added_tokens_decoder") or {}, source), add_bos,
+        _ends(raw.get("eos_token_id"), source), read_templates(raw.get("chat_template"), source),
+    )  # fmt: skip
+
+
+def _added(raw: object, source: str) -> dict[int, AddedToken]:
+    if not isinstance(raw, Mapping):
+        raise wrong(source, "added_tokens_decoder", raw, "an object")
+    added: dict[int, AddedToken] = {}
+    for key, value in raw.items():
+        place = f"added_tokens_decoder.{str(key)[:20]}"
+        if not (isinstance(key, str) and key.isascii() and key.isdigit() and len(key) < 9 and int(key) < MAX_TOKEN_ID):
+            raise wrong(source, place, key, f"an id below {MAX_TOKEN_ID} as its key")
+        content, special = (value.get("content"), value.get("special", False)) if isinstance(value, Mapping) else (0, 0)
+        if not isinstance(content, str) or not content or not isinstance(special, bool):
+            raise wrong(source, place, value, 'an object with "content", a text, and "special", true or false')
+        added[int(key)] = AddedToken(content, special)
+    return added
+
+
+def _ends(raw: object, source: str) -> tuple[int, ...] | None:
+    if raw is None:
+        return None
+    ids = raw if isinstance(raw, list) else [raw]
+    for token in ids:
+        if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < MAX_TOKEN_ID:
+            raise wrong(source, "eos_token_id", token, f"an id from 0 to {MAX_TOKEN_ID - 1}, or a list of them")
+    return tuple(ids)
+
+
+def read_templates(raw: object, source: str) -> dict[str, str]:
+    """Chat templates by name, from one text or a list of {"name", "template"}."""
+    if raw is None:
+        return {}
+    named: dict[str, str] = {}
+    if isinstance(raw, str):
+        named["default"] = raw
+    elif isinstance(raw, list) and all(isinstance(entry, Mapping) for entry in raw):
+        for entry in raw:
+            name, template = entry.get("name"), entry.get("template")
+            if not isinstance(name, str) or not isinstance(template, str):
+                raise wrong(source, "chat_template", entry, 'objects with "name" and "template"')
+            named[name] = template
+    else:
+        raise wrong(source, "chat_template", raw, "a text, or a list of named ones")
+    for name, template in named.items():
+        if len(template) > MAX_TEMPLATE_CHARS:
+            raise FormatError(
+                f"{source}: chat template {name[:40]!r} has {len(template)} characters; at most {MAX_TEMPLATE_CHARS}."
+            )
+    return named
+
+
+def wrong(source: str, key: str, value: object, expected: str) -> FormatError:
+    """The error for a value of a wrong type or size at `key`."""
+    shown = repr(value) if isinstance(value, str | int | float | bool | None) else type(value).__name__
+    return FormatError(f"{source}: {key} is {shown[:60]}; expected {expected}. Get the file again.")

@@ -1,0 +1,223 @@
+"""The parts of a tokenizer from a GGUF file's metadata. Knows no file: it gets plain values by their keys.
+
+Source: the keys under `tokenizer.` of ggml's docs/gguf.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from dllama_zmq.errors import FormatError, UnsupportedModel
+from dllama_zmq.tokenizer.config import Config, read_templates, wrong
+from dllama_zmq.tokenizer.data import END_OF_TURN, Parts, TokenizerData, checked_ids
+from dllama_zmq.tokenizer.encoders import Merge, byte_level_encoder, to_bytes, with_names
+from dllama_zmq.tokenizer.from_sentencepiece import parts_of_model
+from dllama_zmq.tokenizer.from_t import byte_level_data
+from dllama_zmq.tokenizer.pretokenizers import pretokenizer
+from dllama_zmq.tokenizer.sentencepiece_model import (
+    BYTE,
+    CONTROL,
+    NORMAL,
+    UNKNOWN,
+    UNUSED,
+    USER_DEFINED,
+    Model,
+    Piece,
+    write_model,
+)
+
+_TEMPLATE = "tokenizer.chat_template"
+
+
+def parts_of_gguf(metadata: Mapping[str, Any], source: str) -> Parts:
+    """The parts of the tokenizer in a GGUF file."""
+    keys = _Keys(metadata, source)
+    kind = keys.text("model", None)
+    if kind == "llama":
+        return _sentencepiece(keys)
+    if kind == "gpt2":
+        return _byte_level(keys)
+    raise UnsupportedModel(
+        f"{source}: tokenizer.ggml.model is {kind[:60]!r}; this version reads llama (SentencePiece BPE) and gpt2 "
+        f"(byte-level BPE). Use the tokenizer.json of the same model."
+    )
+
+
+class _Keys:
+    """The metadata under `tokenizer.ggml.`, each value checked for its type as it is asked for."""
+
+    def __init__(self, metadata: Mapping[str, Any], source: str) -> None:
+        self._metadata = metadata
+        self.source = source
+        self.tokens = self._list("tokens", str, "texts")
+        if not self.tokens:
+            raise FormatError(f"{source}: tokenizer.ggml.tokens is missing or empty. Get the file again.")
+        kinds = self._list("token_type", int, "numbers") or [NORMAL] * len(self.tokens)
+        self._same_length("token_type", kinds)
+        # 0 is "undefined"; llama.cpp takes it and what it does not know for an ordinary piece.
+        self.kinds = [kind if NORMAL <= kind <= BYTE else NORMAL for kind in kinds]
+
+    def text(self, key: str, default: str | None) -> str:
+        value = self._metadata.get(f"tokenizer.ggml.{key}", default)
+        if not isinstance(value, str):
+            raise wrong(self.source, f"tokenizer.ggml.{key}", value, "a text")
+        return value
+
+    def flag(self, key: str, default: bool) -> bool:
+        value = self._metadata.get(f"tokenizer.ggml.{key}", default)
+        if not isinstance(value, bool):
+            raise wrong(self.source, f"tokenizer.ggml.{key}", value, "true or false")
+        return value
+
+    def token(self, key: str, default: int | None = None) -> int | None:
+        value = self._metadata.get(f"tokenizer.ggml.{key}", default)
+        if value is None:
+            return None
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < len(self.tokens):
+            raise wrong(self.source, f"tokenizer.ggml.{key}", value, f"an id from 0 to {len(self.tokens) - 1}")
+        return value
+
+    def scores(self) -> list[float]:
+        scores = self._list("scores", float, "numbers")
+        self._same_length("scores", scores)
+        for token, score in enumerate(scores):
+            if not math.isfinite(score):
+                raise wrong(self.source, f"tokenizer.ggml.scores[{token}]", score, "a finite number")
+        return scores
+
+    def merges(self) -> list[Merge]:
+        merges = []
+        for index, text in enumerate(self._list("merges", str, "texts")):
+            left, space, right = text.partition(" ")
+            if not (left and space and right) or " " in right:
+                raise wrong(self.source, f"tokenizer.ggml.merges[{index}]", text, "two pieces and a space between them")
+            merges.append((to_bytes(left), to_bytes(right)))
+        return merges
+
+    def charsmap(self) -> bytes:
+        values = self._list("precompiled_charsmap", int, "bytes")
+        if not all(0 <= value < 256 for value in values):
+            raise FormatError(f"{self.source}: tokenizer.ggml.precompiled_charsmap holds numbers that are no bytes.")
+        return bytes(values)
+
+    def templates(self) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for key, value in self._metadata.items():
+            if key == _TEMPLATE or key.startswith(f"{_TEMPLATE}."):
+                if not isinstance(value, str):
+                    raise wrong(self.source, key, value, "a text")
+                read = read_templates(value, f"{self.source}: {key}")
+                found[key.removeprefix(_TEMPLATE).removeprefix(".") or "default"] = read["default"]
+        return found
+
+    def _list(self, key: str, kind: type, expected: str) -> list[Any]:
+        values = self._metadata.get(f"tokenizer.ggml.{key}", [])
+        if not isinstance(values, list | tuple):
+            raise wrong(self.source, f"tokenizer.ggml.{key}", values, f"a list of {expected}")
+        for index, value in enumerate(values):
+            if type(value) is not kind:
+                raise wrong(self.source, f"tokenizer.ggml.{key}[{index}]", value, f"a list of {expected}")
+        return list(values)
+
+    def _same_length(self, key: str, values: list[Any]) -> None:
+        if len(values) != len(self.tokens):
+            raise FormatError(
+                f"{self.source}: tokenizer.ggml.{key} has {len(values)} entries and tokenizer.ggml.tokens "
+                f"{len(self.tokens)}; expected as many. Get the file again."
+            )
+
+
+def _ends(keys: _Keys, eos_id: int | None, specials: Mapping[str, int]) -> tuple[int, ...]:
+    """The tokens that the file says end a text or a turn, then those whose name says it."""
+    said = [eos_id, keys.token("eot_token_id"), keys.token("eom_token_id")]
+    named = [specials[name] for name in END_OF_TURN if name in specials]
+    return tuple(dict.fromkeys([token for token in (*said, *named) if token is not None]))
+
+
+def _sentencepiece(keys: _Keys) -> Parts:
+    scores = keys.scores()
+    seen: set[str] = set()
+    pieces: list[Piece] = []
+    for token, (text, score, kind) in enumerate(zip(keys.tokens, scores, keys.kinds, strict=True)):
+        if kind != UNKNOWN and (not text or "\x00" in text or text in seen):
+            text, kind = f" {token}", UNUSED  # the library wants names unlike each other; no text holds a space there
+        seen.add(text)
+        pieces.append(Piece(text, score, kind))
+    if keys.kinds.count(UNKNOWN) > 1:
+        raise FormatError(f"{keys.source}: tokenizer.ggml.token_type names {keys.kinds.count(UNKNOWN)} unknown tokens; "
+                          f"expected one. Get the file again.")  # fmt: skip
+    bos_id = keys.token("bos_token_id", 1 if len(pieces) > 2 else None)
+    eos_id = keys.token("eos_token_id", 2 if len(pieces) > 2 else None)
+    whole = (
+        pieces if UNKNOWN in keys.kinds else [*pieces, Piece("<unk>" if "<unk>" not in seen else " unk", 0.0, UNKNOWN)]
+    )
+    model = Model(
+        whole, byte_fallback=BYTE in keys.kinds, dummy_prefix=keys.flag("add_space_prefix", True),
+        remove_extra_spaces=keys.flag("remove_extra_whitespaces", False), charsmap=keys.charsmap(),
+        bos_id=-1 if bos_id is None else bos_id, eos_id=-1 if eos_id is None else eos_id,
+    )  # fmt: skip
+    specials = {piece.text: token for token, piece in enumerate(pieces) if piece.kind == CONTROL}
+    config = Config(
+        words=_words(keys), add_bos=keys.flag("add_bos_token", True), end_ids=_ends(keys, eos_id, specials),
+        templates=keys.templates(),
+    )  # fmt: skip
+    return parts_of_model(model, write_model(model), config, keys.source)
+
+
+def _byte_level(keys: _Keys) -> Parts:
+    pre = pretokenizer(keys.text("pre", "default"), keys.source)
+    ids: dict[bytes, int] = {}
+    pieces: dict[int, bytes] = {}
+    named: dict[int, dict[str, int]] = {CONTROL: {}, USER_DEFINED: {}}
+    for token, (text, kind) in enumerate(zip(keys.tokens, keys.kinds, strict=True)):
+        if not text or kind == UNUSED:
+            continue
+        if kind in (UNKNOWN, CONTROL, USER_DEFINED):
+            pieces[token] = text.encode("utf-8", "replace")
+            named[USER_DEFINED if kind == USER_DEFINED else CONTROL][text] = token
+        else:
+            pieces[token] = to_bytes(text)
+            if pieces[token] in ids:
+                raise FormatError(
+                    f"{keys.source}: tokenizer.ggml.tokens[{token}] is {text[:60]!r}, as another before it; "
+                    f"expected each piece once. Get the file again."
+                )
+            ids[pieces[token]] = token
+    merges = keys.merges()
+    for index, (left, right) in enumerate(merges):
+        if not {left, right, left + right} <= ids.keys():
+            raise FormatError(f"{keys.source}: tokenizer.ggml.merges[{index}] is of pieces that are no tokens: "
+                              f"{left[:40]!r} and {right[:40]!r}. Get the file again.")  # fmt: skip
+    bpe = byte_level_encoder(ids, merges, pre, keys.source)
+    bos_id, eos_id = keys.token("bos_token_id"), keys.token("eos_token_id")
+    specials, texts = named[CONTROL], named[USER_DEFINED]
+    for control in (bos_id, eos_id, keys.token("eot_token_id"), keys.token("eom_token_id")):
+        if control is not None and texts.pop(keys.tokens[control], None) is not None:
+            specials[keys.tokens[control]] = control
+    eos_ids = checked_ids(keys.source, bos_id, _ends(keys, eos_id, specials), pieces)
+    add_bos = keys.flag("add_bos_token", pre.whole) and bos_id is not None
+    templates = keys.templates()
+    added = {token: name.encode("utf-8", "replace") for name, token in {**specials, **texts}.items()}
+
+    def to_data() -> TokenizerData:
+        # Where the BOS ends texts too and none begins with it, the model has none: Qwen's files say so.
+        bos = bos_id if add_bos or bos_id not in eos_ids else None
+        return byte_level_data(
+            ids, merges, added, pre, pre.whole, bos, eos_ids, add_bos, templates.get("default"), keys.source
+        )
+
+    return Parts(
+        source=keys.source, pieces=pieces, silent=frozenset({*specials.values(), *eos_ids}), specials=specials,
+        plain=with_names(bpe, texts), marked=with_names(bpe, {**texts, **specials}), bos_id=bos_id, eos_ids=eos_ids,
+        add_bos=add_bos, dummy_prefix=False, to_data=to_data, templates=templates, words=_words(keys),
+    )  # fmt: skip
+
+
+def _words(keys: _Keys) -> dict[str, str]:
+    ids = {
+        "bos_token": keys.token("bos_token_id"), "eos_token": keys.token("eos_token_id"),
+        "unk_token": keys.token("unknown_token_id"), "pad_token": keys.token("padding_token_id"),
+    }  # fmt: skip
+    return {word: keys.tokens[token] for word, token in ids.items() if token is not None}

@@ -1,0 +1,157 @@
+"""The parts of a tokenizer from a Hugging Face tokenizer.json, run by its own library. Knows no file.
+
+Source: the serialization of huggingface/tokenizers. What the library would take on trust is checked first.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Mapping
+from threading import Lock
+
+import tokenizers
+
+from dllama_zmq.errors import FormatError, UnsupportedModel
+from dllama_zmq.tokenizer.config import MAX_TOKEN_ID, Config
+from dllama_zmq.tokenizer.data import Encoder, Parts, TokenizerData, checked_ids
+from dllama_zmq.tokenizer.encoders import library_encoder, to_bytes
+from dllama_zmq.tokenizer.json_file import JsonFile, Steps, read_json
+from dllama_zmq.tokenizer.json_to_t import t_of_json
+from dllama_zmq.tokenizer.sentencepiece_model import BYTE_NAMES, SPACE
+
+
+def parts_of_json(text: str, config: Config, source: str) -> Parts:
+    """The parts of a tokenizer.json: BPE or unigram, byte-level or with SentencePiece's '▁'."""
+    file, steps = read_json(text, source)
+    byte_level = any(step["type"] == "ByteLevel" for step in (*steps.decoder, *steps.pre_tokenizer))
+    if not byte_level and not _is_spaced(steps):
+        raise UnsupportedModel(
+            f"{source}: a decoder of {[step['type'] for step in steps.decoder]}; this version reads byte-level "
+            f"tokenizers (ByteLevel) and those with SentencePiece's spaces (Metaspace, or Replace of '▁')."
+        )
+    return _parts(file, text, steps, byte_level, config, source)
+
+
+def _parts(file: JsonFile, text: str, steps: Steps, byte_level: bool, config: Config, source: str) -> Parts:
+    vocabulary = file.model.vocab
+    ids = (
+        dict(vocabulary)
+        if isinstance(vocabulary, dict)
+        else {piece: token for token, (piece, _) in enumerate(vocabulary)}
+    )
+    for added in file.added_tokens:
+        # The library gives an added token the id that the vocabulary has for it, or the next: it must be the file's.
+        ids.setdefault(added.content, added.id)
+        if ids[added.content] != added.id or not added.content:
+            raise FormatError(f"{source}: added token {added.content[:60]!r} has the ids {added.id} and "
+                              f"{ids[added.content]}; expected one. Get the file again.")  # fmt: skip
+    for piece, token in ids.items():
+        if not 0 <= token < MAX_TOKEN_ID:
+            raise FormatError(f"{source}: token {piece[:60]!r} has the id {token}; expected 0 to {MAX_TOKEN_ID - 1}.")
+    library = _load(text, source)
+    specials = {added.content: added.id for added in file.added_tokens if added.special}
+    for added in file.added_tokens:
+        if library.token_to_id(added.content) != added.id:
+            raise FormatError(
+                f"{source}: added token {added.content[:60]!r} has id {added.id}, but the library gives it "
+                f"{library.token_to_id(added.content)}; the ids before it have gaps."
+            )
+    print_piece = to_bytes if byte_level else _spaced_bytes
+    pieces = {token: print_piece(piece) for piece, token in ids.items()}
+    plain, marked = _encoders(text, file, specials, library, source)
+    begun = [token for token in _encode_whole(library, source) if token in specials.values()]
+    by_processor = begun[0] if begun else None
+    bos_id = config.token_id("bos_token", ids, source, by_processor)
+    eos_id = config.token_id("eos_token", ids, source, None)
+    eos_ids = checked_ids(source, bos_id, config.ends(eos_id, specials), pieces)
+    add_bos = bos_id is not None and (by_processor == bos_id if config.add_bos is None else config.add_bos)
+    template = config.templates.get("default")
+
+    def to_data() -> TokenizerData:
+        return t_of_json(file, steps, byte_level, bos_id, eos_ids, add_bos, template, source)
+
+    return Parts(
+        source=source, pieces=pieces, silent=frozenset(specials.values()), specials=specials, plain=plain,
+        marked=marked, bos_id=bos_id, eos_ids=eos_ids, add_bos=add_bos, each_byte=not byte_level,
+        dummy_prefix=not byte_level and _puts_space(steps), to_data=to_data, templates=config.templates, words=config.words,
+    )  # fmt: skip
+
+
+def _load(text: str, source: str) -> tokenizers.Tokenizer:
+    try:
+        return tokenizers.Tokenizer.from_str(text)
+    except BaseException as error:
+        # A panic of the library is no Exception; anything else that is none is not ours to catch.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise FormatError(f"{source}: the tokenizers library refuses this file: {error}. Get it again.") from error
+
+
+def _encoders(
+    text: str, file: JsonFile, specials: Mapping[str, int], library: tokenizers.Tokenizer, source: str
+) -> tuple[Encoder, Encoder]:
+    """An encoder to which names of special tokens are text, and one to which they are tokens."""
+    lock = Lock()
+    marked = library_encoder(library, source, lock=lock)
+    vocab = file.model.vocab
+    within = {name for name in specials if name in (vocab if isinstance(vocab, dict) else dict(vocab))}
+    if not within or (isinstance(vocab, dict) and not file.model.ignore_merges):
+        return library_encoder(library, source, names_are_text=True, lock=lock), marked
+    # A unigram model, and a BPE that takes words whole, would find such a name in its vocabulary: there it gets a name
+    # that nobody can write.
+    unknown = secrets.token_hex(16)
+
+    def renamed(piece: str) -> str:
+        return f"{unknown} {specials[piece]}" if piece in within and piece != file.model.unk_token else piece
+
+    apart = json.loads(text)
+    ordinary = [entry for entry in file.added_tokens if not entry.special]
+    apart["added_tokens"] = [entry for entry in apart["added_tokens"] if not entry.get("special")]
+    apart["post_processor"] = None
+    if isinstance(vocab, dict):
+        apart["model"]["vocab"] = {renamed(piece): token for piece, token in vocab.items()}
+        apart["model"]["vocab"].update((entry.content, entry.id) for entry in ordinary)
+    else:
+        apart["model"]["vocab"] = [[renamed(piece), score] for piece, score in vocab]
+    other = _load(json.dumps(apart), source)
+    if any(other.token_to_id(entry.content) != entry.id for entry in ordinary):
+        raise UnsupportedModel(
+            f"{source}: added tokens beyond a vocabulary that holds special ones; use a .t or .model."
+        )
+    return library_encoder(other, source), marked
+
+
+def _encode_whole(library: tokenizers.Tokenizer, source: str) -> list[int]:
+    """What the file puts before a text."""
+    try:
+        ids: list[int] = library.encode("a", add_special_tokens=True).ids
+        n_after: int = len(library.encode("a", add_special_tokens=False).ids)
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise FormatError(f"{source}: the tokenizers library cannot run this file: {error}. Get it again.") from error
+    return ids[: max(len(ids) - n_after, 0)][:1]
+
+
+def _is_spaced(steps: Steps) -> bool:
+    return any(
+        step["type"] == "Metaspace" or (step["type"] == "Replace" and step.get("pattern") == {"String": SPACE})
+        for step in steps.decoder
+    )
+
+
+def _puts_space(steps: Steps) -> bool:
+    """Whether the decoder takes the first space of a text away again."""
+    return any(
+        (step["type"] == "Strip" and step.get("content") == " " and step.get("start"))
+        or (step["type"] == "Metaspace" and step.get("prepend_scheme", "always") != "never"
+        and step.get("add_prefix_space", True))
+        for step in steps.decoder
+    )  # fmt: skip
+
+
+def _spaced_bytes(piece: str) -> bytes:
+    if piece in BYTE_NAMES:
+        return bytes([BYTE_NAMES[piece]])
+    return piece.replace(SPACE, " ").encode("utf-8", "replace")

@@ -1,0 +1,76 @@
+"""The parts of a tokenizer from a SentencePiece model and what Hugging Face's files say beside it. Knows no file."""
+
+from __future__ import annotations
+
+from dllama_zmq.errors import UnsupportedModel
+from dllama_zmq.tokenizer.config import Config
+from dllama_zmq.tokenizer.data import Parts, TokenizerData, checked_ids
+from dllama_zmq.tokenizer.encoders import sentencepiece_encoder, with_names
+from dllama_zmq.tokenizer.from_t import sentencepiece_data
+from dllama_zmq.tokenizer.sentencepiece_model import (
+    BPE,
+    BYTE,
+    CHAR,
+    CONTROL,
+    UNIGRAM,
+    UNKNOWN,
+    UNUSED,
+    WORD,
+    Model,
+    piece_bytes,
+    read_model,
+)
+
+_OTHER_KINDS = {WORD: "word", CHAR: "character"}
+
+
+def parts_of_sentencepiece(data: bytes, config: Config, source: str) -> Parts:
+    """The parts of a `tokenizer.model`. Raises FormatError for damaged bytes, UnsupportedModel for other models."""
+    model = read_model(data, source)
+    if model.kind not in (UNIGRAM, BPE):
+        raise UnsupportedModel(
+            f"{source}: a SentencePiece model of kind {_OTHER_KINDS.get(model.kind, model.kind)}; "
+            f"this version reads BPE and unigram models."
+        )
+    return parts_of_model(model, data, config, source)
+
+
+def parts_of_model(model: Model, data: bytes, config: Config, source: str) -> Parts:
+    """The parts of `model`, which serialized is `data`."""
+    plain = sentencepiece_encoder(data, source)
+    pieces = {token: piece_bytes(piece) for token, piece in enumerate(model.pieces) if piece.kind != UNUSED}
+    specials = {piece.text: token for token, piece in enumerate(model.pieces) if piece.kind in (CONTROL, UNKNOWN)}
+    silent = set(specials.values())
+    ids_by_text = {piece.text: token for token, piece in enumerate(model.pieces)}
+    texts: dict[str, int] = {}
+    extra: dict[int, bytes] = {}
+    for token, added in config.added.items():
+        if token >= len(model.pieces):
+            pieces[token] = extra[token] = added.content.encode("utf-8", "replace")
+        elif ids_by_text.get(added.content) == token and not added.special:
+            continue  # a piece like any other
+        if added.special:
+            specials[added.content] = token
+            silent.add(token)
+        else:
+            texts[added.content] = token
+    named = {**ids_by_text, **texts, **specials}
+    bos_id = config.token_id("bos_token", named, source, model.bos_id if model.bos_id >= 0 else None)
+    eos_id = config.token_id("eos_token", named, source, model.eos_id if model.eos_id >= 0 else None)
+    eos_ids = checked_ids(source, bos_id, config.ends(eos_id, specials), pieces)
+    for control in {*([] if bos_id is None else [bos_id]), *eos_ids} - silent:
+        silent.add(control)
+        specials[pieces[control].decode("utf-8", "replace")] = control
+    add_bos = bos_id is not None and (True if config.add_bos is None else config.add_bos)
+    ordinary = with_names(plain, texts)
+
+    def to_data() -> TokenizerData:
+        return sentencepiece_data(model, extra, bos_id, eos_ids, add_bos, config.templates.get("default"), source)
+
+    return Parts(
+        source=source, pieces=pieces, silent=frozenset(silent), specials=specials, plain=ordinary,
+        marked=with_names(plain, {**texts, **specials}), bos_id=bos_id, eos_ids=eos_ids, add_bos=add_bos,
+        dummy_prefix=model.dummy_prefix, each_byte=True,
+        kept=frozenset(token for token, piece in enumerate(model.pieces) if piece.kind == BYTE),
+        drops_all=model.remove_extra_spaces, to_data=to_data, templates=config.templates, words=config.words,
+    )  # fmt: skip

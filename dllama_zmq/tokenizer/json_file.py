@@ -1,0 +1,109 @@
+"""A Hugging Face tokenizer.json as typed data, what is wrong in it refused. Knows no file and no library of tokenizers.
+
+Source: the serialization of huggingface/tokenizers.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from dllama_zmq.errors import FormatError, UnsupportedModel
+
+MAX_PART_BYTES = 1 << 22
+_MAX_PATTERN_CHARS = 8192
+_REPEATED_GROUP = re.compile(r"(?<!\\)\)(?:[*+]|\{\d*,\d*\})")
+
+
+class AddedEntry(msgspec.Struct):
+    id: int
+    content: str
+    special: bool = False
+
+
+class JsonModel(msgspec.Struct):
+    vocab: dict[str, int] | list[tuple[str, float]]
+    type: str | None = None
+    merges: list[str | tuple[str, str]] = []
+    unk_token: str | None = None
+    byte_fallback: bool = False
+    ignore_merges: bool = False
+
+
+class JsonFile(msgspec.Struct):
+    model: JsonModel
+    added_tokens: list[AddedEntry] = []
+    normalizer: msgspec.Raw = msgspec.Raw(b"null")
+    pre_tokenizer: msgspec.Raw = msgspec.Raw(b"null")
+    post_processor: msgspec.Raw = msgspec.Raw(b"null")
+    decoder: msgspec.Raw = msgspec.Raw(b"null")
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The file's chains of steps, flattened: objects with a `type`."""
+
+    normalizer: list[dict[str, Any]]
+    pre_tokenizer: list[dict[str, Any]]
+    decoder: list[dict[str, Any]]
+
+
+def read_json(text: str, source: str) -> tuple[JsonFile, Steps]:
+    """The parts of a tokenizer.json that matter. Raises FormatError naming the place of what is not what it should be,
+    UnsupportedModel for a model that is neither BPE nor unigram, or a pattern that could run for ever."""
+    try:
+        file = msgspec.json.decode(text, type=JsonFile)
+    except (msgspec.MsgspecError, RecursionError, ValueError) as error:
+        raise FormatError(f"{source}: this is no tokenizer.json: {error}. Get the file again.") from error
+    unigram = isinstance(file.model.vocab, list)
+    kind = file.model.type or ("Unigram" if unigram else "BPE")
+    if kind not in ("BPE", "Unigram"):
+        raise UnsupportedModel(f"{source}: model.type is {kind[:60]!r}; this version reads BPE and Unigram.")
+    if (kind == "Unigram") is not unigram:
+        raise FormatError(f"{source}: model.vocab is not what a {kind} model has. Get the file again.")
+    steps = Steps(
+        _steps(file.normalizer, "normalizer", source),
+        _steps(file.pre_tokenizer, "pre_tokenizer", source),
+        _steps(file.decoder, "decoder", source),
+    )
+    _steps(file.post_processor, "post_processor", source)
+    _check_patterns(steps, source)
+    return file, steps
+
+
+def _steps(raw: msgspec.Raw, where: str, source: str) -> list[dict[str, Any]]:
+    if len(bytes(raw)) > MAX_PART_BYTES:
+        raise FormatError(f"{source}: {where} has {len(bytes(raw))} bytes; at most {MAX_PART_BYTES}.")
+    found: list[dict[str, Any]] = []
+    waiting = [msgspec.json.decode(raw)]
+    while waiting:
+        step = waiting.pop(0)
+        if step is None:
+            continue
+        if not isinstance(step, dict) or not isinstance(step.get("type"), str):
+            raise FormatError(f"{source}: {where} holds what is no object with a type. Get the file again.")
+        inner = next(
+            (step[key] for key in ("normalizers", "pretokenizers", "decoders", "processors") if key in step), None
+        )
+        if step["type"] == "Sequence" and isinstance(inner, list):
+            waiting = [*inner, *waiting]
+        else:
+            found.append(step)
+    return found
+
+
+def _check_patterns(steps: Steps, source: str) -> None:
+    """Refuse patterns that could take for ever: a repeated group is what makes a regular expression explode."""
+    for step in (*steps.normalizer, *steps.pre_tokenizer, *steps.decoder):
+        pattern = step.get("pattern")
+        regex = pattern.get("Regex") if isinstance(pattern, dict) else None
+        if regex is not None and (
+            not isinstance(regex, str) or len(regex) > _MAX_PATTERN_CHARS or _REPEATED_GROUP.search(regex)
+        ):
+            raise UnsupportedModel(
+                f"{source}: {step['type']} has the pattern {str(regex)[:80]!r}, which repeats a group or is too long; "
+                f"such a pattern may run for ever, and no published tokenizer has one."
+            )

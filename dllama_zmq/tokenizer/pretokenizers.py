@@ -1,0 +1,99 @@
+"""How byte-level vocabularies split a text before they merge: published patterns by name. Knows no library.
+
+Sources: the models' own tokenizer.json, and llama.cpp's src/llama-vocab.cpp for the names that GGUF files use.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dllama_zmq.errors import UnsupportedModel
+
+_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_MARK = r"[^\r\n\p{L}\p{N}]?"
+
+GPT2_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_LLAMA3 = rf"{_CONTRACTIONS}|{_MARK}\p{{L}}+|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_SPACES}"
+_QWEN2 = rf"{_CONTRACTIONS}|{_MARK}\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_SPACES}"
+_QWEN35 = rf"{_CONTRACTIONS}|{_MARK}[\p{{L}}\p{{M}}]+|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{_SPACES}"
+_TEKKEN = rf"{_MARK}{_UPPER}*{_LOWER}+|{_MARK}{_UPPER}+{_LOWER}*|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES}"
+_GPT4O = (
+    rf"{_MARK}{_UPPER}*{_LOWER}+{_CONTRACTIONS}?|{_MARK}{_UPPER}+{_LOWER}*{_CONTRACTIONS}?"
+    rf"|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES}"
+)
+_DEEPSEEK3 = (
+    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
+    rf"| ?[\p{{P}}\p{{S}}]+[\r\n]*|{_SPACES}"
+)
+
+
+@dataclass(frozen=True)
+class PreTokenizer:
+    """Patterns that cut a text one after another, each match and what lies between two matches being a piece.
+
+    nfc: the text is brought to Unicode's form C before. whole: a piece that is a token is taken as it is, unmerged.
+    """
+
+    name: str
+    splits: tuple[str, ...]
+    nfc: bool = False
+    whole: bool = False
+
+
+GPT2 = PreTokenizer("gpt-2", (GPT2_SPLIT,))
+LLAMA3 = PreTokenizer("llama-bpe", (_LLAMA3,), whole=True)
+QWEN2 = PreTokenizer("qwen2", (_QWEN2,), nfc=True)
+STARCODER = PreTokenizer("starcoder", (r"\p{N}", GPT2_SPLIT))
+TEKKEN = PreTokenizer("tekken", (_TEKKEN,), whole=True)
+
+_ALIKE: tuple[tuple[PreTokenizer, str], ...] = (
+    (PreTokenizer("default", (r"[\p{P}\$\+<=>\^~\|]+", GPT2_SPLIT, r"\p{N}+", r"[0-9][0-9][0-9]")), "default"),
+    (LLAMA3, "llama-bpe llama3 llama-v3 falcon3 pixtral"),
+    (PreTokenizer("dbrx", (_LLAMA3,)), "dbrx smaug-bpe chatglm-bpe glm4"),
+    (QWEN2, "qwen2 deepseek-r1-qwen"),
+    (PreTokenizer("stablelm2", (_QWEN2,)), "stablelm2 megrez"),
+    (PreTokenizer("qwen35", (_QWEN35,), nfc=True), "qwen35"),
+    (GPT2, "gpt-2 gpt2 phi-2 mpt olmo jais"),
+    (STARCODER, "starcoder smollm refact command-r codeshell exaone minerva-7b"),
+    (
+        PreTokenizer("deepseek-coder", (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+", r"\p{N}")),
+        "deepseek-coder",
+    ),
+    (PreTokenizer("deepseek-v3", (r"\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+", _DEEPSEEK3)), "deepseek-v3"),
+    (TEKKEN, "tekken"),
+    (PreTokenizer("gpt-4o", (_GPT4O,)), "gpt-4o llama4"),
+)
+BY_NAME = {name: pre for pre, names in _ALIKE for name in names.split()}
+"""The pre-tokenizers by the names that GGUF files use in `tokenizer.ggml.pre`."""
+
+
+def pretokenizer(name: str, source: str) -> PreTokenizer:
+    """The pre-tokenizer that a GGUF file calls `name`. Raises UnsupportedModel for a name that is not known."""
+    if name not in BY_NAME:
+        raise UnsupportedModel(
+            f"{source}: tokenizer.ggml.pre is {name[:60]!r}, a pre-tokenizer that this version does not know; "
+            f"it knows {', '.join(sorted(BY_NAME))}. Use the tokenizer.json of the same model."
+        )
+    return BY_NAME[name]
+
+
+_LONG_NUMBER = re.compile(rb" [0-9]+|[0-9]{4,}")
+_NUMBER = re.compile(rb"[0-9]{2,3}")
+_MARKED_WORD = re.compile(rb"[!-&(-/:-@\[-`{-~][A-Za-z]+")  # not ': GPT-2 has 's and 'll too
+
+
+def inferred(pieces: Sequence[bytes]) -> PreTokenizer:
+    """The pre-tokenizer of a vocabulary that does not name its own: told by tokens that only one pattern lets be.
+
+    A space and digits, or four digits, are one piece only for GPT-2; two or three digits for Llama 3. Of those that
+    split each digit off, only Qwen's puts a mark and the word after it, as in "(x", into one piece.
+    """
+    if any(_LONG_NUMBER.fullmatch(piece) for piece in pieces):
+        return GPT2
+    if any(_NUMBER.fullmatch(piece) for piece in pieces):
+        return LLAMA3
+    return QWEN2 if any(_MARKED_WORD.fullmatch(piece) for piece in pieces) else STARCODER

@@ -1,0 +1,351 @@
+"""Every kind of tokenizer file encodes and decodes as its source library does, on more than 5,000 varied texts."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sentencepiece
+import tokenizers
+from corpus import SAMPLES, corpus
+
+from dllama_zmq.errors import FormatError, RequestError, UnsupportedModel
+from dllama_zmq.formats import read_tokenizer, write_t
+from dllama_zmq.tokenizer import Tokenizer
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "tokenizers"
+ENCODED = json.loads((GOLDEN / "encoded.json").read_text("utf-8"))
+TEXTS = corpus()
+CONFIGS: dict[str, dict[str, Any]] = {
+    "bpe.model": {"add_bos_token": True},
+    "unigram.model": {"add_bos_token": False},
+    "llama3.json": {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"},
+    "qwen2.json": {"bos_token": None, "eos_token": {"content": "<|im_end|>"}, "add_bos_token": False},
+    "gpt2.json": {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"},
+    "spaced.json": {"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": True},
+}
+BYTE_LEVEL = ["llama3.json", "qwen2.json", "gpt2.json"]
+
+
+def source(name: str, **more: Any) -> Tokenizer:
+    """The tokenizer of a golden file, with what a model's other files would say."""
+    config = CONFIGS[name] | more
+    if name.endswith(".model"):
+        return Tokenizer.from_sentencepiece((GOLDEN / name).read_bytes(), name, config)
+    return Tokenizer.from_json((GOLDEN / name).read_text("utf-8"), config, name)
+
+
+def digests(encode: Callable[[str], list[int]]) -> list[str]:
+    chunks = [TEXTS[start : start + 100] for start in range(0, len(TEXTS), 100)]
+    return [hashlib.sha256(json.dumps([encode(text) for text in chunk]).encode()).hexdigest()[:16] for chunk in chunks]
+
+
+def plain(tokenizer: Tokenizer) -> Callable[[str], list[int]]:
+    return lambda text: tokenizer.encode(text, bos=False)
+
+
+def marked(tokenizer: Tokenizer) -> Callable[[str], list[int]]:
+    return lambda text: tokenizer.encode(text, bos=False, specials=True)
+
+
+def as_gguf(name: str) -> dict[str, Any]:
+    """The metadata that a GGUF file of a golden tokenizer would have."""
+    head = "tokenizer.ggml."
+    if name == "bpe.model":
+        library = sentencepiece.SentencePieceProcessor(model_file=str(GOLDEN / name))
+        ids = range(library.vocab_size())
+        kinds = [
+            2 if library.is_unknown(i) else 3 if library.is_control(i) else 6 if library.is_byte(i) else 1 for i in ids
+        ]
+        return {
+            f"{head}model": "llama", f"{head}tokens": [library.id_to_piece(i) for i in ids], f"{head}token_type": kinds,
+            f"{head}scores": [library.get_score(i) for i in ids], f"{head}bos_token_id": 1, f"{head}eos_token_id": 2,
+            f"{head}add_space_prefix": True,
+        }  # fmt: skip
+    file = json.loads((GOLDEN / name).read_text("utf-8"))
+    tokens = {token: piece for piece, token in file["model"]["vocab"].items()}
+    kinds = dict.fromkeys(tokens, 1)
+    for added in file["added_tokens"]:
+        tokens[added["id"]], kinds[added["id"]] = added["content"], 3 if added["special"] else 4
+    ids_by_name = {piece: token for token, piece in tokens.items()}
+    ends = {"llama3.json": "<|end_of_text|>", "qwen2.json": "<|im_end|>", "gpt2.json": "<|endoftext|>"}
+    begins = {"llama3.json": "<|begin_of_text|>", "qwen2.json": "<|endoftext|>", "gpt2.json": "<|endoftext|>"}
+    return {
+        f"{head}model": "gpt2",
+        f"{head}pre": {"llama3.json": "llama-bpe", "qwen2.json": "qwen2", "gpt2.json": "gpt-2"}[name],
+        f"{head}tokens": [tokens[token] for token in range(len(tokens))],
+        f"{head}token_type": [kinds[token] for token in range(len(tokens))],
+        f"{head}merges": [pair if isinstance(pair, str) else " ".join(pair) for pair in file["model"]["merges"]],
+        f"{head}bos_token_id": ids_by_name[begins[name]], f"{head}eos_token_id": ids_by_name[ends[name]],
+        f"{head}add_bos_token": name == "llama3.json",
+    }  # fmt: skip
+
+
+def test_the_corpus_is_that_of_the_golden_file():
+    assert len(TEXTS) == ENCODED["texts"] >= 5000
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_file_encodes_as_its_source_library(name):
+    tokenizer = source(name)
+    assert [tokenizer.encode(text, bos=False) for text in TEXTS[:40]] == ENCODED[name]["ids"]
+    assert digests(plain(tokenizer)) == ENCODED[name]["plain"]
+
+
+@pytest.mark.parametrize("name", [*BYTE_LEVEL, "spaced.json"])
+def test_a_tokenizer_json_finds_special_tokens_where_it_is_asked_to(name):
+    assert digests(marked(source(name))) == ENCODED[name]["marked"]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_no_text_becomes_a_special_token_unasked(name):
+    tokenizer = source(name)
+    controls = set(tokenizer.specials.values())
+    assert controls
+    assert not controls & {token for text in TEXTS for token in tokenizer.encode(text, bos=False)}
+
+
+@pytest.mark.parametrize("name", ["bpe.model", *BYTE_LEVEL])
+def test_gguf_metadata_encodes_as_the_source(name):
+    tokenizer = Tokenizer.from_gguf(as_gguf(name), "a.gguf")
+    assert digests(plain(tokenizer)) == ENCODED[name]["plain"]
+    assert tokenizer.vocab_size == source(name).vocab_size
+    if name in BYTE_LEVEL:
+        assert digests(marked(tokenizer)) == ENCODED[name]["marked"]
+
+
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [("spaced.json", "file"), *((name, form) for name in ["bpe.model", *BYTE_LEVEL] for form in ("file", "gguf"))],
+)
+def test_a_t_file_of_a_tokenizer_encodes_as_the_source(tmp_path, name, form):
+    original = source(name) if form == "file" else Tokenizer.from_gguf(as_gguf(name), "a.gguf")
+    write_t(tmp_path / "a.t", original.to_data())
+    tokenizer = read_tokenizer(tmp_path / "a.t")
+    assert digests(plain(tokenizer)) == ENCODED[name]["plain"]
+    assert digests(marked(tokenizer)) == digests(marked(original))
+    assert (tokenizer.eos_ids, tokenizer.vocab_size) == (original.eos_ids, original.vocab_size)
+    for text in SAMPLES:
+        assert tokenizer.encode(text) == original.encode(text)  # the BOS, or none, by default
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_decoding_equals_the_source_library(name):
+    tokenizer = source(name)
+    if name.endswith(".model"):
+        library = sentencepiece.SentencePieceProcessor(model_file=str(GOLDEN / name))
+        expected = library.decode
+    else:
+        library = tokenizers.Tokenizer.from_file(str(GOLDEN / name))
+        expected = library.decode  # special tokens left out
+    for text in TEXTS:
+        tokens = tokenizer.encode(text, bos=False)
+        assert tokenizer.decode(tokens) == expected(tokens), text
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name != "spaced.json"])
+def test_decoding_tokens_that_are_no_utf_8_together_equals_the_source_library(name):
+    tokenizer, rng = source(name), random.Random(7)
+    if name.endswith(".model"):
+        library = sentencepiece.SentencePieceProcessor(model_file=str(GOLDEN / name))
+        singles = [token for token in range(library.vocab_size()) if library.is_byte(token)]
+    else:
+        library = tokenizers.Tokenizer.from_file(str(GOLDEN / name))
+        singles = [token for token in range(1000) if len(tokenizer.piece(token)) == 1]
+    others = [token for token in range(3, tokenizer.vocab_size) if tokenizer.decode([token])]
+    for _ in range(3000):
+        tokens = [rng.choice(singles if rng.random() < 0.7 else others) for _ in range(rng.randint(1, 8))]
+        assert tokenizer.decode(tokens) == library.decode(tokens), [tokenizer.piece(token) for token in tokens]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_decoding_token_by_token_shows_whole_characters_only(name):
+    tokenizer = source(name)
+    for text in SAMPLES:
+        tokens = tokenizer.encode(text)
+        decoder = tokenizer.decoder(continues=False)
+        parts = [decoder.push(token) for token in tokens]
+        whole = "".join(parts) + decoder.flush()
+        assert whole == tokenizer.decode(tokens)
+        if "\ufffd" not in text:
+            assert not any("\ufffd" in part for part in parts)
+
+
+@pytest.mark.parametrize(
+    ("name", "bos", "eos", "first"),
+    [
+        ("bpe.model", 1, (2,), 1),
+        ("llama3.json", 995, (996, 999), 995),
+        ("qwen2.json", None, (997, 995), None),
+        ("gpt2.json", 999, (999,), None),
+        ("spaced.json", 1, (2,), 1),
+    ],
+)
+def test_bos_and_eos_are_what_the_files_say(name, bos, eos, first):
+    tokenizer = source(name)
+    assert (tokenizer.bos_id, tokenizer.eos_ids) == (bos, eos)
+    assert tokenizer.encode("the ")[0] == (first or tokenizer.encode("the ", bos=False)[0])
+
+
+def test_a_model_without_a_bos_gives_none_and_refuses_to_put_one():
+    with pytest.raises(RequestError, match=r"qwen2\.json: this tokenizer has no BOS token"):
+        source("qwen2.json").encode("a", bos=True)
+
+
+def test_tokens_that_are_not_special_are_found_in_any_text_and_printed():
+    tokenizer = source("qwen2.json")
+    tokens = tokenizer.encode("<think>a</think><|im_end|>", specials=True)
+    assert [tokenizer.piece(token) for token in tokens] == [b"<think>", b"a", b"</think>", b"<|im_end|>"]
+    assert tokenizer.encode("<think>") == tokens[:1]
+    assert tokenizer.decode(tokens) == "<think>a</think>"
+
+
+def test_sentencepiece_controls_are_found_on_demand_and_text_between_them_is_encoded_by_itself():
+    tokenizer = source("bpe.model")
+    between = tokenizer.encode("the cat", bos=False)
+    expected = [1, tokenizer.specials["[INST]"], *between, tokenizer.specials["[/INST]"]]
+    assert tokenizer.encode("<s>[INST]the cat[/INST]", bos=False, specials=True) == expected
+
+
+def test_tokens_added_beside_a_sentencepiece_model_are_part_of_it(tmp_path):
+    added = {"1000": {"content": "<|im_start|>", "special": True}, "1001": {"content": "<tool>", "special": False}}
+    tokenizer = source("bpe.model", added_tokens_decoder=added)
+    assert tokenizer.vocab_size == 1002
+    assert tokenizer.encode("<|im_start|><tool>", bos=False, specials=True) == [1000, 1001]
+    assert tokenizer.encode("<tool>", bos=False) == [1001]
+    assert 1000 not in tokenizer.encode("<|im_start|>", bos=False)
+    assert tokenizer.decode([1000, 1001]) == "<tool>"
+
+
+def test_a_normalizing_sentencepiece_model_encodes_as_the_library():
+    """With the precompiled rules that most unigram models carry."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.Train(
+        sentence_iterator=iter([s for s in SAMPLES if s.strip()] * 20), model_writer=model, model_type="unigram",
+        vocab_size=500, character_coverage=0.98, num_threads=1, minloglevel=2, hard_vocab_limit=False,
+    )  # fmt: skip
+    library = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    tokenizer = Tokenizer.from_sentencepiece(model.getvalue(), "a.model")
+    assert [tokenizer.encode(text, bos=False) for text in TEXTS] == library.encode(TEXTS)
+    with pytest.raises(
+        UnsupportedModel, match=r"it is a unigram model; .*it takes away extra spaces; it normalizes text"
+    ):
+        tokenizer.to_data()
+
+
+def test_a_unigram_model_has_no_t_file():
+    with pytest.raises(
+        UnsupportedModel, match=r"unigram.model: a \.t file of this tokenizer would not encode as it does"
+    ):
+        source("unigram.model").to_data()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"pre": "tekken"}, "it splits text as tekken"),
+        ({"bos_token_id": 998, "add_bos_token": True}, "its BOS is not the first of its special tokens"),
+    ],
+)
+def test_a_byte_level_vocabulary_that_a_t_file_would_change_has_none(change, reason):
+    metadata = as_gguf("llama3.json") | {f"tokenizer.ggml.{key}": value for key, value in change.items()}
+    with pytest.raises(UnsupportedModel, match=reason):
+        Tokenizer.from_gguf(metadata, "a.gguf").to_data()
+
+
+def test_merges_out_of_order_have_no_t_file():
+    metadata = as_gguf("gpt2.json")
+    metadata["tokenizer.ggml.merges"] = metadata["tokenizer.ggml.merges"][::-1]
+    with pytest.raises(UnsupportedModel, match="its merges are not in the order of its tokens"):
+        Tokenizer.from_gguf(metadata, "a.gguf").to_data()
+
+
+@pytest.mark.parametrize(
+    ("pre", "text", "pieces"),
+    [
+        ("default", "a12345=b", ["a", "123", "45", "=", "b"]),
+        ("smollm", "it's 12", ["it", "'s", " ", "1", "2"]),
+        ("deepseek-coder", " ab 12\n", [" ab", " ", "1", "2", "\n"]),
+        ("deepseek-v3", "ab12345 .c", ["ab", "123", "45", " .", "c"]),
+        ("tekken", "fooBar12 (x", ["foo", "Bar", "1", "2", " (", "x"]),
+        ("gpt-4o", "It's FooBar1234", ["It's", " Foo", "Bar", "123", "4"]),
+        ("qwen35", "e\u0301a_b 12", ["\u00e9a", "_b", " ", "1", "2"]),
+    ],
+)
+def test_pre_tokenizers_split_as_worked_by_hand(pre, text, pieces):
+    """A vocabulary of which every piece here is a token, so that what is split stays whole."""
+    bytes_only = [token for token in as_gguf("gpt2.json")["tokenizer.ggml.tokens"] if len(token) == 1]
+    chars = {value: char for char, value in zip(bytes_only, map(ord, bytes_only), strict=True) if value < 256}
+    assert chars
+    library = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    words = [library.pre_tokenize_str(piece)[0][0] for piece in pieces]
+    tokens = list(dict.fromkeys([*bytes_only, *(word[:n] for word in words for n in range(2, len(word) + 1))]))
+    merges = [f"{token[:-1]} {token[-1]}" for token in tokens if len(token) > 1]
+    metadata = {
+        "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": pre, "tokenizer.ggml.tokens": [*tokens, "<end>"],
+        "tokenizer.ggml.merges": merges, "tokenizer.ggml.token_type": [1] * len(tokens) + [3],
+        "tokenizer.ggml.eos_token_id": len(tokens), "tokenizer.ggml.bos_token_id": len(tokens),
+    }  # fmt: skip
+    tokenizer = Tokenizer.from_gguf(metadata, "a.gguf")
+    assert [tokenizer.piece(token).decode() for token in tokenizer.encode(text, bos=False)] == pieces
+
+
+def test_an_unknown_pre_tokenizer_or_kind_is_refused_by_name():
+    with pytest.raises(UnsupportedModel, match=r"a\.gguf: tokenizer\.ggml\.pre is 'kilo'.*it knows .*llama-bpe.*qwen2"):
+        Tokenizer.from_gguf(as_gguf("gpt2.json") | {"tokenizer.ggml.pre": "kilo"}, "a.gguf")
+    with pytest.raises(UnsupportedModel, match=r"tokenizer\.ggml\.model is 't5'; this version reads llama .* and gpt2"):
+        Tokenizer.from_gguf(as_gguf("gpt2.json") | {"tokenizer.ggml.model": "t5"}, "a.gguf")
+
+
+def test_a_list_of_ranks_encodes_as_the_tokenizer_json_of_the_same_pieces(tmp_path):
+    """Meta's Llama 3 folders: the same vocabulary, but 256 special tokens after it."""
+    original = source("llama3.json")
+    lines = [base64.b64encode(original.piece(token)) + b" %d\n" % token for token in range(995)]
+    (tmp_path / "tokenizer.model").write_bytes(b"".join(lines))
+    tokenizer = read_tokenizer(tmp_path)
+    assert digests(plain(tokenizer)) == ENCODED["llama3.json"]["plain"]
+    assert (tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_ids) == (995 + 256, 995, (996, 1003, 1004))
+    assert tokenizer.encode("<|eot_id|>", specials=True) == [995, 1004]
+    write_t(tmp_path / "a.t", tokenizer.to_data())
+    assert digests(marked(read_tokenizer(tmp_path / "a.t"))) == digests(marked(tokenizer))
+
+
+def folder_of(tmp_path: Path, files: dict[str, Any]) -> Path:
+    for name, content in files.items():
+        if isinstance(content, Path):
+            (tmp_path / name).write_bytes(content.read_bytes())
+        else:
+            (tmp_path / name).write_text(content if isinstance(content, str) else json.dumps(content), "utf-8")
+    return tmp_path
+
+
+def test_a_folder_gives_its_tokenizer_json_and_what_lies_beside_it(tmp_path):
+    folder = folder_of(tmp_path, {
+        "tokenizer.json": GOLDEN / "qwen2.json", "tokenizer.model": GOLDEN / "bpe.model",
+        "special_tokens_map.json": {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"},
+        "tokenizer_config.json": {"eos_token": "<|im_end|>", "bos_token": None, "chat_template": "{{ pad_token }}!"},
+        "generation_config.json": {"eos_token_id": [997, 995]},
+    })  # fmt: skip
+    tokenizer = read_tokenizer(folder)
+    assert (tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_ids) == (1000, None, (997, 995))
+    assert tokenizer.chat_template().render([{"role": "user", "content": "x"}]) == "<|endoftext|>!"
+
+
+def test_a_folder_without_a_tokenizer_json_gives_its_sentencepiece_model(tmp_path):
+    folder = folder_of(tmp_path, {"tokenizer.model": GOLDEN / "bpe.model", "chat_template.jinja": "{{ bos_token }}?",
+                                  "tokenizer_config.json": {"add_bos_token": False}})  # fmt: skip
+    tokenizer = read_tokenizer(folder)
+    assert tokenizer.encode("the") == source("bpe.model").encode("the", bos=False)
+    assert tokenizer.chat_template().render([{"role": "user", "content": "x"}]) == "<s>?"
+
+
+def test_a_folder_without_either_is_refused(tmp_path):
+    with pytest.raises(FormatError, match=r"this folder has no tokenizer\.json and no tokenizer\.model"):
+        read_tokenizer(tmp_path)
