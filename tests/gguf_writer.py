@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from dllama_zmq.quants import BlockMatrix
-from dllama_zmq.spec import FloatType, ModelSpec
+from dllama_zmq.spec import ModelSpec
 
 TYPE_IDS = {"F32": 0, "F16": 1, "Q40": 2, "Q41": 3, "Q5_0": 6, "Q5_1": 7, "Q80": 8, "Q2_K": 10, "Q4_K": 12, "Q5_K": 13,
             "Q6_K": 14, "BF16": 30}  # fmt: skip
@@ -68,7 +68,9 @@ def gguf_bytes(
     data = bytearray()
     for tensor in tensors:
         offset = len(data) if tensor.offset is None else tensor.offset
-        head += text(tensor.name) + struct.pack("<I", len(tensor.axes)) + struct.pack(f"<{len(tensor.axes)}Q", *tensor.axes)
+        head += (
+            text(tensor.name) + struct.pack("<I", len(tensor.axes)) + struct.pack(f"<{len(tensor.axes)}Q", *tensor.axes)
+        )
         head += struct.pack("<IQ", tensor.type_id, offset)
         data += tensor.data
         data += bytes(-len(data) % alignment)
@@ -118,16 +120,10 @@ def file_tensor(name: str, matrix: BlockMatrix) -> FileTensor:
 def write_llama(path: Path, spec: ModelSpec, tensors: Iterable[tuple[str, BlockMatrix]], **changes: Any) -> Path:
     """A GGUF file of the very bytes of `tensors`, which have our names. `changes`: other metadata, dots as two `_`."""
     more = {f"llama.{key.replace('__', '.')}": value for key, value in changes.items()}
-    path.write_bytes(
-        gguf_bytes(llama_metadata(spec) | more, [file_tensor(llama_name(name), m) for name, m in tensors])
-    )
+    path.write_bytes(gguf_bytes(llama_metadata(spec) | more, [file_tensor(llama_name(name), m) for name, m in tensors]))
     return path
 
 
 def k_tensor(name: str, rows: int, columns: int, type_name: str, data: bytes) -> FileTensor:
     """A tensor of a type that is not ours."""
     return FileTensor(name, [columns, rows], TYPE_IDS[type_name], data)
-
-
-def float_type_of(name: str) -> FloatType:
-    return FloatType[name]

@@ -182,7 +182,7 @@ def _q80_scale(reach: F32) -> F16:
     wanted = reach / np.float32(127)
     d = _to_f16(wanted)
     bits = d.view("<u2")
-    bits += d < wanted
+    bits += (d < wanted) & (d < _F16_MAX)
     return d
 
 

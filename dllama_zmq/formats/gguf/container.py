@@ -24,7 +24,7 @@ MAGIC = b"GGUF"
 MAX_METADATA_BYTES = 1 << 26
 MAX_PAIRS = 1 << 14
 MAX_TENSORS = 1 << 16
-MAX_ITEMS = 1 << 22
+MAX_ITEMS = 1 << 21
 """In all arrays together. The largest vocabularies have some 10^6: tokens, scores, types and merges."""
 MAX_NAME_BYTES = 1 << 10
 

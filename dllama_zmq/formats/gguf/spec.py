@@ -83,7 +83,8 @@ def _shown(value: object) -> str:
 def shortest(value: float) -> float:
     """The number of fewest digits that is `value` in f32: 1e-05, where a file's f32 holds 9.9999997e-06."""
     with np.errstate(over="ignore"):
-        return float(str(np.float32(value))) if np.float32(value) == value else value
+        single = np.float32(value)
+    return float(str(single)) if float(single) == value else value
 
 
 def read_spec(file: Container, vocab_size: int, rope_factors: F32 | None) -> ModelSpec:
