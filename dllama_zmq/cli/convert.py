@@ -28,7 +28,7 @@ def run(source: str, out: Path, weights: str | None, tokenizer: Path | None, for
     with open_model(path) as model:
         words = None
         try:
-            words = read_tokenizer(tokenizer_beside(path)).data
+            words = read_tokenizer(tokenizer_beside(path)).to_data()
         except FormatError as error:
             if tokenizer is not None:
                 raise

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from dllama_zmq.cli.show import human_bytes
 from dllama_zmq.cluster import model_at, tokenizer_beside
-from dllama_zmq.errors import FormatError
+from dllama_zmq.errors import FormatError, RequestError
 from dllama_zmq.formats import ModelFile, open_model, read_tokenizer
 from dllama_zmq.root.root import DEFAULT_SEQ_LEN
 from dllama_zmq.sharding import Plan, possible_node_counts
@@ -85,7 +85,11 @@ def _tokenizer(path: Path, spec: ModelSpec) -> str:
         tokenizer.check_fits(spec, path)
     except FormatError as error:
         return f"none: {error}"
-    template = "its own chat template" if tokenizer.data.chat_template else "no chat template"
+    try:
+        source = tokenizer.chat_template().source
+        template = f"the {source} chat template" if source.startswith("built-in") else "its own chat template"
+    except RequestError:
+        template = "no chat template"
     return f"{tokenizer.vocab_size} tokens, {template}"
 
 

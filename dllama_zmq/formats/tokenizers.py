@@ -5,6 +5,7 @@
 | `*.t` | FORMATS.md §3 |
 | `tokenizer.json` | Hugging Face's, with tokenizer_config.json and its like beside it |
 | `*.model` | a SentencePiece model, or Meta's list of Llama 3's pieces and ranks |
+| `*.gguf` | the model's file, whose metadata holds it |
 | a folder | its tokenizer.json, else its tokenizer.model |
 """
 
@@ -16,8 +17,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dllama_zmq.errors import FormatError, UnsupportedModel
+from dllama_zmq.errors import FormatError
 from dllama_zmq.formats.files import open_regular
+from dllama_zmq.formats.gguf import gguf_metadata
 from dllama_zmq.formats.t_file import read_t
 from dllama_zmq.tokenizer import Tokenizer
 
@@ -32,8 +34,7 @@ _NAMES = ("tokenizer.json", "tokenizer.model")
 def read_tokenizer(path: str | Path) -> Tokenizer:
     """The tokenizer of a file or of a model's folder, ready to encode and decode.
 
-    Raises FormatError, UnsupportedModel for a sound file of a kind that is not read. GGUF files hold metadata besides:
-    `Tokenizer.from_gguf` takes it from whoever reads them.
+    Raises FormatError, UnsupportedModel for a sound file of a kind that is not read.
     """
     path = Path(path)
     if path.is_dir():
@@ -43,7 +44,7 @@ def read_tokenizer(path: str | Path) -> Tokenizer:
     if path.suffix == ".model":
         return _read_model(path)
     if path.suffix == ".gguf":
-        raise UnsupportedModel(f"{path}: GGUF tokenizers are not read by this version. Convert it to a .t file.")
+        return Tokenizer.from_gguf(gguf_metadata(path, lists=True), str(path))
     return Tokenizer.from_data(read_t(path))
 
 

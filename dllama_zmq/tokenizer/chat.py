@@ -32,12 +32,15 @@ _CHILD = Path(__file__).with_name("chat_child.py")
 
 
 class ChatTemplate:
-    """A file's chat template, or several by name: `tool_use` where there are tools, else `default`."""
+    """A file's chat template, or several by name: `tool_use` where there are tools, else `default`.
+
+    source: the file, or "built-in NAME".
+    """
 
     def __init__(self, templates: Mapping[str, str], words: Mapping[str, str], source: str) -> None:
         self._templates = dict(templates)
         self._words = dict(words)
-        self._source = source
+        self.source = source
         self._renderer = _Renderer()
 
     def render(
@@ -67,8 +70,8 @@ class ChatTemplate:
         name = "tool_use" if tools is not None and "tool_use" in self._templates else "default"
         if name not in self._templates:
             names = ", ".join(sorted(self._templates))
-            raise RequestError(f"{self._source}: no chat template is the default; choose one by name: {names}")
-        return self._renderer.render(self._templates[name], shown, f"{self._source}: chat template")
+            raise RequestError(f"{self.source}: no chat template is the default; choose one by name: {names}")
+        return self._renderer.render(self._templates[name], shown, f"{self.source}: chat template")
 
 
 def choose_template(

@@ -1,0 +1,5 @@
+"""GGUF files, read: models by memory map, and their metadata. See FORMATS.md §4. Knows no node and no compute."""
+
+from dllama_zmq.formats.gguf.model import GGUFFile, gguf_metadata, open_gguf
+
+__all__ = ["GGUFFile", "gguf_metadata", "open_gguf"]

@@ -1,0 +1,205 @@
+"""Models in GGUF files: mapped, every part of a tensor as a view where its type is one of ours. See FORMATS.md §4."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dllama_zmq.errors import FormatError, UnsupportedModel
+from dllama_zmq.formats.gguf.container import Container
+from dllama_zmq.formats.gguf.names import ROPE_FACTORS, Directory, Place, halves_of_pairs, type_as_read
+from dllama_zmq.formats.gguf.spec import read_spec
+from dllama_zmq.formats.model_file import ALL, ModelFile
+from dllama_zmq.models import tensor_table
+from dllama_zmq.quants import F32, U8, BlockMatrix, quantize
+from dllama_zmq.quants.k_quants import SourceType
+from dllama_zmq.spec import FloatType, ModelSpec, TensorSpec
+
+_VALUES_AT_ONCE = 1 << 18
+"""Values that are mapped to another type at a time: so much memory is needed beside the result."""
+_FORGET_BYTES = 1 << 26
+"""Bytes of the file that may lie in this process's memory, more or less, while a model is read."""
+_SPLIT_NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
+_PERMUTED = re.compile(r"layers\.\d+\.attention\.[qk]")
+_MOST_PARTS = 1000
+
+
+class GGUFFile(ModelFile):
+    """A GGUF model in the address space, all its parts. Made by `open_gguf`."""
+
+    def __init__(self, path: Path, spec: ModelSpec, parts: Sequence[Container], places: dict[str, Place]) -> None:
+        super().__init__(path, spec)
+        self._parts = parts
+        self._places = places
+        self._in_pairs = spec.arch == "mixtral"  # the converter's order of q and k, which a `.m` Mixtral does not have
+        self._read_bytes = 0
+
+    def read(self, name: str, rows: slice = ALL, columns: slice = ALL) -> BlockMatrix:
+        place, as_read = self._places[name], self._by_name[name].float_type
+        first, last, _ = rows.indices(place.n_rows)
+        raw = self._raw(place, first, last, _PERMUTED.fullmatch(name) is not None)
+        stored = place.tensor.stored
+        if isinstance(stored, FloatType):
+            return BlockMatrix(raw, stored).cut(ALL, columns)
+        first, last, _ = columns.indices(place.tensor.shape[-1])
+        return BlockMatrix(_mapped(raw, stored, as_read, first, last), as_read)
+
+    def forget_pages(self) -> None:
+        self._read_bytes = 0
+        for part in self._parts:
+            part.pages.forget_pages()
+
+    def close(self) -> None:
+        for part in self._parts:
+            part.pages.close()
+
+    def _raw(self, place: Place, first: int, last: int, permuted: bool) -> U8:
+        """Rows as the file has them, (last - first, row_bytes), in the order of the model."""
+        tensor, row_bytes = place.tensor, place.tensor.row_bytes
+        if self._read_bytes > _FORGET_BYTES:
+            self.forget_pages()
+        self._read_bytes += (last - first) * row_bytes
+        data = self._parts[place.part].pages.view(tensor.offset + place.first_row * row_bytes, place.n_rows * row_bytes)
+        data = data.reshape(place.n_rows, row_bytes)
+        if permuted and self._in_pairs:
+            return data[halves_of_pairs(range(first, last), self.spec.head_dim)]
+        return data[first:last]
+
+
+def open_gguf(path: str | Path) -> GGUFFile:
+    """Map a GGUF model, every number checked; of a model in several files, any of them may be given.
+
+    Raises FormatError or UnsupportedModel.
+    """
+    path = Path(path)
+    with ExitStack() as on_error:
+        parts = _open_parts(path, on_error)
+        directory = Directory(str(path), [part.tensors for part in parts])
+        _check_count(parts[0], len(directory), len(parts))
+        vocabulary = directory.find("embedding").n_rows
+        spec = read_spec(parts[0], vocabulary, _rope_factors(parts, directory))
+        weights = type_as_read(directory.common_type(FloatType.F32), exactly=False)
+        table = _table(path, replace(spec, weight_type=weights))
+        places = {tensor.name: _checked(path, tensor, spec, directory.find(tensor.name)) for tensor in table}
+        directory.check_all_used(places.values())
+        kinds = {name: type_as_read(place.tensor.stored, _exactly(name, place)) for name, place in places.items()}
+        stored = tuple((t.name, kinds[t.name]) for t in table if kinds[t.name] is not t.float_type)
+        spec = replace(spec, weight_type=weights, stored=stored)
+        try:
+            spec.check()
+        except FormatError as error:
+            raise FormatError(f"{path}: {error}. The metadata cannot be that of a model.") from error
+        file = GGUFFile(path, spec, parts, places)
+        on_error.pop_all()
+    return file
+
+
+def gguf_metadata(path: str | Path, lists: bool = True) -> dict[str, Any]:
+    """The metadata of a GGUF file (of several, the first one's) as plain values by key; without `lists`, no arrays.
+
+    Raises FormatError or UnsupportedModel.
+    """
+    with ExitStack() as files:
+        return _open_parts(Path(path), files)[0].plain_metadata(lists)
+
+
+def _open_parts(path: Path, files: ExitStack) -> list[Container]:
+    """Every file of the model that `path` belongs to, in order; `files` closes them."""
+    given = _opened(path, files)
+    count = _whole(given, "split.count", 1)
+    if count <= 1:
+        return [given]
+    name = _SPLIT_NAME.fullmatch(path.name)
+    if count > _MOST_PARTS or name is None or int(name[3]) != count:
+        raise FormatError(
+            f"{path}: it is one of {count} files of a model, which are found by their names; expected NAME-00001-of-"
+            f"{count:05}.gguf and so on, at most {_MOST_PARTS}. Give it its own name again."
+        )
+    paths = [path.with_name(f"{name[1]}-{i + 1:05}-of-{count:05}.gguf") for i in range(count)]
+    for missing in (p for p in paths if not p.exists()):
+        raise FormatError(f"{missing} is missing, one of the {count} files of this model. Download it too.")
+    parts = [given if p == path else _opened(p, files) for p in paths]
+    for i, part in enumerate(parts):
+        number, of = _whole(part, "split.no", 0), _whole(part, "split.count", 1)
+        if (number, of) != (i, count):
+            raise FormatError(
+                f"{part.path}: its metadata says part {number + 1} of {of}; expected {i + 1} of {count}, as its name "
+                "says. Download the files again."
+            )
+    return parts
+
+
+def _opened(path: Path, files: ExitStack) -> Container:
+    container = Container(path)
+    files.callback(container.pages.close)
+    return container
+
+
+def _whole(file: Container, key: str, default: int) -> int:
+    value = file.metadata.get(key, default)
+    if not isinstance(value, int):
+        raise FormatError(f"{file.path}: {key} is no whole number. The file is damaged; download it again.")
+    return value
+
+
+def _check_count(first: Container, found: int, n_parts: int) -> None:
+    expected = _whole(first, "split.tensors.count", found)
+    if n_parts > 1 and found != expected:
+        raise FormatError(
+            f"{first.path}: the {n_parts} files have {found} tensors together; expected {expected} "
+            "(split.tensors.count). Get all parts of the same model."
+        )
+
+
+def _table(path: Path, spec: ModelSpec) -> list[TensorSpec]:
+    try:
+        return tensor_table(spec)
+    except KeyError:
+        raise UnsupportedModel(f"{path}: the architecture is {spec.arch}, which this version does not run.") from None
+
+
+def _checked(path: Path, tensor: TensorSpec, spec: ModelSpec, place: Place) -> Place:
+    found, expected = place.shape, tensor.shape(spec)
+    if found != expected:
+        raise FormatError(
+            f"{path}: tensor {place.tensor.name} has {found[0]} rows of {found[1]} values for {tensor.name}; "
+            f"by the metadata, expected {expected[0]} of {expected[1]}. The file is damaged."
+        )
+    return place
+
+
+def _exactly(name: str, place: Place) -> bool:
+    """Whether a tensor whose type is not ours is read as the numbers that it holds: where that costs nothing."""
+    return name == "embedding" or name.endswith(".router") or place.is_vector
+
+
+def _rope_factors(parts: Sequence[Container], directory: Directory) -> F32 | None:
+    place = directory.get(ROPE_FACTORS)
+    if place is None:
+        return None
+    if place.tensor.stored is not FloatType.F32 or not place.is_vector or place.shape[1] > 1 << 14:
+        raise FormatError(
+            f"{parts[0].path}: {ROPE_FACTORS} is {place.shape}, {place.tensor.stored.name}; expected F32."
+        )
+    values: F32 = parts[place.part].pages.view(place.tensor.offset, place.tensor.nbytes).view("<f4").copy()
+    return values
+
+
+def _mapped(raw: U8, stored: SourceType, as_read: FloatType, first: int, last: int) -> U8:
+    """Columns `first` to `last` of rows of `stored` as rows of `as_read`."""
+    block = stored.block_values
+    raw = raw[:, stored.row_bytes(first // block * block) : stored.row_bytes(-(-last // block) * block)]
+    out = np.empty((len(raw), as_read.row_bytes(last - first)), np.uint8)
+    skip = as_read.row_bytes(first % block)
+    rows_at_once = max(1, _VALUES_AT_ONCE // max(block, last - first))
+    for row in range(0, len(raw), rows_at_once):
+        part = np.ascontiguousarray(raw[row : row + rows_at_once])
+        made = quantize(stored.dequantize(part), as_read) if as_read is FloatType.F32 else stored.convert(part)
+        out[row : row + rows_at_once] = made[:, skip : skip + out.shape[1]]
+    return out
