@@ -1,0 +1,182 @@
+"""GGUF models computed with: the same bits as a `.m` file, transformers' logits, and what stand-ins of K-quants cost."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zmq
+from gguf_writer import FileTensor, file_tensor, gguf_bytes, k_tensor, llama_metadata, llama_name, write_llama
+from k_quantizers import K_QUANTIZERS
+from tiny import tiny_spec, tiny_tensors
+
+from dllama_zmq import load
+from dllama_zmq.cluster import DATA_FOLDER
+from dllama_zmq.errors import UnsupportedModel
+from dllama_zmq.formats import ModelFile, open_gguf, open_m, write_m
+from dllama_zmq.formats.model_file import ALL
+from dllama_zmq.kernels import KernelChoice
+from dllama_zmq.models import Run
+from dllama_zmq.quants import F32, BlockMatrix
+from dllama_zmq.quants.k_quants import SourceType
+from dllama_zmq.root.root import Root, RootSettings
+from dllama_zmq.spec import FloatType
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+TOOL = Path(__file__).parents[2] / "tools" / "demo_corpus.py"
+TOKENS = np.random.default_rng(3).integers(0, 288, 50).tolist()
+M_TYPES = [FloatType.F32, FloatType.F16, FloatType.Q40, FloatType.Q80]
+
+
+class Exact(ModelFile):
+    """A GGUF model of which every tensor is read as F32: the numbers that its blocks say, K-quants too."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = open_gguf(path)
+        spec = self._file.spec
+        stored = tuple((t.name, FloatType.F32) for t in self._file.tensors)
+        super().__init__(path, type(spec)(**{**fields(spec), "weight_type": FloatType.F32, "stored": stored}))
+
+    def read(self, name: str, rows: slice = ALL, columns: slice = ALL) -> BlockMatrix:
+        place = self._file._places[name]
+        if isinstance(place.tensor.stored, SourceType):
+            part = self._file._parts[place.part].pages.view(place.tensor.offset, place.tensor.nbytes)
+            values = place.tensor.stored.dequantize(part.reshape(place.tensor.n_rows, -1))
+        else:
+            values = self._file.read(name).dequantize()
+        return BlockMatrix.from_array(values[rows, columns], FloatType.F32)
+
+    def forget_pages(self) -> None:
+        self._file.forget_pages()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def fields(spec: object) -> dict[str, object]:
+    return {name: getattr(spec, name) for name in spec.__dataclass_fields__}  # type: ignore[attr-defined]
+
+
+@contextmanager
+def running(model: ModelFile, kernels: KernelChoice = "auto") -> Iterator[Root]:
+    with zmq.Context() as context, model:
+        root = Root(context, model, RootSettings(kernels=kernels, kv_type="f32"))
+        yield root
+        root.close("done")
+
+
+def logits(model: ModelFile, tokens: list[int], kernels: KernelChoice = "auto") -> F32:
+    with running(model, kernels) as root:
+        parts = [tokens[at : at + 64] for at in range(0, len(tokens), 64)]
+        return np.concatenate([root.logits([Run(0, 64 * i, len(part))], part) for i, part in enumerate(parts)])
+
+
+@pytest.mark.parametrize("weight_type", M_TYPES)
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_a_gguf_file_gives_the_bits_of_a_m_file_of_the_same_bytes(tmp_path, weight_type, nodes):
+    spec = tiny_spec(weight_type=weight_type, norm_eps=1e-6)
+    tensors = list(tiny_tensors(spec, seed=5))
+    write_m(tmp_path / "a.m", spec, tensors)
+    write_llama(tmp_path / "b.gguf", spec, tensors)
+    with load(tmp_path / "a.m", nodes=nodes) as a, load(tmp_path / "b.gguf", nodes=nodes) as b:
+        assert a.spec == b.spec
+        assert np.array_equal(a.logits(TOKENS), b.logits(TOKENS))
+
+
+def test_a_model_of_k_quants_gives_the_same_bits_on_any_number_of_nodes(tmp_path):
+    spec = tiny_spec(dim=256, hidden_dim=512, n_heads=8, n_kv_heads=2)
+    tensors = []
+    for name, matrix in tiny_tensors(spec):
+        kind = {"q": "Q4_K", "k": "Q4_K", "v": "Q6_K", "o": "Q5_K", "gate": "Q4_K", "up": "Q4_K", "down": "Q6_K",
+                "embedding": "Q4_K", "head": "Q6_K"}.get(name.rpartition(".")[2])  # fmt: skip
+        values = matrix.dequantize()
+        tensors.append(
+            k_tensor(llama_name(name), *values.shape, kind, K_QUANTIZERS[kind](values).tobytes())
+            if kind
+            else file_tensor(llama_name(name), matrix)
+        )
+    path = tmp_path / "k.gguf"
+    path.write_bytes(gguf_bytes(llama_metadata(spec), tensors))
+    with load(path) as alone:
+        expected = alone.logits(TOKENS)
+    for nodes in (2, 4, 8):
+        with load(path, nodes=nodes) as model:
+            assert np.array_equal(model.logits(TOKENS), expected), nodes
+    exact = logits(Exact(path), TOKENS)
+    # Activations rounded to Q80 and weights to what stands in for them: each about 0.5% of what goes through a layer.
+    assert np.abs(expected - exact).max() < 0.05 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3", "qwen3moe"])
+def test_the_logits_of_a_gguf_file_are_those_of_transformers(arch):
+    try:
+        model = Exact(GOLDEN / f"gguf_{arch}.gguf")
+    except UnsupportedModel as error:
+        assert "does not run" in str(error)
+        pytest.skip(str(error))
+    with np.load(GOLDEN / f"gguf_{arch}.npz") as golden:
+        got = logits(model, golden["tokens"].tolist(), "reference")
+        difference = np.abs(got - golden["logits"]).max()
+        print(f"{arch}: {difference:.1e} of logits up to {np.abs(golden['logits']).max():.1f}")
+        assert difference < 1e-5 * np.abs(golden["logits"]).max()  # two orders of adding in float32
+
+
+# --- perplexity ---
+
+
+def demo_in(kind: str, path: Path) -> float:
+    """The demo model with every tensor in K-quants of `kind` that can be, the others as they are; the share of those."""
+    quantized = total = 0
+    tensors: list[FileTensor] = []
+    with open_m(DATA_FOLDER / "demo.m") as demo:
+        for tensor in demo.tensors:
+            matrix = demo.read(tensor.name)
+            total += matrix.rows * matrix.columns
+            if matrix.rows == 1 or matrix.columns % 256 or tensor.name == "embedding":
+                tensors.append(file_tensor(llama_name(tensor.name), matrix))
+                continue
+            quantized += matrix.rows * matrix.columns
+            data = K_QUANTIZERS[kind](matrix.dequantize())
+            tensors.append(k_tensor(llama_name(tensor.name), *matrix.shape, kind, data.tobytes()))
+        path.write_bytes(gguf_bytes(llama_metadata(demo.spec), tensors))
+    return quantized / total
+
+
+@pytest.fixture(scope="module")
+def stories() -> list[list[int]]:
+    """Tokens of stories of the kind that the demo model knows, none of which it was trained on."""
+    command = [sys.executable, str(TOOL), "--stories", "6", "--seed", "99"]
+    made = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    with load("demo") as demo:
+        return [demo.tokenizer.encode(story.strip())[:500] for story in made.split("---") if story.strip()]
+
+
+def perplexity(model: ModelFile, texts: list[list[int]]) -> float:
+    """Of all tokens of the texts after each one's first."""
+    found: list[F32] = []
+    with running(model) as root:
+        for tokens in texts:
+            parts = [tokens[at : at + 64] for at in range(0, len(tokens), 64)]
+            rows = np.concatenate([root.logits([Run(0, 64 * i, len(part))], part) for i, part in enumerate(parts)])
+            rows = rows.astype(np.float64)[:-1]
+            rows -= rows.max(axis=1, keepdims=True)
+            log_probabilities = rows - np.log(np.exp(rows).sum(axis=1, keepdims=True))
+            found.append(log_probabilities[np.arange(len(tokens) - 1), tokens[1:]])
+    return float(np.exp(-np.concatenate(found).mean()))
+
+
+@pytest.mark.parametrize("kind", ["Q4_K", "Q5_K", "Q6_K"])
+def test_stand_ins_of_k_quants_change_perplexity_by_less_than_half_a_percent(tmp_path, kind, stories):
+    share = demo_in(kind, tmp_path / "demo.gguf")
+    assert sum(map(len, stories)) > 1000
+    exact = perplexity(Exact(tmp_path / "demo.gguf"), stories)
+    change = perplexity(open_gguf(tmp_path / "demo.gguf"), stories) / exact - 1
+    print(f"{kind} ({share:.0%} of the values): perplexity {exact:.4f} by exact numbers, {change:+.3%} as it is run")
+    assert share > 0.5
+    assert exact < 5
+    assert abs(change) < 0.005
