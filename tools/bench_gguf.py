@@ -1,0 +1,190 @@
+"""How long loading a GGUF model takes, beside reading its file once and packing its tensors, and in how much memory.
+
+    python tools/bench_gguf.py [--shape tinyllama] [--quantization q4_0|q4_k_m] [--layers N] [--threads 1] [--rounds 8]
+
+Writes a random file of the shape into a temporary folder and measures in processes of their own, the file in the page
+cache. `floor`: the file read once through a small buffer, plus the tensors packed into tiles from a map whose pages are
+all there. `load`: the file opened, and every tensor of a single node read and packed as a root does it. Peak memory is
+VmHWM: all pages, those of the file too.
+
+What memory costs when it is first touched depends on who had it before, by more than all the rest: each process first
+takes and gives back more than it will need, and which of the two goes first alternates. Compare medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from dllama_zmq.formats import open_gguf
+from dllama_zmq.formats.gguf.container import MAGIC
+from dllama_zmq.formats.gguf.names import gguf_name
+from dllama_zmq.formats.random_model import random_matrix
+from dllama_zmq.kernels import choose_kernels
+from dllama_zmq.models import tensor_table
+from dllama_zmq.quants import U8
+from dllama_zmq.quants.k_quants import Q4_K, Q6_K, SourceType
+from dllama_zmq.shapes import SHAPES, shape
+from dllama_zmq.sharding import Plan, build_shard
+from dllama_zmq.spec import FloatType, ModelSpec, TensorSpec
+
+SEQ_LEN = 2048
+_TYPE_IDS = {"F32": 0, "Q40": 2, "Q4_K": 12, "Q6_K": 14}
+_Q6_PARTS = ("attention.v", "ffn.down")
+
+
+def stored_type(tensor: TensorSpec, spec: ModelSpec, k_quants: bool) -> FloatType | SourceType:
+    """The type that llama.cpp gives a tensor in a Q4_0 or Q4_K_M file, about."""
+    if tensor.axes[0] == "one":
+        return FloatType.F32
+    if not k_quants:
+        return FloatType.Q40
+    if tensor.name == "head":
+        return Q6_K
+    layer = int(tensor.name.split(".")[1]) if tensor.name.startswith("layers.") else 0
+    return Q6_K if tensor.name.endswith(_Q6_PARTS) and layer % 2 else Q4_K
+
+
+def random_k_quants(rng: np.random.Generator, kind: SourceType, rows: int, columns: int) -> U8:
+    """Random integers under scales that keep values small."""
+    data = rng.integers(0, 256, (rows * columns // 256, kind.block_bytes), dtype=np.uint8)
+    for at in (0, 2) if kind is Q4_K else (208,):
+        data[:, at : at + 2] = np.frombuffer(np.float16(1e-4 if kind is Q4_K else 1e-5).tobytes(), np.uint8)
+    return data
+
+
+def write_random_gguf(path: Path, spec: ModelSpec, k_quants: bool) -> None:
+    """A GGUF file of a Llama, one tensor in memory at a time."""
+    rng = np.random.default_rng(1)
+    tensors = [(tensor, stored_type(tensor, spec, k_quants)) for tensor in tensor_table(spec)]
+    numbers = {
+        "block_count": spec.n_layers, "context_length": spec.seq_len, "embedding_length": spec.dim,
+        "feed_forward_length": spec.hidden_dim, "attention.head_count": spec.n_heads,
+        "attention.head_count_kv": spec.n_kv_heads, "attention.key_length": spec.head_dim,
+        "attention.value_length": spec.head_dim,
+    }  # fmt: skip
+    pairs = [("general.architecture", struct.pack("<I", 8) + _text("llama"))]
+    pairs += [(f"llama.{key}", struct.pack("<II", 4, value)) for key, value in numbers.items()]
+    pairs.append(("llama.attention.layer_norm_rms_epsilon", struct.pack("<If", 6, spec.norm_eps)))
+    head = (
+        MAGIC + struct.pack("<IQQ", 3, len(tensors), len(pairs)) + b"".join(_text(key) + value for key, value in pairs)
+    )
+    offset = 0
+    for tensor, kind in tensors:
+        rows, columns = tensor.shape(spec)
+        axes = [columns] if rows == 1 else [columns, rows]
+        head += _text(gguf_name(tensor.name)) + struct.pack(
+            f"<I{len(axes)}QIQ", len(axes), *axes, _TYPE_IDS[kind.name], offset
+        )
+        offset += -(-rows * kind.row_bytes(columns) // 32) * 32
+    with path.open("wb") as file:
+        file.write(head + bytes(-len(head) % 32))
+        for tensor, kind in tensors:
+            if isinstance(kind, SourceType):
+                data = random_k_quants(rng, kind, *tensor.shape(spec))
+            else:
+                data = random_matrix(rng, TensorSpec(tensor.name, tensor.axes, kind), spec).data
+            file.write(np.ascontiguousarray(data).data)
+            file.write(bytes(-data.nbytes % 32))
+
+
+def _text(text: str) -> bytes:
+    return struct.pack("<Q", len(text)) + text.encode()
+
+
+def measure(how: str, path: Path, threads: int) -> dict[str, float]:
+    """In this process: seconds, and MB of memory at the most."""
+    kernels = choose_kernels("auto", threads, False)
+    size = path.stat().st_size
+    touched = np.ones(size * 3 // 2, np.uint8)
+    del touched
+    Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
+    if how == "floor":
+        started, cpu_started = time.perf_counter(), time.process_time()
+        buffer = memoryview(bytearray(1 << 22))
+        with path.open("rb", buffering=0) as file:
+            while file.readinto(buffer):
+                pass
+        read_s, read_cpu_s = time.perf_counter() - started, time.process_time() - cpu_started
+        with open_gguf(path) as model:
+            plan = Plan.make(model.spec, 1)
+            ready = {t.name: model.read(t.name) for t in plan.shard_tensors()}
+            for part in ready.values():
+                part.data.max()  # every page of it is there
+            started, cpu_started = time.perf_counter() - read_s, time.process_time() - read_cpu_s
+            shard = build_shard(plan, 0, ready.__getitem__, kernels, "f16", SEQ_LEN)
+            took_s, cpu_s = time.perf_counter() - started, time.process_time() - cpu_started
+    else:
+        read_s = 0.0
+        started, cpu_started = time.perf_counter(), time.process_time()
+        with open_gguf(path) as model:
+            shard = build_shard(Plan.make(model.spec, 1), 0, model.read, kernels, "f16", SEQ_LEN)
+            model.forget_pages()
+        took_s, cpu_s = time.perf_counter() - started, time.process_time() - cpu_started
+    del shard
+    return {"s": took_s, "cpu_s": cpu_s, "read_s": read_s, "peak_mb": _status_mb("VmHWM")}
+
+
+def _status_mb(field: str) -> float:
+    status = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status[field].split()[0]) * 1024 / 1e6
+
+
+def rounds(path: Path, n: int, threads: int) -> Iterator[tuple[dict[str, float], dict[str, float]]]:
+    """Floor and load, each in a new process, in turns the one and the other first."""
+    for i in range(n):
+        found = {}
+        for how in ("floor", "load") if i % 2 == 0 else ("load", "floor"):
+            command = [sys.executable, __file__, "--measure", how, str(path), "--threads", str(threads)]
+            found[how] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        yield found["floor"], found["load"]
+
+
+def main() -> None:
+    """Print one line for each round, and the best."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", default="tinyllama", help=", ".join(SHAPES))
+    parser.add_argument("--quantization", choices=["q4_0", "q4_k_m"], default="q4_0")
+    parser.add_argument("--layers", type=int)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.measure:
+        print(json.dumps(measure(args.measure[0], Path(args.measure[1]), args.threads)))
+        return
+    spec = shape(args.shape, FloatType.Q40, {"layers": args.layers} if args.layers else {})
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "random.gguf"
+        write_random_gguf(path, spec, args.quantization == "q4_k_m")
+        size_mb = path.stat().st_size / 1e6
+        print(f"{args.shape} {args.quantization}, {size_mb:.0f} MB, {args.threads} threads", file=sys.stderr)
+        print("| read s | floor s | load s | load / floor | CPU: floor s | load s | peak MB | peak - file MB |")
+        print("| --- " * 8 + "|")
+        lines = []
+        for floor, load in rounds(path, args.rounds, args.threads):
+            lines.append([
+                floor["read_s"], floor["s"], load["s"], load["s"] / floor["s"], floor["cpu_s"], load["cpu_s"],
+                load["peak_mb"], load["peak_mb"] - size_mb,
+            ])  # fmt: skip
+            print(_row(lines[-1]), flush=True)
+        print("medians:")
+        print(_row([statistics.median(column) for column in zip(*lines, strict=True)]))
+
+
+def _row(numbers: list[float]) -> str:
+    return "| " + " | ".join(f"{n:.2f}" if n < 50 else f"{n:.0f}" for n in numbers) + " |"
+
+
+if __name__ == "__main__":
+    main()
