@@ -84,7 +84,7 @@ def test_growth_is_refused_at_once(text, words):
     "text",
     [
         "\n{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
-        "{% macro f(n) %}\n{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+        "\n{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
         "\n{{ lipsum(n=10**8) }}",
         "\n{{ ('a' * 16000000) | wordwrap(1) }}",
         NAMESPACE + "{% for i in range(60) %}{% set ns.y = [ns.y, ns.y] %}{% endfor %}\n{{ ns.y }}",
