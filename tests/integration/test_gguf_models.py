@@ -1,4 +1,4 @@
-"""GGUF models computed with: the same bits as a `.m` file, transformers' logits, and what stand-ins of K-quants cost."""
+"""GGUF models at work: the same bits as a `.m` file, transformers' logits, and what stand-ins of K-quants cost."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_the_logits_of_a_gguf_file_are_those_of_transformers(arch):
 
 
 def demo_in(kind: str, path: Path) -> float:
-    """The demo model with every tensor in K-quants of `kind` that can be, the others as they are; the share of those."""
+    """The demo model, every tensor that can be in K-quants of `kind`, the others as they are; the share of those."""
     quantized = total = 0
     tensors: list[FileTensor] = []
     with open_m(DATA_FOLDER / "demo.m") as demo:
