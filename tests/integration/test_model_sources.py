@@ -11,37 +11,13 @@ from pathlib import Path
 import pytest
 from command_line import Cli
 from folders import arrays_of, write_hf
-from gguf_writer import Typed, file_tensor, gguf_bytes, llama_metadata, llama_name
+from gguf_writer import gguf_of
 from hub_server import Repo, running_hub
 
 from dllama_zmq.formats import open_m, read_t
 
 PROMPT = "once upon a time"
 GREEDY = ["generate", PROMPT, "--temp", "0", "-n", "30"]
-
-
-def gguf_of(model: Path, words: Path) -> bytes:
-    """The model and its vocabulary in one file, as llama.cpp's converter writes a SentencePiece model."""
-    data = read_t(words)
-    tokens, kinds = [], []
-    for token, piece in enumerate(data.pieces):
-        if 3 <= token < 259:
-            tokens.append(f"<0x{piece[0]:02X}>")
-            kinds.append(6)
-        else:
-            tokens.append(piece.decode().replace(" ", "▁"))
-            kinds.append(2 if piece == b"<unk>" else 3 if token in (data.bos_id, *data.eos_ids) else 1)
-    with open_m(model) as file:
-        vocabulary = {
-            "tokenizer.ggml.model": "llama",
-            "tokenizer.ggml.tokens": tokens,
-            "tokenizer.ggml.scores": Typed("f32", list(data.scores)),
-            "tokenizer.ggml.token_type": Typed("i32", kinds),
-            "tokenizer.ggml.bos_token_id": data.bos_id,
-            "tokenizer.ggml.eos_token_id": data.eos_ids[0],
-        }
-        tensors = [file_tensor(llama_name(tensor.name), file.read(tensor.name)) for tensor in file.tensors]
-        return gguf_bytes(llama_metadata(file.spec) | vocabulary, tensors)
 
 
 @pytest.fixture(scope="module")
