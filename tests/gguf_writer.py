@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from dllama_zmq.formats import open_m, read_t
 from dllama_zmq.quants import BlockMatrix
 from dllama_zmq.spec import ModelSpec
 
@@ -127,3 +128,27 @@ def write_llama(path: Path, spec: ModelSpec, tensors: Iterable[tuple[str, BlockM
 def k_tensor(name: str, rows: int, columns: int, type_name: str, data: bytes) -> FileTensor:
     """A tensor of a type that is not ours."""
     return FileTensor(name, [columns, rows], TYPE_IDS[type_name], data)
+
+
+def gguf_of(model: Path, words: Path) -> bytes:
+    """The model and its vocabulary in one file, as llama.cpp's converter writes a SentencePiece model."""
+    data = read_t(words)
+    tokens, kinds = [], []
+    for token, piece in enumerate(data.pieces):
+        if 3 <= token < 259:
+            tokens.append(f"<0x{piece[0]:02X}>")
+            kinds.append(6)
+        else:
+            tokens.append(piece.decode().replace(" ", "▁"))
+            kinds.append(2 if piece == b"<unk>" else 3 if token in (data.bos_id, *data.eos_ids) else 1)
+    with open_m(model) as file:
+        vocabulary = {
+            "tokenizer.ggml.model": "llama",
+            "tokenizer.ggml.tokens": tokens,
+            "tokenizer.ggml.scores": Typed("f32", list(data.scores)),
+            "tokenizer.ggml.token_type": Typed("i32", kinds),
+            "tokenizer.ggml.bos_token_id": data.bos_id,
+            "tokenizer.ggml.eos_token_id": data.eos_ids[0],
+        }
+        tensors = [file_tensor(llama_name(tensor.name), file.read(tensor.name)) for tensor in file.tensors]
+        return gguf_bytes(llama_metadata(file.spec) | vocabulary, tensors)

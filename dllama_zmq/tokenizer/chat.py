@@ -120,9 +120,10 @@ class _Renderer:
             )
         if "text" in answer:
             return str(answer["text"])
-        what = f"{where}, line {answer['line']}: {answer['what']}"
+        place = where + (f", line {answer['line']}" if answer["line"] else "")
+        what = f"{place}: {answer['what']}"
         if answer["kind"] == "refused":
-            raise RequestError(f"{where}, line {answer['line']}, refuses this conversation: {answer['what']}")
+            raise RequestError(f"{place}, refuses this conversation: {answer['what']}")
         if answer["kind"] == "conversation":
             raise RequestError(f"{what}. It cannot render this conversation; check the messages' roles and content.")
         raise FormatError(f"{what}. Choose a built-in template by name.")

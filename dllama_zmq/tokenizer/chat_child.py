@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 import jinja2
 from jinja2 import ext, nodes, sandbox
-from jinja2.exceptions import SecurityError, TemplateSyntaxError
+from jinja2.exceptions import SecurityError, TemplateNotFound, TemplateSyntaxError
 from jinja2.parser import Parser
 
 MEMORY_BYTES = 512 << 20
@@ -31,7 +31,9 @@ class Refused(jinja2.TemplateError):
 
 
 class OutOfTime(BaseException):
-    """No Exception, which Jinja catches in places."""
+    """No Exception, which Jinja catches in places. `line` is the template's."""
+
+    line = 0
 
 
 class Sandbox(sandbox.ImmutableSandboxedEnvironment):
@@ -82,7 +84,12 @@ def to_json(
 
 
 def environment() -> Sandbox:
-    made = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, ext.loopcontrols])
+    made = Sandbox(
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=[GenerationTag, ext.loopcontrols],
+        loader=jinja2.DictLoader({}),
+    )
     made.filters["tojson"] = to_json
     made.globals["raise_exception"] = refuse
     made.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
@@ -92,11 +99,17 @@ def environment() -> Sandbox:
 def render(source: str, variables: dict[str, Any], max_chars: int) -> str:
     parts: list[str] = []
     n_chars = 0
-    for part in environment().from_string(source).generate(**variables):
-        n_chars += len(part)
-        if n_chars > max_chars:
-            raise SecurityError(f"its text is longer than {max_chars} characters")
-        parts.append(part)
+    template = environment().from_string(source)
+    try:
+        for part in template.generate(**variables):
+            n_chars += len(part)
+            if n_chars > max_chars:
+                raise SecurityError(f"its text is longer than {max_chars} characters")
+            parts.append(part)
+    except OutOfTime as error:
+        # Jinja gives its own line to exceptions alone; here is still that of the code it made.
+        error.line = template.get_corresponding_lineno(line_of(error))
+        raise
     return "".join(parts)
 
 
@@ -119,10 +132,12 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         kind, what, line = "refused", str(error), line_of(error)
     except TemplateSyntaxError as error:
         kind, what, line = "template", f"it is no Jinja template: {error.message}", line_of(error)
+    except TemplateNotFound as error:
+        kind, what, line = "template", f"it asks for another template, {error}; there is none", line_of(error)
     except (SecurityError, OverflowError) as error:
         kind, what, line = "template", str(error), line_of(error)
     except OutOfTime as error:
-        kind, what, line = "template", f"it takes longer than {request['seconds']} s", line_of(error)
+        kind, what, line = "template", f"it takes longer than {request['seconds']} s", error.line
     except MemoryError as error:
         kind, what, line = "template", f"it needs more than {MEMORY_BYTES >> 20} MB of memory", line_of(error)
     except RecursionError as error:

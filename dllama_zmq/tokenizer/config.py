@@ -64,6 +64,7 @@ def read_config(raw: Mapping[str, Any], source: str) -> Config:
 
     Raises FormatError naming the key whose value has the wrong type.
     """
+    source = f"{source}'s config"
     words: dict[str, str] = {}
     given = []
     for name in _NAMED:

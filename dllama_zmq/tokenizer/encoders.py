@@ -26,12 +26,13 @@ def _char_of_byte() -> list[str]:
 
 
 CHAR_OF_BYTE = _char_of_byte()
+_TABLE = dict(enumerate(CHAR_OF_BYTE))
 _BYTE_OF_CHAR = {char: value for value, char in enumerate(CHAR_OF_BYTE)}
 
 
 def to_chars(piece: bytes) -> str:
     """Bytes as a byte-level vocabulary writes them: one printable character for each."""
-    return "".join([CHAR_OF_BYTE[value] for value in piece])
+    return piece.decode("latin-1").translate(_TABLE)
 
 
 def to_bytes(piece: str) -> bytes:
@@ -65,9 +66,10 @@ def byte_level_encoder(
     whole: whether a piece of the split text that is a token is taken unmerged; None: as `pre` says.
     """
     try:
+        chars = {piece: to_chars(piece) for piece in ids}
         bpe = models.BPE(
-            vocab={to_chars(piece): token for piece, token in ids.items()},
-            merges=[(to_chars(left), to_chars(right)) for left, right in merges],
+            vocab={chars[piece]: token for piece, token in ids.items()},
+            merges=[(chars[left], chars[right]) for left, right in merges],
             ignore_merges=pre.whole if whole is None else whole,
         )
     except Exception as error:  # what the library raises has no class of its own

@@ -74,7 +74,8 @@ def _parts(file: JsonFile, text: str, steps: Steps, byte_level: bool, config: Co
     return Parts(
         source=source, pieces=pieces, silent=frozenset(specials.values()), specials=specials, plain=plain,
         marked=marked, bos_id=bos_id, eos_ids=eos_ids, add_bos=add_bos, each_byte=not byte_level,
-        dummy_prefix=not byte_level and _puts_space(steps), to_data=to_data, templates=config.templates, words=config.words,
+        dummy_prefix=not byte_level and _puts_space(steps), to_data=to_data, templates=config.templates,
+        words=config.words,
     )  # fmt: skip
 
 

@@ -12,6 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from folders import arrays_of, write_hf
+from gguf_writer import gguf_of
+from hub_server import Repo, running_hub
+
+from dllama_zmq.formats import open_m
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -36,11 +41,13 @@ def run(script: str, environment: dict[str, str], cwd: Path = ROOT) -> subproces
     )
 
 
+SHELL = [block for kind, block in BLOCKS if kind == "sh"]
+(PULL,) = (block for block in SHELL if block.startswith("dllama-zmq pull "))
+SIMPLE = [block for block in SHELL if block not in (MAKE, WORKER, PULL)]
+
+
 def test_every_shell_block_is_known_to_these_tests() -> None:
-    assert [block for kind, block in BLOCKS if kind == "sh"] == [MAKE, *SIMPLE, WORKER]
-
-
-SIMPLE = [block for kind, block in BLOCKS if kind == "sh" and block not in (MAKE, WORKER)]
+    assert sorted(SHELL) == sorted([MAKE, *SIMPLE, PULL, WORKER])
 
 
 @pytest.mark.parametrize("block", SIMPLE, ids=lambda block: str(block).splitlines()[-1])
@@ -50,6 +57,28 @@ def test_block_runs_without_error(block: str, environment: dict[str, str]) -> No
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout.strip()
+
+
+def test_pull_block_runs_with_a_hub_that_has_the_model(
+    environment: dict[str, str], small_model: Path, tmp_path: Path
+) -> None:
+    """The hub is one of this computer, and the model a small one under the name that README has."""
+    (repo, quant), *_ = re.findall(r"pull (\S+):(\S+)", PULL)
+    name = f"model.{quant}.gguf"
+    (tmp_path / "cluster.yaml").write_bytes((ROOT / "cluster.yaml").read_bytes())
+    with open_m(small_model) as file:
+        write_hf(tmp_path / "folder", file.spec, arrays_of(file))
+    with running_hub() as hub:
+        data = gguf_of(small_model, small_model.with_suffix(".t"))
+        hub.repos[repo] = Repo({name: data}, stored={name})
+        cache = tmp_path / "hub"
+        addresses = {"HF_ENDPOINT": hub.url, "HF_HOME": str(cache), "HF_HUB_CACHE": str(cache)}
+        done = run(PULL.replace("path/to/folder", "folder"), environment | addresses, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "can be split over 1, 2, 4, 8 nodes" in done.stdout
+    assert "Once upon a time" in done.stdout
+    with open_m(tmp_path / "model.m") as made, open_m(small_model) as source:
+        assert made.spec == source.spec
 
 
 def test_make_demo_tells_a_story_and_leaves_nothing_running(environment: dict[str, str]) -> None:

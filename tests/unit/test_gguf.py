@@ -1,4 +1,4 @@
-"""GGUF files: metadata and tensors of gguf-py's writer, numbers of every architecture, parts of tensors, split files."""
+"""GGUF files: metadata and tensors of gguf-py's writer, every architecture's numbers, parts of tensors, split files."""
 
 from __future__ import annotations
 
@@ -276,8 +276,8 @@ def test_numbers_of_a_llama(tmp_path, changes, expected):
 def test_numbers_of_the_other_architectures(tmp_path):
     half = replace(tiny_spec(), rope=Rope(10000.0, "half"))
     assert spec_of(tmp_path, changed("qwen2")) == replace(half, arch="qwen2")
-    assert spec_of(tmp_path, changed("qwen3", attention__key_length=32, attention__value_length=32,
-                                     rope__dimension_count=None)) == replace(half, arch="qwen3", head_dim=32)  # fmt: skip
+    heads = {"attention__key_length": 32, "attention__value_length": 32, "rope__dimension_count": None}
+    assert spec_of(tmp_path, changed("qwen3", **heads)) == replace(half, arch="qwen3", head_dim=32)
     moe = {"expert_count": 8, "expert_used_count": 2}
     assert spec_of(tmp_path, changed("qwen3moe", expert_feed_forward_length=96, **moe)) == replace(
         half, arch="qwen3moe", n_experts=8, n_active_experts=2, hidden_dim=96
@@ -286,7 +286,7 @@ def test_numbers_of_the_other_architectures(tmp_path):
 
 
 def converters_factors(theta: float, head_dim: int, factor: float, original: int) -> F32:
-    """rope_freqs.weight as llama.cpp's convert_hf_to_gguf.py works it out (LlamaModel.generate_extra_tensors), in f32."""
+    """rope_freqs.weight as llama.cpp's convert_hf_to_gguf.py makes it (LlamaModel.generate_extra_tensors), in f32."""
     freqs = np.float32(1) / np.float32(theta) ** (np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim))
     factors = []
     for wavelength in 2 * math.pi / freqs:

@@ -15,7 +15,7 @@ from dllama_zmq.spec import FloatType
 GOLDEN = Path(__file__).parents[1] / "golden" / "gguf_blocks.npz"
 TYPES = [Q4_K, Q5_K, Q6_K, Q5_0, Q5_1]
 K_TYPES = [Q4_K, Q5_K, Q6_K]
-# Relative RMS of what stands in against the exact values. Q41: two f16 roundings (2^-12 RMS of each about 0.58 · 2^-11).
+# Relative RMS of what stands in against the exact values. Q41: two f16 roundings, the RMS of each about 0.58 · 2^-12.
 # Q80: steps of 1/127 of what the scales of 32 values can reach, so 1/(127 · sqrt(12)) of that.
 MOST_ERROR = {"Q4_K": 1e-3, "Q5_K": 1e-2, "Q6_K": 1e-2}
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tiny import TINY, tiny_spec, tiny_tensors, write_tiny_model
 
-from dllama_zmq.errors import FormatError, UnsupportedModel, UsageError
+from dllama_zmq.errors import FormatError, UsageError
 from dllama_zmq.formats import data_bytes, open_m, open_model, write_m
 from dllama_zmq.formats.m_header import read_header
 from dllama_zmq.formats.m_keys import M_TYPES
@@ -386,14 +386,21 @@ def test_what_a_header_would_say_otherwise_is_not_written(tmp_path, overrides, w
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "words"), [("a.gguf", b"", "GGUF"), ("b.m", b"GGUF" + bytes(90), "GGUF"), ("c", None, "safete")]
+    ("name", "content", "words"),
+    [
+        ("a.gguf", b"", "a.gguf: 0 bytes long"),
+        ("a.gguf", bytes(100), "no GGUF"),
+        ("b.m", b"GGUF" + bytes(90), "version 0"),
+        ("c.bin", b"PK" + bytes(90), "no .m model file"),
+        ("d", None, "neither config.json .* nor params.json"),
+    ],
 )
-def test_open_model_refuses_other_formats_by_name(tmp_path, name, content, words):
+def test_open_model_refuses_what_is_no_model_by_name(tmp_path, name, content, words):
     if content is None:
         (tmp_path / name).mkdir()
     else:
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(UnsupportedModel, match=words):
+    with pytest.raises(FormatError, match=words):
         open_model(tmp_path / name)
 
 

@@ -247,3 +247,20 @@ def test_a_byte_level_vocabulary_with_a_piece_twice_is_refused(byte_level):
     data = replace(byte_level.to_data(), pieces=[*RANKED[:-1], b"he", *SPECIALS])
     with pytest.raises(FormatError, match="two tokens are b'he'"):
         Tokenizer.from_data(data)
+
+
+def test_a_token_that_no_merge_makes_is_found_where_it_is_a_whole_word():
+    """As tiktoken does, which looks a word up before it merges."""
+    ranked = [*RANKED, b"zyx"]
+    n = len(ranked)
+    data = TokenizerData([*ranked, *SPECIALS], [0.0] * (n + 3), n, (n + 1, n + 2))
+    tokenizer = Tokenizer.from_data(data)
+    assert tokenizer.encode("zyx", bos=False) == [n - 1]
+    assert [tokenizer.piece(token) for token in tokenizer.encode("zyxz", bos=False)] == [b"z", b"y", b"x", b"z"]
+
+
+def test_of_two_special_tokens_at_one_place_the_longer_is_found():
+    n = len(RANKED)
+    names = [b"<|a|>", b"<|a|><|b|>", b"<|b|>"]
+    tokenizer = Tokenizer.from_data(TokenizerData([*RANKED, *names], [0.0] * (n + 3), n, (n,)))
+    assert tokenizer.encode("<|b|><|a|><|b|><|a|>", bos=False, specials=True) == [n + 2, n + 1, n]

@@ -349,3 +349,10 @@ def test_a_folder_without_a_tokenizer_json_gives_its_sentencepiece_model(tmp_pat
 def test_a_folder_without_either_is_refused(tmp_path):
     with pytest.raises(FormatError, match=r"this folder has no tokenizer\.json and no tokenizer\.model"):
         read_tokenizer(tmp_path)
+
+
+def test_a_tokenizer_json_with_other_merges_than_sentencepiece_has_no_t_file():
+    file = json.loads((GOLDEN / "spaced.json").read_text("utf-8"))
+    del file["model"]["merges"][100]
+    with pytest.raises(UnsupportedModel, match="its merges are not those of a SentencePiece model"):
+        Tokenizer.from_json(json.dumps(file), CONFIGS["spaced.json"]).to_data()

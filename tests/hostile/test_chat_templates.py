@@ -1,0 +1,138 @@
+"""Templates that loop, grow or reach for attributes: an error that says what and where, in bounded time and memory."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from dllama_zmq.errors import FormatError
+from dllama_zmq.tokenizer import ChatTemplate
+from dllama_zmq.tokenizer.chat import RENDER_S
+
+MESSAGES = [{"role": "user", "content": "hi"}]
+LONGEST_S = RENDER_S + 3
+NAMESPACE = "{% set ns = namespace(x='aa', y=['a'], z=['a']) %}"
+
+
+def refusal(text: str) -> str:
+    before = time.monotonic()
+    with pytest.raises(FormatError) as caught:
+        ChatTemplate({"default": text}, {}, "evil.t").render(MESSAGES)
+    assert time.monotonic() - before < LONGEST_S
+    assert "evil.t: chat template" in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("\n{{ ''.__class__ }}", "line 2: it reaches for the attribute '__class__' of a str"),
+        ("{{ ''['__class__'] }}", "'__class__' of a str"),
+        ("{{ messages|attr('__init__') }}", "'__init__' of a list"),
+        ("{{ [''] | map(attribute='__class__') | list }}", "'__class__' of a str"),
+        ("{{ '{0.__class__}'.format(1) }}", "'__class__' of a int"),
+        ("{{ cycler(1).__init__.__globals__ }}", "'__init__' of a Cycler"),
+        ("{{ namespace.__init__ }}", "'__init__' of a type"),
+        ("{{ raise_exception.__globals__ }}", "'__globals__' of a function"),
+        ("{{ self.__class__ }}", "'__class__' of a TemplateReference"),
+        ("{% macro m() %}{% endmacro %}{{ m.__call__ }}", "'__call__' of a Macro"),
+        ("{{ messages.append(1) }}", "'append' of a list"),
+        ("{{ messages[0].clear() }}", "'clear' of a dict"),
+        ("\n\n{% include '/etc/passwd' %}", "line 3: it asks for another template, /etc/passwd"),
+        ("{% extends 'x' %}", "it asks for another template"),
+        ("{% import 'x' as y %}", "it asks for another template"),
+    ],
+)
+def test_what_a_template_must_not_reach_is_named(text, words):
+    assert words in refusal(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{% for i in range(10**9) %}{% endfor %}", "Range too big"),
+        ("{{ 'a' * 10**10 }}", "it asks for a str of 10000000000 parts"),
+        ("{{ 10**10 * [1] }}", "it asks for a list of 10000000000 parts"),
+        ("{{ 9**(9**9) }}", "it asks for a power that is too large"),
+        ("{{ '%0999999999d' % 1 }}", "memory"),
+        ("{{ '%*d' % (10**10, 1) }}", "line 1"),
+        ("{{ '{:>99999999999}'.format(1) }}", "memory"),
+        ("{{ 'a'.ljust(10**11) }}", "memory"),
+        ("{{ 'a'.zfill(10**11) }}", "memory"),
+        ("{{ 'a' | center(10**11) }}", "memory"),
+        ("{{ 'a' | indent(10**11, true) }}", "memory"),
+        (NAMESPACE + "{% for i in range(40) %}{% set ns.x = ns.x.replace('a', ns.x) %}{% endfor %}", "memory"),
+        (NAMESPACE + "{% for i in range(90) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}", "memory"),
+        (NAMESPACE + "{% for i in range(90) %}{% set ns.x = [ns.x, ns.x] | join %}{% endfor %}", "memory"),
+        ("{% for i in range(99999) %}{{ 'a' * 1000 }}{% endfor %}", "its text is longer than"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "it calls itself too deeply"),
+        ("{% for m in messages recursive %}{{ loop(messages) }}{% endfor %}", "it calls itself too deeply"),
+        ("{{ " + "(" * 3000 + ")" * 3000 + " }}", "it calls itself too deeply"),
+        ("{% if 1 %}" * 3000, "evil.t: chat template"),
+    ],
+)
+def test_growth_is_refused_at_once(text, words):
+    assert words in refusal(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\n{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "\n{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+        "\n{{ lipsum(n=10**8) }}",
+        "\n{{ ('a' * 16000000) | wordwrap(1) }}",
+        NAMESPACE + "{% for i in range(60) %}{% set ns.y = [ns.y, ns.y] %}{% endfor %}\n{{ ns.y }}",
+    ],
+)
+def test_what_takes_too_long_is_ended_at_its_line(text):
+    assert "line 2: it takes longer than 2.0 s" in refusal(text)
+
+
+# Two lists that are equal, each 2 ** 60 long and 60 small: comparing them is one operation, which no signal interrupts.
+ENDLESS = NAMESPACE + (
+    "{% for i in range(60) %}{% set ns.y = [ns.y, ns.y] %}{% set ns.z = [ns.z, ns.z] %}{% endfor %}{{ ns.y == ns.z }}"
+)
+
+
+def test_one_endless_operation_is_ended_from_without_and_the_next_conversation_is_rendered():
+    chat = ChatTemplate({"default": "{% if messages[0].evil %}" + ENDLESS + "{% else %}fine{% endif %}"}, {}, "evil.t")
+    assert chat.render(MESSAGES) == "fine"
+    with pytest.raises(FormatError, match=r"evil\.t: chat template: it takes longer than 2 s"):
+        chat.render([{"evil": True}])
+    assert chat.render(MESSAGES) == "fine"
+
+
+def test_no_process_is_left_behind_when_a_template_is_dropped_or_its_program_is_killed():
+    def renderers() -> set[int]:
+        return {child.pid for child in psutil.Process().children(recursive=True)}
+
+    before = renderers()
+    chat = ChatTemplate({"default": "x"}, {}, "a.t")
+    chat.render(MESSAGES)
+    (pid,) = renderers() - before
+    del chat
+    assert not psutil.pid_exists(pid)
+    program = (
+        "import os, signal\nfrom dllama_zmq.tokenizer import ChatTemplate\n"
+        "chat = ChatTemplate({'default': '{{ 1 }}'}, {}, 'a.t')\nchat.render([{}])\n"
+        "print(chat._renderer._process.pid, flush=True)\nos.kill(os.getpid(), signal.SIGKILL)"
+    )
+    killed = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, check=False)
+    orphan = int(killed.stdout)
+    deadline = time.monotonic() + 10
+    while psutil.pid_exists(orphan) and psutil.Process(orphan).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline
+        os.sched_yield()
+
+
+def test_a_template_file_too_large_to_be_one_is_refused(tmp_path):
+    from dllama_zmq.tokenizer.config import MAX_TEMPLATE_CHARS, read_templates
+
+    with pytest.raises(FormatError, match=f"has {MAX_TEMPLATE_CHARS + 1} characters"):
+        read_templates("x" * (MAX_TEMPLATE_CHARS + 1), "a.json")

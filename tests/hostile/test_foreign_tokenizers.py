@@ -1,0 +1,278 @@
+"""Damaged and hostile tokenizer.json, tokenizer.model and GGUF metadata: FormatError, in bounded time and memory."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from refusal import refusal
+
+from dllama_zmq.errors import DllamaError, FormatError
+from dllama_zmq.formats import read_tokenizer
+from dllama_zmq.formats.tokenizers import MAX_JSON_BYTES, MAX_MODEL_BYTES
+from dllama_zmq.tokenizer import Tokenizer
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "tokenizers"
+TEXT = "the cat's 123 <|im_end|> é 😀\n\n  x"
+
+
+def refused(path: Path, content: str | bytes) -> str:
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return refusal(read_tokenizer, path)
+
+
+def sound(name: str = "qwen2") -> dict[str, Any]:
+    file: dict[str, Any] = json.loads((GOLDEN / f"{name}.json").read_text("utf-8"))
+    return file
+
+
+def test_the_file_that_the_others_are_made_from_is_sound(tmp_path):
+    (tmp_path / "tokenizer.json").write_text(json.dumps(sound()), "utf-8")
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|im_end|>"}')
+    assert read_tokenizer(tmp_path).vocab_size == 1000
+
+
+@pytest.mark.parametrize(("name", "limit"), [("tokenizer.json", MAX_JSON_BYTES), ("a.model", MAX_MODEL_BYTES)])
+def test_a_file_of_many_gigabytes_is_refused_unread(tmp_path, name, limit):
+    path = tmp_path / name
+    with path.open("wb") as file:
+        file.write(b"{")
+        file.truncate(50 << 30)
+    assert f"a file of this kind has at most {limit}" in refusal(read_tokenizer, path)
+
+
+@pytest.mark.parametrize("opening", ["[", '{"a":', '{"model":', '{"model":{"vocab":[', '{"normalizer":['])
+def test_deep_nesting_is_refused(tmp_path, opening):
+    refused(tmp_path / "tokenizer.json", opening * 200_000)
+
+
+def test_more_values_than_any_tokenizer_has_are_refused_unparsed(tmp_path):
+    words = refused(tmp_path / "tokenizer.json", "[" + "[]," * 9_000_000 + "]")
+    assert "no tokenizer has more than" in words
+
+
+@pytest.mark.parametrize("content", ["", "{}", "null", "[]", '{"model":{}}', "\ufeff{}", "{" * 10, '{"model": 1e999}'])
+def test_what_is_no_tokenizer_json_is_refused(tmp_path, content):
+    assert "tokenizer.json" in refused(tmp_path / "tokenizer.json", content)
+
+
+def test_bytes_that_are_no_text_are_refused_with_their_offset(tmp_path):
+    assert "offset 1: this is no UTF-8" in refused(tmp_path / "tokenizer.json", b"{\xff}")
+
+
+Change = Callable[[dict[str, Any]], object]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda file: file["model"].update(vocab={"a": "b"}), "$.model.vocab"),
+        (lambda file: file["model"].update(vocab=[["a", "b"]]), "$.model.vocab"),
+        (lambda file: file["model"].update(vocab=[["a", 0.5]]), "model.vocab is not what a BPE model has"),
+        (lambda file: file["model"].update(merges=["a"]), "the tokenizers library refuses"),
+        (lambda file: file["model"].update(merges=[["a", "zzzz"]]), "the tokenizers library refuses"),
+        (lambda file: file["model"].update(merges=[1]), "$.model.merges"),
+        (lambda file: file["model"].update(type="WordPiece"), "model.type is 'WordPiece'; this version reads BPE"),
+        (lambda file: file["model"]["vocab"].update(zz=1 << 40), "has the id"),
+        (lambda file: file["model"]["vocab"].update(zz=-1), "has the id -1"),
+        (lambda file: file["added_tokens"][0].update(id=5), "added token"),
+        (lambda file: file["added_tokens"][0].update(id=1 << 23), "added token"),
+        (lambda file: file["added_tokens"][0].update(content=7), "$.added_tokens"),
+        (lambda file: file.update(decoder={"type": "WordPiece", "prefix": "##", "cleanup": True},
+                                  pre_tokenizer=None), "a decoder of ['WordPiece']"),
+        (lambda file: file.update(normalizer=[1]), "normalizer holds what is no object"),
+        (lambda file: file.update(normalizer={"type": "Kilo"}), "the tokenizers library refuses"),
+        (lambda file: file.update(pre_tokenizer={"type": "Split", "pattern": {"Regex": "(a+)+$"},
+                                                 "behavior": "Isolated", "invert": False}), "which repeats a group"),
+        (lambda file: file.update(pre_tokenizer={"type": "Split", "pattern": {"Regex": "(a|a)*b"},
+                                                 "behavior": "Isolated", "invert": False}), "which repeats a group"),
+        (lambda file: file.update(pre_tokenizer={"type": "Split", "pattern": {"Regex": "["}, "behavior": "Isolated",
+                                                 "invert": False}), "the tokenizers library"),
+        (lambda file: file.update(post_processor={"type": "Sequence", "processors": "no"}), "the tokenizers library"),
+    ],
+)  # fmt: skip
+def test_a_wrong_part_of_a_tokenizer_json_is_refused_by_its_place(tmp_path, change: Change, words):
+    file = sound()
+    change(file)
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|im_end|>"}')
+    assert words in refused(tmp_path / "tokenizer.json", json.dumps(file))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("tokenizer_config.json", {"eos_token": 7}, "eos_token is 7; expected a token's name"),
+        ("tokenizer_config.json", {"eos_token": "<kilo>"}, "eos_token is '<kilo>', which is no token"),
+        ("tokenizer_config.json", {"eos_token": None, "bos_token": "x" * 10**6}, "bos_token is 'xxx"),
+        ("tokenizer_config.json", {"add_bos_token": "yes"}, "add_bos_token is 'yes'; expected true or false"),
+        ("tokenizer_config.json", {"chat_template": {"a": 1}}, "chat_template is dict; expected a text"),
+        ("tokenizer_config.json", {"chat_template": [{"name": "a"}]}, 'expected objects with "name"'),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"-1": {}}}, "added_tokens_decoder.-1"),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"9" * 30: {"content": "a"}}}, "added_tokens_decoder.999"),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"3": {"content": 1}}}, "added_tokens_decoder.3"),
+        ("generation_config.json", {"eos_token_id": "2"}, "eos_token_id is '2'"),
+        ("generation_config.json", {"eos_token_id": [1 << 40]}, "eos_token_id is 1099511627776"),
+        ("generation_config.json", {"eos_token_id": 5000}, "eos id is 5000, which is no token"),
+        ("special_tokens_map.json", {"eos_token": []}, "eos_token is list"),
+    ],
+)
+def test_a_wrong_key_beside_a_tokenizer_is_refused_by_name(tmp_path, name, content, words):
+    (tmp_path / name).write_text(json.dumps(content))
+    assert words in refused(tmp_path / "tokenizer.json", json.dumps(sound()))
+
+
+def test_a_list_in_place_of_the_keys_beside_a_tokenizer_is_refused(tmp_path):
+    (tmp_path / "tokenizer_config.json").write_text("[]")
+    (tmp_path / "tokenizer.json").write_text(json.dumps(sound()))
+    with pytest.raises(FormatError, match=r"tokenizer_config\.json: holds a list; expected an object"):
+        read_tokenizer(tmp_path)
+
+
+def test_deep_nesting_beside_a_tokenizer_is_refused(tmp_path):
+    (tmp_path / "tokenizer_config.json").write_text("[" * 100_000)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(sound()))
+    with pytest.raises(FormatError, match="this is no JSON"):
+        read_tokenizer(tmp_path)
+
+
+def test_a_model_cut_anywhere_is_refused_or_lacks_only_its_end(tmp_path):
+    model = (GOLDEN / "bpe.model").read_bytes()
+    rng = random.Random(3)
+    for cut in [*range(40), *(rng.randrange(len(model)) for _ in range(60))]:
+        path = tmp_path / "a.model"
+        path.write_bytes(model[:cut])
+        try:
+            tokenizer = read_tokenizer(path)
+        except FormatError:
+            continue
+        assert all(0 <= token < tokenizer.vocab_size for token in tokenizer.encode("the cat"))
+
+
+# The library is C++: what it does with a damaged model is tried in a process of its own.
+_TRY = """
+import random, sys
+from pathlib import Path
+from dllama_zmq.errors import DllamaError
+from dllama_zmq.tokenizer import Tokenizer
+model, rng, refused = Path(sys.argv[1]).read_bytes(), random.Random(int(sys.argv[2])), 0
+for _ in range(150):
+    data = bytearray(model)
+    for _ in range(rng.choice([1, 1, 2, 20])):
+        at = rng.randrange(len(data)) if rng.random() < 0.5 else rng.randrange(len(data) - 200, len(data))
+        data[at : at + 1] = rng.choice([bytes([rng.randrange(256)]), b"", b"\\xff\\xff\\xff\\xff\\x7f"])
+    try:
+        tokenizer = Tokenizer.from_sentencepiece(bytes(data), "a.model")
+        assert all(0 <= token < tokenizer.vocab_size for token in tokenizer.encode("the cat \\u00e9 \\U0001f600"))
+    except DllamaError:
+        refused += 1
+print(refused)
+"""
+
+
+@pytest.mark.parametrize("name", ["bpe.model", "unigram.model"])
+def test_a_damaged_model_is_refused_or_works(name):
+    tried = subprocess.run(
+        [sys.executable, "-c", _TRY, str(GOLDEN / name), "5"], capture_output=True, text=True, timeout=100, check=False
+    )
+    assert tried.returncode == 0, tried.stderr[-2000:]
+    assert 10 < int(tried.stdout) < 150
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"\n\xff\xff\xff\xff\x7f", b"\n" * 99, b"\x0a\x02\x0a\x00", b"hello"])
+def test_bytes_that_are_no_model_are_refused(tmp_path, content):
+    refused(tmp_path / "a.model", content)
+
+
+@pytest.mark.parametrize("line", [b"QQ==", b"QQ== x", b"!!! 1", b" 1", b"QQ== -1", b"QQ== 99999999999"])
+def test_a_wrong_line_in_a_list_of_ranks_is_refused_by_its_number(tmp_path, line):
+    assert "line 2 is " in refused(tmp_path / "a.model", b"YQ== 0\n" + line + b"\nYg== 2\n")
+
+
+def test_a_list_of_ranks_without_all_bytes_is_refused(tmp_path):
+    assert "expected all of the 256 bytes" in refused(tmp_path / "a.model", b"YQ== 0\nYg== 1\n")
+
+
+SENTENCEPIECE = {
+    "tokenizer.ggml.model": "llama",
+    "tokenizer.ggml.tokens": ["<unk>", "<s>", "</s>", "▁a", "▁", "a"],
+    "tokenizer.ggml.scores": [0.0, 0.0, 0.0, -1.0, -2.0, -3.0],
+    "tokenizer.ggml.token_type": [2, 3, 3, 1, 1, 1],
+}
+BYTE_LEVEL = {
+    "tokenizer.ggml.model": "gpt2",
+    "tokenizer.ggml.pre": "gpt-2",
+    "tokenizer.ggml.tokens": ["a", "b", "ab", "<end>"],
+    "tokenizer.ggml.token_type": [1, 1, 1, 3],
+    "tokenizer.ggml.merges": ["a b"],
+    "tokenizer.ggml.eos_token_id": 3,
+}
+
+
+def test_the_metadata_that_the_others_are_made_from_are_sound():
+    assert Tokenizer.from_gguf(SENTENCEPIECE, "a.gguf").encode("a") == [1, 3]
+    assert Tokenizer.from_gguf(BYTE_LEVEL, "a.gguf").encode("ab") == [2]
+
+
+@pytest.mark.parametrize("base", [SENTENCEPIECE, BYTE_LEVEL])
+@pytest.mark.parametrize("value", [None, 7, "x", [], [None], [1.5], ["a", 1], {}, b"abc", [[]], [1 << 70], True])
+def test_metadata_of_a_wrong_type_are_refused_by_their_key_or_work(base, value):
+    for key in base:
+        try:
+            tokenizer = Tokenizer.from_gguf({**base, key: value}, "a.gguf")
+            assert all(0 <= token < tokenizer.vocab_size for token in tokenizer.encode(TEXT, specials=True))
+        except DllamaError:
+            continue
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"tokens": []}, "tokenizer.ggml.tokens is missing or empty"),
+        ({"tokens": ["a", "b", "c", 4, "e", "f"]}, "tokenizer.ggml.tokens[3] is 4; expected a list of texts"),
+        ({"scores": [0.0]}, "tokenizer.ggml.scores has 1 entries and tokenizer.ggml.tokens 6"),
+        ({"scores": [0.0, 0.0, 0.0, float("nan"), 0.0, 0.0]}, "tokenizer.ggml.scores[3] is nan"),
+        ({"token_type": [2, 3, 3, 1, 1, "x"]}, "tokenizer.ggml.token_type[5] is 'x'"),
+        ({"token_type": [2, 2, 3, 1, 1, 1]}, "names 2 unknown tokens"),
+        ({"bos_token_id": 6}, "tokenizer.ggml.bos_token_id is 6; expected an id from 0 to 5"),
+        ({"eos_token_id": -1}, "tokenizer.ggml.eos_token_id is -1"),
+        ({"eos_token_id": True}, "tokenizer.ggml.eos_token_id is True"),
+        ({"add_bos_token": 1}, "tokenizer.ggml.add_bos_token is 1; expected true or false"),
+        ({"precompiled_charsmap": [256]}, "numbers that are no bytes"),
+        ({"precompiled_charsmap": [255] * 40}, "SentencePiece refuses this vocabulary"),
+    ],
+)
+def test_wrong_sentencepiece_metadata_are_refused_by_name(change, words):
+    metadata = SENTENCEPIECE | {f"tokenizer.ggml.{key}": value for key, value in change.items()}
+    with pytest.raises(FormatError) as caught:
+        Tokenizer.from_gguf(metadata, "a.gguf")
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"merges": ["ab"]}, "tokenizer.ggml.merges[0] is 'ab'; expected two pieces and a space"),
+        ({"merges": ["a b c"]}, "tokenizer.ggml.merges[0] is 'a b c'"),
+        ({"merges": ["a z"]}, "tokenizer.ggml.merges[0] is of pieces that are no tokens"),
+        ({"merges": "a b"}, "tokenizer.ggml.merges is 'a b'; expected a list of texts"),
+        ({"tokens": ["a", "b", "a", "<end>"]}, "tokenizer.ggml.tokens[2] is 'a', as another before it"),
+        ({"eos_token_id": None}, "no EOS id is given"),
+        ({"pre": 7}, "tokenizer.ggml.pre is 7; expected a text"),
+    ],
+)
+def test_wrong_byte_level_metadata_are_refused_by_name(change, words):
+    metadata = BYTE_LEVEL | {f"tokenizer.ggml.{key}": value for key, value in change.items()}
+    with pytest.raises(FormatError) as caught:
+        Tokenizer.from_gguf(metadata, "a.gguf")
+    assert words in str(caught.value)
+
+
+def test_a_template_in_metadata_that_is_no_text_is_refused():
+    with pytest.raises(FormatError, match=r"tokenizer\.chat_template\.tool_use is 7; expected a text"):
+        Tokenizer.from_gguf({**BYTE_LEVEL, "tokenizer.chat_template.tool_use": 7}, "a.gguf")

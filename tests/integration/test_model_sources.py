@@ -1,0 +1,78 @@
+"""The whole path from each kind of file: real processes say of it what they say of the `.m` file it was made of.
+
+The model is the small one of all tests; its files are written by the formats' descriptions, the vocabulary too.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from command_line import Cli
+from folders import arrays_of, write_hf
+from gguf_writer import gguf_of
+from hub_server import Repo, running_hub
+
+from dllama_zmq.formats import open_m, read_t
+
+PROMPT = "once upon a time"
+GREEDY = ["generate", PROMPT, "--temp", "0", "-n", "30"]
+
+
+@pytest.fixture(scope="module")
+def gguf(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small model as a GGUF file with its vocabulary in it."""
+    path = tmp_path_factory.mktemp("gguf") / "small.gguf"
+    path.write_bytes(gguf_of(small_model, small_model.with_suffix(".t")))
+    return path
+
+
+def test_a_gguf_file_says_what_the_m_file_says(cli: Cli, gguf: Path) -> None:
+    """The same Q40 bytes, so the same bits; its tokenizer comes from the file."""
+    cli.write(2)
+    expected = cli.run(*GREEDY)
+    assert expected.code == 0, expected.said
+    result = cli.run(*GREEDY, "-m", str(gguf))
+    assert (result.code, result.out) == (0, expected.out), result.said
+
+
+def test_a_gguf_file_is_inspected_and_converted_back_to_the_m_file(cli: Cli, gguf: Path) -> None:
+    facts = json.loads(cli.run("inspect", str(gguf), "--json").out)
+    assert (facts["architecture"], facts["nodes_possible"]) == ("llama", [1, 2, 4, 8])
+    assert facts["tokenizer"].startswith("288 tokens")
+    result = cli.run("convert", str(gguf), "back.m")
+    assert result.code == 0, result.said
+    assert (cli.folder / "back.m").read_bytes() == cli.model.read_bytes()
+    assert read_t(cli.folder / "back.t").pieces == read_t(cli.model.with_suffix(".t")).pieces
+
+
+def test_what_was_pulled_is_a_models_name(cli: Cli, gguf: Path) -> None:
+    with running_hub() as hub:
+        hub.repos["org/small"] = Repo({"small-Q4_0.gguf": gguf.read_bytes()}, stored={"small-Q4_0.gguf"})
+        env = {
+            "HF_ENDPOINT": hub.url,
+            "HF_HOME": str(cli.folder / "hub"),
+            "HF_HUB_CACHE": str(cli.folder / "hub" / "hub"),
+        }
+        pulled = cli.run("pull", "org/small:Q4_0", **env)
+        assert pulled.code == 0, pulled.said
+        cli.write(2, model=pulled.out.strip())
+        expected = cli.run(*GREEDY, **env)
+        assert expected.code == 0, expected.said
+    cli.write(2, model="hf:org/small:Q4_0")  # the hub is gone: nobody is asked
+    result = cli.run(*GREEDY, **env)
+    assert (result.code, result.out) == (0, expected.out), result.said
+    missing = cli.run(*GREEDY, "-m", "hf:org/other", **env).error()
+    assert "dllama-zmq pull org/other" in missing
+
+
+def test_a_folder_quantized_on_the_way_says_what_the_m_file_says(cli: Cli, small_model: Path) -> None:
+    """Q40 of what Q40 says is the same Q40 again; the tokenizer is given, for the folder has none."""
+    with open_m(small_model) as file:
+        write_hf(cli.folder / "folder", file.spec, arrays_of(file))
+    cli.write(2, model="folder", weights="q40", tokenizer=str(small_model.with_suffix(".t")))
+    result = cli.run(*GREEDY)
+    assert result.code == 0, result.said
+    cli.write(2)
+    assert result.out == cli.run(*GREEDY).out
