@@ -295,15 +295,10 @@ def test_an_old_file_of_grok_is_refused_by_name(tmp_path):
         open_m(path)
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "words"), [("a.gguf", b"", "GGUF"), ("b.m", b"GGUF" + bytes(90), "GGUF"), ("c", None, "safete")]
-)
-def test_open_model_refuses_other_formats_by_name(tmp_path, name, content, words):
-    if content is None:
-        (tmp_path / name).mkdir()
-    else:
-        (tmp_path / name).write_bytes(content)
-    with pytest.raises(UnsupportedModel, match=words):
+@pytest.mark.parametrize(("name", "content"), [("a.gguf", b""), ("b.m", b"GGUF" + bytes(90))])
+def test_open_model_refuses_other_formats_by_name(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UnsupportedModel, match="GGUF"):
         open_model(tmp_path / name)
 
 
