@@ -146,6 +146,11 @@ def test_a_pickle_that_is_no_dict_of_tensors_is_refused(folder, what):
     refused_pickle(folder, PICKLES[what])
 
 
+def test_a_pickle_of_too_many_opcodes_or_bytes_is_refused_for_that(folder):
+    assert f"more than {MAX_OPCODES} opcodes" in refused_pickle(folder, PICKLES["too many opcodes"])
+    assert f"expected at most {MAX_PICKLE_BYTES}" in refused_pickle(folder, PICKLES["too long"])
+
+
 @pytest.mark.parametrize(
     ("tensor", "words"),
     [
@@ -220,6 +225,13 @@ def test_records_that_overlap_or_lie_outside_are_refused(folder, arrays):
         for at in (20, 24) if size_at == 24 else (20,):
             struct.pack_into("<I", changed, central[3] + at, 0xFFFFFFF0)
         refused(folder, bytes(changed))
+
+
+def test_a_record_that_goes_on_after_the_file_is_refused(folder):
+    changed = bytearray((folder / "consolidated.00.pth").read_bytes())
+    last = changed.rindex(b"PK\x01\x02")
+    struct.pack_into("<II", changed, last + 20, len(changed), len(changed))
+    assert f"{len(changed)} bytes from offset" in refused(folder, bytes(changed))
 
 
 def test_a_directory_said_to_be_huge_is_refused(folder):
