@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zmq
-from gguf_writer import FileTensor, file_tensor, gguf_bytes, k_tensor, llama_metadata, llama_name, write_llama
+from gguf_writer import TYPE_IDS, FileTensor, file_tensor, gguf_bytes, k_tensor, llama_metadata, llama_name, write_llama
 from k_quantizers import K_QUANTIZERS
 from tiny import tiny_spec, tiny_tensors
 
@@ -24,7 +24,7 @@ from dllama_zmq.models import Run
 from dllama_zmq.quants import F32, BlockMatrix
 from dllama_zmq.quants.k_quants import SourceType
 from dllama_zmq.root.root import Root, RootSettings
-from dllama_zmq.spec import FloatType
+from dllama_zmq.spec import FloatType, Rope
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TOOL = Path(__file__).parents[2] / "tools" / "demo_corpus.py"
@@ -84,6 +84,38 @@ def test_a_gguf_file_gives_the_bits_of_a_m_file_of_the_same_bytes(tmp_path, weig
     write_llama(tmp_path / "b.gguf", spec, tensors)
     with load(tmp_path / "a.m", nodes=nodes) as a, load(tmp_path / "b.gguf", nodes=nodes) as b:
         assert a.spec == b.spec
+        assert np.array_equal(a.logits(TOKENS), b.logits(TOKENS))
+
+
+@pytest.mark.parametrize("stacked", [True, False])
+def test_a_mixtral_in_pairs_gives_the_bits_of_a_m_file_in_half_layout(tmp_path, stacked):
+    spec = tiny_spec(
+        arch="mixtral", n_experts=4, n_active_experts=2, weight_type=FloatType.Q40, rope=Rope(10000.0, "half")
+    )
+    tensors = dict(tiny_tensors(spec, seed=6))
+    write_m(tmp_path / "a.m", spec, tensors)
+    written = []
+    for name, matrix in tensors.items():
+        if name.endswith(("attention.q", "attention.k")):  # llama.cpp's convert_hf_to_gguf.py, LlamaModel.permute
+            data = matrix.data.reshape(-1, 2, spec.head_dim // 2, matrix.data.shape[1]).swapaxes(1, 2)
+            matrix = BlockMatrix(data.reshape(matrix.data.shape), matrix.float_type)
+        if ".experts." not in name:
+            written.append(
+                file_tensor(f"blk.{name[7]}.ffn_gate_inp.weight" if "router" in name else llama_name(name), matrix)
+            )
+        elif not stacked:
+            _, i, _, e, part = name.split(".")
+            written.append(file_tensor(f"blk.{i}.ffn_{part}.{e}.weight", matrix))
+    for i in range(spec.n_layers if stacked else 0):
+        for part in ("gate", "up", "down"):
+            experts = [tensors[f"layers.{i}.experts.{e}.{part}"] for e in range(spec.n_experts)]
+            axes = [experts[0].columns, experts[0].rows, spec.n_experts]
+            data = b"".join(expert.data.tobytes() for expert in experts)
+            written.append(FileTensor(f"blk.{i}.ffn_{part}_exps.weight", axes, TYPE_IDS["Q40"], data))
+    metadata = llama_metadata(spec) | {"llama.expert_count": 4, "llama.expert_used_count": 2}
+    (tmp_path / "b.gguf").write_bytes(gguf_bytes(metadata, written))
+    with load(tmp_path / "a.m") as a, load(tmp_path / "b.gguf", nodes=2) as b:
+        assert b.spec.arch == "mixtral"
         assert np.array_equal(a.logits(TOKENS), b.logits(TOKENS))
 
 
