@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,10 +25,14 @@ from dllama_zmq.models import Run
 from dllama_zmq.quants import F32, BlockMatrix
 from dllama_zmq.quants.k_quants import SourceType
 from dllama_zmq.root.root import Root, RootSettings
+from dllama_zmq.shapes import shape
 from dllama_zmq.spec import FloatType, Rope
 
+sys.path.append(str(Path(__file__).parents[2] / "tools"))
+from bench_gguf import write_random_gguf
+
 GOLDEN = Path(__file__).parents[1] / "golden"
-TOOL = Path(__file__).parents[2] / "tools" / "demo_corpus.py"
+TOOLS = Path(__file__).parents[2] / "tools"
 TOKENS = np.random.default_rng(3).integers(0, 288, 50).tolist()
 M_TYPES = [FloatType.F32, FloatType.F16, FloatType.Q40, FloatType.Q80]
 
@@ -153,6 +158,17 @@ def test_the_logits_of_a_gguf_file_are_those_of_transformers(arch):
         assert difference < 1e-5 * np.abs(golden["logits"]).max()  # two orders of adding in float32
 
 
+def test_loading_takes_the_memory_of_the_file_and_less_than_200_mb(tmp_path):
+    path = tmp_path / "large.gguf"
+    write_random_gguf(path, shape("tinyllama", FloatType.Q40, {"layers": 8}), k_quants=False)
+    command = [sys.executable, str(TOOLS / "bench_gguf.py"), "--measure", "load", str(path)]
+    found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True, timeout=100).stdout)
+    size_mb = path.stat().st_size / 1e6
+    print(f"{size_mb:.0f} MB file, {found['peak_mb']:.0f} MB at the most")
+    assert size_mb > 250  # or the pages of the file, were they kept, would not be noticed
+    assert found["peak_mb"] < size_mb + 200
+
+
 # --- perplexity ---
 
 
@@ -177,7 +193,7 @@ def demo_in(kind: str, path: Path) -> float:
 @pytest.fixture(scope="module")
 def stories() -> list[list[int]]:
     """Tokens of stories of the kind that the demo model knows, none of which it was trained on."""
-    command = [sys.executable, str(TOOL), "--stories", "6", "--seed", "99"]
+    command = [sys.executable, str(TOOLS / "demo_corpus.py"), "--stories", "6", "--seed", "99"]
     made = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
     with load("demo") as demo:
         return [demo.tokenizer.encode(story.strip())[:500] for story in made.split("---") if story.strip()]
