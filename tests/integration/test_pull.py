@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import random
+import re
 import select
 import signal
 import subprocess
@@ -93,7 +94,17 @@ def test_a_model_is_fetched_and_its_path_is_all_that_stdout_says(puller: Puller,
 
 def test_what_will_be_fetched_is_said_before_with_its_size(puller: Puller) -> None:
     lines = puller.run("org/m:q8_0").err.splitlines()
-    assert lines[:2] == ["org/m at main (01234567): 1 file, 2.9 MB", "  m.Q8_0.gguf (2.9 MB)"]
+    start = lines.index("org/m at main (01234567): 1 file, 2.9 MB")
+    assert lines[start + 1] == "  m.Q8_0.gguf (2.9 MB)"
+
+
+def test_other_programs_do_not_speak_in_between(puller: Puller, hub: Hub) -> None:
+    hub.faults.status = {"/resolve/": [503]}
+    env = puller.environment(HF_HUB_ENABLE_HF_TRANSFER="1", HF_DEBUG="1", HF_HUB_DISABLE_PROGRESS_BARS="0")
+    result = puller.cli.run("--verbose", "pull", "org/m", wait_s=TAKES_S, **env)
+    assert result.code == 0, result.said
+    ours = re.compile(r"(loading hugging|looking for |org/m at |  m\.|m\.Q4_K_M\.gguf: |checking |put this path ).*")
+    assert [line for line in result.err.splitlines() if not ours.fullmatch(line)] == []
 
 
 def test_what_is_here_is_not_fetched_again(puller: Puller, hub: Hub) -> None:
