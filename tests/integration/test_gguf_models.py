@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zmq
-from gguf_writer import FileTensor, file_tensor, gguf_bytes, k_tensor, llama_metadata, llama_name, write_llama
+from gguf_writer import TYPE_IDS, FileTensor, file_tensor, gguf_bytes, k_tensor, llama_metadata, llama_name, write_llama
 from k_quantizers import K_QUANTIZERS
 from tiny import tiny_spec, tiny_tensors
 
@@ -24,10 +25,14 @@ from dllama_zmq.models import Run
 from dllama_zmq.quants import F32, BlockMatrix
 from dllama_zmq.quants.k_quants import SourceType
 from dllama_zmq.root.root import Root, RootSettings
-from dllama_zmq.spec import FloatType
+from dllama_zmq.shapes import shape
+from dllama_zmq.spec import FloatType, Rope
+
+sys.path.append(str(Path(__file__).parents[2] / "tools"))
+from bench_gguf import write_random_gguf
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-TOOL = Path(__file__).parents[2] / "tools" / "demo_corpus.py"
+TOOLS = Path(__file__).parents[2] / "tools"
 TOKENS = np.random.default_rng(3).integers(0, 288, 50).tolist()
 M_TYPES = [FloatType.F32, FloatType.F16, FloatType.Q40, FloatType.Q80]
 
@@ -87,6 +92,38 @@ def test_a_gguf_file_gives_the_bits_of_a_m_file_of_the_same_bytes(tmp_path, weig
         assert np.array_equal(a.logits(TOKENS), b.logits(TOKENS))
 
 
+@pytest.mark.parametrize("stacked", [True, False])
+def test_a_mixtral_in_pairs_gives_the_bits_of_a_m_file_in_half_layout(tmp_path, stacked):
+    spec = tiny_spec(
+        arch="mixtral", n_experts=4, n_active_experts=2, weight_type=FloatType.Q40, rope=Rope(10000.0, "half")
+    )
+    tensors = dict(tiny_tensors(spec, seed=6))
+    write_m(tmp_path / "a.m", spec, tensors)
+    written = []
+    for name, matrix in tensors.items():
+        if name.endswith(("attention.q", "attention.k")):  # llama.cpp's convert_hf_to_gguf.py, LlamaModel.permute
+            data = matrix.data.reshape(-1, 2, spec.head_dim // 2, matrix.data.shape[1]).swapaxes(1, 2)
+            matrix = BlockMatrix(data.reshape(matrix.data.shape), matrix.float_type)
+        if ".experts." not in name:
+            written.append(
+                file_tensor(f"blk.{name[7]}.ffn_gate_inp.weight" if "router" in name else llama_name(name), matrix)
+            )
+        elif not stacked:
+            _, i, _, e, part = name.split(".")
+            written.append(file_tensor(f"blk.{i}.ffn_{part}.{e}.weight", matrix))
+    for i in range(spec.n_layers if stacked else 0):
+        for part in ("gate", "up", "down"):
+            experts = [tensors[f"layers.{i}.experts.{e}.{part}"] for e in range(spec.n_experts)]
+            axes = [experts[0].columns, experts[0].rows, spec.n_experts]
+            data = b"".join(expert.data.tobytes() for expert in experts)
+            written.append(FileTensor(f"blk.{i}.ffn_{part}_exps.weight", axes, TYPE_IDS["Q40"], data))
+    metadata = llama_metadata(spec) | {"llama.expert_count": 4, "llama.expert_used_count": 2}
+    (tmp_path / "b.gguf").write_bytes(gguf_bytes(metadata, written))
+    with load(tmp_path / "a.m") as a, load(tmp_path / "b.gguf", nodes=2) as b:
+        assert b.spec.arch == "mixtral"
+        assert np.array_equal(a.logits(TOKENS), b.logits(TOKENS))
+
+
 def test_a_model_of_k_quants_gives_the_same_bits_on_any_number_of_nodes(tmp_path):
     spec = tiny_spec(dim=256, hidden_dim=512, n_heads=8, n_kv_heads=2)
     tensors = []
@@ -121,6 +158,17 @@ def test_the_logits_of_a_gguf_file_are_those_of_transformers(arch):
         assert difference < 1e-5 * np.abs(golden["logits"]).max()  # two orders of adding in float32
 
 
+def test_loading_takes_the_memory_of_the_file_and_less_than_200_mb(tmp_path):
+    path = tmp_path / "large.gguf"
+    write_random_gguf(path, shape("tinyllama", FloatType.Q40, {"layers": 8}), k_quants=False)
+    command = [sys.executable, str(TOOLS / "bench_gguf.py"), "--measure", "load", str(path)]
+    found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True, timeout=100).stdout)
+    size_mb = path.stat().st_size / 1e6
+    print(f"{size_mb:.0f} MB file, {found['peak_mb']:.0f} MB at the most")
+    assert size_mb > 250  # or the pages of the file, were they kept, would not be noticed
+    assert found["peak_mb"] < size_mb + 200
+
+
 # --- perplexity ---
 
 
@@ -145,7 +193,7 @@ def demo_in(kind: str, path: Path) -> float:
 @pytest.fixture(scope="module")
 def stories() -> list[list[int]]:
     """Tokens of stories of the kind that the demo model knows, none of which it was trained on."""
-    command = [sys.executable, str(TOOL), "--stories", "6", "--seed", "99"]
+    command = [sys.executable, str(TOOLS / "demo_corpus.py"), "--stories", "6", "--seed", "99"]
     made = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
     with load("demo") as demo:
         return [demo.tokenizer.encode(story.strip())[:500] for story in made.split("---") if story.strip()]

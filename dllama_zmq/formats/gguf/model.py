@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dllama_zmq.errors import FormatError, UnsupportedModel
+from dllama_zmq.errors import FormatError
 from dllama_zmq.formats.gguf.container import Container
 from dllama_zmq.formats.gguf.names import ROPE_FACTORS, Directory, Place, halves_of_pairs, type_as_read
 from dllama_zmq.formats.gguf.spec import read_spec
@@ -85,7 +85,7 @@ def open_gguf(path: str | Path) -> GGUFFile:
         vocabulary = directory.find("embedding").n_rows
         spec = read_spec(parts[0], vocabulary, _rope_factors(parts, directory))
         weights = type_as_read(directory.common_type(FloatType.F32), exactly=False)
-        table = _table(path, replace(spec, weight_type=weights))
+        table = tensor_table(replace(spec, weight_type=weights))
         places = {tensor.name: _checked(path, tensor, spec, directory.find(tensor.name)) for tensor in table}
         directory.check_all_used(places.values())
         kinds = {name: type_as_read(place.tensor.stored, _exactly(name, place)) for name, place in places.items()}
@@ -155,13 +155,6 @@ def _check_count(first: Container, found: int, n_parts: int) -> None:
             f"{first.path}: the {n_parts} files have {found} tensors together; expected {expected} "
             "(split.tensors.count). Get all parts of the same model."
         )
-
-
-def _table(path: Path, spec: ModelSpec) -> list[TensorSpec]:
-    try:
-        return tensor_table(spec)
-    except KeyError:
-        raise UnsupportedModel(f"{path}: the architecture is {spec.arch}, which this version does not run.") from None
 
 
 def _checked(path: Path, tensor: TensorSpec, spec: ModelSpec, place: Place) -> Place:
