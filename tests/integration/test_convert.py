@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,17 @@ def test_what_exists_is_replaced_only_by_force(cli: Cli) -> None:
     assert (cli.folder / "kept.m").read_bytes() == b"precious"
     assert cli.run("convert", str(cli.model), "kept.m", "--force").code == 0
     assert (cli.folder / "kept.m").read_bytes() == cli.model.read_bytes()
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_regular_file_is_never_replaced(cli: Cli, make: Callable[[Path], None]) -> None:
+    taken = cli.folder / "taken.t"  # a device is such a file too, and root could replace it
+    make(taken)
+    before = taken.lstat()
+    command = ("convert", str(cli.model), "new.m", "--tokenizer", "taken.t", "--force")
+    assert "taken.t is no regular file" in cli.run(*command).error(2)
+    assert (taken.lstat().st_ino, taken.lstat().st_mode) == (before.st_ino, before.st_mode)
+    assert not (cli.folder / "new.m").exists()
 
 
 def test_a_model_is_never_converted_onto_itself(cli: Cli) -> None:
