@@ -121,8 +121,8 @@ class ClusterFile:
         return self._existing(self._resolve(self.cluster.model, "model", ".m"), "model", "a model file or folder")
 
     def tokenizer_path(self) -> Path:
-        """The tokenizer as given; else what the model brings with it: a folder and a `.gguf` themselves, a `.m` the
-        file of its own name with `.t`. Raises ConfigError where there is none."""
+        """The tokenizer as given; else what the model brings with it: a folder and a `.gguf` themselves, a
+        `.safetensors` its folder, a `.m` the file of its own name with `.t`. Raises ConfigError where there is none."""
         if self.cluster.tokenizer is not None:
             path = self._resolve(self.cluster.tokenizer, "tokenizer", ".t")
         else:
@@ -160,7 +160,9 @@ def model_at(text: str | Path) -> Path:
 
 def tokenizer_beside(model: Path) -> Path:
     """Where the tokenizer of a model is that comes without one of its own: FORMATS.md says what each format holds."""
-    return model if model.suffix == ".gguf" or os.path.isdir(model) else model.with_suffix(".t")
+    if model.suffix == ".gguf" or os.path.isdir(model):
+        return model
+    return model.parent if model.suffix == ".safetensors" else model.with_suffix(".t")
 
 
 def load_cluster(path: str | os.PathLike[str]) -> ClusterFile:

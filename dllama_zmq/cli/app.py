@@ -124,11 +124,16 @@ def generate(
 
 @app.command()
 @with_exit_codes
-def inspect(source: flags.Source, json: flags.Json = False, tensors: flags.ListTensors = False) -> None:
+def inspect(
+    source: flags.Source,
+    weights: flags.ReadWeights = None,
+    json: flags.Json = False,
+    tensors: flags.ListTensors = False,
+) -> None:
     """Tell what is in a model, over how many nodes it can be split, and what each must hold."""
     from dllama_zmq.cli import inspect as command
 
-    command.run(source, json, tensors)
+    command.run(source, weights.value if weights else None, json, tensors)
 
 
 @app.command()

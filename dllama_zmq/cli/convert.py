@@ -10,6 +10,7 @@ from dllama_zmq.cluster import model_at, tokenizer_beside
 from dllama_zmq.errors import FormatError, UsageError
 from dllama_zmq.formats import open_model, read_tokenizer, write_t
 from dllama_zmq.formats.convert import convert_model
+from dllama_zmq.formats.files import check_replaceable
 from dllama_zmq.spec import FloatType
 
 
@@ -20,6 +21,7 @@ def run(source: str, out: Path, weights: str | None, tokenizer: Path | None, for
     path = model_at(source)
     words_out = tokenizer or out.with_suffix(".t")
     for file in (out, words_out):
+        check_replaceable(file)
         if file.exists() and not force:
             raise UsageError(f"{file} exists; --force replaces it")
         if file.exists() and path.exists() and file.samefile(path):

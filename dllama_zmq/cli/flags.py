@@ -107,11 +107,19 @@ Echo = Annotated[
 ]
 Source = Annotated[str, Argument(metavar="PATH", help="A model: a file or a folder of any format, or demo.")]
 ListTensors = Annotated[bool, Option("--tensors", help="List every tensor too.")]
+ReadWeights = Annotated[
+    WeightsChoice | None,
+    Option(
+        "--weights", case_sensitive=False, help="As if the cluster file had these `weights`, for a folder of floats."
+    ),
+]
 ConvertOut = Annotated[Path, Argument(metavar="OUT.m", help="The file to write.")]
 ConvertWeights = Annotated[
     WeightsChoice | None,
     Option(
-        "--weights", case_sensitive=False, help="Type of the weights; as they are if not given, or q40 where mixed."
+        "--weights",
+        case_sensitive=False,
+        help="Type of the weights; if not given, as they are where a .m file can have that, else (BF16, mixed) q40.",
     ),
 ]
 ConvertTokenizer = Annotated[

@@ -16,15 +16,15 @@ from dllama_zmq.errors import FormatError, RequestError
 from dllama_zmq.formats import ModelFile, open_model, read_tokenizer
 from dllama_zmq.root.root import DEFAULT_SEQ_LEN
 from dllama_zmq.sharding import Plan, possible_node_counts
-from dllama_zmq.spec import ModelSpec
+from dllama_zmq.spec import FloatType, ModelSpec
 
 _NODES = (1, 2, 4, 8)
 
 
-def run(source: str, as_json: bool, tensors: bool) -> None:
-    """Tell about the model at `source`, as a table or one JSON object."""
+def run(source: str, weights: str | None, as_json: bool, tensors: bool) -> None:
+    """Tell about the model at `source`, its weights read as `weights`, as a table or one JSON object."""
     path = model_at(source)
-    with open_model(path) as model:
+    with open_model(path, FloatType[weights.upper()] if weights else None) as model:
         facts = _facts(model, path)
         if tensors:
             facts["tensors"] = [
@@ -104,7 +104,10 @@ def _memory(plan: Plan, positions: int) -> dict[str, int]:
 
 
 def _count(n: int) -> str:
-    return f"{n / 1e9:.1f} billion" if n >= 1e9 else f"{n / 1e6:.1f} million"
+    for name, size in (("billion", 1e9), ("million", 1e6), ("thousand", 1e3)):
+        if n >= size:
+            return f"{n / size:.1f} {name}"
+    return str(n)
 
 
 def _show(facts: dict[str, Any]) -> None:

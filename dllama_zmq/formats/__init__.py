@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dllama_zmq.errors import FormatError, UsageError
+from dllama_zmq.errors import FormatError, UnsupportedModel, UsageError
 from dllama_zmq.formats.files import open_regular
 from dllama_zmq.formats.gguf import gguf_metadata, open_gguf
 from dllama_zmq.formats.hf import open_hf
@@ -49,6 +49,8 @@ def open_model(path: str | Path, weights: FloatType | None = None) -> ModelFile:
         return open_hf(folder, weights)
     if (folder / "params.json").exists():
         return open_meta(folder, weights)
+    if (folder / "adapter_config.json").exists():
+        raise UnsupportedModel(f"{folder}: this is a LoRA adapter, a part of a model only. Get the model itself.")
     if folder.is_dir():
         raise FormatError(
             f"{folder} is no folder of a model: it has neither config.json (Hugging Face) nor params.json (Meta)."

@@ -32,12 +32,20 @@ def open_regular(path: Path) -> Iterator[tuple[BinaryIO, int]]:
         yield file, status.st_size
 
 
+def check_replaceable(path: Path) -> None:
+    """Raise UsageError where `path` is there and no regular file."""
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path} is no regular file and would be replaced by one; name another")
+
+
 @contextmanager
 def replace_file(path: Path) -> Iterator[BinaryIO]:
     """A new file beside `path` that takes its name when the block ends well, and vanishes when it does not.
 
-    Raises UsageError where no file can be made there.
+    Raises UsageError where no file can be made there, or where a device, a pipe or a folder has that name: root's
+    rename would replace /dev/null itself.
     """
+    check_replaceable(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         file = open(temporary, "xb")  # noqa: SIM115 - closed below; only its opening is the caller's mistake

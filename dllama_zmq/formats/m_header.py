@@ -91,7 +91,7 @@ def read_header(head: bytes, file_bytes: int, path: Path) -> tuple[ModelSpec, in
     else:
         raise FormatError(
             f"{path}: offset 0: magic is {magic:#010x}; expected {MAGIC:#010x}, or {OLD_MAGIC_LLAMA:#x} or "
-            f"{OLD_MAGIC_GROK1:#x} for an old file. This is no .m model file."
+            f"{OLD_MAGIC_GROK1:#x} for an old file. This is no .m model file; of a Hugging Face model, give the folder."
         )
     spec = _spec(pairs, _architecture(pairs))
     try:

@@ -6,11 +6,13 @@ import json
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from command_line import SMALL, Cli, finish
+from folders import arrays_of, write_hf
 from tiny import tiny_spec, write_tiny_model
 
 import dllama_zmq
@@ -58,6 +60,17 @@ def test_what_exists_is_replaced_only_by_force(cli: Cli) -> None:
     assert (cli.folder / "kept.m").read_bytes() == b"precious"
     assert cli.run("convert", str(cli.model), "kept.m", "--force").code == 0
     assert (cli.folder / "kept.m").read_bytes() == cli.model.read_bytes()
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_regular_file_is_never_replaced(cli: Cli, make: Callable[[Path], None]) -> None:
+    taken = cli.folder / "taken.t"  # a device is such a file too, and root could replace it
+    make(taken)
+    before = taken.lstat()
+    command = ("convert", str(cli.model), "new.m", "--tokenizer", "taken.t", "--force")
+    assert "taken.t is no regular file" in cli.run(*command).error(2)
+    assert (taken.lstat().st_ino, taken.lstat().st_mode) == (before.st_ino, before.st_mode)
+    assert not (cli.folder / "new.m").exists()
 
 
 def test_a_model_is_never_converted_onto_itself(cli: Cli) -> None:
@@ -115,6 +128,18 @@ def test_inspect_tells_what_each_number_of_nodes_holds(cli: Cli) -> None:
     assert facts["bytes"] == facts["memory"][0]["weights"] + 288 * 256 * 4
     assert len(facts["tensors"]) == 3 + 9 * SMALL.n_layers
     assert facts["tokenizer"] == "288 tokens, no chat template"
+
+
+def test_inspect_tells_what_nodes_hold_of_a_folder_that_is_quantized_on_the_way(cli: Cli) -> None:
+    assert cli.run("convert", str(cli.model), "f32.m", "--weights", "f32").code == 0
+    with open_m(cli.folder / "f32.m") as model:
+        write_hf(cli.folder / "floats", model.spec, arrays_of(model), "F16")
+    as_q40 = cli.run("inspect", "floats", "--weights", "q40", "--json")
+    assert as_q40.code == 0, as_q40.said
+    of_q40_file = json.loads(cli.run("inspect", str(cli.model), "--json").out)
+    assert json.loads(as_q40.out)["memory"] == of_q40_file["memory"]
+    assert json.loads(cli.run("inspect", "floats", "--json").out)["memory"] != of_q40_file["memory"]
+    assert "stay so" in cli.run("inspect", str(cli.model), "--weights", "q80").error(2)
 
 
 def test_inspect_reads_as_a_page_and_says_what_is_missing(cli: Cli, tmp_path: Path) -> None:

@@ -339,6 +339,12 @@ def test_a_gguf_file_and_a_folder_bring_their_tokenizers_with_them(tmp_path: Pat
         assert file.model_path() == file.tokenizer_path() == tmp_path / name
 
 
+def test_the_tokenizer_of_a_safetensors_file_is_that_of_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "story").mkdir()
+    (tmp_path / "story" / "model.safetensors").touch()
+    assert write(tmp_path, "model: story/model.safetensors").tokenizer_path() == tmp_path / "story"
+
+
 def test_demo_means_the_files_shipped_in_the_package(tmp_path: Path) -> None:
     file = write(tmp_path, "model: demo")
     if not (PACKAGE_DATA / "demo.m").exists():

@@ -335,6 +335,18 @@ def test_sound_files_of_other_models_are_refused_by_name(tmp_path, metadata, wor
         spec_of(tmp_path, metadata)
 
 
+@pytest.mark.parametrize(
+    ("arch", "kind", "words"),
+    [("llama", "adapter", "LoRA adapter"), ("clip", "mmproj", "vision projector"), ("clip", "model", "'clip'")],
+)
+def test_what_is_no_text_model_is_named_before_a_tensor_is_missed(tmp_path, arch, kind, words):
+    path = tmp_path / "part.gguf"
+    tensor = FileTensor("v.blk.0.attn_q.weight", [32, 8], 0, bytes(1024))
+    path.write_bytes(gguf_bytes({"general.architecture": arch, "general.type": kind}, [tensor]))
+    with pytest.raises(UnsupportedModel, match=words):
+        open_gguf(path)
+
+
 # --- split files ---
 
 

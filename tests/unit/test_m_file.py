@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tiny import TINY, tiny_spec, tiny_tensors, write_tiny_model
 
-from dllama_zmq.errors import FormatError, UsageError
+from dllama_zmq.errors import FormatError, UnsupportedModel, UsageError
 from dllama_zmq.formats import data_bytes, open_m, open_model, write_m
 from dllama_zmq.formats.m_header import read_header
 from dllama_zmq.formats.m_keys import M_TYPES
@@ -402,6 +402,12 @@ def test_open_model_refuses_what_is_no_model_by_name(tmp_path, name, content, wo
         (tmp_path / name).write_bytes(content)
     with pytest.raises(FormatError, match=words):
         open_model(tmp_path / name)
+
+
+def test_open_model_refuses_a_lora_adapter_by_name(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(UnsupportedModel, match="LoRA adapter"):
+        open_model(tmp_path)
 
 
 def test_open_model_opens_an_m_file_of_any_suffix(tmp_path):

@@ -14,7 +14,7 @@ import numpy as np
 from dllama_zmq.errors import FormatError
 from dllama_zmq.formats.gguf.container import Container
 from dllama_zmq.formats.gguf.names import ROPE_FACTORS, Directory, Place, halves_of_pairs, type_as_read
-from dllama_zmq.formats.gguf.spec import read_spec
+from dllama_zmq.formats.gguf.spec import check_architecture, read_spec
 from dllama_zmq.formats.model_file import ALL, ModelFile
 from dllama_zmq.models import tensor_table
 from dllama_zmq.quants import F32, U8, BlockMatrix, quantize
@@ -82,6 +82,7 @@ def open_gguf(path: str | Path) -> GGUFFile:
         parts = _open_parts(path, on_error)
         directory = Directory(str(path), [part.tensors for part in parts])
         _check_count(parts[0], len(directory), len(parts))
+        check_architecture(parts[0])  # before its tensors: of another kind of model some would seem to be missing
         vocabulary = directory.find("embedding").n_rows
         spec = read_spec(parts[0], vocabulary, _rope_factors(parts, directory))
         weights = type_as_read(directory.common_type(FloatType.F32), exactly=False)

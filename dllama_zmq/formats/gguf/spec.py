@@ -18,6 +18,8 @@ from dllama_zmq.spec import Architecture, FloatType, ModelSpec, Rope, RopeScalin
 
 _ARCHITECTURES: dict[str, Architecture] = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "qwen3moe": "qwen3moe"}
 _RUNS = f"This version runs {', '.join(_ARCHITECTURES)} (Mixtral is a llama with experts)."
+_PARTS = {"adapter": "a LoRA adapter", "mmproj": "a vision projector (mmproj)"}
+"""Values of general.type that are no whole model."""
 _NEUTRAL = {
     "expert_shared_count": 0, "expert_group_count": (0, 1), "expert_weights_scale": (0, 1),
     "expert_gating_func": (0, 1), "leading_dense_block_count": 0, "nextn_predict_layers": 0,
@@ -87,16 +89,25 @@ def shortest(value: float) -> float:
     return float(str(single)) if float(single) == value else value
 
 
+def check_architecture(file: Container) -> str:
+    """The architecture of a whole model. Raises FormatError where none is named, UnsupportedModel for a LoRA adapter, a
+    vision projector (mmproj) and whatever else this version does not run."""
+    arch, kind = file.metadata.get("general.architecture"), file.metadata.get("general.type", "model")
+    if not isinstance(arch, str):
+        raise FormatError(f"{file.path}: general.architecture is missing; expected the name of one. It is no model.")
+    if isinstance(kind, str) and kind in _PARTS:
+        raise UnsupportedModel(f"{file.path}: this is {_PARTS[kind]}, a part of a model only. Get the model itself.")
+    if arch not in _ARCHITECTURES:
+        raise UnsupportedModel(f"{file.path}: the architecture is {arch[:64]!r}. {_RUNS}")
+    return arch
+
+
 def read_spec(file: Container, vocab_size: int, rope_factors: F32 | None) -> ModelSpec:
     """The spec of `file`, its weights still said to be F32.
 
     rope_factors: the values of the tensor rope_freqs, if there is one. Raises FormatError or UnsupportedModel.
     """
-    arch = file.metadata.get("general.architecture")
-    if not isinstance(arch, str):
-        raise FormatError(f"{file.path}: general.architecture is missing; expected the name of one. It is no model.")
-    if arch not in _ARCHITECTURES:
-        raise UnsupportedModel(f"{file.path}: the architecture is {arch[:64]!r}. {_RUNS}")
+    arch = check_architecture(file)
     keys = _Keys(file, arch)
     _check_neutral(keys)
     dim, n_heads = keys.whole("embedding_length"), keys.whole("attention.head_count")
