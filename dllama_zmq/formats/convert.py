@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from dllama_zmq.errors import UsageError
+from dllama_zmq.errors import FormatError, UsageError
 from dllama_zmq.formats.files import replace_file
 from dllama_zmq.formats.m_header import data_bytes, header_bytes
 from dllama_zmq.formats.m_keys import M_TYPES
@@ -43,7 +43,10 @@ def convert_model(
     on_progress: bytes written, and bytes in all. Raises FormatError where a `.m` file cannot hold the model, UsageError
     where the disk has no room.
     """
-    spec = m_spec(source.spec, weights)
+    try:
+        spec = m_spec(source.spec, weights)
+    except FormatError as error:
+        raise FormatError(f"{source.path}: {error}. Choose --weights f16 or f32.") from error
     header = header_bytes(spec)
     total = len(header) + data_bytes(spec)
     _check_room(path, total)
