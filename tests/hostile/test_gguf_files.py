@@ -139,7 +139,7 @@ def test_as_many_strings_as_there_may_be_are_walked_over_soon(tmp_path):
     path = tmp_path / "a.gguf"
     path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + text("k") + struct.pack("<IIQ", 9, 8, n) + bytes(8 * n))
     before = time.process_time()
-    with pytest.raises(FormatError, match="general.architecture is missing"):
+    with pytest.raises(FormatError, match=r"general\.architecture is missing"):
         open_gguf(path)
     assert time.process_time() - before < 3  # measured 0.2 to 0.4
 
