@@ -14,9 +14,8 @@ from typing import Self
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from dllama_zmq.cli.show import human_bytes, note
+from dllama_zmq.cli.show import bytes_bar, human_bytes, note
 from dllama_zmq.hub import ModelName, Plan, load_settings, plan_pull
 
 _SAY_EVERY_S = 1.5
@@ -84,16 +83,7 @@ class _Teller:
     def __init__(self) -> None:
         console = Console(stderr=True)
         self._live = console.is_terminal
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            DownloadColumn(binary_units=True),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not self._live,
-            transient=True,
-        )
+        self._bar = bytes_bar(console, transient=True)
         self._task = self._bar.add_task("", total=None)
         self._text, self._since = "starting", time.monotonic()
         self._done_bytes = self._total_bytes = 0

@@ -36,21 +36,27 @@ def human_bytes(n_bytes: int) -> str:
     return f"{n_bytes} B"
 
 
+def bytes_bar(console: Console, transient: bool = False) -> Progress:
+    """A bar of bytes for each task, on a terminal; elsewhere nothing. `transient`: it is gone when it ends."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+        transient=transient,
+    )
+
+
 class UpProgress:
     """The workers' way to readiness."""
 
     def __init__(self) -> None:
         console = Console(stderr=True)
         self._live = console.is_terminal
-        self._bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            DownloadColumn(binary_units=True),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not self._live,
-        )
+        self._bars = bytes_bar(console)
         self._tasks: dict[str, TaskID] = {}
         self._said: dict[str, str] = {}
         self._next_word = time.monotonic() + _PLAIN_EVERY_S
@@ -103,15 +109,7 @@ class CopyProgress:
     def __init__(self, name: str) -> None:
         console = Console(stderr=True)
         self._name, self._live = name, console.is_terminal
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            DownloadColumn(binary_units=True),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not self._live,
-        )
+        self._bar = bytes_bar(console)
         self._task = self._bar.add_task(name, total=None)
         self._next_word = time.monotonic() + _PLAIN_EVERY_S
 
