@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
@@ -53,32 +52,28 @@ def convert_model(
     with replace_file(path) as file:
         written = file.write(header)
         for tensor in tensor_table(spec):
-            written += _copy(source, tensor, spec, file, lambda n, before=written: on_progress(before + n, total))  # type: ignore[misc]
+            for rows in _rows(source, tensor, spec):
+                written += file.write(rows)
+                on_progress(written, total)
             source.forget_pages()
-        on_progress(total, total)
     return spec
 
 
-def _copy(
-    source: ModelFile, tensor: TensorSpec, spec: ModelSpec, file: BinaryIO, on_progress: Callable[[int], None]
-) -> int:
-    """Write a tensor; the bytes written."""
+def _rows(source: ModelFile, tensor: TensorSpec, spec: ModelSpec) -> Iterator[memoryview]:
+    """A tensor in the type that `tensor` says, a few rows at a time."""
     rows, columns = tensor.shape(spec)
     rows_at_once = max(1, _VALUES_AT_ONCE // columns)
-    written = 0
     for row in range(0, rows, rows_at_once):
         part = source.read(tensor.name, slice(row, min(row + rows_at_once, rows)))
         if part.float_type is not tensor.float_type:
             part = BlockMatrix.from_array(part.dequantize(), tensor.float_type)
-        written += file.write(np.ascontiguousarray(part.data).data)
-        on_progress(written)
-    return written
+        yield np.ascontiguousarray(part.data).data
 
 
 def _mixed(spec: ModelSpec) -> bool:
     """Whether tensors are of several types; what every `.m` has in F32 may be of any."""
     table = {tensor.name: tensor for tensor in tensor_table(replace(spec, stored=()))}
-    return any(table[name].float_type is not FloatType.F32 for name, _ in spec.stored if name in table)
+    return any(table[name].float_type is not FloatType.F32 for name, _ in spec.stored)
 
 
 def _check_room(path: Path, n_bytes: int) -> None:

@@ -25,8 +25,6 @@ from dllama_zmq.spec import FloatType, ModelSpec
 
 _CHUNK_VALUES = 1 << 18
 """Converted at a time: 1 MB of f32, so that what the steps in between make stays in a core's cache."""
-_FORGET_BYTES = 64 << 20
-"""Read for conversion before the pages are let go: what has been converted is not read again."""
 _LARGEST = {
     FloatType.F16: 65519.0,  # what is nearer to 65536 becomes infinite
     FloatType.Q40: 8 * 65504.0,  # a block's scale is an f16
@@ -115,7 +113,6 @@ class ConvertedModel(ModelFile):
         super().__init__(path, spec)
         self._stored = stored
         self._files = {piece.pages.path: piece.pages for tensor in stored.values() for piece in tensor.pieces}
-        self._read_bytes = 0
 
     def read(self, name: str, rows: slice = ALL, columns: slice = ALL) -> BlockMatrix:
         stored, kind = self._stored[name], self._by_name[name].float_type
@@ -127,25 +124,19 @@ class ConvertedModel(ModelFile):
         rows_at_once = max(1, _CHUNK_VALUES // max(1, right - left))
         for row in range(first, last, rows_at_once):
             end = min(row + rows_at_once, last)
+            self._will_read((end - row) * stored.float_type.row_bytes(right - left))
             data = stored.take(row, end, columns)
             out[row - first : end - first] = _converted(data, stored, kind)
-            self._count(data.nbytes)
         out.flags.writeable = False
         return BlockMatrix(out, kind)
 
     def forget_pages(self) -> None:
-        self._read_bytes = 0
         for file in self._files.values():
             file.forget_pages()
 
     def close(self) -> None:
         for file in self._files.values():
             file.close()
-
-    def _count(self, n_bytes: int) -> None:
-        self._read_bytes += n_bytes
-        if self._read_bytes > _FORGET_BYTES:
-            self.forget_pages()
 
 
 def with_types(path: Path, spec: ModelSpec, stored: Mapping[str, StoredTensor], weights: FloatType | None) -> ModelSpec:

@@ -12,6 +12,8 @@ from dllama_zmq.quants import BlockMatrix
 from dllama_zmq.spec import ModelSpec, TensorSpec
 
 ALL = slice(None)
+_FORGET_BYTES = 1 << 26
+"""Bytes of a file that may lie in this process's memory, more or less, while it is read from front to back."""
 
 
 class ModelFile(ABC):
@@ -26,6 +28,7 @@ class ModelFile(ABC):
         self.tensors: list[TensorSpec] = tensor_table(spec)
         self.nbytes = sum(tensor.nbytes(spec) for tensor in self.tensors)
         self._by_name = {tensor.name: tensor for tensor in self.tensors}
+        self._read_bytes = 0
 
     @abstractmethod
     def read(self, name: str, rows: slice = ALL, columns: slice = ALL) -> BlockMatrix:
@@ -41,6 +44,13 @@ class ModelFile(ABC):
     @abstractmethod
     def close(self) -> None:
         """Let go of the file. Views of it that still live keep what they show."""
+
+    def _will_read(self, n_bytes: int) -> None:
+        """Say before bytes are read that are not read again: what has been read is let go of when it is much."""
+        if self._read_bytes > _FORGET_BYTES:
+            self.forget_pages()
+            self._read_bytes = 0
+        self._read_bytes += n_bytes
 
     def __enter__(self) -> Self:
         return self

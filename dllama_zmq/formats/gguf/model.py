@@ -23,8 +23,6 @@ from dllama_zmq.spec import FloatType, ModelSpec, TensorSpec
 
 _VALUES_AT_ONCE = 1 << 18
 """Values that are mapped to another type at a time: so much memory is needed beside the result."""
-_FORGET_BYTES = 1 << 26
-"""Bytes of the file that may lie in this process's memory, more or less, while a model is read."""
 _SPLIT_NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
 _PERMUTED = re.compile(r"layers\.\d+\.attention\.[qk]")
 _MOST_PARTS = 1000
@@ -38,7 +36,6 @@ class GGUFFile(ModelFile):
         self._parts = parts
         self._places = places
         self._in_pairs = spec.arch == "mixtral"  # the converter's order of q and k, which a `.m` Mixtral does not have
-        self._read_bytes = 0
 
     def read(self, name: str, rows: slice = ALL, columns: slice = ALL) -> BlockMatrix:
         place, as_read = self._places[name], self._by_name[name].float_type
@@ -51,7 +48,6 @@ class GGUFFile(ModelFile):
         return BlockMatrix(_mapped(raw, stored, as_read, first, last), as_read)
 
     def forget_pages(self) -> None:
-        self._read_bytes = 0
         for part in self._parts:
             part.pages.forget_pages()
 
@@ -62,9 +58,7 @@ class GGUFFile(ModelFile):
     def _raw(self, place: Place, first: int, last: int, permuted: bool) -> U8:
         """Rows as the file has them, (last - first, row_bytes), in the order of the model."""
         tensor, row_bytes = place.tensor, place.tensor.row_bytes
-        if self._read_bytes > _FORGET_BYTES:
-            self.forget_pages()
-        self._read_bytes += (last - first) * row_bytes
+        self._will_read((last - first) * row_bytes)
         data = self._parts[place.part].pages.view(tensor.offset + place.first_row * row_bytes, place.n_rows * row_bytes)
         data = data.reshape(place.n_rows, row_bytes)
         if permuted and self._in_pairs:
