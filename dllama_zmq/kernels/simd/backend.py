@@ -21,7 +21,18 @@ from dllama_zmq.kernels.interface import Experts, KVType, Linear, Run
 from dllama_zmq.kernels.reference import Reference, gate_times
 from dllama_zmq.kernels.simd.experts import Apart, SimdExperts
 from dllama_zmq.kernels.simd.host import host_target
-from dllama_zmq.kernels.simd.layout import LANES, Q40, Q41, Q80, X_BLOCK
+from dllama_zmq.kernels.simd.layout import (
+    AS_F16,
+    AS_F32,
+    AS_Q80,
+    GATED,
+    GATED_GELU,
+    LANES,
+    Q40,
+    Q41,
+    Q80,
+    X_BLOCK,
+)
 from dllama_zmq.kernels.simd.library import library
 from dllama_zmq.kernels.simd.pool import Job, Pool
 from dllama_zmq.quants import F32, U8, BlockMatrix
@@ -36,8 +47,8 @@ _KINDS = {
     FloatType.Q80: ("q80", "q80", Q80.nbytes),
 }
 """The names of a type's product and packing kernels, and the bytes of a block (or column) of a pair of tiles."""
-_FORMS: dict[Sync, int] = {"f32": 0, "f16": 1, "q80": 2}
-_GATED: dict[Activation, int] = {"silu": 3, "gelu": 4}
+_FORMS: dict[Sync, int] = {"f32": AS_F32, "f16": AS_F16, "q80": AS_Q80}
+_GATED: dict[Activation, int] = {"silu": GATED, "gelu": GATED_GELU}
 _CHUNK_BYTES = 128 * 1024
 """Weights that one thread takes at a time: long enough for the memory's prefetching, short enough to share evenly."""
 _ALONE_TOKENS = 4
@@ -174,9 +185,9 @@ class Simd:
 class Product:
     """One or several matrices as tiles: `linear`, or `gated` where `form` says so."""
 
-    def __init__(self, kernels: Simd, matrices: Sequence[BlockMatrix], segments: int, form: int = 0) -> None:
+    def __init__(self, kernels: Simd, matrices: Sequence[BlockMatrix], segments: int, form: int = AS_F32) -> None:
         kind, columns = matrices[0].float_type, matrices[0].columns
-        gated = form != 0
+        gated = form != AS_F32
         self._kernels = kernels
         self.integer = kind.block_values == 32
         self.columns = columns

@@ -1,4 +1,5 @@
-"""How weights lie in memory for the kernels, as numbers: for code that must not import numba, and for code that does.
+"""What numba code and its callers, who must not import numba, both know, as numbers: how weights lie, what becomes of
+sums, how the pool of threads lies.
 
 Two tiles of 16 rows make a pair, 32 outputs. Of quantized types, both tiles' blocks of the same 32 columns lie
 together, in whole cache lines; of the others, the 32 values of a column. Whatever the type, a part of the columns is a
@@ -14,6 +15,16 @@ X_BLOCK = 40
 """Bytes of one token's block of 32 quantized values: the 32, the scale (f32), the sum of the 32 (i32)."""
 SCALES = 2 * LANES
 """Bytes of 16 f16 scales."""
+
+AS_F32, AS_F16, AS_Q80, GATED, GATED_GELU = range(5)
+"""What becomes of 32 sums of a product; the first three are the forms of what crosses the bus too."""
+
+# The pool, in bytes; what different threads write is 128 bytes apart.
+TICKET, DONE, KERNEL, JOB, N_ITEMS, CHUNK, STOP, N_THREADS, PAUSES, YIELDS = (
+    0, 128, 256, 264, 272, 280, 384, 392, 400, 408,
+)  # fmt: skip
+SLEEPERS, SLEEPER_BYTES = 512, 128
+"""For each thread: 1 while it sleeps; 8 bytes on its eventfd; 16 bytes on room for what is read and written."""
 
 
 @dataclass(frozen=True, slots=True)

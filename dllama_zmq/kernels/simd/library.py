@@ -75,8 +75,7 @@ def prepare(say: Callable[[str], None]) -> None:
             last = time.monotonic()
             say(f"compiling kernels for this CPU, once: {done} of {of}")
 
-    if _read(cache_folder() / f"{_key()}.o") is None:
-        _object(show)
+    _object(show)
 
 
 def _object(show: Callable[[int, int], None] | None = None) -> tuple[list[str], bytes]:

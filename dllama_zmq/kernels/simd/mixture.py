@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from numba.extending import register_jitable
 
+from dllama_zmq.kernels.simd.layout import GATED_GELU
 from dllama_zmq.kernels.simd.pieces import F, gelu_times, silu_times, store_lanes
 from dllama_zmq.kernels.simd.products import (
     DEPTH,
-    GATED_GELU,
     SLOT,
     TIMES,
     add_slots,

@@ -18,6 +18,13 @@ PAIRS, PAIR_BYTES, TILE, STEP, FROM, FROM_STRIDE, N_ROWS, UNITS = range(0, 64, 8
 
 
 @register_jitable
+def place_of(job, item):
+    """Where the pair of an item's tile lies, and which of its two the tile is."""
+    tile = load_i64(job + TILE) + item * load_i64(job + STEP)
+    return load_i64(job + PAIRS) + (tile >> 1) * load_i64(job + PAIR_BYTES), tile & 1
+
+
+@register_jitable
 def copy_half(to, source, inside):
     """Two bytes, or zeros."""
     store_i8(to, load_u8(source) if inside else 0)
@@ -26,12 +33,8 @@ def copy_half(to, source, inside):
 
 def _make_blocks(block):
     block_bytes, value_bytes, scales_at, offsets_at = block.nbytes, block.value_bytes, block.scales_at, block.offsets_at
-    source_bytes, source_values, nibbles, offsets = (
-        block.source_bytes,
-        block.source_values,
-        block.nibbles,
-        block.offsets,
-    )
+    source_bytes, source_values = block.source_bytes, block.source_values
+    nibbles, offsets = block.nibbles, block.offsets
 
     @register_jitable
     def pack_values(to, source, inside):
@@ -52,9 +55,7 @@ def _make_blocks(block):
         """Rows of blocks as tiles."""
         n_blocks, n_rows, stride = load_i64(job + UNITS), load_i64(job + N_ROWS), load_i64(job + FROM_STRIDE)
         for item in range(first, last):
-            tile = load_i64(job + TILE) + item * load_i64(job + STEP)
-            to = load_i64(job + PAIRS) + (tile >> 1) * load_i64(job + PAIR_BYTES)
-            half = tile & 1
+            to, half = place_of(job, item)
             for lane in range(16):
                 row = item * 16 + lane
                 inside = row < n_rows
@@ -78,9 +79,7 @@ def _make_floats(value_bytes):
         """Rows of floats as tiles, a column's 32 values of a pair together."""
         n_columns, n_rows, stride = load_i64(job + UNITS), load_i64(job + N_ROWS), load_i64(job + FROM_STRIDE)
         for item in range(first, last):
-            tile = load_i64(job + TILE) + item * load_i64(job + STEP)
-            to = load_i64(job + PAIRS) + (tile >> 1) * load_i64(job + PAIR_BYTES)
-            half = tile & 1
+            to, half = place_of(job, item)
             for lane in range(16):
                 row = item * 16 + lane
                 at = load_i64(job + FROM) + row * stride

@@ -9,10 +9,9 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 
+from dllama_zmq.kernels.simd.layout import N_THREADS, PAUSES, SLEEPER_BYTES, SLEEPERS, YIELDS
 from dllama_zmq.kernels.simd.library import Library
 
-# As `threads.py` lays the pool out; that module needs numba, and this one must not.
-_N_THREADS, _PAUSES, _YIELDS, _SLEEPERS, _SLEEPER_BYTES = 392, 400, 408, 512, 128
 _MOST_CHUNKS = 1 << 18
 SPIN_S = 300e-6
 """How long a thread spins for the next job where every thread has a core of its own."""
@@ -36,15 +35,15 @@ class Pool:
         self.threads = threads
         self._run = library.entries["run"]
         n_helpers = threads - 1
-        self._memory = (ctypes.c_int64 * ((_SLEEPERS + _SLEEPER_BYTES * (n_helpers + 1)) // 8))()
+        self._memory = (ctypes.c_int64 * ((SLEEPERS + SLEEPER_BYTES * (n_helpers + 1)) // 8))()
         self._pool = ctypes.addressof(self._memory)
         files = [os.eventfd(0) for _ in range(n_helpers)]
         spin_s = CROWDED_SPIN_S if crowded else SPIN_S
-        self._memory[_PAUSES // 8] = round(spin_s / _pause_s(library))
-        self._memory[_YIELDS // 8] = _YIELDS_AFTER
-        self._memory[_N_THREADS // 8] = n_helpers
+        self._memory[PAUSES // 8] = round(spin_s / _pause_s(library))
+        self._memory[YIELDS // 8] = _YIELDS_AFTER
+        self._memory[N_THREADS // 8] = n_helpers
         for i, file in enumerate(files):
-            self._memory[(_SLEEPERS + _SLEEPER_BYTES * i + 8) // 8] = file
+            self._memory[(SLEEPERS + SLEEPER_BYTES * i + 8) // 8] = file
         serve, pool = library.entries["serve"], self._pool
         helpers = [
             threading.Thread(target=serve, args=(pool, i), name=f"kernels-{i}", daemon=True) for i in range(n_helpers)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from numba.extending import register_jitable
 
 from dllama_zmq.kernels.simd.host import host_target
-from dllama_zmq.kernels.simd.layout import Q40, Q41, Q80, SCALES, X_BLOCK
+from dllama_zmq.kernels.simd.layout import AS_F32, AS_Q80, GATED, GATED_GELU, Q40, Q41, Q80, SCALES, X_BLOCK
 from dllama_zmq.kernels.simd.pieces import block_scale, gelu_times, quantized, silu_times, store_lanes, store_scale
 from dllama_zmq.kernels.simd.registry import kernel
 from dllama_zmq.kernels.simd.vectors import (
@@ -40,9 +40,6 @@ _sums_a, _sums_b = scratch(SLOT * DEPTH), scratch(SLOT * DEPTH)
 
 # Where a job's arguments stand, in bytes.
 PAIRS, PAIR_BYTES, X, X_STRIDE, OUT, OUT_STRIDE, N_ROWS, N_COLUMNS, N_SEGMENTS, N_TOKENS, FORM = range(0, 88, 8)
-
-# What becomes of 32 sums.
-AS_F32, AS_F16, AS_Q80, GATED, GATED_GELU = range(5)
 
 
 @register_jitable
@@ -90,6 +87,14 @@ def store_scale_f32(at, scale):
     store_f32(at, load_half(at))
 
 
+@register_jitable
+def cut(job, t):
+    """Segments, blocks in each, and where token `t`'s blocks are."""
+    n_blocks = load_i64(job + N_COLUMNS) // 32
+    n_segments = load_i64(job + N_SEGMENTS)
+    return n_segments, n_blocks // n_segments, load_i64(job + X) + t * n_blocks * X_BLOCK
+
+
 def _make_integer(block):
     block_bytes, value_bytes, scales_at = block.nbytes, block.value_bytes, block.scales_at
     pair1 = integer_panel(block, 1, 2)
@@ -98,10 +103,7 @@ def _make_integer(block):
     @register_jitable
     def tile_times(job, pair, half, t, size, sums):
         """One tile of a pair times the group of `size` > 1 tokens from `t` on -> (size, 16) f32 at `sums`."""
-        n_blocks = load_i64(job + N_COLUMNS) // 32
-        n_segments = load_i64(job + N_SEGMENTS)
-        x = load_i64(job + X) + t * n_blocks * X_BLOCK
-        each = n_blocks // n_segments
+        n_segments, each, x = cut(job, t)
         top = sums
         for s in range(n_segments):
             at = pair + s * each * block_bytes
@@ -119,10 +121,7 @@ def _make_integer(block):
     @register_jitable
     def pair_times(job, pair, t, sums_a, sums_b):
         """Both tiles of a pair times token `t` -> 16 f32 each at `sums_a` and `sums_b`."""
-        n_blocks = load_i64(job + N_COLUMNS) // 32
-        n_segments = load_i64(job + N_SEGMENTS)
-        x = load_i64(job + X) + t * n_blocks * X_BLOCK
-        each = n_blocks // n_segments
+        n_segments, each, x = cut(job, t)
         top = sums_a
         for s in range(n_segments):
             at = pair + s * each * block_bytes

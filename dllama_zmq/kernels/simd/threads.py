@@ -9,6 +9,20 @@ from __future__ import annotations
 
 from numba.extending import register_jitable
 
+from dllama_zmq.kernels.simd.layout import (
+    CHUNK,
+    DONE,
+    JOB,
+    KERNEL,
+    N_ITEMS,
+    N_THREADS,
+    PAUSES,
+    SLEEPER_BYTES,
+    SLEEPERS,
+    STOP,
+    TICKET,
+    YIELDS,
+)
 from dllama_zmq.kernels.simd.registry import kernel
 from dllama_zmq.kernels.simd.vectors import (
     add_shared,
@@ -24,12 +38,6 @@ from dllama_zmq.kernels.simd.vectors import (
     yield_core,
 )
 
-# Where things stand in the pool, in bytes; what different threads write is 128 bytes apart.
-TICKET, DONE, KERNEL, JOB, N_ITEMS, CHUNK, STOP, N_THREADS, PAUSES, YIELDS = (
-    0, 128, 256, 264, 272, 280, 384, 392, 400, 408,
-)  # fmt: skip
-SLEEPERS, SLEEPER_BYTES = 512, 128
-"""For each thread: 1 while it sleeps; 8 bytes on its eventfd; 16 bytes on room for what is read and written."""
 _FIELD = (1 << 20) - 1
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from numba.extending import register_jitable
 
-from dllama_zmq.kernels.simd.products import AS_F16, AS_F32, AS_Q80, put_q80
+from dllama_zmq.kernels.simd.layout import AS_F16, AS_F32, AS_Q80
+from dllama_zmq.kernels.simd.products import put_q80
 from dllama_zmq.kernels.simd.registry import kernel
 from dllama_zmq.kernels.simd.vectors import (
     load_half,
