@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from refusal import refusal
+from refusal import opens_whole_or_is_refused, refusal
 from tiny import TINY, write_tiny_model
 
-from dllama_zmq.errors import FormatError
 from dllama_zmq.formats import open_m, open_model
 
 MAGIC, OLD_MAGIC = 0x0A00ABCD, 0xABCD00
@@ -195,12 +194,7 @@ def test_random_bytes_are_refused(tmp_path, head, rest):
 def test_a_sound_header_with_numbers_changed_opens_or_is_refused(tmp_path, sound, pairs):
     path = tmp_path / "a.m"
     path.write_bytes(keyed(PAIRS | pairs) + sound[8 + 8 * len(PAIRS) :])
-    try:
-        model = open_m(path)
-    except FormatError:
-        return
-    with model:
-        assert sum(model.read(t.name).nbytes for t in model.tensors) == model.nbytes
+    opens_whole_or_is_refused(open_m, path)
 
 
 def test_a_sound_file_larger_than_the_address_space_left_is_refused(tmp_path):
