@@ -7,10 +7,8 @@ arrays that are used again as soon as nobody holds them: nothing is allocated fr
 from __future__ import annotations
 
 import ctypes
-import mmap
 import sys
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from typing import Any, Literal
 
 import numpy as np
@@ -34,6 +32,7 @@ from dllama_zmq.kernels.simd.layout import (
     X_BLOCK,
 )
 from dllama_zmq.kernels.simd.library import library
+from dllama_zmq.kernels.simd.memory import HugePages, own_pages
 from dllama_zmq.kernels.simd.pool import Job, Pool
 from dllama_zmq.quants import F32, U8, BlockMatrix
 from dllama_zmq.spec import Activation, FloatType, Sync
@@ -64,6 +63,7 @@ class Simd:
     def __init__(self, threads: int = 1, crowded: bool = False) -> None:
         self._library = library()
         self.pool = Pool(self._library, threads, crowded)
+        self.memory = HugePages()
         self._arrays: dict[tuple[int, str], list[tuple[npt.NDArray[Any], int]]] = {}
         at = self._library.addresses
         self.addresses = at
@@ -196,7 +196,7 @@ class Product:
         self.n_items = -(-sum(tiles) // 2)
         self.kind, packing, unit_bytes = _KINDS[kind]
         self.pair_bytes = columns // kind.block_values * unit_bytes
-        self._memory = _pages(self.n_items * self.pair_bytes)
+        self._memory = kernels.memory.take(self.n_items * self.pair_bytes)
         self.base, self.form = address(self._memory), form
         first = 0
         for i, (matrix, count) in enumerate(zip(matrices, tiles, strict=True)):
@@ -272,7 +272,7 @@ class _Cache:
         self._value_bytes = room * -(-head_dim // LANES) * LANES * value_bytes
         self._slot_bytes = n_kv_heads * (self._key_bytes + self._value_bytes)
         self._layer_bytes = n_slots * self._slot_bytes
-        self._memory = _pages(n_layers * self._layer_bytes, huge=False)
+        self._memory = own_pages(n_layers * self._layer_bytes)
         self._base = address(self._memory)
         bounds = []
         for kv in range(n_kv_heads):
@@ -330,13 +330,3 @@ def address(array: npt.NDArray[Any]) -> int:
         return ctypes.addressof(ctypes.c_char.from_buffer(array))  # type: ignore[arg-type]  # three times as fast as what follows
     except (TypeError, ValueError, BufferError):  # read-only, or not in one piece
         return array.ctypes.data
-
-
-def _pages(n_bytes: int, huge: bool = True) -> U8:
-    """Zeroed memory of its own, on huge pages where there are any: a stream of weights waits for no page table."""
-    # Private, for shared pages, Python's default, are never huge.
-    pages = mmap.mmap(-1, max(1, n_bytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if huge and hasattr(mmap, "MADV_HUGEPAGE"):
-        with suppress(OSError):
-            pages.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(pages, np.uint8)

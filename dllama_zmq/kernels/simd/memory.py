@@ -1,0 +1,52 @@
+"""Where weights lie: one matrix after another on huge pages, so that a stream of weights waits for no page table.
+
+A mapping of its own for each matrix would leave all that is outside whole, aligned 2 MB on small pages: of a matrix of
+2.4 MB often everything (tools/BENCHMARKS.md).
+"""
+
+from __future__ import annotations
+
+import mmap
+from contextlib import suppress
+
+import numpy as np
+
+from dllama_zmq.quants import U8
+
+_HUGE = 2 << 20
+"""Bytes of a huge page of x86-64, and of 64-bit Arm with small pages of 4 kB."""
+_REGION = 32 << 20
+"""Mapped at a time, unless more is wanted. What is not used of it takes no memory but the rest of one huge page."""
+_LINE = 128
+
+
+class HugePages:
+    """Zeroed memory in large regions, given out piece by piece; a region is gone with the last of its pieces."""
+
+    def __init__(self) -> None:
+        self._left: U8 = np.empty(0, np.uint8)
+
+    def take(self, n_bytes: int) -> U8:
+        """`n_bytes` from the start of a cache line on."""
+        if n_bytes > len(self._left):
+            self._left = _region(max(n_bytes, _REGION))
+        piece, self._left = self._left[:n_bytes], self._left[-(-n_bytes // _LINE) * _LINE :]
+        return piece
+
+
+def own_pages(n_bytes: int) -> U8:
+    """Zeroed memory that is taken page by page as it is written."""
+    # Private, for shared pages, Python's default, are never huge.
+    return np.frombuffer(mmap.mmap(-1, max(1, n_bytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint8)
+
+
+def _region(n_bytes: int) -> U8:
+    """At least `n_bytes` on whole huge pages, where there are any."""
+    n_bytes = -(-n_bytes // _HUGE) * _HUGE
+    pages = mmap.mmap(-1, n_bytes + _HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):
+            pages.madvise(mmap.MADV_HUGEPAGE)
+    memory = np.frombuffer(pages, np.uint8)
+    first = -memory.ctypes.data % _HUGE
+    return memory[first : first + n_bytes]
