@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ def test_matrices_lie_one_after_another_on_the_same_huge_pages() -> None:
     sizes = [2_359_296, 100, 6_488_064, 2_949_120]
     at = [memory.take(size).ctypes.data for size in sizes]
     assert at[0] % HUGE == 0
-    assert [b - a for a, b in zip(at, at[1:], strict=False)] == [2_359_296, 128, 6_488_064]
+    assert [b - a for a, b in pairwise(at)] == [2_359_296, 128, 6_488_064]
 
 
 def test_pieces_are_zero_and_their_own() -> None:
