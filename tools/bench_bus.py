@@ -31,7 +31,7 @@ from dllama_zmq.spec import Sync
 WAIT_S = 20.0
 
 
-def be_worker(replies: str, steps: str, sync: Sync, dim: int, spin_s: float) -> None:
+def be_worker(replies: str, steps: str, nodes: int, sync: Sync, dim: int, spin_s: float) -> None:
     """Answer the exchanges of one step for as long as it lasts."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     link = WorkerLink(context, replies, f"bench-{multiprocessing.current_process().name}".encode(), spin_s)
@@ -39,7 +39,7 @@ def be_worker(replies: str, steps: str, sync: Sync, dim: int, spin_s: float) -> 
     while not link.send(Join("", "", 0, "")):
         time.sleep(0.01)
     link.send(Loaded(0))
-    comm = StarWorker(link, choose_kernels("auto", 1, crowded=True), sync, dim, WAIT_S)
+    comm = StarWorker(link, choose_kernels("auto", 1, crowded=True), sync, dim, nodes, WAIT_S)
     partial = np.random.default_rng(1).standard_normal((1, dim)).astype(np.float32)
     try:
         while True:
@@ -75,7 +75,7 @@ def measure(transport: str, nodes: int, dim: int, sync: Sync, rounds: int, spin_
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         link = RootLink(context, Endpoints([steps], [replies]), spin_s, lambda identity: None)
         spawn = multiprocessing.get_context("spawn")
-        workers = [spawn.Process(target=be_worker, args=(replies, steps, sync, dim, spin_s)) for _ in names]
+        workers = [spawn.Process(target=be_worker, args=(replies, steps, nodes, sync, dim, spin_s)) for _ in names]
         for worker in workers:
             worker.start()
         try:

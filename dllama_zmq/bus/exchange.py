@@ -2,11 +2,15 @@
 
 The root publishes a step, every node makes its partial sums, the root adds them in a tree over the nodes in their order
 and publishes each sum. Everybody, the root too, goes on with what was published, decoded: the same bits.
+
+Two nodes need not take turns: each sends its own partial sum as soon as it has it, the root as `sum`, and both add the
+same two in the same order. One crossing is waited for instead of two (tools/BENCHMARKS.md).
 """
 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -65,7 +69,9 @@ class StarRoot:
         self._nodes = [member.node for member in roster.members]
         self._step = 0
         self._stage = 0
-        self._last: list[Frame] = []
+        # What a worker may lack. One of a pair is a stage behind at most: the root published two without its answer.
+        self._pair = len(self._nodes) == 1
+        self._last: deque[list[Frame]] = deque(maxlen=2 if self._pair else 1)
         self.backlog: list[tuple[bytes, Message, list[Frame]]] = []
         self.wait_s = 0.0
 
@@ -86,12 +92,14 @@ class StarRoot:
     def all_reduce(self, partial: F32) -> F32:
         self._stage += 1
         shape = (partial.shape[0], partial.shape[1])
-        # As the others' parts travel, so that no node is special.
-        parts = [self._kernels.pack(partial, self._sync)]
+        message = Sum(self._roster.epoch, self._step, self._stage, [ArrayHead(self._sync, *shape)])
+        parts = [self._kernels.pack(partial, self._sync)]  # as the others' parts travel, so that no node is special
+        if self._pair:
+            self._publish(message, [parts[0].data.cast("B")])
         parts += [self._read(part, shape) for part in self._gather(Partial)]
-        wire, total = self._kernels.add_up(parts, self._sync, packed=True)
-        frames = [wire.data.cast("B")] if wire is not None else []
-        self._publish(Sum(self._roster.epoch, self._step, self._stage, [ArrayHead(self._sync, *shape)]), frames)
+        wire, total = self._kernels.add_up(parts, self._sync, packed=not self._pair)
+        if wire is not None:
+            self._publish(message, [wire.data.cast("B")])
         return total
 
     def candidates(self) -> list[Part]:
@@ -109,7 +117,7 @@ class StarRoot:
         return self._names[node - 1]
 
     def _publish(self, message: Message, arrays: Sequence[Frame]) -> None:
-        self._last = self._link.publish(message, arrays, self._names)
+        self._last.append(self._link.publish(message, arrays, self._names))
 
     def _read(self, part: Part, shape: tuple[int, int]) -> U8:
         try:
@@ -151,7 +159,8 @@ class StarRoot:
                 raise RemoteError(member.name, message.text)
         elif isinstance(message, Missed):
             if (message.epoch, message.step, message.stage) == (*here, self._stage):
-                self._to(kind, member, "again", self._last)
+                for frames in self._last:
+                    self._to(kind, member, "again", frames)
         else:
             self.backlog.append((identity, message, frames))
             if isinstance(message, Join):

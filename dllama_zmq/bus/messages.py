@@ -18,7 +18,7 @@ from dllama_zmq.errors import ProtocolError
 from dllama_zmq.quants import F32, U8, dequantize, quantize
 from dllama_zmq.spec import FloatType
 
-PROTOCOL = 2
+PROTOCOL = 3
 MAX_HEADER_BYTES = 1024 * 1024
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 """ZMQ_MAXMSGSIZE of every socket that a peer can send arrays to: 64 tokens of a width of 2^18 in f32."""
@@ -96,7 +96,10 @@ class Step(Message, frozen=True):
 
 
 class Sum(Message, frozen=True):
-    """The sum of all partials of one stage, (T, D) in the sync type."""
+    """What a worker lacks of the sum of one stage, (T, D) in the sync type.
+
+    Of two nodes the root's own partial, to which the worker adds its own; of more the sum of all.
+    """
 
     epoch: Big
     step: Big

@@ -1,4 +1,4 @@
-"""The worker's side of the star: send a partial sum, wait for the sum."""
+"""The worker's side of the star: send a partial sum, wait for the sum; of two nodes, for the root's part of it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from dllama_zmq.bus.messages import (
 )
 from dllama_zmq.errors import ProtocolError, RootLost
 from dllama_zmq.kernels import Kernels
-from dllama_zmq.quants import F32
+from dllama_zmq.quants import F32, U8
 from dllama_zmq.spec import Sync
 
 
@@ -37,10 +37,11 @@ class StepVoid(Exception):
 
 
 class StarWorker:
-    """A worker's `Comm`, and the bookkeeping of the step it is in."""
+    """A worker's `Comm`, and the bookkeeping of the step it is in. `nodes`: of the cluster."""
 
-    def __init__(self, link: WorkerLink, kernels: Kernels, sync: Sync, dim: int, silence_s: float) -> None:
+    def __init__(self, link: WorkerLink, kernels: Kernels, sync: Sync, dim: int, nodes: int, silence_s: float) -> None:
         self._link = link
+        self._pair = nodes == 2
         self._kernels = kernels
         self._sync = sync
         self._dim = dim
@@ -71,9 +72,10 @@ class StarWorker:
         wire = self._kernels.pack(partial, self._sync)
         self._link.send(Partial(self.epoch, self.step, self._stage, [head]), [wire.data.cast("B")])
         start = time.monotonic()
-        total = self._await_sum((partial.shape[0], partial.shape[1]))
+        arrived = self._await_sum((partial.shape[0], partial.shape[1]))
         self._wait_s += time.monotonic() - start
-        return total
+        parts = [arrived, wire] if self._pair else [arrived]
+        return self._kernels.add_up(parts, self._sync, packed=False)[1]
 
     def answer(self, arrays: Sequence[tuple[ArrayHead, Frame]]) -> None:
         """End the step, or answer More, with these candidates."""
@@ -95,8 +97,8 @@ class StarWorker:
                 self._link.send(Missed(*lacking))
             self._lacking = lacking
 
-    def _await_sum(self, shape: tuple[int, int]) -> F32:
-        """The sum of this stage. Raises StepVoid, RootLost."""
+    def _await_sum(self, shape: tuple[int, int]) -> U8:
+        """What the root publishes for this stage. Raises StepVoid, RootLost."""
         deadline = time.monotonic() + self._silence_s
         while True:
             arrived = self._link.receive(deadline)
@@ -114,8 +116,7 @@ class StarWorker:
                 self.answer_ping(message)
             deadline = time.monotonic() + self._silence_s  # whatever it said, the root is alive
 
-    def _read(self, message: Sum, frames: Sequence[Frame], shape: tuple[int, int]) -> F32:
+    def _read(self, message: Sum, frames: Sequence[Frame], shape: tuple[int, int]) -> U8:
         if len(message.arrays) != 1:
             raise ProtocolError(f"a sum with {len(message.arrays)} arrays; expected one")
-        wire = packed(message.arrays[0], frames[0], self._sync, shape)
-        return self._kernels.add_up([wire], self._sync, packed=False)[1]
+        return packed(message.arrays[0], frames[0], self._sync, shape)

@@ -219,7 +219,7 @@ class Worker:
             model = build_shard(plan, welcome.node, loading.weights.pop, kernels, order.kv, order.seq_len, order.slots)
         except (ArithmeticError, ValueError) as error:
             raise ProtocolError(f"a plan for a model that cannot be: {error}") from None
-        comm = StarWorker(link, kernels, order.sync, spec.dim, order.step_s)
+        comm = StarWorker(link, kernels, order.sync, spec.dim, order.nodes, order.step_s)
         link.send(Loaded(loading.received_bytes))
         logger.info("loaded bytes=%d kernels=%s", loading.received_bytes, kernels.name)
         return _Shard(model, plan, welcome.node, comm, order.seq_len, order.slots)

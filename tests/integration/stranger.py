@@ -17,7 +17,7 @@ import msgpack
 import numpy as np
 import zmq
 
-PROTOCOL = 2
+PROTOCOL = 3
 BLOCK = {0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 34)}  # §6: values and bytes of a block, by weight_type
 F32, F16, Q40, Q80 = range(4)
 
@@ -186,7 +186,7 @@ class Stranger:
         slots: int,
         step_s: float,
     ) -> None:
-        self.spec, self.sync, self.step_s = spec, sync, step_s
+        self.spec, self.sync, self.step_s, self.nodes = spec, sync, step_s, nodes
         n_heads, head_dim, node = spec["n_heads"], spec["head_dim"], self.node
         group = n_heads // spec["n_kv_heads"]
         values, _ = BLOCK[spec["weight_type"]]
@@ -274,7 +274,8 @@ class Stranger:
             kind, fields, arrays = arrived
             if kind == "sum" and fields[:3] == [self.epoch, self.step, self.stage]:
                 self.wait_s += heard - start
-                return self._decode(arrays[0], len(partial))
+                total = self._decode(arrays[0], len(partial))
+                return total + self._decode(frame, len(partial)) if self.nodes == 2 else total
             if kind == "bye":
                 raise Again if fields[0] else Exit
             if kind == "welcome" or (kind == "beacon" and fields[0] != self.epoch):
