@@ -5,6 +5,8 @@ and publishes each sum. Everybody, the root too, goes on with what was published
 
 Two nodes need not take turns: each sends its own partial sum as soon as it has it, the root as `sum`, and both add the
 same two in the same order. One crossing is waited for instead of two (tools/BENCHMARKS.md).
+
+Sums and partial sums go the short way of `trade.py` where there is one; what it leaves is done here.
 """
 
 from __future__ import annotations
@@ -33,9 +35,12 @@ from dllama_zmq.bus.messages import (
     encode,
     pack_floats,
     packed,
+    stage_header,
     unpack,
 )
+from dllama_zmq.bus.meter import frame_bytes
 from dllama_zmq.bus.session import Gather, Member, Part, Roster, State
+from dllama_zmq.bus.trade import Trade, make_trade
 from dllama_zmq.errors import ProtocolError, RemoteError, WorkerLost
 from dllama_zmq.kernels import Kernels
 from dllama_zmq.quants import F32, U8
@@ -72,6 +77,8 @@ class StarRoot:
         # What a worker may lack. One of a pair is a stage behind at most: the root published two without its answer.
         self._pair = len(self._nodes) == 1
         self._last: deque[list[Frame]] = deque(maxlen=2 if self._pair else 1)
+        self._trade: Trade | None = None
+        self._trade_epoch = -1
         self.backlog: list[tuple[bytes, Message, list[Frame]]] = []
         self.wait_s = 0.0
 
@@ -86,26 +93,23 @@ class StarRoot:
         self._step += 1
         self._stage = 0
         head, frame = pack_floats(x, self._sync)
+        self._make_ready(head)
         self._publish(Step(self._roster.epoch, self._step, list(runs), list(wanted), k, [head]), [frame])
         return unpack(head, frame, self._sync, (x.shape[0], x.shape[1]))
 
     def all_reduce(self, partial: F32) -> F32:
         self._stage += 1
-        shape = (partial.shape[0], partial.shape[1])
-        message = Sum(self._roster.epoch, self._step, self._stage, [ArrayHead(self._sync, *shape)])
-        parts = [self._kernels.pack(partial, self._sync)]  # as the others' parts travel, so that no node is special
-        if self._pair:
-            self._publish(message, [parts[0].data.cast("B")])
-        parts += [self._read(part, shape) for part in self._gather(Partial)]
+        own = self._kernels.pack(partial, self._sync)  # as the others' parts travel, so that no node is special
+        parts = [own, *self._swap(own if self._pair else None, own.shape)]
         wire, total = self._kernels.add_up(parts, self._sync, packed=not self._pair)
         if wire is not None:
-            self._publish(message, [wire.data.cast("B")])
+            self._publish_sum(wire)
         return total
 
     def candidates(self) -> list[Part]:
         """Every worker's end of the step, in node order."""
         self._stage += 1
-        return self._gather(Candidates)
+        return self._gather(Candidates, self._nodes)
 
     def ask_more(self, k: int) -> list[Part]:
         """Every worker's best `k` candidates of the rows that this step wanted."""
@@ -116,19 +120,80 @@ class StarRoot:
         """The name of worker `node`."""
         return self._names[node - 1]
 
+    def _make_ready(self, head: ArrayHead) -> None:
+        """For the sums of a step, all with this array head."""
+        epoch = self._roster.epoch
+        if epoch != self._trade_epoch:  # a worker that has joined again has another identity
+            identities = [member.identity for member in self._roster.members]
+            link = self._link
+            self._trade = make_trade(self._kernels, link.steps, link.replies, link.spin_s, identities)
+            self._trade_epoch = epoch
+        self._head = head
+        self._sum_header = stage_header(Sum, epoch, self._step, head)
+        self._partial_header = stage_header(Partial, epoch, self._step, head)
+        self._sent = [self._link.meter.tally(name, "sent", "sum") for name in self._names]
+        self._received = [self._link.meter.tally(name, "received", "partial") for name in self._names]
+
+    def _swap(self, body: U8 | None, shape: tuple[int, ...]) -> list[U8]:
+        """Publish `body`, if there is one; every worker's partial sum of this stage, (T, bytes) each, in node order."""
+        parts: list[U8 | None] = [None for _ in self._nodes]
+        other: list[Frame] | None = None
+        if self._trade is None:
+            if body is not None:
+                self._publish_sum(body)
+        else:
+            header = self._sum_header(self._stage)
+            expected = self._partial_header(self._stage)
+            parts, other = self._trade(header, body, expected, (shape[0], shape[1]))
+            self.wait_s += self._trade.waited_s
+            if body is not None:
+                self._note_sum(header, body)
+            n_bytes = shape[0] * shape[1]
+            for tally, part in zip(self._received, parts, strict=True):
+                if part is not None:
+                    tally.add(n_bytes, frame_bytes(len(expected)) + frame_bytes(n_bytes))
+        missing = [node for node, part in zip(self._nodes, parts, strict=True) if part is None]
+        if missing:
+            for late in self._gather(Partial, missing, other):
+                parts[late.node - 1] = self._read(late)
+        return [part for part in parts if part is not None]
+
+    def _publish_sum(self, body: U8) -> None:
+        if self._trade is None:
+            self._publish(Sum(self._roster.epoch, self._step, self._stage, [self._head]), [body.data.cast("B")])
+        else:
+            header = self._sum_header(self._stage)
+            self._trade.send(header, body)
+            self._note_sum(header, body)
+
+    def _note_sum(self, header: bytes, body: U8) -> None:
+        """A sum has gone out the short way."""
+        self._last.append([header, body.data.cast("B")])
+        for tally in self._sent:
+            tally.add(body.nbytes, frame_bytes(len(header)) + frame_bytes(body.nbytes))
+
     def _publish(self, message: Message, arrays: Sequence[Frame]) -> None:
         self._last.append(self._link.publish(message, arrays, self._names))
 
-    def _read(self, part: Part, shape: tuple[int, int]) -> U8:
+    def _read(self, part: Part) -> U8:
+        shape = (self._head.rows, self._head.columns)
         try:
             return packed(part.message.arrays[0], part.frames[0], self._sync, shape)
         except (ProtocolError, IndexError) as error:
             raise RemoteError(self.name(part.node), f"its partial sum at {self._place(Partial)} is {error}") from None
 
-    def _gather(self, kind: type[Partial | Candidates]) -> list[Part]:
-        """Every worker's part of this stage, in node order. Raises WorkerLost, RemoteError."""
-        gather = Gather(self._roster.epoch, self._step, self._stage, self._nodes)
+    def _gather(
+        self, kind: type[Partial | Candidates], nodes: Sequence[int], frames: Sequence[Frame] | None = None
+    ) -> list[Part]:
+        """The parts of these workers of this stage, in node order. `frames`: a message that has been received.
+
+        Raises WorkerLost, RemoteError.
+        """
+        gather = Gather(self._roster.epoch, self._step, self._stage, nodes)
         start = time.monotonic()
+        first = None if frames is None else self._link.read(frames)
+        if first is not None:
+            self._take(gather, kind, *first)
         deadline, next_ping = start + self._step_s, start + PING_S
         while gather.missing:
             now = time.monotonic()  # looked at every turn: a flood of other messages must not outlast the deadline

@@ -71,20 +71,20 @@ class RootLink:
     ) -> None:
         self.meter = Meter()
         self._name_of = name_of
-        self._spin_s = spin_s
+        self.spin_s = spin_s
         self._complaints = Complaints()
         self._leaving: set[bytes] = set()
-        self._steps = sockets.bind(context, zmq.PUB, endpoints.all_steps())
+        self.steps = sockets.bind(context, zmq.PUB, endpoints.all_steps())
         try:
             self.replies = sockets.bind(context, zmq.ROUTER, endpoints.all_replies())
         except BaseException:
-            self._steps.close()
+            self.steps.close()
             raise
 
     def publish(self, message: Message, arrays: Sequence[Frame], names: Sequence[str]) -> list[Frame]:
         """Send to every worker; `names` are those it is metered under. Returns the frames, for sending them again."""
         frames = encode(message, arrays)
-        self._steps.send_multipart(frames)
+        self.steps.send_multipart(frames)
         self.meter.count(names, "sent", kind_of(message), frames)
         return frames
 
@@ -106,23 +106,29 @@ class RootLink:
     def receive(self, until: float) -> tuple[bytes, Message, list[Frame]] | None:
         """The next message and the identity it came from, or None when time.monotonic() passes `until`."""
         while True:
-            frames = sockets.receive(self.replies, until, self._spin_s)
+            frames = sockets.receive(self.replies, until, self.spin_s)
             if frames is None:
                 return None
-            identity = bytes(frames[0])
-            try:
-                message, arrays = decode(frames[1:], TO_ROOT)
-            except ProtocolError as error:
-                self._complaints.say("dropped a message from %r: %s", identity, error)
-                if time.monotonic() >= until:  # a flood of such messages must not outlast a deadline
-                    return None
-                continue
-            if isinstance(message, Join):
-                self._leaving.discard(identity)
-            name = self._name_of(identity)
-            if name is not None:
-                self.meter.count([name], "received", kind_of(message), frames[1:])
-            return identity, message, arrays
+            arrived = self.read(frames)
+            if arrived is not None:
+                return arrived
+            if time.monotonic() >= until:  # a flood of such messages must not outlast a deadline
+                return None
+
+    def read(self, frames: Sequence[Frame]) -> tuple[bytes, Message, list[Frame]] | None:
+        """What frames from `replies` say, and who; None where they say nothing that can be read."""
+        identity = bytes(frames[0])
+        try:
+            message, arrays = decode(frames[1:], TO_ROOT)
+        except ProtocolError as error:
+            self._complaints.say("dropped a message from %r: %s", identity, error)
+            return None
+        if isinstance(message, Join):
+            self._leaving.discard(identity)
+        name = self._name_of(identity)
+        if name is not None:
+            self.meter.count([name], "received", kind_of(message), frames[1:])
+        return identity, message, arrays
 
     def close(self) -> None:
         """Close both sockets, when all who were told Bye have gone or joined again, or have had a moment for it.
@@ -138,7 +144,7 @@ class RootLink:
                     self.replies.send_multipart([identity, *knock])
                 except zmq.ZMQError:
                     self._leaving.discard(identity)
-        self._steps.close()
+        self.steps.close()
         self.replies.close(linger=_LAST_WORD_MS)
 
 
@@ -149,24 +155,24 @@ class WorkerLink:
         self, context: zmq.Context[zmq.Socket[bytes]], root: str, identity: bytes, spin_s: float, watch: bool = True
     ) -> None:
         self._context = context
-        self._spin_s = spin_s
+        self.spin_s = spin_s
         self._complaints = Complaints()
-        self._replies = sockets.connect(context, zmq.DEALER, root, identity)
-        self._disconnects = sockets.Disconnects(self._replies) if watch else None  # inproc has no such events
-        self._steps: zmq.Socket[bytes] | None = None
+        self.replies = sockets.connect(context, zmq.DEALER, root, identity)
+        self._disconnects = sockets.Disconnects(self.replies) if watch else None  # inproc has no such events
+        self.steps: zmq.Socket[bytes] | None = None
         self._poller = self._new_poller()
 
     def subscribe(self, endpoint: str) -> None:
         """Hear what the root publishes at `endpoint`, and nothing of an earlier subscription."""
-        if self._steps is not None:
-            self._steps.close()
-        self._steps = sockets.connect(self._context, zmq.SUB, endpoint)
+        if self.steps is not None:
+            self.steps.close()
+        self.steps = sockets.connect(self._context, zmq.SUB, endpoint)
         self._poller = self._new_poller()
 
     def send(self, message: Message, arrays: Sequence[Frame] = ()) -> bool:
         """Send to the root. False where there is no connection: the message is lost."""
         try:
-            self._replies.send_multipart(encode(message, arrays), zmq.NOBLOCK)
+            self.replies.send_multipart(encode(message, arrays), zmq.NOBLOCK)
         except zmq.Again:
             return False
         return True
@@ -174,17 +180,24 @@ class WorkerLink:
     def receive(self, until: float) -> tuple[Message, list[Frame]] | None:
         """The next message, or None when time.monotonic() passes `until` or the root's connection is lost."""
         while True:
-            frames = sockets.spin(self._steps, self._spin_s) if self._steps is not None else None
+            frames = sockets.spin(self.steps, self.spin_s) if self.steps is not None else None
             if frames is None:
                 frames = self._wait(until)
             if frames is None:
                 return None
-            try:
-                return decode(frames, TO_WORKER)
-            except ProtocolError as error:
-                self._complaints.say("dropped a message from the root: %s", error)
-                if time.monotonic() >= until:
-                    return None
+            arrived = self.read(frames)
+            if arrived is not None:
+                return arrived
+            if time.monotonic() >= until:
+                return None
+
+    def read(self, frames: Sequence[Frame]) -> tuple[Message, list[Frame]] | None:
+        """What frames from the root say; None where they say nothing that can be read."""
+        try:
+            return decode(frames, TO_WORKER)
+        except ProtocolError as error:
+            self._complaints.say("dropped a message from the root: %s", error)
+            return None
 
     def lost(self) -> bool:
         """Whether the connection to the root has broken since the last call."""
@@ -194,9 +207,9 @@ class WorkerLink:
         """Close both sockets; a last Fault has a moment to leave."""
         if self._disconnects is not None:
             self._disconnects.close()
-        self._replies.close(linger=_LAST_WORD_MS)
-        if self._steps is not None:
-            self._steps.close()
+        self.replies.close(linger=_LAST_WORD_MS)
+        if self.steps is not None:
+            self.steps.close()
 
     def _wait(self, until: float) -> list[Frame] | None:
         """Block for the first message on either socket."""
@@ -204,7 +217,7 @@ class WorkerLink:
             wait_s = until - time.monotonic()
             ready = dict(self._poller.poll(max(0, round(wait_s * 1000))))
             broken = self._disconnects is not None and self._disconnects.events in ready
-            for socket in (self._steps, self._replies):  # a ping must not overtake what it asks about
+            for socket in (self.steps, self.replies):  # a ping must not overtake what it asks about
                 if socket is not None and (broken or socket in ready):  # broken: a last Bye may have come meanwhile
                     frames = sockets.receive_now(socket)
                     if frames is not None:
@@ -216,7 +229,7 @@ class WorkerLink:
 
     def _new_poller(self) -> zmq.Poller:
         poller = zmq.Poller()
-        watched = [self._replies, self._steps, self._disconnects.events if self._disconnects is not None else None]
+        watched = [self.replies, self.steps, self._disconnects.events if self._disconnects is not None else None]
         for socket in watched:
             if socket is not None:
                 poller.register(socket, zmq.POLLIN)

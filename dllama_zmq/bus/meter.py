@@ -28,17 +28,24 @@ class Tally:
     payload_bytes: int = 0
     wire_bytes: int = 0
 
+    def add(self, payload_bytes: int, wire_bytes: int) -> None:
+        """One message more."""
+        self.messages += 1
+        self.payload_bytes += payload_bytes
+        self.wire_bytes += wire_bytes
+
 
 _Key: TypeAlias = tuple[str, Direction, str, Phase]
 
 
 def wire_bytes(frames: Sequence[Frame]) -> int:
     """Bytes of a multipart message with ZMTP framing."""
-    total = 0
-    for frame in frames:
-        size = len(frame)
-        total += size + (2 if size < 256 else 9)
-    return total
+    return sum(frame_bytes(len(frame)) for frame in frames)
+
+
+def frame_bytes(size: int) -> int:
+    """Bytes of a frame of `size` bytes with ZMTP framing."""
+    return size + (2 if size < 256 else 9)
 
 
 class Meter:
@@ -53,10 +60,11 @@ class Meter:
         wire = wire_bytes(frames)
         payload = sum(len(frame) for frame in frames[1:])
         for node in nodes:
-            tally = self._tally((node, direction, kind, self.phase))
-            tally.messages += 1
-            tally.payload_bytes += payload
-            tally.wire_bytes += wire
+            self.tally(node, direction, kind).add(payload, wire)
+
+    def tally(self, node: str, direction: Direction, kind: str) -> Tally:
+        """The row of the present phase that a message counts in: for who has many like it to count."""
+        return self._tally((node, direction, kind, self.phase))
 
     def snapshot(self) -> dict[_Key, tuple[int, int, int]]:
         """The counts of the present phase as they are now, for `move_since`."""

@@ -20,8 +20,10 @@ from dllama_zmq.bus.messages import (
     Sum,
     Welcome,
     packed,
+    stage_header,
     unpack,
 )
+from dllama_zmq.bus.trade import make_trade
 from dllama_zmq.errors import ProtocolError, RootLost
 from dllama_zmq.kernels import Kernels
 from dllama_zmq.quants import F32, U8
@@ -46,6 +48,7 @@ class StarWorker:
         self._sync = sync
         self._dim = dim
         self._silence_s = silence_s
+        self._trade = make_trade(kernels, link.replies, link.steps, link.spin_s, [b""]) if link.steps else None
         self.epoch = 0
         self.step = 0
         self._stage = 0
@@ -64,18 +67,34 @@ class StarWorker:
             raise ProtocolError(f"a step whose runs {message.runs} do not cover its {n_rows} rows")
         if any(want.row >= n_rows for want in message.wanted):
             raise ProtocolError(f"a step of {n_rows} rows that wants {message.wanted}")
-        return unpack(message.arrays[0], frames[0], self._sync, (n_rows, self._dim))
+        x: F32 = unpack(message.arrays[0], frames[0], self._sync, (n_rows, self._dim))
+        self._head = message.arrays[0]
+        self._partial_header = stage_header(Partial, self.epoch, self.step, self._head)
+        self._sum_header = stage_header(Sum, self.epoch, self.step, self._head)
+        return x
 
     def all_reduce(self, partial: F32) -> F32:
         self._stage += 1
-        head = ArrayHead(self._sync, *partial.shape)
         wire = self._kernels.pack(partial, self._sync)
-        self._link.send(Partial(self.epoch, self.step, self._stage, [head]), [wire.data.cast("B")])
-        start = time.monotonic()
-        arrived = self._await_sum((partial.shape[0], partial.shape[1]))
-        self._wait_s += time.monotonic() - start
+        arrived = self._swap(wire)
         parts = [arrived, wire] if self._pair else [arrived]
         return self._kernels.add_up(parts, self._sync, packed=False)[1]
+
+    def _swap(self, wire: U8) -> U8:
+        """Send this stage's partial sum; what the root publishes for it."""
+        other: list[Frame] | None = None
+        if self._trade is None:
+            self._link.send(Partial(self.epoch, self.step, self._stage, [self._head]), [wire.data.cast("B")])
+        else:
+            headers = self._partial_header(self._stage), self._sum_header(self._stage)
+            (arrived,), other = self._trade(headers[0], wire, headers[1], (wire.shape[0], wire.shape[1]))
+            self._wait_s += self._trade.waited_s
+            if arrived is not None:
+                return arrived
+        start = time.monotonic()
+        late = self._await_sum(other)
+        self._wait_s += time.monotonic() - start
+        return late
 
     def answer(self, arrays: Sequence[tuple[ArrayHead, Frame]]) -> None:
         """End the step, or answer More, with these candidates."""
@@ -97,26 +116,28 @@ class StarWorker:
                 self._link.send(Missed(*lacking))
             self._lacking = lacking
 
-    def _await_sum(self, shape: tuple[int, int]) -> U8:
-        """What the root publishes for this stage. Raises StepVoid, RootLost."""
+    def _await_sum(self, received: Sequence[Frame] | None) -> U8:
+        """What the root publishes for this stage. `received`: a message that is here. Raises StepVoid, RootLost."""
         deadline = time.monotonic() + self._silence_s
+        arrived = None if received is None else self._link.read(received)
         while True:
-            arrived = self._link.receive(deadline)
+            arrived = arrived or self._link.receive(deadline)
             if arrived is None:
                 if self._link.lost():
                     raise RootLost("the connection to the root broke")
                 raise RootLost(f"no word from the root for {self._silence_s:.0f} s in step {self.step}")
             message, frames = arrived
+            arrived = None
             if isinstance(message, Sum):
                 if (message.epoch, message.step, message.stage) == (self.epoch, self.step, self._stage):
-                    return self._read(message, frames, shape)
+                    return self._read(message, frames)
             elif isinstance(message, Bye | Welcome) or (isinstance(message, Beacon) and message.epoch != self.epoch):
                 raise StepVoid(message)  # another epoch, or none
             elif isinstance(message, Ping):
                 self.answer_ping(message)
             deadline = time.monotonic() + self._silence_s  # whatever it said, the root is alive
 
-    def _read(self, message: Sum, frames: Sequence[Frame], shape: tuple[int, int]) -> U8:
+    def _read(self, message: Sum, frames: Sequence[Frame]) -> U8:
         if len(message.arrays) != 1:
             raise ProtocolError(f"a sum with {len(message.arrays)} arrays; expected one")
-        return packed(message.arrays[0], frames[0], self._sync, shape)
+        return packed(message.arrays[0], frames[0], self._sync, (self._head.rows, self._head.columns))

@@ -34,6 +34,7 @@ from dllama_zmq.bus.messages import (
     encode,
     pack_floats,
     pack_plain,
+    stage_header,
     unpack,
 )
 from dllama_zmq.errors import ProtocolError
@@ -114,6 +115,20 @@ def test_headers_are_these_bytes_for_every_reader_of_msgpack(message: Message, h
     assert encode(message)[0] == header
     by_hand = msgspec.to_builtins(message)
     assert msgpack.unpackb(header) == [3, type(message).__name__.lower(), *plain(by_hand[1:])]
+
+
+@given(
+    kind=st.sampled_from([Sum, Partial]), epoch=st.integers(0, 1 << 62), step=st.integers(0, 1 << 62),
+    stages=st.lists(st.integers(0, 1 << 31), min_size=1), head=st.builds(
+        ArrayHead, st.sampled_from(["f32", "f16", "q80"]), st.integers(0, 1 << 31), st.integers(0, 1 << 31)
+    ),
+)  # fmt: skip
+def test_a_header_made_for_many_stages_is_the_one_that_encode_makes(
+    kind: type[Sum | Partial], epoch: int, step: int, stages: list[int], head: ArrayHead
+) -> None:
+    header = stage_header(kind, epoch, step, head)
+    for stage in stages:
+        assert [header(stage)] == encode(kind(epoch, step, stage, [head]))
 
 
 def plain(value: Any) -> Any:

@@ -68,3 +68,17 @@ class PairBlock:
 Q40 = PairBlock(256, False, 18)
 Q41 = PairBlock(256, True, 20)
 Q80 = PairBlock(512, False, 34)
+
+
+# A trade (trade.py), in bytes: libzmq's functions; what is sent and to which socket; what is awaited and from which;
+# the outcome. PEERS: for each, 8 bytes each of the address and length of its identity (length 0: frames come without
+# one), of where its part goes, and of whether it has come.
+(
+    SEND, INIT, RECEIVE, CLOSE, DATA, SIZE, MORE, TO, HEAD, HEAD_BYTES, BODY, BODY_BYTES, FROM, EXPECTED,
+    EXPECTED_BYTES, PART_BYTES, PEERS, N_PEERS, N_LEFT, FRAMES, N_FRAMES, SPIN_NS, WAITED_NS, STATUS,
+) = range(0, 192, 8)  # fmt: skip
+PEER_BYTES = 32
+FRAME_BYTES, MOST_FRAMES = 64, 4
+"""zmq_msg_t, and how many frames of a message are taken at once: identity, header and array are three."""
+ALL_HERE, TIME_IS_UP, OTHER = range(3)
+"""How a trade ends; OTHER: N_FRAMES frames of a message that is not awaited are in FRAMES, open."""

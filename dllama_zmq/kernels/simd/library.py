@@ -54,7 +54,7 @@ def library() -> Library:
     engine.finalize_object()
     addresses = {name: engine.get_function_address(name) for name in names}
     entries: dict[str, Entry] = {}
-    for name, n_args in (("run", 5), ("serve", 2), ("stop", 1), ("spin", 1)):
+    for name, n_args in (("run", 5), ("serve", 2), ("stop", 1), ("spin", 1), ("trade", 1)):
         entries[name] = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * n_args)(addresses[name])
     return Library(addresses, entries, engine)
 

@@ -243,6 +243,30 @@ write_file = _instruction(
     types.int64, (types.int64, _ADDRESS, types.int64), _external("write", dots.I64, [dots.I32, _BYTES, dots.I64])
 )
 
+read_clock = _instruction(  # clock_gettime of a clock's number, to 16 bytes
+    types.int32, (types.int64, _ADDRESS), _external("clock_gettime", dots.I32, [dots.I32, _BYTES])
+)
+compare_bytes = _instruction(  # 0 where the bytes at both addresses are equal
+    types.int32, (_ADDRESS, _ADDRESS, types.int64), _external("memcmp", dots.I32, [_BYTES, _BYTES, dots.I64])
+)
+
+
+def _copy_bytes(b: ir.IRBuilder, *args: ir.Value) -> None:
+    _external("memcpy", _BYTES, [_BYTES, _BYTES, dots.I64])(b, *args)
+
+
+copy_bytes = _instruction(types.void, (_ADDRESS, _ADDRESS, types.int64), _copy_bytes)  # to, from, how many
+
+
+def _call_c(b: ir.IRBuilder, function: ir.Value, *args: ir.Value) -> ir.Value:
+    kind = ir.FunctionType(dots.I64, [dots.I64] * len(args))
+    return b.call(b.inttoptr(function, kind.as_pointer()), list(args))
+
+
+call_c = _instruction(types.int64, (_ADDRESS,) * 5, _call_c)
+"""Call the C function at an address with four integers or addresses, in registers: it takes as many as it has. Of a
+result that is an int, only the lower 32 bits count."""
+
 
 def _call_address(b: ir.IRBuilder, function: ir.Value, args: ir.Value, first: ir.Value, last: ir.Value) -> None:
     kind = ir.FunctionType(ir.VoidType(), [dots.I64] * 3)
