@@ -100,8 +100,22 @@ class StarRoot:
     def all_reduce(self, partial: F32) -> F32:
         self._stage += 1
         own = self._kernels.pack(partial, self._sync)  # as the others' parts travel, so that no node is special
-        parts = [own, *self._swap(own if self._pair else None, own.shape)]
-        wire, total = self._kernels.add_up(parts, self._sync, packed=not self._pair)
+        parts: list[U8 | None] = [None for _ in self._nodes]
+        other: list[Frame] | None = None
+        if self._trade is not None:
+            total = self._short_way(self._trade, own)
+            if total is not None:
+                return total
+            parts, other = self._trade.parts, self._trade.others()
+        elif self._pair:
+            self._publish_sum(own)
+        missing = [node for node, part in zip(self._nodes, parts, strict=True) if part is None]
+        if missing:
+            for late in self._gather(Partial, missing, other):
+                parts[late.node - 1] = self._read(late)
+        wire, total = self._kernels.add_up(
+            [own, *(part for part in parts if part is not None)], self._sync, packed=not self._pair
+        )
         if wire is not None:
             self._publish_sum(wire)
         return total
@@ -125,8 +139,10 @@ class StarRoot:
         epoch = self._roster.epoch
         if epoch != self._trade_epoch:  # a worker that has joined again has another identity
             identities = [member.identity for member in self._roster.members]
-            link = self._link
-            self._trade = make_trade(self._kernels, link.steps, link.replies, link.spin_s, identities)
+            link, order = self._link, range(len(identities) + 1)
+            self._trade = make_trade(
+                self._kernels, self._sync, link.steps, link.replies, link.spin_s, order, identities, not self._pair
+            )
             self._trade_epoch = epoch
         self._head = head
         self._sum_header = stage_header(Sum, epoch, self._step, head)
@@ -134,29 +150,20 @@ class StarRoot:
         self._sent = [self._link.meter.tally(name, "sent", "sum") for name in self._names]
         self._received = [self._link.meter.tally(name, "received", "partial") for name in self._names]
 
-    def _swap(self, body: U8 | None, shape: tuple[int, ...]) -> list[U8]:
-        """Publish `body`, if there is one; every worker's partial sum of this stage, (T, bytes) each, in node order."""
-        parts: list[U8 | None] = [None for _ in self._nodes]
-        other: list[Frame] | None = None
-        if self._trade is None:
-            if body is not None:
-                self._publish_sum(body)
-        else:
-            header = self._sum_header(self._stage)
-            expected = self._partial_header(self._stage)
-            parts, other = self._trade(header, body, expected, (shape[0], shape[1]))
-            self.wait_s += self._trade.waited_s
-            if body is not None:
-                self._note_sum(header, body)
-            n_bytes = shape[0] * shape[1]
-            for tally, part in zip(self._received, parts, strict=True):
-                if part is not None:
-                    tally.add(n_bytes, frame_bytes(len(expected)) + frame_bytes(n_bytes))
-        missing = [node for node, part in zip(self._nodes, parts, strict=True) if part is None]
-        if missing:
-            for late in self._gather(Partial, missing, other):
-                parts[late.node - 1] = self._read(late)
-        return [part for part in parts if part is not None]
+    def _short_way(self, trade: Trade, own: U8) -> F32 | None:
+        """The sum, or None where there is something left to do for it."""
+        header, expected = self._sum_header(self._stage), self._partial_header(self._stage)
+        total = trade(header, own, expected)
+        self.wait_s += trade.waited_s
+        n_bytes = frame_bytes(len(expected)) + frame_bytes(own.nbytes)
+        for tally, part in zip(self._received, trade.parts, strict=True):
+            if part is not None:
+                tally.add(own.nbytes, n_bytes)
+        if self._pair:
+            self._note_sum(header, own)
+        elif total is not None and trade.wire is not None:
+            self._note_sum(header, trade.wire)
+        return total
 
     def _publish_sum(self, body: U8) -> None:
         if self._trade is None:

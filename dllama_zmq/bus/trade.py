@@ -1,4 +1,4 @@
-"""Exchanges of partial sums through libzmq's C functions, called by the compiled kernels: the bus's short way.
+"""Exchanges of partial sums by one compiled call each, which calls libzmq's C functions: the bus's short way.
 
 It carries the very same messages. What it does not know (other kinds, other headers) it hands back, and what is late it
 does not wait for: `exchange.py` and `worker_exchange.py` go on their long way, which alone has deadlines and pings.
@@ -9,25 +9,38 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zmq
 
 from dllama_zmq.bus.messages import Frame
-from dllama_zmq.kernels import Kernels
+from dllama_zmq.kernels import Kernels, compiled
 from dllama_zmq.kernels.simd import layout
-from dllama_zmq.kernels.simd.layout import FRAME_BYTES, OTHER
-from dllama_zmq.quants import U8
+from dllama_zmq.kernels.simd.layout import ALL_HERE, FRAME_BYTES, MOST_FRAMES, OTHER, PEER_BYTES
+from dllama_zmq.quants import F32, U8
+from dllama_zmq.spec import SYNC_FLOAT, Sync
 
-_NAMES = ("zmq_send", "zmq_msg_init", "zmq_msg_recv", "zmq_msg_close", "zmq_msg_data", "zmq_msg_size", "zmq_msg_more")
+if TYPE_CHECKING:
+    from dllama_zmq.kernels.simd.backend import Simd
+
+_FUNCTIONS = {
+    "zmq_send": layout.SEND, "zmq_msg_init": layout.INIT, "zmq_msg_recv": layout.RECEIVE, "zmq_msg_close": layout.CLOSE,
+    "zmq_msg_data": layout.DATA, "zmq_msg_size": layout.SIZE, "zmq_msg_more": layout.MORE,
+}  # fmt: skip
 _HEADER_BYTES = 256
-(_TO, _HEAD_BYTES, _BODY, _BODY_BYTES, _FROM, _EXPECTED_BYTES, _PART_BYTES, _N_LEFT, _N_FRAMES, _WAITED_NS, _STATUS) = (
-    place // 8
-    for place in (
-        layout.TO, layout.HEAD_BYTES, layout.BODY, layout.BODY_BYTES, layout.FROM, layout.EXPECTED_BYTES,
-        layout.PART_BYTES, layout.N_LEFT, layout.N_FRAMES, layout.WAITED_NS, layout.STATUS,
+_MOST_RUNS = 512
+"""More runs of 32 values than this are added up by all threads, as `Kernels.add_up` does."""
+_PEER = PEER_BYTES // 8
+_IDENTITY, _IDENTITY_BYTES, _GOES_TO, _HAS_COME = range(_PEER)
+_HEAD_BYTES, _BODY, _BODY_BYTES, _FROM, _EXPECTED_BYTES, _PART_BYTES, _N_LEFT, _N_FRAMES = (
+    place // 8 for place in (
+        layout.HEAD_BYTES, layout.BODY, layout.BODY_BYTES, layout.FROM, layout.EXPECTED_BYTES, layout.PART_BYTES,
+        layout.N_LEFT, layout.N_FRAMES,
     )
 )  # fmt: skip
+_WAITED_NS, _STATUS, _ADD, _LATE = (place // 8 for place in (layout.WAITED_NS, layout.STATUS, layout.ADD, layout.LATE))
+_WIRE, _OUT = layout.ADD_WIRE // 8, layout.ADD_OUT // 8
 
 
 @cache
@@ -37,7 +50,7 @@ def _libzmq() -> ctypes.CDLL | None:
         from zmq.backend.cython import _zmq
 
         library = ctypes.CDLL(_zmq.__file__)  # finds what this library was linked with
-        for name in _NAMES:
+        for name in _FUNCTIONS:
             getattr(library, name)
         for name in ("zmq_msg_more", "zmq_msg_close", "zmq_msg_size", "zmq_msg_data"):
             getattr(library, name).argtypes = [ctypes.c_void_p]
@@ -48,88 +61,129 @@ def _libzmq() -> ctypes.CDLL | None:
 
 
 def make_trade(
-    kernels: Kernels, to: zmq.Socket[bytes], source: zmq.Socket[bytes], spin_s: float, identities: Sequence[bytes]
-) -> Trade | None:
-    """A Trade where kernels and libzmq allow one. `identities`: of the peers at a ROUTER; [b""] for other sockets."""
-    library = _libzmq() if kernels.name == "simd" else None
-    return None if library is None else Trade(library, to, source, spin_s, identities)
+    kernels: Kernels, sync: Sync, to: zmq.Socket[bytes], source: zmq.Socket[bytes], spin_s: float, order: Sequence[int],
+    identities: Sequence[bytes] = (b"",), late: bool = False,
+) -> Trade | None:  # fmt: skip
+    """A Trade where kernels and libzmq allow one; for its arguments see there."""
+    simd, library = compiled(kernels), _libzmq()
+    if simd is None or library is None:
+        return None
+    return Trade(simd, library, sync, to, source, spin_s, order, identities, late)
 
 
 class Trade:
-    """Sends one message at a time to `to`, and takes the peers' answers to it from `source`.
+    """Sends one partial sum at a time to `to`, takes the peers' from `source`, and adds them up.
 
-    waited_s: how long the last call has waited for answers.
+    identities: of the peers at a ROUTER; one empty one for other sockets, which have one peer.
+    order: in which they are added: 0 is this node's own, 1 the first peer's, and so on. Not all need be in it.
+    late: nothing is sent but the sum, when it is made.
     """
 
     def __init__(
-        self, library: ctypes.CDLL, to: zmq.Socket[bytes], source: zmq.Socket[bytes], spin_s: float,
-        identities: Sequence[bytes],
+        self, simd: Simd, library: ctypes.CDLL, sync: Sync, to: zmq.Socket[bytes], source: zmq.Socket[bytes],
+        spin_s: float, order: Sequence[int], identities: Sequence[bytes], late: bool,
     ) -> None:  # fmt: skip
         from dllama_zmq.kernels.simd.backend import address
-        from dllama_zmq.kernels.simd.library import library as compiled
 
-        self._library, self._source, self._address_of = library, source, address
-        self._run = compiled().entries["trade"]
-        self._to, self._from = to.underlying, source.underlying
+        self._simd, self._address, self._library, self._source = simd, address, library, source
+        self._from = source.underlying
+        self._n_peers, self._late = len(identities), late
         self._identities = [ctypes.create_string_buffer(identity, len(identity) + 1) for identity in identities]
-        self._peers = (ctypes.c_int64 * (4 * len(identities)))()
+        self._peers = (ctypes.c_int64 * (_PEER * self._n_peers))()
         for i, identity in enumerate(self._identities):
-            self._peers[4 * i], self._peers[4 * i + 1] = ctypes.addressof(identity), len(identity) - 1
-        self._frames = (ctypes.c_char * (layout.FRAME_BYTES * layout.MOST_FRAMES))()
+            self._peers[_PEER * i + _IDENTITY] = ctypes.addressof(identity)
+            self._peers[_PEER * i + _IDENTITY_BYTES] = len(identity) - 1
+        self._order, self._sync = list(order), sync
+        self._own_place = self._order.index(0) if 0 in order else -1
+        self._table = (ctypes.c_int64 * len(order))()
+        self._kernel, self._add = simd.adding(sync, ctypes.addressof(self._table), len(order))
+        self._width = self._n_runs = 0
         self._head, self._expected = (ctypes.create_string_buffer(_HEADER_BYTES) for _ in range(2))
-        self._parts = np.empty((len(identities), 0, 0), np.uint8)
-        self._job = job = (ctypes.c_int64 * (layout.STATUS // 8 + 1))()
-        self._job_at = ctypes.addressof(job)
-        functions = (layout.SEND, layout.INIT, layout.RECEIVE, layout.CLOSE, layout.DATA, layout.SIZE, layout.MORE)
-        for place, name in zip(functions, _NAMES, strict=True):
-            job[place // 8] = ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0
-        job[layout.HEAD // 8], job[layout.EXPECTED // 8] = map(ctypes.addressof, (self._head, self._expected))
-        job[layout.PEERS // 8], job[layout.FRAMES // 8] = ctypes.addressof(self._peers), ctypes.addressof(self._frames)
-        job[layout.N_PEERS // 8], job[layout.SPIN_NS // 8] = len(identities), round(spin_s * 1e9)
+        self._frames = (ctypes.c_char * (FRAME_BYTES * MOST_FRAMES))()
+        self._parts = np.empty((self._n_peers, 0, 0), np.uint8)
+        self._job = (ctypes.c_int64 * (layout.LATE // 8 + 1))()
+        self._job_at = ctypes.addressof(self._job)
+        self._run = simd.entry("trade")
+        fields = {
+            **{place: _address_of(getattr(library, name)) for name, place in _FUNCTIONS.items()},
+            layout.TO: to.underlying,
+            layout.HEAD: ctypes.addressof(self._head),
+            layout.EXPECTED: ctypes.addressof(self._expected),
+            layout.PEERS: ctypes.addressof(self._peers),
+            layout.N_PEERS: self._n_peers,
+            layout.FRAMES: ctypes.addressof(self._frames),
+            layout.SPIN_NS: round(spin_s * 1e9),
+            layout.ADD_JOB: self._add.address,
+        }
+        for place, value in fields.items():
+            self._job[place // 8] = value
+        self.wire: U8 | None = None
+        """The sum as it was sent by the last call, if it was."""
         self.waited_s = 0.0
+        """How long the last call has waited for parts."""
+
+    def __call__(self, header: bytes, own: U8, expected: bytes) -> F32 | None:
+        """Exchange `own` (T, bytes of a row): it, or the sum, goes out under `header`; parts come under `expected`.
+
+        Returns the sum (T, D), or None where some parts have not come, or are many: see `parts` and `others`.
+        """
+        job, peers, add = self._job, self._peers, self._add.fields
+        shape = own.shape
+        if self._parts.shape[1:] != shape:
+            self._make_room(shape[0], shape[1])
+        for i in range(_HAS_COME, _PEER * self._n_peers, _PEER):
+            peers[i] = 0
+        ctypes.memmove(self._expected, expected, len(expected))
+        job[_FROM], job[_EXPECTED_BYTES], job[_N_LEFT] = self._from, len(expected), self._n_peers
+        job[_LATE], job[_ADD] = self._late, self._kernel if self._n_runs <= _MOST_RUNS else 0
+        at = self._address(own)
+        total: F32 | None = None
+        self.wire = None
+        if self._n_runs <= _MOST_RUNS:
+            total, add[_OUT] = self._simd.array(shape[0], self._width)
+            if self._own_place >= 0:
+                self._table[self._own_place] = at
+            if self._late:
+                self.wire, at = self._simd.array(shape[0], shape[1], np.uint8)
+                add[_WIRE] = at
+        self._go(header, at, own.nbytes)
+        self.waited_s = job[_WAITED_NS] * 1e-9
+        return total if job[_STATUS] == ALL_HERE else None
 
     def send(self, header: bytes, body: U8) -> None:
         """Send a message of these two frames, and wait for nothing."""
-        self._put(header, body)
-        self._job[_FROM] = 0
-        self._run(self._job_at)
+        self._job[_FROM] = self._job[_ADD] = self._job[_LATE] = 0
+        self._go(header, self._address(body), body.nbytes)
 
-    def __call__(
-        self, header: bytes, body: U8 | None, expected: bytes, shape: tuple[int, int]
-    ) -> tuple[list[U8 | None], list[Frame] | None]:
-        """Send header and body, if there is one; take from each peer a message of the header `expected` and an array
-        of `shape` (rows, bytes of a row).
-
-        Returns the peers' arrays, None for one that has not come while this spun, and the frames of a message that has
-        come instead. The arrays are good until the next call.
-        """
-        job, peers, n_peers = self._job, self._peers, len(self._identities)
-        if body is None:
-            job[_TO] = 0
-        else:
-            self._put(header, body)
-        if self._parts.shape[1:] != shape:
-            self._parts = np.empty((n_peers, *shape), np.uint8)
-            for i in range(n_peers):
-                peers[4 * i + 2] = self._address_of(self._parts[i])
-        for i in range(n_peers):
-            peers[4 * i + 3] = 0
-        ctypes.memmove(self._expected, expected, len(expected))
-        job[_FROM], job[_EXPECTED_BYTES], job[_PART_BYTES] = self._from, len(expected), shape[0] * shape[1]
-        job[_N_LEFT] = n_peers
-        self._run(self._job_at)
-        self.waited_s = job[_WAITED_NS] * 1e-9
-        parts = [self._parts[i] if peers[4 * i + 3] else None for i in range(n_peers)]
-        return parts, self._open_frames() if job[_STATUS] == OTHER else None
-
-    def _put(self, header: bytes, body: U8) -> None:
+    def _go(self, header: bytes, at: int, n_bytes: int) -> None:
         ctypes.memmove(self._head, header, len(header))
         job = self._job
-        job[_TO], job[_HEAD_BYTES] = self._to, len(header)
-        job[_BODY], job[_BODY_BYTES] = self._address_of(body), body.nbytes
+        job[_HEAD_BYTES], job[_BODY], job[_BODY_BYTES] = len(header), at, n_bytes
+        self._run(self._job_at)
 
-    def _open_frames(self) -> list[Frame]:
-        """The message that was not awaited, whole."""
+    def _make_room(self, n_rows: int, row_bytes: int) -> None:
+        """For parts of another shape than the last ones."""
+        self._parts = np.empty((self._n_peers, n_rows, row_bytes), np.uint8)
+        for i in range(self._n_peers):
+            at = self._peers[_PEER * i + _GOES_TO] = self._address(self._parts[i])
+            if i + 1 in self._order:
+                self._table[self._order.index(i + 1)] = at
+        kind = SYNC_FLOAT[self._sync]
+        self._width = row_bytes // kind.block_bytes * kind.block_values
+        self._n_runs, rest = divmod(n_rows * self._width, 32)
+        if rest:
+            self._n_runs = _MOST_RUNS + 1
+        self._job[_PART_BYTES], self._job[layout.ADD_ITEMS // 8] = n_rows * row_bytes, self._n_runs
+
+    @property
+    def parts(self) -> list[U8 | None]:
+        """What the last call took of each peer, good until the next one; None where nothing came."""
+        return [self._parts[i] if self._peers[_PEER * i + _HAS_COME] else None for i in range(self._n_peers)]
+
+    def others(self) -> list[Frame] | None:
+        """The frames of a message that came to the last call and was not what it awaited. To be asked for once."""
+        if self._job[_STATUS] != OTHER:
+            return None
         frames: list[Frame] = []
         for i in range(self._job[_N_FRAMES]):
             frame = ctypes.addressof(self._frames) + FRAME_BYTES * i
@@ -139,3 +193,7 @@ class Trade:
         if more:
             frames += self._source.recv_multipart(zmq.NOBLOCK)
         return frames
+
+
+def _address_of(function: Any) -> int:
+    return ctypes.cast(function, ctypes.c_void_p).value or 0

@@ -23,7 +23,7 @@ from dllama_zmq.bus.messages import (
     stage_header,
     unpack,
 )
-from dllama_zmq.bus.trade import make_trade
+from dllama_zmq.bus.trade import Trade, make_trade
 from dllama_zmq.errors import ProtocolError, RootLost
 from dllama_zmq.kernels import Kernels
 from dllama_zmq.quants import F32, U8
@@ -48,7 +48,10 @@ class StarWorker:
         self._sync = sync
         self._dim = dim
         self._silence_s = silence_s
-        self._trade = make_trade(kernels, link.replies, link.steps, link.spin_s, [b""]) if link.steps else None
+        self._trade: Trade | None = None
+        if link.steps is not None:
+            order = (1, 0) if self._pair else (1,)
+            self._trade = make_trade(kernels, sync, link.replies, link.steps, link.spin_s, order)
         self.epoch = 0
         self.step = 0
         self._stage = 0
@@ -75,26 +78,23 @@ class StarWorker:
 
     def all_reduce(self, partial: F32) -> F32:
         self._stage += 1
-        wire = self._kernels.pack(partial, self._sync)
-        arrived = self._swap(wire)
-        parts = [arrived, wire] if self._pair else [arrived]
-        return self._kernels.add_up(parts, self._sync, packed=False)[1]
-
-    def _swap(self, wire: U8) -> U8:
-        """Send this stage's partial sum; what the root publishes for it."""
+        own = self._kernels.pack(partial, self._sync)
         other: list[Frame] | None = None
         if self._trade is None:
-            self._link.send(Partial(self.epoch, self.step, self._stage, [self._head]), [wire.data.cast("B")])
+            self._link.send(Partial(self.epoch, self.step, self._stage, [self._head]), [own.data.cast("B")])
+            arrived = None
         else:
-            headers = self._partial_header(self._stage), self._sum_header(self._stage)
-            (arrived,), other = self._trade(headers[0], wire, headers[1], (wire.shape[0], wire.shape[1]))
+            total = self._trade(self._partial_header(self._stage), own, self._sum_header(self._stage))
             self._wait_s += self._trade.waited_s
-            if arrived is not None:
-                return arrived
-        start = time.monotonic()
-        late = self._await_sum(other)
-        self._wait_s += time.monotonic() - start
-        return late
+            if total is not None:
+                return total
+            (arrived,), other = self._trade.parts, self._trade.others()
+        if arrived is None:
+            start = time.monotonic()
+            arrived = self._await_sum(other)
+            self._wait_s += time.monotonic() - start
+        parts = [arrived, own] if self._pair else [arrived]
+        return self._kernels.add_up(parts, self._sync, packed=False)[1]
 
     def answer(self, arrays: Sequence[tuple[ArrayHead, Frame]]) -> None:
         """End the step, or answer More, with these candidates."""

@@ -6,12 +6,15 @@ import logging
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from dllama_zmq.errors import UsageError
 from dllama_zmq.kernels.interface import Experts, Kernels, KVCache, KVType, Linear, Run
 from dllama_zmq.kernels.reduction import tree_sum
 from dllama_zmq.kernels.reference import Reference
+
+if TYPE_CHECKING:
+    from dllama_zmq.kernels.simd.backend import Simd
 
 logger = logging.getLogger(__name__)
 
@@ -19,7 +22,7 @@ KernelChoice = Literal["auto", "simd", "numpy"]
 
 __all__ = [
     "Experts", "KVCache", "KVType", "KernelChoice", "Kernels", "Linear", "Reference", "Run",
-    "choose_kernels", "prepare_kernels", "tree_sum",
+    "choose_kernels", "compiled", "prepare_kernels", "tree_sum",
 ]  # fmt: skip
 
 
@@ -42,6 +45,17 @@ def choose_kernels(choice: KernelChoice, threads: int, crowded: bool = False) ->
         raise UsageError(f"kernels simd cannot run here: {obstacle}; use kernels: numpy")
     logger.warning("kernels numpy, which are slow: simd cannot run here: %s", obstacle)
     return Reference(threads)
+
+
+def compiled(kernels: Kernels) -> Simd | None:
+    """The back end simd behind `kernels`, with a clock or without; None where they are of another."""
+    if kernels.name != "simd":
+        return None
+    from dllama_zmq.kernels.profiled import Profiled
+    from dllama_zmq.kernels.simd.backend import Simd
+
+    inner = kernels.timed if isinstance(kernels, Profiled) else kernels
+    return inner if isinstance(inner, Simd) else None
 
 
 def prepare_kernels(choice: KernelChoice, say: Callable[[str], None]) -> None:

@@ -31,7 +31,7 @@ class Profiled:
 
     def __init__(self, kernels: Kernels) -> None:
         self.name = kernels.name
-        self._kernels = kernels
+        self.timed = kernels
         self._spent: dict[str, _Spent] = {}
         self.rms_norm = self._timed("rms_norm", kernels.rms_norm)
         self.rotate = self._timed("rotate", kernels.rotate)
@@ -54,22 +54,22 @@ class Profiled:
             spent.seconds, spent.calls = 0.0, 0
 
     def linear(self, *matrices: BlockMatrix, segments: int = 1) -> Linear:
-        return self._timed(_title("linear", matrices), self._kernels.linear(*matrices, segments=segments))
+        return self._timed(_title("linear", matrices), self.timed.linear(*matrices, segments=segments))
 
     def gated(self, gate: BlockMatrix, up: BlockMatrix, activation: Activation = "silu") -> Linear:
-        return self._timed(_title("gated", (gate, up)), self._kernels.gated(gate, up, activation))
+        return self._timed(_title("gated", (gate, up)), self.timed.gated(gate, up, activation))
 
     def experts(
         self, experts: Iterable[tuple[BlockMatrix, BlockMatrix, BlockMatrix]], segments: int = 1,
         activation: Activation = "silu",
     ) -> Experts:  # fmt: skip
-        return self._timed("experts", self._kernels.experts(experts, segments, activation))
+        return self._timed("experts", self.timed.experts(experts, segments, activation))
 
     def kv_cache(
         self, n_layers: int, n_slots: int, n_kv_heads: int, seq_len: int, head_dim: int, kv_of_head: Sequence[int],
         kv_type: KVType, window: int | None = None, softcap: float | None = None,
     ) -> KVCache:  # fmt: skip
-        cache = self._kernels.kv_cache(
+        cache = self.timed.kv_cache(
             n_layers, n_slots, n_kv_heads, seq_len, head_dim, kv_of_head, kv_type, window, softcap
         )
         return _ProfiledCache(cache, self)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -11,13 +11,16 @@ import pytest
 import zmq
 
 from dllama_zmq.bus.trade import Trade, make_trade
-from dllama_zmq.kernels import choose_kernels
-from dllama_zmq.quants import U8
+from dllama_zmq.kernels import Reference, choose_kernels
+from dllama_zmq.kernels.profiled import Profiled
+from dllama_zmq.quants import F32, U8
+from dllama_zmq.spec import Sync
 
 Socket: TypeAlias = zmq.Socket[Any]
 HEADER, EXPECTED = b"\x96 a sum's header", b"\x96 a partial's header"
-SHAPE = (2, 100)
-PART = np.arange(200, dtype=np.uint8).reshape(SHAPE)
+OWN = np.arange(64, dtype=np.float32).reshape(2, 32)
+PART = OWN * np.float32(100)
+BODY = PART.tobytes()
 SOON_S, LONG_S = 0.05, 5.0
 
 
@@ -73,60 +76,103 @@ def meet() -> Iterator[Meet]:
     context.term()
 
 
-def trade_of(to: Socket, source: Socket, spin_s: float, *identities: bytes) -> Trade:
-    made = make_trade(choose_kernels("simd", 1), to, source, spin_s, identities)
+def trade_of(
+    to: Socket, source: Socket, spin_s: float, order: Sequence[int], *identities: bytes, late: bool = False,
+    sync: Sync = "f32",
+) -> Trade:  # fmt: skip
+    made = make_trade(choose_kernels("simd", 1), sync, to, source, spin_s, order, identities or (b"",), late)
     assert made is not None
     return made
 
 
-def test_a_body_is_sent_and_every_peers_part_comes_to_its_place(meet: Meet) -> None:
-    peers = meet(b"one", b"other")
-    root = trade_of(peers.pub, peers.router, LONG_S, b"one", b"other")
-    peers.dealers[1].send_multipart([EXPECTED, (PART + 1).tobytes()])
-    peers.dealers[0].send_multipart([EXPECTED, PART.tobytes()])
-    parts, others = root(HEADER, PART * 3, EXPECTED, SHAPE)
-    assert others is None
-    np.testing.assert_array_equal(parts, [PART, PART + 1])
+def raw(values: F32) -> U8:
+    """Values as they cross the bus in f32."""
+    return np.ascontiguousarray(values).view(np.uint8)
+
+
+def test_one_of_a_pair_sends_its_part_and_adds_the_others(meet: Meet) -> None:
+    peers = meet(b"one")
+    root = trade_of(peers.pub, peers.router, LONG_S, (0, 1), b"one")
+    worker = trade_of(peers.dealers[0], peers.subs[0], LONG_S, (1, 0))
+    peers.dealers[0].send_multipart([EXPECTED, BODY])
+    np.testing.assert_array_equal(root(HEADER, raw(OWN), EXPECTED), OWN + PART)
     assert 0 <= root.waited_s < LONG_S
+    assert root.others() is None
+    np.testing.assert_array_equal(worker(EXPECTED, raw(OWN), HEADER), OWN + OWN)
+    assert peers.router.recv_multipart() == [b"one", EXPECTED, OWN.tobytes()]
+
+
+def test_the_root_of_a_star_adds_in_node_order_whatever_order_parts_come_in_and_sends_the_sum(meet: Meet) -> None:
+    peers = meet(b"one", b"two", b"three")
+    root = trade_of(peers.pub, peers.router, LONG_S, range(4), b"one", b"two", b"three", late=True)
+    parts = [np.full((1, 32), value, np.float32) for value in (1e8, -1e8, 3.0, 0.1)]
+    for i in (2, 0, 1):
+        peers.dealers[i].send_multipart([EXPECTED, parts[i + 1].tobytes()])
+    total = root(HEADER, raw(parts[0]), EXPECTED)
+    np.testing.assert_array_equal(total, (parts[0] + parts[1]) + (parts[2] + parts[3]))
+    assert total[0, 0] == np.float32(3.1), "one after another gives 3.1 only by luck, and another order 0 or 8"
     for sub in peers.subs:
-        assert sub.recv_multipart() == [HEADER, (PART * 3).tobytes()]
+        assert sub.recv_multipart() == [HEADER, total.tobytes()]
+    assert root.wire is not None
+    assert root.wire.tobytes() == total.tobytes()
 
 
-def test_a_worker_has_one_peer_without_an_identity(meet: Meet) -> None:
+def test_a_worker_of_a_star_takes_the_sum_as_it_is(meet: Meet) -> None:
     peers = meet(b"one")
-    worker = trade_of(peers.dealers[0], peers.subs[0], LONG_S, b"")
-    peers.pub.send_multipart([EXPECTED, PART.tobytes()])
-    parts, others = worker(HEADER, PART[::-1].copy(), EXPECTED, SHAPE)
-    assert others is None
-    np.testing.assert_array_equal(parts, [PART])
-    assert peers.router.recv_multipart() == [b"one", HEADER, PART[::-1].tobytes()]
+    worker = trade_of(peers.dealers[0], peers.subs[0], LONG_S, (1,))
+    peers.pub.send_multipart([HEADER, BODY])
+    np.testing.assert_array_equal(worker(EXPECTED, raw(OWN), HEADER), PART)
 
 
-def test_without_a_body_nothing_is_sent_and_a_body_can_go_alone(meet: Meet) -> None:
-    peers = meet(b"one")
-    root = trade_of(peers.pub, peers.router, 0.0, b"one")
-    assert root(HEADER, None, EXPECTED, SHAPE) == ([None], None)
+@pytest.mark.parametrize("sync", ["f16", "q80"])
+def test_what_goes_out_rounded_is_what_the_sender_goes_on_with(meet: Meet, sync: Sync) -> None:
+    peers = meet(b"one", b"two")
+    kernels = choose_kernels("simd", 1)
+    root = trade_of(peers.pub, peers.router, LONG_S, range(3), b"one", b"two", late=True, sync=sync)
+    values = [np.random.default_rng(i).standard_normal((3, 96), np.float32) for i in range(3)]
+    parts = [kernels.pack(value, sync) for value in values]
+    for dealer, part in zip(peers.dealers, parts[1:], strict=True):
+        dealer.send_multipart([EXPECTED, part.tobytes()])
+    total = root(HEADER, parts[0], EXPECTED)
+    wire, decoded = Reference().add_up(parts, sync, packed=True)
+    assert wire is not None
+    assert peers.subs[0].recv_multipart() == [HEADER, wire.tobytes()]
+    np.testing.assert_array_equal(total, decoded)
+
+
+def test_many_values_are_left_to_all_threads(meet: Meet) -> None:
+    peers = meet(b"one", b"two")
+    root = trade_of(peers.pub, peers.router, LONG_S, range(3), b"one", b"two", late=True)
+    own = np.ones((64, 512), np.float32)
+    for i, dealer in enumerate(peers.dealers):
+        dealer.send_multipart([EXPECTED, (own * (i + 2)).tobytes()])
+    assert root(HEADER, raw(own), EXPECTED) is None
+    np.testing.assert_array_equal(
+        [part.view(np.float32) for part in root.parts if part is not None], [own * 2, own * 3]
+    )
     assert not peers.subs[0].poll(0)
-    root.send(HEADER, PART)
-    assert peers.subs[0].recv_multipart() == [HEADER, PART.tobytes()]
+    root.send(HEADER, raw(own * 6))
+    assert peers.subs[0].recv_multipart() == [HEADER, (own * 6).tobytes()]
+    for dealer in peers.dealers:
+        dealer.send_multipart([EXPECTED, OWN.tobytes()])
+    np.testing.assert_array_equal(root(HEADER, raw(OWN), EXPECTED), OWN * 3)
 
 
 def test_what_comes_late_is_not_waited_for_and_the_next_call_takes_it(meet: Meet) -> None:
     peers = meet(b"one", b"other")
-    root = trade_of(peers.pub, peers.router, SOON_S, b"one", b"other")
-    peers.dealers[1].send_multipart([EXPECTED, PART.tobytes()])
-    (first, second), others = root(HEADER, None, EXPECTED, SHAPE)
+    root = trade_of(peers.pub, peers.router, SOON_S, range(3), b"one", b"other", late=True)
+    peers.dealers[1].send_multipart([EXPECTED, BODY])
+    assert root(HEADER, raw(OWN), EXPECTED) is None
+    first, second = root.parts
     assert first is None
-    assert others is None
-    np.testing.assert_array_equal(second, PART)
+    assert second is not None
+    assert second.tobytes() == BODY
+    assert root.others() is None
     assert root.waited_s >= SOON_S
-    peers.dealers[0].send_multipart([EXPECTED, (PART + 2).tobytes()])
-    peers.dealers[1].send_multipart([EXPECTED, (PART + 3).tobytes()])
-    parts, others = root(HEADER, None, EXPECTED, SHAPE)
-    np.testing.assert_array_equal(parts, [PART + 2, PART + 3])
-
-
-BODY = PART.tobytes()
+    assert not peers.subs[0].poll(0), "a sum without one of its parts"
+    for dealer in peers.dealers:
+        dealer.send_multipart([EXPECTED, BODY])
+    np.testing.assert_array_equal(root(HEADER, raw(OWN), EXPECTED), OWN + PART + PART)
 
 
 @pytest.mark.parametrize(
@@ -149,48 +195,36 @@ BODY = PART.tobytes()
     ids=lambda frames: f"{len(frames)} frames",
 )
 def test_another_message_is_handed_back_whole_and_the_rest_waits(meet: Meet, frames: list[bytes]) -> None:
-    peers = meet(b"one", b"other")
-    root = trade_of(peers.pub, peers.router, LONG_S, b"one", b"other")
-    worker = trade_of(peers.dealers[0], peers.subs[0], LONG_S, b"")
-    peers.dealers[1].send_multipart([EXPECTED, BODY])
-    while not peers.router.poll(1000):
-        pass
+    peers = meet(b"one")
+    root = trade_of(peers.pub, peers.router, LONG_S, (0, 1), b"one")
+    worker = trade_of(peers.dealers[0], peers.subs[0], LONG_S, (1, 0))
     peers.dealers[0].send_multipart(frames)
     peers.dealers[0].send_multipart([EXPECTED, BODY])
-    (first, second), others = root(HEADER, None, EXPECTED, SHAPE)
-    assert first is None
-    assert others == [b"one", *frames]
-    if second is None:  # inproc pipes are read by turns
-        assert peers.router.recv_multipart() == [b"other", EXPECTED, BODY]
-    assert peers.router.recv_multipart() == [b"one", EXPECTED, BODY]
+    assert root(HEADER, raw(OWN), EXPECTED) is None
+    assert root.parts == [None]
+    assert root.others() == [b"one", *frames]
+    np.testing.assert_array_equal(root(HEADER, raw(OWN), EXPECTED), OWN + PART)
     peers.pub.send_multipart(frames)
-    peers.pub.send_multipart([EXPECTED, BODY])
-    assert worker(HEADER, None, EXPECTED, SHAPE) == ([None], frames)
-    (arrived,), others = worker(HEADER, None, EXPECTED, SHAPE)
-    np.testing.assert_array_equal(arrived, PART)
+    for _ in range(2):
+        np.testing.assert_array_equal(worker(EXPECTED, raw(OWN), HEADER), OWN + OWN)
+    assert worker(EXPECTED, raw(OWN), HEADER) is None
+    assert worker.others() == frames
 
 
 def test_a_stranger_and_a_peer_that_repeats_itself_are_handed_back(meet: Meet) -> None:
     peers = meet(b"one", b"stranger")
-    root = trade_of(peers.pub, peers.router, LONG_S, b"one", b"two")
+    root = trade_of(peers.pub, peers.router, LONG_S, range(3), b"one", b"two", late=True)
     peers.dealers[1].send_multipart([EXPECTED, BODY])
-    assert root(HEADER, None, EXPECTED, SHAPE) == ([None, None], [b"stranger", EXPECTED, BODY])
+    assert root(HEADER, raw(OWN), EXPECTED) is None
+    assert root.others() == [b"stranger", EXPECTED, BODY]
     peers.dealers[0].send_multipart([EXPECTED, BODY])
-    peers.dealers[0].send_multipart([EXPECTED, (PART + 1).tobytes()])
-    (first, second), others = root(HEADER, None, EXPECTED, SHAPE)
-    np.testing.assert_array_equal(first, PART)
+    peers.dealers[0].send_multipart([EXPECTED, OWN.tobytes()])
+    assert root(HEADER, raw(OWN), EXPECTED) is None
+    first, second = root.parts
+    assert first is not None
+    assert first.tobytes() == BODY
     assert second is None
-    assert others == [b"one", EXPECTED, (PART + 1).tobytes()]
-
-
-def test_shapes_may_change_from_call_to_call(meet: Meet) -> None:
-    peers = meet(b"one")
-    root = trade_of(peers.pub, peers.router, LONG_S, b"one")
-    for shape in [(1, 8192), (64, 8192), (1, 1), (1, 8192)]:
-        part: U8 = np.full(shape, shape[0], np.uint8)
-        peers.dealers[0].send_multipart([EXPECTED, part.tobytes()])
-        (arrived,), _ = root(HEADER, None, EXPECTED, shape)
-        np.testing.assert_array_equal(arrived, part)
+    assert root.others() == [b"one", EXPECTED, OWN.tobytes()]
 
 
 def test_a_connection_that_is_not_there_loses_what_is_sent_and_blocks_nobody() -> None:
@@ -199,7 +233,9 @@ def test_a_connection_that_is_not_there_loses_what_is_sent_and_blocks_nobody() -
     dealer.set(zmq.IMMEDIATE, 1)
     try:
         dealer.connect(f"ipc:///tmp/nobody-{secrets.token_hex(6)}")
-        assert trade_of(dealer, sub, 0.0, b"")(HEADER, PART, EXPECTED, SHAPE) == ([None], None)
+        trade = trade_of(dealer, sub, 0.0, (1, 0))
+        assert trade(HEADER, raw(OWN), EXPECTED) is None
+        assert (trade.parts, trade.others()) == ([None], None)
     finally:
         dealer.close(linger=0)
         sub.close(linger=0)
@@ -208,4 +244,7 @@ def test_a_connection_that_is_not_there_loses_what_is_sent_and_blocks_nobody() -
 
 def test_the_numpy_back_end_has_no_short_way(meet: Meet) -> None:
     peers = meet(b"one")
-    assert make_trade(choose_kernels("numpy", 1), peers.pub, peers.router, 0.0, [b"one"]) is None
+    numpy_kernels = choose_kernels("numpy", 1)
+    assert make_trade(numpy_kernels, "f32", peers.pub, peers.router, 0.0, (0, 1), [b"one"]) is None
+    timed = Profiled(choose_kernels("simd", 1))
+    assert make_trade(timed, "f32", peers.pub, peers.router, 0.0, (0, 1), [b"one"]) is not None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -153,6 +153,14 @@ class Simd:
         job[0], job[1], job[2], job[3], job[4] = 0, 0, wire_at, address(x), _FORMS[sync]
         self._spread("add_up", self._add, x.size // 32, 512)
         return wire
+
+    def adding(self, sync: Sync, parts: int, n_parts: int) -> tuple[int, Job]:
+        """The kernel behind `add_up`, and a job for it that adds the `n_parts` parts whose addresses are at `parts`."""
+        return self.addresses["add_up"], Job(parts, n_parts, 0, 0, _FORMS[sync])
+
+    def entry(self, name: str) -> Callable[..., None]:
+        """A kernel as a function of integers."""
+        return self._library.entries[name]
 
     def array(self, n_rows: int, width: int, dtype: Any = np.float32) -> tuple[Any, int]:
         """An array (n_rows, width) that nobody else holds, and its address."""

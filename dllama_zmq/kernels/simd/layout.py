@@ -70,13 +70,20 @@ Q41 = PairBlock(256, True, 20)
 Q80 = PairBlock(512, False, 34)
 
 
+# Adding up what crosses the bus (wire.py), in bytes. PARTS: N_PARTS addresses of runs as the wire has them (FORM).
+# WIRE: where their sum goes in that form, 0 for nowhere. OUT: where what WIRE says goes as f32, 0 for nowhere.
+# N_PARTS 0: what is at OUT goes to WIRE.
+ADD_PARTS, ADD_N_PARTS, ADD_WIRE, ADD_OUT, ADD_FORM = range(0, 40, 8)
+
 # A trade (trade.py), in bytes: libzmq's functions; what is sent and to which socket; what is awaited and from which;
 # the outcome. PEERS: for each, 8 bytes each of the address and length of its identity (length 0: frames come without
-# one), of where its part goes, and of whether it has come.
+# one), of where its part goes, and of whether it has come. ADD: the kernel that is run over ADD_ITEMS of ADD_JOB when
+# all have come, 0 for none. LATE: send only then.
 (
     SEND, INIT, RECEIVE, CLOSE, DATA, SIZE, MORE, TO, HEAD, HEAD_BYTES, BODY, BODY_BYTES, FROM, EXPECTED,
-    EXPECTED_BYTES, PART_BYTES, PEERS, N_PEERS, N_LEFT, FRAMES, N_FRAMES, SPIN_NS, WAITED_NS, STATUS,
-) = range(0, 192, 8)  # fmt: skip
+    EXPECTED_BYTES, PART_BYTES, PEERS, N_PEERS, N_LEFT, FRAMES, N_FRAMES, SPIN_NS, WAITED_NS, STATUS, ADD, ADD_JOB,
+    ADD_ITEMS, LATE,
+) = range(0, 224, 8)  # fmt: skip
 PEER_BYTES = 32
 FRAME_BYTES, MOST_FRAMES = 64, 4
 """zmq_msg_t, and how many frames of a message are taken at once: identity, header and array are three."""

@@ -11,6 +11,9 @@ import numpy as np
 from numba.extending import register_jitable
 
 from dllama_zmq.kernels.simd.layout import (
+    ADD,
+    ADD_ITEMS,
+    ADD_JOB,
     ALL_HERE,
     BODY,
     BODY_BYTES,
@@ -24,6 +27,7 @@ from dllama_zmq.kernels.simd.layout import (
     HEAD,
     HEAD_BYTES,
     INIT,
+    LATE,
     MORE,
     MOST_FRAMES,
     N_FRAMES,
@@ -45,6 +49,7 @@ from dllama_zmq.kernels.simd.layout import (
 from dllama_zmq.kernels.simd.registry import kernel
 from dllama_zmq.kernels.simd.vectors import (
     call_c,
+    call_kernel,
     compare_bytes,
     copy_bytes,
     load_i64,
@@ -145,8 +150,9 @@ def gather(job, begun):
 
 @kernel
 def trade(job):
-    """Send, where TO is a socket; take what is awaited, where FROM is one."""
-    if load_i64(job + TO) != 0:
+    """Send; take what is awaited, where FROM is a socket; add it up. Or, where LATE says so, take, add and send."""
+    late = load_i64(job + LATE)
+    if late == 0:
         send(job)
     begun = now_ns()
     status = ALL_HERE
@@ -154,3 +160,7 @@ def trade(job):
         status = gather(job, begun)
     store_i64(job + STATUS, status)
     store_i64(job + WAITED_NS, now_ns() - begun)
+    if status == ALL_HERE and load_i64(job + ADD) != 0:
+        call_kernel(load_i64(job + ADD), load_i64(job + ADD_JOB), 0, load_i64(job + ADD_ITEMS))
+        if late != 0:
+            send(job)

@@ -7,7 +7,16 @@ from __future__ import annotations
 
 from numba.extending import register_jitable
 
-from dllama_zmq.kernels.simd.layout import AS_F16, AS_F32, AS_Q80
+from dllama_zmq.kernels.simd.layout import (
+    ADD_FORM,
+    ADD_N_PARTS,
+    ADD_OUT,
+    ADD_PARTS,
+    ADD_WIRE,
+    AS_F16,
+    AS_F32,
+    AS_Q80,
+)
 from dllama_zmq.kernels.simd.products import put_q80
 from dllama_zmq.kernels.simd.registry import kernel
 from dllama_zmq.kernels.simd.vectors import (
@@ -22,9 +31,6 @@ from dllama_zmq.kernels.simd.vectors import (
     store_vector,
 )
 
-# PARTS: N_PARTS addresses of runs as the wire has them (FORM). TO: where their sum goes in that form, 0 for nowhere.
-# OUT: where what TO says goes as f32, 0 for nowhere. N_PARTS 0: what is at OUT goes to TO.
-PARTS, N_PARTS, TO, OUT, FORM = range(0, 40, 8)
 _DEPTH = 9
 _stack = scratch(128 * _DEPTH)
 
@@ -76,15 +82,15 @@ def add_to(at, other):
 
 @kernel
 def add_up(job, first, last):
-    """The parts' sum in a balanced tree over their order (`tree_sum`), written to TO, read back from there to OUT."""
-    form, n_parts = load_i64(job + FORM), load_i64(job + N_PARTS)
+    """The parts' sum in a balanced tree over their order (`tree_sum`), written to WIRE, read back from there to OUT."""
+    form, n_parts = load_i64(job + ADD_FORM), load_i64(job + ADD_N_PARTS)
     size = run_bytes(form)
-    to, out = load_i64(job + TO), load_i64(job + OUT)
+    to, out = load_i64(job + ADD_WIRE), load_i64(job + ADD_OUT)
     stack = _stack()
     for item in range(first, last):
         top = stack
         for i in range(n_parts):
-            low, high = read_run(form, load_i64(load_i64(job + PARTS) + 8 * i) + item * size)
+            low, high = read_run(form, load_i64(load_i64(job + ADD_PARTS) + 8 * i) + item * size)
             put_run(top, low, high)
             top += 128
             n_done = i + 1
