@@ -35,12 +35,11 @@ from dllama_zmq.bus.messages import (
     encode,
     pack_floats,
     packed,
-    stage_header,
     unpack,
 )
 from dllama_zmq.bus.meter import frame_bytes
 from dllama_zmq.bus.session import Gather, Member, Part, Roster, State
-from dllama_zmq.bus.trade import Trade, make_trade
+from dllama_zmq.bus.trade import Trade, make_trade, stage_header
 from dllama_zmq.errors import ProtocolError, RemoteError, WorkerLost
 from dllama_zmq.kernels import Kernels
 from dllama_zmq.quants import F32, U8

@@ -6,8 +6,7 @@ one raw frame for each array head in it. Nothing is read from a frame before its
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeAlias
 
 import msgpack
@@ -268,19 +267,6 @@ def encode(message: Message, arrays: Sequence[Frame] = ()) -> list[Frame]:
     """The frames of `message`; `arrays` are the raw frames that its heads describe."""
     header: bytes = msgpack.packb([PROTOCOL, *msgspec.to_builtins(message)])
     return [header, *arrays]
-
-
-def stage_header(kind: type[Sum | Partial], epoch: int, step: int, head: ArrayHead) -> Callable[[int], bytes]:
-    """A function from a stage to the header that `encode` makes of its Sum or Partial, without what does not change."""
-    before = b"\x96" + b"".join(map(msgpack.packb, (PROTOCOL, kind.__name__.lower(), epoch, step)))
-    after = msgpack.packb([msgspec.to_builtins(head)])
-    return lambda stage: before + _packed(stage) + after
-
-
-@lru_cache(maxsize=4096)
-def _packed(number: int) -> bytes:
-    packed: bytes = msgpack.packb(number)
-    return packed
 
 
 def decode(frames: Sequence[Frame], allowed: Kinds) -> tuple[Message, list[Frame]]:

@@ -20,10 +20,9 @@ from dllama_zmq.bus.messages import (
     Sum,
     Welcome,
     packed,
-    stage_header,
     unpack,
 )
-from dllama_zmq.bus.trade import Trade, make_trade
+from dllama_zmq.bus.trade import Trade, make_trade, stage_header
 from dllama_zmq.errors import ProtocolError, RootLost
 from dllama_zmq.kernels import Kernels
 from dllama_zmq.quants import F32, U8

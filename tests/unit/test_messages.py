@@ -34,9 +34,9 @@ from dllama_zmq.bus.messages import (
     encode,
     pack_floats,
     pack_plain,
-    stage_header,
     unpack,
 )
+from dllama_zmq.bus.trade import stage_header
 from dllama_zmq.errors import ProtocolError
 
 DIRECTIONS = {"to_worker": TO_WORKER, "to_root": TO_ROOT, "from_client": FROM_CLIENT, "to_client": TO_CLIENT}
