@@ -202,7 +202,7 @@ def _address_of(function: Any) -> int:
 
 
 def stage_header(kind: type[Sum | Partial], epoch: int, step: int, head: ArrayHead) -> Callable[[int], bytes]:
-    """A function from a stage to the header that `encode` makes of its Sum or Partial: in most of it nothing changes."""
+    """A function from a stage to the header that `encode` makes of its Sum or Partial: most of it stays the same."""
     before = b"\x96" + b"".join(map(msgpack.packb, (PROTOCOL, kind.__name__.lower(), epoch, step)))
     after = msgpack.packb([msgspec.to_builtins(head)])
     return lambda stage: before + _packed(stage) + after
