@@ -20,11 +20,12 @@ AS_F32, AS_F16, AS_Q80, GATED, GATED_GELU = range(5)
 """What becomes of 32 sums of a product; the first three are the forms of what crosses the bus too."""
 
 # The pool, in bytes; what different threads write is 128 bytes apart.
-TICKET, DONE, KERNEL, JOB, N_ITEMS, CHUNK, STOP, N_THREADS, PAUSES, YIELDS = (
-    0, 128, 256, 264, 272, 280, 384, 392, 400, 408,
+POSTED, DONE, KERNEL, JOB, N_ITEMS, CHUNK, SHARE, STOP, N_THREADS, PAUSES, YIELDS = (
+    0, 128, 256, 264, 272, 280, 288, 384, 392, 400, 408,
 )  # fmt: skip
-SLEEPERS, SLEEPER_BYTES = 512, 128
-"""For each thread: 1 while it sleeps; 8 bytes on its eventfd; 16 bytes on room for what is read and written."""
+THREADS, THREAD_BYTES = 512, 256
+TICKET, ASLEEP, EVENT_FILE, WRITTEN, READ = 0, 128, 136, 144, 152
+"""Of each thread, the caller's first: its ticket; 1 while it sleeps; its eventfd; room for what is written and read."""
 
 
 @dataclass(frozen=True, slots=True)

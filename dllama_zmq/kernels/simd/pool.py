@@ -9,7 +9,7 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 
-from dllama_zmq.kernels.simd.layout import N_THREADS, PAUSES, SLEEPER_BYTES, SLEEPERS, YIELDS
+from dllama_zmq.kernels.simd.layout import EVENT_FILE, N_THREADS, PAUSES, THREAD_BYTES, THREADS, YIELDS
 from dllama_zmq.kernels.simd.library import Library
 
 _MOST_CHUNKS = 1 << 18
@@ -34,23 +34,22 @@ class Pool:
     def __init__(self, library: Library, threads: int, crowded: bool) -> None:
         self.threads = threads
         self._run = library.entries["run"]
-        n_helpers = threads - 1
-        self._memory = (ctypes.c_int64 * ((SLEEPERS + SLEEPER_BYTES * (n_helpers + 1)) // 8))()
+        self._memory = (ctypes.c_int64 * ((THREADS + THREAD_BYTES * (threads + 1)) // 8))()
         self._pool = ctypes.addressof(self._memory)
-        files = [os.eventfd(0) for _ in range(n_helpers)]
+        files = {i: os.eventfd(0) for i in range(1, threads)}
         spin_s = CROWDED_SPIN_S if crowded else SPIN_S
         self._memory[PAUSES // 8] = round(spin_s / _pause_s(library))
         self._memory[YIELDS // 8] = _YIELDS_AFTER
-        self._memory[N_THREADS // 8] = n_helpers
-        for i, file in enumerate(files):
-            self._memory[(SLEEPERS + SLEEPER_BYTES * i + 8) // 8] = file
+        self._memory[N_THREADS // 8] = threads
+        for i, file in files.items():
+            self._memory[(THREADS + THREAD_BYTES * i + EVENT_FILE) // 8] = file
         serve, pool = library.entries["serve"], self._pool
-        helpers = [
-            threading.Thread(target=serve, args=(pool, i), name=f"kernels-{i}", daemon=True) for i in range(n_helpers)
-        ]
+        helpers = [threading.Thread(target=serve, args=(pool, i), name=f"kernels-{i}", daemon=True) for i in files]
         for helper in helpers:
             helper.start()
-        self._finish = weakref.finalize(self, _end, library.entries["stop"], self._memory, helpers, files)
+        self._finish = weakref.finalize(
+            self, _end, library.entries["stop"], self._memory, helpers, list(files.values())
+        )
 
     def run(self, kernel: int, job: int, n_items: int, chunk: int = 1) -> None:
         """The kernel at address `kernel` over `n_items`, `chunk` at a time to a thread."""

@@ -1,8 +1,9 @@
 """A job over several threads, without the interpreter: threads that spin for a moment and then sleep. numba code.
 
-The pool is a block of memory. Its ticket says which chunk of the job is to be taken next; one atomic addition takes it.
-Whoever comes late finds nothing left, so nobody is waited for but those at work: a thread that the system has put aside
-holds nobody up. A thread that finds nothing for long sleeps in a read of its eventfd until a job wakes it.
+The pool is a block of memory. Each thread has a share of the job's chunks, one after another, so that it reads one
+stream of weights; its ticket says which is to be taken next, and one atomic addition takes it. Who is done with its own
+goes on with the others' shares. Whoever comes late finds nothing left, so nobody is waited for but those at work: a
+thread that the system has put aside holds nobody up. One that finds nothing for long sleeps in a read of its eventfd.
 """
 
 from __future__ import annotations
@@ -10,17 +11,23 @@ from __future__ import annotations
 from numba.extending import register_jitable
 
 from dllama_zmq.kernels.simd.layout import (
+    ASLEEP,
     CHUNK,
     DONE,
+    EVENT_FILE,
     JOB,
     KERNEL,
     N_ITEMS,
     N_THREADS,
     PAUSES,
-    SLEEPER_BYTES,
-    SLEEPERS,
+    POSTED,
+    READ,
+    SHARE,
     STOP,
+    THREAD_BYTES,
+    THREADS,
     TICKET,
+    WRITTEN,
     YIELDS,
 )
 from dllama_zmq.kernels.simd.registry import kernel
@@ -42,42 +49,55 @@ _FIELD = (1 << 20) - 1
 
 
 @register_jitable
-def take_chunks(pool):
-    """Work until no chunk of the present job is left."""
-    while True:
-        ticket = load_shared(pool + TICKET)  # looked at first: an addition for nothing would slow the others
-        if ticket & _FIELD >= (ticket >> 20) & _FIELD:
-            return
-        ticket = add_shared(pool + TICKET, 1)
-        chunk = ticket & _FIELD
-        if chunk >= (ticket >> 20) & _FIELD:
-            return
-        # The job cannot end before this chunk is done: its fields stay as they are.
-        size = load_i64(pool + CHUNK)
-        first = chunk * size
-        call_kernel(load_i64(pool + KERNEL), load_i64(pool + JOB), first, min(first + size, load_i64(pool + N_ITEMS)))
-        add_shared(pool + DONE, 1)
+def take_chunks(pool, own):
+    """Work until no chunk of the present job is left, thread `own`'s first."""
+    n_threads = load_i64(pool + N_THREADS)
+    for turn in range(n_threads):
+        thread = own + turn
+        if thread >= n_threads:
+            thread -= n_threads
+        at = pool + THREADS + THREAD_BYTES * thread + TICKET
+        while True:
+            ticket = load_shared(at)  # looked at first: an addition for nothing would slow the others
+            if ticket & _FIELD >= (ticket >> 20) & _FIELD:
+                break
+            ticket = add_shared(at, 1)
+            chunk = ticket & _FIELD
+            if chunk >= (ticket >> 20) & _FIELD:
+                break
+            # The job cannot end before this chunk is done: its fields stay as they are.
+            size = load_i64(pool + CHUNK)
+            first = (thread * load_i64(pool + SHARE) + chunk) * size
+            last = min(first + size, load_i64(pool + N_ITEMS))
+            call_kernel(load_i64(pool + KERNEL), load_i64(pool + JOB), first, last)
+            add_shared(pool + DONE, 1)
 
 
 @kernel
 def run(pool, function, job, n_items, chunk):
     """The kernel at `function` over `n_items`, in chunks, by this thread and the pool's. Returns when all is done."""
     n_chunks = (n_items + chunk - 1) // chunk
-    if n_chunks <= 1:
+    n_threads = load_i64(pool + N_THREADS)
+    if n_chunks <= 1 or n_threads == 1:
         call_kernel(function, job, 0, n_items)
         return
+    share = (n_chunks + n_threads - 1) // n_threads
     store_i64(pool + KERNEL, function)
     store_i64(pool + JOB, job)
     store_i64(pool + N_ITEMS, n_items)
     store_i64(pool + CHUNK, chunk)
+    store_i64(pool + SHARE, share)
     store_shared(pool + DONE, 0)
-    number = (load_shared(pool + TICKET) >> 40) + 1
-    store_shared(pool + TICKET, ((number & 0x3FFFFF) << 40) | (n_chunks << 20))
-    for i in range(load_i64(pool + N_THREADS)):
-        sleeper = pool + SLEEPERS + SLEEPER_BYTES * i
-        if load_shared(sleeper) == 1 and swap_shared(sleeper, 0) == 1:
-            wake(sleeper)
-    take_chunks(pool)
+    number = (load_shared(pool + POSTED) + 1) & 0x3FFFFF
+    for i in range(n_threads):
+        left = max(0, min(share, n_chunks - i * share))
+        store_shared(pool + THREADS + THREAD_BYTES * i + TICKET, (number << 40) | (left << 20))
+    store_shared(pool + POSTED, number)
+    for i in range(1, n_threads):
+        thread = pool + THREADS + THREAD_BYTES * i
+        if load_shared(thread + ASLEEP) == 1 and swap_shared(thread + ASLEEP, 0) == 1:
+            wake(thread)
+    take_chunks(pool, 0)
     turns = 0
     while load_shared(pool + DONE) < n_chunks:
         pause()
@@ -87,28 +107,29 @@ def run(pool, function, job, n_items, chunk):
 
 
 @register_jitable
-def wake(sleeper):
-    store_i64(sleeper + 16, 1)
-    write_file(load_i64(sleeper + 8), sleeper + 16, 8)
+def wake(thread):
+    store_i64(thread + WRITTEN, 1)
+    write_file(load_i64(thread + EVENT_FILE), thread + WRITTEN, 8)
 
 
 @kernel
 def stop(pool):
     """Let every thread of the pool return from `serve`."""
     store_shared(pool + STOP, 1)
-    for i in range(load_i64(pool + N_THREADS)):
-        wake(pool + SLEEPERS + SLEEPER_BYTES * i)
+    for i in range(1, load_i64(pool + N_THREADS)):
+        wake(pool + THREADS + THREAD_BYTES * i)
 
 
 @kernel
 def serve(pool, index):
-    """The life of thread `index`: take chunks; spin while there are none; sleep when that lasts."""
-    sleeper = pool + SLEEPERS + SLEEPER_BYTES * index
-    idle = 0
+    """The life of thread `index`, 1 or more: take chunks; spin while there is no new job; sleep when that lasts."""
+    thread = pool + THREADS + THREAD_BYTES * index
+    idle = seen = 0
     while load_shared(pool + STOP) == 0:
-        ticket = load_shared(pool + TICKET)
-        if ticket & _FIELD < (ticket >> 20) & _FIELD:
-            take_chunks(pool)
+        posted = load_shared(pool + POSTED)
+        if posted != seen:
+            seen = posted
+            take_chunks(pool, index)
             idle = 0
         elif idle < load_i64(pool + PAUSES):
             pause()
@@ -117,11 +138,11 @@ def serve(pool, index):
             yield_core()
             idle += 1
         else:
-            store_shared(sleeper, 1)
-            ticket = load_shared(pool + TICKET)  # a job that came before it was seen to sleep wakes nobody
-            if ticket & _FIELD < (ticket >> 20) & _FIELD and swap_shared(sleeper, 0) == 1:
+            store_shared(thread + ASLEEP, 1)
+            # A job that was posted before it was seen to sleep wakes nobody.
+            if load_shared(pool + POSTED) != seen and swap_shared(thread + ASLEEP, 0) == 1:
                 continue
-            read_file(load_i64(sleeper + 8), sleeper + 24, 8)
+            read_file(load_i64(thread + EVENT_FILE), thread + READ, 8)
             idle = 0
 
 

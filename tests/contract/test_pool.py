@@ -1,0 +1,73 @@
+"""The threads of a node: every item of every job is done once, by whoever has time, before the job ends."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from dllama_zmq.kernels.simd.library import library
+from dllama_zmq.kernels.simd.pool import Pool
+
+Kernel = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
+
+
+@pytest.fixture(params=[1, 2, 3, 5])
+def pool(request: pytest.FixtureRequest) -> Iterator[Pool]:
+    """More threads than cores, some of them: then they are put aside at any moment."""
+    made = Pool(library(), request.param, crowded=True)
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize(("n_items", "chunk"), [(1, 1), (2, 1), (3, 2), (7, 1), (64, 5), (100, 100), (101, 3)])
+def test_every_item_is_done_once_before_the_job_ends(pool: Pool, n_items: int, chunk: int) -> None:
+    done: list[tuple[int, int, int]] = []
+    kernel = Kernel(lambda job, first, last: done.append((job, first, last)))
+    address = ctypes.cast(kernel, ctypes.c_void_p).value or 0
+    for job in range(300):
+        pool.run(address, job, n_items, chunk)
+        ranges, done[:] = sorted(done), []
+        assert {of for of, _, _ in ranges} == {job}, "a chunk of another job"
+        assert [item for _, first, last in ranges for item in range(first, last)] == list(range(n_items))
+
+
+def test_who_is_done_goes_on_with_the_shares_of_the_others() -> None:
+    pool = Pool(library(), 3, crowded=False)
+    caller, released, by = threading.get_ident(), threading.Event(), []
+
+    def work(job: int, first: int, last: int) -> None:
+        by.append((first, threading.get_ident()))
+        if threading.get_ident() != caller:
+            assert released.wait(20), "nobody took what this thread holds up"
+        elif len(by) >= 12 - 2:  # all but what the two others hold
+            released.set()
+
+    kernel = Kernel(work)
+    try:
+        pool.run(ctypes.cast(kernel, ctypes.c_void_p).value or 0, 0, 12)
+        released.set()
+    finally:
+        pool.close()
+    assert sorted(first for first, _ in by) == list(range(12))
+    assert sum(thread == caller for _, thread in by) >= 12 - 2
+
+
+def test_a_thread_takes_the_chunks_of_its_share_one_after_another() -> None:
+    pool = Pool(library(), 2, crowded=False)
+    both, by = threading.Barrier(2), {}
+
+    def work(job: int, first: int, last: int) -> None:
+        mine = by.setdefault(threading.get_ident(), [])
+        mine.append(first)
+        if len(mine) <= 4:  # neither runs ahead into the other's share
+            both.wait(20)
+
+    kernel = Kernel(work)
+    try:
+        pool.run(ctypes.cast(kernel, ctypes.c_void_p).value or 0, 0, 8)
+    finally:
+        pool.close()
+    assert sorted(by.values()) == [[0, 1, 2, 3], [4, 5, 6, 7]]
