@@ -29,8 +29,16 @@ class Run:
     count: int
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Norm:
+    """`Kernels.rms_norm` with this gain (D,) and epsilon, of what a product is given."""
+
+    gain: F32
+    eps: float
+
+
 class Linear(Protocol):
-    """A matrix, or several with the same input, made ready for products."""
+    """A matrix, or several with the same input, made ready for products; with a norm, for products of x normed."""
 
     def __call__(self, x: F32, /) -> Any:
         """x (T, columns) -> (T, rows): `x` times the matrix transposed. Of several matrices: a list of such arrays,
@@ -73,17 +81,20 @@ class Kernels(Protocol):
 
     name: str
 
-    def linear(self, *matrices: BlockMatrix, segments: int = 1) -> Linear:
-        """Make matrices (rows, columns) of one type and width ready, as one product.
+    def linear(self, *matrices: BlockMatrix, segments: int = 1, norm: Norm | None = None) -> Linear:
+        """Make matrices (rows, columns) of one width ready, as one product.
 
         The columns are `segments` equal parts. Blocks are added one after another within a part, and the parts in
         a balanced tree (`tree_sum`). That makes a sum over all nodes the same bits however many nodes share it.
+        norm: the product has the same bits as `rms_norm` and then the product without it.
         """
         ...
 
-    def gated(self, gate: BlockMatrix, up: BlockMatrix, activation: Activation = "silu") -> Linear:
+    def gated(
+        self, gate: BlockMatrix, up: BlockMatrix, activation: Activation = "silu", norm: Norm | None = None
+    ) -> Linear:
         """activation(gate x) * (up x) as one product: the SwiGLU or GEGLU of arXiv:2002.05202, GELU by its tanh
-        formula."""
+        formula. norm: as in `linear`."""
         ...
 
     def experts(

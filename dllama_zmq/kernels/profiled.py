@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from time import perf_counter
 from typing import ParamSpec, TypeVar
 
-from dllama_zmq.kernels.interface import Experts, Kernels, KVCache, KVType, Linear
+from dllama_zmq.kernels.interface import Experts, Kernels, KVCache, KVType, Linear, Norm
 from dllama_zmq.quants import BlockMatrix
 from dllama_zmq.spec import Activation
 
@@ -26,7 +26,8 @@ class Profiled:
     """`kernels`, each call of which is timed under a name; it takes some 0.2 us longer.
 
     Products are named by their shape, as "linear 2048+256+256 x 2048": the rows of each matrix, and the columns of all.
-    Those of one shape count together, as the layers of a model do. The others have the interface's names.
+    Those of one shape count together, as the layers of a model do; a norm made part of a product counts with it. The
+    others have the interface's names.
     """
 
     def __init__(self, kernels: Kernels) -> None:
@@ -53,11 +54,13 @@ class Profiled:
         for spent in self._spent.values():
             spent.seconds, spent.calls = 0.0, 0
 
-    def linear(self, *matrices: BlockMatrix, segments: int = 1) -> Linear:
-        return self._timed(_title("linear", matrices), self.timed.linear(*matrices, segments=segments))
+    def linear(self, *matrices: BlockMatrix, segments: int = 1, norm: Norm | None = None) -> Linear:
+        return self._timed(_title("linear", matrices), self.timed.linear(*matrices, segments=segments, norm=norm))
 
-    def gated(self, gate: BlockMatrix, up: BlockMatrix, activation: Activation = "silu") -> Linear:
-        return self._timed(_title("gated", (gate, up)), self.timed.gated(gate, up, activation))
+    def gated(
+        self, gate: BlockMatrix, up: BlockMatrix, activation: Activation = "silu", norm: Norm | None = None
+    ) -> Linear:
+        return self._timed(_title("gated", (gate, up)), self.timed.gated(gate, up, activation, norm))
 
     def experts(
         self, experts: Iterable[tuple[BlockMatrix, BlockMatrix, BlockMatrix]], segments: int = 1,

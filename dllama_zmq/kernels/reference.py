@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from dllama_zmq.kernels.grouped import GroupedExperts
-from dllama_zmq.kernels.interface import KVType, Run
+from dllama_zmq.kernels.interface import Kernels, KVType, Norm, Run
 from dllama_zmq.kernels.reduction import tree_sum
 from dllama_zmq.quants import F32, I8, U8, BlockMatrix, dequantize, quantize, split_q40, split_q41, split_q80
 from dllama_zmq.spec import SYNC_FLOAT, Activation, FloatType, Sync
@@ -27,14 +27,25 @@ class Reference:
     def __init__(self, threads: int = 1) -> None:
         self._pool = ThreadPoolExecutor(threads, "kernels") if threads > 1 else None
 
-    def linear(self, *matrices: BlockMatrix, segments: int = 1) -> Callable[[F32], Any]:
+    def linear(self, *matrices: BlockMatrix, segments: int = 1, norm: Norm | None = None) -> Callable[[F32], Any]:
         products = [self._product(matrix, segments) for matrix in matrices]
-        return products[0] if len(products) == 1 else lambda x: [product(x) for product in products]
 
-    def gated(self, gate: BlockMatrix, up: BlockMatrix, activation: Activation = "silu") -> Callable[[F32], F32]:
+        def apply(x: F32) -> Any:
+            x = normed(self, x, norm)
+            return products[0](x) if len(products) == 1 else [product(x) for product in products]
+
+        return apply
+
+    def gated(
+        self, gate: BlockMatrix, up: BlockMatrix, activation: Activation = "silu", norm: Norm | None = None
+    ) -> Callable[[F32], F32]:
         gate_product, up_product = self._product(gate, 1), self._product(up, 1)
 
-        return lambda x: gate_times(gate_product(x), up_product(x), activation)
+        def apply(x: F32) -> F32:
+            x = normed(self, x, norm)
+            return gate_times(gate_product(x), up_product(x), activation)
+
+        return apply
 
     def experts(
         self, experts: Iterable[tuple[BlockMatrix, BlockMatrix, BlockMatrix]], segments: int = 1,
@@ -130,6 +141,11 @@ class ReferenceCache:
         first = 0 if self._window is None else max(0, run.start - self._window + 1)
         keys, values = self._store[layer, run.slot, :, :, first : run.start + run.count].astype(np.float32)
         return _attention(q, keys, values, self._kv_of_head, self._window, self._softcap)
+
+
+def normed(kernels: Kernels, x: F32, norm: Norm | None) -> F32:
+    """x (T, D) by the norm, where there is one."""
+    return x if norm is None else kernels.rms_norm(x, norm.gain, norm.eps)
 
 
 def gate_times(gate: F32, up: F32, activation: Activation) -> F32:

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from dllama_zmq.kernels import Kernels, KVCache, Run
+from dllama_zmq.kernels import Kernels, KVCache, Norm, Run
 from dllama_zmq.models.comm import Comm
 from dllama_zmq.models.rope import rope_angles, rope_frequencies
 from dllama_zmq.models.tensors import attention_tensors, decoder_tensors, feed_forward_tensors, norm_tensor
@@ -34,19 +34,19 @@ class Attention:
 
     def __init__(self, spec: ModelSpec, take: Take, kernels: Kernels, segments: int) -> None:
         self._spec, self._kernels = spec, kernels
-        self._norm = vector(take("attention_norm"))
-        self._qkv = kernels.linear(take("attention.q"), take("attention.k"), take("attention.v"))
+        norm = Norm(vector(take("attention_norm")), spec.norm_eps)
+        self._qkv = kernels.linear(take("attention.q"), take("attention.k"), take("attention.v"), norm=norm)
         self._o = kernels.linear(take("attention.o"), segments=segments)
 
     def heads(self, x: F32) -> tuple[F32, F32, F32]:
-        """Normed x (T, D) -> queries (T, H, Hd), keys and values (T, K, Hd), before their rotation."""
+        """x (T, D), before its norm -> queries (T, H, Hd), keys and values (T, K, Hd), before their rotation."""
         q, k, v = self._qkv(x)
         shape = (len(x), -1, self._spec.head_dim)
         return q.reshape(shape), k.reshape(shape), v.reshape(shape)
 
     def __call__(self, x: F32, layer: int, cache: KVCache, runs: Sequence[Run], angles: Angles) -> F32:
         """x (T, D) -> this node's part of what attention adds to it (T, D)."""
-        q, k, v = self.heads(self._kernels.rms_norm(x, self._norm, self._spec.norm_eps))
+        q, k, v = self.heads(x)
         layout = self._spec.rope.layout
         q, k = self._kernels.rotate(q, *angles, layout), self._kernels.rotate(k, *angles, layout)
         attended = []
@@ -82,13 +82,12 @@ class FeedForward:
     """A dense feed-forward network's columns on this node."""
 
     def __init__(self, spec: ModelSpec, take: Take, kernels: Kernels, segments: int) -> None:
-        self._eps, self._kernels = spec.norm_eps, kernels
-        self._norm = vector(take("ffn_norm"))
-        self._gated = kernels.gated(take("ffn.gate"), take("ffn.up"), spec.activation)
+        norm = Norm(vector(take("ffn_norm")), spec.norm_eps)
+        self._gated = kernels.gated(take("ffn.gate"), take("ffn.up"), spec.activation, norm)
         self._down = kernels.linear(take("ffn.down"), segments=segments)
 
     def __call__(self, x: F32) -> F32:
-        out: F32 = self._down(self._gated(self._kernels.rms_norm(x, self._norm, self._eps)))
+        out: F32 = self._down(self._gated(x))
         return out
 
     def finish(self, total: F32) -> F32:
@@ -105,7 +104,7 @@ class Llama:
     feed_forward: type[FeedForwardBlock] = FeedForward
 
     def __init__(self, spec: ModelSpec, take: Take, kernels: Kernels, cache: KVCache, segments: int) -> None:
-        self._eps, self._kernels, self._cache = spec.norm_eps, kernels, cache
+        self._cache = cache
         self._frequencies = rope_frequencies(spec.rope, spec.head_dim)
         self._layers = []
         for i in range(spec.n_layers):
@@ -115,8 +114,8 @@ class Llama:
 
             parts = (spec, of_layer, kernels, segments)
             self._layers.append((self.attention(*parts), self.feed_forward(*parts)))
-        self._norm = vector(take("final_norm"))
-        self._head = kernels.linear(take("head"))
+        norm = Norm(vector(take("final_norm")), spec.norm_eps)
+        self._head = kernels.linear(take("head"), norm=norm)
 
     def forward(self, x: F32, runs: Sequence[Run], comm: Comm) -> F32:
         """Embedded tokens x (T, D), `runs` covering its rows in order -> (T, D), before the final norm."""
@@ -130,7 +129,7 @@ class Llama:
 
     def logits(self, x: F32) -> F32:
         """Rows of forward's result (R, D) -> this node's part of the vocabulary (R, V / nodes)."""
-        logits: F32 = self._head(self._kernels.rms_norm(x, self._norm, self._eps))
+        logits: F32 = self._head(x)
         return logits
 
 

@@ -30,13 +30,14 @@ from back_ends import (
     with_threads,
 )
 
-from dllama_zmq.kernels import Run, choose_kernels, tree_sum
+from dllama_zmq.kernels import Norm, Run, choose_kernels, tree_sum
 from dllama_zmq.models.rope import rope_angles, rope_frequencies
 from dllama_zmq.quants import BlockMatrix, dequantize, quantize, split_q80
 from dllama_zmq.spec import SYNC_FLOAT, FloatType, Rope, RopeScaling
 
 ROWS = [1, 15, 16, 17, 31, 33, 255, 256, 257]
 SHAPES = [(32, 1), (288, 1), (288, 9), (256, 8), (768, 8)]  # columns and segments
+Q80 = FloatType.Q80
 TOKENS = [*range(1, 10), 16, 33, 64]
 SYNCS = ["f32", "f16", "q80"]
 
@@ -110,6 +111,32 @@ def test_gated_is_the_silu_of_one_product_times_the_other(kernels, float_type, r
         error = np.where(inside, np.abs(gated(x) - exact), 0)
         assert (error <= 11 * U * np.abs(exact) + 1e-38).all(), n_tokens
         assert inside.mean() > 0.5
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("choice", AVAILABLE)
+@pytest.mark.parametrize("float_type", list(FloatType))
+def test_a_product_with_a_norm_has_the_bits_of_the_norm_and_then_the_product(choice, float_type, threads):
+    matrices = [weights(rows, 96, float_type, seed=rows) for rows in (17, 33)]
+    norm, other = (Norm(activations(1, 96, seed)[0], eps) for seed, eps in ((2, 1e-5), (3, 0.5)))
+    with with_threads(choice, threads) as kernels, np.errstate(over="ignore"):
+        makers = [
+            lambda **norm: kernels.linear(*matrices, segments=3, **norm),
+            lambda **norm: kernels.linear(matrices[0], **norm),
+            lambda **norm: kernels.linear(matrices[0], weights(1, 96, FloatType.F32), weights(5, 96, Q80), **norm),
+            lambda **norm: kernels.gated(matrices[0], matrices[0], "gelu", **norm),
+            lambda **norm: kernels.gated(matrices[1], weights(33, 96, Q80), **norm),
+        ]
+        plain, of_one, of_other = ([make(**of) for make in makers] for of in ({}, {"norm": norm}, {"norm": other}))
+        for n_tokens in TOKENS:
+            x = activations(n_tokens, 96) / 16
+            kept = x.copy()
+            for with_norm, of in ((of_one, norm), (of_other, other)):
+                normed = kernels.rms_norm(x, of.gain, of.eps)
+                for product, fused in zip(plain, with_norm, strict=True):
+                    for wanted, found in zip(product(normed), fused(x), strict=True):
+                        assert np.array_equal(found, wanted), n_tokens
+            assert np.array_equal(x, kept)
 
 
 @pytest.mark.parametrize("choice", AVAILABLE)
@@ -303,10 +330,12 @@ def test_a_matrix_may_be_cut_from_a_read_only_one_that_lies_anywhere(kernels, fl
 
 @pytest.mark.parametrize("float_type", list(FloatType))
 def test_activations_may_lie_apart_or_be_read_only(kernels, float_type):
-    product, wide = kernels.linear(weights(17, 64, float_type)), activations(8, 128)
+    matrix, wide = weights(17, 64, float_type), activations(8, 128)
+    norm = Norm(activations(1, 128)[0, ::2], 1e-5)
     frozen = np.frombuffer(wide.tobytes(), np.float32).reshape(wide.shape)
-    for x in (wide[:, 32:96], wide[::2, :64], frozen[:, 64:], frozen[1:2, :64]):
-        assert np.array_equal(product(x), product(x.copy()))
+    for product in (kernels.linear(matrix), kernels.linear(matrix, norm=norm)):
+        for x in (wide[:, 32:96], wide[::2, :64], frozen[:, 64:], frozen[1:2, :64]):
+            assert np.array_equal(product(x), product(x.copy()))
 
 
 @pytest.mark.parametrize("n_parts", [1, 2, 3, 4, 8])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from back_ends import PLAIN, QUANTIZED, activations, weights
 
-from dllama_zmq.kernels import Run
+from dllama_zmq.kernels import Norm, Run
 from dllama_zmq.quants import BlockMatrix, dequantize, quantize
 from dllama_zmq.spec import SYNC_FLOAT, FloatType
 
@@ -18,6 +18,7 @@ def makers(kernels, n_tokens):
     """Every kind of result, made anew at each call: name -> function."""
     x, gain = activations(n_tokens, 64) / 16, np.ones(64, np.float32)
     matrix = weights(64, 64, FloatType.Q40)
+    normed = kernels.linear(matrix, norm=Norm(gain, 1e-5))
     linear, several, gated = kernels.linear(matrix), kernels.linear(matrix, matrix), kernels.gated(matrix, matrix)
     run, heads = Run(0, 0, n_tokens), x.reshape(n_tokens, 4, 16)
     cache = kernels.kv_cache(1, 1, 4, n_tokens, 16, [0, 1, 2, 3], "f16")
@@ -28,6 +29,7 @@ def makers(kernels, n_tokens):
         "first of several": lambda: several(x)[0],
         "last of several": lambda: several(x)[1],
         "gated": lambda: gated(x),
+        "of a norm": lambda: normed(x),
         "rms_norm": lambda: kernels.rms_norm(x, gain, 1e-5),
         "attend": lambda: cache.attend(0, run, heads),
         "pack": lambda: kernels.pack(x, "q80"),
@@ -74,12 +76,14 @@ def test_a_result_that_was_dropped_is_the_memory_of_the_next(compiled, n_tokens)
 
 
 def test_nothing_is_allocated_from_token_to_token(compiled):
-    wide, narrow = compiled.linear(weights(8192, 64, FloatType.Q40)), compiled.linear(weights(64, 8192, FloatType.Q80))
     gain, x = np.ones(8192, np.float32), activations(16, 64)
+    wide, narrow = compiled.linear(weights(8192, 64, FloatType.Q40)), compiled.linear(weights(64, 8192, FloatType.Q80))
+    normed = compiled.linear(weights(64, 8192, FloatType.Q40), norm=Norm(gain, 1e-5))
     parts = [quantize(activations(16, 8192), FloatType.Q80)] * 4
 
     def step(n_tokens: int) -> None:
         narrow(wide(x[:n_tokens]))
+        normed(wide(x[:n_tokens]))
         compiled.pack(compiled.add_up([part[:n_tokens] for part in parts], "q80", packed=True)[1], "q80")
         compiled.rms_norm(wide(x[:n_tokens]), gain, 1e-5)
 
@@ -104,7 +108,11 @@ def test_a_quantized_product_of_what_is_no_number_is_none_and_leaves_other_token
 ):
     matrix, other = weights(33, 96, float_type), weights(33, 96, float_type, seed=5)
     x = activations(n_tokens, 96) / 16
-    products = compiled.linear(matrix), compiled.linear(matrix, segments=3), compiled.gated(matrix, other)
+    norm = Norm(np.ones(96, np.float32), 1e-5)
+    products = (
+        compiled.linear(matrix), compiled.linear(matrix, segments=3), compiled.gated(matrix, other),
+        compiled.linear(matrix, norm=norm),
+    )  # fmt: skip
     for product in products:
         clean = product(x)
         for column in (0, 31, 40, 95):

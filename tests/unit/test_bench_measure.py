@@ -54,5 +54,5 @@ def test_kernels_are_counted_over_the_repetitions_alone_and_only_where_asked_for
         n_layers = model.spec.n_layers
     assert measured.kernels is not None
     assert measured.kernels["attend"][1] == 3 * 4 * n_layers
-    assert measured.kernels["rms_norm"][1] == 3 * 4 * (2 * n_layers + 1)
+    assert measured.kernels["rms_norm"][1] == 0  # each is part of a product
     assert 0 < sum(seconds for seconds, _ in measured.kernels.values()) <= sum(measured.seconds)

@@ -13,7 +13,7 @@ from numba import types
 from dllama_zmq.kernels.simd.host import host_cpu
 from dllama_zmq.kernels.simd.registry import KERNELS
 
-_MODULES = ("products", "mixture", "packing", "rows", "attention", "wire", "threads", "trade")
+_MODULES = ("products", "mixture", "packing", "rows", "attention", "wire", "threads", "chaining", "trade")
 
 
 def kernel_names() -> list[str]:

@@ -71,6 +71,17 @@ Q41 = PairBlock(256, True, 20)
 Q80 = PairBlock(512, False, 34)
 
 
+# A product's job and `quantize`'s (products.py), in bytes.
+PAIRS, PAIR_BYTES, X, X_STRIDE, OUT, OUT_STRIDE, N_ROWS, N_COLUMNS, N_SEGMENTS, N_TOKENS, FORM = range(0, 88, 8)
+# `rms_norm`'s (rows.py): EPS as f32.
+NORM_X, NORM_OUT, NORM_GAIN, NORM_WIDTH, NORM_EPS = range(0, 40, 8)
+
+# A chain of jobs (chaining.py), in bytes: the pool, how many links it has, and the links: LINK_KERNEL over LINK_ITEMS
+# of LINK_JOB, LINK_CHUNK at a time.
+CHAIN_POOL, N_LINKS, LINKS = 0, 8, 16
+LINK_KERNEL, LINK_JOB, LINK_ITEMS, LINK_CHUNK = range(0, 32, 8)
+LINK_BYTES = 32
+
 # Adding up what crosses the bus (wire.py), in bytes. PARTS: N_PARTS addresses of runs as the wire has them (FORM).
 # WIRE: where their sum goes in that form, 0 for nowhere. OUT: where what WIRE says goes as f32, 0 for nowhere.
 # N_PARTS 0: what is at OUT goes to WIRE.

@@ -13,7 +13,28 @@ from __future__ import annotations
 from numba.extending import register_jitable
 
 from dllama_zmq.kernels.simd.host import host_target
-from dllama_zmq.kernels.simd.layout import AS_F32, AS_Q80, GATED, GATED_GELU, Q40, Q41, Q80, SCALES, X_BLOCK
+from dllama_zmq.kernels.simd.layout import (
+    AS_F32,
+    AS_Q80,
+    FORM,
+    GATED,
+    GATED_GELU,
+    N_COLUMNS,
+    N_ROWS,
+    N_SEGMENTS,
+    N_TOKENS,
+    OUT,
+    OUT_STRIDE,
+    PAIR_BYTES,
+    PAIRS,
+    Q40,
+    Q41,
+    Q80,
+    SCALES,
+    X_BLOCK,
+    X_STRIDE,
+    X,
+)
 from dllama_zmq.kernels.simd.pieces import block_scale, gelu_times, quantized, silu_times, store_lanes, store_scale
 from dllama_zmq.kernels.simd.registry import kernel
 from dllama_zmq.kernels.simd.vectors import (
@@ -37,9 +58,6 @@ _ROW = 64  # bytes of 16 floats
 SLOT = 8 * _ROW  # one tile times the tokens of one group
 DEPTH = 9  # unfinished sub-trees of 2^8 segments
 _sums_a, _sums_b = scratch(SLOT * DEPTH), scratch(SLOT * DEPTH)
-
-# Where a job's arguments stand, in bytes.
-PAIRS, PAIR_BYTES, X, X_STRIDE, OUT, OUT_STRIDE, N_ROWS, N_COLUMNS, N_SEGMENTS, N_TOKENS, FORM = range(0, 88, 8)
 
 
 @register_jitable

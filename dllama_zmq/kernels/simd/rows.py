@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dllama_zmq.kernels.simd.layout import NORM_EPS, NORM_GAIN, NORM_OUT, NORM_WIDTH, NORM_X
 from dllama_zmq.kernels.simd.pieces import F, load_lanes, store_lanes
 from dllama_zmq.kernels.simd.registry import kernel
 from dllama_zmq.kernels.simd.vectors import (
@@ -15,21 +16,19 @@ from dllama_zmq.kernels.simd.vectors import (
     sum_of,
 )
 
-X, OUT, GAIN, WIDTH, EPS = range(0, 40, 8)
-
 
 @kernel
 def rms_norm(job, first, last):
     """Rows X (T, WIDTH) to unit root-mean-square (EPS is added to the mean square), then by GAIN. Items are rows."""
-    width = load_i64(job + WIDTH)
-    gain = load_i64(job + GAIN)
+    width = load_i64(job + NORM_WIDTH)
+    gain = load_i64(job + NORM_GAIN)
     for t in range(first, last):
-        row, out = load_i64(job + X) + 4 * t * width, load_i64(job + OUT) + 4 * t * width
+        row, out = load_i64(job + NORM_X) + 4 * t * width, load_i64(job + NORM_OUT) + 4 * t * width
         squares = splat(F(0.0))
         for i in range(0, width, 16):
             v = load_lanes(row + 4 * i, width - i)
             squares = fma(v, v, squares)
-        scale = splat(F(1.0) / square_root(sum_of(squares) / F(width) + load_f32(job + EPS)))
+        scale = splat(F(1.0) / square_root(sum_of(squares) / F(width) + load_f32(job + NORM_EPS)))
         for i in range(0, width, 16):
             n = width - i
             store_lanes(out + 4 * i, load_lanes(row + 4 * i, n) * scale * load_lanes(gain + 4 * i, n), n)

@@ -1,0 +1,33 @@
+"""Jobs one after another, without the interpreter between them. numba code."""
+
+from __future__ import annotations
+
+from numba.extending import register_jitable
+
+from dllama_zmq.kernels.simd.layout import (
+    CHAIN_POOL,
+    LINK_BYTES,
+    LINK_CHUNK,
+    LINK_ITEMS,
+    LINK_JOB,
+    LINK_KERNEL,
+    LINKS,
+    N_LINKS,
+)
+from dllama_zmq.kernels.simd.registry import kernel
+from dllama_zmq.kernels.simd.threads import run
+from dllama_zmq.kernels.simd.vectors import load_i64
+
+register_jitable(run)
+
+
+@kernel
+def run_chain(chain):
+    """Each link's job by the threads of the chain's pool; the next begins when all of it is done."""
+    pool = load_i64(chain + CHAIN_POOL)
+    for i in range(load_i64(chain + N_LINKS)):
+        link = chain + LINKS + LINK_BYTES * i
+        run(
+            pool, load_i64(link + LINK_KERNEL), load_i64(link + LINK_JOB), load_i64(link + LINK_ITEMS),
+            load_i64(link + LINK_CHUNK),
+        )  # fmt: skip

@@ -1,0 +1,158 @@
+"""Products as the interface has them, over the kernels of `products.py` and `rows.py`. Knows no numba.
+
+Weights are repacked once into tiles (`packing.py`), by all threads, straight from wherever they lie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dllama_zmq.kernels.interface import Norm
+from dllama_zmq.kernels.simd import layout
+from dllama_zmq.kernels.simd.arrays import address, float_bits, in_one_piece
+from dllama_zmq.kernels.simd.chain import Chain
+from dllama_zmq.kernels.simd.host import host_target
+from dllama_zmq.kernels.simd.layout import AS_F32, LANES, Q40, Q41, Q80, X_BLOCK
+from dllama_zmq.kernels.simd.pool import Job
+from dllama_zmq.quants import F32, BlockMatrix
+from dllama_zmq.spec import FloatType
+
+if TYPE_CHECKING:
+    from dllama_zmq.kernels.simd.backend import Simd
+
+_KINDS = {
+    FloatType.F32: ("f32", "32", 2 * 64),
+    FloatType.F16: ("f16", "16", 2 * 32),
+    FloatType.BF16: ("bf16", "16", 2 * 32),
+    FloatType.Q40: ("q40", "q40", Q40.nbytes),
+    FloatType.Q41: ("q41", "q41", Q41.nbytes),
+    FloatType.Q80: ("q80", "q80", Q80.nbytes),
+}
+"""The names of a type's product and packing kernels, and the bytes of a block (or column) of a pair of tiles."""
+_PAIRS, _X, _OUT, _N_COLUMNS, _N_SEGMENTS, _N_TOKENS = (
+    place // 8 for place in
+    (layout.PAIRS, layout.X, layout.OUT, layout.N_COLUMNS, layout.N_SEGMENTS, layout.N_TOKENS)
+)  # fmt: skip
+_NORM_X, _NORM_OUT = layout.NORM_X // 8, layout.NORM_OUT // 8
+_CHUNK_BYTES = 128 * 1024
+"""Weights that one thread takes at a time: long enough for the memory's prefetching, short enough to share evenly."""
+ALONE_TOKENS = 4
+"""Up to so many tokens a norm, a rotation or a quantization is done by one thread: the others would come too late."""
+
+
+class Product:
+    """One or several matrices as tiles: `linear`, or `gated` where `form` says so.
+
+    A call is one chain: the norm of x, where there is one, into the back end's room; then, for quantized weights, what
+    came of it as Q80, into that room too; then the product.
+    """
+
+    def __init__(
+        self, kernels: Simd, matrices: Sequence[BlockMatrix], segments: int, form: int = AS_F32,
+        norm: Norm | None = None,
+    ) -> None:  # fmt: skip
+        kind = matrices[0].float_type
+        self._kernels = kernels
+        self.kind, self.form, self.integer = _KINDS[kind][0], form, kind.block_values == 32
+        self.columns = matrices[0].columns
+        n_tiles = [-(-matrix.rows // LANES) for matrix in matrices]
+        self.n_items = -(-sum(n_tiles) // 2)
+        self.pair_bytes = self.columns // kind.block_values * _KINDS[kind][2]
+        self._chunk = max(1, min(_CHUNK_BYTES // self.pair_bytes, self.n_items // (4 * kernels.pool.threads)))
+        self._memory = kernels.memory.take(self.n_items * self.pair_bytes)
+        self.base = address(self._memory)
+        self._pack(matrices, n_tiles)
+        self.rows, self._cuts = matrices[0].rows, []
+        if form == AS_F32 and len(matrices) > 1:
+            starts = [LANES * sum(n_tiles[:i]) for i in range(len(matrices) + 1)]
+            self.rows = starts[-1]
+            self._cuts = [(start, start + matrix.rows) for start, matrix in zip(starts, matrices, strict=False)]
+        self._results = kernels.arrays(self.rows)
+        self._segments, self._norm = segments, norm
+        self._chain = Chain(kernels, *self._jobs())
+        self._n_tokens = 0
+        self._fields, self._address, self._run = self._chain.fields, self._chain.address, kernels.run_chain
+        self._x = self._chain.place[0] + (_X if norm is None else _NORM_X)
+        self._out = self._chain.place[-1] + _OUT
+
+    def _pack(self, matrices: Sequence[BlockMatrix], n_tiles: Sequence[int]) -> None:
+        kind = matrices[0].float_type
+        kernel = self._kernels.addresses[f"pack_{_KINDS[kind][1]}"]
+        # Of a gated product the gate's and the up's tiles lie in turn: both of a pair are needed at once.
+        gated = self.form != AS_F32
+        first = 0
+        for i, (matrix, count) in enumerate(zip(matrices, n_tiles, strict=True)):
+            data = matrix.data if matrix.data.strides[1] == 1 else np.ascontiguousarray(matrix.data)
+            job = Job(
+                self.base, self.pair_bytes, i if gated else first, 2 if gated else 1, data.ctypes.data, data.strides[0],
+                matrix.rows, self.columns // kind.block_values,
+            )  # fmt: skip
+            self._kernels.pool.run(kernel, job.address, count, 4)
+            first += count
+
+    def _jobs(self) -> list[tuple[str, Sequence[int]]]:
+        columns = self.columns
+        jobs: list[tuple[str, Sequence[int]]] = []
+        if self._norm is not None:
+            self._gain = np.ascontiguousarray(self._norm.gain, np.float32)
+            jobs.append(("rms_norm", (0, 0, address(self._gain), columns, float_bits(self._norm.eps))))
+        if self.integer:
+            jobs.append(("quantize", (0, 0, 0, 4 * columns, 0, 0, 0, columns, 0, 0)))
+        tiles, out = (self.base, self.pair_bytes), (0, 4 * self.rows, self.rows)
+        product = (*tiles, 0, 4 * columns, *out, columns, self._segments, 0, self.form)
+        return [*jobs, (f"product_{self.kind}", product)]
+
+    def __call__(self, x: F32) -> Any:
+        out = self._times(x)
+        return [out[:, first:last] for first, last in self._cuts] if self._cuts else out
+
+    def segment(self, x: F32, i: int, of: int) -> F32:
+        """The sum of part `i` of `of` equal parts of the columns alone; of a product without a norm."""
+        width = self.columns // of
+        self._take_columns(i * width, width, 1)
+        out: F32 = self._times(x, 4 * i * width)
+        self._take_columns(0, self.columns, self._segments)
+        return out
+
+    def _times(self, x: F32, offset: int = 0) -> Any:
+        """The product, x beginning at `offset` bytes of its rows."""
+        n_tokens = len(x)
+        if n_tokens != self._n_tokens:
+            self._expect(n_tokens)
+        x, at = in_one_piece(x)
+        out, to = self._results.take(n_tokens)
+        fields = self._fields
+        fields[self._x], fields[self._out] = at + offset, to
+        self._run(self._address)
+        return out
+
+    def _take_columns(self, first: int, n_columns: int, segments: int) -> None:
+        """From now on `n_columns` from `first` on count."""
+        fields, product = self._fields, self._chain.place[-1]
+        fields[product + _PAIRS] = self.base + self.pair_bytes * first // self.columns
+        fields[product + _N_SEGMENTS] = segments
+        for place in self._chain.place:
+            fields[place + _N_COLUMNS] = n_columns
+
+    def _expect(self, n_tokens: int) -> None:
+        """From now on x has so many rows."""
+        kernels, chain, fields = self._kernels, self._chain, self._fields
+        alone = n_tokens <= ALONE_TOKENS
+        product = len(chain.place) - 1
+        normed_bytes = 0 if self._norm is None else 4 * self.columns * n_tokens
+        values_bytes = self.columns // 32 * X_BLOCK * n_tokens if self.integer else 0
+        self._room, at = kernels.room(normed_bytes + values_bytes)
+        if self._norm is not None:
+            chain.share(0, n_tokens, n_tokens if alone else -(-n_tokens // (4 * kernels.pool.threads)))
+            fields[chain.place[0] + _NORM_OUT] = fields[chain.place[1] + _X] = at
+        if self.integer:
+            n_groups = -(-n_tokens // host_target().tokens)
+            chain.share(product - 1, n_groups, n_groups if alone else 1)
+            fields[chain.place[-2] + _OUT] = fields[chain.place[-1] + _X] = at + normed_bytes
+            fields[chain.place[-2] + _N_TOKENS] = n_tokens
+        chain.share(product, self.n_items, self._chunk if n_tokens < 8 else 1)
+        fields[chain.place[-1] + _N_TOKENS] = n_tokens
+        self._n_tokens = n_tokens
