@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import cast
 
 from dllama_zmq.bus.links import PeerGone, RootLink
 from dllama_zmq.bus.messages import (
@@ -39,7 +40,7 @@ from dllama_zmq.bus.messages import (
 )
 from dllama_zmq.bus.meter import frame_bytes
 from dllama_zmq.bus.session import Gather, Member, Part, Roster, State
-from dllama_zmq.bus.trade import Trade, make_trade, stage_header
+from dllama_zmq.bus.trade import Trade, as_it_crosses, make_trade, stage_header
 from dllama_zmq.errors import ProtocolError, RemoteError, WorkerLost
 from dllama_zmq.kernels import Kernels
 from dllama_zmq.quants import F32, U8
@@ -53,8 +54,8 @@ answered hear that the root lives."""
 class Solo:
     """One node alone: its partial sums are the sums."""
 
-    def all_reduce(self, partial: F32) -> F32:
-        return partial
+    def all_reduce(self, partial: F32 | U8) -> F32:
+        return cast(F32, partial)  # nobody has told the products of anything that it should cross
 
 
 class StarRoot:
@@ -96,9 +97,9 @@ class StarRoot:
         self._publish(Step(self._roster.epoch, self._step, list(runs), list(wanted), k, [head]), [frame])
         return unpack(head, frame, self._sync, (x.shape[0], x.shape[1]))
 
-    def all_reduce(self, partial: F32) -> F32:
+    def all_reduce(self, partial: F32 | U8) -> F32:
         self._stage += 1
-        own = self._kernels.pack(partial, self._sync)  # as the others' parts travel, so that no node is special
+        own = as_it_crosses(partial, self._kernels, self._sync)  # as the others' do: no node is special
         parts: list[U8 | None] = [None for _ in self._nodes]
         other: list[Frame] | None = None
         if self._trade is not None:

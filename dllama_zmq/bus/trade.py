@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import msgpack
 import msgspec
@@ -85,7 +85,7 @@ class Trade:
         self, simd: Simd, library: ctypes.CDLL, sync: Sync, to: zmq.Socket[bytes], source: zmq.Socket[bytes],
         spin_s: float, order: Sequence[int], identities: Sequence[bytes], late: bool,
     ) -> None:  # fmt: skip
-        from dllama_zmq.kernels.simd.backend import address
+        from dllama_zmq.kernels.simd.arrays import address
 
         self._simd, self._address, self._library, self._source = simd, address, library, source
         self._from = source.underlying
@@ -199,6 +199,11 @@ class Trade:
 
 def _address_of(function: Any) -> int:
     return ctypes.cast(function, ctypes.c_void_p).value or 0
+
+
+def as_it_crosses(partial: F32 | U8, kernels: Kernels, sync: Sync) -> U8:
+    """A partial sum (T, D) in the type of the bus, if it is not yet."""
+    return cast(U8, partial) if partial.dtype == np.uint8 else kernels.pack(cast(F32, partial), sync)
 
 
 def stage_header(kind: type[Sum | Partial], epoch: int, step: int, head: ArrayHead) -> Callable[[int], bytes]:

@@ -22,7 +22,7 @@ from dllama_zmq.bus.messages import (
     packed,
     unpack,
 )
-from dllama_zmq.bus.trade import Trade, make_trade, stage_header
+from dllama_zmq.bus.trade import Trade, as_it_crosses, make_trade, stage_header
 from dllama_zmq.errors import ProtocolError, RootLost
 from dllama_zmq.kernels import Kernels
 from dllama_zmq.quants import F32, U8
@@ -75,9 +75,9 @@ class StarWorker:
         self._sum_header = stage_header(Sum, self.epoch, self.step, self._head)
         return x
 
-    def all_reduce(self, partial: F32) -> F32:
+    def all_reduce(self, partial: F32 | U8) -> F32:
         self._stage += 1
-        own = self._kernels.pack(partial, self._sync)
+        own = as_it_crosses(partial, self._kernels, self._sync)
         other: list[Frame] | None = None
         if self._trade is None:
             self._link.send(Partial(self.epoch, self.step, self._stage, [self._head]), [own.data.cast("B")])

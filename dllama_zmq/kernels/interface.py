@@ -37,6 +37,14 @@ class Norm:
     eps: float
 
 
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """How a node makes its part of a sum over all nodes: `Kernels.linear` says what `segments` and `wire` are."""
+
+    segments: int = 1
+    wire: Sync | None = None
+
+
 class Linear(Protocol):
     """A matrix, or several with the same input, made ready for products; with a norm, for products of x normed."""
 
@@ -81,12 +89,15 @@ class Kernels(Protocol):
 
     name: str
 
-    def linear(self, *matrices: BlockMatrix, segments: int = 1, norm: Norm | None = None) -> Linear:
+    def linear(
+        self, *matrices: BlockMatrix, segments: int = 1, norm: Norm | None = None, wire: Sync | None = None
+    ) -> Linear:
         """Make matrices (rows, columns) of one width ready, as one product.
 
         The columns are `segments` equal parts. Blocks are added one after another within a part, and the parts in
         a balanced tree (`tree_sum`). That makes a sum over all nodes the same bits however many nodes share it.
         norm: the product has the same bits as `rms_norm` and then the product without it.
+        wire: the result, of one matrix, is what `pack` makes of it for this type: (T, bytes of its rows).
         """
         ...
 

@@ -8,7 +8,7 @@ from typing import ParamSpec, TypeVar
 
 from dllama_zmq.kernels.interface import Experts, Kernels, KVCache, KVType, Linear, Norm
 from dllama_zmq.quants import BlockMatrix
-from dllama_zmq.spec import Activation
+from dllama_zmq.spec import Activation, Sync
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -54,8 +54,11 @@ class Profiled:
         for spent in self._spent.values():
             spent.seconds, spent.calls = 0.0, 0
 
-    def linear(self, *matrices: BlockMatrix, segments: int = 1, norm: Norm | None = None) -> Linear:
-        return self._timed(_title("linear", matrices), self.timed.linear(*matrices, segments=segments, norm=norm))
+    def linear(
+        self, *matrices: BlockMatrix, segments: int = 1, norm: Norm | None = None, wire: Sync | None = None
+    ) -> Linear:
+        product = self.timed.linear(*matrices, segments=segments, norm=norm, wire=wire)
+        return self._timed(_title("linear", matrices), product)
 
     def gated(
         self, gate: BlockMatrix, up: BlockMatrix, activation: Activation = "silu", norm: Norm | None = None

@@ -27,11 +27,15 @@ class Reference:
     def __init__(self, threads: int = 1) -> None:
         self._pool = ThreadPoolExecutor(threads, "kernels") if threads > 1 else None
 
-    def linear(self, *matrices: BlockMatrix, segments: int = 1, norm: Norm | None = None) -> Callable[[F32], Any]:
+    def linear(
+        self, *matrices: BlockMatrix, segments: int = 1, norm: Norm | None = None, wire: Sync | None = None
+    ) -> Callable[[F32], Any]:
         products = [self._product(matrix, segments) for matrix in matrices]
 
         def apply(x: F32) -> Any:
             x = normed(self, x, norm)
+            if wire is not None:
+                return self.pack(products[0](x), wire)
             return products[0](x) if len(products) == 1 else [product(x) for product in products]
 
         return apply

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from dllama_zmq.kernels import Kernels, KVCache, Run
+from dllama_zmq.kernels import Kernels, KVCache, Run, Sums
 from dllama_zmq.models.cache import kv_cache_bytes
 from dllama_zmq.models.comm import Comm
 from dllama_zmq.models.grok1 import SOFTCAP, Grok1, grok1_tensors
@@ -57,6 +57,6 @@ def attention_softcap(spec: ModelSpec) -> float | None:
     return SOFTCAP if spec.arch == "grok1" else None
 
 
-def build_model(spec: ModelSpec, take: Take, kernels: Kernels, cache: KVCache, segments: int) -> Model:
+def build_model(spec: ModelSpec, take: Take, kernels: Kernels, cache: KVCache, sums: Sums) -> Model:
     """This node's share of the model that `spec` names; the arguments are those of `Llama`."""
-    return _MODELS[spec.arch][0](spec, take, kernels, cache, segments)
+    return _MODELS[spec.arch][0](spec, take, kernels, cache, sums)

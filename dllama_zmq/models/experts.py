@@ -10,7 +10,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from dllama_zmq.kernels import Kernels
+from dllama_zmq.kernels import Kernels, Sums
 from dllama_zmq.models.llama import Take, vector
 from dllama_zmq.quants import F32
 from dllama_zmq.spec import ModelSpec
@@ -58,13 +58,13 @@ class MixtureOfExperts:
 
     norm = "ffn_norm"
 
-    def __init__(self, spec: ModelSpec, take: Take, kernels: Kernels, segments: int) -> None:
+    def __init__(self, spec: ModelSpec, take: Take, kernels: Kernels, sums: Sums) -> None:
         self._eps, self._kernels = spec.norm_eps, kernels
         self._norm = vector(take(self.norm))
         self._router = Router(spec, take("router").dequantize(), self._norm)
         names = [[f"experts.{e}.{part}" for part in ("gate", "up", "down")] for e in range(spec.n_experts)]
         self._experts = kernels.experts(
-            ((take(gate), take(up), take(down)) for gate, up, down in names), segments, spec.activation
+            ((take(gate), take(up), take(down)) for gate, up, down in names), sums.segments, spec.activation
         )
 
     def __call__(self, x: F32) -> F32:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dllama_zmq.kernels import Kernels, Run
+from dllama_zmq.kernels import Kernels, Run, Sums
 from dllama_zmq.models.comm import Comm
 from dllama_zmq.models.experts import MixtureOfExperts
 from dllama_zmq.models.llama import Attention, Llama, Take, vector
@@ -28,8 +28,8 @@ def grok1_tensors(spec: ModelSpec) -> list[TensorSpec]:
 
 
 class _NormedAttention(Attention):
-    def __init__(self, spec: ModelSpec, take: Take, kernels: Kernels, segments: int) -> None:
-        super().__init__(spec, take, kernels, segments)
+    def __init__(self, spec: ModelSpec, take: Take, kernels: Kernels, sums: Sums) -> None:
+        super().__init__(spec, take, kernels, sums)
         self._out_norm = vector(take("ffn_norm"))  # so it is called in a `.m` file
 
     def finish(self, total: F32) -> F32:
@@ -39,8 +39,8 @@ class _NormedAttention(Attention):
 class _NormedExperts(MixtureOfExperts):
     norm = "moe_norm"
 
-    def __init__(self, spec: ModelSpec, take: Take, kernels: Kernels, segments: int) -> None:
-        super().__init__(spec, take, kernels, segments)
+    def __init__(self, spec: ModelSpec, take: Take, kernels: Kernels, sums: Sums) -> None:
+        super().__init__(spec, take, kernels, sums)
         self._out_norm = vector(take("moe_out_norm"))
 
     def finish(self, total: F32) -> F32:

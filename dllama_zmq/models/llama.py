@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from dllama_zmq.kernels import Kernels, KVCache, Norm, Run
+from dllama_zmq.kernels import Kernels, KVCache, Norm, Run, Sums
 from dllama_zmq.models.comm import Comm
 from dllama_zmq.models.rope import rope_angles, rope_frequencies
 from dllama_zmq.models.tensors import attention_tensors, decoder_tensors, feed_forward_tensors, norm_tensor
@@ -32,11 +32,11 @@ def llama_tensors(spec: ModelSpec) -> list[TensorSpec]:
 class Attention:
     """A layer's attention over this node's heads."""
 
-    def __init__(self, spec: ModelSpec, take: Take, kernels: Kernels, segments: int) -> None:
+    def __init__(self, spec: ModelSpec, take: Take, kernels: Kernels, sums: Sums) -> None:
         self._spec, self._kernels = spec, kernels
         norm = Norm(vector(take("attention_norm")), spec.norm_eps)
         self._qkv = kernels.linear(take("attention.q"), take("attention.k"), take("attention.v"), norm=norm)
-        self._o = kernels.linear(take("attention.o"), segments=segments)
+        self._o = kernels.linear(take("attention.o"), segments=sums.segments, wire=sums.wire)
 
     def heads(self, x: F32) -> tuple[F32, F32, F32]:
         """x (T, D), before its norm -> queries (T, H, Hd), keys and values (T, K, Hd), before their rotation."""
@@ -67,7 +67,7 @@ class Attention:
 class FeedForwardBlock(Protocol):
     """A layer's second half: dense or a mixture of experts."""
 
-    def __init__(self, spec: ModelSpec, take: Take, kernels: Kernels, segments: int) -> None: ...
+    def __init__(self, spec: ModelSpec, take: Take, kernels: Kernels, sums: Sums) -> None: ...
 
     def __call__(self, x: F32) -> F32:
         """x (T, D) -> this node's part of what is added to it (T, D)."""
@@ -81,10 +81,10 @@ class FeedForwardBlock(Protocol):
 class FeedForward:
     """A dense feed-forward network's columns on this node."""
 
-    def __init__(self, spec: ModelSpec, take: Take, kernels: Kernels, segments: int) -> None:
+    def __init__(self, spec: ModelSpec, take: Take, kernels: Kernels, sums: Sums) -> None:
         norm = Norm(vector(take("ffn_norm")), spec.norm_eps)
         self._gated = kernels.gated(take("ffn.gate"), take("ffn.up"), spec.activation, norm)
-        self._down = kernels.linear(take("ffn.down"), segments=segments)
+        self._down = kernels.linear(take("ffn.down"), segments=sums.segments, wire=sums.wire)
 
     def __call__(self, x: F32) -> F32:
         out: F32 = self._down(self._gated(x))
@@ -97,13 +97,13 @@ class FeedForward:
 class Llama:
     """One node's share of a Llama.
 
-    segments: the parts of this node in the tree of partial sums (`Kernels.linear`).
+    sums: how this node makes its part of a sum over all nodes.
     """
 
     attention: type[Attention] = Attention
     feed_forward: type[FeedForwardBlock] = FeedForward
 
-    def __init__(self, spec: ModelSpec, take: Take, kernels: Kernels, cache: KVCache, segments: int) -> None:
+    def __init__(self, spec: ModelSpec, take: Take, kernels: Kernels, cache: KVCache, sums: Sums) -> None:
         self._cache = cache
         self._frequencies = rope_frequencies(spec.rope, spec.head_dim)
         self._layers = []
@@ -112,7 +112,7 @@ class Llama:
             def of_layer(name: str, i: int = i) -> BlockMatrix:
                 return take(f"layers.{i}.{name}")
 
-            parts = (spec, of_layer, kernels, segments)
+            parts = (spec, of_layer, kernels, sums)
             self._layers.append((self.attention(*parts), self.feed_forward(*parts)))
         norm = Norm(vector(take("final_norm")), spec.norm_eps)
         self._head = kernels.linear(take("head"), norm=norm)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dllama_zmq.kernels import Kernels
+from dllama_zmq.kernels import Kernels, Sums
 from dllama_zmq.models.experts import MixtureOfExperts
 from dllama_zmq.models.llama import Attention, Llama, Take, vector
 from dllama_zmq.models.tensors import (
@@ -41,8 +41,8 @@ def qwen3_moe_tensors(spec: ModelSpec) -> list[TensorSpec]:
 
 
 class _BiasedAttention(Attention):
-    def __init__(self, spec: ModelSpec, take: Take, kernels: Kernels, segments: int) -> None:
-        super().__init__(spec, take, kernels, segments)
+    def __init__(self, spec: ModelSpec, take: Take, kernels: Kernels, sums: Sums) -> None:
+        super().__init__(spec, take, kernels, sums)
         self._biases = [vector(take(f"attention.{letter}_bias")).reshape(-1, spec.head_dim) for letter in "qkv"]
 
     def heads(self, x: F32) -> tuple[F32, F32, F32]:
@@ -51,8 +51,8 @@ class _BiasedAttention(Attention):
 
 
 class _NormedAttention(Attention):
-    def __init__(self, spec: ModelSpec, take: Take, kernels: Kernels, segments: int) -> None:
-        super().__init__(spec, take, kernels, segments)
+    def __init__(self, spec: ModelSpec, take: Take, kernels: Kernels, sums: Sums) -> None:
+        super().__init__(spec, take, kernels, sums)
         self._q_norm, self._k_norm = vector(take("attention.q_norm")), vector(take("attention.k_norm"))
 
     def heads(self, x: F32) -> tuple[F32, F32, F32]:

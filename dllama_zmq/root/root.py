@@ -143,6 +143,7 @@ class Root:
             settings.kv_type,
             self.seq_len,
             N_SLOTS,
+            settings.sync if settings.names else None,
         )
         model.forget_pages()
         self._comm = self._star or Solo()

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from dllama_zmq.kernels import Kernels, KVType
+from dllama_zmq.kernels import Kernels, KVType, Sums
 from dllama_zmq.models import Model, attention_softcap, build_model
 from dllama_zmq.quants import BlockMatrix
 from dllama_zmq.sharding.plan import Plan
+from dllama_zmq.spec import Sync
 
 
 def build_shard(
     plan: Plan, node: int, take: Callable[[str], BlockMatrix], kernels: Kernels, kv_type: KVType, seq_len: int,
-    n_slots: int = 1,
+    n_slots: int = 1, wire: Sync | None = None,
 ) -> Model:  # fmt: skip
     """The model of `node`, KV room for `seq_len` tokens a slot.
 
     take: the node's slice of a tensor, by name; each is asked for once and let go of when it is ready, so that nothing
-    is in memory twice.
+    is in memory twice. wire: the type in which partial sums cross the bus, where they do.
     """
     spec = plan.spec
     cache = kernels.kv_cache(
         spec.n_layers, n_slots, plan.n_kv_heads(node), seq_len, spec.head_dim, plan.kv_of_head(node), kv_type,
         spec.window, attention_softcap(spec),
     )  # fmt: skip
-    return build_model(spec, take, kernels, cache, plan.segments)
+    return build_model(spec, take, kernels, cache, Sums(plan.segments, wire))

@@ -216,7 +216,9 @@ class Worker:
                 link.send(Credit(1))
         kernels = choose_kernels(order.kernels, self._settings.threads, self._settings.crowded)
         try:
-            model = build_shard(plan, welcome.node, loading.weights.pop, kernels, order.kv, order.seq_len, order.slots)
+            model = build_shard(
+                plan, welcome.node, loading.weights.pop, kernels, order.kv, order.seq_len, order.slots, order.sync
+            )
         except (ArithmeticError, ValueError) as error:
             raise ProtocolError(f"a plan for a model that cannot be: {error}") from None
         comm = StarWorker(link, kernels, order.sync, spec.dim, order.nodes, order.step_s)

@@ -115,6 +115,27 @@ def test_gated_is_the_silu_of_one_product_times_the_other(kernels, float_type, r
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("choice", AVAILABLE)
+@pytest.mark.parametrize("sync", SYNCS)
+@pytest.mark.parametrize("float_type", list(FloatType))
+def test_a_product_that_crosses_the_bus_is_written_as_pack_would_write_it(float_type, sync, choice, threads):
+    norm = Norm(activations(1, 96, 2)[0], 1e-5)
+    with with_threads(choice, threads) as kernels, np.errstate(over="ignore"):
+        for rows in (32, 96, 256) if sync == "q80" else (5, 33, 96):
+            matrix = weights(rows, 96, float_type, seed=rows)
+            plain, packed = kernels.linear(matrix, segments=3), kernels.linear(matrix, segments=3, wire=sync)
+            with_norm = kernels.linear(matrix, norm=norm, wire=sync)
+            for n_tokens in TOKENS:
+                x = activations(n_tokens, 96)
+                wanted = kernels.pack(plain(x), sync)
+                found = packed(x)
+                assert found.dtype == np.uint8
+                assert np.array_equal(found, wanted), (rows, n_tokens)
+                normed = kernels.linear(matrix)(kernels.rms_norm(x, norm.gain, norm.eps))
+                assert np.array_equal(with_norm(x), kernels.pack(normed, sync)), (rows, n_tokens)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("choice", AVAILABLE)
 @pytest.mark.parametrize("float_type", list(FloatType))
 def test_a_product_with_a_norm_has_the_bits_of_the_norm_and_then_the_product(choice, float_type, threads):
     matrices = [weights(rows, 96, float_type, seed=rows) for rows in (17, 33)]

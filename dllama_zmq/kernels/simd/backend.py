@@ -46,11 +46,22 @@ class Simd:
         self.run_chain = ctypes.CFUNCTYPE(None, ctypes.c_int64)(self.addresses["run_chain"])
         self._norm, self._rotate, self._add = Job(*[0] * 5), Job(*[0] * 8), Job(*[0] * 5)
 
-    def linear(self, *matrices: BlockMatrix, segments: int = 1, norm: Norm | None = None) -> Linear:
+    def linear(
+        self, *matrices: BlockMatrix, segments: int = 1, norm: Norm | None = None, wire: Sync | None = None
+    ) -> Linear:
+        if wire is not None:
+            return self._packed(matrices[0], segments, norm, wire)
         if len({matrix.float_type for matrix in matrices}) > 1:
             products = [Product(self, [matrix], segments, norm=norm) for matrix in matrices]
             return lambda x: [product(x) for product in products]
         return Product(self, matrices, segments, norm=norm)
+
+    def _packed(self, matrix: BlockMatrix, segments: int, norm: Norm | None, wire: Sync) -> Linear:
+        """A product that writes what crosses the bus: by itself, where that is whole runs of 32 values."""
+        if wire != "f32" and matrix.rows % 32 == 0:
+            return Product(self, [matrix], segments, _FORMS[wire], norm)
+        product = Product(self, [matrix], segments, norm=norm)
+        return lambda x: self.pack(product(x), wire)
 
     def gated(
         self, gate: BlockMatrix, up: BlockMatrix, activation: Activation = "silu", norm: Norm | None = None
@@ -119,7 +130,9 @@ class Simd:
         return wire, out
 
     def pack(self, x: F32, sync: Sync) -> U8:
-        if sync == "f32" or x.size % 32:
+        if sync == "f32":
+            return np.ascontiguousarray(x, np.float32).view(np.uint8)
+        if x.size % 32:
             return Reference().pack(x, sync)
         x = np.ascontiguousarray(x, np.float32)
         n_bytes = x.shape[1] // 32 * 34 if sync == "q80" else 2 * x.shape[1]

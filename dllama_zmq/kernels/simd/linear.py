@@ -15,7 +15,7 @@ from dllama_zmq.kernels.simd import layout
 from dllama_zmq.kernels.simd.arrays import address, float_bits, in_one_piece
 from dllama_zmq.kernels.simd.chain import Chain
 from dllama_zmq.kernels.simd.host import host_target
-from dllama_zmq.kernels.simd.layout import AS_F32, LANES, Q40, Q41, Q80, X_BLOCK
+from dllama_zmq.kernels.simd.layout import AS_F16, AS_F32, AS_Q80, GATED, GATED_GELU, LANES, Q40, Q41, Q80, X_BLOCK
 from dllama_zmq.kernels.simd.pool import Job
 from dllama_zmq.quants import F32, BlockMatrix
 from dllama_zmq.spec import FloatType
@@ -37,6 +37,8 @@ _PAIRS, _X, _OUT, _N_COLUMNS, _N_SEGMENTS, _N_TOKENS = (
     (layout.PAIRS, layout.X, layout.OUT, layout.N_COLUMNS, layout.N_SEGMENTS, layout.N_TOKENS)
 )  # fmt: skip
 _NORM_X, _NORM_OUT = layout.NORM_X // 8, layout.NORM_OUT // 8
+_RUN_BYTES = {AS_F16: 64, AS_Q80: 34}
+"""Of 32 values."""
 _CHUNK_BYTES = 128 * 1024
 """Weights that one thread takes at a time: long enough for the memory's prefetching, short enough to share evenly."""
 ALONE_TOKENS = 4
@@ -44,7 +46,8 @@ ALONE_TOKENS = 4
 
 
 class Product:
-    """One or several matrices as tiles: `linear`, or `gated` where `form` says so.
+    """One or several matrices as tiles: `linear`, or `gated` where `form` says so, or one matrix's result as `pack`
+    makes it (AS_F16, AS_Q80; its rows are whole runs of 32).
 
     A call is one chain: the norm of x, where there is one, into the back end's room; then, for quantized weights, what
     came of it as Q80, into that room too; then the product.
@@ -57,6 +60,7 @@ class Product:
         kind = matrices[0].float_type
         self._kernels = kernels
         self.kind, self.form, self.integer = _KINDS[kind][0], form, kind.block_values == 32
+        self.gated = form in (GATED, GATED_GELU)
         self.columns = matrices[0].columns
         n_tiles = [-(-matrix.rows // LANES) for matrix in matrices]
         self.n_items = -(-sum(n_tiles) // 2)
@@ -66,11 +70,13 @@ class Product:
         self.base = address(self._memory)
         self._pack(matrices, n_tiles)
         self.rows, self._cuts = matrices[0].rows, []
-        if form == AS_F32 and len(matrices) > 1:
+        if not self.gated and len(matrices) > 1:
             starts = [LANES * sum(n_tiles[:i]) for i in range(len(matrices) + 1)]
             self.rows = starts[-1]
             self._cuts = [(start, start + matrix.rows) for start, matrix in zip(starts, matrices, strict=False)]
-        self._results = kernels.arrays(self.rows)
+        self._row_bytes = self.rows // 32 * _RUN_BYTES[form] if form in _RUN_BYTES else 4 * self.rows
+        packed = form in _RUN_BYTES
+        self._results = kernels.arrays(self._row_bytes, np.uint8) if packed else kernels.arrays(self.rows)
         self._segments, self._norm = segments, norm
         self._chain = Chain(kernels, *self._jobs())
         self._n_tokens = 0
@@ -82,7 +88,7 @@ class Product:
         kind = matrices[0].float_type
         kernel = self._kernels.addresses[f"pack_{_KINDS[kind][1]}"]
         # Of a gated product the gate's and the up's tiles lie in turn: both of a pair are needed at once.
-        gated = self.form != AS_F32
+        gated = self.gated
         first = 0
         for i, (matrix, count) in enumerate(zip(matrices, n_tiles, strict=True)):
             data = matrix.data if matrix.data.strides[1] == 1 else np.ascontiguousarray(matrix.data)
@@ -101,7 +107,7 @@ class Product:
             jobs.append(("rms_norm", (0, 0, address(self._gain), columns, float_bits(self._norm.eps))))
         if self.integer:
             jobs.append(("quantize", (0, 0, 0, 4 * columns, 0, 0, 0, columns, 0, 0)))
-        tiles, out = (self.base, self.pair_bytes), (0, 4 * self.rows, self.rows)
+        tiles, out = (self.base, self.pair_bytes), (0, self._row_bytes, self.rows)
         product = (*tiles, 0, 4 * columns, *out, columns, self._segments, 0, self.form)
         return [*jobs, (f"product_{self.kind}", product)]
 
