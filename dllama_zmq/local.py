@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 import threading
 import time
@@ -28,6 +29,8 @@ from dllama_zmq.sharding import Plan
 from dllama_zmq.spec import WEIGHTS_FLOAT, ModelSpec, Sync, Weights
 from dllama_zmq.tokenizer import Tokenizer
 from dllama_zmq.worker import Worker, WorkerSettings
+
+logger = logging.getLogger(__name__)
 
 
 class LocalModel:
@@ -128,6 +131,8 @@ def load(
         try:
             words = read_tokenizer(tokenizer_path)
             words.check_fits(file.spec, path)
+            if doubt := words.doubt(file.spec, path):
+                logger.warning("%s", doubt)
         except FormatError as error:
             if tokenizer is not None:
                 raise

@@ -87,7 +87,7 @@ def bring_up(
     name, places = file.cluster.name, Places.of(file.cluster.name)
     if _is_locked(places):
         raise ClusterError(f"cluster {name!r} is running already; `dllama-zmq down` stops it")
-    _check_files(file)
+    _check_files(file, on_word)
     prepare_kernels(file.cluster.kernels, on_word)
     with open_log(places, "root") as log:
         log_start = log.seek(0, os.SEEK_END)
@@ -129,11 +129,14 @@ def take_down(name: str, stop_s: float) -> bool:
     return True
 
 
-def _check_files(file: ClusterFile) -> None:
+def _check_files(file: ClusterFile, on_word: Callable[[str], None]) -> None:
     """Find in the foreground, where people look, what would stop the root in the background."""
     with open_model(file.model_path(), file.cluster.weight_type) as model:
         Plan.make(model.spec, file.cluster.n_nodes)
-        read_tokenizer(file.tokenizer_path()).check_fits(model.spec, model.path)
+        tokenizer = read_tokenizer(file.tokenizer_path())
+        tokenizer.check_fits(model.spec, model.path)
+        if doubt := tokenizer.doubt(model.spec, model.path):
+            on_word(f"warning: {doubt}")
 
 
 def _await_ready(

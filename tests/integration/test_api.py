@@ -71,6 +71,16 @@ def test_a_model_says_the_same_with_a_padded_vocabulary_as_without(tmp_path: Pat
         assert texts == ["".join(model.generate("a cat", max_tokens=20, **how)) for how in samplings]
 
 
+def test_a_tokenizer_that_may_be_another_models_is_logged(
+    model_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    dllama_zmq.load(model_path).close()
+    assert caplog.messages == []
+    write_tiny_model(tmp_path / "large.m", tiny_spec(vocab_size=400)).close()
+    dllama_zmq.load(tmp_path / "large.m", tokenizer=tmp_path / "tiny.t").close()
+    assert ["has 288 tokens, but" in text for text in caplog.messages] == [True]
+
+
 def test_stopping_early_leaves_the_model_usable(model_path: Path) -> None:
     with dllama_zmq.load(model_path, nodes=2) as model:
         whole = "".join(model.generate("once upon", max_tokens=10))

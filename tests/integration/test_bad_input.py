@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from command_line import SMALL, Cli, write_small_model
-from tiny import tiny_tokenizer_data
+from tiny import tiny_spec, tiny_tokenizer_data, write_tiny_model
 
 from dllama_zmq.formats import write_t
 
@@ -124,6 +124,17 @@ def test_the_tokenizer_of_another_model_is_refused_with_both_sizes(cli: Cli) -> 
     sentence = refusal(cli, "up")
     assert "400" in sentence
     assert str(SMALL.vocab_size) in sentence
+
+
+def test_a_tokenizer_that_may_be_another_models_is_warned_of_and_taken(cli: Cli) -> None:
+    write_tiny_model(cli.folder / "large.m", tiny_spec(vocab_size=400)).close()
+    write_t(cli.folder / "large.t", tiny_tokenizer_data(288))
+    cli.write(1, model="large.m")
+    result = cli.generate("-n", "1")
+    warnings = [line for line in result.err.splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == 1, result.said
+    assert f"{cli.folder}/large.t has 288 tokens, but {cli.folder}/large.m has a vocabulary of 400" in warnings[0]
+    assert warnings[0].removeprefix("warning: ") in (cli.log_folder / "root.log").read_text()
 
 
 def test_a_model_that_cannot_be_split_so_is_refused_with_the_counts_that_can(cli: Cli) -> None:
