@@ -126,7 +126,7 @@ def load(
     tokenizer_path = Path(tokenizer) if tokenizer is not None else tokenizer_beside(path)
     with ExitStack() as cleanup:
         file = cleanup.enter_context(open_model(path, None if weights is None else WEIGHTS_FLOAT[weights]))
-        Plan.make(file.spec, nodes)  # refused before anything is started
+        Plan.make(file.spec, nodes, str(path))  # refused before anything is started
         words: Tokenizer | str
         try:
             words = read_tokenizer(tokenizer_path)

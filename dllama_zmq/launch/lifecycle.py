@@ -132,7 +132,7 @@ def take_down(name: str, stop_s: float) -> bool:
 def _check_files(file: ClusterFile, on_word: Callable[[str], None]) -> None:
     """Find in the foreground, where people look, what would stop the root in the background."""
     with open_model(file.model_path(), file.cluster.weight_type) as model:
-        Plan.make(model.spec, file.cluster.n_nodes)
+        Plan.make(model.spec, file.cluster.n_nodes, str(model.path))
         tokenizer = read_tokenizer(file.tokenizer_path())
         tokenizer.check_fits(model.spec, model.path)
         if doubt := tokenizer.doubt(model.spec, model.path):

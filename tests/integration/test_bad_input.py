@@ -139,7 +139,9 @@ def test_a_tokenizer_that_may_be_another_models_is_warned_of_and_taken(cli: Cli)
 
 def test_a_model_that_cannot_be_split_so_is_refused_with_the_counts_that_can(cli: Cli) -> None:
     cli.write(16)
-    assert "This model can be split over 1, 2, 4 or 8 nodes" in refusal(cli, "up")
+    sentence = refusal(cli, "up")
+    assert sentence.startswith(f"{cli.model}: ")
+    assert "This model can be split over 1, 2, 4 or 8 nodes" in sentence
 
 
 def test_an_empty_prompt_is_refused_where_the_tokenizer_begins_no_text(cli: Cli) -> None:
