@@ -65,6 +65,8 @@ def test_what_was_pulled_is_a_models_name(cli: Cli, gguf: Path) -> None:
     assert (result.code, result.out) == (0, expected.out), result.said
     missing = cli.run(*GREEDY, "-m", "hf:org/other", **env).error()
     assert "dllama-zmq pull org/other" in missing
+    for words in (["inspect", "hf:org/other"], ["convert", "hf:org/other", "out.m"]):
+        assert "dllama-zmq pull org/other" in cli.run(*words, **env).error(1)  # as of a path that is not there
 
 
 def test_a_folder_quantized_on_the_way_says_what_the_m_file_says(cli: Cli, small_model: Path) -> None:
