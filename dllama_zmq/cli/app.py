@@ -35,11 +35,15 @@ def up(
     sync: flags.Sync = None,
     kernels: flags.Kernels = None,
     model: flags.Model = None,
+    weights: flags.Weights = None,
 ) -> None:
     """Bring a cluster up; returns when every node is ready."""
     from dllama_zmq.cli import cluster as commands
 
-    overrides = commands.Overrides(threads, sync.value if sync else None, kernels.value if kernels else None, model)
+    overrides = commands.Overrides(
+        threads, sync.value if sync else None, kernels.value if kernels else None, model,
+        weights.value if weights else None,
+    )  # fmt: skip
     path = _one_cluster(file, cluster)
     if foreground:
         commands.be_cluster(path, overrides, leave_with_stdin)
@@ -112,13 +116,17 @@ def generate(
     sync: flags.Sync = None,
     kernels: flags.Kernels = None,
     model: flags.Model = None,
+    weights: flags.Weights = None,
 ) -> None:
     """Continue a text. Uses the running cluster; with none running, brings one up for this call."""
     from dllama_zmq.cli import cluster as commands
     from dllama_zmq.cli import generate as command
 
     options = command.Options(steps, temperature, top_p, top_k, seed, stats, json, echo)
-    overrides = commands.Overrides(threads, sync.value if sync else None, kernels.value if kernels else None, model)
+    overrides = commands.Overrides(
+        threads, sync.value if sync else None, kernels.value if kernels else None, model,
+        weights.value if weights else None,
+    )  # fmt: skip
     command.run(_one_prompt(prompt, prompt_option), _one_cluster(None, cluster), options, overrides)
 
 

@@ -22,7 +22,7 @@ from dllama_zmq.kernels import KernelChoice
 from dllama_zmq.launch.daemon import run_cluster
 from dllama_zmq.launch.lifecycle import bring_up, commands_elsewhere, connect, find_running, take_down
 from dllama_zmq.launch.paths import Places
-from dllama_zmq.spec import Sync
+from dllama_zmq.spec import Sync, Weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,7 @@ class Overrides:
     sync: Sync | None = None
     kernels: KernelChoice | None = None
     model: str | None = None
+    weights: Weights | None = None
 
     def __bool__(self) -> bool:
         return bool(self.flags())
@@ -46,7 +47,7 @@ class Overrides:
             cluster = msgspec.structs.replace(cluster, root=root, workers=workers)
         if self.model is not None:  # the file's tokenizer is that of the file's model
             cluster = msgspec.structs.replace(cluster, model=self._model_from_anywhere(), tokenizer=None)
-        changes = {"sync": self.sync, "kernels": self.kernels}
+        changes = {"sync": self.sync, "kernels": self.kernels, "weights": self.weights}
         given = {key: value for key, value in changes.items() if value is not None}
         return ClusterFile(file.path, msgspec.structs.replace(cluster, **given))
 
@@ -54,7 +55,7 @@ class Overrides:
         """The flags that say the same, wherever they are given."""
         values = {
             "--threads": self.threads, "--sync": self.sync, "--kernels": self.kernels,
-            "--model": self._model_from_anywhere(),
+            "--model": self._model_from_anywhere(), "--weights": self.weights,
         }  # fmt: skip
         return [word for flag, value in values.items() if value is not None for word in (flag, str(value))]
 

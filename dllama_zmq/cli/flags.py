@@ -65,6 +65,10 @@ Kernels = Annotated[
 Model = Annotated[
     str | None, Option("--model", "-m", metavar="PATH", help="A model to run instead of the file's: a path, or demo.")
 ]
+Weights = Annotated[
+    WeightsChoice | None,
+    Option("--weights", case_sensitive=False, help="Type to read a folder's weights in, instead of the file's."),
+]
 Foreground = Annotated[bool, Option("--foreground", help="Stay here (or under a supervisor) until stopped.")]
 Json = Annotated[bool, Option("--json", help="Print one JSON object instead of text.")]
 
