@@ -89,11 +89,22 @@ def up(path: Path, overrides: Overrides) -> None:
 
 
 def bring_up_told(file: ClusterFile, overrides: Overrides, for_this_process: bool = False) -> Status:
-    """Bring the cluster up, telling on stderr what to start elsewhere and how far each worker is."""
-    for command in commands_elsewhere(file.cluster).values():
-        note(f"start {command}")
+    """Bring the cluster up, telling on stderr what to start elsewhere and how far each worker is.
+
+    `for_this_process`: see `bring_up`.
+    """
     with UpProgress() as progress:
-        return bring_up(file, progress.show, progress.say, overrides.flags(), for_this_process)
+
+        def begin() -> None:
+            if for_this_process:
+                progress.say(
+                    f"{file.cluster.name} is not running: bringing up {file.path} for this call "
+                    "(`dllama-zmq up` keeps it)"
+                )
+            for command in commands_elsewhere(file.cluster).values():
+                progress.say(f"start {command}")
+
+        return bring_up(file, progress.show, progress.say, overrides.flags(), for_this_process, begin)
 
 
 def down(path: Path) -> None:

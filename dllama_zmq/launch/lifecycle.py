@@ -74,12 +74,15 @@ def bring_up(
     on_word: Callable[[str], None],
     flags: Sequence[str] = (),
     for_this_process: bool = False,
+    on_sound: Callable[[], None] = lambda: None,
 ) -> Status:
     """Start the cluster in the background and return when every node is ready; report on the way.
 
     `for_this_process`: the cluster ends when this process has ended, however that happens, and nobody else uses it.
 
     `flags` are those that the command line gave instead of what the file says; `file` has them in it.
+
+    `on_sound` is called when its files have been found sound, before anything is started.
 
     Raises what `run_cluster` raises, and ClusterError, with the cluster down again, where a node does not get ready
     within its limits.
@@ -88,6 +91,7 @@ def bring_up(
     if _is_locked(places):
         raise ClusterError(f"cluster {name!r} is running already; `dllama-zmq down` stops it")
     _check_files(file, on_word)
+    on_sound()
     prepare_kernels(file.cluster.kernels, on_word)
     with open_log(places, "root") as log:
         log_start = log.seek(0, os.SEEK_END)

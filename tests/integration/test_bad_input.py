@@ -93,6 +93,12 @@ def test_a_missing_model_is_refused_with_its_path(cli: Cli, command: list[str]) 
     assert f"model: there is no {cli.folder}/nowhere.m" in refusal(cli, *command)
 
 
+def test_nothing_is_said_to_come_up_before_a_model_is_refused(cli: Cli) -> None:
+    cli.write(2, host="0.0.0.0", open_bus=True, workers=[{"name": "far", "host": "192.0.2.1"}], model="nowhere.m")
+    result = cli.run("generate", "once", wait_s=SOON_S)
+    assert result.err == f"error: {result.error()}\n"
+
+
 def cut_short(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 
