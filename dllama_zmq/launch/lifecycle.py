@@ -26,10 +26,12 @@ from dllama_zmq.formats import open_model, read_tokenizer
 from dllama_zmq.kernels import prepare_kernels
 from dllama_zmq.launch.fleet import child_environment, open_log
 from dllama_zmq.launch.paths import Places
+from dllama_zmq.launch.telling import telling
 from dllama_zmq.sharding import Plan
 
 _LOOK_S = 0.05
-_SAY_EVERY_S = 2.0
+_SAY_EVERY_S = 1.5
+_CHECK_SAY_EVERY_S = 1.0  # Python's start came before
 _ANNOUNCED_S = 5.0
 
 
@@ -135,7 +137,11 @@ def take_down(name: str, stop_s: float) -> bool:
 
 def _check_files(file: ClusterFile, on_word: Callable[[str], None]) -> None:
     """Find in the foreground, where people look, what would stop the root in the background."""
-    with open_model(file.model_path(), file.cluster.weight_type) as model:
+    path = file.model_path()
+    with (
+        telling(on_word, f"reading {path.name} and its tokenizer", _CHECK_SAY_EVERY_S),
+        open_model(path, file.cluster.weight_type) as model,
+    ):
         Plan.make(model.spec, file.cluster.n_nodes, str(model.path))
         tokenizer = read_tokenizer(file.tokenizer_path())
         tokenizer.check_fits(model.spec, model.path)
