@@ -54,7 +54,7 @@ def _in_folder(folder: Path) -> Path:
             return folder / name
     raise FormatError(
         f"{folder}: this folder has no {' and no '.join(_NAMES)}. Put the model's own there, or give its path as "
-        "`tokenizer:` in cluster.yaml."
+        "`tokenizer:` beside `model:` in cluster.yaml."
     )
 
 

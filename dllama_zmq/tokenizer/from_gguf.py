@@ -41,7 +41,7 @@ def parts_of_gguf(metadata: Mapping[str, Any], source: str) -> Parts:
         return _byte_level(keys)
     raise UnsupportedModel(
         f"{source}: tokenizer.ggml.model is {kind[:60]!r}; this version reads llama (SentencePiece BPE) and gpt2 "
-        f"(byte-level BPE). Give the tokenizer.json of the same model as `tokenizer:` in cluster.yaml."
+        f"(byte-level BPE). Give the tokenizer.json of the same model as `tokenizer:` beside `model:` in cluster.yaml."
     )
 
 
@@ -55,7 +55,7 @@ class _Keys:
         if not self.tokens:
             raise FormatError(
                 f"{source}: this file has no tokenizer (tokenizer.ggml.tokens is missing or empty). Give the model's "
-                "own, such as its tokenizer.json, as `tokenizer:` in cluster.yaml."
+                "own, such as its tokenizer.json, as `tokenizer:` beside `model:` in cluster.yaml."
             )
         kinds = self._list("token_type", int, "numbers") or [NORMAL] * len(self.tokens)
         self._same_length("token_type", kinds)

@@ -143,7 +143,8 @@ class Tokenizer:
             return ""
         return (
             f"{self.source} has {self.vocab_size} tokens, but {model} has a vocabulary of {spec.vocab_size}: where the "
-            "answers make no sense, give the tokenizer that was made for this model (`tokenizer:` in cluster.yaml)"
+            "answers make no sense, give the tokenizer that was made for this model "
+            "(`tokenizer:` beside `model:` in cluster.yaml)"
         )
 
     def chat_template(self, name: str | None = None) -> ChatTemplate:
