@@ -16,8 +16,8 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from dllama_zmq.errors import ConfigError, UsageError
-from dllama_zmq.hub import find_pulled
+from dllama_zmq.errors import ConfigError, FormatError, UsageError
+from dllama_zmq.hub import ModelName, find_pulled
 from dllama_zmq.spec import WEIGHTS_FLOAT, FloatType, Sync, Weights
 from dllama_zmq.yaml_tree import YamlTree, shown
 
@@ -151,11 +151,19 @@ class ClusterFile:
 
 
 def model_at(text: str | Path) -> Path:
-    """Where a model is that is given by its path, as `demo`, or as `hf:REPO[:FILE]`. Raises UsageError for one that has
-    not been pulled."""
+    """Where a model is that is given by its path, as `demo`, or as `hf:REPO[:FILE]`.
+
+    Raises FormatError, as what opens a missing path does, for one that has not been pulled; UsageError for no name.
+    """
     if text == DEMO:
         return DATA_FOLDER / f"{DEMO}.m"
-    return find_pulled(text) if isinstance(text, str) and text.startswith(PULLED) else Path(text)
+    if not isinstance(text, str) or not text.startswith(PULLED):
+        return Path(text)
+    ModelName.parse(text)
+    try:
+        return find_pulled(text)
+    except UsageError as error:
+        raise FormatError(str(error)) from error
 
 
 def tokenizer_beside(model: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 import threading
 import time
@@ -28,6 +29,8 @@ from dllama_zmq.sharding import Plan
 from dllama_zmq.spec import WEIGHTS_FLOAT, ModelSpec, Sync, Weights
 from dllama_zmq.tokenizer import Tokenizer
 from dllama_zmq.worker import Worker, WorkerSettings
+
+logger = logging.getLogger(__name__)
 
 
 class LocalModel:
@@ -123,11 +126,13 @@ def load(
     tokenizer_path = Path(tokenizer) if tokenizer is not None else tokenizer_beside(path)
     with ExitStack() as cleanup:
         file = cleanup.enter_context(open_model(path, None if weights is None else WEIGHTS_FLOAT[weights]))
-        Plan.make(file.spec, nodes)  # refused before anything is started
+        Plan.make(file.spec, nodes, str(path))  # refused before anything is started
         words: Tokenizer | str
         try:
             words = read_tokenizer(tokenizer_path)
             words.check_fits(file.spec, path)
+            if doubt := words.doubt(file.spec, path):
+                logger.warning("%s", doubt)
         except FormatError as error:
             if tokenizer is not None:
                 raise

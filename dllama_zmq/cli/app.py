@@ -23,60 +23,64 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-_CLUSTER = Path("cluster.yaml")
-
 
 @app.command()
 @with_exit_codes
 def up(
-    cluster: flags.ClusterFileArgument = _CLUSTER,
+    file: flags.ClusterFile = None,
+    cluster: flags.ClusterOptionToo = None,
     foreground: flags.Foreground = False,
     leave_with_stdin: flags.LeaveWithStdin = False,
     threads: flags.Threads = None,
     sync: flags.Sync = None,
     kernels: flags.Kernels = None,
     model: flags.Model = None,
+    weights: flags.Weights = None,
 ) -> None:
     """Bring a cluster up; returns when every node is ready."""
     from dllama_zmq.cli import cluster as commands
 
-    overrides = commands.Overrides(threads, sync.value if sync else None, kernels.value if kernels else None, model)
+    overrides = commands.Overrides(
+        threads, sync.value if sync else None, kernels.value if kernels else None, model,
+        weights.value if weights else None,
+    )  # fmt: skip
+    path = _one_cluster(file, cluster)
     if foreground:
-        commands.be_cluster(cluster, overrides, leave_with_stdin)
+        commands.be_cluster(path, overrides, leave_with_stdin)
     else:
-        commands.up(cluster, overrides)
+        commands.up(path, overrides)
 
 
 @app.command()
 @with_exit_codes
-def down(cluster: flags.ClusterFileArgument = _CLUSTER) -> None:
+def down(file: flags.ClusterFile = None, cluster: flags.ClusterOptionToo = None) -> None:
     """Take a cluster down."""
     from dllama_zmq.cli import cluster as commands
 
-    commands.down(cluster)
+    commands.down(_one_cluster(file, cluster))
 
 
 @app.command()
 @with_exit_codes
-def status(cluster: flags.ClusterFileArgument = _CLUSTER, json: flags.Json = False) -> None:
+def status(file: flags.ClusterFile = None, cluster: flags.ClusterOptionToo = None, json: flags.Json = False) -> None:
     """Show how a cluster is."""
     from dllama_zmq.cli import cluster as commands
 
-    commands.status(cluster, json)
+    commands.status(_one_cluster(file, cluster), json)
 
 
 @app.command()
 @with_exit_codes
 def logs(
     node: flags.LogNode = "root",
-    cluster: flags.ClusterFile = _CLUSTER,
+    cluster: flags.ClusterOption = None,
     lines: flags.LogLines = 50,
     follow: flags.LogFollow = False,
 ) -> None:
     """Print a node's log."""
     from dllama_zmq.cli import cluster as commands
 
-    commands.logs(cluster, node, lines, follow)
+    commands.logs(_one_cluster(None, cluster), node, lines, follow)
 
 
 @app.command()
@@ -104,7 +108,7 @@ def generate(
     top_p: flags.TopP = 0.9,
     top_k: flags.TopK = 0,
     seed: flags.Seed = -1,
-    cluster: flags.ClusterFile = _CLUSTER,
+    cluster: flags.ClusterOption = None,
     stats: flags.ShowStats = False,
     json: flags.Json = False,
     echo: flags.Echo = True,
@@ -112,14 +116,18 @@ def generate(
     sync: flags.Sync = None,
     kernels: flags.Kernels = None,
     model: flags.Model = None,
+    weights: flags.Weights = None,
 ) -> None:
     """Continue a text. Uses the running cluster; with none running, brings one up for this call."""
     from dllama_zmq.cli import cluster as commands
     from dllama_zmq.cli import generate as command
 
     options = command.Options(steps, temperature, top_p, top_k, seed, stats, json, echo)
-    overrides = commands.Overrides(threads, sync.value if sync else None, kernels.value if kernels else None, model)
-    command.run(_one_prompt(prompt, prompt_option), cluster, options, overrides)
+    overrides = commands.Overrides(
+        threads, sync.value if sync else None, kernels.value if kernels else None, model,
+        weights.value if weights else None,
+    )  # fmt: skip
+    command.run(_one_prompt(prompt, prompt_option), _one_cluster(None, cluster), options, overrides)
 
 
 @app.command()
@@ -227,6 +235,12 @@ def _before(version: flags.Version = False, verbose: flags.Verbose = False) -> N
         raise typer.Exit
     level = logging.DEBUG if verbose else logging.INFO
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
+
+
+def _one_cluster(argument: Path | None, option: Path | None) -> Path:
+    if argument is not None and option is not None and argument != option:
+        raise UsageError(f"two files are given, {argument} and --cluster {option}; give one")
+    return argument or option or Path("cluster.yaml")
 
 
 def _one_prompt(argument: str | None, option: str | None) -> str:

@@ -22,7 +22,7 @@ from dllama_zmq.kernels import KernelChoice
 from dllama_zmq.launch.daemon import run_cluster
 from dllama_zmq.launch.lifecycle import bring_up, commands_elsewhere, connect, find_running, take_down
 from dllama_zmq.launch.paths import Places
-from dllama_zmq.spec import Sync
+from dllama_zmq.spec import Sync, Weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,7 @@ class Overrides:
     sync: Sync | None = None
     kernels: KernelChoice | None = None
     model: str | None = None
+    weights: Weights | None = None
 
     def __bool__(self) -> bool:
         return bool(self.flags())
@@ -46,7 +47,7 @@ class Overrides:
             cluster = msgspec.structs.replace(cluster, root=root, workers=workers)
         if self.model is not None:  # the file's tokenizer is that of the file's model
             cluster = msgspec.structs.replace(cluster, model=self._model_from_anywhere(), tokenizer=None)
-        changes = {"sync": self.sync, "kernels": self.kernels}
+        changes = {"sync": self.sync, "kernels": self.kernels, "weights": self.weights}
         given = {key: value for key, value in changes.items() if value is not None}
         return ClusterFile(file.path, msgspec.structs.replace(cluster, **given))
 
@@ -54,7 +55,7 @@ class Overrides:
         """The flags that say the same, wherever they are given."""
         values = {
             "--threads": self.threads, "--sync": self.sync, "--kernels": self.kernels,
-            "--model": self._model_from_anywhere(),
+            "--model": self._model_from_anywhere(), "--weights": self.weights,
         }  # fmt: skip
         return [word for flag, value in values.items() if value is not None for word in (flag, str(value))]
 
@@ -88,11 +89,22 @@ def up(path: Path, overrides: Overrides) -> None:
 
 
 def bring_up_told(file: ClusterFile, overrides: Overrides, for_this_process: bool = False) -> Status:
-    """Bring the cluster up, telling on stderr what to start elsewhere and how far each worker is."""
-    for command in commands_elsewhere(file.cluster).values():
-        note(f"start {command}")
+    """Bring the cluster up, telling on stderr what to start elsewhere and how far each worker is.
+
+    `for_this_process`: see `bring_up`.
+    """
     with UpProgress() as progress:
-        return bring_up(file, progress.show, progress.say, overrides.flags(), for_this_process)
+
+        def begin() -> None:
+            if for_this_process:
+                progress.say(
+                    f"{file.cluster.name} is not running: bringing up {file.path} for this call "
+                    "(`dllama-zmq up` keeps it)"
+                )
+            for command in commands_elsewhere(file.cluster).values():
+                progress.say(f"start {command}")
+
+        return bring_up(file, progress.show, progress.say, overrides.flags(), for_this_process, begin)
 
 
 def down(path: Path) -> None:

@@ -42,8 +42,12 @@ class OutputChoice(StrEnum):
     json = "json"
 
 
-ClusterFileArgument = Annotated[Path, Argument(metavar="FILE", help="The file that describes the cluster.")]
-ClusterFile = Annotated[Path, Option("--cluster", metavar="FILE", help="The file that describes the cluster.")]
+_CLUSTER_HELP = "The file that describes the cluster; ./cluster.yaml if not given."
+ClusterFile = Annotated[Path | None, Argument(metavar="FILE", help=_CLUSTER_HELP, show_default=False)]
+ClusterOption = Annotated[Path | None, Option("--cluster", metavar="FILE", help=_CLUSTER_HELP, show_default=False)]
+ClusterOptionToo = Annotated[
+    Path | None, Option("--cluster", metavar="FILE", help="The same, spelt as every command takes it.")
+]
 Threads = Annotated[
     int | None,
     Option("--threads", "--nthreads", "-t", min=1, help="Compute threads of every node here, instead of the file's."),
@@ -60,6 +64,10 @@ Kernels = Annotated[
 ]
 Model = Annotated[
     str | None, Option("--model", "-m", metavar="PATH", help="A model to run instead of the file's: a path, or demo.")
+]
+Weights = Annotated[
+    WeightsChoice | None,
+    Option("--weights", case_sensitive=False, help="Type to read a folder's weights in, instead of the file's."),
 ]
 Foreground = Annotated[bool, Option("--foreground", help="Stay here (or under a supervisor) until stopped.")]
 Json = Annotated[bool, Option("--json", help="Print one JSON object instead of text.")]

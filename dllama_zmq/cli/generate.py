@@ -83,7 +83,6 @@ def _client(path: Path, overrides: Overrides) -> Iterator[Client]:
         with connect(name) as client:
             yield client
         return
-    note(f"{name} is not running: bringing up {path} for this call (`dllama-zmq up` keeps it)")
     try:
         bring_up_told(overrides.apply(file), overrides, for_this_process=True)
     except ClusterError:

@@ -13,6 +13,7 @@ from dllama_zmq.formats.gguf import gguf_metadata, open_gguf
 from dllama_zmq.formats.hf import open_hf
 from dllama_zmq.formats.m_file import open_m, write_m
 from dllama_zmq.formats.m_header import data_bytes
+from dllama_zmq.formats.m_keys import M_MAGICS
 from dllama_zmq.formats.meta import open_meta
 from dllama_zmq.formats.model_file import ModelFile
 from dllama_zmq.formats.t_file import read_t, write_t
@@ -36,6 +37,9 @@ __all__ = [
     "write_t",
 ]
 
+_PICKLES = (b"PK\x03\x04", b"\x80\x02")  # what torch.save writes: a zip archive, or in old versions a bare pickle
+_PICKLED = (".bin", ".pth", ".pt")
+
 
 def open_model(path: str | Path, weights: FloatType | None = None) -> ModelFile:
     """Open a model of any format that this version reads: `.m`, GGUF, a Hugging Face folder, a folder of Meta's.
@@ -57,6 +61,12 @@ def open_model(path: str | Path, weights: FloatType | None = None) -> ModelFile:
         )
     with open_regular(path) as (file, _):
         magic = file.read(4)
+    known = magic == b"GGUF" or int.from_bytes(magic, "little") in M_MAGICS
+    if magic.startswith(_PICKLES) or (path.suffix in _PICKLED and not known):
+        raise UnsupportedModel(
+            f"{path}: a file of PyTorch alone is not read. Give the folder of the model, with config.json and "
+            "safetensors (Hugging Face) or with params.json and consolidated.*.pth (Meta), or a GGUF file of it."
+        )
     model: ModelFile = open_gguf(path) if magic == b"GGUF" or path.suffix == ".gguf" else open_m(path)
     if weights not in (None, model.spec.weight_type):
         has = model.spec.weight_type.name

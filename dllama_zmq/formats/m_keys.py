@@ -10,6 +10,7 @@ from dllama_zmq.spec import Architecture, FloatType
 MAGIC = 0x0A00ABCD
 OLD_MAGIC_LLAMA = 0xABCD00
 OLD_MAGIC_GROK1 = 0xABCD01
+M_MAGICS = (MAGIC, OLD_MAGIC_LLAMA, OLD_MAGIC_GROK1)
 MAX_HEADER_BYTES = 8 + 8 * 1024
 M_TYPES = (FloatType.F32, FloatType.F16, FloatType.Q40, FloatType.Q80)
 """The types that a `.m` file's weights can have."""

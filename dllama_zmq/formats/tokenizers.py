@@ -52,7 +52,10 @@ def _in_folder(folder: Path) -> Path:
     for name in _NAMES:
         if (folder / name).exists():
             return folder / name
-    raise FormatError(f"{folder}: this folder has no {' and no '.join(_NAMES)}. Give the model's folder, or the file.")
+    raise FormatError(
+        f"{folder}: this folder has no {' and no '.join(_NAMES)}. Put the model's own there, or give its path as "
+        "`tokenizer:` beside `model:` in cluster.yaml."
+    )
 
 
 def _read_model(path: Path) -> Tokenizer:

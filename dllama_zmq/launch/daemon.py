@@ -54,6 +54,8 @@ def run_cluster(file: ClusterFile, leave_with_stdin: bool = False) -> None:
             model = cleanup.enter_context(open_model(file.model_path(), cluster.weight_type))
             tokenizer = read_tokenizer(file.tokenizer_path())
             tokenizer.check_fits(model.spec, model.path)
+            if doubt := tokenizer.doubt(model.spec, model.path):
+                logger.warning("%s", doubt)
             context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
             cleanup.callback(context.destroy)  # `term` would wait for ever for the sockets of half a root
             root = Root(context, model, root_settings(cluster), _endpoints(cluster, places))

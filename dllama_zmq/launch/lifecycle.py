@@ -26,10 +26,12 @@ from dllama_zmq.formats import open_model, read_tokenizer
 from dllama_zmq.kernels import prepare_kernels
 from dllama_zmq.launch.fleet import child_environment, open_log
 from dllama_zmq.launch.paths import Places
+from dllama_zmq.launch.telling import telling
 from dllama_zmq.sharding import Plan
 
 _LOOK_S = 0.05
-_SAY_EVERY_S = 2.0
+_SAY_EVERY_S = 1.5
+_CHECK_SAY_EVERY_S = 1.0  # Python's start came before
 _ANNOUNCED_S = 5.0
 
 
@@ -74,6 +76,7 @@ def bring_up(
     on_word: Callable[[str], None],
     flags: Sequence[str] = (),
     for_this_process: bool = False,
+    on_sound: Callable[[], None] = lambda: None,
 ) -> Status:
     """Start the cluster in the background and return when every node is ready; report on the way.
 
@@ -81,13 +84,16 @@ def bring_up(
 
     `flags` are those that the command line gave instead of what the file says; `file` has them in it.
 
+    `on_sound` is called when its files have been found sound, before anything is started.
+
     Raises what `run_cluster` raises, and ClusterError, with the cluster down again, where a node does not get ready
     within its limits.
     """
     name, places = file.cluster.name, Places.of(file.cluster.name)
     if _is_locked(places):
         raise ClusterError(f"cluster {name!r} is running already; `dllama-zmq down` stops it")
-    _check_files(file)
+    _check_files(file, on_word)
+    on_sound()
     prepare_kernels(file.cluster.kernels, on_word)
     with open_log(places, "root") as log:
         log_start = log.seek(0, os.SEEK_END)
@@ -129,11 +135,18 @@ def take_down(name: str, stop_s: float) -> bool:
     return True
 
 
-def _check_files(file: ClusterFile) -> None:
+def _check_files(file: ClusterFile, on_word: Callable[[str], None]) -> None:
     """Find in the foreground, where people look, what would stop the root in the background."""
-    with open_model(file.model_path(), file.cluster.weight_type) as model:
-        Plan.make(model.spec, file.cluster.n_nodes)
-        read_tokenizer(file.tokenizer_path()).check_fits(model.spec, model.path)
+    path = file.model_path()
+    with (
+        telling(on_word, f"reading {path.name} and its tokenizer", _CHECK_SAY_EVERY_S),
+        open_model(path, file.cluster.weight_type) as model,
+    ):
+        Plan.make(model.spec, file.cluster.n_nodes, str(model.path))
+        tokenizer = read_tokenizer(file.tokenizer_path())
+        tokenizer.check_fits(model.spec, model.path)
+        if doubt := tokenizer.doubt(model.spec, model.path):
+            on_word(f"warning: {doubt}")
 
 
 def _await_ready(

@@ -92,7 +92,7 @@ def generate(root: Root, tokenizer: Tokenizer, request: GenerationRequest) -> It
         yield Prefilled(start + run.count, n_prompt, run.count, timing)
     start = (n_prompt - 1) // PREFILL_TOKENS * PREFILL_TOKENS
     run = Run(0, start, n_prompt - start)
-    token, timing = _evaluate_and_choose(root, sampler, run, tokens[start:])
+    token, timing = _evaluate_and_choose(root, sampler, run, tokens[start:], tokenizer.vocab_size)
     yield Prefilled(n_prompt, n_prompt, run.count, timing)
     decoder = tokenizer.decoder(continues=True)
     decode_timing = None
@@ -105,18 +105,21 @@ def generate(root: Root, tokenizer: Tokenizer, request: GenerationRequest) -> It
         if n_generated < n_most:
             root.set_phase("prediction")
             run = Run(0, n_prompt + n_generated - 1, 1)
-            token, decode_timing = _evaluate_and_choose(root, sampler, run, [token])
+            token, decode_timing = _evaluate_and_choose(root, sampler, run, [token], tokenizer.vocab_size)
     yield Finished("length", decoder.flush())
 
 
-def _evaluate_and_choose(root: Root, sampler: Sampler, run: Run, tokens: Sequence[int]) -> tuple[int, Timing]:
-    """One step over `run`, and the token that follows its last row; the timing covers all that choosing asked for."""
+def _evaluate_and_choose(
+    root: Root, sampler: Sampler, run: Run, tokens: Sequence[int], n_ids: int
+) -> tuple[int, Timing]:
+    """One step over `run`, and the token below `n_ids` that follows its last row; the timing covers all that choosing
+    asked for."""
     k = sampler.sampling.first_k()
     (row,), timing = root.evaluate([run], tokens, [(run.count - 1, sampler.sampling.temperature)], k)
-    token = sampler.choose(row)
+    token = sampler.choose(row.below(n_ids))
     while token is None:
         k = more_than(k, root.spec.vocab_size)
         (row,), asked_again = root.more(k)
         timing += asked_again
-        token = sampler.choose(row)
+        token = sampler.choose(row.below(n_ids))
     return token, timing

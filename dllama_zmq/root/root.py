@@ -107,7 +107,7 @@ class Root:
         self.spec = model.spec
         self.settings = settings
         self.seq_len = min(settings.max_seq_len or DEFAULT_SEQ_LEN, self.spec.seq_len)
-        self.plan = Plan.make(self.spec, 1 + len(settings.names))
+        self.plan = Plan.make(self.spec, 1 + len(settings.names), str(model.path))
         if self.spec.dim % SYNC_FLOAT[settings.sync].block_values:
             raise PlanError(
                 f"sync {settings.sync} needs whole blocks of 32; this model is {self.spec.dim} wide: use f32 or f16"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ from dllama_zmq.errors import RequestError
 from dllama_zmq.sharding import RowCandidates
 
 _FIRST_ASKED = 64
+_MOST_EXPONENT = 700.0  # exp of somewhat more is infinite
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,14 @@ class Sampler:
         self._coin: float | None = None
 
     def choose(self, row: RowCandidates) -> int | None:
-        """The next token, or None where more candidates are needed to know it; then call again with more."""
+        """The next token, or None where more candidates are needed to know it; then call again with more.
+
+        Of a row from which ids were left out (`RowCandidates.below`), the others come as often as if those had a
+        probability of 0: exactly so with `top_k` or with `top_p` 1. Else the fewest tokens are kept that hold `top_p`
+        of the whole row, ids left out included: of tokens at the border some may be kept that would not have been.
+        """
+        if not row.n_sure:
+            return None
         if self.sampling.greedy:
             return int(row.ids[0])
         if self._coin is None:  # one coin a token, however often candidates are asked for
@@ -75,26 +84,30 @@ class Sampler:
 
     def _index(self, row: RowCandidates, coin: float) -> int | None:
         sampling = self.sampling
-        sure = row.logits[: row.n_sure].astype(np.float64)
-        probabilities = np.exp(sure / sampling.temperature - row.log_sum_exp)
+        scaled = row.logits[: row.n_sure].astype(np.float64) / sampling.temperature
+        cumulative = np.cumsum(np.exp(scaled - scaled[0]))  # the best's is 1, whatever was left out
+        whole = math.exp(min(row.log_sum_exp - float(scaled[0]), _MOST_EXPONENT))
         everything = row.complete
-        total = 1.0
         if sampling.top_k:
-            if len(probabilities) < sampling.top_k and not everything:
+            if len(cumulative) < sampling.top_k and not everything:
                 return None
-            probabilities = probabilities[: sampling.top_k]
-            total = float(probabilities.sum())
+            cumulative = cumulative[: sampling.top_k]
+            whole = float(cumulative[-1])
             everything = True
-        cumulative = np.cumsum(probabilities) / total
         if sampling.top_p < 1:
-            n_kept = int(np.searchsorted(cumulative, sampling.top_p)) + 1
+            n_kept = int(np.searchsorted(cumulative, sampling.top_p * whole)) + 1
             if n_kept > len(cumulative) and not everything:
                 return None
-            cumulative = cumulative[:n_kept] / cumulative[min(n_kept, len(cumulative)) - 1]
+            cumulative = cumulative[:n_kept]
+            whole = float(cumulative[-1])
             everything = True
-        elif everything:
-            cumulative = cumulative / cumulative[-1]
-        index = int(np.searchsorted(cumulative, coin, side="right"))
+        index = int(np.searchsorted(cumulative, coin * whole, side="right"))
         if index < len(cumulative):
             return index
-        return len(cumulative) - 1 if everything else None
+        if not everything:
+            return None
+        # The coin fell on what was left out, and where it fell there is as good as a new coin for the others. It may
+        # not be scaled to them at once: from a part of the candidates nobody knows how much was left out.
+        held = float(cumulative[-1])
+        again = (coin * whole - held) / (whole - held) if whole > held else coin
+        return min(int(np.searchsorted(cumulative, again * held, side="right")), len(cumulative) - 1)

@@ -44,6 +44,18 @@ class RowCandidates:
     n_sure: int
     complete: bool
 
+    def below(self, n_ids: int) -> RowCandidates:
+        """Those whose ids are below `n_ids`, for a model whose higher ids pad its vocabulary and are no tokens.
+
+        Their order and what is sure of it are exact; nothing may be sure, where all that is sure were others.
+        log_sum_exp stays that of the whole row, for what was not sent of the others is not known.
+        """
+        kept = self.ids < n_ids
+        if kept.all():
+            return self
+        n_sure = int(np.count_nonzero(kept[: self.n_sure]))
+        return RowCandidates(self.ids[kept], self.logits[kept], self.log_sum_exp, n_sure, self.complete)
+
 
 def best_candidates(logits: F32, k: int, temperatures: Sequence[float], first_id: int) -> NodeCandidates:
     """The best `k` of logits (R, V'), whose columns are the ids from `first_id` on. Raises FormatError on NaN."""

@@ -52,15 +52,17 @@ class Plan:
     """Parts of one node in the tree of partial sums: the same tree for every number of nodes."""
 
     @classmethod
-    def make(cls, spec: ModelSpec, shares: int | Sequence[int]) -> Plan:
+    def make(cls, spec: ModelSpec, shares: int | Sequence[int], model: str = "") -> Plan:
         """Split `spec` over equal nodes (a number) or in proportion to `shares`, one for each node.
 
-        Raises PlanError, naming the node counts that are possible, or the shares that leave a node nothing.
+        Raises PlanError, naming `model` where it is given, and the node counts that are possible or the shares that
+        leave a node nothing.
         """
         n_nodes = shares if isinstance(shares, int) else len(shares)
         counts = possible_node_counts(spec)
         if n_nodes not in counts:
-            raise PlanError(f"{_obstacle(spec, n_nodes)} This model can be split over {_listed(counts)} nodes.")
+            named = f"{model}: " if model else ""
+            raise PlanError(f"{named}{_obstacle(spec, n_nodes)} This model can be split over {_listed(counts)} nodes.")
         shares = [1] * n_nodes if isinstance(shares, int) else list(shares)
         group = spec.n_heads // spec.n_kv_heads
         block = spec.block_values

@@ -41,7 +41,7 @@ def parts_of_gguf(metadata: Mapping[str, Any], source: str) -> Parts:
         return _byte_level(keys)
     raise UnsupportedModel(
         f"{source}: tokenizer.ggml.model is {kind[:60]!r}; this version reads llama (SentencePiece BPE) and gpt2 "
-        f"(byte-level BPE). Use the tokenizer.json of the same model."
+        f"(byte-level BPE). Give the tokenizer.json of the same model as `tokenizer:` beside `model:` in cluster.yaml."
     )
 
 
@@ -53,7 +53,10 @@ class _Keys:
         self.source = source
         self.tokens = self._list("tokens", str, "texts")
         if not self.tokens:
-            raise FormatError(f"{source}: tokenizer.ggml.tokens is missing or empty. Get the file again.")
+            raise FormatError(
+                f"{source}: this file has no tokenizer (tokenizer.ggml.tokens is missing or empty). Give the model's "
+                "own, such as its tokenizer.json, as `tokenizer:` beside `model:` in cluster.yaml."
+            )
         kinds = self._list("token_type", int, "numbers") or [NORMAL] * len(self.tokens)
         self._same_length("token_type", kinds)
         # 0 is "undefined"; llama.cpp takes it and what it does not know for an ordinary piece.

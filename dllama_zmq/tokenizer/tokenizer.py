@@ -18,6 +18,9 @@ from dllama_zmq.tokenizer.from_ranks import parts_of_ranks
 from dllama_zmq.tokenizer.from_sentencepiece import parts_of_sentencepiece
 from dllama_zmq.tokenizer.from_t import parts_of_t
 
+_USUAL_SHARE = 0.9
+"""At least this much of a vocabulary are tokens: of published models Phi pads most, 50257 tokens to 51200."""
+
 
 class Tokenizer:
     """One vocabulary's encoder and decoder. Make it with one of the `from_...`."""
@@ -126,13 +129,23 @@ class Tokenizer:
     def check_fits(self, spec: ModelSpec, model: str | Path = "the model") -> None:
         """Raise FormatError where this is the tokenizer of another model than `model`, whose spec is given.
 
-        Fewer tokens than the model's vocabulary are no error: some models pad their embedding.
+        Fewer tokens than the model's vocabulary are no error: some models pad their embedding. See `doubt`.
         """
         if self.vocab_size > spec.vocab_size:
             raise FormatError(
                 f"{self.source} has {self.vocab_size} tokens, but {model} has a vocabulary of {spec.vocab_size}. "
                 f"Give the tokenizer that was made for this model."
             )
+
+    def doubt(self, spec: ModelSpec, model: str | Path = "the model") -> str:
+        """One sentence where this has so few tokens that it may be another model's than `model`; else ""."""
+        if self.vocab_size >= _USUAL_SHARE * spec.vocab_size:
+            return ""
+        return (
+            f"{self.source} has {self.vocab_size} tokens, but {model} has a vocabulary of {spec.vocab_size}: where the "
+            "answers make no sense, give the tokenizer that was made for this model "
+            "(`tokenizer:` beside `model:` in cluster.yaml)"
+        )
 
     def chat_template(self, name: str | None = None) -> ChatTemplate:
         """The file's own chat template; where it has none, the built-in one that its special tokens tell.

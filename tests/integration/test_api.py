@@ -5,16 +5,18 @@ from __future__ import annotations
 import gc
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import tiny_spec, tiny_tokenizer_data, write_tiny_model
+from tiny import tiny_spec, tiny_tensors, tiny_tokenizer_data, write_tiny_model
 
 import dllama_zmq
 from dllama_zmq.errors import ClusterError, FormatError, PlanError, RequestError, RootLost, WorkerLost
-from dllama_zmq.formats import write_t
+from dllama_zmq.formats import write_m, write_t
 from dllama_zmq.models import Run
+from dllama_zmq.quants import BlockMatrix
 from dllama_zmq.spec import FloatType
 
 
@@ -49,6 +51,36 @@ def test_generate_streams_pieces_that_join_to_the_text(model_path: Path) -> None
     assert "".join(pieces) == again
 
 
+@pytest.mark.parametrize("nodes", [1, 2, 4])
+def test_a_model_says_the_same_with_a_padded_vocabulary_as_without(tmp_path: Path, nodes: int) -> None:
+    """Ids that are no tokens print nothing: here they would be the likeliest, if they could be chosen."""
+    padded, n_ids = tiny_spec(n_kv_heads=4, vocab_size=288), 270
+    tensors = {name: matrix.dequantize() for name, matrix in tiny_tensors(padded)}
+    tensors["head"][n_ids:] *= 5
+    for name, spec in (("padded", padded), ("plain", replace(padded, vocab_size=n_ids))):
+        rows = {
+            key: values[: spec.vocab_size] if key in ("embedding", "head") else values
+            for key, values in tensors.items()
+        }
+        write_m(tmp_path / f"{name}.m", spec, ((key, BlockMatrix.from_array(rows[key], FloatType.F32)) for key in rows))
+        write_t(tmp_path / f"{name}.t", tiny_tokenizer_data(n_ids))
+    samplings = ({"temperature": 0.0}, {"temperature": 1.0, "top_k": 20, "seed": 3})
+    with dllama_zmq.load(tmp_path / "padded.m", nodes=nodes) as model:
+        texts = ["".join(model.generate("a cat", max_tokens=20, **how)) for how in samplings]
+    with dllama_zmq.load(tmp_path / "plain.m") as model:
+        assert texts == ["".join(model.generate("a cat", max_tokens=20, **how)) for how in samplings]
+
+
+def test_a_tokenizer_that_may_be_another_models_is_logged(
+    model_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    dllama_zmq.load(model_path).close()
+    assert caplog.messages == []
+    write_tiny_model(tmp_path / "large.m", tiny_spec(vocab_size=400)).close()
+    dllama_zmq.load(tmp_path / "large.m", tokenizer=tmp_path / "tiny.t").close()
+    assert ["has 288 tokens, but" in text for text in caplog.messages] == [True]
+
+
 def test_stopping_early_leaves_the_model_usable(model_path: Path) -> None:
     with dllama_zmq.load(model_path, nodes=2) as model:
         whole = "".join(model.generate("once upon", max_tokens=10))
@@ -74,7 +106,7 @@ def test_a_forgotten_model_ends_when_it_is_collected(model_path: Path) -> None:
 
 
 def test_refusals_say_what_to_do(model_path: Path, tmp_path: Path) -> None:
-    with pytest.raises(PlanError, match="1, 2 or 4 nodes"):
+    with pytest.raises(PlanError, match=r"tiny\.m: .* 1, 2 or 4 nodes"):
         dllama_zmq.load(model_path, nodes=8)
     with pytest.raises(PlanError, match="not a power of two"):
         dllama_zmq.load(model_path, nodes=3)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from command_line import SMALL, Cli, write_small_model
-from tiny import tiny_tokenizer_data
+from tiny import tiny_spec, tiny_tokenizer_data, write_tiny_model
 
 from dllama_zmq.formats import write_t
 
@@ -93,6 +93,12 @@ def test_a_missing_model_is_refused_with_its_path(cli: Cli, command: list[str]) 
     assert f"model: there is no {cli.folder}/nowhere.m" in refusal(cli, *command)
 
 
+def test_nothing_is_said_to_come_up_before_a_model_is_refused(cli: Cli) -> None:
+    cli.write(2, host="0.0.0.0", open_bus=True, workers=[{"name": "far", "host": "192.0.2.1"}], model="nowhere.m")
+    result = cli.run("generate", "once", wait_s=SOON_S)
+    assert result.err == f"error: {result.error()}\n"
+
+
 def cut_short(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 
@@ -126,9 +132,22 @@ def test_the_tokenizer_of_another_model_is_refused_with_both_sizes(cli: Cli) -> 
     assert str(SMALL.vocab_size) in sentence
 
 
+def test_a_tokenizer_that_may_be_another_models_is_warned_of_and_taken(cli: Cli) -> None:
+    write_tiny_model(cli.folder / "large.m", tiny_spec(vocab_size=400)).close()
+    write_t(cli.folder / "large.t", tiny_tokenizer_data(288))
+    cli.write(1, model="large.m")
+    result = cli.generate("-n", "1")
+    warnings = [line for line in result.err.splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == 1, result.said
+    assert f"{cli.folder}/large.t has 288 tokens, but {cli.folder}/large.m has a vocabulary of 400" in warnings[0]
+    assert warnings[0].removeprefix("warning: ") in (cli.log_folder / "root.log").read_text()
+
+
 def test_a_model_that_cannot_be_split_so_is_refused_with_the_counts_that_can(cli: Cli) -> None:
     cli.write(16)
-    assert "This model can be split over 1, 2, 4 or 8 nodes" in refusal(cli, "up")
+    sentence = refusal(cli, "up")
+    assert sentence.startswith(f"{cli.model}: ")
+    assert "This model can be split over 1, 2, 4 or 8 nodes" in sentence
 
 
 def test_an_empty_prompt_is_refused_where_the_tokenizer_begins_no_text(cli: Cli) -> None:

@@ -13,7 +13,21 @@ from tiny import tiny_spec, write_tiny_model
 
 from dllama_zmq.bus import sockets
 from dllama_zmq.bus.links import Endpoints
-from dllama_zmq.bus.messages import TO_WORKER, Bye, Fault, Join, Loaded, Message, Plan, Refuse, Welcome, decode, encode
+from dllama_zmq.bus.messages import (
+    TO_WORKER,
+    Bye,
+    Credit,
+    Fault,
+    Join,
+    Loaded,
+    Message,
+    Plan,
+    Refuse,
+    Weights,
+    Welcome,
+    decode,
+    encode,
+)
 from dllama_zmq.errors import WorkerLost
 from dllama_zmq.root.root import DEFAULT_SEQ_LEN, Root, RootSettings
 
@@ -26,6 +40,7 @@ class Door:
         cleanup.callback(self._context.term)
         model = cleanup.enter_context(write_tiny_model(folder / "tiny.m", tiny_spec(seq_len=2 * DEFAULT_SEQ_LEN)))
         endpoints = Endpoints(["inproc://steps"], ["inproc://replies"])
+        self.model = model
         self.root = Root(self._context, model, RootSettings(names=["worker1"], spin_s=0.0), endpoints)
         cleanup.callback(self.root.close, "done")
         self._cleanup = cleanup
@@ -82,3 +97,27 @@ def test_a_worker_that_claims_to_be_loaded_too_early_is_given_up_and_told(door: 
     assert bye.stay  # it may join again
     with pytest.raises(WorkerLost, match="worker1 says that 1 bytes are all"):
         door.root.form(time.monotonic())
+
+
+def test_clients_have_their_turn_while_pieces_that_take_long_are_sent(
+    door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Quantizing on the way, or a slow disk, takes its time for each piece: some are sent, then others are heard."""
+    worker, read = door.stranger(b"a"), door.model.read
+
+    def slowly(*where: object) -> object:
+        time.sleep(0.04)
+        return read(*where)  # type: ignore[arg-type]
+
+    door.ask(worker, Join("", "", 1, "0"))
+    monkeypatch.setattr(door.model, "read", slowly)
+    for _ in range(16):
+        worker.send_multipart(encode(Credit(1)))
+    n_pieces = []
+    while sum(n_pieces) < 16:
+        door.root.pump(time.monotonic())
+        sent = 0
+        while (frames := sockets.receive_now(worker)) is not None:
+            sent += isinstance(decode(frames, TO_WORKER)[0], Weights)
+        n_pieces.append(sent)
+    assert max(n_pieces) <= 4  # of 0.04 s, in 0.1 s

@@ -82,6 +82,17 @@ def test_a_second_up_says_that_the_cluster_runs_and_leaves_it_running(cli: Cli, 
     cli.down()
 
 
+def test_up_status_and_down_take_the_file_with_a_flag_as_others_do(cli: Cli) -> None:
+    cli.write(1).rename(cli.folder / "other.yaml")
+    for command in ("up", "status", "down"):
+        result = cli.run(command, "--cluster", "other.yaml")
+        assert result.code == 0, result.said
+    assert "'small' is not running" in cli.run("status", "other.yaml", "--cluster", "other.yaml").error()
+    for command in ("up", "down", "status"):
+        twice = cli.run(command, "other.yaml", "--cluster", "third.yaml").error(2)
+        assert twice == "two files are given, other.yaml and --cluster third.yaml; give one"
+
+
 def test_down_and_status_say_where_no_cluster_runs(cli: Cli) -> None:
     cli.up(1)
     cli.down()

@@ -65,14 +65,20 @@ def test_what_was_pulled_is_a_models_name(cli: Cli, gguf: Path) -> None:
     assert (result.code, result.out) == (0, expected.out), result.said
     missing = cli.run(*GREEDY, "-m", "hf:org/other", **env).error()
     assert "dllama-zmq pull org/other" in missing
+    for words in (["inspect", "hf:org/other"], ["convert", "hf:org/other", "out.m"]):
+        assert "dllama-zmq pull org/other" in cli.run(*words, **env).error(1)  # as of a path that is not there
 
 
-def test_a_folder_quantized_on_the_way_says_what_the_m_file_says(cli: Cli, small_model: Path) -> None:
+def test_a_folder_is_quantized_on_the_way_where_a_flag_says_so(cli: Cli, small_model: Path) -> None:
     """Q40 of what Q40 says is the same Q40 again; the tokenizer is given, for the folder has none."""
     with open_m(small_model) as file:
         write_hf(cli.folder / "folder", file.spec, arrays_of(file))
-    cli.write(2, model="folder", weights="q40", tokenizer=str(small_model.with_suffix(".t")))
-    result = cli.run(*GREEDY)
-    assert result.code == 0, result.said
     cli.write(2)
-    assert result.out == cli.run(*GREEDY).out
+    expected = cli.run(*GREEDY).out
+    cli.write(2, model="folder", tokenizer=str(small_model.with_suffix(".t")))
+    result = cli.run(*GREEDY, "--weights", "q40")
+    assert (result.code, result.out) == (0, expected), result.said
+    assert cli.run("up", "--weights", "Q40").code == 0
+    assert sum(node.weight_bytes for node in cli.status().nodes) < small_model.stat().st_size
+    assert cli.run(*GREEDY, "--weights", "f16").err == ("small is running already: --weights f16 has no effect on it\n")
+    cli.down()

@@ -112,3 +112,23 @@ def test_a_nodes_candidates_are_its_best_with_ids_of_the_whole_vocabulary(logits
         best = sorted_ids(row)[:k]
         assert ids.tolist() == [first_id + i for i in best]
         assert values.tolist() == row[best].tolist()
+
+
+@settings(deadline=None)
+@given(split_logits(), st.integers(1, 12), st.integers(1, 40))
+def test_below_an_id_a_list_begins_as_sorting_the_ids_below_it_does(split, k, n_ids):
+    logits, bounds = split
+    for row, whole in zip(logits, merge_candidates(from_nodes(logits, bounds, k)), strict=True):
+        found = whole.below(n_ids)
+        best = sorted_ids(row[:n_ids])
+        assert found.ids[: found.n_sure].tolist() == best[: found.n_sure]
+        assert found.logits[: found.n_sure].tolist() == row[best[: found.n_sure]].tolist()
+        assert (found.complete, found.log_sum_exp) == (whole.complete, whole.log_sum_exp)
+        assert not found.complete or found.n_sure == len(best)
+
+
+def test_nothing_is_sure_below_an_id_where_all_that_is_sure_is_above_it():
+    # Nodes of 4 ids that send one each; what the second left out may be better than id 0, and be below 6.
+    logits = np.array([[1, 0, 0, 0, 0, 2, 9, 0]], np.float32)
+    found = merge_candidates(from_nodes(logits, [0, 4, 8], k=1))[0].below(6)
+    assert (found.ids.tolist(), found.n_sure) == ([0], 0)

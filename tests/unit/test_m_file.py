@@ -391,9 +391,17 @@ def test_what_a_header_would_say_otherwise_is_not_written(tmp_path, overrides, w
         ("a.gguf", b"", "a.gguf: 0 bytes long"),
         ("a.gguf", bytes(100), "no GGUF"),
         ("b.m", b"GGUF" + bytes(90), "version 0"),
-        ("c.bin", b"PK" + bytes(90), "no .m model file"),
+        ("c.m", b"PK" + bytes(90), "no .m model file"),
+        ("pytorch_model.bin", b"PK\x03\x04" + bytes(90), r"PyTorch alone is not read\. Give the folder of the model"),
+        (
+            "consolidated.00.pth",
+            b"\x80\x02\x8a" + bytes(90),
+            r"PyTorch alone is not read\. Give the folder of the model",
+        ),
+        ("old.bin", b"tjgg" + bytes(90), "or a GGUF file of it"),
         ("d", None, "neither config.json .* nor params.json"),
     ],
+    ids=lambda value: "" if isinstance(value, bytes) else None,
 )
 def test_open_model_refuses_what_is_no_model_by_name(tmp_path, name, content, words):
     if content is None:

@@ -30,14 +30,16 @@ def candidates(logits: F32, k: int, temperature: float, n_nodes: int = 1) -> Row
     return merge_candidates(nodes)[0]
 
 
-def choose(sampler: Sampler, logits: F32, sampling: Sampling, k: int, n_nodes: int = 1) -> tuple[int, int]:
-    """The token, and how often candidates were asked for, beginning with `k` from each node."""
+def choose(
+    sampler: Sampler, logits: F32, sampling: Sampling, k: int, n_nodes: int = 1, n_ids: int = 1 << 24
+) -> tuple[int, int]:
+    """The token below `n_ids`, and how often candidates were asked for, beginning with `k` from each node."""
     asked = 1
-    token = sampler.choose(candidates(logits, k, sampling.temperature, n_nodes))
+    token = sampler.choose(candidates(logits, k, sampling.temperature, n_nodes).below(n_ids))
     while token is None:
         k = more_than(k, len(logits))
         asked += 1
-        token = sampler.choose(candidates(logits, k, sampling.temperature, n_nodes))
+        token = sampler.choose(candidates(logits, k, sampling.temperature, n_nodes).below(n_ids))
     return token, asked
 
 
@@ -67,8 +69,36 @@ EIGHTHS = np.log(np.array([2, 1, 1, 4], np.float32))
     ],
 )
 def test_tokens_come_as_often_as_worked_by_hand(sampling, expected):
+    assert_as_often(candidates(EIGHTHS, 0, sampling.temperature), sampling, expected)
+
+
+# Id 4, which is no token, has as much as all the others together, or nearly everything.
+HALF_PADDING = np.append(EIGHTHS, np.log(np.float32(8)))
+ALL_PADDING = np.append(EIGHTHS, np.float32(2000))
+
+
+@pytest.mark.parametrize(
+    ("logits", "sampling", "expected"),
+    [
+        (HALF_PADDING, Sampling(1.0), {3: 1 / 2, 0: 1 / 4, 1: 1 / 8, 2: 1 / 8}),
+        (HALF_PADDING, Sampling(0.5), {3: 16 / 22, 0: 4 / 22, 1: 1 / 22, 2: 1 / 22}),
+        (HALF_PADDING, Sampling(1.0, top_k=2), {3: 2 / 3, 0: 1 / 3}),
+        (HALF_PADDING, Sampling(1.0, top_p=0.8, top_k=3), {3: 2 / 3, 0: 1 / 3}),
+        # Of the whole row, padding included, ids 3 and 0 hold 3/8.
+        (HALF_PADDING, Sampling(1.0, top_p=0.37), {3: 2 / 3, 0: 1 / 3}),
+        (HALF_PADDING, Sampling(1.0, top_p=0.9), {3: 1 / 2, 0: 1 / 4, 1: 1 / 8, 2: 1 / 8}),
+        (ALL_PADDING, Sampling(1.0), {3: 1 / 2, 0: 1 / 4, 1: 1 / 8, 2: 1 / 8}),
+        (ALL_PADDING, Sampling(1.0, top_k=2), {3: 2 / 3, 0: 1 / 3}),
+        (ALL_PADDING, Sampling(1.0, top_p=0.5), {3: 1 / 2, 0: 1 / 4, 1: 1 / 8, 2: 1 / 8}),
+    ],
+)
+def test_what_pads_a_vocabulary_never_comes_and_the_others_as_often_as_without_it(logits, sampling, expected):
+    assert_as_often(candidates(logits, 0, sampling.temperature).below(4), sampling, expected)
+
+
+def assert_as_often(row, sampling, expected):
+    """Of N_DRAWS choices each token is as many as its probability says, to four standard deviations."""
     sampler = Sampler(sampling)
-    row = candidates(EIGHTHS, 0, sampling.temperature)
     counts = Counter(sampler.choose(row) for _ in range(N_DRAWS))
     assert counts.keys() == expected.keys()
     for token, probability in expected.items():
@@ -82,6 +112,12 @@ def test_greedy_takes_the_first_of_the_largest_and_asks_for_one_candidate(sampli
     assert sampling.first_k() == 1
     sampler = Sampler(sampling)
     assert {sampler.choose(candidates(np.float32([1, 5, 5, 2]), 1, sampling.temperature, 2)) for _ in range(9)} == {1}
+
+
+def test_greedy_asks_for_more_where_the_largest_is_no_token():
+    # Of nodes of two ids each, the second's best is id 3, which is no token; its other one may be the best that is.
+    logits = np.float32([1, 0, 2, 9])
+    assert choose(Sampler(Sampling()), logits, Sampling(), 1, n_nodes=2, n_ids=3) == (2, 2)
 
 
 _levels = st.sampled_from([-1.0, 0.0, 0.5, 2.0])
@@ -100,12 +136,13 @@ _samplings = st.builds(
     sampling=_samplings,
     first_k=st.integers(1, 8),
     n_nodes=st.sampled_from([1, 2, 4, 8]),
+    n_ids=st.sampled_from([40, 39, 36, 20, 1]),
 )
-def test_choosing_from_some_candidates_is_choosing_from_all(rows, sampling, first_k, n_nodes):
+def test_choosing_from_some_candidates_is_choosing_from_all(rows, sampling, first_k, n_nodes, n_ids):
     some, everything = Sampler(sampling), Sampler(sampling)
     for logits in rows:
-        token, _ = choose(some, logits, sampling, 1 if sampling.greedy else first_k, n_nodes)
-        assert token == everything.choose(candidates(logits, 0, sampling.temperature, n_nodes))
+        token, _ = choose(some, logits, sampling, 1 if sampling.greedy else first_k, n_nodes, n_ids)
+        assert token == everything.choose(candidates(logits, 0, sampling.temperature, n_nodes).below(n_ids))
 
 
 def test_more_and_more_candidates_are_asked_for_until_the_choice_is_known():

@@ -170,6 +170,15 @@ def test_a_tokenizer_of_another_model_is_refused_with_both_sizes_and_files():
         tokenizer.check_fits(tiny_spec(vocab_size=288), "model.m")
 
 
+def test_a_tokenizer_much_smaller_than_the_vocabulary_is_doubted_with_both_sizes_and_files():
+    tokenizer = Tokenizer.from_data(replace(tiny_tokenizer_data(288), source="other.t"))
+    for vocab_size in (288, 293, 320):
+        assert tokenizer.doubt(tiny_spec(vocab_size=vocab_size), "model.m") == ""
+    doubt = tokenizer.doubt(tiny_spec(vocab_size=321), "model.m")
+    assert doubt.startswith("other.t has 288 tokens, but model.m has a vocabulary of 321: ")
+    assert "`tokenizer:` beside `model:` in cluster.yaml" in doubt
+
+
 @pytest.mark.parametrize("pieces", [[b"the", b"the"], [b"\xff\xfe"], [b"a\x00b"], [b"<unk>", b"<0x41>"]])
 def test_pieces_that_sentencepiece_would_refuse_do_not_spoil_a_vocabulary(pieces):
     plain = tiny_tokenizer_data(288)
