@@ -72,15 +72,27 @@ class Experts(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Rotation:
+    """The angles of each token of a run: their cos and sin (T, Hd / 2), of a head's pair after pair.
+
+    layout: `interleaved` pairs values (2i, 2i + 1) of a head, `half` (i, i + Hd / 2).
+    """
+
+    cos: F32
+    sin: F32
+    layout: Literal["interleaved", "half"]
+
+
 class KVCache(Protocol):
     """The keys and values of one node's heads, by layer and slot."""
 
-    def append(self, layer: int, run: Run, keys: F32, values: F32) -> None:
-        """Store a run's keys and values (T, K, Hd) at its positions. Their rows need not lie close together."""
-        ...
+    def attend(self, layer: int, run: Run, q: F32, k: F32, v: F32, rotation: Rotation | None = None) -> F32:
+        """Causal attention of a run's queries q (T, H * Hd) -> (T, H * Hd). First q and the run's keys k (T, K * Hd)
+        are rotated, in place, and k and its values v (T, K * Hd) stored at its positions.
 
-    def attend(self, layer: int, run: Run, q: F32) -> F32:
-        """Causal attention of a run's queries (T, H, Hd), whose keys and values have been stored -> (T, H * Hd)."""
+        Rows need not lie close together.
+        """
         ...
 
 
@@ -131,10 +143,6 @@ class Kernels(Protocol):
 
     def rms_norm(self, x: F32, gain: F32, eps: float) -> F32:
         """Scale each row of `x` (T, D) to unit root-mean-square, then by `gain` (D,). Source: arXiv:1910.07467."""
-        ...
-
-    def rotate(self, x: F32, cos: F32, sin: F32, layout: Literal["interleaved", "half"]) -> F32:
-        """Rotate the pairs of `x` (T, H, Hd), in place, by the angles whose `cos` and `sin` are (T, Hd / 2); x."""
         ...
 
     def pack(self, x: F32, sync: Sync) -> U8:

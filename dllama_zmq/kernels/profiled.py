@@ -35,7 +35,6 @@ class Profiled:
         self.timed = kernels
         self._spent: dict[str, _Spent] = {}
         self.rms_norm = self._timed("rms_norm", kernels.rms_norm)
-        self.rotate = self._timed("rotate", kernels.rotate)
         self.pack = self._timed("pack", kernels.pack)
         self.add_up = self._timed("add_up", kernels.add_up)
 
@@ -95,7 +94,6 @@ class Profiled:
 
 class _ProfiledCache:
     def __init__(self, cache: KVCache, profiled: Profiled) -> None:
-        self.append = profiled._timed("append", cache.append)
         self.attend = profiled._timed("attend", cache.attend)
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from dllama_zmq.kernels.grouped import GroupedExperts
-from dllama_zmq.kernels.interface import Kernels, KVType, Norm, Run
+from dllama_zmq.kernels.interface import Kernels, KVType, Norm, Rotation, Run
 from dllama_zmq.kernels.reduction import tree_sum
 from dllama_zmq.quants import F32, I8, U8, BlockMatrix, dequantize, quantize, split_q40, split_q41, split_q80
 from dllama_zmq.spec import SYNC_FLOAT, Activation, FloatType, Sync
@@ -98,16 +98,6 @@ class Reference:
         root_mean_square: F32 = np.sqrt(mean_square)
         return x / root_mean_square * gain
 
-    def rotate(self, x: F32, cos: F32, sin: F32, layout: Literal["interleaved", "half"]) -> F32:
-        half = x.shape[-1] // 2
-        interleaved = layout == "interleaved"
-        first, second = (x[..., 0::2], x[..., 1::2]) if interleaved else (x[..., :half], x[..., half:])
-        c, s = cos[:, None], sin[:, None]  # the same angles for every head
-        turned_first, turned_second = first * c - second * s, first * s + second * c
-        first[...] = turned_first
-        second[...] = turned_second
-        return x
-
     def pack(self, x: F32, sync: Sync) -> U8:
         return quantize(x, SYNC_FLOAT[sync])
 
@@ -134,16 +124,18 @@ class ReferenceCache:
         self._store = np.zeros(shape, np.float16 if kv_type == "f16" else np.float32)
         self._kv_of_head, self._window, self._softcap = kv_of_head, window, softcap
 
-    def append(self, layer: int, run: Run, keys: F32, values: F32) -> None:
-        store = self._store[layer, run.slot, :, :, run.start : run.start + run.count]
-        for i, new in enumerate((keys, values)):
-            if store.dtype == np.float16:
+    def attend(self, layer: int, run: Run, q: F32, k: F32, v: F32, rotation: Rotation | None = None) -> F32:
+        stored = self._store[layer, run.slot]  # (2, K, S, Hd)
+        q, k, v = (rows.reshape(len(rows), -1, stored.shape[-1]) for rows in (q, k, v))  # views: rows lie in one piece
+        if rotation is not None:
+            _rotate(q, rotation)
+            _rotate(k, rotation)
+        for kept, new in zip(stored[:, :, run.start : run.start + run.count], (k, v), strict=True):
+            if stored.dtype == np.float16:
                 new = np.clip(new, np.float32(-65504), np.float32(65504))
-            store[i] = new.transpose(1, 0, 2)
-
-    def attend(self, layer: int, run: Run, q: F32) -> F32:
+            kept[...] = new.transpose(1, 0, 2)
         first = 0 if self._window is None else max(0, run.start - self._window + 1)
-        keys, values = self._store[layer, run.slot, :, :, first : run.start + run.count].astype(np.float32)
+        keys, values = stored[:, :, first : run.start + run.count].astype(np.float32)
         return _attention(q, keys, values, self._kv_of_head, self._window, self._softcap)
 
 
@@ -160,6 +152,17 @@ def gate_times(gate: F32, up: F32, activation: Activation) -> F32:
     with np.errstate(over="ignore"):  # exp of a large -gate is inf, and gate / inf is the 0 that is meant
         out: F32 = np.multiply(gate / (np.float32(1) + np.exp(-steep)), up, dtype=np.float32)
     return out
+
+
+def _rotate(x: F32, rotation: Rotation) -> None:
+    """Rotate the pairs of x (T, H, Hd), in place."""
+    half = x.shape[-1] // 2
+    interleaved = rotation.layout == "interleaved"
+    first, second = (x[..., 0::2], x[..., 1::2]) if interleaved else (x[..., :half], x[..., half:])
+    cos, sin = rotation.cos[:, None], rotation.sin[:, None]  # the same angles for every head
+    turned_first, turned_second = first * cos - second * sin, first * sin + second * cos
+    first[...] = turned_first
+    second[...] = turned_second
 
 
 def _attention(

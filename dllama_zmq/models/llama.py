@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from dllama_zmq.kernels import Kernels, KVCache, Norm, Run, Sums
+from dllama_zmq.kernels import Kernels, KVCache, Norm, Rotation, Run, Sums
 from dllama_zmq.models.comm import Comm
 from dllama_zmq.models.rope import rope_angles, rope_frequencies
 from dllama_zmq.models.tensors import attention_tensors, decoder_tensors, feed_forward_tensors, norm_tensor
@@ -20,7 +20,6 @@ from dllama_zmq.spec import ModelSpec, TensorSpec
 
 Take = Callable[[str], BlockMatrix]
 """This node's slice of a tensor, by name; each is asked for once, and held by nobody afterwards."""
-Angles = tuple[F32, F32]
 
 
 def llama_tensors(spec: ModelSpec) -> list[TensorSpec]:
@@ -39,24 +38,20 @@ class Attention:
         self._o = kernels.linear(take("attention.o"), segments=sums.segments, wire=sums.wire)
 
     def heads(self, x: F32) -> tuple[F32, F32, F32]:
-        """x (T, D), before its norm -> queries (T, H, Hd), keys and values (T, K, Hd), before their rotation."""
+        """x (T, D), before its norm -> queries (T, H * Hd), keys and values (T, K * Hd), before their rotation."""
         q, k, v = self._qkv(x)
-        shape = (len(x), -1, self._spec.head_dim)
-        return q.reshape(shape), k.reshape(shape), v.reshape(shape)
+        return q, k, v
 
-    def __call__(self, x: F32, layer: int, cache: KVCache, runs: Sequence[Run], angles: Angles) -> F32:
-        """x (T, D) -> this node's part of what attention adds to it (T, D)."""
+    def __call__(self, x: F32, layer: int, cache: KVCache, runs: Sequence[Run], rotations: Sequence[Rotation]) -> F32:
+        """x (T, D), a rotation for each of its runs -> this node's part of what attention adds to it (T, D)."""
         q, k, v = self.heads(x)
-        layout = self._spec.rope.layout
-        q, k = self._kernels.rotate(q, *angles, layout), self._kernels.rotate(k, *angles, layout)
-        attended = []
-        row = 0
-        for run in runs:
-            rows = slice(row, row + run.count)
-            cache.append(layer, run, k[rows], v[rows])
-            attended.append(cache.attend(layer, run, q[rows]))
-            row += run.count
-        out: F32 = self._o(attended[0] if len(attended) == 1 else np.concatenate(attended))
+        if len(runs) == 1:
+            attended = cache.attend(layer, runs[0], q, k, v, rotations[0])
+        else:
+            ends = np.cumsum([run.count for run in runs])[:-1]
+            each = zip(runs, *(np.split(rows, ends) for rows in (q, k, v)), rotations, strict=True)
+            attended = np.concatenate([cache.attend(layer, *of_run) for of_run in each])
+        out: F32 = self._o(attended)
         return out
 
     def finish(self, total: F32) -> F32:
@@ -105,7 +100,7 @@ class Llama:
 
     def __init__(self, spec: ModelSpec, take: Take, kernels: Kernels, cache: KVCache, sums: Sums) -> None:
         self._cache = cache
-        self._frequencies = rope_frequencies(spec.rope, spec.head_dim)
+        self._frequencies, self._layout = rope_frequencies(spec.rope, spec.head_dim), spec.rope.layout
         self._layers = []
         for i in range(spec.n_layers):
 
@@ -119,11 +114,13 @@ class Llama:
 
     def forward(self, x: F32, runs: Sequence[Run], comm: Comm) -> F32:
         """Embedded tokens x (T, D), `runs` covering its rows in order -> (T, D), before the final norm."""
-        positions = np.concatenate([np.arange(run.start, run.start + run.count) for run in runs])
-        angles = rope_angles(self._frequencies, positions)
+        rotations = [
+            Rotation(*rope_angles(self._frequencies, np.arange(run.start, run.start + run.count)), self._layout)
+            for run in runs
+        ]
         x = x.copy()
         for i, (attention, feed_forward) in enumerate(self._layers):
-            x += attention.finish(comm.all_reduce(attention(x, i, self._cache, runs, angles)))
+            x += attention.finish(comm.all_reduce(attention(x, i, self._cache, runs, rotations)))
             x += feed_forward.finish(comm.all_reduce(feed_forward(x)))
         return x
 

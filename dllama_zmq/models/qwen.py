@@ -43,7 +43,7 @@ def qwen3_moe_tensors(spec: ModelSpec) -> list[TensorSpec]:
 class _BiasedAttention(Attention):
     def __init__(self, spec: ModelSpec, take: Take, kernels: Kernels, sums: Sums) -> None:
         super().__init__(spec, take, kernels, sums)
-        self._biases = [vector(take(f"attention.{letter}_bias")).reshape(-1, spec.head_dim) for letter in "qkv"]
+        self._biases = [vector(take(f"attention.{letter}_bias")) for letter in "qkv"]
 
     def heads(self, x: F32) -> tuple[F32, F32, F32]:
         q, k, v = (rows + bias for rows, bias in zip(super().heads(x), self._biases, strict=True))
@@ -59,9 +59,9 @@ class _NormedAttention(Attention):
         q, k, v = super().heads(x)
         return self._normed(q, self._q_norm), self._normed(k, self._k_norm), v
 
-    def _normed(self, heads: F32, gain: F32) -> F32:
-        rows = heads.reshape(-1, heads.shape[-1])
-        return self._kernels.rms_norm(rows, gain, self._spec.norm_eps).reshape(heads.shape)
+    def _normed(self, rows: F32, gain: F32) -> F32:
+        heads = rows.reshape(-1, len(gain))
+        return self._kernels.rms_norm(heads, gain, self._spec.norm_eps).reshape(rows.shape)
 
 
 class Qwen2(Llama):

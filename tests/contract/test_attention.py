@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from back_ends import AVAILABLE, PUBLISHED_EXP, SIX_DIGITS, U, attend, attention_by_hand, with_threads
+from back_ends import AVAILABLE, PUBLISHED_EXP, SIX_DIGITS, U, attend, attention_by_hand, fill, step, with_threads
 
-from dllama_zmq.kernels import Kernels, KVType, Run
+from dllama_zmq.kernels import Kernels, KVType, Rotation, Run
 from dllama_zmq.quants import F32
 
 KV_TYPES = ["f32", "f16"]
@@ -117,10 +119,9 @@ def test_a_prompt_and_then_tokens_one_by_one_attend_as_all_at_once(kernels, kv_t
     pieces = []
     for start, count in [(0, 6), (6, 1), (7, 1), (8, 1)]:
         rows = slice(start, start + count)
-        cache.append(1, Run(1, start, count), k[rows], v[rows])
+        pieces.append(step(cache, 1, Run(1, start, count), q[rows], k[rows], v[rows]).copy())
         for layer, slot in [(0, 1), (1, 0), (0, 0)]:  # another layer and another slot keep their own
-            cache.append(layer, Run(slot, start, count), -k[rows], -v[rows])
-        pieces.append(cache.attend(1, Run(1, start, count), q[rows]))
+            step(cache, layer, Run(slot, start, count), q[rows], -k[rows], -v[rows])
     whole = attend(kernels, q, k.transpose(1, 0, 2), v.transpose(1, 0, 2), kv_of_head, kv_type)
     np.testing.assert_allclose(np.concatenate(pieces), whole, rtol=0, atol=ATTENTION_ROUNDING)
 
@@ -130,13 +131,12 @@ def test_a_token_attends_with_the_same_bits_whatever_is_in_its_batch(compiled, k
     n_positions, kv_of_head = 150, [0, 0, 0, 1, 1, 1]
     q, k, v = normal(4, n_positions, 6, 48), normal(12, n_positions, 2, 48), normal(13, n_positions, 2, 48)
     cache = compiled.kv_cache(1, 1, 2, n_positions, 48, kv_of_head, kv_type)
-    cache.append(0, Run(0, 0, n_positions), k, v)
-    whole = cache.attend(0, Run(0, 0, n_positions), q)
+    whole = step(cache, 0, Run(0, 0, n_positions), q, k, v)
     for count in (1, 2, 7, 33):
-        pieces = [
-            cache.attend(0, Run(0, start, len(q[start : start + count])), q[start : start + count])
-            for start in range(0, n_positions, count)
-        ]
+        pieces = []
+        for start in range(0, n_positions, count):
+            rows = [of[start : start + count] for of in (q, k, v)]
+            pieces.append(step(cache, 0, Run(0, start, len(rows[0])), *rows).copy())
         assert np.array_equal(np.concatenate(pieces), whole), count
 
 
@@ -194,11 +194,10 @@ def test_what_an_abandoned_sequence_left_at_later_positions_is_never_seen(kernel
         cache = kernels.kv_cache(1, 2, 2, n_positions, 16, kv_of_head, kv_type)
         if left is not None:
             rows = np.full((n_positions, 2, 16), left, np.float32)
-            cache.append(0, Run(1, 0, n_positions), rows, rows)
-        if start:
-            cache.append(0, Run(1, 0, start), k[:start], v[:start])
-        cache.append(0, Run(1, start, count), k[start:], v[start:])
-        bits.append(cache.attend(0, Run(1, start, count), q).copy())
+            with np.errstate(invalid="ignore", over="ignore"):
+                fill(cache, 0, 1, rows, rows, 3)
+        fill(cache, 0, 1, k[:start], v[:start], 3)
+        bits.append(step(cache, 0, Run(1, start, count), q, k[start:], v[start:]).copy())
     assert np.isfinite(bits[0]).all()
     assert np.array_equal(*bits)
 
@@ -213,8 +212,7 @@ def test_keys_values_and_queries_may_be_parts_of_one_wider_array(kernels, count,
     results = []
     for one in ((q, k, v), [np.ascontiguousarray(part) for part in (q, k, v)]):
         cache = kernels.kv_cache(1, 1, 2, 9, 16, [0, 0, 0, 1, 1, 1], kv_type)
-        cache.append(0, Run(0, 0, count), one[1], one[2])
-        results.append(cache.attend(0, Run(0, 0, count), one[0]))
+        results.append(step(cache, 0, Run(0, 0, count), *one))
     assert np.array_equal(*results)
 
 
@@ -224,8 +222,7 @@ def test_rows_of_keys_may_lie_further_apart_than_those_of_values(kernels):
     results = []
     for keys in (k, np.ascontiguousarray(k)):
         cache = kernels.kv_cache(1, 1, 1, 3, 16, [0], "f32")
-        cache.append(0, Run(0, 0, 3), keys, v)
-        results.append(cache.attend(0, Run(0, 0, 3), q))
+        results.append(step(cache, 0, Run(0, 0, 3), q, keys, v))
     assert np.array_equal(*results)
 
 
@@ -271,8 +268,7 @@ def windowed(
     out, start = [], 0
     for count in steps:
         rows = slice(start, start + count)
-        cache.append(0, Run(0, start, count), k[rows], v[rows])
-        out.append(cache.attend(0, Run(0, start, count), q[rows]).copy())
+        out.append(step(cache, 0, Run(0, start, count), q[rows], k[rows], v[rows]).copy())
         start += count
     return np.concatenate(out)
 
@@ -313,3 +309,53 @@ def test_scores_are_kept_within_the_softcap(kernels, scale):
             wanted = weight @ v[: t + 1, head // 2] / weight.sum()
             # 30 * tanh is off by some 8 U of 30, and a weight by that much of itself.
             np.testing.assert_allclose(found[t, head], wanted, rtol=0, atol=ATTENTION_ROUNDING + 8 * 30 * U * 4)
+
+
+def rotated(x: F32, rotation: Rotation) -> F32:
+    """x (T, H, Hd) turned pair by pair, in float32: a product is rounded, and so is the sum of two."""
+    half = x.shape[2] // 2
+    pairs = [(2 * i, 2 * i + 1) if rotation.layout == "interleaved" else (i, i + half) for i in range(half)]
+    out = np.empty_like(x)
+    for i, (first, second) in enumerate(pairs):
+        c, s = rotation.cos[:, i, None], rotation.sin[:, i, None]
+        out[:, :, first] = x[:, :, first] * c - x[:, :, second] * s
+        out[:, :, second] = x[:, :, first] * s + x[:, :, second] * c
+    return out
+
+
+@pytest.mark.parametrize("kv_type", KV_TYPES)
+@pytest.mark.parametrize("layout", ["interleaved", "half"])
+@pytest.mark.parametrize("head_dim", [2, 6, 16, 30, 32, 48, 64, 80, 128])
+@pytest.mark.parametrize("kv_of_head", [[0], [0, 0, 0, 1, 1], [0] * 11, [0, 1, 2, 2]])
+@pytest.mark.parametrize("choice", AVAILABLE)
+def test_queries_and_keys_are_rotated_in_place_before_keys_are_stored(choice, kv_of_head, head_dim, layout, kv_type):
+    n_heads, n_kv_heads = len(kv_of_head), kv_of_head[-1] + 1
+    width = n_heads + 2 * n_kv_heads
+    for threads in (1, 3):
+        with with_threads(choice, threads) as kernels:
+            cache, plain = (kernels.kv_cache(1, 1, n_kv_heads, 33, head_dim, kv_of_head, kv_type) for _ in range(2))
+            for start, count in [(0, 20), (20, 1), (21, 2), (23, 9), (32, 1)]:
+                angles = np.random.default_rng(start).uniform(-3, 3, (count, head_dim // 2)).astype(np.float32)
+                rotation = Rotation(np.cos(angles), np.sin(angles), layout)
+                wide = normal(start, count, (width + 2) * head_dim)  # as one product gives them, and more around
+                before = wide.copy()
+                q, k, v = np.split(wide.reshape(count, -1, head_dim)[:, 1:-1], [n_heads, n_heads + n_kv_heads], axis=1)
+                turned = rotated(q, rotation), rotated(k, rotation), v.copy()
+                found = step(cache, 0, Run(0, start, count), q, k, v, rotation)
+                assert np.array_equal(np.concatenate([q, k, v], axis=1), np.concatenate(turned, axis=1))
+                outside = np.r_[:head_dim, -head_dim:0]
+                assert np.array_equal(wide[:, outside], before[:, outside])
+                assert np.array_equal(found, step(plain, 0, Run(0, start, count), *turned))
+
+
+def test_each_call_is_of_its_own_run_and_angles(kernels):
+    """Whatever a back end keeps of the call before."""
+    cache, plain = (kernels.kv_cache(2, 2, 1, 8, 16, [0, 0], "f32") for _ in range(2))
+    angles = normal(4, 2, 8)
+    turns = Rotation(np.cos(angles), np.sin(angles), "half"), Rotation(angles, angles, "interleaved")
+    runs = Run(0, 0, 2), Run(1, 0, 2), Run(0, 2, 2)
+    for i, (layer, run, rotation) in enumerate(itertools.product([0, 1], runs, [*turns, None])):
+        q, k, v = normal(i, 2, 2, 16), normal(i + 50, 2, 1, 16), normal(i + 100, 2, 1, 16)
+        turned = (q.copy(), k.copy()) if rotation is None else (rotated(q, rotation), rotated(k, rotation))
+        wanted = step(plain, layer, replace(run), *turned, v).copy()
+        assert np.array_equal(step(cache, layer, run, q, k, v, rotation), wanted)

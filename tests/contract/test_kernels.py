@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -26,13 +27,14 @@ from back_ends import (
     q80_error,
     silu_times,
     split,
+    step,
     weights,
     with_threads,
 )
 
-from dllama_zmq.kernels import Norm, Run, choose_kernels, tree_sum
+from dllama_zmq.kernels import Kernels, Norm, Rotation, Run, choose_kernels, tree_sum
 from dllama_zmq.models.rope import rope_angles, rope_frequencies
-from dllama_zmq.quants import BlockMatrix, dequantize, quantize, split_q80
+from dllama_zmq.quants import F32, BlockMatrix, dequantize, quantize, split_q80
 from dllama_zmq.spec import SYNC_FLOAT, FloatType, Rope, RopeScaling
 
 ROWS = [1, 15, 16, 17, 31, 33, 255, 256, 257]
@@ -453,16 +455,14 @@ def test_threads_do_not_change_the_bits_of_a_sum_nor_of_what_is_packed(choice, s
 def test_every_result_is_a_float32_array_of_its_own(kernels, float_type):
     x = activations(3, 64) / 16
     kept = x.copy()
-    heads = x.reshape(3, 4, 16)
     matrix, run = weights(5, 64, float_type), Run(0, 0, 3)
     cache = kernels.kv_cache(1, 1, 4, 3, 16, [0, 1, 2, 3], "f32")
-    cache.append(0, run, heads, heads)
     with np.errstate(over="ignore"):
         results = {
             "linear": (kernels.linear(matrix)(x), (3, 5)),
             "gated": (kernels.gated(matrix, matrix)(x), (3, 5)),
             "rms_norm": (kernels.rms_norm(x, np.ones(64, np.float32), 1e-5), (3, 64)),
-            "attend": (cache.attend(0, run, heads), (3, 64)),
+            "attend": (cache.attend(0, run, x, x, x), (3, 64)),
             "add_up": (kernels.add_up([quantize(kept, FloatType.F16)] * 2, "f16", packed=True)[1], (3, 64)),
         }
     for name, (result, shape) in results.items():
@@ -477,6 +477,14 @@ def test_every_result_is_a_float32_array_of_its_own(kernels, float_type):
     assert np.array_equal(x, kept)
 
 
+def rotate(kernels: Kernels, x: F32, cos: F32, sin: F32, layout: Literal["interleaved", "half"]) -> None:
+    """Turn x (T, H, Hd) in place, as queries that attend to themselves."""
+    n_tokens, n_heads, head_dim = x.shape
+    cache = kernels.kv_cache(1, 1, 1, n_tokens, head_dim, [0] * n_heads, "f32")
+    own = np.zeros((n_tokens, 1, head_dim), np.float32)
+    step(cache, 0, Run(0, 0, n_tokens), x, own, own, Rotation(cos, sin, layout))
+
+
 @pytest.mark.parametrize("layout", ["interleaved", "half"])
 @pytest.mark.parametrize("n_tokens", [1, 3, 33])
 @pytest.mark.parametrize("head_dim", [2, 16, 80, 128])
@@ -485,8 +493,7 @@ def test_rotation_is_in_place_by_the_angles_of_each_token_wherever_its_rows_lie(
     before = wide.copy()
     x = wide[:, head_dim : 4 * head_dim].reshape(n_tokens, 3, head_dim)
     cos, sin = rope_angles(rope_frequencies(Rope(), head_dim), np.arange(7, 7 + n_tokens))
-    turned = kernels.rotate(x, cos, sin, layout)
-    assert turned is x
+    rotate(kernels, x, cos, sin, layout)
     assert np.array_equal(wide[:, :head_dim], before[:, :head_dim])
     assert np.array_equal(wide[:, 4 * head_dim :], before[:, 4 * head_dim :])
     old = before[:, head_dim : 4 * head_dim].reshape(x.shape).astype(np.float64)
@@ -496,8 +503,8 @@ def test_rotation_is_in_place_by_the_angles_of_each_token_wherever_its_rows_lie(
     )
     u, v, c, s = old[..., first], old[..., second], cos[:, None].astype(np.float64), sin[:, None].astype(np.float64)
     bound = 2 * U * (np.abs(u) + np.abs(v))  # two products, one sum
-    assert (np.abs(turned[..., first] - (u * c - v * s)) <= bound).all()
-    assert (np.abs(turned[..., second] - (u * s + v * c)) <= bound).all()
+    assert (np.abs(x[..., first] - (u * c - v * s)) <= bound).all()
+    assert (np.abs(x[..., second] - (u * s + v * c)) <= bound).all()
 
 
 @pytest.mark.parametrize("n_tokens", [1, 5, 33])
@@ -566,9 +573,9 @@ HALF = Rope(500000.0, "half")
 def test_rotated_ones_have_the_published_values(kernels, rope, position, figures):
     ones = np.ones((1, 32, 64), np.float32)
     angles = rope_angles(rope_frequencies(rope, 64), np.array([position]))
-    turned = kernels.rotate(ones, *angles, rope.layout).ravel()
+    rotate(kernels, ones, *angles, rope.layout)
     for index, figure in figures.items():
-        assert turned[index] == pytest.approx(figure, rel=0, abs=SIX_DIGITS), index
+        assert ones.ravel()[index] == pytest.approx(figure, rel=0, abs=SIX_DIGITS), index
 
 
 @pytest.mark.parametrize("choice", ["auto", *AVAILABLE])

@@ -13,13 +13,13 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from dllama_zmq.kernels import Kernels, KVType, Reference, Run, choose_kernels
+from dllama_zmq.kernels import Kernels, KVType, Reference, Rotation, Run, choose_kernels
 from dllama_zmq.quants import F32, BlockMatrix
 from dllama_zmq.spec import FloatType, Sync
 
@@ -91,18 +91,24 @@ def results(kernels: Kernels) -> Iterator[tuple[str, Array]]:
                 kernels.experts(each, 3)(rows, chosen[:n_tokens], mix[:n_tokens]),
             )
     yield "norm", kernels.rms_norm(x[:, :723].copy(), normal(723), 1e-5)
-    angles = rng.uniform(-3, 3, (15, 12)).astype(np.float32)
-    yield "rotated interleaved", kernels.rotate(normal(15, 3, 24), np.cos(angles), np.sin(angles), "interleaved")
-    yield "rotated half", kernels.rotate(normal(15, 3, 24), np.cos(angles), np.sin(angles), "half")
+    layouts: list[Literal["interleaved", "half"]] = ["interleaved", "half"]
+    for layout in layouts:
+        for head_dim in (24, 80):
+            angles = rng.uniform(-3, 3, (15, head_dim // 2)).astype(np.float32)
+            rotation = Rotation(np.cos(angles), np.sin(angles), layout)
+            q, k, v = normal(15, 3 * head_dim), normal(15, head_dim), normal(15, head_dim)
+            cache = kernels.kv_cache(1, 1, 1, 15, head_dim, [0, 0, 0], "f16")
+            yield f"attention {layout} {head_dim}", cache.attend(0, Run(0, 0, 15), q, k, v, rotation)
+            yield f"rotated {layout} {head_dim}", np.concatenate([q, k], axis=1)
     kv_types: list[KVType] = ["f16", "f32"]
     for kv_type in kv_types:
         cache = kernels.kv_cache(1, 2, 2, 200, 24, [0, 0, 0, 1, 1], kv_type)
         for run in (Run(1, 0, 70), Run(1, 70, 1), Run(1, 71, 9)):
-            cache.append(0, run, normal(run.count, 2, 24), normal(run.count, 2, 24))
-            yield f"attention {kv_type} {run.start}", cache.attend(0, run, normal(run.count, 5, 24))
+            q, k, v = normal(run.count, 5 * 24), normal(run.count, 2 * 24), normal(run.count, 2 * 24)
+            yield f"attention {kv_type} {run.start}", cache.attend(0, run, q, k, v)
     cache = kernels.kv_cache(1, 1, 2, 200, 24, [0, 0, 0, 1, 1], "f16", window=20, softcap=30.0)
-    cache.append(0, Run(0, 0, 90), normal(90, 2, 24), normal(90, 2, 24))
-    yield "attention within a window", cache.attend(0, Run(0, 0, 90), normal(90, 5, 24))
+    q, k, v = normal(90, 5 * 24), normal(90, 2 * 24), normal(90, 2 * 24)
+    yield "attention within a window", cache.attend(0, Run(0, 0, 90), q, k, v)
     syncs: list[Sync] = ["f32", "f16", "q80"]
     for sync in syncs:
         parts = [kernels.pack(np.ldexp(normal(3, 96), i - 3), sync) for i in range(7)]

@@ -20,9 +20,8 @@ def makers(kernels, n_tokens):
     matrix = weights(64, 64, FloatType.Q40)
     normed = kernels.linear(matrix, norm=Norm(gain, 1e-5))
     linear, several, gated = kernels.linear(matrix), kernels.linear(matrix, matrix), kernels.gated(matrix, matrix)
-    run, heads = Run(0, 0, n_tokens), x.reshape(n_tokens, 4, 16)
+    run = Run(0, 0, n_tokens)
     cache = kernels.kv_cache(1, 1, 4, n_tokens, 16, [0, 1, 2, 3], "f16")
-    cache.append(0, run, heads, heads)
     parts = [quantize(x, FloatType.Q80)] * 2
     return {
         "linear": lambda: linear(x),
@@ -31,7 +30,7 @@ def makers(kernels, n_tokens):
         "gated": lambda: gated(x),
         "of a norm": lambda: normed(x),
         "rms_norm": lambda: kernels.rms_norm(x, gain, 1e-5),
-        "attend": lambda: cache.attend(0, run, heads),
+        "attend": lambda: cache.attend(0, run, x, x, x),
         "pack": lambda: kernels.pack(x, "q80"),
         "sum as it crosses": lambda: kernels.add_up(parts, "q80", packed=True)[0],
         "sum as it arrives": lambda: kernels.add_up(parts, "q80", packed=True)[1],

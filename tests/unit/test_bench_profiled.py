@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 
 from dllama_zmq.errors import UsageError
-from dllama_zmq.kernels import KernelChoice, Kernels, Run, choose_kernels
+from dllama_zmq.kernels import KernelChoice, Kernels, Norm, Rotation, Run, choose_kernels
 from dllama_zmq.kernels.profiled import Profiled
 from dllama_zmq.quants import F32, BlockMatrix
 from dllama_zmq.spec import FloatType, Sync
@@ -43,7 +43,7 @@ def products(kernels: Kernels) -> Arrays:
     return [
         *several,
         kernels.linear(matrix(D, D), segments=2)(x),
-        kernels.gated(matrix(HIDDEN, D), matrix(HIDDEN, D, 1))(x),
+        kernels.gated(matrix(HIDDEN, D), matrix(HIDDEN, D, 1), "gelu", Norm(values(D), 1e-5))(x),
     ]
 
 
@@ -56,14 +56,13 @@ def experts(kernels: Kernels) -> Arrays:
 def attention(kernels: Kernels) -> Arrays:
     cache = kernels.kv_cache(1, 1, KV_HEADS, 8, HEAD_DIM, [0, 0, 1, 1], "f16", window=2, softcap=1.0)
     run = Run(0, 0, T)
-    cache.append(0, run, values(T, KV_HEADS, HEAD_DIM), values(T, KV_HEADS, HEAD_DIM, seed=1))
-    return [cache.attend(0, run, values(T, HEADS, HEAD_DIM, seed=2))]
+    angles = values(T, HEAD_DIM // 2)
+    q, k, v = (values(T, n * HEAD_DIM, seed=n) for n in (HEADS, KV_HEADS, KV_HEADS))
+    return [cache.attend(0, run, q, k, v, Rotation(np.cos(angles), np.sin(angles), "half")), q, k]
 
 
 def rows(kernels: Kernels) -> Arrays:
-    angles = values(T, HEAD_DIM // 2)
-    turned = kernels.rotate(values(T, HEADS, HEAD_DIM), np.cos(angles), np.sin(angles), "half")
-    return [kernels.rms_norm(values(T, D), values(D), 1e-5), turned]
+    return [kernels.rms_norm(values(T, D), values(D), 1e-5)]
 
 
 def wire(kernels: Kernels) -> Arrays:
@@ -89,8 +88,8 @@ def test_calls_and_seconds_are_by_kernel_and_products_by_shape(kernels: Kernels)
         use(profiled)
     took_s = time.perf_counter() - start
     assert profiled.calls == {
-        "rms_norm": 1, "rotate": 1, "pack": 2, "add_up": 1, "linear 64+32+32 x 64": 1, "linear 64 x 64": 1,
-        "gated 128+128 x 64": 1, "append": 1, "attend": 1,
+        "rms_norm": 1, "pack": 2, "add_up": 1, "linear 64+32+32 x 64": 1, "linear 64 x 64": 1,
+        "gated 128+128 x 64": 1, "attend": 1,
     }  # fmt: skip
     assert profiled.seconds.keys() == profiled.calls.keys()
     assert all(seconds > 0 for seconds in profiled.seconds.values())

@@ -46,19 +46,36 @@ _FREE = _count_when_free()
 
 def address(array: npt.NDArray[Any]) -> int:
     """Where an array's first value is."""
-    try:
-        return ctypes.addressof(ctypes.c_char.from_buffer(array))  # type: ignore[arg-type]  # three times as fast as what follows
-    except (TypeError, ValueError, BufferError):  # read-only, or not in one piece
+    if _DATA == 0:
         return array.ctypes.data
+    return ctypes.c_int64.from_address(id(array) + _DATA).value
 
 
-def in_one_piece(x: F32) -> tuple[F32, int]:
-    """x as rows that lie one after another, and their address: x itself where it lies so."""
-    try:
-        return x, ctypes.addressof(ctypes.c_char.from_buffer(x))  # type: ignore[arg-type]  # it fails where x does not
-    except (TypeError, ValueError, BufferError):
+def _place_of_data() -> int:
+    """Where an array object keeps its data's address, in bytes; 0 where that cannot be told.
+
+    `ctypes.data` takes 1 us, and 3 when nothing of it is in the caches; this takes a tenth. The object is NumPy's
+    PyArrayObject, whose fields are part of its binary interface; the place is looked for all the same.
+    """
+    if sys.implementation.name != "cpython":  # elsewhere id() is no address
+        return 0
+    arrays = [np.empty(size, np.float32)[size // 2 :] for size in (1, 100, 10000)]
+    for place in range(8, np.ndarray.__basicsize__, 8):
+        if all(ctypes.c_int64.from_address(id(array) + place).value == array.ctypes.data for array in arrays):
+            return place
+    return 0
+
+
+_DATA = _place_of_data()
+
+
+def rows_of(x: F32) -> tuple[F32, int, int]:
+    """x as rows that each lie in one piece, the address of the first, and bytes from one to the next."""
+    stride, step = x.strides
+    if step != 4:
         x = np.ascontiguousarray(x, np.float32)
-        return x, x.ctypes.data
+        stride = x.strides[0]
+    return x, address(x), stride
 
 
 def float_bits(value: float) -> int:

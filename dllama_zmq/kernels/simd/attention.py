@@ -9,10 +9,41 @@ from __future__ import annotations
 
 from numba.extending import register_jitable
 
-from dllama_zmq.kernels.simd.pieces import F, exponential, within
+from dllama_zmq.kernels.simd.layout import (
+    KV_ATTEND,
+    KV_COS,
+    KV_GROUP_ITEMS,
+    KV_GROUPS,
+    KV_HEAD_DIM,
+    KV_KEY_HEAD_BYTES,
+    KV_KEY_STRIDE,
+    KV_KEYS,
+    KV_N_TOKENS,
+    KV_NEIGHBOURS,
+    KV_NEW_KEYS,
+    KV_NEW_VALUES,
+    KV_OUT,
+    KV_OUT_STRIDE,
+    KV_Q,
+    KV_Q_STRIDE,
+    KV_ROWS,
+    KV_SCALE,
+    KV_SIN,
+    KV_SOFTCAP,
+    KV_START,
+    KV_TAKE_IN,
+    KV_VALUE_HEAD_BYTES,
+    KV_VALUE_STRIDE,
+    KV_VALUES,
+    KV_WINDOW,
+)  # fmt: skip
+from dllama_zmq.kernels.simd.pieces import F, exponential, load_lanes, store_lanes, within
 from dllama_zmq.kernels.simd.registry import kernel
+from dllama_zmq.kernels.simd.rotation import turn
 from dllama_zmq.kernels.simd.vectors import (
     at_least,
+    at_most,
+    call_kernel,
     first_lanes,
     float_panel,
     largest_of,
@@ -23,27 +54,19 @@ from dllama_zmq.kernels.simd.vectors import (
     splat,
     store_f32,
     store_half,
+    store_halves,
     store_vector,
     sum_of,
 )
 
-# Of one layer and slot: KEYS and VALUES of its first KV head; HEAD_BYTES of each to the next one's.
-# Q: of the first token, Q_STRIDE bytes to the next. GROUPS: for each KV head, its first query head and the one after
-# its last. NEW_KEYS, NEW_VALUES: of the first token, NEW_STRIDE bytes to the next. WINDOW: positions that a token sees.
-# SOFTCAP: f32, 0 for none.
-(
-    KEYS, VALUES, KEY_HEAD_BYTES, VALUE_HEAD_BYTES, HEAD_DIM, START, N_TOKENS, Q, Q_STRIDE, OUT, OUT_STRIDE, GROUPS,
-    ITEMS_PER_GROUP, SCALE, NEW_KEYS, NEW_VALUES, NEW_STRIDE, WINDOW, SOFTCAP,
-) = range(0, 152, 8)  # fmt: skip
-
 MOST_HEAD_DIM = 512
-MOST_ROWS = 8
 _CHUNK = 64  # positions between two looks at the largest score
 _ROW = 64  # bytes of 16 floats
-_MOST_OUT = 4 * MOST_HEAD_DIM * MOST_ROWS
-_queries, _scores, _weights = scratch(_MOST_OUT), scratch(4 * _CHUNK * MOST_ROWS), scratch(4 * _CHUNK * MOST_ROWS)
-_sums, _part, _state = scratch(_MOST_OUT), scratch(_ROW * MOST_ROWS), scratch(8 * MOST_ROWS)
+_MOST_OUT = 4 * MOST_HEAD_DIM * KV_ROWS
+_queries, _scores, _weights = scratch(_MOST_OUT), scratch(4 * _CHUNK * KV_ROWS), scratch(4 * _CHUNK * KV_ROWS)
+_sums, _part, _state = scratch(_MOST_OUT), scratch(_ROW * KV_ROWS), scratch(8 * KV_ROWS)
 _NOTHING = F(-3e38)
+_HALF_MAX = F(65504.0)
 
 
 @register_jitable
@@ -52,33 +75,54 @@ def padded(width):
     return (width + 15) // 16 * 16
 
 
-def _make_store(half):
+def _make_take_in(half):
     value_bytes = 2 if half else 4
 
     @register_jitable
     def put(at, value):
         if half:
-            store_half(at, min(max(value, F(-65504.0)), F(65504.0)) if value == value else value)
+            store_half(at, min(max(value, -_HALF_MAX), _HALF_MAX) if value == value else value)
         else:
             store_f32(at, value)
 
-    def store(job, first, last):
-        """Write N_TOKENS new keys and values at position START. Items are KV heads."""
-        width, start = load_i64(job + HEAD_DIM), load_i64(job + START)
-        wide = padded(width)
-        for h in range(first, last):
-            keys = load_i64(job + KEYS) + h * load_i64(job + KEY_HEAD_BYTES)
-            values = load_i64(job + VALUES) + h * load_i64(job + VALUE_HEAD_BYTES)
-            for t in range(load_i64(job + N_TOKENS)):
-                position = start + t
-                new = t * load_i64(job + NEW_STRIDE) + 4 * h * width
-                column = keys + ((position >> 4) * width * 16 + (position & 15)) * value_bytes
-                row = values + position * wide * value_bytes
-                for d in range(width):
-                    put(column + 16 * value_bytes * d, load_f32(load_i64(job + NEW_KEYS) + new + 4 * d))
-                    put(row + value_bytes * d, load_f32(load_i64(job + NEW_VALUES) + new + 4 * d))
+    @register_jitable
+    def put_vector(at, values):
+        if half:
+            store_halves(at, at_most(at_least(values, splat(-_HALF_MAX)), splat(_HALF_MAX)))
+        else:
+            store_vector(at, values)
 
-    return store
+    def take_in(job, first, last):
+        """Turn a run's queries and keys, where there is a rotation; write its keys and values at its positions. Items
+        are KV heads."""
+        width, start, n_tokens = load_i64(job + KV_HEAD_DIM), load_i64(job + KV_START), load_i64(job + KV_N_TOKENS)
+        wide, half_width = padded(width), width // 2
+        cos, sin, neighbours = load_i64(job + KV_COS), load_i64(job + KV_SIN), load_i64(job + KV_NEIGHBOURS) != 0
+        for kv in range(first, last):
+            keys = load_i64(job + KV_KEYS) + kv * load_i64(job + KV_KEY_HEAD_BYTES)
+            values = load_i64(job + KV_VALUES) + kv * load_i64(job + KV_VALUE_HEAD_BYTES)
+            group = load_i64(job + KV_GROUPS) + 16 * kv
+            for t in range(n_tokens):
+                new_key = load_i64(job + KV_NEW_KEYS) + t * load_i64(job + KV_KEY_STRIDE) + 4 * kv * width
+                new_value = load_i64(job + KV_NEW_VALUES) + t * load_i64(job + KV_VALUE_STRIDE) + 4 * kv * width
+                if cos != 0:
+                    q = load_i64(job + KV_Q) + t * load_i64(job + KV_Q_STRIDE)
+                    angles = 4 * t * half_width
+                    for h in range(load_i64(group), load_i64(group + 8)):
+                        turn(q + 4 * h * width, half_width, neighbours, cos + angles, sin + angles)
+                    turn(new_key, half_width, neighbours, cos + angles, sin + angles)
+                position = start + t
+                column = keys + ((position >> 4) * width * 16 + (position & 15)) * value_bytes
+                for d in range(width):
+                    put(column + 16 * value_bytes * d, load_f32(new_key + 4 * d))
+                row = values + position * wide * value_bytes
+                whole = width // 16 * 16
+                for d in range(0, whole, 16):
+                    put_vector(row + value_bytes * d, load_vector(new_value + 4 * d))
+                for d in range(whole, width):
+                    put(row + value_bytes * d, load_f32(new_value + 4 * d))
+
+    return take_in
 
 
 def _make_attend(half):
@@ -98,18 +142,18 @@ def _make_attend(half):
 
     def attend(job, first, last):
         """Causal attention of N_TOKENS tokens from position START on. Items are up to 8 rows of one KV head."""
-        width, start, n_tokens = load_i64(job + HEAD_DIM), load_i64(job + START), load_i64(job + N_TOKENS)
-        window, softcap = load_i64(job + WINDOW), load_f32(job + SOFTCAP)
+        width, start, n_tokens = load_i64(job + KV_HEAD_DIM), load_i64(job + KV_START), load_i64(job + KV_N_TOKENS)
+        window, softcap = load_i64(job + KV_WINDOW), load_f32(job + KV_SOFTCAP)
         wide = padded(width)
-        per_group = load_i64(job + ITEMS_PER_GROUP)
+        per_group = load_i64(job + KV_GROUP_ITEMS)
         queries, scores, weights, sums = _queries(), _scores(), _weights(), _sums()
         part, state = _part(), _state()
         for item in range(first, last):
             kv = item // per_group
-            first_head = load_i64(load_i64(job + GROUPS) + 16 * kv)
-            n_heads = load_i64(load_i64(job + GROUPS) + 16 * kv + 8) - first_head
-            row = (item - kv * per_group) * MOST_ROWS
-            n_rows = min(n_tokens * n_heads - row, MOST_ROWS)
+            first_head = load_i64(load_i64(job + KV_GROUPS) + 16 * kv)
+            n_heads = load_i64(load_i64(job + KV_GROUPS) + 16 * kv + 8) - first_head
+            row = (item - kv * per_group) * KV_ROWS
+            n_rows = min(n_tokens * n_heads - row, KV_ROWS)
             if n_rows <= 0:
                 continue
             size = 1  # rows in registers: n_rows, rounded up; those beyond it repeat the last one
@@ -117,16 +161,17 @@ def _make_attend(half):
                 size *= 2
             for r in range(size):
                 real = row + min(r, n_rows - 1)
-                q = load_i64(job + Q) + real // n_heads * load_i64(job + Q_STRIDE)
+                q = load_i64(job + KV_Q) + real // n_heads * load_i64(job + KV_Q_STRIDE)
                 q += 4 * width * (first_head + real % n_heads)
-                for d in range(width):
-                    store_f32(queries + 4 * (r * width + d), load_f32(q + 4 * d) * load_f32(job + SCALE))
+                for d in range(0, width, 16):
+                    scaled = load_lanes(q + 4 * d, width - d) * splat(load_f32(job + KV_SCALE))
+                    store_lanes(queries + 4 * (r * width + d), scaled, width - d)
                 for d in range(0, wide, 16):
                     store_vector(sums + 4 * (r * wide + d), splat(F(0.0)))
                 store_f32(state + 8 * r, _NOTHING)  # the largest score so far
                 store_f32(state + 8 * r + 4, F(0.0))  # the sum of all weights so far
-            keys = load_i64(job + KEYS) + kv * load_i64(job + KEY_HEAD_BYTES)
-            values = load_i64(job + VALUES) + kv * load_i64(job + VALUE_HEAD_BYTES)
+            keys = load_i64(job + KV_KEYS) + kv * load_i64(job + KV_KEY_HEAD_BYTES)
+            values = load_i64(job + KV_VALUES) + kv * load_i64(job + KV_VALUE_HEAD_BYTES)
             seen = start + (row + n_rows - 1) // n_heads + 1  # by the last row
             # Whole chunks, so that a row's bits do not depend on which rows go over the cache with it.
             begin = max(0, start + row // n_heads + 1 - window) // _CHUNK * _CHUNK
@@ -172,15 +217,23 @@ def _make_attend(half):
                         store_vector(at, load_vector(at) + load_vector(part + _ROW * r))
             for r in range(n_rows):
                 real = row + r
-                out = load_i64(job + OUT) + real // n_heads * load_i64(job + OUT_STRIDE)
+                out = load_i64(job + KV_OUT) + real // n_heads * load_i64(job + KV_OUT_STRIDE)
                 out += 4 * width * (first_head + real % n_heads)
-                for d in range(width):
-                    store_f32(out + 4 * d, load_f32(sums + 4 * (r * wide + d)) / load_f32(state + 8 * r + 4))
+                for d in range(0, width, 16):
+                    mean = load_vector(sums + 4 * (r * wide + d)) / splat(load_f32(state + 8 * r + 4))
+                    store_lanes(out + 4 * d, mean, width - d)
 
     return attend
 
 
-store_kv_f16 = kernel(_make_store(True), "store_kv_f16")
-store_kv_f32 = kernel(_make_store(False), "store_kv_f32")
-attend_f16 = kernel(_make_attend(True), "attend_f16")
-attend_f32 = kernel(_make_attend(False), "attend_f32")
+@kernel
+def attend_by_heads(job, first, last):
+    """TAKE_IN and then ATTEND, KV head by KV head, where GROUP_ITEMS is 1."""
+    for kv in range(first, last):
+        call_kernel(load_i64(job + KV_TAKE_IN), job, kv, kv + 1)
+        call_kernel(load_i64(job + KV_ATTEND), job, kv, kv + 1)
+
+
+for _name, _half in (("f16", True), ("f32", False)):
+    kernel(_make_take_in(_half), f"take_in_{_name}")
+    kernel(_make_attend(_half), f"attend_{_name}")

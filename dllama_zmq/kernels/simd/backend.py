@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from dllama_zmq.kernels.grouped import GroupedExperts
-from dllama_zmq.kernels.interface import Experts, KVType, Linear, Norm, Run
+from dllama_zmq.kernels.interface import Experts, KVType, Linear, Norm
 from dllama_zmq.kernels.reference import Reference, gate_times
-from dllama_zmq.kernels.simd.arrays import Arrays, address, float_bits, in_one_piece
+from dllama_zmq.kernels.simd.arrays import Arrays, address, float_bits, rows_of
+from dllama_zmq.kernels.simd.cache import SimdCache
 from dllama_zmq.kernels.simd.experts import Apart, SimdExperts
-from dllama_zmq.kernels.simd.layout import AS_F16, AS_F32, AS_Q80, GATED, GATED_GELU, LANES
+from dllama_zmq.kernels.simd.layout import AS_F16, AS_F32, AS_Q80, GATED, GATED_GELU
 from dllama_zmq.kernels.simd.library import library
 from dllama_zmq.kernels.simd.linear import ALONE_TOKENS, Product
 from dllama_zmq.kernels.simd.memory import HugePages, own_pages
@@ -28,7 +29,6 @@ __all__ = ["Product", "Simd", "address"]
 
 _FORMS: dict[Sync, int] = {"f32": AS_F32, "f16": AS_F16, "q80": AS_Q80}
 _GATED: dict[Activation, int] = {"silu": GATED, "gelu": GATED_GELU}
-MOST_HEAD_DIM = 512
 
 
 class Simd:
@@ -44,7 +44,7 @@ class Simd:
         self._room = own_pages(1)
         self.addresses = self._library.addresses
         self.run_chain = ctypes.CFUNCTYPE(None, ctypes.c_int64)(self.addresses["run_chain"])
-        self._norm, self._rotate, self._add = Job(*[0] * 5), Job(*[0] * 8), Job(*[0] * 5)
+        self._norm, self._add = Job(*[0] * 6), Job(*[0] * 5)
 
     def linear(
         self, *matrices: BlockMatrix, segments: int = 1, norm: Norm | None = None, wire: Sync | None = None
@@ -88,33 +88,18 @@ class Simd:
     def kv_cache(
         self, n_layers: int, n_slots: int, n_kv_heads: int, seq_len: int, head_dim: int, kv_of_head: Sequence[int],
         kv_type: KVType, window: int | None = None, softcap: float | None = None,
-    ) -> _Cache:  # fmt: skip
+    ) -> SimdCache:  # fmt: skip
         sizes = (n_layers, n_slots, n_kv_heads, seq_len, head_dim)
-        return _Cache(self, *sizes, kv_of_head, kv_type, window or seq_len, softcap or 0.0)
+        return SimdCache(self, *sizes, kv_of_head, kv_type, window or seq_len, softcap or 0.0)
 
     def rms_norm(self, x: F32, gain: F32, eps: float) -> F32:
-        x, at = in_one_piece(x)
+        x, at, stride = rows_of(x)
         out: F32
         out, to = self.array(*x.shape)
         job = self._norm.fields
-        job[0], job[1], job[2], job[3], job[4] = at, to, address(gain), x.shape[1], float_bits(eps)
+        job[0], job[1], job[2], job[3], job[4], job[5] = at, stride, to, address(gain), x.shape[1], float_bits(eps)
         self.over_rows("rms_norm", self._norm, len(x))
         return out
-
-    def rotate(self, x: F32, cos: F32, sin: F32, layout: Literal["interleaved", "half"]) -> F32:
-        half = x.shape[2] // 2
-        job = self._rotate.fields
-        job[0], job[1], job[2], job[3], job[4], job[5] = (
-            address(x),
-            x.strides[0],
-            x.shape[1],
-            half,
-            address(cos),
-            address(sin),
-        )
-        job[6], job[7] = (4, 8) if layout == "interleaved" else (4 * half, 4)
-        self.over_rows("rotate", self._rotate, len(x))
-        return x
 
     def add_up(self, parts: Sequence[U8], sync: Sync, packed: bool) -> tuple[U8 | None, F32]:
         n_tokens, n_bytes = parts[0].shape
@@ -180,62 +165,3 @@ class Simd:
             self.pool.run_alone(self.addresses[kernel], job.address, n_items)
         else:
             self.pool.run(self.addresses[kernel], job.address, n_items, alone)
-
-
-class _Cache:
-    """One node's KV heads: see `attention.py` for how they lie. Memory is taken as positions fill."""
-
-    def __init__(
-        self, kernels: Simd, n_layers: int, n_slots: int, n_kv_heads: int, seq_len: int, head_dim: int,
-        kv_of_head: Sequence[int], kv_type: KVType, window: int, softcap: float,
-    ) -> None:  # fmt: skip
-        if head_dim > MOST_HEAD_DIM:
-            raise ValueError(f"heads of {head_dim} values; this back end goes to {MOST_HEAD_DIM}: use kernels: numpy")
-        self._kernels = kernels
-        self._n_heads, self._head_dim, self._n_kv_heads = len(kv_of_head), head_dim, n_kv_heads
-        value_bytes = 2 if kv_type == "f16" else 4
-        room = -(-seq_len // LANES) * LANES
-        self._key_bytes = room * head_dim * value_bytes
-        self._value_bytes = room * -(-head_dim // LANES) * LANES * value_bytes
-        self._slot_bytes = n_kv_heads * (self._key_bytes + self._value_bytes)
-        self._layer_bytes = n_slots * self._slot_bytes
-        self._memory = own_pages(n_layers * self._layer_bytes)
-        self._base = address(self._memory)
-        bounds = []
-        for kv in range(n_kv_heads):
-            heads = [h for h, of in enumerate(kv_of_head) if of == kv]
-            bounds += [heads[0], heads[-1] + 1] if heads else [0, 0]
-        self._groups = Job(*bounds)
-        self._widest = max(last - first for first, last in zip(bounds[::2], bounds[1::2], strict=True))
-        self._job = Job(
-            0, 0, self._key_bytes, self._value_bytes, head_dim, 0, 0, 0, 0, 0, 4 * len(kv_of_head) * head_dim,
-            self._groups.address, 0, 0, 0, 0, 0, window, 0,
-        )  # fmt: skip
-        (ctypes.c_float * 1).from_buffer(self._job.fields, 18 * 8)[0] = softcap
-        (ctypes.c_float * 1).from_buffer(self._job.fields, 13 * 8)[0] = 1 / head_dim**0.5
-        self._store, self._attend = kernels.addresses[f"store_kv_{kv_type}"], kernels.addresses[f"attend_{kv_type}"]
-
-    def append(self, layer: int, run: Run, keys: F32, values: F32) -> None:
-        if keys.strides[0] != values.strides[0]:  # the kernel knows one distance between rows
-            keys, values = np.ascontiguousarray(keys), np.ascontiguousarray(values)
-        job = self._job.fields
-        self._place(layer, run)
-        job[14], job[15], job[16] = address(keys), address(values), keys.strides[0]
-        pool = self._kernels.pool
-        (pool.run if run.count > ALONE_TOKENS else pool.run_alone)(self._store, self._job.address, self._n_kv_heads)
-
-    def attend(self, layer: int, run: Run, q: F32) -> F32:
-        job = self._job.fields
-        self._place(layer, run)
-        out: F32
-        out, to = self._kernels.array(run.count, self._n_heads * self._head_dim)
-        per_group = -(-run.count * self._widest // 8)
-        job[7], job[8], job[9], job[12] = address(q), q.strides[0], to, per_group
-        self._kernels.pool.run(self._attend, self._job.address, self._n_kv_heads * per_group)
-        return out
-
-    def _place(self, layer: int, run: Run) -> None:
-        keys = self._base + layer * self._layer_bytes + run.slot * self._slot_bytes
-        job = self._job.fields
-        job[0], job[1] = keys, keys + self._n_kv_heads * self._key_bytes
-        job[5], job[6] = run.start, run.count

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dllama_zmq.kernels.grouped import GroupedExperts
-from dllama_zmq.kernels.simd.layout import X_BLOCK
+from dllama_zmq.kernels.simd.layout import QUANTIZE_FIELDS, X_BLOCK
 from dllama_zmq.kernels.simd.pool import Job
 from dllama_zmq.quants import F32
 
@@ -46,7 +46,7 @@ class SimdExperts:
             0, last.pair_bytes, 0, 4 * width, 0, 4 * last.rows, last.rows, width, 1, 0, last.form,
             0, 0, 0, last.n_items, segments, last.pair_bytes // segments,
         )  # fmt: skip
-        self._quantize = Job(*[0] * 10)
+        self._quantize = Job(*[0] * QUANTIZE_FIELDS)
         self._grouped = GroupedExperts(gated, [Apart(product, segments) for product in down])
 
     def __call__(self, x: F32, chosen: npt.NDArray[np.int64], weights: F32) -> F32:

@@ -71,10 +71,26 @@ Q41 = PairBlock(256, True, 20)
 Q80 = PairBlock(512, False, 34)
 
 
-# A product's job and `quantize`'s (products.py), in bytes.
+# A product's job and `quantize`'s (products.py), in bytes. GAIN: of a norm that comes first, in `quantize` alone, 0 for
+# none; EPS, f32: its epsilon.
 PAIRS, PAIR_BYTES, X, X_STRIDE, OUT, OUT_STRIDE, N_ROWS, N_COLUMNS, N_SEGMENTS, N_TOKENS, FORM = range(0, 88, 8)
-# `rms_norm`'s (rows.py): EPS as f32.
-NORM_X, NORM_OUT, NORM_GAIN, NORM_WIDTH, NORM_EPS = range(0, 40, 8)
+GAIN, EPS = 88, 96
+QUANTIZE_FIELDS = 13
+# `rms_norm`'s (rows.py). EPS: as f32.
+NORM_X, NORM_X_STRIDE, NORM_OUT, NORM_GAIN, NORM_WIDTH, NORM_EPS = range(0, 48, 8)
+
+# Attention's (attention.py), of one layer and slot: KEYS, VALUES of its first KV head, HEAD_BYTES of each to the next
+# one's. GROUPS: for each KV head, its first query head and the one after its last; GROUP_ITEMS items of up to 8 rows.
+# Q, NEW_KEYS, NEW_VALUES, OUT: of the run's first token, STRIDE bytes to its next. SCALE, f32: of scores. WINDOW:
+# positions that a token sees. SOFTCAP, f32: 0 for none. COS, SIN: of the run's tokens, COS 0 for no rotation;
+# NEIGHBOURS: 1 where pairs are, 0 where they lie half a head apart. TAKE_IN, ATTEND: addresses of those two kernels.
+(
+    KV_KEYS, KV_VALUES, KV_KEY_HEAD_BYTES, KV_VALUE_HEAD_BYTES, KV_HEAD_DIM, KV_GROUPS, KV_GROUP_ITEMS, KV_START,
+    KV_N_TOKENS, KV_Q, KV_Q_STRIDE, KV_NEW_KEYS, KV_KEY_STRIDE, KV_NEW_VALUES, KV_VALUE_STRIDE, KV_OUT, KV_OUT_STRIDE,
+    KV_SCALE, KV_WINDOW, KV_SOFTCAP, KV_COS, KV_SIN, KV_NEIGHBOURS, KV_TAKE_IN, KV_ATTEND,
+) = range(0, 200, 8)  # fmt: skip
+KV_ROWS = 8
+"""Query heads that go over a KV head together, of one token or of several."""
 
 # A chain of jobs (chaining.py), in bytes: the pool, how many links it has, and the links: LINK_KERNEL over LINK_ITEMS
 # of LINK_JOB, LINK_CHUNK at a time.

@@ -12,7 +12,7 @@ import numpy as np
 
 from dllama_zmq.kernels.interface import Norm
 from dllama_zmq.kernels.simd import layout
-from dllama_zmq.kernels.simd.arrays import address, float_bits, in_one_piece
+from dllama_zmq.kernels.simd.arrays import address, float_bits, rows_of
 from dllama_zmq.kernels.simd.chain import Chain
 from dllama_zmq.kernels.simd.host import host_target
 from dllama_zmq.kernels.simd.layout import AS_F16, AS_F32, AS_Q80, GATED, GATED_GELU, LANES, Q40, Q41, Q80, X_BLOCK
@@ -49,8 +49,8 @@ class Product:
     """One or several matrices as tiles: `linear`, or `gated` where `form` says so, or one matrix's result as `pack`
     makes it (AS_F16, AS_Q80; its rows are whole runs of 32).
 
-    A call is one chain: the norm of x, where there is one, into the back end's room; then, for quantized weights, what
-    came of it as Q80, into that room too; then the product.
+    A call is one chain: of x, what the product takes, into the back end's room, and the product. It takes x quantized,
+    by the norm first where there is one; of weights that are floats, x as it is or its norm.
     """
 
     def __init__(
@@ -77,11 +77,12 @@ class Product:
         self._row_bytes = self.rows // 32 * _RUN_BYTES[form] if form in _RUN_BYTES else 4 * self.rows
         packed = form in _RUN_BYTES
         self._results = kernels.arrays(self._row_bytes, np.uint8) if packed else kernels.arrays(self.rows)
-        self._segments, self._norm = segments, norm
-        self._chain = Chain(kernels, *self._jobs())
+        self._segments = segments
+        self._gain = None if norm is None else np.ascontiguousarray(norm.gain, np.float32)
+        self._chain = Chain(kernels, *self._jobs(0 if norm is None else float_bits(norm.eps)))
         self._n_tokens = 0
         self._fields, self._address, self._run = self._chain.fields, self._chain.address, kernels.run_chain
-        self._x = self._chain.place[0] + (_X if norm is None else _NORM_X)
+        self._x = self._chain.place[0] + (_NORM_X if self._gain is not None and not self.integer else _X)
         self._out = self._chain.place[-1] + _OUT
 
     def _pack(self, matrices: Sequence[BlockMatrix], n_tiles: Sequence[int]) -> None:
@@ -99,24 +100,23 @@ class Product:
             self._kernels.pool.run(kernel, job.address, count, 4)
             first += count
 
-    def _jobs(self) -> list[tuple[str, Sequence[int]]]:
-        columns = self.columns
-        jobs: list[tuple[str, Sequence[int]]] = []
-        if self._norm is not None:
-            self._gain = np.ascontiguousarray(self._norm.gain, np.float32)
-            jobs.append(("rms_norm", (0, 0, address(self._gain), columns, float_bits(self._norm.eps))))
+    def _jobs(self, eps: int) -> list[tuple[str, Sequence[int]]]:
+        columns, gain = self.columns, 0 if self._gain is None else address(self._gain)
+        first: list[tuple[str, Sequence[int]]] = []
         if self.integer:
-            jobs.append(("quantize", (0, 0, 0, 4 * columns, 0, 0, 0, columns, 0, 0)))
+            first = [("quantize", (0, 0, 0, 0, 0, 0, 0, columns, 0, 0, 0, gain, eps))]
+        elif gain:
+            first = [("rms_norm", (0, 0, 0, gain, columns, eps))]
         tiles, out = (self.base, self.pair_bytes), (0, self._row_bytes, self.rows)
         product = (*tiles, 0, 4 * columns, *out, columns, self._segments, 0, self.form)
-        return [*jobs, (f"product_{self.kind}", product)]
+        return [*first, (f"product_{self.kind}", product)]
 
     def __call__(self, x: F32) -> Any:
         out = self._times(x)
         return [out[:, first:last] for first, last in self._cuts] if self._cuts else out
 
     def segment(self, x: F32, i: int, of: int) -> F32:
-        """The sum of part `i` of `of` equal parts of the columns alone; of a product without a norm."""
+        """The sum of part `i` of `of` equal parts of the columns alone, of a product without a norm."""
         width = self.columns // of
         self._take_columns(i * width, width, 1)
         out: F32 = self._times(x, 4 * i * width)
@@ -128,10 +128,10 @@ class Product:
         n_tokens = len(x)
         if n_tokens != self._n_tokens:
             self._expect(n_tokens)
-        x, at = in_one_piece(x)
+        x, at, stride = rows_of(x)
         out, to = self._results.take(n_tokens)
         fields = self._fields
-        fields[self._x], fields[self._out] = at + offset, to
+        fields[self._x], fields[self._x + 1], fields[self._out] = at + offset, stride, to
         self._run(self._address)
         return out
 
@@ -146,19 +146,15 @@ class Product:
     def _expect(self, n_tokens: int) -> None:
         """From now on x has so many rows."""
         kernels, chain, fields = self._kernels, self._chain, self._fields
-        alone = n_tokens <= ALONE_TOKENS
         product = len(chain.place) - 1
-        normed_bytes = 0 if self._norm is None else 4 * self.columns * n_tokens
-        values_bytes = self.columns // 32 * X_BLOCK * n_tokens if self.integer else 0
-        self._room, at = kernels.room(normed_bytes + values_bytes)
-        if self._norm is not None:
-            chain.share(0, n_tokens, n_tokens if alone else -(-n_tokens // (4 * kernels.pool.threads)))
-            fields[chain.place[0] + _NORM_OUT] = fields[chain.place[1] + _X] = at
+        if product:
+            n_bytes = self.columns // 32 * X_BLOCK if self.integer else 4 * self.columns
+            self._room, at = kernels.room(n_bytes * n_tokens)
+            fields[chain.place[0] + (_OUT if self.integer else _NORM_OUT)] = fields[chain.place[1] + _X] = at
+            n_items = -(-n_tokens // host_target().tokens) if self.integer else n_tokens
+            chain.share(0, n_items, n_items if n_tokens <= ALONE_TOKENS else -(-n_items // (4 * kernels.pool.threads)))
         if self.integer:
-            n_groups = -(-n_tokens // host_target().tokens)
-            chain.share(product - 1, n_groups, n_groups if alone else 1)
-            fields[chain.place[-2] + _OUT] = fields[chain.place[-1] + _X] = at + normed_bytes
-            fields[chain.place[-2] + _N_TOKENS] = n_tokens
+            fields[chain.place[0] + _N_TOKENS] = n_tokens
         chain.share(product, self.n_items, self._chunk if n_tokens < 8 else 1)
         fields[chain.place[-1] + _N_TOKENS] = n_tokens
         self._n_tokens = n_tokens

@@ -16,7 +16,9 @@ from dllama_zmq.kernels.simd.host import host_target
 from dllama_zmq.kernels.simd.layout import (
     AS_F32,
     AS_Q80,
+    EPS,
     FORM,
+    GAIN,
     GATED,
     GATED_GELU,
     N_COLUMNS,
@@ -35,15 +37,18 @@ from dllama_zmq.kernels.simd.layout import (
     X_STRIDE,
     X,
 )
-from dllama_zmq.kernels.simd.pieces import block_scale, gelu_times, quantized, silu_times, store_lanes, store_scale
+from dllama_zmq.kernels.simd.pieces import F, block_scale, gelu_times, quantized, silu_times, store_lanes, store_scale
 from dllama_zmq.kernels.simd.registry import kernel
+from dllama_zmq.kernels.simd.rows import norm_scale
 from dllama_zmq.kernels.simd.vectors import (
     float_panel,
     integer_panel,
+    load_f32,
     load_half,
     load_i64,
     load_vector,
     scratch,
+    splat,
     store_bytes,
     store_f32,
     store_halves,
@@ -71,13 +76,14 @@ def group_size(n_left):
 
 @kernel
 def quantize(job, first, last):
-    """Tokens X (T, N_COLUMNS) f32 as blocks of 32 bytes, a scale and a sum, group by group at OUT.
+    """Tokens X (T, N_COLUMNS) f32, normed where there is a GAIN, as blocks: 32 bytes, a scale and a sum; group by group
+    at OUT.
 
     A group of R tokens is, block after block, R times X_BLOCK bytes. Items are groups of MOST tokens.
     """
     n_blocks = load_i64(job + N_COLUMNS) // 32
     n_tokens = load_i64(job + N_TOKENS)
-    stride = load_i64(job + X_STRIDE)
+    stride, gain = load_i64(job + X_STRIDE), load_i64(job + GAIN)
     for item in range(first, last):
         t = item * MOST
         end = min(n_tokens, t + MOST)
@@ -86,8 +92,14 @@ def quantize(job, first, last):
             group = load_i64(job + OUT) + t * n_blocks * X_BLOCK
             for r in range(size):
                 row = load_i64(job + X) + (t + r) * stride
+                norm = splat(F(1.0))
+                if gain != 0:
+                    norm = norm_scale(row, 32 * n_blocks, load_f32(job + EPS))
                 for b in range(n_blocks):
                     low, high = load_vector(row + 128 * b), load_vector(row + 128 * b + _ROW)
+                    if gain != 0:
+                        low = low * norm * load_vector(gain + 128 * b)
+                        high = high * norm * load_vector(gain + 128 * b + _ROW)
                     scale = block_scale(low, high)
                     at = group + (b * size + r) * X_BLOCK
                     q_low, q_high = quantized(low, scale), quantized(high, scale)

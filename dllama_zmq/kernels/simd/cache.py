@@ -1,0 +1,106 @@
+"""The KV cache over the kernels of `attention.py`, which says how it lies. Knows no numba."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dllama_zmq.kernels.interface import KVType, Rotation, Run
+from dllama_zmq.kernels.simd import layout
+from dllama_zmq.kernels.simd.arrays import address, float_bits
+from dllama_zmq.kernels.simd.layout import KV_ROWS, LANES
+from dllama_zmq.kernels.simd.memory import own_pages
+from dllama_zmq.kernels.simd.pool import Job
+from dllama_zmq.quants import F32
+
+if TYPE_CHECKING:
+    from dllama_zmq.kernels.simd.backend import Simd
+
+MOST_HEAD_DIM = 512
+(
+    _KEYS, _VALUES, _GROUP_ITEMS, _START, _N_TOKENS, _Q, _Q_STRIDE, _NEW_KEYS, _KEY_STRIDE, _NEW_VALUES, _VALUE_STRIDE,
+    _OUT, _COS, _SIN, _NEIGHBOURS,
+) = (
+    place // 8 for place in (
+        layout.KV_KEYS, layout.KV_VALUES, layout.KV_GROUP_ITEMS, layout.KV_START, layout.KV_N_TOKENS, layout.KV_Q,
+        layout.KV_Q_STRIDE, layout.KV_NEW_KEYS, layout.KV_KEY_STRIDE, layout.KV_NEW_VALUES, layout.KV_VALUE_STRIDE,
+        layout.KV_OUT, layout.KV_COS, layout.KV_SIN, layout.KV_NEIGHBOURS,
+    )
+)  # fmt: skip
+
+
+class SimdCache:
+    """One node's KV heads. Memory is taken as positions fill."""
+
+    def __init__(
+        self, kernels: Simd, n_layers: int, n_slots: int, n_kv_heads: int, seq_len: int, head_dim: int,
+        kv_of_head: Sequence[int], kv_type: KVType, window: int, softcap: float,
+    ) -> None:  # fmt: skip
+        if head_dim > MOST_HEAD_DIM:
+            raise ValueError(f"heads of {head_dim} values; this back end goes to {MOST_HEAD_DIM}: use kernels: numpy")
+        value_bytes = 2 if kv_type == "f16" else 4
+        room = -(-seq_len // LANES) * LANES
+        key_bytes = room * head_dim * value_bytes
+        head_bytes = room * -(-head_dim // LANES) * LANES * value_bytes
+        self._keys_bytes = n_kv_heads * key_bytes
+        self._slot_bytes = n_kv_heads * (key_bytes + head_bytes)
+        self._layer_bytes = n_slots * self._slot_bytes
+        self._memory = own_pages(n_layers * self._layer_bytes)
+        self._base = address(self._memory)
+        self._n_kv_heads, width = n_kv_heads, len(kv_of_head) * head_dim
+        bounds = []
+        for kv in range(n_kv_heads):
+            heads = [h for h, of in enumerate(kv_of_head) if of == kv]
+            bounds += [heads[0], heads[-1] + 1] if heads else [0, 0]
+        self._groups = Job(*bounds)
+        self._widest = max(last - first for first, last in zip(bounds[::2], bounds[1::2], strict=True))
+        self._pool, at = kernels.pool, kernels.addresses
+        self._take_in, self._attend, self._by_heads = (
+            at[f"take_in_{kv_type}"],
+            at[f"attend_{kv_type}"],
+            at["attend_by_heads"],
+        )
+        self._job = Job(
+            0, 0, key_bytes, head_bytes, head_dim, self._groups.address, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4 * width,
+            float_bits(1 / head_dim**0.5), window, float_bits(softcap), 0, 0, 0, self._take_in, self._attend,
+        )  # fmt: skip
+        self._fields, self._results = self._job.fields, kernels.arrays(width)
+        self._run: Run | None = None
+        self._rotation: Rotation | None = None
+
+    def attend(self, layer: int, run: Run, q: F32, k: F32, v: F32, rotation: Rotation | None = None) -> F32:
+        job = self._fields
+        if run is not self._run:
+            self._begin(run)
+        if rotation is not self._rotation:
+            self._turn_by(rotation)
+        out: F32
+        out, job[_OUT] = self._results.take(run.count)
+        keys = self._base + layer * self._layer_bytes + run.slot * self._slot_bytes
+        job[_KEYS], job[_VALUES] = keys, keys + self._keys_bytes
+        job[_Q], job[_NEW_KEYS], job[_NEW_VALUES] = address(q), address(k), address(v)
+        job[_Q_STRIDE], job[_KEY_STRIDE], job[_VALUE_STRIDE] = q.strides[0], k.strides[0], v.strides[0]
+        if job[_GROUP_ITEMS] == 1:  # all rows of a KV head are one item: its thread does all that they need
+            self._pool.run(self._by_heads, self._job.address, self._n_kv_heads)
+        else:
+            self._pool.run(self._take_in, self._job.address, self._n_kv_heads)
+            self._pool.run(self._attend, self._job.address, self._n_kv_heads * job[_GROUP_ITEMS])
+        return out
+
+    def _begin(self, run: Run) -> None:
+        """From now on for this run."""
+        job = self._fields
+        job[_START], job[_N_TOKENS], job[_GROUP_ITEMS] = run.start, run.count, -(-run.count * self._widest // KV_ROWS)
+        self._run = run
+
+    def _turn_by(self, rotation: Rotation | None) -> None:
+        """From now on by these angles."""
+        job = self._fields
+        self._rotation = rotation
+        job[_COS] = 0
+        if rotation is not None:
+            self._angles = np.ascontiguousarray([rotation.cos, rotation.sin], np.float32)
+            job[_COS], job[_SIN] = address(self._angles[0]), address(self._angles[1])
+            job[_NEIGHBOURS] = rotation.layout == "interleaved"
