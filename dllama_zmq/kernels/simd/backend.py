@@ -29,6 +29,8 @@ __all__ = ["Product", "Simd", "address"]
 
 _FORMS: dict[Sync, int] = {"f32": AS_F32, "f16": AS_F16, "q80": AS_Q80}
 _GATED: dict[Activation, int] = {"silu": GATED, "gelu": GATED_GELU}
+_ROOM_BYTES = 16 << 20
+"""Of addresses: memory is taken for what is written."""
 
 
 class Simd:
@@ -41,7 +43,7 @@ class Simd:
         self.pool = Pool(self._library, threads, crowded)
         self.memory = HugePages()
         self._arrays: dict[tuple[int, str], Arrays] = {}
-        self._room = own_pages(1)
+        self._room = own_pages(_ROOM_BYTES)
         self.addresses = self._library.addresses
         self.run_chain = ctypes.CFUNCTYPE(None, ctypes.c_int64)(self.addresses["run_chain"])
         self._norm, self._add = Job(*[0] * 6), Job(*[0] * 5)
@@ -150,7 +152,7 @@ class Simd:
     def room(self, n_bytes: int) -> tuple[U8, int]:
         """Memory for what lies between the kernels of one call, and its address. Everybody's: nothing stays in it."""
         if n_bytes > len(self._room):
-            self._room = own_pages(n_bytes)
+            self._room = own_pages(2 * n_bytes)
         return self._room, address(self._room)
 
     def over_rows(self, kernel: str, job: Job, n_rows: int) -> None:
