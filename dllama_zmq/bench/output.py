@@ -9,7 +9,7 @@ import msgspec
 
 from dllama_zmq.bench.blas import SHAPES
 from dllama_zmq.bench.nodes import Nodes
-from dllama_zmq.bench.product import COLUMNS, NAME, ROWS
+from dllama_zmq.bench.product import COLUMNS, N_MATRICES, NAME, ROWS
 from dllama_zmq.bench.profile import NOTE, Profile
 from dllama_zmq.bench.rows import Facts, Row
 
@@ -72,7 +72,7 @@ class Markdown:
             f"- CPU: {facts.cpu}, {threads}; dllama-zmq {facts.version}, {kernels}, sync {facts.sync}",
             f"- memory read, by {read_by}: {read}",
             f"- {facts.blas}, f32 ({n_tokens}, {width}) x ({width}, {n_rows}): {blas}",
-            f"- {NAME}: one matrix ({ROWS}, {COLUMNS}) times a vector, products/s, the best of its rounds",
+            f"- {NAME}: {N_MATRICES} matrices ({ROWS}, {COLUMNS}) by turns times a vector, products/s, the best round",
             "- GB/s: weights read by all nodes; GMAC/s: multiply-adds of matrices; 1 GB is 10^9 bytes, 1 kB 1024",
             "",
             *_head(_COLUMNS),
