@@ -15,8 +15,9 @@ from dllama_zmq.quants import U8
 
 _HUGE = 2 << 20
 """Bytes of a huge page of x86-64, and of 64-bit Arm with small pages of 4 kB."""
-_REGION = 32 << 20
-"""Mapped at a time, unless more is wanted. What is not used of it takes no memory but the rest of one huge page."""
+_REGION = 256 << 20
+"""Mapped at a time, unless more is wanted. What is not used of it takes no memory, but for the rest of one huge page: 1
+MB in the mean, so regions are large."""
 _LINE = 128
 
 
