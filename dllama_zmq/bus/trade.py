@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Sequence
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from typing import TYPE_CHECKING, Any, cast
 
 import msgpack
@@ -18,6 +18,7 @@ import zmq
 
 from dllama_zmq.bus.messages import PROTOCOL, ArrayHead, Frame, Partial, Sum
 from dllama_zmq.kernels import Kernels, compiled
+from dllama_zmq.kernels.profiled import Profiled
 from dllama_zmq.kernels.simd import layout
 from dllama_zmq.kernels.simd.layout import ALL_HERE, FRAME_BYTES, MOST_FRAMES, OTHER, PEER_BYTES
 from dllama_zmq.quants import F32, U8
@@ -41,7 +42,9 @@ _HEAD_BYTES, _BODY, _BODY_BYTES, _FROM, _EXPECTED_BYTES, _PART_BYTES, _N_LEFT, _
         layout.N_LEFT, layout.N_FRAMES,
     )
 )  # fmt: skip
-_WAITED_NS, _STATUS, _ADD, _LATE = (place // 8 for place in (layout.WAITED_NS, layout.STATUS, layout.ADD, layout.LATE))
+_WAITED_NS, _BUSY_NS, _STATUS, _ADD, _LATE = (
+    place // 8 for place in (layout.WAITED_NS, layout.BUSY_NS, layout.STATUS, layout.ADD, layout.LATE)
+)
 _WIRE, _OUT = layout.ADD_WIRE // 8, layout.ADD_OUT // 8
 
 
@@ -70,7 +73,10 @@ def make_trade(
     simd, library = compiled(kernels), _libzmq()
     if simd is None or library is None:
         return None
-    return Trade(simd, library, sync, to, source, spin_s, order, identities, late)
+    trade = Trade(simd, library, sync, to, source, spin_s, order, identities, late)
+    if isinstance(kernels, Profiled):
+        trade.note = partial(kernels.note, "send, add up")
+    return trade
 
 
 class Trade:
@@ -103,7 +109,7 @@ class Trade:
         self._head, self._expected = (ctypes.create_string_buffer(_HEADER_BYTES) for _ in range(2))
         self._frames = (ctypes.c_char * (FRAME_BYTES * MOST_FRAMES))()
         self._parts = np.empty((self._n_peers, 0, 0), np.uint8)
-        self._job = (ctypes.c_int64 * (layout.LATE // 8 + 1))()
+        self._job = (ctypes.c_int64 * (layout.BUSY_NS // 8 + 1))()
         self._job_at = ctypes.addressof(self._job)
         self._run = simd.entry("trade")
         fields = {
@@ -123,6 +129,8 @@ class Trade:
         """The sum as it was sent by the last call, if it was."""
         self.waited_s = 0.0
         """How long the last call has waited for parts."""
+        self.note: Callable[[float], None] | None = None
+        """Told of each call how many seconds it has sent and added."""
 
     def __call__(self, header: bytes, own: U8, expected: bytes) -> F32 | None:
         """Exchange `own` (T, bytes of a row): it, or the sum, goes out under `header`; parts come under `expected`.
@@ -150,6 +158,8 @@ class Trade:
                 add[_WIRE] = at
         self._go(header, at, own.nbytes)
         self.waited_s = job[_WAITED_NS] * 1e-9
+        if self.note is not None:
+            self.note(job[_BUSY_NS] * 1e-9)
         return total if job[_STATUS] == ALL_HERE else None
 
     def send(self, header: bytes, body: U8) -> None:
@@ -201,9 +211,9 @@ def _address_of(function: Any) -> int:
     return ctypes.cast(function, ctypes.c_void_p).value or 0
 
 
-def as_it_crosses(partial: F32 | U8, kernels: Kernels, sync: Sync) -> U8:
+def as_it_crosses(values: F32 | U8, kernels: Kernels, sync: Sync) -> U8:
     """A partial sum (T, D) in the type of the bus, if it is not yet."""
-    return cast(U8, partial) if partial.dtype == np.uint8 else kernels.pack(cast(F32, partial), sync)
+    return cast(U8, values) if values.dtype == np.uint8 else kernels.pack(cast(F32, values), sync)
 
 
 def stage_header(kind: type[Sum | Partial], epoch: int, step: int, head: ArrayHead) -> Callable[[int], bytes]:

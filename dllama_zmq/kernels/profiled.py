@@ -48,6 +48,12 @@ class Profiled:
         """Calls of each kernel since the last `reset`."""
         return {name: spent.calls for name, spent in self._spent.items()}
 
+    def note(self, name: str, seconds: float) -> None:
+        """Count a call of what is timed elsewhere."""
+        spent = self._spent.setdefault(name, _Spent())
+        spent.seconds += seconds
+        spent.calls += 1
+
     def reset(self) -> None:
         """Count from zero again."""
         for spent in self._spent.values():

@@ -110,8 +110,8 @@ ADD_PARTS, ADD_N_PARTS, ADD_WIRE, ADD_OUT, ADD_FORM = range(0, 40, 8)
 (
     SEND, INIT, RECEIVE, CLOSE, DATA, SIZE, MORE, TO, HEAD, HEAD_BYTES, BODY, BODY_BYTES, FROM, EXPECTED,
     EXPECTED_BYTES, PART_BYTES, PEERS, N_PEERS, N_LEFT, FRAMES, N_FRAMES, SPIN_NS, WAITED_NS, STATUS, ADD, ADD_JOB,
-    ADD_ITEMS, LATE,
-) = range(0, 224, 8)  # fmt: skip
+    ADD_ITEMS, LATE, BUSY_NS,
+) = range(0, 232, 8)  # fmt: skip
 PEER_BYTES = 32
 FRAME_BYTES, MOST_FRAMES = 64, 4
 """zmq_msg_t, and how many frames of a message are taken at once: identity, header and array are three."""

@@ -17,6 +17,7 @@ from dllama_zmq.kernels.simd.layout import (
     ALL_HERE,
     BODY,
     BODY_BYTES,
+    BUSY_NS,
     CLOSE,
     DATA,
     EXPECTED,
@@ -152,6 +153,7 @@ def gather(job, begun):
 def trade(job):
     """Send; take what is awaited, where FROM is a socket; add it up. Or, where LATE says so, take, add and send."""
     late = load_i64(job + LATE)
+    called = now_ns()
     if late == 0:
         send(job)
     begun = now_ns()
@@ -159,8 +161,10 @@ def trade(job):
     if load_i64(job + FROM) != 0:
         status = gather(job, begun)
     store_i64(job + STATUS, status)
-    store_i64(job + WAITED_NS, now_ns() - begun)
+    gathered = now_ns()
     if status == ALL_HERE and load_i64(job + ADD) != 0:
         call_kernel(load_i64(job + ADD), load_i64(job + ADD_JOB), 0, load_i64(job + ADD_ITEMS))
         if late != 0:
             send(job)
+    store_i64(job + WAITED_NS, gathered - begun)
+    store_i64(job + BUSY_NS, begun - called + now_ns() - gathered)
