@@ -1,9 +1,10 @@
 """Time one exchange of the bus: every node's partial sum to the root, the sum to every node. No model, no compute.
 
-    python tools/bench_bus.py [--nodes 2] [--dim 2048] [--sync f32] [--rounds 2000]
+    python tools/bench_bus.py [--nodes 2] [--dim 2048] [--sync f32] [--rounds 2000] [--kernels auto]
 
 Prints the median and the 90th percentile in microseconds over ipc and loopback TCP, with and without the spin before a
-wait blocks, all in one run. Workers are processes of their own, as in a cluster.
+wait blocks, all in one run. Workers are processes of their own, as in a cluster. `--kernels numpy` takes the bus's long
+way (bus/exchange.py) alone, `simd` its short one (bus/trade.py) first.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ from dllama_zmq.bus.session import Roster
 from dllama_zmq.bus.sockets import SPIN_S
 from dllama_zmq.bus.worker_exchange import StarWorker, StepVoid
 from dllama_zmq.errors import RootLost
-from dllama_zmq.kernels import choose_kernels
+from dllama_zmq.kernels import KernelChoice, choose_kernels
 from dllama_zmq.spec import Sync
 
 WAIT_S = 20.0
 
 
-def be_worker(replies: str, steps: str, nodes: int, sync: Sync, dim: int, spin_s: float) -> None:
+def be_worker(replies: str, steps: str, nodes: int, kernels: KernelChoice, sync: Sync, dim: int, spin_s: float) -> None:
     """Answer the exchanges of one step for as long as it lasts."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     link = WorkerLink(context, replies, f"bench-{multiprocessing.current_process().name}".encode(), spin_s)
@@ -39,7 +40,7 @@ def be_worker(replies: str, steps: str, nodes: int, sync: Sync, dim: int, spin_s
     while not link.send(Join("", "", 0, "")):
         time.sleep(0.01)
     link.send(Loaded(0))
-    comm = StarWorker(link, choose_kernels("auto", 1, crowded=True), sync, dim, nodes, WAIT_S)
+    comm = StarWorker(link, choose_kernels(kernels, 1, crowded=True), sync, dim, nodes, WAIT_S)
     partial = np.random.default_rng(1).standard_normal((1, dim)).astype(np.float32)
     try:
         while True:
@@ -63,7 +64,9 @@ def be_worker(replies: str, steps: str, nodes: int, sync: Sync, dim: int, spin_s
         context.term()
 
 
-def measure(transport: str, nodes: int, dim: int, sync: Sync, rounds: int, spin_s: float) -> list[float]:
+def measure(
+    transport: str, nodes: int, kernels: KernelChoice, dim: int, sync: Sync, rounds: int, spin_s: float
+) -> list[float]:
     """Seconds of each of `rounds` exchanges."""
     names = [f"worker{i}" for i in range(1, nodes)]
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
@@ -75,12 +78,14 @@ def measure(transport: str, nodes: int, dim: int, sync: Sync, rounds: int, spin_
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         link = RootLink(context, Endpoints([steps], [replies]), spin_s, lambda identity: None)
         spawn = multiprocessing.get_context("spawn")
-        workers = [spawn.Process(target=be_worker, args=(replies, steps, nodes, sync, dim, spin_s)) for _ in names]
+        workers = [
+            spawn.Process(target=be_worker, args=(replies, steps, nodes, kernels, sync, dim, spin_s)) for _ in names
+        ]
         for worker in workers:
             worker.start()
         try:
             _gather_workers(link, roster, names)
-            return _exchange(link, roster, sync, dim, rounds)
+            return _exchange(link, roster, kernels, sync, dim, rounds)
         finally:
             for member in roster.members:
                 link.send(member.identity, member.name, Bye(False, "done"))
@@ -108,8 +113,8 @@ def _gather_workers(link: RootLink, roster: Roster, names: list[str]) -> None:
                     roster.set_heard(member, message.epoch)
 
 
-def _exchange(link: RootLink, roster: Roster, sync: Sync, dim: int, rounds: int) -> list[float]:
-    star = StarRoot(link, roster, choose_kernels("auto", 1, crowded=True), sync, WAIT_S)
+def _exchange(link: RootLink, roster: Roster, kernels: KernelChoice, sync: Sync, dim: int, rounds: int) -> list[float]:
+    star = StarRoot(link, roster, choose_kernels(kernels, 1, crowded=True), sync, WAIT_S)
     partial = np.random.default_rng(0).standard_normal((1, dim)).astype(np.float32)
     star.begin([(0, 0, 1)], [], 0, partial)
     seconds = []
@@ -127,12 +132,14 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=2048)
     parser.add_argument("--sync", choices=["f32", "f16", "q80"], default="f32")
     parser.add_argument("--rounds", type=int, default=2000)
+    parser.add_argument("--kernels", choices=["auto", "simd", "numpy"], default="auto")
     args = parser.parse_args()
     print(f"{args.nodes} nodes, {args.dim} values in {args.sync}, {args.rounds} exchanges", file=sys.stderr)
     print("| transport | spin us | median us | 90% us |\n| --- | --- | --- | --- |")
     for transport in ("ipc", "tcp"):
         for spin_s in (SPIN_S, 0.0):
-            us = sorted(s * 1e6 for s in measure(transport, args.nodes, args.dim, args.sync, args.rounds, spin_s))
+            seconds = measure(transport, args.nodes, args.kernels, args.dim, args.sync, args.rounds, spin_s)
+            us = sorted(s * 1e6 for s in seconds)
             median, late = statistics.median(us), us[int(len(us) * 0.9)]
             print(f"| {transport} | {spin_s * 1e6:.0f} | {median:.0f} | {late:.0f} |", flush=True)
 

@@ -109,7 +109,8 @@ class Simd:
         out, to = self.array(n_tokens, width)
         wire, wire_at = self.array(n_tokens, n_bytes, np.uint8) if packed else (None, 0)
         if sync != "q80" and n_tokens * width % 32:
-            return Reference().add_up(parts, sync, packed)  # rare and small
+            wire, total = Reference().add_up(parts, sync, packed)  # rare and small
+            return wire, total.copy()  # it may be the only part itself, which is not ours to give
         sources = (ctypes.c_int64 * len(parts))(*map(address, parts))
         job = self._add.fields
         job[0], job[1], job[2], job[3], job[4] = ctypes.addressof(sources), len(parts), wire_at, to, _FORMS[sync]
