@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -14,6 +15,9 @@ from dllama_zmq import __version__
 from dllama_zmq.cli import flags
 from dllama_zmq.cli.endings import exit_code, with_exit_codes
 from dllama_zmq.errors import UsageError
+
+if TYPE_CHECKING:
+    from dllama_zmq.cli.cluster import Overrides
 
 app = typer.Typer(
     name="dllama-zmq",
@@ -40,10 +44,7 @@ def up(
     """Bring a cluster up; returns when every node is ready."""
     from dllama_zmq.cli import cluster as commands
 
-    overrides = commands.Overrides(
-        threads, sync.value if sync else None, kernels.value if kernels else None, model,
-        weights.value if weights else None,
-    )  # fmt: skip
+    overrides = _overrides(threads, sync, kernels, model, weights)
     path = _one_cluster(file, cluster)
     if foreground:
         commands.be_cluster(path, overrides, leave_with_stdin)
@@ -119,14 +120,10 @@ def generate(
     weights: flags.Weights = None,
 ) -> None:
     """Continue a text. Uses the running cluster; with none running, brings one up for this call."""
-    from dllama_zmq.cli import cluster as commands
     from dllama_zmq.cli import generate as command
 
     options = command.Options(steps, temperature, top_p, top_k, seed, stats, json, echo)
-    overrides = commands.Overrides(
-        threads, sync.value if sync else None, kernels.value if kernels else None, model,
-        weights.value if weights else None,
-    )  # fmt: skip
+    overrides = _overrides(threads, sync, kernels, model, weights)
     command.run(_one_prompt(prompt, prompt_option), _one_cluster(None, cluster), options, overrides)
 
 
@@ -235,6 +232,17 @@ def _before(version: flags.Version = False, verbose: flags.Verbose = False) -> N
         raise typer.Exit
     level = logging.DEBUG if verbose else logging.INFO
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
+
+
+def _overrides(
+    threads: flags.Threads, sync: flags.Sync, kernels: flags.Kernels, model: flags.Model, weights: flags.Weights
+) -> Overrides:
+    from dllama_zmq.cli.cluster import Overrides
+
+    return Overrides(
+        threads, sync.value if sync else None, kernels.value if kernels else None, model,
+        weights.value if weights else None,
+    )  # fmt: skip
 
 
 def _one_cluster(argument: Path | None, option: Path | None) -> Path:
