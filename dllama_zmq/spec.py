@@ -37,6 +37,10 @@ class FloatType(enum.IntEnum):
             raise ValueError(f"{n_values} values are not whole {self.name} blocks of {self.block_values}")
         return n_values // self.block_values * self.block_bytes
 
+    def values_in(self, n_bytes: int) -> int:
+        """How many values `n_bytes` of whole blocks are."""
+        return n_bytes // self.block_bytes * self.block_values
+
 
 _BLOCKS = {
     FloatType.F32: (1, 4), FloatType.F16: (1, 2), FloatType.BF16: (1, 2),

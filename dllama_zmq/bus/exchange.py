@@ -38,7 +38,6 @@ from dllama_zmq.bus.messages import (
     packed,
     unpack,
 )
-from dllama_zmq.bus.meter import frame_bytes
 from dllama_zmq.bus.session import Gather, Member, Part, Roster, State
 from dllama_zmq.bus.trade import Trade, as_it_crosses, make_trade, stage_header
 from dllama_zmq.errors import ProtocolError, RemoteError, WorkerLost
@@ -155,10 +154,9 @@ class StarRoot:
         header, expected = self._sum_header(self._stage), self._partial_header(self._stage)
         total = trade(header, own, expected)
         self.wait_s += trade.waited_s
-        n_bytes = frame_bytes(len(expected)) + frame_bytes(own.nbytes)
-        for tally, part in zip(self._received, trade.parts, strict=True):
-            if part is not None:
-                tally.add(own.nbytes, n_bytes)
+        for tally, came in zip(self._received, trade.came, strict=True):
+            if came:
+                tally.add_array(len(expected), own.nbytes)
         if self._pair:
             self._note_sum(header, own)
         elif total is not None and trade.wire is not None:
@@ -177,7 +175,7 @@ class StarRoot:
         """A sum has gone out the short way."""
         self._last.append([header, body.data.cast("B")])
         for tally in self._sent:
-            tally.add(body.nbytes, frame_bytes(len(header)) + frame_bytes(body.nbytes))
+            tally.add_array(len(header), body.nbytes)
 
     def _publish(self, message: Message, arrays: Sequence[Frame]) -> None:
         self._last.append(self._link.publish(message, arrays, self._names))

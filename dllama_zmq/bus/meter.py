@@ -28,6 +28,10 @@ class Tally:
     payload_bytes: int = 0
     wire_bytes: int = 0
 
+    def add_array(self, header_bytes: int, array_bytes: int) -> None:
+        """One message more, of a header and one array."""
+        self.add(array_bytes, frame_bytes(header_bytes) + frame_bytes(array_bytes))
+
     def add(self, payload_bytes: int, wire_bytes: int) -> None:
         """One message more."""
         self.messages += 1

@@ -20,7 +20,7 @@ from dllama_zmq.bus.messages import PROTOCOL, ArrayHead, Frame, Partial, Sum
 from dllama_zmq.kernels import Kernels, compiled
 from dllama_zmq.kernels.profiled import Profiled
 from dllama_zmq.kernels.simd import layout
-from dllama_zmq.kernels.simd.layout import ALL_HERE, FRAME_BYTES, MOST_FRAMES, OTHER, PEER_BYTES
+from dllama_zmq.kernels.simd.layout import ALL_HERE, ALONE_RUNS, FRAME_BYTES, MOST_FRAMES, OTHER, PEER_BYTES
 from dllama_zmq.quants import F32, U8
 from dllama_zmq.spec import SYNC_FLOAT, Sync
 
@@ -32,8 +32,6 @@ _FUNCTIONS = {
     "zmq_msg_data": layout.DATA, "zmq_msg_size": layout.SIZE, "zmq_msg_more": layout.MORE,
 }  # fmt: skip
 _HEADER_BYTES = 256
-_MOST_RUNS = 512
-"""More runs of 32 values than this are added up by all threads, as `Kernels.add_up` does."""
 _PEER = PEER_BYTES // 8
 _IDENTITY, _IDENTITY_BYTES, _GOES_TO, _HAS_COME = range(_PEER)
 _HEAD_BYTES, _BODY, _BODY_BYTES, _FROM, _EXPECTED_BYTES, _PART_BYTES, _N_LEFT, _N_FRAMES = (
@@ -105,7 +103,7 @@ class Trade:
         self._own_place = self._order.index(0) if 0 in order else -1
         self._table = (ctypes.c_int64 * len(order))()
         self._kernel, self._add = simd.adding(sync, ctypes.addressof(self._table), len(order))
-        self._width = self._n_runs = 0
+        self._width, self._adds = 0, False
         self._head, self._expected = (ctypes.create_string_buffer(_HEADER_BYTES) for _ in range(2))
         self._frames = (ctypes.c_char * (FRAME_BYTES * MOST_FRAMES))()
         self._parts = np.empty((self._n_peers, 0, 0), np.uint8)
@@ -145,11 +143,11 @@ class Trade:
             peers[i] = 0
         ctypes.memmove(self._expected, expected, len(expected))
         job[_FROM], job[_EXPECTED_BYTES], job[_N_LEFT] = self._from, len(expected), self._n_peers
-        job[_LATE], job[_ADD] = self._late, self._kernel if self._n_runs <= _MOST_RUNS else 0
+        job[_LATE], job[_ADD] = self._late, self._kernel if self._adds else 0
         at = self._address(own)
         total: F32 | None = None
         self.wire = None
-        if self._n_runs <= _MOST_RUNS:
+        if self._adds:
             total, add[_OUT] = self._simd.array(shape[0], self._width)
             if self._own_place >= 0:
                 self._table[self._own_place] = at
@@ -180,17 +178,20 @@ class Trade:
             at = self._peers[_PEER * i + _GOES_TO] = self._address(self._parts[i])
             if i + 1 in self._order:
                 self._table[self._order.index(i + 1)] = at
-        kind = SYNC_FLOAT[self._sync]
-        self._width = row_bytes // kind.block_bytes * kind.block_values
-        self._n_runs, rest = divmod(n_rows * self._width, 32)
-        if rest:
-            self._n_runs = _MOST_RUNS + 1
-        self._job[_PART_BYTES], self._job[layout.ADD_ITEMS // 8] = n_rows * row_bytes, self._n_runs
+        self._width = SYNC_FLOAT[self._sync].values_in(row_bytes)
+        n_runs, rest = divmod(n_rows * self._width, 32)
+        self._adds = n_runs <= ALONE_RUNS and not rest
+        self._job[_PART_BYTES], self._job[layout.ADD_ITEMS // 8] = n_rows * row_bytes, n_runs
 
     @property
     def parts(self) -> list[U8 | None]:
         """What the last call took of each peer, good until the next one; None where nothing came."""
-        return [self._parts[i] if self._peers[_PEER * i + _HAS_COME] else None for i in range(self._n_peers)]
+        return [part if came else None for part, came in zip(self._parts, self.came, strict=True)]
+
+    @property
+    def came(self) -> list[int]:
+        """Of each peer, whether the last call took its part: 1 or 0."""
+        return self._peers[_HAS_COME::_PEER]
 
     def others(self) -> list[Frame] | None:
         """The frames of a message that came to the last call and was not what it awaited. To be asked for once."""

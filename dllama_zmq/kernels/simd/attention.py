@@ -36,6 +36,7 @@ from dllama_zmq.kernels.simd.layout import (
     KV_VALUE_STRIDE,
     KV_VALUES,
     KV_WINDOW,
+    MOST_HEAD_DIM,
 )  # fmt: skip
 from dllama_zmq.kernels.simd.pieces import F, exponential, load_lanes, store_lanes, within
 from dllama_zmq.kernels.simd.registry import kernel
@@ -59,7 +60,6 @@ from dllama_zmq.kernels.simd.vectors import (
     sum_of,
 )
 
-MOST_HEAD_DIM = 512
 _CHUNK = 64  # positions between two looks at the largest score
 _ROW = 64  # bytes of 16 floats
 _MOST_OUT = 4 * MOST_HEAD_DIM * KV_ROWS

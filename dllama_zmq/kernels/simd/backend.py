@@ -17,15 +17,13 @@ from dllama_zmq.kernels.reference import Reference, gate_times
 from dllama_zmq.kernels.simd.arrays import Arrays, address, float_bits, rows_of
 from dllama_zmq.kernels.simd.cache import SimdCache
 from dllama_zmq.kernels.simd.experts import Apart, SimdExperts
-from dllama_zmq.kernels.simd.layout import AS_F16, AS_F32, AS_Q80, GATED, GATED_GELU
+from dllama_zmq.kernels.simd.layout import ALONE_RUNS, AS_F16, AS_F32, AS_Q80, GATED, GATED_GELU
 from dllama_zmq.kernels.simd.library import library
 from dllama_zmq.kernels.simd.linear import ALONE_TOKENS, Product
 from dllama_zmq.kernels.simd.memory import HugePages, own_pages
 from dllama_zmq.kernels.simd.pool import Job, Pool
 from dllama_zmq.quants import F32, U8, BlockMatrix
-from dllama_zmq.spec import Activation, Sync
-
-__all__ = ["Product", "Simd", "address"]
+from dllama_zmq.spec import SYNC_FLOAT, Activation, Sync
 
 _FORMS: dict[Sync, int] = {"f32": AS_F32, "f16": AS_F16, "q80": AS_Q80}
 _GATED: dict[Activation, int] = {"silu": GATED, "gelu": GATED_GELU}
@@ -105,7 +103,7 @@ class Simd:
 
     def add_up(self, parts: Sequence[U8], sync: Sync, packed: bool) -> tuple[U8 | None, F32]:
         n_tokens, n_bytes = parts[0].shape
-        width = n_bytes // 34 * 32 if sync == "q80" else n_bytes // (2 if sync == "f16" else 4)
+        width = SYNC_FLOAT[sync].values_in(n_bytes)
         out, to = self.array(n_tokens, width)
         wire, wire_at = self.array(n_tokens, n_bytes, np.uint8) if packed else (None, 0)
         if sync != "q80" and n_tokens * width % 32:
@@ -114,7 +112,7 @@ class Simd:
         sources = (ctypes.c_int64 * len(parts))(*map(address, parts))
         job = self._add.fields
         job[0], job[1], job[2], job[3], job[4] = ctypes.addressof(sources), len(parts), wire_at, to, _FORMS[sync]
-        self._spread("add_up", self._add, n_tokens * width // 32, 512)
+        self._spread("add_up", self._add, n_tokens * width // 32)
         return wire, out
 
     def pack(self, x: F32, sync: Sync) -> U8:
@@ -123,12 +121,12 @@ class Simd:
         if x.size % 32:
             return Reference().pack(x, sync)
         x = np.ascontiguousarray(x, np.float32)
-        n_bytes = x.shape[1] // 32 * 34 if sync == "q80" else 2 * x.shape[1]
+        n_bytes = SYNC_FLOAT[sync].row_bytes(x.shape[1])
         wire: U8
         wire, wire_at = self.array(len(x), n_bytes, np.uint8)
         job = self._add.fields
         job[0], job[1], job[2], job[3], job[4] = 0, 0, wire_at, address(x), _FORMS[sync]
-        self._spread("add_up", self._add, x.size // 32, 512)
+        self._spread("add_up", self._add, x.size // 32)
         return wire
 
     def adding(self, sync: Sync, parts: int, n_parts: int) -> tuple[int, Job]:
@@ -163,8 +161,6 @@ class Simd:
         else:
             self.pool.run(self.addresses[kernel], job.address, n_rows, -(-n_rows // (4 * self.pool.threads)))
 
-    def _spread(self, kernel: str, job: Job, n_items: int, alone: int) -> None:
-        if n_items <= alone:
-            self.pool.run_alone(self.addresses[kernel], job.address, n_items)
-        else:
-            self.pool.run(self.addresses[kernel], job.address, n_items, alone)
+    def _spread(self, kernel: str, job: Job, n_runs: int) -> None:
+        """A kernel whose items are runs of 32 values: by one thread while they are few."""
+        self.pool.run(self.addresses[kernel], job.address, n_runs, ALONE_RUNS)

@@ -10,7 +10,7 @@ import numpy as np
 from dllama_zmq.kernels.interface import KVType, Rotation, Run
 from dllama_zmq.kernels.simd import layout
 from dllama_zmq.kernels.simd.arrays import address, float_bits
-from dllama_zmq.kernels.simd.layout import KV_ROWS, LANES
+from dllama_zmq.kernels.simd.layout import KV_ROWS, LANES, MOST_HEAD_DIM
 from dllama_zmq.kernels.simd.memory import own_pages
 from dllama_zmq.kernels.simd.pool import Job
 from dllama_zmq.quants import F32
@@ -18,7 +18,6 @@ from dllama_zmq.quants import F32
 if TYPE_CHECKING:
     from dllama_zmq.kernels.simd.backend import Simd
 
-MOST_HEAD_DIM = 512
 (
     _KEYS, _VALUES, _GROUP_ITEMS, _START, _N_TOKENS, _Q, _Q_STRIDE, _NEW_KEYS, _KEY_STRIDE, _NEW_VALUES, _VALUE_STRIDE,
     _OUT, _COS, _SIN, _NEIGHBOURS,

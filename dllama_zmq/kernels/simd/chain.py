@@ -27,7 +27,7 @@ class Chain:
         self.fields = (ctypes.c_int64 * (_HEAD + sum(_LINK + len(args) for _, args in jobs)))()
         self.address = ctypes.addressof(self.fields)
         self._pool = kernels.pool  # its memory must outlive the address of it
-        self.fields[:_HEAD] = [kernels.pool._pool, len(jobs)]
+        self.fields[:_HEAD] = [kernels.pool.address, len(jobs)]
         for i, (place, (name, args)) in enumerate(zip(self.place, jobs, strict=True)):
             self.fields[_HEAD + _LINK * i : _HEAD + _LINK * i + 2] = [
                 kernels.addresses[name],

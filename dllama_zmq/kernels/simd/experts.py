@@ -14,7 +14,8 @@ from dllama_zmq.kernels.simd.pool import Job
 from dllama_zmq.quants import F32
 
 if TYPE_CHECKING:
-    from dllama_zmq.kernels.simd.backend import Product, Simd
+    from dllama_zmq.kernels.simd.backend import Simd
+    from dllama_zmq.kernels.simd.linear import Product
 
 
 class Apart:

@@ -1,5 +1,5 @@
 """What numba code and its callers, who must not import numba, both know, as numbers: how weights lie, what becomes of
-sums, how the pool of threads lies.
+sums, how the pool of threads lies, and where the arguments of jobs stand.
 
 Two tiles of 16 rows make a pair, 32 outputs. Of quantized types, both tiles' blocks of the same 32 columns lie
 together, in whole cache lines; of the others, the 32 values of a column. Whatever the type, a part of the columns is a
@@ -89,6 +89,7 @@ NORM_X, NORM_X_STRIDE, NORM_OUT, NORM_GAIN, NORM_WIDTH, NORM_EPS = range(0, 48, 
     KV_N_TOKENS, KV_Q, KV_Q_STRIDE, KV_NEW_KEYS, KV_KEY_STRIDE, KV_NEW_VALUES, KV_VALUE_STRIDE, KV_OUT, KV_OUT_STRIDE,
     KV_SCALE, KV_WINDOW, KV_SOFTCAP, KV_COS, KV_SIN, KV_NEIGHBOURS, KV_TAKE_IN, KV_ATTEND,
 ) = range(0, 200, 8)  # fmt: skip
+MOST_HEAD_DIM = 512
 KV_ROWS = 8
 """Query heads that go over a KV head together, of one token or of several."""
 
@@ -102,6 +103,8 @@ LINK_BYTES = 32
 # WIRE: where their sum goes in that form, 0 for nowhere. OUT: where what WIRE says goes as f32, 0 for nowhere.
 # N_PARTS 0: what is at OUT goes to WIRE.
 ADD_PARTS, ADD_N_PARTS, ADD_WIRE, ADD_OUT, ADD_FORM = range(0, 40, 8)
+ALONE_RUNS = 512
+"""Up to so many runs are added up by one thread: the others would come too late."""
 
 # A trade (trade.py), in bytes: libzmq's functions; what is sent and to which socket; what is awaited and from which;
 # the outcome. PEERS: for each, 8 bytes each of the address and length of its identity (length 0: frames come without

@@ -37,8 +37,8 @@ _PAIRS, _X, _OUT, _N_COLUMNS, _N_SEGMENTS, _N_TOKENS = (
     (layout.PAIRS, layout.X, layout.OUT, layout.N_COLUMNS, layout.N_SEGMENTS, layout.N_TOKENS)
 )  # fmt: skip
 _NORM_X, _NORM_OUT = layout.NORM_X // 8, layout.NORM_OUT // 8
-_RUN_BYTES = {AS_F16: 64, AS_Q80: 34}
-"""Of 32 values."""
+_WIRE = {AS_F16: FloatType.F16, AS_Q80: FloatType.Q80}
+"""The types of results that are no f32."""
 _CHUNK_BYTES = 128 * 1024
 """Weights that one thread takes at a time: long enough for the memory's prefetching, short enough to share evenly."""
 ALONE_TOKENS = 4
@@ -74,8 +74,8 @@ class Product:
             starts = [LANES * sum(n_tiles[:i]) for i in range(len(matrices) + 1)]
             self.rows = starts[-1]
             self._cuts = [(start, start + matrix.rows) for start, matrix in zip(starts, matrices, strict=False)]
-        self._row_bytes = self.rows // 32 * _RUN_BYTES[form] if form in _RUN_BYTES else 4 * self.rows
-        packed = form in _RUN_BYTES
+        packed = form in _WIRE
+        self._row_bytes = _WIRE.get(form, FloatType.F32).row_bytes(self.rows)
         self._results = kernels.arrays(self._row_bytes, np.uint8) if packed else kernels.arrays(self.rows)
         self._segments = segments
         self._gain = None if norm is None else np.ascontiguousarray(norm.gain, np.float32)

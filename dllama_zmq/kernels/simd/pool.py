@@ -35,7 +35,7 @@ class Pool:
         self.threads = threads
         self._run = library.entries["run"]
         self._memory = (ctypes.c_int64 * ((THREADS + THREAD_BYTES * (threads + 1)) // 8))()
-        self._pool = ctypes.addressof(self._memory)
+        self.address = ctypes.addressof(self._memory)
         files = {i: os.eventfd(0) for i in range(1, threads)}
         spin_s = CROWDED_SPIN_S if crowded else SPIN_S
         self._memory[PAUSES // 8] = round(spin_s / _pause_s(library))
@@ -43,7 +43,7 @@ class Pool:
         self._memory[N_THREADS // 8] = threads
         for i, file in files.items():
             self._memory[(THREADS + THREAD_BYTES * i + EVENT_FILE) // 8] = file
-        serve, pool = library.entries["serve"], self._pool
+        serve, pool = library.entries["serve"], self.address
         helpers = [threading.Thread(target=serve, args=(pool, i), name=f"kernels-{i}", daemon=True) for i in files]
         for helper in helpers:
             helper.start()
@@ -55,11 +55,11 @@ class Pool:
         """The kernel at address `kernel` over `n_items`, `chunk` at a time to a thread."""
         if n_items > chunk * _MOST_CHUNKS:
             chunk = -(-n_items // _MOST_CHUNKS)
-        self._run(self._pool, kernel, job, n_items, chunk)
+        self._run(self.address, kernel, job, n_items, chunk)
 
     def run_alone(self, kernel: int, job: int, n_items: int) -> None:
         """The same by the caller's thread alone: for what is done before another thread would have noticed."""
-        self._run(self._pool, kernel, job, n_items, n_items)
+        self._run(self.address, kernel, job, n_items, n_items)
 
     def close(self) -> None:
         """End the threads."""
