@@ -3,6 +3,7 @@
 Keys of one head lie in tiles of 16 positions, a column's 16 values together, so that 16 scores are one sum of lanes;
 values lie position by position, a head's width padded to whole vectors. Up to 8 rows (query heads that share the head,
 of one token or of several) go over the cache together: each key and value is read and converted once for all of them.
+The next chunk is asked for while one is multiplied: a core's own look ahead ends before memory has answered.
 """
 
 from __future__ import annotations
@@ -46,7 +47,6 @@ from dllama_zmq.kernels.simd.vectors import (
     at_most,
     call_kernel,
     first_lanes,
-    float_panel,
     largest_of,
     load_f32,
     load_i64,
@@ -57,6 +57,7 @@ from dllama_zmq.kernels.simd.vectors import (
     store_half,
     store_halves,
     store_vector,
+    stream_panel,
     sum_of,
 )
 
@@ -127,18 +128,18 @@ def _make_take_in(half):
 
 def _make_attend(half):
     value_bytes = 2 if half else 4
-    panel1, panel2, panel4, panel8 = (float_panel("f16" if half else "f32", n) for n in (1, 2, 4, 8))
+    panel1, panel2, panel4, panel8 = (stream_panel("f16" if half else "f32", n) for n in (1, 2, 4, 8))
 
     @register_jitable
-    def panel(size, tile, step, x, x_stride, n, out):
+    def panel(size, tile, step, x, x_stride, n, out, ahead):
         if size == 1:
-            panel1(tile, step, x, x_stride, n, out)
+            panel1(tile, step, x, x_stride, n, out, ahead)
         elif size == 2:
-            panel2(tile, step, x, x_stride, n, out)
+            panel2(tile, step, x, x_stride, n, out, ahead)
         elif size == 4:
-            panel4(tile, step, x, x_stride, n, out)
+            panel4(tile, step, x, x_stride, n, out, ahead)
         else:
-            panel8(tile, step, x, x_stride, n, out)
+            panel8(tile, step, x, x_stride, n, out, ahead)
 
     def attend(job, first, last):
         """Causal attention of N_TOKENS tokens from position START on. Items are up to 8 rows of one KV head."""
@@ -177,9 +178,12 @@ def _make_attend(half):
             begin = max(0, start + row // n_heads + 1 - window) // _CHUNK * _CHUNK
             for position in range(begin, seen, _CHUNK):
                 n = min(_CHUNK, seen - position)
+                ahead = _CHUNK * value_bytes if position + _CHUNK < seen else 0  # of a column
                 for i in range(0, n, 16):
-                    tile = keys + (position + i) * width * value_bytes
-                    panel(size, tile, 16 * value_bytes, queries, 4 * width, width, scores + _ROW * size * (i // 16))
+                    panel(
+                        size, keys + (position + i) * width * value_bytes, 16 * value_bytes, queries, 4 * width, width,
+                        scores + _ROW * size * (i // 16), ahead * width,
+                    )  # fmt: skip
                 for r in range(size):
                     own = start + (row + min(r, n_rows - 1)) // n_heads + 1 - position  # of these, seen by this row
                     gone = own - window  # and of these, no longer
@@ -201,16 +205,19 @@ def _make_attend(half):
                         weight = first_lanes(splat(F(0.0)), gone - i, weight)
                         store_vector(weights + 4 * (_CHUNK * r + i), weight)
                         total = total + weight
-                    shrink = exponential(splat(top - new_top))
-                    for d in range(0, wide, 16):
-                        at = sums + 4 * (r * wide + d)
-                        store_vector(at, load_vector(at) * shrink)
-                    store_f32(state + 8 * r, new_top)
-                    store_f32(state + 8 * r + 4, load_f32(state + 8 * r + 4) * largest_of(shrink) + sum_of(total))
+                    weight_sum = load_f32(state + 8 * r + 4)
+                    if new_top > top:
+                        shrink = exponential(splat(top - new_top))
+                        for d in range(0, wide, 16):
+                            at = sums + 4 * (r * wide + d)
+                            store_vector(at, load_vector(at) * shrink)
+                        weight_sum *= largest_of(shrink)
+                        store_f32(state + 8 * r, new_top)
+                    store_f32(state + 8 * r + 4, weight_sum + sum_of(total))
                 for d in range(0, wide, 16):
                     panel(
                         size, values + (position * wide + d) * value_bytes, wide * value_bytes, weights, 4 * _CHUNK, n,
-                        part,
+                        part, ahead * wide,
                     )  # fmt: skip
                     for r in range(size):
                         at = sums + 4 * (r * wide + d)

@@ -74,16 +74,18 @@ def integer_panel(
 
 def float_panel(
     b: ir.IRBuilder, target: Target, lanes: LaneType, n_rows: int, tile: ir.Value, step: ir.Value, x: ir.Value,
-    x_stride: ir.Value, n: ir.Value, out: ir.Value,
+    x_stride: ir.Value, n: ir.Value, out: ir.Value, ahead: ir.Value | None = None,
 ) -> None:  # fmt: skip
     """out (R, 16) f32 = sum over i < n of x[r][i] * tile[i][0..15]: vectors of `lanes` every `step` bytes from `tile`.
 
     x's rows are f32, `x_stride` bytes apart. The same loop serves F32, F16 and BF16 weights, q times keys,
-    weights times values.
+    weights times values. ahead: so many bytes further on, memory is asked for what will be needed.
     """
 
     def body(b: ir.IRBuilder, i: ir.Value, totals: Sequence[ir.Value]) -> list[ir.Value]:
         at = b.add(tile, b.mul(i, step))
+        if ahead is not None:
+            prefetch(b, b.add(at, ahead))
         weights = load_lanes(b, target, lanes, at)
         column = b.add(x, b.shl(i, ir.Constant(I64, 2)))
         new = []
@@ -93,6 +95,12 @@ def float_panel(
         return new
 
     _loop(b, n, n_rows, body, out)
+
+
+def prefetch(b: ir.IRBuilder, at: ir.Value) -> None:
+    """Ask for a line of memory, for the second cache: the first has too few places for lines that are on their way."""
+    read, second, data = (ir.Constant(I32, n) for n in (0, 2, 1))
+    call(b, "llvm.prefetch.p0i8", ir.VoidType(), [pointer(b, at, 0, ir.IntType(8)), read, second, data])
 
 
 def load_lanes(b: ir.IRBuilder, target: Target, lanes: LaneType, at: ir.Value) -> ir.Value:

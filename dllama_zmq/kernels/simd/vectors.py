@@ -177,6 +177,13 @@ def float_panel(lanes: panels.LaneType, n_rows: int) -> Any:
     )
 
 
+def stream_panel(lanes: panels.LaneType, n_rows: int) -> Any:
+    """float_panel of a stream from memory: (tile, step, x, x_stride, n, out, ahead)."""
+    return _instruction(
+        types.void, (_ADDRESS,) * 7, lambda b, *args: panels.float_panel(b, _TARGET, lanes, n_rows, *args)
+    )
+
+
 def scratch(n_bytes: int) -> Any:
     """A numba function () whose result is the address of `n_bytes` on this call's stack, aligned to 64."""
 
