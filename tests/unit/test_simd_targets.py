@@ -53,7 +53,7 @@ def integer_panel(block: PairBlock, n_tokens: int) -> tuple[int, Emit]:
 
 
 def float_panel(lanes: panels.LaneType, n_rows: int) -> tuple[int, Emit]:
-    return 6, lambda b, target, args: panels.float_panel(b, target, lanes, n_rows, *args)
+    return 6, lambda b, target, args: panels.float_panel(b, target, lanes, n_rows, 1, 0, *args)
 
 
 PANELS = {
@@ -182,23 +182,23 @@ def test_code_for_every_cpu_calls_nothing(cpu, kind):
 @pytest.mark.parametrize(
     ("architecture", "features", "target"),
     [
-        ("x86_64", [*X86, *AVX512], Target("vnni512", True, True, 8, PAUSE_X86)),
-        ("x86_64", [*X86, *AVX512, "avxvnni"], Target("vnni512", True, True, 8, PAUSE_X86)),
+        ("x86_64", [*X86, *AVX512], Target("vnni512", True, True, 8, 8, PAUSE_X86)),
+        ("x86_64", [*X86, *AVX512, "avxvnni"], Target("vnni512", True, True, 8, 8, PAUSE_X86)),
         # Skylake-X has AVX-512 without VNNI: its 512-bit multiplies are not worth a form of their own.
-        ("x86_64", [*X86, "avx512f", "avx512bw", "avx512vl"], Target("avx2", True, True, 4, PAUSE_X86)),
-        ("x86_64", [*X86, "avxvnni"], Target("vnni256", True, True, 4, PAUSE_X86)),
-        ("x86_64", X86, Target("avx2", True, True, 4, PAUSE_X86)),
-        ("x86_64", ["avx", "fma", "f16c"], Target("plain", True, True, 4, PAUSE_X86)),
-        ("x86_64", ["avx2", "fma"], Target("plain", True, False, 4, PAUSE_X86)),
-        ("x86_64", ["avx", "f16c"], Target("plain", False, True, 4, PAUSE_X86)),
-        ("x86_64", ["avx512vnni", "avxvnni"], Target("plain", False, False, 4, PAUSE_X86)),
-        ("x86_64", [], Target("plain", False, False, 4, PAUSE_X86)),
-        ("i686", [], Target("plain", False, False, 4, PAUSE_X86)),
-        ("aarch64", ["neon", "dotprod"], Target("sdot", True, True, 4, PAUSE_ARM)),
-        ("arm64", ["dotprod"], Target("sdot", True, True, 4, PAUSE_ARM)),
-        ("aarch64", ["neon"], Target("plain", True, True, 4, PAUSE_ARM)),
-        ("riscv64", ["v"], Target("plain", False, False, 4, None)),
-        ("powerpc64le", [], Target("plain", False, False, 4, None)),
+        ("x86_64", [*X86, "avx512f", "avx512bw", "avx512vl"], Target("avx2", True, True, 4, 2, PAUSE_X86)),
+        ("x86_64", [*X86, "avxvnni"], Target("vnni256", True, True, 4, 2, PAUSE_X86)),
+        ("x86_64", X86, Target("avx2", True, True, 4, 2, PAUSE_X86)),
+        ("x86_64", ["avx", "fma", "f16c"], Target("plain", True, True, 4, 2, PAUSE_X86)),
+        ("x86_64", ["avx2", "fma"], Target("plain", True, False, 4, 2, PAUSE_X86)),
+        ("x86_64", ["avx", "f16c"], Target("plain", False, True, 4, 2, PAUSE_X86)),
+        ("x86_64", ["avx512vnni", "avxvnni"], Target("plain", False, False, 4, 2, PAUSE_X86)),
+        ("x86_64", [], Target("plain", False, False, 4, 2, PAUSE_X86)),
+        ("i686", [], Target("plain", False, False, 4, 2, PAUSE_X86)),
+        ("aarch64", ["neon", "dotprod"], Target("sdot", True, True, 4, 2, PAUSE_ARM)),
+        ("arm64", ["dotprod"], Target("sdot", True, True, 4, 2, PAUSE_ARM)),
+        ("aarch64", ["neon"], Target("plain", True, True, 4, 2, PAUSE_ARM)),
+        ("riscv64", ["v"], Target("plain", False, False, 4, 2, None)),
+        ("powerpc64le", [], Target("plain", False, False, 4, 2, None)),
     ],
 )
 def test_a_target_is_what_its_features_say(architecture, features, target):
@@ -218,7 +218,7 @@ def test_a_feature_that_is_named_as_missing_is_missing():
 
 # --- f16 without hardware ---------------------------------------------------------------------------------------------
 
-SOFT = Target("plain", False, False, 4, None)
+SOFT = Target("plain", False, False, 4, 2, None)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 Keys of one head lie in tiles of 16 positions, a column's 16 values together, so that 16 scores are one sum of lanes;
 values lie position by position, a head's width padded to whole vectors. Up to 8 rows (query heads that share the head,
 of one token or of several) go over the cache together: each key and value is read and converted once for all of them.
-The next chunk is asked for while one is multiplied: a core's own look ahead ends before memory has answered.
+What comes next is asked for while this is multiplied: a core's own look ahead ends before memory has answered.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ from dllama_zmq.kernels.simd.vectors import (
     at_most,
     call_kernel,
     first_lanes,
+    float_panel,
     largest_of,
     load_f32,
     load_i64,
@@ -57,10 +58,10 @@ from dllama_zmq.kernels.simd.vectors import (
     store_half,
     store_halves,
     store_vector,
-    stream_panel,
     sum_of,
 )
 
+_AHEAD = 8192  # bytes: about a chunk
 _CHUNK = 64  # positions between two looks at the largest score
 _ROW = 64  # bytes of 16 floats
 _MOST_OUT = 4 * MOST_HEAD_DIM * KV_ROWS
@@ -128,18 +129,18 @@ def _make_take_in(half):
 
 def _make_attend(half):
     value_bytes = 2 if half else 4
-    panel1, panel2, panel4, panel8 = (stream_panel("f16" if half else "f32", n) for n in (1, 2, 4, 8))
+    panel1, panel2, panel4, panel8 = (float_panel("f16" if half else "f32", n, ahead=_AHEAD) for n in (1, 2, 4, 8))
 
     @register_jitable
-    def panel(size, tile, step, x, x_stride, n, out, ahead):
+    def panel(size, tile, step, x, x_stride, n, out):
         if size == 1:
-            panel1(tile, step, x, x_stride, n, out, ahead)
+            panel1(tile, step, x, x_stride, n, out)
         elif size == 2:
-            panel2(tile, step, x, x_stride, n, out, ahead)
+            panel2(tile, step, x, x_stride, n, out)
         elif size == 4:
-            panel4(tile, step, x, x_stride, n, out, ahead)
+            panel4(tile, step, x, x_stride, n, out)
         else:
-            panel8(tile, step, x, x_stride, n, out, ahead)
+            panel8(tile, step, x, x_stride, n, out)
 
     def attend(job, first, last):
         """Causal attention of N_TOKENS tokens from position START on. Items are up to 8 rows of one KV head."""
@@ -178,12 +179,9 @@ def _make_attend(half):
             begin = max(0, start + row // n_heads + 1 - window) // _CHUNK * _CHUNK
             for position in range(begin, seen, _CHUNK):
                 n = min(_CHUNK, seen - position)
-                ahead = _CHUNK * value_bytes if position + _CHUNK < seen else 0  # of a column
                 for i in range(0, n, 16):
-                    panel(
-                        size, keys + (position + i) * width * value_bytes, 16 * value_bytes, queries, 4 * width, width,
-                        scores + _ROW * size * (i // 16), ahead * width,
-                    )  # fmt: skip
+                    tile = keys + (position + i) * width * value_bytes
+                    panel(size, tile, 16 * value_bytes, queries, 4 * width, width, scores + _ROW * size * (i // 16))
                 for r in range(size):
                     own = start + (row + min(r, n_rows - 1)) // n_heads + 1 - position  # of these, seen by this row
                     gone = own - window  # and of these, no longer
@@ -217,7 +215,7 @@ def _make_attend(half):
                 for d in range(0, wide, 16):
                     panel(
                         size, values + (position * wide + d) * value_bytes, wide * value_bytes, weights, 4 * _CHUNK, n,
-                        part, ahead * wide,
+                        part,
                     )  # fmt: skip
                     for r in range(size):
                         at = sums + 4 * (r * wide + d)

@@ -88,17 +88,23 @@ class BlockDots:
     """What Q80 weights are raised by, so that they are unsigned: it comes off again with the sum of x."""
 
     def q40(
-        self, b: ir.IRBuilder, weights: ir.Value, xs: Sequence[ir.Value], sums: Sequence[ir.Value], bias: int
-    ) -> list[ir.Value]:
-        """Nibbles at `weights` times 32 bytes at each of `xs`, minus `bias` times each of `sums`: i32x16 each."""
-        totals = [splat(b, b.mul(total, ir.Constant(I32, -bias))) for total in sums]
+        self, b: ir.IRBuilder, tiles: Sequence[ir.Value], xs: Sequence[ir.Value], sums: Sequence[ir.Value], bias: int
+    ) -> list[list[ir.Value]]:
+        """For each of `tiles`: nibbles there times 32 bytes at each of `xs`, minus `bias` times each of `sums`, i32x16.
+
+        Tiles share each value of x: one load for all.
+        """
+        totals = [[splat(b, b.mul(total, ir.Constant(I32, -bias))) for total in sums] for _ in tiles]
         for group in range(4):
-            both = load(b, weights, 64 * group, U8x64)
-            low = b.and_(both, fill(U8x64, 15))
-            high = b.lshr(both, fill(U8x64, 4))
+            pairs = []
+            for weights in tiles:
+                both = load(b, weights, 64 * group, U8x64)
+                pairs.append((b.and_(both, fill(U8x64, 15)), b.lshr(both, fill(U8x64, 4))))
             for r, x in enumerate(xs):
-                totals[r] = self.add(b, totals[r], low, self._spread(b, x, 8 * group))
-                totals[r] = self.add(b, totals[r], high, self._spread(b, x, 8 * group + 4))
+                for i in range(2):
+                    values = self._spread(b, x, 8 * group + 4 * i)
+                    for of_tile, pair in zip(totals, pairs, strict=True):
+                        of_tile[r] = self.add(b, of_tile[r], pair[i], values)
         return totals
 
     def q80(
@@ -155,7 +161,13 @@ class _Avx2(BlockDots):
     """Pairs add up in i16: with nibbles a whole block does (8 times 2 * 15 * 127 < 2^15), with bytes only one pair."""
 
     def q40(
-        self, b: ir.IRBuilder, weights: ir.Value, xs: Sequence[ir.Value], sums: Sequence[ir.Value], bias: int
+        self, b: ir.IRBuilder, tiles: Sequence[ir.Value], xs: Sequence[ir.Value], sums: Sequence[ir.Value], bias: int
+    ) -> list[list[ir.Value]]:
+        return [self._q40(b, weights, xs, sums, bias) for weights in tiles]
+
+    @staticmethod
+    def _q40(
+        b: ir.IRBuilder, weights: ir.Value, xs: Sequence[ir.Value], sums: Sequence[ir.Value], bias: int
     ) -> list[ir.Value]:
         halves: list[list[ir.Value | None]] = [[None, None] for _ in xs]
         for group in range(4):

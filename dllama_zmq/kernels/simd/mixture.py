@@ -25,20 +25,20 @@ from dllama_zmq.kernels.simd.vectors import load_f32, load_i64, load_vector, scr
 TABLE, WEIGHTS, CHOSEN, ITEMS_EACH, SEGMENTS, SEGMENT_BYTES = range(88, 136, 8)
 _PAIRS, _PAIR_BYTES, _, _, _OUT, _OUT_STRIDE, _N_ROWS = range(0, 56, 8)
 _FORM = 80
-_sums_a, _sums_b, _part = scratch(SLOT * DEPTH), scratch(SLOT * DEPTH), scratch(SLOT * DEPTH)
+_sums, _part = scratch(SLOT * DEPTH), scratch(SLOT * DEPTH)
 
 
-def _make_gated(pair_times):
+def _make_gated(times):
     def gated(job, first, last):
         """weight * act(gate x) * (up x) of every use, f32 (uses, N_ROWS). Items: ITEMS_EACH for each use."""
         each, chosen, n_rows = load_i64(job + ITEMS_EACH), load_i64(job + CHOSEN), load_i64(job + _N_ROWS)
         pair_bytes = load_i64(job + _PAIR_BYTES)
-        sums_a, sums_b = _sums_a(), _sums_b()
+        sums = _sums()
         for item in range(first, last):
             use, i = item // each, item % each
             pair = load_i64(load_i64(job + TABLE) + 8 * use) + i * pair_bytes
-            pair_times(job, pair, use // chosen, sums_a, sums_b)
-            a, b = load_vector(sums_a), load_vector(sums_b)
+            times(job, pair, use // chosen, 1, sums)
+            a, b = load_vector(sums), load_vector(sums + 64)
             out = gelu_times(a, b) if load_i64(job + _FORM) == GATED_GELU else silu_times(a, b)
             at = load_i64(job + _OUT) + use * load_i64(job + _OUT_STRIDE) + 64 * i
             store_lanes(at, out * splat(load_f32(load_i64(job + WEIGHTS) + 4 * use)), n_rows - 16 * i)
@@ -46,7 +46,7 @@ def _make_gated(pair_times):
     return gated
 
 
-def _make_down(pair_times):
+def _make_down(times):
     @register_jitable
     def pair_of_all(job, token, i, sums, part):
         """Pair `i` of all of a token's experts: within a segment one after another, then the segments' tree."""
@@ -58,7 +58,7 @@ def _make_down(pair_times):
             store_vector(top + 64, splat(F(0.0)))
             for use in range(token * chosen, (token + 1) * chosen):
                 pair = load_i64(load_i64(job + TABLE) + 8 * use) + offset + s * load_i64(job + SEGMENT_BYTES)
-                pair_times(job, pair, use * n_segments + s, part, part + 64)
+                times(job, pair, use * n_segments + s, 1, part)
                 add_slots(top, part, 2)
             top = merged(top + SLOT, s + 1, 2)
         finish_tree(sums, top, 2)
@@ -66,7 +66,7 @@ def _make_down(pair_times):
     def down(job, first, last):
         """Each token's sum of its experts, f32 (tokens, N_ROWS). Items: ITEMS_EACH for each token."""
         each, n_rows = load_i64(job + ITEMS_EACH), load_i64(job + _N_ROWS)
-        sums, part = _sums_a(), _part()
+        sums, part = _sums(), _part()
         for item in range(first, last):
             token, i = item // each, item % each
             pair_of_all(job, token, i, sums, part)
@@ -77,6 +77,6 @@ def _make_down(pair_times):
     return down
 
 
-for _kind, ((_, _pair_times), _) in TIMES.items():
-    kernel(_make_gated(_pair_times), f"experts_gated_{_kind}")
-    kernel(_make_down(_pair_times), f"experts_down_{_kind}")
+for _kind, (_, _times) in TIMES.items():
+    kernel(_make_gated(_times), f"experts_gated_{_kind}")
+    kernel(_make_down(_times), f"experts_down_{_kind}")

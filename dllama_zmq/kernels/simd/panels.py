@@ -30,6 +30,7 @@ from dllama_zmq.kernels.simd.dots import (
 from dllama_zmq.kernels.simd.layout import SCALES, X_BLOCK, PairBlock
 from dllama_zmq.kernels.simd.target import Target
 
+_AHEAD = 4096  # bytes: what meets more tokens is not read in time by itself
 LaneType = Literal["f32", "f16", "bf16"]
 
 
@@ -50,16 +51,22 @@ def integer_panel(
         xs = [b.add(first, ir.Constant(I64, X_BLOCK * r)) for r in range(n_tokens)]
         x_scales = [load(b, token, 32, F32) for token in xs]
         x_sums = [load(b, token, 36, I32) for token in xs]
+        tiles = [b.add(b.add(values, at), ir.Constant(I64, block.value_bytes * tile)) for tile in range(n_tiles)]
+        if n_tiles == 2 and n_tokens > (4 if block.nibbles else 2):
+            for line in range(0, block.nbytes, 64):
+                prefetch(b, b.add(tiles[0], ir.Constant(I64, _AHEAD + line)))
+        bias = 0 if block.offsets else 8
+        if not block.nibbles:
+            products = [dots.q80(b, tile, xs, x_sums) for tile in tiles]
+        elif n_tokens * n_tiles <= 8:
+            products = dots.q40(b, tiles, xs, x_sums, bias)
+        else:  # no registers for both at once, nor to keep x from one to the other
+            products = [dots.q40(b, [t], [_afresh(b, x) for x in xs], x_sums, bias)[0] for t in tiles]
         new = []
-        for tile in range(n_tiles):
-            tile_values = b.add(b.add(values, at), ir.Constant(I64, block.value_bytes * tile))
+        for tile, of_tile in enumerate(products):
             tile_scales = b.add(b.add(scales, at), ir.Constant(I64, SCALES * tile))
-            if block.nibbles:
-                products = dots.q40(b, tile_values, xs, x_sums, 0 if block.offsets else 8)
-            else:
-                products = dots.q80(b, tile_values, xs, x_sums)
             d = to_f32(b, target, load(b, tile_scales, 0, F16x16))
-            for r, product in enumerate(products):
+            for r, product in enumerate(of_tile):
                 total = totals[tile * n_tokens + r]
                 total = multiply_add(b, target, b.sitofp(product, F32x16), b.fmul(splat(b, x_scales[r]), d), total)
                 if block.offsets:
@@ -72,29 +79,38 @@ def integer_panel(
     _loop(b, n, n_tiles * n_tokens, body, out)
 
 
+def _afresh(b: ir.IRBuilder, address: ir.Value) -> ir.Value:
+    """The same address, but not to LLVM: it would keep in memory what it has loaded from there, as whole registers."""
+    return b.asm(ir.FunctionType(I64, [I64]), "", "=r,0", [address], side_effect=True)
+
+
 def float_panel(
-    b: ir.IRBuilder, target: Target, lanes: LaneType, n_rows: int, tile: ir.Value, step: ir.Value, x: ir.Value,
-    x_stride: ir.Value, n: ir.Value, out: ir.Value, ahead: ir.Value | None = None,
+    b: ir.IRBuilder, target: Target, lanes: LaneType, n_rows: int, n_tiles: int, ahead: int, tile: ir.Value,
+    step: ir.Value, x: ir.Value, x_stride: ir.Value, n: ir.Value, out: ir.Value,
 ) -> None:  # fmt: skip
     """out (R, 16) f32 = sum over i < n of x[r][i] * tile[i][0..15]: vectors of `lanes` every `step` bytes from `tile`.
 
     x's rows are f32, `x_stride` bytes apart. The same loop serves F32, F16 and BF16 weights, q times keys,
-    weights times values. ahead: so many bytes further on, memory is asked for what will be needed.
+    weights times values. n_tiles: the second one's vectors are behind the first's, its R rows of `out` too.
+    ahead: so many bytes further on, memory is asked for what will be needed; 0 for never.
     """
+    lane_bytes = LANES * (4 if lanes == "f32" else 2)
 
     def body(b: ir.IRBuilder, i: ir.Value, totals: Sequence[ir.Value]) -> list[ir.Value]:
         at = b.add(tile, b.mul(i, step))
-        if ahead is not None:
-            prefetch(b, b.add(at, ahead))
-        weights = load_lanes(b, target, lanes, at)
+        if ahead:
+            for line in range(0, n_tiles * lane_bytes, 64):
+                prefetch(b, b.add(at, ir.Constant(I64, ahead + line)))
         column = b.add(x, b.shl(i, ir.Constant(I64, 2)))
+        values = [splat(b, load(b, b.add(column, b.mul(x_stride, ir.Constant(I64, r))), 0, F32)) for r in range(n_rows)]
         new = []
-        for r, total in enumerate(totals):
-            value = load(b, b.add(column, b.mul(x_stride, ir.Constant(I64, r))), 0, F32)
-            new.append(multiply_add(b, target, weights, splat(b, value), total))
+        for k in range(n_tiles):
+            weights = load_lanes(b, target, lanes, b.add(at, ir.Constant(I64, k * lane_bytes)))
+            for value, total in zip(values, totals[k * n_rows :][:n_rows], strict=True):
+                new.append(multiply_add(b, target, weights, value, total))
         return new
 
-    _loop(b, n, n_rows, body, out)
+    _loop(b, n, n_tiles * n_rows, body, out)
 
 
 def prefetch(b: ir.IRBuilder, at: ir.Value) -> None:

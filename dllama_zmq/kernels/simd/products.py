@@ -2,7 +2,8 @@
 
 A matrix is kept as pairs of tiles of 16 rows (`layout.py`), all columns of a pair in one piece; a pair is a work item.
 Tokens come in groups of 8, 4, 2, 1, as the CPU's registers allow: a pair is read from memory once, stays in the core's
-cache, and meets group after group. One token alone meets both tiles of a pair at once.
+cache, and meets group after group. A group meets both tiles of a pair at once, where there are registers for that:
+then memory is read in one stream.
 
 Integer products take their tokens as `quantize` lays them out. Sums are taken as `Kernels.linear` says: blocks one
 after another within a segment, segments in a balanced tree.
@@ -59,10 +60,13 @@ from dllama_zmq.kernels.simd.vectors import (
 
 MOST = host_target().tokens
 """Tokens in the largest group."""
+_PAIRED = host_target().paired
 _ROW = 64  # bytes of 16 floats
-SLOT = 8 * _ROW  # one tile times the tokens of one group
+SLOT = 2 * MOST * _ROW  # both tiles times the tokens of one group
 DEPTH = 9  # unfinished sub-trees of 2^8 segments
-_sums_a, _sums_b = scratch(SLOT * DEPTH), scratch(SLOT * DEPTH)
+_sums = scratch(SLOT * DEPTH)
+_AHEAD = {1: 2048, 2: 0, 4: 8192, 8: 8192}
+"""Bytes that floats are asked for ahead, by tokens. Integers: see panels.py."""
 
 
 @register_jitable
@@ -117,85 +121,110 @@ def store_scale_f32(at, scale):
     store_f32(at, load_half(at))
 
 
+# How a group of tokens is cut, for a pair's units (blocks of 32 columns, or columns): segments, units in each, the
+# address of token `t`, bytes from one segment to the next, and from a token to the next where they lie apart.
+
+
 @register_jitable
-def cut(job, t):
-    """Segments, blocks in each, and where token `t`'s blocks are."""
-    n_blocks = load_i64(job + N_COLUMNS) // 32
-    n_segments = load_i64(job + N_SEGMENTS)
-    return n_segments, n_blocks // n_segments, load_i64(job + X) + t * n_blocks * X_BLOCK
+def _integer_cut(job, t, size):
+    n_blocks, n_segments = load_i64(job + N_COLUMNS) // 32, load_i64(job + N_SEGMENTS)
+    each = n_blocks // n_segments
+    return n_segments, each, load_i64(job + X) + t * n_blocks * X_BLOCK, each * size * X_BLOCK, 0
+
+
+@register_jitable
+def _float_cut(job, t, size):
+    stride, n_segments = load_i64(job + X_STRIDE), load_i64(job + N_SEGMENTS)
+    each = load_i64(job + N_COLUMNS) // n_segments
+    return n_segments, each, load_i64(job + X) + t * stride, 4 * each, stride
 
 
 def _make_integer(block):
-    block_bytes, value_bytes, scales_at = block.nbytes, block.value_bytes, block.scales_at
-    pair1 = integer_panel(block, 1, 2)
-    panel2, panel4, panel8 = (integer_panel(block, n, 1) for n in (2, 4, MOST))
+    def made(n_tokens):
+        inner = integer_panel(block, n_tokens, 2 if n_tokens <= _PAIRED else 1)
 
-    @register_jitable
-    def tile_times(job, pair, half, t, size, sums):
-        """One tile of a pair times the group of `size` > 1 tokens from `t` on -> (size, 16) f32 at `sums`."""
-        n_segments, each, x = cut(job, t)
-        top = sums
-        for s in range(n_segments):
-            at = pair + s * each * block_bytes
-            weights, scales = at + half * value_bytes, at + scales_at + half * SCALES
-            values = x + s * each * size * X_BLOCK
-            if size == 2:
-                panel2(weights, scales, values, each, top)
-            elif size == 4 and MOST > 4:
-                panel4(weights, scales, values, each, top)
-            else:
-                panel8(weights, scales, values, each, top)
-            top = merged(top + SLOT, s + 1, size)
-        finish_tree(sums, top, size)
+        @register_jitable
+        def panel(weights, scales, values, stride, n, out):
+            inner(weights, scales, values, n, out)
 
-    @register_jitable
-    def pair_times(job, pair, t, sums_a, sums_b):
-        """Both tiles of a pair times token `t` -> 16 f32 each at `sums_a` and `sums_b`."""
-        n_segments, each, x = cut(job, t)
-        top = sums_a
-        for s in range(n_segments):
-            at = pair + s * each * block_bytes
-            pair1(at, at + scales_at, x + s * each * X_BLOCK, each, top)
-            top = merged(top + SLOT, s + 1, 2)
-        finish_tree(sums_a, top, 2)
-        store_vector(sums_b, load_vector(sums_a + _ROW))
+        return panel
 
-    return tile_times, pair_times
+    return _make_times(_integer_cut, block.nbytes, block.value_bytes, block.scales_at, made)
 
 
 def _make_float(lanes, value_bytes):
-    panel1, panel2, panel4, panel8 = (float_panel(lanes, n) for n in (1, 2, 4, 8))
+    step = 32 * value_bytes
+
+    def made(n_tokens):
+        inner = float_panel(lanes, n_tokens, 2 if n_tokens <= _PAIRED else 1, _AHEAD[n_tokens])
+
+        @register_jitable
+        def panel(weights, scales, values, stride, n, out):
+            inner(weights, step, values, stride, n, out)
+
+        return panel
+
+    return _make_times(_float_cut, step, 16 * value_bytes, 0, made)
+
+
+def _make_times(cut, unit_bytes, tile_bytes, scales_at, made):
+    """A pair times a group of tokens, and a pair times a group of one.
+
+    unit_bytes, tile_bytes: of a pair, and of a tile in it. scales_at: from there to a unit's scales. made: a panel for
+    so many tokens, over both tiles for up to _PAIRED.
+    """
+    panel1, panel2, panel4, most = made(1), made(2), made(4), made(MOST)
 
     @register_jitable
-    def tile_times(job, pair, half, t, size, sums):
-        """One tile of a pair times the group of `size` tokens from `t` on -> (size, 16) f32 at `sums`."""
-        n_columns, n_segments = load_i64(job + N_COLUMNS), load_i64(job + N_SEGMENTS)
-        stride = load_i64(job + X_STRIDE)
-        x = load_i64(job + X) + t * stride
-        each = n_columns // n_segments
-        step = 32 * value_bytes
-        tile = pair + half * 16 * value_bytes
+    def panel(size, weights, scales, values, stride, n, out):
+        if size == 1:
+            panel1(weights, scales, values, stride, n, out)
+        elif size == 2:
+            panel2(weights, scales, values, stride, n, out)
+        elif size == 4 and MOST > 4:
+            panel4(weights, scales, values, stride, n, out)
+        else:
+            most(weights, scales, values, stride, n, out)
+
+    @register_jitable
+    def only1(size, weights, scales, values, stride, n, out):
+        panel1(weights, scales, values, stride, n, out)
+
+    def over_both(panel):
+        @register_jitable
+        def both(job, pair, t, size, sums):
+            n_segments, each, x, x_bytes, stride = cut(job, t, size)
+            top = sums
+            for s in range(n_segments):
+                weights = pair + s * each * unit_bytes
+                panel(size, weights, weights + scales_at, x + s * x_bytes, stride, each, top)
+                top = merged(top + SLOT, s + 1, 2 * size)
+            finish_tree(sums, top, 2 * size)
+
+        return both
+
+    @register_jitable
+    def over_one(job, pair, half, t, sums):
+        n_segments, each, x, x_bytes, stride = cut(job, t, MOST)
         top = sums
         for s in range(n_segments):
-            weights, values = tile + s * each * step, x + 4 * s * each
-            if size == 1:
-                panel1(weights, step, values, stride, each, top)
-            elif size == 2:
-                panel2(weights, step, values, stride, each, top)
-            elif size == 4:
-                panel4(weights, step, values, stride, each, top)
-            else:
-                panel8(weights, step, values, stride, each, top)
-            top = merged(top + SLOT, s + 1, size)
-        finish_tree(sums, top, size)
+            at = pair + s * each * unit_bytes
+            most(at + half * tile_bytes, at + scales_at + half * SCALES, x + s * x_bytes, stride, each, top)
+            top = merged(top + SLOT, s + 1, MOST)
+        finish_tree(sums, top, MOST)
+
+    several = over_both(panel)
 
     @register_jitable
-    def pair_times(job, pair, t, sums_a, sums_b):
-        """Both tiles of a pair times token `t` -> 16 f32 each at `sums_a` and `sums_b`."""
-        tile_times(job, pair, 0, t, 1, sums_a)
-        tile_times(job, pair, 1, t, 1, sums_b)
+    def times(job, pair, t, size, sums):
+        """A pair times the group of `size` tokens from `t` on -> (2, size, 16) f32 at `sums`, tile by tile."""
+        if _PAIRED == MOST or size < MOST:
+            several(job, pair, t, size, sums)
+        else:
+            over_one(job, pair, 0, t, sums)
+            over_one(job, pair, 1, t, sums + _ROW * MOST)
 
-    return tile_times, pair_times
+    return times, over_both(only1)
 
 
 @register_jitable
@@ -225,12 +254,12 @@ def finish_tree(sums, top, size):
 
 
 @register_jitable
-def put(job, item, t, size, sums_a, sums_b):
+def put(job, item, t, size, sums):
     """What becomes of the sums of an item's two tiles, for the group of `size` tokens from `t` on."""
     form, stride, n_rows = load_i64(job + FORM), load_i64(job + OUT_STRIDE), load_i64(job + N_ROWS)
     for r in range(size):
         row = load_i64(job + OUT) + (t + r) * stride
-        a, b = load_vector(sums_a + _ROW * r), load_vector(sums_b + _ROW * r)
+        a, b = load_vector(sums + _ROW * r), load_vector(sums + _ROW * (size + r))
         if form == AS_F32:
             store_lanes(row + 128 * item, a, n_rows - 32 * item)
             store_lanes(row + 128 * item + _ROW, b, n_rows - 32 * item - 16)
@@ -254,40 +283,32 @@ def put_q80(at, low, high):
     store_scale(at, scale)
 
 
-def _make_product(times, most):
-    tile_times, pair_times = times
-
+def _make_product(times):
     def product(job, first, last):
         """Work items `first` to `last` of a matrix: 32 rows (or 16 of gate and 16 of up) times all tokens."""
         n_tokens = load_i64(job + N_TOKENS)
         pair_bytes = load_i64(job + PAIR_BYTES)
-        sums_a, sums_b = _sums_a(), _sums_b()
+        sums = _sums()
         for item in range(first, last):
             pair = load_i64(job + PAIRS) + item * pair_bytes
             t = 0
             while t < n_tokens:
-                size = most
-                while size > n_tokens - t:
-                    size >>= 1
-                if size == 1:
-                    pair_times(job, pair, t, sums_a, sums_b)
-                else:
-                    tile_times(job, pair, 0, t, size, sums_a)
-                    tile_times(job, pair, 1, t, size, sums_b)
-                put(job, item, t, size, sums_a, sums_b)
+                size = group_size(n_tokens - t)
+                times(job, pair, t, size, sums)
+                put(job, item, t, size, sums)
                 t += size
 
     return product
 
 
 TIMES = {
-    "q40": (_make_integer(Q40), MOST),
-    "q41": (_make_integer(Q41), MOST),
-    "q80": (_make_integer(Q80), MOST),
-    "f16": (_make_float("f16", 2), 8),
-    "bf16": (_make_float("bf16", 2), 8),
-    "f32": (_make_float("f32", 4), 8),
+    "q40": _make_integer(Q40),
+    "q41": _make_integer(Q41),
+    "q80": _make_integer(Q80),
+    "f16": _make_float("f16", 2),
+    "bf16": _make_float("bf16", 2),
+    "f32": _make_float("f32", 4),
 }
-"""By the weights' type: a tile of a pair times a group of tokens, both tiles times one token, and the largest group."""
-for _kind, (_times, _most) in TIMES.items():
-    kernel(_make_product(_times, _most), f"product_{_kind}")
+"""By the weights' type: a pair of tiles times a group of tokens, and times a group of one; both take the same."""
+for _kind, (_times, _) in TIMES.items():
+    kernel(_make_product(_times), f"product_{_kind}")

@@ -22,6 +22,7 @@ class Target:
 
     fma: it multiplies and adds with one rounding. half: it converts f16 by itself.
     tokens: how many tokens one pass over a tile serves; as many accumulators as fit its vector registers.
+    paired: up to so many tokens, a pass goes over both tiles of a pair.
     pause: LLVM's name for its hint to a spinning core, and that hint's arguments.
     """
 
@@ -29,6 +30,7 @@ class Target:
     fma: bool
     half: bool
     tokens: int
+    paired: int
     pause: tuple[str, tuple[int, ...]] | None
 
 
@@ -41,10 +43,10 @@ def target_of(architecture: str, features: dict[str, bool]) -> Target:
     if architecture in ("x86_64", "i386", "i686"):
         pause = ("llvm.x86.sse2.pause", ())
         if not has("avx2", "fma", "f16c"):
-            return Target("plain", has("fma"), has("f16c"), 4, pause)
+            return Target("plain", has("fma"), has("f16c"), 4, 2, pause)
         if has("avx512f", "avx512bw", "avx512vl", "avx512vnni"):
-            return Target("vnni512", True, True, 8, pause)
-        return Target("vnni256" if has("avxvnni") else "avx2", True, True, 4, pause)
+            return Target("vnni512", True, True, 8, 8, pause)
+        return Target("vnni256" if has("avxvnni") else "avx2", True, True, 4, 2, pause)
     if architecture in ("aarch64", "arm64"):
-        return Target("sdot" if has("dotprod") else "plain", True, True, 4, ("llvm.aarch64.hint", (1,)))
-    return Target("plain", False, False, 4, None)
+        return Target("sdot" if has("dotprod") else "plain", True, True, 4, 2, ("llvm.aarch64.hint", (1,)))
+    return Target("plain", False, False, 4, 2, None)

@@ -170,18 +170,12 @@ def integer_panel(block: PairBlock, n_tokens: int, n_tiles: int) -> Any:
     )  # fmt: skip
 
 
-def float_panel(lanes: panels.LaneType, n_rows: int) -> Any:
+def float_panel(lanes: panels.LaneType, n_rows: int, n_tiles: int = 1, ahead: int = 0) -> Any:
     """panels.float_panel as a numba function (tile, step, x, x_stride, n, out) of addresses and bytes."""
     return _instruction(
-        types.void, (_ADDRESS,) * 6, lambda b, *args: panels.float_panel(b, _TARGET, lanes, n_rows, *args)
-    )
-
-
-def stream_panel(lanes: panels.LaneType, n_rows: int) -> Any:
-    """float_panel of a stream from memory: (tile, step, x, x_stride, n, out, ahead)."""
-    return _instruction(
-        types.void, (_ADDRESS,) * 7, lambda b, *args: panels.float_panel(b, _TARGET, lanes, n_rows, *args)
-    )
+        types.void, (_ADDRESS,) * 6,
+        lambda b, *args: panels.float_panel(b, _TARGET, lanes, n_rows, n_tiles, ahead, *args),
+    )  # fmt: skip
 
 
 def scratch(n_bytes: int) -> Any:
