@@ -1,0 +1,98 @@
+"""Processes that compile beside this one. What one of them takes and does not bring is left for this one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from threading import Thread, Timer
+from typing import BinaryIO
+
+_MOST = 3
+_ROOM_BYTES = 1 << 30
+"""Of this machine's memory for each helper: one takes 200 MB, and a small machine has other things to do."""
+_LAST_S = 60.0
+"""However slow it is, no helper lives longer; its name is then done here."""
+_LENGTH_BYTES = 8
+
+
+@contextmanager
+def helpers(left: deque[str], made: dict[str, str]) -> Iterator[Callable[[], bool]]:
+    """Have names of `left` done and put into `made`; gives a function that says whether a helper is at work on one.
+
+    What a helper has taken and does not bring is in `left` again.
+    """
+    # Where this process found its modules, and nowhere else.
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path)), "PYTHONSAFEPATH": "1"}
+    processes: list[subprocess.Popen[bytes]] = []
+    threads: list[Thread] = []
+    for _ in range(_how_many()):
+        with suppress(OSError):
+            process = subprocess.Popen(
+                [sys.executable, "-m", "dllama_zmq.kernels.simd.build"],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment,
+            )  # fmt: skip
+            processes.append(process)
+            threads.append(Thread(target=_feed, args=(process, left, made), daemon=True))
+    end = Timer(_LAST_S, _kill, [processes])
+    end.daemon = True
+    end.start()
+    for thread in threads:
+        thread.start()
+    try:
+        yield lambda: any(thread.is_alive() for thread in threads)
+    finally:
+        end.cancel()
+        _kill(processes)
+        for thread in threads:
+            thread.join()
+
+
+def answer(make: Callable[[str], str], names: BinaryIO, answers: BinaryIO) -> None:
+    """Be a helper: for each line of `names`, what `make` makes of it, behind its length."""
+    for line in names:
+        made = make(line.decode().strip()).encode()
+        answers.write(len(made).to_bytes(_LENGTH_BYTES, "little") + made)
+        answers.flush()
+
+
+def _feed(process: subprocess.Popen[bytes], left: deque[str], made: dict[str, str]) -> None:
+    """One helper's names to it, one at a time, and what it makes of them into `made`, until there are none."""
+    names, answers = process.stdin, process.stdout
+    if names is None or answers is None:
+        return
+    with names, answers:
+        while True:
+            try:
+                name = left.popleft()
+            except IndexError:
+                return
+            try:
+                names.write(name.encode() + b"\n")
+                names.flush()
+                n_bytes = int.from_bytes(answers.read(_LENGTH_BYTES), "little")
+                code = answers.read(n_bytes)
+            except OSError:
+                code, n_bytes = b"", 0
+            if not code or len(code) < n_bytes:
+                left.append(name)
+                return
+            made[name] = code.decode()
+
+
+def _kill(processes: list[subprocess.Popen[bytes]]) -> None:
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def _how_many() -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):
+        memory_bytes = 0
+    return max(0, min(_MOST, cores - 1, memory_bytes // _ROOM_BYTES - 1))
