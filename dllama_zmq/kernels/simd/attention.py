@@ -40,6 +40,7 @@ from dllama_zmq.kernels.simd.layout import (
     MOST_HEAD_DIM,
 )  # fmt: skip
 from dllama_zmq.kernels.simd.pieces import F, exponential, load_lanes, store_lanes, within
+from dllama_zmq.kernels.simd.products import MOST
 from dllama_zmq.kernels.simd.registry import kernel
 from dllama_zmq.kernels.simd.rotation import turn
 from dllama_zmq.kernels.simd.vectors import (
@@ -61,7 +62,7 @@ from dllama_zmq.kernels.simd.vectors import (
     sum_of,
 )
 
-_AHEAD = 8192  # bytes: about a chunk
+_AHEAD = 16384  # bytes: a chunk of a head of 128 values, two of one of 64
 _CHUNK = 64  # positions between two looks at the largest score
 _ROW = 64  # bytes of 16 floats
 _MOST_OUT = 4 * MOST_HEAD_DIM * KV_ROWS
@@ -139,8 +140,11 @@ def _make_attend(half):
             panel2(tile, step, x, x_stride, n, out)
         elif size == 4:
             panel4(tile, step, x, x_stride, n, out)
-        else:
+        elif MOST >= 8:
             panel8(tile, step, x, x_stride, n, out)
+        else:  # registers are few
+            panel4(tile, step, x, x_stride, n, out)
+            panel4(tile, step, x + 4 * x_stride, x_stride, n, out + 4 * _ROW)
 
     def attend(job, first, last):
         """Causal attention of N_TOKENS tokens from position START on. Items are up to 8 rows of one KV head."""

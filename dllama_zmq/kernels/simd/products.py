@@ -171,11 +171,12 @@ def _make_times(cut, unit_bytes, tile_bytes, scales_at, made):
     """A pair times a group of tokens, and a pair times a group of one.
 
     unit_bytes, tile_bytes: of a pair, and of a tile in it. scales_at: from there to a unit's scales. made: a panel for
-    so many tokens, over both tiles for up to _PAIRED.
+    so many tokens, over both tiles for up to _PAIRED. All is inlined: only the frame of a kernel, which has `scratch`,
+    is aligned to vectors, and a vector that registers cannot hold would straddle cache lines (8% with AVX2).
     """
     panel1, panel2, panel4, most = made(1), made(2), made(4), made(MOST)
 
-    @register_jitable
+    @register_jitable(forceinline=True)
     def panel(size, weights, scales, values, stride, n, out):
         if size == 1:
             panel1(weights, scales, values, stride, n, out)
@@ -186,12 +187,12 @@ def _make_times(cut, unit_bytes, tile_bytes, scales_at, made):
         else:
             most(weights, scales, values, stride, n, out)
 
-    @register_jitable
+    @register_jitable(forceinline=True)
     def only1(size, weights, scales, values, stride, n, out):
         panel1(weights, scales, values, stride, n, out)
 
     def over_both(panel):
-        @register_jitable
+        @register_jitable(forceinline=True)
         def both(job, pair, t, size, sums):
             n_segments, each, x, x_bytes, stride = cut(job, t, size)
             top = sums
@@ -203,7 +204,7 @@ def _make_times(cut, unit_bytes, tile_bytes, scales_at, made):
 
         return both
 
-    @register_jitable
+    @register_jitable(forceinline=True)
     def over_one(job, pair, half, t, sums):
         n_segments, each, x, x_bytes, stride = cut(job, t, MOST)
         top = sums
@@ -215,14 +216,14 @@ def _make_times(cut, unit_bytes, tile_bytes, scales_at, made):
 
     several = over_both(panel)
 
-    @register_jitable
+    @register_jitable(forceinline=True)
     def times(job, pair, t, size, sums):
         """A pair times the group of `size` tokens from `t` on -> (2, size, 16) f32 at `sums`, tile by tile."""
         if _PAIRED == MOST or size < MOST:
             several(job, pair, t, size, sums)
         else:
-            over_one(job, pair, 0, t, sums)
-            over_one(job, pair, 1, t, sums + _ROW * MOST)
+            for half in range(2):
+                over_one(job, pair, half, t, sums + half * _ROW * MOST)
 
     return times, over_both(only1)
 
