@@ -40,10 +40,10 @@ def test_who_is_done_goes_on_with_the_shares_of_the_others() -> None:
 
     def work(job: int, first: int, last: int) -> None:
         by.append((first, threading.get_ident()))
+        if len(by) == 12:  # all are taken: at most one by each of the two others, who hold it
+            released.set()
         if threading.get_ident() != caller:
             assert released.wait(20), "nobody took what this thread holds up"
-        elif len(by) >= 12 - 2:  # all but what the two others hold
-            released.set()
 
     kernel = Kernel(work)
     try:
