@@ -40,7 +40,7 @@ from dllama_zmq.kernels.simd.layout import (
     MOST_HEAD_DIM,
 )  # fmt: skip
 from dllama_zmq.kernels.simd.pieces import F, exponential, load_lanes, store_lanes, within
-from dllama_zmq.kernels.simd.products import MOST
+from dllama_zmq.kernels.simd.products import MOST, by_size
 from dllama_zmq.kernels.simd.registry import kernel
 from dllama_zmq.kernels.simd.rotation import turn
 from dllama_zmq.kernels.simd.vectors import (
@@ -132,19 +132,13 @@ def _make_attend(half):
     value_bytes = 2 if half else 4
     panel1, panel2, panel4, panel8 = (float_panel("f16" if half else "f32", n, ahead=_AHEAD) for n in (1, 2, 4, 8))
 
-    @register_jitable
-    def panel(size, tile, step, x, x_stride, n, out):
-        if size == 1:
-            panel1(tile, step, x, x_stride, n, out)
-        elif size == 2:
-            panel2(tile, step, x, x_stride, n, out)
-        elif size == 4:
-            panel4(tile, step, x, x_stride, n, out)
-        elif MOST >= 8:
-            panel8(tile, step, x, x_stride, n, out)
-        else:  # registers are few
-            panel4(tile, step, x, x_stride, n, out)
-            panel4(tile, step, x + 4 * x_stride, x_stride, n, out + 4 * _ROW)
+    @register_jitable(forceinline=True)
+    def twice4(tile, step, x, x_stride, n, out):
+        panel4(tile, step, x, x_stride, n, out)
+        panel4(tile, step, x + 4 * x_stride, x_stride, n, out + 4 * _ROW)
+
+    # Where registers are few, eight rows are twice four.
+    panel = by_size(panel1, panel2, panel4, panel8 if MOST >= 8 else twice4, KV_ROWS)
 
     def attend(job, first, last):
         """Causal attention of N_TOKENS tokens from position START on. Items are up to 8 rows of one KV head."""

@@ -14,8 +14,8 @@ from typing import BinaryIO
 _MOST = 3
 _ROOM_BYTES = 1 << 30
 """Of this machine's memory for each helper: one takes 200 MB, and a small machine has other things to do."""
-_LAST_S = 60.0
-"""However slow it is, no helper lives longer; its name is then done here."""
+_LONGEST_S = 60.0
+"""A helper that takes longer for one name is ended; numba takes 2 s at most here."""
 _LENGTH_BYTES = 8
 
 
@@ -37,16 +37,14 @@ def helpers(left: deque[str], made: dict[str, str]) -> Iterator[Callable[[], boo
             )  # fmt: skip
             processes.append(process)
             threads.append(Thread(target=_feed, args=(process, left, made), daemon=True))
-    end = Timer(_LAST_S, _kill, [processes])
-    end.daemon = True
-    end.start()
     for thread in threads:
         thread.start()
     try:
         yield lambda: any(thread.is_alive() for thread in threads)
     finally:
-        end.cancel()
-        _kill(processes)
+        for process in processes:
+            process.kill()
+            process.wait()
         for thread in threads:
             thread.join()
 
@@ -64,12 +62,14 @@ def _feed(process: subprocess.Popen[bytes], left: deque[str], made: dict[str, st
     names, answers = process.stdin, process.stdout
     if names is None or answers is None:
         return
-    with names, answers:
+    with suppress(BrokenPipeError), names, answers:  # to close is to write, where a write has failed
         while True:
             try:
                 name = left.popleft()
             except IndexError:
                 return
+            end = Timer(_LONGEST_S, process.kill)
+            end.start()
             try:
                 names.write(name.encode() + b"\n")
                 names.flush()
@@ -77,22 +77,15 @@ def _feed(process: subprocess.Popen[bytes], left: deque[str], made: dict[str, st
                 code = answers.read(n_bytes)
             except OSError:
                 code, n_bytes = b"", 0
+            finally:
+                end.cancel()
             if not code or len(code) < n_bytes:
                 left.append(name)
                 return
             made[name] = code.decode()
 
 
-def _kill(processes: list[subprocess.Popen[bytes]]) -> None:
-    for process in processes:
-        process.kill()
-        process.wait()
-
-
 def _how_many() -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):
-        memory_bytes = 0
+    cores = len(os.sched_getaffinity(0))
+    memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return max(0, min(_MOST, cores - 1, memory_bytes // _ROOM_BYTES - 1))

@@ -28,7 +28,7 @@ _FORM = 80
 _sums, _part = scratch(SLOT * DEPTH), scratch(SLOT * DEPTH)
 
 
-def _make_gated(times):
+def _make_gated(times_one):
     def gated(job, first, last):
         """weight * act(gate x) * (up x) of every use, f32 (uses, N_ROWS). Items: ITEMS_EACH for each use."""
         each, chosen, n_rows = load_i64(job + ITEMS_EACH), load_i64(job + CHOSEN), load_i64(job + _N_ROWS)
@@ -37,7 +37,7 @@ def _make_gated(times):
         for item in range(first, last):
             use, i = item // each, item % each
             pair = load_i64(load_i64(job + TABLE) + 8 * use) + i * pair_bytes
-            times(job, pair, use // chosen, 1, sums)
+            times_one(job, pair, use // chosen, sums)
             a, b = load_vector(sums), load_vector(sums + 64)
             out = gelu_times(a, b) if load_i64(job + _FORM) == GATED_GELU else silu_times(a, b)
             at = load_i64(job + _OUT) + use * load_i64(job + _OUT_STRIDE) + 64 * i
@@ -46,7 +46,7 @@ def _make_gated(times):
     return gated
 
 
-def _make_down(times):
+def _make_down(times_one):
     @register_jitable
     def pair_of_all(job, token, i, sums, part):
         """Pair `i` of all of a token's experts: within a segment one after another, then the segments' tree."""
@@ -58,7 +58,7 @@ def _make_down(times):
             store_vector(top + 64, splat(F(0.0)))
             for use in range(token * chosen, (token + 1) * chosen):
                 pair = load_i64(load_i64(job + TABLE) + 8 * use) + offset + s * load_i64(job + SEGMENT_BYTES)
-                times(job, pair, use * n_segments + s, 1, part)
+                times_one(job, pair, use * n_segments + s, part)
                 add_slots(top, part, 2)
             top = merged(top + SLOT, s + 1, 2)
         finish_tree(sums, top, 2)
@@ -77,6 +77,6 @@ def _make_down(times):
     return down
 
 
-for _kind, (_, _times) in TIMES.items():
-    kernel(_make_gated(_times), f"experts_gated_{_kind}")
-    kernel(_make_down(_times), f"experts_down_{_kind}")
+for _kind, (_, _times_one) in TIMES.items():
+    kernel(_make_gated(_times_one), f"experts_gated_{_kind}")
+    kernel(_make_down(_times_one), f"experts_down_{_kind}")

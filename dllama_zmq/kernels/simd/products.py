@@ -174,58 +174,65 @@ def _make_times(cut, unit_bytes, tile_bytes, scales_at, made):
     so many tokens, over both tiles for up to _PAIRED. All is inlined: only the frame of a kernel, which has `scratch`,
     is aligned to vectors, and a vector that registers cannot hold would straddle cache lines (8% with AVX2).
     """
-    panel1, panel2, panel4, most = made(1), made(2), made(4), made(MOST)
-
-    @register_jitable(forceinline=True)
-    def panel(size, weights, scales, values, stride, n, out):
-        if size == 1:
-            panel1(weights, scales, values, stride, n, out)
-        elif size == 2:
-            panel2(weights, scales, values, stride, n, out)
-        elif size == 4 and MOST > 4:
-            panel4(weights, scales, values, stride, n, out)
-        else:
-            most(weights, scales, values, stride, n, out)
+    panel1, most = made(1), made(MOST)
+    any_panel = by_size(panel1, made(2), made(4), most, MOST)
 
     @register_jitable(forceinline=True)
     def only1(size, weights, scales, values, stride, n, out):
         panel1(weights, scales, values, stride, n, out)
 
-    def over_both(panel):
+    @register_jitable(forceinline=True)
+    def only_most(size, weights, scales, values, stride, n, out):
+        most(weights, scales, values, stride, n, out)
+
+    def one_pass(panel, n_tiles):
         @register_jitable(forceinline=True)
-        def both(job, pair, t, size, sums):
+        def over(job, pair, half, t, size, sums):
             n_segments, each, x, x_bytes, stride = cut(job, t, size)
             top = sums
             for s in range(n_segments):
-                weights = pair + s * each * unit_bytes
-                panel(size, weights, weights + scales_at, x + s * x_bytes, stride, each, top)
-                top = merged(top + SLOT, s + 1, 2 * size)
-            finish_tree(sums, top, 2 * size)
+                at = pair + s * each * unit_bytes
+                weights, scales = at + half * tile_bytes, at + scales_at + half * SCALES
+                panel(size, weights, scales, x + s * x_bytes, stride, each, top)
+                top = merged(top + SLOT, s + 1, n_tiles * size)
+            finish_tree(sums, top, n_tiles * size)
 
-        return both
+        return over
 
-    @register_jitable(forceinline=True)
-    def over_one(job, pair, half, t, sums):
-        n_segments, each, x, x_bytes, stride = cut(job, t, MOST)
-        top = sums
-        for s in range(n_segments):
-            at = pair + s * each * unit_bytes
-            most(at + half * tile_bytes, at + scales_at + half * SCALES, x + s * x_bytes, stride, each, top)
-            top = merged(top + SLOT, s + 1, MOST)
-        finish_tree(sums, top, MOST)
-
-    several = over_both(panel)
+    over_both, over_one, with_one = one_pass(any_panel, 2), one_pass(only_most, 1), one_pass(only1, 2)
 
     @register_jitable(forceinline=True)
     def times(job, pair, t, size, sums):
         """A pair times the group of `size` tokens from `t` on -> (2, size, 16) f32 at `sums`, tile by tile."""
         if _PAIRED == MOST or size < MOST:
-            several(job, pair, t, size, sums)
+            over_both(job, pair, 0, t, size, sums)
         else:
             for half in range(2):
-                over_one(job, pair, half, t, sums + half * _ROW * MOST)
+                over_one(job, pair, half, t, MOST, sums + half * _ROW * MOST)
 
-    return times, over_both(only1)
+    @register_jitable(forceinline=True)
+    def times_one(job, pair, t, sums):
+        """A pair times the group of one token `t` -> (2, 16) f32 at `sums`."""
+        with_one(job, pair, 0, t, 1, sums)
+
+    return times, times_one
+
+
+def by_size(panel1, panel2, panel4, most, n_most):
+    """A panel that is one of these by its first argument: 1, 2, 4 (where that is less than `n_most`), or more."""
+
+    @register_jitable(forceinline=True)
+    def panel(size, a, b, c, d, e, f):
+        if size == 1:
+            panel1(a, b, c, d, e, f)
+        elif size == 2:
+            panel2(a, b, c, d, e, f)
+        elif size == 4 and n_most > 4:
+            panel4(a, b, c, d, e, f)
+        else:
+            most(a, b, c, d, e, f)
+
+    return panel
 
 
 @register_jitable
@@ -310,6 +317,6 @@ TIMES = {
     "bf16": _make_float("bf16", 2),
     "f32": _make_float("f32", 4),
 }
-"""By the weights' type: a pair of tiles times a group of tokens, and times a group of one; both take the same."""
+"""By the weights' type: a pair of tiles times a group of tokens, and times a group of one."""
 for _kind, (_times, _) in TIMES.items():
     kernel(_make_product(_times), f"product_{_kind}")
