@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
-import contextlib
-import secrets
-import socket
 import threading
 import time
 import tracemalloc
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import msgpack
 import msgspec
 import numpy as np
 import pytest
 import zmq
+from nodes import (
+    BOTH_WAYS,
+    FORM_S,
+    Context,
+    Relay,
+    Relayed,
+    Start,
+    Thread,
+    Transport,
+    a_root,
+    a_worker,
+    assert_are,
+    count,
+    form,
+    inproc,
+    tcp,
+)
 from stranger import Again, Exit, RawRoot, Stranger
 from tiny import tiny_spec, write_tiny_model
 
-from dllama_zmq.bus.links import Endpoints
 from dllama_zmq.bus.messages import Beacon
-from dllama_zmq.cluster import Limits
 from dllama_zmq.errors import ClusterError, RemoteError, WorkerLost
 from dllama_zmq.formats import ModelFile
 from dllama_zmq.kernels import KernelChoice
@@ -36,9 +47,6 @@ from dllama_zmq.worker import Worker, WorkerSettings
 
 SPEC = tiny_spec(dim=128, hidden_dim=256, n_heads=8, weight_type=FloatType.Q40)  # Q40: the same bits on all node counts
 TOKENS = [1, 40, 41, 200, 7]
-FORM_S = 20.0
-Transport: TypeAlias = Callable[[], Endpoints]
-Context: TypeAlias = zmq.Context[zmq.Socket[bytes]]
 
 
 @pytest.fixture(scope="module")
@@ -53,113 +61,10 @@ def expected(model: ModelFile) -> F32:
     return logits(Root(zmq.Context.instance(), model, RootSettings(kernels="numpy")))
 
 
-BOTH_WAYS = pytest.mark.parametrize("kernels", ["numpy", "simd"], ids=["the long way", "the short way"])
-"""Of partial sums: through the interpreter alone, and through bus/trade.py first."""
-
-
-def assert_are(got: F32, expected: F32, kernels: KernelChoice) -> None:
-    """The reference's bits where the nodes are of the reference; as near to them as back ends are, elsewhere."""
-    if kernels == "numpy":
-        np.testing.assert_array_equal(got, expected)
-    else:
-        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
-
-
-@pytest.fixture
-def context() -> Iterator[Context]:
-    """A context whose sockets a test must have closed by its end: term would wait for them."""
-    context: Context = zmq.Context()
-    yield context
-    context.term()
-
-
 def logits(root: Root) -> F32:
     """A prompt of three tokens, then two, one by one: steps 1 to 3."""
     rows = [root.logits([Run(0, 0, 3)], TOKENS[:3])]
     return np.concatenate([*rows, *(root.logits([Run(0, i, 1)], [TOKENS[i]]) for i in (3, 4))])
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def inproc() -> Endpoints:
-    name = f"inproc://{secrets.token_hex(6)}"
-    return Endpoints([f"{name}-steps"], [f"{name}-replies"])
-
-
-def tcp() -> Endpoints:
-    return Endpoints([f"tcp://127.0.0.1:{free_port()}"], [f"tcp://127.0.0.1:{free_port()}"])
-
-
-@dataclass
-class Thread:
-    """A node in a thread; `error` is what ended it."""
-
-    run: Callable[[], None]
-    stop: Callable[[], None]
-    error: list[BaseException] = field(default_factory=list)
-    expected: bool = False
-
-    def __post_init__(self) -> None:
-        self._thread = threading.Thread(target=self._main, daemon=True)
-        self._thread.start()
-
-    def _main(self) -> None:
-        try:
-            self.run()
-        except BaseException as error:
-            self.error.append(error)
-
-    def join(self, wait_s: float = 5.0) -> None:
-        self._thread.join(wait_s)
-        assert not self._thread.is_alive(), "a node did not end"
-
-
-Start: TypeAlias = Callable[["Stranger | Worker | Relay"], Thread]
-
-
-@pytest.fixture
-def start(context: Context) -> Iterator[Start]:
-    """Runs a node until the test is over; then its root has told it to leave, or it is stopped."""
-    threads: list[Thread] = []
-
-    def start(node: Stranger | Worker | Relay) -> Thread:
-        threads.append(Thread(node.run, node.stop))
-        return threads[-1]
-
-    yield start
-    for thread in threads:
-        thread.stop()
-    for thread in threads:
-        thread.join()
-    assert [thread.error for thread in threads if thread.error and not thread.expected] == []
-
-
-@contextlib.contextmanager
-def a_root(
-    context: Context, model: ModelFile, places: Endpoints, step_s: float = 20.0, stay: bool = False,
-    n_workers: int = 1, kernels: KernelChoice = "numpy",
-) -> Iterator[Root]:  # fmt: skip
-    names = [f"worker{i}" for i in range(1, n_workers + 1)]
-    spin_s = 0.0 if kernels == "numpy" else 1e-3
-    settings = RootSettings(names=names, kernels=kernels, spin_s=spin_s, limits=Limits(step_s=step_s))
-    root = Root(context, model, settings, places)
-    try:
-        yield root
-    finally:
-        root.close("the test is over", stay)
-
-
-def a_worker(context: Context, places: Endpoints, name: str = "", watch: bool = False, spin_s: float = 0.0) -> Worker:
-    return Worker(context, WorkerSettings(places.replies[0], name, spin_s=spin_s, watch=watch))
-
-
-def form(root: Root, wait_s: float = FORM_S) -> None:
-    root.form(time.monotonic() + wait_s)
 
 
 # --- no step before every worker has heard a beacon -------------------------------------------------------------------
@@ -218,41 +123,6 @@ def test_a_step_that_would_begin_while_a_worker_joins_anew_is_refused_at_once(
 
 
 # --- what is lost on PUB is asked for and sent again ------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Relayed(Endpoints):
-    """Workers are sent to a relay for their steps."""
-
-    relay: str = ""
-
-    def of(self, local: bool) -> tuple[str, str]:
-        return self.relay, Endpoints.of(self, local)[1]
-
-
-class Relay:
-    """Passes on what the root publishes; once it is cut, only messages whose number after that is in `passes`."""
-
-    def __init__(self, context: Context, places: Relayed, passes: Collection[int] = ()) -> None:
-        self.cut, self._stopped = threading.Event(), threading.Event()
-        self._passes, self._n_since = passes, 0
-        self._from, self._to = context.socket(zmq.SUB), context.socket(zmq.PUB)
-        self._from.set(zmq.SUBSCRIBE, b"")
-        self._from.connect(places.steps[0])
-        self._to.bind(places.relay)
-
-    def stop(self) -> None:
-        self._stopped.set()
-
-    def run(self) -> None:
-        while not self._stopped.is_set():
-            if self._from.poll(50):
-                frames = self._from.recv_multipart()
-                if not self.cut.is_set() or self._n_since in self._passes:
-                    self._to.send_multipart(frames)
-                self._n_since += self.cut.is_set()
-        self._from.close(linger=0)
-        self._to.close(linger=0)
 
 
 @pytest.mark.parametrize(
@@ -319,11 +189,6 @@ def test_the_root_of_a_pair_sends_its_part_without_waiting_for_the_workers(
     with a_root(context, model, places, kernels=kernels) as root:
         form(root)
         assert_are(logits(root), expected, kernels)
-
-
-def count(root: Root, kind: str) -> int:
-    assert root.link is not None
-    return sum(tally.messages for tally in root.link.meter.tallies() if tally.kind == kind)
 
 
 # --- workers that vanish, fail, answer wrongly or not at all ----------------------------------------------------------

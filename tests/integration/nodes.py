@@ -1,0 +1,146 @@
+"""Roots, workers and what is between them, of real sockets in one process, for tests of the bus."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import numpy as np
+import pytest
+import zmq
+from stranger import Stranger
+
+from dllama_zmq.bus.links import Endpoints
+from dllama_zmq.cluster import Limits
+from dllama_zmq.formats import ModelFile
+from dllama_zmq.kernels import KernelChoice
+from dllama_zmq.quants import F32
+from dllama_zmq.root.root import Root, RootSettings
+from dllama_zmq.worker import Worker, WorkerSettings
+
+FORM_S = 20.0
+Context: TypeAlias = zmq.Context[zmq.Socket[bytes]]
+Transport: TypeAlias = Callable[[], Endpoints]
+
+BOTH_WAYS = pytest.mark.parametrize("kernels", ["numpy", "simd"], ids=["the long way", "the short way"])
+"""Of partial sums: through the interpreter alone, and through bus/trade.py first."""
+
+
+def assert_are(got: F32, expected: F32, kernels: KernelChoice) -> None:
+    """The reference's bits where the nodes are of the reference; as near to them as back ends are, elsewhere."""
+    if kernels == "numpy":
+        np.testing.assert_array_equal(got, expected)
+    else:
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def inproc() -> Endpoints:
+    name = f"inproc://{secrets.token_hex(6)}"
+    return Endpoints([f"{name}-steps"], [f"{name}-replies"])
+
+
+def tcp() -> Endpoints:
+    return Endpoints([f"tcp://127.0.0.1:{free_port()}"], [f"tcp://127.0.0.1:{free_port()}"])
+
+
+@dataclass
+class Thread:
+    """A node in a thread; `error` is what ended it."""
+
+    run: Callable[[], None]
+    stop: Callable[[], None]
+    error: list[BaseException] = field(default_factory=list)
+    expected: bool = False
+
+    def __post_init__(self) -> None:
+        self._thread = threading.Thread(target=self._main, daemon=True)
+        self._thread.start()
+
+    def _main(self) -> None:
+        try:
+            self.run()
+        except BaseException as error:
+            self.error.append(error)
+
+    def join(self, wait_s: float = 5.0) -> None:
+        self._thread.join(wait_s)
+        assert not self._thread.is_alive(), "a node did not end"
+
+
+@dataclass(frozen=True)
+class Relayed(Endpoints):
+    """Workers are sent to a relay for their steps."""
+
+    relay: str = ""
+
+    def of(self, local: bool) -> tuple[str, str]:
+        return self.relay, Endpoints.of(self, local)[1]
+
+
+class Relay:
+    """Passes on what the root publishes; once it is cut, only messages whose number after that is in `passes`."""
+
+    def __init__(self, context: Context, places: Relayed, passes: Collection[int] = ()) -> None:
+        self.cut, self._stopped = threading.Event(), threading.Event()
+        self._passes, self._n_since = passes, 0
+        self._from, self._to = context.socket(zmq.SUB), context.socket(zmq.PUB)
+        self._from.set(zmq.SUBSCRIBE, b"")
+        self._from.connect(places.steps[0])
+        self._to.bind(places.relay)
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    def run(self) -> None:
+        while not self._stopped.is_set():
+            if self._from.poll(50):
+                frames = self._from.recv_multipart()
+                if not self.cut.is_set() or self._n_since in self._passes:
+                    self._to.send_multipart(frames)
+                self._n_since += self.cut.is_set()
+        self._from.close(linger=0)
+        self._to.close(linger=0)
+
+
+Start: TypeAlias = Callable[["Stranger | Worker | Relay"], Thread]
+
+
+@contextlib.contextmanager
+def a_root(
+    context: Context, model: ModelFile, places: Endpoints, step_s: float = 20.0, stay: bool = False,
+    n_workers: int = 1, kernels: KernelChoice = "numpy",
+) -> Iterator[Root]:  # fmt: skip
+    names = [f"worker{i}" for i in range(1, n_workers + 1)]
+    spin_s = 0.0 if kernels == "numpy" else 1e-3
+    settings = RootSettings(names=names, kernels=kernels, spin_s=spin_s, limits=Limits(step_s=step_s))
+    root = Root(context, model, settings, places)
+    try:
+        yield root
+    finally:
+        root.close("the test is over", stay)
+
+
+def a_worker(context: Context, places: Endpoints, name: str = "", watch: bool = False, spin_s: float = 0.0) -> Worker:
+    return Worker(context, WorkerSettings(places.replies[0], name, spin_s=spin_s, watch=watch))
+
+
+def form(root: Root, wait_s: float = FORM_S) -> None:
+    root.form(time.monotonic() + wait_s)
+
+
+def count(root: Root, kind: str) -> int:
+    assert root.link is not None
+    return sum(tally.messages for tally in root.link.meter.tallies() if tally.kind == kind)
