@@ -3,10 +3,11 @@
 The root publishes a step, every node makes its partial sums, the root adds them in a tree over the nodes in their order
 and publishes each sum. Everybody, the root too, goes on with what was published, decoded: the same bits.
 
-Two nodes need not take turns: each sends its own partial sum as soon as it has it, the root as `sum`, and both add the
-same two in the same order. One crossing is waited for instead of two (tools/BENCHMARKS.md).
+Two nodes need not wait for each other's turn: each sends its own partial sum as soon as it has it, the root as `sum`,
+and both add the same two in the same order. One crossing is waited for instead of two (tools/BENCHMARKS.md).
 
-Sums and partial sums go the short way of `trade.py` where there is one; what it leaves is done here.
+Sums and partial sums go the short way of `trade.py` where there is one; what it leaves is done here, and so are those
+of micro-batches, which are large and not waited for at once.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import cast
 
 from dllama_zmq.bus.links import PeerGone, RootLink
@@ -53,8 +55,25 @@ answered hear that the root lives."""
 class Solo:
     """One node alone: its partial sums are the sums."""
 
+    def __init__(self) -> None:
+        self._begun: deque[F32] = deque()
+
     def all_reduce(self, partial: F32 | U8) -> F32:
         return cast(F32, partial)  # nobody has told the products of anything that it should cross
+
+    def start(self, partial: F32 | U8) -> None:
+        self._begun.append(self.all_reduce(partial))
+
+    def finish(self) -> F32:
+        return self._begun.popleft()
+
+
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """A stage whose sum is not made: the root's own part, and those of the others that have come."""
+
+    own: U8
+    gather: Gather
 
 
 class StarRoot:
@@ -71,11 +90,12 @@ class StarRoot:
         self._step_s = step_s
         self._names = [member.name for member in roster.members]
         self._nodes = [member.node for member in roster.members]
+        self._pair = len(self._nodes) == 1
         self._step = 0
         self._stage = 0
-        # What a worker may lack. One of a pair is a stage behind at most: the root published two without its answer.
-        self._pair = len(self._nodes) == 1
-        self._last: deque[list[Frame]] = deque(maxlen=2 if self._pair else 1)
+        self._begun: deque[_Begun] = deque()
+        self._n_batches = 1  # of this step
+        self._last: deque[list[Frame]] = deque(maxlen=4)
         self._trade: Trade | None = None
         self._trade_epoch = -1
         self.backlog: list[tuple[bytes, Message, list[Frame]]] = []
@@ -90,39 +110,55 @@ class StarRoot:
             away = [f"{m.name} is {m.state.value}" for m in self._roster.members if m.state is not State.READY]
             raise WorkerLost(f"no step can begin: {', '.join(away)}")
         self._step += 1
-        self._stage = 0
+        self._stage, self._n_batches = 0, 1
+        self._begun.clear()
         head, frame = pack_floats(x, self._sync)
         self._make_ready(head)
         self._publish(Step(self._roster.epoch, self._step, list(runs), list(wanted), k, [head]), [frame])
         return unpack(head, frame, self._sync, (x.shape[0], x.shape[1]))
 
     def all_reduce(self, partial: F32 | U8) -> F32:
+        if self._trade is None:
+            self.start(partial)
+            return self.finish()
         self._stage += 1
         own = as_it_crosses(partial, self._kernels, self._sync)  # as the others' do: no node is special
-        parts: list[U8 | None] = [None for _ in self._nodes]
-        other: list[Frame] | None = None
-        if self._trade is not None:
-            total = self._short_way(self._trade, own)
-            if total is not None:
-                return total
-            parts, other = self._trade.parts, self._trade.others()
-        elif self._pair:
-            self._publish_sum(own)
+        total = self._short_way(self._trade, own)
+        if total is not None:
+            return total
+        parts, other = self._trade.parts, self._trade.others()
         missing = [node for node, part in zip(self._nodes, parts, strict=True) if part is None]
         if missing:
-            for late in self._gather(Partial, missing, other):
-                parts[late.node - 1] = self._read(late)
-        wire, total = self._kernels.add_up(
-            [own, *(part for part in parts if part is not None)], self._sync, packed=not self._pair
-        )
+            for late in self._collect(self._gather(Partial, missing), other):
+                parts[late.node - 1] = self._read(late, len(own))
+        wire, total = self._add_up(own, [part for part in parts if part is not None])
         if wire is not None:
-            self._publish_sum(wire)
+            header = self._sum_header(self._stage)
+            self._trade.send(header, wire)
+            self._note_sum(header, wire)
+        return total
+
+    def start(self, partial: F32 | U8) -> None:
+        self._stage += 1
+        own = as_it_crosses(partial, self._kernels, self._sync)
+        self._begun.append(_Begun(own, self._gather(Partial, self._nodes)))
+        self._n_batches = max(self._n_batches, len(self._begun))
+        if self._pair:
+            self._publish_sum(self._stage, own)
+
+    def finish(self) -> F32:
+        begun = self._begun[0]
+        parts = self._collect(begun.gather)
+        self._begun.popleft()
+        wire, total = self._add_up(begun.own, [self._read(part, len(begun.own)) for part in parts])
+        if wire is not None:
+            self._publish_sum(begun.gather.stage, wire)
         return total
 
     def candidates(self) -> list[Part]:
         """Every worker's end of the step, in node order."""
         self._stage += 1
-        return self._gather(Candidates, self._nodes)
+        return self._collect(self._gather(Candidates, self._nodes))
 
     def ask_more(self, k: int) -> list[Part]:
         """Every worker's best `k` candidates of the rows that this step wanted."""
@@ -163,13 +199,13 @@ class StarRoot:
             self._note_sum(header, trade.wire)
         return total
 
-    def _publish_sum(self, body: U8) -> None:
-        if self._trade is None:
-            self._publish(Sum(self._roster.epoch, self._step, self._stage, [self._head]), [body.data.cast("B")])
-        else:
-            header = self._sum_header(self._stage)
-            self._trade.send(header, body)
-            self._note_sum(header, body)
+    def _add_up(self, own: U8, parts: Sequence[U8]) -> tuple[U8 | None, F32]:
+        """The sum as it is to be published, if it is, and as everybody goes on with it."""
+        return self._kernels.add_up([own, *parts], self._sync, packed=not self._pair)
+
+    def _publish_sum(self, stage: int, body: U8) -> None:
+        head = ArrayHead(self._sync, len(body), self._head.columns)
+        self._publish(Sum(self._roster.epoch, self._step, stage, [head]), [body.data.cast("B")])
 
     def _note_sum(self, header: bytes, body: U8) -> None:
         """A sum has gone out the short way."""
@@ -180,90 +216,97 @@ class StarRoot:
     def _publish(self, message: Message, arrays: Sequence[Frame]) -> None:
         self._last.append(self._link.publish(message, arrays, self._names))
 
-    def _read(self, part: Part) -> U8:
-        shape = (self._head.rows, self._head.columns)
+    def _read(self, part: Part, n_rows: int) -> U8:
         try:
-            return packed(part.message.arrays[0], part.frames[0], self._sync, shape)
+            return packed(part.message.arrays[0], part.frames[0], self._sync, (n_rows, self._head.columns))
         except (ProtocolError, IndexError) as error:
-            raise RemoteError(self.name(part.node), f"its partial sum at {self._place(Partial)} is {error}") from None
+            place = self._place(Partial, part.message.stage)
+            raise RemoteError(self.name(part.node), f"its partial sum at {place} is {error}") from None
 
-    def _gather(
-        self, kind: type[Partial | Candidates], nodes: Sequence[int], frames: Sequence[Frame] | None = None
-    ) -> list[Part]:
-        """The parts of these workers of this stage, in node order. `frames`: a message that has been received.
+    def _gather(self, kind: type[Partial | Candidates], nodes: Sequence[int]) -> Gather:
+        """For the parts of these workers of the present stage."""
+        return Gather(kind, self._roster.epoch, self._step, self._stage, nodes)
+
+    def _collect(self, gather: Gather, frames: Sequence[Frame] | None = None) -> list[Part]:
+        """All parts of `gather`, in node order. `frames`: a message that has been received.
 
         Raises WorkerLost, RemoteError.
         """
-        gather = Gather(self._roster.epoch, self._step, self._stage, nodes)
         start = time.monotonic()
         first = None if frames is None else self._link.read(frames)
         if first is not None:
-            self._take(gather, kind, *first)
+            self._take(gather, *first)
         deadline, next_ping = start + self._step_s, start + PING_S
         while gather.missing:
             now = time.monotonic()  # looked at every turn: a flood of other messages must not outlast the deadline
             if now >= deadline:
-                raise WorkerLost(self._late(kind, gather.missing, now - start))
+                raise WorkerLost(self._late(gather, now - start))
             if now >= next_ping:
-                self._ping(kind)
+                self._ping(gather)
                 next_ping = now + PING_S
             arrived = self._link.receive(min(next_ping, deadline))
             if arrived is not None:
-                self._take(gather, kind, *arrived)
+                self._take(gather, *arrived)
         self.wait_s += time.monotonic() - start
         return gather.in_node_order()
 
-    def _take(
-        self, gather: Gather, kind: type[Partial | Candidates], identity: bytes, message: Message, frames: list[Frame]
-    ) -> None:
+    def _take(self, gather: Gather, identity: bytes, message: Message, frames: list[Frame]) -> None:
+        """A message that came while `gather` is waited for."""
         member = self._roster.find(identity)
         here = (self._roster.epoch, self._step)
         if member is None:
             if isinstance(message, Join):
                 self.backlog.append((identity, message, []))
         elif isinstance(message, Partial | Candidates):
-            if isinstance(message, kind):
-                gather.offer(member.node, message, frames)
+            for open_one in (gather, *(begun.gather for begun in self._begun)):  # a worker may be a stage ahead
+                if open_one.offer(member.node, message, frames):
+                    break
         elif isinstance(message, Fault):
             if (message.epoch, message.step) == here:
                 raise RemoteError(member.name, message.text)
         elif isinstance(message, Missed):
-            if (message.epoch, message.step, message.stage) == (*here, self._stage):
-                for frames in self._last:
-                    self._to(kind, member, "again", frames)
+            if (message.epoch, message.step, message.stage) == (*here, gather.stage):
+                self._send_again(gather, member)
         else:
             self.backlog.append((identity, message, frames))
             if isinstance(message, Join):
-                self._lose(kind, member, "it started again")
+                self._lose(gather, member, "it started again")
 
-    def _ping(self, kind: type[Message]) -> None:
-        ping = encode(Ping(self._roster.epoch, self._step, self._stage))
+    def _send_again(self, gather: Gather, member: Member) -> None:
+        """What a worker may lack that has not sent its part. It has had all before its last part but one of each
+        micro-batch; and of a pair the root goes on without its answer, and has published one more of each."""
+        for frames in list(self._last)[-self._n_batches * (2 if self._pair else 1) :]:
+            self._to(gather, member, "again", frames)
+
+    def _ping(self, gather: Gather) -> None:
+        ping = encode(Ping(self._roster.epoch, self._step, gather.stage))
         for member in self._roster.members:
-            self._to(kind, member, "ping", ping)
+            self._to(gather, member, "ping", ping)
 
-    def _to(self, kind: type[Message], member: Member, message_kind: str, frames: list[Frame]) -> None:
+    def _to(self, gather: Gather, member: Member, message_kind: str, frames: list[Frame]) -> None:
         try:
             self._link.send_frames(member.identity, member.name, message_kind, frames)
         except PeerGone:
-            self._lose(kind, member, "its connection broke, or it gave no sign of life for 2 s")
+            self._lose(gather, member, "its connection broke, or it gave no sign of life for 2 s")
 
-    def _lose(self, kind: type[Message], member: Member, reason: str) -> None:
+    def _lose(self, gather: Gather, member: Member, reason: str) -> None:
         self._roster.lose(member, f"was lost: {reason}")
-        raise WorkerLost(f"{member.name} was lost at {self._place(kind)}: {reason}")
+        raise WorkerLost(f"{member.name} was lost at {self._place(gather.kind, gather.stage)}: {reason}")
 
-    def _late(self, kind: type[Message], missing: Sequence[int], seconds: float) -> str:
-        for node in missing:
+    def _late(self, gather: Gather, seconds: float) -> str:
+        for node in gather.missing:
             member, reason = self._roster.members[node - 1], f"did not answer for {seconds:.1f} s"
             with suppress(PeerGone):  # should it be alive after all, it must know that it has to join again
                 self._link.send(member.identity, member.name, Bye(True, f"{member.name} {reason}"))
             self._roster.lose(member, reason)
+        place = self._place(gather.kind, gather.stage)
         return (
-            f"{', '.join(map(self.name, missing))} did not answer at {self._place(kind)} for {seconds:.1f} s; "
+            f"{', '.join(map(self.name, gather.missing))} did not answer at {place} for {seconds:.1f} s; "
             "if that machine is only slow, raise limits.step_s in cluster.yaml"
         )
 
-    def _place(self, kind: type[Message]) -> str:
+    def _place(self, kind: type[Message], stage: int) -> str:
         if kind is Candidates:
             return f"step {self._step}, logits"
-        layer, feed_forward = divmod(self._stage - 1, 2)
+        layer, feed_forward = divmod((stage - 1) // self._n_batches, 2)
         return f"step {self._step}, layer {layer}, {'feed-forward' if feed_forward else 'attention'}"

@@ -118,9 +118,12 @@ class Part:
 
 
 class Gather:
-    """The parts of one stage, by node: takes each once, ignores what is late or of another stage."""
+    """The parts of one stage, by node: takes each once, ignores what is late or of another stage or kind."""
 
-    def __init__(self, epoch: int, step: int, stage: int, nodes: Sequence[int]) -> None:
+    def __init__(
+        self, kind: type[Partial | Candidates], epoch: int, step: int, stage: int, nodes: Collection[int]
+    ) -> None:
+        self.kind, self.stage = kind, stage
         self._key = (epoch, step, stage)
         self._missing = set(nodes)
         self._parts: dict[int, Part] = {}
@@ -132,7 +135,8 @@ class Gather:
 
     def offer(self, node: int, message: Partial | Candidates, frames: Sequence[Frame]) -> bool:
         """Take a part if it is one of this stage and not yet here; say whether it was taken."""
-        if (message.epoch, message.step, message.stage) != self._key or node not in self._missing:
+        here = isinstance(message, self.kind) and (message.epoch, message.step, message.stage) == self._key
+        if not here or node not in self._missing:
             return False
         self._missing.remove(node)
         self._parts[node] = Part(node, message, frames)

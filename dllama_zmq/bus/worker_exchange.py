@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Sequence
 
 from dllama_zmq.bus.links import WorkerLink
@@ -54,6 +55,7 @@ class StarWorker:
         self.epoch = 0
         self.step = 0
         self._stage = 0
+        self._begun: deque[tuple[int, U8]] = deque()
         self._lacking = (0, 0, 0)
         self._start = 0.0
         self._wait_s = 0.0
@@ -62,6 +64,7 @@ class StarWorker:
         """Enter a step; returns its x (T, D). Raises ProtocolError where rows, runs and wants do not fit together."""
         self.step, self._stage = message.step, 0
         self._start, self._wait_s = time.monotonic(), 0.0
+        self._begun.clear()
         if len(message.arrays) != 1:
             raise ProtocolError(f"a step with {len(message.arrays)} arrays; expected x alone")
         n_rows = message.arrays[0].rows
@@ -70,30 +73,33 @@ class StarWorker:
         if any(want.row >= n_rows for want in message.wanted):
             raise ProtocolError(f"a step of {n_rows} rows that wants {message.wanted}")
         x: F32 = unpack(message.arrays[0], frames[0], self._sync, (n_rows, self._dim))
-        self._head = message.arrays[0]
-        self._partial_header = stage_header(Partial, self.epoch, self.step, self._head)
-        self._sum_header = stage_header(Sum, self.epoch, self.step, self._head)
+        self._partial_header = stage_header(Partial, self.epoch, self.step, message.arrays[0])
+        self._sum_header = stage_header(Sum, self.epoch, self.step, message.arrays[0])
         return x
 
     def all_reduce(self, partial: F32 | U8) -> F32:
+        if self._trade is None:
+            self.start(partial)
+            return self.finish()
         self._stage += 1
         own = as_it_crosses(partial, self._kernels, self._sync)
-        other: list[Frame] | None = None
-        if self._trade is None:
-            self._link.send(Partial(self.epoch, self.step, self._stage, [self._head]), [own.data.cast("B")])
-            arrived = None
-        else:
-            total = self._trade(self._partial_header(self._stage), own, self._sum_header(self._stage))
-            self._wait_s += self._trade.waited_s
-            if total is not None:
-                return total
-            (arrived,), other = self._trade.parts, self._trade.others()
-        if arrived is None:
-            start = time.monotonic()
-            arrived = self._await_sum(other)
-            self._wait_s += time.monotonic() - start
-        parts = [arrived, own] if self._pair else [arrived]
-        return self._kernels.add_up(parts, self._sync, packed=False)[1]
+        total = self._trade(self._partial_header(self._stage), own, self._sum_header(self._stage))
+        self._wait_s += self._trade.waited_s
+        if total is not None:
+            return total
+        (arrived,), other = self._trade.parts, self._trade.others()
+        return self._add_up(self._await_sum(self._stage, len(own), other) if arrived is None else arrived, own)
+
+    def start(self, partial: F32 | U8) -> None:
+        self._stage += 1
+        own = as_it_crosses(partial, self._kernels, self._sync)
+        head = ArrayHead(self._sync, len(own), self._dim)
+        self._link.send(Partial(self.epoch, self.step, self._stage, [head]), [own.data.cast("B")])
+        self._begun.append((self._stage, own))
+
+    def finish(self) -> F32:
+        stage, own = self._begun.popleft()
+        return self._add_up(self._await_sum(stage, len(own)), own)
 
     def answer(self, arrays: Sequence[tuple[ArrayHead, Frame]]) -> None:
         """End the step, or answer More, with these candidates."""
@@ -115,9 +121,14 @@ class StarWorker:
                 self._link.send(Missed(*lacking))
             self._lacking = lacking
 
-    def _await_sum(self, received: Sequence[Frame] | None) -> U8:
-        """What the root publishes for this stage. `received`: a message that is here. Raises StepVoid, RootLost."""
-        deadline = time.monotonic() + self._silence_s
+    def _add_up(self, arrived: U8, own: U8) -> F32:
+        """The sum of a stage, of what the root has published for it and this node's part."""
+        return self._kernels.add_up([arrived, own] if self._pair else [arrived], self._sync, packed=False)[1]
+
+    def _await_sum(self, stage: int, n_rows: int, received: Sequence[Frame] | None = None) -> U8:
+        """What the root publishes for a stage. `received`: a message that is here. Raises StepVoid, RootLost."""
+        start = time.monotonic()
+        deadline = start + self._silence_s
         arrived = None if received is None else self._link.read(received)
         while True:
             arrived = arrived or self._link.receive(deadline)
@@ -128,15 +139,16 @@ class StarWorker:
             message, frames = arrived
             arrived = None
             if isinstance(message, Sum):
-                if (message.epoch, message.step, message.stage) == (self.epoch, self.step, self._stage):
-                    return self._read(message, frames)
+                if (message.epoch, message.step, message.stage) == (self.epoch, self.step, stage):
+                    self._wait_s += time.monotonic() - start
+                    return self._read(message, frames, n_rows)
             elif isinstance(message, Bye | Welcome) or (isinstance(message, Beacon) and message.epoch != self.epoch):
                 raise StepVoid(message)  # another epoch, or none
             elif isinstance(message, Ping):
                 self.answer_ping(message)
             deadline = time.monotonic() + self._silence_s  # whatever it said, the root is alive
 
-    def _read(self, message: Sum, frames: Sequence[Frame]) -> U8:
+    def _read(self, message: Sum, frames: Sequence[Frame], n_rows: int) -> U8:
         if len(message.arrays) != 1:
             raise ProtocolError(f"a sum with {len(message.arrays)} arrays; expected one")
-        return packed(message.arrays[0], frames[0], self._sync, (self._head.rows, self._head.columns))
+        return packed(message.arrays[0], frames[0], self._sync, (n_rows, self._dim))

@@ -1,4 +1,4 @@
-"""The architectures: one file each, plain code over `comm.all_reduce`. Knows no file format and no socket.
+"""The architectures: one file each, plain code that yields partial sums and is sent sums. No file format, no socket.
 
 ADDING_A_MODEL.md says how another one joins; PARITY.md how near each is to its reference.
 """
@@ -11,7 +11,7 @@ from typing import Protocol
 
 from dllama_zmq.kernels import Kernels, KVCache, Run, Sums
 from dllama_zmq.models.cache import kv_cache_bytes
-from dllama_zmq.models.comm import Comm
+from dllama_zmq.models.comm import Comm, micro_batches
 from dllama_zmq.models.grok1 import SOFTCAP, Grok1, grok1_tensors
 from dllama_zmq.models.llama import Llama, Take, llama_tensors
 from dllama_zmq.models.mixtral import Mixtral, mixtral_tensors
@@ -19,7 +19,9 @@ from dllama_zmq.models.qwen import Qwen2, Qwen3, Qwen3Moe, qwen2_tensors, qwen3_
 from dllama_zmq.quants import F32
 from dllama_zmq.spec import Architecture, ModelSpec, TensorSpec
 
-__all__ = ["Comm", "Model", "Run", "attention_softcap", "build_model", "kv_cache_bytes", "tensor_table"]
+__all__ = [
+    "Comm", "Model", "Run", "attention_softcap", "build_model", "kv_cache_bytes", "micro_batches", "tensor_table",
+]  # fmt: skip
 
 _MODELS: dict[Architecture, tuple[type[Llama], Callable[[ModelSpec], list[TensorSpec]]]] = {
     "llama": (Llama, llama_tensors),

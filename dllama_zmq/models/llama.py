@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from dllama_zmq.kernels import Kernels, KVCache, Norm, Rotation, Run, Sums
-from dllama_zmq.models.comm import Comm
+from dllama_zmq.models.comm import Comm, Layers, by_turns, micro_batches
 from dllama_zmq.models.rope import rope_angles, rope_frequencies
 from dllama_zmq.models.tensors import attention_tensors, decoder_tensors, feed_forward_tensors, norm_tensor
 from dllama_zmq.quants import F32, BlockMatrix
@@ -99,7 +99,7 @@ class Llama:
     feed_forward: type[FeedForwardBlock] = FeedForward
 
     def __init__(self, spec: ModelSpec, take: Take, kernels: Kernels, cache: KVCache, sums: Sums) -> None:
-        self._cache = cache
+        self._spec, self._cache = spec, cache
         self._frequencies, self._layout = rope_frequencies(spec.rope, spec.head_dim), spec.rope.layout
         self._layers = []
         for i in range(spec.n_layers):
@@ -114,20 +114,37 @@ class Llama:
 
     def forward(self, x: F32, runs: Sequence[Run], comm: Comm) -> F32:
         """Embedded tokens x (T, D), `runs` covering its rows in order -> (T, D), before the final norm."""
+        batches = micro_batches(self._spec, len(x))
+        results = by_turns([self._over(x[rows], _runs_of(runs, rows)) for rows in batches], comm)
+        return results[0] if len(results) == 1 else np.concatenate(results)
+
+    def _over(self, x: F32, runs: Sequence[Run]) -> Layers:
+        """All layers over x (T, D)."""
         rotations = [
             Rotation(*rope_angles(self._frequencies, np.arange(run.start, run.start + run.count)), self._layout)
             for run in runs
         ]
         x = x.copy()
         for i, (attention, feed_forward) in enumerate(self._layers):
-            x += attention.finish(comm.all_reduce(attention(x, i, self._cache, runs, rotations)))
-            x += feed_forward.finish(comm.all_reduce(feed_forward(x)))
+            x += attention.finish((yield attention(x, i, self._cache, runs, rotations)))
+            x += feed_forward.finish((yield feed_forward(x)))
         return x
 
     def logits(self, x: F32) -> F32:
         """Rows of forward's result (R, D) -> this node's part of the vocabulary (R, V / nodes)."""
         logits: F32 = self._head(x)
         return logits
+
+
+def _runs_of(runs: Sequence[Run], rows: slice) -> list[Run]:
+    """What of `runs` is in these rows."""
+    of_rows, first = [], 0
+    for run in runs:
+        start, stop = max(first, rows.start), min(first + run.count, rows.stop)
+        if start < stop:
+            of_rows.append(Run(run.slot, run.start + start - first, stop - start))
+        first += run.count
+    return of_rows
 
 
 def vector(matrix: BlockMatrix) -> F32:

@@ -34,10 +34,10 @@ class Ledger:
         spec, sync, step = self._plan.spec, self._sync, self._step()
         self._predict(phase, lambda vocab_rows: predict_step(spec, sync, n_tokens, vocab_rows, n_sampled, k, step))
 
-    def add_more(self, phase: Phase, n_sampled: int, k: int) -> None:
-        """The candidates of the last step were asked for again."""
+    def add_more(self, phase: Phase, n_tokens: int, n_sampled: int, k: int) -> None:
+        """The candidates of the last step, of so many tokens, were asked for again."""
         spec, step = self._plan.spec, self._step()
-        self._predict(phase, lambda vocab_rows: predict_more(spec, vocab_rows, n_sampled, k, step))
+        self._predict(phase, lambda vocab_rows: predict_more(spec, n_tokens, vocab_rows, n_sampled, k, step))
 
     def add_times(self, phase: Phase, compute_s: dict[str, float], wait_s: dict[str, float]) -> None:
         """Seconds of one step, by node."""

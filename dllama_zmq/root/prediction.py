@@ -13,6 +13,7 @@ from typing import Literal
 
 from dllama_zmq.bus.messages import ArrayHead, ArrayType, Candidates, Message, More, Partial, Step, Sum, Want, encode
 from dllama_zmq.bus.meter import Direction, wire_bytes
+from dllama_zmq.models import micro_batches
 from dllama_zmq.sharding import candidate_bytes, step_traffic
 from dllama_zmq.spec import ModelSpec, Sync
 
@@ -46,24 +47,29 @@ def predict_step(
     """One step of `n_tokens` tokens, `n_sampled` of whose rows are answered with `k` candidates (0: every logit) by a
     worker that holds `vocab_rows` of the vocabulary. `step` is its number since the root began."""
     traffic = step_traffic(spec, sync, n_tokens, vocab_rows, (k,) * n_sampled)
-    stages = 2 * spec.n_layers
+    batches = micro_batches(spec, n_tokens)
+    stages = 2 * spec.n_layers * len(batches)
     x = [ArrayHead(sync, n_tokens, spec.dim)]
     wants = [Want(n_tokens - 1, 0.5)] * n_sampled
     begin = Step(_EPOCH, step, [(0, _POSITION, n_tokens)], wants, k, x)
     middle = stages // 2 + 1  # most stages' numbers are as wide as that of the one in the middle
-    total, part = Sum(_EPOCH, step, middle, x), Partial(_EPOCH, step, middle, x)
+    rows = [[ArrayHead(sync, batch.stop - batch.start, spec.dim)] for batch in batches]
+    totals = sum(_wire(Sum(_EPOCH, step, middle, heads), heads) for heads in rows)
+    parts = sum(_wire(Partial(_EPOCH, step, middle, heads), heads) for heads in rows)
     return {
         "step": Predicted(1, traffic.step_sent, _wire(begin, x)),
-        "sum": Predicted(stages, traffic.sums_sent, stages * _wire(total, x)),
-        "partial": Predicted(stages, traffic.partials_received, stages * _wire(part, x)),
+        "sum": Predicted(stages, traffic.sums_sent, 2 * spec.n_layers * totals),
+        "partial": Predicted(stages, traffic.partials_received, 2 * spec.n_layers * parts),
         "candidates": _candidates(step, stages + 1, n_sampled, k, vocab_rows),
     }
 
 
 @lru_cache(maxsize=1024)
-def predict_more(spec: ModelSpec, vocab_rows: int, n_sampled: int, k: int, step: int) -> dict[StepKind, Predicted]:
+def predict_more(
+    spec: ModelSpec, n_tokens: int, vocab_rows: int, n_sampled: int, k: int, step: int
+) -> dict[StepKind, Predicted]:
     """What asking for `k` candidates of the last step's rows adds to it; the arguments are those of `predict_step`."""
-    stage = 2 * spec.n_layers + 2
+    stage = 2 * spec.n_layers * len(micro_batches(spec, n_tokens)) + 2
     return {
         "more": Predicted(1, 0, _wire(More(_EPOCH, step, stage, k), [])),
         "candidates": _candidates(step, stage, n_sampled, k, vocab_rows),

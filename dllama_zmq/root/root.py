@@ -150,7 +150,8 @@ class Root:
         self.ledger = Ledger(self.plan, settings.sync, list(settings.names))
         self._phase: Phase = "idle"
         self._slot_epochs: dict[int, int] = {}
-        self._wants: list[Want] = []
+        self._wants: list[Want] = []  # of the last step
+        self._n_tokens = 0
         self._logits: F32 = np.empty((0, 0), np.float32)
 
     @property
@@ -222,7 +223,7 @@ class Root:
         before = self._totals()
         with self._void_if_broken_off():
             parts = self._star.ask_more(k) if self._star is not None else []
-        self.ledger.add_more(self._phase, len(self._wants), k)
+        self.ledger.add_more(self._phase, self._n_tokens, len(self._wants), k)
         return merge_candidates(self._all_candidates(parts, k)), self._totals() - before
 
     def logits(self, runs: Sequence[Run], tokens: Sequence[int]) -> F32:
@@ -249,7 +250,7 @@ class Root:
             if self._star is not None:
                 x = self._star.begin([(run.slot, run.start, run.count) for run in runs], wants, k, x)
             x = self._shard.forward(x, runs, self._comm)
-            self._wants = wants
+            self._wants, self._n_tokens = wants, len(tokens)
             if wants:
                 self._logits = self._shard.logits(x[[want.row for want in wants]])
             return self._star.candidates() if self._star is not None else []

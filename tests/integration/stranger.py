@@ -17,7 +17,7 @@ import msgpack
 import numpy as np
 import zmq
 
-PROTOCOL = 3
+PROTOCOL = 4
 BLOCK = {0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 34)}  # §6: values and bytes of a block, by weight_type
 F32, F16, Q40, Q80 = range(4)
 
@@ -253,18 +253,47 @@ class Stranger:
         x = self._decode(frame, n_rows)
         positions = np.concatenate([np.arange(start, start + count) for _, start, count in runs])
         cos, sin = self._angles(positions)
-        for i in range(self.spec["n_layers"]):
-            x = x + self._all_reduce(self._attention(i, self._norm(x, f"layers.{i}.attention_norm"), runs, cos, sin))
-            x = x + self._all_reduce(self._feed_forward(i, self._norm(x, f"layers.{i}.ffn_norm")))
+        middle = n_rows // 16 * 8 if n_rows >= 64 else n_rows
+        batches = [
+            (x[rows], self._runs_in(runs, rows), cos[rows], sin[rows])
+            for rows in (slice(0, middle), slice(middle, n_rows))
+            if rows.start < rows.stop
+        ]
+        parts: list[Any] = [None] * len(batches)
+        for i in range(2 * self.spec["n_layers"]):
+            for j, (rows, *of_rows) in enumerate(batches):
+                if i > 0:  # a stage behind, or two with two micro-batches
+                    rows = rows + self._sum(self.stage + 1 - len(batches), parts[j])
+                    batches[j] = (rows, *of_rows)
+                name = f"layers.{i // 2}.{'ffn' if i % 2 else 'attention'}_norm"
+                normed = self._norm(rows, name)
+                partial = self._feed_forward(i // 2, normed) if i % 2 else self._attention(i // 2, normed, *of_rows)
+                parts[j] = self._send_partial(partial)
+        last = self.stage + 1 - len(batches)
+        x = np.concatenate([rows + self._sum(last + j, parts[j]) for j, (rows, *_) in enumerate(batches)])
         rows = x[[row for row, _ in wanted]]
         self.temperatures = [temperature for _, temperature in wanted]
         self.logits = self._product("head", self._norm(rows, "final_norm")) if wanted else None
         self._answer_candidates(k)
 
-    def _all_reduce(self, partial: Any) -> Any:
+    def _runs_in(self, runs: list[list[int]], rows: slice) -> list[list[int]]:
+        """The runs of a micro-batch."""
+        cut, end = [], 0
+        for slot, start, count in runs:
+            begin, end = end, end + count
+            first, stop = max(begin, rows.start), min(end, rows.stop)
+            if first < stop:
+                cut.append([slot, start + first - begin, stop - first])
+        return cut
+
+    def _send_partial(self, partial: Any) -> tuple[int, bytes]:
         self.stage += 1
         head, frame = self._encode(partial)
         self.send_part("partial", self.epoch, self.step, self.stage, [head], arrays=(frame,))
+        return len(partial), frame
+
+    def _sum(self, stage: int, part: tuple[int, bytes]) -> Any:
+        n_rows, frame = part
         start = heard = time.monotonic()
         while True:
             arrived = self.receive(heard + self.step_s - time.monotonic())
@@ -272,10 +301,10 @@ class Stranger:
                 raise Again
             heard = time.monotonic()
             kind, fields, arrays = arrived
-            if kind == "sum" and fields[:3] == [self.epoch, self.step, self.stage]:
+            if kind == "sum" and fields[:3] == [self.epoch, self.step, stage]:
                 self.wait_s += heard - start
-                total = self._decode(arrays[0], len(partial))
-                return total + self._decode(frame, len(partial)) if self.nodes == 2 else total
+                total = self._decode(arrays[0], n_rows)
+                return total + self._decode(frame, n_rows) if self.nodes == 2 else total
             if kind == "bye":
                 raise Again if fields[0] else Exit
             if kind == "welcome" or (kind == "beacon" and fields[0] != self.epoch):

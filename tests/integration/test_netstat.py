@@ -30,9 +30,9 @@ from dllama_zmq.formats import write_t
 from dllama_zmq.spec import SYNC_FLOAT, Sync
 
 NETSTAT = Path(__file__).parents[2] / "tools" / "netstat.py"
-SPEC = tiny_spec(n_kv_heads=4, seq_len=128)
+SPEC = tiny_spec(n_kv_heads=4, seq_len=512)
 STAGES = 2 * SPEC.n_layers
-PROMPT = "the cat and the dog was once upon a time in the sun"  # more tokens than one step of a prompt takes
+PROMPT = ", ".join(8 * ["the cat and the dog was once upon a time in the sun"])  # in micro-batches
 STEP_KINDS = ("step", "sum", "partial", "candidates")
 
 
@@ -459,7 +459,7 @@ def test_a_model_file_is_predicted_by_its_own_numbers(tmp_path: Path) -> None:
     write_tiny_model(tmp_path / "tiny.m", SPEC).close()
     found = prediction(str(tmp_path / "tiny.m"), "--nodes", "4", "--sync", "q80")
     assert found["one_worker"]["flows"]["layers"]["sent_bytes"] == STAGES * row_bytes("q80")
-    assert (found["weight_type"], found["seq_len"], found["possible_nodes"]) == ("f32", 128, [1, 2, 4])
+    assert (found["weight_type"], found["seq_len"], found["possible_nodes"]) == ("f32", 512, [1, 2, 4])
 
 
 def test_a_width_that_q80_cannot_carry_is_refused(tmp_path: Path) -> None:

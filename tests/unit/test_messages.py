@@ -96,16 +96,16 @@ def test_every_message_comes_back_as_it_was(allowed: Kinds, kind: str, data: st.
 @pytest.mark.parametrize(
     ("message", "header"),
     [
-        (Beacon(epoch=1760936591360), b"\x93\x03\xa6beacon\xcf\x00\x00\x01\x9a\x00\x00\x00\x00"),
+        (Beacon(epoch=1760936591360), b"\x93\x04\xa6beacon\xcf\x00\x00\x01\x9a\x00\x00\x00\x00"),
         (
             Step(7, 300, [(0, 5, 2)], [Want(1, 0.5)], 64, [ArrayHead("f32", 2, 64)]),
-            b"\x98\x03\xa4step\x07\xcd\x01\x2c\x91\x93\x00\x05\x02\x91\x92\x01\xcb\x3f\xe0\x00\x00\x00\x00\x00\x00\x40"
+            b"\x98\x04\xa4step\x07\xcd\x01\x2c\x91\x93\x00\x05\x02\x91\x92\x01\xcb\x3f\xe0\x00\x00\x00\x00\x00\x00\x40"
             b"\x91\x93\xa3f32\x02\x40",
         ),
-        (Sum(7, 300, 4, [ArrayHead("q80", 1, 32)]), b"\x96\x03\xa3sum\x07\xcd\x01\x2c\x04\x91\x93\xa3q80\x01\x20"),
+        (Sum(7, 300, 4, [ArrayHead("q80", 1, 32)]), b"\x96\x04\xa3sum\x07\xcd\x01\x2c\x04\x91\x93\xa3q80\x01\x20"),
         (
             Generate(1, "hé", None, 0.0, 1.0, 0, 9, False),
-            b"\x9a\x03\xa8generate\x01\xa3h\xc3\xa9\xc0\xcb\x00\x00\x00\x00\x00\x00\x00\x00\xcb\x3f\xf0\x00\x00\x00\x00"
+            b"\x9a\x04\xa8generate\x01\xa3h\xc3\xa9\xc0\xcb\x00\x00\x00\x00\x00\x00\x00\x00\xcb\x3f\xf0\x00\x00\x00\x00"
             b"\x00\x00\x00\x09\xc2",
         ),
     ],
@@ -114,7 +114,7 @@ def test_every_message_comes_back_as_it_was(allowed: Kinds, kind: str, data: st.
 def test_headers_are_these_bytes_for_every_reader_of_msgpack(message: Message, header: bytes) -> None:
     assert encode(message)[0] == header
     by_hand = msgspec.to_builtins(message)
-    assert msgpack.unpackb(header) == [3, type(message).__name__.lower(), *plain(by_hand[1:])]
+    assert msgpack.unpackb(header) == [4, type(message).__name__.lower(), *plain(by_hand[1:])]
 
 
 @given(
@@ -186,7 +186,7 @@ anything = st.recursive(
 def test_any_fields_of_any_kind_give_a_message_or_a_protocol_error(
     allowed: Kinds, fields: list[Any], kind: str
 ) -> None:
-    decode_or_refuse([msgpack.packb([3, kind, *fields])], allowed)
+    decode_or_refuse([msgpack.packb([4, kind, *fields])], allowed)
 
 
 @in_any_direction
@@ -236,13 +236,13 @@ def test_any_depth_is_refused_or_read(before: bytes, depth: int) -> None:
 
 @pytest.mark.parametrize("protocol", [0, 1, 99])
 def test_another_protocol_is_refused_by_its_number(protocol: int) -> None:
-    with pytest.raises(ProtocolError, match=rf"protocol {protocol}; this side speaks 3"):
+    with pytest.raises(ProtocolError, match=rf"protocol {protocol}; this side speaks 4"):
         decode([msgpack.packb([protocol, "beacon", 1])], TO_WORKER)
 
 
 @pytest.mark.parametrize("protocol", [True, 1.0, "1", None, [[1]]])
 def test_a_protocol_that_is_no_integer_is_refused(protocol: Any) -> None:
-    with pytest.raises(ProtocolError, match="expected the integer 3"):
+    with pytest.raises(ProtocolError, match="expected the integer 4"):
         decode([msgpack.packb([protocol, "beacon", 1])], TO_WORKER)
 
 
@@ -251,7 +251,7 @@ def test_a_kind_of_another_direction_is_refused(allowed: Kinds) -> None:
     for kinds, kind in ALL_KINDS:
         if kind not in allowed:
             with pytest.raises(ProtocolError, match=f"a message '{kind}'; expected one of"):
-                decode([msgpack.packb([3, kind, 1, 2, 3, 4])], allowed)
+                decode([msgpack.packb([4, kind, 1, 2, 3, 4])], allowed)
         assert kind in kinds
 
 
@@ -279,7 +279,7 @@ def test_a_header_longer_than_the_bound_is_refused_unread() -> None:
 )
 def test_frames_that_are_not_as_their_heads_say_are_refused(heads: list[Any], frames: list[bytes]) -> None:
     with pytest.raises(ProtocolError):
-        decode([msgpack.packb([3, "partial", 1, 1, 1, heads]), *frames], TO_ROOT)
+        decode([msgpack.packb([4, "partial", 1, 1, 1, heads]), *frames], TO_ROOT)
 
 
 @pytest.mark.parametrize("wanted", ["f16", "f64"])
@@ -292,13 +292,13 @@ def test_an_array_of_another_type_or_shape_than_expected_is_refused(wanted: Any)
 
 
 def test_fields_beyond_those_known_are_ignored() -> None:
-    assert decode([msgpack.packb([3, "beacon", 5, "of a later version"])], TO_WORKER)[0] == Beacon(5)
+    assert decode([msgpack.packb([4, "beacon", 5, "of a later version"])], TO_WORKER)[0] == Beacon(5)
 
 
 def test_numbers_that_are_none_are_refused_where_seconds_are_expected() -> None:
     for value in (float("nan"), float("inf"), -1.0):
         with pytest.raises(ProtocolError):
-            decode([msgpack.packb([3, "candidates", 1, 1, 1, value, 0.0, []])], TO_ROOT)
+            decode([msgpack.packb([4, "candidates", 1, 1, 1, value, 0.0, []])], TO_ROOT)
 
 
 # --- PROTOCOL.md says the same ----------------------------------------------------------------------------------------

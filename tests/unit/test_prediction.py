@@ -85,6 +85,17 @@ def test_a_step_of_a_prompt_moves_every_token_in_as_many_messages_as_one_token(s
 
 
 @pytest.mark.parametrize("sync", SYNCS)
+def test_two_micro_batches_take_twice_the_messages_and_no_payload_more(sync: Sync) -> None:
+    spec = shape("tinyllama")
+    one, many = (predict_step(spec, sync, n_tokens, 8000, 1, 1) for n_tokens in (1, 100))
+    for kind in ("sum", "partial"):
+        assert many[kind].payload_bytes == 100 * one[kind].payload_bytes
+        assert many[kind].messages == 2 * one[kind].messages
+        assert one[kind].wire_bytes - one[kind].payload_bytes < many[kind].wire_bytes - many[kind].payload_bytes
+    assert many["step"].messages == many["candidates"].messages == 1
+
+
+@pytest.mark.parametrize("sync", SYNCS)
 @pytest.mark.parametrize("k", [1, 64])
 @pytest.mark.parametrize("step", [1, LAST_STEP])
 def test_the_wire_adds_at_most_3_percent_to_llama_3_8b(sync: Sync, k: int, step: int) -> None:
@@ -105,7 +116,7 @@ def test_headers_grow_by_less_than_1_percent_over_a_clusters_life(name: str, syn
 
 def test_asking_again_takes_one_message_without_payload_and_one_answer() -> None:
     spec = shape("llama3-8b")
-    kinds = predict_more(spec, 16032, 1, 512, 1000)
+    kinds = predict_more(spec, 1, 16032, 1, 512, 1000)
     assert kinds["more"].payload_bytes == 0
     assert kinds["more"].wire_bytes > 0
     assert kinds["candidates"].payload_bytes == predict_step(spec, "f32", 1, 16032, 1, 512)["candidates"].payload_bytes
@@ -113,7 +124,7 @@ def test_asking_again_takes_one_message_without_payload_and_one_answer() -> None
 
 def test_every_kind_that_is_predicted_has_a_direction() -> None:
     spec = shape("tinyllama")
-    kinds = {*predict_step(spec, "f32", 1, 8000, 1, 1), *predict_more(spec, 8000, 1, 0, 1)}
+    kinds = {*predict_step(spec, "f32", 1, 8000, 1, 1), *predict_more(spec, 1, 8000, 1, 0, 1)}
     assert kinds == KINDS.keys()
 
 

@@ -165,7 +165,7 @@ def partial(epoch: int = 7, step: int = 3, stage: int = 2) -> Partial:
 
 @pytest.mark.parametrize("order", list(permutations([1, 2, 3])))
 def test_parts_are_in_node_order_whatever_order_they_arrive_in(order: tuple[int, ...]) -> None:
-    gather = Gather(*HERE, nodes=[1, 2, 3])
+    gather = Gather(Partial, *HERE, nodes=[1, 2, 3])
     for node in order:
         assert gather.offer(node, partial(), [bytes([node])])
     assert gather.missing == []
@@ -183,17 +183,17 @@ def test_parts_are_in_node_order_whatever_order_they_arrive_in(order: tuple[int,
         (1, partial(stage=3)),
         (3, partial()),
         (0, partial()),
-        (1, Candidates(7, 3, 5, 0.0, 0.0, [])),
+        (1, Candidates(*HERE, 0.0, 0.0, [])),
     ],
 )
 def test_late_early_and_foreign_parts_are_ignored(node: int, message: Partial | Candidates) -> None:
-    gather = Gather(*HERE, nodes=[1, 2])
+    gather = Gather(Partial, *HERE, nodes=[1, 2])
     assert not gather.offer(node, message, [])
     assert gather.missing == [1, 2]
 
 
 def test_a_part_that_comes_twice_counts_once_and_the_first_one_stays() -> None:
-    gather = Gather(*HERE, nodes=[1, 2])
+    gather = Gather(Partial, *HERE, nodes=[1, 2])
     assert gather.offer(1, partial(), [b"first"])
     assert not gather.offer(1, partial(), [b"second"])
     assert gather.missing == [2]
