@@ -1,0 +1,175 @@
+"""Prompts and decoding over links of a given speed: every node in a network namespace of its own, on this computer.
+
+    sudo .venv/bin/python tools/bench_link.py MODEL [--nodes 2] [--mbit 1000,100] [--sync f32,q80] [-p 128] [-n 16]
+
+MODEL: a model file; `dllama-zmq bench --shape tinyllama` leaves one in ~/.cache/dllama-zmq/shapes. Each node has one
+thread and a link to a bridge, which `tc tbf` holds to so many Mbit/s each way; latency is this computer's. Prints
+tokens/s and how much of the time the root waited, beside one node alone. Linux, root, iproute2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import numpy as np
+import zmq
+
+from dllama_zmq.bus.links import Endpoints
+from dllama_zmq.errors import DllamaError
+from dllama_zmq.formats import open_model
+from dllama_zmq.models import Run
+from dllama_zmq.root.root import Root, RootSettings, Timing
+
+BRIDGE, NODE, LINK = "dzbridge", "dznode", "dzlink"
+FORM_S, CHILD_S = 120.0, 600.0
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--nodes", type=int, default=2)
+    parser.add_argument("--mbit", default="1000,100", help="comma-separated; 0 is as fast as it goes")
+    parser.add_argument("--sync", default="f32,q80", help="comma-separated")
+    parser.add_argument("-p", "--prompt", type=int, default=128)
+    parser.add_argument("-n", "--tokens", type=int, default=16)
+    parser.add_argument("-r", "--repetitions", type=int, default=4)
+    parser.add_argument(
+        "--inside", action="store_true", help=argparse.SUPPRESS
+    )  # this process is in node 0's namespace
+    args = parser.parse_args()
+    if args.inside:
+        measure(args.model, args.nodes, args.sync, args.prompt, args.tokens, args.repetitions)
+        return
+    lacking = [tool for tool in ("ip", "tc") if shutil.which(tool) is None]
+    if os.geteuid() != 0 or lacking:
+        sys.exit(f"network namespaces need root{' and ' + ', '.join(lacking) + ' (iproute2)' if lacking else ''}")
+    if not args.model.exists():
+        sys.exit(f"{args.model}: no such file; `dllama-zmq bench --shape tinyllama` makes one and says where")
+    print("| Mbit/s | nodes | sync | prompt, tokens/s | waiting | decoding, tokens/s | waiting |")
+    print("| ---: | ---: | --- | ---: | ---: | ---: | ---: |", flush=True)
+    rest = ["-p", str(args.prompt), "-n", str(args.tokens), "-r", str(args.repetitions)]
+    row("", 1, "", [], [str(args.model), "--nodes", "1", "--sync", "f32", *rest])
+    for mbit in map(int, args.mbit.split(",")):
+        with network(args.nodes, mbit):
+            for sync in args.sync.split(","):
+                inside = [str(args.model), "--nodes", str(args.nodes), "--sync", sync, *rest]
+                with workers(args.nodes):
+                    row(str(mbit or "-"), args.nodes, sync, in_namespace(0), inside)
+
+
+def row(mbit: str, nodes: int, sync: str, prefix: Sequence[str], arguments: Sequence[str]) -> None:
+    """Measure in a process of its own and print it."""
+    command = [*prefix, sys.executable, __file__, "--inside", *arguments]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=CHILD_S)
+    if done.returncode:
+        sys.exit(done.returncode)
+    print(f"| {mbit} | {nodes} | {sync} | {done.stdout.strip()} |", flush=True)
+
+
+def measure(path: Path, nodes: int, sync: str, n_prompt: int, n_tokens: int, repetitions: int) -> None:
+    """Be the root: print four columns."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    settings = RootSettings(
+        names=[f"worker{i}" for i in range(1, nodes)], sync=sync,  # type: ignore[arg-type]  # Plan.make checks
+        threads=1, max_seq_len=n_prompt + n_tokens + 1,
+    )  # fmt: skip
+    places = Endpoints([f"tcp://{address(0)}:5571"], [f"tcp://{address(0)}:5570"]) if nodes > 1 else None
+    tokens = np.random.default_rng(0).integers(3, 1000, n_prompt).tolist()
+    try:
+        with open_model(path) as model:
+            root = Root(context, model, settings, places)
+            root.form(time.monotonic() + FORM_S)
+            prompts = [evaluate(root, 0, tokens) for _ in range(repetitions + 1)][1:]  # the first one warms up
+            decoded = [evaluate(root, n_prompt + i, [5]) for i in range(n_tokens + 1)][1:]
+            root.close("measured")
+    except DllamaError as error:
+        sys.exit(str(error))
+    context.term()
+    speeds = [n_prompt / step.wall_s for step in prompts]
+    deviation = statistics.stdev(speeds) if len(speeds) > 1 else 0.0
+    print(
+        f"{statistics.mean(speeds):.1f} ± {deviation:.1f} | {waiting(prompts):.1%} | "
+        f"{n_tokens / sum(step.wall_s for step in decoded):.1f} | {waiting(decoded):.1%}"
+    )
+
+
+def evaluate(root: Root, start: int, tokens: list[int]) -> Timing:
+    """One step that wants the best candidate of its last row."""
+    return root.evaluate([Run(0, start, len(tokens))], tokens, [(len(tokens) - 1, 0.0)], 1)[1]
+
+
+def waiting(steps: Sequence[Timing]) -> float:
+    """The share of the time that the root waited."""
+    return sum(step.wait_s for step in steps) / sum(step.wall_s for step in steps)
+
+
+@contextmanager
+def workers(nodes: int) -> Iterator[None]:
+    """A worker in every namespace but the root's; ended, if the root has not told it to leave, when done."""
+    command = [sys.executable, "-m", "dllama_zmq", "worker", "--root", f"tcp://{address(0)}:5570", "-t", "1"]
+    with ExitStack() as stack:
+        for node in range(1, nodes):
+            worker = subprocess.Popen([*in_namespace(node), *command], stderr=subprocess.DEVNULL)
+            stack.callback(worker.wait, 10)
+            stack.callback(worker.terminate)
+        yield
+
+
+@contextmanager
+def network(nodes: int, mbit: int) -> Iterator[None]:
+    """A bridge, and a namespace with a link to it for each node."""
+    with ExitStack() as stack:
+        ip("link", "add", BRIDGE, "type", "bridge")
+        stack.callback(ip, "link", "del", BRIDGE)
+        ip("link", "set", BRIDGE, "up")
+        for node in range(nodes):
+            name, here, there = f"{NODE}{node}", f"{LINK}{node}", f"{LINK}{node}b"
+            ip("netns", "add", name)
+            stack.callback(ip, "netns", "del", name)
+            ip("link", "add", here, "type", "veth", "peer", "name", there)
+            stack.callback(ip, "link", "del", here)  # a namespace takes its end away some time after it is deleted
+            ip("link", "set", there, "netns", name)
+            ip("link", "set", here, "master", BRIDGE, "up")
+            ip("-n", name, "addr", "add", f"{address(node)}/24", "dev", there)
+            ip("-n", name, "link", "set", there, "up")
+            ip("-n", name, "link", "set", "lo", "up")
+            if mbit:
+                shape = ["root", "tbf", "rate", f"{mbit}mbit", "burst", "256kb", "latency", "200ms"]
+                run("tc", "qdisc", "add", "dev", here, *shape)
+                run("tc", "-n", name, "qdisc", "add", "dev", there, *shape)
+        yield
+
+
+def address(node: int) -> str:
+    """Of a node; these are for documentation (RFC 5737), so no real host has them."""
+    return f"192.0.2.{node + 1}"
+
+
+def in_namespace(node: int) -> list[str]:
+    """What to put before a command to run it there."""
+    return ["ip", "netns", "exec", f"{NODE}{node}"]
+
+
+def ip(*words: str) -> None:
+    run("ip", *words)
+
+
+def run(*words: str) -> None:
+    """A command that must work."""
+    done = subprocess.run(words, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(words)}: {done.stderr.strip()}")
+
+
+if __name__ == "__main__":
+    main()
