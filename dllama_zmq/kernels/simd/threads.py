@@ -50,9 +50,14 @@ _FIELD = (1 << 20) - 1
 
 @register_jitable
 def take_chunks(pool, own):
-    """Work until no chunk of the present job is left, thread `own`'s first."""
+    """Work until no chunk of the present job is left, thread `own`'s first.
+
+    What is done is told once a share: DONE is everybody's, and on its way from one core to another it holds up a stream
+    of weights (a quarter of the time, where the cores share no cache: tools/BENCHMARKS.md).
+    """
     n_threads = load_i64(pool + N_THREADS)
     for turn in range(n_threads):
+        n_done = 0
         thread = own + turn
         if thread >= n_threads:
             thread -= n_threads
@@ -65,12 +70,14 @@ def take_chunks(pool, own):
             chunk = ticket & _FIELD
             if chunk >= (ticket >> 20) & _FIELD:
                 break
-            # The job cannot end before this chunk is done: its fields stay as they are.
+            # The job cannot end before this chunk is told to be done: its fields stay as they are.
             size = load_i64(pool + CHUNK)
             first = (thread * load_i64(pool + SHARE) + chunk) * size
             last = min(first + size, load_i64(pool + N_ITEMS))
             call_kernel(load_i64(pool + KERNEL), load_i64(pool + JOB), first, last)
-            add_shared(pool + DONE, 1)
+            n_done += 1
+        if n_done > 0:
+            add_shared(pool + DONE, n_done)
 
 
 @kernel
