@@ -9,6 +9,7 @@ from typing import TypeAlias
 from msgspec import Struct
 from threadpoolctl import threadpool_limits
 
+from dllama_zmq.bench.bandwidth import Reader
 from dllama_zmq.bench.blas import blas_macs_per_s, blas_name
 from dllama_zmq.bench.cases import Case
 from dllama_zmq.bench.host import n_cores
@@ -19,7 +20,7 @@ from dllama_zmq.bench.product import ReadAndProduct, read_and_multiply
 from dllama_zmq.bench.random_file import write_random
 from dllama_zmq.bench.teller import Tells
 from dllama_zmq.formats import open_model
-from dllama_zmq.kernels import KernelChoice, choose_kernels
+from dllama_zmq.kernels import KernelChoice, choose_kernels, compiled
 from dllama_zmq.root.root import DEFAULT_SEQ_LEN
 from dllama_zmq.spec import ModelSpec, Sync
 
@@ -92,6 +93,7 @@ def _measure(job: NodesJob, take: Callable[[Outcome], None], teller: Tells, inte
         running(job.nodes, model, job.sync, job.kernels, seq_len, job.profile, teller, interrupts) as root,
         interrupts.raised(),
     ):
-        bench = Bench(root, teller, str(job.nodes))
+        own = compiled(root.kernels) if job.nodes.n_nodes == 1 else None
+        bench = Bench(root, teller, str(job.nodes), Reader(job.nodes.all_threads, own))
         for case in job.cases:
             take(CaseDone(bench.run(case, job.repetitions)))

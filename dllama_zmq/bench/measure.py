@@ -7,9 +7,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
+from statistics import mean
 
 from numpy.random import default_rng
 
+from dllama_zmq.bench.bandwidth import Reader
 from dllama_zmq.bench.cases import Case, prompt_steps
 from dllama_zmq.bench.teller import Tells
 from dllama_zmq.kernels.profiled import Profiled
@@ -17,26 +19,36 @@ from dllama_zmq.models import Run
 from dllama_zmq.root.root import Root, Timing
 
 _SEED = 0
+_PASSES = 2
+"""Over the reader's memory before a repetition; the better one counts."""
+_READ_EVERY_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
     """Seconds of every repetition of a case, and the root's figures of all of them together.
 
+    read_bytes_per_s: what the threads of all nodes read, in the mean of readings between the repetitions.
     kernels: seconds and calls of each of the root's kernels, where it counts them.
     """
 
     case: Case
     seconds: tuple[float, ...]
     timing: Timing
+    read_bytes_per_s: float
     kernels: dict[str, tuple[float, int]] | None = None
 
 
 class Bench:
-    """Cases on one root, one after another; the cache keeps what they leave in it."""
+    """Cases on one root, one after another; the cache keeps what they leave in it.
 
-    def __init__(self, root: Root, teller: Tells, title: str) -> None:
+    reader: with as many threads as all nodes have. It reads by turns with what is measured, because a machine's
+    bandwidth may be another one a minute later (tools/BENCHMARKS.md).
+    """
+
+    def __init__(self, root: Root, teller: Tells, title: str, reader: Reader) -> None:
         self._root = root
+        self._reader = reader
         self._teller = teller
         self._title = title
         self._rng = default_rng(_SEED)
@@ -56,10 +68,15 @@ class Bench:
         if profiled is not None:
             profiled.reset()
         seconds: list[float] = []
+        reads_s: list[float] = []
+        next_read = 0.0
         timings: list[Timing] = []
         for i in range(repetitions):
             speed = f", {case.n_tokens / seconds[-1]:.2f} tokens/s in the last" if seconds else ""
             self._teller.now(f"{what}, repetition {i + 1} of {repetitions}{speed}")
+            if time.monotonic() >= next_read:
+                reads_s.append(min(self._reader.pass_s() for _ in range(_PASSES)))
+                next_read = time.monotonic() + _READ_EVERY_S
             took_s, timing = self._evaluate(case.steps())
             seconds.append(took_s)
             timings.append(timing)
@@ -68,7 +85,8 @@ class Bench:
         if profiled is not None:
             calls = profiled.calls
             spent = {name: (its_seconds, calls[name]) for name, its_seconds in profiled.seconds.items()}
-        return Measured(case, tuple(seconds), reduce(add, timings), spent)
+        read = self._reader.n_bytes * mean(1 / s for s in reads_s)
+        return Measured(case, tuple(seconds), reduce(add, timings), read, spent)
 
     def _fill(self, depth: int, what: str) -> None:
         """Make the cache hold at least `depth` positions; what they hold does not change what a step takes."""

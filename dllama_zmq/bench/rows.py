@@ -83,7 +83,7 @@ class Row(Struct, frozen=True, kw_only=True, omit_defaults=True):
     weight_bytes_per_token: float
     macs_per_token: float
     read_gb_per_s: float
-    """With as many threads as all nodes have, by the loops of `read_by`."""
+    """With as many threads as all nodes have, by the loops of `read_by`, by turns with the repetitions."""
     read_by: str
     blas_gmac_per_s: float
     model: str
@@ -109,6 +109,7 @@ class _Speed:
 
     tokens_per_s: float
     samples: list[float]
+    read_bytes_per_s: float
     weight_bytes: float
     macs: float
     kb: float = 0.0
@@ -123,6 +124,7 @@ def make_row(facts: Facts, nodes: Nodes, measured: Measured) -> Row:
     speed = _Speed(
         tokens_per_s=statistics.mean(speeds),
         samples=speeds,
+        read_bytes_per_s=measured.read_bytes_per_s,
         weight_bytes=needed.weight_bytes / n_tokens,
         macs=needed.macs / n_tokens,
         kb=(timing.sent_bytes + timing.received_bytes) / (n_tokens * len(speeds)) / 1024,
@@ -134,8 +136,9 @@ def make_row(facts: Facts, nodes: Nodes, measured: Measured) -> Row:
 
 def make_product_row(facts: Facts, threads: int) -> Row:
     """The row of the matrix-vector product alone, on `threads` threads."""
-    samples = list(facts.baselines[threads].products_per_s)
-    speed = _Speed(max(samples), samples, WEIGHT_BYTES, ROWS * COLUMNS)
+    baseline = facts.baselines[threads]
+    samples = list(baseline.products_per_s)
+    speed = _Speed(max(samples), samples, baseline.read_bytes_per_s, WEIGHT_BYTES, ROWS * COLUMNS)
     return _row(facts, Nodes(1, threads), NAME, (0, 0), 0, speed, None)
 
 
@@ -156,13 +159,13 @@ def _row(
         samples_tokens_per_s=speed.samples,
         repetitions=len(speed.samples),
         gb_per_s=bytes_per_s / 1e9,
-        pct_of_read_bandwidth=100 * bytes_per_s / baseline.read_bytes_per_s,
+        pct_of_read_bandwidth=100 * bytes_per_s / speed.read_bytes_per_s,
         gmac_per_s=speed.macs * speed.tokens_per_s / 1e9,
         kb_per_token=speed.kb,
         wait_share=speed.wait_share,
         weight_bytes_per_token=speed.weight_bytes,
         macs_per_token=speed.macs,
-        read_gb_per_s=baseline.read_bytes_per_s / 1e9,
+        read_gb_per_s=speed.read_bytes_per_s / 1e9,
         read_by=baseline.read_by,
         blas_gmac_per_s=baseline.blas_macs_per_s / 1e9,
         model=facts.model,

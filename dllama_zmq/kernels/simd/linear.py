@@ -40,8 +40,8 @@ _NORM_X, _NORM_OUT = layout.NORM_X // 8, layout.NORM_OUT // 8
 _WIRE = {AS_F16: FloatType.F16, AS_Q80: FloatType.Q80}
 """The types of results that are no f32."""
 _CHUNK_BYTES = 512 * 1024
-"""Weights that one thread takes at a time: so many that the stop before the next ones, which breaks its stream off, costs
-little, and so few that all end together."""
+"""Weights that one thread takes at a time: so many that the stop before the next ones, where its stream breaks off,
+costs little, and so few that all end together."""
 ALONE_TOKENS = 4
 """Up to so many tokens a norm, a rotation or a quantization is done by one thread: the others would come too late."""
 
