@@ -1,9 +1,9 @@
 """What a model asks of the other nodes, and how it is kept busy meanwhile.
 
-Between sending a partial sum and having the sum there is time: on Ethernet, with many tokens, as much as the products
-took. So the rows of a long step are two micro-batches (arXiv:1811.06965 has the word) that take turns: while the sums
-of one travel, the layers go over the other. On one node too, so that every product has the same shape on any number of
-nodes, and with it the same bits.
+Between sending a partial sum and having the sum there is time: on Ethernet, with many tokens, it can be as much as
+the products took. So the rows of a long step are two micro-batches (arXiv:1811.06965 has the word) that take turns:
+while the sums of one travel, the layers go over the other. On one node too, so that every product has the same shape
+on any number of nodes, and with it the same bits.
 """
 
 from __future__ import annotations

@@ -9,19 +9,23 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
+import msgspec
 import numpy as np
 import pytest
 import zmq
-from stranger import Stranger
+from stranger import Exit, Stranger
 
 from dllama_zmq.bus.links import Endpoints
 from dllama_zmq.cluster import Limits
 from dllama_zmq.formats import ModelFile
 from dllama_zmq.kernels import KernelChoice
 from dllama_zmq.quants import F32
+from dllama_zmq.root.delivery import Delivery
 from dllama_zmq.root.root import Root, RootSettings
+from dllama_zmq.sharding import Plan
+from dllama_zmq.spec import ModelSpec
 from dllama_zmq.worker import Worker, WorkerSettings
 
 FORM_S = 20.0
@@ -144,3 +148,60 @@ def form(root: Root, wait_s: float = FORM_S) -> None:
 def count(root: Root, kind: str) -> int:
     assert root.link is not None
     return sum(tally.messages for tally in root.link.meter.tallies() if tally.kind == kind)
+
+
+def plan_of(spec: ModelSpec, numbers: dict[str, Any] | None = None, **changes: Any) -> list[Any]:
+    """The fields of a plan for `spec` with some of its numbers, or of the plan's own, changed."""
+    plan = {
+        "spec": msgspec.to_builtins(spec) | (numbers or {}),
+        "nodes": 2,
+        "sync": "f32",
+        "kernels": "auto",
+        "kv": "f32",
+        "seq_len": spec.seq_len,
+        "slots": 1,
+        "step_s": 5.0,
+    }
+    return list((plan | changes).values())
+
+
+def pieces_of(model: ModelFile) -> list[tuple[list[Any], bytes]]:
+    """The weights of node 1 of 2, as `weights` messages."""
+    delivery, pieces = Delivery(model, Plan.make(model.spec, 2), 1), []
+    while (piece := delivery.next_piece()) is not None:
+        pieces.append(([piece[0].tensor, piece[0].offset, [["u8", 1, len(piece[1][0])]]], bytes(piece[1][0])))
+    return pieces
+
+
+class Keeps(Stranger):
+    """Keeps what it hears before its time for later."""
+
+    def __init__(self, context: Context, root: str) -> None:
+        super().__init__(context, root)
+        self.kept: list[tuple[str, list[Any], list[bytes]]] = []
+
+    def receive(self, wait_s: float) -> tuple[str, list[Any], list[bytes]] | None:
+        return self.kept.pop(0) if self.kept else super().receive(wait_s)
+
+    def hear_sum(self, stage: int) -> None:
+        """Wait until the root has published that sum."""
+        heard = super().receive(5.0)
+        while heard is not None:
+            self.kept.append(heard)
+            if heard[0] == "sum" and heard[1][:3] == [self.epoch, self.step, stage]:
+                return
+            heard = super().receive(5.0)
+        raise AssertionError(f"the root did not publish stage {stage}")
+
+
+class Vanishes(Stranger):
+    """Ends without a word instead of sending its part of a stage."""
+
+    def __init__(self, context: Context, root: str, at_stage: int) -> None:
+        super().__init__(context, root)
+        self._at_stage = at_stage
+
+    def send_part(self, kind: str, *fields: Any, arrays: tuple[bytes, ...]) -> None:
+        if fields[2] == self._at_stage:
+            raise Exit
+        super().send_part(kind, *fields, arrays=arrays)

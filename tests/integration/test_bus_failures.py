@@ -6,10 +6,10 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import msgpack
-import msgspec
 import numpy as np
 import pytest
 import zmq
@@ -17,20 +17,24 @@ from nodes import (
     BOTH_WAYS,
     FORM_S,
     Context,
+    Keeps,
     Relay,
     Relayed,
     Start,
     Thread,
     Transport,
+    Vanishes,
     a_root,
     a_worker,
     assert_are,
     count,
     form,
     inproc,
+    pieces_of,
+    plan_of,
     tcp,
 )
-from stranger import Again, Exit, RawRoot, Stranger
+from stranger import Again, RawRoot, Stranger
 from tiny import tiny_spec, write_tiny_model
 
 from dllama_zmq.bus.messages import Beacon
@@ -39,9 +43,7 @@ from dllama_zmq.formats import ModelFile
 from dllama_zmq.kernels import KernelChoice
 from dllama_zmq.models import Run
 from dllama_zmq.quants import F32
-from dllama_zmq.root.delivery import Delivery
 from dllama_zmq.root.root import Root, RootSettings
-from dllama_zmq.sharding import Plan
 from dllama_zmq.spec import FloatType
 from dllama_zmq.worker import Worker, WorkerSettings
 
@@ -160,24 +162,13 @@ def test_a_worker_that_hears_not_all_that_is_published_gets_it_again(
         assert count(root, "missed") == n_missed
 
 
-class HearsFirst(Stranger):
+class HearsFirst(Keeps):
     """Sends no partial sum before it has the root's."""
-
-    def __init__(self, context: Context, root: str) -> None:
-        super().__init__(context, root)
-        self.kept: list[tuple[str, list[Any], list[bytes]]] = []
 
     def send_part(self, kind: str, *fields: Any, arrays: tuple[bytes, ...]) -> None:
         if kind == "partial":
-            heard = self.receive(5.0)
-            while heard is not None and (heard[0] != "sum" or heard[1][:3] != list(fields[:3])):
-                heard = self.receive(5.0)
-            assert heard is not None, "the root waited for this worker's part"
-            self.kept.append(heard)
+            self.hear_sum(self.stage)
         super().send_part(kind, *fields, arrays=arrays)
-
-    def receive(self, wait_s: float) -> tuple[str, list[Any], list[bytes]] | None:
-        return self.kept.pop() if self.kept else super().receive(wait_s)
 
 
 @BOTH_WAYS
@@ -194,17 +185,6 @@ def test_the_root_of_a_pair_sends_its_part_without_waiting_for_the_workers(
 # --- workers that vanish, fail, answer wrongly or not at all ----------------------------------------------------------
 
 
-class Vanishes(Stranger):
-    """Ends without a word instead of sending its part of a stage."""
-
-    at_stage = 3
-
-    def send_part(self, kind: str, *fields: Any, arrays: tuple[bytes, ...]) -> None:
-        if fields[2] == self.at_stage:
-            raise Exit
-        super().send_part(kind, *fields, arrays=arrays)
-
-
 @pytest.mark.parametrize(
     ("stage", "where", "transport"),
     [(1, "layer 0, attention", inproc), (4, "layer 1, feed-forward", tcp), (5, "logits", inproc)],
@@ -215,9 +195,7 @@ def test_a_worker_that_vanishes_in_a_step_is_named_with_its_stage_and_can_be_rep
     expected: F32, start: Start,
 ) -> None:  # fmt: skip
     places = transport()
-    vanishes = Vanishes(context, places.replies[0])
-    vanishes.at_stage = stage
-    start(vanishes)
+    start(Vanishes(context, places.replies[0], at_stage=stage))
     with a_root(context, model, places, kernels=kernels) as root:
         form(root)
         begun = time.monotonic()
@@ -485,21 +463,7 @@ def test_a_worker_of_a_foreign_name_ends_and_says_which_names_there_are(
 # --- a worker and a root that talks nonsense --------------------------------------------------------------------------
 
 
-def plan_fields(spec: dict[str, Any] | None = None, **changes: Any) -> list[Any]:
-    """The fields of a plan for SPEC with some of its numbers, or of the plan's own, changed."""
-    numbers = msgspec.to_builtins(SPEC) | (spec or {})
-    plan = {
-        "spec": numbers,
-        "nodes": 2,
-        "sync": "f32",
-        "kernels": "auto",
-        "kv": "f32",
-        "seq_len": 64,
-        "slots": 1,
-        "step_s": 5.0,
-    }
-    return list((plan | changes).values())
-
+plan_fields = partial(plan_of, SPEC)
 
 ABSURD = {
     "a width beyond all bounds": plan_fields({"dim": 1 << 40}),
@@ -561,14 +525,6 @@ def test_addresses_that_are_none_in_a_welcome_send_the_worker_back_to_its_root(c
             identity, _, _ = root.hear("join")
             root.say(identity, "welcome", 1, "worker1", steps, replies)
         root.hear("join")
-
-
-def pieces_of(model: ModelFile) -> list[tuple[list[Any], bytes]]:
-    """The weights of node 1 of 2, as `weights` messages."""
-    delivery, pieces = Delivery(model, Plan.make(SPEC, 2), 1), []
-    while (piece := delivery.next_piece()) is not None:
-        pieces.append(([piece[0].tensor, piece[0].offset, [["u8", 1, len(piece[1][0])]]], bytes(piece[1][0])))
-    return pieces
 
 
 def step_fields(number: int, runs: list[list[int]], rows: int = 1, wanted: Sequence[list[Any]] = ()) -> list[Any]:

@@ -13,17 +13,21 @@ import zmq
 from nodes import (
     BOTH_WAYS,
     Context,
+    Keeps,
     Relay,
     Relayed,
     Start,
+    Vanishes,
     a_root,
     a_worker,
     assert_are,
     count,
     form,
     inproc,
+    pieces_of,
+    plan_of,
 )
-from stranger import Exit, RawRoot, Stranger
+from stranger import RawRoot, Stranger
 from tiny import tiny_spec, write_tiny_model
 
 from dllama_zmq.errors import WorkerLost
@@ -31,9 +35,7 @@ from dllama_zmq.formats import ModelFile
 from dllama_zmq.kernels import KernelChoice
 from dllama_zmq.models import Run
 from dllama_zmq.quants import F32
-from dllama_zmq.root.delivery import Delivery
 from dllama_zmq.root.root import Root, RootSettings
-from dllama_zmq.sharding import Plan
 from dllama_zmq.spec import FloatType
 
 SPEC = tiny_spec(dim=128, hidden_dim=256, n_heads=8, seq_len=128, weight_type=FloatType.Q40)
@@ -75,27 +77,6 @@ def test_two_micro_batches_give_the_logits_of_two_tokens_at_a_time(
     with a_root(context, model, places, n_workers=n_nodes - 1, kernels=kernels) as root:
         form(root)
         assert_are(logits(root), expected, kernels)
-
-
-class Keeps(Stranger):
-    """Keeps what it hears before its time for later."""
-
-    def __init__(self, context: Context, root: str, name: str = "") -> None:
-        super().__init__(context, root, name)
-        self.kept: list[tuple[str, list[Any], list[bytes]]] = []
-
-    def receive(self, wait_s: float) -> tuple[str, list[Any], list[bytes]] | None:
-        return self.kept.pop(0) if self.kept else super().receive(wait_s)
-
-    def hear_sum(self, stage: int) -> None:
-        """Wait until the root has published that sum."""
-        heard = super().receive(5.0)
-        while heard is not None:
-            self.kept.append(heard)
-            if heard[0] == "sum" and heard[1][2] == stage:
-                return
-            heard = super().receive(5.0)
-        raise AssertionError(f"the root did not publish stage {stage}")
 
 
 class HearsTheNextFirst(Keeps):
@@ -162,12 +143,8 @@ def test_a_worker_computes_the_second_while_the_sums_of_the_first_travel(
 ) -> None:
     places = inproc()
     start(a_worker(context, places, spin_s=0.0 if kernels == "numpy" else 1e-3))
-    plan = Plan.make(SPEC, 2)
-    delivery, pieces = Delivery(model, plan, 1), []
-    while (piece := delivery.next_piece()) is not None:
-        pieces.append(([piece[0].tensor, piece[0].offset, [["u8", 1, len(piece[1][0])]]], bytes(piece[1][0])))
     with RawRoot(context, places.replies[0], places.steps[0]) as root:
-        root.take_in(plan_fields(kernels), pieces)
+        root.take_in(plan_of(SPEC, kernels=kernels, kv="f16", step_s=20.0), pieces_of(model))
         x = bytes(4 * SPEC.dim * N_ROWS)
         root.publish("step", 1, 1, [[0, 0, N_ROWS]], [], 1, [["f32", N_ROWS, SPEC.dim]], arrays=(x,))
         for stage in range(1, N_STAGES, 2):
@@ -178,14 +155,6 @@ def test_a_worker_computes_the_second_while_the_sums_of_the_first_travel(
             for heard in (first, second):
                 root.publish("sum", *heard[1], arrays=tuple(heard[2]))
         assert root.hear("candidates")[1][:3] == [1, 1, N_STAGES + 1]
-
-
-def plan_fields(kernels: KernelChoice) -> list[Any]:
-    rope = {"theta": SPEC.rope.theta, "layout": SPEC.rope.layout, "scaling": None}
-    names = ("arch", "dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "vocab_size", "seq_len")
-    spec = {name: getattr(SPEC, name) for name in names}
-    spec |= {"weight_type": int(SPEC.weight_type), "norm_eps": SPEC.norm_eps, "rope": rope}
-    return [spec, 2, "f32", kernels, "f16", SPEC.seq_len, 1, 20.0]
 
 
 @pytest.mark.parametrize("kind", ["worker", "stranger"])
@@ -219,15 +188,6 @@ def test_what_a_worker_does_not_hear_of_two_micro_batches_it_gets_again(
         assert count(root, "again") > 0
 
 
-class Vanishes(Stranger):
-    at_stage = 0
-
-    def send_part(self, kind: str, *fields: Any, arrays: tuple[bytes, ...]) -> None:
-        if self.stage == self.at_stage:
-            raise Exit
-        super().send_part(kind, *fields, arrays=arrays)
-
-
 @pytest.mark.parametrize(
     ("stage", "where"), [(2, "layer 0, attention"), (3, "layer 0, feed-forward"), (6, "layer 1, attention")]
 )
@@ -235,9 +195,7 @@ def test_the_layer_is_named_in_which_a_worker_vanishes_in_either_micro_batch(
     stage: int, where: str, context: Context, model: ModelFile, expected: F32, start: Start
 ) -> None:
     places = inproc()
-    vanishes = Vanishes(context, places.replies[0])
-    vanishes.at_stage = stage
-    start(vanishes)
+    start(Vanishes(context, places.replies[0], at_stage=stage))
     with a_root(context, model, places) as root:
         form(root)
         with pytest.raises(WorkerLost, match=rf"^worker1 was lost at step 1, {re.escape(where)}: "):

@@ -53,7 +53,7 @@ def take_chunks(pool, own):
     """Work until no chunk of the present job is left, thread `own`'s first.
 
     What is done is told once a share: DONE is everybody's, and on its way from one core to another it holds up a stream
-    of weights (a quarter of the time, where the cores share no cache: tools/BENCHMARKS.md).
+    of weights.
     """
     n_threads = load_i64(pool + N_THREADS)
     for turn in range(n_threads):
