@@ -28,6 +28,7 @@ from dllama_zmq.errors import DllamaError
 from dllama_zmq.formats import open_model
 from dllama_zmq.models import Run
 from dllama_zmq.root.root import Root, RootSettings, Timing
+from dllama_zmq.spec import SYNC_FLOAT, Sync
 
 BRIDGE, NODE, LINK = "dzbridge", "dznode", "dzlink"
 FORM_S, CHILD_S = 120.0, 600.0
@@ -38,8 +39,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--nodes", type=int, default=2)
-    parser.add_argument("--mbit", default="1000,100", help="comma-separated; 0 is as fast as it goes")
-    parser.add_argument("--sync", default="f32,q80", help="comma-separated")
+    parser.add_argument("--mbit", type=speeds, default=[1000, 100], help="comma-separated; 0 is as fast as it goes")
+    parser.add_argument("--sync", type=syncs, default=["f32", "q80"], help="comma-separated")
     parser.add_argument("-p", "--prompt", type=int, default=128)
     parser.add_argument("-n", "--tokens", type=int, default=16)
     parser.add_argument("-r", "--repetitions", type=int, default=4)
@@ -48,7 +49,7 @@ def main() -> None:
     )  # this process is in node 0's namespace
     args = parser.parse_args()
     if args.inside:
-        measure(args.model, args.nodes, args.sync, args.prompt, args.tokens, args.repetitions)
+        measure(args.model, args.nodes, args.sync[0], args.prompt, args.tokens, args.repetitions)
         return
     lacking = [tool for tool in ("ip", "tc") if shutil.which(tool) is None]
     if os.geteuid() != 0 or lacking:
@@ -59,12 +60,29 @@ def main() -> None:
     print("| ---: | ---: | --- | ---: | ---: | ---: | ---: |", flush=True)
     rest = ["-p", str(args.prompt), "-n", str(args.tokens), "-r", str(args.repetitions)]
     row("", 1, "", [], [str(args.model), "--nodes", "1", "--sync", "f32", *rest])
-    for mbit in map(int, args.mbit.split(",")):
+    for mbit in args.mbit:
         with network(args.nodes, mbit):
-            for sync in args.sync.split(","):
+            for sync in args.sync:
                 inside = [str(args.model), "--nodes", str(args.nodes), "--sync", sync, *rest]
                 with workers(args.nodes):
                     row(str(mbit or "-"), args.nodes, sync, in_namespace(0), inside)
+
+
+def speeds(text: str) -> list[int]:
+    """Mbit/s; argparse says what is wrong."""
+    numbers = [int(part) for part in text.split(",")]
+    if min(numbers) < 0:
+        raise ValueError(text)
+    return numbers
+
+
+def syncs(text: str) -> list[Sync]:
+    """Types of activations; argparse says what is wrong."""
+    by_name: dict[str, Sync] = {sync: sync for sync in SYNC_FLOAT}
+    try:
+        return [by_name[name] for name in text.split(",")]
+    except KeyError as error:
+        raise argparse.ArgumentTypeError(f"{error} is none of {', '.join(by_name)}") from None
 
 
 def row(mbit: str, nodes: int, sync: str, prefix: Sequence[str], arguments: Sequence[str]) -> None:
@@ -76,11 +94,11 @@ def row(mbit: str, nodes: int, sync: str, prefix: Sequence[str], arguments: Sequ
     print(f"| {mbit} | {nodes} | {sync} | {done.stdout.strip()} |", flush=True)
 
 
-def measure(path: Path, nodes: int, sync: str, n_prompt: int, n_tokens: int, repetitions: int) -> None:
+def measure(path: Path, nodes: int, sync: Sync, n_prompt: int, n_tokens: int, repetitions: int) -> None:
     """Be the root: print four columns."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     settings = RootSettings(
-        names=[f"worker{i}" for i in range(1, nodes)], sync=sync,  # type: ignore[arg-type]  # Plan.make checks
+        names=[f"worker{i}" for i in range(1, nodes)], sync=sync,
         threads=1, max_seq_len=n_prompt + n_tokens + 1,
     )  # fmt: skip
     places = Endpoints([f"tcp://{address(0)}:5571"], [f"tcp://{address(0)}:5570"]) if nodes > 1 else None
