@@ -18,7 +18,7 @@ from dllama_zmq.errors import ProtocolError
 from dllama_zmq.quants import F32, U8, dequantize, quantize
 from dllama_zmq.spec import FloatType
 
-PROTOCOL = 4
+PROTOCOL = 5
 MAX_HEADER_BYTES = 1024 * 1024
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 """ZMQ_MAXMSGSIZE of every socket that a peer can send arrays to: 64 tokens of a width of 2^18 in f32."""

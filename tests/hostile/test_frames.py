@@ -16,6 +16,7 @@ import msgpack
 import msgspec
 import pytest
 import zmq
+from any_message import structs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from integration.stranger import RawRoot, Stranger
@@ -25,7 +26,7 @@ from dllama_zmq import Client
 from dllama_zmq.bus import sockets
 from dllama_zmq.bus.client_messages import FROM_CLIENT, TO_CLIENT, Piece, Queued
 from dllama_zmq.bus.links import Endpoints
-from dllama_zmq.bus.messages import TO_ROOT, TO_WORKER
+from dllama_zmq.bus.messages import PROTOCOL, TO_ROOT, TO_WORKER, Kinds, decode, encode
 from dllama_zmq.cluster import Limits
 from dllama_zmq.errors import DllamaError, ProtocolError
 from dllama_zmq.formats import ModelFile, read_tokenizer, write_t
@@ -46,6 +47,8 @@ Frames: TypeAlias = Sequence[bytes]
 # --- bytes to send ----------------------------------------------------------------------------------------------------
 
 KINDS = sorted({*TO_WORKER, *TO_ROOT, *FROM_CLIENT, *TO_CLIENT})
+ENDS = ("stop", "bye", "refuse", "welcome")  # they rightly end what their receiver does
+VERSION = msgpack.packb(PROTOCOL)  # as every header has it, after the byte of the array
 LENGTHS = [0, 1, 33, 128, 1 << 31, (1 << 62) + 1, (1 << 64) - 1]
 numbers = st.integers(-2, 300) | st.sampled_from(LENGTHS) | st.floats() | st.booleans() | st.none()
 heads = st.lists(
@@ -60,10 +63,10 @@ DEEP = b"\x91" * 990 + b"\x01"
 HUGE_LENGTHS = [
     b"\xdd\xff\xff\xff\xff",
     b"\xdf\xff\xff\xff\xff",
-    b"\x93\x02\xa6beacon\xdb\xff\xff\xff\xff",
+    b"\x93" + VERSION + b"\xa6beacon\xdb\xff\xff\xff\xff",
     DEEP,
     b"\x92" + DEEP + b"\xa4join",
-    b"\x9a\x02\xa4plan\x81\xa1x" + DEEP + b"\x02\xa3f32\xa4auto\xa3f16\x01\x01\xcb" + bytes(8),
+    b"\x9a" + VERSION + b"\xa4plan\x81\xa1x" + DEEP + b"\x02\xa3f32\xa4auto\xa3f16\x01\x01\xcb" + bytes(8),
     bytes(2 << 20),
 ]
 
@@ -71,8 +74,25 @@ HUGE_LENGTHS = [
 @st.composite
 def headers(draw: st.DrawFn) -> bytes:
     """A header that has much of a message's form: any kind but those that rightly end something, any fields."""
-    kind = draw(st.sampled_from([kind for kind in KINDS if kind not in ("stop", "bye")]))
-    return bytes(msgpack.packb([draw(st.sampled_from([1, 1, 1, 1, 0, 2, True])), kind, *draw(fields)]))
+    kind = draw(st.sampled_from([kind for kind in KINDS if kind not in ENDS]))
+    protocol = draw(st.sampled_from([PROTOCOL] * 4 + [PROTOCOL - 1, PROTOCOL + 1, True]))
+    return bytes(msgpack.packb([protocol, kind, *draw(fields)]))
+
+
+@st.composite
+def messages(draw: st.DrawFn, kinds: Kinds) -> list[bytes]:
+    """A message with fields as agreed, now and then with a frame too many; of any kind but those that end something."""
+    message = draw(structs(kinds[draw(st.sampled_from([kind for kind in kinds if kind not in ENDS]))]))
+    arrays = [bytes(head.nbytes) for head in getattr(message, "arrays", [])]
+    return [bytes(frame) for frame in encode(message, arrays)] + draw(st.sampled_from([[], [], [], [b"one too many"]]))
+
+
+def understood(frames: Frames, kinds: Kinds) -> bool:
+    try:
+        decode(frames, kinds)
+    except ProtocolError:
+        return False
+    return True
 
 
 hostile = st.lists(st.binary(max_size=64) | headers() | st.sampled_from(HUGE_LENGTHS), min_size=1, max_size=4)
@@ -191,13 +211,18 @@ def test_a_root_answers_rightly_after_any_frames_to_any_of_its_sockets(
     link: str, kind: int, cluster: Living, outside: Context
 ) -> None:
     peer = connected(outside, kind, cluster.addresses[link])
+    kinds = FROM_CLIENT if link == "clients" else TO_ROOT
+    n_understood = 0
 
     @few
-    @given(frames=hostile)
+    @given(frames=hostile | messages(kinds))
     def send(frames: Frames) -> None:
+        nonlocal n_understood
+        n_understood += understood(frames, kinds)
         peer.send_multipart(frames)
 
     send()
+    assert n_understood >= 5
     for header in HUGE_LENGTHS:
         peer.send_multipart([header])
     cluster.answers_as_before()
@@ -208,7 +233,7 @@ def test_a_root_answers_rightly_after_any_frames_to_any_of_its_sockets(
 def test_a_root_answers_rightly_while_frames_come_without_an_end(cluster: Living, outside: Context) -> None:
     peers = [connected(outside, zmq.DEALER, cluster.addresses[link]) for link in ("replies", "clients")]
     noise, stopped = random.Random(1), threading.Event()
-    join = msgpack.packb([2, "join", "worker1", "host", 1, "0"])
+    join = msgpack.packb([PROTOCOL, "join", "worker1", "host", 1, "0"])
 
     def talk() -> None:
         while not stopped.wait(0.001):
@@ -293,7 +318,7 @@ class Noisy(Stranger):
         kinds = [kind for kind in KINDS if kind not in ("join", "fault")]  # these rightly end the step
         for _ in range(5):
             values = [noise.choice([0, 1, -1, 1 << 40, "", None, [], {}, 0.5, [["f32", 1, 1]]]) for _ in range(6)]
-            header = msgpack.packb([2, noise.choice(kinds), *values[: noise.randrange(7)]])
+            header = msgpack.packb([PROTOCOL, noise.choice(kinds), *values[: noise.randrange(7)]])
             self.dealer.send_multipart([header, *(noise.randbytes(4) for _ in range(noise.randrange(3)))])
             self.dealer.send_multipart([noise.randbytes(noise.randrange(1, 60))])
         for header in HUGE_LENGTHS:
@@ -324,9 +349,13 @@ def test_a_worker_serves_a_real_root_after_any_frames_to_any_of_its_sockets(mode
         raw.stays = True
         identity = raw.take_in(plan(), pieces(model))
 
+        n_understood = 0
+
         @few
-        @given(frames=hostile)
+        @given(frames=hostile | messages(TO_WORKER))
         def send(frames: Frames) -> None:
+            nonlocal n_understood
+            n_understood += understood(frames, TO_WORKER)
             raw.router.send_multipart([identity, *frames])
             raw.pub.send_multipart(frames)
 
@@ -341,6 +370,7 @@ def test_a_worker_serves_a_real_root_after_any_frames_to_any_of_its_sockets(mode
 
         send()
         send_steps()
+        assert n_understood >= 5
         for header in HUGE_LENGTHS:
             raw.router.send_multipart([identity, header])
             raw.pub.send_multipart([header])
@@ -392,7 +422,7 @@ def test_a_client_meets_any_frames_with_an_error_of_ours(frames: Frames, outside
         assert false_root.poll(5000)
         client = false_root.recv_multipart()[0]
         false_root.send_multipart([client, *frames])
-        false_root.send_multipart([client, msgpack.packb([2, "error", 0, "RequestError", "the end"])])
+        false_root.send_multipart([client, msgpack.packb([PROTOCOL, "error", 0, "RequestError", "the end"])])
 
     thread = threading.Thread(target=answer, daemon=True)
     thread.start()
@@ -402,7 +432,10 @@ def test_a_client_meets_any_frames_with_an_error_of_ours(frames: Frames, outside
     false_root.close(linger=0)
 
 
-@pytest.mark.parametrize("frame", [b"", b"garbage", b"\x93\x02\xa6queued\x01", b"\x93\x02\xa4step\x01", *HUGE_LENGTHS])
+@pytest.mark.parametrize(
+    "frame",
+    [b"", b"garbage", b"\x93" + VERSION + b"\xa6queued\x01", b"\x93" + VERSION + b"\xa4step\x01", *HUGE_LENGTHS],
+)
 def test_garbage_from_a_root_is_a_protocol_error_on_the_client(frame: bytes, outside: Context) -> None:
     false_root = outside.socket(zmq.ROUTER)
     address = f"tcp://127.0.0.1:{false_root.bind_to_random_port('tcp://127.0.0.1')}"

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 import secrets
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import msgpack
 import numpy as np
 import zmq
 
-PROTOCOL = 4
+_PAGE = Path(__file__).parents[2] / "dllama_zmq" / "bus" / "PROTOCOL.md"
+PROTOCOL = int(re.findall(r"^Protocol \*\*(\d+)\*\*", _PAGE.read_text(), re.MULTILINE)[0])
 BLOCK = {0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 34)}  # §6: values and bytes of a block, by weight_type
 F32, F16, Q40, Q80 = range(4)
 
