@@ -15,12 +15,16 @@ Whole = Annotated[int, msgspec.Meta(ge=-(1 << 62), le=1 << 62)]
 
 
 class Figures(msgspec.Struct, frozen=True, array_like=True):
-    """One step as the root saw it: seconds of wall clock and of waiting for others, payload bytes out and in."""
+    """One step as the root saw it: seconds of wall clock and of waiting for others, payload bytes out and in.
+
+    waited_for_s: for each node that came last at some stage, the seconds that it made the others wait.
+    """
 
     wall_s: Seconds
     wait_s: Seconds
     sent_bytes: Big
     received_bytes: Big
+    waited_for_s: dict[Name, Seconds]
 
 
 # --- client to root -------------------------------------------------------------------------------------------------
@@ -112,7 +116,11 @@ class Error(Message, frozen=True):
 
 
 class NodeStatus(msgspec.Struct, frozen=True):
-    """One node, for people and tables. Seconds are sums over the steps of each phase."""
+    """One node, for people and tables. Maps are seconds, sums over the steps of each phase.
+
+    compute_s: computing. wait_s: waiting for others. waited_for_s: the others waited, for this node came last.
+    link_s: the part of that which its computing does not explain: its link, or its system.
+    """
 
     name: str
     state: str
@@ -125,6 +133,8 @@ class NodeStatus(msgspec.Struct, frozen=True):
     seconds: float
     compute_s: dict[str, float]
     wait_s: dict[str, float]
+    waited_for_s: dict[str, float]
+    link_s: dict[str, float]
 
 
 class TrafficRow(msgspec.Struct, frozen=True):

@@ -79,7 +79,8 @@ class _Begun:
 class StarRoot:
     """The root's side. `backlog` keeps what arrives during a step and is for whoever runs the cluster.
 
-    wait_s: seconds that the root has waited for the others, all steps together.
+    wait_s: seconds that the root has waited for the others, all steps together. waited_for_s: the same by worker; each
+    wait counts for the worker whose answer ended it.
     """
 
     def __init__(self, link: RootLink, roster: Roster, kernels: Kernels, sync: Sync, step_s: float) -> None:
@@ -100,6 +101,7 @@ class StarRoot:
         self._trade_epoch = -1
         self.backlog: list[tuple[bytes, Message, list[Frame]]] = []
         self.wait_s = 0.0
+        self.waited_for_s = dict.fromkeys(self._names, 0.0)
 
     def begin(self, runs: Sequence[tuple[int, int, int]], wanted: Sequence[Want], k: int, x: F32) -> F32:
         """Publish a step; returns x (T, D) as every node sees it.
@@ -129,8 +131,10 @@ class StarRoot:
         parts, other = self._trade.parts, self._trade.others()
         missing = [node for node, part in zip(self._nodes, parts, strict=True) if part is None]
         if missing:
-            for late in self._collect(self._gather(Partial, missing), other):
+            for late in self._collect(self._gather(Partial, missing), other, self._trade.waited_s):
                 parts[late.node - 1] = self._read(late, len(own))
+        else:
+            self._count_wait(self._nodes[self._trade.last], self._trade.waited_s)
         wire, total = self._add_up(own, [part for part in parts if part is not None])
         if wire is not None:
             header = self._sum_header(self._stage)
@@ -189,7 +193,8 @@ class StarRoot:
         """The sum, or None where there is something left to do for it."""
         header, expected = self._sum_header(self._stage), self._partial_header(self._stage)
         total = trade(header, own, expected)
-        self.wait_s += trade.waited_s
+        if total is not None:
+            self._count_wait(self._nodes[trade.last], trade.waited_s)
         for tally, came in zip(self._received, trade.came, strict=True):
             if came:
                 tally.add_array(len(expected), own.nbytes)
@@ -227,8 +232,8 @@ class StarRoot:
         """For the parts of these workers of the present stage."""
         return Gather(kind, self._roster.epoch, self._step, self._stage, nodes)
 
-    def _collect(self, gather: Gather, frames: Sequence[Frame] | None = None) -> list[Part]:
-        """All parts of `gather`, in node order. `frames`: a message that has been received.
+    def _collect(self, gather: Gather, frames: Sequence[Frame] | None = None, waited_s: float = 0.0) -> list[Part]:
+        """All parts of `gather`, in node order. `frames`: a message received before. `waited_s`: the wait before.
 
         Raises WorkerLost, RemoteError.
         """
@@ -247,8 +252,13 @@ class StarRoot:
             arrived = self._link.receive(min(next_ping, deadline))
             if arrived is not None:
                 self._take(gather, *arrived)
-        self.wait_s += time.monotonic() - start
+        self._count_wait(gather.last, waited_s + time.monotonic() - start)
         return gather.in_node_order()
+
+    def _count_wait(self, node: int, seconds: float) -> None:
+        """The root has waited for `seconds`, and the answer of worker `node` ended it."""
+        self.wait_s += seconds
+        self.waited_for_s[self.name(node)] += seconds
 
     def _take(self, gather: Gather, identity: bytes, message: Message, frames: list[Frame]) -> None:
         """A message that came while `gather` is waited for."""

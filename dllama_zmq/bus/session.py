@@ -15,6 +15,9 @@ from dataclasses import dataclass, field
 
 from dllama_zmq.bus.messages import Candidates, Frame, Join, Partial, Refuse
 
+ROOT = "root"
+"""The name of node 0."""
+
 
 class State(enum.Enum):
     """How far a worker is; the values are shown to people."""
@@ -127,6 +130,8 @@ class Gather:
         self._key = (epoch, step, stage)
         self._missing = set(nodes)
         self._parts: dict[int, Part] = {}
+        self.last = 0
+        """The node whose part was taken last; 0 before there is one."""
 
     @property
     def missing(self) -> list[int]:
@@ -140,6 +145,7 @@ class Gather:
             return False
         self._missing.remove(node)
         self._parts[node] = Part(node, message, frames)
+        self.last = node
         return True
 
     def in_node_order(self) -> list[Part]:

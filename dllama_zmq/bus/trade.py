@@ -40,8 +40,8 @@ _HEAD_BYTES, _BODY, _BODY_BYTES, _FROM, _EXPECTED_BYTES, _PART_BYTES, _N_LEFT, _
         layout.N_LEFT, layout.N_FRAMES,
     )
 )  # fmt: skip
-_WAITED_NS, _BUSY_NS, _STATUS, _ADD, _LATE = (
-    place // 8 for place in (layout.WAITED_NS, layout.BUSY_NS, layout.STATUS, layout.ADD, layout.LATE)
+_WAITED_NS, _BUSY_NS, _STATUS, _ADD, _LATE, _LAST = (
+    place // 8 for place in (layout.WAITED_NS, layout.BUSY_NS, layout.STATUS, layout.ADD, layout.LATE, layout.LAST)
 )
 _WIRE, _OUT = layout.ADD_WIRE // 8, layout.ADD_OUT // 8
 
@@ -187,6 +187,11 @@ class Trade:
     def parts(self) -> list[U8 | None]:
         """What the last call took of each peer, good until the next one; None where nothing came."""
         return [part if came else None for part, came in zip(self._parts, self.came, strict=True)]
+
+    @property
+    def last(self) -> int:
+        """The peer, counted from 0, whose part the last call took last; any, where it took none."""
+        return self._job[_LAST]
 
     @property
     def came(self) -> list[int]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from dllama_zmq.bus.client_messages import TrafficRow
 from dllama_zmq.bus.meter import Meter, Phase
+from dllama_zmq.bus.session import ROOT
 from dllama_zmq.root.prediction import Predicted, StepKind, as_wide_as, predict_more, predict_step
 from dllama_zmq.sharding import Plan
 from dllama_zmq.spec import Sync
@@ -24,6 +25,8 @@ class Ledger:
         self.sampled: Counter[str] = Counter()
         self.compute_s: dict[str, dict[str, float]] = {}
         self.wait_s: dict[str, dict[str, float]] = {}
+        self.waited_for_s: dict[str, dict[str, float]] = {}
+        self.link_s: dict[str, dict[str, float]] = {}
         self._predicted: Counter[tuple[str, str, str, str]] = Counter()
 
     def add_step(self, phase: Phase, n_tokens: int, n_sampled: int, k: int) -> None:
@@ -39,9 +42,24 @@ class Ledger:
         spec, step = self._plan.spec, self._step()
         self._predict(phase, lambda vocab_rows: predict_more(spec, n_tokens, vocab_rows, n_sampled, k, step))
 
-    def add_times(self, phase: Phase, compute_s: dict[str, float], wait_s: dict[str, float]) -> None:
-        """Seconds of one step, by node."""
-        for sums, step in ((self.compute_s, compute_s), (self.wait_s, wait_s)):
+    def add_times(
+        self, phase: Phase, compute_s: dict[str, float], wait_s: dict[str, float], waited_for_s: dict[str, float]
+    ) -> None:
+        """Seconds of one step, by node.
+
+        A worker that computes longer than the root makes it wait; `link_s` is the wait for it beyond that.
+        """
+        root_s = compute_s[ROOT]
+        link_s = {
+            name: max(0.0, seconds - max(0.0, compute_s[name] - root_s))
+            for name, seconds in waited_for_s.items()
+            if name != ROOT
+        }
+        sums_of_step = (
+            (self.compute_s, compute_s), (self.wait_s, wait_s),
+            (self.waited_for_s, waited_for_s), (self.link_s, link_s),
+        )  # fmt: skip
+        for sums, step in sums_of_step:
             for name, seconds in step.items():
                 by_phase = sums.setdefault(name, {})
                 by_phase[phase] = by_phase.get(phase, 0.0) + seconds

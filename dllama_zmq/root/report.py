@@ -7,8 +7,8 @@ import time
 from dataclasses import dataclass, field
 
 from dllama_zmq.bus.client_messages import NodeStatus, Status
-from dllama_zmq.bus.session import State
-from dllama_zmq.root.root import N_SLOTS, ROOT, Root
+from dllama_zmq.bus.session import ROOT, State
+from dllama_zmq.root.root import N_SLOTS, Root
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,8 @@ def cluster_status(request_id: int, facts: ClusterFacts, root: Root, active: int
                 seconds=row.seconds,
                 compute_s=dict(ledger.compute_s.get(row.name, {})),
                 wait_s=dict(ledger.wait_s.get(row.name, {})),
+                waited_for_s=dict(ledger.waited_for_s.get(row.name, {})),
+                link_s=dict(ledger.link_s.get(row.name, {})),
             )
         )
     return Status(
@@ -76,4 +78,6 @@ def _root_node(root: Root) -> NodeStatus:
         seconds=0.0,
         compute_s=dict(root.ledger.compute_s.get(ROOT, {})),
         wait_s=dict(root.ledger.wait_s.get(ROOT, {})),
+        waited_for_s=dict(root.ledger.waited_for_s.get(ROOT, {})),
+        link_s={},
     )

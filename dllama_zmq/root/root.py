@@ -19,7 +19,8 @@ from dllama_zmq.bus.links import Endpoints, PeerGone, RootLink
 from dllama_zmq.bus.messages import Array, ArrayType, Bye, Candidates, Want, unpack
 from dllama_zmq.bus.messages import Plan as PlanMessage
 from dllama_zmq.bus.meter import Phase
-from dllama_zmq.bus.session import Part, Roster, State
+from dllama_zmq.bus.session import ROOT, Part, Roster, State
+from dllama_zmq.bus.slowest import waited_for_root_s
 from dllama_zmq.bus.sockets import SPIN_S
 from dllama_zmq.cluster import Limits
 from dllama_zmq.errors import PlanError, ProtocolError, RemoteError, RequestError, WorkerLost
@@ -43,7 +44,6 @@ from dllama_zmq.spec import SYNC_FLOAT, Sync
 N_SLOTS = 1
 DEFAULT_SEQ_LEN = 4096
 """Positions where max_seq_len is not given: a model of 131072 would ask for gigabytes of KV cache that few use."""
-ROOT = "root"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +69,16 @@ class RootSettings:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Seconds and payload bytes of a step, as the root saw it; waiting is for partial sums and candidates."""
+    """Seconds and payload bytes of a step, as the root saw it; waiting is for partial sums and candidates.
+
+    waited_for_s: for each node that came last at some stage, the seconds that it made the others wait.
+    """
 
     wall_s: float
     wait_s: float
     sent_bytes: int
     received_bytes: int
+    waited_for_s: dict[str, float] = field(default_factory=dict)
 
     def __add__(self, other: Timing) -> Timing:
         return Timing(
@@ -82,6 +86,7 @@ class Timing:
             self.wait_s + other.wait_s,
             self.sent_bytes + other.sent_bytes,
             self.received_bytes + other.received_bytes,
+            _sums(self.waited_for_s, other.waited_for_s),
         )
 
     def __sub__(self, other: Timing) -> Timing:
@@ -90,7 +95,12 @@ class Timing:
             self.wait_s - other.wait_s,
             self.sent_bytes - other.sent_bytes,
             self.received_bytes - other.received_bytes,
+            _sums(self.waited_for_s, {name: -seconds for name, seconds in other.waited_for_s.items()}),
         )
+
+
+def _sums(one: dict[str, float], other: dict[str, float]) -> dict[str, float]:
+    return {name: one.get(name, 0.0) + other.get(name, 0.0) for name in one | other}
 
 
 class Root:
@@ -215,7 +225,8 @@ class Root:
                 name = self._name(part.node)
                 compute_s[name], waited_s[name] = part.message.compute_s, part.message.wait_s
         self.ledger.add_step(self._phase, len(tokens), len(wanted), k)
-        self.ledger.add_times(self._phase, compute_s, waited_s)
+        timing.waited_for_s[ROOT] = waited_for_root_s(compute_s)
+        self.ledger.add_times(self._phase, compute_s, waited_s, timing.waited_for_s)
         return rows, timing
 
     def more(self, k: int) -> tuple[list[RowCandidates], Timing]:
@@ -315,7 +326,8 @@ class Root:
         if self.link is None or self._star is None:
             return Timing(time.monotonic(), 0.0, 0, 0)
         meter = self.link.meter
-        return Timing(time.monotonic(), self._star.wait_s, meter.payload("sent"), meter.payload("received"))
+        sent, received = meter.payload("sent"), meter.payload("received")
+        return Timing(time.monotonic(), self._star.wait_s, sent, received, dict(self._star.waited_for_s))
 
     def _check(self, runs: Sequence[Run], tokens: Sequence[int]) -> None:
         if not tokens or sum(run.count for run in runs) != len(tokens):

@@ -254,4 +254,5 @@ class ClusterDefect(DllamaError):
 
 
 def _figures(timing: Timing) -> Figures:
-    return Figures(timing.wall_s, timing.wait_s, timing.sent_bytes, timing.received_bytes)
+    waited_for_s = {name: seconds for name, seconds in timing.waited_for_s.items() if seconds > 0}
+    return Figures(timing.wall_s, timing.wait_s, timing.sent_bytes, timing.received_bytes, waited_for_s)

@@ -115,6 +115,7 @@ def test_the_root_of_a_star_adds_in_node_order_whatever_order_parts_come_in_and_
         assert sub.recv_multipart() == [HEADER, total.tobytes()]
     assert root.wire is not None
     assert root.wire.tobytes() == total.tobytes()
+    assert root.last == 1, "the second peer's part was sent last"
 
 
 def test_a_worker_of_a_star_takes_the_sum_as_it_is(meet: Meet) -> None:

@@ -159,16 +159,16 @@ anything = st.recursive(
 
 @in_any_direction
 def test_any_fields_of_any_kind_give_a_message_or_a_protocol_error(allowed: Kinds) -> None:
-    understood = []
     one_field = st.integers(0, 300).map(lambda n: [n])
 
     @settings(max_examples=100, deadline=None)
     @given(fields=st.lists(anything, max_size=9) | one_field, kind=st.sampled_from([kind for _, kind in ALL_KINDS]))
     def read(fields: list[Any], kind: str) -> None:
-        understood.append(decode_or_refuse([msgpack.packb([PROTOCOL, kind, *fields])], allowed))
+        decode_or_refuse([msgpack.packb([PROTOCOL, kind, *fields])], allowed)
 
     read()
-    assert any(understood)
+    one_number = [[msgpack.packb([PROTOCOL, kind, 7])] for kind in allowed]
+    assert any(decode_or_refuse(frames, allowed) for frames in one_number), "none is understood"
 
 
 @in_any_direction

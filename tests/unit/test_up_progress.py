@@ -14,7 +14,7 @@ MB = 1 << 20
 
 def node(name: str, state: str, sent_bytes: int = 0, reason: str = "has not joined yet", seconds: float = 0.4):
     reason = reason if state == "absent" else ""
-    return NodeStatus(name, state, reason, 1, 4 * MB, 0, sent_bytes, 4 * MB, seconds, {}, {})
+    return NodeStatus(name, state, reason, 1, 4 * MB, 0, sent_bytes, 4 * MB, seconds, {}, {}, {}, {})
 
 
 def status(*workers: NodeStatus) -> Status:

@@ -109,12 +109,12 @@ ALONE_RUNS = 512
 # A trade (trade.py), in bytes: libzmq's functions; what is sent and to which socket; what is awaited and from which;
 # the outcome. PEERS: for each, 8 bytes each of the address and length of its identity (length 0: frames come without
 # one), of where its part goes, and of whether it has come. ADD: the kernel that is run over ADD_ITEMS of ADD_JOB when
-# all have come, 0 for none. LATE: send only then.
+# all have come, 0 for none. LATE: send only then. LAST: the peer whose part came last, as its number in PEERS.
 (
     SEND, INIT, RECEIVE, CLOSE, DATA, SIZE, MORE, TO, HEAD, HEAD_BYTES, BODY, BODY_BYTES, FROM, EXPECTED,
     EXPECTED_BYTES, PART_BYTES, PEERS, N_PEERS, N_LEFT, FRAMES, N_FRAMES, SPIN_NS, WAITED_NS, STATUS, ADD, ADD_JOB,
-    ADD_ITEMS, LATE, BUSY_NS,
-) = range(0, 232, 8)  # fmt: skip
+    ADD_ITEMS, LATE, LAST, BUSY_NS,
+) = range(0, 240, 8)  # fmt: skip
 PEER_BYTES = 32
 FRAME_BYTES, MOST_FRAMES = 64, 4
 """zmq_msg_t, and how many frames of a message are taken at once: identity, header and array are three."""

@@ -28,6 +28,7 @@ from dllama_zmq.kernels.simd.layout import (
     HEAD,
     HEAD_BYTES,
     INIT,
+    LAST,
     LATE,
     MORE,
     MOST_FRAMES,
@@ -145,6 +146,7 @@ def gather(job, begun):
         for i in range(n_frames):
             call_c(load_i64(job + CLOSE), load_i64(job + FRAMES) + FRAME_BYTES * i, 0, 0, 0)
         store_i64(peer + 24, 1)
+        store_i64(job + LAST, (peer - load_i64(job + PEERS)) // PEER_BYTES)
         n_left -= 1
     return ALL_HERE
 
