@@ -21,8 +21,10 @@ class Interrupts:
 
     @contextmanager
     def caught(self) -> Iterator[None]:
-        """Until the end of the block signals go this way. For the main thread."""
-        kept = {number: signal.signal(number, self._take) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        """Until the end of the block signals go this way; an ignored one stays ignored. For the main thread."""
+        numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+        heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]  # nohup, or `&`
+        kept = {number: signal.signal(number, self._take) for number in heard}
         try:
             yield
         finally:

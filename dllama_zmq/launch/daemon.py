@@ -166,8 +166,10 @@ class _Signals:
 
     @contextmanager
     def caught(self) -> Iterator[None]:
-        """Until the end of the block no signal ends the process by itself."""
-        kept = {number: signal.signal(number, self._take) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        """Until the end of the block none of these signals ends the process by itself; an ignored one stays ignored."""
+        numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+        heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]  # nohup, or `&`
+        kept = {number: signal.signal(number, self._take) for number in heard}
         try:
             yield
         finally:

@@ -120,6 +120,32 @@ def test_a_cluster_in_the_foreground_ends_well_on_a_signal(cli: Cli, number: sig
     assert cli.sockets() == []
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP], ids=lambda number: number.name)
+def test_a_cluster_that_was_started_with_a_signal_ignored_ignores_it(
+    cli: Cli, number: signal.Signals, greedy_text: str
+) -> None:
+    """As nohup does with SIGHUP, and a script's `&` with SIGINT."""
+    cli.write(2)
+    with ignored(number), cli.started("up", "--foreground") as process:
+        await_ready(cli)
+        process.send_signal(number)
+        assert answer(cli) == greedy_text
+        start = time.monotonic()
+        process.terminate()
+        ended = finish(process, LEAVE_S, start)
+    assert (ended.code, ended.out) == (0, ""), ended.said
+
+
+@contextmanager
+def ignored(number: signal.Signals) -> Iterator[None]:
+    """Processes that are started in this block ignore the signal."""
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
 @pytest.mark.parametrize("appears", ["lock", "clients.sock", "cluster.json"])
 def test_a_cluster_that_is_stopped_while_it_starts_leaves_nothing(cli: Cli, appears: str) -> None:
     cli.write(2)
