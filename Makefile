@@ -1,14 +1,17 @@
 # make demo      make .venv, bring up cluster.yaml, tell a story, show the bytes per token, bring it down
-# make test      run the tests
+# make test      run the tests, WORKERS at a time, in a random order; those of a release are left out
+# make test-all  run all tests; random inputs are drawn anew
 # make check     format, lint, types, import contract, tests: what a change must pass
 # make test-arm  the kernels' tests on Arm CPUs played by qemu; fetches what it needs (Debian only), takes minutes
 # make clean     remove what these made
 
 PYTHON ?= python3
 BIN := .venv/bin
+WORKERS ?= 4
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 DLLAMA := $(BIN)/dllama-zmq
 
-.PHONY: demo test check format test-arm clean
+.PHONY: demo test test-all check format test-arm clean
 .DELETE_ON_ERROR:
 
 # One environment; each stamp says what has been installed into it.
@@ -29,14 +32,17 @@ demo: .venv/run.stamp
 	@tools/demo.sh $(DLLAMA) $(BIN)/python
 
 test: .venv/dev.stamp
-	$(BIN)/python -m pytest
+	$(PYTEST) -m 'not release'
+
+test-all: .venv/dev.stamp
+	$(PYTEST) --hypothesis-profile=release
 
 check: .venv/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest
+	$(PYTEST) -m 'not release'
 
 format: .venv/dev.stamp
 	$(BIN)/ruff format .

@@ -7,7 +7,6 @@ import os
 import select
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from typing import Any
 
 import psutil
 import yaml
+from surroundings import free_ports
 from tiny import tiny_spec, tiny_tensors, tiny_tokenizer_data
 
 from dllama_zmq import Client
@@ -183,10 +183,8 @@ class Cli:
         return left + [f"socket {path}" for path in self.sockets()]
 
     def environment(self, **env: str) -> dict[str, str]:
-        """This process's environment with this home, without what changes how a command talks, with `env`."""
-        unwanted = ("DLLAMA_ZMQ_DEBUG", "NO_COLOR", "FORCE_COLOR", "CLICOLOR_FORCE", "COLUMNS", "PYTHONWARNINGS")
-        kept = {name: value for name, value in os.environ.items() if name not in unwanted}
-        return {**kept, HOME_VARIABLE: str(self.home), **env}
+        """This process's environment with this home, with `env`."""
+        return {**os.environ, HOME_VARIABLE: str(self.home), **env}
 
 
 @contextmanager
@@ -256,18 +254,6 @@ def gone(pid: int) -> bool:
 def kill(pid: int, number: int = signal.SIGKILL) -> None:
     """Send a signal to a process that a test started."""
     os.kill(pid, number)
-
-
-def free_ports(n_ports: int) -> list[int]:
-    """TCP ports that nobody listened at a moment ago, all different."""
-    held = [socket.socket() for _ in range(n_ports)]
-    try:
-        for one in held:
-            one.bind(("127.0.0.1", 0))
-        return [int(one.getsockname()[1]) for one in held]
-    finally:
-        for one in held:
-            one.close()
 
 
 def json_object(text: str) -> dict[str, Any]:

@@ -1,12 +1,36 @@
-"""Fixtures that tests of whole processes ask for by name. Nothing here is automatic."""
+"""The surroundings of all tests, and fixtures that tests of whole processes ask for by name."""
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
+import surroundings
 from command_line import Cli, clean_cli, short_home, write_small_model
+
+hypothesis.settings.register_profile("tests", deadline=None, database=None, derandomize=True)
+hypothesis.settings.register_profile("release", deadline=None, database=None, print_blob=True)
+
+_home = pytest.StashKey[Path]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    surroundings.set_signals()
+    if not config.getoption("hypothesis_profile"):
+        hypothesis.settings.load_profile("tests")
+    if hasattr(config, "workerinput"):
+        return  # the process that started this worker has set its environment
+    config.stash[_home] = home = Path(tempfile.mkdtemp(prefix="dz-home-", dir="/tmp"))
+    surroundings.set_environment(home, config.cache.mkdir("kernels"))
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if _home in config.stash:
+        shutil.rmtree(config.stash[_home])
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-import socket
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 import zmq
 from stranger import Exit, Stranger
+from surroundings import free_ports
 
 from dllama_zmq.bus.links import Endpoints
 from dllama_zmq.cluster import Limits
@@ -44,20 +44,14 @@ def assert_are(got: F32, expected: F32, kernels: KernelChoice) -> None:
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def inproc() -> Endpoints:
     name = f"inproc://{secrets.token_hex(6)}"
     return Endpoints([f"{name}-steps"], [f"{name}-replies"])
 
 
 def tcp() -> Endpoints:
-    return Endpoints([f"tcp://127.0.0.1:{free_port()}"], [f"tcp://127.0.0.1:{free_port()}"])
+    steps, replies = free_ports(2)
+    return Endpoints([f"tcp://127.0.0.1:{steps}"], [f"tcp://127.0.0.1:{replies}"])
 
 
 @dataclass

@@ -13,8 +13,6 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.timeout(120)
-
 START = """
 import hashlib, json, logging, sys
 import numpy as np
@@ -53,7 +51,7 @@ def begin(cache: Path, **env: str) -> subprocess.Popen[str]:
 
 def finish(process: subprocess.Popen[str]) -> Start:
     try:
-        out, err = process.communicate(timeout=100)
+        out, err = process.communicate(timeout=280)
     finally:
         process.kill()
         process.wait()

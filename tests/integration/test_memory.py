@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from command_line import Cli, clean_cli, free_ports
+from command_line import Cli, clean_cli
+from surroundings import free_ports
 
 from dllama_zmq.bus.client_messages import NodeStatus, Status
 from dllama_zmq.formats import write_m, write_t

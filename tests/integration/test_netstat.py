@@ -9,19 +9,19 @@ import os
 import select
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
+from surroundings import free_ports
 from tiny import tiny_spec, tiny_tokenizer_data, write_tiny_model
 
 from dllama_zmq.bus.client_messages import NodeStatus, Piece, Prefill, Status, TrafficRow
@@ -127,12 +127,6 @@ def home() -> Iterator[dict[str, str]]:
 
 def pid_in(cluster_file: Path) -> int:
     return int(json.loads(cluster_file.read_text())["pid"])
-
-
-def free_ports(n: int) -> list[int]:
-    with ExitStack() as stack:
-        listeners = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(n)]
-        return [listener.getsockname()[1] for listener in listeners]
 
 
 def dllama(*args: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:

@@ -18,6 +18,7 @@ from pathlib import Path
 import msgpack
 import pytest
 import zmq
+from surroundings import free_ports
 from tiny import tiny_spec, tiny_tokenizer_data, write_tiny_model
 
 from dllama_zmq.bus.links import Endpoints
@@ -134,7 +135,7 @@ def metered_run(folder: Path, sync: Sync) -> Iterator[tuple[Root, Forwarder, For
     tokenizer = Tokenizer.from_data(tiny_tokenizer_data(spec.vocab_size))
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     with write_tiny_model(folder / "tiny.m", spec) as model:
-        steps_port, replies_port = free_port(), free_port()
+        steps_port, replies_port = free_ports(2)
         steps, replies = Forwarder(steps_port), Forwarder(replies_port)
         endpoints = Forwarded(
             steps=[f"tcp://127.0.0.1:{steps_port}"],
@@ -162,12 +163,6 @@ def metered_run(folder: Path, sync: Sync) -> Iterator[tuple[Root, Forwarder, For
             steps.close()
             replies.close()
             context.term()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 @pytest.mark.parametrize("sync", ["f32", "q80"])
