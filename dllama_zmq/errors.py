@@ -9,6 +9,7 @@
     ├── RequestError               a request that cannot be answered: prompt too long, bad sampling values
     ├── HubError                   a model hub that cannot be reached, or does not give what was asked
     ├── ClusterError               a cluster that does not start, stop or answer
+    ├── ClusterDefect              something failed on the root that should not have: a defect of this program
     └── BusError
         ├── ProtocolError          a message that is not what the protocol allows
         ├── WorkerLost             a worker that left, or did not answer before its deadline
@@ -53,6 +54,10 @@ class HubError(DllamaError):
 
 class ClusterError(DllamaError):
     """A cluster did not start, stop or answer."""
+
+
+class ClusterDefect(DllamaError):
+    """Something failed on the root that should not have: a defect of this program."""
 
 
 class BusError(DllamaError):

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from dllama_zmq.errors import RequestError
+from dllama_zmq.errors import ClusterDefect, RequestError
 from dllama_zmq.models import Run
 from dllama_zmq.root.root import Root, Timing
 from dllama_zmq.root.sampler import Sampler, Sampling, more_than
@@ -118,6 +118,8 @@ def _evaluate_and_choose(
     (row,), timing = root.evaluate([run], tokens, [(run.count - 1, sampler.sampling.temperature)], k)
     token = sampler.choose(row.below(n_ids))
     while token is None:
+        if k == 0:
+            raise ClusterDefect("no token could be chosen from the logits of the whole vocabulary")
         k = more_than(k, root.spec.vocab_size)
         (row,), asked_again = root.more(k)
         timing += asked_again

@@ -34,7 +34,7 @@ from dllama_zmq.bus.client_messages import (
 )
 from dllama_zmq.bus.links import Complaints
 from dllama_zmq.bus.messages import Message, decode, encode
-from dllama_zmq.errors import BusError, DllamaError, ProtocolError, RequestError
+from dllama_zmq.errors import BusError, ClusterDefect, DllamaError, ProtocolError, RequestError
 from dllama_zmq.root.generation import Event, Finished, GenerationRequest, Prefilled, Token, check_request, generate
 from dllama_zmq.root.report import ClusterFacts, cluster_status
 from dllama_zmq.root.root import Root, Timing
@@ -247,10 +247,6 @@ class Service:
         except zmq.ZMQError:
             return False
         return True
-
-
-class ClusterDefect(DllamaError):
-    """Something failed that should not have: a defect of this program."""
 
 
 def _figures(timing: Timing) -> Figures:
