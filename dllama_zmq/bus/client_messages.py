@@ -6,11 +6,12 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from dllama_zmq.bus.messages import Big, Count, Message, Name, Seconds, Text, kinds
+from dllama_zmq.bus.messages import Big, Count, Kinds, Message, Name, Seconds, Text
 
 MAX_PROMPT_CHARACTERS = 1 << 17  # of 4 bytes at most: half of the longest header
 Prompt = Annotated[str, msgspec.Meta(max_length=MAX_PROMPT_CHARACTERS)]
 Number = Annotated[float, msgspec.Meta(ge=-1e9, le=1e9)]
+RequestId = Annotated[int, msgspec.Meta(ge=1, le=1 << 62)]
 Whole = Annotated[int, msgspec.Meta(ge=-(1 << 62), le=1 << 62)]
 
 
@@ -33,7 +34,7 @@ class Figures(msgspec.Struct, frozen=True, array_like=True):
 class Generate(Message, frozen=True):
     """Continue `prompt`. `id` is the client's own and comes back in every answer."""
 
-    id: Big
+    id: RequestId
     prompt: Prompt
     max_tokens: Whole | None
     temperature: Number
@@ -46,19 +47,19 @@ class Generate(Message, frozen=True):
 class Cancel(Message, frozen=True):
     """Stop that request; answered with Done(reason="cancelled")."""
 
-    id: Big
+    id: RequestId
 
 
 class AskStatus(Message, frozen=True):
     """How is the cluster? Answered with Status."""
 
-    id: Big
+    id: RequestId
 
 
 class Stop(Message, frozen=True):
     """End the cluster; answered with Stopping."""
 
-    id: Big
+    id: RequestId
 
 
 # --- root to client -------------------------------------------------------------------------------------------------
@@ -180,5 +181,5 @@ class Stopping(Message, frozen=True):
     id: Big
 
 
-FROM_CLIENT = kinds(Generate, Cancel, AskStatus, Stop)
-TO_CLIENT = kinds(Queued, Started, Prefill, Piece, Done, Error, Status, Stopping)
+FROM_CLIENT = Kinds(Generate, Cancel, AskStatus, Stop)
+TO_CLIENT = Kinds(Queued, Started, Prefill, Piece, Done, Error, Status, Stopping)

@@ -19,6 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import cast
 
+from dllama_zmq.bus.arrays import pack_floats, packed, unpack
 from dllama_zmq.bus.links import PeerGone, RootLink
 from dllama_zmq.bus.messages import (
     ArrayHead,
@@ -36,9 +37,6 @@ from dllama_zmq.bus.messages import (
     Sum,
     Want,
     encode,
-    pack_floats,
-    packed,
-    unpack,
 )
 from dllama_zmq.bus.session import Gather, Member, Part, Roster, State
 from dllama_zmq.bus.trade import Trade, as_it_crosses, make_trade, stage_header

@@ -15,7 +15,7 @@ from pathlib import Path
 import zmq
 
 from dllama_zmq.bus import sockets
-from dllama_zmq.bus.messages import TO_ROOT, TO_WORKER, Bye, Frame, Join, Message, Ping, decode, encode
+from dllama_zmq.bus.messages import TO_ROOT, TO_WORKER, Bye, Frame, Join, Message, Ping, decode, encode, kind_of
 from dllama_zmq.bus.meter import Meter
 from dllama_zmq.errors import ProtocolError
 
@@ -254,11 +254,6 @@ class Complaints:
 
 def _hostless(endpoint: str) -> str:
     return f"tcp://*:{endpoint.rpartition(':')[2]}" if endpoint.startswith("tcp://") else endpoint
-
-
-def kind_of(message: Message) -> str:
-    """The kind of a message as it is on the wire."""
-    return type(message).__name__.lower()
 
 
 def host_id() -> str:

@@ -6,16 +6,16 @@ one raw frame for each array head in it. Nothing is read from a frame before its
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import reduce
+from operator import or_
 from typing import Annotated, Any, Literal, TypeAlias
 
-import msgpack
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
+from dllama_zmq.bus.header import array_head, read_array_head, read_integer, read_short_text
 from dllama_zmq.errors import ProtocolError
-from dllama_zmq.quants import F32, U8, dequantize, quantize
 from dllama_zmq.spec import FloatType
 
 PROTOCOL = 5
@@ -30,13 +30,12 @@ Text = Annotated[str, msgspec.Meta(max_length=4096)]
 Endpoint = Annotated[str, msgspec.Meta(max_length=512)]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 ArrayType = Literal["f32", "f16", "q80", "i32", "f64", "u8"]
-Array: TypeAlias = npt.NDArray[Any]
 Frame: TypeAlias = bytes | memoryview
 
-_FLOATS: dict[str, FloatType] = {"f32": FloatType.F32, "f16": FloatType.F16, "q80": FloatType.Q80}
-_PLAIN: dict[str, np.dtype[Any]] = {"i32": np.dtype("<i4"), "f64": np.dtype("<f8"), "u8": np.dtype("u1")}
-_BLOCKS = {name: (t.block_values, t.block_bytes) for name, t in _FLOATS.items()}
-_BLOCKS |= {name: (1, t.itemsize) for name, t in _PLAIN.items()}
+FLOATS: dict[str, FloatType] = {"f32": FloatType.F32, "f16": FloatType.F16, "q80": FloatType.Q80}
+PLAIN: dict[str, np.dtype[Any]] = {"i32": np.dtype("<i4"), "f64": np.dtype("<f8"), "u8": np.dtype("u1")}
+_BLOCKS = {name: (t.block_values, t.block_bytes) for name, t in FLOATS.items()}
+_BLOCKS |= {name: (1, t.itemsize) for name, t in PLAIN.items()}
 
 
 class ArrayHead(msgspec.Struct, frozen=True, array_like=True):
@@ -251,58 +250,69 @@ class Missed(Message, frozen=True):
     stage: Count
 
 
-Kinds: TypeAlias = Mapping[str, type[Message]]
-
-
-def kinds(*messages: type[Message]) -> Kinds:
+class Kinds(dict[str, type[Message]]):
     """The messages that one direction of one link carries, by their name on the wire."""
-    return {message.__name__.lower(): message for message in messages}
+
+    def __init__(self, *messages: type[Message]) -> None:
+        super().__init__({message.__name__.lower(): message for message in messages})
+        self.decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(reduce(or_, messages))
 
 
-TO_WORKER = kinds(Beacon, Step, Sum, More, Bye, Welcome, Refuse, Plan, Weights, Ping)
-TO_ROOT = kinds(Join, Credit, Loaded, Heard, Partial, Candidates, Fault, Missed)
+TO_WORKER = Kinds(Beacon, Step, Sum, More, Bye, Welcome, Refuse, Plan, Weights, Ping)
+TO_ROOT = Kinds(Join, Credit, Loaded, Heard, Partial, Candidates, Fault, Missed)
+
+_VERSION = msgspec.msgpack.encode(PROTOCOL)
 
 
 def encode(message: Message, arrays: Sequence[Frame] = ()) -> list[Frame]:
     """The frames of `message`; `arrays` are the raw frames that its heads describe."""
-    header: bytes = msgpack.packb([PROTOCOL, *msgspec.to_builtins(message)])
-    return [header, *arrays]
+    fields = msgspec.msgpack.encode(message)
+    n_fields, at = read_array_head(fields)
+    return [array_head(n_fields + 1) + _VERSION + fields[at:], *arrays]
 
 
 def decode(frames: Sequence[Frame], allowed: Kinds) -> tuple[Message, list[Frame]]:
     """A message of one of the kinds `allowed` and its raw array frames, each of the length that its head says.
 
-    Raises ProtocolError on anything else, whatever the bytes are.
+    Raises ProtocolError on anything else, whatever the bytes are. Time and memory are bounded by the header's length:
+    fields are read as their types, and what is beyond them is skipped, not built.
     """
     if not frames or len(frames[0]) > MAX_HEADER_BYTES:
         raise ProtocolError(f"a header of {len(frames[0]) if frames else 0} bytes; expected 1 to {MAX_HEADER_BYTES}")
-    size = len(frames[0])
+    header = bytes(frames[0])
     try:
-        header = msgpack.unpackb(
-            frames[0], max_str_len=size, max_bin_len=0, max_array_len=size, max_map_len=64, max_ext_len=0
-        )
-    except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
-        raise ProtocolError(f"a header that is not msgpack: {error}") from None
-    if not isinstance(header, list) or len(header) < 2 or not isinstance(header[1], str):
-        raise ProtocolError("a header that is not an array of protocol, kind and fields")
-    if type(header[0]) is not int:  # True == 1, and the repr of a deep list is no error message
-        raise ProtocolError(f"a protocol that is a {type(header[0]).__name__}; expected the integer {PROTOCOL}")
-    if header[0] != PROTOCOL:
-        raise ProtocolError(f"protocol {header[0]}; this side speaks {PROTOCOL}: use one version on all nodes")
-    kind = header[1]
-    if kind not in allowed:
-        raise ProtocolError(f"a message {kind!r:.40}; expected one of {', '.join(allowed)}")
+        n_fields, at = read_array_head(header)
+    except ValueError:
+        raise ProtocolError("a header that is not an array of protocol, kind and fields") from None
     try:
-        message = msgspec.convert(header[1:], allowed[kind])
+        protocol, at = read_integer(header, at)
+    except ValueError:
+        raise ProtocolError(f"a protocol that is no integer; expected the integer {PROTOCOL}") from None
+    if protocol != PROTOCOL:
+        raise ProtocolError(f"protocol {protocol}; this side speaks {PROTOCOL}: use one version on all nodes")
+    if n_fields < 2:
+        raise ProtocolError("a header without a kind")
+    try:
+        message = allowed.decoder.decode(array_head(n_fields - 1) + header[at:])
     except (msgspec.ValidationError, RecursionError) as error:
+        kind = read_short_text(header, at)
+        if kind not in allowed:
+            raise ProtocolError(f"a message {kind!r:.40}; expected one of {', '.join(allowed)}") from None
         raise ProtocolError(f"a message {kind!r} that is not as agreed: {str(error)[:300]}") from None
+    except (msgspec.MsgspecError, ValueError) as error:  # ValueError: a string that is not UTF-8
+        raise ProtocolError(f"a header that is not msgpack: {str(error)[:300]}") from None
     heads: list[ArrayHead] = getattr(message, "arrays", [])
     arrays = list(frames[1:])
     if len(arrays) != len(heads):
-        raise ProtocolError(f"{len(arrays)} array frames; the {kind} header names {len(heads)}")
+        raise ProtocolError(f"{len(arrays)} array frames; the {kind_of(message)} header names {len(heads)}")
     for head, frame in zip(heads, arrays, strict=True):
         _check_length(head, frame)
     return message, arrays
+
+
+def kind_of(message: Message) -> str:
+    """The kind of a message as it is on the wire."""
+    return type(message).__name__.lower()
 
 
 def _check_length(head: ArrayHead, frame: Frame) -> None:
@@ -313,37 +323,4 @@ def _check_length(head: ArrayHead, frame: Frame) -> None:
     if len(frame) != expected:
         raise ProtocolError(
             f"an array frame of {len(frame)} bytes; {head.rows} x {head.columns} {head.type} take {expected}"
-        )
-
-
-def pack_floats(values: F32, wire: Literal["f32", "f16", "q80"]) -> tuple[ArrayHead, memoryview]:
-    """`values` (rows, columns) in a float type of the wire: its head and its frame."""
-    data = quantize(values, _FLOATS[wire])
-    return ArrayHead(wire, *values.shape), data.data.cast("B")
-
-
-def pack_plain(values: Array, wire: Literal["i32", "f64", "u8"]) -> tuple[ArrayHead, memoryview]:
-    """`values` (rows, columns) as they are: their head and their frame."""
-    data = np.ascontiguousarray(values, dtype=_PLAIN[wire])
-    return ArrayHead(wire, *data.shape), data.data.cast("B")
-
-
-def packed(head: ArrayHead, frame: Frame, wire: Literal["f32", "f16", "q80"], shape: tuple[int, int]) -> U8:
-    """The bytes in `frame`, (rows, bytes of a row); ProtocolError where head is not of this type and shape."""
-    _check_head(head, wire, shape)
-    return np.frombuffer(frame, np.uint8).reshape(shape[0], -1)
-
-
-def unpack(head: ArrayHead, frame: Frame, wire: ArrayType, shape: tuple[int, int]) -> Array:
-    """The array in `frame`, floats as float32 and read-only; ProtocolError where head is not of this type and shape."""
-    if wire == "f32" or wire == "f16" or wire == "q80":
-        return dequantize(packed(head, frame, wire, shape), _FLOATS[wire]).reshape(shape)
-    _check_head(head, wire, shape)
-    return np.frombuffer(frame, _PLAIN[wire]).reshape(shape)
-
-
-def _check_head(head: ArrayHead, wire: ArrayType, shape: tuple[int, int]) -> None:
-    if head.type != wire or (head.rows, head.columns) != shape:
-        raise ProtocolError(
-            f"an array of {head.rows} x {head.columns} {head.type}; expected {shape[0]} x {shape[1]} {wire}"
         )

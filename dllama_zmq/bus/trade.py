@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from functools import cache, lru_cache, partial
 from typing import TYPE_CHECKING, Any, cast
 
-import msgpack
 import msgspec
 import numpy as np
 import zmq
@@ -224,12 +223,11 @@ def as_it_crosses(values: F32 | U8, kernels: Kernels, sync: Sync) -> U8:
 
 def stage_header(kind: type[Sum | Partial], epoch: int, step: int, head: ArrayHead) -> Callable[[int], bytes]:
     """A function from a stage to the header that `encode` makes of its Sum or Partial: most of it stays the same."""
-    before = b"\x96" + b"".join(map(msgpack.packb, (PROTOCOL, kind.__name__.lower(), epoch, step)))
-    after = msgpack.packb([msgspec.to_builtins(head)])
+    before = b"\x96" + b"".join(map(_packed, (PROTOCOL, kind.__name__.lower(), epoch, step)))
+    after = msgspec.msgpack.encode([head])
     return lambda stage: before + _packed(stage) + after
 
 
 @lru_cache(maxsize=4096)
-def _packed(number: int) -> bytes:
-    packed: bytes = msgpack.packb(number)
-    return packed
+def _packed(value: int | str) -> bytes:
+    return msgspec.msgpack.encode(value)

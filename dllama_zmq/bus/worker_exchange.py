@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
+from dllama_zmq.bus.arrays import packed, unpack
 from dllama_zmq.bus.links import WorkerLink
 from dllama_zmq.bus.messages import (
     ArrayHead,
@@ -20,8 +21,6 @@ from dllama_zmq.bus.messages import (
     Step,
     Sum,
     Welcome,
-    packed,
-    unpack,
 )
 from dllama_zmq.bus.trade import Trade, as_it_crosses, make_trade, stage_header
 from dllama_zmq.errors import ProtocolError, RootLost

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from dllama_zmq.bus.messages import ArrayHead, Frame, Weights, pack_plain
+from dllama_zmq.bus.arrays import pack_plain
+from dllama_zmq.bus.messages import ArrayHead, Frame, Weights
 from dllama_zmq.formats import ModelFile
 from dllama_zmq.sharding import Plan
 

@@ -14,9 +14,10 @@ import msgspec
 import numpy as np
 import zmq
 
+from dllama_zmq.bus.arrays import Array, unpack
 from dllama_zmq.bus.exchange import Solo, StarRoot
 from dllama_zmq.bus.links import Endpoints, PeerGone, RootLink
-from dllama_zmq.bus.messages import Array, ArrayType, Bye, Candidates, Want, unpack
+from dllama_zmq.bus.messages import ArrayType, Bye, Candidates, Want
 from dllama_zmq.bus.messages import Plan as PlanMessage
 from dllama_zmq.bus.meter import Phase
 from dllama_zmq.bus.session import ROOT, Part, Roster, State

@@ -19,6 +19,7 @@ import msgspec
 import zmq
 
 from dllama_zmq.bus import sockets
+from dllama_zmq.bus.arrays import pack_floats, pack_plain
 from dllama_zmq.bus.links import WorkerLink, host_id, resolved
 from dllama_zmq.bus.messages import (
     ArrayHead,
@@ -37,8 +38,6 @@ from dllama_zmq.bus.messages import (
     Step,
     Weights,
     Welcome,
-    pack_floats,
-    pack_plain,
 )
 from dllama_zmq.bus.messages import Plan as PlanMessage
 from dllama_zmq.bus.worker_exchange import StarWorker, StepVoid

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 import typing
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 
 import dllama_zmq.bus
 from dllama_zmq.bus import client_messages, messages
+from dllama_zmq.bus.arrays import pack_floats, pack_plain, unpack
 from dllama_zmq.bus.client_messages import FROM_CLIENT, TO_CLIENT, Figures, Generate, Status
 from dllama_zmq.bus.messages import (
     PROTOCOL,
@@ -33,9 +35,6 @@ from dllama_zmq.bus.messages import (
     Want,
     decode,
     encode,
-    pack_floats,
-    pack_plain,
-    unpack,
 )
 from dllama_zmq.bus.trade import stage_header
 from dllama_zmq.errors import ProtocolError
@@ -162,7 +161,10 @@ def test_any_fields_of_any_kind_give_a_message_or_a_protocol_error(allowed: Kind
     one_field = st.integers(0, 300).map(lambda n: [n])
 
     @settings(max_examples=100, deadline=None)
-    @given(fields=st.lists(anything, max_size=9) | one_field, kind=st.sampled_from([kind for _, kind in ALL_KINDS]))
+    @given(
+        fields=st.lists(anything, max_size=9) | one_field,
+        kind=st.sampled_from(list(allowed)) | st.sampled_from([kind for _, kind in ALL_KINDS]),
+    )
     def read(fields: list[Any], kind: str) -> None:
         decode_or_refuse([msgpack.packb([PROTOCOL, kind, *fields])], allowed)
 
@@ -203,8 +205,26 @@ def test_a_valid_message_with_bytes_changed_gives_a_message_or_a_protocol_error(
 )
 @in_any_direction
 def test_a_length_that_the_header_does_not_have_is_refused(allowed: Kinds, header: bytes) -> None:
-    with pytest.raises(ProtocolError, match="not msgpack"):
+    with pytest.raises(ProtocolError, match=r"not msgpack|no integer|not an array|expected one of"):
         decode([header], allowed)
+
+
+def repr_of_few(item: bytes) -> str:
+    return repr(item[:4])
+
+
+@pytest.mark.parametrize("kind", ["askstatus", "cancel", "nothing"])
+@pytest.mark.parametrize("item", [b"\x90", b"\xc0", b"\x80", b"\xdc\x10\x00" + b"\x90" * 4096], ids=repr_of_few)
+def test_a_header_of_a_million_items_that_nobody_asked_for_costs_milliseconds(kind: str, item: bytes) -> None:
+    name = msgpack.packb(kind)
+    n = 1_000_000 // len(item)
+    header = b"\xdd" + (n + 3).to_bytes(4, "big") + VERSION + name + b"\x01" + item * n
+    times = []
+    for _ in range(3):
+        begun = time.process_time()
+        decode_or_refuse([header], FROM_CLIENT)
+        times.append(time.process_time() - begun)
+    assert min(times) < 0.05  # 3 ms; building it took 250
 
 
 PLAN_TO_ITS_SPEC = b"\x9a" + VERSION + b"\xa4plan\x81\xa1x"
@@ -218,6 +238,7 @@ def test_any_depth_is_refused_or_read(before: bytes, depth: int) -> None:
     decode_or_refuse([before + nest], TO_WORKER)
     decode_or_refuse([before + nest + b"\xa4plan"], TO_WORKER)
     decode_or_refuse([before + nest + PLAN_AFTER_ITS_SPEC], TO_WORKER)
+    decode_or_refuse([b"\x94" + VERSION + b"\xa6beacon\x01" + nest], TO_WORKER)
 
 
 def test_a_deep_map_is_read_where_the_depth_is_not_refused() -> None:
@@ -300,7 +321,7 @@ NAMED: dict[Any, str] = {
     messages.Count: "count", messages.Big: "big", messages.Name: "name", messages.Text: "text",
     messages.Endpoint: "endpoint", messages.Seconds: "seconds", messages.Heads: "heads", messages.Wants: "wants",
     client_messages.Whole: "whole", client_messages.Number: "number", client_messages.Prompt: "prompt",
-    Figures: "figures", bool: "bool",
+    Figures: "figures", bool: "bool", client_messages.RequestId: "id",
 }  # fmt: skip
 
 
@@ -345,7 +366,9 @@ def test_the_document_names_no_kind_that_is_none() -> None:
     assert sorted(re.findall(r"^#### `(\w+)`$", TEXT, re.MULTILINE)) == sorted(kind for _, kind in ALL_KINDS)
 
 
-@pytest.mark.parametrize("word", ["count", "big", "whole", "seconds", "number", "name", "endpoint", "text", "prompt"])
+@pytest.mark.parametrize(
+    "word", ["count", "big", "id", "whole", "seconds", "number", "name", "endpoint", "text", "prompt"]
+)
 def test_the_document_has_the_bounds_of_every_type(word: str) -> None:
     meta = typing.get_args(next(hint for hint, name in NAMED.items() if name == word))[1]
     line = {row[0]: row[1] for row in rows_after("## 3. A message")}[word]

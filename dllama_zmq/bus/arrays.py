@@ -1,0 +1,47 @@
+"""The raw frames of a message as arrays, and arrays as frames."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from dllama_zmq.bus.messages import FLOATS, PLAIN, ArrayHead, ArrayType, Frame
+from dllama_zmq.errors import ProtocolError
+from dllama_zmq.quants import F32, U8, dequantize, quantize
+
+Array: TypeAlias = npt.NDArray[Any]
+
+
+def pack_floats(values: F32, wire: Literal["f32", "f16", "q80"]) -> tuple[ArrayHead, memoryview]:
+    """`values` (rows, columns) in a float type of the wire: its head and its frame."""
+    data = quantize(values, FLOATS[wire])
+    return ArrayHead(wire, *values.shape), data.data.cast("B")
+
+
+def pack_plain(values: Array, wire: Literal["i32", "f64", "u8"]) -> tuple[ArrayHead, memoryview]:
+    """`values` (rows, columns) as they are: their head and their frame."""
+    data = np.ascontiguousarray(values, dtype=PLAIN[wire])
+    return ArrayHead(wire, *data.shape), data.data.cast("B")
+
+
+def packed(head: ArrayHead, frame: Frame, wire: Literal["f32", "f16", "q80"], shape: tuple[int, int]) -> U8:
+    """The bytes in `frame`, (rows, bytes of a row); ProtocolError where head is not of this type and shape."""
+    _check_head(head, wire, shape)
+    return np.frombuffer(frame, np.uint8).reshape(shape[0], -1)
+
+
+def unpack(head: ArrayHead, frame: Frame, wire: ArrayType, shape: tuple[int, int]) -> Array:
+    """The array in `frame`, floats as float32 and read-only; ProtocolError where head is not of this type and shape."""
+    if wire == "f32" or wire == "f16" or wire == "q80":
+        return dequantize(packed(head, frame, wire, shape), FLOATS[wire]).reshape(shape)
+    _check_head(head, wire, shape)
+    return np.frombuffer(frame, PLAIN[wire]).reshape(shape)
+
+
+def _check_head(head: ArrayHead, wire: ArrayType, shape: tuple[int, int]) -> None:
+    if head.type != wire or (head.rows, head.columns) != shape:
+        raise ProtocolError(
+            f"an array of {head.rows} x {head.columns} {head.type}; expected {shape[0]} x {shape[1]} {wire}"
+        )
