@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from dllama_zmq.bench.host import available_bytes, n_cores, read_proc
 from dllama_zmq.errors import UsageError
+from dllama_zmq.host import free_memory_bytes, usable_cores
 from dllama_zmq.kernels import Kernels, choose_kernels
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Reader:
     def __init__(self, threads: int, kernels: Kernels | None = None) -> None:
         """kernels: if they are simd's, it is their threads that read, not others beside them."""
         self._threads = ThreadPoolExecutor(threads, "bandwidth")
-        free_bytes = available_bytes(read_proc("meminfo"))
+        free_bytes = free_memory_bytes()
         n_chunks = min(MOST_BYTES, MOST_BYTES if free_bytes is None else free_bytes // 4) // CHUNK_BYTES
         self.n_bytes = max(n_chunks, 16) * CHUNK_BYTES
         pages = mmap.mmap(-1, self.n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # shared ones are never huge
@@ -80,7 +80,7 @@ def read_bandwidth(threads: int) -> float:
 def _simd(threads: int, kernels: Kernels | None) -> Simd | None:
     if kernels is None or kernels.name != "simd":
         try:
-            kernels = choose_kernels("simd", threads, threads > n_cores())
+            kernels = choose_kernels("simd", threads, threads > usable_cores())
         except UsageError:
             return None
     from dllama_zmq.kernels.simd.backend import Simd

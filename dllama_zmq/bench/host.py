@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 from contextlib import suppress
@@ -23,25 +22,11 @@ def cpu_name(cpuinfo: str) -> str:
     return platform.machine()
 
 
-def available_bytes(meminfo: str) -> int | None:
-    """Memory that can be had without swapping, of /proc/meminfo (its text); None where it does not tell."""
-    for line in meminfo.splitlines():
-        key, _, value = line.partition(":")
-        if key == "MemAvailable":
-            return int(value.split()[0]) * 1024
-    return None
-
-
 def read_proc(name: str) -> str:
     """The text of a file in /proc; empty where there is none."""
     with suppress(OSError):
         return Path("/proc", name).read_text(errors="replace")
     return ""
-
-
-def n_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 def source_commit() -> str:

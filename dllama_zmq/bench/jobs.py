@@ -12,7 +12,6 @@ from threadpoolctl import threadpool_limits
 from dllama_zmq.bench.bandwidth import Reader
 from dllama_zmq.bench.blas import blas_macs_per_s, blas_name
 from dllama_zmq.bench.cases import Case
-from dllama_zmq.bench.host import n_cores
 from dllama_zmq.bench.interrupts import Interrupts
 from dllama_zmq.bench.measure import Bench, Measured
 from dllama_zmq.bench.nodes import Nodes, running
@@ -20,6 +19,7 @@ from dllama_zmq.bench.product import ReadAndProduct, read_and_multiply
 from dllama_zmq.bench.random_file import write_random
 from dllama_zmq.bench.teller import Tells
 from dllama_zmq.formats import open_model
+from dllama_zmq.host import usable_cores
 from dllama_zmq.kernels import KernelChoice, choose_kernels, compiled
 from dllama_zmq.root.root import DEFAULT_SEQ_LEN
 from dllama_zmq.spec import ModelSpec, Sync
@@ -80,7 +80,7 @@ def perform(job: Job, take: Callable[[Outcome], None], teller: Tells, interrupts
             write_random(Path(job.path), job.spec, teller)
             return
         teller.now(f"how fast memory is read, and multiplied, threads: {job.threads}")
-        kernels = choose_kernels(job.kernels, job.threads, job.threads > n_cores())
+        kernels = choose_kernels(job.kernels, job.threads, job.threads > usable_cores())
         memory = read_and_multiply(job.threads, kernels)
         teller.now(f"how fast BLAS multiplies, threads: {job.threads}")
         take(Machine(memory, blas_macs_per_s(job.threads), blas_name()))

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 
 import zmq
 
-from dllama_zmq.bench.host import n_cores
 from dllama_zmq.bench.interrupts import Interrupts
 from dllama_zmq.bench.teller import Tells
 from dllama_zmq.bus.links import Endpoints
 from dllama_zmq.cluster import Limits, WorkerConfig
 from dllama_zmq.errors import ClusterError, WorkerLost
 from dllama_zmq.formats import ModelFile
+from dllama_zmq.host import usable_cores
 from dllama_zmq.kernels import KernelChoice
 from dllama_zmq.launch.fleet import Fleet
 from dllama_zmq.launch.paths import Places
@@ -71,7 +71,7 @@ def running(
         sync=sync,
         kernels=kernels,
         threads=nodes.threads,
-        crowded=nodes.all_threads > n_cores(),
+        crowded=nodes.all_threads > usable_cores(),
         max_seq_len=seq_len,
         limits=_LIMITS,
         profile=profile,

@@ -10,7 +10,7 @@ from pathlib import Path
 from dllama_zmq import __version__
 from dllama_zmq.bench.apart import run_apart
 from dllama_zmq.bench.cases import Case
-from dllama_zmq.bench.host import available_bytes, cpu_name, n_cores, read_proc, source_commit
+from dllama_zmq.bench.host import cpu_name, read_proc, source_commit
 from dllama_zmq.bench.interrupts import Interrupts
 from dllama_zmq.bench.jobs import CaseDone, FileJob, Machine, MachineJob, NodesJob, Outcome
 from dllama_zmq.bench.nodes import Nodes
@@ -21,6 +21,7 @@ from dllama_zmq.bench.teller import Teller
 from dllama_zmq.cluster import DATA_FOLDER, DEMO
 from dllama_zmq.errors import ClusterError, RequestError
 from dllama_zmq.formats import open_model
+from dllama_zmq.host import free_memory_bytes, usable_cores
 from dllama_zmq.kernels import KernelChoice, choose_kernels
 from dllama_zmq.models import tensor_table
 from dllama_zmq.shapes import shape
@@ -105,7 +106,7 @@ def check(spec: ModelSpec, title: str, cases: Sequence[Case], all_nodes: Sequenc
 
 def _model(settings: BenchSettings, teller: Teller, interrupts: Interrupts) -> tuple[Path, ModelSpec, str]:
     """The model's file, made where it is a shape that is not kept yet, and found fit for all that is asked for."""
-    found = available_bytes(read_proc("meminfo"))
+    found = free_memory_bytes()
     free_bytes = found if found is not None else 1 << 62
     if isinstance(settings.model, str):
         path = DATA_FOLDER / f"{DEMO}.m" if settings.model == DEMO else Path(settings.model)
@@ -130,7 +131,7 @@ def _measure_machine(
     with interrupts.raised():
         kernels = choose_kernels(settings.kernels, 1).name
         dot = _dot() if kernels == "simd" else None
-    cores = n_cores()
+    cores = usable_cores()
     found: dict[int, Machine] = {}
     for threads in sorted({nodes.all_threads for nodes in settings.nodes}):
         if threads > cores:

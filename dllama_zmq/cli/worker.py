@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits
 
 from dllama_zmq import __version__
 from dllama_zmq.errors import UsageError
-from dllama_zmq.launch.cores import physical_cores
+from dllama_zmq.host import usable_cores
 from dllama_zmq.launch.owner import at_end_of_stdin
 from dllama_zmq.worker import Worker, WorkerSettings
 
@@ -31,7 +31,7 @@ def run(root: str, name: str, threads: int | None, leave_with_stdin: bool, crowd
     with threadpool_limits(limits=1):  # the node's own threads share the work; BLAS must not add its own
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         settings = WorkerSettings(
-            root=address, name=name, threads=threads or physical_cores(), crowded=crowded, version=__version__
+            root=address, name=name, threads=threads or usable_cores(), crowded=crowded, version=__version__
         )
         Worker(context, settings).run()
 

@@ -23,7 +23,8 @@ from dllama_zmq.bus.links import Endpoints
 from dllama_zmq.cluster import Cluster, ClusterFile, WorkerConfig, is_loopback
 from dllama_zmq.errors import ClusterError
 from dllama_zmq.formats import open_model, read_tokenizer
-from dllama_zmq.launch.cores import physical_cores, shared
+from dllama_zmq.host import usable_cores
+from dllama_zmq.launch.cores import shared
 from dllama_zmq.launch.fleet import Fleet
 from dllama_zmq.launch.owner import at_end_of_stdin
 from dllama_zmq.launch.paths import Places
@@ -86,7 +87,7 @@ def local_workers(cluster: Cluster) -> list[WorkerConfig]:
 def node_threads(cluster: Cluster) -> tuple[int, list[WorkerConfig], bool]:
     """The root's threads, this host's workers with theirs as numbers, and whether cores are too few for them all."""
     workers = local_workers(cluster)
-    (own, *others), crowded = shared([cluster.root.threads, *(worker.threads for worker in workers)], physical_cores())
+    (own, *others), crowded = shared([cluster.root.threads, *(worker.threads for worker in workers)], usable_cores())
     counted = [msgspec.structs.replace(worker, threads=n) for worker, n in zip(workers, others, strict=True)]
     return own, counted, crowded
 

@@ -11,9 +11,11 @@ from contextlib import contextmanager, suppress
 from threading import Thread, Timer
 from typing import BinaryIO
 
+from dllama_zmq.host import free_memory_bytes, usable_cores
+
 _MOST = 3
 _ROOM_BYTES = 1 << 30
-"""Of this machine's memory for each helper: one takes 200 MB, and a small machine has other things to do."""
+"""Of this machine's free memory for each helper: one takes 200 MB, and a small machine has other things to do."""
 _LONGEST_S = 60.0
 """A helper that takes longer for one name is ended; numba takes 2 s at most here."""
 _LENGTH_BYTES = 8
@@ -86,6 +88,5 @@ def _feed(process: subprocess.Popen[bytes], left: deque[str], made: dict[str, st
 
 
 def _how_many() -> int:
-    cores = len(os.sched_getaffinity(0))
-    memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return max(0, min(_MOST, cores - 1, memory_bytes // _ROOM_BYTES - 1))
+    free = free_memory_bytes()
+    return max(0, min(_MOST, usable_cores() - 1, _MOST if free is None else free // _ROOM_BYTES - 1))

@@ -1,0 +1,169 @@
+"""What this computer has for a node: its name, free memory and cores, as control groups and limits allow them.
+
+Knows no model. Every reading takes `root`, the folder in which /proc and /sys lie. Sources: proc(5), cgroups(7), and
+Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/ of Linux.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path("/")
+
+
+_MEMORY_FILES = {
+    1: (["memory.limit_in_bytes"], "memory.usage_in_bytes", ["total_inactive_file", "total_active_file"]),
+    2: (["memory.max", "memory.high"], "memory.current", ["inactive_file", "active_file", "slab_reclaimable"]),
+}
+"""Limits, usage, and what of that can be taken back, by version. Beyond `high` a group is slowed to a standstill."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """A control group that this process is in, and which of the two versions it is of."""
+
+    folder: Path
+    version: int
+
+
+def host_name() -> str:
+    """What this computer calls itself, at most 64 characters."""
+    return socket.gethostname()[:64]
+
+
+def free_memory_bytes(root: Path = ROOT) -> int | None:
+    """Bytes that processes here can still have without swapping; None where this computer does not tell.
+
+    The least of the computer's MemAvailable and of what each control group on the way up leaves. Pages of files count
+    as free: the kernel takes them back when memory is wanted.
+    """
+    free = [left for group in _groups("memory", root) if (left := _memory_left(group)) is not None]
+    for line in _read(root / "proc/meminfo").splitlines():
+        key, _, value = line.partition(":")
+        if key == "MemAvailable":
+            free.append(int(value.split()[0]) * 1024)
+    return min(free, default=None)
+
+
+def usable_cores(root: Path = ROOT) -> int:
+    """Cores that this process may keep busy, at least 1.
+
+    Two hardware threads of one core count once, for they share its arithmetic. A CPU quota (`docker run --cpus`) is
+    rounded down: with a thread more than that, the kernel stops all of them for a part of every tenth of a second.
+    """
+    cores = len({_siblings(cpu, root) for cpu in os.sched_getaffinity(0)})
+    quotas = [quota for group in _groups("cpu", root) if (quota := _cpu_quota(group)) is not None]
+    return max(1, int(min([cores, *quotas])))
+
+
+def address_space_limit() -> int | None:
+    """Bytes of addresses that this process may have (`ulimit -v`); None where there is no limit."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return None if soft == resource.RLIM_INFINITY else soft
+
+
+def open_files_limit() -> int | None:
+    """Files that this process may have open at once (`ulimit -n`); None where there is no limit."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return None if soft == resource.RLIM_INFINITY else soft
+
+
+def _siblings(cpu: int, root: Path) -> str:
+    return _read(root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").strip() or str(cpu)
+
+
+def _groups(controller: str, root: Path) -> Iterator[_Group]:
+    """The control groups of `controller` that this process is in, its own first, then those above, of both versions."""
+    mounts = list(_mounts(root))
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        number, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        version = 2 if number == "0" and not controllers else 1
+        if version == 1 and controller not in controllers.split(","):
+            continue
+        for mount_version, options, mount_root, mount_point in mounts:
+            if mount_version == version and (version == 2 or controller in options):
+                top = root / mount_point.lstrip("/")
+                folder = _inside(path, mount_root, top)
+                for above in (folder, *folder.parents):
+                    yield _Group(above, version)
+                    if above == top:
+                        break
+                break
+
+
+def _mounts(root: Path) -> Iterator[tuple[int, list[str], str, str]]:
+    """Mounted hierarchies of control groups: version, controllers, the group at the mount point, the mount point."""
+    for line in _read(root / "proc/self/mountinfo").splitlines():
+        before, _, after = line.partition(" - ")
+        fields, kind = before.split(" "), after.split(" ")
+        if len(fields) >= 5 and len(kind) >= 3 and kind[0] in ("cgroup", "cgroup2"):
+            version = 2 if kind[0] == "cgroup2" else 1
+            yield version, kind[2].split(","), _unescaped(fields[3]), _unescaped(fields[4])
+
+
+def _unescaped(path: str) -> str:
+    """A path of mountinfo, in which a space is \\040."""
+    for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
+        path = path.replace(code, character)
+    return path
+
+
+def _inside(path: str, mount_root: str, top: Path) -> Path:
+    """Where the group `path` is under the mount point `top`, which shows the hierarchy from `mount_root` on.
+
+    A container sees its own group at the mount point, though /proc may call it by its name on the host.
+    """
+    inside = Path(path)
+    with suppress(ValueError):
+        inside = inside.relative_to(mount_root)
+    if ".." in inside.parts:  # the process has been moved out of what this namespace shows
+        return top
+    folder = top / str(inside).lstrip("/")
+    return folder if folder.is_dir() else top
+
+
+def _memory_left(group: _Group) -> int | None:
+    """Bytes that a group's limit leaves: the limit, less what is used and could not be taken back."""
+    limit_names, usage_name, reclaimable = _MEMORY_FILES[group.version]
+    limits = [limit for name in limit_names if (limit := _number(group.folder / name)) is not None]
+    usage = _number(group.folder / usage_name)
+    if not limits or usage is None:
+        return None
+    pages = dict(line.split(" ", 1) for line in _read(group.folder / "memory.stat").splitlines() if " " in line)
+    taken_back = sum(int(pages.get(name, 0)) for name in reclaimable)
+    return max(0, min(limits) - max(0, usage - taken_back))
+
+
+def _cpu_quota(group: _Group) -> float | None:
+    """CPUs that a group may use in the mean; None where it has no quota."""
+    if group.version == 2:
+        quota, _, period = _read(group.folder / "cpu.max").strip().partition(" ")
+        values = [_whole(quota), _whole(period)]
+    else:
+        values = [_number(group.folder / f"cpu.cfs_{name}_us") for name in ("quota", "period")]
+    quota_us, period_us = values
+    return quota_us / period_us if quota_us and period_us and quota_us > 0 else None
+
+
+def _number(path: Path) -> int | None:
+    """The number in a file; None where it says "max", or is not there."""
+    return _whole(_read(path).strip())
+
+
+def _whole(text: str) -> int | None:
+    return int(text) if text.lstrip("-").isdecimal() else None
+
+
+def _read(path: Path) -> str:
+    """The text of a small file; empty where it cannot be read: what does not tell sets no limit."""
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
