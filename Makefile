@@ -29,7 +29,7 @@ DLLAMA := $(BIN)/dllama-zmq
 	@touch $@
 
 demo: .venv/run.stamp
-	@tools/demo.sh $(DLLAMA) $(BIN)/python
+	@tools/demo.sh $(DLLAMA)
 
 test: .venv/dev.stamp
 	$(PYTEST) -m 'not release'

@@ -1,8 +1,7 @@
 #!/bin/sh
-# The whole path in one go: up, generate, netstat, down. Usage: tools/demo.sh DLLAMA_ZMQ PYTHON
+# The whole path in one go: up, generate, netstat, down. Usage: tools/demo.sh DLLAMA_ZMQ
 set -eu
 dllama=$1
-python=$2
 
 say() { printf '\n\033[1m$ %s\033[0m\n' "$1" >&2; }
 [ -t 2 ] || say() { printf '\n$ %s\n' "$1" >&2; }
@@ -14,8 +13,8 @@ trap '"$dllama" down cluster.yaml' EXIT INT TERM
 say 'dllama-zmq generate "Once upon a time" --steps 200 --temperature 0.7'
 "$dllama" generate "Once upon a time" --steps 200 --temperature 0.7
 
-say "python tools/netstat.py"
-"$python" tools/netstat.py
+say "dllama-zmq netstat"
+"$dllama" netstat
 
 trap - EXIT INT TERM
 say "dllama-zmq down cluster.yaml"

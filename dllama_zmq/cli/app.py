@@ -13,6 +13,7 @@ import typer
 
 from dllama_zmq import __version__
 from dllama_zmq.cli import flags
+from dllama_zmq.cli.command import Command
 from dllama_zmq.cli.endings import exit_code, with_exit_codes
 from dllama_zmq.errors import UsageError
 
@@ -205,6 +206,23 @@ def bench(
         output=output.value,
     )
     command.run(options)
+
+
+@app.command(cls=Command)
+@with_exit_codes
+def netstat(
+    cluster: flags.ClusterOption = None,
+    connect: flags.Connect = None,
+    predict: flags.Predict = None,
+    nodes: flags.PredictNodes = None,
+    sync: flags.PredictSync = None,
+    watch: flags.Watch = None,
+    json: flags.Json = False,
+) -> None:
+    """Show the traffic of a running cluster beside what its plan predicts, or predict a model's."""
+    from dllama_zmq.cli import netstat as command
+
+    command.run(command.Options(cluster, connect, predict, nodes, sync.value if sync else None, watch, json))
 
 
 @app.command()

@@ -9,7 +9,7 @@ import functools
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ParamSpec
 
 import typer
@@ -50,10 +50,10 @@ def with_exit_codes(command: Callable[P, None]) -> Callable[P, None]:
     return guarded
 
 
-def exit_code(app: typer.Typer) -> int:
-    """Run `app` on the command line; its exit code. A wrong flag or command is one sentence too."""
+def exit_code(app: typer.Typer, args: Sequence[str] | None = None) -> int:
+    """Run `app` with `args`, by default the command line's; its exit code. Wrong use is one sentence too."""
     try:
-        return app(standalone_mode=False) or 0
+        return app(args, standalone_mode=False) or 0
     except _WrongUse as error:
         words = str(getattr(error, "format_message", error.__str__)()).strip().removesuffix(".")
         if words:  # none where the help has been printed instead

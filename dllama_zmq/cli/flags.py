@@ -182,6 +182,22 @@ BenchKvHeads = Annotated[int | None, _shape_number("kv-heads")]
 BenchHeadDim = Annotated[int | None, _shape_number("head-dim")]
 BenchVocab = Annotated[int | None, _shape_number("vocab")]
 BenchSeqLen = Annotated[int | None, _shape_number("seq-len")]
+Connect = Annotated[
+    str | None, Option("--connect", metavar="ADDRESS", help="A running root's address for clients, as tcp://HOST:5572.")
+]
+Predict = Annotated[
+    str | None,
+    Option("--predict", metavar="MODEL", help="Predict, with no cluster, for demo, a .m file or a published shape."),
+]
+PredictNodes = Annotated[int | None, Option("--nodes", metavar="N", help="With --predict: the nodes; 4 if not given.")]
+PredictSync = Annotated[
+    SyncChoice | None,
+    Option("--sync", case_sensitive=False, help="With --predict: type of activations on the bus; f32 if not given."),
+]
+Watch = Annotated[
+    float | None,
+    Option("--watch", metavar="[SECONDS]", help="Show it again every SECONDS (2 if not given) until Ctrl-C."),
+]
 PullModel = Annotated[
     str, Argument(metavar="REPO[:FILE]", help="USER/REPO; FILE is a file's name, a glob, or a quantization as Q4_K_M.")
 ]

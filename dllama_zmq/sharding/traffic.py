@@ -1,4 +1,4 @@
-"""Payload bytes that a plan puts on the bus, predicted. `tools/netstat.py` holds them against what was measured.
+"""Payload bytes that a plan puts on the bus, predicted. `dllama-zmq netstat` holds them against what was measured.
 
 Payload is arrays alone; what headers and ZMTP framing add is `bus/meter.py`'s business. Per token and worker
 S = 2L * B(D) and R = 2L * B(D), with B(m) = 4m in f32, 2m in f16 and 34m/32 in q80, beside the step's x and the

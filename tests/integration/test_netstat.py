@@ -1,8 +1,7 @@
-"""tools/netstat.py against real clusters of processes, and alone: what is measured is what the plan predicts."""
+"""`dllama-zmq netstat` against real clusters of processes, and alone: what is measured is what the plan predicts."""
 
 from __future__ import annotations
 
-import importlib
 import io
 import json
 import os
@@ -25,6 +24,10 @@ from surroundings import free_ports
 from tiny import tiny_spec, tiny_tokenizer_data, write_tiny_model
 
 from dllama_zmq.bus.client_messages import NodeStatus, Piece, Prefill, Status, TrafficRow
+from dllama_zmq.cli.app import app
+from dllama_zmq.cli.endings import exit_code
+from dllama_zmq.cli.netstat_figures import measured
+from dllama_zmq.cli.netstat_tables import report_tables
 from dllama_zmq.client import Client
 from dllama_zmq.formats import write_t
 from dllama_zmq.spec import SYNC_FLOAT, Sync
@@ -151,21 +154,11 @@ class Shown:
 
 
 def tool(*args: str) -> Shown:
-    """The tool called in this process: much faster than starting it."""
+    """The command called in this process: much faster than starting it."""
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err):
-        try:
-            code = tools_module("netstat").main(args)
-        except SystemExit as ending:  # argparse
-            code = ending.code
+        code = exit_code(app, ["netstat", *args])
     return Shown(code, out.getvalue(), err.getvalue())
-
-
-def tools_module(name: str) -> Any:
-    """A module of tools/, found as when its script runs."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(NETSTAT.parent)
-        return importlib.import_module(name)
 
 
 def row_bytes(sync: Sync) -> int:
@@ -379,16 +372,15 @@ def made_up_status(step_messages: int, payload: int, wire: int, n_missed: int = 
 def test_payload_agrees_to_the_byte_and_wire_within_1_percent(
     messages: int, payload: int, wire: int, agrees: bool, unfinished: int
 ) -> None:
-    figures = tools_module("netstat_figures")
-    report = figures.measured(made_up_status(messages, payload, wire))
+    report = measured(made_up_status(messages, payload, wire))
     assert (report.agrees, report.unfinished_steps) == (agrees, unfinished)
 
 
 def test_what_the_plan_does_not_count_is_given_as_the_reason() -> None:
-    report = tools_module("netstat_figures").measured(made_up_status(12, 12_000, 13_200, n_missed=1))
+    report = measured(made_up_status(12, 12_000, 13_200, n_missed=1))
     console = Console(width=120)
     with console.capture() as capture:
-        console.print(tools_module("netstat_tables").report_tables(report))
+        console.print(report_tables(report))
     reason = "measured differs from planned; the plan does not count 2 steps that did not end and 1 message sent again"
     assert reason in capture.get()
 
@@ -479,7 +471,7 @@ def test_one_node_is_predicted_to_send_nothing() -> None:
         (["--predict", "missing.m"], 1, "missing.m cannot be opened"),
         (["--nodes", "2"], 2, "--nodes and --sync go with --predict"),
         (["--predict", "llama3-8b", "--watch"], 2, "--watch goes with a running cluster"),
-        (["--watch", "0"], 2, "invalid number of seconds value: '0'"),
+        (["--watch", "0"], 2, "--watch 0: expected seconds, more than 0"),
     ],
 )
 def test_what_cannot_be_predicted_is_refused_in_one_sentence(args: list[str], code: int, sentence: str) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from itertools import groupby
 
-from netstat_figures import BOTH, OTHER, WIRE_TOLERANCE, Flow, Line, Memory, Prediction, Report, Share
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from dllama_zmq.cli.netstat_figures import BOTH, OTHER, WIRE_TOLERANCE, Flow, Line, Memory, Prediction, Report, Share
 from dllama_zmq.cli.show import human_bytes
 
 _NAMES = {"step": "step x", "sum": "sums", "partial": "partials", "candidates": "candidates", "more": "asked again"}
