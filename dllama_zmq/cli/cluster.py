@@ -6,7 +6,6 @@ import shlex
 import sys
 import time
 from collections import deque
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -15,54 +14,13 @@ from rich.table import Table
 from threadpoolctl import threadpool_limits
 
 from dllama_zmq.bus.client_messages import Status
+from dllama_zmq.cli.overrides import Overrides
 from dllama_zmq.cli.show import UpProgress, human_bytes, note
-from dllama_zmq.cluster import DEMO, PULLED, ClusterFile, is_loopback, load_cluster
+from dllama_zmq.cluster import ClusterFile, is_loopback, load_cluster
 from dllama_zmq.errors import ClusterError
-from dllama_zmq.kernels import KernelChoice
 from dllama_zmq.launch.daemon import run_cluster
 from dllama_zmq.launch.lifecycle import bring_up, commands_elsewhere, connect, find_running, take_down
 from dllama_zmq.launch.paths import Places
-from dllama_zmq.spec import Sync, Weights
-
-
-@dataclass(frozen=True, slots=True)
-class Overrides:
-    """What the command line says instead of the file. A model's path is relative to where the command runs."""
-
-    threads: int | None = None
-    sync: Sync | None = None
-    kernels: KernelChoice | None = None
-    model: str | None = None
-    weights: Weights | None = None
-
-    def __bool__(self) -> bool:
-        return bool(self.flags())
-
-    def apply(self, file: ClusterFile) -> ClusterFile:
-        """`file` with these values in it."""
-        cluster = file.cluster
-        if self.threads is not None:
-            root = msgspec.structs.replace(cluster.root, threads=self.threads)
-            workers = [msgspec.structs.replace(worker, threads=self.threads) for worker in cluster.workers]
-            cluster = msgspec.structs.replace(cluster, root=root, workers=workers)
-        if self.model is not None:  # the file's tokenizer is that of the file's model
-            cluster = msgspec.structs.replace(cluster, model=self._model_from_anywhere(), tokenizer=None)
-        changes = {"sync": self.sync, "kernels": self.kernels, "weights": self.weights}
-        given = {key: value for key, value in changes.items() if value is not None}
-        return ClusterFile(file.path, msgspec.structs.replace(cluster, **given))
-
-    def flags(self) -> list[str]:
-        """The flags that say the same, wherever they are given."""
-        values = {
-            "--threads": self.threads, "--sync": self.sync, "--kernels": self.kernels,
-            "--model": self._model_from_anywhere(), "--weights": self.weights,
-        }  # fmt: skip
-        return [word for flag, value in values.items() if value is not None for word in (flag, str(value))]
-
-    def _model_from_anywhere(self) -> str | None:
-        if self.model is None or self.model == DEMO or self.model.startswith(PULLED):
-            return self.model
-        return str(Path(self.model).expanduser().absolute())
 
 
 def be_cluster(path: Path, overrides: Overrides, leave_with_stdin: bool) -> None:

@@ -1,26 +1,159 @@
-"""What every command has beyond typer's: flags whose value may be left out."""
+"""What every command has beyond typer's: flags in groups, help pages for 80 columns, flags whose value may be left out.
+
+A group of flags is a dataclass whose fields are annotated as typer's parameters are. A command takes it whole, so that
+a flag is written down in one place.
+"""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import re
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Any, get_type_hints
 
-from typer.core import TyperCommand
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from dllama_zmq.cli.endings import with_exit_codes
 
 WATCH_S = 2.0
 
 _LEFT_OUT = {"--watch": (f"{WATCH_S:g}", re.compile(r"-?\.?\d.*"))}
 """By flag: the value that it has alone, and what the next word looks like where that is its value."""
 
+_WIDEST_NAMES = 28
+
+
+def add_command(
+    app: typer.Typer, panel: str, *names: str, examples: Sequence[str] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a function a command called `names[0]`; the other names work too, and only its help tells of them."""
+
+    def add(function: Callable[..., None]) -> Callable[..., None]:
+        command = with_exit_codes(_flat(function))
+        also = f" (also: {', '.join(names[1:])})" if len(names) > 1 else ""
+        summary, dot, rest = inspect.getdoc(function).partition(".")  # type: ignore[union-attr]
+        for name in names:
+            app.command(
+                name,
+                cls=Command,
+                help=f"{summary}{also}{dot}{rest}" if name == names[0] else summary + dot + rest,
+                epilog="\n".join(examples),
+                rich_help_panel=panel,
+                hidden=name != names[0],
+            )(command)
+        return function
+
+    return add
+
+
+def _flat(function: Callable[..., None]) -> Callable[..., None]:
+    """`function` as typer takes it: instead of each parameter that is a dataclass, the fields of that class."""
+    hints = get_type_hints(function, include_extras=True)
+    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in inspect.signature(function).parameters.items():
+        if name not in groups:
+            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[name]))
+            continue
+        annotations = get_type_hints(groups[name], include_extras=True)
+        for one in fields(groups[name]):
+            default = inspect.Parameter.empty if one.default is MISSING else one.default
+            parameters.append(
+                inspect.Parameter(
+                    one.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotations[one.name]
+                )
+            )
+
+    @functools.wraps(function)
+    def flat(**values: Any) -> None:
+        made = {
+            name: group(**{one.name: values.pop(one.name) for one in fields(group)}) for name, group in groups.items()
+        }
+        function(**values, **made)
+
+    flat.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    flat.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return flat
+
 
 class Command(TyperCommand):
-    """A command whose `--watch` may stand alone."""
+    """A command. `ctx` and `formatter` are of whichever click typer brings."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """click's, with the values that were left out. ctx: the Context of whichever click typer brings."""
+        """click's, with the values that were left out."""
         own = {name for parameter in self.params for name in parameter.opts}
-        full = []
-        for word, following in zip(args, [*args[1:], ""], strict=True):
-            alone = _LEFT_OUT.get(word) if word in own else None
-            full.append(f"{word}={alone[0]}" if alone and not alone[1].fullmatch(following) else word)
-        return super().parse_args(ctx, full)
+        full, rest = [], list(args)
+        while rest and rest[0] != "--":
+            word = rest.pop(0)
+            usual, looks = _LEFT_OUT.get(word, ("", None)) if word in own else ("", None)
+            left_out = looks is not None and not (rest and looks.fullmatch(rest[0]))
+            full.append(f"{word}={usual}" if left_out else word)
+        return super().parse_args(ctx, full + rest)
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """A section for each panel; arguments come first."""
+        _write_parameters(self.get_params(ctx), formatter)
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """The examples, as they are typed."""
+        if self.epilog:
+            with formatter.section("Examples"):
+                for line in self.epilog.splitlines():
+                    formatter.write(f"{'':{formatter.current_indent}}{line}\n")
+
+
+class Group(TyperGroup):
+    """All commands, in sections."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """The commands of each panel in the order in which they were added, then the flags."""
+        panels: dict[str, list[tuple[str, str]]] = {}
+        for name in self.list_commands(ctx):
+            command: Any = self.get_command(ctx, name)
+            if not command.hidden:
+                summary = command.help.split("\n")[0].partition(". ")[0].removesuffix(".")
+                panels.setdefault(command.rich_help_panel, []).append((name, summary))
+        for panel, rows in panels.items():
+            with formatter.section(panel):
+                formatter.write_dl(rows)
+        _write_parameters(self.get_params(ctx), formatter)
+
+
+def _write_parameters(parameters: Sequence[Any], formatter: Any) -> None:
+    panels: dict[str, list[tuple[str, str]]] = {}
+    for one in sorted(parameters, key=lambda one: one.param_type_name != "argument"):
+        if not getattr(one, "hidden", False):
+            usual = "Arguments" if one.param_type_name == "argument" else "Options"
+            panels.setdefault(getattr(one, "rich_help_panel", None) or usual, []).append((_names(one), _help(one)))
+    first = [panel for panel in ("Arguments", "Options") if panel in panels]
+    for panel in dict.fromkeys([*first, *panels]):
+        with formatter.section(panel):
+            formatter.write_dl(panels[panel], col_max=_WIDEST_NAMES)
+
+
+def flag_name(parameter: Any) -> str:
+    """A flag by its short and its first long name, which stand for all; an argument by its place's name."""
+    if parameter.param_type_name == "argument":
+        return str(parameter.metavar or parameter.name)
+    names = [*parameter.opts, *(name for name in parameter.secondary_opts if name.strip())]
+    short = [name for name in names if len(name) == 2][:1]
+    long = [name for name in parameter.opts if name.startswith("--")][:1]
+    return ", ".join([*short, *long] or parameter.opts[:1])
+
+
+def _names(parameter: Any) -> str:
+    names = flag_name(parameter)
+    if parameter.param_type_name == "argument":
+        return names
+    if parameter.secondary_opts:
+        return f"{names}, {parameter.secondary_opts[0].strip()}"
+    return f"{names} {parameter.metavar}" if parameter.metavar else names
+
+
+def _help(parameter: Any) -> str:
+    default = parameter.default
+    shown = parameter.show_default and default not in (None, "") and not isinstance(default, bool)
+    return f"{parameter.help or ''}{f' [{default}]' if shown else ''}"

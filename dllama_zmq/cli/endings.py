@@ -9,7 +9,7 @@ import functools
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import ParamSpec
 
 import typer
@@ -17,8 +17,6 @@ import typer
 from dllama_zmq.errors import DllamaError, UsageError
 
 P = ParamSpec("P")
-
-_WrongUse: type[Exception] = typer.BadParameter.__mro__[1]  # click's UsageError, of whichever click typer brings
 
 
 def with_exit_codes(command: Callable[P, None]) -> Callable[P, None]:
@@ -48,20 +46,6 @@ def with_exit_codes(command: Callable[P, None]) -> Callable[P, None]:
             raise _failed(f"a defect of dllama-zmq: {type(error).__name__}: {error}; {hint}", 1) from None
 
     return guarded
-
-
-def exit_code(app: typer.Typer, args: Sequence[str] | None = None) -> int:
-    """Run `app` with `args`, by default the command line's; its exit code. Wrong use is one sentence too."""
-    try:
-        return app(args, standalone_mode=False) or 0
-    except _WrongUse as error:
-        words = str(getattr(error, "format_message", error.__str__)()).strip().removesuffix(".")
-        if words:  # none where the help has been printed instead
-            place = getattr(getattr(error, "ctx", None), "command_path", "dllama-zmq")
-            typer.echo(f"error: {words}; see `{place} --help`", err=True)
-        return 2
-    except typer.Abort:
-        return 130
 
 
 def _failed(text: str, code: int) -> typer.Exit:

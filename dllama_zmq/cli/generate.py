@@ -7,11 +7,12 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from dllama_zmq.bus.client_messages import Done, Piece, Prefill, Queued, Started
-from dllama_zmq.cli.cluster import Overrides, bring_up_told
+from dllama_zmq.cli import flags
+from dllama_zmq.cli.cluster import bring_up_told
+from dllama_zmq.cli.overrides import Overrides
 from dllama_zmq.cli.show import note
 from dllama_zmq.cli.stats import Stats
 from dllama_zmq.client import Answer, Client, Computing
@@ -23,37 +24,9 @@ from dllama_zmq.root.sampler import Sampling
 _SAY_EVERY_S = 2.0
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    """The flags of `generate`."""
-
-    steps: int
-    temperature: float
-    top_p: float
-    top_k: int
-    seed: int
-    stats: bool
-    json: bool
-    echo: bool
-
-    def max_tokens(self) -> int | None:
-        """-1 is llama.cpp's word for no limit."""
-        return None if self.steps == -1 else self.steps
-
-    def given_seed(self) -> int | None:
-        """-1 is llama.cpp's word for any."""
-        return None if self.seed == -1 else self.seed
-
-    def check(self) -> None:
-        """Raise where the root would, before a cluster is brought up for nothing."""
-        if self.steps < 1 and self.steps != -1:
-            raise UsageError(f"--steps is {self.steps}; expected 1 or more, or -1 for no limit")
-        Sampling(self.temperature, self.top_p, self.top_k, self.given_seed() or 0).check()
-
-
-def run(prompt: str, path: Path, options: Options, overrides: Overrides) -> None:
+def run(prompt: str, path: Path, options: flags.Answer, overrides: Overrides) -> None:
     """Answer `prompt` with the cluster of `path`, brought up for this call where it is not running."""
-    options.check()
+    _check(options)
     with _client(path, overrides) as client:
         answers = client.generate(
             prompt,
@@ -71,6 +44,13 @@ def run(prompt: str, path: Path, options: Options, overrides: Overrides) -> None
             answers.close()  # tells the root to stop where we stop early
             printer.end()
         printer.report()
+
+
+def _check(options: flags.Answer) -> None:
+    """Raise where the root would, before a cluster is brought up for nothing."""
+    if options.steps == 0:
+        raise UsageError("--steps is 0; expected 1 or more, or -1 for no limit")
+    Sampling(options.temperature, options.top_p, options.top_k, options.given_seed() or 0).check()
 
 
 @contextmanager
@@ -111,7 +91,7 @@ def _take_down(name: str, stop_s: float) -> None:
 class _Printer:
     """Shows one answer as it comes."""
 
-    def __init__(self, prompt: str, options: Options) -> None:
+    def __init__(self, prompt: str, options: flags.Answer) -> None:
         self._prompt = prompt
         self._options = options
         self._stats = Stats(per_token=options.stats)

@@ -6,13 +6,13 @@ from __future__ import annotations
 import math
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 from rich.console import Console
 from rich.live import Live
 
+from dllama_zmq.cli.flags import Netstat
 from dllama_zmq.cli.netstat_figures import Prediction, Report, measured, predicted
 from dllama_zmq.cli.netstat_tables import prediction_tables, report_tables
 from dllama_zmq.client import Client
@@ -21,7 +21,7 @@ from dllama_zmq.errors import UsageError
 from dllama_zmq.formats import open_model
 from dllama_zmq.launch.lifecycle import connect
 from dllama_zmq.shapes import shape
-from dllama_zmq.spec import ModelSpec, Sync
+from dllama_zmq.spec import ModelSpec
 
 _STATUS_S = 10.0  # the root answers between two steps
 _FULL_WIDTH = 120
@@ -29,35 +29,11 @@ _NODES = 4
 _MOST_WATCH_S = 86400
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    """The flags of `netstat`: a running cluster's file or address, or a model whose traffic is predicted."""
-
-    cluster: Path | None = None
-    connect: str | None = None
-    predict: str | None = None
-    nodes: int | None = None
-    sync: Sync | None = None
-    watch_s: float | None = None
-    json: bool = False
-
-    def check(self) -> None:
-        """Raises UsageError where they do not fit together."""
-        if sum(one is not None for one in (self.cluster, self.connect, self.predict)) > 1:
-            raise UsageError("--cluster, --connect and --predict each say whose traffic to show; give one of them")
-        if self.predict is None and (self.nodes is not None or self.sync is not None):
-            raise UsageError("--nodes and --sync go with --predict; a running cluster has its own")
-        if self.predict is not None and self.watch_s is not None:
-            raise UsageError("--watch goes with a running cluster; a prediction does not change")
-        if self.watch_s is not None and not (math.isfinite(self.watch_s) and 0 < self.watch_s <= _MOST_WATCH_S):
-            raise UsageError(f"--watch {self.watch_s:g}: expected seconds, more than 0 and at most {_MOST_WATCH_S}")
-
-
-def run(options: Options) -> None:
+def run(options: Netstat) -> None:
     """Show what the flags ask for: tables, or JSON objects."""
-    options.check()
+    _check(options)
     console = Console(highlight=False)
-    if not console.is_terminal or options.watch_s is None:
+    if not console.is_terminal or options.watch is None:
         console.width = max(console.width, _FULL_WIDTH)  # a terminal that is narrower wraps lines and loses nothing
     if options.predict is not None:
         n_nodes = _NODES if options.nodes is None else options.nodes
@@ -65,17 +41,29 @@ def run(options: Options) -> None:
         _show(console, figures, options.json)
         return
     with _client(options) as client:
-        if options.watch_s is None:
+        if options.watch is None:
             _show(console, measured(client.status(_STATUS_S)), options.json)
         elif console.is_terminal and not options.json:
-            _watch_live(console, client, options.watch_s)
+            _watch_live(console, client, options.watch)
         else:
             while True:
                 _show(console, measured(client.status(_STATUS_S)), options.json)
-                time.sleep(options.watch_s)
+                time.sleep(options.watch)
 
 
-def _client(options: Options) -> Client:
+def _check(options: Netstat) -> None:
+    """Raises UsageError where they do not fit together."""
+    if sum(one is not None for one in (options.cluster, options.connect, options.predict)) > 1:
+        raise UsageError("--cluster, --connect and --predict each say whose traffic to show; give one of them")
+    if options.predict is None and (options.nodes is not None or options.sync is not None):
+        raise UsageError("--nodes and --sync go with --predict; a running cluster has its own")
+    if options.predict is not None and options.watch is not None:
+        raise UsageError("--watch goes with a running cluster; a prediction does not change")
+    if options.watch is not None and not (math.isfinite(options.watch) and 0 < options.watch <= _MOST_WATCH_S):
+        raise UsageError(f"--watch {options.watch:g}: expected seconds, more than 0 and at most {_MOST_WATCH_S}")
+
+
+def _client(options: Netstat) -> Client:
     if options.connect is not None:
         return Client(options.connect)
     return connect(load_cluster(options.cluster or Path("cluster.yaml")).cluster.name)

@@ -225,7 +225,7 @@ def test_a_bench_does_not_disturb_a_running_cluster(running: Cli) -> None:
         (["--shape", "tinyllama", "-m", "demo"], 2, "give one of them"),
         (["--shape", "tinyllama", "--kv-heads", "3"], 1, "32 heads cannot share 3 KV heads"),
         (["--shape", "llama2-70b", "--weights", "f32", "--layers", "4096"], 1, "GB of memory"),
-        (["--kernels", "fast"], 2, "--kernels 'fast': no back end of that name"),
+        (["--kernels", "fast"], 2, "--kernels: expected auto, simd or numpy, got 'fast'"),
         (["-m", "nowhere.m"], 1, "nowhere.m cannot be opened"),
         (["-r", "0"], 2, "--repetitions"),
         (["-o", "xml"], 2, "--output"),

@@ -260,7 +260,7 @@ def test_a_prompt_that_is_no_text_is_refused_in_one_sentence(running: Cli) -> No
         (["generate", "hi", "--nonsense"], "--nonsense"),
         (["generate", "hi", "-n", "many"], "--steps"),
         (["generate", "hi", "-n", "0"], "--steps is 0"),
-        (["generate", "hi", "-n", "-2"], "--steps is -2"),
+        (["generate", "hi", "-n", "-2"], "or -1 for no limit, got '-2'"),
         (["generate", "hi", "--sync", "f8"], "f8"),
         (["generate", "hi", "--threads", "0"], "--threads"),
         (["generate", "hi", "--seed", "-7"], "--seed"),

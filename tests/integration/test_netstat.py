@@ -25,9 +25,9 @@ from tiny import tiny_spec, tiny_tokenizer_data, write_tiny_model
 
 from dllama_zmq.bus.client_messages import NodeStatus, Piece, Prefill, Status, TrafficRow
 from dllama_zmq.cli.app import app
-from dllama_zmq.cli.endings import exit_code
 from dllama_zmq.cli.netstat_figures import measured
 from dllama_zmq.cli.netstat_tables import report_tables
+from dllama_zmq.cli.wrong_use import exit_code
 from dllama_zmq.client import Client
 from dllama_zmq.formats import write_t
 from dllama_zmq.spec import SYNC_FLOAT, Sync

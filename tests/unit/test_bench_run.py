@@ -7,7 +7,7 @@ import pytest
 from dllama_zmq.bench.cases import Case
 from dllama_zmq.bench.nodes import Nodes
 from dllama_zmq.bench.run import check
-from dllama_zmq.cli.bench import counts, kernel_choice
+from dllama_zmq.cli.bench import counts
 from dllama_zmq.errors import ClusterError, PlanError, RequestError, UsageError
 from dllama_zmq.shapes import shape
 from dllama_zmq.sharding import Plan
@@ -50,9 +50,3 @@ def test_a_list_of_numbers_holds_each_once_in_its_order() -> None:
 def test_what_is_no_list_of_numbers_is_refused_with_its_flag(text: str) -> None:
     with pytest.raises(UsageError, match=r"^--nodes .*expected numbers of 0 to 1000"):
         counts(text, "--nodes", 0, 1000)
-
-
-def test_an_unknown_back_end_is_refused_with_all_names() -> None:
-    assert kernel_choice("numpy") == "numpy"
-    with pytest.raises(UsageError, match=r"--kernels 'fast': .*there are auto, "):
-        kernel_choice("fast")

@@ -1,0 +1,53 @@
+"""What a shell offers where a value is typed. Never fails: what cannot be found out is not offered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from dllama_zmq.errors import DllamaError
+
+
+def shapes(incomplete: str) -> list[str]:
+    """Published shapes."""
+    from dllama_zmq.shapes import SHAPES
+
+    return _beginning(SHAPES, incomplete)
+
+
+def files(incomplete: str) -> list[str]:
+    """Cluster files of a folder, and the folders in it."""
+    return _beginning(_paths(incomplete, (".yaml", ".yml")), incomplete)
+
+
+def models(incomplete: str) -> list[str]:
+    """Model files of a folder, the folders in it, demo, and what has been pulled."""
+    return _beginning(["demo", *_paths(incomplete, (".gguf", ".m"))], incomplete)
+
+
+def nodes(incomplete: str) -> list[str]:
+    """The nodes of ./cluster.yaml."""
+    from dllama_zmq.cluster import load_cluster
+
+    names = ["root"]
+    with suppress(DllamaError):
+        names += [worker.name for worker in load_cluster("cluster.yaml").cluster.workers]
+    return _beginning(names, incomplete)
+
+
+def _paths(incomplete: str, suffixes: tuple[str, ...]) -> list[str]:
+    folder = Path(incomplete) if incomplete.endswith("/") else Path(incomplete).parent
+    found = []
+    with suppress(OSError):
+        for path in sorted(folder.iterdir()):
+            name = str(path) if incomplete.startswith(("/", ".")) or "/" in incomplete else path.name
+            if path.is_dir():
+                found.append(f"{name}/")
+            elif path.suffix.lower() in suffixes:
+                found.append(name)
+    return found
+
+
+def _beginning(words: Iterable[str], incomplete: str) -> list[str]:
+    return [word for word in words if word.startswith(incomplete)]

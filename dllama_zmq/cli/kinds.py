@@ -1,0 +1,69 @@
+"""The kinds of flags: numbers, words of a list, models. Each says in our words what it expects; its range stays out of
+the help."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import typer
+from typer import Option
+
+from dllama_zmq.cli import completion
+
+KernelChoice = Literal["auto", "simd", "numpy"]
+MOST = 1 << 62  # what a request's numbers hold
+
+
+def whole(least: int, most: int = MOST, words: str = "") -> Callable[[str], int]:
+    """Reads a whole number; refuses others in words of ours."""
+    expected = words or f"a whole number, {least} or more"
+
+    def parse(text: str) -> int:
+        try:
+            value = int(str(text))
+        except ValueError:
+            raise typer.BadParameter(f"expected {expected}, got {text!r}") from None
+        if not least <= value <= most:
+            limit = f"at most {most}" if value > most else expected
+            raise typer.BadParameter(f"expected {limit}, got {text!r}")
+        return value
+
+    return parse
+
+
+def real(text: str) -> float:
+    """Reads a number; refuses other text in words of ours."""
+    try:
+        return float(text)
+    except ValueError:
+        raise typer.BadParameter(f"expected a number, got {text!r}") from None
+
+
+def number(*names: str, help: str, least: int = 1, most: int = MOST, words: str = "", **more: Any) -> Any:
+    """A flag that takes a whole number."""
+    return Option(*names, metavar="N", parser=whole(least, most, words), help=help, **more)
+
+
+def choice(*names: str, of: object, help: str, **more: Any) -> Any:
+    """A flag that takes one of the words of the Literal `of`, in letters of any case."""
+    choices: tuple[str, ...] = get_args(of)
+
+    def parse(text: str) -> str:
+        if text.lower() not in choices:
+            raise typer.BadParameter(f"expected {', '.join(choices[:-1])} or {choices[-1]}, got {text!r}")
+        return text.lower()
+
+    return Option(
+        *names,
+        metavar="|".join(choices),
+        parser=parse,
+        help=help,
+        autocompletion=lambda incomplete: [word for word in choices if word.startswith(incomplete)],
+        **more,
+    )
+
+
+def model_flag(*names: str, help: str, **more: Any) -> Any:
+    """A flag that takes a model."""
+    return Option(*names, metavar="MODEL", help=help, autocompletion=completion.models, **more)

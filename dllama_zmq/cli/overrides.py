@@ -1,0 +1,78 @@
+"""What the command line says of a cluster instead of its file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from dllama_zmq.cli.kinds import KernelChoice, choice, model_flag, number
+from dllama_zmq.spec import Sync, Weights
+
+if TYPE_CHECKING:
+    from dllama_zmq.cluster import ClusterFile
+
+_SETTINGS = "Instead of what the file says"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overrides:
+    """What the command line says instead of the file. A model's path is relative to where the command runs."""
+
+    model: Annotated[
+        str | None,
+        model_flag("-m", "--model", help="A file or folder of any format, hf:REPO[:FILE] or demo"),
+    ] = None
+    weights: Annotated[
+        Weights | None,
+        choice("--weights", of=Weights, help="Type in which a folder's weights are read", rich_help_panel=_SETTINGS),
+    ] = None
+    threads: Annotated[
+        int | None,
+        number("-t", "--threads", "--nthreads", help="Threads of every node here", rich_help_panel=_SETTINGS),
+    ] = None
+    sync: Annotated[
+        Sync | None,
+        choice(
+            "--sync", "--buffer-float-type", of=Sync, help="Type of activations on the bus", rich_help_panel=_SETTINGS
+        ),
+    ] = None
+    kernels: Annotated[
+        KernelChoice | None,
+        choice("--kernels", of=KernelChoice, help="Back end of the arithmetic", rich_help_panel=_SETTINGS),
+    ] = None
+
+    def __bool__(self) -> bool:
+        return bool(self.flags())
+
+    def apply(self, file: ClusterFile) -> ClusterFile:
+        """`file` with these values in it."""
+        import msgspec
+
+        from dllama_zmq.cluster import ClusterFile
+
+        cluster = file.cluster
+        if self.threads is not None:
+            root = msgspec.structs.replace(cluster.root, threads=self.threads)
+            workers = [msgspec.structs.replace(worker, threads=self.threads) for worker in cluster.workers]
+            cluster = msgspec.structs.replace(cluster, root=root, workers=workers)
+        if self.model is not None:  # the file's tokenizer is that of the file's model
+            cluster = msgspec.structs.replace(cluster, model=self._model_from_anywhere(), tokenizer=None)
+        changes = {"sync": self.sync, "kernels": self.kernels, "weights": self.weights}
+        given = {key: value for key, value in changes.items() if value is not None}
+        return ClusterFile(file.path, msgspec.structs.replace(cluster, **given))
+
+    def flags(self) -> list[str]:
+        """The flags that say the same, wherever they are given."""
+        values = {
+            "--threads": self.threads, "--sync": self.sync, "--kernels": self.kernels,
+            "--model": self._model_from_anywhere(), "--weights": self.weights,
+        }  # fmt: skip
+        return [word for flag, value in values.items() if value is not None for word in (flag, str(value))]
+
+    def _model_from_anywhere(self) -> str | None:
+        from dllama_zmq.cluster import DEMO, PULLED
+
+        if self.model is None or self.model == DEMO or self.model.startswith(PULLED):
+            return self.model
+        return str(Path(self.model).expanduser().absolute())

@@ -1,0 +1,63 @@
+"""What is said of a flag, a command or an argument that cannot be: one sentence, with the nearest that can."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import typer
+
+from dllama_zmq.cli.command import flag_name
+
+_WrongUse: type[Exception] = typer.BadParameter.__mro__[1]  # click's UsageError, of whichever click typer brings
+
+
+def exit_code(app: typer.Typer, args: Sequence[str] | None = None) -> int:
+    """Run `app` with `args`, by default the command line's; its exit code. Wrong use is one sentence on stderr."""
+    try:
+        return app(args, standalone_mode=False) or 0
+    except _WrongUse as error:
+        if words := _sentence(error):
+            place = getattr(getattr(error, "ctx", None), "command_path", "dllama-zmq")
+            typer.echo(f"error: {words}; see `{place} --help`", err=True)
+        return 2
+    except typer.Abort:
+        return 130
+
+
+def _sentence(error: Any) -> str:
+    """click's own words where there are none of ours; empty where the help has been printed instead."""
+    parameter, context = getattr(error, "param", None), getattr(error, "ctx", None)
+    wrong = getattr(error, "option_name", None)
+    if wrong is not None and hasattr(error, "possibilities"):
+        return f"there is no flag {wrong}{_nearest(wrong, _spellings(context))}"
+    if type(error) is typer.BadParameter and parameter is not None:
+        return f"{flag_name(parameter)}: {str(error.message).rstrip('.')}"
+    if wrong is not None:
+        return f"{wrong} needs a value"
+    words = str(error.format_message()).strip().rstrip(".")
+    if words.startswith("Got unexpected extra argument"):
+        return _too_many(context)
+    if words.startswith("No such command") and context is not None:
+        wrong = words.split("'")[1]
+        return f"there is no command {wrong!r}{_nearest(wrong, context.command.commands)}"
+    return words
+
+
+def _too_many(context: Any) -> str:
+    """The words after the last that was expected."""
+    if any(parameter.name == "prompt" for parameter in context.command.params):
+        return "the prompt is in several words; put quotes around it"
+    taken = [parameter for parameter in context.command.params if parameter.param_type_name == "argument"]
+    names = " and ".join(flag_name(parameter) for parameter in taken) or "no argument"
+    return f"too many arguments; `{context.info_name}` takes {names}"
+
+
+def _spellings(context: Any) -> list[str]:
+    return [name for parameter in context.command.get_params(context) for name in parameter.opts]
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(word, known, 2, 0.6)
+    return f"; did you mean {' or '.join(near)}?" if near else ""

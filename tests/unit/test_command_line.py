@@ -1,0 +1,98 @@
+"""The pages of --help, and what is said of words that no command takes."""
+
+from __future__ import annotations
+
+import io
+import shlex
+from contextlib import redirect_stderr, redirect_stdout
+from typing import Any
+
+import pytest
+import typer
+
+from dllama_zmq.cli.app import app
+from dllama_zmq.cli.wrong_use import exit_code
+
+GROUP: Any = typer.main.get_command(app)
+SHOWN = [name for name, command in GROUP.commands.items() if not command.hidden]
+
+
+def page(*words: str) -> str:
+    """What `dllama-zmq ... --help` prints on a terminal of 80 columns."""
+    out = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out):
+        patch.setenv("COLUMNS", "80")
+        assert exit_code(app, [*words, "--help"]) == 0
+    return out.getvalue()
+
+
+def refusal(*words: str) -> str:
+    """The one sentence on stderr of a command that is used wrongly."""
+    err = io.StringIO()
+    with redirect_stderr(err):
+        assert exit_code(app, list(words)) == 2
+    assert err.getvalue().count("\n") == 1
+    return err.getvalue().removeprefix("error: ").rstrip()
+
+
+@pytest.mark.parametrize("words", [[], *([name] for name in SHOWN)], ids=" ".join)
+def test_a_page_fits_80_columns_and_shows_no_range_and_no_type_of_python(words: list[str]) -> None:
+    text = page(*words)
+    assert max(map(len, text.splitlines())) <= 80
+    assert not any(sign in text for sign in ("<=", "<int", "<str", "<bool", "<path", "INTEGER", "[[", "…n"))
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_a_page_has_examples_that_the_command_takes(name: str) -> None:
+    _, _, examples = page(name).partition("Examples:\n")
+    lines = [shlex.split(line) for line in examples.splitlines() if line.strip()]
+    assert lines
+    for program, command, *words in lines:
+        assert (program, command) == ("dllama-zmq", name)
+        GROUP.commands[name].make_context(name, words)  # raises where it does not take them
+
+
+def test_a_page_gives_the_short_name_first_and_leaves_other_spellings_out() -> None:
+    text = page("generate")
+    assert "  -n, --steps N " in text
+    assert "--n-predict" not in text
+    assert "--buffer-float-type" not in text
+
+
+def test_the_first_page_lists_every_command_once_by_what_it_is_for() -> None:
+    text = page()
+    assert [line for line in text.splitlines() if line.endswith(":") and not line.startswith(" ")] == [
+        "Generate text:", "Clusters:", "Models:", "Measure:", "Options:",
+    ]  # fmt: skip
+    for name in SHOWN:
+        assert sum(line.startswith(f"  {name} ") for line in text.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["gnerate"], "there is no command 'gnerate'; did you mean generate?"),
+        (["generate", "hi", "--step", "3"], "there is no flag --step; did you mean --steps"),
+        (["generate", "hi", "--n-predit", "3"], "there is no flag --n-predit; did you mean --n-predict"),
+        (
+            ["generate", "hi", "-n", "abc"],
+            "-n, --steps: expected a whole number of tokens, or -1 for no limit, got 'abc'",
+        ),
+        (["generate", "hi", "-n"], "-n needs a value"),
+        (["generate", "hi", "--seed", "-7"], "-s, --seed: expected a whole number, -1 or more, got '-7'"),
+        (["generate", "hi", "--temp", "hot"], "--temperature: expected a number, got 'hot'"),
+        (["generate", "hi", "--sync", "f8"], "--sync: expected f32, f16 or q80, got 'f8'"),
+        (["generate", "once", "upon"], "the prompt is in several words; put quotes around it"),
+        (["down", "a", "b"], "too many arguments; `down` takes FILE"),
+        (["bench", "x"], "too many arguments; `bench` takes no argument"),
+        (["bench", "--layers", "9" * 12], "--layers: expected at most 16777216"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_use_names_the_word_and_what_was_expected(words: list[str], says: str) -> None:
+    assert refusal(*words).startswith(says)
+
+
+@pytest.mark.parametrize(("words", "value"), [([], 2.0), (["0.5"], 0.5), (["--json"], 2.0)])
+def test_the_value_of_watch_may_be_left_out(words: list[str], value: float) -> None:
+    assert GROUP.commands["netstat"].make_context("netstat", ["--watch", *words]).params["watch"] == value
