@@ -202,7 +202,7 @@ def parse_cluster(text: str, path: str | os.PathLike[str] = "cluster.yaml") -> C
         raise ConfigError(f"{path}: the text is longer than {MAX_FILE_BYTES} characters; this is no cluster file")
     tree = YamlTree.read(text, os.fspath(path), _STRUCTS)
     try:
-        cluster = msgspec.convert(tree.data, Cluster)
+        cluster = msgspec.convert(_with_listed_workers(tree), Cluster)
     except msgspec.ValidationError as error:
         raise tree.explain(str(error), _HINTS) from error
     _check_nodes(cluster, tree)
@@ -220,12 +220,28 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def _with_listed_workers(tree: YamlTree) -> object:
+    """The file's data, with a list in the place of a number of workers: so many on this computer."""
+    data = tree.data
+    n_workers = data.get("workers") if isinstance(data, dict) else None
+    if not isinstance(data, dict) or type(n_workers) is not int:
+        return data
+    if not 0 <= n_workers <= _MOST_WORKERS:
+        raise tree.error("workers", f"expected {_WORKERS}, got {n_workers}")
+    return data | {"workers": [{"name": f"worker{i}"} for i in range(1, n_workers + 1)]}
+
+
 _STRUCTS: dict[str, type[Struct]] = {
     "": Cluster, "root": RootConfig, "root.ports": Ports, "workers[]": WorkerConfig, "limits": Limits,
 }  # fmt: skip
 
 _NAME = "a name of letters, digits, - and _, at most 32, the first a letter or a digit"
 _HOST = "a host name or an address, without scheme or port"
+_MOST_WORKERS = 1023
+_WORKERS = (
+    f"a number of workers on this computer, 0 to {_MOST_WORKERS}, or a list with a line for each, such as "
+    "`- {name: pi2, host: 192.168.1.11}`"
+)
 _THREADS = "a number of threads, 1 to 1024, or auto: this host's cores shared among its nodes"
 _HINTS = {
     "name": _NAME,
@@ -236,6 +252,8 @@ _HINTS = {
     "kernels": "auto, simd or numpy",
     "kv_cache": "f16 or f32",
     "max_seq_len": "a number of tokens, 1 to 16777216",
+    "workers": _WORKERS,
+    "workers[]": "a worker, such as `- {name: pi2, host: 192.168.1.11}`",
     "root.host": _HOST,
     "root.threads": _THREADS,
     "workers[].name": _NAME,

@@ -133,8 +133,16 @@ def test_the_shipped_file_shows_every_key_and_its_default() -> None:
         ("model: demo\nroot: {ports: {steps: 0}}\n", "home.yaml:2:23: root.ports.steps: ", ["1 to 65535", "'0'"]),
         ("model: demo\nroot: {ports: {steps: 5570}}\n", "home.yaml:2:15: root.ports: ", ["5570", "different"]),
         ("model: demo\nroot: 5\n", "home.yaml:2:7: root: ", ["a mapping", "'5'"]),
-        ("model: demo\nworkers: 3\n", "home.yaml:2:10: workers: ", ["a list", "'3'"]),
-        ("model: demo\nworkers: [a]\n", "home.yaml:2:11: workers[0]: ", ["a mapping", "'a'"]),
+        (
+            "model: demo\nworkers: '3'\n",
+            "home.yaml:2:10: workers: ",
+            ["a number of workers", "- {name: pi2, host:", "'3'"],
+        ),
+        ("model: demo\nworkers: yes\n", "home.yaml:2:10: workers: ", ["a number of workers", "a list with a line"]),
+        ("model: demo\nworkers: -1\n", "home.yaml:2:10: workers: ", ["0 to 1023", "got -1"]),
+        ("model: demo\nworkers: 1024\n", "home.yaml:2:10: workers: ", ["0 to 1023", "got 1024"]),
+        ("model: demo\nworkers: 2\n", "home.yaml:2:10: workers: ", ["1 root + 2 workers are 3 nodes"]),
+        ("model: demo\nworkers: [a]\n", "home.yaml:2:11: workers[0]: ", ["such as `- {name: pi2", "'a'"]),
         ("model: demo\nopen_bus: 1\n", "home.yaml:2:11: open_bus: ", ["true or false", "'1'"]),
         ("model: demo\nname: on\n", "home.yaml:2:7: name: ", ["true or false", "quotes"]),
         ("model: demo\nname: 2024-01-01\n", "home.yaml:2:7: name: ", ["timestamp", "quotes"]),
@@ -175,6 +183,12 @@ def test_a_node_count_that_is_no_power_of_two_is_refused(n_workers: int, n_nodes
 def test_a_node_count_that_is_a_power_of_two_is_accepted(n_workers: int) -> None:
     workers = ", ".join(f"{{name: w{i}}}" for i in range(n_workers))
     assert parse_cluster(f"model: demo\nworkers: [{workers}]").n_nodes == n_workers + 1
+
+
+def test_a_number_of_workers_is_that_many_on_this_computer() -> None:
+    workers = parse_cluster("model: demo\nworkers: 3\n").workers
+    assert workers == [WorkerConfig(name=name) for name in ("worker1", "worker2", "worker3")]
+    assert parse_cluster("model: demo\nworkers: 0\n").workers == []
 
 
 def test_two_workers_of_one_name_are_refused_at_the_second() -> None:
