@@ -6,7 +6,7 @@ import os
 import secrets
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -48,15 +48,16 @@ def replace_file(path: Path) -> Iterator[BinaryIO]:
     check_replaceable(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        file = open(temporary, "xb")  # noqa: SIM115 - closed below; only its opening is the caller's mistake
-    except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror}. Check its folder.") from error
-    try:
+        try:
+            file = open(temporary, "xb")  # noqa: SIM115 - closed below; only its opening is the caller's mistake
+        except OSError as error:
+            raise UsageError(f"{path} cannot be written: {error.strerror}. Check its folder.") from error
         with file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException:  # Ctrl-C may come as soon as the file is there
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise
