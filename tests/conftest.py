@@ -25,7 +25,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput"):
         return  # the process that started this worker has set its environment
     config.stash[_home] = home = Path(tempfile.mkdtemp(prefix="dz-home-", dir="/tmp"))
-    surroundings.set_environment(home, config.cache.mkdir("kernels"))
+    surroundings.set_environment(home, config.rootpath / ".pytest_cache" / "kernels")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

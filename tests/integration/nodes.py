@@ -73,7 +73,7 @@ class Thread:
         except BaseException as error:
             self.error.append(error)
 
-    def join(self, wait_s: float = 5.0) -> None:
+    def join(self, wait_s: float = 20.0) -> None:
         self._thread.join(wait_s)
         assert not self._thread.is_alive(), "a node did not end"
 
@@ -179,12 +179,12 @@ class Keeps(Stranger):
 
     def hear_sum(self, stage: int) -> None:
         """Wait until the root has published that sum."""
-        heard = super().receive(5.0)
+        heard = super().receive(20.0)
         while heard is not None:
             self.kept.append(heard)
             if heard[0] == "sum" and heard[1][:3] == [self.epoch, self.step, stage]:
                 return
-            heard = super().receive(5.0)
+            heard = super().receive(20.0)
         raise AssertionError(f"the root did not publish stage {stage}")
 
 

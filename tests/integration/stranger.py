@@ -475,7 +475,7 @@ class RawRoot:
     def publish(self, kind: str, *fields: Any, arrays: tuple[bytes, ...] = ()) -> None:
         self.pub.send_multipart([msgpack.packb([PROTOCOL, kind, *fields]), *arrays])
 
-    def hear(self, kind: str, wait_s: float = 5.0, of: bytes | None = None) -> tuple[bytes, list[Any], list[bytes]]:
+    def hear(self, kind: str, wait_s: float = 20.0, of: bytes | None = None) -> tuple[bytes, list[Any], list[bytes]]:
         """The next message of this kind (of this identity): who sent it, its fields, its arrays."""
         until = time.monotonic() + wait_s
         while self.router.poll(max(0, math.ceil((until - time.monotonic()) * 1000))):

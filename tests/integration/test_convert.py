@@ -103,7 +103,7 @@ def test_weights_that_do_not_fit_the_widths_are_refused(cli: Cli) -> None:
 
 
 def test_ctrl_c_leaves_no_half_file(cli: Cli) -> None:
-    spec = tiny_spec(dim=2048, hidden_dim=8192, n_heads=16, n_layers=4)
+    spec = tiny_spec(dim=2048, hidden_dim=8192, n_heads=16, n_layers=1)
     write_tiny_model(cli.folder / "large.m", spec).close()
     with cli.started("convert", "large.m", "out.m", "--weights", "q40") as process:
         assert process.stderr is not None

@@ -108,7 +108,7 @@ class LetsTheOthersGoAhead(Stranger):
 
     def send_part(self, kind: str, *fields: Any, arrays: tuple[bytes, ...]) -> None:
         if kind == "partial" and self.step == 1 and self.stage % 2 == 1:
-            assert self._sent[self.stage + 1].wait(5.0), "no worker goes ahead"
+            assert self._sent[self.stage + 1].wait(20.0), "no worker goes ahead"
         super().send_part(kind, *fields, arrays=arrays)
 
 
