@@ -69,6 +69,84 @@ def test_other_scaling_is_refused_by_name(tmp_path, kind):
     assert kind in refusal(tmp_path, rope_scaling={"rope_type": kind, "factor": 4.0})
 
 
+def test_rope_that_is_said_by_kind_of_layer_is_read_where_all_kinds_agree(tmp_path):
+    wanted = {"rope_type": "default", "rope_theta": 5e5}
+    nested = {"full_attention": wanted, "sliding_attention": wanted}
+    assert spec_of(tmp_path, rope_theta="absent", rope_parameters=nested).rope == Rope(5e5)
+    assert spec_of(tmp_path, rope_theta="absent", rope_parameters={"full_attention": wanted}).rope == Rope(5e5)
+    nested["sliding_attention"] = wanted | {"rope_theta": 1e4}
+    words = refusal(tmp_path, rope_theta="absent", rope_parameters=nested)
+    assert "rope_parameters of sliding_attention differ from those of full_attention" in words
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.25}}, "partial_rotary_factor is 0.25"),
+        ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0}}, "partial_rotary_factor is 0"),
+        ({"partial_rotary_factor": 0}, "partial_rotary_factor is 0"),
+        ({"rope_scaling": {"factor": 4.0}}, "factor of the RoPE scaling is 4.0 and its type is default or missing"),
+        ({"rope_scaling": {"type": "linear", "factor": 4.0, "attention_factor": 2}}, "attention_factor is 2"),
+        ({"rope_scaling": {"rope_type": "default", "mrope_section": [16, 24, 24]}}, "mrope_section is [16, 24, 24]"),
+        ({"rope_scaling": {"type": "linear", "factor": 4.0}, "rope_parameters": {"rope_type": "default"}},
+         "rope_scaling and rope_parameters differ in the type"),
+        ({"rope_scaling": {"type": "linear", "factor": "4"}}, "$.factor"),
+        ({"rope_theta": 0}, "rope_theta is 0"),
+        ({"final_logit_softcapping": 30.0}, "final_logit_softcapping is 30.0, which this version does not compute"),
+        ({"attn_logit_softcapping": 50}, "attn_logit_softcapping is 50"),
+        ({"logits_scaling": 8.0}, "logits_scaling is 8.0"),
+        ({"logit_scale": 0.0625}, "logit_scale is 0.0625"),
+        ({"residual_multiplier": 0.22}, "residual_multiplier is 0.22"),
+        ({"attention_multiplier": 0.015625}, "attention_multiplier is 0.015625"),
+        ({"query_pre_attn_scalar": 256}, "query_pre_attn_scalar is 256"),
+        ({"use_qk_norm": True}, "use_qk_norm is True"),
+        ({"no_rope_layers": [1, 0]}, "no_rope_layers is [1, 0]"),
+        ({"attention_chunk_size": 8192}, "attention_chunk_size is 8192"),
+        ({"hidden_activation": "gelu_pytorch_tanh"}, "hidden_activation is 'gelu_pytorch_tanh' and hidden_act silu"),
+        ({"quantization": {"bits": 4}}, "quantization: the weights are quantized already"),
+        ({**MIXTRAL, "norm_topk_prob": False}, "norm_topk_prob is False"),
+        ({"num_local_experts": 8}, "num_local_experts is 8"),
+    ],
+)  # fmt: skip
+def test_a_number_that_changes_the_model_is_refused_by_name(tmp_path, keys, words):
+    assert words in refusal(tmp_path, **keys)
+
+
+def test_such_numbers_are_no_matter_where_they_change_nothing(tmp_path):
+    neutral = {
+        "final_logit_softcapping": None, "logit_scale": 1.0, "use_qk_norm": False, "rope_interleaved": False,
+        "partial_rotary_factor": 1, "query_pre_attn_scalar": TINY.head_dim, "attention_multiplier": 0.25,
+        "hidden_activation": "silu", "num_local_experts": 0,
+    }  # fmt: skip
+    assert spec_of(tmp_path, **neutral, rope_scaling={"rope_type": "default", "factor": 1.0}) == TINY
+
+
+def test_what_a_config_leaves_out_is_what_transformers_takes(tmp_path):
+    """Defaults of transformers 5.24's configuration classes."""
+    large = tiny_spec(dim=256, n_heads=32, n_kv_heads=8, seq_len=8192)
+
+    def spec(**keys):
+        return read_config(write(tmp_path, large, **keys)).spec
+
+    assert spec(**MISTRAL).window == 4096
+    assert spec(**MISTRAL, num_key_value_heads="absent").n_kv_heads == 8
+    assert spec(**MISTRAL, num_key_value_heads=None).n_kv_heads == 32
+    assert spec(**MIXTRAL, rope_theta="absent").rope.theta == 1e6
+    assert spec(**MIXTRAL).window is None
+    assert spec(**QWEN2, use_sliding_window=True, max_window_layers=0).window == 4096
+    assert spec(**QWEN2, use_sliding_window=True).window is None  # max_window_layers is 28
+    assert spec(**QWEN2, num_key_value_heads="absent").n_kv_heads == 32
+    assert spec(**QWEN3 | {"head_dim": "absent"}).head_dim == 128
+    assert spec(**QWEN3_MOE, num_key_value_heads="absent").n_kv_heads == 4
+
+
+def test_a_window_and_layers_without_one_contradict_each_other(tmp_path):
+    full = ["full_attention"] * 2
+    assert "sliding_window is 16 and layer_types has full attention only" in refusal(
+        tmp_path, **MISTRAL, sliding_window=16, layer_types=full
+    )
+
+
 def test_a_mistral_may_look_back_so_far_only(tmp_path):
     assert spec_of(tmp_path, **MISTRAL, sliding_window=16) == replace(TINY, window=16)
     assert spec_of(tmp_path, **MISTRAL, sliding_window=None) == TINY
@@ -88,8 +166,9 @@ def test_a_qwen2_with_windows_in_some_layers_is_refused(tmp_path):
     assert "max_window_layers" in refusal(tmp_path, **QWEN2, **window, max_window_layers=1)
     mixed = ["full_attention", "sliding_attention"]
     assert "layer_types" in refusal(tmp_path, **QWEN2, **window, layer_types=mixed)
-    assert spec_of(tmp_path, **QWEN2, **window, layer_types=mixed[:1]).window is None
-    assert spec_of(tmp_path, **QWEN2, **window, layer_types=mixed[1:]).window == 16
+    assert spec_of(tmp_path, **QWEN2, **window, layer_types=mixed[:1] * 2).window is None
+    assert spec_of(tmp_path, **QWEN2, **window, layer_types=mixed[1:] * 2).window == 16
+    assert "layer_types has 1 entries; expected 2" in refusal(tmp_path, **QWEN2, **window, layer_types=mixed[1:])
     assert "chunked" in refusal(tmp_path, **QWEN2, **window, layer_types=["chunked_attention"])
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType, ValidationError, convert
 
 from dllama_zmq.errors import FormatError, UnsupportedModel
+from dllama_zmq.formats.hf.rope import read_rope
 from dllama_zmq.formats.json_file import read_json
-from dllama_zmq.spec import Activation, Architecture, FloatType, ModelSpec, Rope, RopeScaling
+from dllama_zmq.spec import Activation, Architecture, FloatType, ModelSpec
 
 _ARCHITECTURES: dict[str, tuple[Architecture, str]] = {
     "llama": ("llama", "LlamaForCausalLM"),
@@ -29,19 +30,27 @@ _ACTIVATIONS: dict[str, Activation] = {
 }  # fmt: skip
 _INTERLEAVED = ("llama", "mistral")
 _QWEN_MOE = "qwen3_moe"
+_DEFAULT_THETA = {"mixtral": 1e6}
+_DEFAULT_WINDOW = {"mistral": 4096, "qwen2": 4096, "qwen3": 4096, "qwen3_moe": 4096}
+_DEFAULT_KV_HEADS = {"mistral": 8, "mixtral": 8, "qwen2": 32, "qwen3": 32, "qwen3_moe": 4}
+_DEFAULT_HEAD_DIM = {"qwen3": 128}
+"""What transformers 5.24 takes where the key is missing; of what is not here: rope_theta 10000, no window, as many KV
+heads as heads, and heads that share the width."""
+_NEUTRAL: dict[str, tuple[object, ...]] = {
+    "attn_logit_softcapping": (0,), "final_logit_softcapping": (0,), "logit_scale": (1,), "logits_scaling": (1,),
+    "embedding_multiplier": (1,), "residual_multiplier": (1,), "scale_emb": (1,), "scale_depth": (),
+    "mup_attn_multiplier": (1,), "clip_qkv": (0,), "qk_layernorm": (False,), "use_qk_norm": (False,),
+    "attention_out_bias": (False,), "use_parallel_residual": (False,), "alibi": (False,),
+    "rope_interleaved": (False,), "rotary_pct": (1,), "rotary_percent": (1,), "rotary_emb_fraction": (1,),
+    "no_rope_layers": ([],), "no_rope_layer_interval": (0,), "attention_chunk_size": (),
+    "attn_temperature_tuning": (False,), "n_shared_experts": (0,), "num_shared_experts": (0,),
+    "shared_expert_intermediate_size": (0,), "first_k_dense_replace": (0,), "routed_scaling_factor": (1,),
+    "scoring_func": ("softmax",), "n_group": (0, 1), "num_nextn_predict_layers": (0,), "add_qk_norm": (False,),
+}  # fmt: skip
+"""Keys with which other models change what is computed, and the values with which they do not; null never does.
 
-
-class _RopeParameters(Struct, frozen=True):
-    """`rope_scaling`, and since transformers 5 `rope_parameters`."""
-
-    rope_type: str | None = None
-    type: str | None = None
-    rope_theta: float | None = None
-    factor: float | None = None
-    low_freq_factor: float | None = None
-    high_freq_factor: float | None = None
-    original_max_position_embeddings: int | None = None
-    partial_rotary_factor: float | None = None
+transformers passes over them in the models that are read here: their author meant another model, or a newer one.
+"""
 
 
 class _Config(Struct, frozen=True):
@@ -54,20 +63,23 @@ class _Config(Struct, frozen=True):
     moe_intermediate_size: int | None = None
     num_hidden_layers: int | None = None
     num_attention_heads: int | None = None
-    num_key_value_heads: int | None = None
-    head_dim: int | None = None
+    num_key_value_heads: int | UnsetType | None = UNSET
+    head_dim: int | UnsetType | None = UNSET
     vocab_size: int | None = None
     max_position_embeddings: int | None = None
     rms_norm_eps: float | None = None
     hidden_act: str | None = None
+    hidden_activation: str | None = None
     rope_theta: float | None = None
-    rope_scaling: _RopeParameters | None = None
-    rope_parameters: _RopeParameters | None = None
+    rope_scaling: dict[str, Any] | None = None
+    rope_parameters: dict[str, Any] | None = None
     partial_rotary_factor: float | None = None
+    query_pre_attn_scalar: float | None = None
+    attention_multiplier: float | None = None
     tie_word_embeddings: bool | None = None
     attention_bias: bool | None = None
     mlp_bias: bool | None = None
-    sliding_window: int | None = None
+    sliding_window: int | UnsetType | None = UNSET
     use_sliding_window: bool | None = None
     max_window_layers: int | None = None
     layer_types: list[str] | None = None
@@ -78,6 +90,7 @@ class _Config(Struct, frozen=True):
     decoder_sparse_step: int | None = None
     mlp_only_layers: list[int] | None = None
     quantization_config: dict[str, Any] | None = None
+    quantization: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +103,15 @@ class HFConfig:
 
 def read_config(path: Path) -> HFConfig:
     """Read and check a config.json. Raises FormatError or UnsupportedModel, naming the key."""
-    config = read_json(path, _Config)
+    said = read_json(path, dict[str, Any])
+    try:
+        config = convert(said, _Config)
+    except ValidationError as error:
+        raise FormatError(f"{path}: {str(error)[:300]}. It is damaged, or no config.json of a model.") from error
     try:
         model_type = _model_type(config)
         _refuse_unknown(config, model_type)
+        _check_neutral(said, config)
         spec = _spec(config, model_type)
         spec.check()
     except FormatError as error:
@@ -115,10 +133,11 @@ def _model_type(config: _Config) -> str:
 
 
 def _refuse_unknown(config: _Config, model_type: str) -> None:
-    if config.quantization_config is not None:
-        method = str(config.quantization_config.get("quant_method", "unnamed"))[:40]
+    if config.quantization_config is not None or config.quantization is not None:
+        method = str((config.quantization_config or {}).get("quant_method", "unnamed"))[:40]
+        key = "quantization" if config.quantization_config is None else "quantization_config"
         raise UnsupportedModel(
-            f"quantization_config: the weights are quantized already ({method}), which is not read here. "
+            f"{key}: the weights are quantized already ({method}), which is not read here. "
             "Take the model they were made from, and `weights: q40` or q80; or a GGUF file."
         )
     if model_type != "qwen2" and config.attention_bias:
@@ -132,9 +151,28 @@ def _refuse_unknown(config: _Config, model_type: str) -> None:
         )
 
 
+def _check_neutral(said: dict[str, Any], config: _Config) -> None:
+    """Raise UnsupportedModel for a key that asks for what is not computed here."""
+    for key, neutral in _NEUTRAL.items():
+        value = said.get(key)
+        if value is not None and value not in neutral:
+            raise UnsupportedModel(f"{key} is {str(value)[:80]}, which this version does not compute with.")
+    dense = config.model_type not in (_QWEN_MOE, "mixtral")
+    for key in ("num_local_experts", "num_experts") if dense else ():
+        if said.get(key):
+            raise UnsupportedModel(f"{key} is {said[key]}, and a {config.model_type} has no experts.")
+    if config.model_type == "mixtral" and config.norm_topk_prob is False:
+        raise UnsupportedModel("norm_topk_prob is False; the experts' weights of a mixtral sum to 1.")
+    if config.hidden_activation not in (None, config.hidden_act or "silu"):
+        raise UnsupportedModel(
+            f"hidden_activation is {config.hidden_activation[:40]!r} and hidden_act {config.hidden_act or 'missing'}; "
+            "expected one activation."
+        )
+
+
 def _spec(config: _Config, model_type: str) -> ModelSpec:
     dim, n_heads = _needed(config, "hidden_size"), _needed(config, "num_attention_heads")
-    head_dim = config.head_dim
+    head_dim = _DEFAULT_HEAD_DIM.get(model_type) if config.head_dim is UNSET else config.head_dim
     if head_dim is None:
         if n_heads < 1 or dim % n_heads:
             raise FormatError(f"num_attention_heads is {n_heads}: it does not divide hidden_size, {dim}.")
@@ -147,18 +185,29 @@ def _spec(config: _Config, model_type: str) -> ModelSpec:
     eps = config.rms_norm_eps
     if eps is None:
         raise _missing("rms_norm_eps")
+    n_kv_heads = config.num_key_value_heads
+    if n_kv_heads is UNSET:
+        n_kv_heads = _DEFAULT_KV_HEADS.get(model_type)
+    _check_scale(config, head_dim)
+    rope = read_rope(
+        _rope_parameters(config),
+        default_theta=_DEFAULT_THETA.get(model_type, 10000.0) if config.rope_theta is None else config.rope_theta,
+        default_part=1.0 if config.partial_rotary_factor is None else config.partial_rotary_factor,
+        layout="interleaved" if model_type in _INTERLEAVED else "half",
+        head_dim=head_dim,
+    )
     return ModelSpec(
         arch=_ARCHITECTURES[model_type][0],
         dim=dim,
         hidden_dim=_needed(config, "moe_intermediate_size" if model_type == _QWEN_MOE else "intermediate_size"),
         n_layers=_needed(config, "num_hidden_layers"),
         n_heads=n_heads,
-        n_kv_heads=_positive("num_key_value_heads", config.num_key_value_heads or n_heads),
+        n_kv_heads=n_heads if n_kv_heads is None else _positive("num_key_value_heads", n_kv_heads),
         head_dim=head_dim,
         vocab_size=_needed(config, "vocab_size"),
         seq_len=seq_len,
         weight_type=FloatType.F32,
-        rope=_rope(config, model_type, head_dim),
+        rope=rope,
         norm_eps=eps,
         activation=_activation(config.hidden_act or "silu"),
         n_experts=n_experts,
@@ -168,60 +217,70 @@ def _spec(config: _Config, model_type: str) -> ModelSpec:
     )
 
 
-def _rope(config: _Config, model_type: str, head_dim: int) -> Rope:
-    parameters = config.rope_parameters or config.rope_scaling or _RopeParameters()
-    theta = parameters.rope_theta or config.rope_theta or (1e6 if model_type == "mixtral" else 10000.0)
-    if not 0 < theta < math.inf:
-        raise FormatError(f"rope_theta is {theta}; expected a positive number.")
-    rotated = parameters.partial_rotary_factor or config.partial_rotary_factor or 1.0
-    if rotated != 1.0:
-        raise UnsupportedModel(f"partial_rotary_factor is {rotated}; this version rotates whole heads only.")
-    layout: Literal["interleaved", "half"] = "interleaved" if model_type in _INTERLEAVED else "half"
-    kind = parameters.rope_type or parameters.type or "default"
-    if kind == "default":
-        return Rope(theta, layout)
-    if kind == "linear":
-        if not 1 <= head_dim <= 1 << 14:
-            raise FormatError(f"head_dim is {head_dim}; expected 1 to {1 << 14}")
-        return Rope(theta, layout, factors=(_given(parameters.factor, "factor"),) * (head_dim // 2))
-    if kind != "llama3":
-        raise UnsupportedModel(f"rope type {kind[:40]!r} is not run by this version; default, linear and llama3 are.")
-    original = parameters.original_max_position_embeddings
-    if original is None:
-        raise _missing("original_max_position_embeddings of the RoPE scaling")
-    low, high = (_given(getattr(parameters, f"{end}_freq_factor"), f"{end}_freq_factor") for end in ("low", "high"))
-    return Rope(theta, layout, RopeScaling(_given(parameters.factor, "factor"), low, high, original))
+def _check_scale(config: _Config, head_dim: int) -> None:
+    """Raise UnsupportedModel where attention's scores are not divided by the root of a head's width."""
+    if config.query_pre_attn_scalar not in (None, head_dim):
+        raise UnsupportedModel(
+            f"query_pre_attn_scalar is {config.query_pre_attn_scalar:g}; this version scales by head_dim, {head_dim}."
+        )
+    scale = config.attention_multiplier
+    if scale is not None and not math.isclose(scale, max(1, head_dim) ** -0.5, rel_tol=1e-6):
+        raise UnsupportedModel(
+            f"attention_multiplier is {scale:g}; this version scales by the root of head_dim, {head_dim}."
+        )
+
+
+def _rope_parameters(config: _Config) -> dict[str, Any]:
+    """What is said of RoPE, in the keys of transformers 5, of 4, or in both alike."""
+    new, old = config.rope_parameters or {}, config.rope_scaling or {}
+    if new and old:
+        kinds = [said.get("rope_type") or said.get("type") or "default" for said in (new, old)]
+        if kinds[0] != kinds[1]:
+            raise UnsupportedModel(
+                f"rope_scaling and rope_parameters differ in the type: {str(kinds[1])[:40]!r} and "
+                f"{str(kinds[0])[:40]!r}. Remove the one that is wrong."
+            )
+        for key in sorted(new.keys() & old.keys()):
+            if new[key] != old[key]:
+                raise UnsupportedModel(f"rope_scaling and rope_parameters differ in {key[:40]}. Remove the wrong one.")
+    return new | old
 
 
 def _window(config: _Config, model_type: str, seq_len: int) -> int | None:
     """How far back a token looks, where every layer limits it. Raises UnsupportedModel where only some do."""
     if model_type == "llama":
         return None
-    window, n_layers = config.sliding_window, _needed(config, "num_hidden_layers")
-    if config.layer_types is not None:
-        kinds = set(config.layer_types)
-        strange = sorted(kinds - {"full_attention", "sliding_attention"})
-        if strange:
-            raise UnsupportedModel(
-                f"layer_types has {strange[0][:40]!r}; this version runs full and sliding attention."
-            )
-        if len(kinds) > 1:
-            raise _mixture("layer_types")
-        if kinds == {"full_attention"}:
-            return None
-    elif model_type.startswith("qwen"):
-        full_layers = min(config.max_window_layers or 0, n_layers)
-        if not config.use_sliding_window or full_layers == n_layers:
-            return None
-        if full_layers:
-            raise _mixture("max_window_layers")
+    n_layers = _needed(config, "num_hidden_layers")
+    window = _DEFAULT_WINDOW.get(model_type) if config.sliding_window is UNSET else config.sliding_window
+    if model_type.startswith("qwen") and not config.use_sliding_window:
+        window = None
     if window is not None and window < 1:
         raise FormatError(f"sliding_window is {window}; expected 1 or more.")
-    return None if window is None or window >= seq_len else window
+    full_layers = 0
+    if model_type.startswith("qwen") and window is not None:
+        full_layers = min(28 if config.max_window_layers is None else config.max_window_layers, n_layers)
+    if config.layer_types is not None:
+        full_layers = _full_layers(config.layer_types, n_layers)
+        if full_layers == n_layers and window is not None and model_type not in ("qwen2", "qwen3"):
+            raise UnsupportedModel(
+                f"sliding_window is {window} and layer_types has full attention only; remove the one that is wrong."
+            )
+    if 0 < full_layers < n_layers:
+        raise UnsupportedModel(
+            f"{'max_window_layers' if config.layer_types is None else 'layer_types'}: {full_layers} of {n_layers} "
+            "layers attend to all positions and the others to a sliding window, which is not run here."
+        )
+    return None if full_layers or window is None or window >= seq_len else window
 
 
-def _mixture(key: str) -> UnsupportedModel:
-    return UnsupportedModel(f"{key}: some layers attend to a sliding window and some to all, which is not run here.")
+def _full_layers(kinds: list[str], n_layers: int) -> int:
+    """How many layers attend to all positions. Raises UnsupportedModel for a kind of attention that is not run."""
+    for kind in kinds:
+        if kind not in ("full_attention", "sliding_attention"):
+            raise UnsupportedModel(f"layer_types has {kind[:40]!r}; this version runs full and sliding attention.")
+    if len(kinds) != n_layers:
+        raise FormatError(f"layer_types has {len(kinds)} entries; expected {n_layers}, one for each layer.")
+    return kinds.count("full_attention")
 
 
 def _activation(name: str) -> Activation:
@@ -241,12 +300,6 @@ def _needed(config: _Config, key: str) -> int:
 def _positive(key: str, value: int) -> int:
     if not 1 <= value < 1 << 31:
         raise FormatError(f"{key} is {value}; expected a positive number.")
-    return value
-
-
-def _given(value: float | None, key: str) -> float:
-    if value is None or not 0 < value < math.inf:
-        raise FormatError(f"{key} of the RoPE scaling is {value}; expected a positive number.")
     return value
 
 
