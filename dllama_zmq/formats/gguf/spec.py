@@ -26,9 +26,26 @@ _NEUTRAL = {
     "attention.clamp_kqv": 0, "attention.scale": 0,
     "attention.max_alibi_bias": 0, "attention.causal": True, "logit_scale": (0, 1), "residual_scale": (0, 1),
     "embedding_scale": (0, 1), "attn_logit_softcapping": 0, "final_logit_softcapping": 0,
-    "use_parallel_residual": False,
+    "use_parallel_residual": False, "router_logit_softcapping": 0, "swin_norm": False, "n_deepstack_layers": 0,
+    "interleave_moe_layer_step": (0, 1), "moe_every_n_layers": (0, 1), "attention.output_scale": (0, 1),
+    "attention.temperature_scale": 0, "attention.sliding_window_pattern": 0, "rope.scaling.attn_factor": (0, 1),
+    "rope.scaling.yarn_attn_factor": (0, 1), "rope.scaling.yarn_ext_factor": (-1, 0), "rope.scaling.alpha": 0,
 }  # fmt: skip
 """Keys that change what is computed, and the values with which they do not."""
+_READ = {
+    "block_count", "context_length", "embedding_length", "feed_forward_length", "expert_count", "expert_used_count",
+    "expert_feed_forward_length", "expert_weights_norm", "attention.head_count", "attention.head_count_kv",
+    "attention.key_length", "attention.value_length", "attention.layer_norm_rms_epsilon", "attention.sliding_window",
+    "rope.dimension_count", "rope.freq_base", "rope.scaling.type", "rope.scaling.factor", "rope.scale_linear",
+}  # fmt: skip
+_NO_MATTER = {
+    "vocab_size", "embedding_length_out", "tensor_data_layout", "pooling_type", "attention.layer_norm_epsilon",
+    "expert_group_used_count", "expert_shared_feed_forward_length", "rope.scaling.finetuned",
+    "rope.scaling.original_context_length", "rope.scaling.yarn_log_multiplier", "rope.scaling.yarn_beta_fast",
+    "rope.scaling.yarn_beta_slow",
+}  # fmt: skip
+"""Keys that the tensors say better, that belong to what is refused (YaRN, shared experts), or that no model computes
+with. Any other key may stand for another computation, and is refused."""
 _MOST_LAYERS = 1 << 12
 _MOST_EXPERTS = 1 << 16
 """Of all layers together."""
@@ -167,6 +184,13 @@ def _own(keys: _Keys) -> set[str]:
 
 def _check_neutral(keys: _Keys) -> None:
     present = _own(keys)
+    unknown = sorted(present - _READ - _NO_MATTER - _NEUTRAL.keys())
+    if unknown:
+        raise UnsupportedModel(
+            f"{keys.file.path}: the key {keys.arch}.{unknown[0][:80]} is "
+            f"{_shown(keys.file.metadata[f'{keys.arch}.{unknown[0]}'])}; it is not known here, and may stand for "
+            f"another computation. {_RUNS}"
+        )
     for key, neutral in _NEUTRAL.items():
         if key in present:
             value = keys.number(key)
@@ -182,9 +206,10 @@ def _rope(keys: _Keys, spec: ModelSpec, stored: F32 | None) -> Rope:
     theta = keys.number("rope.freq_base", 10000.0)
     rope = Rope(theta, "interleaved" if spec.arch == "llama" else "half")
     kind, factor = keys.text("rope.scaling.type"), keys.number("rope.scaling.factor", 0.0)
-    if not kind and "rope.scale_linear" in _own(keys):  # as it was called in 2023
-        kind, factor = "linear", keys.number("rope.scale_linear")
-    if kind not in ("", "none", "linear") and (factor not in (0.0, 1.0) or kind == "longrope"):
+    if "rope.scaling.factor" not in _own(keys):
+        factor = keys.number("rope.scale_linear", 0.0)  # as it was called in 2023
+    kind = kind or "linear"  # as llama.cpp takes it
+    if kind not in ("none", "linear") and (factor not in (0.0, 1.0) or kind == "longrope"):
         raise UnsupportedModel(
             f"{keys.file.path}: {keys.arch}.rope.scaling.type is {kind[:64]!r} with a factor of {factor:g}; this "
             "version stretches RoPE only linearly and as Llama 3.1 does. Get a file without that scaling."
