@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import os
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -22,6 +23,7 @@ from dllama_zmq.spec import WEIGHTS_FLOAT, FloatType, Sync, Weights
 from dllama_zmq.yaml_tree import YamlTree, shown
 
 MAX_FILE_BYTES = 1 << 20
+_GGUF_MAGIC = b"GGUF"
 DEMO = "demo"
 """`model: demo` and `tokenizer: demo` mean the files shipped in the package."""
 
@@ -167,9 +169,16 @@ def model_at(text: str | Path) -> Path:
 
 
 def tokenizer_beside(model: Path) -> Path:
-    """Where the tokenizer of a model is that comes without one of its own: FORMATS.md says what each format holds."""
-    if model.suffix == ".gguf" or os.path.isdir(model):
+    """Where the tokenizer is that a model brings with it: FORMATS.md says what each format holds.
+
+    A GGUF file is known by its first bytes: the stores of other programs keep it under a name without a suffix.
+    """
+    if os.path.isdir(model) or model.suffix.lower() == ".gguf":
         return model
+    if os.path.isfile(model):
+        with suppress(OSError), model.open("rb") as file:
+            if file.read(4) == _GGUF_MAGIC:
+                return model
     return model.parent if model.suffix == ".safetensors" else model.with_suffix(".t")
 
 

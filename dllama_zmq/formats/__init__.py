@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dllama_zmq.errors import FormatError, UnsupportedModel, UsageError
-from dllama_zmq.formats.files import open_regular
+from dllama_zmq.errors import UnsupportedModel, UsageError
 from dllama_zmq.formats.gguf import gguf_metadata, open_gguf
 from dllama_zmq.formats.hf import open_hf
+from dllama_zmq.formats.kinds import GGUF_MAGIC, first_bytes, is_gguf, only_file_of
 from dllama_zmq.formats.m_file import open_m, write_m
 from dllama_zmq.formats.m_header import data_bytes
 from dllama_zmq.formats.m_keys import M_MAGICS
@@ -42,7 +42,8 @@ _PICKLED = (".bin", ".pth", ".pt")
 
 
 def open_model(path: str | Path, weights: FloatType | None = None) -> ModelFile:
-    """Open a model of any format that this version reads: `.m`, GGUF, a Hugging Face folder, a folder of Meta's.
+    """Open a model of any format that this version reads: `.m`, GGUF, a Hugging Face folder, a folder of Meta's, or a
+    folder that holds one `.m` or GGUF model.
 
     weights: the type in which the matrices are read, for formats that keep them as floats; None: as they are stored.
     Raises FormatError or UnsupportedModel; UsageError where the weights are not to be had in that type.
@@ -56,18 +57,15 @@ def open_model(path: str | Path, weights: FloatType | None = None) -> ModelFile:
     if (folder / "adapter_config.json").exists():
         raise UnsupportedModel(f"{folder}: this is a LoRA adapter, a part of a model only. Get the model itself.")
     if folder.is_dir():
-        raise FormatError(
-            f"{folder} is no folder of a model: it has neither config.json (Hugging Face) nor params.json (Meta)."
-        )
-    with open_regular(path) as (file, _):
-        magic = file.read(4)
-    known = magic == b"GGUF" or int.from_bytes(magic, "little") in M_MAGICS
+        path = only_file_of(folder)
+    magic = first_bytes(path)
+    known = magic == GGUF_MAGIC or int.from_bytes(magic, "little") in M_MAGICS
     if magic.startswith(_PICKLES) or (path.suffix in _PICKLED and not known):
         raise UnsupportedModel(
             f"{path}: a file of PyTorch alone is not read. Give the folder of the model, with config.json and "
             "safetensors (Hugging Face) or with params.json and consolidated.*.pth (Meta), or a GGUF file of it."
         )
-    model: ModelFile = open_gguf(path) if magic == b"GGUF" or path.suffix == ".gguf" else open_m(path)
+    model: ModelFile = open_gguf(path) if is_gguf(path, magic) else open_m(path)
     if weights not in (None, model.spec.weight_type):
         has = model.spec.weight_type.name
         model.close()

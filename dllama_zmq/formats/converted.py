@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from dllama_zmq.errors import FormatError, UsageError
 from dllama_zmq.formats.mapped import MappedFile
-from dllama_zmq.formats.model_file import ALL, ModelFile
+from dllama_zmq.formats.model_file import ModelFile
 from dllama_zmq.models import tensor_table
 from dllama_zmq.quants import F32, U8, BlockMatrix, dequantize, quantize
 from dllama_zmq.spec import FloatType, ModelSpec
@@ -114,7 +114,7 @@ class ConvertedModel(ModelFile):
         self._stored = stored
         self._files = {piece.pages.path: piece.pages for tensor in stored.values() for piece in tensor.pieces}
 
-    def read(self, name: str, rows: slice = ALL, columns: slice = ALL) -> BlockMatrix:
+    def _part(self, name: str, rows: slice, columns: slice) -> BlockMatrix:
         stored, kind = self._stored[name], self._by_name[name].float_type
         first, last, _ = rows.indices(stored.shape[0])
         if stored.float_type is kind and not stored.halves and len(stored.pieces) == 1:
@@ -129,6 +129,9 @@ class ConvertedModel(ModelFile):
             out[row - first : end - first] = _converted(data, stored, kind)
         out.flags.writeable = False
         return BlockMatrix(out, kind)
+
+    def _where(self, name: str) -> str:
+        return self._stored[name].where
 
     def forget_pages(self) -> None:
         for file in self._files.values():

@@ -12,12 +12,16 @@ from typing import BinaryIO
 
 from dllama_zmq.errors import FormatError, UsageError
 
+_LFS_POINTER = b"version https://git-lfs"
+_MAX_POINTER_BYTES = 1 << 10
+
 
 @contextmanager
 def open_regular(path: Path) -> Iterator[tuple[BinaryIO, int]]:
     """The file, open for reading, and its size in bytes.
 
-    Raises FormatError where it is missing, unreadable or no regular file (a pipe would wait for ever).
+    Raises FormatError where it is missing, unreadable, no regular file (a pipe would wait for ever), or what git leaves
+    in place of a large file.
     """
     try:
         # Non-blocking, or opening a pipe that nobody writes to would hang before it can be refused.
@@ -29,6 +33,11 @@ def open_regular(path: Path) -> Iterator[tuple[BinaryIO, int]]:
         os.close(descriptor)
         raise FormatError(f"{path} is no regular file; expected a file that can be mapped. Give the file itself.")
     with os.fdopen(descriptor, "rb") as file:
+        if status.st_size <= _MAX_POINTER_BYTES and file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+            raise FormatError(
+                f"{path} is a pointer of git-lfs, not the file itself. Fetch it: run `git lfs pull` in its folder."
+            )
+        file.seek(0)
         yield file, status.st_size
 
 

@@ -12,7 +12,7 @@ from dllama_zmq.formats.files import replace_file
 from dllama_zmq.formats.m_header import data_bytes, header_bytes, read_header
 from dllama_zmq.formats.m_keys import MAX_HEADER_BYTES
 from dllama_zmq.formats.mapped import MappedFile
-from dllama_zmq.formats.model_file import ALL, ModelFile
+from dllama_zmq.formats.model_file import ModelFile
 from dllama_zmq.models import tensor_table
 from dllama_zmq.quants import BlockMatrix
 from dllama_zmq.spec import ModelSpec, TensorSpec
@@ -31,7 +31,7 @@ class MFile(ModelFile):
             self._at[tensor.name] = tensors_at
             tensors_at += tensor.nbytes(spec)
 
-    def read(self, name: str, rows: slice = ALL, columns: slice = ALL) -> BlockMatrix:
+    def _part(self, name: str, rows: slice, columns: slice) -> BlockMatrix:
         tensor = self._by_name[name]
         data = self._pages.view(self._at[name], tensor.nbytes(self.spec))
         whole = BlockMatrix(data.reshape(tensor.shape(self.spec)[0], -1), tensor.float_type)

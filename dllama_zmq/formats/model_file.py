@@ -7,6 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from dllama_zmq.errors import FormatError
 from dllama_zmq.models import tensor_table
 from dllama_zmq.quants import BlockMatrix
 from dllama_zmq.spec import ModelSpec, TensorSpec
@@ -19,7 +20,8 @@ _FORGET_BYTES = 1 << 26
 class ModelFile(ABC):
     """An open model. `spec` says of which type each tensor is, and `read` gives it in that type, whatever the file has.
 
-    `tensors` are in the order of the model's table; `nbytes` is what they take together, as read.
+    `tensors` are in the order of the model's table; `nbytes` is what they take together, as read. `notes` are sentences
+    for the user about what is odd in the files and was settled here.
     """
 
     def __init__(self, path: Path, spec: ModelSpec) -> None:
@@ -28,14 +30,30 @@ class ModelFile(ABC):
         self.tensors: list[TensorSpec] = tensor_table(spec)
         self.nbytes = sum(tensor.nbytes(spec) for tensor in self.tensors)
         self._by_name = {tensor.name: tensor for tensor in self.tensors}
+        self.notes: list[str] = []
         self._read_bytes = 0
 
-    @abstractmethod
     def read(self, name: str, rows: slice = ALL, columns: slice = ALL) -> BlockMatrix:
         """A part of a tensor of the table: a read-only view of the file where it has just those bytes, else made anew.
 
-        A vector is one row. Column bounds fall on whole blocks. Raises UsageError after `close`.
+        A vector is one row. Column bounds fall on whole blocks. Raises UsageError after `close`, FormatError where a
+        value is infinite or no number: a model would answer with nonsense.
         """
+        part = self._part(name, rows, columns)
+        if not part.is_finite:
+            raise FormatError(
+                f"{self._where(name)} has values that are infinite or no numbers. "
+                "The file is damaged; copy or download it again."
+            )
+        return part
+
+    @abstractmethod
+    def _part(self, name: str, rows: slice, columns: slice) -> BlockMatrix:
+        """What `read` gives, unchecked."""
+
+    def _where(self, name: str) -> str:
+        """The file and the name that a tensor has there, to begin an error with."""
+        return f"{self.path}: tensor {name}"
 
     @abstractmethod
     def forget_pages(self) -> None:

@@ -5,8 +5,8 @@
 | `*.t` | FORMATS.md §3 |
 | `tokenizer.json` | Hugging Face's, with tokenizer_config.json and its like beside it |
 | `*.model` | a SentencePiece model, or Meta's list of Llama 3's pieces and ranks |
-| `*.gguf` | the model's file, whose metadata holds it |
-| a folder | its tokenizer.json, else its tokenizer.model |
+| what begins with GGUF | the model's file, whose metadata holds it |
+| a folder | its tokenizer.json, else its tokenizer.model, else what its one `.m` or GGUF model brings |
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 from dllama_zmq.errors import FormatError
 from dllama_zmq.formats.files import open_regular
 from dllama_zmq.formats.gguf import gguf_metadata
+from dllama_zmq.formats.kinds import first_bytes, is_gguf, only_file_of
 from dllama_zmq.formats.t_file import read_t
 from dllama_zmq.tokenizer import Tokenizer
 
@@ -28,6 +29,7 @@ MAX_JSON_BYTES = 1 << 26
 MAX_MODEL_BYTES = 1 << 25
 MAX_SIDE_BYTES = 1 << 24
 _MAX_JSON_VALUES = 1 << 23
+_OF_A_MODEL = ("config.json", "params.json")
 _NAMES = ("tokenizer.json", "tokenizer.model")
 
 
@@ -39,12 +41,12 @@ def read_tokenizer(path: str | Path) -> Tokenizer:
     path = Path(path)
     if path.is_dir():
         path = _in_folder(path)
+    if is_gguf(path, first_bytes(path)):
+        return Tokenizer.from_gguf(gguf_metadata(path, lists=True), str(path))
     if path.suffix == ".json":
         return Tokenizer.from_json(_read_text(path, MAX_JSON_BYTES), _config_beside(path), str(path))
     if path.suffix == ".model":
         return _read_model(path)
-    if path.suffix == ".gguf":
-        return Tokenizer.from_gguf(gguf_metadata(path, lists=True), str(path))
     return Tokenizer.from_data(read_t(path))
 
 
@@ -52,6 +54,9 @@ def _in_folder(folder: Path) -> Path:
     for name in _NAMES:
         if (folder / name).exists():
             return folder / name
+    if not any((folder / name).exists() for name in _OF_A_MODEL):
+        model = only_file_of(folder)
+        return model if is_gguf(model, first_bytes(model)) else model.with_suffix(".t")
     raise FormatError(
         f"{folder}: this folder has no {' and no '.join(_NAMES)}. Put the model's own there, or give its path as "
         "`tokenizer:` beside `model:` in cluster.yaml."

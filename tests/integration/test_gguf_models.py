@@ -19,7 +19,6 @@ from tiny import tiny_spec, tiny_tensors
 from dllama_zmq import load
 from dllama_zmq.cluster import DATA_FOLDER
 from dllama_zmq.formats import ModelFile, open_gguf, open_m, write_m
-from dllama_zmq.formats.model_file import ALL
 from dllama_zmq.kernels import KernelChoice
 from dllama_zmq.models import Run
 from dllama_zmq.quants import F32, BlockMatrix
@@ -46,7 +45,7 @@ class Exact(ModelFile):
         stored = tuple((t.name, FloatType.F32) for t in self._file.tensors)
         super().__init__(path, type(spec)(**{**fields(spec), "weight_type": FloatType.F32, "stored": stored}))
 
-    def read(self, name: str, rows: slice = ALL, columns: slice = ALL) -> BlockMatrix:
+    def _part(self, name: str, rows: slice, columns: slice) -> BlockMatrix:
         place = self._file._places[name]
         if isinstance(place.tensor.stored, SourceType):
             part = self._file._parts[place.part].pages.view(place.tensor.offset, place.tensor.nbytes)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from folders import arrays_of, write_hf, write_meta
-from tiny import TINY, tiny_spec, write_tiny_model
+from folders import arrays_of, hf_tensors, safetensors, write_hf, write_meta
+from gguf_writer import write_llama
+from tiny import TINY, tiny_spec, tiny_tensors, write_tiny_model
 
 from dllama_zmq.errors import FormatError, UsageError
-from dllama_zmq.formats import ModelFile, converted, open_hf, open_meta, open_model
+from dllama_zmq.formats import ModelFile, converted, open_hf, open_meta, open_model, read_tokenizer
 from dllama_zmq.formats.hf import HFFolder
 from dllama_zmq.formats.meta import MetaFolder
 from dllama_zmq.quants import BlockMatrix
@@ -86,6 +88,96 @@ def test_a_tied_head_is_the_embedding_and_may_be_quantized(tmp_path, values):
         wanted = BlockMatrix.from_array(values["embedding"], FloatType.Q80)
         assert np.array_equal(model.read("head").data, wanted.data)
         assert np.array_equal(model.read("embedding", slice(5, 6)).dequantize(), values["embedding"][5:6])
+
+
+def tied_folder(path, values, head):
+    """A folder whose config.json says that its head is its embedding, and whose file has the tensors given."""
+    folder = write_hf(path, TINY, {n: a for n, a in values.items() if n not in ("embedding", "head")}, tied=True)
+    tensors = hf_tensors(TINY, {n: a for n, a in values.items() if n != "head"} | head)
+    (folder / "model.safetensors").write_bytes(safetensors(tensors))
+    return folder
+
+
+def test_a_tied_model_with_a_head_of_its_own_uses_it_and_says_so(tmp_path, values):
+    with open_hf(tied_folder(tmp_path / "a", values, {"head": values["head"]})) as model:
+        assert np.array_equal(model.read("head").dequantize(), values["head"])
+        assert "lm_head.weight is another matrix than the embedding" in model.notes[0]
+    with open_hf(tied_folder(tmp_path / "b", values, {"head": values["embedding"]})) as model:
+        assert np.array_equal(model.read("head").dequantize(), values["embedding"])
+        assert not model.notes
+
+
+def test_a_tied_model_may_have_its_head_alone(tmp_path, values):
+    folder = tied_folder(tmp_path / "a", values, {"head": values["head"]})
+    tensors = hf_tensors(TINY, {name: a for name, a in values.items() if name != "embedding"})
+    (folder / "model.safetensors").write_bytes(safetensors(tensors))
+    with open_hf(folder) as model:
+        assert np.array_equal(model.read("embedding").dequantize(), values["head"])
+
+
+def test_an_index_of_other_weights_is_passed_over_where_the_whole_is_there(tmp_path, values):
+    folder = write_hf(tmp_path / "a", TINY, values)
+    weight_map = {"lm_head.weight": "model-00001-of-00002.safetensors", "model.norm.weight": "model-00002.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    with open_hf(folder) as model:
+        assert np.array_equal(model.read("head").dequantize(), values["head"])
+    (folder / "model-00002.safetensors").write_bytes(b"")
+    with pytest.raises(FormatError, match=r"the shard model-00001-of-00002\.safetensors is not in the folder"):
+        open_hf(folder)
+
+
+def test_a_folder_of_one_model_file_is_that_model(tmp_path):
+    spec = tiny_spec(weight_type=FloatType.Q80)
+    folder = tmp_path / "a"
+    folder.mkdir()
+    write_llama(folder / "ok.GGUF", spec, tiny_tensors(spec))
+    (folder / "mmproj-ok.gguf").write_bytes(b"GGUF")
+    with open_model(folder) as model:
+        assert model.spec == spec
+    write_tiny_model(folder / "b.m").close()
+    with pytest.raises(FormatError, match=r"a: it holds b\.m, ok\.GGUF\. Name one of them"):
+        open_model(folder)
+
+
+@pytest.mark.parametrize("name", ["a.gguf", "a.m", "a.t", "config.json", "tokenizer.json", "model.safetensors"])
+def test_what_git_leaves_in_place_of_a_large_file_is_called_so(tmp_path, values, name):
+    folder = write_hf(tmp_path / "a", TINY, values)
+    pointer = folder / name
+    pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n")
+    read = read_tokenizer if name in ("a.t", "tokenizer.json") else open_model
+    with pytest.raises(
+        FormatError, match=r"is a pointer of git-lfs, not the file itself\. Fetch it: run `git lfs pull`"
+    ):
+        read(folder if name in ("config.json", "model.safetensors") else pointer)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_no_numbers_are_refused_as_they_are_read(tmp_path, values, bad):
+    arrays = {name: (a.view(np.uint32) & 0xFFFF0000).view(np.float32) for name, a in values.items()}
+    arrays["layers.1.attention.o"][7, 3] = bad
+    words = r"model\.layers\.1\.self_attn\.o_proj\.weight has values that are infinite or no numbers"
+    for i, kind in enumerate(["F32", "F16", "BF16"]):
+        with open_hf(write_hf(tmp_path / str(i), TINY, arrays, kind)) as model:
+            model.read("layers.1.attention.o", slice(0, 7))
+            model.read("layers.1.attention.o", slice(0, 8), slice(32, 64))
+            with pytest.raises(FormatError, match=words):
+                model.read("layers.1.attention.o", slice(7, 8))
+
+
+@pytest.mark.parametrize("kind", [FloatType.Q40, FloatType.Q41, FloatType.Q80])
+@pytest.mark.parametrize("at", [0, 2])
+def test_blocks_whose_scale_or_offset_is_no_number_are_refused(tmp_path, kind, at):
+    if at == 2 and kind is not FloatType.Q41:
+        return
+    spec = tiny_spec(weight_type=kind)
+    tensors = dict(tiny_tensors(spec))
+    data = tensors["layers.0.ffn.up"].data.copy()
+    data[5, kind.block_bytes + at : kind.block_bytes + at + 2] = np.frombuffer(np.float16(np.nan).tobytes(), np.uint8)
+    tensors["layers.0.ffn.up"] = BlockMatrix(data, kind)
+    with open_model(write_llama(tmp_path / "a.gguf", spec, tensors.items())) as model:
+        assert model.read("layers.0.ffn.up", slice(5, 6), slice(0, 32)).is_finite
+        with pytest.raises(FormatError, match=r"a\.gguf: tensor blk\.0\.ffn_up\.weight has values that are infinite"):
+            model.read("layers.0.ffn.up")
 
 
 def test_a_closed_folder_is_not_read(opened):

@@ -425,3 +425,33 @@ def test_a_vocabulary_of_256_thousand_tokens_is_walked_over_and_read_soon(tmp_pa
     assert len(got["tokenizer.ggml.merges"]) == n
     assert walked_s < 0.8  # well under it on any CPU: measured 0.05 to 0.1
     assert read_s < 2
+
+
+def test_a_factor_without_a_type_is_linear_as_llama_cpp_takes_it(tmp_path):
+    spec = tiny_spec()
+    for extra in ({"rope.scaling.factor": 4.0}, {"rope.scale_linear": 4.0}):
+        with open_gguf(write_llama(tmp_path / "a.gguf", spec, tiny_tensors(spec), **extra)) as model:
+            assert model.spec.rope == Rope(factors=(4.0,) * 8)
+    plain = {"rope.scaling.factor": 4.0, "rope.scaling.type": "none"}
+    with open_gguf(write_llama(tmp_path / "a.gguf", spec, tiny_tensors(spec), **plain)) as model:
+        assert model.spec.rope == Rope()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("attention.sinks", 4), ("rope.freq_base_swa", 1e4), ("rope.dimension_sections", Typed("i32", [8, 8, 0, 0])),
+     ("rope.scaling.attn_factor", 0.5), ("attention.temperature_scale", 0.1), ("router_logit_softcapping", 30.0)],
+)  # fmt: skip
+def test_a_key_that_may_stand_for_another_computation_is_refused_by_name(tmp_path, key, value):
+    spec = tiny_spec()
+    with pytest.raises(UnsupportedModel, match=key.replace(".", r"\.")):
+        open_gguf(write_llama(tmp_path / "a.gguf", spec, tiny_tensors(spec), **{key: value}))
+
+
+def test_a_qwen2_without_biases_is_run_without_them(tmp_path):
+    spec = tiny_spec(rope=Rope(layout="half"))
+    tensors = [file_tensor(llama_name(name), matrix) for name, matrix in tiny_tensors(spec)]
+    path = tmp_path / "a.gguf"
+    path.write_bytes(gguf_bytes(llama_metadata(spec, "qwen2"), tensors))
+    with open_gguf(path) as model:
+        assert model.spec == spec

@@ -23,7 +23,7 @@ from dllama_zmq.spec import FloatType, ModelSpec, TensorSpec
 
 _VALUES_AT_ONCE = 1 << 18
 """Values that are mapped to another type at a time: so much memory is needed beside the result."""
-_SPLIT_NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
+_SPLIT_NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})(\.gguf)", re.DOTALL | re.IGNORECASE)
 _PERMUTED = re.compile(r"layers\.\d+\.attention\.[qk]")
 _MOST_PARTS = 1000
 
@@ -37,7 +37,7 @@ class GGUFFile(ModelFile):
         self._places = places
         self._in_pairs = spec.arch == "mixtral"  # the converter's order of q and k, which a `.m` Mixtral does not have
 
-    def read(self, name: str, rows: slice = ALL, columns: slice = ALL) -> BlockMatrix:
+    def _part(self, name: str, rows: slice, columns: slice) -> BlockMatrix:
         place, as_read = self._places[name], self._by_name[name].float_type
         first, last, _ = rows.indices(place.n_rows)
         raw = self._raw(place, first, last, _PERMUTED.fullmatch(name) is not None)
@@ -46,6 +46,10 @@ class GGUFFile(ModelFile):
             return BlockMatrix(raw, stored).cut(ALL, columns)
         first, last, _ = columns.indices(place.tensor.shape[-1])
         return BlockMatrix(_mapped(raw, stored, as_read, first, last), as_read)
+
+    def _where(self, name: str) -> str:
+        place = self._places[name]
+        return f"{self._parts[place.part].path}: tensor {place.tensor.name}"
 
     def forget_pages(self) -> None:
         for part in self._parts:
@@ -79,6 +83,8 @@ def open_gguf(path: str | Path) -> GGUFFile:
         check_architecture(parts[0])  # before its tensors: of another kind of model some would seem to be missing
         vocabulary = directory.find("embedding").n_rows
         spec = read_spec(parts[0], vocabulary, _rope_factors(parts, directory))
+        if spec.arch == "qwen2" and not directory.has_biases:
+            spec = replace(spec, arch="llama")  # but for the biases and the order of RoPE's pairs it is one
         weights = type_as_read(directory.common_type(FloatType.F32), exactly=False)
         table = tensor_table(replace(spec, weight_type=weights))
         places = {tensor.name: _checked(path, tensor, spec, directory.find(tensor.name)) for tensor in table}
@@ -116,7 +122,7 @@ def _open_parts(path: Path, files: ExitStack) -> list[Container]:
             f"{path}: it is one of {count} files of a model, which are found by their names; expected NAME-00001-of-"
             f"{count:05}.gguf and so on, at most {_MOST_PARTS}. Give it its own name again."
         )
-    paths = [path.with_name(f"{name[1]}-{i + 1:05}-of-{count:05}.gguf") for i in range(count)]
+    paths = [path.with_name(f"{name[1]}-{i + 1:05}-of-{count:05}{name[4]}") for i in range(count)]
     for missing in (p for p in paths if not p.exists()):
         raise FormatError(f"{missing} is missing, one of the {count} files of this model. Download it too.")
     parts = [given if p == path else _opened(p, files) for p in paths]

@@ -84,6 +84,11 @@ class Directory:
     def __len__(self) -> int:
         return len(self._tensors)
 
+    @property
+    def has_biases(self) -> bool:
+        """Whether some layer adds something to its products."""
+        return any(name.endswith(".bias") for name in self._tensors)
+
     def get(self, gguf_name: str) -> Place | None:
         """The whole tensor of that GGUF name."""
         part, tensor = self._tensors.get(gguf_name, (0, None))

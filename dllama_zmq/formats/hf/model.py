@@ -5,15 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+
 from dllama_zmq.errors import FormatError, UnsupportedModel
 from dllama_zmq.formats.converted import ConvertedModel, Piece, StoredTensor, check_shapes, with_types
 from dllama_zmq.formats.hf.config import HFConfig, read_config
 from dllama_zmq.formats.hf.names import hf_name, is_unused
 from dllama_zmq.formats.hf.safetensors import Entry, close_all, read_shards
+from dllama_zmq.formats.model_file import ALL
 from dllama_zmq.models import tensor_table
 from dllama_zmq.spec import FloatType
 
 CONFIG = "config.json"
+_TIED = {"head": "embedding", "embedding": "head"}
+"""Of a model whose head is its embedding, a file may have either."""
+_ROWS_COMPARED = 256
 _TYPES = {"F32": FloatType.F32, "F16": FloatType.F16, "BF16": FloatType.BF16}
 
 
@@ -36,7 +42,13 @@ def open_hf(folder: str | Path, weights: FloatType | None = None) -> HFFolder:
     except BaseException:
         close_all(entries.values())
         raise
-    return HFFolder(folder, spec, stored)
+    folder_model = HFFolder(folder, spec, stored)
+    if config.tied and _differ(stored["embedding"], stored["head"]):
+        folder_model.notes.append(
+            f"{folder / CONFIG} says tie_word_embeddings, but lm_head.weight is another matrix than the embedding: it "
+            "is used, as transformers 5 does; correct the file to be sure"
+        )
+    return folder_model
 
 
 def _stored(folder: Path, config: HFConfig, entries: Mapping[str, Entry]) -> dict[str, StoredTensor]:
@@ -50,9 +62,11 @@ def _stored(folder: Path, config: HFConfig, entries: Mapping[str, Entry]) -> dic
             "A shard is missing, or the files are not of one model."
         )
     stored: dict[str, StoredTensor] = {}
-    used = {"lm_head.weight"} if config.tied else set()
+    used = set()
     for tensor in tensor_table(spec):
-        theirs = hf_name(spec.arch, "embedding" if tensor.name == "head" and config.tied else tensor.name)
+        theirs = hf_name(spec.arch, tensor.name)
+        if theirs not in entries and config.tied and tensor.name in _TIED:
+            theirs = hf_name(spec.arch, _TIED[tensor.name])
         if theirs not in entries:
             raise FormatError(
                 f"{folder}: no file has the tensor {theirs}. A shard is missing, or the files are not of one model."
@@ -67,6 +81,14 @@ def _stored(folder: Path, config: HFConfig, entries: Mapping[str, Entry]) -> dic
                 "The files are not of one model, or it is one that this version does not run."
             )
     return stored
+
+
+def _differ(one: StoredTensor, other: StoredTensor) -> bool:
+    """Whether two matrices of one shape differ, by some of their rows: all are gigabytes."""
+    if one.float_type is not other.float_type:
+        return True
+    rows = np.linspace(0, one.shape[0] - 1, _ROWS_COMPARED, dtype=np.int64)
+    return not all(np.array_equal(one.take(r, r + 1, ALL), other.take(r, r + 1, ALL)) for r in rows.tolist())
 
 
 def _tensor(entry: Entry, halves: int) -> StoredTensor:

@@ -19,14 +19,13 @@ from dllama_zmq.errors import FormatError, UnsupportedModel
 from dllama_zmq.formats.json_file import MAX_JSON_BYTES, decode_json, read_json
 from dllama_zmq.formats.mapped import MappedFile
 
-INDEX = "model.safetensors.index.json"
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 MAX_FILES = 512
 """Shards of one model: each is a map, of which a process may have a limited number."""
 _VALUE_BITS = {
     "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32,
     "U16": 16, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "C64": 64, "F4": 4,
 }  # fmt: skip
-_LFS_POINTER = b"version https://git-lfs"
 _Size = Annotated[int, Meta(ge=0, lt=1 << 62)]
 
 
@@ -71,16 +70,22 @@ def read_safetensors(path: Path) -> dict[str, Entry]:
 def read_shards(folder: Path) -> dict[str, Entry]:
     """Every tensor of a model's folder, by name: those of its index, else of `model.safetensors`, else of all files.
 
-    Raises FormatError where a shard is missing or damaged, or where two have a tensor of one name.
+    An index of which no file is here is left over from other weights, where `model.safetensors` is. Raises FormatError
+    where a shard is missing or damaged, or where two have a tensor of one name.
     """
-    index = folder / INDEX
-    if index.exists():
+    index, single = folder / INDEX, folder / SINGLE
+    if index.exists() and not (single.exists() and _names_no_file_of(folder, index)):
         return _indexed(folder, index)
-    single = folder / "model.safetensors"
     paths = [single] if single.exists() else sorted(folder.glob("*.safetensors"))
     if not paths:
         raise _no_weights(folder)
     return _together(paths)
+
+
+def _names_no_file_of(folder: Path, index: Path) -> bool:
+    """Whether not one file of the index is in the folder."""
+    names = {Path(name).name for name in read_json(index, _Index).weight_map.values()}
+    return not any((folder / name).exists() for name in names)
 
 
 def _indexed(folder: Path, index: Path) -> dict[str, Entry]:
@@ -132,8 +137,6 @@ def close_all(entries: Iterable[Entry]) -> None:
 
 def _entries(pages: MappedFile) -> dict[str, Entry]:
     path, head = pages.path, pages.view(0, min(pages.nbytes, 32)).tobytes()
-    if head.startswith(_LFS_POINTER):
-        raise FormatError(f"{path}: a pointer of git-lfs, not the file itself. Fetch it: git lfs pull.")
     if len(head) < 8:
         raise FormatError(f"{path}: {pages.nbytes} bytes long; a safetensors file begins with 8 of its header's size.")
     n_header = int.from_bytes(head[:8], "little")

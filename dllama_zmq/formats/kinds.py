@@ -1,0 +1,46 @@
+"""What a path holds, told by its name and its first bytes. Knows no more of any format."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from dllama_zmq.errors import FormatError
+from dllama_zmq.formats.files import open_regular
+
+GGUF_MAGIC = b"GGUF"
+_PART = re.compile(r"(.*)-\d{5}-of-\d{5}", re.DOTALL)
+_MOST_NAMED = 8
+
+
+def first_bytes(path: Path) -> bytes:
+    """The first four bytes of a file. Raises FormatError where it cannot be read."""
+    with open_regular(path) as (file, _):
+        return file.read(4)
+
+
+def is_gguf(path: Path, magic: bytes) -> bool:
+    """Whether a file that begins with `magic` is a GGUF, or is called so: then it is a damaged one."""
+    return magic == GGUF_MAGIC or path.suffix.lower() == ".gguf"
+
+
+def only_file_of(folder: Path) -> Path:
+    """The one model among the `.m` and GGUF files of a folder that is none itself; of one in parts, the first part.
+
+    Raises FormatError where there is none, or where it cannot be told which.
+    """
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in (".gguf", ".m") and path.is_file() and "mmproj" not in path.name.lower():
+            part = _PART.fullmatch(path.stem)
+            found.setdefault(part[1] if part else path.name, path)
+    if len(found) == 1:
+        return next(iter(found.values()))
+    if not found:
+        raise FormatError(
+            f"{folder} is no folder of a model: it has neither config.json (Hugging Face) nor params.json (Meta), and "
+            "no GGUF or .m file."
+        )
+    names = [path.name for path in found.values()]
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    raise FormatError(f"{folder}: it holds {', '.join(names[:_MOST_NAMED])}{more}. Name one of them.")
