@@ -47,6 +47,7 @@ class Roster:
     def __init__(self, names: Sequence[str], first_epoch: int, reserved: Collection[str] = ()) -> None:
         """`reserved` places are only for workers that ask for them by name."""
         self._reserved = frozenset(reserved)
+        self._processes: dict[str, int] = {}
         self.members = [Member(node, name) for node, name in enumerate(names, start=1)]
         self.epoch = first_epoch
 
@@ -80,11 +81,27 @@ class Roster:
             place = next(free, None)
         elif place.state is not State.ABSENT and place.identity != identity:
             return Refuse(f"{place.name} is already here (process {place.pid})", again=True)
+        if place is not None and self._processes.get(place.name, join.pid) != join.pid:
+            return Refuse(f"{place.name} is started by the root itself, on its own computer", again=False)
         if place is None:
             return Refuse(f"all places of this cluster are taken: {', '.join(names)}", again=True)
         place.identity, place.host, place.pid, place.state = identity, join.host, join.pid, State.LOADING
         self._new_epoch()
         return place
+
+    def reserve(self, name: str, pid: int) -> None:
+        """The place `name` is for the process `pid` alone, which the root has started."""
+        self._processes[name] = pid
+
+    def has(self, name: str, pid: int) -> bool:
+        """Whether the process `pid` is in the place `name`."""
+        return any(m.name == name and m.pid == pid and m.state is not State.ABSENT for m in self.members)
+
+    def explain_absence(self, name: str, reason: str) -> None:
+        """Say why `name` is not there, where it is not."""
+        for member in self.members:
+            if member.name == name and member.state is State.ABSENT:
+                member.lost_reason = reason
 
     def set_loaded(self, member: Member) -> None:
         """The member has its weights."""

@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 from dllama_zmq import __version__
 from dllama_zmq.errors import UsageError
 from dllama_zmq.host import usable_cores
-from dllama_zmq.launch.owner import at_end_of_stdin
+from dllama_zmq.launch.owner import at_end_of_stdin, die_with_parent
 from dllama_zmq.worker import Worker, WorkerSettings
 
 
@@ -27,6 +27,7 @@ def run(root: str, name: str, threads: int | None, leave_with_stdin: bool, crowd
     signal.signal(signal.SIGTERM, _leave)
     if leave_with_stdin:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is for the root
+        die_with_parent()
         at_end_of_stdin(lambda: os._exit(0))  # the root is gone and nobody is left to tell
     with threadpool_limits(limits=1):  # the node's own threads share the work; BLAS must not add its own
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()

@@ -1,12 +1,13 @@
 """This host's workers as child processes: started, started again when they die, and gone when the root is gone.
 
 A child holds the read end of a pipe whose other end is the root's: however the root ends, the pipe closes, and the
-child leaves by itself.
+child leaves by itself. The kernel kills one that cannot (`owner.die_with_parent`).
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -15,14 +16,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
+from dllama_zmq.bus.session import Roster
 from dllama_zmq.cluster import WorkerConfig
 from dllama_zmq.errors import ClusterError
 from dllama_zmq.launch.paths import Places
 
 logger = logging.getLogger(__name__)
 
-_SOUND_AFTER_S = 5.0
-_MOST_EARLY_DEATHS = 3
+_SOUND_AFTER_S = 60.0  # who has lived so long dies for the first time
+_MOST_DEATHS = 3  # of one worker, before the cluster has ever been ready
+_MOST_PAUSE_S = 30.0
+_REJOIN_S = 10.0  # for a worker that is lost and whose process is there: one that works joins again within 2 s
 MAX_LOG_BYTES = 8 << 20
 
 
@@ -31,43 +35,89 @@ class _Child:
     config: WorkerConfig
     process: subprocess.Popen[bytes]
     started: float
-    early_deaths: int = 0
+    deaths: int = 0  # in a row
+    next_start: float | None = None  # None: it has not ended, as far as is known
+    has_joined: bool = False
+    missing_since: float | None = None
 
 
 class Fleet:
     """The local workers of one cluster. `watch` them often; `stop` them at the end.
 
     crowded: this host has fewer cores than its nodes have threads.
+    roster: where the workers have their places; without one, nobody sees who of them is frozen.
+    join_s: how long a worker that was started may take to join.
     """
 
-    def __init__(self, workers: Sequence[WorkerConfig], places: Places, crowded: bool = False) -> None:
+    def __init__(
+        self,
+        workers: Sequence[WorkerConfig],
+        places: Places,
+        crowded: bool = False,
+        roster: Roster | None = None,
+        join_s: float = math.inf,
+    ) -> None:
         self._places = places
         self._crowded = crowded
-        self._children = [self._start(worker) for worker in workers]
+        self._roster = roster
+        self._join_s = join_s
+        self._has_been_ready = False
+        self._children: list[_Child] = []
+        for worker in workers:
+            self._children.append(_Child(worker, self._start(worker), time.monotonic()))
 
     def watch(self) -> None:
-        """Start again whoever has died. Raises ClusterError where one dies over and over as soon as it starts."""
-        for i, child in enumerate(self._children):
-            code = child.process.poll()
-            if code is None:
-                continue
-            early = time.monotonic() - child.started < _SOUND_AFTER_S
-            deaths = child.early_deaths + 1 if early else 0
-            if deaths >= _MOST_EARLY_DEATHS:
-                raise ClusterError(
-                    f"{child.config.name} ended {deaths} times within {_SOUND_AFTER_S:.0f} s of its start, "
-                    f"last with {_ending(code)}; its log is {self._places.log(child.config.name)}"
+        """Start again who has died, after a pause that grows with each death in a row, and end who is frozen.
+
+        Raises ClusterError where one dies over and over before the cluster has been ready for the first time.
+        """
+        now = time.monotonic()
+        self._has_been_ready = self._has_been_ready or (self._roster is not None and self._roster.ready)
+        for child in self._children:
+            if child.next_start is None:
+                if child.process.poll() is not None:
+                    self._note_death(child, now)
+                elif self._is_frozen(child, now):
+                    child.process.kill()
+            if child.next_start is not None and now >= child.next_start:
+                logger.warning("starting again %s: it ended with %s", child.config.name, _ending(child.process))
+                child.process, child.started = self._start(child.config), now
+                child.next_start, child.has_joined, child.missing_since = None, False, None
+            elif child.next_start is not None and self._roster is not None:
+                self._roster.explain_absence(
+                    child.config.name,
+                    f"ended {child.deaths} times in a row, last with {_ending(child.process)}, and starts again in "
+                    f"{child.next_start - now:.0f} s; its log is {self._places.log(child.config.name)}",
                 )
-            logger.warning("starting again %s: it ended with %s", child.config.name, _ending(code))
-            self._children[i] = self._start(child.config)
-            self._children[i].early_deaths = deaths
+
+    def _note_death(self, child: _Child, now: float) -> None:
+        child.deaths = child.deaths + 1 if now - child.started < _SOUND_AFTER_S else 1
+        if child.deaths >= _MOST_DEATHS and not self._has_been_ready:
+            raise ClusterError(
+                f"{child.config.name} ended {child.deaths} times before the cluster was ready, last with "
+                f"{_ending(child.process)}; its log is {self._places.log(child.config.name)}"
+            )
+        child.next_start = now + (0.0 if child.deaths == 1 else min(_MOST_PAUSE_S, 2.0 ** (child.deaths - 2)))
+
+    def _is_frozen(self, child: _Child, now: float) -> bool:
+        """Whether the roster has lost a worker whose process is there, and that does not come back."""
+        if self._roster is None:
+            return False
+        if self._roster.has(child.config.name, child.process.pid):
+            child.has_joined, child.missing_since = True, None
+            return False
+        child.missing_since = child.missing_since or now
+        allowed_s = _REJOIN_S if child.has_joined else self._join_s
+        if now < child.missing_since + allowed_s:
+            return False
+        logger.warning("killing %s: it has not joined for %.0f s", child.config.name, allowed_s)
+        return True
 
     def first_ended(self) -> str:
         """Which child has ended, and how, in words that begin with its name; empty while all live."""
         for child in self._children:
-            code = child.process.poll()
-            if code is not None:
-                return f"{child.config.name} ended with {_ending(code)}"
+            if child.process.poll() is not None:
+                return f"{child.config.name} ended with {_ending(child.process)}"
         return ""
 
     def stop(self, wait_s: float) -> None:
@@ -85,7 +135,7 @@ class Fleet:
                 child.process.kill()
                 child.process.wait()
 
-    def _start(self, worker: WorkerConfig) -> _Child:
+    def _start(self, worker: WorkerConfig) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "dllama_zmq", "worker", "--root", self._places.ipc_replies]
         command += ["--name", worker.name, "--threads", str(worker.threads), "--leave-with-stdin"]
         if self._crowded:
@@ -94,7 +144,9 @@ class Fleet:
             process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=child_environment(), start_new_session=True
             )
-        return _Child(worker, process, time.monotonic())
+        if self._roster is not None:
+            self._roster.reserve(worker.name, process.pid)
+        return process
 
 
 def open_log(places: Places, node: str) -> BinaryIO:
@@ -110,5 +162,6 @@ def child_environment() -> dict[str, str]:
     return {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
-def _ending(code: int) -> str:
+def _ending(process: subprocess.Popen[bytes]) -> str:
+    code = process.returncode
     return f"signal {-code}" if code < 0 else f"exit code {code}"
