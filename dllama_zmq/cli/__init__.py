@@ -4,14 +4,58 @@ Text goes to stdout, everything else to stderr. Errors are one sentence and an e
 130 stopped by Ctrl-C.
 """
 
+import os
+import signal
 import sys
+
+
+class Terminated(SystemExit):
+    """SIGTERM or SIGHUP came: what was begun is taken back, and then the process ends by that signal."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.number = number
 
 
 def main() -> None:
     """Run the command line and exit with its code."""
     try:
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is signal.SIG_DFL:  # nohup has it ignored
+                signal.signal(number, _terminate)
+        _open_standard_streams()
+        _mend_home()
         from dllama_zmq.cli.app import main as run  # in here, for Ctrl-C may come while modules are loaded
 
         run()
+    except Terminated as ending:
+        signal.signal(ending.number, signal.SIG_DFL)
+        os.kill(os.getpid(), ending.number)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise Terminated(number)
+
+
+def _mend_home() -> None:
+    """Take this user's folder for a HOME that is empty or relative: folders would lie in /, or wherever it runs."""
+    if not os.path.isabs(os.environ.get("HOME", "/")):
+        import pwd
+
+        try:
+            os.environ["HOME"] = pwd.getpwuid(os.getuid()).pw_dir
+        except KeyError:  # a user without an entry has no home
+            del os.environ["HOME"]
+
+
+def _open_standard_streams() -> None:
+    """Let a stream that the caller has closed (`>&-`) lead nowhere; else the next file opened would be in its place."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:  # the lowest one that is free
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - for as long as the process lives
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115

@@ -13,6 +13,7 @@ import typer
 from dllama_zmq import __version__
 from dllama_zmq.cli import flags
 from dllama_zmq.cli.command import Group, add_command
+from dllama_zmq.cli.endings import with_output
 from dllama_zmq.cli.overrides import Overrides
 from dllama_zmq.cli.wrong_use import exit_code
 from dllama_zmq.errors import UsageError
@@ -218,4 +219,4 @@ def main() -> None:
     """Run the command line and exit with its code."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without UTF-8 shows ? where it cannot show a letter
-    sys.exit(exit_code(app))
+    sys.exit(with_output(lambda: exit_code(app)))

@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import logging
 import os
+import resource
 import sys
 from collections.abc import Callable
 from typing import ParamSpec
@@ -33,13 +35,18 @@ def with_exit_codes(command: Callable[P, None]) -> Callable[P, None]:
         except DllamaError as error:
             raise _failed(str(error), 1) from None
         except BrokenPipeError:
-            # Whoever read our output has had enough; keep the interpreter from complaining about it at its end.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        except OSError as error:
-            raise _failed(f"{error.filename or 'the system'}: {error.strerror or error}", 1) from None
+            _discard_output()  # whoever read it has had enough
+        except MemoryError:
+            raise _failed("there is not enough memory; `dllama-zmq inspect` tells how much a model needs", 1) from None
         except typer.Exit:
             raise
         except Exception as error:
+            if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):  # ZeroMQ's own error too
+                soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+                raise _failed(f"too many open files: {soft} are allowed (`ulimit -n`); allow 256 or more", 1) from None
+            if isinstance(error, OSError):
+                place = error.filename or ("stdout" if not _flushed() else "the system")
+                raise _failed(f"{place}: {error.strerror or error}", 1) from None
             if isinstance(error.__cause__, KeyboardInterrupt):  # it came while a module was loaded
                 raise typer.Exit(130) from None
             hint = "set DLLAMA_ZMQ_DEBUG=1 to see where, and please report it"
@@ -48,8 +55,42 @@ def with_exit_codes(command: Callable[P, None]) -> Callable[P, None]:
     return guarded
 
 
+def with_output(run: Callable[[], int]) -> int:
+    """What `run` returns, or the exit code that stands for what has become of stdout."""
+    try:
+        code = run()
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        _discard_output()
+        return 0
+    except OSError as error:
+        _discard_output()
+        typer.echo(f"error: stdout: {error.strerror or error}", err=True)
+        return 1
+    except SystemExit as ending:
+        if isinstance(ending.__context__, BrokenPipeError):  # rich says 1 where a reader has had enough
+            return 0
+        raise
+
+
+def _flushed() -> bool:
+    try:
+        sys.stdout.flush()
+    except OSError:
+        return False
+    return True
+
+
+def _discard_output() -> None:
+    """Let what is still to be written to stdout lead nowhere, or the interpreter would complain of it at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _failed(text: str, code: int) -> typer.Exit:
     if os.environ.get("DLLAMA_ZMQ_DEBUG"):
         logging.getLogger(__name__).exception("failed")
     typer.echo(f"error: {text}", err=True)
+    if not _flushed():
+        _discard_output()
     return typer.Exit(code)
