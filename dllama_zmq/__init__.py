@@ -10,10 +10,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
-__all__ = ["Client", "__version__", "load"]
+__all__ = ["Client", "__version__", "connect", "load"]
 
 if TYPE_CHECKING:
     from dllama_zmq.client import Client
+    from dllama_zmq.launch.registry import connect
     from dllama_zmq.local import load
 
 
@@ -27,4 +28,8 @@ def __getattr__(name: str) -> object:
         from dllama_zmq.client import Client
 
         return Client
+    if name == "connect":
+        from dllama_zmq.launch.registry import connect
+
+        return connect
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
+import unicodedata
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,6 +25,7 @@ from dllama_zmq.spec import WEIGHTS_FLOAT, FloatType, Sync, Weights
 from dllama_zmq.yaml_tree import YamlTree, shown
 
 MAX_FILE_BYTES = 1 << 20
+FILE_NAME = "cluster.yaml"
 _GGUF_MAGIC = b"GGUF"
 DEMO = "demo"
 """`model: demo` and `tokenizer: demo` mean the files shipped in the package."""
@@ -55,7 +58,7 @@ class RootConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Where the root listens, and the threads it computes with."""
 
     host: _Host = "127.0.0.1"
-    ports: Ports = Ports()
+    ports: Ports | None = None
     threads: _Threads | Literal["auto"] = "auto"
 
     def endpoint(self, port: int) -> str:
@@ -87,7 +90,8 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 class Cluster(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One cluster: a root, 2^n - 1 workers, the model they share and how they speak."""
 
-    name: _Name = "home"
+    name: _Name = ""
+    """In a file that has none: made from the folder's name (`load_cluster`)."""
     model: _FilePath
     tokenizer: _FilePath | None = None
     weights: Weights | None = None
@@ -110,17 +114,48 @@ class Cluster(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         """The type in which the model's weights are read; None: as they are stored."""
         return None if self.weights is None else WEIGHTS_FLOAT[self.weights]
 
+    @property
+    def tcp_ports(self) -> Ports | None:
+        """The TCP ports that the root listens at; None where only this computer's processes take part: they use ipc."""
+        return self.root.ports or (Ports() if self.open_bus else None)
+
 
 @dataclass(frozen=True, slots=True)
 class ClusterFile:
-    """A cluster and the file it came from: paths in the file are relative to the file's folder."""
+    """A cluster and the file it came from: paths in the file are relative to the file's folder.
+
+    A cluster is the one of its file. The file need not exist: a folder without one can have a cluster of its
+    `cluster.yaml` all the same (`launch.registry.without_file`).
+
+    private: the cluster serves one call under a name of its own, and no other command finds it.
+    """
 
     path: Path
     cluster: Cluster
+    private: bool = False
+
+    @property
+    def identity(self) -> Path:
+        """The file behind `path`, whichever links lead to it."""
+        return self.path.resolve()
+
+    def runs_the_same(self, other: ClusterFile) -> bool:
+        """Whether both have the same model in the same types with the same tokenizer, so that they answer alike."""
+        return self._sources() == other._sources()
+
+    def _sources(self) -> tuple[Path, Weights | None, Path]:
+        model = self.model_place()
+        tokenizer = self.cluster.tokenizer
+        beside = tokenizer_beside(model) if tokenizer is None else self._resolve(tokenizer, "tokenizer", ".t")
+        return model.resolve(), self.cluster.weights, beside.resolve()
+
+    def model_place(self) -> Path:
+        """Where the model's file or folder is said to be. Raises ConfigError where it is one that was not pulled."""
+        return self._resolve(self.cluster.model, "model", ".m")
 
     def model_path(self) -> Path:
         """The model's file or folder. Raises ConfigError where there is none."""
-        return self._existing(self._resolve(self.cluster.model, "model", ".m"), "model", "a model file or folder")
+        return self._existing(self.model_place(), "model", "a model file or folder")
 
     def tokenizer_path(self) -> Path:
         """The tokenizer as given; else what the model brings with it: a folder and a `.gguf` themselves, a
@@ -128,7 +163,7 @@ class ClusterFile:
         if self.cluster.tokenizer is not None:
             path = self._resolve(self.cluster.tokenizer, "tokenizer", ".t")
         else:
-            path = tokenizer_beside(self._resolve(self.cluster.model, "model", ".m"))
+            path = tokenizer_beside(self.model_place())
         return self._existing(path, "tokenizer", "the model's tokenizer")
 
     def _resolve(self, text: str, key: str, suffix: str) -> Path:
@@ -137,7 +172,7 @@ class ClusterFile:
         try:
             if text.startswith(PULLED):
                 return find_pulled(text)
-            return self.path.absolute().parent / Path(text).expanduser()
+            return self.identity.parent / Path(text).expanduser()
         except RuntimeError as error:
             raise ConfigError(f"{self.path}: {key}: {text}: no such home folder; write the path in full") from error
         except UsageError as error:
@@ -148,7 +183,7 @@ class ClusterFile:
             return path
         raise ConfigError(
             f"{self.path}: {key}: there is no {path}; give the path of {wanted} "
-            f"(relative to {self.path.absolute().parent}), or write `model: {DEMO}` for the shipped one"
+            f"(relative to {self.identity.parent}), or write `model: {DEMO}` for the shipped one"
         )
 
 
@@ -206,7 +241,7 @@ def load_cluster(path: str | os.PathLike[str]) -> ClusterFile:
 
 
 def parse_cluster(text: str, path: str | os.PathLike[str] = "cluster.yaml") -> Cluster:
-    """Check the text of a cluster file; `path` is for messages only. Raises ConfigError."""
+    """Check the text of the cluster file `path`, which is not read. Raises ConfigError."""
     if len(text) > MAX_FILE_BYTES:
         raise ConfigError(f"{path}: the text is longer than {MAX_FILE_BYTES} characters; this is no cluster file")
     tree = YamlTree.read(text, os.fspath(path), _STRUCTS)
@@ -216,7 +251,13 @@ def parse_cluster(text: str, path: str | os.PathLike[str] = "cluster.yaml") -> C
         raise tree.explain(str(error), _HINTS) from error
     _check_nodes(cluster, tree)
     _check_hosts(cluster, tree)
-    return cluster
+    return cluster if cluster.name else msgspec.structs.replace(cluster, name=folder_name(Path(path)))
+
+
+def folder_name(path: Path) -> str:
+    """The name of a cluster whose file has none: that of its folder, in the letters that a name may have."""
+    folder = unicodedata.normalize("NFKD", path.resolve().parent.name).encode("ascii", "ignore").decode()
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", folder).lstrip("_-")[:32].rstrip("-") or "home"
 
 
 def is_loopback(host: str) -> bool:
@@ -287,7 +328,7 @@ def _check_nodes(cluster: Cluster, tree: YamlTree) -> None:
         if n_uses > 1:
             last = max(i for i, worker in enumerate(cluster.workers) if worker.name == name)
             raise tree.error(f"workers[{last}].name", f"{n_uses} workers are named {name}; give each a name of its own")
-    ports = cluster.root.ports
+    ports = cluster.root.ports or Ports()
     if len({ports.replies, ports.steps, ports.clients}) < 3:
         raise tree.error(
             "root.ports",

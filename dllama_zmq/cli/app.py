@@ -13,7 +13,7 @@ import typer
 from dllama_zmq import __version__
 from dllama_zmq.cli import flags
 from dllama_zmq.cli.command import Group, add_command
-from dllama_zmq.cli.endings import with_output
+from dllama_zmq.cli.endings import with_exit_codes, with_output
 from dllama_zmq.cli.overrides import Overrides
 from dllama_zmq.cli.wrong_use import exit_code
 from dllama_zmq.errors import UsageError
@@ -59,7 +59,6 @@ def up(
     overrides: Overrides,
     foreground: flags.Foreground = False,
     detach: flags.Detach = False,
-    leave_with_stdin: flags.LeaveWithStdin = False,
 ) -> None:
     """Bring a cluster up. Returns when every node is ready."""
     from dllama_zmq.cli import cluster as commands
@@ -68,7 +67,7 @@ def up(
     if foreground and detach:
         raise UsageError("--foreground stays and --detach does not; give one of them")
     if foreground:
-        commands.be_cluster(path, overrides, leave_with_stdin)
+        commands.be_cluster(path, overrides)
     else:
         commands.up(path, overrides)
 
@@ -101,6 +100,15 @@ def logs(
     from dllama_zmq.cli import cluster as commands
 
     commands.logs(_one_cluster(None, cluster), node, lines, follow)
+
+
+@app.command(hidden=True)
+@with_exit_codes
+def root(name: flags.RootName, lock: flags.RootLock) -> None:
+    """Be the root of the cluster that another command is starting under NAME."""
+    from dllama_zmq.cli import cluster as commands
+
+    commands.be_started_cluster(name, lock)
 
 
 @add_command(app, CLUSTERS, "worker", examples=["dllama-zmq worker --root tcp://192.168.1.10:5570"])

@@ -6,6 +6,8 @@ import shlex
 import sys
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -13,20 +15,27 @@ from rich.console import Console
 from rich.table import Table
 from threadpoolctl import threadpool_limits
 
-from dllama_zmq.bus.client_messages import Status
 from dllama_zmq.cli.overrides import Overrides
 from dllama_zmq.cli.show import UpProgress, human_bytes, note
+from dllama_zmq.client import CONNECT_S
 from dllama_zmq.cluster import ClusterFile, is_loopback, load_cluster
 from dllama_zmq.errors import ClusterError
-from dllama_zmq.launch.daemon import run_cluster
-from dllama_zmq.launch.lifecycle import bring_up, commands_elsewhere, connect, find_running, take_down
+from dllama_zmq.launch.daemon import run_cluster, run_started
+from dllama_zmq.launch.lifecycle import Listener, bring_up, commands_elsewhere, take_down
 from dllama_zmq.launch.paths import Places
+from dllama_zmq.launch.registry import Record, address_elsewhere, await_running, cluster_here, connect
 
 
-def be_cluster(path: Path, overrides: Overrides, leave_with_stdin: bool) -> None:
+def be_cluster(path: Path, overrides: Overrides) -> None:
     """Be the cluster's root, in the foreground."""
     with threadpool_limits(limits=1):
-        run_cluster(overrides.apply(load_cluster(path)), leave_with_stdin)
+        run_cluster(overrides.apply(load_cluster(path)))
+
+
+def be_started_cluster(name: str, lock: int) -> None:
+    """Be the root of a cluster that another process is starting."""
+    with threadpool_limits(limits=1):
+        run_started(name, lock)
 
 
 def up(path: Path, overrides: Overrides) -> None:
@@ -34,7 +43,8 @@ def up(path: Path, overrides: Overrides) -> None:
     file = overrides.apply(load_cluster(path))
     start = time.monotonic()
     try:
-        status = bring_up_told(file, overrides)
+        with listening(file) as listener:
+            status = bring_up(file, listener)
     except KeyboardInterrupt:
         note(f"stopped; {file.cluster.name} is down")
         raise
@@ -46,15 +56,13 @@ def up(path: Path, overrides: Overrides) -> None:
     )
 
 
-def bring_up_told(file: ClusterFile, overrides: Overrides, for_this_process: bool = False) -> Status:
-    """Bring the cluster up, telling on stderr what to start elsewhere and how far each worker is.
-
-    `for_this_process`: see `bring_up`.
-    """
+@contextmanager
+def listening(file: ClusterFile, for_this_call: bool = False) -> Iterator[Listener]:
+    """Tells on stderr, in this block, what to start elsewhere and how far each worker is."""
     with UpProgress() as progress:
 
         def begin() -> None:
-            if for_this_process:
+            if for_this_call:
                 progress.say(
                     f"{file.cluster.name} is not running: bringing up {file.path} for this call "
                     "(`dllama-zmq up` keeps it)"
@@ -62,26 +70,26 @@ def bring_up_told(file: ClusterFile, overrides: Overrides, for_this_process: boo
             for command in commands_elsewhere(file.cluster).values():
                 progress.say(f"start {command}")
 
-        return bring_up(file, progress.show, progress.say, overrides.flags(), for_this_process, begin)
+        yield Listener(progress.show, progress.say, begin)
 
 
 def down(path: Path) -> None:
     """Take the cluster down."""
-    cluster = load_cluster(path).cluster
+    file = cluster_here(path)
     start = time.monotonic()
-    if take_down(cluster.name, cluster.limits.stop_s):
-        note(f"{cluster.name} is down, in {time.monotonic() - start:.1f} s")
+    if take_down(file):
+        note(f"{file.cluster.name} is down, in {time.monotonic() - start:.1f} s")
     else:
-        note(f"{cluster.name} was not running")
+        note(f"{file.cluster.name} was not running")
 
 
 def status(path: Path, as_json: bool) -> None:
     """Show the cluster's state; exit code 1 where it is not running."""
-    name = load_cluster(path).cluster.name
-    if as_json and find_running(name) is None:
+    file = cluster_here(path)
+    if as_json and address_elsewhere(file.cluster) is None and await_running(file, CONNECT_S) is None:
         print('{"state":"down"}')  # noqa: T201
         raise SystemExit(1)
-    with connect(name) as client:
+    with connect(file) as client:
         found = client.status(wait_s=10.0)
     if as_json:
         fields = {name: getattr(found, name) for name in found.__struct_fields__ if name != "id"}  # on the bus: a list
@@ -108,16 +116,24 @@ def status(path: Path, as_json: bool) -> None:
 
 def logs(path: Path, node: str, n_lines: int, follow: bool) -> None:
     """Print the last lines of a node's log, and with `follow` what comes after them."""
-    cluster = load_cluster(path).cluster
+    file = cluster_here(path, even_down=True)
+    cluster = file.cluster
     known = ["root", *(worker.name for worker in cluster.workers)]
     if node not in known:
         raise ClusterError(f"cluster {cluster.name!r} has no node {node!r}; its nodes are {', '.join(known)}")
-    file = Places.of(cluster.name).log(node)
-    if not file.exists():
+    places = Places.of(cluster.name)
+    started = Record.read(places.started_file)
+    if started is not None and started.file.path != file.identity:
+        raise ClusterError(
+            f"the logs of {cluster.name!r} are those of {started.path}, which was up last under this name; the one of "
+            f"{file.identity} has not been since. See those: dllama-zmq logs --cluster {shlex.quote(started.path)}"
+        )
+    log_path = places.log(node)
+    if not log_path.exists():
         hosts = {worker.name: worker.host for worker in cluster.workers if not is_loopback(worker.host)}
         where = f"runs on {hosts[node]} and prints it there" if node in hosts else "has not run on this host"
-        raise ClusterError(f"{file}: no log yet; {node} {where}")
-    with file.open(errors="replace") as log:
+        raise ClusterError(f"{log_path}: no log yet; {node} {where}")
+    with log_path.open(errors="replace") as log:
         sys.stdout.writelines(deque(log, maxlen=n_lines))
         sys.stdout.flush()
         while follow:

@@ -31,6 +31,8 @@ Watch = Annotated[
 ]
 Foreground = Annotated[bool, Option("--foreground", help="Stay here (or under a supervisor) until stopped")]
 Detach = Annotated[bool, Option("-d", "--detach", hidden=True, help="What `up` does anyway")]
+RootName = Annotated[str, Argument(metavar="NAME", help="The cluster's name")]
+RootLock = Annotated[int, Option("--lock", metavar="N", help="The descriptor of the cluster's lock")]
 LeaveWithStdin = Annotated[bool, Option("--leave-with-stdin", hidden=True)]
 
 

@@ -6,19 +6,20 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from dllama_zmq.bus.client_messages import Done, Piece, Prefill, Queued, Started
 from dllama_zmq.cli import flags
-from dllama_zmq.cli.cluster import bring_up_told
+from dllama_zmq.cli.cluster import listening
 from dllama_zmq.cli.overrides import Overrides
 from dllama_zmq.cli.show import note
 from dllama_zmq.cli.stats import Stats
 from dllama_zmq.client import Answer, Client, Computing
-from dllama_zmq.cluster import load_cluster
-from dllama_zmq.errors import ClusterError, UsageError
-from dllama_zmq.launch.lifecycle import connect, is_running, take_down
+from dllama_zmq.cluster import ClusterFile
+from dllama_zmq.errors import UsageError
+from dllama_zmq.launch.lifecycle import for_one_call
+from dllama_zmq.launch.registry import address_elsewhere, cluster_here
 from dllama_zmq.root.sampler import Sampling
 
 _SAY_EVERY_S = 2.0
@@ -27,7 +28,8 @@ _SAY_EVERY_S = 2.0
 def run(prompt: str, path: Path, options: flags.Answer, overrides: Overrides) -> None:
     """Answer `prompt` with the cluster of `path`, brought up for this call where it is not running."""
     _check(options)
-    with _client(path, overrides) as client:
+    file = overrides.apply(cluster_here(path))
+    with _client(file, overrides) as (client, model):
         answers = client.generate(
             prompt,
             options.max_tokens(),
@@ -36,7 +38,7 @@ def run(prompt: str, path: Path, options: flags.Answer, overrides: Overrides) ->
             options.top_k,
             options.given_seed(),
         )
-        printer = _Printer(prompt, options)
+        printer = _Printer(prompt, options, model)
         try:
             for answer in answers:
                 printer.take(answer)
@@ -54,45 +56,31 @@ def _check(options: flags.Answer) -> None:
 
 
 @contextmanager
-def _client(path: Path, overrides: Overrides) -> Iterator[Client]:
-    file = load_cluster(path)
-    name = file.cluster.name
-    if is_running(name):
-        if overrides:
-            note(f"{name} is running already: {' '.join(overrides.flags())} has no effect on it")
-        with connect(name) as client:
-            yield client
+def _client(file: ClusterFile, overrides: Overrides) -> Iterator[tuple[Client, str]]:
+    """A client of the cluster, brought up for this call where it is not running; and the path of its model."""
+    if (address := address_elsewhere(file.cluster)) is not None:
+        with Client(address) as client:
+            yield client, client.status().model
         return
-    try:
-        bring_up_told(overrides.apply(file), overrides, for_this_process=True)
-    except ClusterError:
-        if not is_running(name):
-            raise
-        with connect(name) as client:  # somebody else was quicker: one cluster serves both
-            yield client
-        return
-    try:
-        with connect(name) as client:
-            yield client
-    finally:
-        _take_down(name, file.cluster.limits.stop_s)
 
+    def on_shared() -> None:
+        note(f"{file.cluster.name} stays up until the others that use it are done")
 
-def _take_down(name: str, stop_s: float) -> None:
-    """End what this call brought up; where others have come to use it, it ends after them."""
-    with connect(name) as client:
-        status = client.status()
-    if status.active or status.queued:
-        note(f"{name} stays up until the others that use it are done")
-        return
-    take_down(name, stop_s)
+    with ExitStack() as telling:
+        listener = telling.enter_context(listening(file, for_this_call=True))
+        with for_one_call(file, listener, on_shared) as running:
+            telling.close()
+            overrides.check_running(running, file)
+            with Client(running.clients) as client:
+                yield client, running.model
 
 
 class _Printer:
     """Shows one answer as it comes."""
 
-    def __init__(self, prompt: str, options: flags.Answer) -> None:
+    def __init__(self, prompt: str, options: flags.Answer, model: str) -> None:
         self._prompt = prompt
+        self._model = model
         self._options = options
         self._stats = Stats(per_token=options.stats)
         self._text: list[str] = []
@@ -142,6 +130,7 @@ class _Printer:
             self._stats.print_averages()
         if self._options.json and self._started is not None:
             report = {
+                "model": self._model,
                 "prompt": self._prompt,
                 "text": "".join(self._text),
                 "tokens": self._tokens,

@@ -16,10 +16,10 @@ from dllama_zmq.cli.flags import Netstat
 from dllama_zmq.cli.netstat_figures import Prediction, Report, measured, predicted
 from dllama_zmq.cli.netstat_tables import prediction_tables, report_tables
 from dllama_zmq.client import Client
-from dllama_zmq.cluster import DATA_FOLDER, DEMO, load_cluster
+from dllama_zmq.cluster import DATA_FOLDER, DEMO
 from dllama_zmq.errors import UsageError
 from dllama_zmq.formats import open_model
-from dllama_zmq.launch.lifecycle import connect
+from dllama_zmq.launch.registry import connect
 from dllama_zmq.shapes import shape
 from dllama_zmq.spec import ModelSpec
 
@@ -66,7 +66,7 @@ def _check(options: Netstat) -> None:
 def _client(options: Netstat) -> Client:
     if options.connect is not None:
         return Client(options.connect)
-    return connect(load_cluster(options.cluster or Path("cluster.yaml")).cluster.name)
+    return connect(options.cluster or "cluster.yaml")
 
 
 def _watch_live(console: Console, client: Client, every_s: float) -> None:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
-import json
+import errno
 import logging
 import os
 import signal
-import time
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
 from types import FrameType
-from typing import TextIO
+from typing import Literal
 
 import msgspec
 import zmq
@@ -21,13 +19,15 @@ from dllama_zmq import __version__
 from dllama_zmq.bus import sockets
 from dllama_zmq.bus.links import Endpoints
 from dllama_zmq.cluster import Cluster, ClusterFile, WorkerConfig, is_loopback
-from dllama_zmq.errors import ClusterError
+from dllama_zmq.errors import BusError, ClusterError
 from dllama_zmq.formats import open_model, read_tokenizer
 from dllama_zmq.host import usable_cores
 from dllama_zmq.launch.cores import shared
 from dllama_zmq.launch.fleet import Fleet
+from dllama_zmq.launch.locks import await_last_user
 from dllama_zmq.launch.owner import at_end_of_stdin
 from dllama_zmq.launch.paths import Places
+from dllama_zmq.launch.registry import Record, only_one, record, running_clusters
 from dllama_zmq.root.report import ClusterFacts
 from dllama_zmq.root.root import Root, RootSettings
 from dllama_zmq.root.service import Service
@@ -35,23 +35,41 @@ from dllama_zmq.root.service import Service
 logger = logging.getLogger(__name__)
 
 _LAST_WORD_MS = 200  # for what clients are told last
-_LOCK_S = 1.0  # who looks whether the cluster runs holds its lock for an instant
+_STEP_SHARE = 0.25  # of limits.stop_s: for the step in which the end is told; then it is broken off
+_FLEET_SHARE = 0.5  # of limits.stop_s: for the workers to leave by themselves; then they are killed
 
 
-def run_cluster(file: ClusterFile, leave_with_stdin: bool = False) -> None:
+def run_started(name: str, lock: int) -> None:
+    """Be the root of the cluster that was started under `name`, whose lock is the descriptor `lock`.
+
+    It ends with whoever holds the other end of stdin and with the last who uses it, unless that one says STAY.
+    Raises as `run_cluster` does.
+    """
+    started = Record.read(Places.of(name).started_file)
+    if started is None:
+        raise ClusterError(f"{Places.of(name).started_file}: there is no start of a cluster in it")
+    run_cluster(started.file, lock)
+
+
+def run_cluster(file: ClusterFile, lock: int | None = None) -> None:
     """Run the cluster that `file` describes until a client or a signal stops it.
 
-    With `leave_with_stdin` it also ends after the end of stdin, as soon as no request is open.
+    lock: the descriptor of its lock where the process that started this one has taken it; then it ends with that one.
 
     Raises ConfigError, FormatError, PlanError, BusError (a port in use) before anything runs; ClusterError where it
     runs already or a worker cannot be kept alive. Whatever happens, no child and no socket is left behind.
     """
     cluster, places = file.cluster, Places.of(file.cluster.name)
-    signals = _Signals()
+    signals = _Signals(cluster.limits.stop_s * _STEP_SHARE)
     with suppress(_Stopped), signals.caught(), ExitStack() as cleanup:
         with signals.raised():
-            cleanup.enter_context(_only_one(places, cluster.name))
-            cleanup.callback(places.clear)  # libzmq leaves the files of its ipc sockets behind
+            cleanup.enter_context(only_one(file, places, lock))
+            if lock is None:
+                places.begin_logs()
+            else:
+                at_end_of_stdin(lambda: _leave(places))
+            cleanup.callback(_clear, file, places)  # libzmq leaves the files of its ipc sockets behind
+            _check_ports(cluster)
             model = cleanup.enter_context(open_model(file.model_path(), cluster.weight_type))
             tokenizer = read_tokenizer(file.tokenizer_path())
             tokenizer.check_fits(model.spec, model.path)
@@ -61,21 +79,17 @@ def run_cluster(file: ClusterFile, leave_with_stdin: bool = False) -> None:
             cleanup.callback(context.destroy)  # `term` would wait for ever for the sockets of half a root
             root = Root(context, model, root_settings(cluster), _endpoints(cluster, places))
             cleanup.callback(root.close, "the cluster went down", stay=True)
-            clients = sockets.bind(
-                context, zmq.ROUTER, [*_listen(cluster, cluster.root.ports.clients), places.ipc_clients]
-            )
+            clients = sockets.bind(context, zmq.ROUTER, [*_listen(cluster, "clients"), places.ipc_clients])
             cleanup.callback(clients.close, linger=_LAST_WORD_MS)
         _, workers, crowded = node_threads(cluster)
-        fleet = Fleet(workers, places, crowded)
-        cleanup.callback(fleet.stop, cluster.limits.stop_s)
+        fleet = Fleet(workers, places, crowded, root.roster, cluster.limits.join_s)
+        cleanup.callback(fleet.stop, cluster.limits.stop_s * _FLEET_SHARE)
         facts = ClusterFacts(cluster.name, __version__, str(model.path))
         service = Service(root, tokenizer, clients, facts, every_turn=fleet.watch)
         cleanup.enter_context(_announced(places, file))
-        signals.then(service.stop)
-        if leave_with_stdin:
-            at_end_of_stdin(service.stop_when_idle)
         logger.info("up name=%s nodes=%d model=%s sync=%s", cluster.name, cluster.n_nodes, model.path, cluster.sync)
-        service.run()
+        with signals.then(service.stop):
+            service.run()
         logger.info("going down")
 
 
@@ -109,43 +123,69 @@ def root_settings(cluster: Cluster) -> RootSettings:
 
 
 def _endpoints(cluster: Cluster, places: Places) -> Endpoints:
-    ports = cluster.root.ports
-    return Endpoints(
-        _listen(cluster, ports.steps), _listen(cluster, ports.replies), places.ipc_steps, places.ipc_replies
-    )
+    steps, replies = _listen(cluster, "steps"), _listen(cluster, "replies")
+    if not steps:
+        return Endpoints([places.ipc_steps], [places.ipc_replies])
+    return Endpoints(steps, replies, places.ipc_steps, places.ipc_replies)
 
 
-def _listen(cluster: Cluster, port: int) -> list[str]:
-    return [cluster.root.endpoint(port)]
+def _listen(cluster: Cluster, port: Literal["steps", "replies", "clients"]) -> list[str]:
+    """The TCP address of `port`; none where no other computer takes part: ipc is for this user's processes alone."""
+    return [] if cluster.tcp_ports is None else [cluster.root.endpoint(getattr(cluster.tcp_ports, port))]
 
 
-@contextmanager
-def _only_one(places: Places, name: str) -> Iterator[None]:
-    """Hold the cluster's lock; it falls with the process, however that ends."""
-    with (places.run / "lock").open("w") as lock:
-        deadline = time.monotonic() + _LOCK_S
-        while not _lock(lock):
-            if time.monotonic() > deadline:
-                raise ClusterError(f"cluster {name!r} is running already; `dllama-zmq down` stops it")
-            time.sleep(0.02)
-        yield
+def _check_ports(cluster: Cluster) -> None:
+    """Find a port that is taken before the model is read, and name the cluster that has it."""
+    for port in _ports(cluster):
+        if not _is_taken(cluster.root.host, port):
+            continue
+        for other in running_clusters():
+            if other.name != cluster.name and port in _ports(other.file.cluster):
+                holder, cure = other.words(), f"take it down ({other.down_command()})"
+                break
+        else:
+            holder, cure = "another program", "stop it"
+        raise BusError(
+            f"{cluster.root.endpoint(port)} is in use by {holder}; {cure}, or choose other numbers under root.ports"
+        )
 
 
-def _lock(file: TextIO) -> bool:
+def _ports(cluster: Cluster) -> tuple[int, ...]:
+    """Those that the root binds."""
+    ports = cluster.tcp_ports
+    if ports is None:
+        return ()
+    return (ports.replies, ports.steps, ports.clients) if cluster.workers else (ports.clients,)
+
+
+def _is_taken(host: str, port: int) -> bool:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+        (family, kind, protocol, _, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as libzmq does: a port just left is free
+            probe.bind(address)
+    except OSError as error:
+        return error.errno == errno.EADDRINUSE  # whatever else is wrong, binding tells
+    return False
+
+
+def _leave(places: Places) -> None:
+    """End this process as a signal would, when nobody uses its cluster any more."""
+    await_last_user(places)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _clear(file: ClusterFile, places: Places) -> None:
+    if file.private:
+        places.remove_run()
+    else:
+        places.clear()
 
 
 @contextmanager
 def _announced(places: Places, file: ClusterFile) -> Iterator[None]:
     """Tell others of this host where the cluster is, by a file that appears whole and goes with it."""
-    known = {"pid": os.getpid(), "clients": places.ipc_clients, "path": str(Path(file.path).absolute())}
-    draft = places.cluster_file.with_suffix(".draft")
-    draft.write_text(json.dumps(known))
-    draft.replace(places.cluster_file)
+    record(file, places.ipc_clients).write(places.cluster_file)
     try:
         yield
     finally:
@@ -154,13 +194,15 @@ def _announced(places: Places, file: ClusterFile) -> Iterator[None]:
 
 
 class _Stopped(Exception):
-    """A signal came before there was anything to stop."""
+    """A signal came before there was anything to stop, or while a step did not end."""
 
 
 class _Signals:
     """SIGINT, SIGTERM and SIGHUP: what is being set up ends at once, what runs is told, what is ending is let be."""
 
-    def __init__(self) -> None:
+    def __init__(self, step_s: float) -> None:
+        """step_s: what runs and has been told is broken off after so many seconds; a step may take a minute."""
+        self._step_s = step_s
         self._came = False
         self._raise = False
         self._stop: Callable[[], None] = lambda: None
@@ -171,9 +213,11 @@ class _Signals:
         numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
         heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]  # nohup, or `&`
         kept = {number: signal.signal(number, self._take) for number in heard}
+        kept[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._break_off)
         try:
             yield
         finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
             for number, handler in kept.items():
                 signal.signal(number, handler)
 
@@ -186,11 +230,24 @@ class _Signals:
         finally:
             self._raise = False
 
-    def then(self, stop: Callable[[], None]) -> None:
-        """From now on a signal calls `stop`, and so does one that has come already."""
-        self._stop = stop
+    @contextmanager
+    def then(self, stop: Callable[[], None]) -> Iterator[None]:
+        """In this block a signal calls `stop`, and so does one that has come already; later it raises _Stopped."""
+        self._stop = self._told(stop)
         if self._came:
+            self._stop()
+        try:
+            yield
+        finally:
+            self._stop = lambda: None
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def _told(self, stop: Callable[[], None]) -> Callable[[], None]:
+        def tell() -> None:
             stop()
+            signal.setitimer(signal.ITIMER_REAL, self._step_s)
+
+        return tell
 
     def _take(self, number: int, frame: FrameType | None) -> None:
         self._came = True
@@ -198,3 +255,6 @@ class _Signals:
         if self._raise:
             self._raise = False  # what ends the block must not be broken off
             raise _Stopped
+
+    def _break_off(self, number: int, frame: FrameType | None) -> None:
+        raise _Stopped

@@ -1,9 +1,7 @@
-"""Bring a cluster up in the background, find it again, take it down. Every wait ends, and says whom it waited for."""
+"""Bring a cluster up in the background, take it down. Every wait ends, and says whom it waited for."""
 
 from __future__ import annotations
 
-import fcntl
-import json
 import os
 import select
 import signal
@@ -11,128 +9,192 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import msgspec
 
 from dllama_zmq.bus.client_messages import NodeStatus, Status
 from dllama_zmq.client import Client
-from dllama_zmq.cluster import Cluster, ClusterFile, is_loopback
-from dllama_zmq.errors import ClusterError, RootLost
+from dllama_zmq.cluster import Cluster, ClusterFile, Ports, is_loopback
+from dllama_zmq.errors import BusError, ClusterError, RootLost
 from dllama_zmq.formats import open_model, read_tokenizer
 from dllama_zmq.kernels import prepare_kernels
+from dllama_zmq.launch import locks, registry
 from dllama_zmq.launch.fleet import child_environment, open_log
+from dllama_zmq.launch.locks import POLL_S
+from dllama_zmq.launch.owner import STAY
 from dllama_zmq.launch.paths import Places
+from dllama_zmq.launch.registry import SAY_EVERY_S, AlreadyRunning, Running
 from dllama_zmq.launch.telling import telling
 from dllama_zmq.sharding import Plan
 
-_LOOK_S = 0.05
-_SAY_EVERY_S = 1.5
 _CHECK_SAY_EVERY_S = 1.0  # Python's start came before
-_ANNOUNCED_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Running:
-    """A cluster of this host that is up: its process and where its clients go."""
+class Listener:
+    """Who is told how far a start is.
 
-    name: str
-    pid: int
-    clients: str
-    path: Path
-
-
-def find_running(name: str) -> Running | None:
-    """The running cluster called `name`, or None. Whether it runs is asked of its lock, not of a file left behind."""
-    places = Places.of(name)
-    if not _is_locked(places):
-        return None
-    try:
-        known = json.loads(places.cluster_file.read_text())
-        return Running(name, int(known["pid"]), str(known["clients"]), Path(known["path"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # it holds the lock and has not said yet where it is
-
-
-def is_running(name: str) -> bool:
-    """Whether a cluster called `name` runs, or is about to."""
-    return _is_locked(Places.of(name))
-
-
-def connect(name: str) -> Client:
-    """A client of the running cluster called `name`. Raises ClusterError where there is none."""
-    running = _announced(name)
-    if running is None:
-        raise ClusterError(f"cluster {name!r} is not running; `dllama-zmq up` starts it")
-    return Client(running.clients)
-
-
-def bring_up(
-    file: ClusterFile,
-    on_status: Callable[[Status], None],
-    on_word: Callable[[str], None],
-    flags: Sequence[str] = (),
-    for_this_process: bool = False,
-    on_sound: Callable[[], None] = lambda: None,
-) -> Status:
-    """Start the cluster in the background and return when every node is ready; report on the way.
-
-    `for_this_process`: the cluster ends when this process has ended, however that happens, and nobody else uses it.
-
-    `flags` are those that the command line gave instead of what the file says; `file` has them in it.
-
-    `on_sound` is called when its files have been found sound, before anything is started.
-
-    Raises what `run_cluster` raises, and ClusterError, with the cluster down again, where a node does not get ready
-    within its limits.
+    status: what the root says of its nodes. word: a line. sound: the files are, and nothing has been started yet.
     """
-    name, places = file.cluster.name, Places.of(file.cluster.name)
-    if _is_locked(places):
-        raise ClusterError(f"cluster {name!r} is running already; `dllama-zmq down` stops it")
-    _check_files(file, on_word)
-    on_sound()
-    prepare_kernels(file.cluster.kernels, on_word)
-    with open_log(places, "root") as log:
-        log_start = log.seek(0, os.SEEK_END)
-        command = [sys.executable, "-m", "dllama_zmq", "up", str(file.path.absolute()), "--foreground", *flags]
-        command += ["--leave-with-stdin"] if for_this_process else []
-        stdin = subprocess.PIPE if for_this_process else subprocess.DEVNULL
-        process = subprocess.Popen(
-            command, stdin=stdin, stdout=log, stderr=log, env=child_environment(), start_new_session=True
-        )
-    try:
-        return _await_ready(file, places, process, log_start, on_status, on_word)
-    except BaseException:
-        _end(process, file.cluster.limits.stop_s)
-        raise
+
+    status: Callable[[Status], None] = lambda status: None
+    word: Callable[[str], None] = lambda text: None
+    sound: Callable[[], None] = lambda: None
 
 
-def take_down(name: str, stop_s: float) -> bool:
-    """Stop the cluster called `name`: asked, then told, then killed. False where none was running."""
-    places = Places.of(name)
-    if _cleared(places):
-        return False
-    running = _announced(name)
-    if running is None:
-        if not is_running(name):
-            return True
-        raise ClusterError(f"cluster {name!r} has been starting or stopping for {_ANNOUNCED_S:.0f} s; try again")
-    with Client(running.clients) as client:
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """A root that this process has started. It ends with this process unless it is told to stay."""
+
+    process: subprocess.Popen[bytes]
+    places: Places
+
+    def stay(self) -> None:
+        """Let it outlive this process."""
+        assert self.process.stdin is not None
+        with suppress(BrokenPipeError):
+            self.process.stdin.write(STAY)
+            self.process.stdin.close()
+        self.leave()
+
+    def leave(self) -> None:
+        """Have no more to do with it: it ends with its last user, or when it is told to."""
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+        self.process.returncode = 0  # or Popen would warn that it still runs
+
+    def end(self, stop_s: float) -> None:
+        """End it: told, then killed after `stop_s`. Its workers end with it."""
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+        self.process.terminate()
         try:
+            self.process.wait(stop_s)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            locks.cleared(self.places)
+
+
+def bring_up(file: ClusterFile, listener: Listener) -> Status:
+    """Start the cluster in the background and return when every node is ready.
+
+    Raises what `run_cluster` raises; ClusterError where it runs already, and, with the cluster down again, where a node
+    does not get ready within its limits.
+    """
+    start = _start(file, listener)
+    try:
+        status = _await_ready(file, start, listener)
+        start.stay()
+    except BaseException:
+        start.end(file.cluster.limits.stop_s)
+        raise
+    return status
+
+
+@contextmanager
+def for_one_call(file: ClusterFile, listener: Listener, on_shared: Callable[[], None]) -> Iterator[Running]:
+    """The running cluster of `file`, for the time of the block; one that is brought up for it ends with the block.
+
+    It also ends where this process is killed. Where other calls use it by then, it ends after the last of them, and
+    `on_shared` is called. Raises as `bring_up` does.
+    """
+    limits = file.cluster.limits
+    while True:
+        running = registry.await_running(file, limits.load_s, listener.word)
+        if running is None:
+            try:
+                start = _start(file, listener)
+                break
+            except AlreadyRunning:  # another call was quicker
+                continue
+            except BaseException:
+                if file.private:
+                    _forget(Places.of(file.cluster.name))
+                raise
+        with locks.in_use(Places.of(running.name), 3 * limits.stop_s):
+            if registry.find_running(file) == running:  # else it ended before it was in use
+                yield running
+                return
+    shared = keep_logs = False
+    try:
+        _await_ready(file, start, listener)
+        with locks.in_use(start.places, limits.stop_s) as use:
+            try:
+                running = registry.find_running(file)
+                if running is None:
+                    raise ClusterError(_last_error(start))
+                yield running
+            finally:
+                shared = locks.used_by_others(use)
+                if not shared:
+                    start.end(limits.stop_s)  # while nobody can come to use it
+    except (ClusterError, BusError):
+        keep_logs = True  # the error names them
+        raise
+    finally:
+        if shared:
+            start.leave()
+            on_shared()
+        else:
+            start.end(limits.stop_s)
+            if file.private:
+                _forget(start.places, keep_logs)
+
+
+def _forget(places: Places, keep_logs: bool = False) -> None:
+    """Remove what is left of a cluster whose name will never be used again."""
+    places.remove_run()
+    if not keep_logs:
+        places.remove_logs()
+
+
+def take_down(file: ClusterFile) -> bool:
+    """Stop the cluster of `file`: told, then killed. False where it was not running.
+
+    One whose root is on another computer is asked. Raises RootLost where that one does not agree; ClusterError where
+    the name is another cluster's, or a process cannot be ended.
+    """
+    stop_s = file.cluster.limits.stop_s
+    if (address := registry.address_elsewhere(file.cluster)) is not None:
+        with Client(address) as client:
             client.stop(wait_s=stop_s)
-        except RootLost:
-            _signal(running.pid, signal.SIGTERM)
-    if _await_unlocked(places, 2 * stop_s):
-        _await_end(running.pid, stop_s)
         return True
-    _signal(running.pid, signal.SIGKILL)  # its workers see their pipe close and leave by themselves
-    if not _await_unlocked(places, stop_s):
-        raise ClusterError(f"process {running.pid} of cluster {name!r} cannot be ended; look at it with `ps`")
-    _cleared(places)
-    return True
+    was_running = False
+    for number, wait_s in ((signal.SIGTERM, 2 * stop_s), (signal.SIGKILL, stop_s)):
+        running = registry.find_running(file)
+        if running is None:
+            break
+        was_running = True
+        with suppress(ProcessLookupError):  # it may have ended since it was last seen
+            os.kill(running.pid, number)
+        if _await_unlocked(Places.of(running.name), wait_s):
+            _await_end(running.pid, stop_s)
+    running = registry.find_running(file)
+    if running is not None or not locks.cleared(Places.of(file.cluster.name)):
+        process = f"process {running.pid}" if running is not None else "a process of another version"
+        raise ClusterError(f"cluster {file.cluster.name!r}: {process} cannot be ended; look at it with `ps`")
+    return was_running
+
+
+def _start(file: ClusterFile, listener: Listener) -> _Start:
+    """Check the files in the foreground, where people look, and start the root. Raises AlreadyRunning."""
+    places = Places.of(file.cluster.name)
+    with registry.only_one(file, places) as lock:
+        _check_files(file, listener.word)
+        listener.sound()
+        prepare_kernels(file.cluster.kernels, listener.word)
+        places.begin_logs()
+        with open_log(places, "root") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "dllama_zmq", "root", file.cluster.name, "--lock", str(lock)],
+                stdin=subprocess.PIPE, stdout=log, stderr=log, env=child_environment(), start_new_session=True,
+                pass_fds=[lock],
+            )  # fmt: skip
+    return _Start(process, places)
 
 
 def _check_files(file: ClusterFile, on_word: Callable[[str], None]) -> None:
@@ -149,46 +211,41 @@ def _check_files(file: ClusterFile, on_word: Callable[[str], None]) -> None:
             on_word(f"warning: {doubt}")
 
 
-def _await_ready(
-    file: ClusterFile,
-    places: Places,
-    process: subprocess.Popen[bytes],
-    log_start: int,
-    on_status: Callable[[Status], None],
-    on_word: Callable[[str], None],
-) -> Status:
+def _await_ready(file: ClusterFile, start: _Start, listener: Listener) -> Status:
     limits = file.cluster.limits
-    start = time.monotonic()
-    next_word = start + _SAY_EVERY_S
+    begun = time.monotonic()
+    next_word = begun + SAY_EVERY_S
     client: Client | None = None
     try:
         while True:
-            if process.poll() is not None:
-                raise ClusterError(_last_error(places, log_start))
+            if start.process.poll() is not None:
+                raise ClusterError(_last_error(start))
             if client is None:
-                running = find_running(file.cluster.name)
-                if running is not None:
+                running = registry.find_running(file)
+                now = time.monotonic()
+                if running is not None and running.clients:
                     client = Client(running.clients)
-                elif time.monotonic() > start + limits.load_s:
-                    raise ClusterError(f"the root did not start within {limits.load_s:.0f} s; see {places.log('root')}")
-                elif time.monotonic() > next_word:
-                    on_word(f"the root reads its part of the model ({time.monotonic() - start:.0f} s)")
-                    next_word += _SAY_EVERY_S
+                elif now > begun + limits.load_s:
+                    log = start.places.log("root")
+                    raise ClusterError(f"the root did not start within {limits.load_s:.0f} s; see {log}")
+                elif now > next_word:
+                    listener.word(f"the root reads its part of the model ({now - begun:.0f} s)")
+                    next_word += SAY_EVERY_S
             else:
                 try:
                     status = client.status(wait_s=limits.step_s)
                 except RootLost:
                     with suppress(subprocess.TimeoutExpired):
-                        process.wait(limits.stop_s)  # it is ending, and will have said why
+                        start.process.wait(limits.stop_s)  # it is ending, and will have said why
                         continue
                     raise
-                on_status(status)
+                listener.status(status)
                 if status.state == "ready":
                     return status
                 absent = [node for node in status.nodes if node.state == "absent"]
-                if absent and time.monotonic() > start + limits.join_s:
+                if absent and time.monotonic() > begun + limits.join_s:
                     raise ClusterError(_nobody_came(file, absent))
-            time.sleep(_LOOK_S)
+            time.sleep(POLL_S)
     finally:
         if client is not None:
             client.close()
@@ -199,7 +256,8 @@ def commands_elsewhere(cluster: Cluster) -> dict[str, str]:
     host = cluster.root.host
     if host in ("0.0.0.0", "::"):  # it listens everywhere; the others need a name for it
         host = socket.gethostname()
-    address = msgspec.structs.replace(cluster.root, host=host).endpoint(cluster.root.ports.replies)
+    replies = (cluster.tcp_ports or Ports()).replies
+    address = msgspec.structs.replace(cluster.root, host=host).endpoint(replies)
     return {
         worker.name: f"on {worker.host}: dllama-zmq worker --root {address} --name {worker.name}"
         for worker in cluster.workers
@@ -215,28 +273,12 @@ def _nobody_came(file: ClusterFile, absent: list[NodeStatus]) -> str:
     return f"not every worker is there after {cluster.limits.join_s:.0f} s (limits.join_s): {told}"
 
 
-def _last_error(places: Places, log_start: int) -> str:
+def _last_error(start: _Start) -> str:
     """What the root said last before it ended."""
-    with places.log("root").open("rb") as log:
-        log.seek(log_start)
-        lines = log.read().decode(errors="replace").splitlines()
+    path = start.places.log("root")
+    lines = path.read_text(errors="replace").splitlines()
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    return errors[-1] if errors else f"the root ended without a word; see {places.log('root')}"
-
-
-def _end(process: subprocess.Popen[bytes], stop_s: float) -> None:
-    """End a root that this process started."""
-    process.terminate()
-    try:
-        process.wait(2 * stop_s)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-
-
-def _signal(pid: int, number: int) -> None:
-    with suppress(ProcessLookupError):  # it may have ended since it was last seen
-        os.kill(pid, number)
+    return errors[-1] if errors else f"the root ended without a word; see {path}"
 
 
 def _await_end(pid: int, wait_s: float) -> None:
@@ -249,43 +291,10 @@ def _await_end(pid: int, wait_s: float) -> None:
             os.close(descriptor)
 
 
-def _announced(name: str) -> Running | None:
-    """The running cluster called `name`; where it is just starting, when it has said where it is."""
-    deadline = time.monotonic() + _ANNOUNCED_S
-    while (running := find_running(name)) is None and is_running(name) and time.monotonic() < deadline:
-        time.sleep(_LOOK_S)
-    return running
-
-
-def _is_locked(places: Places) -> bool:
-    with _lock(places, fcntl.LOCK_SH) as held:  # shared: two who look must not take each other for a root
-        return not held
-
-
-def _cleared(places: Places) -> bool:
-    """Remove what a root that was killed left behind; False, and nothing done, where one is running."""
-    with _lock(places, fcntl.LOCK_EX) as held:
-        if held:
-            places.clear()
-        return held
-
-
-@contextmanager
-def _lock(places: Places, kind: int) -> Iterator[bool]:
-    """Hold the cluster's lock, where no root holds it: whether it is held."""
-    with (places.run / "lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, kind | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-
-
 def _await_unlocked(places: Places, wait_s: float) -> bool:
     deadline = time.monotonic() + wait_s
-    while _is_locked(places):
+    while locks.is_up(places):
         if time.monotonic() > deadline:
             return False
-        time.sleep(_LOOK_S)
+        time.sleep(POLL_S)
     return True

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,9 +51,19 @@ class Places:
         return places
 
     @property
+    def lock_file(self) -> Path:
+        """Held by the process whose cluster this is."""
+        return self.run / "lock"
+
+    @property
     def cluster_file(self) -> Path:
         """What is running: written when the cluster is up, removed when it is down."""
         return self.run / "cluster.json"
+
+    @property
+    def started_file(self) -> Path:
+        """What was started last: the logs beside it are that cluster's."""
+        return self.logs / "cluster.json"
 
     @property
     def ipc_steps(self) -> str:
@@ -64,6 +76,19 @@ class Places:
     @property
     def ipc_clients(self) -> str:
         return self._ipc("clients")
+
+    def begin_logs(self) -> None:
+        """Put the logs of the run before this one aside; those before it are forgotten."""
+        for path in self.logs.glob("*.log"):
+            path.replace(path.with_suffix(".log.1"))
+
+    def remove_run(self) -> None:
+        """Remove `run` with all that is in it. For a holder of the lock whom nobody follows under this name."""
+        shutil.rmtree(self.run, ignore_errors=True)
+
+    def remove_logs(self) -> None:
+        """Remove the logs."""
+        shutil.rmtree(self.logs, ignore_errors=True)
 
     def clear(self) -> None:
         """Remove what a running cluster has in `run`, all but its lock. For the holder of the lock alone."""
@@ -83,6 +108,16 @@ class Places:
                 f"set {HOME_VARIABLE} to a shorter folder"
             )
         return f"ipc://{path}"
+
+
+def run_folders() -> Iterator[tuple[Path, Path]]:
+    """The two folders of each cluster that is running here or once was: what `Places` holds. Makes none."""
+    run_base, logs_base = _bases()
+    with contextlib.suppress(OSError):
+        if run_base.lstat().st_uid != os.getuid():  # in /tmp anyone may plant one
+            return
+        for folder in sorted(run_base.iterdir()):
+            yield folder, logs_base / folder.name
 
 
 def _bases() -> tuple[Path, Path]:

@@ -49,7 +49,8 @@ def test_json_is_one_object_with_everything_in_it(running: Cli, local: LocalMode
     result = running.generate("-n", "30", "--json", "--seed", "5")
     report = json_object(result.out)
     assert result.err == ""
-    assert report.keys() == {"prompt", "text", "tokens", "prompt_tokens", "finish_reason", "seed", "stats"}
+    assert report.keys() == {"model", "prompt", "text", "tokens", "prompt_tokens", "finish_reason", "seed", "stats"}
+    assert report["model"] == str(running.model)
     assert (report["prompt"], report["text"]) == (PROMPT, alone(local, PROMPT, 30))
     assert (len(report["tokens"]), report["finish_reason"], report["seed"]) == (30, "length", 5)
     assert report["stats"].keys() == {"prompt", "prediction"}
@@ -99,7 +100,7 @@ def test_every_spelling_of_every_flag_means_the_same(running: Cli) -> None:
     assert set(without) == {without[0]}
     assert len(without[0]) > 20
     assert with_prompt == PROMPT + without[0]
-    assert results[3].err == "small is running already: --threads 1 --sync f32 has no effect on it\n"
+    assert results[3].err == "small is running already: --threads 1 --sync f32 have no effect on it\n"
 
 
 def test_model_and_kernels_may_be_others_than_the_files_for_one_call(cli: Cli, local: LocalModel) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -12,17 +14,20 @@ from hypothesis import strategies as st
 import dllama_zmq
 from dllama_zmq.cluster import (
     MAX_FILE_BYTES,
+    NAME_PATTERN,
     Cluster,
     ClusterFile,
     Limits,
     Ports,
     RootConfig,
     WorkerConfig,
+    folder_name,
     is_loopback,
     load_cluster,
     parse_cluster,
 )
-from dllama_zmq.errors import ConfigError
+from dllama_zmq.errors import ConfigError, UsageError
+from dllama_zmq.launch.registry import without_file
 from dllama_zmq.spec import FloatType
 
 PACKAGE_DATA = Path(dllama_zmq.__file__).parent / "data"
@@ -72,7 +77,7 @@ def test_every_key_of_the_file_reaches_the_cluster() -> None:
 
 def test_a_file_that_names_only_a_model_is_a_cluster_of_one_node() -> None:
     cluster = parse_cluster("model: demo")
-    assert cluster == Cluster(model="demo")
+    assert cluster == Cluster(name=folder_name(Path("cluster.yaml")), model="demo")
     assert cluster.n_nodes == 1
 
 
@@ -87,12 +92,13 @@ def test_a_model_may_be_a_folder(tmp_path: Path) -> None:
 
 
 def test_keys_without_a_value_count_as_not_given() -> None:
-    assert parse_cluster("model: demo\nname:\nworkers:\nroot:\n  host:\n") == Cluster(model="demo")
+    assert parse_cluster("model: demo\nname:\nworkers:\nroot:\n  host:\n") == parse_cluster("model: demo")
 
 
 def test_the_shipped_file_is_one_root_and_three_workers_on_this_host() -> None:
     cluster = load_cluster(SHIPPED).cluster
-    assert (cluster.name, cluster.model, cluster.sync, cluster.open_bus) == ("demo", "demo", "f32", False)
+    assert (cluster.model, cluster.sync, cluster.open_bus) == ("demo", "f32", False)
+    assert cluster.name == folder_name(SHIPPED)
     assert [worker.name for worker in cluster.workers] == ["worker1", "worker2", "worker3"]
     assert all(is_loopback(host) for host in [cluster.root.host, *(worker.host for worker in cluster.workers)])
 
@@ -105,7 +111,58 @@ def test_the_shipped_file_shows_every_key_and_its_default() -> None:
     assert set(data["root"]) == set(RootConfig.__struct_fields__)
     assert set(data["workers"][0]) == set(WorkerConfig.__struct_fields__)
     cluster = parse_cluster(shown)
-    assert (cluster.root, cluster.limits, cluster.kernels) == (RootConfig(), Limits(), "auto")
+    assert (cluster.root, cluster.limits, cluster.kernels) == (RootConfig(ports=Ports()), Limits(), "auto")
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        ("llm", "llm"), ("My models (2)", "My-models-2"), ("été", "ete"), (".config", "config"), ("-x_", "x_"),
+        ("日本", "home"), ("a" * 40, "a" * 32), ("v1.2", "v1-2"),
+    ],
+)  # fmt: skip
+def test_a_file_without_a_name_gets_its_folders(folder: str, name: str, tmp_path: Path) -> None:
+    path = tmp_path / folder / "cluster.yaml"
+    path.parent.mkdir()
+    path.write_text("model: demo")
+    (tmp_path / "link.yaml").symlink_to(path)
+    assert load_cluster(path).cluster.name == load_cluster(tmp_path / "link.yaml").cluster.name == name
+    assert parse_cluster(f"model: demo\nname: {name}").name == name  # it is one that may be written
+
+
+def test_a_cluster_without_a_file_is_its_folders_or_one_calls(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    here = without_file("demo", 4, tmp_path / "models")
+    assert (here.cluster.name, here.cluster.n_nodes, here.private) == ("models", 4, False)
+    assert here.identity == tmp_path / "models" / "cluster.yaml"
+    mine = [without_file("demo", folder=tmp_path, private=True) for _ in range(2)]
+    assert mine[0].cluster.name != mine[1].cluster.name
+    assert all(re.search(NAME_PATTERN, file.cluster.name) for file in mine)
+    for n_nodes in (0, 3, -2):
+        with pytest.raises(UsageError, match="use 1, 2, 4, 8"):
+            without_file("demo", n_nodes)
+
+
+def test_tcp_is_for_clusters_of_several_computers_and_where_ports_are_given() -> None:
+    assert parse_cluster("model: demo\nworkers: [{name: a}]").tcp_ports is None
+    assert parse_cluster("model: demo\nroot: {ports: {clients: 99}}").tcp_ports == Ports(clients=99)
+    assert parse_cluster("model: demo\nroot: {host: 10.0.0.1}\nopen_bus: true").tcp_ports == Ports()
+
+
+def test_two_files_run_the_same_where_model_weights_and_tokenizer_are_the_same(tmp_path: Path) -> None:
+    (tmp_path / "a.m").touch()
+    (tmp_path / "link.m").symlink_to("a.m")
+
+    def file(path: str = "cluster.yaml", **keys: str) -> ClusterFile:
+        return ClusterFile(tmp_path / path, parse_cluster(json.dumps({"model": "a.m", "tokenizer": "a.t", **keys})))
+
+    assert file().runs_the_same(file(sync="q80"))
+    assert file().runs_the_same(file(model=str(tmp_path / "x" / ".." / "a.m")))
+    assert file().runs_the_same(file(model="link.m"))
+    assert not file().runs_the_same(file(model="b.m"))
+    assert not file().runs_the_same(file(weights="q40"))
+    assert not file().runs_the_same(file(tokenizer="b.t"))
+    assert not file().runs_the_same(file("sub/cluster.yaml"))
 
 
 @pytest.mark.parametrize(

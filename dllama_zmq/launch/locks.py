@@ -1,0 +1,80 @@
+"""A cluster's two locks: whose it is, and who uses it. They fall with the processes that hold them, however those end.
+
+The first is the file `lock` in its folder, the second the folder itself.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from dllama_zmq.errors import ClusterError
+from dllama_zmq.launch.paths import Places
+
+POLL_S = 0.05
+
+
+@contextmanager
+def in_use(places: Places, wait_s: float) -> Iterator[int]:
+    """In this block the cluster counts as used: one that serves a call ends after its last user. Yields a descriptor.
+
+    Raises ClusterError where it has been ending for `wait_s`.
+    """
+    folder = os.open(places.run, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        deadline = time.monotonic() + wait_s
+        while not take(folder, fcntl.LOCK_SH):
+            if time.monotonic() > deadline:
+                raise ClusterError(f"{places.run}: the cluster there has been ending for {wait_s:.0f} s; try again")
+            time.sleep(POLL_S)
+        yield folder
+    finally:
+        os.close(folder)
+
+
+def used_by_others(folder: int) -> bool:
+    """Whether anybody else is in `in_use` with the cluster; if not, nobody will be until this descriptor is closed."""
+    return not take(folder, fcntl.LOCK_EX)
+
+
+def await_last_user(places: Places) -> None:
+    """Return when nobody uses the cluster. From then on nobody can, until this process ends."""
+    folder = os.open(places.run, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fcntl.flock(folder, fcntl.LOCK_EX)
+
+
+def cleared(places: Places) -> bool:
+    """Remove what a root that was killed left behind; False, and nothing done, where one is running."""
+    with suppress(FileNotFoundError):
+        lock = os.open(places.lock_file, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            if not take(lock, fcntl.LOCK_EX):
+                return False
+            places.clear()
+        finally:
+            os.close(lock)
+    return True
+
+
+def is_up(places: Places) -> bool:
+    """Whether a process holds the lock there."""
+    try:
+        lock = os.open(places.lock_file, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return not take(lock, fcntl.LOCK_SH)  # shared: two who look must not take each other for a root
+    finally:
+        os.close(lock)
+
+
+def take(descriptor: int, kind: int) -> bool:
+    """Take the lock behind `descriptor`, LOCK_SH or LOCK_EX, if nobody is in the way."""
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,0 +1,296 @@
+"""The clusters of this user on this computer: which are up, of which files, and where their clients go.
+
+A cluster is the one of its file, whatever its name. It is up while its lock is held, which falls with the process that
+holds it, however that ends; so a record that was left behind tells nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import secrets
+import shlex
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from dllama_zmq.client import Client
+from dllama_zmq.cluster import (
+    FILE_NAME,
+    Cluster,
+    ClusterFile,
+    Ports,
+    WorkerConfig,
+    folder_name,
+    is_loopback,
+    load_cluster,
+)
+from dllama_zmq.errors import ClusterError, ConfigError, UsageError
+from dllama_zmq.launch.locks import POLL_S, is_up, take
+from dllama_zmq.launch.paths import HOME_VARIABLE, Places, run_folders
+
+PRIVATE = "call-"
+"""What the name of a cluster of one call without a file begins with; the process and a random number follow."""
+
+SAY_EVERY_S = 1.5
+_LOCK_S = 1.0  # who looks whether a cluster is up holds its lock for an instant
+_SETTLE_S = 1.0  # from taking the lock to the record that says whose it is
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """What a cluster's processes write of it, as JSON: when it is started, and again when clients can reach it."""
+
+    path: str
+    cluster: Cluster
+    private: bool = False
+    pid: int
+    since: float
+    clients: str = ""
+
+    def write(self, to: Path) -> None:
+        """Make `to` say this; it appears whole."""
+        draft = to.with_suffix(".draft")
+        try:
+            draft.write_text(json.dumps(msgspec.to_builtins(self)))  # ASCII: a path need not be UTF-8
+            draft.replace(to)
+        except OSError as error:
+            raise ClusterError(
+                f"{to}: cannot be written ({error.strerror}); make room there, or set {HOME_VARIABLE} to another folder"
+            ) from None
+
+    @classmethod
+    def read(cls, path: Path) -> Record | None:
+        """What `path` says; None where it says nothing of the kind."""
+        try:
+            return msgspec.convert(json.loads(path.read_text()), cls)
+        except (OSError, ValueError, RecursionError):
+            return None
+
+    @property
+    def file(self) -> ClusterFile:
+        """The cluster and its file, as they were when it was started."""
+        return ClusterFile(Path(self.path), self.cluster, self.private)
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A cluster that is up, or is on its way up or down: then `clients` is empty.
+
+    pid: the process to end. since: seconds since 1970. clients: the address for those of this computer.
+    """
+
+    file: ClusterFile
+    pid: int
+    since: float
+    clients: str
+
+    @property
+    def name(self) -> str:
+        return self.file.cluster.name
+
+    @property
+    def path(self) -> Path:
+        """The cluster's file, links resolved; one without a file has that of its folder all the same."""
+        return self.file.path
+
+    @property
+    def model(self) -> str:
+        """The model's path."""
+        try:
+            return str(self.file.model_place())
+        except ConfigError:  # of the hub, and gone from the cache since
+            return self.file.cluster.model
+
+    @property
+    def ports(self) -> Ports | None:
+        return self.file.cluster.tcp_ports
+
+    def words(self) -> str:
+        """Which cluster that is, for messages."""
+        return f"the cluster {self.name!r} of {self.path}"
+
+    def down_command(self) -> str:
+        """What takes it down, wherever it is run."""
+        return f"dllama-zmq down --cluster {shlex.quote(str(self.path))}"
+
+
+def without_file(
+    model: str, n_nodes: int = 1, folder: str | os.PathLike[str] = ".", private: bool = False
+) -> ClusterFile:
+    """A cluster of `n_nodes` on this computer that no file describes: the one of `folder`, or of one call.
+
+    Raises UsageError where the nodes are not 2^n.
+    """
+    if n_nodes < 1 or n_nodes & (n_nodes - 1):
+        raise UsageError(f"{n_nodes} nodes; use 1, 2, 4, 8, ... (2^n)")
+    path = Path(folder) / FILE_NAME
+    name = f"{PRIVATE}{os.getpid()}-{secrets.token_hex(3)}" if private else folder_name(path)
+    workers = [WorkerConfig(name=f"worker{i}") for i in range(1, n_nodes)]
+    return ClusterFile(path, Cluster(name=name, model=model, workers=workers), private)
+
+
+def running_clusters() -> list[Running]:
+    """Every cluster of this user on this computer that is up or on its way, by name."""
+    found = (_running(Places(*folders)) for folders in run_folders())
+    return sorted((one for one in found if one is not None), key=lambda one: one.name)
+
+
+def find_running(file: ClusterFile) -> Running | None:
+    """The cluster of `file` if it is up or on its way.
+
+    Raises ClusterError where a cluster of another file has its name.
+    """
+    same_name = None
+    for one in running_clusters():
+        if one.path == file.identity and one.file.private == file.private and not one.file.private:
+            return one
+        if one.name == file.cluster.name:
+            same_name = one
+    if same_name is not None and same_name.file.private and file.private:
+        return same_name
+    if same_name is not None:
+        raise ClusterError(
+            f"{same_name.name!r} is up from {same_name.path} with {Path(same_name.model).name}, and {file.identity} is "
+            f"another file: write another `name:` in it, or take the other cluster down: {same_name.down_command()}"
+        )
+    return None
+
+
+def await_running(
+    file: ClusterFile, wait_s: float, on_word: Callable[[str], None] = lambda text: None
+) -> Running | None:
+    """The cluster of `file` when its clients can reach it; None where it is not running, or ends on the way.
+
+    Raises ClusterError as `find_running` does, and where it is neither up nor gone after `wait_s`.
+    """
+    start = time.monotonic()
+    next_word = start + SAY_EVERY_S
+    while (running := find_running(file)) is not None and not running.clients:
+        now = time.monotonic()
+        if now > start + wait_s:
+            raise ClusterError(
+                f"cluster {running.name!r} has been starting or stopping for {wait_s:.0f} s (process {running.pid}); "
+                "try again"
+            )
+        if now > next_word:
+            on_word(f"waiting for {running.name}, which is starting or stopping ({now - start:.0f} s)")
+            next_word += SAY_EVERY_S
+        time.sleep(POLL_S)
+    return running
+
+
+def cluster_here(path: Path, even_down: bool = False) -> ClusterFile:
+    """The cluster of the file `path`; where there is no such file, the one that runs for its folder without one.
+
+    even_down: the last one that did is good enough. Raises ConfigError.
+    """
+    try:
+        return load_cluster(path)
+    except ConfigError:
+        if os.path.lexists(path):
+            raise
+        wanted = path.resolve()
+        for one in running_clusters():
+            if one.path == wanted and not one.file.private:
+                return ClusterFile(path, one.file.cluster)
+        if even_down:
+            for folders in run_folders():
+                last = Record.read(Places(*folders).started_file)
+                if last is not None and Path(last.path) == wanted and not last.private:
+                    return ClusterFile(path, last.cluster)
+        raise
+
+
+def connect(cluster: ClusterFile | str | os.PathLike[str] = FILE_NAME, wait_s: float = 5.0) -> Client:
+    """A client of the running cluster of a file. Raises ConfigError, and ClusterError where it is not running."""
+    file = cluster if isinstance(cluster, ClusterFile) else cluster_here(Path(cluster))
+    if (address := address_elsewhere(file.cluster)) is not None:
+        return Client(address)
+    running = await_running(file, wait_s)
+    if running is None:
+        raise ClusterError(f"cluster {file.cluster.name!r} is not running; `dllama-zmq up` starts it")
+    return Client(running.clients)
+
+
+def address_elsewhere(cluster: Cluster) -> str | None:
+    """Where clients reach the root, if `root.host` is an address of another computer; else None."""
+    host, ports = cluster.root.host, cluster.tcp_ports
+    if ports is None or is_loopback(host):
+        return None
+    try:
+        (family, kind, protocol, _, address), *_ = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)
+        with socket.socket(family, kind, protocol) as probe:
+            probe.bind(address)
+    except OSError as error:
+        return cluster.root.endpoint(ports.clients) if error.errno == errno.EADDRNOTAVAIL else None
+    return None
+
+
+@contextmanager
+def only_one(file: ClusterFile, places: Places, held: int | None = None) -> Iterator[int]:
+    """Hold the lock of the cluster of `file`, so that no second one starts: a descriptor, which a child may inherit.
+
+    held: it is held already, and this is the descriptor. Raises ClusterError where the cluster, or its name, is up.
+    """
+    lock = os.open(places.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600) if held is None else held
+    try:
+        os.set_inheritable(lock, False)
+        deadline = time.monotonic() + _LOCK_S
+        while True:
+            running = find_running(file) if held is None else None
+            if running is not None:
+                raise AlreadyRunning(f"cluster {running.name!r} is running already; `dllama-zmq down` stops it")
+            if take(lock, fcntl.LOCK_EX):
+                break
+            if time.monotonic() > deadline:
+                raise AlreadyRunning(f"cluster {file.cluster.name!r} is running already; `dllama-zmq down` stops it")
+            time.sleep(0.02)
+        last = Record.read(places.started_file)
+        if last is None or last.path != str(file.identity):
+            places.begin_logs()  # what is there is of another cluster that had the name
+        record(file).write(places.started_file)
+        yield lock
+    finally:
+        os.close(lock)
+
+
+class AlreadyRunning(ClusterError):
+    """The cluster that was to be started is up, or is being started by another process."""
+
+
+def record(file: ClusterFile, clients: str = "") -> Record:
+    """What this process, whose cluster `file` describes, says of it."""
+    return Record(
+        path=str(file.identity), cluster=file.cluster, private=file.private, pid=os.getpid(), since=time.time(),
+        clients=clients,
+    )  # fmt: skip
+
+
+def _running(places: Places) -> Running | None:
+    deadline = time.monotonic() + _SETTLE_S
+    while is_up(places):
+        for path in (places.cluster_file, places.started_file):
+            found = Record.read(path)
+            if found is not None and _lives(found.pid):
+                return Running(found.file, found.pid, found.since, found.clients)
+        if time.monotonic() > deadline:
+            return None  # it was started by another version, or has just been killed
+        time.sleep(POLL_S)
+    return None
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

@@ -1,0 +1,260 @@
+"""A cluster is the one of its file: whichever name it has, from wherever it is asked for, another's is never used."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import psutil
+import pytest
+from command_line import HOME_VARIABLE, Cli, finish, json_object, until, write_small_model
+
+import dllama_zmq
+from dllama_zmq.errors import ClusterError
+from dllama_zmq.launch.lifecycle import Listener, bring_up, for_one_call, take_down
+from dllama_zmq.launch.paths import Places
+from dllama_zmq.launch.registry import running_clusters, without_file
+
+PROMPT = "once upon a time"
+
+
+@pytest.fixture
+def other(cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> Cli:
+    """The same user in another folder, whose file has the same name and another model."""
+    folder = tmp_path_factory.mktemp("other")
+    cli_there = Cli(cli.home, folder, write_small_model(folder / "other.m"))
+    cli_there.write()
+    return cli_there
+
+
+@pytest.fixture
+def here(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """What this process starts is in the home of `cli` too."""
+    monkeypatch.setenv(HOME_VARIABLE, str(cli.home))
+    return cli
+
+
+# --- another file's cluster ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", [["generate", "hi"], ["status"], ["status", "--json"], ["down"], ["logs"], ["up"]])
+def test_a_cluster_of_another_file_is_refused_with_both_names_and_the_cure(
+    cli: Cli, other: Cli, words: list[str]
+) -> None:
+    cli.up(1)
+    pid = cli.status().pid
+    sentence = other.run(*words).error()
+    assert str(cli.folder / "cluster.yaml") in sentence
+    assert str(other.folder / "cluster.yaml") in sentence
+    cure = f"dllama-zmq {'logs' if words == ['logs'] else 'down'} --cluster {cli.folder / 'cluster.yaml'}"
+    assert cure in sentence
+    assert cli.status().pid == pid
+    assert other.run(*cure.split()[1:]).code == 0
+    cli.down()
+
+
+def test_the_same_file_is_found_by_any_path_and_from_any_folder(cli: Cli, tmp_path: Path) -> None:
+    cli.up(1)
+    link = tmp_path / "elsewhere" / "link.yaml"
+    link.parent.mkdir()
+    link.symlink_to(cli.folder / "cluster.yaml")
+    (tmp_path / "folder").symlink_to(cli.folder)
+    for path in (link, tmp_path / "folder" / "cluster.yaml", tmp_path / "elsewhere" / ".." / "cluster.yaml"):
+        assert json_object(cli.run("status", "--json", "--cluster", str(path)).out)["pid"] == cli.status().pid
+    assert "is down" in cli.run("down", str(link)).err
+
+
+def test_a_file_whose_name_is_changed_still_has_its_cluster(cli: Cli) -> None:
+    cli.up(1)
+    path = cli.folder / "cluster.yaml"
+    path.write_text(path.read_text().replace("name: small", "name: renamed"))
+    assert cli.run("status").out.startswith("small: ready")
+    assert "'small' is running already" in cli.run("up").error()
+    cli.down()
+    assert cli.processes() == []
+
+
+def test_two_folders_without_names_are_two_clusters(cli: Cli, other: Cli) -> None:
+    for one in (cli, other):
+        (one.folder / "cluster.yaml").write_text(f"model: {one.model}\nworkers: [{{name: w}}]\n")
+        assert one.run("up").code == 0
+    models = [json_object(one.run("status", "--json").out)["model"] for one in (cli, other)]
+    assert models == [str(cli.model), str(other.model)]
+    listening = [c for p in cli.processes() for c in p.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
+    assert listening == []  # whoever else is on this computer must not reach them
+    for one in (cli, other):
+        one.down()
+
+
+# --- another model ------------------------------------------------------------------------------------------------
+
+
+def test_a_running_cluster_is_not_asked_for_another_model(cli: Cli, other: Cli) -> None:
+    cli.up(1)
+    for words in (["-m", str(other.model)], ["-m", "nowhere.gguf"], ["--weights", "q80"]):
+        sentence = cli.run("generate", PROMPT, *words).error()
+        assert f"small runs {cli.model}, and the command asks for " in sentence
+        assert words[1] in sentence
+        assert f"dllama-zmq down --cluster {cli.folder / 'cluster.yaml'}), or leave -m and --weights out" in sentence
+    same = cli.run("generate", PROMPT, "-n", "3", "--temp", "0", "-m", str(cli.model))
+    assert (same.code, same.err) == (0, "")
+    cli.down()
+
+
+def test_a_file_that_says_another_model_by_now_is_not_answered_by_the_old_one(cli: Cli, other: Cli) -> None:
+    cli.up(1)
+    path = cli.folder / "cluster.yaml"
+    path.write_text(path.read_text().replace(str(cli.model), str(other.model)))
+    sentence = cli.run("generate", PROMPT).error()
+    assert f"small runs {cli.model}, and cluster.yaml asks for {other.model}: take it down first" in sentence
+    cli.down()
+
+
+# --- logs ---------------------------------------------------------------------------------------------------------
+
+
+def test_logs_are_those_of_the_last_start_of_this_file(cli: Cli, other: Cli) -> None:
+    cli.up(1)
+    cli.down()
+    first = cli.run("logs").out
+    assert f"model={cli.model}" in first
+    assert f"those of {cli.folder / 'cluster.yaml'}" in other.run("logs").error()
+
+    assert other.run("up").code == 0
+    assert f"model={cli.model}" not in other.run("logs", "-n", "1000").out
+    assert f"those of {other.folder / 'cluster.yaml'}" in cli.run("logs").error()
+    other.down()
+
+    cli.up(1)
+    cli.down()
+    again = cli.run("logs", "-n", "1000").out
+    assert again.count("up name=small") == 1
+    assert (cli.log_folder / "root.log.1").exists()
+
+
+# --- without a file -----------------------------------------------------------------------------------------------
+
+
+def test_a_folder_without_a_file_has_a_cluster_that_every_command_finds(here: Cli) -> None:
+    cli = here
+    file = without_file(str(cli.model), 2, cli.folder)
+    status = bring_up(file, Listener())
+    assert (status.name, len(status.nodes)) == (file.cluster.name, 2)
+    assert not (cli.folder / "cluster.yaml").exists()
+    assert cli.run("status").out.startswith(f"{status.name}: ready")
+    assert cli.generate("-n", "5").out.startswith(PROMPT)
+    assert "another file" not in cli.run("logs", "worker1").out
+    with dllama_zmq.connect(cli.folder / "cluster.yaml") as client:
+        assert client.status().pid == status.pid
+    cli.down()
+    assert "there is no such file" in cli.run("generate", PROMPT).error()
+    assert "up name=" in cli.run("logs").out  # what was, can be read
+
+
+def test_clusters_of_one_call_live_side_by_side_and_leave_nothing(here: Cli) -> None:
+    cli = here
+    cli.up(1)
+    with ExitStack() as stack:
+        calls = []
+        for n_nodes in (1, 2):
+            file = without_file(str(cli.model), n_nodes, cli.folder, private=True)
+            calls.append(stack.enter_context(for_one_call(file, Listener(), lambda: None)))
+        everything = running_clusters()
+        assert sorted(one.name for one in everything) == sorted(["small", *(call.name for call in calls)])
+        assert {one.model for one in everything} == {str(cli.model)}
+        assert all(psutil.pid_exists(one.pid) and abs(one.since - time.time()) < 60 for one in everything)
+        assert cli.run("status").out.startswith("small: ready")  # those of calls are nobody else's
+        with dllama_zmq.Client(calls[1].clients) as client:
+            assert client.text(PROMPT, max_tokens=3)
+    assert [one.name for one in running_clusters()] == ["small"]
+    cli.down()
+    assert [path.name for base in ("run", "logs") for path in (cli.home / base).iterdir()] == ["small", "small"]
+
+
+def test_a_call_whose_model_is_not_there_leaves_nothing(here: Cli) -> None:
+    file = without_file(str(here.folder / "none.m"), folder=here.folder, private=True)
+    with (
+        pytest.raises(dllama_zmq.errors.ConfigError, match=r"there is no .*none\.m"),
+        for_one_call(file, Listener(), lambda: None),
+    ):
+        pass
+    assert running_clusters() == []
+    assert [path for base in ("run", "logs") for path in (here.home / base).iterdir()] == []
+
+
+# --- at once ------------------------------------------------------------------------------------------------------
+
+
+def test_of_several_ups_at_once_one_brings_it_up_and_the_others_say_that_it_runs(cli: Cli) -> None:
+    cli.write(1)
+    with ExitStack() as stack:
+        start = time.monotonic()
+        processes = [stack.enter_context(cli.started("up")) for _ in range(3)]
+        results = [finish(process, 60, start) for process in processes]
+    assert sorted(result.code for result in results) == [0, 1, 1], results
+    for result in results:
+        if result.code:
+            assert result.error() == "cluster 'small' is running already; `dllama-zmq down` stops it"
+    cli.down()
+
+
+@pytest.mark.parametrize("attempt", range(3))
+def test_of_several_calls_at_once_with_none_running_all_are_answered(cli: Cli, attempt: int) -> None:
+    cli.write(1)
+    with ExitStack() as stack:
+        start = time.monotonic()
+        words = ["generate", PROMPT, "--temp", "0", "-n"]
+        processes = [stack.enter_context(cli.started(*words, str(20 * n))) for n in (1, 2, 3)]
+        results = [finish(process, 60, start) for process in processes]
+    assert [result.code for result in results] == [0, 0, 0], results
+    assert not any("error" in result.err for result in results)
+    until(lambda: not cli.processes(), 5, "the cluster to end after its last user")
+
+
+# --- ports --------------------------------------------------------------------------------------------------------
+
+
+def test_a_port_that_a_cluster_has_is_named_with_its_cluster(cli: Cli, other: Cli) -> None:
+    cli.up(2)
+    path = other.write(2, name="other")
+    for key, port in cli.ports.items():
+        path.write_text(path.read_text().replace(f"{key}: {other.ports[key]}", f"{key}: {port}"))
+        other.ports[key] = port
+    sentence = other.run("up").error()
+    assert sentence.startswith(
+        f"tcp://127.0.0.1:{cli.ports['replies']} is in use by the cluster 'small' of {cli.folder}"
+    )
+    assert f"(dllama-zmq down --cluster {cli.folder / 'cluster.yaml'})" in sentence
+    cli.down()
+
+
+def test_connect_finds_a_cluster_by_its_file_and_says_where_it_is_not_running(here: Cli) -> None:
+    cli = here
+    cli.write(1)
+    path = cli.folder / "cluster.yaml"
+    with pytest.raises(ClusterError, match="'small' is not running; `dllama-zmq up` starts it"):
+        dllama_zmq.connect(path)
+    cli.run("up")
+    with dllama_zmq.connect(str(path)) as client:
+        assert client.status().name == "small"
+    shutil.copy(path, cli.folder / "copy.yaml")
+    with pytest.raises(ClusterError, match="is another file"):
+        dllama_zmq.connect(cli.folder / "copy.yaml")
+    assert take_down(dllama_zmq.cluster.load_cluster(path))
+    assert not take_down(dllama_zmq.cluster.load_cluster(path))
+
+
+def test_a_record_of_a_dead_cluster_tells_nothing(here: Cli) -> None:
+    cli = here
+    cli.up(1)
+    cli.down()
+    places = Places.of("small")
+    left = json.loads(places.started_file.read_text())
+    places.cluster_file.write_text(json.dumps({**left, "clients": "ipc:///nowhere"}))
+    assert running_clusters() == []
+    assert "'small' is not running" in cli.run("status").error()
+    assert "was not running" in cli.run("down").err
+    assert not places.cluster_file.exists()
