@@ -1,4 +1,4 @@
-"""A context, and nodes in threads, that must have ended when the test has."""
+"""A context, and nodes in threads, that must have ended when the test has; no test leaves anything in its process."""
 
 from __future__ import annotations
 
@@ -6,10 +6,18 @@ from collections.abc import Iterator
 
 import pytest
 import zmq
+from leaks import nothing_left
 from nodes import Context, Relay, Start, Thread
 from stranger import Stranger
 
 from dllama_zmq.worker import Worker
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left() -> Iterator[None]:
+    zmq.Context.instance()  # lives as long as the process
+    with nothing_left():
+        yield
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import contextlib
 import secrets
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -18,6 +18,7 @@ from stranger import Exit, Stranger
 from surroundings import free_ports
 
 from dllama_zmq.bus.links import Endpoints
+from dllama_zmq.bus.messages import Frame, Message, Missed
 from dllama_zmq.cluster import Limits
 from dllama_zmq.formats import ModelFile
 from dllama_zmq.kernels import KernelChoice
@@ -142,6 +143,21 @@ def form(root: Root, wait_s: float = FORM_S) -> None:
 def count(root: Root, kind: str) -> int:
     assert root.link is not None
     return sum(tally.messages for tally in root.link.meter.tallies() if tally.kind == kind)
+
+
+def what_is_missed(root: Root) -> set[tuple[bytes, int, int]]:
+    """Who asks for what from now on: identity, step and stage. On a busy machine a worker may ask twice for one."""
+    assert root.link is not None
+    read, missed = root.link.read, set()
+
+    def watched(frames: Sequence[Frame]) -> tuple[bytes, Message, list[Frame]] | None:
+        arrived = read(frames)
+        if arrived is not None and isinstance(arrived[1], Missed):
+            missed.add((arrived[0], arrived[1].step, arrived[1].stage))
+        return arrived
+
+    root.link.read = watched
+    return missed
 
 
 def plan_of(spec: ModelSpec, numbers: dict[str, Any] | None = None, **changes: Any) -> list[Any]:
