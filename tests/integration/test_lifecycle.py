@@ -334,15 +334,16 @@ def test_logs_before_the_first_start_say_so(cli: Cli) -> None:
 # --- again and again ----------------------------------------------------------------------------------------------
 
 
-def test_ten_rounds_of_up_generate_down(cli: Cli) -> None:
+@pytest.mark.parametrize("rounds", [3, pytest.param(20, marks=pytest.mark.release)])
+def test_rounds_of_up_generate_down(cli: Cli, rounds: int) -> None:
     path = cli.write(2)
     soak = subprocess.run(
-        [sys.executable, str(SOAK), str(path), "--rounds", "10", "--steps", "20"],
-        capture_output=True, timeout=110, text=True, env=cli.environment(),
+        [sys.executable, str(SOAK), str(path), "--rounds", str(rounds), "--steps", "20"],
+        capture_output=True, timeout=280, text=True, env=cli.environment(),
     )  # fmt: skip
     print(soak.stdout)
     assert (soak.returncode, soak.stderr) == (0, "")
-    assert "10 rounds" in soak.stdout.splitlines()[-1]
+    assert f"{rounds} rounds" in soak.stdout.splitlines()[-1]
 
 
 def test_soak_ends_at_the_first_failure_and_says_which(cli: Cli) -> None:

@@ -91,12 +91,14 @@ def test_make_demo_tells_a_story_and_leaves_nothing_running(environment: dict[st
     assert not list(Path(environment["DLLAMA_ZMQ_HOME"]).rglob("*.sock"))
 
 
-def test_make_test_is_what_runs_these_tests() -> None:
-    command = ["make", "--no-print-directory", "--dry-run", "test"]  # it may be a make that runs these tests
+@pytest.mark.parametrize("target", ["test", "test-all"])
+def test_make_test_is_what_runs_these_tests(target: str) -> None:
+    command = ["make", "--no-print-directory", "--dry-run", target]  # it may be a make that runs these tests
     planned = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=20)
     assert planned.returncode == 0
     assert " -m pytest " in planned.stdout
-    assert "make test" in (ROOT / ".ci" / "run").read_text()
+    assert ("-m 'not release'" in planned.stdout) == (target == "test")
+    assert (ROOT / ".ci" / "run").read_text().endswith("exec make test-all\n")
 
 
 def test_python_block_runs(environment: dict[str, str]) -> None:
