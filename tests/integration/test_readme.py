@@ -15,7 +15,7 @@ import pytest
 from folders import arrays_of, write_hf
 from gguf_writer import gguf_of
 from hub_server import Repo, running_hub
-from surroundings import alone
+from surroundings import alone, free_ports
 
 from dllama_zmq.formats import open_m
 
@@ -110,9 +110,11 @@ def test_python_block_runs(environment: dict[str, str]) -> None:
 
 def test_worker_command_fills_the_places_of_the_yaml_block(environment: dict[str, str], tmp_path: Path) -> None:
     (yaml,) = (block for kind, block in BLOCKS if kind == "yaml")
-    # 192.168.1.10 is not this machine's; everything else stays as it is printed.
-    (tmp_path / "cluster.yaml").write_text(yaml.replace("192.168.1.10", "0.0.0.0"))
-    command = WORKER.replace("192.168.1.10", "127.0.0.1").split()
+    # 192.168.1.10 is not this machine's, and its ports may be taken; everything else stays as it is printed.
+    replies, steps, clients = free_ports(3)
+    ports = f"{{replies: {replies}, steps: {steps}, clients: {clients}}}"
+    (tmp_path / "cluster.yaml").write_text(yaml.replace("192.168.1.10\n", f"0.0.0.0\n  ports: {ports}\n"))
+    command = WORKER.replace("192.168.1.10:5570", f"127.0.0.1:{replies}").split()
     workers = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(3)]
     try:
         life = "dllama-zmq up && dllama-zmq generate 'One day' -n 5 --temp 0; dllama-zmq down"
