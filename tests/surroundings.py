@@ -7,8 +7,6 @@ import os
 import signal
 import socket
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -80,14 +78,6 @@ def free_ports(n_ports: int) -> list[int]:
         counter.truncate(0)
         counter.write(str(port))
     return found
-
-
-@contextmanager
-def alone(what: str) -> Iterator[None]:
-    """Only one test on this computer is in such a block of `what` at a time."""
-    with (_shared_folder() / f"{what}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _shared_folder() -> Path:

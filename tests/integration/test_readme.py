@@ -15,7 +15,7 @@ import pytest
 from folders import arrays_of, write_hf
 from gguf_writer import gguf_of
 from hub_server import Repo, running_hub
-from surroundings import alone, free_ports
+from surroundings import free_ports
 
 from dllama_zmq.formats import open_m
 
@@ -28,8 +28,8 @@ MAKE = "make demo\nmake test\n"
 
 @pytest.fixture
 def environment() -> Iterator[dict[str, str]]:
-    """A home of its own for clusters, README's ports, and this interpreter's commands first in the path."""
-    with alone("ports-5570"), tempfile.TemporaryDirectory(dir="/tmp", prefix="readme") as home:
+    """A home of its own for clusters, and this interpreter's commands first in the path."""
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="readme") as home:
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         yield {**os.environ, "DLLAMA_ZMQ_HOME": home, "PATH": path}
 
