@@ -7,11 +7,10 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from command_line import Cli
 from folders import arrays_of, write_hf
 from gguf_writer import gguf_of
 from hub_server import Repo, running_hub
@@ -27,11 +26,9 @@ MAKE = "make demo\nmake test\n"
 
 
 @pytest.fixture
-def environment() -> Iterator[dict[str, str]]:
-    """A home of its own for clusters, and this interpreter's commands first in the path."""
-    with tempfile.TemporaryDirectory(dir="/tmp", prefix="readme") as home:
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        yield {**os.environ, "DLLAMA_ZMQ_HOME": home, "PATH": path}
+def environment(cli: Cli) -> dict[str, str]:
+    """A home of its own for clusters, where nothing may be left, and this interpreter's commands first in the path."""
+    return cli.environment(PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
 
 
 def run(script: str, environment: dict[str, str], cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
