@@ -31,7 +31,7 @@ TENSORS = [file_tensor(llama_name(name), m) for name, m in tiny_tensors(SPEC)]
 SOUND = gguf_bytes(METADATA, TENSORS)
 U64_MAX = (1 << 64) - 1
 LENGTHS = [1 << 20, 1 << 32, 1 << 60, (1 << 63) - 1, 1 << 63, U64_MAX - 7, U64_MAX]
-any_file = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+any_file = settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def refused(path: Path, content: bytes, read: Callable[[Path], object] = open_gguf) -> str:

@@ -19,7 +19,7 @@ from dllama_zmq.formats import open_m, open_model
 MAGIC, OLD_MAGIC = 0x0A00ABCD, 0xABCD00
 INT_MIN, INT_MAX = -(1 << 31), (1 << 31) - 1
 PAIRS = {0: 0, 1: 0xABCD00, 2: 64, 3: 128, 4: 2, 5: 4, 6: 2, 7: 0, 8: 0, 9: 288, 10: 64, 11: 1, 12: 10000, 13: 0}
-any_file = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+any_file = settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(scope="module")

@@ -34,7 +34,7 @@ from dllama_zmq.formats import open_meta
 from dllama_zmq.formats.meta.pickled import MAX_OPCODES, MAX_PICKLE_BYTES, read_tensors
 
 SPEC = tiny_spec(dim=32, hidden_dim=32, n_layers=1, n_heads=2, n_kv_heads=1, vocab_size=32)
-any_file = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+any_file = settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 GOLDEN = Path(__file__).parents[1] / "golden" / "meta_llama" / "consolidated.00.pth"
 
 

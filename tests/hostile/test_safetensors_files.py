@@ -23,7 +23,7 @@ from dllama_zmq.formats.json_file import MAX_JSON_BYTES
 
 SPEC = tiny_spec(dim=32, hidden_dim=32, n_layers=1, n_heads=2, n_kv_heads=1, vocab_size=32)
 GATE = "model.layers.0.mlp.gate_proj.weight"
-any_file = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+any_file = settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ MAGIC, OLD_MAGIC = 0x567124, 0x567123
 INT_MIN, INT_MAX = -(1 << 31), (1 << 31) - 1
 PAIRS = {0: 1, 1: 2, 2: 3, 3: 0, 4: 1}
 VOCABULARY = struct.pack("<fI3s", 0.0, 3, b"abc") + struct.pack("<fI1s", -1.0, 1, b"d")
-any_file = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+any_file = settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
@@ -40,7 +40,6 @@ def sorted_ids(row: F32) -> list[int]:
     return sorted(range(len(row)), key=lambda i: (-row[i], i))
 
 
-@settings(deadline=None)
 @given(split_logits(), st.integers(1, 12))
 def test_a_merged_list_begins_as_sorting_everything_does_down_to_n_sure(split, k):
     logits, bounds = split
@@ -52,7 +51,6 @@ def test_a_merged_list_begins_as_sorting_everything_does_down_to_n_sure(split, k
         assert found.n_sure >= min(k, len(row))
 
 
-@settings(deadline=None)
 @given(split_logits(), st.integers(1, 40))
 def test_a_list_is_complete_when_every_node_sent_all_it_has(split, k):
     logits, bounds = split
@@ -77,7 +75,6 @@ def test_what_a_worse_node_sent_below_another_nodes_last_is_not_sure():
     assert row.n_sure == 2
 
 
-@settings(deadline=None)
 @given(split_logits())
 def test_the_best_one_of_every_node_gives_the_first_largest_of_all(split):
     logits, bounds = split
@@ -85,7 +82,6 @@ def test_the_best_one_of_every_node_gives_the_first_largest_of_all(split):
     assert [int(row.ids[0]) for row in rows] == np.argmax(logits, axis=1).tolist()
 
 
-@settings(deadline=None)
 @given(split_logits(), st.floats(0.05, 20))
 def test_the_log_sum_exp_is_that_of_the_whole_row_at_the_temperature_asked_for(split, temperature):
     logits, bounds = split
@@ -102,7 +98,6 @@ def test_each_row_has_its_own_temperature():
     assert node.log_sum_exp.tolist() == pytest.approx([math.log(1 + 3), math.log(1 + 9)], rel=1e-7)
 
 
-@settings(deadline=None)
 @given(_logits, st.integers(1, 50), st.integers(0, 1000))
 def test_a_nodes_candidates_are_its_best_with_ids_of_the_whole_vocabulary(logits, k, first_id):
     node = best_candidates(logits, k, [0.0] * len(logits), first_id)
@@ -114,7 +109,6 @@ def test_a_nodes_candidates_are_its_best_with_ids_of_the_whole_vocabulary(logits
         assert values.tolist() == row[best].tolist()
 
 
-@settings(deadline=None)
 @given(split_logits(), st.integers(1, 12), st.integers(1, 40))
 def test_below_an_id_a_list_begins_as_sorting_the_ids_below_it_does(split, k, n_ids):
     logits, bounds = split

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import dllama_zmq
@@ -317,7 +317,6 @@ _LINES = st.sampled_from(
 )  # fmt: skip
 
 
-@settings(deadline=None)
 @given(st.text() | st.lists(_LINES | st.text(alphabet="\t :-[]{}&*!|>%'\"#?,.\na0", max_size=12)).map("\n".join))
 @example("%YAML 9.9\n---\nmodel: demo")
 @example("model: !!timestamp x")

@@ -48,7 +48,7 @@ in_any_direction = pytest.mark.parametrize("allowed", DIRECTIONS.values(), ids=D
 
 
 @pytest.mark.parametrize(("allowed", "kind"), ALL_KINDS, ids=[kind for _, kind in ALL_KINDS])
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(data=st.data())
 def test_every_message_comes_back_as_it_was(allowed: Kinds, kind: str, data: st.DataObject) -> None:
     message = data.draw(structs(allowed[kind]))
@@ -143,7 +143,7 @@ frames_of_bytes = st.lists(st.binary(max_size=200), max_size=4)
 
 
 @in_any_direction
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(frames=frames_of_bytes)
 def test_any_bytes_give_a_message_or_a_protocol_error(allowed: Kinds, frames: list[bytes]) -> None:
     decode_or_refuse(frames, allowed)
@@ -160,7 +160,7 @@ anything = st.recursive(
 def test_any_fields_of_any_kind_give_a_message_or_a_protocol_error(allowed: Kinds) -> None:
     one_field = st.integers(0, 300).map(lambda n: [n])
 
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100)
     @given(
         fields=st.lists(anything, max_size=9) | one_field,
         kind=st.sampled_from(list(allowed)) | st.sampled_from([kind for _, kind in ALL_KINDS]),
@@ -174,7 +174,7 @@ def test_any_fields_of_any_kind_give_a_message_or_a_protocol_error(allowed: Kind
 
 
 @in_any_direction
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_a_valid_message_with_bytes_changed_gives_a_message_or_a_protocol_error(
     allowed: Kinds, data: st.DataObject

@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from tiny import tiny_spec
 
@@ -59,7 +59,6 @@ def holders(plan: Plan, tensor: TensorSpec) -> np.ndarray:
     return count
 
 
-@settings(deadline=None)
 @given(plans())
 def test_every_tensor_lies_whole_on_the_nodes_and_every_split_one_exactly_once(plan):
     for tensor in tensor_table(plan.spec):
@@ -72,7 +71,6 @@ def test_every_tensor_lies_whole_on_the_nodes_and_every_split_one_exactly_once(p
             assert (count == plan.n_nodes).all(), tensor.name
 
 
-@settings(deadline=None)
 @given(plans())
 def test_the_kv_head_of_every_query_head_is_on_its_node_and_no_other_one_is(plan):
     head_dim, group = plan.spec.head_dim, plan.spec.n_heads // plan.spec.n_kv_heads
@@ -85,7 +83,6 @@ def test_the_kv_head_of_every_query_head_is_on_its_node_and_no_other_one_is(plan
         assert plan.n_kv_heads(node) == len(kv_heads)
 
 
-@settings(deadline=None)
 @given(plans())
 def test_every_cut_is_of_whole_heads_and_whole_blocks(plan):
     block = plan.spec.weight_type.block_values
@@ -96,7 +93,6 @@ def test_every_cut_is_of_whole_heads_and_whole_blocks(plan):
             assert columns.start % block == columns.stop % block == 0
 
 
-@settings(deadline=None)
 @given(specs())
 def test_equal_nodes_hold_equal_parts_and_the_same_tree_of_segments(spec):
     counts = possible_node_counts(spec)
@@ -110,7 +106,6 @@ def test_equal_nodes_hold_equal_parts_and_the_same_tree_of_segments(spec):
         assert plan.segments * n_nodes == max(counts)
 
 
-@settings(deadline=None)
 @given(specs(), st.integers(1, 130))
 def test_a_node_count_is_possible_or_refused_with_those_that_are(spec, n_nodes):
     counts = possible_node_counts(spec)
@@ -197,7 +192,6 @@ def test_only_the_root_needs_the_embedding():
     assert "embedding" not in [tensor.name for tensor in plan.shard_tensors()]
 
 
-@settings(deadline=None)
 @given(specs())
 def test_the_nodes_bytes_are_the_models_and_what_is_held_more_than_once(spec):
     for n_nodes in possible_node_counts(spec):

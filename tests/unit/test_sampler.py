@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
@@ -130,7 +130,6 @@ _samplings = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(
     rows=st.lists(npst.arrays(np.float32, 40, elements=_levels | st.floats(-5, 5, width=32)), min_size=1, max_size=4),
     sampling=_samplings,
