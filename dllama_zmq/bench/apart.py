@@ -20,19 +20,27 @@ from msgspec import Struct
 
 from dllama_zmq.bench.interrupts import Interrupts
 from dllama_zmq.bench.jobs import CaseDone, Job, Machine, NodesJob, Outcome, perform
-from dllama_zmq.bench.teller import Tells
 from dllama_zmq.errors import ClusterError, DllamaError
 from dllama_zmq.launch.fleet import child_environment
 from dllama_zmq.launch.owner import at_end_of_stdin
+from dllama_zmq.telling import Tells, Unit
 
 _END_S = 10.0  # more than a frozen worker takes to be ended
 
 
 class Told(Struct, frozen=True, tag=True):
-    """A line for the user; or, where it `lasts`, what goes on from here."""
+    """A line for the user."""
 
     text: str
-    lasts: bool
+
+
+class Now(Struct, frozen=True, tag=True):
+    """What goes on from here."""
+
+    text: str
+    done: int
+    total: int
+    unit: Unit
 
 
 class Failed(Struct, frozen=True, tag=True):
@@ -41,10 +49,10 @@ class Failed(Struct, frozen=True, tag=True):
     text: str
 
 
-_Message: TypeAlias = Machine | CaseDone | Told | Failed
+_Message: TypeAlias = Machine | CaseDone | Told | Now | Failed
 
 
-def run_apart(job: Job, take: Callable[[Outcome], None], teller: Tells, interrupts: Interrupts) -> None:
+def run_apart(job: Job, take: Callable[[Outcome], None], tells: Tells, interrupts: Interrupts) -> None:
     """Have `job` performed; `take` is called with each outcome as soon as it is known.
 
     Raises ClusterError with what the job's error said. Whatever happens, the process and its children are gone then.
@@ -63,7 +71,7 @@ def run_apart(job: Job, take: Callable[[Outcome], None], teller: Tells, interrup
                 process.stdin.write(msgspec.json.encode(job) + b"\n")
                 process.stdin.flush()
             for line in process.stdout:
-                _take(msgspec.json.decode(line, type=_Message), take, teller)
+                _take(msgspec.json.decode(line, type=_Message), take, tells)
             code = process.wait(_END_S)
     finally:
         _end(process)
@@ -71,15 +79,15 @@ def run_apart(job: Job, take: Callable[[Outcome], None], teller: Tells, interrup
         raise ClusterError(f"the process that measures ended with {'signal' if code < 0 else 'exit code'} {abs(code)}")
 
 
-def _take(message: _Message, take: Callable[[Outcome], None], teller: Tells) -> None:
+def _take(message: _Message, take: Callable[[Outcome], None], tells: Tells) -> None:
     if isinstance(message, Failed):
         raise ClusterError(message.text)
-    if not isinstance(message, Told):
-        take(message)
-    elif message.lasts:
-        teller.now(message.text)
+    if isinstance(message, Now):
+        tells.now(message.text, message.done, message.total, message.unit)
+    elif isinstance(message, Told):
+        tells.line(message.text)
     else:
-        teller.line(message.text)
+        take(message)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -96,16 +104,16 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 class _Relay:
-    """The teller of the child."""
+    """The `Tells` of the child."""
 
     def __init__(self, pipe: BinaryIO) -> None:
         self._pipe = pipe
 
     def line(self, text: str) -> None:
-        self.send(Told(text, lasts=False))
+        self.send(Told(text))
 
-    def now(self, text: str) -> None:
-        self.send(Told(text, lasts=True))
+    def now(self, text: str, done: int = 0, total: int = 0, unit: Unit = "B") -> None:
+        self.send(Now(text, done, total, unit))
 
     def send(self, message: _Message) -> None:
         self._pipe.write(msgspec.json.encode(message) + b"\n")

@@ -17,12 +17,12 @@ from dllama_zmq.bench.measure import Bench, Measured
 from dllama_zmq.bench.nodes import Nodes, running
 from dllama_zmq.bench.product import ReadAndProduct, read_and_multiply
 from dllama_zmq.bench.random_file import write_random
-from dllama_zmq.bench.teller import Tells
 from dllama_zmq.formats import open_model
 from dllama_zmq.host import usable_cores
 from dllama_zmq.kernels import KernelChoice, choose_kernels, compiled
 from dllama_zmq.root.root import DEFAULT_SEQ_LEN
 from dllama_zmq.spec import ModelSpec, Sync
+from dllama_zmq.telling import Tells
 
 
 class MachineJob(Struct, frozen=True, tag=True):
@@ -69,31 +69,32 @@ Job: TypeAlias = MachineJob | FileJob | NodesJob
 Outcome: TypeAlias = Machine | CaseDone
 
 
-def perform(job: Job, take: Callable[[Outcome], None], teller: Tells, interrupts: Interrupts) -> None:
+def perform(job: Job, take: Callable[[Outcome], None], tells: Tells, interrupts: Interrupts) -> None:
     """Do `job` in this process; `take` is called with each outcome as soon as it is known."""
     if isinstance(job, NodesJob):
         with threadpool_limits(limits=1):  # the root's own threads share the work; BLAS must not add its own
-            _measure(job, take, teller, interrupts)
+            _measure(job, take, tells, interrupts)
         return
     with interrupts.raised():
         if isinstance(job, FileJob):
-            write_random(Path(job.path), job.spec, teller)
+            write_random(Path(job.path), job.spec, tells)
             return
-        teller.now(f"how fast memory is read, and multiplied, threads: {job.threads}")
+        tells.now(f"how fast memory is read, and multiplied, threads: {job.threads}")
         kernels = choose_kernels(job.kernels, job.threads, job.threads > usable_cores())
         memory = read_and_multiply(job.threads, kernels)
-        teller.now(f"how fast BLAS multiplies, threads: {job.threads}")
+        tells.now(f"how fast BLAS multiplies, threads: {job.threads}")
         take(Machine(memory, blas_macs_per_s(job.threads), blas_name()))
 
 
-def _measure(job: NodesJob, take: Callable[[Outcome], None], teller: Tells, interrupts: Interrupts) -> None:
+def _measure(job: NodesJob, take: Callable[[Outcome], None], tells: Tells, interrupts: Interrupts) -> None:
     seq_len = max(DEFAULT_SEQ_LEN, *(case.n_positions for case in job.cases))  # as a cluster would have
     with (
         open_model(job.model) as model,
-        running(job.nodes, model, job.sync, job.kernels, seq_len, job.profile, teller, interrupts) as root,
+        running(job.nodes, model, job.sync, job.kernels, seq_len, job.profile, tells, interrupts) as root,
         interrupts.raised(),
     ):
         own = compiled(root.kernels) if job.nodes.n_nodes == 1 else None
-        bench = Bench(root, teller, str(job.nodes), Reader(job.nodes.all_threads, own))
+        bench = Bench(root, tells, str(job.nodes), Reader(job.nodes.all_threads, own))
         for case in job.cases:
             take(CaseDone(bench.run(case, job.repetitions)))
+        tells.now(f"{job.nodes}: ending")

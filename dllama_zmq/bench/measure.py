@@ -13,10 +13,10 @@ from numpy.random import default_rng
 
 from dllama_zmq.bench.bandwidth import Reader
 from dllama_zmq.bench.cases import Case, prompt_steps
-from dllama_zmq.bench.teller import Tells
 from dllama_zmq.kernels.profiled import Profiled
 from dllama_zmq.models import Run
 from dllama_zmq.root.root import Root, Timing
+from dllama_zmq.telling import Tells
 
 _SEED = 0
 _PASSES = 2
@@ -46,10 +46,10 @@ class Bench:
     bandwidth may be another one a minute later (tools/BENCHMARKS.md).
     """
 
-    def __init__(self, root: Root, teller: Tells, title: str, reader: Reader) -> None:
+    def __init__(self, root: Root, tells: Tells, title: str, reader: Reader) -> None:
         self._root = root
         self._reader = reader
-        self._teller = teller
+        self._tells = tells
         self._title = title
         self._rng = default_rng(_SEED)
         self._filled = 0  # positions with keys and values, from the first on
@@ -62,7 +62,7 @@ class Bench:
         what = f"{self._title}: {case.name}"
         self._fill(case.depth, what)
         self._root.set_phase("prompt" if case.kind == "pp" else "prediction")
-        self._teller.now(f"{what}, warming up")
+        self._tells.now(f"{what}, warming up")
         self._evaluate(case.steps())
         profiled = self._root.kernels if isinstance(self._root.kernels, Profiled) else None
         if profiled is not None:
@@ -73,7 +73,7 @@ class Bench:
         timings: list[Timing] = []
         for i in range(repetitions):
             speed = f", {case.n_tokens / seconds[-1]:.2f} tokens/s in the last" if seconds else ""
-            self._teller.now(f"{what}, repetition {i + 1} of {repetitions}{speed}")
+            self._tells.now(f"{what}, repetition {i + 1} of {repetitions}{speed}")
             if time.monotonic() >= next_read:
                 reads_s.append(min(self._reader.pass_s() for _ in range(_PASSES)))
                 next_read = time.monotonic() + _READ_EVERY_S
@@ -92,7 +92,7 @@ class Bench:
         """Make the cache hold at least `depth` positions; what they hold does not change what a step takes."""
         self._root.set_phase("prompt")
         for run, _ in prompt_steps(self._filled, depth):
-            self._teller.now(f"{what}, filling the cache: {run.start} of {depth} positions")
+            self._tells.now(f"{what}, filling the cache", run.start, depth, "tokens")
             self._evaluate([(run, False)])
 
     def _evaluate(self, steps: Iterable[tuple[Run, bool]]) -> tuple[float, Timing]:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import zmq
 
 from dllama_zmq.bench.interrupts import Interrupts
-from dllama_zmq.bench.teller import Tells
 from dllama_zmq.bus.links import Endpoints
 from dllama_zmq.cluster import Limits, WorkerConfig
 from dllama_zmq.errors import ClusterError, WorkerLost
@@ -24,6 +23,7 @@ from dllama_zmq.launch.fleet import Fleet
 from dllama_zmq.launch.paths import Places
 from dllama_zmq.root.root import Root, RootSettings
 from dllama_zmq.spec import Sync
+from dllama_zmq.telling import Tells
 
 _LIMITS = Limits(step_s=600.0)  # a dead worker is known within seconds whatever this is; a slow one is being measured
 
@@ -55,7 +55,7 @@ def running(
     kernels: KernelChoice,
     seq_len: int,
     profile: bool,
-    teller: Tells,
+    tells: Tells,
     interrupts: Interrupts,
 ) -> Iterator[Root]:
     """A root whose nodes are ready; they, their sockets and their folders are gone at the end of the block.
@@ -81,9 +81,9 @@ def running(
         endpoints = Endpoints([places.ipc_steps], [places.ipc_replies]) if places else None
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         cleanup.callback(context.destroy)  # `term` would wait for ever for the sockets of half a root
-        teller.now(f"{nodes}: the root reads its part of the model")
+        reading = f"{nodes}: the root reads its part of the model"
         with interrupts.raised():
-            root = Root(context, model, settings, endpoints)
+            root = Root(context, model, settings, endpoints, lambda done, total: tells.now(reading, done, total))
         cleanup.callback(root.close, "the bench is over")
         if places is None:
             yield root
@@ -91,7 +91,7 @@ def running(
         fleet = Fleet(workers, places, settings.crowded)
         cleanup.callback(fleet.stop, _LIMITS.stop_s)
         with interrupts.raised():
-            _form(root, fleet, places, nodes, teller)
+            _form(root, fleet, places, nodes, tells)
         try:
             yield root
         except WorkerLost as error:
@@ -99,7 +99,7 @@ def running(
             raise WorkerLost(f"{error}; {ended}" if ended else str(error)) from None
 
 
-def _form(root: Root, fleet: Fleet, places: Places, nodes: Nodes, teller: Tells) -> None:
+def _form(root: Root, fleet: Fleet, places: Places, nodes: Nodes, tells: Tells) -> None:
     join_until = time.monotonic() + _LIMITS.join_s
 
     def watch() -> None:
@@ -110,9 +110,8 @@ def _form(root: Root, fleet: Fleet, places: Places, nodes: Nodes, teller: Tells)
             raise ClusterError(f"{root.missing_sentence()} after {_LIMITS.join_s:.0f} s")
         rows = root.progress()
         sent, total = sum(row.sent_bytes for row in rows), sum(row.total_bytes for row in rows)
-        weights = f", weights: {sent / 1e9:.2f} of {total / 1e9:.2f} GB" if total else ""
-        now = f"{nodes}: {sum(row.state.value == 'ready' for row in rows)} of {len(rows)} workers ready{weights}"
-        teller.now(now)
+        n_ready = sum(row.state.value == "ready" for row in rows)
+        tells.now(f"{nodes}: {n_ready} of {len(rows)} workers ready", sent, total)
 
     root.form(join_until + _LIMITS.load_s, watch)
 

@@ -7,13 +7,13 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from dllama_zmq.bench.teller import Tells
 from dllama_zmq.errors import FormatError, UsageError
 from dllama_zmq.formats import data_bytes, open_m, write_m
 from dllama_zmq.formats.random_model import random_tensors
 from dllama_zmq.quants import BlockMatrix
 from dllama_zmq.shapes import OVERRIDES
 from dllama_zmq.spec import FloatType, ModelSpec
+from dllama_zmq.telling import Tells
 
 _SEED = 1
 
@@ -33,7 +33,7 @@ def is_file_of(spec: ModelSpec, path: Path) -> bool:
         return False
 
 
-def write_random(path: Path, spec: ModelSpec, teller: Tells) -> None:
+def write_random(path: Path, spec: ModelSpec, tells: Tells) -> None:
     """Write random weights of `spec` to `path`, in a folder that is made where it is missing.
 
     Raises UsageError where the folder cannot be written or has not enough room.
@@ -49,8 +49,8 @@ def write_random(path: Path, spec: ModelSpec, teller: Tells) -> None:
             f"{path.stem} takes {n_bytes / 1e9:.1f} GB, and {path.parent} has {free / 1e9:.1f} GB free; make room, set "
             "XDG_CACHE_HOME to a folder on a larger disk, or use --layers"
         )
-    teller.line(f"making {path} of random weights, {n_bytes / 1e9:.2f} GB, to be kept for the next time")
-    write_m(path, spec, _told(random_tensors(spec, _SEED), n_bytes, teller))
+    tells.line(f"making {path} of random weights, {n_bytes / 1e9:.2f} GB, to be kept for the next time")
+    write_m(path, spec, _told(random_tensors(spec, _SEED), n_bytes, tells))
 
 
 def cache_folder() -> Path:
@@ -62,9 +62,9 @@ def cache_folder() -> Path:
         raise UsageError("there is no home folder to keep the model in; set XDG_CACHE_HOME to a folder") from error
 
 
-def _told(tensors: Iterator[tuple[str, BlockMatrix]], n_bytes: int, teller: Tells) -> Iterator[tuple[str, BlockMatrix]]:
+def _told(tensors: Iterator[tuple[str, BlockMatrix]], n_bytes: int, tells: Tells) -> Iterator[tuple[str, BlockMatrix]]:
     done = 0
     for name, matrix in tensors:
-        teller.now(f"random weights: {done / 1e9:.2f} of {n_bytes / 1e9:.2f} GB")
+        tells.now("writing random weights", done, n_bytes)
         yield name, matrix
         done += matrix.data.nbytes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +17,6 @@ from dllama_zmq.bench.nodes import Nodes
 from dllama_zmq.bench.output import Output
 from dllama_zmq.bench.random_file import cache_folder, is_file_of, shape_title
 from dllama_zmq.bench.rows import Baseline, Facts, make_product_row, make_row
-from dllama_zmq.bench.teller import Teller
 from dllama_zmq.cluster import DATA_FOLDER, DEMO
 from dllama_zmq.errors import ClusterError, RequestError
 from dllama_zmq.formats import open_model
@@ -27,6 +26,7 @@ from dllama_zmq.models import tensor_table
 from dllama_zmq.shapes import shape
 from dllama_zmq.sharding import Plan
 from dllama_zmq.spec import FloatType, ModelSpec, Sync
+from dllama_zmq.telling import Tells
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,22 +55,22 @@ class BenchSettings:
     profile: bool = False
 
 
-def run_bench(settings: BenchSettings, output: Output, say: Callable[[str], None]) -> None:
-    """Measure everything; rows go to `output`, progress to `say`.
+def run_bench(settings: BenchSettings, output: Output, tells: Tells) -> None:
+    """Measure everything; rows go to `output`, progress to `tells`.
 
     Raises, before anything is measured, UsageError, FormatError, PlanError, RequestError (a case longer than the
     context) and ClusterError (not enough memory); later ClusterError where a node fails.
     """
     interrupts = Interrupts()
-    with interrupts.caught(), Teller(say) as teller:
-        path, spec, title = _model(settings, teller, interrupts)
-        facts = _measure_machine(settings, path, spec, title, teller, interrupts)
+    with interrupts.caught():
+        path, spec, title = _model(settings, tells, interrupts)
+        facts = _measure_machine(settings, path, spec, title, tells, interrupts)
         with interrupts.raised():
             output.begin(facts)
             for threads in facts.baselines:
                 output.row(make_product_row(facts, threads))
         for nodes in settings.nodes:
-            teller.line(str(nodes))
+            tells.line(str(nodes))
             job = NodesJob(
                 str(path), nodes, settings.cases, settings.repetitions, settings.sync, settings.kernels,
                 settings.profile,
@@ -80,7 +80,7 @@ def run_bench(settings: BenchSettings, output: Output, say: Callable[[str], None
                 assert isinstance(outcome, CaseDone)
                 output.row(make_row(facts, nodes, outcome.measured))
 
-            run_apart(job, take, teller, interrupts)
+            run_apart(job, take, tells, interrupts)
         with interrupts.raised():
             output.end()
 
@@ -104,7 +104,7 @@ def check(spec: ModelSpec, title: str, cases: Sequence[Case], all_nodes: Sequenc
             )
 
 
-def _model(settings: BenchSettings, teller: Teller, interrupts: Interrupts) -> tuple[Path, ModelSpec, str]:
+def _model(settings: BenchSettings, tells: Tells, interrupts: Interrupts) -> tuple[Path, ModelSpec, str]:
     """The model's file, made where it is a shape that is not kept yet, and found fit for all that is asked for."""
     found = free_memory_bytes()
     free_bytes = found if found is not None else 1 << 62
@@ -119,15 +119,15 @@ def _model(settings: BenchSettings, teller: Teller, interrupts: Interrupts) -> t
     check(spec, title, settings.cases, settings.nodes, free_bytes)  # before gigabytes are written for nothing
     path = cache_folder() / f"{title}.m"
     if not is_file_of(spec, path):
-        run_apart(FileJob(str(path), spec), lambda outcome: None, teller, interrupts)
+        run_apart(FileJob(str(path), spec), lambda outcome: None, tells, interrupts)
     return path, spec, title
 
 
 def _measure_machine(
-    settings: BenchSettings, path: Path, spec: ModelSpec, title: str, teller: Teller, interrupts: Interrupts
+    settings: BenchSettings, path: Path, spec: ModelSpec, title: str, tells: Tells, interrupts: Interrupts
 ) -> Facts:
     """What this machine can do with each number of threads that a row will use, and all else that rows share."""
-    teller.now("getting the kernels ready")  # once here, and not while the first children are timed
+    tells.now("getting the kernels ready")  # once here, and not while the first children are timed
     with interrupts.raised():
         kernels = choose_kernels(settings.kernels, 1).name
         dot = _dot() if kernels == "simd" else None
@@ -135,13 +135,13 @@ def _measure_machine(
     found: dict[int, Machine] = {}
     for threads in sorted({nodes.all_threads for nodes in settings.nodes}):
         if threads > cores:
-            teller.line(f"{threads} compute threads will share {cores} cores")
+            tells.line(f"{threads} compute threads will share {cores} cores")
 
         def take(outcome: Outcome, threads: int = threads) -> None:
             assert isinstance(outcome, Machine)
             found[threads] = outcome
 
-        run_apart(MachineJob(threads, settings.kernels), take, teller, interrupts)
+        run_apart(MachineJob(threads, settings.kernels), take, tells, interrupts)
     tensors = tensor_table(spec)
     return Facts(
         model=title,

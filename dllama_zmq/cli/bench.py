@@ -12,7 +12,7 @@ from dllama_zmq.bench.nodes import Nodes
 from dllama_zmq.bench.output import Json, Markdown
 from dllama_zmq.bench.run import BenchSettings, RandomModel, run_bench
 from dllama_zmq.cli import flags
-from dllama_zmq.cli.show import note
+from dllama_zmq.cli.progress import Display
 from dllama_zmq.cluster import DEMO
 from dllama_zmq.errors import UsageError
 from dllama_zmq.shapes import SHAPES
@@ -28,8 +28,14 @@ def run(options: flags.Bench, numbers: Mapping[str, int]) -> None:
     if not logging.getLogger().isEnabledFor(logging.DEBUG):
         logging.getLogger().setLevel(logging.WARNING)  # what the root logs of its nodes is told as progress here
     settings = settings_of(options, numbers, shlex.join(["dllama-zmq", *sys.argv[1:]]))
-    output = (Json if options.output == "json" else Markdown)(_write)
-    run_bench(settings, output, note)
+    with Display(per_s=1.0) as display:  # seldom, for it takes time from what is measured
+
+        def write(text: str) -> None:
+            display.rest()
+            sys.stdout.write(text)
+            sys.stdout.flush()
+
+        run_bench(settings, (Json if options.output == "json" else Markdown)(write), display)
 
 
 def settings_of(options: flags.Bench, numbers: Mapping[str, int], command: str) -> BenchSettings:
@@ -72,8 +78,3 @@ def counts(text: str, flag: str, least: int, most: int) -> list[int]:
     if not all(word.isascii() and word.isdecimal() and len(word) < 10 and least <= int(word) <= most for word in words):
         raise UsageError(f"{flag} {text!r}: expected numbers of {least} to {most} with commas between, such as 1,2")
     return list(dict.fromkeys(map(int, words)))
-
-
-def _write(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()

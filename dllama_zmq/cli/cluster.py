@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 import time
@@ -16,7 +17,8 @@ from rich.table import Table
 from threadpoolctl import threadpool_limits
 
 from dllama_zmq.cli.overrides import Overrides
-from dllama_zmq.cli.show import UpProgress, human_bytes, note
+from dllama_zmq.cli.progress import Arrivals, Display, duration, note_on
+from dllama_zmq.cli.show import note
 from dllama_zmq.client import CONNECT_S
 from dllama_zmq.cluster import ClusterFile, is_loopback, load_cluster
 from dllama_zmq.errors import ClusterError
@@ -24,18 +26,19 @@ from dllama_zmq.launch.daemon import run_cluster, run_started
 from dllama_zmq.launch.lifecycle import Listener, bring_up, commands_elsewhere, take_down
 from dllama_zmq.launch.paths import Places
 from dllama_zmq.launch.registry import Record, address_elsewhere, await_running, cluster_here, connect
+from dllama_zmq.telling import human_bytes
 
 
 def be_cluster(path: Path, overrides: Overrides) -> None:
     """Be the cluster's root, in the foreground."""
-    with threadpool_limits(limits=1):
-        run_cluster(overrides.apply(load_cluster(path)))
+    with threadpool_limits(limits=1), Display() as display:
+        run_cluster(overrides.apply(load_cluster(path)), display)
 
 
 def be_started_cluster(name: str, lock: int) -> None:
     """Be the root of a cluster that another process is starting."""
-    with threadpool_limits(limits=1):
-        run_started(name, lock)
+    with threadpool_limits(limits=1), Display() as display:
+        run_started(name, lock, display)
 
 
 def up(path: Path, overrides: Overrides) -> None:
@@ -59,18 +62,18 @@ def up(path: Path, overrides: Overrides) -> None:
 @contextmanager
 def listening(file: ClusterFile, for_this_call: bool = False) -> Iterator[Listener]:
     """Tells on stderr, in this block, what to start elsewhere and how far each worker is."""
-    with UpProgress() as progress:
+    with Display() as display:
 
         def begin() -> None:
             if for_this_call:
-                progress.say(
+                display.line(
                     f"{file.cluster.name} is not running: bringing up {file.path} for this call "
                     "(`dllama-zmq up` keeps it)"
                 )
             for command in commands_elsewhere(file.cluster).values():
-                progress.say(f"start {command}")
+                display.line(f"start {command}")
 
-        yield Listener(progress.show, progress.say, begin)
+        yield Listener(Arrivals(display).show, display, begin, patient=display.is_live)
 
 
 def down(path: Path) -> None:
@@ -97,10 +100,10 @@ def status(path: Path, as_json: bool) -> None:
         return
     console = Console(highlight=False, markup=False)
     console.print(
-        f"{found.name}: {found.state}, up {found.uptime_s:.0f} s, {found.model}, sync {found.sync}, "
-        f"{found.seq_len} positions, {found.active} running, {found.queued} waiting",
-        soft_wrap=True,
+        f"{found.name}: {found.state}, up {duration(found.uptime_s)}, {found.active} running, {found.queued} waiting"
     )
+    console.print(f"model: {os.path.normpath(found.model)}", soft_wrap=True)
+    console.print(f"sync {found.sync}, kernels {found.kernels}, {found.seq_len} positions")
     table = Table("node", "state", "process", "weights", "KV cache", "note", box=None, pad_edge=False)
     for node in found.nodes:
         table.add_row(
@@ -109,7 +112,7 @@ def status(path: Path, as_json: bool) -> None:
             str(node.pid or ""),
             human_bytes(node.weight_bytes),
             human_bytes(node.kv_bytes),
-            node.reason,
+            note_on(node),
         )
     console.print(table)
 

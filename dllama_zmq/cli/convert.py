@@ -5,13 +5,15 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from dllama_zmq.cli.show import CopyProgress, human_bytes, note
+from dllama_zmq.cli.progress import Display
+from dllama_zmq.cli.show import note
 from dllama_zmq.cluster import model_at, tokenizer_beside
 from dllama_zmq.errors import FormatError, UsageError
 from dllama_zmq.formats import open_model, read_tokenizer, write_t
 from dllama_zmq.formats.convert import convert_model
 from dllama_zmq.formats.files import check_replaceable
 from dllama_zmq.spec import FloatType
+from dllama_zmq.telling import human_bytes
 
 
 def run(source: str, out: Path, weights: str | None, tokenizer: Path | None, force: bool) -> None:
@@ -35,8 +37,9 @@ def run(source: str, out: Path, weights: str | None, tokenizer: Path | None, for
             if tokenizer is not None:
                 raise
             note(f"no tokenizer is written: {error}")
-        with CopyProgress(out.name) as progress:
-            spec = convert_model(model, out, FloatType[weights.upper()] if weights else None, progress.show)
+        with Display() as display:
+            weight_type = FloatType[weights.upper()] if weights else None
+            spec = convert_model(model, out, weight_type, lambda *amount: display.now(out.name, *amount))
     if words is not None:
         write_t(words_out, words)
     seconds = time.monotonic() - start

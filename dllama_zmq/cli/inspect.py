@@ -10,13 +10,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from dllama_zmq.cli.show import human_bytes
 from dllama_zmq.cluster import model_at, tokenizer_beside
 from dllama_zmq.errors import FormatError, RequestError
 from dllama_zmq.formats import ModelFile, open_model, read_tokenizer
 from dllama_zmq.root.root import DEFAULT_SEQ_LEN
 from dllama_zmq.sharding import Plan, possible_node_counts
 from dllama_zmq.spec import FloatType, ModelSpec
+from dllama_zmq.telling import human_bytes
 
 _NODES = (1, 2, 4, 8)
 

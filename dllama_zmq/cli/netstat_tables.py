@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dllama_zmq.cli.netstat_figures import BOTH, OTHER, WIRE_TOLERANCE, Flow, Line, Memory, Prediction, Report, Share
-from dllama_zmq.cli.show import human_bytes
+from dllama_zmq.telling import human_bytes
 
 _NAMES = {"step": "step x", "sum": "sums", "partial": "partials", "candidates": "candidates", "more": "asked again"}
 _FLOW_NAMES = {

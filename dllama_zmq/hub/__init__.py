@@ -9,6 +9,5 @@ from dllama_zmq.hub.cache import find_pulled
 from dllama_zmq.hub.name import ModelName
 from dllama_zmq.hub.plan import Plan, plan_pull
 from dllama_zmq.hub.reach import load_settings
-from dllama_zmq.hub.transfer import Tells
 
-__all__ = ["ModelName", "Plan", "Tells", "find_pulled", "load_settings", "plan_pull"]
+__all__ = ["ModelName", "Plan", "find_pulled", "load_settings", "plan_pull"]

@@ -12,7 +12,8 @@ from dllama_zmq.hub.choice import Choice, choose
 from dllama_zmq.hub.listing import HubFile, list_repo
 from dllama_zmq.hub.name import ModelName, checked_revision
 from dllama_zmq.hub.reach import endpoint, in_plain_words, load_settings
-from dllama_zmq.hub.transfer import Tells, Transfer, copy_part, is_right_file
+from dllama_zmq.hub.transfer import Transfer, copy_part, is_right_file
+from dllama_zmq.telling import Tells
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,7 @@ class Plan:
         Raises HubError where the hub does not give it, UsageError where it cannot be written.
         """
         cache = RepoCache.of(self.repo)
-        transfer = Transfer(self.repo, self.commit, tells)
+        transfer = Transfer(self.repo, self.commit, tells, self.n_bytes)
         with in_plain_words(self.repo, self.revision):
             for file in dict.fromkeys(self.files):
                 target = self._target(file)

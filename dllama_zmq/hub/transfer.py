@@ -11,11 +11,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Protocol
 
 from dllama_zmq.errors import HubError, UsageError
 from dllama_zmq.hub.listing import HubFile
 from dllama_zmq.hub.reach import endpoint, headers, is_passing, reason, session
+from dllama_zmq.telling import Tells
 
 _MOST_FAILURES = 3
 _FAIR_PROGRESS_BYTES = 1 << 20  # what must come between two failures for the first to be forgotten
@@ -23,33 +23,16 @@ _MOST_REQUEST_BYTES = 32 << 30  # the hub's own servers give no more than 50 GB 
 _READ_BYTES = 1 << 20
 
 
-class Tells(Protocol):
-    """Whom to tell what goes on."""
-
-    def line(self, text: str) -> None:
-        """Say this at once."""
-        ...
-
-    def now(self, text: str) -> None:
-        """What goes on from here; said only where it lasts."""
-        ...
-
-    def reached(self, n_bytes: int) -> None:
-        """How many bytes of all that was planned are there now."""
-        ...
-
-
 class Transfer:
-    """Fetches files of one repository at one commit, and counts what is there."""
+    """Fetches files of one repository at one commit, and counts what is there of `total_bytes`."""
 
-    def __init__(self, repo: str, commit: str, tells: Tells) -> None:
+    def __init__(self, repo: str, commit: str, tells: Tells, total_bytes: int) -> None:
         self._repo, self._commit, self._tells = repo, commit, tells
-        self._before_bytes = 0
+        self._before_bytes, self._total_bytes = 0, total_bytes
 
     def have(self, file: HubFile) -> None:
         """Count a file that is there already."""
         self._before_bytes += file.n_bytes
-        self._tells.reached(self._before_bytes)
 
     def fetch(self, file: HubFile, part: Path, target: Path) -> None:
         """Fetch `file` into `part`, whatever of it is there already, and give it its name when it is whole and right.
@@ -76,10 +59,9 @@ class Transfer:
     def _read_part(self, file: HubFile, sink: io.FileIO, check: Check) -> None:
         if os.fstat(sink.fileno()).st_size > file.n_bytes:
             sink.truncate(0)
-        self._tells.now(f"checking what is here of {file.name}")
         while data := sink.read(_READ_BYTES):
             check.add(data)
-            self._tells.reached(self._before_bytes + check.n_bytes)
+            self._tell(f"checking what is here of {file.name}", check)
 
     def _rest(self, file: HubFile, sink: io.FileIO, check: Check) -> None:
         import httpx2
@@ -87,7 +69,7 @@ class Transfer:
 
         n_failures = 0
         while check.n_bytes < file.n_bytes:
-            self._tells.now(file.name)
+            self._tell(file.name, check)
             before = check.n_bytes
             words = "the connection ended early"
             problem: Exception = HubError(f"{endpoint()} ends {file.name} early, again and again; try again later")
@@ -130,7 +112,10 @@ class Transfer:
                 with _told_of(Path(str(sink.name))):
                     _write_all(sink, data)
                 check.add(data)
-                self._tells.reached(self._before_bytes + check.n_bytes)
+                self._tell(file.name, check)
+
+    def _tell(self, text: str, check: Check) -> None:
+        self._tells.now(text, self._before_bytes + check.n_bytes, self._total_bytes)
 
 
 class Check:
@@ -162,11 +147,11 @@ def is_right_file(file: HubFile, path: Path, tells: Tells) -> bool:
     """Whether `path` has the bytes of `file`; reads it only where the size is right."""
     if not path.is_file() or path.stat().st_size != file.n_bytes:
         return False
-    tells.now(f"checking {file.name}, which is here already")
     check = Check(file)
     with path.open("rb") as source:
         while data := source.read(_READ_BYTES):
             check.add(data)
+            tells.now(f"checking {file.name}, which is here already", check.n_bytes, file.n_bytes)
     return check.is_right()
 
 

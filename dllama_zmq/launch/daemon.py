@@ -28,9 +28,11 @@ from dllama_zmq.launch.locks import await_last_user
 from dllama_zmq.launch.owner import at_end_of_stdin
 from dllama_zmq.launch.paths import Places
 from dllama_zmq.launch.registry import Record, only_one, record, running_clusters
+from dllama_zmq.launch.starting import StartingFile
 from dllama_zmq.root.report import ClusterFacts
 from dllama_zmq.root.root import Root, RootSettings
 from dllama_zmq.root.service import Service
+from dllama_zmq.telling import Tells
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +41,7 @@ _STEP_SHARE = 0.25  # of limits.stop_s: for the step in which the end is told; t
 _FLEET_SHARE = 0.5  # of limits.stop_s: for the workers to leave by themselves; then they are killed
 
 
-def run_started(name: str, lock: int) -> None:
+def run_started(name: str, lock: int, tells: Tells) -> None:
     """Be the root of the cluster that was started under `name`, whose lock is the descriptor `lock`.
 
     It ends with whoever holds the other end of stdin and with the last who uses it, unless that one says STAY.
@@ -48,11 +50,11 @@ def run_started(name: str, lock: int) -> None:
     started = Record.read(Places.of(name).started_file)
     if started is None:
         raise ClusterError(f"{Places.of(name).started_file}: there is no start of a cluster in it")
-    run_cluster(started.file, lock)
+    run_cluster(started.file, tells, lock)
 
 
-def run_cluster(file: ClusterFile, lock: int | None = None) -> None:
-    """Run the cluster that `file` describes until a client or a signal stops it.
+def run_cluster(file: ClusterFile, tells: Tells, lock: int | None = None) -> None:
+    """Run the cluster that `file` describes until a client or a signal stops it; `tells` how its start goes on.
 
     lock: the descriptor of its lock where the process that started this one has taken it; then it ends with that one.
 
@@ -70,6 +72,8 @@ def run_cluster(file: ClusterFile, lock: int | None = None) -> None:
                 at_end_of_stdin(lambda: _leave(places))
             cleanup.callback(_clear, file, places)  # libzmq leaves the files of its ipc sockets behind
             _check_ports(cluster)
+            starting = StartingFile(places.starting_file, tells)
+            starting.now(f"the root opens {file.model_path().name} and its tokenizer")
             model = cleanup.enter_context(open_model(file.model_path(), cluster.weight_type))
             tokenizer = read_tokenizer(file.tokenizer_path())
             tokenizer.check_fits(model.spec, model.path)
@@ -77,7 +81,10 @@ def run_cluster(file: ClusterFile, lock: int | None = None) -> None:
                 logger.warning("%s", doubt)
             context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
             cleanup.callback(context.destroy)  # `term` would wait for ever for the sockets of half a root
-            root = Root(context, model, root_settings(cluster), _endpoints(cluster, places))
+            root = Root(
+                context, model, root_settings(cluster), _endpoints(cluster, places),
+                lambda done, total: starting.now("the root reads its part of the model", done, total),
+            )  # fmt: skip
             cleanup.callback(root.close, "the cluster went down", stay=True)
             clients = sockets.bind(context, zmq.ROUTER, [*_listen(cluster, "clients"), places.ipc_clients])
             cleanup.callback(clients.close, linger=_LAST_WORD_MS)
@@ -87,6 +94,7 @@ def run_cluster(file: ClusterFile, lock: int | None = None) -> None:
         facts = ClusterFacts(cluster.name, __version__, str(model.path))
         service = Service(root, tokenizer, clients, facts, every_turn=fleet.watch)
         cleanup.enter_context(_announced(places, file))
+        starting.remove()
         logger.info("up name=%s nodes=%d model=%s sync=%s", cluster.name, cluster.n_nodes, model.path, cluster.sync)
         with signals.then(service.stop):
             service.run()

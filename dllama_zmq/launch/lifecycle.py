@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -26,23 +26,24 @@ from dllama_zmq.launch.fleet import child_environment, open_log
 from dllama_zmq.launch.locks import POLL_S
 from dllama_zmq.launch.owner import STAY
 from dllama_zmq.launch.paths import Places
-from dllama_zmq.launch.registry import SAY_EVERY_S, AlreadyRunning, Running
-from dllama_zmq.launch.telling import telling
+from dllama_zmq.launch.registry import AlreadyRunning, Running
+from dllama_zmq.launch.starting import tell_from
 from dllama_zmq.sharding import Plan
-
-_CHECK_SAY_EVERY_S = 1.0  # Python's start came before
+from dllama_zmq.telling import Tells, Unheard
 
 
 @dataclass(frozen=True, slots=True)
 class Listener:
     """Who is told how far a start is.
 
-    status: what the root says of its nodes. word: a line. sound: the files are, and nothing has been started yet.
+    status: what the root says of its nodes. sound: the files are, and nothing has been started yet. patient: workers
+    may take as long as they want to join, for somebody watches and can press Ctrl-C.
     """
 
     status: Callable[[Status], None] = lambda status: None
-    word: Callable[[str], None] = lambda text: None
+    tells: Tells = field(default_factory=Unheard)
     sound: Callable[[], None] = lambda: None
+    patient: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,7 @@ def for_one_call(file: ClusterFile, listener: Listener, on_shared: Callable[[], 
     """
     limits = file.cluster.limits
     while True:
-        running = registry.await_running(file, limits.load_s, listener.word)
+        running = registry.await_running(file, limits.load_s, listener.tells)
         if running is None:
             try:
                 start = _start(file, listener)
@@ -184,9 +185,9 @@ def _start(file: ClusterFile, listener: Listener) -> _Start:
     """Check the files in the foreground, where people look, and start the root. Raises AlreadyRunning."""
     places = Places.of(file.cluster.name)
     with registry.only_one(file, places) as lock:
-        _check_files(file, listener.word)
+        _check_files(file, listener.tells)
         listener.sound()
-        prepare_kernels(file.cluster.kernels, listener.word)
+        prepare_kernels(file.cluster.kernels, listener.tells.now)
         places.begin_logs()
         with open_log(places, "root") as log:
             process = subprocess.Popen(
@@ -197,24 +198,22 @@ def _start(file: ClusterFile, listener: Listener) -> _Start:
     return _Start(process, places)
 
 
-def _check_files(file: ClusterFile, on_word: Callable[[str], None]) -> None:
+def _check_files(file: ClusterFile, tells: Tells) -> None:
     """Find in the foreground, where people look, what would stop the root in the background."""
     path = file.model_path()
-    with (
-        telling(on_word, f"reading {path.name} and its tokenizer", _CHECK_SAY_EVERY_S),
-        open_model(path, file.cluster.weight_type) as model,
-    ):
+    tells.now(f"reading {path.name} and its tokenizer")
+    with open_model(path, file.cluster.weight_type) as model:
         Plan.make(model.spec, file.cluster.n_nodes, str(model.path))
         tokenizer = read_tokenizer(file.tokenizer_path())
         tokenizer.check_fits(model.spec, model.path)
         if doubt := tokenizer.doubt(model.spec, model.path):
-            on_word(f"warning: {doubt}")
+            tells.line(f"warning: {doubt}")
 
 
 def _await_ready(file: ClusterFile, start: _Start, listener: Listener) -> Status:
     limits = file.cluster.limits
     begun = time.monotonic()
-    next_word = begun + SAY_EVERY_S
+    listener.tells.now("starting the root")
     client: Client | None = None
     try:
         while True:
@@ -228,9 +227,8 @@ def _await_ready(file: ClusterFile, start: _Start, listener: Listener) -> Status
                 elif now > begun + limits.load_s:
                     log = start.places.log("root")
                     raise ClusterError(f"the root did not start within {limits.load_s:.0f} s; see {log}")
-                elif now > next_word:
-                    listener.word(f"the root reads its part of the model ({now - begun:.0f} s)")
-                    next_word += SAY_EVERY_S
+                else:
+                    tell_from(start.places.starting_file, listener.tells)
             else:
                 try:
                     status = client.status(wait_s=limits.step_s)
@@ -243,7 +241,7 @@ def _await_ready(file: ClusterFile, start: _Start, listener: Listener) -> Status
                 if status.state == "ready":
                     return status
                 absent = [node for node in status.nodes if node.state == "absent"]
-                if absent and time.monotonic() > begun + limits.join_s:
+                if absent and not listener.patient and time.monotonic() > begun + limits.join_s:
                     raise ClusterError(_nobody_came(file, absent))
             time.sleep(POLL_S)
     finally:

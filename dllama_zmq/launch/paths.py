@@ -66,6 +66,11 @@ class Places:
         return self.logs / "cluster.json"
 
     @property
+    def starting_file(self) -> Path:
+        """How far a root is that is starting; removed when it is up."""
+        return self.run / "starting.json"
+
+    @property
     def ipc_steps(self) -> str:
         return self._ipc("steps")
 
@@ -92,7 +97,7 @@ class Places:
 
     def clear(self) -> None:
         """Remove what a running cluster has in `run`, all but its lock. For the holder of the lock alone."""
-        for path in (self.cluster_file, *self.run.glob("*.sock")):
+        for path in (self.cluster_file, self.starting_file, *self.run.glob("*.sock")):
             path.unlink(missing_ok=True)
 
     def log(self, node: str) -> Path:

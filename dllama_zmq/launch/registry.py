@@ -14,7 +14,7 @@ import secrets
 import shlex
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,11 +35,11 @@ from dllama_zmq.cluster import (
 from dllama_zmq.errors import ClusterError, ConfigError, UsageError
 from dllama_zmq.launch.locks import POLL_S, is_up, take
 from dllama_zmq.launch.paths import HOME_VARIABLE, Places, run_folders
+from dllama_zmq.telling import Tells
 
 PRIVATE = "call-"
 """What the name of a cluster of one call without a file begins with; the process and a random number follow."""
 
-SAY_EVERY_S = 1.5
 _LOCK_S = 1.0  # who looks whether a cluster is up holds its lock for an instant
 _SETTLE_S = 1.0  # from taking the lock to the record that says whose it is
 
@@ -163,15 +163,12 @@ def find_running(file: ClusterFile) -> Running | None:
     return None
 
 
-def await_running(
-    file: ClusterFile, wait_s: float, on_word: Callable[[str], None] = lambda text: None
-) -> Running | None:
+def await_running(file: ClusterFile, wait_s: float, tells: Tells | None = None) -> Running | None:
     """The cluster of `file` when its clients can reach it; None where it is not running, or ends on the way.
 
     Raises ClusterError as `find_running` does, and where it is neither up nor gone after `wait_s`.
     """
     start = time.monotonic()
-    next_word = start + SAY_EVERY_S
     while (running := find_running(file)) is not None and not running.clients:
         now = time.monotonic()
         if now > start + wait_s:
@@ -179,9 +176,8 @@ def await_running(
                 f"cluster {running.name!r} has been starting or stopping for {wait_s:.0f} s (process {running.pid}); "
                 "try again"
             )
-        if now > next_word:
-            on_word(f"waiting for {running.name}, which is starting or stopping ({now - start:.0f} s)")
-            next_word += SAY_EVERY_S
+        if tells is not None:
+            tells.now(f"waiting for {running.name}, which is starting or stopping")
         time.sleep(POLL_S)
     return running
 

@@ -38,6 +38,7 @@ from dllama_zmq.sharding import (
     RowCandidates,
     best_candidates,
     build_shard,
+    counted,
     merge_candidates,
 )
 from dllama_zmq.spec import SYNC_FLOAT, Sync
@@ -113,8 +114,12 @@ class Root:
         model: ModelFile,
         settings: RootSettings,
         endpoints: Endpoints | None = None,
+        on_read: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
-        """Raises PlanError where the model cannot be split so, BusError where an endpoint cannot be bound."""
+        """`on_read` hears how many bytes of the root's own weights are ready, of how many.
+
+        Raises PlanError where the model cannot be split so, BusError where an endpoint cannot be bound.
+        """
         self.spec = model.spec
         self.settings = settings
         self.seq_len = min(settings.max_seq_len or DEFAULT_SEQ_LEN, self.spec.seq_len)
@@ -149,7 +154,7 @@ class Root:
         self._shard = build_shard(
             self.plan,
             0,
-            lambda name: model.read(name, *regions[name]),
+            counted(lambda name: model.read(name, *regions[name]), self.plan.weight_bytes(0), on_read),
             kernels,
             settings.kv_type,
             self.seq_len,

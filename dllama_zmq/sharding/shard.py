@@ -26,3 +26,19 @@ def build_shard(
         spec.window, attention_softcap(spec),
     )  # fmt: skip
     return build_model(spec, take, kernels, cache, Sums(plan.segments, wire))
+
+
+def counted(
+    take: Callable[[str], BlockMatrix], total_bytes: int, on_taken: Callable[[int, int], None]
+) -> Callable[[str], BlockMatrix]:
+    """`take` that calls on_taken(bytes taken and made ready before, total_bytes) each time."""
+    done_bytes = 0
+
+    def take_and_count(name: str) -> BlockMatrix:
+        nonlocal done_bytes
+        on_taken(done_bytes, total_bytes)
+        matrix = take(name)
+        done_bytes += matrix.data.nbytes
+        return matrix
+
+    return take_and_count

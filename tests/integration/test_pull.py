@@ -23,7 +23,7 @@ BIG = random.Random(1).randbytes(3_000_000)
 GGUF = "m.Q4_K_M.gguf"
 NAMES = (GGUF, "m.Q8_0.gguf")
 TAKES_S = 20.0
-SILENT_S = 2.5  # a line comes every 1.5 s
+SILENT_S = 6.0  # lines come after 1.5 and 5 s of a thing
 
 
 class Puller:
@@ -94,8 +94,8 @@ def test_a_model_is_fetched_and_its_path_is_all_that_stdout_says(puller: Puller,
 
 def test_what_will_be_fetched_is_said_before_with_its_size(puller: Puller) -> None:
     lines = puller.run("org/m:q8_0").err.splitlines()
-    start = lines.index("org/m at main (01234567): 1 file, 2.9 MB")
-    assert lines[start + 1] == "  m.Q8_0.gguf (2.9 MB)"
+    start = lines.index("org/m at main (01234567): 1 file, 3.0 MB")
+    assert lines[start + 1] == "  m.Q8_0.gguf (3.0 MB)"
 
 
 def test_other_programs_do_not_speak_in_between(puller: Puller, hub: Hub) -> None:
@@ -201,7 +201,7 @@ def test_a_pull_that_was_stopped_goes_on_where_it_was(puller: Puller, hub: Hub, 
         assert ended.err.splitlines()[-1].endswith("the same command goes on from there")
     hub.faults.hold_after = None
     result = puller.run("org/m")
-    assert f"  {GGUF} (2.9 MB, 976.6 kB to go)" in result.err
+    assert f"  {GGUF} (3.0 MB, 1.0 MB to go)" in result.err
     assert (puller.folder / "snapshots" / COMMIT / GGUF).read_bytes() == BIG
     assert hub.fetched() == [GGUF, f"{GGUF} bytes=2000000-2999999"]
     assert not part.exists()
@@ -311,18 +311,18 @@ def test_a_hub_that_says_nothing_is_waited_for_aloud_and_not_for_long(puller: Pu
     hub.faults.hold_all = True
     with puller.started("org/m", HF_HUB_ETAG_TIMEOUT="4") as process:
         assert hub.faults.held.wait(TAKES_S)
-        lines = read_lines(process, 2)
+        (line,) = read_lines(process, 1)
         ended = finish(process, TAKES_S, time.monotonic())
-    assert [line.split(" (")[0] for line in lines] == ["looking for org/m"] * 2
+    assert line.startswith("looking for org/m (")
     assert ended.error().startswith(f"{hub.url} does not answer in time")
 
 
-def test_a_transfer_is_never_silent(puller: Puller, hub: Hub) -> None:
+def test_a_transfer_is_told_where_there_is_no_terminal(puller: Puller, hub: Hub) -> None:
     hub.faults.hold_after = 1_000_000
     with puller.started("org/m") as process:
         assert hub.faults.held.wait(TAKES_S)
-        lines = read_lines(process, 5)
-        assert lines[-1].startswith(f"{GGUF}: 976.6 kB of 2.9 MB, ")
+        lines = read_lines(process, 4)
+        assert lines[-1].startswith(f"{GGUF}: 1.0 of 3.0 MB, ")
 
 
 def test_a_transfer_that_always_ends_early_ends_in_one_sentence(puller: Puller, hub: Hub) -> None:
@@ -462,7 +462,7 @@ def test_a_terminal_sees_a_bar(puller: Puller, hub: Hub) -> None:
         assert hub.faults.held.wait(TAKES_S)
         seen = b""
         deadline = time.monotonic() + TAKES_S
-        while b"1.0/2.9 MiB" not in seen:
+        while b"1.0 of 3.0 MB" not in seen:
             assert select.select([ours], [], [], max(0.0, deadline - time.monotonic()))[0], seen
             seen += os.read(ours, 65536)
         assert GGUF.encode() in seen

@@ -1,0 +1,149 @@
+"""What is shown of something that takes long: plain lines that thin out, and whom `up` waits for."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable
+
+import pytest
+
+from dllama_zmq.bus.client_messages import NodeStatus, Status
+from dllama_zmq.cli.progress import Arrivals, Display, duration
+
+MB = 1_000_000
+Told = Callable[[Callable[[Display, float], None], float], list[tuple[float, str]]]
+
+
+@pytest.fixture
+def told(capsys: pytest.CaptureFixture[str]) -> Told:
+    """When each plain line was said, where `happen` is called every 0.1 s with the display and the time."""
+
+    def lines(happen: Callable[[Display, float], None], until_s: float) -> list[tuple[float, str]]:
+        now, said = 0.0, []
+        display = Display(clock=lambda: now)
+        for i in range(round(until_s * 10)):
+            now = i / 10
+            happen(display, now)
+            display.tick()
+            said += [(now, line) for line in capsys.readouterr().err.splitlines()]
+        return said
+
+    return lines
+
+
+def test_what_lasts_is_said_within_two_seconds_and_then_less_and_less_often(told: Told) -> None:
+    said = told(lambda display, now: display.now("reading"), 100.0)
+    assert [round(at) for at, _ in said] == [2, 5, 10, 30, 60, 90]
+    assert [text for _, text in said[:3]] == ["reading (2 s)", "reading (5 s)", "reading (10 s)"]
+
+
+def test_what_is_over_soon_is_not_said_and_what_follows_is_said_within_two_seconds(told: Told) -> None:
+    said = told(lambda display, now: display.now("reading" if now < 1.4 else "packing"), 4.0)
+    assert said == [(1.5, "packing (0 s)")]
+
+
+def test_many_short_things_one_after_the_other_are_never_silent_for_two_seconds(told: Told) -> None:
+    said = told(lambda display, now: display.now(f"part {now // 1:.0f}"), 20.0)
+    times = [0.0, *(at for at, _ in said), 20.0]
+    assert max(b - a for a, b in itertools.pairwise(times)) <= 2.0
+
+
+def test_bytes_have_an_amount_a_speed_and_a_time_left(told: Told) -> None:
+    def happen(display: Display, now: float) -> None:
+        display.now("the root reads its part of the model", round(now * 1.2e9), 68_000_000_000)
+
+    (_, first), (_, second) = told(happen, 6.0)
+    assert first == "the root reads its part of the model: 1.8 of 68.0 GB, 1.2 GB/s, 55 s left"
+    assert second == "the root reads its part of the model: 6.0 of 68.0 GB, 1.2 GB/s, 52 s left"
+
+
+def test_tokens_have_a_speed_and_a_share_has_none(told: Told) -> None:
+    said = told(lambda display, now: display.now("evaluating the prompt", round(now * 10), 300, "tokens"), 2.0)
+    assert [text for _, text in said] == ["evaluating the prompt: 15 of 300 tokens, 10.0 tokens/s, 28 s left"]
+    said = told(lambda display, now: display.now("compiling", round(now), 31, "%"), 2.0)
+    assert said[0][1].startswith("compiling: 6%")
+
+
+def test_what_does_not_move_says_for_how_long(told: Told) -> None:
+    said = told(lambda display, now: display.now("evaluating the prompt", 0, 300, "tokens"), 6.0)
+    assert said[1][1] == "evaluating the prompt: 0 of 300 tokens, 5 s"
+
+
+def test_a_speed_is_that_of_what_came_since_and_falls_where_nothing_comes(told: Told) -> None:
+    def happen(display: Display, now: float) -> None:
+        display.now("m.gguf", 40 * MB if now == 0 else 50 * MB, 100 * MB)
+
+    assert [text for _, text in told(happen, 10.5)] == [
+        "m.gguf: 50.0 of 100.0 MB, 6.7 MB/s, 8 s left",
+        "m.gguf: 50.0 of 100.0 MB, 2.0 MB/s, 25 s left",
+        "m.gguf: 50.0 of 100.0 MB, 1.0 MB/s, 50 s left",
+    ]
+
+
+def test_at_rest_nothing_is_said(told: Told) -> None:
+    assert told(lambda display, now: display.now("reading" if now < 1 else ""), 10.0) == []
+
+
+def test_a_thread_says_it_where_the_one_that_works_cannot(capsys: pytest.CaptureFixture[str]) -> None:
+    start, said = time.monotonic(), ""
+    with Display() as display:
+        display.now("reading")
+        while not said and time.monotonic() < start + 10:
+            said = capsys.readouterr().err
+            time.sleep(0.05)  # between two looks
+    assert said.startswith("reading (")
+    display.now("writing")
+    assert capsys.readouterr().err == ""
+
+
+def test_durations_are_as_people_say_them() -> None:
+    assert [duration(s) for s in (0.0, 9.4, 99.4, 600, 6600)] == ["0 s", "9 s", "99 s", "10 min", "1 h 50 min"]
+
+
+# --- the workers' arrival -----------------------------------------------------------------------------------------
+
+
+def node(name: str, state: str, sent_bytes: int = 0, reason: str = "has not joined yet", seconds: float = 0.4):
+    reason = reason if state == "absent" else ""
+    return NodeStatus(name, state, reason, 1, 4 * MB, 0, sent_bytes, 4 * MB, seconds, {}, {}, {}, {})
+
+
+def status(*workers: NodeStatus) -> Status:
+    nodes = [node("root", "ready"), *workers]
+    return Status(1, "small", "0", "forming", "", 1, 0.0, "m", "f32", "simd", 64, 0, 0, {}, {}, {}, nodes, [])
+
+
+def arriving(told: Told, workers_at: Callable[[float], list[NodeStatus]], until_s: float) -> list[str]:
+    """What is said of workers as they are at times."""
+    arrivals: list[Arrivals] = []
+
+    def happen(display: Display, now: float) -> None:
+        arrivals.append(arrivals[0] if arrivals else Arrivals(display))
+        arrivals[0].show(status(*workers_at(now)))
+
+    return [text for _, text in told(happen, until_s)]
+
+
+def test_a_worker_that_loads_within_a_second_takes_one_line(told: Told) -> None:
+    states = ["absent", "loading", "loading", "loaded", "ready", "ready"]
+    said = arriving(told, lambda now: [node("worker1", states[round(now * 10)])], 0.6)
+    assert said == ["worker1: ready, 4.0 MB of weights in 0.4 s"]
+
+
+def test_of_those_who_are_on_their_way_it_is_said_what_each_does(told: Told) -> None:
+    workers = [node("a", "ready", 4 * MB), node("b", "loading", MB), node("c", "loading", 4 * MB), node("d", "absent")]
+    said = arriving(told, lambda now: workers, 6.0)
+    words = "b receives its weights; c gets ready; d has not joined yet: 1.0 of 4.0 MB"
+    assert said == ["a: ready, 4.0 MB of weights in 0.4 s", f"{words}, 2 s", f"{words}, 5 s"]
+
+
+def test_of_many_workers_some_are_named_and_the_others_counted(told: Told) -> None:
+    (line,) = arriving(told, lambda now: [node(f"w{i}", "absent") for i in range(7)], 2.0)
+    assert line == "w0 has not joined yet; w1 has not joined yet; w2 has not joined yet; and 4 more (2 s)"
+
+
+def test_a_worker_that_is_lost_is_told_at_once(told: Told) -> None:
+    lost = node("worker1", "absent", reason="was lost: its connection broke")
+    said = arriving(told, lambda now: [node("worker1", "loading") if now < 0.1 else lost], 0.3)
+    assert said == ["worker1 was lost: its connection broke"]
