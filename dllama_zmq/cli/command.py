@@ -20,7 +20,10 @@ from dllama_zmq.cli.endings import with_exit_codes
 
 WATCH_S = 2.0
 
-_LEFT_OUT = {"--watch": (f"{WATCH_S:g}", re.compile(r"-?\.?\d.*"))}
+_LEFT_OUT = {
+    "--watch": (f"{WATCH_S:g}", re.compile(r"-?\.?\d.*")),
+    "--stats": ("answer", re.compile("(?!)")),  # no next word: it is the prompt
+}
 """By flag: the value that it has alone, and what the next word looks like where that is its value."""
 
 _WIDEST_NAMES = 28

@@ -109,9 +109,9 @@ class Answer:
         ),
     ] = -1
     stats: Annotated[
-        bool,
-        Option("--stats", help="Per token, to stderr: ms (G), computing (I), waiting (T); kB sent (S), received (R)"),
-    ] = False
+        str | None,
+        choice("--stats", of=Literal["answer", "tokens"], help="Tell what a token took; =tokens: each of them too"),
+    ] = None
     json: Json = False
     echo: Annotated[
         bool, Option("--echo/--no-echo", " /--no-display-prompt", help="Print the prompt before its continuation")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -13,23 +12,23 @@ from dllama_zmq.bus.client_messages import Done, Piece, Prefill, Queued, Started
 from dllama_zmq.cli import flags
 from dllama_zmq.cli.cluster import listening
 from dllama_zmq.cli.overrides import Overrides
+from dllama_zmq.cli.progress import Display
 from dllama_zmq.cli.show import note
 from dllama_zmq.cli.stats import Stats
-from dllama_zmq.client import Answer, Client, Computing
+from dllama_zmq.client import Answer, Client
 from dllama_zmq.cluster import ClusterFile
 from dllama_zmq.errors import UsageError
 from dllama_zmq.launch.lifecycle import for_one_call
 from dllama_zmq.launch.registry import address_elsewhere, cluster_here
 from dllama_zmq.root.sampler import Sampling
 
-_SAY_EVERY_S = 2.0
-
 
 def run(prompt: str, path: Path, options: flags.Answer, overrides: Overrides) -> None:
     """Answer `prompt` with the cluster of `path`, brought up for this call where it is not running."""
     _check(options)
     file = overrides.apply(cluster_here(path))
-    with _client(file, overrides) as (client, model):
+    with _client(file, overrides) as (client, model), Display() as display:
+        display.now("asking the root")
         answers = client.generate(
             prompt,
             options.max_tokens(),
@@ -38,14 +37,14 @@ def run(prompt: str, path: Path, options: flags.Answer, overrides: Overrides) ->
             options.top_k,
             options.given_seed(),
         )
-        printer = _Printer(prompt, options, model)
+        printer = _Printer(prompt, options, model, display)
         try:
             for answer in answers:
                 printer.take(answer)
         finally:
             answers.close()  # tells the root to stop where we stop early
             printer.end()
-        printer.report()
+        printer.report(len(client.status().nodes) if options.stats else 0)
 
 
 def _check(options: flags.Answer) -> None:
@@ -76,58 +75,61 @@ def _client(file: ClusterFile, overrides: Overrides) -> Iterator[tuple[Client, s
 
 
 class _Printer:
-    """Shows one answer as it comes."""
+    """Shows one answer as it comes, and on `display` what the reader waits for."""
 
-    def __init__(self, prompt: str, options: flags.Answer, model: str) -> None:
+    def __init__(self, prompt: str, options: flags.Answer, model: str, display: Display) -> None:
         self._prompt = prompt
         self._model = model
         self._options = options
-        self._stats = Stats(per_token=options.stats)
+        self._display = display
+        self._stats = Stats(per_token=options.stats == "tokens")
         self._text: list[str] = []
         self._tokens: list[int] = []
         self._started: Started | None = None
         self._reason = ""
-        # On one terminal the text would stand between the figures, which show each token: then it comes at the end.
-        self._at_end = options.stats and sys.stdout.isatty() and sys.stderr.isatty()
-        self._begun = time.monotonic()
-        self._next_word = self._begun + _SAY_EVERY_S
-        self._waiting_for = ""
+        one_terminal = sys.stdout.isatty() and sys.stderr.isatty()
+        # On one terminal the text would stand between the figures of each token: then it comes at the end.
+        self._streams = not options.json and not (options.stats == "tokens" and one_terminal)
+        # A line in the middle of the text would spoil it, unless text and lines go to different places.
+        self._tells_tokens = not self._streams or (sys.stderr.isatty() and not sys.stdout.isatty())
+        self._shown = False
 
     def take(self, answer: Answer) -> None:
         """Show what the root says now."""
         if isinstance(answer, Queued):
-            self._wait(answer.note or f"{answer.ahead} before this one")
+            self._display.now(f"waiting: {answer.note or f'{answer.ahead} before this one'}")
         elif isinstance(answer, Started):
             self._started = answer
-            if self._options.echo:
-                self._show(self._prompt)
-        elif isinstance(answer, Computing):
-            if not self._text:  # later, a line on a terminal would stand in the middle of the text
-                note(f"computing: {answer.silent_s:.0f} s in this step")
+            self._display.now("evaluating the prompt", 0, answer.prompt_tokens, "tokens")
         elif isinstance(answer, Prefill):
             self._stats.prompt(answer)
-            if answer.done < answer.total and time.monotonic() > self._next_word:
-                note(f"prompt: {answer.done} of {answer.total} tokens")
-                self._next_word = time.monotonic() + _SAY_EVERY_S
-        else:
-            self._text.append(answer.text)
+            self._display.now("evaluating the prompt", answer.done, answer.total, "tokens")
+        elif isinstance(answer, Piece):
+            self._tokens.append(answer.token)
+            self._stats.token(answer)
             self._show(answer.text)
-            if isinstance(answer, Piece):
-                self._tokens.append(answer.token)
-                self._stats.token(answer)
-            elif isinstance(answer, Done):
-                self._reason = answer.reason
+            if self._tells_tokens:
+                self._display.now("generating", len(self._tokens), self._options.max_tokens() or 0, "tokens")
+        elif isinstance(answer, Done):
+            self._reason = answer.reason
+            self._show(answer.text)
 
     def end(self) -> None:
         """The text is over, by itself or not."""
-        if self._started is not None and not self._options.json:
-            echoed = self._prompt if self._options.echo else ""
-            _write("".join([echoed, *self._text, "\n"]) if self._at_end else "\n")
+        self._display.rest()
+        if self._started is None or self._options.json:
+            return
+        if not self._streams:
+            _write("".join([self._echoed(), *self._text, "\n"]))
+        elif self._shown:
+            _write("\n")
 
-    def report(self) -> None:
-        """What is told after a whole answer."""
+    def report(self, n_nodes: int) -> None:
+        """What is told after a whole answer of `n_nodes`."""
         if self._options.stats:
-            self._stats.print_averages()
+            self._stats.print_table(n_nodes)
+        elif sys.stderr.isatty():
+            note(self._stats.sentence())
         if self._options.json and self._started is not None:
             report = {
                 "model": self._model,
@@ -142,14 +144,16 @@ class _Printer:
             _write(json.dumps(report, ensure_ascii=False) + "\n")
 
     def _show(self, text: str) -> None:
-        if not self._options.json and not self._at_end:
-            _write(text)
+        self._text.append(text)
+        if not self._streams:
+            return
+        if not self._tells_tokens:
+            self._display.rest()  # before the first word: what is written then must not be wiped away
+        _write(text if self._shown else self._echoed() + text)
+        self._shown = True
 
-    def _wait(self, reason: str) -> None:
-        now = time.monotonic()
-        if reason != self._waiting_for or now > self._next_word:
-            note(f"waiting for {now - self._begun:.0f} s: {reason}")
-            self._waiting_for, self._next_word = reason, now + _SAY_EVERY_S
+    def _echoed(self) -> str:
+        return self._prompt if self._options.echo else ""
 
 
 def _write(text: str) -> None:

@@ -74,6 +74,8 @@ class Display:
             return
         with self._lock:
             if text != self._text:
+                if not self._text:
+                    self._bars.shown_from = self._clock() + _SHOWN_AFTER_S
                 self._text, self._since = text, self._clock()
                 self._due = max(self._since, self._last_word + _PLAIN_AT_S[0])
                 self._bars.reset(
@@ -198,6 +200,7 @@ class _Line(Progress):
     """rich's display with one line that never wraps: what, a bar where the end is known, and figures."""
 
     def __init__(self, console: Console, clock: Callable[[], float], per_s: float, live: bool) -> None:
+        self.shown_from, self._clock = 0.0, clock
         super().__init__(
             SpinnerColumn(),
             TextColumn(
@@ -216,7 +219,7 @@ class _Line(Progress):
         )
 
     def get_renderables(self) -> Iterable[RenderableType]:
-        if any(task.visible and (task.elapsed or 0.0) >= _SHOWN_AFTER_S for task in self.tasks):
+        if self._clock() >= self.shown_from:
             yield from super().get_renderables()
 
 
