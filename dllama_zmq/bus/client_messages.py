@@ -117,7 +117,8 @@ class Error(Message, frozen=True):
 
 
 class NodeStatus(msgspec.Struct, frozen=True):
-    """One node, for people and tables. Maps are seconds, sums over the steps of each phase.
+    """One node, for people and tables. seconds: from joining to having its weights ready, which it is `percent` done
+    `doing`. Maps are seconds, sums over the steps of each phase.
 
     compute_s: computing. wait_s: waiting for others. waited_for_s: the others waited, for this node came last.
     link_s: the part of that which its computing does not explain: its link, or its system.
@@ -132,6 +133,8 @@ class NodeStatus(msgspec.Struct, frozen=True):
     sent_bytes: int
     total_bytes: int
     seconds: float
+    doing: str
+    percent: int
     compute_s: dict[str, float]
     wait_s: dict[str, float]
     waited_for_s: dict[str, float]

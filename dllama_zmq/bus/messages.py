@@ -198,6 +198,13 @@ class Credit(Message, frozen=True):
     pieces: Count
 
 
+class Preparing(Message, frozen=True):
+    """All weights are here, and this worker gets ready: what it does, for people, and how much of that is done."""
+
+    doing: Name
+    percent: Count
+
+
 class Loaded(Message, frozen=True):
     """All weights are here and ready to run."""
 
@@ -259,7 +266,7 @@ class Kinds(dict[str, type[Message]]):
 
 
 TO_WORKER = Kinds(Beacon, Step, Sum, More, Bye, Welcome, Refuse, Plan, Weights, Ping)
-TO_ROOT = Kinds(Join, Credit, Loaded, Heard, Partial, Candidates, Fault, Missed)
+TO_ROOT = Kinds(Join, Credit, Preparing, Loaded, Heard, Partial, Candidates, Fault, Missed)
 
 _VERSION = msgspec.msgpack.encode(PROTOCOL)
 

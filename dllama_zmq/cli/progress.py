@@ -155,12 +155,15 @@ def note_on(node: NodeStatus) -> str:
     """What a node is doing, or why it is not there; empty of one that is ready."""
     if node.state != "loading":
         return node.reason
-    return "receives its weights" if node.sent_bytes < node.total_bytes else "gets ready"
+    return "receives its weights" if node.sent_bytes < node.total_bytes else node.doing or "gets ready"
 
 
 def _amount(waiting: list[NodeStatus]) -> tuple[int, int, Unit]:
-    """The bytes that are sent to those who are being sent some."""
-    receiving = [node for node in waiting if node.state == "loading" and node.sent_bytes < node.total_bytes]
+    """The bytes that are sent to those who are being sent some; where nobody is, how far the last one is."""
+    loading = [node for node in waiting if node.state == "loading"]
+    receiving = [node for node in loading if node.sent_bytes < node.total_bytes]
+    if loading and not receiving:
+        return min(node.percent for node in loading), 100, "%"
     return sum(node.sent_bytes for node in receiving), sum(node.total_bytes for node in receiving), "B"
 
 

@@ -21,6 +21,7 @@ from dllama_zmq.bus.messages import (
     Message,
     Ping,
     Plan,
+    Preparing,
     Refuse,
     Welcome,
 )
@@ -39,7 +40,10 @@ _OVERTIME_S = 0.1  # or after this long: a piece that is quantized on its way to
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far one worker is, for people: weights sent of how many bytes, and since when."""
+    """How far one worker is, for people: weights sent of how many bytes, and what it does with them.
+
+    seconds: from its joining to its having all ready, or to now.
+    """
 
     name: str
     state: State
@@ -47,6 +51,8 @@ class Progress:
     sent_bytes: int
     total_bytes: int
     seconds: float
+    doing: str
+    percent: int
 
 
 class Formation:
@@ -69,6 +75,8 @@ class Formation:
         self._new_delivery = new_delivery
         self._deliveries: dict[int, Delivery] = {}
         self._joined_at: dict[int, float] = {}
+        self._loaded_at: dict[int, float] = {}
+        self._preparing: dict[int, Preparing] = {}
         self._next_beacon = 0.0
 
     def form(self, until: float, on_progress: Callable[[], None]) -> None:
@@ -105,13 +113,17 @@ class Formation:
             return
         if isinstance(message, Credit):
             self._deliver(member, message.pieces)
+        elif isinstance(message, Preparing) and member.state is State.LOADING:
+            self._preparing[member.node] = message
         elif isinstance(message, Loaded) and member.state is State.LOADING:
             delivery = self._deliveries[member.node]
             if not message.nbytes == delivery.sent_bytes == delivery.total_bytes:
                 self._lose(member, f"says that {message.nbytes} bytes are all; its slices are {delivery.total_bytes}")
                 return
             self._roster.set_loaded(member)
-            seconds = time.monotonic() - self._joined_at[member.node]
+            self._preparing.pop(member.node, None)
+            self._loaded_at[member.node] = time.monotonic()
+            seconds = self._loaded_at[member.node] - self._joined_at[member.node]
             logger.info("loaded %s bytes=%d seconds=%.1f", member.name, message.nbytes, seconds)
         elif isinstance(message, Fault) and member.state is State.LOADING:
             logger.error("cannot load %s: %s", member.name, message.text)
@@ -127,6 +139,8 @@ class Formation:
         rows = []
         for member in self._roster.members:
             delivery = self._deliveries.get(member.node)
+            end = self._loaded_at.get(member.node, now)
+            preparing = self._preparing.get(member.node) if member.state is State.LOADING else None
             rows.append(
                 Progress(
                     member.name,
@@ -134,7 +148,9 @@ class Formation:
                     member.lost_reason if member.state is State.ABSENT else "",
                     delivery.sent_bytes if delivery is not None else 0,
                     delivery.total_bytes if delivery is not None else 0,
-                    now - self._joined_at.get(member.node, now),
+                    end - self._joined_at.get(member.node, end),
+                    preparing.doing if preparing is not None else "",
+                    min(100, preparing.percent) if preparing is not None else 0,
                 )
             )
         return rows
@@ -170,6 +186,8 @@ class Formation:
         logger.info("joined %s node=%d pid=%d over=%s", place.name, place.node, place.pid, replies)
         self._deliveries[place.node] = self._new_delivery(place.node)
         self._joined_at[place.node] = time.monotonic()
+        for of_before in (self._loaded_at, self._preparing):
+            of_before.pop(place.node, None)
         if self._send(place, Welcome(place.node, place.name, steps, replies)):
             self._send(place, self._plan)
 

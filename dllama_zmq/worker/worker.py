@@ -34,6 +34,7 @@ from dllama_zmq.bus.messages import (
     Message,
     More,
     Ping,
+    Preparing,
     Refuse,
     Step,
     Weights,
@@ -42,10 +43,10 @@ from dllama_zmq.bus.messages import (
 from dllama_zmq.bus.messages import Plan as PlanMessage
 from dllama_zmq.bus.worker_exchange import StarWorker, StepVoid
 from dllama_zmq.errors import BusError, ClusterError, DllamaError, FormatError, PlanError, ProtocolError, RootLost
-from dllama_zmq.kernels import choose_kernels
+from dllama_zmq.kernels import choose_kernels, prepare_kernels
 from dllama_zmq.models import Model, Run
 from dllama_zmq.quants import F32
-from dllama_zmq.sharding import Plan, best_candidates, build_shard
+from dllama_zmq.sharding import Plan, best_candidates, build_shard, counted
 from dllama_zmq.spec import ModelSpec
 from dllama_zmq.worker.loading import Loading
 
@@ -55,6 +56,7 @@ CREDIT_PIECES = 4
 _JOIN_EVERY_S = 1.0
 _CONNECT_S = 0.05
 _SAY_EVERY_S = 10.0
+_PREPARING_EVERY_S = 0.5
 _PATIENCE_S = 10.0  # with a place that is taken: its holder's death is known after 2 s at most
 
 
@@ -87,6 +89,27 @@ class _Shard:
     heard: int = 0
     wanted_logits: F32 | None = None
     temperatures: tuple[float, ...] = ()
+
+
+class _Preparation:
+    """Tells the root now and then how far this worker is with making itself ready."""
+
+    def __init__(self, link: WorkerLink) -> None:
+        self._link = link
+        self._next_word = 0.0
+
+    def compiling(self, text: str) -> None:
+        """Kernels are being compiled; `text` says how far that is."""
+        self._tell("compiles kernels, once on its computer", 0)
+
+    def packing(self, done_bytes: int, total_bytes: int) -> None:
+        """So many bytes of weights are laid out as the kernels have them."""
+        self._tell("lays out its weights", 100 * done_bytes // max(1, total_bytes))
+
+    def _tell(self, doing: str, percent: int) -> None:
+        if time.monotonic() >= self._next_word:
+            self._next_word = time.monotonic() + _PREPARING_EVERY_S
+            self._link.send(Preparing(doing, percent))
 
 
 class _Leave(Exception):
@@ -213,11 +236,12 @@ class Worker:
             if isinstance(piece, Weights):
                 loading.take(piece, frames)
                 link.send(Credit(1))
+        preparing = _Preparation(link)
+        prepare_kernels(order.kernels, preparing.compiling)
         kernels = choose_kernels(order.kernels, self._settings.threads, self._settings.crowded)
+        take = counted(loading.weights.pop, loading.received_bytes, preparing.packing)
         try:
-            model = build_shard(
-                plan, welcome.node, loading.weights.pop, kernels, order.kv, order.seq_len, order.slots, order.sync
-            )
+            model = build_shard(plan, welcome.node, take, kernels, order.kv, order.seq_len, order.slots, order.sync)
         except (ArithmeticError, ValueError) as error:
             raise ProtocolError(f"a plan for a model that cannot be: {error}") from None
         comm = StarWorker(link, kernels, order.sync, spec.dim, order.nodes, order.step_s)

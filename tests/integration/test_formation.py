@@ -22,12 +22,14 @@ from dllama_zmq.bus.messages import (
     Loaded,
     Message,
     Plan,
+    Preparing,
     Refuse,
     Weights,
     Welcome,
     decode,
     encode,
 )
+from dllama_zmq.bus.session import State
 from dllama_zmq.errors import WorkerLost
 from dllama_zmq.root.root import DEFAULT_SEQ_LEN, Root, RootSettings
 
@@ -97,6 +99,26 @@ def test_a_worker_that_claims_to_be_loaded_too_early_is_given_up_and_told(door: 
     assert bye.stay  # it may join again
     with pytest.raises(WorkerLost, match="worker1 says that 1 bytes are all"):
         door.root.form(time.monotonic())
+
+
+def test_what_a_worker_does_to_get_ready_is_known_until_it_is_and_its_seconds_are_its_own(door: Door) -> None:
+    worker = door.stranger(b"a")
+    door.ask(worker, Join("", "", 1, "0"))
+    door.ask(worker, Preparing("compiles kernels", 40))
+    (row,) = door.root.progress()
+    assert (row.doing, row.percent) == ("compiles kernels", 40)
+    while row.sent_bytes < row.total_bytes:
+        door.ask(worker, Credit(64))
+        (row,) = door.root.progress()
+    door.ask(worker, Loaded(row.total_bytes))
+    (loaded,) = door.root.progress()
+    assert (loaded.state, loaded.doing, loaded.percent) == (State.LOADED, "", 0)
+    door.root.pump(time.monotonic() + 0.1)
+    assert door.root.progress()[0].seconds == loaded.seconds  # what follows is waiting for others
+    door.ask(worker, Join("", "", 1, "0"))
+    door.ask(worker, Preparing("lays out its weights", 3_000_000))
+    (again,) = door.root.progress()
+    assert (again.percent, again.seconds < loaded.seconds) == (100, True)
 
 
 def test_clients_have_their_turn_while_pieces_that_take_long_are_sent(

@@ -350,7 +350,7 @@ def test_an_address_that_is_none_is_refused_with_exit_code_1() -> None:
 def made_up_status(step_messages: int, payload: int, wire: int, n_missed: int = 0) -> Status:
     """A cluster of two nodes that has done 10 steps, for which 10 messages of 1000 bytes (1100 on the wire) are due."""
     row = TrafficRow("worker1", "prediction", "sent", "step", step_messages, payload, wire, 10_000, 11_000)
-    nodes = [NodeStatus(name, "ready", "", 1, 1, 1, 1, 1, 1.0, {}, {}, {}, {}) for name in ("root", "worker1")]
+    nodes = [NodeStatus(name, "ready", "", 1, 1, 1, 1, 1, 1.0, "", 0, {}, {}, {}, {}) for name in ("root", "worker1")]
     missed = TrafficRow("worker1", "prediction", "received", "missed", n_missed, 0, 20 * n_missed, 0, 0)
     return Status(
         id=1, name="made-up", version="0", state="ready", note="", pid=1, uptime_s=1.0, model="m", sync="f32",

@@ -104,9 +104,10 @@ def test_durations_are_as_people_say_them() -> None:
 # --- the workers' arrival -----------------------------------------------------------------------------------------
 
 
-def node(name: str, state: str, sent_bytes: int = 0, reason: str = "has not joined yet", seconds: float = 0.4):
+def node(name: str, state: str, sent_bytes: int = 0, reason: str = "has not joined yet", doing: str = ""):
     reason = reason if state == "absent" else ""
-    return NodeStatus(name, state, reason, 1, 4 * MB, 0, sent_bytes, 4 * MB, seconds, {}, {}, {}, {})
+    percent = 40 if doing else 0
+    return NodeStatus(name, state, reason, 1, 4 * MB, 0, sent_bytes, 4 * MB, 0.4, doing, percent, {}, {}, {}, {})
 
 
 def status(*workers: NodeStatus) -> Status:
@@ -136,6 +137,12 @@ def test_of_those_who_are_on_their_way_it_is_said_what_each_does(told: Told) -> 
     said = arriving(told, lambda now: workers, 6.0)
     words = "b receives its weights; c gets ready; d has not joined yet: 1.0 of 4.0 MB"
     assert said == ["a: ready, 4.0 MB of weights in 0.4 s", f"{words}, 2 s", f"{words}, 5 s"]
+
+
+def test_what_a_worker_does_with_its_weights_is_said_with_a_share(told: Told) -> None:
+    workers = [node("a", "loading", 4 * MB, doing="compiles kernels"), node("b", "absent")]
+    (line,) = arriving(told, lambda now: workers, 2.0)
+    assert line == "a compiles kernels; b has not joined yet: 40%, 2 s"
 
 
 def test_of_many_workers_some_are_named_and_the_others_counted(told: Told) -> None:
