@@ -6,6 +6,7 @@ its place.
 
 from __future__ import annotations
 
+import difflib
 import ipaddress
 import os
 import re
@@ -20,7 +21,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from dllama_zmq.errors import ConfigError, FormatError, UsageError
-from dllama_zmq.hub import ModelName, find_pulled
+from dllama_zmq.hub import ModelName, find_pulled, is_hub_name, named
 from dllama_zmq.spec import WEIGHTS_FLOAT, FloatType, Sync, Weights
 from dllama_zmq.yaml_tree import YamlTree, shown
 
@@ -195,12 +196,35 @@ def model_at(text: str | Path) -> Path:
     if text == DEMO:
         return DATA_FOLDER / f"{DEMO}.m"
     if not isinstance(text, str) or not text.startswith(PULLED):
-        return Path(text)
+        return _path_or_pulled(text)
     ModelName.parse(text)
     try:
         return find_pulled(text)
     except UsageError as error:
         raise FormatError(str(error)) from error
+
+
+def _path_or_pulled(text: str | Path) -> Path:
+    """A path; where there is nothing at it, what has been pulled under this name. Raises FormatError for neither."""
+    path = Path(text)
+    if os.path.lexists(path):
+        return path
+    if (name := named(str(text))) is not None:
+        return find_pulled(str(name))
+    hub = f"; a model of the Hugging Face hub that has not been pulled is fetched by `dllama-zmq pull {text}`"
+    raise FormatError(
+        f"{text} cannot be opened: there is no such file or folder in {Path.cwd()}{_similar(path)}"
+        f"{hub if is_hub_name(str(text)) else ''}"
+    )
+
+
+def _similar(path: Path) -> str:
+    """The nearest name beside `path`, as a question."""
+    try:
+        near = difflib.get_close_matches(path.name, os.listdir(path.parent), 1, 0.6)
+    except OSError:
+        return ""
+    return f"; did you mean {path.parent / near[0]}?" if near else ""
 
 
 def tokenizer_beside(model: Path) -> Path:

@@ -53,7 +53,9 @@ class Faults:
     """What goes wrong, and how often it still does."""
 
     status: dict[str, list[int]] = field(default_factory=dict)
-    """HTTP statuses that the next requests whose path contains a word get."""
+    """HTTP statuses that the next requests whose path contains a word get; 0: what they ask for."""
+    headers: dict[str, str] = field(default_factory=dict)
+    """What those answers have in their headers."""
     cut_after: list[int] = field(default_factory=list)
     """After how many bytes of the next bodies from the store the connection ends."""
     hold_after: int | None = None
@@ -131,8 +133,8 @@ def _hub(hub: Hub, request: BaseHTTPRequestHandler, headers: dict[str, str]) -> 
         hub.faults.held.set()
         hub.faults.let_go.wait(60)
     for word, statuses in hub.faults.status.items():
-        if word in path and statuses:
-            return _send(request, statuses.pop(0), b"<html>fault</html>")
+        if word in path and statuses and (status := statuses.pop(0)):
+            return _send(request, status, b"<html>fault</html>", hub.faults.headers)
     if listing := re.fullmatch(r"/api/models/(.+?)/revision/(.+)", path):
         repo = _seen(hub, listing[1], headers)
         if repo is None:

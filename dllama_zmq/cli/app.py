@@ -143,6 +143,22 @@ def pull(
     command.run(model, revision, to, offline)
 
 
+@add_command(app, MODELS, "list", "ls", examples=["dllama-zmq list"])
+def list_models(*, json: flags.Json = False) -> None:
+    """List the models that have been pulled: what to type for each, its size, and where."""
+    from dllama_zmq.cli import pulled as command
+
+    command.list_models(json)
+
+
+@add_command(app, MODELS, "rm", examples=["dllama-zmq rm org/model-GGUF:Q4_K_M"])
+def rm(*, model: flags.PulledModel, yes: flags.Yes = False) -> None:
+    """Remove a model that has been pulled. Asks first."""
+    from dllama_zmq.cli import pulled as command
+
+    command.remove(model, yes)
+
+
 @add_command(app, MODELS, "inspect", "show", examples=["dllama-zmq inspect demo", "dllama-zmq inspect story.gguf"])
 def inspect(
     *,

@@ -23,7 +23,16 @@ def files(incomplete: str) -> list[str]:
 
 def models(incomplete: str) -> list[str]:
     """Model files of a folder, the folders in it, demo, and what has been pulled."""
-    return _beginning(["demo", *_paths(incomplete, (".gguf", ".m"))], incomplete)
+    return _beginning(["demo", *_paths(incomplete, (".gguf", ".m"))], incomplete) + pulled(incomplete)
+
+
+def pulled(incomplete: str) -> list[str]:
+    """Models of the hub that have been pulled."""
+    from dllama_zmq.hub import list_pulled
+
+    with suppress(DllamaError, OSError):
+        return _beginning((str(one.name) for one in list_pulled()), incomplete)
+    return []
 
 
 def nodes(incomplete: str) -> list[str]:

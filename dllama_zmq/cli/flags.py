@@ -150,6 +150,10 @@ Force = Annotated[bool, Option("-f", "--force", help="Replace what is there")]
 PullModel = Annotated[
     str, Argument(metavar="REPO[:FILE]", help="USER/REPO; FILE is a file's name, a glob, or a quantization as Q4_K_M")
 ]
+PulledModel = Annotated[
+    str, Argument(metavar="REPO[:FILE]", help="A name of `dllama-zmq list`", autocompletion=completion.pulled)
+]
+Yes = Annotated[bool, Option("-y", "--yes", help="Do not ask")]
 PullRevision = Annotated[str, Option("--revision", metavar="NAME", help="A branch, tag or commit of the repository")]
 PullFolder = Annotated[
     Path | None, Option("--to", metavar="FOLDER", help="Put the files there, not into the cache that other tools share")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import sys
 import warnings
 from pathlib import Path
@@ -23,7 +24,7 @@ def run(text: str, revision: str, to: Path | None, offline: bool) -> None:
         display.now("loading huggingface_hub")
         _quieten()
         display.now(f"looking for {name}")
-        plan = plan_pull(name, revision, to, offline=offline)
+        plan = plan_pull(name, revision, to, offline=offline, say=display.line)
         _announce(plan, display)
         plan.check_room()
         try:
@@ -35,7 +36,9 @@ def run(text: str, revision: str, to: Path | None, offline: bool) -> None:
     sys.stdout.flush()
     tokenizer = plan.tokenizer_path()
     beside = f", and after `tokenizer:` {tokenizer}" if tokenizer else ""
-    note(f"put this path after `model:` in cluster.yaml{beside}")
+    typed = name if to is None and revision == "main" else shlex.quote(str(plan.path()))
+    note(f'try: dllama-zmq run {typed} "Once upon a time"')
+    note(f"for a cluster put this path after `model:` in cluster.yaml{beside}")
 
 
 def _announce(plan: Plan, tells: Tells) -> None:

@@ -32,11 +32,8 @@ class RepoCache:
 
     @classmethod
     def of(cls, repo: str) -> RepoCache:
-        """Where the environment (HF_HUB_CACHE, HF_HOME, XDG_CACHE_HOME) puts it."""
-        load_settings()
-        from huggingface_hub import constants
-
-        return cls(Path(constants.HF_HUB_CACHE).absolute() / f"models--{repo.replace('/', '--')}")
+        """Its folder in the cache."""
+        return cls(cache_folder() / f"models--{repo.replace('/', '--')}")
 
     def blob(self, file: HubFile) -> Path:
         """Where the bytes of `file` belong."""
@@ -94,6 +91,14 @@ class RepoCache:
         temporary = path.with_name(f".{secrets.token_hex(8)}.ref")
         temporary.write_text(commit)
         os.replace(temporary, path)
+
+
+def cache_folder() -> Path:
+    """Where the environment (HF_HUB_CACHE, HF_HOME, XDG_CACHE_HOME) puts what is pulled."""
+    load_settings()
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE).absolute()
 
 
 def find_cached(name: ModelName, revision: str) -> tuple[Path, Choice]:

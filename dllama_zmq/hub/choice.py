@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from os.path import commonpath
@@ -47,6 +48,19 @@ def choose(names: Sequence[str], wanted: ModelName, place: str) -> Choice:
     if not files:
         raise UsageError(f"{place} has no {wanted.file!r}; {_nearest(names, wanted.file)}")
     return _of_files(names, files, wanted, place)
+
+
+def every_model(names: Sequence[str], repo: str) -> dict[ModelName, Choice]:
+    """Each model that lies whole among `names`, by what to type for it: one of several with its file, one alone
+    without."""
+    files = [*_gguf_models(names), *_m_files(names)]
+    called: list[str | None] = [*(_called(files) if len(files) > 1 else [None] * len(files))]
+    wanted = [ModelName(repo, file) for file in called] or [ModelName(repo)]
+    found: dict[ModelName, Choice] = {}
+    for name in wanted:
+        with suppress(UsageError):
+            found[name] = choose(names, name, repo)
+    return found
 
 
 def _usual(names: Sequence[str], wanted: ModelName, place: str) -> Choice:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from dllama_zmq.errors import HubError
 from dllama_zmq.hub.name import is_safe_file_name
-from dllama_zmq.hub.reach import endpoint, headers, in_plain_words, session
+from dllama_zmq.hub.reach import Patience, endpoint, headers, in_plain_words, session
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import ModelInfo
 
 _HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _MOST_BYTES = 1 << 50
@@ -35,20 +40,15 @@ class Listing:
     files: dict[str, HubFile]
 
 
-def list_repo(repo: str, revision: str) -> Listing:
-    """Ask the hub what `repo` holds at `revision`, in one request.
+def list_repo(repo: str, revision: str, say: Callable[[str], None] = lambda text: None) -> Listing:
+    """Ask the hub what `repo` holds at `revision`, in one request. `say` hears why that takes long.
 
     Raises HubError where it does not answer or answers what no hub does, UsageError where there is no such repository.
     """
-    from huggingface_hub import HfApi, constants
-
     headers(), session()  # what cannot be used is refused before anything is asked
     with in_plain_words(repo, revision):
         try:
-            timeout_s = constants.HF_HUB_ETAG_TIMEOUT
-            found = HfApi(library_name="dllama-zmq").model_info(
-                repo, revision=revision, files_metadata=True, timeout=timeout_s
-            )
+            found = _model_info(repo, revision, Patience(say))
             commit, siblings = found.sha, found.siblings
             entries = [
                 (one.rfilename, one.lfs.size if one.lfs else one.size, one.lfs.sha256 if one.lfs else one.blob_id)
@@ -64,6 +64,20 @@ def list_repo(repo: str, revision: str) -> Listing:
     if not isinstance(commit, str) or not _HASH.fullmatch(commit):
         raise HubError(f"{endpoint()} does not say the commit of {repo}; check that HF_ENDPOINT is a Hugging Face hub")
     return Listing(repo, commit, {name: _checked(repo, name, *entry) for name, *entry in entries})
+
+
+def _model_info(repo: str, revision: str, patience: Patience) -> ModelInfo:
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HfHubHTTPError
+
+    while True:
+        try:
+            return HfApi(library_name="dllama-zmq").model_info(
+                repo, revision=revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT
+            )
+        except HfHubHTTPError as error:
+            if not patience.wait(error):
+                raise
 
 
 def _checked(repo: str, name: object, n_bytes: object, digest: object) -> HubFile:

@@ -40,6 +40,15 @@ class ModelName:
         return self.repo if self.file is None else f"{self.repo}:{self.file}"
 
 
+def is_hub_name(text: str) -> bool:
+    """Whether `text` looks like USER/REPO[:FILE]: two parts, and not the name of a model's file."""
+    try:
+        name = ModelName.parse(text)
+    except UsageError:
+        return False
+    return "/" in name.repo and not name.repo.endswith((".gguf", ".m", ".safetensors"))
+
+
 def checked_revision(text: str) -> str:
     """A branch, tag or commit that may become a path in the cache. Raises UsageError where it may not."""
     if not _REVISION.fullmatch(text) or any(part in ("", ".", "..") for part in text.split("/")):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,8 +104,17 @@ class Plan:
         return target.with_name(f".{target.name}.{file.hash[:12]}.part")
 
 
-def plan_pull(name: ModelName, revision: str = "main", folder: Path | None = None, *, offline: bool = False) -> Plan:
+def plan_pull(
+    name: ModelName,
+    revision: str = "main",
+    folder: Path | None = None,
+    *,
+    offline: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+) -> Plan:
     """Ask the hub for `name` at `revision`; with `offline`, or HF_HUB_OFFLINE set, look into the cache alone.
+
+    `say` hears why the hub keeps us waiting.
 
     Raises HubError where the hub does not answer or does not give it, UsageError where there is no such model or,
     offline, the cache has not all of it.
@@ -118,7 +128,7 @@ def plan_pull(name: ModelName, revision: str = "main", folder: Path | None = Non
             raise UsageError("--to fetches from the hub, and this is offline; leave one of the two out")
         snapshot, choice = find_cached(name, revision)
         return Plan(name.repo, revision, snapshot.name, choice, (), None)
-    listing = list_repo(name.repo, revision)
+    listing = list_repo(name.repo, revision, say)
     choice = choose(list(listing.files), name, f"{endpoint()}/{name.repo}")
     files = tuple(listing.files[one] for one in choice.files)
     return Plan(name.repo, revision, listing.commit, choice, files, folder and folder.absolute())

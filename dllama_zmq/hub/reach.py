@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 from urllib.request import getproxies
@@ -97,6 +100,46 @@ def is_passing(error: HfHubHTTPError) -> bool:
     return error.response.status_code >= 500 or error.response.status_code == 408
 
 
+class Patience:
+    """Waits as a hub asks that has had too many requests (HTTP 429), for at most `most_s` seconds in all."""
+
+    def __init__(self, say: Callable[[str], None], most_s: float = 900.0) -> None:
+        self._say, self._left_s = say, most_s
+
+    def wait(self, error: HfHubHTTPError) -> bool:
+        """Wait until the hub takes requests again; False where it does not say when, or that is too far off."""
+        asked_s = asked_wait_s(error)
+        if asked_s is None or asked_s > self._left_s:
+            return False
+        self._left_s -= asked_s
+        self._say(f"{endpoint()} has had too many requests from here and asks to wait {asked_s:.0f} s; waiting")
+        time.sleep(asked_s)
+        return True
+
+
+def asked_wait_s(error: HfHubHTTPError) -> float | None:
+    """Seconds after which the hub takes requests again, 1 or more, by its headers Retry-After or RateLimit; None where
+    it has refused for another reason, or does not say.
+
+    Sources: RFC 9110 §10.2.3; https://huggingface.co/docs/hub/rate-limits
+    """
+    from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]  # public, says its reference
+
+    if error.response.status_code != 429:
+        return None
+    asked = str(error.response.headers.get("Retry-After", "")).strip()
+    if asked.isascii() and asked.isdecimal():
+        return max(1.0, float(asked))
+    if asked:
+        try:
+            until = parsedate_to_datetime(asked)
+        except ValueError:
+            return None
+        return max(1.0, (until.replace(tzinfo=until.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
+    limit = parse_ratelimit_headers(error.response.headers)
+    return None if limit is None else max(1.0, float(limit.reset_in_seconds))
+
+
 def _refused(error: HfHubHTTPError, repo: str, revision: str) -> DllamaError:
     from huggingface_hub import get_token
 
@@ -122,7 +165,9 @@ def _refused(error: HfHubHTTPError, repo: str, revision: str) -> DllamaError:
     if status == 403:
         return HubError(f"{endpoint()} does not let you have {repo}: accept its licence at {page} and {sign_in}")
     if status == 429:
-        return HubError(f"{endpoint()} has had too many requests from here; try again in some minutes, or {sign_in}")
+        asked_s = asked_wait_s(error)
+        when = "some minutes" if asked_s is None else f"{asked_s:.0f} s"
+        return HubError(f"{endpoint()} has had too many requests from here; try again in {when}, or {sign_in}")
     if status >= 500:
         return HubError(
             f"{endpoint()} has a fault of its own (HTTP {status}); try again later, or set HF_ENDPOINT to a mirror; "

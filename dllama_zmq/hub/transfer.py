@@ -14,7 +14,7 @@ from pathlib import Path
 
 from dllama_zmq.errors import HubError, UsageError
 from dllama_zmq.hub.listing import HubFile
-from dllama_zmq.hub.reach import endpoint, headers, is_passing, reason, session
+from dllama_zmq.hub.reach import Patience, endpoint, headers, is_passing, reason, session
 from dllama_zmq.telling import Tells
 
 _MOST_FAILURES = 3
@@ -28,6 +28,7 @@ class Transfer:
 
     def __init__(self, repo: str, commit: str, tells: Tells, total_bytes: int) -> None:
         self._repo, self._commit, self._tells = repo, commit, tells
+        self._patience = Patience(tells.line)
         self._before_bytes, self._total_bytes = 0, total_bytes
 
     def have(self, file: HubFile) -> None:
@@ -78,6 +79,8 @@ class Transfer:
             except httpx2.TransportError as error:
                 problem, words = error, reason(error)
             except HfHubHTTPError as error:
+                if self._patience.wait(error):
+                    continue
                 if not is_passing(error):
                     raise
                 problem, words = error, f"HTTP {error.response.status_code}"

@@ -1,13 +1,18 @@
-"""A context, and nodes in threads, that must have ended when the test has; no test leaves anything in its process."""
+"""A context, and nodes in threads, that must have ended when the test has; a hub, and commands beside it; no test leaves
+anything in its process."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import zmq
+from command_line import Cli, short_home
+from hub_server import Hub, Repo, running_hub
 from leaks import nothing_left
 from nodes import Context, Relay, Start, Thread
+from puller import BIG, NAMES, Puller
 from stranger import Stranger
 
 from dllama_zmq.worker import Worker
@@ -43,3 +48,17 @@ def start(context: Context) -> Iterator[Start]:
     for thread in threads:
         thread.join()
     assert [thread.error for thread in threads if thread.error and not thread.expected] == []
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    with running_hub() as hub:
+        files = {"README.md": b"words\n", NAMES[0]: BIG, NAMES[1]: BIG[::-1]}
+        hub.repos["org/m"] = Repo(files, stored=set(NAMES))
+        yield hub
+
+
+@pytest.fixture
+def puller(hub: Hub, tmp_path: Path) -> Iterator[Puller]:
+    with short_home() as home:
+        yield Puller(hub, Cli(home, tmp_path, Path("none")))

@@ -4,82 +4,20 @@ from __future__ import annotations
 
 import os
 import pty
-import random
 import re
 import select
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
-from command_line import Cli, Process, Result, finish, short_home
-from hub_server import COMMIT, TOKEN, Hub, Repo, running_hub
+from command_line import Process, finish
+from hub_server import COMMIT, TOKEN, Hub, Repo
+from puller import BIG, GGUF, TAKES_S, Puller
 
-BIG = random.Random(1).randbytes(3_000_000)
-GGUF = "m.Q4_K_M.gguf"
-NAMES = (GGUF, "m.Q8_0.gguf")
-TAKES_S = 20.0
 SILENT_S = 6.0  # lines come after 1.5 and 5 s of a thing
-
-
-class Puller:
-    """The command line beside a hub, with a cache of its own."""
-
-    def __init__(self, hub: Hub, cli: Cli) -> None:
-        self.hub, self.cli = hub, cli
-        self.cache = cli.folder / "hf" / "hub"
-        self.folder = self.cache / "models--org--m"
-
-    def environment(self, **env: str) -> dict[str, str]:
-        unwanted = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
-        cleared = {name: "" for word in unwanted for name in (word, word.lower())}
-        home = {"HF_HOME": str(self.cache.parent), "HF_HUB_CACHE": str(self.cache), "HF_ENDPOINT": self.hub.url}
-        token = {"HF_TOKEN": "", "HF_TOKEN_PATH": str(self.cache.parent / "token")}
-        return cleared | token | home | env
-
-    def run(self, *words: str, **env: str) -> Result:
-        return self.cli.run("pull", *words, wait_s=TAKES_S, **self.environment(**env))
-
-    def started(self, *words: str, **env: str) -> AbstractContextManager[Process]:
-        return self.cli.started("pull", *words, **self.environment(**env))
-
-    def path(self, *words: str, **env: str) -> Path:
-        """What a pull that must work prints, and nothing else, to stdout."""
-        result = self.run(*words, **env)
-        assert result.code == 0, result.said
-        assert result.out.count("\n") == 1, result.said
-        assert "\r" not in result.err, result.said  # no bar of another program
-        assert "put this path after `model:` in cluster.yaml" in result.err.splitlines()[-1]
-        return Path(result.out.rstrip("\n"))
-
-    def python(self, code: str) -> str:
-        """What a program prints that uses huggingface_hub, or this package, with the same cache."""
-        env = self.cli.environment(**self.environment())
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=TAKES_S, env=env)
-        assert done.returncode == 0, done.stderr
-        return done.stdout.strip()
-
-    def files(self) -> list[str]:
-        """Everything that lies in the cache of the repository."""
-        return sorted(path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*") if not path.is_dir())
-
-
-@pytest.fixture
-def hub() -> Iterator[Hub]:
-    with running_hub() as hub:
-        files = {"README.md": b"words\n", NAMES[0]: BIG, NAMES[1]: BIG[::-1]}
-        hub.repos["org/m"] = Repo(files, stored=set(NAMES))
-        yield hub
-
-
-@pytest.fixture
-def puller(hub: Hub, tmp_path: Path) -> Iterator[Puller]:
-    with short_home() as home:
-        yield Puller(hub, Cli(home, tmp_path, Path("none")))
 
 
 # --- what is fetched ----------------------------------------------------------------------------------------------
@@ -103,7 +41,9 @@ def test_other_programs_do_not_speak_in_between(puller: Puller, hub: Hub) -> Non
     env = puller.environment(HF_HUB_ENABLE_HF_TRANSFER="1", HF_DEBUG="1", HF_HUB_DISABLE_PROGRESS_BARS="0")
     result = puller.cli.run("--verbose", "pull", "org/m", wait_s=TAKES_S, **env)
     assert result.code == 0, result.said
-    ours = re.compile(r"(loading hugging|looking for |org/m at |  m\.|m\.Q4_K_M\.gguf: |checking |put this path ).*")
+    ours = re.compile(
+        r"(loading hugging|looking for |org/m at |  m\.|m\.Q4_K_M\.gguf: |checking |try: |for a cluster put this ).*"
+    )
     assert [line for line in result.err.splitlines() if not ours.fullmatch(line)] == []
 
 
@@ -216,6 +156,35 @@ def test_a_connection_that_ends_early_is_made_again_and_goes_on(puller: Puller, 
 def test_a_fault_of_the_hub_that_passes_is_waited_for(puller: Puller, hub: Hub) -> None:
     hub.faults.status = {"/resolve/": [503, 500]}
     assert puller.path("org/m").read_bytes() == BIG
+
+
+@pytest.mark.parametrize(
+    "headers", [{"Retry-After": "2"}, {"RateLimit": '"resolvers";r=0;t=2'}], ids=["Retry-After", "RateLimit"]
+)
+@pytest.mark.parametrize("asked", ["/api/models/", "/resolve/"])
+def test_too_many_requests_are_waited_for_as_the_hub_asks_and_that_is_said_once(
+    puller: Puller, hub: Hub, headers: dict[str, str], asked: str
+) -> None:
+    hub.faults.status, hub.faults.headers = {asked: [429]}, headers
+    result = puller.run("org/m")
+    assert result.code == 0, result.said
+    said = f"{hub.url} has had too many requests from here and asks to wait 2 s; waiting"
+    assert result.err.splitlines().count(said) == 1
+    assert result.seconds > 2
+
+
+def test_a_transfer_goes_on_where_it_was_when_the_hub_had_had_too_many_requests(puller: Puller, hub: Hub) -> None:
+    hub.faults.cut_after, hub.faults.headers = [1_000_000], {"Retry-After": "1"}
+    hub.faults.status = {"/resolve/": [0, 429, 429, 429, 429]}  # more often than a fault may come in a row
+    assert puller.path("org/m").read_bytes() == BIG
+
+
+@pytest.mark.parametrize(
+    ("asked_s", "says"), [("86400", "try again in 86400 s"), ("soon", "try again in some minutes")]
+)
+def test_too_long_a_wait_is_not_begun(puller: Puller, hub: Hub, asked_s: str, says: str) -> None:
+    hub.faults.status, hub.faults.headers = {"/resolve/": [429]}, {"Retry-After": asked_s}
+    assert says in puller.run("org/m").error()
 
 
 def test_a_server_that_sends_all_or_nothing_is_begun_again(puller: Puller, hub: Hub) -> None:

@@ -1,0 +1,50 @@
+"""`dllama-zmq list` and `rm`: the models that have been pulled."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from rich.console import Console
+from rich.table import Table
+
+from dllama_zmq.cli.show import note
+from dllama_zmq.errors import UsageError
+from dllama_zmq.hub import ModelName, cache_folder, list_pulled, named, plan_removal
+from dllama_zmq.telling import human_bytes
+
+
+def list_models(as_json: bool) -> None:
+    """Print every pulled model: what to type for it, its size, where they are."""
+    models = list_pulled()
+    if as_json:
+        rows = [{"name": str(one.name), "path": str(one.path), "bytes": one.n_bytes} for one in models]
+        print(json.dumps({"models": rows}))  # noqa: T201
+        return
+    if not models:
+        note("no model has been pulled yet; dllama-zmq pull USER/REPO[:FILE] fetches one")
+        return
+    table = Table("name", "size", box=None, pad_edge=False)
+    for one in models:
+        table.add_row(str(one.name), human_bytes(one.n_bytes))
+    Console(highlight=False, markup=False).print(table)
+    note(f"in {cache_folder()}; dllama-zmq run NAME runs one, dllama-zmq list --json tells where each is")
+
+
+def remove(text: str, yes: bool) -> None:
+    """Remove a pulled model; asks first, unless `yes`. Exit code 1 where the answer is no."""
+    removal = plan_removal(named(text) or ModelName.parse(text))
+    what = f"{removal.name} ({human_bytes(removal.n_bytes)} in {removal.paths[0].parent})"
+    if not yes and not _agreed(f"remove {what}? [y/N] "):
+        note("nothing was removed")
+        raise SystemExit(1)
+    removal.execute()
+    note(f"removed {what}")
+
+
+def _agreed(question: str) -> bool:
+    if not sys.stdin.isatty():
+        raise UsageError("nobody can be asked here whether to remove it; --yes removes it without")
+    sys.stderr.write(question)
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
