@@ -205,16 +205,29 @@ def model_at(text: str | Path) -> Path:
 
 
 def _path_or_pulled(text: str | Path) -> Path:
-    """A path; where there is nothing at it, what has been pulled under this name. Raises FormatError for neither."""
-    path = Path(text)
+    """A path; where there is nothing at it, what has been pulled under this name."""
+    found = from_anywhere(str(text))
+    return find_pulled(found) if found.startswith(PULLED) else Path(text)
+
+
+def from_anywhere(text: str) -> str:
+    """What `model:` takes in a file of any folder for the model that `text` names here: `demo`, a path in full, or
+    hf:REPO[:FILE]; where there is nothing at a path, what has been pulled under this name.
+
+    Raises FormatError where there is neither; UsageError where no hub has such a name.
+    """
+    if text == DEMO:
+        return text
+    if text.startswith(PULLED):
+        return f"{PULLED}{ModelName.parse(text)}"
+    path = Path(text).expanduser()
     if os.path.lexists(path):
-        return path
-    if (name := named(str(text))) is not None:
-        return find_pulled(str(name))
-    hub = f"; a model of the Hugging Face hub that has not been pulled is fetched by `dllama-zmq pull {text}`"
+        return str(path.absolute())
+    if (name := named(text)) is not None:
+        return f"{PULLED}{name}"
+    hub = f"; if it is a model of the Hugging Face hub, write {PULLED}{text} (after `dllama-zmq pull {text}`)"
     raise FormatError(
-        f"{text} cannot be opened: there is no such file or folder in {Path.cwd()}{_similar(path)}"
-        f"{hub if is_hub_name(str(text)) else ''}"
+        f"{text} cannot be opened: there is no such file or folder{_similar(path)}{hub if is_hub_name(text) else ''}"
     )
 
 
@@ -249,7 +262,8 @@ def load_cluster(path: str | os.PathLike[str]) -> ClusterFile:
             data = file.read(MAX_FILE_BYTES + 1)
     except FileNotFoundError as error:
         raise ConfigError(
-            f"{path}: there is no such file; go to the folder of your cluster.yaml, or name the file in the command"
+            f"{path}: there is no such file; go to the folder of your cluster.yaml, name the file in the command, or "
+            "write one: dllama-zmq init"
         ) from error
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: the file cannot be read ({error}); check its path and permissions") from error

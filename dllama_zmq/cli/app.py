@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import io
 import logging
-import os
 import sys
-from pathlib import Path
+from dataclasses import replace
 
 import typer
 
@@ -14,7 +13,6 @@ from dllama_zmq import __version__
 from dllama_zmq.cli import flags
 from dllama_zmq.cli.command import Group, add_command
 from dllama_zmq.cli.endings import with_exit_codes, with_output
-from dllama_zmq.cli.overrides import Overrides
 from dllama_zmq.cli.wrong_use import exit_code
 from dllama_zmq.errors import UsageError
 
@@ -32,74 +30,158 @@ TEXT, CLUSTERS, MODELS, MEASURE = "Generate text", "Clusters", "Models", "Measur
 
 
 @add_command(
-    app, TEXT, "generate", "inference", "run",
-    examples=['dllama-zmq generate "Once upon a time"', 'dllama-zmq generate -m story.gguf -n 60 --temp 0 "One day"'],
+    app, TEXT, "run",
+    examples=[
+        'dllama-zmq run story.gguf "Once upon a time"',
+        'dllama-zmq run hf:TheBloke/TinyLlama-1.1B-Chat-v1.0-GGUF:Q4_K_M "One day"',
+        "echo 'One day, Lily' | dllama-zmq run demo -n 60 --temp 0",
+    ],
 )  # fmt: skip
-def generate(
+def run(
     *,
-    prompt: flags.Prompt = None,
-    prompt_option: flags.PromptOption = None,
-    overrides: Overrides,
+    source: flags.RunModel = None,
+    prompt: flags.PromptFlags,
+    overrides: flags.Overrides,
     answer: flags.Answer,
     cluster: flags.Cluster = None,
 ) -> None:
-    """Continue a text. Uses the running cluster; with none running, brings one up for this call."""
-    from dllama_zmq.cli import generate as command
+    """Continue a text with a model, in any folder. Needs no file: one node on this computer, or --nodes N.
 
-    command.run(_one_prompt(prompt, prompt_option), _one_cluster(None, cluster), answer, overrides)
+    A cluster of this folder that runs this very model is used; a model of the hub (hf:) is fetched first.
+    """
+    from dllama_zmq.cli import chosen
+    from dllama_zmq.cli import generate as command
+    from dllama_zmq.cli.prompt import read_prompt
+
+    if overrides.model is not None or overrides.hub_model is not None:  # then what stands first is the prompt
+        if source is not None and prompt.prompt is not None:
+            raise UsageError("two models are given, as an argument and as a flag; give one")
+        prompt = prompt if source is None else replace(prompt, prompt=source)
+        source = overrides.model or f"hf:{overrides.hub_model}"
+        overrides = replace(overrides, model=None, hub_model=None)
+    text = read_prompt(prompt, f'dllama-zmq run {source or "MODEL"} "Once upon a time"')
+    if cluster is not None or source is None:
+        command.run(text, chosen.chosen_path(cluster), answer, replace(overrides, model=source))
+    else:
+        command.run_model(text, source, answer, overrides)
+
+
+@add_command(
+    app, TEXT, "generate", "inference",
+    examples=[
+        'dllama-zmq generate "Once upon a time"',
+        'dllama-zmq generate -m story.gguf -n 60 --temp 0 "One day"',
+        "dllama-zmq generate -f prompt.txt --json",
+    ],
+)  # fmt: skip
+def generate(
+    *,
+    prompt: flags.PromptFlags,
+    overrides: flags.Overrides,
+    answer: flags.Answer,
+    cluster: flags.Cluster = None,
+) -> None:
+    """Continue a text with this folder's cluster. With none running, brings one up for this call.
+
+    Without a cluster.yaml, -m MODEL is enough: one node on this computer, or --nodes N.
+    """
+    from dllama_zmq.cli import chosen
+    from dllama_zmq.cli import generate as command
+    from dllama_zmq.cli.prompt import read_prompt
+
+    text = read_prompt(prompt, 'dllama-zmq generate "Once upon a time"')
+    command.run(text, chosen.chosen_path(cluster), answer, overrides)
 
 
 @add_command(
     app, CLUSTERS, "up",
-    examples=["dllama-zmq up", "dllama-zmq up home.yaml -m hf:org/model-GGUF:Q4_K_M"],
+    examples=["dllama-zmq up", "dllama-zmq up home.yaml", "dllama-zmq up -m story.gguf --nodes 2"],
 )  # fmt: skip
 def up(
     *,
     which: flags.AnyCluster,
-    overrides: Overrides,
+    overrides: flags.Overrides,
     foreground: flags.Foreground = False,
     detach: flags.Detach = False,
 ) -> None:
-    """Bring a cluster up. Returns when every node is ready."""
+    """Bring a cluster up and leave it running. Returns when every node is ready.
+
+    Without a cluster.yaml, -m MODEL is enough: one node on this computer, or --nodes N.
+    """
+    from dllama_zmq.cli import chosen
     from dllama_zmq.cli import cluster as commands
 
-    path = _one_cluster(which.file, which.option)
     if foreground and detach:
         raise UsageError("--foreground stays and --detach does not; give one of them")
-    if foreground:
-        commands.be_cluster(path, overrides)
-    else:
-        commands.up(path, overrides)
+    path = chosen.chosen_path(which.file, which.option)
+    (commands.be_cluster if foreground else commands.up)(path, overrides)
+
+
+@add_command(
+    app, CLUSTERS, "init",
+    examples=[
+        "dllama-zmq init -m story.gguf --nodes 2",
+        "dllama-zmq init home.yaml -m demo --workers 192.168.1.11,192.168.1.12,192.168.1.13",
+    ],
+)  # fmt: skip
+def init(*, options: flags.Init) -> None:
+    """Write a cluster's file with a comment on everything that can be changed in it."""
+    from dllama_zmq.cli import init as command
+
+    command.run(options)
+
+
+@add_command(app, CLUSTERS, "restart", examples=["dllama-zmq restart", "dllama-zmq restart -c 8192"])
+def restart(*, which: flags.AnyCluster, overrides: flags.Overrides) -> None:
+    """Take a cluster down and bring it up as its file says now."""
+    from dllama_zmq.cli import chosen
+    from dllama_zmq.cli import cluster as commands
+
+    commands.restart(chosen.chosen_path(which.file, which.option), overrides)
 
 
 @add_command(app, CLUSTERS, "down", "stop", examples=["dllama-zmq down", "dllama-zmq down home.yaml"])
 def down(*, which: flags.AnyCluster) -> None:
     """Take a cluster down."""
+    from dllama_zmq.cli import chosen
     from dllama_zmq.cli import cluster as commands
 
-    commands.down(_one_cluster(which.file, which.option))
+    commands.down(chosen.chosen_path(which.file, which.option))
 
 
-@add_command(app, CLUSTERS, "status", examples=["dllama-zmq status", "dllama-zmq status home.yaml --json"])
-def status(*, which: flags.AnyCluster, json: flags.Json = False) -> None:
+@add_command(
+    app, CLUSTERS, "status",
+    examples=["dllama-zmq status", "dllama-zmq status --watch", "dllama-zmq status home.yaml --json"],
+)  # fmt: skip
+def status(*, which: flags.AnyCluster, watch: flags.Watch = None, json: flags.Json = False) -> None:
     """Show how a cluster is."""
+    from dllama_zmq.cli import chosen
     from dllama_zmq.cli import cluster as commands
 
-    commands.status(_one_cluster(which.file, which.option), json)
+    commands.status(chosen.chosen_path(which.file, which.option), json, watch)
+
+
+@add_command(app, CLUSTERS, "ps", examples=["dllama-zmq ps"])
+def ps(*, json: flags.Json = False) -> None:
+    """List the clusters that run on this computer."""
+    from dllama_zmq.cli import cluster as commands
+
+    commands.list_running(json)
 
 
 @add_command(app, CLUSTERS, "logs", examples=["dllama-zmq logs", "dllama-zmq logs worker1 -f"])
 def logs(
     *,
-    node: flags.LogNode = "root",
+    node: flags.LogNode = None,
     cluster: flags.Cluster = None,
     lines: flags.LogLines = 50,
     follow: flags.LogFollow = False,
 ) -> None:
-    """Print a node's log."""
-    from dllama_zmq.cli import cluster as commands
+    """Print the log of a node, or of all nodes of this computer."""
+    from dllama_zmq.cli import chosen
+    from dllama_zmq.cli import logs as command
 
-    commands.logs(_one_cluster(None, cluster), node, lines, follow)
+    command.run(chosen.chosen_path(cluster), node, lines, follow)
 
 
 @app.command(hidden=True)
@@ -217,26 +299,6 @@ def _before(version: flags.Version = False, verbose: flags.Verbose = False) -> N
         raise typer.Exit
     level = logging.DEBUG if verbose else logging.INFO
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
-
-
-def _one_cluster(argument: Path | None, option: Path | None) -> Path:
-    if argument is not None and option is not None and argument != option:
-        raise UsageError(f"two files are given, {argument} and --cluster {option}; give one")
-    return argument or option or Path("cluster.yaml")
-
-
-def _one_prompt(argument: str | None, option: str | None) -> str:
-    if argument is not None and option is not None:
-        raise UsageError("the prompt is given twice, as an argument and with --prompt; give it once")
-    text = argument if argument is not None else option
-    if text is None:
-        raise UsageError('the prompt is missing; give a text to continue: dllama-zmq generate "Once upon a time"')
-    try:
-        return (sys.stdin.buffer.read() if text == "-" else os.fsencode(text)).decode()
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            f"the prompt is not UTF-8 text: byte {error.start} is {error.object[error.start]:#x}"
-        ) from None
 
 
 def main() -> None:

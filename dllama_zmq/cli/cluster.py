@@ -2,37 +2,42 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
-import sys
 import time
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 from threadpoolctl import threadpool_limits
 
-from dllama_zmq.cli.overrides import Overrides
+from dllama_zmq.bus.client_messages import Status
+from dllama_zmq.cli.chosen import running_here, to_bring_up
+from dllama_zmq.cli.flags import Overrides
+from dllama_zmq.cli.overrides import applied, fetched
 from dllama_zmq.cli.progress import Arrivals, Display, duration, note_on
 from dllama_zmq.cli.show import note
+from dllama_zmq.cli.watch import check_watch, watched
 from dllama_zmq.client import CONNECT_S
-from dllama_zmq.cluster import ClusterFile, is_loopback, load_cluster
-from dllama_zmq.errors import ClusterError
+from dllama_zmq.cluster import FILE_NAME, ClusterFile
 from dllama_zmq.launch.daemon import run_cluster, run_started
 from dllama_zmq.launch.lifecycle import Listener, bring_up, commands_elsewhere, take_down
-from dllama_zmq.launch.paths import Places
-from dllama_zmq.launch.registry import Record, address_elsewhere, await_running, cluster_here, connect
+from dllama_zmq.launch.registry import Running, address_elsewhere, await_running, connect, running_clusters
 from dllama_zmq.telling import human_bytes
+
+_STATUS_S = 10.0  # the root answers between two steps
 
 
 def be_cluster(path: Path, overrides: Overrides) -> None:
     """Be the cluster's root, in the foreground."""
+    file = to_bring_up(path, fetched(overrides))
     with threadpool_limits(limits=1), Display() as display:
-        run_cluster(overrides.apply(load_cluster(path)), display)
+        run_cluster(file, display)
 
 
 def be_started_cluster(name: str, lock: int) -> None:
@@ -43,7 +48,19 @@ def be_started_cluster(name: str, lock: int) -> None:
 
 def up(path: Path, overrides: Overrides) -> None:
     """Bring the cluster up in the background."""
-    file = overrides.apply(load_cluster(path))
+    _up(to_bring_up(path, fetched(overrides)))
+
+
+def restart(path: Path, overrides: Overrides) -> None:
+    """Take the cluster down, where it runs, and bring it up as its file says now; without a file, as it was."""
+    overrides = fetched(overrides)
+    file = applied(overrides, running_here(path, even_down=True))
+    if take_down(file):
+        note(f"{file.cluster.name} is down")
+    _up(file)
+
+
+def _up(file: ClusterFile) -> None:
     start = time.monotonic()
     try:
         with listening(file) as listener:
@@ -52,7 +69,7 @@ def up(path: Path, overrides: Overrides) -> None:
         note(f"stopped; {file.cluster.name} is down")
         raise
     nodes = "1 node" if len(status.nodes) == 1 else f"{len(status.nodes)} nodes"
-    where = "" if path == Path("cluster.yaml") else f" --cluster {shlex.quote(str(path))}"
+    where = "" if file.path == Path(FILE_NAME) else f" --cluster {shlex.quote(str(file.path))}"
     note(
         f"{status.name} is up: {nodes} in {time.monotonic() - start:.1f} s. "
         f'Try: dllama-zmq generate "Once upon a time"{where}'
@@ -66,19 +83,24 @@ def listening(file: ClusterFile, for_this_call: bool = False) -> Iterator[Listen
 
         def begin() -> None:
             if for_this_call:
-                display.line(
-                    f"{file.cluster.name} is not running: bringing up {file.path} for this call "
-                    "(`dllama-zmq up` keeps it)"
-                )
+                display.line(_for_this_call(file))
             for command in commands_elsewhere(file.cluster).values():
                 display.line(f"start {command}")
 
         yield Listener(Arrivals(display).show, display, begin, patient=display.is_live)
 
 
+def _for_this_call(file: ClusterFile) -> str:
+    if not file.private:
+        return f"{file.cluster.name} is not running: bringing up {file.path} for this call (`dllama-zmq up` keeps it)"
+    n_nodes = file.cluster.n_nodes
+    nodes = "one node" if n_nodes == 1 else f"{n_nodes} nodes"
+    return f"starting {file.cluster.model} on {nodes} for this call (`dllama-zmq up -m ...` keeps it running)"
+
+
 def down(path: Path) -> None:
     """Take the cluster down."""
-    file = cluster_here(path)
+    file = running_here(path)
     start = time.monotonic()
     if take_down(file):
         note(f"{file.cluster.name} is down, in {time.monotonic() - start:.1f} s")
@@ -86,24 +108,24 @@ def down(path: Path) -> None:
         note(f"{file.cluster.name} was not running")
 
 
-def status(path: Path, as_json: bool) -> None:
-    """Show the cluster's state; exit code 1 where it is not running."""
-    file = cluster_here(path)
+def status(path: Path, as_json: bool, watch_s: float | None) -> None:
+    """Show the cluster's state, with `watch_s` again and again; exit code 1 where it is not running."""
+    check_watch(watch_s)
+    file = running_here(path)
     if as_json and address_elsewhere(file.cluster) is None and await_running(file, CONNECT_S) is None:
         print('{"state":"down"}')  # noqa: T201
         raise SystemExit(1)
     with connect(file) as client:
-        found = client.status(wait_s=10.0)
-    if as_json:
-        fields = {name: getattr(found, name) for name in found.__struct_fields__ if name != "id"}  # on the bus: a list
-        sys.stdout.write(msgspec.json.encode(fields).decode() + "\n")
-        return
-    console = Console(highlight=False, markup=False)
-    console.print(
-        f"{found.name}: {found.state}, up {duration(found.uptime_s)}, {found.active} running, {found.queued} waiting"
+        watched(lambda: client.status(_STATUS_S), _as_json if as_json else status_table, watch_s)
+
+
+def status_table(found: Status) -> RenderableType:
+    """A cluster's nodes, for people."""
+    words = (
+        f"{found.name}: {found.state}, up {duration(found.uptime_s)}, {found.active} running, {found.queued} waiting",
+        f"model: {os.path.normpath(found.model)}",
+        f"sync {found.sync}, kernels {found.kernels}, {found.seq_len} positions",
     )
-    console.print(f"model: {os.path.normpath(found.model)}", soft_wrap=True)
-    console.print(f"sync {found.sync}, kernels {found.kernels}, {found.seq_len} positions")
     table = Table("node", "state", "process", "weights", "KV cache", "note", box=None, pad_edge=False)
     for node in found.nodes:
         table.add_row(
@@ -114,32 +136,51 @@ def status(path: Path, as_json: bool) -> None:
             human_bytes(node.kv_bytes),
             note_on(node),
         )
-    console.print(table)
+    return Group(*map(Text, words), table)
 
 
-def logs(path: Path, node: str, n_lines: int, follow: bool) -> None:
-    """Print the last lines of a node's log, and with `follow` what comes after them."""
-    file = cluster_here(path, even_down=True)
-    cluster = file.cluster
-    known = ["root", *(worker.name for worker in cluster.workers)]
-    if node not in known:
-        raise ClusterError(f"cluster {cluster.name!r} has no node {node!r}; its nodes are {', '.join(known)}")
-    places = Places.of(cluster.name)
-    started = Record.read(places.started_file)
-    if started is not None and started.file.path != file.identity:
-        raise ClusterError(
-            f"the logs of {cluster.name!r} are those of {started.path}, which was up last under this name; the one of "
-            f"{file.identity} has not been since. See those: dllama-zmq logs --cluster {shlex.quote(started.path)}"
+def _as_json(found: Status) -> str:
+    fields = {name: getattr(found, name) for name in found.__struct_fields__ if name != "id"}  # on the bus: a list
+    return msgspec.json.encode(fields).decode()
+
+
+def list_running(as_json: bool) -> None:
+    """Print the clusters of this computer that are up or on their way."""
+    found = running_clusters()
+    if as_json:
+        rows = [
+            {
+                "name": one.name, "state": _state(one), "model": one.model, "nodes": one.file.cluster.n_nodes,
+                "pid": one.pid, "since": one.since, "clients": one.clients,
+                "file": None if one.file.private else str(one.path),
+            }
+            for one in found
+        ]  # fmt: skip
+        print(json.dumps({"clusters": rows}))  # noqa: T201
+        return
+    if not found:
+        note("no cluster runs on this computer")
+        return
+    table = Table("name", "state", "nodes", "for", "process", "model", box=None, pad_edge=False)
+    for one in found:
+        row = (
+            one.name,
+            _state(one),
+            one.file.cluster.n_nodes,
+            duration(time.time() - one.since),
+            one.pid,
+            Path(one.model).name,
         )
-    log_path = places.log(node)
-    if not log_path.exists():
-        hosts = {worker.name: worker.host for worker in cluster.workers if not is_loopback(worker.host)}
-        where = f"runs on {hosts[node]} and prints it there" if node in hosts else "has not run on this host"
-        raise ClusterError(f"{log_path}: no log yet; {node} {where}")
-    with log_path.open(errors="replace") as log:
-        sys.stdout.writelines(deque(log, maxlen=n_lines))
-        sys.stdout.flush()
-        while follow:
-            time.sleep(0.2)
-            sys.stdout.write(log.read())
-            sys.stdout.flush()
+        table.add_row(*map(str, row))
+    console = Console(highlight=False, markup=False)
+    console.print(table)
+    for one in found:
+        if not one.file.private:
+            place = one.path if one.path.exists() else f"{one.path.parent} (without a file)"
+            console.print(f"{one.name}: {place}", soft_wrap=True)
+
+
+def _state(running: Running) -> str:
+    if not running.clients:
+        return "starting"
+    return "one call" if running.file.private else "up"

@@ -142,7 +142,7 @@ def flag_name(parameter: Any) -> str:
     if parameter.param_type_name == "argument":
         return str(parameter.metavar or parameter.name)
     names = [*parameter.opts, *(name for name in parameter.secondary_opts if name.strip())]
-    short = [name for name in names if len(name) == 2][:1]
+    short = [name for name in names if not name.startswith("--")][:1]
     long = [name for name in parameter.opts if name.startswith("--")][:1]
     return ", ".join([*short, *long] or parameter.opts[:1])
 

@@ -17,8 +17,13 @@ def shapes(incomplete: str) -> list[str]:
 
 
 def files(incomplete: str) -> list[str]:
-    """Cluster files of a folder, and the folders in it."""
-    return _beginning(_paths(incomplete, (".yaml", ".yml")), incomplete)
+    """Cluster files of a folder, the folders in it, and the names of running clusters."""
+    from dllama_zmq.launch.registry import running_clusters
+
+    names: list[str] = []
+    with suppress(DllamaError, OSError):
+        names = [one.name for one in running_clusters() if not one.file.private]
+    return _beginning([*_paths(incomplete, (".yaml", ".yml")), *names], incomplete)
 
 
 def models(incomplete: str) -> list[str]:
@@ -37,11 +42,11 @@ def pulled(incomplete: str) -> list[str]:
 
 def nodes(incomplete: str) -> list[str]:
     """The nodes of ./cluster.yaml."""
-    from dllama_zmq.cluster import load_cluster
+    from dllama_zmq.launch.registry import cluster_here
 
     names = ["root"]
-    with suppress(DllamaError):
-        names += [worker.name for worker in load_cluster("cluster.yaml").cluster.workers]
+    with suppress(DllamaError, OSError):
+        names += [worker.name for worker in cluster_here(Path("cluster.yaml"), even_down=True).cluster.workers]
     return _beginning(names, incomplete)
 
 

@@ -19,11 +19,13 @@ from dllama_zmq.spec import Sync, Weights
 
 # --- clusters --------------------------------------------------------------------------------------------------------
 
+_SETTINGS = "Instead of what the file says"
 _CLUSTER = "The cluster's file; ./cluster.yaml if not given"
 
 Cluster = Annotated[
     Path | None, Option("--cluster", metavar="FILE", help=_CLUSTER, show_default=False, autocompletion=completion.files)
 ]
+Force = Annotated[bool, Option("-f", "--force", help="Replace what is there")]
 Json = Annotated[bool, Option("--json", help="One JSON object instead of text")]
 Watch = Annotated[
     float | None,
@@ -31,6 +33,27 @@ Watch = Annotated[
 ]
 Foreground = Annotated[bool, Option("--foreground", help="Stay here (or under a supervisor) until stopped")]
 Detach = Annotated[bool, Option("-d", "--detach", hidden=True, help="What `up` does anyway")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Init:
+    """What `init` writes."""
+
+    file: Annotated[Path | None, Argument(metavar="FILE", help="The file to write; ./cluster.yaml if not given")] = None
+    model: Annotated[
+        str | None, model_flag("-m", "--model", help="Its model: a file or folder, hf:REPO[:FILE] or demo")
+    ] = None
+    nodes: Annotated[int | None, number("--nodes", help="Nodes, all on this computer: 1, 2, 4, 8, ...")] = None
+    workers: Annotated[
+        str | None,
+        Option("--workers", metavar="HOST,…", help="Other computers: this one is the root, those its workers"),
+    ] = None
+    host: Annotated[
+        str | None, Option("--host", metavar="ADDRESS", help="This computer's address for them, found out if not given")
+    ] = None
+    force: Force = False
+
+
 RootName = Annotated[str, Argument(metavar="NAME", help="The cluster's name")]
 RootLock = Annotated[int, Option("--lock", metavar="N", help="The descriptor of the cluster's lock")]
 LeaveWithStdin = Annotated[bool, Option("--leave-with-stdin", hidden=True)]
@@ -50,7 +73,10 @@ class AnyCluster:
 
 
 LogNode = Annotated[
-    str, Argument(metavar="NODE", help="root, or a worker of this host", autocompletion=completion.nodes)
+    str | None,
+    Argument(
+        metavar="NODE", help="root, or a worker of this computer; all if not given", autocompletion=completion.nodes
+    ),
 ]
 LogLines = Annotated[int, number("-n", "--lines", help="How many of the last lines")]
 LogFollow = Annotated[bool, Option("-f", "--follow", help="Go on printing what is added")]
@@ -64,12 +90,78 @@ WorkerThreads = Annotated[
 ]
 Crowded = Annotated[bool, Option("--crowded", hidden=True)]
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overrides:
+    """What the command line says instead of the file. A model's path is relative to where the command runs."""
+
+    model: Annotated[
+        str | None,
+        model_flag("-m", "--model", help="A file or folder of any format, hf:REPO[:FILE] or demo"),
+    ] = None
+    hub_model: Annotated[
+        str | None,
+        Option(
+            "-hf", "-hfr", "--hf-repo", metavar="REPO[:FILE]", autocompletion=completion.pulled,
+            help="A model of the Hugging Face hub; fetched where it is not here",
+        ),
+    ] = None  # fmt: skip
+    nodes: Annotated[int | None, number("--nodes", help="Nodes on this computer (1), or of a file the first N")] = None
+    context: Annotated[
+        int | None,
+        number(
+            "-c", "--ctx-size", "--max-seq-len", "--context", most=1 << 24,
+            help="Positions to keep room for, prompt and answer together", rich_help_panel=_SETTINGS,
+        ),
+    ] = None  # fmt: skip
+    tokenizer: Annotated[
+        Path | None,
+        Option(
+            "--tokenizer", metavar="FILE", help="The model's tokenizer, where it does not bring one",
+            rich_help_panel=_SETTINGS,
+        ),
+    ] = None  # fmt: skip
+    weights: Annotated[
+        Weights | None,
+        choice("--weights", of=Weights, help="Type in which a folder's weights are read", rich_help_panel=_SETTINGS),
+    ] = None
+    threads: Annotated[
+        int | None,
+        number("-t", "--threads", "--nthreads", help="Threads of every node here", rich_help_panel=_SETTINGS),
+    ] = None
+    sync: Annotated[
+        Sync | None,
+        choice(
+            "--sync", "--buffer-float-type", of=Sync, help="Type of activations on the bus", rich_help_panel=_SETTINGS
+        ),
+    ] = None
+    kernels: Annotated[
+        KernelChoice | None,
+        choice("--kernels", of=KernelChoice, help="Back end of the arithmetic", rich_help_panel=_SETTINGS),
+    ] = None
+
+
 # --- texts -----------------------------------------------------------------------------------------------------------
 
 _SAMPLING = "Sampling"
 
-Prompt = Annotated[str | None, Argument(metavar="PROMPT", help="The text to continue; - reads it from stdin")]
-PromptOption = Annotated[str | None, Option("-p", "--prompt", metavar="TEXT", help="The text to continue, as a flag")]
+RunModel = Annotated[
+    str | None,
+    Argument(
+        metavar="MODEL", help="A file or folder of any format, hf:REPO[:FILE] or demo", autocompletion=completion.models
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptFlags:
+    """The text to continue, or where it is."""
+
+    prompt: Annotated[
+        str | None, Argument(metavar="PROMPT", help="The text to continue; - or none: what is piped in")
+    ] = None
+    prompt_option: Annotated[str | None, Option("-p", "--prompt", metavar="TEXT", help="The same, as a flag")] = None
+    prompt_file: Annotated[Path | None, Option("-f", "--file", metavar="FILE", help="A file with the prompt")] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,7 +238,6 @@ ConvertWeights = Annotated[
 ConvertTokenizer = Annotated[
     Path | None, Option("--tokenizer", metavar="OUT.t", help="Where the tokenizer goes; beside OUT.m if not given")
 ]
-Force = Annotated[bool, Option("-f", "--force", help="Replace what is there")]
 PullModel = Annotated[
     str, Argument(metavar="REPO[:FILE]", help="USER/REPO; FILE is a file's name, a glob, or a quantization as Q4_K_M")
 ]

@@ -6,12 +6,15 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from dllama_zmq.bus.client_messages import Done, Piece, Prefill, Queued, Started
 from dllama_zmq.cli import flags
+from dllama_zmq.cli.chosen import for_a_call, for_a_model
 from dllama_zmq.cli.cluster import listening
-from dllama_zmq.cli.overrides import Overrides
+from dllama_zmq.cli.flags import Overrides
+from dllama_zmq.cli.overrides import check_running, fetched
 from dllama_zmq.cli.progress import Display
 from dllama_zmq.cli.show import note
 from dllama_zmq.cli.stats import Stats
@@ -19,14 +22,26 @@ from dllama_zmq.client import Answer, Client
 from dllama_zmq.cluster import ClusterFile
 from dllama_zmq.errors import UsageError
 from dllama_zmq.launch.lifecycle import for_one_call
-from dllama_zmq.launch.registry import address_elsewhere, cluster_here
+from dllama_zmq.launch.registry import address_elsewhere
 from dllama_zmq.root.sampler import Sampling
 
 
 def run(prompt: str, path: Path, options: flags.Answer, overrides: Overrides) -> None:
-    """Answer `prompt` with the cluster of `path`, brought up for this call where it is not running."""
+    """Answer `prompt` with the cluster of `path`, or of the model that the flags name; brought up for this call where
+    it is not running."""
     _check(options)
-    file = overrides.apply(cluster_here(path))
+    overrides = fetched(overrides)
+    _answer(prompt, for_a_call(path, overrides), options, overrides)
+
+
+def run_model(prompt: str, model: str, options: flags.Answer, overrides: Overrides) -> None:
+    """Answer `prompt` with `model`, in any folder; one of a hub is fetched where it is not here."""
+    _check(options)
+    overrides = fetched(replace(overrides, model=model), fetch=True)
+    _answer(prompt, for_a_model(model, overrides), options, overrides)
+
+
+def _answer(prompt: str, file: ClusterFile, options: flags.Answer, overrides: Overrides) -> None:
     with _client(file, overrides) as (client, model), Display() as display:
         display.now("asking the root")
         answers = client.generate(
@@ -69,7 +84,7 @@ def _client(file: ClusterFile, overrides: Overrides) -> Iterator[tuple[Client, s
         listener = telling.enter_context(listening(file, for_this_call=True))
         with for_one_call(file, listener, on_shared) as running:
             telling.close()
-            overrides.check_running(running, file)
+            check_running(overrides, running, file)
             with Client(running.clients) as client:
                 yield client, running.model
 

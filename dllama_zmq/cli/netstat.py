@@ -3,18 +3,15 @@ for a model alone."""
 
 from __future__ import annotations
 
-import math
-import sys
-import time
 from pathlib import Path
 
 import msgspec
-from rich.console import Console
-from rich.live import Live
+from rich.console import Console, Group, RenderableType
 
 from dllama_zmq.cli.flags import Netstat
 from dllama_zmq.cli.netstat_figures import Prediction, Report, measured, predicted
 from dllama_zmq.cli.netstat_tables import prediction_tables, report_tables
+from dllama_zmq.cli.watch import check_watch, watched
 from dllama_zmq.client import Client
 from dllama_zmq.cluster import DATA_FOLDER, DEMO
 from dllama_zmq.errors import UsageError
@@ -26,7 +23,6 @@ from dllama_zmq.spec import ModelSpec
 _STATUS_S = 10.0  # the root answers between two steps
 _FULL_WIDTH = 120
 _NODES = 4
-_MOST_WATCH_S = 86400
 
 
 def run(options: Netstat) -> None:
@@ -38,17 +34,12 @@ def run(options: Netstat) -> None:
     if options.predict is not None:
         n_nodes = _NODES if options.nodes is None else options.nodes
         figures = predicted(options.predict, _spec(options.predict), n_nodes, options.sync or "f32")
-        _show(console, figures, options.json)
+        watched(lambda: figures, _as_json if options.json else _tables, None, console)
         return
     with _client(options) as client:
-        if options.watch is None:
-            _show(console, measured(client.status(_STATUS_S)), options.json)
-        elif console.is_terminal and not options.json:
-            _watch_live(console, client, options.watch)
-        else:
-            while True:
-                _show(console, measured(client.status(_STATUS_S)), options.json)
-                time.sleep(options.watch)
+        watched(
+            lambda: measured(client.status(_STATUS_S)), _as_json if options.json else _tables, options.watch, console
+        )
 
 
 def _check(options: Netstat) -> None:
@@ -59,8 +50,7 @@ def _check(options: Netstat) -> None:
         raise UsageError("--nodes and --sync go with --predict; a running cluster has its own")
     if options.predict is not None and options.watch is not None:
         raise UsageError("--watch goes with a running cluster; a prediction does not change")
-    if options.watch is not None and not (math.isfinite(options.watch) and 0 < options.watch <= _MOST_WATCH_S):
-        raise UsageError(f"--watch {options.watch:g}: expected seconds, more than 0 and at most {_MOST_WATCH_S}")
+    check_watch(options.watch)
 
 
 def _client(options: Netstat) -> Client:
@@ -69,20 +59,12 @@ def _client(options: Netstat) -> Client:
     return connect(options.cluster or "cluster.yaml")
 
 
-def _watch_live(console: Console, client: Client, every_s: float) -> None:
-    with Live(console=console, auto_refresh=False) as live:
-        while True:
-            live.update(report_tables(measured(client.status(_STATUS_S))), refresh=True)
-            time.sleep(every_s)
+def _tables(figures: Report | Prediction) -> RenderableType:
+    return Group(report_tables(figures) if isinstance(figures, Report) else prediction_tables(figures), "")
 
 
-def _show(console: Console, figures: Report | Prediction, as_json: bool) -> None:
-    if as_json:
-        sys.stdout.write(msgspec.json.encode(figures).decode() + "\n")
-    else:
-        console.print(report_tables(figures) if isinstance(figures, Report) else prediction_tables(figures))
-        console.print()
-    sys.stdout.flush()
+def _as_json(figures: Report | Prediction) -> str:
+    return msgspec.json.encode(figures).decode()
 
 
 def _spec(model: str) -> ModelSpec:

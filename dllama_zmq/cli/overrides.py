@@ -2,89 +2,103 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
 
-from dllama_zmq.cli.kinds import KernelChoice, choice, model_flag, number
-from dllama_zmq.errors import ClusterError
-from dllama_zmq.spec import Sync, Weights
+import msgspec
 
-if TYPE_CHECKING:
-    from dllama_zmq.cluster import ClusterFile
-    from dllama_zmq.launch.registry import Running
+from dllama_zmq.cli.flags import Overrides
+from dllama_zmq.cli.show import note
+from dllama_zmq.cluster import DEMO, PULLED, ClusterFile, WorkerConfig, from_anywhere
+from dllama_zmq.errors import ClusterError, UsageError
+from dllama_zmq.hub import ModelName, find_pulled
+from dllama_zmq.launch import registry
+from dllama_zmq.launch.registry import Running
 
-_SETTINGS = "Instead of what the file says"
+
+def applied(overrides: Overrides, file: ClusterFile) -> ClusterFile:
+    """`file` with what the command line says instead."""
+    cluster = file.cluster
+    if overrides.nodes is not None:
+        cluster = msgspec.structs.replace(cluster, workers=_first(overrides, cluster.workers, file.path))
+    if overrides.threads is not None:
+        root = msgspec.structs.replace(cluster.root, threads=overrides.threads)
+        workers = [msgspec.structs.replace(worker, threads=overrides.threads) for worker in cluster.workers]
+        cluster = msgspec.structs.replace(cluster, root=root, workers=workers)
+    if overrides.model is not None:  # the file's tokenizer is that of the file's model
+        cluster = msgspec.structs.replace(cluster, model=from_anywhere(overrides.model), tokenizer=None)
+    if overrides.tokenizer is not None:
+        tokenizer = DEMO if str(overrides.tokenizer) == DEMO else str(overrides.tokenizer.expanduser().absolute())
+        cluster = msgspec.structs.replace(cluster, tokenizer=tokenizer)
+    changes = {
+        "sync": overrides.sync, "kernels": overrides.kernels, "weights": overrides.weights,
+        "max_seq_len": overrides.context,
+    }  # fmt: skip
+    given = {key: value for key, value in changes.items() if value is not None}
+    return replace(file, cluster=msgspec.structs.replace(cluster, **given))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Overrides:
-    """What the command line says instead of the file. A model's path is relative to where the command runs."""
+def without_file(overrides: Overrides, model: str, folder: Path = Path(), private: bool = False) -> ClusterFile:
+    """The cluster of `model` and the flags, without a file: of `folder`, or, private, of one call."""
+    file = registry.without_file(from_anywhere(model), overrides.nodes or 1, folder, private)
+    return applied(replace(overrides, nodes=None, model=None), file)
 
-    model: Annotated[
-        str | None,
-        model_flag("-m", "--model", help="A file or folder of any format, hf:REPO[:FILE] or demo"),
-    ] = None
-    weights: Annotated[
-        Weights | None,
-        choice("--weights", of=Weights, help="Type in which a folder's weights are read", rich_help_panel=_SETTINGS),
-    ] = None
-    threads: Annotated[
-        int | None,
-        number("-t", "--threads", "--nthreads", help="Threads of every node here", rich_help_panel=_SETTINGS),
-    ] = None
-    sync: Annotated[
-        Sync | None,
-        choice(
-            "--sync", "--buffer-float-type", of=Sync, help="Type of activations on the bus", rich_help_panel=_SETTINGS
-        ),
-    ] = None
-    kernels: Annotated[
-        KernelChoice | None,
-        choice("--kernels", of=KernelChoice, help="Back end of the arithmetic", rich_help_panel=_SETTINGS),
-    ] = None
 
-    def apply(self, file: ClusterFile) -> ClusterFile:
-        """`file` with these values in it."""
-        import msgspec
+def fetched(overrides: Overrides, fetch: bool = False) -> Overrides:
+    """The flags with the hub's model as the model: fetched first where --hf-repo names it, or `fetch` says so.
 
-        cluster = file.cluster
-        if self.threads is not None:
-            root = msgspec.structs.replace(cluster.root, threads=self.threads)
-            workers = [msgspec.structs.replace(worker, threads=self.threads) for worker in cluster.workers]
-            cluster = msgspec.structs.replace(cluster, root=root, workers=workers)
-        if self.model is not None:  # the file's tokenizer is that of the file's model
-            cluster = msgspec.structs.replace(cluster, model=self._model_from_anywhere(), tokenizer=None)
-        changes = {"sync": self.sync, "kernels": self.kernels, "weights": self.weights}
-        given = {key: value for key, value in changes.items() if value is not None}
-        return replace(file, cluster=msgspec.structs.replace(cluster, **given))
+    Raises UsageError where two models are named.
+    """
+    if overrides.hub_model is None:
+        if fetch and overrides.model is not None and overrides.model.startswith(PULLED):
+            _fetch(overrides.model)
+        return overrides
+    if overrides.model is not None:
+        raise UsageError("--model and --hf-repo both name a model; give one of them")
+    name = f"{PULLED}{ModelName.parse(overrides.hub_model)}"
+    _fetch(name)
+    return replace(overrides, model=name, hub_model=None)
 
-    def check_running(self, running: Running, asked: ClusterFile) -> None:
-        """Say which of these values a cluster that runs already does not take; `asked` has them in it.
 
-        Raises ClusterError where they, or the file by now, ask for another model, which would answer otherwise.
-        """
-        from dllama_zmq.cli.show import note
+def _first(overrides: Overrides, workers: list[WorkerConfig], path: Path) -> list[WorkerConfig]:
+    n_nodes = overrides.nodes or 1
+    if n_nodes & (n_nodes - 1) or n_nodes > 1 + len(workers):
+        raise UsageError(
+            f"--nodes {n_nodes}: the cluster of {path} has {1 + len(workers)}; give 1, 2, 4, ... up to that, or "
+            "write more workers into it"
+        )
+    return workers[: n_nodes - 1]
 
-        if not asked.runs_the_same(running.file):
-            given = self.model is not None or self.weights is not None
-            raise ClusterError(
-                f"{running.name} runs {_described(running.file)}, and {'the command' if given else asked.path} asks "
-                f"for {_described(asked)}: take it down first ({running.down_command()})"
-                + (", or leave -m and --weights out" if given else "")
-            )
-        values = {"--threads": self.threads, "--sync": self.sync, "--kernels": self.kernels}
-        given_flags = [f"{flag} {value}" for flag, value in values.items() if value is not None]
-        if given_flags:
-            verb = "has" if len(given_flags) == 1 else "have"
-            note(f"{running.name} is running already: {' '.join(given_flags)} {verb} no effect on it")
 
-    def _model_from_anywhere(self) -> str | None:
-        from dllama_zmq.cluster import DEMO, PULLED
+def check_running(overrides: Overrides, running: Running, asked: ClusterFile) -> None:
+    """Say which flags a cluster that runs already does not follow; `asked` has them in it.
 
-        if self.model is None or self.model == DEMO or self.model.startswith(PULLED):
-            return self.model
-        return str(Path(self.model).expanduser().absolute())
+    Raises ClusterError where they, or the file by now, ask for another model, which would answer otherwise.
+    """
+    if not asked.runs_the_same(running.file):
+        given = any(one is not None for one in (overrides.model, overrides.weights, overrides.tokenizer))
+        raise ClusterError(
+            f"{running.name} runs {_described(running.file)}, and {'the command' if given else asked.path} asks "
+            f"for {_described(asked)}: take it down first ({running.down_command()})"
+            + (", or leave -m, --weights and --tokenizer out" if given else "")
+        )
+    values = {
+        "--threads": overrides.threads, "--sync": overrides.sync, "--kernels": overrides.kernels,
+        "--nodes": overrides.nodes, "--ctx-size": overrides.context,
+    }  # fmt: skip
+    given_flags = [f"{flag} {value}" for flag, value in values.items() if value is not None]
+    if given_flags:
+        verb = "has" if len(given_flags) == 1 else "have"
+        note(f"{running.name} is running already: {' '.join(given_flags)} {verb} no effect on it")
+
+
+def _fetch(name: str) -> None:
+    try:
+        find_pulled(name)
+    except UsageError:
+        from dllama_zmq.cli.pull import fetch
+
+        fetch(ModelName.parse(name))
 
 
 def _described(file: ClusterFile) -> str:

@@ -20,6 +20,18 @@ _MOST_LISTED = 20
 def run(text: str, revision: str, to: Path | None, offline: bool) -> None:
     """Fetch the model of `text`, REPO[:FILE], and say where it is."""
     name = ModelName.parse(text)
+    plan = fetch(name, revision, to, offline)
+    sys.stdout.write(f"{plan.path()}\n")
+    sys.stdout.flush()
+    tokenizer = plan.tokenizer_path()
+    beside = f", and after `tokenizer:` {tokenizer}" if tokenizer else ""
+    typed = name if to is None and revision == "main" else shlex.quote(str(plan.path()))
+    note(f'try: dllama-zmq run {typed} "Once upon a time"')
+    note(f"for a cluster put this path after `model:` in cluster.yaml{beside}")
+
+
+def fetch(name: ModelName, revision: str = "main", to: Path | None = None, offline: bool = False) -> Plan:
+    """Fetch a model, telling on stderr how far it is."""
     with Display() as display:
         display.now("loading huggingface_hub")
         _quieten()
@@ -32,13 +44,7 @@ def run(text: str, revision: str, to: Path | None, offline: bool) -> None:
         except KeyboardInterrupt:
             display.line("stopped; what has come is kept, and the same command goes on from there")
             raise
-    sys.stdout.write(f"{plan.path()}\n")
-    sys.stdout.flush()
-    tokenizer = plan.tokenizer_path()
-    beside = f", and after `tokenizer:` {tokenizer}" if tokenizer else ""
-    typed = name if to is None and revision == "main" else shlex.quote(str(plan.path()))
-    note(f'try: dllama-zmq run {typed} "Once upon a time"')
-    note(f"for a cluster put this path after `model:` in cluster.yaml{beside}")
+    return plan
 
 
 def _announce(plan: Plan, tells: Tells) -> None:

@@ -45,7 +45,7 @@ def test_a_page_fits_80_columns_and_shows_no_range_and_no_type_of_python(words: 
 @pytest.mark.parametrize("name", SHOWN)
 def test_a_page_has_examples_that_the_command_takes(name: str) -> None:
     _, _, examples = page(name).partition("Examples:\n")
-    lines = [shlex.split(line) for line in examples.splitlines() if line.strip()]
+    lines = [shlex.split(line.split(" | ")[-1]) for line in examples.splitlines() if line.strip()]
     assert lines
     for program, command, *words in lines:
         assert (program, command) == ("dllama-zmq", name)

@@ -1,0 +1,86 @@
+"""Which cluster a command is about: the one of a file, the one that runs for a folder without one, or one for the call
+alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dllama_zmq.cli.flags import Overrides
+from dllama_zmq.cli.overrides import applied, without_file
+from dllama_zmq.cluster import FILE_NAME, ClusterFile, load_cluster
+from dllama_zmq.errors import ClusterError, ConfigError, UsageError
+from dllama_zmq.launch.registry import Running, cluster_here, find_running, running_clusters
+
+NO_CLUSTER = (
+    'a model is enough without one: dllama-zmq run MODEL "Once upon a time" (`up -m MODEL`, `generate -m MODEL`); '
+    "dllama-zmq init writes the file"
+)
+
+
+def chosen_path(argument: Path | None, option: Path | None = None) -> Path:
+    """The cluster's file, which need not exist. A folder stands for the file in it, and, where there is no such path,
+    a name for the running cluster of that name."""
+    if argument is not None and option is not None and argument != option:
+        raise UsageError(f"two clusters are given, {argument} and --cluster {option}; give one")
+    path = argument or option or Path(FILE_NAME)
+    if path.is_dir():
+        return path / FILE_NAME
+    if not path.exists() and len(path.parts) == 1:
+        named = [one.path for one in running_clusters() if one.name == str(path) and not one.file.private]
+        path = named[0] if named else path
+    return path
+
+
+def running_here(path: Path, even_down: bool = False) -> ClusterFile:
+    """The cluster of `path`; without such a file, the one that runs (even_down: ran last) for its folder.
+
+    Raises ConfigError, with what to do, where there is neither.
+    """
+    try:
+        return cluster_here(path, even_down)
+    except ConfigError:
+        if path.exists() or path.name != FILE_NAME:
+            raise
+        raise ConfigError(
+            f"there is no {path}, and no cluster runs for its folder {path.resolve().parent}; dllama-zmq ps lists "
+            "those that run on this computer, and a command takes their names"
+        ) from None
+
+
+def to_bring_up(path: Path, overrides: Overrides) -> ClusterFile:
+    """The cluster that `up` is to bring up: of the file, or without one of the model that the flags name."""
+    if path.exists() or path.name != FILE_NAME:
+        return applied(overrides, load_cluster(path))
+    if overrides.model is None:
+        raise ConfigError(f"{path}: there is no such file; {NO_CLUSTER}")
+    return without_file(overrides, overrides.model, path.parent)
+
+
+def for_a_call(path: Path, overrides: Overrides) -> ClusterFile:
+    """The cluster that answers a call: of the file, running or not; without one the folder's that runs; else one of
+    this call alone, of the model that the flags name."""
+    if path.exists() or path.name != FILE_NAME:
+        return applied(overrides, load_cluster(path))
+    try:
+        return applied(overrides, cluster_here(path))
+    except ConfigError:
+        if overrides.model is None:
+            raise ConfigError(f"{path}: there is no such file; {NO_CLUSTER}") from None
+    return without_file(overrides, overrides.model, path.parent, private=True)
+
+
+def for_a_model(model: str, overrides: Overrides) -> ClusterFile:
+    """The cluster that answers `run MODEL`: this folder's where it runs that very model, else one of this call alone,
+    whatever a cluster.yaml here says."""
+    alone = without_file(overrides, model, private=True)
+    running = _running_in_this_folder()
+    if running is not None and alone.runs_the_same(running.file):
+        return ClusterFile(Path(FILE_NAME), running.file.cluster)
+    return alone
+
+
+def _running_in_this_folder() -> Running | None:
+    try:
+        return find_running(cluster_here(Path(FILE_NAME)))
+    except (ConfigError, ClusterError):  # there is none, or its name is another's: either way not one to use
+        return None

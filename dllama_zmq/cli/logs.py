@@ -1,0 +1,119 @@
+"""`dllama-zmq logs`: the logs of a cluster's nodes that run on this computer, one of them or all, by time."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TextIO
+
+from dllama_zmq.cli.chosen import running_here
+from dllama_zmq.cli.show import note
+from dllama_zmq.cluster import ClusterFile, is_loopback
+from dllama_zmq.errors import ClusterError
+from dllama_zmq.launch.paths import Places
+from dllama_zmq.launch.registry import Record
+
+_LOOK_S = 0.2
+_STAMP = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} ")
+
+
+def run(path: Path, node: str | None, n_lines: int, follow: bool) -> None:
+    """Print the last lines of a node's log, or of all nodes' with their names; with `follow` what comes after them."""
+    file = running_here(path, even_down=True)
+    places = Places.of(file.cluster.name)
+    _check_whose(file, places)
+    paths = _log_paths(file, places, node)
+    tails = [_Tail(name, log) for name, log in paths.items()]
+    width = 0 if node is not None else max(map(len, paths))
+    last: deque[tuple[str, str]] = deque(_by_time([tail.lines() for tail in tails]), maxlen=n_lines)
+    _print(last, width)
+    while follow:
+        time.sleep(_LOOK_S)
+        _print(_by_time([tail.lines() for tail in tails]), width)
+
+
+def _check_whose(file: ClusterFile, places: Places) -> None:
+    started = Record.read(places.started_file)
+    if started is not None and started.file.path != file.identity:
+        raise ClusterError(
+            f"the logs of {file.cluster.name!r} are those of {started.path}, which was up last under this name; "
+            f"{file.identity} has not been since. See those: dllama-zmq logs --cluster {shlex.quote(started.path)}"
+        )
+
+
+def _log_paths(file: ClusterFile, places: Places, node: str | None) -> dict[str, Path]:
+    """The logs to print, by node. Raises ClusterError where there is none."""
+    workers = {worker.name: worker.host for worker in file.cluster.workers}
+    known = ["root", *workers]
+    if node is not None and node not in known:
+        raise ClusterError(f"cluster {file.cluster.name!r} has no node {node!r}; its nodes are {', '.join(known)}")
+    elsewhere = {name: host for name, host in workers.items() if not is_loopback(host)}
+    paths = {name: places.log(name) for name in ([node] if node else known)}
+    there = {name: log for name, log in paths.items() if log.exists()}
+    if not there:
+        where = "has not run on this host"
+        if node in elsewhere:
+            where = f"runs on {elsewhere[node]} and prints it there"
+        raise ClusterError(f"{next(iter(paths.values()))}: no log yet; {node or 'the root'} {where}")
+    if node is None and elsewhere:
+        note(f"not on this computer: {', '.join(f'{name} ({host})' for name, host in elsewhere.items())}")
+    return there
+
+
+class _Tail:
+    """What one log has, and then what is added; a log that is begun anew is read anew."""
+
+    def __init__(self, node: str, path: Path) -> None:
+        self._node, self._path = node, path
+        self._log: TextIO | None = None
+        self._rest = ""
+
+    def lines(self) -> Iterator[tuple[str, str]]:
+        """Each whole line that has come since the last call, with the node's name."""
+        if self._log is not None and self._is_another():
+            self._log.close()
+            self._log, self._rest = None, ""
+        if self._log is None:
+            try:
+                self._log = self._path.open(errors="replace")
+            except FileNotFoundError:  # it is being put aside
+                return
+        text = self._rest + self._log.read()
+        *whole, self._rest = text.split("\n")
+        for line in whole:
+            yield self._node, line
+
+    def _is_another(self) -> bool:
+        assert self._log is not None
+        try:
+            found = os.stat(self._path)
+        except FileNotFoundError:
+            return False
+        opened = os.fstat(self._log.fileno())
+        return (found.st_dev, found.st_ino) != (opened.st_dev, opened.st_ino) or found.st_size < self._log.tell()
+
+
+def _by_time(logs: Sequence[Iterator[tuple[str, str]]]) -> list[tuple[str, str]]:
+    """The lines of all logs in the order of their times; a line without one stays behind the line before it."""
+    stamped: list[tuple[str, str, str]] = []
+    for log in logs:
+        stamp = ""
+        for node, line in log:
+            if found := _STAMP.match(line):
+                stamp = found[0]
+            stamped.append((stamp, node, line))
+    stamped.sort(key=lambda one: one[0])  # stable: equal times keep the order of the nodes
+    return [(node, line) for _, node, line in stamped]
+
+
+def _print(lines: Sequence[tuple[str, str]] | deque[tuple[str, str]], width: int) -> None:
+    for node, line in lines:
+        sys.stdout.write(f"{node:<{width}} | {line}\n" if width else f"{line}\n")
+    if lines:
+        sys.stdout.flush()

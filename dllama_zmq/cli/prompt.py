@@ -1,0 +1,52 @@
+"""Where the prompt comes from: an argument, a flag, a file, or what is piped in."""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+from pathlib import Path
+
+from dllama_zmq.cli.flags import PromptFlags
+from dllama_zmq.errors import UsageError
+
+_SAY_AFTER_S = 1.5
+_STDIN = "-"
+
+
+def read_prompt(flags: PromptFlags, example: str) -> str:
+    """The text to continue. A file's, or stdin's, last line end is left out, as llama.cpp does.
+
+    Without any, stdin is read where it is no terminal. Raises UsageError where there is none, several, or no text.
+    """
+    given = [one for one in (flags.prompt, flags.prompt_option, flags.prompt_file) if one is not None]
+    if len(given) > 1:
+        raise UsageError("the prompt is given twice; give it once: as an argument, with --prompt or with --file")
+    text = given[0] if given else None
+    try:
+        if isinstance(text, Path):
+            return _without_line_end(text.read_bytes())
+        if text == _STDIN:
+            return _without_line_end(_piped())
+        if text is not None:
+            return os.fsencode(text).decode()
+        if sys.stdin is not None and not sys.stdin.isatty() and (piped := _piped()):
+            return _without_line_end(piped)
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"the prompt is not UTF-8 text: byte {error.start} is {error.object[error.start]:#x}"
+        ) from None
+    raise UsageError(f"the prompt is missing; give a text to continue: {example}")
+
+
+def _piped() -> bytes:
+    """All of stdin; who waits long for it is told so."""
+    if sys.stdin is None:
+        return b""
+    if not select.select([sys.stdin], [], [], _SAY_AFTER_S)[0]:
+        print("waiting for the prompt on stdin, to its end", file=sys.stderr, flush=True)  # noqa: T201
+    return sys.stdin.buffer.read()
+
+
+def _without_line_end(data: bytes) -> str:
+    return data.decode().removesuffix("\n").removesuffix("\r")

@@ -1,0 +1,60 @@
+"""`--watch`: the same again and again, in one place on a terminal, one below the other elsewhere."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from rich.console import Console, RenderableType
+from rich.live import Live
+
+from dllama_zmq.errors import UsageError
+
+T = TypeVar("T")
+
+_MOST_S = 86400
+_UNCUT = 4000  # columns of what is no terminal: who reads it has its own lines
+
+
+def check_watch(watch_s: float | None) -> None:
+    """Raise UsageError where that is no time between two looks."""
+    if watch_s is not None and not (math.isfinite(watch_s) and 0 < watch_s <= _MOST_S):
+        raise UsageError(f"--watch {watch_s:g}: expected seconds, more than 0 and at most {_MOST_S}")
+
+
+def watched(
+    look: Callable[[], T],
+    show: Callable[[T], RenderableType],
+    watch_s: float | None,
+    console: Console | None = None,
+) -> None:
+    """Show what `look` gives: once, or every `watch_s` seconds until Ctrl-C. Text of `show` is printed as it is."""
+    console = console or Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = max(console.width, _UNCUT)
+    if watch_s is None:
+        _print(show(look()), console)
+        return
+    if not console.is_terminal:
+        while True:
+            _print(show(look()), console)
+            time.sleep(watch_s)
+    with Live(console=console, auto_refresh=False) as live:
+        while True:
+            shown = show(look())
+            if isinstance(shown, str):
+                _print(shown, console)
+            else:
+                live.update(shown, refresh=True)
+            time.sleep(watch_s)
+
+
+def _print(shown: RenderableType, console: Console) -> None:
+    if isinstance(shown, str):
+        sys.stdout.write(f"{shown}\n")
+        sys.stdout.flush()
+    else:
+        console.print(shown)

@@ -1,0 +1,191 @@
+"""Without a cluster.yaml: a model is enough, in any folder; and what is said where there is neither."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+from command_line import Cli, json_object
+from gguf_writer import gguf_of
+
+import dllama_zmq
+
+PROMPT = "once upon a time"
+
+
+@pytest.fixture(scope="module")
+def text(small_model: Path) -> str:
+    """The greedy continuation on one node."""
+    with dllama_zmq.load(small_model) as model:
+        return "".join(model.generate(PROMPT, max_tokens=10))
+
+
+@pytest.fixture
+def own(cli: Cli) -> Cli:
+    """The command line in a folder that holds a GGUF and nothing else."""
+    (cli.folder / "own.gguf").write_bytes(gguf_of(cli.model, cli.model.with_suffix(".t")))
+    return cli
+
+
+GREEDY = ["--temp", "0", "-n", "10"]
+
+
+def test_two_commands_after_installation_are_enough_for_the_first_token_of_an_own_gguf(
+    small_model: Path, text: str
+) -> None:
+    """An empty home, an empty folder with the model in it: one to go there, one to run."""
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="d") as home:
+        folder = Path(home) / "models"
+        folder.mkdir()
+        (folder / "own.gguf").write_bytes(gguf_of(small_model, small_model.with_suffix(".t")))
+        commands = [f"cd {folder}", f"dllama-zmq run own.gguf '{PROMPT}' --temp 0 -n 10 --kernels numpy"]
+        bare = {"HOME": home, "PATH": f"{Path(sys.executable).parent}{os.pathsep}/usr/bin{os.pathsep}/bin"}
+        done = subprocess.run(
+            ["sh", "-ec", "\n".join(commands)], env=bare, capture_output=True, text=True, timeout=60,
+            stdin=subprocess.DEVNULL, cwd="/",
+        )  # fmt: skip
+        left = [path.name for path in folder.iterdir()]
+    assert (done.returncode, done.stdout) == (0, f"{PROMPT}{text}\n"), done.stderr
+    assert len(commands) == 2
+    assert left == ["own.gguf"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["run", "own.gguf", PROMPT],
+        ["run", "own.gguf", "-p", PROMPT],
+        ["run", "-m", "own.gguf", PROMPT],
+        ["run", "own.gguf", PROMPT, "--nodes", "2"],
+        ["generate", "-m", "own.gguf", PROMPT],
+        ["generate", "-m", "./own.gguf", "-f", "prompt.txt", "--nodes", "4"],
+    ],
+    ids=" ".join,
+)
+def test_a_model_alone_answers_and_leaves_nothing_behind(own: Cli, text: str, words: list[str]) -> None:
+    (own.folder / "prompt.txt").write_text(f"{PROMPT}\n")
+    result = own.run(*words, *GREEDY)
+    assert (result.code, result.out) == (0, f"{PROMPT}{text}\n"), result.said
+    n_nodes = int(words[words.index("--nodes") + 1]) if "--nodes" in words else 1
+    assert f"on {'one node' if n_nodes == 1 else f'{n_nodes} nodes'} for this call" in result.err
+    assert json_object(own.run("ps", "--json").out) == {"clusters": []}
+
+
+@pytest.mark.parametrize("dash", [["-"], []], ids=["-", "nothing"])
+def test_what_is_piped_in_is_the_prompt_without_its_last_line_end(own: Cli, text: str, dash: list[str]) -> None:
+    result = own.run("run", "own.gguf", *dash, *GREEDY, stdin=f"{PROMPT}\n")
+    assert (result.code, result.out) == (0, f"{PROMPT}{text}\n"), result.said
+
+
+def test_up_without_a_file_is_found_by_its_folder_and_by_its_name(own: Cli, text: str) -> None:
+    up = own.run("up", "-d", "-m", "own.gguf", "--nodes", "2")
+    assert up.code == 0, up.said
+    (row,) = json_object(own.run("ps", "--json").out)["clusters"]
+    assert (row["nodes"], row["state"], row["model"]) == (2, "up", str(own.folder / "own.gguf"))
+    answer = own.run("generate", PROMPT, *GREEDY)
+    assert (answer.out, answer.err) == (f"{PROMPT}{text}\n", "")
+    same = own.run("run", "own.gguf", PROMPT, *GREEDY)
+    assert (same.out, same.err) == (f"{PROMPT}{text}\n", "")  # the running one answers
+    elsewhere = own.folder / "elsewhere"
+    elsewhere.mkdir()
+    there = Cli(own.home, elsewhere, own.model)
+    assert there.run("status", row["name"]).out.startswith(f"{row['name']}: ready")
+    assert "dllama-zmq ps" in there.run("status").error()
+    assert there.run("down", row["name"]).code == 0
+    assert own.run("ps").err == "no cluster runs on this computer\n"
+
+
+def test_restart_brings_it_up_as_it_was_with_what_the_flags_change(own: Cli) -> None:
+    assert own.run("up", "-m", "own.gguf", "--nodes", "2").code == 0
+    before = json_object(own.run("status", "--json").out)
+    assert own.run("restart", "-c", "64").code == 0
+    after = json_object(own.run("status", "--json").out)
+    assert (before["seq_len"], after["seq_len"]) == (2048, 64)
+    assert before["model"] == after["model"]
+    assert len(after["nodes"]) == 2
+    assert before["pid"] != after["pid"]
+    assert own.run("stop").code == 0
+
+
+def test_run_answers_with_its_model_whatever_the_file_of_the_folder_says(own: Cli, text: str) -> None:
+    own.write(2, model="demo")
+    result = own.run("run", "own.gguf", PROMPT, *GREEDY)
+    assert (result.code, result.out) == (0, f"{PROMPT}{text}\n"), result.said
+
+
+def test_nodes_takes_the_first_of_a_file(own: Cli) -> None:
+    own.write(4)
+    assert own.run("up", "--nodes", "2").code == 0
+    assert [node["name"] for node in json_object(own.run("status", "--json").out)["nodes"]] == ["root", "worker1"]
+    own.down()
+    assert "--nodes 8: the cluster of cluster.yaml has 4" in own.run("up", "--nodes", "8").error(2)
+    assert "--nodes 3" in own.run("up", "--nodes", "3").error(2)
+
+
+def test_a_tokenizer_can_be_named_on_the_command_line(own: Cli, text: str) -> None:
+    bare = own.folder / "bare.m"
+    bare.write_bytes(own.model.read_bytes())
+    assert "bare.t" in own.run("run", "bare.m", PROMPT, *GREEDY).error()
+    result = own.run("run", "bare.m", PROMPT, *GREEDY, "--tokenizer", str(own.model.with_suffix(".t")))
+    assert (result.code, result.out) == (0, f"{PROMPT}{text}\n"), result.said
+
+
+def test_the_logs_of_all_nodes_are_one_by_time_with_their_names(own: Cli) -> None:
+    assert own.run("up", "-m", "own.gguf", "--nodes", "2").code == 0
+    lines = own.run("logs", "-n", "100").out.splitlines()
+    assert {line.split(" | ")[0].strip() for line in lines} == {"root", "worker1"}
+    times = [line.split(" | ")[1][:23] for line in lines if line.split(" | ")[1][:2] == "20"]
+    assert times == sorted(times)
+    assert len(times) > 5
+    assert own.run("logs", "-n", "2").out.splitlines() == lines[-2:]
+    assert " | " not in own.run("logs", "root", "-n", "3").out
+    own.down()
+
+
+# --- what is said -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", [["up"], ["generate", "hi"], ["up", "--foreground"]])
+def test_without_file_and_model_both_ways_are_told(cli: Cli, command: list[str]) -> None:
+    sentence = cli.run(*command).error()
+    assert sentence.startswith("cluster.yaml: there is no such file; ")
+    assert 'dllama-zmq run MODEL "Once upon a time"' in sentence
+    assert "dllama-zmq init" in sentence
+
+
+@pytest.mark.parametrize("command", [["down"], ["status"], ["logs"], ["restart"]])
+def test_without_file_and_cluster_it_is_said_how_to_find_one(cli: Cli, command: list[str]) -> None:
+    sentence = cli.run(*command).error()
+    assert sentence.startswith(f"there is no cluster.yaml, and no cluster runs for its folder {cli.folder}; ")
+    assert "dllama-zmq ps" in sentence
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (["run", "ownn.gguf", "hi"], 1, "there is no such file or folder; did you mean own.gguf?"),
+        (["run", "TheBloke/Tiny-GGUF", "hi"], 1, "write hf:TheBloke/Tiny-GGUF (after `dllama-zmq pull "),
+        (["generate", "-m", "nosuch.gguf", "hi"], 1, "nosuch.gguf cannot be opened"),
+        (["run", "own.gguf"], 2, 'the prompt is missing; give a text to continue: dllama-zmq run own.gguf "'),
+        (["run", "own.gguf", "hi", "-m", "demo"], 2, "two models are given"),
+        (["generate", "hi", "-m", "demo", "-hf", "org/m"], 2, "--model and --hf-repo both name a model"),
+        (["run", "own.gguf", "hi", "-f", "x"], 2, "the prompt is given twice"),
+        (["run", "own.gguf", "-f", "nosuch.txt"], 1, "nosuch.txt"),
+        (["run", "own.gguf", "hi", "--nodes", "3"], 2, "3 nodes; use 1, 2, 4, 8"),
+        (["run", "once", "upon", "a", "time"], 2, "the prompt is in several words"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)  # fmt: skip
+def test_what_cannot_be_is_told_in_one_sentence(own: Cli, words: list[str], code: int, says: str) -> None:
+    assert says in own.run(*words).error(code)
+
+
+def test_a_closed_stdin_is_no_prompt(own: Cli) -> None:
+    command = ["sh", "-c", 'exec "$0" -m dllama_zmq run own.gguf <&-', sys.executable]
+    done = subprocess.run(command, cwd=own.folder, env=own.environment(), capture_output=True, text=True, timeout=30)
+    assert done.returncode == 2
+    assert "the prompt is missing" in done.stderr
