@@ -3,6 +3,11 @@
 import dllama_zmq
 with dllama_zmq.load("demo", nodes=4) as model:
     print("".join(model.generate("Once upon a time", max_tokens=50)))
+
+`load` runs a model in this process: `generate` yields text, `logits` are at hand, one text at a time. `connect` and
+`Client` speak to a cluster of its own processes: `generate` yields all that the root says (Queued, Started, Prefill,
+Piece, Done), `text` the whole text at once. Both are greedy unless told otherwise (temperature 0), while the command
+line samples (temperature 0.8, top-p 0.9).
 """
 
 from __future__ import annotations
@@ -33,3 +38,7 @@ def __getattr__(name: str) -> object:
 
         return connect
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)  # what is imported when it is first used is offered all the same

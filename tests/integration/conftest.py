@@ -1,5 +1,5 @@
-"""A context, and nodes in threads, that must have ended when the test has; a hub, and commands beside it; no test leaves
-anything in its process."""
+"""A context, and nodes in threads, that must have ended when the test has; a hub, and commands beside it. No test
+leaves anything in its process."""
 
 from __future__ import annotations
 

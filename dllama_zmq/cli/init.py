@@ -1,0 +1,120 @@
+"""`dllama-zmq init`: write the commented cluster file, from the text that ships in the package."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from pathlib import Path
+from string import Template
+
+import yaml
+
+from dllama_zmq.cli.flags import Init
+from dllama_zmq.cli.show import note
+from dllama_zmq.cluster import (
+    DATA_FOLDER,
+    DEMO,
+    FILE_NAME,
+    NAME_PATTERN,
+    PULLED,
+    from_anywhere,
+    is_loopback,
+    parse_cluster,
+)
+from dllama_zmq.errors import UsageError
+
+_COLUMN = 28  # where the comments begin
+_MOST_NODES = 1024
+
+
+def run(flags: Init) -> None:
+    """Write the file that the flags describe. Raises UsageError where it exists, or they do not describe a cluster."""
+    path = flags.file or Path(FILE_NAME)
+    path = path / FILE_NAME if path.is_dir() else path
+    if flags.workers is not None and flags.nodes is not None:
+        raise UsageError("--nodes is for this computer alone and --workers names others; give one of them")
+    hosts = [] if flags.workers is None else [host.strip() for host in flags.workers.split(",")]
+    n_nodes = 1 + len(hosts) if hosts else flags.nodes or 1
+    if n_nodes & (n_nodes - 1) or n_nodes > _MOST_NODES:
+        raise UsageError(f"{n_nodes} nodes, the root among them; use 1, 2, 4, 8, ... (2^n)")
+    remote = [host for host in hosts if not is_loopback(host)]
+    host = flags.host or (_own_address(remote[0]) if remote else "127.0.0.1")
+    text = cluster_text(_model_in(path, flags.model), hosts or ["127.0.0.1"] * (n_nodes - 1), host)
+    parse_cluster(text, path)  # raises ConfigError for a host that is none
+    try:
+        with path.open("w" if flags.force else "x") as file:
+            file.write(text)
+    except FileExistsError:
+        raise UsageError(f"{path} exists; --force replaces it") from None
+    what = f" {path}" if path != Path(FILE_NAME) else ""
+    note(f"wrote {path}: {n_nodes} node{'s' if n_nodes > 1 else ''}; next: dllama-zmq up{what}")
+    if remote:
+        note(f"the root listens at {host} to anybody in that network, not encrypted (open_bus: true)")
+
+
+def cluster_text(model: str, workers: list[str], host: str = "127.0.0.1") -> str:
+    """A commented cluster file: of `model`, its root at `host`, a worker at each address of `workers`."""
+    bus = "# open_bus: false          " if is_loopback(host) else "open_bus: true             "
+    what = "true allows a root.host that a network can reach: the bus is NOT encrypted in this version"
+    template = Template((DATA_FOLDER / FILE_NAME).read_text())
+    return template.substitute(
+        model=f"model: {_scalar(model)}".ljust(_COLUMN - 1),
+        host=f"  host: {_scalar(host)}",
+        workers="\n".join(_worker_lines(workers)),
+        open_bus=f"{bus} # {what}",
+    )
+
+
+def _worker_lines(hosts: list[str]) -> list[str]:
+    if not hosts:
+        return ["workers: []".ljust(_COLUMN) + "# 1, 3, 7, ... of them: a number for this computer, or a list"]
+    lines = ["workers:".ljust(_COLUMN) + "# need no model file and no settings of the model"]
+    local = all(is_loopback(host) for host in hosts)
+    for i, (name, host) in enumerate(zip(_names(hosts), hosts, strict=True)):
+        lines.append(f"  - name: {name}")
+        if not local:
+            lines.append(f"    host: {_scalar(host)}")
+        elif i == 0:
+            reached = "# another computer is reached only if root.host is an address that it can reach"
+            lines.append("    # host: 127.0.0.1".ljust(_COLUMN) + reached)
+        if i == 0:
+            lines.append("    # threads: auto")
+    return lines
+
+
+def _names(hosts: list[str]) -> list[str]:
+    """Names of hosts that are no addresses stand for themselves; the others are numbered."""
+    names: list[str] = []
+    for i, host in enumerate(hosts, 1):
+        first = host.partition(".")[0]
+        usable = re.search(NAME_PATTERN, first) and not first.isdecimal() and first not in ("root", "localhost", *names)
+        names.append(first if usable and not is_loopback(host) else f"worker{i}")
+    return names
+
+
+def _model_in(path: Path, model: str | None) -> str:
+    """What `model:` says in the file `path` for the model that was named from here."""
+    found = from_anywhere(model or DEMO)
+    if found == DEMO or found.startswith(PULLED) or model is None or Path(model).is_absolute() or model.startswith("~"):
+        return found
+    return os.path.relpath(found, path.absolute().parent)
+
+
+def _scalar(text: str) -> str:
+    """`text` as YAML writes it, in quotes where it needs them."""
+    return yaml.safe_dump(text, width=float("inf"), allow_unicode=True).removesuffix("...\n").strip()
+
+
+def _own_address(worker: str) -> str:
+    """The address of this computer from which `worker` is reached. Raises UsageError where none is known."""
+    try:
+        (family, kind, _, _, address), *_ = socket.getaddrinfo(worker, 9, type=socket.SOCK_DGRAM)
+        with socket.socket(family, kind) as probe:
+            probe.connect(address)  # UDP: this asks for a route and sends nothing
+            return str(probe.getsockname()[0])
+    except OSError as error:
+        raise UsageError(
+            f"--workers: no way to {worker} is known ({error.strerror or error}); check the name, or give with --host "
+            "the address of this computer that the workers reach"
+        ) from error

@@ -1,0 +1,90 @@
+"""`dllama-zmq init` writes the commented file, the one that the repository has too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from command_line import Cli
+
+from dllama_zmq.cli.init import cluster_text
+from dllama_zmq.cluster import WorkerConfig, load_cluster
+
+REPOSITORY = Path(__file__).parents[2] / "cluster.yaml"
+
+
+def test_the_file_of_the_repository_is_what_init_writes() -> None:
+    assert REPOSITORY.read_text() == cluster_text("demo", ["127.0.0.1"] * 3)
+
+
+def test_what_is_written_comes_up(cli: Cli) -> None:
+    written = cli.run("init", "-m", str(cli.model), "--nodes", "2")
+    assert (written.code, written.out) == (0, ""), written.said
+    assert written.err == "wrote cluster.yaml: 2 nodes; next: dllama-zmq up\n"
+    assert cli.run("up").code == 0
+    assert cli.generate("-n", "3").out
+    cli.down()
+
+
+@pytest.mark.parametrize("n_nodes", [1, 2, 8])
+def test_nodes_are_this_computers(cli: Cli, n_nodes: int) -> None:
+    assert cli.run("init", "--nodes", str(n_nodes)).code == 0
+    file = load_cluster(cli.folder / "cluster.yaml")
+    assert file.cluster.workers == [WorkerConfig(name=f"worker{i}") for i in range(1, n_nodes)]
+    assert (file.cluster.model, file.cluster.open_bus, file.cluster.name) == ("demo", False, cli.folder.name[:32])
+
+
+def test_workers_are_other_computers_and_the_root_listens_where_they_reach_it(cli: Cli) -> None:
+    hosts = "192.0.2.11,pi3.local,192.0.2.13"
+    result = cli.run("init", "home.yaml", "--workers", hosts, "--host", "192.0.2.10")
+    assert "not encrypted" in result.err
+    cluster = load_cluster(cli.folder / "home.yaml").cluster
+    assert [(worker.name, worker.host) for worker in cluster.workers] == [
+        ("worker1", "192.0.2.11"), ("pi3", "pi3.local"), ("worker3", "192.0.2.13"),
+    ]  # fmt: skip
+    assert (cluster.root.host, cluster.open_bus) == ("192.0.2.10", True)
+
+
+def test_the_address_of_this_computer_is_found_by_the_way_to_the_first_worker(cli: Cli) -> None:
+    result = cli.run("init", "--workers", "localhost")
+    assert result.code == 0, result.said
+    assert load_cluster(cli.folder / "cluster.yaml").cluster.root.host == "127.0.0.1"
+    sentence = cli.run("init", "-f", "--workers", "nobody.invalid").error(2)
+    assert sentence.startswith("--workers: no way to nobody.invalid is known")
+    assert "--host" in sentence
+
+
+@pytest.mark.parametrize("name", ["own model.gguf", "#1.gguf", "a: b.gguf", "größe.gguf"])
+def test_the_model_is_written_relative_to_the_file_and_as_yaml_needs_it(cli: Cli, name: str) -> None:
+    (cli.folder / name).touch()
+    (cli.folder / "sub").mkdir()
+    for path in ("cluster.yaml", "sub"):
+        assert cli.run("init", path, "-m", name).code == 0
+        written = cli.folder / path / "cluster.yaml" if path == "sub" else cli.folder / path
+        file = load_cluster(written)
+        assert file.model_path().samefile(cli.folder / name)
+        assert not Path(file.cluster.model).is_absolute()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (["--nodes", "3"], 2, "3 nodes, the root among them; use 1, 2, 4, 8"),
+        (["--workers", "192.0.2.1,192.0.2.2"], 2, "3 nodes"),
+        (["--nodes", "2", "--workers", "192.0.2.1"], 2, "give one of them"),
+        (["-m", "nosuch.gguf"], 1, "nosuch.gguf cannot be opened"),
+        (["--workers", "tcp://192.0.2.1", "--host", "192.0.2.10"], 1, "a host name or an address"),
+        (["nowhere/cluster.yaml"], 1, "No such file"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_is_no_cluster_is_not_written(cli: Cli, words: list[str], code: int, says: str) -> None:
+    assert says in cli.run("init", *words).error(code)
+    assert not (cli.folder / "cluster.yaml").exists()
+
+
+def test_a_file_that_is_there_is_kept_unless_force_says_so(cli: Cli) -> None:
+    (cli.folder / "cluster.yaml").write_text("mine")
+    assert cli.run("init").error(2) == "cluster.yaml exists; --force replaces it"
+    assert (cli.folder / "cluster.yaml").read_text() == "mine"
+    assert cli.run("init", "--force").code == 0
