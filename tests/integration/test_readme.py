@@ -16,12 +16,14 @@ from gguf_writer import gguf_of
 from hub_server import Repo, running_hub
 from surroundings import free_ports
 
+from dllama_zmq.cluster import load_cluster, parse_cluster
 from dllama_zmq.formats import open_m
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(sh|python|yaml)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-WORKER = "dllama-zmq worker --root tcp://192.168.1.10:5570\n"
+INSTALLED = "~/dllama-zmq/.venv/bin/"
+WORKER = f"{INSTALLED}dllama-zmq worker --root tcp://192.168.1.10:5570\n"
 MAKE = "make demo\nmake test\n"
 
 
@@ -41,11 +43,12 @@ def run(script: str, environment: dict[str, str], cwd: Path = ROOT) -> subproces
 
 SHELL = [block for kind, block in BLOCKS if kind == "sh"]
 (PULL,) = (block for block in SHELL if block.startswith("dllama-zmq pull "))
-SIMPLE = [block for block in SHELL if block not in (MAKE, WORKER, PULL)]
+(INIT,) = (block for block in SHELL if f"{INSTALLED}dllama-zmq init" in block)
+SIMPLE = [block for block in SHELL if block not in (MAKE, WORKER, PULL, INIT)]
 
 
 def test_every_shell_block_is_known_to_these_tests() -> None:
-    assert sorted(SHELL) == sorted([MAKE, *SIMPLE, PULL, WORKER])
+    assert sorted(SHELL) == sorted([MAKE, *SIMPLE, PULL, WORKER, INIT])
 
 
 @pytest.mark.parametrize("block", SIMPLE, ids=lambda block: str(block).splitlines()[-1])
@@ -105,19 +108,27 @@ def test_python_block_runs(environment: dict[str, str]) -> None:
     assert "2048)" in done.stdout
 
 
+def test_init_writes_the_yaml_block(environment: dict[str, str], tmp_path: Path) -> None:
+    (yaml,) = (block for kind, block in BLOCKS if kind == "yaml")
+    command = INIT.splitlines()[0].removeprefix(INSTALLED)
+    done = run(f"{command} --host 192.168.1.10", environment, tmp_path)  # no way leads to the others from here
+    assert done.returncode == 0, done.stderr
+    assert load_cluster(tmp_path / "home.yaml").cluster == parse_cluster(yaml, tmp_path / "home.yaml")
+
+
 def test_worker_command_fills_the_places_of_the_yaml_block(environment: dict[str, str], tmp_path: Path) -> None:
     (yaml,) = (block for kind, block in BLOCKS if kind == "yaml")
     # 192.168.1.10 is not this machine's, and its ports may be taken; everything else stays as it is printed.
     replies, steps, clients = free_ports(3)
     ports = f"{{replies: {replies}, steps: {steps}, clients: {clients}}}"
     (tmp_path / "cluster.yaml").write_text(yaml.replace("192.168.1.10\n", f"0.0.0.0\n  ports: {ports}\n"))
-    command = WORKER.replace("192.168.1.10:5570", f"127.0.0.1:{replies}").split()
+    command = WORKER.removeprefix(INSTALLED).replace("192.168.1.10:5570", f"127.0.0.1:{replies}").split()
     workers = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(3)]
     try:
         life = "dllama-zmq up && dllama-zmq generate 'One day' -n 5 --temp 0; dllama-zmq down"
         done = run(life, environment, tmp_path)
         assert done.returncode == 0, done.stderr
-        assert all(f"{name}: ready" in done.stderr for name in ("pi2", "pi3", "pi4"))
+        assert all(f"{name}: ready" in done.stderr for name in ("worker1", "worker2", "worker3"))
         assert done.stdout.startswith("One day")
     finally:
         for worker in workers:
