@@ -121,7 +121,7 @@ def up(
     app, CLUSTERS, "init",
     examples=[
         "dllama-zmq init -m story.gguf --nodes 2",
-        "dllama-zmq init home.yaml -m demo --workers 192.168.1.11,192.168.1.12,192.168.1.13",
+        "dllama-zmq init home.yaml -m demo --workers 192.168.1.11",
     ],
 )  # fmt: skip
 def init(*, options: flags.Init) -> None:

@@ -328,7 +328,7 @@ class Netstat:
     predict: Annotated[
         str | None,
         Option(
-            "--predict", metavar="MODEL", help="No cluster: demo, a .m file or a published shape",
+            "--predict", metavar="MODEL", help="No cluster: a published shape, or a model",
             autocompletion=completion.shapes,
         ),
     ] = None  # fmt: skip

@@ -8,16 +8,17 @@ from pathlib import Path
 import msgspec
 from rich.console import Console, Group, RenderableType
 
+from dllama_zmq.cli.chosen import chosen_path, running_here
 from dllama_zmq.cli.flags import Netstat
 from dllama_zmq.cli.netstat_figures import Prediction, Report, measured, predicted
 from dllama_zmq.cli.netstat_tables import prediction_tables, report_tables
 from dllama_zmq.cli.watch import check_watch, watched
 from dllama_zmq.client import Client
-from dllama_zmq.cluster import DATA_FOLDER, DEMO
+from dllama_zmq.cluster import DEMO, PULLED, model_at
 from dllama_zmq.errors import UsageError
 from dllama_zmq.formats import open_model
 from dllama_zmq.launch.registry import connect
-from dllama_zmq.shapes import shape
+from dllama_zmq.shapes import SHAPES, shape
 from dllama_zmq.spec import ModelSpec
 
 _STATUS_S = 10.0  # the root answers between two steps
@@ -56,7 +57,7 @@ def _check(options: Netstat) -> None:
 def _client(options: Netstat) -> Client:
     if options.connect is not None:
         return Client(options.connect)
-    return connect(options.cluster or "cluster.yaml")
+    return connect(running_here(chosen_path(options.cluster)))
 
 
 def _tables(figures: Report | Prediction) -> RenderableType:
@@ -68,9 +69,9 @@ def _as_json(figures: Report | Prediction) -> str:
 
 
 def _spec(model: str) -> ModelSpec:
-    """The numbers of a published shape, of a model file, or of the demo. Raises UsageError, FormatError."""
-    path = DATA_FOLDER / f"{DEMO}.m" if model == DEMO else Path(model)
-    if model != DEMO and path.suffix != ".m" and "/" not in model:
+    """The numbers of a published shape, or of a model. Raises UsageError, FormatError."""
+    is_word = not model.startswith(PULLED) and "/" not in model and Path(model).suffix not in (".m", ".gguf")
+    if model.lower() in SHAPES or (is_word and model != DEMO and not Path(model).exists()):
         return shape(model)
-    with open_model(path) as file:
+    with open_model(model_at(model)) as file:
         return file.spec

@@ -6,10 +6,11 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
-from command_line import Cli, json_object
+from command_line import Cli, finish, json_object
 from gguf_writer import gguf_of
 
 import dllama_zmq
@@ -182,6 +183,15 @@ def test_without_file_and_cluster_it_is_said_how_to_find_one(cli: Cli, command: 
 )  # fmt: skip
 def test_what_cannot_be_is_told_in_one_sentence(own: Cli, words: list[str], code: int, says: str) -> None:
     assert says in own.run(*words).error(code)
+
+
+def test_who_is_to_type_the_prompt_is_told_so(own: Cli, text: str) -> None:
+    """A pipe in which nothing comes: nobody is left without a word for 2 s, and what comes then is the prompt."""
+    with own.started("run", "own.gguf", *GREEDY, stdin=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == b"waiting for the prompt on stdin, to its end\n"
+        result = finish(process, 60, time.monotonic(), PROMPT.encode())
+    assert (result.code, result.out) == (0, f"{PROMPT}{text}\n"), result.said
 
 
 def test_a_closed_stdin_is_no_prompt(own: Cli) -> None:
