@@ -1,4 +1,4 @@
-"""The command line: `dllama-zmq up, down, status, logs, worker, generate, bench`.
+"""The command line, `dllama-zmq COMMAND`.
 
 Text goes to stdout, everything else to stderr. Errors are one sentence and an exit code: 1 failed, 2 wrong use,
 130 stopped by Ctrl-C.

@@ -135,18 +135,6 @@ def test_a_tokenizer_can_be_named_on_the_command_line(own: Cli, text: str) -> No
     assert (result.code, result.out) == (0, f"{PROMPT}{text}\n"), result.said
 
 
-def test_the_logs_of_all_nodes_are_one_by_time_with_their_names(own: Cli) -> None:
-    assert own.run("up", "-m", "own.gguf", "--nodes", "2").code == 0
-    lines = own.run("logs", "-n", "100").out.splitlines()
-    assert {line.split(" | ")[0].strip() for line in lines} == {"root", "worker1"}
-    times = [line.split(" | ")[1][:23] for line in lines if line.split(" | ")[1][:2] == "20"]
-    assert times == sorted(times)
-    assert len(times) > 5
-    assert own.run("logs", "-n", "2").out.splitlines() == lines[-2:]
-    assert " | " not in own.run("logs", "root", "-n", "3").out
-    own.down()
-
-
 # --- what is said -------------------------------------------------------------------------------------------------
 
 

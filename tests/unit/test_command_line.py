@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import shlex
 from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
 
+from dllama_zmq.cli import completion
 from dllama_zmq.cli.app import app
 from dllama_zmq.cli.wrong_use import exit_code
 
@@ -96,3 +98,24 @@ def test_wrong_use_names_the_word_and_what_was_expected(words: list[str], says: 
 @pytest.mark.parametrize(("words", "value"), [([], 2.0), (["0.5"], 0.5), (["--json"], 2.0)])
 def test_the_value_of_watch_may_be_left_out(words: list[str], value: float) -> None:
     assert GROUP.commands["netstat"].make_context("netstat", ["--watch", *words]).params["watch"] == value
+
+
+def test_values_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("own.gguf", "own.m", "home.yaml", "notes.txt"):
+        (tmp_path / name).touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "cluster.yaml").write_text("model: demo\nworkers: 1\n")
+    monkeypatch.chdir(tmp_path)
+    assert completion.models("own") == ["own.gguf", "own.m"]
+    assert completion.models("fol") == ["folder/"]
+    assert completion.models("dem") == ["demo"]
+    assert completion.files("h") == ["home.yaml"]
+    assert completion.nodes("") == ["root", "worker1"]
+    assert completion.shapes("tiny") == ["tinyllama"]
+
+
+def test_what_cannot_be_found_out_is_not_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cluster.yaml").write_text("modle: demo\n")
+    monkeypatch.chdir(tmp_path)
+    assert completion.nodes("") == ["root"]
+    assert completion.models("nowhere/x") == []
