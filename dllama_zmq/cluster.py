@@ -82,6 +82,8 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """For a worker to appear."""
     load_s: _Seconds = 600.0
     """For a worker to receive its slices of the model."""
+    ready_s: _Seconds = 10.0
+    """For a worker that has its slices to hear what the root publishes."""
     step_s: _Seconds = 60.0
     """For one node to answer one stage."""
     stop_s: _Seconds = 3.0

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from dllama_zmq.bus.arrays import pack_floats, packed, unpack
-from dllama_zmq.bus.links import PeerGone, RootLink
+from dllama_zmq.bus.links import RootLink
 from dllama_zmq.bus.messages import (
     ArrayHead,
     Bye,
@@ -38,6 +38,7 @@ from dllama_zmq.bus.messages import (
     Want,
     encode,
 )
+from dllama_zmq.bus.peers import PeerGone
 from dllama_zmq.bus.session import Gather, Member, Part, Roster, State
 from dllama_zmq.bus.trade import Trade, as_it_crosses, make_trade, stage_header
 from dllama_zmq.errors import ProtocolError, RemoteError, WorkerLost
@@ -45,6 +46,7 @@ from dllama_zmq.kernels import Kernels
 from dllama_zmq.quants import F32, U8
 from dllama_zmq.spec import Sync
 
+_MOST_KEPT = 64
 PING_S = 0.25
 """How often a waiting root knocks at every worker: a broken connection is known after this time, and those who have
 answered hear that the root lives."""
@@ -75,7 +77,7 @@ class _Begun:
 
 
 class StarRoot:
-    """The root's side. `backlog` keeps what arrives during a step and is for whoever runs the cluster.
+    """The root's side. `backlog` keeps the last that each peer said out of turn, for whoever runs the cluster.
 
     wait_s: seconds that the root has waited for the others, all steps together. waited_for_s: the same by worker; each
     wait counts for the worker whose answer ended it.
@@ -97,7 +99,7 @@ class StarRoot:
         self._last: deque[list[Frame]] = deque(maxlen=4)
         self._trade: Trade | None = None
         self._trade_epoch = -1
-        self.backlog: list[tuple[bytes, Message, list[Frame]]] = []
+        self.backlog: dict[bytes, Message] = {}
         self.wait_s = 0.0
         self.waited_for_s = dict.fromkeys(self._names, 0.0)
 
@@ -264,7 +266,7 @@ class StarRoot:
         here = (self._roster.epoch, self._step)
         if member is None:
             if isinstance(message, Join):
-                self.backlog.append((identity, message, []))
+                self._keep(identity, message)
         elif isinstance(message, Partial | Candidates):
             for open_one in (gather, *(begun.gather for begun in self._begun)):  # a worker may be a stage ahead
                 if open_one.offer(member.node, message, frames):
@@ -276,9 +278,14 @@ class StarRoot:
             if (message.epoch, message.step, message.stage) == (*here, gather.stage):
                 self._send_again(gather, member)
         else:
-            self.backlog.append((identity, message, frames))
+            self._keep(identity, message)
             if isinstance(message, Join):
                 self._lose(gather, member, "it started again")
+
+    def _keep(self, identity: bytes, message: Message) -> None:
+        """For the time after the step. What finds no room is said again: a join each second, by who means it."""
+        if identity in self.backlog or len(self.backlog) < _MOST_KEPT:
+            self.backlog[identity] = message
 
     def _send_again(self, gather: Gather, member: Member) -> None:
         """What a worker may lack that has not sent its part. It has had all before its last part but one of each

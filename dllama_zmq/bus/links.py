@@ -17,15 +17,12 @@ import zmq
 from dllama_zmq.bus import sockets
 from dllama_zmq.bus.messages import TO_ROOT, TO_WORKER, Bye, Frame, Join, Message, Ping, decode, encode, kind_of
 from dllama_zmq.bus.meter import Meter
+from dllama_zmq.bus.peers import PeerGone, Peers, guard_of
 from dllama_zmq.errors import ProtocolError
 
 logger = logging.getLogger(__name__)
 
 _LAST_WORD_MS = 200
-
-
-class PeerGone(Exception):
-    """Sending failed: no connection under this identity. The link's caller knows which node that is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +71,17 @@ class RootLink:
         self.spin_s = spin_s
         self._complaints = Complaints()
         self._leaving: set[bytes] = set()
-        self.steps = sockets.bind(context, zmq.PUB, endpoints.all_steps())
+        self.steps = sockets.bind(context, zmq.PUB, [], sockets.STEPS)
+        self._guard = guard_of(self.steps, endpoints.all_steps(), sockets.STEPS)
         try:
-            self.replies = sockets.bind(context, zmq.ROUTER, endpoints.all_replies())
+            sockets.bind_all(self.steps, endpoints.all_steps())
+            self._peers = Peers(
+                context, endpoints.all_replies(), sockets.REPLIES, lambda identity: name_of(identity) is not None
+            )
         except BaseException:
-            self.steps.close()
+            self._close_steps()
             raise
+        self.replies = self._peers.socket
 
     def publish(self, message: Message, arrays: Sequence[Frame], names: Sequence[str]) -> list[Frame]:
         """Send to every worker; `names` are those it is metered under. Returns the frames, for sending them again."""
@@ -96,17 +98,14 @@ class RootLink:
 
     def send_frames(self, identity: bytes, name: str, kind: str, frames: Sequence[Frame]) -> None:
         """Send frames made before to one worker; no name, no metering. Raises PeerGone."""
-        try:
-            self.replies.send_multipart([identity, *frames])
-        except zmq.ZMQError:
-            raise PeerGone(name) from None
+        self._peers.send(identity, frames)
         if name:
             self.meter.count([name], "sent", kind, frames)
 
     def receive(self, until: float) -> tuple[bytes, Message, list[Frame]] | None:
         """The next message and the identity it came from, or None when time.monotonic() passes `until`."""
         while True:
-            frames = sockets.receive(self.replies, until, self.spin_s)
+            frames = self._peers.receive(until, self.spin_s)
             if frames is None:
                 return None
             arrived = self.read(frames)
@@ -141,11 +140,20 @@ class RootLink:
             self.receive(time.monotonic() + 0.002)
             for identity in list(self._leaving):
                 try:
-                    self.replies.send_multipart([identity, *knock])
-                except zmq.ZMQError:
+                    self._peers.send(identity, knock)
+                except PeerGone:
                     self._leaving.discard(identity)
+        self._close_steps()
+        self._peers.close(_LAST_WORD_MS)
+
+    def address(self, identity: bytes) -> str:
+        """Where a peer speaks from: see `Peers.address`."""
+        return self._peers.address(identity)
+
+    def _close_steps(self) -> None:
+        if self._guard is not None:
+            self._guard.close()
         self.steps.close()
-        self.replies.close(linger=_LAST_WORD_MS)
 
 
 class WorkerLink:

@@ -37,6 +37,7 @@ class Member:
     identity: bytes = b""
     state: State = State.ABSENT
     host: str = ""
+    address: str = ""
     pid: int = 0
     lost_reason: str = field(default="has not joined yet")
 
@@ -65,8 +66,11 @@ class Roster:
         """The member behind a ROUTER identity."""
         return next((m for m in self.members if m.identity == identity and m.state is not State.ABSENT), None)
 
-    def join(self, identity: bytes, join: Join) -> Member | Refuse:
+    def join(self, identity: bytes, join: Join, address: str = "") -> Member | Refuse:
         """Give the worker a place, its own where it names one, or say why there is none.
+
+        address: where it speaks from, as `Peers.address` has it. A reserved place is for this computer's processes, and
+        for the one that was started for it; the kernel vouches for the numbers of those that come over ipc.
 
         A name that is taken may be asked for again: its holder may be dead and not yet known to be.
         """
@@ -81,13 +85,22 @@ class Roster:
             place = next(free, None)
         elif place.state is not State.ABSENT and place.identity != identity:
             return Refuse(f"{place.name} is already here (process {place.pid})", again=True)
-        if place is not None and self._processes.get(place.name, join.pid) != join.pid:
+        if place is not None and not self._may_have(place, join.pid, address):
             return Refuse(f"{place.name} is started by the root itself, on its own computer", again=False)
         if place is None:
             return Refuse(f"all places of this cluster are taken: {', '.join(names)}", again=True)
         place.identity, place.host, place.pid, place.state = identity, join.host, join.pid, State.LOADING
+        place.address = address
         self._new_epoch()
         return place
+
+    def _may_have(self, place: Member, pid: int, address: str) -> bool:
+        if place.name not in self._reserved and place.name not in self._processes:
+            return True
+        here, _, of_kernel = address.rpartition(":")
+        if address and not (here.startswith("localhost:") and of_kernel == str(pid)):
+            return False
+        return self._processes.get(place.name, pid) == pid
 
     def reserve(self, name: str, pid: int) -> None:
         """The place `name` is for the process `pid` alone, which the root has started."""

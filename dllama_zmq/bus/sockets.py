@@ -9,7 +9,9 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
 
 import zmq
 from zmq.constants import SocketOption
@@ -21,21 +23,61 @@ from dllama_zmq.errors import BusError
 SPIN_S = 300e-6
 _HEARTBEAT_MS = 500
 _DEAD_AFTER_MS = 2000
+_STUCK_AFTER_MS = 3000
 
 
-def bind(context: zmq.Context[zmq.Socket[bytes]], kind: int, endpoints: Sequence[str]) -> zmq.Socket[bytes]:
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What one peer of a bound socket may make this process hold.
+
+    send_messages, receive_messages: in its queues. frame_bytes: of one frame that it sends. held_bytes: sent and not
+    read yet (`guard.py`). kernel_bytes: in the kernel's own queue of what it sends, 0 for the system's choice.
+    """
+
+    send_messages: int
+    receive_messages: int
+    frame_bytes: int
+    held_bytes: int
+    kernel_bytes: int = 0
+
+
+STEPS = Bounds(send_messages=32, receive_messages=16, frame_bytes=1024, held_bytes=8 << 10)
+"""A worker is at most 4 messages and some beacons behind; what a full queue drops is asked for again."""
+REPLIES = Bounds(send_messages=64, receive_messages=64, frame_bytes=MAX_FRAME_BYTES, held_bytes=64 << 10)
+"""held_bytes is for who has no place in the cluster; it sends joins."""
+CLIENTS = Bounds(
+    send_messages=1000, receive_messages=1, frame_bytes=600 << 10, held_bytes=1280 << 10, kernel_bytes=64 << 10
+)
+"""The longest prompt takes 512 KiB; two of them fit into what is held."""
+
+
+def bind(
+    context: zmq.Context[zmq.Socket[bytes]], kind: int, endpoints: Sequence[str], bounds: Bounds
+) -> zmq.Socket[bytes]:
     """A socket bound to every endpoint. BusError names the endpoint that is taken and what to do."""
     socket = _socket(context, kind)
+    socket.set(SocketOption.SNDHWM, bounds.send_messages)
+    socket.set(SocketOption.RCVHWM, bounds.receive_messages)
+    socket.set(SocketOption.MAXMSGSIZE, bounds.frame_bytes)
+    if bounds.kernel_bytes:
+        socket.set(SocketOption.RCVBUF, bounds.kernel_bytes)
     if kind == zmq.ROUTER:
         socket.set(SocketOption.ROUTER_MANDATORY, 1)  # sending to a peer that is gone raises instead of vanishing
-        socket.set(SocketOption.ROUTER_HANDOVER, 1)  # a worker that returns takes its name back at once
+    try:
+        bind_all(socket, endpoints)
+    except BusError:
+        socket.close()
+        raise
+    return socket
+
+
+def bind_all(socket: zmq.Socket[bytes], endpoints: Sequence[str]) -> None:
+    """Bind to every endpoint. BusError names the one that is taken and what to do."""
     for endpoint in endpoints:
         try:
             socket.bind(endpoint)
         except zmq.ZMQError as error:
-            socket.close()
             raise BusError(_bind_failure(endpoint, error)) from None
-    return socket
 
 
 def connect(
@@ -62,9 +104,22 @@ def connect(
     return socket
 
 
-def receive(socket: zmq.Socket[bytes], until: float, spin_s: float = SPIN_S) -> list[Frame] | None:
-    """The next message as frames, or None when time.monotonic() passes `until`."""
-    frames = spin(socket, spin_s)
+def receive_now(socket: zmq.Socket[bytes]) -> list[Frame] | None:
+    """The next message if it is already here."""
+    try:
+        return list(socket.recv_multipart(zmq.NOBLOCK))
+    except zmq.Again:
+        return None
+
+
+Take: TypeAlias = Callable[[zmq.Socket[bytes]], list[Frame] | None]
+
+
+def receive(
+    socket: zmq.Socket[bytes], until: float, spin_s: float = SPIN_S, take: Take = receive_now
+) -> list[Frame] | None:
+    """The next message as frames, or None when time.monotonic() passes `until`. `take`: how one is read."""
+    frames = spin(socket, min(spin_s, until - time.monotonic()), take)
     if frames is not None:
         return frames
     while True:
@@ -73,33 +128,25 @@ def receive(socket: zmq.Socket[bytes], until: float, spin_s: float = SPIN_S) -> 
             if wait_s <= 0:
                 return None
             continue
-        frames = receive_now(socket)
+        frames = take(socket)
         if frames is not None:
             return frames
 
 
-def spin(socket: zmq.Socket[bytes], spin_s: float) -> list[Frame] | None:
+def spin(socket: zmq.Socket[bytes], spin_s: float, take: Take = receive_now) -> list[Frame] | None:
     """The next message if it comes within `spin_s`, giving up the core at every turn."""
     if _readable(socket):
-        return receive_now(socket)
+        return take(socket)
     end = time.perf_counter() + spin_s
     while time.perf_counter() < end:
         os.sched_yield()
         if _readable(socket):
-            return receive_now(socket)
+            return take(socket)
     return None
 
 
 def _readable(socket: zmq.Socket[bytes]) -> bool:
     return bool(int(socket.get(SocketOption.EVENTS)) & zmq.POLLIN)
-
-
-def receive_now(socket: zmq.Socket[bytes]) -> list[Frame] | None:
-    """The next message if it is already here."""
-    try:
-        return list(socket.recv_multipart(zmq.NOBLOCK))
-    except zmq.Again:
-        return None
 
 
 class Disconnects:
@@ -126,11 +173,12 @@ class Disconnects:
 def _socket(context: zmq.Context[zmq.Socket[bytes]], kind: int) -> zmq.Socket[bytes]:
     socket = context.socket(kind)
     socket.set(SocketOption.LINGER, 0)
-    socket.set(SocketOption.SNDHWM, 0)  # a full queue must never drop a step silently
+    socket.set(SocketOption.SNDHWM, 0)
     socket.set(SocketOption.RCVHWM, 0)
     socket.set(SocketOption.MAXMSGSIZE, MAX_FRAME_BYTES)
     socket.set(SocketOption.HEARTBEAT_IVL, _HEARTBEAT_MS)
     socket.set(SocketOption.HEARTBEAT_TIMEOUT, _DEAD_AFTER_MS)
+    socket.set(SocketOption.TCP_MAXRT, _STUCK_AFTER_MS)  # a peer that reads nothing has no heartbeat that could fail
     socket.set(SocketOption.HANDSHAKE_IVL, 5000)
     socket.set(SocketOption.RECONNECT_IVL, 50)
     socket.set(SocketOption.RECONNECT_IVL_MAX, 1000)

@@ -18,6 +18,7 @@ import zmq
 from dllama_zmq import __version__
 from dllama_zmq.bus import sockets
 from dllama_zmq.bus.links import Endpoints
+from dllama_zmq.bus.peers import Peers
 from dllama_zmq.cluster import Cluster, ClusterFile, WorkerConfig, is_loopback
 from dllama_zmq.errors import BusError, ClusterError
 from dllama_zmq.formats import open_model, read_tokenizer
@@ -86,8 +87,8 @@ def run_cluster(file: ClusterFile, tells: Tells, lock: int | None = None) -> Non
                 lambda done, total: starting.now("the root reads its part of the model", done, total),
             )  # fmt: skip
             cleanup.callback(root.close, "the cluster went down", stay=True)
-            clients = sockets.bind(context, zmq.ROUTER, [*_listen(cluster, "clients"), places.ipc_clients])
-            cleanup.callback(clients.close, linger=_LAST_WORD_MS)
+            clients = Peers(context, [*_listen(cluster, "clients"), places.ipc_clients], sockets.CLIENTS)
+            cleanup.callback(clients.close, _LAST_WORD_MS)
         _, workers, crowded = node_threads(cluster)
         fleet = Fleet(workers, places, crowded, root.roster, cluster.limits.join_s)
         cleanup.callback(fleet.stop, cluster.limits.stop_s * _FLEET_SHARE)

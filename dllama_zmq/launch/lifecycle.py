@@ -240,6 +240,9 @@ def _await_ready(file: ClusterFile, start: _Start, listener: Listener) -> Status
                 listener.status(status)
                 if status.state == "ready":
                     return status
+                deaf = [node for node in status.nodes if node.state == "loaded" and node.reason]
+                if deaf:
+                    raise ClusterError("; ".join(f"{node.name} {node.reason}" for node in deaf))
                 absent = [node for node in status.nodes if node.state == "absent"]
                 if absent and not listener.patient and time.monotonic() > begun + limits.join_s:
                     raise ClusterError(_nobody_came(file, absent))

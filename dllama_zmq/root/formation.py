@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from dllama_zmq.bus.links import Endpoints, PeerGone, RootLink, host_id
+from dllama_zmq.bus.links import Complaints, Endpoints, RootLink, host_id
 from dllama_zmq.bus.messages import (
     Beacon,
     Bye,
@@ -25,6 +26,7 @@ from dllama_zmq.bus.messages import (
     Refuse,
     Welcome,
 )
+from dllama_zmq.bus.peers import PeerGone
 from dllama_zmq.bus.session import Member, Roster, State
 from dllama_zmq.cluster import Limits
 from dllama_zmq.errors import WorkerLost
@@ -34,15 +36,18 @@ logger = logging.getLogger(__name__)
 
 _FORMING_BEACON_S = 0.1
 _IDLE_BEACON_S = 0.5
-_AT_ONCE = 128  # however much is there to be read, others have their turn after so many messages
-_OVERTIME_S = 0.1  # or after this long: a piece that is quantized on its way to a worker takes 20 ms
+_OVERTIME_S = 0.002  # however much is there to be read, steps and clients have their turn after this long
+_SILENT_S = 10.0  # while it loads, a worker says something every second
+_NOT_LISTENING_S = 1.0  # silence does not count while the root itself does not listen
+_KNOCK_S = 0.05
+_MOST_PIECES = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
     """How far one worker is, for people: weights sent of how many bytes, and what it does with them.
 
-    seconds: from its joining to its having all ready, or to now.
+    seconds: from its joining to its having all ready, or to now. reason: what it lacks.
     """
 
     name: str
@@ -77,33 +82,35 @@ class Formation:
         self._joined_at: dict[int, float] = {}
         self._loaded_at: dict[int, float] = {}
         self._preparing: dict[int, Preparing] = {}
+        self._heard_at: dict[int, float] = {}
+        self._pumped_at = 0.0
+        self._knocked_at = 0.0
+        self._all_loaded_at = math.inf
+        self._refusals = Complaints()
         self._next_beacon = 0.0
 
     def form(self, until: float, on_progress: Callable[[], None]) -> None:
         """Bring every worker to readiness. Raises WorkerLost, naming who is missing, when `until` passes."""
         while not self._roster.ready:
-            if time.monotonic() >= until:
+            if time.monotonic() >= until or self._deaf():
                 raise WorkerLost(self.missing_sentence())
             self.pump(time.monotonic() + _FORMING_BEACON_S)
             on_progress()
 
     def pump(self, until: float) -> None:
-        """Answer the bus until time.monotonic() passes `until`, and then what is left of _AT_ONCE messages, for
-        _OVERTIME_S at most."""
-        n_handled = 0
+        """Answer the bus until time.monotonic() passes `until`, and then what is left, for _OVERTIME_S at most."""
+        self._count_listening()
         while True:
             self._tick()
             arrived = self._link.receive(min(until, self._next_beacon))
             if arrived is not None:
-                self.handle(*arrived)
-                n_handled += 1
+                self.handle(arrived[0], arrived[1])  # nothing outside a step carries arrays to the root
             late_s = time.monotonic() - until
-            if late_s >= 0 and (arrived is None or n_handled >= _AT_ONCE or late_s > _OVERTIME_S):
+            if late_s >= 0 and (arrived is None or late_s > _OVERTIME_S):
                 return
 
-    def handle(self, identity: bytes, message: Message, frames: list[Frame]) -> None:
+    def handle(self, identity: bytes, message: Message) -> None:
         """One message that is not part of a step."""
-        del frames  # nothing outside a step carries arrays to the root
         if isinstance(message, Join):
             self._welcome(identity, message)
             return
@@ -111,6 +118,7 @@ class Formation:
         if member is None:  # given up, and it does not know: it has a place only if it joins again
             self._tell_stranger(identity, Bye(True, "this root does not know you"))
             return
+        self._heard_at[member.node] = time.monotonic()
         if isinstance(message, Credit):
             self._deliver(member, message.pieces)
         elif isinstance(message, Preparing) and member.state is State.LOADING:
@@ -145,7 +153,7 @@ class Formation:
                 Progress(
                     member.name,
                     member.state,
-                    member.lost_reason if member.state is State.ABSENT else "",
+                    self._reason(member),
                     delivery.sent_bytes if delivery is not None else 0,
                     delivery.total_bytes if delivery is not None else 0,
                     end - self._joined_at.get(member.node, end),
@@ -158,34 +166,62 @@ class Formation:
     def missing_sentence(self) -> str:
         """Who is not ready, and why."""
         return "; ".join(
-            f"{row.name} {row.reason}" if row.state is State.ABSENT else f"{row.name} is {row.state.value}"
+            f"{row.name} {row.reason}" if row.reason else f"{row.name} is {row.state.value}"
             for row in self.progress()
             if row.state is not State.READY
         )
 
+    def _reason(self, member: Member) -> str:
+        if member.state is State.ABSENT:
+            return member.lost_reason
+        if member.state is State.LOADED and self._deaf():
+            port = self._endpoints.steps[0]
+            return (
+                f"has its weights but has heard nothing that the root publishes for {self._limits.ready_s:.0f} s "
+                f"(limits.ready_s): can its computer reach {port} (root.ports.steps)?"
+            )
+        return ""
+
+    def _deaf(self) -> bool:
+        """Whether some worker should have heard a beacon long since."""
+        return self._roster.loaded and time.monotonic() > self._all_loaded_at + self._limits.ready_s
+
+    def _count_listening(self) -> None:
+        """Nobody is silent for as long as the root does not listen."""
+        now = time.monotonic()
+        if now - self._pumped_at > _NOT_LISTENING_S:
+            self._heard_at = dict.fromkeys(self._heard_at, now)
+            self._all_loaded_at = math.inf
+        self._pumped_at = now
+
     def knock(self) -> None:
         """Send every worker something, for sending shows a broken connection; and end loads that take too long."""
-        now = time.monotonic()
+        now = self._knocked_at = time.monotonic()
         for member in self._roster.members:
             if member.state is State.ABSENT:
                 continue
-            reachable = self._send(member, Ping(self._roster.epoch, 0, 0))
-            too_long = now > self._joined_at[member.node] + self._limits.load_s
-            if reachable and member.state is State.LOADING and too_long:
+            if not self._send(member, Ping(self._roster.epoch, 0, 0)) or member.state is not State.LOADING:
+                continue
+            if now > self._joined_at[member.node] + self._limits.load_s:
                 self._lose(member, f"did not load within {self._limits.load_s:.0f} s")
+            elif now > self._heard_at[member.node] + _SILENT_S:
+                self._lose(
+                    member, f"said nothing for {_SILENT_S:.0f} s while it loaded; it, or its computer, is frozen"
+                )
 
     def _welcome(self, identity: bytes, join: Join) -> None:
-        self.knock()  # so that a place whose holder has died is free
-        place = self._roster.join(identity, join)
+        if time.monotonic() > self._knocked_at + _KNOCK_S:  # a flood of joins must not fill the queues of the workers
+            self.knock()  # so that a place whose holder has died is free
+        place = self._roster.join(identity, join, self._link.address(identity))
         if isinstance(place, Refuse):
-            logger.warning("refused a worker pid=%d: %s", join.pid, place.reason)
+            self._refusals.say("refused a worker pid=%d: %s", join.pid, place.reason)
             self._tell_stranger(identity, place)
             return
         local = join.host == host_id()
         steps, replies = self._endpoints.of(local)
         logger.info("joined %s node=%d pid=%d over=%s", place.name, place.node, place.pid, replies)
         self._deliveries[place.node] = self._new_delivery(place.node)
-        self._joined_at[place.node] = time.monotonic()
+        self._joined_at[place.node] = self._heard_at[place.node] = time.monotonic()
         for of_before in (self._loaded_at, self._preparing):
             of_before.pop(place.node, None)
         if self._send(place, Welcome(place.node, place.name, steps, replies)):
@@ -197,8 +233,13 @@ class Formation:
 
     def _deliver(self, member: Member, pieces: int) -> None:
         delivery = self._deliveries.get(member.node)
-        for _ in range(min(pieces, 64)):
-            piece = delivery.next_piece() if delivery is not None else None
+        for _ in range(min(pieces, _MOST_PIECES)):
+            try:
+                piece = delivery.next_piece() if delivery is not None else None
+            except Exception as error:  # a file that cannot be read must not end a root that serves others
+                logger.exception("cannot read what %s is to hold", member.name)
+                self._lose(member, f"cannot be given its weights: {type(error).__name__}: {error}")
+                return
             if piece is None or not self._send(member, *piece):
                 return
 
@@ -223,5 +264,9 @@ class Formation:
             return
         self._next_beacon = now + (_IDLE_BEACON_S if self._roster.ready else _FORMING_BEACON_S)
         self.knock()
+        if not self._roster.loaded or self._roster.ready:
+            self._all_loaded_at = math.inf
+        elif self._all_loaded_at == math.inf:
+            self._all_loaded_at = now
         if self._roster.loaded:
             self._link.publish(Beacon(self._roster.epoch), [], [member.name for member in self._roster.members])

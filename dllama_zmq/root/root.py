@@ -16,10 +16,11 @@ import zmq
 
 from dllama_zmq.bus.arrays import Array, unpack
 from dllama_zmq.bus.exchange import Solo, StarRoot
-from dllama_zmq.bus.links import Endpoints, PeerGone, RootLink
+from dllama_zmq.bus.links import Endpoints, RootLink
 from dllama_zmq.bus.messages import ArrayType, Bye, Candidates, Want
 from dllama_zmq.bus.messages import Plan as PlanMessage
 from dllama_zmq.bus.meter import Phase
+from dllama_zmq.bus.peers import PeerGone
 from dllama_zmq.bus.session import ROOT, Part, Roster, State
 from dllama_zmq.bus.slowest import waited_for_root_s
 from dllama_zmq.bus.sockets import SPIN_S
@@ -184,9 +185,9 @@ class Root:
         """Answer the bus until time.monotonic() passes `until`: joins, weights, beacons."""
         if self._formation is None or self._star is None:
             return
-        backlog, self._star.backlog = self._star.backlog, []
-        for identity, message, frames in backlog:
-            self._formation.handle(identity, message, frames)
+        backlog, self._star.backlog = self._star.backlog, {}
+        for identity, message in backlog.items():
+            self._formation.handle(identity, message)
         self._formation.pump(until)
 
     def all_reachable(self) -> bool:

@@ -7,16 +7,14 @@ work together to `root.py`.
 from __future__ import annotations
 
 import logging
-import math
 import secrets
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import msgspec
 import zmq
 
-from dllama_zmq.bus import sockets
 from dllama_zmq.bus.client_messages import (
     FROM_CLIENT,
     AskStatus,
@@ -29,34 +27,43 @@ from dllama_zmq.bus.client_messages import (
     Prefill,
     Queued,
     Started,
+    Status,
     Stop,
     Stopping,
 )
 from dllama_zmq.bus.links import Complaints
 from dllama_zmq.bus.messages import Message, decode, encode
-from dllama_zmq.errors import BusError, ClusterDefect, DllamaError, ProtocolError, RequestError
+from dllama_zmq.bus.peers import PeerGone, Peers
+from dllama_zmq.errors import BusError, ClusterDefect, DllamaError, ProtocolError
 from dllama_zmq.root.generation import Event, Finished, GenerationRequest, Prefilled, Token, check_request, generate
 from dllama_zmq.root.report import ClusterFacts, cluster_status
 from dllama_zmq.root.root import Root, Timing
 from dllama_zmq.root.sampler import Sampling
+from dllama_zmq.root.waiting import Waiting
 from dllama_zmq.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
-MAX_QUEUED = 512
 _TURN_S = 0.1
-_AT_ONCE = 128  # messages of clients between two steps
+_CLIENTS_S = 0.002  # for what clients say, between two steps
 _REMIND_S = 1.0
+_LOOK_AT_WAITING_S = 0.1
+_STATUS_S = 0.05  # how old an answer to `askstatus` may be: making it takes longer than a step of a small model
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Request:
     """One client's request, waiting or running."""
 
     client: bytes
     id: int
-    generation: GenerationRequest
+    prompt: str
+    max_tokens: int | None
+    sampling: Sampling
+    ignore_eos: bool
+    came: float
     reminded: float
+    generation: GenerationRequest | None = None  # once it runs
     events: Iterator[Event] | None = None
     n_tokens: int = 0
     started: float = 0.0
@@ -69,7 +76,7 @@ class Service:
         self,
         root: Root,
         tokenizer: Tokenizer,
-        clients: zmq.Socket[bytes],
+        clients: Peers,
         facts: ClusterFacts,
         every_turn: Callable[[], None] = lambda: None,
     ) -> None:
@@ -78,10 +85,13 @@ class Service:
         self._clients = clients
         self._facts = facts
         self._every_turn = every_turn
-        self._waiting: deque[_Request] = deque()
+        self._waiting: Waiting[_Request] = Waiting()
         self._active: _Request | None = None
         self._complaints = Complaints()
-        self._unready_since = math.inf
+        self._ready_at = time.monotonic()  # when it was last seen, or began
+        self._next_look = 0.0
+        self._status: Status | None = None
+        self._status_until = 0.0
         self._stopped = False
         self._stop_when_idle = False
 
@@ -96,7 +106,7 @@ class Service:
     def run(self) -> None:
         """Serve until stopped."""
         poller = zmq.Poller()
-        poller.register(self._clients, zmq.POLLIN)
+        poller.register(self._clients.socket, zmq.POLLIN)
         if self._root.link is not None:
             poller.register(self._root.link.replies, zmq.POLLIN)
         while not self._stopped:
@@ -104,11 +114,11 @@ class Service:
             self._answer_clients()
             self._root.pump(time.monotonic())
             self._remind()
-            if self._active is None and self._waiting and self._root.all_reachable():
-                self._start(self._waiting.popleft())
+            if self._active is None and len(self._waiting) and self._root.all_reachable():
+                self._start(self._waiting.take())
             if self._active is not None:
                 self._advance(self._active)
-            elif self._stop_when_idle and not self._waiting:
+            elif self._stop_when_idle and not len(self._waiting):
                 self._stopped = True
             else:
                 poller.poll(round(_TURN_S * 1000))
@@ -118,8 +128,10 @@ class Service:
     # --- clients ---------------------------------------------------------------------------------------------------
 
     def _answer_clients(self) -> None:
-        for _ in range(_AT_ONCE):
-            frames = sockets.receive_now(self._clients)
+        """Hear clients, one message of each in turn, for _CLIENTS_S at most: the others' steps go on."""
+        until = time.monotonic() + _CLIENTS_S
+        while not self._stopped:
+            frames = self._clients.receive_now()
             if frames is None:
                 return
             client = bytes(frames[0])
@@ -128,84 +140,123 @@ class Service:
             except ProtocolError as error:
                 self._complaints.say("dropped a message from a client: %s", error)
                 self._send(client, Error(0, "ProtocolError", str(error)[:1000]))
-                continue
-            if isinstance(message, Generate):
-                self._enqueue(client, message)
-            elif isinstance(message, Cancel):
-                self._cancel(client, message.id)
-            elif isinstance(message, AskStatus):
-                status = cluster_status(
-                    message.id, self._facts, self._root, int(self._active is not None), len(self._waiting)
-                )
-                self._send(client, status)
-            elif isinstance(message, Stop):
-                self._send(client, Stopping(message.id))
-                self._stopped = True
+            else:
+                self._answer(client, message)
+            if time.monotonic() > until:
+                return
+
+    def _answer(self, client: bytes, message: Message) -> None:
+        if isinstance(message, Generate):
+            self._enqueue(client, message)
+        elif isinstance(message, Cancel):
+            self._cancel(client, message.id)
+        elif isinstance(message, AskStatus):
+            self._send(client, self._status_for(message.id))
+        elif isinstance(message, Stop):
+            self._send(client, Stopping(message.id))
+            self._stopped = True
+
+    def _status_for(self, request_id: int) -> Status:
+        now = time.monotonic()
+        if self._status is None or now >= self._status_until:
+            n_active, n_waiting = int(self._active is not None), len(self._waiting)
+            self._status = cluster_status(request_id, self._facts, self._root, n_active, n_waiting)
+            self._status_until = now + _STATUS_S
+        return msgspec.structs.replace(self._status, id=request_id)
 
     def _enqueue(self, client: bytes, message: Generate) -> None:
+        active = self._active
+        if (active is not None and (active.client, active.id) == (client, message.id)) or self._waiting.find(
+            client, message.id
+        ):
+            self._send(client, Error(0, "RequestError", f"a request with the id {message.id} is open already"))
+            return
+        seed = secrets.randbelow(1 << 31) if message.seed is None else message.seed
+        sampling = Sampling(message.temperature, message.top_p, message.top_k, seed)
         try:
-            if len(self._waiting) >= MAX_QUEUED:
-                raise RequestError(f"{len(self._waiting)} requests wait already; try again later")
-            seed = secrets.randbelow(1 << 31) if message.seed is None else message.seed
-            sampling = Sampling(message.temperature, message.top_p, message.top_k, seed)
-            tokens = self._tokenizer.encode(message.prompt)
-            generation = GenerationRequest(tokens, message.max_tokens, sampling, message.ignore_eos)
-            check_request(self._root, generation)
+            sampling.check()
         except DllamaError as error:
             self._send(client, Error(message.id, type(error).__name__, str(error)))
             return
         now = time.monotonic()
-        self._waiting.append(_Request(client, message.id, generation, reminded=now - _REMIND_S))
+        request = _Request(
+            client, message.id, message.prompt, message.max_tokens, sampling, message.ignore_eos, now, now - _REMIND_S
+        )
+        self._status = None
+        for dropped in self._waiting.add(request):
+            reason = f"{len(self._waiting)} requests wait already; try again later"
+            self._send(dropped.client, Error(dropped.id, "RequestError", reason))
 
     def _remind(self) -> None:
-        """Tell every waiting client once a second why it waits; give up on those that wait too long for workers."""
+        """Tell every waiting client once a second why it waits; give up on those that wait too long for workers.
+
+        A request waits for the whole patience, also one that comes when the cluster has been incomplete for long.
+        """
         now = time.monotonic()
+        if self._root.ready:
+            self._ready_at = now
+        if now < self._next_look or not len(self._waiting):
+            return
+        self._next_look = now + _LOOK_AT_WAITING_S
         note = "" if self._root.ready else self._root.missing_sentence()
         limits = self._root.settings.limits
         patience_s = limits.join_s + (0 if self._root.anybody_absent() else limits.load_s)
-        self._unready_since = min(self._unready_since, now) if note else math.inf
-        for ahead, request in enumerate(list(self._waiting), start=int(self._active is not None)):
-            if note and now > self._unready_since + patience_s:
+        for ahead, request in enumerate(self._waiting, start=int(self._active is not None)):
+            if note and now > max(self._ready_at, request.came) + patience_s:
                 self._waiting.remove(request)
                 self._send(request.client, Error(request.id, "WorkerLost", f"the cluster did not get ready: {note}"))
             elif now >= request.reminded + _REMIND_S and (ahead or note):
                 request.reminded = now
-                if not self._send(request.client, Queued(request.id, ahead, note[:2000])):
-                    self._waiting.remove(request)
+                self._send(request.client, Queued(request.id, ahead, note[:2000]))
 
     def _cancel(self, client: bytes, request_id: int) -> None:
         if self._active is not None and (self._active.client, self._active.id) == (client, request_id):
             self._finish(self._active, "cancelled", "")
-        for request in list(self._waiting):
-            if (request.client, request.id) == (client, request_id):
-                self._waiting.remove(request)
-                self._send(client, Done(request_id, "cancelled", ""))
+        request = self._waiting.find(client, request_id)
+        if request is not None:
+            self._waiting.remove(request)
+            self._status = None
+            self._send(client, Done(request_id, "cancelled", ""))
 
     # --- the running request -----------------------------------------------------------------------------------------
 
-    def _start(self, request: _Request) -> None:
+    def _start(self, request: _Request | None) -> None:
+        """Begin a request; what cannot be run ends at once."""
+        if request is None:
+            return
         self._active = request
+        self._status = None
         request.started = time.monotonic()
-        request.events = generate(self._root, self._tokenizer, request.generation)
-        started = Started(request.id, len(request.generation.tokens), request.generation.sampling.seed)
-        if not self._send(request.client, started):
+        try:
+            tokens = self._tokenizer.encode(request.prompt)
+            generation = GenerationRequest(tokens, request.max_tokens, request.sampling, request.ignore_eos)
+            check_request(self._root, generation)
+        except Exception as error:
+            self._fail(request, self._as_ours(request, error))
+            return
+        request.generation = generation
+        request.events = generate(self._root, self._tokenizer, generation)
+        if not self._send(request.client, Started(request.id, len(tokens), request.sampling.seed)):
             self._drop(request)
 
     def _advance(self, request: _Request) -> None:
         """One event of the running request: at most one step."""
         try:
             event = next(request.events) if request.events is not None else None
-        except BusError as error:
-            logger.warning("request failed id=%d: %s", request.id, error)
-            self._fail(request, error)
-        except DllamaError as error:
-            self._fail(request, error)
-        except Exception as error:  # a defect of ours must not take the cluster down, nor leave the client waiting
-            logger.exception("request failed id=%d", request.id)
-            self._root.roster.new_epoch()
-            self._fail(request, ClusterDefect(f"{type(error).__name__}: {error}; the root's log has more"))
+        except Exception as error:
+            self._fail(request, self._as_ours(request, error))
         else:
             self._tell(request, event)
+
+    def _as_ours(self, request: _Request, error: Exception) -> DllamaError:
+        """What a client is told of an error. A defect of ours must not take the cluster down, nor leave it waiting."""
+        if isinstance(error, BusError):
+            logger.warning("request failed id=%d: %s", request.id, error)
+        if isinstance(error, DllamaError):
+            return error
+        logger.error("request failed id=%d", request.id, exc_info=error)
+        self._root.roster.new_epoch()
+        return ClusterDefect(f"{type(error).__name__}: {error}; the root's log has more")
 
     def _tell(self, request: _Request, event: Event | None) -> None:
         alive = True
@@ -225,9 +276,10 @@ class Service:
     def _finish(self, request: _Request, reason: str, text: str) -> None:
         self._send(request.client, Done(request.id, reason, text))  # type: ignore[arg-type]
         seconds = time.monotonic() - request.started
+        n_prompt = len(request.generation.tokens) if request.generation is not None else 0
         logger.info(
             "request done id=%d reason=%s prompt=%d out=%d tok_s=%.1f",
-            request.id, reason, len(request.generation.tokens), request.n_tokens, request.n_tokens / max(seconds, 1e-9),
+            request.id, reason, n_prompt, request.n_tokens, request.n_tokens / max(seconds, 1e-9),
         )  # fmt: skip
         self._drop(request)
 
@@ -238,13 +290,15 @@ class Service:
     def _drop(self, request: _Request) -> None:
         request.events = None
         self._active = None
+        self._status = None
         self._root.set_phase("idle")
 
     def _send(self, client: bytes, message: Message) -> bool:
-        """Send to one client; False where it has gone."""
+        """Send to one client; False where it has gone, and what it has asked for with it."""
         try:
-            self._clients.send_multipart([client, *encode(message)])
-        except zmq.ZMQError:
+            self._clients.send(client, encode(message))
+        except PeerGone:
+            self._waiting.leave(client)
             return False
         return True
 

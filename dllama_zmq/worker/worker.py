@@ -34,7 +34,6 @@ from dllama_zmq.bus.messages import (
     Message,
     More,
     Ping,
-    Preparing,
     Refuse,
     Step,
     Weights,
@@ -49,6 +48,7 @@ from dllama_zmq.quants import F32
 from dllama_zmq.sharding import Plan, best_candidates, build_shard, counted
 from dllama_zmq.spec import ModelSpec
 from dllama_zmq.worker.loading import Loading
+from dllama_zmq.worker.preparation import Preparation
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,8 @@ CREDIT_PIECES = 4
 _JOIN_EVERY_S = 1.0
 _CONNECT_S = 0.05
 _SAY_EVERY_S = 10.0
-_PREPARING_EVERY_S = 0.5
+_NEW_LINK_S = 5.0  # without an answer: the connection may be one that the root ignores
+_IDLE_SILENCE_S = 20.0  # an idle root sends a ping every 0.5 s
 _PATIENCE_S = 10.0  # with a place that is taken: its holder's death is known after 2 s at most
 
 
@@ -91,27 +92,6 @@ class _Shard:
     temperatures: tuple[float, ...] = ()
 
 
-class _Preparation:
-    """Tells the root now and then how far this worker is with making itself ready."""
-
-    def __init__(self, link: WorkerLink) -> None:
-        self._link = link
-        self._next_word = 0.0
-
-    def compiling(self, text: str) -> None:
-        """Kernels are being compiled; `text` says how far that is."""
-        self._tell("compiles kernels, once on its computer", 0)
-
-    def packing(self, done_bytes: int, total_bytes: int) -> None:
-        """So many bytes of weights are laid out as the kernels have them."""
-        self._tell("lays out its weights", 100 * done_bytes // max(1, total_bytes))
-
-    def _tell(self, doing: str, percent: int) -> None:
-        if time.monotonic() >= self._next_word:
-            self._next_word = time.monotonic() + _PREPARING_EVERY_S
-            self._link.send(Preparing(doing, percent))
-
-
 class _Leave(Exception):
     """The root says that this worker shall end."""
 
@@ -127,9 +107,10 @@ class Worker:
     ) -> None:
         self._context = context
         self._settings = settings
-        self._identity = f"{settings.name or 'worker'}-{secrets.token_hex(6)}".encode()  # of this process alone
         self._on_state = on_state
         self._stopped = False
+        self._next_word = 0.0
+        self._patience: float | None = None
 
     def stop(self) -> None:
         """Return from `run` within a second, or when the step it is in ends or is void."""
@@ -158,7 +139,8 @@ class Worker:
     def _serve_at(self, address: str) -> str:
         """Serve the root at `address`; returns the address to go on with."""
         try:
-            link = WorkerLink(self._context, address, self._identity, self._settings.spin_s, self._settings.watch)
+            identity = f"{self._settings.name or 'worker'}-{secrets.token_hex(6)}".encode()  # of this connection alone
+            link = WorkerLink(self._context, address, identity, self._settings.spin_s, self._settings.watch)
         except BusError as error:
             if address == self._settings.root:
                 raise ClusterError(str(error)) from None
@@ -169,6 +151,9 @@ class Worker:
     def _serve_root(self, link: WorkerLink, address: str) -> str:
         """Join, load and serve over one link; returns the address to go on with when the root names a better one."""
         welcome = self._join(link, address)
+        if welcome is None:
+            return address
+        self._next_word, self._patience = 0.0, None
         replies = resolved(welcome.replies, address)
         if replies != address:
             return replies
@@ -183,24 +168,28 @@ class Worker:
             link.send(Fault(0, 0, str(error)[:2000]))
             raise
         self._on_state("ready")
+        heard = time.monotonic()
         while not self._stopped:
             arrived = link.receive(time.monotonic() + 1.0)
             if arrived is not None:
                 self._handle(link, shard, *arrived)
+                heard = time.monotonic()
             elif link.lost():
                 raise RootLost("the connection to the root broke")
+            elif self._settings.watch and time.monotonic() > heard + _IDLE_SILENCE_S:
+                raise RootLost(f"no word from the root for {_IDLE_SILENCE_S:.0f} s")
         return address
 
-    def _join(self, link: WorkerLink, address: str) -> Welcome:
+    def _join(self, link: WorkerLink, address: str) -> Welcome | None:
+        """Ask for a place until there is one; None where another connection is to be tried."""
         join = Join(self._settings.name, host_id(), os.getpid(), self._settings.version)
-        next_word, silence = time.monotonic(), ""
-        patience: float | None = None
-        while not self._stopped:
-            if time.monotonic() >= next_word:
-                logger.info("asking the root at %s for work%s", address, silence)
+        until = time.monotonic() + _NEW_LINK_S
+        while not self._stopped and time.monotonic() < until:
+            if time.monotonic() >= self._next_word:
                 silence = ": no answer yet; is it up, and is this its port for replies (5570)?"
+                logger.info("asking the root at %s for work%s", address, silence if self._next_word else "")
                 self._on_state(f"waiting for a root at {address}")
-                next_word += _SAY_EVERY_S
+                self._next_word = time.monotonic() + _SAY_EVERY_S
             sent = link.send(join)
             arrived = link.receive(time.monotonic() + (_JOIN_EVERY_S if sent else _CONNECT_S))
             if arrived is None:
@@ -208,11 +197,13 @@ class Worker:
             elif isinstance(arrived[0], Welcome):
                 return arrived[0]
             elif isinstance(arrived[0], Refuse):
-                patience = patience or time.monotonic() + _PATIENCE_S
-                if not arrived[0].again or time.monotonic() > patience:
+                self._patience = self._patience or time.monotonic() + _PATIENCE_S
+                if not arrived[0].again or time.monotonic() > self._patience:
                     raise ClusterError(f"the root at {address} has no place for this worker: {arrived[0].reason}")
                 time.sleep(_JOIN_EVERY_S)
-        raise _Leave("stopped")
+        if self._stopped:
+            raise _Leave("stopped")
+        return None
 
     def _load(self, link: WorkerLink, welcome: Welcome) -> _Shard:
         message = self._next(link)
@@ -229,21 +220,22 @@ class Worker:
             raise ProtocolError(f"a plan for node {welcome.node} of {order.nodes}, {order.seq_len} positions")
         _check_room(plan, welcome.node, order)
         logger.info("joined as %s node=%d of=%d", welcome.name, welcome.node, order.nodes)
-        loading = Loading(plan, welcome.node)
+        loading, preparation = Loading(plan, welcome.node), Preparation(link)
         link.send(Credit(CREDIT_PIECES))
         while not loading.complete:
             piece, frames = self._next(link)
+            preparation.say_alive()
             if isinstance(piece, Weights):
                 loading.take(piece, frames)
                 link.send(Credit(1))
-        preparing = _Preparation(link)
-        prepare_kernels(order.kernels, preparing.compiling)
-        kernels = choose_kernels(order.kernels, self._settings.threads, self._settings.crowded)
-        take = counted(loading.weights.pop, loading.received_bytes, preparing.packing)
-        try:
-            model = build_shard(plan, welcome.node, take, kernels, order.kv, order.seq_len, order.slots, order.sync)
-        except (ArithmeticError, ValueError) as error:
-            raise ProtocolError(f"a plan for a model that cannot be: {error}") from None
+        with preparation.told():
+            prepare_kernels(order.kernels, preparation.compiling)
+            kernels = choose_kernels(order.kernels, self._settings.threads, self._settings.crowded)
+            take = counted(loading.weights.pop, loading.received_bytes, preparation.packing)
+            try:
+                model = build_shard(plan, welcome.node, take, kernels, order.kv, order.seq_len, order.slots, order.sync)
+            except (ArithmeticError, ValueError) as error:
+                raise ProtocolError(f"a plan for a model that cannot be: {error}") from None
         comm = StarWorker(link, kernels, order.sync, spec.dim, order.nodes, order.step_s)
         link.send(Loaded(loading.received_bytes))
         logger.info("loaded bytes=%d kernels=%s", loading.received_bytes, kernels.name)
@@ -251,11 +243,14 @@ class Worker:
 
     def _next(self, link: WorkerLink) -> tuple[Message, list[Frame]]:
         """The next message while loading. Raises RootLost, _Leave."""
+        heard = time.monotonic()
         while not self._stopped:
             arrived = link.receive(time.monotonic() + 1.0)
             if arrived is None:
                 if link.lost():
                     raise RootLost("the connection to the root broke while loading")
+                if self._settings.watch and time.monotonic() > heard + _IDLE_SILENCE_S:
+                    raise RootLost(f"no word from the root for {_IDLE_SILENCE_S:.0f} s while loading")
             elif isinstance(arrived[0], Bye):
                 self._leave(arrived[0])
             else:

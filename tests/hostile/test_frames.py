@@ -17,6 +17,7 @@ import msgspec
 import pytest
 import zmq
 from any_message import structs
+from hostile.flood import free_port
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from integration.stranger import RawRoot, Stranger
@@ -27,6 +28,7 @@ from dllama_zmq.bus import sockets
 from dllama_zmq.bus.client_messages import FROM_CLIENT, TO_CLIENT, Piece, Queued
 from dllama_zmq.bus.links import Endpoints
 from dllama_zmq.bus.messages import PROTOCOL, TO_ROOT, TO_WORKER, Kinds, decode, encode
+from dllama_zmq.bus.peers import Peers
 from dllama_zmq.cluster import Limits
 from dllama_zmq.errors import DllamaError, ProtocolError
 from dllama_zmq.formats import ModelFile, read_tokenizer, write_t
@@ -102,13 +104,6 @@ few = settings(max_examples=40, deadline=None)
 # --- a living cluster -------------------------------------------------------------------------------------------------
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 @dataclass
 class Living:
     """A cluster that serves clients over TCP, its addresses, and what it answers."""
@@ -153,7 +148,7 @@ def living(model: ModelFile, worker: Callable[[Context, str], Callable[[], None]
         names=["worker1"], kernels="numpy", spin_s=0.0, limits=Limits(join_s=10, load_s=10, step_s=5)
     )
     root = Root(context, model, settings, Endpoints([addresses["steps"]], [addresses["replies"]]))
-    clients = sockets.bind(context, zmq.ROUTER, [addresses["clients"]])
+    clients = Peers(context, [addresses["clients"]], sockets.CLIENTS)
     tokenizer = read_tokenizer(Path(model.path).with_suffix(".t"))
     service = Service(root, tokenizer, clients, ClusterFacts("hostile", "0", "tiny.m"))
     threads = [

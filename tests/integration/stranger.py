@@ -54,6 +54,7 @@ class Stranger:
         address = self.root
         while not self._stopped.is_set():
             self.dealer, self.sub = self._socket(zmq.DEALER), self._socket(zmq.SUB)
+            self.identity = f"stranger-{secrets.token_hex(6)}".encode()
             self.dealer.set(zmq.IDENTITY, self.identity)
             self.dealer.set(zmq.IMMEDIATE, 1)
             self.sub.set(zmq.SUBSCRIBE, b"")

@@ -340,7 +340,7 @@ def test_talk_that_never_ends_does_not_outlast_a_deadline(
     with a_root(context, model, places, step_s=0.5, kernels=kernels) as root:
         form(root)
         begun = time.monotonic()
-        with pytest.raises(WorkerLost, match=r"^worker1 did not answer at step 1, layer 0, attention for 0\.5 s"):
+        with pytest.raises(WorkerLost, match=r"^worker1 did not answer at step 1, layer 0, attention for 0\.\d s"):
             logits(root)
         assert time.monotonic() - begun < 2.0
 

@@ -1,0 +1,180 @@
+"""Ends TCP connections whose peer sends more than is ever read of it. Linux only; elsewhere nothing is watched.
+
+libzmq bounds the bytes of a frame and the number of messages in a queue, but not the frames of a message: a peer that
+announces MORE for ever fills the memory of the process, and 2 bytes on the wire take 64 there. Such bytes never become
+a message, so only the connection itself shows them: the kernel counts what it has received (TCP_INFO), messages say
+over which connection they came (ZMQ_SRCFD), and the difference of the two lies in libzmq.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import secrets
+import socket
+import struct
+import sys
+import termios
+import threading
+import time
+from dataclasses import dataclass
+
+import zmq
+from zmq.utils.monitor import parse_monitor_message
+
+LOOK_S = 0.02
+HURRY_S = 0.004
+"""How often connections are looked at, and how often for _HURRY_FOR_S after one was cut: libzmq takes in 2.5 GB/s."""
+_HURRY_FOR_S = 5.0
+_EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED | zmq.EVENT_MONITOR_STOPPED
+_SO_COOKIE = 57
+_RECEIVED_AT = 128  # tcpi_bytes_received in struct tcp_info, since Linux 4.1
+_IDLE_BYTES_S = 64  # heartbeats of both sides are 32 bytes/s that are never read
+_MOST_AT_ONCE = 64  # connections looked at in one go, so that a thousand of them take no core
+
+
+@dataclass(slots=True)
+class _Connection:
+    cookie: bytes  # the kernel's own number of this socket: file descriptors are used again
+    since: float
+    read_bytes: int = 0
+    trusted: bool = False
+
+
+class Guard:
+    """The connections of one bound socket. `took` and `trust` are for the socket's own thread."""
+
+    def __init__(self, socket: zmq.Socket[bytes], held_bytes: int) -> None:
+        """held_bytes: how much of one connection may lie unread in libzmq."""
+        self._socket = socket
+        self._held_bytes = held_bytes
+        self._connections: dict[int, _Connection] = {}
+        self._next = 0
+        self._n_cut = 0
+        self._hurry_until = 0.0
+        address = f"inproc://guard-{secrets.token_hex(8)}"
+        socket.monitor(address, _EVENTS)
+        self._events = socket.context.socket(zmq.PAIR)
+        self._events.set(zmq.RCVHWM, 0)  # a full queue of events would hold up libzmq's own thread
+        self._events.set(zmq.LINGER, 0)
+        self._events.connect(address)
+        self._thread = threading.Thread(target=self._run, name="guard", daemon=True)
+        self._thread.start()
+
+    def took(self, descriptor: int, n_bytes: int) -> None:
+        """`n_bytes` that came over this connection have been read."""
+        connection = self._connections.get(descriptor)
+        if connection is None:
+            return
+        connection.read_bytes += n_bytes
+        if connection.trusted:  # it was a node's, and is no more
+            connection.trusted, connection.read_bytes = False, _received_bytes(descriptor)
+
+    def trust(self, descriptor: int) -> None:
+        """Look at this connection no more: a node of the cluster may send as much as its part takes."""
+        connection = self._connections.get(descriptor)
+        if connection is not None:
+            connection.trusted = True
+
+    def cut(self, descriptor: int) -> None:
+        """End this connection, and free what lies unread of it."""
+        connection = self._connections.pop(descriptor, None)
+        if connection is not None:
+            _shut_down(descriptor, connection.cookie)
+
+    @property
+    def n_cut(self) -> int:
+        """How many connections have held too much."""
+        return self._n_cut
+
+    def close(self) -> None:
+        """Stop watching; before the socket itself is closed."""
+        with contextlib.suppress(zmq.ZMQError):
+            self._socket.disable_monitor()
+        self._thread.join(2.0)
+
+    def _run(self) -> None:
+        try:
+            while True:
+                watched = any(not c.trusted for c in list(self._connections.values()))
+                hurry = time.monotonic() < self._hurry_until
+                if self._events.poll(round((HURRY_S if hurry else LOOK_S) * 1000) if watched else None):
+                    if not self._take_event():
+                        return
+                else:
+                    self._look()
+        except zmq.ZMQError:  # the context is being ended
+            return
+        finally:
+            self._events.close()
+
+    def _take_event(self) -> bool:
+        event = parse_monitor_message(self._events.recv_multipart())
+        kind, descriptor = event["event"], int(event["value"])
+        if kind == zmq.EVENT_MONITOR_STOPPED:
+            return False
+        if kind == zmq.EVENT_ACCEPTED:
+            cookie = _cookie(descriptor)
+            if cookie:
+                self._connections[descriptor] = _Connection(cookie, time.monotonic())
+        else:
+            self._connections.pop(descriptor, None)
+        return True
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        connections = [(fd, c) for fd, c in list(self._connections.items()) if not c.trusted]
+        first = self._next if self._next < len(connections) else 0
+        self._next = first + _MOST_AT_ONCE
+        for descriptor, connection in connections[first : self._next]:
+            allowed = self._held_bytes + connection.read_bytes + _IDLE_BYTES_S * (now - connection.since)
+            if _received_bytes(descriptor) > allowed:
+                self._n_cut += 1
+                self._hurry_until = now + _HURRY_FOR_S
+                self.cut(descriptor)
+
+
+if sys.platform == "linux":
+    _libc = ctypes.CDLL(None)
+
+    def _option(descriptor: int, level: int, option: int, n_bytes: int) -> bytes:
+        """A socket option, of a socket that is libzmq's; empty where there is none."""
+        found, size = ctypes.create_string_buffer(n_bytes), ctypes.c_uint32(n_bytes)
+        failed = _libc.getsockopt(descriptor, level, option, found, ctypes.byref(size))
+        return b"" if failed else found.raw[: size.value]
+
+    def _cookie(descriptor: int) -> bytes:
+        """The kernel's number of a TCP socket; empty for any other, which only users of this host can reach."""
+        if len(_option(descriptor, socket.IPPROTO_TCP, socket.TCP_INFO, 256)) < _RECEIVED_AT + 8:
+            return b""
+        return _option(descriptor, socket.SOL_SOCKET, _SO_COOKIE, 8)
+
+    def _received_bytes(descriptor: int) -> int:
+        """What has come over a TCP connection, without what the kernel still holds."""
+        info = _option(descriptor, socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+        if len(info) < _RECEIVED_AT + 8:
+            return 0
+        unread = bytearray(4)
+        try:
+            fcntl.ioctl(descriptor, termios.FIONREAD, unread)
+        except OSError:  # libzmq has closed it meanwhile
+            return 0
+        return int(struct.unpack_from("=Q", info, _RECEIVED_AT)[0]) - int(struct.unpack("=i", unread)[0])
+
+else:
+
+    def _cookie(descriptor: int) -> bytes:
+        return b""
+
+    def _received_bytes(descriptor: int) -> int:
+        return 0
+
+
+def _shut_down(descriptor: int, cookie: bytes) -> None:
+    """End a connection of libzmq's as if its peer had left; a copy of the descriptor cannot change in between."""
+    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as copy:
+        if copy.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8) == cookie:
+            copy.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("=ii", 1, 0))  # the peer hears RST at once
+            copy.shutdown(socket.SHUT_RDWR)

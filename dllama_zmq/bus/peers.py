@@ -1,0 +1,113 @@
+"""A bound ROUTER whose peers are strangers until somebody knows them: each is bounded, and can be cut off."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import TypeVar, cast
+
+import zmq
+
+from dllama_zmq.bus import sockets
+from dllama_zmq.bus.guard import Guard
+from dllama_zmq.bus.messages import Frame
+from dllama_zmq.bus.meter import wire_bytes
+
+T = TypeVar("T")
+_MOST_REMEMBERED = 4096
+
+
+class PeerGone(Exception):
+    """Sending failed: no connection under this identity, or one that takes nothing. The caller knows who that is."""
+
+
+class Peers:
+    """The peers at a ROUTER.
+
+    is_known: whether an identity is that of a node of the cluster, which may send as much as its part takes.
+    """
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        endpoints: Sequence[str],
+        bounds: sockets.Bounds,
+        is_known: Callable[[bytes], bool] = lambda identity: False,
+    ) -> None:
+        """Raises BusError where an endpoint cannot be bound."""
+        self._is_known = is_known
+        self._connections: OrderedDict[bytes, tuple[int, str]] = OrderedDict()
+        self.socket = sockets.bind(context, zmq.ROUTER, [], bounds)
+        try:
+            self._guard = guard_of(self.socket, endpoints, bounds)
+            sockets.bind_all(self.socket, endpoints)
+        except BaseException:
+            self.close()
+            raise
+
+    def receive(self, until: float, spin_s: float) -> list[Frame] | None:
+        """The next message, its first frame the identity; None when time.monotonic() passes `until`."""
+        return sockets.receive(self.socket, until, spin_s, self._take)
+
+    def receive_now(self) -> list[Frame] | None:
+        """The next message if it is already here."""
+        return self._take(self.socket)
+
+    def send(self, identity: bytes, frames: Sequence[Frame]) -> None:
+        """Send to one peer. Raises PeerGone; a peer whose queue is full is cut off."""
+        try:
+            self.socket.send_multipart([identity, *frames], zmq.NOBLOCK)
+        except zmq.Again:
+            self.cut(identity)
+            raise PeerGone from None
+        except zmq.ZMQError:
+            raise PeerGone from None
+
+    def cut(self, identity: bytes) -> None:
+        """End a peer's connection, where it is one of TCP."""
+        descriptor, _ = self._connections.pop(identity, (-1, ""))
+        if self._guard is not None:
+            self._guard.cut(descriptor)
+
+    def address(self, identity: bytes) -> str:
+        """Where a peer speaks from: an IP address, `localhost:UID:GID:PID` over ipc, empty where it is not known."""
+        return self._connections.get(identity, (-1, ""))[1]
+
+    def close(self, linger_ms: int = 0) -> None:
+        """Close the socket; what was sent has `linger_ms` to leave."""
+        if self._guard is not None:
+            self._guard.close()
+        self.socket.close(linger=linger_ms)
+
+    def _take(self, socket: zmq.Socket[bytes]) -> list[Frame] | None:
+        try:
+            first = socket.recv(zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            return None
+        identity = first.bytes
+        frames: list[Frame] = [identity, *socket.recv_multipart()] if first.more else [identity]
+        known = self._is_known(identity)
+        if known and self._guard is None:
+            return frames
+        descriptor = _of(first, zmq.SRCFD, -1)
+        if self._guard is not None and known:
+            self._guard.trust(descriptor)
+        elif self._guard is not None:
+            self._guard.took(descriptor, wire_bytes(frames[1:]))
+        self._connections[identity] = descriptor, _of(first, "Peer-Address", "")
+        if len(self._connections) > _MOST_REMEMBERED:
+            self._connections.popitem(last=False)
+        return frames
+
+
+def guard_of(socket: zmq.Socket[bytes], endpoints: Sequence[str], bounds: sockets.Bounds) -> Guard | None:
+    """A guard for a socket that is to be bound to `endpoints`, where one of them is TCP: others are this user's own."""
+    over_tcp = any(endpoint.startswith("tcp://") for endpoint in endpoints)
+    return Guard(socket, bounds.held_bytes) if over_tcp else None
+
+
+def _of(frame: zmq.Frame, what: int | str, otherwise: T) -> T:
+    try:
+        return cast(T, frame.get(what))
+    except (zmq.ZMQError, KeyError):  # inproc has neither
+        return otherwise

@@ -1,0 +1,89 @@
+"""Requests that wait for their turn, a queue for each client: clients take turns, and none takes the others' room.
+
+Pure: knows no socket and no clock.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Iterator
+from itertools import zip_longest
+from typing import Generic, Protocol, TypeVar
+
+MAX_REQUESTS = 512
+MAX_CHARACTERS = 8 << 20
+
+
+class Waits(Protocol):
+    """What is asked of a request."""
+
+    client: bytes
+    id: int
+    prompt: str
+
+
+R = TypeVar("R", bound=Waits)
+
+
+class Waiting(Generic[R]):
+    """At most `max_requests` requests with prompts of `max_characters` in all."""
+
+    def __init__(self, max_requests: int = MAX_REQUESTS, max_characters: int = MAX_CHARACTERS) -> None:
+        self._max_requests, self._max_characters = max_requests, max_characters
+        self._of: OrderedDict[bytes, deque[R]] = OrderedDict()
+        self._n_requests = self._n_characters = 0
+
+    def __len__(self) -> int:
+        return self._n_requests
+
+    def __iter__(self) -> Iterator[R]:
+        """In the order in which they will run, if nobody else comes."""
+        rounds = zip_longest(*(list(queue) for queue in self._of.values()))
+        return iter([request for turn in rounds for request in turn if request is not None])
+
+    def find(self, client: bytes, request_id: int) -> R | None:
+        """The client's request with this id."""
+        return next((request for request in self._of.get(client, ()) if request.id == request_id), None)
+
+    def add(self, request: R) -> list[R]:
+        """Queue a request. Returns those for which there is no room: the last ones of who has most waiting."""
+        self._of.setdefault(request.client, deque()).append(request)
+        self._count(request, 1)
+        dropped = []
+        while self._n_requests > self._max_requests or self._n_characters > self._max_characters:
+            by_characters = self._n_characters > self._max_characters
+            most = max(self._of, key=lambda client: self._size(client, by_characters))
+            dropped.append(self._of[most][-1])
+            self.remove(dropped[-1])
+        return dropped
+
+    def take(self) -> R | None:
+        """The request whose turn it is, or None where nobody waits; its client's next turn comes after the others'."""
+        if not self._of:
+            return None
+        client, queue = next(iter(self._of.items()))
+        self._of.move_to_end(client)
+        request = queue[0]
+        self.remove(request)
+        return request
+
+    def remove(self, request: R) -> None:
+        """Forget a request that waits."""
+        queue = self._of[request.client]
+        queue.remove(request)
+        self._count(request, -1)
+        if not queue:
+            del self._of[request.client]
+
+    def leave(self, client: bytes) -> None:
+        """Forget all that a client has asked for."""
+        for request in list(self._of.get(client, ())):
+            self.remove(request)
+
+    def _size(self, client: bytes, by_characters: bool) -> int:
+        queue = self._of[client]
+        return sum(len(request.prompt) for request in queue) if by_characters else len(queue)
+
+    def _count(self, request: R, sign: int) -> None:
+        self._n_requests += sign
+        self._n_characters += sign * len(request.prompt)

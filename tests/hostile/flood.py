@@ -1,0 +1,86 @@
+"""Send one kind of flood to a port until killed: `python flood.py PORT KIND`. A hand-written ZMTP client, no libzmq."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import sys
+import time
+
+import msgpack
+
+GREETING = b"\xff\0\0\0\0\0\0\0\x01\x7f\x03\x00NULL" + bytes(16) + b"\0" + bytes(31)
+MORE, LONG = 1, 2
+
+
+def frame(body: bytes, flags: int = 0) -> bytes:
+    if len(body) < 256:
+        return bytes([flags, len(body)]) + body
+    return bytes([flags | LONG]) + struct.pack(">Q", len(body)) + body
+
+
+def connected(port: int, kind: bytes) -> socket.socket:
+    """A connection that has said who it is."""
+    peer = socket.create_connection(("127.0.0.1", port), 5)
+    peer.settimeout(None)
+    ready = b"\x05READY" + b"\x0bSocket-Type" + struct.pack(">I", len(kind)) + kind
+    peer.sendall(GREETING + b"\x04" + bytes([len(ready)]) + ready)
+    return peer
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def floods(protocol: int) -> dict[str, bytes]:
+    """What is sent again and again, by name."""
+
+    def header(*values: object) -> bytes:
+        return bytes(msgpack.packb([protocol, *values]))
+
+    empties = b"\xdd" + struct.pack(">I", 400_003) + header("askstatus", 1)[1:] + b"\x90" * 400_000
+    joins = b"".join(frame(header("join", f"worker{n % 3}", "somewhere", n, "0")) for n in range(1000))
+    prompts = b"".join(
+        frame(header("generate", n, "once upon a time " * 7000, 3, 0.0, 1.0, 0, 0, True)) for n in range(1, 10)
+    )
+    return {
+        "frames of 60 MiB without end": frame(bytes(60 << 20), MORE),
+        "frames of 500 KiB without end": frame(bytes(500 << 10), MORE),
+        "empty frames without end": frame(b"", MORE) * 100_000,
+        "messages of a million empty frames": frame(b"", MORE) * 1_000_000 + frame(b""),
+        "askstatus": frame(header("askstatus", 1)) * 1000,
+        "joins": joins,
+        "long headers": frame(empties),
+        "long prompts": prompts,
+        "subscriptions": b"".join(frame(b"\x01" + struct.pack(">Q", n) * 20) for n in range(1000)),
+    }
+
+
+def flood(port: int, kind: str, protocol: int) -> None:
+    """Send `kind` for ever, over a new connection where one is ended."""
+    body, pause_s = floods(protocol).get(kind, b""), 0.0
+    if kind == "nothing is read":  # a subscriber that lives, as far as its heartbeats say
+        body, pause_s = b"\x04\x05\x04PONG", 0.1
+    elif kind == "status is asked and never read":
+        body, pause_s = frame(bytes(msgpack.packb([protocol, "askstatus", 1]))), 0.004
+    while True:
+        try:
+            with connected(port, b"SUB" if kind in ("nothing is read", "subscriptions") else b"DEALER") as peer:
+                if kind == "nothing is read":
+                    peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                    time.sleep(0.2)
+                    peer.sendall(frame(b"\x01"))
+                while True:
+                    peer.sendall(body)
+                    time.sleep(pause_s)
+        except OSError:
+            time.sleep(0.001)
+
+
+if __name__ == "__main__":
+    os.nice(19)  # it stands for other computers
+    flood(int(sys.argv[1]), sys.argv[2], int(sys.argv[3]))

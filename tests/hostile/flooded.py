@@ -1,0 +1,43 @@
+"""A root with one worker, in a process of its own, so that its memory is its own.
+
+`flooded.py MODEL STEPS REPLIES CLIENTS`: it serves clients over TCP until its stdin ends.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from pathlib import Path
+
+import zmq
+
+from dllama_zmq.bus import sockets
+from dllama_zmq.bus.links import Endpoints
+from dllama_zmq.bus.peers import Peers
+from dllama_zmq.cluster import Limits
+from dllama_zmq.formats import open_model, read_tokenizer
+from dllama_zmq.root.report import ClusterFacts
+from dllama_zmq.root.root import Root, RootSettings
+from dllama_zmq.root.service import Service
+from dllama_zmq.worker import Worker, WorkerSettings
+
+
+def main(path: Path, steps: str, replies: str, clients: str) -> None:
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    with open_model(path) as model:
+        limits = Limits(join_s=60, load_s=60, step_s=20)
+        settings = RootSettings(names=["worker1"], kernels="numpy", spin_s=0.0, limits=limits)
+        root = Root(context, model, settings, Endpoints([steps], [replies]))
+        peers = Peers(context, [clients], sockets.CLIENTS)
+        service = Service(root, read_tokenizer(path.with_suffix(".t")), peers, ClusterFacts("flooded", "0", str(path)))
+        worker = threading.Thread(target=Worker(context, WorkerSettings(replies, "worker1", spin_s=0.0)).run)
+        worker.start()
+        threading.Thread(target=lambda: (sys.stdin.read(), service.stop()), daemon=True).start()
+        service.run()
+        root.close("the test is over")
+        worker.join(5)
+        peers.close(200)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), *sys.argv[2:5])

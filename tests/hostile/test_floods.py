@@ -1,0 +1,128 @@
+"""Floods from strangers on every port: the root's memory stays bounded, and others are served meanwhile and after."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+from hostile.flood import free_port
+from tiny import tiny_spec, tiny_tokenizer_data, write_tiny_model
+
+from dllama_zmq import Client
+from dllama_zmq.bus.client_messages import Piece
+from dllama_zmq.bus.messages import PROTOCOL
+from dllama_zmq.errors import RootLost
+from dllama_zmq.formats import write_t
+from dllama_zmq.spec import FloatType
+
+SPEC = tiny_spec(dim=128, hidden_dim=256, n_heads=8, weight_type=FloatType.Q40)
+HERE = Path(__file__).parent
+MOST_MORE_BYTES = 100 << 20
+SLOWER = 2.0
+AFTER_S = 2.0
+NOISE_S = 0.3  # what a busy machine adds to any request
+
+ON_ANY_PORT = [
+    "frames of 60 MiB without end", "frames of 500 KiB without end", "empty frames without end",
+    "messages of a million empty frames", "long headers",
+]  # fmt: skip
+FLOODS = [
+    *((port, kind) for port in ("steps", "replies", "clients") for kind in ON_ANY_PORT),
+    ("clients", "askstatus"), ("clients", "long prompts"), ("clients", "status is asked and never read"),
+    ("replies", "askstatus"), ("replies", "joins"), ("steps", "subscriptions"), ("steps", "nothing is read"),
+]  # fmt: skip
+
+
+@dataclass
+class Flooded:
+    """A cluster in a process of its own."""
+
+    process: subprocess.Popen[bytes]
+    ports: dict[str, int]
+    tokens: list[int]
+
+    @property
+    def rss(self) -> int:
+        n_bytes: int = psutil.Process(self.process.pid).memory_info().rss
+        return n_bytes
+
+    def request_s(self, client: Client) -> float:
+        """How long one request takes, which must be answered rightly."""
+        begun = time.monotonic()
+        answers = client.generate("once upon a time", max_tokens=8, temperature=0.0, ignore_eos=True)
+        found = [answer.token for answer in answers if isinstance(answer, Piece)]
+        self.tokens = self.tokens or found
+        assert found == self.tokens
+        return time.monotonic() - begun
+
+
+@pytest.fixture(scope="module")
+def flooded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flooded]:
+    folder = tmp_path_factory.mktemp("model")
+    write_t(folder / "tiny.t", tiny_tokenizer_data())
+    write_tiny_model(folder / "tiny.m", SPEC).close()
+    ports = {name: free_port() for name in ("steps", "replies", "clients")}
+    addresses = [f"tcp://127.0.0.1:{port}" for port in ports.values()]
+    command = [sys.executable, str(HERE / "flooded.py"), str(folder / "tiny.m"), *addresses]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE)
+    assert process.stdin is not None
+    try:
+        cluster = Flooded(process, ports, [])
+        until = time.monotonic() + 60
+        while not cluster.tokens:
+            assert time.monotonic() < until
+            assert process.poll() is None
+            with contextlib.suppress(RootLost), Client(addresses[2]) as client:
+                cluster.request_s(client)
+        yield cluster
+        process.stdin.close()
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+def flood_for(seconds: float, flooded: Flooded, port: str, kind: str) -> None:
+    start_bytes = flooded.rss
+    with Client(f"tcp://127.0.0.1:{flooded.ports['clients']}") as client:
+        before = statistics.median(flooded.request_s(client) for _ in range(5))
+        command = [sys.executable, str(HERE / "flood.py"), str(flooded.ports[port]), kind, str(PROTOCOL)]
+        flooder = subprocess.Popen(command)
+        meanwhile, most_bytes, end = [], 0, time.monotonic() + seconds
+        try:
+            while time.monotonic() < end:
+                meanwhile.append(flooded.request_s(client))
+                most_bytes = max(most_bytes, flooded.rss)
+            assert flooder.poll() is None
+        finally:
+            flooder.kill()
+            flooder.wait()
+        after_begun = time.monotonic()
+        after = flooded.request_s(client)
+        while after > before + NOISE_S:
+            assert time.monotonic() < after_begun + AFTER_S, f"{after:.2f} s after it, {before:.2f} before"
+            after = flooded.request_s(client)
+    print(f"{port}, {kind}: {before * 1e3:.0f} ms, meanwhile {statistics.median(meanwhile) * 1e3:.0f} ms, "
+          f"after {after * 1e3:.0f} ms; +{(most_bytes - start_bytes) / 1e6:.0f} MB")  # fmt: skip
+    assert most_bytes < start_bytes + MOST_MORE_BYTES
+    assert statistics.median(meanwhile) < SLOWER * max(before, after) + NOISE_S
+
+
+@pytest.mark.parametrize(("port", "kind"), FLOODS)
+def test_a_flood_neither_fills_the_memory_nor_stops_others(port: str, kind: str, flooded: Flooded) -> None:
+    flood_for(2.5, flooded, port, kind)
+
+
+@pytest.mark.release
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(("port", "kind"), FLOODS)
+def test_a_flood_of_a_minute_neither_fills_the_memory_nor_stops_others(port: str, kind: str, flooded: Flooded) -> None:
+    flood_for(60, flooded, port, kind)
