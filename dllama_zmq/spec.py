@@ -116,6 +116,10 @@ class ModelSpec:
     window: int | None = None
     stored: tuple[tuple[str, FloatType], ...] = ()
 
+    def __hash__(self) -> int:
+        """Without `stored`, which may name thousands of tensors: specs are keys of caches that each token asks."""
+        return hash((self.arch, self.dim, self.hidden_dim, self.n_layers, self.n_heads, self.vocab_size, self.seq_len))
+
     @property
     def block_values(self) -> int:
         """Values that a cut of columns must keep together: those of the largest block among the weights' types."""

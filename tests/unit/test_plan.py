@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -257,3 +259,18 @@ def test_a_steps_x_and_its_candidates_have_lines_of_their_own(sync: Sync, x_byte
 def test_candidates_are_never_more_than_a_nodes_vocabulary_and_zero_asks_for_its_logits():
     assert candidate_bytes(512, vocab_rows=100) == candidate_bytes(100, vocab_rows=100) == 808
     assert candidate_bytes(0, vocab_rows=100) == 400
+
+
+def test_what_each_token_and_each_status_asks_of_a_large_model_is_computed_once() -> None:
+    spec = tiny_spec(n_layers=64, arch="qwen3moe", n_experts=64, n_active_experts=2)
+    spec = replace(spec, stored=tuple((f"layers.{i}.x{j}", FloatType.F16) for i in range(64) for j in range(100)))
+    plan = Plan.make(spec, 2)
+    begun = time.perf_counter()
+    first = plan.weight_bytes(1)
+    once_s = time.perf_counter() - begun
+    begun = time.perf_counter()
+    for _ in range(100):
+        assert plan.weight_bytes(1) == first
+        hash(spec)
+    assert time.perf_counter() - begun < once_s
+    assert replace(spec, stored=()) != spec
