@@ -17,7 +17,7 @@ import zmq
 
 from dllama_zmq.bus.links import Endpoints
 from dllama_zmq.cluster import model_at, tokenizer_beside
-from dllama_zmq.errors import FormatError, RequestError, UsageError
+from dllama_zmq.errors import FormatError, RemoteError, RequestError, UsageError
 from dllama_zmq.formats import ModelFile, open_model, read_tokenizer
 from dllama_zmq.kernels import KernelChoice, KVType
 from dllama_zmq.models import Run
@@ -31,6 +31,8 @@ from dllama_zmq.tokenizer import Tokenizer
 from dllama_zmq.worker import Worker, WorkerSettings
 
 logger = logging.getLogger(__name__)
+
+_END_S = 5.0
 
 
 class LocalModel:
@@ -118,7 +120,7 @@ def load(
     tokenizer: a file or folder; where None, the one that the model brings with it, if there is one. threads: compute
     threads of each node. With nodes > 1 the real bus runs over inproc sockets, a thread for each worker.
     weights: the type in which a folder's weights are read, quantized on the way; None: as they are stored.
-    Raises FormatError, PlanError, UsageError.
+    Raises FormatError, PlanError, UsageError; RemoteError, WorkerLost where a node does not get ready.
     """
     if weights is not None and weights not in WEIGHTS_FLOAT:
         raise UsageError(f"weights is {weights!r}; expected one of {', '.join(WEIGHTS_FLOAT)}")
@@ -143,19 +145,40 @@ def load(
             names=names, sync=sync, kernels=kernels, kv_type=kv_cache, threads=threads, crowded=nodes > 1, spin_s=0.0
         )
         root = _start(file, settings, cleanup)
-        root.form(time.monotonic() + root.settings.limits.join_s + root.settings.limits.load_s)
         return LocalModel(root, words, cleanup.pop_all().close)
 
 
+class _Node:
+    """A worker in a thread; `error` is what ended it."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], settings: WorkerSettings) -> None:
+        self.worker = Worker(context, settings)
+        self.error: Exception | None = None
+        self.thread = threading.Thread(target=self._run, name=settings.name, daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        try:
+            self.worker.run()
+        except Exception as error:
+            self.error = error
+
+    def check(self) -> None:
+        """Raise what has ended it."""
+        if self.error is not None:
+            raise RemoteError(self.thread.name, str(self.error)) from self.error
+
+
 def _start(file: ModelFile, settings: RootSettings, cleanup: ExitStack) -> Root:
-    """A root and its workers in threads; `cleanup` gets what ends them."""
+    """A root and its workers in threads, all ready; `cleanup` gets what ends them."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    cleanup.callback(context.term)
+    nodes: list[_Node] = []
+    cleanup.callback(_end, context, nodes)
     bus = f"inproc://{secrets.token_hex(8)}"
     root = Root(context, file, settings, Endpoints([f"{bus}-steps"], [f"{bus}-replies"]))
-    stops: list[Callable[[], None]] = []
+    cleanup.callback(root.close, "closed")  # runs first: the workers leave when they are told
     for name in settings.names:
-        worker_settings = WorkerSettings(
+        worker = WorkerSettings(
             root=f"{bus}-replies",
             name=name,
             threads=settings.threads,
@@ -163,12 +186,24 @@ def _start(file: ModelFile, settings: RootSettings, cleanup: ExitStack) -> Root:
             spin_s=0.0,
             watch=False,
         )
-        worker = Worker(context, worker_settings)
-        thread = threading.Thread(target=worker.run, name=name, daemon=True)
-        thread.start()
-        cleanup.callback(thread.join, 5.0)
-        stops.append(worker.stop)
-    for stop in stops:  # run before any join: for those that the root does not know any more
-        cleanup.callback(stop)
-    cleanup.callback(root.close, "closed")  # runs first: the workers leave when they are told
+        nodes.append(_Node(context, worker))
+
+    def check() -> None:
+        for node in nodes:
+            node.check()
+
+    root.form(time.monotonic() + settings.limits.join_s + settings.limits.load_s, check)
     return root
+
+
+def _end(context: zmq.Context[zmq.Socket[bytes]], nodes: Sequence[_Node]) -> None:
+    """End the workers, and the context where they have ended: it would wait for their sockets for ever."""
+    for node in nodes:
+        node.worker.stop()
+    until = time.monotonic() + _END_S
+    for node in nodes:
+        node.thread.join(max(0.0, until - time.monotonic()))
+    if late := [node.thread.name for node in nodes if node.thread.is_alive()]:
+        logger.warning("%s did not end within %.0f s, and keeps its memory until it does", ", ".join(late), _END_S)
+    else:
+        context.term()

@@ -27,7 +27,8 @@ from dllama_zmq.bus.links import Endpoints
 from dllama_zmq.errors import DllamaError
 from dllama_zmq.formats import open_model
 from dllama_zmq.models import Run
-from dllama_zmq.root.root import Root, RootSettings, Timing
+from dllama_zmq.root.root import Root, RootSettings
+from dllama_zmq.root.timing import Timing
 from dllama_zmq.spec import SYNC_FLOAT, Sync
 
 BRIDGE, NODE, LINK = "dzbridge", "dznode", "dzlink"

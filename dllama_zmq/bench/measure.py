@@ -15,7 +15,8 @@ from dllama_zmq.bench.bandwidth import Reader
 from dllama_zmq.bench.cases import Case, prompt_steps
 from dllama_zmq.kernels.profiled import Profiled
 from dllama_zmq.models import Run
-from dllama_zmq.root.root import Root, Timing
+from dllama_zmq.root.root import Root
+from dllama_zmq.root.timing import Timing
 from dllama_zmq.telling import Tells
 
 _SEED = 0

@@ -83,6 +83,7 @@ class Formation:
         self._loaded_at: dict[int, float] = {}
         self._preparing: dict[int, Preparing] = {}
         self._heard_at: dict[int, float] = {}
+        self._has_been_ready = False
         self._pumped_at = 0.0
         self._knocked_at = 0.0
         self._all_loaded_at = math.inf
@@ -139,6 +140,7 @@ class Formation:
         elif isinstance(message, Heard):
             self._roster.set_heard(member, message.epoch)
             if self._roster.ready:
+                self._has_been_ready = True
                 logger.info("ready workers=%d epoch=%d", len(self._roster.members), self._roster.epoch)
 
     def progress(self) -> list[Progress]:
@@ -236,10 +238,12 @@ class Formation:
         for _ in range(min(pieces, _MOST_PIECES)):
             try:
                 piece = delivery.next_piece() if delivery is not None else None
-            except Exception as error:  # a file that cannot be read must not end a root that serves others
+            except Exception as error:
+                if not self._has_been_ready:
+                    raise
                 logger.exception("cannot read what %s is to hold", member.name)
                 self._lose(member, f"cannot be given its weights: {type(error).__name__}: {error}")
-                return
+                return  # a root that has served lives on: what cannot be read now may be read later
             if piece is None or not self._send(member, *piece):
                 return
 

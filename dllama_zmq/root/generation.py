@@ -11,8 +11,9 @@ from typing import Literal
 
 from dllama_zmq.errors import ClusterDefect, RequestError
 from dllama_zmq.models import Run
-from dllama_zmq.root.root import Root, Timing
+from dllama_zmq.root.root import Root
 from dllama_zmq.root.sampler import Sampler, Sampling, more_than
+from dllama_zmq.root.timing import Timing
 from dllama_zmq.tokenizer import Tokenizer
 
 PREFILL_TOKENS = 128

@@ -28,11 +28,12 @@ from dllama_zmq.cluster import Limits
 from dllama_zmq.errors import PlanError, ProtocolError, RemoteError, RequestError, WorkerLost
 from dllama_zmq.formats import ModelFile
 from dllama_zmq.kernels import KernelChoice, KVType, choose_kernels
-from dllama_zmq.models import Run
+from dllama_zmq.models import Model, Run
 from dllama_zmq.quants import F32
 from dllama_zmq.root.delivery import Delivery
 from dllama_zmq.root.formation import Formation, Progress
 from dllama_zmq.root.ledger import Ledger
+from dllama_zmq.root.timing import Timing
 from dllama_zmq.sharding import (
     NodeCandidates,
     Plan,
@@ -68,42 +69,6 @@ class RootSettings:
     limits: Limits = field(default_factory=Limits)
     spin_s: float = SPIN_S
     profile: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """Seconds and payload bytes of a step, as the root saw it; waiting is for partial sums and candidates.
-
-    waited_for_s: for each node that came last at some stage, the seconds that it made the others wait.
-    """
-
-    wall_s: float
-    wait_s: float
-    sent_bytes: int
-    received_bytes: int
-    waited_for_s: dict[str, float] = field(default_factory=dict)
-
-    def __add__(self, other: Timing) -> Timing:
-        return Timing(
-            self.wall_s + other.wall_s,
-            self.wait_s + other.wait_s,
-            self.sent_bytes + other.sent_bytes,
-            self.received_bytes + other.received_bytes,
-            _sums(self.waited_for_s, other.waited_for_s),
-        )
-
-    def __sub__(self, other: Timing) -> Timing:
-        return Timing(
-            self.wall_s - other.wall_s,
-            self.wait_s - other.wait_s,
-            self.sent_bytes - other.sent_bytes,
-            self.received_bytes - other.received_bytes,
-            _sums(self.waited_for_s, {name: -seconds for name, seconds in other.waited_for_s.items()}),
-        )
-
-
-def _sums(one: dict[str, float], other: dict[str, float]) -> dict[str, float]:
-    return {name: one.get(name, 0.0) + other.get(name, 0.0) for name in one | other}
 
 
 class Root:
@@ -151,17 +116,12 @@ class Root:
                 lambda node: Delivery(model, self.plan, node),
             )  # fmt: skip
         self._model = model
-        regions = {t.name: self.plan.region(t, 0) for t in self.plan.shard_tensors()}
-        self._shard = build_shard(
-            self.plan,
-            0,
-            counted(lambda name: model.read(name, *regions[name]), self.plan.weight_bytes(0), on_read),
-            kernels,
-            settings.kv_type,
-            self.seq_len,
-            N_SLOTS,
-            settings.sync if settings.names else None,
-        )
+        try:
+            self._shard = self._build_shard(on_read)
+        except BaseException:  # Ctrl-C too: nobody could close what half a root holds
+            if self.link is not None:
+                self.link.close()
+            raise
         model.forget_pages()
         self._comm = self._star or Solo()
         self.ledger = Ledger(self.plan, settings.sync, list(settings.names))
@@ -170,6 +130,13 @@ class Root:
         self._wants: list[Want] = []  # of the last step
         self._n_tokens = 0
         self._logits: F32 = np.empty((0, 0), np.float32)
+
+    def _build_shard(self, on_read: Callable[[int, int], None]) -> Model:
+        model, plan, settings = self._model, self.plan, self.settings
+        regions = {t.name: plan.region(t, 0) for t in plan.shard_tensors()}
+        take = counted(lambda name: model.read(name, *regions[name]), plan.weight_bytes(0), on_read)
+        sync = settings.sync if settings.names else None
+        return build_shard(plan, 0, take, self.kernels, settings.kv_type, self.seq_len, N_SLOTS, sync)
 
     @property
     def ready(self) -> bool:

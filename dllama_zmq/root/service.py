@@ -37,8 +37,9 @@ from dllama_zmq.bus.peers import PeerGone, Peers
 from dllama_zmq.errors import BusError, ClusterDefect, DllamaError, ProtocolError
 from dllama_zmq.root.generation import Event, Finished, GenerationRequest, Prefilled, Token, check_request, generate
 from dllama_zmq.root.report import ClusterFacts, cluster_status
-from dllama_zmq.root.root import Root, Timing
+from dllama_zmq.root.root import Root
 from dllama_zmq.root.sampler import Sampling
+from dllama_zmq.root.timing import Timing
 from dllama_zmq.root.waiting import Waiting
 from dllama_zmq.tokenizer import Tokenizer
 
@@ -46,6 +47,7 @@ logger = logging.getLogger(__name__)
 
 _TURN_S = 0.1
 _CLIENTS_S = 0.002  # for what clients say, between two steps
+_STEP_STAGES = 3  # limits.step_s is for one stage; a step of which more stages are as late is none that works
 _REMIND_S = 1.0
 _LOOK_AT_WAITING_S = 0.1
 _STATUS_S = 0.05  # how old an answer to `askstatus` may be: making it takes longer than a step of a small model
@@ -85,6 +87,7 @@ class Service:
         self._clients = clients
         self._facts = facts
         self._every_turn = every_turn
+        self._silence_s = _STEP_STAGES * root.settings.limits.step_s
         self._waiting: Waiting[_Request] = Waiting()
         self._active: _Request | None = None
         self._complaints = Complaints()
@@ -207,7 +210,7 @@ class Service:
                 self._send(request.client, Error(request.id, "WorkerLost", f"the cluster did not get ready: {note}"))
             elif now >= request.reminded + _REMIND_S and (ahead or note):
                 request.reminded = now
-                self._send(request.client, Queued(request.id, ahead, note[:2000]))
+                self._send(request.client, Queued(request.id, ahead, note[:2000], self._silence_s))
 
     def _cancel(self, client: bytes, request_id: int) -> None:
         if self._active is not None and (self._active.client, self._active.id) == (client, request_id):
@@ -236,7 +239,8 @@ class Service:
             return
         request.generation = generation
         request.events = generate(self._root, self._tokenizer, generation)
-        if not self._send(request.client, Started(request.id, len(tokens), request.sampling.seed)):
+        started = Started(request.id, len(tokens), request.sampling.seed, self._silence_s)
+        if not self._send(request.client, started):
             self._drop(request)
 
     def _advance(self, request: _Request) -> None:

@@ -15,7 +15,7 @@ from dllama_zmq.bench.nodes import Nodes
 from dllama_zmq.bench.output import Json, Markdown
 from dllama_zmq.bench.product import COLUMNS, ROWS, WEIGHT_BYTES
 from dllama_zmq.bench.rows import Baseline, Facts, Row, make_product_row, make_row
-from dllama_zmq.root.root import Timing
+from dllama_zmq.root.timing import Timing
 from dllama_zmq.sharding import Plan
 
 SPEC = tiny_spec()
