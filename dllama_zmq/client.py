@@ -14,6 +14,7 @@ import zmq
 
 from dllama_zmq import errors
 from dllama_zmq.bus import sockets
+from dllama_zmq.bus.addresses import endpoint_of, resolve
 from dllama_zmq.bus.client_messages import (
     MAX_PROMPT_CHARACTERS,
     TO_CLIENT,
@@ -31,6 +32,7 @@ from dllama_zmq.bus.client_messages import (
     Stopping,
 )
 from dllama_zmq.bus.messages import Message, decode, encode
+from dllama_zmq.cluster import Ports
 from dllama_zmq.errors import ClusterError, DllamaError, ProtocolError, RemoteError, RequestError, RootLost
 
 SAY_EVERY_S = 2.0
@@ -47,14 +49,18 @@ class Computing:
 Answer = Queued | Started | Prefill | Piece | Done | Computing
 
 SILENCE_S = 180.0
-"""How long a root may say nothing during a request. It reports after every step, so this is for the slowest step."""
+"""How long a root may say nothing before it has said how long that may be (Queued, Started: silence_s)."""
 
 
 class Client:
-    """A connection to the root at `endpoint`, such as tcp://127.0.0.1:5572 (root.ports.clients) or ipc://..."""
+    """A connection to the root at `endpoint`: 192.168.1.10, pi1:5572, tcp://127.0.0.1:5572 or ipc://...
+
+    Without a port it is 5572, the default of root.ports.clients. Raises UsageError for what is no address, BusError for
+    a name that this computer does not know.
+    """
 
     def __init__(self, endpoint: str = "tcp://127.0.0.1:5572") -> None:
-        self.endpoint = endpoint
+        self.endpoint = endpoint = endpoint_of(endpoint, Ports().clients)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         try:
             self._socket = sockets.connect(self._context, zmq.DEALER, endpoint)
@@ -86,16 +92,18 @@ class Client:
         self._open[request] = deque()
         finished = False
         try:
-            last_word = time.monotonic()
+            last_word, silence_s = time.monotonic(), SILENCE_S
             while not finished:
                 answer = self._poll(request, SAY_EVERY_S)
                 silent_s = time.monotonic() - last_word
                 if answer is None:
-                    if silent_s > SILENCE_S:
+                    if silent_s > silence_s:
                         raise self._silent(silent_s)
                     yield Computing(silent_s)
                     continue
                 last_word = time.monotonic()
+                if isinstance(answer, Queued | Started):
+                    silence_s = max(SILENCE_S, answer.silence_s)
                 if isinstance(answer, Done):
                     finished = True
                 if isinstance(answer, Answer):
@@ -151,8 +159,10 @@ class Client:
         except OverflowError:
             raise RequestError("a number of more than 64 bits; no number of a request is as large") from None
         if not self._socket.poll(round(wait_s * 1000), zmq.POLLOUT):
+            addresses = resolve(self.endpoint)
+            tried = f" (tried {' and '.join(addresses)})" if len(addresses) > 1 else ""
             raise RootLost(
-                f"nobody answers at {self.endpoint}; is a cluster running, and is this its port for clients?"
+                f"nobody answers at {self.endpoint}{tried}; is a cluster running, and is this its port for clients?"
             )
         self._socket.send_multipart(frames, zmq.NOBLOCK)
 

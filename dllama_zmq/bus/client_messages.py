@@ -66,19 +66,24 @@ class Stop(Message, frozen=True):
 
 
 class Queued(Message, frozen=True):
-    """The request waits: behind `ahead` others, or for what `note` says. Repeated every second."""
+    """The request waits: behind `ahead` others, or for what `note` says. Repeated every second, but not within a step.
+
+    silence_s: how long a step of this cluster may take.
+    """
 
     id: Big
     ahead: Count
     note: Text
+    silence_s: Seconds
 
 
 class Started(Message, frozen=True):
-    """The request's turn has come; the seed is the one given or the one chosen for it."""
+    """The request's turn has come; the seed is the one given or the one chosen for it. silence_s: as in Queued."""
 
     id: Big
     prompt_tokens: Count
     seed: Big
+    silence_s: Seconds
 
 
 class Prefill(Message, frozen=True):

@@ -15,6 +15,7 @@ from pathlib import Path
 import zmq
 
 from dllama_zmq.bus import sockets
+from dllama_zmq.bus.addresses import without_host
 from dllama_zmq.bus.messages import TO_ROOT, TO_WORKER, Bye, Frame, Join, Message, Ping, decode, encode, kind_of
 from dllama_zmq.bus.meter import Meter
 from dllama_zmq.bus.peers import PeerGone, Peers, guard_of
@@ -40,8 +41,8 @@ class Endpoints:
         A TCP address is given without its host: the root may listen on 0.0.0.0, and the worker knows a way to it.
         """
         return (
-            self.local_steps if local and self.local_steps else _hostless(self.steps[0]),
-            self.local_replies if local and self.local_replies else _hostless(self.replies[0]),
+            self.local_steps if local and self.local_steps else without_host(self.steps[0]),
+            self.local_replies if local and self.local_replies else without_host(self.replies[0]),
         )
 
     def all_steps(self) -> list[str]:
@@ -260,10 +261,6 @@ class Complaints:
         self._next, self._unsaid = now + 1.0, 0
 
 
-def _hostless(endpoint: str) -> str:
-    return f"tcp://*:{endpoint.rpartition(':')[2]}" if endpoint.startswith("tcp://") else endpoint
-
-
 def host_id() -> str:
     """A text that is equal for processes which share a running kernel, its network and its files: those can use ipc.
 
@@ -274,10 +271,3 @@ def host_id() -> str:
         return f"{boot}/{os.stat('/proc/self/ns/net').st_ino}/{os.stat('/proc/self/ns/mnt').st_ino}"
     except OSError:
         return os.uname().nodename
-
-
-def resolved(endpoint: str, root: str) -> str:
-    """`endpoint` with the host of `root` where its own is *: that by which the worker reaches the root."""
-    if not endpoint.startswith("tcp://*:"):
-        return endpoint
-    return f"{root.rpartition(':')[0]}:{endpoint.rpartition(':')[2]}"

@@ -17,6 +17,7 @@ import zmq
 from zmq.constants import SocketOption
 from zmq.utils.monitor import recv_monitor_message
 
+from dllama_zmq.bus.addresses import reachable
 from dllama_zmq.bus.messages import MAX_FRAME_BYTES, Frame
 from dllama_zmq.errors import BusError
 
@@ -85,8 +86,9 @@ def connect(
 ) -> zmq.Socket[bytes]:
     """A socket connected to `endpoint`; it connects, and connects again, in the background.
 
-    A DEALER can send only while it is connected.
+    A DEALER can send only while it is connected. Raises BusError where this is no address, or no name of a host.
     """
+    address = reachable(endpoint)
     socket = _socket(context, kind)
     if identity:
         socket.set(SocketOption.IDENTITY, identity)
@@ -95,7 +97,7 @@ def connect(
     if kind == zmq.SUB:
         socket.set(SocketOption.SUBSCRIBE, b"")
     try:
-        socket.connect(endpoint)
+        socket.connect(address)
     except zmq.ZMQError as error:
         socket.close()
         raise BusError(

@@ -11,19 +11,19 @@ import zmq
 from threadpoolctl import threadpool_limits
 
 from dllama_zmq import __version__
-from dllama_zmq.errors import UsageError
+from dllama_zmq.bus.addresses import endpoint_of
+from dllama_zmq.cluster import Ports
 from dllama_zmq.host import usable_cores
 from dllama_zmq.launch.owner import at_end_of_stdin, die_with_parent
 from dllama_zmq.worker import Worker, WorkerSettings
 
 
 def run(root: str, name: str, threads: int | None, leave_with_stdin: bool, crowded: bool) -> None:
-    """Serve the root at address `root`. With `leave_with_stdin` the end of stdin ends the worker."""
-    address = root if "://" in root else f"tcp://{root}"
-    if not address.startswith(("tcp://", "ipc://")):
-        raise UsageError(f"--root {root}: expected tcp://HOST:PORT, such as tcp://192.168.1.10:5570")
-    if address.startswith("tcp://") and not address.rpartition(":")[2].isdecimal():
-        raise UsageError(f"--root {root}: the port is missing; a root listens at 5570 unless root.ports says otherwise")
+    """Serve the root at `root`: a host, with its port where that is not 5570.
+
+    With `leave_with_stdin` the end of stdin ends the worker.
+    """
+    address = endpoint_of(root, Ports().replies)
     signal.signal(signal.SIGTERM, _leave)
     if leave_with_stdin:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is for the root

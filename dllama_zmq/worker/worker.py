@@ -19,8 +19,9 @@ import msgspec
 import zmq
 
 from dllama_zmq.bus import sockets
+from dllama_zmq.bus.addresses import with_host_of
 from dllama_zmq.bus.arrays import pack_floats, pack_plain
-from dllama_zmq.bus.links import WorkerLink, host_id, resolved
+from dllama_zmq.bus.links import WorkerLink, host_id
 from dllama_zmq.bus.messages import (
     ArrayHead,
     Beacon,
@@ -109,6 +110,7 @@ class Worker:
         self._settings = settings
         self._on_state = on_state
         self._stopped = False
+        self._has_connected = False
         self._next_word = 0.0
         self._patience: float | None = None
 
@@ -142,9 +144,10 @@ class Worker:
             identity = f"{self._settings.name or 'worker'}-{secrets.token_hex(6)}".encode()  # of this connection alone
             link = WorkerLink(self._context, address, identity, self._settings.spin_s, self._settings.watch)
         except BusError as error:
-            if address == self._settings.root:
+            if not self._has_connected:  # what was an address once may be one again
                 raise ClusterError(str(error)) from None
             raise
+        self._has_connected = True
         with closing(link):
             return self._serve_root(link, address)
 
@@ -154,10 +157,10 @@ class Worker:
         if welcome is None:
             return address
         self._next_word, self._patience = 0.0, None
-        replies = resolved(welcome.replies, address)
+        replies = with_host_of(welcome.replies, address)
         if replies != address:
             return replies
-        link.subscribe(resolved(welcome.steps, address))
+        link.subscribe(with_host_of(welcome.steps, address))
         try:
             shard = self._load(link, welcome)
         except MemoryError as error:

@@ -1,0 +1,108 @@
+"""Addresses as people write them and as libzmq wants them: schemes, default ports, names with several addresses.
+
+libzmq tries the first address of a name alone, and for ever (zeromq/libzmq issue 4313).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import random
+import socket
+
+from dllama_zmq.errors import BusError, UsageError
+
+_PROBE_S = 1.0
+_TCP = "tcp://"
+
+
+def endpoint_of(text: str, default_port: int) -> str:
+    """What a person calls an address, as an endpoint: pi1, pi1:5570, fd77::1, [fd77::1]:5570, tcp://…, ipc://….
+
+    Raises UsageError where it is none.
+    """
+    scheme, _, rest = text.rpartition("://")
+    if scheme not in ("", "tcp"):
+        if scheme in ("ipc", "inproc") and rest:
+            return text
+        raise UsageError(f"{text!r} is no address; expected HOST, HOST:PORT or tcp://HOST:PORT, such as 192.168.1.10")
+    host, port = _host_and_port(rest)
+    if not host or any(character in host for character in "/ []"):
+        raise UsageError(f"{text!r} names no host; expected HOST or HOST:PORT, such as 192.168.1.10:{default_port}")
+    if port and not (port.isdecimal() and 1 <= int(port) <= 65535):
+        raise UsageError(f"{text!r}: {port!r} is no port; expected 1 to 65535, or none for {default_port}")
+    return join(host, int(port) if port else default_port)
+
+
+def join(host: str, port: int) -> str:
+    """The endpoint of a TCP port."""
+    return f"{_TCP}[{host}]:{port}" if ":" in host else f"{_TCP}{host}:{port}"
+
+
+def resolve(endpoint: str) -> list[str]:
+    """The endpoint with each address of its host's name; itself where it is no name.
+
+    Raises BusError where this computer does not know the name.
+    """
+    if not endpoint.startswith(_TCP):
+        return [endpoint]
+    host, port = _host_and_port(endpoint.removeprefix(_TCP))
+    if not port.isdecimal() or not 0 < int(port) < 65536:
+        raise BusError(f"{endpoint!r} is no address to connect to: expected something like tcp://192.168.1.10:5570")
+    if _is_ip(host):
+        return [endpoint]
+    try:
+        found = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no name"
+        raise BusError(f"{host}: this computer knows no host of that name ({reason}); write its IP address") from None
+    return list(dict.fromkeys(join(str(address[0]), int(port)) for *_, address in found))
+
+
+def reachable(endpoint: str) -> str:
+    """One of the addresses of `endpoint`: that at which somebody listens; any, where nobody does.
+
+    Raises BusError where this computer does not know the name. Takes 1 s for each address that does not answer.
+    """
+    endpoints = resolve(endpoint)
+    if len(endpoints) == 1:
+        return endpoints[0]
+    for candidate in endpoints:
+        host, port = _host_and_port(candidate.removeprefix(_TCP))
+        with contextlib.suppress(OSError), socket.create_connection((host, int(port)), _PROBE_S):
+            return candidate
+    return random.choice(endpoints)  # it may be up the next time
+
+
+def without_host(endpoint: str) -> str:
+    """A TCP endpoint with * for its host: that by which the peer reaches it. Others as they are."""
+    return f"{_TCP}*:{_host_and_port(endpoint.removeprefix(_TCP))[1]}" if endpoint.startswith(_TCP) else endpoint
+
+
+def with_host_of(endpoint: str, other: str) -> str:
+    """`endpoint` with the host of `other` where its own is *."""
+    if not endpoint.startswith(f"{_TCP}*:"):
+        return endpoint
+    return f"{other.rpartition(':')[0]}:{endpoint.rpartition(':')[2]}"
+
+
+def _host_and_port(text: str) -> tuple[str, str]:
+    """Host without brackets and port, empty where there is none. Of an IPv6 address without brackets the last group is
+    the port where an address is left without it."""
+    if text.startswith("["):
+        host, _, rest = text[1:].partition("]")
+        return host, rest.removeprefix(":")
+    host, colon, port = text.rpartition(":")
+    if not colon:
+        return text, ""
+    if ":" in host and not (port.isdecimal() and _is_ip(host)):
+        return text, ""
+    return host, port
+
+
+def _is_ip(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,158 @@
+"""What clients may ask of a root at the same time, and for how long each side waits."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import zmq
+from nodes import Context, inproc
+from tiny import tiny_spec, tiny_tokenizer_data, write_tiny_model
+
+from dllama_zmq import Client
+from dllama_zmq.bus import sockets
+from dllama_zmq.bus.client_messages import FROM_CLIENT, TO_CLIENT, Error, Generate, Piece, Queued, Started
+from dllama_zmq.bus.messages import Message, decode, encode
+from dllama_zmq.bus.peers import Peers
+from dllama_zmq.cluster import Limits
+from dllama_zmq.errors import BusError, RootLost, WorkerLost
+from dllama_zmq.formats import ModelFile, read_tokenizer, write_t
+from dllama_zmq.root.report import ClusterFacts
+from dllama_zmq.root.root import Root, RootSettings
+from dllama_zmq.root.service import Service
+from dllama_zmq.spec import FloatType
+
+SPEC = tiny_spec(dim=128, hidden_dim=256, n_heads=8, weight_type=FloatType.Q40)
+SOON_S = 20.0
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelFile]:
+    folder = tmp_path_factory.mktemp("model")
+    write_t(folder / "tiny.t", tiny_tokenizer_data())
+    with write_tiny_model(folder / "tiny.m", SPEC) as file:
+        yield file
+
+
+@contextlib.contextmanager
+def serving(context: Context, model: ModelFile, workers: list[str], **limits: float) -> Iterator[str]:
+    """The address of a root with places for these workers, until the block ends."""
+    settings = RootSettings(names=workers, kernels="numpy", spin_s=0.0, limits=Limits(**limits))
+    root = Root(context, model, settings, inproc())
+    address = f"ipc:///tmp/dz-{secrets.token_hex(6)}"
+    peers = Peers(context, [address], sockets.CLIENTS)
+    tokenizer = read_tokenizer(Path(model.path).with_suffix(".t"))
+    service = Service(root, tokenizer, peers, ClusterFacts("clients", "0", "tiny.m"))
+    thread = threading.Thread(target=service.run, daemon=True)
+    thread.start()
+    try:
+        yield address
+    finally:
+        service.stop()
+        thread.join(SOON_S)
+        root.close("the test is over")
+        peers.close()
+        Path(address.removeprefix("ipc://")).unlink(missing_ok=True)
+        assert not thread.is_alive()
+
+
+def told(client: zmq.Socket[bytes], wait_s: float = SOON_S) -> Message:
+    frames = sockets.receive(client, time.monotonic() + wait_s)
+    assert frames is not None
+    return decode(frames, TO_CLIENT)[0]
+
+
+def ask(request_id: int, max_tokens: int = 20) -> Generate:
+    return Generate(request_id, "once upon a time", max_tokens, 0.0, 1.0, 0, 0, True)
+
+
+def test_a_second_request_with_an_open_id_is_refused_and_the_first_goes_on(context: Context, model: ModelFile) -> None:
+    with serving(context, model, []) as address:
+        client = sockets.connect(context, zmq.DEALER, address)
+        for _ in range(2):
+            client.send_multipart(encode(ask(7)))
+        answers = []
+        while not answers or type(answers[-1]).__name__ != "Done":
+            answers.append(told(client))
+        errors = [answer for answer in answers if isinstance(answer, Error)]
+        assert [(error.id, error.kind) for error in errors] == [(0, "RequestError")]
+        assert "id 7 is open already" in errors[0].text
+        assert sum(isinstance(answer, Piece) for answer in answers) == 20
+        client.close()
+
+
+def test_an_id_of_zero_is_no_request(context: Context, model: ModelFile) -> None:
+    with serving(context, model, []) as address:
+        client = sockets.connect(context, zmq.DEALER, address)
+        client.send_multipart(encode(ask(0)))
+        answer = told(client)
+        assert isinstance(answer, Error)
+        assert answer.id == 0
+        assert "not as agreed" in answer.text
+        client.close()
+
+
+def test_a_request_waits_for_workers_from_its_own_beginning(context: Context, model: ModelFile) -> None:
+    with serving(context, model, ["worker1"], join_s=1.5) as address, Client(address) as client:
+        for _ in range(2):  # the second comes when the cluster has been incomplete for longer than join_s
+            begun = time.monotonic()
+            with pytest.raises(WorkerLost, match="worker1 has not joined yet"):
+                client.text("once")
+            assert time.monotonic() - begun >= 1.5
+
+
+def test_a_client_waits_as_long_as_the_root_says_that_a_step_may_take(
+    context: Context, model: ModelFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dllama_zmq.client.SILENCE_S", 0.5)
+    monkeypatch.setattr("dllama_zmq.client.SAY_EVERY_S", 0.1)
+    router = context.socket(zmq.ROUTER)
+    address = f"ipc:///tmp/dz-{secrets.token_hex(6)}"
+    router.bind(address)
+
+    def answer() -> None:
+        for silence_s in (2.0, None):
+            client, *frames = router.recv_multipart()
+            request, _ = decode(frames, FROM_CLIENT)
+            while not isinstance(request, Generate):  # the cancelling of the one before
+                client, *frames = router.recv_multipart()
+                request, _ = decode(frames, FROM_CLIENT)
+            if silence_s is not None:
+                router.send_multipart([client, *encode(Queued(request.id, 1, "", silence_s))])
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    with Client(address) as client:
+        waited = []
+        for _ in range(2):
+            begun = time.monotonic()
+            with pytest.raises(RootLost, match="no answer"):
+                list(client.generate("once"))
+            waited.append(time.monotonic() - begun)
+    thread.join(SOON_S)
+    router.close(linger=0)
+    Path(address.removeprefix("ipc://")).unlink(missing_ok=True)
+    assert waited[0] > 2.0 > waited[1] >= 0.5
+
+
+def test_the_root_says_how_long_a_step_may_take(context: Context, model: ModelFile) -> None:
+    with serving(context, model, [], step_s=100) as address, Client(address) as client:
+        [started] = [answer for answer in client.generate("once", max_tokens=1) if isinstance(answer, Started)]
+        assert started.silence_s == 300
+
+
+def test_a_name_that_this_computer_does_not_know_ends_a_client_and_a_worker_at_once(context: Context) -> None:
+    begun = time.monotonic()
+    with pytest.raises(BusError, match="knows no host of that name"):
+        Client("no-such-host.invalid")
+    from dllama_zmq.errors import ClusterError
+    from dllama_zmq.worker import Worker, WorkerSettings
+
+    with pytest.raises(ClusterError, match="knows no host of that name"):
+        Worker(context, WorkerSettings("tcp://no-such-host.invalid:5570")).run()
+    assert time.monotonic() - begun < SOON_S

@@ -1,0 +1,71 @@
+"""Addresses as people write them, and names with several addresses."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from dllama_zmq.bus import addresses
+from dllama_zmq.bus.addresses import endpoint_of, reachable, resolve, with_host_of, without_host
+from dllama_zmq.errors import BusError, UsageError
+
+
+@pytest.mark.parametrize(
+    ("text", "endpoint"),
+    [
+        ("pi1", "tcp://pi1:5570"),
+        ("pi1:99", "tcp://pi1:99"),
+        ("tcp://pi1", "tcp://pi1:5570"),
+        ("192.168.1.10", "tcp://192.168.1.10:5570"),
+        ("tcp://192.168.1.10:99", "tcp://192.168.1.10:99"),
+        ("::1", "tcp://[::1]:5570"),
+        ("fd77::1", "tcp://[fd77::1]:5570"),
+        ("[fd77::1]", "tcp://[fd77::1]:5570"),
+        ("tcp://[fd77::1]:99", "tcp://[fd77::1]:99"),
+        ("tcp://fd77::1:5570", "tcp://[fd77::1]:5570"),
+        ("fe80::1%eth0", "tcp://[fe80::1%eth0]:5570"),
+        ("ipc:///run/x/replies", "ipc:///run/x/replies"),
+        ("inproc://x", "inproc://x"),
+    ],
+)
+def test_an_address_is_understood_as_people_write_it(text: str, endpoint: str) -> None:
+    assert endpoint_of(text, 5570) == endpoint
+
+
+@pytest.mark.parametrize("text", ["", "tcp://", ":5570", "pi 1", "http://pi1", "ipc://", "[", "pi1/x"])
+def test_what_is_no_address_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match=r"expected HOST"):
+        endpoint_of(text, 5570)
+
+
+@pytest.mark.parametrize("text", ["pi1:0", "pi1:65536", "pi1:http", "pi1:-1", "[::1]:x"])
+def test_what_is_no_port_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="expected 1 to 65535, or none for 5570"):
+        endpoint_of(text, 5570)
+
+
+def test_a_name_that_nobody_has_is_an_error_that_names_it() -> None:
+    with pytest.raises(BusError, match=r"^no-such-host\.invalid: this computer knows no host of that name"):
+        resolve("tcp://no-such-host.invalid:5570")
+
+
+def test_a_host_is_left_out_and_put_in() -> None:
+    assert without_host("tcp://[fd77::1]:5570") == "tcp://*:5570"
+    assert without_host("ipc:///x") == "ipc:///x"
+    assert with_host_of("tcp://*:5571", "tcp://[fd77::1]:5570") == "tcp://[fd77::1]:5571"
+    assert with_host_of("tcp://10.0.0.1:5571", "tcp://10.0.0.2:5570") == "tcp://10.0.0.1:5571"
+
+
+def test_of_a_name_with_two_addresses_the_one_is_taken_where_somebody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+
+        def both(host: str, port: int, **_: object) -> list[object]:
+            return [(socket.AF_INET6, 1, 6, "", ("::1", port, 0, 0)), (socket.AF_INET, 1, 6, "", ("127.0.0.1", port))]
+
+        monkeypatch.setattr(addresses.socket, "getaddrinfo", both)  # the resolver is the system's
+        assert resolve(f"tcp://dual.test:{port}") == [f"tcp://[::1]:{port}", f"tcp://127.0.0.1:{port}"]
+        monkeypatch.undo()
+        monkeypatch.setattr(addresses, "resolve", lambda endpoint: [f"tcp://[::1]:{port}", f"tcp://127.0.0.1:{port}"])
+        assert reachable(f"tcp://dual.test:{port}") == f"tcp://127.0.0.1:{port}"

@@ -1,0 +1,53 @@
+"""The queue of requests: turns, bounds, and who loses a place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dllama_zmq.root.waiting import Waiting
+
+
+@dataclass(eq=False)
+class Request:
+    client: bytes
+    id: int
+    prompt: str = ""
+
+
+def filled(waiting: Waiting[Request], *clients: bytes) -> list[Request]:
+    requests = [Request(client, i) for i, client in enumerate(clients)]
+    for request in requests:
+        assert waiting.add(request) == []
+    return requests
+
+
+def test_clients_take_turns_however_many_requests_one_has() -> None:
+    waiting: Waiting[Request] = Waiting()
+    a1, a2, a3, b1 = filled(waiting, b"a", b"a", b"a", b"b")
+    assert list(waiting) == [a1, b1, a2, a3]
+    assert waiting.take() is a1
+    (c1,) = [Request(b"c", 9)]
+    waiting.add(c1)
+    assert [waiting.take() for _ in range(5)] == [b1, a2, c1, a3, None]
+    assert len(waiting) == 0
+
+
+def test_where_it_is_full_the_last_request_of_who_has_most_loses_its_place() -> None:
+    waiting: Waiting[Request] = Waiting(max_requests=3)
+    _, _, a3 = filled(waiting, b"a", b"a", b"a")
+    newcomer = Request(b"b", 1)
+    assert waiting.add(newcomer) == [a3]
+    a4 = Request(b"a", 4)
+    assert waiting.add(a4) == [a4]
+    assert waiting.find(b"b", 1) is newcomer
+
+
+def test_prompts_have_a_bound_together() -> None:
+    waiting: Waiting[Request] = Waiting(max_characters=100)
+    small, large = Request(b"a", 1, "x" * 40), Request(b"b", 1, "x" * 61)
+    assert waiting.add(small) == []
+    assert waiting.add(large) == [large]
+    assert waiting.add(Request(b"b", 2, "x" * 60)) == []
+    waiting.leave(b"b")
+    assert list(waiting) == [small]
+    assert waiting.add(Request(b"c", 2, "x" * 60)) == []
