@@ -1,0 +1,96 @@
+"""What somebody sees who waits: on a terminal something moves all the time, in a pipe lines say what goes on."""
+
+from __future__ import annotations
+
+import re
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from command_line import Cli, kill, until
+from terminal import COLUMNS, Terminal, at_terminal
+from tiny import tiny_spec, tiny_tensors, tiny_tokenizer_data
+
+from dllama_zmq.formats import write_m, write_t
+from dllama_zmq.spec import FloatType
+
+PROMPT = "a b c d " * 47
+"""378 tokens, which are 3 steps."""
+WAIT_S = 60.0
+SILENT_S = 2.0
+
+
+@contextmanager
+def command(cli: Cli, *words: str) -> Iterator[Terminal]:
+    with at_terminal([sys.executable, "-m", "dllama_zmq", *words], cli.folder, cli.environment()) as terminal:
+        yield terminal
+
+
+@pytest.fixture(scope="module")
+def larger_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of which the reference kernels evaluate some 400 tokens a second."""
+    spec = tiny_spec(
+        dim=512, hidden_dim=1408, n_layers=4, n_heads=8, n_kv_heads=8, seq_len=512, weight_type=FloatType.Q40
+    )
+    path = tmp_path_factory.mktemp("larger") / "larger.m"
+    write_m(path, spec, tiny_tensors(spec, seed=7))
+    write_t(path.with_suffix(".t"), tiny_tokenizer_data(spec.vocab_size))
+    return path
+
+
+@pytest.fixture
+def slow(cli: Cli, larger_model: Path) -> Iterator[Cli]:
+    """A running cluster whose steps take seconds: its root is stopped nine tenths of the time, as on a slow board."""
+    cli.up(1, kernels="numpy", model=str(larger_model))
+    pid, ended = cli.pid("root"), threading.Event()
+
+    def slow_down() -> None:
+        while not ended.wait(0.04):
+            kill(pid, signal.SIGSTOP)
+            ended.wait(0.36)
+            kill(pid, signal.SIGCONT)
+
+    thread = threading.Thread(target=slow_down)
+    thread.start()
+    yield cli
+    ended.set()
+    thread.join()
+    cli.down()
+
+
+def test_on_a_terminal_a_long_prompt_is_a_living_line_that_is_gone_when_the_text_comes(slow: Cli) -> None:
+    with command(slow, "generate", PROMPT, "--temp", "0", "-n", "5") as terminal:
+        assert terminal.to_the_end(WAIT_S) == 0, terminal.text()
+    assert terminal.longest_silence_s() < SILENT_S, terminal.times
+    amount = r"evaluating the .* \d+ of 378 tokens, [\d.]+ tokens/s, \d+ s left"
+    assert re.search(amount, terminal.text()), terminal.text()
+    screen = terminal.screen()
+    assert re.fullmatch(r"5 tokens, [\d.]+ tokens/s; prompt 378 tokens, [\d.]+ tokens/s", screen[-2]), screen
+    assert screen[-3].startswith(PROMPT)
+    assert not any("evaluating" in line or "asking" in line for line in screen), screen
+
+
+def test_elsewhere_a_long_prompt_is_told_in_lines_without_escape_codes(slow: Cli) -> None:
+    result = slow.run("generate", PROMPT, "--temp", "0", "-n", "5")
+    assert (result.code, result.out.startswith(PROMPT)) == (0, True), result.said
+    lines = result.err.splitlines()
+    assert 2 <= len(lines) <= 6, result.said
+    line = r"evaluating the prompt: \d+ of 378 tokens, ([\d.]+ tokens/s, )?\d+ s( left)?"
+    assert [bool(re.fullmatch(line, one)) for one in lines if "asking" not in one] == [True] * len(lines), lines
+    # Neither escape codes nor, for nobody watches, the speed of the answer.
+
+
+def test_on_a_terminal_up_waits_beyond_the_limit_for_scripts_and_says_for_whom(cli: Cli) -> None:
+    far = [{"name": "far", "host": "192.0.2.1"}]
+    cli.write(2, host="0.0.0.0", open_bus=True, workers=far, limits={"join_s": 1})
+    with command(cli, "up") as terminal:
+        text = terminal.until(lambda text: re.search(r"far has not joined yet +3 s", text), WAIT_S)
+        assert "start on 192.0.2.1: dllama-zmq worker --root tcp://" in text
+        terminal.process.terminate()
+        terminal.to_the_end(WAIT_S)
+    assert all(len(line) <= COLUMNS for line in terminal.screen() if "start on" not in line)
+    until(lambda: not cli.processes(), 10, "the root to end with its caller")
