@@ -78,9 +78,8 @@ class Display:
                     self._bars.shown_from = self._clock() + _SHOWN_AFTER_S
                 self._text, self._since = text, self._clock()
                 self._due = max(self._since, self._last_word + _PLAIN_AT_S[0])
-                self._bars.reset(
-                    self._task, total=total or None, completed=done, visible=True, description=text, begun=done
-                )
+                self._bars.remove_task(self._task)  # a task keeps its total for ever
+                self._task = self._bars.add_task(text, total=total or None, completed=done, unit=unit, begun=done)
             self._bars.update(self._task, total=total or None, completed=done, unit=unit)
         if self._inside:
             self._begin()

@@ -97,6 +97,21 @@ def test_a_thread_says_it_where_the_one_that_works_cannot(capsys: pytest.Capture
     assert capsys.readouterr().err == ""
 
 
+def test_a_thing_without_an_amount_may_follow_one_with_it(told: Told) -> None:
+    said = told(lambda display, now: display.now("reading", 1, 2) if now < 2 else display.now("starting"), 5.0)
+    assert [text for _, text in said] == ["reading: 1 of 2 bytes, 2 s", "starting (1 s)"]
+
+
+def test_on_a_terminal_a_new_thing_may_follow_one_that_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    now = 0.0
+    with Display(clock=lambda: now) as display:
+        assert display.is_live
+        for i in range(20):
+            display.now(f"part {i}", i, 20, "tokens" if i % 2 else "B")
+            now += 0.3
+
+
 def test_durations_are_as_people_say_them() -> None:
     assert [duration(s) for s in (0.0, 9.4, 99.4, 600, 6600)] == ["0 s", "9 s", "99 s", "10 min", "1 h 50 min"]
 
