@@ -9,6 +9,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 WORKERS ?= 4
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off
 DLLAMA := $(BIN)/dllama-zmq
 
 .PHONY: demo test test-all check format test-arm clean
@@ -16,16 +17,14 @@ DLLAMA := $(BIN)/dllama-zmq
 
 # One environment; each stamp says what has been installed into it.
 .venv/pyvenv.cfg:
-	$(PYTHON) -m venv .venv
+	@tools/told.sh "making .venv" $(PYTHON) -m venv .venv
 
 .venv/run.stamp: .venv/pyvenv.cfg pyproject.toml
-	@echo "installing dllama-zmq into .venv"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@tools/told.sh "installing dllama-zmq into .venv" $(PIP_INSTALL) --editable .
 	@touch $@
 
 .venv/dev.stamp: .venv/run.stamp
-	@echo "installing the test tools into .venv"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@tools/told.sh "installing the test tools into .venv" $(PIP_INSTALL) --editable '.[dev]'
 	@touch $@
 
 demo: .venv/run.stamp

@@ -1,5 +1,6 @@
 #!/bin/sh
 # The whole path in one go: up, generate, netstat, down. Usage: tools/demo.sh DLLAMA_ZMQ
+# The story and the figures end within the last 24 lines.
 set -eu
 dllama=$1
 
@@ -10,11 +11,11 @@ say "dllama-zmq up cluster.yaml"
 "$dllama" up cluster.yaml
 trap '"$dllama" down cluster.yaml' EXIT INT TERM
 
-say 'dllama-zmq generate "Once upon a time" --steps 200 --temperature 0.7'
-"$dllama" generate "Once upon a time" --steps 200 --temperature 0.7
+say 'dllama-zmq generate "Once upon a time" --steps 120 --temperature 0.7'
+"$dllama" generate "Once upon a time" --steps 120 --temperature 0.7
 
-say "dllama-zmq netstat"
-"$dllama" netstat
+say "dllama-zmq netstat --summary     (all of it: dllama-zmq netstat)"
+"$dllama" netstat --summary
 
 trap - EXIT INT TERM
 say "dllama-zmq down cluster.yaml"

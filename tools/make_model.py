@@ -16,8 +16,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from dllama_zmq.bench.random_file import told
+from dllama_zmq.cli.progress import Display
 from dllama_zmq.errors import DllamaError, UsageError
-from dllama_zmq.formats import write_m, write_t
+from dllama_zmq.formats import data_bytes, write_m, write_t
 from dllama_zmq.formats.random_model import random_tensors
 from dllama_zmq.shapes import OVERRIDES, SHAPES, shape
 from dllama_zmq.spec import FloatType
@@ -62,9 +64,11 @@ def main(argv: list[str] | None = None) -> int:
         given = {name: value for name in OVERRIDES if (value := getattr(args, name)) is not None}
         spec = shape(args.shape, FloatType[args.weights.upper()], given)
         vocabulary = made_up_vocabulary(spec.vocab_size) if args.tokenizer else None
-        write_m(args.out, spec, random_tensors(spec, args.seed))
-        if vocabulary:
-            write_t(args.tokenizer, vocabulary)
+        with Display() as display:
+            write_m(args.out, spec, told(random_tensors(spec, args.seed), args.out.name, data_bytes(spec), display))
+            if vocabulary:
+                display.now(f"writing {args.tokenizer.name}")
+                write_t(args.tokenizer, vocabulary)
     except (DllamaError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

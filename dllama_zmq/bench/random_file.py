@@ -50,7 +50,7 @@ def write_random(path: Path, spec: ModelSpec, tells: Tells) -> None:
             "XDG_CACHE_HOME to a folder on a larger disk, or use --layers"
         )
     tells.line(f"making {path} of random weights, {n_bytes / 1e9:.2f} GB, to be kept for the next time")
-    write_m(path, spec, _told(random_tensors(spec, _SEED), n_bytes, tells))
+    write_m(path, spec, told(random_tensors(spec, _SEED), path.name, n_bytes, tells))
 
 
 def cache_folder() -> Path:
@@ -62,9 +62,12 @@ def cache_folder() -> Path:
         raise UsageError("there is no home folder to keep the model in; set XDG_CACHE_HOME to a folder") from error
 
 
-def _told(tensors: Iterator[tuple[str, BlockMatrix]], n_bytes: int, tells: Tells) -> Iterator[tuple[str, BlockMatrix]]:
+def told(
+    tensors: Iterator[tuple[str, BlockMatrix]], name: str, n_bytes: int, tells: Tells
+) -> Iterator[tuple[str, BlockMatrix]]:
+    """The same tensors; each is drawn when it is asked for, and told as a part of `n_bytes`."""
     done = 0
-    for name, matrix in tensors:
-        tells.now("writing random weights", done, n_bytes)
-        yield name, matrix
+    for tensor, matrix in tensors:
+        tells.now(f"writing {name}", done, n_bytes)
+        yield tensor, matrix
         done += matrix.data.nbytes

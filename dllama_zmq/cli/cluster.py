@@ -16,7 +16,8 @@ from rich.table import Table
 from rich.text import Text
 from threadpoolctl import threadpool_limits
 
-from dllama_zmq.bus.client_messages import Status
+from dllama_zmq.bus.client_messages import NodeStatus, Status
+from dllama_zmq.bus.slowest import excess_ms_per_token, slowest_of
 from dllama_zmq.cli.chosen import running_here, to_bring_up
 from dllama_zmq.cli.flags import Overrides
 from dllama_zmq.cli.overrides import applied, fetched
@@ -134,9 +135,20 @@ def status_table(found: Status) -> RenderableType:
             str(node.pid or ""),
             human_bytes(node.weight_bytes),
             human_bytes(node.kv_bytes),
-            note_on(node),
+            note_on(node) or _slowness(found, node),
         )
     return Group(*map(Text, words), table)
+
+
+def _slowness(found: Status, node: NodeStatus) -> str:
+    """Of the node that the others wait for when they generate: how long for each token, and why."""
+    phase = "prediction"
+    last = slowest_of(found, phase)
+    if last is None or last.name != node.name:
+        return ""
+    computing_ms, link_ms = excess_ms_per_token(found, node, phase)
+    why = f"{computing_ms:.1f} ms a token for its computing, {link_ms:.1f} ms for its link"
+    return f"slowest: the others wait {why}"
 
 
 def _as_json(found: Status) -> str:

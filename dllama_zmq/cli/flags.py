@@ -336,6 +336,9 @@ class Netstat:
         None
     )
     sync: Annotated[Sync | None, choice("--sync", of=Sync, help="With --predict: f32 if not given")] = None
+    summary: Annotated[bool, Option("--summary", help="A few lines: all workers together, and whether all agrees")] = (
+        False
+    )
     watch: Watch = None
     json: Json = False
 

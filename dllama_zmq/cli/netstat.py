@@ -11,7 +11,7 @@ from rich.console import Console, Group, RenderableType
 from dllama_zmq.cli.chosen import chosen_path, running_here
 from dllama_zmq.cli.flags import Netstat
 from dllama_zmq.cli.netstat_figures import Prediction, Report, measured, predicted
-from dllama_zmq.cli.netstat_tables import prediction_tables, report_tables
+from dllama_zmq.cli.netstat_tables import prediction_tables, report_tables, summary_table
 from dllama_zmq.cli.watch import check_watch, watched
 from dllama_zmq.client import Client
 from dllama_zmq.cluster import DEMO, PULLED, model_at
@@ -22,7 +22,7 @@ from dllama_zmq.shapes import SHAPES, shape
 from dllama_zmq.spec import ModelSpec
 
 _STATUS_S = 10.0  # the root answers between two steps
-_FULL_WIDTH = 120
+_LEAST_WIDTH = 80
 _NODES = 4
 
 
@@ -31,16 +31,15 @@ def run(options: Netstat) -> None:
     _check(options)
     console = Console(highlight=False)
     if not console.is_terminal or options.watch is None:
-        console.width = max(console.width, _FULL_WIDTH)  # a terminal that is narrower wraps lines and loses nothing
+        console.width = max(console.width, _LEAST_WIDTH)  # a terminal that is narrower wraps lines and loses nothing
     if options.predict is not None:
         n_nodes = _NODES if options.nodes is None else options.nodes
         figures = predicted(options.predict, _spec(options.predict), n_nodes, options.sync or "f32")
         watched(lambda: figures, _as_json if options.json else _tables, None, console)
         return
     with _client(options) as client:
-        watched(
-            lambda: measured(client.status(_STATUS_S)), _as_json if options.json else _tables, options.watch, console
-        )
+        show = _as_json if options.json else summary_table if options.summary else _tables
+        watched(lambda: measured(client.status(_STATUS_S)), show, options.watch, console)
 
 
 def _check(options: Netstat) -> None:
@@ -49,6 +48,8 @@ def _check(options: Netstat) -> None:
         raise UsageError("--cluster, --connect and --predict each say whose traffic to show; give one of them")
     if options.predict is None and (options.nodes is not None or options.sync is not None):
         raise UsageError("--nodes and --sync go with --predict; a running cluster has its own")
+    if options.summary and options.predict is not None:
+        raise UsageError("--summary goes with a running cluster; a prediction is short")
     if options.predict is not None and options.watch is not None:
         raise UsageError("--watch goes with a running cluster; a prediction does not change")
     check_watch(options.watch)

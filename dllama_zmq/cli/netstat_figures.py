@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from msgspec import Struct
 
 from dllama_zmq.bus.client_messages import NodeStatus, Status, TrafficRow
+from dllama_zmq.bus.slowest import slowest_of
 from dllama_zmq.errors import PlanError
 from dllama_zmq.models import tensor_table
 from dllama_zmq.root.prediction import KINDS, Predicted, predict_step
@@ -62,13 +63,26 @@ class WorkerTraffic(Struct, frozen=True):
 
 
 class Waiting(Struct, frozen=True):
-    """Seconds of one node in the steps of one phase, and the share of them that it waited: None where nothing ran."""
+    """Seconds of one node in the steps of one phase, and the share of them that it waited: None where nothing ran.
+
+    waited_for_s: the others waited, for this node came last; link_s: what of that its computing does not explain.
+    """
 
     node: str
     phase: str
     compute_s: float
     wait_s: float
     wait_share: float | None
+    waited_for_s: float
+    link_s: float
+
+
+class LastOne(Struct, frozen=True):
+    """The node that the others waited for in a phase, and its share of all waiting."""
+
+    phase: str
+    node: str
+    share: float
 
 
 class Report(Struct, frozen=True):
@@ -88,6 +102,7 @@ class Report(Struct, frozen=True):
     workers: list[WorkerTraffic]
     all_workers: dict[str, list[Line]]
     waiting: list[Waiting]
+    slowest: list[LastOne]
 
 
 def measured(status: Status) -> Report:
@@ -122,6 +137,9 @@ def measured(status: Status) -> Report:
         workers=workers,
         all_workers={phase: _lines(status.traffic, phase, tokens[phase]) for phase in phases},
         waiting=[_waiting(node, phase) for phase in phases for node in status.nodes],
+        slowest=[
+            LastOne(phase, one.name, one.share) for phase in phases if (one := slowest_of(status, phase)) is not None
+        ],
     )
 
 
@@ -175,7 +193,8 @@ def _count(rows: Iterable[TrafficRow], name: str, kind: str) -> int:
 def _waiting(node: NodeStatus, phase: str) -> Waiting:
     compute_s, wait_s = node.compute_s.get(phase, 0.0), node.wait_s.get(phase, 0.0)
     whole = compute_s + wait_s
-    return Waiting(node.name, phase, compute_s, wait_s, wait_s / whole if whole else None)
+    waited_for_s, link_s = node.waited_for_s.get(phase, 0.0), node.link_s.get(phase, 0.0)
+    return Waiting(node.name, phase, compute_s, wait_s, wait_s / whole if whole else None, waited_for_s, link_s)
 
 
 # --- a prediction ----------------------------------------------------------------------------------------------------
@@ -192,7 +211,10 @@ class Flow(Struct, frozen=True):
 
 
 class Share(Struct, frozen=True):
-    """The flows between the root and some workers. Each total is of the layers, x and the candidates in its name."""
+    """The flows between the root and some workers. Each total is of the layers, x and the candidates in its name.
+
+    layers_..._kb: as distributed-llama prints them, in whole kB of 1024 bytes.
+    """
 
     n_workers: int
     layers_sent_kb: int
@@ -209,7 +231,7 @@ class Memory(Struct, frozen=True):
 
 
 class Prediction(Struct, frozen=True):
-    """What a model over a number of nodes will take. kB are 1024 bytes, rounded down, as distributed-llama prints."""
+    """What a model over a number of nodes will take."""
 
     model: str
     weight_type: str

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from itertools import groupby
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from dllama_zmq.cli.netstat_figures import BOTH, OTHER, WIRE_TOLERANCE, Flow, Line, Memory, Prediction, Report, Share
+from dllama_zmq.cli.netstat_figures import (
+    BOTH,
+    OTHER,
+    TOTAL,
+    WIRE_TOLERANCE,
+    Flow,
+    Line,
+    Memory,
+    Prediction,
+    Report,
+    Share,
+)
 from dllama_zmq.telling import human_bytes
 
 _NAMES = {"step": "step x", "sum": "sums", "partial": "partials", "candidates": "candidates", "more": "asked again"}
@@ -22,12 +34,27 @@ _FLOW_NAMES = {
 }
 
 
+def summary_table(report: Report) -> RenderableType:
+    """A running cluster's traffic in a few lines: all workers together."""
+    table = _table("kB per token, all workers", "payload", "plan", "wire", "plan", "differs")
+    for phase, lines in report.all_workers.items():
+        for line in lines:
+            if line.kind == TOTAL:
+                table.add_row(f"{phase}, {line.direction} by the root", *_cells(line, report.tokens[phase]))
+    parts: list[RenderableType] = [table]
+    parts += _slowest(report)
+    if report.agrees is not None:
+        parts.append(_verdict(report))
+    return Group(*parts)
+
+
 def report_tables(report: Report) -> RenderableType:
     """A running cluster's traffic and waiting."""
     parts: list[RenderableType] = [
-        Text(f"{report.cluster}: {report.state}, {_count(report.nodes, 'node')}, sync {report.sync}, {report.model}"),
+        Text(f"{report.cluster}: {report.state}, {_count(report.nodes, 'node')}, sync {report.sync}"),
+        Text(f"model: {os.path.normpath(report.model)}"),
         Text("The root sends step x and sums; it receives partials and candidates."),
-        Text("1 kB is 1024 bytes. Payload is arrays; wire is payload, headers and ZMTP framing."),
+        Text("Payload is arrays; wire is payload, headers and ZMTP framing."),
     ]
     if report.note:
         parts.append(Text(report.note))
@@ -41,14 +68,14 @@ def report_tables(report: Report) -> RenderableType:
     if report.workers:
         parts += [Text(), Text("set-up and idle, kB in all", "bold"), _setup_table(report)]
     if report.waiting:
-        parts += [Text(), Text("time spent waiting for other nodes", "bold"), _waiting_table(report)]
+        parts += [Text(), Text("who waits, and for whom", "bold"), _waiting_table(report), *_slowest(report)]
     if report.agrees is not None:
         parts += [Text(), _verdict(report)]
     return Group(*parts)
 
 
 def _phase_table(report: Report, phase: str, all_lines: list[Line]) -> Table:
-    table = _table("worker", "message", "payload", "planned", "wire", "planned", "differs", "agrees", left=2)
+    table = _table("worker", "message", "payload", "plan", "wire", "plan", "differs", left=2)
     blocks = [(worker.worker, worker.phases[phase]) for worker in report.workers]
     blocks.append((f"all {len(blocks)}", all_lines))
     for name, lines in blocks:
@@ -57,12 +84,7 @@ def _phase_table(report: Report, phase: str, all_lines: list[Line]) -> Table:
             table.add_row(
                 "" if i else name,
                 _NAMES.get(line.kind, f"{line.kind} {line.direction}"),
-                _kb(line.payload_bytes, n_tokens),
-                _kb(line.predicted_payload_bytes, n_tokens),
-                _kb(line.wire_bytes, n_tokens),
-                _kb(line.predicted_wire_bytes, n_tokens),
-                _difference(line),
-                _agreement(line.agrees),
+                *_cells(line, n_tokens),
             )
     return table
 
@@ -84,13 +106,24 @@ def _setup_table(report: Report) -> Table:
 
 
 def _waiting_table(report: Report) -> Table:
-    table = _table("node", "phase", "compute s", "wait s", "waiting", left=2)
+    table = _table("node", "phase", "compute s", "wait s", "waiting", "others wait s", "by its link", left=2)
     for node in dict.fromkeys(row.node for row in report.waiting):
         rows = [row for row in report.waiting if row.node == node]
         for i, row in enumerate(rows):
             share = "" if row.wait_share is None else f"{row.wait_share:.1%}"
-            table.add_row("" if i else node, row.phase, f"{row.compute_s:.3f}", f"{row.wait_s:.3f}", share)
+            table.add_row(
+                "" if i else node, row.phase, f"{row.compute_s:.3f}", f"{row.wait_s:.3f}", share,
+                f"{row.waited_for_s:.3f}", f"{row.link_s:.3f}",
+            )  # fmt: skip
     return table
+
+
+def _slowest(report: Report) -> list[Text]:
+    """For whom the others wait, in each phase in which one node stands out."""
+    return [
+        Text(f"{one.phase}: the others wait mostly for {one.node}, {one.share:.0%} of all waiting", "yellow")
+        for one in report.slowest
+    ]
 
 
 def _title(report: Report, phase: str) -> Text:
@@ -115,7 +148,7 @@ def prediction_tables(prediction: Prediction) -> RenderableType:
     parts: list[RenderableType] = [
         Text(
             f"{prediction.model}, {prediction.weight_type} weights, over {_count(prediction.nodes, 'node')}, "
-            f"sync {prediction.sync}: the traffic of one generated token. 1 kB is 1024 bytes."
+            f"sync {prediction.sync}: the traffic of one generated token"
         )
     ]
     if prediction.one_worker is None or prediction.all_workers is None:
@@ -124,8 +157,9 @@ def prediction_tables(prediction: Prediction) -> RenderableType:
         parts += [Text(), _share_table(prediction.one_worker, prediction.all_workers)]
         parts.append(
             Text(
-                f"Each node sends {prediction.greedy_k} candidate when greedy, {prediction.sampled_k} when sampling; "
-                "layers are whole kB, as distributed-llama prints them."
+                f"Each node sends {prediction.greedy_k} candidate when greedy, {prediction.sampled_k} when sampling. "
+                f"distributed-llama prints the layers as S {prediction.all_workers.layers_sent_kb:,} and "
+                f"R {prediction.all_workers.layers_received_kb:,}: in kB of 1024 bytes."
             )
         )
     parts += [Text(), Text(f"memory, with {prediction.seq_len:,} positions", "bold"), _memory_table(prediction.memory)]
@@ -137,16 +171,14 @@ def prediction_tables(prediction: Prediction) -> RenderableType:
 
 
 def _share_table(one: Share, all_workers: Share) -> Table:
-    table = _table("", "", "S kB", "R kB", "S wire kB", "R wire kB", "wire adds", left=2)
-    shares = [("one worker", one)]
+    table = _table("", "kB", "S", "R", "S wire", "R wire", "adds", left=2)
+    shares = [("one", one)]
     if all_workers.n_workers > 1:
         shares.append((f"all {all_workers.n_workers}", all_workers))
     for title, share in shares:
         for kind, name in _FLOW_NAMES.items():
             flow: Flow = share.flows[kind]
             sent, received = _kb(flow.sent_bytes or None), _kb(flow.received_bytes or None)
-            if kind == "layers":
-                sent, received = f"{share.layers_sent_kb:,}    ", f"{share.layers_received_kb:,}    "
             wire = [_kb(n_bytes or None) for n_bytes in (flow.sent_wire_bytes, flow.received_wire_bytes)]
             table.add_row(title, name, sent, received, *wire, f"{flow.overhead:.2%}")
             title = ""
@@ -166,7 +198,7 @@ def _table(*columns: str, left: int = 1) -> Table:
     """A table without lines whose first `left` columns are words and the others numbers."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i < left else "right", no_wrap=True)
+        table.add_column(column, justify="left" if i < left else "right", no_wrap=i > 0, overflow="fold")
     return table
 
 
@@ -175,16 +207,16 @@ def _count(number: int, what: str) -> str:
 
 
 def _kb(n_bytes: int | None, n_tokens: int = 1) -> str:
-    return "" if n_bytes is None else f"{n_bytes / 1024 / max(1, n_tokens):,.3f}"
+    return "" if n_bytes is None else f"{n_bytes / 1000 / max(1, n_tokens):,.3f}"
 
 
-def _difference(line: Line) -> str:
-    if not line.predicted_wire_bytes:
-        return ""
-    return f"{line.wire_bytes / line.predicted_wire_bytes - 1:+.2%}"
-
-
-def _agreement(agrees: bool | None) -> Text:
-    if agrees is None:
-        return Text()
-    return Text("yes", "green") if agrees else Text("no", "bold red")
+def _cells(line: Line, n_tokens: int) -> tuple[str | Text, ...]:
+    """Payload and wire, measured and planned, and by how much the wire differs; ! where they do not agree."""
+    difference = f"{line.wire_bytes / line.predicted_wire_bytes - 1:+.2%}" if line.predicted_wire_bytes else ""
+    return (
+        _kb(line.payload_bytes, n_tokens),
+        _kb(line.predicted_payload_bytes, n_tokens),
+        _kb(line.wire_bytes, n_tokens),
+        _kb(line.predicted_wire_bytes, n_tokens),
+        Text(f"{difference} !", "bold red") if line.agrees is False else Text(difference),
+    )

@@ -254,7 +254,7 @@ def test_every_node_has_a_share_of_waiting_in_every_phase(seen: Seen) -> None:
 def test_the_json_of_a_cluster_has_these_fields(seen: Seen) -> None:
     assert set(seen.report) == {
         "cluster", "state", "note", "model", "sync", "nodes", "tokens", "steps", "unfinished_steps", "sent_again",
-        "agrees", "workers", "all_workers", "waiting",
+        "agrees", "workers", "all_workers", "waiting", "slowest",
     }  # fmt: skip
     assert (seen.report["sync"], seen.report["nodes"]) == (seen.sync, 1 + seen.n_workers)
     for worker in seen.report["workers"]:
@@ -283,11 +283,24 @@ def test_the_tables_name_every_worker_and_both_phases_without_colour(seen: Seen)
         "prompt, kB per token",
         "prediction, kB per token",
         "waiting",
-        "1024 bytes",
     ):
         assert text in seen.text
     assert "\x1b" not in seen.text
-    assert seen.text.count("1024") == 1
+
+
+def test_the_tables_fit_80_columns(seen: Seen) -> None:
+    lines = [line for line in seen.text.splitlines() if not line.startswith("model: ")]
+    assert max(map(len, lines)) <= 80
+
+
+def test_the_summary_is_a_few_lines_of_all_workers_and_the_verdict(seen: Seen) -> None:
+    lines = netstat("--cluster", str(seen.cluster_file), "--summary", environment=seen.environment).stdout.splitlines()
+    assert 6 <= len(lines) <= 8
+    assert max(map(len, lines)) <= 80
+    assert [line.split(" by ")[0] for line in lines[1:5]] == [
+        f"{phase}, {way}" for phase in ("prompt", "prediction") for way in ("sent", "received")
+    ]
+    assert lines[-1].startswith("measured agrees with planned")
 
 
 def test_watching_prints_an_object_each_time_until_ctrl_c(seen: Seen) -> None:
@@ -423,7 +436,9 @@ def test_the_prediction_is_shown_as_a_table() -> None:
     shown = tool("--predict", "llama3-8b", "--nodes", "8", "--sync", "q80")
     assert (shown.returncode, shown.stderr) == (0, "")
     layers = [line.split() for line in shown.stdout.splitlines() if "layers  " in line]
-    assert [line[-5:-3] for line in layers] == [["272", "272"], ["1,904", "1,904"]]
+    assert [line[-5:-3] for line in layers] == [["278.528", "278.528"], ["1,949.696", "1,949.696"]]
+    assert "S 1,904 and R 1,904: in kB of 1024 bytes" in " ".join(shown.stdout.split())
+    assert max(map(len, shown.stdout.splitlines())) <= 80
     for text in ("step x", "candidates, greedy", "candidates, sampled", "memory", "1, 2, 4, 8, 16, 32 nodes"):
         assert text in shown.stdout
     assert "\x1b" not in shown.stdout

@@ -15,6 +15,7 @@ from folders import arrays_of, write_hf
 from gguf_writer import gguf_of
 from hub_server import Repo, running_hub
 from surroundings import free_ports
+from terminal import COLUMNS, at_terminal
 
 from dllama_zmq.cluster import load_cluster, parse_cluster
 from dllama_zmq.formats import open_m
@@ -82,12 +83,15 @@ def test_pull_block_runs_with_a_hub_that_has_the_model(
         assert made.spec == source.spec
 
 
-def test_make_demo_tells_a_story_and_leaves_nothing_running(environment: dict[str, str]) -> None:
-    done = run("make demo", environment)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("Once upon a time") or "\nOnce upon a time" in done.stdout
-    assert "worker3" in done.stdout  # netstat's table
-    assert "is down" in done.stderr
+def test_make_demo_ends_with_the_story_in_sight_and_leaves_nothing_running(environment: dict[str, str]) -> None:
+    with at_terminal(["make", "demo"], ROOT, environment) as terminal:
+        assert terminal.to_the_end(100) == 0, terminal.text()
+    rows = [line[i : i + COLUMNS] for line in terminal.screen() for i in range(0, max(1, len(line)), COLUMNS)]
+    seen = rows[-24:]
+    assert any(row.startswith("Once upon a time") for row in seen), rows
+    assert any(row.startswith("measured agrees with planned") for row in seen), rows
+    assert "is down" in seen[-2], rows
+    assert terminal.longest_silence_s() < 2.0
     assert not list(Path(environment["DLLAMA_ZMQ_HOME"]).rglob("*.sock"))
 
 
