@@ -109,12 +109,18 @@ def up(
     Without a cluster.yaml, -m MODEL is enough: one node on this computer, or --nodes N.
     """
     from dllama_zmq.cli import chosen
-    from dllama_zmq.cli import cluster as commands
 
     if foreground and detach:
         raise UsageError("--foreground stays and --detach does not; give one of them")
     path = chosen.chosen_path(which.file, which.option)
-    (commands.be_cluster if foreground else commands.up)(path, overrides)
+    if foreground:
+        from dllama_zmq.cli.root import be_cluster
+
+        be_cluster(path, overrides)
+    else:
+        from dllama_zmq.cli import cluster as commands
+
+        commands.up(path, overrides)
 
 
 @add_command(
@@ -188,9 +194,9 @@ def logs(
 @with_exit_codes
 def root(name: flags.RootName, lock: flags.RootLock) -> None:
     """Be the root of the cluster that another command is starting under NAME."""
-    from dllama_zmq.cli import cluster as commands
+    from dllama_zmq.cli.root import be_started_cluster
 
-    commands.be_started_cluster(name, lock)
+    be_started_cluster(name, lock)
 
 
 @add_command(app, CLUSTERS, "worker", examples=["dllama-zmq worker --root tcp://192.168.1.10:5570"])

@@ -8,13 +8,13 @@ import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import msgspec
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
-from threadpoolctl import threadpool_limits
 
 from dllama_zmq.bus.client_messages import NodeStatus, Status
 from dllama_zmq.bus.slowest import excess_ms_per_token, slowest_of
@@ -24,27 +24,13 @@ from dllama_zmq.cli.overrides import applied, fetched
 from dllama_zmq.cli.progress import Arrivals, Display, duration, note_on
 from dllama_zmq.cli.show import note
 from dllama_zmq.cli.watch import check_watch, watched
-from dllama_zmq.client import CONNECT_S
+from dllama_zmq.client import CONNECT_S, Client
 from dllama_zmq.cluster import FILE_NAME, ClusterFile
-from dllama_zmq.launch.daemon import run_cluster, run_started
 from dllama_zmq.launch.lifecycle import Listener, bring_up, commands_elsewhere, take_down
 from dllama_zmq.launch.registry import Running, address_elsewhere, await_running, connect, running_clusters
 from dllama_zmq.telling import human_bytes
 
 _STATUS_S = 10.0  # the root answers between two steps
-
-
-def be_cluster(path: Path, overrides: Overrides) -> None:
-    """Be the cluster's root, in the foreground."""
-    file = to_bring_up(path, fetched(overrides))
-    with threadpool_limits(limits=1), Display() as display:
-        run_cluster(file, display)
-
-
-def be_started_cluster(name: str, lock: int) -> None:
-    """Be the root of a cluster that another process is starting."""
-    with threadpool_limits(limits=1), Display() as display:
-        run_started(name, lock, display)
 
 
 def up(path: Path, overrides: Overrides) -> None:
@@ -103,7 +89,10 @@ def down(path: Path) -> None:
     """Take the cluster down."""
     file = running_here(path)
     start = time.monotonic()
-    if take_down(file):
+    with Display() as display:
+        display.now(f"taking {file.cluster.name} down")
+        was_running = take_down(file)
+    if was_running:
         note(f"{file.cluster.name} is down, in {time.monotonic() - start:.1f} s")
     else:
         note(f"{file.cluster.name} was not running")
@@ -117,7 +106,14 @@ def status(path: Path, as_json: bool, watch_s: float | None) -> None:
         print('{"state":"down"}')  # noqa: T201
         raise SystemExit(1)
     with connect(file) as client:
-        watched(lambda: client.status(_STATUS_S), _as_json if as_json else status_table, watch_s)
+        look = partial(_asked, client) if watch_s is None else partial(client.status, _STATUS_S)
+        watched(look, _as_json if as_json else status_table, watch_s)
+
+
+def _asked(client: Client) -> Status:
+    with Display() as display:
+        display.now("asking the root")
+        return client.status(_STATUS_S)
 
 
 def status_table(found: Status) -> RenderableType:
