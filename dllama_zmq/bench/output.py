@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -13,10 +14,8 @@ from dllama_zmq.bench.product import COLUMNS, N_MATRICES, NAME, ROWS
 from dllama_zmq.bench.profile import NOTE, Profile
 from dllama_zmq.bench.rows import Facts, Row
 
-_COLUMNS = (
-    ("test", 14), ("nodes", 5), ("threads", 7), ("tokens/s", 18), ("GB/s", 6), ("% of read", 9), ("GMAC/s", 7),
-    ("kB/token", 8), ("waiting", 7),
-)  # fmt: skip
+_WIDTH = 80
+_COLUMNS = (("test", 14), ("nodes", 5), ("tokens/s", 14), ("% read", 6), ("GMAC/s", 6), ("kB/tok", 7), ("wait %", 6))
 _PROFILE_COLUMNS = (("part", 30), ("ms/token", 9), ("%", 5), ("calls", 7), ("us/call", 9))
 
 
@@ -73,23 +72,22 @@ class Markdown:
             f"- memory read, by {read_by}: {read}",
             f"- {facts.blas}, f32 ({n_tokens}, {width}) x ({width}, {n_rows}): {blas}",
             f"- {NAME}: {N_MATRICES} matrices ({ROWS}, {COLUMNS}) by turns times a vector, products/s, the best round",
-            "- GB/s: weights read by all nodes; GMAC/s: multiply-adds of matrices; 1 GB is 10^9 bytes, 1 kB 1024",
-            "",
-            *_head(_COLUMNS),
+            "- nodes: how many x threads of each; % read: weights that all of them read, as a share of memory read; "
+            "GMAC/s: multiply-adds of matrices; kB/tok: payload; wait %: the root's time in which it waits for others",
         ]
+        lines = [textwrap.fill(line, _WIDTH, subsequent_indent="  ", break_long_words=False) for line in lines]
+        lines += ["", *_head(_COLUMNS)]
         self._write("\n".join(lines) + "\n")
 
     def row(self, row: Row) -> None:
         cells = [
             row.test,
-            str(row.nodes),
-            str(row.threads),
-            f"{row.tokens_per_s:.2f} ± {row.stddev:.2f}",
-            f"{row.gb_per_s:.2f}",
+            f"{row.nodes}x{row.threads}",
+            _speed(row),
             f"{row.pct_of_read_bandwidth:.1f}",
-            f"{row.gmac_per_s:.2f}",
+            f"{row.gmac_per_s:.1f}",
             f"{row.kb_per_token:.1f}",
-            f"{100 * row.wait_share:.1f}%",
+            f"{100 * row.wait_share:.1f}",
         ]
         self._write(_line(cells, _COLUMNS) + "\n")
         if row.profile is not None:
@@ -105,6 +103,12 @@ class Markdown:
             self._write(f"\n{NOTE}\n")
         commit = f", commit {self._facts.commit}" if self._facts.commit else ""
         self._write(f"\n`{self._facts.command}`{commit}\n")
+
+
+def _speed(row: Row) -> str:
+    """Tokens/s and their deviation, to about four digits."""
+    digits = 0 if row.tokens_per_s >= 1000 else 1 if row.tokens_per_s >= 100 else 2
+    return f"{row.tokens_per_s:.{digits}f} ± {row.stddev:.{digits}f}"
 
 
 def _profile_table(profile: Profile) -> list[str]:

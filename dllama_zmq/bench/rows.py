@@ -54,7 +54,7 @@ class Facts:
 
 
 class Row(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One case on one number of nodes and threads. GB and GMAC are 10^9; kb_per_token is in 1024 bytes.
+    """One case on one number of nodes and threads. GB and GMAC are 10^9, kB 1000 bytes.
 
     `mv q40` is no case: a Q40 matrix times a vector, whose "tokens" are products; on one node of all threads.
     """
@@ -127,7 +127,7 @@ def make_row(facts: Facts, nodes: Nodes, measured: Measured) -> Row:
         read_bytes_per_s=measured.read_bytes_per_s,
         weight_bytes=needed.weight_bytes / n_tokens,
         macs=needed.macs / n_tokens,
-        kb=(timing.sent_bytes + timing.received_bytes) / (n_tokens * len(speeds)) / 1024,
+        kb=(timing.sent_bytes + timing.received_bytes) / (n_tokens * len(speeds)) / 1000,
         wait_share=timing.wait_s / timing.wall_s,
     )
     counts = (n_tokens, 0) if case.kind == "pp" else (0, n_tokens)
