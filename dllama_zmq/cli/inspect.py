@@ -119,9 +119,8 @@ def _show(facts: dict[str, Any]) -> None:
     for name, value in facts["numbers"].items():
         console.print(f"{name:18} {value}")
     counts = ", ".join(map(str, facts["nodes_possible"]))
-    console.print(
-        f"can be split over {counts} nodes; memory of each, beside some 100 MB for the program:", soft_wrap=True
-    )
+    console.print(f"can be split over {counts} nodes")
+    console.print("each holds, beside some 100 MB for the program:")
     table = Table("nodes", "weights", f"KV cache of {facts['positions']} positions (f16)", box=None, pad_edge=False)
     for row in facts["memory"]:
         table.add_row(str(row["nodes"]), human_bytes(row["weights"]), human_bytes(row["kv_cache"]))

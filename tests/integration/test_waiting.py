@@ -84,6 +84,18 @@ def test_elsewhere_a_long_prompt_is_told_in_lines_without_escape_codes(slow: Cli
     # Neither escape codes nor, for nobody watches, the speed of the answer.
 
 
+def test_status_and_inspect_fit_80_columns(cli: Cli) -> None:
+    cli.up(4)
+    for words in (["status"], ["inspect", str(cli.model)]):
+        with command(cli, *words) as terminal:
+            assert terminal.to_the_end(WAIT_S) == 0, terminal.text()
+        paths = ("model: ", str(cli.model))
+        assert [line for line in terminal.screen() if len(line) > COLUMNS and not line.startswith(paths)] == []
+    with command(cli, "down") as terminal:
+        assert terminal.to_the_end(WAIT_S) == 0, terminal.text()
+    assert "small is down" in terminal.screen()[-2]
+
+
 def test_on_a_terminal_up_waits_beyond_the_limit_for_scripts_and_says_for_whom(cli: Cli) -> None:
     far = [{"name": "far", "host": "192.0.2.1"}]
     cli.write(2, host="0.0.0.0", open_bus=True, workers=far, limits={"join_s": 1})
