@@ -53,13 +53,12 @@ class Reader:
         return self._pass_by_numpy_s() if self._simd is None else self._pass_by_kernel_s(self._simd)
 
     def _pass_by_kernel_s(self, simd: Simd) -> float:
-        from dllama_zmq.kernels.simd.library import library
         from dllama_zmq.kernels.simd.pool import Job
 
         n_chunks = len(self._chunks)
         sums = np.empty((n_chunks, 16), np.float32)  # a cache line each
         job = Job(self._chunks.ctypes.data, CHUNK_BYTES, sums.ctypes.data)
-        kernel = library().addresses["read_memory"]
+        kernel = simd.address_of("read_memory")
         start = time.perf_counter()
         simd.pool.run(kernel, job.address, n_chunks)
         return time.perf_counter() - start

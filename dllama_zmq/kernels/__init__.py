@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from dllama_zmq.errors import UsageError
 from dllama_zmq.kernels.interface import Experts, Kernels, KVCache, KVType, Linear, Norm, Rotation, Run, Sums
+from dllama_zmq.kernels.needs import Compiling, Needs
 from dllama_zmq.kernels.reduction import tree_sum
 from dllama_zmq.kernels.reference import Reference
 
@@ -21,8 +22,8 @@ logger = logging.getLogger(__name__)
 KernelChoice = Literal["auto", "simd", "numpy"]
 
 __all__ = [
-    "Experts", "KVCache", "KVType", "KernelChoice", "Kernels", "Linear", "Norm", "Reference", "Rotation",
-    "Run", "Sums",
+    "Compiling", "Experts", "KVCache", "KVType", "KernelChoice", "Kernels", "Linear", "Needs", "Norm", "Reference",
+    "Rotation", "Run", "Sums",
     "choose_kernels", "compiled", "prepare_kernels", "tree_sum",
 ]  # fmt: skip
 
@@ -59,12 +60,17 @@ def compiled(kernels: Kernels) -> Simd | None:
     return inner if isinstance(inner, Simd) else None
 
 
-def prepare_kernels(choice: KernelChoice, say: Callable[[str], None]) -> None:
-    """Compile what `choose_kernels` would have to compile, telling `say` how far it is; nothing where all is there."""
-    if choice != "numpy" and not _simd_obstacle():
-        from dllama_zmq.kernels.simd.library import prepare
+def prepare_kernels(choice: KernelChoice, needs: Needs, on_progress: Callable[[Compiling], None] | None = None) -> None:
+    """Compile now what the back end of `choose_kernels` will need; nothing where it is kept already.
 
-        prepare(say)
+    What it turns out to need beyond that, it compiles when a model is made ready. `on_progress` is called 5 times a
+    second while it compiles; where None, a line on a terminal or in the log says how far it is.
+    """
+    if choice != "numpy" and not _simd_obstacle():
+        from dllama_zmq.kernels.simd.catalog import needed
+        from dllama_zmq.kernels.simd.library import library
+
+        library().load(needed(needs), on_progress)
 
 
 def _simd_obstacle() -> str:

@@ -20,7 +20,7 @@ from dllama_zmq.client import Client
 from dllama_zmq.cluster import Cluster, ClusterFile, Ports, is_loopback
 from dllama_zmq.errors import BusError, ClusterError, RootLost
 from dllama_zmq.formats import open_model, read_tokenizer
-from dllama_zmq.kernels import prepare_kernels
+from dllama_zmq.kernels import Compiling, Needs, prepare_kernels
 from dllama_zmq.launch import locks, registry
 from dllama_zmq.launch.fleet import child_environment, open_log
 from dllama_zmq.launch.locks import POLL_S
@@ -28,7 +28,7 @@ from dllama_zmq.launch.owner import STAY
 from dllama_zmq.launch.paths import Places
 from dllama_zmq.launch.registry import AlreadyRunning, Running
 from dllama_zmq.launch.starting import tell_from
-from dllama_zmq.sharding import Plan
+from dllama_zmq.sharding import Plan, kernel_needs
 from dllama_zmq.telling import Tells, Unheard
 
 
@@ -185,9 +185,13 @@ def _start(file: ClusterFile, listener: Listener) -> _Start:
     """Check the files in the foreground, where people look, and start the root. Raises AlreadyRunning."""
     places = Places.of(file.cluster.name)
     with registry.only_one(file, places) as lock:
-        _check_files(file, listener.tells)
+        needs = _check_files(file, listener.tells)
         listener.sound()
-        prepare_kernels(file.cluster.kernels, listener.tells.now)
+
+        def tell(now: Compiling) -> None:
+            listener.tells.now("compiling kernels for this CPU, once", now.percent, 100, "%")
+
+        prepare_kernels(file.cluster.kernels, needs, tell)
         places.begin_logs()
         with open_log(places, "root") as log:
             process = subprocess.Popen(
@@ -198,8 +202,8 @@ def _start(file: ClusterFile, listener: Listener) -> _Start:
     return _Start(process, places)
 
 
-def _check_files(file: ClusterFile, tells: Tells) -> None:
-    """Find in the foreground, where people look, what would stop the root in the background."""
+def _check_files(file: ClusterFile, tells: Tells) -> Needs:
+    """Find in the foreground, where people look, what would stop the root in the background; what its kernels need."""
     path = file.model_path()
     tells.now(f"reading {path.name} and its tokenizer")
     with open_model(path, file.cluster.weight_type) as model:
@@ -208,6 +212,7 @@ def _check_files(file: ClusterFile, tells: Tells) -> None:
         tokenizer.check_fits(model.spec, model.path)
         if doubt := tokenizer.doubt(model.spec, model.path):
             tells.line(f"warning: {doubt}")
+        return kernel_needs(model.spec, file.cluster.n_nodes, file.cluster.kv_cache)
 
 
 def _await_ready(file: ClusterFile, start: _Start, listener: Listener) -> Status:

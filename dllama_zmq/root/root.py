@@ -27,7 +27,7 @@ from dllama_zmq.bus.sockets import SPIN_S
 from dllama_zmq.cluster import Limits
 from dllama_zmq.errors import PlanError, ProtocolError, RemoteError, RequestError, WorkerLost
 from dllama_zmq.formats import ModelFile
-from dllama_zmq.kernels import KernelChoice, KVType, choose_kernels
+from dllama_zmq.kernels import KernelChoice, KVType, choose_kernels, prepare_kernels
 from dllama_zmq.models import Model, Run
 from dllama_zmq.quants import F32
 from dllama_zmq.root.delivery import Delivery
@@ -41,6 +41,7 @@ from dllama_zmq.sharding import (
     best_candidates,
     build_shard,
     counted,
+    kernel_needs,
     merge_candidates,
 )
 from dllama_zmq.spec import SYNC_FLOAT, Sync
@@ -94,6 +95,7 @@ class Root:
             raise PlanError(
                 f"sync {settings.sync} needs whole blocks of 32; this model is {self.spec.dim} wide: use f32 or f16"
             )
+        prepare_kernels(settings.kernels, kernel_needs(self.spec, 1 + len(settings.names), settings.kv_type))
         kernels = choose_kernels(settings.kernels, settings.threads, settings.crowded)
         if settings.profile:
             from dllama_zmq.kernels.profiled import Profiled

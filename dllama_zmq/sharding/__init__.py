@@ -7,7 +7,7 @@ from dllama_zmq.sharding.candidates import (
     merge_candidates,
 )
 from dllama_zmq.sharding.plan import MAX_NODES, NodePart, Plan, possible_node_counts
-from dllama_zmq.sharding.shard import build_shard, counted
+from dllama_zmq.sharding.shard import build_shard, counted, kernel_needs
 from dllama_zmq.sharding.traffic import Traffic, candidate_bytes, step_traffic
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "build_shard",
     "candidate_bytes",
     "counted",
+    "kernel_needs",
     "merge_candidates",
     "possible_node_counts",
     "step_traffic",

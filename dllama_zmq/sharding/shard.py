@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from dllama_zmq.kernels import Kernels, KVType, Sums
-from dllama_zmq.models import Model, attention_softcap, build_model
+from dllama_zmq.kernels import Kernels, KVType, Needs, Sums
+from dllama_zmq.models import Model, attention_softcap, build_model, tensor_table
 from dllama_zmq.quants import BlockMatrix
 from dllama_zmq.sharding.plan import Plan
-from dllama_zmq.spec import Sync
+from dllama_zmq.spec import ModelSpec, Sync
 
 
 def build_shard(
@@ -42,3 +42,11 @@ def counted(
         return matrix
 
     return take_and_count
+
+
+def kernel_needs(spec: ModelSpec, n_nodes: int, kv_type: KVType) -> Needs:
+    """What each of `n_nodes` nodes of a model asks of its kernels."""
+    matrices = [t for t in tensor_table(spec) if not t.root_only and t.axes[0] not in ("one", "experts")]
+    experts = [t for t in matrices if ".experts." in t.name]
+    types, of_experts = (frozenset(t.float_type for t in tensors) for tensors in (matrices, experts))
+    return Needs(types, of_experts, kv_type, several=n_nodes > 1)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 from dllama_zmq.bus.links import WorkerLink
 from dllama_zmq.bus.messages import Credit, Preparing
+from dllama_zmq.kernels import Compiling
 
 _ALIVE_EVERY_S = 1.0
 _TELL_EVERY_S = 0.5
@@ -28,9 +29,9 @@ class Preparation:
             self._next_word = time.monotonic() + _ALIVE_EVERY_S
             self._link.send(Credit(0))
 
-    def compiling(self, text: str) -> None:
-        """Kernels are being compiled; `text` says how far that is."""
-        self._now = Preparing("compiles kernels, once on its computer", 0)
+    def compiling(self, now: Compiling) -> None:
+        """Kernels are being compiled."""
+        self._now = Preparing("compiles kernels, once on its computer", now.percent)
 
     def packing(self, done_bytes: int, total_bytes: int) -> None:
         """So many bytes of weights are laid out as the kernels have them."""

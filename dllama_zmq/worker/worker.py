@@ -46,7 +46,7 @@ from dllama_zmq.errors import BusError, ClusterError, DllamaError, FormatError, 
 from dllama_zmq.kernels import choose_kernels, prepare_kernels
 from dllama_zmq.models import Model, Run
 from dllama_zmq.quants import F32
-from dllama_zmq.sharding import Plan, best_candidates, build_shard, counted
+from dllama_zmq.sharding import Plan, best_candidates, build_shard, counted, kernel_needs
 from dllama_zmq.spec import ModelSpec
 from dllama_zmq.worker.loading import Loading
 from dllama_zmq.worker.preparation import Preparation
@@ -232,7 +232,7 @@ class Worker:
                 loading.take(piece, frames)
                 link.send(Credit(1))
         with preparation.told():
-            prepare_kernels(order.kernels, preparation.compiling)
+            prepare_kernels(order.kernels, kernel_needs(spec, order.nodes, order.kv), preparation.compiling)
             kernels = choose_kernels(order.kernels, self._settings.threads, self._settings.crowded)
             take = counted(loading.weights.pop, loading.received_bytes, preparation.packing)
             try:

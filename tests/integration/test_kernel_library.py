@@ -12,37 +12,46 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import SMALL, Cli
+
+from dllama_zmq.kernels.simd.catalog import needed
+from dllama_zmq.sharding import kernel_needs
+
+pytestmark = pytest.mark.timeout(120)
 
 START = """
 import hashlib, json, logging, sys
 import numpy as np
 logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-from dllama_zmq.kernels.simd.backend import Simd
-from dllama_zmq.quants import BlockMatrix
-from dllama_zmq.spec import FloatType
+from dllama_zmq.kernels import choose_kernels
 values = np.random.default_rng(0).standard_normal((40, 64), dtype=np.float32)
-product = Simd().linear(BlockMatrix.from_array(values, FloatType.Q80))(values)
-print(json.dumps({"numba": "numba" in sys.modules, "product": hashlib.sha256(product.tobytes()).hexdigest()}))
+result = choose_kernels("simd", 1).rms_norm(values, values[0], 1e-5)
+print(json.dumps({"numba": "numba" in sys.modules, "result": hashlib.sha256(result.tobytes()).hexdigest()}))
 """
-"""A process that needs the kernels: makes a product with them and tells whether it had to load the compiler."""
+"""A process that needs some kernels: computes a norm with them and tells whether it has the compiler in memory."""
 
 
 @dataclass(frozen=True)
 class Start:
     """What became of a process of START."""
 
-    compiled: bool
-    product: str
+    numba: bool
+    result: str
     log: list[str]
+
+    @property
+    def compiled(self) -> bool:
+        return any(line.startswith("INFO compiled kernels=") for line in self.log)
 
     def warnings(self) -> list[str]:
         return [line for line in self.log if line.startswith("WARNING ")]
 
 
 def begin(cache: Path, **env: str) -> subprocess.Popen[str]:
+    spare = {"TMPDIR": str(cache.parent / "spare")}
     return subprocess.Popen(
         [sys.executable, "-c", START],
-        env=os.environ | {"XDG_CACHE_HOME": str(cache)} | env,
+        env=os.environ | {"XDG_CACHE_HOME": str(cache)} | spare | env,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -51,13 +60,13 @@ def begin(cache: Path, **env: str) -> subprocess.Popen[str]:
 
 def finish(process: subprocess.Popen[str]) -> Start:
     try:
-        out, err = process.communicate(timeout=280)
+        out, err = process.communicate(timeout=100)
     finally:
         process.kill()
         process.wait()
     assert process.returncode == 0, err
     facts: dict[str, Any] = json.loads(out)
-    return Start(facts["numba"], facts["product"], err.splitlines())
+    return Start(facts["numba"], facts["result"], err.splitlines())
 
 
 def start(cache: Path, **env: str) -> Start:
@@ -66,9 +75,18 @@ def start(cache: Path, **env: str) -> Start:
 
 def kept(cache: Path) -> list[Path]:
     """The object files of a cache. AssertionError where there is more than those and the lock."""
-    found = sorted((cache / "dllama-zmq" / "kernels").iterdir())
+    return objects_in(cache / "dllama-zmq" / "kernels")
+
+
+def objects_in(folder: Path) -> list[Path]:
+    found = sorted(folder.iterdir())
     assert [path.name for path in found if path.suffix != ".o"] == ["lock"]
     return [path for path in found if path.suffix == ".o"]
+
+
+def spare_of(cache: Path) -> Path:
+    """Where the kernels of a START over `cache` are when that cannot be used."""
+    return cache.parent / "spare" / f"dllama-zmq-kernels-{os.getuid()}"
 
 
 @dataclass(frozen=True)
@@ -81,7 +99,7 @@ class Pair:
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    cache = tmp_path_factory.mktemp("cache")
+    cache = tmp_path_factory.mktemp("pair") / "cache"
     processes = [begin(cache), begin(cache)]
     return Pair(cache, [finish(process) for process in processes])
 
@@ -95,23 +113,27 @@ def cache(pair: Pair, tmp_path: Path) -> Path:
 
 def test_of_two_processes_at_once_one_compiles_and_both_have_the_kernels(pair):
     assert sorted(one.compiled for one in pair.starts) == [False, True]
-    assert pair.starts[0].product == pair.starts[1].product
-    assert len(kept(pair.cache)) == 1
+    assert pair.starts[0].result == pair.starts[1].result
+    assert kept(pair.cache)
+    assert not spare_of(pair.cache).exists()
     assert not any(one.warnings() for one in pair.starts)
 
 
-def test_who_compiles_says_so_and_how_long_it_took(pair):
+def test_the_compiler_is_in_no_process_that_computes(pair):
+    assert not any(one.numba for one in pair.starts)
+
+
+def test_who_compiles_says_so_and_how_far_it_is_and_how_long_it_took(pair):
     log = next(one.log for one in pair.starts if one.compiled)
     assert [line for line in log if line.startswith("INFO compiling kernels for ")], log
-    assert [line for line in log if line.startswith("INFO compiled kernels seconds=")], log
+    assert [line for line in log if line.startswith("INFO compiled kernels=") and " seconds=" in line], log
 
 
-def test_a_later_start_loads_what_is_kept_without_the_compiler_and_in_silence(pair, cache):
+def test_a_later_start_loads_what_is_kept_in_silence(pair, cache):
     before = {path: path.stat().st_mtime_ns for path in kept(cache)}
     again = start(cache)
-    assert not again.compiled
     assert again.log == []
-    assert again.product == pair.starts[0].product
+    assert again.result == pair.starts[0].result
     assert {path: path.stat().st_mtime_ns for path in kept(cache)} == before
 
 
@@ -121,43 +143,108 @@ def truncated(path: Path) -> None:
 
 def with_one_byte_changed(path: Path) -> None:
     content = bytearray(path.read_bytes())
-    content[-1000] ^= 1
+    content[-100] ^= 1
     path.write_bytes(content)
 
 
 @pytest.mark.parametrize("damage", [truncated, with_one_byte_changed])
-def test_a_damaged_file_is_compiled_again_with_a_warning_and_replaced(pair, cache, damage):
-    (path,) = kept(cache)
+def test_a_damaged_file_alone_is_compiled_again_with_a_warning_and_replaced(pair, cache, damage):
+    before = {path: path.stat().st_mtime_ns for path in kept(cache)}
+    path = next(path for path in before if path.name.endswith("-rms_norm.o"))
     damage(path)
     damaged = path.read_bytes()
     first = start(cache)
     assert first.compiled
-    assert first.product == pair.starts[0].product
+    assert first.result == pair.starts[0].result
     assert first.warnings()
     assert all(str(path) in line and "damaged" in line for line in first.warnings())
-    assert kept(cache) == [path]
     assert path.read_bytes() != damaged
+    assert [other for other in kept(cache) if before.get(other) != other.stat().st_mtime_ns] == [path]
     second = start(cache)
-    assert not second.compiled
     assert second.log == []
 
 
-def test_where_nothing_can_be_kept_a_start_compiles_and_warns(pair, tmp_path):
+def without_room(cache: Path) -> str:
+    """A cache where nothing can be made; what the warning says of it."""
+    shutil.rmtree(cache)
+    cache.write_text("no folder")
+    return "Not a directory"
+
+
+def open_to_all(cache: Path) -> str:
+    (cache / "dllama-zmq" / "kernels").chmod(0o777)
+    return "other users can write there, mode 777"
+
+
+def a_link_to_what_is_open_to_all(cache: Path) -> str:
+    folder, other = cache / "dllama-zmq" / "kernels", cache / "other"
+    folder.rename(other)
+    other.chmod(0o770)
+    folder.symlink_to(other)
+    return "other users can write there, mode 770"
+
+
+@pytest.mark.parametrize("spoil", [without_room, open_to_all, a_link_to_what_is_open_to_all])
+def test_where_the_cache_cannot_be_used_one_start_compiles_and_says_where_the_kernels_are_now(pair, cache, spoil):
+    reason = spoil(cache)
+    first = start(cache)
+    assert first.compiled
+    assert first.result == pair.starts[0].result
+    (warning,) = first.warnings()
+    assert f"{cache}/dllama-zmq/kernels" in warning
+    assert reason in warning
+    assert f"they are in {spare_of(cache)} until" in warning
+    assert spare_of(cache).stat().st_mode & 0o777 == 0o700
+    assert len(objects_in(spare_of(cache))) == len(kept(pair.cache))
+    second = start(cache)
+    assert second.log == []
+    assert second.result == pair.starts[0].result
+
+
+def test_where_nothing_can_be_kept_anywhere_a_start_compiles_and_says_so(pair, tmp_path):
     (tmp_path / "file").write_text("no folder")
-    alone = start(tmp_path / "file")
-    assert alone.compiled
-    assert alone.product == pair.starts[0].product
-    (warning,) = alone.warnings()
-    assert "cannot be kept" in warning
-    assert str(tmp_path / "file") in warning
+    for _ in range(2):
+        alone = start(tmp_path / "file", TMPDIR=str(tmp_path / "file"))
+        assert alone.compiled
+        assert alone.result == pair.starts[0].result
+        assert "every start will compile them" in alone.warnings()[-1]
+        assert [line for line in alone.warnings() if str(tmp_path / "file" / "dllama-zmq" / "kernels") in line]
 
 
-def test_each_cpu_has_a_file_of_its_own_beside_the_others(pair, cache):
-    own = kept(cache)
+def test_each_cpu_has_files_of_its_own_beside_the_others(pair, cache):
+    own = set(kept(cache))
     other = start(cache, NUMBA_CPU_NAME="generic", NUMBA_CPU_FEATURES="")
     assert other.compiled
     assert not other.warnings()
-    assert len(kept(cache)) == 2
-    assert set(own) < set(kept(cache))
+    assert len(kept(cache)) == 2 * len(own)
+    assert own < set(kept(cache))
     assert not start(cache, NUMBA_CPU_NAME="generic", NUMBA_CPU_FEATURES="").compiled
     assert not start(cache).compiled
+
+
+@pytest.mark.parametrize("n_nodes", [1, 2])
+def test_a_first_answer_compiles_what_its_model_needs_and_nothing_else(cli: Cli, tmp_path: Path, n_nodes: int):
+    cli.write(n_nodes)
+    cache = tmp_path / "cache"
+    answer = cli.run("generate", "-n", "4", "Once", XDG_CACHE_HOME=str(cache), TMPDIR=str(tmp_path))
+    assert answer.code == 0, answer.said
+    assert "compiling kernels for this CPU, once: " in answer.err
+    names = sorted(path.stem.partition("-")[2] for path in kept(cache))
+    assert names == sorted(needed(kernel_needs(SMALL, n_nodes, "f16")))
+    logs = [path.read_text() for path in cli.log_folder.glob("*.log")]
+    assert logs
+    assert not any("compil" in log for log in logs), "a node compiled what was not ready when it was started"
+
+
+def test_a_cluster_whose_cache_cannot_be_used_compiles_once_and_says_it_once(cli: Cli, tmp_path: Path):
+    cli.write(2)
+    (tmp_path / "file").write_text("no folder")
+    environment = {"XDG_CACHE_HOME": str(tmp_path / "file"), "TMPDIR": str(tmp_path)}
+    first = cli.run("generate", "-n", "4", "Once", **environment)
+    assert first.code == 0, first.said
+    assert first.err.count(f"kernels cannot be kept in {tmp_path}/file/dllama-zmq/kernels") == 1, first.said
+    logs = "".join(path.read_text() for path in cli.log_folder.glob("*.log"))
+    assert "compil" not in logs
+    assert "cannot be kept" not in logs
+    second = cli.run("generate", "-n", "4", "Once", **environment)
+    assert "kernels" not in second.err, second.said

@@ -5,24 +5,36 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+from dllama_zmq.kernels import Compiling
 from dllama_zmq.kernels.simd import helpers as module
-from dllama_zmq.kernels.simd.helpers import helpers
+from dllama_zmq.kernels.simd.helpers import compile_objects, helpers
 
 NAMES = [f"kernel{i}" for i in range(20)]
-ANSWERS = "answer(str.upper, sys.stdin.buffer, sys.stdout.buffer)"
-DIES = "answer(lambda name: sys.exit(1) if name[-1] in '37' else name.upper(), sys.stdin.buffer, sys.stdout.buffer)"
+ANSWERS = "answer(lambda name: name.upper().encode(), sys.stdin.buffer, sys.stdout.buffer)"
+DIES = """
+def make(name):
+    return sys.exit(1) if name[-1] in "37" else name.upper().encode()
+answer(make, sys.stdin.buffer, sys.stdout.buffer)
+"""
+SLOW = """
+import time
+def make(name):
+    time.sleep(0.1)
+    return name.upper().encode()
+answer(make, sys.stdin.buffer, sys.stdout.buffer)
+"""
 CUT_SHORT = "sys.stdin.readline(); sys.stdout.buffer.write((99).to_bytes(8, 'little') + b'KERNEL')"
 HANGS = "import time; time.sleep(1000)"
 
 
 @pytest.fixture
 def be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Make two helpers of a program."""
-    monkeypatch.setattr(module, "_how_many", lambda: 2)
+    """Make a helper of a program."""
 
     def be(program: str) -> None:
         script = tmp_path / "helper"
@@ -34,11 +46,11 @@ def be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return be
 
 
-def work(deadline_s: float = 30.0) -> tuple[deque[str], dict[str, str]]:
-    """What is left and what is made when no helper is at work any more."""
-    left, made = deque(NAMES), dict[str, str]()
+def work(deadline_s: float = 30.0) -> tuple[deque[str], dict[str, bytes]]:
+    """What is left and what is made when neither of two helpers is at work any more."""
+    left, made = deque(NAMES), dict[str, bytes]()
     until = time.monotonic() + deadline_s
-    with helpers(left, made) as at_work:
+    with helpers(left, made, 2) as at_work:
         while at_work() and time.monotonic() < until:
             time.sleep(0.01)
         assert not at_work()
@@ -49,7 +61,7 @@ def test_helpers_make_all_there_is(be):
     be(ANSWERS)
     left, made = work()
     assert not left
-    assert made == {name: name.upper() for name in NAMES}
+    assert made == {name: name.upper().encode() for name in NAMES}
 
 
 @pytest.mark.parametrize("program", [DIES, CUT_SHORT, "sys.exit(1)"])
@@ -58,7 +70,7 @@ def test_what_a_helper_takes_and_does_not_bring_is_left(be, program):
     left, made = work()
     assert left
     assert sorted([*left, *made]) == sorted(NAMES)
-    assert all(code == name.upper() for name, code in made.items())
+    assert all(code == name.upper().encode() for name, code in made.items())
 
 
 def test_a_helper_that_hangs_is_ended_and_its_name_left(be, monkeypatch):
@@ -69,7 +81,38 @@ def test_a_helper_that_hangs_is_ended_and_its_name_left(be, monkeypatch):
 
 
 def test_where_no_helper_can_be_started_all_is_left(be, monkeypatch):
-    monkeypatch.setattr(module, "_how_many", lambda: 2)
     monkeypatch.setattr(sys, "executable", "/nowhere")
     left, made = work()
     assert (list(left), made) == (NAMES, {})
+
+
+def test_what_is_made_is_kept_at_once_and_how_far_it_is_is_told_all_the_time(be):
+    be(SLOW)
+    kept, told, times = dict[str, bytes](), list[Compiling](), [time.monotonic()]
+
+    def keep(name: str, code: bytes) -> None:
+        kept[name] = code
+        assert told or len(kept) < len(NAMES), "nothing was told before all was made"
+
+    def tell(now: Compiling) -> None:
+        told.append(now)
+        times.append(time.monotonic())
+
+    made = compile_objects(NAMES, keep, tell)
+    assert kept == made == {name: name.upper().encode() for name in NAMES}
+    assert told[-1].fraction == 1.0
+    assert all(0 <= now.fraction < 1 and now.spent_s <= now.expected_s for now in told[:-1])
+    assert [now.spent_s for now in told] == sorted(now.spent_s for now in told)
+    assert max(later - earlier for earlier, later in pairwise(times)) < 2
+    assert str(told[-1]).startswith("compiling kernels for this CPU, once: ")
+
+
+def test_a_slow_computer_shows_in_how_long_it_is_expected_to_take(be, monkeypatch):
+    be(SLOW)
+    monkeypatch.setattr(module, "cost_s", lambda names: 1e-3 * len(list(names)))
+    monkeypatch.setattr(module, "_START_S", 1e-3)
+    told: list[Compiling] = []
+    compile_objects(NAMES, lambda name, code: None, told.append)
+    assert told[-1].spent_s > 20e-3 * 2
+    middle = told[len(told) // 2]
+    assert middle.expected_s > 0.5 * told[-1].spent_s

@@ -6,7 +6,7 @@ Results live in arrays that are used again as soon as nobody holds them: nothing
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,8 +42,9 @@ class Simd:
         self.memory = HugePages()
         self._arrays: dict[tuple[int, str], Arrays] = {}
         self._room = own_pages(_ROOM_BYTES)
-        self.addresses = self._library.addresses
-        self.run_chain = ctypes.CFUNCTYPE(None, ctypes.c_int64)(self.addresses["run_chain"])
+        self.address_of = self._library.address
+        self.entry = self._library.entry
+        self.run_chain = self.entry("run_chain")
         self._norm, self._add = Job(*[0] * 6), Job(*[0] * 5)
 
     def linear(
@@ -131,11 +132,7 @@ class Simd:
 
     def adding(self, sync: Sync, parts: int, n_parts: int) -> tuple[int, Job]:
         """The kernel behind `add_up`, and a job for it that adds the `n_parts` parts whose addresses are at `parts`."""
-        return self.addresses["add_up"], Job(parts, n_parts, 0, 0, _FORMS[sync])
-
-    def entry(self, name: str) -> Callable[..., None]:
-        """A kernel as a function of integers."""
-        return self._library.entries[name]
+        return self.address_of("add_up"), Job(parts, n_parts, 0, 0, _FORMS[sync])
 
     def arrays(self, width: int, dtype: Any = np.float32) -> Arrays:
         """The results of one width and type: all that have it share them."""
@@ -157,10 +154,10 @@ class Simd:
     def over_rows(self, kernel: str, job: Job, n_rows: int) -> None:
         """A kernel whose items are tokens: by one thread while they are few."""
         if n_rows <= ALONE_TOKENS:
-            self.pool.run_alone(self.addresses[kernel], job.address, n_rows)
+            self.pool.run_alone(self.address_of(kernel), job.address, n_rows)
         else:
-            self.pool.run(self.addresses[kernel], job.address, n_rows, -(-n_rows // (4 * self.pool.threads)))
+            self.pool.run(self.address_of(kernel), job.address, n_rows, -(-n_rows // (4 * self.pool.threads)))
 
     def _spread(self, kernel: str, job: Job, n_runs: int) -> None:
         """A kernel whose items are runs of 32 values: by one thread while they are few."""
-        self.pool.run(self.addresses[kernel], job.address, n_runs, ALONE_RUNS)
+        self.pool.run(self.address_of(kernel), job.address, n_runs, ALONE_RUNS)

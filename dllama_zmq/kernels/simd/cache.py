@@ -55,11 +55,11 @@ class SimdCache:
             bounds += [heads[0], heads[-1] + 1] if heads else [0, 0]
         self._groups = Job(*bounds)
         self._widest = max(last - first for first, last in zip(bounds[::2], bounds[1::2], strict=True))
-        self._pool, at = kernels.pool, kernels.addresses
+        self._pool, at = kernels.pool, kernels.address_of
         self._take_in, self._attend, self._by_heads = (
-            at[f"take_in_{kv_type}"],
-            at[f"attend_{kv_type}"],
-            at["attend_by_heads"],
+            at(f"take_in_{kv_type}"),
+            at(f"attend_{kv_type}"),
+            at("attend_by_heads"),
         )
         self._job = Job(
             0, 0, key_bytes, head_bytes, head_dim, self._groups.address, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4 * width,

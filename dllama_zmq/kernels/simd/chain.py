@@ -30,7 +30,7 @@ class Chain:
         self.fields[:_HEAD] = [kernels.pool.address, len(jobs)]
         for i, (place, (name, args)) in enumerate(zip(self.place, jobs, strict=True)):
             self.fields[_HEAD + _LINK * i : _HEAD + _LINK * i + 2] = [
-                kernels.addresses[name],
+                kernels.address_of(name),
                 self.address + 8 * place,
             ]
             self.fields[place : place + len(args)] = list(args)

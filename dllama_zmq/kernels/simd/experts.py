@@ -48,6 +48,8 @@ class SimdExperts:
             0, 0, 0, last.n_items, segments, last.pair_bytes // segments,
         )  # fmt: skip
         self._quantize = Job(*[0] * QUANTIZE_FIELDS)
+        kernels.address_of(f"experts_gated_{first.kind}")  # loaded now, and not by the first token
+        kernels.address_of(f"experts_down_{last.kind}")
         self._grouped = GroupedExperts(gated, [Apart(product, segments) for product in down])
 
     def __call__(self, x: F32, chosen: npt.NDArray[np.int64], weights: F32) -> F32:
@@ -78,9 +80,9 @@ class SimdExperts:
         values, at = self._kernels.array(1, x.size // 32 * X_BLOCK, np.uint8)
         job = self._quantize.fields
         job[2], job[4], job[7], job[9] = x.ctypes.data, at, x.size, 1
-        self._kernels.pool.run_alone(self._kernels.addresses["quantize"], self._quantize.address, 1)
+        self._kernels.pool.run_alone(self._kernels.address_of("quantize"), self._quantize.address, 1)
         return values, at
 
     def _run(self, name: str, job: Job, n_items: int) -> None:
         chunk = max(1, n_items // (16 * self._kernels.pool.threads))
-        self._kernels.pool.run(self._kernels.addresses[name], job.address, n_items, chunk)
+        self._kernels.pool.run(self._kernels.address_of(name), job.address, n_items, chunk)

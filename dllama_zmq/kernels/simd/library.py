@@ -1,186 +1,114 @@
-"""The kernels as machine code: built once for a CPU, kept on disk, loaded with llvmlite alone and called by ctypes.
+"""The kernels as machine code: loaded with llvmlite alone, called by ctypes, compiled once for a CPU where missing.
 
-numba is imported only to build: a process that finds the object file starts 0.4 s sooner and 100 MB smaller. The file's
-name holds a hash of all that its content depends on. One that is not what its name says is built again.
+A kernel is loaded, or compiled, when its address is asked for, which is when a model is made ready and not while one
+computes; `load` takes many at once. numba is never imported here: what compiles are processes of their own.
 """
 
 from __future__ import annotations
 
 import ctypes
-import fcntl
-import hashlib
 import logging
-import os
-import secrets
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
-from importlib.metadata import version
-from pathlib import Path
+from threading import Lock
 
-import llvmlite
 from llvmlite import binding
 
+from dllama_zmq.kernels.needs import Compiling
+from dllama_zmq.kernels.simd import store
+from dllama_zmq.kernels.simd.catalog import cost_s, group_of
+from dllama_zmq.kernels.simd.helpers import compile_objects
 from dllama_zmq.kernels.simd.host import host_cpu
 
 logger = logging.getLogger(__name__)
 
 Entry = Callable[..., None]
-_DIGEST_BYTES = 32
-_WAIT_S = 120.0
-"""For another process of this host that is compiling; then this one compiles for itself."""
+_ENTRIES = {"run": 5, "serve": 2, "stop": 1, "spin": 1, "trade": 1, "run_chain": 1}
+"""The kernels that are called from Python, and how many integers each takes. `run` calls the others."""
+_SAY_EVERY_S = 1.5
 
 
-@dataclass(frozen=True)
 class Library:
-    """Every kernel's address, and `run`, `serve`, `stop` of the thread pool as functions of integers."""
+    """This process's kernels by name."""
 
-    addresses: dict[str, int]
-    entries: dict[str, Entry]
-    keep: object
-    """The code itself: freed with the last reference."""
+    def __init__(self) -> None:
+        # MCJIT, not LLJIT: on 64-bit Arm only its memory manager keeps code and data near enough to each other.
+        self._engine = binding.create_mcjit_compiler(binding.parse_assembly(""), _machine())
+        self._addresses: dict[str, int] = {}
+        self._lock = Lock()
+
+    def address(self, name: str) -> int:
+        """The address of a kernel; the first time, it is loaded with all that is needed beside it."""
+        if name not in self._addresses:
+            self.load(group_of(name))
+        return self._addresses[name]
+
+    def entry(self, name: str) -> Entry:
+        """A kernel as a function of integers."""
+        return ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * _ENTRIES[name])(self.address(name))
+
+    def load(self, names: Iterable[str], on_progress: Callable[[Compiling], None] | None = None) -> None:
+        """Have these kernels from now on. Some milliseconds, or seconds where they must be compiled first."""
+        with self._lock:
+            missing = [name for name in names if name not in self._addresses]
+            if not missing:
+                return
+            level = logging.INFO if on_progress is None else logging.DEBUG  # who is told needs no line in a log
+            for code in objects(missing, on_progress or _teller(), level).values():
+                self._engine.add_object_file(binding.ObjectFileRef.from_data(code))
+            self._engine.finalize_object()
+            for name in missing:
+                self._addresses[name] = self._engine.get_function_address(name)
 
 
 @cache
 def library() -> Library:
-    """This process's kernels. Takes some 50 ms; the first time on a machine it compiles them, and says so."""
-    names, code = _object()
-    # MCJIT, not LLJIT: on 64-bit Arm only its memory manager keeps code and data near enough to each other.
-    engine = binding.create_mcjit_compiler(binding.parse_assembly(""), _machine())
-    engine.add_object_file(binding.ObjectFileRef.from_data(code))
-    engine.finalize_object()
-    addresses = {name: engine.get_function_address(name) for name in names}
-    entries: dict[str, Entry] = {}
-    for name, n_args in (("run", 5), ("serve", 2), ("stop", 1), ("spin", 1), ("trade", 1)):
-        entries[name] = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * n_args)(addresses[name])
-    return Library(addresses, entries, engine)
+    """This process's kernels."""
+    return Library()
 
 
-def cache_folder() -> Path:
-    """Where machine code is kept: $XDG_CACHE_HOME/dllama-zmq/kernels, else under ~/.cache."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(base) / "dllama-zmq" / "kernels"
+def objects(names: Sequence[str], on_progress: Callable[[Compiling], None], level: int) -> dict[str, bytes]:
+    """The object files of kernels: those that are kept, and the others compiled now and, where possible, kept.
 
-
-def prepare(say: Callable[[str], None]) -> None:
-    """Compile now what is not in the cache, telling `say` how far it is: for a person who would wait without a word."""
-    last = time.monotonic()
-
-    def show(done: int, of: int) -> None:
-        nonlocal last
-        if done == 0 or time.monotonic() > last + 1.5:
-            last = time.monotonic()
-            say(f"compiling kernels for this CPU, once: {done} of {of}")
-
-    _object(show)
-
-
-def _object(show: Callable[[int, int], None] | None = None) -> tuple[list[str], bytes]:
-    """The kernels' names and their object file: from the cache, else built now and, where possible, kept."""
-    path = cache_folder() / f"{_key()}.o"
-    found = _read(path)
-    if found is not None:
+    `on_progress` is called several times a second while it takes long. level: of what is logged about compiling.
+    """
+    found = store.find(names)
+    if len(found) == len(names):
         return found
-    with _only_builder(path):
-        found = _read(path)  # by whoever had the lock before
-        if found is None:
-            found = _build(show)
-            _keep(path, *found)
+    start, whole_s = time.monotonic(), cost_s(set(names) - found.keys())
+
+    def wait() -> None:
+        # By what the other process has kept so far. It may make something else first.
+        left_s, spent_s = cost_s(set(names) - store.kept(names)), time.monotonic() - start
+        on_progress(Compiling(1 - left_s / whole_s, spent_s, spent_s + left_s))
+
+    with store.only_builder(wait):
+        found = store.find(names)  # by whoever had the lock before
+        missing = [name for name in names if name not in found]
+        if missing:
+            logger.log(level, "compiling kernels for %s, once on this machine: %s", host_cpu()[1], " ".join(missing))
+            keeper, start = store.Keeper(), time.monotonic()
+            found |= compile_objects(missing, keeper.keep, on_progress)
+            logger.log(level, "compiled kernels=%d seconds=%.1f", len(missing), time.monotonic() - start)
     return found
 
 
-def _build(show: Callable[[int, int], None] | None) -> tuple[list[str], bytes]:
-    from dllama_zmq.kernels.simd.build import build_object, kernel_names
-
-    _, cpu, _ = host_cpu()
-    level = logging.INFO if show is None else logging.DEBUG  # who is shown it needs no line in a log
-    logger.log(level, "compiling kernels for %s: once on this machine, some 10 s", cpu)
-    start = time.monotonic()
-    code = build_object(show or _bar())
-    logger.log(level, "compiled kernels seconds=%.1f bytes=%d", time.monotonic() - start, len(code))
-    return kernel_names(), code
-
-
-def _bar() -> Callable[[int, int], None]:
-    """Shows how far compiling is: a bar on a terminal, a log line every 2 s elsewhere."""
-    terminal = sys.stderr.isatty()
+def _teller() -> Callable[[Compiling], None]:
+    """Says how far compiling is where nobody else does: in one line on a terminal, every few seconds in a log."""
     last = time.monotonic()
 
-    def show(done: int, of: int) -> None:
+    def tell(now: Compiling) -> None:
         nonlocal last
-        if terminal:
-            filled = 30 * done // of
-            end = "\r\x1b[K" if done == of else ""
-            sys.stderr.write(f"\rcompiling kernels [{'#' * filled}{'.' * (30 - filled)}] {done}/{of}{end}")
+        if sys.stderr.isatty():
+            sys.stderr.write(f"\r\x1b[K{now}" if now.fraction < 1 else "\r\x1b[K")
             sys.stderr.flush()
-        elif time.monotonic() > last + 1.5:
+        elif time.monotonic() > last + _SAY_EVERY_S:
             last = time.monotonic()
-            logger.info("compiling kernels %d/%d", done, of)
+            logger.info("%s", now)
 
-    return show
-
-
-def _key() -> str:
-    """A hash of the sources, the CPU and the versions that the machine code comes from."""
-    digest = hashlib.sha256()
-    for part in (*host_cpu(), version("numba"), llvmlite.__version__):
-        digest.update(part.encode() + b"\0")
-    for source in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(source.read_bytes() + b"\0")
-    return digest.hexdigest()[:32]
-
-
-def _read(path: Path) -> tuple[list[str], bytes] | None:
-    """A kept object file: its digest, its names in one line, its code. None where there is none that is whole."""
-    try:
-        content = path.read_bytes()
-    except OSError:
-        return None
-    digest, rest = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
-    if hashlib.sha256(rest).digest() != digest:
-        logger.warning("%s is damaged; compiling again", path)
-        return None
-    names, _, code = rest.partition(b"\n")
-    return names.decode().split(), code
-
-
-def _keep(path: Path, names: list[str], code: bytes) -> None:
-    rest = " ".join(names).encode() + b"\n" + code
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        draft.write_bytes(hashlib.sha256(rest).digest() + rest)
-        draft.replace(path)
-    except OSError as error:
-        logger.warning("kernels cannot be kept in %s (%s): every start will compile them", path.parent, error.strerror)
-        with suppress(OSError):
-            draft.unlink(missing_ok=True)
-
-
-@contextmanager
-def _only_builder(path: Path) -> Iterator[None]:
-    """Let one process of this host compile while others wait for its result, where the folder allows a lock."""
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = open(path.parent / "lock", "w")  # noqa: SIM115 - closed below; a folder that is read-only has no lock
-    except OSError:
-        yield
-        return
-    with lock:
-        until, told = time.monotonic() + _WAIT_S, False
-        while time.monotonic() < until:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError:
-                if not told:
-                    logger.info("waiting for another process to compile the kernels")
-                told = True
-                time.sleep(0.05)
-        yield
+    return tell
 
 
 def _machine() -> binding.TargetMachine:

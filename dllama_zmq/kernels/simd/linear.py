@@ -88,7 +88,7 @@ class Product:
 
     def _pack(self, matrices: Sequence[BlockMatrix], n_tiles: Sequence[int]) -> None:
         kind = matrices[0].float_type
-        kernel = self._kernels.addresses[f"pack_{_KINDS[kind][1]}"]
+        kernel = self._kernels.address_of(f"pack_{_KINDS[kind][1]}")
         # Of a gated product the gate's and the up's tiles lie in turn: both of a pair are needed at once.
         gated = self.gated
         first = 0

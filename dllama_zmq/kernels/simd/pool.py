@@ -33,7 +33,7 @@ class Pool:
 
     def __init__(self, library: Library, threads: int, crowded: bool) -> None:
         self.threads = threads
-        self._run = library.entries["run"]
+        self._run = library.entry("run")
         self._memory = (ctypes.c_int64 * ((THREADS + THREAD_BYTES * (threads + 1)) // 8))()
         self.address = ctypes.addressof(self._memory)
         files = {i: os.eventfd(0) for i in range(1, threads)}
@@ -43,13 +43,11 @@ class Pool:
         self._memory[N_THREADS // 8] = threads
         for i, file in files.items():
             self._memory[(THREADS + THREAD_BYTES * i + EVENT_FILE) // 8] = file
-        serve, pool = library.entries["serve"], self.address
+        serve, pool = library.entry("serve"), self.address
         helpers = [threading.Thread(target=serve, args=(pool, i), name=f"kernels-{i}", daemon=True) for i in files]
         for helper in helpers:
             helper.start()
-        self._finish = weakref.finalize(
-            self, _end, library.entries["stop"], self._memory, helpers, list(files.values())
-        )
+        self._finish = weakref.finalize(self, _end, library.entry("stop"), self._memory, helpers, list(files.values()))
 
     def run(self, kernel: int, job: int, n_items: int, chunk: int = 1) -> None:
         """The kernel at address `kernel` over `n_items`, `chunk` at a time to a thread."""
@@ -80,6 +78,7 @@ def _end(
 def _pause_s(library: Library) -> float:
     """Seconds that one pause takes: 10 to 140 cycles, as the CPU likes."""
     n = 2000
+    spin = library.entry("spin")
     start = time.perf_counter()
-    library.entries["spin"](n)
+    spin(n)
     return max((time.perf_counter() - start) / n, 1e-10)

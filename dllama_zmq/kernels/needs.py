@@ -1,0 +1,41 @@
+"""What a model needs of the kernels, and how far compiling them is. Knows no compiler."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dllama_zmq.kernels.interface import KVType
+from dllama_zmq.spec import FloatType
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """The work of one node, so that only what it needs is compiled.
+
+    types: of the matrices that are multiplied. expert_types: of those of experts. several: sums cross a bus.
+    """
+
+    types: frozenset[FloatType]
+    expert_types: frozenset[FloatType] = frozenset()
+    kv_type: KVType = "f16"
+    several: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Compiling:
+    """How far compiling is.
+
+    fraction: of the expected cost, 0 to 1. spent_s, expected_s: seconds since it began, and in all, as it looks now.
+    """
+
+    fraction: float
+    spent_s: float
+    expected_s: float
+
+    @property
+    def percent(self) -> int:
+        """The fraction, in percent."""
+        return int(100 * self.fraction)
+
+    def __str__(self) -> str:
+        return f"compiling kernels for this CPU, once: {self.spent_s:.0f} of {self.expected_s:.0f} s"

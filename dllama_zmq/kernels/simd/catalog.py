@@ -1,0 +1,61 @@
+"""Every kernel by name: what is needed together, and what compiling it costs. Knows no compiler."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from dllama_zmq.kernels.needs import Needs
+
+_TYPES = {
+    "q40": "q40",
+    "q41": "q41",
+    "q80": "q80",
+    "f16": "16",
+    "bf16": "16",
+    "f32": "32",
+}
+"""The types of weights, and the packing that each has."""
+_QUANTIZED = ("q40", "q41", "q80")
+
+GROUPS: dict[str, tuple[str, ...]] = {
+    "base": ("run", "serve", "stop", "spin", "run_chain", "rms_norm"),
+    "bus": ("add_up", "trade"),
+    "memory": ("read_memory",),
+    **{
+        kind: (*(("quantize",) if kind in _QUANTIZED else ()), f"product_{kind}", f"pack_{packing}")
+        for kind, packing in _TYPES.items()
+    },
+    **{f"experts_{kind}": (f"experts_gated_{kind}", f"experts_down_{kind}") for kind in _TYPES},
+    **{f"kv_{kind}": (f"take_in_{kind}", f"attend_{kind}", "attend_by_heads") for kind in ("f16", "f32")},
+}
+"""What is needed together."""
+
+NAMES = tuple(dict.fromkeys(name for group in GROUPS.values() for name in group))
+
+_COST_S = {
+    "product": 1.0, "attend_f": 0.9, "take_in": 0.35, "quantize": 0.35, "run": 0.3, "trade": 0.3, "experts": 0.3,
+    "rms_norm": 0.2, "add_up": 0.2, "pack": 0.15,
+}  # fmt: skip
+"""Seconds of a core of tools/BENCHMARKS.md that compiling takes, by the beginning of a name."""
+_LEAST_S = 0.08
+
+
+def cost_s(names: Iterable[str]) -> float:
+    """What compiling these kernels costs, in seconds of a core of tools/BENCHMARKS.md."""
+    return sum(next((cost for start, cost in _COST_S.items() if name.startswith(start)), _LEAST_S) for name in names)
+
+
+def group_of(name: str) -> tuple[str, ...]:
+    """The kernels that are needed where `name` is. KeyError where there is no such kernel."""
+    for group in GROUPS.values():
+        if name in group:
+            return group
+    raise KeyError(name)
+
+
+def needed(needs: Needs) -> list[str]:
+    """The kernels that a node needs."""
+    groups = ["base", *sorted(kind.name.lower() for kind in needs.types), f"kv_{needs.kv_type}"]
+    groups += sorted(f"experts_{kind.name.lower()}" for kind in needs.expert_types)
+    groups += ["bus"] if needs.several else []
+    return list(dict.fromkeys(name for group in groups for name in GROUPS[group]))

@@ -1,0 +1,175 @@
+"""Where compiled kernels are kept from one process to the next: files that only this user can have written.
+
+A file's name holds a hash of all that its content depends on, and its kernel's name; it begins with its digest. Knows
+no compiler.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import os
+import secrets
+import stat
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+import llvmlite
+
+from dllama_zmq.kernels.simd.host import host_cpu
+
+logger = logging.getLogger(__name__)
+
+_DIGEST_BYTES = 32
+_LOOK_S = 0.05
+_WAIT_S = 300.0
+"""For another process that is compiling; then this one compiles for itself."""
+
+
+def cache_folder() -> Path:
+    """Where machine code is kept: $XDG_CACHE_HOME/dllama-zmq/kernels, else under ~/.cache."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(base) / "dllama-zmq" / "kernels"
+
+
+def spare_folder() -> Path:
+    """Where it is kept until this computer restarts, when `cache_folder` cannot be used."""
+    return Path(os.environ.get("TMPDIR") or "/tmp") / f"dllama-zmq-kernels-{os.getuid()}"
+
+
+def find(names: Sequence[str]) -> dict[str, bytes]:
+    """Those of the kernels `names` that are kept, whole: their object files."""
+    found: dict[str, bytes] = {}
+    for folder in _folders():
+        for name in names:
+            code = None if name in found else _read(folder / _file_name(name))
+            if code is not None:
+                found[name] = code
+    return found
+
+
+def kept(names: Iterable[str]) -> set[str]:
+    """Those of the kernels `names` that have a file, whole or not."""
+    return {name for name in names if any((folder / _file_name(name)).exists() for folder in _folders())}
+
+
+class Keeper:
+    """Keeps what is compiled, in the first of both folders that takes it; says once where that is not the first."""
+
+    def __init__(self) -> None:
+        self._folders = [cache_folder(), spare_folder()]
+
+    def keep(self, name: str, code: bytes) -> None:
+        reason = ""
+        while self._folders:
+            folder = self._folders[0]
+            reason = _write(folder, _file_name(name), hashlib.sha256(code).digest() + code)
+            if not reason:
+                return
+            self._folders.pop(0)
+            where = f"they are in {self._folders[0]} until this computer restarts" if self._folders else ""
+            logger.warning(
+                "kernels cannot be kept in %s (%s): %s", folder, reason, where or "every start will compile them"
+            )
+
+
+@contextmanager
+def only_builder(on_wait: Callable[[], None]) -> Iterator[None]:
+    """Let one process of this user compile while others wait, and call `on_wait`, where a folder allows a lock."""
+    for folder in (cache_folder(), spare_folder()):
+        lock = _open_lock(folder)
+        if lock is not None:
+            break
+    else:
+        yield
+        return
+    try:
+        until = time.monotonic() + _WAIT_S
+        while time.monotonic() < until:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                on_wait()
+                time.sleep(_LOOK_S)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _folders() -> list[Path]:
+    """The folders whose content this user alone can have written."""
+    return [folder for folder in (cache_folder(), spare_folder()) if not _obstacle(folder)]
+
+
+@cache
+def _key() -> str:
+    """A hash of the sources, the CPU and the versions that the machine code comes from."""
+    digest = hashlib.sha256()
+    for part in (*host_cpu(), version("numba"), llvmlite.__version__):
+        digest.update(part.encode() + b"\0")
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes() + b"\0")
+    return digest.hexdigest()[:32]
+
+
+def _file_name(name: str) -> str:
+    return f"{_key()}-{name}.o"
+
+
+def _read(path: Path) -> bytes | None:
+    """A kept object file; None where there is none that is whole."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    digest, code = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
+    if hashlib.sha256(code).digest() != digest:
+        logger.warning("%s is damaged; compiling again", path)
+        return None
+    return code
+
+
+def _write(folder: Path, name: str, content: bytes) -> str:
+    """Why a file cannot be kept in `folder`; empty where it is."""
+    draft = folder / f".{name}.{secrets.token_hex(4)}.part"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if obstacle := _obstacle(folder):
+            return obstacle
+        draft.write_bytes(content)
+        draft.replace(folder / name)
+    except OSError as error:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
+        return error.strerror or str(error)
+    return ""
+
+
+def _open_lock(folder: Path) -> int | None:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return None if _obstacle(folder) else os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError:
+        return None
+
+
+def _obstacle(folder: Path) -> str:
+    """Why machine code in `folder` could be another user's; empty where it is this user's, or there is none."""
+    try:
+        link, found = folder.lstat(), folder.stat()
+    except OSError as error:
+        return "" if isinstance(error, FileNotFoundError) else error.strerror or str(error)
+    if not stat.S_ISDIR(found.st_mode):
+        return "no folder"
+    for owner in (link.st_uid, found.st_uid):
+        if owner != os.getuid():
+            return f"it belongs to user {owner}, not to you ({os.getuid()})"
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return f"other users can write there, mode {stat.S_IMODE(found.st_mode):o}: empty it and make it 700"
+    return ""
