@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
+from dllama_zmq.kernels.simd import pool as module
 from dllama_zmq.kernels.simd.library import library
 from dllama_zmq.kernels.simd.pool import Pool
 
@@ -71,3 +74,40 @@ def test_a_thread_takes_the_chunks_of_its_share_one_after_another() -> None:
     finally:
         pool.close()
     assert sorted(by.values()) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+def test_a_thread_still_at_work_when_its_pool_is_closed_keeps_the_file_that_it_will_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_LEAVE_S", 0.1)
+    before = event_files()
+    pool = Pool(library(), 2, crowded=False)
+    (file,) = event_files() - before
+    at_work, released = threading.Semaphore(0), threading.Event()
+
+    def work(job: int, first: int, last: int) -> None:
+        at_work.release()
+        assert released.wait(20)
+
+    kernel = Kernel(work)
+    address = ctypes.cast(kernel, ctypes.c_void_p).value or 0
+    caller = threading.Thread(target=pool.run, args=(address, 0, 2), daemon=True)
+    try:
+        caller.start()
+        assert all(at_work.acquire(timeout=20) for _ in range(2)), "one thread of the two has no work"
+        pool.close()
+        assert file in event_files()
+    finally:
+        released.set()
+        caller.join(20)
+    assert not caller.is_alive()
+
+
+def event_files() -> set[str]:
+    """The numbers of this process's eventfds."""
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError):  # the folder itself was open
+            if "eventfd" in os.readlink(f"/proc/self/fd/{name}"):
+                found.add(name)
+    return found

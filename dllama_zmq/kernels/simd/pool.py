@@ -7,7 +7,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from dllama_zmq.kernels.simd.layout import EVENT_FILE, N_THREADS, PAUSES, THREAD_BYTES, THREADS, YIELDS
 from dllama_zmq.kernels.simd.library import Library
@@ -18,6 +18,8 @@ SPIN_S = 300e-6
 CROWDED_SPIN_S = 20e-6
 """And where it has not: what spins then takes the core from whoever is to give it work."""
 _YIELDS_AFTER = 20
+_LEAVE_S = 5.0
+"""For the threads to end what they are at, when their pool is closed."""
 
 
 class Job:
@@ -43,11 +45,15 @@ class Pool:
         self._memory[N_THREADS // 8] = threads
         for i, file in files.items():
             self._memory[(THREADS + THREAD_BYTES * i + EVENT_FILE) // 8] = file
-        serve, pool = library.entry("serve"), self.address
-        helpers = [threading.Thread(target=serve, args=(pool, i), name=f"kernels-{i}", daemon=True) for i in files]
-        for helper in helpers:
+        serve = library.entry("serve")
+        # Each holds the memory that it works on, for one that does not leave in time outlives its pool.
+        helpers = {
+            file: threading.Thread(target=_serve, args=(serve, self._memory, i), name=f"kernels-{i}", daemon=True)
+            for i, file in files.items()
+        }
+        for helper in helpers.values():
             helper.start()
-        self._finish = weakref.finalize(self, _end, library.entry("stop"), self._memory, helpers, list(files.values()))
+        self._finish = weakref.finalize(self, _end, library.entry("stop"), self._memory, helpers)
 
     def run(self, kernel: int, job: int, n_items: int, chunk: int = 1) -> None:
         """The kernel at address `kernel` over `n_items`, `chunk` at a time to a thread."""
@@ -64,15 +70,20 @@ class Pool:
         self._finish()
 
 
+def _serve(serve: Callable[[int, int], None], memory: ctypes.Array[ctypes.c_int64], index: int) -> None:
+    serve(ctypes.addressof(memory), index)
+
+
 def _end(
-    stop: Callable[[int], None], memory: ctypes.Array[ctypes.c_int64], helpers: Sequence[threading.Thread],
-    files: Sequence[int],
-) -> None:  # fmt: skip
+    stop: Callable[[int], None], memory: ctypes.Array[ctypes.c_int64], helpers: dict[int, threading.Thread]
+) -> None:
+    """Let the threads leave, and close their files; not that of one still at work, which will read it again."""
     stop(ctypes.addressof(memory))
-    for helper in helpers:
-        helper.join(5.0)
-    for file in files:
-        os.close(file)
+    until = time.monotonic() + _LEAVE_S
+    for file, helper in helpers.items():
+        helper.join(max(0.0, until - time.monotonic()))
+        if not helper.is_alive():
+            os.close(file)
 
 
 def _pause_s(library: Library) -> float:
