@@ -102,6 +102,7 @@ class Cluster(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     kernels: Literal["auto", "simd", "numpy"] = "auto"
     kv_cache: Literal["f16", "f32"] = "f16"
     max_seq_len: Annotated[int, Meta(ge=1, le=1 << 24)] | None = None
+    check_memory: bool = True
     root: RootConfig = RootConfig()
     workers: list[WorkerConfig] = []
     limits: Limits = Limits()

@@ -19,13 +19,15 @@ from dllama_zmq.bus.links import Endpoints
 from dllama_zmq.cluster import model_at, tokenizer_beside
 from dllama_zmq.errors import FormatError, RemoteError, RequestError, UsageError
 from dllama_zmq.formats import ModelFile, open_model, read_tokenizer
+from dllama_zmq.host import free_memory_bytes
 from dllama_zmq.kernels import KernelChoice, KVType
 from dllama_zmq.models import Run
 from dllama_zmq.quants import F32
-from dllama_zmq.root.generation import PREFILL_TOKENS, Finished, GenerationRequest, Token, generate
+from dllama_zmq.root.fitting import Wish, check_fits
+from dllama_zmq.root.generation import Finished, GenerationRequest, Token, generate
 from dllama_zmq.root.root import Root, RootSettings
 from dllama_zmq.root.sampler import Sampling
-from dllama_zmq.sharding import Plan
+from dllama_zmq.sharding import PREFILL_TOKENS, Plan, context_length
 from dllama_zmq.spec import WEIGHTS_FLOAT, ModelSpec, Sync, Weights
 from dllama_zmq.tokenizer import Tokenizer
 from dllama_zmq.worker import Worker, WorkerSettings
@@ -114,12 +116,16 @@ def load(
     kv_cache: KVType = "f16",
     threads: int = 1,
     weights: Weights | None = None,
+    max_seq_len: int | None = None,
+    force: bool = False,
 ) -> LocalModel:
     """Open `model` (a file or folder, "demo", or "hf:REPO[:FILE]") and run it in this process over `nodes` nodes.
 
     tokenizer: a file or folder; where None, the one that the model brings with it, if there is one. threads: compute
     threads of each node. With nodes > 1 the real bus runs over inproc sockets, a thread for each worker.
     weights: the type in which a folder's weights are read, quantized on the way; None: as they are stored.
+    max_seq_len: positions to keep room for; None: 4096, or the model's own context where that is less.
+    force: go on where memory seems too small.
     Raises FormatError, PlanError, UsageError; RemoteError, WorkerLost where a node does not get ready.
     """
     if weights is not None and weights not in WEIGHTS_FLOAT:
@@ -128,7 +134,10 @@ def load(
     tokenizer_path = Path(tokenizer) if tokenizer is not None else tokenizer_beside(path)
     with ExitStack() as cleanup:
         file = cleanup.enter_context(open_model(path, None if weights is None else WEIGHTS_FLOAT[weights]))
-        Plan.make(file.spec, nodes, str(path))  # refused before anything is started
+        plan = Plan.make(file.spec, nodes, str(path))  # refused before anything is started
+        if not force:
+            wish = Wish(plan, range(nodes), context_length(file.spec, max_seq_len), kv_cache, path.name)
+            check_fits(wish, free_memory_bytes(), "force=True")
         words: Tokenizer | str
         try:
             words = read_tokenizer(tokenizer_path)
@@ -142,8 +151,9 @@ def load(
         names = [f"worker{i}" for i in range(1, nodes)]
         # In one process the nodes share the interpreter: a waiting one must block, not spin.
         settings = RootSettings(
-            names=names, sync=sync, kernels=kernels, kv_type=kv_cache, threads=threads, crowded=nodes > 1, spin_s=0.0
-        )
+            names=names, sync=sync, kernels=kernels, kv_type=kv_cache, threads=threads, crowded=nodes > 1, spin_s=0.0,
+            max_seq_len=max_seq_len, check_memory=False,  # of all nodes together, above
+        )  # fmt: skip
         root = _start(file, settings, cleanup)
         return LocalModel(root, words, cleanup.pop_all().close)
 

@@ -37,7 +37,7 @@ def be_worker(replies: str, steps: str, nodes: int, kernels: KernelChoice, sync:
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     link = WorkerLink(context, replies, f"bench-{multiprocessing.current_process().name}".encode(), spin_s)
     link.subscribe(steps)
-    while not link.send(Join("", "", 0, "")):
+    while not link.send(Join("", "", 0, "", "", 1, None)):
         time.sleep(0.01)
     link.send(Loaded(0))
     comm = StarWorker(link, choose_kernels(kernels, 1, crowded=True), sync, dim, nodes, WAIT_S)

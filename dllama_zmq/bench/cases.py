@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dllama_zmq.models import Run
-from dllama_zmq.root.generation import PREFILL_TOKENS
-from dllama_zmq.sharding import Plan
+from dllama_zmq.sharding import PREFILL_TOKENS, Plan
 from dllama_zmq.spec import TensorSpec
 
 

@@ -20,7 +20,7 @@ from dllama_zmq.bench.random_file import write_random
 from dllama_zmq.formats import open_model
 from dllama_zmq.host import usable_cores
 from dllama_zmq.kernels import KernelChoice, choose_kernels, compiled
-from dllama_zmq.root.root import DEFAULT_SEQ_LEN
+from dllama_zmq.sharding import DEFAULT_SEQ_LEN
 from dllama_zmq.spec import ModelSpec, Sync
 from dllama_zmq.telling import Tells
 

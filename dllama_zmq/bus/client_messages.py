@@ -125,6 +125,8 @@ class NodeStatus(msgspec.Struct, frozen=True):
     """One node, for people and tables. seconds: from joining to having its weights ready, which it is `percent` done
     `doing`. Maps are seconds, sums over the steps of each phase.
 
+    memory_bytes: what its process will need at most. free_bytes: memory that its host had free when it joined (the
+    root's: now), None where that is not known.
     compute_s: computing. wait_s: waiting for others. waited_for_s: the others waited, for this node came last.
     link_s: the part of that which its computing does not explain: its link, or its system.
     """
@@ -132,7 +134,11 @@ class NodeStatus(msgspec.Struct, frozen=True):
     name: str
     state: str
     reason: str
+    host: str
     pid: int
+    threads: int
+    memory_bytes: int
+    free_bytes: int | None
     weight_bytes: int
     kv_bytes: int
     sent_bytes: int

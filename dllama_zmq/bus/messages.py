@@ -184,12 +184,18 @@ class Ping(Message, frozen=True):
 
 
 class Join(Message, frozen=True):
-    """A worker asks for work. `host` is equal for processes of one host; `name` may be empty."""
+    """A worker asks for work. `host` is equal for processes of one host; `name` may be empty.
+
+    host_name: what people call its host. free_bytes: memory that it can have there, None where it cannot tell.
+    """
 
     name: Name
     host: Annotated[str, msgspec.Meta(max_length=128)]
     pid: Count
     version: Name
+    host_name: Name
+    threads: Count
+    free_bytes: Big | None
 
 
 class Credit(Message, frozen=True):

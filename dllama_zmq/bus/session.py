@@ -10,7 +10,7 @@ Pure: it is fed messages and asked questions; it owns no socket, no clock and no
 from __future__ import annotations
 
 import enum
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from dllama_zmq.bus.messages import Candidates, Frame, Join, Partial, Refuse
@@ -30,16 +30,23 @@ class State(enum.Enum):
 
 @dataclass(slots=True)
 class Member:
-    """One place in the cluster. Node 0 is the root, so workers count from 1."""
+    """One place in the cluster. Node 0 is the root, so workers count from 1.
+
+    joined: what the worker that is here, or was here last, said of itself.
+    """
 
     node: int
     name: str
     identity: bytes = b""
     state: State = State.ABSENT
-    host: str = ""
     address: str = ""
-    pid: int = 0
+    joined: Join | None = None
     lost_reason: str = field(default="has not joined yet")
+
+    @property
+    def pid(self) -> int:
+        """Its process; 0 where nobody has joined."""
+        return self.joined.pid if self.joined is not None else 0
 
 
 class Roster:
@@ -66,13 +73,20 @@ class Roster:
         """The member behind a ROUTER identity."""
         return next((m for m in self.members if m.identity == identity and m.state is not State.ABSENT), None)
 
-    def join(self, identity: bytes, join: Join, address: str = "") -> Member | Refuse:
+    def join(
+        self,
+        identity: bytes,
+        join: Join,
+        address: str = "",
+        obstacle: Callable[[Member, Join], str] = lambda place, join: "",
+    ) -> Member | Refuse:
         """Give the worker a place, its own where it names one, or say why there is none.
 
         address: where it speaks from, as `Peers.address` has it. A reserved place is for this computer's processes, and
         for the one that was started for it; the kernel vouches for the numbers of those that come over ipc.
 
         A name that is taken may be asked for again: its holder may be dead and not yet known to be.
+        obstacle: why the worker is not fit for that place, in words for it and for people; empty where it is.
         """
         names = [member.name for member in self.members]
         if join.name and join.name not in names:
@@ -89,7 +103,10 @@ class Roster:
             return Refuse(f"{place.name} is started by the root itself, on its own computer", again=False)
         if place is None:
             return Refuse(f"all places of this cluster are taken: {', '.join(names)}", again=True)
-        place.identity, place.host, place.pid, place.state = identity, join.host, join.pid, State.LOADING
+        if reason := obstacle(place, join):
+            place.lost_reason = f"is not there: {reason}"
+            return Refuse(reason, again=False)
+        place.identity, place.joined, place.state = identity, join, State.LOADING
         place.address = address
         self._new_epoch()
         return place

@@ -139,6 +139,9 @@ class Overrides:
         KernelChoice | None,
         choice("--kernels", of=KernelChoice, help="Back end of the arithmetic", rich_help_panel=_SETTINGS),
     ] = None
+    force: Annotated[
+        bool, Option("--force", help="Start it although memory seems too small", rich_help_panel=_SETTINGS)
+    ] = False
 
 
 # --- texts -----------------------------------------------------------------------------------------------------------

@@ -13,8 +13,8 @@ from rich.table import Table
 from dllama_zmq.cluster import model_at, tokenizer_beside
 from dllama_zmq.errors import FormatError, RequestError
 from dllama_zmq.formats import ModelFile, open_model, read_tokenizer
-from dllama_zmq.root.root import DEFAULT_SEQ_LEN
-from dllama_zmq.sharding import Plan, possible_node_counts
+from dllama_zmq.host import free_memory_bytes
+from dllama_zmq.sharding import Plan, context_length, largest_node, possible_node_counts
 from dllama_zmq.spec import FloatType, ModelSpec
 from dllama_zmq.telling import human_bytes
 
@@ -38,7 +38,7 @@ def run(source: str, weights: str | None, as_json: bool, tensors: bool) -> None:
 
 def _facts(model: ModelFile, path: Path) -> dict[str, Any]:
     spec = model.spec
-    positions = min(spec.seq_len, DEFAULT_SEQ_LEN)
+    positions = context_length(spec)
     counts = possible_node_counts(spec)
     types = Counter[str]()
     n_weights = 0
@@ -56,6 +56,7 @@ def _facts(model: ModelFile, path: Path) -> dict[str, Any]:
         "tokenizer": _tokenizer(path, spec),
         "nodes_possible": counts,
         "positions": positions,
+        "free": free_memory_bytes(),
         "memory": [_memory(Plan.make(spec, n), positions) for n in _NODES if n in counts],
     }
 
@@ -94,12 +95,13 @@ def _tokenizer(path: Path, spec: ModelSpec) -> str:
 
 
 def _memory(plan: Plan, positions: int) -> dict[str, int]:
-    """The most that one node of the plan holds."""
-    nodes = range(plan.n_nodes)
+    """What the node of the plan that needs most needs."""
+    memory = largest_node(plan, positions)
     return {
         "nodes": plan.n_nodes,
-        "weights": max(plan.weight_bytes(node) for node in nodes),
-        "kv_cache": max(plan.kv_bytes(node, positions) for node in nodes),
+        "weights": memory.weights,
+        "kv_cache": memory.kv_cache,
+        "all": memory.total,
     }
 
 
@@ -119,12 +121,14 @@ def _show(facts: dict[str, Any]) -> None:
     for name, value in facts["numbers"].items():
         console.print(f"{name:18} {value}")
     counts = ", ".join(map(str, facts["nodes_possible"]))
-    console.print(f"can be split over {counts} nodes")
-    console.print("each holds, beside some 100 MB for the program:")
-    table = Table("nodes", "weights", f"KV cache of {facts['positions']} positions (f16)", box=None, pad_edge=False)
+    console.print(f"can be split over {counts} nodes; each holds, the program and its work included in all:")
+    positions = facts["positions"]
+    table = Table("nodes", "weights", f"KV cache of {positions} positions (f16)", "in all", box=None, pad_edge=False)
     for row in facts["memory"]:
-        table.add_row(str(row["nodes"]), human_bytes(row["weights"]), human_bytes(row["kv_cache"]))
+        table.add_row(str(row["nodes"]), *(human_bytes(row[what]) for what in ("weights", "kv_cache", "all")))
     console.print(table)
+    if facts["free"] is not None:
+        console.print(f"this computer has {human_bytes(facts['free'])} free")
     if "tensors" in facts:
         listed = Table("tensor", "shape", "type", box=None, pad_edge=False)
         for tensor in facts["tensors"]:

@@ -15,7 +15,7 @@ from dllama_zmq.errors import PlanError
 from dllama_zmq.models import tensor_table
 from dllama_zmq.root.prediction import KINDS, Predicted, predict_step
 from dllama_zmq.root.sampler import Sampling
-from dllama_zmq.sharding import Plan, possible_node_counts
+from dllama_zmq.sharding import Plan, context_length, node_memory, possible_node_counts
 from dllama_zmq.spec import SYNC_FLOAT, ModelSpec, Sync
 
 TOKEN_PHASES = ("prompt", "prediction")
@@ -223,11 +223,12 @@ class Share(Struct, frozen=True):
 
 
 class Memory(Struct, frozen=True):
-    """What one node keeps in memory: its weights, and its KV cache when the context is full."""
+    """What one node keeps in memory: its weights, its KV cache when the context is full, and all that it needs."""
 
     node: str
     weight_bytes: int
     kv_bytes: int
+    total_bytes: int
 
 
 class Prediction(Struct, frozen=True):
@@ -258,15 +259,15 @@ def predicted(model: str, spec: ModelSpec, n_nodes: int, sync: Sync) -> Predicti
         weight_type=spec.weight_type.name.lower(),
         nodes=n_nodes,
         sync=sync,
-        seq_len=spec.seq_len,
+        seq_len=context_length(spec),
         greedy_k=GREEDY_K,
         sampled_k=SAMPLED_K,
         possible_nodes=possible_node_counts(spec),
         one_worker=_share(workers[:1]) if workers else None,
         all_workers=_share(workers) if workers else None,
         memory=[
-            Memory(f"worker{node}" if node else "root", plan.weight_bytes(node), plan.kv_bytes(node, spec.seq_len))
-            for node in range(n_nodes)
+            Memory(f"worker{node}" if node else "root", memory.weights, memory.kv_cache, memory.total)
+            for node, memory in enumerate(node_memory(plan, node, context_length(spec)) for node in range(n_nodes))
         ],
         embedding_bytes=sum(tensor.nbytes(spec) for tensor in tensor_table(spec) if tensor.root_only),
     )

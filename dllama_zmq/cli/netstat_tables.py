@@ -186,11 +186,11 @@ def _share_table(one: Share, all_workers: Share) -> Table:
 
 
 def _memory_table(memory: list[Memory]) -> Table:
-    table = _table("", "weights", "KV cache", "together")
-    for (weight_bytes, kv_bytes), group in groupby(memory, key=lambda row: (row.weight_bytes, row.kv_bytes)):
+    table = _table("", "weights", "KV cache", "in all")
+    for needed, group in groupby(memory, key=lambda row: (row.weight_bytes, row.kv_bytes, row.total_bytes)):
         names = [row.node for row in group]
         name = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}, each"
-        table.add_row(name, *map(human_bytes, (weight_bytes, kv_bytes, weight_bytes + kv_bytes)))
+        table.add_row(name, *map(human_bytes, needed))
     return table
 
 

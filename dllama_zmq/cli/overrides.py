@@ -35,6 +35,8 @@ def applied(overrides: Overrides, file: ClusterFile) -> ClusterFile:
         "max_seq_len": overrides.context,
     }  # fmt: skip
     given = {key: value for key, value in changes.items() if value is not None}
+    if overrides.force:
+        cluster = msgspec.structs.replace(cluster, check_memory=False)
     return replace(file, cluster=msgspec.structs.replace(cluster, **given))
 
 

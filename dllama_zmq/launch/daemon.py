@@ -19,13 +19,14 @@ from dllama_zmq import __version__
 from dllama_zmq.bus import sockets
 from dllama_zmq.bus.links import Endpoints
 from dllama_zmq.bus.peers import Peers
-from dllama_zmq.cluster import Cluster, ClusterFile, WorkerConfig, is_loopback
+from dllama_zmq.cluster import Cluster, ClusterFile, WorkerConfig
 from dllama_zmq.errors import BusError, ClusterError
 from dllama_zmq.formats import open_model, read_tokenizer
 from dllama_zmq.host import usable_cores
 from dllama_zmq.launch.cores import shared
 from dllama_zmq.launch.fleet import Fleet
 from dllama_zmq.launch.locks import await_last_user
+from dllama_zmq.launch.nodes_here import check_model, doubts, local_workers
 from dllama_zmq.launch.owner import at_end_of_stdin
 from dllama_zmq.launch.paths import Places
 from dllama_zmq.launch.registry import Record, only_one, record, running_clusters
@@ -76,6 +77,9 @@ def run_cluster(file: ClusterFile, tells: Tells, lock: int | None = None) -> Non
             starting = StartingFile(places.starting_file, tells)
             starting.now(f"the root opens {file.model_path().name} and its tokenizer")
             model = cleanup.enter_context(open_model(file.model_path(), cluster.weight_type))
+            check_model(cluster, model)
+            for doubt in doubts(cluster, model):
+                logger.warning("%s", doubt)
             tokenizer = read_tokenizer(file.tokenizer_path())
             tokenizer.check_fits(model.spec, model.path)
             if doubt := tokenizer.doubt(model.spec, model.path):
@@ -102,11 +106,6 @@ def run_cluster(file: ClusterFile, tells: Tells, lock: int | None = None) -> Non
         logger.info("going down")
 
 
-def local_workers(cluster: Cluster) -> list[WorkerConfig]:
-    """The workers that run on the root's own host, as its children."""
-    return [worker for worker in cluster.workers if is_loopback(worker.host)]
-
-
 def node_threads(cluster: Cluster) -> tuple[int, list[WorkerConfig], bool]:
     """The root's threads, this host's workers with theirs as numbers, and whether cores are too few for them all."""
     workers = local_workers(cluster)
@@ -127,6 +126,7 @@ def root_settings(cluster: Cluster) -> RootSettings:
         threads=threads,
         crowded=crowded,
         max_seq_len=cluster.max_seq_len,
+        check_memory=cluster.check_memory,
         limits=cluster.limits,
     )
 

@@ -24,11 +24,12 @@ from dllama_zmq.kernels import Compiling, Needs, prepare_kernels
 from dllama_zmq.launch import locks, registry
 from dllama_zmq.launch.fleet import child_environment, open_log
 from dllama_zmq.launch.locks import POLL_S
+from dllama_zmq.launch.nodes_here import check_model, doubts
 from dllama_zmq.launch.owner import STAY
 from dllama_zmq.launch.paths import Places
 from dllama_zmq.launch.registry import AlreadyRunning, Running
 from dllama_zmq.launch.starting import tell_from
-from dllama_zmq.sharding import Plan, kernel_needs
+from dllama_zmq.sharding import kernel_needs
 from dllama_zmq.telling import Tells, Unheard
 
 
@@ -207,7 +208,9 @@ def _check_files(file: ClusterFile, tells: Tells) -> Needs:
     path = file.model_path()
     tells.now(f"reading {path.name} and its tokenizer")
     with open_model(path, file.cluster.weight_type) as model:
-        Plan.make(model.spec, file.cluster.n_nodes, str(model.path))
+        check_model(file.cluster, model)
+        for doubt in doubts(file.cluster, model):
+            tells.line(f"warning: {doubt}")
         tokenizer = read_tokenizer(file.tokenizer_path())
         tokenizer.check_fits(model.spec, model.path)
         if doubt := tokenizer.doubt(model.spec, model.path):

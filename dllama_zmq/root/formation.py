@@ -31,6 +31,7 @@ from dllama_zmq.bus.session import Member, Roster, State
 from dllama_zmq.cluster import Limits
 from dllama_zmq.errors import WorkerLost
 from dllama_zmq.root.delivery import Delivery
+from dllama_zmq.telling import human_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -71,13 +72,16 @@ class Formation:
         plan: Plan,
         limits: Limits,
         new_delivery: Callable[[int], Delivery],
+        memory: Callable[[int], int] | None = None,
     ) -> None:
+        """memory: bytes that a node's part of the model needs; where None, no worker is too small."""
         self._link = link
         self._endpoints = endpoints
         self._roster = roster
         self._plan = plan
         self._limits = limits
         self._new_delivery = new_delivery
+        self._memory = memory
         self._deliveries: dict[int, Delivery] = {}
         self._joined_at: dict[int, float] = {}
         self._loaded_at: dict[int, float] = {}
@@ -214,7 +218,7 @@ class Formation:
     def _welcome(self, identity: bytes, join: Join) -> None:
         if time.monotonic() > self._knocked_at + _KNOCK_S:  # a flood of joins must not fill the queues of the workers
             self.knock()  # so that a place whose holder has died is free
-        place = self._roster.join(identity, join, self._link.address(identity))
+        place = self._roster.join(identity, join, self._link.address(identity), self._too_small)
         if isinstance(place, Refuse):
             self._refusals.say("refused a worker pid=%d: %s", join.pid, place.reason)
             self._tell_stranger(identity, place)
@@ -228,6 +232,23 @@ class Formation:
             of_before.pop(place.node, None)
         if self._send(place, Welcome(place.node, place.name, steps, replies)):
             self._send(place, self._plan)
+
+    def _too_small(self, place: Member, join: Join) -> str:
+        """Why the worker's computer has no room for the node at `place`; empty where it has."""
+        if self._memory is None or join.free_bytes is None:
+            return ""
+        to_come = 0  # what others on the same computer have been promised and do not hold yet
+        for other in self._roster.members:
+            same_host = other.joined is not None and other.joined.host == join.host
+            if other is not place and other.state is State.LOADING and same_host:
+                to_come += max(0, self._memory(other.node) - self._deliveries[other.node].sent_bytes)
+        needed, free = self._memory(place.node), max(0, join.free_bytes - to_come)
+        if needed <= free:
+            return ""
+        return (
+            f"{join.host_name or 'its computer'} has {human_bytes(free)} of memory free, and this node needs "
+            f"{human_bytes(needed)}; free some, use more nodes or a smaller max_seq_len, or `dllama-zmq up --force`"
+        )
 
     def _tell_stranger(self, identity: bytes, message: Message) -> None:
         with suppress(PeerGone):

@@ -14,11 +14,8 @@ from dllama_zmq.models import Run
 from dllama_zmq.root.root import Root
 from dllama_zmq.root.sampler import Sampler, Sampling, more_than
 from dllama_zmq.root.timing import Timing
+from dllama_zmq.sharding import PREFILL_TOKENS
 from dllama_zmq.tokenizer import Tokenizer
-
-PREFILL_TOKENS = 128
-"""Prompt tokens in one step: between two of them a request can be cancelled and its progress told. More make weights
-read less often, but a slow cluster silent for longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +67,11 @@ def check_request(root: Root, request: GenerationRequest) -> None:
     if not request.tokens:
         raise RequestError("the prompt is empty, and this tokenizer begins no text of itself; give some text")
     if len(request.tokens) >= root.seq_len:
+        whose = "this model's own context is" if root.seq_len == root.spec.seq_len else "there is room for"
+        cure = "" if root.seq_len == root.spec.seq_len else f", or raise max_seq_len (at most {root.spec.seq_len})"
         raise RequestError(
-            f"the prompt has {len(request.tokens)} tokens and this cluster's context {root.seq_len}, "
-            "of which an answer needs at least one; shorten the prompt or raise max_seq_len"
+            f"the prompt has {len(request.tokens)} tokens; {whose} {root.seq_len}, of which an answer needs at least "
+            f"one: shorten the prompt{cure}"
         )
     if request.max_tokens is not None and request.max_tokens < 1:
         raise RequestError(f"max_tokens is {request.max_tokens}; expected 1 or more")

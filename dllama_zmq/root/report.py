@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 from dllama_zmq.bus.client_messages import NodeStatus, Status
 from dllama_zmq.bus.session import ROOT, State
-from dllama_zmq.root.root import N_SLOTS, Root
+from dllama_zmq.host import free_memory_bytes, host_name
+from dllama_zmq.root.root import Root
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,14 +27,19 @@ def cluster_status(request_id: int, facts: ClusterFacts, root: Root, active: int
     ledger, settings = root.ledger, root.settings
     nodes = [_root_node(root)]
     for member, row in zip(root.roster.members, root.progress(), strict=True):
+        memory, said = root.memory(member.node), None if member.state is State.ABSENT else member.joined
         nodes.append(
             NodeStatus(
                 name=row.name,
                 state=row.state.value,
                 reason=row.reason,
-                pid=member.pid if member.state is not State.ABSENT else 0,
-                weight_bytes=root.plan.weight_bytes(member.node),
-                kv_bytes=root.plan.kv_bytes(member.node, root.seq_len, N_SLOTS, root.settings.kv_type),
+                host=said.host_name if said is not None else "",
+                pid=said.pid if said is not None else 0,
+                threads=said.threads if said is not None else 0,
+                memory_bytes=memory.total,
+                free_bytes=said.free_bytes if said is not None else None,
+                weight_bytes=memory.weights,
+                kv_bytes=memory.kv_cache,
                 sent_bytes=row.sent_bytes,
                 total_bytes=row.total_bytes,
                 seconds=row.seconds,
@@ -68,13 +74,18 @@ def cluster_status(request_id: int, facts: ClusterFacts, root: Root, active: int
 
 
 def _root_node(root: Root) -> NodeStatus:
+    memory = root.memory(0)
     return NodeStatus(
         name=ROOT,
         state=State.READY.value,
         reason="",
+        host=host_name(),
         pid=os.getpid(),
-        weight_bytes=root.plan.weight_bytes(0),
-        kv_bytes=root.plan.kv_bytes(0, root.seq_len, N_SLOTS, root.settings.kv_type),
+        threads=root.settings.threads,
+        memory_bytes=memory.total,
+        free_bytes=free_memory_bytes(),
+        weight_bytes=memory.weights,
+        kv_bytes=memory.kv_cache,
         sent_bytes=0,
         total_bytes=0,
         seconds=0.0,

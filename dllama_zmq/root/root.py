@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import msgspec
 import numpy as np
@@ -40,15 +41,15 @@ from dllama_zmq.sharding import (
     RowCandidates,
     best_candidates,
     build_shard,
+    context_length,
     counted,
     kernel_needs,
     merge_candidates,
+    node_memory,
 )
 from dllama_zmq.spec import SYNC_FLOAT, Sync
 
 N_SLOTS = 1
-DEFAULT_SEQ_LEN = 4096
-"""Positions where max_seq_len is not given: a model of 131072 would ask for gigabytes of KV cache that few use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,7 @@ class RootSettings:
 
     profile: `Root.kernels` counts seconds and calls by name.
     `reserved` are those of them whose places nobody gets who does not ask for them by name.
+    check_memory: a worker whose computer has too little memory free gets no place.
     """
 
     names: Sequence[str] = ()
@@ -67,6 +69,7 @@ class RootSettings:
     threads: int = 1
     crowded: bool = False
     max_seq_len: int | None = None
+    check_memory: bool = True
     limits: Limits = field(default_factory=Limits)
     spin_s: float = SPIN_S
     profile: bool = False
@@ -89,8 +92,9 @@ class Root:
         """
         self.spec = model.spec
         self.settings = settings
-        self.seq_len = min(settings.max_seq_len or DEFAULT_SEQ_LEN, self.spec.seq_len)
+        self.seq_len = context_length(self.spec, settings.max_seq_len)
         self.plan = Plan.make(self.spec, 1 + len(settings.names), str(model.path))
+        self.memory = partial(node_memory, self.plan, seq_len=self.seq_len, n_slots=N_SLOTS, kv_type=settings.kv_type)
         if self.spec.dim % SYNC_FLOAT[settings.sync].block_values:
             raise PlanError(
                 f"sync {settings.sync} needs whole blocks of 32; this model is {self.spec.dim} wide: use f32 or f16"
@@ -116,6 +120,7 @@ class Root:
             self._formation = Formation(
                 self.link, endpoints, self.roster, self._plan_message(), settings.limits,
                 lambda node: Delivery(model, self.plan, node),
+                (lambda node: self.memory(node).model) if settings.check_memory else None,
             )  # fmt: skip
         self._model = model
         try:

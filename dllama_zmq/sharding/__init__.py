@@ -6,13 +6,24 @@ from dllama_zmq.sharding.candidates import (
     best_candidates,
     merge_candidates,
 )
+from dllama_zmq.sharding.memory import (
+    DEFAULT_SEQ_LEN,
+    PREFILL_TOKENS,
+    NodeMemory,
+    context_length,
+    largest_node,
+    node_memory,
+)
 from dllama_zmq.sharding.plan import MAX_NODES, NodePart, Plan, possible_node_counts
 from dllama_zmq.sharding.shard import build_shard, counted, kernel_needs
 from dllama_zmq.sharding.traffic import Traffic, candidate_bytes, step_traffic
 
 __all__ = [
+    "DEFAULT_SEQ_LEN",
     "MAX_NODES",
+    "PREFILL_TOKENS",
     "NodeCandidates",
+    "NodeMemory",
     "NodePart",
     "Plan",
     "RowCandidates",
@@ -20,9 +31,12 @@ __all__ = [
     "best_candidates",
     "build_shard",
     "candidate_bytes",
+    "context_length",
     "counted",
     "kernel_needs",
+    "largest_node",
     "merge_candidates",
+    "node_memory",
     "possible_node_counts",
     "step_traffic",
 ]

@@ -43,6 +43,7 @@ from dllama_zmq.bus.messages import (
 from dllama_zmq.bus.messages import Plan as PlanMessage
 from dllama_zmq.bus.worker_exchange import StarWorker, StepVoid
 from dllama_zmq.errors import BusError, ClusterError, DllamaError, FormatError, PlanError, ProtocolError, RootLost
+from dllama_zmq.host import free_memory_bytes, host_name
 from dllama_zmq.kernels import choose_kernels, prepare_kernels
 from dllama_zmq.models import Model, Run
 from dllama_zmq.quants import F32
@@ -185,7 +186,6 @@ class Worker:
 
     def _join(self, link: WorkerLink, address: str) -> Welcome | None:
         """Ask for a place until there is one; None where another connection is to be tried."""
-        join = Join(self._settings.name, host_id(), os.getpid(), self._settings.version)
         until = time.monotonic() + _NEW_LINK_S
         while not self._stopped and time.monotonic() < until:
             if time.monotonic() >= self._next_word:
@@ -193,7 +193,7 @@ class Worker:
                 logger.info("asking the root at %s for work%s", address, silence if self._next_word else "")
                 self._on_state(f"waiting for a root at {address}")
                 self._next_word = time.monotonic() + _SAY_EVERY_S
-            sent = link.send(join)
+            sent = link.send(self._introduction())
             arrived = link.receive(time.monotonic() + (_JOIN_EVERY_S if sent else _CONNECT_S))
             if arrived is None:
                 link.lost()  # a root that is not there yet is no loss; forget the event
@@ -207,6 +207,13 @@ class Worker:
         if self._stopped:
             raise _Leave("stopped")
         return None
+
+    def _introduction(self) -> Join:
+        """What this worker says of itself, its memory as it is now."""
+        settings = self._settings
+        return Join(
+            settings.name, host_id(), os.getpid(), settings.version, host_name(), settings.threads, free_memory_bytes()
+        )
 
     def _load(self, link: WorkerLink, welcome: Welcome) -> _Shard:
         message = self._next(link)

@@ -228,7 +228,7 @@ def test_a_root_answers_rightly_after_any_frames_to_any_of_its_sockets(
 def test_a_root_answers_rightly_while_frames_come_without_an_end(cluster: Living, outside: Context) -> None:
     peers = [connected(outside, zmq.DEALER, cluster.addresses[link]) for link in ("replies", "clients")]
     noise, stopped = random.Random(1), threading.Event()
-    join = msgpack.packb([PROTOCOL, "join", "worker1", "host", 1, "0"])
+    join = msgpack.packb([PROTOCOL, "join", "worker1", "host", 1, "0", "pi3", 1, None])
 
     def talk() -> None:
         while not stopped.wait(0.001):

@@ -124,7 +124,7 @@ class Stranger:
         self.n_joins += 1
         while True:
             try:
-                self.send("join", self.name, f"host of {self.identity.decode()}", 1, "stranger")
+                self.send("join", self.name, f"host of {self.identity.decode()}", 1, "stranger", "elsewhere", 1, None)
                 arrived = self.receive(1.0)
             except Again:  # not connected yet
                 arrived = self.receive(0.02)

@@ -31,19 +31,22 @@ from dllama_zmq.bus.messages import (
 )
 from dllama_zmq.bus.session import State
 from dllama_zmq.errors import WorkerLost
-from dllama_zmq.root.root import DEFAULT_SEQ_LEN, Root, RootSettings
+from dllama_zmq.root.root import Root, RootSettings
+from dllama_zmq.sharding import DEFAULT_SEQ_LEN
 
 
 class Door:
-    """A root of two nodes whose only worker's place is called worker1 and open to anybody, and those who knock."""
+    """A root whose workers' places (one: worker1) are open to anybody, and those who knock."""
 
-    def __init__(self, folder: Path, cleanup: ExitStack) -> None:
+    def __init__(self, folder: Path, cleanup: ExitStack, n_workers: int = 1, check_memory: bool = True) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         cleanup.callback(self._context.term)
         model = cleanup.enter_context(write_tiny_model(folder / "tiny.m", tiny_spec(seq_len=2 * DEFAULT_SEQ_LEN)))
+        names = [f"worker{i + 1}" for i in range(n_workers)]
+        settings = RootSettings(names=names, spin_s=0.0, check_memory=check_memory)
         endpoints = Endpoints(["inproc://steps"], ["inproc://replies"])
         self.model = model
-        self.root = Root(self._context, model, RootSettings(names=["worker1"], spin_s=0.0), endpoints)
+        self.root = Root(self._context, model, settings, endpoints)
         cleanup.callback(self.root.close, "done")
         self._cleanup = cleanup
 
@@ -63,6 +66,10 @@ class Door:
         return [answer for answer in answers if isinstance(answer, Welcome | Plan | Refuse | Bye)]
 
 
+def a_join(host: str = "", pid: int = 1, host_name: str = "pi3", free_bytes: int | None = None) -> Join:
+    return Join("", host, pid, "0", host_name, 1, free_bytes)
+
+
 @pytest.fixture
 def door(tmp_path: Path) -> Iterator[Door]:
     with ExitStack() as cleanup:
@@ -70,7 +77,7 @@ def door(tmp_path: Path) -> Iterator[Door]:
 
 
 def test_a_worker_is_welcomed_with_a_plan_of_bounded_context(door: Door) -> None:
-    welcome, plan = door.ask(door.stranger(b"a"), Join("", "elsewhere", 1, "0"))
+    welcome, plan = door.ask(door.stranger(b"a"), a_join(host="elsewhere"))
     assert isinstance(welcome, Welcome)
     assert welcome.name == "worker1"
     assert isinstance(plan, Plan)
@@ -78,22 +85,52 @@ def test_a_worker_is_welcomed_with_a_plan_of_bounded_context(door: Door) -> None
 
 
 def test_a_second_worker_is_told_that_all_places_are_taken(door: Door) -> None:
-    door.ask(door.stranger(b"a"), Join("", "", 1, "0"))
-    (refusal,) = door.ask(door.stranger(b"b"), Join("", "", 2, "0"))
+    door.ask(door.stranger(b"a"), a_join())
+    (refusal,) = door.ask(door.stranger(b"b"), a_join(pid=2))
     assert refusal == Refuse("all places of this cluster are taken: worker1", again=True)
 
 
 def test_what_keeps_a_worker_from_loading_is_told_where_people_look(door: Door) -> None:
     worker = door.stranger(b"a")
-    door.ask(worker, Join("", "", 1, "0"))
+    door.ask(worker, a_join())
     door.ask(worker, Fault(0, 0, "not enough memory"))
     with pytest.raises(WorkerLost, match="worker1 could not load: not enough memory"):
         door.root.form(time.monotonic())
 
 
+def test_a_worker_with_too_little_memory_gets_no_place_and_both_sides_are_told(door: Door) -> None:
+    needed = door.root.memory(1).model
+    (refusal,) = door.ask(door.stranger(b"a"), a_join(free_bytes=needed - 1))
+    assert isinstance(refusal, Refuse)
+    assert not refusal.again
+    assert "pi3 has " in refusal.reason
+    assert "--force" in refusal.reason
+    with pytest.raises(WorkerLost, match=r"worker1 is not there: pi3 has .* of memory free, and this node needs"):
+        door.root.form(time.monotonic())
+    assert isinstance(door.ask(door.stranger(b"b"), a_join(free_bytes=needed))[0], Welcome)
+
+
+def test_two_workers_of_one_computer_do_not_get_the_same_memory(tmp_path: Path) -> None:
+    with ExitStack() as cleanup:
+        door = Door(tmp_path, cleanup, n_workers=3)
+        free_bytes = 2 * door.root.memory(1).model
+        join = a_join(host="pi", free_bytes=free_bytes)
+        assert isinstance(door.ask(door.stranger(b"a"), join)[0], Welcome)
+        assert isinstance(door.ask(door.stranger(b"b"), join)[0], Welcome)
+        assert isinstance(door.ask(door.stranger(b"c"), join)[0], Refuse)
+        other = a_join(host="another", free_bytes=free_bytes)
+        assert isinstance(door.ask(door.stranger(b"d"), other)[0], Welcome)
+
+
+def test_a_root_that_was_told_to_go_on_does_not_compare(tmp_path: Path) -> None:
+    with ExitStack() as cleanup:
+        door = Door(tmp_path, cleanup, check_memory=False)
+        assert isinstance(door.ask(door.stranger(b"a"), a_join(free_bytes=1))[0], Welcome)
+
+
 def test_a_worker_that_claims_to_be_loaded_too_early_is_given_up_and_told(door: Door) -> None:
     worker = door.stranger(b"a")
-    door.ask(worker, Join("", "", 1, "0"))
+    door.ask(worker, a_join())
     (bye,) = door.ask(worker, Loaded(1))
     assert isinstance(bye, Bye)
     assert bye.stay  # it may join again
@@ -103,7 +140,7 @@ def test_a_worker_that_claims_to_be_loaded_too_early_is_given_up_and_told(door: 
 
 def test_what_a_worker_does_to_get_ready_is_known_until_it_is_and_its_seconds_are_its_own(door: Door) -> None:
     worker = door.stranger(b"a")
-    door.ask(worker, Join("", "", 1, "0"))
+    door.ask(worker, a_join())
     door.ask(worker, Preparing("compiles kernels", 40))
     (row,) = door.root.progress()
     assert (row.doing, row.percent) == ("compiles kernels", 40)
@@ -115,7 +152,7 @@ def test_what_a_worker_does_to_get_ready_is_known_until_it_is_and_its_seconds_ar
     assert (loaded.state, loaded.doing, loaded.percent) == (State.LOADED, "", 0)
     door.root.pump(time.monotonic() + 0.1)
     assert door.root.progress()[0].seconds == loaded.seconds  # what follows is waiting for others
-    door.ask(worker, Join("", "", 1, "0"))
+    door.ask(worker, a_join())
     door.ask(worker, Preparing("lays out its weights", 3_000_000))
     (again,) = door.root.progress()
     assert (again.percent, again.seconds < loaded.seconds) == (100, True)
@@ -131,7 +168,7 @@ def test_clients_have_their_turn_while_pieces_that_take_long_are_sent(
         time.sleep(0.04)
         return read(*where)  # type: ignore[arg-type]
 
-    door.ask(worker, Join("", "", 1, "0"))
+    door.ask(worker, a_join())
     monkeypatch.setattr(door.model, "read", slowly)
     for _ in range(16):
         worker.send_multipart(encode(Credit(1)))

@@ -97,6 +97,15 @@ def test_the_root_holds_its_shard_once_and_no_f32_embedding(large: Cli, idle: di
     assert now["Rss"] <= expected + PROCESS_BYTES
 
 
+@pytest.mark.parametrize("name", ["root", "worker1"])
+def test_the_estimate_is_what_a_node_takes_within_5_percent_and_25_megabytes(large: Cli, name: str) -> None:
+    row = node(large.status(), name)
+    taken = measured(row.pid)["Anonymous"]
+    print(f"{name}: estimated {row.memory_bytes:,}, taken {taken:,}")
+    assert taken <= 1.05 * row.memory_bytes
+    assert row.memory_bytes <= 1.05 * taken + 25_000_000
+
+
 def test_memory_does_not_grow_from_answer_to_answer(large: Cli) -> None:
     pids = {row.name: row.pid for row in large.status().nodes}
     with large.client() as client:

@@ -363,7 +363,10 @@ def test_an_address_that_is_none_is_refused_with_exit_code_1() -> None:
 def made_up_status(step_messages: int, payload: int, wire: int, n_missed: int = 0) -> Status:
     """A cluster of two nodes that has done 10 steps, for which 10 messages of 1000 bytes (1100 on the wire) are due."""
     row = TrafficRow("worker1", "prediction", "sent", "step", step_messages, payload, wire, 10_000, 11_000)
-    nodes = [NodeStatus(name, "ready", "", 1, 1, 1, 1, 1, 1.0, "", 0, {}, {}, {}, {}) for name in ("root", "worker1")]
+    nodes = [
+        NodeStatus(name, "ready", "", "pi", 1, 1, 1, 1, 1, 1, 1, 1, 1.0, "", 0, {}, {}, {}, {})
+        for name in ("root", "worker1")
+    ]
     missed = TrafficRow("worker1", "prediction", "received", "missed", n_missed, 0, 20 * n_missed, 0, 0)
     return Status(
         id=1, name="made-up", version="0", state="ready", note="", pid=1, uptime_s=1.0, model="m", sync="f32",
@@ -447,8 +450,9 @@ def test_the_prediction_is_shown_as_a_table() -> None:
 def test_the_prediction_tells_the_memory_of_every_node() -> None:
     found = prediction("llama3-8b", "--nodes", "4")
     assert [row["node"] for row in found["memory"]] == ["root", "worker1", "worker2", "worker3"]
-    # 32 layers, 2 of 8 KV heads of 128, keys and values in f32, 8192 positions
-    assert {row["kv_bytes"] for row in found["memory"]} == {32 * 2 * 128 * 2 * 2 * 8192}
+    # 32 layers, 2 of 8 KV heads of 128, keys and values in f16, as many positions as a cluster makes room for
+    assert {row["kv_bytes"] for row in found["memory"]} == {32 * 2 * 128 * 2 * 2 * 4096}
+    assert found["seq_len"] == 4096
     # The Q40 file without its f32 embedding, split by 4, and the norms, which every node has.
     norms = 65 * 4096 * 4
     split = 6_323_781_632 - 128256 * 4096 * 4 - norms

@@ -9,9 +9,8 @@ from tiny import tiny_spec
 
 from dllama_zmq.bench.cases import Case, cases, work
 from dllama_zmq.models import Run
-from dllama_zmq.root.generation import PREFILL_TOKENS
 from dllama_zmq.shapes import shape
-from dllama_zmq.sharding import Plan
+from dllama_zmq.sharding import PREFILL_TOKENS, Plan
 from dllama_zmq.spec import FloatType, Rope
 
 TINYLLAMA = shape("tinyllama")

@@ -122,7 +122,27 @@ def test_durations_are_as_people_say_them() -> None:
 def node(name: str, state: str, sent_bytes: int = 0, reason: str = "has not joined yet", doing: str = ""):
     reason = reason if state == "absent" else ""
     percent = 40 if doing else 0
-    return NodeStatus(name, state, reason, 1, 4 * MB, 0, sent_bytes, 4 * MB, 0.4, doing, percent, {}, {}, {}, {})
+    return NodeStatus(
+        name,
+        state,
+        reason,
+        "pi",
+        1,
+        1,
+        8 * MB,
+        None,
+        4 * MB,
+        0,
+        sent_bytes,
+        4 * MB,
+        0.4,
+        doing,
+        percent,
+        {},
+        {},
+        {},
+        {},
+    )
 
 
 def status(*workers: NodeStatus) -> Status:

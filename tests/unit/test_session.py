@@ -18,7 +18,7 @@ def roster(*names: str, reserved: tuple[str, ...] = ()) -> Roster:
 
 
 def join(place: Roster, identity: bytes, name: str = "", pid: int = 1) -> Member | Refuse:
-    return place.join(identity, Join(name, "host", pid, "0.1"))
+    return place.join(identity, Join(name, "host", pid, "0.1", "pi3", 1, None))
 
 
 def joined(place: Roster, identity: bytes, name: str = "") -> Member:

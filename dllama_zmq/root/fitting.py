@@ -1,0 +1,69 @@
+"""Whether a model fits into this computer's memory, found out before any of it is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dllama_zmq.errors import PlanError
+from dllama_zmq.kernels import KVType
+from dllama_zmq.sharding import Plan, node_memory, possible_node_counts
+from dllama_zmq.telling import human_bytes
+
+_FEWEST_POSITIONS = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What is to run on this computer: these nodes of a plan, with room for so many positions; `model` is its name."""
+
+    plan: Plan
+    nodes: Sequence[int]
+    seq_len: int
+    kv_type: KVType
+    model: str
+
+    def each_bytes(self, plan: Plan | None = None) -> int:
+        """Bytes of memory that the largest node needs, of another plan where one is given."""
+        plan = plan or self.plan
+        return max(node_memory(plan, i, self.seq_len, kv_type=self.kv_type).total for i in range(plan.n_nodes))
+
+    def all_bytes(self, seq_len: int) -> int:
+        """Bytes of memory that the nodes here need together, with room for `seq_len` positions."""
+        return sum(node_memory(self.plan, i, seq_len, kv_type=self.kv_type).total for i in self.nodes)
+
+
+def check_fits(wish: Wish, free_bytes: int | None, force: str = "--force") -> None:
+    """Raise PlanError where that needs more memory than the `free_bytes` that this computer has.
+
+    free_bytes None: it is not known, and anything goes. force: how to go on all the same.
+    """
+    needed = wish.all_bytes(wish.seq_len)
+    if free_bytes is None or needed <= free_bytes:
+        return
+    words = [f"{wish.model} needs {human_bytes(wish.each_bytes())} on each of {wish.plan.n_nodes} nodes"]
+    if len(wish.nodes) > 1:
+        words[0] += f", {human_bytes(needed)} for the {len(wish.nodes)} of them on this computer"
+    words.append(f"this computer has {human_bytes(free_bytes)} free")
+    words.append(_by_nodes(wish, free_bytes))
+    seq_len = wish.seq_len
+    while (seq_len := seq_len // 2) >= _FEWEST_POSITIONS:
+        if wish.all_bytes(seq_len) <= free_bytes:
+            words.append(f"with max_seq_len: {seq_len} it fits")
+            break
+    raise PlanError("; ".join([*words, f"{force} goes on all the same"]))
+
+
+def _by_nodes(wish: Wish, free_bytes: int) -> str:
+    """With how many nodes, one on each of as many computers as this one, the model would fit."""
+    counts = possible_node_counts(wish.plan.spec)
+    for n_nodes in counts:
+        each = wish.each_bytes(Plan.make(wish.plan.spec, n_nodes))
+        if each <= free_bytes:
+            break
+    if each > free_bytes:
+        return f"even {n_nodes} nodes need {human_bytes(each)} each"
+    if n_nodes == 1:
+        return f"1 node needs {human_bytes(each)}"
+    where = "" if len(wish.nodes) == 1 else " on computers of their own"
+    return f"{n_nodes} nodes{where} need {human_bytes(each)} each"

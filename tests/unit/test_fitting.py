@@ -1,0 +1,71 @@
+"""What nodes need, and what people are told where this computer does not have it."""
+
+from __future__ import annotations
+
+import pytest
+
+from dllama_zmq.errors import PlanError
+from dllama_zmq.root.fitting import Wish, check_fits
+from dllama_zmq.shapes import shape
+from dllama_zmq.sharding import DEFAULT_SEQ_LEN, Plan, context_length, node_memory
+from dllama_zmq.spec import FloatType
+
+GB = 10**9
+LARGE = shape("llama2-70b", FloatType.Q80)  # 73 GB of weights
+LONG = shape("llama3-8b", FloatType.Q40)  # 4.5 GB of weights, 131,072 bytes of KV cache for each position
+
+
+def wish(spec=LARGE, n_nodes: int = 1, n_here: int = 1, seq_len: int = 4096) -> Wish:
+    return Wish(Plan.make(spec, n_nodes), range(n_here), seq_len, "f16", "big.gguf")
+
+
+def refusal(asked: Wish, free_bytes: int) -> str:
+    with pytest.raises(PlanError) as caught:
+        check_fits(asked, free_bytes)
+    return str(caught.value)
+
+
+def test_a_model_too_large_for_one_computer_is_refused_with_the_number_of_nodes_that_would_do() -> None:
+    assert refusal(wish(), 22_400_000_000) == (
+        "big.gguf needs 74.5 GB on each of 1 nodes; this computer has 22.4 GB free; 4 nodes need 18.7 GB each; "
+        "--force goes on all the same"
+    )
+
+
+def test_a_model_that_fits_is_not_refused_nor_one_whose_computer_does_not_tell() -> None:
+    check_fits(wish(), wish().all_bytes(4096))
+    check_fits(wish(), None)
+    refusal(wish(), wish().all_bytes(4096) - 1)
+
+
+def test_the_nodes_of_one_computer_count_together() -> None:
+    told = refusal(wish(n_nodes=4, n_here=4), 22_400_000_000)
+    assert "needs 18.7 GB on each of 4 nodes, 74.7 GB for the 4 of them on this computer" in told
+    assert "4 nodes on computers of their own need 18.7 GB each" in told
+    check_fits(wish(n_nodes=4, n_here=1), 22_400_000_000)
+
+
+def test_where_no_number_of_nodes_would_do_that_is_said() -> None:
+    assert "even 64 nodes need" in refusal(wish(), GB // 4)
+
+
+def test_a_shorter_context_that_would_fit_is_named() -> None:
+    assert "with max_seq_len: 4096 it fits" in refusal(wish(LONG, seq_len=8192), 5_300_000_000)
+    assert "max_seq_len" not in refusal(wish(LONG, seq_len=8192), 4_000_000_000)
+
+
+@pytest.mark.parametrize("n_nodes", [1, 2, 8])
+def test_a_nodes_memory_is_its_weights_and_what_is_larger_of_loading_and_working(n_nodes: int) -> None:
+    plan = Plan.make(LONG, n_nodes)
+    for node in range(n_nodes):
+        short, full = node_memory(plan, node, 16), node_memory(plan, node, 8192)
+        assert short.weights == plan.weight_bytes(node)
+        assert full.kv_cache == plan.kv_bytes(node, 8192)
+        assert short.total - short.program == short.weights + short.loading  # packing the head takes more than it works
+        assert full.total - full.program == full.weights + full.kv_cache + full.step
+
+
+def test_the_context_is_what_was_asked_for_and_never_more_than_the_models_own() -> None:
+    assert context_length(LONG) == DEFAULT_SEQ_LEN < LONG.seq_len
+    assert context_length(LONG, 100) == 100
+    assert context_length(LONG, 1 << 20) == LONG.seq_len
