@@ -34,9 +34,11 @@ from dllama_zmq.bus.client_messages import (
 from dllama_zmq.bus.messages import Message, decode, encode
 from dllama_zmq.cluster import Ports
 from dllama_zmq.errors import ClusterError, DllamaError, ProtocolError, RemoteError, RequestError, RootLost
+from dllama_zmq.host import require_open_files
 
 SAY_EVERY_S = 2.0
 CONNECT_S = 5.0
+_FILES = 10  # opened by libzmq, as counted in /proc
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,7 @@ class Client:
 
     def __init__(self, endpoint: str = "tcp://127.0.0.1:5572") -> None:
         self.endpoint = endpoint = endpoint_of(endpoint, Ports().clients)
+        require_open_files(_FILES)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         try:
             self._socket = sockets.connect(self._context, zmq.DEALER, endpoint)

@@ -6,6 +6,7 @@ Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/ of Linux.
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import socket
@@ -13,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from dllama_zmq.errors import ClusterError
 
 ROOT = Path("/")
 
@@ -62,16 +65,48 @@ def usable_cores(root: Path = ROOT) -> int:
     return max(1, int(min([cores, *quotas])))
 
 
-def address_space_limit() -> int | None:
-    """Bytes of addresses that this process may have (`ulimit -v`); None where there is no limit."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
-    return None if soft == resource.RLIM_INFINITY else soft
+def require_open_files(more: int) -> None:
+    """Make sure that this process can open `more` files: its limit is raised where that is allowed.
+
+    Raises ClusterError where it is not. To be called before there is a ZeroMQ context: libzmq ends the process where
+    it cannot have an epoll or a socket of its own.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        wanted = len(os.listdir("/proc/self/fd")) - 1 + more  # one of them is that of the listing
+    except FileNotFoundError:  # no Linux
+        return
+    if soft == resource.RLIM_INFINITY or wanted <= soft:
+        return
+    if hard != resource.RLIM_INFINITY and wanted > hard:
+        raise ClusterError(
+            f"a process may have {hard} files open here (`ulimit -n`), and this one needs {wanted}; "
+            "try `ulimit -n 1024`"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted if hard == resource.RLIM_INFINITY else hard, hard))
 
 
-def open_files_limit() -> int | None:
-    """Files that this process may have open at once (`ulimit -n`); None where there is no limit."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return None if soft == resource.RLIM_INFINITY else soft
+def refused_by_system(error: BaseException) -> str:
+    """Of an error that is a limit of this computer: what ran out, which limit it is, what to do. Else empty."""
+    number, place = getattr(error, "errno", None), getattr(error, "filename", None)
+    if number == errno.EMFILE:
+        return f"too many open files: a process may have {_limit(resource.RLIMIT_NOFILE)} here; try `ulimit -n 1024`"
+    if number == errno.ENFILE:
+        return "too many open files on this computer; end other programs, or raise fs.file-max"
+    if isinstance(error, MemoryError) or number == errno.ENOMEM:
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        most = "" if limit == resource.RLIM_INFINITY else f": a process may have {limit // 1024} kB here (`ulimit -v`)"
+        return f"not enough memory{most}; use more nodes, a smaller max_seq_len or a smaller model"
+    if number in (errno.ENOSPC, errno.EDQUOT) and place is not None:
+        return f"{place}: no space is left there; free some, or choose another place"
+    if isinstance(error, RuntimeError) and "start new thread" in str(error):
+        return f"too many threads: a user may have {_limit(resource.RLIMIT_NPROC)} processes here (`ulimit -u`)"
+    return ""
+
+
+def _limit(which: int) -> str:
+    soft, _ = resource.getrlimit(which)
+    return "any number of" if soft == resource.RLIM_INFINITY else str(soft)
 
 
 def _siblings(cpu: int, root: Path) -> str:

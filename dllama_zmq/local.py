@@ -19,7 +19,7 @@ from dllama_zmq.bus.links import Endpoints
 from dllama_zmq.cluster import model_at, tokenizer_beside
 from dllama_zmq.errors import FormatError, RemoteError, RequestError, UsageError
 from dllama_zmq.formats import ModelFile, open_model, read_tokenizer
-from dllama_zmq.host import free_memory_bytes
+from dllama_zmq.host import free_memory_bytes, require_open_files
 from dllama_zmq.kernels import KernelChoice, KVType
 from dllama_zmq.models import Run
 from dllama_zmq.quants import F32
@@ -31,6 +31,8 @@ from dllama_zmq.sharding import PREFILL_TOKENS, Plan, context_length
 from dllama_zmq.spec import WEIGHTS_FLOAT, ModelSpec, Sync, Weights
 from dllama_zmq.tokenizer import Tokenizer
 from dllama_zmq.worker import Worker, WorkerSettings
+
+_FILES = 10  # of a node, opened by libzmq and for the kernels' code, as counted in /proc
 
 logger = logging.getLogger(__name__)
 
@@ -181,6 +183,7 @@ class _Node:
 
 def _start(file: ModelFile, settings: RootSettings, cleanup: ExitStack) -> Root:
     """A root and its workers in threads, all ready; `cleanup` gets what ends them."""
+    require_open_files((_FILES + settings.threads) * (1 + len(settings.names)))
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     nodes: list[_Node] = []
     cleanup.callback(_end, context, nodes)

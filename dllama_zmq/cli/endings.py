@@ -5,11 +5,9 @@
 
 from __future__ import annotations
 
-import errno
 import functools
 import logging
 import os
-import resource
 import sys
 from collections.abc import Callable
 from typing import ParamSpec
@@ -17,6 +15,7 @@ from typing import ParamSpec
 import typer
 
 from dllama_zmq.errors import DllamaError, UsageError
+from dllama_zmq.host import refused_by_system
 
 P = ParamSpec("P")
 
@@ -36,14 +35,11 @@ def with_exit_codes(command: Callable[P, None]) -> Callable[P, None]:
             raise _failed(str(error), 1) from None
         except BrokenPipeError:
             _discard_output()  # whoever read it has had enough
-        except MemoryError:
-            raise _failed("there is not enough memory; `dllama-zmq inspect` tells how much a model needs", 1) from None
         except typer.Exit:
             raise
         except Exception as error:
-            if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):  # ZeroMQ's own error too
-                soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-                raise _failed(f"too many open files: {soft} are allowed (`ulimit -n`); allow 256 or more", 1) from None
+            if words := refused_by_system(error):
+                raise _failed(words, 1) from None
             if isinstance(error, OSError):
                 place = error.filename or ("stdout" if not _flushed() else "the system")
                 raise _failed(f"{place}: {error.strerror or error}", 1) from None

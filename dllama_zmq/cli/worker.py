@@ -13,9 +13,11 @@ from threadpoolctl import threadpool_limits
 from dllama_zmq import __version__
 from dllama_zmq.bus.addresses import endpoint_of
 from dllama_zmq.cluster import Ports
-from dllama_zmq.host import usable_cores
+from dllama_zmq.host import require_open_files, usable_cores
 from dllama_zmq.launch.owner import at_end_of_stdin, die_with_parent
 from dllama_zmq.worker import Worker, WorkerSettings
+
+_FILES = 12  # opened by libzmq and for the kernels' code, as counted in /proc
 
 
 def run(root: str, name: str, threads: int | None, leave_with_stdin: bool, crowded: bool) -> None:
@@ -30,10 +32,10 @@ def run(root: str, name: str, threads: int | None, leave_with_stdin: bool, crowd
         die_with_parent()
         at_end_of_stdin(lambda: os._exit(0))  # the root is gone and nobody is left to tell
     with threadpool_limits(limits=1):  # the node's own threads share the work; BLAS must not add its own
+        threads = threads or usable_cores()
+        require_open_files(_FILES + threads)
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        settings = WorkerSettings(
-            root=address, name=name, threads=threads or usable_cores(), crowded=crowded, version=__version__
-        )
+        settings = WorkerSettings(root=address, name=name, threads=threads, crowded=crowded, version=__version__)
         Worker(context, settings).run()
 
 

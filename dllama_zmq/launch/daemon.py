@@ -22,7 +22,7 @@ from dllama_zmq.bus.peers import Peers
 from dllama_zmq.cluster import Cluster, ClusterFile, WorkerConfig
 from dllama_zmq.errors import BusError, ClusterError
 from dllama_zmq.formats import open_model, read_tokenizer
-from dllama_zmq.host import usable_cores
+from dllama_zmq.host import require_open_files, usable_cores
 from dllama_zmq.launch.cores import shared
 from dllama_zmq.launch.fleet import Fleet
 from dllama_zmq.launch.locks import await_last_user
@@ -38,6 +38,7 @@ from dllama_zmq.telling import Tells
 
 logger = logging.getLogger(__name__)
 
+_FILES_OF_ROOT, _FILES_OF_PEER = 16, 3  # opened by libzmq, the kernels' threads and pipes, as counted in /proc
 _LAST_WORD_MS = 200  # for what clients are told last
 _STEP_SHARE = 0.25  # of limits.stop_s: for the step in which the end is told; then it is broken off
 _FLEET_SHARE = 0.5  # of limits.stop_s: for the workers to leave by themselves; then they are killed
@@ -84,6 +85,7 @@ def run_cluster(file: ClusterFile, tells: Tells, lock: int | None = None) -> Non
             tokenizer.check_fits(model.spec, model.path)
             if doubt := tokenizer.doubt(model.spec, model.path):
                 logger.warning("%s", doubt)
+            require_open_files(_FILES_OF_ROOT + _FILES_OF_PEER * len(cluster.workers))
             context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
             cleanup.callback(context.destroy)  # `term` would wait for ever for the sockets of half a root
             root = Root(

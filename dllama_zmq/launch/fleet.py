@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import BinaryIO
 
 from dllama_zmq.bus.session import Roster
@@ -34,7 +35,9 @@ MAX_LOG_BYTES = 8 << 20
 class _Child:
     config: WorkerConfig
     process: subprocess.Popen[bytes]
+    log_start: int  # bytes that were in its log before
     started: float
+    ending: str = ""  # how it ended last, and what it said
     deaths: int = 0  # in a row
     next_start: float | None = None  # None: it has not ended, as far as is known
     has_joined: bool = False
@@ -64,7 +67,7 @@ class Fleet:
         self._has_been_ready = False
         self._children: list[_Child] = []
         for worker in workers:
-            self._children.append(_Child(worker, self._start(worker), time.monotonic()))
+            self._children.append(_Child(worker, *self._start(worker), time.monotonic()))
 
     def watch(self) -> None:
         """Start again who has died, after a pause that grows with each death in a row, and end who is frozen.
@@ -80,22 +83,25 @@ class Fleet:
                 elif self._is_frozen(child, now):
                     child.process.kill()
             if child.next_start is not None and now >= child.next_start:
-                logger.warning("starting again %s: it ended with %s", child.config.name, _ending(child.process))
-                child.process, child.started = self._start(child.config), now
+                logger.warning("starting again %s: it ended with %s", child.config.name, child.ending)
+                (child.process, child.log_start), child.started = self._start(child.config), now
                 child.next_start, child.has_joined, child.missing_since = None, False, None
             elif child.next_start is not None and self._roster is not None:
                 self._roster.explain_absence(
                     child.config.name,
-                    f"ended {child.deaths} times in a row, last with {_ending(child.process)}, and starts again in "
+                    f"ended {child.deaths} times in a row, last with {child.ending}, and starts again in "
                     f"{child.next_start - now:.0f} s; its log is {self._places.log(child.config.name)}",
                 )
 
     def _note_death(self, child: _Child, now: float) -> None:
+        log = self._places.log(child.config.name)
+        error = last_error(log, child.log_start)
+        child.ending = _ending(child.process) + (f" ({error})" if error else "")
         child.deaths = child.deaths + 1 if now - child.started < _SOUND_AFTER_S else 1
         if child.deaths >= _MOST_DEATHS and not self._has_been_ready:
             raise ClusterError(
                 f"{child.config.name} ended {child.deaths} times before the cluster was ready, last with "
-                f"{_ending(child.process)}; its log is {self._places.log(child.config.name)}"
+                f"{child.ending}; its log is {log}"
             )
         child.next_start = now + (0.0 if child.deaths == 1 else min(_MOST_PAUSE_S, 2.0 ** (child.deaths - 2)))
 
@@ -135,18 +141,29 @@ class Fleet:
                 child.process.kill()
                 child.process.wait()
 
-    def _start(self, worker: WorkerConfig) -> subprocess.Popen[bytes]:
+    def _start(self, worker: WorkerConfig) -> tuple[subprocess.Popen[bytes], int]:
+        """The process, and the length of its log when it began."""
         command = [sys.executable, "-m", "dllama_zmq", "worker", "--root", self._places.ipc_replies]
         command += ["--name", worker.name, "--threads", str(worker.threads), "--leave-with-stdin"]
         if self._crowded:
             command.append("--crowded")
         with open_log(self._places, worker.name) as log:
+            log_start = log.tell()
             process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=child_environment(), start_new_session=True
             )
         if self._roster is not None:
             self._roster.reserve(worker.name, process.pid)
-        return process
+        return process, log_start
+
+
+def last_error(log: Path, start: int = 0) -> str:
+    """What a node said last before it ended, of what its log has from byte `start` on; empty where it did not."""
+    with log.open("rb") as file:
+        file.seek(start)
+        lines = file.read(MAX_LOG_BYTES).decode(errors="replace").splitlines()
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return errors[-1] if errors else ""
 
 
 def open_log(places: Places, node: str) -> BinaryIO:

@@ -22,7 +22,7 @@ from dllama_zmq.errors import BusError, ClusterError, RootLost
 from dllama_zmq.formats import open_model, read_tokenizer
 from dllama_zmq.kernels import Compiling, Needs, prepare_kernels
 from dllama_zmq.launch import locks, registry
-from dllama_zmq.launch.fleet import child_environment, open_log
+from dllama_zmq.launch.fleet import child_environment, last_error, open_log
 from dllama_zmq.launch.locks import POLL_S
 from dllama_zmq.launch.nodes_here import check_model, doubts
 from dllama_zmq.launch.owner import STAY
@@ -285,9 +285,7 @@ def _nobody_came(file: ClusterFile, absent: list[NodeStatus]) -> str:
 def _last_error(start: _Start) -> str:
     """What the root said last before it ended."""
     path = start.places.log("root")
-    lines = path.read_text(errors="replace").splitlines()
-    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    return errors[-1] if errors else f"the root ended without a word; see {path}"
+    return last_error(path) or f"the root ended without a word; see {path}"
 
 
 def _await_end(pid: int, wait_s: float) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 
 from dllama_zmq.bus.messages import Frame, Weights
+from dllama_zmq.bus.messages import Plan as PlanMessage
 from dllama_zmq.errors import ProtocolError
 from dllama_zmq.quants import BlockMatrix
 from dllama_zmq.sharding import Plan
@@ -64,3 +67,15 @@ class Loading:
         if self._tensor is not None:
             self._bytes = np.empty(self._plan.region_bytes(self._tensor, self._node), np.uint8)
             self._filled = 0
+
+
+def check_room(plan: Plan, node: int, order: PlanMessage) -> None:
+    """Refuse, before anything is allocated, what this machine could never hold."""
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    kv_bytes = plan.kv_bytes(node, order.seq_len, order.slots, order.kv)
+    for what, nbytes in (("weights", plan.weight_bytes(node)), ("keys and values", kv_bytes)):
+        if nbytes > machine:
+            raise ProtocolError(
+                f"a plan with {nbytes} bytes of {what}; this machine has {machine}: "
+                "use more nodes, or a smaller max_seq_len"
+            )

@@ -43,13 +43,13 @@ from dllama_zmq.bus.messages import (
 from dllama_zmq.bus.messages import Plan as PlanMessage
 from dllama_zmq.bus.worker_exchange import StarWorker, StepVoid
 from dllama_zmq.errors import BusError, ClusterError, DllamaError, FormatError, PlanError, ProtocolError, RootLost
-from dllama_zmq.host import free_memory_bytes, host_name
+from dllama_zmq.host import free_memory_bytes, host_name, refused_by_system
 from dllama_zmq.kernels import choose_kernels, prepare_kernels
 from dllama_zmq.models import Model, Run
 from dllama_zmq.quants import F32
 from dllama_zmq.sharding import Plan, best_candidates, build_shard, counted, kernel_needs
 from dllama_zmq.spec import ModelSpec
-from dllama_zmq.worker.loading import Loading
+from dllama_zmq.worker.loading import Loading, check_room
 from dllama_zmq.worker.preparation import Preparation
 
 logger = logging.getLogger(__name__)
@@ -164,13 +164,16 @@ class Worker:
         link.subscribe(with_host_of(welcome.steps, address))
         try:
             shard = self._load(link, welcome)
-        except MemoryError as error:
-            text = f"not enough memory ({error}); use more nodes, or a smaller max_seq_len"
-            link.send(Fault(0, 0, text))
-            raise ClusterError(text) from None
+        except (RootLost, _Leave, zmq.ContextTerminated):
+            raise
         except ProtocolError as error:
             link.send(Fault(0, 0, str(error)[:2000]))
             raise
+        except Exception as error:  # whatever it is, it travels home before this worker ends
+            text = refused_by_system(error) or _in_words(error)
+            logger.error("cannot load: %s", text, exc_info=not isinstance(error, DllamaError | OSError | MemoryError))
+            link.send(Fault(0, 0, text[:2000]))
+            raise ClusterError(f"cannot load its part of the model: {text}") from None
         self._on_state("ready")
         heard = time.monotonic()
         while not self._stopped:
@@ -228,7 +231,7 @@ class Worker:
             raise ProtocolError(f"a plan for a model that cannot be: {str(error)[:300]}") from None
         if not 1 <= welcome.node < order.nodes or not 1 <= order.seq_len <= spec.seq_len or order.slots < 1:
             raise ProtocolError(f"a plan for node {welcome.node} of {order.nodes}, {order.seq_len} positions")
-        _check_room(plan, welcome.node, order)
+        check_room(plan, welcome.node, order)
         logger.info("joined as %s node=%d of=%d", welcome.name, welcome.node, order.nodes)
         loading, preparation = Loading(plan, welcome.node), Preparation(link)
         link.send(Credit(CREDIT_PIECES))
@@ -296,8 +299,8 @@ class Worker:
         except RootLost:
             raise
         except Exception as error:
-            text = str(error) if isinstance(error, DllamaError) else f"{type(error).__name__}: {error}"
             logger.exception("step failed step=%d", message.step)
+            text = refused_by_system(error) or _in_words(error)
             link.send(Fault(message.epoch, message.step, text[:2000]))
 
     def _step(self, shard: _Shard, message: Step, frames: Sequence[Frame]) -> None:
@@ -317,16 +320,9 @@ class Worker:
         raise _Leave(bye.reason)
 
 
-def _check_room(plan: Plan, node: int, order: PlanMessage) -> None:
-    """Refuse, before anything is allocated, what this machine could never hold."""
-    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    kv_bytes = plan.kv_bytes(node, order.seq_len, order.slots, order.kv)
-    for what, nbytes in (("weights", plan.weight_bytes(node)), ("keys and values", kv_bytes)):
-        if nbytes > machine:
-            raise ProtocolError(
-                f"a plan with {nbytes} bytes of {what}; this machine has {machine}: "
-                "use more nodes, or a smaller max_seq_len"
-            )
+def _in_words(error: Exception) -> str:
+    """An error as its sentence; one that is not ours has its type before it."""
+    return str(error) if isinstance(error, DllamaError) else f"{type(error).__name__}: {error}"
 
 
 def _candidate_arrays(shard: _Shard, k: int) -> list[tuple[ArrayHead, Frame]]:
