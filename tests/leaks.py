@@ -28,8 +28,13 @@ def held() -> Counter[str]:
             found[f"open {name}"] += not name.startswith("/")
     for children in (_FOLDER / "task").glob("*/children"):
         with suppress(OSError):
-            found.update(f"process {pid}" for pid in children.read_text().split())
-    return found
+            found.update(f"process {pid}" for pid in children.read_text().split() if not _has_ended(pid))
+    return +found
+
+
+def _has_ended(pid: str) -> bool:
+    """Whether a child is only a number that waits to be asked for; Python asks when it starts the next process."""
+    return (_FOLDER.parent / pid / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
 
 
 @contextmanager

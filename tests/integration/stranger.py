@@ -466,6 +466,7 @@ class RawRoot:
         self.stays = False
         self._heard: set[bytes] = set()
         self.router, self.pub = context.socket(zmq.ROUTER), context.socket(zmq.PUB)
+        self.router.set(zmq.ROUTER_HANDOVER, 1)  # or one that joins again while its old connection lives is not heard
         for socket, address in zip((self.router, self.pub), self.addresses, strict=True):
             socket.set(zmq.LINGER, 0)
             socket.bind(address)
