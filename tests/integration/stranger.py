@@ -501,7 +501,7 @@ class RawRoot:
         self.hear("credit")
         for fields, data in pieces:
             self.say(identity, "weights", *fields, arrays=(data,))
-        self.hear("loaded")
+        self.hear("loaded", wait_s=120.0)  # its kernels may have to be compiled
         for _ in range(100):
             self.publish("beacon", 1)
             with contextlib.suppress(AssertionError):

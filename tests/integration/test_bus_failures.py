@@ -491,10 +491,11 @@ def test_an_absurd_plan_is_refused_without_allocating_and_the_worker_joins_again
     places = inproc()
     with RawRoot(context, places.replies[0], places.steps[0]) as root:
         tracemalloc.start()
-        for _ in ABSURD:
-            start(a_worker(context, places))
-        waiting, plans, faults, again = list(ABSURD), {}, {}, set()
-        until = time.monotonic() + 40
+        for number in range(len(ABSURD)):
+            start(a_worker(context, places, f"w{number}"))
+        given: dict[bytes, str] = {}  # what each identity has been asked for; a worker has another when it joins again
+        faults, again = {}, set()
+        until = time.monotonic() + 60
         while len(again) < len(ABSURD):
             assert time.monotonic() < until, f"no word of {set(ABSURD) - again}"
             if not root.router.poll(100):
@@ -502,13 +503,15 @@ def test_an_absurd_plan_is_refused_without_allocating_and_the_worker_joins_again
             identity, header, *_ = root.router.recv_multipart()
             _, kind, *fields = msgpack.unpackb(header)
             if kind == "fault":
-                faults[plans[identity]] = fields[2]
-            elif kind == "join" and identity not in plans:
-                plans[identity] = waiting.pop()
+                faults[given[identity]] = fields[2]
+            elif kind == "join" and identity not in given:
+                absurdity = list(ABSURD)[int(fields[0][1:])]
+                if absurdity in faults:
+                    again.add(absurdity)
+                    continue
+                given[identity] = absurdity
                 root.say(identity, "welcome", 1, "worker1", *reversed(root.addresses))
-                root.say(identity, "plan", *ABSURD[plans[identity]])
-            elif kind == "join" and plans[identity] in faults:
-                again.add(plans[identity])
+                root.say(identity, "plan", *ABSURD[absurdity])
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     assert peak < 64 << 20

@@ -90,7 +90,7 @@ def test_up_status_and_down_take_the_file_with_a_flag_as_others_do(cli: Cli) -> 
     assert "'small' is not running" in cli.run("status", "other.yaml", "--cluster", "other.yaml").error()
     for command in ("up", "down", "status"):
         twice = cli.run(command, "other.yaml", "--cluster", "third.yaml").error(2)
-        assert twice == "two files are given, other.yaml and --cluster third.yaml; give one"
+        assert twice == "two clusters are given, other.yaml and --cluster third.yaml; give one"
 
 
 def test_down_and_status_say_where_no_cluster_runs(cli: Cli) -> None:
