@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -105,8 +107,8 @@ class _Printer:
         one_terminal = sys.stdout.isatty() and sys.stderr.isatty()
         # On one terminal the text would stand between the figures of each token: then it comes at the end.
         self._streams = not options.json and not (options.stats == "tokens" and one_terminal)
-        # A line in the middle of the text would spoil it, unless text and lines go to different places.
-        self._tells_tokens = not self._streams or (sys.stderr.isatty() and not sys.stdout.isatty())
+        # A line in the middle of the text would spoil it, and a pipe may lead to the same terminal (`| tee`).
+        self._tells_tokens = not self._streams or stat.S_ISREG(os.fstat(sys.stdout.fileno()).st_mode)
         self._shown = False
 
     def take(self, answer: Answer) -> None:

@@ -84,6 +84,22 @@ def test_elsewhere_a_long_prompt_is_told_in_lines_without_escape_codes(slow: Cli
     # Neither escape codes nor, for nobody watches, the speed of the answer.
 
 
+def test_text_that_goes_through_a_pipe_to_the_terminal_is_not_written_over(running: Cli) -> None:
+    script = f"{sys.executable} -m dllama_zmq generate 'a b' --temp 0 -n 1000 | cat"
+    with at_terminal(["sh", "-c", script], running.folder, running.environment()) as terminal:
+        assert terminal.to_the_end(WAIT_S) == 0, terminal.text()
+    assert [line for line in terminal.screen() if line.startswith("a b")], terminal.seen
+    assert not any("generating" in line for line in terminal.screen())
+
+
+def test_where_the_text_goes_to_a_file_the_terminal_sees_tokens(slow: Cli) -> None:
+    script = f"{sys.executable} -m dllama_zmq generate 'a b' --temp 0 -n 40 > text"
+    with at_terminal(["sh", "-c", script], slow.folder, slow.environment()) as terminal:
+        assert terminal.to_the_end(WAIT_S) == 0, terminal.text()
+    assert re.search(r"generating .*\d+ of 40 tokens, [\d.]+ tokens/s, \d+ s left", terminal.text()), terminal.text()
+    assert (slow.folder / "text").read_text().startswith("a b")
+
+
 def test_status_and_inspect_fit_80_columns(cli: Cli) -> None:
     cli.up(4)
     for words in (["status"], ["inspect", str(cli.model)]):
