@@ -60,6 +60,7 @@ class Stats:
     def __init__(self, per_token: bool) -> None:
         self._per_token = per_token
         self._explained = False
+        self._n_tokens = 0
         self._prompt = _Sums()
         self._prediction = _Sums()
 
@@ -70,6 +71,7 @@ class Stats:
 
     def token(self, piece: Piece) -> None:
         """One generated token; the first has no step of its own."""
+        self._n_tokens += 1
         if piece.figures is not None:
             self._prediction.add(1, piece.figures)
             self._say(piece.figures, repr(piece.text))
@@ -80,11 +82,8 @@ class Stats:
 
     def sentence(self) -> str:
         """How fast it was, in one line."""
-        prompt, prediction = self._prompt, self._prediction
-        return (
-            f"{prediction.tokens + 1} tokens, {prediction.tokens_per_s():.1f} tokens/s; "
-            f"prompt {prompt.tokens} tokens, {prompt.tokens_per_s():.1f} tokens/s"
-        )
+        prompt = _speed(self._prompt.tokens, self._prompt)
+        return f"{_speed(self._n_tokens, self._prediction)}; prompt {prompt}"
 
     def print_table(self, n_nodes: int) -> None:
         """Both phases, per token, what the columns mean, and for whom of `n_nodes` the others waited."""
@@ -111,6 +110,11 @@ class Stats:
             note("ms in all (G), computing (I), waiting for other nodes (T); kB sent (S) and received (R) by the root")
             self._explained = True
         note(f"{_line(figures)}  {what}")
+
+
+def _speed(n_tokens: int, sums: _Sums) -> str:
+    speed = f", {sums.tokens_per_s():.1f} tokens/s" if sums.tokens else ""
+    return f"{n_tokens} {'token' if n_tokens == 1 else 'tokens'}{speed}"
 
 
 def _line(figures: Figures) -> str:
