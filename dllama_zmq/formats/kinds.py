@@ -24,23 +24,26 @@ def is_gguf(path: Path, magic: bytes) -> bool:
     return magic == GGUF_MAGIC or path.suffix.lower() == ".gguf"
 
 
-def only_file_of(folder: Path) -> Path:
-    """The one model among the `.m` and GGUF files of a folder that is none itself; of one in parts, the first part.
-
-    Raises FormatError where there is none, or where it cannot be told which.
-    """
+def model_files(folder: Path) -> list[Path]:
+    """The models among a folder's `.m` and GGUF files; of one in parts, the first part."""
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in (".gguf", ".m") and path.is_file() and "mmproj" not in path.name.lower():
             part = _PART.fullmatch(path.stem)
             found.setdefault(part[1] if part else path.name, path)
+    return list(found.values())
+
+
+def only_file_of(folder: Path) -> Path:
+    """The one model file of a folder that is no model itself. Raises FormatError where there is none, or several."""
+    found = model_files(folder)
     if len(found) == 1:
-        return next(iter(found.values()))
+        return found[0]
     if not found:
         raise FormatError(
             f"{folder} is no folder of a model: it has neither config.json (Hugging Face) nor params.json (Meta), and "
             "no GGUF or .m file."
         )
-    names = [path.name for path in found.values()]
+    names = [path.name for path in found]
     more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
     raise FormatError(f"{folder}: it holds {', '.join(names[:_MOST_NAMED])}{more}. Name one of them.")

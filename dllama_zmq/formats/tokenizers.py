@@ -20,7 +20,7 @@ from typing import Any
 from dllama_zmq.errors import FormatError
 from dllama_zmq.formats.files import open_regular
 from dllama_zmq.formats.gguf import gguf_metadata
-from dllama_zmq.formats.kinds import first_bytes, is_gguf, only_file_of
+from dllama_zmq.formats.kinds import first_bytes, is_gguf, model_files, only_file_of
 from dllama_zmq.formats.t_file import read_t
 from dllama_zmq.tokenizer import Tokenizer
 
@@ -54,7 +54,7 @@ def _in_folder(folder: Path) -> Path:
     for name in _NAMES:
         if (folder / name).exists():
             return folder / name
-    if not any((folder / name).exists() for name in _OF_A_MODEL):
+    if not any((folder / name).exists() for name in _OF_A_MODEL) and model_files(folder):
         model = only_file_of(folder)
         return model if is_gguf(model, first_bytes(model)) else model.with_suffix(".t")
     raise FormatError(
@@ -90,7 +90,7 @@ def _ranks(data: bytes, path: Path) -> dict[bytes, int]:
 
 def _config_beside(path: Path) -> dict[str, Any]:
     """What the files beside a tokenizer say: tokenizer_config.json's keys before special_tokens_map.json's, the EOS ids
-    of generation_config.json, and the templates that have files of their own."""
+    of generation_config.json and of config.json, and the templates that have files of their own."""
     folder = path.parent
     named = _side(folder / "special_tokens_map.json")
     config = {**{key: value for key, value in named.items() if key.endswith("_token")}}
@@ -99,6 +99,7 @@ def _config_beside(path: Path) -> dict[str, Any]:
     ends = _side(folder / "generation_config.json").get("eos_token_id")
     if ends is not None:
         config["eos_token_id"] = ends
+    config["model_eos_token_id"] = _side(folder / "config.json").get("eos_token_id")
     templates = [("default", folder / "chat_template.jinja")]
     if (folder / "additional_chat_templates").is_dir():
         files = sorted((folder / "additional_chat_templates").glob("*.jinja"))

@@ -104,9 +104,9 @@ _TOLD_BY = (
 )
 
 
-def told_by(specials: Mapping[str, int]) -> str | None:
-    """The built-in template of the model that has these special tokens; None where they tell none.
+def told_by(names: Mapping[str, int]) -> str | None:
+    """The built-in template of the model that has special tokens of these names; None where they tell none.
 
     Llama 2's format uses no special token but <s> and </s>, which many others have too: it must be asked for by name.
     """
-    return next((name for name, needed in _TOLD_BY if all(token in specials for token in needed)), None)
+    return next((name for name, needed in _TOLD_BY if all(token in names for token in needed)), None)

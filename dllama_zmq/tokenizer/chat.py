@@ -9,26 +9,18 @@ millisecond; starting it takes a tenth of a second.
 from __future__ import annotations
 
 import json
-import os
-import selectors
-import subprocess
-import sys
-import time
-import weakref
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from threading import Lock
+from contextlib import suppress
 from typing import Any
 
 from dllama_zmq.errors import FormatError, RequestError, UsageError
 from dllama_zmq.tokenizer.builtin_templates import BUILTIN, told_by
+from dllama_zmq.tokenizer.child import Child
 
 RENDER_S = 2.0
 """Seconds that a template may take."""
 _GRACE_S = 1.0  # for a template inside one long operation, which can only be ended from without
-_START_S = 30.0
 MAX_TEXT_CHARS = 8 << 20
-_CHILD = Path(__file__).with_name("chat_child.py")
 
 
 class ChatTemplate:
@@ -53,7 +45,8 @@ class ChatTemplate:
     ) -> str:
         """The text of a conversation, to be encoded with bos=False, specials=True: it holds its BOS by name.
 
-        messages: at least one, of what JSON can hold; keys whose value is None are left out, as transformers does.
+        messages: at least one, of what JSON can hold; keys whose value is None are left out, as transformers does. A
+        template that cannot render them so gets them as they are: some ask whether `content` is none.
         Raises RequestError where the template refuses or cannot render this conversation, FormatError where the
         template itself is at fault: no Jinja, too long, too large, or reaching for what it must not.
         """
@@ -63,7 +56,7 @@ class ChatTemplate:
             **self._words,
             "documents": None,
             **variables,
-            "messages": [_without_none(message) for message in messages],
+            "messages": [_checked(message) for message in messages],
             "tools": None if tools is None else list(tools),
             "add_generation_prompt": add_generation_prompt,
         }
@@ -71,16 +64,25 @@ class ChatTemplate:
         if name not in self._templates:
             names = ", ".join(sorted(self._templates))
             raise RequestError(f"{self.source}: no chat template is the default; choose one by name: {names}")
-        return self._renderer.render(self._templates[name], shown, f"{self.source}: chat template")
+        where = f"{self.source}: chat template"
+        bare = [{key: value for key, value in message.items() if value is not None} for message in shown["messages"]]
+        try:
+            return self._renderer.render(self._templates[name], shown | {"messages": bare}, where)
+        except RequestError:
+            if bare == shown["messages"]:
+                raise
+            with suppress(RequestError):
+                return self._renderer.render(self._templates[name], shown, where)
+            raise
 
 
 def choose_template(
-    templates: Mapping[str, str], name: str | None, specials: Mapping[str, int], words: Mapping[str, str], source: str
+    templates: Mapping[str, str], name: str | None, names: Mapping[str, int], words: Mapping[str, str], source: str
 ) -> ChatTemplate:
     """The file's templates; else, or where `name` says so, a built-in one."""
     if name is None and templates:
         return ChatTemplate(templates, words, source)
-    chosen = name or told_by(specials)
+    chosen = name or told_by(names)
     if chosen is None:
         raise RequestError(
             f"{source}: this tokenizer has no chat template, and its special tokens tell none; "
@@ -92,27 +94,26 @@ def choose_template(
     return ChatTemplate({"default": text}, words, source if chosen in templates else f"built-in {chosen}")
 
 
-def _without_none(message: Mapping[str, Any]) -> dict[str, Any]:
+def _checked(message: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(message, Mapping):
         raise RequestError(f"a message is a {type(message).__name__}; expected an object with a role and content")
-    return {key: value for key, value in message.items() if value is not None}
+    return dict(message)
 
 
 class _Renderer:
-    """The process that renders; started when it is first needed, and again after it had to be ended."""
+    """The process that renders."""
 
     def __init__(self) -> None:
-        self._process: subprocess.Popen[bytes] | None = None
-        self._lock = Lock()
+        self._child = Child("chat_child.py", max_bytes=16 * MAX_TEXT_CHARS)
 
     def render(self, template: str, variables: Mapping[str, Any], where: str) -> str:
+        """The text. Raises RequestError or FormatError, see `ChatTemplate.render`."""
         request = {"template": template, "variables": variables, "seconds": RENDER_S, "chars": MAX_TEXT_CHARS}
         try:
             line = json.dumps(request).encode() + b"\n"
         except (TypeError, ValueError, RecursionError) as error:
             raise RequestError(f"the conversation holds what JSON cannot: {error}") from error
-        with self._lock:
-            answer = self._ask(line)
+        answer = self._child.ask(line, RENDER_S + _GRACE_S)
         if answer is None:
             raise FormatError(
                 f"{where}: it takes longer than {RENDER_S:g} s or more memory than it may, in one of its "
@@ -127,74 +128,3 @@ class _Renderer:
         if answer["kind"] == "conversation":
             raise RequestError(f"{what}. It cannot render this conversation; check the messages' roles and content.")
         raise FormatError(f"{what}. Choose a built-in template by name.")
-
-    def _ask(self, line: bytes) -> dict[str, Any] | None:
-        """The child's answer; None where it gave none in time, after which it has been ended."""
-        fresh = self._process is None or self._process.poll() is not None
-        if fresh:
-            self._start()
-        process = self._process
-        answer = None if process is None else _exchange(process, line, RENDER_S + _GRACE_S + (_START_S if fresh else 0))
-        if answer is None:
-            self._end()
-            return None
-        return answer
-
-    def _start(self) -> None:
-        self._end()
-        process = subprocess.Popen(
-            [sys.executable, "-I", str(_CHILD)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
-        self._process = process
-        self._finalizer = weakref.finalize(self, _end, process)
-
-    def _end(self) -> None:
-        if self._process is not None:
-            self._finalizer()
-            self._process = None
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.kill()
-    process.wait()
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            pipe.close()
-
-
-def _exchange(process: subprocess.Popen[bytes], line: bytes, wait_s: float) -> dict[str, Any] | None:
-    """Send `line`, and wait at most `wait_s` seconds for the line that answers it."""
-    if process.stdin is None or process.stdout is None:
-        return None
-    deadline = time.monotonic() + wait_s
-    received = bytearray()
-    to_send = memoryview(line)
-    os.set_blocking(process.stdin.fileno(), False)
-    os.set_blocking(process.stdout.fileno(), False)
-    with selectors.DefaultSelector() as selector:
-        selector.register(process.stdin, selectors.EVENT_WRITE)
-        selector.register(process.stdout, selectors.EVENT_READ)
-        while not received.endswith(b"\n"):
-            left_s = deadline - time.monotonic()
-            if left_s <= 0 or len(received) > 16 * MAX_TEXT_CHARS:
-                return None
-            for key, _ in selector.select(left_s):
-                try:
-                    if key.fileobj is process.stdin:
-                        to_send = to_send[os.write(process.stdin.fileno(), to_send) :]
-                        if not to_send:
-                            selector.unregister(process.stdin)
-                    else:
-                        data = os.read(process.stdout.fileno(), 1 << 16)
-                        if not data:
-                            return None
-                        received += data
-                except (BlockingIOError, InterruptedError):
-                    continue
-                except BrokenPipeError:
-                    return None
-    answer: dict[str, Any] = json.loads(received)
-    return answer

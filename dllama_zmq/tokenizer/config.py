@@ -5,7 +5,7 @@ Source: the keys of tokenizer_config.json, special_tokens_map.json and generatio
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +27,8 @@ class AddedToken:
 class Config:
     """words: the names of tokens, by `bos_token` and its like. given: which of them the file says, if only to say None.
 
-    added: tokens beside the vocabulary, by id. end_ids: EOS ids, None where no file lists them. templates: chat
+    added: tokens beside the vocabulary, by id. end_ids: EOS ids, None where no file lists them all. some_ends: EOS ids
+    of a file that seldom has all. legacy: SentencePiece puts its space after special tokens too. templates: chat
     templates by name, `default` the one.
     """
 
@@ -36,6 +37,8 @@ class Config:
     added: dict[int, AddedToken] = field(default_factory=dict)
     add_bos: bool | None = None
     end_ids: tuple[int, ...] | None = None
+    some_ends: tuple[int, ...] = ()
+    legacy: bool = True
     templates: dict[str, str] = field(default_factory=dict)
 
     def token_id(self, word: str, names: Mapping[str, int], source: str, default: int | None) -> int | None:
@@ -51,16 +54,21 @@ class Config:
             raise FormatError(f"{source}: {word} is {self.words[word][:60]!r}, which is no token of this vocabulary.")
         return names[self.words[word]]
 
-    def ends(self, eos_id: int | None, specials: Mapping[str, int]) -> tuple[int, ...]:
-        """The EOS ids: the listed ones, after the `eos_token`; where none are listed, well-known ends of a turn too."""
+    def ends(self, eos_id: int | None, names: Mapping[str, int], pieces: Container[int]) -> tuple[int, ...]:
+        """The EOS ids: the listed ones, after the `eos_token`; where no file lists all, well-known ends of a turn too.
+
+        names: of the tokens that may be such ends. pieces: the ids that are tokens.
+        """
         listed = self.end_ids
         if listed is None:
-            listed = tuple(specials[name] for name in END_OF_TURN if name in specials)
+            some = [token for token in self.some_ends if token in pieces]
+            listed = (*some, *(names[name] for name in END_OF_TURN if name in names))
         return tuple(dict.fromkeys(((eos_id,) if eos_id is not None else ()) + listed))
 
 
 def read_config(raw: Mapping[str, Any], source: str) -> Config:
-    """The Config in the keys of tokenizer_config.json, plus `eos_token_id` of generation_config.json.
+    """The Config in the keys of tokenizer_config.json, plus `eos_token_id` of generation_config.json and
+    `model_eos_token_id`, that of config.json.
 
     Raises FormatError naming the key whose value has the wrong type.
     """
@@ -81,10 +89,19 @@ def read_config(raw: Mapping[str, Any], source: str) -> Config:
     add_bos = raw.get("add_bos_token")
     if add_bos is not None and not isinstance(add_bos, bool):
         raise wrong(source, "add_bos_token", add_bos, "true or false")
+    legacy = raw.get("legacy")
+    if legacy is not None and not isinstance(legacy, bool):
+        raise wrong(source, "legacy", legacy, "true or false")
     return Config(
-        words, frozenset(given), _added(raw.get("added_tokens_decoder") or {}, source), add_bos,
-        _ends(raw.get("eos_token_id"), source), read_templates(raw.get("chat_template"), source),
-    )  # fmt: skip
+        words=words,
+        given=frozenset(given),
+        added=_added(raw.get("added_tokens_decoder") or {}, source),
+        add_bos=add_bos,
+        end_ids=_ends(raw.get("eos_token_id"), source),
+        some_ends=_ends(raw.get("model_eos_token_id"), source) or (),
+        legacy="tokenizer_class" not in raw if legacy is None else legacy,  # transformers 5 has false as its default
+        templates=read_templates(raw.get("chat_template"), source),
+    )
 
 
 def _added(raw: object, source: str) -> dict[int, AddedToken]:
@@ -105,11 +122,14 @@ def _added(raw: object, source: str) -> dict[int, AddedToken]:
 def _ends(raw: object, source: str) -> tuple[int, ...] | None:
     if raw is None:
         return None
-    ids = raw if isinstance(raw, list) else [raw]
-    for token in ids:
+    ids: list[int] = []
+    for token in raw if isinstance(raw, list) else [raw]:
+        if token == -1:  # which says: none
+            continue
         if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < MAX_TOKEN_ID:
             raise wrong(source, "eos_token_id", token, f"an id from 0 to {MAX_TOKEN_ID - 1}, or a list of them")
-    return tuple(ids)
+        ids.append(token)
+    return tuple(ids) or None
 
 
 def read_templates(raw: object, source: str) -> dict[str, str]:

@@ -44,7 +44,8 @@ class Parts:
     text in which they are tokens. to_data: the `.t` form, or UnsupportedModel.
     dummy_prefix: `plain` puts a space before a text. drops_all: decoding drops every space at the start. kept: tokens
     whose space is never the one that was put. each_byte: how bytes that are no UTF-8 are shown, see IncrementalDecoder.
-    words: names of tokens that chat templates use (`bos_token`, ...).
+    words: names of tokens that chat templates use (`bos_token`, ...). texts: tokens by the names that stand for them in
+    any text. notes: sentences for the user about what is odd in the file and was settled here.
     """
 
     source: str
@@ -63,6 +64,8 @@ class Parts:
     drops_all: bool = False
     templates: Mapping[str, str] = field(default_factory=dict)
     words: Mapping[str, str] = field(default_factory=dict)
+    texts: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def byte_run(pieces: list[bytes]) -> int | None:

@@ -35,6 +35,11 @@ def to_chars(piece: bytes) -> str:
     return piece.decode("latin-1").translate(_TABLE)
 
 
+def is_written(piece: str) -> bool:
+    """Whether `piece` is in a byte-level vocabulary's writing, so that bytes of a text can become it."""
+    return all(char in _BYTE_OF_CHAR for char in piece)
+
+
 def to_bytes(piece: str) -> bytes:
     """The bytes that `piece` of a byte-level vocabulary stands for: its UTF-8 where it is no such writing."""
     try:
@@ -109,10 +114,14 @@ def library_encoder(
     return encode
 
 
-def with_names(encode: Encoder, names: Mapping[str, int]) -> Encoder:
-    """`encode`, except that each of `names` in a text becomes its token; of two at one place, the longer."""
+def with_names(encode: Encoder, names: Mapping[str, int], inside: Encoder | None = None) -> Encoder:
+    """`encode`, except that each of `names` in a text becomes its token; of two at one place, the longer.
+
+    inside: encodes what does not begin the text; None: as `encode`.
+    """
     if not names:
         return encode
+    inside = inside or encode
     pattern = re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))))
 
     def encode_marked(text: str) -> list[int]:
@@ -120,11 +129,11 @@ def with_names(encode: Encoder, names: Mapping[str, int]) -> Encoder:
         at = 0
         for match in pattern.finditer(text):
             if match.start() > at:
-                tokens += encode(text[at : match.start()])
+                tokens += (inside if at else encode)(text[at : match.start()])
             tokens.append(names[match.group()])
             at = match.end()
         if at < len(text) or not at:
-            tokens += encode(text[at:])
+            tokens += (inside if at else encode)(text[at:])
         return tokens
 
     return encode_marked

@@ -10,16 +10,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from dllama_zmq.errors import FormatError, UnsupportedModel
-from dllama_zmq.tokenizer.config import Config, read_templates, wrong
+from dllama_zmq.tokenizer.config import AddedToken, Config, read_templates, wrong
 from dllama_zmq.tokenizer.data import END_OF_TURN, Parts, TokenizerData, checked_ids
-from dllama_zmq.tokenizer.encoders import Merge, byte_level_encoder, to_bytes, with_names
+from dllama_zmq.tokenizer.encoders import Merge, byte_level_encoder, is_written, to_bytes, with_names
 from dllama_zmq.tokenizer.from_sentencepiece import parts_of_model
 from dllama_zmq.tokenizer.from_t import byte_level_data
 from dllama_zmq.tokenizer.pretokenizers import pretokenizer
 from dllama_zmq.tokenizer.sentencepiece_model import (
     BYTE,
+    BYTE_NAMES,
     CONTROL,
     NORMAL,
+    SPACE,
     UNKNOWN,
     UNUSED,
     USER_DEFINED,
@@ -29,6 +31,13 @@ from dllama_zmq.tokenizer.sentencepiece_model import (
 )
 
 _TEMPLATE = "tokenizer.chat_template"
+_NONE = (-1, (1 << 32) - 1)
+"""Ids by which converters say that there is no such token."""
+_NO_PRE = (
+    "the file does not say how text is split (tokenizer.ggml.pre is missing), so that tokens may be others than the "
+    "model was trained with: get a newer file of the model, or give its tokenizer.json"
+)
+_NEEDED_BY_NOBODY = ("padding_token_id", "unknown_token_id")
 
 
 def parts_of_gguf(metadata: Mapping[str, Any], source: str) -> Parts:
@@ -61,6 +70,14 @@ class _Keys:
         self._same_length("token_type", kinds)
         # 0 is "undefined"; llama.cpp takes it and what it does not know for an ordinary piece.
         self.kinds = [kind if NORMAL <= kind <= BYTE else NORMAL for kind in kinds]
+        for token, text in enumerate(self.tokens):
+            if text in END_OF_TURN:  # whatever a converter called it
+                self.kinds[token] = CONTROL
+
+    @property
+    def names_pre(self) -> bool:
+        """Whether the file says how a text is split before it is merged."""
+        return "tokenizer.ggml.pre" in self._metadata
 
     def text(self, key: str, default: str | None) -> str:
         value = self._metadata.get(f"tokenizer.ggml.{key}", default)
@@ -75,8 +92,11 @@ class _Keys:
         return value
 
     def token(self, key: str, default: int | None = None) -> int | None:
+        """The id at `key`; the default where there is none, or what says "none". Raises FormatError for a wrong one."""
         value = self._metadata.get(f"tokenizer.ggml.{key}", default)
-        if value is None:
+        if value in (None, *_NONE):
+            value = default
+        if value is None or (key in _NEEDED_BY_NOBODY and isinstance(value, int) and value >= len(self.tokens)):
             return None
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < len(self.tokens):
             raise wrong(self.source, f"tokenizer.ggml.{key}", value, f"an id from 0 to {len(self.tokens) - 1}")
@@ -96,6 +116,8 @@ class _Keys:
             left, space, right = text.partition(" ")
             if not (left and space and right) or " " in right:
                 raise wrong(self.source, f"tokenizer.ggml.merges[{index}]", text, "two pieces and a space between them")
+            if not (is_written(left) and is_written(right)):
+                continue  # of characters that no text becomes
             merges.append((to_bytes(left), to_bytes(right)))
         return merges
 
@@ -140,33 +162,48 @@ def _ends(keys: _Keys, eos_id: int | None, specials: Mapping[str, int]) -> tuple
 
 
 def _sentencepiece(keys: _Keys) -> Parts:
-    scores = keys.scores()
+    kinds = _sentencepiece_kinds(keys)
     seen: set[str] = set()
     pieces: list[Piece] = []
-    for token, (text, score, kind) in enumerate(zip(keys.tokens, scores, keys.kinds, strict=True)):
+    added: dict[int, AddedToken] = {}
+    for token, (text, score, kind) in enumerate(zip(keys.tokens, keys.scores(), kinds, strict=True)):
+        if kind == USER_DEFINED and text and SPACE not in text:
+            added[token] = AddedToken(text, special=False)  # llama.cpp and Hugging Face cut a text there first
+            text = ""
         if kind != UNKNOWN and (not text or "\x00" in text or text in seen):
             text, kind = f" {token}", UNUSED  # the library wants names unlike each other; no text holds a space there
         seen.add(text)
         pieces.append(Piece(text, score, kind))
-    if keys.kinds.count(UNKNOWN) > 1:
-        raise FormatError(f"{keys.source}: tokenizer.ggml.token_type names {keys.kinds.count(UNKNOWN)} unknown tokens; "
-                          f"expected one. Get the file again.")  # fmt: skip
     bos_id = keys.token("bos_token_id", 1 if len(pieces) > 2 else None)
     eos_id = keys.token("eos_token_id", 2 if len(pieces) > 2 else None)
-    whole = (
-        pieces if UNKNOWN in keys.kinds else [*pieces, Piece("<unk>" if "<unk>" not in seen else " unk", 0.0, UNKNOWN)]
-    )
+    whole = pieces if UNKNOWN in kinds else [*pieces, Piece("<unk>" if "<unk>" not in seen else " unk", 0.0, UNKNOWN)]
     model = Model(
-        whole, byte_fallback=BYTE in keys.kinds, dummy_prefix=keys.flag("add_space_prefix", True),
+        whole, byte_fallback=BYTE in kinds, dummy_prefix=keys.flag("add_space_prefix", True),
         remove_extra_spaces=keys.flag("remove_extra_whitespaces", False), charsmap=keys.charsmap(),
         bos_id=-1 if bos_id is None else bos_id, eos_id=-1 if eos_id is None else eos_id,
     )  # fmt: skip
     specials = {piece.text: token for token, piece in enumerate(pieces) if piece.kind == CONTROL}
     config = Config(
-        words=_words(keys), add_bos=keys.flag("add_bos_token", True), end_ids=_ends(keys, eos_id, specials),
-        templates=keys.templates(),
+        words=_words(keys), added=added, add_bos=keys.flag("add_bos_token", True),
+        end_ids=_ends(keys, eos_id, specials), templates=keys.templates(),
     )  # fmt: skip
     return parts_of_model(model, write_model(model), config, keys.source)
+
+
+def _sentencepiece_kinds(keys: _Keys) -> list[int]:
+    """Each token's kind: bytes by their names, where all are there and a converter took them for text; one unknown."""
+    kinds = list(keys.kinds)
+    ids = {text: token for token, text in reversed(list(enumerate(keys.tokens)))}
+    if ids.keys() >= BYTE_NAMES.keys():
+        for name in BYTE_NAMES:
+            kinds[ids[name]] = BYTE
+    unknown = [token for token, kind in enumerate(kinds) if kind == UNKNOWN]
+    said = keys.token("unknown_token_id")
+    needed = (keys.token("bos_token_id", 1), keys.token("eos_token_id", 2)) if len(kinds) > 2 else ()
+    for token in unknown:  # the library wants one; the others only pad the vocabulary
+        if token != (said if said in unknown else unknown[0]):
+            kinds[token] = CONTROL if token in needed else UNUSED
+    return kinds
 
 
 def _byte_level(keys: _Keys) -> Parts:
@@ -180,6 +217,8 @@ def _byte_level(keys: _Keys) -> Parts:
         if kind in (UNKNOWN, CONTROL, USER_DEFINED):
             pieces[token] = text.encode("utf-8", "replace")
             named[USER_DEFINED if kind == USER_DEFINED else CONTROL][text] = token
+        elif not is_written(text):
+            pieces[token] = text.encode("utf-8", "replace")  # printed, and never what a text becomes
         else:
             pieces[token] = to_bytes(text)
             if pieces[token] in ids:
@@ -215,6 +254,7 @@ def _byte_level(keys: _Keys) -> Parts:
         source=keys.source, pieces=pieces, silent=frozenset({*specials.values(), *eos_ids}), specials=specials,
         plain=with_names(bpe, texts), marked=with_names(bpe, {**texts, **specials}), bos_id=bos_id, eos_ids=eos_ids,
         add_bos=add_bos, dummy_prefix=False, to_data=to_data, templates=templates, words=_words(keys),
+        texts=texts, notes=() if keys.names_pre else (_NO_PRE,),
     )  # fmt: skip
 
 

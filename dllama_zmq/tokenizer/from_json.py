@@ -13,12 +13,15 @@ from threading import Lock
 import tokenizers
 
 from dllama_zmq.errors import FormatError, UnsupportedModel
+from dllama_zmq.tokenizer.bounded import BoundedEncoders
 from dllama_zmq.tokenizer.config import MAX_TOKEN_ID, Config
-from dllama_zmq.tokenizer.data import Encoder, Parts, TokenizerData, checked_ids
+from dllama_zmq.tokenizer.data import END_OF_TURN, Encoder, Parts, TokenizerData, checked_ids
 from dllama_zmq.tokenizer.encoders import library_encoder, to_bytes
-from dllama_zmq.tokenizer.json_file import JsonFile, Steps, read_json
+from dllama_zmq.tokenizer.json_file import AddedEntry, JsonFile, Steps, read_json
 from dllama_zmq.tokenizer.json_to_t import t_of_json
 from dllama_zmq.tokenizer.sentencepiece_model import BYTE_NAMES, SPACE
+
+_ADDED_DEFAULTS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
 
 
 def parts_of_json(text: str, config: Config, source: str) -> Parts:
@@ -34,12 +37,8 @@ def parts_of_json(text: str, config: Config, source: str) -> Parts:
 
 
 def _parts(file: JsonFile, text: str, steps: Steps, byte_level: bool, config: Config, source: str) -> Parts:
-    vocabulary = file.model.vocab
-    ids = (
-        dict(vocabulary)
-        if isinstance(vocabulary, dict)
-        else {piece: token for token, (piece, _) in enumerate(vocabulary)}
-    )
+    text = _settled(file, text, config)
+    ids = vocabulary_of(file)
     for added in file.added_tokens:
         # The library gives an added token the id that the vocabulary has for it, or the next: it must be the file's.
         ids.setdefault(added.content, added.id)
@@ -49,8 +48,9 @@ def _parts(file: JsonFile, text: str, steps: Steps, byte_level: bool, config: Co
     for piece, token in ids.items():
         if not 0 <= token < MAX_TOKEN_ID:
             raise FormatError(f"{source}: token {piece[:60]!r} has the id {token}; expected 0 to {MAX_TOKEN_ID - 1}.")
-    library = _load(text, source)
+    library = _load(text if steps.quick else _without_patterns(text), source)
     specials = {added.content: added.id for added in file.added_tokens if added.special}
+    texts = {added.content: added.id for added in file.added_tokens if not added.special}
     for added in file.added_tokens:
         if library.token_to_id(added.content) != added.id:
             raise FormatError(
@@ -59,14 +59,15 @@ def _parts(file: JsonFile, text: str, steps: Steps, byte_level: bool, config: Co
             )
     print_piece = to_bytes if byte_level else _spaced_bytes
     pieces = {token: print_piece(piece) for piece, token in ids.items()}
-    plain, marked = _encoders(text, file, specials, library, source)
     begun = [token for token in _encode_whole(library, source) if token in specials.values()]
     by_processor = begun[0] if begun else None
     bos_id = config.token_id("bos_token", ids, source, by_processor)
     eos_id = config.token_id("eos_token", ids, source, None)
-    eos_ids = checked_ids(source, bos_id, config.ends(eos_id, specials), pieces)
+    eos_ids = checked_ids(source, bos_id, config.ends(eos_id, specials, pieces), pieces)
     add_bos = bos_id is not None and (by_processor == bos_id if config.add_bos is None else config.add_bos)
     template = config.templates.get("default")
+    apart = _names_apart(text, file, specials, source)
+    plain, marked = _encoders(text, apart, None if steps.quick else BoundedEncoders, library, source)
 
     def to_data() -> TokenizerData:
         return t_of_json(file, steps, byte_level, bos_id, eos_ids, add_bos, template, source)
@@ -75,32 +76,95 @@ def _parts(file: JsonFile, text: str, steps: Steps, byte_level: bool, config: Co
         source=source, pieces=pieces, silent=frozenset(specials.values()), specials=specials, plain=plain,
         marked=marked, bos_id=bos_id, eos_ids=eos_ids, add_bos=add_bos, each_byte=not byte_level,
         dummy_prefix=not byte_level and _puts_space(steps), to_data=to_data, templates=config.templates,
-        words=config.words,
+        words=config.words, texts=texts,
     )  # fmt: skip
+
+
+def vocabulary_of(file: JsonFile) -> dict[str, int]:
+    """The ids of the model's own pieces."""
+    vocabulary = file.model.vocab
+    if isinstance(vocabulary, dict):
+        return dict(vocabulary)
+    return {piece: token for token, (piece, _) in enumerate(vocabulary)}
+
+
+def _settled(file: JsonFile, text: str, config: Config) -> str:
+    """`text` with what the files beside it add; `file` is brought to the same.
+
+    Tokens that only tokenizer_config.json has are added, as transformers does. A token that ends texts is a special
+    one, whatever it is called: it prints nothing, and no prompt has it by accident.
+    """
+    ids = vocabulary_of(file) | {entry.content: entry.id for entry in file.added_tokens}
+    changed = False
+    for token, added in sorted(config.added.items()):
+        if added.content not in ids and token == max(ids.values(), default=-1) + 1:
+            file.added_tokens.append(AddedEntry(token, added.content, added.special))
+            ids[added.content] = token
+            changed = True
+    ends = {config.words.get("bos_token"), config.words.get("eos_token")}
+    if config.end_ids is None:
+        ends |= set(END_OF_TURN)
+    end_ids = {*(config.end_ids or ()), *config.some_ends}
+    for entry in file.added_tokens:
+        if not entry.special and (entry.content in ends or entry.id in end_ids):
+            entry.special = changed = True
+    if not changed:
+        return text
+    data = json.loads(text)
+    known = {entry.get("content"): entry for entry in data.get("added_tokens", [])}
+    data["added_tokens"] = [
+        {**_ADDED_DEFAULTS, **known.get(entry.content, {}), "id": entry.id, "content": entry.content,
+         "special": entry.special}
+        for entry in file.added_tokens
+    ]  # fmt: skip
+    return json.dumps(data)
 
 
 def _load(text: str, source: str) -> tokenizers.Tokenizer:
     try:
-        return tokenizers.Tokenizer.from_str(text)
+        loaded = tokenizers.Tokenizer.from_str(text)
     except BaseException as error:
         # A panic of the library is no Exception; anything else that is none is not ours to catch.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise FormatError(f"{source}: the tokenizers library refuses this file: {error}. Get it again.") from error
+    loaded.no_truncation()  # what training was done with; transformers switches both off as well
+    loaded.no_padding()
+    return loaded
+
+
+def _without_patterns(text: str) -> str:
+    """The file without what takes a text apart, for all but encoding."""
+    return json.dumps(json.loads(text) | {"normalizer": None, "pre_tokenizer": None})
 
 
 def _encoders(
-    text: str, file: JsonFile, specials: Mapping[str, int], library: tokenizers.Tokenizer, source: str
+    text: str, apart: str | None, bounded: type[BoundedEncoders] | None, library: tokenizers.Tokenizer, source: str
 ) -> tuple[Encoder, Encoder]:
-    """An encoder to which names of special tokens are text, and one to which they are tokens."""
+    """An encoder to which names of special tokens are text, and one to which they are tokens.
+
+    apart: the file that has no names of special tokens, where `text` would find them in any case.
+    """
+    if bounded is not None:
+        encoders = bounded([text] if apart is None else [text, apart], source)
+        return encoders.encoder(0, True) if apart is None else encoders.encoder(1), encoders.encoder(0)
     lock = Lock()
     marked = library_encoder(library, source, lock=lock)
+    if apart is None:
+        return library_encoder(library, source, names_are_text=True, lock=lock), marked
+    return library_encoder(_load(apart, source), source), marked
+
+
+def _names_apart(text: str, file: JsonFile, specials: Mapping[str, int], source: str) -> str | None:
+    """The file in which names of special tokens are text; None where the library's flag for that is enough.
+
+    A unigram model, and a BPE that takes words whole, would find such a name in its vocabulary: there it gets a name
+    that nobody can write.
+    """
     vocab = file.model.vocab
     within = {name for name in specials if name in (vocab if isinstance(vocab, dict) else dict(vocab))}
     if not within or (isinstance(vocab, dict) and not file.model.ignore_merges):
-        return library_encoder(library, source, names_are_text=True, lock=lock), marked
-    # A unigram model, and a BPE that takes words whole, would find such a name in its vocabulary: there it gets a name
-    # that nobody can write.
+        return None
     unknown = secrets.token_hex(16)
 
     def renamed(piece: str) -> str:
@@ -115,12 +179,12 @@ def _encoders(
         apart["model"]["vocab"].update((entry.content, entry.id) for entry in ordinary)
     else:
         apart["model"]["vocab"] = [[renamed(piece), score] for piece, score in vocab]
-    other = _load(json.dumps(apart), source)
+    other = _load(json.dumps(apart | {"normalizer": None, "pre_tokenizer": None}), source)
     if any(other.token_to_id(entry.content) != entry.id for entry in ordinary):
         raise UnsupportedModel(
             f"{source}: added tokens beyond a vocabulary that holds special ones; use a .t or .model."
         )
-    return library_encoder(other, source), marked
+    return json.dumps(apart)
 
 
 def _encode_whole(library: tokenizers.Tokenizer, source: str) -> list[int]:

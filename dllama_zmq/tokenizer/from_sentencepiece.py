@@ -19,6 +19,7 @@ from dllama_zmq.tokenizer.sentencepiece_model import (
     Model,
     piece_bytes,
     read_model,
+    without_prefix,
 )
 
 _OTHER_KINDS = {WORD: "word", CHAR: "character"}
@@ -38,6 +39,9 @@ def parts_of_sentencepiece(data: bytes, config: Config, source: str) -> Parts:
 def parts_of_model(model: Model, data: bytes, config: Config, source: str) -> Parts:
     """The parts of `model`, which serialized is `data`."""
     plain = sentencepiece_encoder(data, source)
+    # What is not the beginning of a text: Hugging Face's "legacy" puts a space before it as well.
+    bare = model.dummy_prefix and not config.legacy
+    inside = sentencepiece_encoder(without_prefix(data), source) if bare else plain
     pieces = {token: piece_bytes(piece) for token, piece in enumerate(model.pieces) if piece.kind != UNUSED}
     specials = {piece.text: token for token, piece in enumerate(model.pieces) if piece.kind in (CONTROL, UNKNOWN)}
     silent = set(specials.values())
@@ -45,7 +49,7 @@ def parts_of_model(model: Model, data: bytes, config: Config, source: str) -> Pa
     texts: dict[str, int] = {}
     extra: dict[int, bytes] = {}
     for token, added in config.added.items():
-        if token >= len(model.pieces):
+        if token not in pieces:
             pieces[token] = extra[token] = added.content.encode("utf-8", "replace")
         elif ids_by_text.get(added.content) == token and not added.special:
             continue  # a piece like any other
@@ -57,20 +61,22 @@ def parts_of_model(model: Model, data: bytes, config: Config, source: str) -> Pa
     named = {**ids_by_text, **texts, **specials}
     bos_id = config.token_id("bos_token", named, source, model.bos_id if model.bos_id >= 0 else None)
     eos_id = config.token_id("eos_token", named, source, model.eos_id if model.eos_id >= 0 else None)
-    eos_ids = checked_ids(source, bos_id, config.ends(eos_id, specials), pieces)
+    eos_ids = checked_ids(source, bos_id, config.ends(eos_id, {**texts, **specials}, pieces), pieces)
     for control in {*([] if bos_id is None else [bos_id]), *eos_ids} - silent:
         silent.add(control)
         specials[pieces[control].decode("utf-8", "replace")] = control
+        texts.pop(pieces[control].decode("utf-8", "replace"), None)
     add_bos = bos_id is not None and (True if config.add_bos is None else config.add_bos)
-    ordinary = with_names(plain, texts)
 
     def to_data() -> TokenizerData:
         return sentencepiece_data(model, extra, bos_id, eos_ids, add_bos, config.templates.get("default"), source)
 
     return Parts(
-        source=source, pieces=pieces, silent=frozenset(silent), specials=specials, plain=ordinary,
-        marked=with_names(plain, {**texts, **specials}), bos_id=bos_id, eos_ids=eos_ids, add_bos=add_bos,
+        source=source, pieces=pieces, silent=frozenset(silent), specials=specials,
+        plain=with_names(plain, texts, inside),
+        marked=with_names(plain, {**texts, **specials}, inside), bos_id=bos_id, eos_ids=eos_ids, add_bos=add_bos,
         dummy_prefix=model.dummy_prefix, each_byte=True,
         kept=frozenset(token for token, piece in enumerate(model.pieces) if piece.kind == BYTE),
         drops_all=model.remove_extra_spaces, to_data=to_data, templates=config.templates, words=config.words,
+        texts=texts,
     )  # fmt: skip

@@ -52,12 +52,13 @@ TEKKEN = PreTokenizer("tekken", (_TEKKEN,), whole=True)
 
 _ALIKE: tuple[tuple[PreTokenizer, str], ...] = (
     (PreTokenizer("default", (r"[\p{P}\$\+<=>\^~\|]+", GPT2_SPLIT, r"\p{N}+", r"[0-9][0-9][0-9]")), "default"),
-    (LLAMA3, "llama-bpe llama3 llama-v3 falcon3 pixtral"),
-    (PreTokenizer("dbrx", (_LLAMA3,)), "dbrx smaug-bpe chatglm-bpe glm4"),
-    (QWEN2, "qwen2 deepseek-r1-qwen"),
+    (LLAMA3, "llama-bpe llama3 llama-v3 falcon3 pixtral midm-2.0"),
+    (PreTokenizer("dbrx", (_LLAMA3,)), "dbrx smaug-bpe"),
+    (PreTokenizer("glm4", (_LLAMA3,), whole=True), "glm4 chatglm-bpe"),
+    (QWEN2, "qwen2 deepseek-r1-qwen kormo f2llmv2"),
     (PreTokenizer("stablelm2", (_QWEN2,)), "stablelm2 megrez"),
     (PreTokenizer("qwen35", (_QWEN35,), nfc=True), "qwen35"),
-    (GPT2, "gpt-2 gpt2 phi-2 mpt olmo jais"),
+    (GPT2, "gpt-2 gpt2 phi-2 mpt olmo jais mellum a.x-4.0 trillion"),
     (STARCODER, "starcoder smollm refact command-r codeshell exaone minerva-7b"),
     (
         PreTokenizer("deepseek-coder", (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+", r"\p{N}")),
@@ -69,6 +70,15 @@ _ALIKE: tuple[tuple[PreTokenizer, str], ...] = (
 )
 BY_NAME = {name: pre for pre, names in _ALIKE for name in names.split()}
 """The pre-tokenizers by the names that GGUF files use in `tokenizer.ggml.pre`."""
+_KNOWN = {pattern for pre, _ in _ALIKE for pattern in pre.splits}
+_ONE_RUN = re.compile(
+    r"(?:\\[pP]\{\w+\}|\\[sSdDwWrnt]|\[[^\[\]]*\]|[^\\()\[\]{}*+?|^$.])+?(?:[*+]|\{\d{1,2}(?:,\d{0,2})?\})?", re.DOTALL
+)
+
+
+def is_quick(pattern: str) -> bool:
+    """Whether a pattern is a published one or so simple, a run at its end at most, that no text takes it long."""
+    return pattern in _KNOWN or _ONE_RUN.fullmatch(pattern) is not None
 
 
 def pretokenizer(name: str, source: str) -> PreTokenizer:

@@ -79,6 +79,11 @@ def write_model(model: Model) -> bytes:
     return _message(*entries, (2, trainer), (3, normalizer))
 
 
+def without_prefix(data: bytes) -> bytes:
+    """The serialized model `data`, but for the space before a text. Of a field that is given twice the last counts."""
+    return data + _message((3, _message((3, False))))
+
+
 def read_model(data: bytes, source: str) -> Model:
     """The model in a serialized ModelProto. Raises FormatError with the offset of what is no such thing."""
     pieces: list[Piece] = []

@@ -22,6 +22,9 @@ _USUAL_SHARE = 0.9
 """At least this much of a vocabulary are tokens: of published models Phi pads most, 50257 tokens to 51200."""
 
 
+_MOST_NAMED = 4
+
+
 class Tokenizer:
     """One vocabulary's encoder and decoder. Make it with one of the `from_...`."""
 
@@ -129,23 +132,41 @@ class Tokenizer:
     def check_fits(self, spec: ModelSpec, model: str | Path = "the model") -> None:
         """Raise FormatError where this is the tokenizer of another model than `model`, whose spec is given.
 
-        Fewer tokens than the model's vocabulary are no error: some models pad their embedding. See `doubt`.
+        Fewer tokens than the model's vocabulary are no error: some models pad their embedding. Nor are tokens beyond it
+        that were added to a vocabulary: the model cannot read or write them. See `doubt`.
         """
-        if self.vocab_size > spec.vocab_size:
-            raise FormatError(
-                f"{self.source} has {self.vocab_size} tokens, but {model} has a vocabulary of {spec.vocab_size}. "
-                f"Give the tokenizer that was made for this model."
-            )
+        beyond = self._beyond(spec)
+        needed = {self.bos_id} if self._parts.add_bos else set()
+        if beyond & needed or not beyond <= self._added() or not set(self.eos_ids) - beyond:
+            raise FormatError(f"{self._sizes(spec, model)}. Give the tokenizer that was made for this model.")
 
     def doubt(self, spec: ModelSpec, model: str | Path = "the model") -> str:
-        """One sentence where this has so few tokens that it may be another model's than `model`; else ""."""
-        if self.vocab_size >= _USUAL_SHARE * spec.vocab_size:
-            return ""
-        return (
-            f"{self.source} has {self.vocab_size} tokens, but {model} has a vocabulary of {spec.vocab_size}: where the "
-            "answers make no sense, give the tokenizer that was made for this model "
-            "(`tokenizer:` beside `model:` in cluster.yaml)"
-        )
+        """What may be wrong with this as the tokenizer of `model`, in a sentence or several; else ""."""
+        doubts = [f"{self.source}: {note}" for note in self._parts.notes]
+        if self.vocab_size < _USUAL_SHARE * spec.vocab_size:
+            doubts.append(
+                f"{self._sizes(spec, model)}: where the answers make no sense, give the tokenizer that was made for "
+                "this model (`tokenizer:` beside `model:` in cluster.yaml)"
+            )
+        if beyond := sorted(self._beyond(spec)):
+            shown = ", ".join(self.piece(token).decode("utf-8", "replace")[:40] for token in beyond[:_MOST_NAMED])
+            doubts.append(
+                f"{self._sizes(spec, model)}: the model can neither read nor write the last {len(beyond)} ({shown}"
+                f"{', ...' if len(beyond) > _MOST_NAMED else ''})"
+            )
+        return "; ".join(doubts)
+
+    def _sizes(self, spec: ModelSpec, model: str | Path) -> str:
+        """The beginning of a sentence on both vocabularies; where they are of one file, it is named once."""
+        if str(model) == self.source:
+            return f"{model}: its tokenizer has {self.vocab_size} tokens, and its vocabulary is {spec.vocab_size}"
+        return f"{self.source} has {self.vocab_size} tokens, but {model} has a vocabulary of {spec.vocab_size}"
+
+    def _beyond(self, spec: ModelSpec) -> set[int]:
+        return {token for token in self._parts.pieces if token >= spec.vocab_size}
+
+    def _added(self) -> set[int]:
+        return {*self._parts.specials.values(), *self._parts.texts.values()}
 
     def chat_template(self, name: str | None = None) -> ChatTemplate:
         """The file's own chat template; where it has none, the built-in one that its special tokens tell.
@@ -157,7 +178,8 @@ class Tokenizer:
         for word, token in (("bos_token", self.bos_id), ("eos_token", self.eos_ids[0])):
             if word not in words and token is not None:
                 words[word] = self.piece(token).decode("utf-8", "replace")
-        return choose_template(self._parts.templates, name, self._parts.specials, words, self.source)
+        names = {**self._parts.texts, **self._parts.specials}
+        return choose_template(self._parts.templates, name, names, words, self.source)
 
     def to_data(self) -> TokenizerData:
         """The vocabulary as a `.t` file has it. Raises UnsupportedModel where such a file would encode otherwise."""

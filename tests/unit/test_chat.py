@@ -151,6 +151,19 @@ def test_long_conversations_and_answers_pass_through_whole():
     assert template("{{ messages[0].content }}").render([{"content": text}]) == text
 
 
+def test_a_template_that_asks_whether_content_is_none_gets_it():
+    """As DeepSeek's R1 distillations are published: transformers 5.24, which leaves the key out, fails on it."""
+    chat = template(
+        "{% for m in messages %}{% if m['content'] is none %}<call>{{ m['tool_calls'][0]['name'] }}"
+        "{% elif m['role'] == 'assistant' %}{% set content = m['content'].split('</think>')[-1] %}{{ content }}"
+        "{% else %}{{ m['content'] }}{% endif %}{% endfor %}"
+    )
+    call = {"role": "assistant", "content": None, "tool_calls": [{"name": "f"}]}
+    assert chat.render([USER, call]) == USER["content"] + "<call>f"
+    with pytest.raises(RequestError, match="has no attribute 'content'"):
+        chat.render([USER, {"role": "assistant", "tool_calls": [{"name": "f"}]}])
+
+
 def test_one_template_renders_one_conversation_after_another():
     chat = template(
         "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}"

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ import pytest
 import sentencepiece
 import tokenizers
 from corpus import SAMPLES, corpus
+from tiny import tiny_spec
+from tokenizer_folders import CASES, write_folder
+from tokenizer_folders import TEXTS as FOLDER_TEXTS
 
 from dllama_zmq.errors import FormatError, RequestError, UnsupportedModel
 from dllama_zmq.formats import read_tokenizer, write_t
@@ -353,8 +357,165 @@ def test_a_folder_without_either_is_refused(tmp_path):
         read_tokenizer(tmp_path)
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_a_folder_encodes_as_transformers_does(tmp_path, case):
+    """But for one thing: transformers 5 puts no space before a text that begins with one. SentencePiece does, and so
+    does the tokenizer.json of the same models."""
+    spaced = re.compile({"sentencepiece, legacy": "(^|>) "}.get(case, "^ " if case.startswith("sentence") else "^$"))
+    tokenizer = read_tokenizer(write_folder(tmp_path / "a", case))
+    ids = json.loads((GOLDEN / "folders.json").read_text("utf-8"))[case]
+    for text, wanted in zip(FOLDER_TEXTS, ids, strict=True):
+        if not spaced.search(text):
+            assert tokenizer.encode(text, bos=False, specials=True) == wanted, text
+
+
 def test_a_tokenizer_json_with_other_merges_than_sentencepiece_has_no_t_file():
     file = json.loads((GOLDEN / "spaced.json").read_text("utf-8"))
     del file["model"]["merges"][100]
     with pytest.raises(UnsupportedModel, match="its merges are not those of a SentencePiece model"):
         Tokenizer.from_json(json.dumps(file), CONFIGS["spaced.json"]).to_data()
+
+
+def test_what_training_saved_does_not_cut_or_fill_a_prompt(tmp_path):
+    for case in ("truncation", "padding"):
+        tokenizer = read_tokenizer(write_folder(tmp_path / case, case))
+        for text in ("abc", "x y " * 40):
+            assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def llama_gguf(**changes: Any) -> dict[str, Any]:
+    return as_gguf("bpe.model") | {f"tokenizer.ggml.{key}": value for key, value in changes.items()}
+
+
+def with_token(metadata: dict[str, Any], text: str, kind: int, score: float = 0.0) -> dict[str, Any]:
+    head = "tokenizer.ggml."
+    more = {f"{head}tokens": text, f"{head}token_type": kind, f"{head}scores": score}
+    return metadata | {key: [*metadata[key], value] for key, value in more.items() if key in metadata}
+
+
+def test_a_gguf_s_user_defined_tokens_cut_a_text_as_those_of_a_folder_do(tmp_path):
+    gguf = Tokenizer.from_gguf(with_token(llama_gguf(), "<tool_call>", 4), "a.gguf")
+    folder = read_tokenizer(write_folder(tmp_path / "a", "sentencepiece, legacy"))
+    for text in FOLDER_TEXTS:
+        for specials in (False, True):
+            assert gguf.encode(text, specials=specials) == folder.encode(text, specials=specials), text
+    assert gguf.decode(gguf.encode("<tool_call>user x")) == "<tool_call> user x"
+
+
+def test_byte_tokens_that_a_converter_took_for_text_are_bytes():
+    metadata = llama_gguf()
+    wrong = [1 if kind == 6 else kind for kind in metadata["tokenizer.ggml.token_type"]]
+    tokenizer, sound = (Tokenizer.from_gguf(llama_gguf(token_type=kinds), "a.gguf")
+                        for kinds in (wrong, metadata["tokenizer.ggml.token_type"]))  # fmt: skip
+    for text in TEXTS[:200]:
+        assert tokenizer.encode(text) == sound.encode(text)
+    assert tokenizer.decode(tokenizer.encode("a\nb é 😀")) == "a\nb é 😀"
+
+
+@pytest.mark.parametrize("kind", [1, 3, 4])
+@pytest.mark.parametrize("name", ["bpe.model", "gpt2.json"])
+def test_an_end_of_turn_is_one_whatever_type_a_gguf_gives_it(name, kind):
+    metadata = with_token(with_token(as_gguf(name), "<|im_start|>", 4), "<|im_end|>", kind)
+    tokenizer = Tokenizer.from_gguf(metadata, "a.gguf")
+    end = tokenizer.vocab_size - 1
+    assert end in tokenizer.eos_ids
+    assert tokenizer.decode([end]) == ""
+    assert end not in tokenizer.encode("a<|im_end|>b")
+    assert end in tokenizer.encode("a<|im_end|>b", specials=True)
+    assert tokenizer.chat_template().source == "built-in chatml"
+
+
+def test_an_end_of_turn_of_a_folder_is_one_though_it_is_not_called_special(tmp_path):
+    folder = write_folder(tmp_path / "a", "a token of the config alone")
+    file = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+    for entry in file["added_tokens"]:
+        entry["special"] = False
+    (folder / "tokenizer.json").write_text(json.dumps(file))
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "<|endoftext|>"}')
+    tokenizer = read_tokenizer(folder)
+    end = tokenizer.specials["<|im_end|>"]
+    assert end in tokenizer.eos_ids
+    assert tokenizer.decode([end]) == ""
+    assert end not in tokenizer.encode("a<|im_end|>b")
+
+
+def test_an_eos_in_config_json_alone_is_found(tmp_path):
+    folder = write_folder(tmp_path / "a", "truncation")
+    (folder / "tokenizer_config.json").write_text("{}")
+    (folder / "config.json").write_text('{"eos_token_id": [996, 70000, -1]}')
+    tokenizer = read_tokenizer(folder)
+    assert 996 in tokenizer.eos_ids
+    assert tokenizer.specials["<|im_end|>"] in tokenizer.eos_ids  # config.json seldom lists the ends of a turn
+
+
+@pytest.mark.parametrize("none", [-1, (1 << 32) - 1, 1000, 5000])
+def test_a_padding_id_that_is_no_token_is_none(none):
+    tokenizer = Tokenizer.from_gguf(llama_gguf(padding_token_id=none, unknown_token_id=none), "a.gguf")
+    assert tokenizer.encode("the cat") == Tokenizer.from_gguf(llama_gguf(), "a.gguf").encode("the cat")
+
+
+@pytest.mark.parametrize("none", [-1, (1 << 32) - 1])
+def test_a_gguf_may_say_that_it_has_no_bos(none):
+    metadata = as_gguf("qwen2.json") | {"tokenizer.ggml.bos_token_id": none, "tokenizer.ggml.eot_token_id": none}
+    assert Tokenizer.from_gguf(metadata, "a.gguf").bos_id is None
+
+
+def test_several_unknown_tokens_pad_a_vocabulary():
+    padded = llama_gguf(unknown_token_id=0)
+    for i in range(3):
+        padded = with_token(padded, f"[PAD{i}]", 2)
+    tokenizer = Tokenizer.from_gguf(padded, "a.gguf")
+    plain = Tokenizer.from_gguf(llama_gguf(), "a.gguf")
+    assert [tokenizer.encode(text) for text in TEXTS[:100]] == [plain.encode(text) for text in TEXTS[:100]]
+
+
+def test_a_token_in_characters_beside_one_in_their_bytes_is_printed_only():
+    """As in command-r's vocabulary: no text becomes the first, for text is bytes when it is merged."""
+    metadata = as_gguf("gpt2.json")
+    plain = Tokenizer.from_gguf(metadata, "a.gguf")
+    token = len(metadata["tokenizer.ggml.tokens"])
+    written = "".join(chr(ord(c)) for c in "âĢĶ")
+    both = with_token(with_token(metadata, "—", 1), written, 1)
+    tokenizer = Tokenizer.from_gguf(both, "a.gguf")
+    assert tokenizer.decode([token]) == tokenizer.decode([token + 1]) == "—"
+    assert [tokenizer.encode(text) for text in TEXTS[:100]] == [plain.encode(text) for text in TEXTS[:100]]
+
+
+@pytest.mark.parametrize(
+    ("name", "same_as"),
+    [("mellum", "gpt-2"), ("a.x-4.0", "gpt-2"), ("trillion", "gpt-2"), ("midm-2.0", "llama-bpe"), ("kormo", "qwen2"),
+     ("f2llmv2", "qwen2")],
+)  # fmt: skip
+def test_a_pre_tokenizer_is_known_by_each_of_its_names(name, same_as):
+    one, other = (
+        Tokenizer.from_gguf(as_gguf("qwen2.json") | {"tokenizer.ggml.pre": pre}, "a.gguf") for pre in (name, same_as)
+    )
+    assert digests(plain(one)) == digests(plain(other))
+
+
+def test_a_glm4_takes_whole_words_before_merges():
+    metadata = with_token(as_gguf("qwen2.json") | {"tokenizer.ggml.pre": "glm4"}, "zqxj", 1)
+    assert Tokenizer.from_gguf(metadata, "a.gguf").encode("zqxj") == [len(metadata["tokenizer.ggml.tokens"]) - 1]
+
+
+def test_a_gguf_that_names_no_pre_tokenizer_is_doubted():
+    metadata = as_gguf("gpt2.json")
+    spec = tiny_spec(vocab_size=1000)
+    assert Tokenizer.from_gguf(metadata, "a.gguf").doubt(spec) == ""
+    del metadata["tokenizer.ggml.pre"]
+    assert "tokenizer.ggml.pre is missing" in Tokenizer.from_gguf(metadata, "a.gguf").doubt(spec)
+
+
+def test_added_tokens_beyond_the_embedding_are_allowed_and_told(tmp_path):
+    tokenizer = read_tokenizer(write_folder(tmp_path / "a", "a token of the config alone"))
+    assert tokenizer.vocab_size == 1001
+    tokenizer.check_fits(tiny_spec(vocab_size=1000), "a.safetensors")
+    assert "can neither read nor write the last 1 (<tool_call>)" in tokenizer.doubt(tiny_spec(vocab_size=1000))
+    with pytest.raises(FormatError, match="has a vocabulary of 900"):
+        tokenizer.check_fits(tiny_spec(vocab_size=900), "a.safetensors")
+
+
+def test_one_file_is_named_once():
+    tokenizer = Tokenizer.from_gguf(as_gguf("gpt2.json"), "a.gguf")
+    doubt = tokenizer.doubt(tiny_spec(vocab_size=32000), "a.gguf")
+    assert doubt.startswith("a.gguf: its tokenizer has 1000 tokens, and its vocabulary is 32000: where the answers")

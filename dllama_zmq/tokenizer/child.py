@@ -1,0 +1,116 @@
+"""A script of this folder in a process of its own, which answers lines of JSON: for work that may never end.
+
+Nothing but an end from without stops a program of strangers, or a regular expression inside a library. Knows neither.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import subprocess
+import sys
+import time
+import weakref
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+START_S = 30.0
+"""Seconds that the interpreter, and the first line, may take on a busy computer."""
+_READ_BYTES = 1 << 16
+
+
+class Child:
+    """The process; started when it is first asked, and again after it had to be ended. Threads take turns.
+
+    script: a file beside this one. first: a line that it answers before all others, each time it is started.
+    max_bytes: of one answer.
+    """
+
+    def __init__(self, script: str, first: bytes = b"", max_bytes: int = 1 << 27) -> None:
+        self._script = Path(__file__).with_name(script)
+        self._first, self._max_bytes = first, max_bytes
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock = Lock()
+
+    def ask(self, line: bytes, wait_s: float) -> dict[str, Any] | None:
+        """The answer to `line`; None where none came within `wait_s`, or it died: then it has been ended.
+
+        The answer to the first line where that has a key `error`.
+        """
+        with self._lock:
+            if self._process is None or self._process.poll() is not None:
+                refused = self._start()
+                if refused is not None or self._process is None:
+                    return refused
+                wait_s += 0 if self._first else START_S
+            answer = self._exchange(line, wait_s)
+            if answer is None:
+                self._end()
+            return answer
+
+    def _start(self) -> dict[str, Any] | None:
+        """None, or the error that the first line is answered with."""
+        self._end()
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", str(self._script)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        self._finalizer = weakref.finalize(self, _end, self._process)
+        answer: dict[str, Any] | None = {}
+        if self._first:
+            answer = self._exchange(self._first, START_S)
+        if answer is None or "error" in answer:
+            self._end()
+            return answer
+        return None
+
+    def _end(self) -> None:
+        if self._process is not None:
+            self._finalizer()
+            self._process = None
+
+    def _exchange(self, line: bytes, wait_s: float) -> dict[str, Any] | None:
+        process = self._process
+        if process is None or process.stdin is None or process.stdout is None:
+            return None
+        deadline = time.monotonic() + wait_s
+        received = bytearray()
+        to_send = memoryview(line)
+        os.set_blocking(process.stdin.fileno(), False)
+        os.set_blocking(process.stdout.fileno(), False)
+        with selectors.DefaultSelector() as selector:
+            selector.register(process.stdin, selectors.EVENT_WRITE)
+            selector.register(process.stdout, selectors.EVENT_READ)
+            while not received.endswith(b"\n"):
+                left_s = deadline - time.monotonic()
+                if left_s <= 0 or len(received) > self._max_bytes:
+                    return None
+                for key, _ in selector.select(left_s):
+                    try:
+                        if key.fileobj is process.stdin:
+                            to_send = to_send[os.write(process.stdin.fileno(), to_send) :]
+                            if not to_send:
+                                selector.unregister(process.stdin)
+                        else:
+                            data = os.read(process.stdout.fileno(), _READ_BYTES)
+                            if not data:
+                                return None
+                            received += data
+                    except (BlockingIOError, InterruptedError):
+                        continue
+                    except BrokenPipeError:
+                        return None
+        answer: dict[str, Any] = json.loads(received)
+        return answer
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            pipe.close()
