@@ -47,6 +47,19 @@ class Router:
         return chosen, of_chosen.astype(np.float32)
 
 
+def norm_alike(x: F32, gain: F32, eps: float) -> F32:
+    """x (T, D) divided by the root of its mean square, times the norm's gain (D,): the same bits on every CPU.
+
+    For a norm whose result goes into x, which all nodes must have alike. The mean is of x as whole numbers, whose
+    squares float64 adds exactly in any order; what remains is one rounding a step, which IEEE 754 prescribes.
+    """
+    values, steps = _whole(x, (53 - math.ceil(math.log2(x.shape[1]))) // 2)
+    squares: F64 = np.square(values).sum(axis=1) * np.square(steps)
+    scale = (1.0 / np.sqrt(squares / x.shape[1] + eps)).astype(np.float32)
+    normed: F32 = x * scale[:, None] * gain
+    return normed
+
+
 def _whole(rows: F32, bits: int) -> tuple[F64, F64]:
     """Rows as whole numbers up to 2^bits, and the power of two that one of them is worth in each row."""
     exponents = np.frexp(np.abs(rows).max(axis=1))[1] - bits

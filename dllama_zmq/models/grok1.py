@@ -1,4 +1,7 @@
-"""Grok-1: a mixture of experts with a norm behind each half of a layer. Source: github.com/xai-org/grok-1, model.py."""
+"""Grok-1: a mixture of experts with a norm behind each half of a layer. Source: github.com/xai-org/grok-1, model.py.
+
+What those norms give goes into x, by which every node chooses experts: it must be the same on all of them.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import numpy as np
 
 from dllama_zmq.kernels import Kernels, Run, Sums
 from dllama_zmq.models.comm import Comm
-from dllama_zmq.models.experts import MixtureOfExperts
+from dllama_zmq.models.experts import MixtureOfExperts, norm_alike
 from dllama_zmq.models.llama import Attention, Llama, Take, vector
 from dllama_zmq.models.tensors import attention_tensors, decoder_tensors, expert_tensors, norm_tensor
 from dllama_zmq.quants import F32
@@ -33,7 +36,7 @@ class _NormedAttention(Attention):
         self._out_norm = vector(take("ffn_norm"))  # so it is called in a `.m` file
 
     def finish(self, total: F32) -> F32:
-        return self._kernels.rms_norm(total, self._out_norm, self._spec.norm_eps)
+        return norm_alike(total, self._out_norm, self._spec.norm_eps)
 
 
 class _NormedExperts(MixtureOfExperts):
@@ -44,7 +47,7 @@ class _NormedExperts(MixtureOfExperts):
         self._out_norm = vector(take("moe_out_norm"))
 
     def finish(self, total: F32) -> F32:
-        return self._kernels.rms_norm(total, self._out_norm, self._eps)
+        return norm_alike(total, self._out_norm, self._eps)
 
 
 class Grok1(Llama):

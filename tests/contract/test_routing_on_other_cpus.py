@@ -1,4 +1,4 @@
-"""The choice of experts is the same on every CPU: in processes whose NumPy and BLAS take this one for an older one."""
+"""Experts are chosen alike on every CPU, after norms that are alike: NumPy and BLAS take this one for an older one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from dllama_zmq.models.experts import Router
+from dllama_zmq.models.experts import Router, norm_alike
 from dllama_zmq.quants import F32
 from dllama_zmq.shapes import shape
 
@@ -39,12 +39,19 @@ def choices() -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     return Router(spec, rows, gain)(x)[0], np.sort(plain, axis=1)
 
 
+def norms() -> F32:
+    """What Grok-1 adds to x, for sums that are no round numbers."""
+    x, _, gain = numbers()
+    return norm_alike(x * np.float32(1 / 3), gain, 1e-5)
+
+
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="these are x86 cores")
 @pytest.mark.parametrize("core", CORES)
 def test_an_older_core_chooses_the_same_experts(tmp_path, core):
     env = os.environ | {"OPENBLAS_CORETYPE": core, "NPY_DISABLE_CPU_FEATURES": "AVX2,FMA3", "OPENBLAS_NUM_THREADS": "1"}
     subprocess.run([sys.executable, __file__, tmp_path / "chosen.npy"], env=env, check=True, timeout=60)
     assert np.array_equal(np.load(tmp_path / "chosen.npy"), choices()[0])
+    assert np.array_equal(np.load(tmp_path / "chosen.npy.norms.npy"), norms())
 
 
 def test_sums_in_float32_would_not_do():
@@ -54,3 +61,4 @@ def test_sums_in_float32_would_not_do():
 
 if __name__ == "__main__":
     np.save(sys.argv[1], choices()[0])
+    np.save(f"{sys.argv[1]}.norms.npy", norms())

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tiny import tiny_spec
 
-from dllama_zmq.models.experts import Router
+from dllama_zmq.models.experts import Router, norm_alike
 from dllama_zmq.quants import F32
 from dllama_zmq.spec import ModelSpec, Rope
 
@@ -74,3 +74,15 @@ def test_a_token_of_zeros_goes_to_the_first_experts():
     chosen, weights = Router(spec(), normal(12, E, D), np.ones(D, np.float32))(np.zeros((1, D), np.float32))
     assert chosen.tolist() == [[0, 1, 2]]
     np.testing.assert_allclose(weights, 1 / 3, rtol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1e-3, 1, 1e6])
+def test_a_norm_that_goes_into_x_is_the_same_in_any_order(scale):
+    x, gain = normal(1, T, D) * np.float32(scale), 1 + normal(3, D) / 10
+    normed, order = norm_alike(x, gain, 1e-5), np.random.default_rng(4).permutation(D)
+    assert np.array_equal(norm_alike(x[:, order], gain[order], 1e-5), normed[:, order])
+    exact = x.astype(np.float64)
+    wanted = exact / np.sqrt(np.mean(exact**2, axis=1, keepdims=True) + 1e-5) * gain
+    np.testing.assert_allclose(normed, wanted, rtol=1e-6)
+    assert normed.dtype == np.float32
+    assert not norm_alike(np.zeros((1, D), np.float32), gain, 1e-5).any()
