@@ -130,6 +130,8 @@ def load(
     force: go on where memory seems too small.
     Raises FormatError, PlanError, UsageError; RemoteError, WorkerLost where a node does not get ready.
     """
+    if max_seq_len is not None and (not isinstance(max_seq_len, int) or max_seq_len < 1):
+        raise UsageError(f"max_seq_len is {max_seq_len!r}; expected a number of tokens, 1 or more")
     if weights is not None and weights not in WEIGHTS_FLOAT:
         raise UsageError(f"weights is {weights!r}; expected one of {', '.join(WEIGHTS_FLOAT)}")
     path = model_at(model)
@@ -140,6 +142,10 @@ def load(
         if not force:
             wish = Wish(plan, range(nodes), context_length(file.spec, max_seq_len), kv_cache, path.name)
             check_fits(wish, free_memory_bytes(), "force=True")
+        for note in file.notes:
+            logger.warning("%s", note)
+        if max_seq_len is not None and max_seq_len > file.spec.seq_len:
+            logger.warning("max_seq_len is %d; %s has %d positions at most", max_seq_len, path, file.spec.seq_len)
         words: Tokenizer | str
         try:
             words = read_tokenizer(tokenizer_path)

@@ -324,7 +324,7 @@ class Root:
             if not (0 <= run.slot < N_SLOTS and run.start >= 0 and run.start + run.count <= self.seq_len):
                 raise RequestError(
                     f"positions {run.start} to {run.start + run.count - 1}; this cluster has room for {self.seq_len} "
-                    "(max_seq_len in cluster.yaml)"
+                    "(max_seq_len, in cluster.yaml or of load)"
                 )
 
     def _plan_message(self) -> PlanMessage:

@@ -13,7 +13,7 @@ import pytest
 from tiny import tiny_spec, tiny_tensors, tiny_tokenizer_data, write_tiny_model
 
 import dllama_zmq
-from dllama_zmq.errors import ClusterError, FormatError, PlanError, RequestError, RootLost, WorkerLost
+from dllama_zmq.errors import ClusterError, FormatError, PlanError, RequestError, RootLost, UsageError, WorkerLost
 from dllama_zmq.formats import write_m, write_t
 from dllama_zmq.models import Run
 from dllama_zmq.quants import BlockMatrix
@@ -42,6 +42,20 @@ def test_logits_are_float32_of_tokens_by_vocabulary(model_path: Path) -> None:
         logits = model.logits([1, 2, 3])
     assert logits.shape == (3, model.spec.vocab_size)
     assert logits.dtype == np.float32
+
+
+def test_max_seq_len_says_how_long_a_text_may_be(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_tiny_model(tmp_path / "long.m", tiny_spec(seq_len=5000)).close()
+    with dllama_zmq.load(tmp_path / "long.m", max_seq_len=4200) as model:
+        assert model.logits([1] * 4200).shape[0] == 4200
+        with pytest.raises(RequestError, match=r"room for 4200 \(max_seq_len, in cluster\.yaml or of load\)"):
+            model.logits([1] * 4201)
+    assert not caplog.messages
+    dllama_zmq.load(tmp_path / "long.m", max_seq_len=9000).close()
+    assert "max_seq_len is 9000" in caplog.messages[0]
+    for wrong in (0, -1, "9"):
+        with pytest.raises(UsageError, match="expected a number of tokens"):
+            dllama_zmq.load(tmp_path / "long.m", max_seq_len=wrong)  # type: ignore[arg-type]
 
 
 def test_generate_streams_pieces_that_join_to_the_text(model_path: Path) -> None:
