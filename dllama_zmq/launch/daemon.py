@@ -83,6 +83,8 @@ def run_cluster(file: ClusterFile, tells: Tells, lock: int | None = None) -> Non
                 logger.warning("%s", doubt)
             tokenizer = read_tokenizer(file.tokenizer_path())
             tokenizer.check_fits(model.spec, model.path)
+            for note in model.notes:
+                logger.warning("%s", note)
             if doubt := tokenizer.doubt(model.spec, model.path):
                 logger.warning("%s", doubt)
             require_open_files(_FILES_OF_ROOT + _FILES_OF_PEER * len(cluster.workers))

@@ -213,6 +213,8 @@ def _check_files(file: ClusterFile, tells: Tells) -> Needs:
             tells.line(f"warning: {doubt}")
         tokenizer = read_tokenizer(file.tokenizer_path())
         tokenizer.check_fits(model.spec, model.path)
+        for note in model.notes:
+            tells.line(f"warning: {note}")
         if doubt := tokenizer.doubt(model.spec, model.path):
             tells.line(f"warning: {doubt}")
         return kernel_needs(model.spec, file.cluster.n_nodes, file.cluster.kv_cache)
