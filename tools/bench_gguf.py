@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 
 from dllama_zmq.formats import open_gguf
-from dllama_zmq.formats.gguf.container import MAGIC
+from dllama_zmq.formats.gguf.head import MAGIC
 from dllama_zmq.formats.gguf.names import gguf_name
 from dllama_zmq.formats.random_model import random_matrix
 from dllama_zmq.kernels import choose_kernels

@@ -12,7 +12,8 @@ from rich.table import Table
 
 from dllama_zmq.cluster import model_at, tokenizer_beside
 from dllama_zmq.errors import FormatError, RequestError
-from dllama_zmq.formats import ModelFile, open_model, read_tokenizer
+from dllama_zmq.formats import ModelFile, contents_of, open_model, read_tokenizer
+from dllama_zmq.formats.gguf.head import TYPE_NAMES
 from dllama_zmq.host import free_memory_bytes
 from dllama_zmq.sharding import Plan, context_length, largest_node, possible_node_counts
 from dllama_zmq.spec import FloatType, ModelSpec
@@ -22,9 +23,21 @@ _NODES = (1, 2, 4, 8)
 
 
 def run(source: str, weights: str | None, as_json: bool, tensors: bool) -> None:
-    """Tell about the model at `source`, its weights read as `weights`, as a table or one JSON object."""
+    """Tell about the model at `source`, its weights read as `weights`, as a table or one JSON object.
+
+    Of a model that is not run, what its files say; then raises the error that says why.
+    """
     path = model_at(source)
-    with open_model(path, FloatType[weights.upper()] if weights else None) as model:
+    try:
+        opened = open_model(path, FloatType[weights.upper()] if weights else None)
+    except FormatError as error:
+        if (contents := contents_of(path)) is not None:
+            if as_json:
+                print(json.dumps(contents | {"error": str(error)}))  # noqa: T201
+            else:
+                _show_contents(contents)
+        raise
+    with opened as model:
         facts = _facts(model, path)
         if tensors:
             facts["tensors"] = [
@@ -41,10 +54,13 @@ def _facts(model: ModelFile, path: Path) -> dict[str, Any]:
     positions = context_length(spec)
     counts = possible_node_counts(spec)
     types = Counter[str]()
+    in_file = Counter[tuple[str, str]]()
     n_weights = 0
     for tensor in model.tensors:
         rows, columns = tensor.shape(spec)
         types[tensor.float_type.name] += tensor.nbytes(spec)
+        kind, n_bytes = model.in_file(tensor.name)
+        in_file[kind, tensor.float_type.name] += n_bytes
         n_weights += rows * columns
     return {
         "path": str(path),
@@ -52,6 +68,8 @@ def _facts(model: ModelFile, path: Path) -> dict[str, Any]:
         "parameters": n_weights,
         "bytes": model.nbytes,
         "bytes_by_type": dict(types.most_common()),
+        "in_file": [{"type": kind, "read_as": as_read, "bytes": n} for (kind, as_read), n in in_file.most_common()],
+        "notes": model.notes,
         "numbers": _numbers(spec),
         "tokenizer": _tokenizer(path, spec),
         "nodes_possible": counts,
@@ -112,11 +130,24 @@ def _count(n: int) -> str:
     return str(n)
 
 
+def _show_contents(contents: dict[str, Any]) -> None:
+    console = Console(highlight=False, markup=False)
+    console.print(f"{contents['path']}: {contents['architecture']}, {_count(contents['parameters'])} parameters")
+    types = ", ".join(f"{name} {_count(n)}" for name, n in contents["parameters_by_type"].items())
+    console.print(f"{contents['tensors']} tensors: {types}", soft_wrap=True)
+
+
 def _show(facts: dict[str, Any]) -> None:
     console = Console(highlight=False, markup=False)
     types = ", ".join(f"{name} {human_bytes(n)}" for name, n in facts["bytes_by_type"].items())
     console.print(f"{facts['path']}: {facts['architecture']}, {_count(facts['parameters'])} parameters")
     console.print(f"weights    {human_bytes(facts['bytes'])}: {types}")
+    becomes = [(each["type"], each["read_as"], human_bytes(each["bytes"])) for each in facts["in_file"]]
+    if any(TYPE_NAMES.get(as_read, as_read) != kind for kind, as_read, _ in becomes):
+        told = ", ".join(f"{kind} {size} read as {as_read}" for kind, as_read, size in becomes)
+        console.print(f"in file    {told}", soft_wrap=True)
+    for note in facts["notes"]:
+        console.print(f"note       {note}", soft_wrap=True)
     console.print(f"tokenizer  {facts['tokenizer']}", soft_wrap=True)
     for name, value in facts["numbers"].items():
         console.print(f"{name:18} {value}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dllama_zmq.errors import UnsupportedModel, UsageError
+from dllama_zmq.formats.contents import contents_of
 from dllama_zmq.formats.gguf import gguf_metadata, open_gguf
 from dllama_zmq.formats.hf import open_hf
 from dllama_zmq.formats.kinds import GGUF_MAGIC, first_bytes, is_gguf, only_file_of
@@ -24,6 +25,7 @@ from dllama_zmq.tokenizer import TokenizerData
 __all__ = [
     "ModelFile",
     "TokenizerData",
+    "contents_of",
     "data_bytes",
     "gguf_metadata",
     "open_gguf",

@@ -130,6 +130,11 @@ class ConvertedModel(ModelFile):
         out.flags.writeable = False
         return BlockMatrix(out, kind)
 
+    def in_file(self, name: str) -> tuple[str, int]:
+        stored = self._stored[name]
+        rows, columns = stored.shape
+        return stored.float_type.name, rows * stored.float_type.row_bytes(columns)
+
     def _where(self, name: str) -> str:
         return self._stored[name].where
 

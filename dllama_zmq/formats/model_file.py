@@ -55,6 +55,11 @@ class ModelFile(ABC):
         """The file and the name that a tensor has there, to begin an error with."""
         return f"{self.path}: tensor {name}"
 
+    def in_file(self, name: str) -> tuple[str, int]:
+        """The type that the file has a tensor in, by its own name, and the bytes that it takes there."""
+        tensor = self._by_name[name]
+        return tensor.float_type.name, tensor.nbytes(self.spec)
+
     @abstractmethod
     def forget_pages(self) -> None:
         """Take the file's pages out of this process's memory; they come back when they are read again."""

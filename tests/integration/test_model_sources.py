@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 from command_line import Cli
 from folders import arrays_of, write_hf
-from gguf_writer import gguf_of
+from gguf_writer import TYPE_IDS, FileTensor, file_tensor, gguf_bytes, gguf_of, k_tensor, llama_metadata, llama_name
 from hub_server import Repo, running_hub
+from k_quantizers import K_QUANTIZERS
+from tiny import tiny_spec, tiny_tensors
 
 from dllama_zmq.formats import open_m, read_t
 
@@ -45,6 +47,42 @@ def test_a_gguf_file_is_inspected_and_converted_back_to_the_m_file(cli: Cli, ggu
     assert result.code == 0, result.said
     assert (cli.folder / "back.m").read_bytes() == cli.model.read_bytes()
     assert read_t(cli.folder / "back.t").pieces == read_t(cli.model.with_suffix(".t")).pieces
+
+
+def test_inspect_shows_the_types_of_the_file_and_what_they_become(cli: Cli) -> None:
+    spec = tiny_spec(dim=256, hidden_dim=512, n_heads=4, n_kv_heads=2)
+    tensors = [
+        k_tensor(
+            llama_name(name), matrix.rows, matrix.columns, "Q4_K", K_QUANTIZERS["Q4_K"](matrix.dequantize()).tobytes()
+        )
+        if name.endswith(("up", "down"))
+        else file_tensor(llama_name(name), matrix)
+        for name, matrix in tiny_tensors(spec)
+    ]
+    (cli.folder / "k.gguf").write_bytes(gguf_bytes(llama_metadata(spec), tensors))
+    shown = cli.run("inspect", "k.gguf")
+    assert "in file    F32" in shown.out
+    assert "Q4_K 294.9 kB read as Q41" in shown.out
+    in_file = json.loads(cli.run("inspect", "k.gguf", "--json").out)["in_file"]
+    assert {"type": "Q4_K", "read_as": "Q41", "bytes": 4 * 256 * 512 // 256 * 144} in in_file
+
+
+def test_inspect_shows_what_is_in_a_file_that_is_not_run(cli: Cli) -> None:
+    spec = tiny_spec()
+    tensors = [file_tensor(llama_name(name), matrix) for name, matrix in tiny_tensors(spec)]
+    (cli.folder / "g.gguf").write_bytes(gguf_bytes(llama_metadata(spec, "gemma3"), tensors))
+    two_bits = [FileTensor("blk.0.ffn_up.weight", [256, 4], TYPE_IDS["Q2_K"], bytes(84 * 4))]
+    (cli.folder / "q.gguf").write_bytes(gguf_bytes(llama_metadata(spec), two_bits))
+    for name, shown, said in (
+        ("g.gguf", ["gemma3, 110.9 thousand parameters", "21 tensors: F32 110.9 thousand"], "the architecture is"),
+        ("q.gguf", ["llama, 1.0 thousand parameters", "1 tensors: Q2_K 1.0 thousand"], "Get the model's Q4_K_M"),
+    ):
+        result = cli.run("inspect", name)
+        assert result.code == 1
+        assert said in result.error()
+        assert all(text in result.out for text in shown), result.out
+        facts = json.loads(cli.run("inspect", name, "--json").out)
+        assert said in facts["error"]
 
 
 def test_what_was_pulled_is_a_models_name(cli: Cli, gguf: Path) -> None:

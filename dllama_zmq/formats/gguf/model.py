@@ -13,6 +13,7 @@ import numpy as np
 
 from dllama_zmq.errors import FormatError
 from dllama_zmq.formats.gguf.container import Container
+from dllama_zmq.formats.gguf.head import TYPE_NAMES
 from dllama_zmq.formats.gguf.names import ROPE_FACTORS, Directory, Place, halves_of_pairs, type_as_read
 from dllama_zmq.formats.gguf.spec import check_architecture, read_spec
 from dllama_zmq.formats.model_file import ALL, ModelFile
@@ -46,6 +47,11 @@ class GGUFFile(ModelFile):
             return BlockMatrix(raw, stored).cut(ALL, columns)
         first, last, _ = columns.indices(place.tensor.shape[-1])
         return BlockMatrix(_mapped(raw, stored, as_read, first, last), as_read)
+
+    def in_file(self, name: str) -> tuple[str, int]:
+        place = self._places[name]
+        stored = place.tensor.stored
+        return TYPE_NAMES.get(stored.name, stored.name), place.n_rows * place.tensor.row_bytes
 
     def _where(self, name: str) -> str:
         place = self._places[name]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from dllama_zmq.errors import FormatError, UnsupportedModel
-from dllama_zmq.formats.gguf.container import StoredType, Tensor
+from dllama_zmq.formats.gguf.head import StoredType, Tensor
 from dllama_zmq.spec import FloatType
 
 _MODEL = {"embedding": "token_embd.weight", "final_norm": "output_norm.weight", "head": "output.weight"}

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from dllama_zmq.errors import FormatError, UnsupportedModel
-from dllama_zmq.formats.gguf.container import ArrayPlace, Container
+from dllama_zmq.formats.gguf.container import Container
+from dllama_zmq.formats.gguf.head import ArrayPlace
 from dllama_zmq.models.rope import rope_frequencies
 from dllama_zmq.quants import F32
 from dllama_zmq.spec import Architecture, FloatType, ModelSpec, Rope, RopeScaling

@@ -1,0 +1,51 @@
+"""What is in a model's files where they cannot be run: for people who ask what they have. Knows no model's code."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from dllama_zmq.errors import FormatError
+from dllama_zmq.formats.gguf.container import contents
+from dllama_zmq.formats.hf.safetensors import close_all, read_shards
+from dllama_zmq.formats.json_file import read_json
+from dllama_zmq.formats.kinds import GGUF_MAGIC, first_bytes, model_files
+
+_CONFIG = "config.json"
+_MOST_CHARS = 64
+
+
+def contents_of(path: Path) -> dict[str, Any] | None:
+    """architecture, tensors, parameters, and parameters by type as the file calls them; None where nothing is told."""
+    try:
+        if path.is_dir() and not (path / _CONFIG).exists() and len(model_files(path)) == 1:
+            path = model_files(path)[0]
+        if path.is_dir() or path.suffix == ".safetensors":
+            return _of_folder(path if path.is_dir() else path.parent)
+        if first_bytes(path) != GGUF_MAGIC:
+            return None
+        found = contents(path)
+    except FormatError:
+        return None
+    return _facts(path, found.architecture, found.n_tensors, found.n_values)
+
+
+def _of_folder(folder: Path) -> dict[str, Any]:
+    model_type = read_json(folder / _CONFIG, dict[str, Any]).get("model_type")
+    entries = read_shards(folder)
+    close_all(entries.values())
+    n_values: dict[str, int] = {}
+    for entry in entries.values():
+        n_values[entry.dtype] = n_values.get(entry.dtype, 0) + math.prod(entry.shape)
+    return _facts(folder, str(model_type), len(entries), n_values)
+
+
+def _facts(path: Path, architecture: str, n_tensors: int, n_values: dict[str, int]) -> dict[str, Any]:
+    return {
+        "path": str(path),
+        "architecture": architecture[:_MOST_CHARS] or "none named",
+        "parameters": sum(n_values.values()),
+        "tensors": n_tensors,
+        "parameters_by_type": dict(sorted(n_values.items(), key=lambda item: -item[1])),
+    }

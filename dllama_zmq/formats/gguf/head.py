@@ -1,0 +1,273 @@
+"""The head of a GGUF file, read from front to back: metadata, and the tensors' descriptions. See FORMATS.md §4.
+
+Knows no model. Nothing is allocated by a number that the file states; what can be read is bounded by the limits below.
+Source: ggml's docs/gguf.md.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from dllama_zmq.errors import FormatError, UnsupportedModel
+from dllama_zmq.formats.mapped import MappedFile
+from dllama_zmq.quants.k_quants import Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, SourceType
+from dllama_zmq.spec import FloatType
+
+MAGIC = b"GGUF"
+MAX_METADATA_BYTES = 1 << 26
+MAX_PAIRS = 1 << 14
+MAX_TENSORS = 1 << 16
+MAX_ITEMS = 1 << 21
+"""In all arrays together. The largest vocabularies have some 10^6: tokens, scores, types and merges."""
+MAX_NAME_BYTES = 1 << 10
+
+StoredType: TypeAlias = FloatType | SourceType
+TYPES: dict[int, StoredType] = {
+    0: FloatType.F32, 1: FloatType.F16, 2: FloatType.Q40, 3: FloatType.Q41, 6: Q5_0, 7: Q5_1, 8: FloatType.Q80,
+    12: Q4_K, 13: Q5_K, 14: Q6_K, 30: FloatType.BF16,
+}  # fmt: skip
+OTHER_TYPES = {
+    9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S",
+    20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64",
+    29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4", 40: "NVFP4", 41: "Q1_0",
+}  # fmt: skip
+TYPE_NAMES = {"Q40": "Q4_0", "Q41": "Q4_1", "Q80": "Q8_0"}
+"""ggml's names of types that are called otherwise here."""
+_NUMBERS = dict(zip([0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12], "BbHhIif?Qqd", strict=True))
+"""Metadata types that are one number, by the letters of struct and NumPy."""
+_SCALARS = {kind: struct.Struct(f"<{letter}") for kind, letter in _NUMBERS.items()}
+_STRING, _ARRAY = 8, 9
+_U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayPlace:
+    """Where an array of metadata lies: read only when it is asked for, since vocabularies are long."""
+
+    kind: int
+    count: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A tensor as the file describes it at the offset `at`; `shape` is rows before columns, the slowest axis first."""
+
+    name: str
+    shape: tuple[int, ...]
+    type_number: int
+    offset: int
+    at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A tensor of the file. `shape` is rows before columns, the slowest axis first; a vector has one number."""
+
+    name: str
+    shape: tuple[int, ...]
+    stored: StoredType
+    offset: int
+
+    @property
+    def row_bytes(self) -> int:
+        return self.stored.row_bytes(self.shape[-1])
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of all matrices together."""
+        rows = 1
+        for n in self.shape[:-1]:
+            rows *= n
+        return rows
+
+    @property
+    def nbytes(self) -> int:
+        return self.n_rows * self.row_bytes
+
+
+class Head:
+    """What comes before the tensors' bytes, read from front to back; `at` is the offset of what comes next."""
+
+    def __init__(self, pages: MappedFile) -> None:
+        self.path = pages.path
+        self._end = min(pages.nbytes, MAX_METADATA_BYTES)
+        self._whole = self._end == pages.nbytes
+        self._bytes = pages.view(0, self._end).data
+        self.at = 0
+        self._items_left = MAX_ITEMS
+
+    def counts(self) -> tuple[int, int]:
+        """The numbers of tensors and of pairs."""
+        magic = bytes(self._bytes[:4])
+        if magic != MAGIC:
+            raise FormatError(
+                f"{self.path}: offset 0: the file begins with {magic!r}; expected {MAGIC!r}. It is no GGUF."
+            )
+        self.at = 4
+        version = self._u32("the version")
+        if version & 0xFFFF == 0 and version:
+            raise UnsupportedModel(f"{self.path}: a GGUF file of big-endian numbers. Get the little-endian file.")
+        if version not in (2, 3):
+            raise UnsupportedModel(
+                f"{self.path}: offset 4: GGUF version {version}; this version reads 2 and 3. Get a newer file."
+            )
+        n_tensors, n_pairs = self._u64("the number of tensors"), self._u64("the number of metadata pairs")
+        for what, count, most in (("tensors", n_tensors, MAX_TENSORS), ("metadata pairs", n_pairs, MAX_PAIRS)):
+            if count > most:
+                raise FormatError(f"{self.path}: {count} {what} are said to follow; expected at most {most}.")
+        return n_tensors, n_pairs
+
+    def pairs(self, count: int) -> dict[str, Any]:
+        """Keys and their values: numbers, strings, or the places of arrays."""
+        pairs: dict[str, Any] = {}
+        for i in range(count):
+            start = self.at
+            key = self._name(f"key {i + 1} of {count}")
+            if key in pairs:
+                raise FormatError(f"{self.path}: offset {start}: key {key} is there twice; expected each key once.")
+            pairs[key] = self._value(key, self._u32(f"the type of {key}"))
+        return pairs
+
+    def entries(self, count: int) -> Iterator[Entry]:
+        """The tensors' descriptions, of whatever type."""
+        for i in range(count):
+            start = self.at
+            name = self._name(f"the name of tensor {i + 1} of {count}")
+            n_axes = self._u32(f"the number of axes of {name}")
+            if not 1 <= n_axes <= 4:
+                raise FormatError(f"{self.path}: offset {start}: tensor {name} has {n_axes} axes; expected 1 to 4.")
+            axes = [self._u64(f"the shape of {name}") for _ in range(n_axes)]
+            number = self._u32(f"the type of {name}")
+            offset = self._u64(f"the offset of {name}")
+            while len(axes) > 1 and axes[-1] == 1:
+                axes.pop()
+            if not 0 < math.prod(axes) < 1 << 50:
+                raise FormatError(
+                    f"{self.path}: offset {start}: tensor {name} has the shape {axes}; expected positive numbers "
+                    "that a file can hold. The file is damaged."
+                )
+            yield Entry(name, tuple(reversed(axes)), number, offset, start)
+
+    def tensors(self, count: int) -> Iterator[Tensor]:
+        """The tensors, each of a type that is read; offsets are still those in the data."""
+        for entry in self.entries(count):
+            stored = self._type(entry.type_number, entry.name, entry.at)
+            if entry.shape[-1] % stored.block_values:
+                raise FormatError(
+                    f"{self.path}: offset {entry.at}: tensor {entry.name} has rows of {entry.shape[-1]} values; "
+                    f"{stored.name} needs whole blocks of {stored.block_values}. The file is damaged."
+                )
+            yield Tensor(entry.name, entry.shape, stored, entry.offset)
+
+    def array(self, key: str, place: ArrayPlace) -> list[Any]:
+        """The items of an array that `pairs` walked over."""
+        if place.kind != _STRING:
+            numbers: list[Any] = np.frombuffer(
+                self._bytes, f"<{_NUMBERS[place.kind]}", place.count, place.offset
+            ).tolist()
+            return numbers
+        at, data, length = place.offset, self._bytes, _U64.unpack_from
+        texts = []
+        try:
+            for _ in range(place.count):
+                (n,) = length(data, at)
+                at += 8 + n
+                texts.append(str(data[at - n : at], "utf-8"))
+        except UnicodeDecodeError as error:
+            raise FormatError(
+                f"{self.path}: {key}: string {len(texts)} is no UTF-8 ({error.reason}). The file is damaged, or was "
+                "written by a faulty converter; convert the model again."
+            ) from None
+        return texts
+
+    def _type(self, number: int, name: str, at: int) -> StoredType:
+        if number in TYPES:
+            return TYPES[number]
+        if number in OTHER_TYPES:
+            raise UnsupportedModel(
+                f"{self.path}: tensor {name} is of type {OTHER_TYPES[number]}, which this version does not read. "
+                "Get the model's Q4_K_M or Q8_0 file, or quantize it anew."
+            )
+        raise UnsupportedModel(
+            f"{self.path}: offset {at}: tensor {name} is of type {number}, which is unknown here. "
+            "The file is damaged or newer than this version; get the model's Q4_K_M or Q8_0 file."
+        )
+
+    def _value(self, key: str, kind: int) -> Any:
+        if kind in _SCALARS:
+            scalar = _SCALARS[kind]
+            start = self._take(scalar.size, key)
+            return scalar.unpack_from(self._bytes, start)[0]
+        if kind == _STRING:
+            return self._text(key, MAX_METADATA_BYTES)
+        if kind != _ARRAY:
+            raise FormatError(f"{self.path}: offset {self.at - 4}: {key} is of type {kind}; expected 0 to 12.")
+        of, count = self._u32(f"the type of {key}"), self._u64(f"the length of {key}")
+        if of == _ARRAY:
+            raise FormatError(f"{self.path}: offset {self.at - 12}: {key} is an array of arrays, which no model needs.")
+        if of != _STRING and of not in _SCALARS:
+            raise FormatError(f"{self.path}: offset {self.at - 12}: {key} holds items of type {of}; expected 0 to 12.")
+        if count > self._items_left:
+            raise FormatError(
+                f"{self.path}: offset {self.at - 8}: {key} has {count} items; expected at most "
+                f"{MAX_ITEMS} in all arrays."
+            )
+        self._items_left -= count
+        place = ArrayPlace(of, count, self.at)
+        if of == _STRING:
+            self._skip_strings(key, count)
+        else:
+            self._take(count * _SCALARS[of].size, key)
+        return place
+
+    def _skip_strings(self, key: str, count: int) -> None:
+        at, data, length, last = self.at, self._bytes, _U64.unpack_from, self._end - 8
+        for i in range(count):  # a vocabulary has 10^5 strings: no call here that can be avoided
+            if at > last:
+                self.at = at
+                self._take(8, f"string {i} of {key}")
+            at += 8 + length(data, at)[0]
+        self.at = at
+        self._take(0, f"the last string of {key}")
+
+    def _name(self, what: str) -> str:
+        start = self.at
+        name = self._text(what, MAX_NAME_BYTES)
+        if not name.isprintable():
+            raise FormatError(f"{self.path}: offset {start}: {what} is {name!r}; expected printable text.")
+        return name
+
+    def _text(self, what: str, most: int) -> str:
+        start, n = self.at, self._u64(f"the length of {what}")
+        if n > most:
+            raise FormatError(f"{self.path}: offset {start}: {what} is {n} bytes long; expected at most {most}.")
+        at = self._take(n, what)
+        try:
+            return str(self._bytes[at : at + n], "utf-8")
+        except UnicodeDecodeError as error:
+            raise FormatError(f"{self.path}: offset {at}: {what} is no UTF-8 ({error.reason}).") from None
+
+    def _u32(self, what: str) -> int:
+        value: int = _U32.unpack_from(self._bytes, self._take(4, what))[0]
+        return value
+
+    def _u64(self, what: str) -> int:
+        value: int = _U64.unpack_from(self._bytes, self._take(8, what))[0]
+        return value
+
+    def _take(self, n: int, what: str) -> int:
+        """The offset of the next `n` bytes, which are there."""
+        start = self.at
+        if start + n > self._end:
+            end = f"the file ends at {self._end}" if self._whole else f"metadata may not go beyond {self._end}"
+            advice = "It is cut short or damaged; copy or download it again."
+            raise FormatError(f"{self.path}: offset {start}: {what} takes {n} bytes, but {end}. {advice}")
+        self.at = start + n
+        return start
