@@ -118,7 +118,7 @@ def flood_for(seconds: float, flooded: Flooded, port: str, kind: str) -> None:
 
 @pytest.mark.parametrize(("port", "kind"), FLOODS)
 def test_a_flood_neither_fills_the_memory_nor_stops_others(port: str, kind: str, flooded: Flooded) -> None:
-    flood_for(2.5, flooded, port, kind)
+    flood_for(1.5, flooded, port, kind)
 
 
 @pytest.mark.release
