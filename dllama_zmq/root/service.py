@@ -96,15 +96,10 @@ class Service:
         self._status: Status | None = None
         self._status_until = 0.0
         self._stopped = False
-        self._stop_when_idle = False
 
     def stop(self) -> None:
         """Make `run` return after the step it is in; safe to call from a signal handler."""
         self._stopped = True
-
-    def stop_when_idle(self) -> None:
-        """Make `run` return when no request is open; safe to call from another thread."""
-        self._stop_when_idle = True
 
     def run(self) -> None:
         """Serve until stopped."""
@@ -112,21 +107,25 @@ class Service:
         poller.register(self._clients.socket, zmq.POLLIN)
         if self._root.link is not None:
             poller.register(self._root.link.replies, zmq.POLLIN)
-        while not self._stopped:
-            self._every_turn()
-            self._answer_clients()
-            self._root.pump(time.monotonic())
-            self._remind()
-            if self._active is None and len(self._waiting) and self._root.all_reachable():
-                self._start(self._waiting.take())
-            if self._active is not None:
-                self._advance(self._active)
-            elif self._stop_when_idle and not len(self._waiting):
-                self._stopped = True
-            else:
-                poller.poll(round(_TURN_S * 1000))
-        for request in [*([self._active] if self._active is not None else []), *self._waiting]:
-            self._send(request.client, Error(request.id, "ClusterError", "the cluster is going down"))
+        why = "the cluster is going down"
+        try:
+            while not self._stopped:
+                self._every_turn()
+                self._answer_clients()
+                self._root.pump(time.monotonic())
+                self._remind()
+                if self._active is None and len(self._waiting) and self._root.all_reachable():
+                    self._start(self._waiting.take())
+                if self._active is not None:
+                    self._advance(self._active)
+                else:
+                    poller.poll(round(_TURN_S * 1000))
+        except DllamaError as error:
+            why = f"the cluster went down: {error}"
+            raise
+        finally:
+            for request in [*([self._active] if self._active is not None else []), *self._waiting]:
+                self._send(request.client, Error(request.id, "ClusterError", why[:4000]))
 
     # --- clients ---------------------------------------------------------------------------------------------------
 
