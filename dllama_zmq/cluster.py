@@ -176,7 +176,8 @@ class ClusterFile:
         try:
             if text.startswith(PULLED):
                 return find_pulled(text)
-            return self.identity.parent / Path(text).expanduser()
+            path = os.fsdecode(text.encode("utf-8", "surrogateescape"))  # names are UTF-8, whatever the locale says
+            return self.identity.parent / Path(path).expanduser()
         except RuntimeError as error:
             raise ConfigError(f"{self.path}: {key}: {text}: no such home folder; write the path in full") from error
         except UsageError as error:
@@ -297,7 +298,8 @@ def parse_cluster(text: str, path: str | os.PathLike[str] = "cluster.yaml") -> C
 
 def folder_name(path: Path) -> str:
     """The name of a cluster whose file has none: that of its folder, in the letters that a name may have."""
-    folder = unicodedata.normalize("NFKD", path.resolve().parent.name).encode("ascii", "ignore").decode()
+    name = os.fsencode(path.resolve().parent.name).decode("utf-8", "ignore")  # whatever the locale says
+    folder = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
     return re.sub(r"[^A-Za-z0-9_-]+", "-", folder).lstrip("_-")[:32].rstrip("-") or "home"
 
 

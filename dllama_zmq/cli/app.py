@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import sys
 from dataclasses import replace
@@ -12,7 +11,7 @@ import typer
 from dllama_zmq import __version__
 from dllama_zmq.cli import flags
 from dllama_zmq.cli.command import Group, add_command
-from dllama_zmq.cli.endings import with_exit_codes, with_output
+from dllama_zmq.cli.endings import open_output, with_exit_codes, with_output
 from dllama_zmq.cli.wrong_use import exit_code
 from dllama_zmq.errors import UsageError
 
@@ -309,6 +308,5 @@ def _before(version: flags.Version = False, verbose: flags.Verbose = False) -> N
 
 def main() -> None:
     """Run the command line and exit with its code."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal without UTF-8 shows ? where it cannot show a letter
+    open_output()
     sys.exit(with_output(lambda: exit_code(app)))

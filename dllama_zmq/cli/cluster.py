@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import time
@@ -11,7 +10,6 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-import msgspec
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -19,6 +17,7 @@ from rich.text import Text
 from dllama_zmq.bus.client_messages import NodeStatus, Status
 from dllama_zmq.bus.slowest import excess_ms_per_token, slowest_of
 from dllama_zmq.cli.chosen import running_here, to_bring_up
+from dllama_zmq.cli.endings import as_json as json_text
 from dllama_zmq.cli.flags import Overrides
 from dllama_zmq.cli.overrides import applied, fetched
 from dllama_zmq.cli.progress import Arrivals, Display, duration, note_on
@@ -149,7 +148,7 @@ def _slowness(found: Status, node: NodeStatus) -> str:
 
 def _as_json(found: Status) -> str:
     fields = {name: getattr(found, name) for name in found.__struct_fields__ if name != "id"}  # on the bus: a list
-    return msgspec.json.encode(fields).decode()
+    return json_text(fields)
 
 
 def list_running(as_json: bool) -> None:
@@ -164,7 +163,7 @@ def list_running(as_json: bool) -> None:
             }
             for one in found
         ]  # fmt: skip
-        print(json.dumps({"clusters": rows}))  # noqa: T201
+        print(json_text({"clusters": rows}))  # noqa: T201
         return
     if not found:
         note("no cluster runs on this computer")

@@ -5,12 +5,15 @@
 
 from __future__ import annotations
 
+import codecs
 import functools
+import io
+import json
 import logging
 import os
 import sys
 from collections.abc import Callable
-from typing import ParamSpec
+from typing import Any, ParamSpec
 
 import typer
 
@@ -41,14 +44,42 @@ def with_exit_codes(command: Callable[P, None]) -> Callable[P, None]:
             if words := refused_by_system(error):
                 raise _failed(words, 1) from None
             if isinstance(error, OSError):
-                place = error.filename or ("stdout" if not _flushed() else "the system")
-                raise _failed(f"{place}: {error.strerror or error}", 1) from None
+                raise _failed(f"{error.filename or 'the system'}: {error.strerror or error}", 1) from None
             if isinstance(error.__cause__, KeyboardInterrupt):  # it came while a module was loaded
                 raise typer.Exit(130) from None
             hint = "set DLLAMA_ZMQ_DEBUG=1 to see where, and please report it"
             raise _failed(f"a defect of dllama-zmq: {type(error).__name__}: {error}; {hint}", 1) from None
 
     return guarded
+
+
+class Output(io.FileIO):
+    """stdout, whose errors say that they are its own."""
+
+    def write(self, data: Any) -> Any:
+        """As FileIO's."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            error.filename = "stdout"
+            raise
+
+
+def open_output() -> None:
+    """Make sys.stdout an Output; a terminal without UTF-8 shows ? where it cannot show a letter."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        output, encoding = Output(sys.stdout.fileno(), "w", closefd=False), sys.stdout.encoding
+        sys.stdout = io.TextIOWrapper(
+            io.BufferedWriter(output), encoding, errors="replace", line_buffering=output.isatty()
+        )
+
+
+def as_json(value: object) -> str:
+    """`value` as one line of JSON; where stdout is not UTF-8, letters that it cannot show are escapes."""
+    import msgspec
+
+    plain = codecs.lookup(sys.stdout.encoding).name != "utf-8"
+    return json.dumps(msgspec.to_builtins(value), ensure_ascii=plain)
 
 
 def with_output(run: Callable[[], int]) -> int:
@@ -62,7 +93,7 @@ def with_output(run: Callable[[], int]) -> int:
         return 0
     except OSError as error:
         _discard_output()
-        typer.echo(f"error: stdout: {error.strerror or error}", err=True)
+        typer.echo(f"error: {refused_by_system(error) or f'stdout: {error.strerror or error}'}", err=True)
         return 1
     except SystemExit as ending:
         if isinstance(ending.__context__, BrokenPipeError):  # rich says 1 where a reader has had enough

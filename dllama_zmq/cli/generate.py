@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 import sys
@@ -15,6 +14,7 @@ from dllama_zmq.bus.client_messages import Done, Piece, Prefill, Queued, Started
 from dllama_zmq.cli import flags
 from dllama_zmq.cli.chosen import for_a_call, for_a_model
 from dllama_zmq.cli.cluster import listening
+from dllama_zmq.cli.endings import as_json
 from dllama_zmq.cli.flags import Overrides
 from dllama_zmq.cli.overrides import check_running, fetched
 from dllama_zmq.cli.progress import Display
@@ -158,7 +158,7 @@ class _Printer:
                 "seed": self._started.seed,
                 "stats": self._stats.averages(),
             }
-            _write(json.dumps(report, ensure_ascii=False) + "\n")
+            _write(as_json(report) + "\n")
 
     def _show(self, text: str) -> None:
         self._text.append(text)

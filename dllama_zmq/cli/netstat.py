@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import msgspec
 from rich.console import Console, Group, RenderableType
 
 from dllama_zmq.cli.chosen import chosen_path, running_here
+from dllama_zmq.cli.endings import as_json
 from dllama_zmq.cli.flags import Netstat
 from dllama_zmq.cli.netstat_figures import Prediction, Report, measured, predicted
 from dllama_zmq.cli.netstat_tables import prediction_tables, report_tables, summary_table
@@ -66,7 +66,7 @@ def _tables(figures: Report | Prediction) -> RenderableType:
 
 
 def _as_json(figures: Report | Prediction) -> str:
-    return msgspec.json.encode(figures).decode()
+    return as_json(figures)
 
 
 def _spec(model: str) -> ModelSpec:
