@@ -9,6 +9,7 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 from typing import Literal
 
@@ -28,7 +29,7 @@ from dllama_zmq.launch.fleet import Fleet
 from dllama_zmq.launch.locks import await_last_user
 from dllama_zmq.launch.nodes_here import check_model, doubts, local_workers
 from dllama_zmq.launch.owner import at_end_of_stdin
-from dllama_zmq.launch.paths import Places
+from dllama_zmq.launch.paths import Places, as_text
 from dllama_zmq.launch.registry import Record, only_one, record, running_clusters
 from dllama_zmq.launch.starting import StartingFile
 from dllama_zmq.root.report import ClusterFacts
@@ -73,10 +74,10 @@ def run_cluster(file: ClusterFile, tells: Tells, lock: int | None = None) -> Non
                 places.begin_logs()
             else:
                 at_end_of_stdin(lambda: _leave(places))
-            cleanup.callback(_clear, file, places)  # libzmq leaves the files of its ipc sockets behind
+            cleanup.callback(places.clear)  # libzmq leaves the files of its ipc sockets behind
             _check_ports(cluster)
             starting = StartingFile(places.starting_file, tells)
-            starting.now(f"the root opens {file.model_path().name} and its tokenizer")
+            starting.now(f"the root opens {as_text(Path(file.model_path().name))} and its tokenizer")
             model = cleanup.enter_context(open_model(file.model_path(), cluster.weight_type))
             check_model(cluster, model)
             for doubt in doubts(cluster, model):
@@ -100,7 +101,7 @@ def run_cluster(file: ClusterFile, tells: Tells, lock: int | None = None) -> Non
         _, workers, crowded = node_threads(cluster)
         fleet = Fleet(workers, places, crowded, root.roster, cluster.limits.join_s)
         cleanup.callback(fleet.stop, cluster.limits.stop_s * _FLEET_SHARE)
-        facts = ClusterFacts(cluster.name, __version__, str(model.path))
+        facts = ClusterFacts(cluster.name, __version__, as_text(model.path))
         service = Service(root, tokenizer, clients, facts, every_turn=fleet.watch)
         cleanup.enter_context(_announced(places, file))
         starting.remove()
@@ -186,13 +187,6 @@ def _leave(places: Places) -> None:
     """End this process as a signal would, when nobody uses its cluster any more."""
     await_last_user(places)
     os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _clear(file: ClusterFile, places: Places) -> None:
-    if file.private:
-        places.remove_run()
-    else:
-        places.clear()
 
 
 @contextmanager

@@ -105,6 +105,8 @@ def for_one_call(file: ClusterFile, listener: Listener, on_shared: Callable[[], 
     `on_shared` is called. Raises as `bring_up` does.
     """
     limits = file.cluster.limits
+    if file.private:
+        registry.remove_left_by_calls()
     while True:
         running = registry.await_running(file, limits.load_s, listener.tells)
         if running is None:
@@ -115,7 +117,7 @@ def for_one_call(file: ClusterFile, listener: Listener, on_shared: Callable[[], 
                 continue
             except BaseException:
                 if file.private:
-                    _forget(Places.of(file.cluster.name))
+                    Places.of(file.cluster.name).remove()
                 raise
         with locks.in_use(Places.of(running.name), 3 * limits.stop_s):
             if registry.find_running(file) == running:  # else it ended before it was in use
@@ -143,15 +145,8 @@ def for_one_call(file: ClusterFile, listener: Listener, on_shared: Callable[[], 
             on_shared()
         else:
             start.end(limits.stop_s)
-            if file.private:
-                _forget(start.places, keep_logs)
-
-
-def _forget(places: Places, keep_logs: bool = False) -> None:
-    """Remove what is left of a cluster whose name will never be used again."""
-    places.remove_run()
-    if not keep_logs:
-        places.remove_logs()
+            if file.private and not keep_logs:
+                start.places.remove()
 
 
 def take_down(file: ClusterFile) -> bool:

@@ -87,13 +87,10 @@ class Places:
         for path in self.logs.glob("*.log"):
             path.replace(path.with_suffix(".log.1"))
 
-    def remove_run(self) -> None:
-        """Remove `run` with all that is in it. For a holder of the lock whom nobody follows under this name."""
-        shutil.rmtree(self.run, ignore_errors=True)
-
-    def remove_logs(self) -> None:
-        """Remove the logs."""
-        shutil.rmtree(self.logs, ignore_errors=True)
+    def remove(self) -> None:
+        """Remove both folders, of a name that nobody will use again."""
+        for folder in (self.logs, self.run):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def clear(self) -> None:
         """Remove what a running cluster has in `run`, all but its lock. For the holder of the lock alone."""
@@ -113,6 +110,11 @@ class Places:
                 f"set {HOME_VARIABLE} to a shorter folder"
             )
         return f"ipc://{path}"
+
+
+def as_text(path: Path) -> str:
+    """A path for people and messages: names of files are UTF-8, whatever the locale says; ? for what is none."""
+    return os.fsencode(path).decode("utf-8", "replace")
 
 
 def run_folders() -> Iterator[tuple[Path, Path]]:

@@ -15,7 +15,7 @@ import shlex
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,18 +34,22 @@ from dllama_zmq.cluster import (
 )
 from dllama_zmq.errors import ClusterError, ConfigError, UsageError
 from dllama_zmq.launch.locks import POLL_S, is_up, take
-from dllama_zmq.launch.paths import HOME_VARIABLE, Places, run_folders
+from dllama_zmq.launch.paths import HOME_VARIABLE, Places, as_text, run_folders
 from dllama_zmq.telling import Tells
 
 PRIVATE = "call-"
 """What the name of a cluster of one call without a file begins with; the process and a random number follow."""
 
 _LOCK_S = 1.0  # who looks whether a cluster is up holds its lock for an instant
+_KEEP_S = 86400.0
 _SETTLE_S = 1.0  # from taking the lock to the record that says whose it is
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """What a cluster's processes write of it, as JSON: when it is started, and again when clients can reach it."""
+    """What a cluster's processes write of it, as JSON: when it is started, and again when clients can reach it.
+
+    path: as UTF-8, for the next command may run in another locale.
+    """
 
     path: str
     cluster: Cluster
@@ -76,7 +80,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def file(self) -> ClusterFile:
         """The cluster and its file, as they were when it was started."""
-        return ClusterFile(Path(self.path), self.cluster, self.private)
+        path = os.fsdecode(self.path.encode("utf-8", "surrogateescape"))
+        return ClusterFile(Path(path), self.cluster, self.private)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +109,7 @@ class Running:
     def model(self) -> str:
         """The model's path."""
         try:
-            return str(self.file.model_place())
+            return as_text(self.file.model_place())
         except ConfigError:  # of the hub, and gone from the cache since
             return self.file.cluster.model
 
@@ -140,6 +145,16 @@ def running_clusters() -> list[Running]:
     """Every cluster of this user on this computer that is up or on its way, by name."""
     found = (_running(Places(*folders)) for folders in run_folders())
     return sorted((one for one in found if one is not None), key=lambda one: one.name)
+
+
+def remove_left_by_calls() -> None:
+    """Remove the folders of clusters of one call that failed, or were killed, a day ago or longer."""
+    for folders in run_folders():
+        places = Places(*folders)
+        with suppress(OSError):
+            is_old = time.time() > places.run.stat().st_mtime + _KEEP_S
+            if places.run.name.startswith(PRIVATE) and is_old and not is_up(places):
+                places.remove()
 
 
 def find_running(file: ClusterFile) -> Running | None:
@@ -199,7 +214,7 @@ def cluster_here(path: Path, even_down: bool = False) -> ClusterFile:
         if even_down:
             for folders in run_folders():
                 last = Record.read(Places(*folders).started_file)
-                if last is not None and Path(last.path) == wanted and not last.private:
+                if last is not None and last.file.path == wanted and not last.private:
                     return ClusterFile(path, last.cluster)
         raise
 
@@ -249,7 +264,7 @@ def only_one(file: ClusterFile, places: Places, held: int | None = None) -> Iter
                 raise AlreadyRunning(f"cluster {file.cluster.name!r} is running already; `dllama-zmq down` stops it")
             time.sleep(0.02)
         last = Record.read(places.started_file)
-        if last is None or last.path != str(file.identity):
+        if last is None or last.file.path != file.identity:
             places.begin_logs()  # what is there is of another cluster that had the name
         record(file).write(places.started_file)
         yield lock
@@ -263,10 +278,9 @@ class AlreadyRunning(ClusterError):
 
 def record(file: ClusterFile, clients: str = "") -> Record:
     """What this process, whose cluster `file` describes, says of it."""
-    return Record(
-        path=str(file.identity), cluster=file.cluster, private=file.private, pid=os.getpid(), since=time.time(),
-        clients=clients,
-    )  # fmt: skip
+    path = os.fsencode(file.identity).decode("utf-8", "surrogateescape")
+    pid, since = os.getpid(), time.time()
+    return Record(path=path, cluster=file.cluster, private=file.private, pid=pid, since=since, clients=clients)
 
 
 def _running(places: Places) -> Running | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from contextlib import ExitStack
@@ -183,6 +184,17 @@ def test_a_call_whose_model_is_not_there_leaves_nothing(here: Cli) -> None:
         pass
     assert running_clusters() == []
     assert [path for base in ("run", "logs") for path in (here.home / base).iterdir()] == []
+
+
+def test_what_killed_calls_left_is_removed_after_a_day(here: Cli) -> None:
+    left = [Places.of(name) for name in ("call-1-old", "call-2-new", "other")]
+    for places in left:
+        places.lock_file.touch()
+    for places in (left[0], left[2]):
+        os.utime(places.run, (time.time() - 90000,) * 2)
+    with for_one_call(without_file(str(here.model), folder=here.folder, private=True), Listener(), lambda: None):
+        pass
+    assert [places.run.exists() for places in left] == [places.logs.exists() for places in left] == [False, True, True]
 
 
 # --- at once ------------------------------------------------------------------------------------------------------

@@ -59,6 +59,26 @@ def test_a_named_worker_gets_its_own_place_and_an_unnamed_one_the_first_that_is_
     assert all(place.find(f"id{i}".encode()) is member for i, member in enumerate(members))
 
 
+def test_the_place_of_a_process_that_the_root_has_started_is_for_that_process_alone() -> None:
+    place = roster("a", "b", reserved=("a",))
+    place.reserve("a", 77)
+    for pid in (1, 78):
+        answer = join(place, b"stranger", "a", pid)
+        assert isinstance(answer, Refuse)
+        assert not answer.again
+        assert "started by the root itself" in answer.reason
+    assert isinstance(join(place, b"own", "a", 77), Member)
+    assert place.has("a", 77)
+    place.lose(place.members[0], "was lost")
+    assert not place.has("a", 77)
+    assert isinstance(join(place, b"stranger", "a", 1), Refuse)
+    place.explain_absence("a", "starts again in 4 s")
+    assert place.members[0].lost_reason == "starts again in 4 s"
+    place.reserve("a", 79)
+    assert isinstance(join(place, b"next", "a", 79), Member)
+    assert isinstance(join(place, b"free", "", 5), Member)
+
+
 def test_a_reserved_place_is_only_for_who_asks_for_it_by_name() -> None:
     place = roster("a", "b", reserved=("a",))
     assert joined(place, b"1").name == "b"
