@@ -16,7 +16,7 @@ from dllama_zmq.cli.chosen import for_a_call, for_a_model
 from dllama_zmq.cli.cluster import listening
 from dllama_zmq.cli.endings import as_json
 from dllama_zmq.cli.flags import Overrides
-from dllama_zmq.cli.overrides import check_running, fetched
+from dllama_zmq.cli.overrides import check_elsewhere, check_running, fetched
 from dllama_zmq.cli.progress import Display
 from dllama_zmq.cli.show import note
 from dllama_zmq.cli.stats import Stats
@@ -76,7 +76,9 @@ def _client(file: ClusterFile, overrides: Overrides) -> Iterator[tuple[Client, s
     """A client of the cluster, brought up for this call where it is not running; and the path of its model."""
     if (address := address_elsewhere(file.cluster)) is not None:
         with Client(address) as client:
-            yield client, client.status().model
+            model = client.status().model
+            check_elsewhere(overrides, address, model)
+            yield client, model
         return
 
     def on_shared() -> None:

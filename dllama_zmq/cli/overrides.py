@@ -72,6 +72,15 @@ def _first(overrides: Overrides, workers: list[WorkerConfig], path: Path) -> lis
     return workers[: n_nodes - 1]
 
 
+def check_elsewhere(overrides: Overrides, address: str, model: str) -> None:
+    """Raise ClusterError where the flags ask for a model of their own, and the root is on another computer."""
+    if any(one is not None for one in (overrides.model, overrides.weights, overrides.tokenizer)):
+        raise ClusterError(
+            f"the root at {address} is on another computer and runs {model}; leave -m, --weights and --tokenizer "
+            "out, or start it there with another model"
+        )
+
+
 def check_running(overrides: Overrides, running: Running, asked: ClusterFile) -> None:
     """Say which flags a cluster that runs already does not follow; `asked` has them in it.
 

@@ -14,10 +14,11 @@ import pytest
 from command_line import HOME_VARIABLE, Cli, finish, json_object, until, write_small_model
 
 import dllama_zmq
+from dllama_zmq.cluster import parse_cluster
 from dllama_zmq.errors import ClusterError
 from dllama_zmq.launch.lifecycle import Listener, bring_up, for_one_call, take_down
 from dllama_zmq.launch.paths import Places
-from dllama_zmq.launch.registry import running_clusters, without_file
+from dllama_zmq.launch.registry import address_elsewhere, running_clusters, without_file
 
 PROMPT = "once upon a time"
 
@@ -257,6 +258,15 @@ def test_connect_finds_a_cluster_by_its_file_and_says_where_it_is_not_running(he
         dllama_zmq.connect(cli.folder / "copy.yaml")
     assert take_down(dllama_zmq.cluster.load_cluster(path))
     assert not take_down(dllama_zmq.cluster.load_cluster(path))
+
+
+def test_a_root_on_another_computer_is_where_clients_are_sent() -> None:
+    def address(host: str) -> str | None:
+        return address_elsewhere(parse_cluster(f"model: demo\nopen_bus: true\nroot: {{host: '{host}'}}"))
+
+    assert address("192.0.2.7") == "tcp://192.0.2.7:5572"
+    assert address("2001:db8::7") == "tcp://[2001:db8::7]:5572"
+    assert [address(host) for host in ("0.0.0.0", "::", "127.0.0.1", "localhost", "no-such-host.invalid")] == [None] * 5
 
 
 def test_a_record_of_a_dead_cluster_tells_nothing(here: Cli) -> None:
