@@ -25,12 +25,12 @@ def endpoint_of(text: str, default_port: int) -> str:
     if scheme not in ("", "tcp"):
         if scheme in ("ipc", "inproc") and rest:
             return text
-        raise UsageError(f"{text!r} is no address; expected HOST, HOST:PORT or tcp://HOST:PORT, such as 192.168.1.10")
+        raise UsageError(f"{text}: no address; expected HOST, HOST:PORT or tcp://HOST:PORT, such as 192.168.1.10")
     host, port = _host_and_port(rest)
     if not host or any(character in host for character in "/ []"):
-        raise UsageError(f"{text!r} names no host; expected HOST or HOST:PORT, such as 192.168.1.10:{default_port}")
+        raise UsageError(f"{text}: no host; expected HOST or HOST:PORT, such as 192.168.1.10:{default_port}")
     if port and not (port.isdecimal() and 1 <= int(port) <= 65535):
-        raise UsageError(f"{text!r}: {port!r} is no port; expected 1 to 65535, or none for {default_port}")
+        raise UsageError(f"{text}: {port!r} is no port; expected 1 to 65535, or none for {default_port}")
     return join(host, int(port) if port else default_port)
 
 

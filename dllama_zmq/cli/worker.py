@@ -13,6 +13,7 @@ from threadpoolctl import threadpool_limits
 from dllama_zmq import __version__
 from dllama_zmq.bus.addresses import endpoint_of
 from dllama_zmq.cluster import Ports
+from dllama_zmq.errors import UsageError
 from dllama_zmq.host import require_open_files, usable_cores
 from dllama_zmq.launch.owner import at_end_of_stdin, die_with_parent
 from dllama_zmq.worker import Worker, WorkerSettings
@@ -25,7 +26,10 @@ def run(root: str, name: str, threads: int | None, leave_with_stdin: bool, crowd
 
     With `leave_with_stdin` the end of stdin ends the worker.
     """
-    address = endpoint_of(root, Ports().replies)
+    try:
+        address = endpoint_of(root, Ports().replies)
+    except UsageError as error:
+        raise UsageError(f"--root {error}") from None
     signal.signal(signal.SIGTERM, _leave)
     if leave_with_stdin:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is for the root

@@ -287,7 +287,7 @@ def test_a_prompt_that_is_no_text_is_refused_in_one_sentence(running: Cli) -> No
         (["generate", "hi", "-p", "ho"], "the prompt is given twice"),
         (["worker"], "--root"),
         (["worker", "--root", "ftp://a:1"], "--root ftp://a:1"),
-        (["worker", "--root", "tcp://a"], "the port is missing"),
+        (["worker", "--root", "tcp://a:http"], "is no port"),
         (["gnerate", "hi"], "gnerate"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
