@@ -87,6 +87,7 @@ class Formation:
         self._loaded_at: dict[int, float] = {}
         self._preparing: dict[int, Preparing] = {}
         self._heard_at: dict[int, float] = {}
+        self._have_heard: set[int] = set()
         self._has_been_ready = False
         self._pumped_at = 0.0
         self._knocked_at = 0.0
@@ -97,7 +98,7 @@ class Formation:
     def form(self, until: float, on_progress: Callable[[], None]) -> None:
         """Bring every worker to readiness. Raises WorkerLost, naming who is missing, when `until` passes."""
         while not self._roster.ready:
-            if time.monotonic() >= until or self._deaf():
+            if time.monotonic() >= until or any(map(self._is_deaf, self._roster.members)):
                 raise WorkerLost(self.missing_sentence())
             self.pump(time.monotonic() + _FORMING_BEACON_S)
             on_progress()
@@ -142,6 +143,7 @@ class Formation:
             logger.error("cannot load %s: %s", member.name, message.text)
             self._roster.lose(member, f"could not load: {message.text}")
         elif isinstance(message, Heard):
+            self._have_heard.add(member.node)
             self._roster.set_heard(member, message.epoch)
             if self._roster.ready:
                 self._has_been_ready = True
@@ -180,7 +182,7 @@ class Formation:
     def _reason(self, member: Member) -> str:
         if member.state is State.ABSENT:
             return member.lost_reason
-        if member.state is State.LOADED and self._deaf():
+        if self._is_deaf(member):
             port = self._endpoints.steps[0]
             return (
                 f"has its weights but has heard nothing that the root publishes for {self._limits.ready_s:.0f} s "
@@ -188,9 +190,10 @@ class Formation:
             )
         return ""
 
-    def _deaf(self) -> bool:
-        """Whether some worker should have heard a beacon long since."""
-        return self._roster.loaded and time.monotonic() > self._all_loaded_at + self._limits.ready_s
+    def _is_deaf(self, member: Member) -> bool:
+        """Whether a worker should have heard its first beacon long since. Later ones may find it in a long stage."""
+        waiting = member.state is State.LOADED and member.node not in self._have_heard
+        return waiting and time.monotonic() > self._all_loaded_at + self._limits.ready_s
 
     def _count_listening(self) -> None:
         """Nobody is silent for as long as the root does not listen."""
@@ -230,6 +233,7 @@ class Formation:
         self._joined_at[place.node] = self._heard_at[place.node] = time.monotonic()
         for of_before in (self._loaded_at, self._preparing):
             of_before.pop(place.node, None)
+        self._have_heard.discard(place.node)
         if self._send(place, Welcome(place.node, place.name, steps, replies)):
             self._send(place, self._plan)
 

@@ -43,7 +43,7 @@ def floods(protocol: int) -> dict[str, bytes]:
         return bytes(msgpack.packb([protocol, *values]))
 
     empties = b"\xdd" + struct.pack(">I", 400_003) + header("askstatus", 1)[1:] + b"\x90" * 400_000
-    joins = b"".join(frame(header("join", f"worker{n % 3}", "somewhere", n, "0")) for n in range(1000))
+    joins = b"".join(frame(header("join", f"worker{n % 3}", "somewhere", n, "0", "pi3", 1, None)) for n in range(1000))
     prompts = b"".join(
         frame(header("generate", n, "once upon a time " * 7000, 3, 0.0, 1.0, 0, 0, True)) for n in range(1, 10)
     )

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from hostile.flood import free_port
+from hostile.flood import floods, free_port
 from tiny import tiny_spec, tiny_tokenizer_data, write_tiny_model
 
 from dllama_zmq import Client
-from dllama_zmq.bus.client_messages import Piece
-from dllama_zmq.bus.messages import PROTOCOL
+from dllama_zmq.bus.client_messages import FROM_CLIENT, Piece
+from dllama_zmq.bus.messages import PROTOCOL, TO_ROOT, Kinds, decode
 from dllama_zmq.errors import RootLost
 from dllama_zmq.formats import write_t
 from dllama_zmq.spec import FloatType
@@ -39,6 +39,16 @@ FLOODS = [
     ("clients", "askstatus"), ("clients", "long prompts"), ("clients", "status is asked and never read"),
     ("replies", "askstatus"), ("replies", "joins"), ("steps", "subscriptions"), ("steps", "nothing is read"),
 ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "kinds"),
+    [("askstatus", FROM_CLIENT), ("long headers", FROM_CLIENT), ("long prompts", FROM_CLIENT), ("joins", TO_ROOT)],
+)
+def test_what_a_flood_says_is_understood(kind: str, kinds: Kinds) -> None:
+    body = floods(PROTOCOL)[kind]
+    size, begin = (body[1], 2) if body[0] == 0 else (int.from_bytes(body[1:9], "big"), 9)
+    decode([body[begin : begin + size]], kinds)
 
 
 @dataclass

@@ -223,7 +223,7 @@ def test_a_place_of_this_computer_is_not_given_to_who_comes_over_a_network(conte
         while frames is None:
             assert time.monotonic() < until
             with contextlib.suppress(zmq.Again):
-                stranger.send_multipart(encode(Join("worker1", "here", os.getpid(), "0")), zmq.NOBLOCK)
+                stranger.send_multipart(encode(Join("worker1", "here", os.getpid(), "0", "pi3", 1, None)), zmq.NOBLOCK)
             root.pump(time.monotonic() + 0.05)
             frames = sockets.receive_now(stranger)
         answer, _ = decode(frames, TO_WORKER)
@@ -244,7 +244,7 @@ def test_a_place_of_this_computer_is_not_given_to_who_comes_over_a_network(conte
 def test_the_kernel_says_which_process_a_place_is_for(address: str, pid: int, given: bool) -> None:
     roster = Roster(["worker1"], 1, ["worker1"])
     roster.reserve("worker1", 7)
-    place = roster.join(b"x", Join("worker1", "", pid, ""), address)
+    place = roster.join(b"x", Join("worker1", "", pid, "", "pi3", 1, None), address)
     assert isinstance(place, Refuse) is not given
 
 
