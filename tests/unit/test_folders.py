@@ -245,6 +245,12 @@ def test_what_params_json_does_not_say_its_generation_says(tmp_path, values, par
         assert model.spec.rope.scaling == (None if factor is None else RopeScaling(factor, 1.0, 4.0, 8192))
 
 
+def test_a_factor_that_params_json_does_not_use_is_refused(tmp_path, values):
+    folder = write_meta(tmp_path / "a", TINY, values, rope_scaling_factor=8.0)
+    with pytest.raises(FormatError, match=r"rope_scaling_factor is 8\.0 and use_scaled_rope is false"):
+        open_meta(folder)
+
+
 def test_a_path_tells_its_format(tmp_path, values):
     hf, meta = write_hf(tmp_path / "hf", TINY, values), write_meta(tmp_path / "meta", TINY, values)
     for path, kind in ((hf, HFFolder), (hf / "model.safetensors", HFFolder), (str(meta), MetaFolder)):

@@ -81,6 +81,11 @@ class Params(Struct, frozen=True):
     def _scaling(self) -> RopeScaling | None:
         """Source: llama-models, `apply_scaling`, which has 8 for all; the published configurations of 3.2 have 32."""
         if not self.use_scaled_rope:
+            if self.rope_scaling_factor not in (None, 1.0):
+                raise FormatError(
+                    f"rope_scaling_factor is {self.rope_scaling_factor} and use_scaled_rope is false; "
+                    "expected both or neither"
+                )
             return None
         factor = self.rope_scaling_factor or (32.0 if self.dim in _LLAMA32_WIDTHS else 8.0)
         if not 0 < factor < math.inf:
