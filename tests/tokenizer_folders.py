@@ -31,6 +31,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "sentencepiece": ("bpe.model", {}, _LLAMA),
     "sentencepiece, legacy": ("bpe.model", {}, _LLAMA | {"legacy": True}),
     "sentencepiece, not legacy": ("bpe.model", {}, _LLAMA | {"legacy": False}),
+    "sentencepiece, no prefix": ("bpe.model", {}, _LLAMA | {"legacy": False, "add_prefix_space": False}),
     "truncation": ("qwen2.json", {"truncation": _TRUNCATION}, _FAST),
     "padding": ("qwen2.json", {"padding": _PADDING}, _FAST),
     "a token of the config alone": (

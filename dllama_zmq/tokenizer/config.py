@@ -28,8 +28,8 @@ class Config:
     """words: the names of tokens, by `bos_token` and its like. given: which of them the file says, if only to say None.
 
     added: tokens beside the vocabulary, by id. end_ids: EOS ids, None where no file lists them all. some_ends: EOS ids
-    of a file that seldom has all. legacy: SentencePiece puts its space after special tokens too. templates: chat
-    templates by name, `default` the one.
+    of a file that seldom has all. legacy: SentencePiece puts its space after special tokens too. prefix: and
+    before a text (None: no file says). templates: chat templates by name, `default` the one.
     """
 
     words: dict[str, str] = field(default_factory=dict)
@@ -39,6 +39,7 @@ class Config:
     end_ids: tuple[int, ...] | None = None
     some_ends: tuple[int, ...] = ()
     legacy: bool = True
+    prefix: bool | None = None
     templates: dict[str, str] = field(default_factory=dict)
 
     def token_id(self, word: str, names: Mapping[str, int], source: str, default: int | None) -> int | None:
@@ -86,12 +87,7 @@ def read_config(raw: Mapping[str, Any], source: str) -> Config:
             words[name] = value
         elif value is not None:
             raise wrong(source, name, value, "a token's name or null")
-    add_bos = raw.get("add_bos_token")
-    if add_bos is not None and not isinstance(add_bos, bool):
-        raise wrong(source, "add_bos_token", add_bos, "true or false")
-    legacy = raw.get("legacy")
-    if legacy is not None and not isinstance(legacy, bool):
-        raise wrong(source, "legacy", legacy, "true or false")
+    add_bos, legacy, prefix = (_flag(raw, key, source) for key in ("add_bos_token", "legacy", "add_prefix_space"))
     return Config(
         words=words,
         given=frozenset(given),
@@ -100,8 +96,16 @@ def read_config(raw: Mapping[str, Any], source: str) -> Config:
         end_ids=_ends(raw.get("eos_token_id"), source),
         some_ends=_ends(raw.get("model_eos_token_id"), source) or (),
         legacy="tokenizer_class" not in raw if legacy is None else legacy,  # transformers 5 has false as its default
+        prefix=prefix,
         templates=read_templates(raw.get("chat_template"), source),
     )
+
+
+def _flag(raw: Mapping[str, Any], key: str, source: str) -> bool | None:
+    value = raw.get(key)
+    if value is not None and not isinstance(value, bool):
+        raise wrong(source, key, value, "true or false")
+    return value
 
 
 def _added(raw: object, source: str) -> dict[int, AddedToken]:

@@ -21,6 +21,10 @@ from dllama_zmq.tokenizer.json_file import AddedEntry, JsonFile, Steps, read_jso
 from dllama_zmq.tokenizer.json_to_t import t_of_json
 from dllama_zmq.tokenizer.sentencepiece_model import BYTE_NAMES, SPACE
 
+_OTHER_PREFIX = (
+    "tokenizer_config.json has add_prefix_space: false, but this file puts a space before a text, which is done; where "
+    "the answers make no sense, correct the one that is wrong"
+)
 _ADDED_DEFAULTS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
 
 
@@ -77,6 +81,7 @@ def _parts(file: JsonFile, text: str, steps: Steps, byte_level: bool, config: Co
         marked=marked, bos_id=bos_id, eos_ids=eos_ids, add_bos=add_bos, each_byte=not byte_level,
         dummy_prefix=not byte_level and _puts_space(steps), to_data=to_data, templates=config.templates,
         words=config.words, texts=texts,
+        notes=(_OTHER_PREFIX,) if config.prefix is False and not byte_level and _puts_space(steps) else (),
     )  # fmt: skip
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from dllama_zmq.errors import UnsupportedModel
 from dllama_zmq.tokenizer.config import Config
 from dllama_zmq.tokenizer.data import Parts, TokenizerData, checked_ids
@@ -38,6 +40,8 @@ def parts_of_sentencepiece(data: bytes, config: Config, source: str) -> Parts:
 
 def parts_of_model(model: Model, data: bytes, config: Config, source: str) -> Parts:
     """The parts of `model`, which serialized is `data`."""
+    if config.prefix is False and model.dummy_prefix:
+        model, data = replace(model, dummy_prefix=False), without_prefix(data)
     plain = sentencepiece_encoder(data, source)
     # What is not the beginning of a text: Hugging Face's "legacy" puts a space before it as well.
     bare = model.dummy_prefix and not config.legacy

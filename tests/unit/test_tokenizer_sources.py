@@ -376,6 +376,14 @@ def test_a_tokenizer_json_with_other_merges_than_sentencepiece_has_no_t_file():
         Tokenizer.from_json(json.dumps(file), CONFIGS["spaced.json"]).to_data()
 
 
+def test_a_prefix_that_two_files_disagree_on_is_doubted(tmp_path):
+    folder = write_folder(tmp_path / "a", "truncation")
+    (folder / "tokenizer.json").write_bytes((GOLDEN / "spaced.json").read_bytes())
+    for words, doubted in (("{}", False), ('{"add_prefix_space": false}', True)):
+        (folder / "tokenizer_config.json").write_text(words[:-1] + (", " if doubted else "") + '"eos_token": "</s>"}')
+        assert ("add_prefix_space" in read_tokenizer(folder).doubt(tiny_spec(vocab_size=1000))) is doubted
+
+
 def test_what_training_saved_does_not_cut_or_fill_a_prompt(tmp_path):
     for case in ("truncation", "padding"):
         tokenizer = read_tokenizer(write_folder(tmp_path / case, case))
