@@ -159,7 +159,8 @@ def list_running(as_json: bool) -> None:
             {
                 "name": one.name, "state": _state(one), "model": one.model, "nodes": one.file.cluster.n_nodes,
                 "pid": one.pid, "since": one.since, "clients": one.clients,
-                "file": None if one.file.private else str(one.path),
+                "file": str(one.path) if one.path.exists() and not one.file.private else None,
+                "folder": None if one.file.private else str(one.path.parent),
             }
             for one in found
         ]  # fmt: skip

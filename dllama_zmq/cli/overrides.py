@@ -93,14 +93,18 @@ def check_running(overrides: Overrides, running: Running, asked: ClusterFile) ->
             f"for {_described(asked)}: take it down first ({running.down_command()})"
             + (", or leave -m, --weights and --tokenizer out" if given else "")
         )
+    there = running.file.cluster
     values = {
-        "--threads": overrides.threads, "--sync": overrides.sync, "--kernels": overrides.kernels,
-        "--nodes": overrides.nodes, "--ctx-size": overrides.context,
-    }  # fmt: skip
-    given_flags = [f"{flag} {value}" for flag, value in values.items() if value is not None]
-    if given_flags:
-        verb = "has" if len(given_flags) == 1 else "have"
-        note(f"{running.name} is running already: {' '.join(given_flags)} {verb} no effect on it")
+        "--threads": (overrides.threads, there.root.threads),
+        "--sync": (overrides.sync, there.sync),
+        "--kernels": (overrides.kernels, there.kernels),
+        "--nodes": (overrides.nodes, there.n_nodes),
+        "--ctx-size": (overrides.context, there.max_seq_len),
+    }
+    vain = [f"{flag} {value}" for flag, (value, is_so) in values.items() if value is not None and value != is_so]
+    if vain:
+        verb = "has" if len(vain) == 1 else "have"
+        note(f"{running.name} is running already: {' '.join(vain)} {verb} no effect on it")
 
 
 def _fetch(name: str) -> None:

@@ -116,7 +116,7 @@ def test_every_spelling_of_every_flag_means_the_same(running: Cli) -> None:
     assert set(without) == {without[0]}
     assert len(without[0]) > 20
     assert with_prompt == PROMPT + without[0]
-    assert results[3].err == "small is running already: --threads 1 --sync f32 have no effect on it\n"
+    assert results[3].err == "small is running already: --threads 1 has no effect on it\n"
 
 
 def test_model_and_kernels_may_be_others_than_the_files_for_one_call(cli: Cli, local: LocalModel) -> None:

@@ -73,6 +73,7 @@ def test_a_model_alone_answers_and_leaves_nothing_behind(own: Cli, text: str, wo
     assert (result.code, result.out) == (0, f"{PROMPT}{text}\n"), result.said
     n_nodes = int(words[words.index("--nodes") + 1]) if "--nodes" in words else 1
     assert f"on {'one node' if n_nodes == 1 else f'{n_nodes} nodes'} for this call" in result.err
+    assert "no effect" not in result.err
     assert json_object(own.run("ps", "--json").out) == {"clusters": []}
 
 
@@ -87,6 +88,7 @@ def test_up_without_a_file_is_found_by_its_folder_and_by_its_name(own: Cli, text
     assert up.code == 0, up.said
     (row,) = json_object(own.run("ps", "--json").out)["clusters"]
     assert (row["nodes"], row["state"], row["model"]) == (2, "up", str(own.folder / "own.gguf"))
+    assert (row["file"], row["folder"]) == (None, str(own.folder))
     answer = own.run("generate", PROMPT, *GREEDY)
     assert (answer.out, answer.err) == (f"{PROMPT}{text}\n", "")
     same = own.run("run", "own.gguf", PROMPT, *GREEDY)
