@@ -14,6 +14,7 @@ REPOSITORY = Path(__file__).parents[2] / "cluster.yaml"
 
 
 def test_the_file_of_the_repository_is_what_init_writes() -> None:
+    """What is added to one belongs into the other: dllama_zmq/data/cluster.yaml is the text that ships."""
     assert REPOSITORY.read_text() == cluster_text("demo", ["127.0.0.1"] * 3)
 
 
