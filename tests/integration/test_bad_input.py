@@ -81,7 +81,7 @@ def test_a_file_that_is_no_cluster_is_refused_at_its_place(cli: Cli, text: str, 
 
 
 def test_a_missing_file_is_refused_with_what_to_do(cli: Cli) -> None:
-    assert "there is no such file; go to the folder of your cluster.yaml" in refusal(cli, "up")
+    assert "there is no such file; a model is enough without one" in refusal(cli, "up")
 
 
 # --- model and tokenizer ------------------------------------------------------------------------------------------

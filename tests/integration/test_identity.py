@@ -100,7 +100,7 @@ def test_a_running_cluster_is_not_asked_for_another_model(cli: Cli, other: Cli) 
         sentence = cli.run("generate", PROMPT, *words).error()
         assert f"small runs {cli.model}, and the command asks for " in sentence
         assert words[1] in sentence
-        assert f"dllama-zmq down --cluster {cli.folder / 'cluster.yaml'}), or leave -m and --weights out" in sentence
+        assert f"dllama-zmq down --cluster {cli.folder / 'cluster.yaml'}), or leave -m, --weights and --tokenizer out" in sentence
     same = cli.run("generate", PROMPT, "-n", "3", "--temp", "0", "-m", str(cli.model))
     assert (same.code, same.err) == (0, "")
     cli.down()
