@@ -60,6 +60,9 @@ def bind(
     socket.set(SocketOption.SNDHWM, bounds.send_messages)
     socket.set(SocketOption.RCVHWM, bounds.receive_messages)
     socket.set(SocketOption.MAXMSGSIZE, bounds.frame_bytes)
+    # Peers send heartbeats with a TTL, after which this end gives them up too. With heartbeats of its own, libzmq 4.3.5
+    # aborts the process where a connection breaks while its queue is full (stream_engine_base.cpp: !_io_error).
+    socket.set(SocketOption.HEARTBEAT_IVL, 0)
     if bounds.kernel_bytes:
         socket.set(SocketOption.RCVBUF, bounds.kernel_bytes)
     if kind == zmq.ROUTER:
@@ -90,6 +93,7 @@ def connect(
     """
     address = reachable(endpoint)
     socket = _socket(context, kind)
+    socket.set(SocketOption.HEARTBEAT_TTL, _DEAD_AFTER_MS)
     if identity:
         socket.set(SocketOption.IDENTITY, identity)
     if kind == zmq.DEALER:

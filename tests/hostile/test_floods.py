@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import statistics
 import subprocess
 import sys
@@ -136,3 +137,33 @@ def test_a_flood_neither_fills_the_memory_nor_stops_others(port: str, kind: str,
 @pytest.mark.parametrize(("port", "kind"), FLOODS)
 def test_a_flood_of_a_minute_neither_fills_the_memory_nor_stops_others(port: str, kind: str, flooded: Flooded) -> None:
     flood_for(60, flooded, port, kind)
+
+
+FULL_AND_GONE = """
+import contextlib, socket, struct, sys, time, zmq
+from hostile.flood import connected, frame
+from dllama_zmq.bus import sockets
+context = zmq.Context()
+port = int(sys.argv[1])
+root = sockets.bind(context, getattr(zmq, sys.argv[2]), [f"tcp://127.0.0.1:{port}"], getattr(sockets, sys.argv[3]))
+peer = connected(port, b"SUB" if sys.argv[2] == "PUB" else b"DEALER")
+time.sleep(0.3)
+peer.settimeout(1)
+with contextlib.suppress(TimeoutError, ConnectionError):
+    while True:
+        peer.sendall(frame(b"\\x01" + bytes(99)) * 1000)
+peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("=ii", 1, 0))
+peer.close()
+time.sleep(1.5)  # as a root that computes: longer than two heartbeats
+root.close(0)
+context.term()
+"""
+
+
+@pytest.mark.parametrize(("kind", "bounds"), [("ROUTER", "CLIENTS"), ("ROUTER", "REPLIES"), ("PUB", "STEPS")])
+def test_a_peer_that_leaves_while_its_queue_is_full_does_not_end_the_process(kind: str, bounds: str) -> None:
+    command = [sys.executable, "-c", FULL_AND_GONE, str(free_port()), kind, bounds]
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": str(HERE.parent)}, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
