@@ -31,7 +31,7 @@ _HURRY_FOR_S = 5.0
 _EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED | zmq.EVENT_MONITOR_STOPPED
 _SO_COOKIE = 57
 _RECEIVED_AT = 128  # tcpi_bytes_received in struct tcp_info, since Linux 4.1
-_IDLE_BYTES_S = 64  # heartbeats of both sides are 32 bytes/s that are never read
+_IDLE_BYTES_S = 256  # heartbeats of both sides are 32 bytes/s, joins 150
 _MOST_AT_ONCE = 64  # connections looked at in one go, so that a thousand of them take no core
 
 
@@ -63,14 +63,15 @@ class Guard:
         self._thread = threading.Thread(target=self._run, name="guard", daemon=True)
         self._thread.start()
 
-    def took(self, descriptor: int, n_bytes: int) -> None:
-        """`n_bytes` that came over this connection have been read."""
+    def took(self, descriptor: int, n_bytes: int) -> bool:
+        """`n_bytes` that came over this connection have been read. False where it is not watched: it has ended."""
         connection = self._connections.get(descriptor)
         if connection is None:
-            return
+            return False
         connection.read_bytes += n_bytes
         if connection.trusted:  # it was a node's, and is no more
             connection.trusted, connection.read_bytes = False, _received_bytes(descriptor)
+        return True
 
     def trust(self, descriptor: int) -> None:
         """Look at this connection no more: a node of the cluster may send as much as its part takes."""

@@ -15,6 +15,8 @@ from dllama_zmq.bus.meter import wire_bytes
 
 T = TypeVar("T")
 _MOST_REMEMBERED = 4096
+_MOST_DROPPED = 256  # at once
+_OVER_IPC = "localhost:"
 
 
 class PeerGone(Exception):
@@ -36,6 +38,7 @@ class Peers:
     ) -> None:
         """Raises BusError where an endpoint cannot be bound."""
         self._is_known = is_known
+        self._in_all = bounds.in_all
         self._connections: OrderedDict[bytes, tuple[int, str]] = OrderedDict()
         self.socket = sockets.bind(context, zmq.ROUTER, [], bounds)
         try:
@@ -80,24 +83,34 @@ class Peers:
         self.socket.close(linger=linger_ms)
 
     def _take(self, socket: zmq.Socket[bytes]) -> list[Frame] | None:
-        try:
-            first = socket.recv(zmq.NOBLOCK, copy=False)
-        except zmq.Again:
-            return None
-        identity = first.bytes
-        frames: list[Frame] = [identity, *socket.recv_multipart()] if first.more else [identity]
+        for _ in range(_MOST_DROPPED):
+            try:
+                first = socket.recv(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                return None
+            identity = first.bytes
+            frames: list[Frame] = [identity, *socket.recv_multipart()] if first.more else [identity]
+            if self._admits(first, identity, frames):
+                return frames
+        return None
+
+    def _admits(self, first: zmq.Frame, identity: bytes, frames: Sequence[Frame]) -> bool:
+        """Whether a message is to be read: not what a stranger has left behind whose connection has been ended."""
         known = self._is_known(identity)
         if known and self._guard is None:
-            return frames
-        descriptor = _of(first, zmq.SRCFD, -1)
+            return True
+        descriptor, address = _of(first, zmq.SRCFD, -1), _of(first, "Peer-Address", "")
         if self._guard is not None and known:
             self._guard.trust(descriptor)
         elif self._guard is not None:
-            self._guard.took(descriptor, wire_bytes(frames[1:]))
-        self._connections[identity] = descriptor, _of(first, "Peer-Address", "")
+            n_bytes = 0 if self._in_all else wire_bytes(frames[1:])
+            watched = self._guard.took(descriptor, n_bytes)
+            if self._in_all and not watched and not address.startswith(_OVER_IPC):
+                return False
+        self._connections[identity] = descriptor, address
         if len(self._connections) > _MOST_REMEMBERED:
             self._connections.popitem(last=False)
-        return frames
+        return True
 
 
 def guard_of(socket: zmq.Socket[bytes], endpoints: Sequence[str], bounds: sockets.Bounds) -> Guard | None:

@@ -31,8 +31,9 @@ _STUCK_AFTER_MS = 3000
 class Bounds:
     """What one peer of a bound socket may make this process hold.
 
-    send_messages, receive_messages: in its queues. frame_bytes: of one frame that it sends. held_bytes: sent and not
-    read yet (`guard.py`). kernel_bytes: in the kernel's own queue of what it sends, 0 for the system's choice.
+    send_messages, receive_messages: in its queues, 0 for no bound. frame_bytes: of one frame that it sends. held_bytes:
+    sent and not read yet (`guard.py`); where `in_all`, sent at all by who is not known. kernel_bytes: in the kernel's
+    own queue of what it sends, 0 for the system's choice.
     """
 
     send_messages: int
@@ -40,12 +41,14 @@ class Bounds:
     frame_bytes: int
     held_bytes: int
     kernel_bytes: int = 0
+    in_all: bool = False
 
 
 STEPS = Bounds(send_messages=32, receive_messages=16, frame_bytes=1024, held_bytes=8 << 10)
 """A worker is at most 4 messages and some beacons behind; what a full queue drops is asked for again."""
-REPLIES = Bounds(send_messages=64, receive_messages=64, frame_bytes=MAX_FRAME_BYTES, held_bytes=64 << 10)
-"""held_bytes is for who has no place in the cluster; it sends joins."""
+REPLIES = Bounds(send_messages=64, receive_messages=0, frame_bytes=MAX_FRAME_BYTES, held_bytes=16 << 10, in_all=True)
+"""held_bytes is for who has no place in the cluster: it sends a join each second. A node fills no queue: one that
+freezes in mid-answer must be noticed by heartbeats (see `bind`)."""
 CLIENTS = Bounds(
     send_messages=1000, receive_messages=1, frame_bytes=600 << 10, held_bytes=1280 << 10, kernel_bytes=64 << 10
 )
@@ -60,9 +63,11 @@ def bind(
     socket.set(SocketOption.SNDHWM, bounds.send_messages)
     socket.set(SocketOption.RCVHWM, bounds.receive_messages)
     socket.set(SocketOption.MAXMSGSIZE, bounds.frame_bytes)
-    # Peers send heartbeats with a TTL, after which this end gives them up too. With heartbeats of its own, libzmq 4.3.5
-    # aborts the process where a connection breaks while its queue is full (stream_engine_base.cpp: !_io_error).
-    socket.set(SocketOption.HEARTBEAT_IVL, 0)
+    # With heartbeats of its own, libzmq 4.3.5 aborts the process where a connection breaks while its queue of what was
+    # received is full (stream_engine_base.cpp: !_io_error). There the peers' heartbeats have a TTL instead, which is as
+    # good for who says little; a message ends the watch of a TTL until the next heartbeat.
+    if bounds.receive_messages:
+        socket.set(SocketOption.HEARTBEAT_IVL, 0)
     if bounds.kernel_bytes:
         socket.set(SocketOption.RCVBUF, bounds.kernel_bytes)
     if kind == zmq.ROUTER:
