@@ -25,6 +25,9 @@ _OTHER_PREFIX = (
     "tokenizer_config.json has add_prefix_space: false, but this file puts a space before a text, which is done; where "
     "the answers make no sense, correct the one that is wrong"
 )
+_MANY_BEFORE = "it puts {} tokens before a text, of which the first is put here; write the others into the prompt"
+_BYTE_LEVEL_DECODERS = ("ByteLevel", "Fuse")
+_SPACED_DECODERS = ("Metaspace", "Replace", "ByteFallback", "Fuse", "Strip")
 _ADDED_DEFAULTS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
 
 
@@ -37,6 +40,13 @@ def parts_of_json(text: str, config: Config, source: str) -> Parts:
             f"{source}: a decoder of {[step['type'] for step in steps.decoder]}; this version reads byte-level "
             f"tokenizers (ByteLevel) and those with SentencePiece's spaces (Metaspace, or Replace of '▁')."
         )
+    known = _BYTE_LEVEL_DECODERS if byte_level else _SPACED_DECODERS
+    for step in steps.decoder:
+        if step["type"] not in known:
+            raise UnsupportedModel(
+                f"{source}: the decoder has a step {step['type'][:40]!r}, which this version does not do; it does "
+                f"{', '.join(known)}."
+            )
     return _parts(file, text, steps, byte_level, config, source)
 
 
@@ -63,8 +73,11 @@ def _parts(file: JsonFile, text: str, steps: Steps, byte_level: bool, config: Co
             )
     print_piece = to_bytes if byte_level else _spaced_bytes
     pieces = {token: print_piece(piece) for piece, token in ids.items()}
-    begun = [token for token in _encode_whole(library, source) if token in specials.values()]
+    begun = [token for token in _put_before(library, source) if token in specials.values()]
     by_processor = begun[0] if begun else None
+    notes = [_MANY_BEFORE.format(len(begun))] if len(begun) > 1 else []
+    if config.prefix is False and not byte_level and _puts_space(steps):
+        notes.append(_OTHER_PREFIX)
     bos_id = config.token_id("bos_token", ids, source, by_processor)
     eos_id = config.token_id("eos_token", ids, source, None)
     eos_ids = checked_ids(source, bos_id, config.ends(eos_id, specials, pieces), pieces)
@@ -81,7 +94,7 @@ def _parts(file: JsonFile, text: str, steps: Steps, byte_level: bool, config: Co
         marked=marked, bos_id=bos_id, eos_ids=eos_ids, add_bos=add_bos, each_byte=not byte_level,
         dummy_prefix=not byte_level and _puts_space(steps), to_data=to_data, templates=config.templates,
         words=config.words, texts=texts,
-        notes=(_OTHER_PREFIX,) if config.prefix is False and not byte_level and _puts_space(steps) else (),
+        notes=tuple(notes),
     )  # fmt: skip
 
 
@@ -192,16 +205,17 @@ def _names_apart(text: str, file: JsonFile, specials: Mapping[str, int], source:
     return json.dumps(apart)
 
 
-def _encode_whole(library: tokenizers.Tokenizer, source: str) -> list[int]:
-    """What the file puts before a text."""
+def _put_before(library: tokenizers.Tokenizer, source: str) -> list[int]:
+    """The tokens that the file puts before a text."""
     try:
         ids: list[int] = library.encode("a", add_special_tokens=True).ids
-        n_after: int = len(library.encode("a", add_special_tokens=False).ids)
+        alone: list[int] = library.encode("a", add_special_tokens=False).ids
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise FormatError(f"{source}: the tokenizers library cannot run this file: {error}. Get it again.") from error
-    return ids[: max(len(ids) - n_after, 0)][:1]
+    n_before = next((n for n in range(len(ids) + 1) if ids[n : n + len(alone)] == alone), 0) if alone else 1
+    return ids[:n_before]
 
 
 def _is_spaced(steps: Steps) -> bool:

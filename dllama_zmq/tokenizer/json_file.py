@@ -31,6 +31,8 @@ class JsonModel(msgspec.Struct):
     unk_token: str | None = None
     byte_fallback: bool = False
     ignore_merges: bool = False
+    continuing_subword_prefix: str | None = None
+    end_of_word_suffix: str | None = None
 
 
 class JsonFile(msgspec.Struct):
@@ -67,6 +69,10 @@ def read_json(text: str, source: str) -> tuple[JsonFile, Steps]:
     kind = file.model.type or ("Unigram" if unigram else "BPE")
     if kind not in ("BPE", "Unigram"):
         raise UnsupportedModel(f"{source}: model.type is {kind[:60]!r}; this version reads BPE and Unigram.")
+    for key in ("continuing_subword_prefix", "end_of_word_suffix"):
+        affix = getattr(file.model, key)
+        if affix:
+            raise UnsupportedModel(f"{source}: model.{key} is {affix[:40]!r}; this version reads vocabularies without.")
     if (kind == "Unigram") is not unigram:
         raise FormatError(f"{source}: model.vocab is not what a {kind} model has. Get the file again.")
     steps = Steps(

@@ -8,11 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from folders import arrays_of, hf_tensors, safetensors, write_hf, write_meta
-from gguf_writer import write_llama
-from tiny import TINY, tiny_spec, tiny_tensors, write_tiny_model
+from gguf_writer import gguf_of, write_llama
+from tiny import TINY, tiny_spec, tiny_tensors, tiny_tokenizer_data, write_tiny_model
 
+from dllama_zmq.cluster import tokenizer_beside
 from dllama_zmq.errors import FormatError, UsageError
-from dllama_zmq.formats import ModelFile, converted, open_hf, open_meta, open_model, read_tokenizer
+from dllama_zmq.formats import ModelFile, converted, open_hf, open_meta, open_model, read_tokenizer, write_t
 from dllama_zmq.formats.hf import HFFolder
 from dllama_zmq.formats.meta import MetaFolder
 from dllama_zmq.quants import BlockMatrix
@@ -137,6 +138,20 @@ def test_a_folder_of_one_model_file_is_that_model(tmp_path):
     write_tiny_model(folder / "b.m").close()
     with pytest.raises(FormatError, match=r"a: it holds b\.m, ok\.GGUF\. Name one of them"):
         open_model(folder)
+
+
+@pytest.mark.parametrize("name", ["sha256-4d7a2146", "a.GGUF", "a.m"])
+def test_a_gguf_of_any_name_brings_its_own_tokenizer(tmp_path, name):
+    write_tiny_model(tmp_path / "a.m", replace(TINY, weight_type=FloatType.Q40)).close()
+    write_t(tmp_path / "a.t", tiny_tokenizer_data())
+    data = gguf_of(tmp_path / "a.m", tmp_path / "a.t")
+    path = tmp_path / "blobs" / name
+    path.parent.mkdir()
+    path.write_bytes(data)
+    assert tokenizer_beside(path) == path
+    with open_model(path) as model:
+        assert read_tokenizer(tokenizer_beside(path)).vocab_size == model.spec.vocab_size
+    assert read_tokenizer(path.parent).vocab_size == 288 if path.suffix else True
 
 
 @pytest.mark.parametrize("name", ["a.gguf", "a.m", "a.t", "config.json", "tokenizer.json", "model.safetensors"])

@@ -384,6 +384,22 @@ def test_a_prefix_that_two_files_disagree_on_is_doubted(tmp_path):
         assert ("add_prefix_space" in read_tokenizer(folder).doubt(tiny_spec(vocab_size=1000))) is doubted
 
 
+def test_a_file_that_puts_several_tokens_before_a_text_is_doubted():
+    file = json.loads((GOLDEN / "llama3.json").read_text("utf-8"))
+    names = ["<|begin_of_text|>", "<|start_header_id|>"]
+    ids = {entry["content"]: entry["id"] for entry in file["added_tokens"]}
+    file["post_processor"] = {
+        "type": "TemplateProcessing", "pair": [],
+        "single": [*({"SpecialToken": {"id": name, "type_id": 0}} for name in names),
+                   {"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": names[1], "type_id": 0}}],
+        "special_tokens": {name: {"id": name, "ids": [ids[name]], "tokens": [name]} for name in names},
+    }  # fmt: skip
+    tokenizer = Tokenizer.from_json(json.dumps(file), {"eos_token": "<|end_of_text|>"}, "a.json")
+    assert tokenizer.encode("the")[0] == tokenizer.bos_id == ids[names[0]]
+    assert "it puts 2 tokens before a text" in tokenizer.doubt(tiny_spec(vocab_size=1000))
+    assert source("llama3.json").doubt(tiny_spec(vocab_size=1000)) == ""
+
+
 def test_what_training_saved_does_not_cut_or_fill_a_prompt(tmp_path):
     for case in ("truncation", "padding"):
         tokenizer = read_tokenizer(write_folder(tmp_path / case, case))
