@@ -42,7 +42,7 @@ def test_rm_removes_one_of_two_models_and_leaves_the_other(puller: Puller) -> No
 
 def test_rm_of_the_last_model_removes_the_repository(puller: Puller) -> None:
     puller.path("org/m")
-    assert "2.9 MB" in puller.verb("rm", "hf:org/m", "--yes").err
+    assert "3.0 MB" in puller.verb("rm", "hf:org/m", "--yes").err
     assert puller.files() == []
     assert "is not in the cache" in puller.verb("rm", "org/m", "--yes").error(2)
 
@@ -60,7 +60,7 @@ def test_rm_asks_before_it_removes_and_takes_no_for_an_answer(puller: Puller) ->
         said = process.stderr.read().decode()
         assert process.wait(TAKES_S) == 1
     os.close(ours)
-    assert "remove org/m (2.9 MB in" in said
+    assert "remove org/m (3.0 MB in" in said
     assert said.endswith("nothing was removed\n")
     assert path.exists()
 
