@@ -251,7 +251,7 @@ def test_two_calls_with_no_cluster_running_share_the_one_that_comes_up(cli: Cli,
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["a b c d " * 600], "tokens and this cluster's context 2048"),
+        (["a b c d " * 600], "tokens; this model's own context is 2048"),
         (["hi", "--temp", "-1"], "temperature is -1"),
         (["hi", "--temp", "nan"], "temperature"),
         (["hi", "--temp", "inf"], "temperature"),
