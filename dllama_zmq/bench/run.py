@@ -21,7 +21,7 @@ from dllama_zmq.cluster import DATA_FOLDER, DEMO
 from dllama_zmq.errors import ClusterError, RequestError
 from dllama_zmq.formats import open_model
 from dllama_zmq.host import free_memory_bytes, usable_cores
-from dllama_zmq.kernels import KernelChoice, choose_kernels, prepare_kernels
+from dllama_zmq.kernels import KernelChoice, choose_kernels, prepare_kernels, told_to
 from dllama_zmq.models import tensor_table
 from dllama_zmq.shapes import shape
 from dllama_zmq.sharding import Plan, kernel_needs
@@ -130,7 +130,7 @@ def _measure_machine(
     tells.now("getting the kernels ready")  # once here, and not while the first children are timed
     with interrupts.raised():
         needs = kernel_needs(spec, max(nodes.n_nodes for nodes in settings.nodes), "f16")
-        prepare_kernels(settings.kernels, needs, lambda now: None)
+        prepare_kernels(settings.kernels, needs, told_to(tells))
         kernels = choose_kernels(settings.kernels, 1).name
         dot = _dot() if kernels == "simd" else None
     cores = usable_cores()

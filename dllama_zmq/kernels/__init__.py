@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from dllama_zmq.errors import UsageError
 from dllama_zmq.kernels.interface import Experts, Kernels, KVCache, KVType, Linear, Norm, Rotation, Run, Sums
-from dllama_zmq.kernels.needs import Compiling, Needs
+from dllama_zmq.kernels.needs import Compiling, Needs, told_to
 from dllama_zmq.kernels.reduction import tree_sum
 from dllama_zmq.kernels.reference import Reference
 
@@ -24,7 +24,7 @@ KernelChoice = Literal["auto", "simd", "numpy"]
 __all__ = [
     "Compiling", "Experts", "KVCache", "KVType", "KernelChoice", "Kernels", "Linear", "Needs", "Norm", "Reference",
     "Rotation", "Run", "Sums",
-    "choose_kernels", "compiled", "prepare_kernels", "tree_sum",
+    "choose_kernels", "compiled", "prepare_kernels", "told_to", "tree_sum",
 ]  # fmt: skip
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from dllama_zmq.kernels.interface import KVType
 from dllama_zmq.spec import FloatType
+from dllama_zmq.telling import Tells
+
+_DOING = "compiling kernels for this CPU, once"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,4 +42,9 @@ class Compiling:
         return int(100 * self.fraction)
 
     def __str__(self) -> str:
-        return f"compiling kernels for this CPU, once: {self.spent_s:.0f} of {self.expected_s:.0f} s"
+        return f"{_DOING}: {self.spent_s:.0f} of {self.expected_s:.0f} s"
+
+
+def told_to(tells: Tells) -> Callable[[Compiling], None]:
+    """What tells `tells` how far compiling is."""
+    return lambda now: tells.now(_DOING, now.percent, 100, "%")

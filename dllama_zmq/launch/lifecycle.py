@@ -20,7 +20,7 @@ from dllama_zmq.client import Client
 from dllama_zmq.cluster import Cluster, ClusterFile, Ports, is_loopback
 from dllama_zmq.errors import BusError, ClusterError, RootLost
 from dllama_zmq.formats import open_model, read_tokenizer
-from dllama_zmq.kernels import Compiling, Needs, prepare_kernels
+from dllama_zmq.kernels import Needs, prepare_kernels, told_to
 from dllama_zmq.launch import locks, registry
 from dllama_zmq.launch.fleet import child_environment, last_error, open_log
 from dllama_zmq.launch.locks import POLL_S
@@ -183,11 +183,7 @@ def _start(file: ClusterFile, listener: Listener) -> _Start:
     with registry.only_one(file, places) as lock:
         needs = _check_files(file, listener.tells)
         listener.sound()
-
-        def tell(now: Compiling) -> None:
-            listener.tells.now("compiling kernels for this CPU, once", now.percent, 100, "%")
-
-        prepare_kernels(file.cluster.kernels, needs, tell)
+        prepare_kernels(file.cluster.kernels, needs, told_to(listener.tells))
         places.begin_logs()
         with open_log(places, "root") as log:
             process = subprocess.Popen(

@@ -10,9 +10,9 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from threading import Thread, Timer
+from threading import Event, Thread, Timer
 from typing import BinaryIO
 
 from dllama_zmq import host
@@ -36,49 +36,66 @@ Keep = Callable[[str, bytes], None]
 def compile_objects(names: Sequence[str], keep: Keep, on_progress: Callable[[Compiling], None]) -> dict[str, bytes]:
     """Each kernel's object file, given to `keep` as soon as it is there; `on_progress` is called 5 times a second."""
     left, made, kept = deque(sorted(names, key=lambda name: -cost_s([name]))), dict[str, bytes](), set[str]()
-    n_helpers = how_many(len(names))
-    whole_s, start, told = cost_s(names), time.monotonic(), 0.0
+    progress = _Progress(names, how_many(len(names)))
 
-    def tell() -> None:
-        nonlocal told
-        now = time.monotonic()
-        if now < told + _TELL_EVERY_S:
-            return
-        told, spent_s = now, now - start
-        # Each helper is half-way through something. A slower CPU shows by how long that and all before it took.
-        begun_s = cost_s(sorted(set(names) - kept - set(left))) / 2 + cost_s(kept) + n_helpers * _START_S
-        total_s = whole_s + n_helpers * _START_S
-        expected_s = max(total_s / n_helpers, spent_s * max(1.0, total_s / begun_s))
-        on_progress(Compiling(min(spent_s / expected_s, 0.99), spent_s, expected_s))
-
-    def keep_new() -> None:
+    def look(ready: bool = True) -> None:
         for name in list(made):
             if name not in kept:
                 keep(name, made[name])
                 kept.add(name)
+        progress.tell(on_progress, ready, kept, left)
 
-    with helpers(left, made, n_helpers) as at_work:
+    with helpers(left, made, progress.n_helpers) as (at_work, ready):
         while at_work():
-            keep_new()
-            tell()
+            look(ready())
             time.sleep(_LOOK_S)
-    if left:
+    look()
+    if left:  # no helper could be started, or they ended early
         from dllama_zmq.kernels.simd.build import object_of
 
         while left:
-            keep_new()
-            tell()
             name = left.popleft()
             made[name] = object_of(name)
-    keep_new()
-    spent_s = time.monotonic() - start
-    on_progress(Compiling(1.0, spent_s, spent_s))
+            look()
+    on_progress(Compiling(1.0, progress.spent_s, progress.spent_s))
     return made
 
 
+class _Progress:
+    """How far compiling is by expected cost; how much slower this computer is shows by what it has done so far."""
+
+    def __init__(self, names: Sequence[str], n_helpers: int) -> None:
+        self.n_helpers = n_helpers
+        self._names = set(names)
+        self._starts_s = n_helpers * _START_S
+        self._whole_s = cost_s(names) + self._starts_s
+        self._begun, self._told, self._started_s, self._fraction = time.monotonic(), 0.0, 0.0, 0.0
+
+    @property
+    def spent_s(self) -> float:
+        return time.monotonic() - self._begun
+
+    def tell(self, to: Callable[[Compiling], None], ready: bool, kept: set[str], left: Iterable[str]) -> None:
+        """Tell, where the last time is long enough ago. ready: a helper has started; it takes from `left` then."""
+        spent_s = self.spent_s
+        if not ready or not self._started_s:
+            self._started_s = spent_s
+        if self._told and spent_s < self._told + _TELL_EVERY_S:
+            return
+        self._told = spent_s
+        expected_s = self._whole_s / self.n_helpers * max(1.0, self._started_s / _START_S)
+        at_work_s = cost_s(self._names - kept - set(left)) if ready else 0.0
+        done_s = self._starts_s + cost_s(kept)
+        fraction = min(max(spent_s / expected_s, done_s / self._whole_s if kept else 0.0), 0.99)
+        self._fraction = max(self._fraction, min(fraction, (done_s + 0.9 * at_work_s) / self._whole_s))
+        to(Compiling(self._fraction, spent_s, spent_s / max(self._fraction, 0.01)))
+
+
 @contextmanager
-def helpers(left: deque[str], made: dict[str, bytes], n_helpers: int) -> Iterator[Callable[[], bool]]:
-    """Have names of `left` done and put into `made`; gives a function that says whether a helper is at work on one.
+def helpers(
+    left: deque[str], made: dict[str, bytes], n_helpers: int
+) -> Iterator[tuple[Callable[[], bool], Callable[[], bool]]]:
+    """Have names of `left` done and put into `made`; gives two functions: is a helper at work, and has one started.
 
     What a helper has taken and does not bring is in `left` again.
     """
@@ -90,6 +107,7 @@ def helpers(left: deque[str], made: dict[str, bytes], n_helpers: int) -> Iterato
     }
     processes: list[subprocess.Popen[bytes]] = []
     threads: list[Thread] = []
+    started = Event()
     for _ in range(n_helpers):
         with suppress(OSError):
             process = subprocess.Popen(
@@ -97,11 +115,11 @@ def helpers(left: deque[str], made: dict[str, bytes], n_helpers: int) -> Iterato
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment,
             )  # fmt: skip
             processes.append(process)
-            threads.append(Thread(target=_feed, args=(process, left, made), daemon=True))
+            threads.append(Thread(target=_feed, args=(process, left, made, started), daemon=True))
     for thread in threads:
         thread.start()
     try:
-        yield lambda: any(thread.is_alive() for thread in threads)
+        yield lambda: any(thread.is_alive() for thread in threads), started.is_set
     finally:
         for process in processes:
             process.kill()
@@ -111,7 +129,9 @@ def helpers(left: deque[str], made: dict[str, bytes], n_helpers: int) -> Iterato
 
 
 def answer(make: Callable[[str], bytes], names: BinaryIO, answers: BinaryIO) -> None:
-    """Be a helper: for each line of `names`, what `make` makes of it, behind its length."""
+    """Be a helper: a length of 0 now; for each line of `names`, what `make` makes of it, behind its length."""
+    answers.write(bytes(_LENGTH_BYTES))
+    answers.flush()
     for line in names:
         made = make(line.decode().strip())
         answers.write(len(made).to_bytes(_LENGTH_BYTES, "little") + made)
@@ -125,29 +145,42 @@ def how_many(n_names: int) -> int:
     return min(_MOST, host.usable_cores(), room, n_names)
 
 
-def _feed(process: subprocess.Popen[bytes], left: deque[str], made: dict[str, bytes]) -> None:
+def _feed(process: subprocess.Popen[bytes], left: deque[str], made: dict[str, bytes], started: Event) -> None:
     """One helper's names to it, one at a time, and what it makes of them into `made`, until there are none."""
     names, answers = process.stdin, process.stdout
     if names is None or answers is None:
         return
     with suppress(BrokenPipeError), names, answers:  # to close is to write, where a write has failed
+        with _ended_late(process):
+            if len(answers.read(_LENGTH_BYTES)) < _LENGTH_BYTES:
+                return
+        started.set()
         while True:
             try:
                 name = left.popleft()
             except IndexError:
                 return
-            end = Timer(_LONGEST_S, process.kill)
-            end.start()
             try:
-                names.write(name.encode() + b"\n")
-                names.flush()
-                n_bytes = int.from_bytes(answers.read(_LENGTH_BYTES), "little")
-                code = answers.read(n_bytes)
+                with _ended_late(process):
+                    names.write(name.encode() + b"\n")
+                    names.flush()
+                    n_bytes = int.from_bytes(answers.read(_LENGTH_BYTES), "little")
+                    code = answers.read(n_bytes)
             except OSError:
                 code, n_bytes = b"", 0
-            finally:
-                end.cancel()
             if not code or len(code) < n_bytes:
                 left.append(name)
                 return
             made[name] = code
+
+
+@contextmanager
+def _ended_late(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """A helper that does not answer within `_LONGEST_S` is ended."""
+    end = Timer(_LONGEST_S, process.kill)
+    end.daemon = True
+    end.start()
+    try:
+        yield
+    finally:
+        end.cancel()
