@@ -301,3 +301,20 @@ def test_float32_is_rounded_to_the_nearest_half_and_to_even_between_two_by_integ
 def test_what_is_not_a_number_stays_that_as_a_half_by_integers_alone():
     values = np.uint32([0x7F800001, 0x7FC00000, 0x7FFFFFFF, 0xFF800001, 0xFFC00000]).view(np.float32)
     assert np.isnan(narrowed(values)[: len(values)]).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "n_bytes"), [("sapphirerapids", 4096), ("znver5", 6144), ("znver4", 0), ("x86-64-v4", 0)]
+)
+def test_a_product_of_one_token_asks_for_memory_ahead_on_cpus_that_read_faster_so(name, n_bytes):
+    target = target_of("x86_64", dict.fromkeys([*X86, *AVX512], True), name)
+    assert target.ahead == n_bytes
+    module = str(module_of(target, 5, lambda b, target, args: panels.integer_panel(b, target, Q40, 1, 2, *args)))
+    assert module.count("call void @llvm.prefetch") == (Q40.nbytes // 64 if n_bytes else 0)
+
+
+def test_a_product_of_8_tokens_asks_for_memory_ahead_on_every_cpu():
+    module = str(
+        module_of(target_for("avx512"), 5, lambda b, target, args: panels.integer_panel(b, target, Q40, 8, 2, *args))
+    )
+    assert module.count("call void @llvm.prefetch") == Q40.nbytes // 64

@@ -37,5 +37,5 @@ def _arm_has_dot_product() -> bool:
 @cache
 def host_target() -> Target:
     """The target of this process's kernels."""
-    architecture, _, features = host_cpu()
-    return target_of(architecture, {f[1:]: f[0] == "+" for f in features.split(",") if f})
+    architecture, name, features = host_cpu()
+    return target_of(architecture, {f[1:]: f[0] == "+" for f in features.split(",") if f}, name)

@@ -30,7 +30,7 @@ from dllama_zmq.kernels.simd.dots import (
 from dllama_zmq.kernels.simd.layout import SCALES, X_BLOCK, PairBlock
 from dllama_zmq.kernels.simd.target import Target
 
-_AHEAD = 4096  # bytes: what meets more tokens is not read in time by itself
+_AHEAD = 4096  # bytes: what meets more tokens is not read in time by itself, on any CPU
 LaneType = Literal["f32", "f16", "bf16"]
 
 
@@ -44,6 +44,9 @@ def integer_panel(
     X_BLOCK bytes. out: the first tile's R rows of 16, then the second's.
     """
     dots = block_dots(target)
+    ahead = _AHEAD if n_tokens > (4 if block.nibbles else 2) else target.ahead
+    if n_tiles == 1:
+        ahead = 0
 
     def body(b: ir.IRBuilder, i: ir.Value, totals: Sequence[ir.Value]) -> list[ir.Value]:
         at = b.mul(i, ir.Constant(I64, block.nbytes))
@@ -52,9 +55,9 @@ def integer_panel(
         x_scales = [load(b, token, 32, F32) for token in xs]
         x_sums = [load(b, token, 36, I32) for token in xs]
         tiles = [b.add(b.add(values, at), ir.Constant(I64, block.value_bytes * tile)) for tile in range(n_tiles)]
-        if n_tiles == 2 and n_tokens > (4 if block.nibbles else 2):
+        if ahead:
             for line in range(0, block.nbytes, 64):
-                prefetch(b, b.add(tiles[0], ir.Constant(I64, _AHEAD + line)))
+                prefetch(b, b.add(tiles[0], ir.Constant(I64, ahead + line)))
         bias = 0 if block.offsets else 8
         if not block.nibbles:
             products = [dots.q80(b, tile, xs, x_sums) for tile in tiles]

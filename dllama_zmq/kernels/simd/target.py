@@ -15,6 +15,10 @@ from typing import Literal
 
 Dot = Literal["vnni512", "vnni256", "avx2", "sdot", "plain"]
 
+_AHEAD = {"sapphirerapids": 4096, "emeraldrapids": 4096, "graniterapids": 4096, "znver5": 6144}
+"""Bytes that a product of few tokens asks for ahead, by LLVM's name of a CPU: what was measured to read fastest
+(tools/BENCHMARKS.md; the second and third have the cores of the first). Zen 4 reads as fast without."""
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
@@ -23,6 +27,7 @@ class Target:
     fma: it multiplies and adds with one rounding. half: it converts f16 by itself.
     tokens: how many tokens one pass over a tile serves; as many accumulators as fit its vector registers.
     paired: up to so many tokens, a pass goes over both tiles of a pair.
+    ahead: bytes that a product of few tokens asks for ahead; 0 where the CPU does that by itself.
     pause: LLVM's name for its hint to a spinning core, and that hint's arguments.
     """
 
@@ -32,10 +37,11 @@ class Target:
     tokens: int
     paired: int
     pause: tuple[str, tuple[int, ...]] | None
+    ahead: int = 0
 
 
-def target_of(architecture: str, features: dict[str, bool]) -> Target:
-    """The target for an LLVM architecture name ("x86_64", "aarch64", ...) and feature map."""
+def target_of(architecture: str, features: dict[str, bool], cpu: str = "") -> Target:
+    """The target for an LLVM architecture name ("x86_64", "aarch64", ...), feature map and CPU name."""
 
     def has(*names: str) -> bool:
         return all(features.get(name, False) for name in names)
@@ -45,7 +51,7 @@ def target_of(architecture: str, features: dict[str, bool]) -> Target:
         if not has("avx2", "fma", "f16c"):
             return Target("plain", has("fma"), has("f16c"), 4, 2, pause)
         if has("avx512f", "avx512bw", "avx512vl", "avx512vnni"):
-            return Target("vnni512", True, True, 8, 8, pause)
+            return Target("vnni512", True, True, 8, 8, pause, _AHEAD.get(cpu, 0))
         return Target("vnni256" if has("avxvnni") else "avx2", True, True, 4, 2, pause)
     if architecture in ("aarch64", "arm64"):
         return Target("sdot" if has("dotprod") else "plain", True, True, 4, 2, ("llvm.aarch64.hint", (1,)))
