@@ -39,7 +39,7 @@ from dllama_zmq.telling import Tells
 
 logger = logging.getLogger(__name__)
 
-_FILES_OF_ROOT, _FILES_OF_PEER = 16, 3  # opened by libzmq, the kernels' threads and pipes, as counted in /proc
+_FILES_OF_ROOT, _FILES_OF_PEER = 20, 3  # opened by libzmq, the kernels' threads and pipes, as counted in /proc
 _LAST_WORD_MS = 200  # for what clients are told last
 _STEP_SHARE = 0.25  # of limits.stop_s: for the step in which the end is told; then it is broken off
 _FLEET_SHARE = 0.5  # of limits.stop_s: for the workers to leave by themselves; then they are killed

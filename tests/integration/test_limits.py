@@ -166,8 +166,8 @@ def test_a_limit_of_open_files_that_may_be_raised_is(small: Cli) -> None:
 
 
 def test_a_worker_that_dies_again_and_again_is_not_without_a_reason(small: Cli) -> None:
-    small.write(2, workers=[{"name": "worker1", "threads": 30}])
-    told = limited(small, "-n 30", "up").error()
+    small.write(2, workers=[{"name": "worker1", "threads": 60}])
+    told = limited(small, "-n 40", "up").error()
     assert "worker1" in told
     assert "`ulimit -n`" in told
 
