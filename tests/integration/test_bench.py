@@ -21,7 +21,7 @@ from dllama_zmq import __version__
 from dllama_zmq.bench.cases import prompt_steps
 from dllama_zmq.bench.product import NAME
 from dllama_zmq.kernels import choose_kernels
-from dllama_zmq.kernels.simd.library import cache_folder as kernels_folder
+from dllama_zmq.kernels.simd.store import cache_folder as kernels_folder
 from dllama_zmq.root.prediction import predict_step
 from dllama_zmq.shapes import shape
 from dllama_zmq.sharding import Plan
