@@ -286,7 +286,8 @@ def _await_end(pid: int, wait_s: float) -> None:
     with suppress(OSError):  # it has ended, or this kernel cannot watch it
         descriptor = os.pidfd_open(pid)
         try:
-            select.select([descriptor], [], [], wait_s)
+            if select.select([descriptor], [], [], wait_s)[0]:
+                os.waitpid(pid, os.WNOHANG)  # it may be this process's own child
         finally:
             os.close(descriptor)
 

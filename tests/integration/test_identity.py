@@ -152,7 +152,7 @@ def test_a_folder_without_a_file_has_a_cluster_that_every_command_finds(here: Cl
     assert "another file" not in cli.run("logs", "worker1").out
     with dllama_zmq.connect(cli.folder / "cluster.yaml") as client:
         assert client.status().pid == status.pid
-    cli.down()
+    assert take_down(file)
     assert "there is no such file" in cli.run("generate", PROMPT).error()
     assert "up name=" in cli.run("logs").out  # what was, can be read
 
