@@ -59,6 +59,35 @@ def resolve(endpoint: str) -> list[str]:
     return list(dict.fromkeys(join(str(address[0]), int(port)) for *_, address in found))
 
 
+def ip_addresses(host: str) -> frozenset[str]:
+    """The IP addresses of a host's name, or the one that it is; empty where this computer does not know the name."""
+    try:
+        return frozenset(ip for endpoint in resolve(join(host, 1)) if (ip := ip_of(endpoint)))
+    except BusError:
+        return frozenset()
+
+
+def ip_of(address: str) -> str:
+    """The IP address in an endpoint, or that a peer speaks from; empty where there is none, as over ipc."""
+    host = _host_and_port(address.removeprefix(_TCP))[0] if address.startswith(_TCP) else address
+    try:
+        ip = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return ""
+    return str(getattr(ip, "ipv4_mapped", None) or ip)
+
+
+def own_address(towards: str) -> str:
+    """The IP address of this computer that the host `towards` reaches it at; empty where no way there is known."""
+    try:
+        (family, kind, _, _, address), *_ = socket.getaddrinfo(towards, 9, type=socket.SOCK_DGRAM)
+        with socket.socket(family, kind) as probe:
+            probe.connect(address)  # UDP: this asks for a route and sends nothing
+            return str(probe.getsockname()[0])
+    except OSError:
+        return ""
+
+
 def reachable(endpoint: str) -> str:
     """One of the addresses of `endpoint`: that at which somebody listens; any, where nobody does.
 

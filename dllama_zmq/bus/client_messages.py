@@ -125,6 +125,7 @@ class NodeStatus(msgspec.Struct, frozen=True):
     """One node, for people and tables. seconds: from joining to having its weights ready, which it is `percent` done
     `doing`. Maps are seconds, sums over the steps of each phase.
 
+    address: the IP address that it speaks from; empty over ipc.
     memory_bytes: what its process will need at most. free_bytes: memory that its host had free when it joined (the
     root's: now), None where that is not known.
     compute_s: computing. wait_s: waiting for others. waited_for_s: the others waited, for this node came last.
@@ -135,6 +136,7 @@ class NodeStatus(msgspec.Struct, frozen=True):
     state: str
     reason: str
     host: str
+    address: str
     pid: int
     threads: int
     memory_bytes: int

@@ -9,6 +9,7 @@ from typing import TypeVar, cast
 import zmq
 
 from dllama_zmq.bus import sockets
+from dllama_zmq.bus.addresses import ip_of
 from dllama_zmq.bus.guard import Guard
 from dllama_zmq.bus.messages import Frame
 from dllama_zmq.bus.meter import wire_bytes
@@ -74,7 +75,8 @@ class Peers:
 
     def address(self, identity: bytes) -> str:
         """Where a peer speaks from: an IP address, `localhost:UID:GID:PID` over ipc, empty where it is not known."""
-        return self._connections.get(identity, (-1, ""))[1]
+        found = self._connections.get(identity, (-1, ""))[1]
+        return ip_of(found) or found
 
     def close(self, linger_ms: int = 0) -> None:
         """Close the socket; what was sent has `linger_ms` to leave."""

@@ -10,7 +10,7 @@ Pure: it is fed messages and asked questions; it owns no socket, no clock and no
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from dllama_zmq.bus.messages import Candidates, Frame, Join, Partial, Refuse
@@ -32,13 +32,15 @@ class State(enum.Enum):
 class Member:
     """One place in the cluster. Node 0 is the root, so workers count from 1.
 
-    joined: what the worker that is here, or was here last, said of itself.
+    addresses: the IP addresses of the host that the place is for; empty where any will do. address: where the worker
+    that is here speaks from. joined: what the worker that is here, or was here last, said of itself.
     """
 
     node: int
     name: str
     identity: bytes = b""
     state: State = State.ABSENT
+    addresses: frozenset[str] = frozenset()
     address: str = ""
     joined: Join | None = None
     lost_reason: str = field(default="has not joined yet")
@@ -52,11 +54,20 @@ class Member:
 class Roster:
     """The workers of a cluster and its epoch: a number that rises whenever a step must not meet an older one."""
 
-    def __init__(self, names: Sequence[str], first_epoch: int, reserved: Collection[str] = ()) -> None:
-        """`reserved` places are only for workers that ask for them by name."""
+    def __init__(
+        self,
+        names: Sequence[str],
+        first_epoch: int,
+        reserved: Collection[str] = (),
+        addresses: Mapping[str, frozenset[str]] | None = None,
+    ) -> None:
+        """`reserved` places are only for workers that ask for them by name. addresses: by name, see Member."""
         self._reserved = frozenset(reserved)
         self._processes: dict[str, int] = {}
-        self.members = [Member(node, name) for node, name in enumerate(names, start=1)]
+        by_name = addresses or {}
+        self.members = [
+            Member(node, name, addresses=by_name.get(name, frozenset())) for node, name in enumerate(names, start=1)
+        ]
         self.epoch = first_epoch
 
     @property
@@ -95,8 +106,7 @@ class Roster:
             )
         place = self.find(identity) or next((m for m in self.members if m.name == join.name), None)
         if place is None:
-            free = (m for m in self.members if m.state is State.ABSENT and m.name not in self._reserved)
-            place = next(free, None)
+            place = self._free_place(address)
         elif place.state is not State.ABSENT and place.identity != identity:
             return Refuse(f"{place.name} is already here (process {place.pid})", again=True)
         if place is not None and not self._may_have(place, join.pid, address):
@@ -110,6 +120,12 @@ class Roster:
         place.address = address
         self._new_epoch()
         return place
+
+    def _free_place(self, address: str) -> Member | None:
+        """For a worker without a name: the place of its address, else one of no address, else any."""
+        free = [m for m in self.members if m.state is State.ABSENT and m.name not in self._reserved]
+        here = [m for m in free if address in m.addresses]
+        return next(iter(here or [m for m in free if not m.addresses] or free), None)
 
     def _may_have(self, place: Member, pid: int, address: str) -> bool:
         if place.name not in self._reserved and place.name not in self._processes:

@@ -79,6 +79,7 @@ def generate(
     overrides: flags.Overrides,
     answer: flags.Answer,
     cluster: flags.Cluster = None,
+    connect: flags.Connect = None,
 ) -> None:
     """Continue a text with this folder's cluster. With none running, brings one up for this call.
 
@@ -89,7 +90,10 @@ def generate(
     from dllama_zmq.cli.prompt import read_prompt
 
     text = read_prompt(prompt, 'dllama-zmq generate "Once upon a time"')
-    command.run(text, chosen.chosen_path(cluster), answer, overrides)
+    if connect is not None:
+        command.run_elsewhere(text, chosen.elsewhere(connect, cluster), answer, overrides)
+    else:
+        command.run(text, chosen.chosen_path(cluster), answer, overrides)
 
 
 @add_command(
@@ -146,24 +150,36 @@ def restart(*, which: flags.AnyCluster, overrides: flags.Overrides) -> None:
 
 
 @add_command(app, CLUSTERS, "down", "stop", examples=["dllama-zmq down", "dllama-zmq down home.yaml"])
-def down(*, which: flags.AnyCluster) -> None:
+def down(*, which: flags.AnyCluster, connect: flags.Connect = None) -> None:
     """Take a cluster down."""
     from dllama_zmq.cli import chosen
     from dllama_zmq.cli import cluster as commands
 
-    commands.down(chosen.chosen_path(which.file, which.option))
+    if connect is not None:
+        commands.down_elsewhere(chosen.elsewhere(connect, which.file, which.option))
+    else:
+        commands.down(chosen.chosen_path(which.file, which.option))
 
 
 @add_command(
     app, CLUSTERS, "status",
     examples=["dllama-zmq status", "dllama-zmq status --watch", "dllama-zmq status home.yaml --json"],
 )  # fmt: skip
-def status(*, which: flags.AnyCluster, watch: flags.Watch = None, json: flags.Json = False) -> None:
+def status(
+    *,
+    which: flags.AnyCluster,
+    connect: flags.Connect = None,
+    watch: flags.Watch = None,
+    json: flags.Json = False,
+) -> None:
     """Show how a cluster is."""
     from dllama_zmq.cli import chosen
     from dllama_zmq.cli import cluster as commands
 
-    commands.status(chosen.chosen_path(which.file, which.option), json, watch)
+    if connect is not None:
+        commands.status_elsewhere(chosen.elsewhere(connect, which.file, which.option), json, watch)
+    else:
+        commands.status(chosen.chosen_path(which.file, which.option), json, watch)
 
 
 @add_command(app, CLUSTERS, "ps", examples=["dllama-zmq ps"])
@@ -198,19 +214,22 @@ def root(name: flags.RootName, lock: flags.RootLock) -> None:
     be_started_cluster(name, lock)
 
 
-@add_command(app, CLUSTERS, "worker", examples=["dllama-zmq worker --root tcp://192.168.1.10:5570"])
+@add_command(app, CLUSTERS, "worker", examples=["dllama-zmq worker 192.168.1.10", "dllama-zmq worker pi1:5570 -t 3"])
 def worker(
     *,
-    root: flags.RootAddress,
+    host: flags.RootHost = None,
+    root: flags.RootAddress = None,
     name: flags.WorkerName = "",
     threads: flags.WorkerThreads = None,
     leave_with_stdin: flags.LeaveWithStdin = False,
     crowded: flags.Crowded = False,
 ) -> None:
-    """Be a worker of the cluster whose root is at ADDRESS. Needs no model file: its weights come over the bus."""
+    """Be a worker of the cluster whose root is on HOST. Needs no model file: its weights come over the bus."""
     from dllama_zmq.cli import worker as command
 
-    command.run(root, name, threads, leave_with_stdin, crowded)
+    if (host is None) == (root is None):
+        raise UsageError("say once where the root is: dllama-zmq worker 192.168.1.10")
+    command.run(host or root or "", name, threads, leave_with_stdin, crowded)
 
 
 @add_command(

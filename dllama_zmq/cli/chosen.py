@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dllama_zmq.bus.addresses import endpoint_of
 from dllama_zmq.cli.flags import Overrides
 from dllama_zmq.cli.overrides import applied, without_file
-from dllama_zmq.cluster import FILE_NAME, ClusterFile, load_cluster
+from dllama_zmq.cluster import FILE_NAME, ClusterFile, Ports, load_cluster
 from dllama_zmq.errors import ClusterError, ConfigError, UsageError
 from dllama_zmq.launch.registry import Running, cluster_here, find_running, running_clusters
 
@@ -29,6 +30,13 @@ def chosen_path(argument: Path | None, option: Path | None = None) -> Path:
         named = [one.path for one in running_clusters() if one.name == str(path) and not one.file.private]
         path = named[0] if named else path
     return path
+
+
+def elsewhere(connect: str, *clusters: Path | None) -> str:
+    """The root's address for clients that --connect names; nothing else may say which cluster it is."""
+    if any(one is not None for one in clusters):
+        raise UsageError("--connect and a cluster's file each say which cluster; give one of them")
+    return endpoint_of(connect, Ports().clients)
 
 
 def running_here(path: Path, even_down: bool = False) -> ClusterFile:

@@ -97,6 +97,20 @@ def down(path: Path) -> None:
         note(f"{file.cluster.name} was not running")
 
 
+def down_elsewhere(address: str) -> None:
+    """Take the cluster down whose root has this address for clients."""
+    with Client(address) as client:
+        client.stop()
+    note(f"the cluster at {address} is going down")
+
+
+def status_elsewhere(address: str, as_json: bool, watch_s: float | None) -> None:
+    """Show the state of the cluster whose root has this address for clients."""
+    check_watch(watch_s)
+    with Client(address) as client:
+        _show_status(client, as_json, watch_s)
+
+
 def status(path: Path, as_json: bool, watch_s: float | None) -> None:
     """Show the cluster's state, with `watch_s` again and again; exit code 1 where it is not running."""
     check_watch(watch_s)
@@ -105,8 +119,12 @@ def status(path: Path, as_json: bool, watch_s: float | None) -> None:
         print('{"state":"down"}')  # noqa: T201
         raise SystemExit(1)
     with connect(file) as client:
-        look = partial(_asked, client) if watch_s is None else partial(client.status, _STATUS_S)
-        watched(look, _as_json if as_json else status_table, watch_s)
+        _show_status(client, as_json, watch_s)
+
+
+def _show_status(client: Client, as_json: bool, watch_s: float | None) -> None:
+    look = partial(_asked, client) if watch_s is None else partial(client.status, _STATUS_S)
+    watched(look, _as_json if as_json else status_table, watch_s)
 
 
 def _asked(client: Client) -> Status:
@@ -122,10 +140,13 @@ def status_table(found: Status) -> RenderableType:
         f"model: {os.path.normpath(found.model)}",
         f"sync {found.sync}, kernels {found.kernels}, {found.seq_len} positions",
     )
-    table = Table("node", "state", "process", "weights", "KV cache", "note", box=None, pad_edge=False)
+    elsewhere = any(node.address for node in found.nodes)
+    columns = ["node", *(["address"] if elsewhere else []), "state", "process", "weights", "KV cache", "note"]
+    table = Table(*columns, box=None, pad_edge=False)
     for node in found.nodes:
         table.add_row(
             node.name,
+            *([node.address] if elsewhere else []),
             node.state,
             str(node.pid or ""),
             human_bytes(node.weight_bytes),

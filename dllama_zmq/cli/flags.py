@@ -31,8 +31,18 @@ Watch = Annotated[
     float | None,
     Option("--watch", metavar="[SECONDS]", parser=real, help="Show it again every SECONDS (2), to Ctrl-C"),
 ]
+Connect = Annotated[
+    str | None,
+    Option("--connect", metavar="HOST", help="A running root on any computer, with :PORT where it is not 5572"),
+]
 Foreground = Annotated[bool, Option("--foreground", help="Stay here (or under a supervisor) until stopped")]
 Detach = Annotated[bool, Option("-d", "--detach", hidden=True, help="What `up` does anyway")]
+
+
+Workers = Annotated[
+    str | None,
+    Option("--workers", metavar="HOST,…", help="Other computers: this one is the root, those its workers"),
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,10 +54,7 @@ class Init:
         str | None, model_flag("-m", "--model", help="Its model: a file or folder, hf:REPO[:FILE] or demo")
     ] = None
     nodes: Annotated[int | None, number("--nodes", help="Nodes, all on this computer: 1, 2, 4, 8, ...")] = None
-    workers: Annotated[
-        str | None,
-        Option("--workers", metavar="HOST,…", help="Other computers: this one is the root, those its workers"),
-    ] = None
+    workers: Workers = None
     host: Annotated[
         str | None, Option("--host", metavar="ADDRESS", help="This computer's address for them, found out if not given")
     ] = None
@@ -81,7 +88,10 @@ LogNode = Annotated[
 LogLines = Annotated[int, number("-n", "--lines", help="How many of the last lines")]
 LogFollow = Annotated[bool, Option("-f", "--follow", help="Go on printing what is added")]
 
-RootAddress = Annotated[str, Option("--root", metavar="ADDRESS", help="The root's address, as tcp://HOST:5570")]
+RootHost = Annotated[
+    str | None, Argument(metavar="HOST", help="The root's computer: a name or address, with :PORT where it is not 5570")
+]
+RootAddress = Annotated[str | None, Option("--root", metavar="ADDRESS", help="The same, as a flag")]
 WorkerName = Annotated[
     str, Option("--name", metavar="NAME", help="Which worker of the file to be; any free one if not given")
 ]
@@ -107,6 +117,7 @@ class Overrides:
         ),
     ] = None  # fmt: skip
     nodes: Annotated[int | None, number("--nodes", help="Nodes on this computer (1), or of a file the first N")] = None
+    workers: Workers = None
     context: Annotated[
         int | None,
         number(
@@ -324,10 +335,7 @@ class Netstat:
     """Whose traffic `netstat` shows: a running cluster's, by its file or address, or a model's, predicted."""
 
     cluster: Cluster = None
-    connect: Annotated[
-        str | None,
-        Option("--connect", metavar="ADDRESS", help="A running root's address for clients, as tcp://HOST:5572"),
-    ] = None
+    connect: Connect = None
     predict: Annotated[
         str | None,
         Option(

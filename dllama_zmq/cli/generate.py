@@ -6,9 +6,10 @@ import os
 import stat
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeAlias
 
 from dllama_zmq.bus.client_messages import Done, Piece, Prefill, Queued, Started
 from dllama_zmq.cli import flags
@@ -27,24 +28,33 @@ from dllama_zmq.launch.lifecycle import for_one_call
 from dllama_zmq.launch.registry import address_elsewhere
 from dllama_zmq.root.sampler import Sampling
 
+_Source: TypeAlias = AbstractContextManager[tuple[Client, str]]
+"""A client of the cluster that answers, and the path of its model."""
+
 
 def run(prompt: str, path: Path, options: flags.Answer, overrides: Overrides) -> None:
     """Answer `prompt` with the cluster of `path`, or of the model that the flags name; brought up for this call where
     it is not running."""
     _check(options)
     overrides = fetched(overrides)
-    _answer(prompt, for_a_call(path, overrides), options, overrides)
+    _answer(prompt, _client(for_a_call(path, overrides), overrides), options)
 
 
 def run_model(prompt: str, model: str, options: flags.Answer, overrides: Overrides) -> None:
     """Answer `prompt` with `model`, in any folder; one of a hub is fetched where it is not here."""
     _check(options)
     overrides = fetched(replace(overrides, model=model), fetch=True)
-    _answer(prompt, for_a_model(model, overrides), options, overrides)
+    _answer(prompt, _client(for_a_model(model, overrides), overrides), options)
 
 
-def _answer(prompt: str, file: ClusterFile, options: flags.Answer, overrides: Overrides) -> None:
-    with _client(file, overrides) as (client, model), Display() as display:
+def run_elsewhere(prompt: str, address: str, options: flags.Answer, overrides: Overrides) -> None:
+    """Answer `prompt` with the running cluster whose root has this address for clients."""
+    _check(options)
+    _answer(prompt, _client_at(address, overrides), options)
+
+
+def _answer(prompt: str, source: _Source, options: flags.Answer) -> None:
+    with source as (client, model), Display() as display:
         display.now("asking the root")
         answers = client.generate(
             prompt,
@@ -75,10 +85,8 @@ def _check(options: flags.Answer) -> None:
 def _client(file: ClusterFile, overrides: Overrides) -> Iterator[tuple[Client, str]]:
     """A client of the cluster, brought up for this call where it is not running; and the path of its model."""
     if (address := address_elsewhere(file.cluster)) is not None:
-        with Client(address) as client:
-            model = client.status().model
-            check_elsewhere(overrides, address, model)
-            yield client, model
+        with _client_at(address, overrides) as source:
+            yield source
         return
 
     def on_shared() -> None:
@@ -91,6 +99,15 @@ def _client(file: ClusterFile, overrides: Overrides) -> Iterator[tuple[Client, s
             check_running(overrides, running, file)
             with Client(running.clients) as client:
                 yield client, running.model
+
+
+@contextmanager
+def _client_at(address: str, overrides: Overrides) -> Iterator[tuple[Client, str]]:
+    """A client of the cluster whose root has this address for clients; and the path of its model."""
+    with Client(address) as client:
+        model = client.status().model
+        check_elsewhere(overrides, address, model)
+        yield client, model
 
 
 class _Printer:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 from pathlib import Path
 from string import Template
 
 import yaml
 
+from dllama_zmq.bus.addresses import own_address
 from dllama_zmq.cli.flags import Init
 from dllama_zmq.cli.show import note
 from dllama_zmq.cluster import (
@@ -18,6 +18,7 @@ from dllama_zmq.cluster import (
     FILE_NAME,
     NAME_PATTERN,
     PULLED,
+    Cluster,
     from_anywhere,
     is_loopback,
     parse_cluster,
@@ -34,14 +35,9 @@ def run(flags: Init) -> None:
     path = path / FILE_NAME if path.is_dir() else path
     if flags.workers is not None and flags.nodes is not None:
         raise UsageError("--nodes is for this computer alone and --workers names others; give one of them")
-    hosts = [] if flags.workers is None else [host.strip() for host in flags.workers.split(",")]
-    n_nodes = 1 + len(hosts) if hosts else flags.nodes or 1
-    if n_nodes & (n_nodes - 1) or n_nodes > _MOST_NODES:
-        raise UsageError(f"{n_nodes} nodes, the root among them; use 1, 2, 4, 8, ... (2^n)")
-    remote = [host for host in hosts if not is_loopback(host)]
-    host = flags.host or (_own_address(remote[0]) if remote else "127.0.0.1")
-    text = cluster_text(_model_in(path, flags.model), hosts or ["127.0.0.1"] * (n_nodes - 1), host)
-    parse_cluster(text, path)  # raises ConfigError for a host that is none
+    hosts = _hosts(flags.workers) if flags.workers is not None else ["127.0.0.1"] * ((flags.nodes or 1) - 1)
+    text, host = _text(_model_in(path, flags.model), hosts, flags.host)
+    n_nodes = parse_cluster(text, path).n_nodes  # raises ConfigError for a host that is none
     try:
         with path.open("w" if flags.force else "x") as file:
             file.write(text)
@@ -49,8 +45,36 @@ def run(flags: Init) -> None:
         raise UsageError(f"{path} exists; --force replaces it") from None
     what = f" {path}" if path != Path(FILE_NAME) else ""
     note(f"wrote {path}: {n_nodes} node{'s' if n_nodes > 1 else ''}; next: dllama-zmq up{what}")
-    if remote:
-        note(f"the root listens at {host} to anybody in that network, not encrypted (open_bus: true)")
+    if not is_loopback(host):
+        note(open_bus_note(host))
+
+
+def with_workers(model: str, workers: str, folder: Path) -> Cluster:
+    """The cluster of this computer as the root and `workers`, hosts with commas between, without a file.
+
+    Raises UsageError, ConfigError.
+    """
+    text, _ = _text(model, _hosts(workers), None)
+    return parse_cluster(text, folder / FILE_NAME)
+
+
+def open_bus_note(host: str) -> str:
+    """What people must know of a root at `host`, which a network can reach."""
+    return f"the root listens at {host} to anybody in that network, not encrypted (open_bus: true)"
+
+
+def _hosts(workers: str) -> list[str]:
+    return [host.strip() for host in workers.split(",")]
+
+
+def _text(model: str, workers: list[str], host: str | None) -> tuple[str, str]:
+    """A cluster file and the root's address in it: `host`, or where None the one that the workers reach."""
+    n_nodes = 1 + len(workers)
+    if n_nodes & (n_nodes - 1) or n_nodes > _MOST_NODES:
+        raise UsageError(f"{n_nodes} nodes, the root among them; use 1, 2, 4, 8, ... (2^n)")
+    remote = [worker for worker in workers if not is_loopback(worker)]
+    host = host or (_own_address(remote[0]) if remote else "127.0.0.1")
+    return cluster_text(model, workers, host), host
 
 
 def cluster_text(model: str, workers: list[str], host: str = "127.0.0.1") -> str:
@@ -108,13 +132,9 @@ def _scalar(text: str) -> str:
 
 def _own_address(worker: str) -> str:
     """The address of this computer from which `worker` is reached. Raises UsageError where none is known."""
-    try:
-        (family, kind, _, _, address), *_ = socket.getaddrinfo(worker, 9, type=socket.SOCK_DGRAM)
-        with socket.socket(family, kind) as probe:
-            probe.connect(address)  # UDP: this asks for a route and sends nothing
-            return str(probe.getsockname()[0])
-    except OSError as error:
-        raise UsageError(
-            f"--workers: no way to {worker} is known ({error.strerror or error}); check the name, or give with --host "
-            "the address of this computer that the workers reach"
-        ) from error
+    if address := own_address(worker):
+        return address
+    raise UsageError(
+        f"--workers: no way to {worker} is known; check the name, or give with --host the address of this computer "
+        "that the workers reach"
+    )

@@ -19,6 +19,8 @@ from dllama_zmq.launch.registry import Running
 def applied(overrides: Overrides, file: ClusterFile) -> ClusterFile:
     """`file` with what the command line says instead."""
     cluster = file.cluster
+    if overrides.workers is not None:
+        raise UsageError(f"--workers goes without a cluster file; {file.path} names the workers of its cluster")
     if overrides.nodes is not None:
         cluster = msgspec.structs.replace(cluster, workers=_first(overrides, cluster.workers, file.path))
     if overrides.threads is not None:
@@ -43,7 +45,18 @@ def applied(overrides: Overrides, file: ClusterFile) -> ClusterFile:
 def without_file(overrides: Overrides, model: str, folder: Path = Path(), private: bool = False) -> ClusterFile:
     """The cluster of `model` and the flags, without a file: of `folder`, or, private, of one call."""
     file = registry.without_file(from_anywhere(model), overrides.nodes or 1, folder, private)
-    return applied(replace(overrides, nodes=None, model=None), file)
+    if overrides.workers is not None:
+        from dllama_zmq.cli.init import open_bus_note, with_workers
+
+        if overrides.nodes is not None:
+            raise UsageError("--nodes is for this computer alone and --workers names others; give one of them")
+        cluster = msgspec.structs.replace(
+            with_workers(file.cluster.model, overrides.workers, folder), name=file.cluster.name
+        )
+        file = replace(file, cluster=cluster)
+        if cluster.open_bus:
+            note(open_bus_note(cluster.root.host))
+    return applied(replace(overrides, nodes=None, workers=None, model=None), file)
 
 
 def fetched(overrides: Overrides, fetch: bool = False) -> Overrides:

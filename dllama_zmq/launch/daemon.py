@@ -18,9 +18,10 @@ import zmq
 
 from dllama_zmq import __version__
 from dllama_zmq.bus import sockets
+from dllama_zmq.bus.addresses import ip_addresses
 from dllama_zmq.bus.links import Endpoints
 from dllama_zmq.bus.peers import Peers
-from dllama_zmq.cluster import Cluster, ClusterFile, WorkerConfig
+from dllama_zmq.cluster import Cluster, ClusterFile, WorkerConfig, is_loopback
 from dllama_zmq.errors import BusError, ClusterError
 from dllama_zmq.formats import open_model, read_tokenizer
 from dllama_zmq.host import require_open_files, usable_cores
@@ -125,6 +126,9 @@ def root_settings(cluster: Cluster) -> RootSettings:
     return RootSettings(
         names=[worker.name for worker in cluster.workers],
         reserved=[worker.name for worker in local_workers(cluster)],
+        addresses={
+            worker.name: ip_addresses(worker.host) for worker in cluster.workers if not is_loopback(worker.host)
+        },
         sync=cluster.sync,
         kernels=cluster.kernels,
         kv_type=cluster.kv_cache,

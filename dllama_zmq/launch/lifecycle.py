@@ -13,8 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
-import msgspec
-
+from dllama_zmq.bus.addresses import join, own_address
 from dllama_zmq.bus.client_messages import NodeStatus, Status
 from dllama_zmq.client import Client
 from dllama_zmq.cluster import Cluster, ClusterFile, Ports, is_loopback
@@ -255,13 +254,16 @@ def _await_ready(file: ClusterFile, start: _Start, listener: Listener) -> Status
 
 def commands_elsewhere(cluster: Cluster) -> dict[str, str]:
     """What to run where, for each worker that is not this host's: by the worker's name."""
-    host = cluster.root.host
-    if host in ("0.0.0.0", "::"):  # it listens everywhere; the others need a name for it
-        host = socket.gethostname()
     replies = (cluster.tcp_ports or Ports()).replies
-    address = msgspec.structs.replace(cluster.root, host=host).endpoint(replies)
+
+    def root_for(worker: str) -> str:
+        host = cluster.root.host
+        if host in ("0.0.0.0", "::"):  # it listens everywhere; this worker needs one address of it
+            host = own_address(worker) or socket.gethostname()
+        return host if replies == Ports().replies else join(host, replies).removeprefix("tcp://")
+
     return {
-        worker.name: f"on {worker.host}: dllama-zmq worker --root {address} --name {worker.name}"
+        worker.name: f"on {worker.host}: dllama-zmq worker {root_for(worker.host)}"
         for worker in cluster.workers
         if not is_loopback(worker.host)
     }

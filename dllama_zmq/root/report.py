@@ -6,6 +6,7 @@ import os
 import time
 from dataclasses import dataclass, field
 
+from dllama_zmq.bus.addresses import ip_of
 from dllama_zmq.bus.client_messages import NodeStatus, Status
 from dllama_zmq.bus.session import ROOT, State
 from dllama_zmq.host import free_memory_bytes, host_name
@@ -34,6 +35,7 @@ def cluster_status(request_id: int, facts: ClusterFacts, root: Root, active: int
                 state=row.state.value,
                 reason=row.reason,
                 host=said.host_name if said is not None else "",
+                address=ip_of(member.address) if said is not None else "",
                 pid=said.pid if said is not None else 0,
                 threads=said.threads if said is not None else 0,
                 memory_bytes=memory.total,
@@ -80,6 +82,7 @@ def _root_node(root: Root) -> NodeStatus:
         state=State.READY.value,
         reason="",
         host=host_name(),
+        address="",
         pid=os.getpid(),
         threads=root.settings.threads,
         memory_bytes=memory.total,

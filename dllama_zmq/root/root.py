@@ -6,7 +6,7 @@ Knows nothing of text, requests and clients. One thread; every method returns so
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -57,12 +57,14 @@ class RootSettings:
     """How the root runs a model; `names` are its workers', so that 2^n - 1 of them make 2^n nodes.
 
     profile: `Root.kernels` counts seconds and calls by name.
-    `reserved` are those of them whose places nobody gets who does not ask for them by name.
+    `reserved` are those of them whose places nobody gets who does not ask for them by name. `addresses`: the IP
+    addresses of the others' hosts, by name, as far as they are known.
     check_memory: a worker whose computer has too little memory free gets no place.
     """
 
     names: Sequence[str] = ()
     reserved: Sequence[str] = ()
+    addresses: Mapping[str, frozenset[str]] = field(default_factory=dict)
     sync: Sync = "f32"
     kernels: KernelChoice = "auto"
     kv_type: KVType = "f16"
@@ -108,7 +110,7 @@ class Root:
         self.kernels = kernels
         self.kernels_name = kernels.name
         first_epoch = time.time_ns() // 1_000_000  # a root that starts again begins above the epochs of the last one
-        self.roster = Roster(settings.names, first_epoch, settings.reserved)
+        self.roster = Roster(settings.names, first_epoch, settings.reserved, settings.addresses)
         self.link: RootLink | None = None
         self._star: StarRoot | None = None
         self._formation: Formation | None = None

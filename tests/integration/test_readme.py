@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(sh|python|yaml)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 INSTALLED = "~/dllama-zmq/.venv/bin/"
-WORKER = f"{INSTALLED}dllama-zmq worker --root tcp://192.168.1.10:5570\n"
+WORKER = f"{INSTALLED}dllama-zmq worker 192.168.1.10\n"
 MAKE = "make demo\nmake test\n"
 
 
@@ -125,7 +125,7 @@ def test_worker_command_fills_the_places_of_the_yaml_block(environment: dict[str
     replies, steps, clients = free_ports(3)
     ports = f"{{replies: {replies}, steps: {steps}, clients: {clients}}}"
     (tmp_path / "cluster.yaml").write_text(yaml.replace("192.168.1.10\n", f"0.0.0.0\n  ports: {ports}\n"))
-    command = WORKER.removeprefix(INSTALLED).replace("192.168.1.10:5570", f"127.0.0.1:{replies}").split()
+    command = WORKER.removeprefix(INSTALLED).replace("192.168.1.10", f"127.0.0.1:{replies}").split()
     workers = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(3)]
     try:
         life = "dllama-zmq up && dllama-zmq generate 'One day' -n 5 --temp 0; dllama-zmq down"

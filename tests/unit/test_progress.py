@@ -127,6 +127,7 @@ def node(name: str, state: str, sent_bytes: int = 0, reason: str = "has not join
         state,
         reason,
         "pi",
+        "",
         1,
         1,
         8 * MB,

@@ -121,6 +121,27 @@ def test_a_lost_workers_place_is_free_for_another() -> None:
     assert place.find(b"2") is member
 
 
+@pytest.mark.parametrize(
+    ("addresses", "given"),
+    [
+        (["10.0.0.4", "10.0.0.3", "10.0.0.2"], ["pi4", "pi3", "pi2"]),
+        (["10.0.0.9", "10.0.0.4", "10.0.0.2"], ["any", "pi4", "pi2"]),
+        (
+            ["10.0.0.9", "10.0.0.9", "10.0.0.4"],
+            ["any", "pi2", "pi4"],
+        ),  # behind a router: any place
+        (["10.0.0.3", "10.0.0.3", ""], ["pi3", "any", "pi2"]),
+    ],
+)
+def test_an_unnamed_worker_gets_the_place_of_its_address(addresses: list[str], given: list[str]) -> None:
+    hosts = {f"pi{i}": frozenset({f"10.0.0.{i}", f"fd00::{i}"}) for i in (2, 3, 4)}
+    place = Roster(["pi2", "pi3", "pi4", "any"], FIRST, addresses=hosts)
+    for i, (address, name) in enumerate(zip(addresses, given, strict=True)):
+        member = place.join(bytes([i]), Join("", "host", 1, "0.1", "pi", 1, None), address)
+        assert isinstance(member, Member)
+        assert (member.name, member.address) == (name, address)
+
+
 def test_a_worker_that_joins_twice_keeps_its_place_and_loads_anew() -> None:
     place = roster("a", "b")
     first, _ = ready(place, b"1", b"2")
