@@ -13,9 +13,12 @@ from dllama_zmq.bench.nodes import Nodes
 from dllama_zmq.bench.product import COLUMNS, N_MATRICES, NAME, ROWS
 from dllama_zmq.bench.profile import NOTE, Profile
 from dllama_zmq.bench.rows import Facts, Row
+from dllama_zmq.bench.running import RunningRow
+from dllama_zmq.bus.client_messages import Status
 
 _WIDTH = 80
 _COLUMNS = (("test", 14), ("nodes", 5), ("tokens/s", 14), ("% read", 6), ("GMAC/s", 6), ("kB/tok", 7), ("wait %", 6))
+_RUNNING_COLUMNS = (("test", 10), ("tokens/s", 14), ("kB/tok", 8), ("wait %", 6), ("slowest", 24))
 _PROFILE_COLUMNS = (("part", 30), ("ms/token", 9), ("%", 5), ("calls", 7), ("us/call", 9))
 
 
@@ -61,7 +64,7 @@ class Markdown:
         read = _by_threads({n: b.read_bytes_per_s / 1e9 for n, b in facts.baselines.items()}, "GB/s")
         blas = _by_threads({n: b.blas_macs_per_s / 1e9 for n, b in facts.baselines.items()}, "GMAC/s")
         read_by = "NumPy's maximum" if any(b.read_by == "numpy" for b in facts.baselines.values()) else "SIMD loads"
-        threads = "1 thread" if facts.hardware_threads == 1 else f"{facts.hardware_threads} threads"
+        threads = _threads(facts.hardware_threads)
         if facts.cores != facts.hardware_threads:
             threads += f" ({facts.cores} for this process)"
         kernels = f"kernels {facts.kernels}" + (f" (dot {facts.dot})" if facts.dot else "")
@@ -105,7 +108,51 @@ class Markdown:
         self._write(f"\n`{self._facts.command}`{commit}\n")
 
 
-def _speed(row: Row) -> str:
+class RunningMarkdown:
+    """The table of a running cluster, beneath what it runs; every row as soon as it is known."""
+
+    def __init__(self, write: Callable[[str], object], status: Status) -> None:
+        self._write = write
+        hosts = [f"{node.name} on {node.host or '?'} ({_threads(node.threads)})" for node in status.nodes]
+        lines = [
+            f"- {status.name}: {status.model}, sync {status.sync}, kernels {status.kernels} on the root",
+            f"- nodes: {', '.join(hosts)}",
+            "- wait %: the root's time in which it waits for others; slowest: the node that the others wait for, with "
+            "its share of all waiting; kB/tok: payload",
+        ]
+        lines = [textwrap.fill(line, _WIDTH, subsequent_indent="  ", break_long_words=False) for line in lines]
+        write("\n".join([*lines, "", *_head(_RUNNING_COLUMNS)]) + "\n")
+
+    def row(self, row: RunningRow) -> None:
+        last = "" if row.slowest_share is None else f"{row.slowest} ({row.slowest_share:.0%})"
+        cells = [row.test, _speed(row), f"{row.kb_per_token:.1f}", f"{100 * row.wait_share:.1f}", last]
+        self._write(_line(cells, _RUNNING_COLUMNS) + "\n")
+
+    def end(self) -> None:
+        """Nothing follows the last row."""
+
+
+class RunningJson:
+    """One object, written when all rows are there: what is measured, and the rows."""
+
+    def __init__(self, write: Callable[[str], object], status: Status) -> None:
+        self._write = write
+        self._about = {"cluster": status.name, "model": status.model, "sync": status.sync, "version": status.version}
+        self._rows: list[RunningRow] = []
+
+    def row(self, row: RunningRow) -> None:
+        self._rows.append(row)
+
+    def end(self) -> None:
+        found = {**self._about, "rows": self._rows}
+        self._write(msgspec.json.format(msgspec.json.encode(found), indent=2).decode() + "\n")
+
+
+def _threads(n_threads: int) -> str:
+    return "1 thread" if n_threads == 1 else f"{n_threads} threads"
+
+
+def _speed(row: Row | RunningRow) -> str:
     """Tokens/s and their deviation, to about four digits."""
     digits = 0 if row.tokens_per_s >= 1000 else 1 if row.tokens_per_s >= 100 else 2
     return f"{row.tokens_per_s:.{digits}f} ± {row.stddev:.{digits}f}"

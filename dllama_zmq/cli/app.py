@@ -296,10 +296,17 @@ def convert(
 
 @add_command(
     app, MEASURE, "bench",
-    examples=["dllama-zmq bench --shape tinyllama --nodes 1,2", "dllama-zmq bench -m story.gguf -p 128 -n 32 -t 1,2"],
+    examples=[
+        "dllama-zmq bench --shape tinyllama --nodes 1,2",
+        "dllama-zmq bench -m story.gguf -p 128 -n 32 -t 1,2",
+        "dllama-zmq bench --cluster home.yaml",
+    ],
 )  # fmt: skip
 def bench(*, options: flags.Bench, numbers: flags.ShapeNumbers) -> None:
-    """Measure how fast a model runs on this computer, beside what the computer could do. Needs no cluster."""
+    """Measure how fast a model runs on this computer, beside what the computer could do; or a running cluster.
+
+    Without --cluster or --connect it needs no cluster: it starts nodes of its own on this computer.
+    """
     from dllama_zmq.cli import bench as command
 
     command.run(options, numbers.given())

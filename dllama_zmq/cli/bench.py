@@ -5,16 +5,20 @@ from __future__ import annotations
 import logging
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from dllama_zmq.bench.cases import cases
 from dllama_zmq.bench.nodes import Nodes
-from dllama_zmq.bench.output import Json, Markdown
+from dllama_zmq.bench.output import Json, Markdown, RunningJson, RunningMarkdown
 from dllama_zmq.bench.run import BenchSettings, RandomModel, run_bench
+from dllama_zmq.bench.running import measure_running
 from dllama_zmq.cli import flags
+from dllama_zmq.cli.chosen import chosen_path, elsewhere, running_here
 from dllama_zmq.cli.progress import Display
+from dllama_zmq.client import Client
 from dllama_zmq.cluster import DEMO
 from dllama_zmq.errors import UsageError
+from dllama_zmq.launch.registry import connect
 from dllama_zmq.shapes import SHAPES
 from dllama_zmq.spec import FloatType
 
@@ -27,7 +31,8 @@ def run(options: flags.Bench, numbers: Mapping[str, int]) -> None:
     """Measure what the flags ask for and print it. numbers: of a shape, those that are given anew."""
     if not logging.getLogger().isEnabledFor(logging.DEBUG):
         logging.getLogger().setLevel(logging.WARNING)  # what the root logs of its nodes is told as progress here
-    settings = settings_of(options, numbers, shlex.join(["dllama-zmq", *sys.argv[1:]]))
+    running = options.cluster is not None or options.connect is not None
+    settings = None if running else settings_of(options, numbers, shlex.join(["dllama-zmq", *sys.argv[1:]]))
     with Display(per_s=1.0) as display:  # seldom, for it takes time from what is measured
 
         def write(text: str) -> None:
@@ -35,7 +40,37 @@ def run(options: flags.Bench, numbers: Mapping[str, int]) -> None:
             sys.stdout.write(text)
             sys.stdout.flush()
 
+        if settings is None:
+            _run_on_cluster(options, numbers, write, display)
+            return
         run_bench(settings, (Json if options.output == "json" else Markdown)(write), display)
+
+
+def _run_on_cluster(
+    options: flags.Bench, numbers: Mapping[str, int], write: Callable[[str], None], display: Display
+) -> None:
+    """Measure a running cluster, on the computers that it has."""
+    others = {
+        "--model": options.model, "--shape": options.shape, "--weights": options.weights, "--profile": options.profile,
+        "--depth": options.depth != "0", "--nodes": options.nodes != "1", "--threads": options.threads != "1",
+        "--kernels": options.kernels != "auto", "--sync": options.sync != "f32", "--layers and its like": numbers,
+    }  # fmt: skip
+    if given := [flag for flag, value in others.items() if value]:
+        raise UsageError(f"{given[0]} is for nodes that bench starts; a running cluster is measured as it is")
+    prompts = counts(options.n_prompt, "--n-prompt", 0, MOST_TOKENS)
+    generated = counts(options.n_gen, "--n-gen", 0, MOST_TOKENS)
+    with _client(options) as client:
+        status = client.status()
+        output = (RunningJson if options.output == "json" else RunningMarkdown)(write, status)
+        for row in measure_running(client, prompts, generated, options.repetitions, display):
+            output.row(row)
+        output.end()
+
+
+def _client(options: flags.Bench) -> Client:
+    if options.connect is not None:
+        return Client(elsewhere(options.connect, options.cluster))
+    return connect(running_here(chosen_path(options.cluster)))
 
 
 def settings_of(options: flags.Bench, numbers: Mapping[str, int], command: str) -> BenchSettings:

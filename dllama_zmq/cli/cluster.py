@@ -163,7 +163,7 @@ def _slowness(found: Status, node: NodeStatus) -> str:
     if last is None or last.name != node.name:
         return ""
     computing_ms, link_ms = excess_ms_per_token(found, node, phase)
-    why = f"{computing_ms:.1f} ms a token for its computing, {link_ms:.1f} ms for its link"
+    why = f"{computing_ms:.1f} ms a token for its computing, {link_ms:.1f} ms for its link or system"
     return f"slowest: the others wait {why}"
 
 

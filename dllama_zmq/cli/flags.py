@@ -297,6 +297,14 @@ class ShapeNumbers:
 class Bench:
     """What `bench` measures; lists as they were written."""
 
+    cluster: Annotated[
+        Path | None,
+        Option(
+            "--cluster", metavar="FILE", help="A running cluster, as it is, instead of nodes on this computer",
+            show_default=False, autocompletion=completion.files,
+        ),
+    ] = None  # fmt: skip
+    connect: Connect = None
     model: Annotated[str | None, model_flag("-m", "--model", help="A model; demo if not given")] = None
     shape: Annotated[
         str | None,

@@ -1,0 +1,109 @@
+"""How fast a running cluster is: prompts and decoding through its own front door, on the computers that it has.
+
+Knows a client; starts nothing and loads nothing. A prompt is words, so its number of tokens is near what was asked.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Sequence
+
+from msgspec import Struct
+
+from dllama_zmq.bus.client_messages import Figures, Piece, Prefill, Started
+from dllama_zmq.bus.slowest import Slowest, slowest
+from dllama_zmq.client import Client
+from dllama_zmq.errors import ClusterError
+from dllama_zmq.telling import Tells
+
+_WORD = "the "
+
+
+class RunningRow(Struct, frozen=True, kw_only=True):
+    """One case on a running cluster. kB are 1000 bytes of payload; shares are 0 to 1.
+
+    slowest: the node that the others waited for, with its share of all waiting; None where no node stands out.
+    """
+
+    test: str
+    nodes: int
+    tokens_per_s: float
+    stddev: float
+    samples_tokens_per_s: list[float]
+    wait_share: float
+    kb_per_token: float
+    slowest: str | None
+    slowest_share: float | None
+
+
+def measure_running(
+    client: Client, prompts: Sequence[int], generated: Sequence[int], repetitions: int, tells: Tells
+) -> Iterator[RunningRow]:
+    """The row of each prompt length, then of each number of generated tokens; a warm-up comes first.
+
+    Raises ClusterError where other requests run or wait: they would be measured too.
+    """
+    status = client.status()
+    if status.active or status.queued:
+        n_others = status.active + status.queued
+        raise ClusterError(f"{status.name} answers {n_others} other requests; measure when it is idle")
+    n_nodes = len(status.nodes)
+    for n_tokens in filter(None, prompts):
+        n_words = n_tokens
+        for _ in range(2):  # warms up, and finds how many words make so many tokens
+            n_found = _run(client, n_words, 1).n_prompt
+            n_words = max(1, round(n_words * n_tokens / n_found))
+        runs = []
+        for i in range(repetitions):
+            tells.now(f"pp{n_tokens}, repetition {i + 1} of {repetitions}")
+            runs.append(_run(client, n_words, 1))
+        yield _row(f"pp{runs[0].n_prompt}", n_nodes, [run.prompt for run in runs])
+    for n_tokens in filter(None, generated):
+        _run(client, 4, min(n_tokens, 8))
+        samples = []
+        for i in range(repetitions):
+            tells.now(f"tg{n_tokens}, repetition {i + 1} of {repetitions}")
+            samples.append(_run(client, 4, n_tokens + 1).decoding)  # the first token is the prompt's
+        yield _row(f"tg{n_tokens}", n_nodes, samples)
+
+
+class _Run(Struct):
+    """Steps of one answer: (tokens, figures) of each."""
+
+    n_prompt: int
+    prompt: list[tuple[int, Figures]]
+    decoding: list[tuple[int, Figures]]
+
+
+def _run(client: Client, n_words: int, max_tokens: int) -> _Run:
+    found = _Run(1, [], [])
+    for answer in client.generate(_WORD * n_words, max_tokens, ignore_eos=True):
+        if isinstance(answer, Started):
+            found.n_prompt = answer.prompt_tokens
+        elif isinstance(answer, Prefill):
+            found.prompt.append((answer.n_tokens, answer.figures))
+        elif isinstance(answer, Piece) and answer.figures is not None:
+            found.decoding.append((1, answer.figures))
+    return found
+
+
+def _row(test: str, n_nodes: int, samples: Sequence[Sequence[tuple[int, Figures]]]) -> RunningRow:
+    speeds = [sum(n for n, _ in steps) / sum(figures.wall_s for _, figures in steps) for steps in samples]
+    figures = [one for steps in samples for _, one in steps]
+    n_tokens, wall_s = sum(n for steps in samples for n, _ in steps), sum(one.wall_s for one in figures)
+    waited_for_s: dict[str, float] = {}
+    for one in figures:
+        for name, seconds in one.waited_for_s.items():
+            waited_for_s[name] = waited_for_s.get(name, 0.0) + seconds
+    last: Slowest | None = slowest(waited_for_s, wall_s, n_nodes)
+    return RunningRow(
+        test=test,
+        nodes=n_nodes,
+        tokens_per_s=statistics.mean(speeds),
+        stddev=statistics.stdev(speeds) if len(speeds) > 1 else 0.0,
+        samples_tokens_per_s=speeds,
+        wait_share=sum(one.wait_s for one in figures) / wall_s,
+        kb_per_token=sum(one.sent_bytes + one.received_bytes for one in figures) / n_tokens / 1000,
+        slowest=None if last is None else last.name,
+        slowest_share=None if last is None else last.share,
+    )

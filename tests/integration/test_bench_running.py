@@ -1,0 +1,40 @@
+"""`bench --cluster` and `--connect`: rows of a running cluster, on the computers that it has."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from command_line import Cli
+
+
+@pytest.mark.parametrize("where", ["cluster", "connect"])
+def test_a_running_cluster_is_measured_as_it_is(running: Cli, where: str) -> None:
+    which = (
+        ["--cluster", "cluster.yaml"] if where == "cluster" else ["--connect", f"127.0.0.1:{running.ports['clients']}"]
+    )
+    done = running.run("bench", *which, "-p", "20", "-n", "4", "-r", "2", "-o", "json")
+    assert done.code == 0, done.said
+    found = json.loads(done.out)
+    assert (found["cluster"], found["model"]) == ("small", str(running.model))
+    prompt, generated = found["rows"]
+    assert prompt["test"].startswith("pp")
+    assert int(prompt["test"][2:]) == pytest.approx(20, abs=2)
+    assert (generated["test"], generated["nodes"]) == ("tg4", 2)
+    assert len(generated["samples_tokens_per_s"]) == 2
+    assert min(prompt["tokens_per_s"], generated["tokens_per_s"]) > 0
+    # One sum and one partial sum of 256 floats for each of 2 stages in 2 layers, x, and a few candidates.
+    assert generated["kb_per_token"] == pytest.approx((2 * 2 * 2 + 1) * 1.024, rel=0.1)
+    assert 0 < generated["wait_share"] < 1
+
+
+def test_its_table_fits_80_columns(running: Cli) -> None:
+    done = running.run("bench", "--cluster", "cluster.yaml", "-p", "0", "-n", "2", "-r", "1")
+    assert done.code == 0, done.said
+    assert max(map(len, done.out.splitlines())) <= 80, done.out
+    assert done.out.splitlines()[-1].startswith("| tg2 ")
+
+
+@pytest.mark.parametrize("flag", [["--model", "demo"], ["--nodes", "2"], ["--profile"], ["--layers", "2"]])
+def test_what_only_nodes_of_bench_have_is_refused(running: Cli, flag: list[str]) -> None:
+    assert "a running cluster is measured as it is" in running.run("bench", "--cluster", "cluster.yaml", *flag).error(2)
