@@ -97,15 +97,17 @@ class Guard:
         self._thread.join(2.0)
 
     def _run(self) -> None:
+        looked = 0.0
         try:
             while True:
                 watched = any(not c.trusted for c in list(self._connections.values()))
-                hurry = time.monotonic() < self._hurry_until
-                if self._events.poll(round((HURRY_S if hurry else LOOK_S) * 1000) if watched else None):
-                    if not self._take_event():
-                        return
-                else:
+                now = time.monotonic()
+                every_s = HURRY_S if now < self._hurry_until else LOOK_S
+                if watched and now >= looked + every_s:  # also while connections come and go without a pause
                     self._look()
+                    looked = now
+                if self._events.poll(round(every_s * 1000) if watched else None) and not self._take_event():
+                    return
         except zmq.ZMQError:  # the context is being ended
             return
         finally:
