@@ -16,7 +16,7 @@ from dllama_zmq.bus.meter import wire_bytes
 
 T = TypeVar("T")
 _MOST_REMEMBERED = 4096
-_MOST_DROPPED = 256  # at once
+_MOST_DROPPED = 8192  # at once, some 20 ms
 _OVER_IPC = "localhost:"
 
 
