@@ -28,7 +28,7 @@ LOOK_S = 0.02
 HURRY_S = 0.004
 """How often connections are looked at, and how often for _HURRY_FOR_S after one was cut: libzmq takes in 2.5 GB/s."""
 _HURRY_FOR_S = 5.0
-_NEWCOMER_S = 0.05  # between two new connections, as long as there is a hurry
+_NEWCOMER_S = 0.2  # between two new connections, as long as there is a hurry
 _EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED | zmq.EVENT_MONITOR_STOPPED
 _SO_COOKIE = 57
 _RECEIVED_AT = 128  # tcpi_bytes_received in struct tcp_info, since Linux 4.1
