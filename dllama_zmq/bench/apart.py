@@ -23,6 +23,7 @@ from dllama_zmq.bench.jobs import CaseDone, Job, Machine, NodesJob, Outcome, per
 from dllama_zmq.errors import ClusterError, DllamaError
 from dllama_zmq.launch.fleet import child_environment
 from dllama_zmq.launch.owner import at_end_of_stdin
+from dllama_zmq.own_code import own_code
 from dllama_zmq.telling import Tells, Unit
 
 _END_S = 10.0  # more than a frozen worker takes to be ended
@@ -57,7 +58,7 @@ def run_apart(job: Job, take: Callable[[Outcome], None], tells: Tells, interrupt
 
     Raises ClusterError with what the job's error said. Whatever happens, the process and its children are gone then.
     """
-    environment = child_environment() if isinstance(job, NodesJob) else dict(os.environ)
+    environment = child_environment() if isinstance(job, NodesJob) else own_code()
     # In a session of its own: the terminal's Ctrl-C is for this process, which ends the job in its own time.
     process = subprocess.Popen(
         [sys.executable, "-m", "dllama_zmq.bench.apart"],

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from dllama_zmq.bus.session import Roster
 from dllama_zmq.cluster import WorkerConfig
 from dllama_zmq.errors import ClusterError
 from dllama_zmq.launch.paths import Places
+from dllama_zmq.own_code import own_code
 
 logger = logging.getLogger(__name__)
 
@@ -176,7 +176,7 @@ def open_log(places: Places, node: str) -> BinaryIO:
 
 def child_environment() -> dict[str, str]:
     """The environment of a node: BLAS keeps to one thread, for the node has threads of its own."""
-    return {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    return {**own_code(), "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
 def _ending(process: subprocess.Popen[bytes]) -> str:

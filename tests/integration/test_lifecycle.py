@@ -72,6 +72,19 @@ def test_a_cluster_comes_up_tells_its_state_answers_and_goes_down(cli: Cli, n_no
     print(f"nodes={n_nodes} up_s={up.seconds:.2f} down_s={down.seconds:.2f}")
 
 
+def test_nodes_are_of_this_installation_whatever_the_current_folder_holds(cli: Cli) -> None:
+    cli.write(2)
+    other = cli.folder / "dllama_zmq"
+    other.mkdir()
+    (other / "__init__.py").write_text("raise SystemExit('this is another checkout')\n")
+    command = [Path(sys.executable).parent / "dllama-zmq"]  # `python -m` would take the other one itself
+    for words, says in ((["up"], "small is up: 2 nodes"), (["down"], "small is down")):
+        done = subprocess.run(
+            [*command, *words], cwd=cli.folder, env=cli.environment(), capture_output=True, text=True, timeout=60
+        )
+        assert (done.returncode, says in done.stderr) == (0, True), done.stderr
+
+
 def test_a_second_up_says_that_the_cluster_runs_and_leaves_it_running(cli: Cli, greedy_text: str) -> None:
     cli.up(2)
     pid = cli.status().pid

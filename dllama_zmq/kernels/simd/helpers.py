@@ -5,7 +5,6 @@ Knows no numba, which therefore is in no process that computes.
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from typing import BinaryIO
 from dllama_zmq import host
 from dllama_zmq.kernels.needs import Compiling
 from dllama_zmq.kernels.simd.catalog import cost_s
+from dllama_zmq.own_code import own_code
 
 _MOST = 3
 _ROOM_BYTES = 400 << 20
@@ -99,12 +99,7 @@ def helpers(
 
     What a helper has taken and does not bring is in `left` again.
     """
-    # Where this process found its modules, and nowhere else. numba must not optimize: build.py does.
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path)),
-        "PYTHONSAFEPATH": "1",
-        "NUMBA_OPT": "0",
-    }
+    environment = own_code() | {"NUMBA_OPT": "0"}  # numba must not optimize: build.py does
     processes: list[subprocess.Popen[bytes]] = []
     threads: list[Thread] = []
     started = Event()
