@@ -78,8 +78,12 @@ class Display:
                     self._bars.shown_from = self._clock() + _SHOWN_AFTER_S
                 self._text, self._since = text, self._clock()
                 self._due = max(self._since, self._last_word + _PLAIN_AT_S[0])
-                self._bars.remove_task(self._task)  # a task keeps its total for ever
-                self._task = self._bars.add_task(text, total=total or None, completed=done, unit=unit, begun=done)
+                # One task for all: Ctrl-C between the end of one and the begin of another would leave none.
+                self._bars.tasks[0].total = None  # `reset` leaves a total that it is not given
+                self._bars.reset(
+                    self._task, total=total or None, completed=done, visible=True, description=text, unit=unit,
+                    begun=done,
+                )  # fmt: skip
             self._bars.update(self._task, total=total or None, completed=done, unit=unit)
         if self._inside:
             self._begin()

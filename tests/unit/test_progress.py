@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import signal
 import time
 from collections.abc import Callable
 
@@ -190,3 +192,20 @@ def test_a_worker_that_is_lost_is_told_at_once(told: Told) -> None:
     lost = node("worker1", "absent", reason="was lost: its connection broke")
     said = arriving(told, lambda now: [node("worker1", "loading") if now < 0.1 else lost], 0.3)
     assert said == ["worker1 was lost: its connection broke"]
+
+
+def test_a_signal_at_any_moment_leaves_a_display_that_can_rest() -> None:
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    display = Display()
+    kept = signal.signal(signal.SIGVTALRM, stop)
+    try:
+        for moment in range(1, 100):
+            with contextlib.suppress(KeyboardInterrupt):
+                signal.setitimer(signal.ITIMER_VIRTUAL, moment * 1e-4)
+                for i in itertools.count():
+                    display.now(f"thing {i}")
+            display.rest()
+    finally:
+        signal.signal(signal.SIGVTALRM, kept)
