@@ -78,7 +78,7 @@ def as_json(value: object) -> str:
     """`value` as one line of JSON; where stdout is not UTF-8, letters that it cannot show are escapes."""
     import msgspec
 
-    plain = codecs.lookup(sys.stdout.encoding).name != "utf-8"
+    plain = codecs.lookup(sys.stdout.encoding or "utf-8").name != "utf-8"
     return json.dumps(msgspec.to_builtins(value), ensure_ascii=plain)
 
 
