@@ -198,7 +198,7 @@ def pair(models: Models) -> Iterator[LocalModel]:
 @pytest.mark.parametrize("n_tokens", [SEQ_LEN, SEQ_LEN + 1, 1000])
 def test_a_prompt_longer_than_the_context_is_refused_with_both_numbers(pair, n_tokens):
     request = GenerationRequest([5] * n_tokens)
-    with pytest.raises(RequestError, match=rf"prompt has {n_tokens} tokens and this cluster's context {SEQ_LEN}\b"):
+    with pytest.raises(RequestError, match=rf"prompt has {n_tokens} tokens; this model's own context is {SEQ_LEN}\b"):
         next(generate(pair._root, pair.tokenizer, request))
 
 
