@@ -68,8 +68,10 @@ class Waiting(Generic[R]):
         return request
 
     def remove(self, request: R) -> None:
-        """Forget a request that waits."""
-        queue = self._of[request.client]
+        """Forget a request, if it waits."""
+        queue = self._of.get(request.client, deque())
+        if request not in queue:
+            return
         queue.remove(request)
         self._count(request, -1)
         if not queue:

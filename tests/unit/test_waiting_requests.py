@@ -51,3 +51,13 @@ def test_prompts_have_a_bound_together() -> None:
     waiting.leave(b"b")
     assert list(waiting) == [small]
     assert waiting.add(Request(b"c", 2, "x" * 60)) == []
+
+
+def test_a_request_that_is_forgotten_twice_counts_once() -> None:
+    waiting: Waiting[Request] = Waiting()
+    first, second, other = filled(waiting, b"a", b"a", b"b")
+    waiting.leave(b"a")
+    waiting.remove(first)
+    waiting.remove(second)
+    assert list(waiting) == [other]
+    assert len(waiting) == 1
