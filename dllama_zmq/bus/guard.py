@@ -29,6 +29,7 @@ HURRY_S = 0.004
 """How often connections are looked at, and how often for _HURRY_FOR_S after one was cut: libzmq takes in 2.5 GB/s."""
 _HURRY_FOR_S = 5.0
 _NEWCOMER_S = 0.2  # between two new connections, as long as there is a hurry
+_IDLE_LOOK_S = 1.0  # while all are trusted: one may be so no longer
 _EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED | zmq.EVENT_MONITOR_STOPPED
 _SO_COOKIE = 57
 _RECEIVED_AT = 128  # tcpi_bytes_received in struct tcp_info, since Linux 4.1
@@ -38,10 +39,14 @@ _MOST_AT_ONCE = 64  # connections looked at in one go, so that a thousand of the
 
 @dataclass(slots=True)
 class _Connection:
-    cookie: bytes  # the kernel's own number of this socket: file descriptors are used again
+    cookie: bytes  # the kernel's own number of this socket, for descriptors are used again; empty: it does not tell
     since: float
     read_bytes: int = 0
     trusted: bool = False
+
+    @property
+    def watched(self) -> bool:
+        return bool(self.cookie) and not self.trusted
 
 
 class Guard:
@@ -62,10 +67,14 @@ class Guard:
         self._events.set(zmq.LINGER, 0)
         self._events.connect(address)
         self._thread = threading.Thread(target=self._run, name="guard", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError:  # too many threads
+            self._events.close()
+            raise
 
     def took(self, descriptor: int, n_bytes: int) -> bool:
-        """`n_bytes` that came over this connection have been read. False where it is not watched: it has ended."""
+        """`n_bytes` that came over this connection have been read. False where it is not known: it has ended."""
         connection = self._connections.get(descriptor)
         if connection is None:
             return False
@@ -101,13 +110,13 @@ class Guard:
         looked = 0.0
         try:
             while True:
-                watched = any(not c.trusted for c in list(self._connections.values()))
+                watched = any(c.watched for c in list(self._connections.values()))
                 now = time.monotonic()
-                every_s = HURRY_S if now < self._hurry_until else LOOK_S
+                every_s = _IDLE_LOOK_S if not watched else HURRY_S if now < self._hurry_until else LOOK_S
                 if watched and now >= looked + every_s:  # also while connections come and go without a pause
                     self._look()
                     looked = now
-                if self._events.poll(round(every_s * 1000) if watched else None) and not self._take_event():
+                if self._events.poll(round(every_s * 1000)) and not self._take_event():
                     return
         except zmq.ZMQError:  # the context is being ended
             return
@@ -120,21 +129,19 @@ class Guard:
         if kind == zmq.EVENT_MONITOR_STOPPED:
             return False
         if kind == zmq.EVENT_ACCEPTED:
-            cookie = _cookie(descriptor)
-            if cookie:
-                now = time.monotonic()
-                self._connections[descriptor] = _Connection(cookie, now)
-                if now < self._hurry_until and now < self._next_newcomer:
-                    self.cut(descriptor)  # who was cut comes back at once, and what it sends before it is seen adds up
-                else:
-                    self._next_newcomer = now + _NEWCOMER_S
+            now = time.monotonic()
+            connection = self._connections[descriptor] = _Connection(_cookie(descriptor), now)
+            if connection.watched and now < self._hurry_until and now < self._next_newcomer:
+                self.cut(descriptor)  # who was cut comes back at once, and what it sends before it is seen adds up
+            elif connection.watched:
+                self._next_newcomer = now + _NEWCOMER_S
         else:
             self._connections.pop(descriptor, None)
         return True
 
     def _look(self) -> None:
         now = time.monotonic()
-        connections = [(fd, c) for fd, c in list(self._connections.items()) if not c.trusted]
+        connections = [(fd, c) for fd, c in list(self._connections.items()) if c.watched]
         first = self._next if self._next < len(connections) else 0
         self._next = first + _MOST_AT_ONCE
         for descriptor, connection in connections[first : self._next]:
@@ -155,7 +162,7 @@ if sys.platform == "linux":
         return b"" if failed else found.raw[: size.value]
 
     def _cookie(descriptor: int) -> bytes:
-        """The kernel's number of a TCP socket; empty for any other, which only users of this host can reach."""
+        """The kernel's number of a TCP socket; empty for any other, and where the kernel does not count its bytes."""
         if len(_option(descriptor, socket.IPPROTO_TCP, socket.TCP_INFO, 256)) < _RECEIVED_AT + 8:
             return b""
         return _option(descriptor, socket.SOL_SOCKET, _SO_COOKIE, 8)
