@@ -18,7 +18,7 @@ from dllama_zmq.bus import sockets
 from dllama_zmq.bus.addresses import without_host
 from dllama_zmq.bus.messages import TO_ROOT, TO_WORKER, Bye, Frame, Join, Message, Ping, decode, encode, kind_of
 from dllama_zmq.bus.meter import Meter
-from dllama_zmq.bus.peers import PeerGone, Peers, guard_of
+from dllama_zmq.bus.peers import PeerGone, Peers, bind_guarded, close_guarded
 from dllama_zmq.errors import ProtocolError
 
 logger = logging.getLogger(__name__)
@@ -72,15 +72,13 @@ class RootLink:
         self.spin_s = spin_s
         self._complaints = Complaints()
         self._leaving: set[bytes] = set()
-        self.steps = sockets.bind(context, zmq.PUB, [], sockets.STEPS)
-        self._guard = guard_of(self.steps, endpoints.all_steps(), sockets.STEPS)
+        self.steps, self._guard = bind_guarded(context, zmq.PUB, endpoints.all_steps(), sockets.STEPS)
         try:
-            sockets.bind_all(self.steps, endpoints.all_steps())
             self._peers = Peers(
                 context, endpoints.all_replies(), sockets.REPLIES, lambda identity: name_of(identity) is not None
             )
         except BaseException:
-            self._close_steps()
+            close_guarded(self.steps, self._guard)
             raise
         self.replies = self._peers.socket
 
@@ -144,17 +142,12 @@ class RootLink:
                     self._peers.send(identity, knock)
                 except PeerGone:
                     self._leaving.discard(identity)
-        self._close_steps()
+        close_guarded(self.steps, self._guard)
         self._peers.close(_LAST_WORD_MS)
 
     def address(self, identity: bytes) -> str:
         """Where a peer speaks from: see `Peers.address`."""
         return self._peers.address(identity)
-
-    def _close_steps(self) -> None:
-        if self._guard is not None:
-            self._guard.close()
-        self.steps.close()
 
 
 class WorkerLink:

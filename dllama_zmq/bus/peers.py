@@ -41,13 +41,7 @@ class Peers:
         self._is_known = is_known
         self._in_all = bounds.in_all
         self._connections: OrderedDict[bytes, tuple[int, str]] = OrderedDict()
-        self.socket = sockets.bind(context, zmq.ROUTER, [], bounds)
-        try:
-            self._guard = guard_of(self.socket, endpoints, bounds)
-            sockets.bind_all(self.socket, endpoints)
-        except BaseException:
-            self.close()
-            raise
+        self.socket, self._guard = bind_guarded(context, zmq.ROUTER, endpoints, bounds)
 
     def receive(self, until: float, spin_s: float) -> list[Frame] | None:
         """The next message, its first frame the identity; None when time.monotonic() passes `until`."""
@@ -80,9 +74,7 @@ class Peers:
 
     def close(self, linger_ms: int = 0) -> None:
         """Close the socket; what was sent has `linger_ms` to leave."""
-        if self._guard is not None:
-            self._guard.close()
-        self.socket.close(linger=linger_ms)
+        close_guarded(self.socket, self._guard, linger_ms)
 
     def _take(self, socket: zmq.Socket[bytes]) -> list[Frame] | None:
         for _ in range(_MOST_DROPPED):
@@ -115,10 +107,29 @@ class Peers:
         return True
 
 
-def guard_of(socket: zmq.Socket[bytes], endpoints: Sequence[str], bounds: sockets.Bounds) -> Guard | None:
-    """A guard for a socket that is to be bound to `endpoints`, where one of them is TCP: others are this user's own."""
-    over_tcp = any(endpoint.startswith("tcp://") for endpoint in endpoints)
-    return Guard(socket, bounds.held_bytes) if over_tcp else None
+def bind_guarded(
+    context: zmq.Context[zmq.Socket[bytes]], kind: int, endpoints: Sequence[str], bounds: sockets.Bounds
+) -> tuple[zmq.Socket[bytes], Guard | None]:
+    """A socket bound to every endpoint, and its guard where one of them is TCP: others are this user's own.
+
+    Raises BusError where an endpoint cannot be bound.
+    """
+    socket, guard = sockets.bounded(context, kind, bounds), None
+    try:
+        if any(endpoint.startswith("tcp://") for endpoint in endpoints):
+            guard = Guard(socket, bounds.held_bytes)
+        sockets.bind(socket, endpoints)
+    except BaseException:
+        close_guarded(socket, guard)
+        raise
+    return socket, guard
+
+
+def close_guarded(socket: zmq.Socket[bytes], guard: Guard | None, linger_ms: int = 0) -> None:
+    """Close what `bind_guarded` gave; what was sent has `linger_ms` to leave."""
+    if guard is not None:
+        guard.close()
+    socket.close(linger=linger_ms)
 
 
 def _of(frame: zmq.Frame, what: int | str, otherwise: T) -> T:

@@ -48,17 +48,15 @@ STEPS = Bounds(send_messages=32, receive_messages=16, frame_bytes=1024, held_byt
 """A worker is at most 4 messages and some beacons behind; what a full queue drops is asked for again."""
 REPLIES = Bounds(send_messages=64, receive_messages=0, frame_bytes=MAX_FRAME_BYTES, held_bytes=16 << 10, in_all=True)
 """held_bytes is for who has no place in the cluster: it sends a join each second. A node fills no queue: one that
-freezes in mid-answer must be noticed by heartbeats (see `bind`)."""
+freezes in mid-answer must be noticed by heartbeats (see `bounded`)."""
 CLIENTS = Bounds(
     send_messages=1000, receive_messages=1, frame_bytes=600 << 10, held_bytes=1280 << 10, kernel_bytes=64 << 10
 )
 """The longest prompt takes 512 KiB; two of them fit into what is held."""
 
 
-def bind(
-    context: zmq.Context[zmq.Socket[bytes]], kind: int, endpoints: Sequence[str], bounds: Bounds
-) -> zmq.Socket[bytes]:
-    """A socket bound to every endpoint. BusError names the endpoint that is taken and what to do."""
+def bounded(context: zmq.Context[zmq.Socket[bytes]], kind: int, bounds: Bounds) -> zmq.Socket[bytes]:
+    """A socket that is to be bound, with these bounds."""
     socket = _socket(context, kind)
     socket.set(SocketOption.SNDHWM, bounds.send_messages)
     socket.set(SocketOption.RCVHWM, bounds.receive_messages)
@@ -72,15 +70,10 @@ def bind(
         socket.set(SocketOption.RCVBUF, bounds.kernel_bytes)
     if kind == zmq.ROUTER:
         socket.set(SocketOption.ROUTER_MANDATORY, 1)  # sending to a peer that is gone raises instead of vanishing
-    try:
-        bind_all(socket, endpoints)
-    except BusError:
-        socket.close()
-        raise
     return socket
 
 
-def bind_all(socket: zmq.Socket[bytes], endpoints: Sequence[str]) -> None:
+def bind(socket: zmq.Socket[bytes], endpoints: Sequence[str]) -> None:
     """Bind to every endpoint. BusError names the one that is taken and what to do."""
     for endpoint in endpoints:
         try:

@@ -118,14 +118,15 @@ class Root:
             if endpoints is None:
                 raise PlanError(f"{len(settings.names)} workers and no address for them to join at")
             self.link = RootLink(context, endpoints, settings.spin_s, self._name_of)
-            self._star = StarRoot(self.link, self.roster, kernels, settings.sync, settings.limits.step_s)
-            self._formation = Formation(
-                self.link, endpoints, self.roster, self._plan_message(), settings.limits,
-                lambda node: Delivery(model, self.plan, node),
-                (lambda node: self.memory(node).model) if settings.check_memory else None,
-            )  # fmt: skip
         self._model = model
         try:
+            if self.link is not None and endpoints is not None:
+                self._star = StarRoot(self.link, self.roster, kernels, settings.sync, settings.limits.step_s)
+                self._formation = Formation(
+                    self.link, endpoints, self.roster, self._plan_message(), settings.limits,
+                    lambda node: Delivery(model, self.plan, node),
+                    (lambda node: self.memory(node).model) if settings.check_memory else None,
+                )  # fmt: skip
             self._shard = self._build_shard(on_read)
         except BaseException:  # Ctrl-C too: nobody could close what half a root holds
             if self.link is not None:

@@ -149,7 +149,8 @@ from hostile.flood import connected, frame
 from dllama_zmq.bus import sockets
 context = zmq.Context()
 port = int(sys.argv[1])
-root = sockets.bind(context, getattr(zmq, sys.argv[2]), [f"tcp://127.0.0.1:{port}"], getattr(sockets, sys.argv[3]))
+root = sockets.bounded(context, getattr(zmq, sys.argv[2]), getattr(sockets, sys.argv[3]))
+sockets.bind(root, [f"tcp://127.0.0.1:{port}"])
 peer = connected(port, b"SUB" if sys.argv[2] == "PUB" else b"DEALER")
 time.sleep(0.3)
 peer.settimeout(1)
