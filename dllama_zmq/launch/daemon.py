@@ -204,8 +204,11 @@ def _announced(places: Places, file: ClusterFile) -> Iterator[None]:
             places.cluster_file.unlink()
 
 
-class _Stopped(Exception):
-    """A signal came before there was anything to stop, or while a step did not end."""
+class _Stopped(BaseException):
+    """A signal came before there was anything to stop, or while a step did not end.
+
+    No Exception, as KeyboardInterrupt is none: what is made of a step's errors must not be made of it.
+    """
 
 
 class _Signals:
