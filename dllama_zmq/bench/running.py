@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 from msgspec import Struct
 
 from dllama_zmq.bus.client_messages import Figures, Piece, Prefill, Started
-from dllama_zmq.bus.slowest import Slowest, slowest
+from dllama_zmq.bus.slowest import slowest
 from dllama_zmq.client import Client
-from dllama_zmq.errors import ClusterError
+from dllama_zmq.errors import ClusterError, RequestError
 from dllama_zmq.telling import Tells
 
 _WORD = "the "
@@ -41,7 +41,8 @@ def measure_running(
 ) -> Iterator[RunningRow]:
     """The row of each prompt length, then of each number of generated tokens; a warm-up comes first.
 
-    Raises ClusterError where other requests run or wait: they would be measured too.
+    Raises ClusterError where other requests run or wait: they would be measured too. RequestError where a case needs
+    more positions than the cluster has room for.
     """
     status = client.status()
     if status.active or status.queued:
@@ -59,7 +60,11 @@ def measure_running(
             runs.append(_run(client, n_words, 1))
         yield _row(f"pp{runs[0].n_prompt}", n_nodes, [run.prompt for run in runs])
     for n_tokens in filter(None, generated):
-        _run(client, 4, min(n_tokens, 8))
+        n_positions = _run(client, 4, min(n_tokens, 8)).n_prompt + n_tokens + 1
+        if n_positions > status.seq_len:
+            raise RequestError(
+                f"tg{n_tokens} needs {n_positions} positions; {status.name} has room for {status.seq_len}"
+            )
         samples = []
         for i in range(repetitions):
             tells.now(f"tg{n_tokens}, repetition {i + 1} of {repetitions}")
@@ -68,7 +73,7 @@ def measure_running(
 
 
 class _Run(Struct):
-    """Steps of one answer: (tokens, figures) of each."""
+    """One answer: the tokens of its prompt, and (tokens, figures) of each step."""
 
     n_prompt: int
     prompt: list[tuple[int, Figures]]
@@ -95,7 +100,7 @@ def _row(test: str, n_nodes: int, samples: Sequence[Sequence[tuple[int, Figures]
     for one in figures:
         for name, seconds in one.waited_for_s.items():
             waited_for_s[name] = waited_for_s.get(name, 0.0) + seconds
-    last: Slowest | None = slowest(waited_for_s, wall_s, n_nodes)
+    last = slowest(waited_for_s, wall_s, n_nodes)
     return RunningRow(
         test=test,
         nodes=n_nodes,

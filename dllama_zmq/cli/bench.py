@@ -25,6 +25,7 @@ from dllama_zmq.spec import FloatType
 MOST_TOKENS = 1 << 24  # as many positions as any model may have
 MOST_NODES = 1 << 20  # the plan says which numbers can be
 MOST_THREADS = 1024
+_NOTHING = "--n-prompt and --n-gen are both 0: nothing to measure"
 
 
 def run(options: flags.Bench, numbers: Mapping[str, int]) -> None:
@@ -59,6 +60,8 @@ def _run_on_cluster(
         raise UsageError(f"{given[0]} is for nodes that bench starts; a running cluster is measured as it is")
     prompts = counts(options.n_prompt, "--n-prompt", 0, MOST_TOKENS)
     generated = counts(options.n_gen, "--n-gen", 0, MOST_TOKENS)
+    if not any([*prompts, *generated]):
+        raise UsageError(_NOTHING)
     with _client(options) as client:
         status = client.status()
         output = (RunningJson if options.output == "json" else RunningMarkdown)(write, status)
@@ -81,7 +84,7 @@ def settings_of(options: flags.Bench, numbers: Mapping[str, int], command: str) 
         counts(options.depth, "--depth", 0, MOST_TOKENS),
     )
     if not found:
-        raise UsageError("--n-prompt and --n-gen are both 0: nothing to measure")
+        raise UsageError(_NOTHING)
     nodes = counts(options.nodes, "--nodes", 1, MOST_NODES)
     threads = counts(options.threads, "--threads", 1, MOST_THREADS)
     return BenchSettings(
