@@ -170,7 +170,7 @@ class Worker:
             link.send(Fault(0, 0, str(error)[:2000]))
             raise
         except Exception as error:  # whatever it is, it travels home before this worker ends
-            text = refused_by_system(error) or _in_words(error)
+            text = _in_words(error)
             logger.error("cannot load: %s", text, exc_info=not isinstance(error, DllamaError | OSError | MemoryError))
             link.send(Fault(0, 0, text[:2000]))
             raise ClusterError(f"cannot load its part of the model: {text}") from None
@@ -264,6 +264,7 @@ class Worker:
                     raise RootLost("the connection to the root broke while loading")
                 if self._settings.watch and time.monotonic() > heard + _IDLE_SILENCE_S:
                     raise RootLost(f"no word from the root for {_IDLE_SILENCE_S:.0f} s while loading")
+                link.send(Credit(0))  # the root gives up a worker that is silent while it loads
             elif isinstance(arrived[0], Bye):
                 self._leave(arrived[0])
             else:
@@ -300,8 +301,7 @@ class Worker:
             raise
         except Exception as error:
             logger.exception("step failed step=%d", message.step)
-            text = refused_by_system(error) or _in_words(error)
-            link.send(Fault(message.epoch, message.step, text[:2000]))
+            link.send(Fault(message.epoch, message.step, _in_words(error)[:2000]))
 
     def _step(self, shard: _Shard, message: Step, frames: Sequence[Frame]) -> None:
         x = shard.comm.begin(message, frames)
@@ -321,8 +321,10 @@ class Worker:
 
 
 def _in_words(error: Exception) -> str:
-    """An error as its sentence; one that is not ours has its type before it."""
-    return str(error) if isinstance(error, DllamaError) else f"{type(error).__name__}: {error}"
+    """An error as its sentence; one that is neither ours nor a limit of this computer has its type before it."""
+    if isinstance(error, DllamaError):
+        return str(error)
+    return refused_by_system(error) or f"{type(error).__name__}: {error}"
 
 
 def _candidate_arrays(shard: _Shard, k: int) -> list[tuple[ArrayHead, Frame]]:

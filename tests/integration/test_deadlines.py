@@ -18,7 +18,7 @@ import numpy as np
 import psutil
 import pytest
 import zmq
-from nodes import Context, Relayed, Start, a_root, a_worker, form, inproc, tcp
+from nodes import Context, Relayed, Start, a_root, a_worker, form, inproc, pieces_of, plan_of, tcp
 from stranger import RawRoot, Stranger
 from tiny import tiny_spec, tiny_tensors, write_tiny_model
 
@@ -127,6 +127,16 @@ def test_a_worker_that_is_silent_while_it_loads_is_given_up_and_named(
         assert time.monotonic() - begun > _SILENT_S - 1
 
 
+def test_a_worker_that_waits_for_its_weights_says_every_second_that_it_lives(context: Context, start: Start) -> None:
+    places = inproc()
+    start(a_worker(context, places))
+    with RawRoot(context, places.replies[0], places.steps[0]) as root:
+        identity, _, _ = root.hear("join", SOON_S)
+        root.say(identity, "welcome", 1, "worker1", *reversed(root.addresses))
+        root.say(identity, "plan", *plan_of(SPEC, kernels="numpy"))
+        assert [root.hear("credit", SOON_S)[1] for _ in range(3)] == [[4], [0], [0]]
+
+
 def test_a_frozen_worker_is_noticed_while_it_loads(model: ModelFile, tmp_path: Path) -> None:
     """A real process, stopped by a signal, over ipc: its kernel takes what is sent, and no heartbeat fails."""
     context: Context = zmq.Context()
@@ -176,8 +186,6 @@ def test_an_idle_worker_that_hears_nothing_joins_again(context: Context, model: 
     worker = Worker(context, WorkerSettings(replies, spin_s=0.0))
     thread = threading.Thread(target=worker.run, daemon=True)
     thread.start()
-    from nodes import pieces_of, plan_of
-
     with RawRoot(context, replies, steps) as raw:
         first = raw.take_in(plan_of(SPEC, kernels="numpy"), pieces_of(model))
         second, _, _ = raw.hear("join", SOON_S)  # with its connection up, and heartbeats on it
