@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
+import weakref
 from collections import deque
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ _FILES = 10  # opened by libzmq, as counted in /proc
 
 @dataclass(frozen=True, slots=True)
 class Computing:
-    """Not of the root but of the client: nothing has come for so long, and the connection stands."""
+    """The client's own word: the connection stands, and nothing has come for `silent_s` seconds."""
 
     silent_s: float
 
@@ -64,13 +65,15 @@ class Client:
     def __init__(self, endpoint: str = "tcp://127.0.0.1:5572") -> None:
         self.endpoint = endpoint = endpoint_of(endpoint, Ports().clients)
         require_open_files(_FILES)
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        # Also when it is collected, or the interpreter ends: a context that nobody ends waits for its sockets for ever.
+        self._finish = weakref.finalize(self, context.destroy)
         try:
-            self._socket = sockets.connect(self._context, zmq.DEALER, endpoint)
+            self._socket = sockets.connect(context, zmq.DEALER, endpoint)
+            self._disconnects = sockets.Disconnects(self._socket)
         except BaseException:
-            self._context.term()
+            self._finish()
             raise
-        self._disconnects = sockets.Disconnects(self._socket)
         self._ids = itertools.count(1)
         self._open: dict[int, deque[Message]] = {}
 
@@ -117,7 +120,7 @@ class Client:
         finally:
             del self._open[request]
             if not finished:
-                with contextlib.suppress(RootLost):
+                with contextlib.suppress(RootLost, ClusterError):
                     self._send(Cancel(request), wait_s=0.0)
 
     def text(self, prompt: str, max_tokens: int | None = None, temperature: float = 0.0, seed: int = 0) -> str:
@@ -142,11 +145,8 @@ class Client:
             pass
 
     def close(self) -> None:
-        """Close the connection. A request that is running is cancelled by the root."""
-        if not self._socket.closed:
-            self._disconnects.close()
-            self._socket.close()
-            self._context.term()
+        """Close the connection. A request that is running is cancelled by the root. May be called twice."""
+        self._finish()
 
     def __enter__(self) -> Client:
         return self
@@ -161,6 +161,7 @@ class Client:
             frames = encode(message)
         except OverflowError:
             raise RequestError("a number of more than 64 bits; no number of a request is as large") from None
+        self._require_open()
         if not self._socket.poll(round(wait_s * 1000), zmq.POLLOUT):
             addresses = resolve(self.endpoint)
             tried = f" (tried {' and '.join(addresses)})" if len(addresses) > 1 else ""
@@ -183,6 +184,7 @@ class Client:
         if kept:
             return kept.popleft()
         while True:
+            self._require_open()
             frames = sockets.receive(self._socket, min(until, time.monotonic() + 0.25), spin_s=0.0)
             if frames is None:
                 if self._disconnects.happened():
@@ -199,6 +201,10 @@ class Client:
                 raise _as_error(message)
             else:
                 return message
+
+    def _require_open(self) -> None:
+        if self._socket.closed:
+            raise ClusterError("this client has been closed; make another one")
 
     def _silent(self, wait_s: float) -> RootLost:
         where = "no cluster is running there, or it is in a long step"

@@ -225,4 +225,4 @@ def _end(context: zmq.Context[zmq.Socket[bytes]], nodes: Sequence[_Node]) -> Non
     if late := [node.thread.name for node in nodes if node.thread.is_alive()]:
         logger.warning("%s did not end within %.0f s, and keeps its memory until it does", ", ".join(late), _END_S)
     else:
-        context.term()
+        context.destroy()  # `term` would wait for ever for the sockets of half a root

@@ -38,9 +38,9 @@ def run(root: str, name: str, threads: int | None, leave_with_stdin: bool, crowd
     with threadpool_limits(limits=1):  # the node's own threads share the work; BLAS must not add its own
         threads = threads or usable_cores()
         require_open_files(_FILES + threads)
-        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         settings = WorkerSettings(root=address, name=name, threads=threads, crowded=crowded, version=__version__)
-        Worker(context, settings).run()
+        with zmq.Context() as context:  # or a signal that comes while a socket is made leaves it open, and nothing ends
+            Worker(context, settings).run()
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -11,21 +15,25 @@ from pathlib import Path
 
 import pytest
 import zmq
-from nodes import Context, inproc
+from nodes import Context, Start, inproc
+from stranger import Stranger
 from tiny import tiny_spec, tiny_tokenizer_data, write_tiny_model
 
 from dllama_zmq import Client
 from dllama_zmq.bus import sockets
 from dllama_zmq.bus.client_messages import FROM_CLIENT, TO_CLIENT, Error, Generate, Piece, Queued, Started
+from dllama_zmq.bus.links import Endpoints
 from dllama_zmq.bus.messages import Message, decode, encode
 from dllama_zmq.bus.peers import Peers
 from dllama_zmq.cluster import Limits
-from dllama_zmq.errors import BusError, RootLost, WorkerLost
+from dllama_zmq.errors import BusError, ClusterError, RootLost, WorkerLost
 from dllama_zmq.formats import ModelFile, read_tokenizer, write_t
+from dllama_zmq.launch.daemon import _Signals, _Stopped
 from dllama_zmq.root.report import ClusterFacts
 from dllama_zmq.root.root import Root, RootSettings
 from dllama_zmq.root.service import Service
 from dllama_zmq.spec import FloatType
+from dllama_zmq.worker import Worker, WorkerSettings
 
 SPEC = tiny_spec(dim=128, hidden_dim=256, n_heads=8, weight_type=FloatType.Q40)
 SOON_S = 20.0
@@ -40,25 +48,35 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelFile]:
 
 
 @contextlib.contextmanager
-def serving(context: Context, model: ModelFile, workers: list[str], **limits: float) -> Iterator[str]:
-    """The address of a root with places for these workers, until the block ends."""
+def a_service(
+    context: Context, model: ModelFile, workers: list[str], places: Endpoints, **limits: float
+) -> Iterator[tuple[Service, str]]:
+    """A root with places for these workers, and the address of its clients, until the block ends."""
     settings = RootSettings(names=workers, kernels="numpy", spin_s=0.0, limits=Limits(**limits))
-    root = Root(context, model, settings, inproc())
+    root = Root(context, model, settings, places)
     address = f"ipc:///tmp/dz-{secrets.token_hex(6)}"
     peers = Peers(context, [address], sockets.CLIENTS)
     tokenizer = read_tokenizer(Path(model.path).with_suffix(".t"))
-    service = Service(root, tokenizer, peers, ClusterFacts("clients", "0", "tiny.m"))
-    thread = threading.Thread(target=service.run, daemon=True)
-    thread.start()
     try:
-        yield address
+        yield Service(root, tokenizer, peers, ClusterFacts("clients", "0", "tiny.m")), address
     finally:
-        service.stop()
-        thread.join(SOON_S)
         root.close("the test is over")
         peers.close()
         Path(address.removeprefix("ipc://")).unlink(missing_ok=True)
-        assert not thread.is_alive()
+
+
+@contextlib.contextmanager
+def serving(context: Context, model: ModelFile, workers: list[str], **limits: float) -> Iterator[str]:
+    """The address of a root with places for these workers, which runs until the block ends."""
+    with a_service(context, model, workers, inproc(), **limits) as (service, address):
+        thread = threading.Thread(target=service.run, daemon=True)
+        thread.start()
+        try:
+            yield address
+        finally:
+            service.stop()
+            thread.join(SOON_S)
+            assert not thread.is_alive()
 
 
 def told(client: zmq.Socket[bytes], wait_s: float = SOON_S) -> Message:
@@ -106,6 +124,19 @@ def test_a_request_waits_for_workers_from_its_own_beginning(context: Context, mo
             assert time.monotonic() - begun >= 1.5
 
 
+def test_a_client_that_leaves_with_two_requests_waiting_takes_nothing_down(context: Context, model: ModelFile) -> None:
+    with serving(context, model, ["worker1"], join_s=0.5) as address:  # both are given up before they are reminded of
+        leaver = sockets.connect(context, zmq.DEALER, address)
+        for request_id in (1, 2):
+            leaver.send_multipart(encode(ask(request_id)))
+        assert all(isinstance(told(leaver), Queued) for _ in range(2))
+        leaver.close()
+        with Client(address) as client:
+            until = time.monotonic() + SOON_S
+            while client.status().queued:
+                assert time.monotonic() < until
+
+
 def test_a_client_waits_as_long_as_the_root_says_that_a_step_may_take(
     context: Context, model: ModelFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,13 +177,81 @@ def test_the_root_says_how_long_a_step_may_take(context: Context, model: ModelFi
         assert started.silence_s == 300
 
 
+class AnswersNothing(Stranger):
+    """Loads, is ready, and sends no part of any step."""
+
+    def send_part(self, kind: str, *fields: object, arrays: tuple[bytes, ...]) -> None:
+        pass
+
+
+def test_a_client_whose_step_a_signal_breaks_off_is_told_of_the_clusters_end(
+    context: Context, model: ModelFile, start: Start
+) -> None:
+    places, signals, said = inproc(), _Signals(step_s=0.1), list[str]()
+    start(AnswersNothing(context, places.replies[0]))
+
+    def ask_and_end(address: str) -> None:
+        with Client(address) as client:
+            try:
+                for answer in client.generate("once upon a time"):
+                    if isinstance(answer, Started):
+                        os.kill(os.getpid(), signal.SIGTERM)
+            except ClusterError as error:
+                said.append(str(error))
+
+    with a_service(context, model, ["worker1"], places) as (service, address):
+        asker = threading.Thread(target=ask_and_end, args=[address])
+        asker.start()
+        with pytest.raises(_Stopped), signals.caught(), signals.then(service.stop):
+            service.run()
+        asker.join(SOON_S)
+    assert said == ["the cluster is going down"]
+
+
 def test_a_name_that_this_computer_does_not_know_ends_a_client_and_a_worker_at_once(context: Context) -> None:
     begun = time.monotonic()
     with pytest.raises(BusError, match="knows no host of that name"):
         Client("no-such-host.invalid")
-    from dllama_zmq.errors import ClusterError
-    from dllama_zmq.worker import Worker, WorkerSettings
-
     with pytest.raises(ClusterError, match="knows no host of that name"):
         Worker(context, WorkerSettings("tcp://no-such-host.invalid:5570")).run()
     assert time.monotonic() - begun < SOON_S
+
+
+def test_a_client_that_was_closed_says_so(context: Context, model: ModelFile) -> None:
+    with serving(context, model, []) as address:
+        with Client(address) as client:
+            open_one, cancelled = (client.generate("once upon a time") for _ in range(2))
+            next(open_one)
+            next(cancelled)
+        client.close()
+        cancelled.close()
+        with pytest.raises(ClusterError, match="has been closed"):
+            list(open_one)
+        with pytest.raises(ClusterError, match="has been closed"):
+            client.status()
+
+
+@pytest.mark.parametrize("left", ["client", "answers = client.generate('once'); next(answers)"])
+def test_a_program_ends_that_never_closes_its_client(left: str, context: Context, model: ModelFile) -> None:
+    with serving(context, model, []) as address:
+        code = f"import dllama_zmq; client = dllama_zmq.Client({address!r}); print(client.status().name); {left}"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=SOON_S, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "clients\n", "")
+
+
+def test_a_signal_while_a_worker_makes_its_sockets_ends_it() -> None:
+    code = """
+import os, signal
+from dllama_zmq.bus import sockets
+from dllama_zmq.cli import worker
+
+def connect(*where):
+    socket = made(*where)
+    os.kill(os.getpid(), signal.SIGTERM)
+    return socket
+
+made, sockets.connect = sockets.connect, connect
+worker.run("127.0.0.1:9", "", 1, False, False)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=SOON_S, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
