@@ -26,7 +26,7 @@ from dllama_zmq.telling import Tells
 
 
 class MachineJob(Struct, frozen=True, tag=True):
-    """What this machine can do with so many threads, and a product of `kernels`."""
+    """Measure what this machine can do with `threads` threads, and a product of `kernels`."""
 
     threads: int
     kernels: KernelChoice

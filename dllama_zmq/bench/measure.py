@@ -43,8 +43,8 @@ class Measured:
 class Bench:
     """Cases on one root, one after another; the cache keeps what they leave in it.
 
-    reader: with as many threads as all nodes have. It reads by turns with what is measured, because a machine's
-    bandwidth may be another one a minute later (tools/BENCHMARKS.md).
+    reader: with as many threads as all nodes have. It reads between the repetitions, because a machine's bandwidth may
+    be another one a minute later (tools/BENCHMARKS.md).
     """
 
     def __init__(self, root: Root, tells: Tells, title: str, reader: Reader) -> None:

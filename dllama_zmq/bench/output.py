@@ -74,7 +74,7 @@ class Markdown:
             f"- CPU: {facts.cpu}, {threads}; dllama-zmq {facts.version}, {kernels}, sync {facts.sync}",
             f"- memory read, by {read_by}: {read}",
             f"- {facts.blas}, f32 ({n_tokens}, {width}) x ({width}, {n_rows}): {blas}",
-            f"- {NAME}: {N_MATRICES} matrices ({ROWS}, {COLUMNS}) by turns times a vector, products/s, the best round",
+            f"- {NAME}: {N_MATRICES} matrices ({ROWS}, {COLUMNS}), each times a vector, products/s, the best round",
             "- nodes: how many x threads of each; % read: weights that all of them read, as a share of memory read; "
             "GMAC/s: multiply-adds of matrices; kB/tok: payload; wait %: the root's time in which it waits for others",
         ]

@@ -19,7 +19,7 @@ ROWS, COLUMNS = 32768, 4096
 WEIGHT_BYTES = ROWS * FloatType.Q40.row_bytes(COLUMNS)
 """75 MB, of which a large cache keeps a third from one product to the next."""
 N_MATRICES = 4
-"""Taken by turns: 300 MB, of which no cache keeps anything until its turn comes again."""
+"""Multiplied one after another: 300 MB, so that no cache keeps one until it is used again."""
 
 _ROUNDS = 12
 _MOST_S = 3.0
@@ -36,11 +36,11 @@ class ReadAndProduct:
 
 
 def read_and_multiply(threads: int, kernels: Kernels) -> ReadAndProduct:
-    """Both with `threads` threads, by turns; `kernels` have as many. Takes 1 to 4 s.
+    """Both with `threads` threads, in alternation; `kernels` have as many. Takes 1 to 4 s.
 
     A round is one pass over the reader's memory and then products for as long as that took, so that both average over
-    the same time. Of each the best round counts: on a machine with other work the median would tell of that work, and
-    the turns see to it that a quiet second serves both.
+    the same time. The best round of each counts: on a machine with other work the median would measure that work, and
+    a quiet second serves both, for they alternate.
     """
     rng = Generator(SFC64(0))
     matrix = _random_q40(rng)

@@ -83,7 +83,7 @@ class Row(Struct, frozen=True, kw_only=True, omit_defaults=True):
     weight_bytes_per_token: float
     macs_per_token: float
     read_gb_per_s: float
-    """With as many threads as all nodes have, by the loops of `read_by`, by turns with the repetitions."""
+    """With as many threads as all nodes have, by the loops of `read_by`, between the repetitions."""
     read_by: str
     blas_gmac_per_s: float
     model: str

@@ -51,7 +51,7 @@ def measure_running(
     n_nodes = len(status.nodes)
     for n_tokens in filter(None, prompts):
         n_words = n_tokens
-        for _ in range(2):  # warms up, and finds how many words make so many tokens
+        for _ in range(2):  # warms up, and finds how many words make n_tokens
             n_found = _run(client, n_words, 1).n_prompt
             n_words = max(1, round(n_words * n_tokens / n_found))
         runs = []

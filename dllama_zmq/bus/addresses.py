@@ -116,8 +116,10 @@ def with_host_of(endpoint: str, other: str) -> str:
 
 
 def _host_and_port(text: str) -> tuple[str, str]:
-    """Host without brackets and port, empty where there is none. Of an IPv6 address without brackets the last group is
-    the port where an address is left without it."""
+    """The host without brackets, and the port, empty where there is none.
+
+    The last group of an IPv6 address without brackets is taken as the port where the rest is an address too.
+    """
     if text.startswith("["):
         host, _, rest = text[1:].partition("]")
         return host, rest.removeprefix(":")

@@ -283,13 +283,13 @@ class StarRoot:
                 self._lose(gather, member, "it started again")
 
     def _keep(self, identity: bytes, message: Message) -> None:
-        """For the time after the step. What finds no room is said again: a join each second, by who means it."""
+        """Keep a message until the step has ended. One that is dropped comes again: a worker repeats its join."""
         if identity in self.backlog or len(self.backlog) < _MOST_KEPT:
             self.backlog[identity] = message
 
     def _send_again(self, gather: Gather, member: Member) -> None:
-        """What a worker may lack that has not sent its part. It has had all before its last part but one of each
-        micro-batch; and of a pair the root goes on without its answer, and has published one more of each."""
+        """Send what a worker may lack that has not sent its part: the last message, or with two micro-batches the last
+        two. With two nodes twice as many, for there the root goes on without the worker's answer."""
         for frames in list(self._last)[-self._n_batches * (2 if self._pair else 1) :]:
             self._to(gather, member, "again", frames)
 

@@ -97,7 +97,7 @@ class Step(Message, frozen=True):
 class Sum(Message, frozen=True):
     """What a worker lacks of the sum of one stage, (T, D) in the sync type.
 
-    Of two nodes the root's own partial, to which the worker adds its own; of more the sum of all.
+    With two nodes it is the root's partial sum, to which the worker adds its own; with more it is the sum of all.
     """
 
     epoch: Big

@@ -67,7 +67,7 @@ class Meter:
             self.tally(node, direction, kind).add(payload, wire)
 
     def tally(self, node: str, direction: Direction, kind: str) -> Tally:
-        """The row of the present phase that a message counts in: for who has many like it to count."""
+        """The row of the present phase that such a message counts in; whoever counts many of them keeps it."""
         return self._tally((node, direction, kind, self.phase))
 
     def snapshot(self) -> dict[_Key, tuple[int, int, int]]:

@@ -11,7 +11,7 @@ from dllama_zmq.bus.session import ROOT
 MIN_SHARE_OF_TIME = 0.1
 """Waiting that takes less of the steps' time than this is nobody's fault: a message needs its time on any link."""
 MIN_LEAD = 1.5
-"""One node is named if it causes this many times the waiting of an average node: equal nodes come last by turns."""
+"""One node is named if it causes this many times the waiting of an average node: equal nodes are last equally often."""
 
 
 @dataclass(frozen=True, slots=True)

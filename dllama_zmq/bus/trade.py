@@ -184,21 +184,21 @@ class Trade:
 
     @property
     def parts(self) -> list[U8 | None]:
-        """What the last call took of each peer, good until the next one; None where nothing came."""
+        """The part that the last call took from each peer, valid until the next call; None where none came."""
         return [part if came else None for part, came in zip(self._parts, self.came, strict=True)]
 
     @property
     def last(self) -> int:
-        """The peer, counted from 0, whose part the last call took last; any, where it took none."""
+        """The peer, counted from 0, whose part came last in the last call; any peer where none came."""
         return self._job[_LAST]
 
     @property
     def came(self) -> list[int]:
-        """Of each peer, whether the last call took its part: 1 or 0."""
+        """For each peer, 1 where the last call took its part, else 0."""
         return self._peers[_HAS_COME::_PEER]
 
     def others(self) -> list[Frame] | None:
-        """The frames of a message that came to the last call and was not what it awaited. To be asked for once."""
+        """The frames of the message that ended the last call because it was another one. To be asked for once."""
         if self._job[_STATUS] != OTHER:
             return None
         frames: list[Frame] = []

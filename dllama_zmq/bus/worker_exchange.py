@@ -1,4 +1,4 @@
-"""The worker's side of the star: send a partial sum, wait for the sum; of two nodes, for the root's part of it."""
+"""The worker's side of the star: send a partial sum, wait for the sum; with two nodes, for the root's partial sum."""
 
 from __future__ import annotations
 

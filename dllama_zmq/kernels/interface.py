@@ -136,7 +136,7 @@ class Kernels(Protocol):
     ) -> KVCache:  # fmt: skip
         """An empty cache. Query head h reads KV head `kv_of_head[h]`; heads that share one are neighbours.
 
-        window: a token sees so many positions, its own the last of them. softcap: a score s counts as
+        window: a token sees the last `window` positions, its own included. softcap: a score s counts as
         softcap * tanh(s / softcap).
         """
         ...

@@ -15,7 +15,7 @@ _FEWEST_POSITIONS = 512
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What is to run on this computer: these nodes of a plan, with room for so many positions; `model` is its name."""
+    """What is to run on this computer: `nodes` of a plan, with room for `seq_len` positions; `model` is its name."""
 
     plan: Plan
     nodes: Sequence[int]

@@ -38,7 +38,7 @@ class Ledger:
         self._predict(phase, lambda vocab_rows: predict_step(spec, sync, n_tokens, vocab_rows, n_sampled, k, step))
 
     def add_more(self, phase: Phase, n_tokens: int, n_sampled: int, k: int) -> None:
-        """The candidates of the last step, of so many tokens, were asked for again."""
+        """The candidates of the last step, which had `n_tokens` tokens, were asked for again."""
         spec, step = self._plan.spec, self._step()
         self._predict(phase, lambda vocab_rows: predict_more(spec, n_tokens, vocab_rows, n_sampled, k, step))
 

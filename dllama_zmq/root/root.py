@@ -88,7 +88,7 @@ class Root:
         endpoints: Endpoints | None = None,
         on_read: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
-        """`on_read` hears how many bytes of the root's own weights are ready, of how many.
+        """`on_read` is called with the bytes of the root's own weights that are ready, and with all of them.
 
         Raises PlanError where the model cannot be split so, BusError where an endpoint cannot be bound.
         """

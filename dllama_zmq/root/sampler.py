@@ -66,9 +66,9 @@ class Sampler:
     def choose(self, row: RowCandidates) -> int | None:
         """The next token, or None where more candidates are needed to know it; then call again with more.
 
-        Of a row from which ids were left out (`RowCandidates.below`), the others come as often as if those had a
-        probability of 0: exactly so with `top_k` or with `top_p` 1. Else the fewest tokens are kept that hold `top_p`
-        of the whole row, ids left out included: of tokens at the border some may be kept that would not have been.
+        Where ids were left out of a row (`RowCandidates.below`), the others are chosen as if those had a probability of
+        0: exactly with `top_k` or `top_p` 1. Otherwise the kept tokens hold `top_p` of the whole row, left-out ids
+        included, so a few more are kept.
         """
         if not row.n_sure:
             return None

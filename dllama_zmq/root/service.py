@@ -1,7 +1,7 @@
 """Answer clients: queue their requests, run one at a time, stream its tokens, report and stop.
 
-One thread serves clients and the bus by turns: a step, then a look at both. Knows text and requests; leaves how nodes
-work together to `root.py`.
+One thread serves the running request, clients and the bus: one step, then what has come from both. Knows text and
+requests; leaves how nodes work together to `root.py`.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ class Waiting(Generic[R]):
         return next((request for request in self._of.get(client, ()) if request.id == request_id), None)
 
     def add(self, request: R) -> list[R]:
-        """Queue a request. Returns those for which there is no room: the last ones of who has most waiting."""
+        """Queue a request. Returns those for which there is no room: the newest of the client with the most."""
         self._of.setdefault(request.client, deque()).append(request)
         self._count(request, 1)
         dropped = []
