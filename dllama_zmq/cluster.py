@@ -23,6 +23,7 @@ from msgspec import Meta, Struct
 from dllama_zmq.errors import ConfigError, FormatError, UsageError
 from dllama_zmq.hub import ModelName, find_pulled, is_hub_name, named
 from dllama_zmq.spec import WEIGHTS_FLOAT, FloatType, Sync, Weights
+from dllama_zmq.threads import converted_by_threads
 from dllama_zmq.yaml_tree import YamlTree, shown
 
 MAX_FILE_BYTES = 1 << 20
@@ -90,6 +91,7 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """For a node to leave after being told to."""
 
 
+@converted_by_threads
 class Cluster(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One cluster: a root, 2^n - 1 workers, the model they share and how they speak."""
 

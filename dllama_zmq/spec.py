@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dllama_zmq.errors import FormatError
+from dllama_zmq.threads import converted_by_threads
 
 
 class FloatType(enum.IntEnum):
@@ -87,6 +88,7 @@ class Rope:
     factors: tuple[float, ...] = ()
 
 
+@converted_by_threads
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
     """The numbers that define a decoder-only transformer. Lengths are in values, `seq_len` in tokens.

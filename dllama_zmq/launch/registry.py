@@ -36,6 +36,7 @@ from dllama_zmq.errors import ClusterError, ConfigError, UsageError
 from dllama_zmq.launch.locks import POLL_S, is_up, take
 from dllama_zmq.launch.paths import HOME_VARIABLE, Places, as_text, run_folders
 from dllama_zmq.telling import Tells
+from dllama_zmq.threads import converted_by_threads
 
 PRIVATE = "call-"
 """What the name of a cluster of one call without a file begins with; the process and a random number follow."""
@@ -45,6 +46,7 @@ _KEEP_S = 86400.0
 _SETTLE_S = 1.0  # from taking the lock to the record that says whose it is
 
 
+@converted_by_threads
 class Record(msgspec.Struct, frozen=True, kw_only=True):
     """What a cluster's processes write of it, as JSON: when it is started, and again when clients can reach it.
 

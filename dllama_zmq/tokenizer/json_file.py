@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from dllama_zmq.errors import FormatError, UnsupportedModel
+from dllama_zmq.threads import converted_by_threads
 from dllama_zmq.tokenizer.pretokenizers import is_quick
 
 MAX_PART_BYTES = 1 << 22
@@ -35,6 +36,7 @@ class JsonModel(msgspec.Struct):
     end_of_word_suffix: str | None = None
 
 
+@converted_by_threads
 class JsonFile(msgspec.Struct):
     model: JsonModel
     added_tokens: list[AddedEntry] = []

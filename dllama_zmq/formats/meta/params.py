@@ -16,6 +16,7 @@ from msgspec import Struct
 from dllama_zmq.errors import FormatError, UnsupportedModel
 from dllama_zmq.formats.json_file import read_json
 from dllama_zmq.spec import FloatType, ModelSpec, Rope, RopeScaling
+from dllama_zmq.threads import converted_by_threads
 
 _CODE_LLAMA_THETA, _LLAMA3_THETA = 1e6, 5e5
 _LLAMA32_WIDTHS = (2048, 3072)  # of the 1B and the 3B, the only ones with scaled RoPE that are so narrow
@@ -23,6 +24,7 @@ _NO_MATTER = {"multiple_of", "ffn_dim_multiplier", "hidden_dim", "max_batch_size
 """Keys that the tensors' shapes say better, or that are no part of a model."""
 
 
+@converted_by_threads
 class Params(Struct, frozen=True):
     """The keys that are looked at."""
 
