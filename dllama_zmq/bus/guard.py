@@ -62,7 +62,8 @@ class Guard:
         self._hurry_until = self._next_newcomer = 0.0
         address = f"inproc://guard-{secrets.token_hex(8)}"
         socket.monitor(address, _EVENTS)
-        self._events = socket.context.socket(zmq.PAIR)
+        # Of a shadow of the context, so that `destroy` in another thread leaves it to this one, which hears of it.
+        self._events: zmq.Socket[bytes] = zmq.Context.shadow(socket.context).socket(zmq.PAIR)
         self._events.set(zmq.RCVHWM, 0)  # a full queue of events would hold up libzmq's own thread
         self._events.set(zmq.LINGER, 0)
         self._events.connect(address)
