@@ -179,12 +179,12 @@ class Client:
 
     def _poll(self, request: int, wait_s: float) -> Message | None:
         """The next answer to `request`, or None after `wait_s`; answers to other open requests are kept for them."""
+        self._require_open()
         until = time.monotonic() + wait_s
         kept = self._open.get(request)
         if kept:
             return kept.popleft()
         while True:
-            self._require_open()
             frames = sockets.receive(self._socket, min(until, time.monotonic() + 0.25), spin_s=0.0)
             if frames is None:
                 if self._disconnects.happened():
