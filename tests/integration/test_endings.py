@@ -11,13 +11,12 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
 from command_line import Cli, Process, Result, finish, gone, kill, read_some, until
-
-from dllama_zmq.errors import RootLost
 
 PROMPT = "once upon a time"
 LONG = "once upon a time " * 100
@@ -165,30 +164,31 @@ def test_down_ends_a_cluster_whose_processes_are_frozen(cli: Cli) -> None:
 def test_clients_are_told_why_a_cluster_ends_that_cannot_be_had(cli: Cli) -> None:
     cli.write(2)
     with cli.started("up", "--foreground") as process:
-        until(lambda: kill_worker(cli) or runs(cli), 20, "the root")
+
+        def has_given_up() -> bool:
+            signal_worker(cli, signal.SIGKILL)
+            return process.poll() is not None
+
+        until(lambda: signal_worker(cli, signal.SIGSTOP), 20, "the worker, which must not become ready")
+        until(lambda: runs(cli), 20, "the root")
         with cli.started("generate", PROMPT) as call:
-            until(lambda: kill_worker(cli) or process.poll() is not None or is_queued(cli), 20, "the request")
-            until(lambda: kill_worker(cli) or process.poll() is not None, 30, "the cluster to give up")
+            until(lambda: cli.status().queued == 1, 20, "the request")
+            until(has_given_up, 30, "the cluster to give up")
             told = finish(call, END_S, time.monotonic())
         ended = finish(process, END_S, time.monotonic())
     assert "worker1 ended 3 times" in ended.error()
     assert told.error().startswith("the cluster went down: worker1 ended 3 times before the cluster was ready")
 
 
-def is_queued(cli: Cli) -> bool:
-    try:
-        return cli.status().queued == 1
-    except RootLost:  # it has given up meanwhile
-        return False
-
-
-def kill_worker(cli: Cli) -> None:
+def signal_worker(cli: Cli, number: signal.Signals) -> bool:
+    """Whether there was one to send it to."""
+    found = False
     for process in cli.processes():
-        try:
+        with suppress(psutil.Error):
             if "worker1" in process.cmdline():
-                process.kill()
-        except psutil.Error:
-            pass
+                process.send_signal(number)
+                found = True
+    return found
 
 
 # --- workers that die or freeze -----------------------------------------------------------------------------------
@@ -220,7 +220,7 @@ def test_who_waits_for_a_worker_that_dies_again_and_again_is_told_so(cli: Cli) -
     reasons: set[str] = set()
 
     def named() -> bool:
-        kill_worker(cli)
+        signal_worker(cli, signal.SIGKILL)
         reasons.update(node.reason for node in cli.status().nodes)
         return any("ended 3 times in a row, last with signal 9, and starts again in" in reason for reason in reasons)
 
