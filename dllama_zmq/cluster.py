@@ -6,13 +6,11 @@ its place.
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 import os
 import re
 import unicodedata
 from collections import Counter
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -20,25 +18,18 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from dllama_zmq.errors import ConfigError, FormatError, UsageError
-from dllama_zmq.hub import ModelName, find_pulled, is_hub_name, named
+from dllama_zmq.errors import ConfigError, UsageError
+from dllama_zmq.hub import find_pulled
+from dllama_zmq.sources import DATA_FOLDER, DEMO, PULLED, tokenizer_beside
 from dllama_zmq.spec import WEIGHTS_FLOAT, FloatType, Sync, Weights
 from dllama_zmq.threads import converted_by_threads
 from dllama_zmq.yaml_tree import YamlTree, shown
 
 MAX_FILE_BYTES = 1 << 20
 FILE_NAME = "cluster.yaml"
-_GGUF_MAGIC = b"GGUF"
-DEMO = "demo"
-"""`model: demo` and `tokenizer: demo` mean the files shipped in the package."""
-
-PULLED = "hf:"
-"""`model: hf:REPO[:FILE]` means what `dllama-zmq pull REPO[:FILE]` has put into the cache."""
 
 NAME_PATTERN = r"\A[A-Za-z0-9][A-Za-z0-9_-]{0,31}\Z"
 """Names become folders, socket identities and columns of tables."""
-
-DATA_FOLDER = Path(__file__).parent / "data"
 
 _Name = Annotated[str, Meta(pattern=NAME_PATTERN)]
 _Host = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9._:%-]{1,253}\Z")]
@@ -192,72 +183,6 @@ class ClusterFile:
             f"{self.path}: {key}: there is no {path}; give the path of {wanted} "
             f"(relative to {self.identity.parent}), or write `model: {DEMO}` for the shipped one"
         )
-
-
-def model_at(text: str | Path) -> Path:
-    """Where a model is that is given by its path, as `demo`, or as `hf:REPO[:FILE]`.
-
-    Raises FormatError, as what opens a missing path does, for one that has not been pulled; UsageError for no name.
-    """
-    if text == DEMO:
-        return DATA_FOLDER / f"{DEMO}.m"
-    if not isinstance(text, str) or not text.startswith(PULLED):
-        return _path_or_pulled(text)
-    ModelName.parse(text)
-    try:
-        return find_pulled(text)
-    except UsageError as error:
-        raise FormatError(str(error)) from error
-
-
-def _path_or_pulled(text: str | Path) -> Path:
-    """A path; where there is nothing at it, what has been pulled under this name."""
-    found = from_anywhere(str(text))
-    return find_pulled(found) if found.startswith(PULLED) else Path(text)
-
-
-def from_anywhere(text: str) -> str:
-    """What `model:` takes in a file of any folder for the model that `text` names here: `demo`, a path in full, or
-    hf:REPO[:FILE]; where there is nothing at a path, what has been pulled under this name.
-
-    Raises FormatError where there is neither; UsageError where no hub has such a name.
-    """
-    if text == DEMO:
-        return text
-    if text.startswith(PULLED):
-        return f"{PULLED}{ModelName.parse(text)}"
-    path = Path(text).expanduser()
-    if os.path.lexists(path):
-        return str(path.absolute())
-    if (name := named(text)) is not None:
-        return f"{PULLED}{name}"
-    hub = f"; if it is a model of the Hugging Face hub, write {PULLED}{text} (after `dllama-zmq pull {text}`)"
-    raise FormatError(
-        f"{text} cannot be opened: there is no such file or folder{_similar(path)}{hub if is_hub_name(text) else ''}"
-    )
-
-
-def _similar(path: Path) -> str:
-    """The nearest name beside `path`, as a question."""
-    try:
-        near = difflib.get_close_matches(path.name, os.listdir(path.parent), 1, 0.6)
-    except OSError:
-        return ""
-    return f"; did you mean {path.parent / near[0]}?" if near else ""
-
-
-def tokenizer_beside(model: Path) -> Path:
-    """Where the tokenizer is that a model brings with it: FORMATS.md says what each format holds.
-
-    A GGUF file is known by its first bytes: the stores of other programs keep it under a name without a suffix.
-    """
-    if os.path.isdir(model) or model.suffix.lower() == ".gguf":
-        return model
-    if os.path.isfile(model):
-        with suppress(OSError), model.open("rb") as file:
-            if file.read(4) == _GGUF_MAGIC:
-                return model
-    return model.parent if model.suffix == ".safetensors" else model.with_suffix(".t")
 
 
 def load_cluster(path: str | os.PathLike[str]) -> ClusterFile:

@@ -16,7 +16,6 @@ import numpy as np
 import zmq
 
 from dllama_zmq.bus.links import Endpoints
-from dllama_zmq.cluster import model_at, tokenizer_beside
 from dllama_zmq.errors import FormatError, RemoteError, RequestError, UsageError
 from dllama_zmq.formats import ModelFile, open_model, read_tokenizer
 from dllama_zmq.host import free_memory_bytes, require_open_files
@@ -28,6 +27,7 @@ from dllama_zmq.root.generation import Finished, GenerationRequest, Token, gener
 from dllama_zmq.root.root import Root, RootSettings
 from dllama_zmq.root.sampler import Sampling
 from dllama_zmq.sharding import PREFILL_TOKENS, Plan, context_length
+from dllama_zmq.sources import model_at, tokenizer_beside
 from dllama_zmq.spec import WEIGHTS_FLOAT, ModelSpec, Sync, Weights
 from dllama_zmq.tokenizer import Tokenizer
 from dllama_zmq.worker import Worker, WorkerSettings

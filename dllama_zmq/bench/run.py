@@ -17,7 +17,6 @@ from dllama_zmq.bench.nodes import Nodes
 from dllama_zmq.bench.output import Output
 from dllama_zmq.bench.random_file import cache_folder, is_file_of, shape_title
 from dllama_zmq.bench.rows import Baseline, Facts, make_product_row, make_row
-from dllama_zmq.cluster import DATA_FOLDER, DEMO
 from dllama_zmq.errors import ClusterError, RequestError
 from dllama_zmq.formats import open_model
 from dllama_zmq.host import free_memory_bytes, usable_cores
@@ -25,6 +24,7 @@ from dllama_zmq.kernels import KernelChoice, choose_kernels, prepare_kernels, to
 from dllama_zmq.models import tensor_table
 from dllama_zmq.shapes import shape
 from dllama_zmq.sharding import Plan, kernel_needs
+from dllama_zmq.sources import DATA_FOLDER, DEMO
 from dllama_zmq.spec import FloatType, ModelSpec, Sync
 from dllama_zmq.telling import Tells
 

@@ -16,10 +16,10 @@ from dllama_zmq.cli import flags
 from dllama_zmq.cli.chosen import chosen_path, elsewhere, running_here
 from dllama_zmq.cli.progress import Display
 from dllama_zmq.client import Client
-from dllama_zmq.cluster import DEMO
 from dllama_zmq.errors import UsageError
 from dllama_zmq.launch.registry import connect
 from dllama_zmq.shapes import SHAPES
+from dllama_zmq.sources import DEMO
 from dllama_zmq.spec import FloatType
 
 MOST_TOKENS = 1 << 24  # as many positions as any model may have

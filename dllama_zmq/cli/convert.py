@@ -7,11 +7,11 @@ from pathlib import Path
 
 from dllama_zmq.cli.progress import Display
 from dllama_zmq.cli.show import note
-from dllama_zmq.cluster import model_at, tokenizer_beside
 from dllama_zmq.errors import FormatError, UsageError
 from dllama_zmq.formats import open_model, read_tokenizer, write_t
 from dllama_zmq.formats.convert import convert_model
 from dllama_zmq.formats.files import check_replaceable
+from dllama_zmq.sources import model_at, tokenizer_beside
 from dllama_zmq.spec import FloatType
 from dllama_zmq.telling import human_bytes
 

@@ -12,18 +12,9 @@ import yaml
 from dllama_zmq.bus.addresses import own_address
 from dllama_zmq.cli.flags import Init
 from dllama_zmq.cli.show import note
-from dllama_zmq.cluster import (
-    DATA_FOLDER,
-    DEMO,
-    FILE_NAME,
-    NAME_PATTERN,
-    PULLED,
-    Cluster,
-    from_anywhere,
-    is_loopback,
-    parse_cluster,
-)
+from dllama_zmq.cluster import FILE_NAME, NAME_PATTERN, Cluster, is_loopback, parse_cluster
 from dllama_zmq.errors import UsageError
+from dllama_zmq.sources import DATA_FOLDER, DEMO, PULLED, from_anywhere
 
 _COLUMN = 28  # where the comments begin
 _MOST_NODES = 1024

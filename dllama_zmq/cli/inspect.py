@@ -10,12 +10,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from dllama_zmq.cluster import model_at, tokenizer_beside
 from dllama_zmq.errors import FormatError, RequestError
 from dllama_zmq.formats import ModelFile, contents_of, open_model, read_tokenizer
 from dllama_zmq.formats.gguf.head import TYPE_NAMES
 from dllama_zmq.host import free_memory_bytes
 from dllama_zmq.sharding import Plan, context_length, largest_node, possible_node_counts
+from dllama_zmq.sources import model_at, tokenizer_beside
 from dllama_zmq.spec import FloatType, ModelSpec
 from dllama_zmq.telling import human_bytes
 

@@ -14,11 +14,11 @@ from dllama_zmq.cli.netstat_figures import Prediction, Report, measured, predict
 from dllama_zmq.cli.netstat_tables import prediction_tables, report_tables, summary_table
 from dllama_zmq.cli.watch import check_watch, watched
 from dllama_zmq.client import Client
-from dllama_zmq.cluster import DEMO, PULLED, model_at
 from dllama_zmq.errors import UsageError
 from dllama_zmq.formats import open_model
 from dllama_zmq.launch.registry import connect
 from dllama_zmq.shapes import SHAPES, shape
+from dllama_zmq.sources import DEMO, PULLED, model_at
 from dllama_zmq.spec import ModelSpec
 
 _STATUS_S = 10.0  # the root answers between two steps

@@ -9,11 +9,12 @@ import msgspec
 
 from dllama_zmq.cli.flags import Overrides
 from dllama_zmq.cli.show import note
-from dllama_zmq.cluster import DEMO, PULLED, ClusterFile, WorkerConfig, from_anywhere
+from dllama_zmq.cluster import ClusterFile, WorkerConfig
 from dllama_zmq.errors import ClusterError, UsageError
 from dllama_zmq.hub import ModelName, find_pulled
 from dllama_zmq.launch import registry
 from dllama_zmq.launch.registry import Running
+from dllama_zmq.sources import DEMO, PULLED, from_anywhere
 
 
 def applied(overrides: Overrides, file: ClusterFile) -> ClusterFile:

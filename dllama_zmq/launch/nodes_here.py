@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from dllama_zmq.cluster import DEMO, Cluster, WorkerConfig, is_loopback
+from dllama_zmq.cluster import Cluster, WorkerConfig, is_loopback
 from dllama_zmq.formats import ModelFile
 from dllama_zmq.host import free_memory_bytes, usable_cores
 from dllama_zmq.root.fitting import Wish, check_fits
 from dllama_zmq.sharding import Plan, context_length
+from dllama_zmq.sources import DEMO
 
 
 def local_workers(cluster: Cluster) -> list[WorkerConfig]:

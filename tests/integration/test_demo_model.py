@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 import dllama_zmq
-from dllama_zmq.cluster import DATA_FOLDER
 from dllama_zmq.formats import open_m
 from dllama_zmq.formats.convert import convert_model
 from dllama_zmq.kernels import KernelChoice
+from dllama_zmq.sources import DATA_FOLDER
 from dllama_zmq.spec import FloatType, Sync
 
 PROMPTS = ["Once upon a time", "Tom and his dog"]

@@ -17,7 +17,6 @@ from k_quantizers import K_QUANTIZERS
 from tiny import tiny_spec, tiny_tensors
 
 from dllama_zmq import load
-from dllama_zmq.cluster import DATA_FOLDER
 from dllama_zmq.formats import ModelFile, open_gguf, open_m, write_m
 from dllama_zmq.kernels import KernelChoice
 from dllama_zmq.models import Run
@@ -25,6 +24,7 @@ from dllama_zmq.quants import F32, BlockMatrix
 from dllama_zmq.quants.k_quants import SourceType
 from dllama_zmq.root.root import Root, RootSettings
 from dllama_zmq.shapes import shape
+from dllama_zmq.sources import DATA_FOLDER
 from dllama_zmq.spec import FloatType, Rope
 
 sys.path.append(str(Path(__file__).parents[2] / "tools"))

@@ -11,12 +11,12 @@ from folders import arrays_of, hf_tensors, safetensors, write_hf, write_meta
 from gguf_writer import gguf_of, write_llama
 from tiny import TINY, tiny_spec, tiny_tensors, tiny_tokenizer_data, write_tiny_model
 
-from dllama_zmq.cluster import tokenizer_beside
 from dllama_zmq.errors import FormatError, UsageError
 from dllama_zmq.formats import ModelFile, converted, open_hf, open_meta, open_model, read_tokenizer, write_t
 from dllama_zmq.formats.hf import HFFolder
 from dllama_zmq.formats.meta import MetaFolder
 from dllama_zmq.quants import BlockMatrix
+from dllama_zmq.sources import tokenizer_beside
 from dllama_zmq.spec import FloatType, RopeScaling
 
 KINDS = [FloatType.F32, FloatType.F16, FloatType.Q40, FloatType.Q80]
