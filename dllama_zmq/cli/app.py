@@ -9,7 +9,7 @@ from dataclasses import replace
 import typer
 
 from dllama_zmq import __version__
-from dllama_zmq.cli import flags
+from dllama_zmq.cli import flags, measure_flags
 from dllama_zmq.cli.command import Group, add_command
 from dllama_zmq.cli.endings import open_output, with_exit_codes, with_output
 from dllama_zmq.cli.wrong_use import exit_code
@@ -302,7 +302,7 @@ def convert(
         "dllama-zmq bench --cluster home.yaml",
     ],
 )  # fmt: skip
-def bench(*, options: flags.Bench, numbers: flags.ShapeNumbers) -> None:
+def bench(*, options: measure_flags.Bench, numbers: measure_flags.ShapeNumbers) -> None:
     """Measure how fast a model runs on this computer, beside what the computer could do; or a running cluster.
 
     Without --cluster or --connect it needs no cluster: it starts nodes of its own on this computer.
@@ -316,7 +316,7 @@ def bench(*, options: flags.Bench, numbers: flags.ShapeNumbers) -> None:
     app, MEASURE, "netstat",
     examples=["dllama-zmq netstat --watch", "dllama-zmq netstat --predict llama3-8b --nodes 8 --sync q80"],
 )  # fmt: skip
-def netstat(*, options: flags.Netstat) -> None:
+def netstat(*, options: measure_flags.Netstat) -> None:
     """Show a running cluster's traffic beside what its plan predicts, or predict a model's."""
     from dllama_zmq.cli import netstat as command
 

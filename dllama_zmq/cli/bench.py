@@ -12,8 +12,8 @@ from dllama_zmq.bench.nodes import Nodes
 from dllama_zmq.bench.output import Json, Markdown, RunningJson, RunningMarkdown
 from dllama_zmq.bench.run import BenchSettings, RandomModel, run_bench
 from dllama_zmq.bench.running import measure_running
-from dllama_zmq.cli import flags
 from dllama_zmq.cli.chosen import chosen_path, elsewhere, running_here
+from dllama_zmq.cli.measure_flags import Bench
 from dllama_zmq.cli.progress import Display
 from dllama_zmq.client import Client
 from dllama_zmq.errors import UsageError
@@ -28,7 +28,7 @@ MOST_THREADS = 1024
 _NOTHING = "--n-prompt and --n-gen are both 0: nothing to measure"
 
 
-def run(options: flags.Bench, numbers: Mapping[str, int]) -> None:
+def run(options: Bench, numbers: Mapping[str, int]) -> None:
     """Measure what the flags ask for and print it. numbers: of a shape, those that are given anew."""
     if not logging.getLogger().isEnabledFor(logging.DEBUG):
         logging.getLogger().setLevel(logging.WARNING)  # what the root logs of its nodes is told as progress here
@@ -47,9 +47,7 @@ def run(options: flags.Bench, numbers: Mapping[str, int]) -> None:
         run_bench(settings, (Json if options.output == "json" else Markdown)(write), display)
 
 
-def _run_on_cluster(
-    options: flags.Bench, numbers: Mapping[str, int], write: Callable[[str], None], display: Display
-) -> None:
+def _run_on_cluster(options: Bench, numbers: Mapping[str, int], write: Callable[[str], None], display: Display) -> None:
     """Measure a running cluster, on the computers that it has."""
     others = {
         "--model": options.model, "--shape": options.shape, "--weights": options.weights, "--profile": options.profile,
@@ -70,13 +68,13 @@ def _run_on_cluster(
         output.end()
 
 
-def _client(options: flags.Bench) -> Client:
+def _client(options: Bench) -> Client:
     if options.connect is not None:
         return Client(elsewhere(options.connect, options.cluster))
     return connect(running_here(chosen_path(options.cluster)))
 
 
-def settings_of(options: flags.Bench, numbers: Mapping[str, int], command: str) -> BenchSettings:
+def settings_of(options: Bench, numbers: Mapping[str, int], command: str) -> BenchSettings:
     """What the flags ask for. Raises UsageError where they do not fit together."""
     found = cases(
         counts(options.n_prompt, "--n-prompt", 0, MOST_TOKENS),
@@ -99,7 +97,7 @@ def settings_of(options: flags.Bench, numbers: Mapping[str, int], command: str) 
     )
 
 
-def _model(options: flags.Bench, numbers: Mapping[str, int]) -> str | RandomModel:
+def _model(options: Bench, numbers: Mapping[str, int]) -> str | RandomModel:
     if options.shape is None:
         given = [f"--{name}" for name in numbers] + (["--weights"] if options.weights else [])
         if given:

@@ -9,7 +9,7 @@ from rich.console import Console, Group, RenderableType
 
 from dllama_zmq.cli.chosen import chosen_path, running_here
 from dllama_zmq.cli.endings import as_json
-from dllama_zmq.cli.flags import Netstat
+from dllama_zmq.cli.measure_flags import Netstat
 from dllama_zmq.cli.netstat_figures import Prediction, Report, measured, predicted
 from dllama_zmq.cli.netstat_tables import prediction_tables, report_tables, summary_table
 from dllama_zmq.cli.watch import check_watch, watched
