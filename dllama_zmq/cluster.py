@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+import shlex
 import unicodedata
 from collections import Counter
 from dataclasses import dataclass
@@ -135,6 +136,11 @@ class ClusterFile:
     def identity(self) -> Path:
         """The file behind `path`, whichever links lead to it."""
         return self.path.resolve()
+
+    def command(self, words: str) -> str:
+        """How to type a command for this cluster: `words` are the command and its arguments."""
+        which = "" if self.path == Path(FILE_NAME) else f" --cluster {shlex.quote(str(self.path))}"
+        return f"dllama-zmq {words}{which}"
 
     def runs_the_same(self, other: ClusterFile) -> bool:
         """Whether both have the same model in the same types with the same tokenizer, so that they answer alike."""

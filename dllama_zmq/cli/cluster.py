@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from dllama_zmq.cli.progress import Arrivals, Display, duration, note_on
 from dllama_zmq.cli.show import note
 from dllama_zmq.cli.watch import check_watch, watched
 from dllama_zmq.client import CONNECT_S, Client
-from dllama_zmq.cluster import FILE_NAME, ClusterFile
+from dllama_zmq.cluster import ClusterFile
 from dllama_zmq.launch.lifecycle import Listener, bring_up, commands_elsewhere, take_down
 from dllama_zmq.launch.registry import Running, address_elsewhere, await_running, connect, running_clusters
 from dllama_zmq.telling import human_bytes
@@ -55,11 +54,8 @@ def _up(file: ClusterFile) -> None:
         note(f"stopped; {file.cluster.name} is down")
         raise
     nodes = "1 node" if len(status.nodes) == 1 else f"{len(status.nodes)} nodes"
-    where = "" if file.path == Path(FILE_NAME) else f" --cluster {shlex.quote(str(file.path))}"
-    note(
-        f"{status.name} is up: {nodes} in {time.monotonic() - start:.1f} s. "
-        f'Try: dllama-zmq generate "Once upon a time"{where}'
-    )
+    example = file.command('generate "Once upon a time"')
+    note(f"{status.name} is up: {nodes} in {time.monotonic() - start:.1f} s. Try: {example}")
 
 
 @contextmanager
@@ -78,7 +74,8 @@ def listening(file: ClusterFile, for_this_call: bool = False) -> Iterator[Listen
 
 def _for_this_call(file: ClusterFile) -> str:
     if not file.private:
-        return f"{file.cluster.name} is not running: bringing up {file.path} for this call (`dllama-zmq up` keeps it)"
+        keeps = f"`{file.command('up')}` keeps it"
+        return f"{file.cluster.name} is not running: bringing up {file.path} for this call ({keeps})"
     n_nodes = file.cluster.n_nodes
     nodes = "one node" if n_nodes == 1 else f"{n_nodes} nodes"
     return f"starting {file.cluster.model} on {nodes} for this call (`dllama-zmq up -m ...` keeps it running)"

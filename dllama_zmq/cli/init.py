@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from pathlib import Path
 from string import Template
 
@@ -34,7 +35,7 @@ def run(flags: Init) -> None:
             file.write(text)
     except FileExistsError:
         raise UsageError(f"{path} exists; --force replaces it") from None
-    what = f" {path}" if path != Path(FILE_NAME) else ""
+    what = f" {shlex.quote(str(path))}" if path != Path(FILE_NAME) else ""
     note(f"wrote {path}: {n_nodes} node{'s' if n_nodes > 1 else ''}; next: dllama-zmq up{what}")
     if not is_loopback(host):
         note(open_bus_note(host))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import sys
 import time
 from collections import deque
@@ -43,7 +42,7 @@ def _check_whose(file: ClusterFile, places: Places) -> None:
     if started is not None and started.file.path != file.identity:
         raise ClusterError(
             f"the logs of {file.cluster.name!r} are those of {started.path}, which was up last under this name; "
-            f"{file.identity} has not been since. See those: dllama-zmq logs --cluster {shlex.quote(started.path)}"
+            f"{file.identity} has not been since. See those: {started.file.command('logs')}"
         )
 
 

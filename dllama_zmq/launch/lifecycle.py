@@ -272,7 +272,9 @@ def commands_elsewhere(cluster: Cluster) -> dict[str, str]:
 def _nobody_came(file: ClusterFile, absent: list[NodeStatus]) -> str:
     cluster = file.cluster
     elsewhere = commands_elsewhere(cluster)
-    cures = {node.name: elsewhere.get(node.name, f"see its log: dllama-zmq logs {node.name}") for node in absent}
+    cures = {
+        node.name: elsewhere.get(node.name, f"see its log: {file.command(f'logs {node.name}')}") for node in absent
+    }
     told = "; ".join(f"{node.name} {node.reason}: {cures[node.name]}" for node in absent)
     return f"not every worker is there after {cluster.limits.join_s:.0f} s (limits.join_s): {told}"
 

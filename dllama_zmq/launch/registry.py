@@ -11,7 +11,6 @@ import fcntl
 import json
 import os
 import secrets
-import shlex
 import socket
 import time
 from collections.abc import Iterator
@@ -125,7 +124,7 @@ class Running:
 
     def down_command(self) -> str:
         """What takes it down, wherever it is run."""
-        return f"dllama-zmq down --cluster {shlex.quote(str(self.path))}"
+        return self.file.command("down")
 
 
 def without_file(
@@ -228,7 +227,7 @@ def connect(cluster: ClusterFile | str | os.PathLike[str] = FILE_NAME, wait_s: f
         return Client(address)
     running = await_running(file, wait_s)
     if running is None:
-        raise ClusterError(f"cluster {file.cluster.name!r} is not running; `dllama-zmq up` starts it")
+        raise ClusterError(f"cluster {file.cluster.name!r} is not running; `{file.command('up')}` starts it")
     return Client(running.clients)
 
 
@@ -258,12 +257,11 @@ def only_one(file: ClusterFile, places: Places, held: int | None = None) -> Iter
         deadline = time.monotonic() + _LOCK_S
         while True:
             running = find_running(file) if held is None else None
-            if running is not None:
-                raise AlreadyRunning(f"cluster {running.name!r} is running already; `dllama-zmq down` stops it")
-            if take(lock, fcntl.LOCK_EX):
+            if running is None and take(lock, fcntl.LOCK_EX):
                 break
-            if time.monotonic() > deadline:
-                raise AlreadyRunning(f"cluster {file.cluster.name!r} is running already; `dllama-zmq down` stops it")
+            if running is not None or time.monotonic() > deadline:
+                name = file.cluster.name if running is None else running.name
+                raise AlreadyRunning(f"cluster {name!r} is running already; `{file.command('down')}` stops it")
             time.sleep(0.02)
         last = Record.read(places.started_file)
         if last is None or last.file.path != file.identity:

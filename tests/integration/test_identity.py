@@ -249,7 +249,7 @@ def test_connect_finds_a_cluster_by_its_file_and_says_where_it_is_not_running(he
     cli = here
     cli.write(1)
     path = cli.folder / "cluster.yaml"
-    with pytest.raises(ClusterError, match="'small' is not running; `dllama-zmq up` starts it"):
+    with pytest.raises(ClusterError, match=f"'small' is not running; `dllama-zmq up --cluster {path}` starts it"):
         dllama_zmq.connect(path)
     cli.run("up")
     with dllama_zmq.connect(str(path)) as client:

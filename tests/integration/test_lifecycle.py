@@ -97,10 +97,14 @@ def test_a_second_up_says_that_the_cluster_runs_and_leaves_it_running(cli: Cli, 
 
 def test_up_status_and_down_take_the_file_with_a_flag_as_others_do(cli: Cli) -> None:
     cli.write(1).rename(cli.folder / "other.yaml")
-    for command in ("up", "status", "down"):
+    assert cli.run("up", "--cluster", "other.yaml").code == 0
+    running = cli.run("up", "other.yaml").error()
+    assert running == "cluster 'small' is running already; `dllama-zmq down --cluster other.yaml` stops it"
+    for command in ("status", "down"):
         result = cli.run(command, "--cluster", "other.yaml")
         assert result.code == 0, result.said
-    assert "'small' is not running" in cli.run("status", "other.yaml", "--cluster", "other.yaml").error()
+    sentence = cli.run("status", "other.yaml", "--cluster", "other.yaml").error()
+    assert sentence == "cluster 'small' is not running; `dllama-zmq up --cluster other.yaml` starts it"
     for command in ("up", "down", "status"):
         twice = cli.run(command, "other.yaml", "--cluster", "third.yaml").error(2)
         assert twice == "two clusters are given, other.yaml and --cluster third.yaml; give one"
