@@ -23,12 +23,11 @@ from dllama_zmq.bus.links import Endpoints
 from dllama_zmq.bus.peers import Peers
 from dllama_zmq.cluster import Cluster, ClusterFile, WorkerConfig, is_loopback
 from dllama_zmq.errors import BusError, ClusterError
-from dllama_zmq.formats import open_model, read_tokenizer
 from dllama_zmq.host import require_open_files, usable_cores
 from dllama_zmq.launch.cores import shared
 from dllama_zmq.launch.fleet import Fleet
 from dllama_zmq.launch.locks import await_last_user
-from dllama_zmq.launch.nodes_here import check_model, doubts, local_workers
+from dllama_zmq.launch.nodes_here import local_workers, open_checked
 from dllama_zmq.launch.owner import at_end_of_stdin
 from dllama_zmq.launch.paths import Places, as_text
 from dllama_zmq.launch.registry import Record, only_one, record, running_clusters
@@ -79,16 +78,8 @@ def run_cluster(file: ClusterFile, tells: Tells, lock: int | None = None) -> Non
             _check_ports(cluster)
             starting = StartingFile(places.starting_file, tells)
             starting.now(f"the root opens {as_text(Path(file.model_path().name))} and its tokenizer")
-            model = cleanup.enter_context(open_model(file.model_path(), cluster.weight_type))
-            check_model(cluster, model)
-            for doubt in doubts(cluster, model):
-                logger.warning("%s", doubt)
-            tokenizer = read_tokenizer(file.tokenizer_path())
-            tokenizer.check_fits(model.spec, model.path)
-            for note in model.notes:
-                logger.warning("%s", note)
-            if doubt := tokenizer.doubt(model.spec, model.path):
-                logger.warning("%s", doubt)
+            model, tokenizer = open_checked(file, lambda sentence: logger.warning("%s", sentence))
+            cleanup.enter_context(model)
             require_open_files(_FILES_OF_ROOT + _FILES_OF_PEER * len(cluster.workers))
             context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
             cleanup.callback(context.destroy)  # `term` would wait for ever for the sockets of half a root

@@ -18,12 +18,11 @@ from dllama_zmq.bus.client_messages import NodeStatus, Status
 from dllama_zmq.client import Client
 from dllama_zmq.cluster import Cluster, ClusterFile, Ports, is_loopback
 from dllama_zmq.errors import BusError, ClusterError, RootLost
-from dllama_zmq.formats import open_model, read_tokenizer
 from dllama_zmq.kernels import Needs, prepare_kernels, told_to
 from dllama_zmq.launch import locks, registry
 from dllama_zmq.launch.fleet import child_environment, last_error, open_log
 from dllama_zmq.launch.locks import POLL_S
-from dllama_zmq.launch.nodes_here import check_model, doubts
+from dllama_zmq.launch.nodes_here import open_checked
 from dllama_zmq.launch.owner import STAY
 from dllama_zmq.launch.paths import Places
 from dllama_zmq.launch.registry import AlreadyRunning, Running
@@ -195,18 +194,9 @@ def _start(file: ClusterFile, listener: Listener) -> _Start:
 
 def _check_files(file: ClusterFile, tells: Tells) -> Needs:
     """Find in the foreground, where people look, what would stop the root in the background; what its kernels need."""
-    path = file.model_path()
-    tells.now(f"reading {path.name} and its tokenizer")
-    with open_model(path, file.cluster.weight_type) as model:
-        check_model(file.cluster, model)
-        for doubt in doubts(file.cluster, model):
-            tells.line(f"warning: {doubt}")
-        tokenizer = read_tokenizer(file.tokenizer_path())
-        tokenizer.check_fits(model.spec, model.path)
-        for note in model.notes:
-            tells.line(f"warning: {note}")
-        if doubt := tokenizer.doubt(model.spec, model.path):
-            tells.line(f"warning: {doubt}")
+    tells.now(f"reading {file.model_path().name} and its tokenizer")
+    model, _ = open_checked(file, lambda sentence: tells.line(f"warning: {sentence}"))
+    with model:
         return kernel_needs(model.spec, file.cluster.n_nodes, file.cluster.kv_cache)
 
 

@@ -1,15 +1,17 @@
-"""A cluster's nodes on this computer: which they are, and whether its memory and cores are enough for them."""
+"""A cluster's nodes on this computer: which they are, what they run, and whether memory and cores are enough."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 
-from dllama_zmq.cluster import Cluster, WorkerConfig, is_loopback
-from dllama_zmq.formats import ModelFile
+from dllama_zmq.cluster import Cluster, ClusterFile, WorkerConfig, is_loopback
+from dllama_zmq.formats import ModelFile, open_model, read_tokenizer
 from dllama_zmq.host import free_memory_bytes, usable_cores
 from dllama_zmq.root.fitting import Wish, check_fits
 from dllama_zmq.sharding import Plan, context_length
 from dllama_zmq.sources import DEMO
+from dllama_zmq.tokenizer import Tokenizer
 
 
 def local_workers(cluster: Cluster) -> list[WorkerConfig]:
@@ -17,8 +19,24 @@ def local_workers(cluster: Cluster) -> list[WorkerConfig]:
     return [worker for worker in cluster.workers if is_loopback(worker.host)]
 
 
-def check_model(cluster: Cluster, model: ModelFile) -> None:
-    """Raise PlanError where `model` cannot be split so, or where its nodes here need more memory than there is."""
+def open_checked(file: ClusterFile, warn: Callable[[str], None]) -> tuple[ModelFile, Tokenizer]:
+    """The cluster's model, open, and its tokenizer; `warn` hears what is odd about them, a sentence each.
+
+    Raises ConfigError, FormatError; PlanError where the model cannot be split so, or memory here is too small for it.
+    """
+    with ExitStack() as cleanup:
+        model = cleanup.enter_context(open_model(file.model_path(), file.cluster.weight_type))
+        _check_plan(file.cluster, model)
+        tokenizer = read_tokenizer(file.tokenizer_path())
+        tokenizer.check_fits(model.spec, model.path)
+        for sentence in (*_doubts(file.cluster, model), *model.notes, tokenizer.doubt(model.spec, model.path)):
+            if sentence:
+                warn(sentence)
+        cleanup.pop_all()
+    return model, tokenizer
+
+
+def _check_plan(cluster: Cluster, model: ModelFile) -> None:
     plan = Plan.make(model.spec, cluster.n_nodes, str(model.path))
     if cluster.check_memory:
         here = [0, *(node for node, worker in enumerate(cluster.workers, start=1) if is_loopback(worker.host))]
@@ -26,7 +44,7 @@ def check_model(cluster: Cluster, model: ModelFile) -> None:
         check_fits(Wish(plan, here, seq_len, cluster.kv_cache, model.path.name), free_memory_bytes())
 
 
-def doubts(cluster: Cluster, model: ModelFile) -> Iterator[str]:
+def _doubts(cluster: Cluster, model: ModelFile) -> Iterator[str]:
     """What people should know who start this cluster here, a sentence each."""
     n_here, cores = 1 + len(local_workers(cluster)), usable_cores()
     if n_here > max(1, cores) and cluster.model != DEMO:  # the demo shows how nodes work together
