@@ -51,6 +51,7 @@ def measure_running(
     n_nodes = len(status.nodes)
     for n_tokens in filter(None, prompts):
         n_words = n_tokens
+        tells.now(f"pp{n_tokens}, warm-up")
         for _ in range(2):  # warms up, and finds how many words make n_tokens
             n_found = _run(client, n_words, 1).n_prompt
             n_words = max(1, round(n_words * n_tokens / n_found))
@@ -60,6 +61,7 @@ def measure_running(
             runs.append(_run(client, n_words, 1))
         yield _row(f"pp{runs[0].n_prompt}", n_nodes, [run.prompt for run in runs])
     for n_tokens in filter(None, generated):
+        tells.now(f"tg{n_tokens}, warm-up")
         n_positions = _run(client, 4, min(n_tokens, 8)).n_prompt + n_tokens + 1
         if n_positions > status.seq_len:
             raise RequestError(

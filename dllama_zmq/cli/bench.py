@@ -12,12 +12,10 @@ from dllama_zmq.bench.nodes import Nodes
 from dllama_zmq.bench.output import Json, Markdown, RunningJson, RunningMarkdown
 from dllama_zmq.bench.run import BenchSettings, RandomModel, run_bench
 from dllama_zmq.bench.running import measure_running
-from dllama_zmq.cli.chosen import chosen_path, elsewhere, running_here
+from dllama_zmq.cli.chosen import client_of
 from dllama_zmq.cli.measure_flags import Bench
 from dllama_zmq.cli.progress import Display
-from dllama_zmq.client import Client
 from dllama_zmq.errors import UsageError
-from dllama_zmq.launch.registry import connect
 from dllama_zmq.shapes import SHAPES
 from dllama_zmq.sources import DEMO
 from dllama_zmq.spec import FloatType
@@ -56,11 +54,8 @@ def _run_on_cluster(options: Bench, numbers: Mapping[str, int], write: Callable[
     }  # fmt: skip
     if given := [flag for flag, value in others.items() if value]:
         raise UsageError(f"{given[0]} is for nodes that bench starts; a running cluster is measured as it is")
-    prompts = counts(options.n_prompt, "--n-prompt", 0, MOST_TOKENS)
-    generated = counts(options.n_gen, "--n-gen", 0, MOST_TOKENS)
-    if not any([*prompts, *generated]):
-        raise UsageError(_NOTHING)
-    with _client(options) as client:
+    prompts, generated = _lengths(options)
+    with client_of(options.cluster, options.connect) as client:
         status = client.status()
         output = (RunningJson if options.output == "json" else RunningMarkdown)(write, status)
         for row in measure_running(client, prompts, generated, options.repetitions, display):
@@ -68,21 +63,9 @@ def _run_on_cluster(options: Bench, numbers: Mapping[str, int], write: Callable[
         output.end()
 
 
-def _client(options: Bench) -> Client:
-    if options.connect is not None:
-        return Client(elsewhere(options.connect, options.cluster))
-    return connect(running_here(chosen_path(options.cluster)))
-
-
 def settings_of(options: Bench, numbers: Mapping[str, int], command: str) -> BenchSettings:
     """What the flags ask for. Raises UsageError where they do not fit together."""
-    found = cases(
-        counts(options.n_prompt, "--n-prompt", 0, MOST_TOKENS),
-        counts(options.n_gen, "--n-gen", 0, MOST_TOKENS),
-        counts(options.depth, "--depth", 0, MOST_TOKENS),
-    )
-    if not found:
-        raise UsageError(_NOTHING)
+    found = cases(*_lengths(options), counts(options.depth, "--depth", 0, MOST_TOKENS))
     nodes = counts(options.nodes, "--nodes", 1, MOST_NODES)
     threads = counts(options.threads, "--threads", 1, MOST_THREADS)
     return BenchSettings(
@@ -95,6 +78,15 @@ def settings_of(options: Bench, numbers: Mapping[str, int], command: str) -> Ben
         command=command,
         profile=options.profile,
     )
+
+
+def _lengths(options: Bench) -> tuple[list[int], list[int]]:
+    """Of prompts and of answers, in tokens; 0 stands for none."""
+    prompts = counts(options.n_prompt, "--n-prompt", 0, MOST_TOKENS)
+    generated = counts(options.n_gen, "--n-gen", 0, MOST_TOKENS)
+    if not any((*prompts, *generated)):
+        raise UsageError("--n-prompt and --n-gen are both 0: nothing to measure")
+    return prompts, generated
 
 
 def _model(options: Bench, numbers: Mapping[str, int]) -> str | RandomModel:

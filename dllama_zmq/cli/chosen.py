@@ -8,9 +8,10 @@ from pathlib import Path
 from dllama_zmq.bus.addresses import endpoint_of
 from dllama_zmq.cli.flags import Overrides
 from dllama_zmq.cli.overrides import applied, without_file
+from dllama_zmq.client import Client
 from dllama_zmq.cluster import FILE_NAME, ClusterFile, Ports, load_cluster
 from dllama_zmq.errors import ClusterError, ConfigError, UsageError
-from dllama_zmq.launch.registry import Running, cluster_here, find_running, running_clusters
+from dllama_zmq.launch.registry import Running, cluster_here, connect, find_running, running_clusters
 
 NO_CLUSTER = (
     'a model is enough without one: dllama-zmq run MODEL "Once upon a time" (`up -m MODEL`, `generate -m MODEL`); '
@@ -32,11 +33,18 @@ def chosen_path(argument: Path | None, option: Path | None = None) -> Path:
     return path
 
 
-def elsewhere(connect: str, *clusters: Path | None) -> str:
+def elsewhere(connect_to: str, *clusters: Path | None) -> str:
     """The root's address for clients that --connect names; nothing else may say which cluster it is."""
     if any(one is not None for one in clusters):
         raise UsageError("--connect and a cluster's file each say which cluster; give one of them")
-    return endpoint_of(connect, Ports().clients)
+    return endpoint_of(connect_to, Ports().clients)
+
+
+def client_of(cluster: Path | None, connect_to: str | None) -> Client:
+    """A client of the running cluster that --cluster or --connect names; of this folder's where neither is given."""
+    if connect_to is not None:
+        return Client(elsewhere(connect_to, cluster))
+    return connect(running_here(chosen_path(cluster)))
 
 
 def running_here(path: Path, even_down: bool = False) -> ClusterFile:

@@ -7,16 +7,14 @@ from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
 
-from dllama_zmq.cli.chosen import chosen_path, running_here
+from dllama_zmq.cli.chosen import client_of
 from dllama_zmq.cli.endings import as_json
 from dllama_zmq.cli.measure_flags import Netstat
 from dllama_zmq.cli.netstat_figures import Prediction, Report, measured, predicted
 from dllama_zmq.cli.netstat_tables import prediction_tables, report_tables, summary_table
 from dllama_zmq.cli.watch import check_watch, watched
-from dllama_zmq.client import Client
 from dllama_zmq.errors import UsageError
 from dllama_zmq.formats import open_model
-from dllama_zmq.launch.registry import connect
 from dllama_zmq.shapes import SHAPES, shape
 from dllama_zmq.sources import DEMO, PULLED, model_at
 from dllama_zmq.spec import ModelSpec
@@ -37,7 +35,7 @@ def run(options: Netstat) -> None:
         figures = predicted(options.predict, _spec(options.predict), n_nodes, options.sync or "f32")
         watched(lambda: figures, _as_json if options.json else _tables, None, console)
         return
-    with _client(options) as client:
+    with client_of(options.cluster, options.connect) as client:
         show = _as_json if options.json else summary_table if options.summary else _tables
         watched(lambda: measured(client.status(_STATUS_S)), show, options.watch, console)
 
@@ -53,12 +51,6 @@ def _check(options: Netstat) -> None:
     if options.predict is not None and options.watch is not None:
         raise UsageError("--watch goes with a running cluster; a prediction does not change")
     check_watch(options.watch)
-
-
-def _client(options: Netstat) -> Client:
-    if options.connect is not None:
-        return Client(options.connect)
-    return connect(running_here(chosen_path(options.cluster)))
 
 
 def _tables(figures: Report | Prediction) -> RenderableType:

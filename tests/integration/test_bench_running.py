@@ -35,6 +35,11 @@ def test_its_table_fits_80_columns(running: Cli) -> None:
     assert done.out.splitlines()[-1].startswith("| tg2 ")
 
 
+def test_nothing_to_measure_is_wrong_use(running: Cli) -> None:
+    said = running.run("bench", "--cluster", "cluster.yaml", "-p", "0", "-n", "0").error(2)
+    assert said == "--n-prompt and --n-gen are both 0: nothing to measure"
+
+
 @pytest.mark.parametrize("flag", [["--model", "demo"], ["--nodes", "2"], ["--profile"], ["--layers", "2"]])
 def test_what_only_nodes_of_bench_have_is_refused(running: Cli, flag: list[str]) -> None:
     assert "a running cluster is measured as it is" in running.run("bench", "--cluster", "cluster.yaml", *flag).error(2)
