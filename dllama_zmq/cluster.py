@@ -21,7 +21,7 @@ from msgspec import Meta, Struct
 
 from dllama_zmq.errors import ConfigError, UsageError
 from dllama_zmq.hub import find_pulled
-from dllama_zmq.sources import DATA_FOLDER, DEMO, PULLED, tokenizer_beside
+from dllama_zmq.sources import DATA_FOLDER, DEMO, PULLED, expanded, tokenizer_beside
 from dllama_zmq.spec import WEIGHTS_FLOAT, FloatType, Sync, Weights
 from dllama_zmq.threads import converted_by_threads
 from dllama_zmq.yaml_tree import YamlTree, shown
@@ -147,10 +147,7 @@ class ClusterFile:
         return self._sources() == other._sources()
 
     def _sources(self) -> tuple[Path, Weights | None, Path]:
-        model = self.model_place()
-        tokenizer = self.cluster.tokenizer
-        beside = tokenizer_beside(model) if tokenizer is None else self._resolve(tokenizer, "tokenizer", ".t")
-        return model.resolve(), self.cluster.weights, beside.resolve()
+        return self.model_place().resolve(), self.cluster.weights, self._tokenizer_place().resolve()
 
     def model_place(self) -> Path:
         """Where the model's file or folder is said to be. Raises ConfigError where it is one that was not pulled."""
@@ -158,16 +155,19 @@ class ClusterFile:
 
     def model_path(self) -> Path:
         """The model's file or folder. Raises ConfigError where there is none."""
-        return self._existing(self.model_place(), "model", "a model file or folder")
+        cure = f"write the path of a model's file or folder after `model:`, or {DEMO} for the shipped one"
+        return self._existing(self.model_place(), "model", cure)
 
     def tokenizer_path(self) -> Path:
         """The tokenizer as given; else what the model brings with it: a folder and a `.gguf` themselves, a
         `.safetensors` its folder, a `.m` the file of its own name with `.t`. Raises ConfigError where there is none."""
-        if self.cluster.tokenizer is not None:
-            path = self._resolve(self.cluster.tokenizer, "tokenizer", ".t")
-        else:
-            path = tokenizer_beside(self.model_place())
-        return self._existing(path, "tokenizer", "the model's tokenizer")
+        cure = "give the path of the model's tokenizer with --tokenizer, or after `tokenizer:`"
+        return self._existing(self._tokenizer_place(), "tokenizer", cure)
+
+    def _tokenizer_place(self) -> Path:
+        if self.cluster.tokenizer is None:
+            return tokenizer_beside(self.model_place())
+        return self._resolve(self.cluster.tokenizer, "tokenizer", ".t")
 
     def _resolve(self, text: str, key: str, suffix: str) -> Path:
         if text == DEMO:
@@ -176,19 +176,15 @@ class ClusterFile:
             if text.startswith(PULLED):
                 return find_pulled(text)
             path = os.fsdecode(text.encode("utf-8", "surrogateescape"))  # names are UTF-8, whatever the locale says
-            return self.identity.parent / Path(path).expanduser()
-        except RuntimeError as error:
-            raise ConfigError(f"{self.path}: {key}: {text}: no such home folder; write the path in full") from error
+            return self.identity.parent / expanded(path)
         except UsageError as error:
             raise ConfigError(f"{self.path}: {key}: {error}") from error
 
-    def _existing(self, path: Path, key: str, wanted: str) -> Path:
+    def _existing(self, path: Path, key: str, cure: str) -> Path:
         if os.path.isfile(path) or os.path.isdir(path):
             return path
-        raise ConfigError(
-            f"{self.path}: {key}: there is no {path}; give the path of {wanted} "
-            f"(relative to {self.identity.parent}), or write `model: {DEMO}` for the shipped one"
-        )
+        relative = f"paths in the file are relative to {self.identity.parent}"
+        raise ConfigError(f"{self.path}: {key}: there is no {path}; {cure} ({relative})")
 
 
 def load_cluster(path: str | os.PathLike[str]) -> ClusterFile:

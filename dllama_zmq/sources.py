@@ -30,19 +30,13 @@ def model_at(text: str | Path) -> Path:
     """
     if text == DEMO:
         return DATA_FOLDER / f"{DEMO}.m"
-    if not isinstance(text, str) or not text.startswith(PULLED):
-        return _path_or_pulled(text)
-    ModelName.parse(text)
+    found = from_anywhere(str(text))
+    if not found.startswith(PULLED):
+        return expanded(str(text))
     try:
-        return find_pulled(text)
+        return find_pulled(found)
     except UsageError as error:
         raise FormatError(str(error)) from error
-
-
-def _path_or_pulled(text: str | Path) -> Path:
-    """A path; where there is nothing at it, what has been pulled under this name."""
-    found = from_anywhere(str(text))
-    return find_pulled(found) if found.startswith(PULLED) else Path(text)
 
 
 def from_anywhere(text: str) -> str:
@@ -55,7 +49,7 @@ def from_anywhere(text: str) -> str:
         return text
     if text.startswith(PULLED):
         return f"{PULLED}{ModelName.parse(text)}"
-    path = Path(text).expanduser()
+    path = expanded(text)
     if os.path.lexists(path):
         return str(path.absolute())
     if (name := named(text)) is not None:
@@ -64,6 +58,14 @@ def from_anywhere(text: str) -> str:
     raise FormatError(
         f"{text} cannot be opened: there is no such file or folder{_similar(path)}{hub if is_hub_name(text) else ''}"
     )
+
+
+def expanded(text: str) -> Path:
+    """The path `text`, with the home folder in the place of a tilde. Raises UsageError where there is none."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"{text}: no such home folder; write the path in full") from error
 
 
 def _similar(path: Path) -> str:

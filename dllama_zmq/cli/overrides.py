@@ -14,7 +14,7 @@ from dllama_zmq.errors import ClusterError, UsageError
 from dllama_zmq.hub import ModelName, find_pulled
 from dllama_zmq.launch import registry
 from dllama_zmq.launch.registry import Running
-from dllama_zmq.sources import DEMO, PULLED, from_anywhere
+from dllama_zmq.sources import DEMO, PULLED, expanded, from_anywhere
 
 
 def applied(overrides: Overrides, file: ClusterFile) -> ClusterFile:
@@ -31,15 +31,14 @@ def applied(overrides: Overrides, file: ClusterFile) -> ClusterFile:
     if overrides.model is not None:  # the file's tokenizer is that of the file's model
         cluster = msgspec.structs.replace(cluster, model=from_anywhere(overrides.model), tokenizer=None)
     if overrides.tokenizer is not None:
-        tokenizer = DEMO if str(overrides.tokenizer) == DEMO else str(overrides.tokenizer.expanduser().absolute())
+        given_path = str(overrides.tokenizer)
+        tokenizer = DEMO if given_path == DEMO else str(expanded(given_path).absolute())
         cluster = msgspec.structs.replace(cluster, tokenizer=tokenizer)
     changes = {
         "sync": overrides.sync, "kernels": overrides.kernels, "weights": overrides.weights,
-        "max_seq_len": overrides.context,
+        "max_seq_len": overrides.context, "check_memory": False if overrides.force else None,
     }  # fmt: skip
     given = {key: value for key, value in changes.items() if value is not None}
-    if overrides.force:
-        cluster = msgspec.structs.replace(cluster, check_memory=False)
     return replace(file, cluster=msgspec.structs.replace(cluster, **given))
 
 

@@ -391,13 +391,15 @@ def test_the_home_folder_of_nobody_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_model_is_refused_with_its_path_and_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=rf"model: there is no {tmp_path}/story\.m; .*`model: demo`"):
+    with pytest.raises(
+        ConfigError, match=rf"model: there is no {tmp_path}/story\.m; write .* demo for the shipped one"
+    ):
         write(tmp_path, "model: story.m").model_path()
 
 
 def test_a_missing_tokenizer_is_refused_with_its_path(tmp_path: Path) -> None:
     (tmp_path / "story.m").touch()
-    with pytest.raises(ConfigError, match=rf"tokenizer: there is no {tmp_path}/story\.t"):
+    with pytest.raises(ConfigError, match=rf"tokenizer: there is no {tmp_path}/story\.t; .*--tokenizer"):
         write(tmp_path, "model: story.m").tokenizer_path()
 
 
