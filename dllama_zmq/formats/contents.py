@@ -38,7 +38,7 @@ def _of_folder(folder: Path) -> dict[str, Any]:
     n_values: dict[str, int] = {}
     for entry in entries.values():
         n_values[entry.dtype] = n_values.get(entry.dtype, 0) + math.prod(entry.shape)
-    return _facts(folder, str(model_type), len(entries), n_values)
+    return _facts(folder, model_type if isinstance(model_type, str) else "", len(entries), n_values)
 
 
 def _facts(path: Path, architecture: str, n_tensors: int, n_values: dict[str, int]) -> dict[str, Any]:

@@ -12,7 +12,16 @@ from gguf_writer import gguf_of, write_llama
 from tiny import TINY, tiny_spec, tiny_tensors, tiny_tokenizer_data, write_tiny_model
 
 from dllama_zmq.errors import FormatError, UsageError
-from dllama_zmq.formats import ModelFile, converted, open_hf, open_meta, open_model, read_tokenizer, write_t
+from dllama_zmq.formats import (
+    ModelFile,
+    contents_of,
+    converted,
+    open_hf,
+    open_meta,
+    open_model,
+    read_tokenizer,
+    write_t,
+)
 from dllama_zmq.formats.hf import HFFolder
 from dllama_zmq.formats.meta import MetaFolder
 from dllama_zmq.quants import BlockMatrix
@@ -281,3 +290,13 @@ def test_weights_of_an_m_file_stay_what_they_are(tmp_path):
     open_model(tmp_path / "a.m", FloatType.Q40).close()
     with pytest.raises(UsageError, match="its weights are Q40, and stay so"):
         open_model(tmp_path / "a.m", FloatType.Q80)
+
+
+def test_a_folder_that_names_no_kind_of_model_has_none_in_its_contents(tmp_path, values):
+    folder = write_hf(tmp_path / "a", TINY, values)
+    config = json.loads((folder / "config.json").read_text())
+    del config["model_type"]
+    (folder / "config.json").write_text(json.dumps(config))
+    found = contents_of(folder)
+    assert found is not None
+    assert (found["architecture"], found["tensors"]) == ("none named", len(hf_tensors(TINY, values)))

@@ -91,7 +91,6 @@ class Contents:
     architecture: str
     n_tensors: int
     n_values: dict[str, int]
-    file_bytes: int
 
 
 def contents(path: Path) -> Contents:
@@ -109,4 +108,4 @@ def contents(path: Path) -> Contents:
             values[name] = values.get(name, 0) + math.prod(entry.shape)
     finally:
         pages.close()
-    return Contents(architecture if isinstance(architecture, str) else "", n_tensors, values, pages.nbytes)
+    return Contents(architecture if isinstance(architecture, str) else "", n_tensors, values)

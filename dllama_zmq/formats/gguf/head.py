@@ -15,11 +15,11 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from dllama_zmq.errors import FormatError, UnsupportedModel
+from dllama_zmq.formats.kinds import GGUF_MAGIC
 from dllama_zmq.formats.mapped import MappedFile
 from dllama_zmq.quants.k_quants import Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, SourceType
 from dllama_zmq.spec import FloatType
 
-MAGIC = b"GGUF"
 MAX_METADATA_BYTES = 1 << 26
 MAX_PAIRS = 1 << 14
 MAX_TENSORS = 1 << 16
@@ -106,9 +106,9 @@ class Head:
     def counts(self) -> tuple[int, int]:
         """The numbers of tensors and of pairs."""
         magic = bytes(self._bytes[:4])
-        if magic != MAGIC:
+        if magic != GGUF_MAGIC:
             raise FormatError(
-                f"{self.path}: offset 0: the file begins with {magic!r}; expected {MAGIC!r}. It is no GGUF."
+                f"{self.path}: offset 0: the file begins with {magic!r}; expected {GGUF_MAGIC!r}. It is no GGUF."
             )
         self.at = 4
         version = self._u32("the version")
