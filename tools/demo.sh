@@ -9,7 +9,8 @@ say() { printf '\n\033[1m$ %s\033[0m\n' "$1" >&2; }
 
 say "dllama-zmq up cluster.yaml"
 "$dllama" up cluster.yaml
-trap '"$dllama" down cluster.yaml' EXIT INT TERM
+trap '"$dllama" down cluster.yaml' EXIT
+trap 'exit 130' INT TERM
 
 say 'dllama-zmq generate "Once upon a time" --steps 120 --temperature 0.7'
 "$dllama" generate "Once upon a time" --steps 120 --temperature 0.7

@@ -9,13 +9,14 @@ log=$(mktemp)
 "$@" >"$log" 2>&1 &
 pid=$!
 trap 'kill "$pid" 2>/dev/null; rm -f "$log"; exit 130' INT TERM
+room=$((68 - ${#text}))  # a line that wraps could not be wiped away
 
 seconds=0
 next=2
 [ -t 2 ] || printf '%s\n' "$text" >&2
 while kill -0 "$pid" 2>/dev/null; do
     if [ -t 2 ]; then
-        last=$(tail -n 1 "$log" | tr -d '\r' | cut -c 1-40)
+        last=$(tail -n 1 "$log" | tr -d '\r' | cut -c "1-$room")
         printf '\r\033[K%s (%d s) %s' "$text" "$seconds" "$last" >&2
     elif [ "$seconds" -ge "$next" ]; then
         printf '%s (%d s)\n' "$text" "$seconds" >&2
