@@ -142,7 +142,12 @@ def native() -> dict[str, Array]:
     return collected(choose_kernels("simd", threads=1))
 
 
-@pytest.fixture(scope="module", params=list(LESSER))
+# All kernels are compiled for each, which takes a core the better part of a minute: the two that differ most, and the
+# others for a release.
+@pytest.fixture(
+    scope="module",
+    params=[name if name in ("avx2", "sse2") else pytest.param(name, marks=pytest.mark.release) for name in LESSER],
+)
 def lesser(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Cpu, dict[str, Array]]:
     """A CPU of LESSER, and the results of the kernels made for it."""
     cpu = LESSER[request.param]
