@@ -22,7 +22,7 @@ from dllama_zmq.cli.overrides import applied, fetched
 from dllama_zmq.cli.progress import Arrivals, Display, duration, note_on
 from dllama_zmq.cli.show import note
 from dllama_zmq.cli.watch import check_watch, watched
-from dllama_zmq.client import CONNECT_S, Client
+from dllama_zmq.client import CONNECT_S, SILENCE_S, Client
 from dllama_zmq.cluster import ClusterFile
 from dllama_zmq.launch.lifecycle import Listener, bring_up, commands_elsewhere, take_down
 from dllama_zmq.launch.registry import Running, address_elsewhere, await_running, connect, running_clusters
@@ -96,8 +96,9 @@ def down(path: Path) -> None:
 
 def down_elsewhere(address: str) -> None:
     """Take the cluster down whose root has this address for clients."""
-    with Client(address) as client:
-        client.stop()
+    with Client(address) as client, Display() as display:
+        display.now(f"asking the root at {address} to stop")
+        client.stop(SILENCE_S)
     note(f"the cluster at {address} is going down")
 
 

@@ -7,9 +7,8 @@ import stat
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeAlias
 
 from dllama_zmq.bus.client_messages import Done, Piece, Prefill, Queued, Started
 from dllama_zmq.cli import flags
@@ -21,15 +20,21 @@ from dllama_zmq.cli.overrides import check_elsewhere, check_running, fetched
 from dllama_zmq.cli.progress import Display
 from dllama_zmq.cli.show import note
 from dllama_zmq.cli.stats import Stats
-from dllama_zmq.client import Answer, Client
+from dllama_zmq.client import SILENCE_S, Answer, Client
 from dllama_zmq.cluster import ClusterFile
 from dllama_zmq.errors import UsageError
 from dllama_zmq.launch.lifecycle import for_one_call
 from dllama_zmq.launch.registry import address_elsewhere
 from dllama_zmq.root.sampler import Sampling
 
-_Source: TypeAlias = AbstractContextManager[tuple[Client, str]]
-"""A client of the cluster that answers, and the path of its model."""
+
+@dataclass(frozen=True, slots=True)
+class _Answering:
+    """The cluster that answers: a client of it, the path of its model, its nodes."""
+
+    client: Client
+    model: str
+    n_nodes: int
 
 
 def run(prompt: str, path: Path, options: flags.Answer, overrides: Overrides) -> None:
@@ -53,10 +58,10 @@ def run_elsewhere(prompt: str, address: str, options: flags.Answer, overrides: O
     _answer(prompt, _client_at(address, overrides), options)
 
 
-def _answer(prompt: str, source: _Source, options: flags.Answer) -> None:
-    with source as (client, model), Display() as display:
+def _answer(prompt: str, source: AbstractContextManager[_Answering], options: flags.Answer) -> None:
+    with source as cluster, Display() as display:
         display.now("asking the root")
-        answers = client.generate(
+        answers = cluster.client.generate(
             prompt,
             options.max_tokens(),
             options.temperature,
@@ -64,14 +69,14 @@ def _answer(prompt: str, source: _Source, options: flags.Answer) -> None:
             options.top_k,
             options.given_seed(),
         )
-        printer = _Printer(prompt, options, model, display)
+        printer = _Printer(prompt, options, cluster.model, display)
         try:
             for answer in answers:
                 printer.take(answer)
         finally:
             answers.close()  # tells the root to stop where we stop early
             printer.end()
-        printer.report(len(client.status().nodes) if options.stats else 0)
+        printer.report(cluster.n_nodes)
 
 
 def _check(options: flags.Answer) -> None:
@@ -82,11 +87,11 @@ def _check(options: flags.Answer) -> None:
 
 
 @contextmanager
-def _client(file: ClusterFile, overrides: Overrides) -> Iterator[tuple[Client, str]]:
-    """A client of the cluster, brought up for this call where it is not running; and the path of its model."""
+def _client(file: ClusterFile, overrides: Overrides) -> Iterator[_Answering]:
+    """The cluster, brought up for this call where it is not running."""
     if (address := address_elsewhere(file.cluster)) is not None:
-        with _client_at(address, overrides) as source:
-            yield source
+        with _client_at(address, overrides) as cluster:
+            yield cluster
         return
 
     def on_shared() -> None:
@@ -98,16 +103,18 @@ def _client(file: ClusterFile, overrides: Overrides) -> Iterator[tuple[Client, s
             telling.close()
             check_running(overrides, running, file)
             with Client(running.clients) as client:
-                yield client, running.model
+                yield _Answering(client, running.model, running.file.cluster.n_nodes)
 
 
 @contextmanager
-def _client_at(address: str, overrides: Overrides) -> Iterator[tuple[Client, str]]:
-    """A client of the cluster whose root has this address for clients; and the path of its model."""
+def _client_at(address: str, overrides: Overrides) -> Iterator[_Answering]:
+    """The cluster whose root has this address for clients. It answers between two steps, which may last."""
     with Client(address) as client:
-        model = client.status().model
-        check_elsewhere(overrides, address, model)
-        yield client, model
+        with Display() as display:
+            display.now(f"asking the root at {address}")
+            status = client.status(SILENCE_S)
+        check_elsewhere(overrides, address, status.model)
+        yield _Answering(client, status.model, len(status.nodes))
 
 
 class _Printer:

@@ -156,7 +156,7 @@ def take_down(file: ClusterFile) -> bool:
     stop_s = file.cluster.limits.stop_s
     if (address := registry.address_elsewhere(file.cluster)) is not None:
         with Client(address) as client:
-            client.stop(wait_s=stop_s)
+            client.stop(file.cluster.limits.step_s + stop_s)  # it hears between two steps
         return True
     was_running = False
     for number, wait_s in ((signal.SIGTERM, 2 * stop_s), (signal.SIGKILL, stop_s)):

@@ -25,6 +25,9 @@ from dllama_zmq.bus.client_messages import FROM_CLIENT, TO_CLIENT, Error, Genera
 from dllama_zmq.bus.links import Endpoints
 from dllama_zmq.bus.messages import Message, decode, encode
 from dllama_zmq.bus.peers import Peers
+from dllama_zmq.cli import flags
+from dllama_zmq.cli.cluster import down_elsewhere
+from dllama_zmq.cli.generate import run_elsewhere
 from dllama_zmq.cluster import Limits
 from dllama_zmq.errors import BusError, ClusterError, RootLost, WorkerLost
 from dllama_zmq.formats import ModelFile, read_tokenizer, write_t
@@ -66,10 +69,13 @@ def a_service(
 
 
 @contextlib.contextmanager
-def serving(context: Context, model: ModelFile, workers: list[str], **limits: float) -> Iterator[str]:
-    """The address of a root with places for these workers, which runs until the block ends."""
+def serving(
+    context: Context, model: ModelFile, workers: list[str], busy_s: float = 0.0, **limits: float
+) -> Iterator[str]:
+    """The address of a root with places for these workers, until the block ends. It answers nobody for `busy_s`."""
     with a_service(context, model, workers, inproc(), **limits) as (service, address):
-        thread = threading.Thread(target=service.run, daemon=True)
+        thread = threading.Timer(busy_s, service.run)
+        thread.daemon = True
         thread.start()
         try:
             yield address
@@ -255,3 +261,16 @@ worker.run("127.0.0.1:9", "", 1, False, False)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=SOON_S, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_root_in_a_long_step_is_waited_for_by_generate_and_down(
+    context: Context, model: ModelFile, capfd: pytest.CaptureFixture[str]
+) -> None:
+    busy_s = 6.0  # longer than a client waits for a status of itself
+    answer, overrides = flags.Answer(steps=4, temperature=0.0, stats="answer"), flags.Overrides()
+    with serving(context, model, [], busy_s=busy_s) as address:
+        run_elsewhere("once", address, answer, overrides)
+        assert capfd.readouterr().out.startswith("once")
+    with serving(context, model, [], busy_s=busy_s) as address:
+        down_elsewhere(address)
+        assert "is going down" in capfd.readouterr().err
