@@ -31,7 +31,7 @@ def run(flags: Init) -> None:
     text, host = _text(_model_in(path, flags.model), hosts, flags.host)
     n_nodes = parse_cluster(text, path).n_nodes  # raises ConfigError for a host that is none
     try:
-        with path.open("w" if flags.force else "x") as file:
+        with path.open("w" if flags.force else "x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError:
         raise UsageError(f"{path} exists; --force replaces it") from None

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from dllama_zmq.cli.flags import PromptFlags
+from dllama_zmq.cli.show import note
 from dllama_zmq.errors import UsageError
 
 _SAY_AFTER_S = 1.5
@@ -44,7 +45,7 @@ def _piped() -> bytes:
     if sys.stdin is None:
         return b""
     if not select.select([sys.stdin], [], [], _SAY_AFTER_S)[0]:
-        print("waiting for the prompt on stdin, to its end", file=sys.stderr, flush=True)  # noqa: T201
+        note("waiting for the prompt on stdin, to its end")
     return sys.stdin.buffer.read()
 
 

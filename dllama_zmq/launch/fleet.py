@@ -159,9 +159,12 @@ class Fleet:
 
 def last_error(log: Path, start: int = 0) -> str:
     """What a node said last before it ended, of what its log has from byte `start` on; empty where it did not."""
-    with log.open("rb") as file:
-        file.seek(start)
-        lines = file.read(MAX_LOG_BYTES).decode(errors="replace").splitlines()
+    try:
+        with log.open("rb") as file:
+            file.seek(start)
+            lines = file.read(MAX_LOG_BYTES).decode(errors="replace").splitlines()
+    except FileNotFoundError:  # somebody has tidied up
+        return ""
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     return errors[-1] if errors else ""
 
@@ -169,6 +172,7 @@ def last_error(log: Path, start: int = 0) -> str:
 def open_log(places: Places, node: str) -> BinaryIO:
     """The log of a node, open for appending; one that has grown too long is put aside first."""
     path = places.log(node)
+    places.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
     if path.exists() and path.stat().st_size > MAX_LOG_BYTES:
         path.replace(path.with_suffix(".log.1"))
     return path.open("ab")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -231,6 +232,17 @@ def test_a_worker_that_dies_idle_is_started_again(cli: Cli, greedy_text: str) ->
     assert answer(cli) == greedy_text
     assert "starting again worker1: it ended with signal 9" in (cli.log_folder / "root.log").read_text()
     print(f"a worker that died idle was back after {took_s:.2f} s")
+    cli.down()
+
+
+def test_a_worker_that_dies_is_started_again_where_the_logs_have_been_removed(cli: Cli, greedy_text: str) -> None:
+    cli.up(2)
+    shutil.rmtree(cli.log_folder)
+    dead = cli.pid("worker1")
+    kill(dead)
+    until(lambda: cli.pid("worker1") not in (0, dead), 30, "worker1 to be back")
+    assert answer(cli) == greedy_text
+    assert (cli.log_folder / "worker1.log").exists()
     cli.down()
 
 
