@@ -24,6 +24,7 @@ from dllama_zmq.cli.show import note
 from dllama_zmq.cli.watch import check_watch, watched
 from dllama_zmq.client import CONNECT_S, SILENCE_S, Client
 from dllama_zmq.cluster import ClusterFile
+from dllama_zmq.errors import ClusterError
 from dllama_zmq.launch.lifecycle import Listener, bring_up, commands_elsewhere, take_down
 from dllama_zmq.launch.registry import Running, address_elsewhere, await_running, connect, running_clusters
 from dllama_zmq.telling import human_bytes
@@ -33,16 +34,28 @@ _STATUS_S = 10.0  # the root answers between two steps
 
 def up(path: Path, overrides: Overrides) -> None:
     """Bring the cluster up in the background."""
-    _up(to_bring_up(path, fetched(overrides)))
+    file = to_bring_up(path, fetched(overrides))
+    _check_is_here(file, "up")
+    _up(file)
 
 
 def restart(path: Path, overrides: Overrides) -> None:
     """Take the cluster down, where it runs, and bring it up as its file says now; without a file, as it was."""
     overrides = fetched(overrides)
     file = applied(overrides, running_here(path, even_down=True))
+    _check_is_here(file, "restart")
     if take_down(file):
         note(f"{file.cluster.name} is down")
     _up(file)
+
+
+def _check_is_here(file: ClusterFile, command: str) -> None:
+    """Raise ClusterError where this computer cannot be the root: a cluster there must not be taken down for nothing."""
+    if address_elsewhere(file.cluster) is not None:
+        raise ClusterError(
+            f"{file.path}: root.host: {file.cluster.root.host} is no address of this computer; "
+            f"run `{file.command(command)}` on the computer that has it"
+        )
 
 
 def _up(file: ClusterFile) -> None:

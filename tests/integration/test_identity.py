@@ -281,3 +281,13 @@ def test_a_record_of_a_dead_cluster_tells_nothing(here: Cli) -> None:
     assert "'small' is not running" in cli.run("status").error()
     assert "was not running" in cli.run("down").err
     assert not places.cluster_file.exists()
+
+
+@pytest.mark.parametrize("command", ["up", "restart"])
+def test_a_cluster_whose_root_is_another_computer_is_brought_up_there(cli: Cli, command: str) -> None:
+    text = "model: demo\nopen_bus: true\nroot: {host: 192.0.2.7}\nworkers:\n  - {name: pi2, host: 192.0.2.8}\n"
+    (cli.folder / "cluster.yaml").write_text(text)
+    assert cli.run(command).error() == (
+        f"cluster.yaml: root.host: 192.0.2.7 is no address of this computer; run `dllama-zmq {command}` on the "
+        "computer that has it"
+    )
