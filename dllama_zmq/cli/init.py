@@ -25,10 +25,7 @@ def run(flags: Init) -> None:
     """Write the file that the flags describe. Raises UsageError where it exists, or they do not describe a cluster."""
     path = flags.file or Path(FILE_NAME)
     path = path / FILE_NAME if path.is_dir() else path
-    if flags.workers is not None and flags.nodes is not None:
-        raise UsageError("--nodes is for this computer alone and --workers names others; give one of them")
-    hosts = _hosts(flags.workers) if flags.workers is not None else ["127.0.0.1"] * ((flags.nodes or 1) - 1)
-    text, host = _text(_model_in(path, flags.model), hosts, flags.host)
+    text, host = _text(_model_in(path, flags.model), _hosts(flags.workers, flags.nodes), flags.host)
     n_nodes = parse_cluster(text, path).n_nodes  # raises ConfigError for a host that is none
     try:
         with path.open("w" if flags.force else "x", encoding="utf-8") as file:
@@ -41,12 +38,12 @@ def run(flags: Init) -> None:
         note(open_bus_note(host))
 
 
-def with_workers(model: str, workers: str, folder: Path) -> Cluster:
-    """The cluster of this computer as the root and `workers`, hosts with commas between, without a file.
+def with_workers(model: str, workers: str, nodes: int | None, folder: Path) -> Cluster:
+    """The cluster of this computer as the root and `workers`, hosts with commas between, without a file; nodes: None.
 
     Raises UsageError, ConfigError.
     """
-    text, _ = _text(model, _hosts(workers), None)
+    text, _ = _text(model, _hosts(workers, nodes), None)
     return parse_cluster(text, folder / FILE_NAME)
 
 
@@ -55,7 +52,12 @@ def open_bus_note(host: str) -> str:
     return f"the root listens at {host} to anybody in that network, not encrypted (open_bus: true)"
 
 
-def _hosts(workers: str) -> list[str]:
+def _hosts(workers: str | None, nodes: int | None) -> list[str]:
+    """A host for each worker. Raises UsageError where both flags are given."""
+    if workers is None:
+        return ["127.0.0.1"] * ((nodes or 1) - 1)
+    if nodes is not None:
+        raise UsageError("--nodes is for this computer alone and --workers names others; give one of them")
     return [host.strip() for host in workers.split(",")]
 
 

@@ -48,12 +48,8 @@ def without_file(overrides: Overrides, model: str, folder: Path = Path(), privat
     if overrides.workers is not None:
         from dllama_zmq.cli.init import open_bus_note, with_workers
 
-        if overrides.nodes is not None:
-            raise UsageError("--nodes is for this computer alone and --workers names others; give one of them")
-        cluster = msgspec.structs.replace(
-            with_workers(file.cluster.model, overrides.workers, folder), name=file.cluster.name
-        )
-        file = replace(file, cluster=cluster)
+        cluster = with_workers(file.cluster.model, overrides.workers, overrides.nodes, folder)
+        file = replace(file, cluster=msgspec.structs.replace(cluster, name=file.cluster.name))
         if cluster.open_bus:
             note(open_bus_note(cluster.root.host))
     return applied(replace(overrides, nodes=None, workers=None, model=None), file)
