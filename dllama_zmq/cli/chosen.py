@@ -37,7 +37,10 @@ def elsewhere(connect_to: str, *clusters: Path | None) -> str:
     """The root's address for clients that --connect names; nothing else may say which cluster it is."""
     if any(one is not None for one in clusters):
         raise UsageError("--connect and a cluster's file each say which cluster; give one of them")
-    return endpoint_of(connect_to, Ports().clients)
+    try:
+        return endpoint_of(connect_to, Ports().clients)
+    except UsageError as error:
+        raise UsageError(f"--connect {error}") from None
 
 
 def client_of(cluster: Path | None, connect_to: str | None) -> Client:

@@ -22,7 +22,7 @@ from dllama_zmq.cli.show import note
 from dllama_zmq.cli.stats import Stats
 from dllama_zmq.client import SILENCE_S, Answer, Client
 from dllama_zmq.cluster import ClusterFile
-from dllama_zmq.errors import UsageError
+from dllama_zmq.errors import RequestError, UsageError
 from dllama_zmq.launch.lifecycle import for_one_call
 from dllama_zmq.launch.registry import address_elsewhere
 from dllama_zmq.root.sampler import Sampling
@@ -83,7 +83,10 @@ def _check(options: flags.Answer) -> None:
     """Raise where the root would, before a cluster is brought up for nothing."""
     if options.steps == 0:
         raise UsageError("--steps is 0; expected 1 or more, or -1 for no limit")
-    Sampling(options.temperature, options.top_p, options.top_k, options.given_seed() or 0).check()
+    try:
+        Sampling(options.temperature, options.top_p, options.top_k, options.given_seed() or 0).check()
+    except RequestError as error:
+        raise UsageError(str(error)) from error
 
 
 @contextmanager

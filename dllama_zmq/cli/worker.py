@@ -29,7 +29,7 @@ def run(root: str, name: str, threads: int | None, leave_with_stdin: bool, crowd
     try:
         address = endpoint_of(root, Ports().replies)
     except UsageError as error:
-        raise UsageError(f"--root {error}") from None
+        raise UsageError(f"the root's address {error}") from None
     signal.signal(signal.SIGTERM, _leave)
     if leave_with_stdin:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is for the root
