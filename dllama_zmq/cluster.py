@@ -178,13 +178,18 @@ class ClusterFile:
             path = os.fsdecode(text.encode("utf-8", "surrogateescape"))  # names are UTF-8, whatever the locale says
             return self.identity.parent / expanded(path)
         except UsageError as error:
-            raise ConfigError(f"{self.path}: {key}: {error}") from error
+            raise ConfigError(f"{self._said_in()}{key}: {error}") from error
 
     def _existing(self, path: Path, key: str, cure: str) -> Path:
         if os.path.isfile(path) or os.path.isdir(path):
             return path
-        relative = f"paths in the file are relative to {self.identity.parent}"
-        raise ConfigError(f"{self.path}: {key}: there is no {path}; {cure} ({relative})")
+        where = self._said_in()
+        relative = f" (paths in the file are relative to {self.identity.parent})" if where else ""
+        raise ConfigError(f"{where}{key}: there is no {path}; {cure}{relative}")
+
+    def _said_in(self) -> str:
+        """The file, to begin a message with; empty where the command line alone has said it."""
+        return "" if self.private or not self.path.exists() else f"{self.path}: "
 
 
 def load_cluster(path: str | os.PathLike[str]) -> ClusterFile:

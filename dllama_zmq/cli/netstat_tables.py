@@ -24,6 +24,7 @@ from dllama_zmq.cli.netstat_figures import (
 from dllama_zmq.telling import human_bytes
 
 _NAMES = {"step": "step x", "sum": "sums", "partial": "partials", "candidates": "candidates", "more": "asked again"}
+_ALONE = "One node alone puts nothing on the bus."
 _FLOW_NAMES = {
     "layers": "layers",
     "step": "step x",
@@ -41,7 +42,7 @@ def summary_table(report: Report) -> RenderableType:
         for line in lines:
             if line.kind == TOTAL:
                 table.add_row(f"{phase}, {line.direction} by the root", *_cells(line, report.tokens[phase]))
-    parts: list[RenderableType] = [table]
+    parts: list[RenderableType] = [table if report.workers else Text(_ALONE)]
     parts += _slowest(report)
     if report.agrees is not None:
         parts.append(_verdict(report))
@@ -59,7 +60,7 @@ def report_tables(report: Report) -> RenderableType:
     if report.note:
         parts.append(Text(report.note))
     if len(report.workers) == 0:
-        parts.append(Text("One node alone puts nothing on the bus."))
+        parts.append(Text(_ALONE))
     for phase, lines in report.all_workers.items():
         parts += [Text(), _title(report, phase)]
         parts.append(_phase_table(report, phase, lines))
@@ -152,7 +153,7 @@ def prediction_tables(prediction: Prediction) -> RenderableType:
         )
     ]
     if prediction.one_worker is None or prediction.all_workers is None:
-        parts.append(Text("One node alone puts nothing on the bus."))
+        parts.append(Text(_ALONE))
     else:
         parts += [Text(), _share_table(prediction.one_worker, prediction.all_workers)]
         parts.append(

@@ -334,9 +334,12 @@ def test_one_node_alone_puts_nothing_on_the_bus_and_waits_for_nobody(tmp_path: P
         answer = dllama("generate", "the cat", "-n", "3", "--cluster", str(path), environment=environment)
         assert answer.returncode == 0, answer.stderr
         shown = tool("--connect", clients)
+        summary = tool("--connect", clients, "--summary")
         report = json.loads(tool("--connect", clients, "--json").stdout)
     assert (shown.returncode, shown.stderr) == (0, "")
-    assert "One node alone puts nothing on the bus." in shown.stdout
+    alone = "One node alone puts nothing on the bus."
+    assert alone in shown.stdout
+    assert summary.stdout == f"{alone}\n"
     assert (report["workers"], report["agrees"]) == ([], None)
     assert {row["wait_share"] for row in report["waiting"]} == {0.0}
 
@@ -347,7 +350,7 @@ def test_without_a_cluster_there_is_one_sentence_and_exit_code_1(tmp_path: Path)
     with home() as environment:
         shown = netstat("--cluster", str(path), environment=environment)
     assert (shown.returncode, shown.stdout) == (1, "")
-    assert shown.stderr == "error: cluster 'nobody' is not running; `dllama-zmq up` starts it\n"
+    assert shown.stderr == f"error: cluster 'nobody' is not running; `dllama-zmq up --cluster {path}` starts it\n"
 
 
 def test_an_address_that_is_none_is_refused_with_exit_code_1() -> None:

@@ -132,7 +132,9 @@ def test_nodes_takes_the_first_of_a_file(own: Cli) -> None:
 def test_a_tokenizer_can_be_named_on_the_command_line(own: Cli, text: str) -> None:
     bare = own.folder / "bare.m"
     bare.write_bytes(own.model.read_bytes())
-    assert "bare.t" in own.run("run", "bare.m", PROMPT, *GREEDY).error()
+    sentence = own.run("run", "bare.m", PROMPT, *GREEDY).error()
+    assert sentence.startswith(f"tokenizer: there is no {own.folder / 'bare.t'}; ")
+    assert "--tokenizer" in sentence
     result = own.run("run", "bare.m", PROMPT, *GREEDY, "--tokenizer", str(own.model.with_suffix(".t")))
     assert (result.code, result.out) == (0, f"{PROMPT}{text}\n"), result.said
 
