@@ -9,12 +9,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from dllama_zmq.bus.addresses import join, own_address
-from dllama_zmq.bus.client_messages import NodeStatus, Status
+from dllama_zmq.bus.client_messages import Status
 from dllama_zmq.client import Client
 from dllama_zmq.cluster import Cluster, ClusterFile, Ports, is_loopback
 from dllama_zmq.errors import BusError, ClusterError, RootLost
@@ -233,9 +233,9 @@ def _await_ready(file: ClusterFile, start: _Start, listener: Listener) -> Status
                 deaf = [node for node in status.nodes if node.state == "loaded" and node.reason]
                 if deaf:
                     raise ClusterError("; ".join(f"{node.name} {node.reason}" for node in deaf))
-                absent = [node for node in status.nodes if node.state == "absent"]
+                absent = {node.name: node.reason for node in status.nodes if node.state == "absent"}
                 if absent and not listener.patient and time.monotonic() > begun + limits.join_s:
-                    raise ClusterError(_nobody_came(file, absent))
+                    raise ClusterError(not_there(file, absent))
             time.sleep(POLL_S)
     finally:
         if client is not None:
@@ -259,14 +259,18 @@ def commands_elsewhere(cluster: Cluster) -> dict[str, str]:
     }
 
 
-def _nobody_came(file: ClusterFile, absent: list[NodeStatus]) -> str:
-    cluster = file.cluster
-    elsewhere = commands_elsewhere(cluster)
-    cures = {
-        node.name: elsewhere.get(node.name, f"see its log: {file.command(f'logs {node.name}')}") for node in absent
-    }
-    told = "; ".join(f"{node.name} {node.reason}: {cures[node.name]}" for node in absent)
-    return f"not every worker is there after {cluster.limits.join_s:.0f} s (limits.join_s): {told}"
+def not_there(file: ClusterFile, absent: Mapping[str, str]) -> str:
+    """Which workers have not come, by name with the reason, and what to do for each: start it, or see its log."""
+    elsewhere = commands_elsewhere(file.cluster)
+
+    def cure(worker: str) -> str:
+        if worker in elsewhere:
+            return elsewhere[worker]
+        log = Places.of(file.cluster.name).log(worker)  # no command finds a private cluster
+        return f"see its log: {log if file.private else file.command(f'logs {worker}')}"
+
+    told = "; ".join(f"{worker} {reason}: {cure(worker)}" for worker, reason in absent.items())
+    return f"not every worker is there after {file.cluster.limits.join_s:.0f} s (limits.join_s): {told}"
 
 
 def _last_error(start: _Start) -> str:

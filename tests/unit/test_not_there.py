@@ -1,0 +1,34 @@
+"""What people are told of a cluster that does not get ready."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from dllama_zmq.cluster import ClusterFile, parse_cluster
+from dllama_zmq.launch.lifecycle import not_there
+
+TEXT = """
+name: pis
+model: demo
+open_bus: true
+root: {host: 192.168.1.10}
+workers: [{name: worker1}, {name: pi2, host: 192.168.1.11}, {name: pi3, host: 192.168.1.12}]
+"""
+
+
+def test_of_who_has_not_come_it_is_said_what_to_start_where_or_which_log_tells(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DLLAMA_ZMQ_HOME", str(home))
+    file = ClusterFile(Path("home.yaml"), parse_cluster(TEXT))
+    absent = {"worker1": "has not joined yet", "pi2": "was lost"}
+    assert not_there(file, absent) == (
+        "not every worker is there after 60 s (limits.join_s): "
+        "worker1 has not joined yet: see its log: dllama-zmq logs worker1 --cluster home.yaml; "
+        "pi2 was lost: on 192.168.1.11: dllama-zmq worker 192.168.1.10"
+    )
+    told = not_there(replace(file, private=True), absent)  # no command finds this one
+    assert f"worker1 has not joined yet: see its log: {home}/logs/pis/worker1.log; " in told
