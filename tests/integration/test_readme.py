@@ -101,7 +101,7 @@ def test_make_test_is_what_runs_these_tests(target: str) -> None:
     assert planned.returncode == 0
     assert " -m pytest " in planned.stdout
     assert ("-m 'not release'" in planned.stdout) == (target == "test")
-    assert (ROOT / ".ci" / "run").read_text().endswith("exec make test-all\n")
+    assert (ROOT / ".ci" / "run").read_text().endswith("exec make test\n")
 
 
 def test_python_block_runs(environment: dict[str, str]) -> None:
