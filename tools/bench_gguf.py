@@ -27,8 +27,8 @@ from pathlib import Path
 import numpy as np
 
 from dllama_zmq.formats import open_gguf
-from dllama_zmq.formats.kinds import GGUF_MAGIC
 from dllama_zmq.formats.gguf.names import gguf_name
+from dllama_zmq.formats.kinds import GGUF_MAGIC
 from dllama_zmq.formats.random_model import random_matrix
 from dllama_zmq.kernels import choose_kernels
 from dllama_zmq.models import tensor_table
@@ -77,7 +77,9 @@ def write_random_gguf(path: Path, spec: ModelSpec, k_quants: bool) -> None:
     pairs += [(f"llama.{key}", struct.pack("<II", 4, value)) for key, value in numbers.items()]
     pairs.append(("llama.attention.layer_norm_rms_epsilon", struct.pack("<If", 6, spec.norm_eps)))
     head = (
-        GGUF_MAGIC + struct.pack("<IQQ", 3, len(tensors), len(pairs)) + b"".join(_text(key) + value for key, value in pairs)
+        GGUF_MAGIC
+        + struct.pack("<IQQ", 3, len(tensors), len(pairs))
+        + b"".join(_text(key) + value for key, value in pairs)
     )
     offset = 0
     for tensor, kind in tensors:
