@@ -18,7 +18,10 @@ def exit_code(app: typer.Typer, args: Sequence[str] | None = None) -> int:
     try:
         return app(args, standalone_mode=False) or 0
     except _WrongUse as error:
-        if words := _sentence(error):
+        words = _sentence(error)
+        if words.startswith("Usage: "):  # no command at all: the help is the answer
+            typer.echo(_message(error), err=True)
+        elif words:
             place = getattr(getattr(error, "ctx", None), "command_path", "dllama-zmq")
             typer.echo(f"error: {words}; see `{place} --help`", err=True)
         return 2
@@ -36,13 +39,17 @@ def _sentence(error: Any) -> str:
         return f"{flag_name(parameter)}: {str(error.message).rstrip('.')}"
     if wrong is not None:
         return f"{wrong} needs a value"
-    words = str(error.format_message()).strip().rstrip(".")
+    words = _message(error).rstrip(".")
     if words.startswith("Got unexpected extra argument"):
         return _too_many(context)
     if words.startswith("No such command") and context is not None:
         wrong = words.split("'")[1]
         return f"there is no command {wrong!r}{_nearest(wrong, context.command.commands)}"
     return words
+
+
+def _message(error: Any) -> str:
+    return str(error.format_message()).strip()
 
 
 def _too_many(context: Any) -> str:

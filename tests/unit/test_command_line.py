@@ -37,6 +37,14 @@ def refusal(*words: str) -> str:
     return err.getvalue().removeprefix("error: ").rstrip()
 
 
+def test_without_a_command_the_page_of_help_is_shown_as_it_is(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert exit_code(app, []) == 2
+    assert capsys.readouterr().err.strip() == page().strip()
+
+
 @pytest.mark.parametrize("words", [[], *([name] for name in SHOWN)], ids=" ".join)
 def test_a_page_fits_80_columns_and_shows_no_range_and_no_type_of_python(words: list[str]) -> None:
     text = page(*words)
