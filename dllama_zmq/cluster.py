@@ -21,7 +21,7 @@ from msgspec import Meta, Struct
 
 from dllama_zmq.errors import ConfigError, UsageError
 from dllama_zmq.hub import find_pulled
-from dllama_zmq.sources import DATA_FOLDER, DEMO, PULLED, expanded, tokenizer_beside
+from dllama_zmq.sources import DATA_FOLDER, DEMO, PULLED, expanded, in_full, tokenizer_beside
 from dllama_zmq.spec import WEIGHTS_FLOAT, FloatType, Sync, Weights
 from dllama_zmq.threads import converted_by_threads
 from dllama_zmq.yaml_tree import YamlTree, shown
@@ -176,7 +176,7 @@ class ClusterFile:
             if text.startswith(PULLED):
                 return find_pulled(text)
             path = os.fsdecode(text.encode("utf-8", "surrogateescape"))  # names are UTF-8, whatever the locale says
-            return self.identity.parent / expanded(path)
+            return in_full(self.identity.parent / expanded(path))
         except UsageError as error:
             raise ConfigError(f"{self._said_in()}{key}: {error}") from error
 

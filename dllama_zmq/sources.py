@@ -51,7 +51,7 @@ def from_anywhere(text: str) -> str:
         return f"{PULLED}{ModelName.parse(text)}"
     path = expanded(text)
     if os.path.lexists(path):
-        return str(path.absolute())
+        return str(in_full(path))
     if (name := named(text)) is not None:
         return f"{PULLED}{name}"
     hub = f"; if it is a model of the Hugging Face hub, write {PULLED}{text} (after `dllama-zmq pull {text}`)"
@@ -66,6 +66,13 @@ def expanded(text: str) -> Path:
         return Path(text).expanduser()
     except RuntimeError as error:
         raise UsageError(f"{text}: no such home folder; write the path in full") from error
+
+
+def in_full(path: Path) -> Path:
+    """`path` from the root folder on, without `..`: the links before one are followed, and the last name is kept."""
+    if ".." not in path.parts:
+        return path.absolute()
+    return Path(os.path.realpath(path) if path.name == ".." else os.path.join(os.path.realpath(path.parent), path.name))
 
 
 def _similar(path: Path) -> str:

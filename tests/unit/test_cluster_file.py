@@ -28,6 +28,7 @@ from dllama_zmq.cluster import (
 )
 from dllama_zmq.errors import ConfigError, UsageError
 from dllama_zmq.launch.registry import without_file
+from dllama_zmq.sources import from_anywhere
 from dllama_zmq.spec import FloatType
 
 PACKAGE_DATA = Path(dllama_zmq.__file__).parent / "data"
@@ -377,6 +378,18 @@ def test_paths_are_relative_to_the_file_and_the_tokenizer_lies_beside_the_model(
     file = write(tmp_path, "model: models/story.m")
     assert file.model_path() == tmp_path / "models" / "story.m"
     assert file.tokenizer_path() == tmp_path / "models" / "story.t"
+
+
+def test_a_path_is_shown_without_dots_and_the_link_before_them_is_followed(tmp_path: Path) -> None:
+    for folder in ("clusters", "models", "far/away"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "blob").touch()
+    for model in (tmp_path / "models" / "a.gguf", tmp_path / "far" / "b.gguf"):
+        model.symlink_to(tmp_path / "blob")  # as in the cache of a hub: the name is the link's
+    (tmp_path / "clusters" / "link").symlink_to(tmp_path / "far" / "away")
+    for text, model in (("../models/a.gguf", "models/a.gguf"), ("link/../b.gguf", "far/b.gguf")):
+        assert write(tmp_path / "clusters", f"model: {text}").model_place() == tmp_path.resolve() / model
+        assert from_anywhere(str(tmp_path / "clusters" / text)) == str(tmp_path.resolve() / model)
 
 
 def test_a_tilde_means_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
