@@ -163,7 +163,7 @@ class Worker:
             return replies
         link.subscribe(with_host_of(welcome.steps, address))
         try:
-            shard = self._load(link, welcome)
+            shard = self._load(link, welcome, address)
         except (RootLost, _Leave, zmq.ContextTerminated):
             raise
         except ProtocolError as error:
@@ -218,7 +218,7 @@ class Worker:
             settings.name, host_id(), os.getpid(), settings.version, host_name(), settings.threads, free_memory_bytes()
         )
 
-    def _load(self, link: WorkerLink, welcome: Welcome) -> _Shard:
+    def _load(self, link: WorkerLink, welcome: Welcome, address: str) -> _Shard:
         message = self._next(link)
         while not isinstance(message[0], PlanMessage):
             message = self._next(link)
@@ -232,7 +232,7 @@ class Worker:
         if not 1 <= welcome.node < order.nodes or not 1 <= order.seq_len <= spec.seq_len or order.slots < 1:
             raise ProtocolError(f"a plan for node {welcome.node} of {order.nodes}, {order.seq_len} positions")
         check_room(plan, welcome.node, order)
-        logger.info("joined as %s node=%d of=%d", welcome.name, welcome.node, order.nodes)
+        logger.info("joined the root at %s as %s node=%d of=%d", address, welcome.name, welcome.node, order.nodes)
         loading, preparation = Loading(plan, welcome.node), Preparation(link)
         link.send(Credit(CREDIT_PIECES))
         while not loading.complete:
@@ -276,6 +276,7 @@ class Worker:
         if isinstance(message, Beacon):
             if message.epoch != shard.heard:
                 link.send(Heard(message.epoch))
+                logger.info("ready to answer the root's steps")
             shard.heard = shard.comm.epoch = message.epoch
         elif isinstance(message, Step | More):
             if message.epoch == shard.comm.epoch:

@@ -355,6 +355,14 @@ def test_logs_are_printed_by_node(cli: Cli) -> None:
     cli.down()
 
 
+def test_a_worker_tells_whom_it_joined_and_when_it_is_ready(cli: Cli) -> None:
+    cli.up(2)
+    log = cli.run("logs", "worker1").out
+    joined, ready = "joined the root at ipc://.* as worker1 node=1 of=2", "ready to answer the root's steps"
+    assert re.search(f"{joined}\n(.*\n)*.* {ready}\n", log)
+    cli.down()
+
+
 def test_logs_before_the_first_start_say_so(cli: Cli) -> None:
     cli.write(2)
     assert cli.run("logs", "worker1").error().endswith("no log yet; worker1 has not run on this host")
