@@ -131,9 +131,13 @@ def _count(n: int) -> str:
     return str(n)
 
 
+def _headline(facts: dict[str, Any]) -> str:
+    return f"{facts['path']}: {facts['architecture']}, {_count(facts['parameters'])} parameters"
+
+
 def _show_contents(contents: dict[str, Any]) -> None:
     console = Console(highlight=False, markup=False)
-    console.print(f"{contents['path']}: {contents['architecture']}, {_count(contents['parameters'])} parameters")
+    console.print(_headline(contents), soft_wrap=True)
     types = ", ".join(f"{name} {_count(n)}" for name, n in contents["parameters_by_type"].items())
     console.print(f"{contents['tensors']} tensors: {types}", soft_wrap=True)
 
@@ -141,7 +145,7 @@ def _show_contents(contents: dict[str, Any]) -> None:
 def _show(facts: dict[str, Any]) -> None:
     console = Console(highlight=False, markup=False)
     types = ", ".join(f"{name} {human_bytes(n)}" for name, n in facts["bytes_by_type"].items())
-    console.print(f"{facts['path']}: {facts['architecture']}, {_count(facts['parameters'])} parameters")
+    console.print(_headline(facts), soft_wrap=True)
     console.print(f"weights    {human_bytes(facts['bytes'])}: {types}")
     becomes = [(each["type"], each["read_as"], human_bytes(each["bytes"])) for each in facts["in_file"]]
     if any(TYPE_NAMES.get(as_read, as_read) != kind for kind, as_read, _ in becomes):
@@ -153,7 +157,8 @@ def _show(facts: dict[str, Any]) -> None:
     for name, value in facts["numbers"].items():
         console.print(f"{name:18} {value}")
     counts = ", ".join(map(str, facts["nodes_possible"]))
-    console.print(f"can be split over {counts} nodes; each holds, the program and its work included in all:")
+    console.print(f"can be split over {counts} nodes")
+    console.print("each node holds, the program and its work included in all:")
     positions = facts["positions"]
     table = Table("nodes", "weights", f"KV cache of {positions} positions (f16)", "in all", box=None, pad_edge=False)
     for row in facts["memory"]:

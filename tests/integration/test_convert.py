@@ -143,10 +143,11 @@ def test_inspect_tells_what_nodes_hold_of_a_folder_that_is_quantized_on_the_way(
 
 
 def test_inspect_reads_as_a_page_and_says_what_is_missing(cli: Cli, tmp_path: Path) -> None:
-    alone = tmp_path / "alone.m"
+    alone = tmp_path / f"alone{'x' * 60}.m"
     alone.write_bytes(cli.model.read_bytes())
     result = cli.run("inspect", str(alone))
     assert result.code == 0, result.said
-    assert "can be split over 1, 2, 4, 8 nodes" in result.out
+    assert result.out.startswith(f"{alone}: llama, ")  # a long path is not cut in two
+    assert "can be split over 1, 2, 4, 8 nodes\n" in result.out
     assert "tokenizer  none: " in result.out
     assert "nowhere.m cannot be opened" in cli.run("inspect", "nowhere.m").error()
