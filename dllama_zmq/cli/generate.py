@@ -136,8 +136,9 @@ class _Printer:
         one_terminal = sys.stdout.isatty() and sys.stderr.isatty()
         # On one terminal the text would stand between the figures of each token: then it comes at the end.
         self._streams = not options.json and not (options.stats == "tokens" and one_terminal)
-        # A line in the middle of the text would spoil it, and a pipe may lead to the same terminal (`| tee`).
-        self._tells_tokens = not self._streams or stat.S_ISREG(os.fstat(sys.stdout.fileno()).st_mode)
+        # A line in the middle of the text would spoil it: a pipe may lead to the same terminal (`| tee`), and one file
+        # may take both (`> log 2>&1`).
+        self._tells_tokens = not self._streams or _is_file_of_its_own(sys.stdout.fileno(), sys.stderr.fileno())
         self._shown = False
 
     def take(self, answer: Answer) -> None:
@@ -200,6 +201,11 @@ class _Printer:
 
     def _echoed(self) -> str:
         return self._prompt if self._options.echo else ""
+
+
+def _is_file_of_its_own(out: int, err: int) -> bool:
+    """Whether the descriptor `out` writes to a regular file, and `err` not to the same one."""
+    return stat.S_ISREG(os.fstat(out).st_mode) and not os.path.sameopenfile(out, err)
 
 
 def _write(text: str) -> None:

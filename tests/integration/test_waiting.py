@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -98,6 +99,14 @@ def test_where_the_text_goes_to_a_file_the_terminal_sees_tokens(slow: Cli) -> No
         assert terminal.to_the_end(WAIT_S) == 0, terminal.text()
     assert re.search(r"generating .*\d+ of 40 tokens, [\d.]+ tokens/s, \d+ s left", terminal.text()), terminal.text()
     assert (slow.folder / "text").read_text().startswith("a b")
+
+
+def test_where_text_and_progress_go_to_one_file_the_text_stays_whole(slow: Cli) -> None:
+    script = f"{sys.executable} -m dllama_zmq generate 'a b' --temp 0 -n 40"
+    both = f"{script} > one 2>&1 && {script} > text 2> told"
+    subprocess.run(["sh", "-c", both], cwd=slow.folder, env=slow.environment(), check=True, timeout=WAIT_S)
+    assert "generating" in (slow.folder / "told").read_text()
+    assert (slow.folder / "text").read_text() in (slow.folder / "one").read_text()
 
 
 def test_status_and_inspect_fit_80_columns(cli: Cli) -> None:
