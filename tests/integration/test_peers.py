@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import zmq
@@ -66,3 +67,18 @@ def test_where_a_guard_cannot_be_had_its_error_is_told_and_nothing_is_left(
         limits.setattr(threading.Thread, "start", start)
         with pytest.raises(RuntimeError, match="can't start new thread"):
             Peers(context, [f"tcp://127.0.0.1:{free_ports(1)[0]}"], sockets.CLIENTS)
+
+
+def test_a_hundred_sums_in_a_row_are_heard(context: Context, tmp_path: Path) -> None:
+    """As many as a root of a small model publishes before libzmq looks at how many have left the queue."""
+    steps = sockets.bounded(context, zmq.PUB, sockets.STEPS)
+    sockets.bind(steps, [f"ipc://{tmp_path}/steps"])
+    with steps, sockets.connect(context, zmq.SUB, f"ipc://{tmp_path}/steps") as worker:
+        until = time.monotonic() + SOON_S
+        while sockets.receive(worker, time.monotonic() + 0.05) is None:  # until it has subscribed
+            assert time.monotonic() < until
+            steps.send(b"beacon")
+        for number in range(100):
+            steps.send(bytes([number]))
+        heard = [sockets.receive(worker, time.monotonic() + 2.0) for _ in range(100)]
+    assert heard == [[bytes([number])] for number in range(100)]
