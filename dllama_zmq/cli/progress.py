@@ -140,8 +140,8 @@ class Arrivals:
             before = self._states.get(node.name, "absent")
             self._states[node.name] = node.state
             if node.state in ("loaded", "ready") and before not in ("loaded", "ready"):
-                weights = f"{human_bytes(node.total_bytes)} of weights in {node.seconds:.1f} s"
-                self._tells.line(f"{node.name}: ready, {weights}")
+                weights = f"{human_bytes(node.total_bytes)} in {node.seconds:.1f} s"
+                self._tells.line(f"{node.name} has its weights, {weights}")
             elif node.state == "absent" and before != "absent":
                 self._tells.line(f"{node.name} {node.reason}")
         waiting = [node for node in workers if node.state in ("absent", "loading")]

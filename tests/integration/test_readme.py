@@ -131,7 +131,7 @@ def test_worker_command_fills_the_places_of_the_yaml_block(environment: dict[str
         life = "dllama-zmq up && dllama-zmq generate 'One day' -n 5 --temp 0; dllama-zmq down"
         done = run(life, environment, tmp_path)
         assert done.returncode == 0, done.stderr
-        assert all(f"{name}: ready" in done.stderr for name in ("worker1", "worker2", "worker3"))
+        assert all(f"{name} has its weights" in done.stderr for name in ("worker1", "worker2", "worker3"))
         assert done.stdout.startswith("One day")
     finally:
         for worker in workers:

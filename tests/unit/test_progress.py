@@ -167,14 +167,14 @@ def arriving(told: Told, workers_at: Callable[[float], list[NodeStatus]], until_
 def test_a_worker_that_loads_within_a_second_takes_one_line(told: Told) -> None:
     states = ["absent", "loading", "loading", "loaded", "ready", "ready"]
     said = arriving(told, lambda now: [node("worker1", states[round(now * 10)])], 0.6)
-    assert said == ["worker1: ready, 4.0 MB of weights in 0.4 s"]
+    assert said == ["worker1 has its weights, 4.0 MB in 0.4 s"]
 
 
 def test_of_those_who_are_on_their_way_it_is_said_what_each_does(told: Told) -> None:
     workers = [node("a", "ready", 4 * MB), node("b", "loading", MB), node("c", "loading", 4 * MB), node("d", "absent")]
     said = arriving(told, lambda now: workers, 6.0)
     words = "b receives its weights; c gets ready; d has not joined yet: 1.0 of 4.0 MB"
-    assert said == ["a: ready, 4.0 MB of weights in 0.4 s", f"{words}, 2 s", f"{words}, 5 s"]
+    assert said == ["a has its weights, 4.0 MB in 0.4 s", f"{words}, 2 s", f"{words}, 5 s"]
 
 
 def test_what_a_worker_does_with_its_weights_is_said_with_a_share(told: Told) -> None:
