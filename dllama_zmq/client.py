@@ -74,6 +74,7 @@ class Client:
         except BaseException:
             self._finish()
             raise
+        self._lost = False
         self._ids = itertools.count(1)
         self._open: dict[int, deque[Message]] = {}
 
@@ -187,7 +188,11 @@ class Client:
         while True:
             frames = sockets.receive(self._socket, min(until, time.monotonic() + 0.25), spin_s=0.0)
             if frames is None:
-                if self._disconnects.happened():
+                self._lost = self._lost or self._disconnects.happened()
+                frames = sockets.receive_now(self._socket)  # what the root said last may have come meanwhile
+            if frames is None:
+                if self._lost:
+                    self._lost = False
                     raise RootLost(f"the root at {self.endpoint} went away; `dllama-zmq logs root` may say why")
                 if time.monotonic() >= until:
                     return None
