@@ -97,7 +97,8 @@ class Display:
             self._bars.stop()
         elif self._thread is not None:
             self._ended.set()
-            self._thread.join()
+            if self._thread.ident is not None:  # else Ctrl-C came before it was started
+                self._thread.join()
             self._thread = None
 
     def tick(self) -> None:
