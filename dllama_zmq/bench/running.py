@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 from msgspec import Struct
 
-from dllama_zmq.bus.client_messages import Figures, Piece, Prefill, Started
-from dllama_zmq.bus.slowest import slowest
+from dllama_zmq.bus.client_messages import Piece, Prefill, Started
+from dllama_zmq.bus.step_sums import StepSums
 from dllama_zmq.client import Client
 from dllama_zmq.errors import ClusterError, RequestError
 from dllama_zmq.telling import Tells
@@ -74,43 +75,41 @@ def measure_running(
         yield _row(f"tg{n_tokens}", n_nodes, samples)
 
 
-class _Run(Struct):
-    """One answer: the tokens of its prompt, and (tokens, figures) of each step."""
+@dataclass(slots=True)
+class _Run:
+    """One answer: the tokens of its prompt, and what the steps of the prompt and of decoding took."""
 
-    n_prompt: int
-    prompt: list[tuple[int, Figures]]
-    decoding: list[tuple[int, Figures]]
+    n_prompt: int = 1
+    prompt: StepSums = field(default_factory=StepSums)
+    decoding: StepSums = field(default_factory=StepSums)
 
 
 def _run(client: Client, n_words: int, max_tokens: int) -> _Run:
-    found = _Run(1, [], [])
+    found = _Run()
     for answer in client.generate(_WORD * n_words, max_tokens, ignore_eos=True):
         if isinstance(answer, Started):
             found.n_prompt = answer.prompt_tokens
         elif isinstance(answer, Prefill):
-            found.prompt.append((answer.n_tokens, answer.figures))
+            found.prompt.add(answer.n_tokens, answer.figures)
         elif isinstance(answer, Piece) and answer.figures is not None:
-            found.decoding.append((1, answer.figures))
+            found.decoding.add(1, answer.figures)
     return found
 
 
-def _row(test: str, n_nodes: int, samples: Sequence[Sequence[tuple[int, Figures]]]) -> RunningRow:
-    speeds = [sum(n for n, _ in steps) / sum(figures.wall_s for _, figures in steps) for steps in samples]
-    figures = [one for steps in samples for _, one in steps]
-    n_tokens, wall_s = sum(n for steps in samples for n, _ in steps), sum(one.wall_s for one in figures)
-    waited_for_s: dict[str, float] = {}
-    for one in figures:
-        for name, seconds in one.waited_for_s.items():
-            waited_for_s[name] = waited_for_s.get(name, 0.0) + seconds
-    last = slowest(waited_for_s, wall_s, n_nodes)
+def _row(test: str, n_nodes: int, samples: Sequence[StepSums]) -> RunningRow:
+    speeds = [sample.tokens_per_s() for sample in samples]
+    total = StepSums()
+    for sample in samples:
+        total.add(sample.tokens, sample)
+    last = total.slowest(n_nodes)
     return RunningRow(
         test=test,
         nodes=n_nodes,
         tokens_per_s=statistics.mean(speeds),
         stddev=statistics.stdev(speeds) if len(speeds) > 1 else 0.0,
         samples_tokens_per_s=speeds,
-        wait_share=sum(one.wait_s for one in figures) / wall_s,
-        kb_per_token=sum(one.sent_bytes + one.received_bytes for one in figures) / n_tokens / 1000,
+        wait_share=total.wait_s / total.wall_s,
+        kb_per_token=(total.sent_bytes + total.received_bytes) / total.tokens / 1000,
         slowest=None if last is None else last.name,
         slowest_share=None if last is None else last.share,
     )

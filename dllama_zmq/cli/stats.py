@@ -6,52 +6,12 @@ workers together. 1 kB is 1000 bytes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 from rich.console import Console
 from rich.table import Table
 
 from dllama_zmq.bus.client_messages import Figures, Piece, Prefill
-from dllama_zmq.bus.slowest import slowest
+from dllama_zmq.bus.step_sums import StepSums
 from dllama_zmq.cli.show import note
-
-
-@dataclass(slots=True)
-class _Sums:
-    """Sums over the steps of one phase."""
-
-    tokens: int = 0
-    wall_s: float = 0.0
-    wait_s: float = 0.0
-    sent_bytes: int = 0
-    received_bytes: int = 0
-    waited_for_s: dict[str, float] = field(default_factory=dict)
-
-    def add(self, n_tokens: int, figures: Figures) -> None:
-        self.tokens += n_tokens
-        self.wall_s += figures.wall_s
-        self.wait_s += figures.wait_s
-        self.sent_bytes += figures.sent_bytes
-        self.received_bytes += figures.received_bytes
-        for name, seconds in figures.waited_for_s.items():
-            self.waited_for_s[name] = self.waited_for_s.get(name, 0.0) + seconds
-
-    def tokens_per_s(self) -> float:
-        """0 where nothing was measured."""
-        return self.tokens / self.wall_s if self.wall_s else 0.0
-
-    def averages(self) -> dict[str, float]:
-        """Per token; milliseconds and kB."""
-        n = max(1, self.tokens)
-        return {
-            "tokens": self.tokens,
-            "tokens_per_s": round(self.tokens_per_s(), 2),
-            "g_ms": round(self.wall_s / n * 1e3, 3),
-            "i_ms": round((self.wall_s - self.wait_s) / n * 1e3, 3),
-            "t_ms": round(self.wait_s / n * 1e3, 3),
-            "s_kb": round(self.sent_bytes / n / 1e3, 3),
-            "r_kb": round(self.received_bytes / n / 1e3, 3),
-        }
 
 
 class Stats:
@@ -61,8 +21,8 @@ class Stats:
         self._per_token = per_token
         self._explained = False
         self._n_tokens = 0
-        self._prompt = _Sums()
-        self._prediction = _Sums()
+        self._prompt = StepSums()
+        self._prediction = StepSums()
 
     def prompt(self, step: Prefill) -> None:
         """One step of the prompt."""
@@ -78,7 +38,7 @@ class Stats:
 
     def averages(self) -> dict[str, dict[str, float]]:
         """Both phases, per token."""
-        return {"prompt": self._prompt.averages(), "prediction": self._prediction.averages()}
+        return {"prompt": _averages(self._prompt), "prediction": _averages(self._prediction)}
 
     def sentence(self) -> str:
         """How fast it was, in one line."""
@@ -100,7 +60,7 @@ class Stats:
         console.print(table)
         console.print("per token, at the root: ms in all, computing, waiting for others; payload bytes")
         for name, sums in (("the prompt", self._prompt), ("the prediction", self._prediction)):
-            if one := slowest(sums.waited_for_s, sums.wall_s, n_nodes):
+            if one := sums.slowest(n_nodes):
                 console.print(f"in {name} the others waited mostly for {one.name} ({one.share:.0%} of the waiting)")
 
     def _say(self, figures: Figures, what: str) -> None:
@@ -112,7 +72,7 @@ class Stats:
         note(f"{_line(figures)}  {what}")
 
 
-def _speed(n_tokens: int, sums: _Sums) -> str:
+def _speed(n_tokens: int, sums: StepSums) -> str:
     speed = f", {sums.tokens_per_s():.1f} tokens/s" if sums.tokens else ""
     return f"{n_tokens} {'token' if n_tokens == 1 else 'tokens'}{speed}"
 
@@ -123,3 +83,17 @@ def _line(figures: Figures) -> str:
         f"G {figures.wall_s * 1e3:7.2f}  I {compute_ms:7.2f}  T {figures.wait_s * 1e3:7.2f}  "
         f"S {figures.sent_bytes / 1e3:7.1f}  R {figures.received_bytes / 1e3:7.1f}"
     )
+
+
+def _averages(sums: StepSums) -> dict[str, float]:
+    """Per token; milliseconds and kB."""
+    n = max(1, sums.tokens)
+    return {
+        "tokens": sums.tokens,
+        "tokens_per_s": round(sums.tokens_per_s(), 2),
+        "g_ms": round(sums.wall_s / n * 1e3, 3),
+        "i_ms": round((sums.wall_s - sums.wait_s) / n * 1e3, 3),
+        "t_ms": round(sums.wait_s / n * 1e3, 3),
+        "s_kb": round(sums.sent_bytes / n / 1e3, 3),
+        "r_kb": round(sums.received_bytes / n / 1e3, 3),
+    }
