@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dllama_zmq.formats import ModelFile, TokenizerData, open_m, write_m
+from dllama_zmq.formats import ModelFile, TokenizerData, open_m, write_m, write_t
 from dllama_zmq.models import tensor_table
 from dllama_zmq.quants import BlockMatrix
 from dllama_zmq.spec import FloatType, ModelSpec
@@ -55,6 +55,12 @@ def write_tiny_model(path: Path, spec: ModelSpec = TINY, seed: int = 0) -> Model
     """Write a seeded random model of `spec` to `path` and open it."""
     write_m(path, spec, tiny_tensors(spec, seed))
     return open_m(path)
+
+
+def write_tiny_pair(folder: Path, spec: ModelSpec = TINY) -> ModelFile:
+    """Write a random model of `spec` as tiny.m and a vocabulary for it as tiny.t, and open the model."""
+    write_t(folder / "tiny.t", tiny_tokenizer_data(spec.vocab_size))
+    return write_tiny_model(folder / "tiny.m", spec)
 
 
 def tiny_tokenizer_data(vocab_size: int = TINY.vocab_size) -> TokenizerData:

@@ -15,13 +15,12 @@ from pathlib import Path
 import psutil
 import pytest
 from hostile.flood import floods, free_port
-from tiny import tiny_spec, tiny_tokenizer_data, write_tiny_model
+from tiny import tiny_spec, write_tiny_pair
 
 from dllama_zmq import Client
 from dllama_zmq.bus.client_messages import FROM_CLIENT, Piece
 from dllama_zmq.bus.messages import PROTOCOL, TO_ROOT, Kinds, decode
 from dllama_zmq.errors import RootLost
-from dllama_zmq.formats import write_t
 from dllama_zmq.spec import FloatType
 
 SPEC = tiny_spec(dim=128, hidden_dim=256, n_heads=8, weight_type=FloatType.Q40)
@@ -78,8 +77,7 @@ class Flooded:
 @pytest.fixture(scope="module")
 def flooded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flooded]:
     folder = tmp_path_factory.mktemp("model")
-    write_t(folder / "tiny.t", tiny_tokenizer_data())
-    write_tiny_model(folder / "tiny.m", SPEC).close()
+    write_tiny_pair(folder, SPEC).close()
     ports = {name: free_port() for name in ("steps", "replies", "clients")}
     addresses = [f"tcp://127.0.0.1:{port}" for port in ports.values()]
     command = [sys.executable, str(HERE / "flooded.py"), str(folder / "tiny.m"), *addresses]

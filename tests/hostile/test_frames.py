@@ -21,7 +21,7 @@ from hostile.flood import free_port
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from integration.stranger import RawRoot, Stranger
-from tiny import tiny_spec, tiny_tokenizer_data, write_tiny_model
+from tiny import tiny_spec, write_tiny_pair
 
 from dllama_zmq import Client
 from dllama_zmq.bus import sockets
@@ -31,7 +31,7 @@ from dllama_zmq.bus.messages import PROTOCOL, TO_ROOT, TO_WORKER, Kinds, decode,
 from dllama_zmq.bus.peers import Peers
 from dllama_zmq.cluster import Limits
 from dllama_zmq.errors import DllamaError, ProtocolError
-from dllama_zmq.formats import ModelFile, read_tokenizer, write_t
+from dllama_zmq.formats import ModelFile, read_tokenizer
 from dllama_zmq.models import Run
 from dllama_zmq.root.delivery import Delivery
 from dllama_zmq.root.report import ClusterFacts
@@ -133,9 +133,7 @@ def tokens(address: str) -> list[int]:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelFile]:
-    folder = tmp_path_factory.mktemp("model")
-    write_t(folder / "tiny.t", tiny_tokenizer_data())
-    with write_tiny_model(folder / "tiny.m", SPEC) as file:
+    with write_tiny_pair(tmp_path_factory.mktemp("model"), SPEC) as file:
         yield file
 
 

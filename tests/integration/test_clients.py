@@ -17,7 +17,7 @@ import pytest
 import zmq
 from nodes import Context, Start, inproc
 from stranger import Stranger
-from tiny import tiny_spec, tiny_tokenizer_data, write_tiny_model
+from tiny import tiny_spec, write_tiny_pair
 
 from dllama_zmq import Client
 from dllama_zmq.bus import sockets
@@ -30,7 +30,7 @@ from dllama_zmq.cli.cluster import down_elsewhere
 from dllama_zmq.cli.generate import run_elsewhere
 from dllama_zmq.cluster import Limits
 from dllama_zmq.errors import BusError, ClusterError, RootLost, WorkerLost
-from dllama_zmq.formats import ModelFile, read_tokenizer, write_t
+from dllama_zmq.formats import ModelFile, read_tokenizer
 from dllama_zmq.launch.daemon import _Signals, _Stopped
 from dllama_zmq.root.report import ClusterFacts
 from dllama_zmq.root.root import Root, RootSettings
@@ -44,9 +44,7 @@ SOON_S = 20.0
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelFile]:
-    folder = tmp_path_factory.mktemp("model")
-    write_t(folder / "tiny.t", tiny_tokenizer_data())
-    with write_tiny_model(folder / "tiny.m", SPEC) as file:
+    with write_tiny_pair(tmp_path_factory.mktemp("model"), SPEC) as file:
         yield file
 
 
