@@ -37,8 +37,11 @@ def test_who_cannot_be_watched_is_heard_all_the_same(context: Context, monkeypat
     """An old kernel, or one in a sandbox, does not count what a connection has received."""
     monkeypatch.setattr(guard, "_option", lambda *of: b"")
     with peers_and_one(context, [False]) as (peers, peer):
-        peer.send(b"hello")
-        assert peers.receive(time.monotonic() + SOON_S, 0.0) == [b"peer", b"hello"]
+        until, heard = time.monotonic() + SOON_S, None
+        while heard is None and time.monotonic() < until:
+            peer.send(b"hello")  # again and again, as a worker does: its connection may be seen after its message
+            heard = peers.receive(time.monotonic() + 0.05, 0.0)
+        assert heard == [b"peer", b"hello"]
 
 
 def test_who_is_a_node_no_more_is_watched_again(context: Context) -> None:
