@@ -50,6 +50,8 @@ _CLIENTS_S = 0.002  # for what clients say, between two steps
 _STEP_STAGES = 3  # limits.step_s is for one stage; a step of which more stages are as late is none that works
 _REMIND_S = 1.0
 _LOOK_AT_WAITING_S = 0.1
+_LAST_WORDS_S = 0.5  # for clients to hear how it ends, part of limits.stop_s
+_LAST_WORDS_AGAIN_S = 0.02
 _STATUS_S = 0.05  # how old an answer to `askstatus` may be: making it takes longer than a step of a small model
 
 
@@ -96,6 +98,7 @@ class Service:
         self._status: Status | None = None
         self._status_until = 0.0
         self._stopped = False
+        self._last_words: list[tuple[bytes, Message]] = []
 
     def stop(self) -> None:
         """Make `run` return after the step it is in; safe to call from a signal handler."""
@@ -125,7 +128,18 @@ class Service:
             raise
         finally:
             for request in [*([self._active] if self._active is not None else []), *self._waiting]:
-                self._send(request.client, Error(request.id, "ClusterError", why[:4000]))
+                self._last_words.append((request.client, Error(request.id, "ClusterError", why[:4000])))
+            self._say_last_words()
+
+    def _say_last_words(self) -> None:
+        """Tell clients how it ends until they have left: what they have not read goes with the connection.
+
+        (libzmq 4.3.5 drops it where a connecting socket has IMMEDIATE, as a client's has: `hiccuped` ends the pipe.)
+        """
+        until = time.monotonic() + _LAST_WORDS_S
+        while self._last_words and time.monotonic() < until:
+            self._last_words = [word for word in self._last_words if self._send(*word)]
+            time.sleep(_LAST_WORDS_AGAIN_S)
 
     # --- clients ---------------------------------------------------------------------------------------------------
 
@@ -155,7 +169,7 @@ class Service:
         elif isinstance(message, AskStatus):
             self._send(client, self._status_for(message.id))
         elif isinstance(message, Stop):
-            self._send(client, Stopping(message.id))
+            self._last_words.append((client, Stopping(message.id)))
             self._stopped = True
 
     def _status_for(self, request_id: int) -> Status:
