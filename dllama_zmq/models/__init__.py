@@ -1,6 +1,6 @@
-"""The architectures: one file each, plain code that yields partial sums and is sent sums. No file format, no socket.
+"""The architectures, one file each: plain code that yields partial sums and is sent sums. Knows no file or socket.
 
-ADDING_A_MODEL.md says how another one joins; PARITY.md how near each is to its reference.
+ADDING_A_MODEL.md says how to add one; PARITY.md how close each is to its reference.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Protocol
 from dllama_zmq.kernels import Kernels, KVCache, Run, Sums
 from dllama_zmq.models.cache import kv_cache_bytes
 from dllama_zmq.models.comm import Comm, micro_batches
-from dllama_zmq.models.grok1 import SOFTCAP, Grok1, grok1_tensors
-from dllama_zmq.models.llama import Llama, Take, llama_tensors
+from dllama_zmq.models.grok1 import Grok1, grok1_tensors
+from dllama_zmq.models.llama import Llama, TensorSource, llama_tensors
 from dllama_zmq.models.mixtral import Mixtral, mixtral_tensors
 from dllama_zmq.models.qwen import Qwen2, Qwen3, Qwen3Moe, qwen2_tensors, qwen3_moe_tensors, qwen3_tensors
 from dllama_zmq.quants import F32
@@ -34,14 +34,14 @@ _MODELS: dict[Architecture, tuple[type[Llama], Callable[[ModelSpec], list[Tensor
 
 
 class Model(Protocol):
-    """One node's share of a model, ready to run."""
+    """One node's shard of a model, ready to run."""
 
     def forward(self, x: F32, runs: Sequence[Run], comm: Comm) -> F32:
         """Embedded tokens (T, D) -> (T, D), before the final norm; `runs` cover the rows in order."""
         ...
 
     def logits(self, x: F32) -> F32:
-        """Rows of forward's result (R, D) -> this node's part of the vocabulary (R, V / nodes)."""
+        """Rows of forward's result (R, D) -> logits of this node's slice of the vocabulary (R, V / nodes)."""
         ...
 
 
@@ -55,10 +55,10 @@ def tensor_table(spec: ModelSpec) -> list[TensorSpec]:
 
 
 def attention_softcap(spec: ModelSpec) -> float | None:
-    """What the scores of attention are kept within (`Kernels.kv_cache`), where the architecture does that."""
-    return SOFTCAP if spec.arch == "grok1" else None
+    """The limit of attention's scores (see `Llama`), or None."""
+    return _MODELS[spec.arch][0].attention_softcap
 
 
-def build_model(spec: ModelSpec, take: Take, kernels: Kernels, cache: KVCache, sums: Sums) -> Model:
-    """This node's share of the model that `spec` names; the arguments are those of `Llama`."""
-    return _MODELS[spec.arch][0](spec, take, kernels, cache, sums)
+def build_model(spec: ModelSpec, weights: TensorSource, kernels: Kernels, cache: KVCache, sums: Sums) -> Model:
+    """This node's shard of the model that `spec` describes; the arguments are those of `Llama`."""
+    return _MODELS[spec.arch][0](spec, weights, kernels, cache, sums)

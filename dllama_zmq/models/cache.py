@@ -1,4 +1,4 @@
-"""What a model's keys and values take."""
+"""The size of a KV cache."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """A mixture of experts: a router chooses a few feed-forward networks for each token. Each is split over all nodes.
 
-All nodes must choose alike, whatever their CPUs and back ends, so the choice rests on whole numbers: see `Router`.
+All nodes must choose alike, whatever their CPUs and back ends, so the choice is made in whole numbers: see `Router`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dllama_zmq.kernels import Kernels, Sums
-from dllama_zmq.models.llama import Take, vector
+from dllama_zmq.models.llama import TensorSource, vector
 from dllama_zmq.quants import F32
 from dllama_zmq.spec import ModelSpec
 
@@ -20,11 +20,12 @@ I64 = npt.NDArray[np.int64]
 
 
 class Router:
-    """Chooses experts for x before its norm: router (E, D), the norm's gain (D,).
+    """Chooses experts for x before its norm. router (E, D), gain of the norm (D,).
 
-    Rounding differs between CPUs; x itself does not. So x * gain and the router's rows become whole numbers of so many
-    bits that a product's sum stays below 2^53: float64 adds those exactly, in whatever order. The norm's scale is
-    positive and changes no order; it comes in afterwards, for the experts' weights alone.
+    x is the same on all nodes, but the rounding of sums differs between CPUs. So x * gain and the router's rows become
+    whole numbers with few enough bits that the sum of a product stays below 2^53: float64 adds those exactly, in any
+    order. The norm's scale is positive and does not change which experts are chosen; it is applied afterwards, for the
+    experts' weights.
     """
 
     def __init__(self, spec: ModelSpec, router: F32, gain: F32) -> None:
@@ -35,23 +36,23 @@ class Router:
         self._gain = gain
 
     def __call__(self, x: F32) -> tuple[I64, F32]:
-        """x (T, D) -> chosen experts (T, k), ascending, and their weights (T, k). Of equals the lower is chosen."""
+        """x (T, D) -> chosen experts (T, k), ascending, and their weights (T, k). Ties go to the lower number."""
         values, steps = _whole(x * self._gain, self._bits)
         logits: F64 = values @ self._columns * self._steps * steps[:, None]
         chosen = np.sort(np.argsort(-logits, axis=1, kind="stable")[:, : self._n_chosen], axis=1)
         mean_square = np.mean(np.square(x, dtype=np.float64), axis=1, keepdims=True)
         logits /= np.sqrt(mean_square + self._eps)
         weights = np.exp(logits - logits.max(axis=1, keepdims=True))
-        of_chosen = np.take_along_axis(weights, chosen, axis=1)
-        of_chosen /= (of_chosen if self._norm_topk else weights).sum(axis=1, keepdims=True)
-        return chosen, of_chosen.astype(np.float32)
+        chosen_weights = np.take_along_axis(weights, chosen, axis=1)
+        chosen_weights /= (chosen_weights if self._norm_topk else weights).sum(axis=1, keepdims=True)
+        return chosen, chosen_weights.astype(np.float32)
 
 
 def norm_alike(x: F32, gain: F32, eps: float) -> F32:
-    """x (T, D) divided by the root of its mean square, times the norm's gain (D,): the same bits on every CPU.
+    """RMS norm of x (T, D) with gain (D,), the same bits on every CPU.
 
-    For a norm whose result goes into x, which all nodes must have alike. The mean is of x as whole numbers, whose
-    squares float64 adds exactly in any order; what remains is one rounding a step, which IEEE 754 prescribes.
+    For a norm whose result goes into x, which must be equal on all nodes. x becomes whole numbers, whose squares
+    float64 adds exactly in any order. Each remaining operation rounds once, as IEEE 754 prescribes.
     """
     values, steps = _whole(x, (53 - math.ceil(math.log2(x.shape[1]))) // 2)
     squares: F64 = np.square(values).sum(axis=1) * np.square(steps)
@@ -61,23 +62,23 @@ def norm_alike(x: F32, gain: F32, eps: float) -> F32:
 
 
 def _whole(rows: F32, bits: int) -> tuple[F64, F64]:
-    """Rows as whole numbers up to 2^bits, and the power of two that one of them is worth in each row."""
+    """Rows (T, D) as whole numbers up to 2^bits, and each row's unit (T,), a power of two."""
     exponents = np.frexp(np.abs(rows).max(axis=1))[1] - bits
     return np.rint(np.ldexp(rows.astype(np.float64), -exponents[:, None])), np.ldexp(1.0, exponents)
 
 
 class MixtureOfExperts:
-    """A layer's experts: this node's columns of each of them."""
+    """A layer's experts: this node's columns of each."""
 
     norm = "ffn_norm"
 
-    def __init__(self, spec: ModelSpec, take: Take, kernels: Kernels, sums: Sums) -> None:
+    def __init__(self, spec: ModelSpec, weights: TensorSource, kernels: Kernels, sums: Sums) -> None:
         self._eps, self._kernels = spec.norm_eps, kernels
-        self._norm = vector(take(self.norm))
-        self._router = Router(spec, take("router").dequantize(), self._norm)
+        self._norm = vector(weights(self.norm))
+        self._router = Router(spec, weights("router").dequantize(), self._norm)
         names = [[f"experts.{e}.{part}" for part in ("gate", "up", "down")] for e in range(spec.n_experts)]
         self._experts = kernels.experts(
-            ((take(gate), take(up), take(down)) for gate, up, down in names), sums.segments, spec.activation
+            ((weights(gate), weights(up), weights(down)) for gate, up, down in names), sums.segments, spec.activation
         )
 
     def __call__(self, x: F32) -> F32:

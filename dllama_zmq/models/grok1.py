@@ -1,6 +1,6 @@
 """Grok-1: a mixture of experts with a norm behind each half of a layer. Source: github.com/xai-org/grok-1, model.py.
 
-What those norms give goes into x, by which every node chooses experts: it must be the same on all of them.
+The results of those norms go into x, by which every node chooses experts: they must be the same bits on all nodes.
 """
 
 from __future__ import annotations
@@ -12,15 +12,13 @@ import numpy as np
 from dllama_zmq.kernels import Kernels, Run, Sums
 from dllama_zmq.models.comm import Comm
 from dllama_zmq.models.experts import MixtureOfExperts, norm_alike
-from dllama_zmq.models.llama import Attention, Llama, Take, vector
+from dllama_zmq.models.llama import Attention, Llama, TensorSource, vector
 from dllama_zmq.models.tensors import attention_tensors, decoder_tensors, expert_tensors, norm_tensor
 from dllama_zmq.quants import F32
 from dllama_zmq.spec import ModelSpec, TensorSpec
 
 EMBEDDING_SCALE = 78.38367176906169
 LOGIT_SCALE = 0.5773502691896257
-SOFTCAP = 30.0
-"""Attention's scores s become SOFTCAP * tanh(s / SOFTCAP)."""
 
 
 def grok1_tensors(spec: ModelSpec) -> list[TensorSpec]:
@@ -31,9 +29,9 @@ def grok1_tensors(spec: ModelSpec) -> list[TensorSpec]:
 
 
 class _NormedAttention(Attention):
-    def __init__(self, spec: ModelSpec, take: Take, kernels: Kernels, sums: Sums) -> None:
-        super().__init__(spec, take, kernels, sums)
-        self._out_norm = vector(take("ffn_norm"))  # so it is called in a `.m` file
+    def __init__(self, spec: ModelSpec, weights: TensorSource, kernels: Kernels, sums: Sums) -> None:
+        super().__init__(spec, weights, kernels, sums)
+        self._out_norm = vector(weights("ffn_norm"))  # its name in a `.m` file
 
     def finish(self, total: F32) -> F32:
         return norm_alike(total, self._out_norm, self._spec.norm_eps)
@@ -42,9 +40,9 @@ class _NormedAttention(Attention):
 class _NormedExperts(MixtureOfExperts):
     norm = "moe_norm"
 
-    def __init__(self, spec: ModelSpec, take: Take, kernels: Kernels, sums: Sums) -> None:
-        super().__init__(spec, take, kernels, sums)
-        self._out_norm = vector(take("moe_out_norm"))
+    def __init__(self, spec: ModelSpec, weights: TensorSource, kernels: Kernels, sums: Sums) -> None:
+        super().__init__(spec, weights, kernels, sums)
+        self._out_norm = vector(weights("moe_out_norm"))
 
     def finish(self, total: F32) -> F32:
         return norm_alike(total, self._out_norm, self._eps)
@@ -53,6 +51,7 @@ class _NormedExperts(MixtureOfExperts):
 class Grok1(Llama):
     attention = _NormedAttention
     feed_forward = _NormedExperts
+    attention_softcap = 30.0
 
     def forward(self, x: F32, runs: Sequence[Run], comm: Comm) -> F32:
         return super().forward(x * np.float32(EMBEDDING_SCALE), runs, comm)

@@ -1,7 +1,7 @@
-"""Llama: Llama 2 and 3 (arXiv:2302.13971, arXiv:2407.21783), Mistral and TinyLlama alike. Others are made of its parts.
+"""Llama 2 and 3 (arXiv:2302.13971, arXiv:2407.21783), Mistral and TinyLlama. The other architectures reuse its classes.
 
-Every node runs this same code over its own heads, FFN columns and vocabulary rows; `comm` adds the partial sums.
-Knows nothing of files, plans and sockets.
+Every node runs this code over its own heads, FFN columns and vocabulary rows; `comm` adds the partial sums.
+Knows no files, plans or sockets.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Protocol
 import numpy as np
 
 from dllama_zmq.kernels import Kernels, KVCache, Norm, Rotation, Run, Sums
-from dllama_zmq.models.comm import Comm, Layers, by_turns, micro_batches
+from dllama_zmq.models.comm import Comm, Layers, micro_batches, run_micro_batches
 from dllama_zmq.models.rope import rope_angles, rope_frequencies
 from dllama_zmq.models.tensors import attention_tensors, decoder_tensors, feed_forward_tensors, norm_tensor
 from dllama_zmq.quants import F32, BlockMatrix
 from dllama_zmq.spec import ModelSpec, TensorSpec
 
-Take = Callable[[str], BlockMatrix]
-"""This node's slice of a tensor, by name; each is asked for once, and held by nobody afterwards."""
+TensorSource = Callable[[str], BlockMatrix]
+"""This node's slice of a tensor, by name. Each is asked for once; nobody holds it afterwards."""
 
 
 def llama_tensors(spec: ModelSpec) -> list[TensorSpec]:
@@ -31,19 +31,19 @@ def llama_tensors(spec: ModelSpec) -> list[TensorSpec]:
 class Attention:
     """A layer's attention over this node's heads."""
 
-    def __init__(self, spec: ModelSpec, take: Take, kernels: Kernels, sums: Sums) -> None:
+    def __init__(self, spec: ModelSpec, weights: TensorSource, kernels: Kernels, sums: Sums) -> None:
         self._spec, self._kernels = spec, kernels
-        norm = Norm(vector(take("attention_norm")), spec.norm_eps)
-        self._qkv = kernels.linear(take("attention.q"), take("attention.k"), take("attention.v"), norm=norm)
-        self._o = kernels.linear(take("attention.o"), segments=sums.segments, wire=sums.wire)
+        norm = Norm(vector(weights("attention_norm")), spec.norm_eps)
+        self._qkv = kernels.linear(weights("attention.q"), weights("attention.k"), weights("attention.v"), norm=norm)
+        self._o = kernels.linear(weights("attention.o"), segments=sums.segments, wire=sums.wire)
 
     def heads(self, x: F32) -> tuple[F32, F32, F32]:
-        """x (T, D), before its norm -> queries (T, H * Hd), keys and values (T, K * Hd), before their rotation."""
+        """x (T, D) before its norm -> queries (T, H * Hd), keys and values (T, K * Hd) before RoPE."""
         q, k, v = self._qkv(x)
         return q, k, v
 
     def __call__(self, x: F32, layer: int, cache: KVCache, runs: Sequence[Run], rotations: Sequence[Rotation]) -> F32:
-        """x (T, D), a rotation for each of its runs -> this node's part of what attention adds to it (T, D)."""
+        """x (T, D) and a rotation for each of its runs -> this node's partial sum of attention (T, D)."""
         q, k, v = self.heads(x)
         if len(runs) == 1:
             attended = cache.attend(layer, runs[0], q, k, v, rotations[0])
@@ -55,31 +55,31 @@ class Attention:
         return out
 
     def finish(self, total: F32) -> F32:
-        """What is added to x, of the sum of all nodes' parts."""
+        """What is added to x: made from `total` (T, D), the sum over all nodes."""
         return total
 
 
 class FeedForwardBlock(Protocol):
     """A layer's second half: dense or a mixture of experts."""
 
-    def __init__(self, spec: ModelSpec, take: Take, kernels: Kernels, sums: Sums) -> None: ...
+    def __init__(self, spec: ModelSpec, weights: TensorSource, kernels: Kernels, sums: Sums) -> None: ...
 
     def __call__(self, x: F32) -> F32:
-        """x (T, D) -> this node's part of what is added to it (T, D)."""
+        """x (T, D) -> this node's partial sum (T, D)."""
         ...
 
     def finish(self, total: F32) -> F32:
-        """What is added to x, of the sum of all nodes' parts."""
+        """What is added to x: made from `total` (T, D), the sum over all nodes."""
         ...
 
 
 class FeedForward:
     """A dense feed-forward network's columns on this node."""
 
-    def __init__(self, spec: ModelSpec, take: Take, kernels: Kernels, sums: Sums) -> None:
-        norm = Norm(vector(take("ffn_norm")), spec.norm_eps)
-        self._gated = kernels.gated(take("ffn.gate"), take("ffn.up"), spec.activation, norm)
-        self._down = kernels.linear(take("ffn.down"), segments=sums.segments, wire=sums.wire)
+    def __init__(self, spec: ModelSpec, weights: TensorSource, kernels: Kernels, sums: Sums) -> None:
+        norm = Norm(vector(weights("ffn_norm")), spec.norm_eps)
+        self._gated = kernels.gated(weights("ffn.gate"), weights("ffn.up"), spec.activation, norm)
+        self._down = kernels.linear(weights("ffn.down"), segments=sums.segments, wire=sums.wire)
 
     def __call__(self, x: F32) -> F32:
         out: F32 = self._down(self._gated(x))
@@ -90,35 +90,34 @@ class FeedForward:
 
 
 class Llama:
-    """One node's share of a Llama.
-
-    sums: how this node makes its part of a sum over all nodes.
-    """
+    """One node's shard of a Llama. sums: how this node makes its partial sums."""
 
     attention: type[Attention] = Attention
     feed_forward: type[FeedForwardBlock] = FeedForward
+    attention_softcap: float | None = None
+    """The limit c of attention's scores s, which become c * tanh(s / c); None without one."""
 
-    def __init__(self, spec: ModelSpec, take: Take, kernels: Kernels, cache: KVCache, sums: Sums) -> None:
+    def __init__(self, spec: ModelSpec, weights: TensorSource, kernels: Kernels, cache: KVCache, sums: Sums) -> None:
         self._spec, self._cache = spec, cache
         self._frequencies, self._layout = rope_frequencies(spec.rope, spec.head_dim), spec.rope.layout
         self._layers = []
         for i in range(spec.n_layers):
 
-            def of_layer(name: str, i: int = i) -> BlockMatrix:
-                return take(f"layers.{i}.{name}")
+            def layer_weights(name: str, i: int = i) -> BlockMatrix:
+                return weights(f"layers.{i}.{name}")
 
-            parts = (spec, of_layer, kernels, sums)
-            self._layers.append((self.attention(*parts), self.feed_forward(*parts)))
-        norm = Norm(vector(take("final_norm")), spec.norm_eps)
-        self._head = kernels.linear(take("head"), norm=norm)
+            arguments = (spec, layer_weights, kernels, sums)
+            self._layers.append((self.attention(*arguments), self.feed_forward(*arguments)))
+        norm = Norm(vector(weights("final_norm")), spec.norm_eps)
+        self._head = kernels.linear(weights("head"), norm=norm)
 
     def forward(self, x: F32, runs: Sequence[Run], comm: Comm) -> F32:
         """Embedded tokens x (T, D), `runs` covering its rows in order -> (T, D), before the final norm."""
         batches = micro_batches(self._spec, len(x))
-        results = by_turns([self._over(x[rows], _runs_of(runs, rows)) for rows in batches], comm)
+        results = run_micro_batches([self._run_layers(x[rows], _runs_within(runs, rows)) for rows in batches], comm)
         return results[0] if len(results) == 1 else np.concatenate(results)
 
-    def _over(self, x: F32, runs: Sequence[Run]) -> Layers:
+    def _run_layers(self, x: F32, runs: Sequence[Run]) -> Layers:
         """All layers over x (T, D)."""
         rotations = [
             Rotation(*rope_angles(self._frequencies, np.arange(run.start, run.start + run.count)), self._layout)
@@ -131,23 +130,23 @@ class Llama:
         return x
 
     def logits(self, x: F32) -> F32:
-        """Rows of forward's result (R, D) -> this node's part of the vocabulary (R, V / nodes)."""
+        """Rows of forward's result (R, D) -> logits of this node's slice of the vocabulary (R, V / nodes)."""
         logits: F32 = self._head(x)
         return logits
 
 
-def _runs_of(runs: Sequence[Run], rows: slice) -> list[Run]:
-    """What of `runs` is in these rows."""
-    of_rows, first = [], 0
+def _runs_within(runs: Sequence[Run], rows: slice) -> list[Run]:
+    """The parts of `runs` that lie in these rows."""
+    within, first = [], 0
     for run in runs:
         start, stop = max(first, rows.start), min(first + run.count, rows.stop)
         if start < stop:
-            of_rows.append(Run(run.slot, run.start + start - first, stop - start))
+            within.append(Run(run.slot, run.start + start - first, stop - start))
         first += run.count
-    return of_rows
+    return within
 
 
 def vector(matrix: BlockMatrix) -> F32:
-    """A tensor of one row, as numbers."""
+    """A tensor of one row (1, N) as an array (N,)."""
     values: F32 = matrix.dequantize()[0]
     return values

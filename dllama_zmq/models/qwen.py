@@ -1,10 +1,10 @@
-"""Qwen2 and 2.5 (arXiv:2407.10671): biases on q, k, v. Qwen3 (arXiv:2505.09388): each head's q and k are normed."""
+"""Qwen2 and 2.5 (arXiv:2407.10671): biases on q, k, v. Qwen3 (arXiv:2505.09388): a norm of each head's q and k."""
 
 from __future__ import annotations
 
 from dllama_zmq.kernels import Kernels, Sums
 from dllama_zmq.models.experts import MixtureOfExperts
-from dllama_zmq.models.llama import Attention, Llama, Take, vector
+from dllama_zmq.models.llama import Attention, Llama, TensorSource, vector
 from dllama_zmq.models.tensors import (
     attention_tensors,
     decoder_tensors,
@@ -41,9 +41,9 @@ def qwen3_moe_tensors(spec: ModelSpec) -> list[TensorSpec]:
 
 
 class _BiasedAttention(Attention):
-    def __init__(self, spec: ModelSpec, take: Take, kernels: Kernels, sums: Sums) -> None:
-        super().__init__(spec, take, kernels, sums)
-        self._biases = [vector(take(f"attention.{letter}_bias")) for letter in "qkv"]
+    def __init__(self, spec: ModelSpec, weights: TensorSource, kernels: Kernels, sums: Sums) -> None:
+        super().__init__(spec, weights, kernels, sums)
+        self._biases = [vector(weights(f"attention.{letter}_bias")) for letter in "qkv"]
 
     def heads(self, x: F32) -> tuple[F32, F32, F32]:
         q, k, v = (rows + bias for rows, bias in zip(super().heads(x), self._biases, strict=True))
@@ -51,9 +51,9 @@ class _BiasedAttention(Attention):
 
 
 class _NormedAttention(Attention):
-    def __init__(self, spec: ModelSpec, take: Take, kernels: Kernels, sums: Sums) -> None:
-        super().__init__(spec, take, kernels, sums)
-        self._q_norm, self._k_norm = vector(take("attention.q_norm")), vector(take("attention.k_norm"))
+    def __init__(self, spec: ModelSpec, weights: TensorSource, kernels: Kernels, sums: Sums) -> None:
+        super().__init__(spec, weights, kernels, sums)
+        self._q_norm, self._k_norm = vector(weights("attention.q_norm")), vector(weights("attention.k_norm"))
 
     def heads(self, x: F32) -> tuple[F32, F32, F32]:
         q, k, v = super().heads(x)

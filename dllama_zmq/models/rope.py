@@ -21,7 +21,7 @@ def rope_frequencies(rope: Rope, head_dim: int) -> npt.NDArray[np.float64]:
 
 
 def rope_angles(frequencies: npt.NDArray[np.float64], positions: npt.NDArray[np.int64]) -> tuple[F32, F32]:
-    """cos and sin for `positions` (T,): two arrays (T, head_dim / 2). Angles are taken in float64: no drift at 10^5."""
+    """cos and sin for `positions` (T,): two arrays (T, head_dim / 2). Angles are float64: exact at position 10^5."""
     angles = positions[:, None] * frequencies
     return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
 

@@ -1,6 +1,6 @@
-"""What the tensor tables of the architectures are made of. A table is all that plan and file formats know of a model.
+"""Pieces of the architectures' tensor tables. The table is all that plan and file formats know of a model.
 
-A layer's names are without their "layers.i."; the order is that of a `.m` file (formats/FORMATS.md §2).
+Names of a layer's tensors lack their prefix "layers.i."; the order is that of a `.m` file (formats/FORMATS.md §2).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def expert_tensors(spec: ModelSpec, router: FloatType, order: Sequence[str]) -> 
 
 
 def norm_tensor(name: str) -> TensorSpec:
-    """A norm's gain over the width of the model."""
+    """The gain of a norm (D,)."""
     return TensorSpec(name, ("one", "embed"), FloatType.F32)
 
 

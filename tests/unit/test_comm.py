@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dllama_zmq.models import micro_batches
-from dllama_zmq.models.comm import Layers, by_turns
+from dllama_zmq.models.comm import Layers, run_micro_batches
 from dllama_zmq.quants import F32, U8
 from dllama_zmq.shapes import shape
 from dllama_zmq.spec import ModelSpec
@@ -67,7 +67,7 @@ def layers(first: float, n_stages: int) -> Layers:
 
 def test_two_micro_batches_take_turns_and_one_of_each_is_on_its_way() -> None:
     wire = Wire()
-    results = by_turns([layers(1, 3), layers(100, 3)], wire)
+    results = run_micro_batches([layers(1, 3), layers(100, 3)], wire)
     assert [float(result[0]) for result in results] == [8, 800]
     assert [line.replace(".0", "") for line in wire.record] == [
         "start 1", "start 100",
@@ -79,5 +79,5 @@ def test_two_micro_batches_take_turns_and_one_of_each_is_on_its_way() -> None:
 
 def test_one_micro_batch_waits_for_each_sum_at_once() -> None:
     wire = Wire()
-    assert float(by_turns([layers(1, 3)], wire)[0][0]) == 8
+    assert float(run_micro_batches([layers(1, 3)], wire)[0][0]) == 8
     assert [line.replace(".0", "") for line in wire.record] == ["reduce 1", "reduce 2", "reduce 4"]
