@@ -1,7 +1,7 @@
-"""Tensors of other programs' files, read in the type, order and place that this package wants. Knows no file format.
+"""Tensors of other programs' files, read in the type and order that this package wants. Knows no file format.
 
-A tensor lies in one piece or in several (Meta's shards), as F32, F16 or BF16. What is asked for is converted a few rows
-at a time: nothing of the size of a tensor is made but the result.
+A tensor lies in one extent or in several (Meta's shards), as F32, F16 or BF16. The rows that are asked for are
+converted a few at a time: no copy of the whole tensor is made but the result.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _LARGEST = {
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class Extent:
     """A matrix as it lies in a mapped file: `rows` of `columns` values, without gaps. Its bounds have been checked."""
 
     pages: MappedFile
@@ -51,27 +51,27 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """One tensor: pieces of one type put together along `axis`. `where` is its file and its name there, for errors.
+    """One tensor: extents of one type put together along `axis`. `where` is its file and its name there, for errors.
 
-    halves: the rows of a head where they lie in half layout and are wanted interleaved (in one piece only); else 0.
+    halves: the rows of a head where they lie in half layout and are wanted interleaved (in one extent only); else 0.
     """
 
     where: str
-    pieces: tuple[Piece, ...]
+    extents: tuple[Extent, ...]
     axis: Literal[0, 1] = 0
     halves: int = 0
 
     @property
     def shape(self) -> tuple[int, int]:
         """(rows, columns) of the whole."""
-        first = self.pieces[0]
+        first = self.extents[0]
         if self.axis == 0:
-            return sum(piece.rows for piece in self.pieces), first.columns
-        return first.rows, sum(piece.columns for piece in self.pieces)
+            return sum(extent.rows for extent in self.extents), first.columns
+        return first.rows, sum(extent.columns for extent in self.extents)
 
     @property
     def float_type(self) -> FloatType:
-        return self.pieces[0].float_type
+        return self.extents[0].float_type
 
     def take(self, first: int, last: int, columns: slice) -> U8:
         """Rows `first` to `last`, in the order wanted, in the type they are stored in: a view where they lie so."""
@@ -81,28 +81,30 @@ class StoredTensor:
             row = np.arange(first, last)
             in_head = row % self.halves
             rows = row - in_head + in_head // 2 + in_head % 2 * (self.halves // 2)
-        if len(self.pieces) == 1:
-            return self._cut(self.pieces[0], rows, left, right)
+        if len(self.extents) == 1:
+            return self._cut(self.extents[0], rows, left, right)
         if self.axis == 1:
-            return np.concatenate([self._cut(piece, rows, a, b) for piece, a, b in self._covering(left, right)], axis=1)
+            return np.concatenate(
+                [self._cut(extent, rows, a, b) for extent, a, b in self._covering(left, right)], axis=1
+            )
         return np.concatenate(
-            [self._cut(piece, slice(a, b), left, right) for piece, a, b in self._covering(first, last)], axis=0
+            [self._cut(extent, slice(a, b), left, right) for extent, a, b in self._covering(first, last)], axis=0
         )
 
-    def _covering(self, first: int, last: int) -> list[tuple[Piece, int, int]]:
-        """The pieces that hold `first` to `last` along the axis, with the bounds inside each."""
+    def _covering(self, first: int, last: int) -> list[tuple[Extent, int, int]]:
+        """The extents that hold `first` to `last` along the axis, with the bounds inside each."""
         found, start = [], 0
-        for piece in self.pieces:
-            length = piece.rows if self.axis == 0 else piece.columns
+        for extent in self.extents:
+            length = extent.rows if self.axis == 0 else extent.columns
             if start < last and first < start + length:
-                found.append((piece, max(first - start, 0), min(last - start, length)))
+                found.append((extent, max(first - start, 0), min(last - start, length)))
             start += length
-        return found or [(self.pieces[0], 0, 0)]
+        return found or [(self.extents[0], 0, 0)]
 
     @staticmethod
-    def _cut(piece: Piece, rows: slice | npt.NDArray[np.int64], left: int, right: int) -> U8:
-        size = piece.float_type.block_bytes
-        cut: U8 = piece.bytes()[rows, left * size : right * size]
+    def _cut(extent: Extent, rows: slice | npt.NDArray[np.int64], left: int, right: int) -> U8:
+        size = extent.float_type.block_bytes
+        cut: U8 = extent.bytes()[rows, left * size : right * size]
         return cut
 
 
@@ -112,12 +114,12 @@ class ConvertedModel(ModelFile):
     def __init__(self, path: Path, spec: ModelSpec, stored: Mapping[str, StoredTensor]) -> None:
         super().__init__(path, spec)
         self._stored = stored
-        self._files = {piece.pages.path: piece.pages for tensor in stored.values() for piece in tensor.pieces}
+        self._files = {extent.pages.path: extent.pages for tensor in stored.values() for extent in tensor.extents}
 
     def _part(self, name: str, rows: slice, columns: slice) -> BlockMatrix:
         stored, kind = self._stored[name], self._by_name[name].float_type
         first, last, _ = rows.indices(stored.shape[0])
-        if stored.float_type is kind and not stored.halves and len(stored.pieces) == 1:
+        if stored.float_type is kind and not stored.halves and len(stored.extents) == 1:
             return BlockMatrix(stored.take(first, last, columns), kind)
         left, right, _ = columns.indices(stored.shape[1])
         out = np.empty((max(0, last - first), kind.row_bytes(right - left)), np.uint8)

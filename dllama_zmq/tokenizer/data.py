@@ -36,7 +36,7 @@ class TokenizerData:
 
 
 @dataclass(frozen=True)
-class Parts:
+class TokenizerParts:
     """What a tokenizer is made of, whatever kind of file it came from.
 
     pieces: each token's text by id; ids may be missing. silent: tokens that print nothing. specials: tokens by the

@@ -11,7 +11,7 @@ from typing import Any
 
 from dllama_zmq.errors import FormatError, UnsupportedModel
 from dllama_zmq.tokenizer.config import AddedToken, Config, read_templates, wrong
-from dllama_zmq.tokenizer.data import END_OF_TURN, Parts, TokenizerData, checked_ids
+from dllama_zmq.tokenizer.data import END_OF_TURN, TokenizerData, TokenizerParts, checked_ids
 from dllama_zmq.tokenizer.encoders import Merge, byte_level_encoder, is_written, to_bytes, with_names
 from dllama_zmq.tokenizer.from_sentencepiece import parts_of_model
 from dllama_zmq.tokenizer.from_t import byte_level_data
@@ -40,7 +40,7 @@ _NO_PRE = (
 _NEEDED_BY_NOBODY = ("padding_token_id", "unknown_token_id")
 
 
-def parts_of_gguf(metadata: Mapping[str, Any], source: str) -> Parts:
+def parts_of_gguf(metadata: Mapping[str, Any], source: str) -> TokenizerParts:
     """The parts of the tokenizer in a GGUF file."""
     keys = _Keys(metadata, source)
     kind = keys.text("model", None)
@@ -161,7 +161,7 @@ def _ends(keys: _Keys, eos_id: int | None, specials: Mapping[str, int]) -> tuple
     return tuple(dict.fromkeys([token for token in (*said, *named) if token is not None]))
 
 
-def _sentencepiece(keys: _Keys) -> Parts:
+def _sentencepiece(keys: _Keys) -> TokenizerParts:
     kinds = _sentencepiece_kinds(keys)
     seen: set[str] = set()
     pieces: list[Piece] = []
@@ -206,7 +206,7 @@ def _sentencepiece_kinds(keys: _Keys) -> list[int]:
     return kinds
 
 
-def _byte_level(keys: _Keys) -> Parts:
+def _byte_level(keys: _Keys) -> TokenizerParts:
     pre = pretokenizer(keys.text("pre", "default"), keys.source)
     ids: dict[bytes, int] = {}
     pieces: dict[int, bytes] = {}
@@ -250,7 +250,7 @@ def _byte_level(keys: _Keys) -> Parts:
             ids, merges, added, pre, pre.whole, bos, eos_ids, add_bos, templates.get("default"), keys.source
         )
 
-    return Parts(
+    return TokenizerParts(
         source=keys.source, pieces=pieces, silent=frozenset({*specials.values(), *eos_ids}), specials=specials,
         plain=with_names(bpe, texts), marked=with_names(bpe, {**texts, **specials}), bos_id=bos_id, eos_ids=eos_ids,
         add_bos=add_bos, dummy_prefix=False, to_data=to_data, templates=templates, words=_words(keys),

@@ -15,7 +15,7 @@ import tokenizers
 from dllama_zmq.errors import FormatError, UnsupportedModel
 from dllama_zmq.tokenizer.bounded import BoundedEncoders
 from dllama_zmq.tokenizer.config import MAX_TOKEN_ID, Config
-from dllama_zmq.tokenizer.data import END_OF_TURN, Encoder, Parts, TokenizerData, checked_ids
+from dllama_zmq.tokenizer.data import END_OF_TURN, Encoder, TokenizerData, TokenizerParts, checked_ids
 from dllama_zmq.tokenizer.encoders import library_encoder, to_bytes
 from dllama_zmq.tokenizer.json_file import AddedEntry, JsonFile, Steps, read_json
 from dllama_zmq.tokenizer.json_to_t import t_of_json
@@ -31,7 +31,7 @@ _SPACED_DECODERS = ("Metaspace", "Replace", "ByteFallback", "Fuse", "Strip")
 _ADDED_DEFAULTS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
 
 
-def parts_of_json(text: str, config: Config, source: str) -> Parts:
+def parts_of_json(text: str, config: Config, source: str) -> TokenizerParts:
     """The parts of a tokenizer.json: BPE or unigram, byte-level or with SentencePiece's '▁'."""
     file, steps = read_json(text, source)
     byte_level = any(step["type"] == "ByteLevel" for step in (*steps.decoder, *steps.pre_tokenizer))
@@ -50,7 +50,7 @@ def parts_of_json(text: str, config: Config, source: str) -> Parts:
     return _parts(file, text, steps, byte_level, config, source)
 
 
-def _parts(file: JsonFile, text: str, steps: Steps, byte_level: bool, config: Config, source: str) -> Parts:
+def _parts(file: JsonFile, text: str, steps: Steps, byte_level: bool, config: Config, source: str) -> TokenizerParts:
     text = _settled(file, text, config)
     ids = vocabulary_of(file)
     for added in file.added_tokens:
@@ -89,7 +89,7 @@ def _parts(file: JsonFile, text: str, steps: Steps, byte_level: bool, config: Co
     def to_data() -> TokenizerData:
         return t_of_json(file, steps, byte_level, bos_id, eos_ids, add_bos, template, source)
 
-    return Parts(
+    return TokenizerParts(
         source=source, pieces=pieces, silent=frozenset(specials.values()), specials=specials, plain=plain,
         marked=marked, bos_id=bos_id, eos_ids=eos_ids, add_bos=add_bos, each_byte=not byte_level,
         dummy_prefix=not byte_level and _puts_space(steps), to_data=to_data, templates=config.templates,

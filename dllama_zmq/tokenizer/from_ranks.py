@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from dllama_zmq.errors import FormatError, UnsupportedModel
 from dllama_zmq.tokenizer.config import Config
-from dllama_zmq.tokenizer.data import N_BYTES, Parts, checked_ids
+from dllama_zmq.tokenizer.data import N_BYTES, TokenizerParts, checked_ids
 from dllama_zmq.tokenizer.encoders import byte_level_encoder, rank_merges, with_names
 from dllama_zmq.tokenizer.from_t import byte_level_data
 from dllama_zmq.tokenizer.pretokenizers import LLAMA3, inferred
@@ -28,7 +28,7 @@ def llama3_specials(n_pieces: int) -> dict[str, int]:
     return {name: n_pieces + i for i, name in enumerate(names)}
 
 
-def parts_of_ranks(ranks: Mapping[bytes, int], config: Config, source: str) -> Parts:
+def parts_of_ranks(ranks: Mapping[bytes, int], config: Config, source: str) -> TokenizerParts:
     """The parts of a vocabulary whose ranks are its ids, 0 and up."""
     if set(ranks.values()) != set(range(len(ranks))) or sum(len(piece) == 1 for piece in ranks) != N_BYTES:
         raise FormatError(
@@ -49,7 +49,7 @@ def parts_of_ranks(ranks: Mapping[bytes, int], config: Config, source: str) -> P
     eos_ids = checked_ids(source, bos_id, ends, pieces)
     add_bos = config.add_bos is not False
     template = config.templates.get("default")
-    return Parts(
+    return TokenizerParts(
         source=source, pieces=pieces, silent=frozenset(added), specials=specials, plain=bpe,
         marked=with_names(bpe, specials), bos_id=bos_id, eos_ids=eos_ids, add_bos=add_bos, dummy_prefix=False,
         to_data=lambda: byte_level_data(

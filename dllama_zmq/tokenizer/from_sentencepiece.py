@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from dllama_zmq.errors import UnsupportedModel
 from dllama_zmq.tokenizer.config import Config
-from dllama_zmq.tokenizer.data import Parts, TokenizerData, checked_ids
+from dllama_zmq.tokenizer.data import TokenizerData, TokenizerParts, checked_ids
 from dllama_zmq.tokenizer.encoders import sentencepiece_encoder, with_names
 from dllama_zmq.tokenizer.from_t import sentencepiece_data
 from dllama_zmq.tokenizer.sentencepiece_model import (
@@ -27,7 +27,7 @@ from dllama_zmq.tokenizer.sentencepiece_model import (
 _OTHER_KINDS = {WORD: "word", CHAR: "character"}
 
 
-def parts_of_sentencepiece(data: bytes, config: Config, source: str) -> Parts:
+def parts_of_sentencepiece(data: bytes, config: Config, source: str) -> TokenizerParts:
     """The parts of a `tokenizer.model`. Raises FormatError for damaged bytes, UnsupportedModel for other models."""
     model = read_model(data, source)
     if model.kind not in (UNIGRAM, BPE):
@@ -38,7 +38,7 @@ def parts_of_sentencepiece(data: bytes, config: Config, source: str) -> Parts:
     return parts_of_model(model, data, config, source)
 
 
-def parts_of_model(model: Model, data: bytes, config: Config, source: str) -> Parts:
+def parts_of_model(model: Model, data: bytes, config: Config, source: str) -> TokenizerParts:
     """The parts of `model`, which serialized is `data`."""
     if config.prefix is False and model.dummy_prefix:
         model, data = replace(model, dummy_prefix=False), without_prefix(data)
@@ -75,7 +75,7 @@ def parts_of_model(model: Model, data: bytes, config: Config, source: str) -> Pa
     def to_data() -> TokenizerData:
         return sentencepiece_data(model, extra, bos_id, eos_ids, add_bos, config.templates.get("default"), source)
 
-    return Parts(
+    return TokenizerParts(
         source=source, pieces=pieces, silent=frozenset(silent), specials=specials,
         plain=with_names(plain, texts, inside),
         marked=with_names(plain, {**texts, **specials}, inside), bos_id=bos_id, eos_ids=eos_ids, add_bos=add_bos,

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from dllama_zmq.errors import FormatError, UnsupportedModel
-from dllama_zmq.tokenizer.data import N_BYTES, Parts, TokenizerData, byte_run, checked_ids
+from dllama_zmq.tokenizer.data import N_BYTES, TokenizerData, TokenizerParts, byte_run, checked_ids
 from dllama_zmq.tokenizer.encoders import (
     Merge,
     byte_level_encoder,
@@ -35,13 +35,13 @@ _BRACKETED = re.compile(rb"<.+>|\[.+\]", re.DOTALL)
 _CONTROL_NAME = re.compile(r"<[|｜].*[|｜]>", re.DOTALL)
 
 
-def parts_of_t(data: TokenizerData) -> Parts:
+def parts_of_t(data: TokenizerData) -> TokenizerParts:
     """The parts of a SentencePiece or a byte-level vocabulary. Raises FormatError for any other kind."""
     first_byte = byte_run(data.pieces)
     return _byte_level(data) if first_byte is None else _sentencepiece(data, first_byte)
 
 
-def _sentencepiece(data: TokenizerData, first_byte: int) -> Parts:
+def _sentencepiece(data: TokenizerData, first_byte: int) -> TokenizerParts:
     controls = {data.bos_id, *data.eos_ids}
     if controls & set(range(first_byte, first_byte + N_BYTES)):
         raise FormatError(f"{data.source}: BOS or EOS is one of the byte pieces at {first_byte}. Convert again.")
@@ -58,7 +58,7 @@ def _sentencepiece(data: TokenizerData, first_byte: int) -> Parts:
     plain = sentencepiece_encoder(write_model(model), data.source)
     names = _names(data.pieces, controls)
     pieces = dict(enumerate(data.pieces))
-    return Parts(
+    return TokenizerParts(
         source=data.source, pieces=pieces, silent=frozenset(controls), specials=names, plain=plain,
         marked=with_names(plain, names), bos_id=data.bos_id,
         eos_ids=checked_ids(data.source, data.bos_id, data.eos_ids, pieces), add_bos=data.add_bos, dummy_prefix=True,
@@ -98,7 +98,7 @@ def _text(piece: bytes) -> str | None:
         return None
 
 
-def _byte_level(data: TokenizerData) -> Parts:
+def _byte_level(data: TokenizerData) -> TokenizerParts:
     regular = data.pieces[: data.bos_id]
     missing = N_BYTES - len({piece for piece in regular if len(piece) == 1})
     if missing:
@@ -121,7 +121,7 @@ def _byte_level(data: TokenizerData) -> Parts:
     pieces = dict(enumerate(data.pieces))
     # A model without a BOS has its first special token in that place, and it is one that ends a text.
     has_bos = data.add_bos or data.bos_id not in data.eos_ids
-    return Parts(
+    return TokenizerParts(
         source=data.source, pieces=pieces, silent=silent, specials=specials, plain=with_names(bpe, texts),
         marked=with_names(bpe, named), bos_id=data.bos_id if has_bos else None,
         eos_ids=checked_ids(data.source, data.bos_id, data.eos_ids, pieces),

@@ -10,7 +10,7 @@ from dllama_zmq.errors import FormatError, RequestError
 from dllama_zmq.spec import ModelSpec
 from dllama_zmq.tokenizer.chat import ChatTemplate, choose_template
 from dllama_zmq.tokenizer.config import read_config
-from dllama_zmq.tokenizer.data import Parts, TokenizerData
+from dllama_zmq.tokenizer.data import TokenizerData, TokenizerParts
 from dllama_zmq.tokenizer.decoder import IncrementalDecoder
 from dllama_zmq.tokenizer.from_gguf import parts_of_gguf
 from dllama_zmq.tokenizer.from_json import parts_of_json
@@ -28,7 +28,7 @@ _MOST_NAMED = 4
 class Tokenizer:
     """One vocabulary's encoder and decoder. Make it with one of the `from_...`."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: TokenizerParts) -> None:
         self._parts = parts
         self._printed = {token: piece for token, piece in parts.pieces.items() if token not in parts.silent}
         self._size = max(parts.pieces) + 1

@@ -14,7 +14,7 @@ import numpy as np
 from dllama_zmq.errors import FormatError
 from dllama_zmq.formats.gguf.container import Container
 from dllama_zmq.formats.gguf.head import TYPE_NAMES
-from dllama_zmq.formats.gguf.names import ROPE_FACTORS, Directory, Place, halves_of_pairs, type_as_read
+from dllama_zmq.formats.gguf.names import ROPE_FACTORS, Directory, TensorLocation, halves_of_pairs, type_as_read
 from dllama_zmq.formats.gguf.spec import check_architecture, read_spec
 from dllama_zmq.formats.model_file import ALL, ModelFile
 from dllama_zmq.models import tensor_table
@@ -32,30 +32,32 @@ _MOST_PARTS = 1000
 class GGUFFile(ModelFile):
     """A GGUF model in the address space, all its parts. Made by `open_gguf`."""
 
-    def __init__(self, path: Path, spec: ModelSpec, parts: Sequence[Container], places: dict[str, Place]) -> None:
+    def __init__(
+        self, path: Path, spec: ModelSpec, parts: Sequence[Container], locations: dict[str, TensorLocation]
+    ) -> None:
         super().__init__(path, spec)
         self._parts = parts
-        self._places = places
+        self._locations = locations
         self._in_pairs = spec.arch == "mixtral"  # the converter's order of q and k, which a `.m` Mixtral does not have
 
     def _part(self, name: str, rows: slice, columns: slice) -> BlockMatrix:
-        place, as_read = self._places[name], self._by_name[name].float_type
-        first, last, _ = rows.indices(place.n_rows)
-        raw = self._raw(place, first, last, _PERMUTED.fullmatch(name) is not None)
-        stored = place.tensor.stored
+        location, as_read = self._locations[name], self._by_name[name].float_type
+        first, last, _ = rows.indices(location.n_rows)
+        raw = self._raw(location, first, last, _PERMUTED.fullmatch(name) is not None)
+        stored = location.tensor.stored
         if isinstance(stored, FloatType):
             return BlockMatrix(raw, stored).cut(ALL, columns)
-        first, last, _ = columns.indices(place.tensor.shape[-1])
+        first, last, _ = columns.indices(location.tensor.shape[-1])
         return BlockMatrix(_mapped(raw, stored, as_read, first, last), as_read)
 
     def in_file(self, name: str) -> tuple[str, int]:
-        place = self._places[name]
-        stored = place.tensor.stored
-        return TYPE_NAMES.get(stored.name, stored.name), place.n_rows * place.tensor.row_bytes
+        location = self._locations[name]
+        stored = location.tensor.stored
+        return TYPE_NAMES.get(stored.name, stored.name), location.n_rows * location.tensor.row_bytes
 
     def _where(self, name: str) -> str:
-        place = self._places[name]
-        return f"{self._parts[place.part].path}: tensor {place.tensor.name}"
+        location = self._locations[name]
+        return f"{self._parts[location.part].path}: tensor {location.tensor.name}"
 
     def forget_pages(self) -> None:
         for part in self._parts:
@@ -65,12 +67,14 @@ class GGUFFile(ModelFile):
         for part in self._parts:
             part.pages.close()
 
-    def _raw(self, place: Place, first: int, last: int, permuted: bool) -> U8:
+    def _raw(self, location: TensorLocation, first: int, last: int, permuted: bool) -> U8:
         """Rows as the file has them, (last - first, row_bytes), in the order of the model."""
-        tensor, row_bytes = place.tensor, place.tensor.row_bytes
+        tensor, row_bytes = location.tensor, location.tensor.row_bytes
         self._will_read((last - first) * row_bytes)
-        data = self._parts[place.part].pages.view(tensor.offset + place.first_row * row_bytes, place.n_rows * row_bytes)
-        data = data.reshape(place.n_rows, row_bytes)
+        data = self._parts[location.part].pages.view(
+            tensor.offset + location.first_row * row_bytes, location.n_rows * row_bytes
+        )
+        data = data.reshape(location.n_rows, row_bytes)
         if permuted and self._in_pairs:
             return data[halves_of_pairs(range(first, last), self.spec.head_dim)]
         return data[first:last]
@@ -93,16 +97,18 @@ def open_gguf(path: str | Path) -> GGUFFile:
             spec = replace(spec, arch="llama")  # but for the biases and the order of RoPE's pairs it is one
         weights = type_as_read(directory.common_type(FloatType.F32), exactly=False)
         table = tensor_table(replace(spec, weight_type=weights))
-        places = {tensor.name: _checked(path, tensor, spec, directory.find(tensor.name)) for tensor in table}
-        directory.check_all_used(places.values())
-        kinds = {name: type_as_read(place.tensor.stored, _exactly(name, place)) for name, place in places.items()}
+        locations = {tensor.name: _checked(path, tensor, spec, directory.find(tensor.name)) for tensor in table}
+        directory.check_all_used(locations.values())
+        kinds = {
+            name: type_as_read(location.tensor.stored, _exactly(name, location)) for name, location in locations.items()
+        }
         stored = tuple((t.name, kinds[t.name]) for t in table if kinds[t.name] is not t.float_type)
         spec = replace(spec, weight_type=weights, stored=stored)
         try:
             spec.check()
         except FormatError as error:
             raise FormatError(f"{path}: {error}. The metadata cannot be that of a model.") from error
-        file = GGUFFile(path, spec, parts, places)
+        file = GGUFFile(path, spec, parts, locations)
         on_error.pop_all()
     return file
 
@@ -164,30 +170,30 @@ def _check_count(first: Container, found: int, n_parts: int) -> None:
         )
 
 
-def _checked(path: Path, tensor: TensorSpec, spec: ModelSpec, place: Place) -> Place:
-    found, expected = place.shape, tensor.shape(spec)
+def _checked(path: Path, tensor: TensorSpec, spec: ModelSpec, location: TensorLocation) -> TensorLocation:
+    found, expected = location.shape, tensor.shape(spec)
     if found != expected:
         raise FormatError(
-            f"{path}: tensor {place.tensor.name} has {found[0]} rows of {found[1]} values for {tensor.name}; "
+            f"{path}: tensor {location.tensor.name} has {found[0]} rows of {found[1]} values for {tensor.name}; "
             f"by the metadata, expected {expected[0]} of {expected[1]}. The file is damaged."
         )
-    return place
+    return location
 
 
-def _exactly(name: str, place: Place) -> bool:
+def _exactly(name: str, location: TensorLocation) -> bool:
     """Whether a tensor whose type is not ours is read as the numbers that it holds: where that costs nothing."""
-    return name == "embedding" or name.endswith(".router") or place.is_vector
+    return name == "embedding" or name.endswith(".router") or location.is_vector
 
 
 def _rope_factors(parts: Sequence[Container], directory: Directory) -> F32 | None:
-    place = directory.get(ROPE_FACTORS)
-    if place is None:
+    location = directory.get(ROPE_FACTORS)
+    if location is None:
         return None
-    if place.tensor.stored is not FloatType.F32 or not place.is_vector or place.shape[1] > 1 << 14:
+    if location.tensor.stored is not FloatType.F32 or not location.is_vector or location.shape[1] > 1 << 14:
         raise FormatError(
-            f"{parts[0].path}: {ROPE_FACTORS} is {place.shape}, {place.tensor.stored.name}; expected F32."
+            f"{parts[0].path}: {ROPE_FACTORS} is {location.shape}, {location.tensor.stored.name}; expected F32."
         )
-    values: F32 = parts[place.part].pages.view(place.tensor.offset, place.tensor.nbytes).view("<f4").copy()
+    values: F32 = parts[location.part].pages.view(location.tensor.offset, location.tensor.nbytes).view("<f4").copy()
     return values
 
 

@@ -36,7 +36,7 @@ _UNREAD = re.compile(r"rope_freqs\.weight|blk\.\d+\.attn_rot_embd\.weight|rope_f
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class TensorLocation:
     """A model's tensor in a file: `n_rows` rows from `first_row` of `tensor`, which is the `part`-th file's."""
 
     part: int
@@ -89,43 +89,43 @@ class Directory:
         """Whether some layer adds something to its products."""
         return any(name.endswith(".bias") for name in self._tensors)
 
-    def get(self, gguf_name: str) -> Place | None:
+    def get(self, gguf_name: str) -> TensorLocation | None:
         """The whole tensor of that GGUF name."""
         part, tensor = self._tensors.get(gguf_name, (0, None))
-        return None if tensor is None else Place(part, tensor, 0, tensor.n_rows)
+        return None if tensor is None else TensorLocation(part, tensor, 0, tensor.n_rows)
 
-    def find(self, name: str) -> Place:
-        """The place of a model's tensor. Raises FormatError where it is missing."""
+    def find(self, name: str) -> TensorLocation:
+        """The location of a model's tensor. Raises FormatError where it is missing."""
         wanted = gguf_name(name)
         expert = _EXPERT.search(name)
-        place = self.get(wanted)
-        if place is not None and expert is not None:
-            number, (n_experts, rows, _) = int(expert[1]), (1, 1, *place.tensor.shape)[-3:]
-            if len(place.tensor.shape) > 3 or number >= n_experts:
+        location = self.get(wanted)
+        if location is not None and expert is not None:
+            number, (n_experts, rows, _) = int(expert[1]), (1, 1, *location.tensor.shape)[-3:]
+            if len(location.tensor.shape) > 3 or number >= n_experts:
                 raise FormatError(
-                    f"{self._where}: {wanted} has the shape {list(place.tensor.shape)}, but there is an expert "
+                    f"{self._where}: {wanted} has the shape {list(location.tensor.shape)}, but there is an expert "
                     f"{number}; expected experts, rows, columns. The file is damaged."
                 )
-            return Place(place.part, place.tensor, number * rows, rows)
-        if place is None and expert is not None:  # as Mixtral's files were until April 2024
+            return TensorLocation(location.part, location.tensor, number * rows, rows)
+        if location is None and expert is not None:  # as Mixtral's files were until April 2024
             wanted = wanted.replace("_exps", f".{expert[1]}")
-            place = self.get(wanted)
-        if place is None and name == "head":  # tied to the embedding
+            location = self.get(wanted)
+        if location is None and name == "head":  # tied to the embedding
             wanted = _MODEL["embedding"]
-            place = self.get(wanted)
-        if place is None:
+            location = self.get(wanted)
+        if location is None:
             raise FormatError(
                 f"{self._where}: there is no tensor {wanted}, which the model needs. Convert or download it again."
             )
-        if len(place.tensor.shape) > 2:
+        if len(location.tensor.shape) > 2:
             raise FormatError(
-                f"{self._where}: {wanted} has the shape {list(place.tensor.shape)}; expected rows and columns."
+                f"{self._where}: {wanted} has the shape {list(location.tensor.shape)}; expected rows and columns."
             )
-        return place
+        return location
 
-    def check_all_used(self, places: Iterable[Place]) -> None:
+    def check_all_used(self, locations: Iterable[TensorLocation]) -> None:
         """Raise UnsupportedModel where there are tensors that the model's code knows nothing of: it would be wrong."""
-        used = {place.tensor.name for place in places}
+        used = {location.tensor.name for location in locations}
         for name in self._tensors:
             if name not in used and not _UNREAD.fullmatch(name):
                 raise UnsupportedModel(

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from dllama_zmq.errors import FormatError, UnsupportedModel
-from dllama_zmq.formats.converted import ConvertedModel, Piece, StoredTensor, check_shapes, with_types
+from dllama_zmq.formats.converted import ConvertedModel, Extent, StoredTensor, check_shapes, with_types
 from dllama_zmq.formats.hf.config import HFConfig, read_config
 from dllama_zmq.formats.hf.names import hf_name, is_unused
 from dllama_zmq.formats.hf.safetensors import Entry, close_all, read_shards
@@ -100,4 +100,6 @@ def _tensor(entry: Entry, halves: int) -> StoredTensor:
     if len(entry.shape) not in (1, 2):
         raise FormatError(f"{entry.where} has the shape {list(entry.shape)}; expected one or two numbers.")
     rows, columns = (1, *entry.shape)[-2:]
-    return StoredTensor(entry.where, (Piece(entry.pages, entry.offset, rows, columns, _TYPES[entry.dtype]),), 0, halves)
+    return StoredTensor(
+        entry.where, (Extent(entry.pages, entry.offset, rows, columns, _TYPES[entry.dtype]),), 0, halves
+    )

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from dllama_zmq.errors import FormatError
-from dllama_zmq.formats.converted import ConvertedModel, Piece, StoredTensor, check_shapes, with_types
+from dllama_zmq.formats.converted import ConvertedModel, Extent, StoredTensor, check_shapes, with_types
 from dllama_zmq.formats.mapped import MappedFile
 from dllama_zmq.formats.meta.archive import Archive
 from dllama_zmq.formats.meta.params import Params, read_params
@@ -55,7 +55,7 @@ class _Shard:
     def path(self) -> Path:
         return self.archive.pages.path
 
-    def piece(self, name: str) -> Piece:
+    def extent(self, name: str) -> Extent:
         """A tensor by Meta's name, its bounds checked against the file."""
         if name not in self.tensors:
             raise FormatError(f"{self.path}: has no tensor {name}. It is not of this model; download it again.")
@@ -71,7 +71,7 @@ class _Shard:
                 f"there at offset {record.offset}. The file is damaged; download it again."
             )
         rows, columns = (1, *tensor.shape)[-2:]
-        return Piece(self.archive.pages, record.offset + tensor.first * size, rows, columns, storage.float_type)
+        return Extent(self.archive.pages, record.offset + tensor.first * size, rows, columns, storage.float_type)
 
 
 def open_meta(folder: str | Path, weights: FloatType | None = None) -> MetaFolder:
@@ -128,7 +128,7 @@ def _stored(path: Path, params: Params, shards: Sequence[_Shard]) -> tuple[Model
             "speaks of. The files are not of one model."
         )
     # In Llama 2 a shard has columns of the embedding, in Llama 3 rows.
-    whole_rows = shards[0].piece("tok_embeddings.weight").columns == params.dim
+    whole_rows = shards[0].extent("tok_embeddings.weight").columns == params.dim
     embedding = _together(shards, "embedding", 0 if whole_rows else 1)
     try:
         spec = params.spec(embedding.shape[0], _together(shards, "layers.0.ffn.gate", 0).shape[0])
@@ -152,17 +152,17 @@ def _stored(path: Path, params: Params, shards: Sequence[_Shard]) -> tuple[Model
 def _together(shards: Sequence[_Shard], name: str, axis: Literal[0, 1], replicated: bool = False) -> StoredTensor:
     """A tensor by our name, from the parts that the shards have along `axis`; of one that all have, the first."""
     theirs = _meta_name(name)
-    pieces = [shard.piece(theirs) for shard in shards]
+    extents = [shard.extent(theirs) for shard in shards]
     where = f"{shards[0].path}: tensor {theirs}"
-    first = pieces[0]
-    for shard, piece in zip(shards, pieces, strict=True):
-        if (piece.rows, piece.columns, piece.float_type) != (first.rows, first.columns, first.float_type):
+    first = extents[0]
+    for shard, extent in zip(shards, extents, strict=True):
+        if (extent.rows, extent.columns, extent.float_type) != (first.rows, first.columns, first.float_type):
             raise FormatError(
-                f"{shard.path}: tensor {theirs} is {piece.rows} x {piece.columns} {piece.float_type.name}; in "
+                f"{shard.path}: tensor {theirs} is {extent.rows} x {extent.columns} {extent.float_type.name}; in "
                 f"{shards[0].path.name} it is {first.rows} x {first.columns} {first.float_type.name}. "
                 "The shards are not of one model."
             )
-    return StoredTensor(where, (first,) if replicated else tuple(pieces), axis)
+    return StoredTensor(where, (first,) if replicated else tuple(extents), axis)
 
 
 def _meta_name(name: str) -> str:
