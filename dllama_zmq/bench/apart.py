@@ -18,9 +18,9 @@ from typing import BinaryIO, TypeAlias
 import msgspec
 from msgspec import Struct
 
-from dllama_zmq.bench.interrupts import Interrupts
 from dllama_zmq.bench.jobs import CaseDone, Job, Machine, NodesJob, Outcome, perform
 from dllama_zmq.errors import ClusterError, DllamaError
+from dllama_zmq.interrupts import Interrupts
 from dllama_zmq.launch.fleet import child_environment
 from dllama_zmq.launch.owner import at_end_of_stdin
 from dllama_zmq.own_code import own_code

@@ -12,13 +12,13 @@ from threadpoolctl import threadpool_limits
 from dllama_zmq.bench.bandwidth import Reader
 from dllama_zmq.bench.blas import blas_macs_per_s, blas_name
 from dllama_zmq.bench.cases import Case
-from dllama_zmq.bench.interrupts import Interrupts
 from dllama_zmq.bench.measure import Bench, Measured
 from dllama_zmq.bench.nodes import Nodes, running
 from dllama_zmq.bench.product import ReadAndProduct, read_and_multiply
 from dllama_zmq.bench.random_file import write_random
 from dllama_zmq.formats import open_model
 from dllama_zmq.host import usable_cores
+from dllama_zmq.interrupts import Interrupts
 from dllama_zmq.kernels import KernelChoice, choose_kernels, compiled
 from dllama_zmq.sharding import DEFAULT_SEQ_LEN
 from dllama_zmq.spec import ModelSpec, Sync

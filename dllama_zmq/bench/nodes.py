@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 import zmq
 
-from dllama_zmq.bench.interrupts import Interrupts
 from dllama_zmq.bus.links import Endpoints
 from dllama_zmq.cluster import Limits, WorkerConfig
 from dllama_zmq.errors import ClusterError, WorkerLost
 from dllama_zmq.formats import ModelFile
 from dllama_zmq.host import usable_cores
+from dllama_zmq.interrupts import Interrupts
 from dllama_zmq.kernels import KernelChoice
 from dllama_zmq.launch.fleet import Fleet
 from dllama_zmq.launch.paths import Places

@@ -11,7 +11,6 @@ from dllama_zmq import __version__
 from dllama_zmq.bench.apart import run_apart
 from dllama_zmq.bench.cases import Case
 from dllama_zmq.bench.host import cpu_name, read_proc, source_commit
-from dllama_zmq.bench.interrupts import Interrupts
 from dllama_zmq.bench.jobs import CaseDone, FileJob, Machine, MachineJob, NodesJob, Outcome
 from dllama_zmq.bench.nodes import Nodes
 from dllama_zmq.bench.output import Output
@@ -20,6 +19,7 @@ from dllama_zmq.bench.rows import Baseline, Facts, make_product_row, make_row
 from dllama_zmq.errors import ClusterError, RequestError
 from dllama_zmq.formats import open_model
 from dllama_zmq.host import free_memory_bytes, usable_cores
+from dllama_zmq.interrupts import Interrupts
 from dllama_zmq.kernels import KernelChoice, choose_kernels, prepare_kernels, told_to
 from dllama_zmq.models import tensor_table
 from dllama_zmq.shapes import shape

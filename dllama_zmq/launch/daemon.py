@@ -7,10 +7,9 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from types import FrameType
 from typing import Literal
 
 import msgspec
@@ -24,6 +23,7 @@ from dllama_zmq.bus.peers import Peers
 from dllama_zmq.cluster import Cluster, ClusterFile, WorkerConfig, is_loopback
 from dllama_zmq.errors import BusError, ClusterError
 from dllama_zmq.host import require_open_files, usable_cores
+from dllama_zmq.interrupts import Interrupts
 from dllama_zmq.launch.cores import shared
 from dllama_zmq.launch.fleet import Fleet
 from dllama_zmq.launch.locks import await_last_user
@@ -66,9 +66,9 @@ def run_cluster(file: ClusterFile, tells: Tells, lock: int | None = None) -> Non
     runs already or a worker cannot be kept alive. Whatever happens, no child and no socket is left behind.
     """
     cluster, places = file.cluster, Places.of(file.cluster.name)
-    signals = _Signals(cluster.limits.stop_s * _STEP_SHARE)
-    with suppress(_Stopped), signals.caught(), ExitStack() as cleanup:
-        with signals.raised():
+    interrupts = Interrupts()
+    with suppress(KeyboardInterrupt, SystemExit), interrupts.caught(), ExitStack() as cleanup:
+        with interrupts.raised():
             cleanup.enter_context(only_one(file, places, lock))
             if lock is None:
                 places.begin_logs()
@@ -98,7 +98,7 @@ def run_cluster(file: ClusterFile, tells: Tells, lock: int | None = None) -> Non
         cleanup.enter_context(_announced(places, file))
         starting.remove()
         logger.info("up name=%s nodes=%d model=%s sync=%s", cluster.name, cluster.n_nodes, model.path, cluster.sync)
-        with signals.then(service.stop):
+        with interrupts.then(service.stop, cluster.limits.stop_s * _STEP_SHARE):
             service.run()
         logger.info("going down")
 
@@ -193,73 +193,3 @@ def _announced(places: Places, file: ClusterFile) -> Iterator[None]:
     finally:
         with suppress(FileNotFoundError):
             places.cluster_file.unlink()
-
-
-class _Stopped(BaseException):
-    """A signal came before there was anything to stop, or while a step did not end.
-
-    No Exception, as KeyboardInterrupt is none: what is made of a step's errors must not be made of it.
-    """
-
-
-class _Signals:
-    """SIGINT, SIGTERM and SIGHUP: what is being set up ends at once, what runs is told, what is ending is let be."""
-
-    def __init__(self, step_s: float) -> None:
-        """step_s: what runs and has been told is broken off after so many seconds; a step may take a minute."""
-        self._step_s = step_s
-        self._came = False
-        self._raise = False
-        self._stop: Callable[[], None] = lambda: None
-
-    @contextmanager
-    def caught(self) -> Iterator[None]:
-        """Until the end of the block none of these signals ends the process by itself; an ignored one stays ignored."""
-        numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
-        heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]  # nohup, or `&`
-        kept = {number: signal.signal(number, self._take) for number in heard}
-        kept[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._break_off)
-        try:
-            yield
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            for number, handler in kept.items():
-                signal.signal(number, handler)
-
-    @contextmanager
-    def raised(self) -> Iterator[None]:
-        """In this block the first signal raises _Stopped."""
-        self._raise = True
-        try:
-            yield
-        finally:
-            self._raise = False
-
-    @contextmanager
-    def then(self, stop: Callable[[], None]) -> Iterator[None]:
-        """In this block a signal calls `stop`, and so does one that has come already; later it raises _Stopped."""
-        self._stop = self._told(stop)
-        if self._came:
-            self._stop()
-        try:
-            yield
-        finally:
-            self._stop = lambda: None
-            signal.setitimer(signal.ITIMER_REAL, 0)
-
-    def _told(self, stop: Callable[[], None]) -> Callable[[], None]:
-        def tell() -> None:
-            stop()
-            signal.setitimer(signal.ITIMER_REAL, self._step_s)
-
-        return tell
-
-    def _take(self, number: int, frame: FrameType | None) -> None:
-        self._came = True
-        self._stop()
-        if self._raise:
-            self._raise = False  # what ends the block must not be broken off
-            raise _Stopped
-
-    def _break_off(self, number: int, frame: FrameType | None) -> None:
-        raise _Stopped

@@ -31,7 +31,7 @@ from dllama_zmq.cli.generate import run_elsewhere
 from dllama_zmq.cluster import Limits
 from dllama_zmq.errors import BusError, ClusterError, RootLost, WorkerLost
 from dllama_zmq.formats import ModelFile, read_tokenizer
-from dllama_zmq.launch.daemon import _Signals, _Stopped
+from dllama_zmq.interrupts import Interrupts
 from dllama_zmq.root.report import ClusterFacts
 from dllama_zmq.root.root import Root, RootSettings
 from dllama_zmq.root.service import Service
@@ -191,7 +191,7 @@ class AnswersNothing(Stranger):
 def test_a_client_whose_step_a_signal_breaks_off_is_told_of_the_clusters_end(
     context: Context, model: ModelFile, start: Start
 ) -> None:
-    places, signals, said = inproc(), _Signals(step_s=0.1), list[str]()
+    places, interrupts, said = inproc(), Interrupts(), list[str]()
     start(AnswersNothing(context, places.replies[0]))
 
     def ask_and_end(address: str) -> None:
@@ -206,7 +206,7 @@ def test_a_client_whose_step_a_signal_breaks_off_is_told_of_the_clusters_end(
     with a_service(context, model, ["worker1"], places) as (service, address):
         asker = threading.Thread(target=ask_and_end, args=[address])
         asker.start()
-        with pytest.raises(_Stopped), signals.caught(), signals.then(service.stop):
+        with pytest.raises(SystemExit), interrupts.caught(), interrupts.then(service.stop, after_s=0.1):
             service.run()
         asker.join(SOON_S)
     assert said == ["the cluster is going down"]

@@ -1,13 +1,28 @@
-"""Signals of `bench`: raised where work may be broken off, held back elsewhere."""
+"""Signals are raised where work may be broken off, told where something runs, held back elsewhere."""
 
 from __future__ import annotations
 
+import math
+import os
 import signal
+import time
 from contextlib import suppress
 
 import pytest
 
-from dllama_zmq.bench.interrupts import Interrupts
+from dllama_zmq.interrupts import Interrupts
+
+HEARD = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+
+
+def spin(wait_s: float, number: signal.Signals | None = None, every_s: float = math.inf) -> None:
+    """A step that hears nothing; it begins with a signal, which comes again `every_s`."""
+    begun = time.monotonic()
+    next_signal = begun if number is not None else math.inf
+    while time.monotonic() < begun + wait_s:
+        if number is not None and time.monotonic() >= next_signal:
+            os.kill(os.getpid(), number)
+            next_signal += every_s
 
 
 def test_a_signal_raises_in_a_raised_block() -> None:
@@ -95,3 +110,50 @@ def test_a_signal_that_was_ignored_stays_ignored(number: signal.Signals) -> None
             assert signal.getsignal(number) is signal.SIG_IGN
     finally:
         signal.signal(number, before)
+
+
+@pytest.mark.parametrize("number", HEARD, ids=lambda number: number.name)
+def test_a_step_that_outlasts_its_time_is_broken_off(number: signal.Signals) -> None:
+    interrupts, told = Interrupts(), list[float]()
+    with (
+        pytest.raises((KeyboardInterrupt, SystemExit)),
+        interrupts.caught(),
+        interrupts.then(lambda: told.append(time.monotonic()), 0.05),
+    ):
+        spin(20, number)
+    assert len(told) == 1
+    assert time.monotonic() - told[0] < 5
+
+
+def test_a_step_that_ends_in_time_is_not_broken_off() -> None:
+    interrupts, told = Interrupts(), list[bool]()
+    with interrupts.caught():
+        with interrupts.then(lambda: told.append(True), 0.05):
+            os.kill(os.getpid(), signal.SIGTERM)
+        spin(0.2)
+    assert told == [True]
+
+
+def test_signals_without_a_pause_do_not_put_off_that_a_step_is_broken_off() -> None:
+    interrupts, begun = Interrupts(), time.monotonic()
+    with pytest.raises(SystemExit), interrupts.caught(), interrupts.then(lambda: None, 0.5):
+        spin(20, signal.SIGTERM, every_s=0.01)
+    assert time.monotonic() < begun + 10
+
+
+def test_a_signal_before_the_run_is_told_to_it() -> None:
+    interrupts, told = Interrupts(), list[bool]()
+    with interrupts.caught():
+        signal.raise_signal(signal.SIGTERM)
+        with interrupts.then(lambda: told.append(True), 10):
+            pass
+    assert told == [True]
+
+
+def test_a_signal_while_something_is_set_up_ends_it_and_is_not_forgotten() -> None:
+    interrupts, told = Interrupts(), list[bool]()
+    with pytest.raises(SystemExit), interrupts.caught(), interrupts.raised():
+        spin(20, signal.SIGTERM)
+    with interrupts.caught(), interrupts.then(lambda: told.append(True), 10):
+        pass
+    assert told == [True]
