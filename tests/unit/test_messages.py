@@ -1,32 +1,27 @@
-"""What is on the wire: every message there and back, golden bytes, PROTOCOL.md's tables, and whatever else may come."""
+"""What is on the wire: every message there and back, golden bytes, and whatever else may come."""
 
 from __future__ import annotations
 
-import re
 import time
-import typing
-from pathlib import Path
 from typing import Any
 
 import msgpack
 import msgspec
 import numpy as np
 import pytest
-from any_message import UNIONS, structs
+from any_message import structs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import dllama_zmq.bus
-from dllama_zmq.bus import client_messages, messages
+from dllama_zmq.bus import messages
 from dllama_zmq.bus.arrays import pack_floats, pack_plain, unpack
-from dllama_zmq.bus.client_messages import FROM_CLIENT, TO_CLIENT, Figures, Generate, Status
+from dllama_zmq.bus.client_messages import FROM_CLIENT, TO_CLIENT, Generate
 from dllama_zmq.bus.messages import (
     PROTOCOL,
     TO_ROOT,
     TO_WORKER,
     ArrayHead,
     Beacon,
-    Candidates,
     Kinds,
     Message,
     Partial,
@@ -312,85 +307,3 @@ def test_numbers_that_are_none_are_refused_where_seconds_are_expected() -> None:
     for value in (float("nan"), float("inf"), -1.0):
         with pytest.raises(ProtocolError):
             decode([msgpack.packb([PROTOCOL, "candidates", 1, 1, 1, value, 0.0, []])], TO_ROOT)
-
-
-# --- PROTOCOL.md says the same ----------------------------------------------------------------------------------------
-
-TEXT = (Path(dllama_zmq.bus.__file__).parent / "PROTOCOL.md").read_text()
-NAMED: dict[Any, str] = {
-    messages.Count: "count", messages.Big: "big", messages.Name: "name", messages.Text: "text",
-    messages.Endpoint: "endpoint", messages.Seconds: "seconds", messages.Heads: "heads", messages.Wants: "wants",
-    client_messages.Whole: "whole", client_messages.Number: "number", client_messages.Prompt: "prompt",
-    Figures: "figures", bool: "bool", client_messages.RequestId: "id",
-}  # fmt: skip
-
-
-def type_in_words(message: type[Message], field: str) -> str:
-    """The type of a field as PROTOCOL.md writes it."""
-    hint = typing.get_type_hints(message, include_extras=True)[field]
-    if (message.__name__, field) in {("Step", "runs"), ("Join", "host")}:
-        return field
-    return words(hint)
-
-
-def words(hint: Any) -> str:
-    for named, word in NAMED.items():
-        if hint == named:
-            return word
-    origin, parts = typing.get_origin(hint), typing.get_args(hint)
-    if origin is typing.Literal:
-        return ", ".join(f'"{value}"' for value in parts)
-    if origin in UNIONS:
-        return f"{words(parts[0])} or nil"
-    return {dict: "map", list: "list of maps"}[origin]
-
-
-def rows_after(heading: str) -> list[list[str]]:
-    """The cells of the first table after a line."""
-    assert f"\n{heading}\n" in TEXT, f"PROTOCOL.md lacks {heading!r}"
-    section = TEXT.split(f"\n{heading}\n", 1)[1].split("\n#", 1)[0]
-    lines = [line for line in section.splitlines() if line.startswith("|")]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
-
-
-@pytest.mark.parametrize(("allowed", "kind"), ALL_KINDS, ids=[kind for _, kind in ALL_KINDS])
-def test_the_document_has_every_field_of_every_kind_in_order_with_its_type(allowed: Kinds, kind: str) -> None:
-    message = allowed[kind]
-    rows = rows_after(f"#### `{kind}`")
-    assert [(row[0], row[1]) for row in rows] == [
-        (field, type_in_words(message, field)) for field in message.__struct_fields__
-    ]
-
-
-def test_the_document_names_no_kind_that_is_none() -> None:
-    assert sorted(re.findall(r"^#### `(\w+)`$", TEXT, re.MULTILINE)) == sorted(kind for _, kind in ALL_KINDS)
-
-
-@pytest.mark.parametrize(
-    "word", ["count", "big", "id", "whole", "seconds", "number", "name", "endpoint", "text", "prompt"]
-)
-def test_the_document_has_the_bounds_of_every_type(word: str) -> None:
-    meta = typing.get_args(next(hint for hint, name in NAMED.items() if name == word))[1]
-    line = {row[0]: row[1] for row in rows_after("## 3. A message")}[word]
-    bounds = [meta.max_length] if meta.max_length is not None else [meta.ge, meta.le]
-    for bound in bounds:
-        assert re.search(rf"(?<!\d){re.escape(f'{bound:g}' if word in ('seconds', 'number') else str(bound))}\b", line)
-
-
-def test_the_document_has_the_protocols_number_and_its_own_example() -> None:
-    assert f"Protocol **{messages.PROTOCOL}**" in TEXT
-    example = re.search(r"^    \[protocol.*?  (93 .*?) = (\[.*\])$", TEXT, re.MULTILINE)
-    assert example is not None
-    header = b"".join(
-        part[1:-1].encode() if part.startswith('"') else bytes([int(part, 16)]) for part in example[1].split()
-    )
-    assert repr(msgpack.unpackb(header)).replace("'", '"') == example[2]
-    assert bytes(encode(Beacon(1760936591360))[0]) == header
-
-
-def test_the_maps_of_a_status_are_in_the_document() -> None:
-    for struct in (client_messages.NodeStatus, client_messages.TrafficRow, Figures):
-        for field in struct.__struct_fields__:
-            assert re.search(rf"\b{field}\b", TEXT), f"PROTOCOL.md lacks {struct.__name__}.{field}"
-    assert Status.__struct_fields__[-2:] == ("nodes", "traffic")
-    assert Partial.__struct_fields__[-1] == Candidates.__struct_fields__[-1] == "arrays"
