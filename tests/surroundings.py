@@ -6,6 +6,7 @@ import fcntl
 import os
 import signal
 import socket
+import sys
 import tempfile
 from pathlib import Path
 from types import FrameType
@@ -22,14 +23,15 @@ _UNWANTED_PREFIXES = (
     "CLICOLOR",
     "RICH_",
     "HYPOTHESIS_",
+    "PYTHON",
 )
 _UNWANTED = (
-    "NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS", "LINES", "PYTHONWARNINGS",
+    "NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS", "LINES",
     "HUGGING_FACE_HUB_TOKEN", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY",
     "MAKEFLAGS", "MFLAGS", "MAKELEVEL",
 )  # fmt: skip
-_WANTED = ("DLLAMA_ZMQ_WRITE_PARITY",)
-"""Asks a test to write its golden file."""
+_WANTED = ("DLLAMA_ZMQ_WRITE_PARITY", "PYTHONHOME", "PYTHONPATH", "PYTHONPYCACHEPREFIX")
+"""The first asks a test to write its golden file; the others say where Python's files are."""
 
 
 def set_signals() -> None:
@@ -46,8 +48,11 @@ def set_signals() -> None:
 def set_environment(home: Path, kernels: Path) -> None:
     """Make `home` the user's home folder, keep compiled kernels in `kernels`, remove what changes how programs talk.
 
-    Variables are removed by name or prefix: those of this project, of huggingface_hub, of terminals and of proxies.
+    Variables are removed by name or prefix: those of this project, of huggingface_hub, of Python, of terminals and of
+    proxies. So Python keeps its bytecode, as it does for users: without it, a command takes 0.1 s longer to start, and
+    a process of tests 3 s.
     """
+    sys.dont_write_bytecode = False
     for name in list(os.environ):
         if name not in _WANTED and (name.upper() in _UNWANTED or name.startswith(_UNWANTED_PREFIXES)):
             del os.environ[name]

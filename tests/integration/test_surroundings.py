@@ -14,7 +14,8 @@ from surroundings import free_ports
 TESTS = Path(__file__).parents[1]
 CHILD = """
 import json, os, signal
-names = ["HOME", "DLLAMA_ZMQ_HOME", "XDG_CACHE_HOME", "COLUMNS", "NO_COLOR", "HF_TOKEN", "https_proxy", "TERM"]
+names = ["HOME", "DLLAMA_ZMQ_HOME", "XDG_CACHE_HOME", "COLUMNS", "NO_COLOR", "HF_TOKEN", "https_proxy", "TERM",
+    "PYTHONDONTWRITEBYTECODE", "PYTHONPATH"]
 print(json.dumps({
     "ignored": [number.name for number in (signal.SIGINT, signal.SIGHUP) if signal.getsignal(number) == signal.SIG_IGN],
     "blocked": [number.name for number in signal.pthread_sigmask(signal.SIG_BLOCK, [])],
@@ -35,7 +36,7 @@ def test_processes_have_the_same_signals_and_variables_wherever_the_tests_were_s
     unusual = {
         "HOME": "/nowhere", "DLLAMA_ZMQ_HOME": "/nowhere", "XDG_CACHE_HOME": "/nowhere", "COLUMNS": "9",
         "NO_COLOR": "1", "HF_TOKEN": "secret", "https_proxy": "http://192.0.2.1", "TERM": "dumb",
-        "PYTHONPATH": str(TESTS),
+        "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(TESTS),
     }  # fmt: skip
     in_background = ["sh", "-c", 'trap "" INT HUP; exec "$@"', "sh", sys.executable, "-c", PARENT, str(tmp_path)]
     found = subprocess.run(in_background, env=os.environ | unusual, capture_output=True, text=True, timeout=60)
@@ -43,7 +44,7 @@ def test_processes_have_the_same_signals_and_variables_wherever_the_tests_were_s
     assert json.loads(found.stdout) == {
         "ignored": [], "blocked": [], "HOME": str(tmp_path), "DLLAMA_ZMQ_HOME": str(tmp_path / "clusters"),
         "XDG_CACHE_HOME": None, "COLUMNS": None, "NO_COLOR": None, "HF_TOKEN": None, "https_proxy": None,
-        "TERM": "xterm",
+        "TERM": "xterm", "PYTHONDONTWRITEBYTECODE": None, "PYTHONPATH": str(TESTS),
     }  # fmt: skip
 
 
