@@ -46,10 +46,10 @@ class Exact(ModelFile):
         super().__init__(path, type(spec)(**{**fields(spec), "weight_type": FloatType.F32, "stored": stored}))
 
     def _part(self, name: str, rows: slice, columns: slice) -> BlockMatrix:
-        place = self._file._places[name]
-        if isinstance(place.tensor.stored, SourceType):
-            part = self._file._parts[place.part].pages.view(place.tensor.offset, place.tensor.nbytes)
-            values = place.tensor.stored.dequantize(part.reshape(place.tensor.n_rows, -1))
+        location = self._file._locations[name]
+        if isinstance(location.tensor.stored, SourceType):
+            part = self._file._parts[location.part].pages.view(location.tensor.offset, location.tensor.nbytes)
+            values = location.tensor.stored.dequantize(part.reshape(location.tensor.n_rows, -1))
         else:
             values = self._file.read(name).dequantize()
         return BlockMatrix.from_array(values[rows, columns], FloatType.F32)
