@@ -20,7 +20,8 @@ from any_message import structs
 from hostile.flood import free_port
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from integration.stranger import RawRoot, Stranger
+from integration.raw_root import RawRoot
+from integration.stranger import Stranger
 from tiny import tiny_spec, write_tiny_pair
 
 from dllama_zmq import Client

@@ -6,7 +6,6 @@ is the root's sockets with nothing behind them.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import re
 import secrets
@@ -18,11 +17,10 @@ from typing import Any
 import msgpack
 import numpy as np
 import zmq
+from stranger_shard import BLOCK, F16, F32, Q80, Shard, to_q80, values_of
 
 _PAGE = Path(__file__).parents[2] / "dllama_zmq" / "bus" / "PROTOCOL.md"
 PROTOCOL = int(re.findall(r"^Protocol \*\*(\d+)\*\*", _PAGE.read_text(), re.MULTILINE)[0])
-BLOCK = {0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 34)}  # §6: values and bytes of a block, by weight_type
-F32, F16, Q40, Q80 = range(4)
 
 
 class Void(Exception):
@@ -190,52 +188,17 @@ class Stranger:
         slots: int,
         step_s: float,
     ) -> None:
-        self.spec, self.sync, self.step_s, self.nodes = spec, sync, step_s, nodes
-        n_heads, head_dim, node = spec["n_heads"], spec["head_dim"], self.node
-        group = n_heads // spec["n_kv_heads"]
-        values, _ = BLOCK[spec["weight_type"]]
-        heads = (n_heads * node // nodes, n_heads * (node + 1) // nodes)
-        kv_heads = (heads[0] // group, -(-heads[1] // group))
-        n_blocks = spec["hidden_dim"] // values
-        self.first_id = spec["vocab_size"] * node // nodes
-        width = {
-            "one": 1,
-            "embed": spec["dim"],
-            "heads": (heads[1] - heads[0]) * head_dim,
-            "kv_heads": (kv_heads[1] - kv_heads[0]) * head_dim,
-            "ffn": (n_blocks * (node + 1) // nodes - n_blocks * node // nodes) * values,
-            "vocab": spec["vocab_size"] * (node + 1) // nodes - self.first_id,
-        }
-        self.kv_of_head = [h // group - kv_heads[0] for h in range(*heads)]
-        possible = [
-            n for n in (1, 2, 4, 8, 16, 32, 64)
-            if n_heads % n == 0 and n_heads * head_dim % (n * values) == 0 and spec["hidden_dim"] % (n * values) == 0
-            and n <= spec["vocab_size"]
-        ]  # fmt: skip
-        self.segments = max(possible) // nodes
-        layers = range(spec["n_layers"])
-        self.kv_most = np.float32(65504 if kv == "f16" else np.inf)
-        self.cache = np.zeros(
-            (len(layers), slots, 2, kv_heads[1] - kv_heads[0], seq_len, head_dim),
-            {"f16": np.float16, "f32": np.float32}[kv],
-        )
-        tensors = []
-        for i in layers:
-            tensors += [(f"layers.{i}.attention.{n}", "heads" if n == "q" else "kv_heads", "embed") for n in "qkv"]
-            tensors += [(f"layers.{i}.attention.o", "embed", "heads"), (f"layers.{i}.ffn.gate", "ffn", "embed")]
-            tensors += [(f"layers.{i}.ffn.down", "embed", "ffn"), (f"layers.{i}.ffn.up", "ffn", "embed")]
-            tensors += [(f"layers.{i}.attention_norm", "one", "embed"), (f"layers.{i}.ffn_norm", "one", "embed")]
-        tensors += [("final_norm", "one", "embed"), ("head", "vocab", "embed")]
+        self.sync, self.step_s, self.nodes = sync, step_s, nodes
+        self.shard = Shard(spec, self.node, nodes, {"f16": np.float16, "f32": np.float32}[kv], slots, seq_len)
         self.send("credit", 4)
-        self.weights: dict[str, tuple[int, Any]] = {}
         total = 0
-        for name, rows, columns in tensors:
-            weight_type = F32 if rows == "one" else spec["weight_type"]
-            block_values, block_bytes = BLOCK[weight_type]
-            row_bytes = width[columns] // block_values * block_bytes
-            data = self._region(name, width[rows] * row_bytes)
+        for name, n_rows, n_columns, weight_type in self.shard.table:
+            values, n_bytes = BLOCK[weight_type]
+            row_bytes = n_columns // values * n_bytes
+            data = self._region(name, n_rows * row_bytes)
             total += len(data)
-            self.weights[name] = (weight_type, np.frombuffer(bytes(data), np.uint8).reshape(width[rows], row_bytes))
+            region = np.frombuffer(bytes(data), np.uint8).reshape(n_rows, row_bytes)
+            self.shard.weights[name] = (weight_type, region)
         self.send("loaded", total)
 
     def _region(self, tensor: str, size: int) -> bytearray:
@@ -254,30 +217,32 @@ class Stranger:
     def _step(self, fields: list[Any], frame: bytes) -> None:
         _, self.step, runs, wanted, k, [[_, n_rows, _]] = fields
         self.stage, self.wait_s, self.begun = 0, 0.0, time.monotonic()
-        x = self._decode(frame, n_rows)
+        shard = self.shard
+        x = shard.embedded(self._decode(frame, n_rows))
         positions = np.concatenate([np.arange(start, start + count) for _, start, count in runs])
-        cos, sin = self._angles(positions)
-        middle = n_rows // 16 * 8 if n_rows >= 64 else n_rows
+        cos, sin = shard.angles(positions)
+        n_experts, n_active = shard.spec["n_experts"] or 1, shard.spec["n_active_experts"] or 1
+        middle = n_rows // 16 * 8 if n_rows * n_active >= 64 * n_experts else n_rows
         batches = [
             (x[rows], self._runs_in(runs, rows), cos[rows], sin[rows])
             for rows in (slice(0, middle), slice(middle, n_rows))
             if rows.start < rows.stop
         ]
         parts: list[Any] = [None] * len(batches)
-        for i in range(2 * self.spec["n_layers"]):
+        for i in range(2 * shard.spec["n_layers"]):
             for j, (rows, *of_rows) in enumerate(batches):
                 if i > 0:  # a stage behind, or two with two micro-batches
-                    rows = rows + self._sum(self.stage + 1 - len(batches), parts[j])
+                    rows = rows + shard.finished(i - 1, self._sum(self.stage + 1 - len(batches), parts[j]))
                     batches[j] = (rows, *of_rows)
-                name = f"layers.{i // 2}.{'ffn' if i % 2 else 'attention'}_norm"
-                normed = self._norm(rows, name)
-                partial = self._feed_forward(i // 2, normed) if i % 2 else self._attention(i // 2, normed, *of_rows)
+                partial = shard.feed_forward(i // 2, rows) if i % 2 else shard.attention(i // 2, rows, *of_rows)
                 parts[j] = self._send_partial(partial)
         last = self.stage + 1 - len(batches)
-        x = np.concatenate([rows + self._sum(last + j, parts[j]) for j, (rows, *_) in enumerate(batches)])
-        rows = x[[row for row, _ in wanted]]
+        ends = [
+            rows + shard.finished(2 * shard.spec["n_layers"] - 1, self._sum(last + j, parts[j]))
+            for j, (rows, *_) in enumerate(batches)
+        ]
         self.temperatures = [temperature for _, temperature in wanted]
-        self.logits = self._product("head", self._norm(rows, "final_norm")) if wanted else None
+        self.logits = shard.logits(np.concatenate(ends)[[row for row, _ in wanted]]) if wanted else None
         self._answer_candidates(k)
 
     def _runs_in(self, runs: list[list[int]], rows: slice) -> list[list[int]]:
@@ -326,7 +291,7 @@ class Stranger:
                 order = np.argsort(-self.logits, axis=1, kind="stable")[:, :k]  # stable: of equals the lower id
                 best = np.take_along_axis(self.logits, order, axis=1)
                 sums = [self._log_sum_exp(*row) for row in zip(self.logits, self.temperatures, strict=True)]
-                arrays = [("i32", (order + self.first_id).astype("<i4")), ("f32", best)]
+                arrays = [("i32", (order + self.shard.first_id).astype("<i4")), ("f32", best)]
                 arrays += [("f64", np.array(sums, "<f8")[:, None])]
             heads = [[kind, *array.shape] for kind, array in arrays]
             frames = [array.tobytes() for _, array in arrays]
@@ -340,12 +305,10 @@ class Stranger:
         scaled = row.astype(np.float64) / temperature
         return float(scaled.max() + np.log(np.exp(scaled - scaled.max()).sum()))
 
-    # --- §8: arithmetic ---------------------------------------------------------------------------------------------
-
     def _encode(self, x: Any) -> tuple[list[Any], bytes]:
         head = [self.sync, *x.shape]
         if self.sync == "q80":
-            q, d = self._to_q80(x)
+            q, d = to_q80(x)
             blocks = np.concatenate([d.astype("<f2")[..., None].view(np.uint8), q.view(np.uint8)], axis=2)
             return head, blocks.tobytes()
         return head, x.astype({"f32": "<f4", "f16": "<f2"}[self.sync]).tobytes()
@@ -354,166 +317,4 @@ class Stranger:
         code = {"f32": F32, "f16": F16, "q80": Q80}[self.sync]
         if n_rows < 1:
             raise ValueError("no rows")
-        return self._values(code, np.frombuffer(frame, np.uint8).reshape(n_rows, -1))
-
-    def _to_q80(self, x: Any) -> tuple[Any, Any]:
-        """Signed bytes (T, b, 32) and scales (T, b), before these are stored as f16."""
-        blocks = x.reshape(len(x), -1, 32)
-        d = np.abs(blocks).max(-1) / np.float32(127)
-        inverse = np.divide(np.float32(1), d, out=np.zeros_like(d), where=d > np.float32(1e-37))
-        q = np.clip(np.rint(blocks * inverse[..., None]), -127, 127).astype(np.int8)
-        return q, np.minimum(d, np.float32(65504))
-
-    def _blocks(self, code: int, data: Any) -> tuple[Any, Any]:
-        """Whole numbers (rows, b, 32) and scales (rows, b) of Q40 or Q80 rows."""
-        blocks = data.reshape(len(data), -1, BLOCK[code][1])
-        d = np.ascontiguousarray(blocks[..., :2]).view("<f2")[..., 0].astype(np.float32)
-        if code == Q80:
-            return blocks[..., 2:].view(np.int8), d
-        nibbles = blocks[..., 2:]
-        return np.concatenate([nibbles & 15, nibbles >> 4], axis=2).astype(np.int8) - np.int8(8), d
-
-    def _values(self, code: int, data: Any) -> Any:
-        if code in (F32, F16):
-            return np.ascontiguousarray(data).view("<f4" if code == F32 else "<f2").astype(np.float32)
-        q, d = self._blocks(code, data)
-        return (q.astype(np.float32) * d[..., None]).reshape(len(data), -1)
-
-    def _tree(self, parts: list[Any]) -> Any:
-        while len(parts) > 1:
-            parts = [parts[i] + parts[i + 1] if i + 1 < len(parts) else parts[i] for i in range(0, len(parts), 2)]
-        return parts[0]
-
-    def _product(self, name: str, x: Any, segments: int = 1) -> Any:
-        code, data = self.weights[name]
-        if code in (F32, F16):
-            weights = self._values(code, data)
-            cut = weights.shape[1] // segments
-            return self._tree([x[:, i * cut :][:, :cut] @ weights[:, i * cut :][:, :cut].T for i in range(segments)])
-        q, d = self._blocks(code, data)
-        xq, xd = self._to_q80(x)
-        xd = xd.astype("<f2").astype(np.float32)
-        dots = np.einsum("tbj,rbj->btr", xq.astype(np.int32), q.astype(np.int32)).astype(np.float32)
-        terms = dots * (xd.T[:, :, None] * d.T[:, None, :])
-        parts = []
-        for segment in terms.reshape(segments, -1, *terms.shape[1:]):
-            total = segment[0]
-            for term in segment[1:]:
-                total = total + term
-            parts.append(total)
-        return self._tree(parts)
-
-    def _norm(self, x: Any, name: str) -> Any:
-        gain = self._values(*self.weights[name])[0]
-        mean = np.mean(x * x, axis=-1, keepdims=True, dtype=np.float32)
-        return x / np.sqrt(mean + np.float32(self.spec["norm_eps"])) * gain
-
-    def _angles(self, positions: Any) -> tuple[Any, Any]:
-        rope, head_dim = self.spec["rope"], self.spec["head_dim"]
-        f = rope["theta"] ** (-np.arange(0, head_dim, 2) / head_dim)
-        if (scaling := rope["scaling"]) is not None:
-            low, high, length = (scaling[k] for k in ("low_freq_factor", "high_freq_factor", "original_seq_len"))
-            w = 2 * math.pi / f
-            s = (length / w - low) / (high - low)
-            between = (1 - s) * f / scaling["factor"] + s * f
-            f = np.where(w > length / low, f / scaling["factor"], np.where(w < length / high, f, between))
-        angles = positions[:, None] * f
-        return np.cos(angles).astype(np.float32)[:, None], np.sin(angles).astype(np.float32)[:, None]
-
-    def _rotate(self, x: Any, cos: Any, sin: Any) -> Any:
-        half = x.shape[-1] // 2
-        interleaved = self.spec["rope"]["layout"] == "interleaved"
-        first, second = (slice(0, None, 2), slice(1, None, 2)) if interleaved else (slice(half), slice(half, None))
-        a, b = x[..., first], x[..., second]
-        turned = np.empty_like(x)
-        turned[..., first], turned[..., second] = a * cos - b * sin, a * sin + b * cos
-        return turned
-
-    def _attention(self, i: int, x: Any, runs: list[list[int]], cos: Any, sin: Any) -> Any:
-        shape = (len(x), -1, self.spec["head_dim"])
-        q, k, v = (self._product(f"layers.{i}.attention.{n}", x).reshape(shape) for n in "qkv")
-        q, k = self._rotate(q, cos, sin), self._rotate(k, cos, sin)
-        out = np.empty_like(q)
-        row = 0
-        for slot, start, count in runs:
-            rows, end = slice(row, row + count), start + count
-            store = self.cache[i, slot]
-            if end > store.shape[2]:
-                raise ValueError(f"positions to {end}; room for {store.shape[2]}")
-            for both, new in zip(store, (k, v), strict=True):
-                both[:, start:end] = np.clip(new[rows].swapaxes(0, 1), -self.kv_most, self.kv_most)
-            later = np.arange(end) > np.arange(start, end)[:, None]
-            for head, kv in enumerate(self.kv_of_head):
-                scores = (q[rows, head] * np.float32(1 / shape[2] ** 0.5)) @ store[0, kv, :end].T.astype(np.float32)
-                scores[later] = -np.inf
-                weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-                weights /= weights.sum(axis=-1, keepdims=True, dtype=np.float32)
-                out[rows, head] = weights @ store[1, kv, :end].astype(np.float32)
-            row += count
-        return self._product(f"layers.{i}.attention.o", out.reshape(len(x), -1), self.segments)
-
-    def _feed_forward(self, i: int, x: Any) -> Any:
-        gate, up = self._product(f"layers.{i}.ffn.gate", x), self._product(f"layers.{i}.ffn.up", x)
-        with np.errstate(over="ignore"):
-            return self._product(f"layers.{i}.ffn.down", gate / (1 + np.exp(-gate)) * up, self.segments)
-
-
-class RawRoot:
-    """The root's two sockets; a test says what they say. Close it, or use it in a `with` block."""
-
-    def __init__(self, context: zmq.Context[Any], replies: str, steps: str) -> None:
-        self.addresses = replies, steps
-        self.stays = False
-        self._heard: set[bytes] = set()
-        self.router, self.pub = context.socket(zmq.ROUTER), context.socket(zmq.PUB)
-        self.router.set(zmq.ROUTER_HANDOVER, 1)  # or one that joins again while its old connection lives is not heard
-        for socket, address in zip((self.router, self.pub), self.addresses, strict=True):
-            socket.set(zmq.LINGER, 0)
-            socket.bind(address)
-
-    def say(self, identity: bytes, kind: str, *fields: Any, arrays: tuple[bytes, ...] = ()) -> None:
-        self.router.send_multipart([identity, msgpack.packb([PROTOCOL, kind, *fields]), *arrays])
-
-    def publish(self, kind: str, *fields: Any, arrays: tuple[bytes, ...] = ()) -> None:
-        self.pub.send_multipart([msgpack.packb([PROTOCOL, kind, *fields]), *arrays])
-
-    def hear(self, kind: str, wait_s: float = 20.0, of: bytes | None = None) -> tuple[bytes, list[Any], list[bytes]]:
-        """The next message of this kind (of this identity): who sent it, its fields, its arrays."""
-        until = time.monotonic() + wait_s
-        while self.router.poll(max(0, math.ceil((until - time.monotonic()) * 1000))):
-            identity, header, *arrays = self.router.recv_multipart()
-            self._heard.add(identity)
-            fields = msgpack.unpackb(header)
-            if fields[1] == kind and of in (None, identity):
-                return identity, fields[2:], arrays
-        raise AssertionError(f"no {kind} within {wait_s} s")
-
-    def hear_last(self, kind: str, fields: list[Any]) -> None:
-        """The message of this kind with these fields; whatever comes before it is dropped."""
-        while self.hear(kind)[1] != fields:
-            pass
-
-    def take_in(self, plan: list[Any], pieces: list[tuple[list[Any], bytes]], node: int = 1) -> bytes:
-        """Bring one worker to having heard a beacon of epoch 1; returns its identity."""
-        identity, _, _ = self.hear("join")
-        self.say(identity, "welcome", node, f"worker{node}", self.addresses[1], self.addresses[0])
-        self.say(identity, "plan", *plan)
-        self.hear("credit")
-        for fields, data in pieces:
-            self.say(identity, "weights", *fields, arrays=(data,))
-        self.hear("loaded", wait_s=120.0)  # its kernels may have to be compiled
-        for _ in range(100):
-            self.publish("beacon", 1)
-            with contextlib.suppress(AssertionError):
-                self.hear("heard", 0.05)
-                return identity
-        raise AssertionError("no beacon was heard")
-
-    def __enter__(self) -> RawRoot:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for identity in self._heard:
-            self.say(identity, "bye", self.stays, "the test is over")
-        self.router.close(linger=200)
-        self.pub.close()
+        return values_of(code, np.frombuffer(frame, np.uint8).reshape(n_rows, -1))

@@ -35,7 +35,8 @@ from nodes import (
     tcp,
     what_is_missed,
 )
-from stranger import Again, RawRoot, Stranger
+from raw_root import RawRoot
+from stranger import Again, Stranger
 from tiny import tiny_spec, write_tiny_model
 
 from dllama_zmq.bus.messages import Beacon

@@ -19,7 +19,8 @@ import psutil
 import pytest
 import zmq
 from nodes import Context, Relayed, Start, a_root, a_worker, form, inproc, pieces_of, plan_of, tcp
-from stranger import RawRoot, Stranger
+from raw_root import RawRoot
+from stranger import Stranger
 from tiny import tiny_spec, tiny_tensors, write_tiny_model
 
 import dllama_zmq

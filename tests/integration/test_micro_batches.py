@@ -28,7 +28,8 @@ from nodes import (
     plan_of,
     what_is_missed,
 )
-from stranger import RawRoot, Stranger
+from raw_root import RawRoot
+from stranger import Stranger
 from tiny import tiny_spec, write_tiny_model
 
 from dllama_zmq.errors import WorkerLost

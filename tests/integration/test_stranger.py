@@ -10,25 +10,36 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
 import stranger
+import stranger_shard
 import zmq
 from stranger import Stranger
 from tiny import tiny_spec, tiny_tokenizer_data, write_tiny_model
 
 from dllama_zmq.bus.links import Endpoints
 from dllama_zmq.formats import ModelFile, read_tokenizer, write_t
+from dllama_zmq.formats.random_model import random_tensors
 from dllama_zmq.models import Run
-from dllama_zmq.quants import F32
+from dllama_zmq.quants import F32, BlockMatrix
 from dllama_zmq.root.generation import GenerationRequest, Token, generate
 from dllama_zmq.root.root import Root, RootSettings
 from dllama_zmq.root.sampler import Sampling
-from dllama_zmq.spec import FloatType, ModelSpec, Rope, RopeScaling, Sync
+from dllama_zmq.spec import Architecture, FloatType, ModelSpec, Rope, RopeScaling, Sync
 from dllama_zmq.tokenizer import Tokenizer
 from dllama_zmq.worker import Worker, WorkerSettings
+
+
+def arch_spec(arch: Architecture, **numbers: Any) -> ModelSpec:
+    """A quantized model of an architecture whose pairs of RoPE are in half layout."""
+    rope = Rope(1e4, "half")
+    return tiny_spec(
+        arch=arch, dim=128, hidden_dim=256, n_heads=8, weight_type=FloatType.Q40, rope=rope, norm_eps=1e-6, **numbers
+    )
+
 
 TOKENS = [1, 40, 41, 42, 200, 7, 7, 13]
 SPECS = {
@@ -43,6 +54,28 @@ SPECS = {
         weight_type=FloatType.Q40,
         rope=Rope(5e5, "interleaved", RopeScaling(8, 1, 4, 32)),
     ),
+    "gelu and a window": tiny_spec(
+        dim=128, hidden_dim=256, n_heads=8, weight_type=FloatType.Q40, activation="gelu", window=5
+    ),
+    "factors": tiny_spec(
+        dim=128, hidden_dim=256, n_heads=8, weight_type=FloatType.Q40, rope=Rope(1e4, factors=(1, 1, 1, 2, 3, 4, 5, 6))
+    ),
+    "several types": tiny_spec(
+        dim=128,
+        hidden_dim=256,
+        n_heads=8,
+        weight_type=FloatType.Q40,
+        stored=(
+            ("layers.0.attention.v", FloatType.Q80),
+            ("layers.1.ffn.down", FloatType.Q41),
+            ("head", FloatType.Q41),
+        ),
+    ),
+    "qwen2": arch_spec("qwen2"),
+    "qwen3": arch_spec("qwen3"),
+    "qwen3moe": arch_spec("qwen3moe", n_experts=6, n_active_experts=2, norm_topk=False),
+    "mixtral": arch_spec("mixtral", n_experts=4, n_active_experts=2),
+    "grok1": arch_spec("grok1", n_experts=4, n_active_experts=2, activation="gelu", norm_topk=False),
     "half": tiny_spec(dim=128, hidden_dim=256, n_heads=8, weight_type=FloatType.Q40, rope=Rope(1e4, "half")),
 }
 
@@ -95,13 +128,28 @@ def alone(model: ModelFile) -> Root:
     return Root(zmq.Context.instance(), model, RootSettings(kernels="numpy"))
 
 
+class InMemory(ModelFile):
+    """Random weights of any architecture and types: a `.m` file cannot hold all of them."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__(Path("weights in memory"), spec)
+        self._matrices = dict(random_tensors(spec, seed=3))
+
+    def _part(self, name: str, rows: slice, columns: slice) -> BlockMatrix:
+        return self._matrices[name].cut(rows, columns)
+
+    def forget_pages(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 @pytest.mark.parametrize("n_nodes", [2, 4])
 @pytest.mark.parametrize("name", SPECS)
-def test_a_worker_written_from_the_document_gives_the_logits_of_one_node(
-    name: str, n_nodes: int, tmp_path: Path
-) -> None:
+def test_a_worker_written_from_the_document_gives_the_logits_of_one_node(name: str, n_nodes: int) -> None:
     spec: ModelSpec = SPECS[name]
-    with write_tiny_model(tmp_path / "tiny.m", spec) as model, cluster(model, n_nodes) as root:
+    with InMemory(spec) as model, cluster(model, n_nodes) as root:
         expected, got = logits(alone(model)), logits(root)
         if spec.weight_type in (FloatType.Q40, FloatType.Q80):
             np.testing.assert_array_equal(got, expected)
@@ -136,8 +184,10 @@ def tokens(root: Root, tokenizer: Tokenizer, sampling: Sampling) -> Iterator[int
 
 
 def test_the_stranger_imports_nothing_of_the_package() -> None:
-    tree = ast.parse(Path(stranger.__file__).read_text())
-    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    names |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    names: set[str] = set()
+    for module in (stranger, stranger_shard):
+        tree = ast.parse(Path(module.__file__).read_text())
+        names |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+        names |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     third_party = {name.split(".")[0] for name in names} - sys.stdlib_module_names
-    assert third_party == {"msgpack", "numpy", "zmq"}
+    assert third_party == {"msgpack", "numpy", "stranger_shard", "zmq"}
