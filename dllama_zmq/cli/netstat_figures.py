@@ -275,7 +275,7 @@ def predicted(model: str, spec: ModelSpec, n_nodes: int, sync: Sync) -> Predicti
 
 def _step_of(plan: Plan, sync: Sync, node: int) -> dict[str, Predicted]:
     """One token's messages to and from one worker; candidates both ways of choosing."""
-    vocab = plan.parts[node].vocab
+    vocab = plan.slices[node].vocab
     steps = {
         name: predict_step(plan.spec, sync, 1, vocab.stop - vocab.start, 1, k)
         for name, k in (("greedy", GREEDY_K), ("sampled", SAMPLED_K))

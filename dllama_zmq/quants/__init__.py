@@ -1,4 +1,4 @@
-"""Numbers as they are stored: blocks of every `FloatType` to and from float32 arrays. Knows no file and no model."""
+"""Quantization: blocks of every `FloatType` to and from float32 arrays. Knows no file and no model."""
 
 from dllama_zmq.quants.blocks import F32, I8, U8, dequantize, quantize, split_q40, split_q41, split_q80
 from dllama_zmq.quants.matrix import BlockMatrix

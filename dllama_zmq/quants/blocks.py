@@ -1,7 +1,7 @@
-"""Blocks to and from arrays, vectorized. A block is what a file and the bus carry: see formats/FORMATS.md §1.
+"""Quantize and dequantize whole arrays. Files and the bus carry the same blocks: see formats/FORMATS.md §1.
 
-Q40: f16 scale d, then 16 bytes; byte j holds value j in its low nibble, j + 16 in its high one; value (q - 8) * d.
-Q41: f16 scale d, f16 offset m, then 16 bytes as Q40's; value q * d + m.
+Q40: f16 scale d, then 16 bytes; byte j has value j in its low nibble and j + 16 in its high nibble; value (q - 8) * d.
+Q41: f16 scale d, f16 offset m, then 16 bytes as in Q40; value q * d + m.
 Q80: f16 scale d, then 32 signed bytes; value q * d.
 BF16: the upper half of an f32.
 """
@@ -23,7 +23,7 @@ _F16_MAX = np.float32(65504.0)
 
 
 def quantize(values: F32, float_type: FloatType) -> U8:
-    """Store `values` (..., n) as bytes (..., row_bytes(n)). `n` must be whole blocks."""
+    """`values` (..., n) as bytes (..., row_bytes(n)); `n` must be a multiple of the block's values."""
     values = np.ascontiguousarray(values, dtype=np.float32)
     if float_type is FloatType.F32:
         return values.view(np.uint8)
@@ -39,7 +39,7 @@ def quantize(values: F32, float_type: FloatType) -> U8:
 
 
 def dequantize(data: U8, float_type: FloatType) -> F32:
-    """Read bytes (..., row_bytes(n)) back as float32 (..., n)."""
+    """Bytes (..., row_bytes(n)) as float32 (..., n)."""
     if float_type is FloatType.F32:
         return np.ascontiguousarray(data).view("<f4").astype(np.float32, copy=False)
     if float_type is FloatType.F16:
@@ -48,10 +48,10 @@ def dequantize(data: U8, float_type: FloatType) -> F32:
         return (np.ascontiguousarray(data).view("<u2").astype(np.uint32) << 16).view(np.float32)
     if float_type is FloatType.Q41:
         q, d, m = split_q41(data)
-        raised: F32 = q.astype(np.float32) * d[..., None] + m[..., None]
-        return raised.reshape(*data.shape[:-1], -1)
-    q, d = split_q40(data) if float_type is FloatType.Q40 else split_q80(data)
-    values: F32 = q.astype(np.float32) * d[..., None]
+        values: F32 = q.astype(np.float32) * d[..., None] + m[..., None]
+    else:
+        q, d = split_q40(data) if float_type is FloatType.Q40 else split_q80(data)
+        values = q.astype(np.float32) * d[..., None]
     return values.reshape(*data.shape[:-1], -1)
 
 
@@ -76,7 +76,7 @@ def split_q80(data: U8) -> tuple[I8, F32]:
 
 
 def _nibbles(packed: U8) -> I8:
-    """16 bytes as 32 values 0..15, the low halves first."""
+    """16 bytes as 32 values 0..15, the low nibbles first."""
     q = np.empty((*packed.shape[:-1], 32), np.int8)
     q[..., :16] = packed & 15
     q[..., 16:] = packed >> 4
@@ -88,7 +88,7 @@ def _scales(blocks: U8) -> F32:
 
 
 def _q40_blocks(blocks: F32) -> U8:
-    """The writer of `.m` files: the value of largest magnitude becomes -8, the positive one on a tie."""
+    """As writers of `.m` files round: the value of largest magnitude becomes -8; on a tie the positive one does."""
     low, high = blocks.min(-1), blocks.max(-1)
     d = np.where(-low > high, low, high) / np.float32(-8)
     q = np.clip(np.trunc(blocks * _inverse(d)[..., None] + np.float32(8.5)), 0, 15).astype(np.uint8)
@@ -110,7 +110,7 @@ def _q41_blocks(blocks: F32) -> U8:
 
 
 def _bf16(values: F32) -> U8:
-    """Rounds half to even; a NaN stays one."""
+    """Rounds half to even; a NaN stays a NaN."""
     bits = values.view(np.uint32)
     rounded = (bits + (0x7FFF + (bits >> 16 & 1)).astype(np.uint32)) >> 16
     rounded = np.where(np.isnan(values), bits >> 16 | 0x40, rounded)
@@ -118,7 +118,7 @@ def _bf16(values: F32) -> U8:
 
 
 def _q80_blocks(blocks: F32) -> U8:
-    """Rounds half to even, on every CPU alike (implementations elsewhere differ by CPU)."""
+    """Rounds half to even on every CPU (other implementations differ by CPU)."""
     d = np.abs(blocks).max(-1) / np.float32(127)
     out = np.empty((*blocks.shape[:-1], 34), np.uint8)
     out[..., :2] = _scale_bytes(d)
@@ -127,7 +127,7 @@ def _q80_blocks(blocks: F32) -> U8:
 
 
 def _inverse(d: F32) -> F32:
-    # A scale under about 3e-39 has no finite inverse: such a block is all zeros to an f16 scale anyway.
+    # A scale below about 3e-39 has no finite inverse. As f16 it is 0, so the block is zeros anyway.
     return np.divide(np.float32(1), d, out=np.zeros_like(d), where=np.abs(d) > np.float32(1e-37))
 
 

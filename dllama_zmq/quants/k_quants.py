@@ -1,18 +1,21 @@
-"""Blocks that GGUF files hold and no kernel here computes with: to values, and to the blocks that stand for them.
+"""Block types of GGUF files for which there are no kernels: converted to values, or to a type that has kernels.
 
-    type   values  bytes  a block (d, dmin, m: f16; bytes q* hold the lower bits, qh the upper ones)
+    type   values  bytes  a block (d, dmin, m: f16; nibbles have the lower bits, qh the upper ones)
     Q4_K   256     144    d, dmin, 12 bytes of 8 scales and 8 offsets (6 bits each), 128 bytes of nibbles
     Q5_K   256     176    d, dmin, those 12 bytes, 32 bytes qh, 128 bytes of nibbles
     Q6_K   256     210    128 bytes of nibbles, 64 bytes qh, 16 signed bytes of scales, d
     Q5_0   32      22     d, 4 bytes qh, 16 bytes of nibbles
     Q5_1   32      24     d, m, 4 bytes qh, 16 bytes of nibbles
 
-A value is scale·q - offset (Q4_K and Q5_K: d·scale and dmin·offset, one of each for 32 values), scale·(q - 32) (Q6_K:
-d·scale, one for 16 values), d·(q - 16) (Q5_0) or d·q + m (Q5_1). Source: ggml's ggml-common.h.
+    Q4_K, Q5_K  value = d·scale·q - dmin·offset, one scale and one offset for 32 values
+    Q6_K        value = d·scale·(q - 32), one scale for 16 values
+    Q5_0, Q5_1  value = d·(q - 16), value = d·q + m
 
-What stands for them: Q4_K becomes Q41, whose integers are the same; the two numbers of 32 values are rounded to f16.
-Q5_0 becomes Q80 exactly. Q5_K, Q6_K and Q5_1 are rounded to Q80: 127 steps to the largest value that the scales of 32
-values can give, so that a value moves by at most an eighth of a step of Q6_K.
+Source: ggml's ggml-common.h.
+
+Q4_K is read as Q41 with the same integers; only its scales and offsets are rounded, to f16. Q5_0 is read as Q80
+exactly. Q5_K, Q6_K and Q5_1 are rounded to Q80: 127 steps up to the largest value that the scales of 32 values allow,
+so a value moves by at most an eighth of a step of Q6_K.
 Knows no file and no model.
 """
 
@@ -31,62 +34,65 @@ from dllama_zmq.spec import FloatType
 F16: TypeAlias = npt.NDArray[np.float16]
 
 _F16_MAX = np.float32(65504.0)
-_BLOCKS_AT_ONCE = 1024
-"""Blocks of 256 values whose temporaries stay in a CPU's cache."""
-# Bytes as one item: NumPy copies an item whole, and bytes one by one.
+_CHUNK_BLOCKS = 1024
+"""Blocks of 256 values converted at a time: their temporaries stay in a CPU's cache."""
+# q is one void item: NumPy copies an item at once, but an array of bytes byte by byte.
 _Q41_BLOCK = np.dtype([("d", "<f2"), ("m", "<f2"), ("q", "V16")])
 _Q80_BLOCK = np.dtype([("d", "<f2"), ("q", "V32")])
 
 
 @dataclass(frozen=True, slots=True)
 class SourceType:
-    """A type of blocks that is read but not computed with; `stands_in` is the type that it becomes."""
+    """A block type that no kernel computes with; its tensors are read as `read_as`."""
 
     name: str
     block_values: int
     block_bytes: int
-    stands_in: FloatType
+    read_as: FloatType
     _values: Callable[[U8], F32]
     _blocks: Callable[[U8], U8]
 
     def row_bytes(self, n_values: int) -> int:
-        """Bytes that `n_values`, whole blocks, take."""
+        """Bytes of `n_values` values, a multiple of the block's."""
         return n_values // self.block_values * self.block_bytes
 
     def dequantize(self, data: U8) -> F32:
-        """Bytes (rows, row_bytes(n)) as values (rows, n): to the last bit what ggml gives without fused operations."""
+        """Bytes (rows, row_bytes(n)) as values (rows, n): the same bits as ggml's without fused multiply-add."""
         out = np.empty((len(data), data.shape[1] // self.block_bytes, self.block_values), np.float32)
         self._convert(data, out.reshape(-1, self.block_values), self._values)
         return out.reshape(len(data), out.shape[1] * self.block_values)
 
     def convert(self, data: U8) -> U8:
-        """Bytes (rows, row_bytes(n)) as blocks of `stands_in`, (rows, stands_in.row_bytes(n))."""
-        size = self.stands_in.row_bytes(self.block_values)
+        """Bytes (rows, row_bytes(n)) as blocks of `read_as`, (rows, read_as.row_bytes(n))."""
+        size = self.read_as.row_bytes(self.block_values)
         out = np.empty((len(data), data.shape[1] // self.block_bytes, size), np.uint8)
         self._convert(data, out.reshape(-1, size), self._blocks)
         return out.reshape(len(data), out.shape[1] * size)
 
     def _convert(self, data: U8, out: F32 | U8, by: Callable[[U8], F32 | U8]) -> None:
         blocks = data.reshape(-1, self.block_bytes)
-        at_once = _BLOCKS_AT_ONCE * 256 // self.block_values
-        with np.errstate(all="ignore"):  # a hostile file's scales may be anything
-            for first in range(0, len(blocks), at_once):
-                part = slice(first, first + at_once)
-                out[part] = by(blocks[part]).reshape(out[part].shape)
+        chunk_blocks = _CHUNK_BLOCKS * 256 // self.block_values
+        with np.errstate(all="ignore"):  # the scales of a hostile file may be anything
+            for first in range(0, len(blocks), chunk_blocks):
+                chunk = slice(first, first + chunk_blocks)
+                out[chunk] = by(blocks[chunk]).reshape(out[chunk].shape)
 
 
 def _f16(data: U8) -> F32:
-    """Two bytes (n, 2) as a number (n, 1)."""
+    """Two bytes (n, 2) as float32 (n, 1)."""
     return np.ascontiguousarray(data).view("<f2").astype(np.float32)
 
 
 def _to_f16(values: F32) -> F16:
-    """What is beyond an f16 becomes the largest."""
+    """Values beyond the range of f16 become its largest."""
     return np.clip(values, -_F16_MAX, _F16_MAX).astype("<f2")
 
 
 def _scales_and_offsets(blocks: U8) -> tuple[F32, F32]:
-    """Of each 32 values of Q4_K and Q5_K, (n, 8) and (n, 8): six bits each, the last four's upper two apart."""
+    """Scales (n, 8) and offsets (n, 8) of Q4_K and Q5_K, one for 32 values.
+
+    Each has six bits; the upper two bits of the last four are stored in the upper bits of the first four.
+    """
     packed = blocks[:, 4:16].reshape(-1, 3, 4)
     low, middle, high = packed[:, 0], packed[:, 1], packed[:, 2]
     scales = np.concatenate([low & 63, (high & 15) | (low >> 2 & 48)], axis=1)
@@ -95,7 +101,7 @@ def _scales_and_offsets(blocks: U8) -> tuple[F32, F32]:
 
 
 def _nibbles(packed: U8, width: int) -> U8:
-    """(n, b) bytes as (n, b / width, 2, width) values: of each `width` bytes the lower halves, then the upper."""
+    """Bytes (n, b) as values (n, b / width, 2, width): the low nibbles of `width` bytes, then their high nibbles."""
     groups = packed.reshape(len(packed), -1, width)
     q = np.empty((len(packed), groups.shape[1], 2, width), np.uint8)
     np.bitwise_and(groups, 15, out=q[:, :, 0])
@@ -110,7 +116,7 @@ def _q4_k_values(blocks: U8) -> F32:
 
 
 def _q4_k_blocks(blocks: U8) -> U8:
-    """Q41 has values j and j + 16 in one byte, where Q4_K has values j and j + 32."""
+    """One byte of Q41 has values j and j + 16, one of Q4_K has values j and j + 32."""
     scales, offsets = _scales_and_offsets(blocks)
     packed = np.ascontiguousarray(blocks[:, 16:]).view(np.uint64).reshape(-1, 4, 2, 2)
     first, second = packed[:, :, 0], packed[:, :, 1]  # bytes 0..15 and 16..31 of each 32
@@ -142,7 +148,7 @@ def _q5_k_blocks(blocks: U8) -> U8:
 
 
 def _offset_blocks(q: U8, scales: F32, offsets: F32) -> U8:
-    """scales·q - offsets as Q80: q 0..31 (..., 32), the others (...)."""
+    """scales·q - offsets as Q80; q (..., 32) is 0..31, scales and offsets are (...)."""
     d = _q80_scale(np.maximum(np.abs(scales * np.float32(31) - offsets), np.abs(offsets)))
     inverse = _inverse(d)
     values = q * (scales * inverse)[..., None]
@@ -177,9 +183,9 @@ def _q6_k_blocks(blocks: U8) -> U8:
     return _q80(d, values.reshape(-1, 8, 32))
 
 
-def _q80_scale(reach: F32) -> F16:
-    """The least f16 of which 127 are at least `reach`, so that no value is beyond them."""
-    wanted = reach / np.float32(127)
+def _q80_scale(max_abs: F32) -> F16:
+    """The smallest f16 d with 127·d >= max_abs, so that every value fits."""
+    wanted = max_abs / np.float32(127)
     d = _to_f16(wanted)
     bits = d.view("<u2")
     bits += (d < wanted) & (d < _F16_MAX)
@@ -187,12 +193,12 @@ def _q80_scale(reach: F32) -> F16:
 
 
 def _inverse(d: F16) -> F32:
-    """1 / d; 0 of 0."""
+    """1 / d, and 0 for d = 0."""
     return np.divide(np.float32(1), d, out=np.zeros(d.shape, np.float32), where=d != 0, dtype=np.float32)
 
 
 def _q80(d: F16, values: F32) -> U8:
-    """Q80 blocks of scales (...) and of values (..., 32) in units of them, which are used up."""
+    """Q80 blocks from scales d (...) and values (..., 32) in units of d; overwrites `values`."""
     np.rint(values, out=values)
     out = np.empty(d.shape, _Q80_BLOCK)
     out["d"] = d

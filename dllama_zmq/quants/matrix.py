@@ -1,4 +1,4 @@
-"""A matrix kept in the blocks it is stored in, cut by rows and by whole blocks of columns without a copy."""
+"""A matrix of quantized blocks; slices by rows and by whole blocks of columns are views."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import numpy as np
 from dllama_zmq.quants.blocks import F32, U8, dequantize, quantize
 from dllama_zmq.spec import FloatType
 
-_CHECKED_BYTES = 1 << 20
-"""Looked at at a time, so that what is made in between stays in a core's cache."""
+_CHUNK_BYTES = 1 << 20
+"""Bytes checked at a time: the temporaries stay in a core's cache."""
 _EXPONENT = {FloatType.F16: 0x7C00, FloatType.BF16: 0x7F80}
-"""The bits that are all set in what is infinite or no number."""
+"""The bits of the exponent: all are set in an infinity and in a NaN."""
 
 
 @dataclass(frozen=True, slots=True)
 class BlockMatrix:
-    """`data` is uint8 (rows, row_bytes(columns)); a view of a mapped file or an array of its own."""
+    """`data` is uint8 (rows, row_bytes(columns)), a view of a mapped file or an array."""
 
     data: U8
     float_type: FloatType
@@ -47,14 +47,14 @@ class BlockMatrix:
         return self.data.nbytes
 
     def cut(self, rows: slice, columns: slice) -> BlockMatrix:
-        """The sub-matrix as a view. Column bounds must fall on whole blocks (the plan sees to it)."""
+        """A view of the sub-matrix. Column bounds must fall on whole blocks, as those of a plan do."""
         first, last, _ = columns.indices(self.columns)
         return BlockMatrix(
             self.data[rows, self.float_type.row_bytes(first) : self.float_type.row_bytes(last)], self.float_type
         )
 
     def contiguous(self) -> BlockMatrix:
-        """Itself where its bytes lie in one piece, else a copy that does."""
+        """Itself if its bytes are contiguous, else a contiguous copy."""
         return BlockMatrix(np.ascontiguousarray(self.data), self.float_type)
 
     def dequantize(self) -> F32:
@@ -63,11 +63,10 @@ class BlockMatrix:
 
     @property
     def is_finite(self) -> bool:
-        """Whether all values are numbers that are not infinite: of blocks, by their scales and offsets alone."""
-        rows_at_once = max(1, _CHECKED_BYTES // max(1, self.data.shape[1]))
+        """Whether no value is infinite or a NaN. For quantized blocks, scales and offsets decide that."""
+        chunk_rows = max(1, _CHUNK_BYTES // max(1, self.data.shape[1]))
         return all(
-            _is_finite(self.data[row : row + rows_at_once], self.float_type)
-            for row in range(0, self.rows, rows_at_once)
+            _is_finite(self.data[row : row + chunk_rows], self.float_type) for row in range(0, self.rows, chunk_rows)
         )
 
 
@@ -77,10 +76,10 @@ def _is_finite(data: U8, kind: FloatType) -> bool:
     if kind is FloatType.F32:
         values = data.view("<f4")
         with np.errstate(invalid="ignore"):  # a signalling NaN
-            return math.isfinite(float(values.max()) - float(values.min()))  # either is NaN where a value is
+            return math.isfinite(float(values.max()) - float(values.min()))  # both are NaN if a value is
     if kind in _EXPONENT:
         mask = _EXPONENT[kind]
         return int((data.view("<u2") & mask).max()) != mask
     blocks = data.reshape(len(data), -1, kind.block_bytes)
-    # The upper bytes of the f16 at a block's start: of Q41 two, the scale and the offset.
+    # The upper byte of the scale; for Q41 also that of the offset.
     return all(int((blocks[:, :, at] & 0x7C).max()) != 0x7C for at in ((1, 3) if kind is FloatType.Q41 else (1,)))

@@ -82,7 +82,7 @@ class Ledger:
         ]
 
     def _predict(self, phase: Phase, predict: Callable[[int], dict[StepKind, Predicted]]) -> None:
-        for name, part in zip(self._names, self._plan.parts[1:], strict=True):
+        for name, part in zip(self._names, self._plan.slices[1:], strict=True):
             for kind, predicted in predict(part.vocab.stop - part.vocab.start).items():
                 self._predicted[name, phase, kind, "payload"] += predicted.payload_bytes
                 self._predicted[name, phase, kind, "wire"] += predicted.wire_bytes

@@ -270,7 +270,7 @@ class Root:
             return [own, *(self._read_best(part, k) for part in parts)]
         return [
             best_candidates(logits, logits.shape[1], temperatures, first_id=node.vocab.start)
-            for logits, node in zip(self._node_logits(parts), self.plan.parts, strict=True)
+            for logits, node in zip(self._node_logits(parts), self.plan.slices, strict=True)
         ]
 
     def _node_logits(self, parts: Sequence[Part]) -> list[F32]:
@@ -278,7 +278,7 @@ class Root:
         return [self._logits, *(self._read(part, 0, "f32", self._vocab_rows(part.node)) for part in parts)]
 
     def _read_best(self, part: Part, k: int) -> NodeCandidates:
-        vocab, n_rows = self.plan.parts[part.node].vocab, self._vocab_rows(part.node)
+        vocab, n_rows = self.plan.slices[part.node].vocab, self._vocab_rows(part.node)
         k = min(k, n_rows)
         ids = self._read(part, 0, "i32", k)
         if ids.size and (ids.min() < vocab.start or ids.max() >= vocab.stop):
@@ -294,7 +294,7 @@ class Root:
             raise RemoteError(self._name(part.node), f"its candidates are {error}") from None
 
     def _vocab_rows(self, node: int) -> int:
-        vocab = self.plan.parts[node].vocab
+        vocab = self.plan.slices[node].vocab
         n_rows: int = vocab.stop - vocab.start
         return n_rows
 

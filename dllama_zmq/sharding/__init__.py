@@ -1,11 +1,6 @@
-"""Which node holds what: axis names turned into slices, bytes per node and bytes per token. Knows no socket."""
+"""Which node holds what: slices from axis names, bytes per node, bytes per token. Knows no socket."""
 
-from dllama_zmq.sharding.candidates import (
-    NodeCandidates,
-    RowCandidates,
-    best_candidates,
-    merge_candidates,
-)
+from dllama_zmq.sharding.candidates import NodeCandidates, RowCandidates, best_candidates, merge_candidates
 from dllama_zmq.sharding.memory import (
     DEFAULT_SEQ_LEN,
     PREFILL_TOKENS,
@@ -14,7 +9,7 @@ from dllama_zmq.sharding.memory import (
     largest_node,
     node_memory,
 )
-from dllama_zmq.sharding.plan import MAX_NODES, NodePart, Plan, possible_node_counts
+from dllama_zmq.sharding.plan import MAX_NODES, NodeSlices, Plan, possible_node_counts
 from dllama_zmq.sharding.shard import build_shard, counted, kernel_needs
 from dllama_zmq.sharding.traffic import Traffic, candidate_bytes, step_traffic
 
@@ -24,7 +19,7 @@ __all__ = [
     "PREFILL_TOKENS",
     "NodeCandidates",
     "NodeMemory",
-    "NodePart",
+    "NodeSlices",
     "Plan",
     "RowCandidates",
     "Traffic",

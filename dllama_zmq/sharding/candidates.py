@@ -1,7 +1,7 @@
-"""The best tokens of each node, and how they become the best tokens of all: enough to sample from without the logits.
+"""Best tokens of each node, merged into the best tokens of all: sampling without sending the logits.
 
-A merged list is exact down to the first candidate that is the last of a list cut short: below that, the node which sent
-it may hold better tokens that it did not send. `n_sure` counts what is exact.
+A node sends its best k tokens. Below its last candidate it may have tokens that it did not send, so a merged list is
+exact only down to the first candidate that was the last of a truncated list. `n_sure` counts the exact ones.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ F64 = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class NodeCandidates:
-    """One node's answer for R rows: ids and logits (R, k), best first; log-sum-exps (R,); `complete`: that is all."""
+    """One node's reply for R rows: ids and logits (R, k), best first, and log-sum-exps (R,).
+
+    complete: these are all the tokens of the node.
+    """
 
     ids: I32
     logits: F32
@@ -31,11 +34,10 @@ class NodeCandidates:
 
 @dataclass(frozen=True, slots=True)
 class RowCandidates:
-    """One row's best tokens over all nodes, best first, ties by lower id; the first `n_sure` are surely the best.
+    """One row's best tokens over all nodes, best first, ties by lower id. Only the first `n_sure` are exact.
 
-    `complete`: these are all the tokens there are.
-    log_sum_exp is that of the whole row at the temperature asked for, so that exp(logit / temperature - log_sum_exp) is
-    a probability.
+    complete: these are all tokens of the vocabulary.
+    log_sum_exp: of the whole row at the request's temperature: exp(logit / temperature - log_sum_exp) is a probability.
     """
 
     ids: I32
@@ -45,10 +47,10 @@ class RowCandidates:
     complete: bool
 
     def below(self, n_ids: int) -> RowCandidates:
-        """Those whose ids are below `n_ids`, for a model whose higher ids pad its vocabulary and are no tokens.
+        """The candidates with ids below `n_ids`, for a model whose higher ids only pad its vocabulary.
 
-        Their order and what is sure of it are exact; nothing may be sure, where all that is sure were others.
-        log_sum_exp stays that of the whole row, for what was not sent of the others is not known.
+        The new `n_sure` counts those among the first `n_sure`; it may be 0. log_sum_exp stays that of the whole row,
+        because the logits of padding that was not sent are not known.
         """
         kept = self.ids < n_ids
         if kept.all():
@@ -58,10 +60,13 @@ class RowCandidates:
 
 
 def best_candidates(logits: F32, k: int, temperatures: Sequence[float], first_id: int) -> NodeCandidates:
-    """The best `k` of logits (R, V'), whose columns are the ids from `first_id` on. Raises FormatError on NaN."""
+    """The best `k` of logits (R, V'); column 0 is the token `first_id`.
+
+    Raises FormatError for logits that are infinite or NaN.
+    """
     if not np.isfinite(logits).all():
         raise FormatError(
-            "the logits are no finite numbers: the model's weights are damaged, or too large for this sync"
+            "the logits are not finite numbers: the model's weights are damaged, or too large for this sync"
         )
     n_rows, width = logits.shape
     k = min(k, width)
@@ -75,7 +80,7 @@ def best_candidates(logits: F32, k: int, temperatures: Sequence[float], first_id
 
 
 def _log_sum_exps(logits: F32, temperatures: Sequence[float]) -> F64:
-    """log(sum(exp(row / temperature))) of each row, in float64; 0 where the temperature is 0."""
+    """log(sum(exp(row / temperature))) of each row, in float64; 0 for a temperature of 0."""
     sums = np.zeros(len(logits))
     for i, (row, temperature) in enumerate(zip(logits, temperatures, strict=True)):
         if temperature > 0:
@@ -86,12 +91,12 @@ def _log_sum_exps(logits: F32, temperatures: Sequence[float]) -> F64:
 
 
 def merge_candidates(nodes: Sequence[NodeCandidates]) -> list[RowCandidates]:
-    """All nodes' candidates of the same rows as one list for each row."""
+    """Merge all nodes' candidates of the same rows into one list per row."""
     ids, logits = np.concatenate([n.ids for n in nodes], axis=1), np.concatenate([n.logits for n in nodes], axis=1)
     totals = np.logaddexp.reduce([n.log_sum_exp for n in nodes], axis=0)
     order = np.lexsort((ids, -logits), axis=1)
     ids, logits = np.take_along_axis(ids, order, axis=1), np.take_along_axis(logits, order, axis=1)
-    # Of a list cut short, what follows its last candidate is unknown, equal logits with higher ids included.
+    # Nothing is known after the last candidate of a truncated list, not even of equal logits with higher ids.
     ends = [np.argmax(ids == n.ids[:, -1:], axis=1) + 1 for n in nodes if not n.complete]
     n_sure = np.min(ends, axis=0) if ends else np.full(len(ids), ids.shape[1])
     return [

@@ -1,8 +1,8 @@
-"""The plan: every tensor's slices on every node, from the names of its axes alone.
+"""The plan: every tensor's slice on every node, from the names of its axes.
 
-An output axis that is split gives a node rows; an input axis that is split gives it columns, and its product is
-a partial sum. Query heads are cut into whole heads, the FFN into whole blocks, the vocabulary anywhere. A KV head is
-held by every node whose query heads read it, so nodes may outnumber KV heads.
+A split output axis gives a node rows. A split input axis gives it columns, and the product is a partial sum. Query
+heads are split by whole heads, the FFN by whole blocks, the vocabulary anywhere. Every node has the KV heads that its
+query heads read, so there may be more nodes than KV heads.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ MAX_NODES = 64
 
 
 @dataclass(frozen=True, slots=True)
-class NodePart:
-    """One node's range of each axis that is split, in values; `vocab` in rows of the head."""
+class NodeSlices:
+    """One node's slice of each split axis, in values; `vocab` in rows of the head."""
 
     heads: slice
     kv_heads: slice
@@ -30,54 +30,47 @@ class NodePart:
     vocab: slice
 
     def along(self, axis: Axis) -> slice:
-        """This node's range of `axis`: all of it where the axis is not split."""
-        if axis == "heads":
-            return self.heads
-        if axis == "kv_heads":
-            return self.kv_heads
-        if axis == "ffn":
-            return self.ffn
-        if axis == "vocab":
-            return self.vocab
-        return slice(None)
+        """This node's slice of `axis`; all of an axis that is not split."""
+        split = {"heads": self.heads, "kv_heads": self.kv_heads, "ffn": self.ffn, "vocab": self.vocab}
+        return split.get(axis, slice(None))
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How `spec` lies on its nodes; node 0 is the root. Made by `Plan.make`."""
+    """How a model is split over its nodes; node 0 is the root. Made by `Plan.make`."""
 
     spec: ModelSpec
-    parts: tuple[NodePart, ...]
+    slices: tuple[NodeSlices, ...]
     segments: int
-    """Parts of one node in the tree of partial sums: the same tree for every number of nodes."""
+    """Segments that a node adds up itself, so that the tree of additions is the same for any number of nodes."""
     _weight_bytes: dict[int, int] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def make(cls, spec: ModelSpec, shares: int | Sequence[int], model: str = "") -> Plan:
-        """Split `spec` over equal nodes (a number) or in proportion to `shares`, one for each node.
+        """Split `spec` over `shares` equal nodes, or in proportion to `shares`, one per node.
 
-        Raises PlanError, naming `model` where it is given, and the node counts that are possible or the shares that
-        leave a node nothing.
+        Raises PlanError with the possible node counts, or with shares that leave a node empty; it begins with `model`.
         """
         n_nodes = shares if isinstance(shares, int) else len(shares)
         counts = possible_node_counts(spec)
         if n_nodes not in counts:
-            named = f"{model}: " if model else ""
-            raise PlanError(f"{named}{_obstacle(spec, n_nodes)} This model can be split over {_listed(counts)} nodes.")
+            prefix = f"{model}: " if model else ""
+            raise PlanError(f"{prefix}{_obstacle(spec, n_nodes)} This model can be split over {_listed(counts)}.")
         shares = [1] * n_nodes if isinstance(shares, int) else list(shares)
         group = spec.n_heads // spec.n_kv_heads
         block = spec.block_values
-        heads_at_once = block // math.gcd(block, spec.head_dim)  # whole blocks of columns, also between uneven shares
-        heads = [_scaled(units, heads_at_once) for units in _cut(spec.n_heads // heads_at_once, shares)]
+        unit = block // math.gcd(block, spec.head_dim)  # fewest heads that are whole blocks, for uneven shares
+        heads = [_scaled(units, unit) for units in _cut(spec.n_heads // unit, shares)]
         ffn = _cut(spec.hidden_dim // block, shares)
         vocab = _cut(spec.vocab_size, shares)
         for what, cuts in (("heads", heads), ("FFN", ffn), ("vocabulary", vocab)):
             if any(cut.start == cut.stop for cut in cuts):
                 raise PlanError(
-                    f"Shares of {', '.join(map(str, shares))} leave a node nothing of the {what}; even them."
+                    f"Shares of {', '.join(map(str, shares))} leave a node without any of the {what}; "
+                    "make them more even."
                 )
-        parts = tuple(
-            NodePart(
+        slices = tuple(
+            NodeSlices(
                 heads=_scaled(h, spec.head_dim),
                 kv_heads=slice(h.start // group * spec.head_dim, -(-h.stop // group) * spec.head_dim),
                 ffn=_scaled(f, block),
@@ -86,22 +79,22 @@ class Plan:
             for h, f, v in zip(heads, ffn, vocab, strict=True)
         )
         equal = len(set(shares)) == 1
-        return cls(spec, parts, segments=max(counts) // n_nodes if equal else 1)
+        return cls(spec, slices, segments=max(counts) // n_nodes if equal else 1)
 
     @property
     def n_nodes(self) -> int:
-        return len(self.parts)
+        return len(self.slices)
 
     def region(self, tensor: TensorSpec, node: int) -> tuple[slice, slice]:
-        """Rows and columns of `tensor` that `node` holds, as bounded slices; empty where only the root needs it."""
+        """Rows and columns of `tensor` on `node`, as slices with bounds; no rows if only the root needs it."""
         rows, columns = tensor.shape(self.spec)
         if tensor.root_only:
             return (slice(0, rows), slice(0, columns)) if node == 0 else (slice(0, 0), slice(0, columns))
-        part = self.parts[node]
-        return _bounded(part.along(tensor.axes[0]), rows), _bounded(part.along(tensor.axes[1]), columns)
+        own = self.slices[node]
+        return _bounded(own.along(tensor.axes[0]), rows), _bounded(own.along(tensor.axes[1]), columns)
 
     def shard_tensors(self) -> list[TensorSpec]:
-        """The tensors that every node holds a region of, in file order."""
+        """The tensors of which every node has a region, in file order."""
         return [tensor for tensor in tensor_table(self.spec) if not tensor.root_only]
 
     def region_bytes(self, tensor: TensorSpec, node: int) -> int:
@@ -110,14 +103,14 @@ class Plan:
         return _width(rows) * tensor.float_type.row_bytes(_width(columns))
 
     def weight_bytes(self, node: int) -> int:
-        """Bytes of all weights that `node` keeps in memory (the root's embedding stays in the mapped file)."""
-        if node not in self._weight_bytes:  # 0.1 s of a mixture of experts with 20,000 tensors, and each status asks
+        """Bytes of the weights in `node`'s memory (the embedding stays in the root's mapped file)."""
+        if node not in self._weight_bytes:  # takes 0.1 s for 20,000 tensors of experts, and every status asks
             self._weight_bytes[node] = sum(self.region_bytes(tensor, node) for tensor in self.shard_tensors())
         return self._weight_bytes[node]
 
     def n_kv_heads(self, node: int) -> int:
-        """KV heads that `node` holds."""
-        return _width(self.parts[node].kv_heads) // self.spec.head_dim
+        """KV heads of `node`."""
+        return _width(self.slices[node].kv_heads) // self.spec.head_dim
 
     def kv_bytes(self, node: int, seq_len: int, n_slots: int = 1, kv_type: KVType = "f16") -> int:
         """Bytes of `node`'s KV cache when full."""
@@ -126,9 +119,9 @@ class Plan:
     def kv_of_head(self, node: int) -> list[int]:
         """For each query head of `node`, the index of its KV head among those of `node`."""
         head_dim, group = self.spec.head_dim, self.spec.n_heads // self.spec.n_kv_heads
-        part = self.parts[node]
-        first_kv = part.kv_heads.start // head_dim
-        return [h // group - first_kv for h in range(part.heads.start // head_dim, part.heads.stop // head_dim)]
+        own = self.slices[node]
+        first_kv = own.kv_heads.start // head_dim
+        return [h // group - first_kv for h in range(own.heads.start // head_dim, own.heads.stop // head_dim)]
 
 
 def possible_node_counts(spec: ModelSpec) -> list[int]:
@@ -137,11 +130,11 @@ def possible_node_counts(spec: ModelSpec) -> list[int]:
 
 
 def _obstacle(spec: ModelSpec, n_nodes: int) -> str:
-    """Why `spec` cannot be split over `n_nodes`, as a sentence; empty where it can."""
+    """A sentence on why `spec` cannot be split over `n_nodes`; empty if it can."""
     if n_nodes < 1 or n_nodes & (n_nodes - 1):
         return f"{n_nodes} nodes are not a power of two."
     if n_nodes > MAX_NODES:
-        return f"{n_nodes} nodes are more than the {MAX_NODES} that this version drives."
+        return f"This version runs at most {MAX_NODES} nodes, not {n_nodes}."
     if spec.n_heads % n_nodes:
         return f"{spec.n_heads} heads cannot be split over {n_nodes} nodes."
     block = spec.block_values
@@ -157,7 +150,7 @@ def _obstacle(spec: ModelSpec, n_nodes: int) -> str:
 
 
 def _cut(total: int, shares: Sequence[int]) -> list[slice]:
-    """`total` units in proportion to `shares`, in order, none left over."""
+    """Split `total` units in proportion to `shares`, in order, without a remainder."""
     bounds = [total * s // sum(shares) for s in accumulate(shares, initial=0)]
     return [slice(first, last) for first, last in pairwise(bounds)]
 
@@ -166,17 +159,17 @@ def _scaled(units: slice, width: int) -> slice:
     return slice(units.start * width, units.stop * width)
 
 
-def _width(part: slice) -> int:
-    first: int = part.start
-    last: int = part.stop
+def _width(span: slice) -> int:
+    first: int = span.start
+    last: int = span.stop
     return last - first
 
 
-def _bounded(part: slice, total: int) -> slice:
-    first, last, _ = part.indices(total)
+def _bounded(span: slice, total: int) -> slice:
+    first, last, _ = span.indices(total)
     return slice(first, last)
 
 
 def _listed(counts: Sequence[int]) -> str:
     *most, last = map(str, counts)
-    return f"{', '.join(most)} or {last}" if most else last
+    return f"{', '.join(most)} or {last} nodes" if most else f"{last} node"

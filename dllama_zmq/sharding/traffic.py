@@ -1,8 +1,8 @@
-"""Payload bytes that a plan puts on the bus, predicted. `dllama-zmq netstat` holds them against what was measured.
+"""Predicted payload bytes on the bus; `dllama-zmq netstat` compares them with those measured.
 
-Payload is arrays alone; what headers and ZMTP framing add is `bus/meter.py`'s business. Per token and worker
-S = 2L * B(D) and R = 2L * B(D), with B(m) = 4m in f32, 2m in f16 and 34m/32 in q80, beside the step's x and the
-candidates, which have lines of their own.
+Payload is the arrays without headers and ZMTP framing, which `bus/meter.py` counts. Per token and worker the sums sent
+are 2L * B(D) bytes, and so are the partial sums received: B(m) = 4m in f32, 2m in f16, 34m/32 in q80. The step's x and
+the candidates come on top.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dllama_zmq.spec import SYNC_FLOAT, ModelSpec, Sync
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """Payload bytes between the root and one worker. `sent` flows from the root to the worker."""
+    """Payload bytes between the root and one worker; `sent` is from root to worker."""
 
     step_sent: int
     sums_sent: int
@@ -31,15 +31,15 @@ class Traffic:
 
 
 def candidate_bytes(k: int, vocab_rows: int) -> int:
-    """Bytes of one row's answer from a node with `vocab_rows` of the vocabulary.
+    """Bytes of one row's candidates from a node with `vocab_rows` rows of the vocabulary.
 
-    Best k: k ids (i32) and k logits (f32), and one log-sum-exp (f64). k = 0, the whole slice: f32 logits alone.
+    Best k: k ids (i32), k logits (f32) and one log-sum-exp (f64). k = 0: the logits (f32) of all its rows.
     """
     return 4 * vocab_rows if k == 0 else 8 * min(k, vocab_rows) + 8
 
 
 def step_traffic(spec: ModelSpec, sync: Sync, n_tokens: int, vocab_rows: int, sampled: tuple[int, ...]) -> Traffic:
-    """One step of `n_tokens` tokens, of which one row for each entry of `sampled` (its k) has its logits taken."""
+    """The traffic of one step of `n_tokens` tokens; `sampled` has the k of each row that is sampled."""
     row = SYNC_FLOAT[sync].row_bytes(spec.dim)
     stages = 2 * spec.n_layers
     return Traffic(

@@ -334,7 +334,7 @@ def _candidate_arrays(shard: _Shard, k: int) -> list[tuple[ArrayHead, Frame]]:
         return []
     if k == 0:
         return [pack_floats(shard.wanted_logits, "f32")]
-    best = best_candidates(shard.wanted_logits, k, shard.temperatures, shard.plan.parts[shard.node].vocab.start)
+    best = best_candidates(shard.wanted_logits, k, shard.temperatures, shard.plan.slices[shard.node].vocab.start)
     return [
         pack_plain(best.ids, "i32"),
         pack_floats(best.logits, "f32"),

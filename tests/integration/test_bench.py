@@ -74,7 +74,7 @@ def rows(all_rows: list[Row]) -> list[Row]:
 
 def predicted_kb(row: Row, sync: Sync) -> float:
     """kB of payload a token, both ways and all workers together, that the plan predicts."""
-    vocab = [part.vocab.stop - part.vocab.start for part in Plan.make(SPEC, row["nodes"]).parts[1:]]
+    vocab = [part.vocab.stop - part.vocab.start for part in Plan.make(SPEC, row["nodes"]).slices[1:]]
     steps = [(run.count, int(wanted)) for run, wanted in prompt_steps(0, 40)] if row["n_prompt"] else [(1, 1)]
     n_tokens = sum(n for n, _ in steps)
     kinds = [predict_step(SPEC, sync, n, n_rows, k, k) for n, k in steps for n_rows in vocab]

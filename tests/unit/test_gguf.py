@@ -134,7 +134,7 @@ def test_any_part_of_a_k_quant_is_the_part_of_its_whole(tmp_path):
             name = f"layers.1.{name}"
             array = values[name]
             whole = model.read(name)
-            assert whole.float_type is kind.stands_in
+            assert whole.float_type is kind.read_as
             assert whole.shape == array.shape
             expected = kind.convert(K_QUANTIZERS[kind.name](array))
             assert np.array_equal(whole.data, expected)

@@ -45,7 +45,7 @@ def test_values_are_those_of_gguf_py_to_the_last_bit(kind: SourceType) -> None:
 @pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.name)
 def test_stand_ins_of_extreme_blocks_are_near(kind: SourceType) -> None:
     data, expected = (blocks[2:] for blocks in golden(kind))  # the first two use but one of a block's integers
-    got = dequantize(kind.convert(data), kind.stands_in).reshape(-1, 32)
+    got = dequantize(kind.convert(data), kind.read_as).reshape(-1, 32)
     exact = expected.reshape(-1, 32)
     fits = np.abs(exact).max(-1) < 65504  # larger numbers than an f16 have no stand-in
     assert fits.mean() > 0.7
@@ -66,7 +66,7 @@ def test_stand_ins_of_weights_are_near(kind: SourceType, weights: str) -> None:
     values = realistic(rng) if weights == "realistic" else rng.standard_normal((64, 1024)).astype(np.float32)
     data = K_QUANTIZERS[kind.name](values)
     exact = kind.dequantize(data)
-    error = relative_rms(dequantize(kind.convert(data), kind.stands_in), exact)
+    error = relative_rms(dequantize(kind.convert(data), kind.read_as), exact)
     own = relative_rms(exact, values)
     print(f"{kind.name}, {weights} weights: {own:.2%} from the weights; its stand-in {error:.3%} from it")
     assert error < MOST_ERROR[kind.name]
@@ -79,7 +79,7 @@ def test_q4_k_keeps_its_integers() -> None:
     values = rng.standard_normal((4, 512)).astype(np.float32)
     data = K_QUANTIZERS["Q4_K"](values)
     blocks = Q4_K.convert(data).reshape(-1, 20)
-    assert Q4_K.stands_in is FloatType.Q41
+    assert Q4_K.read_as is FloatType.Q41
     low, high = blocks[:, 4:] & 15, blocks[:, 4:] >> 4
     q = np.concatenate([low, high], axis=1)  # in the order of the values
     scales = blocks[:, :2].copy().view("<f2").astype(np.float32)
@@ -104,5 +104,5 @@ def test_no_stand_in_is_beyond_what_writers_of_q80_make() -> None:
 def test_any_bytes_are_taken(kind: SourceType) -> None:
     data = np.random.default_rng(4).integers(0, 256, (3, 700 * kind.block_bytes), dtype=np.uint8)
     assert kind.dequantize(data).shape == (3, 700 * kind.block_values)
-    assert kind.convert(data).shape == (3, kind.stands_in.row_bytes(700 * kind.block_values))
-    assert kind.convert(data[:0]).shape == (0, kind.stands_in.row_bytes(700 * kind.block_values))
+    assert kind.convert(data).shape == (3, kind.read_as.row_bytes(700 * kind.block_values))
+    assert kind.convert(data[:0]).shape == (0, kind.read_as.row_bytes(700 * kind.block_values))

@@ -76,7 +76,7 @@ def test_every_tensor_lies_whole_on_the_nodes_and_every_split_one_exactly_once(p
 @given(plans())
 def test_the_kv_head_of_every_query_head_is_on_its_node_and_no_other_one_is(plan):
     head_dim, group = plan.spec.head_dim, plan.spec.n_heads // plan.spec.n_kv_heads
-    for node, part in enumerate(plan.parts):
+    for node, part in enumerate(plan.slices):
         kv_heads = range(part.kv_heads.start // head_dim, part.kv_heads.stop // head_dim)
         read = [kv_heads[local] for local in plan.kv_of_head(node)]
         heads = range(part.heads.start // head_dim, part.heads.stop // head_dim)
@@ -88,7 +88,7 @@ def test_the_kv_head_of_every_query_head_is_on_its_node_and_no_other_one_is(plan
 @given(plans())
 def test_every_cut_is_of_whole_heads_and_whole_blocks(plan):
     block = plan.spec.weight_type.block_values
-    for part in plan.parts:
+    for part in plan.slices:
         for heads in (part.heads, part.kv_heads):
             assert heads.start % plan.spec.head_dim == heads.stop % plan.spec.head_dim == 0
         for columns in (part.heads, part.ffn):
@@ -101,9 +101,9 @@ def test_equal_nodes_hold_equal_parts_and_the_same_tree_of_segments(spec):
     for n_nodes in counts:
         plan = Plan.make(spec, n_nodes)
         for axis in ("heads", "ffn"):
-            widths = [part.along(axis).stop - part.along(axis).start for part in plan.parts]
+            widths = [part.along(axis).stop - part.along(axis).start for part in plan.slices]
             assert widths == [spec.axis_width(axis) // n_nodes] * n_nodes
-        rows = [part.vocab.stop - part.vocab.start for part in plan.parts]
+        rows = [part.vocab.stop - part.vocab.start for part in plan.slices]
         assert max(rows) - min(rows) <= 1
         assert plan.segments * n_nodes == max(counts)
 
@@ -128,11 +128,11 @@ def test_a_node_count_is_possible_or_refused_with_those_that_are(spec, n_nodes):
         ({}, 3, "3 nodes are not a power of two. This model can be split over 1, 2 or 4 nodes."),
         ({}, 0, "0 nodes are not a power of two."),
         ({}, 8, "4 heads cannot be split over 8 nodes. This model can be split over 1, 2 or 4 nodes."),
-        ({"n_heads": 64, "dim": 128, "hidden_dim": 256}, 128, "128 nodes are more than the 64 that this version"),
+        ({"n_heads": 64, "dim": 128, "hidden_dim": 256}, 128, "This version runs at most 64 nodes, not 128."),
         (
             {"hidden_dim": 96, "weight_type": FloatType.Q40}, 2,
             "96 columns of FFN over 2 nodes are 48 each, not whole blocks of 32. "
-            "This model can be split over 1 nodes.",
+            "This model can be split over 1 node.",
         ),
         (
             {"hidden_dim": 256, "weight_type": FloatType.Q80}, 4,
@@ -149,7 +149,7 @@ def test_a_refusal_says_what_is_in_the_way_and_which_counts_are_possible(changes
 
 def test_nodes_that_outnumber_kv_heads_hold_one_each_and_share_them_as_neighbours():
     plan = Plan.make(tiny_spec(n_heads=8, n_kv_heads=2, head_dim=16), 8)
-    assert [part.kv_heads.start // 16 for part in plan.parts] == [0, 0, 0, 0, 1, 1, 1, 1]
+    assert [part.kv_heads.start // 16 for part in plan.slices] == [0, 0, 0, 0, 1, 1, 1, 1]
     assert [plan.n_kv_heads(node) for node in range(8)] == [1] * 8
     assert [plan.kv_of_head(node) for node in range(8)] == [[0]] * 8
 
@@ -157,16 +157,16 @@ def test_nodes_that_outnumber_kv_heads_hold_one_each_and_share_them_as_neighbour
 def test_a_node_whose_query_heads_straddle_two_groups_holds_both_their_kv_heads():
     plan = Plan.make(tiny_spec(n_heads=6, n_kv_heads=3, head_dim=16), 2)  # heads 0, 1 | 2, 3 | 4, 5 by KV head
     assert [plan.kv_of_head(node) for node in range(2)] == [[0, 0, 1], [0, 1, 1]]
-    assert [part.kv_heads for part in plan.parts] == [slice(0, 32), slice(16, 48)]
+    assert [part.kv_heads for part in plan.slices] == [slice(0, 32), slice(16, 48)]
 
 
 @pytest.mark.parametrize("weight_type", list(FloatType))
 def test_uneven_nodes_hold_parts_in_proportion_to_their_shares(weight_type):
     spec = tiny_spec(n_heads=8, n_kv_heads=8, head_dim=64, hidden_dim=512, vocab_size=800, weight_type=weight_type)
     plan = Plan.make(spec, [4, 2, 1, 1])
-    assert [part.heads for part in plan.parts] == [slice(0, 256), slice(256, 384), slice(384, 448), slice(448, 512)]
-    assert [part.ffn for part in plan.parts] == [slice(0, 256), slice(256, 384), slice(384, 448), slice(448, 512)]
-    assert [part.vocab for part in plan.parts] == [slice(0, 400), slice(400, 600), slice(600, 700), slice(700, 800)]
+    assert [part.heads for part in plan.slices] == [slice(0, 256), slice(256, 384), slice(384, 448), slice(448, 512)]
+    assert [part.ffn for part in plan.slices] == [slice(0, 256), slice(256, 384), slice(384, 448), slice(448, 512)]
+    assert [part.vocab for part in plan.slices] == [slice(0, 400), slice(400, 600), slice(600, 700), slice(700, 800)]
     assert plan.segments == 1
 
 
@@ -174,14 +174,14 @@ def test_uneven_nodes_hold_parts_in_proportion_to_their_shares(weight_type):
     ("shares", "what"), [([9, 1, 1, 9], "heads"), ([100, 100, 1, 100], "heads"), ([0, 1], "heads")]
 )
 def test_shares_that_leave_a_node_nothing_are_refused(shares, what):
-    with pytest.raises(PlanError, match=f"{', '.join(map(str, shares))} leave a node nothing of the {what}"):
+    with pytest.raises(PlanError, match=f"{', '.join(map(str, shares))} leave a node without any of the {what}"):
         Plan.make(tiny_spec(n_heads=4, n_kv_heads=1), shares)
 
 
 @pytest.mark.parametrize("shares", [[3, 1], [1, 3], [5, 11]])
 def test_uneven_nodes_hold_whole_blocks_where_a_head_is_less_than_one(shares):
     plan = Plan.make(tiny_spec(n_heads=8, head_dim=16, weight_type=FloatType.Q40), shares)  # two heads to a block
-    first, second = plan.parts
+    first, second = plan.slices
     assert first.heads.stop == second.heads.start == 32 * (4 * shares[0] // sum(shares))
     assert all(plan.weight_bytes(node) for node in range(2))
 

@@ -55,7 +55,7 @@ def test_the_layers_of_larger_models_follow_the_formula(name: str, sync: Sync, k
 def test_what_a_worker_is_sent_does_not_depend_on_the_number_of_nodes() -> None:
     spec = shape("llama3-8b")
     for n_nodes in possible_node_counts(spec)[1:]:
-        vocab = Plan.make(spec, n_nodes).parts[1].vocab
+        vocab = Plan.make(spec, n_nodes).slices[1].vocab
         kinds = predict_step(spec, "f32", 1, vocab.stop - vocab.start, 1, 1)
         assert sum(kinds[kind].payload_bytes for kind in ("step", "sum")) == 16384 + 64 * 16384
 

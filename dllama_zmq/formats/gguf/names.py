@@ -143,7 +143,7 @@ def type_as_read(stored: StoredType, exactly: bool) -> FloatType:
     """The type in which a tensor is read: its own, or what stands in for it; with `exactly`, F32 instead of that."""
     if isinstance(stored, FloatType):
         return stored
-    return FloatType.F32 if exactly else stored.stands_in
+    return FloatType.F32 if exactly else stored.read_as
 
 
 def halves_of_pairs(rows: range, head_dim: int) -> list[int]:
