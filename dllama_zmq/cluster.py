@@ -220,7 +220,7 @@ def parse_cluster(text: str, path: str | os.PathLike[str] = "cluster.yaml") -> C
     """Check the text of the cluster file `path`, which is not read. Raises ConfigError."""
     if len(text) > MAX_FILE_BYTES:
         raise ConfigError(f"{path}: the text is longer than {MAX_FILE_BYTES} characters; this is no cluster file")
-    tree = YamlTree.read(text, os.fspath(path), _STRUCTS)
+    tree = YamlTree(text, os.fspath(path), _STRUCTS)
     try:
         cluster = msgspec.convert(_with_listed_workers(tree), Cluster)
     except msgspec.ValidationError as error:
