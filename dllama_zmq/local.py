@@ -25,7 +25,7 @@ from dllama_zmq.quants import F32
 from dllama_zmq.root.fitting import Wish, check_fits
 from dllama_zmq.root.generation import Finished, GenerationRequest, Token, generate
 from dllama_zmq.root.root import Root, RootSettings
-from dllama_zmq.root.sampler import Sampling
+from dllama_zmq.root.sampling import Sampling
 from dllama_zmq.sharding import PREFILL_TOKENS, Plan, context_length
 from dllama_zmq.sources import model_at, tokenizer_beside
 from dllama_zmq.spec import WEIGHTS_FLOAT, ModelSpec, Sync, Weights

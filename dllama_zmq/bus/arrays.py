@@ -7,11 +7,13 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from dllama_zmq.bus.messages import FLOATS, PLAIN, ArrayHead, ArrayType, Frame
+from dllama_zmq.bus.messages import FLOATS, ArrayHead, ArrayType, Frame
 from dllama_zmq.errors import ProtocolError
 from dllama_zmq.quants import F32, U8, dequantize, quantize
 
 Array: TypeAlias = npt.NDArray[Any]
+
+_PLAIN: dict[str, np.dtype[Any]] = {"i32": np.dtype("<i4"), "f64": np.dtype("<f8"), "u8": np.dtype("u1")}
 
 
 def pack_floats(values: F32, wire: Literal["f32", "f16", "q80"]) -> tuple[ArrayHead, memoryview]:
@@ -22,7 +24,7 @@ def pack_floats(values: F32, wire: Literal["f32", "f16", "q80"]) -> tuple[ArrayH
 
 def pack_plain(values: Array, wire: Literal["i32", "f64", "u8"]) -> tuple[ArrayHead, memoryview]:
     """`values` (rows, columns) as they are: their head and their frame."""
-    data = np.ascontiguousarray(values, dtype=PLAIN[wire])
+    data = np.ascontiguousarray(values, dtype=_PLAIN[wire])
     return ArrayHead(wire, *data.shape), data.data.cast("B")
 
 
@@ -37,7 +39,7 @@ def unpack(head: ArrayHead, frame: Frame, wire: ArrayType, shape: tuple[int, int
     if wire == "f32" or wire == "f16" or wire == "q80":
         return dequantize(packed(head, frame, wire, shape), FLOATS[wire]).reshape(shape)
     _check_head(head, wire, shape)
-    return np.frombuffer(frame, PLAIN[wire]).reshape(shape)
+    return np.frombuffer(frame, _PLAIN[wire]).reshape(shape)
 
 
 def _check_head(head: ArrayHead, wire: ArrayType, shape: tuple[int, int]) -> None:

@@ -12,7 +12,6 @@ from operator import or_
 from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
-import numpy as np
 
 from dllama_zmq.bus.header import array_head, read_array_head, read_integer, read_short_text
 from dllama_zmq.errors import ProtocolError
@@ -33,9 +32,8 @@ ArrayType = Literal["f32", "f16", "q80", "i32", "f64", "u8"]
 Frame: TypeAlias = bytes | memoryview
 
 FLOATS: dict[str, FloatType] = {"f32": FloatType.F32, "f16": FloatType.F16, "q80": FloatType.Q80}
-PLAIN: dict[str, np.dtype[Any]] = {"i32": np.dtype("<i4"), "f64": np.dtype("<f8"), "u8": np.dtype("u1")}
 _BLOCKS = {name: (t.block_values, t.block_bytes) for name, t in FLOATS.items()}
-_BLOCKS |= {name: (1, t.itemsize) for name, t in PLAIN.items()}
+_BLOCKS |= {"i32": (1, 4), "f64": (1, 8), "u8": (1, 1)}
 
 
 class ArrayHead(msgspec.Struct, frozen=True, array_like=True):

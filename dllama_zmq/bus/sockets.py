@@ -15,7 +15,6 @@ from typing import TypeAlias
 
 import zmq
 from zmq.constants import SocketOption
-from zmq.utils.monitor import recv_monitor_message
 
 from dllama_zmq.bus.addresses import reachable
 from dllama_zmq.bus.messages import MAX_FRAME_BYTES, Frame
@@ -166,7 +165,7 @@ class Disconnects:
         """Whether the peer has been lost since the last call."""
         lost = False
         while self.events.poll(0):
-            recv_monitor_message(self.events)
+            self.events.recv_multipart()
             lost = True
         return lost
 

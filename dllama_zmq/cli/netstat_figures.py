@@ -14,7 +14,7 @@ from dllama_zmq.bus.slowest import slowest_of
 from dllama_zmq.errors import PlanError
 from dllama_zmq.models import tensor_table
 from dllama_zmq.root.prediction import KINDS, Predicted, predict_step
-from dllama_zmq.root.sampler import Sampling
+from dllama_zmq.root.sampling import Sampling
 from dllama_zmq.sharding import Plan, context_length, node_memory, possible_node_counts
 from dllama_zmq.spec import SYNC_FLOAT, ModelSpec, Sync
 

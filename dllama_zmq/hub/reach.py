@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
-from urllib.request import getproxies
 
 from dllama_zmq.errors import DllamaError, HubError, UsageError
 
@@ -187,6 +186,8 @@ def _host(error: object) -> str:
 
 
 def _proxy_too() -> str:
+    from urllib.request import getproxies  # in here: it brings http and ssl, and most commands ask no hub
+
     variables = [f"{scheme.upper()}_PROXY" for scheme in sorted(getproxies()) if scheme != "no"]
     return f" and the proxy of {' and '.join(variables)}" if variables else ""
 

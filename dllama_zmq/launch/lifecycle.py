@@ -18,16 +18,13 @@ from dllama_zmq.bus.client_messages import Status
 from dllama_zmq.client import Client
 from dllama_zmq.cluster import Cluster, ClusterFile, Ports, is_loopback
 from dllama_zmq.errors import BusError, ClusterError, RootLost
-from dllama_zmq.kernels import Needs, prepare_kernels, told_to
 from dllama_zmq.launch import locks, registry
 from dllama_zmq.launch.fleet import child_environment, last_error, open_log
 from dllama_zmq.launch.locks import POLL_S
-from dllama_zmq.launch.nodes_here import open_checked
 from dllama_zmq.launch.owner import STAY
 from dllama_zmq.launch.paths import Places
 from dllama_zmq.launch.registry import AlreadyRunning, Running
 from dllama_zmq.launch.starting import tell_from
-from dllama_zmq.sharding import kernel_needs
 from dllama_zmq.telling import Tells, Unheard
 
 
@@ -177,9 +174,13 @@ def take_down(file: ClusterFile) -> bool:
 
 def _start(file: ClusterFile, listener: Listener) -> _Start:
     """Check the files in the foreground, where people look, and start the root. Raises AlreadyRunning."""
+    # In here, for what reads models takes 0.1 s to import, and most commands read none.
+    from dllama_zmq.kernels import prepare_kernels, told_to
+    from dllama_zmq.launch.nodes_here import checked_needs
+
     places = Places.of(file.cluster.name)
     with registry.only_one(file, places) as lock:
-        needs = _check_files(file, listener.tells)
+        needs = checked_needs(file, listener.tells)
         listener.sound()
         prepare_kernels(file.cluster.kernels, needs, told_to(listener.tells))
         places.begin_logs()
@@ -190,14 +191,6 @@ def _start(file: ClusterFile, listener: Listener) -> _Start:
                 pass_fds=[lock],
             )  # fmt: skip
     return _Start(process, places)
-
-
-def _check_files(file: ClusterFile, tells: Tells) -> Needs:
-    """Find in the foreground, where people look, what would stop the root in the background; what its kernels need."""
-    tells.now(f"reading {file.model_path().name} and its tokenizer")
-    model, _ = open_checked(file, lambda sentence: tells.line(f"warning: {sentence}"))
-    with model:
-        return kernel_needs(model.spec, file.cluster.n_nodes, file.cluster.kv_cache)
 
 
 def _await_ready(file: ClusterFile, start: _Start, listener: Listener) -> Status:

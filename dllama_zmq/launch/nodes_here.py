@@ -8,9 +8,11 @@ from contextlib import ExitStack
 from dllama_zmq.cluster import Cluster, ClusterFile, WorkerConfig, is_loopback
 from dllama_zmq.formats import ModelFile, open_model, read_tokenizer
 from dllama_zmq.host import free_memory_bytes, usable_cores
+from dllama_zmq.kernels import Needs
 from dllama_zmq.root.fitting import Wish, check_fits
-from dllama_zmq.sharding import Plan, context_length
+from dllama_zmq.sharding import Plan, context_length, kernel_needs
 from dllama_zmq.sources import DEMO
+from dllama_zmq.telling import Tells
 from dllama_zmq.tokenizer import Tokenizer
 
 
@@ -34,6 +36,14 @@ def open_checked(file: ClusterFile, warn: Callable[[str], None]) -> tuple[ModelF
                 warn(sentence)
         cleanup.pop_all()
     return model, tokenizer
+
+
+def checked_needs(file: ClusterFile, tells: Tells) -> Needs:
+    """Find in the foreground, where people look, what would stop the root in the background; what its kernels need."""
+    tells.now(f"reading {file.model_path().name} and its tokenizer")
+    model, _ = open_checked(file, lambda sentence: tells.line(f"warning: {sentence}"))
+    with model:
+        return kernel_needs(model.spec, file.cluster.n_nodes, file.cluster.kv_cache)
 
 
 def _check_plan(cluster: Cluster, model: ModelFile) -> None:

@@ -12,7 +12,8 @@ from typing import Literal
 from dllama_zmq.errors import ClusterDefect, RequestError
 from dllama_zmq.models import Run
 from dllama_zmq.root.root import Root
-from dllama_zmq.root.sampler import Sampler, Sampling, more_than
+from dllama_zmq.root.sampler import Sampler, more_than
+from dllama_zmq.root.sampling import Sampling
 from dllama_zmq.root.timing import Timing
 from dllama_zmq.sharding import PREFILL_TOKENS
 from dllama_zmq.tokenizer import Tokenizer

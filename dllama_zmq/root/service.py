@@ -38,7 +38,7 @@ from dllama_zmq.errors import BusError, ClusterDefect, DllamaError, ProtocolErro
 from dllama_zmq.root.generation import Event, Finished, GenerationRequest, Prefilled, Token, check_request, generate
 from dllama_zmq.root.report import ClusterFacts, cluster_status
 from dllama_zmq.root.root import Root
-from dllama_zmq.root.sampler import Sampling
+from dllama_zmq.root.sampling import Sampling
 from dllama_zmq.root.timing import Timing
 from dllama_zmq.root.waiting import Waiting
 from dllama_zmq.tokenizer import Tokenizer

@@ -36,7 +36,8 @@ from dllama_zmq.quants import BlockMatrix
 from dllama_zmq.root.formation import _SILENT_S
 from dllama_zmq.root.generation import _evaluate_and_choose
 from dllama_zmq.root.root import Root, RootSettings
-from dllama_zmq.root.sampler import Sampler, Sampling
+from dllama_zmq.root.sampler import Sampler
+from dllama_zmq.root.sampling import Sampling
 from dllama_zmq.spec import FloatType
 from dllama_zmq.worker import Worker, WorkerSettings
 

@@ -344,6 +344,14 @@ def test_up_says_how_to_start_a_worker_that_does_not_come(cli: Cli) -> None:
 # --- logs ---------------------------------------------------------------------------------------------------------
 
 
+def test_commands_that_read_no_model_do_not_wait_for_what_reads_models() -> None:
+    """Half a second on a Raspberry Pi, each time."""
+    code = "import dllama_zmq.cli.cluster, dllama_zmq.cli.generate, dllama_zmq.cli.logs, sys; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60).stdout
+    slow = {"asyncio", "huggingface_hub", "llvmlite", "numpy", "pydantic", "sentencepiece", "ssl", "tokenizers"}
+    assert slow & set(loaded.split()) == set()
+
+
 def test_logs_are_printed_by_node(cli: Cli) -> None:
     cli.up(2)
     root, worker = cli.run("logs"), cli.run("logs", "worker1", "-n", "2")

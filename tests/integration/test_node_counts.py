@@ -18,7 +18,7 @@ from dllama_zmq.local import LocalModel
 from dllama_zmq.models import Run
 from dllama_zmq.quants import F32, BlockMatrix
 from dllama_zmq.root.generation import Finished, GenerationRequest, Token, generate
-from dllama_zmq.root.sampler import Sampling
+from dllama_zmq.root.sampling import Sampling
 from dllama_zmq.sharding import PREFILL_TOKENS
 from dllama_zmq.spec import FloatType, ModelSpec, Sync
 

@@ -27,7 +27,7 @@ from dllama_zmq.models import Run
 from dllama_zmq.quants import F32, BlockMatrix
 from dllama_zmq.root.generation import GenerationRequest, Token, generate
 from dllama_zmq.root.root import Root, RootSettings
-from dllama_zmq.root.sampler import Sampling
+from dllama_zmq.root.sampling import Sampling
 from dllama_zmq.spec import Architecture, FloatType, ModelSpec, Rope, RopeScaling, Sync
 from dllama_zmq.tokenizer import Tokenizer
 from dllama_zmq.worker import Worker, WorkerSettings

@@ -25,7 +25,7 @@ from dllama_zmq.bus.links import Endpoints
 from dllama_zmq.bus.meter import wire_bytes
 from dllama_zmq.root.generation import GenerationRequest, generate
 from dllama_zmq.root.root import Root, RootSettings
-from dllama_zmq.root.sampler import Sampling
+from dllama_zmq.root.sampling import Sampling
 from dllama_zmq.spec import Sync
 from dllama_zmq.tokenizer import Tokenizer
 from dllama_zmq.worker import Worker, WorkerSettings
