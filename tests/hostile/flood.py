@@ -22,18 +22,11 @@ def frame(body: bytes, flags: int = 0) -> bytes:
 
 def connected(port: int, kind: bytes) -> socket.socket:
     """A connection that has said who it is."""
-    peer = socket.create_connection(("127.0.0.1", port), 5)
+    peer = socket.create_connection(("127.0.0.1", port), 20)
     peer.settimeout(None)
     ready = b"\x05READY" + b"\x0bSocket-Type" + struct.pack(">I", len(kind)) + kind
     peer.sendall(GREETING + b"\x04" + bytes([len(ready)]) + ready)
     return peer
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def floods(protocol: int) -> dict[str, bytes]:

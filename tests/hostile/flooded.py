@@ -35,7 +35,7 @@ def main(path: Path, steps: str, replies: str, clients: str) -> None:
         threading.Thread(target=lambda: (sys.stdin.read(), service.stop()), daemon=True).start()
         service.run()
         root.close("the test is over")
-        worker.join(5)
+        worker.join(20)
         peers.close(200)
 
 

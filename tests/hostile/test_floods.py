@@ -14,7 +14,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from hostile.flood import floods, free_port
+from hostile.flood import floods
+from surroundings import free_ports
 from tiny import tiny_spec, write_tiny_pair
 
 from dllama_zmq import Client
@@ -78,7 +79,7 @@ class Flooded:
 def flooded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flooded]:
     folder = tmp_path_factory.mktemp("model")
     write_tiny_pair(folder, SPEC).close()
-    ports = {name: free_port() for name in ("steps", "replies", "clients")}
+    ports = dict(zip(("steps", "replies", "clients"), free_ports(3), strict=True))
     addresses = [f"tcp://127.0.0.1:{port}" for port in ports.values()]
     command = [sys.executable, str(HERE / "flooded.py"), str(folder / "tiny.m"), *addresses]
     process = subprocess.Popen(command, stdin=subprocess.PIPE)
@@ -165,7 +166,7 @@ context.term()
 
 @pytest.mark.parametrize(("kind", "bounds"), [("ROUTER", "CLIENTS"), ("PUB", "STEPS")])
 def test_a_peer_that_leaves_while_its_queue_is_full_does_not_end_the_process(kind: str, bounds: str) -> None:
-    command = [sys.executable, "-c", FULL_AND_GONE, str(free_port()), kind, bounds]
+    command = [sys.executable, "-c", FULL_AND_GONE, str(*free_ports(1)), kind, bounds]
     done = subprocess.run(
         command, env={**os.environ, "PYTHONPATH": str(HERE.parent)}, capture_output=True, text=True, timeout=60
     )

@@ -17,11 +17,11 @@ import msgspec
 import pytest
 import zmq
 from any_message import structs
-from hostile.flood import free_port
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from integration.raw_root import RawRoot
 from integration.stranger import Stranger
+from surroundings import free_ports
 from tiny import tiny_spec, write_tiny_pair
 
 from dllama_zmq import Client
@@ -44,6 +44,8 @@ from dllama_zmq.worker import Worker, WorkerSettings
 
 SPEC = tiny_spec(dim=128, hidden_dim=256, n_heads=8, weight_type=FloatType.Q40)
 ANSWER_S = 20.0
+ANSWER_MS = 20_000
+LINKS = ("steps", "replies", "clients")
 Context: TypeAlias = zmq.Context[zmq.Socket[bytes]]
 Frames: TypeAlias = Sequence[bytes]
 
@@ -142,7 +144,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelFile]:
 def living(model: ModelFile, worker: Callable[[Context, str], Callable[[], None]]) -> Iterator[Living]:
     """A root with one worker, each in its thread, until the block ends."""
     context: Context = zmq.Context()
-    addresses = {link: f"tcp://127.0.0.1:{free_port()}" for link in ("steps", "replies", "clients")}
+    addresses = {link: f"tcp://127.0.0.1:{port}" for link, port in zip(LINKS, free_ports(3), strict=True)}
     settings = RootSettings(
         names=["worker1"], kernels="numpy", spin_s=0.0, limits=Limits(join_s=10, load_s=10, step_s=5)
     )
@@ -159,9 +161,9 @@ def living(model: ModelFile, worker: Callable[[Context, str], Callable[[], None]
         yield Living(addresses, service, threads[0], tokens(addresses["clients"]))
     finally:
         service.stop()
-        threads[0].join(5)
+        threads[0].join(ANSWER_S)
         root.close("the test is over")
-        threads[1].join(5)
+        threads[1].join(ANSWER_S)
         clients.close()
         context.term()
         assert not any(thread.is_alive() for thread in threads)
@@ -191,7 +193,7 @@ def connected(context: Context, kind: int, address: str) -> zmq.Socket[bytes]:
     monitor = connecting.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
     connecting.set(zmq.LINGER, 1000)
     connecting.connect(address)
-    assert monitor.poll(5000), f"no handshake with {address}"
+    assert monitor.poll(ANSWER_MS), f"no handshake with {address}"
     connecting.disable_monitor()
     monitor.close(linger=0)
     return connecting
@@ -241,7 +243,7 @@ def test_a_root_answers_rightly_while_frames_come_without_an_end(cluster: Living
         cluster.answers_as_before()
     finally:
         stopped.set()
-        thread.join(5)
+        thread.join(ANSWER_S)
         for peer in peers:
             peer.close(linger=0)
 
@@ -253,7 +255,7 @@ def test_a_frame_longer_than_any_message_costs_its_sender_the_connection(cluster
         peer.set(zmq.LINGER, 0)
         peer.connect(cluster.addresses[link])
         peer.send(bytes((64 << 20) + 1), copy=False)
-        assert monitor.poll(10_000), f"{link} took it"
+        assert monitor.poll(ANSWER_MS), f"{link} took it"
         peer.disable_monitor()
         monitor.close(linger=0)
         peer.close(linger=0)
@@ -279,8 +281,7 @@ def test_a_root_answers_rightly_after_any_bytes_to_any_of_its_ports(stream: byte
     with contextlib.ExitStack() as open_until_answered:
         for address in cluster.addresses.values():
             with contextlib.suppress(ConnectionError):  # the other end may have had enough, of the one before too
-                peer = open_until_answered.enter_context(socket.create_connection(("127.0.0.1", port_of(address)), 5))
-                peer.sendall(stream)
+                open_until_answered.enter_context(stream_to(address)).sendall(stream)
         cluster.answers_as_before()
 
 
@@ -288,12 +289,13 @@ def test_a_root_answers_rightly_after_any_bytes_to_any_of_its_ports(stream: byte
 @given(stream=st.binary(min_size=1, max_size=300), greeted=st.booleans())
 def test_any_bytes_to_a_port_leave_no_trace(stream: bytes, greeted: bool, cluster: Living) -> None:
     for address in cluster.addresses.values():
-        with socket.create_connection(("127.0.0.1", port_of(address)), 5) as peer, contextlib.suppress(ConnectionError):
+        # Connecting too: a port that has just been flooded may refuse it.
+        with contextlib.suppress(ConnectionError), stream_to(address) as peer:
             peer.sendall(GREETING + stream if greeted else stream)
 
 
-def port_of(address: str) -> int:
-    return int(address.rpartition(":")[2])
+def stream_to(address: str) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])), ANSWER_S)
 
 
 def test_the_cluster_still_answers_rightly_after_all_of_this(cluster: Living) -> None:
@@ -334,7 +336,7 @@ def test_a_joined_worker_that_talks_nonsense_between_its_parts_is_understood_all
 
 
 def test_a_worker_serves_a_real_root_after_any_frames_to_any_of_its_sockets(model: ModelFile, outside: Context) -> None:
-    addresses = [f"tcp://127.0.0.1:{free_port()}" for _ in range(2)]
+    addresses = [f"tcp://127.0.0.1:{port}" for port in free_ports(2)]
     context: Context = zmq.Context()
     thread = threading.Thread(target=Worker(context, WorkerSettings(addresses[0], spin_s=0.0)).run, daemon=True)
     thread.start()
@@ -385,7 +387,7 @@ def test_a_worker_serves_a_real_root_after_any_frames_to_any_of_its_sockets(mode
     finally:
         root.close("the test is over")
         roots_context.term()
-        thread.join(5)
+        thread.join(ANSWER_S)
         context.term()
     assert not thread.is_alive()
 
@@ -413,7 +415,7 @@ def test_a_client_meets_any_frames_with_an_error_of_ours(frames: Frames, outside
     address = f"tcp://127.0.0.1:{false_root.bind_to_random_port('tcp://127.0.0.1')}"
 
     def answer() -> None:
-        assert false_root.poll(5000)
+        assert false_root.poll(ANSWER_MS)
         client = false_root.recv_multipart()[0]
         false_root.send_multipart([client, *frames])
         false_root.send_multipart([client, msgpack.packb([PROTOCOL, "error", 0, "RequestError", "the end"])])
@@ -422,7 +424,7 @@ def test_a_client_meets_any_frames_with_an_error_of_ours(frames: Frames, outside
     thread.start()
     with Client(address) as client, pytest.raises(DllamaError):
         list(client.generate("hello"))
-    thread.join(5)
+    thread.join(ANSWER_S)
     false_root.close(linger=0)
 
 
@@ -435,12 +437,12 @@ def test_garbage_from_a_root_is_a_protocol_error_on_the_client(frame: bytes, out
     address = f"tcp://127.0.0.1:{false_root.bind_to_random_port('tcp://127.0.0.1')}"
 
     def answer() -> None:
-        assert false_root.poll(5000)
+        assert false_root.poll(ANSWER_MS)
         false_root.send_multipart([false_root.recv_multipart()[0], frame])
 
     thread = threading.Thread(target=answer, daemon=True)
     thread.start()
     with Client(address) as client, pytest.raises(ProtocolError):
         client.status()
-    thread.join(5)
+    thread.join(ANSWER_S)
     false_root.close(linger=0)
