@@ -1,7 +1,7 @@
-"""cluster.yaml as typed data: what runs where, and how long each wait may last. Knows no socket and no process.
+"""cluster.yaml as typed data: which node runs where, and how long each wait may take. Knows no socket and no process.
 
-The file is untrusted text: bounded in size and depth, without aliases, duplicate keys or tags. Each refusal begins with
-its place.
+The file is untrusted: size and depth are bounded, and aliases, duplicate keys and tags are refused. Every error begins
+with file, line and column.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import msgspec
 from msgspec import Meta, Struct
 
 from dllama_zmq.errors import ConfigError, UsageError
-from dllama_zmq.hub import find_pulled
-from dllama_zmq.sources import DATA_FOLDER, DEMO, PULLED, expanded, in_full, tokenizer_beside
+from dllama_zmq.hub import HUB_PREFIX, find_pulled
+from dllama_zmq.sources import DATA_FOLDER, DEMO, absolute_path, expand_home, tokenizer_beside
 from dllama_zmq.spec import WEIGHTS_FLOAT, FloatType, Sync, Weights
 from dllama_zmq.threads import converted_by_threads
 from dllama_zmq.yaml_tree import YamlTree, shown
@@ -41,7 +41,7 @@ _Seconds = Annotated[float, Meta(gt=0, le=86400)]
 
 
 class Ports(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The root's three TCP ports. A worker is given `replies`; it learns the others from there."""
+    """The root's three TCP ports. A worker is started with `replies` and learns the others from the root."""
 
     replies: _Port = 5570
     steps: _Port = 5571
@@ -49,7 +49,7 @@ class Ports(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class RootConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Where the root listens, and the threads it computes with."""
+    """Where the root listens, and its compute threads."""
 
     host: _Host = "127.0.0.1"
     ports: Ports | None = None
@@ -61,7 +61,7 @@ class RootConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class WorkerConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One worker: its name in every table and message, the host it runs on, the threads it computes with."""
+    """One worker: its name, its host, and its compute threads."""
 
     name: _Name
     host: _Host = "127.0.0.1"
@@ -69,26 +69,26 @@ class WorkerConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
 
 class Limits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Seconds that each wait may last before it ends in an error that names the node."""
+    """Deadlines in seconds; a wait beyond one ends in an error that names the node."""
 
     join_s: _Seconds = 60.0
-    """For a worker to appear."""
+    """For a worker to join."""
     load_s: _Seconds = 600.0
     """For a worker to receive its slices of the model."""
     ready_s: _Seconds = 10.0
-    """For a worker that has its slices to hear what the root publishes."""
+    """For a worker with its slices to hear the root's beacons."""
     step_s: _Seconds = 60.0
-    """For one node to answer one stage."""
+    """For a node to reply to one stage."""
     stop_s: _Seconds = 3.0
-    """For a node to leave after being told to."""
+    """For a node to leave after it was asked to."""
 
 
 @converted_by_threads
 class Cluster(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One cluster: a root, 2^n - 1 workers, the model they share and how they speak."""
+    """One cluster: a root, 2^n - 1 workers, their model and their settings."""
 
     name: _Name = ""
-    """In a file that has none: made from the folder's name (`load_cluster`)."""
+    """`parse_cluster` fills a missing name with that of the folder."""
     model: _FilePath
     tokenizer: _FilePath | None = None
     weights: Weights | None = None
@@ -109,23 +109,23 @@ class Cluster(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     @property
     def weight_type(self) -> FloatType | None:
-        """The type in which the model's weights are read; None: as they are stored."""
+        """The type in which weights are read; None means as they are stored."""
         return None if self.weights is None else WEIGHTS_FLOAT[self.weights]
 
     @property
     def tcp_ports(self) -> Ports | None:
-        """The TCP ports that the root listens at; None where only this computer's processes take part: they use ipc."""
+        """The root's TCP ports; None if all nodes are on this computer and use ipc."""
         return self.root.ports or (Ports() if self.open_bus else None)
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterFile:
-    """A cluster and the file it came from: paths in the file are relative to the file's folder.
+    """A cluster and its file; paths in the file are relative to the file's folder.
 
-    A cluster is the one of its file. The file need not exist: a folder without one can have a cluster of its
-    `cluster.yaml` all the same (`launch.registry.without_file`).
+    The file identifies the cluster but may be missing: a folder without one can have a cluster, too
+    (`launch.registry.without_file`).
 
-    private: the cluster serves one call under a name of its own, and no other command finds it.
+    private: the cluster serves one call, and no other command finds it.
     """
 
     path: Path
@@ -134,35 +134,34 @@ class ClusterFile:
 
     @property
     def identity(self) -> Path:
-        """The file behind `path`, whichever links lead to it."""
+        """`path` with all links resolved."""
         return self.path.resolve()
 
     def command(self, words: str) -> str:
-        """How to type a command for this cluster: `words` are the command and its arguments."""
+        """The command line for this cluster; `words` are the command and its arguments."""
         which = "" if self.path == Path(FILE_NAME) else f" --cluster {shlex.quote(str(self.path))}"
         return f"dllama-zmq {words}{which}"
 
     def runs_the_same(self, other: ClusterFile) -> bool:
-        """Whether both have the same model in the same types with the same tokenizer, so that they answer alike."""
+        """Whether both have the same model, weight type and tokenizer, so that they give the same answers."""
         return self._sources() == other._sources()
 
     def _sources(self) -> tuple[Path, Weights | None, Path]:
         return self.model_place().resolve(), self.cluster.weights, self._tokenizer_place().resolve()
 
     def model_place(self) -> Path:
-        """Where the model's file or folder is said to be. Raises ConfigError where it is one that was not pulled."""
+        """The path of the model, whether or not it exists. Raises ConfigError for a hub's model that is not pulled."""
         return self._resolve(self.cluster.model, "model", ".m")
 
     def model_path(self) -> Path:
-        """The model's file or folder. Raises ConfigError where there is none."""
-        cure = f"write the path of a model's file or folder after `model:`, or {DEMO} for the shipped one"
-        return self._existing(self.model_place(), "model", cure)
+        """The model's file or folder. Raises ConfigError if there is none."""
+        advice = f"write the path of a model's file or folder after `model:`, or {DEMO} for the shipped one"
+        return self._existing(self.model_place(), "model", advice)
 
     def tokenizer_path(self) -> Path:
-        """The tokenizer as given; else what the model brings with it: a folder and a `.gguf` themselves, a
-        `.safetensors` its folder, a `.m` the file of its own name with `.t`. Raises ConfigError where there is none."""
-        cure = "give the path of the model's tokenizer with --tokenizer, or after `tokenizer:`"
-        return self._existing(self._tokenizer_place(), "tokenizer", cure)
+        """The given tokenizer, else the model's own (`tokenizer_beside`). Raises ConfigError if there is none."""
+        advice = "give the path of the model's tokenizer with --tokenizer, or after `tokenizer:`"
+        return self._existing(self._tokenizer_place(), "tokenizer", advice)
 
     def _tokenizer_place(self) -> Path:
         if self.cluster.tokenizer is None:
@@ -173,27 +172,27 @@ class ClusterFile:
         if text == DEMO:
             return DATA_FOLDER / f"{DEMO}{suffix}"
         try:
-            if text.startswith(PULLED):
+            if text.startswith(HUB_PREFIX):
                 return find_pulled(text)
-            path = os.fsdecode(text.encode("utf-8", "surrogateescape"))  # names are UTF-8, whatever the locale says
-            return in_full(self.identity.parent / expanded(path))
+            path = os.fsdecode(text.encode("utf-8", "surrogateescape"))  # file names are UTF-8 in any locale
+            return absolute_path(self.identity.parent / expand_home(path))
         except UsageError as error:
-            raise ConfigError(f"{self._said_in()}{key}: {error}") from error
+            raise ConfigError(f"{self._prefix()}{key}: {error}") from error
 
-    def _existing(self, path: Path, key: str, cure: str) -> Path:
+    def _existing(self, path: Path, key: str, advice: str) -> Path:
         if os.path.isfile(path) or os.path.isdir(path):
             return path
-        where = self._said_in()
-        relative = f" (paths in the file are relative to {self.identity.parent})" if where else ""
-        raise ConfigError(f"{where}{key}: there is no {path}; {cure}{relative}")
+        prefix = self._prefix()
+        relative = f" (paths in the file are relative to {self.identity.parent})" if prefix else ""
+        raise ConfigError(f"{prefix}{key}: there is no {path}; {advice}{relative}")
 
-    def _said_in(self) -> str:
-        """The file, to begin a message with; empty where the command line alone has said it."""
+    def _prefix(self) -> str:
+        """The file, to begin a message with; empty if the value came from the command line."""
         return "" if self.private or not self.path.exists() else f"{self.path}: "
 
 
 def load_cluster(path: str | os.PathLike[str]) -> ClusterFile:
-    """Read and check a cluster file. Raises ConfigError, one sentence that begins with the place."""
+    """Read and check a cluster file. Raises ConfigError, one sentence that begins with file, line and column."""
     path = Path(path)
     try:
         with path.open("rb") as file:
@@ -206,9 +205,9 @@ def load_cluster(path: str | os.PathLike[str]) -> ClusterFile:
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: the file cannot be read ({error}); check its path and permissions") from error
     if len(data) > MAX_FILE_BYTES:
-        raise ConfigError(f"{path}: the file is larger than {MAX_FILE_BYTES} bytes; this is no cluster file")
+        raise ConfigError(f"{path}: the file is larger than {MAX_FILE_BYTES} bytes; this is not a cluster file")
     try:
-        text = data.decode()  # PyYAML knows the byte order mark
+        text = data.decode()  # PyYAML skips a byte order mark
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         column = error.start - data.rfind(b"\n", 0, error.start)
@@ -217,9 +216,9 @@ def load_cluster(path: str | os.PathLike[str]) -> ClusterFile:
 
 
 def parse_cluster(text: str, path: str | os.PathLike[str] = "cluster.yaml") -> Cluster:
-    """Check the text of the cluster file `path`, which is not read. Raises ConfigError."""
+    """The cluster that `text` describes; `path` is for messages and the name. Raises ConfigError."""
     if len(text) > MAX_FILE_BYTES:
-        raise ConfigError(f"{path}: the text is longer than {MAX_FILE_BYTES} characters; this is no cluster file")
+        raise ConfigError(f"{path}: the text is longer than {MAX_FILE_BYTES} characters; this is not a cluster file")
     tree = YamlTree(text, os.fspath(path), _STRUCTS)
     try:
         cluster = msgspec.convert(_with_listed_workers(tree), Cluster)
@@ -231,14 +230,14 @@ def parse_cluster(text: str, path: str | os.PathLike[str] = "cluster.yaml") -> C
 
 
 def folder_name(path: Path) -> str:
-    """The name of a cluster whose file has none: that of its folder, in the letters that a name may have."""
-    name = os.fsencode(path.resolve().parent.name).decode("utf-8", "ignore")  # whatever the locale says
+    """The name of a cluster whose file has none: its folder's name, reduced to the allowed characters."""
+    name = os.fsencode(path.resolve().parent.name).decode("utf-8", "ignore")  # UTF-8 in any locale
     folder = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
     return re.sub(r"[^A-Za-z0-9_-]+", "-", folder).lstrip("_-")[:32].rstrip("-") or "home"
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach `host`: 127.0.0.0/8, ::1, localhost. Unknown names count as a network."""
+    """Whether only this computer can reach `host`: 127.0.0.0/8, ::1, localhost. Other names count as a network."""
     if host.lower() == "localhost":
         return True
     try:
@@ -248,25 +247,29 @@ def is_loopback(host: str) -> bool:
 
 
 def _with_listed_workers(tree: YamlTree) -> object:
-    """The file's data, with a list in the place of a number of workers: so many on this computer."""
+    """The file's data; a number of workers becomes a list of workers on this computer."""
     data = tree.data
     n_workers = data.get("workers") if isinstance(data, dict) else None
     if not isinstance(data, dict) or type(n_workers) is not int:
         return data
-    if not 0 <= n_workers <= _MOST_WORKERS:
+    if not 0 <= n_workers <= _MAX_WORKERS:
         raise tree.error("workers", f"expected {_WORKERS}, got {n_workers}")
     return data | {"workers": [{"name": f"worker{i}"} for i in range(1, n_workers + 1)]}
 
 
 _STRUCTS: dict[str, type[Struct]] = {
-    "": Cluster, "root": RootConfig, "root.ports": Ports, "workers[]": WorkerConfig, "limits": Limits,
-}  # fmt: skip
+    "": Cluster,
+    "root": RootConfig,
+    "root.ports": Ports,
+    "workers[]": WorkerConfig,
+    "limits": Limits,
+}
 
 _NAME = "a name of letters, digits, - and _, at most 32, the first a letter or a digit"
 _HOST = "a host name or an address, without scheme or port"
-_MOST_WORKERS = 1023
+_MAX_WORKERS = 1023
 _WORKERS = (
-    f"a number of workers on this computer, 0 to {_MOST_WORKERS}, or a list with a line for each, such as "
+    f"a number of workers on this computer, 0 to {_MAX_WORKERS}, or a list with a line for each, such as "
     "`- {name: pi2, host: 192.168.1.11}`"
 )
 _THREADS = "a number of threads, 1 to 1024, or auto: this host's cores shared among its nodes"
@@ -289,7 +292,7 @@ _HINTS = {
     **{f"root.ports.{key}": "a port number, 1 to 65535" for key in Ports.__struct_fields__},
     **{f"limits.{key}": "seconds, more than 0 and at most 86400" for key in Limits.__struct_fields__},
 }
-"""What belongs at a place, in words, for the errors."""
+"""The expected value at each place, for error messages."""
 
 
 def _check_nodes(cluster: Cluster, tree: YamlTree) -> None:
@@ -304,7 +307,7 @@ def _check_nodes(cluster: Cluster, tree: YamlTree) -> None:
     for name, n_uses in Counter(worker.name for worker in cluster.workers).items():
         if n_uses > 1:
             last = max(i for i, worker in enumerate(cluster.workers) if worker.name == name)
-            raise tree.error(f"workers[{last}].name", f"{n_uses} workers are named {name}; give each a name of its own")
+            raise tree.error(f"workers[{last}].name", f"{n_uses} workers are named {name}; give each its own name")
     ports = cluster.root.ports or Ports()
     if len({ports.replies, ports.steps, ports.clients}) < 3:
         raise tree.error(

@@ -1,6 +1,6 @@
-"""What this computer has for a node: its name, free memory and cores, as control groups and limits allow them.
+"""This computer's name, free memory, usable cores and open files, within control groups and limits.
 
-Knows no model. Every reading takes `root`, the folder in which /proc and /sys lie. Sources: proc(5), cgroups(7), and
+Knows no model. `root` is the folder of /proc and /sys. Sources: proc(5), cgroups(7), and
 Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/ of Linux.
 """
 
@@ -18,33 +18,32 @@ from pathlib import Path
 from dllama_zmq.errors import ClusterError
 
 ROOT = Path("/")
-
-
 _MEMORY_FILES = {
     1: (["memory.limit_in_bytes"], "memory.usage_in_bytes", ["total_inactive_file", "total_active_file"]),
     2: (["memory.max", "memory.high"], "memory.current", ["inactive_file", "active_file", "slab_reclaimable"]),
 }
-"""Limits, usage, and what of that can be taken back, by version. Beyond `high` a group is slowed to a standstill."""
+"""By version: files of limits, of usage, and entries of memory.stat that are reclaimable. Linux throttles a group above
+`high` almost to a standstill."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """A control group that this process is in, and which of the two versions it is of."""
+    """A control group of this process, and its version, 1 or 2."""
 
     folder: Path
     version: int
 
 
 def host_name() -> str:
-    """What this computer calls itself, at most 64 characters."""
+    """This computer's host name, at most 64 characters."""
     return socket.gethostname()[:64]
 
 
 def free_memory_bytes(root: Path = ROOT) -> int | None:
-    """Bytes that processes here can still have without swapping; None where this computer does not tell.
+    """Bytes that processes here can still use without swapping; None if the system does not say.
 
-    The least of the computer's MemAvailable and of what each control group on the way up leaves. Pages of files count
-    as free: the kernel takes them back when memory is wanted.
+    The least of MemAvailable and of what this process's control group and each group above it leave. Cached pages of
+    files count as free: the kernel reclaims them.
     """
     free = [left for group in _groups("memory", root) if (left := _memory_left(group)) is not None]
     for line in _read(root / "proc/meminfo").splitlines():
@@ -57,8 +56,8 @@ def free_memory_bytes(root: Path = ROOT) -> int | None:
 def usable_cores(root: Path = ROOT) -> int:
     """Cores that this process may keep busy, at least 1.
 
-    Two hardware threads of one core count once, for they share its arithmetic. A CPU quota (`docker run --cpus`) is
-    rounded down: with a thread more than that, the kernel stops all of them for a part of every tenth of a second.
+    The hardware threads of a core count once, for they share its arithmetic. A CPU quota (`docker run --cpus`) is
+    rounded down: with one thread more, the kernel stops all threads for a part of every 0.1 s.
     """
     cores = len({_siblings(cpu, root) for cpu in os.sched_getaffinity(0)})
     quotas = [quota for group in _groups("cpu", root) if (quota := _cpu_quota(group)) is not None]
@@ -66,15 +65,15 @@ def usable_cores(root: Path = ROOT) -> int:
 
 
 def require_open_files(more: int) -> None:
-    """Make sure that this process can open `more` files: its limit is raised where that is allowed.
+    """Make sure that this process can open `more` files, raising its soft limit if needed.
 
-    Raises ClusterError where it is not. To be called before there is a ZeroMQ context: libzmq ends the process where
-    it cannot have an epoll or a socket of its own.
+    Raises ClusterError if the hard limit forbids it. Call it before making a ZeroMQ context: libzmq aborts the process
+    if it cannot open an epoll or a socket.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
-        wanted = len(os.listdir("/proc/self/fd")) - 1 + more  # one of them is that of the listing
-    except FileNotFoundError:  # no Linux
+        wanted = len(os.listdir("/proc/self/fd")) - 1 + more  # less the one that lists the folder
+    except FileNotFoundError:  # not Linux
         return
     if soft == resource.RLIM_INFINITY or wanted <= soft:
         return
@@ -87,7 +86,7 @@ def require_open_files(more: int) -> None:
 
 
 def refused_by_system(error: BaseException) -> str:
-    """Of an error that is a limit of this computer: what ran out, which limit it is, what to do. Else empty."""
+    """For an error caused by a limit of this computer: what ran out, the limit, and what to do. Else ""."""
     number, place = getattr(error, "errno", None), getattr(error, "filename", None)
     if number == errno.EMFILE:
         return f"too many open files: a process may have {_limit(resource.RLIMIT_NOFILE)} here; try `ulimit -n 1024`"
@@ -114,7 +113,7 @@ def _siblings(cpu: int, root: Path) -> str:
 
 
 def _groups(controller: str, root: Path) -> Iterator[_Group]:
-    """The control groups of `controller` that this process is in, its own first, then those above, of both versions."""
+    """This process's control groups of `controller`, of both versions: its own first, then those above it."""
     mounts = list(_mounts(root))
     for line in _read(root / "proc/self/cgroup").splitlines():
         number, _, rest = line.partition(":")
@@ -134,7 +133,7 @@ def _groups(controller: str, root: Path) -> Iterator[_Group]:
 
 
 def _mounts(root: Path) -> Iterator[tuple[int, list[str], str, str]]:
-    """Mounted hierarchies of control groups: version, controllers, the group at the mount point, the mount point."""
+    """Mounted control group hierarchies: version, controllers, the group at the mount point, the mount point."""
     for line in _read(root / "proc/self/mountinfo").splitlines():
         before, _, after = line.partition(" - ")
         fields, kind = before.split(" "), after.split(" ")
@@ -144,40 +143,40 @@ def _mounts(root: Path) -> Iterator[tuple[int, list[str], str, str]]:
 
 
 def _unescaped(path: str) -> str:
-    """A path of mountinfo, in which a space is \\040."""
+    """A path of mountinfo without its escapes, such as \\040 for a space."""
     for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
         path = path.replace(code, character)
     return path
 
 
 def _inside(path: str, mount_root: str, top: Path) -> Path:
-    """Where the group `path` is under the mount point `top`, which shows the hierarchy from `mount_root` on.
+    """The folder of the group `path` under the mount point `top`, which shows the hierarchy from `mount_root` down.
 
-    A container sees its own group at the mount point, though /proc may call it by its name on the host.
+    A container sees its own group at the mount point, but /proc may give the group's name on the host.
     """
     inside = Path(path)
     with suppress(ValueError):
         inside = inside.relative_to(mount_root)
-    if ".." in inside.parts:  # the process has been moved out of what this namespace shows
+    if ".." in inside.parts:  # the process was moved out of the namespace's hierarchy
         return top
     folder = top / str(inside).lstrip("/")
     return folder if folder.is_dir() else top
 
 
 def _memory_left(group: _Group) -> int | None:
-    """Bytes that a group's limit leaves: the limit, less what is used and could not be taken back."""
+    """Bytes that a group's limit leaves: the limit less the usage that is not reclaimable."""
     limit_names, usage_name, reclaimable = _MEMORY_FILES[group.version]
     limits = [limit for name in limit_names if (limit := _number(group.folder / name)) is not None]
     usage = _number(group.folder / usage_name)
     if not limits or usage is None:
         return None
     pages = dict(line.split(" ", 1) for line in _read(group.folder / "memory.stat").splitlines() if " " in line)
-    taken_back = sum(int(pages.get(name, 0)) for name in reclaimable)
-    return max(0, min(limits) - max(0, usage - taken_back))
+    reclaimable_bytes = sum(int(pages.get(name, 0)) for name in reclaimable)
+    return max(0, min(limits) - max(0, usage - reclaimable_bytes))
 
 
 def _cpu_quota(group: _Group) -> float | None:
-    """CPUs that a group may use in the mean; None where it has no quota."""
+    """CPUs that a group may use on average; None without a quota."""
     if group.version == 2:
         quota, _, period = _read(group.folder / "cpu.max").strip().partition(" ")
         values = [_whole(quota), _whole(period)]
@@ -188,7 +187,7 @@ def _cpu_quota(group: _Group) -> float | None:
 
 
 def _number(path: Path) -> int | None:
-    """The number in a file; None where it says "max", or is not there."""
+    """The number in a file; None if it says "max" or is missing."""
     return _whole(_read(path).strip())
 
 
@@ -197,7 +196,7 @@ def _whole(text: str) -> int | None:
 
 
 def _read(path: Path) -> str:
-    """The text of a small file; empty where it cannot be read: what does not tell sets no limit."""
+    """The text of a small file; empty if it cannot be read, which counts as no limit."""
     try:
         return path.read_text(errors="replace")
     except OSError:

@@ -1,10 +1,10 @@
-"""How a part that works for long tells how far it is. Knows neither terminals nor logs; `cli/progress.py` shows it."""
+"""How long work reports its progress. Knows no terminal and no log; `cli/progress.py` shows it."""
 
 from __future__ import annotations
 
 from typing import Literal, Protocol
 
-from rich.filesize import decimal as human_bytes  # 1 kB is 1000 bytes, as files, disks and networks have it
+from rich.filesize import decimal as human_bytes  # 1 kB is 1000 bytes, as for files, disks and networks
 
 __all__ = ["Tells", "Unheard", "Unit", "human_bytes"]
 
@@ -12,25 +12,25 @@ Unit = Literal["B", "tokens", "%"]
 
 
 class Tells(Protocol):
-    """Whom to tell what goes on. May be called from any thread, and often: the listener decides what is shown."""
+    """A listener for progress. Any thread may call it, at any rate: the listener decides what is shown."""
 
     def line(self, text: str) -> None:
-        """Say this at once; it stays."""
+        """Show `text` at once and keep it."""
         ...
 
     def now(self, text: str, done: int = 0, total: int = 0, unit: Unit = "B") -> None:
-        """What goes on from here, shown where it lasts; `done` of `total` of it where `total` is not 0.
+        """The activity `text` has done `done` of `total`; a `total` of 0 means that it cannot be counted.
 
-        The same `text` again reports how far it has come; another one begins something new, and "" is nothing.
+        Another `text` begins a new activity; "" ends the last one. It is shown only if it takes long.
         """
         ...
 
 
 class Unheard:
-    """Nobody listens."""
+    """Drops everything."""
 
     def line(self, text: str) -> None:
-        """Drop it."""
+        """Drop `text`."""
 
     def now(self, text: str, done: int = 0, total: int = 0, unit: Unit = "B") -> None:
         """Drop it."""

@@ -15,7 +15,8 @@ from dllama_zmq.cli.flags import Init
 from dllama_zmq.cli.show import note
 from dllama_zmq.cluster import FILE_NAME, NAME_PATTERN, Cluster, is_loopback, parse_cluster
 from dllama_zmq.errors import UsageError
-from dllama_zmq.sources import DATA_FOLDER, DEMO, PULLED, from_anywhere
+from dllama_zmq.hub import HUB_PREFIX
+from dllama_zmq.sources import DATA_FOLDER, DEMO, absolute_model
 
 _COLUMN = 28  # where the comments begin
 _MOST_NODES = 1024
@@ -113,8 +114,14 @@ def _names(hosts: list[str]) -> list[str]:
 
 def _model_in(path: Path, model: str | None) -> str:
     """What `model:` says in the file `path` for the model that was named from here."""
-    found = from_anywhere(model or DEMO)
-    if found == DEMO or found.startswith(PULLED) or model is None or Path(model).is_absolute() or model.startswith("~"):
+    found = absolute_model(model or DEMO)
+    if (
+        found == DEMO
+        or found.startswith(HUB_PREFIX)
+        or model is None
+        or Path(model).is_absolute()
+        or model.startswith("~")
+    ):
         return found
     return os.path.relpath(found, path.absolute().parent)
 

@@ -15,8 +15,9 @@ from dllama_zmq.cli.netstat_tables import prediction_tables, report_tables, summ
 from dllama_zmq.cli.watch import check_watch, watched
 from dllama_zmq.errors import UsageError
 from dllama_zmq.formats import open_model
+from dllama_zmq.hub import HUB_PREFIX
 from dllama_zmq.shapes import SHAPES, shape
-from dllama_zmq.sources import DEMO, PULLED, model_at
+from dllama_zmq.sources import DEMO, model_at
 from dllama_zmq.spec import ModelSpec
 
 _STATUS_S = 10.0  # the root answers between two steps
@@ -63,7 +64,7 @@ def _as_json(figures: Report | Prediction) -> str:
 
 def _spec(model: str) -> ModelSpec:
     """The numbers of a published shape, or of a model. Raises UsageError, FormatError."""
-    is_word = not model.startswith(PULLED) and "/" not in model and Path(model).suffix not in (".m", ".gguf")
+    is_word = not model.startswith(HUB_PREFIX) and "/" not in model and Path(model).suffix not in (".m", ".gguf")
     if model.lower() in SHAPES or (is_word and model != DEMO and not Path(model).exists()):
         return shape(model)
     with open_model(model_at(model)) as file:

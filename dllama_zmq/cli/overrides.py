@@ -11,10 +11,10 @@ from dllama_zmq.cli.flags import Overrides
 from dllama_zmq.cli.show import note
 from dllama_zmq.cluster import ClusterFile, WorkerConfig
 from dllama_zmq.errors import ClusterError, UsageError
-from dllama_zmq.hub import ModelName, find_pulled
+from dllama_zmq.hub import HUB_PREFIX, ModelName, find_pulled
 from dllama_zmq.launch import registry
 from dllama_zmq.launch.registry import Running
-from dllama_zmq.sources import DEMO, PULLED, expanded, from_anywhere
+from dllama_zmq.sources import DEMO, absolute_model, expand_home
 
 
 def applied(overrides: Overrides, file: ClusterFile) -> ClusterFile:
@@ -29,10 +29,10 @@ def applied(overrides: Overrides, file: ClusterFile) -> ClusterFile:
         workers = [msgspec.structs.replace(worker, threads=overrides.threads) for worker in cluster.workers]
         cluster = msgspec.structs.replace(cluster, root=root, workers=workers)
     if overrides.model is not None:  # the file's tokenizer is that of the file's model
-        cluster = msgspec.structs.replace(cluster, model=from_anywhere(overrides.model), tokenizer=None)
+        cluster = msgspec.structs.replace(cluster, model=absolute_model(overrides.model), tokenizer=None)
     if overrides.tokenizer is not None:
         given_path = str(overrides.tokenizer)
-        tokenizer = DEMO if given_path == DEMO else str(expanded(given_path).absolute())
+        tokenizer = DEMO if given_path == DEMO else str(expand_home(given_path).absolute())
         cluster = msgspec.structs.replace(cluster, tokenizer=tokenizer)
     changes = {
         "sync": overrides.sync, "kernels": overrides.kernels, "weights": overrides.weights,
@@ -44,7 +44,7 @@ def applied(overrides: Overrides, file: ClusterFile) -> ClusterFile:
 
 def without_file(overrides: Overrides, model: str, folder: Path = Path(), private: bool = False) -> ClusterFile:
     """The cluster of `model` and the flags, without a file: of `folder`, or, private, of one call."""
-    file = registry.without_file(from_anywhere(model), overrides.nodes or 1, folder, private)
+    file = registry.without_file(absolute_model(model), overrides.nodes or 1, folder, private)
     if overrides.workers is not None:
         from dllama_zmq.cli.init import open_bus_note, with_workers
 
@@ -61,12 +61,12 @@ def fetched(overrides: Overrides, fetch: bool = False) -> Overrides:
     Raises UsageError where two models are named.
     """
     if overrides.hub_model is None:
-        if fetch and overrides.model is not None and overrides.model.startswith(PULLED):
+        if fetch and overrides.model is not None and overrides.model.startswith(HUB_PREFIX):
             _fetch(overrides.model)
         return overrides
     if overrides.model is not None:
         raise UsageError("--model and --hf-repo both name a model; give one of them")
-    name = f"{PULLED}{ModelName.parse(overrides.hub_model)}"
+    name = f"{HUB_PREFIX}{ModelName.parse(overrides.hub_model)}"
     _fetch(name)
     return replace(overrides, model=name, hub_model=None)
 

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from dllama_zmq.cli.show import note
 from dllama_zmq.errors import UsageError
-from dllama_zmq.hub import ModelName, cache_folder, list_pulled, named, plan_removal
+from dllama_zmq.hub import ModelName, cache_folder, find_by_name, list_pulled, plan_removal
 from dllama_zmq.telling import human_bytes
 
 
@@ -33,7 +33,7 @@ def list_models(as_json: bool) -> None:
 
 def remove(text: str, yes: bool) -> None:
     """Remove a pulled model; asks first, unless `yes`. Exit code 1 where the answer is no."""
-    removal = plan_removal(named(text) or ModelName.parse(text))
+    removal = plan_removal(find_by_name(text) or ModelName.parse(text))
     what = f"{removal.name} ({human_bytes(removal.n_bytes)} in {removal.paths[0].parent})"
     if not yes and not _agreed(f"remove {what}? [y/N] "):
         note("nothing was removed")

@@ -1,18 +1,27 @@
-"""Models of a Hugging Face hub: found by name, fetched into the cache that other tools share, found there again,
-listed and removed.
+"""Models of a Hugging Face hub: chosen by name, downloaded into the cache that other tools share, listed, removed.
 
-Endpoint, token, proxies, offline mode, sessions and the cache's layout are `huggingface_hub`'s. What it does not do is
-done here: it begins each file anew after an interruption, and of a file that came over HTTP it checks the size alone.
+Endpoint, token, proxies, offline mode, sessions and the cache's layout are those of `huggingface_hub`. Downloads are
+our own (`transfer.py`), because its downloads start again after an interruption and, over HTTP, check only the size.
 Knows no model format beyond the names of files, and no terminal.
 """
 
 from dllama_zmq.hub.cache import cache_folder, find_pulled
-from dllama_zmq.hub.name import ModelName, is_hub_name
+from dllama_zmq.hub.name import HUB_PREFIX, ModelName, is_hub_name
 from dllama_zmq.hub.plan import Plan, plan_pull
 from dllama_zmq.hub.reach import load_settings
-from dllama_zmq.hub.store import Pulled, list_pulled, named, plan_removal
+from dllama_zmq.hub.store import Pulled, find_by_name, list_pulled, plan_removal
 
 __all__ = [
-    "ModelName", "Plan", "Pulled", "cache_folder", "find_pulled", "is_hub_name", "list_pulled", "load_settings",
-    "named", "plan_pull", "plan_removal",
-]  # fmt: skip
+    "HUB_PREFIX",
+    "ModelName",
+    "Plan",
+    "Pulled",
+    "cache_folder",
+    "find_by_name",
+    "find_pulled",
+    "is_hub_name",
+    "list_pulled",
+    "load_settings",
+    "plan_pull",
+    "plan_removal",
+]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from dllama_zmq.errors import UsageError
 
-PREFIX = "hf:"
+HUB_PREFIX = "hf:"
 """What tells such a name from a path in `cluster.yaml`."""
 
 _REPO = re.compile(r"(?:[A-Za-z0-9_][\w.-]{0,95}/)?[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
@@ -24,7 +24,7 @@ class ModelName:
     @classmethod
     def parse(cls, text: str) -> ModelName:
         """`REPO[:FILE]`, with `hf:` before it or not. Raises UsageError where it is none."""
-        repo, colon, file = text.removeprefix(PREFIX).partition(":")
+        repo, colon, file = text.removeprefix(HUB_PREFIX).partition(":")
         # "--" stands for "/" in the cache's folders, so a hub has no such name.
         if not _REPO.fullmatch(repo) or "--" in repo or ".." in repo or repo.endswith((".git", "-", ".")):
             raise UsageError(

@@ -40,7 +40,7 @@ def list_pulled() -> list[Pulled]:
     return sorted(found, key=lambda one: str(one.name).lower())
 
 
-def named(text: str) -> ModelName | None:
+def find_by_name(text: str) -> ModelName | None:
     """The pulled model that `text` names without `hf:`: REPO[:FILE], or the repository's name without its owner where
     it is the only one of that name. None where there is none."""
     try:

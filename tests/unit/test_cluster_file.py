@@ -28,7 +28,7 @@ from dllama_zmq.cluster import (
 )
 from dllama_zmq.errors import ConfigError, UsageError
 from dllama_zmq.launch.registry import without_file
-from dllama_zmq.sources import from_anywhere
+from dllama_zmq.sources import absolute_model
 from dllama_zmq.spec import FloatType
 
 PACKAGE_DATA = Path(dllama_zmq.__file__).parent / "data"
@@ -389,7 +389,7 @@ def test_a_path_is_shown_without_dots_and_the_link_before_them_is_followed(tmp_p
     (tmp_path / "clusters" / "link").symlink_to(tmp_path / "far" / "away")
     for text, model in (("../models/a.gguf", "models/a.gguf"), ("link/../b.gguf", "far/b.gguf")):
         assert write(tmp_path / "clusters", f"model: {text}").model_place() == tmp_path.resolve() / model
-        assert from_anywhere(str(tmp_path / "clusters" / text)) == str(tmp_path.resolve() / model)
+        assert absolute_model(str(tmp_path / "clusters" / text)) == str(tmp_path.resolve() / model)
 
 
 def test_a_tilde_means_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
