@@ -15,7 +15,7 @@ import zmq
 
 from dllama_zmq import errors
 from dllama_zmq.bus import sockets
-from dllama_zmq.bus.addresses import endpoint_of, resolve
+from dllama_zmq.bus.addresses import endpoint_of, resolve, why_no_answer
 from dllama_zmq.bus.client_messages import (
     MAX_PROMPT_CHARACTERS,
     TO_CLIENT,
@@ -39,6 +39,7 @@ from dllama_zmq.host import require_open_files
 
 SAY_EVERY_S = 2.0
 CONNECT_S = 5.0
+_PORT = "its port for clients (5572 unless root.ports says another)"
 _FILES = 10  # opened by libzmq, as counted in /proc
 
 
@@ -166,9 +167,7 @@ class Client:
         if not self._socket.poll(round(wait_s * 1000), zmq.POLLOUT):
             addresses = resolve(self.endpoint)
             tried = f" (tried {' and '.join(addresses)})" if len(addresses) > 1 else ""
-            raise RootLost(
-                f"nobody answers at {self.endpoint}{tried}; is a cluster running, and is this its port for clients?"
-            )
+            raise RootLost(f"nobody answers at {self.endpoint}{tried}; {why_no_answer(self.endpoint, _PORT)}")
         self._socket.send_multipart(frames, zmq.NOBLOCK)
 
     def _receive(self, request: int, wait_s: float) -> Message:

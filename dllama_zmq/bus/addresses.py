@@ -103,6 +103,45 @@ def reachable(endpoint: str) -> str:
     return random.choice(endpoints)  # it may be up the next time
 
 
+def why_no_answer(endpoint: str, port_name: str) -> str:
+    """What a connection to `endpoint` meets, where a root should answer, and what to do about it.
+
+    port_name: which port of the root that should be. Takes 1 s at most for each address of the host's name.
+    """
+    if not endpoint.startswith(_TCP):
+        return "is its cluster running?"
+    try:
+        endpoints = resolve(endpoint)
+    except BusError as error:
+        return str(error)
+    failures: list[OSError] = []
+    for candidate in endpoints:
+        host, port = _host_and_port(candidate.removeprefix(_TCP))
+        try:
+            with socket.create_connection((host, int(port)), _PROBE_S):
+                return (
+                    f"a program listens at {host} port {port} and has not answered: a root answers when it has read "
+                    f"its model; if it never does, is this {port_name}, and is one version on both computers?"
+                )
+        except OSError as error:
+            failures.append(error)
+    host, port = _host_and_port(endpoint.removeprefix(_TCP))
+    if any(isinstance(error, ConnectionRefusedError) for error in failures):
+        return (
+            f"the computer {host} is there, but no program listens at its port {port} (connection refused): is the "
+            f"cluster up there, with a root.host that others reach, and is this {port_name}?"
+        )
+    if any(isinstance(error, TimeoutError) for error in failures):
+        return (
+            f"the computer {host} does not answer (timeout): is it on, is this its address, and does its firewall let "
+            f"port {port} through?"
+        )
+    return (
+        f"no way leads to {host} ({failures[0].strerror or failures[0]}): is this its address, and are both computers "
+        "in one network?"
+    )
+
+
 def without_host(endpoint: str) -> str:
     """A TCP endpoint with * for its host: that by which the peer reaches it. Others as they are."""
     return f"{_TCP}*:{_host_and_port(endpoint.removeprefix(_TCP))[1]}" if endpoint.startswith(_TCP) else endpoint

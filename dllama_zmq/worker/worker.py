@@ -19,7 +19,7 @@ import msgspec
 import zmq
 
 from dllama_zmq.bus import sockets
-from dllama_zmq.bus.addresses import with_host_of
+from dllama_zmq.bus.addresses import why_no_answer, with_host_of
 from dllama_zmq.bus.arrays import pack_floats, pack_plain
 from dllama_zmq.bus.links import WorkerLink, host_id
 from dllama_zmq.bus.messages import (
@@ -57,7 +57,8 @@ logger = logging.getLogger(__name__)
 CREDIT_PIECES = 4
 _JOIN_EVERY_S = 1.0
 _CONNECT_S = 0.05
-_SAY_EVERY_S = 10.0
+_PORT = "its port for replies (5570 unless root.ports says another)"
+_SAY_FIRST_S, _SAY_EVERY_S = 2.0, 10.0
 _NEW_LINK_S = 5.0  # without an answer: the connection may be one that the root ignores
 _IDLE_SILENCE_S = 20.0  # an idle root sends a ping every 0.5 s
 _PATIENCE_S = 10.0  # with a place that is taken: its holder's death is known after 2 s at most
@@ -116,7 +117,7 @@ class Worker:
         self._patience: float | None = None
 
     def stop(self) -> None:
-        """Return from `run` within a second, or when the step it is in ends or is void."""
+        """Return from `run` within two seconds, or when the step it is in ends or is void."""
         self._stopped = True
 
     def run(self) -> None:
@@ -192,10 +193,10 @@ class Worker:
         until = time.monotonic() + _NEW_LINK_S
         while not self._stopped and time.monotonic() < until:
             if time.monotonic() >= self._next_word:
-                silence = ": no answer yet; is it up, and is this its port for replies (5570)?"
-                logger.info("asking the root at %s for work%s", address, silence if self._next_word else "")
+                why = f": {why_no_answer(address, _PORT)}" if self._next_word else ""
+                logger.info("asking the root at %s for work%s", address, why)
                 self._on_state(f"waiting for a root at {address}")
-                self._next_word = time.monotonic() + _SAY_EVERY_S
+                self._next_word = time.monotonic() + (_SAY_EVERY_S if self._next_word else _SAY_FIRST_S)
             sent = link.send(self._introduction())
             arrived = link.receive(time.monotonic() + (_JOIN_EVERY_S if sent else _CONNECT_S))
             if arrived is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 from collections.abc import Callable
@@ -10,7 +11,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from command_line import SMALL, Cli, write_small_model
+from command_line import SMALL, Cli, until, write_small_model
+from surroundings import free_ports
 from tiny import tiny_spec, tiny_tokenizer_data, write_tiny_model
 
 from dllama_zmq.formats import write_t
@@ -53,6 +55,31 @@ def test_a_root_on_an_address_of_another_machine_is_refused(cli: Cli) -> None:
     cli.write(2, host="192.0.2.7", open_bus=True)
     assert "root.host: 192.0.2.7 is no address of this computer" in refusal(cli, "up")
     assert "this machine has no such address" in refusal(cli, "up", "--foreground")
+
+
+def test_a_worker_whose_root_is_not_there_says_what_its_address_meets_and_goes_on(cli: Cli) -> None:
+    (port,) = free_ports(1)
+    said = b""
+    with cli.started("worker", f"127.0.0.1:{port}") as worker:
+        assert worker.stderr is not None
+        os.set_blocking(worker.stderr.fileno(), False)
+
+        def has_said(words: bytes) -> bool:
+            nonlocal said
+            said += worker.stderr.read() or b""  # type: ignore[union-attr]
+            return words in said
+
+        until(lambda: has_said(f"there, but no program listens at its port {port} (conn".encode()), SOON_S, "refused")
+        with socket.create_server(("127.0.0.1", port)):
+            until(lambda: has_said(f"a program listens at 127.0.0.1 port {port} and has not".encode()), 30, "listener")
+        assert worker.poll() is None
+
+
+@pytest.mark.parametrize("command", [["status"], ["down"], ["generate", "once", "--temp", "0"], ["netstat"], ["bench"]])
+def test_a_command_to_a_root_that_is_not_there_says_what_its_address_meets(cli: Cli, command: list[str]) -> None:
+    (port,) = free_ports(1)
+    sentence = refusal(cli, *command, "--connect", f"127.0.0.1:{port}")
+    assert sentence.startswith(f"nobody answers at tcp://127.0.0.1:{port}; the computer 127.0.0.1 is there, but no prog")
 
 
 # --- cluster.yaml -------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from dllama_zmq.bus import addresses
-from dllama_zmq.bus.addresses import endpoint_of, reachable, resolve, with_host_of, without_host
+from dllama_zmq.bus.addresses import endpoint_of, reachable, resolve, why_no_answer, with_host_of, without_host
 from dllama_zmq.errors import BusError, UsageError
 
 
@@ -69,3 +69,21 @@ def test_of_a_name_with_two_addresses_the_one_is_taken_where_somebody_listens(mo
         monkeypatch.undo()
         monkeypatch.setattr(addresses, "resolve", lambda endpoint: [f"tcp://[::1]:{port}", f"tcp://127.0.0.1:{port}"])
         assert reachable(f"tcp://dual.test:{port}") == f"tcp://127.0.0.1:{port}"
+
+
+def test_what_keeps_an_answer_away_is_told_with_what_to_do() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+        assert "a program listens at 127.0.0.1" in why_no_answer(address, "its port")
+    assert "(connection refused): is the cluster up there" in why_no_answer(address, "its port")
+    no_host = why_no_answer("tcp://255.255.255.255:5570", "its port")  # a broadcast: TCP has no way there
+    assert no_host.startswith("no way leads to 255.255.255.255 (Network is unreachable): is this its address")
+
+
+def test_a_computer_that_answers_nothing_is_told_from_one_that_refuses() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0), backlog=0) as server,
+        socket.create_connection(server.getsockname()),  # its queue is full: what more comes is dropped, as by a firewall
+    ):
+        words = why_no_answer(f"tcp://127.0.0.1:{server.getsockname()[1]}", "its port")
+    assert words.startswith("the computer 127.0.0.1 does not answer (timeout): is it on")
