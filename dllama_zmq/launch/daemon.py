@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import signal
-import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -21,7 +19,7 @@ from dllama_zmq.bus.addresses import ip_addresses
 from dllama_zmq.bus.links import Endpoints
 from dllama_zmq.bus.peers import Peers
 from dllama_zmq.cluster import Cluster, ClusterFile, WorkerConfig, is_loopback
-from dllama_zmq.errors import BusError, ClusterError
+from dllama_zmq.errors import ClusterError
 from dllama_zmq.host import require_open_files, usable_cores
 from dllama_zmq.interrupts import Interrupts
 from dllama_zmq.launch.cores import shared
@@ -30,7 +28,8 @@ from dllama_zmq.launch.locks import await_last_user
 from dllama_zmq.launch.nodes_here import local_workers, open_checked
 from dllama_zmq.launch.owner import at_end_of_stdin
 from dllama_zmq.launch.paths import Places, as_text
-from dllama_zmq.launch.registry import Record, only_one, record, running_clusters
+from dllama_zmq.launch.ports import check_ports
+from dllama_zmq.launch.registry import Record, only_one, record
 from dllama_zmq.launch.starting import StartingFile
 from dllama_zmq.root.report import ClusterFacts
 from dllama_zmq.root.root import Root, RootSettings
@@ -75,7 +74,7 @@ def run_cluster(file: ClusterFile, tells: Tells, lock: int | None = None) -> Non
             else:
                 at_end_of_stdin(lambda: _leave(places))
             cleanup.callback(places.clear)  # libzmq leaves the files of its ipc sockets behind
-            _check_ports(cluster)
+            check_ports(cluster)
             starting = StartingFile(places.starting_file, tells)
             starting.now(f"the root opens {as_text(Path(file.model_path().name))} and its tokenizer")
             model, tokenizer = open_checked(file, lambda sentence: logger.warning("%s", sentence))
@@ -141,41 +140,6 @@ def _endpoints(cluster: Cluster, places: Places) -> Endpoints:
 def _listen(cluster: Cluster, port: Literal["steps", "replies", "clients"]) -> list[str]:
     """The TCP address of `port`; none where no other computer takes part: ipc is for this user's processes alone."""
     return [] if cluster.tcp_ports is None else [cluster.root.endpoint(getattr(cluster.tcp_ports, port))]
-
-
-def _check_ports(cluster: Cluster) -> None:
-    """Find a port that is taken before the model is read, and name the cluster that has it."""
-    for port in _ports(cluster):
-        if not _is_taken(cluster.root.host, port):
-            continue
-        for other in running_clusters():
-            if other.name != cluster.name and port in _ports(other.file.cluster):
-                holder, cure = other.words(), f"take it down ({other.down_command()})"
-                break
-        else:
-            holder, cure = "another program", "stop it"
-        raise BusError(
-            f"{cluster.root.endpoint(port)} is in use by {holder}; {cure}, or choose other numbers under root.ports"
-        )
-
-
-def _ports(cluster: Cluster) -> tuple[int, ...]:
-    """Those that the root binds."""
-    ports = cluster.tcp_ports
-    if ports is None:
-        return ()
-    return (ports.replies, ports.steps, ports.clients) if cluster.workers else (ports.clients,)
-
-
-def _is_taken(host: str, port: int) -> bool:
-    try:
-        (family, kind, protocol, _, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as libzmq does: a port just left is free
-            probe.bind(address)
-    except OSError as error:
-        return error.errno == errno.EADDRINUSE  # whatever else is wrong, binding tells
-    return False
 
 
 def _leave(places: Places) -> None:

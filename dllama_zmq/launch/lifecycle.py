@@ -23,6 +23,7 @@ from dllama_zmq.launch.fleet import child_environment, last_error, open_log
 from dllama_zmq.launch.locks import POLL_S
 from dllama_zmq.launch.owner import STAY
 from dllama_zmq.launch.paths import Places
+from dllama_zmq.launch.ports import check_ports
 from dllama_zmq.launch.registry import AlreadyRunning, Running
 from dllama_zmq.launch.starting import tell_from
 from dllama_zmq.telling import Tells, Unheard
@@ -173,13 +174,14 @@ def take_down(file: ClusterFile) -> bool:
 
 
 def _start(file: ClusterFile, listener: Listener) -> _Start:
-    """Check the files in the foreground, where people look, and start the root. Raises AlreadyRunning."""
+    """Check ports and files in the foreground, where people look, and start the root. Raises AlreadyRunning."""
     # In here, for what reads models takes 0.1 s to import, and most commands read none.
     from dllama_zmq.kernels import prepare_kernels, told_to
     from dllama_zmq.launch.nodes_here import checked_needs
 
     places = Places.of(file.cluster.name)
     with registry.only_one(file, places) as lock:
+        check_ports(file.cluster)
         needs = checked_needs(file, listener.tells)
         listener.sound()
         prepare_kernels(file.cluster.kernels, needs, told_to(listener.tells))

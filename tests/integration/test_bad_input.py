@@ -42,6 +42,13 @@ def test_a_port_in_use_is_named_with_what_to_do(cli: Cli, port: str) -> None:
     assert sentence.startswith(f"{address} is in use by another program; stop it, or choose other numbers under root")
 
 
+def test_a_port_in_use_is_found_before_kernels_are_compiled(cli: Cli, tmp_path: Path) -> None:
+    cli.write(2)
+    with socket.create_server(("127.0.0.1", cli.ports["steps"])):
+        result = cli.run("up", wait_s=60.0, XDG_CACHE_HOME=str(tmp_path / "empty"))
+    assert result.err == f"error: {result.error()}\n"
+
+
 def test_two_clusters_on_the_same_ports_cannot_both_run(cli: Cli) -> None:
     cli.up(1)
     other = cli.folder / "other.yaml"
@@ -79,7 +86,9 @@ def test_a_worker_whose_root_is_not_there_says_what_its_address_meets_and_goes_o
 def test_a_command_to_a_root_that_is_not_there_says_what_its_address_meets(cli: Cli, command: list[str]) -> None:
     (port,) = free_ports(1)
     sentence = refusal(cli, *command, "--connect", f"127.0.0.1:{port}")
-    assert sentence.startswith(f"nobody answers at tcp://127.0.0.1:{port}; the computer 127.0.0.1 is there, but no prog")
+    assert sentence.startswith(
+        f"nobody answers at tcp://127.0.0.1:{port}; the computer 127.0.0.1 is there, but no prog"
+    )
 
 
 # --- cluster.yaml -------------------------------------------------------------------------------------------------

@@ -270,7 +270,10 @@ def test_a_deadline_that_has_passed_is_not_spun_away(context: Context) -> None:
     socket_.close()
 
 
-def test_no_file_descriptor_is_left_by_roots_that_could_not_begin(context: Context, model: ModelFile) -> None:
+@pytest.mark.parametrize("port", ["steps", "replies"])
+def test_no_file_descriptor_is_left_by_roots_that_could_not_begin(
+    port: str, context: Context, model: ModelFile
+) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -279,7 +282,7 @@ def test_no_file_descriptor_is_left_by_roots_that_could_not_begin(context: Conte
         counts = []
         for _ in range(4):
             with pytest.raises(Exception, match="is in use"):
-                Root(context, model, settings, Endpoints([tcp().steps[0]], [busy]))
+                Root(context, model, settings, replace(tcp(), **{port: [busy]}))
             counts.append((psutil.Process().num_fds(), threading.active_count()))
         assert counts[-1][1] == counts[1][1]
 

@@ -161,7 +161,7 @@ def test_without_file_and_cluster_it_is_said_how_to_find_one(cli: Cli, command: 
     ("words", "code", "says"),
     [
         (["run", "ownn.gguf", "hi"], 1, "there is no such file or folder; did you mean own.gguf?"),
-        (["run", "TheBloke/Tiny-GGUF", "hi"], 1, "run `dllama-zmq pull TheBloke/Tiny-GGUF` and write hf:TheBloke/Tiny-GGUF"),
+        (["run", "The/Tiny-GGUF", "hi"], 1, "run `dllama-zmq pull The/Tiny-GGUF` and write hf:The/Tiny-GGUF"),
         (["generate", "-m", "nosuch.gguf", "hi"], 1, "nosuch.gguf cannot be opened"),
         (["run", "own.gguf"], 2, 'the prompt is missing; give a text to continue: dllama-zmq run own.gguf "'),
         (["run", "own.gguf", "hi", "-m", "demo"], 2, "two models are given"),

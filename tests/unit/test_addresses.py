@@ -83,7 +83,9 @@ def test_what_keeps_an_answer_away_is_told_with_what_to_do() -> None:
 def test_a_computer_that_answers_nothing_is_told_from_one_that_refuses() -> None:
     with (
         socket.create_server(("127.0.0.1", 0), backlog=0) as server,
-        socket.create_connection(server.getsockname()),  # its queue is full: what more comes is dropped, as by a firewall
+        socket.create_connection(
+            server.getsockname()
+        ),  # its queue is full: what more comes is dropped, as by a firewall
     ):
         words = why_no_answer(f"tcp://127.0.0.1:{server.getsockname()[1]}", "its port")
     assert words.startswith("the computer 127.0.0.1 does not answer (timeout): is it on")
