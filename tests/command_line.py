@@ -233,6 +233,24 @@ def read_some(process: Process, n_bytes: int, wait_s: float = 30.0) -> bytes:
     return data
 
 
+def await_words(process: Process, words: str, wait_s: float = 30.0) -> str:
+    """What the process has written to stderr, and no call has read, when it has written `words`."""
+    assert process.stderr is not None
+    os.set_blocking(process.stderr.fileno(), False)
+    said = b""
+
+    def has_said() -> bool:
+        nonlocal said
+        said += process.stderr.read() or b""  # type: ignore[union-attr]
+        return words.encode() in said
+
+    try:
+        until(has_said, wait_s, words)
+    except TimeoutError as error:
+        raise AssertionError(f"{error}; it has said\n{said.decode()}") from None
+    return said.decode()
+
+
 def until(condition: Callable[[], object], wait_s: float, what: str) -> float:
     """Wait for `condition` to hold; seconds that it took. Raises TimeoutError."""
     start = time.monotonic()

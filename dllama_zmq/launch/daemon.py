@@ -19,7 +19,7 @@ from dllama_zmq.bus.addresses import ip_addresses
 from dllama_zmq.bus.links import Endpoints
 from dllama_zmq.bus.peers import Peers
 from dllama_zmq.cluster import Cluster, ClusterFile, WorkerConfig, is_loopback
-from dllama_zmq.errors import ClusterError
+from dllama_zmq.errors import ClusterError, DllamaError
 from dllama_zmq.host import require_open_files, usable_cores
 from dllama_zmq.interrupts import Interrupts
 from dllama_zmq.launch.cores import shared
@@ -86,7 +86,7 @@ def run_cluster(file: ClusterFile, tells: Tells, lock: int | None = None) -> Non
                 context, model, root_settings(cluster), _endpoints(cluster, places),
                 lambda done, total: starting.now("the root reads its part of the model", done, total),
             )  # fmt: skip
-            cleanup.callback(root.close, "the cluster went down", stay=True)
+            cleanup.push(lambda kind, error, traceback: root.close(_why_down(root, error), stay=True))
             clients = Peers(context, [*_listen(cluster, "clients"), places.ipc_clients], sockets.CLIENTS)
             cleanup.callback(clients.close, _LAST_WORD_MS)
         _, workers, crowded = node_threads(cluster)
@@ -140,6 +140,14 @@ def _endpoints(cluster: Cluster, places: Places) -> Endpoints:
 def _listen(cluster: Cluster, port: Literal["steps", "replies", "clients"]) -> list[str]:
     """The TCP address of `port`; none where no other computer takes part: ipc is for this user's processes alone."""
     return [] if cluster.tcp_ports is None else [cluster.root.endpoint(getattr(cluster.tcp_ports, port))]
+
+
+def _why_down(root: Root, error: BaseException | None) -> str:
+    """What workers are told of the end of their cluster: the error that ended it, or what kept it from being ready."""
+    if isinstance(error, DllamaError):
+        return f"the cluster went down: {error}"
+    missing = root.missing_sentence()
+    return f"the cluster went down before it was ready: {missing}" if missing else "the cluster went down"
 
 
 def _leave(places: Places) -> None:

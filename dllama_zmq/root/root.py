@@ -234,7 +234,7 @@ class Root:
         for member in self.roster.members:
             if member.state is not State.ABSENT:
                 try:
-                    self.link.send(member.identity, member.name, Bye(stay, reason))
+                    self.link.send(member.identity, member.name, Bye(stay, reason[:2000]))
                 except PeerGone:
                     member.state = State.ABSENT
         self.link.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import socket
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from command_line import SMALL, Cli, until, write_small_model
+from command_line import SMALL, Cli, await_words, write_small_model
 from surroundings import free_ports
 from tiny import tiny_spec, tiny_tokenizer_data, write_tiny_model
 
@@ -66,19 +65,10 @@ def test_a_root_on_an_address_of_another_machine_is_refused(cli: Cli) -> None:
 
 def test_a_worker_whose_root_is_not_there_says_what_its_address_meets_and_goes_on(cli: Cli) -> None:
     (port,) = free_ports(1)
-    said = b""
     with cli.started("worker", f"127.0.0.1:{port}") as worker:
-        assert worker.stderr is not None
-        os.set_blocking(worker.stderr.fileno(), False)
-
-        def has_said(words: bytes) -> bool:
-            nonlocal said
-            said += worker.stderr.read() or b""  # type: ignore[union-attr]
-            return words in said
-
-        until(lambda: has_said(f"there, but no program listens at its port {port} (conn".encode()), SOON_S, "refused")
+        await_words(worker, f"there, but no program listens at its port {port} (connection refused)")
         with socket.create_server(("127.0.0.1", port)):
-            until(lambda: has_said(f"a program listens at 127.0.0.1 port {port} and has not".encode()), 30, "listener")
+            await_words(worker, f"a program listens at 127.0.0.1 port {port} and has not answered")
         assert worker.poll() is None
 
 

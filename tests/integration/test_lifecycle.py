@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from command_line import Cli, Process, finish, gone, json_object, kill, read_some, until
+from command_line import Cli, Process, await_words, finish, gone, json_object, kill, read_some, until
 
 import dllama_zmq
 
@@ -306,6 +306,26 @@ def test_a_worker_that_dies_at_every_start_ends_up_with_the_reason(cli: Cli) -> 
     assert cli.processes() == []
 
 
+def test_a_worker_elsewhere_says_why_a_root_gave_up(cli: Cli) -> None:
+    workers = [{"name": "far", "host": "192.0.2.1"}, {"name": "here"}, {"name": "off", "host": "192.0.2.2"}]
+    cli.write(4, host="0.0.0.0", open_bus=True, workers=workers)
+    with (
+        cli.started("worker", f"127.0.0.1:{cli.ports['replies']}", "--name", "far") as worker,
+        cli.started("up", "--foreground") as root,
+    ):
+
+        def has_given_up() -> bool:
+            for node in cli.processes():
+                with suppress(psutil.Error):
+                    if "here" in node.cmdline():
+                        node.kill()
+            return root.poll() is not None
+
+        await_words(worker, "joined the root at ")
+        until(has_given_up, 60, "the root to give up")
+        await_words(worker, "joining again: the cluster went down: here ended 3 times before the cluster was ready")
+
+
 # --- a worker started by hand -------------------------------------------------------------------------------------
 
 
@@ -332,6 +352,21 @@ def test_a_worker_started_by_hand_outlives_its_root_and_joins_the_next(cli: Cli,
         assert ended.code == 0, ended.said
     until(lambda: cli.status().state == "forming", LEAVE_S, "the root to miss its worker")
     cli.down()
+
+
+def test_a_worker_elsewhere_says_why_an_up_failed(cli: Cli) -> None:
+    far = [{"name": name, "host": f"192.0.2.{i}"} for i, name in enumerate(("near", "far", "off"), 1)]
+    cli.write(4, host="0.0.0.0", open_bus=True, workers=far)
+    with (
+        cli.started("worker", f"127.0.0.1:{cli.ports['replies']}", "--name", "near") as worker,
+        cli.started("up") as up,
+    ):
+        await_words(worker, "joined the root at ")
+        up.send_signal(signal.SIGINT)
+        said = await_words(worker, "joining again: ").partition("joining again: ")[2]
+        assert finish(up, LEAVE_S, time.monotonic()).code == 130
+    assert said.startswith("the cluster went down before it was ready: near is ")
+    assert "; far has not joined yet; off has not joined yet" in said
 
 
 def test_up_says_how_to_start_a_worker_that_does_not_come(cli: Cli) -> None:
