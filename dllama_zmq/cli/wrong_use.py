@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import difflib
+import shlex
+import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import typer
 
 from dllama_zmq.cli.command import flag_name
+from dllama_zmq.hub import is_hub_name
+from dllama_zmq.sources import DEMO, PULLED
 
 _WrongUse: type[Exception] = typer.BadParameter.__mro__[1]  # click's UsageError, of whichever click typer brings
 
@@ -18,7 +23,8 @@ def exit_code(app: typer.Typer, args: Sequence[str] | None = None) -> int:
     try:
         return app(args, standalone_mode=False) or 0
     except _WrongUse as error:
-        words = _sentence(error)
+        given = sys.argv[1:] if args is None else args
+        words = _without_command(getattr(error, "ctx", None), given) or _sentence(error)
         if words.startswith("Usage: "):  # no command at all: the help is the answer
             typer.echo(_message(error), err=True)
         elif words:
@@ -27,6 +33,27 @@ def exit_code(app: typer.Typer, args: Sequence[str] | None = None) -> int:
         return 2
     except typer.Abort:
         return 130
+
+
+def _without_command(context: Any, given: Sequence[str]) -> str:
+    """What is said where the words begin with no command: one that takes them. Empty where none does."""
+    commands: dict[str, Any] = getattr(getattr(context, "command", None), "commands", {})
+    if not commands or not given or given[0] in commands:
+        return ""
+    flags = {word.partition("=")[0] for word in given if word.startswith("-") and word != "-"}
+    fitting = [name for name, one in commands.items() if not one.hidden and flags <= set(_flags(one))]
+    if not given[0].startswith("-"):
+        use = "up" if Path(given[0]).suffix in (".yaml", ".yml") else "run"
+        is_named = given[0] == DEMO or given[0].startswith(PULLED) or is_hub_name(given[0]) or Path(given[0]).exists()
+        fitting = [use] if is_named and use in fitting else []
+    if not fitting:
+        return ""
+    example = shlex.join(["dllama-zmq", fitting[0], *given])
+    return f"{given[0]} is given and no command is; did you mean `{example}`?"
+
+
+def _flags(command: Any) -> list[str]:
+    return [name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)]
 
 
 def _sentence(error: Any) -> str:

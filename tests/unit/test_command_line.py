@@ -96,6 +96,15 @@ def test_the_first_page_lists_every_command_once_by_what_it_is_for() -> None:
         (["down", "a", "b"], "too many arguments; `down` takes FILE"),
         (["bench", "x"], "too many arguments; `bench` takes no argument"),
         (["bench", "--layers", "9" * 12], "--layers: expected at most 16777216"),
+        (
+            ["-hf", "org/name", "once upon"],
+            "-hf is given and no command is; did you mean `dllama-zmq run -hf org/name 'once upon'`?",
+        ),
+        (["-m=x.gguf"], "-m=x.gguf is given and no command is; did you mean `dllama-zmq run -m=x.gguf`?"),
+        (["--shape", "tinyllama"], "--shape is given and no command is; did you mean `dllama-zmq bench --shape tinyll"),
+        (["demo"], "demo is given and no command is; did you mean `dllama-zmq run demo`?"),
+        (["org/name:Q4_K_M"], "org/name:Q4_K_M is given and no command is; did you mean `dllama-zmq run org/name:Q4_"),
+        (["--no-such"], "there is no flag --no-such"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
