@@ -183,6 +183,9 @@ class ClusterFile:
         if os.path.isfile(path) or os.path.isdir(path):
             return path
         prefix = self._prefix()
+        if os.path.lexists(path):
+            what = "a link to nothing" if os.path.islink(path) else "neither a file nor a folder"
+            raise ConfigError(f"{prefix}{key}: {path} is {what}; {advice}")
         relative = f" (paths in the file are relative to {self.identity.parent})" if prefix else ""
         raise ConfigError(f"{prefix}{key}: there is no {path}; {advice}{relative}")
 

@@ -11,7 +11,7 @@ from dllama_zmq.errors import UnsupportedModel, UsageError
 from dllama_zmq.formats.contents import contents_of
 from dllama_zmq.formats.gguf import gguf_metadata, open_gguf
 from dllama_zmq.formats.hf import open_hf
-from dllama_zmq.formats.kinds import GGUF_MAGIC, first_bytes, is_gguf, only_file_of
+from dllama_zmq.formats.kinds import GGUF_MAGIC, first_bytes, is_gguf, only_file_of, refuse_text
 from dllama_zmq.formats.m_file import open_m, write_m
 from dllama_zmq.formats.m_header import data_bytes
 from dllama_zmq.formats.m_keys import M_MAGICS
@@ -62,6 +62,8 @@ def open_model(path: str | Path, weights: FloatType | None = None) -> ModelFile:
         path = only_file_of(folder)
     magic = first_bytes(path)
     known = magic == GGUF_MAGIC or int.from_bytes(magic, "little") in M_MAGICS
+    if not known and not is_gguf(path, magic):
+        refuse_text(path, "a model: a .m or GGUF file, or the folder of a Hugging Face or Meta model")
     if magic.startswith(_PICKLES) or (path.suffix in _PICKLED and not known):
         raise UnsupportedModel(
             f"{path}: a file of PyTorch alone is not read. Give the folder of the model, with config.json and "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from dllama_zmq.formats.files import open_regular
 GGUF_MAGIC = b"GGUF"
 _PART = re.compile(r"(.*)-\d{5}-of-\d{5}", re.DOTALL)
 _MOST_NAMED = 8
+_HEAD_BYTES = 512
+_NO_TEXT = re.compile(r"[\x00-\x08\x0e-\x1f]")
+_OF_A_MODEL = ("config.json", "params.json")
 
 
 def first_bytes(path: Path) -> bytes:
@@ -22,6 +26,26 @@ def first_bytes(path: Path) -> bytes:
 def is_gguf(path: Path, magic: bytes) -> bool:
     """Whether a file that begins with `magic` is a GGUF, or is called so: then it is a damaged one."""
     return magic == GGUF_MAGIC or path.suffix.lower() == ".gguf"
+
+
+def refuse_text(path: Path, expected: str) -> None:
+    """Raise FormatError where a file is text: to people that says more than what its first bytes are as a number."""
+    with open_regular(path) as (file, n_bytes):
+        head = file.read(_HEAD_BYTES)
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(head)  # the last letter may be cut
+    except UnicodeDecodeError:
+        return
+    if not n_bytes or _NO_TEXT.search(text):
+        return
+    kind, hint = "a text file", ""
+    if text.lstrip().lower().startswith(("<!doctype html", "<html")):
+        kind, hint = "a web page", " Download the file itself."
+    elif any((path.parent / name).exists() for name in _OF_A_MODEL):
+        hint = f" To name the model beside it, give the folder: {path.parent}"
+    elif path.suffix in (".yaml", ".yml"):
+        hint = f" If it describes a cluster: dllama-zmq up {path}"
+    raise FormatError(f"{path} is {kind}; expected {expected}.{hint}")
 
 
 def model_files(folder: Path) -> list[Path]:

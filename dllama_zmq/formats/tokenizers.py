@@ -20,7 +20,7 @@ from typing import Any
 from dllama_zmq.errors import FormatError
 from dllama_zmq.formats.files import open_regular
 from dllama_zmq.formats.gguf import gguf_metadata
-from dllama_zmq.formats.kinds import first_bytes, is_gguf, model_files, only_file_of
+from dllama_zmq.formats.kinds import first_bytes, is_gguf, model_files, only_file_of, refuse_text
 from dllama_zmq.formats.t_file import read_t
 from dllama_zmq.tokenizer import Tokenizer
 
@@ -47,6 +47,7 @@ def read_tokenizer(path: str | Path) -> Tokenizer:
         return Tokenizer.from_json(_read_text(path, MAX_JSON_BYTES), _config_beside(path), str(path))
     if path.suffix == ".model":
         return _read_model(path)
+    refuse_text(path, "a tokenizer: tokenizer.json, tokenizer.model, a .t or GGUF file, or a folder with one of them")
     return Tokenizer.from_data(read_t(path))
 
 
