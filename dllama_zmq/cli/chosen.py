@@ -3,6 +3,8 @@ alone."""
 
 from __future__ import annotations
 
+import os
+import shlex
 from pathlib import Path
 
 from dllama_zmq.bus.addresses import endpoint_of
@@ -11,7 +13,7 @@ from dllama_zmq.cli.overrides import applied, without_file
 from dllama_zmq.client import Client
 from dllama_zmq.cluster import FILE_NAME, ClusterFile, Ports, load_cluster
 from dllama_zmq.errors import ClusterError, ConfigError, UsageError
-from dllama_zmq.launch.registry import Running, cluster_here, connect, find_running, running_clusters
+from dllama_zmq.launch.registry import AlreadyRunning, Running, cluster_here, connect, find_running, running_clusters
 
 NO_CLUSTER = (
     'a model is enough without one: dllama-zmq run MODEL "Once upon a time" (`up -m MODEL`, `generate -m MODEL`); '
@@ -58,8 +60,10 @@ def running_here(path: Path, even_down: bool = False) -> ClusterFile:
     try:
         return cluster_here(path, even_down)
     except ConfigError:
-        if path.exists() or path.name != FILE_NAME:
+        if os.path.lexists(path):
             raise
+        if path.name != FILE_NAME:
+            raise _nothing_at(path) from None
         raise ConfigError(
             f"there is no {path}, and no cluster runs for its folder {path.resolve().parent}; dllama-zmq ps lists "
             "those that run on this computer, and a command takes their names"
@@ -68,18 +72,25 @@ def running_here(path: Path, even_down: bool = False) -> ClusterFile:
 
 def to_bring_up(path: Path, overrides: Overrides) -> ClusterFile:
     """The cluster that `up` is to bring up: of the file, or without one of the model that the flags name."""
-    if path.exists() or path.name != FILE_NAME:
-        return applied(overrides, load_cluster(path))
+    if os.path.lexists(path) or path.name != FILE_NAME:
+        return applied(overrides, _load(path))
     if overrides.model is None:
-        raise ConfigError(f"{path}: there is no such file; {NO_CLUSTER}")
+        try:
+            here = cluster_here(path)
+        except ConfigError:
+            raise ConfigError(f"{path}: there is no such file; {NO_CLUSTER}") from None
+        raise AlreadyRunning(
+            f"cluster {here.cluster.name!r} of this folder runs already, without a file, with {here.cluster.model}; "
+            f"`{here.command('down')}` stops it"
+        )
     return without_file(overrides, overrides.model, path.parent)
 
 
 def for_a_call(path: Path, overrides: Overrides) -> ClusterFile:
     """The cluster that answers a call: of the file, running or not; without one the folder's that runs; else one of
     this call alone, of the model that the flags name."""
-    if path.exists() or path.name != FILE_NAME:
-        return applied(overrides, load_cluster(path))
+    if os.path.lexists(path) or path.name != FILE_NAME:
+        return applied(overrides, _load(path))
     try:
         return applied(overrides, cluster_here(path))
     except ConfigError:
@@ -96,6 +107,25 @@ def for_a_model(model: str, overrides: Overrides) -> ClusterFile:
     if running is not None and alone.runs_the_same(running.file):
         return ClusterFile(Path(FILE_NAME), running.file.cluster)
     return alone
+
+
+def _load(path: Path) -> ClusterFile:
+    """The cluster of a file. Raises ConfigError."""
+    if not os.path.lexists(path):
+        raise _nothing_at(path)
+    return load_cluster(path)
+
+
+def _nothing_at(path: Path) -> ConfigError:
+    """What is said where somebody has named a cluster that is neither a file nor the name of a running one."""
+    if len(path.parts) > 1 or path.suffix:
+        return ConfigError(
+            f"{path}: there is no such file; check its path, or write one: dllama-zmq init {shlex.quote(str(path))}"
+        )
+    return ConfigError(
+        f"{path}: no cluster of that name runs on this computer (`dllama-zmq ps` lists those that do), and there is no "
+        "file of that name"
+    )
 
 
 def _running_in_this_folder() -> Running | None:

@@ -102,6 +102,15 @@ def test_up_without_a_file_is_found_by_its_folder_and_by_its_name(own: Cli, text
     assert own.run("ps").err == "no cluster runs on this computer\n"
 
 
+def test_up_where_one_runs_without_a_file_says_so(own: Cli) -> None:
+    assert own.run("up", "-m", "own.gguf").code == 0
+    for command in (["up"], ["up", "--nodes", "2"], ["up", "--foreground"]):
+        sentence = own.run(*command).error()
+        assert "of this folder runs already, without a file, with " in sentence
+        assert sentence.endswith("`dllama-zmq down` stops it")
+    assert own.run("down").code == 0
+
+
 def test_restart_brings_it_up_as_it_was_with_what_the_flags_change(own: Cli) -> None:
     assert own.run("up", "-m", "own.gguf", "--nodes", "2").code == 0
     before = json_object(own.run("status", "--json").out)
@@ -155,6 +164,52 @@ def test_without_file_and_cluster_it_is_said_how_to_find_one(cli: Cli, command: 
     sentence = cli.run(*command).error()
     assert sentence.startswith(f"there is no cluster.yaml, and no cluster runs for its folder {cli.folder}; ")
     assert "dllama-zmq ps" in sentence
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["bench", "--cluster"], ["netstat", "--cluster"], ["logs", "--cluster"], ["status"], ["up"], ["restart"]],
+)
+def test_a_word_that_is_no_cluster_is_told_as_the_name_or_the_file_that_it_looks_like(
+    cli: Cli, command: list[str]
+) -> None:
+    name = cli.run(*command, "nosuch").error()
+    assert name.startswith(
+        "nosuch: no cluster of that name runs on this computer (`dllama-zmq ps` lists those that do)"
+    )
+    file = cli.run(*command, "my files/nosuch.yaml").error()
+    assert file.startswith(
+        "my files/nosuch.yaml: there is no such file; check its path, or write one: dllama-zmq init '"
+    )
+
+
+@pytest.mark.parametrize("command", [["inspect"], ["run", "-p", "hi"], ["convert", "--tokenizer", "x.t"]])
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("README.md", "# My model\nIt is a löng story.\n" * 40, "is a text file; expected a model: a .m or GGUF file"),
+        ("home.yaml", "model: demo\n", "If it describes a cluster: dllama-zmq up "),
+        ("model.bin", "<!DOCTYPE html>\n<html>", "is a web page; expected a model"),
+        ("hf/tokenizer_config.json", "{}", "To name the model beside it, give the folder: "),
+        ("empty", "", "0 bytes long: it is empty"),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_no_model_is_called_what_it_is(
+    cli: Cli, command: list[str], name: str, text: str, says: str
+) -> None:
+    path = cli.folder / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    if name.startswith("hf/"):
+        (path.parent / "config.json").write_text("{}")
+    sentence = cli.run(*command[:1], name, *(["out.m"] if command[0] == "convert" else []), *command[1:]).error()
+    assert says in sentence
+
+
+def test_a_text_file_is_no_tokenizer(own: Cli) -> None:
+    (own.folder / "notes.txt").write_text("tokens, and more tokens\n")
+    sentence = own.run("run", "own.gguf", PROMPT, "--tokenizer", "notes.txt").error()
+    assert sentence.startswith(f"{own.folder / 'notes.txt'} is a text file; expected a tokenizer: tokenizer.json, ")
 
 
 @pytest.mark.parametrize(
