@@ -13,7 +13,7 @@ import typer
 
 from dllama_zmq.cli.command import flag_name
 from dllama_zmq.hub import is_hub_name
-from dllama_zmq.sources import DEMO, PULLED
+from dllama_zmq.sources import DEMO, HUB_PREFIX
 
 _WrongUse: type[Exception] = typer.BadParameter.__mro__[1]  # click's UsageError, of whichever click typer brings
 
@@ -44,7 +44,9 @@ def _without_command(context: Any, given: Sequence[str]) -> str:
     fitting = [name for name, one in commands.items() if not one.hidden and flags <= set(_flags(one))]
     if not given[0].startswith("-"):
         use = "up" if Path(given[0]).suffix in (".yaml", ".yml") else "run"
-        is_named = given[0] == DEMO or given[0].startswith(PULLED) or is_hub_name(given[0]) or Path(given[0]).exists()
+        is_named = (
+            given[0] == DEMO or given[0].startswith(HUB_PREFIX) or is_hub_name(given[0]) or Path(given[0]).exists()
+        )
         fitting = [use] if is_named and use in fitting else []
     if not fitting:
         return ""
