@@ -12,8 +12,8 @@ from typing import Any
 import typer
 
 from dllama_zmq.cli.command import flag_name
-from dllama_zmq.hub import is_hub_name
-from dllama_zmq.sources import DEMO, HUB_PREFIX
+from dllama_zmq.hub import HUB_PREFIX, is_hub_name
+from dllama_zmq.sources import DEMO
 
 _WrongUse: type[Exception] = typer.BadParameter.__mro__[1]  # click's UsageError, of whichever click typer brings
 
