@@ -75,7 +75,7 @@ class Client:
         except BaseException:
             self._finish()
             raise
-        self._lost = False
+        self._lost = self._answered = False
         self._ids = itertools.count(1)
         self._open: dict[int, deque[Message]] = {}
 
@@ -164,11 +164,12 @@ class Client:
         except OverflowError:
             raise RequestError("a number of more than 64 bits; no number of a request is as large") from None
         self._require_open()
-        if not self._socket.poll(round(wait_s * 1000), zmq.POLLOUT):
-            addresses = resolve(self.endpoint)
-            tried = f" (tried {' and '.join(addresses)})" if len(addresses) > 1 else ""
-            raise RootLost(f"nobody answers at {self.endpoint}{tried}; {why_no_answer(self.endpoint, _PORT)}")
-        self._socket.send_multipart(frames, zmq.NOBLOCK)
+        until = time.monotonic() + wait_s
+        while self._socket.poll(max(0, round((until - time.monotonic()) * 1000)), zmq.POLLOUT):
+            with contextlib.suppress(zmq.Again):  # the connection has just ended; there may be another one
+                self._socket.send_multipart(frames, zmq.NOBLOCK)
+                return
+        raise self._nobody()
 
     def _receive(self, request: int, wait_s: float) -> Message:
         """The next answer to `request`. Raises RootLost where none comes within `wait_s`."""
@@ -192,11 +193,16 @@ class Client:
             if frames is None:
                 if self._lost:
                     self._lost = False
-                    raise RootLost(f"the root at {self.endpoint} went away; `dllama-zmq logs root` may say why")
+                    is_local = self.endpoint.startswith("ipc://")
+                    if not self._answered and not is_local:
+                        raise self._nobody()
+                    logs = "; `dllama-zmq logs root` may say why" if is_local else ""
+                    raise RootLost(f"the root at {self.endpoint} went away{logs}")
                 if time.monotonic() >= until:
                     return None
                 continue
             message, _ = decode(frames, TO_CLIENT)
+            self._answered = True
             message_id = getattr(message, "id", 0)
             if message_id not in (0, request):
                 if message_id in self._open:
@@ -209,6 +215,11 @@ class Client:
     def _require_open(self) -> None:
         if self._socket.closed:
             raise ClusterError("this client has been closed; make another one")
+
+    def _nobody(self) -> RootLost:
+        addresses = resolve(self.endpoint)
+        tried = f" (tried {' and '.join(addresses)})" if len(addresses) > 1 else ""
+        return RootLost(f"nobody answers at {self.endpoint}{tried}; {why_no_answer(self.endpoint, _PORT)}")
 
     def _silent(self, wait_s: float) -> RootLost:
         where = "no cluster is running there, or it is in a long step"

@@ -6,6 +6,7 @@ import contextlib
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -272,3 +273,30 @@ def test_a_root_in_a_long_step_is_waited_for_by_generate_and_down(
     with serving(context, model, [], busy_s=busy_s) as address:
         down_elsewhere(address)
         assert "is going down" in capfd.readouterr().err
+
+
+def test_a_web_server_is_no_root_that_went_away() -> None:
+    """Its answer looks like that of a peer of ZMTP 1.0, which needs no handshake, so that messages can be sent."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        stopped = threading.Event()
+
+        def refuse_each() -> None:
+            while not stopped.is_set():
+                with contextlib.suppress(TimeoutError, ConnectionError), server.accept()[0] as peer:
+                    peer.settimeout(0.5)
+                    peer.recv(10)
+                    peer.sendall(b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
+
+        server.settimeout(0.1)
+        refusing = threading.Thread(target=refuse_each)
+        refusing.start()
+        try:
+            for _ in range(5):
+                with (
+                    Client(f"127.0.0.1:{server.getsockname()[1]}") as client,
+                    pytest.raises(RootLost, match="nobody answers at tcp://"),
+                ):
+                    client.status(wait_s=1.0)
+        finally:
+            stopped.set()
+            refusing.join()
