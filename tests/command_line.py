@@ -174,7 +174,7 @@ class Cli:
     def end_what_is_left(self) -> list[str]:
         """Kill every process of this home, by pid; what was there, socket files too, as words."""
         with suppress(TimeoutError):
-            until(lambda: not self.processes(), 3.0, "every process to end")
+            until(lambda: not self.processes(), 10.0, "every process to end")
         left = []
         for process in self.processes():
             with suppress(psutil.NoSuchProcess):

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _FOLDER = Path("/proc/self")
-_WAIT_S = 5.0
+_WAIT_S = 20.0
 """For what is ending already."""
 
 

@@ -264,9 +264,9 @@ def test_the_kernel_says_which_process_a_place_is_for(address: str, pid: int, gi
 def test_a_deadline_that_has_passed_is_not_spun_away(context: Context) -> None:
     socket_ = context.socket(zmq.DEALER)
     begun = time.perf_counter()
-    for _ in range(100):
-        assert sockets.receive(socket_, time.monotonic(), spin_s=0.01) is None
-    assert time.perf_counter() - begun < 0.5
+    for _ in range(10):
+        assert sockets.receive(socket_, time.monotonic(), spin_s=SOON_S) is None
+    assert time.perf_counter() - begun < SOON_S
     socket_.close()
 
 

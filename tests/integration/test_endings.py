@@ -39,7 +39,7 @@ def runs(cli: Cli) -> bool:
 
 
 def nothing_is_left(cli: Cli) -> None:
-    until(lambda: not cli.processes(), 1.0, "every process to end")
+    until(lambda: not cli.processes(), END_S, "every process to end")
     assert cli.sockets() == []
 
 
@@ -209,7 +209,7 @@ def test_a_worker_that_dies_again_and_again_does_not_end_a_cluster_that_was_read
     cli.up(2)
     for _ in range(4):
         kill(cli.pid("worker1"))
-        until(lambda: cli.status().state == "forming", 10, "the root to miss worker1")
+        until(lambda: cli.status().state == "forming", 20, "the root to miss worker1")
         until(lambda: cli.status().state == "ready", 40, "worker1 to be back")
     assert cli.generate("-n", "5").code == 0
     cli.down()

@@ -19,6 +19,7 @@ from dllama_zmq.local import LocalModel
 PROMPT = "once upon a time"
 PHASE_KEYS = {"tokens", "tokens_per_s", "g_ms", "i_ms", "t_ms", "s_kb", "r_kb"}
 ESCAPE = "\x1b"
+SOON_S = 15.0  # on a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +34,9 @@ def alone(local: LocalModel, prompt: str, n_tokens: int) -> str:
     return "".join(local.generate(prompt, max_tokens=n_tokens))
 
 
-def log_of_root(cli: Cli) -> str:
-    return (cli.log_folder / "root.log").read_text()
+def n_stopped(cli: Cli) -> int:
+    """How many answers the root has not brought to their end, because nobody wanted them any more."""
+    return len(re.findall("reason=cancelled|client left", (cli.log_folder / "root.log").read_text()))
 
 
 # --- the answer ---------------------------------------------------------------------------------------------------
@@ -182,7 +184,7 @@ def test_the_cluster_of_one_call_is_as_the_flags_say(cli: Cli) -> None:
         read_some(process, len(PROMPT) + 5)
         assert cli.status().sync == "q80"
         process.send_signal(signal.SIGINT)
-        ended = finish(process, 10, time.monotonic())
+        ended = finish(process, SOON_S, time.monotonic())
     assert ended.code == 130, ended.said
     assert "Traceback" not in ended.err
     assert cli.processes() == []
@@ -192,37 +194,41 @@ def test_the_cluster_of_one_call_is_as_the_flags_say(cli: Cli) -> None:
 
 
 def test_ctrl_c_stops_the_answer_and_the_cluster_still_answers(running: Cli, local: LocalModel) -> None:
-    n_cancelled = len(re.findall("reason=cancelled|client left", log_of_root(running)))
+    before = n_stopped(running)
     with running.started("generate", PROMPT, "--temp", "0", "-n", "1900") as process:
         read_some(process, len(PROMPT) + 5)
         assert running.status().active == 1
         start = time.monotonic()
         process.send_signal(signal.SIGINT)
-        ended = finish(process, 5, start)
+        ended = finish(process, SOON_S, start)
     assert (ended.code, ended.err) == (130, "")
-    took_s = until(lambda: running.status().active == 0, 2, "the root to stop the answer")
-    assert len(re.findall("reason=cancelled|client left", log_of_root(running))) == n_cancelled + 1
+    took_s = until(lambda: running.status().active == 0, SOON_S, "the root to stop the answer")
+    assert n_stopped(running) == before + 1
     assert running.generate("-n", "10").out == f"{PROMPT}{alone(local, PROMPT, 10)}\n"
     print(f"after Ctrl-C the command ended in {ended.seconds:.2f} s, the root was idle {took_s:.2f} s later")
 
 
 def test_a_killed_client_frees_the_cluster(running: Cli) -> None:
+    before = n_stopped(running)
     with running.started("generate", PROMPT, "--temp", "0", "-n", "1900") as process:
         read_some(process, len(PROMPT) + 5)
         process.kill()
         process.wait()
-    until(lambda: running.status().active == 0, 3, "the root to stop the answer")
+    until(lambda: running.status().active == 0, SOON_S, "the root to stop the answer")
+    assert n_stopped(running) == before + 1
 
 
 def test_a_reader_that_has_had_enough_ends_it_quietly(running: Cli) -> None:
+    before = n_stopped(running)
     with running.started("generate", PROMPT, "--temp", "0", "-n", "1900") as process:
         assert process.stdout is not None
         assert process.stdout.read(10) == PROMPT[:10].encode()
         process.stdout.close()
-        assert process.wait(10) == 0
+        assert process.wait(SOON_S) == 0
         assert process.stderr is not None
         assert process.stderr.read() == b""
-    until(lambda: running.status().active == 0, 2, "the root to stop the answer")
+    until(lambda: running.status().active == 0, SOON_S, "the root to stop the answer")
+    assert n_stopped(running) == before + 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP, signal.SIGTERM])
@@ -231,7 +237,7 @@ def test_the_cluster_of_one_call_ends_with_the_call_however_that_ends(cli: Cli, 
     with cli.started("generate", PROMPT, "--temp", "0", "-n", "1900") as process:
         read_some(process, len(PROMPT) + 20)
         kill(process.pid, number)
-    until(lambda: not cli.processes() and not cli.sockets(), 5, "the cluster to end with its owner")
+    until(lambda: not cli.processes() and not cli.sockets(), SOON_S, "the cluster to end with its owner")
 
 
 def test_two_calls_with_no_cluster_running_share_the_one_that_comes_up(cli: Cli, local: LocalModel) -> None:
@@ -242,7 +248,7 @@ def test_two_calls_with_no_cluster_running_share_the_one_that_comes_up(cli: Cli,
         processes = [stack.enter_context(cli.started("generate", p, "--temp", "0", "-n", "30")) for p in prompts]
         results = [finish(process, 60, start) for process in processes]
     assert [result.out for result in results] == [f"{p}{alone(local, p, 30)}\n" for p in prompts], results
-    until(lambda: not cli.processes(), 5, "the cluster to end after both")
+    until(lambda: not cli.processes(), SOON_S, "the cluster to end after both")
 
 
 # --- what cannot be answered --------------------------------------------------------------------------------------

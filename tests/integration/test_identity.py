@@ -225,7 +225,7 @@ def test_of_several_calls_at_once_with_none_running_all_are_answered(cli: Cli, a
         results = [finish(process, 60, start) for process in processes]
     assert [result.code for result in results] == [0, 0, 0], results
     assert not any("error" in result.err for result in results)
-    until(lambda: not cli.processes(), 5, "the cluster to end after its last user")
+    until(lambda: not cli.processes(), 20, "the cluster to end after its last user")
 
 
 # --- ports --------------------------------------------------------------------------------------------------------

@@ -228,7 +228,7 @@ def test_a_worker_that_dies_idle_is_started_again(cli: Cli, greedy_text: str) ->
     cli.up(2)
     dead = cli.pid("worker1")
     kill(dead)
-    took_s = until(lambda: cli.pid("worker1") not in (0, dead), 10, "worker1 to be back")
+    took_s = until(lambda: cli.pid("worker1") not in (0, dead), 30, "worker1 to be back")
     assert answer(cli) == greedy_text
     assert "starting again worker1: it ended with signal 9" in (cli.log_folder / "root.log").read_text()
     print(f"a worker that died idle was back after {took_s:.2f} s")
@@ -275,7 +275,7 @@ def test_a_worker_that_stops_answering_in_mid_answer_ends_it_with_one_sentence(c
         ended = finish(process, NOTICE_S, start)
     assert re.fullmatch(r"worker1 was lost at step \d+, .*", ended.error())
     down = cli.down()
-    assert down.seconds < 8  # limits.stop_s for the stopped one to leave, and then it is killed
+    assert down.seconds < 20  # limits.stop_s for the stopped one to leave, and then it is killed
     assert gone(pid)
     print(f"a stopped worker was told after {ended.seconds:.2f} s; down took {down.seconds:.2f} s")
 
@@ -284,9 +284,9 @@ def test_a_stopped_worker_that_goes_on_joins_again(cli: Cli, greedy_text: str) -
     cli.up(2)
     pid = cli.pid("worker1")
     kill(pid, signal.SIGSTOP)
-    until(lambda: cli.status().state == "forming", 10, "the root to miss worker1")
+    until(lambda: cli.status().state == "forming", NOTICE_S, "the root to miss worker1")
     kill(pid, signal.SIGCONT)
-    until(lambda: cli.status().state == "ready", 15, "worker1 to join again")
+    until(lambda: cli.status().state == "ready", 30, "worker1 to join again")
     assert cli.pid("worker1") == pid
     assert answer(cli) == greedy_text
     cli.down()
