@@ -16,11 +16,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from dllama_zmq.bench.random_file import told
+from dllama_zmq.bench.random_file import write_random
 from dllama_zmq.cli.progress import Display
 from dllama_zmq.errors import DllamaError, UsageError
-from dllama_zmq.formats import data_bytes, write_m, write_t
-from dllama_zmq.formats.random_model import random_tensors
+from dllama_zmq.formats import write_t
 from dllama_zmq.shapes import OVERRIDES, SHAPES, shape
 from dllama_zmq.spec import FloatType
 from dllama_zmq.tokenizer.data import N_BYTES, TokenizerData
@@ -65,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
         spec = shape(args.shape, FloatType[args.weights.upper()], given)
         vocabulary = made_up_vocabulary(spec.vocab_size) if args.tokenizer else None
         with Display() as display:
-            write_m(args.out, spec, told(random_tensors(spec, args.seed), args.out.name, data_bytes(spec), display))
+            write_random(args.out, spec, args.seed, display)
             if vocabulary:
                 display.now(f"writing {args.tokenizer.name}")
                 write_t(args.tokenizer, vocabulary)

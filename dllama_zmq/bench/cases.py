@@ -1,17 +1,18 @@
-"""What is measured: a prompt (pp) or generated tokens (tg) after some positions, its steps, and what they take.
+"""What to measure: prompts (pp) and generated tokens (tg) on some nodes; their steps, and the work of their matrices.
 
 Knows plans and counts; runs nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
+from dllama_zmq.kernels import KernelChoice
 from dllama_zmq.models import Run
 from dllama_zmq.sharding import PREFILL_TOKENS, Plan
-from dllama_zmq.spec import TensorSpec
+from dllama_zmq.spec import FloatType, Sync
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,30 +29,71 @@ class Case:
 
     @property
     def n_positions(self) -> int:
-        """Positions that the cache must have room for."""
+        """Positions that the cache needs."""
         return self.depth + self.n_tokens
 
     def steps(self) -> Iterator[tuple[Run, bool]]:
-        """The steps of one repetition, and whether candidates of a step's last row are wanted.
+        """The steps of one repetition, the same as those of an answer; and whether a step must give a token.
 
-        They are those of an answer: a prompt in chunks, of which the last gives a token; then a token a step.
+        A prompt runs in chunks, and its last chunk gives a token. Each step of decoding gives a token.
         """
-        if self.kind == "tg":
-            for position in range(self.depth, self.n_positions):
-                yield Run(0, position, 1), True
-        else:
+        if self.kind == "pp":
             yield from prompt_steps(self.depth, self.n_positions)
+        else:
+            yield from ((Run(0, position, 1), True) for position in range(self.depth, self.n_positions))
+
+
+@dataclass(frozen=True, slots=True)
+class Nodes:
+    """The number of nodes, and of compute threads in each."""
+
+    n_nodes: int
+    threads: int
+
+    @property
+    def all_threads(self) -> int:
+        return self.n_nodes * self.threads
+
+    def __str__(self) -> str:
+        return f"{plural(self.n_nodes, 'node')} of {plural(self.threads, 'thread')}"
+
+
+@dataclass(frozen=True, slots=True)
+class RandomModel:
+    """A published shape with random weights. `overrides` (keys of shapes.OVERRIDES) replace numbers of the shape."""
+
+    shape: str
+    weight_type: FloatType = FloatType.Q40
+    overrides: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class BenchSettings:
+    """Each case on each of `nodes`.
+
+    model: a name or path as people give it, or a random model. command: the command line that asks for this.
+    profile: measure where the root's time goes.
+    """
+
+    model: str | RandomModel
+    cases: Sequence[Case]
+    nodes: Sequence[Nodes]
+    repetitions: int
+    sync: Sync
+    kernels: KernelChoice
+    command: str
+    profile: bool = False
 
 
 def prompt_steps(start: int, stop: int) -> Iterator[tuple[Run, bool]]:
-    """The steps that evaluate a prompt's positions `start` to `stop` - 1, cut as `generate` cuts them."""
+    """The steps that evaluate positions `start` to `stop` - 1 of a prompt, in the chunks that `generate` uses."""
     for first in range(start, stop, PREFILL_TOKENS):
         run = Run(0, first, min(PREFILL_TOKENS, stop - first))
         yield run, first + run.count == stop
 
 
 def cases(prompts: Sequence[int], generated: Sequence[int], depths: Sequence[int]) -> list[Case]:
-    """Every case of these lengths at these depths; a length of 0 stands for none."""
+    """Each of these lengths at each depth. A length of 0 means none."""
     found = []
     for depth in depths:
         found += [Case("pp", n_tokens, depth) for n_tokens in prompts if n_tokens]
@@ -59,46 +101,32 @@ def cases(prompts: Sequence[int], generated: Sequence[int], depths: Sequence[int
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
-    """What the matrices of all nodes together take for one repetition of a case.
+def work(plan: Plan, case: Case) -> tuple[int, int]:
+    """Bytes of weights read, and multiply-adds, by the matrices of all nodes in one repetition of `case`.
 
-    A step reads each of its node's weights once, however many tokens it has; the head's only where candidates are
-    wanted; of experts those that its tokens use, as many as there are when each is as likely as any other.
-    Multiply-adds are those of the matrices: attention's are not counted.
+    A step reads each weight of a node once, for any number of tokens; the head only if the step gives a token; of
+    experts the expected number in use when each is equally likely. Attention is not counted. A KV head that several
+    nodes hold counts for each of them.
     """
-
-    weight_bytes: int
-    macs: int
-
-
-def work(plan: Plan, case: Case) -> Work:
-    """The work of one repetition. A KV head that several nodes hold counts for each of them."""
-    experts = [tensor for tensor in plan.shard_tensors() if ".experts." in tensor.name]
-    layers = [tensor for tensor in plan.shard_tensors() if tensor.axes[0] != "vocab" and ".experts." not in tensor.name]
-    head = [tensor for tensor in plan.shard_tensors() if tensor.axes[0] == "vocab"]
     steps = list(case.steps())
-    n_steps, n_wanted = len(steps), sum(wanted for _, wanted in steps)
+    n_given = sum(gives_token for _, gives_token in steps)
     share = plan.spec.n_active_experts / max(1, plan.spec.n_experts)
-    used = sum(1 - (1 - share) ** run.count for run, _ in steps)
-    return Work(
-        weight_bytes=n_steps * _bytes(plan, layers)
-        + round(used * _bytes(plan, experts))
-        + n_wanted * _bytes(plan, head),
-        macs=case.n_tokens * (_macs(plan, layers) + round(share * _macs(plan, experts))) + n_wanted * _macs(plan, head),
-    )
-
-
-def _bytes(plan: Plan, tensors: Sequence[TensorSpec]) -> int:
-    return sum(plan.region_bytes(tensor, node) for tensor in tensors for node in range(plan.n_nodes))
-
-
-def _macs(plan: Plan, tensors: Sequence[TensorSpec]) -> int:
-    n_macs = 0
-    for tensor in tensors:
-        if tensor.axes[0] == "one":  # a norm's gain
-            continue
+    expert_reads = sum(1 - (1 - share) ** run.count for run, _ in steps)
+    weight_bytes = macs = 0.0
+    for tensor in plan.shard_tensors():
+        reads, rows = float(len(steps)), float(case.n_tokens)
+        if ".experts." in tensor.name:
+            reads, rows = expert_reads, share * case.n_tokens
+        elif tensor.axes[0] == "vocab":
+            reads = rows = n_given
         for node in range(plan.n_nodes):
-            rows, columns = plan.region(tensor, node)
-            n_macs += (rows.stop - rows.start) * (columns.stop - columns.start)
-    return n_macs
+            weight_bytes += reads * plan.region_bytes(tensor, node)
+            if tensor.axes[0] != "one":  # the gain of a norm is no matrix
+                out, columns = plan.region(tensor, node)
+                macs += rows * (out.stop - out.start) * (columns.stop - columns.start)
+    return round(weight_bytes), round(macs)
+
+
+def plural(n: int, noun: str) -> str:
+    """`1 thread`, `2 threads`."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"

@@ -1,192 +1,121 @@
-"""The result as people and as programs read it: a Markdown table, row by row, or one JSON list at the end."""
+"""Rows as people and as programs read them: Markdown, as soon as a row is known, or JSON when all of them are."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
 
-from dllama_zmq.bench.blas import SHAPES
-from dllama_zmq.bench.nodes import Nodes
-from dllama_zmq.bench.product import COLUMNS, N_MATRICES, NAME, ROWS
-from dllama_zmq.bench.profile import NOTE, Profile
-from dllama_zmq.bench.rows import Facts, Row
-from dllama_zmq.bench.running import RunningRow
+from dllama_zmq.bench.cases import Nodes, plural
+from dllama_zmq.bench.machine import BLAS_SHAPES, COLUMNS, N_MATRICES, PRODUCT, ROWS
+from dllama_zmq.bench.rows import Row
 from dllama_zmq.bus.client_messages import Status
 
 _WIDTH = 80
-_COLUMNS = (("test", 14), ("nodes", 5), ("tokens/s", 14), ("% read", 6), ("GMAC/s", 6), ("kB/tok", 7), ("wait %", 6))
-_RUNNING_COLUMNS = (("test", 10), ("tokens/s", 14), ("kB/tok", 8), ("wait %", 6), ("slowest", 24))
-_PROFILE_COLUMNS = (("part", 30), ("ms/token", 9), ("%", 5), ("calls", 7), ("us/call", 9))
+_WAIT = "wait %: the part of its time that the root waits for workers; kB/tok: payload"
+_HEAD = """
+| test           | nodes |       tokens/s | % read | GMAC/s |  kB/tok | wait % |
+| -------------- | ----: | -------------: | -----: | -----: | ------: | -----: |
+"""
+_RUNNING_HEAD = """
+| test       |       tokens/s |   kB/tok | wait % |                  slowest |
+| ---------- | -------------: | -------: | -----: | -----------------------: |
+"""
+_PROFILE_HEAD = """
+| part                           |  ms/token |     % |   calls |   us/call |
+| ------------------------------ | --------: | ----: | ------: | --------: |
+"""
+_PROFILE_NOTE = """
+A product's time includes quantizing its input; python: all time outside kernels and waiting; calls: of one repetition.
+"""
 
 
-class Output(Protocol):
-    """Where the rows of a run go: `begin` first, `end` after the last."""
-
-    def begin(self, facts: Facts) -> None: ...
-
-    def row(self, row: Row) -> None: ...
-
-    def end(self) -> None: ...
+def as_json(value: object) -> str:
+    """Indented JSON."""
+    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n"
 
 
-class Json:
-    """One list of rows, written when all are there."""
-
-    def __init__(self, write: Callable[[str], object]) -> None:
-        self._write = write
-        self._rows: list[Row] = []
-
-    def begin(self, facts: Facts) -> None:
-        del facts  # every row says them
-
-    def row(self, row: Row) -> None:
-        self._rows.append(row)
-
-    def end(self) -> None:
-        self._write(msgspec.json.format(msgspec.json.encode(self._rows), indent=2).decode() + "\n")
-
-
-class Markdown:
-    """A table beneath what it was measured with; every row as soon as it is known. Profiles follow the last row."""
-
-    def __init__(self, write: Callable[[str], object]) -> None:
-        self._write = write
-        self._facts: Facts | None = None
-        self._profiled: list[Row] = []
-
-    def begin(self, facts: Facts) -> None:
-        self._facts = facts
-        weights = f"random {facts.spec.weight_type.name}" if facts.shape else facts.spec.weight_type.name
-        (n_tokens, width), (_, n_rows) = SHAPES
-        read = _by_threads({n: b.read_bytes_per_s / 1e9 for n, b in facts.baselines.items()}, "GB/s")
-        blas = _by_threads({n: b.blas_macs_per_s / 1e9 for n, b in facts.baselines.items()}, "GMAC/s")
-        read_by = "NumPy's maximum" if any(b.read_by == "numpy" for b in facts.baselines.values()) else "SIMD loads"
-        threads = _threads(facts.hardware_threads)
-        if facts.cores != facts.hardware_threads:
-            threads += f" ({facts.cores} for this process)"
-        kernels = f"kernels {facts.kernels}" + (f" (dot {facts.dot})" if facts.dot else "")
-        lines = [
-            f"- model: {facts.model}, {weights}, {facts.n_weights / 1e6:,.0f} million weights, "
-            f"{facts.model_bytes / 1e6:,.0f} MB",
-            f"- CPU: {facts.cpu}, {threads}; dllama-zmq {facts.version}, {kernels}, sync {facts.sync}",
-            f"- memory read, by {read_by}: {read}",
-            f"- {facts.blas}, f32 ({n_tokens}, {width}) x ({width}, {n_rows}): {blas}",
-            f"- {NAME}: {N_MATRICES} matrices ({ROWS}, {COLUMNS}), each times a vector, products/s, the best round",
-            "- nodes: how many x threads of each; % read: weights that all of them read, as a share of memory read; "
-            "GMAC/s: multiply-adds of matrices; kB/tok: payload; wait %: the root's time in which it waits for others",
-        ]
-        lines = [textwrap.fill(line, _WIDTH, subsequent_indent="  ", break_long_words=False) for line in lines]
-        lines += ["", *_head(_COLUMNS)]
-        self._write("\n".join(lines) + "\n")
-
-    def row(self, row: Row) -> None:
-        cells = [
-            row.test,
-            f"{row.nodes}x{row.threads}",
-            _speed(row),
-            f"{row.pct_of_read_bandwidth:.1f}",
-            f"{row.gmac_per_s:.1f}",
-            f"{row.kb_per_token:.1f}",
-            f"{100 * row.wait_share:.1f}",
-        ]
-        self._write(_line(cells, _COLUMNS) + "\n")
-        if row.profile is not None:
-            self._profiled.append(row)
-
-    def end(self) -> None:
-        assert self._facts is not None
-        for row in self._profiled:
-            assert row.profile is not None
-            title = f"{row.test}, {Nodes(row.nodes, row.threads)}: the root's {row.profile.ms_per_token:.3f} ms a token"
-            self._write("\n".join(["", title, "", *_profile_table(row.profile)]) + "\n")
-        if self._profiled:
-            self._write(f"\n{NOTE}\n")
-        commit = f", commit {self._facts.commit}" if self._facts.commit else ""
-        self._write(f"\n`{self._facts.command}`{commit}\n")
+def markdown(batches: Iterable[Sequence[Row]]) -> Iterator[str]:
+    """A table beneath what it was measured with. The first batch has the product's rows. Profiles follow the table."""
+    rows: list[Row] = []
+    for batch in batches:
+        if not rows:
+            yield _about(batch) + _HEAD
+        rows += batch
+        yield "".join(map(_line, batch))
+    for row in rows:
+        if "profile" in row:
+            title = f"{row['test']}, {Nodes(row['nodes'], row['threads'])}"
+            yield f"\n{title}: the root's {row['profile']['ms_per_token']:.3f} ms a token\n"
+            yield _PROFILE_HEAD + "".join(_profile(row["profile"]))
+    if "profile" in rows[-1]:
+        yield _PROFILE_NOTE
+    commit = f", commit {rows[0]['commit']}" if rows[0]["commit"] else ""
+    yield f"\n`{rows[0]['command']}`{commit}\n"
 
 
-class RunningMarkdown:
-    """The table of a running cluster, beneath what it runs; every row as soon as it is known."""
-
-    def __init__(self, write: Callable[[str], object], status: Status) -> None:
-        self._write = write
-        hosts = [f"{node.name} on {node.host or '?'} ({_threads(node.threads)})" for node in status.nodes]
-        lines = [
-            f"- {status.name}: {status.model}, sync {status.sync}, kernels {status.kernels} on the root",
-            f"- nodes: {', '.join(hosts)}",
-            "- wait %: the root's time in which it waits for others; slowest: the node that the others wait for, with "
-            "its share of all waiting; kB/tok: payload",
-        ]
-        lines = [textwrap.fill(line, _WIDTH, subsequent_indent="  ", break_long_words=False) for line in lines]
-        write("\n".join([*lines, "", *_head(_RUNNING_COLUMNS)]) + "\n")
-
-    def row(self, row: RunningRow) -> None:
-        last = "" if row.slowest_share is None else f"{row.slowest} ({row.slowest_share:.0%})"
-        cells = [row.test, _speed(row), f"{row.kb_per_token:.1f}", f"{100 * row.wait_share:.1f}", last]
-        self._write(_line(cells, _RUNNING_COLUMNS) + "\n")
-
-    def end(self) -> None:
-        """Nothing follows the last row."""
+def running_markdown(status: Status, rows: Iterable[Row]) -> Iterator[str]:
+    """The table of a running cluster, beneath what the cluster runs."""
+    hosts = [f"{node.name} on {node.host or '?'} ({plural(node.threads, 'thread')})" for node in status.nodes]
+    about = _list(
+        f"{status.name}: {status.model}, sync {status.sync}, kernels {status.kernels} on the root",
+        f"nodes: {', '.join(hosts)}",
+        f"{_WAIT}; slowest: the node that the others wait for, and its share of all waiting",
+    )
+    yield about + _RUNNING_HEAD
+    for row in rows:
+        slowest = "" if row["slowest_share"] is None else f"{row['slowest']} ({row['slowest_share']:.0%})"
+        figures = f"{_speed(row):>14} | {row['kb_per_token']:8.1f} | {100 * row['wait_share']:6.1f}"
+        yield f"| {row['test']:10} | {figures} | {slowest:>24} |\n"
 
 
-class RunningJson:
-    """One object, written when all rows are there: what is measured, and the rows."""
+def _about(products: Sequence[Row]) -> str:
+    """What all rows share; memory and BLAS for each number of threads, from the rows of the product."""
+    row = products[0]
+    weights = f"random {row['weights'].upper()}" if row["shape"] else row["weights"].upper()
+    threads = plural(row["hardware_threads"], "thread")
+    if row["cores"] != row["hardware_threads"]:
+        threads += f" ({row['cores']} for this process)"
+    kernels = f"kernels {row['kernels']}" + (f" (dot {row['dot']})" if row["dot"] else "")
+    read_by = "NumPy's maximum" if any(row["read_by"] == "numpy" for row in products) else "SIMD loads"
+    read = [f"{row['read_gb_per_s']:.1f} GB/s with {plural(row['threads'], 'thread')}" for row in products]
+    blas = [f"{row['blas_gmac_per_s']:.1f} GMAC/s with {plural(row['threads'], 'thread')}" for row in products]
+    (n_tokens, width), (_, n_rows) = BLAS_SHAPES
+    return _list(
+        f"model: {row['model']}, {weights}, {row['n_weights'] / 1e6:,.0f} million weights, "
+        f"{row['model_bytes'] / 1e6:,.0f} MB",
+        f"CPU: {row['cpu']}, {threads}; dllama-zmq {row['version']}, {kernels}, sync {row['sync']}",
+        f"memory read, by {read_by}: {', '.join(read)}",
+        f"{row['blas']}, f32 ({n_tokens}, {width}) x ({width}, {n_rows}): {', '.join(blas)}",
+        f"{PRODUCT}: {N_MATRICES} matrices ({ROWS}, {COLUMNS}), each times a vector, products/s, the best round",
+        "nodes: number x threads of each; % read: weights read by all of them, as a share of memory read; "
+        f"GMAC/s: multiply-adds of matrices; {_WAIT}",
+    )
 
-    def __init__(self, write: Callable[[str], object], status: Status) -> None:
-        self._write = write
-        self._about = {"cluster": status.name, "model": status.model, "sync": status.sync, "version": status.version}
-        self._rows: list[RunningRow] = []
 
-    def row(self, row: RunningRow) -> None:
-        self._rows.append(row)
-
-    def end(self) -> None:
-        found = {**self._about, "rows": self._rows}
-        self._write(msgspec.json.format(msgspec.json.encode(found), indent=2).decode() + "\n")
+def _line(row: Row) -> str:
+    nodes = f"{row['nodes']}x{row['threads']}"
+    share, gmac, kb, wait = (row[key] for key in ("pct_of_read_bandwidth", "gmac_per_s", "kb_per_token", "wait_share"))
+    figures = f"{_speed(row):>14} | {share:6.1f} | {gmac:6.1f} | {kb:7.1f} | {100 * wait:6.1f}"
+    return f"| {row['test']:14} | {nodes:>5} | {figures} |\n"
 
 
-def _threads(n_threads: int) -> str:
-    return "1 thread" if n_threads == 1 else f"{n_threads} threads"
+def _profile(profile: Row) -> Iterator[str]:
+    for part in profile["parts"]:
+        figures = f"{100 * part['share']:5.1f} | {part['calls']:7g} | {part['us_per_call']:9.1f}"
+        yield f"| {part['name']:30} | {part['ms_per_token']:9.4f} | {figures} |\n"
+    for name, key in (("bus wait", "wait"), ("python", "python")):
+        ms, share = profile[f"{key}_ms_per_token"], profile[f"{key}_share"]
+        yield f"| {name:30} | {ms:9.4f} | {100 * share:5.1f} | {'':7} | {'':9} |\n"
 
 
-def _speed(row: Row | RunningRow) -> str:
+def _speed(row: Row) -> str:
     """Tokens/s and their deviation, to about four digits."""
-    digits = 0 if row.tokens_per_s >= 1000 else 1 if row.tokens_per_s >= 100 else 2
-    return f"{row.tokens_per_s:.{digits}f} ± {row.stddev:.{digits}f}"
+    digits = 0 if row["tokens_per_s"] >= 1000 else 1 if row["tokens_per_s"] >= 100 else 2
+    return f"{row['tokens_per_s']:.{digits}f} ± {row['stddev']:.{digits}f}"
 
 
-def _profile_table(profile: Profile) -> list[str]:
-    rows = [
-        [part.name, f"{part.ms_per_token:.4f}", f"{100 * part.share:.1f}", f"{part.calls:g}", f"{part.us_per_call:.1f}"]
-        for part in profile.parts
-    ]
-    rows += [
-        [name, f"{ms:.4f}", f"{100 * share:.1f}", "", ""]
-        for name, ms, share in (
-            ("bus wait", profile.wait_ms_per_token, profile.wait_share),
-            ("python", profile.python_ms_per_token, profile.python_share),
-        )
-    ]
-    return [*_head(_PROFILE_COLUMNS), *(_line(cells, _PROFILE_COLUMNS) for cells in rows)]
-
-
-def _head(columns: Sequence[tuple[str, int]]) -> list[str]:
-    """The first two lines of a table."""
-    marks = [("-" * width if i == 0 else "-" * (width - 1) + ":") for i, (_, width) in enumerate(columns)]
-    return [_line([name for name, _ in columns], columns), _line(marks, columns)]
-
-
-def _line(cells: Sequence[str], columns: Sequence[tuple[str, int]]) -> str:
-    padded = [
-        cell.rjust(width) if i else cell.ljust(width)
-        for i, (cell, (_, width)) in enumerate(zip(cells, columns, strict=True))
-    ]
-    return f"| {' | '.join(padded)} |"
-
-
-def _by_threads(values: dict[int, float], unit: str) -> str:
-    words = [f"{value:.1f} {unit} with {n} {'thread' if n == 1 else 'threads'}" for n, value in sorted(values.items())]
-    return ", ".join(words)
+def _list(*items: str) -> str:
+    lines = [textwrap.fill(f"- {item}", _WIDTH, subsequent_indent="  ", break_long_words=False) for item in items]
+    return "\n".join(lines) + "\n"

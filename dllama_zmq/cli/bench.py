@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing
+from itertools import chain
 
-from dllama_zmq.bench.cases import cases
-from dllama_zmq.bench.nodes import Nodes
-from dllama_zmq.bench.output import Json, Markdown, RunningJson, RunningMarkdown
-from dllama_zmq.bench.run import BenchSettings, RandomModel, run_bench
+from dllama_zmq.bench.cases import BenchSettings, Nodes, RandomModel, cases
+from dllama_zmq.bench.output import as_json, markdown, running_markdown
+from dllama_zmq.bench.run import run_bench
 from dllama_zmq.bench.running import measure_running
 from dllama_zmq.cli.chosen import client_of
 from dllama_zmq.cli.measure_flags import Bench
@@ -20,33 +21,38 @@ from dllama_zmq.shapes import SHAPES
 from dllama_zmq.sources import DEMO
 from dllama_zmq.spec import FloatType
 
-MOST_TOKENS = 1 << 24  # as many positions as any model may have
-MOST_NODES = 1 << 20  # the plan says which numbers can be
-MOST_THREADS = 1024
-_NOTHING = "--n-prompt and --n-gen are both 0: nothing to measure"
+MAX_TOKENS = 1 << 24  # positions of the longest context that a model may have
+MAX_NODES = 1 << 20  # the plan says which numbers are possible
+MAX_THREADS = 1024
 
 
 def run(options: Bench, numbers: Mapping[str, int]) -> None:
-    """Measure what the flags ask for and print it. numbers: of a shape, those that are given anew."""
+    """Measure what the flags ask for and print it. numbers: those that replace a shape's own."""
     if not logging.getLogger().isEnabledFor(logging.DEBUG):
-        logging.getLogger().setLevel(logging.WARNING)  # what the root logs of its nodes is told as progress here
-    running = options.cluster is not None or options.connect is not None
-    settings = None if running else settings_of(options, numbers, shlex.join(["dllama-zmq", *sys.argv[1:]]))
-    with Display(per_s=1.0) as display:  # seldom, for it takes time from what is measured
-
-        def write(text: str) -> None:
+        logging.getLogger().setLevel(logging.WARNING)  # the display shows what the root logs of its nodes
+    with Display(per_s=1.0) as display, ExitStack() as cleanup:  # drawing takes time from what is measured
+        if options.cluster is not None or options.connect is not None:
+            texts = _of_cluster(options, numbers, cleanup, display)
+        else:
+            texts = _of_own_nodes(options, numbers, cleanup, display)
+        for text in texts:
             display.rest()
             sys.stdout.write(text)
             sys.stdout.flush()
 
-        if settings is None:
-            _run_on_cluster(options, numbers, write, display)
-            return
-        run_bench(settings, (Json if options.output == "json" else Markdown)(write), display)
+
+def _of_own_nodes(options: Bench, numbers: Mapping[str, int], cleanup: ExitStack, display: Display) -> Iterator[str]:
+    """The table or JSON of nodes that are started for it."""
+    settings = settings_of(options, numbers, shlex.join(["dllama-zmq", *sys.argv[1:]]))
+    batches = cleanup.enter_context(closing(run_bench(settings, display)))
+    if options.output == "md":
+        yield from markdown(batches)
+    else:
+        yield as_json(list(chain.from_iterable(batches)))
 
 
-def _run_on_cluster(options: Bench, numbers: Mapping[str, int], write: Callable[[str], None], display: Display) -> None:
-    """Measure a running cluster, on the computers that it has."""
+def _of_cluster(options: Bench, numbers: Mapping[str, int], cleanup: ExitStack, display: Display) -> Iterator[str]:
+    """The table or JSON of a running cluster, on the computers that it has."""
     others = {
         "--model": options.model, "--shape": options.shape, "--weights": options.weights, "--profile": options.profile,
         "--depth": options.depth != "0", "--nodes": options.nodes != "1", "--threads": options.threads != "1",
@@ -55,19 +61,21 @@ def _run_on_cluster(options: Bench, numbers: Mapping[str, int], write: Callable[
     if given := [flag for flag, value in others.items() if value]:
         raise UsageError(f"{given[0]} is for nodes that bench starts; a running cluster is measured as it is")
     prompts, generated = _lengths(options)
-    with client_of(options.cluster, options.connect) as client:
-        status = client.status()
-        output = (RunningJson if options.output == "json" else RunningMarkdown)(write, status)
-        for row in measure_running(client, prompts, generated, options.repetitions, display):
-            output.row(row)
-        output.end()
+    client = cleanup.enter_context(client_of(options.cluster, options.connect))
+    status = client.status()
+    rows = measure_running(client, prompts, generated, options.repetitions, display)
+    if options.output == "md":
+        yield from running_markdown(status, rows)
+    else:
+        about = {"cluster": status.name, "model": status.model, "sync": status.sync, "version": status.version}
+        yield as_json({**about, "rows": list(rows)})
 
 
 def settings_of(options: Bench, numbers: Mapping[str, int], command: str) -> BenchSettings:
     """What the flags ask for. Raises UsageError where they do not fit together."""
-    found = cases(*_lengths(options), counts(options.depth, "--depth", 0, MOST_TOKENS))
-    nodes = counts(options.nodes, "--nodes", 1, MOST_NODES)
-    threads = counts(options.threads, "--threads", 1, MOST_THREADS)
+    found = cases(*_lengths(options), counts(options.depth, "--depth", 0, MAX_TOKENS))
+    nodes = counts(options.nodes, "--nodes", 1, MAX_NODES)
+    threads = counts(options.threads, "--threads", 1, MAX_THREADS)
     return BenchSettings(
         model=_model(options, numbers),
         cases=found,
@@ -82,8 +90,8 @@ def settings_of(options: Bench, numbers: Mapping[str, int], command: str) -> Ben
 
 def _lengths(options: Bench) -> tuple[list[int], list[int]]:
     """Of prompts and of answers, in tokens; 0 stands for none."""
-    prompts = counts(options.n_prompt, "--n-prompt", 0, MOST_TOKENS)
-    generated = counts(options.n_gen, "--n-gen", 0, MOST_TOKENS)
+    prompts = counts(options.n_prompt, "--n-prompt", 0, MAX_TOKENS)
+    generated = counts(options.n_gen, "--n-gen", 0, MAX_TOKENS)
     if not any((*prompts, *generated)):
         raise UsageError("--n-prompt and --n-gen are both 0: nothing to measure")
     return prompts, generated

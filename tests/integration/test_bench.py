@@ -19,7 +19,7 @@ from command_line import Cli, Process, clean_cli, finish, kill, read_some, until
 
 from dllama_zmq import __version__
 from dllama_zmq.bench.cases import prompt_steps
-from dllama_zmq.bench.product import NAME
+from dllama_zmq.bench.machine import PRODUCT
 from dllama_zmq.kernels import choose_kernels
 from dllama_zmq.kernels.simd.store import cache_folder as kernels_folder
 from dllama_zmq.root.prediction import predict_step
@@ -69,7 +69,7 @@ def all_rows(bench: Cli) -> list[Row]:
 @pytest.fixture(scope="module")
 def rows(all_rows: list[Row]) -> list[Row]:
     """Those of cases."""
-    return [row for row in all_rows if row["test"] != NAME]
+    return [row for row in all_rows if row["test"] != PRODUCT]
 
 
 def predicted_kb(row: Row, sync: Sync) -> float:
@@ -87,7 +87,7 @@ def test_json_has_a_row_for_each_case_and_number_of_nodes(rows: list[Row]) -> No
 
 
 def test_the_product_alone_is_measured_on_as_many_threads_as_the_nodes_of_each_case(all_rows: list[Row]) -> None:
-    alone = [row for row in all_rows if row["test"] == NAME]
+    alone = [row for row in all_rows if row["test"] == PRODUCT]
     assert [(row["nodes"], row["threads"], row["kb_per_token"]) for row in alone] == [(1, 1, 0), (1, 2, 0)]
     for row in alone:
         assert row["tokens_per_s"] == max(row["samples_tokens_per_s"])
@@ -171,7 +171,7 @@ def test_markdown_has_a_line_for_each_row_and_the_command_last(bench: Cli) -> No
         "test", "nodes", "tokens/s", "% read", "GMAC/s", "kB/tok", "wait %",
     ]  # fmt: skip
     assert [cells[:2] for cells in table[2:]] == [
-        *[[NAME, nodes] for nodes in ("1x1", "1x2")],
+        *[[PRODUCT, nodes] for nodes in ("1x1", "1x2")],
         *[[test, nodes] for nodes in ("1x1", "1x2") for test in ("pp5", "pp40", "tg2")],
     ]
     assert all(re.fullmatch(r"[\d.]+ ± 0(\.00?)?", cells[2]) for cells in table[4:])
@@ -195,7 +195,7 @@ def test_the_tool_is_the_same_command(bench: Cli) -> None:
     done = subprocess.run(words, env=bench.environment(), capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     alone, row = json.loads(done.stdout)
-    assert alone["test"] == NAME
+    assert alone["test"] == PRODUCT
     assert (row["test"], row["model"], row["shape"]) == ("pp4", str(bench.model), None)
     assert row["command"].startswith("dllama-zmq bench -m ")
 

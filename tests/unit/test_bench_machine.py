@@ -1,60 +1,54 @@
-"""What `bench` tells of the machine."""
+"""What `bench` finds out about the machine."""
 
 from __future__ import annotations
 
 import platform
+from pathlib import Path
 
 import pytest
 
-from dllama_zmq.bench import bandwidth
-from dllama_zmq.bench.bandwidth import Reader, read_bandwidth
-from dllama_zmq.bench.blas import blas_macs_per_s, blas_name
-from dllama_zmq.bench.host import cpu_name, read_proc
-from dllama_zmq.bench.product import WEIGHT_BYTES, read_and_multiply
+from dllama_zmq.bench import reader
+from dllama_zmq.bench.machine import WEIGHT_BYTES, blas_name, cpu_name, product_row
+from dllama_zmq.bench.reader import MemoryReader
 from dllama_zmq.kernels import choose_kernels
 
 X86 = "processor\t: 0\nmodel\t\t: 1\nmodel name\t: AMD EPYC 7B13\n\nprocessor\t: 1\nmodel name\t: another\n"
 PI = "processor\t: 0\nBogoMIPS\t: 108.00\n\nHardware\t: BCM2835\nModel\t\t: Raspberry Pi 4 Model B Rev 1.4\n"
 
 
-def test_the_cpu_is_named_as_the_kernel_names_it() -> None:
-    assert cpu_name(X86) == "AMD EPYC 7B13"
-    assert cpu_name(PI) == "Raspberry Pi 4 Model B Rev 1.4"
+def test_the_cpu_is_named_as_the_kernel_names_it(tmp_path: Path) -> None:
+    for text, name in ((X86, "AMD EPYC 7B13"), (PI, "Raspberry Pi 4 Model B Rev 1.4")):
+        (tmp_path / "cpuinfo").write_text(text)
+        assert cpu_name(tmp_path / "cpuinfo") == name
 
 
-def test_a_cpu_without_a_name_is_its_architecture() -> None:
-    assert cpu_name("processor\t: 0\n") == platform.machine()
+def test_a_cpu_without_a_name_is_its_architecture(tmp_path: Path) -> None:
+    (tmp_path / "cpuinfo").write_text("processor\t: 0\n")
+    assert cpu_name(tmp_path / "cpuinfo") == cpu_name(tmp_path / "no-such-file") == platform.machine()
 
 
-def test_what_proc_does_not_have_is_empty() -> None:
-    assert read_proc("no-such-file") == ""
-
-
-def test_bandwidth_and_blas_are_in_units_of_bytes_and_macs_per_second() -> None:
+def test_memory_products_and_blas_are_measured_in_every_round_and_in_their_units() -> None:
     # Bounds that no machine which runs these tests comes near: a factor of 1000 would cross them.
-    assert 1e8 < read_bandwidth(2) < 1e13
-    assert 1e7 < blas_macs_per_s(1) < 1e14
+    found = product_row(2, "auto")
+    assert found["threads"] == 2
+    assert 0.1 < found["read_gb_per_s"] < 1e4
+    assert 0.01 < found["blas_gmac_per_s"] < 1e5
+    assert 2 <= len(found["samples_tokens_per_s"]) == found["repetitions"] <= 12
+    assert all(1e7 < WEIGHT_BYTES * speed < 1e13 for speed in found["samples_tokens_per_s"])
     assert blas_name()
 
 
 def test_memory_is_read_by_simd_where_it_can_run_and_by_numpy_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bandwidth, "MOST_BYTES", 32 << 20)
-    reader = Reader(2)
-    assert (reader.by, reader.n_bytes) == (choose_kernels("auto", 1).name, 32 << 20)
-    assert 0 < reader.pass_s() < 10
+    monkeypatch.setattr(reader, "MAX_READ_BYTES", 32 << 20)
+    memory = MemoryReader(2)
+    assert (memory.read_by, memory.n_bytes) == (choose_kernels("auto", 1).name, 32 << 20)
+    assert 0 < memory.pass_s() < 10
     monkeypatch.setattr("dllama_zmq.kernels._simd_obstacle", lambda: "it is not wanted")
-    reader = Reader(2)
-    assert reader.by == "numpy"
-    assert 0 < reader.pass_s() < 10
+    memory = MemoryReader(2)
+    assert memory.read_by == "numpy"
+    assert 0 < memory.pass_s() < 10
 
 
-def test_no_more_than_a_quarter_of_the_free_memory_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bandwidth, "free_memory_bytes", lambda: 160 << 20)
-    assert Reader(1).n_bytes == 40 << 20
-
-
-def test_products_are_counted_in_every_round_beside_a_pass_over_memory() -> None:
-    found = read_and_multiply(1, choose_kernels("auto", 1))
-    assert 2 <= len(found.products_per_s) <= 12
-    assert all(1e7 < WEIGHT_BYTES * speed < 1e13 for speed in found.products_per_s)
-    assert 1e8 < found.read_bytes_per_s < 1e13
+def test_at_most_a_quarter_of_the_free_memory_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "free_memory_bytes", lambda: 160 << 20)
+    assert MemoryReader(1).n_bytes == 40 << 20

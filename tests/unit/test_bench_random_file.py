@@ -7,50 +7,67 @@ from pathlib import Path
 import pytest
 from tiny import tiny_spec
 
-from dllama_zmq.bench.random_file import cache_folder, is_file_of, shape_title, write_random
+from dllama_zmq.bench.random_file import cache_folder, kept_shape, shape_title
 from dllama_zmq.errors import UsageError
+from dllama_zmq.formats import open_m
 from dllama_zmq.shapes import shape
-from dllama_zmq.spec import FloatType
+from dllama_zmq.spec import FloatType, ModelSpec
 from dllama_zmq.telling import Unheard
 
 
-def test_a_file_is_made_in_folders_that_are_made_too_and_told(tmp_path: Path) -> None:
-    said: list[str] = []
-
-    class Heard(Unheard):
-        def line(self, text: str) -> None:
-            said.append(text)
-
-    path = tmp_path / "one" / "two" / "tiny.m"
-    assert not is_file_of(tiny_spec(), path)
-    write_random(path, tiny_spec(), Heard())
-    assert is_file_of(tiny_spec(), path)
-    assert [line.split(" of ")[0] for line in said] == [f"making {path}"]
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "dllama-zmq" / "shapes"
 
 
-def test_a_file_of_other_numbers_is_not_taken_for_it(tmp_path: Path) -> None:
-    write_random(tmp_path / "tiny.m", tiny_spec(), Unheard())
-    assert not is_file_of(tiny_spec(seq_len=32), tmp_path / "tiny.m")
+class Heard(Unheard):
+    """What is said when a file is made."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def line(self, text: str) -> None:
+        self.said.append(text)
 
 
-def test_a_damaged_file_is_not_taken_for_it(tmp_path: Path) -> None:
-    path = tmp_path / "tiny.m"
-    write_random(path, tiny_spec(), Unheard())
+def times_made(spec: ModelSpec) -> int:
+    heard = Heard()
+    with open_m(kept_shape(spec, "tiny", heard)) as model:
+        assert model.spec == spec
+    return len(heard.said)
+
+
+def test_a_file_is_made_once_in_folders_that_are_made_too_and_said(cache: Path) -> None:
+    heard = Heard()
+    path = kept_shape(tiny_spec(), "tiny", heard)
+    assert path == cache / "tiny.m"
+    assert [line.split(" of ")[0] for line in heard.said] == [f"making {path}"]
+    assert times_made(tiny_spec()) == 0
+
+
+def test_a_file_of_other_numbers_is_made_again() -> None:
+    assert times_made(tiny_spec()) == 1
+    assert times_made(tiny_spec(seq_len=32)) == 1
+
+
+def test_a_damaged_file_is_made_again() -> None:
+    path = kept_shape(tiny_spec(), "tiny", Unheard())
     path.write_bytes(path.read_bytes()[:-1])
-    assert not is_file_of(tiny_spec(), path)
+    assert times_made(tiny_spec()) == 1
 
 
-def test_a_file_without_room_on_the_disk_is_refused_before_it_is_begun(tmp_path: Path) -> None:
+def test_a_file_that_the_disk_has_no_space_for_is_refused_before_it_is_begun(cache: Path) -> None:
     spec = shape("llama2-70b", FloatType.F32, {"layers": 4096})  # 14 TB
     with pytest.raises(UsageError, match=r"^huge takes 1\d{4}\.\d GB, and .* GB free; make room, "):
-        write_random(tmp_path / "huge.m", spec, Unheard())
-    assert list(tmp_path.iterdir()) == []
+        kept_shape(spec, "huge", Unheard())
+    assert list(cache.iterdir()) == []
 
 
-def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("where the folder should be")
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("where the folder should be")
     with pytest.raises(UsageError, match="cannot be made: Not a directory"):
-        write_random(tmp_path / "file" / "shapes" / "tiny.m", tiny_spec(), Unheard())
+        kept_shape(tiny_spec(), "tiny", Unheard())
 
 
 def test_titles_tell_models_apart() -> None:

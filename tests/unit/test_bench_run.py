@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dllama_zmq.bench.cases import Case
-from dllama_zmq.bench.nodes import Nodes
+from dllama_zmq.bench.cases import Case, Nodes
 from dllama_zmq.bench.run import check
 from dllama_zmq.cli.bench import counts
 from dllama_zmq.errors import ClusterError, PlanError, RequestError, UsageError

@@ -1,0 +1,116 @@
+"""What this computer can do, which rows are compared with: memory read, products of a Q40 matrix, and BLAS."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import time
+from contextlib import suppress
+from itertools import cycle
+from pathlib import Path
+
+import numpy as np
+from numpy.random import SFC64, Generator
+from threadpoolctl import threadpool_info, threadpool_limits
+
+import dllama_zmq
+from dllama_zmq.bench.cases import Nodes
+from dllama_zmq.bench.reader import MemoryReader
+from dllama_zmq.bench.rows import Row, figures
+from dllama_zmq.host import usable_cores
+from dllama_zmq.kernels import KernelChoice, choose_kernels
+from dllama_zmq.quants import BlockMatrix
+from dllama_zmq.spec import FloatType
+
+PRODUCT = "mv q40"
+ROWS, COLUMNS = 32768, 4096
+WEIGHT_BYTES = ROWS * FloatType.Q40.row_bytes(COLUMNS)
+N_MATRICES = 4
+"""Multiplied in turn: 300 MB, so that no cache keeps a matrix until it is used again."""
+_MIN_ROUNDS, _MAX_ROUNDS, _MAX_S = 2, 12, 3.0
+
+BLAS_SHAPES = ((128, 2048), (2048, 5632))
+"""128 tokens times one matrix of TinyLlama's FFN."""
+_BLAS_ROUNDS = 8
+_BLAS_NAMES = {"openblas": "OpenBLAS", "mkl": "MKL", "blis": "BLIS", "flexiblas": "FlexiBLAS"}
+
+
+def product_row(threads: int, choice: KernelChoice) -> Row:
+    """The row of the product on `threads` threads, beside memory read and BLAS, without the fields of all rows.
+
+    A round is one pass over the reader's memory, then products for the same time; all take 1 to 4 s. The best round of
+    each counts: with other work on the machine the median would measure that work, and a quiet moment serves both,
+    since they alternate.
+    """
+    kernels = choose_kernels(choice, threads, threads > usable_cores())
+    rng = Generator(SFC64(0))
+    data = rng.integers(0, 256, (ROWS, COLUMNS // 32, FloatType.Q40.block_bytes), np.uint8)
+    data[..., :2] = np.frombuffer(np.float16(1 / 64).tobytes(), np.uint8)  # every block has this scale
+    matrix = BlockMatrix(data.reshape(ROWS, -1), FloatType.Q40)
+    products = cycle([kernels.linear(matrix) for _ in range(N_MATRICES)])
+    x = rng.standard_normal((1, COLUMNS), dtype=np.float32)
+    next(products)(x)
+    reader = MemoryReader(threads, kernels)
+    passes_s: list[float] = []
+    products_per_s: list[float] = []
+    until = time.monotonic() + _MAX_S
+    while len(passes_s) < _MIN_ROUNDS or (len(passes_s) < _MAX_ROUNDS and time.monotonic() < until):
+        passes_s.append(reader.pass_s())
+        n_products, took_s, start = 0, 0.0, time.perf_counter()
+        while took_s < passes_s[-1]:
+            next(products)(x)
+            n_products += 1
+            took_s = time.perf_counter() - start
+        products_per_s.append(n_products / took_s)
+    read_bytes_per_s = reader.n_bytes / min(passes_s)
+    taken = (WEIGHT_BYTES, ROWS * COLUMNS)
+    return {
+        **figures(PRODUCT, Nodes(1, threads), products_per_s, taken, read_bytes_per_s, best=True),
+        "read_by": reader.read_by,
+        "blas_gmac_per_s": _blas_macs_per_s(threads) / 1e9,
+    }
+
+
+def _blas_macs_per_s(threads: int) -> float:
+    (n_tokens, width), (_, n_rows) = BLAS_SHAPES
+    x, w = (np.random.default_rng(0).standard_normal(shape, dtype=np.float32) for shape in BLAS_SHAPES)
+    out = np.empty((n_tokens, n_rows), np.float32)
+    best_s = float("inf")
+    with threadpool_limits(limits=threads, user_api="blas"):
+        for _ in range(_BLAS_ROUNDS):
+            start = time.perf_counter()
+            np.matmul(x, w, out=out)
+            best_s = min(best_s, time.perf_counter() - start)
+    return n_tokens * width * n_rows / best_s
+
+
+def blas_name() -> str:
+    """NumPy's BLAS, such as "OpenBLAS 0.3.31"; "BLAS" if it is unknown."""
+    for library in threadpool_info():
+        if library["user_api"] == "blas":
+            name = _BLAS_NAMES.get(library["internal_api"], library["internal_api"])
+            return f"{name} {library['version'] or ''}".strip()
+    return "BLAS"
+
+
+def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The processor's name in /proc/cpuinfo; its architecture if it has none."""
+    fields: dict[str, str] = {}
+    with suppress(OSError):
+        for line in cpuinfo.read_text(errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            fields.setdefault(key.strip(), value.strip())
+    keys = ("model name", "Model", "Hardware", "cpu model")  # x86; Raspberry Pi; other ARM; MIPS and others
+    return next((fields[key] for key in keys if fields.get(key)), platform.machine())
+
+
+def source_commit() -> str:
+    """The git commit of the running source, with "-dirty" if files differ from it; empty outside a checkout."""
+    folder = Path(dllama_zmq.__file__).parents[1]
+    if not (folder / ".git").exists():  # an installed package may lie inside another project's checkout
+        return ""
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--exclude", "*"]
+    with suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, stdin=subprocess.DEVNULL, check=True)
+        return done.stdout.strip()
+    return ""

@@ -1,0 +1,64 @@
+"""How fast this computer reads memory: the limit of decoding, since each token reads every weight."""
+
+from __future__ import annotations
+
+import mmap
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+import numpy as np
+
+from dllama_zmq.errors import UsageError
+from dllama_zmq.host import free_memory_bytes, usable_cores
+from dllama_zmq.kernels import Kernels, choose_kernels, compiled
+
+MAX_READ_BYTES = 1 << 30
+"""Read in one pass: far more than any cache holds, but at most a quarter of the free memory."""
+_CHUNK_BYTES = 1 << 20
+_SPANS_PER_THREAD = 8  # NumPy: several for each thread, so that one that is delayed does not delay the pass
+
+
+class MemoryReader:
+    """`threads` threads that read the same `n_bytes` of memory each time that `pass_s` is called."""
+
+    def __init__(self, threads: int, kernels: Kernels | None = None) -> None:
+        """kernels: their own threads read if they are simd's. Else simd's loop reads where it can run, else NumPy's
+        maximum, which may be slower.
+        """
+        self._simd = None if kernels is None else compiled(kernels)
+        if self._simd is None:
+            with suppress(UsageError):
+                self._simd = compiled(choose_kernels("simd", threads, threads > usable_cores()))
+        free_bytes = free_memory_bytes()
+        n_bytes = MAX_READ_BYTES if free_bytes is None else min(MAX_READ_BYTES, free_bytes // 4)
+        n_chunks = max(16, n_bytes // _CHUNK_BYTES)
+        self.n_bytes = n_chunks * _CHUNK_BYTES
+        pages = mmap.mmap(-1, self.n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # shared pages are never huge
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            with suppress(OSError):
+                pages.madvise(mmap.MADV_HUGEPAGE)
+        self._chunks = np.frombuffer(pages, np.float32).reshape(n_chunks, -1)
+        self._spans = np.array_split(self._chunks, threads * _SPANS_PER_THREAD)
+        self._threads = ThreadPoolExecutor(threads, "reader")
+        # Untouched pages are all the same zero page. Each thread takes pages that are near its core.
+        list(self._threads.map(lambda span: span.fill(1), self._spans))
+
+    @property
+    def read_by(self) -> str:
+        return "numpy" if self._simd is None else "simd"
+
+    def pass_s(self) -> float:
+        """Read all of it once; returns the seconds."""
+        if self._simd is None:
+            start = time.perf_counter()
+            list(self._threads.map(np.max, self._spans))  # releases the interpreter's lock, and is a SIMD loop
+            return time.perf_counter() - start
+        from dllama_zmq.kernels.simd.pool import Job
+
+        sums = np.empty((len(self._chunks), 16), np.float32)  # a cache line each
+        job = Job(self._chunks.ctypes.data, _CHUNK_BYTES, sums.ctypes.data)
+        kernel = self._simd.address_of("read_memory")
+        start = time.perf_counter()
+        self._simd.pool.run(kernel, job.address, len(self._chunks))
+        return time.perf_counter() - start
