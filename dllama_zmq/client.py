@@ -39,6 +39,8 @@ from dllama_zmq.host import require_open_files
 
 SAY_EVERY_S = 2.0
 CONNECT_S = 5.0
+END_S = 30.0
+"""How long a root that has agreed to stop may take: limits.stop_s of its cluster, which a client does not know."""
 _PORT = "its port for clients (5572 unless root.ports says another)"
 _FILES = 10  # opened by libzmq, as counted in /proc
 
@@ -139,12 +141,21 @@ class Client:
             raise ProtocolError(f"the root answered a question for its status with {type(status).__name__}")
         return status
 
-    def stop(self, wait_s: float = 5.0) -> None:
-        """End the cluster. Raises RootLost where the root does not agree within `wait_s`."""
+    def stop(self, wait_s: float = 5.0, end_s: float = END_S) -> None:
+        """End the cluster, and return when its root has closed this connection: then its workers have left.
+
+        Raises RootLost where the root does not agree within `wait_s`; ClusterError where it does, and is still there
+        `end_s` later.
+        """
         request = next(self._ids)
         self._send(Stop(request), min(wait_s, CONNECT_S))
         while not isinstance(self._receive(request, wait_s), Stopping):
             pass
+        if not self._lost and not self._disconnects.events.poll(round(end_s * 1000)):
+            raise ClusterError(
+                f"the root at {self.endpoint} has agreed to stop, and is still there after {end_s:.0f} s; "
+                "`dllama-zmq ps` on its computer names its process"
+            )
 
     def close(self) -> None:
         """Close the connection. A request that is running is cancelled by the root. May be called twice."""

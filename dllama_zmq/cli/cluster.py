@@ -109,10 +109,11 @@ def down(path: Path) -> None:
 
 def down_elsewhere(address: str) -> None:
     """Take the cluster down whose root has this address for clients."""
+    start = time.monotonic()
     with Client(address) as client, Display() as display:
-        display.now(f"asking the root at {address} to stop")
+        display.now(f"taking the cluster at {address} down")
         client.stop(SILENCE_S)
-    note(f"the cluster at {address} is going down")
+    note(f"the cluster at {address} is down, in {time.monotonic() - start:.1f} s")
 
 
 def status_elsewhere(address: str, as_json: bool, watch_s: float | None) -> None:

@@ -149,12 +149,12 @@ def take_down(file: ClusterFile) -> bool:
     """Stop the cluster of `file`: told, then killed. False where it was not running.
 
     One whose root is on another computer is asked. Raises RootLost where that one does not agree; ClusterError where
-    the name is another cluster's, or a process cannot be ended.
+    it does and does not end, where the name is another cluster's, or where a process cannot be ended.
     """
     stop_s = file.cluster.limits.stop_s
     if (address := registry.address_elsewhere(file.cluster)) is not None:
         with Client(address) as client:
-            client.stop(file.cluster.limits.step_s + stop_s)  # it hears between two steps
+            client.stop(file.cluster.limits.step_s + stop_s, 2 * stop_s)  # it hears between two steps
         return True
     was_running = False
     for number, wait_s in ((signal.SIGTERM, 2 * stop_s), (signal.SIGKILL, stop_s)):

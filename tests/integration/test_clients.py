@@ -73,7 +73,12 @@ def serving(
 ) -> Iterator[str]:
     """The address of a root with places for these workers, until the block ends. It answers nobody for `busy_s`."""
     with a_service(context, model, workers, inproc(), **limits) as (service, address):
-        thread = threading.Timer(busy_s, service.run)
+
+        def run() -> None:
+            service.run()
+            service._clients.close()  # as the end of the root's process does
+
+        thread = threading.Timer(busy_s, run)
         thread.daemon = True
         thread.start()
         try:
@@ -272,7 +277,19 @@ def test_a_root_in_a_long_step_is_waited_for_by_generate_and_down(
         assert capfd.readouterr().out.startswith("once")
     with serving(context, model, [], busy_s=busy_s) as address:
         down_elsewhere(address)
-        assert "is going down" in capfd.readouterr().err
+        assert f"the cluster at {address} is down" in capfd.readouterr().err
+
+
+def test_a_root_that_agrees_to_stop_and_does_not_end_is_told(context: Context, model: ModelFile) -> None:
+    with a_service(context, model, [], inproc()) as (service, address):  # its sockets are closed after the block
+        thread = threading.Thread(target=service.run)
+        thread.start()
+        with (
+            Client(address) as client,
+            pytest.raises(ClusterError, match="has agreed to stop, and is still there after"),
+        ):
+            client.stop(SOON_S, end_s=0.1)
+        thread.join(SOON_S)
 
 
 def test_a_web_server_is_no_root_that_went_away() -> None:

@@ -8,6 +8,7 @@ import select
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -159,6 +160,16 @@ def test_down_ends_a_cluster_whose_processes_are_frozen(cli: Cli) -> None:
     assert "is down" in down.err
     assert down.seconds < 3 * STOP_S
     nothing_is_left(cli)
+
+
+def test_a_cluster_that_is_asked_to_stop_has_ended_when_down_says_so(cli: Cli) -> None:
+    cli.up(2)
+    kill(cli.pid("worker1"), signal.SIGSTOP)  # so that the root takes a while to end
+    address = f"127.0.0.1:{cli.ports['clients']}"
+    down = cli.run("down", "--connect", address)
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", cli.ports["clients"]), 5.0).close()
+    assert f"the cluster at tcp://{address} is down, in " in down.err
 
 
 def test_clients_are_told_why_a_cluster_ends_that_cannot_be_had(cli: Cli) -> None:
