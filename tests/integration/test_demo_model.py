@@ -17,7 +17,7 @@ from dllama_zmq.sources import DATA_FOLDER
 from dllama_zmq.spec import FloatType, Sync
 
 PROMPTS = ["Once upon a time", "Tom and his dog"]
-# A story of the kind that the model knows: python tools/demo_corpus.py --stories 1 --seed 99
+# A story of the kind that the model knows: python tools/demo_model/demo_corpus.py --stories 1 --seed 99
 TEXT = (
     "One winter day, Wilbur saw Bella in the green valley. Wilbur was a clever mouse, and he loved to draw "
     'pictures. Bella could swim better than anyone. Wilbur watched with big eyes. "That looks like so much '

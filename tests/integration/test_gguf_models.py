@@ -192,7 +192,7 @@ def demo_in(kind: str, path: Path) -> float:
 @pytest.fixture(scope="module")
 def stories() -> list[list[int]]:
     """Tokens of stories of the kind that the demo model knows, none of which it was trained on."""
-    command = [sys.executable, str(TOOLS / "demo_corpus.py"), "--stories", "6", "--seed", "99"]
+    command = [sys.executable, str(TOOLS / "demo_model" / "demo_corpus.py"), "--stories", "6", "--seed", "99"]
     made = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
     with load("demo") as demo:
         return [demo.tokenizer.encode(story.strip())[:500] for story in made.split("---") if story.strip()]

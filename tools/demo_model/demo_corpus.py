@@ -3,7 +3,7 @@
 A story picks its people, a plot from demo_corpus_plots.py and one of many wordings for each sentence; names, pronouns
 and objects are fixed once and used all through, which is what the model has to learn.
 
-    python tools/demo_corpus.py --stories 5 --seed 1
+    python tools/demo_model/demo_corpus.py --stories 5 --seed 1
 """
 
 from __future__ import annotations

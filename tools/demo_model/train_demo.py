@@ -1,8 +1,8 @@
 """Train the demo model and write it as dllama_zmq/data/demo.m and demo.t.
 
     pip install torch==2.13.0 sentencepiece numpy
-    python tools/train_demo.py                                # train, check, export
-    python tools/train_demo.py --export-only build/demo       # export again from a saved checkpoint
+    python tools/demo_model/train_demo.py                                # train, check, export
+    python tools/demo_model/train_demo.py --export-only build/demo       # export again from a saved checkpoint
 
 Everything is made here from a seed: the stories (demo_corpus.py), the tokenizer and the weights. Only this tool needs
 PyTorch and SentencePiece; the package does not.
@@ -38,7 +38,7 @@ from demo_corpus import names, stories
 
 Rows = npt.NDArray[np.int64]
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 UNK, BOS, EOS = 0, 1, 2
 PROMPTS = (
     "Once upon a time",
@@ -245,7 +245,7 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, npt.NDArray[np.float32]], b
     """Return the arrays of a checkpoint by name and its tokenizer model, or end with one line."""
     for path in (folder / "weights.npz", folder / "tokenizer.model"):
         if not path.is_file():
-            sys.exit(f"No {path.name} in {folder}. Train first: python tools/train_demo.py --out {folder}")
+            sys.exit(f"No {path.name} in {folder}. Train first: python tools/demo_model/train_demo.py --out {folder}")
     with np.load(folder / "weights.npz") as arrays:
         return {name: arrays[name] for name in arrays.files}, (folder / "tokenizer.model").read_bytes()
 
@@ -261,7 +261,7 @@ def export(weights: Mapping[str, npt.NDArray[np.float32]], shape: NetShape, toke
     except ImportError as error:
         sys.exit(
             f"The checkpoint is saved, but the export needs {error.name}, which is not installed:\n"
-            f"    pip install -e {ROOT}\n    python tools/train_demo.py --export-only CHECKPOINT"
+            f"    pip install -e {ROOT}\n    python tools/demo_model/train_demo.py --export-only CHECKPOINT"
         )
     spec = ModelSpec(
         "llama",
