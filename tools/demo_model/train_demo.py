@@ -155,7 +155,7 @@ def mean_loss(net: Net, rows: Rows) -> float:
         batch = torch.from_numpy(rows[start : start + 8])
         logits = net(batch[:, :-1])
         total += F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="sum").item()
-    return total / (rows.shape[0] * (rows.shape[1] - 1))
+    return total / (rows.size - len(rows))  # the first token of a row is not predicted
 
 
 @torch.no_grad()
