@@ -23,12 +23,12 @@ from pathlib import Path
 import numpy as np
 import zmq
 
+from dllama_zmq.bus.client_messages import Figures
 from dllama_zmq.bus.links import Endpoints
 from dllama_zmq.errors import DllamaError
 from dllama_zmq.formats import open_model
 from dllama_zmq.models import Run
 from dllama_zmq.root.root import Root, RootSettings
-from dllama_zmq.root.timing import Timing
 from dllama_zmq.spec import SYNC_FLOAT, Sync
 
 BRIDGE, NODE, LINK = "dzbridge", "dznode", "dzlink"
@@ -122,12 +122,12 @@ def measure(path: Path, nodes: int, sync: Sync, n_prompt: int, n_tokens: int, re
     )
 
 
-def evaluate(root: Root, start: int, tokens: list[int]) -> Timing:
+def evaluate(root: Root, start: int, tokens: list[int]) -> Figures:
     """One step that wants the best candidate of its last row."""
     return root.evaluate([Run(0, start, len(tokens))], tokens, [(len(tokens) - 1, 0.0)], 1)[1]
 
 
-def waiting(steps: Sequence[Timing]) -> float:
+def waiting(steps: Sequence[Figures]) -> float:
     """The share of the time that the root waited."""
     return sum(step.wait_s for step in steps) / sum(step.wall_s for step in steps)
 

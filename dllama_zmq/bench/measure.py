@@ -13,10 +13,10 @@ from numpy.random import default_rng
 
 from dllama_zmq.bench.cases import Case, prompt_steps
 from dllama_zmq.bench.reader import MemoryReader
+from dllama_zmq.bus.client_messages import Figures
 from dllama_zmq.kernels.profiled import Profiled
 from dllama_zmq.models import Run
 from dllama_zmq.root.root import Root
-from dllama_zmq.root.timing import Timing
 from dllama_zmq.telling import Tells
 
 _SEED = 0
@@ -35,7 +35,7 @@ class Measured:
 
     case: Case
     seconds: tuple[float, ...]
-    timing: Timing
+    timing: Figures
     read_bytes_per_s: float
     kernels: dict[str, tuple[float, int]] | None = None
 
@@ -68,7 +68,7 @@ class Bench:
         if profiled is not None:
             profiled.reset()
         seconds: list[float] = []
-        timings: list[Timing] = []
+        timings: list[Figures] = []
         read_bytes_per_s: list[float] = []
         next_read = 0.0
         for i in range(repetitions):
@@ -86,7 +86,7 @@ class Bench:
         )
         return Measured(case, tuple(seconds), reduce(add, timings), mean(read_bytes_per_s), kernels)
 
-    def _evaluate(self, steps: Iterable[tuple[Run, bool]]) -> tuple[float, Timing]:
+    def _evaluate(self, steps: Iterable[tuple[Run, bool]]) -> tuple[float, Figures]:
         """Run steps over random tokens, drawn before the clock starts. A step that gives a token finds the best one."""
         steps = list(steps)
         tokens = [self._rng.integers(0, self._root.spec.vocab_size, run.count).tolist() for run, _ in steps]

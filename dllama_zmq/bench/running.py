@@ -77,16 +77,14 @@ def _answer(client: Client, n_words: int, max_tokens: int) -> _Answer:
 
 def _row(test: str, n_nodes: int, samples: Sequence[StepSums]) -> Row:
     """slowest: the node that the others waited for, and its share of all waiting; None if no node stands out."""
-    total = StepSums()
-    for sample in samples:
-        total.add(sample.tokens, sample)
-    last = total.slowest(n_nodes)
+    total = sum(samples, StepSums())
+    took, last = total.figures, total.slowest(n_nodes)
     return {
         "test": test,
         "nodes": n_nodes,
         **spread([sample.tokens_per_s() for sample in samples]),
-        "wait_share": total.wait_s / total.wall_s,
-        "kb_per_token": (total.sent_bytes + total.received_bytes) / total.tokens / 1000,
+        "wait_share": took.wait_s / took.wall_s,
+        "kb_per_token": (took.sent_bytes + took.received_bytes) / total.tokens / 1000,
         "slowest": None if last is None else last.name,
         "slowest_share": None if last is None else last.share,
     }

@@ -27,6 +27,21 @@ class Figures(msgspec.Struct, frozen=True, array_like=True):
     received_bytes: Big
     waited_for_s: dict[Name, Seconds]
 
+    def __add__(self, other: Figures) -> Figures:
+        """Of two steps together."""
+        one, two = self.waited_for_s, other.waited_for_s
+        return Figures(
+            self.wall_s + other.wall_s,
+            self.wait_s + other.wait_s,
+            self.sent_bytes + other.sent_bytes,
+            self.received_bytes + other.received_bytes,
+            {name: one.get(name, 0.0) + two.get(name, 0.0) for name in one | two},
+        )
+
+
+NO_STEPS = Figures(0.0, 0.0, 0, 0, {})
+"""To add to."""
+
 
 # --- client to root -------------------------------------------------------------------------------------------------
 
@@ -123,13 +138,11 @@ class Error(Message, frozen=True):
 
 class NodeStatus(msgspec.Struct, frozen=True):
     """One node, for people and tables. seconds: from joining to having its weights ready, which it is `percent` done
-    `doing`. Maps are seconds, sums over the steps of each phase.
+    `doing`.
 
     address: the IP address that it speaks from; empty over ipc.
     memory_bytes: what its process will need at most. free_bytes: memory that its host had free when it joined (the
     root's: now), None where that is not known.
-    compute_s: computing. wait_s: waiting for others. waited_for_s: the others waited, for this node came last.
-    link_s: the part of that which its computing does not explain: its link, or its system.
     """
 
     name: str
@@ -148,10 +161,42 @@ class NodeStatus(msgspec.Struct, frozen=True):
     seconds: float
     doing: str
     percent: int
-    compute_s: dict[str, float]
-    wait_s: dict[str, float]
-    waited_for_s: dict[str, float]
-    link_s: dict[str, float]
+
+
+class NodeTimes(msgspec.Struct):
+    """Seconds of one node in some steps: computing, waiting for others, and of the others waiting for it.
+
+    waited_for_s: it came last, beyond what messages usually take. Of these, paused_s: its program did not run when it
+    had to compute; messages_s: its message came late, though it had computed; the rest: it computed longer.
+    """
+
+    compute_s: float = 0.0
+    wait_s: float = 0.0
+    waited_for_s: float = 0.0
+    paused_s: float = 0.0
+    messages_s: float = 0.0
+
+    def add(self, other: NodeTimes) -> None:
+        """The seconds of other steps."""
+        self.compute_s += other.compute_s
+        self.wait_s += other.wait_s
+        self.waited_for_s += other.waited_for_s
+        self.paused_s += other.paused_s
+        self.messages_s += other.messages_s
+
+
+class PhaseTimes(msgspec.Struct, frozen=True):
+    """The last steps of one phase: how many, their tokens and seconds, and each node's part in these.
+
+    slowest: the node that the others waited for, "" where no node stands out; share: of all waiting, 0 to 1.
+    """
+
+    steps: int
+    tokens: int
+    wall_s: float
+    slowest: str
+    share: float
+    nodes: dict[str, NodeTimes]
 
 
 class TrafficRow(msgspec.Struct, frozen=True):
@@ -169,7 +214,11 @@ class TrafficRow(msgspec.Struct, frozen=True):
 
 
 class Status(Message, frozen=True):
-    """Everything that is known of a cluster."""
+    """Everything that is known of a cluster.
+
+    crowded: the root's computer has fewer cores than its nodes have threads; who of them is last is chance, and not
+    told. recent: by phase, the last 10 to 20 s of steps.
+    """
 
     id: Big
     name: Name
@@ -184,10 +233,12 @@ class Status(Message, frozen=True):
     seq_len: Count
     active: Count
     queued: Count
+    crowded: bool
     steps: dict[str, int]
     tokens: dict[str, int]
     sampled: dict[str, int]
     nodes: list[NodeStatus]
+    recent: dict[str, PhaseTimes]
     traffic: list[TrafficRow]
 
 

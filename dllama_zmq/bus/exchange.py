@@ -40,6 +40,7 @@ from dllama_zmq.bus.messages import (
 )
 from dllama_zmq.bus.peers import PeerGone
 from dllama_zmq.bus.session import Gather, Member, Part, Roster, State
+from dllama_zmq.bus.slowest import Wait
 from dllama_zmq.bus.trade import Trade, as_it_crosses, make_trade, stage_header
 from dllama_zmq.errors import ProtocolError, RemoteError, WorkerLost
 from dllama_zmq.kernels import Kernels
@@ -79,8 +80,8 @@ class _Begun:
 class StarRoot:
     """The root's side. `backlog` keeps the last that each peer said out of turn, for whoever runs the cluster.
 
-    wait_s: seconds that the root has waited for the others, all steps together. waited_for_s: the same by worker; each
-    wait counts for the worker whose answer ended it.
+    wait_s: seconds that the root has waited for the others since the step began, or since it asked for more. waits: the
+    same by worker; each wait counts for the worker whose answer ended it.
     """
 
     def __init__(self, link: RootLink, roster: Roster, kernels: Kernels, sync: Sync, step_s: float) -> None:
@@ -100,8 +101,7 @@ class StarRoot:
         self._trade: Trade | None = None
         self._trade_epoch = -1
         self.backlog: dict[bytes, Message] = {}
-        self.wait_s = 0.0
-        self.waited_for_s = dict.fromkeys(self._names, 0.0)
+        self._forget_waits()
 
     def begin(self, runs: Sequence[tuple[int, int, int]], wanted: Sequence[Want], k: int, x: F32) -> F32:
         """Publish a step; returns x (T, D) as every node sees it.
@@ -112,6 +112,7 @@ class StarRoot:
             away = [f"{m.name} is {m.state.value}" for m in self._roster.members if m.state is not State.READY]
             raise WorkerLost(f"no step can begin: {', '.join(away)}")
         self._step += 1
+        self._forget_waits()
         self._stage, self._n_batches = 0, 1
         self._begun.clear()
         head, frame = pack_floats(x, self._sync)
@@ -134,7 +135,7 @@ class StarRoot:
             for late in self._collect(self._gather(Partial, missing), other, self._trade.waited_s):
                 parts[late.node - 1] = self._read(late, len(own))
         else:
-            self._count_wait(self._nodes[self._trade.last], self._trade.waited_s)
+            self._count_wait(self._nodes[self._trade.last], self._trade.waited_s, len(parts) * own.nbytes)
         wire, total = self._add_up(own, [part for part in parts if part is not None])
         if wire is not None:
             header = self._sum_header(self._stage)
@@ -166,6 +167,7 @@ class StarRoot:
 
     def ask_more(self, k: int) -> list[Part]:
         """Every worker's best `k` candidates of the rows that this step wanted."""
+        self._forget_waits()
         self._publish(More(self._roster.epoch, self._step, self._stage + 1, k), [])
         return self.candidates()
 
@@ -194,7 +196,7 @@ class StarRoot:
         header, expected = self._sum_header(self._stage), self._partial_header(self._stage)
         total = trade(header, own, expected)
         if total is not None:
-            self._count_wait(self._nodes[trade.last], trade.waited_s)
+            self._count_wait(self._nodes[trade.last], trade.waited_s, len(self._nodes) * own.nbytes)
         for tally, came in zip(self._received, trade.came, strict=True):
             if came:
                 tally.add_array(len(expected), own.nbytes)
@@ -252,13 +254,19 @@ class StarRoot:
             arrived = self._link.receive(min(next_ping, deadline))
             if arrived is not None:
                 self._take(gather, *arrived)
-        self._count_wait(gather.last, waited_s + time.monotonic() - start)
-        return gather.in_node_order()
+        parts = gather.in_node_order()
+        n_bytes = sum(len(frame) for part in parts for frame in part.frames)
+        self._count_wait(gather.last, waited_s + time.monotonic() - start, n_bytes)
+        return parts
 
-    def _count_wait(self, node: int, seconds: float) -> None:
-        """The root has waited for `seconds`, and the answer of worker `node` ended it."""
+    def _forget_waits(self) -> None:
+        self.wait_s = 0.0
+        self.waits = {name: Wait() for name in self._names}
+
+    def _count_wait(self, node: int, seconds: float, n_bytes: int) -> None:
+        """The root has waited `seconds` for messages of `n_bytes` together, and that of worker `node` came last."""
         self.wait_s += seconds
-        self.waited_for_s[self.name(node)] += seconds
+        self.waits[self.name(node)].add(seconds, n_bytes)
 
     def _take(self, gather: Gather, identity: bytes, message: Message, frames: list[Frame]) -> None:
         """A message that came while `gather` is waited for."""

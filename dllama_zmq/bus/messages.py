@@ -234,13 +234,15 @@ class Candidates(Message, frozen=True):
     """The end of a step, for the R rows wanted of it.
 
     k > 0: ids i32 (R, k), best first, logits f32 (R, k), log-sum-exps f64 (R, 1), where k is at most this node's part
-    of the vocabulary. k = 0: logits f32 (R, V / nodes). R = 0: no arrays. Seconds are of the whole step.
+    of the vocabulary. k = 0: logits f32 (R, V / nodes). R = 0: no arrays. Seconds are of the whole step; paused_s: of
+    compute_s, at least so long this node's thread had no core to run on.
     """
 
     epoch: Big
     step: Big
     stage: Count
     compute_s: Seconds
+    paused_s: Seconds
     wait_s: Seconds
     arrays: Heads
 

@@ -1,17 +1,22 @@
-"""Which node the others wait for. Pure: knows seconds by node, no clock and no socket."""
+"""Which node the others wait for, and why. Pure: knows seconds by node, no clock and no socket."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dllama_zmq.bus.client_messages import NodeStatus, Status
+from dllama_zmq.bus.client_messages import NodeTimes
 from dllama_zmq.bus.session import ROOT
 
-MIN_SHARE_OF_TIME = 0.1
-"""Waiting that takes less of the steps' time than this is nobody's fault: a message needs its time on any link."""
-MIN_LEAD = 1.5
-"""One node is named if it causes this many times the waiting of an average node: equal nodes are last equally often."""
+MIN_GAIN = 0.1
+"""A node is named if steps would take this share less time were it like the others: less is not worth looking for."""
+MIN_DEVIATIONS = 3.0
+"""And if chance seldom does it: equal nodes differ so much in 1 of 700 windows, and one hiccup alone never does."""
+_MESSAGE_S = 0.2e-3
+"""A message on a wired network, in and out of both processes: nobody's fault."""
+_BYTES_PER_S = 1.25e8
+"""And its bytes: gigabit Ethernet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,34 +27,70 @@ class Slowest:
     share: float
 
 
-def slowest(waited_for_s: Mapping[str, float], wall_s: float, n_nodes: int) -> Slowest | None:
-    """The node that causes most of the waiting, or None where no node stands out.
+def slowest(waited_for_s: Mapping[str, float], squares: float, wall_s: float, n_nodes: int) -> Slowest | None:
+    """The node that causes more of the waiting than the others do, or None where no node stands out.
 
-    waited_for_s: seconds that each node made the others wait, nodes without any left out. wall_s: of all steps.
+    waited_for_s: seconds that each node made the others wait, nodes without any left out. squares: of these seconds in
+    each step, the sum over steps and nodes. wall_s: of all steps.
+
+    Where each step is as likely to wait for one node as for another, the excess of one has a variance of at most
+    `squares`. Where one node is `w` late in each of n steps, its excess is n w and the root of `squares` is sqrt(n) w:
+    it takes 9 steps, and so does a node that is stopped now and then: 9 stops.
     """
-    total_s = sum(waited_for_s.values())
-    if total_s <= MIN_SHARE_OF_TIME * wall_s:
+    if n_nodes < 2 or not waited_for_s:
         return None
+    total_s = sum(waited_for_s.values())
     name = max(waited_for_s, key=waited_for_s.__getitem__)
-    share = waited_for_s[name] / total_s
-    return Slowest(name, share) if share * n_nodes >= MIN_LEAD else None
+    excess_s = waited_for_s[name] - (total_s - waited_for_s[name]) / (n_nodes - 1)
+    if excess_s <= MIN_GAIN * wall_s or excess_s < MIN_DEVIATIONS * math.sqrt(squares) * (1 - 1e-9):
+        return None
+    return Slowest(name, waited_for_s[name] / total_s)
 
 
-def waited_for_root_s(compute_s: Mapping[str, float]) -> float:
-    """Seconds of a step that the workers waited for the root: what it computes beyond the slowest of them."""
-    workers_s = [seconds for name, seconds in compute_s.items() if name != ROOT]
-    return max(0.0, compute_s[ROOT] - max(workers_s)) if workers_s else 0.0
+@dataclass(slots=True)
+class Wait:
+    """The root's waits for one worker in one step: seconds in all, and what messages of that size usually take."""
+
+    seconds: float = 0.0
+    usual_s: float = 0.0
+
+    def add(self, seconds: float, n_bytes: int) -> None:
+        """One wait more, which messages of `n_bytes` together ended."""
+        self.seconds += seconds
+        self.usual_s += _MESSAGE_S + n_bytes / _BYTES_PER_S
 
 
-def slowest_of(status: Status, phase: str) -> Slowest | None:
-    """The node of a running cluster that the others waited for in the steps of `phase`."""
-    root = status.nodes[0]
-    wall_s = root.compute_s.get(phase, 0.0) + root.wait_s.get(phase, 0.0)
-    return slowest({node.name: node.waited_for_s.get(phase, 0.0) for node in status.nodes}, wall_s, len(status.nodes))
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What one node says of one step: seconds computing, of these without a core to run on, and waiting."""
+
+    compute_s: float
+    paused_s: float
+    wait_s: float
 
 
-def excess_ms_per_token(status: Status, node: NodeStatus, phase: str) -> tuple[float, float]:
-    """Milliseconds per token that the others waited for `node`: for its computing, and for its link."""
-    n_tokens = max(1, status.tokens.get(phase, 0))
-    waited_s, link_s = node.waited_for_s.get(phase, 0.0), node.link_s.get(phase, 0.0)
-    return (waited_s - link_s) / n_tokens * 1e3, link_s / n_tokens * 1e3
+def times_of_step(spent: Mapping[str, Spent], waits: Mapping[str, Wait]) -> dict[str, NodeTimes]:
+    """What one step took each node, and how long the others waited for it; `waits` are the root's, by worker.
+
+    A worker that computes longer than the root makes it wait so long; what the root waits beyond that, and beyond what
+    a message usually takes, is the messages'. Workers wait for a root that computes longer than each of them.
+
+    Two nodes send each other their parts at the same time, so each waits for the other's messages. A slow link makes
+    both wait alike, and whose it is cannot be known: the worker's wait counts for the root as the root's does for it.
+    """
+    root = spent[ROOT]
+    workers = {name: one for name, one in spent.items() if name != ROOT}
+    times = {ROOT: _times(root, max(0.0, root.compute_s - max(one.compute_s for one in workers.values())), 0.0)}
+    for name, one in workers.items():
+        wait = waits[name]
+        longer_s = min(wait.seconds, max(0.0, one.compute_s - root.compute_s))
+        times[name] = _times(one, longer_s, max(0.0, wait.seconds - longer_s - wait.usual_s))
+        if len(workers) == 1:
+            longer_s = min(one.wait_s, max(0.0, root.compute_s - one.compute_s))
+            times[ROOT] = _times(root, longer_s, max(0.0, one.wait_s - longer_s - wait.usual_s))
+    return times
+
+
+def _times(spent: Spent, longer_s: float, messages_s: float) -> NodeTimes:
+    paused_s = min(longer_s, spent.paused_s)
+    return NodeTimes(spent.compute_s, spent.wait_s, longer_s + messages_s, paused_s, messages_s)

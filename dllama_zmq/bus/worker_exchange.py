@@ -56,13 +56,13 @@ class StarWorker:
         self._stage = 0
         self._begun: deque[tuple[int, U8]] = deque()
         self._lacking = (0, 0, 0)
-        self._start = 0.0
+        self._start = self._start_on_core = 0.0
         self._wait_s = 0.0
 
     def begin(self, message: Step, frames: Sequence[Frame]) -> F32:
         """Enter a step; returns its x (T, D). Raises ProtocolError where rows, runs and wants do not fit together."""
         self.step, self._stage = message.step, 0
-        self._start, self._wait_s = time.monotonic(), 0.0
+        self._start, self._start_on_core, self._wait_s = time.monotonic(), time.thread_time(), 0.0
         self._begun.clear()
         if len(message.arrays) != 1:
             raise ProtocolError(f"a step with {len(message.arrays)} arrays; expected x alone")
@@ -103,9 +103,10 @@ class StarWorker:
     def answer(self, arrays: Sequence[tuple[ArrayHead, Frame]]) -> None:
         """End the step, or answer More, with these candidates."""
         self._stage += 1
-        compute_s = time.monotonic() - self._start - self._wait_s
+        compute_s = max(0.0, time.monotonic() - self._start - self._wait_s)
+        paused_s = max(0.0, compute_s - (time.thread_time() - self._start_on_core))  # more, where it spun for a sum
         heads, frames = [head for head, _ in arrays], [frame for _, frame in arrays]
-        message = Candidates(self.epoch, self.step, self._stage, max(0.0, compute_s), self._wait_s, heads)
+        message = Candidates(self.epoch, self.step, self._stage, compute_s, paused_s, self._wait_s, heads)
         self._link.send(message, frames)
 
     def next_stage(self, step: int, stage: int) -> bool:

@@ -13,14 +13,14 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from dllama_zmq.bus.client_messages import NodeStatus, Status
-from dllama_zmq.bus.slowest import excess_ms_per_token, slowest_of
+from dllama_zmq.bus.client_messages import Status
 from dllama_zmq.cli.chosen import running_here, to_bring_up
 from dllama_zmq.cli.endings import as_json as json_text
 from dllama_zmq.cli.flags import Overrides
 from dllama_zmq.cli.overrides import applied, fetched
 from dllama_zmq.cli.progress import Arrivals, Display, duration, note_on
 from dllama_zmq.cli.show import note
+from dllama_zmq.cli.slow_nodes import slowness
 from dllama_zmq.cli.watch import check_watch, watched
 from dllama_zmq.client import CONNECT_S, SILENCE_S, Client
 from dllama_zmq.cluster import ClusterFile
@@ -163,20 +163,9 @@ def status_table(found: Status) -> RenderableType:
             str(node.pid or ""),
             human_bytes(node.weight_bytes),
             human_bytes(node.kv_bytes),
-            note_on(node) or _slowness(found, node),
+            note_on(node),
         )
-    return Group(*map(Text, words), table)
-
-
-def _slowness(found: Status, node: NodeStatus) -> str:
-    """Of the node that the others wait for when they generate: how long for each token, and why."""
-    phase = "prediction"
-    last = slowest_of(found, phase)
-    if last is None or last.name != node.name:
-        return ""
-    computing_ms, link_ms = excess_ms_per_token(found, node, phase)
-    why = f"{computing_ms:.1f} ms a token for its computing, {link_ms:.1f} ms for its link or system"
-    return f"slowest: the others wait {why}"
+    return Group(*map(Text, words), table, *map(Text, slowness(found)))
 
 
 def _as_json(found: Status) -> str:

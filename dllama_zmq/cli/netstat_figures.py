@@ -9,8 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from msgspec import Struct
 
-from dllama_zmq.bus.client_messages import NodeStatus, Status, TrafficRow
-from dllama_zmq.bus.slowest import slowest_of
+from dllama_zmq.bus.client_messages import NodeTimes, Status, TrafficRow
 from dllama_zmq.errors import PlanError
 from dllama_zmq.models import tensor_table
 from dllama_zmq.root.prediction import KINDS, Predicted, predict_step
@@ -63,9 +62,10 @@ class WorkerTraffic(Struct, frozen=True):
 
 
 class Waiting(Struct, frozen=True):
-    """Seconds of one node in the steps of one phase, and the share of them that it waited: None where nothing ran.
+    """Seconds of one node in the last steps of one phase, and the share of them that it waited: None where nothing ran.
 
-    waited_for_s: the others waited, for this node came last; link_s: what of that its computing does not explain.
+    waited_for_s: the others waited, for this node came last. Of these, paused_s: its program did not run when it had
+    to compute; messages_s: its message came late, though it had computed; the rest: it computed longer.
     """
 
     node: str
@@ -74,15 +74,24 @@ class Waiting(Struct, frozen=True):
     wait_s: float
     wait_share: float | None
     waited_for_s: float
-    link_s: float
+    paused_s: float
+    messages_s: float
 
 
 class LastOne(Struct, frozen=True):
-    """The node that the others waited for in a phase, and its share of all waiting."""
+    """The node that the others waited for in the last steps of a phase, and its share of all waiting."""
 
     phase: str
     node: str
     share: float
+
+
+class Window(Struct, frozen=True):
+    """The last steps of one phase: how many, and their seconds."""
+
+    phase: str
+    steps: int
+    wall_s: float
 
 
 class Report(Struct, frozen=True):
@@ -101,6 +110,8 @@ class Report(Struct, frozen=True):
     agrees: bool | None
     workers: list[WorkerTraffic]
     all_workers: dict[str, list[Line]]
+    crowded: bool
+    recent: list[Window]
     waiting: list[Waiting]
     slowest: list[LastOne]
 
@@ -121,6 +132,7 @@ def measured(status: Status) -> Report:
     done = sum(steps.values())
     # Every worker is sent every step, and some a step again: who was sent the fewest was sent each once.
     begun = min((_count(status.traffic, node.name, "step") for node in status.nodes[1:]), default=done)
+    recent = {phase: status.recent[phase] for phase in TOKEN_PHASES if phase in status.recent}
     verdicts = [line.agrees for line in lines if line.agrees is not None]
     return Report(
         cluster=status.name,
@@ -136,10 +148,14 @@ def measured(status: Status) -> Report:
         agrees=all(verdicts) if verdicts else None,
         workers=workers,
         all_workers={phase: _lines(status.traffic, phase, tokens[phase]) for phase in phases},
-        waiting=[_waiting(node, phase) for phase in phases for node in status.nodes],
-        slowest=[
-            LastOne(phase, one.name, one.share) for phase in phases if (one := slowest_of(status, phase)) is not None
+        crowded=status.crowded,
+        recent=[Window(phase, times.steps, times.wall_s) for phase, times in recent.items()],
+        waiting=[
+            _waiting(node.name, phase, times.nodes.get(node.name, NodeTimes()))
+            for phase, times in recent.items()
+            for node in status.nodes
         ],
+        slowest=[LastOne(phase, times.slowest, times.share) for phase, times in recent.items() if times.slowest],
     )
 
 
@@ -190,11 +206,12 @@ def _count(rows: Iterable[TrafficRow], name: str, kind: str) -> int:
     return sum(row.messages for row in rows if row.node == name and row.kind == kind)
 
 
-def _waiting(node: NodeStatus, phase: str) -> Waiting:
-    compute_s, wait_s = node.compute_s.get(phase, 0.0), node.wait_s.get(phase, 0.0)
-    whole = compute_s + wait_s
-    waited_for_s, link_s = node.waited_for_s.get(phase, 0.0), node.link_s.get(phase, 0.0)
-    return Waiting(node.name, phase, compute_s, wait_s, wait_s / whole if whole else None, waited_for_s, link_s)
+def _waiting(node: str, phase: str, times: NodeTimes) -> Waiting:
+    whole = times.compute_s + times.wait_s
+    return Waiting(
+        node, phase, times.compute_s, times.wait_s, times.wait_s / whole if whole else None,
+        times.waited_for_s, times.paused_s, times.messages_s,
+    )  # fmt: skip
 
 
 # --- a prediction ----------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from dllama_zmq.cli.netstat_figures import (
     Report,
     Share,
 )
+from dllama_zmq.cli.slow_nodes import legend
 from dllama_zmq.telling import human_bytes
 
 _NAMES = {"step": "step x", "sum": "sums", "partial": "partials", "candidates": "candidates", "more": "asked again"}
@@ -69,7 +70,8 @@ def report_tables(report: Report) -> RenderableType:
     if report.workers:
         parts += [Text(), Text("set-up and idle, kB in all", "bold"), _setup_table(report)]
     if report.waiting:
-        parts += [Text(), Text("who waits, and for whom", "bold"), _waiting_table(report), *_slowest(report)]
+        parts += [Text(), Text("who waits, and for whom, lately", "bold"), Text(_windows(report))]
+        parts += [_waiting_table(report), *map(Text, legend(report.crowded)), *_slowest(report)]
     if report.agrees is not None:
         parts += [Text(), _verdict(report)]
     return Group(*parts)
@@ -106,15 +108,21 @@ def _setup_table(report: Report) -> Table:
     return table
 
 
+def _windows(report: Report) -> str:
+    """How many steps of each phase are the last ones, and their seconds."""
+    steps = (f"{_count(one.steps, 'step')} of {one.phase} ({one.wall_s:.1f} s)" for one in report.recent)
+    return f"in the last {' and '.join(steps)}"
+
+
 def _waiting_table(report: Report) -> Table:
-    table = _table("node", "phase", "compute s", "wait s", "waiting", "others wait s", "by its link", left=2)
+    table = _table("node", "phase", "compute s", "wait s", "waiting", "others wait s", "paused", "messages", left=2)
     for node in dict.fromkeys(row.node for row in report.waiting):
         rows = [row for row in report.waiting if row.node == node]
         for i, row in enumerate(rows):
             share = "" if row.wait_share is None else f"{row.wait_share:.1%}"
             table.add_row(
                 "" if i else node, row.phase, f"{row.compute_s:.3f}", f"{row.wait_s:.3f}", share,
-                f"{row.waited_for_s:.3f}", f"{row.link_s:.3f}",
+                f"{row.waited_for_s:.3f}", f"{row.paused_s:.3f}", f"{row.messages_s:.3f}",
             )  # fmt: skip
     return table
 

@@ -87,13 +87,13 @@ def _line(figures: Figures) -> str:
 
 def _averages(sums: StepSums) -> dict[str, float]:
     """Per token; milliseconds and kB."""
-    n = max(1, sums.tokens)
+    n, total = max(1, sums.tokens), sums.figures
     return {
         "tokens": sums.tokens,
         "tokens_per_s": round(sums.tokens_per_s(), 2),
-        "g_ms": round(sums.wall_s / n * 1e3, 3),
-        "i_ms": round((sums.wall_s - sums.wait_s) / n * 1e3, 3),
-        "t_ms": round(sums.wait_s / n * 1e3, 3),
-        "s_kb": round(sums.sent_bytes / n / 1e3, 3),
-        "r_kb": round(sums.received_bytes / n / 1e3, 3),
+        "g_ms": round(total.wall_s / n * 1e3, 3),
+        "i_ms": round((total.wall_s - total.wait_s) / n * 1e3, 3),
+        "t_ms": round(total.wait_s / n * 1e3, 3),
+        "s_kb": round(total.sent_bytes / n / 1e3, 3),
+        "r_kb": round(total.received_bytes / n / 1e3, 3),
     }

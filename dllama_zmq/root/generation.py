@@ -9,12 +9,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from dllama_zmq.bus.client_messages import Figures
 from dllama_zmq.errors import ClusterDefect, RequestError
 from dllama_zmq.models import Run
 from dllama_zmq.root.root import Root
 from dllama_zmq.root.sampler import Sampler, more_than
 from dllama_zmq.root.sampling import Sampling
-from dllama_zmq.root.timing import Timing
 from dllama_zmq.sharding import PREFILL_TOKENS
 from dllama_zmq.tokenizer import Tokenizer
 
@@ -31,24 +31,24 @@ class GenerationRequest:
 
 @dataclass(frozen=True, slots=True)
 class Prefilled:
-    """`done` of the prompt's `total` tokens have been evaluated; `timing` is that of the last chunk of `n_tokens`."""
+    """`done` of the prompt's `total` tokens have been evaluated; `figures`: of the last chunk, of `n_tokens`."""
 
     done: int
     total: int
     n_tokens: int
-    timing: Timing
+    figures: Figures
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
     """One generated token and the text it completes (may be empty: a character can take several tokens).
 
-    `timing` is that of the step that gave it; None for the first, which the last step of the prompt gives.
+    `figures` are those of the step that gave it; None for the first, which the last step of the prompt gives.
     """
 
     token: int
     text: str
-    timing: Timing | None
+    figures: Figures | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,40 +89,40 @@ def generate(root: Root, tokenizer: Tokenizer, request: GenerationRequest) -> It
     root.set_phase("prompt")
     for start in range(0, n_prompt - PREFILL_TOKENS, PREFILL_TOKENS):
         run = Run(0, start, PREFILL_TOKENS)
-        _, timing = root.evaluate([run], tokens[start : start + run.count], [], 0)
-        yield Prefilled(start + run.count, n_prompt, run.count, timing)
+        _, figures = root.evaluate([run], tokens[start : start + run.count], [], 0)
+        yield Prefilled(start + run.count, n_prompt, run.count, figures)
     start = (n_prompt - 1) // PREFILL_TOKENS * PREFILL_TOKENS
     run = Run(0, start, n_prompt - start)
-    token, timing = _evaluate_and_choose(root, sampler, run, tokens[start:], tokenizer.vocab_size)
-    yield Prefilled(n_prompt, n_prompt, run.count, timing)
+    token, figures = _evaluate_and_choose(root, sampler, run, tokens[start:], tokenizer.vocab_size)
+    yield Prefilled(n_prompt, n_prompt, run.count, figures)
     decoder = tokenizer.decoder(continues=True)
-    decode_timing = None
+    of_step = None
     n_most = min(request.max_tokens or root.seq_len, root.seq_len - n_prompt)
     for n_generated in range(1, n_most + 1):
         if token in tokenizer.eos_ids and not request.ignore_eos:
             yield Finished("stop", decoder.flush())
             return
-        yield Token(token, decoder.push(token), decode_timing)
+        yield Token(token, decoder.push(token), of_step)
         if n_generated < n_most:
             root.set_phase("prediction")
             run = Run(0, n_prompt + n_generated - 1, 1)
-            token, decode_timing = _evaluate_and_choose(root, sampler, run, [token], tokenizer.vocab_size)
+            token, of_step = _evaluate_and_choose(root, sampler, run, [token], tokenizer.vocab_size)
     yield Finished("length", decoder.flush())
 
 
 def _evaluate_and_choose(
     root: Root, sampler: Sampler, run: Run, tokens: Sequence[int], n_ids: int
-) -> tuple[int, Timing]:
-    """One step over `run`, and the token below `n_ids` that follows its last row; the timing covers all that choosing
+) -> tuple[int, Figures]:
+    """One step over `run`, and the token below `n_ids` that follows its last row; the figures are of all that choosing
     asked for."""
     k = sampler.sampling.first_k()
-    (row,), timing = root.evaluate([run], tokens, [(run.count - 1, sampler.sampling.temperature)], k)
+    (row,), figures = root.evaluate([run], tokens, [(run.count - 1, sampler.sampling.temperature)], k)
     token = sampler.choose(row.below(n_ids))
     while token is None:
         if k == 0:
             raise ClusterDefect("no token could be chosen from the logits of the whole vocabulary")
         k = more_than(k, root.spec.vocab_size)
         (row,), asked_again = root.more(k)
-        timing += asked_again
+        figures += asked_again
         token = sampler.choose(row.below(n_ids))
-    return token, timing
+    return token, figures

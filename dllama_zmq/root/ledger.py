@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-from dllama_zmq.bus.client_messages import TrafficRow
+from dllama_zmq.bus.client_messages import NodeTimes, PhaseTimes, TrafficRow
 from dllama_zmq.bus.meter import Meter, Phase
-from dllama_zmq.bus.session import ROOT
 from dllama_zmq.root.prediction import Predicted, StepKind, as_wide_as, predict_more, predict_step
+from dllama_zmq.root.recent import Recent
 from dllama_zmq.sharding import Plan
 from dllama_zmq.spec import Sync
 
 
 class Ledger:
-    """Sums by phase: steps, tokens, sampled rows; by node: seconds; by node and kind: bytes predicted."""
+    """By phase, since the root began: steps, tokens, sampled rows, bytes predicted by node and kind; and what the last
+    `recent_s` seconds of steps took."""
 
-    def __init__(self, plan: Plan, sync: Sync, names: list[str]) -> None:
+    def __init__(self, plan: Plan, sync: Sync, names: list[str], recent_s: float) -> None:
         self._plan = plan
         self._sync = sync
         self._names = names
         self.steps: Counter[str] = Counter()
         self.tokens: Counter[str] = Counter()
         self.sampled: Counter[str] = Counter()
-        self.compute_s: dict[str, dict[str, float]] = {}
-        self.wait_s: dict[str, dict[str, float]] = {}
-        self.waited_for_s: dict[str, dict[str, float]] = {}
-        self.link_s: dict[str, dict[str, float]] = {}
+        self._recent_s = recent_s
+        self._recent: dict[str, Recent] = {}
         self._predicted: Counter[tuple[str, str, str, str]] = Counter()
 
     def add_step(self, phase: Phase, n_tokens: int, n_sampled: int, k: int) -> None:
@@ -42,27 +41,16 @@ class Ledger:
         spec, step = self._plan.spec, self._step()
         self._predict(phase, lambda vocab_rows: predict_more(spec, n_tokens, vocab_rows, n_sampled, k, step))
 
-    def add_times(
-        self, phase: Phase, compute_s: dict[str, float], wait_s: dict[str, float], waited_for_s: dict[str, float]
-    ) -> None:
-        """Seconds of one step, by node.
+    def add_times(self, phase: Phase, n_tokens: int, wall_s: float, nodes: Mapping[str, NodeTimes]) -> None:
+        """Seconds of one step, and of each node in it."""
+        recent = self._recent.get(phase)
+        if recent is None:
+            recent = self._recent[phase] = Recent(self._recent_s)
+        recent.add(n_tokens, wall_s, nodes)
 
-        A worker that computes longer than the root makes it wait; `link_s` is the wait for it beyond that.
-        """
-        root_s = compute_s[ROOT]
-        link_s = {
-            name: max(0.0, seconds - max(0.0, compute_s[name] - root_s))
-            for name, seconds in waited_for_s.items()
-            if name != ROOT
-        }
-        sums_of_step = (
-            (self.compute_s, compute_s), (self.wait_s, wait_s),
-            (self.waited_for_s, waited_for_s), (self.link_s, link_s),
-        )  # fmt: skip
-        for sums, step in sums_of_step:
-            for name, seconds in step.items():
-                by_phase = sums.setdefault(name, {})
-                by_phase[phase] = by_phase.get(phase, 0.0) + seconds
+    def recent(self) -> dict[str, PhaseTimes]:
+        """The last steps of each phase."""
+        return {phase: recent.times() for phase, recent in self._recent.items()}
 
     def traffic(self, meter: Meter) -> list[TrafficRow]:
         """Every row of the meter beside the prediction, by worker."""

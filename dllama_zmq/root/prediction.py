@@ -78,7 +78,7 @@ def predict_more(
 
 def _candidates(step: int, stage: int, n_rows: int, k: int, vocab_rows: int) -> Predicted:
     heads = _answer_heads(n_rows, k, vocab_rows) if n_rows else []
-    wire = _wire(Candidates(_EPOCH, step, stage, 0.5, 0.5, heads), heads)
+    wire = _wire(Candidates(_EPOCH, step, stage, 0.5, 0.5, 0.5, heads), heads)
     return Predicted(1, n_rows * candidate_bytes(k, vocab_rows), wire)
 
 

@@ -47,10 +47,6 @@ def cluster_status(request_id: int, facts: ClusterFacts, root: Root, active: int
                 seconds=row.seconds,
                 doing=row.doing,
                 percent=row.percent,
-                compute_s=dict(ledger.compute_s.get(row.name, {})),
-                wait_s=dict(ledger.wait_s.get(row.name, {})),
-                waited_for_s=dict(ledger.waited_for_s.get(row.name, {})),
-                link_s=dict(ledger.link_s.get(row.name, {})),
             )
         )
     return Status(
@@ -67,10 +63,12 @@ def cluster_status(request_id: int, facts: ClusterFacts, root: Root, active: int
         seq_len=root.seq_len,
         active=active,
         queued=queued,
+        crowded=settings.crowded,
         steps=dict(ledger.steps),
         tokens=dict(ledger.tokens),
         sampled=dict(ledger.sampled),
         nodes=nodes,
+        recent=ledger.recent(),
         traffic=ledger.traffic(root.link.meter) if root.link is not None else [],
     )
 
@@ -94,8 +92,4 @@ def _root_node(root: Root) -> NodeStatus:
         seconds=0.0,
         doing="",
         percent=0,
-        compute_s=dict(root.ledger.compute_s.get(ROOT, {})),
-        wait_s=dict(root.ledger.wait_s.get(ROOT, {})),
-        waited_for_s=dict(root.ledger.waited_for_s.get(ROOT, {})),
-        link_s={},
     )

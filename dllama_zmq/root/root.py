@@ -15,15 +15,16 @@ import msgspec
 import numpy as np
 import zmq
 
+from dllama_zmq.bus.addresses import ip_of
 from dllama_zmq.bus.arrays import Array, unpack
+from dllama_zmq.bus.client_messages import Figures
 from dllama_zmq.bus.exchange import Solo, StarRoot
 from dllama_zmq.bus.links import Endpoints, RootLink
-from dllama_zmq.bus.messages import ArrayType, Bye, Candidates, Want
+from dllama_zmq.bus.messages import ArrayType, Bye, Want
 from dllama_zmq.bus.messages import Plan as PlanMessage
 from dllama_zmq.bus.meter import Phase
 from dllama_zmq.bus.peers import PeerGone
 from dllama_zmq.bus.session import ROOT, Part, Roster, State
-from dllama_zmq.bus.slowest import waited_for_root_s
 from dllama_zmq.bus.sockets import SPIN_S
 from dllama_zmq.cluster import Limits
 from dllama_zmq.errors import PlanError, ProtocolError, RemoteError, RequestError, WorkerLost
@@ -34,7 +35,8 @@ from dllama_zmq.quants import F32
 from dllama_zmq.root.delivery import Delivery
 from dllama_zmq.root.formation import Formation, Progress
 from dllama_zmq.root.ledger import Ledger
-from dllama_zmq.root.timing import Timing
+from dllama_zmq.root.recent import RECENT_S
+from dllama_zmq.root.stopwatch import Stopwatch
 from dllama_zmq.sharding import (
     NodeCandidates,
     Plan,
@@ -60,6 +62,7 @@ class RootSettings:
     `reserved` are those of them whose places nobody gets who does not ask for them by name. `addresses`: the IP
     addresses of the others' hosts, by name, as far as they are known.
     check_memory: a worker whose computer has too little memory free gets no place.
+    recent_s: what steps take is told of the last so many seconds of steps.
     """
 
     names: Sequence[str] = ()
@@ -75,6 +78,7 @@ class RootSettings:
     limits: Limits = field(default_factory=Limits)
     spin_s: float = SPIN_S
     profile: bool = False
+    recent_s: float = RECENT_S
 
 
 class Root:
@@ -134,7 +138,8 @@ class Root:
             raise
         model.forget_pages()
         self._comm = self._star or Solo()
-        self.ledger = Ledger(self.plan, settings.sync, list(settings.names))
+        self.ledger = Ledger(self.plan, settings.sync, list(settings.names), settings.recent_s)
+        self._stopwatch = Stopwatch(self._star, None if self.link is None else self.link.meter, self._unnamed)
         self._phase: Phase = "idle"
         self._slot_epochs: dict[int, int] = {}
         self._wants: list[Want] = []  # of the last step
@@ -193,33 +198,28 @@ class Root:
 
     def evaluate(
         self, runs: Sequence[Run], tokens: Sequence[int], wanted: Sequence[tuple[int, float]], k: int
-    ) -> tuple[list[RowCandidates], Timing]:
+    ) -> tuple[list[RowCandidates], Figures]:
         """One step: `tokens` cover `runs` in order; of each wanted (row, temperature) the best `k` candidates.
 
         Raises WorkerLost or RemoteError; the cluster must then be formed again and every slot filled again.
         """
         self._check(runs, tokens)
-        before = self._totals()
+        self._stopwatch.start()
         parts = self._run(runs, tokens, [Want(row, temperature) for row, temperature in wanted], k)
         rows = merge_candidates(self._all_candidates(parts, k)) if wanted else []
-        timing = self._totals() - before
-        compute_s, waited_s = {ROOT: timing.wall_s - timing.wait_s}, {ROOT: timing.wait_s}
-        for part in parts:
-            if isinstance(part.message, Candidates):
-                name = self._name(part.node)
-                compute_s[name], waited_s[name] = part.message.compute_s, part.message.wait_s
+        figures, nodes = self._stopwatch.stop(parts)
         self.ledger.add_step(self._phase, len(tokens), len(wanted), k)
-        timing.waited_for_s[ROOT] = waited_for_root_s(compute_s)
-        self.ledger.add_times(self._phase, compute_s, waited_s, timing.waited_for_s)
-        return rows, timing
+        self.ledger.add_times(self._phase, len(tokens), figures.wall_s, nodes)
+        return rows, figures
 
-    def more(self, k: int) -> tuple[list[RowCandidates], Timing]:
+    def more(self, k: int) -> tuple[list[RowCandidates], Figures]:
         """Other candidates of the rows that the last step wanted: the best `k`, or every logit (k = 0)."""
-        before = self._totals()
+        self._stopwatch.start()
         with self._void_if_broken_off():
             parts = self._star.ask_more(k) if self._star is not None else []
         self.ledger.add_more(self._phase, self._n_tokens, len(self._wants), k)
-        return merge_candidates(self._all_candidates(parts, k)), self._totals() - before
+        rows = merge_candidates(self._all_candidates(parts, k))
+        return rows, self._stopwatch.stop(())[0]  # the workers' own seconds are again those of the whole step
 
     def logits(self, runs: Sequence[Run], tokens: Sequence[int]) -> F32:
         """The logits (T, V) of every row of one step."""
@@ -305,13 +305,11 @@ class Root:
         member = self.roster.find(identity)
         return member.name if member is not None else None
 
-    def _totals(self) -> Timing:
-        """Clock and counters now; the difference of two of these is what lies between them."""
-        if self.link is None or self._star is None:
-            return Timing(time.monotonic(), 0.0, 0, 0)
-        meter = self.link.meter
-        sent, received = meter.payload("sent"), meter.payload("received")
-        return Timing(time.monotonic(), self._star.wait_s, sent, received, dict(self._star.waited_for_s))
+    def _unnamed(self) -> list[str]:
+        """The nodes of this computer where it has fewer cores than they have threads: who of them is last is chance."""
+        if not self.settings.crowded:
+            return []
+        return [ROOT, *(member.name for member in self.roster.members if not ip_of(member.address))]
 
     def _check(self, runs: Sequence[Run], tokens: Sequence[int]) -> None:
         if not tokens or sum(run.count for run in runs) != len(tokens):

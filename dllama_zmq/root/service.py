@@ -21,7 +21,6 @@ from dllama_zmq.bus.client_messages import (
     Cancel,
     Done,
     Error,
-    Figures,
     Generate,
     Piece,
     Prefill,
@@ -39,7 +38,6 @@ from dllama_zmq.root.generation import Event, Finished, GenerationRequest, Prefi
 from dllama_zmq.root.report import ClusterFacts, cluster_status
 from dllama_zmq.root.root import Root
 from dllama_zmq.root.sampling import Sampling
-from dllama_zmq.root.timing import Timing
 from dllama_zmq.root.waiting import Waiting
 from dllama_zmq.tokenizer import Tokenizer
 
@@ -278,12 +276,11 @@ class Service:
     def _tell(self, request: _Request, event: Event | None) -> None:
         alive = True
         if isinstance(event, Prefilled):
-            prefill = Prefill(request.id, event.done, event.total, event.n_tokens, _figures(event.timing))
+            prefill = Prefill(request.id, event.done, event.total, event.n_tokens, event.figures)
             alive = self._send(request.client, prefill)
         elif isinstance(event, Token):
             request.n_tokens += 1
-            figures = None if event.timing is None else _figures(event.timing)
-            alive = self._send(request.client, Piece(request.id, event.token, event.text, figures))
+            alive = self._send(request.client, Piece(request.id, event.token, event.text, event.figures))
         elif isinstance(event, Finished):
             self._finish(request, event.reason, event.text)
         if not alive:
@@ -318,8 +315,3 @@ class Service:
             self._waiting.leave(client)
             return False
         return True
-
-
-def _figures(timing: Timing) -> Figures:
-    waited_for_s = {name: seconds for name, seconds in timing.waited_for_s.items() if seconds > 0}
-    return Figures(timing.wall_s, timing.wait_s, timing.sent_bytes, timing.received_bytes, waited_for_s)

@@ -216,7 +216,7 @@ class Stranger:
 
     def _step(self, fields: list[Any], frame: bytes) -> None:
         _, self.step, runs, wanted, k, [[_, n_rows, _]] = fields
-        self.stage, self.wait_s, self.begun = 0, 0.0, time.monotonic()
+        self.stage, self.wait_s, self.begun, self.begun_on_core = 0, 0.0, time.monotonic(), time.thread_time()
         shard = self.shard
         x = shard.embedded(self._decode(frame, n_rows))
         positions = np.concatenate([np.arange(start, start + count) for _, start, count in runs])
@@ -296,7 +296,8 @@ class Stranger:
             heads = [[kind, *array.shape] for kind, array in arrays]
             frames = [array.tobytes() for _, array in arrays]
         compute_s = max(0.0, time.monotonic() - self.begun - self.wait_s)
-        fields = (self.epoch, self.step, self.stage, compute_s, self.wait_s, heads)
+        paused_s = max(0.0, compute_s - (time.thread_time() - self.begun_on_core))
+        fields = (self.epoch, self.step, self.stage, compute_s, paused_s, self.wait_s, heads)
         self.send_part("candidates", *fields, arrays=tuple(frames))
 
     def _log_sum_exp(self, row: Any, temperature: float) -> float:

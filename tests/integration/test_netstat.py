@@ -254,7 +254,7 @@ def test_every_node_has_a_share_of_waiting_in_every_phase(seen: Seen) -> None:
 def test_the_json_of_a_cluster_has_these_fields(seen: Seen) -> None:
     assert set(seen.report) == {
         "cluster", "state", "note", "model", "sync", "nodes", "tokens", "steps", "unfinished_steps", "sent_again",
-        "agrees", "workers", "all_workers", "waiting", "slowest",
+        "agrees", "workers", "all_workers", "crowded", "recent", "waiting", "slowest",
     }  # fmt: skip
     assert (seen.report["sync"], seen.report["nodes"]) == (seen.sync, 1 + seen.n_workers)
     for worker in seen.report["workers"]:
@@ -367,14 +367,13 @@ def made_up_status(step_messages: int, payload: int, wire: int, n_missed: int = 
     """A cluster of two nodes that has done 10 steps, for which 10 messages of 1000 bytes (1100 on the wire) are due."""
     row = TrafficRow("worker1", "prediction", "sent", "step", step_messages, payload, wire, 10_000, 11_000)
     nodes = [
-        NodeStatus(name, "ready", "", "pi", "", 1, 1, 1, 1, 1, 1, 1, 1, 1.0, "", 0, {}, {}, {}, {})
-        for name in ("root", "worker1")
+        NodeStatus(name, "ready", "", "pi", "", 1, 1, 1, 1, 1, 1, 1, 1, 1.0, "", 0) for name in ("root", "worker1")
     ]
     missed = TrafficRow("worker1", "prediction", "received", "missed", n_missed, 0, 20 * n_missed, 0, 0)
     return Status(
         id=1, name="made-up", version="0", state="ready", note="", pid=1, uptime_s=1.0, model="m", sync="f32",
-        kernels="numpy", seq_len=8, active=0, queued=0, steps={"prediction": 10}, tokens={"prediction": 10},
-        sampled={}, nodes=nodes, traffic=[row, missed],
+        kernels="numpy", seq_len=8, active=0, queued=0, crowded=False, steps={"prediction": 10},
+        tokens={"prediction": 10}, sampled={}, nodes=nodes, recent={}, traffic=[row, missed],
     )  # fmt: skip
 
 

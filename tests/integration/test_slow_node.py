@@ -1,18 +1,24 @@
-"""The root knows which node the others wait for, and whether its computing or its link is slow."""
+"""The root knows which node the others wait for, and whether its computing, a pause or its messages are slow."""
 
 from __future__ import annotations
 
+import hashlib
+import signal
+import subprocess
+import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
-from nodes import BOTH_WAYS, Context, Start, a_root, a_worker, form, inproc
+from nodes import BOTH_WAYS, Context, Start, a_root, a_worker, form, inproc, tcp
 from stranger import Stranger
 from tiny import tiny_spec, write_tiny_model
 
-from dllama_zmq.bus.slowest import slowest_of
+from dllama_zmq.bus.client_messages import Figures, NodeTimes, PhaseTimes, Status
+from dllama_zmq.cli.slow_nodes import slowness
 from dllama_zmq.formats import ModelFile
 from dllama_zmq.kernels import KernelChoice
 from dllama_zmq.models import Run
@@ -20,8 +26,11 @@ from dllama_zmq.root.report import ClusterFacts, cluster_status
 from dllama_zmq.root.root import Root
 from dllama_zmq.spec import FloatType
 
-SLOW_S = 0.04  # much more than what other processes of a busy machine take
-N_STEPS = 3
+SLOW_S = 0.02  # much more than a part of this model takes
+N_STEPS = 15
+WAIT_S = 30.0
+
+Kind = Literal["computing", "paused", "messages"]
 
 
 @pytest.fixture
@@ -32,50 +41,152 @@ def model(tmp_path: Path) -> Iterator[ModelFile]:
 
 
 class Slow(Stranger):
-    """Takes SLOW_S longer than it needs for each part, and says that it computed; or, with `link`, that it did not."""
+    """Takes SLOW_S longer than it needs for each part while `slow`: on a core, without one, or after computing."""
 
-    def __init__(self, context: Context, root: str, name: str, link: bool) -> None:
+    def __init__(self, context: Context, root: str, name: str, kind: Kind) -> None:
         super().__init__(context, root, name)
-        self._link = link
+        self.slow = True
+        self._kind = kind
 
     def send_part(self, kind: str, *fields: Any, arrays: tuple[bytes, ...] = ()) -> None:
-        time.sleep(SLOW_S)  # this is the load, not a wait for something to happen
-        if self._link:
+        if self.slow and self._kind == "computing":
+            until = time.thread_time() + SLOW_S
+            while time.thread_time() < until:
+                hashlib.pbkdf2_hmac("sha256", b"", b"", 2000)  # lets the other nodes have the interpreter
+        elif self.slow:
+            time.sleep(SLOW_S)  # this is the load, not a wait for something to happen
+        if self.slow and self._kind == "messages":
             self.wait_s += SLOW_S
         super().send_part(kind, *fields, arrays=arrays)
 
 
-def run_steps(root: Root) -> float:
-    """Seconds that N_STEPS steps of one token take."""
-    start = time.monotonic()
+def run_steps(root: Root, n_steps: int = N_STEPS) -> Figures:
+    """Steps of one token; the figures of the last one."""
     root.set_phase("prediction")
-    for i in range(N_STEPS):
-        root.evaluate([Run(0, i, 1)], [i + 5], [(0, 0.0)], 1)
-    return time.monotonic() - start
+    for i in range(n_steps):
+        _, figures = root.evaluate([Run(0, i, 1)], [i + 5], [(0, 0.0)], 1)
+    return figures
+
+
+def status_of(root: Root) -> Status:
+    return cluster_status(1, ClusterFacts("test", "", ""), root, 0, 0)
+
+
+def recent(root: Root) -> PhaseTimes:
+    return status_of(root).recent["prediction"]
+
+
+def parts(node: NodeTimes) -> dict[Kind, float]:
+    """Why the others waited for a node, in seconds."""
+    computing_s = node.waited_for_s - node.paused_s - node.messages_s
+    return {"computing": computing_s, "paused": node.paused_s, "messages": node.messages_s}
+
+
+def steps_until(root: Root, happened: Callable[[PhaseTimes], bool]) -> None:
+    """Steps until what they took is such, with a deadline."""
+    until = time.monotonic() + WAIT_S
+    while not happened(recent(root)):
+        assert time.monotonic() < until, recent(root)
+        run_steps(root)
 
 
 @BOTH_WAYS
-@pytest.mark.parametrize("n_workers", [1, 3])
-@pytest.mark.parametrize("link", [False, True], ids=["computing", "link"])
+@pytest.mark.parametrize(("kind", "n_workers"), [("computing", 1), ("computing", 3), ("paused", 1), ("messages", 3)])
 def test_a_slow_worker_is_named_with_what_is_slow(
-    context: Context, start: Start, model: ModelFile, kernels: KernelChoice, n_workers: int, link: bool
+    context: Context, start: Start, model: ModelFile, kernels: KernelChoice, kind: Kind, n_workers: int
 ) -> None:
     places = inproc()
     with a_root(context, model, places, n_workers=n_workers, kernels=kernels) as root:
         slow = f"worker{n_workers}"
-        start(Slow(context, places.replies[0], slow, link))
+        start(Slow(context, places.replies[0], slow, kind))
         for i in range(1, n_workers):
             start(a_worker(context, places, f"worker{i}"))
         form(root)
+        figures = run_steps(root)
+        status = status_of(root)
+    found = status.recent["prediction"]
+    assert (found.slowest, found.share > 0.5, found.steps) == (slow, True, N_STEPS), found
+    assert max(figures.waited_for_s, key=figures.waited_for_s.__getitem__) == slow
+    parts_s, added_s = parts(found.nodes[slow]), N_STEPS * (2 * model.spec.n_layers + 1) * SLOW_S
+    assert parts_s[kind] > 0.5 * added_s, found  # the root computes meanwhile, and that is not waiting
+    assert kind == "computing" or parts_s["computing"] < 0.5 * added_s, found
+    of_workers_s = sum(one.waited_for_s for name, one in found.nodes.items() if name != "root")
+    assert of_workers_s <= found.nodes["root"].wait_s, "each wait of the root counts for one worker"
+    assert any(line.startswith(f"slowest: {slow} ") for line in slowness(status))
+
+
+@BOTH_WAYS
+def test_of_two_nodes_with_a_slow_link_none_is_named_and_both_wait_for_messages(
+    context: Context, start: Start, model: ModelFile, kernels: KernelChoice
+) -> None:
+    places = inproc()
+    with a_root(context, model, places, kernels=kernels) as root:
+        start(Slow(context, places.replies[0], "worker1", "messages"))
+        form(root)
         run_steps(root)
-        status = cluster_status(1, ClusterFacts("test", "", ""), root, 0, 0)
-    found = slowest_of(status, "prediction")
-    assert found is not None, status.nodes
-    assert (found.name, found.share > 0.5) == (slow, True), status.nodes
-    row = status.nodes[n_workers]
-    n_parts = N_STEPS * (2 * model.spec.n_layers + 1)
-    assert row.waited_for_s["prediction"] > 0.8 * n_parts * SLOW_S
-    share_of_link = row.link_s["prediction"] / row.waited_for_s["prediction"]
-    assert share_of_link > 0.5 if link else share_of_link < 0.5, row
-    waits = sum(node.waited_for_s["prediction"] for node in status.nodes[1:])
-    assert waits == pytest.approx(status.nodes[0].wait_s["prediction"]), "each wait of the root counts for one worker"
+        status = status_of(root)
+    found, added_s = status.recent["prediction"], N_STEPS * 2 * model.spec.n_layers * SLOW_S
+    assert found.slowest == ""
+    assert min(parts(node)["messages"] for node in found.nodes.values()) > 0.5 * added_s, found
+    assert slowness(status)[0].startswith("no node stands out")
+
+
+def test_a_worker_that_recovers_is_named_no_more_and_one_that_becomes_slow_is(
+    context: Context, start: Start, model: ModelFile
+) -> None:
+    places = inproc()
+    with a_root(context, model, places, n_workers=3, recent_s=0.5) as root:
+        workers = [Slow(context, places.replies[0], f"worker{i}", "messages") for i in (1, 2)]
+        workers[1].slow = False
+        for worker in (*workers, a_worker(context, places, "worker3")):
+            start(worker)
+        form(root)
+        run_steps(root)
+        assert recent(root).slowest == "worker1"
+        workers[0].slow = False
+        steps_until(root, lambda now: now.slowest != "worker1")
+        workers[1].slow = True
+        steps_until(root, lambda now: now.slowest == "worker2")
+
+
+def test_where_threads_outnumber_cores_no_node_of_this_computer_is_named(
+    context: Context, start: Start, model: ModelFile
+) -> None:
+    places = inproc()
+    with a_root(context, model, places, crowded=True) as root:
+        start(Slow(context, places.replies[0], "worker1", "paused"))
+        form(root)
+        figures = run_steps(root)
+        status = status_of(root)
+    found = status.recent["prediction"]
+    assert found.nodes["root"].wait_s > 0.5 * N_STEPS * SLOW_S
+    assert (found.slowest, figures.waited_for_s, status.crowded) == ("", {}, True)
+    (line,) = slowness(status)
+    assert "fewer cores" in line
+
+
+def test_a_process_that_is_stopped_now_and_then_is_named_and_not_for_its_computing(
+    context: Context, model: ModelFile
+) -> None:
+    places, stop_s = tcp(), 0.1
+    command = [sys.executable, "-m", "dllama_zmq", "worker", "--root", places.replies[0], "-t", "1"]
+    with (
+        a_root(context, model, places) as root,
+        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as worker,
+    ):
+        try:
+            form(root)
+            root.set_phase("prediction")
+            for i in range(N_STEPS):
+                worker.send_signal(signal.SIGSTOP)
+                goes_on = threading.Timer(stop_s, worker.send_signal, [signal.SIGCONT])
+                goes_on.start()
+                root.evaluate([Run(0, i, 1)], [i + 5], [(0, 0.0)], 1)
+                goes_on.join()
+            found = recent(root)
+        finally:
+            worker.kill()
+    node = found.nodes["worker1"]
+    assert (found.slowest, found.share > 0.5) == ("worker1", True), found
+    assert node.waited_for_s > 0.5 * N_STEPS * stop_s, found
+    assert node.paused_s + node.messages_s > 0.8 * node.waited_for_s, found

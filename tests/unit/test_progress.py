@@ -141,16 +141,14 @@ def node(name: str, state: str, sent_bytes: int = 0, reason: str = "has not join
         0.4,
         doing,
         percent,
-        {},
-        {},
-        {},
-        {},
     )
 
 
 def status(*workers: NodeStatus) -> Status:
     nodes = [node("root", "ready"), *workers]
-    return Status(1, "small", "0", "forming", "", 1, 0.0, "m", "f32", "simd", 64, 0, 0, {}, {}, {}, nodes, [])
+    return Status(
+        1, "small", "0", "forming", "", 1, 0.0, "m", "f32", "simd", 64, 0, 0, False, {}, {}, {}, nodes, {}, []
+    )
 
 
 def arriving(told: Told, workers_at: Callable[[float], list[NodeStatus]], until_s: float) -> list[str]:

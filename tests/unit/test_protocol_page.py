@@ -97,10 +97,11 @@ def test_the_document_has_the_protocols_number_and_its_own_example() -> None:
 
 
 def test_the_maps_of_a_status_are_in_the_document() -> None:
-    for struct in (client_messages.NodeStatus, client_messages.TrafficRow, Figures):
+    maps = (client_messages.NodeStatus, client_messages.PhaseTimes, client_messages.NodeTimes)
+    for struct in (*maps, client_messages.TrafficRow, Figures):
         for field in struct.__struct_fields__:
             assert re.search(rf"\b{field}\b", TEXT), f"PROTOCOL.md lacks {struct.__name__}.{field}"
-    assert Status.__struct_fields__[-2:] == ("nodes", "traffic")
+    assert Status.__struct_fields__[-3:] == ("nodes", "recent", "traffic")
     assert Partial.__struct_fields__[-1] == Candidates.__struct_fields__[-1] == "arrays"
 
 

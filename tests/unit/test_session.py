@@ -224,7 +224,7 @@ def test_parts_are_in_node_order_whatever_order_they_arrive_in(order: tuple[int,
         (1, partial(stage=3)),
         (3, partial()),
         (0, partial()),
-        (1, Candidates(*HERE, 0.0, 0.0, [])),
+        (1, Candidates(*HERE, 0.0, 0.0, 0.0, [])),
     ],
 )
 def test_late_early_and_foreign_parts_are_ignored(node: int, message: Partial | Candidates) -> None:

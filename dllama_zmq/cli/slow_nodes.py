@@ -1,0 +1,51 @@
+"""Sentences about the node that the others wait for."""
+
+from __future__ import annotations
+
+from dllama_zmq.bus.client_messages import PhaseTimes, Status
+from dllama_zmq.bus.slowest import MIN_GAIN
+
+_MIN_STEPS = 9
+_PAUSED = "paused: its program did not run (other programs, little memory, a stop)"
+_MESSAGES = "messages: they came late (its network, or it was paused while it waited)"
+_CROWDED = "Fewer cores than threads here: which node of this computer is last is chance."
+
+
+def slowness(found: Status) -> list[str]:
+    """Of each phase in which the others wait for one node: for which, how long for each token, and why."""
+    told, several = [], len(found.nodes) > 1
+    for phase, times in found.recent.items():
+        if times.slowest:
+            told += _slowest(phase, times)
+        elif several and not found.crowded:
+            told += _network(phase, times)
+    if told:
+        return [*told, _PAUSED, _MESSAGES]
+    return [_CROWDED] if found.crowded and several and found.recent else []
+
+
+def legend(crowded: bool) -> list[str]:
+    """What a table of who waits for whom means."""
+    words = ["others wait s: for this node, beyond what a wired network takes; of these", _PAUSED, _MESSAGES]
+    return [*words, "the rest: it computed longer", *([_CROWDED] if crowded else [])]
+
+
+def _slowest(phase: str, times: PhaseTimes) -> list[str]:
+    node = times.nodes[times.slowest]
+    of_token = 1e3 / max(1, times.tokens)
+    computing_s = max(0.0, node.waited_for_s - node.paused_s - node.messages_s)
+    reasons = ((computing_s, "computing"), (node.paused_s, "paused"), (node.messages_s, "messages"))
+    return [
+        f"slowest: {times.slowest} in the last {times.steps} steps of {phase} ({times.wall_s:.0f} s)",
+        f"  the others wait {node.waited_for_s * of_token:.1f} ms a token for it: "
+        + ", ".join(f"{seconds * of_token:.1f} {reason}" for seconds, reason in reasons),
+    ]
+
+
+def _network(phase: str, times: PhaseTimes) -> list[str]:
+    """Where no node is slower than the others, and all of them wait for messages."""
+    messages_s = max(node.messages_s for node in times.nodes.values())
+    if messages_s <= MIN_GAIN * times.wall_s or times.steps < _MIN_STEPS:
+        return []
+    of_token = messages_s / max(1, times.tokens) * 1e3
+    return [f"no node stands out in the last {times.steps} steps of {phase}; messages take {of_token:.1f} ms a token"]

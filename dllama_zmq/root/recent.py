@@ -1,0 +1,70 @@
+"""What the last steps took: a node that has become slow shows soon, and one that has recovered no more. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from dllama_zmq.bus.client_messages import NodeTimes, PhaseTimes
+from dllama_zmq.bus.slowest import slowest
+
+RECENT_S = 10.0
+"""The last so many seconds of steps are told, and up to twice as many."""
+_MIN_STEPS = 20
+"""And at least so many steps: fewer say little."""
+
+
+@dataclass(slots=True)
+class _Steps:
+    """Sums over some steps."""
+
+    steps: int = 0
+    tokens: int = 0
+    wall_s: float = 0.0
+    squares: float = 0.0
+    nodes: dict[str, NodeTimes] = field(default_factory=dict)
+
+    def add(self, other: _Steps) -> None:
+        self.steps += other.steps
+        self.tokens += other.tokens
+        self.wall_s += other.wall_s
+        self.squares += other.squares
+        for name, times in other.nodes.items():
+            self.nodes.setdefault(name, NodeTimes()).add(times)
+
+
+class Recent:
+    """The last steps of one phase. Time between steps does not count: it says nothing of a node.
+
+    Steps are summed up in two parts, the present one and the one before it. When the present one has `span_s` seconds,
+    the older one is forgotten and a new one begun.
+    """
+
+    def __init__(self, span_s: float) -> None:
+        self._span_s = span_s
+        self._before, self._now = _Steps(), _Steps()
+
+    def add(self, n_tokens: int, wall_s: float, nodes: Mapping[str, NodeTimes]) -> None:
+        """One step is done."""
+        if self._now.wall_s >= self._span_s and self._now.steps >= _MIN_STEPS:
+            self._before, self._now = self._now, _Steps()
+        now = self._now
+        now.steps += 1
+        now.tokens += n_tokens
+        now.wall_s += wall_s
+        for name, times in nodes.items():
+            now.squares += times.waited_for_s * times.waited_for_s
+            total = now.nodes.get(name)
+            if total is None:
+                total = now.nodes[name] = NodeTimes()
+            total.add(times)
+
+    def times(self) -> PhaseTimes:
+        """Both parts together."""
+        both = _Steps()
+        both.add(self._before)
+        both.add(self._now)
+        waited_for_s = {name: times.waited_for_s for name, times in both.nodes.items()}
+        last = slowest(waited_for_s, both.squares, both.wall_s, len(both.nodes))
+        name, share = (last.name, last.share) if last is not None else ("", 0.0)
+        return PhaseTimes(both.steps, both.tokens, both.wall_s, name, share, both.nodes)

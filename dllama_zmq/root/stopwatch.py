@@ -1,0 +1,63 @@
+"""What a step took: the root's clock and counters, and what the workers say of themselves."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Sequence
+
+from dllama_zmq.bus.client_messages import Figures, NodeTimes
+from dllama_zmq.bus.exchange import StarRoot
+from dllama_zmq.bus.messages import Candidates
+from dllama_zmq.bus.meter import Meter
+from dllama_zmq.bus.session import ROOT, Part
+from dllama_zmq.bus.slowest import Spent, times_of_step
+
+
+class Stopwatch:
+    """Started before a step and stopped after it; of one node alone it knows a clock and nothing else.
+
+    unnamed: the nodes of whom it is not told that others wait for them.
+    """
+
+    def __init__(self, star: StarRoot | None, meter: Meter | None, unnamed: Callable[[], Collection[str]]) -> None:
+        self._star = star
+        self._meter = meter
+        self._unnamed = unnamed
+        self._start_s = self._start_on_core_s = 0.0
+        self._start_bytes = 0, 0
+
+    def start(self) -> None:
+        """A step begins."""
+        self._start_s = time.monotonic()
+        if self._meter is not None:
+            self._start_on_core_s = time.thread_time()
+            self._start_bytes = self._meter.payload("sent"), self._meter.payload("received")
+
+    def stop(self, parts: Sequence[Part]) -> tuple[Figures, dict[str, NodeTimes]]:
+        """What the step took, and each node's share in it; `parts` are what the workers ended it with.
+
+        Without parts of workers that there are, who waited for whom is not told.
+        """
+        wall_s = time.monotonic() - self._start_s
+        if self._star is None or self._meter is None:
+            return Figures(wall_s, 0.0, 0, 0, {}), {ROOT: NodeTimes(wall_s)}
+        on_core_s, star, nodes = time.thread_time() - self._start_on_core_s, self._star, {}
+        if parts:
+            nodes = times_of_step(_spent(star, wall_s, on_core_s, parts), star.waits)
+            for name in self._unnamed():
+                nodes[name] = NodeTimes(nodes[name].compute_s, nodes[name].wait_s)
+        waited_for_s = {name: times.waited_for_s for name, times in nodes.items() if times.waited_for_s > 0}
+        n_sent, n_received = self._start_bytes
+        n_sent, n_received = self._meter.payload("sent") - n_sent, self._meter.payload("received") - n_received
+        return Figures(wall_s, star.wait_s, n_sent, n_received, waited_for_s), nodes
+
+
+def _spent(star: StarRoot, wall_s: float, on_core_s: float, parts: Sequence[Part]) -> dict[str, Spent]:
+    """What each node did in a step: the root as it measured, the others as they say."""
+    compute_s = max(0.0, wall_s - star.wait_s)
+    spent = {ROOT: Spent(compute_s, max(0.0, compute_s - on_core_s), star.wait_s)}
+    for part in parts:
+        if isinstance(part.message, Candidates):
+            said = part.message
+            spent[star.name(part.node)] = Spent(said.compute_s, said.paused_s, said.wait_s)
+    return spent
