@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +9,7 @@ import numpy as np
 from dllama_zmq.quants.blocks import F32, U8, dequantize, quantize
 from dllama_zmq.spec import FloatType
 
+_F32 = np.dtype("<f4")
 _CHUNK_BYTES = 1 << 20
 """Bytes checked at a time: the temporaries stay in a core's cache."""
 _EXPONENT = {FloatType.F16: 0x7C00, FloatType.BF16: 0x7F80}
@@ -64,6 +64,8 @@ class BlockMatrix:
     @property
     def is_finite(self) -> bool:
         """Whether no value is infinite or a NaN. For quantized blocks, scales and offsets decide that."""
+        if self.data.nbytes <= _CHUNK_BYTES:  # such as the row of an embedding, which is read for each token
+            return _is_finite(self.data, self.float_type)
         chunk_rows = max(1, _CHUNK_BYTES // max(1, self.data.shape[1]))
         return all(
             _is_finite(self.data[row : row + chunk_rows], self.float_type) for row in range(0, self.rows, chunk_rows)
@@ -74,9 +76,7 @@ def _is_finite(data: U8, kind: FloatType) -> bool:
     if not data.size:
         return True
     if kind is FloatType.F32:
-        values = data.view("<f4")
-        with np.errstate(invalid="ignore"):  # a signalling NaN
-            return math.isfinite(float(values.max()) - float(values.min()))  # both are NaN if a value is
+        return bool(np.isfinite(data.view(_F32)).all())
     if kind in _EXPONENT:
         mask = _EXPONENT[kind]
         return int((data.view("<u2") & mask).max()) != mask
