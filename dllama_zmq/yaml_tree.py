@@ -152,8 +152,8 @@ class YamlTree:
     def _unknown(self, key: str, struct: type[msgspec.Struct]) -> str:
         """Suggest the nearest key of this mapping, else of another one with its place."""
         own = struct.__struct_fields__
-        known = {field: f"{place}.{field}" for place, other in self._structs.items() if place
-                 for field in other.__struct_fields__}  # fmt: skip
+        others = [(place, other) for place, other in self._structs.items() if place]
+        known = {field: f"{place}.{field}" for place, other in others for field in other.__struct_fields__}
         known |= {field: field for field in own}
         near = difflib.get_close_matches(key, own, 1, 0.7) or difflib.get_close_matches(key, known, 1)
         advice = f"did you mean {known[near[0]]}?" if near else f"known keys: {', '.join(own)}"

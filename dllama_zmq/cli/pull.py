@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dllama_zmq.cli.progress import Display
 from dllama_zmq.cli.show import note
-from dllama_zmq.hub import ModelName, Plan, load_settings, plan_pull
+from dllama_zmq.hub import ModelName, Pull, load_settings, plan_pull
 from dllama_zmq.telling import Tells, human_bytes
 
 _MOST_LISTED = 20
@@ -20,47 +20,47 @@ _MOST_LISTED = 20
 def run(text: str, revision: str, to: Path | None, offline: bool) -> None:
     """Fetch the model of `text`, REPO[:FILE], and say where it is."""
     name = ModelName.parse(text)
-    plan = fetch(name, revision, to, offline)
-    sys.stdout.write(f"{plan.path()}\n")
+    pull = fetch(name, revision, to, offline)
+    sys.stdout.write(f"{pull.path()}\n")
     sys.stdout.flush()
-    tokenizer = plan.tokenizer_path()
+    tokenizer = pull.tokenizer_path()
     beside = f", and after `tokenizer:` {tokenizer}" if tokenizer else ""
-    typed = name if to is None and revision == "main" else shlex.quote(str(plan.path()))
+    typed = name if to is None and revision == "main" else shlex.quote(str(pull.path()))
     note(f'try: dllama-zmq run {typed} "Once upon a time"')
     note(f"for a cluster put this path after `model:` in cluster.yaml{beside}")
 
 
-def fetch(name: ModelName, revision: str = "main", to: Path | None = None, offline: bool = False) -> Plan:
+def fetch(name: ModelName, revision: str = "main", to: Path | None = None, offline: bool = False) -> Pull:
     """Fetch a model, telling on stderr how far it is."""
     with Display() as display:
         display.now("loading huggingface_hub")
         _quieten()
         display.now(f"looking for {name}")
-        plan = plan_pull(name, revision, to, offline=offline, say=display.line)
-        _announce(plan, display)
-        plan.check_room()
+        pull = plan_pull(name, revision, to, offline=offline, on_wait=display.line)
+        _announce(pull, display)
+        pull.check_room()
         try:
-            plan.fetch(display)
+            pull.fetch(display)
         except KeyboardInterrupt:
             display.line("stopped; what has come is kept, and the same command goes on from there")
             raise
-    return plan
+    return pull
 
 
-def _announce(plan: Plan, tells: Tells) -> None:
-    if not plan.files:
-        tells.line(f"{plan.repo} is in the cache")
+def _announce(pull: Pull, tells: Tells) -> None:
+    if not pull.files:
+        tells.line(f"{pull.repo} is in the cache")
         return
-    missing = plan.missing()
-    n_files = f"{len(plan.files)} file{'s' if len(plan.files) > 1 else ''}"
-    tells.line(f"{plan.repo} at {plan.revision} ({plan.commit[:8]}): {n_files}, {human_bytes(plan.n_bytes)}")
-    for file in plan.files[:_MOST_LISTED]:
+    missing = pull.missing()
+    n_files = f"{len(pull.files)} file{'s' if len(pull.files) > 1 else ''}"
+    tells.line(f"{pull.repo} at {pull.revision} ({pull.commit[:8]}): {n_files}, {human_bytes(pull.n_bytes)}")
+    for file in pull.files[:_MOST_LISTED]:
         state = "" if file in missing else ", here already"
         if file in missing and missing[file] < file.n_bytes:
             state = f", {human_bytes(missing[file])} to go"
         tells.line(f"  {file.name} ({human_bytes(file.n_bytes)}{state})")
-    if len(plan.files) > _MOST_LISTED:
-        tells.line(f"  and {len(plan.files) - _MOST_LISTED} more")
+    if len(pull.files) > _MOST_LISTED:
+        tells.line(f"  and {len(pull.files) - _MOST_LISTED} more")
 
 
 def _quieten() -> None:

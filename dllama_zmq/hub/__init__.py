@@ -6,15 +6,15 @@ Knows no model format beyond the names of files, and no terminal.
 """
 
 from dllama_zmq.hub.cache import cache_folder, find_pulled
+from dllama_zmq.hub.http import load_settings
 from dllama_zmq.hub.name import HUB_PREFIX, ModelName, is_hub_name
-from dllama_zmq.hub.plan import Plan, plan_pull
-from dllama_zmq.hub.reach import load_settings
+from dllama_zmq.hub.pull import Pull, plan_pull
 from dllama_zmq.hub.store import Pulled, find_by_name, list_pulled, plan_removal
 
 __all__ = [
     "HUB_PREFIX",
     "ModelName",
-    "Plan",
+    "Pull",
     "Pulled",
     "cache_folder",
     "find_by_name",

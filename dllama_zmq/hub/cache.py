@@ -1,8 +1,8 @@
-"""huggingface_hub's cache on this computer, which other tools share. No network here.
+"""huggingface_hub's cache on this computer, which other tools share. Uses no network.
 
-    models--USER--REPO/blobs/<hash>              the bytes, once
-                       snapshots/<commit>/<name> a link to them
-                       refs/<branch or tag>      the commit it was when last asked for
+    models--USER--REPO/blobs/<hash>              the file's bytes
+                       snapshots/<commit>/<name> a link to the blob
+                       refs/<branch or tag>      its commit at the last download
 
 Source: https://huggingface.co/docs/huggingface_hub/guides/manage-cache
 """
@@ -17,43 +17,43 @@ from pathlib import Path
 
 from dllama_zmq.errors import UsageError
 from dllama_zmq.hub.choice import Choice, choose
+from dllama_zmq.hub.http import load_settings
 from dllama_zmq.hub.listing import HubFile
 from dllama_zmq.hub.name import ModelName
-from dllama_zmq.hub.reach import load_settings
 
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
 class RepoCache:
-    """The cache's folder of one repository."""
+    """The cache of one repository."""
 
     folder: Path
 
     @classmethod
     def of(cls, repo: str) -> RepoCache:
-        """Its folder in the cache."""
+        """The cache of `repo`."""
         return cls(cache_folder() / f"models--{repo.replace('/', '--')}")
 
     def blob(self, file: HubFile) -> Path:
-        """Where the bytes of `file` belong."""
+        """The path of the bytes of `file`."""
         return self.folder / "blobs" / file.hash
 
     def part(self, file: HubFile) -> Path:
-        """Where they are gathered until they are all there."""
+        """The path of the bytes while they are downloaded."""
         return self.folder / "blobs" / f"{file.hash}.dllama-zmq.incomplete"
 
     def snapshot(self, commit: str) -> Path:
-        """The repository as it was at `commit`, so far as it is here."""
+        """The folder of the files of `commit` that were downloaded."""
         return self.folder / "snapshots" / commit
 
     def has(self, commit: str, file: HubFile) -> bool:
-        """Whether `file` is here, as a blob or, where links are not possible, in its snapshot."""
+        """Whether `file` is here: as a blob or, without links, in its snapshot."""
         paths = (self.blob(file), self.snapshot(commit) / file.name)
         return any(path.is_file() and path.stat().st_size == file.n_bytes for path in paths)
 
     def commit_of(self, revision: str) -> str | None:
-        """The commit that `revision` was when it was last asked for, if ever."""
+        """The commit of `revision` at its last download; None if there was none."""
         if _COMMIT.fullmatch(revision):
             return revision
         try:
@@ -64,12 +64,12 @@ class RepoCache:
         return text if _COMMIT.fullmatch(text) else None
 
     def names(self, commit: str) -> list[str]:
-        """The files that are here of one commit."""
+        """The files of `commit` that are here."""
         folder = self.snapshot(commit)
         return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
     def link(self, commit: str, file: HubFile) -> None:
-        """Give `file` its name in the snapshot. Its bytes must be here."""
+        """Link `file` into the snapshot of `commit`; does nothing without its blob."""
         blob, path = self.blob(file), self.snapshot(commit) / file.name
         if not blob.is_file() or (path.is_file() and path.samefile(blob)):
             return
@@ -77,13 +77,13 @@ class RepoCache:
         temporary = path.with_name(f".{secrets.token_hex(8)}.link")
         try:
             temporary.symlink_to(os.path.relpath(blob, path.parent))
-        except OSError:  # a file system without links has the file itself there, as huggingface_hub would
+        except OSError:  # without links huggingface_hub, too, puts the file itself there
             os.replace(blob, path)
         else:
             os.replace(temporary, path)
 
-    def remember(self, revision: str, commit: str) -> None:
-        """Note which commit `revision` is now."""
+    def set_ref(self, revision: str, commit: str) -> None:
+        """Record that `revision` is now `commit`."""
         if revision == commit:
             return
         path = self.folder / "refs" / revision
@@ -94,7 +94,7 @@ class RepoCache:
 
 
 def cache_folder() -> Path:
-    """Where the environment (HF_HUB_CACHE, HF_HOME, XDG_CACHE_HOME) puts what is pulled."""
+    """The folder of pulled models, as HF_HUB_CACHE, HF_HOME and XDG_CACHE_HOME set it."""
     load_settings()
     from huggingface_hub import constants
 
@@ -102,7 +102,7 @@ def cache_folder() -> Path:
 
 
 def find_cached(name: ModelName, revision: str) -> tuple[Path, Choice]:
-    """The snapshot's folder in which `name` lies whole, and its files. Raises UsageError where it does not."""
+    """The snapshot with all files of `name`, and these files. Raises UsageError if one is missing."""
     cache = RepoCache.of(name.repo)
     commit = cache.commit_of(revision)
     names = cache.names(commit) if commit else []
@@ -116,10 +116,9 @@ def find_cached(name: ModelName, revision: str) -> tuple[Path, Choice]:
 
 
 def find_pulled(name: str) -> Path:
-    """What `dllama-zmq pull` of this name put into the cache: a model file, or the folder of several. Asks no hub.
+    """The pulled model `name`, a file or a folder in the cache. Asks no hub.
 
-    `name` is REPO[:FILE], with `hf:` before it or not. Raises UsageError, with the command to run, where it is not all
-    there.
+    `name` is REPO[:FILE] or hf:REPO[:FILE]. Raises UsageError with the command to run if a file is missing.
     """
     folder, choice = find_cached(ModelName.parse(name), "main")
     return folder / choice.model

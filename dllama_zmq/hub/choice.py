@@ -1,4 +1,4 @@
-"""Which files of a repository are the model that was asked for. Knows names alone: one rule for hub and cache."""
+"""Which files of a repository make up a model. Knows only their names, so the rules are the same for hub and cache."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import PurePosixPath
 from dllama_zmq.errors import UsageError
 from dllama_zmq.hub.name import ModelName
 
-USUAL_QUANT = "Q4_K_M"
+DEFAULT_QUANT = "Q4_K_M"
 
 _PART = re.compile(r"-(\d{5})-of-(\d{5})(?=\.[a-z]+\Z)")
 _QUANT = re.compile(r"(?:UD-)?(?:I?Q\d\w*|TQ\d_\d|MXFP4\w*|BF16|F16|F32)", re.IGNORECASE)
@@ -22,40 +22,39 @@ _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja", "chat_template.json", "tekken.json",
 )  # fmt: skip
-_MOST_PARTS = 10_000
-_MOST_SHOWN = 20
+_MAX_PARTS = 10_000
+_MAX_LISTED = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The files to have, by their names in the repository."""
+    """The files of a model, by their names in the repository."""
 
     files: tuple[str, ...]
     model: str
-    """What `model:` takes: a file, or the folder of several; "" is the repository's own folder."""
+    """The file or folder for `model:`; "" is the repository's own folder."""
     tokenizer: str | None = None
-    """What `tokenizer:` takes, where a model file is not enough."""
+    """The file for `tokenizer:`, if the model needs one."""
 
 
 def choose(names: Sequence[str], wanted: ModelName, place: str) -> Choice:
-    """The files of `wanted` among `names`; `place` is where these are, for messages.
+    """The files of `wanted` among `names`; messages begin with `place`.
 
-    Raises UsageError where there is none, where there are several, or where a part of it is missing.
+    Raises UsageError if there is no such model, if there are several, or if a part of it is missing.
     """
     if wanted.file is None:
-        return _usual(names, wanted, place)
+        return _default(names, wanted, place)
     files = _matching(names, wanted.file)
     if not files:
         raise UsageError(f"{place} has no {wanted.file!r}; {_nearest(names, wanted.file)}")
     return _of_files(names, files, wanted, place)
 
 
-def every_model(names: Sequence[str], repo: str) -> dict[ModelName, Choice]:
-    """Each model that lies whole among `names`, by what to type for it: one of several with its file, one alone
-    without."""
+def all_models(names: Sequence[str], repo: str) -> dict[ModelName, Choice]:
+    """Each complete model among `names`, by the name to type. The name has no file if the model is the only one."""
     files = [*_gguf_models(names), *_m_files(names)]
-    called: list[str | None] = [*(_called(files) if len(files) > 1 else [None] * len(files))]
-    wanted = [ModelName(repo, file) for file in called] or [ModelName(repo)]
+    short: list[str | None] = [*(_short_names(files) if len(files) > 1 else [None] * len(files))]
+    wanted = [ModelName(repo, file) for file in short] or [ModelName(repo)]
     found: dict[ModelName, Choice] = {}
     for name in wanted:
         with suppress(UsageError):
@@ -63,11 +62,11 @@ def every_model(names: Sequence[str], repo: str) -> dict[ModelName, Choice]:
     return found
 
 
-def _usual(names: Sequence[str], wanted: ModelName, place: str) -> Choice:
+def _default(names: Sequence[str], wanted: ModelName, place: str) -> Choice:
     ggufs = _gguf_models(names)
     if len(ggufs) > 1:
-        usual = [name for name in ggufs if _has_quant(name, USUAL_QUANT)]
-        ggufs = usual if len(usual) == 1 else ggufs
+        default = [name for name in ggufs if _has_quant(name, DEFAULT_QUANT)]
+        ggufs = default if len(default) == 1 else ggufs
     if ggufs:
         return _one_model(names, ggufs, wanted, place)
     if found := _m_files(names):
@@ -76,15 +75,15 @@ def _usual(names: Sequence[str], wanted: ModelName, place: str) -> Choice:
 
 
 def _matching(names: Sequence[str], wanted: str) -> list[str]:
-    """The files that a name, a glob or a quantization means; a whole name before a part of one."""
+    """The files that `wanted` matches: as a path, else as a file name, a quantization or a glob."""
     low = wanted.lower()
-    by_rule: tuple[Callable[[str], bool], ...] = (
+    rules: tuple[Callable[[str], bool], ...] = (
         lambda name: name == wanted,
         lambda name: name.lower() == low,
         lambda name: PurePosixPath(name).name.lower() == low,
         lambda name: name.endswith(".gguf") and not _is_projector(name) and _has_quant(name, wanted),
     )
-    for rule in by_rule:
+    for rule in rules:
         if found := [name for name in names if rule(name)]:
             return found
     if not re.search(r"[*?\[]", low):
@@ -93,21 +92,20 @@ def _matching(names: Sequence[str], wanted: str) -> list[str]:
 
 
 def _of_files(names: Sequence[str], files: list[str], wanted: ModelName, place: str) -> Choice:
-    """One model file with all its parts, or, where no file is a model by itself, all of `files`."""
+    """A model file with all its parts; all of `files` if none of them is a model by itself."""
     models = _first_parts(name for name in files if name.endswith((".gguf", ".m")))
     if models:
         return _one_model(names, models, wanted, place)
-    parted = [part for name in files for part in _parts(names, name, place)]
-    files = sorted({*files, *parted})
+    files = sorted({*files, *(part for name in files for part in _parts(names, name, place))})
     return Choice(tuple(files), files[0] if len(files) == 1 else commonpath([f"/{name}" for name in files])[1:])
 
 
 def _one_model(names: Sequence[str], models: list[str], wanted: ModelName, place: str) -> Choice:
     if len(models) > 1:
         like = f" like {wanted.file!r}" if wanted.file else ""
+        short = _short_names(models)
         raise UsageError(
-            f"{place} has {len(models)} models{like}: {_shown(_called(models))}; "
-            f"choose one, as {wanted.repo}:{_called(models)[0]}"
+            f"{place} has {len(models)} models{like}: {_listed(short)}; choose one, as {wanted.repo}:{short[0]}"
         )
     parts = _parts(names, models[0], place)
     if models[0].endswith(".gguf"):
@@ -117,29 +115,23 @@ def _one_model(names: Sequence[str], models: list[str], wanted: ModelName, place
 
 
 def _parts(names: Sequence[str], name: str, place: str) -> list[str]:
-    """All parts of what `name` is a part of, in order; itself where it is whole."""
+    """All parts of the split model of `name`, in order; only `name` if it is not split."""
     part = _PART.search(name)
     if part is None:
         return [name]
     n_parts = int(part[2])
-    if not 1 <= n_parts <= _MOST_PARTS:
-        raise UsageError(
-            f"{place} has {name}, a part of {n_parts}; expected 1 to {_MOST_PARTS} parts: this cannot be a model"
-        )
-    wanted = [f"{name[: part.start()]}-{i:05}-of-{part[2]}{name[part.end() :]}" for i in range(1, n_parts + 1)]
-    there = set(names)
-    for one in wanted:
-        if one not in there:
-            raise UsageError(
-                f"{place} has no {one}, and {name} is nothing without it; choose another, or pull it again"
-            )
-    return wanted
+    if not 1 <= n_parts <= _MAX_PARTS:
+        raise UsageError(f"{place} has {name}, one of {n_parts} parts; expected 1 to {_MAX_PARTS} parts: not a model")
+    parts = [f"{name[: part.start()]}-{i:05}-of-{part[2]}{name[part.end() :]}" for i in range(1, n_parts + 1)]
+    for missing in sorted(set(parts) - set(names)):
+        raise UsageError(f"{place} has no {missing}, which {name} needs; choose another model, or pull it again")
+    return parts
 
 
 def _hf_folder(names: Sequence[str], place: str) -> Choice | None:
     top = [name for name in names if "/" not in name]
     weights = [name for name in top if name.endswith(".safetensors") and not name.startswith("adapter_")]
-    # Some repositories have the same weights a second time, under the name that Meta and Mistral use.
+    # Some repositories have the same weights twice, the second time under Meta's and Mistral's name.
     weights = [name for name in weights if not name.startswith("consolidated")] or weights
     if not weights or "config.json" not in top:
         return None
@@ -151,11 +143,8 @@ def _hf_folder(names: Sequence[str], place: str) -> Choice | None:
 
 def _meta_folder(names: Sequence[str]) -> Choice | None:
     for folder in ("", "original/"):
-        weights = [
-            name
-            for name in names
-            if fnmatchcase(name, f"{folder}consolidated.*.pth") and "/" not in name[len(folder) :]
-        ]
+        top = [name for name in names if name.startswith(folder) and "/" not in name[len(folder) :]]
+        weights = [name for name in top if fnmatchcase(name, f"{folder}consolidated.*.pth")]
         if weights and f"{folder}params.json" in names:
             others = [name for name in (f"{folder}params.json", f"{folder}tokenizer.model") if name in names]
             return Choice((*others, *sorted(weights)), folder.rstrip("/"))
@@ -165,7 +154,7 @@ def _meta_folder(names: Sequence[str]) -> Choice | None:
 def _refuse(names: Sequence[str], place: str) -> Choice:
     raise UsageError(
         f"{place} has no GGUF file, no safetensors with a config.json, no consolidated.*.pth with a params.json and no "
-        f".m file; {f'it has {_shown(names)}' if names else 'it is empty'}: name a file after a colon, or take another"
+        f".m file; {_contents(names)}: name a file after a colon, or choose another repository"
     )
 
 
@@ -178,12 +167,12 @@ def _m_files(names: Iterable[str]) -> list[str]:
 
 
 def _first_parts(names: Iterable[str]) -> list[str]:
-    """Each model once: a whole file, or what stands for the first part of a split one."""
+    """Each model once, a split one by its first part."""
     return sorted({_PART.sub(lambda part: f"-00001-of-{part[2]}", name) for name in names})
 
 
 def _is_projector(name: str) -> bool:
-    """Files of images' projectors and of calibration lie beside models and are none."""
+    """Whether the file is a vision projector or calibration data, which are published beside models."""
     return _base(name).lower().startswith(("mmproj", "imatrix"))
 
 
@@ -193,8 +182,8 @@ def _has_quant(name: str, quant: str) -> bool:
     return re.search(rf"(?:\A|[-._/]){re.escape(quant)}(?=[-./])", name, re.IGNORECASE) is not None
 
 
-def _called(models: Sequence[str]) -> list[str]:
-    """What to write after the colon for each: its quantization where that is enough, else its name."""
+def _short_names(models: Sequence[str]) -> list[str]:
+    """The text after the colon for each model: its quantization if that is unique, else its name."""
     found = [_QUANT.findall(_PART.sub("", _base(name)).removesuffix(".gguf")) for name in models]
     quants = [words[-1] if words else "" for words in found]
     short = all(quants) and all(sum(_has_quant(name, quant) for name in models) == 1 for quant in quants)
@@ -204,18 +193,21 @@ def _called(models: Sequence[str]) -> list[str]:
 def _nearest(names: Sequence[str], wanted: str) -> str:
     candidates = {name.lower(): name for name in names[:5000] if not name.startswith(".")}
     ggufs = _gguf_models(names[:5000])
-    candidates |= {quant.lower(): quant for quant in _called(ggufs)}
+    candidates |= {quant.lower(): quant for quant in _short_names(ggufs)}
     near = difflib.get_close_matches(wanted.lower(), candidates, n=4, cutoff=0.5)
-    nearest = f"the nearest are {', '.join(candidates[word] for word in near)}" if near else ""
-    if near and not ggufs:
-        return nearest
-    has = f"it has {_shown(_called(ggufs) or names)}" if names else "it is empty"
-    return f"{nearest}; {has}" if near else has
+    sentences = [f"the nearest are {', '.join(candidates[word] for word in near)}"] if near else []
+    if ggufs or not near:
+        sentences.append(_contents(_short_names(ggufs) or names))
+    return "; ".join(sentences)
 
 
-def _shown(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MOST_SHOWN} more" if len(names) > _MOST_SHOWN else ""
-    return ", ".join(names[:_MOST_SHOWN]) + more
+def _contents(names: Sequence[str]) -> str:
+    return f"it has {_listed(names)}" if names else "it is empty"
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
+    return ", ".join(names[:_MAX_LISTED]) + more
 
 
 def _base(name: str) -> str:

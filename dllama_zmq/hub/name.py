@@ -1,4 +1,4 @@
-"""REPO[:FILE], as people write it."""
+"""The names of models: REPO[:FILE]."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from dllama_zmq.errors import UsageError
 
 HUB_PREFIX = "hf:"
-"""What tells such a name from a path in `cluster.yaml`."""
+"""Begins such a name in `cluster.yaml`; any other text is a path."""
 
 _REPO = re.compile(r"(?:[A-Za-z0-9_][\w.-]{0,95}/)?[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
 _REVISION = re.compile(r"[A-Za-z0-9_][\w./+-]{0,254}", re.ASCII)
@@ -16,24 +16,23 @@ _REVISION = re.compile(r"[A-Za-z0-9_][\w./+-]{0,254}", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class ModelName:
-    """A repository of a hub, and which of its models: a file's name, a glob, a quantization; None for the usual one."""
+    """A model of a repository. `file` is a file's name, a glob or a quantization; None means the default model."""
 
     repo: str
     file: str | None = None
 
     @classmethod
     def parse(cls, text: str) -> ModelName:
-        """`REPO[:FILE]`, with `hf:` before it or not. Raises UsageError where it is none."""
+        """Parse `REPO[:FILE]` or `hf:REPO[:FILE]`. Raises UsageError for any other text."""
         repo, colon, file = text.removeprefix(HUB_PREFIX).partition(":")
-        # "--" stands for "/" in the cache's folders, so a hub has no such name.
+        # The cache's folders have "--" for "/", so hubs allow no such name.
         if not _REPO.fullmatch(repo) or "--" in repo or ".." in repo or repo.endswith((".git", "-", ".")):
             raise UsageError(
-                f"{text!r} names no model of a hub; write USER/REPO or USER/REPO:FILE, as org/model-GGUF:Q4_K_M"
+                f"{text!r} is not the name of a hub's model; write USER/REPO or USER/REPO:FILE, as "
+                "org/model-GGUF:Q4_K_M"
             )
         if colon and (not file or file.startswith("/") or len(file) > 1024 or not file.isprintable()):
-            raise UsageError(
-                f"{text!r} names no file after the colon; give a file's name or a quantization, as :Q4_K_M"
-            )
+            raise UsageError(f"{text!r} has no file after the colon; give a file's name or a quantization, as :Q4_K_M")
         return cls(repo, file if colon else None)
 
     def __str__(self) -> str:
@@ -41,7 +40,7 @@ class ModelName:
 
 
 def is_hub_name(text: str) -> bool:
-    """Whether `text` looks like USER/REPO[:FILE]: two parts, and not the name of a model's file."""
+    """Whether `text` looks like USER/REPO[:FILE] and not like the path of a model's file."""
     try:
         name = ModelName.parse(text)
     except UsageError:
@@ -50,14 +49,14 @@ def is_hub_name(text: str) -> bool:
 
 
 def checked_revision(text: str) -> str:
-    """A branch, tag or commit that may become a path in the cache. Raises UsageError where it may not."""
+    """`text` if it is safe as a path in the cache. Raises UsageError if not."""
     if not _REVISION.fullmatch(text) or any(part in ("", ".", "..") for part in text.split("/")):
-        raise UsageError(f"--revision {text!r} is no branch, tag or commit; leave it out for main")
+        raise UsageError(f"--revision {text!r} is not a branch, tag or commit; leave it out for main")
     return text
 
 
 def is_safe_file_name(name: object) -> bool:
-    """Whether a hub's file name stays below the folder that it is joined to."""
+    """Whether `name` stays inside the folder that it is joined to."""
     return (
         isinstance(name, str)
         and 0 < len(name) <= 1024

@@ -1,4 +1,4 @@
-"""One file from the hub to the disk: goes on where it stopped, and has its name only when it is whole and checked."""
+"""The download of a file: it resumes after an interruption, and gets its name only when complete and checked."""
 
 from __future__ import annotations
 
@@ -13,98 +13,99 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dllama_zmq.errors import HubError, UsageError
+from dllama_zmq.hub.http import RateLimitWait, endpoint, headers, is_transient, reason, session
 from dllama_zmq.hub.listing import HubFile
-from dllama_zmq.hub.reach import Patience, endpoint, headers, is_passing, reason, session
 from dllama_zmq.telling import Tells
 
-_MOST_FAILURES = 3
-_FAIR_PROGRESS_BYTES = 1 << 20  # what must come between two failures for the first to be forgotten
-_MOST_REQUEST_BYTES = 32 << 30  # the hub's own servers give no more than 50 GB to one request
+_MAX_FAILURES = 3  # in a row
+_PROGRESS_BYTES = 1 << 20  # this many bytes after a failure begin a new row
+_MAX_REQUEST_BYTES = 32 << 30  # the hub's servers send at most 50 GB per request
 _READ_BYTES = 1 << 20
 
 
 class Transfer:
-    """Fetches files of one repository at one commit, and counts what is there of `total_bytes`."""
+    """Downloads files of one repository at one commit, and reports the progress of all files."""
 
     def __init__(self, repo: str, commit: str, tells: Tells, total_bytes: int) -> None:
         self._repo, self._commit, self._tells = repo, commit, tells
-        self._patience = Patience(tells.line)
+        self._rate_limit = RateLimitWait(tells.line)
         self._before_bytes, self._total_bytes = 0, total_bytes
 
-    def have(self, file: HubFile) -> None:
-        """Count a file that is there already."""
+    def skip(self, file: HubFile) -> None:
+        """Count a file that is here already."""
         self._before_bytes += file.n_bytes
 
     def fetch(self, file: HubFile, part: Path, target: Path) -> None:
-        """Fetch `file` into `part`, whatever of it is there already, and give it its name when it is whole and right.
+        """Download `file` into `part`, after the bytes that it has already; rename it to `target` when checked.
 
-        Raises HubError where the bytes are not those of the hub's checksum (`part` is removed then), or another process
-        is at it; UsageError where `part` cannot be written; and what the session raises, with `part` kept.
+        Raises HubError if the checksum is wrong (`part` is then removed) or another process downloads the file,
+        UsageError if `part` cannot be written, and the session's errors, which keep `part`.
         """
-        with _own(part) as sink:
-            check = Check(file)
+        with _locked_part(part) as sink:
+            check = FileHash(file)
             self._read_part(file, sink, check)
-            self._rest(file, sink, check)
-            if not check.is_right():
+            self._download_rest(file, sink, check)
+            if not check.matches():
                 part.unlink()
                 raise HubError(
-                    f"{file.name} does not have the hub's checksum {file.hash}, so what came has been removed; "
+                    f"{file.name} does not have the hub's checksum {file.hash}, so the download was removed; "
                     f"run the command again, and if that does not help, check HF_ENDPOINT ({endpoint()})"
                 )
-            with _told_of(part):
+            with _write_errors(part):
                 os.fsync(sink.fileno())
                 target.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(part, target)
-        self.have(file)
+        self.skip(file)
 
-    def _read_part(self, file: HubFile, sink: io.FileIO, check: Check) -> None:
+    def _read_part(self, file: HubFile, sink: io.FileIO, check: FileHash) -> None:
         if os.fstat(sink.fileno()).st_size > file.n_bytes:
             sink.truncate(0)
         while data := sink.read(_READ_BYTES):
             check.add(data)
-            self._tell(f"checking what is here of {file.name}", check)
+            self._report(f"checking the first part of {file.name}", check)
 
-    def _rest(self, file: HubFile, sink: io.FileIO, check: Check) -> None:
+    def _download_rest(self, file: HubFile, sink: io.FileIO, check: FileHash) -> None:
         import httpx2
         from huggingface_hub.errors import HfHubHTTPError
 
         n_failures = 0
         while check.n_bytes < file.n_bytes:
-            self._tell(file.name, check)
+            self._report(file.name, check)
             before = check.n_bytes
             words = "the connection ended early"
-            problem: Exception = HubError(f"{endpoint()} ends {file.name} early, again and again; try again later")
+            problem: Exception = HubError(f"{endpoint()} repeatedly ends {file.name} early; try again later")
             try:
                 self._stream(file, sink, check)
             except httpx2.TransportError as error:
                 problem, words = error, reason(error)
             except HfHubHTTPError as error:
-                if self._patience.wait(error):
+                if self._rate_limit.wait(error):
                     continue
-                if not is_passing(error):
+                if not is_transient(error):
                     raise
                 problem, words = error, f"HTTP {error.response.status_code}"
-            if check.n_bytes >= min(file.n_bytes, before + _MOST_REQUEST_BYTES):
+            if check.n_bytes >= min(file.n_bytes, before + _MAX_REQUEST_BYTES):
                 continue
-            n_failures = 1 if check.n_bytes - before >= _FAIR_PROGRESS_BYTES else n_failures + 1
-            if n_failures >= _MOST_FAILURES:
+            n_failures = 1 if check.n_bytes - before >= _PROGRESS_BYTES else n_failures + 1
+            if n_failures >= _MAX_FAILURES:
                 raise problem
-            self._tells.line(f"{file.name}: {words}; going on at byte {check.n_bytes} of {file.n_bytes}")
+            self._tells.line(f"{file.name}: {words}; resuming at byte {check.n_bytes} of {file.n_bytes}")
             time.sleep(n_failures)
 
-    def _stream(self, file: HubFile, sink: io.FileIO, check: Check) -> None:
+    def _stream(self, file: HubFile, sink: io.FileIO, check: FileHash) -> None:
+        """Append the bytes of one response to `sink`."""
         from huggingface_hub import constants, hf_hub_url, hf_raise_for_status
 
-        start, end = check.n_bytes, min(file.n_bytes, check.n_bytes + _MOST_REQUEST_BYTES)
+        start, end = check.n_bytes, min(file.n_bytes, check.n_bytes + _MAX_REQUEST_BYTES)
         asked = headers()
         is_range = (start, end) != (0, file.n_bytes)
         if is_range:
             asked["Range"] = f"bytes={start}-{end - 1}"
         url = hf_hub_url(self._repo, file.name, revision=self._commit)
-        # Redirects lead to other hosts; the session takes the token out of what it sends there.
+        # Redirects lead to other hosts; the session sends them no token.
         with session().stream("GET", url, headers=asked, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as response:
             hf_raise_for_status(response)
-            if is_range and response.status_code != 206:  # this server sends all or nothing
+            if is_range and response.status_code != 206:  # this server knows no ranges
                 check.restart()
                 sink.seek(0)
                 sink.truncate()
@@ -112,24 +113,24 @@ class Transfer:
             for data in response.iter_bytes():
                 if check.n_bytes + len(data) > end:
                     raise HubError(f"{endpoint()} sends more for {file.name} than it asked for; check HF_ENDPOINT")
-                with _told_of(Path(str(sink.name))):
+                with _write_errors(Path(str(sink.name))):
                     _write_all(sink, data)
                 check.add(data)
-                self._tell(file.name, check)
+                self._report(file.name, check)
 
-    def _tell(self, text: str, check: Check) -> None:
+    def _report(self, text: str, check: FileHash) -> None:
         self._tells.now(text, self._before_bytes + check.n_bytes, self._total_bytes)
 
 
-class Check:
-    """The hash of a file as its bytes come, in the one of two ways in which the hub says it (see HubFile)."""
+class FileHash:
+    """The running hash of a file's bytes, of the kind that `HubFile.hash` has."""
 
     def __init__(self, file: HubFile) -> None:
         self._file = file
         self.restart()
 
     def restart(self) -> None:
-        """Forget the bytes."""
+        """Start again without bytes."""
         self.n_bytes = 0
         if len(self._file.hash) == 64:
             self._hash = hashlib.sha256()
@@ -137,30 +138,30 @@ class Check:
             self._hash = hashlib.sha1(b"blob %d\0" % self._file.n_bytes, usedforsecurity=False)
 
     def add(self, data: bytes) -> None:
-        """The next bytes."""
+        """Hash the next bytes."""
         self._hash.update(data)
         self.n_bytes += len(data)
 
-    def is_right(self) -> bool:
-        """Whether these were all the bytes, and the right ones."""
+    def matches(self) -> bool:
+        """Whether size and hash are those of the file."""
         return self.n_bytes == self._file.n_bytes and self._hash.hexdigest() == self._file.hash
 
 
-def is_right_file(file: HubFile, path: Path, tells: Tells) -> bool:
-    """Whether `path` has the bytes of `file`; reads it only where the size is right."""
+def has_content(path: Path, file: HubFile, tells: Tells) -> bool:
+    """Whether `path` has the bytes of `file`; reads it only if the size is right."""
     if not path.is_file() or path.stat().st_size != file.n_bytes:
         return False
-    check = Check(file)
+    check = FileHash(file)
     with path.open("rb") as source:
         while data := source.read(_READ_BYTES):
             check.add(data)
             tells.now(f"checking {file.name}, which is here already", check.n_bytes, file.n_bytes)
-    return check.is_right()
+    return check.matches()
 
 
 def copy_part(source: Path, part: Path) -> None:
-    """Begin `part` with all that `source` has. Raises UsageError where it cannot be written."""
-    with _told_of(part):
+    """Copy `source` to `part`. Raises UsageError if it cannot be written."""
+    with _write_errors(part):
         part.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, part)
 
@@ -172,43 +173,44 @@ def _write_all(sink: io.FileIO, data: bytes) -> None:
 
 
 @contextmanager
-def _own(part: Path) -> Iterator[io.FileIO]:
-    """`part`, made where it is missing, and nobody else's while the block lasts. Unbuffered: what came is kept."""
-    with _told_of(part):
+def _locked_part(part: Path) -> Iterator[io.FileIO]:
+    """`part`, created if needed and locked during the block. Unbuffered, so that an interruption loses no bytes."""
+    with _write_errors(part):
         part.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(part) as sink:
+    with _open_locked(part) as sink:
         try:
             yield sink
         except BaseException:
-            if os.fstat(sink.fileno()).st_size == 0:  # nothing to go on from
+            if os.fstat(sink.fileno()).st_size == 0:
                 part.unlink(missing_ok=True)
             raise
 
 
-def _locked(part: Path) -> io.FileIO:
+def _open_locked(part: Path) -> io.FileIO:
     while True:
-        with _told_of(part):
-            sink = io.FileIO(os.fspath(part), "r+", opener=_open_or_make)
+        with _write_errors(part):
+            sink = io.FileIO(os.fspath(part), "r+", opener=_open_or_create)
         try:
             fcntl.flock(sink, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             sink.close()
-            raise HubError(f"another process is fetching {part}; wait for it, then run the command again") from error
+            raise HubError(f"another process is downloading {part}; wait for it, then run the command again") from error
         except OSError:
             pass  # a file system without locks
-        # Whoever held it a moment ago may have given it its name: then it is no part any more.
+        # Another process may have finished and renamed the file since it was opened.
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(sink.fileno()), os.stat(part)):
                 return sink
         sink.close()
 
 
-def _open_or_make(path: str, flags: int) -> int:
+def _open_or_create(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW, 0o666)
 
 
 @contextmanager
-def _told_of(path: Path) -> Iterator[None]:
+def _write_errors(path: Path) -> Iterator[None]:
+    """Turns OSError into UsageError, with `path` and advice."""
     try:
         yield
     except OSError as error:

@@ -196,7 +196,7 @@ def test_two_pulls_of_one_file_do_not_mix(puller: Puller, hub: Hub) -> None:
     hub.faults.hold_after = 1000
     with puller.started("org/m") as first:
         assert hub.faults.held.wait(TAKES_S)
-        assert "another process is fetching" in puller.run("org/m").error()
+        assert "another process is downloading" in puller.run("org/m").error()
         hub.faults.let_go.set()
         assert finish(first, TAKES_S, time.monotonic()).code == 0
     assert puller.path("org/m").read_bytes() == BIG
@@ -222,20 +222,20 @@ def test_a_part_that_is_damaged_is_not_taken_for_the_file(puller: Puller, hub: H
 
 def test_a_disk_without_the_room_is_known_before_anything_is_fetched(puller: Puller, hub: Hub) -> None:
     hub.repos["org/m"].listed_bytes = {GGUF: 1 << 49}
-    assert "org/m takes 562950.0 GB more, and " in puller.run("org/m").error(2)
+    assert "org/m needs 562950.0 GB more, and " in puller.run("org/m").error(2)
     assert hub.fetched() == []
 
 
 @pytest.mark.parametrize("name", ["../m.gguf", "/etc/m.gguf", "a/../../m.gguf", "a\nb.gguf", "a\\b.gguf"])
 def test_a_listing_with_a_file_that_leads_elsewhere_is_refused(puller: Puller, hub: Hub, name: str) -> None:
     hub.repos["org/m"] = Repo({name: b"x"})
-    assert "which is no name for a file" in puller.run("org/m").error()
+    assert "which is not safe" in puller.run("org/m").error()
 
 
 @pytest.mark.parametrize("n_bytes", [-1, 1 << 51, None, "7", 1.5])
 def test_a_listing_without_a_size_that_can_be_is_refused(puller: Puller, hub: Hub, n_bytes: int) -> None:
     hub.repos["org/m"].listed_bytes = {GGUF: n_bytes}
-    assert f"for the size of org/m/{GGUF}" in puller.run("org/m").error()
+    assert f"as the size of org/m/{GGUF}" in puller.run("org/m").error()
 
 
 # --- no network ---------------------------------------------------------------------------------------------------
@@ -265,8 +265,8 @@ def test_a_proxy_that_does_not_answer_is_named(puller: Puller) -> None:
     [
         ({"HF_ENDPOINT": "hub.example"}, "hub.example cannot be asked"),
         ({"HTTPS_PROXY": "nothing://x", "https_proxy": "nothing://x"}, "the proxy cannot be used"),
-        ({"HF_HUB_ETAG_TIMEOUT": "soon"}, "an HF_... variable is no number"),
-        ({"HF_TOKEN": "hf_sécret"}, "the token holds a character that no token has"),
+        ({"HF_HUB_ETAG_TIMEOUT": "soon"}, "an HF_... variable must be a number"),
+        ({"HF_TOKEN": "hf_sécret"}, "the token has a character that no token has"),
     ],
     ids=["endpoint", "proxy", "number", "token"],
 )  # fmt: skip
@@ -304,10 +304,10 @@ def test_a_transfer_that_always_ends_early_ends_in_one_sentence(puller: Puller, 
 @pytest.mark.parametrize(
     ("status", "says"),
     [
-        (500, "has a fault of its own (HTTP 500); try again later"),
-        (503, "has a fault of its own (HTTP 503); try again later"),
+        (500, "failed (HTTP 500); try again later"),
+        (503, "failed (HTTP 503); try again later"),
         (429, "has had too many requests from here"),
-        (200, "does not answer as a hub does"),
+        (200, "does not answer like a hub"),
         (418, "refuses org/m (HTTP 418"),
     ],
 )
@@ -352,7 +352,7 @@ def test_a_token_that_was_signed_in_with_is_used(puller: Puller, hub: Hub) -> No
 def test_a_model_that_is_not_there_for_you_says_so(puller: Puller, hub: Hub, private: bool) -> None:
     hub.repos["org/x" if private else "org/y"] = Repo({GGUF: b""}, private=True)
     sentence = puller.run("org/x").error(2)
-    assert sentence.startswith(f"there is no model {hub.url}/org/x for all to see; check its name")
+    assert sentence.startswith(f"there is no public model {hub.url}/org/x; check its name")
     assert "HF_TOKEN (or run `hf auth login`)" in sentence
 
 
@@ -366,8 +366,8 @@ def test_a_token_that_does_not_help_is_said(puller: Puller) -> None:
         (["org/m", "--revision", "dev"], "org/m has no branch, tag or commit 'dev'"),
         (["org/m:Q5_K_M"], "has no 'Q5_K_M'; the nearest are Q4_K_M"),
         (["org/m:*"], "has 2 models like '*': Q4_K_M, Q8_0; choose one, as org/m:Q4_K_M"),
-        (["../m"], "names no model of a hub"),
-        (["org/m", "--to", "x", "--offline"], "--to fetches from the hub, and this is offline"),
+        (["../m"], "is not the name of a hub"),
+        (["org/m", "--to", "x", "--offline"], "--to downloads from the hub, which is not asked offline"),
     ],
     ids=["revision", "file", "several", "name", "offline"],
 )

@@ -1,4 +1,4 @@
-"""What a pull will fetch, known before it begins."""
+"""A pull: the files to download, known before it begins, and their download."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from pathlib import Path
 from dllama_zmq.errors import UsageError
 from dllama_zmq.hub.cache import RepoCache, find_cached
 from dllama_zmq.hub.choice import Choice, choose
+from dllama_zmq.hub.http import endpoint, hub_errors, load_settings
 from dllama_zmq.hub.listing import HubFile, list_repo
 from dllama_zmq.hub.name import ModelName, checked_revision
-from dllama_zmq.hub.reach import endpoint, in_plain_words, load_settings
-from dllama_zmq.hub.transfer import Transfer, copy_part, is_right_file
+from dllama_zmq.hub.transfer import Transfer, copy_part, has_content
 from dllama_zmq.telling import Tells
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """A model of the hub and where it goes."""
+class Pull:
+    """The files of a model on the hub, and the folder to put them in."""
 
     repo: str
     revision: str
@@ -27,23 +27,23 @@ class Plan:
     choice: Choice
     files: tuple[HubFile, ...]
     folder: Path | None
-    """Where --to puts it; None is the cache."""
+    """The folder of --to; None is the cache."""
 
     @property
     def n_bytes(self) -> int:
-        """All of it."""
+        """Bytes of all files."""
         return sum(file.n_bytes for file in self.files)
 
     def path(self) -> Path:
-        """What `model:` takes, once it is fetched."""
+        """The path for `model:`, once it is downloaded."""
         return self._base() / self.choice.model
 
     def tokenizer_path(self) -> Path | None:
-        """What `tokenizer:` takes, where the model needs a file beside it."""
+        """The path for `tokenizer:`, if the model needs one."""
         return None if self.choice.tokenizer is None else self._base() / self.choice.tokenizer
 
     def missing(self) -> dict[HubFile, int]:
-        """The files that are not here, with how many bytes of each are still to come."""
+        """The files that are not here, with the bytes of each still to download."""
         cache = RepoCache.of(self.repo)
         found: dict[HubFile, int] = {}
         for file in self.files:
@@ -55,7 +55,7 @@ class Plan:
         return found
 
     def check_room(self) -> None:
-        """Raise UsageError where the disk has not the room for what is missing."""
+        """Raise UsageError if the disk has less room than the missing files need."""
         place = self._base()
         while not place.is_dir() and place != place.parent:
             place = place.parent
@@ -64,32 +64,32 @@ class Plan:
             other = (
                 "give another folder to --to" if self.folder else "use --to or HF_HOME for a folder on a larger disk"
             )
-            sizes = f"takes {needed / 1e9:.1f} GB more, and {place} has {free / 1e9:.1f} GB free"
+            sizes = f"needs {needed / 1e9:.1f} GB more, and {place} has {free / 1e9:.1f} GB free"
             raise UsageError(f"{self.repo} {sizes}; make room, or {other}")
 
     def fetch(self, tells: Tells) -> None:
-        """Fetch what is missing. What an interruption leaves is where the next call goes on.
+        """Download the missing files. After an interruption, the next call resumes.
 
-        Raises HubError where the hub does not give it, UsageError where it cannot be written.
+        Raises HubError if the hub fails, UsageError if a file cannot be written.
         """
         cache = RepoCache.of(self.repo)
         transfer = Transfer(self.repo, self.commit, tells, self.n_bytes)
-        with in_plain_words(self.repo, self.revision):
+        with hub_errors(self.repo, self.revision):
             for file in dict.fromkeys(self.files):
                 target = self._target(file)
-                here = is_right_file(file, target, tells) if self.folder else cache.has(self.commit, file)
+                here = has_content(target, file, tells) if self.folder else cache.has(self.commit, file)
                 if here:
-                    transfer.have(file)
+                    transfer.skip(file)
                 else:
                     part = self._part(file)
                     if self.folder and cache.blob(file).is_file() and not part.exists():
                         tells.now(f"copying {file.name} from the cache")
-                        copy_part(cache.blob(file), part)  # and it is checked like any other part
+                        copy_part(cache.blob(file), part)  # `fetch` checks it like any other part
                     transfer.fetch(file, part, target)
         if self.folder is None:
             for file in self.files:
                 cache.link(self.commit, file)
-            cache.remember(self.revision, self.commit)
+            cache.set_ref(self.revision, self.commit)
 
     def _base(self) -> Path:
         return self.folder or RepoCache.of(self.repo).snapshot(self.commit)
@@ -110,14 +110,14 @@ def plan_pull(
     folder: Path | None = None,
     *,
     offline: bool = False,
-    say: Callable[[str], None] = lambda text: None,
-) -> Plan:
-    """Ask the hub for `name` at `revision`; with `offline`, or HF_HUB_OFFLINE set, look into the cache alone.
+    on_wait: Callable[[str], None] = lambda text: None,
+) -> Pull:
+    """Plan the download of `name` at `revision`. With `offline` or HF_HUB_OFFLINE, only the cache is asked.
 
-    `say` hears why the hub keeps us waiting.
+    `on_wait` is called with the reason of every wait.
 
-    Raises HubError where the hub does not answer or does not give it, UsageError where there is no such model or,
-    offline, the cache has not all of it.
+    Raises HubError if the hub fails or refuses, UsageError if there is no such model or, offline, a file of it is
+    missing from the cache.
     """
     load_settings()
     from huggingface_hub import constants
@@ -125,10 +125,10 @@ def plan_pull(
     checked_revision(revision)
     if offline or constants.is_offline_mode():
         if folder is not None:
-            raise UsageError("--to fetches from the hub, and this is offline; leave one of the two out")
+            raise UsageError("--to downloads from the hub, which is not asked offline; leave one of the two out")
         snapshot, choice = find_cached(name, revision)
-        return Plan(name.repo, revision, snapshot.name, choice, (), None)
-    listing = list_repo(name.repo, revision, say)
+        return Pull(name.repo, revision, snapshot.name, choice, (), None)
+    listing = list_repo(name.repo, revision, on_wait)
     choice = choose(list(listing.files), name, f"{endpoint()}/{name.repo}")
     files = tuple(listing.files[one] for one in choice.files)
-    return Plan(name.repo, revision, listing.commit, choice, files, folder and folder.absolute())
+    return Pull(name.repo, revision, listing.commit, choice, files, folder and folder.absolute())

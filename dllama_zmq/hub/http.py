@@ -1,4 +1,4 @@
-"""The way to the hub: its address, its session, and in plain words why it did not give what was asked."""
+"""HTTP to the hub: its address, its session, and its errors as one sentence each."""
 
 from __future__ import annotations
 
@@ -16,52 +16,52 @@ if TYPE_CHECKING:
     import httpx2
     from huggingface_hub.errors import HfHubHTTPError
 
-_AGAIN = "what has been pulled before can be had without it: --offline, or HF_HUB_OFFLINE=1"
+_OFFLINE_ADVICE = "models that were pulled before need no hub: --offline, or HF_HUB_OFFLINE=1"
 
 
 def load_settings() -> None:
-    """Read the HF_... variables of the environment. Raises UsageError where one of them cannot be read."""
+    """Read the HF_... variables of the environment. Raises UsageError if one of them is wrong."""
     try:
         import huggingface_hub.constants  # noqa: F401
     except ValueError as error:
-        raise UsageError(f"an HF_... variable is no number where it must be one ({error}); unset it") from error
+        raise UsageError(f"an HF_... variable must be a number and is not ({error}); unset it") from error
 
 
 def endpoint() -> str:
-    """The hub's address, as it may be shown: without a name and password that may be in it."""
+    """The hub's address for messages, without user name and password."""
     from huggingface_hub import constants
 
     return _shown_url(constants.ENDPOINT)
 
 
 def session() -> httpx2.Client:
-    """huggingface_hub's HTTP session, which knows proxies. Raises UsageError where it cannot be made."""
+    """huggingface_hub's HTTP session, which uses the environment's proxies. Raises UsageError for a wrong proxy."""
     from huggingface_hub import get_session
 
     try:
         return get_session()
-    except (ValueError, ImportError) as error:  # of what the environment says of proxies
+    except (ValueError, ImportError) as error:  # for a wrong URL, or a SOCKS proxy without its package
         raise UsageError(
             f"the proxy cannot be used ({reason(error)}); check HTTPS_PROXY, HTTP_PROXY and ALL_PROXY"
         ) from error
 
 
 def headers() -> dict[str, str]:
-    """The headers of a request, with the user's token where there is one. Raises UsageError for what can be none."""
+    """The headers of a request, with the user's token if there is one. Raises UsageError for a malformed token."""
     from huggingface_hub import get_token
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # public, says its reference
 
     token = get_token()
-    # Checked here, for the error of a header that cannot be sent would print the token.
+    # Checked here because the HTTP client's error would print the token.
     if token is not None and not (token.isascii() and token.isprintable() and " " not in token):
-        raise UsageError("the token holds a character that no token has; set HF_TOKEN again, or run `hf auth login`")
+        raise UsageError("the token has a character that no token has; set HF_TOKEN again, or run `hf auth login`")
     return {**build_hf_headers(library_name="dllama-zmq"), "Accept-Encoding": "identity"}
 
 
 @contextmanager
-def in_plain_words(repo: str, revision: str) -> Iterator[None]:
-    """Turns what goes wrong with the hub into one sentence: HubError, or UsageError where the name is wrong."""
-    import httpx2  # huggingface_hub's own: its sessions raise these
+def hub_errors(repo: str, revision: str) -> Iterator[None]:
+    """Turns the session's errors into HubError, or UsageError for a wrong name."""
+    import httpx2  # the client of huggingface_hub's sessions
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     try:
@@ -69,7 +69,7 @@ def in_plain_words(repo: str, revision: str) -> Iterator[None]:
     except HfHubHTTPError as error:
         raise _refused(error, repo, revision) from error
     except OfflineModeIsEnabled as error:
-        raise HubError(f"{repo} was not asked for, because HF_HUB_OFFLINE is set; unset it") from error
+        raise HubError(f"{repo} was not requested, because HF_HUB_OFFLINE is set; unset it") from error
     except httpx2.ProxyError as error:
         raise HubError(
             f"the proxy on the way to {endpoint()} refuses ({reason(error)}); check HTTPS_PROXY and NO_PROXY"
@@ -78,47 +78,46 @@ def in_plain_words(repo: str, revision: str) -> Iterator[None]:
         raise UsageError(f"{endpoint()} cannot be asked ({reason(error)}); give HF_ENDPOINT as https://HOST") from error
     except httpx2.TimeoutException as error:
         raise HubError(
-            f"{_host(error)} does not answer in time; try again, or set HF_ENDPOINT to a mirror; {_AGAIN}"
+            f"{_host(error)} does not answer in time; try again, or set HF_ENDPOINT to a mirror; {_OFFLINE_ADVICE}"
         ) from error
     except httpx2.TransportError as error:
         raise HubError(
             f"{_host(error)} cannot be reached ({reason(error)}); check the network{_proxy_too()}, try again, or set "
-            f"HF_ENDPOINT to a mirror; {_AGAIN}"
+            f"HF_ENDPOINT to a mirror; {_OFFLINE_ADVICE}"
         ) from error
     except httpx2.TooManyRedirects as error:
-        raise HubError(f"{endpoint()} sends from one address to another without end; check HF_ENDPOINT") from error
+        raise HubError(f"{endpoint()} redirects without end; check HF_ENDPOINT") from error
 
 
 def reason(error: BaseException) -> str:
-    """An error's own words, one line of a length that can be read."""
+    """The message of an error on one line, at most 200 characters."""
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def is_passing(error: HfHubHTTPError) -> bool:
-    """Whether the same request may be answered a moment later."""
+def is_transient(error: HfHubHTTPError) -> bool:
+    """Whether the same request may succeed later."""
     return error.response.status_code >= 500 or error.response.status_code == 408
 
 
-class Patience:
-    """Waits as a hub asks that has had too many requests (HTTP 429), for at most `most_s` seconds in all."""
+class RateLimitWait:
+    """Waits as long as a rate-limiting hub asks for (HTTP 429), at most `max_s` in all."""
 
-    def __init__(self, say: Callable[[str], None], most_s: float = 900.0) -> None:
-        self._say, self._left_s = say, most_s
+    def __init__(self, on_wait: Callable[[str], None], max_s: float = 900.0) -> None:
+        self._on_wait, self._left_s = on_wait, max_s
 
     def wait(self, error: HfHubHTTPError) -> bool:
-        """Wait until the hub takes requests again; False where it does not say when, or that is too far off."""
-        asked_s = asked_wait_s(error)
-        if asked_s is None or asked_s > self._left_s:
+        """Wait until the hub accepts requests; False if it does not say when, or that is too late."""
+        wait_s = retry_after_s(error)
+        if wait_s is None or wait_s > self._left_s:
             return False
-        self._left_s -= asked_s
-        self._say(f"{endpoint()} has had too many requests from here and asks to wait {asked_s:.0f} s; waiting")
-        time.sleep(asked_s)
+        self._left_s -= wait_s
+        self._on_wait(f"{endpoint()} has had too many requests from here and asks to wait {wait_s:.0f} s; waiting")
+        time.sleep(wait_s)
         return True
 
 
-def asked_wait_s(error: HfHubHTTPError) -> float | None:
-    """Seconds after which the hub takes requests again, 1 or more, by its headers Retry-After or RateLimit; None where
-    it has refused for another reason, or does not say.
+def retry_after_s(error: HfHubHTTPError) -> float | None:
+    """Seconds to wait after HTTP 429, at least 1, from the headers Retry-After or RateLimit; None without them.
 
     Sources: RFC 9110 §10.2.3; https://huggingface.co/docs/hub/rate-limits
     """
@@ -144,43 +143,40 @@ def _refused(error: HfHubHTTPError, repo: str, revision: str) -> DllamaError:
 
     status = error.response.status_code
     code, message = (str(error.response.headers.get(f"X-Error-{word}", "")) for word in ("Code", "Message"))
-    page, has_token = f"{endpoint()}/{repo}", get_token() is not None
+    url, has_token = f"{endpoint()}/{repo}", get_token() is not None
     sign_in = "set HF_TOKEN (or run `hf auth login`)"
     if code == "GatedRepo":
-        waits = "; your token is known, so the consent is what is missing" if has_token and status == 403 else ""
-        return HubError(f"{repo} is given out under a licence: accept its licence at {page} and {sign_in}{waits}")
+        only = "; your token is valid, so only the licence is missing" if has_token and status == 403 else ""
+        return HubError(f"{repo} needs your consent: accept its licence at {url} and {sign_in}{only}")
     if code == "RevisionNotFound":
         return UsageError(
-            f"{repo} has no branch, tag or commit {revision!r}; see {page}, or leave --revision out for main"
+            f"{repo} has no branch, tag or commit {revision!r}; see {url}, or leave --revision out for main"
         )
     if code == "EntryNotFound":
-        return HubError(f"{page} no longer has a file that it listed a moment ago; run the command again")
+        return HubError(f"{url} no longer has a file that it listed a moment ago; run the command again")
     if status == 401 and (has_token or message.startswith("Invalid credentials")):
         return HubError(f"{endpoint()} does not accept your token for {repo}; check the name, and {sign_in}")
     if status in (401, 404):
-        return UsageError(
-            f"there is no model {page} for all to see; check its name, or, where it is private, {sign_in}"
-        )
+        return UsageError(f"there is no public model {url}; check its name, or, if it is private, {sign_in}")
     if status == 403:
-        return HubError(f"{endpoint()} does not let you have {repo}: accept its licence at {page} and {sign_in}")
+        return HubError(f"{endpoint()} denies access to {repo}: accept its licence at {url} and {sign_in}")
     if status == 429:
-        asked_s = asked_wait_s(error)
-        when = "some minutes" if asked_s is None else f"{asked_s:.0f} s"
+        wait_s = retry_after_s(error)
+        when = "some minutes" if wait_s is None else f"{wait_s:.0f} s"
         return HubError(f"{endpoint()} has had too many requests from here; try again in {when}, or {sign_in}")
     if status >= 500:
         return HubError(
-            f"{endpoint()} has a fault of its own (HTTP {status}); try again later, or set HF_ENDPOINT to a mirror; "
-            f"{_AGAIN}"
+            f"{endpoint()} failed (HTTP {status}); try again later, or set HF_ENDPOINT to a mirror; {_OFFLINE_ADVICE}"
         )
     return HubError(f"{endpoint()} refuses {repo} (HTTP {status} {message}); check HF_ENDPOINT and the name")
 
 
 def _host(error: object) -> str:
-    """The endpoint, and with it the host that failed where that is another one, to which the hub had sent us."""
+    """The endpoint, or the host of a redirect that failed."""
     try:
         url = error.request.url  # type: ignore[attr-defined]
         host = str(url.host)
-    except (AttributeError, RuntimeError):  # not every error belongs to a request
+    except (AttributeError, RuntimeError):  # not every error has a request
         return endpoint()
     return endpoint() if host == urlsplit(endpoint()).hostname else f"{host} (where {endpoint()} sends downloads)"
 
