@@ -150,8 +150,8 @@ def load(
         try:
             words = read_tokenizer(tokenizer_path)
             words.check_fits(file.spec, path)
-            if doubt := words.doubt(file.spec, path):
-                logger.warning("%s", doubt)
+            if warning := words.mismatch_warning(file.spec, path):
+                logger.warning("%s", warning)
         except FormatError as error:
             if tokenizer is not None:
                 raise

@@ -109,8 +109,8 @@ def _tokenizer(path: Path, spec: ModelSpec) -> str:
         template = f"the {source} chat template" if source.startswith("built-in") else "its own chat template"
     except RequestError:
         template = "no chat template"
-    doubt = tokenizer.doubt(spec, path)
-    return f"{tokenizer.vocab_size} tokens, {template}{f'; {doubt}' if doubt else ''}"
+    warning = tokenizer.mismatch_warning(spec, path)
+    return f"{tokenizer.vocab_size} tokens, {template}{f'; {warning}' if warning else ''}"
 
 
 def _memory(plan: Plan, positions: int) -> dict[str, int]:

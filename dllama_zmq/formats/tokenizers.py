@@ -1,12 +1,12 @@
-"""Tokenizers from the files that models come in, by their names and first bytes. Knows files; the rest is tokenizer/'s.
+"""Reads the tokenizer of a file or folder, by its name and first bytes; `tokenizer/` does the rest.
 
-| file | what it is |
+| file | contents |
 | --- | --- |
 | `*.t` | FORMATS.md §3 |
-| `tokenizer.json` | Hugging Face's, with tokenizer_config.json and its like beside it |
-| `*.model` | a SentencePiece model, or Meta's list of Llama 3's pieces and ranks |
-| what begins with GGUF | the model's file, whose metadata holds it |
-| a folder | its tokenizer.json, else its tokenizer.model, else what its one `.m` or GGUF model brings |
+| `tokenizer.json` | Hugging Face's, with tokenizer_config.json and others beside it |
+| `*.model` | a SentencePiece model, or Llama 3's pieces with their ranks |
+| GGUF, by its first bytes | a model with the tokenizer in its metadata |
+| a folder | its tokenizer.json, else its tokenizer.model, else the tokenizer of its only `.m` or GGUF model |
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dllama_zmq.formats.t_file import read_t
 from dllama_zmq.tokenizer import Tokenizer
 
 MAX_JSON_BYTES = 1 << 26
-"""The largest known tokenizer.json has half of it."""
+"""Twice the largest known tokenizer.json."""
 MAX_MODEL_BYTES = 1 << 25
 MAX_SIDE_BYTES = 1 << 24
 _MAX_JSON_VALUES = 1 << 23
@@ -34,9 +34,9 @@ _NAMES = ("tokenizer.json", "tokenizer.model")
 
 
 def read_tokenizer(path: str | Path) -> Tokenizer:
-    """The tokenizer of a file or of a model's folder, ready to encode and decode.
+    """The tokenizer of a file or of a model's folder.
 
-    Raises FormatError, UnsupportedModel for a sound file of a kind that is not read.
+    Raises FormatError for a damaged file, UnsupportedModel for a kind that is not read.
     """
     path = Path(path)
     if path.is_dir():
@@ -60,13 +60,13 @@ def _in_folder(folder: Path) -> Path:
         return model if is_gguf(model, first_bytes(model)) else model.with_suffix(".t")
     raise FormatError(
         f"{folder}: this folder has no {' and no '.join(_NAMES)}. Put the model's own there, or give its path as "
-        "`tokenizer:` beside `model:` in cluster.yaml."
+        "`tokenizer:` in cluster.yaml."
     )
 
 
 def _read_model(path: Path) -> Tokenizer:
     data = _read_bytes(path, MAX_MODEL_BYTES)
-    # A SentencePiece model begins with the tag of its first piece, a newline; a list of ranks with base64.
+    # A SentencePiece model begins with the tag of its first piece, which is a newline; a list of ranks with base64.
     if data[:1] == b"\n" or b" " not in data[:512]:
         return Tokenizer.from_sentencepiece(data, str(path), _config_beside(path))
     return Tokenizer.from_ranks(_ranks(data, path), str(path), _config_beside(path))
@@ -83,43 +83,45 @@ def _ranks(data: bytes, path: Path) -> dict[bytes, int]:
         if not piece or not rank.isdigit() or len(rank) > 9 or piece in ranks:
             raise FormatError(
                 f"{path}: line {index} is {line[:40]!r}; expected a piece in base64, once, a space and its rank. "
-                f"This is no tokenizer.model of SentencePiece or Llama 3, or a damaged one."
+                f"This is not a tokenizer.model of SentencePiece or Llama 3, or it is damaged."
             )
         ranks[piece] = int(rank)
     return ranks
 
 
 def _config_beside(path: Path) -> dict[str, Any]:
-    """What the files beside a tokenizer say: tokenizer_config.json's keys before special_tokens_map.json's, the EOS ids
-    of generation_config.json and of config.json, and the templates that have files of their own."""
+    """The configuration in the files beside a tokenizer.
+
+    tokenizer_config.json overrides special_tokens_map.json. EOS ids come from generation_config.json and config.json,
+    chat templates also from files of their own.
+    """
     folder = path.parent
-    named = _side(folder / "special_tokens_map.json")
-    config = {**{key: value for key, value in named.items() if key.endswith("_token")}}
-    said = _side(folder / "tokenizer_config.json")
-    config.update({key: value for key, value in said.items() if key not in ("eos_token_id", "bos_token_id")})
-    ends = _side(folder / "generation_config.json").get("eos_token_id")
-    if ends is not None:
-        config["eos_token_id"] = ends
-    config["model_eos_token_id"] = _side(folder / "config.json").get("eos_token_id")
+    specials = _read_object(folder / "special_tokens_map.json")
+    config = {key: value for key, value in specials.items() if key.endswith("_token")}
+    own = _read_object(folder / "tokenizer_config.json")
+    config |= {key: value for key, value in own.items() if key not in ("eos_token_id", "bos_token_id")}
+    eos_ids = _read_object(folder / "generation_config.json").get("eos_token_id")
+    if eos_ids is not None:
+        config["eos_token_id"] = eos_ids
+    config["model_eos_token_id"] = _read_object(folder / "config.json").get("eos_token_id")
     templates = [("default", folder / "chat_template.jinja")]
     if (folder / "additional_chat_templates").is_dir():
         files = sorted((folder / "additional_chat_templates").glob("*.jinja"))
         templates += [(file.stem, file) for file in files[:64]]
-    written = [
-        {"name": name, "template": _read_text(file, MAX_SIDE_BYTES)} for name, file in templates if file.exists()
-    ]
-    if written:
-        config["chat_template"] = written
+    found = [{"name": name, "template": _read_text(file, MAX_SIDE_BYTES)} for name, file in templates if file.exists()]
+    if found:
+        config["chat_template"] = found
     return config
 
 
-def _side(path: Path) -> dict[str, Any]:
+def _read_object(path: Path) -> dict[str, Any]:
+    """A JSON object; empty if there is no file."""
     if not path.exists():
         return {}
     try:
         value = json.loads(_read_text(path, MAX_SIDE_BYTES))
     except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path}: this is no JSON: {error}. Get the file again, or take it away.") from error
+        raise FormatError(f"{path}: not JSON: {error}. Get the file again, or remove it.") from error
     if not isinstance(value, dict):
         raise FormatError(f"{path}: holds a {type(value).__name__}; expected an object. Get the file again.")
     return value
@@ -133,7 +135,7 @@ def _read_text(path: Path, max_bytes: int) -> str:
     try:
         return data.decode()
     except UnicodeDecodeError as error:
-        raise FormatError(f"{path}: offset {error.start}: this is no UTF-8 text. Get the file again.") from error
+        raise FormatError(f"{path}: offset {error.start}: not UTF-8 text. Get the file again.") from error
 
 
 def _read_bytes(path: Path, max_bytes: int) -> bytes:

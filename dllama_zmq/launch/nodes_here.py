@@ -31,7 +31,11 @@ def open_checked(file: ClusterFile, warn: Callable[[str], None]) -> tuple[ModelF
         _check_plan(file.cluster, model)
         tokenizer = read_tokenizer(file.tokenizer_path())
         tokenizer.check_fits(model.spec, model.path)
-        for sentence in (*_doubts(file.cluster, model), *model.notes, tokenizer.doubt(model.spec, model.path)):
+        for sentence in (
+            *_doubts(file.cluster, model),
+            *model.notes,
+            tokenizer.mismatch_warning(model.spec, model.path),
+        ):
             if sentence:
                 warn(sentence)
         cleanup.pop_all()

@@ -1,4 +1,4 @@
-"""Text to tokens and back, and conversations to text. Knows no file: formats/ reads a vocabulary, this runs it."""
+"""Text to tokens and back, and chats to text. Knows no file: `formats/` reads vocabularies."""
 
 from dllama_zmq.tokenizer.chat import ChatTemplate
 from dllama_zmq.tokenizer.data import TokenizerData

@@ -1,4 +1,4 @@
-"""Chat templates for files that bring none, and how their special tokens tell which one. Knows nothing of rendering.
+"""Chat templates for files without one, chosen by the names of their special tokens. Does not render.
 
 Sources: the published formats of Llama 2, Llama 3, Mistral 7B Instruct v0.1, ChatML, Zephyr and DeepSeek V2.
 """
@@ -91,11 +91,14 @@ _DEEPSEEK = """\
 """
 
 BUILTIN = {
-    "llama2": _LLAMA2, "llama3": _LLAMA3, "mistral": _MISTRAL, "chatml": _CHATML, "zephyr": _ZEPHYR,
+    "llama2": _LLAMA2,
+    "llama3": _LLAMA3,
+    "mistral": _MISTRAL,
+    "chatml": _CHATML,
+    "zephyr": _ZEPHYR,
     "deepseek": _DEEPSEEK,
-}  # fmt: skip
-
-_TOLD_BY = (
+}
+_TOKENS = (
     ("llama3", ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")),
     ("chatml", ("<|im_start|>", "<|im_end|>")),
     ("deepseek", ("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>")),
@@ -104,9 +107,9 @@ _TOLD_BY = (
 )
 
 
-def told_by(names: Mapping[str, int]) -> str | None:
-    """The built-in template of the model that has special tokens of these names; None where they tell none.
+def template_for(names: Mapping[str, int]) -> str | None:
+    """The name of the built-in template for these special tokens, or None.
 
-    Llama 2's format uses no special token but <s> and </s>, which many others have too: it must be asked for by name.
+    Llama 2's format has only <s> and </s>, as many others have, so it must be chosen by name.
     """
-    return next((name for name, needed in _TOLD_BY if all(token in names for token in needed)), None)
+    return next((name for name, needed in _TOKENS if all(token in names for token in needed)), None)

@@ -1,9 +1,8 @@
 """Chat templates: messages to the text of a prompt. Knows no vocabulary and no file.
 
-A file's template is a program that nobody has looked at. Forbidding, operator by operator, whatever could take long or
-much memory would be a list that is never complete, so it runs in a process of its own (`chat_child.py`) that may use
-little memory and is ended when its time is over. That process lives as long as the template, and renders in about a
-millisecond; starting it takes a tenth of a second.
+A file's template is an untrusted program, and no list of forbidden operations bounds its time and memory. So it runs in
+a process of its own (`chat_child.py`) with a memory limit, which is killed after RENDER_S. The process lives as long as
+the template: starting it takes 0.1 s, rendering about 1 ms.
 """
 
 from __future__ import annotations
@@ -14,17 +13,17 @@ from contextlib import suppress
 from typing import Any
 
 from dllama_zmq.errors import FormatError, RequestError, UsageError
-from dllama_zmq.tokenizer.builtin_templates import BUILTIN, told_by
+from dllama_zmq.tokenizer.builtin_templates import BUILTIN, template_for
 from dllama_zmq.tokenizer.child import Child
 
 RENDER_S = 2.0
-"""Seconds that a template may take."""
-_GRACE_S = 1.0  # for a template inside one long operation, which can only be ended from without
+"""Time limit for a template in seconds."""
+_GRACE_S = 1.0  # until a process that does not stop by itself, inside one long operation, is killed
 MAX_TEXT_CHARS = 8 << 20
 
 
 class ChatTemplate:
-    """A file's chat template, or several by name: `tool_use` where there are tools, else `default`.
+    """Chat templates by name: `tool_use` renders chats with tools, if it exists; `default` all others.
 
     source: the file, or "built-in NAME".
     """
@@ -43,12 +42,12 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         **variables: Any,
     ) -> str:
-        """The text of a conversation, to be encoded with bos=False, specials=True: it holds its BOS by name.
+        """The text of a chat. Encode it with bos=False and specials=True: it has the BOS as text.
 
-        messages: at least one, of what JSON can hold; keys whose value is None are left out, as transformers does. A
-        template that cannot render them so gets them as they are: some ask whether `content` is none.
-        Raises RequestError where the template refuses or cannot render this conversation, FormatError where the
-        template itself is at fault: no Jinja, too long, too large, or reaching for what it must not.
+        messages: one or more, of JSON values. Keys whose value is None are left out, as in transformers; if that fails
+        they are passed, because some templates ask whether `content` is none.
+        Raises RequestError if the template refuses or cannot render this chat; FormatError if the template is at fault:
+        not Jinja, too slow, too large, or with forbidden operations.
         """
         if not messages:
             raise RequestError("the conversation is empty; give at least one message")
@@ -63,7 +62,7 @@ class ChatTemplate:
         name = "tool_use" if tools is not None and "tool_use" in self._templates else "default"
         if name not in self._templates:
             names = ", ".join(sorted(self._templates))
-            raise RequestError(f"{self.source}: no chat template is the default; choose one by name: {names}")
+            raise RequestError(f"{self.source}: there is no default chat template; choose one by name: {names}")
         where = f"{self.source}: chat template"
         bare = [{key: value for key, value in message.items() if value is not None} for message in shown["messages"]]
         try:
@@ -79,18 +78,18 @@ class ChatTemplate:
 def choose_template(
     templates: Mapping[str, str], name: str | None, names: Mapping[str, int], words: Mapping[str, str], source: str
 ) -> ChatTemplate:
-    """The file's templates; else, or where `name` says so, a built-in one."""
+    """The template `name` of the file or built in; without `name` the file's templates, else a fitting built-in one."""
     if name is None and templates:
         return ChatTemplate(templates, words, source)
-    chosen = name or told_by(names)
+    chosen = name or template_for(names)
     if chosen is None:
         raise RequestError(
-            f"{source}: this tokenizer has no chat template, and its special tokens tell none; "
+            f"{source}: this tokenizer has no chat template, and its special tokens fit no built-in one; "
             f"choose one by name: {', '.join(BUILTIN)}"
         )
     text = templates.get(chosen, BUILTIN.get(chosen))
     if text is None:
-        raise UsageError(f"{chosen!r} is no chat template; expected one of {', '.join([*templates, *BUILTIN])}")
+        raise UsageError(f"{chosen!r} is not a chat template; expected one of {', '.join([*templates, *BUILTIN])}")
     return ChatTemplate({"default": text}, words, source if chosen in templates else f"built-in {chosen}")
 
 
@@ -112,11 +111,11 @@ class _Renderer:
         try:
             line = json.dumps(request).encode() + b"\n"
         except (TypeError, ValueError, RecursionError) as error:
-            raise RequestError(f"the conversation holds what JSON cannot: {error}") from error
+            raise RequestError(f"the conversation cannot be written as JSON: {error}") from error
         answer = self._child.ask(line, RENDER_S + _GRACE_S)
         if answer is None:
             raise FormatError(
-                f"{where}: it takes longer than {RENDER_S:g} s or more memory than it may, in one of its "
+                f"{where}: it takes longer than {RENDER_S:g} s or too much memory, in one of its "
                 f"{template.count(chr(10)) + 1} lines. Choose a built-in template by name."
             )
         if "text" in answer:

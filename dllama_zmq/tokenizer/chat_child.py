@@ -1,8 +1,8 @@
-"""Renders one chat template after another for the process that started this one. A script: it imports nothing of ours.
+"""Renders chat templates for its parent process. A script: it imports nothing of this package.
 
-A template is a program that came with a file. Whatever it does, it does it here: in Jinja's immutable sandbox, with
-little memory, no files it could load, and a parent that ends this process when its time is over. Each line in is
-{"template", "variables", "seconds", "chars"}, each line out {"text"} or {"kind", "what", "line"}.
+A template is an untrusted program. It runs in Jinja's immutable sandbox, with a memory limit and without files, and the
+parent kills this process after a time limit. A request is the line {"template", "variables", "seconds", "chars"}, its
+reply {"text"} or {"kind", "what", "line"}.
 """
 
 from __future__ import annotations
@@ -23,41 +23,41 @@ from jinja2.exceptions import SecurityError, TemplateNotFound, TemplateSyntaxErr
 from jinja2.parser import Parser
 
 MEMORY_BYTES = 512 << 20
-FILE = "<template>"  # what Jinja calls a template that has no name
+FILE = "<template>"  # Jinja's name of a template without a name
 
 
 class Refused(jinja2.TemplateError):
-    """The template itself says that it cannot render this conversation."""
+    """Raised by the template: it cannot render this conversation."""
 
 
 class OutOfTime(BaseException):
-    """No Exception, which Jinja catches in places. `line` is the template's."""
+    """Not an Exception, because Jinja catches those in places. `line` is the template's."""
 
     line = 0
 
 
 class Sandbox(sandbox.ImmutableSandboxedEnvironment):
-    """Jinja's sandbox, which here speaks up at once where it would hand out an undefined value."""
+    """Jinja's sandbox, with an error for an unsafe attribute instead of an undefined value."""
 
     intercepted_binops = frozenset({"*", "**"})
 
     def unsafe_undefined(self, obj: Any, attribute: str) -> NoReturn:
-        raise SecurityError(f"it reaches for the attribute {attribute!r} of a {type(obj).__name__}")
+        raise SecurityError(f"it uses the attribute {attribute!r} of a {type(obj).__name__}")
 
     def call_binop(self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any) -> Any:
         if operator == "**" and not (abs(left) < 1 << 64 and abs(right) < 64):
-            raise SecurityError(f"it asks for a power that is too large: of {type(left).__name__} to {str(right)[:40]}")
+            raise SecurityError(f"it computes too large a power: {type(left).__name__} to {str(right)[:40]}")
         if operator == "*":
             for value, times in ((left, right), (right, left)):
                 if isinstance(value, (str, list, tuple)) and isinstance(times, int) and len(value) * times > 1 << 24:
-                    raise SecurityError(f"it asks for a {type(value).__name__} of {len(value) * times} parts")
+                    raise SecurityError(f"it makes a {type(value).__name__} of {len(value) * times} items")
         return super().call_binop(context, operator, left, right)
 
 
 class GenerationTag(ext.Extension):
-    """`{% generation %}...{% endgeneration %}`, which marks what a model wrote, for training."""
+    """`{% generation %}...{% endgeneration %}`, which marks a model's output for training."""
 
-    tags = {"generation"}  # noqa: RUF012 - so Jinja wants it
+    tags = {"generation"}  # noqa: RUF012 - Jinja's interface
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
@@ -79,7 +79,7 @@ def to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """JSON as it is: Jinja's own filter writes it for HTML."""
+    """Plain JSON; Jinja's own filter escapes it for HTML."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
@@ -107,14 +107,14 @@ def render(source: str, variables: dict[str, Any], max_chars: int) -> str:
                 raise SecurityError(f"its text is longer than {max_chars} characters")
             parts.append(part)
     except OutOfTime as error:
-        # Jinja gives its own line to exceptions alone; here is still that of the code it made.
+        # Jinja translates line numbers only for Exceptions; here it is still that of the generated code.
         error.line = template.get_corresponding_lineno(line_of(error))
         raise
     return "".join(parts)
 
 
 def line_of(error: BaseException) -> int:
-    """The line of the template at which `error` happened; 0 where it cannot be told."""
+    """The line of the template where `error` happened; 0 if it is unknown."""
     if isinstance(error, TemplateSyntaxError):
         return error.lineno or 0
     lines = [frame.lineno or 0 for frame in traceback.extract_tb(error.__traceback__) if frame.filename == FILE]
@@ -123,7 +123,7 @@ def line_of(error: BaseException) -> int:
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
     used_s = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
-    # The kernel ends what a signal cannot stop, should the parent be gone.
+    # If the parent is gone, the kernel kills what a signal cannot stop.
     resource.setrlimit(resource.RLIMIT_CPU, (int(used_s + 2 * request["seconds"]) + 2, resource.RLIM_INFINITY))
     signal.setitimer(signal.ITIMER_REAL, request["seconds"])
     try:
@@ -131,9 +131,9 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     except Refused as error:
         kind, what, line = "refused", str(error), line_of(error)
     except TemplateSyntaxError as error:
-        kind, what, line = "template", f"it is no Jinja template: {error.message}", line_of(error)
+        kind, what, line = "template", f"it is not a Jinja template: {error.message}", line_of(error)
     except TemplateNotFound as error:
-        kind, what, line = "template", f"it asks for another template, {error}; there is none", line_of(error)
+        kind, what, line = "template", f"it loads another template, {error}, which does not exist", line_of(error)
     except (SecurityError, OverflowError) as error:
         kind, what, line = "template", str(error), line_of(error)
     except OutOfTime as error:
@@ -141,7 +141,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     except MemoryError as error:
         kind, what, line = "template", f"it needs more than {MEMORY_BYTES >> 20} MB of memory", line_of(error)
     except RecursionError as error:
-        kind, what, line = "template", "it calls itself too deeply", line_of(error)
+        kind, what, line = "template", "it recurses too deeply", line_of(error)
     except Exception as error:
         kind, what, line = "conversation", f"{type(error).__name__}: {error}", line_of(error)
     finally:
@@ -154,7 +154,7 @@ def out_of_time(signum: int, frame: FrameType | None) -> NoReturn:
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that reads our answers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
     signal.signal(signal.SIGALRM, out_of_time)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -1,6 +1,6 @@
-"""A script of this folder in a process of its own, which answers lines of JSON: for work that may never end.
+"""A script of this folder in a child process that answers lines of JSON, for work that may never end.
 
-Nothing but an end from without stops a program of strangers, or a regular expression inside a library. Knows neither.
+An untrusted program, or a regular expression inside a library, can only be stopped by killing its process.
 """
 
 from __future__ import annotations
@@ -17,15 +17,14 @@ from threading import Lock
 from typing import Any
 
 START_S = 30.0
-"""Seconds that the interpreter, and the first line, may take on a busy computer."""
+"""Time limit in seconds for the start of the interpreter and for the first line, on a busy computer."""
 _READ_BYTES = 1 << 16
 
 
 class Child:
-    """The process; started when it is first asked, and again after it had to be ended. Threads take turns.
+    """A child process, started at the first request and again after it was killed. Only one thread asks at a time.
 
-    script: a file beside this one. first: a line that it answers before all others, each time it is started.
-    max_bytes: of one answer.
+    script: a file beside this one. first: the first line after every start. max_bytes: limit of one answer.
     """
 
     def __init__(self, script: str, first: bytes = b"", max_bytes: int = 1 << 27) -> None:
@@ -35,9 +34,9 @@ class Child:
         self._lock = Lock()
 
     def ask(self, line: bytes, wait_s: float) -> dict[str, Any] | None:
-        """The answer to `line`; None where none came within `wait_s`, or it died: then it has been ended.
+        """The answer to `line`. None if it takes longer than `wait_s` or the process dies; it is then killed.
 
-        The answer to the first line where that has a key `error`.
+        If the process starts and answers the first line with a key `error`, that answer.
         """
         with self._lock:
             if self._process is None or self._process.poll() is not None:
@@ -51,7 +50,7 @@ class Child:
             return answer
 
     def _start(self) -> dict[str, Any] | None:
-        """None, or the error that the first line is answered with."""
+        """Start the process; return None, or the answer to the first line if it has a key `error`."""
         self._end()
         self._process = subprocess.Popen(
             [sys.executable, "-I", str(self._script)],

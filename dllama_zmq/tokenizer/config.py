@@ -1,6 +1,6 @@
-"""What Hugging Face's files beside a tokenizer say about it, checked. Knows no file: it gets their content as data.
+"""The configuration beside a tokenizer: keys of Hugging Face's files, checked. Knows no file, only their content.
 
-Source: the keys of tokenizer_config.json, special_tokens_map.json and generation_config.json of transformers.
+Source: tokenizer_config.json, special_tokens_map.json and generation_config.json of transformers.
 """
 
 from __future__ import annotations
@@ -25,11 +25,13 @@ class AddedToken:
 
 @dataclass(frozen=True)
 class Config:
-    """words: the names of tokens, by `bos_token` and its like. given: which of them the file says, if only to say None.
+    """A tokenizer's configuration.
 
-    added: tokens beside the vocabulary, by id. end_ids: EOS ids, None where no file lists them all. some_ends: EOS ids
-    of a file that seldom has all. legacy: SentencePiece puts its space after special tokens too. prefix: and
-    before a text (None: no file says). templates: chat templates by name, `default` the one.
+    words: names of tokens by their keys, such as `bos_token`. given: the keys that the files have, also with null.
+    added: tokens beside the vocabulary, by id. end_ids: all EOS ids; None if no file lists them.
+    some_ends: EOS ids of config.json, which may be incomplete.
+    legacy: SentencePiece puts its space also after special tokens. prefix: it puts one before a text; None: not given.
+    templates: chat templates by name; the usual one is `default`.
     """
 
     words: dict[str, str] = field(default_factory=dict)
@@ -43,22 +45,24 @@ class Config:
     templates: dict[str, str] = field(default_factory=dict)
 
     def token_id(self, word: str, names: Mapping[str, int], source: str, default: int | None) -> int | None:
-        """The id of the token that is the `bos_token`, ...; `default` where no file says.
+        """The id of the `bos_token` or another key; `default` if the files do not have it.
 
-        Raises FormatError where the name is no token's.
+        Raises FormatError if no token has its name.
         """
         if word not in self.given:
             return default
         if word not in self.words:
             return None
         if self.words[word] not in names:
-            raise FormatError(f"{source}: {word} is {self.words[word][:60]!r}, which is no token of this vocabulary.")
+            raise FormatError(
+                f"{source}: {word} is {self.words[word][:60]!r}, which is not a token of this vocabulary."
+            )
         return names[self.words[word]]
 
     def ends(self, eos_id: int | None, names: Mapping[str, int], pieces: Container[int]) -> tuple[int, ...]:
-        """The EOS ids: the listed ones, after the `eos_token`; where no file lists all, well-known ends of a turn too.
+        """The EOS ids: `eos_id`, then the listed ones. If no file lists all, also the well-known ends of a turn.
 
-        names: of the tokens that may be such ends. pieces: the ids that are tokens.
+        names: tokens that may be such ends. pieces: ids of all tokens.
         """
         listed = self.end_ids
         if listed is None:
@@ -68,10 +72,10 @@ class Config:
 
 
 def read_config(raw: Mapping[str, Any], source: str) -> Config:
-    """The Config in the keys of tokenizer_config.json, plus `eos_token_id` of generation_config.json and
-    `model_eos_token_id`, that of config.json.
+    """The Config in `raw`: keys of tokenizer_config.json, `eos_token_id` of generation_config.json, and
+    `model_eos_token_id`, the `eos_token_id` of config.json.
 
-    Raises FormatError naming the key whose value has the wrong type.
+    Raises FormatError with the key of a value of the wrong type.
     """
     source = f"{source}'s config"
     words: dict[str, str] = {}
@@ -95,7 +99,7 @@ def read_config(raw: Mapping[str, Any], source: str) -> Config:
         add_bos=add_bos,
         end_ids=_ends(raw.get("eos_token_id"), source),
         some_ends=_ends(raw.get("model_eos_token_id"), source) or (),
-        legacy="tokenizer_class" not in raw if legacy is None else legacy,  # transformers 5 has false as its default
+        legacy="tokenizer_class" not in raw if legacy is None else legacy,  # transformers 5's default is false
         prefix=prefix,
         templates=read_templates(raw.get("chat_template"), source),
     )
@@ -128,7 +132,7 @@ def _ends(raw: object, source: str) -> tuple[int, ...] | None:
         return None
     ids: list[int] = []
     for token in raw if isinstance(raw, list) else [raw]:
-        if token == -1:  # which says: none
+        if token == -1:  # no token
             continue
         if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < MAX_TOKEN_ID:
             raise wrong(source, "eos_token_id", token, f"an id from 0 to {MAX_TOKEN_ID - 1}, or a list of them")
@@ -137,7 +141,7 @@ def _ends(raw: object, source: str) -> tuple[int, ...] | None:
 
 
 def read_templates(raw: object, source: str) -> dict[str, str]:
-    """Chat templates by name, from one text or a list of {"name", "template"}."""
+    """Chat templates by name, from a text or a list of {"name", "template"}."""
     if raw is None:
         return {}
     named: dict[str, str] = {}
@@ -150,16 +154,17 @@ def read_templates(raw: object, source: str) -> dict[str, str]:
                 raise wrong(source, "chat_template", entry, 'objects with "name" and "template"')
             named[name] = template
     else:
-        raise wrong(source, "chat_template", raw, "a text, or a list of named ones")
+        raise wrong(source, "chat_template", raw, "a text, or a list of named texts")
     for name, template in named.items():
         if len(template) > MAX_TEMPLATE_CHARS:
             raise FormatError(
-                f"{source}: chat template {name[:40]!r} has {len(template)} characters; at most {MAX_TEMPLATE_CHARS}."
+                f"{source}: chat template {name[:40]!r} has {len(template)} characters; expected at most "
+                f"{MAX_TEMPLATE_CHARS}."
             )
     return named
 
 
 def wrong(source: str, key: str, value: object, expected: str) -> FormatError:
-    """The error for a value of a wrong type or size at `key`."""
+    """The error for a wrong value of `key`."""
     shown = repr(value) if isinstance(value, str | int | float | bool | None) else type(value).__name__
     return FormatError(f"{source}: {key} is {shown[:60]}; expected {expected}. Get the file again.")

@@ -1,4 +1,4 @@
-"""What a vocabulary is, as plain data, and what a tokenizer is made of. Knows no file and no algorithm."""
+"""Vocabularies and the parts of a tokenizer as plain data. Knows no file and no algorithm."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Encoder: TypeAlias = Callable[[str], list[int]]
 
 @dataclass(frozen=True)
 class TokenizerData:
-    """A vocabulary as a `.t` file has it: `pieces[id]` is the text of a token, in bytes, ' ' for SentencePiece's '▁'.
+    """The vocabulary of a `.t` file. `pieces[id]` is a token's text in bytes, with ' ' for SentencePiece's '▁'.
 
-    A SentencePiece vocabulary holds its 256 byte pieces as one raw byte each, in order: see `byte_run`.
-    `source` names the file it came from, for messages.
+    The 256 byte pieces of a SentencePiece vocabulary are raw bytes, in order (see `byte_run`). `source` is the
+    file, for messages.
     """
 
     pieces: list[bytes]
@@ -37,15 +37,15 @@ class TokenizerData:
 
 @dataclass(frozen=True)
 class TokenizerParts:
-    """What a tokenizer is made of, whatever kind of file it came from.
+    """The parts of a tokenizer, from any kind of file.
 
-    pieces: each token's text by id; ids may be missing. silent: tokens that print nothing. specials: tokens by the
-    names that stand for them where the caller asks. plain: encodes text, in which such names are text; marked: encodes
-    text in which they are tokens. to_data: the `.t` form, or UnsupportedModel.
-    dummy_prefix: `plain` puts a space before a text. drops_all: decoding drops every space at the start. kept: tokens
-    whose space is never the one that was put. each_byte: how bytes that are no UTF-8 are shown, see IncrementalDecoder.
-    words: names of tokens that chat templates use (`bos_token`, ...). texts: tokens by the names that stand for them in
-    any text. notes: sentences for the user about what is odd in the file and was settled here.
+    Vocabulary: pieces: the text of each token by id, with gaps. silent: tokens that print nothing. specials: special
+    tokens by name. texts: added tokens by name, which are found in any text.
+    Encoding: plain: names of special tokens are ordinary text. marked: they are these tokens.
+    Decoding: dummy_prefix: `plain` puts a space before a text. drops_all: all spaces at the start are dropped. kept:
+    tokens whose space is never dropped. each_byte: one U+FFFD for each byte that is not UTF-8 (see IncrementalDecoder).
+    words: names of tokens for chat templates, by key (`bos_token`, ...). notes: warnings about the file, for the user.
+    to_data: makes the `.t` form of these parts, or raises UnsupportedModel.
     """
 
     source: str
@@ -58,7 +58,7 @@ class TokenizerParts:
     eos_ids: tuple[int, ...]
     add_bos: bool
     dummy_prefix: bool
-    to_data: Callable[[], TokenizerData]
+    to_data: Callable[[TokenizerParts], TokenizerData]
     each_byte: bool = False
     kept: frozenset[int] = frozenset()
     drops_all: bool = False
@@ -69,9 +69,9 @@ class TokenizerParts:
 
 
 def byte_run(pieces: list[bytes]) -> int | None:
-    """The id of byte 0x00 where the 256 byte pieces stand one after another, as SentencePiece has them; else None.
+    """The id of byte 0x00 if the 256 byte pieces are consecutive, as in SentencePiece; else None.
 
-    They may be raw bytes or the text `<0xNN>`: converters differ.
+    A byte piece is a raw byte or the text `<0xNN>`: converters differ.
     """
     for first, piece in enumerate(pieces[: len(pieces) - N_BYTES + 1]):
         if piece in (b"\x00", b"<0x00>") and all(
@@ -84,12 +84,12 @@ def byte_run(pieces: list[bytes]) -> int | None:
 def checked_ids(
     source: str, bos_id: int | None, eos_ids: Iterable[int], pieces: Mapping[int, bytes]
 ) -> tuple[int, ...]:
-    """The EOS ids, each once. Raises FormatError where one of them or the BOS is no token, or there is no EOS."""
+    """The EOS ids without duplicates. Raises FormatError if there is none, or if one of them or the BOS is no token."""
     ends = tuple(dict.fromkeys(eos_ids))
     for name, token in (("bos id", bos_id), *(("eos id", eos) for eos in ends)):
         if token is not None and token not in pieces:
             raise FormatError(
-                f"{source}: {name} is {token}, which is no token of this vocabulary. Get the files again."
+                f"{source}: {name} is {token}, which is not a token of this vocabulary. Get the files again."
             )
     if not ends:
         raise FormatError(f"{source}: no EOS id is given; generation would never end. Get the files again.")
@@ -97,7 +97,13 @@ def checked_ids(
 
 
 END_OF_TURN = (
-    "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<end_of_turn>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
     "<｜end▁of▁sentence｜>",
-)  # fmt: skip
-"""Names of special tokens that end an answer in every model that has them; the first five also end a turn."""
+)
+"""Special tokens that end an answer in every model that has them; the first five also end a turn."""

@@ -11,12 +11,12 @@ _ESCAPED = re.compile("[\udc80-\udcff]")
 
 
 class IncrementalDecoder:
-    """Turns tokens into text as they come, and never shows half a character.
+    """Turns tokens into text one by one, and never shows an incomplete character.
 
-    `drop` takes away the space that the encoder put before the first character of a text, or all spaces there (one of
-    a piece), as SentencePiece does where encoding removes them; the space of a token in `kept` stays. Bytes that are no
-    UTF-8 become U+FFFD: one for each with `each_byte`, as in SentencePiece, else one for what could have begun a
-    character, as in byte-level tokenizers.
+    drop: "one" drops the space that the encoder put before a text; "all" drops one space of each piece before the first
+    character, as SentencePiece does if encoding removes spaces. Tokens in `kept` keep their space.
+    each_byte: every byte that is not UTF-8 becomes U+FFFD, as in SentencePiece; otherwise every sequence that could
+    begin a character does, as in byte-level tokenizers.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class IncrementalDecoder:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("surrogateescape" if each_byte else "replace")
 
     def push(self, token: int) -> str:
-        """The text that is complete with this token."""
+        """The text that this token completes."""
         data = self._printed(token)
         if data and self._drop != "none":
             rest = data if token in self._kept else data.removeprefix(b" ")
@@ -42,10 +42,10 @@ class IncrementalDecoder:
         return _shown(self._utf8.decode(data))
 
     def flush(self) -> str:
-        """What is left at the end: U+FFFD where a character was cut short. The decoder can go on after it."""
+        """The rest at the end: U+FFFD if a character is incomplete. The decoder can be used again."""
         return _shown(self._utf8.decode(b"", final=True))
 
 
 def _shown(text: str) -> str:
-    """The text with U+FFFD for the halves of surrogate pairs that stand for bytes which are no UTF-8."""
+    """The text with U+FFFD for the surrogates of bytes that are not UTF-8."""
     return text if text.isascii() else _ESCAPED.sub("\ufffd", text)

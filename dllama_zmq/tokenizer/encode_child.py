@@ -1,9 +1,8 @@
-"""Encodes text by a tokenizer.json for the process that started this one. A script: it imports nothing of ours.
+"""Encodes text with a tokenizer.json for its parent process. A script: it imports nothing of this package.
 
-A regular expression that came with a file may take for ever on some text, inside a library that nothing interrupts. It
-does so here: with little memory, and a parent that ends this process when its time is over. The first line in is
-{"files": the texts of one or more tokenizer.json}, each other one {"file", "text", "names_are_text", "seconds"}; each
-line out is {}, {"ids"} or {"error"}.
+A file's regular expression may never end on some text, inside a library that cannot be interrupted. Here it has a
+memory limit, and the parent kills this process after a time limit. The first line is {"files": texts of
+tokenizer.json}, every other one {"file", "text", "names_are_text", "seconds"}; answers are {}, {"ids"} or {"error"}.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ def load(request: dict[str, Any]) -> list[tokenizers.Tokenizer]:
 
 def encode(loaded: list[tokenizers.Tokenizer], request: dict[str, Any]) -> dict[str, Any]:
     used_s = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
-    # The kernel ends what a signal cannot stop, should the parent be gone.
+    # If the parent is gone, the kernel kills this process.
     resource.setrlimit(resource.RLIMIT_CPU, (int(used_s + 2 * request["seconds"]) + 2, resource.RLIM_INFINITY))
     tokenizer = loaded[request["file"]]
     tokenizer.encode_special_tokens = request["names_are_text"]
@@ -37,7 +36,7 @@ def encode(loaded: list[tokenizers.Tokenizer], request: dict[str, Any]) -> dict[
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that reads our answers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     loaded: list[tokenizers.Tokenizer] = []
@@ -48,7 +47,7 @@ def main() -> None:
                 loaded, answer = load(request), {}
             else:
                 answer = encode(loaded, request)
-        except BaseException as error:  # a panic of the library is no Exception
+        except BaseException as error:  # a panic of the library is not an Exception
             answer = {"error": str(error)[:500] or type(error).__name__}
         sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n")
         sys.stdout.buffer.flush()

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from threading import Lock
 
 import sentencepiece
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers
 
-from dllama_zmq.errors import FormatError, RequestError
+from dllama_zmq.errors import DllamaError, FormatError, RequestError
 from dllama_zmq.tokenizer.data import Encoder
 from dllama_zmq.tokenizer.pretokenizers import PreTokenizer
 
@@ -18,7 +19,7 @@ Merge = tuple[bytes, bytes]
 
 
 def _char_of_byte() -> list[str]:
-    """The character that stands for each byte in a byte-level vocabulary. Source: GPT-2's bytes_to_unicode."""
+    """The character of each byte in a byte-level vocabulary. Source: GPT-2's bytes_to_unicode."""
     shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [value for value in range(256) if value not in shown]
     chars = {value: chr(value) for value in shown} | {value: chr(256 + i) for i, value in enumerate(hidden)}
@@ -31,17 +32,17 @@ _BYTE_OF_CHAR = {char: value for value, char in enumerate(CHAR_OF_BYTE)}
 
 
 def to_chars(piece: bytes) -> str:
-    """Bytes as a byte-level vocabulary writes them: one printable character for each."""
+    """Bytes in byte-level encoding: one printable character per byte."""
     return piece.decode("latin-1").translate(_TABLE)
 
 
 def is_written(piece: str) -> bool:
-    """Whether `piece` is in a byte-level vocabulary's writing, so that bytes of a text can become it."""
+    """Whether `piece` is in byte-level encoding, so that text can become it."""
     return all(char in _BYTE_OF_CHAR for char in piece)
 
 
 def to_bytes(piece: str) -> bytes:
-    """The bytes that `piece` of a byte-level vocabulary stands for: its UTF-8 where it is no such writing."""
+    """The bytes of a piece in byte-level encoding; the UTF-8 of any other piece."""
     try:
         return bytes([_BYTE_OF_CHAR[char] for char in piece])
     except KeyError:
@@ -49,7 +50,7 @@ def to_bytes(piece: str) -> bytes:
 
 
 def sentencepiece_encoder(model: bytes, source: str) -> Encoder:
-    """An encoder by the sentencepiece library. Raises FormatError where the library refuses the model."""
+    """An encoder of the sentencepiece library. Raises FormatError if the library refuses the model."""
     processor = sentencepiece.SentencePieceProcessor()
     try:
         processor.LoadFromSerializedProto(model)
@@ -66,19 +67,17 @@ def sentencepiece_encoder(model: bytes, source: str) -> Encoder:
 def byte_level_encoder(
     ids: Mapping[bytes, int], merges: Sequence[Merge], pre: PreTokenizer, source: str, whole: bool | None = None
 ) -> Encoder:
-    """An encoder by byte-level BPE: `ids` of the pieces that text can become, `merges` in their order.
+    """A byte-level BPE encoder. `ids` has the pieces that text can become; `merges` are in order of rank.
 
-    whole: whether a piece of the split text that is a token is taken unmerged; None: as `pre` says.
+    whole: a split piece that is a token is not merged; None: as in `pre`.
     """
-    try:
+    with library_errors(FormatError, f"{source}: the tokenizers library refuses this vocabulary", "."):
         chars = {piece: to_chars(piece) for piece in ids}
         bpe = models.BPE(
             vocab={chars[piece]: token for piece, token in ids.items()},
             merges=[(chars[left], chars[right]) for left, right in merges],
             ignore_merges=pre.whole if whole is None else whole,
         )
-    except Exception as error:  # what the library raises has no class of its own
-        raise FormatError(f"{source}: the tokenizers library refuses this vocabulary: {error}.") from error
     tokenizer = tokenizers.Tokenizer(bpe)
     if pre.nfc:
         tokenizer.normalizer = normalizers.NFC()
@@ -92,32 +91,37 @@ def byte_level_encoder(
 def library_encoder(
     tokenizer: tokenizers.Tokenizer, source: str, names_are_text: bool = False, lock: Lock | None = None
 ) -> Encoder:
-    """An encoder by the tokenizers library, no token put before or after the text.
+    """An encoder of the tokenizers library that adds no tokens before or after the text.
 
-    names_are_text: names of the library's special tokens are not those tokens. lock: of those who share `tokenizer`.
+    names_are_text: names of special tokens are ordinary text. lock: shared by all encoders of `tokenizer`.
     """
 
-    alone = lock or Lock()
+    own_lock = lock or Lock()
 
     def encode(text: str) -> list[int]:
-        try:
-            with alone:
-                tokenizer.encode_special_tokens = names_are_text  # one flag for all who encode with this object
-                ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
-        except BaseException as error:
-            # A panic of the library is no Exception; anything else that is none is not ours to catch.
-            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-                raise
-            raise RequestError(f"{source}: the tokenizers library cannot encode this text: {error}") from error
-        return ids
+        with library_errors(RequestError, f"{source}: the tokenizers library cannot encode this text"), own_lock:
+            tokenizer.encode_special_tokens = names_are_text  # a flag of the shared object
+            ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+            return ids
 
     return encode
 
 
-def with_names(encode: Encoder, names: Mapping[str, int], inside: Encoder | None = None) -> Encoder:
-    """`encode`, except that each of `names` in a text becomes its token; of two at one place, the longer.
+@contextmanager
+def library_errors(kind: type[DllamaError], problem: str, advice: str = "") -> Iterator[None]:
+    """Turns errors of the tokenizers library into `kind`. Its panics are not Exceptions."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise kind(f"{problem}: {error}{advice}") from error
 
-    inside: encodes what does not begin the text; None: as `encode`.
+
+def with_names(encode: Encoder, names: Mapping[str, int], inside: Encoder | None = None) -> Encoder:
+    """`encode`, but each of `names` in a text becomes its token; the longest match wins.
+
+    inside: encodes everything but the beginning of the text; None: as `encode`.
     """
     if not names:
         return encode
@@ -140,10 +144,10 @@ def with_names(encode: Encoder, names: Mapping[str, int], inside: Encoder | None
 
 
 def rank_merges(ranks: Mapping[bytes, int]) -> tuple[list[Merge], bool]:
-    """The merges of a vocabulary in which a token's rank is its id, and whether every token can be reached by them.
+    """The merges of a vocabulary with ids as ranks, and whether they reach every token.
 
-    Each way to cut a token into two is listed. That is what tiktoken does: when the turn of a rank comes, lower ones
-    are used up, and of the ways to cut its token only the one that they lead to can still stand in the text.
+    All splits of a token into two lower-ranked tokens are listed, which is equivalent to tiktoken: when a rank's turn
+    comes, all lower ranks are merged, so only the split that they lead to can still occur in the text.
     """
     merges: list[Merge] = []
     reached = True

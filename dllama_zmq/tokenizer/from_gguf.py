@@ -1,4 +1,4 @@
-"""The parts of a tokenizer from a GGUF file's metadata. Knows no file: it gets plain values by their keys.
+"""The parts of a tokenizer from the metadata of a GGUF file. Knows no file, only plain values by key.
 
 Source: the keys under `tokenizer.` of ggml's docs/gguf.md.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from dllama_zmq.errors import FormatError, UnsupportedModel
@@ -32,12 +33,12 @@ from dllama_zmq.tokenizer.sentencepiece_model import (
 
 _TEMPLATE = "tokenizer.chat_template"
 _NONE = (-1, (1 << 32) - 1)
-"""Ids by which converters say that there is no such token."""
+"""Ids that mean "no such token"."""
 _NO_PRE = (
-    "the file does not say how text is split (tokenizer.ggml.pre is missing), so that tokens may be others than the "
+    "the file does not say how to split text (tokenizer.ggml.pre is missing), so tokens may differ from those that the "
     "model was trained with: get a newer file of the model, or give its tokenizer.json"
 )
-_NEEDED_BY_NOBODY = ("padding_token_id", "unknown_token_id")
+_NOT_NEEDED = ("padding_token_id", "unknown_token_id")
 
 
 def parts_of_gguf(metadata: Mapping[str, Any], source: str) -> TokenizerParts:
@@ -55,7 +56,7 @@ def parts_of_gguf(metadata: Mapping[str, Any], source: str) -> TokenizerParts:
 
 
 class _Keys:
-    """The metadata under `tokenizer.ggml.`, each value checked for its type as it is asked for."""
+    """The metadata under `tokenizer.ggml.`. Every getter checks the value's type."""
 
     def __init__(self, metadata: Mapping[str, Any], source: str) -> None:
         self._metadata = metadata
@@ -68,15 +69,15 @@ class _Keys:
             )
         kinds = self._list("token_type", int, "numbers") or [NORMAL] * len(self.tokens)
         self._same_length("token_type", kinds)
-        # 0 is "undefined"; llama.cpp takes it and what it does not know for an ordinary piece.
+        # 0 is "undefined"; like llama.cpp, treat it and unknown types as normal.
         self.kinds = [kind if NORMAL <= kind <= BYTE else NORMAL for kind in kinds]
         for token, text in enumerate(self.tokens):
-            if text in END_OF_TURN:  # whatever a converter called it
+            if text in END_OF_TURN:  # whatever its type in the file
                 self.kinds[token] = CONTROL
 
     @property
     def names_pre(self) -> bool:
-        """Whether the file says how a text is split before it is merged."""
+        """Whether the file names its pre-tokenizer."""
         return "tokenizer.ggml.pre" in self._metadata
 
     def text(self, key: str, default: str | None) -> str:
@@ -92,11 +93,11 @@ class _Keys:
         return value
 
     def token(self, key: str, default: int | None = None) -> int | None:
-        """The id at `key`; the default where there is none, or what says "none". Raises FormatError for a wrong one."""
+        """The id at `key`; the default if it is missing or means "no such token". Raises FormatError if it is wrong."""
         value = self._metadata.get(f"tokenizer.ggml.{key}", default)
         if value in (None, *_NONE):
             value = default
-        if value is None or (key in _NEEDED_BY_NOBODY and isinstance(value, int) and value >= len(self.tokens)):
+        if value is None or (key in _NOT_NEEDED and isinstance(value, int) and value >= len(self.tokens)):
             return None
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < len(self.tokens):
             raise wrong(self.source, f"tokenizer.ggml.{key}", value, f"an id from 0 to {len(self.tokens) - 1}")
@@ -117,14 +118,14 @@ class _Keys:
             if not (left and space and right) or " " in right:
                 raise wrong(self.source, f"tokenizer.ggml.merges[{index}]", text, "two pieces and a space between them")
             if not (is_written(left) and is_written(right)):
-                continue  # of characters that no text becomes
+                continue  # not in byte-level encoding: no text becomes it
             merges.append((to_bytes(left), to_bytes(right)))
         return merges
 
     def charsmap(self) -> bytes:
         values = self._list("precompiled_charsmap", int, "bytes")
         if not all(0 <= value < 256 for value in values):
-            raise FormatError(f"{self.source}: tokenizer.ggml.precompiled_charsmap holds numbers that are no bytes.")
+            raise FormatError(f"{self.source}: tokenizer.ggml.precompiled_charsmap has numbers that are not bytes.")
         return bytes(values)
 
     def templates(self) -> dict[str, str]:
@@ -150,15 +151,15 @@ class _Keys:
         if len(values) != len(self.tokens):
             raise FormatError(
                 f"{self.source}: tokenizer.ggml.{key} has {len(values)} entries and tokenizer.ggml.tokens "
-                f"{len(self.tokens)}; expected as many. Get the file again."
+                f"{len(self.tokens)}; expected the same number. Get the file again."
             )
 
 
 def _ends(keys: _Keys, eos_id: int | None, specials: Mapping[str, int]) -> tuple[int, ...]:
-    """The tokens that the file says end a text or a turn, then those whose name says it."""
-    said = [eos_id, keys.token("eot_token_id"), keys.token("eom_token_id")]
-    named = [specials[name] for name in END_OF_TURN if name in specials]
-    return tuple(dict.fromkeys([token for token in (*said, *named) if token is not None]))
+    """The tokens that end a text or a turn: by the file's keys, then by their names."""
+    by_key = [eos_id, keys.token("eot_token_id"), keys.token("eom_token_id")]
+    by_name = [specials[name] for name in END_OF_TURN if name in specials]
+    return tuple(dict.fromkeys([token for token in (*by_key, *by_name) if token is not None]))
 
 
 def _sentencepiece(keys: _Keys) -> TokenizerParts:
@@ -168,40 +169,47 @@ def _sentencepiece(keys: _Keys) -> TokenizerParts:
     added: dict[int, AddedToken] = {}
     for token, (text, score, kind) in enumerate(zip(keys.tokens, keys.scores(), kinds, strict=True)):
         if kind == USER_DEFINED and text and SPACE not in text:
-            added[token] = AddedToken(text, special=False)  # llama.cpp and Hugging Face cut a text there first
+            added[token] = AddedToken(text, special=False)  # llama.cpp and Hugging Face split a text at these first
             text = ""
         if kind != UNKNOWN and (not text or "\x00" in text or text in seen):
-            text, kind = f" {token}", UNUSED  # the library wants names unlike each other; no text holds a space there
+            text, kind = f" {token}", UNUSED  # names must be unique; encoded text has no spaces, so none matches
         seen.add(text)
         pieces.append(Piece(text, score, kind))
     bos_id = keys.token("bos_token_id", 1 if len(pieces) > 2 else None)
     eos_id = keys.token("eos_token_id", 2 if len(pieces) > 2 else None)
     whole = pieces if UNKNOWN in kinds else [*pieces, Piece("<unk>" if "<unk>" not in seen else " unk", 0.0, UNKNOWN)]
     model = Model(
-        whole, byte_fallback=BYTE in kinds, dummy_prefix=keys.flag("add_space_prefix", True),
-        remove_extra_spaces=keys.flag("remove_extra_whitespaces", False), charsmap=keys.charsmap(),
-        bos_id=-1 if bos_id is None else bos_id, eos_id=-1 if eos_id is None else eos_id,
-    )  # fmt: skip
+        whole,
+        byte_fallback=BYTE in kinds,
+        dummy_prefix=keys.flag("add_space_prefix", True),
+        remove_extra_spaces=keys.flag("remove_extra_whitespaces", False),
+        charsmap=keys.charsmap(),
+        bos_id=-1 if bos_id is None else bos_id,
+        eos_id=-1 if eos_id is None else eos_id,
+    )
     specials = {piece.text: token for token, piece in enumerate(pieces) if piece.kind == CONTROL}
     config = Config(
-        words=_words(keys), added=added, add_bos=keys.flag("add_bos_token", True),
-        end_ids=_ends(keys, eos_id, specials), templates=keys.templates(),
-    )  # fmt: skip
+        words=_words(keys),
+        added=added,
+        add_bos=keys.flag("add_bos_token", True),
+        end_ids=_ends(keys, eos_id, specials),
+        templates=keys.templates(),
+    )
     return parts_of_model(model, write_model(model), config, keys.source)
 
 
 def _sentencepiece_kinds(keys: _Keys) -> list[int]:
-    """Each token's kind: bytes by their names, where all are there and a converter took them for text; one unknown."""
+    """The kinds of the tokens. Byte tokens are found by name if all 256 exist; only one unknown token stays."""
     kinds = list(keys.kinds)
     ids = {text: token for token, text in reversed(list(enumerate(keys.tokens)))}
     if ids.keys() >= BYTE_NAMES.keys():
         for name in BYTE_NAMES:
             kinds[ids[name]] = BYTE
     unknown = [token for token, kind in enumerate(kinds) if kind == UNKNOWN]
-    said = keys.token("unknown_token_id")
+    chosen = keys.token("unknown_token_id")
     needed = (keys.token("bos_token_id", 1), keys.token("eos_token_id", 2)) if len(kinds) > 2 else ()
-    for token in unknown:  # the library wants one; the others only pad the vocabulary
-        if token != (said if said in unknown else unknown[0]):
+    for token in unknown:  # the library allows one; the others only pad the vocabulary
+        if token != (chosen if chosen in unknown else unknown[0]):
             kinds[token] = CONTROL if token in needed else UNUSED
     return kinds
 
@@ -218,7 +226,7 @@ def _byte_level(keys: _Keys) -> TokenizerParts:
             pieces[token] = text.encode("utf-8", "replace")
             named[USER_DEFINED if kind == USER_DEFINED else CONTROL][text] = token
         elif not is_written(text):
-            pieces[token] = text.encode("utf-8", "replace")  # printed, and never what a text becomes
+            pieces[token] = text.encode("utf-8", "replace")  # is printed, but no text becomes it
         else:
             pieces[token] = to_bytes(text)
             if pieces[token] in ids:
@@ -230,8 +238,10 @@ def _byte_level(keys: _Keys) -> TokenizerParts:
     merges = keys.merges()
     for index, (left, right) in enumerate(merges):
         if not {left, right, left + right} <= ids.keys():
-            raise FormatError(f"{keys.source}: tokenizer.ggml.merges[{index}] is of pieces that are no tokens: "
-                              f"{left[:40]!r} and {right[:40]!r}. Get the file again.")  # fmt: skip
+            raise FormatError(
+                f"{keys.source}: tokenizer.ggml.merges[{index}] has pieces that are not tokens: {left[:40]!r} and "
+                f"{right[:40]!r}. Get the file again."
+            )
     bpe = byte_level_encoder(ids, merges, pre, keys.source)
     bos_id, eos_id = keys.token("bos_token_id"), keys.token("eos_token_id")
     specials, texts = named[CONTROL], named[USER_DEFINED]
@@ -240,27 +250,38 @@ def _byte_level(keys: _Keys) -> TokenizerParts:
             specials[keys.tokens[control]] = control
     eos_ids = checked_ids(keys.source, bos_id, _ends(keys, eos_id, specials), pieces)
     add_bos = keys.flag("add_bos_token", pre.whole) and bos_id is not None
-    templates = keys.templates()
     added = {token: name.encode("utf-8", "replace") for name, token in {**specials, **texts}.items()}
 
-    def to_data() -> TokenizerData:
-        # Where the BOS ends texts too and none begins with it, the model has none: Qwen's files say so.
-        bos = bos_id if add_bos or bos_id not in eos_ids else None
-        return byte_level_data(
-            ids, merges, added, pre, pre.whole, bos, eos_ids, add_bos, templates.get("default"), keys.source
-        )
+    def to_data(parts: TokenizerParts) -> TokenizerData:
+        # A BOS that ends texts and begins none means that the model has no BOS, as in Qwen's files.
+        if not parts.add_bos and parts.bos_id in parts.eos_ids:
+            parts = replace(parts, bos_id=None)
+        return byte_level_data(ids, merges, added, pre, pre.whole, parts)
 
     return TokenizerParts(
-        source=keys.source, pieces=pieces, silent=frozenset({*specials.values(), *eos_ids}), specials=specials,
-        plain=with_names(bpe, texts), marked=with_names(bpe, {**texts, **specials}), bos_id=bos_id, eos_ids=eos_ids,
-        add_bos=add_bos, dummy_prefix=False, to_data=to_data, templates=templates, words=_words(keys),
-        texts=texts, notes=() if keys.names_pre else (_NO_PRE,),
-    )  # fmt: skip
+        source=keys.source,
+        pieces=pieces,
+        silent=frozenset({*specials.values(), *eos_ids}),
+        specials=specials,
+        plain=with_names(bpe, texts),
+        marked=with_names(bpe, {**texts, **specials}),
+        bos_id=bos_id,
+        eos_ids=eos_ids,
+        add_bos=add_bos,
+        dummy_prefix=False,
+        to_data=to_data,
+        templates=keys.templates(),
+        words=_words(keys),
+        texts=texts,
+        notes=() if keys.names_pre else (_NO_PRE,),
+    )
 
 
 def _words(keys: _Keys) -> dict[str, str]:
     ids = {
-        "bos_token": keys.token("bos_token_id"), "eos_token": keys.token("eos_token_id"),
-        "unk_token": keys.token("unknown_token_id"), "pad_token": keys.token("padding_token_id"),
-    }  # fmt: skip
+        "bos_token": keys.token("bos_token_id"),
+        "eos_token": keys.token("eos_token_id"),
+        "unk_token": keys.token("unknown_token_id"),
+        "pad_token": keys.token("padding_token_id"),
+    }
     return {word: keys.tokens[token] for word, token in ids.items() if token is not None}

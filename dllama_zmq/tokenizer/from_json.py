@@ -1,6 +1,6 @@
-"""The parts of a tokenizer from a Hugging Face tokenizer.json, run by its own library. Knows no file.
+"""The parts of a tokenizer from a Hugging Face tokenizer.json, run by the tokenizers library. Knows no file.
 
-Source: the serialization of huggingface/tokenizers. What the library would take on trust is checked first.
+Source: the serialization of huggingface/tokenizers. What the library does not check is checked here.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ import tokenizers
 from dllama_zmq.errors import FormatError, UnsupportedModel
 from dllama_zmq.tokenizer.bounded import BoundedEncoders
 from dllama_zmq.tokenizer.config import MAX_TOKEN_ID, Config
-from dllama_zmq.tokenizer.data import END_OF_TURN, Encoder, TokenizerData, TokenizerParts, checked_ids
-from dllama_zmq.tokenizer.encoders import library_encoder, to_bytes
+from dllama_zmq.tokenizer.data import END_OF_TURN, Encoder, TokenizerParts, checked_ids
+from dllama_zmq.tokenizer.encoders import library_encoder, library_errors, to_bytes
 from dllama_zmq.tokenizer.json_file import AddedEntry, JsonFile, Steps, read_json
 from dllama_zmq.tokenizer.json_to_t import t_of_json
 from dllama_zmq.tokenizer.sentencepiece_model import BYTE_NAMES, SPACE
 
 _OTHER_PREFIX = (
-    "tokenizer_config.json has add_prefix_space: false, but this file puts a space before a text, which is done; where "
-    "the answers make no sense, correct the one that is wrong"
+    "tokenizer_config.json has add_prefix_space: false, but this file puts a space before a text, and so does this "
+    "version; if the answers make no sense, correct the wrong one"
 )
-_MANY_BEFORE = "it puts {} tokens before a text, of which the first is put here; write the others into the prompt"
+_MANY_BEFORE = "it puts {} tokens before a text, but this version only the first; write the others into the prompt"
 _BYTE_LEVEL_DECODERS = ("ByteLevel", "Fuse")
 _SPACED_DECODERS = ("Metaspace", "Replace", "ByteFallback", "Fuse", "Strip")
 _ADDED_DEFAULTS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
@@ -44,8 +44,7 @@ def parts_of_json(text: str, config: Config, source: str) -> TokenizerParts:
     for step in steps.decoder:
         if step["type"] not in known:
             raise UnsupportedModel(
-                f"{source}: the decoder has a step {step['type'][:40]!r}, which this version does not do; it does "
-                f"{', '.join(known)}."
+                f"{source}: the decoder has a step {step['type'][:40]!r}; this version supports {', '.join(known)}."
             )
     return _parts(file, text, steps, byte_level, config, source)
 
@@ -54,11 +53,13 @@ def _parts(file: JsonFile, text: str, steps: Steps, byte_level: bool, config: Co
     text = _settled(file, text, config)
     ids = vocabulary_of(file)
     for added in file.added_tokens:
-        # The library gives an added token the id that the vocabulary has for it, or the next: it must be the file's.
+        # The library ignores the ids of added tokens: it uses the vocabulary's, or the next free one.
         ids.setdefault(added.content, added.id)
         if ids[added.content] != added.id or not added.content:
-            raise FormatError(f"{source}: added token {added.content[:60]!r} has the ids {added.id} and "
-                              f"{ids[added.content]}; expected one. Get the file again.")  # fmt: skip
+            raise FormatError(
+                f"{source}: added token {added.content[:60]!r} has the ids {added.id} and {ids[added.content]}; "
+                "expected one. Get the file again."
+            )
     for piece, token in ids.items():
         if not 0 <= token < MAX_TOKEN_ID:
             raise FormatError(f"{source}: token {piece[:60]!r} has the id {token}; expected 0 to {MAX_TOKEN_ID - 1}.")
@@ -82,24 +83,31 @@ def _parts(file: JsonFile, text: str, steps: Steps, byte_level: bool, config: Co
     eos_id = config.token_id("eos_token", ids, source, None)
     eos_ids = checked_ids(source, bos_id, config.ends(eos_id, specials, pieces), pieces)
     add_bos = bos_id is not None and (by_processor == bos_id if config.add_bos is None else config.add_bos)
-    template = config.templates.get("default")
     apart = _names_apart(text, file, specials, source)
     plain, marked = _encoders(text, apart, None if steps.quick else BoundedEncoders, library, source)
 
-    def to_data() -> TokenizerData:
-        return t_of_json(file, steps, byte_level, bos_id, eos_ids, add_bos, template, source)
-
     return TokenizerParts(
-        source=source, pieces=pieces, silent=frozenset(specials.values()), specials=specials, plain=plain,
-        marked=marked, bos_id=bos_id, eos_ids=eos_ids, add_bos=add_bos, each_byte=not byte_level,
-        dummy_prefix=not byte_level and _puts_space(steps), to_data=to_data, templates=config.templates,
-        words=config.words, texts=texts,
+        source=source,
+        pieces=pieces,
+        silent=frozenset(specials.values()),
+        specials=specials,
+        plain=plain,
+        marked=marked,
+        bos_id=bos_id,
+        eos_ids=eos_ids,
+        add_bos=add_bos,
+        each_byte=not byte_level,
+        dummy_prefix=not byte_level and _puts_space(steps),
+        to_data=lambda parts: t_of_json(file, steps, byte_level, parts),
+        templates=config.templates,
+        words=config.words,
+        texts=texts,
         notes=tuple(notes),
-    )  # fmt: skip
+    )
 
 
 def vocabulary_of(file: JsonFile) -> dict[str, int]:
-    """The ids of the model's own pieces."""
+    """The model's pieces with their ids."""
     vocabulary = file.model.vocab
     if isinstance(vocabulary, dict):
         return dict(vocabulary)
@@ -107,10 +115,10 @@ def vocabulary_of(file: JsonFile) -> dict[str, int]:
 
 
 def _settled(file: JsonFile, text: str, config: Config) -> str:
-    """`text` with what the files beside it add; `file` is brought to the same.
+    """`text` with changes from the files beside it; `file` is changed in the same way.
 
-    Tokens that only tokenizer_config.json has are added, as transformers does. A token that ends texts is a special
-    one, whatever it is called: it prints nothing, and no prompt has it by accident.
+    Tokens that only tokenizer_config.json has are added, as in transformers. Tokens that end texts become special: they
+    print nothing, and no prompt contains them by accident.
     """
     ids = vocabulary_of(file) | {entry.content: entry.id for entry in file.added_tokens}
     changed = False
@@ -131,37 +139,37 @@ def _settled(file: JsonFile, text: str, config: Config) -> str:
     data = json.loads(text)
     known = {entry.get("content"): entry for entry in data.get("added_tokens", [])}
     data["added_tokens"] = [
-        {**_ADDED_DEFAULTS, **known.get(entry.content, {}), "id": entry.id, "content": entry.content,
-         "special": entry.special}
+        {
+            **_ADDED_DEFAULTS,
+            **known.get(entry.content, {}),
+            "id": entry.id,
+            "content": entry.content,
+            "special": entry.special,
+        }
         for entry in file.added_tokens
-    ]  # fmt: skip
+    ]
     return json.dumps(data)
 
 
 def _load(text: str, source: str) -> tokenizers.Tokenizer:
-    try:
+    with library_errors(FormatError, f"{source}: the tokenizers library refuses this file", ". Get it again."):
         loaded = tokenizers.Tokenizer.from_str(text)
-    except BaseException as error:
-        # A panic of the library is no Exception; anything else that is none is not ours to catch.
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        raise FormatError(f"{source}: the tokenizers library refuses this file: {error}. Get it again.") from error
-    loaded.no_truncation()  # what training was done with; transformers switches both off as well
+    loaded.no_truncation()  # settings of the training; transformers, too, switches both off
     loaded.no_padding()
     return loaded
 
 
 def _without_patterns(text: str) -> str:
-    """The file without what takes a text apart, for all but encoding."""
+    """The file without its patterns, for everything but encoding."""
     return json.dumps(json.loads(text) | {"normalizer": None, "pre_tokenizer": None})
 
 
 def _encoders(
     text: str, apart: str | None, bounded: type[BoundedEncoders] | None, library: tokenizers.Tokenizer, source: str
 ) -> tuple[Encoder, Encoder]:
-    """An encoder to which names of special tokens are text, and one to which they are tokens.
+    """An encoder for which names of special tokens are text, and one for which they are tokens.
 
-    apart: the file that has no names of special tokens, where `text` would find them in any case.
+    apart: the file in which they are text, if the library's flag is not enough (`_names_apart`).
     """
     if bounded is not None:
         encoders = bounded([text] if apart is None else [text, apart], source)
@@ -174,19 +182,19 @@ def _encoders(
 
 
 def _names_apart(text: str, file: JsonFile, specials: Mapping[str, int], source: str) -> str | None:
-    """The file in which names of special tokens are text; None where the library's flag for that is enough.
+    """The file in which names of special tokens are text; None if the library's flag is enough.
 
-    A unigram model, and a BPE that takes words whole, would find such a name in its vocabulary: there it gets a name
-    that nobody can write.
+    A unigram model, and a BPE model with ignore_merges, finds such names in its vocabulary. There they are replaced by
+    random names.
     """
     vocab = file.model.vocab
     within = {name for name in specials if name in (vocab if isinstance(vocab, dict) else dict(vocab))}
     if not within or (isinstance(vocab, dict) and not file.model.ignore_merges):
         return None
-    unknown = secrets.token_hex(16)
+    secret = secrets.token_hex(16)
 
     def renamed(piece: str) -> str:
-        return f"{unknown} {specials[piece]}" if piece in within and piece != file.model.unk_token else piece
+        return f"{secret} {specials[piece]}" if piece in within and piece != file.model.unk_token else piece
 
     apart = json.loads(text)
     ordinary = [entry for entry in file.added_tokens if not entry.special]
@@ -200,20 +208,16 @@ def _names_apart(text: str, file: JsonFile, specials: Mapping[str, int], source:
     other = _load(json.dumps(apart | {"normalizer": None, "pre_tokenizer": None}), source)
     if any(other.token_to_id(entry.content) != entry.id for entry in ordinary):
         raise UnsupportedModel(
-            f"{source}: added tokens beyond a vocabulary that holds special ones; use a .t or .model."
+            f"{source}: it has added tokens beyond a vocabulary with special tokens; use a .t or .model file."
         )
     return json.dumps(apart)
 
 
 def _put_before(library: tokenizers.Tokenizer, source: str) -> list[int]:
-    """The tokens that the file puts before a text."""
-    try:
+    """The tokens that the file's post-processor puts before a text."""
+    with library_errors(FormatError, f"{source}: the tokenizers library cannot run this file", ". Get it again."):
         ids: list[int] = library.encode("a", add_special_tokens=True).ids
         alone: list[int] = library.encode("a", add_special_tokens=False).ids
-    except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        raise FormatError(f"{source}: the tokenizers library cannot run this file: {error}. Get it again.") from error
     n_before = next((n for n in range(len(ids) + 1) if ids[n : n + len(alone)] == alone), 0) if alone else 1
     return ids[:n_before]
 
@@ -226,13 +230,16 @@ def _is_spaced(steps: Steps) -> bool:
 
 
 def _puts_space(steps: Steps) -> bool:
-    """Whether the decoder takes the first space of a text away again."""
+    """Whether the decoder drops the first space of a text."""
     return any(
         (step["type"] == "Strip" and step.get("content") == " " and step.get("start"))
-        or (step["type"] == "Metaspace" and step.get("prepend_scheme", "always") != "never"
-        and step.get("add_prefix_space", True))
+        or (
+            step["type"] == "Metaspace"
+            and step.get("prepend_scheme", "always") != "never"
+            and step.get("add_prefix_space", True)
+        )
         for step in steps.decoder
-    )  # fmt: skip
+    )
 
 
 def _spaced_bytes(piece: str) -> bytes:

@@ -1,6 +1,6 @@
-"""The parts of a tokenizer from byte-level pieces and their ranks, as Meta gives them for Llama 3. Knows no file.
+"""The parts of a tokenizer from Meta's byte-level pieces and ranks of Llama 3. Knows no file.
 
-Source: Meta's llama-models, models/llama3/tokenizer.py: the split, and the names of 256 special tokens at the end.
+Source of the pattern and of the 256 special tokens at the end: Meta's llama-models, models/llama3/tokenizer.py.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ _FIRST = (
 
 
 def llama3_specials(n_pieces: int) -> dict[str, int]:
-    """Llama 3's special tokens by name, for a vocabulary of `n_pieces` ordinary ones."""
+    """Llama 3's special tokens by name, after `n_pieces` ordinary tokens."""
     names = [*_FIRST, *(f"<|reserved_special_token_{i}|>" for i in range(2, 2 + _N_SPECIALS - len(_FIRST)))]
     return {name: n_pieces + i for i, name in enumerate(names)}
 
 
 def parts_of_ranks(ranks: Mapping[bytes, int], config: Config, source: str) -> TokenizerParts:
-    """The parts of a vocabulary whose ranks are its ids, 0 and up."""
+    """The parts of a vocabulary with ranks as ids."""
     if set(ranks.values()) != set(range(len(ranks))) or sum(len(piece) == 1 for piece in ranks) != N_BYTES:
         raise FormatError(
-            f"{source}: expected all of the 256 bytes, and the ranks 0 to {len(ranks) - 1} once each. Get it again."
+            f"{source}: expected all 256 bytes, and each of the ranks 0 to {len(ranks) - 1} once. Get it again."
         )
     if inferred(list(ranks)) != LLAMA3:
         raise UnsupportedModel(
-            f"{source}: ranks of a vocabulary that is not Llama 3's (which has numbers of two and three digits, none "
-            f"longer); this version reads no other of this kind. Use the model's tokenizer.json."
+            f"{source}: this version reads such a file only for Llama 3, and this is another vocabulary: Llama 3's has "
+            f"numbers of up to three digits. Use the model's tokenizer.json."
         )
     merges, reached = rank_merges(ranks)
     bpe = byte_level_encoder(ranks, merges, LLAMA3, source, whole=not reached)
@@ -48,12 +48,18 @@ def parts_of_ranks(ranks: Mapping[bytes, int], config: Config, source: str) -> T
     ends = config.end_ids or tuple(specials[name] for name in ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"))
     eos_ids = checked_ids(source, bos_id, ends, pieces)
     add_bos = config.add_bos is not False
-    template = config.templates.get("default")
     return TokenizerParts(
-        source=source, pieces=pieces, silent=frozenset(added), specials=specials, plain=bpe,
-        marked=with_names(bpe, specials), bos_id=bos_id, eos_ids=eos_ids, add_bos=add_bos, dummy_prefix=False,
-        to_data=lambda: byte_level_data(
-            ranks, merges, added, LLAMA3, not reached, bos_id, eos_ids, add_bos, template, source
-        ),
-        templates=config.templates, words=config.words,
-    )  # fmt: skip
+        source=source,
+        pieces=pieces,
+        silent=frozenset(added),
+        specials=specials,
+        plain=bpe,
+        marked=with_names(bpe, specials),
+        bos_id=bos_id,
+        eos_ids=eos_ids,
+        add_bos=add_bos,
+        dummy_prefix=False,
+        to_data=lambda parts: byte_level_data(ranks, merges, added, LLAMA3, not reached, parts),
+        templates=config.templates,
+        words=config.words,
+    )

@@ -1,4 +1,4 @@
-"""The parts of a tokenizer from a SentencePiece model and what Hugging Face's files say beside it. Knows no file."""
+"""The parts of a tokenizer from a SentencePiece model and its Hugging Face configuration. Knows no file."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from dllama_zmq.errors import UnsupportedModel
 from dllama_zmq.tokenizer.config import Config
-from dllama_zmq.tokenizer.data import TokenizerData, TokenizerParts, checked_ids
+from dllama_zmq.tokenizer.data import TokenizerParts, checked_ids
 from dllama_zmq.tokenizer.encoders import sentencepiece_encoder, with_names
 from dllama_zmq.tokenizer.from_t import sentencepiece_data
 from dllama_zmq.tokenizer.sentencepiece_model import (
@@ -39,11 +39,11 @@ def parts_of_sentencepiece(data: bytes, config: Config, source: str) -> Tokenize
 
 
 def parts_of_model(model: Model, data: bytes, config: Config, source: str) -> TokenizerParts:
-    """The parts of `model`, which serialized is `data`."""
+    """The parts of `model`; `data` is its serialized form."""
     if config.prefix is False and model.dummy_prefix:
         model, data = replace(model, dummy_prefix=False), without_prefix(data)
     plain = sentencepiece_encoder(data, source)
-    # What is not the beginning of a text: Hugging Face's "legacy" puts a space before it as well.
+    # After a special token, too, Hugging Face's "legacy" puts a space.
     bare = model.dummy_prefix and not config.legacy
     inside = sentencepiece_encoder(without_prefix(data), source) if bare else plain
     pieces = {token: piece_bytes(piece) for token, piece in enumerate(model.pieces) if piece.kind != UNUSED}
@@ -56,7 +56,7 @@ def parts_of_model(model: Model, data: bytes, config: Config, source: str) -> To
         if token not in pieces:
             pieces[token] = extra[token] = added.content.encode("utf-8", "replace")
         elif ids_by_text.get(added.content) == token and not added.special:
-            continue  # a piece like any other
+            continue  # an ordinary piece
         if added.special:
             specials[added.content] = token
             silent.add(token)
@@ -72,15 +72,22 @@ def parts_of_model(model: Model, data: bytes, config: Config, source: str) -> To
         texts.pop(pieces[control].decode("utf-8", "replace"), None)
     add_bos = bos_id is not None and (True if config.add_bos is None else config.add_bos)
 
-    def to_data() -> TokenizerData:
-        return sentencepiece_data(model, extra, bos_id, eos_ids, add_bos, config.templates.get("default"), source)
-
     return TokenizerParts(
-        source=source, pieces=pieces, silent=frozenset(silent), specials=specials,
+        source=source,
+        pieces=pieces,
+        silent=frozenset(silent),
+        specials=specials,
         plain=with_names(plain, texts, inside),
-        marked=with_names(plain, {**texts, **specials}, inside), bos_id=bos_id, eos_ids=eos_ids, add_bos=add_bos,
-        dummy_prefix=model.dummy_prefix, each_byte=True,
+        marked=with_names(plain, {**texts, **specials}, inside),
+        bos_id=bos_id,
+        eos_ids=eos_ids,
+        add_bos=add_bos,
+        dummy_prefix=model.dummy_prefix,
+        each_byte=True,
         kept=frozenset(token for token, piece in enumerate(model.pieces) if piece.kind == BYTE),
-        drops_all=model.remove_extra_spaces, to_data=to_data, templates=config.templates, words=config.words,
+        drops_all=model.remove_extra_spaces,
+        to_data=lambda parts: sentencepiece_data(model, extra, parts),
+        templates=config.templates,
+        words=config.words,
         texts=texts,
-    )  # fmt: skip
+    )

@@ -1,4 +1,4 @@
-"""A Hugging Face tokenizer.json as typed data, what is wrong in it refused. Knows no file and no library of tokenizers.
+"""A Hugging Face tokenizer.json as checked, typed data. Knows no file and no tokenizers library.
 
 Source: the serialization of huggingface/tokenizers.
 """
@@ -48,7 +48,7 @@ class JsonFile(msgspec.Struct):
 
 @dataclass(frozen=True)
 class Steps:
-    """The file's chains of steps, flattened: objects with a `type`."""
+    """The file's steps, with sequences flattened: objects with a `type`."""
 
     normalizer: list[dict[str, Any]]
     pre_tokenizer: list[dict[str, Any]]
@@ -56,17 +56,19 @@ class Steps:
 
     @property
     def quick(self) -> bool:
-        """Whether every pattern that text meets is one that no text takes long."""
+        """Whether all patterns are known to be fast on any text."""
         return all(is_quick(regex) for regex in _patterns((*self.normalizer, *self.pre_tokenizer)))
 
 
 def read_json(text: str, source: str) -> tuple[JsonFile, Steps]:
-    """The parts of a tokenizer.json that matter. Raises FormatError naming the place of what is not what it should be,
-    UnsupportedModel for a model that is neither BPE nor unigram."""
+    """Read the needed parts of a tokenizer.json.
+
+    Raises FormatError with the place of a mistake, UnsupportedModel for a model other than BPE and unigram.
+    """
     try:
         file = msgspec.json.decode(text, type=JsonFile)
     except (msgspec.MsgspecError, RecursionError, ValueError) as error:
-        raise FormatError(f"{source}: this is no tokenizer.json: {error}. Get the file again.") from error
+        raise FormatError(f"{source}: not a tokenizer.json: {error}. Get the file again.") from error
     unigram = isinstance(file.model.vocab, list)
     kind = file.model.type or ("Unigram" if unigram else "BPE")
     if kind not in ("BPE", "Unigram"):
@@ -74,9 +76,9 @@ def read_json(text: str, source: str) -> tuple[JsonFile, Steps]:
     for key in ("continuing_subword_prefix", "end_of_word_suffix"):
         affix = getattr(file.model, key)
         if affix:
-            raise UnsupportedModel(f"{source}: model.{key} is {affix[:40]!r}; this version reads vocabularies without.")
+            raise UnsupportedModel(f"{source}: model.{key} is {affix[:40]!r}, which this version does not support.")
     if (kind == "Unigram") is not unigram:
-        raise FormatError(f"{source}: model.vocab is not what a {kind} model has. Get the file again.")
+        raise FormatError(f"{source}: model.vocab does not fit a {kind} model. Get the file again.")
     steps = Steps(
         _steps(file.normalizer, "normalizer", source),
         _steps(file.pre_tokenizer, "pre_tokenizer", source),
@@ -89,7 +91,7 @@ def read_json(text: str, source: str) -> tuple[JsonFile, Steps]:
 
 def _steps(raw: msgspec.Raw, where: str, source: str) -> list[dict[str, Any]]:
     if len(bytes(raw)) > MAX_PART_BYTES:
-        raise FormatError(f"{source}: {where} has {len(bytes(raw))} bytes; at most {MAX_PART_BYTES}.")
+        raise FormatError(f"{source}: {where} has {len(bytes(raw))} bytes; expected at most {MAX_PART_BYTES}.")
     found: list[dict[str, Any]] = []
     waiting = [msgspec.json.decode(raw)]
     while waiting:
@@ -97,7 +99,7 @@ def _steps(raw: msgspec.Raw, where: str, source: str) -> list[dict[str, Any]]:
         if step is None:
             continue
         if not isinstance(step, dict) or not isinstance(step.get("type"), str):
-            raise FormatError(f"{source}: {where} holds what is no object with a type. Get the file again.")
+            raise FormatError(f"{source}: {where} has a step that is not an object with a type. Get the file again.")
         inner = next(
             (step[key] for key in ("normalizers", "pretokenizers", "decoders", "processors") if key in step), None
         )
@@ -119,6 +121,6 @@ def _check_patterns(steps: Steps, source: str) -> None:
     for regex in _patterns((*steps.normalizer, *steps.pre_tokenizer, *steps.decoder)):
         if not isinstance(regex, str) or len(regex) > _MAX_PATTERN_CHARS:
             raise FormatError(
-                f"{source}: the pattern {str(regex)[:80]!r} is no text of at most {_MAX_PATTERN_CHARS} characters. "
+                f"{source}: the pattern {str(regex)[:80]!r} is not a text of at most {_MAX_PATTERN_CHARS} characters. "
                 "Get the file again."
             )

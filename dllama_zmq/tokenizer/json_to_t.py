@@ -1,4 +1,4 @@
-"""A tokenizer.json's vocabulary as a `.t` file has it, where that encodes the same. Knows no file."""
+"""The vocabulary of a tokenizer.json in `.t` form, if that encodes the same. Knows no file."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 
 from dllama_zmq.errors import UnsupportedModel
-from dllama_zmq.tokenizer.data import TokenizerData
+from dllama_zmq.tokenizer.data import TokenizerData, TokenizerParts
 from dllama_zmq.tokenizer.encoders import to_bytes
 from dllama_zmq.tokenizer.from_t import byte_level_data, refuse_t, sentencepiece_data
 from dllama_zmq.tokenizer.json_file import JsonFile, Steps
@@ -14,31 +14,27 @@ from dllama_zmq.tokenizer.pretokenizers import GPT2_SPLIT, PreTokenizer
 from dllama_zmq.tokenizer.sentencepiece_model import BYTE, BYTE_NAMES, CONTROL, NORMAL, SPACE, UNKNOWN, Model, Piece
 
 
-def t_of_json(
-    file: JsonFile, steps: Steps, byte_level: bool, bos_id: int | None, eos_ids: tuple[int, ...], add_bos: bool,
-    template: str | None, source: str,
-) -> TokenizerData:  # fmt: skip
-    """The `.t` form. Raises UnsupportedModel where it would encode otherwise."""
+def t_of_json(file: JsonFile, steps: Steps, byte_level: bool, parts: TokenizerParts) -> TokenizerData:
+    """The `.t` form of `parts`, which were made of `file`. Raises UnsupportedModel if it would encode differently."""
     pre, vocab = splits(steps), file.model.vocab
     pairs = [tuple(merge.split(" ")) if isinstance(merge, str) else merge for merge in file.model.merges]
     merges = [(pair[0], pair[1]) for pair in pairs if len(pair) == 2]
     if not byte_level and isinstance(vocab, dict):
-        model = _sentencepiece_model(file, vocab, merges, steps, source)
-        return sentencepiece_data(model, {}, bos_id, eos_ids, add_bos, template, source)
+        model = _sentencepiece_model(file, vocab, merges, steps, parts.source)
+        return sentencepiece_data(model, {}, parts)
     if pre is None or isinstance(vocab, list):
         raise UnsupportedModel(
-            f"{source}: a .t file holds byte-level vocabularies split by patterns alone, and SentencePiece's BPE; "
-            f"this tokenizer is more than that. Use it as it is."
+            f"{parts.source}: a .t file can hold byte-level vocabularies that are split only by patterns, and "
+            f"SentencePiece's BPE; this is neither. Use the tokenizer's own file."
         )
     added = {entry.id: entry.content.encode("utf-8", "replace") for entry in file.added_tokens}
     ids = {to_bytes(piece): token for piece, token in vocab.items() if token not in added}
     ranked = [(to_bytes(left), to_bytes(right)) for left, right in merges]
-    whole = file.model.ignore_merges
-    return byte_level_data(ids, ranked, added, pre, whole, bos_id, eos_ids, add_bos, template, source)
+    return byte_level_data(ids, ranked, added, pre, file.model.ignore_merges, parts)
 
 
 def splits(steps: Steps) -> PreTokenizer | None:
-    """The pre-tokenizer as patterns; None where it is more than that."""
+    """The pre-tokenizer as patterns; None if it has other steps."""
     found: list[str] = []
     for step in steps.pre_tokenizer:
         pattern = step.get("pattern")
@@ -55,15 +51,16 @@ def splits(steps: Steps) -> PreTokenizer | None:
     normalizer = [step["type"] for step in steps.normalizer]
     if normalizer not in ([], ["NFC"]):
         return None
-    return PreTokenizer("its own patterns say", tuple(found), nfc=bool(normalizer))
+    return PreTokenizer("its own patterns do", tuple(found), nfc=bool(normalizer))
 
 
 def _sentencepiece_model(
     file: JsonFile, vocab: Mapping[str, int], merges: Sequence[tuple[str, str]], steps: Steps, source: str
 ) -> Model:
-    """The SentencePiece model that encodes as this file does: where merges are by the rank of what they make.
+    """The SentencePiece model that encodes as this file does.
 
-    A piece's score is the rank of its merges; a model merges any two pieces that make one, so all must be listed.
+    The score of a piece is the rank of its merges. SentencePiece merges any two pieces that make a piece, so all such
+    merges must be listed, one after another for each piece.
     """
     groups = [piece for piece, _ in itertools.groupby(left + right for left, right in merges)]
     scores = {piece: -float(rank) for rank, piece in enumerate(groups)}

@@ -1,6 +1,6 @@
-"""How byte-level vocabularies split a text before they merge: published patterns by name. Knows no library.
+"""Pre-tokenizers of byte-level vocabularies: published patterns by name. Knows no library.
 
-Sources: the models' own tokenizer.json, and llama.cpp's src/llama-vocab.cpp for the names that GGUF files use.
+Sources: the models' tokenizer.json; llama.cpp's src/llama-vocab.cpp for the names in GGUF files.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ _DEEPSEEK3 = (
 
 @dataclass(frozen=True)
 class PreTokenizer:
-    """Patterns that cut a text one after another, each match and what lies between two matches being a piece.
+    """Patterns that split a text one after another; matches and the text between them become pieces.
 
-    nfc: the text is brought to Unicode's form C before. whole: a piece that is a token is taken as it is, unmerged.
+    nfc: the text is first normalized to Unicode's NFC. whole: a piece that is a token is not merged.
     """
 
     name: str
@@ -69,7 +69,7 @@ _ALIKE: tuple[tuple[PreTokenizer, str], ...] = (
     (PreTokenizer("gpt-4o", (_GPT4O,)), "gpt-4o llama4"),
 )
 BY_NAME = {name: pre for pre, names in _ALIKE for name in names.split()}
-"""The pre-tokenizers by the names that GGUF files use in `tokenizer.ggml.pre`."""
+"""Pre-tokenizers by their names in `tokenizer.ggml.pre` of GGUF files."""
 _KNOWN = {pattern for pre, _ in _ALIKE for pattern in pre.splits}
 _ONE_RUN = re.compile(
     r"(?:\\[pP]\{\w+\}|\\[sSdDwWrnt]|\[[^\[\]]*\]|[^\\()\[\]{}*+?|^$.])+?(?:[*+]|\{\d{1,2}(?:,\d{0,2})?\})?", re.DOTALL
@@ -77,15 +77,15 @@ _ONE_RUN = re.compile(
 
 
 def is_quick(pattern: str) -> bool:
-    """Whether a pattern is a published one or so simple, a run at its end at most, that no text takes it long."""
+    """Whether a pattern is known to be fast on any text: published, or with a single repetition at its end."""
     return pattern in _KNOWN or _ONE_RUN.fullmatch(pattern) is not None
 
 
 def pretokenizer(name: str, source: str) -> PreTokenizer:
-    """The pre-tokenizer that a GGUF file calls `name`. Raises UnsupportedModel for a name that is not known."""
+    """The pre-tokenizer `name` of GGUF files. Raises UnsupportedModel for an unknown name."""
     if name not in BY_NAME:
         raise UnsupportedModel(
-            f"{source}: tokenizer.ggml.pre is {name[:60]!r}, a pre-tokenizer that this version does not know; "
+            f"{source}: tokenizer.ggml.pre is {name[:60]!r}, which this version does not know; "
             f"it knows {', '.join(sorted(BY_NAME))}. Use the tokenizer.json of the same model."
         )
     return BY_NAME[name]
@@ -93,14 +93,14 @@ def pretokenizer(name: str, source: str) -> PreTokenizer:
 
 _LONG_NUMBER = re.compile(rb" [0-9]+|[0-9]{4,}")
 _NUMBER = re.compile(rb"[0-9]{2,3}")
-_MARKED_WORD = re.compile(rb"[!-&(-/:-@\[-`{-~][A-Za-z]+")  # not ': GPT-2 has 's and 'll too
+_MARKED_WORD = re.compile(rb"[!-&(-/:-@\[-`{-~][A-Za-z]+")  # without ': GPT-2, too, has 's and 'll
 
 
 def inferred(pieces: Sequence[bytes]) -> PreTokenizer:
-    """The pre-tokenizer of a vocabulary that does not name its own: told by tokens that only one pattern lets be.
+    """The pre-tokenizer of a vocabulary that names none, by tokens that only one pattern allows.
 
-    A space and digits, or four digits, are one piece only for GPT-2; two or three digits for Llama 3. Of those that
-    split each digit off, only Qwen's puts a mark and the word after it, as in "(x", into one piece.
+    Only GPT-2 has pieces of a space and digits, or of four digits; only Llama 3 has two or three digits. Of those that
+    split off each digit, only Qwen has a mark and the word after it in one piece, as in "(x".
     """
     if any(_LONG_NUMBER.fullmatch(piece) for piece in pieces):
         return GPT2

@@ -1,7 +1,7 @@
-"""A SentencePiece model to and from the bytes that the library loads. Knows no file and encodes nothing.
+"""A SentencePiece model, to and from its serialized form. Knows no file and does not encode.
 
-Written out here, since the generated classes beside the library run with few versions of protobuf and fail with others.
-Field numbers: sentencepiece's src/sentencepiece_model.proto.
+protobuf is not used: the classes generated for sentencepiece work with few of its versions. Field numbers are those of
+sentencepiece's src/sentencepiece_model.proto.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Model:
-    """What matters of a ModelProto; the defaults are Llama's, not the format's."""
+    """The needed fields of a ModelProto; the defaults are Llama's, not the format's."""
 
     pieces: list[Piece]
     kind: int = BPE
@@ -48,14 +48,14 @@ BYTE_NAMES = {byte_name(value): value for value in range(256)}
 
 
 def piece_bytes(piece: Piece) -> bytes:
-    """What a piece prints: a byte for a byte piece, spaces for '▁'."""
+    """The output of a piece: a byte for a byte piece, else text with a space for each '▁'."""
     if piece.kind == BYTE and piece.text in BYTE_NAMES:
         return bytes([BYTE_NAMES[piece.text]])
     return piece.text.replace(SPACE, " ").encode("utf-8", "replace")
 
 
 def write_model(model: Model) -> bytes:
-    """The serialized ModelProto. One piece must be of the kind UNKNOWN."""
+    """The serialized ModelProto. One piece must have the kind UNKNOWN."""
     unknown = next(token for token, piece in enumerate(model.pieces) if piece.kind == UNKNOWN)
     trainer = _message(
         (3, model.kind),
@@ -80,12 +80,12 @@ def write_model(model: Model) -> bytes:
 
 
 def without_prefix(data: bytes) -> bytes:
-    """The serialized model `data`, but for the space before a text. Of a field that is given twice the last counts."""
-    return data + _message((3, _message((3, False))))
+    """The serialized model `data`, with add_dummy_prefix off."""
+    return data + _message((3, _message((3, False))))  # the last of repeated fields wins
 
 
 def read_model(data: bytes, source: str) -> Model:
-    """The model in a serialized ModelProto. Raises FormatError with the offset of what is no such thing."""
+    """Parse a serialized ModelProto. Raises FormatError with the offset of a mistake."""
     pieces: list[Piece] = []
     trainer: dict[int, int | bytes] = {}
     normalizer: dict[int, int | bytes] = {}
@@ -95,9 +95,7 @@ def read_model(data: bytes, source: str) -> Model:
         if number == 1:
             pieces.append(_piece(value, offset, source))
             if len(pieces) > MAX_PIECES:
-                raise FormatError(
-                    f"{source}: more than {MAX_PIECES} pieces; this is no vocabulary of a language model."
-                )
+                raise FormatError(f"{source}: more than {MAX_PIECES} pieces; no language model has such a vocabulary.")
         elif number in (2, 3):
             (trainer if number == 2 else normalizer).update(
                 (inner, content) for inner, content, _ in _fields(value, offset, source)
@@ -106,18 +104,14 @@ def read_model(data: bytes, source: str) -> Model:
     if kinds.count(UNKNOWN) != 1:
         raise FormatError(
             f"{source}: {kinds.count(UNKNOWN)} of {len(pieces)} pieces are <unk>; expected one. "
-            f"This is no SentencePiece model, or a damaged one; copy it again."
+            f"This is not a SentencePiece model, or it is damaged; copy it again."
         )
 
     def number_of(fields: dict[int, int | bytes], key: int, default: int) -> int:
         value = fields.get(key, default)
-        return (
-            value - (1 << 64)
-            if isinstance(value, int) and value >> 63
-            else value
-            if isinstance(value, int)
-            else default
-        )
+        if not isinstance(value, int):
+            return default
+        return value - (1 << 64) if value >> 63 else value
 
     charsmap = normalizer.get(2, b"")
     return Model(
@@ -139,7 +133,7 @@ def _piece(data: bytes, offset: int, source: str) -> Piece:
             try:
                 text = value.decode()
             except UnicodeDecodeError as error:
-                raise FormatError(f"{source}: offset {at}: a piece is no UTF-8 text. The file is damaged.") from error
+                raise FormatError(f"{source}: offset {at}: a piece is not UTF-8 text. The file is damaged.") from error
         elif number == 2 and isinstance(value, bytes) and len(value) == 4:
             (score,) = struct.unpack("<f", value)
         elif number == 3 and isinstance(value, int):
@@ -153,7 +147,7 @@ def _piece(data: bytes, offset: int, source: str) -> Piece:
 
 
 def _fields(data: bytes, base: int, source: str) -> Iterator[tuple[int, int | bytes, int]]:
-    """The fields of a message: number, value (an int for a varint, else bytes), offset of the value in the file."""
+    """The fields of a message: number, value (int for a varint, else bytes), offset of the value in the file."""
     at = 0
     while at < len(data):
         tag, at = _read_varint(data, at, base, source)
@@ -169,7 +163,7 @@ def _fields(data: bytes, base: int, source: str) -> Iterator[tuple[int, int | by
         if not 0 <= length <= len(data) - at:
             raise FormatError(
                 f"{source}: offset {base + at}: a field takes {length} bytes, {len(data) - at} are left. "
-                f"This is no SentencePiece model, or a damaged one; copy it again."
+                f"This is not a SentencePiece model, or it is damaged; copy it again."
             )
         yield tag >> 3, data[at : at + length], base + at
         at += length
@@ -188,7 +182,7 @@ def _read_varint(data: bytes, at: int, base: int, source: str) -> tuple[int, int
 
 
 def _message(*fields: tuple[int, int | float | bytes]) -> bytes:
-    """Fields in protobuf's encoding: an int as varint, a float as 32 bits, bytes with their length."""
+    """Fields in protobuf's encoding: int as varint, float as 32 bits, bytes with their length."""
     out = bytearray()
     for number, value in fields:
         if isinstance(value, bytes):

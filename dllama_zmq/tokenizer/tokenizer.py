@@ -1,4 +1,4 @@
-"""Text to tokens and back, for one vocabulary. Knows no file and no model but its vocabulary's size."""
+"""Text to tokens and back, for one vocabulary. Knows no file, and of a model only the size of its vocabulary."""
 
 from __future__ import annotations
 
@@ -18,15 +18,13 @@ from dllama_zmq.tokenizer.from_ranks import parts_of_ranks
 from dllama_zmq.tokenizer.from_sentencepiece import parts_of_sentencepiece
 from dllama_zmq.tokenizer.from_t import parts_of_t
 
-_USUAL_SHARE = 0.9
-"""At least this much of a vocabulary are tokens: of published models Phi pads most, 50257 tokens to 51200."""
-
-
-_MOST_NAMED = 4
+_MIN_SHARE = 0.9
+"""Smallest share of a model's vocabulary that is tokens, not padding. Phi pads most: 50,257 tokens to 51,200."""
+_MAX_NAMED = 4
 
 
 class Tokenizer:
-    """One vocabulary's encoder and decoder. Make it with one of the `from_...`."""
+    """Encoder and decoder of one vocabulary. Made by one of the `from_...`."""
 
     def __init__(self, parts: TokenizerParts) -> None:
         self._parts = parts
@@ -52,22 +50,22 @@ class Tokenizer:
     def from_json(cls, text: str, config: Mapping[str, Any] | None = None, source: str = "tokenizer.json") -> Tokenizer:
         """The tokenizer of a Hugging Face tokenizer.json.
 
-        config: what tokenizer_config.json says, and `eos_token_id` of generation_config.json. Raises FormatError where
-        either is not what it should be, UnsupportedModel for a kind that is not read.
+        config: see `config.read_config`. Raises FormatError for a damaged file or configuration, UnsupportedModel for
+        a kind that is not read.
         """
         return cls(parts_of_json(text, read_config(config or {}, source), source))
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any], source: str) -> Tokenizer:
-        """The tokenizer in a GGUF file's metadata, plain Python values by their GGUF keys.
+        """The tokenizer in the metadata of a GGUF file, plain Python values by GGUF key.
 
-        Raises FormatError for values of a wrong type, UnsupportedModel for a kind or pre-tokenizer that is not known.
+        Raises FormatError for values of a wrong type, UnsupportedModel for an unknown kind or pre-tokenizer.
         """
         return cls(parts_of_gguf(metadata, source))
 
     @classmethod
     def from_ranks(cls, ranks: Mapping[bytes, int], source: str, config: Mapping[str, Any] | None = None) -> Tokenizer:
-        """The tokenizer of Meta's Llama 3: `ranks` of byte-level pieces, special tokens after them."""
+        """The tokenizer of Meta's Llama 3: `ranks` of byte-level pieces; special tokens follow them."""
         return cls(parts_of_ranks(ranks, read_config(config or {}, source), source))
 
     @property
@@ -77,12 +75,12 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """One more than the highest id; some ids below may be no token."""
+        """One more than the highest id; ids may have gaps."""
         return self._size
 
     @property
     def bos_id(self) -> int | None:
-        """The token that begins a text; None for models that have none."""
+        """The token that begins a text; None for models without one."""
         return self._parts.bos_id
 
     @property
@@ -95,10 +93,10 @@ class Tokenizer:
         return self._parts.specials
 
     def encode(self, text: str, bos: bool | None = None, specials: bool = False) -> list[int]:
-        """The tokens of `text`, after the BOS where `bos` says so, or by default where the tokenizer's file does.
+        """The tokens of `text`. They begin with the BOS if `bos` is true; by default as the tokenizer's file says.
 
-        Names of special tokens in `text` are text, unless `specials`. Half a surrogate pair, which no UTF-8 can hold,
-        becomes U+FFFD. Raises RequestError where `bos` asks for a BOS and the model has none.
+        With `specials`, names of special tokens in `text` become these tokens. A lone surrogate, which UTF-8 cannot
+        hold, becomes U+FFFD. Raises RequestError if `bos` is true and the model has no BOS.
         """
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         tokens = self._parts.marked(text) if specials else self._parts.plain(text)
@@ -109,15 +107,17 @@ class Tokenizer:
         return [self.bos_id, *tokens]
 
     def piece(self, token: int) -> bytes:
-        """The piece of `token` as the vocabulary has it, special tokens by name; empty where the id is no token.
+        """The piece of `token` in the vocabulary; the name of a special token; empty if the id is no token.
 
         Raises RequestError for a negative id.
         """
-        return self._parts.pieces.get(self._known(token), b"")
+        return self._parts.pieces.get(self._checked(token), b"")
 
     def decoder(self, continues: bool = True) -> IncrementalDecoder:
-        """A decoder of tokens as they come. Where the text does not continue another, the space that encoding put
-        before it is dropped. Ids that are no token, such as those that pad a model's embedding, print nothing."""
+        """A decoder for tokens one by one. Unless the text continues another, it drops the space that encoding added.
+
+        Ids that are no token, such as padding of a model's embedding, print nothing.
+        """
         parts = self._parts
         drop: Literal["none", "one", "all"] = "none"
         if not continues and (parts.dummy_prefix or parts.drops_all):
@@ -125,39 +125,39 @@ class Tokenizer:
         return IncrementalDecoder(lambda token: self._printed.get(token, b""), drop, parts.kept, parts.each_byte)
 
     def decode(self, tokens: Iterable[int], continues: bool = False) -> str:
-        """The text of `tokens`: what `encode` was given, from what it gave. Special tokens are silent."""
+        """The text of `tokens`, the inverse of `encode`. Special tokens print nothing."""
         decoder = self.decoder(continues)
-        return "".join([decoder.push(self._known(token)) for token in tokens]) + decoder.flush()
+        return "".join([decoder.push(self._checked(token)) for token in tokens]) + decoder.flush()
 
     def check_fits(self, spec: ModelSpec, model: str | Path = "the model") -> None:
-        """Raise FormatError where this is the tokenizer of another model than `model`, whose spec is given.
+        """Raise FormatError if this cannot be the tokenizer of `model`, which has `spec`.
 
-        Fewer tokens than the model's vocabulary are no error: some models pad their embedding. Nor are tokens beyond it
-        that were added to a vocabulary: the model cannot read or write them. See `doubt`.
+        Two mismatches are only warnings (see `mismatch_warning`): fewer tokens than the model's vocabulary, because
+        some models pad their embedding, and added tokens beyond it, which the model cannot read or write.
         """
         beyond = self._beyond(spec)
         needed = {self.bos_id} if self._parts.add_bos else set()
         if beyond & needed or not beyond <= self._added() or not set(self.eos_ids) - beyond:
             raise FormatError(f"{self._sizes(spec, model)}. Give the tokenizer that was made for this model.")
 
-    def doubt(self, spec: ModelSpec, model: str | Path = "the model") -> str:
-        """What may be wrong with this as the tokenizer of `model`, in a sentence or several; else ""."""
-        doubts = [f"{self.source}: {note}" for note in self._parts.notes]
-        if self.vocab_size < _USUAL_SHARE * spec.vocab_size:
-            doubts.append(
-                f"{self._sizes(spec, model)}: where the answers make no sense, give the tokenizer that was made for "
+    def mismatch_warning(self, spec: ModelSpec, model: str | Path = "the model") -> str:
+        """Sentences on what may be wrong with this tokenizer for `model`; empty if nothing is."""
+        warnings = [f"{self.source}: {note}" for note in self._parts.notes]
+        if self.vocab_size < _MIN_SHARE * spec.vocab_size:
+            warnings.append(
+                f"{self._sizes(spec, model)}: if the answers make no sense, give the tokenizer that was made for "
                 "this model (`tokenizer:` beside `model:` in cluster.yaml)"
             )
         if beyond := sorted(self._beyond(spec)):
-            shown = ", ".join(self.piece(token).decode("utf-8", "replace")[:40] for token in beyond[:_MOST_NAMED])
-            doubts.append(
+            shown = ", ".join(self.piece(token).decode("utf-8", "replace")[:40] for token in beyond[:_MAX_NAMED])
+            warnings.append(
                 f"{self._sizes(spec, model)}: the model can neither read nor write the last {len(beyond)} ({shown}"
-                f"{', ...' if len(beyond) > _MOST_NAMED else ''})"
+                f"{', ...' if len(beyond) > _MAX_NAMED else ''})"
             )
-        return "; ".join(doubts)
+        return "; ".join(warnings)
 
     def _sizes(self, spec: ModelSpec, model: str | Path) -> str:
-        """The beginning of a sentence on both vocabularies; where they are of one file, it is named once."""
+        """The beginning of a sentence on the sizes of both vocabularies; names a common file once."""
         if str(model) == self.source:
             return f"{model}: its tokenizer has {self.vocab_size} tokens, and its vocabulary is {spec.vocab_size}"
         return f"{self.source} has {self.vocab_size} tokens, but {model} has a vocabulary of {spec.vocab_size}"
@@ -169,10 +169,10 @@ class Tokenizer:
         return {*self._parts.specials.values(), *self._parts.texts.values()}
 
     def chat_template(self, name: str | None = None) -> ChatTemplate:
-        """The file's own chat template; where it has none, the built-in one that its special tokens tell.
+        """The file's chat template; without one, the built-in template that fits its special tokens.
 
-        name: a template of the file, or a built-in one. Raises UsageError for an unknown name, RequestError where there
-        is no template and the special tokens tell none.
+        name: a template of the file, or a built-in one. Raises UsageError for an unknown name, RequestError if there
+        is no template and the special tokens fit no built-in one.
         """
         words = dict(self._parts.words)
         for word, token in (("bos_token", self.bos_id), ("eos_token", self.eos_ids[0])):
@@ -182,10 +182,10 @@ class Tokenizer:
         return choose_template(self._parts.templates, name, names, words, self.source)
 
     def to_data(self) -> TokenizerData:
-        """The vocabulary as a `.t` file has it. Raises UnsupportedModel where such a file would encode otherwise."""
-        return self._parts.to_data()
+        """The vocabulary in `.t` form. Raises UnsupportedModel if that would encode differently."""
+        return self._parts.to_data(self._parts)
 
-    def _known(self, token: int) -> int:
+    def _checked(self, token: int) -> int:
         if token < 0:
-            raise RequestError(f"token {token} is in no vocabulary; expected 0 or more.")
+            raise RequestError(f"token {token} is in no vocabulary; expected 0 or more")
         return token

@@ -31,7 +31,7 @@ def refusal(text: str) -> str:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("\n{{ ''.__class__ }}", "line 2: it reaches for the attribute '__class__' of a str"),
+        ("\n{{ ''.__class__ }}", "line 2: it uses the attribute '__class__' of a str"),
         ("{{ ''['__class__'] }}", "'__class__' of a str"),
         ("{{ messages|attr('__init__') }}", "'__init__' of a list"),
         ("{{ [''] | map(attribute='__class__') | list }}", "'__class__' of a str"),
@@ -43,9 +43,9 @@ def refusal(text: str) -> str:
         ("{% macro m() %}{% endmacro %}{{ m.__call__ }}", "'__call__' of a Macro"),
         ("{{ messages.append(1) }}", "'append' of a list"),
         ("{{ messages[0].clear() }}", "'clear' of a dict"),
-        ("\n\n{% include '/etc/passwd' %}", "line 3: it asks for another template, /etc/passwd"),
-        ("{% extends 'x' %}", "it asks for another template"),
-        ("{% import 'x' as y %}", "it asks for another template"),
+        ("\n\n{% include '/etc/passwd' %}", "line 3: it loads another template, /etc/passwd"),
+        ("{% extends 'x' %}", "it loads another template"),
+        ("{% import 'x' as y %}", "it loads another template"),
     ],
 )
 def test_what_a_template_must_not_reach_is_named(text, words):
@@ -56,9 +56,9 @@ def test_what_a_template_must_not_reach_is_named(text, words):
     ("text", "words"),
     [
         ("{% for i in range(10**9) %}{% endfor %}", "Range too big"),
-        ("{{ 'a' * 10**10 }}", "it asks for a str of 10000000000 parts"),
-        ("{{ 10**10 * [1] }}", "it asks for a list of 10000000000 parts"),
-        ("{{ 9**(9**9) }}", "it asks for a power that is too large"),
+        ("{{ 'a' * 10**10 }}", "it makes a str of 10000000000 items"),
+        ("{{ 10**10 * [1] }}", "it makes a list of 10000000000 items"),
+        ("{{ 9**(9**9) }}", "it computes too large a power"),
         ("{{ '%0999999999d' % 1 }}", "memory"),
         ("{{ '%*d' % (10**10, 1) }}", "line 1"),
         ("{{ '{:>99999999999}'.format(1) }}", "memory"),
@@ -70,9 +70,9 @@ def test_what_a_template_must_not_reach_is_named(text, words):
         (NAMESPACE + "{% for i in range(90) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}", "memory"),
         (NAMESPACE + "{% for i in range(90) %}{% set ns.x = [ns.x, ns.x] | join %}{% endfor %}", "memory"),
         ("{% for i in range(99999) %}{{ 'a' * 1000 }}{% endfor %}", "its text is longer than"),
-        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "it calls itself too deeply"),
-        ("{% for m in messages recursive %}{{ loop(messages) }}{% endfor %}", "it calls itself too deeply"),
-        ("{{ " + "(" * 3000 + ")" * 3000 + " }}", "it calls itself too deeply"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "it recurses too deeply"),
+        ("{% for m in messages recursive %}{{ loop(messages) }}{% endfor %}", "it recurses too deeply"),
+        ("{{ " + "(" * 3000 + ")" * 3000 + " }}", "it recurses too deeply"),
         ("{% if 1 %}" * 3000, "evil.t: chat template"),
     ],
 )

@@ -65,7 +65,7 @@ def test_what_is_no_tokenizer_json_is_refused(tmp_path, content):
 
 
 def test_bytes_that_are_no_text_are_refused_with_their_offset(tmp_path):
-    assert "offset 1: this is no UTF-8" in refused(tmp_path / "tokenizer.json", b"{\xff}")
+    assert "offset 1: not UTF-8" in refused(tmp_path / "tokenizer.json", b"{\xff}")
 
 
 Change = Callable[[dict[str, Any]], object]
@@ -76,7 +76,7 @@ Change = Callable[[dict[str, Any]], object]
     [
         (lambda file: file["model"].update(vocab={"a": "b"}), "$.model.vocab"),
         (lambda file: file["model"].update(vocab=[["a", "b"]]), "$.model.vocab"),
-        (lambda file: file["model"].update(vocab=[["a", 0.5]]), "model.vocab is not what a BPE model has"),
+        (lambda file: file["model"].update(vocab=[["a", 0.5]]), "model.vocab does not fit a BPE model"),
         (lambda file: file["model"].update(merges=["a"]), "the tokenizers library refuses"),
         (lambda file: file["model"].update(merges=[["a", "zzzz"]]), "the tokenizers library refuses"),
         (lambda file: file["model"].update(merges=[1]), "$.model.merges"),
@@ -88,7 +88,7 @@ Change = Callable[[dict[str, Any]], object]
         (lambda file: file["added_tokens"][0].update(content=7), "$.added_tokens"),
         (lambda file: file.update(decoder={"type": "WordPiece", "prefix": "##", "cleanup": True},
                                   pre_tokenizer=None), "a decoder of ['WordPiece']"),
-        (lambda file: file.update(normalizer=[1]), "normalizer holds what is no object"),
+        (lambda file: file.update(normalizer=[1]), "normalizer has a step that is not an object"),
         (lambda file: file["model"].update(end_of_word_suffix="</w>"), "model.end_of_word_suffix is '</w>'"),
         (lambda file: file["model"].update(continuing_subword_prefix="##"), "model.continuing_subword_prefix is '##'"),
         (lambda file: file.update(decoder={"type": "Sequence", "decoders": [{"type": "ByteLevel"}, {"type": "CTC"}]}),
@@ -110,7 +110,7 @@ def test_a_wrong_part_of_a_tokenizer_json_is_refused_by_its_place(tmp_path, chan
     ("name", "content", "words"),
     [
         ("tokenizer_config.json", {"eos_token": 7}, "eos_token is 7; expected a token's name"),
-        ("tokenizer_config.json", {"eos_token": "<kilo>"}, "eos_token is '<kilo>', which is no token"),
+        ("tokenizer_config.json", {"eos_token": "<kilo>"}, "eos_token is '<kilo>', which is not a token"),
         ("tokenizer_config.json", {"eos_token": None, "bos_token": "x" * 10**6}, "bos_token is 'xxx"),
         ("tokenizer_config.json", {"add_bos_token": "yes"}, "add_bos_token is 'yes'; expected true or false"),
         ("tokenizer_config.json", {"chat_template": {"a": 1}}, "chat_template is dict; expected a text"),
@@ -120,7 +120,7 @@ def test_a_wrong_part_of_a_tokenizer_json_is_refused_by_its_place(tmp_path, chan
         ("tokenizer_config.json", {"added_tokens_decoder": {"3": {"content": 1}}}, "added_tokens_decoder.3"),
         ("generation_config.json", {"eos_token_id": "2"}, "eos_token_id is '2'"),
         ("generation_config.json", {"eos_token_id": [1 << 40]}, "eos_token_id is 1099511627776"),
-        ("generation_config.json", {"eos_token_id": 5000}, "eos id is 5000, which is no token"),
+        ("generation_config.json", {"eos_token_id": 5000}, "eos id is 5000, which is not a token"),
         ("special_tokens_map.json", {"eos_token": []}, "eos_token is list"),
     ],
 )
@@ -139,7 +139,7 @@ def test_a_list_in_place_of_the_keys_beside_a_tokenizer_is_refused(tmp_path):
 def test_deep_nesting_beside_a_tokenizer_is_refused(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text("[" * 100_000)
     (tmp_path / "tokenizer.json").write_text(json.dumps(sound()))
-    with pytest.raises(FormatError, match="this is no JSON"):
+    with pytest.raises(FormatError, match="not JSON"):
         read_tokenizer(tmp_path)
 
 
@@ -180,7 +180,7 @@ def test_a_pattern_that_takes_for_ever_ends_the_request_and_not_the_program(tmp_
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|endoftext|>"}')
     tokenizer = read_tokenizer(tmp_path)
     before = time.monotonic()
-    with pytest.raises(RequestError, match=r"takes longer than 2 s to become tokens|cannot encode this text"):
+    with pytest.raises(RequestError, match=r"takes longer than 2 s|cannot encode this text"):
         tokenizer.encode(text)
     assert time.monotonic() - before < 10
     words = "the cat 12345"
@@ -237,7 +237,7 @@ def test_a_wrong_line_in_a_list_of_ranks_is_refused_by_its_number(tmp_path, line
 
 
 def test_a_list_of_ranks_without_all_bytes_is_refused(tmp_path):
-    assert "expected all of the 256 bytes" in refused(tmp_path / "a.model", b"YQ== 0\nYg== 1\n")
+    assert "expected all 256 bytes" in refused(tmp_path / "a.model", b"YQ== 0\nYg== 1\n")
 
 
 SENTENCEPIECE = {
@@ -288,7 +288,7 @@ def test_metadata_of_a_wrong_type_are_refused_by_their_key_or_work(base, value):
         ({"eos_token_id": -2}, "tokenizer.ggml.eos_token_id is -2"),
         ({"eos_token_id": True}, "tokenizer.ggml.eos_token_id is True"),
         ({"add_bos_token": 1}, "tokenizer.ggml.add_bos_token is 1; expected true or false"),
-        ({"precompiled_charsmap": [256]}, "numbers that are no bytes"),
+        ({"precompiled_charsmap": [256]}, "numbers that are not bytes"),
         ({"precompiled_charsmap": [255] * 40}, "SentencePiece refuses this vocabulary"),
     ],
 )
@@ -304,7 +304,7 @@ def test_wrong_sentencepiece_metadata_are_refused_by_name(change, words):
     [
         ({"merges": ["ab"]}, "tokenizer.ggml.merges[0] is 'ab'; expected two pieces and a space"),
         ({"merges": ["a b c"]}, "tokenizer.ggml.merges[0] is 'a b c'"),
-        ({"merges": ["a z"]}, "tokenizer.ggml.merges[0] is of pieces that are no tokens"),
+        ({"merges": ["a z"]}, "tokenizer.ggml.merges[0] has pieces that are not tokens"),
         ({"merges": "a b"}, "tokenizer.ggml.merges is 'a b'; expected a list of texts"),
         ({"tokens": ["a", "b", "a", "<end>"]}, "tokenizer.ggml.tokens[2] is 'a', as another before it"),
         ({"eos_token_id": None}, "no EOS id is given"),

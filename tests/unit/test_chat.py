@@ -109,7 +109,7 @@ def test_no_template_and_no_telling_tokens_ask_for_a_name():
     tokenizer = Tokenizer.from_data(tiny_tokenizer_data())
     with pytest.raises(RequestError, match="choose one by name: llama2, llama3, mistral, chatml, zephyr, deepseek"):
         tokenizer.chat_template()
-    with pytest.raises(UsageError, match="'kilo' is no chat template; expected one of llama2, "):
+    with pytest.raises(UsageError, match="'kilo' is not a chat template; expected one of llama2, "):
         tokenizer.chat_template("kilo")
 
 
@@ -133,7 +133,7 @@ def test_a_refusal_says_what_the_template_said_and_where():
 
 
 def test_a_broken_template_is_refused_with_its_line():
-    with pytest.raises(FormatError, match=r"a\.t: chat template, line 2: it is no Jinja template"):
+    with pytest.raises(FormatError, match=r"a\.t: chat template, line 2: it is not a Jinja template"):
         template("{{ 1 }}\n{% if %}").render(MESSAGES)
 
 
@@ -142,7 +142,7 @@ def test_an_empty_conversation_and_what_is_no_message_are_refused():
         template("x").render([])
     with pytest.raises(RequestError, match="a message is a str"):
         template("x").render(["hello"])  # type: ignore[list-item]
-    with pytest.raises(RequestError, match="holds what JSON cannot"):
+    with pytest.raises(RequestError, match="cannot be written as JSON"):
         template("x").render([{"role": object()}])
 
 

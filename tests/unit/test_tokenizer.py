@@ -173,8 +173,8 @@ def test_a_tokenizer_of_another_model_is_refused_with_both_sizes_and_files():
 def test_a_tokenizer_much_smaller_than_the_vocabulary_is_doubted_with_both_sizes_and_files():
     tokenizer = Tokenizer.from_data(replace(tiny_tokenizer_data(288), source="other.t"))
     for vocab_size in (288, 293, 320):
-        assert tokenizer.doubt(tiny_spec(vocab_size=vocab_size), "model.m") == ""
-    doubt = tokenizer.doubt(tiny_spec(vocab_size=321), "model.m")
+        assert tokenizer.mismatch_warning(tiny_spec(vocab_size=vocab_size), "model.m") == ""
+    doubt = tokenizer.mismatch_warning(tiny_spec(vocab_size=321), "model.m")
     assert doubt.startswith("other.t has 288 tokens, but model.m has a vocabulary of 321: ")
     assert "`tokenizer:` beside `model:` in cluster.yaml" in doubt
 
@@ -248,7 +248,7 @@ def test_a_vocabulary_without_a_space_is_refused():
 
 def test_a_vocabulary_of_another_kind_is_refused_by_name():
     data = TokenizerData([b"<s>", b"</s>", b"a", b"b"], [0.0] * 4, 0, (1,), source="words.t")
-    with pytest.raises(FormatError, match=r"words\.t: a vocabulary of a kind that this version does not read"):
+    with pytest.raises(FormatError, match=r"words\.t: this version does not read this kind of vocabulary"):
         Tokenizer.from_data(data)
 
 

@@ -238,16 +238,12 @@ def test_a_normalizing_sentencepiece_model_encodes_as_the_library():
     library = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
     tokenizer = Tokenizer.from_sentencepiece(model.getvalue(), "a.model")
     assert [tokenizer.encode(text, bos=False) for text in TEXTS] == library.encode(TEXTS)
-    with pytest.raises(
-        UnsupportedModel, match=r"it is a unigram model; .*it takes away extra spaces; it normalizes text"
-    ):
+    with pytest.raises(UnsupportedModel, match=r"it is a unigram model; .*it removes extra spaces; it normalizes text"):
         tokenizer.to_data()
 
 
 def test_a_unigram_model_has_no_t_file():
-    with pytest.raises(
-        UnsupportedModel, match=r"unigram.model: a \.t file of this tokenizer would not encode as it does"
-    ):
+    with pytest.raises(UnsupportedModel, match=r"unigram.model: a \.t file of this tokenizer would encode differently"):
         source("unigram.model").to_data()
 
 
@@ -351,9 +347,7 @@ def test_a_folder_without_a_tokenizer_json_gives_its_sentencepiece_model(tmp_pat
 
 
 def test_a_folder_without_either_is_refused(tmp_path):
-    with pytest.raises(
-        FormatError, match=r"no tokenizer\.json and no tokenizer\.model\. .* `tokenizer:` beside `model:` in cluster"
-    ):
+    with pytest.raises(FormatError, match=r"no tokenizer\.json and no tokenizer\.model\. .* `tokenizer:` in cluster"):
         read_tokenizer(tmp_path)
 
 
@@ -381,7 +375,7 @@ def test_a_prefix_that_two_files_disagree_on_is_doubted(tmp_path):
     (folder / "tokenizer.json").write_bytes((GOLDEN / "spaced.json").read_bytes())
     for words, doubted in (("{}", False), ('{"add_prefix_space": false}', True)):
         (folder / "tokenizer_config.json").write_text(words[:-1] + (", " if doubted else "") + '"eos_token": "</s>"}')
-        assert ("add_prefix_space" in read_tokenizer(folder).doubt(tiny_spec(vocab_size=1000))) is doubted
+        assert ("add_prefix_space" in read_tokenizer(folder).mismatch_warning(tiny_spec(vocab_size=1000))) is doubted
 
 
 def test_a_file_that_puts_several_tokens_before_a_text_is_doubted():
@@ -396,8 +390,8 @@ def test_a_file_that_puts_several_tokens_before_a_text_is_doubted():
     }  # fmt: skip
     tokenizer = Tokenizer.from_json(json.dumps(file), {"eos_token": "<|end_of_text|>"}, "a.json")
     assert tokenizer.encode("the")[0] == tokenizer.bos_id == ids[names[0]]
-    assert "it puts 2 tokens before a text" in tokenizer.doubt(tiny_spec(vocab_size=1000))
-    assert source("llama3.json").doubt(tiny_spec(vocab_size=1000)) == ""
+    assert "it puts 2 tokens before a text" in tokenizer.mismatch_warning(tiny_spec(vocab_size=1000))
+    assert source("llama3.json").mismatch_warning(tiny_spec(vocab_size=1000)) == ""
 
 
 def test_what_training_saved_does_not_cut_or_fill_a_prompt(tmp_path):
@@ -525,21 +519,23 @@ def test_a_glm4_takes_whole_words_before_merges():
 def test_a_gguf_that_names_no_pre_tokenizer_is_doubted():
     metadata = as_gguf("gpt2.json")
     spec = tiny_spec(vocab_size=1000)
-    assert Tokenizer.from_gguf(metadata, "a.gguf").doubt(spec) == ""
+    assert Tokenizer.from_gguf(metadata, "a.gguf").mismatch_warning(spec) == ""
     del metadata["tokenizer.ggml.pre"]
-    assert "tokenizer.ggml.pre is missing" in Tokenizer.from_gguf(metadata, "a.gguf").doubt(spec)
+    assert "tokenizer.ggml.pre is missing" in Tokenizer.from_gguf(metadata, "a.gguf").mismatch_warning(spec)
 
 
 def test_added_tokens_beyond_the_embedding_are_allowed_and_told(tmp_path):
     tokenizer = read_tokenizer(write_folder(tmp_path / "a", "a token of the config alone"))
     assert tokenizer.vocab_size == 1001
     tokenizer.check_fits(tiny_spec(vocab_size=1000), "a.safetensors")
-    assert "can neither read nor write the last 1 (<tool_call>)" in tokenizer.doubt(tiny_spec(vocab_size=1000))
+    assert "can neither read nor write the last 1 (<tool_call>)" in tokenizer.mismatch_warning(
+        tiny_spec(vocab_size=1000)
+    )
     with pytest.raises(FormatError, match="has a vocabulary of 900"):
         tokenizer.check_fits(tiny_spec(vocab_size=900), "a.safetensors")
 
 
 def test_one_file_is_named_once():
     tokenizer = Tokenizer.from_gguf(as_gguf("gpt2.json"), "a.gguf")
-    doubt = tokenizer.doubt(tiny_spec(vocab_size=32000), "a.gguf")
-    assert doubt.startswith("a.gguf: its tokenizer has 1000 tokens, and its vocabulary is 32000: where the answers")
+    doubt = tokenizer.mismatch_warning(tiny_spec(vocab_size=32000), "a.gguf")
+    assert doubt.startswith("a.gguf: its tokenizer has 1000 tokens, and its vocabulary is 32000: if the answers")
