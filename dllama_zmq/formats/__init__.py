@@ -1,6 +1,6 @@
-"""Model and tokenizer files: `.m` and `.t` read and written; GGUF, and folders of Hugging Face and Meta, read.
+"""Model and tokenizer files: reads `.m`, `.t`, GGUF and the folders of Hugging Face and Meta; writes `.m` and `.t`.
 
-Described in FORMATS.md. Knows no node and no compute.
+FORMATS.md describes them. Knows no node and no compute.
 """
 
 from __future__ import annotations
@@ -39,16 +39,15 @@ __all__ = [
     "write_t",
 ]
 
-_PICKLES = (b"PK\x03\x04", b"\x80\x02")  # what torch.save writes: a zip archive, or in old versions a bare pickle
-_PICKLED = (".bin", ".pth", ".pt")
+_TORCH_MAGICS = (b"PK\x03\x04", b"\x80\x02")  # of torch.save: a zip archive, in old versions a bare pickle
+_TORCH_SUFFIXES = (".bin", ".pth", ".pt")
 
 
 def open_model(path: str | Path, weights: FloatType | None = None) -> ModelFile:
-    """Open a model of any format that this version reads: `.m`, GGUF, a Hugging Face folder, a folder of Meta's, or a
-    folder that holds one `.m` or GGUF model.
+    """Open a model: a `.m` or GGUF file, a folder with one of them, or a folder of Hugging Face or Meta.
 
-    weights: the type in which the matrices are read, for formats that keep them as floats; None: as they are stored.
-    Raises FormatError or UnsupportedModel; UsageError where the weights are not to be had in that type.
+    weights: the type in which to read matrices that are stored as floats; None means as stored.
+    Raises FormatError or UnsupportedModel; UsageError if the weights cannot be read in that type.
     """
     path = Path(path)
     folder = path.parent if path.suffix == ".safetensors" and not path.is_dir() else path
@@ -57,24 +56,24 @@ def open_model(path: str | Path, weights: FloatType | None = None) -> ModelFile:
     if (folder / "params.json").exists():
         return open_meta(folder, weights)
     if (folder / "adapter_config.json").exists():
-        raise UnsupportedModel(f"{folder}: this is a LoRA adapter, a part of a model only. Get the model itself.")
+        raise UnsupportedModel(f"{folder}: this is a LoRA adapter, not a whole model. Get the model itself.")
     if folder.is_dir():
         path = only_file_of(folder)
     magic = first_bytes(path)
     known = magic == GGUF_MAGIC or int.from_bytes(magic, "little") in M_MAGICS
     if not known and not is_gguf(path, magic):
         refuse_text(path, "a model: a .m or GGUF file, or the folder of a Hugging Face or Meta model")
-    if magic.startswith(_PICKLES) or (path.suffix in _PICKLED and not known):
+    if magic.startswith(_TORCH_MAGICS) or (path.suffix in _TORCH_SUFFIXES and not known):
         raise UnsupportedModel(
-            f"{path}: a file of PyTorch alone is not read. Give the folder of the model, with config.json and "
+            f"{path}: a single PyTorch file cannot be read. Give the folder of the model, with config.json and "
             "safetensors (Hugging Face) or with params.json and consolidated.*.pth (Meta), or a GGUF file of it."
         )
     model: ModelFile = open_gguf(path) if is_gguf(path, magic) else open_m(path)
     if weights not in (None, model.spec.weight_type):
-        has = model.spec.weight_type.name
+        stored = model.spec.weight_type.name
         model.close()
         raise UsageError(
-            f"{path}: its weights are {has}, and stay so: `weights` is for models that keep them as floats. "
+            f"{path}: its weights are {stored}, and `weights` can only change weights that are stored as floats. "
             "Leave it out, or convert the model."
         )
     return model

@@ -1,4 +1,4 @@
-"""What is in a model's files where they cannot be run: for people who ask what they have. Knows no model's code."""
+"""The contents of a model's files, also of models that cannot be run. Knows no model's code."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from dllama_zmq.formats.json_file import read_json
 from dllama_zmq.formats.kinds import GGUF_MAGIC, first_bytes, model_files
 
 _CONFIG = "config.json"
-_MOST_CHARS = 64
+_MAX_CHARS = 64
 
 
 def contents_of(path: Path) -> dict[str, Any] | None:
-    """architecture, tensors, parameters, and parameters by type as the file calls them; None where nothing is told."""
+    """Architecture, tensors, parameters, and parameters by the file's names of types; None for other files."""
     try:
         if path.is_dir() and not (path / _CONFIG).exists() and len(model_files(path)) == 1:
             path = model_files(path)[0]
@@ -44,7 +44,7 @@ def _of_folder(folder: Path) -> dict[str, Any]:
 def _facts(path: Path, architecture: str, n_tensors: int, n_values: dict[str, int]) -> dict[str, Any]:
     return {
         "path": str(path),
-        "architecture": architecture[:_MOST_CHARS] or "none named",
+        "architecture": architecture[:_MAX_CHARS] or "none named",
         "parameters": sum(n_values.values()),
         "tensors": n_tensors,
         "parameters_by_type": dict(sorted(n_values.items(), key=lambda item: -item[1])),

@@ -1,4 +1,4 @@
-"""Any model that can be read, as a `.m` file: tensor after tensor, a few rows at a time. Knows no source format."""
+"""Converts any readable model to a `.m` file, a few rows at a time. Knows no source format."""
 
 from __future__ import annotations
 
@@ -18,14 +18,13 @@ from dllama_zmq.models import tensor_table
 from dllama_zmq.quants import BlockMatrix
 from dllama_zmq.spec import FloatType, ModelSpec, TensorSpec
 
-_VALUES_AT_ONCE = 1 << 22
+_CHUNK_VALUES = 1 << 22
 
 
 def m_spec(spec: ModelSpec, weights: FloatType | None) -> ModelSpec:
-    """The numbers of the `.m` file that holds `spec` with all weights of one type: as given, else as they are where a
-    `.m` file has that type, else Q40.
+    """`spec` with all weights in one type: `weights`, else their own if a `.m` file can have it, else Q40.
 
-    Raises FormatError where the numbers fit no model with that type.
+    Raises FormatError if the model's widths do not fit that type.
     """
     if weights is None:
         weights = spec.weight_type if spec.weight_type in M_TYPES and not _mixed(spec) else FloatType.Q40
@@ -37,10 +36,10 @@ def m_spec(spec: ModelSpec, weights: FloatType | None) -> ModelSpec:
 def convert_model(
     source: ModelFile, path: Path, weights: FloatType | None, on_progress: Callable[[int, int], None]
 ) -> ModelSpec:
-    """Write `source` to `path` as a `.m` file; it appears under its name whole or not at all. Returns its numbers.
+    """Write `source` to `path` as a `.m` file, complete or not at all, and return its spec.
 
-    on_progress: bytes written, and bytes in all. Raises FormatError where a `.m` file cannot hold the model, UsageError
-    where the disk has no room.
+    on_progress: called with bytes written and total bytes. Raises FormatError if a `.m` file cannot hold the model,
+    UsageError if the disk has no room.
     """
     try:
         spec = m_spec(source.spec, weights)
@@ -60,18 +59,18 @@ def convert_model(
 
 
 def _rows(source: ModelFile, tensor: TensorSpec, spec: ModelSpec) -> Iterator[memoryview]:
-    """A tensor in the type that `tensor` says, a few rows at a time."""
+    """The rows of a tensor in the type of `tensor`, a few at a time."""
     rows, columns = tensor.shape(spec)
-    rows_at_once = max(1, _VALUES_AT_ONCE // columns)
-    for row in range(0, rows, rows_at_once):
-        part = source.read(tensor.name, slice(row, min(row + rows_at_once, rows)))
-        if part.float_type is not tensor.float_type:
-            part = BlockMatrix.from_array(part.dequantize(), tensor.float_type)
-        yield np.ascontiguousarray(part.data).data
+    chunk_rows = max(1, _CHUNK_VALUES // columns)
+    for row in range(0, rows, chunk_rows):
+        chunk = source.read(tensor.name, slice(row, min(row + chunk_rows, rows)))
+        if chunk.float_type is not tensor.float_type:
+            chunk = BlockMatrix.from_array(chunk.dequantize(), tensor.float_type)
+        yield np.ascontiguousarray(chunk.data).data
 
 
 def _mixed(spec: ModelSpec) -> bool:
-    """Whether tensors are of several types; what every `.m` has in F32 may be of any."""
+    """Whether the weights are of several types. Tensors that are F32 in any `.m` file do not count."""
     table = {tensor.name: tensor for tensor in tensor_table(replace(spec, stored=()))}
     return any(table[name].float_type is not FloatType.F32 for name, _ in spec.stored)
 

@@ -1,7 +1,7 @@
-"""Tensors of other programs' files, read in the type and order that this package wants. Knows no file format.
+"""Tensors of other programs' files, converted to the type and row order of this package. Knows no file format.
 
-A tensor lies in one extent or in several (Meta's shards), as F32, F16 or BF16. The rows that are asked for are
-converted a few at a time: no copy of the whole tensor is made but the result.
+A tensor is stored in one or several extents (Meta's shards) as F32, F16 or BF16. Requested rows are converted a few at
+a time, so that only the result needs memory.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from dllama_zmq.quants import F32, U8, BlockMatrix, dequantize, quantize
 from dllama_zmq.spec import FloatType, ModelSpec
 
 _CHUNK_VALUES = 1 << 18
-"""Converted at a time: 1 MB of f32, so that what the steps in between make stays in a core's cache."""
+"""Values converted at a time: 1 MB of f32, so that the temporaries stay in a core's cache."""
 _LARGEST = {
-    FloatType.F16: 65519.0,  # what is nearer to 65536 becomes infinite
-    FloatType.Q40: 8 * 65504.0,  # a block's scale is an f16
+    FloatType.F16: 65519.0,  # larger ones round to infinity
+    FloatType.Q40: 8 * 65504.0,  # the scale is an f16
     FloatType.Q80: 127 * 65504.0,
 }
-"""The largest magnitude that a type holds."""
+"""The largest magnitude that a type can hold."""
 
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """A matrix as it lies in a mapped file: `rows` of `columns` values, without gaps. Its bounds have been checked."""
+    """A contiguous matrix in a mapped file: `rows` rows of `columns` values. Its bounds have been checked."""
 
     pages: MappedFile
     offset: int
@@ -44,26 +44,26 @@ class Extent:
     float_type: FloatType
 
     def bytes(self) -> U8:
-        """All of it, (rows, bytes of a row), as a view of the file. Raises UsageError after the file is closed."""
+        """A view (rows, bytes of a row) of the file. Raises UsageError if the file is closed."""
         row_bytes = self.float_type.row_bytes(self.columns)
         return self.pages.view(self.offset, self.rows * row_bytes).reshape(self.rows, row_bytes)
 
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """One tensor: extents of one type put together along `axis`. `where` is its file and its name there, for errors.
+    """A tensor: extents of one type, concatenated along `axis`. `where` is its file and name, for errors.
 
-    halves: the rows of a head where they lie in half layout and are wanted interleaved (in one extent only); else 0.
+    interleave: rows per head if rows are stored in RoPE's half layout and read interleaved (one extent only); else 0.
     """
 
     where: str
     extents: tuple[Extent, ...]
     axis: Literal[0, 1] = 0
-    halves: int = 0
+    interleave: int = 0
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(rows, columns) of the whole."""
+        """(rows, columns) of the whole tensor."""
         first = self.extents[0]
         if self.axis == 0:
             return sum(extent.rows for extent in self.extents), first.columns
@@ -73,14 +73,14 @@ class StoredTensor:
     def float_type(self) -> FloatType:
         return self.extents[0].float_type
 
-    def take(self, first: int, last: int, columns: slice) -> U8:
-        """Rows `first` to `last`, in the order wanted, in the type they are stored in: a view where they lie so."""
+    def read(self, first: int, last: int, columns: slice) -> U8:
+        """Rows `first` to `last`, reordered, in the stored type; a view if possible."""
         left, right, _ = columns.indices(self.shape[1])
         rows: slice | npt.NDArray[np.int64] = slice(first, last)
-        if self.halves:
+        if self.interleave:
             row = np.arange(first, last)
-            in_head = row % self.halves
-            rows = row - in_head + in_head // 2 + in_head % 2 * (self.halves // 2)
+            in_head = row % self.interleave
+            rows = row - in_head + in_head // 2 + in_head % 2 * (self.interleave // 2)
         if len(self.extents) == 1:
             return self._cut(self.extents[0], rows, left, right)
         if self.axis == 1:
@@ -92,7 +92,7 @@ class StoredTensor:
         )
 
     def _covering(self, first: int, last: int) -> list[tuple[Extent, int, int]]:
-        """The extents that hold `first` to `last` along the axis, with the bounds inside each."""
+        """The extents of `first` to `last` along the axis, with the bounds inside each."""
         found, start = [], 0
         for extent in self.extents:
             length = extent.rows if self.axis == 0 else extent.columns
@@ -109,25 +109,25 @@ class StoredTensor:
 
 
 class ConvertedModel(ModelFile):
-    """A model whose tensors are read from `stored`, each in the type that the spec says."""
+    """A model that reads its tensors from `stored`, each in the spec's type."""
 
     def __init__(self, path: Path, spec: ModelSpec, stored: Mapping[str, StoredTensor]) -> None:
         super().__init__(path, spec)
         self._stored = stored
         self._files = {extent.pages.path: extent.pages for tensor in stored.values() for extent in tensor.extents}
 
-    def _part(self, name: str, rows: slice, columns: slice) -> BlockMatrix:
+    def _read(self, name: str, rows: slice, columns: slice) -> BlockMatrix:
         stored, kind = self._stored[name], self._by_name[name].float_type
         first, last, _ = rows.indices(stored.shape[0])
-        if stored.float_type is kind and not stored.halves and len(stored.extents) == 1:
-            return BlockMatrix(stored.take(first, last, columns), kind)
+        if stored.float_type is kind and not stored.interleave and len(stored.extents) == 1:
+            return BlockMatrix(stored.read(first, last, columns), kind)
         left, right, _ = columns.indices(stored.shape[1])
         out = np.empty((max(0, last - first), kind.row_bytes(right - left)), np.uint8)
-        rows_at_once = max(1, _CHUNK_VALUES // max(1, right - left))
-        for row in range(first, last, rows_at_once):
-            end = min(row + rows_at_once, last)
-            self._will_read((end - row) * stored.float_type.row_bytes(right - left))
-            data = stored.take(row, end, columns)
+        chunk_rows = max(1, _CHUNK_VALUES // max(1, right - left))
+        for row in range(first, last, chunk_rows):
+            end = min(row + chunk_rows, last)
+            self._before_reading((end - row) * stored.float_type.row_bytes(right - left))
+            data = stored.read(row, end, columns)
             out[row - first : end - first] = _converted(data, stored, kind)
         out.flags.writeable = False
         return BlockMatrix(out, kind)
@@ -150,14 +150,13 @@ class ConvertedModel(ModelFile):
 
 
 def with_types(path: Path, spec: ModelSpec, stored: Mapping[str, StoredTensor], weights: FloatType | None) -> ModelSpec:
-    """`spec` with the types its tensors are read in: those of the weights as asked for, or as they are stored.
+    """`spec` with the types in which tensors are read: `weights` for matrices, or their stored types.
 
-    The embedding keeps its type, for it is read a row at a time; norms, biases and routers are F32. Raises UsageError
-    where the weights cannot be of that type.
+    The embedding keeps its type, because only single rows of it are read. Norms, biases and routers are F32.
+    Raises UsageError if the widths do not fit `weights`.
     """
-    weight_names = {tensor.name for tensor in tensor_table(replace(spec, weight_type=FloatType.Q40))
-                    if tensor.float_type is FloatType.Q40}  # fmt: skip
-    types = {name: stored[name].float_type for name in weight_names}
+    table = tensor_table(replace(spec, weight_type=FloatType.Q40))
+    types = {tensor.name: stored[tensor.name].float_type for tensor in table if tensor.float_type is FloatType.Q40}
     weight_type = weights if weights is not None else Counter(types.values()).most_common(1)[0][0]
     spec = replace(spec, weight_type=weight_type)
     others = {"embedding": stored["embedding"].float_type}
@@ -179,7 +178,7 @@ def with_types(path: Path, spec: ModelSpec, stored: Mapping[str, StoredTensor], 
 
 
 def check_shapes(spec: ModelSpec, stored: Mapping[str, StoredTensor], source: str) -> None:
-    """Raise FormatError where a tensor has not the shape that `source` (the file with the numbers) makes it have."""
+    """Raise FormatError if a tensor has another shape than the numbers in the file `source` imply."""
     for tensor in tensor_table(spec):
         found, expected = stored[tensor.name].shape, tensor.shape(spec)
         if found != expected:
@@ -190,17 +189,17 @@ def check_shapes(spec: ModelSpec, stored: Mapping[str, StoredTensor], source: st
 
 
 def _converted(data: U8, stored: StoredTensor, kind: FloatType) -> U8:
-    """Rows as stored to rows of `kind`. Raises FormatError for values that `kind` cannot hold."""
+    """Convert stored rows to `kind`. Raises FormatError for values that `kind` cannot hold."""
     if stored.float_type is kind:
         return data
     values = dequantize(data, stored.float_type)
-    if kind is not FloatType.F32:  # what has 16 bits is an F32 exactly, whatever it is
+    if kind is not FloatType.F32:  # F32 holds every F16 and BF16 exactly
         _check_values(values, stored, kind)
     return quantize(values, kind)
 
 
 def _check_values(values: F32, stored: StoredTensor, kind: FloatType) -> None:
-    largest = max(float(values.max(initial=0)), -float(values.min(initial=0)))  # of which a NaN makes a NaN
+    largest = max(float(values.max(initial=0)), -float(values.min(initial=0)))  # NaN if a value is
     if largest <= _LARGEST.get(kind, math.inf) and math.isfinite(largest):
         return
     if math.isfinite(largest):
@@ -208,6 +207,6 @@ def _check_values(values: F32, stored: StoredTensor, kind: FloatType) -> None:
             f"{stored.where} has values up to {largest:g}, which {kind.name} cannot hold. Read the weights as f32."
         )
     raise FormatError(
-        f"{stored.where} has values that are infinite or no numbers, which {kind.name} cannot hold. "
+        f"{stored.where} has values that are infinite or NaN, which {kind.name} cannot hold. "
         "It is damaged; copy or download it again."
     )

@@ -1,4 +1,4 @@
-"""Opening and replacing files, with one kind of error. Knows no format."""
+"""Opens and replaces files, with errors of this package. Knows no format."""
 
 from __future__ import annotations
 
@@ -20,18 +20,17 @@ _MAX_POINTER_BYTES = 1 << 10
 def open_regular(path: Path) -> Iterator[tuple[BinaryIO, int]]:
     """The file, open for reading, and its size in bytes.
 
-    Raises FormatError where it is missing, unreadable, no regular file (a pipe would wait for ever), or what git leaves
-    in place of a large file.
+    Raises FormatError if it is missing, unreadable, not a regular file (a pipe would block), or a pointer of git-lfs.
     """
     try:
-        # Non-blocking, or opening a pipe that nobody writes to would hang before it can be refused.
+        # Non-blocking: opening a pipe without a writer would block before it can be refused.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise FormatError(f"{path} cannot be opened: {error.strerror}. Check the path and its permissions.") from error
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
         os.close(descriptor)
-        raise FormatError(f"{path} is no regular file; expected a file that can be mapped. Give the file itself.")
+        raise FormatError(f"{path} is not a regular file, so it cannot be mapped. Give the file itself.")
     with os.fdopen(descriptor, "rb") as file:
         if status.st_size <= _MAX_POINTER_BYTES and file.read(len(_LFS_POINTER)) == _LFS_POINTER:
             raise FormatError(
@@ -42,23 +41,23 @@ def open_regular(path: Path) -> Iterator[tuple[BinaryIO, int]]:
 
 
 def check_replaceable(path: Path) -> None:
-    """Raise UsageError where `path` is there and no regular file."""
+    """Raise UsageError if `path` exists and is not a regular file."""
     if path.exists() and not path.is_file():
-        raise UsageError(f"{path} is no regular file and would be replaced by one; name another")
+        raise UsageError(f"{path} is not a regular file and would be replaced by one; choose another name")
 
 
 @contextmanager
 def replace_file(path: Path) -> Iterator[BinaryIO]:
-    """A new file beside `path` that takes its name when the block ends well, and vanishes when it does not.
+    """A new file that replaces `path` if the block ends without an error, else is removed.
 
-    Raises UsageError where no file can be made there, or where a device, a pipe or a folder has that name: root's
-    rename would replace /dev/null itself.
+    Raises UsageError if the file cannot be created, or if `path` is a device, a pipe or a folder: as root, the
+    rename would replace even /dev/null.
     """
     check_replaceable(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         try:
-            file = open(temporary, "xb")  # noqa: SIM115 - closed below; only its opening is the caller's mistake
+            file = open(temporary, "xb")  # noqa: SIM115 - closed below; only errors of opening it are UsageErrors
         except OSError as error:
             raise UsageError(f"{path} cannot be written: {error.strerror}. Check its folder.") from error
         with file:
@@ -66,7 +65,7 @@ def replace_file(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:  # Ctrl-C may come as soon as the file is there
+    except BaseException:  # Ctrl-C, too
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise

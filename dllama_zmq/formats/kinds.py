@@ -1,4 +1,4 @@
-"""What a path holds, told by its name and its first bytes. Knows no more of any format."""
+"""The kind of a file, by its name and its first bytes. Knows no more of any format."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from dllama_zmq.formats.files import open_regular
 
 GGUF_MAGIC = b"GGUF"
 _PART = re.compile(r"(.*)-\d{5}-of-\d{5}", re.DOTALL)
-_MOST_NAMED = 8
+_MAX_NAMED = 8
 _HEAD_BYTES = 512
 _NO_TEXT = re.compile(r"[\x00-\x08\x0e-\x1f]")
 _OF_A_MODEL = ("config.json", "params.json")
 
 
 def first_bytes(path: Path) -> bytes:
-    """The first four bytes of a file. Raises FormatError where it cannot be read."""
+    """The first four bytes of a file. Raises FormatError if it cannot be read."""
     with open_regular(path) as (file, _):
         return file.read(4)
 
 
 def is_gguf(path: Path, magic: bytes) -> bool:
-    """Whether a file that begins with `magic` is a GGUF, or is called so: then it is a damaged one."""
+    """Whether a file is a GGUF by its first bytes, or by its name: then it is a damaged one."""
     return magic == GGUF_MAGIC or path.suffix.lower() == ".gguf"
 
 
 def refuse_text(path: Path, expected: str) -> None:
-    """Raise FormatError where a file is text: to people that says more than what its first bytes are as a number."""
+    """Raise FormatError if a file is text: that says more than a wrong magic number."""
     with open_regular(path) as (file, n_bytes):
         head = file.read(_HEAD_BYTES)
     try:
-        text = codecs.getincrementaldecoder("utf-8")().decode(head)  # the last letter may be cut
+        text = codecs.getincrementaldecoder("utf-8")().decode(head)  # the last character may be incomplete
     except UnicodeDecodeError:
         return
     if not n_bytes or _NO_TEXT.search(text):
@@ -49,7 +49,7 @@ def refuse_text(path: Path, expected: str) -> None:
 
 
 def model_files(folder: Path) -> list[Path]:
-    """The models among a folder's `.m` and GGUF files; of one in parts, the first part."""
+    """The models among a folder's `.m` and GGUF files, a split one by its first part."""
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in (".gguf", ".m") and path.is_file() and "mmproj" not in path.name.lower():
@@ -59,15 +59,15 @@ def model_files(folder: Path) -> list[Path]:
 
 
 def only_file_of(folder: Path) -> Path:
-    """The one model file of a folder that is no model itself. Raises FormatError where there is none, or several."""
+    """The only model file of a folder. Raises FormatError if there is none, or several."""
     found = model_files(folder)
     if len(found) == 1:
         return found[0]
     if not found:
         raise FormatError(
-            f"{folder} is no folder of a model: it has neither config.json (Hugging Face) nor params.json (Meta), and "
+            f"{folder} is not a model's folder: it has neither config.json (Hugging Face) nor params.json (Meta), and "
             "no GGUF or .m file."
         )
     names = [path.name for path in found]
-    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
-    raise FormatError(f"{folder}: it holds {', '.join(names[:_MOST_NAMED])}{more}. Name one of them.")
+    more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
+    raise FormatError(f"{folder}: it has {', '.join(names[:_MAX_NAMED])}{more}. Give the path of one of them.")

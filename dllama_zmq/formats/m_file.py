@@ -1,4 +1,4 @@
-"""`.m` model files: read by memory map, written one tensor at a time: see FORMATS.md §2. Knows no node."""
+"""`.m` model files: read by memory map, written one tensor at a time. See FORMATS.md §2. Knows no node."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from dllama_zmq.models import tensor_table
 from dllama_zmq.quants import BlockMatrix
 from dllama_zmq.spec import ModelSpec, TensorSpec
 
-_COPY_BYTES = 1 << 24
+_CHUNK_BYTES = 1 << 24
 
 
 class MFile(ModelFile):
-    """A `.m` file in the address space: tensors are read-only views of the map, and nothing is copied."""
+    """A mapped `.m` file; tensors are read-only views of it."""
 
     def __init__(self, pages: MappedFile, spec: ModelSpec, tensors_at: int) -> None:
         super().__init__(pages.path, spec)
@@ -31,7 +31,7 @@ class MFile(ModelFile):
             self._at[tensor.name] = tensors_at
             tensors_at += tensor.nbytes(spec)
 
-    def _part(self, name: str, rows: slice, columns: slice) -> BlockMatrix:
+    def _read(self, name: str, rows: slice, columns: slice) -> BlockMatrix:
         tensor = self._by_name[name]
         data = self._pages.view(self._at[name], tensor.nbytes(self.spec))
         whole = BlockMatrix(data.reshape(tensor.shape(self.spec)[0], -1), tensor.float_type)
@@ -45,7 +45,7 @@ class MFile(ModelFile):
 
 
 def open_m(path: str | Path) -> MFile:
-    """Map a `.m` file whose header and length have been checked. Raises FormatError or UnsupportedModel."""
+    """Map a `.m` file and check its header and length. Raises FormatError or UnsupportedModel."""
     pages = MappedFile(Path(path))
     try:
         head = pages.view(0, min(pages.nbytes, MAX_HEADER_BYTES)).tobytes()
@@ -60,10 +60,10 @@ def open_m(path: str | Path) -> MFile:
 def write_m(
     path: str | Path, spec: ModelSpec, tensors: Mapping[str, BlockMatrix] | Iterable[tuple[str, BlockMatrix]]
 ) -> None:
-    """Write a `.m` file; it appears under its name whole or not at all.
+    """Write a `.m` file, complete or not at all.
 
-    Pairs of name and tensor must come in file order and are held one at a time; a mapping may have any order.
-    Raises FormatError where a tensor is missing, of another shape or type, or out of order.
+    Pairs of name and tensor must come in file order, and only one is in memory at a time; a mapping may have any order.
+    Raises FormatError if a tensor is missing, has another shape or type, or is out of order.
     """
     path = Path(path)
     expected = tensor_table(spec)
@@ -81,9 +81,9 @@ def write_m(
                     f"{path}: {name} is {matrix.shape} {matrix.float_type.name}; "
                     f"expected {want.shape(spec)} {want.float_type.name}. Nothing was written."
                 )
-            rows_at_once = max(1, _COPY_BYTES // max(1, matrix.data.shape[1]))
-            for row in range(0, matrix.rows, rows_at_once):
-                file.write(np.ascontiguousarray(matrix.data[row : row + rows_at_once]).data)
+            chunk_rows = max(1, _CHUNK_BYTES // max(1, matrix.data.shape[1]))
+            for row in range(0, matrix.rows, chunk_rows):
+                file.write(np.ascontiguousarray(matrix.data[row : row + chunk_rows]).data)
         extra = next(pairs, None)
         if extra is not None:
             raise FormatError(f"{path}: {extra[0]} comes after the last tensor of this model. Nothing was written.")
@@ -94,7 +94,7 @@ def _in_file_order(
 ) -> Iterator[tuple[str, BlockMatrix]]:
     unknown = sorted(tensors.keys() - {tensor.name for tensor in expected})
     if unknown:
-        raise FormatError(f"{path}: {unknown[0]} is no tensor of this model. Nothing was written.")
+        raise FormatError(f"{path}: {unknown[0]} is not a tensor of this model. Nothing was written.")
     for tensor in expected:
         if tensor.name in tensors:
             yield tensor.name, tensors[tensor.name]

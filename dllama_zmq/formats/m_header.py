@@ -1,6 +1,6 @@
-"""The header of a `.m` file to and from a ModelSpec: see FORMATS.md §2. Knows no tensor's bytes.
+"""The header of a `.m` file, to and from a ModelSpec. See FORMATS.md §2. Knows no tensor's bytes.
 
-Nothing is allocated by a number that a header states, and every number is bounded before it is used.
+Every number of a header is bounded before it is used, and none decides how much is allocated.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from dllama_zmq.spec import Architecture, FloatType, ModelSpec, Rope, RopeScalin
 
 @dataclass(frozen=True, slots=True)
 class _Pairs:
-    """A header's pairs: each key's value and the offset of that value in the file."""
+    """A header's pairs: the value of each key, and the value's offset in the file."""
 
     path: Path
     values: Mapping[Key, int]
@@ -55,7 +55,7 @@ class _Pairs:
         return default
 
     def wrong(self, key: Key, expected: str, kind: type[FormatError] = FormatError) -> FormatError:
-        """The error for a value that is not what it must be."""
+        """The error for a wrong value."""
         return kind(
             f"{self.path}: offset {self.offsets[key]}: key {key.value} ({key.name.lower()}) is "
             f"{self.values[key]}; {expected}"
@@ -63,10 +63,10 @@ class _Pairs:
 
 
 def data_bytes(spec: ModelSpec) -> int:
-    """Bytes of all tensors together: the length of a `.m` file after its header."""
+    """Bytes of all tensors: the length of a `.m` file after its header."""
     if spec.stored:
         return _table_bytes(spec)
-    # Of two small models, for the layers of a `.m` file are alike: a hostile header may ask for thousands of them.
+    # From models of one and two layers: a hostile header may claim thousands, and all layers have the same size.
     one, two = (_table_bytes(replace(spec, n_layers=n)) for n in (1, 2))
     return one + (spec.n_layers - 1) * (two - one)
 
@@ -77,7 +77,7 @@ def _table_bytes(spec: ModelSpec) -> int:
 
 
 def read_header(head: bytes, file_bytes: int, path: Path) -> tuple[ModelSpec, int]:
-    """The spec of a file that begins with `head`, and the offset of its first tensor.
+    """The spec, and the offset of the first tensor, of a file that begins with `head`.
 
     `head` is the whole file or its first MAX_HEADER_BYTES. Raises FormatError or UnsupportedModel.
     """
@@ -91,7 +91,8 @@ def read_header(head: bytes, file_bytes: int, path: Path) -> tuple[ModelSpec, in
     else:
         raise FormatError(
             f"{path}: offset 0: magic is {magic:#010x}; expected {MAGIC:#010x}, or {OLD_MAGIC_LLAMA:#x} or "
-            f"{OLD_MAGIC_GROK1:#x} for an old file. This is no .m model file; of a Hugging Face model, give the folder."
+            f"{OLD_MAGIC_GROK1:#x} for an old file. This is not a .m model file; for a Hugging Face model, give its "
+            "folder."
         )
     spec = _spec(pairs, _architecture(pairs))
     try:
@@ -104,12 +105,12 @@ def read_header(head: bytes, file_bytes: int, path: Path) -> tuple[ModelSpec, in
 
 
 def header_bytes(spec: ModelSpec) -> bytes:
-    """The keyed header of `spec`. Raises FormatError for numbers that its integers cannot say."""
+    """The keyed header of `spec`. Raises FormatError for a spec that a `.m` file cannot express."""
     spec.check()
     if spec.weight_type not in M_TYPES or spec.stored:
         raise FormatError(
-            f"the weights are of types that a .m file cannot hold; it has one of {', '.join(t.name for t in M_TYPES)} "
-            "for all. Convert them."
+            f"a .m file cannot hold these types of weights; all weights have one type, "
+            f"{', '.join(t.name for t in M_TYPES)}. Convert them."
         )
     rope, scaling, arch = spec.rope, spec.rope.scaling, spec.arch
     _check_writable(spec)
@@ -129,7 +130,7 @@ def header_bytes(spec: ModelSpec) -> bytes:
         Key.ROPE_THETA: _whole("rope theta", rope.theta),
         Key.WEIGHTS_FLOAT_TYPE: int(spec.weight_type),
     }
-    # Keys above 13 only where they say something: without them the oldest readers of keyed files load it too.
+    # Keys above 13 only if they differ from their defaults: the oldest readers of keyed files refuse them.
     if scaling is not None:
         values |= {
             Key.ROPE_SCALING_FACTOR: _whole("RoPE scaling factor", scaling.factor),
@@ -158,28 +159,28 @@ def header_bytes(spec: ModelSpec) -> bytes:
 
 
 def _check_writable(spec: ModelSpec) -> None:
-    """Raise FormatError for what the header, or the readers that know only its oldest keys, would take otherwise."""
+    """Raise FormatError for a spec that readers, also those of the oldest keys, would read as another model."""
     arch, half = spec.arch, spec.rope.layout == "half"
     if half and spec.rope.scaling is not None:
         raise FormatError("a .m file cannot hold RoPE of half layout with scaling; write it without the scaling.")
     if spec.rope.factors:
         raise FormatError("a .m file cannot hold RoPE factors; only those of Llama 3.1's scaling.")
     if arch != "llama" and not half:
-        raise FormatError(f"a .m file's {arch} has RoPE of half layout; put the rows of q and k in that order.")
+        raise FormatError(f"a .m file's {arch} has RoPE of half layout; reorder the rows of q and k.")
     if arch in OLD_ARCHS and (spec.head_dim * spec.n_heads != spec.dim or spec.norm_eps != 1e-5):
-        raise FormatError(f"a .m file cannot hold a {arch} with a head_dim or norm epsilon of its own.")
+        raise FormatError(f"a .m file's {arch} has a norm epsilon of 1e-05 and a head_dim of dim / n_heads.")
     mixture = arch in ("grok1", "mixtral", "qwen3moe")
     if mixture != (spec.n_experts > 0):
         raise FormatError(f"a .m file's {arch} has {'' if mixture else 'no '}experts; this one has {spec.n_experts}.")
     if arch == "grok1" and (spec.activation != "gelu" or spec.norm_topk):
-        raise FormatError("a .m file's grok1 has GELU and experts' weights that are not made to sum to 1.")
+        raise FormatError("a .m file's grok1 has GELU, and its experts' weights are not normalized to sum to 1.")
     if not spec.norm_topk and arch not in ("grok1", "qwen3moe"):
         raise FormatError(f"a .m file's {arch} has experts' weights that sum to 1.")
 
 
 def _whole(name: str, value: float) -> int:
     if value != int(value) or not 0 < value < 1 << 31:
-        raise FormatError(f"a .m file cannot hold a {name} of {value}; its header has whole positive numbers only.")
+        raise FormatError(f"a .m file cannot hold a {name} of {value}; its header has only positive whole numbers.")
     return int(value)
 
 
@@ -217,7 +218,7 @@ def _keyed_pairs(head: bytes, file_bytes: int, path: Path) -> tuple[_Pairs, int]
 
 def _architecture(pairs: _Pairs) -> Architecture:
     number, n_experts = pairs.get(Key.ARCH_TYPE), pairs.get(Key.N_EXPERTS, 0)
-    # The ids 1 and 2 were given anew when keys 19 to 21 came; Grok-1 and Mixtral always have experts.
+    # The ids of Grok-1 and Mixtral were reused when keys 19 to 21 came; both models always have experts.
     new_ids = any(key in pairs.values for key in NEW_ARCH_KEYS)
     found: dict[int, Architecture] = {
         0xABCD00: "llama",
@@ -227,7 +228,7 @@ def _architecture(pairs: _Pairs) -> Architecture:
     }
     if number not in found:
         ids = ", ".join(f"{number} ({arch})" for number, arch in found.items())
-        raise pairs.wrong(Key.ARCH_TYPE, f"no architecture known here; expected one of {ids}.", UnsupportedModel)
+        raise pairs.wrong(Key.ARCH_TYPE, f"an unknown architecture; expected one of {ids}.", UnsupportedModel)
     arch = found[number]
     mixture = arch in ("grok1", "mixtral", "qwen3moe")
     if n_experts < 0 or pairs.get(Key.N_ACTIVE_EXPERTS, 0) < 0:
@@ -245,7 +246,7 @@ def _spec(pairs: _Pairs, arch: Architecture) -> ModelSpec:
     if Key.HEAD_DIM in pairs.values:
         head_dim = pairs.get(Key.HEAD_DIM)
     elif n_heads < 1 or dim % n_heads:
-        raise pairs.wrong(Key.N_HEADS, f"it does not divide dim, which is {dim}, and there is no head_dim (key 19).")
+        raise pairs.wrong(Key.N_HEADS, f"it does not divide dim, {dim}, and there is no head_dim (key 19).")
     else:
         head_dim = dim // n_heads
     eps = pairs.get(Key.NORM_EPSILON, 5)
@@ -257,7 +258,7 @@ def _spec(pairs: _Pairs, arch: Architecture) -> ModelSpec:
     norm_topk = pairs.get(Key.NORM_TOPK, 1)
     if norm_topk not in (0, 1):
         raise pairs.wrong(Key.NORM_TOPK, "expected 0 or 1.")
-    # A file without the type gets it from its size, later; until then F32, which any width suits.
+    # Without this key the type follows later from the file's size; until then F32, which fits any width.
     weight_type = pairs.get(Key.WEIGHTS_FLOAT_TYPE, 0)
     if weight_type not in M_TYPES:
         known = ", ".join(f"{t.value} {t.name}" for t in M_TYPES)
@@ -275,7 +276,7 @@ def _spec(pairs: _Pairs, arch: Architecture) -> ModelSpec:
         weight_type=FloatType(weight_type),
         rope=_rope(pairs, arch),
         norm_eps=NORM_EPSILON[eps],
-        # The converter of Grok-1 wrote no hidden_act, and other readers then took SiLU: there is no such model.
+        # The converter of Grok-1 wrote no hidden_act. Other readers take SiLU then, but Grok-1 has GELU.
         activation="gelu" if arch == "grok1" or act == GELU else "silu",
         n_experts=pairs.get(Key.N_EXPERTS, 0),
         n_active_experts=pairs.get(Key.N_ACTIVE_EXPERTS, 0),
@@ -285,7 +286,7 @@ def _spec(pairs: _Pairs, arch: Architecture) -> ModelSpec:
 
 
 def _rope(pairs: _Pairs, arch: Architecture) -> Rope:
-    """RoPE as the file has it. All but Llama, and a rope type of FALCON, mean half layout, which is never scaled."""
+    """RoPE of the file. Half layout, never scaled, for rope_type FALCON and all architectures but Llama."""
     theta, rope_type = pairs.get(Key.ROPE_THETA, 10000), pairs.get(Key.ROPE_TYPE, ROPE_LLAMA)
     if rope_type not in (ROPE_LLAMA, ROPE_FALCON, ROPE_LLAMA3_1):
         raise pairs.wrong(Key.ROPE_TYPE, "expected 0 (Llama), 1 (Falcon) or 2 (Llama 3.1).")
@@ -308,14 +309,14 @@ def _rope(pairs: _Pairs, arch: Architecture) -> Rope:
 
 
 def _weight_type_by_size(spec: ModelSpec, tensor_bytes: int, path: Path) -> FloatType:
-    """The one weight type whose tensors take exactly the bytes that the file has."""
+    """The weight type whose tensors have exactly `tensor_bytes` bytes."""
     sizes: dict[FloatType, int] = {}
     for float_type in M_TYPES:
         candidate = replace(spec, weight_type=float_type)
         try:
             candidate.check()
         except FormatError:
-            continue  # widths that are no whole blocks of this type
+            continue  # the widths are not whole blocks of this type
         sizes[float_type] = data_bytes(candidate)
         if sizes[float_type] == tensor_bytes:
             return float_type

@@ -1,4 +1,4 @@
-"""The keys and numbers of a `.m` header: see FORMATS.md §2."""
+"""The keys and numbers of a `.m` header. See FORMATS.md §2."""
 
 from __future__ import annotations
 
@@ -13,13 +13,17 @@ OLD_MAGIC_GROK1 = 0xABCD01
 M_MAGICS = (MAGIC, OLD_MAGIC_LLAMA, OLD_MAGIC_GROK1)
 MAX_HEADER_BYTES = 8 + 8 * 1024
 M_TYPES = (FloatType.F32, FloatType.F16, FloatType.Q40, FloatType.Q80)
-"""The types that a `.m` file's weights can have."""
+"""The possible types of a `.m` file's weights."""
 OLD_FIELDS = struct.Struct("<9i")
 ARCH_IDS: dict[Architecture, int] = {
-    "llama": 0xABCD00, "grok1": 0xABCD01, "qwen3": 0xABCD01, "mixtral": 0xABCD02, "qwen3moe": 0xABCD02,
+    "llama": 0xABCD00,
+    "grok1": 0xABCD01,
+    "qwen3": 0xABCD01,
+    "mixtral": 0xABCD02,
+    "qwen3moe": 0xABCD02,
     "qwen2": 0xABCD03,
-}  # fmt: skip
-"""Two ids were given twice; FORMATS.md §2 says how they are told apart. Qwen2's is this package's own."""
+}
+"""Two ids have two architectures; FORMATS.md §2 says how to tell which. Qwen2's id is this package's own."""
 
 
 class Key(enum.IntEnum):
@@ -47,7 +51,7 @@ class Key(enum.IntEnum):
     HEAD_DIM = 19
     NORM_EPSILON = 20
     MOE_HIDDEN_DIM = 21
-    # This package's own: whoever does not know them must not run the model.
+    # This package's own. Readers that do not know them must refuse the model.
     WINDOW = 1000
     NORM_TOPK = 1001
 

@@ -1,4 +1,4 @@
-"""What every model file offers, whatever its format: a spec, and any part of any tensor. Knows no format."""
+"""The interface of model files of all formats: a spec, and any slice of any tensor. Knows no format."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from dllama_zmq.spec import ModelSpec, TensorSpec
 
 ALL = slice(None)
 _FORGET_BYTES = 1 << 26
-"""Bytes of a file that may lie in this process's memory, more or less, while it is read from front to back."""
+"""About as many bytes of a file stay in this process's memory while it is read from front to back."""
 
 
 class ModelFile(ABC):
-    """An open model. `spec` says of which type each tensor is, and `read` gives it in that type, whatever the file has.
+    """An open model. `read` gives each tensor in the type that `spec` names, whatever its type in the file.
 
-    `tensors` are in the order of the model's table; `nbytes` is what they take together, as read. `notes` are sentences
-    for the user about what is odd in the files and was settled here.
+    `tensors` are in the order of the model's table; `nbytes` is their total size as read. `notes` are warnings about
+    the files, for the user.
     """
 
     def __init__(self, path: Path, spec: ModelSpec) -> None:
@@ -34,42 +34,42 @@ class ModelFile(ABC):
         self._read_bytes = 0
 
     def read(self, name: str, rows: slice = ALL, columns: slice = ALL) -> BlockMatrix:
-        """A part of a tensor of the table: a read-only view of the file where it has just those bytes, else made anew.
+        """A slice of a tensor: a read-only view of the file if its bytes need no conversion, else an array.
 
-        A vector is one row. Column bounds fall on whole blocks. Raises UsageError after `close`, FormatError where a
-        value is infinite or no number: a model would answer with nonsense.
+        A vector is one row. Column bounds must fall on whole blocks. Raises UsageError after `close`, FormatError for
+        values that are infinite or NaN, which would make a model's answers nonsense.
         """
-        part = self._part(name, rows, columns)
-        if not part.is_finite:
+        matrix = self._read(name, rows, columns)
+        if not matrix.is_finite:
             raise FormatError(
-                f"{self._where(name)} has values that are infinite or no numbers. "
+                f"{self._where(name)} has values that are infinite or NaN. "
                 "The file is damaged; copy or download it again."
             )
-        return part
+        return matrix
 
     @abstractmethod
-    def _part(self, name: str, rows: slice, columns: slice) -> BlockMatrix:
-        """What `read` gives, unchecked."""
+    def _read(self, name: str, rows: slice, columns: slice) -> BlockMatrix:
+        """`read` without the check."""
 
     def _where(self, name: str) -> str:
-        """The file and the name that a tensor has there, to begin an error with."""
+        """The file, and the tensor's name in it, to begin an error with."""
         return f"{self.path}: tensor {name}"
 
     def in_file(self, name: str) -> tuple[str, int]:
-        """The type that the file has a tensor in, by its own name, and the bytes that it takes there."""
+        """The tensor's type in the file, by the format's name, and its bytes in the file."""
         tensor = self._by_name[name]
         return tensor.float_type.name, tensor.nbytes(self.spec)
 
     @abstractmethod
     def forget_pages(self) -> None:
-        """Take the file's pages out of this process's memory; they come back when they are read again."""
+        """Release the file's pages from this process's memory; reading maps them again."""
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of the file. Views of it that still live keep what they show."""
+        """Close the file. Views of it stay valid."""
 
-    def _will_read(self, n_bytes: int) -> None:
-        """Say before bytes are read that are not read again: what has been read is let go of when it is much."""
+    def _before_reading(self, n_bytes: int) -> None:
+        """Call before bytes are read once: releases the pages read before, once they are many."""
         if self._read_bytes > _FORGET_BYTES:
             self.forget_pages()
             self._read_bytes = 0

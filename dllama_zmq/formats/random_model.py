@@ -1,7 +1,7 @@
-"""Random weights for a model's shape: for measurements of speed, memory and traffic. Knows no file.
+"""Random weights of a model's shape, for measurements of speed, memory and traffic. Knows no file.
 
-The weights are drawn as blocks, never quantized: as fast as the disk, in the memory of the largest tensor. They are
-scaled so that activations keep their size from layer to layer; the text such a model writes is noise.
+Blocks are drawn directly instead of being quantized, as fast as a disk writes, and one tensor is in memory at a time.
+Their scale keeps the size of activations from layer to layer; the text of such a model is noise.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from dllama_zmq.models import tensor_table
 from dllama_zmq.quants import F32, U8, BlockMatrix, quantize
 from dllama_zmq.spec import FloatType, ModelSpec, TensorSpec
 
-_Q40_RMS = math.sqrt(21.5)  # of the values -8..7, all equally likely
-_Q80_RMS = math.sqrt(127 * 128 / 3)  # of the values -127..127
-_SCALE_RMS = math.sqrt(13 / 12)  # of scales spread evenly over 0.5 to 1.5, of either sign
+_Q40_RMS = math.sqrt(21.5)  # of -8..7, uniform
+_Q80_RMS = math.sqrt(127 * 128 / 3)  # of -127..127, uniform
+_SCALE_RMS = math.sqrt(13 / 12)  # of scales, uniform over ±[0.5, 1.5]
 
 
 def random_tensors(spec: ModelSpec, seed: int) -> Iterator[tuple[str, BlockMatrix]]:
@@ -29,7 +29,7 @@ def random_tensors(spec: ModelSpec, seed: int) -> Iterator[tuple[str, BlockMatri
 
 
 def random_matrix(rng: Generator, tensor: TensorSpec, spec: ModelSpec) -> BlockMatrix:
-    """A tensor whose product with a vector of unit RMS has about unit RMS (less where it is added to the residual)."""
+    """A tensor whose product with a vector of RMS 1 has an RMS of about 1, or less if it is added to the residual."""
     rows, columns = tensor.shape(spec)
     if tensor.axes[0] == "one":
         gain = np.float32(0.1) * rng.standard_normal((1, columns), dtype=np.float32)
@@ -53,9 +53,9 @@ def _random_blocks(rng: Generator, float_type: FloatType, rows: int, columns: in
     blocks = data.reshape(rows, -1, float_type.block_bytes)
     if float_type is FloatType.Q80:
         values = blocks[..., 2:].view(np.int8)
-        np.maximum(values, -127, out=values)  # no writer of Q80 makes -128
+        np.maximum(values, -127, out=values)  # Q80 writers make no -128
     unit = rms / _SCALE_RMS / (_Q80_RMS if float_type is FloatType.Q80 else _Q40_RMS)
-    # Scales of either sign: Q40's values lean to the negative, and a lean would add up over a row.
+    # Scales of either sign: the mean of -8..7 is -0.5, which would add up over a row.
     scales = 2 * rng.random(blocks.shape[:2], dtype=np.float32) - 1
     scales += np.copysign(np.float32(0.5), scales)
     blocks[..., :2] = (scales * np.float32(unit)).astype("<f2")[..., None].view(np.uint8)

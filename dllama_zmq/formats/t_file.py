@@ -1,6 +1,6 @@
-"""`.t` tokenizer files to and from TokenizerData: see FORMATS.md §3. Knows no encoding of text.
+"""`.t` tokenizer files, to and from TokenizerData. See FORMATS.md §3. Does not encode text.
 
-Every length a file states is checked against the bytes that are left before it is used.
+Every length in a file is checked against the remaining bytes before it is used.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dllama_zmq.tokenizer.data import N_BYTES, TokenizerData, byte_run
 MAGIC = 0x567124
 OLD_MAGIC = 0x567123
 MAX_FILE_BYTES = 1 << 28
-"""A vocabulary is read whole: a longer file is refused, and 256 MiB is twenty times the largest known."""
+"""Files are read whole, so longer ones are refused: 256 MiB is 20 times the largest known."""
 _MAX_HEADER_BYTES = 8 + 8 * 1024
 _OLD_HEADER = struct.Struct("<2I3i")  # vocab size, longest token, bos, eos, pad
 
@@ -41,7 +41,7 @@ class Key(enum.IntEnum):
 
 @dataclass
 class _Cursor:
-    """A place in the file's bytes; what it takes is there, or a FormatError says what is missing."""
+    """Takes bytes from front to back. Raises FormatError if fewer are left."""
 
     path: Path
     data: bytes
@@ -61,7 +61,7 @@ class _Cursor:
 
 
 def read_t(path: str | Path) -> TokenizerData:
-    """Read a tokenizer file of either magic. Raises FormatError naming the offset of what is wrong."""
+    """Read a tokenizer file with old or keyed header. Raises FormatError with the offset of the mistake."""
     path = Path(path)
     with open_regular(path) as (file, file_bytes):
         if file_bytes > MAX_FILE_BYTES:
@@ -75,7 +75,7 @@ def read_t(path: str | Path) -> TokenizerData:
     else:
         raise FormatError(
             f"{path}: offset 0: magic is {magic:#010x}; expected {MAGIC:#010x} or {OLD_MAGIC:#010x}. "
-            f"This is no .t tokenizer file."
+            f"This is not a .t tokenizer file."
         )
     if cursor.left():
         raise FormatError(
@@ -87,11 +87,13 @@ def read_t(path: str | Path) -> TokenizerData:
 
 
 def write_t(path: str | Path, data: TokenizerData) -> None:
-    """Write a tokenizer file with keyed header; it appears under its name whole or not at all."""
+    """Write a tokenizer file with keyed header, complete or not at all."""
     path = Path(path)
     if len(data.pieces) != len(data.scores) or not all(data.pieces):
-        raise FormatError(f"{path}: {len(data.pieces)} pieces and {len(data.scores)} scores; expected one score for "
-                          f"each piece, and no empty piece. Nothing was written.")  # fmt: skip
+        raise FormatError(
+            f"{path}: {len(data.pieces)} pieces and {len(data.scores)} scores; expected one score for each piece, and "
+            "no empty piece. Nothing was written."
+        )
     _check_ids(data)
     template = (data.chat_template or "").encode()
     values = {
@@ -123,8 +125,10 @@ def _read_keyed(cursor: _Cursor) -> TokenizerData:
     path = cursor.path
     (header_size,) = struct.unpack("<i", cursor.take(4, "the header size"))
     if header_size % 8 or not 8 <= header_size <= _MAX_HEADER_BYTES:
-        raise FormatError(f"{path}: offset 4: header size is {header_size}; expected 8 + 8 for each pair, "
-                          f"at most {_MAX_HEADER_BYTES}.")  # fmt: skip
+        raise FormatError(
+            f"{path}: offset 4: header size is {header_size}; expected 8 + 8 for each pair, at most "
+            f"{_MAX_HEADER_BYTES}."
+        )
     header = cursor.take(header_size - 8, "the header")
     values: dict[Key, int] = {}
     eos_ids: list[int] = []
@@ -152,7 +156,7 @@ def _read_keyed(cursor: _Cursor) -> TokenizerData:
     listed = cursor.take(4 * n_eos, "the list of EOS ids")
     eos_ids += struct.unpack(f"<{n_eos}i", listed)
     pieces, scores = _read_vocabulary(cursor, values[Key.VOCAB_SIZE])
-    add_bos = values.get(Key.ADD_BOS, 1)  # files older than this key are of models that want it
+    add_bos = values.get(Key.ADD_BOS, 1)  # models of files older than this key need it
     if add_bos not in (0, 1):
         raise FormatError(f"{path}: key {Key.ADD_BOS.value} (add_bos) is {add_bos}; expected 0 or 1.")
     return TokenizerData(
@@ -167,7 +171,7 @@ def _read_template(cursor: _Cursor, values: dict[Key, int]) -> str | None:
         return raw.decode() or None
     except UnicodeDecodeError as error:
         raise FormatError(
-            f"{cursor.path}: offset {offset + error.start}: the chat template is no UTF-8 text."
+            f"{cursor.path}: offset {offset + error.start}: the chat template is not UTF-8 text."
         ) from error
 
 
@@ -185,15 +189,17 @@ def _read_vocabulary(cursor: _Cursor, n_tokens: int) -> tuple[list[bytes], list[
         at = cursor.offset
         score, length = struct.unpack("<fI", cursor.take(8, f"token {token}"))
         if length < 1 or not math.isfinite(score):
-            raise FormatError(f"{path}: offset {at}: token {token} has score {score} and {length} bytes of text; "
-                              f"expected a number and at least one byte.")  # fmt: skip
+            raise FormatError(
+                f"{path}: offset {at}: token {token} has score {score} and {length} bytes of text; expected a number "
+                "and at least one byte."
+            )
         pieces.append(cursor.take(length, f"the text of token {token}"))
         scores.append(score)
     return _raw_bytes(pieces), scores
 
 
 def _raw_bytes(pieces: list[bytes]) -> list[bytes]:
-    """The pieces with SentencePiece's byte pieces as one raw byte each: some converters wrote the text `<0xNN>`."""
+    """The pieces, with each byte piece as one raw byte: some converters write the text `<0xNN>`."""
     first = byte_run(pieces)
     if first is None:
         return pieces

@@ -121,7 +121,7 @@ def test_a_score_that_is_no_number_is_refused(tmp_path, score):
 
 def test_a_chat_template_that_is_no_text_is_refused_at_its_place(tmp_path):
     words = refused(tmp_path / "a.t", keyed(PAIRS | {7: 3}, b"a\xff\xfe" + VOCABULARY))
-    assert f"offset {8 + 8 * 6 + 1}: the chat template is no UTF-8" in words
+    assert f"offset {8 + 8 * 6 + 1}: the chat template is not UTF-8" in words
 
 
 @pytest.mark.parametrize(("field", "value"), [(1, 0), (1, 3), (1, (1 << 32) - 1), (3, -1), (3, 2), (4, -1), (4, 2)])

@@ -68,7 +68,7 @@ def test_what_is_no_regular_file_is_never_replaced(cli: Cli, make: Callable[[Pat
     make(taken)
     before = taken.lstat()
     command = ("convert", str(cli.model), "new.m", "--tokenizer", "taken.t", "--force")
-    assert "taken.t is no regular file" in cli.run(*command).error(2)
+    assert "taken.t is not a regular file" in cli.run(*command).error(2)
     assert (taken.lstat().st_ino, taken.lstat().st_mode) == (before.st_ino, before.st_mode)
     assert not (cli.folder / "new.m").exists()
 
@@ -139,7 +139,7 @@ def test_inspect_tells_what_nodes_hold_of_a_folder_that_is_quantized_on_the_way(
     of_q40_file = json.loads(cli.run("inspect", str(cli.model), "--json").out)
     assert json.loads(as_q40.out)["memory"] == of_q40_file["memory"]
     assert json.loads(cli.run("inspect", "floats", "--json").out)["memory"] != of_q40_file["memory"]
-    assert "stay so" in cli.run("inspect", str(cli.model), "--weights", "q80").error(2)
+    assert "stored as floats" in cli.run("inspect", str(cli.model), "--weights", "q80").error(2)
 
 
 def test_inspect_reads_as_a_page_and_says_what_is_missing(cli: Cli, tmp_path: Path) -> None:

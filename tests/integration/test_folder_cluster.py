@@ -31,9 +31,9 @@ def test_a_folder_with_weights_q40_says_what_the_same_q40_file_says(cli: Cli, tm
 
 def test_weights_that_are_not_to_be_had_are_refused_before_anything_starts(cli: Cli, tmp_path) -> None:
     cli.write(2, weights="f16")  # of a .m file that is Q40
-    assert "its weights are Q40, and stay so" in cli.run("up").error(code=2)
+    assert "its weights are Q40, and `weights` can only change" in cli.run("up").error(code=2)
     with write_tiny_model(tmp_path / "tiny.m", TINY) as model:
         cli.model = write_hf(tmp_path / "folder", TINY, arrays_of(model))
     (cli.model / "model.safetensors").write_bytes(b"")
     cli.write(2, weights="q40", tokenizer="demo")
-    assert "0 bytes long" in cli.run("up").error()
+    assert "the file is empty" in cli.run("up").error()

@@ -191,7 +191,7 @@ def test_a_word_that_is_no_cluster_is_told_as_the_name_or_the_file_that_it_looks
         ("home.yaml", "model: demo\n", "If it describes a cluster: dllama-zmq up "),
         ("model.bin", "<!DOCTYPE html>\n<html>", "is a web page; expected a model"),
         ("hf/tokenizer_config.json", "{}", "To name the model beside it, give the folder: "),
-        ("empty", "", "0 bytes long: it is empty"),
+        ("empty", "", "the file is empty"),
     ],
 )  # fmt: skip
 def test_a_file_that_is_no_model_is_called_what_it_is(

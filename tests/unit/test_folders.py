@@ -111,7 +111,7 @@ def tied_folder(path, values, head):
 def test_a_tied_model_with_a_head_of_its_own_uses_it_and_says_so(tmp_path, values):
     with open_hf(tied_folder(tmp_path / "a", values, {"head": values["head"]})) as model:
         assert np.array_equal(model.read("head").dequantize(), values["head"])
-        assert "lm_head.weight is another matrix than the embedding" in model.notes[0]
+        assert "lm_head.weight differs from the embedding" in model.notes[0]
     with open_hf(tied_folder(tmp_path / "b", values, {"head": values["embedding"]})) as model:
         assert np.array_equal(model.read("head").dequantize(), values["embedding"])
         assert not model.notes
@@ -145,7 +145,7 @@ def test_a_folder_of_one_model_file_is_that_model(tmp_path):
     with open_model(folder) as model:
         assert model.spec == spec
     write_tiny_model(folder / "b.m").close()
-    with pytest.raises(FormatError, match=r"a: it holds b\.m, ok\.GGUF\. Name one of them"):
+    with pytest.raises(FormatError, match=r"a: it has b\.m, ok\.GGUF\. Give the path of one of them"):
         open_model(folder)
 
 
@@ -179,7 +179,7 @@ def test_what_git_leaves_in_place_of_a_large_file_is_called_so(tmp_path, values,
 def test_weights_that_are_no_numbers_are_refused_as_they_are_read(tmp_path, values, bad):
     arrays = {name: (a.view(np.uint32) & 0xFFFF0000).view(np.float32) for name, a in values.items()}
     arrays["layers.1.attention.o"][7, 3] = bad
-    words = r"model\.layers\.1\.self_attn\.o_proj\.weight has values that are infinite or no numbers"
+    words = r"model\.layers\.1\.self_attn\.o_proj\.weight has values that are infinite or NaN"
     for i, kind in enumerate(["F32", "F16", "BF16"]):
         with open_hf(write_hf(tmp_path / str(i), TINY, arrays, kind)) as model:
             model.read("layers.1.attention.o", slice(0, 7))
@@ -288,7 +288,7 @@ def test_a_path_tells_its_format(tmp_path, values):
 def test_weights_of_an_m_file_stay_what_they_are(tmp_path):
     write_tiny_model(tmp_path / "a.m", replace(TINY, weight_type=FloatType.Q40)).close()
     open_model(tmp_path / "a.m", FloatType.Q40).close()
-    with pytest.raises(UsageError, match="its weights are Q40, and stay so"):
+    with pytest.raises(UsageError, match="its weights are Q40, and `weights` can only change"):
         open_model(tmp_path / "a.m", FloatType.Q80)
 
 

@@ -18,7 +18,7 @@ from tiny import tiny_spec, tiny_tensors
 from dllama_zmq.errors import FormatError, UnsupportedModel, UsageError
 from dllama_zmq.formats import gguf_metadata, open_gguf, open_model
 from dllama_zmq.formats.gguf.container import Container
-from dllama_zmq.formats.gguf.names import Directory, gguf_name, halves_of_pairs
+from dllama_zmq.formats.gguf.names import Directory, gguf_name, half_layout_rows
 from dllama_zmq.formats.gguf.spec import read_spec
 from dllama_zmq.models.rope import rope_frequencies
 from dllama_zmq.quants import F32, BlockMatrix
@@ -233,8 +233,8 @@ def test_rows_of_pairs_are_put_back_as_hugging_face_has_them():
     original = np.arange(n_heads * head_dim * dim).reshape(-1, dim)
     # llama.cpp's convert_hf_to_gguf.py, LlamaModel.permute
     in_file = original.reshape(n_heads, 2, head_dim // 2, dim).swapaxes(1, 2).reshape(original.shape)
-    assert np.array_equal(in_file[halves_of_pairs(range(24), head_dim)], original)
-    assert np.array_equal(in_file[halves_of_pairs(range(5, 19), head_dim)], original[5:19])
+    assert np.array_equal(in_file[half_layout_rows(range(24), head_dim)], original)
+    assert np.array_equal(in_file[half_layout_rows(range(5, 19), head_dim)], original[5:19])
 
 
 # --- numbers ---
@@ -386,12 +386,14 @@ def test_split_models_that_are_not_whole_are_refused(tmp_path):
     with pytest.raises(FormatError, match=r"m-00002-of-00003\.gguf is missing"):
         open_gguf(paths[0])
     paths[1].write_bytes(paths[2].read_bytes())
-    with pytest.raises(FormatError, match=r"m-00002-of-00003\.gguf: its metadata says part 3 of 3; expected 2 of 3"):
+    with pytest.raises(
+        FormatError, match=r"m-00002-of-00003\.gguf: its metadata says part 3 of 3, but its name says 2 of 3"
+    ):
         open_gguf(paths[0])
     paths[1].write_bytes(second)
     open_gguf(paths[0]).close()
     write_split(tmp_path, 3, spec, **{"split.no": Typed("u16", 0)})
-    with pytest.raises(FormatError, match=r"part 1 of 3; expected 2 of 3"):
+    with pytest.raises(FormatError, match=r"part 1 of 3, but its name says 2 of 3"):
         open_gguf(paths[2])
     other = tmp_path / "other"
     other.mkdir()

@@ -85,14 +85,14 @@ def test_rope_that_is_said_by_kind_of_layer_is_read_where_all_kinds_agree(tmp_pa
         ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.25}}, "partial_rotary_factor is 0.25"),
         ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0}}, "partial_rotary_factor is 0"),
         ({"partial_rotary_factor": 0}, "partial_rotary_factor is 0"),
-        ({"rope_scaling": {"factor": 4.0}}, "factor of the RoPE scaling is 4.0 and its type is default or missing"),
+        ({"rope_scaling": {"factor": 4.0}}, "RoPE scaling has a factor of 4.0, but its type is default or missing"),
         ({"rope_scaling": {"type": "linear", "factor": 4.0, "attention_factor": 2}}, "attention_factor is 2"),
         ({"rope_scaling": {"rope_type": "default", "mrope_section": [16, 24, 24]}}, "mrope_section is [16, 24, 24]"),
         ({"rope_scaling": {"type": "linear", "factor": 4.0}, "rope_parameters": {"rope_type": "default"}},
          "rope_scaling and rope_parameters differ in the type"),
         ({"rope_scaling": {"type": "linear", "factor": "4"}}, "$.factor"),
         ({"rope_theta": 0}, "rope_theta is 0"),
-        ({"final_logit_softcapping": 30.0}, "final_logit_softcapping is 30.0, which this version does not compute"),
+        ({"final_logit_softcapping": 30.0}, "final_logit_softcapping is 30.0, which this version does not support"),
         ({"attn_logit_softcapping": 50}, "attn_logit_softcapping is 50"),
         ({"logits_scaling": 8.0}, "logits_scaling is 8.0"),
         ({"logit_scale": 0.0625}, "logit_scale is 0.0625"),
@@ -103,7 +103,7 @@ def test_rope_that_is_said_by_kind_of_layer_is_read_where_all_kinds_agree(tmp_pa
         ({"no_rope_layers": [1, 0]}, "no_rope_layers is [1, 0]"),
         ({"attention_chunk_size": 8192}, "attention_chunk_size is 8192"),
         ({"hidden_activation": "gelu_pytorch_tanh"}, "hidden_activation is 'gelu_pytorch_tanh' and hidden_act silu"),
-        ({"quantization": {"bits": 4}}, "quantization: the weights are quantized already"),
+        ({"quantization": {"bits": 4}}, "quantization: this version does not read weights that are quantized"),
         ({**MIXTRAL, "norm_topk_prob": False}, "norm_topk_prob is False"),
         ({"num_local_experts": 8}, "num_local_experts is 8"),
     ],
@@ -142,7 +142,7 @@ def test_what_a_config_leaves_out_is_what_transformers_takes(tmp_path):
 
 def test_a_window_and_layers_without_one_contradict_each_other(tmp_path):
     full = ["full_attention"] * 2
-    assert "sliding_window is 16 and layer_types has full attention only" in refusal(
+    assert "sliding_window is 16, but all layer_types are full_attention" in refusal(
         tmp_path, **MISTRAL, sliding_window=16, layer_types=full
     )
 
@@ -198,14 +198,14 @@ def test_the_activation_is_one_that_is_computed_alike(tmp_path):
     ("keys", "words"),
     [
         ({"model_type": "gpt2"}, "UnsupportedModel: {path}: model_type is 'gpt2'. This version runs llama, mistral"),
-        ({"model_type": "absent"}, "no model_type"),
+        ({"model_type": "absent"}, "model_type is missing"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),
         ({"attention_bias": True}, "attention_bias"),
         ({"mlp_bias": True}, "mlp_bias"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"quantization_config": {"quant_method": "awq", "bits": 4}}, "awq"),
         ({"quantization_config": {"quant_method": "fp8"}}, "fp8"),
-        ({"quantization_config": {}}, "quantized already"),
+        ({"quantization_config": {}}, "weights that are quantized"),
         ({"rms_norm_eps": "absent"}, "rms_norm_eps"),
         ({"rms_norm_eps": 0}, "norm_epsilon"),
         ({"hidden_size": -64}, "hidden_size is -64"),
@@ -222,7 +222,7 @@ def test_the_activation_is_one_that_is_computed_alike(tmp_path):
         ({"rope_scaling": {"rope_type": "llama3", **SCALED, "factor": -8}}, "factor"),
         ({"rope_scaling": {"rope_type": "linear"}}, "factor"),
         ({"rope_scaling": "linear"}, "$.rope_scaling"),
-        ({"vocab_size": "absent"}, "no vocab_size"),
+        ({"vocab_size": "absent"}, "vocab_size, which this model needs, is missing"),
     ],
 )  # fmt: skip
 def test_what_is_not_run_or_makes_no_sense_is_refused(tmp_path, keys, words):

@@ -220,7 +220,7 @@ def test_a_folder_that_is_not_there_is_refused_in_words(tmp_path):
 def test_an_unknown_name_in_a_mapping_is_refused(tmp_path):
     tensors = dict(tiny_tensors(TINY))
     tensors["tail"] = tensors["head"]
-    with pytest.raises(FormatError, match="tail is no tensor of this model"):
+    with pytest.raises(FormatError, match="tail is not a tensor of this model"):
         write_m(tmp_path / "a.m", TINY, tensors)
 
 
@@ -299,7 +299,7 @@ def test_a_header_says_which_architecture_it_is(changes, expected):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({1: 0xABCD04}, r"key 1 \(arch_type\) is 11259140; no architecture known here"),
+        ({1: 0xABCD04}, r"key 1 \(arch_type\) is 11259140; an unknown architecture"),
         ({7: 8, 8: 2}, r"key 7 \(n_experts\) is 8; but a llama of this file format has none"),
         ({1: 0xABCD03, 7: 8, 8: 2}, r"but a qwen2 of this file format has none"),
         ({1: 0xABCD02}, r"n_experts \(key 7\) is 0 or missing, and a mixtral is a mixture"),
@@ -371,7 +371,7 @@ def test_every_architecture_reads_back_as_it_was_written(tmp_path, weight_type, 
     ("overrides", "words"),
     [
         ({"arch": "qwen2"}, "a .m file's qwen2 has RoPE of half layout"),
-        ({"arch": "mixtral", **MIXTURE, "norm_eps": 1e-6}, "cannot hold a mixtral with a head_dim or norm epsilon"),
+        ({"arch": "mixtral", **MIXTURE, "norm_eps": 1e-6}, "mixtral has a norm epsilon of 1e-05 and a head_dim"),
         ({"arch": "grok1", **MIXTURE}, "grok1 has GELU"),
         ({"n_experts": 4, "n_active_experts": 2}, "llama has no experts; this one has 4"),
         ({"arch": "mixtral", "rope": HALF}, "mixtral has experts; this one has 0"),
@@ -388,15 +388,19 @@ def test_what_a_header_would_say_otherwise_is_not_written(tmp_path, overrides, w
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("a.gguf", b"", "a.gguf: 0 bytes long"),
-        ("a.gguf", bytes(100), "no GGUF"),
+        ("a.gguf", b"", "a.gguf: the file is empty"),
+        ("a.gguf", bytes(100), "not a GGUF"),
         ("b.m", b"GGUF" + bytes(90), "version 0"),
-        ("c.m", b"PK" + bytes(90), "no .m model file"),
-        ("pytorch_model.bin", b"PK\x03\x04" + bytes(90), r"PyTorch alone is not read\. Give the folder of the model"),
+        ("c.m", b"PK" + bytes(90), "not a .m model file"),
+        (
+            "pytorch_model.bin",
+            b"PK\x03\x04" + bytes(90),
+            r"single PyTorch file cannot be read\. Give the folder of the model",
+        ),
         (
             "consolidated.00.pth",
             b"\x80\x02\x8a" + bytes(90),
-            r"PyTorch alone is not read\. Give the folder of the model",
+            r"single PyTorch file cannot be read\. Give the folder of the model",
         ),
         ("old.bin", b"tjgg" + bytes(90), "or a GGUF file of it"),
         ("d", None, "neither config.json .* nor params.json"),

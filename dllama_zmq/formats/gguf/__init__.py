@@ -1,4 +1,4 @@
-"""GGUF files, read: models by memory map, and their metadata. See FORMATS.md §4. Knows no node and no compute."""
+"""Reads GGUF files: models by memory map, and metadata. See FORMATS.md §4. Knows no node and no compute."""
 
 from dllama_zmq.formats.gguf.model import GGUFFile, gguf_metadata, open_gguf
 

@@ -1,4 +1,4 @@
-"""A GGUF file as its container says: metadata and the places of tensors, all bounds checked. See FORMATS.md §4.
+"""The GGUF container: metadata and the locations of tensors, with all bounds checked. See FORMATS.md §4.
 
 Knows no model. Source: ggml's docs/gguf.md.
 """
@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from dllama_zmq.errors import FormatError
-from dllama_zmq.formats.gguf.head import OTHER_TYPES, TYPE_NAMES, TYPES, ArrayPlace, Head, Tensor
+from dllama_zmq.formats.gguf.head import OTHER_TYPES, TYPE_NAMES, TYPES, ArrayLocation, Head, Tensor
 from dllama_zmq.formats.mapped import MappedFile
 
 
 class Container:
-    """One mapped file. Raises FormatError where it is damaged, UnsupportedModel for versions and types of others."""
+    """A mapped file. Raises FormatError if it is damaged, UnsupportedModel for an unknown version or type."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -32,15 +32,15 @@ class Container:
             raise
 
     def array(self, key: str) -> list[Any]:
-        """The items of an array of the metadata. Raises FormatError where a string is not UTF-8."""
+        """The items of an array in the metadata. Raises FormatError if a string is not UTF-8."""
         return self._head.array(key, self.metadata[key])
 
     def plain_metadata(self, lists: bool) -> dict[str, Any]:
-        """Every pair as a plain value; arrays as lists, or left out."""
+        """The metadata as plain values; arrays become lists, or are left out without `lists`."""
         return {
-            key: self.array(key) if isinstance(value, ArrayPlace) else value
+            key: self.array(key) if isinstance(value, ArrayLocation) else value
             for key, value in self.metadata.items()
-            if lists or not isinstance(value, ArrayPlace)
+            if lists or not isinstance(value, ArrayLocation)
         }
 
     def _tensors(self, count: int) -> dict[str, Tensor]:
@@ -53,7 +53,7 @@ class Container:
         for tensor in self._head.tensors(count):
             if tensor.name in tensors:
                 raise FormatError(
-                    f"{self.path}: tensor {tensor.name} is there twice; expected each name once. The file is damaged."
+                    f"{self.path}: tensor {tensor.name} occurs twice; expected each name once. The file is damaged."
                 )
             tensors[tensor.name] = tensor
         data_at = -(-self._head.at // alignment) * alignment
@@ -69,7 +69,7 @@ class Container:
         return placed
 
     def _offset(self, tensor: Tensor, data_at: int, alignment: int) -> int:
-        """Where the tensor begins in the file, checked to be there whole."""
+        """The offset of the tensor in the file. Raises FormatError if it does not fit into the file."""
         if tensor.offset % alignment:
             raise FormatError(
                 f"{self.path}: tensor {tensor.name} begins {tensor.offset} bytes into the data; expected a multiple of "
@@ -86,7 +86,7 @@ class Container:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What is in a file, whether or not it can be run: values of tensors by the names of their types."""
+    """Contents of a file, also of one that cannot be run. `n_values` counts values by the name of their type."""
 
     architecture: str
     n_tensors: int
@@ -94,7 +94,7 @@ class Contents:
 
 
 def contents(path: Path) -> Contents:
-    """What the head of a GGUF file says. Raises FormatError where it is damaged."""
+    """The contents of a GGUF file by its head. Raises FormatError if it is damaged."""
     pages = MappedFile(path)
     try:
         head = Head(pages)

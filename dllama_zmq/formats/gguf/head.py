@@ -1,6 +1,6 @@
-"""The head of a GGUF file, read from front to back: metadata, and the tensors' descriptions. See FORMATS.md §4.
+"""The head of a GGUF file: metadata and descriptions of tensors, read from front to back. See FORMATS.md §4.
 
-Knows no model. Nothing is allocated by a number that the file states; what can be read is bounded by the limits below.
+Knows no model. No number in the file decides how much is allocated; the limits below bound what is read.
 Source: ggml's docs/gguf.md.
 """
 
@@ -24,7 +24,7 @@ MAX_METADATA_BYTES = 1 << 26
 MAX_PAIRS = 1 << 14
 MAX_TENSORS = 1 << 16
 MAX_ITEMS = 1 << 21
-"""In all arrays together. The largest vocabularies have some 10^6: tokens, scores, types and merges."""
+"""Items of all arrays together. Tokens, scores, types and merges of the largest vocabularies are about 10^6."""
 MAX_NAME_BYTES = 1 << 10
 
 StoredType: TypeAlias = FloatType | SourceType
@@ -38,17 +38,17 @@ OTHER_TYPES = {
     29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4", 40: "NVFP4", 41: "Q1_0",
 }  # fmt: skip
 TYPE_NAMES = {"Q40": "Q4_0", "Q41": "Q4_1", "Q80": "Q8_0"}
-"""ggml's names of types that are called otherwise here."""
+"""ggml's names of types that have other names here."""
 _NUMBERS = dict(zip([0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12], "BbHhIif?Qqd", strict=True))
-"""Metadata types that are one number, by the letters of struct and NumPy."""
+"""Metadata types of single numbers, as format letters of struct and NumPy."""
 _SCALARS = {kind: struct.Struct(f"<{letter}") for kind, letter in _NUMBERS.items()}
 _STRING, _ARRAY = 8, 9
 _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
 
 
 @dataclass(frozen=True, slots=True)
-class ArrayPlace:
-    """Where an array of metadata lies: read only when it is asked for, since vocabularies are long."""
+class ArrayLocation:
+    """Location of an array in the metadata. It is read only when needed, because vocabularies are long."""
 
     kind: int
     count: int
@@ -57,7 +57,7 @@ class ArrayPlace:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A tensor as the file describes it at the offset `at`; `shape` is rows before columns, the slowest axis first."""
+    """The description of a tensor, found at offset `at`. `shape` has the slowest axis first: rows before columns."""
 
     name: str
     shape: tuple[int, ...]
@@ -68,7 +68,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """A tensor of the file. `shape` is rows before columns, the slowest axis first; a vector has one number."""
+    """A tensor of the file. `shape` has the slowest axis first: rows before columns; a vector has one number."""
 
     name: str
     shape: tuple[int, ...]
@@ -82,10 +82,7 @@ class Tensor:
     @property
     def n_rows(self) -> int:
         """Rows of all matrices together."""
-        rows = 1
-        for n in self.shape[:-1]:
-            rows *= n
-        return rows
+        return math.prod(self.shape[:-1])
 
     @property
     def nbytes(self) -> int:
@@ -93,7 +90,7 @@ class Tensor:
 
 
 class Head:
-    """What comes before the tensors' bytes, read from front to back; `at` is the offset of what comes next."""
+    """Reads what precedes the tensors' bytes from front to back; `at` is the current offset."""
 
     def __init__(self, pages: MappedFile) -> None:
         self.path = pages.path
@@ -104,11 +101,11 @@ class Head:
         self._items_left = MAX_ITEMS
 
     def counts(self) -> tuple[int, int]:
-        """The numbers of tensors and of pairs."""
+        """The number of tensors and the number of metadata pairs."""
         magic = bytes(self._bytes[:4])
         if magic != GGUF_MAGIC:
             raise FormatError(
-                f"{self.path}: offset 0: the file begins with {magic!r}; expected {GGUF_MAGIC!r}. It is no GGUF."
+                f"{self.path}: offset 0: the file begins with {magic!r}; expected {GGUF_MAGIC!r}. It is not a GGUF."
             )
         self.at = 4
         version = self._u32("the version")
@@ -119,24 +116,24 @@ class Head:
                 f"{self.path}: offset 4: GGUF version {version}; this version reads 2 and 3. Get a newer file."
             )
         n_tensors, n_pairs = self._u64("the number of tensors"), self._u64("the number of metadata pairs")
-        for what, count, most in (("tensors", n_tensors, MAX_TENSORS), ("metadata pairs", n_pairs, MAX_PAIRS)):
-            if count > most:
-                raise FormatError(f"{self.path}: {count} {what} are said to follow; expected at most {most}.")
+        for what, count, limit in (("tensors", n_tensors, MAX_TENSORS), ("metadata pairs", n_pairs, MAX_PAIRS)):
+            if count > limit:
+                raise FormatError(f"{self.path}: the header announces {count} {what}; expected at most {limit}.")
         return n_tensors, n_pairs
 
     def pairs(self, count: int) -> dict[str, Any]:
-        """Keys and their values: numbers, strings, or the places of arrays."""
+        """Metadata by key: numbers, strings, or the locations of arrays."""
         pairs: dict[str, Any] = {}
         for i in range(count):
             start = self.at
             key = self._name(f"key {i + 1} of {count}")
             if key in pairs:
-                raise FormatError(f"{self.path}: offset {start}: key {key} is there twice; expected each key once.")
+                raise FormatError(f"{self.path}: offset {start}: key {key} occurs twice; expected each key once.")
             pairs[key] = self._value(key, self._u32(f"the type of {key}"))
         return pairs
 
     def entries(self, count: int) -> Iterator[Entry]:
-        """The tensors' descriptions, of whatever type."""
+        """The descriptions of tensors of any type."""
         for i in range(count):
             start = self.at
             name = self._name(f"the name of tensor {i + 1} of {count}")
@@ -156,7 +153,7 @@ class Head:
             yield Entry(name, tuple(reversed(axes)), number, offset, start)
 
     def tensors(self, count: int) -> Iterator[Tensor]:
-        """The tensors, each of a type that is read; offsets are still those in the data."""
+        """The tensors. Their offsets count from the start of the data. Raises UnsupportedModel for other types."""
         for entry in self.entries(count):
             stored = self._type(entry.type_number, entry.name, entry.at)
             if entry.shape[-1] % stored.block_values:
@@ -166,23 +163,23 @@ class Head:
                 )
             yield Tensor(entry.name, entry.shape, stored, entry.offset)
 
-    def array(self, key: str, place: ArrayPlace) -> list[Any]:
-        """The items of an array that `pairs` walked over."""
-        if place.kind != _STRING:
+    def array(self, key: str, array: ArrayLocation) -> list[Any]:
+        """The items of an array that `pairs` skipped."""
+        if array.kind != _STRING:
             numbers: list[Any] = np.frombuffer(
-                self._bytes, f"<{_NUMBERS[place.kind]}", place.count, place.offset
+                self._bytes, f"<{_NUMBERS[array.kind]}", array.count, array.offset
             ).tolist()
             return numbers
-        at, data, length = place.offset, self._bytes, _U64.unpack_from
+        at, data, length = array.offset, self._bytes, _U64.unpack_from
         texts = []
         try:
-            for _ in range(place.count):
+            for _ in range(array.count):
                 (n,) = length(data, at)
                 at += 8 + n
                 texts.append(str(data[at - n : at], "utf-8"))
         except UnicodeDecodeError as error:
             raise FormatError(
-                f"{self.path}: {key}: string {len(texts)} is no UTF-8 ({error.reason}). The file is damaged, or was "
+                f"{self.path}: {key}: string {len(texts)} is not UTF-8 ({error.reason}). The file is damaged, or was "
                 "written by a faulty converter; convert the model again."
             ) from None
         return texts
@@ -193,10 +190,10 @@ class Head:
         if number in OTHER_TYPES:
             raise UnsupportedModel(
                 f"{self.path}: tensor {name} is of type {OTHER_TYPES[number]}, which this version does not read. "
-                "Get the model's Q4_K_M or Q8_0 file, or quantize it anew."
+                "Get the model's Q4_K_M or Q8_0 file, or quantize it again."
             )
         raise UnsupportedModel(
-            f"{self.path}: offset {at}: tensor {name} is of type {number}, which is unknown here. "
+            f"{self.path}: offset {at}: tensor {name} is of the unknown type {number}. "
             "The file is damaged or newer than this version; get the model's Q4_K_M or Q8_0 file."
         )
 
@@ -209,23 +206,24 @@ class Head:
             return self._text(key, MAX_METADATA_BYTES)
         if kind != _ARRAY:
             raise FormatError(f"{self.path}: offset {self.at - 4}: {key} is of type {kind}; expected 0 to 12.")
-        of, count = self._u32(f"the type of {key}"), self._u64(f"the length of {key}")
-        if of == _ARRAY:
-            raise FormatError(f"{self.path}: offset {self.at - 12}: {key} is an array of arrays, which no model needs.")
-        if of != _STRING and of not in _SCALARS:
-            raise FormatError(f"{self.path}: offset {self.at - 12}: {key} holds items of type {of}; expected 0 to 12.")
+        item_kind, count = self._u32(f"the type of {key}"), self._u64(f"the length of {key}")
+        where = f"{self.path}: offset {self.at - 12}"
+        if item_kind == _ARRAY:
+            raise FormatError(f"{where}: {key} is an array of arrays, which no model needs.")
+        if item_kind != _STRING and item_kind not in _SCALARS:
+            raise FormatError(f"{where}: {key} has items of type {item_kind}; expected 0 to 12.")
         if count > self._items_left:
             raise FormatError(
                 f"{self.path}: offset {self.at - 8}: {key} has {count} items; expected at most "
                 f"{MAX_ITEMS} in all arrays."
             )
         self._items_left -= count
-        place = ArrayPlace(of, count, self.at)
-        if of == _STRING:
+        array = ArrayLocation(item_kind, count, self.at)
+        if item_kind == _STRING:
             self._skip_strings(key, count)
         else:
-            self._take(count * _SCALARS[of].size, key)
-        return place
+            self._take(count * _SCALARS[item_kind].size, key)
+        return array
 
     def _skip_strings(self, key: str, count: int) -> None:
         at, data, length, last = self.at, self._bytes, _U64.unpack_from, self._end - 8
@@ -244,15 +242,15 @@ class Head:
             raise FormatError(f"{self.path}: offset {start}: {what} is {name!r}; expected printable text.")
         return name
 
-    def _text(self, what: str, most: int) -> str:
+    def _text(self, what: str, max_bytes: int) -> str:
         start, n = self.at, self._u64(f"the length of {what}")
-        if n > most:
-            raise FormatError(f"{self.path}: offset {start}: {what} is {n} bytes long; expected at most {most}.")
+        if n > max_bytes:
+            raise FormatError(f"{self.path}: offset {start}: {what} is {n} bytes long; expected at most {max_bytes}.")
         at = self._take(n, what)
         try:
             return str(self._bytes[at : at + n], "utf-8")
         except UnicodeDecodeError as error:
-            raise FormatError(f"{self.path}: offset {at}: {what} is no UTF-8 ({error.reason}).") from None
+            raise FormatError(f"{self.path}: offset {at}: {what} is not UTF-8 ({error.reason}).") from None
 
     def _u32(self, what: str) -> int:
         value: int = _U32.unpack_from(self._bytes, self._take(4, what))[0]
@@ -263,7 +261,7 @@ class Head:
         return value
 
     def _take(self, n: int, what: str) -> int:
-        """The offset of the next `n` bytes, which are there."""
+        """Skip `n` bytes and return their offset. Raises FormatError if fewer are left."""
         start = self.at
         if start + n > self._end:
             end = f"the file ends at {self._end}" if self._whole else f"metadata may not go beyond {self._end}"

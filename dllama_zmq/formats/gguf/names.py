@@ -1,4 +1,4 @@
-"""The names of GGUF's tensors, and where a model's tensors lie among them. See FORMATS.md §4. Knows no bytes."""
+"""GGUF's names of tensors, and the locations of a model's tensors. See FORMATS.md §4. Knows no bytes."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ _IN_LAYER = re.compile(r"layers\.(\d+)\.(.+)")
 _EXPERT = re.compile(r"experts\.(\d+)\.(gate|down|up)")
 ROPE_FACTORS = "rope_freqs.weight"
 _UNREAD = re.compile(r"rope_freqs\.weight|blk\.\d+\.attn_rot_embd\.weight|rope_factors_(long|short)\.weight")
-"""Said in the spec, or nothing that is not worked out anew."""
+"""Tensors that the spec has already, or that are computed."""
 
 
 @dataclass(frozen=True, slots=True)
 class TensorLocation:
-    """A model's tensor in a file: `n_rows` rows from `first_row` of `tensor`, which is the `part`-th file's."""
+    """A model's tensor: `n_rows` rows from `first_row` of `tensor`, which is in the file number `part`."""
 
     part: int
     tensor: Tensor
@@ -55,19 +55,19 @@ class TensorLocation:
 
 
 def gguf_name(name: str) -> str:
-    """The GGUF name of a model's tensor; for an expert's, the name of the tensor of all experts of the layer."""
+    """The GGUF name of a model's tensor. The experts of a layer share one tensor."""
     if name in _MODEL:
         return _MODEL[name]
     layer = _IN_LAYER.fullmatch(name)
     if layer is None:
         raise KeyError(name)
-    i, of_layer = layer.groups()
-    expert = _EXPERT.fullmatch(of_layer)
-    return f"blk.{i}.ffn_{expert[2]}_exps.weight" if expert else f"blk.{i}.{_LAYER[of_layer]}"
+    i, rest = layer.groups()
+    expert = _EXPERT.fullmatch(rest)
+    return f"blk.{i}.ffn_{expert[2]}_exps.weight" if expert else f"blk.{i}.{_LAYER[rest]}"
 
 
 class Directory:
-    """The tensors of all parts of a model, by name. Raises FormatError where two parts have the same one."""
+    """The tensors of all parts of a model, by name. Raises FormatError if two parts have the same one."""
 
     def __init__(self, where: str, parts: Iterable[Mapping[str, Tensor]]) -> None:
         self._where = where
@@ -86,16 +86,16 @@ class Directory:
 
     @property
     def has_biases(self) -> bool:
-        """Whether some layer adds something to its products."""
+        """Whether any layer has a bias."""
         return any(name.endswith(".bias") for name in self._tensors)
 
     def get(self, gguf_name: str) -> TensorLocation | None:
-        """The whole tensor of that GGUF name."""
+        """The whole tensor with this GGUF name, or None."""
         part, tensor = self._tensors.get(gguf_name, (0, None))
         return None if tensor is None else TensorLocation(part, tensor, 0, tensor.n_rows)
 
     def find(self, name: str) -> TensorLocation:
-        """The location of a model's tensor. Raises FormatError where it is missing."""
+        """The location of a model's tensor. Raises FormatError if it is missing."""
         wanted = gguf_name(name)
         expert = _EXPERT.search(name)
         location = self.get(wanted)
@@ -107,7 +107,7 @@ class Directory:
                     f"{number}; expected experts, rows, columns. The file is damaged."
                 )
             return TensorLocation(location.part, location.tensor, number * rows, rows)
-        if location is None and expert is not None:  # as Mixtral's files were until April 2024
+        if location is None and expert is not None:  # Mixtral's files until April 2024
             wanted = wanted.replace("_exps", f".{expert[1]}")
             location = self.get(wanted)
         if location is None and name == "head":  # tied to the embedding
@@ -115,7 +115,7 @@ class Directory:
             location = self.get(wanted)
         if location is None:
             raise FormatError(
-                f"{self._where}: there is no tensor {wanted}, which the model needs. Convert or download it again."
+                f"{self._where}: the tensor {wanted}, which the model needs, is missing. Convert or download it again."
             )
         if len(location.tensor.shape) > 2:
             raise FormatError(
@@ -124,32 +124,32 @@ class Directory:
         return location
 
     def check_all_used(self, locations: Iterable[TensorLocation]) -> None:
-        """Raise UnsupportedModel where there are tensors that the model's code knows nothing of: it would be wrong."""
+        """Raise UnsupportedModel for a tensor that the model's code does not use: its answers would be wrong."""
         used = {location.tensor.name for location in locations}
         for name in self._tensors:
             if name not in used and not _UNREAD.fullmatch(name):
                 raise UnsupportedModel(
-                    f"{self._where}: there is a tensor {name}, which this version knows no use for in such a model. "
+                    f"{self._where}: this version does not use the tensor {name}, so its answers would be wrong. "
                     "Get a file of the plain model."
                 )
 
     def common_type(self, default: StoredType) -> StoredType:
-        """The type of most of the layers' matrices."""
+        """The type of most matrices in the layers."""
         kinds = [t.stored for _, t in self._tensors.values() if len(t.shape) > 1 and t.name.startswith("blk.")]
         return max(set(kinds), key=lambda kind: (kinds.count(kind), kind.name), default=default)
 
 
 def type_as_read(stored: StoredType, exactly: bool) -> FloatType:
-    """The type in which a tensor is read: its own, or what stands in for it; with `exactly`, F32 instead of that."""
+    """The type in which a tensor is read. A type without kernels is converted, to F32 with `exactly`."""
     if isinstance(stored, FloatType):
         return stored
     return FloatType.F32 if exactly else stored.read_as
 
 
-def halves_of_pairs(rows: range, head_dim: int) -> list[int]:
-    """For rows of q or k in half layout, where each lies among the interleaved pairs of a file.
+def half_layout_rows(rows: range, head_dim: int) -> list[int]:
+    """The rows in a file with interleaved pairs that are `rows` of q or k in half layout.
 
-    Row j and row j + head_dim / 2 of a head, which turn together, are the file's rows 2j and 2j + 1.
+    RoPE rotates rows j and j + head_dim / 2 of a head together; in the file they are rows 2j and 2j + 1.
     """
     half = head_dim // 2
     return [row - row % head_dim + row % head_dim % half * 2 + row % head_dim // half for row in rows]

@@ -1,6 +1,6 @@
-"""The metadata of a GGUF file as a ModelSpec, but for the tensors' types. See FORMATS.md §4. Knows no tensor's bytes.
+"""The metadata of a GGUF file as a ModelSpec, without the tensors' types. See FORMATS.md §4. Knows no tensor's bytes.
 
-Source of the keys: ggml's docs/gguf.md; of what they mean to each architecture, llama.cpp's src/llama-model.cpp.
+Sources: ggml's docs/gguf.md for the keys, llama.cpp's src/llama-model.cpp for their meaning in each architecture.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 
 from dllama_zmq.errors import FormatError, UnsupportedModel
 from dllama_zmq.formats.gguf.container import Container
-from dllama_zmq.formats.gguf.head import ArrayPlace
+from dllama_zmq.formats.gguf.head import ArrayLocation
 from dllama_zmq.models.rope import rope_frequencies
 from dllama_zmq.quants import F32
 from dllama_zmq.spec import Architecture, FloatType, ModelSpec, Rope, RopeScaling
@@ -20,7 +20,7 @@ from dllama_zmq.spec import Architecture, FloatType, ModelSpec, Rope, RopeScalin
 _ARCHITECTURES: dict[str, Architecture] = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "qwen3moe": "qwen3moe"}
 _RUNS = f"This version runs {', '.join(_ARCHITECTURES)} (Mixtral is a llama with experts)."
 _PARTS = {"adapter": "a LoRA adapter", "mmproj": "a vision projector (mmproj)"}
-"""Values of general.type that are no whole model."""
+"""Values of general.type for parts of a model."""
 _NEUTRAL = {
     "expert_shared_count": 0, "expert_group_count": (0, 1), "expert_weights_scale": (0, 1),
     "expert_gating_func": (0, 1), "leading_dense_block_count": 0, "nextn_predict_layers": 0,
@@ -32,46 +32,46 @@ _NEUTRAL = {
     "attention.temperature_scale": 0, "attention.sliding_window_pattern": 0, "rope.scaling.attn_factor": (0, 1),
     "rope.scaling.yarn_attn_factor": (0, 1), "rope.scaling.yarn_ext_factor": (-1, 0), "rope.scaling.alpha": 0,
 }  # fmt: skip
-"""Keys that change what is computed, and the values with which they do not."""
+"""Keys that change the computation, with their neutral values."""
 _READ = {
     "block_count", "context_length", "embedding_length", "feed_forward_length", "expert_count", "expert_used_count",
     "expert_feed_forward_length", "expert_weights_norm", "attention.head_count", "attention.head_count_kv",
     "attention.key_length", "attention.value_length", "attention.layer_norm_rms_epsilon", "attention.sliding_window",
     "rope.dimension_count", "rope.freq_base", "rope.scaling.type", "rope.scaling.factor", "rope.scale_linear",
 }  # fmt: skip
-_NO_MATTER = {
+_IGNORED = {
     "vocab_size", "embedding_length_out", "tensor_data_layout", "pooling_type", "attention.layer_norm_epsilon",
     "expert_group_used_count", "expert_shared_feed_forward_length", "rope.scaling.finetuned",
     "rope.scaling.original_context_length", "rope.scaling.yarn_log_multiplier", "rope.scaling.yarn_beta_fast",
     "rope.scaling.yarn_beta_slow",
 }  # fmt: skip
-"""Keys that the tensors say better, that belong to what is refused (YaRN, shared experts), or that no model computes
-with. Any other key may stand for another computation, and is refused."""
-_MOST_LAYERS = 1 << 12
-_MOST_EXPERTS = 1 << 16
-"""Of all layers together."""
+"""Keys that the tensors tell better, that belong to refused features (YaRN, shared experts), or that change nothing.
+Any other key may mean another computation and is refused."""
+_MAX_LAYERS = 1 << 12
+_MAX_EXPERTS = 1 << 16
+"""In all layers together."""
 _LLAMA31 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_seq_len": 8192}
 _FACTOR_ROUNDING = 2e-5
-"""Converters work the factors out in float32, where a difference of nearly equal numbers loses some bits."""
+"""Converters compute the factors in float32, where the difference of nearly equal numbers loses some bits."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Keys:
-    """The metadata under an architecture's name, each value checked to be of the kind that is asked for."""
+    """The metadata under an architecture's name. Every getter checks the value's type."""
 
     file: Container
     arch: str
 
     def number(self, key: str, default: float | None = None) -> float:
-        """A number, or what all the numbers of a list (one for each layer) are."""
+        """A number, or the common value of a list with one number per layer."""
         name = f"{self.arch}.{key}"
         value = self.file.metadata.get(name, default)
         if value is None:
             raise FormatError(
-                f"{self.file.path}: there is no {name}, which every model needs. Convert the model again."
+                f"{self.file.path}: {name}, which every model needs, is missing. Convert the model again."
             )
-        if isinstance(value, ArrayPlace):
-            values = self.file.array(name) if 1 <= value.count <= _MOST_LAYERS else []
+        if isinstance(value, ArrayLocation):
+            values = self.file.array(name) if 1 <= value.count <= _MAX_LAYERS else []
             if len(set(values)) != 1:
                 raise UnsupportedModel(
                     f"{self.file.path}: {name} differs from layer to layer; this version runs models of equal layers."
@@ -97,33 +97,33 @@ class _Keys:
 
 
 def _shown(value: object) -> str:
-    return "a list" if isinstance(value, ArrayPlace) else repr(value)[:80]
+    return "a list" if isinstance(value, ArrayLocation) else repr(value)[:80]
 
 
 def shortest(value: float) -> float:
-    """The number of fewest digits that is `value` in f32: 1e-05, where a file's f32 holds 9.9999997e-06."""
+    """The shortest decimal that rounds to `value` in f32: 1e-05 for a file's 9.9999997e-06."""
     with np.errstate(over="ignore"):
         single = np.float32(value)
     return float(str(single)) if float(single) == value else value
 
 
 def check_architecture(file: Container) -> str:
-    """The architecture of a whole model. Raises FormatError where none is named, UnsupportedModel for a LoRA adapter, a
-    vision projector (mmproj) and whatever else this version does not run."""
+    """The architecture's name. Raises FormatError if it is missing, UnsupportedModel for a LoRA adapter, a vision
+    projector (mmproj) and other architectures."""
     arch, kind = file.metadata.get("general.architecture"), file.metadata.get("general.type", "model")
     if not isinstance(arch, str):
-        raise FormatError(f"{file.path}: general.architecture is missing; expected the name of one. It is no model.")
+        raise FormatError(f"{file.path}: general.architecture is missing, so this is not a model.")
     if isinstance(kind, str) and kind in _PARTS:
-        raise UnsupportedModel(f"{file.path}: this is {_PARTS[kind]}, a part of a model only. Get the model itself.")
+        raise UnsupportedModel(f"{file.path}: this is {_PARTS[kind]}, not a whole model. Get the model itself.")
     if arch not in _ARCHITECTURES:
         raise UnsupportedModel(f"{file.path}: the architecture is {arch[:64]!r}. {_RUNS}")
     return arch
 
 
 def read_spec(file: Container, vocab_size: int, rope_factors: F32 | None) -> ModelSpec:
-    """The spec of `file`, its weights still said to be F32.
+    """The spec of `file`, with all weights F32.
 
-    rope_factors: the values of the tensor rope_freqs, if there is one. Raises FormatError or UnsupportedModel.
+    rope_factors: the values of the tensor rope_freqs, if it exists. Raises FormatError or UnsupportedModel.
     """
     arch = check_architecture(file)
     keys = _Keys(file, arch)
@@ -131,8 +131,8 @@ def read_spec(file: Container, vocab_size: int, rope_factors: F32 | None) -> Mod
     dim, n_heads = keys.whole("embedding_length"), keys.whole("attention.head_count")
     if "attention.key_length" not in _own(keys) and (n_heads < 1 or dim % n_heads):
         raise FormatError(
-            f"{file.path}: {arch}.attention.head_count is {n_heads}; it does not divide the width, {dim}, and there is "
-            f"no {arch}.attention.key_length. Convert the model again."
+            f"{file.path}: {arch}.attention.head_count is {n_heads}; it does not divide the width, {dim}, and "
+            f"{arch}.attention.key_length is missing. Convert the model again."
         )
     head_dim = keys.whole("attention.key_length", dim // max(1, n_heads))
     for key in ("attention.value_length", "rope.dimension_count"):
@@ -146,8 +146,10 @@ def read_spec(file: Container, vocab_size: int, rope_factors: F32 | None) -> Mod
         raise FormatError(f"{file.path}: {arch}.expert_count is {n_experts}; expected 1 or more.")
     if n_experts and arch in ("qwen2", "qwen3"):
         raise UnsupportedModel(f"{file.path}: {arch}.expert_count is {n_experts}; {arch} has no experts. {_RUNS}")
-    if n_experts * keys.whole("block_count") > _MOST_EXPERTS:
-        raise FormatError(f"{file.path}: {arch}.expert_count is {n_experts}; expected {_MOST_EXPERTS} in all at most.")
+    if n_experts * keys.whole("block_count") > _MAX_EXPERTS:
+        raise FormatError(
+            f"{file.path}: {arch}.expert_count is {n_experts}; expected at most {_MAX_EXPERTS} in all layers."
+        )
     hidden_dim = keys.whole("expert_feed_forward_length", 0) if n_experts else 0
     seq_len, window = keys.whole("context_length"), keys.whole("attention.sliding_window", 0)
     spec = ModelSpec(
@@ -168,7 +170,7 @@ def read_spec(file: Container, vocab_size: int, rope_factors: F32 | None) -> Mod
         window=window if 0 < window < seq_len else None,
     )
     try:
-        spec.check()  # before anything is counted by its numbers
+        spec.check()  # bounds the numbers before _rope uses them
         spec = replace(spec, rope=_rope(keys, spec, rope_factors))
         spec.check()
     except UnsupportedModel:
@@ -185,35 +187,34 @@ def _own(keys: _Keys) -> set[str]:
 
 def _check_neutral(keys: _Keys) -> None:
     present = _own(keys)
-    unknown = sorted(present - _READ - _NO_MATTER - _NEUTRAL.keys())
+    unknown = sorted(present - _READ - _IGNORED - _NEUTRAL.keys())
     if unknown:
         raise UnsupportedModel(
             f"{keys.file.path}: the key {keys.arch}.{unknown[0][:80]} is "
-            f"{_shown(keys.file.metadata[f'{keys.arch}.{unknown[0]}'])}; it is not known here, and may stand for "
-            f"another computation. {_RUNS}"
+            f"{_shown(keys.file.metadata[f'{keys.arch}.{unknown[0]}'])}; this version does not know it, and it may "
+            f"mean another computation. {_RUNS}"
         )
     for key, neutral in _NEUTRAL.items():
         if key in present:
             value = keys.number(key)
             if value not in (neutral if isinstance(neutral, tuple) else (neutral,)):
                 raise UnsupportedModel(
-                    f"{keys.file.path}: {keys.arch}.{key} is {value:g}, which this version does not compute "
-                    f"with. {_RUNS}"
+                    f"{keys.file.path}: {keys.arch}.{key} is {value:g}, which this version does not support. {_RUNS}"
                 )
 
 
 def _rope(keys: _Keys, spec: ModelSpec, stored: F32 | None) -> Rope:
-    """llama.cpp's converter turns the rows of `llama` into interleaved pairs; a Mixtral's are put back when read."""
+    """RoPE. llama.cpp's converter interleaves the rows of `llama`; those of a Mixtral are put back when read."""
     theta = keys.number("rope.freq_base", 10000.0)
     rope = Rope(theta, "interleaved" if spec.arch == "llama" else "half")
     kind, factor = keys.text("rope.scaling.type"), keys.number("rope.scaling.factor", 0.0)
     if "rope.scaling.factor" not in _own(keys):
-        factor = keys.number("rope.scale_linear", 0.0)  # as it was called in 2023
-    kind = kind or "linear"  # as llama.cpp takes it
+        factor = keys.number("rope.scale_linear", 0.0)  # its name in 2023
+    kind = kind or "linear"  # llama.cpp's default
     if kind not in ("none", "linear") and (factor not in (0.0, 1.0) or kind == "longrope"):
         raise UnsupportedModel(
             f"{keys.file.path}: {keys.arch}.rope.scaling.type is {kind[:64]!r} with a factor of {factor:g}; this "
-            "version stretches RoPE only linearly and as Llama 3.1 does. Get a file without that scaling."
+            "version scales RoPE only linearly or as Llama 3.1. Get a file without that scaling."
         )
     scale = factor if kind == "linear" and factor else 1.0
     if not theta > 0 or not scale > 0:
@@ -221,7 +222,7 @@ def _rope(keys: _Keys, spec: ModelSpec, stored: F32 | None) -> Rope:
     if stored is None:
         return replace(rope, factors=(scale,) * (spec.head_dim // 2)) if scale != 1 else rope
     if len(stored) != spec.head_dim // 2:
-        raise FormatError(f"rope_freqs.weight has {len(stored)} values; expected {spec.head_dim // 2}, one a pair")
+        raise FormatError(f"rope_freqs.weight has {len(stored)} values; expected {spec.head_dim // 2}, one per pair")
     scaling = _published(rope, spec.head_dim, stored) if scale == 1 else None
     if scaling is not None:
         return replace(rope, scaling=scaling)
@@ -229,7 +230,7 @@ def _rope(keys: _Keys, spec: ModelSpec, stored: F32 | None) -> Rope:
 
 
 def _published(rope: Rope, head_dim: int, stored: F32) -> RopeScaling | None:
-    """Llama 3.1's scaling, where `stored` are the factors that it gives: then its bits are those of other formats."""
+    """Llama 3.1's scaling if it gives the factors `stored`: then results have the same bits as in other formats."""
     scaling = RopeScaling(float(np.rint(stored.max())) if np.isfinite(stored).all() else 0.0, **_LLAMA31)  # type: ignore[arg-type]
     if scaling.factor <= 1:
         return None

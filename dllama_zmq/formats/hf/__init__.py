@@ -1,4 +1,4 @@
-"""Model folders of Hugging Face: config.json and safetensors, as they are downloaded. See FORMATS.md §5."""
+"""Model folders of Hugging Face: config.json and safetensors. See FORMATS.md §5."""
 
 from dllama_zmq.formats.hf.model import HFFolder, open_hf
 

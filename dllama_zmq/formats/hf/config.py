@@ -1,6 +1,6 @@
-"""config.json of Hugging Face transformers to a ModelSpec: see FORMATS.md §5. Knows no weights.
+"""config.json of Hugging Face transformers as a ModelSpec. See FORMATS.md §5. Knows no weights.
 
-What this version would compute otherwise than transformers is refused by its name, never passed over.
+Anything that transformers would compute differently is refused by name, never ignored.
 """
 
 from __future__ import annotations
@@ -25,17 +25,15 @@ _ARCHITECTURES: dict[str, tuple[Architecture, str]] = {
     "qwen3_moe": ("qwen3moe", "Qwen3MoeForCausalLM"),
     "mixtral": ("mixtral", "MixtralForCausalLM"),
 }
-_ACTIVATIONS: dict[str, Activation] = {
-    "silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu", "gelu_new": "gelu",
-}  # fmt: skip
+_ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu", "gelu_new": "gelu"}
 _INTERLEAVED = ("llama", "mistral")
 _QWEN_MOE = "qwen3_moe"
 _DEFAULT_THETA = {"mixtral": 1e6}
 _DEFAULT_WINDOW = {"mistral": 4096, "qwen2": 4096, "qwen3": 4096, "qwen3_moe": 4096}
 _DEFAULT_KV_HEADS = {"mistral": 8, "mixtral": 8, "qwen2": 32, "qwen3": 32, "qwen3_moe": 4}
 _DEFAULT_HEAD_DIM = {"qwen3": 128}
-"""What transformers 5.24 takes where the key is missing; of what is not here: rope_theta 10000, no window, as many KV
-heads as heads, and heads that share the width."""
+"""Defaults of transformers 5.24 by model_type. For other types: rope_theta 10000, no window, as many KV heads as heads,
+head_dim = width / heads."""
 _NEUTRAL: dict[str, tuple[object, ...]] = {
     "attn_logit_softcapping": (0,), "final_logit_softcapping": (0,), "logit_scale": (1,), "logits_scaling": (1,),
     "embedding_multiplier": (1,), "residual_multiplier": (1,), "scale_emb": (1,), "scale_depth": (),
@@ -47,14 +45,14 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
     "shared_expert_intermediate_size": (0,), "first_k_dense_replace": (0,), "routed_scaling_factor": (1,),
     "scoring_func": ("softmax",), "n_group": (0, 1), "num_nextn_predict_layers": (0,), "add_qk_norm": (False,),
 }  # fmt: skip
-"""Keys with which other models change what is computed, and the values with which they do not; null never does.
+"""Keys by which other models change the computation, with their neutral values; null is always neutral.
 
-transformers passes over them in the models that are read here: their author meant another model, or a newer one.
+transformers ignores them in the models that are read here. Whoever wrote them meant another model, or a newer one.
 """
 
 
 class _Config(Struct, frozen=True):
-    """The keys that are looked at."""
+    """The keys that are read."""
 
     model_type: str | None = None
     architectures: list[str] | None = None
@@ -95,7 +93,7 @@ class _Config(Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class HFConfig:
-    """What config.json says; `spec` as if all weights were F32. tied: the head is the embedding."""
+    """A config.json. `spec` has all weights F32. tied: the head is the embedding."""
 
     spec: ModelSpec
     tied: bool
@@ -103,15 +101,15 @@ class HFConfig:
 
 def read_config(path: Path) -> HFConfig:
     """Read and check a config.json. Raises FormatError or UnsupportedModel, naming the key."""
-    said = read_json(path, dict[str, Any])
+    raw = read_json(path, dict[str, Any])
     try:
-        config = convert(said, _Config)
+        config = convert(raw, _Config)
     except ValidationError as error:
-        raise FormatError(f"{path}: {str(error)[:300]}. It is damaged, or no config.json of a model.") from error
+        raise FormatError(f"{path}: {str(error)[:300]}. It is damaged, or not the config.json of a model.") from error
     try:
         model_type = _model_type(config)
-        _refuse_unknown(config, model_type)
-        _check_neutral(said, config)
+        _refuse_unsupported(config, model_type)
+        _check_neutral(raw, config)
         spec = _spec(config, model_type)
         spec.check()
     except FormatError as error:
@@ -123,7 +121,7 @@ def _model_type(config: _Config) -> str:
     runs = f"This version runs {', '.join(_ARCHITECTURES)}."
     model_type = config.model_type
     if model_type is None:
-        raise FormatError("there is no model_type. This is no config.json of a model, or a damaged one.")
+        raise FormatError("model_type is missing. It is damaged, or not the config.json of a model.")
     if model_type not in _ARCHITECTURES:
         raise UnsupportedModel(f"model_type is {model_type[:80]!r}. {runs}")
     expected = _ARCHITECTURES[model_type][1]
@@ -132,35 +130,35 @@ def _model_type(config: _Config) -> str:
     return model_type
 
 
-def _refuse_unknown(config: _Config, model_type: str) -> None:
+def _refuse_unsupported(config: _Config, model_type: str) -> None:
     if config.quantization_config is not None or config.quantization is not None:
         method = str((config.quantization_config or {}).get("quant_method", "unnamed"))[:40]
         key = "quantization" if config.quantization_config is None else "quantization_config"
         raise UnsupportedModel(
-            f"{key}: the weights are quantized already ({method}), which is not read here. "
-            "Take the model they were made from, and `weights: q40` or q80; or a GGUF file."
+            f"{key}: this version does not read weights that are quantized with {method}. "
+            "Get the original model and set `weights: q40` or q80, or get a GGUF file."
         )
     if model_type != "qwen2" and config.attention_bias:
-        raise UnsupportedModel(f"attention_bias is true; this version runs {model_type} without biases only.")
+        raise UnsupportedModel(f"attention_bias is true; this version runs {model_type} only without biases.")
     if config.mlp_bias:
-        raise UnsupportedModel(f"mlp_bias is true; this version runs {model_type} without biases only.")
+        raise UnsupportedModel(f"mlp_bias is true; this version runs {model_type} only without biases.")
     if model_type == _QWEN_MOE and (config.mlp_only_layers or (config.decoder_sparse_step or 1) != 1):
         raise UnsupportedModel(
             f"mlp_only_layers is {config.mlp_only_layers or []}, decoder_sparse_step {config.decoder_sparse_step}; "
-            "this version runs a mixture of experts in every layer only."
+            "this version needs experts in every layer."
         )
 
 
-def _check_neutral(said: dict[str, Any], config: _Config) -> None:
-    """Raise UnsupportedModel for a key that asks for what is not computed here."""
+def _check_neutral(raw: dict[str, Any], config: _Config) -> None:
+    """Raise UnsupportedModel for a key that changes the computation."""
     for key, neutral in _NEUTRAL.items():
-        value = said.get(key)
+        value = raw.get(key)
         if value is not None and value not in neutral:
-            raise UnsupportedModel(f"{key} is {str(value)[:80]}, which this version does not compute with.")
+            raise UnsupportedModel(f"{key} is {str(value)[:80]}, which this version does not support.")
     dense = config.model_type not in (_QWEN_MOE, "mixtral")
     for key in ("num_local_experts", "num_experts") if dense else ():
-        if said.get(key):
-            raise UnsupportedModel(f"{key} is {said[key]}, and a {config.model_type} has no experts.")
+        if raw.get(key):
+            raise UnsupportedModel(f"{key} is {raw[key]}, but a {config.model_type} has no experts.")
     if config.model_type == "mixtral" and config.norm_topk_prob is False:
         raise UnsupportedModel("norm_topk_prob is False; the experts' weights of a mixtral sum to 1.")
     if config.hidden_activation not in (None, config.hidden_act or "silu"):
@@ -212,13 +210,13 @@ def _spec(config: _Config, model_type: str) -> ModelSpec:
         activation=_activation(config.hidden_act or "silu"),
         n_experts=n_experts,
         n_active_experts=n_active,
-        norm_topk=bool(config.norm_topk_prob) if model_type == _QWEN_MOE else True,  # false where it is not said
+        norm_topk=bool(config.norm_topk_prob) if model_type == _QWEN_MOE else True,  # Qwen3-MoE's default is false
         window=_window(config, model_type, seq_len),
     )
 
 
 def _check_scale(config: _Config, head_dim: int) -> None:
-    """Raise UnsupportedModel where attention's scores are not divided by the root of a head's width."""
+    """Raise UnsupportedModel if attention's scores are not divided by sqrt(head_dim)."""
     if config.query_pre_attn_scalar not in (None, head_dim):
         raise UnsupportedModel(
             f"query_pre_attn_scalar is {config.query_pre_attn_scalar:g}; this version scales by head_dim, {head_dim}."
@@ -226,15 +224,15 @@ def _check_scale(config: _Config, head_dim: int) -> None:
     scale = config.attention_multiplier
     if scale is not None and not math.isclose(scale, max(1, head_dim) ** -0.5, rel_tol=1e-6):
         raise UnsupportedModel(
-            f"attention_multiplier is {scale:g}; this version scales by the root of head_dim, {head_dim}."
+            f"attention_multiplier is {scale:g}; this version scales by 1 / sqrt(head_dim), and head_dim is {head_dim}."
         )
 
 
 def _rope_parameters(config: _Config) -> dict[str, Any]:
-    """What is said of RoPE, in the keys of transformers 5, of 4, or in both alike."""
+    """RoPE's parameters, from the keys of transformers 5 or 4. Raises UnsupportedModel if these differ."""
     new, old = config.rope_parameters or {}, config.rope_scaling or {}
     if new and old:
-        kinds = [said.get("rope_type") or said.get("type") or "default" for said in (new, old)]
+        kinds = [raw.get("rope_type") or raw.get("type") or "default" for raw in (new, old)]
         if kinds[0] != kinds[1]:
             raise UnsupportedModel(
                 f"rope_scaling and rope_parameters differ in the type: {str(kinds[1])[:40]!r} and "
@@ -247,7 +245,7 @@ def _rope_parameters(config: _Config) -> dict[str, Any]:
 
 
 def _window(config: _Config, model_type: str, seq_len: int) -> int | None:
-    """How far back a token looks, where every layer limits it. Raises UnsupportedModel where only some do."""
+    """The attention window of all layers, or None. Raises UnsupportedModel if only some layers have one."""
     if model_type == "llama":
         return None
     n_layers = _needed(config, "num_hidden_layers")
@@ -263,29 +261,29 @@ def _window(config: _Config, model_type: str, seq_len: int) -> int | None:
         full_layers = _full_layers(config.layer_types, n_layers)
         if full_layers == n_layers and window is not None and model_type not in ("qwen2", "qwen3"):
             raise UnsupportedModel(
-                f"sliding_window is {window} and layer_types has full attention only; remove the one that is wrong."
+                f"sliding_window is {window}, but all layer_types are full_attention; remove the wrong one."
             )
     if 0 < full_layers < n_layers:
         raise UnsupportedModel(
             f"{'max_window_layers' if config.layer_types is None else 'layer_types'}: {full_layers} of {n_layers} "
-            "layers attend to all positions and the others to a sliding window, which is not run here."
+            "layers attend to all positions and the others to a sliding window, which this version does not support."
         )
     return None if full_layers or window is None or window >= seq_len else window
 
 
 def _full_layers(kinds: list[str], n_layers: int) -> int:
-    """How many layers attend to all positions. Raises UnsupportedModel for a kind of attention that is not run."""
+    """The number of layers with full attention. Raises UnsupportedModel for other kinds of attention."""
     for kind in kinds:
         if kind not in ("full_attention", "sliding_attention"):
             raise UnsupportedModel(f"layer_types has {kind[:40]!r}; this version runs full and sliding attention.")
     if len(kinds) != n_layers:
-        raise FormatError(f"layer_types has {len(kinds)} entries; expected {n_layers}, one for each layer.")
+        raise FormatError(f"layer_types has {len(kinds)} entries; expected {n_layers}, one per layer.")
     return kinds.count("full_attention")
 
 
 def _activation(name: str) -> Activation:
     if name not in _ACTIVATIONS:
-        exact = " (the exact one; this version has GELU by its tanh formula)" if name == "gelu" else ""
+        exact = " (exact GELU; this version has only the tanh approximation)" if name == "gelu" else ""
         raise UnsupportedModel(f"hidden_act is {name[:40]!r}{exact}; expected one of {', '.join(_ACTIVATIONS)}.")
     return _ACTIVATIONS[name]
 
@@ -304,4 +302,4 @@ def _positive(key: str, value: int) -> int:
 
 
 def _missing(key: str) -> FormatError:
-    return FormatError(f"there is no {key}, which this model needs. Download config.json again.")
+    return FormatError(f"{key}, which this model needs, is missing. Download config.json again.")

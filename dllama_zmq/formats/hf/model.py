@@ -1,4 +1,4 @@
-"""A Hugging Face folder as a model: config.json's numbers, safetensors' values, transformers' names. FORMATS.md §5."""
+"""A Hugging Face folder as a model: spec from config.json, weights from safetensors. See FORMATS.md §5."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dllama_zmq.spec import FloatType
 
 CONFIG = "config.json"
 _TIED = {"head": "embedding", "embedding": "head"}
-"""Of a model whose head is its embedding, a file may have either."""
+"""If the head is the embedding, files may have the tensor under either name."""
 _ROWS_COMPARED = 256
 _TYPES = {"F32": FloatType.F32, "F16": FloatType.F16, "BF16": FloatType.BF16}
 
@@ -28,9 +28,9 @@ class HFFolder(ConvertedModel):
 
 
 def open_hf(folder: str | Path, weights: FloatType | None = None) -> HFFolder:
-    """Open a model as Hugging Face has it; `weights`: the type its matrices are read in, where not as they are stored.
+    """Open a Hugging Face folder; matrices are read in the type `weights`, by default as stored.
 
-    Raises FormatError or UnsupportedModel, naming file and tensor; UsageError where the weights cannot be of that type.
+    Raises FormatError or UnsupportedModel, naming file and tensor; UsageError if the widths do not fit `weights`.
     """
     folder = Path(folder)
     config = read_config(folder / CONFIG)
@@ -45,20 +45,19 @@ def open_hf(folder: str | Path, weights: FloatType | None = None) -> HFFolder:
     folder_model = HFFolder(folder, spec, stored)
     if config.tied and _differ(stored["embedding"], stored["head"]):
         folder_model.notes.append(
-            f"{folder / CONFIG} says tie_word_embeddings, but lm_head.weight is another matrix than the embedding: it "
-            "is used, as transformers 5 does; correct the file to be sure"
+            f"{folder / CONFIG} says tie_word_embeddings, but lm_head.weight differs from the embedding. The head is "
+            "lm_head.weight, as in transformers 5; correct the file to be sure"
         )
     return folder_model
 
 
 def _stored(folder: Path, config: HFConfig, entries: Mapping[str, Entry]) -> dict[str, StoredTensor]:
-    """Where each tensor of the model lies. Raises FormatError where one is missing or one too many is there."""
+    """The model's tensors in the files. Raises FormatError if one is missing, UnsupportedModel if one is unknown."""
     spec = config.spec
-    n_least = spec.n_layers * max(1, spec.n_experts)
-    if len(entries) < n_least:  # before a table of that length is made
+    if len(entries) < spec.n_layers * max(1, spec.n_experts):  # before a table of that length is made
         raise FormatError(
-            f"{folder}: {len(entries)} tensors cannot be {spec.n_layers} layers"
-            f"{f' of {spec.n_experts} experts' if spec.n_experts else ''}, which {CONFIG} speaks of. "
+            f"{folder}: {len(entries)} tensors are too few for the {spec.n_layers} layers"
+            f"{f' of {spec.n_experts} experts' if spec.n_experts else ''} in {CONFIG}. "
             "A shard is missing, or the files are not of one model."
         )
     stored: dict[str, StoredTensor] = {}
@@ -72,34 +71,33 @@ def _stored(folder: Path, config: HFConfig, entries: Mapping[str, Entry]) -> dic
                 f"{folder}: no file has the tensor {theirs}. A shard is missing, or the files are not of one model."
             )
         used.add(theirs)
-        turned = spec.rope.layout == "interleaved" and tensor.name.endswith(("attention.q", "attention.k"))
-        stored[tensor.name] = _tensor(entries[theirs], spec.head_dim if turned else 0)
+        interleaved = spec.rope.layout == "interleaved" and tensor.name.endswith(("attention.q", "attention.k"))
+        stored[tensor.name] = _tensor(entries[theirs], spec.head_dim if interleaved else 0)
     for name, entry in entries.items():
         if name not in used and not is_unused(name):
             raise UnsupportedModel(
-                f"{entry.where} is no tensor of the model that {CONFIG} speaks of, and would be left out. "
-                "The files are not of one model, or it is one that this version does not run."
+                f"{entry.where} does not belong to the model in {CONFIG}. "
+                "The files are not of one model, or this version does not run it."
             )
     return stored
 
 
 def _differ(one: StoredTensor, other: StoredTensor) -> bool:
-    """Whether two matrices of one shape differ, by some of their rows: all are gigabytes."""
+    """Whether two matrices of one shape differ in some sampled rows; all rows can be gigabytes."""
     if one.float_type is not other.float_type:
         return True
     rows = np.linspace(0, one.shape[0] - 1, _ROWS_COMPARED, dtype=np.int64)
-    return not all(np.array_equal(one.take(r, r + 1, ALL), other.take(r, r + 1, ALL)) for r in rows.tolist())
+    return not all(np.array_equal(one.read(r, r + 1, ALL), other.read(r, r + 1, ALL)) for r in rows.tolist())
 
 
-def _tensor(entry: Entry, halves: int) -> StoredTensor:
+def _tensor(entry: Entry, interleave: int) -> StoredTensor:
     if entry.dtype not in _TYPES:
         raise UnsupportedModel(
             f"{entry.where} is of type {entry.dtype[:20]}; expected {', '.join(_TYPES)}. "
-            "Take the model whose weights are not quantized."
+            "Get the model without quantization."
         )
     if len(entry.shape) not in (1, 2):
         raise FormatError(f"{entry.where} has the shape {list(entry.shape)}; expected one or two numbers.")
     rows, columns = (1, *entry.shape)[-2:]
-    return StoredTensor(
-        entry.where, (Extent(entry.pages, entry.offset, rows, columns, _TYPES[entry.dtype]),), 0, halves
-    )
+    extent = Extent(entry.pages, entry.offset, rows, columns, _TYPES[entry.dtype])
+    return StoredTensor(entry.where, (extent,), interleave=interleave)

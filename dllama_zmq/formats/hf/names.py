@@ -31,12 +31,12 @@ _UNUSED = re.compile(r".*\.(rotary_emb\.inv_freq|masked_bias|attn\.bias)")
 
 
 def hf_name(arch: Architecture, name: str) -> str:
-    """What transformers calls the tensor `name` of an architecture."""
+    """transformers' name of the tensor `name`."""
     if name in _TOP:
         return _TOP[name]
     found = _OURS.fullmatch(name)
     if found is None:
-        raise ValueError(f"{name} is no tensor of this package")
+        raise ValueError(f"{name} is not a tensor of this package")
     layer, expert, rest = found.groups()
     if arch == "mixtral" and expert is not None:
         theirs = f"block_sparse_moe.experts.{expert}.{_MIXTRAL_EXPERT[rest]}.weight"
@@ -50,5 +50,5 @@ def hf_name(arch: Architecture, name: str) -> str:
 
 
 def is_unused(name: str) -> bool:
-    """Whether old files have this tensor and no model reads it: what can be computed anew."""
+    """Whether a tensor of old files is not needed, because it is computed."""
     return _UNUSED.fullmatch(name) is not None

@@ -1,4 +1,4 @@
-"""RoPE's numbers in a config.json: `rope_scaling`, and since transformers 5 `rope_parameters`. Knows no other key.
+"""RoPE in a config.json: `rope_scaling`, and since transformers 5 `rope_parameters`. Knows no other key.
 
 Source: transformers 5.24, modeling_rope_utils.py.
 """
@@ -16,7 +16,7 @@ from dllama_zmq.spec import Rope, RopeScaling
 
 
 class _Parameters(Struct, frozen=True, forbid_unknown_fields=True):
-    """The keys that are computed with."""
+    """The keys that are supported."""
 
     rope_type: str | None = None
     type: str | None = None
@@ -29,29 +29,29 @@ class _Parameters(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def read_rope(
-    said: Mapping[str, Any],
+    raw: Mapping[str, Any],
     default_theta: float,
     default_part: float,
     layout: Literal["interleaved", "half"],
     head_dim: int,
 ) -> Rope:
-    """The Rope of `said`; `default_theta` and `default_part` (of a head, rotated) are for keys that are not in it.
+    """The Rope in `raw`. Missing keys have `default_theta` and `default_part`, the rotated part of a head.
 
-    Raises UnsupportedModel for a key or a scaling that is not computed here, FormatError for a wrong value.
+    Raises UnsupportedModel for an unsupported key or scaling, FormatError for a wrong value.
     """
-    parameters = _parameters(_alike(said))
+    parameters = _parameters(_common(raw))
     theta = default_theta if parameters.rope_theta is None else parameters.rope_theta
     if not 0 < theta < math.inf:
         raise FormatError(f"rope_theta is {theta}; expected a positive number.")
     part = default_part if parameters.partial_rotary_factor is None else parameters.partial_rotary_factor
     if part != 1.0:
-        raise UnsupportedModel(f"partial_rotary_factor is {part}; this version rotates whole heads only.")
+        raise UnsupportedModel(f"partial_rotary_factor is {part}; this version rotates only whole heads.")
     kind = parameters.rope_type or parameters.type or "default"
     if kind == "default":
         if parameters.factor not in (None, 1.0):
             raise UnsupportedModel(
-                f"factor of the RoPE scaling is {parameters.factor} and its type is default or missing; "
-                "expected a type that says how to scale (linear or llama3), or no factor."
+                f"the RoPE scaling has a factor of {parameters.factor}, but its type is default or missing; "
+                "expected the type linear or llama3, or no factor."
             )
         return Rope(theta, layout)
     if kind == "linear":
@@ -59,19 +59,19 @@ def read_rope(
             raise FormatError(f"head_dim is {head_dim}; expected 1 to {1 << 14}")
         return Rope(theta, layout, factors=(_given(parameters.factor, "factor"),) * (head_dim // 2))
     if kind != "llama3":
-        raise UnsupportedModel(f"rope type {kind[:40]!r} is not run by this version; default, linear and llama3 are.")
+        raise UnsupportedModel(f"rope type is {kind[:40]!r}; this version supports default, linear and llama3.")
     original = parameters.original_max_position_embeddings
     if original is None:
-        raise FormatError("there is no original_max_position_embeddings of the RoPE scaling. Download it again.")
+        raise FormatError("original_max_position_embeddings of the RoPE scaling is missing. Download it again.")
     low, high = (_given(getattr(parameters, f"{end}_freq_factor"), f"{end}_freq_factor") for end in ("low", "high"))
     return Rope(theta, layout, RopeScaling(_given(parameters.factor, "factor"), low, high, original))
 
 
-def _alike(said: Mapping[str, Any]) -> Mapping[str, Any]:
-    """`said`, or where it has an object for each kind of layer (full_attention, ...), what all of them say alike."""
-    nested = {kind: value for kind, value in said.items() if isinstance(value, dict)}
+def _common(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`raw` without an object per kind of layer (full_attention, ...). Raises UnsupportedModel if these differ."""
+    nested = {kind: value for kind, value in raw.items() if isinstance(value, dict)}
     if not nested:
-        return said
+        return raw
     first_kind, first = next(iter(nested.items()))
     for kind, value in nested.items():
         if value != first:
@@ -79,23 +79,22 @@ def _alike(said: Mapping[str, Any]) -> Mapping[str, Any]:
                 f"rope_parameters of {kind[:40]} differ from those of {first_kind[:40]}; this version runs models "
                 "whose layers all have the same RoPE."
             )
-    return {key: value for key, value in said.items() if key not in nested} | first
+    return {key: value for key, value in raw.items() if key not in nested} | first
 
 
-def _parameters(said: Mapping[str, Any]) -> _Parameters:
-    given = {key: value for key, value in said.items() if value is not None}
+def _parameters(raw: Mapping[str, Any]) -> _Parameters:
+    given = {key: value for key, value in raw.items() if value is not None}
     kind = str(given.get("rope_type") or given.get("type") or "default")
     unknown = sorted(given.keys() - set(_Parameters.__struct_fields__))
     if unknown and kind in ("default", "linear", "llama3"):
         raise UnsupportedModel(
-            f"rope_parameters: {unknown[0][:80]} is {str(given[unknown[0]])[:80]}, which this version does not compute "
-            "with."
+            f"rope_parameters: {unknown[0][:80]} is {str(given[unknown[0]])[:80]}, which this version does not support."
         )
     try:
         return convert({key: given[key] for key in given.keys() - set(unknown)}, _Parameters)
     except ValidationError as error:
         raise FormatError(
-            f"rope_parameters: {str(error)[:300]}. It is damaged, or no config.json of a model."
+            f"rope_parameters: {str(error)[:300]}. It is damaged, or not the config.json of a model."
         ) from error
 
 

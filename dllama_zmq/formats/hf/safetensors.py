@@ -1,7 +1,7 @@
-"""The safetensors container by memory map: names, types, shapes and places, of one file or of a folder's shards.
+"""The safetensors container, memory-mapped: names, types, shapes and offsets, of one file or of a folder's shards.
 
-Knows no model. Format: https://huggingface.co/docs/safetensors. Why it is read here, and not by the package of that
-name, is in FORMATS.md §5.
+Knows no model. Format: https://huggingface.co/docs/safetensors. FORMATS.md §5 says why the package safetensors is not
+used.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dllama_zmq.formats.mapped import MappedFile
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 MAX_FILES = 512
-"""Shards of one model: each is a map, of which a process may have a limited number."""
+"""Shards of one model. Each is a memory map, and a process may have a limited number of them."""
 _VALUE_BITS = {
     "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32,
     "U16": 16, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "C64": 64, "F4": 4,
@@ -31,7 +31,7 @@ _Size = Annotated[int, Meta(ge=0, lt=1 << 62)]
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A tensor of a file: its values begin at `offset` of `pages` and have been checked to lie inside."""
+    """A tensor of a file. Its values begin at `offset` of `pages`; its bounds have been checked."""
 
     pages: MappedFile
     name: str
@@ -41,12 +41,12 @@ class Entry:
 
     @property
     def where(self) -> str:
-        """The file and the name, to begin an error with."""
+        """File and name, to begin an error with."""
         return f"{self.pages.path}: tensor {self.name}"
 
 
 class _Stored(Struct, frozen=True):
-    """A tensor as the header has it; all None for `__metadata__`, which is passed over."""
+    """A tensor in the header; all None for `__metadata__`, which is ignored."""
 
     dtype: str | None = None
     shape: Annotated[list[_Size], Meta(max_length=8)] | None = None
@@ -58,7 +58,7 @@ class _Index(Struct, frozen=True):
 
 
 def read_safetensors(path: Path) -> dict[str, Entry]:
-    """Every tensor of one file, by name. Raises FormatError, naming file and tensor."""
+    """The tensors of a file, by name. Raises FormatError, naming file and tensor."""
     pages = MappedFile(path)
     try:
         return _entries(pages)
@@ -68,10 +68,10 @@ def read_safetensors(path: Path) -> dict[str, Entry]:
 
 
 def read_shards(folder: Path) -> dict[str, Entry]:
-    """Every tensor of a model's folder, by name: those of its index, else of `model.safetensors`, else of all files.
+    """The tensors of a model's folder, by name: those of its index, else of `model.safetensors`, else of all files.
 
-    An index of which no file is here is left over from other weights, where `model.safetensors` is. Raises FormatError
-    where a shard is missing or damaged, or where two have a tensor of one name.
+    An index is ignored if none of its files exists but `model.safetensors` does: it is left over from other weights.
+    Raises FormatError if a shard is missing or damaged, or if two shards have the same tensor.
     """
     index, single = folder / INDEX, folder / SINGLE
     if index.exists() and not (single.exists() and _names_no_file_of(folder, index)):
@@ -79,11 +79,11 @@ def read_shards(folder: Path) -> dict[str, Entry]:
     paths = [single] if single.exists() else sorted(folder.glob("*.safetensors"))
     if not paths:
         raise _no_weights(folder)
-    return _together(paths)
+    return _read_all(paths)
 
 
 def _names_no_file_of(folder: Path, index: Path) -> bool:
-    """Whether not one file of the index is in the folder."""
+    """Whether none of the index's files is in the folder."""
     names = {Path(name).name for name in read_json(index, _Index).weight_map.values()}
     return not any((folder / name).exists() for name in names)
 
@@ -93,26 +93,22 @@ def _indexed(folder: Path, index: Path) -> dict[str, Entry]:
     files = sorted(set(weight_map.values()))
     for name in files:
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,250}", name):
-            raise FormatError(
-                f"{index}: {name[:80]!r} is no plain name of a file in this folder. The index is damaged."
-            )
+            raise FormatError(f"{index}: {name[:80]!r} is not a plain file name. The index is damaged.")
         if not (folder / name).exists():
             raise FormatError(f"{index}: the shard {name} is not in the folder. Download the rest of the model.")
-    entries = _together([folder / name for name in files])
+    entries = _read_all([folder / name for name in files])
     for tensor, name in weight_map.items():
         if tensor not in entries or entries[tensor].pages.path.name != name:
             raise FormatError(
-                f"{index}: {name} is said to have the tensor {tensor[:80]}, and has none of that name. "
+                f"{index}: the tensor {tensor[:80]} is missing from {name}. "
                 "The files are not of one model; download it again."
             )
     return entries
 
 
-def _together(paths: list[Path]) -> dict[str, Entry]:
+def _read_all(paths: list[Path]) -> dict[str, Entry]:
     if len(paths) > MAX_FILES:
-        raise FormatError(
-            f"{paths[0].parent}: {len(paths)} safetensors files; expected at most {MAX_FILES} of a model."
-        )
+        raise FormatError(f"{paths[0].parent}: {len(paths)} safetensors files; expected at most {MAX_FILES}.")
     entries: dict[str, Entry] = {}
     try:
         for path in paths:
@@ -120,7 +116,7 @@ def _together(paths: list[Path]) -> dict[str, Entry]:
                 if name in entries:
                     raise FormatError(
                         f"{entry.where} is in {entries[name].pages.path.name} too. "
-                        "Keep the files of one model only in its folder."
+                        "A folder may have the files of one model only."
                     )
                 entries[name] = entry
     except BaseException:
@@ -130,7 +126,7 @@ def _together(paths: list[Path]) -> dict[str, Entry]:
 
 
 def close_all(entries: Iterable[Entry]) -> None:
-    """Let go of every file that `entries` lie in."""
+    """Close the files of `entries`."""
     for pages in {entry.pages.path: entry.pages for entry in entries}.values():
         pages.close()
 
@@ -138,12 +134,12 @@ def close_all(entries: Iterable[Entry]) -> None:
 def _entries(pages: MappedFile) -> dict[str, Entry]:
     path, head = pages.path, pages.view(0, min(pages.nbytes, 32)).tobytes()
     if len(head) < 8:
-        raise FormatError(f"{path}: {pages.nbytes} bytes long; a safetensors file begins with 8 of its header's size.")
+        raise FormatError(f"{path}: {pages.nbytes} bytes long; a safetensors file begins with 8 bytes of header size.")
     n_header = int.from_bytes(head[:8], "little")
     if n_header > MAX_JSON_BYTES:
         raise FormatError(
             f"{path}: offset 0: a header of {n_header} bytes; expected at most {MAX_JSON_BYTES}. "
-            "This is no safetensors file, or a damaged one."
+            "This is not a safetensors file, or it is damaged."
         )
     data_at = 8 + n_header
     if data_at > pages.nbytes:
@@ -154,7 +150,7 @@ def _entries(pages: MappedFile) -> dict[str, Entry]:
     header = decode_json(pages.view(8, n_header).tobytes(), dict[str, _Stored], f"{path}: header")
     entries = {}
     extents = []
-    while header:  # each let go of as it is looked at: there may be tens of thousands
+    while header:  # frees each entry at once: there may be tens of thousands
         name, stored = header.popitem()
         if name == "__metadata__":
             continue
@@ -166,7 +162,7 @@ def _entries(pages: MappedFile) -> dict[str, Entry]:
 
 
 def _extent(name: str, stored: _Stored, n_data: int, where: str) -> tuple[int, int]:
-    """Where a tensor's bytes begin and end in the data. Raises FormatError where its shape takes more, or fewer."""
+    """First and last byte of a tensor in the data. Raises FormatError if they do not fit its shape."""
     if len(name) > 512:
         raise FormatError(f"{where}...: a name of {len(name)} characters. The header is damaged.")
     if stored.dtype is None or stored.shape is None or stored.data_offsets is None:
@@ -180,13 +176,13 @@ def _extent(name: str, stored: _Stored, n_data: int, where: str) -> tuple[int, i
     if bits is not None and math.prod(stored.shape) * bits != (last - first) * 8:
         raise FormatError(
             f"{where}: {stored.shape} {stored.dtype[:20]} takes {math.prod(stored.shape) * bits // 8} bytes, "
-            f"but its offsets, {first} to {last}, hold {last - first}. The header is damaged."
+            f"but its offsets, {first} to {last}, have room for {last - first}. The header is damaged."
         )
     return first, last
 
 
 def _check_cover(path: Path, extents: list[tuple[int, int, str]], data_at: int, file_bytes: int) -> None:
-    """Raise FormatError unless the tensors cover the data, each byte once, as the format demands."""
+    """Raise FormatError unless the tensors cover every byte of the data once, as the format demands."""
     end, before = 0, "the header"
     for first, last, name in sorted(extents):
         if first < end:
@@ -195,13 +191,13 @@ def _check_cover(path: Path, extents: list[tuple[int, int, str]], data_at: int, 
             )
         if first > end:
             raise FormatError(
-                f"{path}: offset {data_at + end}: {first - end} bytes between {before} and {name} are of no tensor; "
+                f"{path}: offset {data_at + end}: {first - end} bytes between {before} and {name} belong to no tensor; "
                 "the header is damaged, or names one tensor twice."
             )
         end, before = last, name
     if data_at + end != file_bytes:
         raise FormatError(
-            f"{path}: offset {data_at + end}: {file_bytes - data_at - end} bytes after {before} are of no tensor; "
+            f"{path}: offset {data_at + end}: {file_bytes - data_at - end} bytes after {before} belong to no tensor; "
             "the header is damaged, or names one tensor twice."
         )
 
@@ -209,9 +205,9 @@ def _check_cover(path: Path, extents: list[tuple[int, int, str]], data_at: int, 
 def _no_weights(folder: Path) -> FormatError:
     if any(folder.glob("*.bin")) or any(folder.glob("*.pth")):
         return UnsupportedModel(
-            f"{folder}: has weights as pickles of PyTorch (.bin) only, which are not read here. "
-            "Take the model's safetensors, or save it anew with save_pretrained of a current transformers."
+            f"{folder}: it has only PyTorch pickles (.bin), which this version does not read. "
+            "Get the model's safetensors, or save it again with save_pretrained of a current transformers."
         )
     if any(folder.glob("*.safetensors.index.json")):
-        return FormatError(f"{folder}: has an index and no shard. Download the .safetensors files too.")
-    return FormatError(f"{folder}: has no .safetensors file. Download the weights too.")
+        return FormatError(f"{folder}: it has an index but no shard. Download the .safetensors files too.")
+    return FormatError(f"{folder}: it has no .safetensors file. Download the weights too.")

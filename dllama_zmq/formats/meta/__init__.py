@@ -1,4 +1,4 @@
-"""Model folders of Meta: params.json and consolidated.*.pth, read without running a pickle. See FORMATS.md §6."""
+"""Model folders of Meta: params.json and consolidated.*.pth, read without executing a pickle. See FORMATS.md §6."""
 
 from dllama_zmq.formats.meta.model import MetaFolder, open_meta
 

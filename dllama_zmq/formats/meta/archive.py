@@ -1,7 +1,7 @@
-"""The zip archive that `torch.save` writes, by memory map: where its records lie. Knows no pickle and no tensor.
+"""The zip archive of `torch.save`, memory-mapped: its records' locations. Knows no pickle and no tensor.
 
-The directory is read by `zipfile`, which is given no more bytes at a time than a directory of this kind can have;
-records are never read by it, for they lie there as they are, to be mapped.
+`zipfile` reads only the directory, and at most MAX_DIRECTORY_BYTES at a time. Records are stored uncompressed, so they
+are mapped.
 """
 
 from __future__ import annotations
@@ -17,37 +17,37 @@ from dllama_zmq.formats.mapped import MappedFile
 from dllama_zmq.quants import U8
 
 MAX_DIRECTORY_BYTES = 1 << 20
-"""A record takes about 100 bytes of it; Llama 3.1 405B has 1,138 of them in a shard."""
+"""About 100 bytes per record; a shard of Llama 3.1 405B has 1,138 records."""
 _LOCAL = struct.Struct("<4s22xHH")
 _ADVICE = "Copy or download it again."
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """`nbytes` bytes from `offset` of the file."""
+    """`nbytes` bytes at `offset` of the file."""
 
     offset: int
     nbytes: int
 
 
 class Archive:
-    """The records of a file that `torch.save` wrote, by their names without the folder they all are in."""
+    """The records of a file of `torch.save`, by name, without their common folder."""
 
     def __init__(self, pages: MappedFile) -> None:
-        """Raises FormatError, or UnsupportedModel for what PyTorch wrote before 1.6."""
+        """Raises FormatError, or UnsupportedModel for files of PyTorch before 1.6."""
         self.pages = pages
         if pages.view(0, min(4, pages.nbytes)).tobytes() != b"PK\x03\x04":
             raise UnsupportedModel(
-                f"{pages.path}: no zip archive: it is damaged, or PyTorch before 1.6 wrote it, which is not read here. "
-                "Take the model's safetensors, or load it and torch.save it anew."
+                f"{pages.path}: not a zip archive: it is damaged, or of PyTorch before 1.6, which is not supported. "
+                "Get the model's safetensors, or save it again with torch.save of a current PyTorch."
             )
         try:
             with zipfile.ZipFile(_Bounded(pages)) as archive:
                 infos = archive.infolist()
-        # What zipfile raises for bytes that are no directory is not said anywhere; it raised all of these.
+        # zipfile does not document its errors for a damaged directory; all of these were seen.
         except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, struct.error, OverflowError) as error:
             raise FormatError(
-                f"{pages.path}: the directory at the end of the file is none: {str(error)[:200]}. {_ADVICE}"
+                f"{pages.path}: the directory at the end of the file is damaged: {str(error)[:200]}. {_ADVICE}"
             ) from error
         self.records: dict[str, Record] = {}
         folder = infos[0].filename.partition("/")[0] if infos else ""
@@ -55,20 +55,20 @@ class Archive:
             head, _, name = info.filename.partition("/")
             if head != folder or not name or name in self.records:
                 raise FormatError(
-                    f"{pages.path}: record {info.filename[:80]!r} is there twice, or not in {folder[:80]!r}. {_ADVICE}"
+                    f"{pages.path}: record {info.filename[:80]!r} occurs twice, or not in {folder[:80]!r}. {_ADVICE}"
                 )
             self.records[name] = self._record(info)
-        self._check_apart()
+        self._check_overlap()
 
     def bytes(self, name: str) -> U8:
-        """All bytes of a record. Raises FormatError where there is none of that name."""
+        """The bytes of a record. Raises FormatError if there is none of that name."""
         record = self.find(name)
         return self.pages.view(record.offset, record.nbytes)
 
     def find(self, name: str) -> Record:
-        """Where a record lies. Raises FormatError where there is none of that name."""
+        """The location of a record. Raises FormatError if there is none of that name."""
         if name not in self.records:
-            raise FormatError(f"{self.pages.path}: has no record {name[:80]!r}. {_ADVICE}")
+            raise FormatError(f"{self.pages.path}: the record {name[:80]!r} is missing. {_ADVICE}")
         return self.records[name]
 
     def _record(self, info: zipfile.ZipInfo) -> Record:
@@ -88,7 +88,7 @@ class Archive:
             )
         return Record(at, info.file_size)
 
-    def _check_apart(self) -> None:
+    def _check_overlap(self) -> None:
         placed = sorted((record.offset, record.nbytes, name) for name, record in self.records.items())
         for (first, nbytes, name), (second, _, other) in pairwise(placed):
             if first + nbytes > second:
@@ -98,7 +98,7 @@ class Archive:
 
 
 class _Bounded(io.RawIOBase):
-    """The mapped bytes as a file of which at most a directory's length is read at a time."""
+    """The mapped bytes as a file. Each `read` is limited to MAX_DIRECTORY_BYTES."""
 
     def __init__(self, pages: MappedFile) -> None:
         self._pages = pages

@@ -1,6 +1,6 @@
 """A folder as Meta distributes its Llamas: params.json and the shards consolidated.NN.pth. See FORMATS.md §6.
 
-Each shard has a part of every matrix: rows of those that make many values of few, columns of those that add them up.
+Each shard has a slice of every matrix, as in tensor parallelism: columns of wo and w2, rows of the others.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ _UNUSED = ("rope.freqs",)
 
 
 class MetaFolder(ConvertedModel):
-    """An open folder of Meta's."""
+    """An open folder of Meta."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Shard:
-    """One consolidated.NN.pth: its tensors and where they lie."""
+    """A consolidated.NN.pth: its tensors and their locations."""
 
     archive: Archive
     tensors: Mapping[str, PickledTensor]
@@ -56,9 +56,11 @@ class _Shard:
         return self.archive.pages.path
 
     def extent(self, name: str) -> Extent:
-        """A tensor by Meta's name, its bounds checked against the file."""
+        """The location of a tensor by Meta's name, with its bounds checked."""
         if name not in self.tensors:
-            raise FormatError(f"{self.path}: has no tensor {name}. It is not of this model; download it again.")
+            raise FormatError(
+                f"{self.path}: the tensor {name} is missing. The file is of another model; download it again."
+            )
         tensor = self.tensors[name]
         storage, where = tensor.storage, f"{self.path}: tensor {name}"
         if len(tensor.shape) not in (1, 2):
@@ -67,25 +69,25 @@ class _Shard:
         size = storage.float_type.block_bytes
         if storage.n_values * size != record.nbytes:
             raise FormatError(
-                f"{where}: its storage has {storage.n_values} values of {size} bytes, but {record.nbytes} bytes are "
-                f"there at offset {record.offset}. The file is damaged; download it again."
+                f"{where}: its storage has {storage.n_values} values of {size} bytes, but the record at offset "
+                f"{record.offset} has {record.nbytes} bytes. The file is damaged; download it again."
             )
         rows, columns = (1, *tensor.shape)[-2:]
         return Extent(self.archive.pages, record.offset + tensor.first * size, rows, columns, storage.float_type)
 
 
 def open_meta(folder: str | Path, weights: FloatType | None = None) -> MetaFolder:
-    """Open a model as Meta distributes it; `weights`: the type its matrices are read in, where not as they are stored.
+    """Open a folder of Meta; matrices are read in the type `weights`, by default as stored. No pickle is executed.
 
-    No pickle is executed. Raises FormatError or UnsupportedModel, naming file and place; UsageError where the weights
-    cannot be of that type.
+    Raises FormatError or UnsupportedModel, naming file and offset or tensor; UsageError if the widths do not fit
+    `weights`.
     """
     folder = Path(folder)
     params = read_params(folder / PARAMS)
     shards: list[_Shard] = []
     try:
         for path in _shard_paths(folder):
-            shards.append(_open_shard(path))  # noqa: PERF401 - those that are open are closed where one fails
+            shards.append(_open_shard(path))  # noqa: PERF401 - the open ones must be closed if one fails
         spec, stored = _stored(folder / PARAMS, params, shards)
         check_shapes(spec, stored, PARAMS)
         spec = with_types(folder, spec, stored, weights)
@@ -99,12 +101,12 @@ def open_meta(folder: str | Path, weights: FloatType | None = None) -> MetaFolde
 def _shard_paths(folder: Path) -> list[Path]:
     paths = sorted(folder.glob("consolidated.*.pth"))
     if not paths:
-        raise FormatError(f"{folder}: has {PARAMS} and no consolidated.00.pth. Download the weights too.")
+        raise FormatError(f"{folder}: it has {PARAMS} but no consolidated.00.pth. Download the weights too.")
     if len(paths) > MAX_SHARDS:
         raise FormatError(f"{folder}: {len(paths)} shards; expected at most {MAX_SHARDS}.")
     for i, path in enumerate(paths):
         if path.name != f"consolidated.{i:02d}.pth":
-            raise FormatError(f"{folder}: {len(paths)} shards, and consolidated.{i:02d}.pth is missing. Download it.")
+            raise FormatError(f"{folder}: it has {len(paths)} shards, but no consolidated.{i:02d}.pth. Download it.")
     return paths
 
 
@@ -113,7 +115,7 @@ def _open_shard(path: Path) -> _Shard:
     try:
         archive = Archive(pages)
         if "byteorder" in archive.records and archive.bytes("byteorder").tobytes() != b"little":
-            raise FormatError(f"{path}: its values are not little-endian. Save it anew on another computer.")
+            raise FormatError(f"{path}: its values are not little-endian. Save it again on another computer.")
         return _Shard(archive, read_tensors(archive.bytes("data.pkl").tobytes(), f"{path}: data.pkl"))
     except BaseException:
         pages.close()
@@ -121,36 +123,36 @@ def _open_shard(path: Path) -> _Shard:
 
 
 def _stored(path: Path, params: Params, shards: Sequence[_Shard]) -> tuple[ModelSpec, dict[str, StoredTensor]]:
-    """The model's numbers and where each of its tensors lies."""
+    """The model's spec and the locations of its tensors."""
     if len(shards[0].tensors) < params.n_layers:  # before a table of that length is made
         raise FormatError(
-            f"{shards[0].path}: {len(shards[0].tensors)} tensors cannot be the {params.n_layers} layers that {PARAMS} "
-            "speaks of. The files are not of one model."
+            f"{shards[0].path}: {len(shards[0].tensors)} tensors are too few for the {params.n_layers} layers in "
+            f"{PARAMS}. The files are not of one model."
         )
     # In Llama 2 a shard has columns of the embedding, in Llama 3 rows.
     whole_rows = shards[0].extent("tok_embeddings.weight").columns == params.dim
-    embedding = _together(shards, "embedding", 0 if whole_rows else 1)
+    embedding = _join(shards, "embedding", 0 if whole_rows else 1)
     try:
-        spec = params.spec(embedding.shape[0], _together(shards, "layers.0.ffn.gate", 0).shape[0])
+        spec = params.spec(embedding.shape[0], _join(shards, "layers.0.ffn.gate", 0).shape[0])
     except FormatError as error:
         raise FormatError(f"{path}: {error}. The file is damaged, or not of this model.") from error
     stored = {"embedding": embedding}
     for tensor in tensor_table(spec):
         if tensor.name != "embedding":
             by_columns = tensor.name.endswith(_BY_COLUMNS)
-            stored[tensor.name] = _together(shards, tensor.name, 1 if by_columns else 0, tensor.axes[0] == "one")
+            stored[tensor.name] = _join(shards, tensor.name, 1 if by_columns else 0, tensor.axes[0] == "one")
     used = {_meta_name(name) for name in stored} | set(_UNUSED)
     for shard in shards:
         for name in shard.tensors.keys() - used:
             raise FormatError(
-                f"{shard.path}: tensor {name[:80]!r} is none of the model that {PARAMS} speaks of, and would be left "
-                "out. The files are not of one model."
+                f"{shard.path}: tensor {name[:80]!r} does not belong to the model in {PARAMS}. "
+                "The files are not of one model."
             )
     return spec, stored
 
 
-def _together(shards: Sequence[_Shard], name: str, axis: Literal[0, 1], replicated: bool = False) -> StoredTensor:
-    """A tensor by our name, from the parts that the shards have along `axis`; of one that all have, the first."""
+def _join(shards: Sequence[_Shard], name: str, axis: Literal[0, 1], replicated: bool = False) -> StoredTensor:
+    """A tensor by our name, from the shards' slices along `axis`; a replicated one is that of the first shard."""
     theirs = _meta_name(name)
     extents = [shard.extent(theirs) for shard in shards]
     where = f"{shards[0].path}: tensor {theirs}"

@@ -1,7 +1,7 @@
-"""params.json of Meta's model folders: see FORMATS.md §6. Knows no weights.
+"""params.json of Meta's model folders. See FORMATS.md §6. Knows no weights.
 
-What it does not say (the vocabulary of Llama 2, the FFN's width) the tensors' shapes say; how long a text may be and by
-how much RoPE is stretched, the generation says.
+The file lacks some numbers. The tensors' shapes give the FFN's width and Llama 2's vocabulary; the generation of the
+Llama gives the context length and RoPE's scaling.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from dllama_zmq.spec import FloatType, ModelSpec, Rope, RopeScaling
 from dllama_zmq.threads import converted_by_threads
 
 _CODE_LLAMA_THETA, _LLAMA3_THETA = 1e6, 5e5
-_LLAMA32_WIDTHS = (2048, 3072)  # of the 1B and the 3B, the only ones with scaled RoPE that are so narrow
-_NO_MATTER = {"multiple_of", "ffn_dim_multiplier", "hidden_dim", "max_batch_size"}
-"""Keys that the tensors' shapes say better, or that are no part of a model."""
+_LLAMA32_WIDTHS = (2048, 3072)  # 1B and 3B; no other model with scaled RoPE has these widths
+_IGNORED = {"multiple_of", "ffn_dim_multiplier", "hidden_dim", "max_batch_size"}
+"""Keys that the tensors' shapes tell better, or that do not describe the model."""
 
 
 @converted_by_threads
 class Params(Struct, frozen=True):
-    """The keys that are looked at."""
+    """The keys that are read."""
 
     dim: int
     n_layers: int
@@ -42,7 +42,7 @@ class Params(Struct, frozen=True):
     sliding_window: int | None = None
 
     def spec(self, vocab_size: int, hidden_dim: int) -> ModelSpec:
-        """The model's numbers, as if all weights were F32, with those that the tensors say. Raises FormatError."""
+        """The spec with all weights F32; the tensors give `vocab_size` and `hidden_dim`. Raises FormatError."""
         head_dim = self.head_dim
         if head_dim is None:
             if self.n_heads < 1 or self.dim % self.n_heads:
@@ -81,7 +81,7 @@ class Params(Struct, frozen=True):
         return 8192 if self.rope_theta >= _LLAMA3_THETA else 4096
 
     def _scaling(self) -> RopeScaling | None:
-        """Source: llama-models, `apply_scaling`, which has 8 for all; the published configurations of 3.2 have 32."""
+        """Sources: llama-models, `apply_scaling` (always 8); the published configurations of 3.2 (32)."""
         if not self.use_scaled_rope:
             if self.rope_scaling_factor not in (None, 1.0):
                 raise FormatError(
@@ -96,18 +96,18 @@ class Params(Struct, frozen=True):
 
 
 def read_params(path: Path) -> Params:
-    """Read a params.json. Raises FormatError, or UnsupportedModel for a key that may stand for another computation."""
-    said = read_json(path, dict[str, Any])
-    unknown = sorted(said.keys() - set(Params.__struct_fields__) - _NO_MATTER)
+    """Read a params.json. Raises FormatError, or UnsupportedModel for a key that may mean another computation."""
+    raw = read_json(path, dict[str, Any])
+    unknown = sorted(raw.keys() - set(Params.__struct_fields__) - _IGNORED)
     if unknown:
         raise UnsupportedModel(
-            f"{path}: the key {unknown[0][:80]!r} is not known here, and may stand for what is not run here "
-            "(experts, images, quantized weights). If the model is on Hugging Face, take it in that format."
+            f"{path}: this version does not know the key {unknown[0][:80]!r}, which may mean another computation "
+            "(experts, images, quantized weights). If the model is on Hugging Face, get it in that format."
         )
     try:
-        params = msgspec.convert(said, Params)
+        params = msgspec.convert(raw, Params)
     except msgspec.ValidationError as error:
-        raise FormatError(f"{path}: {error}. It is damaged, or no params.json of a model.") from error
+        raise FormatError(f"{path}: {error}. It is damaged, or not the params.json of a model.") from error
     if not 1 <= params.n_layers <= 1 << 12 or not 1 <= params.dim <= 1 << 20:
-        raise FormatError(f"{path}: {params.n_layers} layers of a width of {params.dim} cannot be a model.")
+        raise FormatError(f"{path}: no model has {params.n_layers} layers of width {params.dim}.")
     return params

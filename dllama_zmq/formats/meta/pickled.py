@@ -1,9 +1,9 @@
-"""The tensors that a data.pkl of `torch.save` lists. Nothing of the pickle is executed.
+"""The tensors listed in a data.pkl of `torch.save`, without executing the pickle.
 
-This is no use of Python's `pickle`: a pickle is a program, and an Unpickler that is told to find few names still runs
-its opcodes, in whatever memory they ask for. Here `pickletools` cuts it into opcodes, of which the two dozen that
-`torch.save` writes are followed on a stack of plain data; a name stands for itself, and a call makes a tensor's
-description or an empty dict, or is refused. The work is a step an opcode, the memory is bounded by the pickle's length.
+A pickle is a program: even an Unpickler with a list of allowed names runs its opcodes, which can take any memory. Here
+`pickletools` splits it into opcodes, and the two dozen that `torch.save` writes work on a stack of plain data. A name
+stays a string; a call makes a tensor's description or an empty dict, or is refused. Each opcode is one step, and the
+pickle's length bounds the memory.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from dllama_zmq.spec import FloatType
 
 MAX_PICKLE_BYTES = 1 << 20
 MAX_OPCODES = 1 << 18
-"""Of a data.pkl: that of a shard of Llama 3.1 405B, with 1,138 tensors, has a fifth of either."""
+"""Both limits are five times what a shard of Llama 3.1 405B has, with 1,138 tensors."""
 
 _TYPES = {"BFloat16Storage": FloatType.BF16, "HalfStorage": FloatType.F16, "FloatStorage": FloatType.F32}
 _TENSOR, _DICT = "torch._utils _rebuild_tensor_v2", "collections OrderedDict"
 _ALLOWED = {_TENSOR, _DICT, *(f"torch {name}" for name in _TYPES)}
-_LARGEST = 1 << 62
+_MAX_SIZE = 1 << 62
 
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """Values of one type in the record `data/KEY`."""
+    """The values of the record `data/KEY`, of one type."""
 
     key: str
     float_type: FloatType
@@ -37,7 +37,7 @@ class Storage:
 
 @dataclass(frozen=True, slots=True)
 class PickledTensor:
-    """A tensor: `shape` values, row by row, from the value `first` of its storage."""
+    """A row-major tensor of `shape`, from value number `first` of its storage."""
 
     storage: Storage
     first: int
@@ -46,20 +46,20 @@ class PickledTensor:
 
 @dataclass(frozen=True, slots=True)
 class _Name:
-    """`module name`, as the pickle gives it; never looked up."""
+    """`module name` in the pickle; never imported."""
 
     text: str
 
 
 class _Refused(Exception):
-    """What is wrong, without its place."""
+    """A mistake in the pickle; `read_tensors` adds file and offset."""
 
 
 _MARK = object()
 
 
 def read_tensors(data: bytes, where: str) -> dict[str, PickledTensor]:
-    """Name -> tensor, for a pickle that holds a dict of them. `where` begins the message of any FormatError."""
+    """The tensors of a pickled dict, by name. Raises FormatError, which begins with `where`."""
     if len(data) > MAX_PICKLE_BYTES:
         raise FormatError(f"{where}: {len(data)} bytes long; expected at most {MAX_PICKLE_BYTES}. It is damaged.")
     machine = _Machine()
@@ -78,20 +78,20 @@ def read_tensors(data: bytes, where: str) -> dict[str, PickledTensor]:
         top = machine.pop()
     except _Refused as error:
         raise FormatError(
-            f"{where}: offset {offset}: {error}. Nothing of it was executed; take the model from a source you trust."
+            f"{where}: offset {offset}: {error}. Nothing was executed; get the model from a source that you trust."
         ) from None
-    except (ValueError, IndexError, OverflowError) as error:  # genops: cut short, or no pickle
+    except (ValueError, IndexError, OverflowError) as error:  # genops: truncated, or not a pickle
         raise FormatError(f"{where}: offset {offset}: {str(error)[:200]}. It is damaged; download it again.") from error
     if not isinstance(top, dict) or not top:
-        raise FormatError(f"{where}: it is no dict of tensors. Give the consolidated.*.pth of a model.")
+        raise FormatError(f"{where}: not a dict of tensors. Give the consolidated.*.pth of a model.")
     for name, value in top.items():
         if not isinstance(name, str) or not isinstance(value, PickledTensor):
-            raise FormatError(f"{where}: {str(name)[:80]!r} is no tensor. Give the consolidated.*.pth of a model.")
+            raise FormatError(f"{where}: {str(name)[:80]!r} is not a tensor. Give the consolidated.*.pth of a model.")
     return top
 
 
 class _Machine:
-    """The stack and the memo of a pickle, with values that are plain data only."""
+    """A pickle's stack and memo, of plain data."""
 
     def __init__(self) -> None:
         self.stack: list[Any] = []
@@ -106,7 +106,7 @@ class _Machine:
         return self.stack.pop()
 
     def pop_to_mark(self) -> list[Any]:
-        """What has been pushed since the last mark, in order."""
+        """The values pushed since the last mark, in order."""
         for i in range(len(self.stack) - 1, -1, -1):
             if self.stack[i] is _MARK:
                 values = self.stack[i + 1 :]
@@ -124,18 +124,18 @@ class _Machine:
 
     def get(self, index: int) -> None:
         if index not in self.memo:
-            raise _Refused(f"it takes value {index}, which it has not kept")
+            raise _Refused(f"it reads memo {index}, which it has not written")
         self.push(self.memo[index])
 
     def name(self, text: str) -> None:
         if text not in _ALLOWED:
-            raise _Refused(f"it asks for {text.replace(' ', '.')[:200]}, which no file of tensors needs")
+            raise _Refused(f"it imports {text.replace(' ', '.')[:200]}, which no file of tensors needs")
         self.push(_Name(text))
 
     def call(self) -> None:
         arguments, function = self.pop(), self.pop()
         if not isinstance(function, _Name) or not isinstance(arguments, tuple):
-            raise _Refused("it calls what is no function of PyTorch's for tensors")
+            raise _Refused("it calls something other than PyTorch's functions for tensors")
         if function.text == _DICT and not arguments:
             self.push({})
         elif function.text == _TENSOR:
@@ -146,35 +146,35 @@ class _Machine:
     def set_items(self, items: list[Any]) -> None:
         target = self.pop()
         if type(target) is not dict or len(items) % 2:
-            raise _Refused("it sets items of what is no dict")
+            raise _Refused("it sets items of something other than a dict")
         for key, value in zip(items[::2], items[1::2], strict=True):
             if not isinstance(key, str):
-                raise _Refused("it uses a key that is no text")
+                raise _Refused("it uses a key that is not text")
             if key in target:
                 raise _Refused(f"it has {key[:80]!r} twice")
             target[key] = value
         self.push(target)
 
     def build(self) -> None:
-        """The attributes of a dict (a state_dict's `_metadata`), which say nothing that is wanted here."""
+        """Ignore the attributes of a dict (a state_dict's `_metadata`)."""
         attributes, target = self.pop(), self.pop()
         if type(target) is not dict or type(attributes) is not dict:
-            raise _Refused("it sets attributes of what is no dict")
+            raise _Refused("it sets attributes of something other than a dict")
         self.push(target)
 
     def storage(self) -> None:
-        said = self.pop()
-        if not isinstance(said, tuple) or len(said) != 5 or said[0] != "storage" or not isinstance(said[2], str):
-            raise _Refused("it refers to what is no storage")
-        _, kind, key, _, n_values = said
+        value = self.pop()
+        if not isinstance(value, tuple) or len(value) != 5 or value[0] != "storage" or not isinstance(value[2], str):
+            raise _Refused("it refers to something other than a storage")
+        _, kind, key, _, n_values = value
         float_type = _TYPES.get(kind.text.removeprefix("torch ")) if isinstance(kind, _Name) else None
         if float_type is None or not _is_size(n_values):
-            raise _Refused(f"the storage {key[:80]!r} is of no type and size that a model has")
+            raise _Refused(f"the storage {key[:80]!r} has a type or size that no model has")
         self.push(Storage(key, float_type, n_values))
 
 
 def _tensor(arguments: tuple[Any, ...]) -> PickledTensor:
-    """What `_rebuild_tensor_v2(storage, first, shape, strides, ...)` would make, described."""
+    """The tensor that `_rebuild_tensor_v2(storage, first, shape, strides, ...)` would make."""
     if len(arguments) < 4:
         raise _Refused("a tensor with too few arguments")
     storage, first, shape, strides = arguments[:4]
@@ -182,11 +182,11 @@ def _tensor(arguments: tuple[Any, ...]) -> PickledTensor:
     for numbers in (shape, strides):
         whole = whole and isinstance(numbers, tuple) and len(numbers) <= 8 and all(map(_is_size, numbers))
     if not whole or len(shape) != len(strides):
-        raise _Refused("a tensor whose shape and strides are no numbers")
+        raise _Refused("a tensor whose shape and strides are not sizes")
     step = 1
     for length, stride in zip(reversed(shape), reversed(strides), strict=True):
         if length > 1 and stride != step:
-            raise _Refused(f"a tensor of shape {list(shape)} with strides {list(strides)}: its values lie apart")
+            raise _Refused(f"a tensor of shape {list(shape)} with strides {list(strides)}, which is not contiguous")
         step *= length
     if first + step > storage.n_values:
         raise _Refused(f"a tensor of shape {list(shape)} from value {first} of a storage of {storage.n_values}")
@@ -194,7 +194,7 @@ def _tensor(arguments: tuple[Any, ...]) -> PickledTensor:
 
 
 def _is_size(value: object) -> bool:
-    return type(value) is int and 0 <= value < _LARGEST
+    return type(value) is int and 0 <= value < _MAX_SIZE
 
 
 def _push(value: object) -> Callable[[_Machine, Any], None]:
@@ -210,13 +210,13 @@ def _set_item(machine: _Machine, argument: Any) -> None:
     machine.set_items([key, value])
 
 
-def _passed_over(machine: _Machine, argument: Any) -> None:
-    """PROTO and STOP."""
+def _ignore(machine: _Machine, argument: Any) -> None:
+    """For PROTO and STOP."""
 
 
 _STEPS: dict[str, Callable[[_Machine, Any], None]] = {
-    "PROTO": _passed_over,
-    "STOP": _passed_over,
+    "PROTO": _ignore,
+    "STOP": _ignore,
     "MARK": _push(_MARK),
     "NONE": _push(None),
     "NEWTRUE": _push(True),
