@@ -147,25 +147,25 @@ class ClusterFile:
         return self._sources() == other._sources()
 
     def _sources(self) -> tuple[Path, Weights | None, Path]:
-        return self.model_place().resolve(), self.cluster.weights, self._tokenizer_place().resolve()
+        return self.unchecked_model_path().resolve(), self.cluster.weights, self._unchecked_tokenizer_path().resolve()
 
-    def model_place(self) -> Path:
+    def unchecked_model_path(self) -> Path:
         """The path of the model, whether or not it exists. Raises ConfigError for a hub's model that is not pulled."""
         return self._resolve(self.cluster.model, "model", ".m")
 
     def model_path(self) -> Path:
         """The model's file or folder. Raises ConfigError if there is none."""
         advice = f"write the path of a model's file or folder after `model:`, or {DEMO} for the shipped one"
-        return self._existing(self.model_place(), "model", advice)
+        return self._existing(self.unchecked_model_path(), "model", advice)
 
     def tokenizer_path(self) -> Path:
         """The given tokenizer, else the model's own (`tokenizer_beside`). Raises ConfigError if there is none."""
         advice = "give the path of the model's tokenizer with --tokenizer, or after `tokenizer:`"
-        return self._existing(self._tokenizer_place(), "tokenizer", advice)
+        return self._existing(self._unchecked_tokenizer_path(), "tokenizer", advice)
 
-    def _tokenizer_place(self) -> Path:
+    def _unchecked_tokenizer_path(self) -> Path:
         if self.cluster.tokenizer is None:
-            return tokenizer_beside(self.model_place())
+            return tokenizer_beside(self.unchecked_model_path())
         return self._resolve(self.cluster.tokenizer, "tokenizer", ".t")
 
     def _resolve(self, text: str, key: str, suffix: str) -> Path:
@@ -295,7 +295,7 @@ _HINTS = {
     **{f"root.ports.{key}": "a port number, 1 to 65535" for key in Ports.__struct_fields__},
     **{f"limits.{key}": "seconds, more than 0 and at most 86400" for key in Limits.__struct_fields__},
 }
-"""The expected value at each place, for error messages."""
+"""The expected value at each key path, for error messages."""
 
 
 def _check_nodes(cluster: Cluster, tree: YamlTree) -> None:

@@ -32,13 +32,13 @@ _WORDS = {
 
 
 class YamlTree:
-    """One mapping. `data` has dicts, lists and scalars; `nodes` has the YAML node of each place.
+    """One mapping. `data` has dicts, lists and scalars; `nodes` has the YAML node of each key path.
 
-    A place is a path such as `root.ports` or `workers[1].name`; the whole mapping is "".
+    Key paths are like `root.ports` and `workers[1].name`; that of the whole mapping is "".
     """
 
     def __init__(self, text: str, path: str, structs: Mapping[str, type[msgspec.Struct]]) -> None:
-        """Read `text`. `structs` has the Struct of each mapping by its place without list indices (`workers[]`).
+        """Read `text`. `structs` has the Struct of each mapping by its key path without list indices (`workers[]`).
 
         A known key without a value counts as missing. Raises ConfigError for anything else that is not plain YAML.
         """
@@ -63,31 +63,31 @@ class YamlTree:
             raise self.error("", "expected keys and values, such as `model: demo`", node)
         self.data = self._value(node, "")
 
-    def error(self, place: str, message: str, node: yaml.Node | yaml.Event | None = None) -> ConfigError:
-        """An error at `node`; by default at the value of `place`, or of its nearest ancestor in the file."""
-        at = place
+    def error(self, key_path: str, message: str, node: yaml.Node | yaml.Event | None = None) -> ConfigError:
+        """An error at `node`; by default at the value of `key_path`, or of its nearest ancestor in the file."""
+        at = key_path
         while node is None:
             node, at = self.nodes.get(at), at.rpartition(".")[0]
         mark = node.start_mark
         where = f"{mark.line + 1}:{mark.column + 1}" if mark else "1:1"
-        return ConfigError(f"{self.path}:{where}: {f'{place}: ' if place else ''}{message}")
+        return ConfigError(f"{self.path}:{where}: {f'{key_path}: ' if key_path else ''}{message}")
 
     def explain(self, problem: str, hints: Mapping[str, str]) -> ConfigError:
-        """A ValidationError of msgspec in our words. `hints` say what is expected at a place."""
+        """A ValidationError of msgspec in our words. `hints` say what is expected at a key path."""
         problem, _, where = problem.partition(" - at `$")
-        place = where.rstrip("`").removeprefix(".")
+        key_path = where.rstrip("`").removeprefix(".")
         if missing := re.fullmatch(r"Object missing required field `(.*)`", problem):
-            place = f"{place}.{missing[1]}" if place else missing[1]
-            return self.error(place, f"is missing; expected {hints.get(_without_indices(place), 'a value')}")
-        node = self.nodes.get(place)
+            key_path = f"{key_path}.{missing[1]}" if key_path else missing[1]
+            return self.error(key_path, f"is missing; expected {hints.get(_without_indices(key_path), 'a value')}")
+        node = self.nodes.get(key_path)
         value = shown(node.value) if isinstance(node, yaml.ScalarNode) else ""
-        hint = hints.get(_without_indices(place))
+        hint = hints.get(_without_indices(key_path))
         if wrong := re.fullmatch(r"Expected `(.*?)`, got `(.*?)`", problem):
             expected, got = wrong.groups()
             quotes = "; put it in quotes" if "str" in expected and got in ("int", "float", "bool") else ""
             said = f"expected {hint or _in_words(expected)}, got {_in_words(got)} {value}".strip()
-            return self.error(place, said + quotes)
-        return self.error(place, f"expected {hint}, got {value}" if hint else problem)
+            return self.error(key_path, said + quotes)
+        return self.error(key_path, f"expected {hint}, got {value}" if hint else problem)
 
     def _check_bounds(self, text: str) -> None:
         """Refuse aliases (a few lines of them can mean gigabytes), deep nesting and too many values."""
@@ -113,34 +113,34 @@ class YamlTree:
         said = ", ".join(part for part in (error.context, error.problem) if part)
         return ConfigError(f"{self.path}{at}: not valid YAML: {said}")
 
-    def _value(self, node: yaml.Node, place: str) -> object:
-        self.nodes[place] = node
+    def _value(self, node: yaml.Node, key_path: str) -> object:
+        self.nodes[key_path] = node
         kind = shown(node.tag.removeprefix(_TAG))
         if isinstance(node, yaml.MappingNode) and node.tag == f"{_TAG}map":
-            return self._mapping(node, place)
+            return self._mapping(node, key_path)
         if isinstance(node, yaml.SequenceNode) and node.tag == f"{_TAG}seq":
-            return [self._value(item, f"{place}[{i}]") for i, item in enumerate(node.value)]
+            return [self._value(item, f"{key_path}[{i}]") for i, item in enumerate(node.value)]
         if not isinstance(node, yaml.ScalarNode) or node.tag not in _SCALARS:
-            raise self.error(place, f"YAML reads this as {kind}; if it is text, put it in quotes")
+            raise self.error(key_path, f"YAML reads this as {kind}; if it is text, put it in quotes")
         if node.tag != f"{_TAG}str" and len(node.value) > MAX_NUMBER_CHARACTERS:
-            raise self.error(place, f"{shown(node.value)} is too long for {kind}")
+            raise self.error(key_path, f"{shown(node.value)} is too long for {kind}")
         try:
             return self._scalars.construct_object(node)
         # PyYAML raises these for an explicit tag that does not fit its text, such as `!!int x`.
         except (ValueError, KeyError, IndexError, OverflowError) as error:
-            raise self.error(place, f"{shown(node.value)} cannot be read as {kind}") from error
+            raise self.error(key_path, f"{shown(node.value)} cannot be read as {kind}") from error
 
-    def _mapping(self, node: yaml.MappingNode, place: str) -> dict[str, object]:
-        struct = self._structs.get(_without_indices(place))
+    def _mapping(self, node: yaml.MappingNode, key_path: str) -> dict[str, object]:
+        struct = self._structs.get(_without_indices(key_path))
         lines: dict[str, int] = {}
         data: dict[str, object] = {}
         for key_node, value_node in node.value:
             key = key_node.value
             if key_node.tag != f"{_TAG}str":
-                raise self.error(place, "a key must be plain text", key_node)
+                raise self.error(key_path, "a key must be plain text", key_node)
             if struct and key not in struct.__struct_fields__:
-                raise self.error(place, self._unknown(key, struct), key_node)
-            whole = f"{place}.{key}" if place else key
+                raise self.error(key_path, self._unknown(key, struct), key_node)
+            whole = f"{key_path}.{key}" if key_path else key
             if key in lines:
                 raise self.error(whole, f"is given twice, first on line {lines[key]}; keep one", key_node)
             lines[key] = key_node.start_mark.line + 1
@@ -150,10 +150,10 @@ class YamlTree:
         return data
 
     def _unknown(self, key: str, struct: type[msgspec.Struct]) -> str:
-        """Suggest the nearest key of this mapping, else of another one with its place."""
+        """Suggest the nearest key of this mapping, else of another one with its key path."""
         own = struct.__struct_fields__
-        others = [(place, other) for place, other in self._structs.items() if place]
-        known = {field: f"{place}.{field}" for place, other in others for field in other.__struct_fields__}
+        others = [(key_path, other) for key_path, other in self._structs.items() if key_path]
+        known = {field: f"{key_path}.{field}" for key_path, other in others for field in other.__struct_fields__}
         known |= {field: field for field in own}
         near = difflib.get_close_matches(key, own, 1, 0.7) or difflib.get_close_matches(key, known, 1)
         advice = f"did you mean {known[near[0]]}?" if near else f"known keys: {', '.join(own)}"
@@ -165,8 +165,8 @@ def shown(text: str) -> str:
     return repr(text if len(text) <= 40 else text[:37] + "...")
 
 
-def _without_indices(place: str) -> str:
-    return re.sub(r"\[\d+\]", "[]", place)
+def _without_indices(key_path: str) -> str:
+    return re.sub(r"\[\d+\]", "[]", key_path)
 
 
 def _in_words(types: str) -> str:

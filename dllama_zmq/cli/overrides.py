@@ -128,4 +128,4 @@ def _fetch(name: str) -> None:
 def _described(file: ClusterFile) -> str:
     weights = "" if file.cluster.weights is None else f" with weights {file.cluster.weights}"
     tokenizer = "" if file.cluster.tokenizer is None else f" with tokenizer {file.cluster.tokenizer}"
-    return f"{file.model_place().resolve()}{weights}{tokenizer}"
+    return f"{file.unchecked_model_path().resolve()}{weights}{tokenizer}"

@@ -97,13 +97,13 @@ class Transfer:
         from huggingface_hub import constants, hf_hub_url, hf_raise_for_status
 
         start, end = check.n_bytes, min(file.n_bytes, check.n_bytes + _MAX_REQUEST_BYTES)
-        asked = headers()
+        wanted = headers()
         is_range = (start, end) != (0, file.n_bytes)
         if is_range:
-            asked["Range"] = f"bytes={start}-{end - 1}"
+            wanted["Range"] = f"bytes={start}-{end - 1}"
         url = hf_hub_url(self._repo, file.name, revision=self._commit)
         # Redirects lead to other hosts; the session sends them no token.
-        with session().stream("GET", url, headers=asked, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as response:
+        with session().stream("GET", url, headers=wanted, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as response:
             hf_raise_for_status(response)
             if is_range and response.status_code != 206:  # this server knows no ranges
                 check.restart()
@@ -112,7 +112,7 @@ class Transfer:
                 end = file.n_bytes
             for data in response.iter_bytes():
                 if check.n_bytes + len(data) > end:
-                    raise HubError(f"{endpoint()} sends more for {file.name} than it asked for; check HF_ENDPOINT")
+                    raise HubError(f"{endpoint()} sends more for {file.name} than was requested; check HF_ENDPOINT")
                 with _write_errors(Path(str(sink.name))):
                     _write_all(sink, data)
                 check.add(data)

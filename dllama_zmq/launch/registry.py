@@ -110,7 +110,7 @@ class Running:
     def model(self) -> str:
         """The model's path."""
         try:
-            return as_text(self.file.model_place())
+            return as_text(self.file.unchecked_model_path())
         except ConfigError:  # of the hub, and gone from the cache since
             return self.file.cluster.model
 

@@ -388,7 +388,7 @@ def test_a_path_is_shown_without_dots_and_the_link_before_them_is_followed(tmp_p
         model.symlink_to(tmp_path / "blob")  # as in the cache of a hub: the name is the link's
     (tmp_path / "clusters" / "link").symlink_to(tmp_path / "far" / "away")
     for text, model in (("../models/a.gguf", "models/a.gguf"), ("link/../b.gguf", "far/b.gguf")):
-        assert write(tmp_path / "clusters", f"model: {text}").model_place() == tmp_path.resolve() / model
+        assert write(tmp_path / "clusters", f"model: {text}").unchecked_model_path() == tmp_path.resolve() / model
         assert absolute_model(str(tmp_path / "clusters" / text)) == str(tmp_path.resolve() / model)
 
 
