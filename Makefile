@@ -17,14 +17,14 @@ DLLAMA := $(BIN)/dllama-zmq
 
 # One environment; each stamp says what has been installed into it.
 .venv/pyvenv.cfg:
-	@tools/told.sh "making .venv" $(PYTHON) -m venv .venv
+	@tools/with_progress.sh "making .venv" $(PYTHON) -m venv .venv
 
 .venv/run.stamp: .venv/pyvenv.cfg pyproject.toml
-	@tools/told.sh "installing dllama-zmq into .venv" $(PIP_INSTALL) --editable .
+	@tools/with_progress.sh "installing dllama-zmq into .venv" $(PIP_INSTALL) --editable .
 	@touch $@
 
 .venv/dev.stamp: .venv/run.stamp
-	@tools/told.sh "installing the test tools into .venv" $(PIP_INSTALL) --editable '.[dev]'
+	@tools/with_progress.sh "installing the test tools into .venv" $(PIP_INSTALL) --editable '.[dev]'
 	@touch $@
 
 demo: .venv/run.stamp

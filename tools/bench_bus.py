@@ -1,10 +1,10 @@
-"""Time one exchange of the bus: every node's partial sum to the root, the sum to every node. No model, no compute.
+"""Time one exchange of the bus: each node's partial sum to the root, the sum to each node. No model, no compute.
 
     python tools/bench_bus.py [--nodes 2] [--dim 2048] [--sync f32] [--rounds 2000] [--kernels auto]
 
-Prints the median and the 90th percentile in microseconds over ipc and loopback TCP, with and without the spin before a
-wait blocks, all in one run. Workers are processes of their own, as in a cluster. `--kernels numpy` takes the bus's long
-way (bus/exchange.py) alone, `simd` its short one (bus/trade.py) first.
+Prints the median and the 90th percentile in microseconds, over ipc and loopback TCP, with and without spinning before a
+wait blocks. Workers are child processes, as in a cluster. `--kernels numpy` takes only the bus's slow path
+(bus/exchange.py), `simd` its fast path (bus/trade.py) first.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ WAIT_S = 20.0
 
 
 def be_worker(replies: str, steps: str, nodes: int, kernels: KernelChoice, sync: Sync, dim: int, spin_s: float) -> None:
-    """Answer the exchanges of one step for as long as it lasts."""
+    """Be a worker: answer the exchanges of one step until it ends."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     link = WorkerLink(context, replies, f"bench-{multiprocessing.current_process().name}".encode(), spin_s)
     link.subscribe(steps)

@@ -1,14 +1,14 @@
-"""How long loading a GGUF model takes, beside reading its file once and packing its tensors, and in how much memory.
+"""Time and memory that loading a GGUF model takes, beside reading its file once and packing its tensors.
 
     python tools/bench_gguf.py [--shape tinyllama] [--quantization q4_0|q4_k_m] [--layers N] [--threads 1] [--rounds 8]
 
-Writes a random file of the shape into a temporary folder and measures in processes of their own, the file in the page
-cache. `floor`: the file read once through a small buffer, plus the tensors packed into tiles from a map whose pages are
-all there. `load`: the file opened, and every tensor of a single node read and packed as a root does it. Peak memory is
-VmHWM: all pages, those of the file too.
+Writes a random file of the shape into a temporary folder, and measures in child processes with the file in the page
+cache. `floor`: read the file once through a small buffer, then pack the tensors into tiles from a mapping whose pages
+are all present. `load`: open the file, then read and pack each tensor of a single node as a root does. Peak memory is
+VmHWM, which includes the pages of the file.
 
-What memory costs when it is first touched depends on who had it before, by more than all the rest: each process first
-takes and gives back more than it will need, and which of the two goes first alternates. Compare medians.
+The cost of first touching memory depends on its previous owner, and this exceeds all other effects. So each process
+first takes and frees more memory than it will need, and the two measurements alternate. Compare medians.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _Q6_PARTS = ("attention.v", "ffn.down")
 
 
 def stored_type(tensor: TensorSpec, spec: ModelSpec, k_quants: bool) -> FloatType | SourceType:
-    """The type that llama.cpp gives a tensor in a Q4_0 or Q4_K_M file, about."""
+    """About the type that llama.cpp gives a tensor in a Q4_0 or Q4_K_M file."""
     if tensor.axes[0] == "one":
         return FloatType.F32
     if not k_quants:
@@ -105,12 +105,12 @@ def _text(text: str) -> bytes:
 
 
 def measure(how: str, path: Path, threads: int) -> dict[str, float]:
-    """In this process: seconds, and MB of memory at the most."""
+    """Measure in this process: seconds, and peak memory in MB."""
     kernels = choose_kernels("auto", threads, False)
     size = path.stat().st_size
     touched = np.ones(size * 3 // 2, np.uint8)
     del touched
-    Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
     if how == "floor":
         started, cpu_started = time.perf_counter(), time.process_time()
         buffer = memoryview(bytearray(1 << 22))
@@ -122,7 +122,7 @@ def measure(how: str, path: Path, threads: int) -> dict[str, float]:
             plan = Plan.make(model.spec, 1)
             ready = {t.name: model.read(t.name) for t in plan.shard_tensors()}
             for part in ready.values():
-                part.data.max()  # every page of it is there
+                part.data.max()  # touches each of its pages
             started, cpu_started = time.perf_counter() - read_s, time.process_time() - read_cpu_s
             shard = build_shard(plan, 0, ready.__getitem__, kernels, "f16", SEQ_LEN)
             took_s, cpu_s = time.perf_counter() - started, time.process_time() - cpu_started
@@ -143,7 +143,7 @@ def _status_mb(field: str) -> float:
 
 
 def rounds(path: Path, n: int, threads: int) -> Iterator[tuple[dict[str, float], dict[str, float]]]:
-    """Floor and load, each in a new process, in turns the one and the other first."""
+    """Floor and load, each in a new process. Which of them is first alternates."""
     for i in range(n):
         found = {}
         for how in ("floor", "load") if i % 2 == 0 else ("load", "floor"):
@@ -153,7 +153,7 @@ def rounds(path: Path, n: int, threads: int) -> Iterator[tuple[dict[str, float],
 
 
 def main() -> None:
-    """Print one line for each round, and the best."""
+    """Print one line for each round, and the medians."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", default="tinyllama", help=", ".join(SHAPES))
     parser.add_argument("--quantization", choices=["q4_0", "q4_k_m"], default="q4_0")

@@ -1,10 +1,10 @@
-"""Prompts and decoding over links of a given speed: every node in a network namespace of its own, on this computer.
+"""Speed of prompts and decoding over slow links: each node is in its own network namespace on this computer.
 
     sudo .venv/bin/python tools/bench_link.py MODEL [--nodes 2] [--mbit 1000,100] [--sync f32,q80] [-p 128] [-n 16]
 
 MODEL: a model file; `dllama-zmq bench --shape tinyllama` leaves one in ~/.cache/dllama-zmq/shapes. Each node has one
-thread and a link to a bridge, which `tc tbf` holds to so many Mbit/s each way; latency is this computer's. Prints
-tokens/s and how much of the time the root waited, beside one node alone. Linux, root, iproute2.
+thread and a link to a bridge, which `tc tbf` limits to MBIT Mbit/s in each direction; the latency is this computer's.
+Prints tokens/s and the share of the time that the root waited, and the same for one node. Needs Linux, root, iproute2.
 """
 
 from __future__ import annotations
@@ -40,14 +40,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--nodes", type=int, default=2)
-    parser.add_argument("--mbit", type=speeds, default=[1000, 100], help="comma-separated; 0 is as fast as it goes")
+    parser.add_argument("--mbit", type=speeds, default=[1000, 100], help="comma-separated; 0: no limit")
     parser.add_argument("--sync", type=syncs, default=["f32", "q80"], help="comma-separated")
     parser.add_argument("-p", "--prompt", type=int, default=128)
     parser.add_argument("-n", "--tokens", type=int, default=16)
     parser.add_argument("-r", "--repetitions", type=int, default=4)
     parser.add_argument(
-        "--inside", action="store_true", help=argparse.SUPPRESS
-    )  # this process is in node 0's namespace
+        "--inside",
+        action="store_true",
+        help=argparse.SUPPRESS,  # this process is in the namespace of node 0
+    )
     args = parser.parse_args()
     if args.inside:
         measure(args.model, args.nodes, args.sync[0], args.prompt, args.tokens, args.repetitions)
@@ -70,7 +72,7 @@ def main() -> None:
 
 
 def speeds(text: str) -> list[int]:
-    """Mbit/s; argparse says what is wrong."""
+    """Parse rates in Mbit/s. argparse reports the errors."""
     numbers = [int(part) for part in text.split(",")]
     if min(numbers) < 0:
         raise ValueError(text)
@@ -78,7 +80,7 @@ def speeds(text: str) -> list[int]:
 
 
 def syncs(text: str) -> list[Sync]:
-    """Types of activations; argparse says what is wrong."""
+    """Parse types of activations. argparse reports the errors."""
     by_name: dict[str, Sync] = {sync: sync for sync in SYNC_FLOAT}
     try:
         return [by_name[name] for name in text.split(",")]
@@ -87,7 +89,7 @@ def syncs(text: str) -> list[Sync]:
 
 
 def row(mbit: str, nodes: int, sync: str, prefix: Sequence[str], arguments: Sequence[str]) -> None:
-    """Measure in a process of its own and print it."""
+    """Measure in a child process and print its row."""
     command = [*prefix, sys.executable, __file__, "--inside", *arguments]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=CHILD_S)
     if done.returncode:
@@ -96,7 +98,7 @@ def row(mbit: str, nodes: int, sync: str, prefix: Sequence[str], arguments: Sequ
 
 
 def measure(path: Path, nodes: int, sync: Sync, n_prompt: int, n_tokens: int, repetitions: int) -> None:
-    """Be the root: print four columns."""
+    """Be the root: measure and print four columns."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     settings = RootSettings(
         names=[f"worker{i}" for i in range(1, nodes)], sync=sync,
@@ -123,7 +125,7 @@ def measure(path: Path, nodes: int, sync: Sync, n_prompt: int, n_tokens: int, re
 
 
 def evaluate(root: Root, start: int, tokens: list[int]) -> Figures:
-    """One step that wants the best candidate of its last row."""
+    """Evaluate one step, with the best candidate of its last row."""
     return root.evaluate([Run(0, start, len(tokens))], tokens, [(len(tokens) - 1, 0.0)], 1)[1]
 
 
@@ -134,7 +136,7 @@ def waiting(steps: Sequence[Figures]) -> float:
 
 @contextmanager
 def workers(nodes: int) -> Iterator[None]:
-    """A worker in every namespace but the root's; ended, if the root has not told it to leave, when done."""
+    """A worker in each namespace but the root's. Workers that are still there after the block are ended."""
     command = [sys.executable, "-m", "dllama_zmq", "worker", "--root", f"tcp://{address(0)}:5570", "-t", "1"]
     with ExitStack() as stack:
         for node in range(1, nodes):
@@ -146,7 +148,7 @@ def workers(nodes: int) -> Iterator[None]:
 
 @contextmanager
 def network(nodes: int, mbit: int) -> Iterator[None]:
-    """A bridge, and a namespace with a link to it for each node."""
+    """A bridge, and for each node a namespace with a link to the bridge."""
     with ExitStack() as stack:
         ip("link", "add", BRIDGE, "type", "bridge")
         stack.callback(ip, "link", "del", BRIDGE)
@@ -156,7 +158,7 @@ def network(nodes: int, mbit: int) -> Iterator[None]:
             ip("netns", "add", name)
             stack.callback(ip, "netns", "del", name)
             ip("link", "add", here, "type", "veth", "peer", "name", there)
-            stack.callback(ip, "link", "del", here)  # a namespace takes its end away some time after it is deleted
+            stack.callback(ip, "link", "del", here)  # a deleted namespace removes its end of the link only later
             ip("link", "set", there, "netns", name)
             ip("link", "set", here, "master", BRIDGE, "up")
             ip("-n", name, "addr", "add", f"{address(node)}/24", "dev", there)
@@ -170,12 +172,12 @@ def network(nodes: int, mbit: int) -> Iterator[None]:
 
 
 def address(node: int) -> str:
-    """Of a node; these are for documentation (RFC 5737), so no real host has them."""
+    """A node's address, one of those for documentation (RFC 5737), so that no real host has it."""
     return f"192.0.2.{node + 1}"
 
 
 def in_namespace(node: int) -> list[str]:
-    """What to put before a command to run it there."""
+    """The prefix of a command that runs in a node's namespace."""
     return ["ip", "netns", "exec", f"{NODE}{node}"]
 
 
@@ -184,7 +186,7 @@ def ip(*words: str) -> None:
 
 
 def run(*words: str) -> None:
-    """A command that must work."""
+    """Run a command. Exits if it fails."""
     done = subprocess.run(words, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{' '.join(words)}: {done.stderr.strip()}")

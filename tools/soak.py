@@ -1,9 +1,9 @@
-"""Bring a cluster up, ask it, take it down, again and again: a hang or a leftover shows in the long run only.
+"""Bring a cluster up, generate, take it down, many times: rare hangs and leftovers show only in a long run.
 
     python tools/soak.py cluster.yaml --rounds 50
 
-Prints the seconds of every phase of every round. Ends with exit code 1 at the first phase that fails, lasts longer than
-its limit, or answers other than in the first round; the cluster is down afterwards.
+Prints the seconds of each phase of each round. Ends with exit code 1 at the first phase that fails, exceeds its time
+limit, or gives another answer than the first round. The cluster is down afterwards.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ PROMPT = "Once upon a time"
 
 
 class Failed(Exception):
-    """A phase did not do what it must."""
+    """A phase failed."""
 
 
 def run_phase(phase: str, words: Sequence[str]) -> tuple[float, str]:
-    """Seconds that a command took, and its stdout. Raises Failed."""
+    """Run a command; returns its seconds and its stdout. Raises Failed."""
     start = time.monotonic()
     try:
-        # Whatever happens, no terminal is asked for anything.
+        # No stdin: the command must not ask anything.
         ended = subprocess.run(
             [sys.executable, "-m", "dllama_zmq", *words],
             stdin=subprocess.DEVNULL, capture_output=True, timeout=LIMITS_S[phase], text=True, errors="replace",
@@ -42,7 +42,7 @@ def run_phase(phase: str, words: Sequence[str]) -> tuple[float, str]:
 
 
 def run_round(cluster: Path, steps: int) -> tuple[dict[str, float], str]:
-    """Seconds of each phase, and the answer. Raises Failed."""
+    """Run all phases; returns the seconds of each, and the answer. Raises Failed."""
     seconds = {}
     seconds["up"], _ = run_phase("up", ["up", str(cluster)])
     ask = ["generate", PROMPT, "--temp", "0", "--steps", str(steps), "--cluster", str(cluster)]
@@ -52,7 +52,7 @@ def run_round(cluster: Path, steps: int) -> tuple[dict[str, float], str]:
 
 
 def soak(cluster: Path, rounds: int, steps: int) -> None:
-    """All rounds, each told on a line, and a summary. Raises Failed."""
+    """Run all rounds; print a line for each, and a summary. Raises Failed."""
     first, taken = "", []
     print("round " + " ".join(f"{phase:>10}" for phase in LIMITS_S), flush=True)
     for number in range(1, rounds + 1):
@@ -70,7 +70,7 @@ def soak(cluster: Path, rounds: int, steps: int) -> None:
         f"{phase} {min(span):.2f} / {statistics.median(span):.2f} / {max(span):.2f} s"
         for phase, span in zip(LIMITS_S, spans, strict=True)
     ]
-    print(f"{rounds} rounds, no failure; least / median / most: {', '.join(words)}")
+    print(f"{rounds} rounds, no failure; min / median / max: {', '.join(words)}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

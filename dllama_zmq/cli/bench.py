@@ -72,7 +72,7 @@ def _of_cluster(options: Bench, numbers: Mapping[str, int], cleanup: ExitStack, 
 
 
 def settings_of(options: Bench, numbers: Mapping[str, int], command: str) -> BenchSettings:
-    """What the flags ask for. Raises UsageError where they do not fit together."""
+    """What the flags ask for. Raises UsageError if they do not fit together."""
     found = cases(*_lengths(options), counts(options.depth, "--depth", 0, MAX_TOKENS))
     nodes = counts(options.nodes, "--nodes", 1, MAX_NODES)
     threads = counts(options.threads, "--threads", 1, MAX_THREADS)
@@ -89,7 +89,7 @@ def settings_of(options: Bench, numbers: Mapping[str, int], command: str) -> Ben
 
 
 def _lengths(options: Bench) -> tuple[list[int], list[int]]:
-    """Of prompts and of answers, in tokens; 0 stands for none."""
+    """Lengths of prompts and of answers, in tokens. 0 means none."""
     prompts = counts(options.n_prompt, "--n-prompt", 0, MAX_TOKENS)
     generated = counts(options.n_gen, "--n-gen", 0, MAX_TOKENS)
     if not any((*prompts, *generated)):

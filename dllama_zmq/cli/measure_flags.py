@@ -22,7 +22,7 @@ def _shape_number(name: str) -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShapeNumbers:
-    """A shape's numbers that are given anew."""
+    """Numbers that replace the shape's own."""
 
     layers: Annotated[int | None, _shape_number("layers")] = None
     dim: Annotated[int | None, _shape_number("dim")] = None
@@ -34,19 +34,19 @@ class ShapeNumbers:
     seq_len: Annotated[int | None, _shape_number("seq-len")] = None
 
     def given(self) -> dict[str, int]:
-        """Those that are given, by the names that shapes know."""
+        """Those that are given, by their names in shapes.OVERRIDES."""
         values = {name.replace("_", "-"): getattr(self, name) for name in self.__slots__}
         return {name: value for name, value in values.items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bench:
-    """What `bench` measures; lists as they were written."""
+    """What `bench` measures. Lists are as they were typed."""
 
     cluster: Annotated[
         Path | None,
         Option(
-            "--cluster", metavar="FILE", help="A running cluster, as it is, instead of nodes on this computer",
+            "--cluster", metavar="FILE", help="A running cluster instead of nodes on this computer",
             show_default=False, autocompletion=completion.files,
         ),
     ] = None  # fmt: skip
@@ -57,19 +57,21 @@ class Bench:
         Option("--shape", metavar="NAME", help="Random weights of a published shape", autocompletion=completion.shapes),
     ] = None
     weights: Annotated[
-        Weights | None, choice("--weights", of=Weights, help="Of the random weights; q40 if not given")
+        Weights | None, choice("--weights", of=Weights, help="Type of the random weights; q40 if not given")
     ] = None
-    n_prompt: Annotated[str, Option("-p", "--n-prompt", metavar="N,…", help="Lengths of prompts; 0: none")] = "128,512"
+    n_prompt: Annotated[str, Option("-p", "--n-prompt", metavar="N,…", help="Prompt lengths in tokens; 0: none")] = (
+        "128,512"
+    )
     n_gen: Annotated[str, Option("-n", "--n-gen", metavar="N,…", help="Numbers of tokens to generate; 0: none")] = "32"
     depth: Annotated[
-        str, Option("-d", "--depth", "--n-depth", metavar="N,…", help="Positions that the cache holds before each")
+        str, Option("-d", "--depth", "--n-depth", metavar="N,…", help="Positions that the cache holds already")
     ] = "0"
     repetitions: Annotated[
-        int, number("-r", "--repetitions", most=1 << 20, help="Times that each is measured, after a warm-up")
+        int, number("-r", "--repetitions", most=1 << 20, help="Repetitions of each, after a warm-up")
     ] = 5
     nodes: Annotated[str, Option("--nodes", metavar="N,…", help="Numbers of nodes, all on this computer")] = "1"
     threads: Annotated[
-        str, Option("-t", "--threads", "--nthreads", metavar="N,…", help="Compute threads of every node")
+        str, Option("-t", "--threads", "--nthreads", metavar="N,…", help="Compute threads of each node")
     ] = "1"
     kernels: Annotated[KernelChoice, choice("--kernels", of=KernelChoice, help="Back end of the arithmetic")] = "auto"
     sync: Annotated[Sync, choice("--sync", "--buffer-float-type", of=Sync, help="Type of activations on the bus")] = (
@@ -77,10 +79,10 @@ class Bench:
     )
     output: Annotated[
         Literal["md", "json"],
-        choice("-o", "--output", of=Literal["md", "json"], help="A table, or a list of its rows"),
+        choice("-o", "--output", of=Literal["md", "json"], help="A Markdown table, or its rows as JSON"),
     ] = "md"
     profile: Annotated[
-        bool, Option("--profile", help="Where the root's time for a token goes: kernels, waiting, Python")
+        bool, Option("--profile", help="Show where the root's time for a token goes: kernels, waiting, Python")
     ] = False
 
 

@@ -1,7 +1,7 @@
 #!/bin/sh
-# Run a command whose output is long or missing: say what goes on, and show the output only where it fails.
-# On a terminal one living line with the seconds and the last line of the output; elsewhere a line after 2, 4, 8, ... s.
-# Usage: tools/told.sh TEXT COMMAND...
+# Run a command whose output is long or empty: show what it does, and its output only if it fails.
+# On a terminal one line with the seconds and the last line of the output; elsewhere a line after 2, 4, 8, ... s.
+# Usage: tools/with_progress.sh TEXT COMMAND...
 set -u
 text=$1
 shift
@@ -9,7 +9,7 @@ log=$(mktemp)
 "$@" >"$log" 2>&1 &
 pid=$!
 trap 'kill "$pid" 2>/dev/null; rm -f "$log"; exit 130' INT TERM
-room=$((68 - ${#text}))  # a line that wraps could not be wiped away
+room=$((68 - ${#text}))  # a line that wraps could not be erased
 
 seconds=0
 next=2
