@@ -53,13 +53,11 @@ def _of_own_nodes(options: Bench, numbers: Mapping[str, int], cleanup: ExitStack
 
 def _of_cluster(options: Bench, numbers: Mapping[str, int], cleanup: ExitStack, display: Display) -> Iterator[str]:
     """The table or JSON of a running cluster, on the computers that it has."""
-    others = {
-        "--model": options.model, "--shape": options.shape, "--weights": options.weights, "--profile": options.profile,
-        "--depth": options.depth != "0", "--nodes": options.nodes != "1", "--threads": options.threads != "1",
-        "--kernels": options.kernels != "auto", "--sync": options.sync != "f32", "--layers and its like": numbers,
-    }  # fmt: skip
-    if given := [flag for flag, value in others.items() if value]:
-        raise UsageError(f"{given[0]} is for nodes that bench starts; a running cluster is measured as it is")
+    for_own_nodes = ("model", "shape", "weights", "depth", "nodes", "threads", "kernels", "sync", "profile")
+    defaults = Bench()
+    given = [name for name in for_own_nodes if getattr(options, name) != getattr(defaults, name)] + list(numbers)
+    if given:
+        raise UsageError(f"--{given[0]} is for nodes that bench starts; a running cluster is measured as it is")
     prompts, generated = _lengths(options)
     client = cleanup.enter_context(client_of(options.cluster, options.connect))
     status = client.status()

@@ -46,10 +46,13 @@ class Bench:
     cluster: Annotated[
         Path | None,
         Option(
-            "--cluster", metavar="FILE", help="A running cluster instead of nodes on this computer",
-            show_default=False, autocompletion=completion.files,
+            "--cluster",
+            metavar="FILE",
+            help="A running cluster instead of nodes on this computer",
+            show_default=False,
+            autocompletion=completion.files,
         ),
-    ] = None  # fmt: skip
+    ] = None
     connect: Connect = None
     model: Annotated[str | None, model_flag("-m", "--model", help="A model; demo if not given")] = None
     shape: Annotated[
@@ -95,10 +98,12 @@ class Netstat:
     predict: Annotated[
         str | None,
         Option(
-            "--predict", metavar="MODEL", help="No cluster: a published shape, or a model",
+            "--predict",
+            metavar="MODEL",
+            help="No cluster: a published shape, or a model",
             autocompletion=completion.shapes,
         ),
-    ] = None  # fmt: skip
+    ] = None
     nodes: Annotated[int | None, number("--nodes", least=-MOST, help="With --predict: the nodes; 4 if not given")] = (
         None
     )
