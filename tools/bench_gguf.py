@@ -68,11 +68,15 @@ def write_random_gguf(path: Path, spec: ModelSpec, k_quants: bool) -> None:
     rng = np.random.default_rng(1)
     tensors = [(tensor, stored_type(tensor, spec, k_quants)) for tensor in tensor_table(spec)]
     numbers = {
-        "block_count": spec.n_layers, "context_length": spec.seq_len, "embedding_length": spec.dim,
-        "feed_forward_length": spec.hidden_dim, "attention.head_count": spec.n_heads,
-        "attention.head_count_kv": spec.n_kv_heads, "attention.key_length": spec.head_dim,
+        "block_count": spec.n_layers,
+        "context_length": spec.seq_len,
+        "embedding_length": spec.dim,
+        "feed_forward_length": spec.hidden_dim,
+        "attention.head_count": spec.n_heads,
+        "attention.head_count_kv": spec.n_kv_heads,
+        "attention.key_length": spec.head_dim,
         "attention.value_length": spec.head_dim,
-    }  # fmt: skip
+    }
     pairs = [("general.architecture", struct.pack("<I", 8) + _text("llama"))]
     pairs += [(f"llama.{key}", struct.pack("<II", 4, value)) for key, value in numbers.items()]
     pairs.append(("llama.attention.layer_norm_rms_epsilon", struct.pack("<If", 6, spec.norm_eps)))
@@ -175,10 +179,18 @@ def main() -> None:
         print("| --- " * 8 + "|")
         lines = []
         for floor, load in rounds(path, args.rounds, args.threads):
-            lines.append([
-                floor["read_s"], floor["s"], load["s"], load["s"] / floor["s"], floor["cpu_s"], load["cpu_s"],
-                load["peak_mb"], load["peak_mb"] - size_mb,
-            ])  # fmt: skip
+            lines.append(
+                [
+                    floor["read_s"],
+                    floor["s"],
+                    load["s"],
+                    load["s"] / floor["s"],
+                    floor["cpu_s"],
+                    load["cpu_s"],
+                    load["peak_mb"],
+                    load["peak_mb"] - size_mb,
+                ]
+            )
             print(_row(lines[-1]), flush=True)
         print("medians:")
         print(_row([statistics.median(column) for column in zip(*lines, strict=True)]))

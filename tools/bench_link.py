@@ -101,9 +101,11 @@ def measure(path: Path, nodes: int, sync: Sync, n_prompt: int, n_tokens: int, re
     """Be the root: measure and print four columns."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     settings = RootSettings(
-        names=[f"worker{i}" for i in range(1, nodes)], sync=sync,
-        threads=1, max_seq_len=n_prompt + n_tokens + 1,
-    )  # fmt: skip
+        names=[f"worker{i}" for i in range(1, nodes)],
+        sync=sync,
+        threads=1,
+        max_seq_len=n_prompt + n_tokens + 1,
+    )
     places = Endpoints([f"tcp://{address(0)}:5571"], [f"tcp://{address(0)}:5570"]) if nodes > 1 else None
     tokens = np.random.default_rng(0).integers(3, 1000, n_prompt).tolist()
     try:

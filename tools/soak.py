@@ -31,8 +31,12 @@ def run_phase(phase: str, words: Sequence[str]) -> tuple[float, str]:
         # No stdin: the command must not ask anything.
         ended = subprocess.run(
             [sys.executable, "-m", "dllama_zmq", *words],
-            stdin=subprocess.DEVNULL, capture_output=True, timeout=LIMITS_S[phase], text=True, errors="replace",
-        )  # fmt: skip
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=LIMITS_S[phase],
+            text=True,
+            errors="replace",
+        )
     except subprocess.TimeoutExpired as error:
         said = error.stderr.decode(errors="replace") if isinstance(error.stderr, bytes) else error.stderr or ""
         raise Failed(f"{phase} did not end within {LIMITS_S[phase]:.0f} s\n{said}") from None

@@ -116,10 +116,15 @@ def test_a_profile_says_where_the_time_of_a_token_goes(bench: Cli, rows: list[Ro
 
 def test_every_row_says_what_it_was_measured_with(rows: list[Row]) -> None:
     said = {
-        "threads": 1, "repetitions": 2, "sync": "f32", "kernels": choose_kernels("auto", 1).name,
-        "weights": "q40", "shape": "tinyllama",
-        "model": "tinyllama-q40-layers2-dim64-hidden128-heads4-kvheads2-vocab301-seqlen128", "version": __version__,
-    }  # fmt: skip
+        "threads": 1,
+        "repetitions": 2,
+        "sync": "f32",
+        "kernels": choose_kernels("auto", 1).name,
+        "weights": "q40",
+        "shape": "tinyllama",
+        "model": "tinyllama-q40-layers2-dim64-hidden128-heads4-kvheads2-vocab301-seqlen128",
+        "version": __version__,
+    }
     for row in rows:
         assert {name: row[name] for name in said} == said
         assert row["cpu"]
@@ -168,8 +173,14 @@ def test_markdown_has_a_line_for_each_row_and_the_command_last(bench: Cli) -> No
     lines = out.splitlines()
     table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
     assert table[0] == [
-        "test", "nodes", "tokens/s", "% read", "GMAC/s", "kB/tok", "wait %",
-    ]  # fmt: skip
+        "test",
+        "nodes",
+        "tokens/s",
+        "% read",
+        "GMAC/s",
+        "kB/tok",
+        "wait %",
+    ]
     assert [cells[:2] for cells in table[2:]] == [
         *[[PRODUCT, nodes] for nodes in ("1x1", "1x2")],
         *[[test, nodes] for nodes in ("1x1", "1x2") for test in ("pp5", "pp40", "tg2")],

@@ -88,9 +88,14 @@ def test_calls_and_seconds_are_by_kernel_and_products_by_shape(kernels: Kernels)
         use(profiled)
     took_s = time.perf_counter() - start
     assert profiled.calls == {
-        "rms_norm": 1, "pack": 2, "add_up": 1, "linear 64+32+32 x 64": 1, "linear 64 x 64": 1,
-        "gated 128+128 x 64": 1, "attend": 1,
-    }  # fmt: skip
+        "rms_norm": 1,
+        "pack": 2,
+        "add_up": 1,
+        "linear 64+32+32 x 64": 1,
+        "linear 64 x 64": 1,
+        "gated 128+128 x 64": 1,
+        "attend": 1,
+    }
     assert profiled.seconds.keys() == profiled.calls.keys()
     assert all(seconds > 0 for seconds in profiled.seconds.values())
     assert sum(profiled.seconds.values()) < took_s

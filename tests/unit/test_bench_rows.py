@@ -19,10 +19,22 @@ from dllama_zmq.sharding import Plan
 
 SPEC = tiny_spec()
 FACTS = {
-    "model": "tiny.m", "shape": None, "weights": "f32", "model_bytes": 2_000_000, "n_weights": 3_000_000, "sync": "f32",
-    "kernels": "numpy", "dot": None, "cpu": "Some CPU", "cores": 4, "hardware_threads": 8, "blas": "OpenBLAS 0.3",
-    "version": "1.2.3", "commit": "abc1234", "command": "dllama-zmq bench -n 10",
-}  # fmt: skip
+    "model": "tiny.m",
+    "shape": None,
+    "weights": "f32",
+    "model_bytes": 2_000_000,
+    "n_weights": 3_000_000,
+    "sync": "f32",
+    "kernels": "numpy",
+    "dot": None,
+    "cpu": "Some CPU",
+    "cores": 4,
+    "hardware_threads": 8,
+    "blas": "OpenBLAS 0.3",
+    "version": "1.2.3",
+    "commit": "abc1234",
+    "command": "dllama-zmq bench -n 10",
+}
 TG10 = Case("tg", 10)
 TWO_BY_TWO = Nodes(2, 2)
 SPENT = {"linear 64 x 32": (0.9, 60), "rms_norm": (0.3, 20), "pack": (0.0, 0)}
@@ -30,9 +42,11 @@ PROFILE_COLUMNS = ["part", "ms/token", "%", "calls", "us/call"]
 
 
 def row(
-    seconds: Sequence[float] = (2.0, 1.0), nodes: Nodes = TWO_BY_TWO, case: Case = TG10,
+    seconds: Sequence[float] = (2.0, 1.0),
+    nodes: Nodes = TWO_BY_TWO,
+    case: Case = TG10,
     kernels: dict[str, tuple[float, int]] | None = None,
-) -> Row:  # fmt: skip
+) -> Row:
     timing = Figures(wall_s=4.0, wait_s=1.0, sent_bytes=30_000, received_bytes=10_000, waited_for_s={})
     measured = Measured(case, tuple(seconds), timing, 16e9, kernels)
     return case_row(nodes, Plan.make(SPEC, nodes.n_nodes), measured) | FACTS
