@@ -45,7 +45,7 @@ class Exact(ModelFile):
         stored = tuple((t.name, FloatType.F32) for t in self._file.tensors)
         super().__init__(path, type(spec)(**{**fields(spec), "weight_type": FloatType.F32, "stored": stored}))
 
-    def _part(self, name: str, rows: slice, columns: slice) -> BlockMatrix:
+    def _read(self, name: str, rows: slice, columns: slice) -> BlockMatrix:
         location = self._file._locations[name]
         if isinstance(location.tensor.stored, SourceType):
             part = self._file._parts[location.part].pages.view(location.tensor.offset, location.tensor.nbytes)
