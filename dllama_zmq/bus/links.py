@@ -16,6 +16,7 @@ import zmq
 
 from dllama_zmq.bus import sockets
 from dllama_zmq.bus.addresses import without_host
+from dllama_zmq.bus.complaints import Complaints
 from dllama_zmq.bus.messages import TO_ROOT, TO_WORKER, Bye, Frame, Join, Message, Ping, decode, encode, kind_of
 from dllama_zmq.bus.meter import Meter
 from dllama_zmq.bus.peers import PeerGone, Peers, bind_guarded, close_guarded
@@ -70,7 +71,7 @@ class RootLink:
         self.meter = Meter()
         self._name_of = name_of
         self.spin_s = spin_s
-        self._complaints = Complaints()
+        self._complaints = Complaints(logger)
         self._leaving: set[bytes] = set()
         self.steps, self._guard = bind_guarded(context, zmq.PUB, endpoints.all_steps(), sockets.STEPS)
         try:
@@ -158,7 +159,7 @@ class WorkerLink:
     ) -> None:
         self._context = context
         self.spin_s = spin_s
-        self._complaints = Complaints()
+        self._complaints = Complaints(logger)
         self.replies = sockets.connect(context, zmq.DEALER, root, identity)
         self._disconnects = sockets.Disconnects(self.replies) if watch else None  # inproc has no such events
         self.steps: zmq.Socket[bytes] | None = None
@@ -236,22 +237,6 @@ class WorkerLink:
             if socket is not None:
                 poller.register(socket, zmq.POLLIN)
         return poller
-
-
-class Complaints:
-    """Log lines about bad messages: at most one a second, so that a flood of them is no flood in the log."""
-
-    def __init__(self) -> None:
-        self._next = 0.0
-        self._unsaid = 0
-
-    def say(self, text: str, *values: object) -> None:
-        now = time.monotonic()
-        if now < self._next:
-            self._unsaid += 1
-            return
-        logger.warning(text + (f" ({self._unsaid} more like it)" if self._unsaid else ""), *values)
-        self._next, self._unsaid = now + 1.0, 0
 
 
 def host_id() -> str:

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from dllama_zmq.bus.links import Complaints, Endpoints, RootLink, host_id
+from dllama_zmq.bus.complaints import Complaints
+from dllama_zmq.bus.links import Endpoints, RootLink, host_id
 from dllama_zmq.bus.messages import (
     Beacon,
     Bye,
@@ -92,7 +93,7 @@ class Formation:
         self._pumped_at = 0.0
         self._knocked_at = 0.0
         self._all_loaded_at = math.inf
-        self._refusals = Complaints()
+        self._refusals = Complaints(logger)
         self._next_beacon = 0.0
 
     def form(self, until: float, on_progress: Callable[[], None]) -> None:

@@ -30,7 +30,7 @@ from dllama_zmq.bus.client_messages import (
     Stop,
     Stopping,
 )
-from dllama_zmq.bus.links import Complaints
+from dllama_zmq.bus.complaints import Complaints
 from dllama_zmq.bus.messages import Message, decode, encode
 from dllama_zmq.bus.peers import PeerGone, Peers
 from dllama_zmq.errors import BusError, ClusterDefect, DllamaError, ProtocolError
@@ -90,7 +90,7 @@ class Service:
         self._silence_s = _STEP_STAGES * root.settings.limits.step_s
         self._waiting: Waiting[_Request] = Waiting()
         self._active: _Request | None = None
-        self._complaints = Complaints()
+        self._complaints = Complaints(logger)
         self._ready_at = time.monotonic()  # when it was last seen, or began
         self._next_look = 0.0
         self._status: Status | None = None
