@@ -1,9 +1,12 @@
-"""Ends TCP connections whose peer sends more than is ever read of it. Linux only; elsewhere nothing is watched.
+"""Ends TCP connections whose peer sends more than is read from it. Linux only; elsewhere nothing is watched.
 
 libzmq bounds the bytes of a frame and the number of messages in a queue, but not the frames of a message: a peer that
 announces MORE for ever fills the memory of the process, and 2 bytes on the wire take 64 there. Such bytes never become
 a message, so only the connection itself shows them: the kernel counts what it has received (TCP_INFO), messages say
 over which connection they came (ZMQ_SRCFD), and the difference of the two lies in libzmq.
+
+A connection is also ended where a peer without a place in the cluster sends messages faster than a worker that joins.
+The next connections from its address are admitted one by one; other addresses do not wait (`admission.py`).
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import logging
 import os
 import secrets
 import socket
@@ -23,15 +27,23 @@ from dataclasses import dataclass
 
 import zmq
 
+from dllama_zmq.bus.addresses import ip_of
+from dllama_zmq.bus.admission import SLOWED_S, admission_to
+from dllama_zmq.bus.complaints import Complaints
+from dllama_zmq.bus.sockets import Bounds
+from dllama_zmq.telling import human_bytes
+
+logger = logging.getLogger(__name__)
+
 LOOK_S = 0.02
 HURRY_S = 0.004
-"""How often connections are looked at, and how often for _HURRY_FOR_S after one was cut: libzmq takes in 2.5 GB/s."""
-_HURRY_FOR_S = 5.0
-_NEWCOMER_S = 0.2  # between two new connections, as long as there is a hurry
+"""How often connections are looked at, and how often for SLOWED_S after one was cut: libzmq takes in 2.5 GB/s."""
 _IDLE_LOOK_S = 1.0  # while all are trusted: one may be so no longer
 _EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED | zmq.EVENT_MONITOR_STOPPED
 _SO_COOKIE = 57
 _RECEIVED_AT = 128  # tcpi_bytes_received in struct tcp_info, since Linux 4.1
+_MESSAGES, _MESSAGES_S = 16, 2.0
+"""What a peer without a place in the cluster may send: at first, and more per second. It joins once a second."""
 _IDLE_BYTES_S = 256  # heartbeats of both sides are 32 bytes/s, joins 150
 _MOST_AT_ONCE = 64  # connections looked at in one go, so that a thousand of them take no core
 
@@ -39,7 +51,9 @@ _MOST_AT_ONCE = 64  # connections looked at in one go, so that a thousand of the
 @dataclass(slots=True)
 class _Connection:
     cookie: bytes  # the kernel's own number of this socket, for descriptors are used again; empty: it does not tell
+    address: str
     since: float
+    n_messages: int = 0
     read_bytes: int = 0
     trusted: bool = False
 
@@ -51,14 +65,15 @@ class _Connection:
 class Guard:
     """The connections of one bound socket. `took` and `trust` are for the socket's own thread."""
 
-    def __init__(self, socket: zmq.Socket[bytes], held_bytes: int) -> None:
-        """held_bytes: how much of one connection may lie unread in libzmq."""
+    def __init__(self, socket: zmq.Socket[bytes], bounds: Bounds) -> None:
+        """Before the socket is bound. Raises RuntimeError where the system has no thread left."""
         self._socket = socket
-        self._held_bytes = held_bytes
+        self._bounds = bounds
         self._connections: dict[int, _Connection] = {}
         self._next = 0
-        self._n_cut = 0
-        self._hurry_until = self._next_newcomer = 0.0
+        self._complaints = Complaints(logger)
+        self._hurry_until = 0.0
+        self._admission, self._end_admission = admission_to(socket)
         address = f"inproc://guard-{secrets.token_hex(8)}"
         socket.monitor(address, _EVENTS)
         # Of a shadow of the context, so that `destroy` in another thread leaves it to this one, which hears of it.
@@ -69,19 +84,33 @@ class Guard:
         self._thread = threading.Thread(target=self._run, name="guard", daemon=True)
         try:
             self._thread.start()
-        except RuntimeError:  # too many threads
+        except RuntimeError:
             self._events.close()
+            self._end_admission()
             raise
 
     def took(self, descriptor: int, n_bytes: int) -> bool:
-        """`n_bytes` that came over this connection have been read. False where it is not known: it has ended."""
+        """A message of `n_bytes` that came over this connection has been read. False where it is to be dropped.
+
+        That is where the connection is not known, because it has ended, or ends now because it sends too many.
+        """
         connection = self._connections.get(descriptor)
         if connection is None:
             return False
-        connection.read_bytes += n_bytes
         if connection.trusted:  # it was a node's, and is no more
-            connection.trusted, connection.read_bytes = False, _received_bytes(descriptor)
-        return True
+            connection.trusted, connection.n_messages, connection.since = False, 0, time.monotonic()
+            connection.read_bytes = _received_bytes(descriptor)
+        if not self._bounds.in_all:
+            connection.read_bytes += n_bytes
+            return True
+        connection.n_messages += 1
+        if connection.n_messages <= _MESSAGES or not connection.watched:
+            return True
+        now = time.monotonic()
+        if connection.n_messages <= _MESSAGES + _MESSAGES_S * (now - connection.since):
+            return True
+        self._end_flood(descriptor, connection, now, f"{connection.n_messages} messages and has no place")
+        return False
 
     def trust(self, descriptor: int) -> None:
         """Look at this connection no more: a node of the cluster may send as much as its part takes."""
@@ -95,13 +124,9 @@ class Guard:
         if connection is not None:
             _shut_down(descriptor, connection.cookie)
 
-    @property
-    def n_cut(self) -> int:
-        """How many connections have held too much."""
-        return self._n_cut
-
     def close(self) -> None:
         """Stop watching; before the socket itself is closed."""
+        self._end_admission()
         with contextlib.suppress(zmq.ZMQError):
             self._socket.disable_monitor()
         self._thread.join(2.0)
@@ -129,12 +154,9 @@ class Guard:
         if kind == zmq.EVENT_MONITOR_STOPPED:
             return False
         if kind == zmq.EVENT_ACCEPTED:
-            now = time.monotonic()
-            connection = self._connections[descriptor] = _Connection(_cookie(descriptor), now)
-            if connection.watched and now < self._hurry_until and now < self._next_newcomer:
-                self.cut(descriptor)  # who was cut comes back at once, and what it sends before it is seen adds up
-            elif connection.watched:
-                self._next_newcomer = now + _NEWCOMER_S
+            cookie = _cookie(descriptor)
+            address = _peer_address(descriptor) if cookie else ""
+            self._connections[descriptor] = _Connection(cookie, address, time.monotonic())
         else:
             self._connections.pop(descriptor, None)
         return True
@@ -145,11 +167,18 @@ class Guard:
         first = self._next if self._next < len(connections) else 0
         self._next = first + _MOST_AT_ONCE
         for descriptor, connection in connections[first : self._next]:
-            allowed = self._held_bytes + connection.read_bytes + _IDLE_BYTES_S * (now - connection.since)
-            if _received_bytes(descriptor) > allowed:
-                self._n_cut += 1
-                self._hurry_until = now + _HURRY_FOR_S
-                self.cut(descriptor)
+            allowed = self._bounds.held_bytes + connection.read_bytes + _IDLE_BYTES_S * (now - connection.since)
+            received = _received_bytes(descriptor)
+            if received > allowed:
+                unread = human_bytes(received - connection.read_bytes)
+                self._end_flood(descriptor, connection, now, f"{unread} more than was read")
+
+    def _end_flood(self, descriptor: int, connection: _Connection, now: float, what: str) -> None:
+        seconds = now - connection.since
+        self._complaints.say("closed a connection from %s: in %.1f s it sent %s", connection.address, seconds, what)
+        self._hurry_until = now + SLOWED_S
+        self._admission.slow_down(connection.address, now)  # before it can come again
+        self.cut(descriptor)
 
 
 if sys.platform == "linux":
@@ -167,6 +196,12 @@ if sys.platform == "linux":
             return b""
         return _option(descriptor, socket.SOL_SOCKET, _SO_COOKIE, 8)
 
+    def _peer_address(descriptor: int) -> str:
+        """The IP address of the other end; empty where it has left."""
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as copy:
+            return ip_of(copy.getpeername()[0])
+        return ""
+
     def _received_bytes(descriptor: int) -> int:
         """What has come over a TCP connection, without what the kernel still holds."""
         info = _option(descriptor, socket.IPPROTO_TCP, socket.TCP_INFO, 256)
@@ -183,6 +218,9 @@ else:
 
     def _cookie(descriptor: int) -> bytes:
         return b""
+
+    def _peer_address(descriptor: int) -> str:
+        return ""
 
     def _received_bytes(descriptor: int) -> int:
         return 0

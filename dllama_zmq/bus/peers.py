@@ -97,9 +97,8 @@ class Peers:
         if self._guard is not None and known:
             self._guard.trust(descriptor)
         elif self._guard is not None:
-            n_bytes = 0 if self._in_all else wire_bytes(frames[1:])
-            watched = self._guard.took(descriptor, n_bytes)
-            if self._in_all and not watched and not address.startswith(_OVER_IPC):
+            wanted = self._guard.took(descriptor, wire_bytes(frames[1:]))
+            if self._in_all and not wanted and not address.startswith(_OVER_IPC):
                 return False
         self._connections[identity] = descriptor, address
         if len(self._connections) > _MOST_REMEMBERED:
@@ -117,7 +116,7 @@ def bind_guarded(
     socket, guard = sockets.bounded(context, kind, bounds), None
     try:
         if any(endpoint.startswith("tcp://") for endpoint in endpoints):
-            guard = Guard(socket, bounds.held_bytes)
+            guard = Guard(socket, bounds)
         sockets.bind(socket, endpoints)
     except BaseException:
         close_guarded(socket, guard)

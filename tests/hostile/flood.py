@@ -6,11 +6,13 @@ import os
 import socket
 import struct
 import sys
+import threading
 import time
 
 import msgpack
 
 GREETING = b"\xff\0\0\0\0\0\0\0\x01\x7f\x03\x00NULL" + bytes(16) + b"\0" + bytes(31)
+READY = b"\x05READY"
 MORE, LONG = 1, 2
 
 
@@ -20,12 +22,18 @@ def frame(body: bytes, flags: int = 0) -> bytes:
     return bytes([flags | LONG]) + struct.pack(">Q", len(body)) + body
 
 
-def connected(port: int, kind: bytes) -> socket.socket:
-    """A connection that has said who it is."""
+def connected(port: int, kind: bytes, waits: bool = True) -> socket.socket:
+    """A connection whose both ends have said who they are; only this end where it does not wait."""
     peer = socket.create_connection(("127.0.0.1", port), 20)
-    peer.settimeout(None)
     ready = b"\x05READY" + b"\x0bSocket-Type" + struct.pack(">I", len(kind)) + kind
     peer.sendall(GREETING + b"\x04" + bytes([len(ready)]) + ready)
+    answer = b""
+    while waits and READY not in answer:
+        more = peer.recv(256)
+        if not more:
+            raise ConnectionError
+        answer += more
+    peer.settimeout(None)
     return peer
 
 
@@ -47,6 +55,8 @@ def floods(protocol: int) -> dict[str, bytes]:
         "messages of a million empty frames": frame(b"", MORE) * 1_000_000 + frame(b""),
         "askstatus": frame(header("askstatus", 1)) * 1000,
         "joins": joins,
+        "joins at once": joins,
+        "joins over 32 connections": joins,
         "long headers": frame(empties),
         "long prompts": prompts,
         "subscriptions": b"".join(frame(b"\x01" + struct.pack(">Q", n) * 20) for n in range(1000)),
@@ -62,7 +72,8 @@ def flood(port: int, kind: str, protocol: int) -> None:
         body, pause_s = frame(bytes(msgpack.packb([protocol, "askstatus", 1]))), 0.004
     while True:
         try:
-            with connected(port, b"SUB" if kind in ("nothing is read", "subscriptions") else b"DEALER") as peer:
+            socket_type = b"SUB" if kind in ("nothing is read", "subscriptions") else b"DEALER"
+            with connected(port, socket_type, waits=not kind.endswith("at once")) as peer:
                 if kind == "nothing is read":
                     peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
                     time.sleep(0.2)
@@ -76,4 +87,8 @@ def flood(port: int, kind: str, protocol: int) -> None:
 
 if __name__ == "__main__":
     os.nice(19)  # it stands for other computers
-    flood(int(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
+    print("begins", flush=True)
+    of_flood = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    for _ in range(31 if sys.argv[2].endswith("32 connections") else 0):
+        threading.Thread(target=flood, args=of_flood, daemon=True).start()
+    flood(*of_flood)

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
+import hostile.flood
 import pytest
 import zmq
-from nodes import Context
+from hostile.flood import connected, frame
+from leaks import nothing_left
+from nodes import FORM_S, Context, Start, a_worker, form, tcp
 from surroundings import free_ports
+from tiny import tiny_spec, write_tiny_model
 
 from dllama_zmq.bus import guard, sockets
+from dllama_zmq.bus.admission import SLOWED_S
+from dllama_zmq.bus.messages import PROTOCOL
 from dllama_zmq.bus.peers import Peers
+from dllama_zmq.root.root import Root, RootSettings
 
 SOON_S = 20.0
 
@@ -58,6 +67,101 @@ def test_who_is_a_node_no_more_is_watched_again(context: Context) -> None:
         until = time.monotonic() + SOON_S
         while peer.poll(20, zmq.POLLOUT):
             assert time.monotonic() < until, "its connection stands though it holds too much"
+
+
+def flood(peers: Peers, peer: zmq.Socket[bytes]) -> int:
+    """Messages of 4 bytes, until its connection is ended. How many were heard."""
+    with closing(sockets.Disconnects(peer)) as disconnects:
+        until, n_heard = time.monotonic() + SOON_S, 0
+        while not disconnects.happened():
+            assert time.monotonic() < until, "its connection stands"
+            with suppress(zmq.Again):
+                peer.send(b"join", zmq.NOBLOCK)
+            n_heard += peers.receive(time.monotonic() + 0.001, 0.0) is not None
+    return n_heard
+
+
+def test_who_has_no_place_and_sends_faster_than_a_worker_joins_is_cut(context: Context) -> None:
+    with peers_and_one(context, [False]) as (peers, peer):
+        begun = time.monotonic()
+        n_heard = flood(peers, peer)
+        assert 1 <= n_heard <= 16 + 2 * (time.monotonic() - begun)
+
+
+def test_who_joins_once_a_second_is_not_cut(context: Context) -> None:
+    with peers_and_one(context, [False]) as (peers, peer):
+        for number in range(8):
+            peer.send(bytes([number]))
+            assert peers.receive(time.monotonic() + SOON_S, 0.0) == [b"peer", bytes([number])]
+        assert peer.poll(0, zmq.POLLOUT)
+
+
+def test_an_address_that_flooded_waits_and_another_does_not(context: Context) -> None:
+    """Both of this computer: all of 127.0.0.0/8 is."""
+    with peers_and_one(context, [False]) as (peers, flooding):
+        address = peers.socket.get(zmq.LAST_ENDPOINT).decode()
+        flood(peers, flooding)
+        begun = time.monotonic()
+        with ExitStack() as cleanup:
+            again = [cleanup.enter_context(sockets.connect(context, zmq.DEALER, address)) for _ in range(100)]
+            other = cleanup.enter_context(context.socket(zmq.DEALER))
+            other.set(zmq.IMMEDIATE, 1)
+            other.connect(address.replace("tcp://", "tcp://127.0.0.2:0;"))
+            assert other.poll(round(SOON_S * 1000), zmq.POLLOUT)
+            again[-1].poll(1000, zmq.POLLOUT)  # in which all of them get in, where nobody has to wait
+            n_in, passed_s = sum(bool(peer.poll(0, zmq.POLLOUT)) for peer in again), time.monotonic() - begun
+            assert n_in <= 1 + passed_s / 0.2 or passed_s > SLOWED_S
+
+
+def test_who_sends_before_the_handshake_is_over_is_not_heard(context: Context) -> None:
+    with peers_and_one(context, [False]) as (peers, _):
+        port = int(peers.socket.get(zmq.LAST_ENDPOINT).rpartition(b":")[2])
+        with connected(port, b"DEALER", waits=False) as rude:
+            rude.settimeout(SOON_S)
+            with suppress(OSError):
+                rude.sendall(frame(b"hello") * 10)
+                while rude.recv(1000):
+                    pass
+        assert peers.receive(time.monotonic() + 0.1, 0.0) is None
+
+
+def test_a_worker_joins_while_joins_flood_the_root(
+    context: Context, start: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    places = tcp()
+    port = places.replies[0].rpartition(":")[2]
+    settings = RootSettings(names=["pi"], kernels="numpy", spin_s=0.0)
+    with write_tiny_model(tmp_path / "tiny.m", tiny_spec()) as model:
+        root = Root(context, model, settings, places)
+        command = [sys.executable, hostile.flood.__file__, port, "joins", str(PROTOCOL)]
+        flooding = subprocess.Popen(command)  # for places of other names
+        try:
+            until = time.monotonic() + FORM_S
+            while "closed a connection from 127.0.0.1" not in caplog.text:
+                assert time.monotonic() < until
+                root.pump(time.monotonic() + 0.05)
+            start(a_worker(context, places, "pi"))
+            form(root, 60.0)
+            assert flooding.poll() is None
+        finally:
+            flooding.kill()
+            flooding.wait()
+            root.close("the test is over")
+
+
+def test_peers_leave_nothing_behind_whoever_is_closed_first() -> None:
+    with nothing_left():
+        context: Context = zmq.Context()
+        with peers_and_one(context, [False]), peers_and_one(context, [False]):
+            pass
+        with peers_and_one(context, [False]):
+            pass
+        context.term()
+    with nothing_left():
+        context = zmq.Context()
+        left = Peers(context, ["tcp://127.0.0.1:*"], sockets.REPLIES)
+        context.destroy()  # as where half a root is left
+        left.close()
 
 
 def test_where_a_guard_cannot_be_had_its_error_is_told_and_nothing_is_left(

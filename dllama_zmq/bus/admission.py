@@ -1,0 +1,192 @@
+"""Who may connect, and when: libzmq asks before it reads what a new peer sends (ZAP, RFC 27 of ZeroMQ).
+
+A peer that is disconnected and connects again can send 800 kB in the 5 ms until a thread of this process sees the new
+connection. Those were 16,000 joins, for which the root took longer than the peer. So a peer whose address has flooded
+waits in its handshake. That costs nothing: libzmq reads nothing then, and disconnects a peer that sends all the same.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import random
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+import zmq
+
+from dllama_zmq.bus.addresses import ip_of
+
+SLOWED_S = 5.0
+"""How long an address is slowed down after one of its connections flooded."""
+_NEWCOMER_S = 0.2
+_HANDSHAKE_S = 5.0  # then libzmq has closed a connection that waits (ZMQ_HANDSHAKE_IVL)
+_MOST_WAITING = 1024
+_MOST_ADDRESSES = 4096
+_LOOK_MS = 20
+_ENDPOINT = "inproc://zeromq.zap.01"  # this one and the form of the messages are the RFC's
+_YES = (b"200", b"OK", b"", b"")  # there is no answer "not yet", and after a "no" a peer of libzmq's comes no more
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A connection that waits: to whom the answer goes, the number of the request, and since when."""
+
+    session: bytes
+    number: bytes
+    since: float
+
+
+@dataclass(slots=True)
+class _Slowed:
+    """An address that has flooded: until when that counts, and when its next connection is admitted."""
+
+    until: float
+    next: float
+
+
+class Admission:
+    """The newcomers at one bound socket: admitted at once, but one per 0.2 s from an address that has flooded.
+
+    An innocent peer at the address of a flood cannot be told from it, so it waits too. One of those that wait is
+    chosen at random, so it gets in sooner or later. On the loopback interface all peers have one address; but workers
+    that the root has started use ipc, which is never slowed down. A /64 of IPv6 counts as one address, because one
+    computer can have all of it. A flood from many addresses is slowed down at each of them.
+    """
+
+    def __init__(self) -> None:
+        self._slowed: dict[str, _Slowed] = {}
+        self._waiting: dict[str, list[Request]] = {}
+        self._lock = threading.Lock()
+
+    def slow_down(self, address: str, now: float) -> None:
+        """A connection from this IP address has flooded. For any thread."""
+        computer = _computer(address)
+        with self._lock:
+            slowed = self._slowed.get(computer)
+            if slowed is not None and slowed.until > now:
+                slowed.until = now + SLOWED_S
+                return
+            if len(self._slowed) >= _MOST_ADDRESSES:
+                del self._slowed[next(iter(self._slowed))]
+            self._slowed[computer] = _Slowed(now + SLOWED_S, now + _NEWCOMER_S)
+
+    def ask(self, address: str, request: Request) -> None:
+        """Somebody at `address` wants to connect."""
+        waiting = self._waiting.setdefault(_computer(address), [])
+        if len(waiting) < _MOST_WAITING:
+            waiting.append(request)
+
+    def admitted(self, now: float) -> list[Request]:
+        """Those who may connect now; they wait no longer."""
+        admitted: list[Request] = []
+        for computer, waiting in list(self._waiting.items()):
+            with self._lock:
+                slowed = self._slowed.get(computer)
+                if slowed is not None and slowed.until <= now:
+                    del self._slowed[computer]
+            if slowed is None or slowed.until <= now:
+                admitted += self._waiting.pop(computer)
+                continue
+            waiting[:] = [request for request in waiting if request.since > now - _HANDSHAKE_S]
+            if waiting and now >= slowed.next:
+                admitted.append(waiting.pop(random.randrange(len(waiting))))
+                slowed.next = now + _NEWCOMER_S
+            if not waiting:
+                del self._waiting[computer]
+        return admitted
+
+    @property
+    def anybody_waits(self) -> bool:
+        return bool(self._waiting)
+
+
+def _computer(address: str) -> str:
+    """Equal for all addresses that one computer may have by itself."""
+    ip = ip_of(address)
+    return str(ipaddress.ip_network((ip, 64), strict=False)) if ":" in ip else ip
+
+
+class _Handler:
+    """The thread that libzmq asks: one for all sockets of a context, for as long as there are any."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+        """Raises RuntimeError where the system has no thread left."""
+        self.admissions: dict[bytes, Admission] = {}
+        # Of a shadow of the context, so that `destroy` in another thread leaves it to this one, which hears of it.
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.shadow(context.underlying)
+        self._requests = self._context.socket(zmq.ROUTER)
+        self._requests.set(zmq.LINGER, 0)
+        self._requests.bind(_ENDPOINT)
+        self._thread = threading.Thread(target=self._run, name="admission", daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError:
+            self._requests.close()
+            raise
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def stop(self) -> None:
+        """End the thread. Afterwards the context may have another handler."""
+        if not self._thread.is_alive():
+            return
+        with suppress(zmq.ZMQError), self._context.socket(zmq.DEALER) as bell:  # or the context ends, and so does it
+            bell.set(zmq.LINGER, 1000)
+            bell.connect(_ENDPOINT)
+            bell.send(b"")
+        self._thread.join(_HANDSHAKE_S)
+
+    def _run(self) -> None:
+        try:
+            while True:
+                waiting = any(admission.anybody_waits for admission in list(self.admissions.values()))
+                if self._requests.poll(_LOOK_MS if waiting else None):
+                    session, *frames = self._requests.recv_multipart()
+                    if len(frames) < 5:  # the bell: libzmq's own requests have seven frames
+                        self._requests.unbind(_ENDPOINT)
+                        return
+                    _, _, number, domain, address = frames[:5]
+                    admission = self.admissions.get(domain)
+                    if admission is not None:
+                        admission.ask(address.decode(), Request(session, number, time.monotonic()))
+                for admission in list(self.admissions.values()):
+                    for request in admission.admitted(time.monotonic()):
+                        self._requests.send_multipart([request.session, b"", b"1.0", request.number, *_YES])
+        except zmq.ZMQError:  # the context is being ended
+            return
+        finally:
+            self._requests.close()
+
+
+_handlers: dict[int, _Handler] = {}  # by the address of the context
+_lock = threading.Lock()
+
+
+def admission_to(socket: zmq.Socket[bytes]) -> tuple[Admission, Callable[[], None]]:
+    """What decides on the newcomers at `socket`, which is not bound yet; and what ends that, before it is closed.
+
+    Raises RuntimeError where the system has no thread left.
+    """
+    key, domain, admission = socket.context.underlying, secrets.token_hex(8).encode(), Admission()
+    with _lock:
+        handler = _handlers.get(key)
+        if handler is None or not handler.is_alive:  # that of a context that has ended
+            handler = _handlers[key] = _Handler(socket.context)
+        handler.admissions[domain] = admission
+
+    def end() -> None:
+        with _lock:
+            handler.admissions.pop(domain, None)
+            if not handler.admissions:
+                handler.stop()
+                if _handlers.get(key) is handler:
+                    del _handlers[key]
+
+    socket.set(zmq.ZAP_DOMAIN, domain)
+    return admission, end
