@@ -6,7 +6,9 @@ Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/ of Linux.
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import gc
 import os
 import resource
 import socket
@@ -51,6 +53,14 @@ def free_memory_bytes(root: Path = ROOT) -> int | None:
         if key == "MemAvailable":
             free.append(int(value.split()[0]) * 1024)
     return min(free, default=None)
+
+
+def give_memory_back() -> None:
+    """Return to the system what this process does not use any more: glibc keeps large arrays that were freed."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
+    if trim is not None:
+        trim(0)
 
 
 def usable_cores(root: Path = ROOT) -> int:

@@ -43,7 +43,7 @@ from dllama_zmq.bus.messages import (
 from dllama_zmq.bus.messages import Plan as PlanMessage
 from dllama_zmq.bus.worker_exchange import StarWorker, StepVoid
 from dllama_zmq.errors import BusError, ClusterError, DllamaError, FormatError, PlanError, ProtocolError, RootLost
-from dllama_zmq.host import free_memory_bytes, host_name, refused_by_system
+from dllama_zmq.host import free_memory_bytes, give_memory_back, host_name, refused_by_system
 from dllama_zmq.kernels import choose_kernels, prepare_kernels
 from dllama_zmq.models import Model, Run
 from dllama_zmq.quants import F32
@@ -150,6 +150,7 @@ class Worker:
                 raise ClusterError(str(error)) from None
             raise
         self._has_connected = True
+        give_memory_back()  # that of the last root's model: the next root compares what is free with what it needs
         with closing(link):
             return self._serve_root(link, address)
 

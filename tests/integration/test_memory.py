@@ -8,15 +8,22 @@ the same file: what it has allocated, not the pages of the mapped model), less t
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from command_line import Cli, clean_cli
+import zmq
+from command_line import Cli, clean_cli, until
+from nodes import tcp
 from surroundings import free_ports
+from tiny import tiny_spec, write_tiny_model
 
 from dllama_zmq.bus.client_messages import NodeStatus, Status
 from dllama_zmq.formats import write_m, write_t
+from dllama_zmq.models import Run
+from dllama_zmq.root.root import Root, RootSettings
+from dllama_zmq.sharding import Plan
 from dllama_zmq.spec import FloatType, ModelSpec
 
 sys.path.append(str(Path(__file__).parents[2] / "tools"))
@@ -116,3 +123,22 @@ def test_memory_does_not_grow_from_answer_to_answer(large: Cli) -> None:
     grown = {name: measured(pid)["Rss"] - before[name] for name, pid in pids.items()}
     print(f"grown by three answers: {grown}")
     assert max(grown.values()) < 1 << 20
+
+
+def test_a_worker_has_given_its_last_model_back_when_it_asks_the_next_root(cli: Cli, tmp_path: Path) -> None:
+    """What the next root compares with its need is free by then, also what the C library keeps."""
+    spec = tiny_spec(dim=1024, hidden_dim=4096, n_layers=8, seq_len=1024, weight_type=FloatType.Q40)
+    places = tcp()
+    with (
+        write_tiny_model(tmp_path / "m.m", spec) as model,
+        zmq.Context() as context,
+        cli.started("worker", places.replies[0], "-t", "1") as worker,
+    ):
+        shard_bytes = Plan.make(spec, 2).weight_bytes(1)
+        for _ in range(3):
+            root = Root(context, model, RootSettings(names=["worker1"], kernels="numpy"), places)
+            root.form(time.monotonic() + 60, lambda: None)
+            root.logits([Run(0, 0, 3)], [1, 2, 3])
+            loaded = measured(worker.pid)["Rss"]
+            root.close("the next one comes", stay=True)
+            until(lambda most=loaded - shard_bytes: measured(worker.pid)["Rss"] < most, 10.0, "memory to be given back")
