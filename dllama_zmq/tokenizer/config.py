@@ -14,6 +14,10 @@ from dllama_zmq.tokenizer.data import END_OF_TURN
 
 MAX_TEMPLATE_CHARS = 1 << 20
 MAX_TOKEN_ID = 1 << 24
+ENDS_TEXTS = (
+    "it puts an end after each text (add_eos_token, or its post_processor), as training needs it; a prompt gets none, "
+    "for nothing would follow it"
+)
 _NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
@@ -28,8 +32,8 @@ class Config:
     """A tokenizer's configuration.
 
     words: names of tokens by their keys, such as `bos_token`. given: the keys that the files have, also with null.
-    added: tokens beside the vocabulary, by id. end_ids: all EOS ids; None if no file lists them.
-    some_ends: EOS ids of config.json, which may be incomplete.
+    added: tokens beside the vocabulary, by id. add_eos: the files ask for an end after each text, which is not done.
+    end_ids: all EOS ids; None if no file lists them. some_ends: EOS ids of config.json, which may be incomplete.
     legacy: SentencePiece puts its space also after special tokens. prefix: it puts one before a text; None: not given.
     templates: chat templates by name; the usual one is `default`.
     """
@@ -38,11 +42,17 @@ class Config:
     given: frozenset[str] = frozenset()
     added: dict[int, AddedToken] = field(default_factory=dict)
     add_bos: bool | None = None
+    add_eos: bool = False
     end_ids: tuple[int, ...] | None = None
     some_ends: tuple[int, ...] = ()
     legacy: bool = True
     prefix: bool | None = None
     templates: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user is told of what is not followed here."""
+        return (ENDS_TEXTS,) if self.add_eos else ()
 
     def token_id(self, word: str, names: Mapping[str, int], source: str, default: int | None) -> int | None:
         """The id of the `bos_token` or another key; `default` if the files do not have it.
@@ -97,6 +107,7 @@ def read_config(raw: Mapping[str, Any], source: str) -> Config:
         given=frozenset(given),
         added=_added(raw.get("added_tokens_decoder") or {}, source),
         add_bos=add_bos,
+        add_eos=_flag(raw, "add_eos_token", source) is True,
         end_ids=_ends(raw.get("eos_token_id"), source),
         some_ends=_ends(raw.get("model_eos_token_id"), source) or (),
         legacy="tokenizer_class" not in raw if legacy is None else legacy,  # transformers 5's default is false

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from dllama_zmq.errors import FormatError, UnsupportedModel
-from dllama_zmq.tokenizer.config import AddedToken, Config, read_templates, wrong
+from dllama_zmq.tokenizer.config import ENDS_TEXTS, AddedToken, Config, read_templates, wrong
 from dllama_zmq.tokenizer.data import END_OF_TURN, TokenizerData, TokenizerParts, checked_ids
 from dllama_zmq.tokenizer.encoders import Merge, byte_level_encoder, is_written, to_bytes, with_names
 from dllama_zmq.tokenizer.from_sentencepiece import parts_of_model
@@ -192,6 +192,7 @@ def _sentencepiece(keys: _Keys) -> TokenizerParts:
         words=_words(keys),
         added=added,
         add_bos=keys.flag("add_bos_token", True),
+        add_eos=keys.flag("add_eos_token", False),
         end_ids=_ends(keys, eos_id, specials),
         templates=keys.templates(),
     )
@@ -250,6 +251,7 @@ def _byte_level(keys: _Keys) -> TokenizerParts:
             specials[keys.tokens[control]] = control
     eos_ids = checked_ids(keys.source, bos_id, _ends(keys, eos_id, specials), pieces)
     add_bos = keys.flag("add_bos_token", pre.whole) and bos_id is not None
+    notes = [*([] if keys.names_pre else [_NO_PRE]), *([ENDS_TEXTS] if keys.flag("add_eos_token", False) else [])]
     added = {token: name.encode("utf-8", "replace") for name, token in {**specials, **texts}.items()}
 
     def to_data(parts: TokenizerParts) -> TokenizerData:
@@ -273,7 +275,7 @@ def _byte_level(keys: _Keys) -> TokenizerParts:
         templates=keys.templates(),
         words=_words(keys),
         texts=texts,
-        notes=() if keys.names_pre else (_NO_PRE,),
+        notes=tuple(notes),
     )
 
 

@@ -14,7 +14,7 @@ import tokenizers
 
 from dllama_zmq.errors import FormatError, UnsupportedModel
 from dllama_zmq.tokenizer.bounded import BoundedEncoders
-from dllama_zmq.tokenizer.config import MAX_TOKEN_ID, Config
+from dllama_zmq.tokenizer.config import ENDS_TEXTS, MAX_TOKEN_ID, Config
 from dllama_zmq.tokenizer.data import END_OF_TURN, Encoder, TokenizerParts, checked_ids
 from dllama_zmq.tokenizer.encoders import library_encoder, library_errors, to_bytes
 from dllama_zmq.tokenizer.json_file import AddedEntry, JsonFile, Steps, read_json
@@ -26,6 +26,9 @@ _OTHER_PREFIX = (
     "version; if the answers make no sense, correct the wrong one"
 )
 _MANY_BEFORE = "it puts {} tokens before a text, but this version only the first; write the others into the prompt"
+_DROPOUT = (
+    "it has a dropout of {:g}, which is for training: the same text would be other tokens each time; it is switched off"
+)
 _BYTE_LEVEL_DECODERS = ("ByteLevel", "Fuse")
 _SPACED_DECODERS = ("Metaspace", "Replace", "ByteFallback", "Fuse", "Strip")
 _ADDED_DEFAULTS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
@@ -50,6 +53,9 @@ def parts_of_json(text: str, config: Config, source: str) -> TokenizerParts:
 
 
 def _parts(file: JsonFile, text: str, steps: Steps, byte_level: bool, config: Config, source: str) -> TokenizerParts:
+    notes = list(config.notes)
+    if file.model.dropout:
+        notes.append(_DROPOUT.format(file.model.dropout))
     text = _settled(file, text, config)
     ids = vocabulary_of(file)
     for added in file.added_tokens:
@@ -74,9 +80,13 @@ def _parts(file: JsonFile, text: str, steps: Steps, byte_level: bool, config: Co
             )
     print_piece = to_bytes if byte_level else _spaced_bytes
     pieces = {token: print_piece(piece) for piece, token in ids.items()}
-    begun = [token for token in _put_before(library, source) if token in specials.values()]
+    before, after = _put_around(library, source)
+    begun = [token for token in before if token in specials.values()]
     by_processor = begun[0] if begun else None
-    notes = [_MANY_BEFORE.format(len(begun))] if len(begun) > 1 else []
+    if len(begun) > 1:
+        notes.append(_MANY_BEFORE.format(len(begun)))
+    if after and not config.add_eos:
+        notes.append(ENDS_TEXTS)
     if config.prefix is False and not byte_level and _puts_space(steps):
         notes.append(_OTHER_PREFIX)
     bos_id = config.token_id("bos_token", ids, source, by_processor)
@@ -115,7 +125,7 @@ def vocabulary_of(file: JsonFile) -> dict[str, int]:
 
 
 def _settled(file: JsonFile, text: str, config: Config) -> str:
-    """`text` with changes from the files beside it; `file` is changed in the same way.
+    """`text` with changes from the files beside it and without dropout; `file` is changed in the same way.
 
     Tokens that only tokenizer_config.json has are added, as in transformers. Tokens that end texts become special: they
     print nothing, and no prompt contains them by accident.
@@ -134,9 +144,10 @@ def _settled(file: JsonFile, text: str, config: Config) -> str:
     for entry in file.added_tokens:
         if not entry.special and (entry.content in ends or entry.id in end_ids):
             entry.special = changed = True
-    if not changed:
+    if not changed and not file.model.dropout:
         return text
     data = json.loads(text)
+    data["model"]["dropout"] = None
     known = {entry.get("content"): entry for entry in data.get("added_tokens", [])}
     data["added_tokens"] = [
         {
@@ -213,13 +224,13 @@ def _names_apart(text: str, file: JsonFile, specials: Mapping[str, int], source:
     return json.dumps(apart)
 
 
-def _put_before(library: tokenizers.Tokenizer, source: str) -> list[int]:
-    """The tokens that the file's post-processor puts before a text."""
+def _put_around(library: tokenizers.Tokenizer, source: str) -> tuple[list[int], list[int]]:
+    """The tokens that the file's post-processor puts before a text, and after it."""
     with library_errors(FormatError, f"{source}: the tokenizers library cannot run this file", ". Get it again."):
         ids: list[int] = library.encode("a", add_special_tokens=True).ids
         alone: list[int] = library.encode("a", add_special_tokens=False).ids
     n_before = next((n for n in range(len(ids) + 1) if ids[n : n + len(alone)] == alone), 0) if alone else 1
-    return ids[:n_before]
+    return ids[:n_before], ids[n_before + len(alone) :]
 
 
 def _is_spaced(steps: Steps) -> bool:

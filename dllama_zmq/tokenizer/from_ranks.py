@@ -62,4 +62,5 @@ def parts_of_ranks(ranks: Mapping[bytes, int], config: Config, source: str) -> T
         to_data=lambda parts: byte_level_data(ranks, merges, added, LLAMA3, not reached, parts),
         templates=config.templates,
         words=config.words,
+        notes=config.notes,
     )

@@ -90,4 +90,5 @@ def parts_of_model(model: Model, data: bytes, config: Config, source: str) -> To
         templates=config.templates,
         words=config.words,
         texts=texts,
+        notes=config.notes,
     )

@@ -32,6 +32,7 @@ class JsonModel(msgspec.Struct):
     unk_token: str | None = None
     byte_fallback: bool = False
     ignore_merges: bool = False
+    dropout: float | None = None
     continuing_subword_prefix: str | None = None
     end_of_word_suffix: str | None = None
 

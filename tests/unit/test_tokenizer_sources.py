@@ -401,6 +401,55 @@ def test_what_training_saved_does_not_cut_or_fill_a_prompt(tmp_path):
             assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
+def test_a_dropout_that_training_saved_is_switched_off_and_told():
+    file = json.loads((GOLDEN / "gpt2.json").read_text("utf-8"))
+    file["model"]["dropout"] = 0.9
+    tokenizer = Tokenizer.from_json(json.dumps(file), CONFIGS["gpt2.json"], "a.json")
+    text = "once upon a time there was a tokenizer " * 8
+    assert tokenizer.encode(text) == source("gpt2.json").encode(text)
+    assert "it has a dropout of 0.9, which is for training" in tokenizer.doubt(tiny_spec(vocab_size=1000))
+    file["model"]["dropout"] = 0.0
+    assert Tokenizer.from_json(json.dumps(file), CONFIGS["gpt2.json"], "a.json").doubt(tiny_spec(vocab_size=1000)) == ""
+
+
+def with_end_after(name: str) -> str:
+    """The tokenizer.json with a post_processor that puts its last added token after a text."""
+    file = json.loads((GOLDEN / name).read_text("utf-8"))
+    end = file["added_tokens"][-1]
+    file["post_processor"] = {
+        "type": "TemplateProcessing", "pair": [],
+        "single": [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": end["content"], "type_id": 0}}],
+        "special_tokens": {end["content"]: {"id": end["content"], "ids": [end["id"]], "tokens": [end["content"]]}},
+    }  # fmt: skip
+    return json.dumps(file)
+
+
+@pytest.mark.parametrize(
+    ("plain", "ending"),
+    [
+        (lambda: source("bpe.model"), lambda: source("bpe.model", add_eos_token=True)),
+        (lambda: source("llama3.json"), lambda: source("llama3.json", add_eos_token=True)),
+        (
+            lambda: source("gpt2.json"),
+            lambda: Tokenizer.from_json(with_end_after("gpt2.json"), CONFIGS["gpt2.json"], "a.json"),
+        ),
+        *(
+            (
+                lambda name=name: Tokenizer.from_gguf(as_gguf(name), "a.gguf"),
+                lambda name=name: Tokenizer.from_gguf(as_gguf(name) | {"tokenizer.ggml.add_eos_token": True}, "a.gguf"),
+            )
+            for name in ("bpe.model", "gpt2.json")
+        ),
+    ],
+    ids=["sentencepiece", "tokenizer.json", "post_processor", "GGUF of llama", "GGUF of gpt2"],
+)
+def test_an_end_that_a_file_puts_after_each_text_is_not_put_and_told(plain, ending):
+    spec = tiny_spec(vocab_size=1000)
+    assert ending().encode("the end") == plain().encode("the end")
+    assert "it puts an end after each text (add_eos_token, or its post_processor)" in ending().doubt(spec)
+    assert "an end after each text" not in plain().doubt(spec)
+
+
 def llama_gguf(**changes: Any) -> dict[str, Any]:
     return as_gguf("bpe.model") | {f"tokenizer.ggml.{key}": value for key, value in changes.items()}
 
