@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from typer import Option
 
 from dllama_zmq.cli import completion
-from dllama_zmq.cli.flags import Cluster, Connect, Json, Watch
+from dllama_zmq.cli.flags import Connect, Json, Watch
 from dllama_zmq.cli.kinds import MOST, KernelChoice, choice, model_flag, number
 from dllama_zmq.spec import Sync, Weights
 
@@ -46,9 +46,11 @@ class Bench:
     cluster: Annotated[
         Path | None,
         Option(
+            "-f",
             "--cluster",
+            "--file",
             metavar="FILE",
-            help="A running cluster instead of nodes on this computer",
+            help="A running cluster, as it is, instead of nodes on this computer",
             show_default=False,
             autocompletion=completion.files,
         ),
@@ -93,7 +95,13 @@ class Bench:
 class Netstat:
     """Whose traffic `netstat` shows: a running cluster's, by its file or address, or a model's, predicted."""
 
-    cluster: Cluster = None
+    cluster: Annotated[
+        Path | None,
+        Option(
+            "-f", "--cluster", "--file", metavar="FILE", help="The cluster's file; ./cluster.yaml if not given",
+            show_default=False, autocompletion=completion.files,
+        ),
+    ] = None  # fmt: skip
     connect: Connect = None
     predict: Annotated[
         str | None,

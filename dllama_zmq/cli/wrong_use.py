@@ -15,6 +15,20 @@ from dllama_zmq.cli.command import flag_name
 from dllama_zmq.hub import HUB_PREFIX, is_hub_name
 from dllama_zmq.sources import DEMO
 
+_BY_INSTEAD = {
+    "samples by --temperature, --top-p and --top-k": (
+        "--repeat-penalty", "--repeat-last-n", "--repetition-penalty", "--presence-penalty", "--frequency-penalty",
+        "--min-p", "--typical", "--mirostat", "--grammar", "--json-schema", "--logit-bias", "--dry-multiplier",
+        "--samplers", "--num-beams", "--stop",
+    ),
+    "runs models on CPUs": ("-ngl", "--n-gpu-layers", "--gpu-layers", "--gpu-index", "--device", "--tensor-split"),
+    "has no chat yet: `generate` continues a text": (
+        "-cnv", "--conversation", "--interactive", "--chat-template", "-sys", "--system-prompt",
+    ),
+}  # fmt: skip
+_NOT_YET = {flag: instead for instead, flags in _BY_INSTEAD.items() for flag in flags}
+"""Flags that people know from llama.cpp, ollama, transformers and distributed-llama: what this version does instead."""
+
 _WrongUse: type[Exception] = typer.BadParameter.__mro__[1]  # click's UsageError, of whichever click typer brings
 
 
@@ -24,7 +38,7 @@ def exit_code(app: typer.Typer, args: Sequence[str] | None = None) -> int:
         return app(args, standalone_mode=False) or 0
     except _WrongUse as error:
         given = sys.argv[1:] if args is None else args
-        words = _without_command(getattr(error, "ctx", None), given) or _sentence(error)
+        words = _not_yet(given) or _without_command(getattr(error, "ctx", None), given) or _sentence(error)
         if words.startswith("Usage: "):  # no command at all: the help is the answer
             typer.echo(_message(error), err=True)
         elif words:
@@ -33,6 +47,14 @@ def exit_code(app: typer.Typer, args: Sequence[str] | None = None) -> int:
         return 2
     except typer.Abort:
         return 130
+
+
+def _not_yet(given: Sequence[str]) -> str:
+    """What is said of a flag of other programs. (click takes -ngl for -n with the value gl.)"""
+    for flag in (word.partition("=")[0] for word in given):
+        if flag in _NOT_YET:
+            return f"{flag} is not in this version, which {_NOT_YET[flag]}; leave it out"
+    return ""
 
 
 def _without_command(context: Any, given: Sequence[str]) -> str:

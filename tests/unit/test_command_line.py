@@ -105,11 +105,29 @@ def test_the_first_page_lists_every_command_once_by_what_it_is_for() -> None:
         (["demo"], "demo is given and no command is; did you mean `dllama-zmq run demo`?"),
         (["org/name:Q4_K_M"], "org/name:Q4_K_M is given and no command is; did you mean `dllama-zmq run org/name:Q4_"),
         (["--no-such"], "there is no flag --no-such"),
+        (
+            ["generate", "hi", "--repeat-penalty", "1.1"],
+            "--repeat-penalty is not in this version, which samples by --te",
+        ),
+        (["run", "demo", "hi", "--min-p=0.1"], "--min-p is not in this version, which samples by --temperature, "),
+        (
+            ["run", "demo", "hi", "--n-gpu-layers", "99"],
+            "--n-gpu-layers is not in this version, which runs models on C",
+        ),
+        (["run", "demo", "hi", "-ngl", "99"], "-ngl is not in this version, which runs models on CPUs; leave it out"),
+        (["run", "demo", "--conversation"], "--conversation is not in this version, which has no chat yet"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_wrong_use_names_the_word_and_what_was_expected(words: list[str], says: str) -> None:
     assert refusal(*words).startswith(says)
+
+
+@pytest.mark.parametrize("command", ["netstat", "bench", "status", "up"])
+@pytest.mark.parametrize("flag", ["-f", "--file", "--cluster"])
+def test_a_cluster_s_file_is_given_alike_to_every_command_without_a_prompt(command: str, flag: str) -> None:
+    given = GROUP.commands[command].make_context(command, [flag, "home.yaml"]).params
+    assert Path("home.yaml") in (given.get("cluster"), given.get("option"))
 
 
 @pytest.mark.parametrize(("words", "value"), [([], 2.0), (["0.5"], 0.5), (["--json"], 2.0)])
