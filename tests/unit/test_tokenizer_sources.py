@@ -407,9 +407,14 @@ def test_a_dropout_that_training_saved_is_switched_off_and_told():
     tokenizer = Tokenizer.from_json(json.dumps(file), CONFIGS["gpt2.json"], "a.json")
     text = "once upon a time there was a tokenizer " * 8
     assert tokenizer.encode(text) == source("gpt2.json").encode(text)
-    assert "it has a dropout of 0.9, which is for training" in tokenizer.doubt(tiny_spec(vocab_size=1000))
+    assert "it has a dropout of 0.9, which is for training" in tokenizer.mismatch_warning(tiny_spec(vocab_size=1000))
     file["model"]["dropout"] = 0.0
-    assert Tokenizer.from_json(json.dumps(file), CONFIGS["gpt2.json"], "a.json").doubt(tiny_spec(vocab_size=1000)) == ""
+    assert (
+        Tokenizer.from_json(json.dumps(file), CONFIGS["gpt2.json"], "a.json").mismatch_warning(
+            tiny_spec(vocab_size=1000)
+        )
+        == ""
+    )
 
 
 def with_end_after(name: str) -> str:
@@ -446,8 +451,8 @@ def with_end_after(name: str) -> str:
 def test_an_end_that_a_file_puts_after_each_text_is_not_put_and_told(plain, ending):
     spec = tiny_spec(vocab_size=1000)
     assert ending().encode("the end") == plain().encode("the end")
-    assert "it puts an end after each text (add_eos_token, or its post_processor)" in ending().doubt(spec)
-    assert "an end after each text" not in plain().doubt(spec)
+    assert "it puts an end after each text (add_eos_token, or its post_processor)" in ending().mismatch_warning(spec)
+    assert "an end after each text" not in plain().mismatch_warning(spec)
 
 
 def llama_gguf(**changes: Any) -> dict[str, Any]:
