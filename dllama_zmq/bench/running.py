@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from dllama_zmq.bench.rows import Row, spread
-from dllama_zmq.bus.client_messages import Piece, Prefill, Started
+from dllama_zmq.bus.client_messages import Piece, Prefill, Started, Status
 from dllama_zmq.bus.step_sums import StepSums
 from dllama_zmq.client import Client
 from dllama_zmq.errors import ClusterError, RequestError
@@ -19,39 +19,57 @@ from dllama_zmq.telling import Tells
 def measure_running(
     client: Client, prompts: Sequence[int], generated: Sequence[int], repetitions: int, tells: Tells
 ) -> Iterator[Row]:
-    """The row of each prompt length, then of each number of generated tokens. A warm-up comes before each.
+    """The row of each prompt length, then of each number of generated tokens; a warm-up comes before each.
 
-    Raises ClusterError if other requests run or wait, since they would be measured too; RequestError if a case needs
-    more positions than the cluster has.
+    A case that the cluster has no room for is left out, which `tells` says. Raises RequestError if that leaves nothing;
+    ClusterError if other requests run or wait, since they would be measured too.
     """
     status = client.status()
     if n_others := status.active + status.queued:
         raise ClusterError(f"{status.name} answers {n_others} other requests; measure when it is idle")
-    n_nodes = len(status.nodes)
+    cases = [(_prompt_row, n_tokens) for n_tokens in prompts if n_tokens]
+    cases += [(_decoding_row, n_tokens) for n_tokens in generated if n_tokens]
+    n_rows = 0
+    for i, (measure, n_tokens) in enumerate(cases, 1):
+        try:
+            row = measure(client, status, n_tokens, repetitions, tells)
+        except RequestError as error:
+            if i == len(cases) and not n_rows:
+                raise
+            tells.line(f"{'pp' if measure is _prompt_row else 'tg'}{n_tokens} is left out: {error}")
+            continue
+        n_rows += 1
+        yield row
 
-    def answers(test: str, n_words: int, max_tokens: int) -> list[_Answer]:
-        found = []
-        for i in range(repetitions):
-            tells.now(f"{test}, repetition {i + 1} of {repetitions}")
-            found.append(_answer(client, n_words, max_tokens))
-        return found
 
-    for n_tokens in filter(None, prompts):
-        n_words = n_tokens
-        tells.now(f"pp{n_tokens}, warm-up")
-        for _ in range(2):  # warms up, and finds the number of words that make n_tokens
-            n_words = max(1, round(n_words * n_tokens / _answer(client, n_words, 1).n_prompt))
-        found = answers(f"pp{n_tokens}", n_words, 1)
-        yield _row(f"pp{found[0].n_prompt}", n_nodes, [answer.prompt for answer in found])
-    for n_tokens in filter(None, generated):
-        tells.now(f"tg{n_tokens}, warm-up")
-        n_positions = _answer(client, 4, min(n_tokens, 8)).n_prompt + n_tokens + 1
-        if n_positions > status.seq_len:
-            raise RequestError(
-                f"tg{n_tokens} needs {n_positions} positions; {status.name} has room for {status.seq_len}"
-            )
-        found = answers(f"tg{n_tokens}", 4, n_tokens + 1)  # the prompt's step gives the first token
-        yield _row(f"tg{n_tokens}", n_nodes, [answer.decoding for answer in found])
+def _prompt_row(client: Client, status: Status, n_tokens: int, repetitions: int, tells: Tells) -> Row:
+    tells.now(f"pp{n_tokens}, warm-up")
+    if n_tokens == status.seq_len:
+        n_tokens -= 1  # the answer needs one position
+        tells.line(
+            f"pp{n_tokens} instead of pp{n_tokens + 1}: {status.name} has room for {status.seq_len} tokens in all"
+        )
+    short, n_words = max(1, n_tokens // 8), max(2, n_tokens // 4)  # so few that they fit
+    n_short, n_found = (_answer(client, n, 1).n_prompt for n in (short, n_words))
+    per_word = max(0.1, (n_found - n_short) / (n_words - short))
+    n_words = max(1, n_words + int((n_tokens - n_found) / per_word))
+    answers = []
+    for i in range(-1, repetitions):  # the first warms up
+        tells.now(f"pp{n_tokens}, repetition {i + 1} of {repetitions}" if i >= 0 else f"pp{n_tokens}, warm-up")
+        answers.append(_answer(client, n_words, 1))
+    return _row(f"pp{answers[0].n_prompt}", len(status.nodes), [answer.prompt for answer in answers[1:]])
+
+
+def _decoding_row(client: Client, status: Status, n_tokens: int, repetitions: int, tells: Tells) -> Row:
+    tells.now(f"tg{n_tokens}, warm-up")
+    n_positions = _answer(client, 4, min(n_tokens, 8)).n_prompt + n_tokens + 1
+    if n_positions > status.seq_len:
+        raise RequestError(f"tg{n_tokens} needs {n_positions} positions; {status.name} has room for {status.seq_len}")
+    samples = []
+    for i in range(repetitions):
+        tells.now(f"tg{n_tokens}, repetition {i + 1} of {repetitions}")
+        samples.append(_answer(client, 4, n_tokens + 1).decoding)  # the first token is the prompt's
+    return _row(f"tg{n_tokens}", len(status.nodes), samples)
 
 
 @dataclass(slots=True)

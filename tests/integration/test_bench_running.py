@@ -51,3 +51,17 @@ def test_what_cannot_be_measured_on_it_is_said(running: Cli) -> None:
     assert "small has room for 2048" in too_long.error()
     nothing = running.run("bench", "--cluster", "cluster.yaml", "-p", "0", "-n", "0")
     assert "nothing to measure" in nothing.error(2)
+
+
+def test_a_case_without_room_is_left_out_and_the_others_are_measured(running: Cli) -> None:
+    """A prompt of all 2048 positions leaves the answer its one; a longer one has no room. The run goes on."""
+    lengths = ["-p", "2048,2060,8", "-n", "2048,2"]
+    done = running.run("bench", "--cluster", "cluster.yaml", *lengths, "-r", "1", "-o", "json")
+    assert done.code == 0, done.said
+    assert len(json.loads(done.out)["rows"]) == 3, done.said
+    whole, short, generated = [row["test"] for row in json.loads(done.out)["rows"]]
+    assert 2040 <= int(whole[2:]) <= 2047
+    assert "pp2047 instead of pp2048: small has room for 2048 tokens in all" in done.err
+    assert (short[:2], generated) == ("pp", "tg2")
+    assert "pp2060 is left out: the prompt has 20" in done.err
+    assert "tg2048 is left out: tg2048 needs 20" in done.err
