@@ -88,7 +88,7 @@ class Cluster(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One cluster: a root, 2^n - 1 workers, their model and their settings."""
 
     name: _Name = ""
-    """`parse_cluster` fills a missing name with that of the folder."""
+    """`parse_cluster` fills in a missing name (`default_name`)."""
     model: _FilePath
     tokenizer: _FilePath | None = None
     weights: Weights | None = None
@@ -229,14 +229,19 @@ def parse_cluster(text: str, path: str | os.PathLike[str] = "cluster.yaml") -> C
         raise tree.explain(str(error), _HINTS) from error
     _check_nodes(cluster, tree)
     _check_hosts(cluster, tree)
-    return cluster if cluster.name else msgspec.structs.replace(cluster, name=folder_name(Path(path)))
+    return cluster if cluster.name else msgspec.structs.replace(cluster, name=default_name(Path(path)))
 
 
-def folder_name(path: Path) -> str:
-    """The name of a cluster whose file has none: its folder's name, reduced to the allowed characters."""
-    name = os.fsencode(path.resolve().parent.name).decode("utf-8", "ignore")  # UTF-8 in any locale
-    folder = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", folder).lstrip("_-")[:32].rstrip("-") or "home"
+def default_name(path: Path) -> str:
+    """The name of a cluster whose file has none: the file's name without its suffix, for cluster.yaml the folder's.
+
+    It is reduced to the allowed characters.
+    """
+    path = path.resolve()
+    chosen = path.parent.name if path.stem == Path(FILE_NAME).stem else path.stem
+    name = os.fsencode(chosen).decode("utf-8", "ignore")  # UTF-8 in any locale
+    ascii_name = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", ascii_name).lstrip("_-")[:32].rstrip("-") or "home"
 
 
 def is_loopback(host: str) -> bool:

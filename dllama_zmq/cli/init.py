@@ -13,7 +13,7 @@ import yaml
 from dllama_zmq.bus.addresses import own_address
 from dllama_zmq.cli.flags import Init
 from dllama_zmq.cli.show import note
-from dllama_zmq.cluster import FILE_NAME, NAME_PATTERN, Cluster, is_loopback, parse_cluster
+from dllama_zmq.cluster import FILE_NAME, NAME_PATTERN, Cluster, default_name, is_loopback, parse_cluster
 from dllama_zmq.errors import UsageError
 from dllama_zmq.hub import HUB_PREFIX
 from dllama_zmq.sources import DATA_FOLDER, DEMO, absolute_model
@@ -26,7 +26,7 @@ def run(flags: Init) -> None:
     """Write the file that the flags describe. Raises UsageError where it exists, or they do not describe a cluster."""
     path = flags.file or Path(FILE_NAME)
     path = path / FILE_NAME if path.is_dir() else path
-    text, host = _text(_model_in(path, flags.model), _hosts(flags.workers, flags.nodes), flags.host)
+    text, host = _text(path, _model_in(path, flags.model), _hosts(flags.workers, flags.nodes), flags.host)
     n_nodes = parse_cluster(text, path).n_nodes  # raises ConfigError for a host that is none
     try:
         with path.open("w" if flags.force else "x", encoding="utf-8") as file:
@@ -44,8 +44,9 @@ def with_workers(model: str, workers: str, nodes: int | None, folder: Path) -> C
 
     Raises UsageError, ConfigError.
     """
-    text, _ = _text(model, _hosts(workers, nodes), None)
-    return parse_cluster(text, folder / FILE_NAME)
+    path = folder / FILE_NAME
+    text, _ = _text(path, model, _hosts(workers, nodes), None)
+    return parse_cluster(text, path)
 
 
 def open_bus_note(host: str) -> str:
@@ -62,22 +63,23 @@ def _hosts(workers: str | None, nodes: int | None) -> list[str]:
     return [host.strip() for host in workers.split(",")]
 
 
-def _text(model: str, workers: list[str], host: str | None) -> tuple[str, str]:
-    """A cluster file and the root's address in it: `host`, or where None the one that the workers reach."""
+def _text(path: Path, model: str, workers: list[str], host: str | None) -> tuple[str, str]:
+    """The text of the file `path`, and the root's address in it: `host`, or if None the one that the workers reach."""
     n_nodes = 1 + len(workers)
     if n_nodes & (n_nodes - 1) or n_nodes > _MOST_NODES:
         raise UsageError(f"{n_nodes} nodes, the root among them; use 1, 2, 4, 8, ... (2^n)")
     remote = [worker for worker in workers if not is_loopback(worker)]
     host = host or (_own_address(remote[0]) if remote else "127.0.0.1")
-    return cluster_text(model, workers, host), host
+    return cluster_text(default_name(path), model, workers, host), host
 
 
-def cluster_text(model: str, workers: list[str], host: str = "127.0.0.1") -> str:
-    """A commented cluster file: of `model`, its root at `host`, a worker at each address of `workers`."""
+def cluster_text(name: str, model: str, workers: list[str], host: str = "127.0.0.1") -> str:
+    """A commented cluster file: its default `name`, `model`, a root at `host`, a worker at each of `workers`."""
     bus = "# open_bus: false          " if is_loopback(host) else "open_bus: true             "
     what = "true allows a root.host that a network can reach: the bus is NOT encrypted in this version"
     template = Template((DATA_FOLDER / FILE_NAME).read_text())
     return template.substitute(
+        name=f"# name: {name}".ljust(_COLUMN - 1),
         model=f"model: {_scalar(model)}".ljust(_COLUMN - 1),
         host=f"  host: {_scalar(host)}",
         workers="\n".join(_worker_lines(workers)),

@@ -27,7 +27,7 @@ from dllama_zmq.cluster import (
     ClusterFile,
     Ports,
     WorkerConfig,
-    folder_name,
+    default_name,
     is_loopback,
     load_cluster,
 )
@@ -137,7 +137,7 @@ def without_file(
     if n_nodes < 1 or n_nodes & (n_nodes - 1):
         raise UsageError(f"{n_nodes} nodes; use 1, 2, 4, 8, ... (2^n)")
     path = Path(folder) / FILE_NAME
-    name = f"{PRIVATE}{os.getpid()}-{secrets.token_hex(3)}" if private else folder_name(path)
+    name = f"{PRIVATE}{os.getpid()}-{secrets.token_hex(3)}" if private else default_name(path)
     workers = [WorkerConfig(name=f"worker{i}") for i in range(1, n_nodes)]
     return ClusterFile(path, Cluster(name=name, model=model, workers=workers), private)
 

@@ -15,7 +15,7 @@ REPOSITORY = Path(__file__).parents[2] / "cluster.yaml"
 
 def test_the_file_of_the_repository_is_what_init_writes() -> None:
     """What is added to one belongs into the other: dllama_zmq/data/cluster.yaml is the text that ships."""
-    assert REPOSITORY.read_text() == cluster_text("demo", ["127.0.0.1"] * 3)
+    assert REPOSITORY.read_text() == cluster_text("dllama-zmq", "demo", ["127.0.0.1"] * 3)
 
 
 def test_what_is_written_comes_up(cli: Cli) -> None:
@@ -33,6 +33,15 @@ def test_nodes_are_this_computers(cli: Cli, n_nodes: int) -> None:
     file = load_cluster(cli.folder / "cluster.yaml")
     assert file.cluster.workers == [WorkerConfig(name=f"worker{i}") for i in range(1, n_nodes)]
     assert (file.cluster.model, file.cluster.open_bus, file.cluster.name) == ("demo", False, cli.folder.name[:32])
+
+
+@pytest.mark.parametrize("file", ["cluster.yaml", "shelf.yaml"])
+def test_the_name_behind_a_mark_is_the_default(cli: Cli, file: str) -> None:
+    assert cli.run("init", file).code == 0
+    path = cli.folder / file
+    default = load_cluster(path).cluster.name
+    assert default == ("shelf" if file == "shelf.yaml" else cli.folder.name[:32])
+    assert f"\n# name: {default} " in path.read_text()
 
 
 def test_workers_are_other_computers_and_the_root_listens_where_they_reach_it(cli: Cli) -> None:

@@ -21,7 +21,7 @@ from dllama_zmq.cluster import (
     Ports,
     RootConfig,
     WorkerConfig,
-    folder_name,
+    default_name,
     is_loopback,
     load_cluster,
     parse_cluster,
@@ -78,7 +78,7 @@ def test_every_key_of_the_file_reaches_the_cluster() -> None:
 
 def test_a_file_that_names_only_a_model_is_a_cluster_of_one_node() -> None:
     cluster = parse_cluster("model: demo")
-    assert cluster == Cluster(name=folder_name(Path("cluster.yaml")), model="demo")
+    assert cluster == Cluster(name=default_name(Path("cluster.yaml")), model="demo")
     assert cluster.n_nodes == 1
 
 
@@ -99,7 +99,7 @@ def test_keys_without_a_value_count_as_not_given() -> None:
 def test_the_shipped_file_is_one_root_and_three_workers_on_this_host() -> None:
     cluster = load_cluster(SHIPPED).cluster
     assert (cluster.model, cluster.sync, cluster.open_bus) == ("demo", "f32", False)
-    assert cluster.name == folder_name(SHIPPED)
+    assert cluster.name == default_name(SHIPPED)
     assert [worker.name for worker in cluster.workers] == ["worker1", "worker2", "worker3"]
     assert all(is_loopback(host) for host in [cluster.root.host, *(worker.host for worker in cluster.workers)])
 
@@ -129,6 +129,18 @@ def test_a_file_without_a_name_gets_its_folders(folder: str, name: str, tmp_path
     (tmp_path / "link.yaml").symlink_to(path)
     assert load_cluster(path).cluster.name == load_cluster(tmp_path / "link.yaml").cluster.name == name
     assert parse_cluster(f"model: demo\nname: {name}").name == name  # it is one that may be written
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [("home.yaml", "home"), ("My shelf.yml", "My-shelf"), ("日本.yaml", "home"), ("cluster.yml", "folder")],
+)
+def test_another_file_than_cluster_yaml_is_a_cluster_of_its_own_name(file: str, name: str, tmp_path: Path) -> None:
+    """Two files of one folder can run at once."""
+    (tmp_path / "folder").mkdir()
+    path = tmp_path / "folder" / file
+    path.write_text("model: demo")
+    assert load_cluster(path).cluster.name == name
 
 
 def test_a_cluster_without_a_file_is_its_folders_or_one_calls(tmp_path: Path) -> None:
