@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
+from typing import get_args
 
 import numpy as np
 import zmq
@@ -130,10 +131,15 @@ def load(
     force: go on where memory seems too small.
     Raises FormatError, PlanError, UsageError; RemoteError, WorkerLost where a node does not get ready.
     """
-    if max_seq_len is not None and (not isinstance(max_seq_len, int) or max_seq_len < 1):
-        raise UsageError(f"max_seq_len is {max_seq_len!r}; expected a number of tokens, 1 or more")
-    if weights is not None and weights not in WEIGHTS_FLOAT:
-        raise UsageError(f"weights is {weights!r}; expected one of {', '.join(WEIGHTS_FLOAT)}")
+    _check_words("sync", sync, Sync)
+    _check_words("kernels", kernels, KernelChoice)
+    _check_words("kv_cache", kv_cache, KVType)
+    _check_number("nodes", nodes, 1024)
+    _check_number("threads", threads, 1024)
+    if weights is not None:
+        _check_words("weights", weights, Weights)
+    if max_seq_len is not None:
+        _check_number("max_seq_len", max_seq_len, 1 << 24)
     path = model_at(model)
     tokenizer_path = Path(tokenizer) if tokenizer is not None else tokenizer_beside(path)
     with ExitStack() as cleanup:
@@ -164,6 +170,16 @@ def load(
         )  # fmt: skip
         root = _start(file, settings, cleanup)
         return LocalModel(root, words, cleanup.pop_all().close)
+
+
+def _check_words(name: str, value: object, choices: object) -> None:
+    if value not in get_args(choices):
+        raise UsageError(f"{name} is {value!r}; expected one of {', '.join(get_args(choices))}")
+
+
+def _check_number(name: str, value: object, most: int) -> None:
+    if type(value) is not int or not 1 <= value <= most:
+        raise UsageError(f"{name} is {value!r}; expected a whole number, 1 to {most}")
 
 
 class _Node:

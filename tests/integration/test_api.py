@@ -7,6 +7,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,6 +45,21 @@ def test_logits_are_float32_of_tokens_by_vocabulary(model_path: Path) -> None:
     assert logits.dtype == np.float32
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"sync": "q81"}, {"kv_cache": "f8"}, {"kernels": "foo"}, {"weights": "q4"}, {"sync": None},
+        {"threads": 0}, {"threads": 2.0}, {"threads": 1 << 20}, {"nodes": "2"}, {"nodes": 0}, {"nodes": True},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_wrong_value_is_refused_by_its_name_as_on_the_command_line(wrong: dict[str, Any]) -> None:
+    ((name, value),) = wrong.items()
+    with pytest.raises(UsageError) as caught:
+        dllama_zmq.load("demo", **wrong)
+    assert str(caught.value).startswith(f"{name} is {value!r}; expected ")
+
+
 def test_max_seq_len_says_how_long_a_text_may_be(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_tiny_model(tmp_path / "long.m", tiny_spec(seq_len=5000)).close()
     with dllama_zmq.load(tmp_path / "long.m", max_seq_len=4200) as model:
@@ -54,7 +70,7 @@ def test_max_seq_len_says_how_long_a_text_may_be(tmp_path: Path, caplog: pytest.
     dllama_zmq.load(tmp_path / "long.m", max_seq_len=9000).close()
     assert "max_seq_len is 9000" in caplog.messages[0]
     for wrong in (0, -1, "9"):
-        with pytest.raises(UsageError, match="expected a number of tokens"):
+        with pytest.raises(UsageError, match="expected a whole number"):
             dllama_zmq.load(tmp_path / "long.m", max_seq_len=wrong)  # type: ignore[arg-type]
 
 
