@@ -213,4 +213,6 @@ def list_running(as_json: bool) -> None:
 def _state(running: Running) -> str:
     if not running.clients:
         return "starting"
+    if running.forming:
+        return "forming"
     return "one call" if running.file.private else "up"

@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -29,7 +28,8 @@ from dllama_zmq.launch.nodes_here import local_workers, open_checked
 from dllama_zmq.launch.owner import at_end_of_stdin
 from dllama_zmq.launch.paths import Places, as_text
 from dllama_zmq.launch.ports import check_ports
-from dllama_zmq.launch.registry import Record, only_one, record
+from dllama_zmq.launch.public_state import PublicState
+from dllama_zmq.launch.registry import Record, only_one
 from dllama_zmq.launch.starting import StartingFile
 from dllama_zmq.root.report import ClusterFacts
 from dllama_zmq.root.root import Root, RootSettings
@@ -93,10 +93,15 @@ def run_cluster(file: ClusterFile, tells: Tells, lock: int | None = None) -> Non
         fleet = Fleet(workers, places, crowded, root.roster, cluster.limits.join_s)
         cleanup.callback(fleet.stop, cluster.limits.stop_s * _FLEET_SHARE)
         facts = ClusterFacts(cluster.name, __version__, as_text(model.path))
-        service = Service(root, tokenizer, clients, facts, every_turn=fleet.watch)
-        cleanup.enter_context(_announced(places, file))
+        public = PublicState(root, file, places)
+        cleanup.callback(public.remove)
         starting.remove()
-        logger.info("up name=%s nodes=%d model=%s sync=%s", cluster.name, cluster.n_nodes, model.path, cluster.sync)
+
+        def every_turn() -> None:
+            fleet.watch()
+            public.look()
+
+        service = Service(root, tokenizer, clients, facts, every_turn)
         with interrupts.then(service.stop, cluster.limits.stop_s * _STEP_SHARE):
             service.run()
         logger.info("going down")
@@ -154,14 +159,3 @@ def _leave(places: Places) -> None:
     """End this process as a signal would, when nobody uses its cluster any more."""
     await_last_user(places)
     os.kill(os.getpid(), signal.SIGTERM)
-
-
-@contextmanager
-def _announced(places: Places, file: ClusterFile) -> Iterator[None]:
-    """Tell others of this host where the cluster is, by a file that appears whole and goes with it."""
-    record(file, places.ipc_clients).write(places.cluster_file)
-    try:
-        yield
-    finally:
-        with suppress(FileNotFoundError):
-            places.cluster_file.unlink()

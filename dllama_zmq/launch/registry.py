@@ -58,6 +58,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     pid: int
     since: float
     clients: str = ""
+    forming: bool = False
 
     def write(self, to: Path) -> None:
         """Make `to` say this; it appears whole."""
@@ -89,13 +90,15 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 class Running:
     """A cluster that is up, or is on its way up or down: then `clients` is empty.
 
-    pid: the process to end. since: seconds since 1970. clients: the address for those of this computer.
+    pid: the process to end. since: seconds since 1970. clients: the address for those of this computer. forming: not
+    every worker is ready.
     """
 
     file: ClusterFile
     pid: int
     since: float
     clients: str
+    forming: bool = False
 
     @property
     def name(self) -> str:
@@ -289,7 +292,7 @@ def _running(places: Places) -> Running | None:
         for path in (places.cluster_file, places.started_file):
             found = Record.read(path)
             if found is not None and _lives(found.pid):
-                return Running(found.file, found.pid, found.since, found.clients)
+                return Running(found.file, found.pid, found.since, found.clients, found.forming)
         if time.monotonic() > deadline:
             return None  # it was started by another version, or has just been killed
         time.sleep(POLL_S)

@@ -326,6 +326,19 @@ def test_a_worker_elsewhere_says_why_a_root_gave_up(cli: Cli) -> None:
         await_words(worker, "joining again: the cluster went down: here ended 3 times before the cluster was ready")
 
 
+def test_a_cluster_in_the_foreground_says_who_is_missing_and_is_not_up_before(cli: Cli) -> None:
+    cli.write(2, host="0.0.0.0", open_bus=True, workers=[{"name": "far", "host": "192.0.2.1"}])
+    replies = f"127.0.0.1:{cli.ports['replies']}"
+    with cli.started("up", "--foreground") as root:
+        said = await_words(root, "; start on 192.0.2.1: dllama-zmq worker ")
+        assert "forming: far " in said
+        assert "up name=" not in said
+        assert json_object(cli.run("ps", "--json").out)["clusters"][0]["state"] == "forming"
+        with cli.started("worker", replies):
+            await_words(root, "up name=small nodes=2")
+            assert json_object(cli.run("ps", "--json").out)["clusters"][0]["state"] == "up"
+
+
 # --- a worker started by hand -------------------------------------------------------------------------------------
 
 
