@@ -14,7 +14,7 @@ _PART = re.compile(r"(.*)-\d{5}-of-\d{5}", re.DOTALL)
 _MAX_NAMED = 8
 _HEAD_BYTES = 512
 _NO_TEXT = re.compile(r"[\x00-\x08\x0e-\x1f]")
-_OF_A_MODEL = ("config.json", "params.json")
+MODEL_CONFIGS = ("config.json", "params.json")
 
 
 def first_bytes(path: Path) -> bytes:
@@ -41,7 +41,7 @@ def refuse_text(path: Path, expected: str) -> None:
     kind, hint = "a text file", ""
     if text.lstrip().lower().startswith(("<!doctype html", "<html")):
         kind, hint = "a web page", " Download the file itself."
-    elif any((path.parent / name).exists() for name in _OF_A_MODEL):
+    elif any((path.parent / name).exists() for name in MODEL_CONFIGS):
         hint = f" To name the model beside it, give the folder: {path.parent}"
     elif path.suffix in (".yaml", ".yml"):
         hint = f" If it describes a cluster: dllama-zmq up {path}"

@@ -20,7 +20,7 @@ from typing import Any
 from dllama_zmq.errors import FormatError
 from dllama_zmq.formats.files import open_regular
 from dllama_zmq.formats.gguf import gguf_metadata
-from dllama_zmq.formats.kinds import first_bytes, is_gguf, model_files, only_file_of, refuse_text
+from dllama_zmq.formats.kinds import MODEL_CONFIGS, first_bytes, is_gguf, model_files, only_file_of, refuse_text
 from dllama_zmq.formats.t_file import read_t
 from dllama_zmq.tokenizer import Tokenizer
 
@@ -29,7 +29,6 @@ MAX_JSON_BYTES = 1 << 26
 MAX_MODEL_BYTES = 1 << 25
 MAX_SIDE_BYTES = 1 << 24
 _MAX_JSON_VALUES = 1 << 23
-_OF_A_MODEL = ("config.json", "params.json")
 _NAMES = ("tokenizer.json", "tokenizer.model")
 
 
@@ -55,7 +54,7 @@ def _in_folder(folder: Path) -> Path:
     for name in _NAMES:
         if (folder / name).exists():
             return folder / name
-    if not any((folder / name).exists() for name in _OF_A_MODEL) and model_files(folder):
+    if not any((folder / name).exists() for name in MODEL_CONFIGS) and model_files(folder):
         model = only_file_of(folder)
         return model if is_gguf(model, first_bytes(model)) else model.with_suffix(".t")
     raise FormatError(
