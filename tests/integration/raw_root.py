@@ -9,7 +9,7 @@ from typing import Any
 
 import msgpack
 import zmq
-from stranger import PROTOCOL
+from integration.stranger import PROTOCOL
 
 
 class RawRoot:

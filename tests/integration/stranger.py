@@ -17,7 +17,7 @@ from typing import Any
 import msgpack
 import numpy as np
 import zmq
-from stranger_shard import BLOCK, F16, F32, Q80, Shard, to_q80, values_of
+from integration.stranger_shard import BLOCK, F16, F32, Q80, Shard, to_q80, values_of
 
 _PAGE = Path(__file__).parents[2] / "dllama_zmq" / "bus" / "PROTOCOL.md"
 PROTOCOL = int(re.findall(r"^Protocol \*\*(\d+)\*\*", _PAGE.read_text(), re.MULTILINE)[0])

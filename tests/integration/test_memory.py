@@ -21,13 +21,14 @@ from tiny import tiny_spec, write_tiny_model
 
 from dllama_zmq.bus.client_messages import NodeStatus, Status
 from dllama_zmq.formats import write_m, write_t
+from dllama_zmq.formats.random_model import random_tensors
 from dllama_zmq.models import Run
 from dllama_zmq.root.root import Root, RootSettings
 from dllama_zmq.sharding import Plan
 from dllama_zmq.spec import FloatType, ModelSpec
 
 sys.path.append(str(Path(__file__).parents[2] / "tools"))
-from make_model import made_up_vocabulary, random_tensors
+from make_model import made_up_vocabulary
 
 LARGE = ModelSpec(
     arch="llama", dim=2048, hidden_dim=5632, n_layers=4, n_heads=16, n_kv_heads=8, head_dim=128,
