@@ -135,7 +135,7 @@ class InMemory(ModelFile):
         super().__init__(Path("weights in memory"), spec)
         self._matrices = dict(random_tensors(spec, seed=3))
 
-    def _part(self, name: str, rows: slice, columns: slice) -> BlockMatrix:
+    def _read(self, name: str, rows: slice, columns: slice) -> BlockMatrix:
         return self._matrices[name].cut(rows, columns)
 
     def forget_pages(self) -> None:
