@@ -57,10 +57,7 @@ def _in_folder(folder: Path) -> Path:
     if not any((folder / name).exists() for name in MODEL_CONFIGS) and model_files(folder):
         model = only_file_of(folder)
         return model if is_gguf(model, first_bytes(model)) else model.with_suffix(".t")
-    raise FormatError(
-        f"{folder}: this folder has no {' and no '.join(_NAMES)}. Put the model's own there, or give its path as "
-        "`tokenizer:` in cluster.yaml."
-    )
+    raise FormatError(f"{folder}: this folder has no {' and no '.join(_NAMES)}. Put the model's own there.")
 
 
 def _read_model(path: Path) -> Tokenizer:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 from dllama_zmq.cluster import Cluster, ClusterFile, WorkerConfig, is_loopback
+from dllama_zmq.errors import FormatError
 from dllama_zmq.formats import ModelFile, open_model, read_tokenizer
 from dllama_zmq.host import free_memory_bytes, usable_cores
 from dllama_zmq.kernels import Needs
@@ -29,8 +30,7 @@ def open_checked(file: ClusterFile, warn: Callable[[str], None]) -> tuple[ModelF
     with ExitStack() as cleanup:
         model = cleanup.enter_context(open_model(file.model_path(), file.cluster.weight_type))
         _check_plan(file.cluster, model)
-        tokenizer = read_tokenizer(file.tokenizer_path())
-        tokenizer.check_fits(model.spec, model.path)
+        tokenizer = _tokenizer(file, model)
         for sentence in (
             *_doubts(file.cluster, model),
             *model.notes,
@@ -40,6 +40,19 @@ def open_checked(file: ClusterFile, warn: Callable[[str], None]) -> tuple[ModelF
                 warn(sentence)
         cleanup.pop_all()
     return model, tokenizer
+
+
+def _tokenizer(file: ClusterFile, model: ModelFile) -> Tokenizer:
+    """The cluster's tokenizer. If the model's own cannot be used, the error says how to give another."""
+    try:
+        tokenizer = read_tokenizer(file.tokenizer_path())
+        tokenizer.check_fits(model.spec, model.path)
+    except FormatError as error:
+        if file.cluster.tokenizer is not None:
+            raise
+        in_file = f", or `tokenizer:` in {file.path}," if not file.private and file.path.exists() else ""
+        raise type(error)(f"{error} --tokenizer FILE{in_file} gives another one.") from error
+    return tokenizer
 
 
 def checked_needs(file: ClusterFile, tells: Tells) -> Needs:

@@ -51,7 +51,7 @@ def parts_of_gguf(metadata: Mapping[str, Any], source: str) -> TokenizerParts:
         return _byte_level(keys)
     raise UnsupportedModel(
         f"{source}: tokenizer.ggml.model is {kind[:60]!r}; this version reads llama (SentencePiece BPE) and gpt2 "
-        f"(byte-level BPE). Give the tokenizer.json of the same model as `tokenizer:` beside `model:` in cluster.yaml."
+        f"(byte-level BPE). The tokenizer.json of the same model would do."
     )
 
 
@@ -64,8 +64,8 @@ class _Keys:
         self.tokens = self._list("tokens", str, "texts")
         if not self.tokens:
             raise FormatError(
-                f"{source}: this file has no tokenizer (tokenizer.ggml.tokens is missing or empty). Give the model's "
-                "own, such as its tokenizer.json, as `tokenizer:` beside `model:` in cluster.yaml."
+                f"{source}: this file has no tokenizer (tokenizer.ggml.tokens is missing or empty). The model's "
+                "own, such as its tokenizer.json, would do."
             )
         kinds = self._list("token_type", int, "numbers") or [NORMAL] * len(self.tokens)
         self._same_length("token_type", kinds)

@@ -146,7 +146,7 @@ class Tokenizer:
         if self.vocab_size < _MIN_SHARE * spec.vocab_size:
             warnings.append(
                 f"{self._sizes(spec, model)}: if the answers make no sense, give the tokenizer that was made for "
-                "this model (`tokenizer:` beside `model:` in cluster.yaml)"
+                "this model"
             )
         if beyond := sorted(self._beyond(spec)):
             shown = ", ".join(self.piece(token).decode("utf-8", "replace")[:40] for token in beyond[:_MAX_NAMED])

@@ -277,7 +277,7 @@ def test_metadata_of_a_wrong_type_are_refused_by_their_key_or_work(base, value):
     [
         (
             {"tokens": []},
-            "this file has no tokenizer (tokenizer.ggml.tokens is missing or empty). Give the model's own",
+            "this file has no tokenizer (tokenizer.ggml.tokens is missing or empty). The model's own",
         ),
         ({"tokens": ["a", "b", "c", 4, "e", "f"]}, "tokenizer.ggml.tokens[3] is 4; expected a list of texts"),
         ({"scores": [0.0]}, "tokenizer.ggml.scores has 1 entries and tokenizer.ggml.tokens 6"),
