@@ -43,7 +43,8 @@ def list_pulled() -> list[Pulled]:
 def find_by_name(text: str) -> ModelName | None:
     """The pulled model REPO[:FILE]. The owner may be left out if only one pulled repository has that name.
 
-    Returns None if there is no such model, or several.
+    If a repository is there but it has several models, or not this one, its name all the same: `find_pulled` says so.
+    Returns None if no such repository is there, or several are.
     """
     try:
         name = ModelName.parse(text)
@@ -53,14 +54,18 @@ def find_by_name(text: str) -> ModelName | None:
     if "/" not in name.repo:
         folders = cache_folder().glob(f"models--*--{name.repo}")
         repos += [folder.name.removeprefix("models--").replace("--", "/", 1) for folder in folders]
-    found = []
-    for repo in repos:
-        try:
-            find_cached(ModelName(repo, name.file), "main")
-        except UsageError:
-            continue
-        found.append(ModelName(repo, name.file))
+    here = [ModelName(repo, name.file) for repo in repos if RepoCache.of(repo).commit_of("main") is not None]
+    whole = [one for one in here if _is_whole(one)]
+    found = whole or here
     return found[0] if len(found) == 1 else None
+
+
+def _is_whole(name: ModelName) -> bool:
+    try:
+        find_cached(name, "main")
+    except UsageError:
+        return False
+    return True
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,3 +73,12 @@ def test_a_pulled_model_needs_no_hf_before_its_name(puller: Puller, hub: Hub, sm
         found = json_object(puller.verb("inspect", name, "--json").out)
         assert found["path"] == str(path)
     assert "`dllama-zmq pull org/Other`" in puller.verb("inspect", "org/Other").error()
+
+
+def test_a_name_of_several_pulled_models_is_told_which_they_are(puller: Puller, hub: Hub) -> None:
+    hub.repos["org/two-GGUF"] = Repo({"t.Q4_0.gguf": b"4", "t.Q8_0.gguf": b"8"})
+    for quantization in ("Q4_0", "Q8_0"):
+        puller.path(f"org/two-GGUF:{quantization}")
+    for command in (["run", "org/two-GGUF", "hi"], ["show", "two-GGUF"], ["up", "-m", "hf:org/two-GGUF"]):
+        assert "has 2 models: Q4_0, Q8_0; choose one, as org/two-GGUF:Q4_0" in puller.verb(*command).error()
+    assert "has no 'Q5_0'; " in puller.verb("show", "org/two-GGUF:Q5_0").error()
