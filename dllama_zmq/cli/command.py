@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import re
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, get_type_hints
@@ -27,6 +28,8 @@ _LEFT_OUT = {
 """By flag: the value that it has alone, and what the next word looks like where that is its value."""
 
 _WIDEST_NAMES = 28
+
+_NoSuchOption: Any = vars(sys.modules[typer.BadParameter.__module__])["NoSuchOption"]  # of whichever click typer brings
 
 
 def add_command(
@@ -88,9 +91,12 @@ class Command(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """click's, with the values that were left out."""
         own = {name for parameter in self.params for name in parameter.opts}
+        numbers = {name for parameter in self.params if parameter.metavar in ("N", "T", "P") for name in parameter.opts}
         full, rest = [], list(args)
         while rest and rest[0] != "--":
             word = rest.pop(0)
+            if word[:2] in numbers and word[2:3].isalpha() and word.partition("=")[0] not in own:
+                raise _NoSuchOption(word, ctx=ctx)  # click would take -ngl for -n with the value gl
             usual, looks = _LEFT_OUT.get(word, ("", None)) if word in own else ("", None)
             left_out = looks is not None and not (rest and looks.fullmatch(rest[0]))
             full.append(f"{word}={usual}" if left_out else word)

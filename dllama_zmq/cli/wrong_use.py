@@ -113,7 +113,7 @@ def _too_many(context: Any) -> str:
 
 
 def _spellings(context: Any) -> list[str]:
-    return [name for parameter in context.command.get_params(context) for name in parameter.opts]
+    return [name for parameter in context.command.get_params(context) for name in parameter.opts if name[:2] == "--"]
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:

@@ -89,6 +89,9 @@ def test_the_first_page_lists_every_command_once_by_what_it_is_for() -> None:
             "-n, --steps: expected a whole number of tokens, or -1 for no limit, got 'abc'",
         ),
         (["generate", "hi", "-n"], "-n needs a value"),
+        (["run", "demo", "hi", "-nx", "99"], "there is no flag -nx; see"),
+        (["generate", "hi", "-cx"], "there is no flag -cx; see"),
+        (["generate", "hi", "--promt", "x"], "there is no flag --promt; did you mean --prompt or --predict?"),
         (["generate", "hi", "--seed", "-7"], "-s, --seed: expected a whole number, -1 or more, got '-7'"),
         (["generate", "hi", "--temp", "hot"], "--temperature: expected a number, got 'hot'"),
         (["generate", "hi", "--sync", "f8"], "--sync: expected f32, f16 or q80, got 'f8'"),
@@ -128,6 +131,14 @@ def test_wrong_use_names_the_word_and_what_was_expected(words: list[str], says: 
 def test_a_cluster_s_file_is_given_alike_to_every_command_without_a_prompt(command: str, flag: str) -> None:
     given = GROUP.commands[command].make_context(command, [flag, "home.yaml"]).params
     assert Path("home.yaml") in (given.get("cluster"), given.get("option"))
+
+
+@pytest.mark.parametrize(("word", "value"), [("-n5", 5), ("-n-1", -1), ("-n=7", None), ("--n-predict=9", 9)])
+def test_a_number_may_stand_at_its_flag(word: str, value: int | None) -> None:
+    if value is None:
+        assert refusal("generate", "hi", word).startswith("-n, --steps: expected a whole number")
+    else:
+        assert GROUP.commands["generate"].make_context("generate", ["hi", word]).params["steps"] == value
 
 
 @pytest.mark.parametrize(("words", "value"), [([], 2.0), (["0.5"], 0.5), (["--json"], 2.0)])
