@@ -91,7 +91,7 @@ def _for_this_call(file: ClusterFile) -> str:
         return f"{file.cluster.name} is not running: bringing up {file.path} for this call ({keeps})"
     n_nodes = file.cluster.n_nodes
     nodes = "one node" if n_nodes == 1 else f"{n_nodes} nodes"
-    return f"starting {file.cluster.model} on {nodes} for this call (`dllama-zmq up -m ...` keeps it running)"
+    return f"starting {file.cluster.model} on {nodes} for this call (`dllama-zmq up -m` keeps it running)"
 
 
 def down(path: Path) -> None:

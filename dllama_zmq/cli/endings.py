@@ -17,6 +17,7 @@ from typing import Any, ParamSpec
 
 import typer
 
+from dllama_zmq.cli.show import note
 from dllama_zmq.errors import DllamaError, UsageError
 from dllama_zmq.host import refused_by_system
 
@@ -117,7 +118,7 @@ def _discard_output() -> None:
 def _failed(text: str, code: int) -> typer.Exit:
     if os.environ.get("DLLAMA_ZMQ_DEBUG"):
         logging.getLogger(__name__).exception("failed")
-    typer.echo(f"error: {text}", err=True)
+    note(f"error: {text}")
     if not _flushed():
         _discard_output()
     return typer.Exit(code)

@@ -15,6 +15,7 @@ from rich.table import Column
 from rich.text import Text
 
 from dllama_zmq.bus.client_messages import NodeStatus, Status
+from dllama_zmq.cli.show import wrapped
 from dllama_zmq.telling import Tells, Unit, human_bytes
 
 _SHOWN_AFTER_S = 0.4
@@ -65,6 +66,8 @@ class Display:
         with self._lock:
             self._last_word = self._clock()
             self._due = max(self._due, self._last_word + _PLAIN_AT_S[0])
+        # rich itself breaks words; what is no terminal gets the line as it is.
+        text = wrapped(text, self._console.width) if self._console.is_terminal else text
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def now(self, text: str, done: int = 0, total: int = 0, unit: Unit = "B") -> None:

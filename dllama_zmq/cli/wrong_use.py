@@ -12,6 +12,7 @@ from typing import Any
 import typer
 
 from dllama_zmq.cli.command import flag_name
+from dllama_zmq.cli.show import note
 from dllama_zmq.hub import HUB_PREFIX, is_hub_name
 from dllama_zmq.sources import DEMO
 
@@ -43,7 +44,7 @@ def exit_code(app: typer.Typer, args: Sequence[str] | None = None) -> int:
             typer.echo(_message(error), err=True)
         elif words:
             place = getattr(getattr(error, "ctx", None), "command_path", "dllama-zmq")
-            typer.echo(f"error: {words}; see `{place} --help`", err=True)
+            note(f"error: {words}; see `{place} --help`")
         return 2
     except typer.Abort:
         return 130

@@ -131,3 +131,22 @@ def test_on_a_terminal_up_waits_beyond_the_limit_for_scripts_and_says_for_whom(c
         terminal.to_the_end(WAIT_S)
     assert all(len(line) <= COLUMNS for line in terminal.screen() if "start on" not in line)
     until(lambda: not cli.processes(), 10, "the root to end with its caller")
+
+
+def test_what_is_said_at_a_terminal_breaks_between_words(cli: Cli) -> None:
+    flags = ["--kernels", "numpy", "-n", "2", "--stats=tokens"]
+    for words in (
+        ["run", "demo", "Once upon", *flags],
+        ["run", "nosuch/model.gguf", "hi"],
+        ["up", "nosuch"],
+        ["--promt"],
+    ):
+        with command(cli, *words) as terminal:
+            terminal.to_the_end(WAIT_S)
+        lines = [line.rstrip() for line in terminal.screen()]
+        assert max(map(len, lines)) <= COLUMNS, lines
+        assert "error: " in terminal.text() or "starting demo on one node for this call (" in lines[0], lines
+        if "run" in words and "demo" in words:
+            assert lines[0].endswith("keeps it running)")
+            (head,) = (line for line in lines if line.startswith("ms in all (G)"))
+            assert head.endswith("by the"), lines
