@@ -50,7 +50,7 @@ def run_bench(settings: BenchSettings, tells: Tells) -> Generator[list[Row], Non
                 products[threads] = {**product_row(threads, settings.kernels), **facts}
         yield list(products.values())
         for nodes in settings.nodes:
-            tells.line(str(nodes))
+            tells.now(f"{nodes}: starting")
             same = {name: products[nodes.all_threads][name] for name in ("read_by", "blas_gmac_per_s", *facts)}
             own = replace(settings, model=str(path), nodes=[nodes])
             with closing(measure_in_child(own, tells, interrupts)) as rows:

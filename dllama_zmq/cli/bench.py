@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
 from itertools import chain
+from typing import Any
 
 from dllama_zmq.bench.cases import BenchSettings, Nodes, RandomModel, cases
 from dllama_zmq.bench.output import as_json, markdown, running_markdown
@@ -30,7 +31,7 @@ def run(options: Bench, numbers: Mapping[str, int]) -> None:
     """Measure what the flags ask for and print it. numbers: those that replace a shape's own."""
     if not logging.getLogger().isEnabledFor(logging.DEBUG):
         logging.getLogger().setLevel(logging.WARNING)  # the display shows what the root logs of its nodes
-    with Display(per_s=1.0) as display, ExitStack() as cleanup:  # drawing takes time from what is measured
+    with _BesideTable(per_s=1.0) as display, ExitStack() as cleanup:  # drawing takes time from what is measured
         if options.cluster is not None or options.connect is not None:
             texts = _of_cluster(options, numbers, cleanup, display)
         else:
@@ -39,13 +40,38 @@ def run(options: Bench, numbers: Mapping[str, int]) -> None:
             display.rest()
             sys.stdout.write(text)
             sys.stdout.flush()
+            display.hold()
+
+
+class _BesideTable(Display):
+    """A display that leaves the table whole where both are on one terminal: its lines come after the table."""
+
+    _held: list[str] | None = None
+
+    def hold(self) -> None:
+        """The table has begun."""
+        if self._held is None and self.is_live and sys.stdout.isatty():
+            self._held = []
+
+    def line(self, text: str) -> None:
+        """As Display's, or after the table."""
+        if self._held is None:
+            super().line(text)
+        else:
+            self._held.append(text)
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        held, self._held = self._held, None
+        for text in held or []:
+            self.line(text)
 
 
 def _of_own_nodes(options: Bench, numbers: Mapping[str, int], cleanup: ExitStack, display: Display) -> Iterator[str]:
     """The table or JSON of nodes that are started for it."""
     settings = settings_of(options, numbers, shlex.join(["dllama-zmq", *sys.argv[1:]]))
     batches = cleanup.enter_context(closing(run_bench(settings, display)))
-    if options.output == "md":
+    if options.output == "md" and not options.json:
         yield from markdown(batches)
     else:
         yield as_json(list(chain.from_iterable(batches)))
@@ -62,7 +88,7 @@ def _of_cluster(options: Bench, numbers: Mapping[str, int], cleanup: ExitStack, 
     client = cleanup.enter_context(client_of(options.cluster, options.connect))
     status = client.status()
     rows = measure_running(client, prompts, generated, options.repetitions, display)
-    if options.output == "md":
+    if options.output == "md" and not options.json:
         yield from running_markdown(status, rows)
     else:
         about = {"cluster": status.name, "model": status.model, "sync": status.sync, "version": status.version}

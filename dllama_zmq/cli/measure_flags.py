@@ -86,6 +86,7 @@ class Bench:
         Literal["md", "json"],
         choice("-o", "--output", of=Literal["md", "json"], help="A Markdown table, or its rows as JSON"),
     ] = "md"
+    json: Annotated[bool, Option("--json", help="The same as -o json")] = False
     profile: Annotated[
         bool, Option("--profile", help="Show where the root's time for a token goes: kernels, waiting, Python")
     ] = False

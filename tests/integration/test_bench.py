@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 from command_line import Cli, Process, clean_cli, finish, kill, read_some, until
+from terminal import at_terminal
 
 from dllama_zmq import __version__
 from dllama_zmq.bench.cases import prompt_steps
@@ -60,7 +61,7 @@ def run(cli: Cli, *words: str) -> tuple[str, str]:
 
 @pytest.fixture(scope="module")
 def all_rows(bench: Cli) -> list[Row]:
-    out, _ = run(bench, "-p", "40", "-n", "3", "-d", "0,35", "-r", "2", "--nodes", "1,2", "-o", "json")
+    out, _ = run(bench, "-p", "40", "-n", "3", "-d", "0,35", "-r", "2", "--nodes", "1,2", "--json")
     found = json.loads(out)
     assert isinstance(found, list)
     return found
@@ -169,7 +170,7 @@ def test_every_row_is_held_against_memory_read_by_turns_with_it(rows: list[Row])
 
 def test_markdown_has_a_line_for_each_row_and_the_command_last(bench: Cli) -> None:
     flags = ["-p", "5,40", "-n", "2", "-r", "1", "-t", "1,2", "--sync", "q80"]
-    out, err = run(bench, *flags)
+    out, _ = run(bench, *flags)
     lines = out.splitlines()
     table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
     assert table[0] == [
@@ -191,7 +192,17 @@ def test_markdown_has_a_line_for_each_row_and_the_command_last(bench: Cli) -> No
     assert "memory read, by " in out
     assert f"kernels {choose_kernels('auto', 1).name}" in out
     assert "GMAC/s with 2 threads" in out
-    assert "1 node of 2 threads" in err
+
+
+def test_at_a_terminal_nothing_stands_between_the_rows_of_the_table(bench: Cli) -> None:
+    words = ["bench", *SHAPE, "-p", "5", "-n", "2", "-r", "1", "-t", "1,2"]
+    environment = bench.environment(XDG_CACHE_HOME=str(bench.folder))
+    with at_terminal([sys.executable, "-m", "dllama_zmq", *words], bench.folder, environment) as terminal:
+        assert terminal.to_the_end(60) == 0
+    lines = [line.rstrip() for line in terminal.screen()]
+    first, last = (at(i for i, line in enumerate(lines) if line.startswith("|")) for at in (min, max))
+    assert all(line.startswith("|") for line in lines[first : last + 1]), lines
+    assert last + 1 - first == 2 + 2 + 2 * 2
 
 
 def test_the_shape_is_kept_and_not_made_again(bench: Cli, rows: list[Row]) -> None:
