@@ -228,14 +228,9 @@ class Flow(Struct, frozen=True):
 
 
 class Share(Struct, frozen=True):
-    """The flows between the root and some workers. Each total is of the layers, x and the candidates in its name.
-
-    layers_..._kb: as distributed-llama prints them, in whole kB of 1024 bytes.
-    """
+    """The flows between the root and some workers. Each total is of the layers, x and the candidates in its name."""
 
     n_workers: int
-    layers_sent_kb: int
-    layers_received_kb: int
     flows: dict[str, Flow]
 
 
@@ -307,7 +302,7 @@ def _share(workers: Sequence[dict[str, Predicted]]) -> Share:
     for name in ("candidates_greedy", "candidates_sampled"):
         flows[name] = _flow(workers, [], [name])
         flows[name.replace("candidates", "total")] = _flow(workers, ["step", "sum"], ["partial", name])
-    return Share(len(workers), layers.sent_bytes // 1024, layers.received_bytes // 1024, flows)
+    return Share(len(workers), flows)
 
 
 def _flow(workers: Sequence[dict[str, Predicted]], sent: Sequence[str], received: Sequence[str]) -> Flow:

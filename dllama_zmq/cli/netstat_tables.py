@@ -25,6 +25,7 @@ from dllama_zmq.cli.slow_nodes import legend
 from dllama_zmq.telling import human_bytes
 
 _NAMES = {"step": "step x", "sum": "sums", "partial": "partials", "candidates": "candidates", "more": "asked again"}
+_NO_TOKENS = "no tokens yet: make some with `dllama-zmq generate`"
 _ALONE = "One node alone puts nothing on the bus."
 _FLOW_NAMES = {
     "layers": "layers",
@@ -44,6 +45,8 @@ def summary_table(report: Report) -> RenderableType:
             if line.kind == TOTAL:
                 table.add_row(f"{phase}, {line.direction} by the root", *_cells(line, report.tokens[phase]))
     parts: list[RenderableType] = [table if report.workers else Text(_ALONE)]
+    if report.workers and not any(report.tokens.values()):
+        parts = [Text(_NO_TOKENS)]
     parts += _slowest(report)
     if report.agrees is not None:
         parts.append(_verdict(report))
@@ -66,7 +69,7 @@ def report_tables(report: Report) -> RenderableType:
         parts += [Text(), _title(report, phase)]
         parts.append(_phase_table(report, phase, lines))
     if not any(report.tokens.values()):
-        parts += [Text(), Text("no tokens yet: make some with `dllama-zmq generate`")]
+        parts += [Text(), Text(_NO_TOKENS)]
     if report.workers:
         parts += [Text(), Text("set-up and idle, kB in all", "bold"), _setup_table(report)]
     if report.waiting:
@@ -164,11 +167,12 @@ def prediction_tables(prediction: Prediction) -> RenderableType:
         parts.append(Text(_ALONE))
     else:
         parts += [Text(), _share_table(prediction.one_worker, prediction.all_workers)]
+        layers = prediction.all_workers.flows["layers"]
         parts.append(
             Text(
                 f"Each node sends {prediction.greedy_k} candidate when greedy, {prediction.sampled_k} when sampling. "
-                f"distributed-llama prints the layers as S {prediction.all_workers.layers_sent_kb:,} and "
-                f"R {prediction.all_workers.layers_received_kb:,}: in kB of 1024 bytes."
+                f"distributed-llama prints the layers as S {layers.sent_bytes // 1024:,} and "
+                f"R {layers.received_bytes // 1024:,}: in kB of 1024 bytes."
             )
         )
     parts += [Text(), Text(f"memory, with {prediction.seq_len:,} positions", "bold"), _memory_table(prediction.memory)]

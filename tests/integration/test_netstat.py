@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import Cli
 from rich.console import Console
 from surroundings import free_ports
 from tiny import tiny_spec, tiny_tokenizer_data, write_tiny_model
@@ -293,6 +294,12 @@ def test_the_tables_fit_80_columns(seen: Seen) -> None:
     assert max(map(len, lines)) <= 80
 
 
+def test_the_summary_before_any_token_says_so(cli: Cli) -> None:
+    cli.up(2)
+    assert cli.run("netstat", "--summary").out == "no tokens yet: make some with `dllama-zmq generate`\n"
+    cli.down()
+
+
 def test_the_summary_is_a_few_lines_of_all_workers_and_the_verdict(seen: Seen) -> None:
     lines = netstat("--cluster", str(seen.cluster_file), "--summary", environment=seen.environment).stdout.splitlines()
     assert 6 <= len(lines) <= 8
@@ -422,8 +429,11 @@ def prediction(*args: str) -> dict[str, Any]:
 def test_the_prediction_for_llama_3_8b_is_the_published_one(sync: str, n_nodes: int, kb: int) -> None:
     found = prediction("llama3-8b", "--nodes", str(n_nodes), "--sync", sync)
     one, together = found["one_worker"], found["all_workers"]
-    assert (together["layers_sent_kb"], together["layers_received_kb"]) == (kb, kb)
-    assert one["layers_sent_kb"] == one["layers_received_kb"] == {"f32": 1024, "q80": 272}[sync]
+    layers = together["flows"]["layers"]
+    assert (layers["sent_bytes"], layers["received_bytes"]) == (kb * 1024, kb * 1024)
+    layers = one["flows"]["layers"]
+    assert layers["sent_bytes"] == layers["received_bytes"] == {"f32": 1024, "q80": 272}[sync] * 1024
+    assert not any("_kb" in key for key in together)  # bytes, as all sizes in JSON but those of --stats
     assert together["n_workers"] == n_nodes - 1
     for flow in (one["flows"]["total_greedy"], one["flows"]["total_sampled"]):
         assert 0 < flow["overhead"] <= 0.03
