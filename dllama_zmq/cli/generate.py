@@ -177,6 +177,12 @@ class _Printer:
             self._stats.print_table(n_nodes)
         elif sys.stderr.isatty():
             note(self._stats.sentence())
+        if self._started is not None and self._reason == "length" and len(self._tokens) != self._options.max_tokens():
+            n_prompt, n_answer = self._started.prompt_tokens, len(self._tokens)
+            note(
+                f"the answer ends here because the context is full: {n_prompt} tokens of the prompt and {n_answer} of "
+                "the answer; -c makes room for more, up to the model's own context (`dllama-zmq inspect` shows it)"
+            )
         if self._options.json and self._started is not None:
             report = {
                 "model": self._model,
