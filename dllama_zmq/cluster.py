@@ -21,7 +21,7 @@ from msgspec import Meta, Struct
 
 from dllama_zmq.errors import ConfigError, UsageError
 from dllama_zmq.hub import HUB_PREFIX, find_pulled
-from dllama_zmq.sources import DATA_FOLDER, DEMO, absolute_path, expand_home, tokenizer_beside
+from dllama_zmq.sources import DATA_FOLDER, DEMO, absolute_path, expand_home, kind_of, tokenizer_beside
 from dllama_zmq.spec import WEIGHTS_FLOAT, FloatType, Sync, Weights
 from dllama_zmq.threads import converted_by_threads
 from dllama_zmq.yaml_tree import YamlTree, shown
@@ -155,7 +155,9 @@ class ClusterFile:
 
     def model_path(self) -> Path:
         """The model's file or folder. Raises ConfigError if there is none."""
-        advice = f"write the path of a model's file or folder after `model:`, or {DEMO} for the shipped one"
+        advice = f"give a model's file or folder, or {DEMO} for the shipped one"
+        if self._prefix():
+            advice = f"write the path of a model's file or folder after `model:`, or {DEMO} for the shipped one"
         return self._existing(self.unchecked_model_path(), "model", advice)
 
     def tokenizer_path(self) -> Path:
@@ -184,8 +186,7 @@ class ClusterFile:
             return path
         prefix = self._prefix()
         if os.path.lexists(path):
-            what = "a link to nothing" if os.path.islink(path) else "neither a file nor a folder"
-            raise ConfigError(f"{prefix}{key}: {path} is {what}; {advice}")
+            raise ConfigError(f"{prefix}{key}: {path} is {kind_of(path)}; {advice}")
         relative = f" (paths in the file are relative to {self.identity.parent})" if prefix else ""
         raise ConfigError(f"{prefix}{key}: there is no {path}; {advice}{relative}")
 

@@ -51,6 +51,11 @@ def absolute_model(text: str) -> str:
         return str(absolute_path(path))
     if (name := find_by_name(text)) is not None:
         return f"{HUB_PREFIX}{name}"
+    if path.name == text and not path.suffix and not is_hub_name(text):  # a word, as other programs name models
+        raise FormatError(
+            f"there is no model {text}{_similar(path)}; give a file, a folder or {DEMO}; `dllama-zmq list` shows the "
+            "models that are pulled, and `dllama-zmq pull USER/REPO[:FILE]` fetches one"
+        )
     hub = f"; for a model of the Hugging Face hub, run `dllama-zmq pull {text}` and write {HUB_PREFIX}{text}"
     raise FormatError(
         f"{text} cannot be opened: there is no such file or folder{_similar(path)}{hub if is_hub_name(text) else ''}"
@@ -70,6 +75,15 @@ def absolute_path(path: Path) -> Path:
     if ".." not in path.parts:
         return path.absolute()
     return Path(os.path.realpath(path) if path.name == ".." else os.path.join(os.path.realpath(path.parent), path.name))
+
+
+def kind_of(path: Path) -> str:
+    """What is at `path`, which is neither a file nor a folder."""
+    if path.is_char_device() or path.is_block_device():
+        return "a device"
+    if path.is_fifo() or path.is_socket():
+        return "a pipe" if path.is_fifo() else "a socket"
+    return "a link to nothing" if path.is_symlink() else "neither a file nor a folder"
 
 
 def _similar(path: Path) -> str:

@@ -51,6 +51,7 @@ def run(
     from dllama_zmq.cli import chosen
     from dllama_zmq.cli import generate as command
     from dllama_zmq.cli.prompt import read_prompt
+    from dllama_zmq.sources import absolute_model
 
     if overrides.model is not None or overrides.hub_model is not None:  # then what stands first is the prompt
         if source is not None and prompt.prompt is not None:
@@ -58,6 +59,8 @@ def run(
         prompt = prompt if source is None else replace(prompt, prompt=source)
         source = overrides.model or f"hf:{overrides.hub_model}"
         overrides = replace(overrides, model=None, hub_model=None)
+    if source is not None:
+        absolute_model(source)  # raises where there is none, before anybody waits for a prompt
     text = read_prompt(prompt, f'dllama-zmq run {source or "MODEL"} "Once upon a time"')
     if cluster is not None or source is None:
         command.run(text, chosen.chosen_path(cluster), answer, replace(overrides, model=source))

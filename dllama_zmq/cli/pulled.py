@@ -11,6 +11,7 @@ from rich.table import Table
 from dllama_zmq.cli.show import note
 from dllama_zmq.errors import UsageError
 from dllama_zmq.hub import ModelName, cache_folder, find_by_name, list_pulled, plan_removal
+from dllama_zmq.sources import DEMO
 from dllama_zmq.telling import human_bytes
 
 
@@ -33,6 +34,8 @@ def list_models(as_json: bool) -> None:
 
 def remove(text: str, yes: bool) -> None:
     """Remove a pulled model; asks first, unless `yes`. Exit code 1 where the answer is no."""
+    if text == DEMO:
+        raise UsageError(f"{DEMO} comes with the package and goes with it; `dllama-zmq list` shows what rm removes")
     removal = plan_removal(find_by_name(text) or ModelName.parse(text))
     what = f"{removal.name} ({human_bytes(removal.n_bytes)} in {removal.paths[0].parent})"
     if not yes and not _agreed(f"remove {what}? [y/N] "):
