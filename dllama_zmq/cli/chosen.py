@@ -13,7 +13,17 @@ from dllama_zmq.cli.overrides import applied, without_file
 from dllama_zmq.client import Client
 from dllama_zmq.cluster import FILE_NAME, ClusterFile, Ports, load_cluster
 from dllama_zmq.errors import ClusterError, ConfigError, UsageError
-from dllama_zmq.launch.registry import AlreadyRunning, Running, cluster_here, connect, find_running, running_clusters
+from dllama_zmq.hub import HUB_PREFIX, find_by_name
+from dllama_zmq.launch.registry import (
+    AlreadyRunning,
+    Running,
+    cluster_here,
+    connect,
+    ended_unexpectedly,
+    find_running,
+    running_clusters,
+)
+from dllama_zmq.sources import DEMO
 
 NO_CLUSTER = (
     'a model is enough without one: dllama-zmq run MODEL "Once upon a time" (`up -m MODEL`, `generate -m MODEL`); '
@@ -64,20 +74,34 @@ def running_here(path: Path, even_down: bool = False) -> ClusterFile:
             raise
         if path.name != FILE_NAME:
             raise _nothing_at(path) from None
+        _check_end(path)
         raise ConfigError(
             f"there is no {path}, and no cluster runs for its folder {path.resolve().parent}; dllama-zmq ps lists "
             "those that run on this computer, and a command takes their names"
         ) from None
 
 
+def _check_end(path: Path) -> None:
+    """Raise ClusterError if the cluster without a file of the folder of `path` was killed."""
+    if (ended := ended_unexpectedly(path)) is not None:
+        model = shlex.quote(ended.cluster.model)
+        raise ClusterError(
+            f"cluster {ended.cluster.name!r} of this folder ended unexpectedly; `{ended.command('logs root')}` shows "
+            f"its log, `{ended.command(f'up -m {model}')}` starts it again"
+        )
+
+
 def to_bring_up(path: Path, overrides: Overrides) -> ClusterFile:
     """The cluster that `up` is to bring up: of the file, or without one of the model that the flags name."""
+    if overrides.model is None and (model := _model_instead(path)) is not None:
+        raise UsageError(f"{model} is a model, and a model goes after -m: dllama-zmq up -m {shlex.quote(model)}")
     if os.path.lexists(path) or path.name != FILE_NAME:
         return applied(overrides, _load(path))
     if overrides.model is None:
         try:
             here = cluster_here(path)
         except ConfigError:
+            _check_end(path)
             raise ConfigError(f"{path}: there is no such file; {NO_CLUSTER}") from None
         raise AlreadyRunning(
             f"cluster {here.cluster.name!r} of this folder runs already, without a file, with {here.cluster.model}; "
@@ -95,6 +119,7 @@ def for_a_call(path: Path, overrides: Overrides) -> ClusterFile:
         return applied(overrides, cluster_here(path))
     except ConfigError:
         if overrides.model is None:
+            _check_end(path)
             raise ConfigError(f"{path}: there is no such file; {NO_CLUSTER}") from None
     return without_file(overrides, overrides.model, path.parent, private=True)
 
@@ -114,6 +139,19 @@ def _load(path: Path) -> ClusterFile:
     if not os.path.lexists(path):
         raise _nothing_at(path)
     return load_cluster(path)
+
+
+def _model_instead(path: Path) -> str | None:
+    """The model that somebody has named where a cluster goes; None if `path` may be a cluster's file."""
+    if path.is_file():
+        return str(path) if path.suffix in (".gguf", ".m", ".safetensors") else None
+    if path.exists():
+        return None
+    if path.name == FILE_NAME:  # a folder's
+        is_model = any((path.parent / name).exists() for name in ("config.json", "params.json"))
+        return str(path.parent) if is_model and path.parent != Path() else None
+    text = str(path)
+    return text if text == DEMO or text.startswith(HUB_PREFIX) or find_by_name(text) is not None else None
 
 
 def _nothing_at(path: Path) -> ConfigError:

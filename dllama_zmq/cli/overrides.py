@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,9 +22,11 @@ def applied(overrides: Overrides, file: ClusterFile) -> ClusterFile:
     """`file` with what the command line says instead."""
     cluster = file.cluster
     if overrides.workers is not None:
+        if not file.path.exists():
+            raise UsageError(f"--workers: {_fixed(file)}; {_anew(file, f'--workers {overrides.workers}')}")
         raise UsageError(f"--workers goes without a cluster file; {file.path} names the workers of its cluster")
     if overrides.nodes is not None:
-        cluster = msgspec.structs.replace(cluster, workers=_first(overrides, cluster.workers, file.path))
+        cluster = msgspec.structs.replace(cluster, workers=_first(overrides.nodes, file))
     if overrides.threads is not None:
         root = msgspec.structs.replace(cluster.root, threads=overrides.threads)
         workers = [msgspec.structs.replace(worker, threads=overrides.threads) for worker in cluster.workers]
@@ -71,14 +74,23 @@ def fetched(overrides: Overrides, fetch: bool = False) -> Overrides:
     return replace(overrides, model=name, hub_model=None)
 
 
-def _first(overrides: Overrides, workers: list[WorkerConfig], path: Path) -> list[WorkerConfig]:
-    n_nodes = overrides.nodes or 1
+def _first(n_nodes: int, file: ClusterFile) -> list[WorkerConfig]:
+    workers = file.cluster.workers
     if n_nodes & (n_nodes - 1) or n_nodes > 1 + len(workers):
-        raise UsageError(
-            f"--nodes {n_nodes}: the cluster of {path} has {1 + len(workers)}; give 1, 2, 4, ... up to that, or "
-            "write more workers into it"
-        )
+        cure = "write more workers into it" if file.path.exists() else _anew(file, f"--nodes {n_nodes}")
+        raise UsageError(f"--nodes {n_nodes}: {_fixed(file)}; give 1, 2, 4, ... up to that, or {cure}")
     return workers[: n_nodes - 1]
+
+
+def _fixed(file: ClusterFile) -> str:
+    which = f"the cluster of {file.path}" if file.path.exists() else f"cluster {file.cluster.name!r} of this folder"
+    return f"{which} has {file.cluster.n_nodes} {'node' if file.cluster.n_nodes == 1 else 'nodes'}"
+
+
+def _anew(file: ClusterFile, flags: str) -> str:
+    """How a cluster without a file gets other nodes."""
+    model = shlex.quote(file.cluster.model)
+    return f"take it down and bring it up anew: {file.command('down')}, then {file.command(f'up -m {model} {flags}')}"
 
 
 def check_elsewhere(overrides: Overrides, address: str, model: str) -> None:

@@ -223,6 +223,19 @@ def cluster_here(path: Path, even_down: bool = False) -> ClusterFile:
         raise
 
 
+def ended_unexpectedly(path: Path) -> ClusterFile | None:
+    """The cluster of the file `path`, or of its folder without one, if its root was killed."""
+    wanted = path.resolve()
+    for folders in run_folders():
+        places = Places(*folders)
+        found = Record.read(places.cluster_file)
+        if found is None or found.private or found.file.path != wanted:
+            continue
+        if not is_up(places):  # who ends by itself removes its record
+            return ClusterFile(path, found.cluster)
+    return None
+
+
 def connect(cluster: ClusterFile | str | os.PathLike[str] = FILE_NAME, wait_s: float = 5.0) -> Client:
     """A client of the running cluster of a file. Raises ConfigError, and ClusterError where it is not running."""
     file = cluster if isinstance(cluster, ClusterFile) else cluster_here(Path(cluster))
@@ -230,7 +243,9 @@ def connect(cluster: ClusterFile | str | os.PathLike[str] = FILE_NAME, wait_s: f
         return Client(address)
     running = await_running(file, wait_s)
     if running is None:
-        raise ClusterError(f"cluster {file.cluster.name!r} is not running; `{file.command('up')}` starts it")
+        ended = ended_unexpectedly(file.path) is not None
+        what = f"ended unexpectedly (`{file.command('logs root')}` shows its log)" if ended else "is not running"
+        raise ClusterError(f"cluster {file.cluster.name!r} {what}; `{file.command('up')}` starts it")
     return Client(running.clients)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -10,12 +11,13 @@ import time
 from pathlib import Path
 
 import pytest
-from command_line import Cli, finish, json_object
+from command_line import Cli, finish, gone, json_object, kill, until
 from gguf_writer import gguf_of
 
 import dllama_zmq
 
 PROMPT = "once upon a time"
+HF_FOLDER = Path(__file__).parents[1] / "golden" / "hf_llama"
 
 
 @pytest.fixture(scope="module")
@@ -206,6 +208,54 @@ def test_a_file_that_is_no_model_is_called_what_it_is(
     assert says in sentence
 
 
+def test_a_folder_without_a_tokenizer_is_told_what_this_command_takes(cli: Cli) -> None:
+    shutil.copytree(HF_FOLDER, cli.folder / "hf")
+    missing = (
+        f"{cli.folder / 'hf'}: this folder has no tokenizer.json and no tokenizer.model. Put the model's own there."
+    )
+    alone = cli.run("run", "hf", PROMPT).error()
+    assert alone == f"{missing} --tokenizer FILE gives another one."
+    cli.write(1, model="hf")
+    of_file = cli.run("up").error()
+    assert of_file == f"{missing} --tokenizer FILE, or `tokenizer:` in cluster.yaml, gives another one."
+    for command in (["inspect", "hf"], ["convert", "hf", "out.m"]):
+        done = cli.run(*command)
+        assert done.code == 0, done.said
+        assert "Put the model's own there" in done.out + done.err
+        assert "--tokenizer" not in done.out + done.err
+        assert "cluster.yaml" not in done.out + done.err
+
+
+def test_a_cluster_without_a_file_gets_other_nodes_by_coming_up_anew(own: Cli) -> None:
+    assert own.run("up", "-m", "own.gguf").code == 0
+    sentence = own.run("generate", PROMPT, "--nodes", "2").error(2)
+    assert sentence.startswith(f"--nodes 2: cluster '{json_object(own.run('status', '--json').out)['name']}' of this ")
+    model = own.folder / "own.gguf"
+    assert sentence.endswith(f"anew: dllama-zmq down, then dllama-zmq up -m {model} --nodes 2")
+    assert own.run("down").code == 0
+
+
+def test_a_cluster_without_a_file_whose_root_was_killed_has_ended_unexpectedly(own: Cli) -> None:
+    assert own.run("up", "-m", "own.gguf").code == 0
+    pid = json_object(own.run("status", "--json").out)["pid"]
+    kill(pid)
+    until(lambda: gone(pid), 15, "the root to end")
+    for command in (["generate", PROMPT], ["status"], ["up"]):
+        sentence = own.run(*command).error()
+        assert "of this folder ended unexpectedly; `dllama-zmq logs root` shows its log, " in sentence
+    assert "up name=" in own.run("logs", "root").out
+    assert own.run("up", "-m", "own.gguf").code == 0
+    assert own.run("down").code == 0
+    assert "ended unexpectedly" not in own.run("status").error()
+
+
+def test_an_answer_that_the_context_ends_is_said_to_be_cut(own: Cli) -> None:
+    cut = own.run("run", "own.gguf", PROMPT, "--temp", "0", "-n", "40", "-c", "30", "--json")
+    assert json_object(cut.out)["finish_reason"] == "length"
+    assert "the answer ends here because the context is full: " in cut.err
+    assert "context is full" not in own.run("run", "own.gguf", PROMPT, *GREEDY).err
+
+
 def test_a_text_file_is_no_tokenizer(own: Cli) -> None:
     (own.folder / "notes.txt").write_text("tokens, and more tokens\n")
     sentence = own.run("run", "own.gguf", PROMPT, "--tokenizer", "notes.txt").error()
@@ -218,6 +268,14 @@ def test_a_text_file_is_no_tokenizer(own: Cli) -> None:
         (["run", "ownn.gguf", "hi"], 1, "there is no such file or folder; did you mean own.gguf?"),
         (["run", "The/Tiny-GGUF", "hi"], 1, "run `dllama-zmq pull The/Tiny-GGUF` and write hf:The/Tiny-GGUF"),
         (["generate", "-m", "nosuch.gguf", "hi"], 1, "nosuch.gguf cannot be opened"),
+        (["run", "llama3"], 1, "there is no model llama3; give a file, a folder or demo; `dllama-zmq list`"),
+        (["run", "llama3:8b", "hi"], 1, "`dllama-zmq pull USER/REPO[:FILE]` fetches one"),
+        (["run", "dem"], 1, "there is no model dem"),
+        (["run", "/dev/null", "hi"], 1, "/dev/null is a device; give a model's file or folder, or demo"),
+        (["up", "demo"], 2, "demo is a model, and a model goes after -m: dllama-zmq up -m demo"),
+        (["up", "own.gguf", "--nodes", "2"], 2, "a model goes after -m: dllama-zmq up -m own.gguf"),
+        (["up", "--foreground", "hf:org/name"], 2, "a model goes after -m: dllama-zmq up -m hf:org/name"),
+        (["rm", "demo"], 2, "demo comes with the package"),
         (["run", "own.gguf"], 2, 'the prompt is missing; give a text to continue: dllama-zmq run own.gguf "'),
         (["run", "own.gguf", "hi", "-m", "demo"], 2, "two models are given"),
         (["generate", "hi", "-m", "demo", "-hf", "org/m"], 2, "--model and --hf-repo both name a model"),
