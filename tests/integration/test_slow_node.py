@@ -28,7 +28,7 @@ from dllama_zmq.spec import FloatType
 
 SLOW_S = 0.02  # much more than a part of this model takes
 N_STEPS = 15
-WAIT_S = 30.0
+SPAN_S = 0.5
 
 Kind = Literal["computing", "paused", "messages"]
 
@@ -83,11 +83,12 @@ def parts(node: NodeTimes) -> dict[Kind, float]:
 
 
 def steps_until(root: Root, happened: Callable[[PhaseTimes], bool]) -> None:
-    """Steps until what they took is such, with a deadline."""
-    until = time.monotonic() + WAIT_S
+    """Steps until what they took is such, which must be soon: after some spans of steps, each of at least 20."""
+    took_s, n_steps = 0.0, 0
     while not happened(recent(root)):
-        assert time.monotonic() < until, recent(root)
-        run_steps(root)
+        assert took_s < 12 * SPAN_S or n_steps < 100, recent(root)
+        took_s += N_STEPS * run_steps(root).wall_s
+        n_steps += N_STEPS
 
 
 @BOTH_WAYS
@@ -108,8 +109,9 @@ def test_a_slow_worker_is_named_with_what_is_slow(
     assert (found.slowest, found.share > 0.5, found.steps) == (slow, True, N_STEPS), found
     assert max(figures.waited_for_s, key=figures.waited_for_s.__getitem__) == slow
     parts_s, added_s = parts(found.nodes[slow]), N_STEPS * (2 * model.spec.n_layers + 1) * SLOW_S
-    assert parts_s[kind] > 0.5 * added_s, found  # the root computes meanwhile, and that is not waiting
-    assert kind == "computing" or parts_s["computing"] < 0.5 * added_s, found
+    if parts_s["paused"] < added_s or kind == "paused":  # else the computer paused it for longer
+        assert parts_s[kind] > 0.5 * added_s, found  # the root computes meanwhile, and that is not waiting
+        assert kind == "computing" or parts_s["computing"] < 0.5 * added_s, found
     of_workers_s = sum(one.waited_for_s for name, one in found.nodes.items() if name != "root")
     assert of_workers_s <= found.nodes["root"].wait_s, "each wait of the root counts for one worker"
     assert any(line.startswith(f"slowest: {slow} ") for line in slowness(status))
@@ -135,13 +137,13 @@ def test_a_worker_that_recovers_is_named_no_more_and_one_that_becomes_slow_is(
     context: Context, start: Start, model: ModelFile
 ) -> None:
     places = inproc()
-    with a_root(context, model, places, n_workers=3, recent_s=0.5) as root:
+    with a_root(context, model, places, n_workers=3, recent_s=SPAN_S) as root:
         workers = [Slow(context, places.replies[0], f"worker{i}", "messages") for i in (1, 2)]
         workers[1].slow = False
         for worker in (*workers, a_worker(context, places, "worker3")):
             start(worker)
         form(root)
-        run_steps(root)
+        run_steps(root, 4 * N_STEPS)
         assert recent(root).slowest == "worker1"
         workers[0].slow = False
         steps_until(root, lambda now: now.slowest != "worker1")
