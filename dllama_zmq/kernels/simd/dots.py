@@ -11,7 +11,7 @@ after another's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from llvmlite import ir
 
@@ -21,6 +21,13 @@ I8, I16, I32, I64 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64
 F16, F32 = ir.HalfType(), ir.FloatType()
 LANES = 16
 U8x64, I32x16, F32x16, F16x16 = (ir.VectorType(t, n) for t, n in ((I8, 64), (I32, 16), (F32, 16), (F16, 16)))
+
+Before = Callable[[ir.IRBuilder], None]
+"""Emits what comes before each load of 64 bytes of weights."""
+
+
+def nothing(b: ir.IRBuilder) -> None:
+    """Nothing comes before."""
 
 
 def pointer(b: ir.IRBuilder, address: ir.Value, offset: int, to: ir.Type) -> ir.Value:
@@ -88,8 +95,9 @@ class BlockDots:
     """What Q80 weights are raised by, so that they are unsigned: it comes off again with the sum of x."""
 
     def q40(
-        self, b: ir.IRBuilder, tiles: Sequence[ir.Value], xs: Sequence[ir.Value], sums: Sequence[ir.Value], bias: int
-    ) -> list[list[ir.Value]]:
+        self, b: ir.IRBuilder, tiles: Sequence[ir.Value], xs: Sequence[ir.Value], sums: Sequence[ir.Value], bias: int,
+        before: Before = nothing,
+    ) -> list[list[ir.Value]]:  # fmt: skip
         """For each of `tiles`: nibbles there times 32 bytes at each of `xs`, minus `bias` times each of `sums`, i32x16.
 
         Tiles share each value of x: one load for all.
@@ -98,6 +106,7 @@ class BlockDots:
         for group in range(4):
             pairs = []
             for weights in tiles:
+                before(b)
                 both = load(b, weights, 64 * group, U8x64)
                 pairs.append((b.and_(both, fill(U8x64, 15)), b.lshr(both, fill(U8x64, 4))))
             for r, x in enumerate(xs):
@@ -108,11 +117,13 @@ class BlockDots:
         return totals
 
     def q80(
-        self, b: ir.IRBuilder, weights: ir.Value, xs: Sequence[ir.Value], sums: Sequence[ir.Value]
-    ) -> list[ir.Value]:
+        self, b: ir.IRBuilder, weights: ir.Value, xs: Sequence[ir.Value], sums: Sequence[ir.Value],
+        before: Before = nothing,
+    ) -> list[ir.Value]:  # fmt: skip
         """Signed bytes at `weights` times 32 bytes at each of `xs`: i32x16 each."""
         totals = [splat(b, b.mul(total, ir.Constant(I32, -self.q80_bias))) for total in sums]
         for group in range(8):
+            before(b)
             ready = self.prepare_signed(b, load(b, weights, 64 * group, U8x64))
             for r, x in enumerate(xs):
                 totals[r] = self.add_signed(b, totals[r], ready, self._spread(b, x, 4 * group))
@@ -161,16 +172,18 @@ class _Avx2(BlockDots):
     """Pairs add up in i16: with nibbles a whole block does (8 times 2 * 15 * 127 < 2^15), with bytes only one pair."""
 
     def q40(
-        self, b: ir.IRBuilder, tiles: Sequence[ir.Value], xs: Sequence[ir.Value], sums: Sequence[ir.Value], bias: int
-    ) -> list[list[ir.Value]]:
-        return [self._q40(b, weights, xs, sums, bias) for weights in tiles]
+        self, b: ir.IRBuilder, tiles: Sequence[ir.Value], xs: Sequence[ir.Value], sums: Sequence[ir.Value], bias: int,
+        before: Before = nothing,
+    ) -> list[list[ir.Value]]:  # fmt: skip
+        return [self._q40(b, weights, xs, sums, bias, before) for weights in tiles]
 
     @staticmethod
     def _q40(
-        b: ir.IRBuilder, weights: ir.Value, xs: Sequence[ir.Value], sums: Sequence[ir.Value], bias: int
+        b: ir.IRBuilder, weights: ir.Value, xs: Sequence[ir.Value], sums: Sequence[ir.Value], bias: int, before: Before
     ) -> list[ir.Value]:
         halves: list[list[ir.Value | None]] = [[None, None] for _ in xs]
         for group in range(4):
+            before(b)
             for half in range(2):
                 both = load(b, weights, 64 * group + 32 * half, ir.VectorType(I8, 32))
                 pair = b.and_(both, fill(both.type, 15)), b.lshr(both, fill(both.type, 4))

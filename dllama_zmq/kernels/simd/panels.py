@@ -7,7 +7,8 @@ always in the order of the columns, so a sum's bits depend on neither R nor the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Literal
 
 from llvmlite import ir
@@ -18,12 +19,14 @@ from dllama_zmq.kernels.simd.dots import (
     I32,
     I64,
     LANES,
+    Before,
     F16x16,
     F32x16,
     block_dots,
     call,
     fill,
     load,
+    nothing,
     pointer,
     splat,
 )
@@ -47,6 +50,7 @@ def integer_panel(
     ahead = _AHEAD if n_tokens > (4 if block.nibbles else 2) else target.ahead
     if n_tiles == 1:
         ahead = 0
+    spread = target.spread and ahead == target.ahead > 0
 
     def body(b: ir.IRBuilder, i: ir.Value, totals: Sequence[ir.Value]) -> list[ir.Value]:
         at = b.mul(i, ir.Constant(I64, block.nbytes))
@@ -55,16 +59,19 @@ def integer_panel(
         x_scales = [load(b, token, 32, F32) for token in xs]
         x_sums = [load(b, token, 36, I32) for token in xs]
         tiles = [b.add(b.add(values, at), ir.Constant(I64, block.value_bytes * tile)) for tile in range(n_tiles)]
-        if ahead:
-            for line in range(0, block.nbytes, 64):
-                prefetch(b, b.add(tiles[0], ir.Constant(I64, ahead + line)))
+        lines = iter([b.add(tiles[0], ir.Constant(I64, ahead + line)) for line in range(0, block.nbytes, 64)])
+        before = one_by_one(lines) if spread else nothing
+        if ahead and not spread:
+            prefetch_all(b, lines)
         bias = 0 if block.offsets else 8
         if not block.nibbles:
-            products = [dots.q80(b, tile, xs, x_sums) for tile in tiles]
+            products = [dots.q80(b, tile, xs, x_sums, before) for tile in tiles]
         elif n_tokens * n_tiles <= 8:
-            products = dots.q40(b, tiles, xs, x_sums, bias)
+            products = dots.q40(b, tiles, xs, x_sums, bias, before)
         else:  # no registers for both at once, nor to keep x from one to the other
             products = [dots.q40(b, [t], [_afresh(b, x) for x in xs], x_sums, bias)[0] for t in tiles]
+        if spread:
+            prefetch_all(b, lines)
         new = []
         for tile, of_tile in enumerate(products):
             tile_scales = b.add(b.add(scales, at), ir.Constant(I64, SCALES * tile))
@@ -120,6 +127,23 @@ def prefetch(b: ir.IRBuilder, at: ir.Value) -> None:
     """Ask for a line of memory, for the second cache: the first has too few places for lines that are on their way."""
     read, second, data = (ir.Constant(I32, n) for n in (0, 2, 1))
     call(b, "llvm.prefetch.p0i8", ir.VoidType(), [pointer(b, at, 0, ir.IntType(8)), read, second, data])
+
+
+def prefetch_all(b: ir.IRBuilder, lines: Iterable[ir.Value]) -> None:
+    """Ask for these lines of memory."""
+    for line in lines:
+        prefetch(b, line)
+
+
+def one_by_one(lines: Iterator[ir.Value]) -> Before:
+    """Before each load, ask for the next of these lines: asked for all at once, they wait for each other."""
+
+    def before(b: ir.IRBuilder) -> None:
+        prefetch_all(b, islice(lines, 1))
+        # LLVM would gather the loads again.
+        b.asm(ir.FunctionType(ir.VoidType(), []), "", "~{memory}", [], side_effect=True)
+
+    return before
 
 
 def load_lanes(b: ir.IRBuilder, target: Target, lanes: LaneType, at: ir.Value) -> ir.Value:

@@ -18,6 +18,8 @@ Dot = Literal["vnni512", "vnni256", "avx2", "sdot", "plain"]
 _AHEAD = {"sapphirerapids": 4096, "emeraldrapids": 4096, "graniterapids": 4096, "znver5": 6144}
 """Bytes that a product of few tokens asks for ahead, by LLVM's name of a CPU: what was measured to read fastest
 (tools/BENCHMARKS.md; the second and third have the cores of the first). Zen 4 reads as fast without."""
+_SPREAD = {"znver5"}
+"""CPUs that were measured to read faster where each line is asked for by itself, between two loads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,7 @@ class Target:
     tokens: how many tokens one pass over a tile serves; as many accumulators as fit its vector registers.
     paired: up to so many tokens, a pass goes over both tiles of a pair.
     ahead: bytes that a product of few tokens asks for ahead; 0 where the CPU does that by itself.
+    spread: these lines are asked for one by one between the loads, not all of a block at once.
     pause: LLVM's name for its hint to a spinning core, and that hint's arguments.
     """
 
@@ -38,6 +41,7 @@ class Target:
     paired: int
     pause: tuple[str, tuple[int, ...]] | None
     ahead: int = 0
+    spread: bool = False
 
 
 def target_of(architecture: str, features: dict[str, bool], cpu: str = "") -> Target:
@@ -51,7 +55,7 @@ def target_of(architecture: str, features: dict[str, bool], cpu: str = "") -> Ta
         if not has("avx2", "fma", "f16c"):
             return Target("plain", has("fma"), has("f16c"), 4, 2, pause)
         if has("avx512f", "avx512bw", "avx512vl", "avx512vnni"):
-            return Target("vnni512", True, True, 8, 8, pause, _AHEAD.get(cpu, 0))
+            return Target("vnni512", True, True, 8, 8, pause, _AHEAD.get(cpu, 0), cpu in _SPREAD)
         return Target("vnni256" if has("avxvnni") else "avx2", True, True, 4, 2, pause)
     if architecture in ("aarch64", "arm64"):
         return Target("sdot" if has("dotprod") else "plain", True, True, 4, 2, ("llvm.aarch64.hint", (1,)))
