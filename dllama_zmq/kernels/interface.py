@@ -48,9 +48,11 @@ class Sums:
 class Linear(Protocol):
     """A matrix, or several with the same input, made ready for products; with a norm, for products of x normed."""
 
-    def __call__(self, x: F32, /) -> Any:
+    def __call__(self, x: F32, /, then: Linear | None = None) -> Any:
         """x (T, columns) -> (T, rows): `x` times the matrix transposed. Of several matrices: a list of such arrays,
         whose rows need not lie close together.
+
+        then: the product of that result instead, of one matrix: the same bits as two calls, sooner.
 
         Quantized weights meet activations quantized to Q80: the integer sum of each block of 32 is exact, is scaled by
         the product of both scales in float32, and the blocks are added in the order that `Kernels.linear` states.
@@ -87,11 +89,14 @@ class Rotation:
 class KVCache(Protocol):
     """The keys and values of one node's heads, by layer and slot."""
 
-    def attend(self, layer: int, run: Run, q: F32, k: F32, v: F32, rotation: Rotation | None = None) -> F32:
+    def attend(
+        self, layer: int, run: Run, q: F32, k: F32, v: F32, rotation: Rotation | None = None,
+        then: Linear | None = None,
+    ) -> Any:  # fmt: skip
         """Causal attention of a run's queries q (T, H * Hd) -> (T, H * Hd). First q and the run's keys k (T, K * Hd)
         are rotated, in place, and k and its values v (T, K * Hd) stored at its positions.
 
-        Rows need not lie close together.
+        Rows need not lie close together. then: that product of the result instead, as in `Linear`.
         """
         ...
 

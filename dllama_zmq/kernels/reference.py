@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from dllama_zmq.kernels.grouped import GroupedExperts
-from dllama_zmq.kernels.interface import Kernels, KVType, Norm, Rotation, Run
+from dllama_zmq.kernels.interface import Kernels, KVType, Linear, Norm, Rotation, Run
+from dllama_zmq.kernels.linked import Linked
 from dllama_zmq.kernels.reduction import tree_sum
 from dllama_zmq.quants import F32, I8, U8, BlockMatrix, dequantize, quantize, split_q40, split_q41, split_q80
 from dllama_zmq.spec import SYNC_FLOAT, Activation, FloatType, Sync
@@ -29,7 +30,7 @@ class Reference:
 
     def linear(
         self, *matrices: BlockMatrix, segments: int = 1, norm: Norm | None = None, wire: Sync | None = None
-    ) -> Callable[[F32], Any]:
+    ) -> Linear:
         products = [self._product(matrix, segments) for matrix in matrices]
 
         def apply(x: F32) -> Any:
@@ -38,18 +39,18 @@ class Reference:
                 return self.pack(products[0](x), wire)
             return products[0](x) if len(products) == 1 else [product(x) for product in products]
 
-        return apply
+        return Linked(apply)
 
     def gated(
         self, gate: BlockMatrix, up: BlockMatrix, activation: Activation = "silu", norm: Norm | None = None
-    ) -> Callable[[F32], F32]:
+    ) -> Linear:
         gate_product, up_product = self._product(gate, 1), self._product(up, 1)
 
         def apply(x: F32) -> F32:
             x = normed(self, x, norm)
             return gate_times(gate_product(x), up_product(x), activation)
 
-        return apply
+        return Linked(apply)
 
     def experts(
         self, experts: Iterable[tuple[BlockMatrix, BlockMatrix, BlockMatrix]], segments: int = 1,
@@ -124,7 +125,10 @@ class ReferenceCache:
         self._store = np.zeros(shape, np.float16 if kv_type == "f16" else np.float32)
         self._kv_of_head, self._window, self._softcap = kv_of_head, window, softcap
 
-    def attend(self, layer: int, run: Run, q: F32, k: F32, v: F32, rotation: Rotation | None = None) -> F32:
+    def attend(
+        self, layer: int, run: Run, q: F32, k: F32, v: F32, rotation: Rotation | None = None,
+        then: Linear | None = None,
+    ) -> Any:  # fmt: skip
         stored = self._store[layer, run.slot]  # (2, K, S, Hd)
         q, k, v = (rows.reshape(len(rows), -1, stored.shape[-1]) for rows in (q, k, v))  # views: rows lie in one piece
         if rotation is not None:
@@ -136,7 +140,8 @@ class ReferenceCache:
             kept[...] = new.transpose(1, 0, 2)
         first = 0 if self._window is None else max(0, run.start - self._window + 1)
         keys, values = stored[:, :, first : run.start + run.count].astype(np.float32)
-        return _attention(q, keys, values, self._kv_of_head, self._window, self._softcap)
+        out = _attention(q, keys, values, self._kv_of_head, self._window, self._softcap)
+        return out if then is None else then(out)
 
 
 def normed(kernels: Kernels, x: F32, norm: Norm | None) -> F32:

@@ -46,12 +46,11 @@ class Attention:
         """x (T, D) and a rotation for each of its runs -> this node's partial sum of attention (T, D)."""
         q, k, v = self.heads(x)
         if len(runs) == 1:
-            attended = cache.attend(layer, runs[0], q, k, v, rotations[0])
+            out: F32 = cache.attend(layer, runs[0], q, k, v, rotations[0], self._o)
         else:
             ends = np.cumsum([run.count for run in runs])[:-1]
             each = zip(runs, *(np.split(rows, ends) for rows in (q, k, v)), rotations, strict=True)
-            attended = np.concatenate([cache.attend(layer, *of_run) for of_run in each])
-        out: F32 = self._o(attended)
+            out = self._o(np.concatenate([cache.attend(layer, *of_run) for of_run in each]))
         return out
 
     def finish(self, total: F32) -> F32:
@@ -82,7 +81,7 @@ class FeedForward:
         self._down = kernels.linear(weights("ffn.down"), segments=sums.segments, wire=sums.wire)
 
     def __call__(self, x: F32) -> F32:
-        out: F32 = self._down(self._gated(x))
+        out: F32 = self._gated(x, self._down)
         return out
 
     def finish(self, total: F32) -> F32:

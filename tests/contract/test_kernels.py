@@ -437,6 +437,31 @@ def test_parts_may_be_read_only_and_lie_anywhere_and_are_left_as_they_are(kernel
     assert message[1:] == b"".join(part.tobytes() for part in parts)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("sync", [None, "q80"])
+@pytest.mark.parametrize("float_type", [FloatType.Q40, FloatType.F16])
+@pytest.mark.parametrize("choice", AVAILABLE)
+def test_what_comes_then_has_the_bits_of_a_call_of_its_own(choice, float_type, sync, threads):
+    with with_threads(choice, threads) as kernels:
+        norm = Norm(np.linspace(0.5, 2, 256, dtype=np.float32), 1e-5)
+        gate, up = weights(512, 256, float_type, seed=1), weights(512, 256, float_type, seed=2)
+        firsts = [kernels.gated(gate, up, "silu", norm), kernels.linear(gate, norm=norm)]
+        last = kernels.linear(weights(256, 512, float_type, seed=3), segments=2, wire=sync)
+        plain = kernels.linear(weights(256, 512, FloatType.F32, seed=4))
+        o = kernels.linear(weights(64, 128, float_type, seed=5), wire=sync)
+        caches = [kernels.kv_cache(1, 1, 2, 64, 32, [0, 0, 1, 1], "f16") for _ in range(2)]
+        start = 0
+        for n_tokens in (1, 1, 7, 33, 1):  # as few rows of a KV head as one thread takes, and more; and again
+            x = activations(n_tokens, 256, seed=n_tokens)
+            for first in firsts:
+                for then in (last, plain):
+                    assert same(first(x, then), then(first(x)))
+            run, q, kv = Run(0, start, n_tokens), activations(n_tokens, 128), activations(n_tokens, 64)
+            together = caches[0].attend(0, run, q.copy(), kv.copy(), kv.copy(), None, o)
+            assert same(together, o(caches[1].attend(0, run, q.copy(), kv.copy(), kv.copy())))
+            start += n_tokens
+
+
 @pytest.mark.parametrize("choice", AVAILABLE)
 @pytest.mark.parametrize("sync", SYNCS)
 def test_threads_do_not_change_the_bits_of_a_sum_nor_of_what_is_packed(choice, sync):

@@ -13,6 +13,7 @@ import numpy as np
 
 from dllama_zmq.kernels.grouped import GroupedExperts
 from dllama_zmq.kernels.interface import Experts, KVType, Linear, Norm
+from dllama_zmq.kernels.linked import Linked
 from dllama_zmq.kernels.reference import Reference, gate_times
 from dllama_zmq.kernels.simd.arrays import Arrays, address, float_bits, rows_of
 from dllama_zmq.kernels.simd.cache import SimdCache
@@ -44,7 +45,7 @@ class Simd:
         self._room = own_pages(_ROOM_BYTES)
         self.address_of = self._library.address
         self.entry = self._library.entry
-        self.run_chain = self.entry("run_chain")
+        self.run_chains = self.entry("run_chains")
         self._norm, self._add = Job(*[0] * 6), Job(*[0] * 5)
 
     def linear(
@@ -54,7 +55,7 @@ class Simd:
             return self._packed(matrices[0], segments, norm, wire)
         if len({matrix.float_type for matrix in matrices}) > 1:
             products = [Product(self, [matrix], segments, norm=norm) for matrix in matrices]
-            return lambda x: [product(x) for product in products]
+            return Linked(lambda x: [product(x) for product in products])
         return Product(self, matrices, segments, norm=norm)
 
     def _packed(self, matrix: BlockMatrix, segments: int, norm: Norm | None, wire: Sync) -> Linear:
@@ -62,14 +63,14 @@ class Simd:
         if wire != "f32" and matrix.rows % 32 == 0:
             return Product(self, [matrix], segments, _FORMS[wire], norm)
         product = Product(self, [matrix], segments, norm=norm)
-        return lambda x: self.pack(product(x), wire)
+        return Linked(lambda x: self.pack(product(x), wire))
 
     def gated(
         self, gate: BlockMatrix, up: BlockMatrix, activation: Activation = "silu", norm: Norm | None = None
     ) -> Linear:
         if gate.float_type is not up.float_type:
             gates, ups = self.linear(gate, norm=norm), self.linear(up, norm=norm)
-            return lambda x: gate_times(gates(x), ups(x), activation)
+            return Linked(lambda x: gate_times(gates(x), ups(x), activation))
         return Product(self, (gate, up), 1, _GATED[activation], norm)
 
     def experts(

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dllama_zmq.kernels.interface import KVType, Rotation, Run
+from dllama_zmq.kernels.interface import KVType, Linear, Rotation, Run
 from dllama_zmq.kernels.simd import layout
 from dllama_zmq.kernels.simd.arrays import address, float_bits
+from dllama_zmq.kernels.simd.chain import Chain
 from dllama_zmq.kernels.simd.layout import KV_ROWS, LANES, MOST_HEAD_DIM
+from dllama_zmq.kernels.simd.linear import Product
 from dllama_zmq.kernels.simd.memory import own_pages
 from dllama_zmq.kernels.simd.pool import Job
 from dllama_zmq.quants import F32
@@ -56,37 +59,39 @@ class SimdCache:
         self._groups = Job(*bounds)
         self._widest = max(last - first for first, last in zip(bounds[::2], bounds[1::2], strict=True))
         self._pool, at = kernels.pool, kernels.address_of
-        self._take_in, self._attend, self._by_heads = (
-            at(f"take_in_{kv_type}"),
-            at(f"attend_{kv_type}"),
-            at("attend_by_heads"),
-        )
-        self._job = Job(
+        self._take_in, self._attend = at(f"take_in_{kv_type}"), at(f"attend_{kv_type}")
+        self._chain = Chain(kernels, ("attend_by_heads", (
             0, 0, key_bytes, head_bytes, head_dim, self._groups.address, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4 * width,
             float_bits(1 / head_dim**0.5), window, float_bits(softcap), 0, 0, 0, self._take_in, self._attend,
-        )  # fmt: skip
-        self._fields, self._results = self._job.fields, kernels.arrays(width)
+        )))  # fmt: skip
+        self._chain.share(0, n_kv_heads, 1)
+        self._fields, self._results = self._chain.job(0), kernels.arrays(width)
         self._run: Run | None = None
         self._rotation: Rotation | None = None
 
-    def attend(self, layer: int, run: Run, q: F32, k: F32, v: F32, rotation: Rotation | None = None) -> F32:
+    def attend(
+        self, layer: int, run: Run, q: F32, k: F32, v: F32, rotation: Rotation | None = None,
+        then: Linear | None = None,
+    ) -> Any:  # fmt: skip
         job = self._fields
         if run is not self._run:
             self._begin(run)
         if rotation is not self._rotation:
             self._turn_by(rotation)
-        out: F32
-        out, job[_OUT] = self._results.take(run.count)
+        out, to = self._results.take(run.count)
+        job[_OUT] = to
         keys = self._base + layer * self._layer_bytes + run.slot * self._slot_bytes
         job[_KEYS], job[_VALUES] = keys, keys + self._keys_bytes
         job[_Q], job[_NEW_KEYS], job[_NEW_VALUES] = address(q), address(k), address(v)
         job[_Q_STRIDE], job[_KEY_STRIDE], job[_VALUE_STRIDE] = q.strides[0], k.strides[0], v.strides[0]
         if job[_GROUP_ITEMS] == 1:  # all rows of a KV head are one item: its thread does all that they need
-            self._pool.run(self._by_heads, self._job.address, self._n_kv_heads)
+            if isinstance(then, Product):
+                return then.after(self._chain, out, to)
+            self._chain.run()
         else:
-            self._pool.run(self._take_in, self._job.address, self._n_kv_heads)
-            self._pool.run(self._attend, self._job.address, self._n_kv_heads * job[_GROUP_ITEMS])
-        return out
+            self._pool.run(self._take_in, ctypes.addressof(job), self._n_kv_heads)
+            self._pool.run(self._attend, ctypes.addressof(job), self._n_kv_heads * job[_GROUP_ITEMS])
+        return out if then is None else then(out)
 
     def _begin(self, run: Run) -> None:
         """From now on for this run."""

@@ -18,7 +18,7 @@ _TYPES = {
 _QUANTIZED = ("q40", "q41", "q80")
 
 GROUPS: dict[str, tuple[str, ...]] = {
-    "base": ("run", "serve", "stop", "spin", "run_chain", "rms_norm"),
+    "base": ("run", "serve", "stop", "spin", "run_chains", "rms_norm"),
     "bus": ("add_up", "trade"),
     "memory": ("read_memory",),
     **{

@@ -22,8 +22,15 @@ register_jitable(run)
 
 
 @kernel
-def run_chain(chain):
-    """Each link's job by the threads of the chain's pool; the next begins when all of it is done."""
+def run_chains(first, second):
+    """Each link's job by its chain's pool; the next begins when all of it is done. second: another chain, or 0."""
+    run_links(first)
+    if second != 0:
+        run_links(second)
+
+
+@register_jitable
+def run_links(chain):
     pool = load_i64(chain + CHAIN_POOL)
     for i in range(load_i64(chain + N_LINKS)):
         link = chain + LINKS + LINK_BYTES * i

@@ -25,7 +25,7 @@ from dllama_zmq.kernels.simd.host import host_cpu
 logger = logging.getLogger(__name__)
 
 Entry = Callable[..., None]
-_ENTRIES = {"run": 5, "serve": 2, "stop": 1, "spin": 1, "trade": 1, "run_chain": 1}
+_ENTRIES = {"run": 5, "serve": 2, "stop": 1, "spin": 1, "trade": 1, "run_chains": 2}
 """The kernels that are called from Python, and how many integers each takes. `run` calls the others."""
 _SAY_EVERY_S = 1.5
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dllama_zmq.kernels.interface import Norm
+from dllama_zmq.kernels.interface import Linear, Norm
 from dllama_zmq.kernels.simd import layout
 from dllama_zmq.kernels.simd.arrays import address, float_bits, rows_of
 from dllama_zmq.kernels.simd.chain import Chain
@@ -82,7 +82,7 @@ class Product:
         self._gain = None if norm is None else np.ascontiguousarray(norm.gain, np.float32)
         self._chain = Chain(kernels, *self._jobs(0 if norm is None else float_bits(norm.eps)))
         self._n_tokens = 0
-        self._fields, self._address, self._run = self._chain.fields, self._chain.address, kernels.run_chain
+        self._fields = self._chain.fields
         self._x = self._chain.place[0] + (_NORM_X if self._gain is not None and not self.integer else _X)
         self._out = self._chain.place[-1] + _OUT
 
@@ -112,29 +112,42 @@ class Product:
         product = (*tiles, 0, 4 * columns, *out, columns, self._segments, 0, self.form)
         return [*first, (f"product_{self.kind}", product)]
 
-    def __call__(self, x: F32) -> Any:
-        out = self._times(x)
-        return [out[:, first:last] for first, last in self._cuts] if self._cuts else out
+    def __call__(self, x: F32, /, then: Linear | None = None) -> Any:
+        x, at, stride = rows_of(x)
+        out, to = self._between(len(x), at, stride)
+        if isinstance(then, Product):
+            return then.after(self._chain, out, to)
+        self._chain.run()
+        if self._cuts:
+            return [out[:, first:last] for first, last in self._cuts]
+        return out if then is None else then(out)
+
+    def after(self, chain: Chain, x: F32, at: int) -> Any:
+        """The product of x (T, columns), which lies at `at` and is what `chain` computes: both are run in one call."""
+        out, _ = self._between(len(x), at, x.strides[0])
+        chain.run(self._chain)
+        return out
 
     def segment(self, x: F32, i: int, of: int) -> F32:
         """The sum of part `i` of `of` equal parts of the columns alone, of a product without a norm."""
         width = self.columns // of
         self._take_columns(i * width, width, 1)
-        out: F32 = self._times(x, 4 * i * width)
+        x, at, stride = rows_of(x)
+        out: F32
+        out, _ = self._between(len(x), at + 4 * i * width, stride)
+        self._chain.run()
         self._take_columns(0, self.columns, self._segments)
         return out
 
-    def _times(self, x: F32, offset: int = 0) -> Any:
-        """The product, x beginning at `offset` bytes of its rows."""
-        n_tokens = len(x)
+    def _between(self, n_tokens: int, at: int, stride: int) -> tuple[Any, int]:
+        """Make the chain's next run take x (T, columns), whose rows are `stride` bytes apart from `at` on: an array for
+        its result, and where that lies."""
         if n_tokens != self._n_tokens:
             self._expect(n_tokens)
-        x, at, stride = rows_of(x)
         out, to = self._results.take(n_tokens)
         fields = self._fields
-        fields[self._x], fields[self._x + 1], fields[self._out] = at + offset, stride, to
-        self._run(self._address)
-        return out
+        fields[self._x], fields[self._x + 1], fields[self._out] = at, stride, to
+        return out, to
 
     def _take_columns(self, first: int, n_columns: int, segments: int) -> None:
         """From now on `n_columns` from `first` on count."""
