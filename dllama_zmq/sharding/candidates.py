@@ -70,10 +70,13 @@ def best_candidates(logits: F32, k: int, temperatures: Sequence[float], first_id
         )
     n_rows, width = logits.shape
     k = min(k, width)
-    order = np.stack([_best(row, k) for row in logits]) if n_rows else np.empty((0, k), np.int64)
+    if k == 1:  # every token of greedy decoding comes here, with caches that weights have emptied: few calls
+        order = logits.argmax(axis=1)[:, None]
+    else:
+        order = np.stack([_best(row, k) for row in logits]) if n_rows else np.empty((0, k), np.int64)
     return NodeCandidates(
         ids=(order + first_id).astype(np.int32),
-        logits=np.take_along_axis(logits, order, axis=1),
+        logits=logits[np.arange(n_rows)[:, None], order],
         log_sum_exp=_log_sum_exps(logits, temperatures),
         complete=k == width,
     )
@@ -92,6 +95,10 @@ def _log_sum_exps(logits: F32, temperatures: Sequence[float]) -> F64:
 
 def merge_candidates(nodes: Sequence[NodeCandidates]) -> list[RowCandidates]:
     """Merge all nodes' candidates of the same rows into one list per row."""
+    if len(nodes) == 1:
+        only = nodes[0]
+        each = zip(only.ids, only.logits, only.log_sum_exp.tolist(), strict=True)
+        return [RowCandidates(ids, logits, total, len(ids), only.complete) for ids, logits, total in each]
     ids, logits = np.concatenate([n.ids for n in nodes], axis=1), np.concatenate([n.logits for n in nodes], axis=1)
     totals = np.logaddexp.reduce([n.log_sum_exp for n in nodes], axis=0)
     order = np.lexsort((ids, -logits), axis=1)
@@ -106,8 +113,6 @@ def merge_candidates(nodes: Sequence[NodeCandidates]) -> list[RowCandidates]:
 
 def _best(row: F32, k: int) -> npt.NDArray[np.int64]:
     """Indices of the `k` largest, largest first, ties by lower index."""
-    if k == 1:
-        return np.array([np.argmax(row)])
     if k < len(row):
         threshold = np.partition(row, len(row) - k)[len(row) - k]
         above = np.flatnonzero(row > threshold)
