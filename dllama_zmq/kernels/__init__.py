@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal
 
 from dllama_zmq.errors import UsageError
-from dllama_zmq.kernels.interface import Experts, Kernels, KVCache, KVType, Linear, Norm, Rotation, Run, Sums
+from dllama_zmq.kernels.interface import CacheSpec, Experts, Kernels, KVCache, KVType, Linear, Norm, Rotation, Run, Sums
 from dllama_zmq.kernels.needs import Compiling, Needs, told_to
 from dllama_zmq.kernels.reduction import tree_sum
 from dllama_zmq.kernels.reference import Reference
@@ -22,8 +22,8 @@ logger = logging.getLogger(__name__)
 KernelChoice = Literal["auto", "simd", "numpy"]
 
 __all__ = [
-    "Compiling", "Experts", "KVCache", "KVType", "KernelChoice", "Kernels", "Linear", "Needs", "Norm", "Reference",
-    "Rotation", "Run", "Sums",
+    "CacheSpec", "Compiling", "Experts", "KVCache", "KVType", "KernelChoice", "Kernels", "Linear", "Needs", "Norm",
+    "Reference", "Rotation", "Run", "Sums",
     "choose_kernels", "compiled", "prepare_kernels", "told_to", "tree_sum",
 ]  # fmt: skip
 

@@ -86,6 +86,25 @@ class Rotation:
     layout: Literal["interleaved", "half"]
 
 
+@dataclass(frozen=True, slots=True)
+class CacheSpec:
+    """A KV cache: how many keys and values it holds, and how they are attended over.
+
+    Query head h reads KV head `kv_of_head[h]`; heads that share one are neighbours. window: a token sees the last
+    `window` positions, its own included. softcap: a score s counts as softcap * tanh(s / softcap).
+    """
+
+    n_layers: int
+    n_slots: int
+    n_kv_heads: int
+    seq_len: int
+    head_dim: int
+    kv_of_head: Sequence[int]
+    kv_type: KVType
+    window: int | None = None
+    softcap: float | None = None
+
+
 class KVCache(Protocol):
     """The keys and values of one node's heads, by layer and slot."""
 
@@ -135,15 +154,8 @@ class Kernels(Protocol):
         """
         ...
 
-    def kv_cache(
-        self, n_layers: int, n_slots: int, n_kv_heads: int, seq_len: int, head_dim: int, kv_of_head: Sequence[int],
-        kv_type: KVType, window: int | None = None, softcap: float | None = None,
-    ) -> KVCache:  # fmt: skip
-        """An empty cache. Query head h reads KV head `kv_of_head[h]`; heads that share one are neighbours.
-
-        window: a token sees the last `window` positions, its own included. softcap: a score s counts as
-        softcap * tanh(s / softcap).
-        """
+    def kv_cache(self, spec: CacheSpec) -> KVCache:
+        """An empty cache."""
         ...
 
     def rms_norm(self, x: F32, gain: F32, eps: float) -> F32:

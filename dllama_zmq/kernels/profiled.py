@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from time import perf_counter
 from typing import Any, ParamSpec, TypeVar
 
-from dllama_zmq.kernels.interface import Experts, Kernels, KVCache, KVType, Linear, Norm, Rotation, Run
+from dllama_zmq.kernels.interface import CacheSpec, Experts, Kernels, KVCache, Linear, Norm, Rotation, Run
 from dllama_zmq.kernels.linked import Linked
 from dllama_zmq.quants import F32, BlockMatrix
 from dllama_zmq.spec import Activation, Sync
@@ -80,14 +80,8 @@ class Profiled:
     ) -> Experts:  # fmt: skip
         return self._timed("experts", self.timed.experts(experts, segments, activation))
 
-    def kv_cache(
-        self, n_layers: int, n_slots: int, n_kv_heads: int, seq_len: int, head_dim: int, kv_of_head: Sequence[int],
-        kv_type: KVType, window: int | None = None, softcap: float | None = None,
-    ) -> KVCache:  # fmt: skip
-        cache = self.timed.kv_cache(
-            n_layers, n_slots, n_kv_heads, seq_len, head_dim, kv_of_head, kv_type, window, softcap
-        )
-        return _ProfiledCache(cache, self)
+    def kv_cache(self, spec: CacheSpec) -> KVCache:
+        return _ProfiledCache(self.timed.kv_cache(spec), self)
 
     def _timed(self, name: str, kernel: Callable[_P, _R]) -> Callable[_P, _R]:
         spent = self._spent.setdefault(name, _Spent())

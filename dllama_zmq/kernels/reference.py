@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from dllama_zmq.kernels.grouped import GroupedExperts
-from dllama_zmq.kernels.interface import Kernels, KVType, Linear, Norm, Rotation, Run
+from dllama_zmq.kernels.interface import CacheSpec, Kernels, Linear, Norm, Rotation, Run
 from dllama_zmq.kernels.linked import Linked
 from dllama_zmq.kernels.reduction import tree_sum
 from dllama_zmq.quants import F32, I8, U8, BlockMatrix, dequantize, quantize, split_q40, split_q41, split_q80
@@ -70,12 +70,8 @@ class Reference:
         ]
         return lambda x: [product(x[:, i * width : (i + 1) * width]) for i, product in enumerate(products)]
 
-    def kv_cache(
-        self, n_layers: int, n_slots: int, n_kv_heads: int, seq_len: int, head_dim: int, kv_of_head: Sequence[int],
-        kv_type: KVType, window: int | None = None, softcap: float | None = None,
-    ) -> ReferenceCache:  # fmt: skip
-        shape = (n_layers, n_slots, 2, n_kv_heads, seq_len, head_dim)
-        return ReferenceCache(shape, kv_of_head, kv_type, window, softcap)
+    def kv_cache(self, spec: CacheSpec) -> ReferenceCache:
+        return ReferenceCache(spec)
 
     def _product(self, matrix: BlockMatrix, segments: int) -> Callable[[F32], F32]:
         product = _integer_product if matrix.float_type.block_values == 32 else _float_product
@@ -118,12 +114,10 @@ class Reference:
 class ReferenceCache:
     """Keys and values (layers, slots, 2, K, S, Hd). Memory is taken as positions fill: it begins as untouched pages."""
 
-    def __init__(
-        self, shape: tuple[int, ...], kv_of_head: Sequence[int], kv_type: KVType, window: int | None,
-        softcap: float | None,
-    ) -> None:  # fmt: skip
-        self._store = np.zeros(shape, np.float16 if kv_type == "f16" else np.float32)
-        self._kv_of_head, self._window, self._softcap = kv_of_head, window, softcap
+    def __init__(self, spec: CacheSpec) -> None:
+        shape = (spec.n_layers, spec.n_slots, 2, spec.n_kv_heads, spec.seq_len, spec.head_dim)
+        self._store = np.zeros(shape, np.float16 if spec.kv_type == "f16" else np.float32)
+        self._kv_of_head, self._window, self._softcap = spec.kv_of_head, spec.window, spec.softcap
 
     def attend(
         self, layer: int, run: Run, q: F32, k: F32, v: F32, rotation: Rotation | None = None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from dllama_zmq.kernels import Kernels, KVType, Needs, Sums
+from dllama_zmq.kernels import CacheSpec, Kernels, KVType, Needs, Sums
 from dllama_zmq.models import Model, attention_softcap, build_model, tensor_table
 from dllama_zmq.models.llama import TensorSource
 from dllama_zmq.quants import BlockMatrix
@@ -28,15 +28,17 @@ def build_shard(
     """
     spec = plan.spec
     cache = kernels.kv_cache(
-        spec.n_layers,
-        n_slots,
-        plan.n_kv_heads(node),
-        seq_len,
-        spec.head_dim,
-        plan.kv_of_head(node),
-        kv_type,
-        spec.window,
-        attention_softcap(spec),
+        CacheSpec(
+            spec.n_layers,
+            n_slots,
+            plan.n_kv_heads(node),
+            seq_len,
+            spec.head_dim,
+            plan.kv_of_head(node),
+            kv_type,
+            spec.window,
+            attention_softcap(spec),
+        )
     )
     return build_model(spec, weights, kernels, cache, Sums(plan.segments, wire))
 

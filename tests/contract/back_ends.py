@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 import numpy.typing as npt
 
-from dllama_zmq.kernels import KernelChoice, Kernels, KVCache, KVType, Rotation, Run, choose_kernels
+from dllama_zmq.kernels import CacheSpec, KernelChoice, Kernels, KVCache, KVType, Rotation, Run, choose_kernels
 from dllama_zmq.quants import F32, BlockMatrix, quantize, split_q40, split_q41, split_q80
 from dllama_zmq.spec import FloatType
 
@@ -101,7 +101,7 @@ def fill(cache: KVCache, layer: int, slot: int, keys: F32, values: F32, n_heads:
 def attend(kernels: Kernels, q: F32, keys: F32, values: F32, kv_of_head: Sequence[int], kv_type: KVType = "f32") -> F32:
     """What the last T positions' queries (T, H, Hd) see of keys and values (K, S, Hd), which fill a cache."""
     n_kv_heads, n_positions, head_dim = keys.shape
-    cache = kernels.kv_cache(1, 1, n_kv_heads, n_positions, head_dim, kv_of_head, kv_type)
+    cache = kernels.kv_cache(CacheSpec(1, 1, n_kv_heads, n_positions, head_dim, kv_of_head, kv_type))
     keys, values = (np.ascontiguousarray(stored.transpose(1, 0, 2)) for stored in (keys, values))
     before = n_positions - len(q)
     with np.errstate(invalid="ignore"):  # keys may be no numbers

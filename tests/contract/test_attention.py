@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from back_ends import AVAILABLE, PUBLISHED_EXP, SIX_DIGITS, U, attend, attention_by_hand, fill, step, with_threads
 
-from dllama_zmq.kernels import Kernels, KVType, Rotation, Run
+from dllama_zmq.kernels import CacheSpec, Kernels, KVType, Rotation, Run
 from dllama_zmq.quants import F32
 
 KV_TYPES = ["f32", "f16"]
@@ -115,7 +115,7 @@ def test_attention_is_that_loop_wherever_a_run_ends(kernels, n_positions, kv_typ
 def test_a_prompt_and_then_tokens_one_by_one_attend_as_all_at_once(kernels, kv_type):
     q, k, v = normal(4, 9, 4, 16), normal(12, 9, 2, 16), normal(13, 9, 2, 16)
     kv_of_head = [0, 0, 1, 1]
-    cache = kernels.kv_cache(2, 2, 2, 16, 16, kv_of_head, kv_type)
+    cache = kernels.kv_cache(CacheSpec(2, 2, 2, 16, 16, kv_of_head, kv_type))
     pieces = []
     for start, count in [(0, 6), (6, 1), (7, 1), (8, 1)]:
         rows = slice(start, start + count)
@@ -130,7 +130,7 @@ def test_a_prompt_and_then_tokens_one_by_one_attend_as_all_at_once(kernels, kv_t
 def test_a_token_attends_with_the_same_bits_whatever_is_in_its_batch(compiled, kv_type):
     n_positions, kv_of_head = 150, [0, 0, 0, 1, 1, 1]
     q, k, v = normal(4, n_positions, 6, 48), normal(12, n_positions, 2, 48), normal(13, n_positions, 2, 48)
-    cache = compiled.kv_cache(1, 1, 2, n_positions, 48, kv_of_head, kv_type)
+    cache = compiled.kv_cache(CacheSpec(1, 1, 2, n_positions, 48, kv_of_head, kv_type))
     whole = step(cache, 0, Run(0, 0, n_positions), q, k, v)
     for count in (1, 2, 7, 33):
         pieces = []
@@ -191,7 +191,7 @@ def test_what_an_abandoned_sequence_left_at_later_positions_is_never_seen(kernel
     q, k, v = normal(20, count, 3, 16), normal(21, start + count, 2, 16), normal(22, start + count, 2, 16)
     bits = []
     for left in (None, garbage):
-        cache = kernels.kv_cache(1, 2, 2, n_positions, 16, kv_of_head, kv_type)
+        cache = kernels.kv_cache(CacheSpec(1, 2, 2, n_positions, 16, kv_of_head, kv_type))
         if left is not None:
             rows = np.full((n_positions, 2, 16), left, np.float32)
             with np.errstate(invalid="ignore", over="ignore"):
@@ -211,7 +211,7 @@ def test_keys_values_and_queries_may_be_parts_of_one_wider_array(kernels, count,
     assert np.shares_memory(k, wide)
     results = []
     for one in ((q, k, v), [np.ascontiguousarray(part) for part in (q, k, v)]):
-        cache = kernels.kv_cache(1, 1, 2, 9, 16, [0, 0, 0, 1, 1, 1], kv_type)
+        cache = kernels.kv_cache(CacheSpec(1, 1, 2, 9, 16, [0, 0, 0, 1, 1, 1], kv_type))
         results.append(step(cache, 0, Run(0, 0, count), *one))
     assert np.array_equal(*results)
 
@@ -221,7 +221,7 @@ def test_rows_of_keys_may_lie_further_apart_than_those_of_values(kernels):
     k = normal(26, 3, 2, 16)[:, :1]
     results = []
     for keys in (k, np.ascontiguousarray(k)):
-        cache = kernels.kv_cache(1, 1, 1, 3, 16, [0], "f32")
+        cache = kernels.kv_cache(CacheSpec(1, 1, 1, 3, 16, [0], "f32"))
         results.append(step(cache, 0, Run(0, 0, 3), q, keys, v))
     assert np.array_equal(*results)
 
@@ -264,7 +264,7 @@ def windowed(
 ) -> F32:
     """Queries, keys and values (T, H or K, 16), whose heads pair up, as steps of so many tokens."""
     kv_of_head = [h * k.shape[1] // q.shape[1] for h in range(q.shape[1])]
-    cache = kernels.kv_cache(1, 1, k.shape[1], len(q), q.shape[2], kv_of_head, kv_type, window, softcap)
+    cache = kernels.kv_cache(CacheSpec(1, 1, k.shape[1], len(q), q.shape[2], kv_of_head, kv_type, window, softcap))
     out, start = [], 0
     for count in steps:
         rows = slice(start, start + count)
@@ -333,7 +333,9 @@ def test_queries_and_keys_are_rotated_in_place_before_keys_are_stored(choice, kv
     width = n_heads + 2 * n_kv_heads
     for threads in (1, 3):
         with with_threads(choice, threads) as kernels:
-            cache, plain = (kernels.kv_cache(1, 1, n_kv_heads, 33, head_dim, kv_of_head, kv_type) for _ in range(2))
+            cache, plain = (
+                kernels.kv_cache(CacheSpec(1, 1, n_kv_heads, 33, head_dim, kv_of_head, kv_type)) for _ in range(2)
+            )
             for start, count in [(0, 20), (20, 1), (21, 2), (23, 9), (32, 1)]:
                 angles = np.random.default_rng(start).uniform(-3, 3, (count, head_dim // 2)).astype(np.float32)
                 rotation = Rotation(np.cos(angles), np.sin(angles), layout)
@@ -350,7 +352,7 @@ def test_queries_and_keys_are_rotated_in_place_before_keys_are_stored(choice, kv
 
 def test_each_call_is_of_its_own_run_and_angles(kernels):
     """Whatever a back end keeps of the call before."""
-    cache, plain = (kernels.kv_cache(2, 2, 1, 8, 16, [0, 0], "f32") for _ in range(2))
+    cache, plain = (kernels.kv_cache(CacheSpec(2, 2, 1, 8, 16, [0, 0], "f32")) for _ in range(2))
     angles = normal(4, 2, 8)
     turns = Rotation(np.cos(angles), np.sin(angles), "half"), Rotation(angles, angles, "interleaved")
     runs = Run(0, 0, 2), Run(1, 0, 2), Run(0, 2, 2)

@@ -32,7 +32,7 @@ from back_ends import (
     with_threads,
 )
 
-from dllama_zmq.kernels import Kernels, Norm, Rotation, Run, choose_kernels, tree_sum
+from dllama_zmq.kernels import CacheSpec, Kernels, Norm, Rotation, Run, choose_kernels, tree_sum
 from dllama_zmq.models.rope import rope_angles, rope_frequencies
 from dllama_zmq.quants import F32, BlockMatrix, dequantize, quantize, split_q80
 from dllama_zmq.spec import SYNC_FLOAT, FloatType, Rope, RopeScaling
@@ -449,7 +449,7 @@ def test_what_comes_then_has_the_bits_of_a_call_of_its_own(choice, float_type, s
         last = kernels.linear(weights(256, 512, float_type, seed=3), segments=2, wire=sync)
         plain = kernels.linear(weights(256, 512, FloatType.F32, seed=4))
         o = kernels.linear(weights(64, 128, float_type, seed=5), wire=sync)
-        caches = [kernels.kv_cache(1, 1, 2, 64, 32, [0, 0, 1, 1], "f16") for _ in range(2)]
+        caches = [kernels.kv_cache(CacheSpec(1, 1, 2, 64, 32, [0, 0, 1, 1], "f16")) for _ in range(2)]
         start = 0
         for n_tokens in (1, 1, 7, 33, 1):  # as few rows of a KV head as one thread takes, and more; and again
             x = activations(n_tokens, 256, seed=n_tokens)
@@ -481,7 +481,7 @@ def test_every_result_is_a_float32_array_of_its_own(kernels, float_type):
     x = activations(3, 64) / 16
     kept = x.copy()
     matrix, run = weights(5, 64, float_type), Run(0, 0, 3)
-    cache = kernels.kv_cache(1, 1, 4, 3, 16, [0, 1, 2, 3], "f32")
+    cache = kernels.kv_cache(CacheSpec(1, 1, 4, 3, 16, [0, 1, 2, 3], "f32"))
     with np.errstate(over="ignore"):
         results = {
             "linear": (kernels.linear(matrix)(x), (3, 5)),
@@ -505,7 +505,7 @@ def test_every_result_is_a_float32_array_of_its_own(kernels, float_type):
 def rotate(kernels: Kernels, x: F32, cos: F32, sin: F32, layout: Literal["interleaved", "half"]) -> None:
     """Turn x (T, H, Hd) in place, as queries that attend to themselves."""
     n_tokens, n_heads, head_dim = x.shape
-    cache = kernels.kv_cache(1, 1, 1, n_tokens, head_dim, [0] * n_heads, "f32")
+    cache = kernels.kv_cache(CacheSpec(1, 1, 1, n_tokens, head_dim, [0] * n_heads, "f32"))
     own = np.zeros((n_tokens, 1, head_dim), np.float32)
     step(cache, 0, Run(0, 0, n_tokens), x, own, own, Rotation(cos, sin, layout))
 

@@ -49,11 +49,11 @@ PAUSE_X86, PAUSE_ARM = ("llvm.x86.sse2.pause", ()), ("llvm.aarch64.hint", (1,))
 
 
 def integer_panel(block: PairBlock, n_tokens: int) -> tuple[int, Emit]:
-    return 5, lambda b, target, args: panels.integer_panel(b, target, block, n_tokens, 1, *args)
+    return 5, lambda b, target, args: panels.IntegerPanel(target, block, n_tokens, 1).emit(b, *args)
 
 
 def float_panel(lanes: panels.LaneType, n_rows: int) -> tuple[int, Emit]:
-    return 6, lambda b, target, args: panels.float_panel(b, target, lanes, n_rows, 1, 0, *args)
+    return 6, lambda b, target, args: panels.FloatPanel(target, lanes, n_rows).emit(b, *args)
 
 
 PANELS = {
@@ -309,12 +309,21 @@ def test_what_is_not_a_number_stays_that_as_a_half_by_integers_alone():
 def test_a_product_of_one_token_asks_for_memory_ahead_on_cpus_that_read_faster_so(name, n_bytes):
     target = target_of("x86_64", dict.fromkeys([*X86, *AVX512], True), name)
     assert target.ahead == n_bytes
-    module = str(module_of(target, 5, lambda b, target, args: panels.integer_panel(b, target, Q40, 1, 2, *args)))
+    module = str(module_of(target, 5, lambda b, target, args: panels.IntegerPanel(target, Q40, 1, 2).emit(b, *args)))
     assert module.count("call void @llvm.prefetch") == (Q40.nbytes // 64 if n_bytes else 0)
+
+
+def test_on_zen_5_a_line_is_asked_for_before_each_load_of_weights_and_not_all_at_once():
+    target = target_of("x86_64", dict.fromkeys([*X86, *AVX512], True), "znver5")
+    module = str(module_of(target, 5, lambda b, target, args: panels.IntegerPanel(target, Q40, 1, 2).emit(b, *args)))
+    order = re.findall(r"call void @llvm.prefetch|load <64 x i8>", module)
+    assert order[:16] == ["call void @llvm.prefetch", "load <64 x i8>"] * 8
 
 
 def test_a_product_of_8_tokens_asks_for_memory_ahead_on_every_cpu():
     module = str(
-        module_of(target_for("avx512"), 5, lambda b, target, args: panels.integer_panel(b, target, Q40, 8, 2, *args))
+        module_of(
+            target_for("avx512"), 5, lambda b, target, args: panels.IntegerPanel(target, Q40, 8, 2).emit(b, *args)
+        )
     )
     assert module.count("call void @llvm.prefetch") == Q40.nbytes // 64

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from dllama_zmq.kernels.grouped import GroupedExperts
-from dllama_zmq.kernels.interface import Experts, KVType, Linear, Norm
+from dllama_zmq.kernels.interface import CacheSpec, Experts, Linear, Norm
 from dllama_zmq.kernels.linked import Linked
 from dllama_zmq.kernels.reference import Reference, gate_times
 from dllama_zmq.kernels.simd.arrays import Arrays, address, float_bits, rows_of
@@ -87,12 +87,8 @@ class Simd:
             return SimdExperts(self, compiled, downs, segments)
         return GroupedExperts(gated, [Apart(product, segments) for product in downs])
 
-    def kv_cache(
-        self, n_layers: int, n_slots: int, n_kv_heads: int, seq_len: int, head_dim: int, kv_of_head: Sequence[int],
-        kv_type: KVType, window: int | None = None, softcap: float | None = None,
-    ) -> SimdCache:  # fmt: skip
-        sizes = (n_layers, n_slots, n_kv_heads, seq_len, head_dim)
-        return SimdCache(self, *sizes, kv_of_head, kv_type, window or seq_len, softcap or 0.0)
+    def kv_cache(self, spec: CacheSpec) -> SimdCache:
+        return SimdCache(self, spec)
 
     def rms_norm(self, x: F32, gain: F32, eps: float) -> F32:
         x, at, stride = rows_of(x)

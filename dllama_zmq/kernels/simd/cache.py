@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dllama_zmq.kernels.interface import KVType, Linear, Rotation, Run
+from dllama_zmq.kernels.interface import CacheSpec, Linear, Rotation, Run
 from dllama_zmq.kernels.simd import layout
 from dllama_zmq.kernels.simd.arrays import address, float_bits
 from dllama_zmq.kernels.simd.chain import Chain
@@ -36,33 +35,32 @@ if TYPE_CHECKING:
 class SimdCache:
     """One node's KV heads. Memory is taken as positions fill."""
 
-    def __init__(
-        self, kernels: Simd, n_layers: int, n_slots: int, n_kv_heads: int, seq_len: int, head_dim: int,
-        kv_of_head: Sequence[int], kv_type: KVType, window: int, softcap: float,
-    ) -> None:  # fmt: skip
+    def __init__(self, kernels: Simd, spec: CacheSpec) -> None:
+        head_dim, n_kv_heads = spec.head_dim, spec.n_kv_heads
         if head_dim > MOST_HEAD_DIM:
             raise ValueError(f"heads of {head_dim} values; this back end goes to {MOST_HEAD_DIM}: use kernels: numpy")
-        value_bytes = 2 if kv_type == "f16" else 4
-        room = -(-seq_len // LANES) * LANES
+        value_bytes = 2 if spec.kv_type == "f16" else 4
+        room = -(-spec.seq_len // LANES) * LANES
         key_bytes = room * head_dim * value_bytes
         head_bytes = room * -(-head_dim // LANES) * LANES * value_bytes
         self._keys_bytes = n_kv_heads * key_bytes
         self._slot_bytes = n_kv_heads * (key_bytes + head_bytes)
-        self._layer_bytes = n_slots * self._slot_bytes
-        self._memory = own_pages(n_layers * self._layer_bytes)
+        self._layer_bytes = spec.n_slots * self._slot_bytes
+        self._memory = own_pages(spec.n_layers * self._layer_bytes)
         self._base = address(self._memory)
-        self._n_kv_heads, width = n_kv_heads, len(kv_of_head) * head_dim
+        self._n_kv_heads, width = n_kv_heads, len(spec.kv_of_head) * head_dim
         bounds = []
         for kv in range(n_kv_heads):
-            heads = [h for h, of in enumerate(kv_of_head) if of == kv]
+            heads = [h for h, of in enumerate(spec.kv_of_head) if of == kv]
             bounds += [heads[0], heads[-1] + 1] if heads else [0, 0]
         self._groups = Job(*bounds)
         self._widest = max(last - first for first, last in zip(bounds[::2], bounds[1::2], strict=True))
         self._pool, at = kernels.pool, kernels.address_of
-        self._take_in, self._attend = at(f"take_in_{kv_type}"), at(f"attend_{kv_type}")
+        self._take_in, self._attend = at(f"take_in_{spec.kv_type}"), at(f"attend_{spec.kv_type}")
         self._chain = Chain(kernels, ("attend_by_heads", (
             0, 0, key_bytes, head_bytes, head_dim, self._groups.address, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4 * width,
-            float_bits(1 / head_dim**0.5), window, float_bits(softcap), 0, 0, 0, self._take_in, self._attend,
+            float_bits(1 / head_dim**0.5), spec.window or spec.seq_len, float_bits(spec.softcap or 0.0), 0, 0, 0,
+            self._take_in, self._attend,
         )))  # fmt: skip
         self._chain.share(0, n_kv_heads, 1)
         self._fields, self._results = self._chain.job(0), kernels.arrays(width)

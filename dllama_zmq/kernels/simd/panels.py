@@ -8,6 +8,7 @@ always in the order of the columns, so a sum's bits depend on neither R nor the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Literal
 
@@ -37,56 +38,65 @@ _AHEAD = 4096  # bytes: what meets more tokens is not read in time by itself, on
 LaneType = Literal["f32", "f16", "bf16"]
 
 
-def integer_panel(
-    b: ir.IRBuilder, target: Target, block: PairBlock, n_tokens: int, n_tiles: int, values: ir.Value,
-    scales: ir.Value, x: ir.Value, n: ir.Value, out: ir.Value,
-) -> None:  # fmt: skip
-    """One tile of a pair, or both, times `n_tokens` quantized tokens at `x`, over `n` blocks -> f32 rows at `out`.
+@dataclass(frozen=True, slots=True)
+class IntegerPanel:
+    """One tile of a pair of quantized weights, or both (`n_tiles`), times `n_tokens` quantized tokens."""
 
-    values, scales: of the (first) tile's first block. x holds the tokens' values side by side: for each block R times
-    X_BLOCK bytes. out: the first tile's R rows of 16, then the second's.
-    """
-    dots = block_dots(target)
-    ahead = _AHEAD if n_tokens > (4 if block.nibbles else 2) else target.ahead
-    if n_tiles == 1:
-        ahead = 0
-    spread = target.spread and ahead == target.ahead > 0
+    target: Target
+    block: PairBlock
+    n_tokens: int
+    n_tiles: int
 
-    def body(b: ir.IRBuilder, i: ir.Value, totals: Sequence[ir.Value]) -> list[ir.Value]:
-        at = b.mul(i, ir.Constant(I64, block.nbytes))
-        first = b.add(x, b.mul(i, ir.Constant(I64, X_BLOCK * n_tokens)))
-        xs = [b.add(first, ir.Constant(I64, X_BLOCK * r)) for r in range(n_tokens)]
-        x_scales = [load(b, token, 32, F32) for token in xs]
-        x_sums = [load(b, token, 36, I32) for token in xs]
-        tiles = [b.add(b.add(values, at), ir.Constant(I64, block.value_bytes * tile)) for tile in range(n_tiles)]
-        lines = iter([b.add(tiles[0], ir.Constant(I64, ahead + line)) for line in range(0, block.nbytes, 64)])
-        before = one_by_one(lines) if spread else nothing
-        if ahead and not spread:
-            prefetch_all(b, lines)
-        bias = 0 if block.offsets else 8
-        if not block.nibbles:
-            products = [dots.q80(b, tile, xs, x_sums, before) for tile in tiles]
-        elif n_tokens * n_tiles <= 8:
-            products = dots.q40(b, tiles, xs, x_sums, bias, before)
-        else:  # no registers for both at once, nor to keep x from one to the other
-            products = [dots.q40(b, [t], [_afresh(b, x) for x in xs], x_sums, bias)[0] for t in tiles]
-        if spread:
-            prefetch_all(b, lines)
-        new = []
-        for tile, of_tile in enumerate(products):
-            tile_scales = b.add(b.add(scales, at), ir.Constant(I64, SCALES * tile))
-            d = to_f32(b, target, load(b, tile_scales, 0, F16x16))
-            for r, product in enumerate(of_tile):
-                total = totals[tile * n_tokens + r]
-                total = multiply_add(b, target, b.sitofp(product, F32x16), b.fmul(splat(b, x_scales[r]), d), total)
-                if block.offsets:
-                    m = to_f32(b, target, load(b, tile_scales, block.offsets_at, F16x16))
-                    sum_of_x = b.fmul(b.sitofp(x_sums[r], F32), x_scales[r])
-                    total = multiply_add(b, target, m, splat(b, sum_of_x), total)
-                new.append(total)
-        return new
+    def emit(
+        self, b: ir.IRBuilder, values: ir.Value, scales: ir.Value, x: ir.Value, n: ir.Value, out: ir.Value
+    ) -> None:
+        """The product of `n` blocks -> f32 rows at `out`.
 
-    _loop(b, n, n_tiles * n_tokens, body, out)
+        values, scales: of the (first) tile's first block. x holds the tokens' values side by side: for each block R
+        times X_BLOCK bytes. out: the first tile's R rows of 16, then the second's.
+        """
+        target, block, n_tokens, n_tiles = self.target, self.block, self.n_tokens, self.n_tiles
+        dots = block_dots(target)
+        ahead = _AHEAD if n_tokens > (4 if block.nibbles else 2) else target.ahead
+        if n_tiles == 1:
+            ahead = 0
+        spread = target.spread and ahead == target.ahead > 0
+
+        def body(b: ir.IRBuilder, i: ir.Value, totals: Sequence[ir.Value]) -> list[ir.Value]:
+            at = b.mul(i, ir.Constant(I64, block.nbytes))
+            first = b.add(x, b.mul(i, ir.Constant(I64, X_BLOCK * n_tokens)))
+            xs = [b.add(first, ir.Constant(I64, X_BLOCK * r)) for r in range(n_tokens)]
+            x_scales = [load(b, token, 32, F32) for token in xs]
+            x_sums = [load(b, token, 36, I32) for token in xs]
+            tiles = [b.add(b.add(values, at), ir.Constant(I64, block.value_bytes * tile)) for tile in range(n_tiles)]
+            lines = iter([b.add(tiles[0], ir.Constant(I64, ahead + line)) for line in range(0, block.nbytes, 64)])
+            before = one_by_one(lines) if spread else nothing
+            if ahead and not spread:
+                prefetch_all(b, lines)
+            bias = 0 if block.offsets else 8
+            if not block.nibbles:
+                products = [dots.q80(b, tile, xs, x_sums, before) for tile in tiles]
+            elif n_tokens * n_tiles <= 8:
+                products = dots.q40(b, tiles, xs, x_sums, bias, before)
+            else:  # no registers for both at once, nor to keep x from one to the other
+                products = [dots.q40(b, [t], [_afresh(b, x) for x in xs], x_sums, bias)[0] for t in tiles]
+            if spread:
+                prefetch_all(b, lines)
+            new = []
+            for tile, of_tile in enumerate(products):
+                tile_scales = b.add(b.add(scales, at), ir.Constant(I64, SCALES * tile))
+                d = to_f32(b, target, load(b, tile_scales, 0, F16x16))
+                for r, product in enumerate(of_tile):
+                    total = totals[tile * n_tokens + r]
+                    total = multiply_add(b, target, b.sitofp(product, F32x16), b.fmul(splat(b, x_scales[r]), d), total)
+                    if block.offsets:
+                        m = to_f32(b, target, load(b, tile_scales, block.offsets_at, F16x16))
+                        sum_of_x = b.fmul(b.sitofp(x_sums[r], F32), x_scales[r])
+                        total = multiply_add(b, target, m, splat(b, sum_of_x), total)
+                    new.append(total)
+            return new
+
+        _loop(b, n, n_tiles * n_tokens, body, out)
 
 
 def _afresh(b: ir.IRBuilder, address: ir.Value) -> ir.Value:
@@ -94,33 +104,48 @@ def _afresh(b: ir.IRBuilder, address: ir.Value) -> ir.Value:
     return b.asm(ir.FunctionType(I64, [I64]), "", "=r,0", [address], side_effect=True)
 
 
-def float_panel(
-    b: ir.IRBuilder, target: Target, lanes: LaneType, n_rows: int, n_tiles: int, ahead: int, tile: ir.Value,
-    step: ir.Value, x: ir.Value, x_stride: ir.Value, n: ir.Value, out: ir.Value,
-) -> None:  # fmt: skip
-    """out (R, 16) f32 = sum over i < n of x[r][i] * tile[i][0..15]: vectors of `lanes` every `step` bytes from `tile`.
+@dataclass(frozen=True, slots=True)
+class FloatPanel:
+    """Tiles of floats (F32, F16 or BF16 weights, keys, values) times `n_rows` rows.
 
-    x's rows are f32, `x_stride` bytes apart. The same loop serves F32, F16 and BF16 weights, q times keys,
-    weights times values. n_tiles: the second one's vectors are behind the first's, its R rows of `out` too.
     ahead: so many bytes further on, memory is asked for what will be needed; 0 for never.
     """
-    lane_bytes = LANES * (4 if lanes == "f32" else 2)
 
-    def body(b: ir.IRBuilder, i: ir.Value, totals: Sequence[ir.Value]) -> list[ir.Value]:
-        at = b.add(tile, b.mul(i, step))
-        if ahead:
-            for line in range(0, n_tiles * lane_bytes, 64):
-                prefetch(b, b.add(at, ir.Constant(I64, ahead + line)))
-        column = b.add(x, b.shl(i, ir.Constant(I64, 2)))
-        values = [splat(b, load(b, b.add(column, b.mul(x_stride, ir.Constant(I64, r))), 0, F32)) for r in range(n_rows)]
-        new = []
-        for k in range(n_tiles):
-            weights = load_lanes(b, target, lanes, b.add(at, ir.Constant(I64, k * lane_bytes)))
-            for value, total in zip(values, totals[k * n_rows :][:n_rows], strict=True):
-                new.append(multiply_add(b, target, weights, value, total))
-        return new
+    target: Target
+    lanes: LaneType
+    n_rows: int
+    n_tiles: int = 1
+    ahead: int = 0
 
-    _loop(b, n, n_tiles * n_rows, body, out)
+    def emit(
+        self, b: ir.IRBuilder, tile: ir.Value, step: ir.Value, x: ir.Value, x_stride: ir.Value, n: ir.Value,
+        out: ir.Value,
+    ) -> None:  # fmt: skip
+        """out (R, 16) f32 = sum over i < n of x[r][i] * tile[i][0..15], vectors `step` bytes apart from `tile` on.
+
+        x's rows are f32, `x_stride` bytes apart. The same loop serves F32, F16 and BF16 weights, q times keys,
+        weights times values. n_tiles: the second one's vectors are behind the first's, its R rows of `out` too.
+        """
+        target, lanes, n_rows, n_tiles, ahead = self.target, self.lanes, self.n_rows, self.n_tiles, self.ahead
+        lane_bytes = LANES * (4 if lanes == "f32" else 2)
+
+        def body(b: ir.IRBuilder, i: ir.Value, totals: Sequence[ir.Value]) -> list[ir.Value]:
+            at = b.add(tile, b.mul(i, step))
+            if ahead:
+                for line in range(0, n_tiles * lane_bytes, 64):
+                    prefetch(b, b.add(at, ir.Constant(I64, ahead + line)))
+            column = b.add(x, b.shl(i, ir.Constant(I64, 2)))
+            values = [
+                splat(b, load(b, b.add(column, b.mul(x_stride, ir.Constant(I64, r))), 0, F32)) for r in range(n_rows)
+            ]
+            new = []
+            for k in range(n_tiles):
+                weights = load_lanes(b, target, lanes, b.add(at, ir.Constant(I64, k * lane_bytes)))
+                for value, total in zip(values, totals[k * n_rows :][:n_rows], strict=True):
+                    new.append(multiply_add(b, target, weights, value, total))
+            return new
+
+        _loop(b, n, n_tiles * n_rows, body, out)
 
 
 def prefetch(b: ir.IRBuilder, at: ir.Value) -> None:

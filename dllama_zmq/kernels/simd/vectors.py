@@ -163,18 +163,18 @@ _operator(operator.sub, i32x16, lambda b, u, v: b.sub(u, v))
 
 
 def integer_panel(block: PairBlock, n_tokens: int, n_tiles: int) -> Any:
-    """panels.integer_panel as a numba function (values, scales, x, n_blocks, out) of addresses."""
+    """panels.IntegerPanel as a numba function (values, scales, x, n_blocks, out) of addresses."""
     return _instruction(
         types.void, (_ADDRESS,) * 5,
-        lambda b, *args: panels.integer_panel(b, _TARGET, block, n_tokens, n_tiles, *args),
+        panels.IntegerPanel(_TARGET, block, n_tokens, n_tiles).emit,
     )  # fmt: skip
 
 
 def float_panel(lanes: panels.LaneType, n_rows: int, n_tiles: int = 1, ahead: int = 0) -> Any:
-    """panels.float_panel as a numba function (tile, step, x, x_stride, n, out) of addresses and bytes."""
+    """panels.FloatPanel as a numba function (tile, step, x, x_stride, n, out) of addresses and bytes."""
     return _instruction(
         types.void, (_ADDRESS,) * 6,
-        lambda b, *args: panels.float_panel(b, _TARGET, lanes, n_rows, n_tiles, ahead, *args),
+        panels.FloatPanel(_TARGET, lanes, n_rows, n_tiles, ahead).emit,
     )  # fmt: skip
 
 
