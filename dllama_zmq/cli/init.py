@@ -14,7 +14,8 @@ from dllama_zmq.bus.addresses import own_address
 from dllama_zmq.cli.flags import Init
 from dllama_zmq.cli.show import note
 from dllama_zmq.cluster import FILE_NAME, NAME_PATTERN, Cluster, default_name, is_loopback, parse_cluster
-from dllama_zmq.errors import UsageError
+from dllama_zmq.errors import ConfigError, UsageError
+from dllama_zmq.formats.files import replace_file
 from dllama_zmq.hub import HUB_PREFIX
 from dllama_zmq.sources import DATA_FOLDER, DEMO, absolute_model
 
@@ -28,11 +29,15 @@ def run(flags: Init) -> None:
     path = path / FILE_NAME if path.is_dir() else path
     text, host = _text(path, _model_in(path, flags.model), _hosts(flags.workers, flags.nodes), flags.host)
     n_nodes = parse_cluster(text, path).n_nodes  # raises ConfigError for a host that is none
+    if os.path.lexists(path) and not flags.force:
+        raise UsageError(f"{path} exists; --force replaces it")
     try:
-        with path.open("w" if flags.force else "x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError:
-        raise UsageError(f"{path} exists; --force replaces it") from None
+        with replace_file(Path(os.path.realpath(path)) if path.is_symlink() else path) as file:
+            file.write(text.encode())
+    except UsageError as error:
+        raise ConfigError(str(error)) from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror}. Make room, or name a file elsewhere.") from None
     what = f" {shlex.quote(str(path))}" if path != Path(FILE_NAME) else ""
     note(f"wrote {path}: {n_nodes} node{'s' if n_nodes > 1 else ''}; next: dllama-zmq up{what}")
     if not is_loopback(host):

@@ -59,7 +59,9 @@ def replace_file(path: Path) -> Iterator[BinaryIO]:
         try:
             file = open(temporary, "xb")  # noqa: SIM115 - closed below; only errors of opening it are UsageErrors
         except OSError as error:
-            raise UsageError(f"{path} cannot be written: {error.strerror}. Check its folder.") from error
+            raise UsageError(
+                f"{path} cannot be written: {error.strerror}. Check its folder, {path.absolute().parent}."
+            ) from error
         with file:
             yield file
             file.flush()

@@ -19,7 +19,7 @@ from typing import BinaryIO
 from dllama_zmq.bus.session import Roster
 from dllama_zmq.cluster import WorkerConfig
 from dllama_zmq.errors import ClusterError
-from dllama_zmq.launch.paths import Places
+from dllama_zmq.launch.paths import Places, writing
 from dllama_zmq.own_code import own_code
 
 logger = logging.getLogger(__name__)
@@ -172,10 +172,11 @@ def last_error(log: Path, start: int = 0) -> str:
 def open_log(places: Places, node: str) -> BinaryIO:
     """The log of a node, open for appending; one that has grown too long is put aside first."""
     path = places.log(node)
-    places.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if path.exists() and path.stat().st_size > MAX_LOG_BYTES:
-        path.replace(path.with_suffix(".log.1"))
-    return path.open("ab")
+    with writing(path):
+        places.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if path.exists() and path.stat().st_size > MAX_LOG_BYTES:
+            path.replace(path.with_suffix(".log.1"))
+        return path.open("ab")
 
 
 def child_environment() -> dict[str, str]:

@@ -85,7 +85,8 @@ class Places:
     def begin_logs(self) -> None:
         """Put the logs of the run before this one aside; those before it are forgotten."""
         for path in self.logs.glob("*.log"):
-            path.replace(path.with_suffix(".log.1"))
+            with writing(path):
+                path.replace(path.with_suffix(".log.1"))
 
     def remove(self) -> None:
         """Remove both folders, of a name that nobody will use again."""
@@ -110,6 +111,18 @@ class Places:
                 f"set {HOME_VARIABLE} to a shorter folder"
             )
         return f"ipc://{path}"
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """In this block `path` is made or written. Raises ClusterError, with what to do, where it cannot be."""
+    try:
+        yield
+    except OSError as error:
+        raise ClusterError(
+            f"{path}: cannot be written ({error.strerror}); check its folder and the room on its disk, or set "
+            f"{HOME_VARIABLE} to another folder"
+        ) from error
 
 
 def as_text(path: Path) -> str:

@@ -33,7 +33,7 @@ from dllama_zmq.cluster import (
 )
 from dllama_zmq.errors import ClusterError, ConfigError, UsageError
 from dllama_zmq.launch.locks import POLL_S, is_up, take
-from dllama_zmq.launch.paths import HOME_VARIABLE, Places, as_text, run_folders
+from dllama_zmq.launch.paths import Places, as_text, run_folders, writing
 from dllama_zmq.telling import Tells
 from dllama_zmq.threads import converted_by_threads
 
@@ -63,13 +63,9 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     def write(self, to: Path) -> None:
         """Make `to` say this; it appears whole."""
         draft = to.with_suffix(".draft")
-        try:
+        with writing(to):
             draft.write_text(json.dumps(msgspec.to_builtins(self)))  # ASCII: a path need not be UTF-8
             draft.replace(to)
-        except OSError as error:
-            raise ClusterError(
-                f"{to}: cannot be written ({error.strerror}); make room there, or set {HOME_VARIABLE} to another folder"
-            ) from None
 
     @classmethod
     def read(cls, path: Path) -> Record | None:
@@ -269,7 +265,8 @@ def only_one(file: ClusterFile, places: Places, held: int | None = None) -> Iter
 
     held: it is held already, and this is the descriptor. Raises ClusterError where the cluster, or its name, is up.
     """
-    lock = os.open(places.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600) if held is None else held
+    with writing(places.lock_file):
+        lock = os.open(places.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600) if held is None else held
     try:
         os.set_inheritable(lock, False)
         deadline = time.monotonic() + _LOCK_S

@@ -188,3 +188,40 @@ def test_a_name_that_leads_out_of_its_folder_is_refused(cli: Cli, name: str) -> 
     path = cli.write(1)
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"name": name}))
     assert "name: " in refusal(cli, "up")
+
+
+# --- folders that cannot be written -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("place", "is_folder"),
+    [
+        ("run", False),
+        ("logs", False),
+        ("run/small", False),
+        ("logs/small", False),
+        ("run/small/lock", True),
+        ("logs/small/root.log", True),
+        ("logs/small/cluster.json", True),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_named_with_what_to_do(cli: Cli, place: str, is_folder: bool) -> None:
+    cli.write(1)
+    blocked = cli.home / place
+    blocked.parent.mkdir(parents=True, exist_ok=True)
+    if is_folder:
+        (blocked / "x").mkdir(parents=True)  # or the log of the run before would be put aside
+        (blocked.parent / "root.log.1").touch()
+    else:
+        blocked.touch()
+    sentence = refusal(cli, "up")
+    assert sentence.startswith(f"{blocked}")
+    assert "set DLLAMA_ZMQ_HOME to a" in sentence
+
+
+def test_a_home_that_is_a_file_is_named_with_what_to_do(cli: Cli) -> None:
+    file = cli.home / "file"
+    file.touch()
+    result = cli.run("run", "demo", "hi", wait_s=SOON_S, DLLAMA_ZMQ_HOME=str(file))
+    assert result.error().startswith(f"{file}: the folder cannot be made (")
+    assert "set DLLAMA_ZMQ_HOME to a folder that you can write" in result.error()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -98,3 +100,17 @@ def test_a_file_that_is_there_is_kept_unless_force_says_so(cli: Cli) -> None:
     assert cli.run("init").error(2) == "cluster.yaml exists; --force replaces it"
     assert (cli.folder / "cluster.yaml").read_text() == "mine"
     assert cli.run("init", "--force").code == 0
+
+
+def test_a_file_that_cannot_be_written_is_told_and_nothing_is_left(cli: Cli) -> None:
+    (cli.folder / "notes.txt").touch()
+    sentence = cli.run("init", "notes.txt/home.yaml").error()
+    assert sentence.startswith("notes.txt/home.yaml cannot be written: Not a directory")
+    assert (
+        cli.run("init", "no/home.yaml").error().startswith("no/home.yaml cannot be written: No such file or directory")
+    )
+    command = ["sh", "-c", 'ulimit -f 0; exec "$0" -m dllama_zmq init', sys.executable]  # as a full disk
+    done = subprocess.run(command, cwd=cli.folder, env=cli.environment(), capture_output=True, text=True, timeout=30)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: cluster.yaml cannot be written: File too large. Make room")
+    assert sorted(path.name for path in cli.folder.iterdir()) == ["notes.txt"]
