@@ -142,8 +142,8 @@ def native() -> dict[str, Array]:
     return collected(choose_kernels("simd", threads=1))
 
 
-# All kernels are compiled for each, which takes a core the better part of a minute: the two that differ most, and the
-# others for a release.
+# All kernels are compiled for each, which takes a core the better part of a minute the first time: the two that differ
+# most, and the others for a release.
 @pytest.fixture(
     scope="module",
     params=[name if name in ("avx2", "sse2") else pytest.param(name, marks=pytest.mark.release) for name in LESSER],
@@ -159,10 +159,11 @@ def lesser(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     env = os.environ | {
         "NUMBA_CPU_NAME": cpu.name,
         "NUMBA_CPU_FEATURES": ",".join(f"+{name}" for name in cpu.features),
-        "XDG_CACHE_HOME": str(folder),
+        # Kept from run to run as this CPU's kernels are, apart from those, for which others would wait meanwhile.
+        "XDG_CACHE_HOME": str(Path.home() / ".cache" / "dllama-zmq" / f"lesser {request.param}"),
     }
     with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the test processes share one compilation, of 10 to 20 s
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the test processes share one computation
         if not (folder / "results.npz").exists():
             subprocess.run([sys.executable, __file__, folder / "results.npz"], env=env, check=True, timeout=280)
     with np.load(folder / "results.npz") as file:
