@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
 from dllama_zmq.errors import UsageError
 from dllama_zmq.spec import Architecture, FloatType, ModelSpec, Rope, RopeScaling
@@ -19,19 +20,35 @@ _LONG_HALF_ROPE = Rope(theta=1e6, layout="half")
 
 
 def _shape(
-    arch: Architecture, n_layers: int, dim: int, hidden_dim: int, heads: tuple[int, int], vocab_size: int, seq_len: int,
-    rope: Rope, *, head_dim: int = 128, norm_eps: float = 1e-5, experts: tuple[int, int] = (0, 0),
-    window: int | None = None,
-) -> ModelSpec:  # fmt: skip
-    """heads: query and KV heads. experts: all, and those that a token uses."""
-    grok = arch == "grok1"
+    arch: Architecture,
+    n_layers: int,
+    dim: int,
+    hidden_dim: int,
+    heads: tuple[int, int],
+    vocab_size: int,
+    seq_len: int,
+    rope: Rope,
+    **others: Any,
+) -> ModelSpec:
+    """heads: query and KV heads. others: numbers of ModelSpec that differ from those of Llama 3."""
     return ModelSpec(
-        arch=arch, dim=dim, hidden_dim=hidden_dim, n_layers=n_layers, n_heads=heads[0], n_kv_heads=heads[1],
-        head_dim=head_dim, vocab_size=vocab_size, seq_len=seq_len, weight_type=FloatType.Q40, rope=rope,
-        norm_eps=norm_eps, activation="gelu" if grok else "silu", n_experts=experts[0], n_active_experts=experts[1],
-        norm_topk=not grok, window=window,
-    )  # fmt: skip
+        arch=arch,
+        dim=dim,
+        hidden_dim=hidden_dim,
+        n_layers=n_layers,
+        n_heads=heads[0],
+        n_kv_heads=heads[1],
+        vocab_size=vocab_size,
+        seq_len=seq_len,
+        weight_type=FloatType.Q40,
+        rope=rope,
+        **{"head_dim": 128, "norm_eps": 1e-5, **others},
+    )
 
+
+_MIXTRAL_EXPERTS = {"n_experts": 8, "n_active_experts": 2}
+_GROK1 = {**_MIXTRAL_EXPERTS, "activation": "gelu", "norm_topk": False}
+_QWEN3_EXPERTS = {"norm_eps": 1e-6, "n_experts": 128, "n_active_experts": 8}
 
 # The numbers of each model's own config.json, as its publisher has it; Grok-1's of its run.py.
 _LLAMA31_8B = _shape("llama", 32, 4096, 14336, (32, 8), 128256, 131072, _LLAMA31_ROPE)
@@ -48,20 +65,16 @@ SHAPES: dict[str, ModelSpec] = {
     "llama3.2-3b": _shape("llama", 28, 3072, 8192, (24, 8), 128256, 131072, _LLAMA32_ROPE),
     "llama3.3-70b": _LLAMA31_70B,
     "mistral-7b": _shape("llama", 32, 4096, 14336, (32, 8), 32000, 32768, _LLAMA2_ROPE, window=4096),
-    "mixtral-8x7b": _shape("mixtral", 32, 4096, 14336, (32, 8), 32000, 32768, _LONG_HALF_ROPE, experts=(8, 2)),
+    "mixtral-8x7b": _shape("mixtral", 32, 4096, 14336, (32, 8), 32000, 32768, _LONG_HALF_ROPE, **_MIXTRAL_EXPERTS),
     "qwen2.5-7b": _shape("qwen2", 28, 3584, 18944, (28, 4), 152064, 32768, _LONG_HALF_ROPE, norm_eps=1e-6),
     "qwen3-0.6b": _shape("qwen3", 28, 1024, 3072, (16, 8), 151936, 40960, _LONG_HALF_ROPE, norm_eps=1e-6),
     "qwen3-8b": _shape("qwen3", 36, 4096, 12288, (32, 8), 151936, 40960, _LONG_HALF_ROPE, norm_eps=1e-6),
-    "qwen3-30b-a3b": _shape(
-        "qwen3moe", 48, 2048, 768, (32, 4), 151936, 40960, _LONG_HALF_ROPE, norm_eps=1e-6, experts=(128, 8)
-    ),
-    "grok-1": _shape("grok1", 64, 6144, 32768, (48, 8), 131072, 8192, _HALF_ROPE, experts=(8, 2)),
+    "qwen3-30b-a3b": _shape("qwen3moe", 48, 2048, 768, (32, 4), 151936, 40960, _LONG_HALF_ROPE, **_QWEN3_EXPERTS),
+    "grok-1": _shape("grok1", 64, 6144, 32768, (48, 8), 131072, 8192, _HALF_ROPE, **_GROK1),
     "deepseek-r1-distill-llama-8b": _LLAMA31_8B,
     "deepseek-r1-distill-llama-70b": _LLAMA31_70B,
-    "deepseek-r1-distill-qwen-7b": _shape(
-        "qwen2", 28, 3584, 18944, (28, 4), 152064, 131072, _HALF_ROPE, norm_eps=1e-6
-    ),
-}  # fmt: skip
+    "deepseek-r1-distill-qwen-7b": _shape("qwen2", 28, 3584, 18944, (28, 4), 152064, 131072, _HALF_ROPE, norm_eps=1e-6),
+}
 
 
 OVERRIDES = ("layers", "dim", "hidden", "heads", "kv-heads", "head-dim", "vocab", "seq-len")
