@@ -25,7 +25,7 @@ from surroundings import free_ports
 from tiny import tiny_spec, write_tiny_pair
 
 from dllama_zmq import Client
-from dllama_zmq.bus import sockets
+from dllama_zmq.bus import guard, sockets
 from dllama_zmq.bus.client_messages import FROM_CLIENT, TO_CLIENT, Piece, Queued
 from dllama_zmq.bus.links import Endpoints
 from dllama_zmq.bus.messages import PROTOCOL, TO_ROOT, TO_WORKER, Kinds, decode, encode
@@ -175,7 +175,8 @@ def a_worker(context: Context, replies: str) -> Callable[[], None]:
 
 @pytest.fixture(scope="module")
 def cluster(model: ModelFile) -> Iterator[Living]:
-    with living(model, a_worker) as cluster:
+    with pytest.MonkeyPatch.context() as limits, living(model, a_worker) as cluster:
+        limits.setattr(guard, "_MESSAGES", 1_000_000)  # all frames are to be read; `test_peers.py` tests the limit
         yield cluster
 
 
