@@ -130,7 +130,7 @@ def test_wrong_use_names_the_word_and_what_was_expected(words: list[str], says: 
 @pytest.mark.parametrize("flag", ["-f", "--file", "--cluster"])
 def test_a_cluster_s_file_is_given_alike_to_every_command_without_a_prompt(command: str, flag: str) -> None:
     given = GROUP.commands[command].make_context(command, [flag, "home.yaml"]).params
-    assert Path("home.yaml") in (given.get("cluster"), given.get("option"))
+    assert "home.yaml" in (str(given.get("cluster")), str(given.get("option")))  # text, in older versions of typer
 
 
 @pytest.mark.parametrize(("word", "value"), [("-n5", 5), ("-n-1", -1), ("-n=7", None), ("--n-predict=9", 9)])
