@@ -26,7 +26,14 @@ from dllama_zmq.client import CONNECT_S, SILENCE_S, Client
 from dllama_zmq.cluster import ClusterFile
 from dllama_zmq.errors import ClusterError
 from dllama_zmq.launch.lifecycle import Listener, bring_up, commands_elsewhere, take_down
-from dllama_zmq.launch.registry import Running, address_elsewhere, await_running, connect, running_clusters
+from dllama_zmq.launch.registry import (
+    Running,
+    address_elsewhere,
+    await_running,
+    connect,
+    ended_unexpectedly,
+    running_clusters,
+)
 from dllama_zmq.telling import human_bytes
 
 _STATUS_S = 10.0  # the root answers between two steps
@@ -96,7 +103,7 @@ def _for_this_call(file: ClusterFile) -> str:
 
 def down(path: Path) -> None:
     """Take the cluster down."""
-    file = running_here(path)
+    file = ended_unexpectedly(path) or running_here(path)
     start = time.monotonic()
     with Display() as display:
         display.now(f"taking {file.cluster.name} down")

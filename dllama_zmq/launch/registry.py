@@ -1,7 +1,7 @@
 """The clusters of this user on this computer: which are up, of which files, and where their clients go.
 
 A cluster is the one of its file, whatever its name. It is up while its lock is held, which falls with the process that
-holds it, however that ends; so a record that was left behind tells nothing.
+holds it, however that ends; so a record that was left behind tells only that its root was killed.
 """
 
 from __future__ import annotations

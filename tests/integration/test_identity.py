@@ -270,7 +270,7 @@ def test_a_root_on_another_computer_is_where_clients_are_sent() -> None:
     assert [address(host) for host in ("0.0.0.0", "::", "127.0.0.1", "localhost", "no-such-host.invalid")] == [None] * 5
 
 
-def test_a_record_of_a_dead_cluster_is_no_running_one(here: Cli) -> None:
+def test_a_record_of_a_dead_cluster_tells_only_that_it_was_killed(here: Cli) -> None:
     cli = here
     cli.up(1)
     cli.down()
@@ -278,7 +278,7 @@ def test_a_record_of_a_dead_cluster_is_no_running_one(here: Cli) -> None:
     left = json.loads(places.started_file.read_text())
     places.cluster_file.write_text(json.dumps({**left, "clients": "ipc:///nowhere"}))
     assert running_clusters() == []
-    assert "'small' ended unexpectedly" in cli.run("status").error()
+    assert "'small' ended unexpectedly (`dllama-zmq logs root` shows its log)" in cli.run("status").error()
     assert "was not running" in cli.run("down").err
     assert not places.cluster_file.exists()
 

@@ -196,7 +196,8 @@ def test_workers_leave_by_themselves_when_the_root_is_killed_and_a_new_up_works(
     kill(pids[0])
     took_s = until(lambda: all(map(gone, pids)), LEAVE_S, "the workers to leave")
     print(f"workers gone after the root's death: {took_s:.2f} s")
-    assert cli.run("status").error() == "cluster 'small' is not running; `dllama-zmq up` starts it"
+    ended = "cluster 'small' ended unexpectedly (`dllama-zmq logs root` shows its log); `dllama-zmq up` starts it"
+    assert cli.run("status").error() == ended
     cli.up(4)
     assert answer(cli) == greedy_text
     cli.down()
@@ -337,6 +338,8 @@ def test_a_cluster_in_the_foreground_says_who_is_missing_and_is_not_up_before(cl
         with cli.started("worker", replies):
             await_words(root, "up name=small nodes=2")
             assert json_object(cli.run("ps", "--json").out)["clusters"][0]["state"] == "up"
+        root.terminate()
+        assert finish(root, LEAVE_S, time.monotonic()).code == 0
 
 
 # --- a worker started by hand -------------------------------------------------------------------------------------

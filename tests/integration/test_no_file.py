@@ -218,7 +218,7 @@ def test_a_folder_without_a_tokenizer_is_told_what_this_command_takes(cli: Cli) 
     cli.write(1, model="hf")
     of_file = cli.run("up").error()
     assert of_file == f"{missing} --tokenizer FILE, or `tokenizer:` in cluster.yaml, gives another one."
-    for command in (["inspect", "hf"], ["convert", "hf", "out.m"]):
+    for command in (["inspect", "hf"], ["convert", "hf", "out.m", "--weights", "f32"]):
         done = cli.run(*command)
         assert done.code == 0, done.said
         assert "Put the model's own there" in done.out + done.err
@@ -244,9 +244,10 @@ def test_a_cluster_without_a_file_whose_root_was_killed_has_ended_unexpectedly(o
         sentence = own.run(*command).error()
         assert "of this folder ended unexpectedly; `dllama-zmq logs root` shows its log, " in sentence
     assert "up name=" in own.run("logs", "root").out
+    assert own.run("down").code == 0  # clears away what was left
+    assert "ended unexpectedly" not in own.run("status").error()
     assert own.run("up", "-m", "own.gguf").code == 0
     assert own.run("down").code == 0
-    assert "ended unexpectedly" not in own.run("status").error()
 
 
 def test_an_answer_that_the_context_ends_is_said_to_be_cut(own: Cli) -> None:
