@@ -34,8 +34,10 @@ LARGE = ModelSpec(
     arch="llama", dim=2048, hidden_dim=5632, n_layers=4, n_heads=16, n_kv_heads=8, head_dim=128,
     vocab_size=4000, seq_len=128, weight_type=FloatType.Q40,
 )  # fmt: skip
-STEP_BYTES = 20 << 20  # a step of 128 tokens, the machine code and its loader's data: of this width, not of the depth
-ROOT_BYTES = 28 << 20  # the same, the tokenizer and the libraries that only a root loads
+STEP_BYTES = (
+    22 << 20
+)  # a step of 128 tokens, machine code and its loader's data, what a worker that waits has not imported
+ROOT_BYTES = 30 << 20  # the same, the tokenizer and the libraries that only a root imports
 EMBEDDING_F32_BYTES = LARGE.vocab_size * LARGE.dim * 4
 PROCESS_BYTES = (
     200 << 20

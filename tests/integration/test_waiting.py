@@ -149,4 +149,4 @@ def test_what_is_said_at_a_terminal_breaks_between_words(cli: Cli) -> None:
         if "run" in words and "demo" in words:
             assert lines[0].endswith("keeps it running)")
             (head,) = (line for line in lines if line.startswith("ms in all (G)"))
-            assert head.endswith("by the"), lines
+            assert head.endswith(" (S) and"), lines
