@@ -24,13 +24,17 @@ class _Steps:
     squares: float = 0.0
     nodes: dict[str, NodeTimes] = field(default_factory=dict)
 
-    def add(self, other: _Steps) -> None:
-        self.steps += other.steps
-        self.tokens += other.tokens
-        self.wall_s += other.wall_s
-        self.squares += other.squares
-        for name, times in other.nodes.items():
-            self.nodes.setdefault(name, NodeTimes()).add(times)
+    def add(self, steps: int, tokens: int, wall_s: float, squares: float, nodes: Mapping[str, NodeTimes]) -> None:
+        """Some steps more. Keeps no object of `nodes`."""
+        self.steps += steps
+        self.tokens += tokens
+        self.wall_s += wall_s
+        self.squares += squares
+        for name, times in nodes.items():
+            total = self.nodes.get(name)
+            if total is None:
+                total = self.nodes[name] = NodeTimes()
+            total.add(times)
 
 
 class Recent:
@@ -48,22 +52,14 @@ class Recent:
         """One step is done."""
         if self._now.wall_s >= self._span_s and self._now.steps >= _MIN_STEPS:
             self._before, self._now = self._now, _Steps()
-        now = self._now
-        now.steps += 1
-        now.tokens += n_tokens
-        now.wall_s += wall_s
-        for name, times in nodes.items():
-            now.squares += times.waited_for_s * times.waited_for_s
-            total = now.nodes.get(name)
-            if total is None:
-                total = now.nodes[name] = NodeTimes()
-            total.add(times)
+        squares = sum(times.waited_for_s * times.waited_for_s for times in nodes.values())
+        self._now.add(1, n_tokens, wall_s, squares, nodes)
 
     def times(self) -> PhaseTimes:
         """Both parts together."""
         both = _Steps()
-        both.add(self._before)
-        both.add(self._now)
+        for part in (self._before, self._now):
+            both.add(part.steps, part.tokens, part.wall_s, part.squares, part.nodes)
         waited_for_s = {name: times.waited_for_s for name, times in both.nodes.items()}
         last = slowest(waited_for_s, both.squares, both.wall_s, len(both.nodes))
         name, share = (last.name, last.share) if last is not None else ("", 0.0)
