@@ -13,6 +13,8 @@ MIN_GAIN = 0.1
 """A node is named if steps would take this share less time were it like the others: less is not worth looking for."""
 MIN_DEVIATIONS = 3.0
 """And if chance seldom does it: equal nodes differ so much in 1 of 700 windows, and one hiccup alone never does."""
+MIN_STEPS = round(MIN_DEVIATIONS**2)
+"""Fewest steps in which a node can be named: see `slowest`."""
 _MESSAGE_S = 0.2e-3
 """A message on a wired network, in and out of both processes: nobody's fault."""
 _BYTES_PER_S = 1.25e8

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dllama_zmq.bus.client_messages import PhaseTimes, Status
-from dllama_zmq.bus.slowest import MIN_GAIN
+from dllama_zmq.bus.slowest import MIN_GAIN, MIN_STEPS
 
-_MIN_STEPS = 9
 _PAUSED = "paused: its program did not run (other programs, little memory, a stop)"
 _MESSAGES = "messages: they came late (its network, or it was paused while it waited)"
 _CROWDED = "Fewer cores than threads here: which node of this computer is last is chance."
@@ -45,7 +44,7 @@ def _slowest(phase: str, times: PhaseTimes) -> list[str]:
 def _network(phase: str, times: PhaseTimes) -> list[str]:
     """Where no node is slower than the others, and all of them wait for messages."""
     messages_s = max(node.messages_s for node in times.nodes.values())
-    if messages_s <= MIN_GAIN * times.wall_s or times.steps < _MIN_STEPS:
+    if messages_s <= MIN_GAIN * times.wall_s or times.steps < MIN_STEPS:
         return []
     of_token = messages_s / max(1, times.tokens) * 1e3
     return [f"no node stands out in the last {times.steps} steps of {phase}; messages take {of_token:.1f} ms a token"]
