@@ -35,23 +35,20 @@ class PublicState:
         self._about = f"name={cluster.name} nodes={cluster.n_nodes} model={file.model_path()} sync={cluster.sync}"
         self._record = record(file, places.ipc_clients)
         self._is_up = False
-        self._pause_s = _FIRST_S
-        self._due = time.monotonic() + self._pause_s
+        self._wait(_FIRST_S)
         self._write()
 
     def look(self) -> None:
         """Tell what has changed, or has lasted."""
         if self._root.ready == self._record.forming:
-            self._pause_s = _FIRST_S
-            self._due = time.monotonic() + self._pause_s
+            self._wait(_FIRST_S)
             try:
                 self._write()
             except ClusterError as error:  # no reason to end a cluster that is up
                 logger.warning("%s", error)
         if self._root.ready or time.monotonic() < self._due:
             return
-        self._pause_s = min(2 * self._pause_s, _MOST_PAUSE_S)
-        self._due = time.monotonic() + self._pause_s
+        self._wait(min(2 * self._pause_s, _MOST_PAUSE_S))
         absent = [row.name for row in self._root.progress() if row.state.value == "absent"]
         cures = [f"start {self._commands[name]}" for name in absent if name in self._commands]
         logger.info("forming: %s", "; ".join([self._root.missing_sentence(), *cures]))
@@ -60,6 +57,10 @@ class PublicState:
         """The cluster goes down."""
         with suppress(FileNotFoundError):
             self._path.unlink()
+
+    def _wait(self, pause_s: float) -> None:
+        """Say who is missing in `pause_s`, not before."""
+        self._pause_s, self._due = pause_s, time.monotonic() + pause_s
 
     def _write(self) -> None:
         self._record = msgspec.structs.replace(self._record, forming=not self._root.ready)
