@@ -22,6 +22,7 @@ from dllama_zmq.cli.slow_nodes import slowness
 from dllama_zmq.formats import ModelFile
 from dllama_zmq.kernels import KernelChoice
 from dllama_zmq.models import Run
+from dllama_zmq.root.recent import RECENT_S
 from dllama_zmq.root.report import ClusterFacts, cluster_status
 from dllama_zmq.root.root import Root
 from dllama_zmq.spec import FloatType
@@ -82,13 +83,17 @@ def parts(node: NodeTimes) -> dict[Kind, float]:
     return {"computing": computing_s, "paused": node.paused_s, "messages": node.messages_s}
 
 
-def steps_until(root: Root, happened: Callable[[PhaseTimes], bool]) -> None:
-    """Steps until what they took is such, which must be soon: after some spans of steps, each of at least 20."""
+def steps_until(root: Root, happened: Callable[[PhaseTimes], bool]) -> int:
+    """Steps until what they took is such, which must be soon: after some spans of steps, each of at least 20.
+
+    Returns how many it took.
+    """
     took_s, n_steps = 0.0, 0
     while not happened(recent(root)):
         assert took_s < 12 * SPAN_S or n_steps < 100, recent(root)
         took_s += N_STEPS * run_steps(root).wall_s
         n_steps += N_STEPS
+    return n_steps
 
 
 @BOTH_WAYS
@@ -104,11 +109,14 @@ def test_a_slow_worker_is_named_with_what_is_slow(
             start(a_worker(context, places, f"worker{i}"))
         form(root)
         figures = run_steps(root)
+        # More than these only where the computer's own pauses of single steps hide what all of them have in common.
+        n_steps = N_STEPS + steps_until(root, lambda now: now.slowest == slow)
         status = status_of(root)
     found = status.recent["prediction"]
-    assert (found.slowest, found.share > 0.5, found.steps) == (slow, True, N_STEPS), found
+    assert (found.slowest, found.share > 0.5) == (slow, True), found
+    assert found.steps == n_steps or found.wall_s > RECENT_S, found
     assert max(figures.waited_for_s, key=figures.waited_for_s.__getitem__) == slow
-    parts_s, added_s = parts(found.nodes[slow]), N_STEPS * (2 * model.spec.n_layers + 1) * SLOW_S
+    parts_s, added_s = parts(found.nodes[slow]), found.steps * (2 * model.spec.n_layers + 1) * SLOW_S
     if parts_s["paused"] < added_s or kind == "paused":  # else the computer paused it for longer
         assert parts_s[kind] > 0.5 * added_s, found  # the root computes meanwhile, and that is not waiting
         assert kind == "computing" or parts_s["computing"] < 0.5 * added_s, found
