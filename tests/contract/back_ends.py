@@ -22,6 +22,13 @@ PLAIN = [FloatType.F32, FloatType.F16, FloatType.BF16]
 # decides how a float32 product is added up, and does so by its shape.
 SAME_BITS = [(choice, of) for choice in AVAILABLE for of in FloatType if choice != "numpy" or of in QUANTIZED]
 U = 1.01 * 2.0**-24
+"""Rounding of float32 is 2^-24 of the value for each operation. A sum of n terms in any order is therefore off by at
+most n * U times the sum of their magnitudes; every bound is that one, with 1% more for products of roundings."""
+ROWS = [1, 15, 16, 17, 31, 33, 255, 256, 257]
+SHAPES = [(32, 1), (288, 1), (288, 9), (256, 8), (768, 8)]  # columns and segments
+Q80 = FloatType.Q80
+TOKENS = [*range(1, 10), 16, 33, 64]
+SYNCS = ["f32", "f16", "q80"]
 # Figures with six digits, computed in float32.
 SIX_DIGITS = 1e-6
 PUBLISHED_EXP = 1e-3  # its exp is a polynomial
@@ -131,3 +138,8 @@ def silu_times(kernels: Kernels, gate: F32, up: F32) -> F32:
         BlockMatrix.from_array(np.concatenate(pair, axis=1), FloatType.F32) for pair in ((one, nothing), (nothing, one))
     )
     return kernels.gated(to_gate, to_up)(np.concatenate([gate, up], axis=1))
+
+
+def same(wire: object, expected: np.ndarray) -> bool:
+    """The same bits, not only equal numbers."""
+    return isinstance(wire, np.ndarray) and wire.shape == expected.shape and wire.tobytes() == expected.tobytes()

@@ -1,4 +1,4 @@
-"""What every back end must make of keys, values and queries. Tolerances: see `test_kernels.py`."""
+"""What every back end must make of keys, values and queries. Tolerances: see `back_ends.U`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A layer's experts on every back end, held against its own products, whose tests are in test_kernels.py; and GELU."""
+"""A layer's experts on every back end, held against its own products, whose tests are in test_products.py; and GELU."""
 
 from __future__ import annotations
 
