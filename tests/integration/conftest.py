@@ -11,10 +11,14 @@ import zmq
 from command_line import Cli, short_home
 from hub_server import Hub, Repo, running_hub
 from leaks import nothing_left
-from nodes import Context, Relay, Start, Thread
+from nodes import SPEC, Context, Relay, Start, Thread, logits
 from puller import BIG, NAMES, Puller
 from stranger import Stranger
+from tiny import write_tiny_model
 
+from dllama_zmq.formats import ModelFile
+from dllama_zmq.quants import F32
+from dllama_zmq.root.root import Root, RootSettings
 from dllama_zmq.worker import Worker
 
 
@@ -23,6 +27,19 @@ def _nothing_left() -> Iterator[None]:
     zmq.Context.instance()  # lives as long as the process
     with nothing_left():
         yield
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelFile]:
+    """A model of `nodes.SPEC`."""
+    with write_tiny_model(tmp_path_factory.mktemp("model") / "tiny.m", SPEC) as file:
+        yield file
+
+
+@pytest.fixture(scope="module")
+def expected(model: ModelFile) -> F32:
+    """Its logits of one node: see `nodes.logits`."""
+    return logits(Root(zmq.Context.instance(), model, RootSettings(kernels="numpy")))
 
 
 @pytest.fixture

@@ -16,20 +16,25 @@ import pytest
 import zmq
 from stranger import Exit, Stranger
 from surroundings import free_ports
+from tiny import tiny_spec
 
 from dllama_zmq.bus.links import Endpoints
 from dllama_zmq.bus.messages import Frame, Message, Missed
 from dllama_zmq.cluster import Limits
 from dllama_zmq.formats import ModelFile
 from dllama_zmq.kernels import KernelChoice
+from dllama_zmq.models import Run
 from dllama_zmq.quants import F32
 from dllama_zmq.root.delivery import Delivery
 from dllama_zmq.root.root import Root, RootSettings
 from dllama_zmq.sharding import Plan
-from dllama_zmq.spec import ModelSpec
+from dllama_zmq.spec import FloatType, ModelSpec
 from dllama_zmq.worker import Worker, WorkerSettings
 
 FORM_S = 20.0
+SOON_S = 10.0  # on a busy machine; the usual step_s, which ends every wait, is 20 s
+SPEC = tiny_spec(dim=128, hidden_dim=256, n_heads=8, weight_type=FloatType.Q40)  # Q40: the same bits on all node counts
+TOKENS = [1, 40, 41, 200, 7]
 Context: TypeAlias = zmq.Context[zmq.Socket[bytes]]
 Transport: TypeAlias = Callable[[], Endpoints]
 
@@ -139,6 +144,19 @@ def a_worker(context: Context, places: Endpoints, name: str = "", watch: bool = 
 
 def form(root: Root, wait_s: float = FORM_S) -> None:
     root.form(time.monotonic() + wait_s)
+
+
+def pump_until(root: Root, happened: Callable[[], object], wait_s: float = FORM_S) -> None:
+    until = time.monotonic() + wait_s
+    while not happened():
+        assert time.monotonic() < until
+        root.pump(time.monotonic() + 0.001)
+
+
+def logits(root: Root) -> F32:
+    """A prompt of three tokens, then two, one by one: steps 1 to 3."""
+    rows = [root.logits([Run(0, 0, 3)], TOKENS[:3])]
+    return np.concatenate([*rows, *(root.logits([Run(0, i, 1)], [TOKENS[i]]) for i in (3, 4))])
 
 
 def count(root: Root, kind: str) -> int:

@@ -18,7 +18,7 @@ import numpy as np
 import psutil
 import pytest
 import zmq
-from nodes import Context, Relayed, Start, a_root, a_worker, form, inproc, pieces_of, plan_of, tcp
+from nodes import SPEC, Context, Relayed, Start, a_root, a_worker, form, inproc, pieces_of, plan_of, pump_until, tcp
 from raw_root import RawRoot
 from stranger import Stranger
 from tiny import tiny_spec, tiny_tensors, write_tiny_model
@@ -41,21 +41,7 @@ from dllama_zmq.root.sampling import Sampling
 from dllama_zmq.spec import FloatType
 from dllama_zmq.worker import Worker, WorkerSettings
 
-SPEC = tiny_spec(dim=128, hidden_dim=256, n_heads=8, weight_type=FloatType.Q40)
 SOON_S = 20.0  # on a busy machine
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelFile]:
-    with write_tiny_model(tmp_path_factory.mktemp("model") / "tiny.m", SPEC) as file:
-        yield file
-
-
-def pump_until(root: Root, happened: object, wait_s: float = SOON_S) -> None:
-    until = time.monotonic() + wait_s
-    while not happened():  # type: ignore[operator]
-        assert time.monotonic() < until
-        root.pump(time.monotonic() + 0.001)
 
 
 def test_a_row_of_which_no_token_can_be_chosen_is_an_error_and_not_asked_for_again(model: ModelFile) -> None:

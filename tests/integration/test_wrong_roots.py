@@ -1,0 +1,150 @@
+"""A worker and a root that talks nonsense: the worker allocates nothing, says what is wrong and joins again."""
+
+from __future__ import annotations
+
+import time
+import tracemalloc
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import msgpack
+import pytest
+from nodes import SPEC, Context, Start, a_worker, inproc, pieces_of, plan_of
+from raw_root import RawRoot
+
+from dllama_zmq.formats import ModelFile
+
+plan_fields = partial(plan_of, SPEC)
+
+ABSURD = {
+    "a width beyond all bounds": plan_fields({"dim": 1 << 40}),
+    "weights of petabytes": plan_fields({"dim": 1 << 20, "hidden_dim": 1 << 22, "n_layers": 4096}),
+    "keys of petabytes": plan_fields({"seq_len": 1 << 24}, seq_len=1 << 24, slots=1 << 31),
+    "a negative width": plan_fields({"dim": -128}),
+    "no heads": plan_fields({"n_heads": 0}),
+    "three nodes": plan_fields(nodes=3),
+    "more nodes than heads": plan_fields(nodes=16),
+    "another architecture": plan_fields({"arch": "perceptron"}),
+    "a weight type that is none": plan_fields({"weight_type": 9}),
+    "a width that is no number": plan_fields({"dim": "wide"}),
+    "positions beyond the model's": plan_fields(seq_len=65),
+    "no slots": plan_fields(slots=0),
+    "rotation by nothing": plan_fields({"rope": {"theta": float("nan")}}),
+    "an empty model": [{}, *plan_fields()[1:]],
+}
+
+
+def test_an_absurd_plan_is_refused_without_allocating_and_the_worker_joins_again(
+    context: Context, start: Start
+) -> None:
+    places = inproc()
+    with RawRoot(context, places.replies[0], places.steps[0]) as root:
+        tracemalloc.start()
+        for number in range(len(ABSURD)):
+            start(a_worker(context, places, f"w{number}"))
+        given: dict[bytes, str] = {}  # what each identity has been asked for; a worker has another when it joins again
+        faults, again = {}, set()
+        until = time.monotonic() + 60
+        while len(again) < len(ABSURD):
+            assert time.monotonic() < until, f"no word of {set(ABSURD) - again}"
+            if not root.router.poll(100):
+                continue
+            identity, header, *_ = root.router.recv_multipart()
+            _, kind, *fields = msgpack.unpackb(header)
+            if kind == "fault":
+                faults[given[identity]] = fields[2]
+            elif kind == "join" and identity not in given:
+                absurdity = list(ABSURD)[int(fields[0][1:])]
+                if absurdity in faults:
+                    again.add(absurdity)
+                    continue
+                given[identity] = absurdity
+                root.say(identity, "welcome", 1, "worker1", *reversed(root.addresses))
+                root.say(identity, "plan", *ABSURD[absurdity])
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < 64 << 20
+    assert all("a plan" in text for text in faults.values()), faults
+    assert "use more nodes" in faults["weights of petabytes"]
+    assert "split over 1, 2 or 4 nodes" in faults["three nodes"]
+
+
+def test_addresses_that_are_none_in_a_welcome_send_the_worker_back_to_its_root(context: Context, start: Start) -> None:
+    places = inproc()
+    start(a_worker(context, places))
+    with RawRoot(context, places.replies[0], places.steps[0]) as root:
+        for steps, replies in [("nowhere", places.replies[0]), (places.steps[0], "nowhere")]:
+            identity, _, _ = root.hear("join")
+            root.say(identity, "welcome", 1, "worker1", steps, replies)
+        root.hear("join")
+
+
+def step_fields(number: int, runs: list[list[int]], rows: int = 1, wanted: Sequence[list[Any]] = ()) -> list[Any]:
+    return [1, number, runs, list(wanted), 1, [["f32", rows, SPEC.dim]]]
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        (step_fields(1, [[1, 0, 1]]), "this node has 1 slots of 64 positions"),
+        (step_fields(1, [[0, 64, 1]]), "this node has 1 slots of 64 positions"),
+        (step_fields(1, [[0, 1 << 31, 1]]), "this node has 1 slots of 64 positions"),
+        (step_fields(1, [[0, 0, 2]]), "do not cover its 1 rows"),
+        (step_fields(1, [[0, 0, 0], [0, 0, 1]]), "do not cover its 1 rows"),
+        (step_fields(1, [[0, 0, 1]], wanted=[[1, 0.0]]), "a step of 1 rows that wants"),
+        ([*step_fields(1, [[0, 0, 1]])[:-1], [["f32", 1, 64]]], "expected 1 x 128 f32"),
+        ([*step_fields(1, [[0, 0, 1]])[:-1], [["f16", 1, 128]]], "expected 1 x 128 f32"),
+        ([*step_fields(1, [[0, 0, 1]])[:-1], []], "a step with 0 arrays"),
+    ],
+)
+def test_a_step_that_cannot_be_is_answered_with_a_fault_and_the_next_one_is_run(
+    fields: list[Any], says: str, context: Context, model: ModelFile, start: Start
+) -> None:
+    places = inproc()
+    start(a_worker(context, places))
+    with RawRoot(context, places.replies[0], places.steps[0]) as root:
+        root.take_in(plan_fields(), pieces_of(model))
+        sizes = {"f32": 4, "f16": 2}
+        root.publish("step", *fields, arrays=tuple(bytes(sizes[t] * rows * n) for t, rows, n in fields[-1]))
+        _, fault, _ = root.hear("fault")
+        assert fault[:2] == [1, 1]
+        assert says in fault[2]
+        root.publish("step", *step_fields(2, [[0, 0, 1]]), arrays=(bytes(4 * SPEC.dim),))
+        for stage in range(1, 5):
+            _, part, [frame] = root.hear("partial")
+            assert part == [1, 2, stage, [["f32", 1, SPEC.dim]]]
+            root.publish("sum", 1, 2, stage, [["f32", 1, SPEC.dim]], arrays=(frame,))
+        _, end, _ = root.hear("candidates")
+        assert end[:3] == [1, 2, 5]
+
+
+def test_a_broken_delivery_makes_the_worker_join_again(context: Context, model: ModelFile, start: Start) -> None:
+    places = inproc()
+    pieces = pieces_of(model)
+    start(a_worker(context, places))
+    with RawRoot(context, places.replies[0], places.steps[0]) as root:
+        identity, _, _ = root.hear("join")
+        root.say(identity, "welcome", 1, "worker1", *reversed(root.addresses))
+        root.say(identity, "plan", *plan_fields())
+        root.hear("credit")
+        fields, data = pieces[1]
+        root.say(identity, "weights", *fields, arrays=(data,))
+        _, fault, _ = root.hear("fault")
+        assert fault[2].startswith("weights of layers.0.attention.k from byte 0; expected layers.0.attention.q")
+        root.take_in(plan_fields(), pieces)
+
+
+def test_a_new_epoch_or_a_greeting_in_a_step_makes_it_void(context: Context, model: ModelFile, start: Start) -> None:
+    places = inproc()
+    start(a_worker(context, places))
+    with RawRoot(context, places.replies[0], places.steps[0]) as root:
+        identity = root.take_in(plan_fields(), pieces_of(model))
+        root.publish("step", *step_fields(1, [[0, 0, 1]]), arrays=(bytes(4 * SPEC.dim),))
+        root.hear("partial")
+        root.publish("beacon", 2)
+        assert root.hear("heard")[1] == [2]
+        root.publish("step", 2, *step_fields(2, [[0, 0, 1]])[1:], arrays=(bytes(4 * SPEC.dim),))
+        root.hear("partial")
+        root.say(identity, "welcome", 1, "worker1", *reversed(root.addresses))
+        root.hear("join")
