@@ -10,6 +10,13 @@ from __future__ import annotations
 
 from numba.extending import register_jitable
 
+from dllama_zmq.kernels.simd.intrinsics import (
+    call_kernel,
+    load_f32,
+    load_i64,
+    scratch,
+    store_f32,
+)
 from dllama_zmq.kernels.simd.layout import (
     KV_ATTEND,
     KV_COS,
@@ -46,16 +53,11 @@ from dllama_zmq.kernels.simd.rotation import turn
 from dllama_zmq.kernels.simd.vectors import (
     at_least,
     at_most,
-    call_kernel,
     first_lanes,
     float_panel,
     largest_of,
-    load_f32,
-    load_i64,
     load_vector,
-    scratch,
     splat,
-    store_f32,
     store_half,
     store_halves,
     store_vector,

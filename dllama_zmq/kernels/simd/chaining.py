@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from numba.extending import register_jitable
 
+from dllama_zmq.kernels.simd.intrinsics import load_i64
 from dllama_zmq.kernels.simd.layout import (
     CHAIN_POOL,
     LINK_BYTES,
@@ -16,7 +17,6 @@ from dllama_zmq.kernels.simd.layout import (
 )
 from dllama_zmq.kernels.simd.registry import kernel
 from dllama_zmq.kernels.simd.threads import run
-from dllama_zmq.kernels.simd.vectors import load_i64
 
 register_jitable(run)
 

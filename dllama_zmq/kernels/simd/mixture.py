@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from numba.extending import register_jitable
 
+from dllama_zmq.kernels.simd.intrinsics import load_f32, load_i64, scratch
 from dllama_zmq.kernels.simd.layout import GATED_GELU
 from dllama_zmq.kernels.simd.pieces import F, gelu_times, silu_times, store_lanes
 from dllama_zmq.kernels.simd.products import (
@@ -19,7 +20,7 @@ from dllama_zmq.kernels.simd.products import (
     merged,
 )
 from dllama_zmq.kernels.simd.registry import kernel
-from dllama_zmq.kernels.simd.vectors import load_f32, load_i64, load_vector, scratch, splat, store_vector
+from dllama_zmq.kernels.simd.vectors import load_vector, splat, store_vector
 
 # A job begins as one of products.py, whose N_COLUMNS and N_SEGMENTS are those of one segment, and goes on with these.
 TABLE, WEIGHTS, CHOSEN, ITEMS_EACH, SEGMENTS, SEGMENT_BYTES = range(88, 136, 8)

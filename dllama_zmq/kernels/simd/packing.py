@@ -7,9 +7,15 @@ from __future__ import annotations
 
 from numba.extending import register_jitable
 
+from dllama_zmq.kernels.simd.intrinsics import (
+    load_i32,
+    load_i64,
+    load_u8,
+    store_i8,
+    store_i32,
+)
 from dllama_zmq.kernels.simd.layout import Q40, Q41, Q80, SCALES
 from dllama_zmq.kernels.simd.registry import kernel
-from dllama_zmq.kernels.simd.vectors import load_i32, load_i64, load_u8, store_i8, store_i32
 
 # PAIRS: the first pair. PAIR_BYTES: from one to the next. TILE: the place of this matrix's first tile (two to a pair).
 # STEP: places from a tile to its next. FROM: row 0's first byte. FROM_STRIDE: bytes from a row to the next.

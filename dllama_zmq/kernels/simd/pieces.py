@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numba.extending import register_jitable
 
+from dllama_zmq.kernels.simd.intrinsics import load_f32, store_f32
 from dllama_zmq.kernels.simd.vectors import (
     at_least,
     at_most,
@@ -19,12 +20,10 @@ from dllama_zmq.kernels.simd.vectors import (
     lane,
     larger_ints,
     largest_int_of,
-    load_f32,
     load_vector,
     shifted_left,
     splat,
     splat_i32,
-    store_f32,
     store_half,
     store_vector,
     with_lane,

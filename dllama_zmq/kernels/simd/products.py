@@ -14,6 +14,13 @@ from __future__ import annotations
 from numba.extending import register_jitable
 
 from dllama_zmq.kernels.simd.host import host_target
+from dllama_zmq.kernels.simd.intrinsics import (
+    load_f32,
+    load_i64,
+    scratch,
+    store_f32,
+    store_i32,
+)
 from dllama_zmq.kernels.simd.layout import (
     AS_F32,
     AS_Q80,
@@ -44,16 +51,11 @@ from dllama_zmq.kernels.simd.rows import norm_scale
 from dllama_zmq.kernels.simd.vectors import (
     float_panel,
     integer_panel,
-    load_f32,
     load_half,
-    load_i64,
     load_vector,
-    scratch,
     splat,
     store_bytes,
-    store_f32,
     store_halves,
-    store_i32,
     store_vector,
     sum_of_ints,
 )

@@ -6,8 +6,9 @@ from llvmlite import ir
 from numba.extending import intrinsic, register_jitable
 
 from dllama_zmq.kernels.simd import dots
+from dllama_zmq.kernels.simd.intrinsics import load_f32, store_f32
 from dllama_zmq.kernels.simd.pieces import load_lanes, store_lanes
-from dllama_zmq.kernels.simd.vectors import f32x16, load_f32, load_vector, store_f32, store_vector
+from dllama_zmq.kernels.simd.vectors import f32x16, load_vector, store_vector
 
 
 def _picked(lanes):

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from numba.extending import register_jitable
 
+from dllama_zmq.kernels.simd.intrinsics import load_f32, load_i64, store_f32
 from dllama_zmq.kernels.simd.layout import NORM_EPS, NORM_GAIN, NORM_OUT, NORM_WIDTH, NORM_X, NORM_X_STRIDE
 from dllama_zmq.kernels.simd.pieces import F, load_lanes, store_lanes
 from dllama_zmq.kernels.simd.registry import kernel
 from dllama_zmq.kernels.simd.vectors import (
     fma,
-    load_f32,
-    load_i64,
     load_vector,
     splat,
     square_root,
-    store_f32,
     sum_of,
 )
 

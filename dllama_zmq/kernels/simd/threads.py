@@ -10,6 +10,19 @@ from __future__ import annotations
 
 from numba.extending import register_jitable
 
+from dllama_zmq.kernels.simd.intrinsics import (
+    add_shared,
+    call_kernel,
+    load_i64,
+    load_shared,
+    pause,
+    read_file,
+    store_i64,
+    store_shared,
+    swap_shared,
+    write_file,
+    yield_core,
+)
 from dllama_zmq.kernels.simd.layout import (
     ASLEEP,
     CHUNK,
@@ -31,19 +44,6 @@ from dllama_zmq.kernels.simd.layout import (
     YIELDS,
 )
 from dllama_zmq.kernels.simd.registry import kernel
-from dllama_zmq.kernels.simd.vectors import (
-    add_shared,
-    call_kernel,
-    load_i64,
-    load_shared,
-    pause,
-    read_file,
-    store_i64,
-    store_shared,
-    swap_shared,
-    write_file,
-    yield_core,
-)
 
 _FIELD = (1 << 20) - 1
 

@@ -10,6 +10,17 @@ from __future__ import annotations
 import numpy as np
 from numba.extending import register_jitable
 
+from dllama_zmq.kernels.simd.intrinsics import (
+    call_c,
+    call_kernel,
+    compare_bytes,
+    copy_bytes,
+    load_i64,
+    read_clock,
+    scratch,
+    store_i64,
+    yield_core,
+)
 from dllama_zmq.kernels.simd.layout import (
     ADD,
     ADD_ITEMS,
@@ -49,17 +60,6 @@ from dllama_zmq.kernels.simd.layout import (
     WAITED_NS,
 )
 from dllama_zmq.kernels.simd.registry import kernel
-from dllama_zmq.kernels.simd.vectors import (
-    call_c,
-    call_kernel,
-    compare_bytes,
-    copy_bytes,
-    load_i64,
-    read_clock,
-    scratch,
-    store_i64,
-    yield_core,
-)
 
 _DONTWAIT, _SNDMORE = 1, 2
 _MONOTONIC = 1

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from numba.extending import register_jitable
 
+from dllama_zmq.kernels.simd.intrinsics import load_i64, scratch
 from dllama_zmq.kernels.simd.layout import (
     ADD_FORM,
     ADD_N_PARTS,
@@ -22,10 +23,8 @@ from dllama_zmq.kernels.simd.registry import kernel
 from dllama_zmq.kernels.simd.vectors import (
     load_half,
     load_halves,
-    load_i64,
     load_signed_bytes,
     load_vector,
-    scratch,
     splat,
     store_halves,
     store_vector,
