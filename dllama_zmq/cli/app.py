@@ -291,7 +291,7 @@ def convert(
     tokenizer: flags.ConvertTokenizer = None,
     force: flags.Force = False,
 ) -> None:
-    """Write a model of any format as a .m file, and its tokenizer as a .t file."""
+    """Write a model of any format as a .m file, and its tokenizer beside it as it is."""
     from dllama_zmq.cli import convert as command
 
     command.run(source, out, weights, tokenizer, force)

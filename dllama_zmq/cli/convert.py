@@ -1,4 +1,4 @@
-"""`dllama-zmq convert`: any model that can be read, as a `.m` file and a `.t` tokenizer."""
+"""`dllama-zmq convert`: any model that can be read, as a `.m` file, with its tokenizer as it is."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from pathlib import Path
 from dllama_zmq.cli.progress import Display
 from dllama_zmq.cli.show import note
 from dllama_zmq.errors import FormatError, UsageError
-from dllama_zmq.formats import open_model, read_tokenizer, write_t
+from dllama_zmq.formats import open_model
 from dllama_zmq.formats.convert import convert_model
 from dllama_zmq.formats.files import check_replaceable
+from dllama_zmq.formats.tokenizers import check_writable, tokenizer_files, write_tokenizer
 from dllama_zmq.sources import model_at, tokenizer_beside
 from dllama_zmq.spec import FloatType
 from dllama_zmq.telling import human_bytes
@@ -22,8 +23,8 @@ def run(source: str, out: Path, weights: str | None, tokenizer: Path | None, for
         raise UsageError(f"{out}: the model is written as a .m file; name it so")
     path = model_at(source)
     words_out = tokenizer or out.with_suffix(".t")
+    check_replaceable(out)
     for file in (out, words_out):
-        check_replaceable(file)
         if file.exists() and not force:
             raise UsageError(f"{file} exists; --force replaces it")
         if file.exists() and path.exists() and file.samefile(path):
@@ -32,7 +33,8 @@ def run(source: str, out: Path, weights: str | None, tokenizer: Path | None, for
     with open_model(path) as model:
         words = None
         try:
-            words = read_tokenizer(tokenizer_beside(path)).to_data()
+            words = tokenizer_files(tokenizer_beside(path))
+            check_writable(words_out, words)
         except FormatError as error:
             if tokenizer is not None:
                 raise
@@ -41,7 +43,7 @@ def run(source: str, out: Path, weights: str | None, tokenizer: Path | None, for
             weight_type = FloatType[weights.upper()] if weights else None
             spec = convert_model(model, out, weight_type, lambda *amount: display.now(out.name, *amount))
     if words is not None:
-        write_t(words_out, words)
+        write_tokenizer(words_out, words)
     seconds = time.monotonic() - start
     also = f" and {words_out}" if words is not None else ""
     note(f"{out}{also}: {human_bytes(out.stat().st_size)} in {seconds:.1f} s, weights in {spec.weight_type.name}")

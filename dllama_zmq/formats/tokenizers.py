@@ -14,12 +14,13 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dllama_zmq.errors import FormatError
-from dllama_zmq.formats.files import open_regular
-from dllama_zmq.formats.gguf import gguf_metadata
+from dllama_zmq.errors import FormatError, UsageError
+from dllama_zmq.formats.files import check_replaceable, open_regular, replace_file
+from dllama_zmq.formats.gguf import gguf_metadata, gguf_tokenizer
 from dllama_zmq.formats.kinds import MODEL_CONFIGS, first_bytes, is_gguf, model_files, only_file_of, refuse_text
 from dllama_zmq.formats.t_file import read_t
 from dllama_zmq.tokenizer import Tokenizer
@@ -30,6 +31,9 @@ MAX_MODEL_BYTES = 1 << 25
 MAX_SIDE_BYTES = 1 << 24
 _MAX_JSON_VALUES = 1 << 23
 _NAMES = ("tokenizer.json", "tokenizer.model")
+_BESIDE = ("special_tokens_map.json", "tokenizer_config.json", "generation_config.json", "config.json")
+_TEMPLATE, _MORE_TEMPLATES = "chat_template.jinja", "additional_chat_templates"
+_MAX_TEMPLATES = 64
 
 
 def read_tokenizer(path: str | Path) -> Tokenizer:
@@ -50,13 +54,53 @@ def read_tokenizer(path: str | Path) -> Tokenizer:
     return Tokenizer.from_data(read_t(path))
 
 
+def tokenizer_files(path: Path) -> dict[str, bytes]:
+    """The files of the tokenizer that `read_tokenizer` reads, as they are, by name; that of a single file is "".
+
+    That of a GGUF model is a GGUF file with the tokenizer alone. Raises as `read_tokenizer` does.
+    """
+    read_tokenizer(path)
+    path = _in_folder(path) if path.is_dir() else path
+    if is_gguf(path, first_bytes(path)):
+        return {"": gguf_tokenizer(path)}
+    if path.suffix not in (".json", ".model"):
+        return {"": path.read_bytes()}
+    own = f"tokenizer{path.suffix}"
+    others = [path.parent / name for name in _BESIDE]
+    others += [file for _, file in _templates(path.parent)]
+    return {own: path.read_bytes()} | {
+        file.relative_to(path.parent).as_posix(): file.read_bytes() for file in others if file.exists()
+    }
+
+
+def check_writable(path: Path, files: Mapping[str, bytes]) -> None:
+    """Raise UsageError if `write_tokenizer` would replace something of another kind."""
+    if "" in files:
+        check_replaceable(path)
+    elif path.exists() and not path.is_dir():
+        raise UsageError(f"{path} is a file, and this tokenizer needs a folder; choose another name")
+
+
+def write_tokenizer(path: Path, files: Mapping[str, bytes]) -> None:
+    """Write what `tokenizer_files` gave: a file, or a folder with several, instead of a tokenizer that is there."""
+    check_writable(path, files)
+    if "" not in files:
+        for file in (*(path / name for name in (*_NAMES, *_BESIDE)), *(file for _, file in _templates(path))):
+            file.unlink(missing_ok=True)
+    for name, data in files.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        with replace_file(path / name) as out:
+            out.write(data)
+
+
 def _in_folder(folder: Path) -> Path:
     for name in _NAMES:
         if (folder / name).exists():
             return folder / name
     if not any((folder / name).exists() for name in MODEL_CONFIGS) and model_files(folder):
         model = only_file_of(folder)
-        return model if is_gguf(model, first_bytes(model)) else model.with_suffix(".t")
+        own = model if is_gguf(model, first_bytes(model)) else model.with_suffix(".t")
+        return next((own / name for name in _NAMES if (own / name).exists()), own)
     raise FormatError(f"{folder}: this folder has no {' and no '.join(_NAMES)}. Put the model's own there.")
 
 
@@ -100,14 +144,20 @@ def _config_beside(path: Path) -> dict[str, Any]:
     if eos_ids is not None:
         config["eos_token_id"] = eos_ids
     config["model_eos_token_id"] = _read_object(folder / "config.json").get("eos_token_id")
-    templates = [("default", folder / "chat_template.jinja")]
-    if (folder / "additional_chat_templates").is_dir():
-        files = sorted((folder / "additional_chat_templates").glob("*.jinja"))
-        templates += [(file.stem, file) for file in files[:64]]
-    found = [{"name": name, "template": _read_text(file, MAX_SIDE_BYTES)} for name, file in templates if file.exists()]
+    found = [
+        {"name": name, "template": _read_text(file, MAX_SIDE_BYTES)}
+        for name, file in _templates(folder)
+        if file.exists()
+    ]
     if found:
         config["chat_template"] = found
     return config
+
+
+def _templates(folder: Path) -> list[tuple[str, Path]]:
+    """The files of chat templates, by name."""
+    more = sorted((folder / _MORE_TEMPLATES).glob("*.jinja"))[:_MAX_TEMPLATES]
+    return [("default", folder / _TEMPLATE), *((file.stem, file) for file in more)]
 
 
 def _read_object(path: Path) -> dict[str, Any]:

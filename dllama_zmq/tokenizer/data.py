@@ -45,7 +45,6 @@ class TokenizerParts:
     Decoding: dummy_prefix: `plain` puts a space before a text. drops_all: all spaces at the start are dropped. kept:
     tokens whose space is never dropped. each_byte: one U+FFFD for each byte that is not UTF-8 (see IncrementalDecoder).
     words: names of tokens for chat templates, by key (`bos_token`, ...). notes: warnings about the file, for the user.
-    to_data: makes the `.t` form of these parts, or raises UnsupportedModel.
     """
 
     source: str
@@ -58,7 +57,6 @@ class TokenizerParts:
     eos_ids: tuple[int, ...]
     add_bos: bool
     dummy_prefix: bool
-    to_data: Callable[[TokenizerParts], TokenizerData]
     each_byte: bool = False
     kept: frozenset[int] = frozenset()
     drops_all: bool = False

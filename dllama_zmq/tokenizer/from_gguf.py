@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from dllama_zmq.errors import FormatError, UnsupportedModel
 from dllama_zmq.tokenizer.config import ENDS_TEXTS, AddedToken, Config, read_templates, wrong
-from dllama_zmq.tokenizer.data import END_OF_TURN, TokenizerData, TokenizerParts, checked_ids
+from dllama_zmq.tokenizer.data import END_OF_TURN, TokenizerParts, checked_ids
 from dllama_zmq.tokenizer.encoders import Merge, byte_level_encoder, is_written, to_bytes, with_names
 from dllama_zmq.tokenizer.from_sentencepiece import parts_of_model
-from dllama_zmq.tokenizer.from_t import byte_level_data
 from dllama_zmq.tokenizer.pretokenizers import pretokenizer
 from dllama_zmq.tokenizer.sentencepiece_model import (
     BYTE,
@@ -252,14 +250,6 @@ def _byte_level(keys: _Keys) -> TokenizerParts:
     eos_ids = checked_ids(keys.source, bos_id, _ends(keys, eos_id, specials), pieces)
     add_bos = keys.flag("add_bos_token", pre.whole) and bos_id is not None
     notes = [*([] if keys.names_pre else [_NO_PRE]), *([ENDS_TEXTS] if keys.flag("add_eos_token", False) else [])]
-    added = {token: name.encode("utf-8", "replace") for name, token in {**specials, **texts}.items()}
-
-    def to_data(parts: TokenizerParts) -> TokenizerData:
-        # A BOS that ends texts and begins none means that the model has no BOS, as in Qwen's files.
-        if not parts.add_bos and parts.bos_id in parts.eos_ids:
-            parts = replace(parts, bos_id=None)
-        return byte_level_data(ids, merges, added, pre, pre.whole, parts)
-
     return TokenizerParts(
         source=keys.source,
         pieces=pieces,
@@ -271,7 +261,6 @@ def _byte_level(keys: _Keys) -> TokenizerParts:
         eos_ids=eos_ids,
         add_bos=add_bos,
         dummy_prefix=False,
-        to_data=to_data,
         templates=keys.templates(),
         words=_words(keys),
         texts=texts,

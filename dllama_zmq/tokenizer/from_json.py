@@ -18,7 +18,6 @@ from dllama_zmq.tokenizer.config import ENDS_TEXTS, MAX_TOKEN_ID, Config
 from dllama_zmq.tokenizer.data import END_OF_TURN, Encoder, TokenizerParts, checked_ids
 from dllama_zmq.tokenizer.encoders import library_encoder, library_errors, to_bytes
 from dllama_zmq.tokenizer.json_file import AddedEntry, JsonFile, Steps, read_json
-from dllama_zmq.tokenizer.json_to_t import t_of_json
 from dllama_zmq.tokenizer.sentencepiece_model import BYTE_NAMES, SPACE
 
 _OTHER_PREFIX = (
@@ -108,7 +107,6 @@ def _parts(file: JsonFile, text: str, steps: Steps, byte_level: bool, config: Co
         add_bos=add_bos,
         each_byte=not byte_level,
         dummy_prefix=not byte_level and _puts_space(steps),
-        to_data=lambda parts: t_of_json(file, steps, byte_level, parts),
         templates=config.templates,
         words=config.words,
         texts=texts,

@@ -11,7 +11,6 @@ from dllama_zmq.errors import FormatError, UnsupportedModel
 from dllama_zmq.tokenizer.config import Config
 from dllama_zmq.tokenizer.data import N_BYTES, TokenizerParts, checked_ids
 from dllama_zmq.tokenizer.encoders import byte_level_encoder, rank_merges, with_names
-from dllama_zmq.tokenizer.from_t import byte_level_data
 from dllama_zmq.tokenizer.pretokenizers import LLAMA3, inferred
 
 _N_SPECIALS = 256
@@ -59,7 +58,6 @@ def parts_of_ranks(ranks: Mapping[bytes, int], config: Config, source: str) -> T
         eos_ids=eos_ids,
         add_bos=add_bos,
         dummy_prefix=False,
-        to_data=lambda parts: byte_level_data(ranks, merges, added, LLAMA3, not reached, parts),
         templates=config.templates,
         words=config.words,
         notes=config.notes,

@@ -8,7 +8,6 @@ from dllama_zmq.errors import UnsupportedModel
 from dllama_zmq.tokenizer.config import Config
 from dllama_zmq.tokenizer.data import TokenizerParts, checked_ids
 from dllama_zmq.tokenizer.encoders import sentencepiece_encoder, with_names
-from dllama_zmq.tokenizer.from_t import sentencepiece_data
 from dllama_zmq.tokenizer.sentencepiece_model import (
     BPE,
     BYTE,
@@ -51,10 +50,9 @@ def parts_of_model(model: Model, data: bytes, config: Config, source: str) -> To
     silent = set(specials.values())
     ids_by_text = {piece.text: token for token, piece in enumerate(model.pieces)}
     texts: dict[str, int] = {}
-    extra: dict[int, bytes] = {}
     for token, added in config.added.items():
         if token not in pieces:
-            pieces[token] = extra[token] = added.content.encode("utf-8", "replace")
+            pieces[token] = added.content.encode("utf-8", "replace")
         elif ids_by_text.get(added.content) == token and not added.special:
             continue  # an ordinary piece
         if added.special:
@@ -86,7 +84,6 @@ def parts_of_model(model: Model, data: bytes, config: Config, source: str) -> To
         each_byte=True,
         kept=frozenset(token for token, piece in enumerate(model.pieces) if piece.kind == BYTE),
         drops_all=model.remove_extra_spaces,
-        to_data=lambda parts: sentencepiece_data(model, extra, parts),
         templates=config.templates,
         words=config.words,
         texts=texts,

@@ -1,32 +1,28 @@
-"""The parts of a tokenizer from the vocabulary of a `.t` file, and back. See FORMATS.md §3. Knows no file."""
+"""The parts of a tokenizer from the vocabulary of a `.t` file. See FORMATS.md §3. Knows no file."""
 
 from __future__ import annotations
 
-import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
-from dllama_zmq.errors import FormatError, UnsupportedModel
+from dllama_zmq.errors import FormatError
 from dllama_zmq.tokenizer.data import N_BYTES, TokenizerData, TokenizerParts, byte_run, checked_ids
 from dllama_zmq.tokenizer.encoders import (
-    Merge,
     byte_level_encoder,
     rank_merges,
     sentencepiece_encoder,
     with_names,
 )
-from dllama_zmq.tokenizer.pretokenizers import PreTokenizer, inferred
+from dllama_zmq.tokenizer.pretokenizers import inferred
 from dllama_zmq.tokenizer.sentencepiece_model import (
     BYTE,
     CONTROL,
     NORMAL,
     SPACE,
     UNKNOWN,
-    USER_DEFINED,
     Model,
     Piece,
     byte_name,
-    piece_bytes,
     write_model,
 )
 
@@ -71,7 +67,6 @@ def _sentencepiece(data: TokenizerData, first_byte: int) -> TokenizerParts:
         dummy_prefix=True,
         each_byte=True,
         kept=frozenset({first_byte + ord(" ")}),
-        to_data=lambda parts: data,
         templates=_templates(data),
     )
 
@@ -142,7 +137,6 @@ def _byte_level(data: TokenizerData) -> TokenizerParts:
         eos_ids=checked_ids(data.source, data.bos_id, data.eos_ids, pieces),
         add_bos=data.add_bos,
         dummy_prefix=False,
-        to_data=lambda parts: data,
         templates=_templates(data),
     )
 
@@ -153,82 +147,3 @@ def _names(pieces: Sequence[bytes], tokens: Iterable[int]) -> dict[str, int]:
 
 def _templates(data: TokenizerData) -> dict[str, str]:
     return {} if data.chat_template is None else {"default": data.chat_template}
-
-
-def sentencepiece_data(model: Model, extra: Mapping[int, bytes], parts: TokenizerParts) -> TokenizerData:
-    """The `.t` form of a SentencePiece model with the added tokens `extra`; `parts` has the rest.
-
-    Raises UnsupportedModel if that would encode differently.
-    """
-    n_model = len(model.pieces)
-    reasons = {
-        "it is a unigram model": model.kind != 2,
-        "it has no byte pieces in a row": byte_run([piece_bytes(piece) for piece in model.pieces]) is None,
-        "it puts no space before a text": not model.dummy_prefix,
-        "it removes extra spaces": model.remove_extra_spaces,
-        "it normalizes text": bool(model.charsmap),
-        "it has pieces that are found whole in a text": any(piece.kind == USER_DEFINED for piece in model.pieces),
-        "it has no BOS": parts.bos_id is None,
-        "its added tokens leave gaps": sorted(extra) != list(range(n_model, n_model + len(extra))),
-    }
-    refuse_t(parts.source, [reason for reason, holds in reasons.items() if holds])
-    pieces = [piece_bytes(piece) for piece in model.pieces]
-    for token, piece in enumerate(model.pieces):
-        if piece.kind == UNKNOWN:
-            pieces[token] = UNKNOWN_PIECE
-    pieces += [extra[token] for token in sorted(extra)]
-    scores = [0.0 if piece.kind == CONTROL else piece.score for piece in model.pieces] + [0.0] * len(extra)
-    return _data(pieces, scores, parts, 0)
-
-
-def byte_level_data(
-    ids: Mapping[bytes, int],
-    merges: Sequence[Merge],
-    added: Mapping[int, bytes],
-    pre: PreTokenizer,
-    whole: bool,
-    parts: TokenizerParts,
-) -> TokenizerData:
-    """The `.t` form of a byte-level vocabulary; `parts` has what is not in the other arguments.
-
-    ids: the pieces that text becomes. added: all other tokens. Raises UnsupportedModel if the file would encode
-    differently.
-    """
-    ranks = {token: piece for piece, token in ids.items()}
-    n_regular = len(ranks)
-    order = [ids[left + right] for left, right in merges if left + right in ids]
-    made = {left + right for left, right in merges}
-    guess = inferred(list(ids))
-    other_split = (guess.splits, guess.nfc) != (pre.splits, pre.nfc)
-    unreached = [piece for piece in ids if len(piece) > 1 and piece not in made]
-    n_all = max([*added, n_regular - 1]) + 1
-    reasons = {
-        "its ordinary tokens are not the first ones": set(ranks) != set(range(n_regular)),
-        "its merges are not in the order of its tokens": any(a > b for a, b in itertools.pairwise(order)),
-        "it has tokens that no merge makes": bool(unreached) and not whole,
-        f"it splits text as {pre.name}, and a .t file of this vocabulary would be read as {guess.name}": other_split,
-        "it has no special token": not added,
-        "its BOS is not the first of its special tokens": parts.bos_id is not None
-        and any(token < parts.bos_id for token in added),
-        "its special tokens have wide gaps": n_all - n_regular > 2 * len(added) + 64,
-    }
-    refuse_t(parts.source, [reason for reason, holds in reasons.items() if holds])
-    pieces = [ranks[token] for token in range(n_regular)]
-    pieces += [added.get(token) or b"<|unused_%d|>" % token for token in range(n_regular, n_all)]
-    scores = [-float(token) for token in range(n_all)]
-    return _data(pieces, scores, parts, n_regular)
-
-
-def _data(pieces: list[bytes], scores: list[float], parts: TokenizerParts, no_bos_id: int) -> TokenizerData:
-    bos_id = no_bos_id if parts.bos_id is None else parts.bos_id
-    add_bos = parts.add_bos and parts.bos_id is not None
-    return TokenizerData(pieces, scores, bos_id, parts.eos_ids, add_bos, parts.templates.get("default"), parts.source)
-
-
-def refuse_t(source: str, reasons: Sequence[str]) -> None:
-    """Raise UnsupportedModel if there are `reasons` why a `.t` file would encode differently."""
-    if reasons:
-        raise UnsupportedModel(
-            f"{source}: a .t file of this tokenizer would encode differently: {'; '.join(reasons)}. "
-            f"Use the tokenizer's own file."
-        )

@@ -30,7 +30,6 @@ class JsonModel(msgspec.Struct):
     type: str | None = None
     merges: list[str | tuple[str, str]] = []
     unk_token: str | None = None
-    byte_fallback: bool = False
     ignore_merges: bool = False
     dropout: float | None = None
     continuing_subword_prefix: str | None = None

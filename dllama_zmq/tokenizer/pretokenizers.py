@@ -38,35 +38,34 @@ class PreTokenizer:
     nfc: the text is first normalized to Unicode's NFC. whole: a piece that is a token is not merged.
     """
 
-    name: str
     splits: tuple[str, ...]
     nfc: bool = False
     whole: bool = False
 
 
-GPT2 = PreTokenizer("gpt-2", (GPT2_SPLIT,))
-LLAMA3 = PreTokenizer("llama-bpe", (_LLAMA3,), whole=True)
-QWEN2 = PreTokenizer("qwen2", (_QWEN2,), nfc=True)
-STARCODER = PreTokenizer("starcoder", (r"\p{N}", GPT2_SPLIT))
-TEKKEN = PreTokenizer("tekken", (_TEKKEN,), whole=True)
+GPT2 = PreTokenizer((GPT2_SPLIT,))
+LLAMA3 = PreTokenizer((_LLAMA3,), whole=True)
+QWEN2 = PreTokenizer((_QWEN2,), nfc=True)
+STARCODER = PreTokenizer((r"\p{N}", GPT2_SPLIT))
+TEKKEN = PreTokenizer((_TEKKEN,), whole=True)
 
 _ALIKE: tuple[tuple[PreTokenizer, str], ...] = (
-    (PreTokenizer("default", (r"[\p{P}\$\+<=>\^~\|]+", GPT2_SPLIT, r"\p{N}+", r"[0-9][0-9][0-9]")), "default"),
+    (PreTokenizer((r"[\p{P}\$\+<=>\^~\|]+", GPT2_SPLIT, r"\p{N}+", r"[0-9][0-9][0-9]")), "default"),
     (LLAMA3, "llama-bpe llama3 llama-v3 falcon3 pixtral midm-2.0"),
-    (PreTokenizer("dbrx", (_LLAMA3,)), "dbrx smaug-bpe"),
-    (PreTokenizer("glm4", (_LLAMA3,), whole=True), "glm4 chatglm-bpe"),
+    (PreTokenizer((_LLAMA3,)), "dbrx smaug-bpe"),
+    (PreTokenizer((_LLAMA3,), whole=True), "glm4 chatglm-bpe"),
     (QWEN2, "qwen2 deepseek-r1-qwen kormo f2llmv2"),
-    (PreTokenizer("stablelm2", (_QWEN2,)), "stablelm2 megrez"),
-    (PreTokenizer("qwen35", (_QWEN35,), nfc=True), "qwen35"),
+    (PreTokenizer((_QWEN2,)), "stablelm2 megrez"),
+    (PreTokenizer((_QWEN35,), nfc=True), "qwen35"),
     (GPT2, "gpt-2 gpt2 phi-2 mpt olmo jais mellum a.x-4.0 trillion"),
     (STARCODER, "starcoder smollm refact command-r codeshell exaone minerva-7b"),
     (
-        PreTokenizer("deepseek-coder", (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+", r"\p{N}")),
+        PreTokenizer((r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+", r"\p{N}")),
         "deepseek-coder",
     ),
-    (PreTokenizer("deepseek-v3", (r"\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+", _DEEPSEEK3)), "deepseek-v3"),
+    (PreTokenizer((r"\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+", _DEEPSEEK3)), "deepseek-v3"),
     (TEKKEN, "tekken"),
-    (PreTokenizer("gpt-4o", (_GPT4O,)), "gpt-4o llama4"),
+    (PreTokenizer((_GPT4O,)), "gpt-4o llama4"),
 )
 BY_NAME = {name: pre for pre, names in _ALIKE for name in names.split()}
 """Pre-tokenizers by their names in `tokenizer.ggml.pre` of GGUF files."""

@@ -181,10 +181,6 @@ class Tokenizer:
         names = {**self._parts.texts, **self._parts.specials}
         return choose_template(self._parts.templates, name, names, words, self.source)
 
-    def to_data(self) -> TokenizerData:
-        """The vocabulary in `.t` form. Raises UnsupportedModel if that would encode differently."""
-        return self._parts.to_data(self._parts)
-
     def _checked(self, token: int) -> int:
         if token < 0:
             raise RequestError(f"token {token} is in no vocabulary; expected 0 or more")

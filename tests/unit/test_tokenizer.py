@@ -201,12 +201,15 @@ RANKED = [*BYTES, *(merge for merge in MERGES if len(merge) > 1)]
 SPECIALS = [b"<|begin_of_text|>", b"<|end_of_text|>", b"<|eot_id|>"]
 
 
+BYTE_LEVEL = TokenizerData(
+    [*RANKED, *SPECIALS], [-float(i) for i in range(len(RANKED) + 3)], len(RANKED), (len(RANKED) + 1, len(RANKED) + 2)
+)
+
+
 @pytest.fixture
 def byte_level(tmp_path) -> Tokenizer:
     """A small vocabulary of Llama 3's kind, written to a `.t` file and read back."""
-    n = len(RANKED)
-    data = TokenizerData([*RANKED, *SPECIALS], [-float(i) for i in range(n + 3)], n, (n + 1, n + 2))
-    write_t(tmp_path / "llama3.t", data)
+    write_t(tmp_path / "llama3.t", BYTE_LEVEL)
     return read_tokenizer(tmp_path / "llama3.t")
 
 
@@ -252,8 +255,8 @@ def test_a_vocabulary_of_another_kind_is_refused_by_name():
         Tokenizer.from_data(data)
 
 
-def test_a_byte_level_vocabulary_with_a_piece_twice_is_refused(byte_level):
-    data = replace(byte_level.to_data(), pieces=[*RANKED[:-1], b"he", *SPECIALS])
+def test_a_byte_level_vocabulary_with_a_piece_twice_is_refused():
+    data = replace(BYTE_LEVEL, pieces=[*RANKED[:-1], b"he", *SPECIALS])
     with pytest.raises(FormatError, match="two tokens are b'he'"):
         Tokenizer.from_data(data)
 

@@ -9,6 +9,7 @@ import json
 import random
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,15 @@ import pytest
 import sentencepiece
 import tokenizers
 from corpus import SAMPLES, corpus
+from gguf_writer import Typed, gguf_bytes
 from tiny import tiny_spec
 from tokenizer_folders import CASES, write_folder
 from tokenizer_folders import TEXTS as FOLDER_TEXTS
 
-from dllama_zmq.errors import FormatError, RequestError, UnsupportedModel
+from dllama_zmq.errors import FormatError, RequestError, UnsupportedModel, UsageError
 from dllama_zmq.formats import read_tokenizer, write_t
-from dllama_zmq.tokenizer import Tokenizer
+from dllama_zmq.formats.tokenizers import tokenizer_files, write_tokenizer
+from dllama_zmq.tokenizer import Tokenizer, TokenizerData
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tokenizers"
 ENCODED = json.loads((GOLDEN / "encoded.json").read_text("utf-8"))
@@ -125,19 +128,85 @@ def test_gguf_metadata_encodes_as_the_source(name):
         assert digests(marked(tokenizer)) == ENCODED[name]["marked"]
 
 
-@pytest.mark.parametrize(
-    ("name", "form"),
-    [("spaced.json", "file"), *((name, form) for name in ["bpe.model", *BYTE_LEVEL] for form in ("file", "gguf"))],
-)
-def test_a_t_file_of_a_tokenizer_encodes_as_the_source(tmp_path, name, form):
-    original = source(name) if form == "file" else Tokenizer.from_gguf(as_gguf(name), "a.gguf")
-    write_t(tmp_path / "a.t", original.to_data())
+def as_t(name: str) -> TokenizerData:
+    """The vocabulary of a golden tokenizer as a converter of `.t` files writes it."""
+    original = source(name)
+    pieces = [original.piece(token) for token in range(original.vocab_size)]
+    if name == "bpe.model":
+        library = sentencepiece.SentencePieceProcessor(model_file=str(GOLDEN / name))
+        scores = [library.get_score(token) for token in range(len(pieces))]
+        return TokenizerData(pieces, scores, 1, original.eos_ids)
+    bos_id = original.bos_id if original.bos_id is not None else min(original.specials.values())
+    add_bos = original.encode("a") != original.encode("a", bos=False)
+    return TokenizerData(pieces, [-float(token) for token in range(len(pieces))], bos_id, original.eos_ids, add_bos)
+
+
+@pytest.mark.parametrize("name", ["bpe.model", *BYTE_LEVEL])
+def test_a_t_file_of_a_tokenizer_encodes_as_the_source(tmp_path, name):
+    original = source(name)
+    write_t(tmp_path / "a.t", as_t(name))
     tokenizer = read_tokenizer(tmp_path / "a.t")
     assert digests(plain(tokenizer)) == ENCODED[name]["plain"]
     assert digests(marked(tokenizer)) == digests(marked(original))
     assert (tokenizer.eos_ids, tokenizer.vocab_size) == (original.eos_ids, original.vocab_size)
     for text in SAMPLES:
         assert tokenizer.encode(text) == original.encode(text)  # the BOS, or none, by default
+
+
+def kept(path: Path, out: Path) -> Tokenizer:
+    """The tokenizer at `path`, copied to `out`."""
+    write_tokenizer(out, tokenizer_files(path))
+    return read_tokenizer(out)
+
+
+@pytest.mark.parametrize("name", [*CONFIGS, "a.gguf", "a.t"])
+def test_a_tokenizer_that_is_kept_beside_another_model_encodes_as_before(tmp_path, name):
+    """With all that lies beside it, and without the rest of a GGUF."""
+    folder, template = tmp_path / "source", "{{ messages[0].content }}!"
+    folder.mkdir()
+    path = folder
+    if name == "a.gguf":
+        path = folder / name
+        metadata = as_gguf("qwen2.json") | {
+            "tokenizer.chat_template": template,
+            "general.name": "a name",
+            "split.no": 1,
+        }
+        metadata["tokenizer.ggml.token_type"] = Typed("i32", metadata["tokenizer.ggml.token_type"])
+        path.write_bytes(gguf_bytes(metadata))
+    elif name == "a.t":
+        path = folder / name
+        write_t(path, replace(as_t("llama3.json"), chat_template=template))
+    else:
+        config = {key: value for key, value in CONFIGS[name].items() if key != "eos_token"}
+        folder_of(folder, {
+            f"tokenizer{Path(name).suffix}": GOLDEN / name, "tokenizer_config.json": config,
+            "special_tokens_map.json": {key: value for key, value in CONFIGS[name].items() if key == "eos_token"},
+            "generation_config.json": {"eos_token_id": [2, 5]}, "config.json": {"eos_token_id": 7},
+            "chat_template.jinja": template, "weights.safetensors": "large",
+        })  # fmt: skip
+    original, copy = read_tokenizer(path), kept(path, tmp_path / "copy.t")
+    assert digests(marked(copy)) == digests(marked(original))
+    assert (copy.eos_ids, copy.bos_id, copy.specials) == (original.eos_ids, original.bos_id, original.specials)
+    assert copy.chat_template().render([{"role": "user", "content": "x"}]) == "x!"
+    assert not (tmp_path / "copy.t" / "weights.safetensors").exists()
+    (tmp_path / "copy.m").write_bytes(b"")
+    assert read_tokenizer(tmp_path / "copy.t").vocab_size == original.vocab_size
+
+
+def test_a_tokenizer_that_is_kept_replaces_the_one_that_is_there_whole(tmp_path):
+    one, other = tmp_path / "one", tmp_path / "other"
+    for folder in (one, other):
+        folder.mkdir()
+    folder_of(one, {"tokenizer.json": GOLDEN / "qwen2.json", "tokenizer_config.json": {"eos_token": "<|im_end|>"}})
+    folder_of(other, {"tokenizer.model": GOLDEN / "bpe.model"})
+    kept(one, tmp_path / "a.t")
+    assert kept(other, tmp_path / "a.t").eos_ids == (2,)
+    write_t(tmp_path / "b.t", as_t("gpt2.json"))
+    with pytest.raises(UsageError, match=r"b\.t is a file, and this tokenizer needs a folder"):
+        kept(one, tmp_path / "b.t")
+    with pytest.raises(UsageError, match=r"a\.t is not a regular file"):
+        kept(tmp_path / "b.t", tmp_path / "a.t")
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -238,33 +307,6 @@ def test_a_normalizing_sentencepiece_model_encodes_as_the_library():
     library = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
     tokenizer = Tokenizer.from_sentencepiece(model.getvalue(), "a.model")
     assert [tokenizer.encode(text, bos=False) for text in TEXTS] == library.encode(TEXTS)
-    with pytest.raises(UnsupportedModel, match=r"it is a unigram model; .*it removes extra spaces; it normalizes text"):
-        tokenizer.to_data()
-
-
-def test_a_unigram_model_has_no_t_file():
-    with pytest.raises(UnsupportedModel, match=r"unigram.model: a \.t file of this tokenizer would encode differently"):
-        source("unigram.model").to_data()
-
-
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        ({"pre": "tekken"}, "it splits text as tekken"),
-        ({"bos_token_id": 998, "add_bos_token": True}, "its BOS is not the first of its special tokens"),
-    ],
-)
-def test_a_byte_level_vocabulary_that_a_t_file_would_change_has_none(change, reason):
-    metadata = as_gguf("llama3.json") | {f"tokenizer.ggml.{key}": value for key, value in change.items()}
-    with pytest.raises(UnsupportedModel, match=reason):
-        Tokenizer.from_gguf(metadata, "a.gguf").to_data()
-
-
-def test_merges_out_of_order_have_no_t_file():
-    metadata = as_gguf("gpt2.json")
-    metadata["tokenizer.ggml.merges"] = metadata["tokenizer.ggml.merges"][::-1]
-    with pytest.raises(UnsupportedModel, match="its merges are not in the order of its tokens"):
-        Tokenizer.from_gguf(metadata, "a.gguf").to_data()
 
 
 @pytest.mark.parametrize(
@@ -313,8 +355,7 @@ def test_a_list_of_ranks_encodes_as_the_tokenizer_json_of_the_same_pieces(tmp_pa
     assert digests(plain(tokenizer)) == ENCODED["llama3.json"]["plain"]
     assert (tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_ids) == (995 + 256, 995, (996, 1003, 1004))
     assert tokenizer.encode("<|eot_id|>", specials=True) == [995, 1004]
-    write_t(tmp_path / "a.t", tokenizer.to_data())
-    assert digests(marked(read_tokenizer(tmp_path / "a.t"))) == digests(marked(tokenizer))
+    assert digests(marked(kept(tmp_path, tmp_path / "a.t"))) == digests(marked(tokenizer))
 
 
 def folder_of(tmp_path: Path, files: dict[str, Any]) -> Path:
@@ -361,13 +402,6 @@ def test_a_folder_encodes_as_transformers_does(tmp_path, case):
     for text, wanted in zip(FOLDER_TEXTS, ids, strict=True):
         if not spaced.search(text):
             assert tokenizer.encode(text, bos=False, specials=True) == wanted, text
-
-
-def test_a_tokenizer_json_with_other_merges_than_sentencepiece_has_no_t_file():
-    file = json.loads((GOLDEN / "spaced.json").read_text("utf-8"))
-    del file["model"]["merges"][100]
-    with pytest.raises(UnsupportedModel, match="its merges are not those of a SentencePiece model"):
-        Tokenizer.from_json(json.dumps(file), CONFIGS["spaced.json"]).to_data()
 
 
 def test_a_prefix_that_two_files_disagree_on_is_doubted(tmp_path):

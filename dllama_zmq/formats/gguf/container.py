@@ -35,6 +35,10 @@ class Container:
         """The items of an array in the metadata. Raises FormatError if a string is not UTF-8."""
         return self._head.array(key, self.metadata[key])
 
+    def tokenizer(self) -> bytes:
+        """The file's tokenizer as a GGUF file of its own, without tensors."""
+        return self._head.only("tokenizer.")
+
     def plain_metadata(self, lists: bool) -> dict[str, Any]:
         """The metadata as plain values; arrays become lists, or are left out without `lists`."""
         return {

@@ -98,6 +98,8 @@ class Head:
         self._whole = self._end == pages.nbytes
         self._bytes = pages.view(0, self._end).data
         self.at = 0
+        self.spans: dict[str, tuple[int, int]] = {}
+        """The bytes of each metadata pair, by its key."""
         self._items_left = MAX_ITEMS
 
     def counts(self) -> tuple[int, int]:
@@ -130,7 +132,14 @@ class Head:
             if key in pairs:
                 raise FormatError(f"{self.path}: offset {start}: key {key} occurs twice; expected each key once.")
             pairs[key] = self._value(key, self._u32(f"the type of {key}"))
+            self.spans[key] = start, self.at
         return pairs
+
+    def only(self, prefix: str) -> bytes:
+        """A GGUF file without tensors, with the metadata whose keys begin with `prefix`."""
+        spans = [span for key, span in self.spans.items() if key.startswith(prefix)]
+        pairs = b"".join(bytes(self._bytes[first:last]) for first, last in spans)
+        return GGUF_MAGIC + struct.pack("<I2Q", 3, 0, len(spans)) + pairs
 
     def entries(self, count: int) -> Iterator[Entry]:
         """The descriptions of tensors of any type."""

@@ -119,6 +119,12 @@ def gguf_metadata(path: str | Path, lists: bool = True) -> dict[str, Any]:
         return _open_parts(Path(path), files)[0].plain_metadata(lists)
 
 
+def gguf_tokenizer(path: Path) -> bytes:
+    """The tokenizer of a GGUF model as a GGUF file of its own. Raises FormatError or UnsupportedModel."""
+    with ExitStack() as files:
+        return _open_parts(path, files)[0].tokenizer()
+
+
 def _open_parts(path: Path, files: ExitStack) -> list[Container]:
     """Open all files of the model of `path`, in order; `files` closes them."""
     given = _opened(path, files)
