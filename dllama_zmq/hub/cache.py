@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dllama_zmq.errors import UsageError
-from dllama_zmq.hub.choice import Choice, choose
+from dllama_zmq.hub.choice import Choice, SeveralModels, choose
 from dllama_zmq.hub.http import load_settings
 from dllama_zmq.hub.listing import HubFile
 from dllama_zmq.hub.name import ModelName
@@ -102,17 +102,27 @@ def cache_folder() -> Path:
 
 
 def find_cached(name: ModelName, revision: str) -> tuple[Path, Choice]:
-    """The snapshot with all files of `name`, and these files. Raises UsageError if one is missing."""
+    """The snapshot with all files of `name`, and these files.
+
+    Raises UsageError if one is missing, SeveralModels if several models have that name.
+    """
     cache = RepoCache.of(name.repo)
     commit = cache.commit_of(revision)
     names = cache.names(commit) if commit else []
-    at = "" if revision == "main" else f" --revision {revision}"
     if commit is None or not names:
-        raise UsageError(f"{name} is not in the cache {cache.folder.parent}; `dllama-zmq pull {name}{at}` fetches it")
+        raise UsageError(f"{name} is not in the cache {cache.folder.parent}")
+    return cache.snapshot(commit), choose(names, name, f"the cache of {name.repo}")
+
+
+def find_offline(name: ModelName, revision: str) -> tuple[Path, Choice]:
+    """As `find_cached`, for a command that needs the model: the UsageError names the command that fetches it."""
     try:
-        return cache.snapshot(commit), choose(names, name, f"the cache of {name.repo}")
+        return find_cached(name, revision)
+    except SeveralModels:
+        raise
     except UsageError as error:
-        raise UsageError(f"{error}; `dllama-zmq pull {name}{at}` fetches what is missing") from error
+        at = "" if revision == "main" else f" --revision {revision}"
+        raise UsageError(f"{error}; `dllama-zmq pull {name}{at}` fetches it") from error
 
 
 def find_pulled(name: str) -> Path:
@@ -120,5 +130,5 @@ def find_pulled(name: str) -> Path:
 
     `name` is REPO[:FILE] or hf:REPO[:FILE]. Raises UsageError with the command to run if a file is missing.
     """
-    folder, choice = find_cached(ModelName.parse(name), "main")
+    folder, choice = find_offline(ModelName.parse(name), "main")
     return folder / choice.model

@@ -26,6 +26,10 @@ _MAX_PARTS = 10_000
 _MAX_LISTED = 20
 
 
+class SeveralModels(UsageError):
+    """A name that several models have; the message names them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Choice:
     """The files of a model, by their names in the repository."""
@@ -40,7 +44,7 @@ class Choice:
 def choose(names: Sequence[str], wanted: ModelName, place: str) -> Choice:
     """The files of `wanted` among `names`; messages begin with `place`.
 
-    Raises UsageError if there is no such model, if there are several, or if a part of it is missing.
+    Raises UsageError if there is no such model or a part of it is missing, SeveralModels if there are several.
     """
     if wanted.file is None:
         return _default(names, wanted, place)
@@ -104,7 +108,7 @@ def _one_model(names: Sequence[str], models: list[str], wanted: ModelName, place
     if len(models) > 1:
         like = f" like {wanted.file!r}" if wanted.file else ""
         short = _short_names(models)
-        raise UsageError(
+        raise SeveralModels(
             f"{place} has {len(models)} models{like}: {_listed(short)}; choose one, as {wanted.repo}:{short[0]}"
         )
     parts = _parts(names, models[0], place)

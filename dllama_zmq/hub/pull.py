@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dllama_zmq.errors import UsageError
-from dllama_zmq.hub.cache import RepoCache, find_cached
+from dllama_zmq.hub.cache import RepoCache, find_offline
 from dllama_zmq.hub.choice import Choice, choose
 from dllama_zmq.hub.http import endpoint, hub_errors, load_settings
 from dllama_zmq.hub.listing import HubFile, list_repo
@@ -126,7 +126,7 @@ def plan_pull(
     if offline or constants.is_offline_mode():
         if folder is not None:
             raise UsageError("--to downloads from the hub, which is not asked offline; leave one of the two out")
-        snapshot, choice = find_cached(name, revision)
+        snapshot, choice = find_offline(name, revision)
         return Pull(name.repo, revision, snapshot.name, choice, (), None)
     listing = list_repo(name.repo, revision, on_wait)
     choice = choose(list(listing.files), name, f"{endpoint()}/{name.repo}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from dllama_zmq.errors import UsageError
 from dllama_zmq.hub.cache import RepoCache, cache_folder, find_cached
-from dllama_zmq.hub.choice import all_models
+from dllama_zmq.hub.choice import SeveralModels, all_models
 from dllama_zmq.hub.http import load_settings
 from dllama_zmq.hub.name import ModelName
 
@@ -97,7 +97,12 @@ def plan_removal(name: ModelName) -> Removal:
 
     A repository without another model goes with all its revisions. Raises UsageError if the model is not in the cache.
     """
-    snapshot, choice = find_cached(name, "main")
+    try:
+        snapshot, choice = find_cached(name, "main")
+    except SeveralModels:
+        raise
+    except UsageError as error:
+        raise UsageError(f"{error}; `dllama-zmq list` shows what can be removed") from error
     names = RepoCache.of(name.repo).names(snapshot.name)
     others = [other for other in all_models(names, name.repo).values() if other.model != choice.model]
     if not others:

@@ -388,9 +388,17 @@ def test_offline_the_cache_answers_and_no_hub_is_asked(
     before = len(hub.requests)
     assert puller.path("org/m", *words, **env) == path
     sentence = puller.run("org/m:Q4_K_M", *words, **env).error(2)
-    assert sentence.endswith("it has Q8_0; `dllama-zmq pull org/m:Q4_K_M` fetches what is missing")
+    assert sentence.endswith("it has Q8_0; `dllama-zmq pull org/m:Q4_K_M` fetches it")
     assert "`dllama-zmq pull org/x` fetches it" in puller.run("org/x", *words, **env).error(2)
     assert len(hub.requests) == before
+
+
+def test_offline_a_name_that_several_models_have_is_answered_with_theirs(puller: Puller, hub: Hub) -> None:
+    puller.path("org/m:Q8_0")
+    puller.path("org/m:Q4_K_M")
+    sentence = puller.run("org/m:*", "--offline").error(2)
+    assert sentence == "the cache of org/m has 2 models like '*': Q4_K_M, Q8_0; choose one, as org/m:Q4_K_M"
+    assert puller.verb("rm", "org/m:*").error(2) == sentence
 
 
 def test_offline_a_part_that_is_missing_is_named(puller: Puller, hub: Hub) -> None:
