@@ -76,10 +76,11 @@ def _mixed(spec: ModelSpec) -> bool:
 
 
 def _check_room(path: Path, n_bytes: int) -> None:
+    folder = path.absolute().parent
     try:
-        free = shutil.disk_usage(path.absolute().parent).free
+        free = shutil.disk_usage(folder).free
     except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror}. Check its folder.") from error
+        raise UsageError(f"{path} cannot be written: {error.strerror}. Check its folder, {folder}.") from error
     if n_bytes > free:
         raise UsageError(
             f"{path} takes {n_bytes >> 20} MB, but its disk has {free >> 20} MB free. "

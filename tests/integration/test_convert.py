@@ -85,7 +85,11 @@ def test_a_model_is_never_converted_onto_itself(cli: Cli) -> None:
     [
         (["nowhere.m", "out.m"], 1, "nowhere.m cannot be opened"),
         (["MODEL", "out.bin"], 2, "out.bin: the model is written as a .m file"),
-        (["MODEL", "no/folder/out.m"], 2, "no/folder/out.m cannot be written"),
+        (
+            ["MODEL", "no/folder/out.m"],
+            2,
+            "no/folder/out.m cannot be written: No such file or directory. Check its folder, /",
+        ),
         (["MODEL", "out.m", "--weights", "q17"], 2, "q17"),
     ],
 )
