@@ -19,14 +19,14 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from dllama_zmq.cluster_text import MAX_FILE_BYTES, is_about_a_cluster, other_kind, read_cluster_text
 from dllama_zmq.errors import ConfigError, UsageError
 from dllama_zmq.hub import HUB_PREFIX, find_pulled
-from dllama_zmq.sources import DATA_FOLDER, DEMO, absolute_path, expand_home, kind_of, tokenizer_beside
+from dllama_zmq.sources import DATA_FOLDER, DEMO, TEXT, absolute_path, expand_home, kind_of, tokenizer_beside
 from dllama_zmq.spec import WEIGHTS_FLOAT, FloatType, Sync, Weights
 from dllama_zmq.threads import converted_by_threads
-from dllama_zmq.yaml_tree import YamlTree, shown
+from dllama_zmq.yaml_tree import NoMapping, YamlTree, shown
 
-MAX_FILE_BYTES = 1 << 20
 FILE_NAME = "cluster.yaml"
 
 NAME_PATTERN = r"\A[A-Za-z0-9][A-Za-z0-9_-]{0,31}\Z"
@@ -198,25 +198,13 @@ class ClusterFile:
 def load_cluster(path: str | os.PathLike[str]) -> ClusterFile:
     """Read and check a cluster file. Raises ConfigError, one sentence that begins with file, line and column."""
     path = Path(path)
+    text = read_cluster_text(path)
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
-    except FileNotFoundError as error:
-        raise ConfigError(
-            f"{path}: there is no such file; go to the folder of your cluster.yaml, name the file in the command, or "
-            "write one: dllama-zmq init"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: the file cannot be read ({error}); check its path and permissions") from error
-    if len(data) > MAX_FILE_BYTES:
-        raise ConfigError(f"{path}: the file is larger than {MAX_FILE_BYTES} bytes; this is not a cluster file")
-    try:
-        text = data.decode()  # PyYAML skips a byte order mark
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        column = error.start - data.rfind(b"\n", 0, error.start)
-        raise ConfigError(f"{path}:{line}:{column}: not UTF-8 text; save the file as UTF-8") from error
-    return ClusterFile(path, parse_cluster(text, path))
+        return ClusterFile(path, parse_cluster(text, path))
+    except NoMapping as error:
+        if is_about_a_cluster(text) or not text.strip():
+            raise
+        raise other_kind(path, TEXT) from error
 
 
 def parse_cluster(text: str, path: str | os.PathLike[str] = "cluster.yaml") -> Cluster:

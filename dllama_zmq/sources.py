@@ -5,8 +5,10 @@ Knows of each format only where its tokenizer is. Asks no hub.
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import os
+import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,6 +20,16 @@ DEMO = "demo"
 
 DATA_FOLDER = Path(__file__).parent / "data"
 _GGUF_MAGIC = b"GGUF"
+
+TEXT, JSON, WEB_PAGE, NOTHING_KNOWN = "a text file", "a JSON file", "a web page", "a file of binary data"
+MODELS = GGUF, M_FILE = "a GGUF model", "a .m model"
+_MAGICS = {
+    _GGUF_MAGIC: GGUF, b"\xcd\xab\x00\x0a": M_FILE, b"PK\x03\x04": "a zip archive",
+    b"\x1f\x8b": "a gzip archive", b"\x7fELF": "a program", b"#!": "a script", b"%PDF": "a PDF",
+    b"\x89PNG": "an image", b"version https://git-lfs": "a pointer of git-lfs",
+}  # fmt: skip
+_NO_TEXT = re.compile(rb"[\x00-\x08\x0e-\x1f]")
+_HEAD_BYTES = 512
 
 
 def model_at(text: str | Path) -> Path:
@@ -84,6 +96,19 @@ def kind_of(path: Path) -> str:
     if path.is_fifo() or path.is_socket():
         return "a pipe" if path.is_fifo() else "a socket"
     return "a link to nothing" if path.is_symlink() else "neither a file nor a folder"
+
+
+def kind_of_bytes(data: bytes) -> str:
+    """What a file that begins with `data` is, in words. Text in another encoding than UTF-8 is text, too."""
+    for magic, kind in _MAGICS.items():
+        if data.startswith(magic):
+            return kind
+    head = data[:_HEAD_BYTES].removeprefix(codecs.BOM_UTF8).lstrip()
+    if head.lower().startswith((b"<!doctype html", b"<html")):
+        return WEB_PAGE
+    if _NO_TEXT.search(head) and not data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return NOTHING_KNOWN
+    return JSON if head.startswith((b"{", b"[")) else TEXT
 
 
 def _similar(path: Path) -> str:

@@ -31,6 +31,10 @@ _WORDS = {
 }
 
 
+class NoMapping(ConfigError):
+    """A text that YAML does not read as keys and values."""
+
+
 class YamlTree:
     """One mapping. `data` has dicts, lists and scalars; `nodes` has the YAML node of each key path.
 
@@ -40,7 +44,8 @@ class YamlTree:
     def __init__(self, text: str, path: str, structs: Mapping[str, type[msgspec.Struct]]) -> None:
         """Read `text`. `structs` has the Struct of each mapping by its key path without list indices (`workers[]`).
 
-        A known key without a value counts as missing. Raises ConfigError for anything else that is not plain YAML.
+        A known key without a value counts as missing. Raises NoMapping for what is no mapping of YAML, ConfigError for
+        one that is not plain, or has other keys.
         """
         self.path = path
         self.nodes: dict[str, yaml.Node] = {}
@@ -52,15 +57,15 @@ class YamlTree:
         except yaml.reader.ReaderError as error:
             before = text[: error.position]
             at = f"{before.count(chr(10)) + 1}:{len(before) - before.rfind(chr(10))}"
-            raise ConfigError(f"{path}:{at}: YAML forbids this character; remove it") from error
+            raise NoMapping(f"{path}:{at}: YAML forbids this character; remove it") from error
         except yaml.MarkedYAMLError as error:
             raise self._not_yaml(error) from error
         except yaml.YAMLError as error:
-            raise ConfigError(f"{path}: not valid YAML: {error}") from error
+            raise NoMapping(f"{path}: not valid YAML: {error}") from error
         if node is None or node.tag == f"{_TAG}null":
             raise ConfigError(f"{path}: the file is empty; it needs at least `model: demo`")
         if not isinstance(node, yaml.MappingNode):
-            raise self.error("", "expected keys and values, such as `model: demo`", node)
+            raise NoMapping(str(self.error("", "expected keys and values, such as `model: demo`", node)))
         self.data = self._value(node, "")
 
     def error(self, key_path: str, message: str, node: yaml.Node | yaml.Event | None = None) -> ConfigError:
@@ -105,13 +110,13 @@ class YamlTree:
             if n_nodes > MAX_NODES:
                 raise self.error("", f"more than {MAX_NODES} keys and values; this is too large", event)
 
-    def _not_yaml(self, error: yaml.MarkedYAMLError) -> ConfigError:
+    def _not_yaml(self, error: yaml.MarkedYAMLError) -> NoMapping:
         mark = error.problem_mark or error.context_mark
         at = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
         if error.problem and "'\\t'" in error.problem:
-            return ConfigError(f"{self.path}{at}: a tab; YAML forbids tabs for indentation: use spaces")
+            return NoMapping(f"{self.path}{at}: a tab; YAML forbids tabs for indentation: use spaces")
         said = ", ".join(part for part in (error.context, error.problem) if part)
-        return ConfigError(f"{self.path}{at}: not valid YAML: {said}")
+        return NoMapping(f"{self.path}{at}: not valid YAML: {said}")
 
     def _value(self, node: yaml.Node, key_path: str) -> object:
         self.nodes[key_path] = node

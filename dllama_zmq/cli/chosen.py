@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from contextlib import suppress
 from pathlib import Path
 
 from dllama_zmq.bus.addresses import endpoint_of
@@ -23,12 +24,15 @@ from dllama_zmq.launch.registry import (
     find_running,
     running_clusters,
 )
-from dllama_zmq.sources import DEMO
+from dllama_zmq.sources import DEMO, MODELS, kind_of_bytes
 
 NO_CLUSTER = (
     'a model is enough without one: dllama-zmq run MODEL "Once upon a time" (`up -m MODEL`, `generate -m MODEL`); '
     "dllama-zmq init writes the file"
 )
+_CONFIGS = ("config.json", "params.json")  # of a model's folder
+_HEAD_BYTES = 16
+_MOST_LOOKED_AT = 20  # files, so that an error comes at once
 
 
 def chosen_path(argument: Path | None, option: Path | None = None) -> Path:
@@ -76,8 +80,8 @@ def running_here(path: Path, even_down: bool = False) -> ClusterFile:
             raise _nothing_at(path) from None
         _check_end(path)
         raise ConfigError(
-            f"there is no {path}, and no cluster runs for its folder {path.resolve().parent}; dllama-zmq ps lists "
-            "those that run on this computer, and a command takes their names"
+            f"there is no {path}, and no cluster runs for its folder {path.resolve().parent}; give a cluster's file "
+            f"or the name of a running one; {_names_here()}"
         ) from None
 
 
@@ -144,14 +148,22 @@ def _load(path: Path) -> ClusterFile:
 def _model_instead(path: Path) -> str | None:
     """The model that somebody has named where a cluster goes; None if `path` may be a cluster's file."""
     if path.is_file():
-        return str(path) if path.suffix in (".gguf", ".m", ".safetensors") else None
+        if path.name in _CONFIGS:
+            return str(path.parent)
+        return str(path) if path.suffix in (".gguf", ".m", ".safetensors") or _begins_as_a_model(path) else None
     if path.exists():
         return None
     if path.name == FILE_NAME:  # a folder's
-        is_model = any((path.parent / name).exists() for name in ("config.json", "params.json"))
+        is_model = any((path.parent / name).exists() for name in _CONFIGS)
         return str(path.parent) if is_model and path.parent != Path() else None
     text = str(path)
     return text if text == DEMO or text.startswith(HUB_PREFIX) or find_by_name(text) is not None else None
+
+
+def _begins_as_a_model(path: Path) -> bool:
+    with suppress(OSError), path.open("rb") as file:
+        return kind_of_bytes(file.read(_HEAD_BYTES)) in MODELS
+    return False
 
 
 def _nothing_at(path: Path) -> ConfigError:
@@ -160,10 +172,26 @@ def _nothing_at(path: Path) -> ConfigError:
         return ConfigError(
             f"{path}: there is no such file; check its path, or write one: dllama-zmq init {shlex.quote(str(path))}"
         )
+    model = _model_instead(path)
+    hint = f"; {model} is a model: dllama-zmq up -m {shlex.quote(model)} brings up a cluster of it" if model else ""
     return ConfigError(
-        f"{path}: no cluster of that name runs on this computer (`dllama-zmq ps` lists those that do), and there is no "
-        "file of that name"
+        f"{path}: expected a cluster's file or the name of a running one; there is no such file{_files_here()}, "
+        f"and {_names_here()}{hint}"
     )
+
+
+def _files_here() -> str:
+    """The files of this folder that describe clusters, in brackets; empty if there are none."""
+    found = []
+    for path in sorted(Path().glob("*.y*ml"))[:_MOST_LOOKED_AT]:
+        with suppress(ConfigError):
+            found.append(load_cluster(path).path.name)
+    return f" (this folder has {', '.join(found)})" if found else ""
+
+
+def _names_here() -> str:
+    names = [one.name for one in running_clusters() if not one.file.private]
+    return f"these run on this computer: {', '.join(names)}" if names else "no cluster runs on this computer"
 
 
 def _running_in_this_folder() -> Running | None:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from dllama_zmq.errors import FormatError
 from dllama_zmq.formats.files import open_regular
+from dllama_zmq.sources import JSON, TEXT, WEB_PAGE, kind_of_bytes
 
 GGUF_MAGIC = b"GGUF"
 _PART = re.compile(r"(.*)-\d{5}-of-\d{5}", re.DOTALL)
 _MAX_NAMED = 8
 _HEAD_BYTES = 512
-_NO_TEXT = re.compile(r"[\x00-\x08\x0e-\x1f]")
 MODEL_CONFIGS = ("config.json", "params.json")
 
 
@@ -33,14 +33,14 @@ def refuse_text(path: Path, expected: str) -> None:
     with open_regular(path) as (file, n_bytes):
         head = file.read(_HEAD_BYTES)
     try:
-        text = codecs.getincrementaldecoder("utf-8")().decode(head)  # the last character may be incomplete
+        codecs.getincrementaldecoder("utf-8")().decode(head)  # the last character may be incomplete
     except UnicodeDecodeError:
         return
-    if not n_bytes or _NO_TEXT.search(text):
+    kind, hint = kind_of_bytes(head), ""
+    if not n_bytes or kind not in (TEXT, JSON, WEB_PAGE):
         return
-    kind, hint = "a text file", ""
-    if text.lstrip().lower().startswith(("<!doctype html", "<html")):
-        kind, hint = "a web page", " Download the file itself."
+    if kind == WEB_PAGE:
+        hint = " Download the file itself."
     elif any((path.parent / name).exists() for name in MODEL_CONFIGS):
         hint = f" To name the model beside it, give the folder: {path.parent}"
     elif path.suffix in (".yaml", ".yml"):

@@ -99,7 +99,8 @@ def test_up_without_a_file_is_found_by_its_folder_and_by_its_name(own: Cli, text
     elsewhere.mkdir()
     there = Cli(own.home, elsewhere, own.model)
     assert there.run("status", row["name"]).out.startswith(f"{row['name']}: ready")
-    assert "dllama-zmq ps" in there.run("status").error()
+    sentence = there.run("status").error()
+    assert sentence.endswith(f"name of a running one; these run on this computer: {row['name']}")
     assert there.run("down", row["name"]).code == 0
     assert own.run("ps").err == "no cluster runs on this computer\n"
 
@@ -163,9 +164,10 @@ def test_without_file_and_model_both_ways_are_told(cli: Cli, command: list[str])
 
 @pytest.mark.parametrize("command", [["down"], ["status"], ["logs"], ["restart"]])
 def test_without_file_and_cluster_it_is_said_how_to_find_one(cli: Cli, command: list[str]) -> None:
-    sentence = cli.run(*command).error()
-    assert sentence.startswith(f"there is no cluster.yaml, and no cluster runs for its folder {cli.folder}; ")
-    assert "dllama-zmq ps" in sentence
+    assert cli.run(*command).error() == (
+        f"there is no cluster.yaml, and no cluster runs for its folder {cli.folder}; give a cluster's file or the name "
+        "of a running one; no cluster runs on this computer"
+    )
 
 
 @pytest.mark.parametrize(
@@ -176,13 +178,42 @@ def test_a_word_that_is_no_cluster_is_told_as_the_name_or_the_file_that_it_looks
     cli: Cli, command: list[str]
 ) -> None:
     name = cli.run(*command, "nosuch").error()
-    assert name.startswith(
-        "nosuch: no cluster of that name runs on this computer (`dllama-zmq ps` lists those that do)"
+    assert name == (
+        "nosuch: expected a cluster's file or the name of a running one; there is no such file, and no cluster "
+        "runs on this computer"
     )
     file = cli.run(*command, "my files/nosuch.yaml").error()
     assert file.startswith(
         "my files/nosuch.yaml: there is no such file; check its path, or write one: dllama-zmq init '"
     )
+
+
+def test_where_a_cluster_is_expected_a_model_is_called_one_and_the_clusters_are_named(cli: Cli) -> None:
+    cli.write(1, name="home")
+    (cli.folder / "other.yaml").write_text("services: {}\n")
+    assert cli.run("up").code == 0
+    for command in ("down", "restart", "status", "stop"):
+        assert cli.run(command, "demo").error() == (
+            "demo: expected a cluster's file or the name of a running one; there is no such file (this folder has "
+            "cluster.yaml), and these run on this computer: home; demo is a model: dllama-zmq up -m demo brings up a "
+            "cluster of it"
+        )
+    assert cli.run("down").code == 0
+
+
+@pytest.mark.parametrize("command", [["up"], ["status"], ["generate", "hi", "--cluster"]])
+def test_a_file_of_another_kind_in_place_of_a_clusters_is_called_what_it_is(cli: Cli, command: list[str]) -> None:
+    (cli.folder / "page").write_text("<!DOCTYPE html>\n<p>404: Not Found: really</p>")
+    sentence = cli.run(*command, "page").error()
+    assert sentence.startswith("page is a web page, not a cluster's file: ")
+    assert sentence.endswith("; dllama-zmq init writes one")
+
+
+@pytest.mark.parametrize("name", ["blob", "config.json"])
+def test_a_model_in_place_of_a_clusters_file_goes_after_m(cli: Cli, name: str) -> None:
+    (cli.folder / "blob").write_bytes(b"GGUF" + bytes(20))
+    (cli.folder / "config.json").write_text("{}")
+    assert "is a model, and a model goes after -m: dllama-zmq up -m " in cli.run("up", name).error(2)
 
 
 @pytest.mark.parametrize("command", [["inspect"], ["run", "-p", "hi"], ["convert", "--tokenizer", "x.t"]])

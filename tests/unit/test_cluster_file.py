@@ -377,6 +377,45 @@ def test_a_file_that_is_no_utf8_is_refused_at_the_byte(tmp_path: Path) -> None:
         load_cluster(path)
 
 
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (b" <!DOCTYPE html>\n<html><body>root: x</body></html>", "a web page"),
+        (b"GGUF\x03\0\0\0" + bytes(100), "a GGUF model"),
+        (b"\xcd\xab\x00\x0a" + bytes(100), "a .m model"),
+        (b"PK\x03\x04" + bytes(100), "a zip archive"),
+        (b'{"architectures": ["LlamaForCausalLM"]}', "a JSON file"),
+        (b"[1, 2]", "a JSON file"),
+        (b"Dear all,\nthis is: a note: with colons\n", "a text file"),
+        (b"demo\n", "a text file"),
+        (bytes(range(200)), "a file of binary data"),
+    ],
+)
+def test_a_file_of_another_kind_is_called_what_it_is(tmp_path: Path, data: bytes, kind: str) -> None:
+    path = tmp_path / "cluster.yaml"
+    path.write_bytes(data)
+    with pytest.raises(ConfigError, match=rf"cluster\.yaml is {kind}, not a cluster's file: that is YAML with"):
+        load_cluster(path)
+    path.write_bytes(data + b" " * MAX_FILE_BYTES)
+    with pytest.raises(ConfigError, match=rf"cluster\.yaml is ({kind}|larger than 1048576 bytes), not a cluster's"):
+        load_cluster(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("model: [demo\n", r":2:1: not valid YAML"),
+        ('{"model": "demo", "sync": 3}', r":1:27: sync: expected "),
+        ("services: {}\n", r":1:1: unknown key 'services'"),
+        ("# nothing\n", ": the file is empty"),
+        ("\ufeffmodel: demo\nname: \u00e9\n", r":2:7: name: expected"),
+    ],
+)
+def test_a_mistake_in_a_clusters_file_is_told_with_its_place(tmp_path: Path, text: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=rf"cluster\.yaml{says}"):
+        write(tmp_path, text)
+
+
 def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
     path = tmp_path / "cluster.yaml"
     path.write_bytes(b"\xef\xbb\xbfmodel: demo\n")
