@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import select
 import subprocess
 import sys
 from contextlib import AbstractContextManager
@@ -15,6 +17,7 @@ BIG = random.Random(1).randbytes(3_000_000)
 GGUF = "m.Q4_K_M.gguf"
 NAMES = (GGUF, "m.Q8_0.gguf")
 TAKES_S = 20.0
+SILENT_S = 6.0  # lines come after 1.5 and 5 s of a thing
 
 
 class Puller:
@@ -61,3 +64,14 @@ class Puller:
     def files(self) -> list[str]:
         """Everything that lies in the cache of the repository."""
         return sorted(path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*") if not path.is_dir())
+
+
+def read_lines(process: Process, n_lines: int) -> list[str]:
+    """The next lines of stderr, none of which comes later than SILENT_S after the one before; the first may."""
+    assert process.stderr is not None
+    data, wait_s = b"", TAKES_S
+    while data.count(b"\n") < n_lines:
+        assert select.select([process.stderr], [], [], wait_s)[0], f"silent for {wait_s} s after {data!r}"
+        data += os.read(process.stderr.fileno(), 65536)
+        wait_s = SILENT_S
+    return data.decode().splitlines()[:n_lines]

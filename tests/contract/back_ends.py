@@ -29,6 +29,10 @@ SHAPES = [(32, 1), (288, 1), (288, 9), (256, 8), (768, 8)]  # columns and segmen
 Q80 = FloatType.Q80
 TOKENS = [*range(1, 10), 16, 33, 64]
 SYNCS = ["f32", "f16", "q80"]
+# Scores and values are normal numbers of up to 5 or so; some 16 products and 12 weights, each off by U, and e^score by
+# U for each of its own roundings: 5 * 30 * U = 9e-6.
+ATTENTION_ROUNDING = 9e-6
+KV_TYPES = ["f32", "f16"]
 # Figures with six digits, computed in float32.
 SIX_DIGITS = 1e-6
 PUBLISHED_EXP = 1e-3  # its exp is a polynomial
@@ -143,3 +147,7 @@ def silu_times(kernels: Kernels, gate: F32, up: F32) -> F32:
 def same(wire: object, expected: np.ndarray) -> bool:
     """The same bits, not only equal numbers."""
     return isinstance(wire, np.ndarray) and wire.shape == expected.shape and wire.tobytes() == expected.tobytes()
+
+
+def normal(seed: int, *shape: int) -> F32:
+    return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import zmq
+from answers import PROMPT
 from command_line import Cli, short_home
 from hub_server import Hub, Repo, running_hub
 from leaks import nothing_left
@@ -16,6 +17,7 @@ from puller import BIG, NAMES, Puller
 from stranger import Stranger
 from tiny import write_tiny_model
 
+import dllama_zmq
 from dllama_zmq.formats import ModelFile
 from dllama_zmq.quants import F32
 from dllama_zmq.root.root import Root, RootSettings
@@ -40,6 +42,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelFile]:
 def expected(model: ModelFile) -> F32:
     """Its logits of one node: see `nodes.logits`."""
     return logits(Root(zmq.Context.instance(), model, RootSettings(kernels="numpy")))
+
+
+@pytest.fixture(scope="module")
+def greedy_text(small_model: Path) -> str:
+    """40 greedy tokens after PROMPT, from the model in this process on one node: no bus, no other process."""
+    with dllama_zmq.load(small_model) as model:
+        return "".join(model.generate(PROMPT, max_tokens=40))
 
 
 @pytest.fixture

@@ -3,46 +3,19 @@
 from __future__ import annotations
 
 import re
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
 import pytest
-from command_line import Cli, Process, await_words, finish, gone, json_object, kill, read_some, until
-
-import dllama_zmq
+from answers import LEAVE_S, NOTICE_S, PROMPT, answer, long_answer
+from command_line import Cli, finish, gone, json_object, kill, until
 
 SOAK = Path(__file__).parents[2] / "tools" / "soak.py"
-PROMPT = "once upon a time"
-LEAVE_S = 15.0
-NOTICE_S = 20.0
-
-
-@pytest.fixture(scope="module")
-def greedy_text(small_model: Path) -> str:
-    """40 greedy tokens after PROMPT, from the model in this process on one node: no bus, no other process."""
-    with dllama_zmq.load(small_model) as model:
-        return "".join(model.generate(PROMPT, max_tokens=40))
-
-
-def answer(cli: Cli) -> str:
-    """The same 40 tokens from the running cluster, asked in this process."""
-    with cli.client() as client:
-        return client.text(PROMPT, max_tokens=40)
-
-
-@contextmanager
-def long_answer(cli: Cli) -> Iterator[Process]:
-    """A `generate` in mid-answer."""
-    with cli.started("generate", PROMPT, "--temp", "0", "-n", "1900") as process:
-        read_some(process, len(PROMPT) + 20)
-        yield process
 
 
 # --- up, status, down ---------------------------------------------------------------------------------------------
@@ -220,176 +193,6 @@ def test_a_client_in_mid_answer_is_told_when_the_root_is_killed(cli: Cli) -> Non
         ended = finish(process, NOTICE_S, start)
     assert "went away" in ended.error()
     cli.down()
-
-
-# --- when a worker dies -------------------------------------------------------------------------------------------
-
-
-def test_a_worker_that_dies_idle_is_started_again(cli: Cli, greedy_text: str) -> None:
-    cli.up(2)
-    dead = cli.pid("worker1")
-    kill(dead)
-    took_s = until(lambda: cli.pid("worker1") not in (0, dead), 30, "worker1 to be back")
-    assert answer(cli) == greedy_text
-    assert "starting again worker1: it ended with signal 9" in (cli.log_folder / "root.log").read_text()
-    print(f"a worker that died idle was back after {took_s:.2f} s")
-    cli.down()
-
-
-def test_a_worker_that_dies_is_started_again_where_the_logs_have_been_removed(cli: Cli, greedy_text: str) -> None:
-    cli.up(2)
-    shutil.rmtree(cli.log_folder)
-    dead = cli.pid("worker1")
-    kill(dead)
-    until(lambda: cli.pid("worker1") not in (0, dead), 30, "worker1 to be back")
-    assert answer(cli) == greedy_text
-    assert (cli.log_folder / "worker1.log").exists()
-    cli.down()
-
-
-def test_an_answer_asked_for_before_a_dead_worker_is_back_waits_for_it(cli: Cli, greedy_text: str) -> None:
-    cli.up(2)
-    kill(cli.pid("worker1"))
-    until(lambda: cli.status().state == "forming", LEAVE_S, "the root to miss worker1")
-    assert answer(cli) == greedy_text
-    cli.down()
-
-
-def test_a_worker_that_dies_in_mid_answer_ends_it_with_one_sentence(cli: Cli, greedy_text: str) -> None:
-    cli.up(4)
-    with long_answer(cli) as process:
-        start = time.monotonic()
-        kill(cli.pid("worker2"))
-        ended = finish(process, NOTICE_S, start)
-    assert re.fullmatch(r"worker2 was lost at step \d+, .*", ended.error())
-    print(f"a worker's death in mid-answer was told after {ended.seconds:.2f} s")
-    assert answer(cli) == greedy_text
-    cli.down()
-
-
-def test_a_worker_that_stops_answering_in_mid_answer_ends_it_with_one_sentence(cli: Cli) -> None:
-    cli.up(2)
-    pid = cli.pid("worker1")
-    with long_answer(cli) as process:
-        start = time.monotonic()
-        kill(pid, signal.SIGSTOP)
-        ended = finish(process, NOTICE_S, start)
-    assert re.fullmatch(r"worker1 was lost at step \d+, .*", ended.error())
-    down = cli.down()
-    assert down.seconds < 20  # limits.stop_s for the stopped one to leave, and then it is killed
-    assert gone(pid)
-    print(f"a stopped worker was told after {ended.seconds:.2f} s; down took {down.seconds:.2f} s")
-
-
-def test_a_stopped_worker_that_goes_on_joins_again(cli: Cli, greedy_text: str) -> None:
-    cli.up(2)
-    pid = cli.pid("worker1")
-    kill(pid, signal.SIGSTOP)
-    until(lambda: cli.status().state == "forming", NOTICE_S, "the root to miss worker1")
-    kill(pid, signal.SIGCONT)
-    until(lambda: cli.status().state == "ready", 30, "worker1 to join again")
-    assert cli.pid("worker1") == pid
-    assert answer(cli) == greedy_text
-    cli.down()
-
-
-def test_a_worker_that_dies_at_every_start_ends_up_with_the_reason(cli: Cli) -> None:
-    cli.write(2)
-    with cli.started("up") as process:
-        start = time.monotonic()
-        while process.poll() is None and time.monotonic() < start + 30:
-            for node in cli.processes():
-                with suppress(psutil.Error):
-                    if "worker1" in node.cmdline():
-                        node.kill()
-        ended = finish(process, 10, start)
-    assert ended.error().startswith("worker1 ended 3 times before the cluster was ready, last with signal 9; ")
-    assert cli.processes() == []
-
-
-def test_a_worker_elsewhere_says_why_a_root_gave_up(cli: Cli) -> None:
-    workers = [{"name": "far", "host": "192.0.2.1"}, {"name": "here"}, {"name": "off", "host": "192.0.2.2"}]
-    cli.write(4, host="0.0.0.0", open_bus=True, workers=workers)
-    with (
-        cli.started("worker", f"127.0.0.1:{cli.ports['replies']}", "--name", "far") as worker,
-        cli.started("up", "--foreground") as root,
-    ):
-
-        def has_given_up() -> bool:
-            for node in cli.processes():
-                with suppress(psutil.Error):
-                    if "here" in node.cmdline():
-                        node.kill()
-            return root.poll() is not None
-
-        await_words(worker, "joined the root at ")
-        until(has_given_up, 60, "the root to give up")
-        await_words(worker, "joining again: the cluster went down: here ended 3 times before the cluster was ready")
-
-
-def test_a_cluster_in_the_foreground_says_who_is_missing_and_is_not_up_before(cli: Cli) -> None:
-    cli.write(2, host="0.0.0.0", open_bus=True, workers=[{"name": "far", "host": "192.0.2.1"}])
-    replies = f"127.0.0.1:{cli.ports['replies']}"
-    with cli.started("up", "--foreground") as root:
-        said = await_words(root, "; start on 192.0.2.1: dllama-zmq worker ")
-        assert "forming: far " in said
-        assert "up name=" not in said
-        assert json_object(cli.run("ps", "--json").out)["clusters"][0]["state"] == "forming"
-        with cli.started("worker", replies):
-            await_words(root, "up name=small nodes=2")
-            assert json_object(cli.run("ps", "--json").out)["clusters"][0]["state"] == "up"
-        root.terminate()
-        assert finish(root, LEAVE_S, time.monotonic()).code == 0
-
-
-# --- a worker started by hand -------------------------------------------------------------------------------------
-
-
-def test_a_worker_started_by_hand_outlives_its_root_and_joins_the_next(cli: Cli, greedy_text: str) -> None:
-    cli.write(2, host="0.0.0.0", open_bus=True, workers=[{"name": "far", "host": "192.0.2.1"}])
-    with cli.started("worker", "--root", f"tcp://127.0.0.1:{cli.ports['replies']}") as worker:
-        assert cli.run("up").code == 0
-        assert (cli.pid("far"), answer(cli)) == (worker.pid, greedy_text)
-
-        root = cli.pid("root")
-        kill(root)
-        until(lambda: gone(root), LEAVE_S, "the root to end")
-        assert cli.run("up").code == 0
-        assert (cli.pid("far"), answer(cli)) == (worker.pid, greedy_text)
-
-        cli.down()
-        assert worker.poll() is None
-        assert cli.run("up").code == 0
-        assert (cli.pid("far"), answer(cli)) == (worker.pid, greedy_text)
-
-        start = time.monotonic()
-        worker.terminate()
-        ended = finish(worker, LEAVE_S, start)
-        assert ended.code == 0, ended.said
-    until(lambda: cli.status().state == "forming", LEAVE_S, "the root to miss its worker")
-    cli.down()
-
-
-def test_a_worker_elsewhere_says_why_an_up_failed(cli: Cli) -> None:
-    far = [{"name": name, "host": f"192.0.2.{i}"} for i, name in enumerate(("near", "far", "off"), 1)]
-    cli.write(4, host="0.0.0.0", open_bus=True, workers=far)
-    with (
-        cli.started("worker", f"127.0.0.1:{cli.ports['replies']}", "--name", "near") as worker,
-        cli.started("up") as up,
-    ):
-        await_words(worker, "joined the root at ")
-        up.send_signal(signal.SIGINT)
-        said = await_words(worker, "joining again: ").partition("joining again: ")[2]
-        assert finish(up, LEAVE_S, time.monotonic()).code == 130
-    assert said.startswith("the cluster went down before it was ready: near is ")
-    assert "; far has not joined yet; off has not joined yet" in said
-
-
-def test_up_says_how_to_start_a_worker_that_does_not_come(cli: Cli) -> None:
-    far = [{"name": "far", "host": "192.0.2.1"}]
-    cli.write(2, host="0.0.0.0", open_bus=True, workers=far, limits={"join_s": 1})
-    assert "after 1 s (limits.join_s): far has not joined yet: on 192.0.2.1: dllama-zmq worker" in cli.run("up").error()
-    assert cli.processes() == []
 
 
 # --- logs ---------------------------------------------------------------------------------------------------------
