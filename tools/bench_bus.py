@@ -4,7 +4,7 @@
 
 Prints the median and the 90th percentile in microseconds, over ipc and loopback TCP, with and without spinning before a
 wait blocks. Workers are child processes, as in a cluster. `--kernels numpy` takes only the bus's slow path
-(bus/exchange.py), `simd` its fast path (bus/trade.py) first.
+(bus/exchange.py), `simd` its fast path (bus/native/) first.
 """
 
 from __future__ import annotations

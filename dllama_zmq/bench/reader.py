@@ -11,7 +11,7 @@ import numpy as np
 
 from dllama_zmq.errors import UsageError
 from dllama_zmq.host import free_memory_bytes, usable_cores
-from dllama_zmq.kernels import Kernels, choose_kernels, compiled
+from dllama_zmq.kernels import Kernels, choose_kernels
 
 MAX_READ_BYTES = 1 << 30
 """Read in one pass: far more than any cache holds, but at most a quarter of the free memory."""
@@ -26,10 +26,10 @@ class MemoryReader:
         """kernels: their own threads read if they are simd's. Else simd's loop reads where it can run, else NumPy's
         maximum, which may be slower.
         """
-        self._simd = None if kernels is None else compiled(kernels)
-        if self._simd is None:
+        self._native = None if kernels is None else kernels.native
+        if self._native is None:
             with suppress(UsageError):
-                self._simd = compiled(choose_kernels("simd", threads, threads > usable_cores()))
+                self._native = choose_kernels("simd", threads, threads > usable_cores()).native
         free_bytes = free_memory_bytes()
         n_bytes = MAX_READ_BYTES if free_bytes is None else min(MAX_READ_BYTES, free_bytes // 4)
         n_chunks = max(16, n_bytes // _CHUNK_BYTES)
@@ -46,19 +46,18 @@ class MemoryReader:
 
     @property
     def read_by(self) -> str:
-        return "numpy" if self._simd is None else "simd"
+        return "numpy" if self._native is None else "simd"
 
     def pass_s(self) -> float:
         """Read all of it once; returns the seconds."""
-        if self._simd is None:
+        if self._native is None:
             start = time.perf_counter()
             list(self._threads.map(np.max, self._spans))  # releases the interpreter's lock, and is a SIMD loop
             return time.perf_counter() - start
-        from dllama_zmq.kernels.simd.pool import Job
+        from dllama_zmq.kernels.simd.job import Job
 
         sums = np.empty((len(self._chunks), 16), np.float32)  # a cache line each
         job = Job(self._chunks.ctypes.data, _CHUNK_BYTES, sums.ctypes.data)
-        kernel = self._simd.address_of("read_memory")
         start = time.perf_counter()
-        self._simd.pool.run(kernel, job.address, len(self._chunks))
+        self._native.parallel_for("read_memory", job, len(self._chunks))
         return time.perf_counter() - start

@@ -14,6 +14,7 @@ from dllama_zmq.bench.child import measure_in_child
 from dllama_zmq.bench.machine import blas_name, cpu_name, product_row, source_commit
 from dllama_zmq.bench.random_file import kept_shape, shape_title
 from dllama_zmq.bench.rows import Row
+from dllama_zmq.bus.native.exchange import EXCHANGE_KERNELS
 from dllama_zmq.errors import ClusterError, RequestError
 from dllama_zmq.formats import open_model
 from dllama_zmq.host import free_memory_bytes, usable_cores
@@ -39,7 +40,7 @@ def run_bench(settings: BenchSettings, tells: Tells) -> Generator[list[Row], Non
         with interrupts.raised():
             path, spec, title = _model(settings, tells)
             tells.now("getting the kernels ready")  # here, not while the first child is timed
-            needs = kernel_needs(spec, max(nodes.n_nodes for nodes in settings.nodes), "f16")
+            needs = kernel_needs(spec, max(nodes.n_nodes for nodes in settings.nodes), "f16", EXCHANGE_KERNELS)
             prepare_kernels(settings.kernels, needs, told_to(tells))
             facts = _facts(settings, spec, title)
             cores, products = usable_cores(), {}

@@ -1,15 +1,20 @@
-"""The raw frames of a message as arrays, and arrays as frames."""
+"""The raw frames of a message as arrays, arrays as frames, and the headers of sums."""
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, Literal, TypeAlias, cast
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from dllama_zmq.bus.messages import FLOATS, ArrayHead, ArrayType, Frame
+from dllama_zmq.bus.messages import FLOATS, PROTOCOL, ArrayHead, ArrayType, Frame, Partial, Sum
 from dllama_zmq.errors import ProtocolError
+from dllama_zmq.kernels import Kernels
 from dllama_zmq.quants import F32, U8, dequantize, quantize
+from dllama_zmq.spec import Sync
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -40,6 +45,23 @@ def unpack(head: ArrayHead, frame: Frame, wire: ArrayType, shape: tuple[int, int
         return dequantize(packed(head, frame, wire, shape), FLOATS[wire]).reshape(shape)
     _check_head(head, wire, shape)
     return np.frombuffer(frame, _PLAIN[wire]).reshape(shape)
+
+
+def to_wire(partial: F32 | U8, kernels: Kernels, sync: Sync) -> U8:
+    """A partial sum (T, D) in the type of the bus; as it is, if a product has written it so."""
+    return cast(U8, partial) if partial.dtype == np.uint8 else kernels.pack(cast(F32, partial), sync)
+
+
+def stage_header(kind: type[Sum | Partial], epoch: int, step: int, head: ArrayHead) -> Callable[[int], bytes]:
+    """A function from a stage to the header that `encode` makes of its Sum or Partial."""
+    before = b"\x96" + b"".join(map(_encoded, (PROTOCOL, kind.__name__.lower(), epoch, step)))
+    after = msgspec.msgpack.encode([head])
+    return lambda stage: before + _encoded(stage) + after
+
+
+@lru_cache(maxsize=4096)
+def _encoded(value: int | str) -> bytes:
+    return msgspec.msgpack.encode(value)
 
 
 def _check_head(head: ArrayHead, wire: ArrayType, shape: tuple[int, int]) -> None:

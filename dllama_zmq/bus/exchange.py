@@ -4,10 +4,10 @@ The root publishes a step, every node makes its partial sums, the root adds them
 and publishes each sum. Everybody, the root too, goes on with what was published, decoded: the same bits.
 
 Two nodes need not wait for each other's turn: each sends its own partial sum as soon as it has it, the root as `sum`,
-and both add the same two in the same order. One crossing is waited for instead of two (tools/BENCHMARKS.md).
+and both add the same two in the same order. One trip is waited for instead of two (tools/BENCHMARKS.md).
 
-Sums and partial sums go the short way of `trade.py` where there is one; what it leaves is done here, and so are those
-of micro-batches, which are large and not waited for at once.
+Sums and partial sums take the fast path of `native/exchange.py` if there is one. What it leaves takes the slow path
+here, and so do those of micro-batches, which are large and not waited for at once.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import cast
 
-from dllama_zmq.bus.arrays import pack_floats, packed, unpack
+from dllama_zmq.bus.arrays import pack_floats, packed, stage_header, to_wire, unpack
 from dllama_zmq.bus.links import RootLink
 from dllama_zmq.bus.messages import (
     ArrayHead,
@@ -38,10 +38,10 @@ from dllama_zmq.bus.messages import (
     Want,
     encode,
 )
+from dllama_zmq.bus.native.exchange import NativeExchange, SocketPair, make_native_exchange
 from dllama_zmq.bus.peers import PeerGone
 from dllama_zmq.bus.session import Gather, Member, Part, Roster, State
 from dllama_zmq.bus.slowest import Wait
-from dllama_zmq.bus.trade import Trade, as_it_crosses, make_trade, stage_header
 from dllama_zmq.errors import ProtocolError, RemoteError, WorkerLost
 from dllama_zmq.kernels import Kernels
 from dllama_zmq.quants import F32, U8
@@ -60,7 +60,7 @@ class Solo:
         self._begun: deque[F32] = deque()
 
     def all_reduce(self, partial: F32 | U8) -> F32:
-        return cast(F32, partial)  # nobody has told the products of anything that it should cross
+        return cast(F32, partial)  # on one node `Sums.wire` is None: products return float32
 
     def start(self, partial: F32 | U8) -> None:
         self._begun.append(self.all_reduce(partial))
@@ -98,8 +98,8 @@ class StarRoot:
         self._begun: deque[_Begun] = deque()
         self._n_batches = 1  # of this step
         self._last: deque[list[Frame]] = deque(maxlen=4)
-        self._trade: Trade | None = None
-        self._trade_epoch = -1
+        self._native: NativeExchange | None = None
+        self._native_epoch = -1
         self.backlog: dict[bytes, Message] = {}
         self._forget_waits()
 
@@ -121,31 +121,31 @@ class StarRoot:
         return unpack(head, frame, self._sync, (x.shape[0], x.shape[1]))
 
     def all_reduce(self, partial: F32 | U8) -> F32:
-        if self._trade is None:
+        if self._native is None:
             self.start(partial)
             return self.finish()
         self._stage += 1
-        own = as_it_crosses(partial, self._kernels, self._sync)  # as the others' do: no node is special
-        total = self._short_way(self._trade, own)
+        own = to_wire(partial, self._kernels, self._sync)  # as the others' do: no node is special
+        total = self._fast_path(self._native, own)
         if total is not None:
             return total
-        parts, other = self._trade.parts, self._trade.others()
+        parts, other = self._native.parts, self._native.unexpected()
         missing = [node for node, part in zip(self._nodes, parts, strict=True) if part is None]
         if missing:
-            for late in self._collect(self._gather(Partial, missing), other, self._trade.waited_s):
+            for late in self._collect(self._gather(Partial, missing), other, self._native.waited_s):
                 parts[late.node - 1] = self._read(late, len(own))
         else:
-            self._count_wait(self._nodes[self._trade.last], self._trade.waited_s, len(parts) * own.nbytes)
+            self._count_wait(self._nodes[self._native.last], self._native.waited_s, len(parts) * own.nbytes)
         wire, total = self._add_up(own, [part for part in parts if part is not None])
         if wire is not None:
             header = self._sum_header(self._stage)
-            self._trade.send(header, wire)
+            self._native.send(header, wire)
             self._note_sum(header, wire)
         return total
 
     def start(self, partial: F32 | U8) -> None:
         self._stage += 1
-        own = as_it_crosses(partial, self._kernels, self._sync)
+        own = to_wire(partial, self._kernels, self._sync)
         self._begun.append(_Begun(own, self._gather(Partial, self._nodes)))
         self._n_batches = max(self._n_batches, len(self._begun))
         if self._pair:
@@ -178,32 +178,32 @@ class StarRoot:
     def _make_ready(self, head: ArrayHead) -> None:
         """For the sums of a step, all with this array head."""
         epoch = self._roster.epoch
-        if epoch != self._trade_epoch:  # a worker that has joined again has another identity
+        if epoch != self._native_epoch:  # a worker that has joined again has another identity
             identities = [member.identity for member in self._roster.members]
-            link, order = self._link, range(len(identities) + 1)
-            self._trade = make_trade(
-                self._kernels, self._sync, link.steps, link.replies, link.spin_s, order, identities, not self._pair
+            sockets = SocketPair(self._link.steps, self._link.replies, identities)
+            self._native = make_native_exchange(
+                self._kernels, self._sync, sockets, self._link.spin_s, range(len(identities) + 1), not self._pair
             )
-            self._trade_epoch = epoch
+            self._native_epoch = epoch
         self._head = head
         self._sum_header = stage_header(Sum, epoch, self._step, head)
         self._partial_header = stage_header(Partial, epoch, self._step, head)
         self._sent = [self._link.meter.tally(name, "sent", "sum") for name in self._names]
         self._received = [self._link.meter.tally(name, "received", "partial") for name in self._names]
 
-    def _short_way(self, trade: Trade, own: U8) -> F32 | None:
+    def _fast_path(self, native: NativeExchange, own: U8) -> F32 | None:
         """The sum, or None where there is something left to do for it."""
         header, expected = self._sum_header(self._stage), self._partial_header(self._stage)
-        total = trade(header, own, expected)
+        total = native(header, own, expected)
         if total is not None:
-            self._count_wait(self._nodes[trade.last], trade.waited_s, len(self._nodes) * own.nbytes)
-        for tally, came in zip(self._received, trade.came, strict=True):
-            if came:
+            self._count_wait(self._nodes[native.last], native.waited_s, len(self._nodes) * own.nbytes)
+        for tally, received in zip(self._received, native.received, strict=True):
+            if received:
                 tally.add_array(len(expected), own.nbytes)
         if self._pair:
             self._note_sum(header, own)
-        elif total is not None and trade.wire is not None:
-            self._note_sum(header, trade.wire)
+        elif total is not None and native.published is not None:
+            self._note_sum(header, native.published)
         return total
 
     def _add_up(self, own: U8, parts: Sequence[U8]) -> tuple[U8 | None, F32]:
@@ -215,7 +215,7 @@ class StarRoot:
         self._publish(Sum(self._roster.epoch, self._step, stage, [head]), [body.data.cast("B")])
 
     def _note_sum(self, header: bytes, body: U8) -> None:
-        """A sum has gone out the short way."""
+        """A sum has been sent on the fast path."""
         self._last.append([header, body.data.cast("B")])
         for tally in self._sent:
             tally.add_array(len(header), body.nbytes)

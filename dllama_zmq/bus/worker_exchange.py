@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
-from dllama_zmq.bus.arrays import packed, unpack
+from dllama_zmq.bus.arrays import packed, stage_header, to_wire, unpack
 from dllama_zmq.bus.links import WorkerLink
 from dllama_zmq.bus.messages import (
     ArrayHead,
@@ -22,7 +22,7 @@ from dllama_zmq.bus.messages import (
     Sum,
     Welcome,
 )
-from dllama_zmq.bus.trade import Trade, as_it_crosses, make_trade, stage_header
+from dllama_zmq.bus.native.exchange import NativeExchange, SocketPair, make_native_exchange
 from dllama_zmq.errors import ProtocolError, RootLost
 from dllama_zmq.kernels import Kernels
 from dllama_zmq.quants import F32, U8
@@ -47,10 +47,11 @@ class StarWorker:
         self._sync = sync
         self._dim = dim
         self._silence_s = silence_s
-        self._trade: Trade | None = None
+        self._native: NativeExchange | None = None
         if link.steps is not None:
             order = (1, 0) if self._pair else (1,)
-            self._trade = make_trade(kernels, sync, link.replies, link.steps, link.spin_s, order)
+            sockets = SocketPair(link.replies, link.steps)
+            self._native = make_native_exchange(kernels, sync, sockets, link.spin_s, order)
         self.epoch = 0
         self.step = 0
         self._stage = 0
@@ -77,21 +78,21 @@ class StarWorker:
         return x
 
     def all_reduce(self, partial: F32 | U8) -> F32:
-        if self._trade is None:
+        if self._native is None:
             self.start(partial)
             return self.finish()
         self._stage += 1
-        own = as_it_crosses(partial, self._kernels, self._sync)
-        total = self._trade(self._partial_header(self._stage), own, self._sum_header(self._stage))
-        self._wait_s += self._trade.waited_s
+        own = to_wire(partial, self._kernels, self._sync)
+        total = self._native(self._partial_header(self._stage), own, self._sum_header(self._stage))
+        self._wait_s += self._native.waited_s
         if total is not None:
             return total
-        (arrived,), other = self._trade.parts, self._trade.others()
+        (arrived,), other = self._native.parts, self._native.unexpected()
         return self._add_up(self._await_sum(self._stage, len(own), other) if arrived is None else arrived, own)
 
     def start(self, partial: F32 | U8) -> None:
         self._stage += 1
-        own = as_it_crosses(partial, self._kernels, self._sync)
+        own = to_wire(partial, self._kernels, self._sync)
         head = ArrayHead(self._sync, len(own), self._dim)
         self._link.send(Partial(self.epoch, self.step, self._stage, [head]), [own.data.cast("B")])
         self._begun.append((self._stage, own))

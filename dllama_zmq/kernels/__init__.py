@@ -6,25 +6,34 @@ import logging
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from dllama_zmq.errors import UsageError
-from dllama_zmq.kernels.interface import CacheSpec, Experts, Kernels, KVCache, KVType, Linear, Norm, Rotation, Run, Sums
+from dllama_zmq.kernels.interface import (
+    CacheSpec,
+    Experts,
+    Kernels,
+    KVCache,
+    KVType,
+    Linear,
+    Native,
+    Norm,
+    Rotation,
+    Run,
+    Sums,
+)
 from dllama_zmq.kernels.needs import Compiling, Needs, told_to
 from dllama_zmq.kernels.reduction import tree_sum
 from dllama_zmq.kernels.reference import Reference
-
-if TYPE_CHECKING:
-    from dllama_zmq.kernels.simd.backend import Simd
 
 logger = logging.getLogger(__name__)
 
 KernelChoice = Literal["auto", "simd", "numpy"]
 
 __all__ = [
-    "CacheSpec", "Compiling", "Experts", "KVCache", "KVType", "KernelChoice", "Kernels", "Linear", "Needs", "Norm",
-    "Reference", "Rotation", "Run", "Sums",
-    "choose_kernels", "compiled", "prepare_kernels", "told_to", "tree_sum",
+    "CacheSpec", "Compiling", "Experts", "KVCache", "KVType", "KernelChoice", "Kernels", "Linear", "Native", "Needs",
+    "Norm", "Reference", "Rotation", "Run", "Sums",
+    "choose_kernels", "prepare_kernels", "told_to", "tree_sum",
 ]  # fmt: skip
 
 
@@ -47,17 +56,6 @@ def choose_kernels(choice: KernelChoice, threads: int, crowded: bool = False) ->
         raise UsageError(f"kernels simd cannot run here: {obstacle}; use kernels: numpy")
     logger.warning("kernels numpy, which are slow: simd cannot run here: %s", obstacle)
     return Reference(threads)
-
-
-def compiled(kernels: Kernels) -> Simd | None:
-    """The back end simd behind `kernels`, with a clock or without; None where they are of another."""
-    if kernels.name != "simd":
-        return None
-    from dllama_zmq.kernels.profiled import Profiled
-    from dllama_zmq.kernels.simd.backend import Simd
-
-    inner = kernels.timed if isinstance(kernels, Profiled) else kernels
-    return inner if isinstance(inner, Simd) else None
 
 
 def prepare_kernels(choice: KernelChoice, needs: Needs, on_progress: Callable[[Compiling], None] | None = None) -> None:

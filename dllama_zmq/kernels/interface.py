@@ -6,13 +6,14 @@ An array that a back end has returned is the caller's for as long as the caller 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from dllama_zmq.kernels.simd.job import Job
 from dllama_zmq.quants import F32, U8, BlockMatrix
 from dllama_zmq.spec import Activation, Sync
 
@@ -120,10 +121,35 @@ class KVCache(Protocol):
         ...
 
 
+class Native(Protocol):
+    """What a compiled back end offers to compiled code of other packages. Kernels are given by name."""
+
+    def entry(self, kernel: str, n_args: int) -> Callable[..., None]:
+        """A kernel as a function of `n_args` integers."""
+        ...
+
+    def parallel_for(self, kernel: str, job: Job, n_items: int, chunk: int = 1) -> None:
+        """Run a kernel over `n_items` on all threads, `chunk` items at a time."""
+        ...
+
+    def array(self, n_rows: int, width: int, dtype: Any = np.float32) -> tuple[Any, int]:
+        """An array (n_rows, width) that nobody else holds, and its address."""
+        ...
+
+    def sum_kernel(self, sync: Sync, parts: int, n_parts: int) -> tuple[int, Job]:
+        """The address of the kernel of `Kernels.add_up`, and a job that adds the parts listed at address `parts`."""
+        ...
+
+
 class Kernels(Protocol):
     """One back end. None of its methods knows what a model is; one thread calls them."""
 
     name: str
+
+    @property
+    def native(self) -> Native | None:
+        """None if this back end is not compiled."""
+        ...
 
     def linear(
         self, *matrices: BlockMatrix, segments: int = 1, norm: Norm | None = None, wire: Sync | None = None

@@ -16,13 +16,14 @@ _DOING = "compiling kernels for this CPU, once"
 class Needs:
     """The work of one node, so that only what it needs is compiled.
 
-    types: of the matrices that are multiplied. expert_types: of those of experts. several: sums cross a bus.
+    types: of the matrices that are multiplied. expert_types: of those of experts. kernels: others that
+    are needed, by name (those of other packages as `module:kernel`).
     """
 
     types: frozenset[FloatType]
     expert_types: frozenset[FloatType] = frozenset()
     kv_type: KVType = "f16"
-    several: bool = False
+    kernels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

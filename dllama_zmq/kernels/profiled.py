@@ -34,7 +34,7 @@ class Profiled:
     """
 
     def __init__(self, kernels: Kernels) -> None:
-        self.name = kernels.name
+        self.name, self.native = kernels.name, kernels.native
         self.timed = kernels
         self._spent: dict[str, _Spent] = {}
         self.rms_norm = self._timed("rms_norm", kernels.rms_norm)

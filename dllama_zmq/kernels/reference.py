@@ -24,6 +24,7 @@ class Reference:
     """NumPy kernels. `threads` share the rows of a product; they change its speed, never its bits."""
 
     name = "numpy"
+    native = None
 
     def __init__(self, threads: int = 1) -> None:
         self._pool = ThreadPoolExecutor(threads, "kernels") if threads > 1 else None

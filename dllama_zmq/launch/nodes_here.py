@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
+from dllama_zmq.bus.native.exchange import EXCHANGE_KERNELS
 from dllama_zmq.cluster import Cluster, ClusterFile, WorkerConfig, is_loopback
 from dllama_zmq.errors import FormatError
 from dllama_zmq.formats import ModelFile, open_model, read_tokenizer
@@ -60,7 +61,7 @@ def checked_needs(file: ClusterFile, tells: Tells) -> Needs:
     tells.now(f"reading {file.model_path().name} and its tokenizer")
     model, _ = open_checked(file, lambda sentence: tells.line(f"warning: {sentence}"))
     with model:
-        return kernel_needs(model.spec, file.cluster.n_nodes, file.cluster.kv_cache)
+        return kernel_needs(model.spec, file.cluster.n_nodes, file.cluster.kv_cache, EXCHANGE_KERNELS)
 
 
 def _check_plan(cluster: Cluster, model: ModelFile) -> None:

@@ -23,6 +23,7 @@ from dllama_zmq.bus.links import Endpoints, RootLink
 from dllama_zmq.bus.messages import ArrayType, Bye, Want
 from dllama_zmq.bus.messages import Plan as PlanMessage
 from dllama_zmq.bus.meter import Phase
+from dllama_zmq.bus.native.exchange import EXCHANGE_KERNELS
 from dllama_zmq.bus.peers import PeerGone
 from dllama_zmq.bus.session import ROOT, Part, Roster, State
 from dllama_zmq.bus.sockets import SPIN_S
@@ -105,7 +106,8 @@ class Root:
             raise PlanError(
                 f"sync {settings.sync} needs whole blocks of 32; this model is {self.spec.dim} wide: use f32 or f16"
             )
-        prepare_kernels(settings.kernels, kernel_needs(self.spec, 1 + len(settings.names), settings.kv_type))
+        needs = kernel_needs(self.spec, 1 + len(settings.names), settings.kv_type, EXCHANGE_KERNELS)
+        prepare_kernels(settings.kernels, needs)
         kernels = choose_kernels(settings.kernels, settings.threads, settings.crowded)
         if settings.profile:
             from dllama_zmq.kernels.profiled import Profiled

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from dllama_zmq.kernels import CacheSpec, Kernels, KVType, Needs, Sums
 from dllama_zmq.models import Model, attention_softcap, build_model, tensor_table
@@ -57,9 +57,9 @@ def counted(weights: TensorSource, total_bytes: int, on_bytes: Callable[[int, in
     return counted_weights
 
 
-def kernel_needs(spec: ModelSpec, n_nodes: int, kv_type: KVType) -> Needs:
-    """The kernels that each of `n_nodes` nodes of a model needs."""
+def kernel_needs(spec: ModelSpec, n_nodes: int, kv_type: KVType, exchange: Sequence[str]) -> Needs:
+    """The kernels that each of `n_nodes` nodes of a model needs. exchange: those that only several nodes need."""
     matrices = [t for t in tensor_table(spec) if not t.root_only and t.axes[0] not in ("one", "experts")]
     experts = [t for t in matrices if ".experts." in t.name]
     types, expert_types = (frozenset(t.float_type for t in tensors) for tensors in (matrices, experts))
-    return Needs(types, expert_types, kv_type, several=n_nodes > 1)
+    return Needs(types, expert_types, kv_type, tuple(exchange) if n_nodes > 1 else ())

@@ -41,6 +41,7 @@ from dllama_zmq.bus.messages import (
     Welcome,
 )
 from dllama_zmq.bus.messages import Plan as PlanMessage
+from dllama_zmq.bus.native.exchange import EXCHANGE_KERNELS
 from dllama_zmq.bus.worker_exchange import StarWorker, StepVoid
 from dllama_zmq.errors import BusError, ClusterError, DllamaError, FormatError, PlanError, ProtocolError, RootLost
 from dllama_zmq.host import free_memory_bytes, give_memory_back, host_name, refused_by_system
@@ -244,7 +245,8 @@ class Worker:
                 loading.take(piece, frames)
                 link.send(Credit(1))
         with preparation.told():
-            prepare_kernels(order.kernels, kernel_needs(spec, order.nodes, order.kv), preparation.compiling)
+            needs = kernel_needs(spec, order.nodes, order.kv, EXCHANGE_KERNELS)
+            prepare_kernels(order.kernels, needs, preparation.compiling)
             kernels = choose_kernels(order.kernels, self._settings.threads, self._settings.crowded)
             take = counted(loading.weights.pop, loading.received_bytes, preparation.packing)
             try:

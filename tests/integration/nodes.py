@@ -38,8 +38,8 @@ TOKENS = [1, 40, 41, 200, 7]
 Context: TypeAlias = zmq.Context[zmq.Socket[bytes]]
 Transport: TypeAlias = Callable[[], Endpoints]
 
-BOTH_WAYS = pytest.mark.parametrize("kernels", ["numpy", "simd"], ids=["the long way", "the short way"])
-"""Of partial sums: through the interpreter alone, and through bus/trade.py first."""
+FAST_AND_SLOW = pytest.mark.parametrize("kernels", ["numpy", "simd"], ids=["slow path", "fast path"])
+"""Exchanges of partial sums through the interpreter alone, and on the fast path (bus/native/) first."""
 
 
 def assert_are(got: F32, expected: F32, kernels: KernelChoice) -> None:

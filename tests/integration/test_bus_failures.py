@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from nodes import (
-    BOTH_WAYS,
+    FAST_AND_SLOW,
     SOON_S,
     TOKENS,
     Context,
@@ -37,7 +37,7 @@ from dllama_zmq.quants import F32
     ("stage", "where", "transport"),
     [(1, "layer 0, attention", inproc), (4, "layer 1, feed-forward", tcp), (5, "logits", inproc)],
 )
-@BOTH_WAYS
+@FAST_AND_SLOW
 def test_a_worker_that_vanishes_in_a_step_is_named_with_its_stage_and_can_be_replaced(
     stage: int, where: str, transport: Transport, kernels: KernelChoice, context: Context, model: ModelFile,
     expected: F32, start: Start,
@@ -145,7 +145,7 @@ class IsSilent(Stranger):
 
 
 @pytest.mark.parametrize(("stage", "where"), [(2, "layer 0, feed-forward"), (5, "logits")])
-@BOTH_WAYS
+@FAST_AND_SLOW
 def test_a_silent_worker_is_named_with_the_seconds_and_told_to_join_again(
     stage: int, where: str, kernels: KernelChoice, context: Context, model: ModelFile, expected: F32, start: Start
 ) -> None:
@@ -177,7 +177,7 @@ class Chatters(Stranger):
         raise Again
 
 
-@BOTH_WAYS
+@FAST_AND_SLOW
 def test_talk_that_never_ends_does_not_outlast_a_deadline(
     kernels: KernelChoice, context: Context, model: ModelFile, start: Start
 ) -> None:
@@ -214,7 +214,7 @@ class RepeatsItself(Stranger):
         super().send_part(kind, *fields, arrays=noise)
 
 
-@BOTH_WAYS
+@FAST_AND_SLOW
 def test_parts_of_other_epochs_steps_stages_and_kinds_are_ignored(
     kernels: KernelChoice, context: Context, model: ModelFile, expected: F32, start: Start
 ) -> None:

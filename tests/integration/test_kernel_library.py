@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from command_line import SMALL, Cli
 
+from dllama_zmq.bus.native.exchange import EXCHANGE_KERNELS
 from dllama_zmq.kernels.simd.catalog import needed
 from dllama_zmq.sharding import kernel_needs
 
@@ -233,7 +234,7 @@ def test_a_first_answer_compiles_what_its_model_needs_and_nothing_else(cli: Cli,
         assert answer.code == 0, answer.said
         assert "compiling kernels for this CPU, once" in answer.err, answer.said
         names = sorted(path.stem.partition("-")[2] for path in kept(cache))
-        assert names == sorted(needed(kernel_needs(SMALL, n_nodes, "f16"))), f"{n_nodes} nodes"
+        assert names == sorted(needed(kernel_needs(SMALL, n_nodes, "f16", EXCHANGE_KERNELS))), f"{n_nodes} nodes"
         logs = [path.read_text() for path in cli.log_folder.glob("*.log")]
         assert len(logs) == n_nodes
         assert not any("compil" in log for log in logs), "a node compiled what was not ready when it was started"

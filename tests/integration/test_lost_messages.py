@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import zmq
 from nodes import (
-    BOTH_WAYS,
+    FAST_AND_SLOW,
     SOON_S,
     TOKENS,
     Context,
@@ -133,7 +133,7 @@ class HearsFirst(Keeps):
         super().send_part(kind, *fields, arrays=arrays)
 
 
-@BOTH_WAYS
+@FAST_AND_SLOW
 def test_the_root_of_a_pair_sends_its_part_without_waiting_for_the_workers(
     kernels: KernelChoice, context: Context, model: ModelFile, expected: F32, start: Start
 ) -> None:

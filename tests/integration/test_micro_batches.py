@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import zmq
 from nodes import (
-    BOTH_WAYS,
+    FAST_AND_SLOW,
     Context,
     Keeps,
     Relay,
@@ -69,7 +69,7 @@ def logits(root: Root) -> F32:
 
 @pytest.mark.parametrize("n_nodes", [1, 2, 4])
 @pytest.mark.parametrize("kind", ["workers", "strangers"])
-@BOTH_WAYS
+@FAST_AND_SLOW
 def test_two_micro_batches_give_the_logits_of_two_tokens_at_a_time(
     kind: str, n_nodes: int, kernels: KernelChoice, context: Context, model: ModelFile, expected: F32, start: Start
 ) -> None:
@@ -90,7 +90,7 @@ class HearsTheNextFirst(Keeps):
         super().send_part(kind, *fields, arrays=arrays)
 
 
-@BOTH_WAYS
+@FAST_AND_SLOW
 def test_the_root_of_a_pair_computes_the_second_while_the_sums_of_the_first_travel(
     kernels: KernelChoice, context: Context, model: ModelFile, expected: F32, start: Start
 ) -> None:
@@ -139,7 +139,7 @@ def test_the_root_keeps_the_part_of_a_worker_that_is_a_micro_batch_ahead_of_anot
         assert count(root, "missed") == 0
 
 
-@BOTH_WAYS
+@FAST_AND_SLOW
 def test_a_worker_computes_the_second_while_the_sums_of_the_first_travel(
     kernels: KernelChoice, context: Context, model: ModelFile, start: Start
 ) -> None:

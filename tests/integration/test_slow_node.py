@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from nodes import BOTH_WAYS, Context, Start, a_root, a_worker, form, inproc, tcp
+from nodes import FAST_AND_SLOW, Context, Start, a_root, a_worker, form, inproc, tcp
 from stranger import Stranger
 from tiny import tiny_spec, write_tiny_model
 
@@ -96,7 +96,7 @@ def steps_until(root: Root, happened: Callable[[PhaseTimes], bool]) -> int:
     return n_steps
 
 
-@BOTH_WAYS
+@FAST_AND_SLOW
 @pytest.mark.parametrize(("kind", "n_workers"), [("computing", 1), ("computing", 3), ("paused", 1), ("messages", 3)])
 def test_a_slow_worker_is_named_with_what_is_slow(
     context: Context, start: Start, model: ModelFile, kernels: KernelChoice, kind: Kind, n_workers: int
@@ -125,7 +125,7 @@ def test_a_slow_worker_is_named_with_what_is_slow(
     assert any(line.startswith(f"slowest: {slow} ") for line in slowness(status))
 
 
-@BOTH_WAYS
+@FAST_AND_SLOW
 def test_of_two_nodes_with_a_slow_link_none_is_named_and_both_wait_for_messages(
     context: Context, start: Start, model: ModelFile, kernels: KernelChoice
 ) -> None:

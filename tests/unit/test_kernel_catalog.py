@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from importlib import import_module
 
 import pytest
 from tiny import tiny_spec
 
+from dllama_zmq.bus.native.exchange import EXCHANGE_KERNELS
 from dllama_zmq.kernels import KVType, Needs
 from dllama_zmq.kernels.simd.build import all_kernels
 from dllama_zmq.kernels.simd.catalog import GROUPS, NAMES, cost_s, group_of, needed
@@ -22,17 +24,18 @@ MOST_COST_S = 6.0
 
 
 def needs_of(spec: ModelSpec, n_nodes: int = 1, kv_type: KVType = "f16") -> list[str]:
-    return needed(kernel_needs(spec, n_nodes, kv_type))
+    return needed(kernel_needs(spec, n_nodes, kv_type, EXCHANGE_KERNELS))
 
 
 def test_the_catalog_has_every_kernel_that_can_be_compiled_and_no_other():
+    import_module("dllama_zmq.bus.native.kernel")  # which has one of its own
     assert sorted(NAMES) == sorted(all_kernels())
 
 
 def test_a_q40_model_compiles_this_before_its_first_token_and_nothing_else():
     spec = tiny_spec(weight_type=FloatType.Q40)
     assert needs_of(spec) == FIRST_TOKEN
-    assert needs_of(spec, n_nodes=4) == [*FIRST_TOKEN, "add_up", "trade"]
+    assert needs_of(spec, n_nodes=4) == [*FIRST_TOKEN, *EXCHANGE_KERNELS]
     assert cost_s(needs_of(spec, n_nodes=4)) < MOST_COST_S
 
 
@@ -54,7 +57,7 @@ def test_types_of_single_tensors_and_the_kv_cache_and_experts_count():
 
 def test_what_is_asked_for_by_one_name_brings_all_that_is_needed_beside_it():
     assert group_of("pack_q41") == ("quantize", "product_q41", "pack_q41")
-    assert all(name in group_of(name) for name in NAMES)
+    assert all(name in group_of(name) for name in (*NAMES, *EXCHANGE_KERNELS))
     assert sum(map(cost_s, GROUPS.values())) > 0
     with pytest.raises(KeyError):
         group_of("nothing")

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dllama_zmq.bus import messages
-from dllama_zmq.bus.arrays import pack_floats, pack_plain, unpack
+from dllama_zmq.bus.arrays import pack_floats, pack_plain, stage_header, unpack
 from dllama_zmq.bus.client_messages import FROM_CLIENT, TO_CLIENT, Generate
 from dllama_zmq.bus.messages import (
     PROTOCOL,
@@ -31,7 +31,6 @@ from dllama_zmq.bus.messages import (
     decode,
     encode,
 )
-from dllama_zmq.bus.trade import stage_header
 from dllama_zmq.errors import ProtocolError
 
 DIRECTIONS = {"to_worker": TO_WORKER, "to_root": TO_ROOT, "from_client": FROM_CLIENT, "to_client": TO_CLIENT}

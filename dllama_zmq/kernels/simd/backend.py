@@ -18,11 +18,12 @@ from dllama_zmq.kernels.reference import Reference, gate_times
 from dllama_zmq.kernels.simd.arrays import Arrays, address, float_bits, rows_of
 from dllama_zmq.kernels.simd.cache import SimdCache
 from dllama_zmq.kernels.simd.experts import Apart, SimdExperts
-from dllama_zmq.kernels.simd.layout import ALONE_RUNS, AS_F16, AS_F32, AS_Q80, GATED, GATED_GELU
+from dllama_zmq.kernels.simd.job import Job
+from dllama_zmq.kernels.simd.layout import AS_F16, AS_F32, AS_Q80, GATED, GATED_GELU, MAX_SERIAL_RUNS, SumJob
 from dllama_zmq.kernels.simd.library import library
 from dllama_zmq.kernels.simd.linear import ALONE_TOKENS, Product
 from dllama_zmq.kernels.simd.memory import HugePages, own_pages
-from dllama_zmq.kernels.simd.pool import Job, Pool
+from dllama_zmq.kernels.simd.pool import Pool
 from dllama_zmq.quants import F32, U8, BlockMatrix
 from dllama_zmq.spec import SYNC_FLOAT, Activation, Sync
 
@@ -45,8 +46,9 @@ class Simd:
         self._room = own_pages(_ROOM_BYTES)
         self.address_of = self._library.address
         self.entry = self._library.entry
-        self.run_chains = self.entry("run_chains")
-        self._norm, self._add = Job(*[0] * 6), Job(*[0] * 5)
+        self.run_chains = self.entry("run_chains", 2)
+        self.native = self
+        self._norm, self._add = Job(*[0] * 6), Job(*SumJob())
 
     def linear(
         self, *matrices: BlockMatrix, segments: int = 1, norm: Norm | None = None, wire: Sync | None = None
@@ -108,8 +110,7 @@ class Simd:
             wire, total = Reference().add_up(parts, sync, packed)  # rare and small
             return wire, total.copy()  # it may be the only part itself, which is not ours to give
         sources = (ctypes.c_int64 * len(parts))(*map(address, parts))
-        job = self._add.fields
-        job[0], job[1], job[2], job[3], job[4] = ctypes.addressof(sources), len(parts), wire_at, to, _FORMS[sync]
+        self._add.fill(SumJob(ctypes.addressof(sources), len(parts), wire_at, to, _FORMS[sync]))
         self._spread("add_up", self._add, n_tokens * width // 32)
         return wire, out
 
@@ -122,14 +123,15 @@ class Simd:
         n_bytes = SYNC_FLOAT[sync].row_bytes(x.shape[1])
         wire: U8
         wire, wire_at = self.array(len(x), n_bytes, np.uint8)
-        job = self._add.fields
-        job[0], job[1], job[2], job[3], job[4] = 0, 0, wire_at, address(x), _FORMS[sync]
+        self._add.fill(SumJob(wire=wire_at, out=address(x), form=_FORMS[sync]))
         self._spread("add_up", self._add, x.size // 32)
         return wire
 
-    def adding(self, sync: Sync, parts: int, n_parts: int) -> tuple[int, Job]:
-        """The kernel behind `add_up`, and a job for it that adds the `n_parts` parts whose addresses are at `parts`."""
-        return self.address_of("add_up"), Job(parts, n_parts, 0, 0, _FORMS[sync])
+    def sum_kernel(self, sync: Sync, parts: int, n_parts: int) -> tuple[int, Job]:
+        return self.address_of("add_up"), Job(*SumJob(parts, n_parts, form=_FORMS[sync]))
+
+    def parallel_for(self, kernel: str, job: Job, n_items: int, chunk: int = 1) -> None:
+        self.pool.run(self.address_of(kernel), job.address, n_items, chunk)
 
     def arrays(self, width: int, dtype: Any = np.float32) -> Arrays:
         """The results of one width and type: all that have it share them."""
@@ -157,4 +159,4 @@ class Simd:
 
     def _spread(self, kernel: str, job: Job, n_runs: int) -> None:
         """A kernel whose items are runs of 32 values: by one thread while they are few."""
-        self.pool.run(self.address_of(kernel), job.address, n_runs, ALONE_RUNS)
+        self.parallel_for(kernel, job, n_runs, MAX_SERIAL_RUNS)

@@ -18,24 +18,25 @@ from numba import types
 
 from dllama_zmq.kernels.simd.helpers import answer
 from dllama_zmq.kernels.simd.host import host_cpu
-from dllama_zmq.kernels.simd.registry import KERNELS
+from dllama_zmq.kernels.simd.registry import KERNELS, module_of, symbol_of
 
-_MODULES = ("products", "mixture", "packing", "rows", "attention", "wire", "threads", "chaining", "trade")
+_MODULES = ("products", "mixture", "packing", "rows", "attention", "wire", "threads", "chaining")
 _SPEED_LEVEL = 2
 
 
 def all_kernels() -> dict[str, Callable[..., None]]:
-    """Every kernel by name, as a function of Python."""
+    """Every kernel of this package by name, as a function of Python."""
     for module in _MODULES:
-        importlib.import_module(f"dllama_zmq.kernels.simd.{module}")
-    return KERNELS
+        importlib.import_module(f"{__package__}.{module}")
+    return {name: function for name, function in KERNELS.items() if not module_of(name)}
 
 
 def object_of(name: str) -> bytes:
-    """An object file in which a kernel is a C function of its name."""
+    """An object file in which a kernel is a C function of its name (without its module)."""
+    symbol = symbol_of(name)
     module = binding.parse_assembly(_assembly(name))
     for value in (*module.functions, *module.global_variables):
-        if value.name != name and not value.is_declaration:
+        if value.name != symbol and not value.is_declaration:
             value.linkage = "internal"
     module.link_in(binding.parse_assembly(_without_runtime(module)))
     machine = target_machine()
@@ -64,11 +65,18 @@ def _without_runtime(module: binding.ModuleRef) -> str:
 
 
 def _assembly(name: str) -> str:
-    """One kernel's LLVM, its function renamed to `name`; all else in it is its own."""
-    function = all_kernels()[name]
+    """One kernel's LLVM, its function renamed to its symbol; all else in it is its own."""
+    function = _function(name)
     signature = types.void(*[types.int64] * len(inspect.signature(function).parameters))
     compiled = numba.cfunc(signature, error_model="numpy")(function)
-    return compiled.inspect_llvm().replace(compiled.native_name, name)
+    return compiled.inspect_llvm().replace(compiled.native_name, symbol_of(name))
+
+
+def _function(name: str) -> Callable[..., None]:
+    if module := module_of(name):
+        importlib.import_module(module)
+        return KERNELS[name]
+    return all_kernels()[name]
 
 
 if __name__ == "__main__":

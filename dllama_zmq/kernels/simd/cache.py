@@ -11,10 +11,10 @@ from dllama_zmq.kernels.interface import CacheSpec, Linear, Rotation, Run
 from dllama_zmq.kernels.simd import layout
 from dllama_zmq.kernels.simd.arrays import address, float_bits
 from dllama_zmq.kernels.simd.chain import Chain
+from dllama_zmq.kernels.simd.job import Job
 from dllama_zmq.kernels.simd.layout import KV_ROWS, LANES, MOST_HEAD_DIM
 from dllama_zmq.kernels.simd.linear import Product
 from dllama_zmq.kernels.simd.memory import own_pages
-from dllama_zmq.kernels.simd.pool import Job
 from dllama_zmq.quants import F32
 
 if TYPE_CHECKING:

@@ -1,10 +1,11 @@
-"""Every kernel by name: what is needed together, and what compiling it costs. Knows no compiler."""
+"""Every kernel of this package by name: what is needed together, and what compiling it costs. Knows no compiler."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 from dllama_zmq.kernels.needs import Needs
+from dllama_zmq.kernels.simd.registry import module_of
 
 _TYPES = {
     "q40": "q40",
@@ -19,7 +20,7 @@ _QUANTIZED = ("q40", "q41", "q80")
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "base": ("run", "serve", "stop", "spin", "run_chains", "rms_norm"),
-    "bus": ("add_up", "trade"),
+    "sums": ("add_up",),
     "memory": ("read_memory",),
     **{
         kind: (*(("quantize",) if kind in _QUANTIZED else ()), f"product_{kind}", f"pack_{packing}")
@@ -33,20 +34,23 @@ GROUPS: dict[str, tuple[str, ...]] = {
 NAMES = tuple(dict.fromkeys(name for group in GROUPS.values() for name in group))
 
 _COST_S = {
-    "product": 1.0, "attend_f": 0.9, "take_in": 0.35, "quantize": 0.35, "run": 0.3, "trade": 0.3, "experts": 0.3,
+    "product": 1.0, "attend_f": 0.9, "take_in": 0.35, "quantize": 0.35, "run": 0.3, "experts": 0.3,
     "rms_norm": 0.2, "add_up": 0.2, "pack": 0.15,
 }  # fmt: skip
 """Seconds of a core of tools/BENCHMARKS.md that compiling takes, by the beginning of a name."""
 _LEAST_S = 0.08
+_OTHER_PACKAGE_S = 0.3
 
 
 def cost_s(names: Iterable[str]) -> float:
     """What compiling these kernels costs, in seconds of a core of tools/BENCHMARKS.md."""
-    return sum(next((cost for start, cost in _COST_S.items() if name.startswith(start)), _LEAST_S) for name in names)
+    return sum(map(_cost_s, names))
 
 
 def group_of(name: str) -> tuple[str, ...]:
     """The kernels that are needed where `name` is. KeyError where there is no such kernel."""
+    if module_of(name):
+        return (name,)
     for group in GROUPS.values():
         if name in group:
             return group
@@ -57,5 +61,10 @@ def needed(needs: Needs) -> list[str]:
     """The kernels that a node needs."""
     groups = ["base", *sorted(kind.name.lower() for kind in needs.types), f"kv_{needs.kv_type}"]
     groups += sorted(f"experts_{kind.name.lower()}" for kind in needs.expert_types)
-    groups += ["bus"] if needs.several else []
-    return list(dict.fromkeys(name for group in groups for name in GROUPS[group]))
+    return list(dict.fromkeys([*(name for group in groups for name in GROUPS[group]), *needs.kernels]))
+
+
+def _cost_s(name: str) -> float:
+    if module_of(name):
+        return _OTHER_PACKAGE_S
+    return next((cost for start, cost in _COST_S.items() if name.startswith(start)), _LEAST_S)

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from dllama_zmq.kernels.grouped import GroupedExperts
+from dllama_zmq.kernels.simd.job import Job
 from dllama_zmq.kernels.simd.layout import QUANTIZE_FIELDS, X_BLOCK
-from dllama_zmq.kernels.simd.pool import Job
 from dllama_zmq.quants import F32
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ part of a pair's bytes.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 LANES = 16
 X_BLOCK = 40
@@ -99,24 +100,20 @@ CHAIN_POOL, N_LINKS, LINKS = 0, 8, 16
 LINK_KERNEL, LINK_JOB, LINK_ITEMS, LINK_CHUNK = range(0, 32, 8)
 LINK_BYTES = 32
 
-# Adding up what crosses the bus (wire.py), in bytes. PARTS: N_PARTS addresses of runs as the wire has them (FORM).
-# WIRE: where their sum goes in that form, 0 for nowhere. OUT: where what WIRE says goes as f32, 0 for nowhere.
-# N_PARTS 0: what is at OUT goes to WIRE.
-ADD_PARTS, ADD_N_PARTS, ADD_WIRE, ADD_OUT, ADD_FORM = range(0, 40, 8)
-ALONE_RUNS = 512
-"""Up to so many runs are added up by one thread: the others would come too late."""
+MAX_SERIAL_RUNS = 512
+"""Runs of 32 values that one thread adds up alone: other threads would come too late to help."""
 
-# A trade (trade.py), in bytes: libzmq's functions; what is sent and to which socket; what is awaited and from which;
-# the outcome. PEERS: for each, 8 bytes each of the address and length of its identity (length 0: frames come without
-# one), of where its part goes, and of whether it has come. ADD: the kernel that is run over ADD_ITEMS of ADD_JOB when
-# all have come, 0 for none. LATE: send only then. LAST: the peer whose part came last, as its number in PEERS.
-(
-    SEND, INIT, RECEIVE, CLOSE, DATA, SIZE, MORE, TO, HEAD, HEAD_BYTES, BODY, BODY_BYTES, FROM, EXPECTED,
-    EXPECTED_BYTES, PART_BYTES, PEERS, N_PEERS, N_LEFT, FRAMES, N_FRAMES, SPIN_NS, WAITED_NS, STATUS, ADD, ADD_JOB,
-    ADD_ITEMS, LATE, LAST, BUSY_NS,
-) = range(0, 240, 8)  # fmt: skip
-PEER_BYTES = 32
-FRAME_BYTES, MOST_FRAMES = 64, 4
-"""zmq_msg_t, and how many frames of a message are taken at once: identity, header and array are three."""
-ALL_HERE, TIME_IS_UP, OTHER = range(3)
-"""How a trade ends; OTHER: N_FRAMES frames of a message that is not awaited are in FRAMES, open."""
+
+class SumJob(NamedTuple):
+    """The arguments of `add_up` (wire.py)."""
+
+    parts: int = 0
+    """`n_parts` addresses of partial sums as the bus carries them."""
+    n_parts: int = 0
+    """0: the values at `out` are written to `wire`."""
+    wire: int = 0
+    """Where the sum is written as the bus carries it; 0 for nowhere."""
+    out: int = 0
+    """Where the sum, as `wire` has it, is written as f32; 0 for nowhere."""
+    form: int = 0
+    """AS_F32, AS_F16 or AS_Q80: how the bus carries it."""

@@ -21,12 +21,11 @@ from dllama_zmq.kernels.simd import store
 from dllama_zmq.kernels.simd.catalog import cost_s, group_of
 from dllama_zmq.kernels.simd.helpers import compile_objects
 from dllama_zmq.kernels.simd.host import host_cpu
+from dllama_zmq.kernels.simd.registry import symbol_of
 
 logger = logging.getLogger(__name__)
 
 Entry = Callable[..., None]
-_ENTRIES = {"run": 5, "serve": 2, "stop": 1, "spin": 1, "trade": 1, "run_chains": 2}
-"""The kernels that are called from Python, and how many integers each takes. `run` calls the others."""
 _SAY_EVERY_S = 1.5
 
 
@@ -45,9 +44,9 @@ class Library:
             self.load(group_of(name))
         return self._addresses[name]
 
-    def entry(self, name: str) -> Entry:
-        """A kernel as a function of integers."""
-        return ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * _ENTRIES[name])(self.address(name))
+    def entry(self, name: str, n_args: int) -> Entry:
+        """A kernel as a function of `n_args` integers."""
+        return ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * n_args)(self.address(name))
 
     def load(self, names: Iterable[str], on_progress: Callable[[Compiling], None] | None = None) -> None:
         """Have these kernels from now on. Some milliseconds, or seconds where they must be compiled first."""
@@ -60,7 +59,7 @@ class Library:
                 self._engine.add_object_file(binding.ObjectFileRef.from_data(code))
             self._engine.finalize_object()
             for name in missing:
-                self._addresses[name] = self._engine.get_function_address(name)
+                self._addresses[name] = self._engine.get_function_address(symbol_of(name))
 
 
 @cache

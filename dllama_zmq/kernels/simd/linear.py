@@ -15,8 +15,8 @@ from dllama_zmq.kernels.simd import layout
 from dllama_zmq.kernels.simd.arrays import address, float_bits, rows_of
 from dllama_zmq.kernels.simd.chain import Chain
 from dllama_zmq.kernels.simd.host import host_target
+from dllama_zmq.kernels.simd.job import Job
 from dllama_zmq.kernels.simd.layout import AS_F16, AS_F32, AS_Q80, GATED, GATED_GELU, LANES, Q40, Q41, Q80, X_BLOCK
-from dllama_zmq.kernels.simd.pool import Job
 from dllama_zmq.quants import F32, BlockMatrix
 from dllama_zmq.spec import FloatType
 

@@ -22,20 +22,12 @@ _LEAVE_S = 5.0
 """For the threads to end what they are at, when their pool is closed."""
 
 
-class Job:
-    """A kernel's arguments: int64 by place. `address` is where they stand."""
-
-    def __init__(self, *values: int) -> None:
-        self.fields = (ctypes.c_int64 * max(1, len(values)))(*values)
-        self.address = ctypes.addressof(self.fields)
-
-
 class Pool:
     """Runs kernels over `threads` threads, the caller's own among them. One caller at a time."""
 
     def __init__(self, library: Library, threads: int, crowded: bool) -> None:
         self.threads = threads
-        self._run = library.entry("run")
+        self._run = library.entry("run", 5)
         self._memory = (ctypes.c_int64 * ((THREADS + THREAD_BYTES * (threads + 1)) // 8))()
         self.address = ctypes.addressof(self._memory)
         files = {i: os.eventfd(0) for i in range(1, threads)}
@@ -45,7 +37,7 @@ class Pool:
         self._memory[N_THREADS // 8] = threads
         for i, file in files.items():
             self._memory[(THREADS + THREAD_BYTES * i + EVENT_FILE) // 8] = file
-        serve = library.entry("serve")
+        serve = library.entry("serve", 2)
         # Each holds the memory that it works on, for one that does not leave in time outlives its pool.
         helpers = {
             file: threading.Thread(target=_serve, args=(serve, self._memory, i), name=f"kernels-{i}", daemon=True)
@@ -53,7 +45,7 @@ class Pool:
         }
         for helper in helpers.values():
             helper.start()
-        self._finish = weakref.finalize(self, _end, library.entry("stop"), self._memory, helpers)
+        self._finish = weakref.finalize(self, _end, library.entry("stop", 1), self._memory, helpers)
 
     def run(self, kernel: int, job: int, n_items: int, chunk: int = 1) -> None:
         """The kernel at address `kernel` over `n_items`, `chunk` at a time to a thread."""
@@ -89,7 +81,7 @@ def _end(
 def _pause_s(library: Library) -> float:
     """Seconds that one pause takes: 10 to 140 cycles, as the CPU likes."""
     n = 2000
-    spin = library.entry("spin")
+    spin = library.entry("spin", 1)
     start = time.perf_counter()
     spin(n)
     return max((time.perf_counter() - start) / n, 1e-10)

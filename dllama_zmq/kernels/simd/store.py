@@ -17,11 +17,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import llvmlite
 
 from dllama_zmq.kernels.simd.host import host_cpu
+from dllama_zmq.kernels.simd.registry import module_of
 
 logger = logging.getLogger(__name__)
 
@@ -108,18 +110,20 @@ def _folders() -> list[Path]:
 
 
 @cache
-def _key() -> str:
-    """A hash of the sources, the CPU and the versions that the machine code comes from."""
+def _key(module: str) -> str:
+    """A hash of the sources, the CPU and the versions that machine code comes from. module: if of another package."""
     digest = hashlib.sha256()
     for part in (*host_cpu(), version("numba"), llvmlite.__version__):
         digest.update(part.encode() + b"\0")
-    for source in sorted(Path(__file__).parent.glob("*.py")):
+    found = find_spec(module) if module else None
+    folders = [Path(__file__).parent, *([Path(found.origin).parent] if found and found.origin else [])]
+    for source in (source for folder in folders for source in sorted(folder.glob("*.py"))):
         digest.update(source.read_bytes() + b"\0")
     return digest.hexdigest()[:32]
 
 
 def _file_name(name: str) -> str:
-    return f"{_key()}-{name}.o"
+    return f"{_key(module_of(name))}-{name}.o"
 
 
 def _read(path: Path) -> bytes | None:

@@ -8,16 +8,8 @@ from __future__ import annotations
 from numba.extending import register_jitable
 
 from dllama_zmq.kernels.simd.intrinsics import load_i64, scratch
-from dllama_zmq.kernels.simd.layout import (
-    ADD_FORM,
-    ADD_N_PARTS,
-    ADD_OUT,
-    ADD_PARTS,
-    ADD_WIRE,
-    AS_F16,
-    AS_F32,
-    AS_Q80,
-)
+from dllama_zmq.kernels.simd.job import offsets
+from dllama_zmq.kernels.simd.layout import AS_F16, AS_F32, AS_Q80, SumJob
 from dllama_zmq.kernels.simd.products import put_q80
 from dllama_zmq.kernels.simd.registry import kernel
 from dllama_zmq.kernels.simd.vectors import (
@@ -30,6 +22,7 @@ from dllama_zmq.kernels.simd.vectors import (
     store_vector,
 )
 
+AT = offsets(SumJob)
 _DEPTH = 9
 _stack = scratch(128 * _DEPTH)
 
@@ -82,14 +75,14 @@ def add_to(at, other):
 @kernel
 def add_up(job, first, last):
     """The parts' sum in a balanced tree over their order (`tree_sum`), written to WIRE, read back from there to OUT."""
-    form, n_parts = load_i64(job + ADD_FORM), load_i64(job + ADD_N_PARTS)
+    form, n_parts = load_i64(job + AT.form), load_i64(job + AT.n_parts)
     size = run_bytes(form)
-    to, out = load_i64(job + ADD_WIRE), load_i64(job + ADD_OUT)
+    to, out = load_i64(job + AT.wire), load_i64(job + AT.out)
     stack = _stack()
     for item in range(first, last):
         top = stack
         for i in range(n_parts):
-            low, high = read_run(form, load_i64(load_i64(job + ADD_PARTS) + 8 * i) + item * size)
+            low, high = read_run(form, load_i64(load_i64(job + AT.parts) + 8 * i) + item * size)
             put_run(top, low, high)
             top += 128
             n_done = i + 1

@@ -1,4 +1,4 @@
-"""The bus's short way (bus/trade.py): it takes what is awaited to the byte, and hands back all else as it came."""
+"""The fast path (bus/native/exchange.py): it takes what is awaited to the byte, and hands back all else as it came."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import zmq
 
-from dllama_zmq.bus.trade import Trade, make_trade
+from dllama_zmq.bus.native.exchange import NativeExchange, SocketPair, make_native_exchange
 from dllama_zmq.kernels import Reference, choose_kernels
 from dllama_zmq.kernels.profiled import Profiled
 from dllama_zmq.quants import F32, U8
@@ -76,11 +76,12 @@ def meet() -> Iterator[Meet]:
     context.term()
 
 
-def trade_of(
-    to: Socket, source: Socket, spin_s: float, order: Sequence[int], *identities: bytes, late: bool = False,
+def exchange_of(
+    to: Socket, source: Socket, spin_s: float, order: Sequence[int], *identities: bytes, publish_sum: bool = False,
     sync: Sync = "f32",
-) -> Trade:  # fmt: skip
-    made = make_trade(choose_kernels("simd", 1), sync, to, source, spin_s, order, identities or (b"",), late)
+) -> NativeExchange:  # fmt: skip
+    sockets = SocketPair(to, source, identities or (b"",))
+    made = make_native_exchange(choose_kernels("simd", 1), sync, sockets, spin_s, order, publish_sum)
     assert made is not None
     return made
 
@@ -92,19 +93,19 @@ def raw(values: F32) -> U8:
 
 def test_one_of_a_pair_sends_its_part_and_adds_the_others(meet: Meet) -> None:
     peers = meet(b"one")
-    root = trade_of(peers.pub, peers.router, LONG_S, (0, 1), b"one")
-    worker = trade_of(peers.dealers[0], peers.subs[0], LONG_S, (1, 0))
+    root = exchange_of(peers.pub, peers.router, LONG_S, (0, 1), b"one")
+    worker = exchange_of(peers.dealers[0], peers.subs[0], LONG_S, (1, 0))
     peers.dealers[0].send_multipart([EXPECTED, BODY])
     np.testing.assert_array_equal(root(HEADER, raw(OWN), EXPECTED), OWN + PART)
     assert 0 <= root.waited_s < LONG_S
-    assert root.others() is None
+    assert root.unexpected() is None
     np.testing.assert_array_equal(worker(EXPECTED, raw(OWN), HEADER), OWN + OWN)
     assert peers.router.recv_multipart() == [b"one", EXPECTED, OWN.tobytes()]
 
 
 def test_the_root_of_a_star_adds_in_node_order_whatever_order_parts_come_in_and_sends_the_sum(meet: Meet) -> None:
     peers = meet(b"one", b"two", b"three")
-    root = trade_of(peers.pub, peers.router, LONG_S, range(4), b"one", b"two", b"three", late=True)
+    root = exchange_of(peers.pub, peers.router, LONG_S, range(4), b"one", b"two", b"three", publish_sum=True)
     parts = [np.full((1, 32), value, np.float32) for value in (1e8, -1e8, 3.0, 0.1)]
     for i in (2, 0, 1):
         peers.dealers[i].send_multipart([EXPECTED, parts[i + 1].tobytes()])
@@ -113,14 +114,14 @@ def test_the_root_of_a_star_adds_in_node_order_whatever_order_parts_come_in_and_
     assert total[0, 0] == np.float32(3.1), "one after another gives 3.1 only by luck, and another order 0 or 8"
     for sub in peers.subs:
         assert sub.recv_multipart() == [HEADER, total.tobytes()]
-    assert root.wire is not None
-    assert root.wire.tobytes() == total.tobytes()
+    assert root.published is not None
+    assert root.published.tobytes() == total.tobytes()
     assert root.last == 1, "the second peer's part was sent last"
 
 
 def test_a_worker_of_a_star_takes_the_sum_as_it_is(meet: Meet) -> None:
     peers = meet(b"one")
-    worker = trade_of(peers.dealers[0], peers.subs[0], LONG_S, (1,))
+    worker = exchange_of(peers.dealers[0], peers.subs[0], LONG_S, (1,))
     peers.pub.send_multipart([HEADER, BODY])
     np.testing.assert_array_equal(worker(EXPECTED, raw(OWN), HEADER), PART)
 
@@ -129,7 +130,7 @@ def test_a_worker_of_a_star_takes_the_sum_as_it_is(meet: Meet) -> None:
 def test_what_goes_out_rounded_is_what_the_sender_goes_on_with(meet: Meet, sync: Sync) -> None:
     peers = meet(b"one", b"two")
     kernels = choose_kernels("simd", 1)
-    root = trade_of(peers.pub, peers.router, LONG_S, range(3), b"one", b"two", late=True, sync=sync)
+    root = exchange_of(peers.pub, peers.router, LONG_S, range(3), b"one", b"two", publish_sum=True, sync=sync)
     values = [np.random.default_rng(i).standard_normal((3, 96), np.float32) for i in range(3)]
     parts = [kernels.pack(value, sync) for value in values]
     for dealer, part in zip(peers.dealers, parts[1:], strict=True):
@@ -143,7 +144,7 @@ def test_what_goes_out_rounded_is_what_the_sender_goes_on_with(meet: Meet, sync:
 
 def test_many_values_are_left_to_all_threads(meet: Meet) -> None:
     peers = meet(b"one", b"two")
-    root = trade_of(peers.pub, peers.router, LONG_S, range(3), b"one", b"two", late=True)
+    root = exchange_of(peers.pub, peers.router, LONG_S, range(3), b"one", b"two", publish_sum=True)
     own = np.ones((64, 512), np.float32)
     for i, dealer in enumerate(peers.dealers):
         dealer.send_multipart([EXPECTED, (own * (i + 2)).tobytes()])
@@ -161,14 +162,14 @@ def test_many_values_are_left_to_all_threads(meet: Meet) -> None:
 
 def test_what_comes_late_is_not_waited_for_and_the_next_call_takes_it(meet: Meet) -> None:
     peers = meet(b"one", b"other")
-    root = trade_of(peers.pub, peers.router, SOON_S, range(3), b"one", b"other", late=True)
+    root = exchange_of(peers.pub, peers.router, SOON_S, range(3), b"one", b"other", publish_sum=True)
     peers.dealers[1].send_multipart([EXPECTED, BODY])
     assert root(HEADER, raw(OWN), EXPECTED) is None
     first, second = root.parts
     assert first is None
     assert second is not None
     assert second.tobytes() == BODY
-    assert root.others() is None
+    assert root.unexpected() is None
     assert root.waited_s >= SOON_S
     assert not peers.subs[0].poll(0), "a sum without one of its parts"
     for dealer in peers.dealers:
@@ -197,27 +198,27 @@ def test_what_comes_late_is_not_waited_for_and_the_next_call_takes_it(meet: Meet
 )
 def test_another_message_is_handed_back_whole_and_the_rest_waits(meet: Meet, frames: list[bytes]) -> None:
     peers = meet(b"one")
-    root = trade_of(peers.pub, peers.router, LONG_S, (0, 1), b"one")
-    worker = trade_of(peers.dealers[0], peers.subs[0], LONG_S, (1, 0))
+    root = exchange_of(peers.pub, peers.router, LONG_S, (0, 1), b"one")
+    worker = exchange_of(peers.dealers[0], peers.subs[0], LONG_S, (1, 0))
     peers.dealers[0].send_multipart(frames)
     peers.dealers[0].send_multipart([EXPECTED, BODY])
     assert root(HEADER, raw(OWN), EXPECTED) is None
     assert root.parts == [None]
-    assert root.others() == [b"one", *frames]
+    assert root.unexpected() == [b"one", *frames]
     np.testing.assert_array_equal(root(HEADER, raw(OWN), EXPECTED), OWN + PART)
     peers.pub.send_multipart(frames)
     for _ in range(2):
         np.testing.assert_array_equal(worker(EXPECTED, raw(OWN), HEADER), OWN + OWN)
     assert worker(EXPECTED, raw(OWN), HEADER) is None
-    assert worker.others() == frames
+    assert worker.unexpected() == frames
 
 
 def test_a_stranger_and_a_peer_that_repeats_itself_are_handed_back(meet: Meet) -> None:
     peers = meet(b"one", b"stranger")
-    root = trade_of(peers.pub, peers.router, LONG_S, range(3), b"one", b"two", late=True)
+    root = exchange_of(peers.pub, peers.router, LONG_S, range(3), b"one", b"two", publish_sum=True)
     peers.dealers[1].send_multipart([EXPECTED, BODY])
     assert root(HEADER, raw(OWN), EXPECTED) is None
-    assert root.others() == [b"stranger", EXPECTED, BODY]
+    assert root.unexpected() == [b"stranger", EXPECTED, BODY]
     peers.dealers[0].send_multipart([EXPECTED, BODY])
     peers.dealers[0].send_multipart([EXPECTED, OWN.tobytes()])
     assert root(HEADER, raw(OWN), EXPECTED) is None
@@ -225,7 +226,7 @@ def test_a_stranger_and_a_peer_that_repeats_itself_are_handed_back(meet: Meet) -
     assert first is not None
     assert first.tobytes() == BODY
     assert second is None
-    assert root.others() == [b"one", EXPECTED, OWN.tobytes()]
+    assert root.unexpected() == [b"one", EXPECTED, OWN.tobytes()]
 
 
 def test_a_connection_that_is_not_there_loses_what_is_sent_and_blocks_nobody() -> None:
@@ -234,18 +235,19 @@ def test_a_connection_that_is_not_there_loses_what_is_sent_and_blocks_nobody() -
     dealer.set(zmq.IMMEDIATE, 1)
     try:
         dealer.connect(f"ipc:///tmp/nobody-{secrets.token_hex(6)}")
-        trade = trade_of(dealer, sub, 0.0, (1, 0))
-        assert trade(HEADER, raw(OWN), EXPECTED) is None
-        assert (trade.parts, trade.others()) == ([None], None)
+        exchange = exchange_of(dealer, sub, 0.0, (1, 0))
+        assert exchange(HEADER, raw(OWN), EXPECTED) is None
+        assert (exchange.parts, exchange.unexpected()) == ([None], None)
     finally:
         dealer.close(linger=0)
         sub.close(linger=0)
         context.term()
 
 
-def test_the_numpy_back_end_has_no_short_way(meet: Meet) -> None:
+def test_the_numpy_back_end_has_no_fast_path(meet: Meet) -> None:
     peers = meet(b"one")
     numpy_kernels = choose_kernels("numpy", 1)
-    assert make_trade(numpy_kernels, "f32", peers.pub, peers.router, 0.0, (0, 1), [b"one"]) is None
+    sockets = SocketPair(peers.pub, peers.router, [b"one"])
+    assert make_native_exchange(numpy_kernels, "f32", sockets, 0.0, (0, 1)) is None
     timed = Profiled(choose_kernels("simd", 1))
-    assert make_trade(timed, "f32", peers.pub, peers.router, 0.0, (0, 1), [b"one"]) is not None
+    assert make_native_exchange(timed, "f32", sockets, 0.0, (0, 1)) is not None

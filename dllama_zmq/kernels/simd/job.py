@@ -1,0 +1,40 @@
+"""A kernel's arguments: int64 fields, whose layout is written once, as a NamedTuple. Knows no numba.
+
+Numba code reads a field at its byte offset (`load_i64(job + AT.width)` with `AT = offsets(...)`); Python writes
+it by its index (`job.fields[AT.width] = ...` with `AT = indices(...)`).
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+_Layout = TypeVar("_Layout")
+
+
+class Job:
+    """The arguments of one kernel. `address` is where `fields` are."""
+
+    def __init__(self, *values: int) -> None:
+        self.fields = (ctypes.c_int64 * max(1, len(values)))(*values)
+        self.address = ctypes.addressof(self.fields)
+
+    def fill(self, values: Iterable[int]) -> None:
+        """Set all fields."""
+        self.fields[:] = list(values)
+
+
+def offsets(layout: Callable[..., _Layout]) -> _Layout:
+    """Each field's bytes from the start of the job."""
+    return layout(*range(0, 8 * _n_fields(layout), 8))
+
+
+def indices(layout: Callable[..., _Layout]) -> _Layout:
+    """Each field's index."""
+    return layout(*range(_n_fields(layout)))
+
+
+def _n_fields(layout: object) -> int:
+    names: tuple[str, ...] = getattr(layout, "_fields")  # noqa: B009 - of a NamedTuple
+    return len(names)
