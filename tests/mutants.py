@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import dllama_zmq
-from dllama_zmq.cli import inspect
+from dllama_zmq.cli.inspect import inspect
 from dllama_zmq.errors import DllamaError, UsageError
 from dllama_zmq.formats import write_t
 from dllama_zmq.spec import FloatType
@@ -147,7 +147,7 @@ def attempt(path: Path) -> dict[str, str]:
 
 def _inspect(path: Path) -> None:
     with redirect_stdout(io.StringIO()):
-        inspect.run(str(path), None, True, True)
+        inspect(source=str(path), json=True, tensors=True)
 
 
 def _load(path: Path) -> None:

@@ -7,28 +7,111 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from typer import Option
 
 from dllama_zmq.bench.cases import BenchSettings, Nodes, RandomModel, cases
 from dllama_zmq.bench.output import as_json, markdown, running_markdown
 from dllama_zmq.bench.run import run_bench
 from dllama_zmq.bench.running import measure_running
+from dllama_zmq.cli import completion, flags
 from dllama_zmq.cli.chosen import client_of
-from dllama_zmq.cli.measure_flags import Bench
+from dllama_zmq.cli.flags import cluster_flag
+from dllama_zmq.cli.kinds import KernelChoice, choice, model_flag, number
 from dllama_zmq.cli.progress import Display
 from dllama_zmq.errors import UsageError
 from dllama_zmq.shapes import SHAPES
 from dllama_zmq.sources import DEMO
-from dllama_zmq.spec import FloatType
+from dllama_zmq.spec import FloatType, Sync, Weights
 
 MAX_TOKENS = 1 << 24  # positions of the longest context that a model may have
 MAX_NODES = 1 << 20  # the plan says which numbers are possible
 MAX_THREADS = 1024
 
 
-def run(options: Bench, numbers: Mapping[str, int]) -> None:
-    """Measure what the flags ask for and print it. numbers: those that replace a shape's own."""
+_SHAPE_PANEL = "Instead of the shape's own numbers"
+
+
+def _shape_number(name: str) -> Any:
+    return number(f"--{name}", least=0, most=1 << 24, help="", rich_help_panel=_SHAPE_PANEL)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShapeNumbers:
+    """Numbers that replace the shape's own."""
+
+    layers: Annotated[int | None, _shape_number("layers")] = None
+    dim: Annotated[int | None, _shape_number("dim")] = None
+    hidden: Annotated[int | None, _shape_number("hidden")] = None
+    heads: Annotated[int | None, _shape_number("heads")] = None
+    kv_heads: Annotated[int | None, _shape_number("kv-heads")] = None
+    head_dim: Annotated[int | None, _shape_number("head-dim")] = None
+    vocab: Annotated[int | None, _shape_number("vocab")] = None
+    seq_len: Annotated[int | None, _shape_number("seq-len")] = None
+
+    def given(self) -> dict[str, int]:
+        """Those that are given, by their names in shapes.OVERRIDES."""
+        values = {name.replace("_", "-"): getattr(self, name) for name in self.__slots__}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What `bench` measures. Lists are as they were typed."""
+
+    cluster: Annotated[Path | None, cluster_flag("A running cluster, as it is, instead of nodes here")] = None
+    connect: flags.Connect = None
+    model: Annotated[str | None, model_flag("-m", "--model", help="A model; demo if not given")] = None
+    shape: Annotated[
+        str | None,
+        Option("--shape", metavar="NAME", help="Random weights of a published shape", autocompletion=completion.shapes),
+    ] = None
+    weights: Annotated[
+        Weights | None, choice("--weights", of=Weights, help="Type of the random weights; q40 if not given")
+    ] = None
+    n_prompt: Annotated[str, Option("-p", "--n-prompt", metavar="N,…", help="Prompt lengths in tokens; 0: none")] = (
+        "128,512"
+    )
+    n_gen: Annotated[str, Option("-n", "--n-gen", metavar="N,…", help="Numbers of tokens to generate; 0: none")] = "32"
+    depth: Annotated[
+        str, Option("-d", "--depth", "--n-depth", metavar="N,…", help="Positions that the cache holds already")
+    ] = "0"
+    repetitions: Annotated[
+        int, number("-r", "--repetitions", most=1 << 20, help="Repetitions of each, after a warm-up")
+    ] = 5
+    nodes: Annotated[str, Option("--nodes", metavar="N,…", help="Numbers of nodes, all on this computer")] = "1"
+    threads: Annotated[
+        str, Option("-t", "--threads", "--nthreads", metavar="N,…", help="Compute threads of each node")
+    ] = "1"
+    kernels: Annotated[KernelChoice, choice("--kernels", of=KernelChoice, help="Back end of the arithmetic")] = "auto"
+    sync: Annotated[Sync, choice("--sync", "--buffer-float-type", of=Sync, help="Type of activations on the bus")] = (
+        "f32"
+    )
+    output: Annotated[
+        Literal["md", "json"],
+        choice("-o", "--output", of=Literal["md", "json"], help="A Markdown table, or its rows as JSON"),
+    ] = "md"
+    json: Annotated[bool, Option("--json", help="The same as -o json")] = False
+    profile: Annotated[
+        bool, Option("--profile", help="Show where the root's time for a token goes: kernels, waiting, Python")
+    ] = False
+
+
+def bench(*, options: Options, shape: ShapeNumbers) -> None:
+    """Measure how fast a model runs on this computer, beside what the computer could do; or a running cluster.
+
+    Without --cluster or --connect it needs no cluster: it starts nodes of its own on this computer.
+
+    Examples:
+        dllama-zmq bench --shape tinyllama --nodes 1,2
+        dllama-zmq bench -m story.gguf -p 128 -n 32 -t 1,2
+        dllama-zmq bench --cluster home.yaml
+    """
+    numbers = shape.given()
     if not logging.getLogger().isEnabledFor(logging.DEBUG):
         logging.getLogger().setLevel(logging.WARNING)  # the display shows what the root logs of its nodes
     with _BesideTable(per_s=1.0) as display, ExitStack() as cleanup:  # drawing takes time from what is measured
@@ -67,7 +150,7 @@ class _BesideTable(Display):
             self.line(text)
 
 
-def _of_own_nodes(options: Bench, numbers: Mapping[str, int], cleanup: ExitStack, display: Display) -> Iterator[str]:
+def _of_own_nodes(options: Options, numbers: Mapping[str, int], cleanup: ExitStack, display: Display) -> Iterator[str]:
     """The table or JSON of nodes that are started for it."""
     settings = settings_of(options, numbers, shlex.join(["dllama-zmq", *sys.argv[1:]]))
     batches = cleanup.enter_context(closing(run_bench(settings, display)))
@@ -77,15 +160,15 @@ def _of_own_nodes(options: Bench, numbers: Mapping[str, int], cleanup: ExitStack
         yield as_json(list(chain.from_iterable(batches)))
 
 
-def _of_cluster(options: Bench, numbers: Mapping[str, int], cleanup: ExitStack, display: Display) -> Iterator[str]:
+def _of_cluster(options: Options, numbers: Mapping[str, int], cleanup: ExitStack, display: Display) -> Iterator[str]:
     """The table or JSON of a running cluster, on the computers that it has."""
     for_own_nodes = ("model", "shape", "weights", "depth", "nodes", "threads", "kernels", "sync", "profile")
-    defaults = Bench()
+    defaults = Options()
     given = [name for name in for_own_nodes if getattr(options, name) != getattr(defaults, name)] + list(numbers)
     if given:
         raise UsageError(f"--{given[0]} is for nodes that bench starts; a running cluster is measured as it is")
     prompts, generated = _lengths(options)
-    client = cleanup.enter_context(client_of(options.cluster, options.connect))
+    client = cleanup.enter_context(client_of(options.connect, options.cluster))
     status = client.status()
     rows = measure_running(client, prompts, generated, options.repetitions, display)
     if options.output == "md" and not options.json:
@@ -95,7 +178,7 @@ def _of_cluster(options: Bench, numbers: Mapping[str, int], cleanup: ExitStack, 
         yield as_json({**about, "rows": list(rows)})
 
 
-def settings_of(options: Bench, numbers: Mapping[str, int], command: str) -> BenchSettings:
+def settings_of(options: Options, numbers: Mapping[str, int], command: str) -> BenchSettings:
     """What the flags ask for. Raises UsageError if they do not fit together."""
     found = cases(*_lengths(options), counts(options.depth, "--depth", 0, MAX_TOKENS))
     nodes = counts(options.nodes, "--nodes", 1, MAX_NODES)
@@ -112,7 +195,7 @@ def settings_of(options: Bench, numbers: Mapping[str, int], command: str) -> Ben
     )
 
 
-def _lengths(options: Bench) -> tuple[list[int], list[int]]:
+def _lengths(options: Options) -> tuple[list[int], list[int]]:
     """Lengths of prompts and of answers, in tokens. 0 means none."""
     prompts = counts(options.n_prompt, "--n-prompt", 0, MAX_TOKENS)
     generated = counts(options.n_gen, "--n-gen", 0, MAX_TOKENS)
@@ -121,7 +204,7 @@ def _lengths(options: Bench) -> tuple[list[int], list[int]]:
     return prompts, generated
 
 
-def _model(options: Bench, numbers: Mapping[str, int]) -> str | RandomModel:
+def _model(options: Options, numbers: Mapping[str, int]) -> str | RandomModel:
     if options.shape is None:
         given = [f"--{name}" for name in numbers] + (["--weights"] if options.weights else [])
         if given:

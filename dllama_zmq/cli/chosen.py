@@ -35,7 +35,7 @@ _HEAD_BYTES = 16
 _MOST_LOOKED_AT = 20  # files, so that an error comes at once
 
 
-def chosen_path(argument: Path | None, option: Path | None = None) -> Path:
+def chosen_path(argument: Path | None = None, option: Path | None = None) -> Path:
     """The cluster's file, which need not exist. A folder stands for the file in it, and, where there is no such path,
     a name for the running cluster of that name."""
     if argument is not None and option is not None and argument != option:
@@ -59,11 +59,11 @@ def elsewhere(connect_to: str, *clusters: Path | None) -> str:
         raise UsageError(f"--connect {error}") from None
 
 
-def client_of(cluster: Path | None, connect_to: str | None) -> Client:
-    """A client of the running cluster that --cluster or --connect names; of this folder's where neither is given."""
+def client_of(connect_to: str | None, *clusters: Path | None) -> Client:
+    """A client of the running cluster that --connect, or an argument or a flag, names; else of this folder's."""
     if connect_to is not None:
-        return Client(elsewhere(connect_to, cluster))
-    return connect(running_here(chosen_path(cluster)))
+        return Client(elsewhere(connect_to, *clusters))
+    return connect(running_here(chosen_path(*clusters)))
 
 
 def running_here(path: Path, even_down: bool = False) -> ClusterFile:

@@ -1,4 +1,4 @@
-"""`up`, `down`, `status`, `logs`: a cluster's life, told to people."""
+"""`up`, `restart`, `down`, `status`, `ps`: a cluster's life, told to people."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
+from typer import Option
 
 from dllama_zmq.bus.client_messages import Status
-from dllama_zmq.cli.chosen import running_here, to_bring_up
-from dllama_zmq.cli.endings import as_json as json_text
-from dllama_zmq.cli.flags import Overrides
+from dllama_zmq.cli import flags
+from dllama_zmq.cli.chosen import chosen_path, client_of, elsewhere, running_here, to_bring_up
+from dllama_zmq.cli.endings import as_json
 from dllama_zmq.cli.overrides import applied, fetched
 from dllama_zmq.cli.progress import Arrivals, Display, duration, note_on
 from dllama_zmq.cli.show import note
@@ -24,13 +26,12 @@ from dllama_zmq.cli.slow_nodes import slowness
 from dllama_zmq.cli.watch import check_watch, watched
 from dllama_zmq.client import CONNECT_S, SILENCE_S, Client
 from dllama_zmq.cluster import ClusterFile
-from dllama_zmq.errors import ClusterError
+from dllama_zmq.errors import ClusterError, UsageError
 from dllama_zmq.launch.lifecycle import Listener, bring_up, commands_elsewhere, take_down
 from dllama_zmq.launch.registry import (
     Running,
     address_elsewhere,
     await_running,
-    connect,
     ended_unexpectedly,
     running_clusters,
 )
@@ -39,17 +40,43 @@ from dllama_zmq.telling import human_bytes
 _STATUS_S = 10.0  # the root answers between two steps
 
 
-def up(path: Path, overrides: Overrides) -> None:
-    """Bring the cluster up in the background."""
-    file = to_bring_up(path, fetched(overrides))
+def up(
+    *,
+    which: flags.AnyCluster,
+    overrides: flags.Overrides,
+    foreground: Annotated[bool, Option("--foreground", help="Stay here (or under a supervisor) until stopped")] = False,
+    detach: Annotated[bool, Option("-d", "--detach", hidden=True, help="What `up` does anyway")] = False,
+) -> None:
+    """Bring a cluster up and leave it running. Returns when every node is ready.
+
+    Without a cluster.yaml, -m MODEL is enough: one node on this computer, or --nodes N.
+
+    Examples:
+        dllama-zmq up
+        dllama-zmq up home.yaml
+        dllama-zmq up -m story.gguf --nodes 2
+    """
+    if foreground and detach:
+        raise UsageError("--foreground stays and --detach does not; give one of them")
+    file = to_bring_up(chosen_path(which.file, which.option), fetched(overrides))
+    if foreground:
+        from dllama_zmq.cli.root import be_root
+
+        be_root(file)
+        return
     _check_is_here(file, "up")
     _up(file)
 
 
-def restart(path: Path, overrides: Overrides) -> None:
-    """Take the cluster down, where it runs, and bring it up as its file says now; without a file, as it was."""
+def restart(*, which: flags.AnyCluster, overrides: flags.Overrides) -> None:
+    """Take a cluster down and bring it up as its file says now; without a file, as it was.
+
+    Examples:
+        dllama-zmq restart
+        dllama-zmq restart -c 8192
+    """
     overrides = fetched(overrides)
-    file = applied(overrides, running_here(path, even_down=True))
+    file = applied(overrides, running_here(chosen_path(which.file, which.option), even_down=True))
     _check_is_here(file, "restart")
     if take_down(file):
         note(f"{file.cluster.name} is down")
@@ -101,10 +128,23 @@ def _for_this_call(file: ClusterFile) -> str:
     return f"starting {file.cluster.model} on {nodes} for this call (`dllama-zmq up -m` keeps it running)"
 
 
-def down(path: Path) -> None:
-    """Take the cluster down."""
-    file = ended_unexpectedly(path) or running_here(path)
+def down(*, which: flags.AnyCluster, connect: flags.Connect = None) -> None:
+    """Take a cluster down.
+
+    Examples:
+        dllama-zmq down
+        dllama-zmq down home.yaml
+    """
     start = time.monotonic()
+    if connect is not None:
+        address = elsewhere(connect, which.file, which.option)
+        with Client(address) as client, Display() as display:
+            display.now(f"taking the cluster at {address} down")
+            client.stop(SILENCE_S)
+        note(f"the cluster at {address} is down, in {time.monotonic() - start:.1f} s")
+        return
+    path = chosen_path(which.file, which.option)
+    file = ended_unexpectedly(path) or running_here(path)
     with Display() as display:
         display.now(f"taking {file.cluster.name} down")
         was_running = take_down(file)
@@ -114,36 +154,25 @@ def down(path: Path) -> None:
         note(f"{file.cluster.name} was not running")
 
 
-def down_elsewhere(address: str) -> None:
-    """Take the cluster down whose root has this address for clients."""
-    start = time.monotonic()
-    with Client(address) as client, Display() as display:
-        display.now(f"taking the cluster at {address} down")
-        client.stop(SILENCE_S)
-    note(f"the cluster at {address} is down, in {time.monotonic() - start:.1f} s")
+def status(
+    *, which: flags.AnyCluster, connect: flags.Connect = None, watch: flags.Watch = None, json: flags.Json = False
+) -> None:
+    """Show how a cluster is. Exit code 1 where it is not running.
 
-
-def status_elsewhere(address: str, as_json: bool, watch_s: float | None) -> None:
-    """Show the state of the cluster whose root has this address for clients."""
-    check_watch(watch_s)
-    with Client(address) as client:
-        _show_status(client, as_json, watch_s)
-
-
-def status(path: Path, as_json: bool, watch_s: float | None) -> None:
-    """Show the cluster's state, with `watch_s` again and again; exit code 1 where it is not running."""
-    check_watch(watch_s)
-    file = running_here(path)
-    if as_json and address_elsewhere(file.cluster) is None and await_running(file, CONNECT_S) is None:
-        print('{"state":"down"}')  # noqa: T201
-        raise SystemExit(1)
-    with connect(file) as client:
-        _show_status(client, as_json, watch_s)
-
-
-def _show_status(client: Client, as_json: bool, watch_s: float | None) -> None:
-    look = partial(_asked, client) if watch_s is None else partial(client.status, _STATUS_S)
-    watched(look, _as_json if as_json else status_table, watch_s)
+    Examples:
+        dllama-zmq status
+        dllama-zmq status --watch
+        dllama-zmq status home.yaml --json
+    """
+    check_watch(watch)
+    if json and connect is None:
+        file = running_here(chosen_path(which.file, which.option))
+        if address_elsewhere(file.cluster) is None and await_running(file, CONNECT_S) is None:
+            print('{"state":"down"}')  # noqa: T201
+            raise SystemExit(1)
+    with client_of(connect, which.file, which.option) as client:
+        look = partial(_asked, client) if watch is None else partial(client.status, _STATUS_S)
+        watched(look, _as_json if json else status_table, watch)
 
 
 def _asked(client: Client) -> Status:
@@ -177,13 +206,17 @@ def status_table(found: Status) -> RenderableType:
 
 def _as_json(found: Status) -> str:
     fields = {name: getattr(found, name) for name in found.__struct_fields__ if name != "id"}  # on the bus: a list
-    return json_text(fields)
+    return as_json(fields)
 
 
-def list_running(as_json: bool) -> None:
-    """Print the clusters of this computer that are up or on their way."""
+def ps(*, json: flags.Json = False) -> None:
+    """List the clusters that run on this computer, or are on their way up or down.
+
+    Examples:
+        dllama-zmq ps
+    """
     found = running_clusters()
-    if as_json:
+    if json:
         rows = [
             {
                 "name": one.name, "state": _state(one), "model": one.model, "nodes": one.file.cluster.n_nodes,
@@ -193,7 +226,7 @@ def list_running(as_json: bool) -> None:
             }
             for one in found
         ]  # fmt: skip
-        print(json_text({"clusters": rows}))  # noqa: T201
+        print(as_json({"clusters": rows}))  # noqa: T201
         return
     if not found:
         note("no cluster runs on this computer")

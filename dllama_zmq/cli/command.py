@@ -1,16 +1,19 @@
-"""What every command has beyond typer's: flags in groups, help pages for 80 columns, flags whose value may be left out.
+"""What every command has beyond typer's: it is imported when it runs, its flags may come in groups, its help page has
+80 columns, and the value of some flags may be left out.
 
-A group of flags is a dataclass whose fields are annotated as typer's parameters are. A command takes it whole, so that
-a flag is written down in one place.
+A command is a function of a module of this folder. Its parameters are its flags, its docstring is its help, and what
+the docstring has below "Examples:" are its examples. A group of flags is a dataclass whose fields are annotated as
+parameters are; a command takes it whole.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, get_type_hints
 
@@ -30,29 +33,6 @@ _LEFT_OUT = {
 _WIDEST_NAMES = 28
 
 _NoSuchOption: Any = vars(sys.modules[typer.BadParameter.__module__])["NoSuchOption"]  # of whichever click typer brings
-
-
-def add_command(
-    app: typer.Typer, panel: str, *names: str, examples: Sequence[str] = ()
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Make a function a command called `names[0]`; the other names work too, and only its help tells of them."""
-
-    def add(function: Callable[..., None]) -> Callable[..., None]:
-        command = with_exit_codes(_flat(function))
-        also = f" (also: {', '.join(names[1:])})" if len(names) > 1 else ""
-        summary, dot, rest = inspect.getdoc(function).partition(".")  # type: ignore[union-attr]
-        for name in names:
-            app.command(
-                name,
-                cls=Command,
-                help=f"{summary}{also}{dot}{rest}" if name == names[0] else summary + dot + rest,
-                epilog="\n".join(examples),
-                rich_help_panel=panel,
-                hidden=name != names[0],
-            )(command)
-        return function
-
-    return add
 
 
 def _flat(function: Callable[..., None]) -> Callable[..., None]:
@@ -86,7 +66,33 @@ def _flat(function: Callable[..., None]) -> Callable[..., None]:
 
 
 class Command(TyperCommand):
-    """A command. `ctx` and `formatter` are of whichever click typer brings."""
+    """The function `where`, MODULE:FUNCTION, imported when its flags are needed: what reads models is slow to import.
+
+    `ctx` and `formatter` are of whichever click typer brings.
+    """
+
+    def __init__(self, name: str, where: str, summary: str, panel: str, others: Sequence[str] = ()) -> None:
+        """others: names of the same command, which its help tells. Without a panel it is hidden."""
+        super().__init__(name, short_help=summary, rich_help_panel=panel, hidden=not panel, rich_markup_mode=None)
+        self._where, self._others = where, others
+
+    def load(self) -> None:
+        """Import the function; its flags and its help are this command's from then on."""
+        module, _, function = self._where.partition(":")
+        target = getattr(importlib.import_module(f"dllama_zmq.cli.{module}"), function)
+        typed = typer.Typer(add_completion=False)
+        typed.command()(with_exit_codes(_flat(target)))
+        made = typer.main.get_command(typed)
+        self.params, self.callback = made.params, made.callback
+        text, _, examples = (inspect.getdoc(target) or "").partition("\n\nExamples:\n")
+        summary, dot, rest = text.partition(".")
+        also = f" (also: {', '.join(self._others)})" if self._others else ""
+        self.help, self.epilog = f"{summary}{also}{dot}{rest}", inspect.cleandoc(examples)
+
+    def make_context(self, *args: Any, **others: Any) -> Any:
+        """click's, of the function."""
+        with_exit_codes(self.load)()
+        return super().make_context(*args, **others)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """click's, with the values that were left out."""
@@ -115,7 +121,18 @@ class Command(TyperCommand):
 
 
 class Group(TyperGroup):
-    """All commands, in sections."""
+    """All commands, in sections. A subclass has `table`: for each section, and each command of it with its other names
+    behind it, where it is and what its first page says of it. Only its own help tells of the other names."""
+
+    table: Mapping[str, Mapping[str, tuple[str, str]]] = {}
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        for panel, commands in self.table.items():
+            for names, (where, summary) in commands.items():
+                first, *others = names.split()
+                self.commands[first] = Command(first, where, summary, panel, others)
+                self.commands.update({name: Command(name, where, summary, panel="") for name in others})
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """The commands of each panel in the order in which they were added, then the flags."""
@@ -123,8 +140,7 @@ class Group(TyperGroup):
         for name in self.list_commands(ctx):
             command: Any = self.get_command(ctx, name)
             if not command.hidden:
-                summary = command.help.split("\n")[0].partition(". ")[0].removesuffix(".")
-                panels.setdefault(command.rich_help_panel, []).append((name, summary))
+                panels.setdefault(command.rich_help_panel, []).append((name, command.short_help))
         for panel, rows in panels.items():
             with formatter.section(panel):
                 formatter.write_dl(rows)

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Annotated
 
+from typer import Argument, Option
+
+from dllama_zmq.cli import flags
+from dllama_zmq.cli.kinds import choice
 from dllama_zmq.cli.progress import Display
 from dllama_zmq.cli.show import note
 from dllama_zmq.errors import FormatError, UsageError
@@ -13,12 +18,28 @@ from dllama_zmq.formats.convert import convert_model
 from dllama_zmq.formats.files import check_replaceable
 from dllama_zmq.formats.tokenizers import check_writable, tokenizer_files, write_tokenizer
 from dllama_zmq.sources import model_at, tokenizer_beside
-from dllama_zmq.spec import FloatType
+from dllama_zmq.spec import FloatType, Weights
 from dllama_zmq.telling import human_bytes
 
 
-def run(source: str, out: Path, weights: str | None, tokenizer: Path | None, force: bool) -> None:
-    """Convert `source` to `out`; its tokenizer to `tokenizer`, by default beside `out`."""
+def convert(
+    *,
+    source: flags.Source,
+    out: Annotated[Path, Argument(metavar="OUT.m", help="The file to write")],
+    weights: Annotated[
+        Weights | None,
+        choice("--weights", of=Weights, help="If not given: as they are where a .m file can have that, else q40"),
+    ] = None,
+    tokenizer: Annotated[
+        Path | None, Option("--tokenizer", metavar="OUT.t", help="Where the tokenizer goes; beside OUT.m if not given")
+    ] = None,
+    force: flags.Force = False,
+) -> None:
+    """Write a model of any format as a .m file, and its tokenizer beside it as it is.
+
+    Examples:
+        dllama-zmq convert path/to/folder model.m --weights q40
+    """
     if out.suffix != ".m":
         raise UsageError(f"{out}: the model is written as a .m file; name it so")
     path = model_at(source)

@@ -8,16 +8,19 @@ import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
+from typing import Annotated
+
+from typer import Argument
 
 from dllama_zmq.bus.client_messages import Done, Piece, Prefill, Queued, Started
-from dllama_zmq.cli import flags
-from dllama_zmq.cli.chosen import for_a_call, for_a_model
+from dllama_zmq.cli import completion, flags
+from dllama_zmq.cli.chosen import chosen_path, elsewhere, for_a_call, for_a_model
 from dllama_zmq.cli.cluster import listening
 from dllama_zmq.cli.endings import as_json
 from dllama_zmq.cli.flags import Overrides
 from dllama_zmq.cli.overrides import check_elsewhere, check_running, fetched
 from dllama_zmq.cli.progress import Display
+from dllama_zmq.cli.prompt import read_prompt
 from dllama_zmq.cli.show import note
 from dllama_zmq.cli.stats import Stats
 from dllama_zmq.client import SILENCE_S, Answer, Client
@@ -26,6 +29,7 @@ from dllama_zmq.errors import RequestError, UsageError
 from dllama_zmq.launch.lifecycle import for_one_call
 from dllama_zmq.launch.registry import address_elsewhere
 from dllama_zmq.root.sampling import Sampling
+from dllama_zmq.sources import absolute_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,25 +41,67 @@ class _Answering:
     n_nodes: int
 
 
-def run(prompt: str, path: Path, options: flags.Answer, overrides: Overrides) -> None:
-    """Answer `prompt` with the cluster of `path`, or of the model that the flags name; brought up for this call where
-    it is not running."""
-    _check(options)
-    overrides = fetched(overrides)
-    _answer(prompt, _client(for_a_call(path, overrides), overrides), options)
+def run(
+    *,
+    source: Annotated[str | None, Argument(metavar="MODEL", help=flags.MODEL, autocompletion=completion.models)] = None,
+    prompt: flags.PromptFlags,
+    overrides: flags.Overrides,
+    answer: flags.Answer,
+    cluster: flags.Cluster = None,
+) -> None:
+    """Continue a text with a model, in any folder. Needs no file: one node on this computer, or --nodes N.
+
+    A cluster of this folder that runs this very model is used; a model of the hub (hf:) is fetched first.
+
+    Examples:
+        dllama-zmq run story.gguf "Once upon a time"
+        dllama-zmq run hf:TheBloke/TinyLlama-1.1B-Chat-v1.0-GGUF:Q4_K_M "One day"
+        echo 'One day, Lily' | dllama-zmq run demo -n 60 --temp 0
+    """
+    if overrides.model is not None or overrides.hub_model is not None:  # then what stands first is the prompt
+        if source is not None and prompt.prompt is not None:
+            raise UsageError("two models are given, as an argument and as a flag; give one")
+        prompt = prompt if source is None else replace(prompt, prompt=source)
+        source = overrides.model or f"hf:{overrides.hub_model}"
+        overrides = replace(overrides, model=None, hub_model=None)
+    if source is not None:
+        absolute_model(source)  # raises where there is none, before anybody waits for a prompt
+    text = read_prompt(prompt, f'dllama-zmq run {source or "MODEL"} "Once upon a time"')
+    _check(answer)
+    if source is not None and cluster is None:
+        overrides = fetched(replace(overrides, model=source), fetch=True)
+        file = for_a_model(source, overrides)
+    else:
+        overrides = fetched(replace(overrides, model=source))
+        file = for_a_call(chosen_path(cluster), overrides)
+    _answer(text, _client(file, overrides), answer)
 
 
-def run_model(prompt: str, model: str, options: flags.Answer, overrides: Overrides) -> None:
-    """Answer `prompt` with `model`, in any folder; one of a hub is fetched where it is not here."""
-    _check(options)
-    overrides = fetched(replace(overrides, model=model), fetch=True)
-    _answer(prompt, _client(for_a_model(model, overrides), overrides), options)
+def generate(
+    *,
+    prompt: flags.PromptFlags,
+    overrides: flags.Overrides,
+    answer: flags.Answer,
+    cluster: flags.Cluster = None,
+    connect: flags.Connect = None,
+) -> None:
+    """Continue a text with this folder's cluster. With none running, brings one up for this call.
 
+    Without a cluster.yaml, -m MODEL is enough: one node on this computer, or --nodes N.
 
-def run_elsewhere(prompt: str, address: str, options: flags.Answer, overrides: Overrides) -> None:
-    """Answer `prompt` with the running cluster whose root has this address for clients."""
-    _check(options)
-    _answer(prompt, _client_at(address, overrides), options)
+    Examples:
+        dllama-zmq generate "Once upon a time"
+        dllama-zmq generate -m story.gguf -n 60 --temp 0 "One day"
+        dllama-zmq generate -f prompt.txt --json
+    """
+    text = read_prompt(prompt, 'dllama-zmq generate "Once upon a time"')
+    address = None if connect is None else elsewhere(connect, cluster)
+    _check(answer)
+    if address is not None:
+        _answer(text, _client_at(address, overrides), answer)
+    else:
+        path, overrides = chosen_path(cluster), fetched(overrides)
+        _answer(text, _client(for_a_call(path, overrides), overrides), answer)
 
 
 def _answer(prompt: str, source: AbstractContextManager[_Answering], options: flags.Answer) -> None:

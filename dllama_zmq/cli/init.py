@@ -7,11 +7,14 @@ import re
 import shlex
 from pathlib import Path
 from string import Template
+from typing import Annotated
 
 import yaml
+from typer import Argument, Option
 
 from dllama_zmq.bus.addresses import own_address
-from dllama_zmq.cli.flags import Init
+from dllama_zmq.cli import flags
+from dllama_zmq.cli.kinds import model_flag, number
 from dllama_zmq.cli.show import note
 from dllama_zmq.cluster import FILE_NAME, NAME_PATTERN, Cluster, default_name, is_loopback, parse_cluster
 from dllama_zmq.errors import ConfigError, UsageError
@@ -23,17 +26,36 @@ _COLUMN = 28  # where the comments begin
 _MOST_NODES = 1024
 
 
-def run(flags: Init) -> None:
-    """Write the file that the flags describe. Raises UsageError where it exists, or they do not describe a cluster."""
-    path = flags.file or Path(FILE_NAME)
+def init(
+    *,
+    file: Annotated[
+        Path | None, Argument(metavar="FILE", help="The file to write; ./cluster.yaml if not given")
+    ] = None,
+    model: Annotated[
+        str | None, model_flag("-m", "--model", help="Its model: a file or folder, hf:REPO[:FILE] or demo")
+    ] = None,
+    nodes: Annotated[int | None, number("--nodes", help="Nodes, all on this computer: 1, 2, 4, 8, ...")] = None,
+    workers: flags.Workers = None,
+    host: Annotated[
+        str | None, Option("--host", metavar="ADDRESS", help="This computer's address for them, found out if not given")
+    ] = None,
+    force: flags.Force = False,
+) -> None:
+    """Write a cluster's file with a comment on everything that can be changed in it.
+
+    Examples:
+        dllama-zmq init -m story.gguf --nodes 2
+        dllama-zmq init home.yaml -m demo --workers 192.168.1.11
+    """
+    path = file or Path(FILE_NAME)
     path = path / FILE_NAME if path.is_dir() else path
-    text, host = _text(path, _model_in(path, flags.model), _hosts(flags.workers, flags.nodes), flags.host)
+    text, host = _text(path, _model_in(path, model), _hosts(workers, nodes), host)
     n_nodes = parse_cluster(text, path).n_nodes  # raises ConfigError for a host that is none
-    if os.path.lexists(path) and not flags.force:
+    if os.path.lexists(path) and not force:
         raise UsageError(f"{path} exists; --force replaces it")
     try:
-        with replace_file(Path(os.path.realpath(path)) if path.is_symlink() else path) as file:
-            file.write(text.encode())
+        with replace_file(Path(os.path.realpath(path)) if path.is_symlink() else path) as written:
+            written.write(text.encode())
     except UsageError as error:
         raise ConfigError(str(error)) from None
     except OSError as error:

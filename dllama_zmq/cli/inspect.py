@@ -2,38 +2,53 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from rich.console import Console
 from rich.table import Table
+from typer import Option
 
+from dllama_zmq.cli import flags
+from dllama_zmq.cli.endings import as_json
+from dllama_zmq.cli.kinds import choice
 from dllama_zmq.errors import FormatError, RequestError
 from dllama_zmq.formats import ModelFile, contents_of, open_model, read_tokenizer
 from dllama_zmq.formats.gguf.head import TYPE_NAMES
 from dllama_zmq.host import free_memory_bytes
 from dllama_zmq.sharding import Plan, context_length, largest_node, possible_node_counts
 from dllama_zmq.sources import model_at, tokenizer_beside
-from dllama_zmq.spec import FloatType, ModelSpec
+from dllama_zmq.spec import FloatType, ModelSpec, Weights
 from dllama_zmq.telling import human_bytes
 
 _NODES = (1, 2, 4, 8)
 
 
-def run(source: str, weights: str | None, as_json: bool, tensors: bool) -> None:
-    """Tell about the model at `source`, its weights read as `weights`, as a table or one JSON object.
+def inspect(
+    *,
+    source: flags.Source,
+    weights: Annotated[
+        Weights | None, choice("--weights", of=Weights, help="As if the cluster's file had these `weights`")
+    ] = None,
+    json: flags.Json = False,
+    tensors: Annotated[bool, Option("--tensors", help="List every tensor too")] = False,
+) -> None:
+    """Tell what is in a model, over how many nodes it can be split, and what each must hold.
 
-    Of a model that is not run, what its files say; then raises the error that says why.
+    Of a model that this version does not run it tells what the files say, and why it does not.
+
+    Examples:
+        dllama-zmq inspect demo
+        dllama-zmq inspect story.gguf
     """
     path = model_at(source)
     try:
         opened = open_model(path, FloatType[weights.upper()] if weights else None)
     except FormatError as error:
         if (contents := contents_of(path)) is not None:
-            if as_json:
-                print(json.dumps(contents | {"error": str(error)}))  # noqa: T201
+            if json:
+                print(as_json(contents | {"error": str(error)}))  # noqa: T201
             else:
                 _show_contents(contents)
         raise
@@ -43,8 +58,8 @@ def run(source: str, weights: str | None, as_json: bool, tensors: bool) -> None:
             facts["tensors"] = [
                 {"name": t.name, "shape": list(t.shape(model.spec)), "type": t.float_type.name} for t in model.tensors
             ]
-    if as_json:
-        print(json.dumps(facts))  # noqa: T201
+    if json:
+        print(as_json(facts))  # noqa: T201
     else:
         _show(facts)
 

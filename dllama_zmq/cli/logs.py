@@ -9,9 +9,13 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Annotated, TextIO
 
-from dllama_zmq.cli.chosen import running_here
+from typer import Argument, Option
+
+from dllama_zmq.cli import completion, flags
+from dllama_zmq.cli.chosen import chosen_path, running_here
+from dllama_zmq.cli.kinds import number
 from dllama_zmq.cli.show import note
 from dllama_zmq.cluster import ClusterFile, is_loopback
 from dllama_zmq.errors import ClusterError
@@ -22,15 +26,31 @@ _LOOK_S = 0.2
 _STAMP = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} ")
 
 
-def run(path: Path, node: str | None, n_lines: int, follow: bool) -> None:
-    """Print the last lines of a node's log, or of all nodes' with their names; with `follow` what comes after them."""
-    file = running_here(path, even_down=True)
+def logs(
+    *,
+    node: Annotated[
+        str | None,
+        Argument(
+            metavar="NODE", help="root, or a worker of this computer; all if not given", autocompletion=completion.nodes
+        ),
+    ] = None,
+    cluster: flags.Cluster = None,
+    lines: Annotated[int, number("-n", "--lines", help="How many of the last lines")] = 50,
+    follow: Annotated[bool, Option("-f", "--follow", help="Go on printing what is added")] = False,
+) -> None:
+    """Print the log of a node, or of all nodes of this computer.
+
+    Examples:
+        dllama-zmq logs
+        dllama-zmq logs worker1 -f
+    """
+    file = running_here(chosen_path(cluster), even_down=True)
     places = Places.of(file.cluster.name)
     _check_whose(file, places)
     paths = _log_paths(file, places, node)
     tails = [_Tail(name, log) for name, log in paths.items()]
     width = 0 if node is not None else max(map(len, paths))
-    last: deque[tuple[str, str]] = deque(_by_time([tail.lines() for tail in tails]), maxlen=n_lines)
+    last: deque[tuple[str, str]] = deque(_by_time([tail.lines() for tail in tails]), maxlen=lines)
     _print(last, width)
     while follow:
         time.sleep(_LOOK_S)

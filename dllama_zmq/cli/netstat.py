@@ -3,13 +3,18 @@ for a model alone."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from rich.console import Console, Group, RenderableType
+from typer import Option
 
+from dllama_zmq.cli import completion, flags
 from dllama_zmq.cli.chosen import client_of
 from dllama_zmq.cli.endings import as_json
-from dllama_zmq.cli.measure_flags import Netstat
+from dllama_zmq.cli.flags import CLUSTER, cluster_flag
+from dllama_zmq.cli.kinds import MOST, choice, number
 from dllama_zmq.cli.netstat_figures import Prediction, Report, measured, predicted
 from dllama_zmq.cli.netstat_tables import prediction_tables, report_tables, summary_table
 from dllama_zmq.cli.watch import check_watch, watched
@@ -18,15 +23,46 @@ from dllama_zmq.formats import open_model
 from dllama_zmq.hub import HUB_PREFIX
 from dllama_zmq.shapes import SHAPES, shape
 from dllama_zmq.sources import DEMO, model_at
-from dllama_zmq.spec import ModelSpec
+from dllama_zmq.spec import ModelSpec, Sync
 
 _STATUS_S = 10.0  # the root answers between two steps
 _LEAST_WIDTH = 80
 _NODES = 4
 
 
-def run(options: Netstat) -> None:
-    """Show what the flags ask for: tables, or JSON objects."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """Whose traffic `netstat` shows: a running cluster's, by its file or address, or a model's, predicted."""
+
+    cluster: Annotated[Path | None, cluster_flag(CLUSTER)] = None
+    connect: flags.Connect = None
+    predict: Annotated[
+        str | None,
+        Option(
+            "--predict",
+            metavar="MODEL",
+            help="No cluster: a published shape, or a model",
+            autocompletion=completion.shapes,
+        ),
+    ] = None
+    nodes: Annotated[int | None, number("--nodes", least=-MOST, help="With --predict: the nodes; 4 if not given")] = (
+        None
+    )
+    sync: Annotated[Sync | None, choice("--sync", of=Sync, help="With --predict: f32 if not given")] = None
+    summary: Annotated[bool, Option("--summary", help="A few lines: all workers together, and whether all agrees")] = (
+        False
+    )
+    watch: flags.Watch = None
+    json: flags.Json = False
+
+
+def netstat(*, options: Options) -> None:
+    """Show a running cluster's traffic beside what its plan predicts, or predict a model's.
+
+    Examples:
+        dllama-zmq netstat --watch
+        dllama-zmq netstat --predict llama3-8b --nodes 8 --sync q80
+    """
     _check(options)
     console = Console(highlight=False)
     if not console.is_terminal or options.watch is None:
@@ -36,12 +72,12 @@ def run(options: Netstat) -> None:
         figures = predicted(options.predict, _spec(options.predict), n_nodes, options.sync or "f32")
         watched(lambda: figures, _as_json if options.json else _tables, None, console)
         return
-    with client_of(options.cluster, options.connect) as client:
+    with client_of(options.connect, options.cluster) as client:
         show = _as_json if options.json else summary_table if options.summary else _tables
         watched(lambda: measured(client.status(_STATUS_S)), show, options.watch, console)
 
 
-def _check(options: Netstat) -> None:
+def _check(options: Options) -> None:
     """Raises UsageError where they do not fit together."""
     if sum(one is not None for one in (options.cluster, options.connect, options.predict)) > 1:
         raise UsageError("--cluster, --connect and --predict each say whose traffic to show; give one of them")

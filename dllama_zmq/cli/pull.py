@@ -8,6 +8,9 @@ import shlex
 import sys
 import warnings
 from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Option
 
 from dllama_zmq.cli.progress import Display
 from dllama_zmq.cli.show import note
@@ -17,15 +20,33 @@ from dllama_zmq.telling import Tells, human_bytes
 _MOST_LISTED = 20
 
 
-def run(text: str, revision: str, to: Path | None, offline: bool) -> None:
-    """Fetch the model of `text`, REPO[:FILE], and say where it is."""
-    name = ModelName.parse(text)
-    pull = fetch(name, revision, to, offline)
-    sys.stdout.write(f"{pull.path()}\n")
+def pull(
+    *,
+    model: Annotated[
+        str,
+        Argument(metavar="REPO[:FILE]", help="USER/REPO; FILE is a file's name, a glob, or a quantization as Q4_K_M"),
+    ],
+    revision: Annotated[
+        str, Option("--revision", metavar="NAME", help="A branch, tag or commit of the repository")
+    ] = "main",
+    to: Annotated[
+        Path | None,
+        Option("--to", metavar="FOLDER", help="Put the files there, not into the cache that other tools share"),
+    ] = None,
+    offline: Annotated[bool, Option("--offline", help="Ask no hub: only say where the cache has it")] = False,
+) -> None:
+    """Fetch a model from a Hugging Face hub and print its path. Goes on where an earlier call stopped.
+
+    Examples:
+        dllama-zmq pull TheBloke/TinyLlama-1.1B-Chat-v1.0-GGUF:Q4_K_M
+    """
+    name = ModelName.parse(model)
+    fetched = fetch(name, revision, to, offline)
+    sys.stdout.write(f"{fetched.path()}\n")
     sys.stdout.flush()
-    tokenizer = pull.tokenizer_path()
+    tokenizer = fetched.tokenizer_path()
     beside = f", and after `tokenizer:` {tokenizer}" if tokenizer else ""
-    typed = name if to is None and revision == "main" else shlex.quote(str(pull.path()))
+    typed = name if to is None and revision == "main" else shlex.quote(str(fetched.path()))
     note(f'try: dllama-zmq run {typed} "Once upon a time"')
     note(f"for a cluster put this path after `model:` in cluster.yaml{beside}")
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import sys
+from typing import Annotated
 
 from rich.console import Console
 from rich.table import Table
+from typer import Argument, Option
 
+from dllama_zmq.cli import completion, flags
+from dllama_zmq.cli.endings import as_json
 from dllama_zmq.cli.show import note
 from dllama_zmq.errors import UsageError
 from dllama_zmq.hub import ModelName, cache_folder, find_by_name, list_pulled, plan_removal
@@ -15,12 +18,16 @@ from dllama_zmq.sources import DEMO
 from dllama_zmq.telling import human_bytes
 
 
-def list_models(as_json: bool) -> None:
-    """Print every pulled model: what to type for it, its size, where they are."""
+def list_models(*, json: flags.Json = False) -> None:
+    """List the models that have been pulled: what to type for each, its size, and where.
+
+    Examples:
+        dllama-zmq list
+    """
     models = list_pulled()
-    if as_json:
+    if json:
         rows = [{"name": str(one.name), "path": str(one.path), "bytes": one.n_bytes} for one in models]
-        print(json.dumps({"models": rows}))  # noqa: T201
+        print(as_json({"models": rows}))  # noqa: T201
         return
     if not models:
         note("no model has been pulled yet; dllama-zmq pull USER/REPO[:FILE] fetches one")
@@ -32,11 +39,21 @@ def list_models(as_json: bool) -> None:
     note(f"in {cache_folder()}; dllama-zmq run NAME runs one, dllama-zmq list --json tells where each is")
 
 
-def remove(text: str, yes: bool) -> None:
-    """Remove a pulled model; asks first, unless `yes`. Exit code 1 where the answer is no."""
-    if text == DEMO:
+def rm(
+    *,
+    model: Annotated[
+        str, Argument(metavar="REPO[:FILE]", help="A name of `dllama-zmq list`", autocompletion=completion.pulled)
+    ],
+    yes: Annotated[bool, Option("-y", "--yes", help="Do not ask")] = False,
+) -> None:
+    """Remove a model that has been pulled. Asks first.
+
+    Examples:
+        dllama-zmq rm org/model-GGUF:Q4_K_M
+    """
+    if model == DEMO:
         raise UsageError(f"{DEMO} comes with the package and goes with it; `dllama-zmq list` shows what rm removes")
-    removal = plan_removal(find_by_name(text) or ModelName.parse(text))
+    removal = plan_removal(find_by_name(model) or ModelName.parse(model))
     what = f"{removal.name} ({human_bytes(removal.n_bytes)} in {removal.paths[0].parent})"
     if not yes and not _agreed(f"remove {what}? [y/N] "):
         note("nothing was removed")

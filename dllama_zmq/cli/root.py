@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Annotated
 
 from threadpoolctl import threadpool_limits
+from typer import Argument, Option
 
-from dllama_zmq.cli.chosen import to_bring_up
-from dllama_zmq.cli.flags import Overrides
-from dllama_zmq.cli.overrides import fetched
 from dllama_zmq.cli.progress import Display
+from dllama_zmq.cluster import ClusterFile
 from dllama_zmq.launch.daemon import run_cluster, run_started
 
 
-def be_cluster(path: Path, overrides: Overrides) -> None:
+def be_root(file: ClusterFile) -> None:
     """Be the cluster's root, in the foreground."""
-    file = to_bring_up(path, fetched(overrides))
     with threadpool_limits(limits=1), Display() as display:
         run_cluster(file, display)
 
 
-def be_started_cluster(name: str, lock: int) -> None:
-    """Be the root of a cluster that another process is starting."""
+def root(
+    name: Annotated[str, Argument(metavar="NAME", help="The cluster's name")],
+    lock: Annotated[int, Option("--lock", metavar="N", help="The descriptor of the cluster's lock")],
+) -> None:
+    """Be the root of the cluster that another command is starting under NAME."""
     with threadpool_limits(limits=1), Display() as display:
         run_started(name, lock, display)

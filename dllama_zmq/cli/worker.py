@@ -6,12 +6,15 @@ import os
 import signal
 import sys
 from types import FrameType
+from typing import Annotated
 
 import zmq
 from threadpoolctl import threadpool_limits
+from typer import Argument, Option
 
 from dllama_zmq import __version__
 from dllama_zmq.bus.addresses import endpoint_of
+from dllama_zmq.cli.kinds import number
 from dllama_zmq.cluster import Ports
 from dllama_zmq.errors import UsageError
 from dllama_zmq.host import require_open_files, usable_cores
@@ -21,13 +24,32 @@ from dllama_zmq.worker import Worker, WorkerSettings
 _FILES = 12  # opened by libzmq and for the kernels' code, as counted in /proc
 
 
-def run(root: str, name: str, threads: int | None, leave_with_stdin: bool, crowded: bool) -> None:
-    """Serve the root at `root`: a host, with its port where that is not 5570.
+def worker(
+    *,
+    host: Annotated[
+        str | None,
+        Argument(metavar="HOST", help="The root's computer: a name or address, with :PORT where it is not 5570"),
+    ] = None,
+    root: Annotated[str | None, Option("--root", metavar="ADDRESS", help="The same, as a flag")] = None,
+    name: Annotated[
+        str, Option("--name", metavar="NAME", help="Which worker of the file to be; any free one if not given")
+    ] = "",
+    threads: Annotated[
+        int | None, number("-t", "--threads", "--nthreads", help="Compute threads; all cores if not given")
+    ] = None,
+    leave_with_stdin: Annotated[bool, Option("--leave-with-stdin", hidden=True)] = False,
+    crowded: Annotated[bool, Option("--crowded", hidden=True)] = False,
+) -> None:
+    """Be a worker of the cluster whose root is on HOST. Needs no model file: its weights come over the bus.
 
-    With `leave_with_stdin` the end of stdin ends the worker.
+    Examples:
+        dllama-zmq worker 192.168.1.10
+        dllama-zmq worker pi1:5570 -t 3
     """
+    if (host is None) == (root is None):
+        raise UsageError("say once where the root is: dllama-zmq worker 192.168.1.10")
     try:
-        address = endpoint_of(root, Ports().replies)
+        address = endpoint_of(host or root or "", Ports().replies)
     except UsageError as error:
         raise UsageError(f"the root's address {error}") from None
     signal.signal(signal.SIGTERM, _leave)

@@ -78,6 +78,7 @@ def _without_command(context: Any, given: Sequence[str]) -> str:
 
 
 def _flags(command: Any) -> list[str]:
+    command.load()
     return [name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)]
 
 

@@ -27,8 +27,8 @@ from dllama_zmq.bus.links import Endpoints
 from dllama_zmq.bus.messages import Message, decode, encode
 from dllama_zmq.bus.peers import Peers
 from dllama_zmq.cli import flags
-from dllama_zmq.cli.cluster import down_elsewhere
-from dllama_zmq.cli.generate import run_elsewhere
+from dllama_zmq.cli.cluster import down
+from dllama_zmq.cli.generate import generate
 from dllama_zmq.cluster import Limits
 from dllama_zmq.errors import BusError, ClusterError, RootLost, WorkerLost
 from dllama_zmq.formats import ModelFile, read_tokenizer
@@ -253,7 +253,7 @@ def test_a_signal_while_a_worker_makes_its_sockets_ends_it() -> None:
     code = """
 import os, signal
 from dllama_zmq.bus import sockets
-from dllama_zmq.cli import worker
+from dllama_zmq.cli.worker import worker
 
 def connect(*where):
     socket = made(*where)
@@ -261,7 +261,7 @@ def connect(*where):
     return socket
 
 made, sockets.connect = sockets.connect, connect
-worker.run("127.0.0.1:9", "", 1, False, False)
+worker(host="127.0.0.1:9", threads=1)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=SOON_S, check=False)
     assert (done.returncode, done.stderr) == (0, "")
@@ -272,11 +272,12 @@ def test_a_root_in_a_long_step_is_waited_for_by_generate_and_down(
 ) -> None:
     busy_s = 6.0  # longer than a client waits for a status of itself
     answer, overrides = flags.Answer(steps=4, temperature=0.0, stats="answer"), flags.Overrides()
+    prompt = flags.PromptFlags(prompt="once")
     with serving(context, model, [], busy_s=busy_s) as address:
-        run_elsewhere("once", address, answer, overrides)
+        generate(prompt=prompt, overrides=overrides, answer=answer, connect=address)
         assert capfd.readouterr().out.startswith("once")
     with serving(context, model, [], busy_s=busy_s) as address:
-        down_elsewhere(address)
+        down(which=flags.AnyCluster(), connect=address)
         assert f"the cluster at {address} is down" in capfd.readouterr().err
 
 
