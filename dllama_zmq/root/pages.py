@@ -1,0 +1,154 @@
+"""Which pages of the KV cache are in use, and which hold a prefix that a later text may begin with.
+
+A page holds the keys and values of `page_size` positions of one sequence, on every node. Knows ids of pages and tokens;
+knows nothing of the memory behind them. After vLLM's block pool; where that compares hashes, this compares tokens.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+
+_Key = tuple[int | None, tuple[int, ...]]
+"""The page before it, and a page's own tokens."""
+
+
+class PrefixIndex:
+    """Full pages by what they hold: a page's parent (the page before it) and its own tokens.
+
+    A page is found only through its parent, so tokens are equal from the first position on. Therefore a page must not
+    leave the index before its children.
+    """
+
+    def __init__(self) -> None:
+        self._pages: dict[_Key, int] = {}
+        self._keys: dict[int, _Key] = {}
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __contains__(self, page: int) -> bool:
+        return page in self._keys
+
+    def find(self, tokens: Sequence[int], page_size: int) -> list[int]:
+        """The pages of the longest indexed prefix of `tokens`."""
+        found: list[int] = []
+        parent: int | None = None
+        for end in range(page_size, len(tokens) + 1, page_size):
+            page = self._pages.get((parent, tuple(tokens[end - page_size : end])))
+            if page is None:
+                break
+            found.append(page)
+            parent = page
+        return found
+
+    def add(self, parent: int | None, tokens: Sequence[int], page: int) -> int:
+        """Index `page`, which holds `tokens` after those of the indexed page `parent` (None: at position 0).
+
+        Returns the page that is indexed for these: another one where they were there already.
+        """
+        key = (parent, tuple(tokens))
+        indexed = self._pages.setdefault(key, page)
+        if indexed == page:
+            self._keys[page] = key
+        return indexed
+
+    def remove(self, page: int) -> None:
+        """Forget an indexed page without children."""
+        del self._pages[self._keys.pop(page)]
+
+    def clear(self) -> None:
+        """Forget all pages."""
+        self._pages.clear()
+        self._keys.clear()
+
+
+class PagePool:
+    """`n_pages` pages: free, in use (by one sequence or, full ones, by several), or cached (indexed, not in use).
+
+    Free pages are taken lowest id first, so that memory that was never needed is never touched; then the least recently
+    used of the cached ones. Users of a page are users of all pages before it and give them back last page first, so a
+    page is always less recently used than its parent: the index loses children first.
+    """
+
+    def __init__(self, n_pages: int, page_size: int) -> None:
+        self.page_size = page_size
+        self._index = PrefixIndex()
+        self.reset(n_pages)
+
+    def reset(self, n_pages: int) -> None:
+        """Begin again with `n_pages` free pages and nothing cached. No page may be in use."""
+        self.n_pages = n_pages
+        self._index.clear()
+        self._users = [0] * n_pages
+        self._free = list(range(n_pages))  # a heap
+        self._cached: OrderedDict[int, None] = OrderedDict()  # the least recently used first
+
+    @property
+    def n_available(self) -> int:
+        """Pages that can be taken."""
+        return len(self._free) + len(self._cached)
+
+    @property
+    def n_cached(self) -> int:
+        """Pages that are kept only because a later text may begin with what they hold."""
+        return len(self._cached)
+
+    @property
+    def n_in_use(self) -> int:
+        """Pages of sequences, each counted once."""
+        return self.n_pages - self.n_available
+
+    def n_pages_of(self, n_positions: int) -> int:
+        """How many pages hold `n_positions` positions."""
+        return -(-n_positions // self.page_size)
+
+    def n_users(self, page: int) -> int:
+        """How many sequences use a page."""
+        return self._users[page]
+
+    def take(self) -> int | None:
+        """A page for one user, whatever it holds; None where all are in use."""
+        if self._free:
+            page = heapq.heappop(self._free)
+        elif self._cached:
+            page, _ = self._cached.popitem(last=False)
+            self._index.remove(page)
+        else:
+            return None
+        self._users[page] = 1
+        return page
+
+    def find(self, tokens: Sequence[int]) -> list[int]:
+        """The pages of the longest prefix of `tokens` that is held. They are not in use by that: `share` them."""
+        return self._index.find(tokens, self.page_size)
+
+    def share(self, pages: Iterable[int]) -> None:
+        """One user more for indexed pages."""
+        for page in pages:
+            if not self._users[page]:
+                del self._cached[page]
+            self._users[page] += 1
+
+    def release(self, pages: Sequence[int]) -> None:
+        """One user less for `pages`, which are in order of position. Indexed ones remain cached."""
+        for page in reversed(pages):
+            self._users[page] -= 1
+            if self._users[page]:
+                continue
+            if page in self._index:
+                self._cached[page] = None
+            else:
+                heapq.heappush(self._free, page)
+
+    def index(self, parent: int | None, tokens: Sequence[int], page: int) -> int:
+        """Let others find a full page that one user has, as in `PrefixIndex.add`.
+
+        Returns the page to use from here on: where another one holds the same, that one, and `page` is released.
+        """
+        indexed = self._index.add(parent, tokens, page)
+        if indexed != page:
+            self.share([indexed])
+            self.release([page])
+        return indexed
