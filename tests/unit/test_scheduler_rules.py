@@ -1,0 +1,296 @@
+"""Every order of what can happen to sequences, against a plain model: memory, and texts generated one at a time.
+
+The model's keys and values of a position are all tokens up to it, made from those of the position before as it is read
+from memory. So a page that is lost, shared too early, overwritten or found for another text shows in what is read.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, precondition, rule
+
+from dllama_zmq.root.pages import PagePool
+from dllama_zmq.root.scheduler import Event, Finished, Prefilled, Scheduled, Scheduler, Token
+from dllama_zmq.root.sequence import Sequence
+
+PAGE = 4
+STOP = 3
+
+prompts = st.lists(st.integers(0, 2), min_size=1, max_size=4 * PAGE)
+
+
+def next_token(text: tuple[int, ...]) -> int:
+    return hash((5, *text)) // 7 % 4
+
+
+def text_alone(prompt: list[int], max_new: int, stops: bool) -> tuple[list[int], str]:
+    text = list(prompt)
+    for _ in range(max_new):
+        token = next_token(tuple(text))
+        if stops and token == STOP:
+            return text, "stop"
+        text.append(token)
+    return text, "length"
+
+
+class Memory:
+    """What each position of each page holds: the tokens up to it, or None where that is unknown."""
+
+    def __init__(self, n_pages: int) -> None:
+        self.pages: list[list[tuple[int, ...] | None]] = [[None] * PAGE for _ in range(n_pages)]
+
+    def read(self, pages: list[int], position: int) -> tuple[int, ...] | None:
+        return self.pages[pages[position // PAGE]][position % PAGE]
+
+    def write(self, step: Scheduled, done: bool = True) -> None:
+        tokens = iter(step.tokens)
+        for span in step.spans:
+            for position in range(span.start, span.start + span.count):
+                before = self.read(span.pages, position - 1) if position else ()
+                assert before is not None, "a position was evaluated before the one before it"
+                held = (*before, next(tokens))
+                self.pages[span.pages[position // PAGE]][position % PAGE] = held
+        assert next(tokens, None) is None
+        if not done:  # each position has been written, and nobody knows what
+            for span in step.spans:
+                for position in range(span.start, span.start + span.count):
+                    self.pages[span.pages[position // PAGE]][position % PAGE] = None
+
+
+class Sequences(RuleBasedStateMachine):
+    added: Bundle[Sequence] = Bundle("added")
+
+    @initialize(
+        n_pages=st.integers(2, 12),
+        max_sequences=st.integers(1, 5),
+        prefill_rows=st.integers(1, 11),
+        mixed_rows=st.integers(1, 6),
+    )
+    def begin(self, n_pages: int, max_sequences: int, prefill_rows: int, mixed_rows: int) -> None:
+        self.pool = PagePool(n_pages, PAGE)
+        self.memory = Memory(n_pages)
+        self.max_sequences, self.prefill_rows, self.mixed_rows = max_sequences, prefill_rows, mixed_rows
+        self.scheduler = Scheduler(self.pool, max_sequences, prefill_rows, mixed_rows)
+        self.live: list[Sequence] = []  # in order of arrival
+        self.all: list[Sequence] = []
+        self.given: dict[Sequence, list[int]] = {}
+        self.evaluated: dict[Sequence, int] = {}  # the position after the last evaluated one, since the last reset
+
+    # What happens
+
+    @rule(target=added, prompt=prompts, max_new=st.integers(1, 9), stops=st.booleans(), n=st.integers(1, 3))
+    def add(self, prompt: list[int], max_new: int, stops: bool, n: int) -> object:
+        return multiple(*[self.add_one(prompt, max_new, stops) for _ in range(n)])
+
+    @precondition(lambda self: self.all)
+    @rule(target=added, earlier=added, length=st.integers(1, 30), more=prompts, max_new=st.integers(1, 9))
+    def add_continued(self, earlier: Sequence, length: int, more: list[int], max_new: int) -> Sequence:
+        """The next turn of a conversation, or another end of the same text."""
+        return self.add_one([*earlier.tokens[:length], *more], max_new, True)
+
+    def add_one(self, prompt: list[int], max_new: int, stops: bool) -> Sequence:
+        room = self.pool.n_pages * PAGE
+        max_new = min(max_new, room)
+        stop_ids = frozenset([STOP] if stops else [])
+        sequence = Sequence(len(self.all), prompt[: room - max_new + 1], None, max_new, stop_ids)
+        self.scheduler.add(sequence)
+        self.live.append(sequence)
+        self.all.append(sequence)
+        self.given[sequence] = []
+        return sequence
+
+    @precondition(lambda self: self.all)
+    @rule(sequence=added)
+    def cancel(self, sequence: Sequence) -> None:
+        self.scheduler.cancel(sequence)
+        assert sequence.state == "finished"
+        if sequence in self.live:
+            self.live.remove(sequence)
+
+    @rule(n=st.integers(1, 6))
+    def steps(self, n: int) -> None:
+        for _ in range(n):
+            self.step()
+
+    @precondition(lambda self: self.live)
+    @rule(sequence=added)
+    def step_in_which_one_is_cancelled(self, sequence: Sequence) -> None:
+        step = self.schedule()
+        self.cancel(sequence)
+        self.evaluate(step)
+
+    @precondition(lambda self: self.live)
+    @rule()
+    def step_that_fails(self) -> None:
+        self.memory.write(self.schedule(), done=False)
+
+    @precondition(lambda self: self.live)
+    @rule()
+    def step_in_which_a_worker_is_lost(self) -> None:
+        self.schedule()
+        self.rewind()
+
+    @rule()
+    def rewind(self) -> None:
+        assert self.scheduler.rewind() == []
+        self.memory = Memory(self.pool.n_pages)
+        self.evaluated.clear()
+
+    @rule(n_pages=st.integers(1, 12))
+    def rewind_to_other_memory(self, n_pages: int) -> None:
+        left = self.scheduler.rewind(n_pages)
+        assert left == [s for s in self.live if s.n_prompt + s.max_new - 1 > n_pages * PAGE]
+        self.memory = Memory(n_pages)
+        self.evaluated.clear()
+        self.live = [sequence for sequence in self.live if sequence not in left]
+
+    def step(self) -> None:
+        if not self.live:
+            assert self.scheduler.schedule() is None
+            return
+        oldest = self.live[0]
+        before = len(oldest.tokens), oldest.n_computed
+        self.evaluate(self.schedule())
+        after = len(oldest.tokens), oldest.n_computed
+        assert oldest.state == "finished" or after > before
+
+    def schedule(self) -> Scheduled:
+        decoding = [s for s in self.scheduler.running if len(s.tokens) == s.n_computed + 1]
+        step = self.scheduler.schedule()
+        assert step is not None
+        assert len(set(step.sequences)) == len(step.sequences) == len(step.spans)
+        assert step.sequences == [s for s in self.live if s in step.sequences], "order of arrival"
+        for sequence in decoding:
+            assert sequence in step.sequences or sequence.state == "waiting", "a decoding sequence has a row"
+        budget = self.mixed_rows if decoding else self.prefill_rows
+        rows = [span.count for s, span in zip(step.sequences, step.spans, strict=True) if s not in decoding]
+        assert sum(rows) <= budget
+        prompts = [s for s in self.scheduler.running if s not in decoding]
+        left_over = [
+            s for s in prompts if s not in step.sequences or s.n_computed + span_of(step, s).count < len(s.tokens)
+        ]
+        assert not left_over or sum(rows) == budget, "rows are left while somebody needs them"
+        self.sequences_are_in_order_of_arrival()
+        self.check_spans(step)
+        return step
+
+    def check_spans(self, step: Scheduled) -> None:
+        n_rows, sampled, written = 0, [], set()
+        for sequence, span in zip(step.sequences, step.spans, strict=True):
+            end = span.start + span.count
+            assert span.count >= 1
+            assert step.tokens[n_rows : n_rows + span.count] == sequence.tokens[span.start : end]
+            n_rows += span.count
+            if sequence in self.evaluated:
+                assert span.start == self.evaluated[sequence], "the tokens are evaluated in order, none twice"
+            else:
+                assert span.start % PAGE == 0
+            assert len(span.pages) == -(-end // PAGE)
+            pages = span.pages[span.start // PAGE :]
+            assert not written & set(pages), "two sequences write to one page"
+            written |= set(pages)
+            if end == len(sequence.tokens):
+                sampled.append((n_rows - 1, sequence))
+        assert step.sampled == sampled
+        assert n_rows == len(step.tokens)
+
+    def evaluate(self, step: Scheduled) -> None:
+        self.memory.write(step)
+        chosen = []
+        for row, sequence in step.sampled:
+            span = span_of(step, sequence)
+            held = self.memory.read(span.pages, span.start + span.count - 1)
+            assert step.tokens[row] == held[-1]
+            chosen.append(next_token(held))
+        for sequence, span in zip(step.sequences, step.spans, strict=True):
+            if sequence in self.live:
+                self.evaluated[sequence] = span.start + span.count
+        for event in self.scheduler.accept(step, chosen):
+            self.take_in(event)
+        self.sequences_are_in_order_of_arrival()
+
+    def take_in(self, event: Event) -> None:
+        sequence = event.sequence
+        assert sequence in self.live
+        if isinstance(event, Token):
+            self.given[sequence].append(event.token)
+        elif isinstance(event, Prefilled):
+            assert not self.given[sequence]
+            assert 0 < event.done <= event.total == sequence.n_prompt
+        elif isinstance(event, Finished):
+            self.live.remove(sequence)
+            prompt = sequence.tokens[: sequence.n_prompt]
+            text, reason = text_alone(prompt, sequence.max_new, bool(sequence.stop_ids))
+            assert (sequence.tokens, event.reason) == (text, reason)
+
+    # What is always true
+
+    @invariant()
+    def sequences_are_in_order_of_arrival(self) -> None:
+        scheduler = self.scheduler
+        assert [*scheduler.running, *scheduler.waiting] == self.live
+        assert len(scheduler.running) <= self.max_sequences
+        assert scheduler.has_room == (len(self.live) < self.max_sequences)
+        for sequence in self.all:
+            where = "running" if sequence in scheduler.running else "waiting" if sequence in self.live else "finished"
+            assert sequence.state == where
+            assert sequence.tokens[sequence.n_prompt :] == self.given[sequence]
+            if where != "running":
+                assert (sequence.n_computed, sequence.pages) == (0, [])
+                self.evaluated.pop(sequence, None)
+
+    @invariant()
+    def pages_have_their_users_and_none_is_lost(self) -> None:
+        used = [page for sequence in self.scheduler.running for page in sequence.pages]
+        assert all(self.pool.n_users(page) == used.count(page) for page in range(self.pool.n_pages))
+        assert self.pool.n_in_use == len(set(used))
+        pool = copy.deepcopy(self.pool)
+        left = list(iter(pool.take, None))
+        assert sorted([*left, *set(used)]) == list(range(pool.n_pages))
+        assert pool.n_cached == 0
+
+    @invariant()
+    def pages_hold_what_their_sequences_have_computed(self) -> None:
+        for sequence in self.scheduler.running:
+            assert sequence.n_computed == self.evaluated.get(sequence, sequence.n_computed)
+            assert sequence.n_computed < len(sequence.tokens)
+            self.check_held(sequence.tokens, sequence.pages, sequence.n_computed)
+            for i, page in enumerate(sequence.pages):
+                if self.pool.n_users(page) > 1:
+                    assert (i + 1) * PAGE <= sequence.n_computed, "a page is shared that is not full"
+
+    @invariant()
+    def found_pages_hold_what_was_looked_for(self) -> None:
+        for sequence in self.all:
+            found = self.pool.find(sequence.tokens)
+            self.check_held(sequence.tokens, found, len(found) * PAGE)
+
+    @invariant()
+    def equal_full_pages_are_one(self) -> None:
+        for a, b in itertools.combinations(self.scheduler.running, 2):
+            n = min(a.n_computed, b.n_computed) // PAGE
+            for i in range(n):
+                assert (a.pages[i] == b.pages[i]) == (a.tokens[: (i + 1) * PAGE] == b.tokens[: (i + 1) * PAGE])
+
+    def check_held(self, tokens: list[int], pages: list[int], n: int) -> None:
+        for position in range(n):
+            assert self.memory.read(pages, position) == tuple(tokens[: position + 1])
+
+    def teardown(self) -> None:
+        if not hasattr(self, "live"):
+            return
+        most = sum(sequence.n_prompt + sequence.max_new for sequence in self.live)
+        for _ in range(most):
+            self.step()
+        assert not self.live, "all have ended, as the oldest has gone on in each step"
+        assert self.pool.n_in_use == 0
+
+
+def span_of(step: Scheduled, sequence: Sequence):
+    return step.spans[step.sequences.index(sequence)]
+
+
+TestSequences = Sequences.TestCase
