@@ -68,7 +68,7 @@ def open_model(path: str | Path, weights: FloatType | None = None) -> ModelFile:
             f"{path}: a single PyTorch file cannot be read. Give the folder of the model, with config.json and "
             "safetensors (Hugging Face) or with params.json and consolidated.*.pth (Meta), or a GGUF file of it."
         )
-    model: ModelFile = open_gguf(path) if is_gguf(path, magic) else open_m(path)
+    model = open_gguf(path) if is_gguf(path, magic) else open_m(path)
     if weights not in (None, model.spec.weight_type):
         stored = model.spec.weight_type.name
         model.close()

@@ -13,6 +13,7 @@ from dllama_zmq.formats.m_header import data_bytes, header_bytes, read_header
 from dllama_zmq.formats.m_keys import MAX_HEADER_BYTES
 from dllama_zmq.formats.mapped import MappedFile
 from dllama_zmq.formats.model_file import ModelFile
+from dllama_zmq.formats.stored import Extent, StoredTensor
 from dllama_zmq.models import tensor_table
 from dllama_zmq.quants import BlockMatrix
 from dllama_zmq.spec import ModelSpec, TensorSpec
@@ -20,31 +21,7 @@ from dllama_zmq.spec import ModelSpec, TensorSpec
 _CHUNK_BYTES = 1 << 24
 
 
-class MFile(ModelFile):
-    """A mapped `.m` file; tensors are read-only views of it."""
-
-    def __init__(self, pages: MappedFile, spec: ModelSpec, tensors_at: int) -> None:
-        super().__init__(pages.path, spec)
-        self._pages = pages
-        self._at: dict[str, int] = {}
-        for tensor in self.tensors:
-            self._at[tensor.name] = tensors_at
-            tensors_at += tensor.nbytes(spec)
-
-    def _read(self, name: str, rows: slice, columns: slice) -> BlockMatrix:
-        tensor = self._by_name[name]
-        data = self._pages.view(self._at[name], tensor.nbytes(self.spec))
-        whole = BlockMatrix(data.reshape(tensor.shape(self.spec)[0], -1), tensor.float_type)
-        return whole.cut(rows, columns)
-
-    def forget_pages(self) -> None:
-        self._pages.forget_pages()
-
-    def close(self) -> None:
-        self._pages.close()
-
-
-def open_m(path: str | Path) -> MFile:
+def open_m(path: str | Path) -> ModelFile:
     """Map a `.m` file and check its header and length. Raises FormatError or UnsupportedModel."""
     pages = MappedFile(Path(path))
     try:
@@ -54,7 +31,12 @@ def open_m(path: str | Path) -> MFile:
     except BaseException:
         pages.close()
         raise
-    return MFile(pages, spec, tensors_at)
+    stored = {}
+    for tensor in tensor_table(spec):
+        extent = Extent(pages, tensors_at, *tensor.shape(spec), tensor.float_type)
+        stored[tensor.name] = StoredTensor(f"{pages.path}: tensor {tensor.name}", (extent,))
+        tensors_at += tensor.nbytes(spec)
+    return ModelFile(pages.path, spec, stored)
 
 
 def write_m(

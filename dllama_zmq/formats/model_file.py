@@ -1,13 +1,16 @@
-"""The interface of model files of all formats: a spec, and any slice of any tensor. Knows no format."""
+"""An open model of any format: a spec, and any slice of any tensor. Knows no format."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Self
 
+import numpy as np
+
 from dllama_zmq.errors import FormatError
+from dllama_zmq.formats.stored import StoredTensor
 from dllama_zmq.models import tensor_table
 from dllama_zmq.quants import BlockMatrix
 from dllama_zmq.spec import ModelSpec, TensorSpec
@@ -15,22 +18,32 @@ from dllama_zmq.spec import ModelSpec, TensorSpec
 ALL = slice(None)
 _FORGET_BYTES = 1 << 26
 """About as many bytes of a file stay in this process's memory while it is read from front to back."""
+_CHUNK_VALUES = 1 << 18
+"""Values converted at a time: 1 MB of f32, so that the temporaries stay in a core's cache."""
 
 
-class ModelFile(ABC):
+class ModelFile:
     """An open model. `read` gives each tensor in the type that `spec` names, whatever its type in the file.
 
     `tensors` are in the order of the model's table; `nbytes` is their total size as read. `notes` are warnings about
-    the files, for the user.
+    the files, for the user. type_names: the format's names of types that have other names here.
     """
 
-    def __init__(self, path: Path, spec: ModelSpec) -> None:
+    def __init__(
+        self,
+        path: Path,
+        spec: ModelSpec,
+        stored: Mapping[str, StoredTensor],
+        type_names: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self.path = path
         self.spec = spec
         self.tensors: list[TensorSpec] = tensor_table(spec)
         self.nbytes = sum(tensor.nbytes(spec) for tensor in self.tensors)
-        self._by_name = {tensor.name: tensor for tensor in self.tensors}
         self.notes: list[str] = []
+        self._types = {tensor.name: tensor.float_type for tensor in self.tensors}
+        self._stored, self._type_names = stored, type_names
+        self._files = {extent.pages.path: extent.pages for tensor in stored.values() for extent in tensor.extents}
         self._read_bytes = 0
 
     def read(self, name: str, rows: slice = ALL, columns: slice = ALL) -> BlockMatrix:
@@ -42,38 +55,49 @@ class ModelFile(ABC):
         matrix = self._read(name, rows, columns)
         if not matrix.is_finite:
             raise FormatError(
-                f"{self._where(name)} has values that are infinite or NaN. "
+                f"{self._stored[name].where} has values that are infinite or NaN. "
                 "The file is damaged; copy or download it again."
             )
         return matrix
 
-    @abstractmethod
     def _read(self, name: str, rows: slice, columns: slice) -> BlockMatrix:
-        """`read` without the check."""
-
-    def _where(self, name: str) -> str:
-        """The file, and the tensor's name in it, to begin an error with."""
-        return f"{self.path}: tensor {name}"
+        stored, kind = self._stored[name], self._types[name]
+        first, last, _ = rows.indices(stored.shape[0])
+        left, right, _ = columns.indices(stored.shape[1])
+        if stored.is_view(kind):
+            self._before_reading((last - first) * kind.row_bytes(right - left))
+            return BlockMatrix(stored.read(first, last, left, right, kind), kind)
+        out = np.empty((max(0, last - first), kind.row_bytes(right - left)), np.uint8)
+        block = stored.stored.block_values
+        chunk_rows = max(1, _CHUNK_VALUES // max(block, right - left))
+        for row in range(first, last, chunk_rows):
+            end = min(row + chunk_rows, last)
+            self._before_reading((end - row) * stored.stored.row_bytes(-(-(right - left) // block) * block))
+            out[row - first : end - first] = stored.read(row, end, left, right, kind)
+        out.flags.writeable = False
+        return BlockMatrix(out, kind)
 
     def in_file(self, name: str) -> tuple[str, int]:
         """The tensor's type in the file, by the format's name, and its bytes in the file."""
-        tensor = self._by_name[name]
-        return tensor.float_type.name, tensor.nbytes(self.spec)
-
-    @abstractmethod
-    def forget_pages(self) -> None:
-        """Release the file's pages from this process's memory; reading maps them again."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Close the file. Views of it stay valid."""
+        stored = self._stored[name]
+        return self._type_names.get(stored.stored.name, stored.stored.name), stored.nbytes
 
     def _before_reading(self, n_bytes: int) -> None:
-        """Call before bytes are read once: releases the pages read before, once they are many."""
+        """Release the pages read before, once they are many."""
         if self._read_bytes > _FORGET_BYTES:
             self.forget_pages()
             self._read_bytes = 0
         self._read_bytes += n_bytes
+
+    def forget_pages(self) -> None:
+        """Release the files' pages from this process's memory; reading maps them again."""
+        for file in self._files.values():
+            file.forget_pages()
+
+    def close(self) -> None:
+        """Close the files. Views of them stay valid."""
+        for file in self._files.values():
+            file.close()
 
     def __enter__(self) -> Self:
         return self

@@ -78,6 +78,10 @@ class SourceType:
                 out[chunk] = by(blocks[chunk]).reshape(out[chunk].shape)
 
 
+StoredType: TypeAlias = FloatType | SourceType
+"""A type of tensors in files."""
+
+
 def _f16(data: U8) -> F32:
     """Two bytes (n, 2) as float32 (n, 1)."""
     return np.ascontiguousarray(data).view("<f2").astype(np.float32)

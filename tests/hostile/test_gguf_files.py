@@ -304,7 +304,7 @@ def test_layers_without_end_are_refused(tmp_path):
 def test_metadata_of_another_shape_than_the_tensors_is_refused(tmp_path):
     content = gguf_bytes(METADATA | {"llama.feed_forward_length": 160}, TENSORS)
     words = refused(tmp_path / "a.gguf", content)
-    assert "blk.0.ffn_gate.weight has 128 rows of 64 values for layers.0.ffn.gate; by the metadata it has 160" in words
+    assert "blk.0.ffn_gate.weight is 128 x 64; by the metadata it is 160 x 64" in words
 
 
 @pytest.mark.parametrize("changes", [{"split.count": Typed("u16", 60_000)}, {"split.count": "3"},

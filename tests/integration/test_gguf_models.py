@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,6 @@ from dllama_zmq.formats import ModelFile, open_gguf, open_m, write_m
 from dllama_zmq.kernels import KernelChoice
 from dllama_zmq.models import Run
 from dllama_zmq.quants import F32, BlockMatrix
-from dllama_zmq.quants.k_quants import SourceType
 from dllama_zmq.root.root import Root, RootSettings
 from dllama_zmq.shapes import shape
 from dllama_zmq.sources import DATA_FOLDER
@@ -36,33 +36,11 @@ TOKENS = np.random.default_rng(3).integers(0, 288, 50).tolist()
 M_TYPES = [FloatType.F32, FloatType.F16, FloatType.Q40, FloatType.Q80]
 
 
-class Exact(ModelFile):
+def exactly(path: Path) -> ModelFile:
     """A GGUF model of which every tensor is read as F32: the numbers that its blocks say, K-quants too."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = open_gguf(path)
-        spec = self._file.spec
-        stored = tuple((t.name, FloatType.F32) for t in self._file.tensors)
-        super().__init__(path, type(spec)(**{**fields(spec), "weight_type": FloatType.F32, "stored": stored}))
-
-    def _read(self, name: str, rows: slice, columns: slice) -> BlockMatrix:
-        location = self._file._locations[name]
-        if isinstance(location.tensor.stored, SourceType):
-            part = self._file._parts[location.part].pages.view(location.tensor.offset, location.tensor.nbytes)
-            values = location.tensor.stored.dequantize(part.reshape(location.tensor.n_rows, -1))
-        else:
-            values = self._file.read(name).dequantize()
-        return BlockMatrix.from_array(values[rows, columns], FloatType.F32)
-
-    def forget_pages(self) -> None:
-        self._file.forget_pages()
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def fields(spec: object) -> dict[str, object]:
-    return {name: getattr(spec, name) for name in spec.__dataclass_fields__}  # type: ignore[attr-defined]
+    model = open_gguf(path)
+    types = tuple((tensor.name, FloatType.F32) for tensor in model.tensors)
+    return ModelFile(path, replace(model.spec, weight_type=FloatType.F32, stored=types), model._stored)
 
 
 @contextmanager
@@ -142,14 +120,14 @@ def test_a_model_of_k_quants_gives_the_same_bits_on_any_number_of_nodes(tmp_path
     for nodes in (2, 4, 8):
         with load(path, nodes=nodes) as model:
             assert np.array_equal(model.logits(TOKENS), expected), nodes
-    exact = logits(Exact(path), TOKENS)
+    exact = logits(exactly(path), TOKENS)
     # Activations rounded to Q80 and weights to what stands in for them: each about 0.5% of what goes through a layer.
     assert np.abs(expected - exact).max() < 0.05 * np.abs(exact).max()
 
 
 @pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3", "qwen3moe"])
 def test_the_logits_of_a_gguf_file_are_those_of_transformers(arch):
-    model = Exact(GOLDEN / f"gguf_{arch}.gguf")
+    model = exactly(GOLDEN / f"gguf_{arch}.gguf")
     with np.load(GOLDEN / f"gguf_{arch}.npz") as golden:
         got = logits(model, golden["tokens"].tolist(), "reference")
         difference = np.abs(got - golden["logits"]).max()
@@ -216,7 +194,7 @@ def perplexity(model: ModelFile, texts: list[list[int]]) -> float:
 def test_stand_ins_of_k_quants_change_perplexity_by_less_than_half_a_percent(tmp_path, kind, stories):
     share = demo_in(kind, tmp_path / "demo.gguf")
     assert sum(map(len, stories)) > 1000
-    exact = perplexity(Exact(tmp_path / "demo.gguf"), stories)
+    exact = perplexity(exactly(tmp_path / "demo.gguf"), stories)
     change = perplexity(open_gguf(tmp_path / "demo.gguf"), stories) / exact - 1
     print(f"{kind} ({share:.0%} of the values): perplexity {exact:.4f} by exact numbers, {change:+.3%} as it is run")
     assert share > 0.5

@@ -15,15 +15,13 @@ from dllama_zmq.errors import FormatError, UsageError
 from dllama_zmq.formats import (
     ModelFile,
     contents_of,
-    converted,
+    model_file,
     open_hf,
     open_meta,
     open_model,
     read_tokenizer,
     write_t,
 )
-from dllama_zmq.formats.hf import HFFolder
-from dllama_zmq.formats.meta import MetaFolder
 from dllama_zmq.quants import BlockMatrix
 from dllama_zmq.sources import tokenizer_beside
 from dllama_zmq.spec import FloatType, RopeScaling
@@ -69,7 +67,7 @@ def test_any_part_of_a_tensor_is_that_part_of_the_whole(opened, values, kind):
 
 
 def test_parts_are_converted_in_pieces_that_need_not_divide_them(opened, values, monkeypatch):
-    monkeypatch.setattr(converted, "_CHUNK_VALUES", 7 * 64)
+    monkeypatch.setattr(model_file, "_CHUNK_VALUES", 7 * 64)
     with opened(FloatType.Q40) as model:
         found = model.read("layers.0.attention.q", slice(3, 60))
     wanted = BlockMatrix.from_array(values["layers.0.attention.q"], FloatType.Q40).cut(slice(3, 60), slice(None))
@@ -277,9 +275,11 @@ def test_a_factor_that_params_json_does_not_use_is_refused(tmp_path, values):
 
 def test_a_path_tells_its_format(tmp_path, values):
     hf, meta = write_hf(tmp_path / "hf", TINY, values), write_meta(tmp_path / "meta", TINY, values)
-    for path, kind in ((hf, HFFolder), (hf / "model.safetensors", HFFolder), (str(meta), MetaFolder)):
-        with open_model(path) as model:
-            assert type(model) is kind
+    with open_meta(meta) as expected:
+        for path in (hf, hf / "model.safetensors", str(meta)):
+            with open_model(path) as model:
+                assert model.spec == expected.spec
+                assert np.array_equal(model.read("head").data, expected.read("head").data)
     (tmp_path / "none").mkdir()
     with pytest.raises(FormatError, match=r"neither config\.json"):
         open_model(tmp_path / "none")

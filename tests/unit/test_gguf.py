@@ -16,7 +16,8 @@ from tiny import tiny_spec, tiny_tensors
 from dllama_zmq.errors import FormatError, UsageError
 from dllama_zmq.formats import gguf_metadata, open_gguf, open_model
 from dllama_zmq.formats.gguf.container import Container
-from dllama_zmq.formats.gguf.names import Directory, gguf_name, half_layout_rows
+from dllama_zmq.formats.gguf.names import Directory, gguf_name
+from dllama_zmq.formats.stored import halved, interleaved
 from dllama_zmq.quants import F32, BlockMatrix
 from dllama_zmq.quants.k_quants import Q4_K, Q5_K, Q6_K
 from dllama_zmq.spec import FloatType, ModelSpec, Rope
@@ -214,9 +215,10 @@ def test_an_expert_is_some_rows_of_all_or_a_tensor_of_its_own(tmp_path):
             ],
         )
     )
-    directory = Directory("a", [Container(path).tensors])
+    directory = Directory("a", [Container(path)])
     place = directory.find("layers.0.experts.2.up")
-    assert (place.first_row, place.shape) == (8, (4, 8))
+    assert place.shape == (4, 8)
+    assert np.array_equal(place.read(0, 4, 0, 8, FloatType.F32).view("<f4").ravel(), stacked[64:])
     assert directory.find("layers.1.experts.2.up").shape == (4, 8)
     assert directory.find("layers.2.experts.0.up").shape == (4, 8)
     for missing in ("layers.0.experts.3.up", "layers.1.experts.1.up", "layers.2.experts.1.up", "layers.3.experts.0.up"):
@@ -229,8 +231,10 @@ def test_rows_of_pairs_are_put_back_as_hugging_face_has_them():
     original = np.arange(n_heads * head_dim * dim).reshape(-1, dim)
     # llama.cpp's convert_hf_to_gguf.py, LlamaModel.permute
     in_file = original.reshape(n_heads, 2, head_dim // 2, dim).swapaxes(1, 2).reshape(original.shape)
-    assert np.array_equal(in_file[half_layout_rows(range(24), head_dim)], original)
-    assert np.array_equal(in_file[half_layout_rows(range(5, 19), head_dim)], original[5:19])
+    rows = np.arange(24)
+    assert np.array_equal(in_file[halved(head_dim)(rows)], original)
+    assert np.array_equal(in_file[halved(head_dim)(rows[5:19])], original[5:19])
+    assert np.array_equal(original[interleaved(head_dim)(rows)], in_file)
 
 
 # --- split files ---

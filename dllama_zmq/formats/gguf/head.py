@@ -10,14 +10,15 @@ import math
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
 from dllama_zmq.errors import FormatError, UnsupportedModel
 from dllama_zmq.formats.kinds import GGUF_MAGIC
 from dllama_zmq.formats.mapped import MappedFile
-from dllama_zmq.quants.k_quants import Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, SourceType
+from dllama_zmq.quants import StoredType
+from dllama_zmq.quants.k_quants import Q4_K, Q5_0, Q5_1, Q5_K, Q6_K
 from dllama_zmq.spec import FloatType
 
 MAX_METADATA_BYTES = 1 << 26
@@ -27,7 +28,6 @@ MAX_ITEMS = 1 << 21
 """Items of all arrays together. Tokens, scores, types and merges of the largest vocabularies are about 10^6."""
 MAX_NAME_BYTES = 1 << 10
 
-StoredType: TypeAlias = FloatType | SourceType
 TYPES: dict[int, StoredType] = {
     0: FloatType.F32, 1: FloatType.F16, 2: FloatType.Q40, 3: FloatType.Q41, 6: Q5_0, 7: Q5_1, 8: FloatType.Q80,
     12: Q4_K, 13: Q5_K, 14: Q6_K, 30: FloatType.BF16,

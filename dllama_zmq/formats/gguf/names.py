@@ -1,13 +1,15 @@
-"""GGUF's names of tensors, and the locations of a model's tensors. See FORMATS.md §4. Knows no bytes."""
+"""GGUF's names of tensors, and the locations of a model's tensors. See FORMATS.md §4."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
 
 from dllama_zmq.errors import FormatError, UnsupportedModel
-from dllama_zmq.formats.gguf.head import StoredType, Tensor
+from dllama_zmq.formats.gguf.container import Container
+from dllama_zmq.formats.gguf.head import Tensor
+from dllama_zmq.formats.stored import Extent, RowOrder, StoredTensor
+from dllama_zmq.quants import F32
 from dllama_zmq.spec import FloatType
 
 _MODEL = {"embedding": "token_embd.weight", "final_norm": "output_norm.weight", "head": "output.weight"}
@@ -30,28 +32,9 @@ _LAYER = {
 }
 _IN_LAYER = re.compile(r"layers\.(\d+)\.(.+)")
 _EXPERT = re.compile(r"experts\.(\d+)\.(gate|down|up)")
-ROPE_FACTORS = "rope_freqs.weight"
+_ROPE_FACTORS = "rope_freqs.weight"
 _UNREAD = re.compile(r"rope_freqs\.weight|blk\.\d+\.attn_rot_embd\.weight|rope_factors_(long|short)\.weight")
 """Tensors that the spec has already, or that are computed."""
-
-
-@dataclass(frozen=True, slots=True)
-class TensorLocation:
-    """A model's tensor: `n_rows` rows from `first_row` of `tensor`, which is in the file number `part`."""
-
-    part: int
-    tensor: Tensor
-    first_row: int
-    n_rows: int
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(rows, columns)."""
-        return self.n_rows, self.tensor.shape[-1]
-
-    @property
-    def is_vector(self) -> bool:
-        return len(self.tensor.shape) == 1
 
 
 def gguf_name(name: str) -> str:
@@ -67,19 +50,20 @@ def gguf_name(name: str) -> str:
 
 
 class Directory:
-    """The tensors of all parts of a model, by name. Raises FormatError if two parts have the same one."""
+    """The tensors of all files of a model, by name. Raises FormatError if two files have the same one."""
 
-    def __init__(self, where: str, parts: Iterable[Mapping[str, Tensor]]) -> None:
+    def __init__(self, where: str, files: Iterable[Container]) -> None:
         self._where = where
-        self._tensors: dict[str, tuple[int, Tensor]] = {}
-        for part, tensors in enumerate(parts):
-            for name, tensor in tensors.items():
+        self._tensors: dict[str, tuple[Container, Tensor]] = {}
+        self._used: set[str] = set()
+        for file in files:
+            for name, tensor in file.tensors.items():
                 if name in self._tensors:
                     raise FormatError(
-                        f"{where}: tensor {name} is in part {self._tensors[name][0] + 1} and in part {part + 1}; "
+                        f"{where}: tensor {name} is in {self._tensors[name][0].path.name} and in {file.path.name}; "
                         "expected each name once. Get all parts of the same model."
                     )
-                self._tensors[name] = part, tensor
+                self._tensors[name] = file, tensor
 
     def __len__(self) -> int:
         return len(self._tensors)
@@ -89,67 +73,59 @@ class Directory:
         """Whether any layer has a bias."""
         return any(name.endswith(".bias") for name in self._tensors)
 
-    def get(self, gguf_name: str) -> TensorLocation | None:
-        """The whole tensor with this GGUF name, or None."""
-        part, tensor = self._tensors.get(gguf_name, (0, None))
-        return None if tensor is None else TensorLocation(part, tensor, 0, tensor.n_rows)
+    def find(self, name: str, order: RowOrder | None = None) -> StoredTensor:
+        """A model's tensor. Raises FormatError if it is missing.
 
-    def find(self, name: str) -> TensorLocation:
-        """The location of a model's tensor. Raises FormatError if it is missing."""
+        order: of its rows in the file, see `StoredTensor`.
+        """
         wanted = gguf_name(name)
         expert = _EXPERT.search(name)
-        location = self.get(wanted)
-        if location is not None and expert is not None:
-            number, (n_experts, rows, _) = int(expert[1]), (1, 1, *location.tensor.shape)[-3:]
-            if len(location.tensor.shape) > 3 or number >= n_experts:
+        if wanted in self._tensors and expert is not None:
+            tensor = self._tensors[wanted][1]
+            number, (n_experts, rows, _) = int(expert[1]), (1, 1, *tensor.shape)[-3:]
+            if len(tensor.shape) > 3 or number >= n_experts:
                 raise FormatError(
-                    f"{self._where}: {wanted} has the shape {list(location.tensor.shape)}, but there is an expert "
+                    f"{self._where}: {wanted} has the shape {list(tensor.shape)}, but there is an expert "
                     f"{number}; expected experts, rows, columns. The file is damaged."
                 )
-            return TensorLocation(location.part, location.tensor, number * rows, rows)
-        if location is None and expert is not None:  # Mixtral's files until April 2024
+            return self._stored(wanted, number * rows, rows)
+        if wanted not in self._tensors and expert is not None:  # Mixtral's files until April 2024
             wanted = wanted.replace("_exps", f".{expert[1]}")
-            location = self.get(wanted)
-        if location is None and name == "head":  # tied to the embedding
+        if wanted not in self._tensors and name == "head":  # tied to the embedding
             wanted = _MODEL["embedding"]
-            location = self.get(wanted)
-        if location is None:
+        if wanted not in self._tensors:
             raise FormatError(
                 f"{self._where}: the tensor {wanted}, which the model needs, is missing. Convert or download it again."
             )
-        if len(location.tensor.shape) > 2:
-            raise FormatError(
-                f"{self._where}: {wanted} has the shape {list(location.tensor.shape)}; expected rows and columns."
-            )
-        return location
+        tensor = self._tensors[wanted][1]
+        if len(tensor.shape) > 2:
+            raise FormatError(f"{self._where}: {wanted} has the shape {list(tensor.shape)}; expected rows and columns.")
+        return self._stored(wanted, 0, tensor.n_rows, order)
 
-    def check_all_used(self, locations: Iterable[TensorLocation]) -> None:
-        """Raise UnsupportedModel for a tensor that the model's code does not use: its answers would be wrong."""
-        used = {location.tensor.name for location in locations}
+    def _stored(self, name: str, first_row: int, rows: int, order: RowOrder | None = None) -> StoredTensor:
+        self._used.add(name)
+        file, tensor = self._tensors[name]
+        offset = tensor.offset + first_row * tensor.row_bytes
+        extent = Extent(file.pages, offset, rows, tensor.shape[-1], tensor.stored)
+        return StoredTensor(f"{file.path}: tensor {name}", (extent,), order=order)
+
+    def rope_factors(self) -> F32 | None:
+        """The values of the tensor rope_freqs, if it exists. Raises FormatError if it is not a vector of F32."""
+        file, tensor = self._tensors.get(_ROPE_FACTORS, (None, None))
+        if file is None or tensor is None:
+            return None
+        if tensor.stored is not FloatType.F32 or len(tensor.shape) != 1 or tensor.shape[0] > 1 << 14:
+            raise FormatError(
+                f"{self._where}: {_ROPE_FACTORS} is {list(tensor.shape)}, {tensor.stored.name}; expected F32."
+            )
+        values: F32 = file.pages.view(tensor.offset, tensor.nbytes).view("<f4").copy()
+        return values
+
+    def check_all_used(self) -> None:
+        """Raise UnsupportedModel for a tensor that was not found for the model: its answers would be wrong."""
         for name in self._tensors:
-            if name not in used and not _UNREAD.fullmatch(name):
+            if name not in self._used and not _UNREAD.fullmatch(name):
                 raise UnsupportedModel(
                     f"{self._where}: this version does not use the tensor {name}, so its answers would be wrong. "
                     "Get a file of the plain model."
                 )
-
-    def common_type(self, default: StoredType) -> StoredType:
-        """The type of most matrices in the layers."""
-        kinds = [t.stored for _, t in self._tensors.values() if len(t.shape) > 1 and t.name.startswith("blk.")]
-        return max(set(kinds), key=lambda kind: (kinds.count(kind), kind.name), default=default)
-
-
-def type_as_read(stored: StoredType, exactly: bool) -> FloatType:
-    """The type in which a tensor is read. A type without kernels is converted, to F32 with `exactly`."""
-    if isinstance(stored, FloatType):
-        return stored
-    return FloatType.F32 if exactly else stored.read_as
-
-
-def half_layout_rows(rows: range, head_dim: int) -> list[int]:
-    """The rows in a file with interleaved pairs that are `rows` of q or k in half layout.
-
-    RoPE rotates rows j and j + head_dim / 2 of a head together; in the file they are rows 2j and 2j + 1.
-    """
-    half = head_dim // 2
-    return [row - row % head_dim + row % head_dim % half * 2 + row % head_dim // half for row in rows]

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from dllama_zmq.errors import FormatError, UnsupportedModel
-from dllama_zmq.formats.converted import ConvertedModel, Extent, StoredTensor, check_shapes, with_types
 from dllama_zmq.formats.hf.config import HFConfig, read_config
 from dllama_zmq.formats.hf.names import hf_name, is_unused
 from dllama_zmq.formats.hf.safetensors import Entry, close_all, read_shards
-from dllama_zmq.formats.model_file import ALL
+from dllama_zmq.formats.model_file import ModelFile
+from dllama_zmq.formats.stored import Extent, RowOrder, StoredTensor, check_shapes, interleaved, with_types
 from dllama_zmq.models import tensor_table
 from dllama_zmq.spec import FloatType
 
@@ -23,11 +23,7 @@ _ROWS_COMPARED = 256
 _TYPES = {"F32": FloatType.F32, "F16": FloatType.F16, "BF16": FloatType.BF16}
 
 
-class HFFolder(ConvertedModel):
-    """An open Hugging Face folder."""
-
-
-def open_hf(folder: str | Path, weights: FloatType | None = None) -> HFFolder:
+def open_hf(folder: str | Path, weights: FloatType | None = None) -> ModelFile:
     """Open a Hugging Face folder; matrices are read in the type `weights`, by default as stored.
 
     Raises FormatError or UnsupportedModel, naming file and tensor; UsageError if the widths do not fit `weights`.
@@ -42,13 +38,13 @@ def open_hf(folder: str | Path, weights: FloatType | None = None) -> HFFolder:
     except BaseException:
         close_all(entries.values())
         raise
-    folder_model = HFFolder(folder, spec, stored)
+    model = ModelFile(folder, spec, stored)
     if config.tied and _differ(stored["embedding"], stored["head"]):
-        folder_model.notes.append(
+        model.notes.append(
             f"{folder / CONFIG} says tie_word_embeddings, but lm_head.weight differs from the embedding. The head is "
             "lm_head.weight, as in transformers 5; correct the file to be sure"
         )
-    return folder_model
+    return model
 
 
 def _stored(folder: Path, config: HFConfig, entries: Mapping[str, Entry]) -> dict[str, StoredTensor]:
@@ -71,8 +67,8 @@ def _stored(folder: Path, config: HFConfig, entries: Mapping[str, Entry]) -> dic
                 f"{folder}: no file has the tensor {theirs}. A shard is missing, or the files are not of one model."
             )
         used.add(theirs)
-        interleaved = spec.rope.layout == "interleaved" and tensor.name.endswith(("attention.q", "attention.k"))
-        stored[tensor.name] = _tensor(entries[theirs], spec.head_dim if interleaved else 0)
+        in_pairs = spec.rope.layout == "interleaved" and tensor.name.endswith(("attention.q", "attention.k"))
+        stored[tensor.name] = _tensor(entries[theirs], interleaved(spec.head_dim) if in_pairs else None)
     for name, entry in entries.items():
         if name not in used and not is_unused(name):
             raise UnsupportedModel(
@@ -84,13 +80,13 @@ def _stored(folder: Path, config: HFConfig, entries: Mapping[str, Entry]) -> dic
 
 def _differ(one: StoredTensor, other: StoredTensor) -> bool:
     """Whether two matrices of one shape differ in some sampled rows; all rows can be gigabytes."""
-    if one.float_type is not other.float_type:
+    if one.stored is not other.stored:
         return True
     rows = np.linspace(0, one.shape[0] - 1, _ROWS_COMPARED, dtype=np.int64)
-    return not all(np.array_equal(one.read(r, r + 1, ALL), other.read(r, r + 1, ALL)) for r in rows.tolist())
+    return not np.array_equal(one.extents[0].bytes()[rows], other.extents[0].bytes()[rows])
 
 
-def _tensor(entry: Entry, interleave: int) -> StoredTensor:
+def _tensor(entry: Entry, order: RowOrder | None) -> StoredTensor:
     if entry.dtype not in _TYPES:
         raise UnsupportedModel(
             f"{entry.where} is of type {entry.dtype[:20]}; expected {', '.join(_TYPES)}. "
@@ -100,4 +96,4 @@ def _tensor(entry: Entry, interleave: int) -> StoredTensor:
         raise FormatError(f"{entry.where} has the shape {list(entry.shape)}; expected one or two numbers.")
     rows, columns = (1, *entry.shape)[-2:]
     extent = Extent(entry.pages, entry.offset, rows, columns, _TYPES[entry.dtype])
-    return StoredTensor(entry.where, (extent,), interleave=interleave)
+    return StoredTensor(entry.where, (extent,), order=order)

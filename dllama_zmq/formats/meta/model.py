@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Literal
 
 from dllama_zmq.errors import FormatError
-from dllama_zmq.formats.converted import ConvertedModel, Extent, StoredTensor, check_shapes, with_types
 from dllama_zmq.formats.mapped import MappedFile
 from dllama_zmq.formats.meta.archive import Archive
 from dllama_zmq.formats.meta.params import Params, read_params
 from dllama_zmq.formats.meta.pickled import PickledTensor, read_tensors
+from dllama_zmq.formats.model_file import ModelFile
+from dllama_zmq.formats.stored import Extent, StoredTensor, check_shapes, with_types
 from dllama_zmq.models import tensor_table
 from dllama_zmq.spec import FloatType, ModelSpec
 
@@ -38,10 +39,6 @@ _NAMES = {
 }
 _BY_COLUMNS = ("attention.o", "ffn.down")
 _UNUSED = ("rope.freqs",)
-
-
-class MetaFolder(ConvertedModel):
-    """An open folder of Meta."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +73,7 @@ class _Shard:
         return Extent(self.archive.pages, record.offset + tensor.first * size, rows, columns, storage.float_type)
 
 
-def open_meta(folder: str | Path, weights: FloatType | None = None) -> MetaFolder:
+def open_meta(folder: str | Path, weights: FloatType | None = None) -> ModelFile:
     """Open a folder of Meta; matrices are read in the type `weights`, by default as stored. No pickle is executed.
 
     Raises FormatError or UnsupportedModel, naming file and offset or tensor; UsageError if the widths do not fit
@@ -95,7 +92,7 @@ def open_meta(folder: str | Path, weights: FloatType | None = None) -> MetaFolde
         for shard in shards:
             shard.archive.pages.close()
         raise
-    return MetaFolder(folder, spec, stored)
+    return ModelFile(folder, spec, stored)
 
 
 def _shard_paths(folder: Path) -> list[Path]:
@@ -158,10 +155,10 @@ def _join(shards: Sequence[_Shard], name: str, axis: Literal[0, 1], replicated: 
     where = f"{shards[0].path}: tensor {theirs}"
     first = extents[0]
     for shard, extent in zip(shards, extents, strict=True):
-        if (extent.rows, extent.columns, extent.float_type) != (first.rows, first.columns, first.float_type):
+        if (extent.rows, extent.columns, extent.stored) != (first.rows, first.columns, first.stored):
             raise FormatError(
-                f"{shard.path}: tensor {theirs} is {extent.rows} x {extent.columns} {extent.float_type.name}; in "
-                f"{shards[0].path.name} it is {first.rows} x {first.columns} {first.float_type.name}. "
+                f"{shard.path}: tensor {theirs} is {extent.rows} x {extent.columns} {extent.stored.name}; in "
+                f"{shards[0].path.name} it is {first.rows} x {first.columns} {first.stored.name}. "
                 "The shards are not of one model."
             )
     return StoredTensor(where, (first,) if replicated else tuple(extents), axis)
