@@ -41,7 +41,7 @@ def run_bench(settings: BenchSettings, tells: Tells) -> Generator[list[Row], Non
             path, spec, title = _model(settings, tells)
             tells.now("getting the kernels ready")  # here, not while the first child is timed
             needs = kernel_needs(spec, max(nodes.n_nodes for nodes in settings.nodes), "f16", EXCHANGE_KERNELS)
-            prepare_kernels(settings.kernels, needs, told_to(tells))
+            prepare_kernels(settings.kernels, needs, told_to(tells), tells.line)
             facts = _facts(settings, spec, title)
             cores, products = usable_cores(), {}
             for threads in sorted({nodes.all_threads for nodes in settings.nodes}):

@@ -58,17 +58,23 @@ def choose_kernels(choice: KernelChoice, threads: int, crowded: bool = False) ->
     return Reference(threads)
 
 
-def prepare_kernels(choice: KernelChoice, needs: Needs, on_progress: Callable[[Compiling], None] | None = None) -> None:
+def prepare_kernels(
+    choice: KernelChoice,
+    needs: Needs,
+    on_progress: Callable[[Compiling], None] | None = None,
+    warn: Callable[[str], None] = logger.warning,
+) -> None:
     """Compile now what the back end of `choose_kernels` will need; nothing where it is kept already.
 
     What it turns out to need beyond that, it compiles when a model is made ready. `on_progress` is called 5 times a
-    second while it compiles; where None, a line on a terminal or in the log says how far it is.
+    second while it compiles; where None, a line on a terminal or in the log says how far it is. `warn` is called
+    once in a process, where the kernels cannot be kept in their folder.
     """
     if choice != "numpy" and not _simd_obstacle():
         from dllama_zmq.kernels.simd.catalog import needed
         from dllama_zmq.kernels.simd.library import library
 
-        library().load(needed(needs), on_progress)
+        library().load(needed(needs), on_progress, warn)
 
 
 def _simd_obstacle() -> str:

@@ -184,7 +184,7 @@ def _start(file: ClusterFile, listener: Listener) -> _Start:
         check_ports(file.cluster)
         needs = checked_needs(file, listener.tells)
         listener.sound()
-        prepare_kernels(file.cluster.kernels, needs, told_to(listener.tells))
+        prepare_kernels(file.cluster.kernels, needs, told_to(listener.tells), listener.tells.line)
         places.begin_logs()
         with open_log(places, "root") as log:
             process = subprocess.Popen(

@@ -11,7 +11,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache
+from functools import cache, partial
 from threading import Lock
 
 from llvmlite import binding
@@ -19,7 +19,7 @@ from llvmlite import binding
 from dllama_zmq.kernels.needs import Compiling
 from dllama_zmq.kernels.simd import store
 from dllama_zmq.kernels.simd.catalog import cost_s, group_of
-from dllama_zmq.kernels.simd.helpers import compile_objects
+from dllama_zmq.kernels.simd.helpers import Keep, compile_objects
 from dllama_zmq.kernels.simd.host import host_cpu
 from dllama_zmq.kernels.simd.registry import symbol_of
 
@@ -37,6 +37,7 @@ class Library:
         self._engine = binding.create_mcjit_compiler(binding.parse_assembly(""), _machine())
         self._addresses: dict[str, int] = {}
         self._lock = Lock()
+        self._keeper = store.Keeper()
 
     def address(self, name: str) -> int:
         """The address of a kernel; the first time, it is loaded with all that is needed beside it."""
@@ -48,14 +49,20 @@ class Library:
         """A kernel as a function of `n_args` integers."""
         return ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * n_args)(self.address(name))
 
-    def load(self, names: Iterable[str], on_progress: Callable[[Compiling], None] | None = None) -> None:
+    def load(
+        self,
+        names: Iterable[str],
+        on_progress: Callable[[Compiling], None] | None = None,
+        warn: Callable[[str], None] = logger.warning,
+    ) -> None:
         """Have these kernels from now on. Some milliseconds, or seconds where they must be compiled first."""
         with self._lock:
             missing = [name for name in names if name not in self._addresses]
             if not missing:
                 return
             level = logging.INFO if on_progress is None else logging.DEBUG  # who is told needs no line in a log
-            for code in objects(missing, on_progress or _teller(), level).values():
+            keep = partial(self._keeper.keep, warn=warn)
+            for code in objects(missing, keep, on_progress or _teller(), level).values():
                 self._engine.add_object_file(binding.ObjectFileRef.from_data(code))
             self._engine.finalize_object()
             for name in missing:
@@ -68,8 +75,8 @@ def library() -> Library:
     return Library()
 
 
-def objects(names: Sequence[str], on_progress: Callable[[Compiling], None], level: int) -> dict[str, bytes]:
-    """The object files of kernels: those that are kept, and the others compiled now and, where possible, kept.
+def objects(names: Sequence[str], keep: Keep, on_progress: Callable[[Compiling], None], level: int) -> dict[str, bytes]:
+    """The object files of kernels: those that are kept, and the others compiled now and given to `keep`.
 
     `on_progress` is called several times a second while it takes long. level: of what is logged about compiling.
     """
@@ -88,8 +95,8 @@ def objects(names: Sequence[str], on_progress: Callable[[Compiling], None], leve
         missing = [name for name in names if name not in found]
         if missing:
             logger.log(level, "compiling kernels for %s, once on this machine: %s", host_cpu()[1], " ".join(missing))
-            keeper, start = store.Keeper(), time.monotonic()
-            found |= compile_objects(missing, keeper.keep, on_progress)
+            start = time.monotonic()
+            found |= compile_objects(missing, keep, on_progress)
             logger.log(level, "compiled kernels=%d seconds=%.1f", len(missing), time.monotonic() - start)
     return found
 

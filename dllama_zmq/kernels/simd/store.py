@@ -61,22 +61,28 @@ def kept(names: Iterable[str]) -> set[str]:
 
 
 class Keeper:
-    """Keeps what is compiled, in the first of both folders that takes it; says once where that is not the first."""
+    """Keeps what is compiled, in the first of both folders that takes it; warns once where that is not the first."""
 
     def __init__(self) -> None:
         self._folders = [cache_folder(), spare_folder()]
+        self._obstacles: list[str] = []
+        self._warned = False
 
-    def keep(self, name: str, code: bytes) -> None:
-        reason = ""
+    def keep(self, name: str, code: bytes, warn: Callable[[str], None]) -> None:
+        """Keep the object file of a kernel."""
         while self._folders:
-            folder = self._folders[0]
-            reason = _write(folder, _file_name(name), hashlib.sha256(code).digest() + code)
+            reason = _write(self._folders[0], _file_name(name), hashlib.sha256(code).digest() + code)
             if not reason:
-                return
-            self._folders.pop(0)
-            where = f"they are in {self._folders[0]} until this computer restarts" if self._folders else ""
-            logger.warning(
-                "kernels cannot be kept in %s (%s): %s", folder, reason, where or "every start will compile them"
+                break
+            self._obstacles.append(f"{self._folders.pop(0)} ({reason})")
+        if self._obstacles and not self._warned:
+            self._warned = True
+            now = "every start will compile them"
+            if self._folders:
+                now = f"they are in {self._folders[0]} until this computer restarts"
+            warn(
+                f"kernels cannot be kept in {' or '.join(self._obstacles)}: {now}; make {cache_folder()} a "
+                "folder that you alone can write to, or set XDG_CACHE_HOME to another"
             )
 
 
