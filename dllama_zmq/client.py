@@ -32,7 +32,7 @@ from dllama_zmq.bus.client_messages import (
     Stop,
     Stopping,
 )
-from dllama_zmq.bus.messages import Message, decode, encode
+from dllama_zmq.bus.messages import Frame, Message, decode, encode
 from dllama_zmq.cluster import Ports
 from dllama_zmq.errors import ClusterError, DllamaError, ProtocolError, RemoteError, RequestError, RootLost
 from dllama_zmq.host import require_open_files
@@ -68,18 +68,17 @@ class Client:
     def __init__(self, endpoint: str = "tcp://127.0.0.1:5572") -> None:
         self.endpoint = endpoint = endpoint_of(endpoint, Ports().clients)
         require_open_files(_FILES)
-        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         # Also when it is collected, or the interpreter ends: a context that nobody ends waits for its sockets for ever.
-        self._finish = weakref.finalize(self, context.destroy)
+        self._finish = weakref.finalize(self, self._context.destroy)
+        self._answered = False
+        self._ids = itertools.count(1)
+        self._open: dict[int, deque[Message]] = {}
         try:
-            self._socket = sockets.connect(context, zmq.DEALER, endpoint)
-            self._disconnects = sockets.Disconnects(self._socket)
+            self._connection = sockets.Connection(self._context, endpoint)
         except BaseException:
             self._finish()
             raise
-        self._lost = self._answered = False
-        self._ids = itertools.count(1)
-        self._open: dict[int, deque[Message]] = {}
 
     def generate(
         self,
@@ -151,7 +150,7 @@ class Client:
         self._send(Stop(request), min(wait_s, CONNECT_S))
         while not isinstance(self._receive(request, wait_s), Stopping):
             pass
-        if not self._lost and not self._disconnects.events.poll(round(end_s * 1000)):
+        if not self._connection.lost(end_s):
             raise ClusterError(
                 f"the root at {self.endpoint} has agreed to stop, and is still there after {end_s:.0f} s; "
                 "`dllama-zmq ps` on its computer names its process"
@@ -175,12 +174,11 @@ class Client:
         except OverflowError:
             raise RequestError("a number of more than 64 bits; no number of a request is as large") from None
         self._require_open()
-        until = time.monotonic() + wait_s
-        while self._socket.poll(max(0, round((until - time.monotonic()) * 1000)), zmq.POLLOUT):
-            with contextlib.suppress(zmq.Again):  # the connection has just ended; there may be another one
-                self._socket.send_multipart(frames, zmq.NOBLOCK)
-                return
-        raise self._nobody()
+        if self._connection.lost():
+            self._connect_again()
+        if not self._connection.up(wait_s):
+            raise self._nobody()
+        self._connection.socket.send_multipart(frames, zmq.NOBLOCK)
 
     def _receive(self, request: int, wait_s: float) -> Message:
         """The next answer to `request`. Raises RootLost where none comes within `wait_s`."""
@@ -193,38 +191,55 @@ class Client:
         """The next answer to `request`, or None after `wait_s`; answers to other open requests are kept for them."""
         self._require_open()
         until = time.monotonic() + wait_s
-        kept = self._open.get(request)
-        if kept:
-            return kept.popleft()
-        while True:
-            frames = sockets.receive(self._socket, min(until, time.monotonic() + 0.25), spin_s=0.0)
+        kept = self._open.get(request, deque())
+        while not kept:
+            frames = sockets.receive(self._connection.socket, min(until, time.monotonic() + 0.25), spin_s=0.0)
             if frames is None:
-                self._lost = self._lost or self._disconnects.happened()
-                frames = sockets.receive_now(self._socket)  # what the root said last may have come meanwhile
-            if frames is None:
-                if self._lost:
-                    self._lost = False
-                    is_local = self.endpoint.startswith("ipc://")
-                    if not self._answered and not is_local:
-                        raise self._nobody()
-                    logs = "; `dllama-zmq logs root` may say why" if is_local else ""
-                    raise RootLost(f"the root at {self.endpoint} went away{logs}")
-                if time.monotonic() >= until:
-                    return None
-                continue
-            message, _ = decode(frames, TO_CLIENT)
-            self._answered = True
-            message_id = getattr(message, "id", 0)
-            if message_id not in (0, request):
-                if message_id in self._open:
-                    self._open[message_id].append(message)
-            elif isinstance(message, Error):
-                raise _as_error(message)
-            else:
-                return message
+                lost = self._connection.lost()
+                frames = sockets.receive_now(self._connection.socket)  # what the root said last may have come meanwhile
+                if frames is None and lost:
+                    error = self._went_away()
+                    self._connect_again()
+                    raise error
+            if frames is not None:
+                self._take(frames, request, kept)
+            elif time.monotonic() >= until:
+                return None
+        message = kept.popleft()
+        if isinstance(message, Error):
+            raise _as_error(message)
+        return message
+
+    def _take(self, frames: list[Frame], request: int, kept: deque[Message]) -> None:
+        """Keep a message for the request that it answers: `kept` is of `request`, and of what names no request."""
+        message, _ = decode(frames, TO_CLIENT)
+        self._answered = True
+        message_id = getattr(message, "id", 0)
+        if message_id in (0, request):
+            kept.append(message)
+        elif message_id in self._open:
+            self._open[message_id].append(message)
+
+    def _connect_again(self) -> None:
+        """Leave a connection that has ended, and what was sent and has not left; open requests end as it has said."""
+        while (frames := sockets.receive_now(self._connection.socket)) is not None:
+            self._take(frames, 0, deque())
+        if self._open:
+            end = Error(0, RootLost.__name__, str(self._went_away()))
+            for kept in self._open.values():
+                kept.append(end)
+        self._connection.close()
+        self._connection = sockets.Connection(self._context, self.endpoint)
+
+    def _went_away(self) -> RootLost:
+        is_local = self.endpoint.startswith("ipc://")
+        if not self._answered and not is_local:
+            return self._nobody()
+        logs = "; `dllama-zmq logs root` may say why" if is_local else ""
+        return RootLost(f"the root at {self.endpoint} went away{logs}")
 
     def _require_open(self) -> None:
-        if self._socket.closed:
+        if self._connection.socket.closed:
             raise ClusterError("this client has been closed; make another one")
 
     def _nobody(self) -> RootLost:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -88,24 +89,18 @@ def connect(
 ) -> zmq.Socket[bytes]:
     """A socket connected to `endpoint`; it connects, and connects again, in the background.
 
-    A DEALER can send only while it is connected. Raises BusError where this is no address, or no name of a host.
+    A DEALER can send only while it is connected, and what it has not read goes with the connection (see `Connection`).
+    Raises BusError where this is no address, or no name of a host.
     """
     address = reachable(endpoint)
-    socket = _socket(context, kind)
-    socket.set(SocketOption.HEARTBEAT_TTL, _DEAD_AFTER_MS)
+    socket = _connecting(context, kind)
     if identity:
         socket.set(SocketOption.IDENTITY, identity)
     if kind == zmq.DEALER:
         socket.set(SocketOption.IMMEDIATE, 1)  # nothing is queued for a peer that is away, to arrive much too late
     if kind == zmq.SUB:
         socket.set(SocketOption.SUBSCRIBE, b"")
-    try:
-        socket.connect(address)
-    except zmq.ZMQError as error:
-        socket.close()
-        raise BusError(
-            f"{endpoint!r} is no address to connect to ({error.strerror}); expected something like tcp://192.168.1.10:5570"
-        ) from None
+    _connect(socket, address)
     return socket
 
 
@@ -173,6 +168,64 @@ class Disconnects:
         """Stop watching; before the socket itself is closed."""
         self._socket.disable_monitor()
         self.events.close(linger=0)
+
+
+class Connection:
+    """A DEALER that can read all that had come when its peer left, and knows whether it has a peer.
+
+    libzmq 4.3.5 drops both queues of a connection that ends, or none of them (IMMEDIATE). Here it is none, so who uses
+    this sends while it is `up`, and makes another one when it has been `lost`: what has not left must not arrive later.
+    """
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> None:
+        """Connects in the background. Raises BusError where this is no address, or no name of a host."""
+        address = reachable(endpoint)
+        self.socket = _connecting(context, zmq.DEALER)
+        self._events = self.socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+        self._up = self._lost = False
+        _connect(self.socket, address)
+
+    def up(self, wait_s: float) -> bool:
+        """Whether there is a peer, or is one within `wait_s`."""
+        return self._await(wait_s, lambda: self._up)
+
+    def lost(self, wait_s: float = 0.0) -> bool:
+        """Whether a peer has been lost, ever, or is within `wait_s`."""
+        return self._await(wait_s, lambda: self._lost)
+
+    def close(self) -> None:
+        """Close the socket, and drop what it holds."""
+        self.socket.disable_monitor()
+        self._events.close(linger=0)
+        self.socket.close()
+
+    def _await(self, wait_s: float, happened: Callable[[], bool]) -> bool:
+        until = time.monotonic() + wait_s
+        while True:
+            while self._events.poll(0):
+                (kind,) = struct.unpack_from("=H", self._events.recv_multipart()[0])
+                self._up = kind == zmq.EVENT_HANDSHAKE_SUCCEEDED
+                self._lost = self._lost or not self._up
+            if happened():
+                return True
+            if not self._events.poll(max(0, round((until - time.monotonic()) * 1000))):
+                return False
+
+
+def _connecting(context: zmq.Context[zmq.Socket[bytes]], kind: int) -> zmq.Socket[bytes]:
+    socket = _socket(context, kind)
+    socket.set(SocketOption.HEARTBEAT_TTL, _DEAD_AFTER_MS)
+    return socket
+
+
+def _connect(socket: zmq.Socket[bytes], endpoint: str) -> None:
+    try:
+        socket.connect(endpoint)
+    except zmq.ZMQError as error:
+        socket.close()
+        raise BusError(
+            f"{endpoint!r} is no address to connect to ({error.strerror}); expected something like tcp://192.168.1.10:5570"
+        ) from None
 
 
 def _socket(context: zmq.Context[zmq.Socket[bytes]], kind: int) -> zmq.Socket[bytes]:

@@ -132,7 +132,7 @@ class Service:
     def _say_last_words(self) -> None:
         """Tell clients how it ends until they have left: what they have not read goes with the connection.
 
-        (libzmq 4.3.5 drops it where a connecting socket has IMMEDIATE, as a client's has: `hiccuped` ends the pipe.)
+        (libzmq 4.3.5 drops it where a connecting socket has IMMEDIATE: `hiccuped` ends the pipe. Our client's has not.)
         """
         until = time.monotonic() + _LAST_WORDS_S
         while self._last_words and time.monotonic() < until:

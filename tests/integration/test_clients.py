@@ -17,76 +17,30 @@ from pathlib import Path
 import pytest
 import zmq
 from nodes import Context, Start, inproc
+from services import SOON_S, a_service, serving
 from stranger import Stranger
 from tiny import tiny_spec, write_tiny_pair
 
 from dllama_zmq import Client
 from dllama_zmq.bus import sockets
 from dllama_zmq.bus.client_messages import FROM_CLIENT, TO_CLIENT, Error, Generate, Piece, Queued, Started
-from dllama_zmq.bus.links import Endpoints
 from dllama_zmq.bus.messages import Message, decode, encode
-from dllama_zmq.bus.peers import Peers
 from dllama_zmq.cli import flags
 from dllama_zmq.cli.cluster import down
 from dllama_zmq.cli.generate import generate
-from dllama_zmq.cluster import Limits
 from dllama_zmq.errors import BusError, ClusterError, RootLost, WorkerLost
-from dllama_zmq.formats import ModelFile, read_tokenizer
+from dllama_zmq.formats import ModelFile
 from dllama_zmq.interrupts import Interrupts
-from dllama_zmq.root.report import ClusterFacts
-from dllama_zmq.root.root import Root, RootSettings
-from dllama_zmq.root.service import Service
 from dllama_zmq.spec import FloatType
 from dllama_zmq.worker import Worker, WorkerSettings
 
 SPEC = tiny_spec(dim=128, hidden_dim=256, n_heads=8, weight_type=FloatType.Q40)
-SOON_S = 20.0
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelFile]:
     with write_tiny_pair(tmp_path_factory.mktemp("model"), SPEC) as file:
         yield file
-
-
-@contextlib.contextmanager
-def a_service(
-    context: Context, model: ModelFile, workers: list[str], places: Endpoints, **limits: float
-) -> Iterator[tuple[Service, str]]:
-    """A root with places for these workers, and the address of its clients, until the block ends."""
-    settings = RootSettings(names=workers, kernels="numpy", spin_s=0.0, limits=Limits(**limits))
-    root = Root(context, model, settings, places)
-    address = f"ipc:///tmp/dz-{secrets.token_hex(6)}"
-    peers = Peers(context, [address], sockets.CLIENTS)
-    tokenizer = read_tokenizer(Path(model.path).with_suffix(".t"))
-    try:
-        yield Service(root, tokenizer, peers, ClusterFacts("clients", "0", "tiny.m")), address
-    finally:
-        root.close("the test is over")
-        peers.close()
-        Path(address.removeprefix("ipc://")).unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def serving(
-    context: Context, model: ModelFile, workers: list[str], busy_s: float = 0.0, **limits: float
-) -> Iterator[str]:
-    """The address of a root with places for these workers, until the block ends. It answers nobody for `busy_s`."""
-    with a_service(context, model, workers, inproc(), **limits) as (service, address):
-
-        def run() -> None:
-            service.run()
-            service._clients.close()  # as the end of the root's process does
-
-        thread = threading.Timer(busy_s, run)
-        thread.daemon = True
-        thread.start()
-        try:
-            yield address
-        finally:
-            service.stop()
-            thread.join(SOON_S)
-            assert not thread.is_alive()
 
 
 def told(client: zmq.Socket[bytes], wait_s: float = SOON_S) -> Message:
