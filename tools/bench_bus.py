@@ -116,7 +116,7 @@ def _gather_workers(link: RootLink, roster: Roster, names: list[str]) -> None:
 def _exchange(link: RootLink, roster: Roster, kernels: KernelChoice, sync: Sync, dim: int, rounds: int) -> list[float]:
     star = StarRoot(link, roster, choose_kernels(kernels, 1, crowded=True), sync, WAIT_S)
     partial = np.random.default_rng(0).standard_normal((1, dim)).astype(np.float32)
-    star.begin([(0, 0, 1)], [], 0, partial)
+    star.begin([(0, 0, 1)], partial, [], [])
     seconds = []
     for _ in range(rounds):
         start = time.perf_counter()

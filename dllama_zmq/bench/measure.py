@@ -17,6 +17,7 @@ from dllama_zmq.bus.client_messages import Figures
 from dllama_zmq.kernels.profiled import Profiled
 from dllama_zmq.models import Run
 from dllama_zmq.root.root import Root
+from dllama_zmq.sharding import Ask
 from dllama_zmq.telling import Tells
 
 _SEED = 0
@@ -93,6 +94,6 @@ class Bench:
         timings = []
         start = time.perf_counter()
         for (run, gives_token), its_tokens in zip(steps, tokens, strict=True):
-            rows = [(run.count - 1, 0.0)] if gives_token else []
-            timings.append(self._root.evaluate([run], its_tokens, rows, len(rows))[1])
+            asks = {run.count - 1: Ask(1)} if gives_token else {}
+            timings.append(self._root.evaluate([run], its_tokens, asks)[1])
         return time.perf_counter() - start, reduce(add, timings)

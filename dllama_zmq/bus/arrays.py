@@ -17,20 +17,25 @@ from dllama_zmq.quants import F32, U8, dequantize, quantize
 from dllama_zmq.spec import Sync
 
 Array: TypeAlias = npt.NDArray[Any]
+Packed: TypeAlias = tuple[ArrayHead, Frame]
 
 _PLAIN: dict[str, np.dtype[Any]] = {"i32": np.dtype("<i4"), "f64": np.dtype("<f8"), "u8": np.dtype("u1")}
 
 
-def pack_floats(values: F32, wire: Literal["f32", "f16", "q80"]) -> tuple[ArrayHead, memoryview]:
+def pack_floats(values: F32, wire: Literal["f32", "f16", "q80"]) -> Packed:
     """`values` (rows, columns) in a float type of the wire: its head and its frame."""
     data = quantize(values, FLOATS[wire])
-    return ArrayHead(wire, *values.shape), data.data.cast("B")
+    return ArrayHead(wire, *values.shape), _bytes_of(data)
 
 
-def pack_plain(values: Array, wire: Literal["i32", "f64", "u8"]) -> tuple[ArrayHead, memoryview]:
+def pack_plain(values: Array, wire: Literal["i32", "f64", "u8"]) -> Packed:
     """`values` (rows, columns) as they are: their head and their frame."""
     data = np.ascontiguousarray(values, dtype=_PLAIN[wire])
-    return ArrayHead(wire, *data.shape), data.data.cast("B")
+    return ArrayHead(wire, *data.shape), _bytes_of(data)
+
+
+def _bytes_of(data: Array) -> Frame:
+    return data.data.cast("B") if data.size else b""  # Python casts no empty view
 
 
 def packed(head: ArrayHead, frame: Frame, wire: Literal["f32", "f16", "q80"], shape: tuple[int, int]) -> U8:

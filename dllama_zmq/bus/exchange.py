@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import cast
 
-from dllama_zmq.bus.arrays import pack_floats, packed, stage_header, to_wire, unpack
+from dllama_zmq.bus.arrays import Packed, pack_floats, packed, stage_header, to_wire, unpack
 from dllama_zmq.bus.links import RootLink
 from dllama_zmq.bus.messages import (
     ArrayHead,
@@ -33,9 +33,9 @@ from dllama_zmq.bus.messages import (
     More,
     Partial,
     Ping,
+    RowAsk,
     Step,
     Sum,
-    Want,
     encode,
 )
 from dllama_zmq.bus.native.exchange import NativeExchange, SocketPair, make_native_exchange
@@ -103,8 +103,10 @@ class StarRoot:
         self.backlog: dict[bytes, Message] = {}
         self._forget_waits()
 
-    def begin(self, runs: Sequence[tuple[int, int, int]], wanted: Sequence[Want], k: int, x: F32) -> F32:
-        """Publish a step; returns x (T, D) as every node sees it.
+    def begin(
+        self, runs: Sequence[tuple[int, int, int]], x: F32, asks: Sequence[RowAsk], of_asks: Sequence[Packed]
+    ) -> F32:
+        """Publish a step, with the arrays that its asks need; returns x (T, D) as every node sees it.
 
         Raises WorkerLost, and publishes nothing, while a worker has not heard this epoch's beacon.
         """
@@ -117,7 +119,8 @@ class StarRoot:
         self._begun.clear()
         head, frame = pack_floats(x, self._sync)
         self._make_ready(head)
-        self._publish(Step(self._roster.epoch, self._step, list(runs), list(wanted), k, [head]), [frame])
+        heads, frames = [head, *(h for h, _ in of_asks)], [frame, *(f for _, f in of_asks)]
+        self._publish(Step(self._roster.epoch, self._step, list(runs), list(asks), heads), frames)
         return unpack(head, frame, self._sync, (x.shape[0], x.shape[1]))
 
     def all_reduce(self, partial: F32 | U8) -> F32:
@@ -165,10 +168,10 @@ class StarRoot:
         self._stage += 1
         return self._collect(self._gather(Candidates, self._nodes))
 
-    def ask_more(self, k: int) -> list[Part]:
-        """Every worker's best `k` candidates of the rows that this step wanted."""
+    def ask_more(self, again: Sequence[tuple[int, int]]) -> list[Part]:
+        """Every worker's best k candidates of the (row, k) in `again`, rows of this step's asks."""
         self._forget_waits()
-        self._publish(More(self._roster.epoch, self._step, self._stage + 1, k), [])
+        self._publish(More(self._roster.epoch, self._step, self._stage + 1, list(again)), [])
         return self.candidates()
 
     def name(self, node: int) -> str:

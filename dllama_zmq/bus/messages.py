@@ -55,14 +55,23 @@ class ArrayHead(msgspec.Struct, frozen=True, array_like=True):
 Heads = Annotated[list[ArrayHead], msgspec.Meta(max_length=4)]
 
 
-class Want(msgspec.Struct, frozen=True, array_like=True):
-    """A row whose logits are wanted, and the temperature at which its log-sum-exp is taken (0: not taken)."""
+class RowAsk(msgspec.Struct, frozen=True, array_like=True):
+    """What is asked of one row: the best `k` candidates (0: all logits), and log-sum-exps.
+
+    temperature: that of the candidates' log-sum-exp (0: not taken). logprobs: that of all raw logits at 1 too.
+    n_listed: how many of the step's listed ids are this row's. masked: whether the next of its masks is.
+    """
 
     row: Count
+    k: Count
     temperature: Annotated[float, msgspec.Meta(ge=0, le=1e6)]
+    logprobs: bool
+    n_listed: Count
+    masked: bool
 
 
-Wants = Annotated[list[Want], msgspec.Meta(max_length=4096)]
+Asks = Annotated[list[RowAsk], msgspec.Meta(max_length=4096)]
+Again = Annotated[list[tuple[Count, Count]], msgspec.Meta(min_length=1, max_length=4096)]
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, tag=str.lower):
@@ -81,14 +90,13 @@ class Beacon(Message, frozen=True):
 class Step(Message, frozen=True):
     """Run these rows: x (T, D) in the sync type. `runs` are [slot, start, count] and cover the rows in order.
 
-    Of the rows in `wanted`, answer with the best `k` candidates (0: all logits).
+    Answer `asks`, whose rows ascend. Their listed ids (i32) and then their masks (u8) follow x, where there are any.
     """
 
     epoch: Big
     step: Big
     runs: Annotated[list[tuple[Count, Count, Count]], msgspec.Meta(min_length=1, max_length=256)]
-    wanted: Wants
-    k: Count
+    asks: Asks
     arrays: Heads
 
 
@@ -105,12 +113,12 @@ class Sum(Message, frozen=True):
 
 
 class More(Message, frozen=True):
-    """The candidates of this step do not suffice: answer for the same rows with this `k`, as this stage."""
+    """The candidates of some rows do not suffice: answer for each [row, k] with this k, as this stage."""
 
     epoch: Big
     step: Big
     stage: Count
-    k: Count
+    again: Again
 
 
 class Bye(Message, frozen=True):
@@ -231,11 +239,11 @@ class Partial(Message, frozen=True):
 
 
 class Candidates(Message, frozen=True):
-    """The end of a step, for the R rows wanted of it.
+    """The end of a step, or the answer to `more`, for the R rows asked for.
 
-    k > 0: ids i32 (R, k), best first, logits f32 (R, k), log-sum-exps f64 (R, 1), where k is at most this node's part
-    of the vocabulary. k = 0: logits f32 (R, V / nodes). R = 0: no arrays. Seconds are of the whole step; paused_s: of
-    compute_s, at least so long this node's thread had no core to run on.
+    R = 0: no arrays. Else the rows' candidates, one row after another: ids i32 (1, n), logits f32 (1, m), and
+    log-sum-exps f64 (R, 2). Seconds are of the whole step; paused_s: of compute_s, at least so long this node's thread
+    had no core to run on.
     """
 
     epoch: Big

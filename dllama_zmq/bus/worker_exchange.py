@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Sequence
+from itertools import pairwise
 
-from dllama_zmq.bus.arrays import packed, stage_header, to_wire, unpack
+from dllama_zmq.bus.arrays import Packed, packed, stage_header, to_wire, unpack
 from dllama_zmq.bus.links import WorkerLink
 from dllama_zmq.bus.messages import (
     ArrayHead,
@@ -61,17 +62,18 @@ class StarWorker:
         self._wait_s = 0.0
 
     def begin(self, message: Step, frames: Sequence[Frame]) -> F32:
-        """Enter a step; returns its x (T, D). Raises ProtocolError where rows, runs and wants do not fit together."""
+        """Enter a step; returns its x (T, D). Raises ProtocolError where rows, runs and asks do not fit together."""
         self.step, self._stage = message.step, 0
         self._start, self._start_on_core, self._wait_s = time.monotonic(), time.thread_time(), 0.0
         self._begun.clear()
-        if len(message.arrays) != 1:
-            raise ProtocolError(f"a step with {len(message.arrays)} arrays; expected x alone")
+        if not message.arrays:
+            raise ProtocolError("a step without x")
         n_rows = message.arrays[0].rows
         if n_rows < 1 or sum(count for _, _, count in message.runs) != n_rows or not all(r[2] for r in message.runs):
             raise ProtocolError(f"a step whose runs {message.runs} do not cover its {n_rows} rows")
-        if any(want.row >= n_rows for want in message.wanted):
-            raise ProtocolError(f"a step of {n_rows} rows that wants {message.wanted}")
+        asked = [-1, *(ask.row for ask in message.asks), n_rows]
+        if any(row >= following for row, following in pairwise(asked)):
+            raise ProtocolError(f"a step of {n_rows} rows that asks for rows {asked[1:-1]}; expected ascending ones")
         x: F32 = unpack(message.arrays[0], frames[0], self._sync, (n_rows, self._dim))
         self._partial_header = stage_header(Partial, self.epoch, self.step, message.arrays[0])
         self._sum_header = stage_header(Sum, self.epoch, self.step, message.arrays[0])
@@ -101,7 +103,7 @@ class StarWorker:
         stage, own = self._begun.popleft()
         return self._add_up(self._await_sum(stage, len(own)), own)
 
-    def answer(self, arrays: Sequence[tuple[ArrayHead, Frame]]) -> None:
+    def answer(self, arrays: Sequence[Packed]) -> None:
         """End the step, or answer More, with these candidates."""
         self._stage += 1
         compute_s = max(0.0, time.monotonic() - self._start - self._wait_s)

@@ -12,9 +12,9 @@ from msgspec import Struct
 from dllama_zmq.bus.client_messages import NodeTimes, Status, TrafficRow
 from dllama_zmq.errors import PlanError
 from dllama_zmq.models import tensor_table
-from dllama_zmq.root.prediction import KINDS, Predicted, predict_step
+from dllama_zmq.root.prediction import KINDS, Asked, Predicted, predict_step
 from dllama_zmq.root.sampling import Sampling
-from dllama_zmq.sharding import Plan, context_length, node_memory, possible_node_counts
+from dllama_zmq.sharding import Ask, Plan, context_length, node_memory, possible_node_counts
 from dllama_zmq.spec import SYNC_FLOAT, ModelSpec, Sync
 
 TOKEN_PHASES = ("prompt", "prediction")
@@ -289,7 +289,7 @@ def _step_of(plan: Plan, sync: Sync, node: int) -> dict[str, Predicted]:
     """One token's messages to and from one worker; candidates both ways of choosing."""
     vocab = plan.slices[node].vocab
     steps = {
-        name: predict_step(plan.spec, sync, 1, vocab.stop - vocab.start, 1, k)
+        name: predict_step(plan.spec, sync, 1, (Asked.of(Ask(k), vocab),))
         for name, k in (("greedy", GREEDY_K), ("sampled", SAMPLED_K))
     }
     kinds: dict[str, Predicted] = {kind: steps["greedy"][kind] for kind in ("step", "sum", "partial")}

@@ -15,7 +15,7 @@ from dllama_zmq.models import Run
 from dllama_zmq.root.root import Root
 from dllama_zmq.root.sampler import Sampler, more_than
 from dllama_zmq.root.sampling import Sampling
-from dllama_zmq.sharding import PREFILL_TOKENS
+from dllama_zmq.sharding import PREFILL_TOKENS, Ask
 from dllama_zmq.tokenizer import Tokenizer
 
 
@@ -89,7 +89,7 @@ def generate(root: Root, tokenizer: Tokenizer, request: GenerationRequest) -> It
     root.set_phase("prompt")
     for start in range(0, n_prompt - PREFILL_TOKENS, PREFILL_TOKENS):
         run = Run(0, start, PREFILL_TOKENS)
-        _, figures = root.evaluate([run], tokens[start : start + run.count], [], 0)
+        _, figures = root.evaluate([run], tokens[start : start + run.count], {})
         yield Prefilled(start + run.count, n_prompt, run.count, figures)
     start = (n_prompt - 1) // PREFILL_TOKENS * PREFILL_TOKENS
     run = Run(0, start, n_prompt - start)
@@ -115,14 +115,14 @@ def _evaluate_and_choose(
 ) -> tuple[int, Figures]:
     """One step over `run`, and the token below `n_ids` that follows its last row; the figures are of all that choosing
     asked for."""
-    k = sampler.sampling.first_k()
-    (row,), figures = root.evaluate([run], tokens, [(run.count - 1, sampler.sampling.temperature)], k)
+    k, last = sampler.sampling.first_k(), run.count - 1
+    (row,), figures = root.evaluate([run], tokens, {last: Ask(k, sampler.sampling.temperature)})
     token = sampler.choose(row.below(n_ids))
     while token is None:
         if k == 0:
             raise ClusterDefect("no token could be chosen from the logits of the whole vocabulary")
         k = more_than(k, root.spec.vocab_size)
-        (row,), asked_again = root.more(k)
+        (row,), asked_again = root.more({last: k})
         figures += asked_again
         token = sampler.choose(row.below(n_ids))
     return token, figures

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 
 from dllama_zmq.bus.client_messages import NodeTimes, PhaseTimes, TrafficRow
 from dllama_zmq.bus.meter import Meter, Phase
-from dllama_zmq.root.prediction import Predicted, StepKind, as_wide_as, predict_more, predict_step
+from dllama_zmq.root.prediction import Asked, Predicted, StepKind, as_wide_as, predict_more, predict_step
 from dllama_zmq.root.recent import Recent
-from dllama_zmq.sharding import Plan
+from dllama_zmq.sharding import Ask, Plan
 from dllama_zmq.spec import Sync
 
 
@@ -28,18 +28,18 @@ class Ledger:
         self._recent: dict[str, Recent] = {}
         self._predicted: Counter[tuple[str, str, str, str]] = Counter()
 
-    def add_step(self, phase: Phase, n_tokens: int, n_sampled: int, k: int) -> None:
+    def add_step(self, phase: Phase, n_tokens: int, asks: Mapping[int, Ask]) -> None:
         """One step is done."""
         self.steps[phase] += 1
         self.tokens[phase] += n_tokens
-        self.sampled[phase] += n_sampled
+        self.sampled[phase] += len(asks)
         spec, sync, step = self._plan.spec, self._sync, self._step()
-        self._predict(phase, lambda vocab_rows: predict_step(spec, sync, n_tokens, vocab_rows, n_sampled, k, step))
+        self._predict(phase, asks, lambda asked: predict_step(spec, sync, n_tokens, asked, step))
 
-    def add_more(self, phase: Phase, n_tokens: int, n_sampled: int, k: int) -> None:
-        """The candidates of the last step, which had `n_tokens` tokens, were asked for again."""
+    def add_more(self, phase: Phase, n_tokens: int, asks: Mapping[int, Ask]) -> None:
+        """`asks` of the last step, which had `n_tokens` tokens, were asked again."""
         spec, step = self._plan.spec, self._step()
-        self._predict(phase, lambda vocab_rows: predict_more(spec, n_tokens, vocab_rows, n_sampled, k, step))
+        self._predict(phase, asks, lambda asked: predict_more(spec, n_tokens, asked, step))
 
     def add_times(self, phase: Phase, n_tokens: int, wall_s: float, nodes: Mapping[str, NodeTimes]) -> None:
         """Seconds of one step, and of each node in it."""
@@ -69,9 +69,15 @@ class Ledger:
             for tally in meter.tallies()
         ]
 
-    def _predict(self, phase: Phase, predict: Callable[[int], dict[StepKind, Predicted]]) -> None:
+    def _predict(
+        self,
+        phase: Phase,
+        asks: Mapping[int, Ask],
+        predict: Callable[[tuple[Asked, ...]], dict[StepKind, Predicted]],
+    ) -> None:
         for name, part in zip(self._names, self._plan.slices[1:], strict=True):
-            for kind, predicted in predict(part.vocab.stop - part.vocab.start).items():
+            asked = tuple(Asked.of(ask, part.vocab) for ask in asks.values())
+            for kind, predicted in predict(asked).items():
                 self._predicted[name, phase, kind, "payload"] += predicted.payload_bytes
                 self._predicted[name, phase, kind, "wire"] += predicted.wire_bytes
 

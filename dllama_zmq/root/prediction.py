@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from dllama_zmq.bus.messages import ArrayHead, ArrayType, Candidates, Message, More, Partial, Step, Sum, Want, encode
+from dllama_zmq.bus.messages import ArrayHead, Candidates, Message, More, Partial, RowAsk, Step, Sum, encode
 from dllama_zmq.bus.meter import Direction, wire_bytes
 from dllama_zmq.models import micro_batches
-from dllama_zmq.sharding import candidate_bytes, step_traffic
+from dllama_zmq.sharding import Ask, Reply, candidate_bytes, step_traffic
 from dllama_zmq.spec import ModelSpec, Sync
 
 StepKind = Literal["step", "sum", "partial", "candidates", "more"]
@@ -35,6 +35,21 @@ class Predicted:
     wire_bytes: int
 
 
+class Asked(NamedTuple):
+    """A row that is sampled: what it asks of a worker, in numbers, and what that answers."""
+
+    k: int
+    n_listed: int
+    mask_bytes: int
+    reply: Reply
+
+    @classmethod
+    def of(cls, ask: Ask, vocab: slice) -> Asked:
+        """Of a worker that holds the ids `vocab`."""
+        n_listed = 0 if ask.listed is None else len(ask.listed)
+        return cls(ask.k, n_listed, 0 if ask.mask is None else len(ask.mask), ask.reply(vocab.start, vocab.stop))
+
+
 def as_wide_as(number: int) -> int:
     """The largest number that msgpack writes in as many bytes as `number`: few of them stand for all."""
     return next(largest for largest in (0x7F, 0xFF, 0xFFFF, 0xFFFFFFFF, 1 << 62) if number <= largest)
@@ -42,51 +57,50 @@ def as_wide_as(number: int) -> int:
 
 @lru_cache(maxsize=1024)
 def predict_step(
-    spec: ModelSpec, sync: Sync, n_tokens: int, vocab_rows: int, n_sampled: int, k: int, step: int = 1000
+    spec: ModelSpec, sync: Sync, n_tokens: int, asked: tuple[Asked, ...], step: int = 1000
 ) -> dict[StepKind, Predicted]:
-    """One step of `n_tokens` tokens, `n_sampled` of whose rows are answered with `k` candidates (0: every logit) by a
-    worker that holds `vocab_rows` of the vocabulary. `step` is its number since the root began."""
-    traffic = step_traffic(spec, sync, n_tokens, vocab_rows, (k,) * n_sampled)
+    """One step of `n_tokens` tokens, of whose last rows each asks a worker for something. `step` is its number since
+    the root began."""
+    listed, masks = sum(row.n_listed for row in asked), [row.mask_bytes for row in asked if row.mask_bytes]
+    traffic = step_traffic(spec, sync, n_tokens, [row.reply for row in asked])
     batches = micro_batches(spec, n_tokens)
     stages = 2 * spec.n_layers * len(batches)
-    x = [ArrayHead(sync, n_tokens, spec.dim)]
-    wants = [Want(n_tokens - 1, 0.5)] * n_sampled
-    begin = Step(_EPOCH, step, [(0, _POSITION, n_tokens)], wants, k, x)
+    arrays = [ArrayHead(sync, n_tokens, spec.dim)]
+    arrays += [ArrayHead("i32", 1, listed)] if listed else []
+    arrays += [ArrayHead("u8", len(masks), masks[0])] if masks else []
+    asks = [
+        RowAsk(n_tokens - len(asked) + i, row.k, 0.5, False, row.n_listed, row.mask_bytes > 0)
+        for i, row in enumerate(asked)
+    ]
+    begin = Step(_EPOCH, step, [(0, _POSITION, n_tokens)], asks, arrays)
     middle = stages // 2 + 1  # most stages' numbers are as wide as that of the one in the middle
     rows = [[ArrayHead(sync, batch.stop - batch.start, spec.dim)] for batch in batches]
     totals = sum(_wire(Sum(_EPOCH, step, middle, heads), heads) for heads in rows)
     parts = sum(_wire(Partial(_EPOCH, step, middle, heads), heads) for heads in rows)
     return {
-        "step": Predicted(1, traffic.step_sent, _wire(begin, x)),
+        "step": Predicted(1, traffic.step_sent + 4 * listed + sum(masks), _wire(begin, arrays)),
         "sum": Predicted(stages, traffic.sums_sent, 2 * spec.n_layers * totals),
         "partial": Predicted(stages, traffic.partials_received, 2 * spec.n_layers * parts),
-        "candidates": _candidates(step, stages + 1, n_sampled, k, vocab_rows),
+        "candidates": _candidates(step, stages + 1, asked),
     }
 
 
 @lru_cache(maxsize=1024)
-def predict_more(
-    spec: ModelSpec, n_tokens: int, vocab_rows: int, n_sampled: int, k: int, step: int
-) -> dict[StepKind, Predicted]:
-    """What asking for `k` candidates of the last step's rows adds to it; the arguments are those of `predict_step`."""
+def predict_more(spec: ModelSpec, n_tokens: int, asked: tuple[Asked, ...], step: int) -> dict[StepKind, Predicted]:
+    """What asking some of the last step's rows again adds to it; the arguments are those of `predict_step`."""
     stage = 2 * spec.n_layers * len(micro_batches(spec, n_tokens)) + 2
     return {
-        "more": Predicted(1, 0, _wire(More(_EPOCH, step, stage, k), [])),
-        "candidates": _candidates(step, stage, n_sampled, k, vocab_rows),
+        "more": Predicted(1, 0, _wire(More(_EPOCH, step, stage, [(n_tokens - 1, row.k) for row in asked]), [])),
+        "candidates": _candidates(step, stage, asked),
     }
 
 
-def _candidates(step: int, stage: int, n_rows: int, k: int, vocab_rows: int) -> Predicted:
-    heads = _answer_heads(n_rows, k, vocab_rows) if n_rows else []
+def _candidates(step: int, stage: int, asked: Sequence[Asked]) -> Predicted:
+    n_ids, n_logits = sum(row.reply.n_ids for row in asked), sum(row.reply.n_logits for row in asked)
+    answer = [ArrayHead("i32", 1, n_ids), ArrayHead("f32", 1, n_logits), ArrayHead("f64", len(asked), 2)]
+    heads = answer if asked else []
     wire = _wire(Candidates(_EPOCH, step, stage, 0.5, 0.5, 0.5, heads), heads)
-    return Predicted(1, n_rows * candidate_bytes(k, vocab_rows), wire)
-
-
-def _answer_heads(n_rows: int, k: int, vocab_rows: int) -> list[ArrayHead]:
-    if k == 0:
-        return [ArrayHead("f32", n_rows, vocab_rows)]
-    types: Sequence[tuple[ArrayType, int]] = (("i32", min(k, vocab_rows)), ("f32", min(k, vocab_rows)), ("f64", 1))
-    return [ArrayHead(array_type, n_rows, columns) for array_type, columns in types]
+    return Predicted(1, sum(candidate_bytes(row.reply) for row in asked), wire)
 
 
 def _wire(message: Message, heads: Sequence[ArrayHead]) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import msgspec
@@ -16,11 +16,10 @@ import numpy as np
 import zmq
 
 from dllama_zmq.bus.addresses import ip_of
-from dllama_zmq.bus.arrays import Array, unpack
 from dllama_zmq.bus.client_messages import Figures
 from dllama_zmq.bus.exchange import Solo, StarRoot
 from dllama_zmq.bus.links import Endpoints, RootLink
-from dllama_zmq.bus.messages import ArrayType, Bye, Want
+from dllama_zmq.bus.messages import Bye
 from dllama_zmq.bus.messages import Plan as PlanMessage
 from dllama_zmq.bus.meter import Phase
 from dllama_zmq.bus.native.exchange import EXCHANGE_KERNELS
@@ -33,12 +32,14 @@ from dllama_zmq.formats import ModelFile
 from dllama_zmq.kernels import KernelChoice, KVType, choose_kernels, prepare_kernels
 from dllama_zmq.models import Model, Run
 from dllama_zmq.quants import F32
+from dllama_zmq.root.asks import pack_asks, read_answers
 from dllama_zmq.root.delivery import Delivery
 from dllama_zmq.root.formation import Formation, Progress
 from dllama_zmq.root.ledger import Ledger
 from dllama_zmq.root.recent import RECENT_S
 from dllama_zmq.root.stopwatch import Stopwatch
 from dllama_zmq.sharding import (
+    Ask,
     NodeCandidates,
     Plan,
     RowCandidates,
@@ -144,7 +145,7 @@ class Root:
         self._stopwatch = Stopwatch(self._star, None if self.link is None else self.link.meter, self._unnamed)
         self._phase: Phase = "idle"
         self._slot_epochs: dict[int, int] = {}
-        self._wants: list[Want] = []  # of the last step
+        self._asks: Mapping[int, Ask] = {}  # of the last step, by row, and the logits of these rows
         self._n_tokens = 0
         self._logits: F32 = np.empty((0, 0), np.float32)
 
@@ -199,35 +200,38 @@ class Root:
             self.link.meter.phase = phase
 
     def evaluate(
-        self, runs: Sequence[Run], tokens: Sequence[int], wanted: Sequence[tuple[int, float]], k: int
+        self, runs: Sequence[Run], tokens: Sequence[int], asks: Mapping[int, Ask]
     ) -> tuple[list[RowCandidates], Figures]:
-        """One step: `tokens` cover `runs` in order; of each wanted (row, temperature) the best `k` candidates.
+        """One step: `tokens` cover `runs` in order. Returns what the rows in `asks`, which ascend, ask for.
 
         Raises WorkerLost or RemoteError; the cluster must then be formed again and every slot filled again.
         """
         self._check(runs, tokens)
         self._stopwatch.start()
-        parts = self._run(runs, tokens, [Want(row, temperature) for row, temperature in wanted], k)
-        rows = merge_candidates(self._all_candidates(parts, k)) if wanted else []
+        parts = self._run(runs, tokens, asks)
+        rows = self._merged(self._answers(parts, asks, self._logits), asks)
         figures, nodes = self._stopwatch.stop(parts)
-        self.ledger.add_step(self._phase, len(tokens), len(wanted), k)
+        self.ledger.add_step(self._phase, len(tokens), asks)
         self.ledger.add_times(self._phase, len(tokens), figures.wall_s, nodes)
         return rows, figures
 
-    def more(self, k: int) -> tuple[list[RowCandidates], Figures]:
-        """Other candidates of the rows that the last step wanted: the best `k`, or every logit (k = 0)."""
+    def more(self, ks: Mapping[int, int]) -> tuple[list[RowCandidates], Figures]:
+        """The same of some rows of the last step's asks with another k: by row, the best k, or every logit (0)."""
         self._stopwatch.start()
+        asks = {row: replace(self._asks[row], k=k) for row, k in ks.items()}
         with self._void_if_broken_off():
-            parts = self._star.ask_more(k) if self._star is not None else []
-        self.ledger.add_more(self._phase, self._n_tokens, len(self._wants), k)
-        rows = merge_candidates(self._all_candidates(parts, k))
+            parts = self._star.ask_more(list(ks.items())) if self._star is not None else []
+        self.ledger.add_more(self._phase, self._n_tokens, asks)
+        at = list(self._asks)
+        rows = self._merged(self._answers(parts, asks, self._logits[[at.index(row) for row in ks]]), asks)
         return rows, self._stopwatch.stop(())[0]  # the workers' own seconds are again those of the whole step
 
     def logits(self, runs: Sequence[Run], tokens: Sequence[int]) -> F32:
         """The logits (T, V) of every row of one step."""
         self._check(runs, tokens)
-        parts = self._run(runs, tokens, [Want(row, 0.0) for row in range(len(tokens))], 0)
-        return np.concatenate(self._node_logits(parts), axis=1)
+        asks = {row: Ask(k=0) for row in range(len(tokens))}
+        rows = zip(*self._answers(self._run(runs, tokens, asks), asks, self._logits), strict=True)
+        return np.stack([np.concatenate([node.logits for node in row]) for row in rows])
 
     def close(self, reason: str, stay: bool = False) -> None:
         """Tell the workers to leave (or, with `stay`, to wait for another root) and close the sockets."""
@@ -241,15 +245,15 @@ class Root:
                     member.state = State.ABSENT
         self.link.close()
 
-    def _run(self, runs: Sequence[Run], tokens: Sequence[int], wants: list[Want], k: int) -> list[Part]:
+    def _run(self, runs: Sequence[Run], tokens: Sequence[int], asks: Mapping[int, Ask]) -> list[Part]:
         x = np.concatenate([self._model.read("embedding", slice(t, t + 1)).dequantize() for t in tokens])
         with self._void_if_broken_off():
             if self._star is not None:
-                x = self._star.begin([(run.slot, run.start, run.count) for run in runs], wants, k, x)
+                x = self._star.begin([(run.slot, run.start, run.count) for run in runs], x, *pack_asks(asks))
             x = self._shard.forward(x, runs, self._comm)
-            self._wants, self._n_tokens = wants, len(tokens)
-            if wants:
-                self._logits = self._shard.logits(x[[want.row for want in wants]])
+            self._asks, self._n_tokens = asks, len(tokens)
+            if asks:
+                self._logits = self._shard.logits(x[list(asks)])
             return self._star.candidates() if self._star is not None else []
 
     @contextmanager
@@ -264,41 +268,25 @@ class Root:
                 self.link.meter.move_since(before, "void")
             raise
 
-    def _all_candidates(self, parts: Sequence[Part], k: int) -> list[NodeCandidates]:
-        """Every node's candidates of the wanted rows, the root's own first."""
-        temperatures = [want.temperature for want in self._wants]
-        if k > 0:
-            own = best_candidates(self._logits, k, temperatures, first_id=0)
-            return [own, *(self._read_best(part, k) for part in parts)]
-        return [
-            best_candidates(logits, logits.shape[1], temperatures, first_id=node.vocab.start)
-            for logits, node in zip(self._node_logits(parts), self.plan.slices, strict=True)
-        ]
+    def _answers(self, parts: Sequence[Part], asks: Mapping[int, Ask], logits: F32) -> list[list[NodeCandidates]]:
+        """Every node's answers to `asks`, the root's own from its `logits` of these rows first."""
+        if not asks:
+            return []
+        each = list(asks.values())
+        answers = [best_candidates(logits, each, first_id=0)]
+        for part in parts:
+            try:
+                vocab = self.plan.slices[part.node].vocab
+                answers.append(read_answers(each, part.message.arrays, part.frames, vocab))
+            except ProtocolError as error:
+                self.roster.new_epoch()
+                raise RemoteError(self._name(part.node), f"its candidates are {error}") from None
+        return answers
 
-    def _node_logits(self, parts: Sequence[Part]) -> list[F32]:
-        """Every node's logits of the wanted rows, in the order of the vocabulary."""
-        return [self._logits, *(self._read(part, 0, "f32", self._vocab_rows(part.node)) for part in parts)]
-
-    def _read_best(self, part: Part, k: int) -> NodeCandidates:
-        vocab, n_rows = self.plan.slices[part.node].vocab, self._vocab_rows(part.node)
-        k = min(k, n_rows)
-        ids = self._read(part, 0, "i32", k)
-        if ids.size and (ids.min() < vocab.start or ids.max() >= vocab.stop):
-            raise RemoteError(self._name(part.node), "it sent candidates that are not of its part of the vocabulary")
-        logits, sums = self._read(part, 1, "f32", k), self._read(part, 2, "f64", 1)
-        return NodeCandidates(ids, logits, sums[:, 0], complete=k == n_rows)
-
-    def _read(self, part: Part, index: int, wire: ArrayType, columns: int) -> Array:
-        try:
-            return unpack(part.message.arrays[index], part.frames[index], wire, (len(self._wants), columns))
-        except (ProtocolError, IndexError) as error:
-            self.roster.new_epoch()
-            raise RemoteError(self._name(part.node), f"its candidates are {error}") from None
-
-    def _vocab_rows(self, node: int) -> int:
-        vocab = self.plan.slices[node].vocab
-        n_rows: int = vocab.stop - vocab.start
-        return n_rows
+    def _merged(self, answers: Sequence[Sequence[NodeCandidates]], asks: Mapping[int, Ask]) -> list[RowCandidates]:
+        first_ids = [node.vocab.start for node in self.plan.slices]
+        rows = zip(zip(*answers, strict=True), asks.values(), strict=True)
+        return [merge_candidates(nodes, ask, first_ids) for nodes, ask in rows]
 
     def _name(self, node: int) -> str:
         return self.settings.names[node - 1]

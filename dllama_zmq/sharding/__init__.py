@@ -1,6 +1,6 @@
 """Which node holds what: slices from axis names, bytes per node, bytes per token. Knows no socket."""
 
-from dllama_zmq.sharding.candidates import NodeCandidates, RowCandidates, best_candidates, merge_candidates
+from dllama_zmq.sharding.candidates import Ask, NodeCandidates, Reply, RowCandidates, best_candidates, merge_candidates
 from dllama_zmq.sharding.memory import (
     DEFAULT_SEQ_LEN,
     PREFILL_TOKENS,
@@ -17,10 +17,12 @@ __all__ = [
     "DEFAULT_SEQ_LEN",
     "MAX_NODES",
     "PREFILL_TOKENS",
+    "Ask",
     "NodeCandidates",
     "NodeMemory",
     "NodeSlices",
     "Plan",
+    "Reply",
     "RowCandidates",
     "Traffic",
     "best_candidates",

@@ -1,4 +1,4 @@
-"""Best tokens of each node, merged into the best tokens of all: sampling without sending the logits.
+"""What a row asks of the nodes, what each node answers, and the answers of all merged: sampling without the logits.
 
 A node sends its best k tokens. Below its last candidate it may have tokens that it did not send, so a merged list is
 exact only down to the first candidate that was the last of a truncated list. `n_sure` counts the exact ones.
@@ -6,61 +6,162 @@ exact only down to the first candidate that was the last of a truncated list. `n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from dllama_zmq.errors import FormatError
-from dllama_zmq.quants import F32
+from dllama_zmq.quants import F32, U8
 
 I32 = npt.NDArray[np.int32]
 F64 = npt.NDArray[np.float64]
+_NONE: F32 = np.empty(0, np.float32)
 
 
-@dataclass(frozen=True, slots=True)
-class NodeCandidates:
-    """One node's reply for R rows: ids and logits (R, k), best first, and log-sum-exps (R,).
+class Reply(NamedTuple):
+    """How many ids and logits one node answers an ask with. complete: these are all that it could answer with."""
 
-    complete: these are all the tokens of the node.
-    """
-
-    ids: I32
-    logits: F32
-    log_sum_exp: F64
+    n_ids: int
+    n_logits: int
     complete: bool
 
 
-@dataclass(frozen=True, slots=True)
-class RowCandidates:
-    """One row's best tokens over all nodes, best first, ties by lower id. Only the first `n_sure` are exact.
+@dataclass(frozen=True, slots=True, eq=False)
+class Ask:
+    """What one row asks of every node. The ids of the row are those of the vocabulary.
 
-    complete: these are all tokens of the vocabulary.
-    log_sum_exp: of the whole row at the request's temperature: exp(logit / temperature - log_sum_exp) is a probability.
+    k: the best so many candidates; 0: all logits instead, and nothing below applies before they are merged.
+    temperature: that of the log-sum-exp; 0: none. logprobs: the log-sum-exp of all raw logits at temperature 1 too.
+    listed (n,): ascending ids whose logits are sent. They are left out of the candidates and of the log-sum-exp at
+    `temperature`, so that others can take their place there.
+    mask ((V + 7) // 8,): bit i % 8 of byte i // 8 says that id i is allowed; the others are left out likewise.
+    """
+
+    k: int
+    temperature: float = 0.0
+    logprobs: bool = False
+    listed: I32 | None = None
+    mask: U8 | None = None
+
+    @property
+    def plain(self) -> bool:
+        """No id is left out."""
+        return self.listed is None and self.mask is None
+
+    def reply(self, start: int, stop: int) -> Reply:
+        """What a node answers that holds the ids `start` to `stop` - 1."""
+        if self.k == 0:
+            return Reply(0, stop - start, True)
+        listed = self.listed_in(start, stop)
+        n_left = stop - start if self.plain else int(np.count_nonzero(self._kept(start, stop, listed)))
+        n = min(self.k, n_left)
+        return Reply(n, n + len(listed), n == n_left)
+
+    def listed_in(self, start: int, stop: int) -> I32:
+        """The listed ids of `start` to `stop` - 1, from `start` on."""
+        if self.listed is None:
+            return np.empty(0, np.int32)
+        first, last = np.searchsorted(self.listed, (start, stop))
+        return self.listed[first:last] - np.int32(start)
+
+    def _kept(self, start: int, stop: int, listed: I32) -> npt.NDArray[np.bool_]:
+        """Which of the ids `start` to `stop` - 1 can be candidates."""
+        if self.mask is None:
+            kept = np.ones(stop - start, np.bool_)
+        else:
+            first = start // 8
+            bits = np.unpackbits(self.mask[first : (stop + 7) // 8], bitorder="little")
+            kept = bits[start - 8 * first : stop - 8 * first].astype(np.bool_)
+        kept[listed] = False
+        return kept
+
+    def leave_out(self, row: F32, first_id: int) -> tuple[F32, F32]:
+        """A node's logits (V',) with -infinity for what is no candidate, and those of its listed ids."""
+        if self.plain:
+            return row, _NONE
+        stop = first_id + len(row)
+        listed = self.listed_in(first_id, stop)
+        return np.where(self._kept(first_id, stop, listed), row, -np.inf).astype(np.float32), row[listed]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class NodeCandidates:
+    """One node's answer for one row: ids (n,) and logits (n,), best first, and the logits of its listed ids.
+
+    Where all logits were asked for, there are no ids, and `logits` are those of all the node's ids in order.
+    complete: no other ids of the node can be candidates.
     """
 
     ids: I32
     logits: F32
+    listed: F32
     log_sum_exp: float
+    raw_log_sum_exp: float
+    complete: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RowCandidates:
+    """One row's best tokens over all nodes, best first, ties by lower id. Only the first `n_sure` are exact.
+
+    listed: the logits of the ask's listed ids, which are not among the others. complete: there are no other candidates.
+    log_sum_exp: of the candidates, sent or not, at the ask's temperature: exp(logit / temperature - log_sum_exp) is a
+    probability. raw_log_sum_exp: of all logits at temperature 1. Each is 0 where it was not asked for.
+    """
+
+    ids: I32
+    logits: F32 | F64
+    listed: F32
+    log_sum_exp: float
+    raw_log_sum_exp: float
     n_sure: int
     complete: bool
 
     def below(self, n_ids: int) -> RowCandidates:
         """The candidates with ids below `n_ids`, for a model whose higher ids only pad its vocabulary.
 
-        The new `n_sure` counts those among the first `n_sure`; it may be 0. log_sum_exp stays that of the whole row,
-        because the logits of padding that was not sent are not known.
+        The new `n_sure` counts those among the first `n_sure`; it may be 0. The log-sum-exps stay those of the whole
+        row, because the logits of padding that was not sent are not known.
         """
         kept = self.ids < n_ids
         if kept.all():
             return self
         n_sure = int(np.count_nonzero(kept[: self.n_sure]))
-        return RowCandidates(self.ids[kept], self.logits[kept], self.log_sum_exp, n_sure, self.complete)
+        return RowCandidates(
+            self.ids[kept],
+            self.logits[kept],
+            self.listed,
+            self.log_sum_exp,
+            self.raw_log_sum_exp,
+            n_sure,
+            self.complete,
+        )
+
+    def with_listed(self, ids: I32, logits: F64, temperature: float) -> RowCandidates:
+        """The candidates with the listed `ids` (n,) among them, whose logits are now `logits` (n,).
+
+        What is left are the exact ones: the new `n_sure` counts all. log_sum_exp is theirs and that of all others.
+        """
+        known, of_known = self.ids[: self.n_sure], self.logits[: self.n_sure].astype(np.float64)
+        all_ids, all_logits = np.concatenate([known, ids]), np.concatenate([of_known, logits])
+        order = np.lexsort((all_ids, -all_logits))
+        if not self.complete:  # what was not sent comes after the last of what was
+            end = np.flatnonzero(order == self.n_sure - 1)[0] + 1 if self.n_sure else 0
+            order = order[:end]
+        total = self.log_sum_exp
+        if temperature > 0:
+            total = float(np.logaddexp(total, _log_sum_exp(logits, temperature)))
+        return RowCandidates(
+            all_ids[order], all_logits[order], _NONE, total, self.raw_log_sum_exp, len(order), self.complete
+        )
 
 
-def best_candidates(logits: F32, k: int, temperatures: Sequence[float], first_id: int) -> NodeCandidates:
-    """The best `k` of logits (R, V'); column 0 is the token `first_id`.
+def best_candidates(logits: F32, asks: Sequence[Ask], first_id: int) -> list[NodeCandidates]:
+    """A node's answers to `asks` from its logits (R, V'), a row for each; column 0 is the token `first_id`.
 
     Raises FormatError for logits that are infinite or NaN.
     """
@@ -68,53 +169,63 @@ def best_candidates(logits: F32, k: int, temperatures: Sequence[float], first_id
         raise FormatError(
             "the logits are not finite numbers: the model's weights are damaged, or too large for this sync"
         )
-    n_rows, width = logits.shape
-    k = min(k, width)
-    if k == 1:  # every token of greedy decoding comes here, with caches that weights have emptied: few calls
-        order = logits.argmax(axis=1)[:, None]
-    else:
-        order = np.stack([_best(row, k) for row in logits]) if n_rows else np.empty((0, k), np.int64)
-    return NodeCandidates(
-        ids=(order + first_id).astype(np.int32),
-        logits=logits[np.arange(n_rows)[:, None], order],
-        log_sum_exp=_log_sum_exps(logits, temperatures),
-        complete=k == width,
+    return [_answer(row, ask, first_id) for row, ask in zip(logits, asks, strict=True)]
+
+
+def _answer(row: F32, ask: Ask, first_id: int) -> NodeCandidates:
+    k = ask.k
+    if k == 0:
+        return NodeCandidates(np.empty(0, np.int32), row, _NONE, 0.0, 0.0, complete=True)
+    raw_sum = _log_sum_exp(row, 1.0) if ask.logprobs else 0.0
+    n_left, listed, candidates = len(row), _NONE, row
+    if not ask.plain:
+        candidates, listed = ask.leave_out(row, first_id)
+        n_left = int(np.count_nonzero(candidates > -np.inf))
+    # Every token of greedy decoding comes here, with caches that weights have emptied: few calls.
+    order = np.array([candidates.argmax()]) if k == 1 and n_left else _best(candidates, min(k, n_left))
+    total = _log_sum_exp(candidates, ask.temperature) if ask.temperature > 0 else 0.0
+    ids = (order + first_id).astype(np.int32)
+    return NodeCandidates(ids, candidates[order], listed, total, raw_sum, k >= n_left)
+
+
+def merge_candidates(nodes: Sequence[NodeCandidates], ask: Ask, first_ids: Sequence[int]) -> RowCandidates:
+    """Merge all nodes' answers to one ask into one list. `first_ids`: the first id of each node.
+
+    Raises FormatError for logits that are infinite or NaN, where all were asked for.
+    """
+    if ask.k == 0:
+        every = Ask(max(len(n.logits) for n in nodes), ask.temperature, ask.logprobs, ask.listed, ask.mask)
+        nodes = [best_candidates(n.logits[None], [every], i)[0] for n, i in zip(nodes, first_ids, strict=True)]
+    if len(nodes) == 1:
+        n = nodes[0]
+        return RowCandidates(n.ids, n.logits, n.listed, n.log_sum_exp, n.raw_log_sum_exp, len(n.ids), n.complete)
+    ids, logits = np.concatenate([n.ids for n in nodes]), np.concatenate([n.logits for n in nodes])
+    order = np.lexsort((ids, -logits))
+    ids, logits = ids[order], logits[order]
+    # Nothing is known after the last candidate of a truncated list, not even of equal logits with higher ids.
+    ends = [int((ids == n.ids[-1]).argmax()) + 1 for n in nodes if not n.complete]
+    return RowCandidates(
+        ids,
+        logits,
+        np.concatenate([n.listed for n in nodes]) if ask.listed is not None else _NONE,
+        float(np.logaddexp.reduce([n.log_sum_exp for n in nodes])) if ask.temperature > 0 else 0.0,
+        float(np.logaddexp.reduce([n.raw_log_sum_exp for n in nodes])) if ask.logprobs else 0.0,
+        min(ends, default=len(ids)),
+        complete=not ends,
     )
 
 
-def _log_sum_exps(logits: F32, temperatures: Sequence[float]) -> F64:
-    """log(sum(exp(row / temperature))) of each row, in float64; 0 for a temperature of 0."""
-    sums = np.zeros(len(logits))
-    for i, (row, temperature) in enumerate(zip(logits, temperatures, strict=True)):
-        if temperature > 0:
-            scaled = row.astype(np.float64) / temperature
-            top = scaled.max()
-            sums[i] = top + np.log(np.exp(scaled - top).sum())
-    return sums
-
-
-def merge_candidates(nodes: Sequence[NodeCandidates]) -> list[RowCandidates]:
-    """Merge all nodes' candidates of the same rows into one list per row."""
-    if len(nodes) == 1:
-        only = nodes[0]
-        each = zip(only.ids, only.logits, only.log_sum_exp.tolist(), strict=True)
-        return [RowCandidates(ids, logits, total, len(ids), only.complete) for ids, logits, total in each]
-    ids, logits = np.concatenate([n.ids for n in nodes], axis=1), np.concatenate([n.logits for n in nodes], axis=1)
-    totals = np.logaddexp.reduce([n.log_sum_exp for n in nodes], axis=0)
-    order = np.lexsort((ids, -logits), axis=1)
-    ids, logits = np.take_along_axis(ids, order, axis=1), np.take_along_axis(logits, order, axis=1)
-    # Nothing is known after the last candidate of a truncated list, not even of equal logits with higher ids.
-    ends = [np.argmax(ids == n.ids[:, -1:], axis=1) + 1 for n in nodes if not n.complete]
-    n_sure = np.min(ends, axis=0) if ends else np.full(len(ids), ids.shape[1])
-    return [
-        RowCandidates(ids[i], logits[i], float(totals[i]), int(n_sure[i]), complete=not ends) for i in range(len(ids))
-    ]
+def _log_sum_exp(row: F32 | F64, temperature: float) -> float:
+    """log(sum(exp(row / temperature))) in float64; -infinity where `row` is empty or all of it is left out."""
+    scaled = row.astype(np.float64) / temperature
+    top = scaled.max(initial=-np.inf)
+    return float(top + np.log(np.exp(scaled - top).sum())) if top > -np.inf else -math.inf
 
 
 def _best(row: F32, k: int) -> npt.NDArray[np.int64]:
     """Indices of the `k` largest, largest first, ties by lower index."""
     if k < len(row):
-        threshold = np.partition(row, len(row) - k)[len(row) - k]
+        threshold = np.partition(row, len(row) - k)[len(row) - k] if k else np.inf
         above = np.flatnonzero(row > threshold)
         level = np.flatnonzero(row == threshold)[: k - len(above)]
         chosen = np.concatenate([above, level])

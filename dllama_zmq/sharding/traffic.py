@@ -7,8 +7,10 @@ the candidates come on top.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dllama_zmq.sharding.candidates import Reply
 from dllama_zmq.spec import SYNC_FLOAT, ModelSpec, Sync
 
 
@@ -30,21 +32,18 @@ class Traffic:
         return self.partials_received + self.candidates_received
 
 
-def candidate_bytes(k: int, vocab_rows: int) -> int:
-    """Bytes of one row's candidates from a node with `vocab_rows` rows of the vocabulary.
-
-    Best k: k ids (i32), k logits (f32) and one log-sum-exp (f64). k = 0: the logits (f32) of all its rows.
-    """
-    return 4 * vocab_rows if k == 0 else 8 * min(k, vocab_rows) + 8
+def candidate_bytes(reply: Reply) -> int:
+    """Bytes of one row's candidates from a node: ids (i32), logits (f32) and two log-sum-exps (f64)."""
+    return 4 * (reply.n_ids + reply.n_logits) + 16
 
 
-def step_traffic(spec: ModelSpec, sync: Sync, n_tokens: int, vocab_rows: int, sampled: tuple[int, ...]) -> Traffic:
-    """The traffic of one step of `n_tokens` tokens; `sampled` has the k of each row that is sampled."""
+def step_traffic(spec: ModelSpec, sync: Sync, n_tokens: int, replies: Sequence[Reply]) -> Traffic:
+    """The traffic of one step of `n_tokens` tokens; `replies`: of the worker, for each row that is sampled."""
     row = SYNC_FLOAT[sync].row_bytes(spec.dim)
     stages = 2 * spec.n_layers
     return Traffic(
         step_sent=n_tokens * row,
         sums_sent=n_tokens * stages * row,
         partials_received=n_tokens * stages * row,
-        candidates_received=sum(candidate_bytes(k, vocab_rows) for k in sampled),
+        candidates_received=sum(map(candidate_bytes, replies)),
     )

@@ -11,19 +11,18 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
+import numpy as np
 import zmq
 
 from dllama_zmq.bus import sockets
 from dllama_zmq.bus.addresses import why_no_answer, with_host_of
-from dllama_zmq.bus.arrays import pack_floats, pack_plain
 from dllama_zmq.bus.links import WorkerLink, host_id
 from dllama_zmq.bus.messages import (
-    ArrayHead,
     Beacon,
     Bye,
     Credit,
@@ -48,8 +47,9 @@ from dllama_zmq.host import free_memory_bytes, give_memory_back, host_name, refu
 from dllama_zmq.kernels import choose_kernels, prepare_kernels
 from dllama_zmq.models import Model, Run
 from dllama_zmq.quants import F32
-from dllama_zmq.sharding import Plan, best_candidates, build_shard, counted, kernel_needs
+from dllama_zmq.sharding import Ask, Plan, best_candidates, build_shard, counted, kernel_needs
 from dllama_zmq.spec import ModelSpec
+from dllama_zmq.worker.asks import again, pack_answers, read_asks
 from dllama_zmq.worker.loading import Loading, check_room
 from dllama_zmq.worker.preparation import Preparation
 
@@ -92,8 +92,17 @@ class _Shard:
     seq_len: int
     slots: int
     heard: int = 0
-    wanted_logits: F32 | None = None
-    temperatures: tuple[float, ...] = ()
+    asks: dict[int, Ask] = field(default_factory=dict)  # of the last step, by row, and the logits of these rows
+    logits: dict[int, F32] = field(default_factory=dict)
+
+    def answer(self, asks: Mapping[int, Ask]) -> None:
+        """Send candidates of rows of the last step."""
+        if not asks:
+            self.comm.answer([])
+            return
+        logits = np.stack([self.logits[row] for row in asks])
+        best = best_candidates(logits, list(asks.values()), self.plan.slices[self.node].vocab.start)
+        self.comm.answer(pack_answers(best))
 
 
 class _Leave(Exception):
@@ -299,7 +308,7 @@ class Worker:
                 if message.step > shard.comm.step:  # else it is one sent again that was not lost
                     self._step(shard, message, frames)
             elif shard.comm.next_stage(message.step, message.stage):
-                shard.comm.answer(_candidate_arrays(shard, message.k))
+                shard.answer(again(shard.asks, message))
         except StepVoid as void:
             self._handle(link, shard, void.message, [])
         except RootLost:
@@ -314,10 +323,11 @@ class Worker:
         for run in runs:
             if run.slot >= shard.slots or run.start + run.count > shard.seq_len:
                 raise ProtocolError(f"{run}; this node has {shard.slots} slots of {shard.seq_len} positions")
+        shard.asks = read_asks(message, frames, shard.plan.spec.vocab_size)
         x = shard.model.forward(x, runs, shard.comm)
-        shard.wanted_logits = shard.model.logits(x[[want.row for want in message.wanted]]) if message.wanted else None
-        shard.temperatures = tuple(want.temperature for want in message.wanted)
-        shard.comm.answer(_candidate_arrays(shard, message.k))
+        rows = list(shard.asks)
+        shard.logits = dict(zip(rows, shard.model.logits(x[rows]), strict=True)) if rows else {}
+        shard.answer(shard.asks)
 
     def _leave(self, bye: Bye) -> None:
         if bye.stay:
@@ -330,17 +340,3 @@ def _in_words(error: Exception) -> str:
     if isinstance(error, DllamaError):
         return str(error)
     return refused_by_system(error) or f"{type(error).__name__}: {error}"
-
-
-def _candidate_arrays(shard: _Shard, k: int) -> list[tuple[ArrayHead, Frame]]:
-    """The arrays of a Candidates message for the rows that the last step wanted."""
-    if shard.wanted_logits is None:
-        return []
-    if k == 0:
-        return [pack_floats(shard.wanted_logits, "f32")]
-    best = best_candidates(shard.wanted_logits, k, shard.temperatures, shard.plan.slices[shard.node].vocab.start)
-    return [
-        pack_plain(best.ids, "i32"),
-        pack_floats(best.logits, "f32"),
-        pack_plain(best.log_sum_exp[:, None], "f64"),
-    ]

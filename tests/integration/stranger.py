@@ -156,13 +156,13 @@ class Stranger:
             self._answer_ping(*fields)
         elif kind == "step" and fields[0] == self.epoch and fields[1] > self.step:
             try:
-                self._step(fields, arrays[0])
+                self._step(fields, arrays)
             except Void as void:
                 self._handle(*void.args)
             except (ValueError, IndexError, ArithmeticError) as error:
                 self.send("fault", self.epoch, fields[1], str(error))
         elif kind == "more" and fields[:3] == [self.epoch, self.step, self.stage + 1]:
-            self._answer_candidates(fields[3])
+            self._answer_candidates([[row, k, *self.asks[row][2:]] for row, k in fields[3]])
 
     def _answer_ping(self, epoch: int, step: int, stage: int) -> None:
         if epoch == self.epoch and (step, stage) > (self.step, self.stage):
@@ -214,11 +214,11 @@ class Stranger:
 
     # --- §1, §7: a step ---------------------------------------------------------------------------------------------
 
-    def _step(self, fields: list[Any], frame: bytes) -> None:
-        _, self.step, runs, wanted, k, [[_, n_rows, _]] = fields
+    def _step(self, fields: list[Any], frames: list[bytes]) -> None:
+        _, self.step, runs, asks, [[_, n_rows, _], *_] = fields
         self.stage, self.wait_s, self.begun, self.begun_on_core = 0, 0.0, time.monotonic(), time.thread_time()
         shard = self.shard
-        x = shard.embedded(self._decode(frame, n_rows))
+        x = shard.embedded(self._decode(frames[0], n_rows))
         positions = np.concatenate([np.arange(start, start + count) for _, start, count in runs])
         cos, sin = shard.angles(positions)
         n_experts, n_active = shard.spec["n_experts"] or 1, shard.spec["n_active_experts"] or 1
@@ -241,9 +241,29 @@ class Stranger:
             rows + shard.finished(2 * shard.spec["n_layers"] - 1, self._sum(last + j, parts[j]))
             for j, (rows, *_) in enumerate(batches)
         ]
-        self.temperatures = [temperature for _, temperature in wanted]
-        self.logits = shard.logits(np.concatenate(ends)[[row for row, _ in wanted]]) if wanted else None
-        self._answer_candidates(k)
+        rows = [ask[0] for ask in asks]
+        self.asks = {ask[0]: ask for ask in asks}
+        self.logits = dict(zip(rows, shard.logits(np.concatenate(ends)[rows]), strict=True)) if rows else {}
+        self._keep_ids(asks, frames[1:])
+        self._answer_candidates(asks)
+
+    def _keep_ids(self, asks: list[list[Any]], frames: list[bytes]) -> None:
+        """Of each row, which of this node's ids are listed, and which may be candidates."""
+        n_listed, vocab_bytes = sum(ask[4] for ask in asks), (self.shard.spec["vocab_size"] + 7) // 8
+        listed = np.frombuffer(frames[0], "<i4") if n_listed else np.zeros(0, "<i4")
+        masks = np.frombuffer(frames[-1], np.uint8).reshape(-1, vocab_bytes) if frames else None
+        self.listed, self.may_be, at, n_masks = {}, {}, 0, 0
+        for row, _, _, _, n_of_row, is_masked in asks:
+            first, n = self.shard.first_id, len(self.logits[row])
+            of_row = listed[at : at + n_of_row] - first
+            self.listed[row] = of_row[(of_row >= 0) & (of_row < n)]
+            at += n_of_row
+            may_be = np.ones(n, bool)
+            if is_masked:
+                may_be = np.array([masks[n_masks][i // 8] >> i % 8 & 1 for i in range(first, first + n)], bool)
+                n_masks += 1
+            may_be[self.listed[row]] = False
+            self.may_be[row] = may_be
 
     def _runs_in(self, runs: list[list[int]], rows: slice) -> list[list[int]]:
         """The runs of a micro-batch."""
@@ -281,18 +301,25 @@ class Stranger:
             if kind == "ping":
                 self._answer_ping(*fields)
 
-    def _answer_candidates(self, k: int) -> None:
+    def _answer_candidates(self, asks: list[list[Any]]) -> None:
         self.stage += 1
+        ids, logits, sums = [], [], []
+        for row, k, temperature, logprobs, *_ in asks:
+            values, left = self.logits[row], np.flatnonzero(self.may_be[row])
+            if k == 0:
+                logits.append(values)
+                sums.append([0.0, 0.0])
+                continue
+            best = left[np.argsort(-values[left], kind="stable")[:k]]  # stable: of equals the lower id
+            ids.append(best + self.shard.first_id)
+            logits += [values[best], values[self.listed[row]]]
+            of_all = self._log_sum_exp(values, 1.0) if logprobs else 0.0
+            sums.append([self._log_sum_exp(values[left], temperature) if temperature else 0.0, of_all])
         heads: list[list[Any]] = []
         frames: list[bytes] = []
-        if self.logits is not None:
-            arrays = [("f32", self.logits)]
-            if k:
-                order = np.argsort(-self.logits, axis=1, kind="stable")[:, :k]  # stable: of equals the lower id
-                best = np.take_along_axis(self.logits, order, axis=1)
-                sums = [self._log_sum_exp(*row) for row in zip(self.logits, self.temperatures, strict=True)]
-                arrays = [("i32", (order + self.shard.first_id).astype("<i4")), ("f32", best)]
-                arrays += [("f64", np.array(sums, "<f8")[:, None])]
+        if asks:
+            all_ids = np.concatenate([np.zeros(0), *ids]).astype("<i4")[None]
+            arrays = [("i32", all_ids), ("f32", np.concatenate(logits)[None]), ("f64", np.array(sums, "<f8"))]
             heads = [[kind, *array.shape] for kind, array in arrays]
             frames = [array.tobytes() for _, array in arrays]
         compute_s = max(0.0, time.monotonic() - self.begun - self.wait_s)
@@ -300,10 +327,10 @@ class Stranger:
         fields = (self.epoch, self.step, self.stage, compute_s, paused_s, self.wait_s, heads)
         self.send_part("candidates", *fields, arrays=tuple(frames))
 
-    def _log_sum_exp(self, row: Any, temperature: float) -> float:
-        if temperature == 0:
-            return 0.0
-        scaled = row.astype(np.float64) / temperature
+    def _log_sum_exp(self, values: Any, temperature: float) -> float:
+        if not len(values):
+            return -math.inf
+        scaled = values.astype(np.float64) / temperature
         return float(scaled.max() + np.log(np.exp(scaled - scaled.max()).sum()))
 
     def _encode(self, x: Any) -> tuple[list[Any], bytes]:

@@ -23,9 +23,9 @@ from dllama_zmq.bench.cases import prompt_steps
 from dllama_zmq.bench.machine import PRODUCT
 from dllama_zmq.kernels import choose_kernels
 from dllama_zmq.kernels.simd.store import cache_folder as kernels_folder
-from dllama_zmq.root.prediction import predict_step
+from dllama_zmq.root.prediction import Asked, predict_step
 from dllama_zmq.shapes import shape
-from dllama_zmq.sharding import Plan
+from dllama_zmq.sharding import Ask, Plan
 from dllama_zmq.spec import Sync
 
 OVERRIDES = {"layers": 2, "dim": 64, "hidden": 128, "heads": 4, "kv-heads": 2, "vocab": 301, "seq-len": 128}
@@ -75,10 +75,10 @@ def rows(all_rows: list[Row]) -> list[Row]:
 
 def predicted_kb(row: Row, sync: Sync) -> float:
     """kB of payload a token, both ways and all workers together, that the plan predicts."""
-    vocab = [part.vocab.stop - part.vocab.start for part in Plan.make(SPEC, row["nodes"]).slices[1:]]
+    vocab = [part.vocab for part in Plan.make(SPEC, row["nodes"]).slices[1:]]
     steps = [(run.count, int(wanted)) for run, wanted in prompt_steps(0, 40)] if row["n_prompt"] else [(1, 1)]
     n_tokens = sum(n for n, _ in steps)
-    kinds = [predict_step(SPEC, sync, n, n_rows, k, k) for n, k in steps for n_rows in vocab]
+    kinds = [predict_step(SPEC, sync, n, (Asked.of(Ask(1), ids),) * k) for n, k in steps for ids in vocab]
     return sum(kind.payload_bytes for step in kinds for kind in step.values()) / n_tokens / 1000
 
 

@@ -31,6 +31,7 @@ from dllama_zmq.formats import ModelFile
 from dllama_zmq.kernels import KernelChoice
 from dllama_zmq.models import Run
 from dllama_zmq.quants import F32
+from dllama_zmq.sharding import Ask
 
 
 @pytest.mark.parametrize(
@@ -105,9 +106,14 @@ class AnswersWrongly(Stranger):
         (1, [["u8", 3, 512]], "expected 3 x 128 f32"),
         (1, [["f32", 128, 3]], "expected 3 x 128 f32"),
         (1, [], "its partial sum at step 1, layer 0, attention is "),
-        (5, [["f32", 3, 143]], "its candidates are an array of 3 x 143 f32; expected 3 x 144 f32"),
-        (5, [["f64", 3, 144]], "its candidates are an array"),
-        (5, [], "its candidates are "),
+        (
+            5,
+            [["i32", 1, 0], ["f32", 1, 431], ["f64", 3, 2]],
+            "its candidates are an array of 1 x 431 f32; expected 1 x 432 f32",
+        ),
+        (5, [["i32", 1, 0], ["f64", 1, 432], ["f64", 3, 2]], "its candidates are an array"),
+        (5, [["i32", 1, 0], ["f32", 1, 432], ["f64", 3, 1]], "its candidates are an array"),
+        (5, [], "its candidates are 0 arrays; expected 3"),
     ],
 )
 def test_a_part_of_another_shape_or_type_is_its_senders_error(
@@ -126,12 +132,12 @@ def test_a_part_of_another_shape_or_type_is_its_senders_error(
 def test_candidates_of_foreign_tokens_are_their_senders_error(context: Context, model: ModelFile, start: Start) -> None:
     places = inproc()
     worker = AnswersWrongly(context, places.replies[0])
-    worker.at_stage, worker.heads = 5, (["i32", 1, 2], ["f32", 1, 2], ["f64", 1, 1])
+    worker.at_stage, worker.heads = 5, (["i32", 1, 2], ["f32", 1, 2], ["f64", 1, 2])
     start(worker)
     with a_root(context, model, places) as root:
         form(root)
         with pytest.raises(RemoteError, match="not of its part of the vocabulary"):
-            root.evaluate([Run(0, 0, 3)], TOKENS[:3], [(2, 0.0)], k=2)
+            root.evaluate([Run(0, 0, 3)], TOKENS[:3], {2: Ask(2)})
 
 
 class IsSilent(Stranger):

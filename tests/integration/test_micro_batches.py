@@ -148,7 +148,7 @@ def test_a_worker_computes_the_second_while_the_sums_of_the_first_travel(
     with RawRoot(context, places.replies[0], places.steps[0]) as root:
         root.take_in(plan_of(SPEC, kernels=kernels, kv="f16", step_s=20.0), pieces_of(model))
         x = bytes(4 * SPEC.dim * N_ROWS)
-        root.publish("step", 1, 1, [[0, 0, N_ROWS]], [], 1, [["f32", N_ROWS, SPEC.dim]], arrays=(x,))
+        root.publish("step", 1, 1, [[0, 0, N_ROWS]], [], [["f32", N_ROWS, SPEC.dim]], arrays=(x,))
         for stage in range(1, N_STAGES, 2):
             first, second = (root.hear("partial") for _ in range(2))
             for heard, at, n_rows in ((first, stage, FIRST), (second, stage + 1, SECOND)):

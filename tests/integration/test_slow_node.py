@@ -25,6 +25,7 @@ from dllama_zmq.models import Run
 from dllama_zmq.root.recent import RECENT_S
 from dllama_zmq.root.report import ClusterFacts, cluster_status
 from dllama_zmq.root.root import Root
+from dllama_zmq.sharding import Ask
 from dllama_zmq.spec import FloatType
 
 SLOW_S = 0.02  # much more than a part of this model takes
@@ -65,7 +66,7 @@ def run_steps(root: Root, n_steps: int = N_STEPS) -> Figures:
     """Steps of one token; the figures of the last one."""
     root.set_phase("prediction")
     for i in range(n_steps):
-        _, figures = root.evaluate([Run(0, i, 1)], [i + 5], [(0, 0.0)], 1)
+        _, figures = root.evaluate([Run(0, i, 1)], [i + 5], {0: Ask(1)})
     return figures
 
 
@@ -191,7 +192,7 @@ def test_a_process_that_is_stopped_now_and_then_is_named_and_not_for_its_computi
                 worker.send_signal(signal.SIGSTOP)
                 goes_on = threading.Timer(stop_s, worker.send_signal, [signal.SIGCONT])
                 goes_on.start()
-                root.evaluate([Run(0, i, 1)], [i + 5], [(0, 0.0)], 1)
+                root.evaluate([Run(0, i, 1)], [i + 5], {0: Ask(1)})
                 goes_on.join()
             found = recent(root)
         finally:

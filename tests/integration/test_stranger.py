@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -28,6 +29,7 @@ from dllama_zmq.quants import F32, BlockMatrix
 from dllama_zmq.root.generation import GenerationRequest, Token, generate
 from dllama_zmq.root.root import Root, RootSettings
 from dllama_zmq.root.sampling import Sampling
+from dllama_zmq.sharding import Ask, best_candidates, merge_candidates
 from dllama_zmq.spec import Architecture, FloatType, ModelSpec, Rope, RopeScaling, Sync
 from dllama_zmq.tokenizer import Tokenizer
 from dllama_zmq.worker import Worker, WorkerSettings
@@ -176,6 +178,42 @@ def test_its_candidates_are_those_that_the_root_samples_from(sampling: Sampling,
         expected, got = ([*tokens(which, tokenizer, sampling)] for which in (alone(model), root))
         assert got == expected
         assert len(got) == 20
+
+
+MASK = np.packbits(np.arange(SPECS["q40"].vocab_size) % 3 == 0, bitorder="little")
+LISTED = np.arange(0, 288, 7, dtype=np.int32)
+ASKS = {
+    0: Ask(1),
+    2: Ask(5, 0.7, logprobs=True, listed=LISTED),
+    3: Ask(0, 0.7, listed=LISTED[:3]),
+    4: Ask(3, 2.0, mask=MASK),
+    7: Ask(200, 1.0, logprobs=True, listed=LISTED[2:], mask=MASK),
+}
+MORE = {0: 40, 3: 9, 4: 0}
+
+
+@pytest.mark.parametrize("worker", [a_stranger, a_worker])
+def test_each_row_is_answered_what_it_asks_for_and_again_with_more(worker, tmp_path: Path) -> None:
+    with write_tiny_model(tmp_path / "tiny.m", SPECS["q40"]) as model, cluster(model, 4, worker=worker) as root:
+        every = logits_of(model)
+        for asks, rows in (
+            (ASKS, root.evaluate([Run(0, 0, len(TOKENS))], TOKENS, ASKS)[0]),
+            ({row: replace(ASKS[row], k=k) for row, k in MORE.items()}, root.more(MORE)[0]),
+        ):
+            for (row, ask), found in zip(asks.items(), rows, strict=True):
+                expected = merge_candidates(best_candidates(every[[row]], [ask], 0), ask, [0])
+                n = min(found.n_sure, expected.n_sure)
+                assert n >= ask.k or found.complete
+                assert found.ids[:n].tolist() == expected.ids[:n].tolist()
+                assert found.logits[:n].tolist() == expected.logits[:n].tolist()
+                assert found.listed.tolist() == expected.listed.tolist()
+                sums = (found.log_sum_exp, found.raw_log_sum_exp)
+                assert sums == pytest.approx((expected.log_sum_exp, expected.raw_log_sum_exp), rel=1e-13)
+
+
+def logits_of(model: ModelFile) -> F32:
+    """Of all rows of TOKENS."""
+    return alone(model).logits([Run(0, 0, len(TOKENS))], TOKENS)
 
 
 def tokens(root: Root, tokenizer: Tokenizer, sampling: Sampling) -> Iterator[int]:

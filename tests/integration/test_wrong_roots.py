@@ -80,8 +80,12 @@ def test_addresses_that_are_none_in_a_welcome_send_the_worker_back_to_its_root(c
         root.hear("join")
 
 
-def step_fields(number: int, runs: list[list[int]], rows: int = 1, wanted: Sequence[list[Any]] = ()) -> list[Any]:
-    return [1, number, runs, list(wanted), 1, [["f32", rows, SPEC.dim]]]
+def step_fields(number: int, runs: list[list[int]], rows: int = 1, asks: Sequence[list[Any]] = ()) -> list[Any]:
+    return [1, number, runs, list(asks), [["f32", rows, SPEC.dim]]]
+
+
+def ask_fields(row: int, n_listed: int = 0, masked: bool = False) -> list[Any]:
+    return [row, 1, 0.0, False, n_listed, masked]
 
 
 @pytest.mark.parametrize(
@@ -92,10 +96,22 @@ def step_fields(number: int, runs: list[list[int]], rows: int = 1, wanted: Seque
         (step_fields(1, [[0, 1 << 31, 1]]), "this node has 1 slots of 64 positions"),
         (step_fields(1, [[0, 0, 2]]), "do not cover its 1 rows"),
         (step_fields(1, [[0, 0, 0], [0, 0, 1]]), "do not cover its 1 rows"),
-        (step_fields(1, [[0, 0, 1]], wanted=[[1, 0.0]]), "a step of 1 rows that wants"),
+        (step_fields(1, [[0, 0, 1]], asks=[ask_fields(1)]), r"a step of 1 rows that asks for rows [1]"),
+        (step_fields(1, [[0, 0, 1]], asks=[ask_fields(0), ask_fields(0)]), "asks for rows [0, 0]; expected ascending"),
+        (step_fields(1, [[0, 0, 1]], asks=[ask_fields(0, 2)]), "a step with 0 arrays for 2 listed ids and 0 masks"),
+        (step_fields(1, [[0, 0, 1]], asks=[ask_fields(0, masked=True)]), "a step with 0 arrays for 0 listed ids and 1"),
+        ([*step_fields(1, [[0, 0, 1]])[:-1], [["f32", 1, 128], ["i32", 1, 1]]], "a step with 1 arrays for 0 listed"),
+        (
+            [*step_fields(1, [[0, 0, 1]], asks=[ask_fields(0, 2)])[:-1], [["f32", 1, 128], ["i32", 1, 2]]],
+            "lists ids for row 0 that do not ascend",  # 0 and 0
+        ),
+        (
+            [*step_fields(1, [[0, 0, 1]], asks=[ask_fields(0, 0, True)])[:-1], [["f32", 1, 128], ["u8", 1, 2]]],
+            f"expected 1 x {(SPEC.vocab_size + 7) // 8} u8",
+        ),
         ([*step_fields(1, [[0, 0, 1]])[:-1], [["f32", 1, 64]]], "expected 1 x 128 f32"),
         ([*step_fields(1, [[0, 0, 1]])[:-1], [["f16", 1, 128]]], "expected 1 x 128 f32"),
-        ([*step_fields(1, [[0, 0, 1]])[:-1], []], "a step with 0 arrays"),
+        ([*step_fields(1, [[0, 0, 1]])[:-1], []], "a step without x"),
     ],
 )
 def test_a_step_that_cannot_be_is_answered_with_a_fault_and_the_next_one_is_run(
@@ -105,7 +121,7 @@ def test_a_step_that_cannot_be_is_answered_with_a_fault_and_the_next_one_is_run(
     start(a_worker(context, places))
     with RawRoot(context, places.replies[0], places.steps[0]) as root:
         root.take_in(plan_fields(), pieces_of(model))
-        sizes = {"f32": 4, "f16": 2}
+        sizes = {"f32": 4, "f16": 2, "i32": 4, "u8": 1}
         root.publish("step", *fields, arrays=tuple(bytes(sizes[t] * rows * n) for t, rows, n in fields[-1]))
         _, fault, _ = root.hear("fault")
         assert fault[:2] == [1, 1]

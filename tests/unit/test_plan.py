@@ -15,7 +15,7 @@ from tiny import tiny_spec
 from dllama_zmq.errors import FormatError, PlanError
 from dllama_zmq.models import tensor_table
 from dllama_zmq.shapes import shape
-from dllama_zmq.sharding import MAX_NODES, Plan, candidate_bytes, possible_node_counts, step_traffic
+from dllama_zmq.sharding import MAX_NODES, Ask, Plan, candidate_bytes, possible_node_counts, step_traffic
 from dllama_zmq.spec import FloatType, ModelSpec, Sync, TensorSpec
 
 
@@ -240,7 +240,7 @@ def test_the_layers_of_one_token_put_the_published_kilobytes_on_the_bus(
 ):
     spec = shape(name)
     for n_nodes, expected in kilobytes.items():
-        traffic = step_traffic(spec, sync, n_tokens=1, vocab_rows=spec.vocab_size // n_nodes, sampled=(64,))
+        traffic = step_traffic(spec, sync, n_tokens=1, replies=[Ask(64).reply(0, spec.vocab_size // n_nodes)])
         assert (n_nodes - 1) * traffic.sums_sent // 1024 == expected
         assert (n_nodes - 1) * traffic.partials_received // 1024 == expected
 
@@ -248,17 +248,17 @@ def test_the_layers_of_one_token_put_the_published_kilobytes_on_the_bus(
 @pytest.mark.parametrize(("sync", "x_bytes"), [("f32", 16384), ("f16", 8192), ("q80", 4352)])
 def test_a_steps_x_and_its_candidates_have_lines_of_their_own(sync: Sync, x_bytes: int):
     spec = shape("llama3-8b")
-    traffic = step_traffic(spec, sync, n_tokens=3, vocab_rows=32064, sampled=(64, 1))
+    traffic = step_traffic(spec, sync, n_tokens=3, replies=[Ask(64).reply(0, 32064), Ask(1).reply(0, 32064)])
     assert traffic.step_sent == 3 * x_bytes
     assert traffic.sums_sent == traffic.partials_received == 3 * 64 * x_bytes
-    assert traffic.candidates_received == (64 * 8 + 8) + (1 * 8 + 8)
+    assert traffic.candidates_received == (64 * 8 + 16) + (1 * 8 + 16)
     assert traffic.sent == 3 * 65 * x_bytes
-    assert traffic.received == 3 * 64 * x_bytes + 536
+    assert traffic.received == 3 * 64 * x_bytes + 552
 
 
 def test_candidates_are_never_more_than_a_nodes_vocabulary_and_zero_asks_for_its_logits():
-    assert candidate_bytes(512, vocab_rows=100) == candidate_bytes(100, vocab_rows=100) == 808
-    assert candidate_bytes(0, vocab_rows=100) == 400
+    assert candidate_bytes(Ask(512).reply(0, 100)) == candidate_bytes(Ask(100).reply(0, 100)) == 816
+    assert candidate_bytes(Ask(0).reply(0, 100)) == 416
 
 
 def test_what_each_token_and_each_status_asks_of_a_large_model_is_computed_once() -> None:

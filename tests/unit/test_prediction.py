@@ -5,20 +5,26 @@ One kB is 1024 bytes, rounded down, as distributed-llama prints its S (sent) and
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from dllama_zmq.root.prediction import KINDS, as_wide_as, predict_more, predict_step
+from dllama_zmq.root.prediction import KINDS, Asked, as_wide_as, predict_more, predict_step
 from dllama_zmq.shapes import SHAPES, shape
-from dllama_zmq.sharding import Plan, candidate_bytes, possible_node_counts, step_traffic
+from dllama_zmq.sharding import Ask, Plan, candidate_bytes, possible_node_counts, step_traffic
 from dllama_zmq.spec import Sync
 
 SYNCS: tuple[Sync, ...] = ("f32", "f16", "q80")
 LAST_STEP = 1 << 31  # the largest that a header may carry
 
 
+def asked(k: int, vocab_rows: int) -> tuple[Asked]:
+    """One row that asks for k candidates of a worker with so many rows of the vocabulary."""
+    return (Asked.of(Ask(k), slice(0, vocab_rows)),)
+
+
 def layers_kb(name: str, n_nodes: int, sync: Sync) -> tuple[int, int]:
     """S and R of the layers, all workers together."""
-    traffic = step_traffic(shape(name), sync, 1, 1, ())
+    traffic = step_traffic(shape(name), sync, 1, [])
     return (n_nodes - 1) * traffic.sums_sent // 1024, (n_nodes - 1) * traffic.partials_received // 1024
 
 
@@ -56,19 +62,29 @@ def test_what_a_worker_is_sent_does_not_depend_on_the_number_of_nodes() -> None:
     spec = shape("llama3-8b")
     for n_nodes in possible_node_counts(spec)[1:]:
         vocab = Plan.make(spec, n_nodes).slices[1].vocab
-        kinds = predict_step(spec, "f32", 1, vocab.stop - vocab.start, 1, 1)
+        kinds = predict_step(spec, "f32", 1, (Asked.of(Ask(1), vocab),))
         assert sum(kinds[kind].payload_bytes for kind in ("step", "sum")) == 16384 + 64 * 16384
 
 
-# k ids (4 bytes), k logits (4), one log-sum-exp (8); k = 0: a logit (4) for every row of the vocabulary
-@pytest.mark.parametrize(("k", "n_bytes"), [(1, 16), (64, 520), (1000, 8008), (5000, 32072), (0, 4 * 4008)])
+# k ids (4 bytes), k logits (4), two log-sum-exps (8); k = 0: a logit (4) for every row of the vocabulary
+@pytest.mark.parametrize(("k", "n_bytes"), [(1, 24), (64, 528), (1000, 8016), (5000, 32080), (0, 4 * 4008 + 16)])
 def test_candidates_take_8_bytes_each_up_to_the_nodes_part_of_the_vocabulary(k: int, n_bytes: int) -> None:
-    assert candidate_bytes(k, vocab_rows=4008) == n_bytes
-    assert predict_step(shape("llama3-8b"), "q80", 5, 4008, 1, k)["candidates"].payload_bytes == n_bytes
+    assert candidate_bytes(Ask(k).reply(0, 4008)) == n_bytes
+    assert predict_step(shape("llama3-8b"), "q80", 5, asked(k, 4008))["candidates"].payload_bytes == n_bytes
+
+
+def test_listed_ids_and_masks_are_predicted_where_they_lie() -> None:
+    # This worker holds ids 2004 to 4007: 2 of the listed 3, and of even ids 1,002 less a listed one.
+    spec, vocab = shape("tinyllama"), slice(2004, 4008)
+    listed, mask = np.int32([1, 2005, 4006]), np.full(501, 0b01010101, np.uint8)
+    kinds = predict_step(spec, "f32", 1, (Asked.of(Ask(2000, 0.5, True, listed, mask), vocab),))
+    plain = predict_step(spec, "f32", 1, asked(2000, 2004))
+    assert kinds["step"].payload_bytes == plain["step"].payload_bytes + 3 * 4 + 501
+    assert kinds["candidates"].payload_bytes == 8 * (1002 - 1) + 2 * 4 + 16
 
 
 def test_a_step_that_wants_no_row_is_answered_without_payload() -> None:
-    kinds = predict_step(shape("tinyllama"), "f32", 32, 8000, 0, 64)
+    kinds = predict_step(shape("tinyllama"), "f32", 32, ())
     assert kinds["candidates"].payload_bytes == 0
     assert kinds["candidates"].messages == 1
     assert kinds["candidates"].wire_bytes > 0
@@ -77,7 +93,7 @@ def test_a_step_that_wants_no_row_is_answered_without_payload() -> None:
 @pytest.mark.parametrize("sync", SYNCS)
 def test_a_step_of_a_prompt_moves_every_token_in_as_many_messages_as_one_token(sync: Sync) -> None:
     spec = shape("tinyllama")
-    one, many = (predict_step(spec, sync, n_tokens, 8000, 1, 1) for n_tokens in (1, 32))
+    one, many = (predict_step(spec, sync, n_tokens, asked(1, 8000)) for n_tokens in (1, 32))
     for kind in ("step", "sum", "partial"):
         assert many[kind].payload_bytes == 32 * one[kind].payload_bytes
         assert many[kind].messages == one[kind].messages
@@ -87,7 +103,7 @@ def test_a_step_of_a_prompt_moves_every_token_in_as_many_messages_as_one_token(s
 @pytest.mark.parametrize("sync", SYNCS)
 def test_two_micro_batches_take_twice_the_messages_and_no_payload_more(sync: Sync) -> None:
     spec = shape("tinyllama")
-    one, many = (predict_step(spec, sync, n_tokens, 8000, 1, 1) for n_tokens in (1, 100))
+    one, many = (predict_step(spec, sync, n_tokens, asked(1, 8000)) for n_tokens in (1, 100))
     for kind in ("sum", "partial"):
         assert many[kind].payload_bytes == 100 * one[kind].payload_bytes
         assert many[kind].messages == 2 * one[kind].messages
@@ -99,7 +115,7 @@ def test_two_micro_batches_take_twice_the_messages_and_no_payload_more(sync: Syn
 @pytest.mark.parametrize("k", [1, 64])
 @pytest.mark.parametrize("step", [1, LAST_STEP])
 def test_the_wire_adds_at_most_3_percent_to_llama_3_8b(sync: Sync, k: int, step: int) -> None:
-    kinds = predict_step(shape("llama3-8b"), sync, 1, 128256 // 8, 1, k, step).values()
+    kinds = predict_step(shape("llama3-8b"), sync, 1, asked(k, 128256 // 8), step).values()
     payload = sum(kind.payload_bytes for kind in kinds)
     assert payload < sum(kind.wire_bytes for kind in kinds) <= 1.03 * payload
 
@@ -108,7 +124,7 @@ def test_the_wire_adds_at_most_3_percent_to_llama_3_8b(sync: Sync, k: int, step:
 @pytest.mark.parametrize("sync", SYNCS)
 def test_headers_grow_by_less_than_1_percent_over_a_clusters_life(name: str, sync: Sync) -> None:
     first, last = (
-        sum(kind.wire_bytes for kind in predict_step(shape(name), sync, 1, 8000, 1, 1, step).values())
+        sum(kind.wire_bytes for kind in predict_step(shape(name), sync, 1, asked(1, 8000), step).values())
         for step in (1, LAST_STEP)
     )
     assert first < last < 1.01 * first
@@ -116,15 +132,17 @@ def test_headers_grow_by_less_than_1_percent_over_a_clusters_life(name: str, syn
 
 def test_asking_again_takes_one_message_without_payload_and_one_answer() -> None:
     spec = shape("llama3-8b")
-    kinds = predict_more(spec, 1, 16032, 1, 512, 1000)
+    kinds = predict_more(spec, 1, asked(512, 16032), 1000)
     assert kinds["more"].payload_bytes == 0
     assert kinds["more"].wire_bytes > 0
-    assert kinds["candidates"].payload_bytes == predict_step(spec, "f32", 1, 16032, 1, 512)["candidates"].payload_bytes
+    assert (
+        kinds["candidates"].payload_bytes == predict_step(spec, "f32", 1, asked(512, 16032))["candidates"].payload_bytes
+    )
 
 
 def test_every_kind_that_is_predicted_has_a_direction() -> None:
     spec = shape("tinyllama")
-    kinds = {*predict_step(spec, "f32", 1, 8000, 1, 1), *predict_more(spec, 1, 8000, 1, 0, 1)}
+    kinds = {*predict_step(spec, "f32", 1, asked(1, 8000)), *predict_more(spec, 1, asked(0, 8000), 1)}
     assert kinds == KINDS.keys()
 
 

@@ -25,7 +25,8 @@ from dllama_zmq.spec import Architecture, FloatType, ModelSpec, Rope, RopeScalin
 TEXT = (Path(dllama_zmq.bus.__file__).parent / "PROTOCOL.md").read_text()
 NAMED: dict[Any, str] = {
     messages.Count: "count", messages.Big: "big", messages.Name: "name", messages.Text: "text",
-    messages.Endpoint: "endpoint", messages.Seconds: "seconds", messages.Heads: "heads", messages.Wants: "wants",
+    messages.Endpoint: "endpoint", messages.Seconds: "seconds", messages.Heads: "heads", messages.Asks: "asks",
+    messages.Again: "again",
     client_messages.Whole: "whole", client_messages.Number: "number", client_messages.Prompt: "prompt",
     Figures: "figures", bool: "bool", client_messages.RequestId: "id",
 }  # fmt: skip

@@ -16,7 +16,7 @@ from dllama_zmq.errors import RequestError
 from dllama_zmq.quants import F32
 from dllama_zmq.root.sampler import Sampler, more_than
 from dllama_zmq.root.sampling import Sampling
-from dllama_zmq.sharding import RowCandidates, best_candidates, merge_candidates
+from dllama_zmq.sharding import Ask, RowCandidates, best_candidates, merge_candidates
 
 N_DRAWS = 4000
 
@@ -24,11 +24,9 @@ N_DRAWS = 4000
 def candidates(logits: F32, k: int, temperature: float, n_nodes: int = 1) -> RowCandidates:
     """What the root knows of `logits` (V,) when each of `n_nodes` has sent its best `k` (0: all)."""
     bounds = [len(logits) * node // n_nodes for node in range(n_nodes + 1)]
-    nodes = [
-        best_candidates(logits[None, first:last], k or len(logits), [temperature], first)
-        for first, last in pairwise(bounds)
-    ]
-    return merge_candidates(nodes)[0]
+    ask = Ask(k, temperature)
+    nodes = [best_candidates(logits[None, first:last], [ask], first)[0] for first, last in pairwise(bounds)]
+    return merge_candidates(nodes, ask, bounds[:-1])
 
 
 def choose(

@@ -1,0 +1,51 @@
+"""What a step asks of its rows, as it goes to the workers, and their answers, read from the wire."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from dllama_zmq.bus.arrays import Packed, pack_plain, unpack
+from dllama_zmq.bus.messages import ArrayHead, Frame, RowAsk
+from dllama_zmq.errors import ProtocolError
+from dllama_zmq.sharding import Ask, NodeCandidates
+
+
+def pack_asks(asks: Mapping[int, Ask]) -> tuple[list[RowAsk], list[Packed]]:
+    """The asks of a step, by row, and the arrays that they need."""
+    rows = [
+        RowAsk(row, a.k, a.temperature, a.logprobs, 0 if a.listed is None else len(a.listed), a.mask is not None)
+        for row, a in asks.items()
+    ]
+    listed = [ask.listed for ask in asks.values() if ask.listed is not None]
+    masks = [ask.mask for ask in asks.values() if ask.mask is not None]
+    arrays: list[Packed] = []
+    if any(map(len, listed)):
+        arrays.append(pack_plain(np.concatenate(listed)[None], "i32"))
+    if masks:
+        arrays.append(pack_plain(np.stack(masks), "u8"))
+    return rows, arrays
+
+
+def read_answers(
+    asks: Sequence[Ask], heads: Sequence[ArrayHead], frames: Sequence[Frame], vocab: slice
+) -> list[NodeCandidates]:
+    """What a node that holds the ids `vocab` answers to `asks`. Raises ProtocolError where it does not."""
+    if not asks:
+        return []
+    replies = [ask.reply(vocab.start, vocab.stop) for ask in asks]
+    if len(heads) != 3:
+        raise ProtocolError(f"{len(heads)} arrays; expected 3")
+    all_ids = unpack(heads[0], frames[0], "i32", (1, sum(reply.n_ids for reply in replies)))[0]
+    logits = unpack(heads[1], frames[1], "f32", (1, sum(reply.n_logits for reply in replies)))[0]
+    sums = unpack(heads[2], frames[2], "f64", (len(asks), 2)).tolist()
+    if all_ids.size and (all_ids.min() < vocab.start or all_ids.max() >= vocab.stop):
+        raise ProtocolError(f"not of its part of the vocabulary, {vocab.start} to {vocab.stop - 1}")
+    rows, id_at, at = [], 0, 0
+    for (n_ids, n_logits, complete), (total, raw_total), ask in zip(replies, sums, asks, strict=True):
+        ids, of_row = all_ids[id_at : id_at + n_ids], logits[at : at + n_logits]
+        id_at, at = id_at + n_ids, at + n_logits
+        n_best = n_ids if ask.k else n_logits
+        rows.append(NodeCandidates(ids, of_row[:n_best], of_row[n_best:], total, raw_total, complete))
+    return rows
