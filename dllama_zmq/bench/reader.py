@@ -55,9 +55,10 @@ class MemoryReader:
             list(self._threads.map(np.max, self._spans))  # releases the interpreter's lock, and is a SIMD loop
             return time.perf_counter() - start
         from dllama_zmq.kernels.simd.job import Job
+        from dllama_zmq.kernels.simd.layout import ReadJob
 
         sums = np.empty((len(self._chunks), 16), np.float32)  # a cache line each
-        job = Job(self._chunks.ctypes.data, _CHUNK_BYTES, sums.ctypes.data)
+        job = Job(*ReadJob(self._chunks.ctypes.data, _CHUNK_BYTES, sums.ctypes.data))
         start = time.perf_counter()
         self._native.parallel_for("read_memory", job, len(self._chunks))
         return time.perf_counter() - start

@@ -60,10 +60,10 @@ class Reference:
         gated, downs = [], []
         for gate, up, down in experts:
             gated.append(self.gated(gate, up, activation))
-            downs.append(self.apart(down, segments))
+            downs.append(self.per_segment(down, segments))
         return GroupedExperts(gated, downs)
 
-    def apart(self, matrix: BlockMatrix, segments: int) -> Callable[[F32], list[F32]]:
+    def per_segment(self, matrix: BlockMatrix, segments: int) -> Callable[[F32], list[F32]]:
         """x (T, columns) -> the sums of each of `segments` equal parts of the columns, each (T, rows)."""
         width = matrix.columns // segments
         products = [

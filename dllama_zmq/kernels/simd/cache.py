@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -15,10 +15,8 @@ from dllama_zmq.kernels.simd.job import Job
 from dllama_zmq.kernels.simd.layout import KV_ROWS, LANES, MOST_HEAD_DIM
 from dllama_zmq.kernels.simd.linear import Product
 from dllama_zmq.kernels.simd.memory import own_pages
+from dllama_zmq.kernels.simd.runtime import Runtime
 from dllama_zmq.quants import F32
-
-if TYPE_CHECKING:
-    from dllama_zmq.kernels.simd.backend import Simd
 
 (
     _KEYS, _VALUES, _GROUP_ITEMS, _START, _N_TOKENS, _Q, _Q_STRIDE, _NEW_KEYS, _KEY_STRIDE, _NEW_VALUES, _VALUE_STRIDE,
@@ -35,7 +33,7 @@ if TYPE_CHECKING:
 class SimdCache:
     """One node's KV heads. Memory is taken as positions fill."""
 
-    def __init__(self, kernels: Simd, spec: CacheSpec) -> None:
+    def __init__(self, kernels: Runtime, spec: CacheSpec) -> None:
         head_dim, n_kv_heads = spec.head_dim, spec.n_kv_heads
         if head_dim > MOST_HEAD_DIM:
             raise ValueError(f"heads of {head_dim} values; this back end goes to {MOST_HEAD_DIM}: use kernels: numpy")

@@ -19,7 +19,7 @@ _TYPES = {
 _QUANTIZED = ("q40", "q41", "q80")
 
 GROUPS: dict[str, tuple[str, ...]] = {
-    "base": ("run", "serve", "stop", "spin", "run_chains", "rms_norm"),
+    "base": ("run", "serve", "stop", "spin", "run_sequences", "rms_norm"),
     "sums": ("add_up",),
     "memory": ("read_memory",),
     **{

@@ -1,40 +1,35 @@
-"""Several jobs as one call into machine code: a call costs more than what many a kernel does. Knows no numba."""
+"""Several kernels as one call into machine code: the call costs more than many a kernel. Knows no numba."""
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from dllama_zmq.kernels.simd.layout import LINK_BYTES, LINKS
+from dllama_zmq.kernels.simd.job import indices, n_fields
+from dllama_zmq.kernels.simd.layout import Call, SequenceHead
+from dllama_zmq.kernels.simd.runtime import Runtime
 
-if TYPE_CHECKING:
-    from dllama_zmq.kernels.simd.backend import Simd
-
-_HEAD, _LINK = LINKS // 8, LINK_BYTES // 8
-_ITEMS, _CHUNK = 2, 3
+_HEAD_FIELDS, _CALL_FIELDS = n_fields(SequenceHead), n_fields(Call)
+_CALL = indices(Call)
 
 
 class Chain:
-    """Kernels that run one after another, and their arguments, all in one piece of memory.
+    """Kernels that run one after another, and their arguments, in one block of memory.
 
-    jobs: each kernel's name and its arguments. Argument k of job i is `fields[place[i] + k]`. `run` runs
-    them, and then those of another chain.
+    jobs: each kernel's name and its arguments. Argument k of job i is `fields[place[i] + k]`.
     """
 
-    def __init__(self, kernels: Simd, *jobs: tuple[str, Sequence[int]]) -> None:
-        self.place = [_HEAD + _LINK * len(jobs) + sum(len(args) for _, args in jobs[:i]) for i in range(len(jobs))]
-        self.fields = (ctypes.c_int64 * (_HEAD + sum(_LINK + len(args) for _, args in jobs)))()
+    def __init__(self, runtime: Runtime, *jobs: tuple[str, Sequence[int]]) -> None:
+        first = _HEAD_FIELDS + _CALL_FIELDS * len(jobs)
+        self.place = [first + sum(len(args) for _, args in jobs[:i]) for i in range(len(jobs))]
+        self.fields = (ctypes.c_int64 * (first + sum(len(args) for _, args in jobs)))()
         self.address = ctypes.addressof(self.fields)
-        self._run = kernels.run_chains
-        self._pool = kernels.pool  # its memory must outlive the address of it
-        self.fields[:_HEAD] = [kernels.pool.address, len(jobs)]
-        for i, (place, (name, args)) in enumerate(zip(self.place, jobs, strict=True)):
-            self.fields[_HEAD + _LINK * i : _HEAD + _LINK * i + 2] = [
-                kernels.address_of(name),
-                self.address + 8 * place,
-            ]
-            self.fields[place : place + len(args)] = list(args)
+        self._run = runtime.run_sequences
+        self._pool = runtime.pool  # its memory must outlive the address of it
+        values: list[int] = [*SequenceHead(runtime.pool.address, len(jobs))]
+        for place, (name, _) in zip(self.place, jobs, strict=True):
+            values += Call(runtime.address_of(name), self.address + 8 * place)
+        self.fields[:] = [*values, *(value for _, args in jobs for value in args)]
 
     def run(self, then: Chain | None = None) -> None:
         """Run the jobs, and then those of `then`: one call takes less than two, whose code has left the caches."""
@@ -45,6 +40,6 @@ class Chain:
         return (ctypes.c_int64 * (len(self.fields) - self.place[i])).from_buffer(self.fields, 8 * self.place[i])
 
     def share(self, i: int, n_items: int, chunk: int) -> None:
-        """Job i has so many items, a chunk of them at a time to a thread. One chunk is done by the caller's thread."""
-        link = _HEAD + _LINK * i
-        self.fields[link + _ITEMS], self.fields[link + _CHUNK] = n_items, max(1, chunk)
+        """Job i has `n_items`; a thread takes `chunk` at a time. A single chunk is done by the caller's thread."""
+        call = _HEAD_FIELDS + _CALL_FIELDS * i
+        self.fields[call + _CALL.n_items], self.fields[call + _CALL.chunk] = n_items, max(1, chunk)

@@ -25,16 +25,17 @@ class Job:
         self.fields[:] = list(values)
 
 
-def offsets(layout: Callable[..., _Layout]) -> _Layout:
-    """Each field's bytes from the start of the job."""
-    return layout(*range(0, 8 * _n_fields(layout), 8))
+def offsets(layout: Callable[..., _Layout], first: int = 0) -> _Layout:
+    """Each field's bytes from the start of the job, in which `first` other fields come before."""
+    return layout(*range(8 * first, 8 * (first + n_fields(layout)), 8))
 
 
-def indices(layout: Callable[..., _Layout]) -> _Layout:
-    """Each field's index."""
-    return layout(*range(_n_fields(layout)))
+def indices(layout: Callable[..., _Layout], first: int = 0) -> _Layout:
+    """Each field's index in the job, in which `first` other fields come before."""
+    return layout(*range(first, first + n_fields(layout)))
 
 
-def _n_fields(layout: object) -> int:
+def n_fields(layout: object) -> int:
+    """Fields of a layout."""
     names: tuple[str, ...] = getattr(layout, "_fields")  # noqa: B009 - of a NamedTuple
     return len(names)

@@ -1,9 +1,8 @@
-"""What numba code and its callers, who must not import numba, both know, as numbers: how weights lie, what becomes of
-sums, how the pool of threads lies, and where the arguments of jobs stand.
+"""Layouts that numba code shares with its callers, who must not import numba: weights, the pool of threads, jobs.
 
-Two tiles of 16 rows make a pair, 32 outputs. Of quantized types, both tiles' blocks of the same 32 columns lie
-together, in whole cache lines; of the others, the 32 values of a column. Whatever the type, a part of the columns is a
-part of a pair's bytes.
+Two tiles of 16 rows make a pair, 32 outputs. In quantized types, both tiles' blocks of the same 32 columns lie
+together, in whole cache lines; in the others, the 32 values of a column. In any type, a range of columns is a range of
+a pair's bytes.
 """
 
 from __future__ import annotations
@@ -11,22 +10,52 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from dllama_zmq.spec import Sync
+
 LANES = 16
 X_BLOCK = 40
 """Bytes of one token's block of 32 quantized values: the 32, the scale (f32), the sum of the 32 (i32)."""
 SCALES = 2 * LANES
 """Bytes of 16 f16 scales."""
 
-AS_F32, AS_F16, AS_Q80, GATED, GATED_GELU = range(5)
-"""What becomes of 32 sums of a product; the first three are the forms of what crosses the bus too."""
+AS_F32, AS_F16, AS_Q80, GATED_SILU, GATED_GELU = range(5)
+"""How a product stores 32 sums (`ProductJob.epilogue`). The first three are the types of the bus too."""
+WIRE_TYPES: dict[Sync, int] = {"f32": AS_F32, "f16": AS_F16, "q80": AS_Q80}
 
-# The pool, in bytes; what different threads write is 128 bytes apart.
-POSTED, DONE, KERNEL, JOB, N_ITEMS, CHUNK, SHARE, STOP, N_THREADS, PAUSES, YIELDS = (
-    0, 128, 256, 264, 272, 280, 288, 384, 392, 400, 408,
-)  # fmt: skip
-THREADS, THREAD_BYTES = 512, 256
-TICKET, ASLEEP, EVENT_FILE, WRITTEN, READ = 0, 128, 136, 144, 152
-"""Of each thread, the caller's first: its ticket; 1 while it sleeps; its eventfd; room for what is written and read."""
+
+class PoolLayout(NamedTuple):
+    """The pool of threads: each field's byte offset. Fields that different threads write are 128 bytes apart."""
+
+    posted: int = 0
+    done: int = 128
+    kernel: int = 256
+    job: int = 264
+    n_items: int = 272
+    chunk: int = 280
+    share: int = 288
+    stop: int = 384
+    n_threads: int = 392
+    pauses: int = 400
+    yields: int = 408
+    threads: int = 512
+    """One ThreadLayout after another; the caller's thread is the first."""
+
+
+class ThreadLayout(NamedTuple):
+    """One thread of the pool: each field's byte offset."""
+
+    ticket: int = 0
+    asleep: int = 128
+    """1 while it sleeps."""
+    event_file: int = 136
+    """Its eventfd."""
+    written: int = 144
+    """Memory for what is written to it."""
+    read: int = 152
+    """Memory for what is read from it."""
+
+
+POOL, THREAD, THREAD_BYTES = PoolLayout(), ThreadLayout(), 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +101,91 @@ Q41 = PairBlock(256, True, 20)
 Q80 = PairBlock(512, False, 34)
 
 
-# A product's job and `quantize`'s (products.py), in bytes. GAIN: of a norm that comes first, in `quantize` alone, 0 for
-# none; EPS, f32: its epsilon.
-PAIRS, PAIR_BYTES, X, X_STRIDE, OUT, OUT_STRIDE, N_ROWS, N_COLUMNS, N_SEGMENTS, N_TOKENS, FORM = range(0, 88, 8)
-GAIN, EPS = 88, 96
-QUANTIZE_FIELDS = 13
-# `rms_norm`'s (rows.py). EPS: as f32.
-NORM_X, NORM_X_STRIDE, NORM_OUT, NORM_GAIN, NORM_WIDTH, NORM_EPS = range(0, 48, 8)
+class ProductJob(NamedTuple):
+    """The arguments of `product_*` (products.py): rows of a matrix times all tokens."""
+
+    pairs: int = 0
+    """The first pair of tiles."""
+    pair_bytes: int = 0
+    x: int = 0
+    """Tokens: f32, or as `quantize` lays them out."""
+    x_stride: int = 0
+    """Bytes from a token to the next, if they are f32."""
+    out: int = 0
+    out_stride: int = 0
+    n_rows: int = 0
+    n_columns: int = 0
+    n_segments: int = 0
+    n_tokens: int = 0
+    epilogue: int = 0
+
+
+class ExpertsPart(NamedTuple):
+    """The rest of the arguments of `experts_*` (mixture.py), whose first are a ProductJob for one segment."""
+
+    table: int = 0
+    """The address of each use's pairs of tiles."""
+    weights: int = 0
+    n_chosen: int = 0
+    """Experts of a token."""
+    items_each: int = 0
+    """Items of a use, or of a token."""
+    n_segments: int = 0
+    segment_bytes: int = 0
+
+
+class QuantizeJob(NamedTuple):
+    """The arguments of `quantize` (products.py)."""
+
+    x: int = 0
+    x_stride: int = 0
+    out: int = 0
+    n_columns: int = 0
+    n_tokens: int = 0
+    gain: int = 0
+    """Of a norm that comes first; 0 for none."""
+    eps: int = 0
+    """Of that norm, as f32."""
+
+
+class NormJob(NamedTuple):
+    """The arguments of `rms_norm` (rows.py)."""
+
+    x: int = 0
+    x_stride: int = 0
+    out: int = 0
+    gain: int = 0
+    width: int = 0
+    eps: int = 0
+    """As f32."""
+
+
+class ReadJob(NamedTuple):
+    """The arguments of `read_memory` (rows.py)."""
+
+    source: int = 0
+    item_bytes: int = 0
+    sums: int = 0
+    """64 bytes for each item."""
+
+
+class PackJob(NamedTuple):
+    """The arguments of `pack_*` (packing.py)."""
+
+    pairs: int = 0
+    """The first pair."""
+    pair_bytes: int = 0
+    tile: int = 0
+    """The index of this matrix's first tile; two make a pair."""
+    step: int = 0
+    """Tiles from one of the matrix to its next."""
+    source: int = 0
+    """Row 0's first byte."""
+    source_stride: int = 0
+    n_rows: int = 0
+    n_units: int = 0
+    """Blocks (of quantized types) or columns of a row."""
+
 
 # Attention's (attention.py), of one layer and slot: KEYS, VALUES of its first KV head, HEAD_BYTES of each to the next
 # one's. GROUPS: for each KV head, its first query head and the one after its last; GROUP_ITEMS items of up to 8 rows.
@@ -94,11 +201,22 @@ MOST_HEAD_DIM = 512
 KV_ROWS = 8
 """Query heads that go over a KV head together, of one token or of several."""
 
-# A chain of jobs (chaining.py), in bytes: the pool, how many links it has, and the links: LINK_KERNEL over LINK_ITEMS
-# of LINK_JOB, LINK_CHUNK at a time.
-CHAIN_POOL, N_LINKS, LINKS = 0, 8, 16
-LINK_KERNEL, LINK_JOB, LINK_ITEMS, LINK_CHUNK = range(0, 32, 8)
-LINK_BYTES = 32
+
+class SequenceHead(NamedTuple):
+    """The beginning of a sequence of kernels (sequences.py); `n_calls` times a Call follow."""
+
+    pool: int = 0
+    n_calls: int = 0
+
+
+class Call(NamedTuple):
+    """One kernel of a sequence: run over `n_items` of `job`, `chunk` items at a time to a thread."""
+
+    kernel: int = 0
+    job: int = 0
+    n_items: int = 0
+    chunk: int = 0
+
 
 MAX_SERIAL_RUNS = 512
 """Runs of 32 values that one thread adds up alone: other threads would come too late to help."""
@@ -115,5 +233,5 @@ class SumJob(NamedTuple):
     """Where the sum is written as the bus carries it; 0 for nowhere."""
     out: int = 0
     """Where the sum, as `wire` has it, is written as f32; 0 for nowhere."""
-    form: int = 0
-    """AS_F32, AS_F16 or AS_Q80: how the bus carries it."""
+    wire_type: int = 0
+    """AS_F32, AS_F16 or AS_Q80."""

@@ -6,22 +6,34 @@ Weights are repacked once into tiles (`packing.py`), by all threads, straight fr
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from dllama_zmq.kernels.interface import Linear, Norm
-from dllama_zmq.kernels.simd import layout
 from dllama_zmq.kernels.simd.arrays import address, float_bits, rows_of
 from dllama_zmq.kernels.simd.chain import Chain
 from dllama_zmq.kernels.simd.host import host_target
-from dllama_zmq.kernels.simd.job import Job
-from dllama_zmq.kernels.simd.layout import AS_F16, AS_F32, AS_Q80, GATED, GATED_GELU, LANES, Q40, Q41, Q80, X_BLOCK
+from dllama_zmq.kernels.simd.job import Job, indices
+from dllama_zmq.kernels.simd.layout import (
+    AS_F16,
+    AS_F32,
+    AS_Q80,
+    GATED_GELU,
+    GATED_SILU,
+    LANES,
+    Q40,
+    Q41,
+    Q80,
+    X_BLOCK,
+    NormJob,
+    PackJob,
+    ProductJob,
+    QuantizeJob,
+)
+from dllama_zmq.kernels.simd.runtime import Runtime
 from dllama_zmq.quants import F32, BlockMatrix
 from dllama_zmq.spec import FloatType
-
-if TYPE_CHECKING:
-    from dllama_zmq.kernels.simd.backend import Simd
 
 _KINDS = {
     FloatType.F32: ("f32", "32", 2 * 64),
@@ -32,42 +44,36 @@ _KINDS = {
     FloatType.Q80: ("q80", "q80", Q80.nbytes),
 }
 """The names of a type's product and packing kernels, and the bytes of a block (or column) of a pair of tiles."""
-_PAIRS, _X, _OUT, _N_COLUMNS, _N_SEGMENTS, _N_TOKENS = (
-    place // 8 for place in
-    (layout.PAIRS, layout.X, layout.OUT, layout.N_COLUMNS, layout.N_SEGMENTS, layout.N_TOKENS)
-)  # fmt: skip
-_NORM_X, _NORM_OUT = layout.NORM_X // 8, layout.NORM_OUT // 8
+_PRODUCT, _QUANTIZE, _NORM = indices(ProductJob), indices(QuantizeJob), indices(NormJob)
 _WIRE = {AS_F16: FloatType.F16, AS_Q80: FloatType.Q80}
-"""The types of results that are no f32."""
+"""The types of results that are not f32."""
 _CHUNK_BYTES = 512 * 1024
-"""Weights that one thread takes at a time: so many that the stop before the next ones, where its stream breaks off,
-costs little, and so few that all end together."""
-ALONE_TOKENS = 4
-"""Up to so many tokens a norm, a rotation or a quantization is done by one thread: the others would come too late."""
+"""Weights that a thread takes at a time: enough that the pause between two chunks, which interrupts its stream of
+memory, costs little; little enough that all threads end at about the same time."""
 
 
 class Product:
-    """One or several matrices as tiles: `linear`, or `gated` where `form` says so, or one matrix's result as `pack`
-    makes it (AS_F16, AS_Q80; its rows are whole runs of 32).
+    """One or several matrices as tiles: `Kernels.linear`, or `Kernels.gated` if `epilogue` says so, or one matrix's
+    result as `Kernels.pack` makes it (AS_F16 or AS_Q80, if its rows are a multiple of 32).
 
-    A call is one chain: of x, what the product takes, into the back end's room, and the product. It takes x quantized,
-    by the norm first where there is one; of weights that are floats, x as it is or its norm.
+    A call runs one or two kernels in one sequence. The product takes x quantized, if the weights are, else as f32. The
+    kernel before it, if there is one, writes that into the workspace: `quantize`, with the norm in it, or `rms_norm`.
     """
 
     def __init__(
-        self, kernels: Simd, matrices: Sequence[BlockMatrix], segments: int, form: int = AS_F32,
+        self, runtime: Runtime, matrices: Sequence[BlockMatrix], segments: int, epilogue: int = AS_F32,
         norm: Norm | None = None,
     ) -> None:  # fmt: skip
         kind = matrices[0].float_type
-        self._kernels = kernels
-        self.kind, self.form, self.integer = _KINDS[kind][0], form, kind.block_values == 32
-        self.gated = form in (GATED, GATED_GELU)
+        self._runtime = runtime
+        self.kind, self.epilogue, self.integer = _KINDS[kind][0], epilogue, kind.block_values == 32
+        self.gated = epilogue in (GATED_SILU, GATED_GELU)
         self.columns = matrices[0].columns
         n_tiles = [-(-matrix.rows // LANES) for matrix in matrices]
         self.n_items = -(-sum(n_tiles) // 2)
         self.pair_bytes = self.columns // kind.block_values * _KINDS[kind][2]
-        self._chunk = max(1, min(_CHUNK_BYTES // self.pair_bytes, self.n_items // (4 * kernels.pool.threads)))
-        self._memory = kernels.memory.take(self.n_items * self.pair_bytes)
+        self._chunk = max(1, min(_CHUNK_BYTES // self.pair_bytes, self.n_items // (4 * runtime.pool.threads)))
+        self._memory = runtime.memory.take(self.n_items * self.pair_bytes)
         self.base = address(self._memory)
         self._pack(matrices, n_tiles)
         self.rows, self._cuts = matrices[0].rows, []
@@ -75,46 +81,65 @@ class Product:
             starts = [LANES * sum(n_tiles[:i]) for i in range(len(matrices) + 1)]
             self.rows = starts[-1]
             self._cuts = [(start, start + matrix.rows) for start, matrix in zip(starts, matrices, strict=False)]
-        packed = form in _WIRE
-        self._row_bytes = _WIRE.get(form, FloatType.F32).row_bytes(self.rows)
-        self._results = kernels.arrays(self._row_bytes, np.uint8) if packed else kernels.arrays(self.rows)
+        packed = epilogue in _WIRE
+        self._row_bytes = _WIRE.get(epilogue, FloatType.F32).row_bytes(self.rows)
+        self._results = runtime.arrays(self._row_bytes, np.uint8) if packed else runtime.arrays(self.rows)
         self._segments = segments
         self._gain = None if norm is None else np.ascontiguousarray(norm.gain, np.float32)
-        self._chain = Chain(kernels, *self._jobs(0 if norm is None else float_bits(norm.eps)))
+        self._chain = Chain(runtime, *self._jobs(0 if norm is None else float_bits(norm.eps)))
         self._n_tokens = 0
-        self._fields = self._chain.fields
-        self._x = self._chain.place[0] + (_NORM_X if self._gain is not None and not self.integer else _X)
-        self._out = self._chain.place[-1] + _OUT
+        self._fields, places = self._chain.fields, self._chain.place
+        self._product = places[-1]
+        self._out = self._product + _PRODUCT.out
+        if self.integer:  # x is the argument of the first kernel
+            self._x, self._x_stride = places[0] + _QUANTIZE.x, places[0] + _QUANTIZE.x_stride
+        elif self._gain is not None:
+            self._x, self._x_stride = places[0] + _NORM.x, places[0] + _NORM.x_stride
+        else:
+            self._x, self._x_stride = self._product + _PRODUCT.x, self._product + _PRODUCT.x_stride
 
     def _pack(self, matrices: Sequence[BlockMatrix], n_tiles: Sequence[int]) -> None:
         kind = matrices[0].float_type
-        kernel = self._kernels.address_of(f"pack_{_KINDS[kind][1]}")
-        # Of a gated product the gate's and the up's tiles lie in turn: both of a pair are needed at once.
+        # A gated product alternates the gate's and the up matrix's tiles: a pair has one of each.
         gated = self.gated
         first = 0
         for i, (matrix, count) in enumerate(zip(matrices, n_tiles, strict=True)):
             data = matrix.data if matrix.data.strides[1] == 1 else np.ascontiguousarray(matrix.data)
-            job = Job(
-                self.base, self.pair_bytes, i if gated else first, 2 if gated else 1, data.ctypes.data, data.strides[0],
-                matrix.rows, self.columns // kind.block_values,
-            )  # fmt: skip
-            self._kernels.pool.run(kernel, job.address, count, 4)
+            job = PackJob(
+                pairs=self.base,
+                pair_bytes=self.pair_bytes,
+                tile=i if gated else first,
+                step=2 if gated else 1,
+                source=data.ctypes.data,
+                source_stride=data.strides[0],
+                n_rows=matrix.rows,
+                n_units=self.columns // kind.block_values,
+            )
+            self._runtime.parallel_for(f"pack_{_KINDS[kind][1]}", Job(*job), count, 4)
             first += count
 
     def _jobs(self, eps: int) -> list[tuple[str, Sequence[int]]]:
         columns, gain = self.columns, 0 if self._gain is None else address(self._gain)
+        product = ProductJob(
+            pairs=self.base,
+            pair_bytes=self.pair_bytes,
+            x_stride=4 * columns,
+            out_stride=self._row_bytes,
+            n_rows=self.rows,
+            n_columns=columns,
+            n_segments=self._segments,
+            epilogue=self.epilogue,
+        )
         first: list[tuple[str, Sequence[int]]] = []
         if self.integer:
-            first = [("quantize", (0, 0, 0, 0, 0, 0, 0, columns, 0, 0, 0, gain, eps))]
+            first = [("quantize", QuantizeJob(n_columns=columns, gain=gain, eps=eps))]
         elif gain:
-            first = [("rms_norm", (0, 0, 0, gain, columns, eps))]
-        tiles, out = (self.base, self.pair_bytes), (0, self._row_bytes, self.rows)
-        product = (*tiles, 0, 4 * columns, *out, columns, self._segments, 0, self.form)
+            first = [("rms_norm", NormJob(gain=gain, width=columns, eps=eps))]
         return [*first, (f"product_{self.kind}", product)]
 
     def __call__(self, x: F32, /, then: Linear | None = None) -> Any:
         x, at, stride = rows_of(x)
-        out, to = self._between(len(x), at, stride)
+        out, to = self._set_arguments(len(x), at, stride)
         if isinstance(then, Product):
             return then.after(self._chain, out, to)
         self._chain.run()
@@ -123,52 +148,55 @@ class Product:
         return out if then is None else then(out)
 
     def after(self, chain: Chain, x: F32, at: int) -> Any:
-        """The product of x (T, columns), which lies at `at` and is what `chain` computes: both are run in one call."""
-        out, _ = self._between(len(x), at, x.strides[0])
+        """The product of x (T, columns), which `chain` writes to address `at`: both are run in one call."""
+        out, _ = self._set_arguments(len(x), at, x.strides[0])
         chain.run(self._chain)
         return out
 
     def segment(self, x: F32, i: int, of: int) -> F32:
-        """The sum of part `i` of `of` equal parts of the columns alone, of a product without a norm."""
+        """The sum of segment `i` of `of` equal segments of the columns, of a product without a norm."""
         width = self.columns // of
-        self._take_columns(i * width, width, 1)
+        self._set_columns(i * width, width, 1)
         x, at, stride = rows_of(x)
         out: F32
-        out, _ = self._between(len(x), at + 4 * i * width, stride)
+        out, _ = self._set_arguments(len(x), at + 4 * i * width, stride)
         self._chain.run()
-        self._take_columns(0, self.columns, self._segments)
+        self._set_columns(0, self.columns, self._segments)
         return out
 
-    def _between(self, n_tokens: int, at: int, stride: int) -> tuple[Any, int]:
-        """Make the chain's next run take x (T, columns), whose rows are `stride` bytes apart from `at` on: an array for
-        its result, and where that lies."""
+    def _set_arguments(self, n_tokens: int, at: int, stride: int) -> tuple[Any, int]:
+        """Let the next run take x (T, columns) from address `at`, `stride` bytes from row to row.
+
+        Returns an array for its result, and the address of that.
+        """
         if n_tokens != self._n_tokens:
-            self._expect(n_tokens)
+            self._set_tokens(n_tokens)
         out, to = self._results.take(n_tokens)
         fields = self._fields
-        fields[self._x], fields[self._x + 1], fields[self._out] = at, stride, to
+        fields[self._x], fields[self._x_stride], fields[self._out] = at, stride, to
         return out, to
 
-    def _take_columns(self, first: int, n_columns: int, segments: int) -> None:
-        """From now on `n_columns` from `first` on count."""
-        fields, product = self._fields, self._chain.place[-1]
-        fields[product + _PAIRS] = self.base + self.pair_bytes * first // self.columns
-        fields[product + _N_SEGMENTS] = segments
-        for place in self._chain.place:
-            fields[place + _N_COLUMNS] = n_columns
-
-    def _expect(self, n_tokens: int) -> None:
-        """From now on x has so many rows."""
-        kernels, chain, fields = self._kernels, self._chain, self._fields
-        product = len(chain.place) - 1
-        if product:
-            n_bytes = self.columns // 32 * X_BLOCK if self.integer else 4 * self.columns
-            self._room, at = kernels.room(n_bytes * n_tokens)
-            fields[chain.place[0] + (_OUT if self.integer else _NORM_OUT)] = fields[chain.place[1] + _X] = at
-            n_items = -(-n_tokens // host_target().tokens) if self.integer else n_tokens
-            chain.share(0, n_items, n_items if n_tokens <= ALONE_TOKENS else -(-n_items // (4 * kernels.pool.threads)))
+    def _set_columns(self, first: int, n_columns: int, segments: int) -> None:
+        """Let runs take `n_columns` columns from `first` on, in `segments` segments."""
+        fields, product = self._fields, self._product
+        fields[product + _PRODUCT.pairs] = self.base + self.pair_bytes * first // self.columns
+        fields[product + _PRODUCT.n_segments] = segments
+        fields[product + _PRODUCT.n_columns] = n_columns
         if self.integer:
-            fields[chain.place[0] + _N_TOKENS] = n_tokens
-        chain.share(product, self.n_items, self._chunk if n_tokens < 8 else 1)
-        fields[chain.place[-1] + _N_TOKENS] = n_tokens
+            fields[self._chain.place[0] + _QUANTIZE.n_columns] = n_columns
+
+    def _set_tokens(self, n_tokens: int) -> None:
+        """Let runs take `n_tokens` rows of x."""
+        runtime, chain, fields, product = self._runtime, self._chain, self._fields, self._product
+        first = chain.place[0]
+        if first != product:
+            n_bytes = self.columns // 32 * X_BLOCK if self.integer else 4 * self.columns
+            self._workspace, at = runtime.workspace(n_bytes * n_tokens)
+            fields[first + (_QUANTIZE.out if self.integer else _NORM.out)] = fields[product + _PRODUCT.x] = at
+            n_items = -(-n_tokens // host_target().tokens) if self.integer else n_tokens
+            chain.share(0, n_items, runtime.token_chunk(n_tokens, n_items))
+        if self.integer:
+            fields[first + _QUANTIZE.n_tokens] = n_tokens
+        chain.share(len(chain.place) - 1, self.n_items, self._chunk if n_tokens < 8 else 1)
+        fields[product + _PRODUCT.n_tokens] = n_tokens
         self._n_tokens = n_tokens

@@ -14,20 +14,18 @@ from dllama_zmq.kernels.simd.intrinsics import (
     store_i8,
     store_i32,
 )
-from dllama_zmq.kernels.simd.layout import Q40, Q41, Q80, SCALES
+from dllama_zmq.kernels.simd.job import offsets
+from dllama_zmq.kernels.simd.layout import Q40, Q41, Q80, SCALES, PackJob
 from dllama_zmq.kernels.simd.registry import kernel
 
-# PAIRS: the first pair. PAIR_BYTES: from one to the next. TILE: the place of this matrix's first tile (two to a pair).
-# STEP: places from a tile to its next. FROM: row 0's first byte. FROM_STRIDE: bytes from a row to the next.
-# UNITS: blocks (of quantized types) or columns of a row.
-PAIRS, PAIR_BYTES, TILE, STEP, FROM, FROM_STRIDE, N_ROWS, UNITS = range(0, 64, 8)
+AT = offsets(PackJob)
 
 
 @register_jitable
 def place_of(job, item):
     """Where the pair of an item's tile lies, and which of its two the tile is."""
-    tile = load_i64(job + TILE) + item * load_i64(job + STEP)
-    return load_i64(job + PAIRS) + (tile >> 1) * load_i64(job + PAIR_BYTES), tile & 1
+    tile = load_i64(job + AT.tile) + item * load_i64(job + AT.step)
+    return load_i64(job + AT.pairs) + (tile >> 1) * load_i64(job + AT.pair_bytes), tile & 1
 
 
 @register_jitable
@@ -59,13 +57,17 @@ def _make_blocks(block):
 
     def pack(job, first, last):
         """Rows of blocks as tiles."""
-        n_blocks, n_rows, stride = load_i64(job + UNITS), load_i64(job + N_ROWS), load_i64(job + FROM_STRIDE)
+        n_blocks, n_rows, stride = (
+            load_i64(job + AT.n_units),
+            load_i64(job + AT.n_rows),
+            load_i64(job + AT.source_stride),
+        )
         for item in range(first, last):
             to, half = place_of(job, item)
             for lane in range(16):
                 row = item * 16 + lane
                 inside = row < n_rows
-                source = load_i64(job + FROM) + row * stride
+                source = load_i64(job + AT.source) + row * stride
                 values = to + half * value_bytes + 4 * lane
                 scales = to + scales_at + half * SCALES + 2 * lane
                 for _ in range(n_blocks):
@@ -83,12 +85,16 @@ def _make_blocks(block):
 def _make_floats(value_bytes):
     def pack(job, first, last):
         """Rows of floats as tiles, a column's 32 values of a pair together."""
-        n_columns, n_rows, stride = load_i64(job + UNITS), load_i64(job + N_ROWS), load_i64(job + FROM_STRIDE)
+        n_columns, n_rows, stride = (
+            load_i64(job + AT.n_units),
+            load_i64(job + AT.n_rows),
+            load_i64(job + AT.source_stride),
+        )
         for item in range(first, last):
             to, half = place_of(job, item)
             for lane in range(16):
                 row = item * 16 + lane
-                at = load_i64(job + FROM) + row * stride
+                at = load_i64(job + AT.source) + row * stride
                 for c in range(n_columns):
                     for i in range(value_bytes):
                         byte = load_u8(at + c * value_bytes + i) if row < n_rows else 0

@@ -9,7 +9,7 @@ import time
 import weakref
 from collections.abc import Callable
 
-from dllama_zmq.kernels.simd.layout import EVENT_FILE, N_THREADS, PAUSES, THREAD_BYTES, THREADS, YIELDS
+from dllama_zmq.kernels.simd.layout import POOL, THREAD, THREAD_BYTES
 from dllama_zmq.kernels.simd.library import Library
 
 _MOST_CHUNKS = 1 << 18
@@ -28,15 +28,15 @@ class Pool:
     def __init__(self, library: Library, threads: int, crowded: bool) -> None:
         self.threads = threads
         self._run = library.entry("run", 5)
-        self._memory = (ctypes.c_int64 * ((THREADS + THREAD_BYTES * (threads + 1)) // 8))()
+        self._memory = (ctypes.c_int64 * ((POOL.threads + THREAD_BYTES * (threads + 1)) // 8))()
         self.address = ctypes.addressof(self._memory)
         files = {i: os.eventfd(0) for i in range(1, threads)}
         spin_s = CROWDED_SPIN_S if crowded else SPIN_S
-        self._memory[PAUSES // 8] = round(spin_s / _pause_s(library))
-        self._memory[YIELDS // 8] = _YIELDS_AFTER
-        self._memory[N_THREADS // 8] = threads
+        self._memory[POOL.pauses // 8] = round(spin_s / _pause_s(library))
+        self._memory[POOL.yields // 8] = _YIELDS_AFTER
+        self._memory[POOL.n_threads // 8] = threads
         for i, file in files.items():
-            self._memory[(THREADS + THREAD_BYTES * i + EVENT_FILE) // 8] = file
+            self._memory[(POOL.threads + THREAD_BYTES * i + THREAD.event_file) // 8] = file
         serve = library.entry("serve", 2)
         # Each holds the memory that it works on, for one that does not leave in time outlives its pool.
         helpers = {

@@ -21,29 +21,19 @@ from dllama_zmq.kernels.simd.intrinsics import (
     store_f32,
     store_i32,
 )
+from dllama_zmq.kernels.simd.job import offsets
 from dllama_zmq.kernels.simd.layout import (
     AS_F32,
     AS_Q80,
-    EPS,
-    FORM,
-    GAIN,
-    GATED,
     GATED_GELU,
-    N_COLUMNS,
-    N_ROWS,
-    N_SEGMENTS,
-    N_TOKENS,
-    OUT,
-    OUT_STRIDE,
-    PAIR_BYTES,
-    PAIRS,
+    GATED_SILU,
     Q40,
     Q41,
     Q80,
     SCALES,
     X_BLOCK,
-    X_STRIDE,
-    X,
+    ProductJob,
+    QuantizeJob,
 )
 from dllama_zmq.kernels.simd.pieces import F, block_scale, gelu_times, quantized, silu_times, store_lanes, store_scale
 from dllama_zmq.kernels.simd.registry import kernel
@@ -60,6 +50,7 @@ from dllama_zmq.kernels.simd.vectors import (
     sum_of_ints,
 )
 
+AT, QUANTIZE = offsets(ProductJob), offsets(QuantizeJob)
 MOST = host_target().tokens
 """Tokens in the largest group."""
 _PAIRED = host_target().paired
@@ -82,25 +73,25 @@ def group_size(n_left):
 
 @kernel
 def quantize(job, first, last):
-    """Tokens X (T, N_COLUMNS) f32, normed where there is a GAIN, as blocks: 32 bytes, a scale and a sum; group by group
-    at OUT.
+    """Tokens x (T, n_columns) f32, normed if there is a gain, as blocks: 32 bytes, a scale and a sum; group by group
+    at out.
 
     A group of R tokens is, block after block, R times X_BLOCK bytes. Items are groups of MOST tokens.
     """
-    n_blocks = load_i64(job + N_COLUMNS) // 32
-    n_tokens = load_i64(job + N_TOKENS)
-    stride, gain = load_i64(job + X_STRIDE), load_i64(job + GAIN)
+    n_blocks = load_i64(job + QUANTIZE.n_columns) // 32
+    n_tokens = load_i64(job + QUANTIZE.n_tokens)
+    stride, gain = load_i64(job + QUANTIZE.x_stride), load_i64(job + QUANTIZE.gain)
     for item in range(first, last):
         t = item * MOST
         end = min(n_tokens, t + MOST)
         while t < end:
             size = group_size(end - t)
-            group = load_i64(job + OUT) + t * n_blocks * X_BLOCK
+            group = load_i64(job + QUANTIZE.out) + t * n_blocks * X_BLOCK
             for r in range(size):
-                row = load_i64(job + X) + (t + r) * stride
+                row = load_i64(job + QUANTIZE.x) + (t + r) * stride
                 norm = splat(F(1.0))
                 if gain != 0:
-                    norm = norm_scale(row, 32 * n_blocks, load_f32(job + EPS))
+                    norm = norm_scale(row, 32 * n_blocks, load_f32(job + QUANTIZE.eps))
                 for b in range(n_blocks):
                     low, high = load_vector(row + 128 * b), load_vector(row + 128 * b + _ROW)
                     if gain != 0:
@@ -129,16 +120,16 @@ def store_scale_f32(at, scale):
 
 @register_jitable
 def _integer_cut(job, t, size):
-    n_blocks, n_segments = load_i64(job + N_COLUMNS) // 32, load_i64(job + N_SEGMENTS)
+    n_blocks, n_segments = load_i64(job + AT.n_columns) // 32, load_i64(job + AT.n_segments)
     each = n_blocks // n_segments
-    return n_segments, each, load_i64(job + X) + t * n_blocks * X_BLOCK, each * size * X_BLOCK, 0
+    return n_segments, each, load_i64(job + AT.x) + t * n_blocks * X_BLOCK, each * size * X_BLOCK, 0
 
 
 @register_jitable
 def _float_cut(job, t, size):
-    stride, n_segments = load_i64(job + X_STRIDE), load_i64(job + N_SEGMENTS)
-    each = load_i64(job + N_COLUMNS) // n_segments
-    return n_segments, each, load_i64(job + X) + t * stride, 4 * each, stride
+    stride, n_segments = load_i64(job + AT.x_stride), load_i64(job + AT.n_segments)
+    each = load_i64(job + AT.n_columns) // n_segments
+    return n_segments, each, load_i64(job + AT.x) + t * stride, 4 * each, stride
 
 
 def _make_integer(block):
@@ -264,28 +255,28 @@ def finish_tree(sums, top, size):
 
 
 @register_jitable
-def put(job, item, t, size, sums):
-    """What becomes of the sums of an item's two tiles, for the group of `size` tokens from `t` on."""
-    form, stride, n_rows = load_i64(job + FORM), load_i64(job + OUT_STRIDE), load_i64(job + N_ROWS)
+def store_epilogue(job, item, t, size, sums):
+    """Store the sums of an item's two tiles as `epilogue` says, for the group of `size` tokens from `t` on."""
+    epilogue, stride, n_rows = load_i64(job + AT.epilogue), load_i64(job + AT.out_stride), load_i64(job + AT.n_rows)
     for r in range(size):
-        row = load_i64(job + OUT) + (t + r) * stride
+        row = load_i64(job + AT.out) + (t + r) * stride
         a, b = load_vector(sums + _ROW * r), load_vector(sums + _ROW * (size + r))
-        if form == AS_F32:
+        if epilogue == AS_F32:
             store_lanes(row + 128 * item, a, n_rows - 32 * item)
             store_lanes(row + 128 * item + _ROW, b, n_rows - 32 * item - 16)
-        elif form == GATED:
+        elif epilogue == GATED_SILU:
             store_lanes(row + _ROW * item, silu_times(a, b), n_rows - 16 * item)
-        elif form == GATED_GELU:
+        elif epilogue == GATED_GELU:
             store_lanes(row + _ROW * item, gelu_times(a, b), n_rows - 16 * item)
-        elif form == AS_Q80:
-            put_q80(row + 34 * item, a, b)
+        elif epilogue == AS_Q80:
+            store_q80(row + 34 * item, a, b)
         else:
             store_halves(row + 64 * item, a)
             store_halves(row + 64 * item + 32, b)
 
 
 @register_jitable
-def put_q80(at, low, high):
+def store_q80(at, low, high):
     """32 values as one Q80 block."""
     scale = block_scale(low, high)
     store_bytes(at + 2, quantized(low, scale))
@@ -296,16 +287,16 @@ def put_q80(at, low, high):
 def _make_product(times):
     def product(job, first, last):
         """Work items `first` to `last` of a matrix: 32 rows (or 16 of gate and 16 of up) times all tokens."""
-        n_tokens = load_i64(job + N_TOKENS)
-        pair_bytes = load_i64(job + PAIR_BYTES)
+        n_tokens = load_i64(job + AT.n_tokens)
+        pair_bytes = load_i64(job + AT.pair_bytes)
         sums = _sums()
         for item in range(first, last):
-            pair = load_i64(job + PAIRS) + item * pair_bytes
+            pair = load_i64(job + AT.pairs) + item * pair_bytes
             t = 0
             while t < n_tokens:
                 size = group_size(n_tokens - t)
                 times(job, pair, t, size, sums)
-                put(job, item, t, size, sums)
+                store_epilogue(job, item, t, size, sums)
                 t += size
 
     return product

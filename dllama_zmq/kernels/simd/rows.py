@@ -5,7 +5,8 @@ from __future__ import annotations
 from numba.extending import register_jitable
 
 from dllama_zmq.kernels.simd.intrinsics import load_f32, load_i64, store_f32
-from dllama_zmq.kernels.simd.layout import NORM_EPS, NORM_GAIN, NORM_OUT, NORM_WIDTH, NORM_X, NORM_X_STRIDE
+from dllama_zmq.kernels.simd.job import offsets
+from dllama_zmq.kernels.simd.layout import NormJob, ReadJob
 from dllama_zmq.kernels.simd.pieces import F, load_lanes, store_lanes
 from dllama_zmq.kernels.simd.registry import kernel
 from dllama_zmq.kernels.simd.vectors import (
@@ -15,6 +16,8 @@ from dllama_zmq.kernels.simd.vectors import (
     square_root,
     sum_of,
 )
+
+NORM, READ = offsets(NormJob), offsets(ReadJob)
 
 
 @register_jitable
@@ -29,30 +32,27 @@ def norm_scale(row, width, eps):
 
 @kernel
 def rms_norm(job, first, last):
-    """Rows X (T, WIDTH) to unit root-mean-square (EPS is added to the mean square), then by GAIN. Items are rows."""
-    width = load_i64(job + NORM_WIDTH)
-    gain = load_i64(job + NORM_GAIN)
+    """Scale rows x (T, width) to unit root-mean-square (of the mean square plus eps), then by gain. Items are rows."""
+    width = load_i64(job + NORM.width)
+    gain = load_i64(job + NORM.gain)
     for t in range(first, last):
-        row, out = load_i64(job + NORM_X) + t * load_i64(job + NORM_X_STRIDE), load_i64(job + NORM_OUT) + 4 * t * width
-        scale = norm_scale(row, width, load_f32(job + NORM_EPS))
+        row, out = load_i64(job + NORM.x) + t * load_i64(job + NORM.x_stride), load_i64(job + NORM.out) + 4 * t * width
+        scale = norm_scale(row, width, load_f32(job + NORM.eps))
         for i in range(0, width, 16):
             n = width - i
             store_lanes(out + 4 * i, load_lanes(row + 4 * i, n) * scale * load_lanes(gain + 4 * i, n), n)
 
 
-READ_FROM, READ_BYTES, READ_SUM = range(0, 24, 8)
-
-
 @kernel
 def read_memory(job, first, last):
-    """Read chunks `first` to `last` of READ_BYTES each and nothing else: what memory gives this many threads."""
-    size = load_i64(job + READ_BYTES)
+    """Read chunks `first` to `last` of item_bytes each and nothing else: what memory gives this many threads."""
+    size = load_i64(job + READ.item_bytes)
     for item in range(first, last):
-        at = load_i64(job + READ_FROM) + item * size
+        at = load_i64(job + READ.source) + item * size
         a, b, c, d = splat(F(0)), splat(F(0)), splat(F(0)), splat(F(0))
         for i in range(0, size, 256):
             a = a + load_vector(at + i)
             b = b + load_vector(at + i + 64)
             c = c + load_vector(at + i + 128)
             d = d + load_vector(at + i + 192)
-        store_f32(load_i64(job + READ_SUM) + 64 * item, sum_of(a + b + c + d))
+        store_f32(load_i64(job + READ.sums) + 64 * item, sum_of(a + b + c + d))

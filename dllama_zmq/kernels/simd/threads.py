@@ -23,26 +23,7 @@ from dllama_zmq.kernels.simd.intrinsics import (
     write_file,
     yield_core,
 )
-from dllama_zmq.kernels.simd.layout import (
-    ASLEEP,
-    CHUNK,
-    DONE,
-    EVENT_FILE,
-    JOB,
-    KERNEL,
-    N_ITEMS,
-    N_THREADS,
-    PAUSES,
-    POSTED,
-    READ,
-    SHARE,
-    STOP,
-    THREAD_BYTES,
-    THREADS,
-    TICKET,
-    WRITTEN,
-    YIELDS,
-)
+from dllama_zmq.kernels.simd.layout import POOL, THREAD, THREAD_BYTES
 from dllama_zmq.kernels.simd.registry import kernel
 
 _FIELD = (1 << 20) - 1
@@ -55,13 +36,13 @@ def take_chunks(pool, own):
     What is done is told once a share: DONE is everybody's, and on its way from one core to another it holds up a stream
     of weights.
     """
-    n_threads = load_i64(pool + N_THREADS)
+    n_threads = load_i64(pool + POOL.n_threads)
     for turn in range(n_threads):
         n_done = 0
         thread = own + turn
         if thread >= n_threads:
             thread -= n_threads
-        at = pool + THREADS + THREAD_BYTES * thread + TICKET
+        at = pool + POOL.threads + THREAD_BYTES * thread + THREAD.ticket
         while True:
             ticket = load_shared(at)  # looked at first: an addition for nothing would slow the others
             if ticket & _FIELD >= (ticket >> 20) & _FIELD:
@@ -71,42 +52,42 @@ def take_chunks(pool, own):
             if chunk >= (ticket >> 20) & _FIELD:
                 break
             # The job cannot end before this chunk is told to be done: its fields stay as they are.
-            size = load_i64(pool + CHUNK)
-            first = (thread * load_i64(pool + SHARE) + chunk) * size
-            last = min(first + size, load_i64(pool + N_ITEMS))
-            call_kernel(load_i64(pool + KERNEL), load_i64(pool + JOB), first, last)
+            size = load_i64(pool + POOL.chunk)
+            first = (thread * load_i64(pool + POOL.share) + chunk) * size
+            last = min(first + size, load_i64(pool + POOL.n_items))
+            call_kernel(load_i64(pool + POOL.kernel), load_i64(pool + POOL.job), first, last)
             n_done += 1
         if n_done > 0:
-            add_shared(pool + DONE, n_done)
+            add_shared(pool + POOL.done, n_done)
 
 
 @kernel
 def run(pool, function, job, n_items, chunk):
     """The kernel at `function` over `n_items`, in chunks, by this thread and the pool's. Returns when all is done."""
     n_chunks = (n_items + chunk - 1) // chunk
-    n_threads = load_i64(pool + N_THREADS)
+    n_threads = load_i64(pool + POOL.n_threads)
     if n_chunks <= 1 or n_threads == 1:
         call_kernel(function, job, 0, n_items)
         return
     share = (n_chunks + n_threads - 1) // n_threads
-    store_i64(pool + KERNEL, function)
-    store_i64(pool + JOB, job)
-    store_i64(pool + N_ITEMS, n_items)
-    store_i64(pool + CHUNK, chunk)
-    store_i64(pool + SHARE, share)
-    store_shared(pool + DONE, 0)
-    number = (load_shared(pool + POSTED) + 1) & 0x3FFFFF
+    store_i64(pool + POOL.kernel, function)
+    store_i64(pool + POOL.job, job)
+    store_i64(pool + POOL.n_items, n_items)
+    store_i64(pool + POOL.chunk, chunk)
+    store_i64(pool + POOL.share, share)
+    store_shared(pool + POOL.done, 0)
+    number = (load_shared(pool + POOL.posted) + 1) & 0x3FFFFF
     for i in range(n_threads):
         left = max(0, min(share, n_chunks - i * share))
-        store_shared(pool + THREADS + THREAD_BYTES * i + TICKET, (number << 40) | (left << 20))
-    store_shared(pool + POSTED, number)
+        store_shared(pool + POOL.threads + THREAD_BYTES * i + THREAD.ticket, (number << 40) | (left << 20))
+    store_shared(pool + POOL.posted, number)
     for i in range(1, n_threads):
-        thread = pool + THREADS + THREAD_BYTES * i
-        if load_shared(thread + ASLEEP) == 1 and swap_shared(thread + ASLEEP, 0) == 1:
+        thread = pool + POOL.threads + THREAD_BYTES * i
+        if load_shared(thread + THREAD.asleep) == 1 and swap_shared(thread + THREAD.asleep, 0) == 1:
             wake(thread)
     take_chunks(pool, 0)
     turns = 0
-    while load_shared(pool + DONE) < n_chunks:
+    while load_shared(pool + POOL.done) < n_chunks:
         pause()
         turns += 1
         if turns > 2000:  # whoever has the last chunk may be waiting for this core
@@ -115,41 +96,41 @@ def run(pool, function, job, n_items, chunk):
 
 @register_jitable
 def wake(thread):
-    store_i64(thread + WRITTEN, 1)
-    write_file(load_i64(thread + EVENT_FILE), thread + WRITTEN, 8)
+    store_i64(thread + THREAD.written, 1)
+    write_file(load_i64(thread + THREAD.event_file), thread + THREAD.written, 8)
 
 
 @kernel
 def stop(pool):
     """Let every thread of the pool return from `serve`."""
-    store_shared(pool + STOP, 1)
-    for i in range(1, load_i64(pool + N_THREADS)):
-        wake(pool + THREADS + THREAD_BYTES * i)
+    store_shared(pool + POOL.stop, 1)
+    for i in range(1, load_i64(pool + POOL.n_threads)):
+        wake(pool + POOL.threads + THREAD_BYTES * i)
 
 
 @kernel
 def serve(pool, index):
     """The life of thread `index`, 1 or more: take chunks; spin while there is no new job; sleep when that lasts."""
-    thread = pool + THREADS + THREAD_BYTES * index
+    thread = pool + POOL.threads + THREAD_BYTES * index
     idle = seen = 0
-    while load_shared(pool + STOP) == 0:
-        posted = load_shared(pool + POSTED)
+    while load_shared(pool + POOL.stop) == 0:
+        posted = load_shared(pool + POOL.posted)
         if posted != seen:
             seen = posted
             take_chunks(pool, index)
             idle = 0
-        elif idle < load_i64(pool + PAUSES):
+        elif idle < load_i64(pool + POOL.pauses):
             pause()
             idle += 1
-        elif idle < load_i64(pool + PAUSES) + load_i64(pool + YIELDS):
+        elif idle < load_i64(pool + POOL.pauses) + load_i64(pool + POOL.yields):
             yield_core()
             idle += 1
         else:
-            store_shared(thread + ASLEEP, 1)
+            store_shared(thread + THREAD.asleep, 1)
             # A job that was posted before it was seen to sleep wakes nobody.
-            if load_shared(pool + POSTED) != seen and swap_shared(thread + ASLEEP, 0) == 1:
+            if load_shared(pool + POOL.posted) != seen and swap_shared(thread + THREAD.asleep, 0) == 1:
                 continue
-            read_file(load_i64(thread + EVENT_FILE), thread + READ, 8)
+            read_file(load_i64(thread + THREAD.event_file), thread + THREAD.read, 8)
             idle = 0
 
 

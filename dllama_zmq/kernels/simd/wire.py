@@ -10,7 +10,7 @@ from numba.extending import register_jitable
 from dllama_zmq.kernels.simd.intrinsics import load_i64, scratch
 from dllama_zmq.kernels.simd.job import offsets
 from dllama_zmq.kernels.simd.layout import AS_F16, AS_F32, AS_Q80, SumJob
-from dllama_zmq.kernels.simd.products import put_q80
+from dllama_zmq.kernels.simd.products import store_q80
 from dllama_zmq.kernels.simd.registry import kernel
 from dllama_zmq.kernels.simd.vectors import (
     load_half,
@@ -28,39 +28,39 @@ _stack = scratch(128 * _DEPTH)
 
 
 @register_jitable
-def run_bytes(form):
+def run_bytes(wire_type):
     """Bytes of a run of 32 values."""
-    if form == AS_Q80:
+    if wire_type == AS_Q80:
         return 34
-    return 64 if form == AS_F16 else 128
+    return 64 if wire_type == AS_F16 else 128
 
 
 @register_jitable
-def read_run(form, at):
+def read_run(wire_type, at):
     """A run as two vectors."""
-    if form == AS_F32:
+    if wire_type == AS_F32:
         return load_vector(at), load_vector(at + 64)
-    if form == AS_F16:
+    if wire_type == AS_F16:
         return load_halves(at), load_halves(at + 32)
     scale = splat(load_half(at))
     return load_signed_bytes(at + 2) * scale, load_signed_bytes(at + 18) * scale
 
 
 @register_jitable
-def write_run(form, at, low, high):
+def write_run(wire_type, at, low, high):
     """Two vectors as a run."""
-    if form == AS_F32:
+    if wire_type == AS_F32:
         store_vector(at, low)
         store_vector(at + 64, high)
-    elif form == AS_F16:
+    elif wire_type == AS_F16:
         store_halves(at, low)
         store_halves(at + 32, high)
     else:
-        put_q80(at, low, high)
+        store_q80(at, low, high)
 
 
 @register_jitable
-def put_run(at, low, high):
+def store_run(at, low, high):
     store_vector(at, low)
     store_vector(at + 64, high)
 
@@ -75,15 +75,15 @@ def add_to(at, other):
 @kernel
 def add_up(job, first, last):
     """The parts' sum in a balanced tree over their order (`tree_sum`), written to WIRE, read back from there to OUT."""
-    form, n_parts = load_i64(job + AT.form), load_i64(job + AT.n_parts)
-    size = run_bytes(form)
+    wire_type, n_parts = load_i64(job + AT.wire_type), load_i64(job + AT.n_parts)
+    size = run_bytes(wire_type)
     to, out = load_i64(job + AT.wire), load_i64(job + AT.out)
     stack = _stack()
     for item in range(first, last):
         top = stack
         for i in range(n_parts):
-            low, high = read_run(form, load_i64(load_i64(job + AT.parts) + 8 * i) + item * size)
-            put_run(top, low, high)
+            low, high = read_run(wire_type, load_i64(load_i64(job + AT.parts) + 8 * i) + item * size)
+            store_run(top, low, high)
             top += 128
             n_done = i + 1
             while n_done & 1 == 0:
@@ -98,7 +98,7 @@ def add_up(job, first, last):
         else:
             low, high = load_vector(stack), load_vector(stack + 64)
         if to != 0:
-            write_run(form, to + item * size, low, high)
-            low, high = read_run(form, to + item * size)
+            write_run(wire_type, to + item * size, low, high)
+            low, high = read_run(wire_type, to + item * size)
         if out != 0 and n_parts != 0:
-            put_run(out + 128 * item, low, high)
+            store_run(out + 128 * item, low, high)
