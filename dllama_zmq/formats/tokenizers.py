@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from typing import Any
 from dllama_zmq.errors import FormatError, UsageError
 from dllama_zmq.formats.files import check_replaceable, open_regular, replace_file
 from dllama_zmq.formats.gguf import gguf_metadata, gguf_tokenizer
+from dllama_zmq.formats.json_file import read_json
 from dllama_zmq.formats.kinds import MODEL_CONFIGS, first_bytes, is_gguf, model_files, only_file_of, refuse_text
 from dllama_zmq.formats.t_file import read_t
 from dllama_zmq.tokenizer import Tokenizer
@@ -162,15 +162,7 @@ def _templates(folder: Path) -> list[tuple[str, Path]]:
 
 def _read_object(path: Path) -> dict[str, Any]:
     """A JSON object; empty if there is no file."""
-    if not path.exists():
-        return {}
-    try:
-        value = json.loads(_read_text(path, MAX_SIDE_BYTES))
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path}: not JSON: {error}. Get the file again, or remove it.") from error
-    if not isinstance(value, dict):
-        raise FormatError(f"{path}: holds a {type(value).__name__}; expected an object. Get the file again.")
-    return value
+    return read_json(path, dict[str, Any], MAX_SIDE_BYTES) if path.exists() else {}
 
 
 def _read_text(path: Path, max_bytes: int) -> str:

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from dllama_zmq.errors import FormatError
+from dllama_zmq.threads import converted_by_threads
 from dllama_zmq.tokenizer.data import END_OF_TURN
+from dllama_zmq.typed import typed
 
 MAX_TEMPLATE_CHARS = 1 << 20
 MAX_TOKEN_ID = 1 << 24
@@ -19,12 +23,42 @@ ENDS_TEXTS = (
     "for nothing would follow it"
 )
 _NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
+_Text = Annotated[str, Meta(min_length=1)]
+_Id = Annotated[int, Meta(ge=0, lt=MAX_TOKEN_ID)]
+_Ids = Annotated[int, Meta(ge=-1, lt=MAX_TOKEN_ID)] | list[Annotated[int, Meta(ge=-1, lt=MAX_TOKEN_ID)]] | None
+_Template = Annotated[str, Meta(max_length=MAX_TEMPLATE_CHARS)]
 
 
-@dataclass(frozen=True)
-class AddedToken:
-    content: str
-    special: bool
+class AddedToken(Struct, frozen=True):
+    content: _Text
+    special: bool = False
+
+
+class _Named(Struct, frozen=True):
+    content: str | None = None
+
+
+class _NamedTemplate(Struct, frozen=True):
+    name: str
+    template: _Template
+
+
+@converted_by_threads
+class _Raw(Struct, frozen=True):
+    """The keys that are read."""
+
+    bos_token: str | _Named | UnsetType | None = UNSET
+    eos_token: str | _Named | UnsetType | None = UNSET
+    unk_token: str | _Named | UnsetType | None = UNSET
+    pad_token: str | _Named | UnsetType | None = UNSET
+    add_bos_token: bool | None = None
+    add_eos_token: bool | None = None
+    add_prefix_space: bool | None = None
+    legacy: bool | None = None
+    added_tokens_decoder: dict[_Id, AddedToken] | None = None
+    eos_token_id: _Ids = None
+    model_eos_token_id: _Ids = None
+    chat_template: _Template | list[_NamedTemplate] | None = None
 
 
 @dataclass(frozen=True)
@@ -87,95 +121,30 @@ def read_config(raw: Mapping[str, Any], source: str) -> Config:
 
     Raises FormatError with the key of a value of the wrong type.
     """
-    source = f"{source}'s config"
-    words: dict[str, str] = {}
-    given = []
-    for name in _NAMED:
-        if name not in raw:
-            continue
-        given.append(name)
-        value = raw[name]
-        if isinstance(value, Mapping):
-            value = value.get("content")
-        if isinstance(value, str):
-            words[name] = value
-        elif value is not None:
-            raise wrong(source, name, value, "a token's name or null")
-    add_bos, legacy, prefix = (_flag(raw, key, source) for key in ("add_bos_token", "legacy", "add_prefix_space"))
+    config = typed(raw, _Raw, f"{source}'s config")
+    named = {name: getattr(config, name) for name in _NAMED}
+    words = {name: value.content if isinstance(value, _Named) else value for name, value in named.items()}
     return Config(
-        words=words,
-        given=frozenset(given),
-        added=_added(raw.get("added_tokens_decoder") or {}, source),
-        add_bos=add_bos,
-        add_eos=_flag(raw, "add_eos_token", source) is True,
-        end_ids=_ends(raw.get("eos_token_id"), source),
-        some_ends=_ends(raw.get("model_eos_token_id"), source) or (),
-        legacy="tokenizer_class" not in raw if legacy is None else legacy,  # transformers 5's default is false
-        prefix=prefix,
-        templates=read_templates(raw.get("chat_template"), source),
+        words={name: word for name, word in words.items() if isinstance(word, str)},
+        given=frozenset(name for name in _NAMED if name in raw),
+        added=config.added_tokens_decoder or {},
+        add_bos=config.add_bos_token,
+        add_eos=config.add_eos_token is True,
+        end_ids=_ends(config.eos_token_id),
+        some_ends=_ends(config.model_eos_token_id) or (),
+        legacy="tokenizer_class" not in raw if config.legacy is None else config.legacy,  # transformers 5's default
+        prefix=config.add_prefix_space,
+        templates=_templates(config.chat_template),
     )
 
 
-def _flag(raw: Mapping[str, Any], key: str, source: str) -> bool | None:
-    value = raw.get(key)
-    if value is not None and not isinstance(value, bool):
-        raise wrong(source, key, value, "true or false")
-    return value
+def _ends(ids: int | list[int] | None) -> tuple[int, ...] | None:
+    """The ids without -1, which is no token."""
+    listed = [] if ids is None else [ids] if isinstance(ids, int) else ids
+    return tuple(token for token in listed if token != -1) or None
 
 
-def _added(raw: object, source: str) -> dict[int, AddedToken]:
-    if not isinstance(raw, Mapping):
-        raise wrong(source, "added_tokens_decoder", raw, "an object")
-    added: dict[int, AddedToken] = {}
-    for key, value in raw.items():
-        place = f"added_tokens_decoder.{str(key)[:20]}"
-        if not (isinstance(key, str) and key.isascii() and key.isdigit() and len(key) < 9 and int(key) < MAX_TOKEN_ID):
-            raise wrong(source, place, key, f"an id below {MAX_TOKEN_ID} as its key")
-        content, special = (value.get("content"), value.get("special", False)) if isinstance(value, Mapping) else (0, 0)
-        if not isinstance(content, str) or not content or not isinstance(special, bool):
-            raise wrong(source, place, value, 'an object with "content", a text, and "special", true or false')
-        added[int(key)] = AddedToken(content, special)
-    return added
-
-
-def _ends(raw: object, source: str) -> tuple[int, ...] | None:
-    if raw is None:
-        return None
-    ids: list[int] = []
-    for token in raw if isinstance(raw, list) else [raw]:
-        if token == -1:  # no token
-            continue
-        if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < MAX_TOKEN_ID:
-            raise wrong(source, "eos_token_id", token, f"an id from 0 to {MAX_TOKEN_ID - 1}, or a list of them")
-        ids.append(token)
-    return tuple(ids) or None
-
-
-def read_templates(raw: object, source: str) -> dict[str, str]:
-    """Chat templates by name, from a text or a list of {"name", "template"}."""
-    if raw is None:
-        return {}
-    named: dict[str, str] = {}
+def _templates(raw: str | list[_NamedTemplate] | None) -> dict[str, str]:
     if isinstance(raw, str):
-        named["default"] = raw
-    elif isinstance(raw, list) and all(isinstance(entry, Mapping) for entry in raw):
-        for entry in raw:
-            name, template = entry.get("name"), entry.get("template")
-            if not isinstance(name, str) or not isinstance(template, str):
-                raise wrong(source, "chat_template", entry, 'objects with "name" and "template"')
-            named[name] = template
-    else:
-        raise wrong(source, "chat_template", raw, "a text, or a list of named texts")
-    for name, template in named.items():
-        if len(template) > MAX_TEMPLATE_CHARS:
-            raise FormatError(
-                f"{source}: chat template {name[:40]!r} has {len(template)} characters; expected at most "
-                f"{MAX_TEMPLATE_CHARS}."
-            )
-    return named
-
-
-def wrong(source: str, key: str, value: object, expected: str) -> FormatError:
-    """The error for a wrong value of `key`."""
-    shown = repr(value) if isinstance(value, str | int | float | bool | None) else type(value).__name__
-    return FormatError(f"{source}: {key} is {shown[:60]}; expected {expected}. Get the file again.")
+        return {"default": raw}
+    return {one.name: one.template for one in raw or []}

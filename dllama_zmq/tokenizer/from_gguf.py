@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import Meta, Struct
 
 from dllama_zmq.errors import FormatError, UnsupportedModel
-from dllama_zmq.tokenizer.config import ENDS_TEXTS, AddedToken, Config, read_templates, wrong
+from dllama_zmq.threads import converted_by_threads
+from dllama_zmq.tokenizer.config import ENDS_TEXTS, MAX_TEMPLATE_CHARS, AddedToken, Config
 from dllama_zmq.tokenizer.data import END_OF_TURN, TokenizerParts, checked_ids
 from dllama_zmq.tokenizer.encoders import Merge, byte_level_encoder, is_written, to_bytes, with_names
 from dllama_zmq.tokenizer.from_sentencepiece import parts_of_model
@@ -28,6 +31,7 @@ from dllama_zmq.tokenizer.sentencepiece_model import (
     Piece,
     write_model,
 )
+from dllama_zmq.typed import typed
 
 _TEMPLATE = "tokenizer.chat_template"
 _NONE = (-1, (1 << 32) - 1)
@@ -42,7 +46,7 @@ _NOT_NEEDED = ("padding_token_id", "unknown_token_id")
 def parts_of_gguf(metadata: Mapping[str, Any], source: str) -> TokenizerParts:
     """The parts of the tokenizer in a GGUF file."""
     keys = _Keys(metadata, source)
-    kind = keys.text("model", None)
+    kind = keys.own.model
     if kind == "llama":
         return _sentencepiece(keys)
     if kind == "gpt2":
@@ -53,99 +57,93 @@ def parts_of_gguf(metadata: Mapping[str, Any], source: str) -> TokenizerParts:
     )
 
 
+@converted_by_threads
+class _Metadata(Struct, frozen=True, rename=lambda name: f"tokenizer.ggml.{name}"):
+    """The keys that are read."""
+
+    model: str = ""
+    pre: str | None = None
+    tokens: list[str] = []
+    token_type: list[int] = []
+    scores: list[float] = []
+    merges: list[str] = []
+    precompiled_charsmap: list[Annotated[int, Meta(ge=0, le=255)]] = []
+    bos_token_id: int | None = None
+    eos_token_id: int | None = None
+    eot_token_id: int | None = None
+    eom_token_id: int | None = None
+    unknown_token_id: int | None = None
+    padding_token_id: int | None = None
+    add_bos_token: bool | None = None
+    add_eos_token: bool = False
+    add_space_prefix: bool = True
+    remove_extra_whitespaces: bool = False
+
+
 class _Keys:
-    """The metadata under `tokenizer.ggml.`. Every getter checks the value's type."""
+    """The metadata of a tokenizer, checked: `own` has those under `tokenizer.ggml.`."""
 
     def __init__(self, metadata: Mapping[str, Any], source: str) -> None:
-        self._metadata = metadata
         self.source = source
-        self.tokens = self._list("tokens", str, "texts")
+        self.own = typed(metadata, _Metadata, source)
+        self.tokens = self.own.tokens
         if not self.tokens:
             raise FormatError(
                 f"{source}: this file has no tokenizer (tokenizer.ggml.tokens is missing or empty). The model's "
                 "own, such as its tokenizer.json, would do."
             )
-        kinds = self._list("token_type", int, "numbers") or [NORMAL] * len(self.tokens)
-        self._same_length("token_type", kinds)
+        kinds = self.own.token_type or [NORMAL] * len(self.tokens)
+        self._check_length("token_type", kinds)
         # 0 is "undefined"; like llama.cpp, treat it and unknown types as normal.
         self.kinds = [kind if NORMAL <= kind <= BYTE else NORMAL for kind in kinds]
         for token, text in enumerate(self.tokens):
             if text in END_OF_TURN:  # whatever its type in the file
                 self.kinds[token] = CONTROL
+        found = {key: value for key, value in metadata.items() if key == _TEMPLATE or key.startswith(f"{_TEMPLATE}.")}
+        for key, value in found.items():
+            if not isinstance(value, str) or len(value) > MAX_TEMPLATE_CHARS:
+                raise FormatError(
+                    f"{source}: {key} is {repr(value)[:60]}; expected a text of at most {MAX_TEMPLATE_CHARS} "
+                    "characters. Get the file again."
+                )
+        self.templates = {key.removeprefix(_TEMPLATE).removeprefix(".") or "default": found[key] for key in found}
 
-    @property
-    def names_pre(self) -> bool:
-        """Whether the file names its pre-tokenizer."""
-        return "tokenizer.ggml.pre" in self._metadata
-
-    def text(self, key: str, default: str | None) -> str:
-        value = self._metadata.get(f"tokenizer.ggml.{key}", default)
-        if not isinstance(value, str):
-            raise wrong(self.source, f"tokenizer.ggml.{key}", value, "a text")
-        return value
-
-    def flag(self, key: str, default: bool) -> bool:
-        value = self._metadata.get(f"tokenizer.ggml.{key}", default)
-        if not isinstance(value, bool):
-            raise wrong(self.source, f"tokenizer.ggml.{key}", value, "true or false")
-        return value
+    def wrong(self, key: str, value: object, expected: str) -> FormatError:
+        """The error for a wrong value."""
+        return FormatError(
+            f"{self.source}: tokenizer.ggml.{key} is {repr(value)[:60]}; expected {expected}. Get the file again."
+        )
 
     def token(self, key: str, default: int | None = None) -> int | None:
         """The id at `key`; the default if it is missing or means "no such token". Raises FormatError if it is wrong."""
-        value = self._metadata.get(f"tokenizer.ggml.{key}", default)
+        value: int | None = getattr(self.own, key)
         if value in (None, *_NONE):
             value = default
-        if value is None or (key in _NOT_NEEDED and isinstance(value, int) and value >= len(self.tokens)):
+        if value is None or (key in _NOT_NEEDED and value >= len(self.tokens)):
             return None
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < len(self.tokens):
-            raise wrong(self.source, f"tokenizer.ggml.{key}", value, f"an id from 0 to {len(self.tokens) - 1}")
+        if not 0 <= value < len(self.tokens):
+            raise self.wrong(key, value, f"an id from 0 to {len(self.tokens) - 1}")
         return value
 
     def scores(self) -> list[float]:
-        scores = self._list("scores", float, "numbers")
-        self._same_length("scores", scores)
-        for token, score in enumerate(scores):
+        self._check_length("scores", self.own.scores)
+        for token, score in enumerate(self.own.scores):
             if not math.isfinite(score):
-                raise wrong(self.source, f"tokenizer.ggml.scores[{token}]", score, "a finite number")
-        return scores
+                raise self.wrong(f"scores[{token}]", score, "a finite number")
+        return self.own.scores
 
     def merges(self) -> list[Merge]:
         merges = []
-        for index, text in enumerate(self._list("merges", str, "texts")):
+        for index, text in enumerate(self.own.merges):
             left, space, right = text.partition(" ")
             if not (left and space and right) or " " in right:
-                raise wrong(self.source, f"tokenizer.ggml.merges[{index}]", text, "two pieces and a space between them")
+                raise self.wrong(f"merges[{index}]", text, "two pieces and a space between them")
             if not (is_written(left) and is_written(right)):
                 continue  # not in byte-level encoding: no text becomes it
             merges.append((to_bytes(left), to_bytes(right)))
         return merges
 
-    def charsmap(self) -> bytes:
-        values = self._list("precompiled_charsmap", int, "bytes")
-        if not all(0 <= value < 256 for value in values):
-            raise FormatError(f"{self.source}: tokenizer.ggml.precompiled_charsmap has numbers that are not bytes.")
-        return bytes(values)
-
-    def templates(self) -> dict[str, str]:
-        found: dict[str, str] = {}
-        for key, value in self._metadata.items():
-            if key == _TEMPLATE or key.startswith(f"{_TEMPLATE}."):
-                if not isinstance(value, str):
-                    raise wrong(self.source, key, value, "a text")
-                read = read_templates(value, f"{self.source}: {key}")
-                found[key.removeprefix(_TEMPLATE).removeprefix(".") or "default"] = read["default"]
-        return found
-
-    def _list(self, key: str, kind: type, expected: str) -> list[Any]:
-        values = self._metadata.get(f"tokenizer.ggml.{key}", [])
-        if not isinstance(values, list | tuple):
-            raise wrong(self.source, f"tokenizer.ggml.{key}", values, f"a list of {expected}")
-        for index, value in enumerate(values):
-            if type(value) is not kind:
-                raise wrong(self.source, f"tokenizer.ggml.{key}[{index}]", value, f"a list of {expected}")
-        return list(values)
-
-    def _same_length(self, key: str, values: list[Any]) -> None:
+    def _check_length(self, key: str, values: list[Any]) -> None:
         if len(values) != len(self.tokens):
             raise FormatError(
                 f"{self.source}: tokenizer.ggml.{key} has {len(values)} entries and tokenizer.ggml.tokens "
@@ -179,9 +177,9 @@ def _sentencepiece(keys: _Keys) -> TokenizerParts:
     model = Model(
         whole,
         byte_fallback=BYTE in kinds,
-        dummy_prefix=keys.flag("add_space_prefix", True),
-        remove_extra_spaces=keys.flag("remove_extra_whitespaces", False),
-        charsmap=keys.charsmap(),
+        dummy_prefix=keys.own.add_space_prefix,
+        remove_extra_spaces=keys.own.remove_extra_whitespaces,
+        charsmap=bytes(keys.own.precompiled_charsmap),
         bos_id=-1 if bos_id is None else bos_id,
         eos_id=-1 if eos_id is None else eos_id,
     )
@@ -189,10 +187,10 @@ def _sentencepiece(keys: _Keys) -> TokenizerParts:
     config = Config(
         words=_words(keys),
         added=added,
-        add_bos=keys.flag("add_bos_token", True),
-        add_eos=keys.flag("add_eos_token", False),
+        add_bos=keys.own.add_bos_token is not False,
+        add_eos=keys.own.add_eos_token,
         end_ids=_ends(keys, eos_id, specials),
-        templates=keys.templates(),
+        templates=keys.templates,
     )
     return parts_of_model(model, write_model(model), config, keys.source)
 
@@ -214,7 +212,7 @@ def _sentencepiece_kinds(keys: _Keys) -> list[int]:
 
 
 def _byte_level(keys: _Keys) -> TokenizerParts:
-    pre = pretokenizer(keys.text("pre", "default"), keys.source)
+    pre = pretokenizer(keys.own.pre or "default", keys.source)
     ids: dict[bytes, int] = {}
     pieces: dict[int, bytes] = {}
     named: dict[int, dict[str, int]] = {CONTROL: {}, USER_DEFINED: {}}
@@ -248,8 +246,8 @@ def _byte_level(keys: _Keys) -> TokenizerParts:
         if control is not None and texts.pop(keys.tokens[control], None) is not None:
             specials[keys.tokens[control]] = control
     eos_ids = checked_ids(keys.source, bos_id, _ends(keys, eos_id, specials), pieces)
-    add_bos = keys.flag("add_bos_token", pre.whole) and bos_id is not None
-    notes = [*([] if keys.names_pre else [_NO_PRE]), *([ENDS_TEXTS] if keys.flag("add_eos_token", False) else [])]
+    add_bos = (pre.whole if keys.own.add_bos_token is None else keys.own.add_bos_token) and bos_id is not None
+    notes = [*([] if keys.own.pre is not None else [_NO_PRE]), *([ENDS_TEXTS] if keys.own.add_eos_token else [])]
     return TokenizerParts(
         source=keys.source,
         pieces=pieces,
@@ -261,7 +259,7 @@ def _byte_level(keys: _Keys) -> TokenizerParts:
         eos_ids=eos_ids,
         add_bos=add_bos,
         dummy_prefix=False,
-        templates=keys.templates(),
+        templates=keys.templates,
         words=_words(keys),
         texts=texts,
         notes=tuple(notes),

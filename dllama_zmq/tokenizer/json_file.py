@@ -14,6 +14,7 @@ import msgspec
 from dllama_zmq.errors import FormatError, UnsupportedModel
 from dllama_zmq.threads import converted_by_threads
 from dllama_zmq.tokenizer.pretokenizers import is_quick
+from dllama_zmq.typed import typed_json
 
 MAX_PART_BYTES = 1 << 22
 _MAX_PATTERN_CHARS = 8192
@@ -65,10 +66,7 @@ def read_json(text: str, source: str) -> tuple[JsonFile, Steps]:
 
     Raises FormatError with the place of a mistake, UnsupportedModel for a model other than BPE and unigram.
     """
-    try:
-        file = msgspec.json.decode(text, type=JsonFile)
-    except (msgspec.MsgspecError, RecursionError, ValueError) as error:
-        raise FormatError(f"{source}: not a tokenizer.json: {error}. Get the file again.") from error
+    file = typed_json(text, JsonFile, source)
     unigram = isinstance(file.model.vocab, list)
     kind = file.model.type or ("Unigram" if unigram else "BPE")
     if kind not in ("BPE", "Unigram"):

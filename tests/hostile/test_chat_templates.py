@@ -132,7 +132,8 @@ def test_no_process_is_left_behind_when_a_template_is_dropped_or_its_program_is_
 
 
 def test_a_template_file_too_large_to_be_one_is_refused(tmp_path):
-    from dllama_zmq.tokenizer.config import MAX_TEMPLATE_CHARS, read_templates
+    from dllama_zmq.tokenizer.config import MAX_TEMPLATE_CHARS, read_config
 
-    with pytest.raises(FormatError, match=f"has {MAX_TEMPLATE_CHARS + 1} characters"):
-        read_templates("x" * (MAX_TEMPLATE_CHARS + 1), "a.json")
+    for template in ("x" * (MAX_TEMPLATE_CHARS + 1), [{"name": "a", "template": "x" * (MAX_TEMPLATE_CHARS + 1)}]):
+        with pytest.raises(FormatError, match=rf"chat_template.*: expected str of length <= {MAX_TEMPLATE_CHARS}"):
+            read_config({"chat_template": template}, "a.json")

@@ -74,18 +74,18 @@ Change = Callable[[dict[str, Any]], object]
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda file: file["model"].update(vocab={"a": "b"}), "$.model.vocab"),
-        (lambda file: file["model"].update(vocab=[["a", "b"]]), "$.model.vocab"),
+        (lambda file: file["model"].update(vocab={"a": "b"}), "model.vocab"),
+        (lambda file: file["model"].update(vocab=[["a", "b"]]), "model.vocab"),
         (lambda file: file["model"].update(vocab=[["a", 0.5]]), "model.vocab does not fit a BPE model"),
         (lambda file: file["model"].update(merges=["a"]), "the tokenizers library refuses"),
         (lambda file: file["model"].update(merges=[["a", "zzzz"]]), "the tokenizers library refuses"),
-        (lambda file: file["model"].update(merges=[1]), "$.model.merges"),
+        (lambda file: file["model"].update(merges=[1]), "model.merges"),
         (lambda file: file["model"].update(type="WordPiece"), "model.type is 'WordPiece'; this version reads BPE"),
         (lambda file: file["model"]["vocab"].update(zz=1 << 40), "has the id"),
         (lambda file: file["model"]["vocab"].update(zz=-1), "has the id -1"),
         (lambda file: file["added_tokens"][0].update(id=5), "added token"),
         (lambda file: file["added_tokens"][0].update(id=1 << 23), "added token"),
-        (lambda file: file["added_tokens"][0].update(content=7), "$.added_tokens"),
+        (lambda file: file["added_tokens"][0].update(content=7), "added_tokens"),
         (lambda file: file.update(decoder={"type": "WordPiece", "prefix": "##", "cleanup": True},
                                   pre_tokenizer=None), "a decoder of ['WordPiece']"),
         (lambda file: file.update(normalizer=[1]), "normalizer has a step that is not an object"),
@@ -109,19 +109,39 @@ def test_a_wrong_part_of_a_tokenizer_json_is_refused_by_its_place(tmp_path, chan
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("tokenizer_config.json", {"eos_token": 7}, "eos_token is 7; expected a token's name"),
+        ("tokenizer_config.json", {"eos_token": 7}, "eos_token: expected str | object | null, got int"),
         ("tokenizer_config.json", {"eos_token": "<kilo>"}, "eos_token is '<kilo>', which is not a token"),
         ("tokenizer_config.json", {"eos_token": None, "bos_token": "x" * 10**6}, "bos_token is 'xxx"),
-        ("tokenizer_config.json", {"add_bos_token": "yes"}, "add_bos_token is 'yes'; expected true or false"),
-        ("tokenizer_config.json", {"chat_template": {"a": 1}}, "chat_template is dict; expected a text"),
-        ("tokenizer_config.json", {"chat_template": [{"name": "a"}]}, 'expected objects with "name"'),
-        ("tokenizer_config.json", {"added_tokens_decoder": {"-1": {}}}, "added_tokens_decoder.-1"),
-        ("tokenizer_config.json", {"added_tokens_decoder": {"9" * 30: {"content": "a"}}}, "added_tokens_decoder.999"),
-        ("tokenizer_config.json", {"added_tokens_decoder": {"3": {"content": 1}}}, "added_tokens_decoder.3"),
-        ("generation_config.json", {"eos_token_id": "2"}, "eos_token_id is '2'"),
-        ("generation_config.json", {"eos_token_id": [1 << 40]}, "eos_token_id is 1099511627776"),
+        ("tokenizer_config.json", {"add_bos_token": "yes"}, "add_bos_token: expected bool | null, got str"),
+        (
+            "tokenizer_config.json",
+            {"chat_template": {"a": 1}},
+            "chat_template: expected str | array | null, got object",
+        ),
+        (
+            "tokenizer_config.json",
+            {"chat_template": [{"name": "a"}]},
+            "chat_template[0]: object missing required field template",
+        ),
+        (
+            "tokenizer_config.json",
+            {"added_tokens_decoder": {"-1": {}}},
+            "key in added_tokens_decoder: expected int >= 0",
+        ),
+        (
+            "tokenizer_config.json",
+            {"added_tokens_decoder": {"9" * 30: {"content": "a"}}},
+            "key in added_tokens_decoder: expected int <= 16777215",
+        ),
+        (
+            "tokenizer_config.json",
+            {"added_tokens_decoder": {"3": {"content": 1}}},
+            "added_tokens_decoder[...].content: expected str, got int",
+        ),
+        ("generation_config.json", {"eos_token_id": "2"}, "eos_token_id: expected int | array | null, got str"),
+        ("generation_config.json", {"eos_token_id": [1 << 40]}, "eos_token_id[0]: expected int <= 16777215"),
         ("generation_config.json", {"eos_token_id": 5000}, "eos id is 5000, which is not a token"),
-        ("special_tokens_map.json", {"eos_token": []}, "eos_token is list"),
+        ("special_tokens_map.json", {"eos_token": []}, "eos_token: expected str | object | null, got array"),
     ],
 )
 def test_a_wrong_key_beside_a_tokenizer_is_refused_by_name(tmp_path, name, content, words):
@@ -132,14 +152,14 @@ def test_a_wrong_key_beside_a_tokenizer_is_refused_by_name(tmp_path, name, conte
 def test_a_list_in_place_of_the_keys_beside_a_tokenizer_is_refused(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text("[]")
     (tmp_path / "tokenizer.json").write_text(json.dumps(sound()))
-    with pytest.raises(FormatError, match=r"tokenizer_config\.json: holds a list; expected an object"):
+    with pytest.raises(FormatError, match=r"tokenizer_config\.json: expected object, got array"):
         read_tokenizer(tmp_path)
 
 
 def test_deep_nesting_beside_a_tokenizer_is_refused(tmp_path):
-    (tmp_path / "tokenizer_config.json").write_text("[" * 100_000)
+    (tmp_path / "tokenizer_config.json").write_text('{"a": ' + "[" * 100_000)
     (tmp_path / "tokenizer.json").write_text(json.dumps(sound()))
-    with pytest.raises(FormatError, match="not JSON"):
+    with pytest.raises(FormatError, match="not JSON of a usual depth"):
         read_tokenizer(tmp_path)
 
 
@@ -279,16 +299,16 @@ def test_metadata_of_a_wrong_type_are_refused_by_their_key_or_work(base, value):
             {"tokens": []},
             "this file has no tokenizer (tokenizer.ggml.tokens is missing or empty). The model's own",
         ),
-        ({"tokens": ["a", "b", "c", 4, "e", "f"]}, "tokenizer.ggml.tokens[3] is 4; expected a list of texts"),
+        ({"tokens": ["a", "b", "c", 4, "e", "f"]}, "tokenizer.ggml.tokens[3]: expected str, got int"),
         ({"scores": [0.0]}, "tokenizer.ggml.scores has 1 entries and tokenizer.ggml.tokens 6"),
         ({"scores": [0.0, 0.0, 0.0, float("nan"), 0.0, 0.0]}, "tokenizer.ggml.scores[3] is nan"),
-        ({"token_type": [2, 3, 3, 1, 1, "x"]}, "tokenizer.ggml.token_type[5] is 'x'"),
+        ({"token_type": [2, 3, 3, 1, 1, "x"]}, "tokenizer.ggml.token_type[5]: expected int, got str"),
         ({"eos_token_id": 1 << 31}, "tokenizer.ggml.eos_token_id is 2147483648"),
         ({"bos_token_id": 6}, "tokenizer.ggml.bos_token_id is 6; expected an id from 0 to 5"),
         ({"eos_token_id": -2}, "tokenizer.ggml.eos_token_id is -2"),
-        ({"eos_token_id": True}, "tokenizer.ggml.eos_token_id is True"),
-        ({"add_bos_token": 1}, "tokenizer.ggml.add_bos_token is 1; expected true or false"),
-        ({"precompiled_charsmap": [256]}, "numbers that are not bytes"),
+        ({"eos_token_id": True}, "tokenizer.ggml.eos_token_id: expected int | null, got bool"),
+        ({"add_bos_token": 1}, "tokenizer.ggml.add_bos_token: expected bool | null, got int"),
+        ({"precompiled_charsmap": [256]}, "tokenizer.ggml.precompiled_charsmap[0]: expected int <= 255"),
         ({"precompiled_charsmap": [255] * 40}, "SentencePiece refuses this vocabulary"),
     ],
 )
@@ -305,10 +325,10 @@ def test_wrong_sentencepiece_metadata_are_refused_by_name(change, words):
         ({"merges": ["ab"]}, "tokenizer.ggml.merges[0] is 'ab'; expected two pieces and a space"),
         ({"merges": ["a b c"]}, "tokenizer.ggml.merges[0] is 'a b c'"),
         ({"merges": ["a z"]}, "tokenizer.ggml.merges[0] has pieces that are not tokens"),
-        ({"merges": "a b"}, "tokenizer.ggml.merges is 'a b'; expected a list of texts"),
+        ({"merges": "a b"}, "tokenizer.ggml.merges: expected array, got str"),
         ({"tokens": ["a", "b", "a", "<end>"]}, "tokenizer.ggml.tokens[2] is 'a', as another before it"),
         ({"eos_token_id": None}, "no EOS id is given"),
-        ({"pre": 7}, "tokenizer.ggml.pre is 7; expected a text"),
+        ({"pre": 7}, "tokenizer.ggml.pre: expected str | null, got int"),
     ],
 )
 def test_wrong_byte_level_metadata_are_refused_by_name(change, words):

@@ -109,7 +109,7 @@ def test_a_tensor_that_cannot_be_is_refused_by_its_name(folder, sound, change, w
     said = refused(folder, with_header(header, data))
     assert words in said
     assert len(said) < 1000
-    if "$" not in said:
+    if "[...]" not in said:  # msgspec does not say the name
         assert GATE in said
         assert str(folder / "model.safetensors") in said
 

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from msgspec import UNSET, Struct, UnsetType, ValidationError, convert
+from msgspec import UNSET, Struct, UnsetType
 
 from dllama_zmq.errors import FormatError, UnsupportedModel
 from dllama_zmq.formats.hf.rope import read_rope
 from dllama_zmq.formats.json_file import read_json
 from dllama_zmq.spec import Activation, Architecture, FloatType, ModelSpec
+from dllama_zmq.typed import typed
 
 _ARCHITECTURES: dict[str, tuple[Architecture, str]] = {
     "llama": ("llama", "LlamaForCausalLM"),
@@ -102,10 +103,7 @@ class HFConfig:
 def read_config(path: Path) -> HFConfig:
     """Read and check a config.json. Raises FormatError or UnsupportedModel, naming the key."""
     raw = read_json(path, dict[str, Any])
-    try:
-        config = convert(raw, _Config)
-    except ValidationError as error:
-        raise FormatError(f"{path}: {str(error)[:300]}. It is damaged, or not the config.json of a model.") from error
+    config = typed(raw, _Config, str(path))
     try:
         model_type = _model_type(config)
         _refuse_unsupported(config, model_type)

@@ -9,10 +9,11 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from msgspec import Struct, ValidationError, convert
+from msgspec import Struct
 
 from dllama_zmq.errors import FormatError, UnsupportedModel
 from dllama_zmq.spec import Rope, RopeScaling
+from dllama_zmq.typed import typed
 
 
 class _Parameters(Struct, frozen=True, forbid_unknown_fields=True):
@@ -90,12 +91,7 @@ def _parameters(raw: Mapping[str, Any]) -> _Parameters:
         raise UnsupportedModel(
             f"rope_parameters: {unknown[0][:80]} is {str(given[unknown[0]])[:80]}, which this version does not support."
         )
-    try:
-        return convert({key: given[key] for key in given.keys() - set(unknown)}, _Parameters)
-    except ValidationError as error:
-        raise FormatError(
-            f"rope_parameters: {str(error)[:300]}. It is damaged, or not the config.json of a model."
-        ) from error
+    return typed({key: given[key] for key in given.keys() - set(unknown)}, _Parameters, "rope_parameters")
 
 
 def _given(value: float | None, key: str) -> float:

@@ -16,8 +16,9 @@ from typing import Annotated
 from msgspec import Meta, Struct
 
 from dllama_zmq.errors import FormatError, UnsupportedModel
-from dllama_zmq.formats.json_file import MAX_JSON_BYTES, decode_json, read_json
+from dllama_zmq.formats.json_file import MAX_JSON_BYTES, read_json
 from dllama_zmq.formats.mapped import MappedFile
+from dllama_zmq.typed import typed_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 MAX_FILES = 512
@@ -147,7 +148,7 @@ def _entries(pages: MappedFile) -> dict[str, Entry]:
             f"{path}: offset 0: a header of {n_header} bytes, but the file ends at {pages.nbytes}. "
             "It is cut short; download it again."
         )
-    header = decode_json(pages.view(8, n_header).tobytes(), dict[str, _Stored], f"{path}: header")
+    header = typed_json(pages.view(8, n_header).tobytes(), dict[str, _Stored], f"{path}: header")
     entries = {}
     extents = []
     while header:  # frees each entry at once: there may be tens of thousands

@@ -10,13 +10,13 @@ import math
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from msgspec import Struct
 
 from dllama_zmq.errors import FormatError, UnsupportedModel
 from dllama_zmq.formats.json_file import read_json
 from dllama_zmq.spec import FloatType, ModelSpec, Rope, RopeScaling
 from dllama_zmq.threads import converted_by_threads
+from dllama_zmq.typed import typed
 
 _CODE_LLAMA_THETA, _LLAMA3_THETA = 1e6, 5e5
 _LLAMA32_WIDTHS = (2048, 3072)  # 1B and 3B; no other model with scaled RoPE has these widths
@@ -104,10 +104,7 @@ def read_params(path: Path) -> Params:
             f"{path}: this version does not know the key {unknown[0][:80]!r}, which may mean another computation "
             "(experts, images, quantized weights). If the model is on Hugging Face, get it in that format."
         )
-    try:
-        params = msgspec.convert(raw, Params)
-    except msgspec.ValidationError as error:
-        raise FormatError(f"{path}: {error}. It is damaged, or not the params.json of a model.") from error
+    params = typed(raw, Params, str(path))
     if not 1 <= params.n_layers <= 1 << 12 or not 1 <= params.dim <= 1 << 20:
         raise FormatError(f"{path}: no model has {params.n_layers} layers of width {params.dim}.")
     return params
