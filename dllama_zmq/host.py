@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from dllama_zmq.errors import ClusterError
+from dllama_zmq.errors import ClusterError, DllamaError
 
 ROOT = Path("/")
 _MEMORY_FILES = {
@@ -111,6 +111,18 @@ def refused_by_system(error: BaseException) -> str:
     if isinstance(error, RuntimeError) and "start new thread" in str(error):
         return f"too many threads: a user may have {_limit(resource.RLIMIT_NPROC)} processes here (`ulimit -u`)"
     return ""
+
+
+def in_words(error: Exception) -> str:
+    """One sentence for people on any error."""
+    if isinstance(error, DllamaError):
+        return str(error)
+    if words := refused_by_system(error):
+        return words
+    if isinstance(error, OSError):
+        return f"{error.filename or 'the system'}: {error.strerror or error}"
+    hint = "set DLLAMA_ZMQ_DEBUG=1 to see where, and please report it"
+    return f"a defect of dllama-zmq: {type(error).__name__}: {error}; {hint}"
 
 
 def _limit(which: int) -> str:

@@ -6,7 +6,7 @@ from typing import Literal, Protocol
 
 from rich.filesize import decimal as human_bytes  # 1 kB is 1000 bytes, as for files, disks and networks
 
-__all__ = ["Tells", "Unheard", "Unit", "human_bytes"]
+__all__ = ["Tells", "Unheard", "Unit", "human_bytes", "plural"]
 
 Unit = Literal["B", "tokens", "%"]
 
@@ -34,3 +34,8 @@ class Unheard:
 
     def now(self, text: str, done: int = 0, total: int = 0, unit: Unit = "B") -> None:
         """Drop it."""
+
+
+def plural(number: int, noun: str) -> str:
+    """`1 node`, `2 nodes`, `1,000 nodes`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -13,6 +13,7 @@ from dllama_zmq.kernels import KernelChoice
 from dllama_zmq.models import Run
 from dllama_zmq.sharding import PREFILL_TOKENS, Plan
 from dllama_zmq.spec import FloatType, Sync
+from dllama_zmq.telling import plural
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +126,3 @@ def work(plan: Plan, case: Case) -> tuple[int, int]:
                 out, columns = plan.region(tensor, node)
                 macs += rows * (out.stop - out.start) * (columns.stop - columns.start)
     return round(weight_bytes), round(macs)
-
-
-def plural(n: int, noun: str) -> str:
-    """`1 thread`, `2 threads`."""
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"

@@ -22,9 +22,9 @@ from dllama_zmq.bench.measure import Bench
 from dllama_zmq.bench.nodes import running_nodes
 from dllama_zmq.bench.reader import MemoryReader
 from dllama_zmq.bench.rows import Row, case_row
-from dllama_zmq.errors import ClusterError, DllamaError
+from dllama_zmq.errors import ClusterError
 from dllama_zmq.formats import open_model
-from dllama_zmq.host import refused_by_system
+from dllama_zmq.host import in_words
 from dllama_zmq.interrupts import Interrupts
 from dllama_zmq.launch.fleet import child_environment
 from dllama_zmq.launch.owner import at_end_of_stdin
@@ -92,13 +92,8 @@ def main() -> None:
             _measure(msgspec.json.decode(sys.argv[1], type=BenchSettings), parent, interrupts)
         except BrokenPipeError:
             raise
-        except DllamaError as error:
-            parent.send("error", str(error))
-        except OSError as error:
-            words = refused_by_system(error) or f"{error.filename or 'the system'}: {error.strerror or error}"
-            parent.send("error", words)
         except Exception as error:
-            parent.send("error", f"a defect of dllama-zmq: {type(error).__name__}: {error}; please report it")
+            parent.send("error", in_words(error))
 
 
 def _measure(settings: BenchSettings, parent: _Parent, interrupts: Interrupts) -> None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dllama_zmq import __version__
-from dllama_zmq.bench.cases import BenchSettings, Case, Nodes, plural
+from dllama_zmq.bench.cases import BenchSettings, Case, Nodes
 from dllama_zmq.bench.child import measure_in_child
 from dllama_zmq.bench.machine import blas_name, cpu_name, product_row, source_commit
 from dllama_zmq.bench.random_file import kept_shape, shape_title
@@ -25,7 +25,7 @@ from dllama_zmq.shapes import shape
 from dllama_zmq.sharding import Plan, kernel_needs
 from dllama_zmq.sources import model_at
 from dllama_zmq.spec import ModelSpec
-from dllama_zmq.telling import Tells
+from dllama_zmq.telling import Tells, plural
 
 
 def run_bench(settings: BenchSettings, tells: Tells) -> Generator[list[Row], None, None]:

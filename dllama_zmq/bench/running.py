@@ -17,12 +17,12 @@ from dllama_zmq.telling import Tells
 
 
 def measure_running(
-    client: Client, prompts: Sequence[int], generated: Sequence[int], repetitions: int, tells: Tells
+    client: Client, prompts: Sequence[int], generated: Sequence[int], repetitions: int, tells: Tells, notes: list[str]
 ) -> Iterator[Row]:
     """The row of each prompt length, then of each number of generated tokens; a warm-up comes before each.
 
-    A case that the cluster has no room for is left out, which `tells` says. Raises RequestError if that leaves nothing;
-    ClusterError if other requests run or wait, since they would be measured too.
+    A case that the cluster has no room for is left out, which `notes` then say. Raises RequestError if that leaves
+    nothing; ClusterError if other requests run or wait, since they would be measured too.
     """
     status = client.status()
     if n_others := status.active + status.queued:
@@ -32,23 +32,22 @@ def measure_running(
     n_rows = 0
     for i, (measure, n_tokens) in enumerate(cases, 1):
         try:
-            row = measure(client, status, n_tokens, repetitions, tells)
+            row = measure(client, status, n_tokens, repetitions, tells, notes)
         except RequestError as error:
             if i == len(cases) and not n_rows:
                 raise
-            tells.line(f"{'pp' if measure is _prompt_row else 'tg'}{n_tokens} is left out: {error}")
+            notes.append(f"{'pp' if measure is _prompt_row else 'tg'}{n_tokens} is left out: {error}")
             continue
         n_rows += 1
         yield row
 
 
-def _prompt_row(client: Client, status: Status, n_tokens: int, repetitions: int, tells: Tells) -> Row:
+def _prompt_row(client: Client, status: Status, n_tokens: int, repetitions: int, tells: Tells, notes: list[str]) -> Row:
     tells.now(f"pp{n_tokens}, warm-up")
     if n_tokens == status.seq_len:
         n_tokens -= 1  # the answer needs one position
-        tells.line(
-            f"pp{n_tokens} instead of pp{n_tokens + 1}: {status.name} has room for {status.seq_len} tokens in all"
-        )
+        words = f"{status.name} has room for {status.seq_len} tokens in all"
+        notes.append(f"pp{n_tokens} instead of pp{n_tokens + 1}: {words}")
     short, n_words = max(1, n_tokens // 8), max(2, n_tokens // 4)  # so few that they fit
     n_short, n_found = (_answer(client, n, 1).n_prompt for n in (short, n_words))
     per_word = max(0.1, (n_found - n_short) / (n_words - short))
@@ -60,7 +59,9 @@ def _prompt_row(client: Client, status: Status, n_tokens: int, repetitions: int,
     return _row(f"pp{answers[0].n_prompt}", len(status.nodes), [answer.prompt for answer in answers[1:]])
 
 
-def _decoding_row(client: Client, status: Status, n_tokens: int, repetitions: int, tells: Tells) -> Row:
+def _decoding_row(
+    client: Client, status: Status, n_tokens: int, repetitions: int, tells: Tells, notes: list[str]
+) -> Row:
     tells.now(f"tg{n_tokens}, warm-up")
     n_positions = _answer(client, 4, min(n_tokens, 8)).n_prompt + n_tokens + 1
     if n_positions > status.seq_len:

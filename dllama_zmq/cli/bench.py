@@ -23,6 +23,7 @@ from dllama_zmq.cli.chosen import client_of
 from dllama_zmq.cli.flags import cluster_flag
 from dllama_zmq.cli.kinds import KernelChoice, choice, model_flag, number
 from dllama_zmq.cli.progress import Display
+from dllama_zmq.cli.show import note
 from dllama_zmq.errors import UsageError
 from dllama_zmq.shapes import SHAPES
 from dllama_zmq.sources import DEMO
@@ -114,40 +115,18 @@ def bench(*, options: Options, shape: ShapeNumbers) -> None:
     numbers = shape.given()
     if not logging.getLogger().isEnabledFor(logging.DEBUG):
         logging.getLogger().setLevel(logging.WARNING)  # the display shows what the root logs of its nodes
-    with _BesideTable(per_s=1.0) as display, ExitStack() as cleanup:  # drawing takes time from what is measured
+    notes: list[str] = []
+    with Display(per_s=1.0) as display, ExitStack() as cleanup:  # drawing takes time from what is measured
         if options.cluster is not None or options.connect is not None:
-            texts = _of_cluster(options, numbers, cleanup, display)
+            texts = _of_cluster(options, numbers, cleanup, display, notes)
         else:
             texts = _of_own_nodes(options, numbers, cleanup, display)
         for text in texts:
             display.rest()
             sys.stdout.write(text)
             sys.stdout.flush()
-            display.hold()
-
-
-class _BesideTable(Display):
-    """A display that leaves the table whole where both are on one terminal: its lines come after the table."""
-
-    _held: list[str] | None = None
-
-    def hold(self) -> None:
-        """The table has begun."""
-        if self._held is None and self.is_live and sys.stdout.isatty():
-            self._held = []
-
-    def line(self, text: str) -> None:
-        """As Display's, or after the table."""
-        if self._held is None:
-            super().line(text)
-        else:
-            self._held.append(text)
-
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
-        held, self._held = self._held, None
-        for text in held or []:
-            self.line(text)
+    for text in notes:  # after the table, which stays whole where both are on one terminal
+        note(text)
 
 
 def _of_own_nodes(options: Options, numbers: Mapping[str, int], cleanup: ExitStack, display: Display) -> Iterator[str]:
@@ -160,8 +139,10 @@ def _of_own_nodes(options: Options, numbers: Mapping[str, int], cleanup: ExitSta
         yield as_json(list(chain.from_iterable(batches)))
 
 
-def _of_cluster(options: Options, numbers: Mapping[str, int], cleanup: ExitStack, display: Display) -> Iterator[str]:
-    """The table or JSON of a running cluster, on the computers that it has."""
+def _of_cluster(
+    options: Options, numbers: Mapping[str, int], cleanup: ExitStack, display: Display, notes: list[str]
+) -> Iterator[str]:
+    """The table or JSON of a running cluster, on the computers that it has. `notes` get what is to be said after it."""
     for_own_nodes = ("model", "shape", "weights", "depth", "nodes", "threads", "kernels", "sync", "profile")
     defaults = Options()
     given = [name for name in for_own_nodes if getattr(options, name) != getattr(defaults, name)] + list(numbers)
@@ -170,7 +151,7 @@ def _of_cluster(options: Options, numbers: Mapping[str, int], cleanup: ExitStack
     prompts, generated = _lengths(options)
     client = cleanup.enter_context(client_of(options.connect, options.cluster))
     status = client.status()
-    rows = measure_running(client, prompts, generated, options.repetitions, display)
+    rows = measure_running(client, prompts, generated, options.repetitions, display, notes)
     if options.output == "md" and not options.json:
         yield from running_markdown(status, rows)
     else:

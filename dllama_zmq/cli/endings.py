@@ -18,8 +18,8 @@ from typing import Any, ParamSpec
 import typer
 
 from dllama_zmq.cli.show import note
-from dllama_zmq.errors import DllamaError, UsageError
-from dllama_zmq.host import refused_by_system
+from dllama_zmq.errors import UsageError
+from dllama_zmq.host import in_words
 
 P = ParamSpec("P")
 
@@ -33,23 +33,14 @@ def with_exit_codes(command: Callable[P, None]) -> Callable[P, None]:
             command(*args, **kwargs)
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
-        except UsageError as error:
-            raise _failed(str(error), 2) from None
-        except DllamaError as error:
-            raise _failed(str(error), 1) from None
         except BrokenPipeError:
             _discard_output()  # whoever read it has had enough
         except typer.Exit:
             raise
         except Exception as error:
-            if words := refused_by_system(error):
-                raise _failed(words, 1) from None
-            if isinstance(error, OSError):
-                raise _failed(f"{error.filename or 'the system'}: {error.strerror or error}", 1) from None
             if isinstance(error.__cause__, KeyboardInterrupt):  # it came while a module was loaded
                 raise typer.Exit(130) from None
-            hint = "set DLLAMA_ZMQ_DEBUG=1 to see where, and please report it"
-            raise _failed(f"a defect of dllama-zmq: {type(error).__name__}: {error}; {hint}", 1) from None
+            raise _failed(in_words(error), 2 if isinstance(error, UsageError) else 1) from None
 
     return guarded
 
@@ -94,7 +85,8 @@ def with_output(run: Callable[[], int]) -> int:
         return 0
     except OSError as error:
         _discard_output()
-        typer.echo(f"error: {refused_by_system(error) or f'stdout: {error.strerror or error}'}", err=True)
+        error.filename = "stdout"
+        note(f"error: {in_words(error)}")
         return 1
     except SystemExit as ending:
         if isinstance(ending.__context__, BrokenPipeError):  # rich says 1 where a reader has had enough

@@ -21,6 +21,7 @@ from dllama_zmq.errors import ConfigError, UsageError
 from dllama_zmq.formats.files import replace_file
 from dllama_zmq.hub import HUB_PREFIX
 from dllama_zmq.sources import DATA_FOLDER, DEMO, absolute_model
+from dllama_zmq.telling import plural
 
 _COLUMN = 28  # where the comments begin
 _MOST_NODES = 1024
@@ -61,7 +62,7 @@ def init(
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror}. Make room, or name a file elsewhere.") from None
     what = f" {shlex.quote(str(path))}" if path != Path(FILE_NAME) else ""
-    note(f"wrote {path}: {n_nodes} node{'s' if n_nodes > 1 else ''}; next: dllama-zmq up{what}")
+    note(f"wrote {path}: {plural(n_nodes, 'node')}; next: dllama-zmq up{what}")
     if not is_loopback(host):
         note(open_bus_note(host))
 

@@ -22,7 +22,7 @@ from dllama_zmq.cli.netstat_figures import (
     Share,
 )
 from dllama_zmq.cli.slow_nodes import legend
-from dllama_zmq.telling import human_bytes
+from dllama_zmq.telling import human_bytes, plural
 
 _NAMES = {"step": "step x", "sum": "sums", "partial": "partials", "candidates": "candidates", "more": "asked again"}
 _NO_TOKENS = "no tokens yet: make some with `dllama-zmq generate`"
@@ -56,7 +56,7 @@ def summary_table(report: Report) -> RenderableType:
 def report_tables(report: Report) -> RenderableType:
     """A running cluster's traffic and waiting."""
     parts: list[RenderableType] = [
-        Text(f"{report.cluster}: {report.state}, {_count(report.nodes, 'node')}, sync {report.sync}"),
+        Text(f"{report.cluster}: {report.state}, {plural(report.nodes, 'node')}, sync {report.sync}"),
         Text(f"model: {os.path.normpath(report.model)}"),
         Text("The root sends step x and sums; it receives partials and candidates."),
         Text("Payload is arrays; wire is payload, headers and ZMTP framing."),
@@ -113,7 +113,7 @@ def _setup_table(report: Report) -> Table:
 
 def _windows(report: Report) -> str:
     """How many steps of each phase are the last ones, and their seconds."""
-    steps = (f"{_count(one.steps, 'step')} of {one.phase} ({one.wall_s:.1f} s)" for one in report.recent)
+    steps = (f"{plural(one.steps, 'step')} of {one.phase} ({one.wall_s:.1f} s)" for one in report.recent)
     return f"in the last {' and '.join(steps)}"
 
 
@@ -140,7 +140,7 @@ def _slowest(report: Report) -> list[Text]:
 
 def _title(report: Report, phase: str) -> Text:
     n_tokens, n_steps = report.tokens[phase], report.steps[phase]
-    return Text(f"{phase}, kB per token ({_count(n_tokens, 'token')} in {_count(n_steps, 'step')})", "bold")
+    return Text(f"{phase}, kB per token ({plural(n_tokens, 'token')} in {plural(n_steps, 'step')})", "bold")
 
 
 def _verdict(report: Report) -> Text:
@@ -148,9 +148,9 @@ def _verdict(report: Report) -> Text:
         return Text(f"measured agrees with planned: payload to the byte, wire within {WIRE_TOLERANCE:.0%}", "green")
     reasons = []
     if report.unfinished_steps > 0:
-        reasons.append(f"{_count(report.unfinished_steps, 'step')} that did not end")
+        reasons.append(f"{plural(report.unfinished_steps, 'step')} that did not end")
     if report.sent_again > 0:
-        reasons.append(f"{_count(report.sent_again, 'message')} sent again")
+        reasons.append(f"{plural(report.sent_again, 'message')} sent again")
     why = f"; the plan does not count {' and '.join(reasons)}" if reasons else ""
     return Text(f"measured differs from planned{why}", "red")
 
@@ -159,7 +159,7 @@ def prediction_tables(prediction: Prediction) -> RenderableType:
     """What a model over a number of nodes will take."""
     parts: list[RenderableType] = [
         Text(
-            f"{prediction.model}, {prediction.weight_type} weights, over {_count(prediction.nodes, 'node')}, "
+            f"{prediction.model}, {prediction.weight_type} weights, over {plural(prediction.nodes, 'node')}, "
             f"sync {prediction.sync}: the traffic of one generated token"
         )
     ]
@@ -213,10 +213,6 @@ def _table(*columns: str, left: int = 1) -> Table:
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i < left else "right", no_wrap=i > 0, overflow="fold")
     return table
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
 def _kb(n_bytes: int | None, n_tokens: int = 1) -> str:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console, RenderableType
 from rich.filesize import decimal, pick_unit_and_suffix
-from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
-from rich.table import Column
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.table import Column, Table
 from rich.text import Text
 
 from dllama_zmq.bus.client_messages import NodeStatus, Status
@@ -22,8 +24,8 @@ _SHOWN_AFTER_S = 0.4
 """What is over sooner does not flash up on a terminal."""
 _PLAIN_AT_S = (1.5, 5.0, 10.0, 30.0)
 """When a plain line says what goes on, counted from its begin; then as often as the last of these."""
-_LOOK_S = 0.1
-_MOST_NAMED = 3
+_POLL_S = 0.1
+_MAX_NAMED = 3
 
 
 class Display:
@@ -35,12 +37,15 @@ class Display:
     def __init__(self, per_s: float = 5.0, clock: Callable[[], float] = time.monotonic) -> None:
         """per_s: how often a second the line on a terminal is drawn."""
         self._console = Console(stderr=True)
-        self._live = self._console.is_terminal and not self._console.is_dumb_terminal
         self._clock = clock
-        self._bars = _Line(self._console, clock, per_s, self._live)
-        self._task = self._bars.add_task("", total=None, visible=False, unit="B", begun=0)
-        self._text, self._since, self._due = "", 0.0, 0.0
-        self._last_word = clock()
+        self._line = _Line(clock)
+        self._live: Live | None = None
+        if self._console.is_terminal and not self._console.is_dumb_terminal:
+            self._live = Live(
+                self._line, console=self._console, transient=True, refresh_per_second=per_s,
+                redirect_stdout=False, redirect_stderr=False,
+            )  # fmt: skip
+        self._due, self._last_word = 0.0, clock()
         self._lock = threading.Lock()
         self._inside = False
         self._thread: threading.Thread | None = None
@@ -49,7 +54,7 @@ class Display:
     @property
     def is_live(self) -> bool:
         """Whether somebody sits at a terminal and sees it."""
-        return self._live
+        return self._live is not None
 
     def __enter__(self) -> Self:
         self._inside = True
@@ -67,8 +72,7 @@ class Display:
             self._last_word = self._clock()
             self._due = max(self._due, self._last_word + _PLAIN_AT_S[0])
         # rich itself breaks words; what is no terminal gets the line as it is.
-        text = wrapped(text, self._console.width) if self._console.is_terminal else text
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self._print(wrapped(text, self._console.width) if self._console.is_terminal else text)
 
     def now(self, text: str, done: int = 0, total: int = 0, unit: Unit = "B") -> None:
         """What goes on from here, `done` of `total` of it where that is known; "" is `rest`."""
@@ -76,28 +80,19 @@ class Display:
             self.rest()
             return
         with self._lock:
-            if text != self._text:
-                if not self._text:
-                    self._bars.shown_from = self._clock() + _SHOWN_AFTER_S
-                self._text, self._since = text, self._clock()
-                self._due = max(self._since, self._last_word + _PLAIN_AT_S[0])
-                # One task for all: Ctrl-C between the end of one and the begin of another would leave none.
-                self._bars.tasks[0].total = None  # `reset` leaves a total that it is not given
-                self._bars.reset(
-                    self._task, total=total or None, completed=done, visible=True, description=text, unit=unit,
-                    begun=done,
-                )  # fmt: skip
-            self._bars.update(self._task, total=total or None, completed=done, unit=unit)
+            if text != self._line.text:
+                self._line.begin(text, done)
+                self._due = max(self._line.since, self._last_word + _PLAIN_AT_S[0])
+            self._line.done, self._line.total, self._line.unit = done, total, unit
         if self._inside:
             self._begin()
 
     def rest(self) -> None:
         """Nothing goes on for now: the terminal is free for the answer, and nothing is said."""
         with self._lock:
-            self._text, self._last_word = "", self._clock()
-            self._bars.update(self._task, visible=False)
-        if self._live:
-            self._bars.stop()
+            self._line.text, self._last_word = "", self._clock()
+        if self._live is not None:
+            self._live.stop()
         elif self._thread is not None:
             self._ended.set()
             if self._thread.ident is not None:  # else Ctrl-C came before it was started
@@ -107,27 +102,78 @@ class Display:
     def tick(self) -> None:
         """Without a terminal: say what goes on, where it is time to."""
         with self._lock:
-            now = self._clock()
-            if not self._text or now < self._due:
+            now, line = self._clock(), self._line
+            if not line.text or now < self._due:
                 return
-            figures = figures_of(self._bars.tasks[0])
-            text = f"{self._text} ({figures})" if self._bars.tasks[0].total is None else f"{self._text}: {figures}"
-            next_s = next((at for at in _PLAIN_AT_S if self._since + at > now + 2.0), None)
-            self._due = now + _PLAIN_AT_S[-1] if next_s is None else self._since + next_s
+            text = f"{line.text}: {line.figures()}" if line.total else f"{line.text} ({line.figures()})"
+            next_s = next((at for at in _PLAIN_AT_S if line.since + at > now + 2.0), None)
+            self._due = now + _PLAIN_AT_S[-1] if next_s is None else line.since + next_s
             self._last_word = now
+        self._print(text)
+
+    def _print(self, text: str) -> None:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def _begin(self) -> None:
-        if self._live:
-            self._bars.start()
+        if self._live is not None:
+            self._live.start()
         elif self._thread is None:
             self._ended.clear()
             self._thread = threading.Thread(target=self._repeat, name="progress", daemon=True)
             self._thread.start()
 
     def _repeat(self) -> None:
-        while not self._ended.wait(_LOOK_S):
+        while not self._ended.wait(_POLL_S):
             self.tick()
+
+
+class _Line:
+    """What goes on, on one line that never wraps: a spinner, words, a bar where the end is known, and figures."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._spinner = Spinner("dots", style="progress.spinner")
+        self.text, self.since, self._shown_from, self._first = "", 0.0, 0.0, 0
+        self.done, self.total, self.unit = 0, 0, "B"
+
+    def begin(self, text: str, done: int) -> None:
+        """Something new goes on, with `done` of it done before."""
+        now = self._clock()
+        if not self.text:
+            self._shown_from = now + _SHOWN_AFTER_S
+        self.text, self.since, self._first = text, now, done
+
+    def figures(self) -> str:
+        """How far it is, as `4.1 of 68.0 GB, 120.0 MB/s, 9 min left`; where its end is not known, since when."""
+        elapsed_s, total, unit = self._clock() - self.since, self.total, self.unit
+        if not total:
+            return duration(elapsed_s)
+        fresh = self.done - self._first
+        speed = fresh / elapsed_s if fresh > 0 and elapsed_s > 0 else 0.0  # a mean, so that it falls when stuck
+        if unit == "%":
+            words = [f"{100 * self.done // total}%"]
+        elif unit == "B":
+            size, suffix = pick_unit_and_suffix(total, ["bytes", "kB", "MB", "GB", "TB"], 1000)
+            digits = 0 if size == 1 else 1
+            words = [f"{self.done / size:.{digits}f} of {total / size:.{digits}f} {suffix}"]
+            words += [f"{decimal(int(speed))}/s"] if speed else []
+        else:
+            words = [f"{self.done} of {total} {unit}"]
+            words += [f"{speed:.1f} {unit}/s"] if speed else []
+        if speed and self.done < total:
+            words.append(f"{duration((total - self.done) / speed)} left")
+        elif not speed:
+            words.append(duration(elapsed_s))
+        return ", ".join(words)
+
+    def __rich__(self) -> RenderableType:
+        if not self.text or self._clock() < self._shown_from:
+            return Text()
+        grid = Table.grid(Column(), Column(no_wrap=True, overflow="ellipsis", ratio=1), padding=(0, 1), expand=True)
+        bar = [ProgressBar(self.total, self.done, width=16)] if self.total else []
+        figures = Text(self.figures(), "progress.remaining", no_wrap=True)
+        grid.add_row(self._spinner, Text(self.text), *bar, figures)
+        return grid
 
 
 class Arrivals:
@@ -150,9 +196,9 @@ class Arrivals:
                 self._tells.line(f"{node.name} {node.reason}")
         waiting = [node for node in workers if node.state in ("absent", "loading")]
         if waiting:
-            more = f"; and {len(waiting) - _MOST_NAMED} more" if len(waiting) > _MOST_NAMED else ""
+            more = f"; and {len(waiting) - _MAX_NAMED} more" if len(waiting) > _MAX_NAMED else ""
             self._tells.now(
-                "; ".join(f"{node.name} {note_on(node)}" for node in waiting[:_MOST_NAMED]) + more, *_amount(waiting)
+                "; ".join(f"{node.name} {note_on(node)}" for node in waiting[:_MAX_NAMED]) + more, *_amount(waiting)
             )
         elif any(node.state != "ready" for node in workers):
             self._tells.now("all workers have their weights")
@@ -174,70 +220,9 @@ def _amount(waiting: list[NodeStatus]) -> tuple[int, int, Unit]:
     return sum(node.sent_bytes for node in receiving), sum(node.total_bytes for node in receiving), "B"
 
 
-def figures_of(task: Task) -> str:
-    """How far a task is, as `4.1 of 68.0 GB, 120.0 MB/s, 9 min left`; where its end is not known, since when."""
-    elapsed_s = task.elapsed or 0.0
-    if task.total is None:
-        return duration(elapsed_s)
-    done, total, unit, begun = int(task.completed), int(task.total), task.fields["unit"], task.fields["begun"]
-    speed = (done - begun) / elapsed_s if done > begun and elapsed_s > 0 else 0.0  # a mean, so that it falls when stuck
-    if unit == "%":
-        words = [f"{100 * done // total}%"]
-    elif unit == "B":
-        size, suffix = pick_unit_and_suffix(total, ["bytes", "kB", "MB", "GB", "TB"], 1000)
-        digits = 0 if size == 1 else 1
-        words = [f"{done / size:.{digits}f} of {total / size:.{digits}f} {suffix}"]
-        words += [f"{decimal(int(speed))}/s"] if speed else []
-    else:
-        words = [f"{done} of {total} {unit}"]
-        words += [f"{speed:.1f} {unit}/s"] if speed else []
-    if speed and done < total:
-        words.append(f"{duration((total - done) / speed)} left")
-    elif not speed:
-        words.append(duration(elapsed_s))
-    return ", ".join(words)
-
-
 def duration(seconds: float) -> str:
     """Seconds as people say them."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
-
-
-class _Line(Progress):
-    """rich's display with one line that never wraps: what, a bar where the end is known, and figures."""
-
-    def __init__(self, console: Console, clock: Callable[[], float], per_s: float, live: bool) -> None:
-        self.shown_from, self._clock = 0.0, clock
-        super().__init__(
-            SpinnerColumn(),
-            TextColumn(
-                "{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)
-            ),
-            _Bar(bar_width=16),
-            _Figures(table_column=Column(no_wrap=True)),
-            console=console,
-            get_time=clock,
-            disable=not live,
-            transient=True,
-            expand=True,
-            refresh_per_second=per_s,
-            redirect_stdout=False,
-            redirect_stderr=False,
-        )
-
-    def get_renderables(self) -> Iterable[RenderableType]:
-        if self._clock() >= self.shown_from:
-            yield from super().get_renderables()
-
-
-class _Bar(BarColumn):
-    def render(self, task: Task) -> RenderableType:  # type: ignore[override]
-        return Text() if task.total is None else super().render(task)
-
-
-class _Figures(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text(figures_of(task), style="progress.remaining")

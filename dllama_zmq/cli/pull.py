@@ -15,7 +15,7 @@ from typer import Argument, Option
 from dllama_zmq.cli.progress import Display
 from dllama_zmq.cli.show import note
 from dllama_zmq.hub import ModelName, Pull, load_settings, plan_pull
-from dllama_zmq.telling import Tells, human_bytes
+from dllama_zmq.telling import Tells, human_bytes, plural
 
 _MOST_LISTED = 20
 
@@ -73,7 +73,7 @@ def _announce(pull: Pull, tells: Tells) -> None:
         tells.line(f"{pull.repo} is in the cache")
         return
     missing = pull.missing()
-    n_files = f"{len(pull.files)} file{'s' if len(pull.files) > 1 else ''}"
+    n_files = plural(len(pull.files), "file")
     tells.line(f"{pull.repo} at {pull.revision} ({pull.commit[:8]}): {n_files}, {human_bytes(pull.n_bytes)}")
     for file in pull.files[:_MOST_LISTED]:
         state = "" if file in missing else ", here already"

@@ -12,6 +12,7 @@ from rich.table import Table
 from dllama_zmq.bus.client_messages import Figures, Piece, Prefill
 from dllama_zmq.bus.step_sums import StepSums
 from dllama_zmq.cli.show import note
+from dllama_zmq.telling import plural
 
 
 class Stats:
@@ -74,7 +75,7 @@ class Stats:
 
 def _speed(n_tokens: int, sums: StepSums) -> str:
     speed = f", {sums.tokens_per_s():.1f} tokens/s" if sums.tokens else ""
-    return f"{n_tokens} {'token' if n_tokens == 1 else 'tokens'}{speed}"
+    return f"{plural(n_tokens, 'token')}{speed}"
 
 
 def _line(figures: Figures) -> str:
