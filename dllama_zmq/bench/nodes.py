@@ -17,7 +17,7 @@ from dllama_zmq.errors import ClusterError, WorkerLost
 from dllama_zmq.formats import ModelFile
 from dllama_zmq.host import usable_cores
 from dllama_zmq.interrupts import Interrupts
-from dllama_zmq.launch.fleet import Fleet, last_error
+from dllama_zmq.launch.fleet import Fleet
 from dllama_zmq.launch.paths import Places
 from dllama_zmq.root.root import Root, RootSettings
 from dllama_zmq.sharding import DEFAULT_SEQ_LEN
@@ -60,14 +60,13 @@ def running_nodes(settings: BenchSettings, model: ModelFile, tells: Tells, inter
         if places is None:
             yield root
             return
-        fleet = Fleet(workers, places, root_settings.crowded)
+        fleet = Fleet(workers, places, root_settings.crowded, root.roster, _LIMITS.join_s)
         cleanup.callback(fleet.stop, _LIMITS.stop_s)
         join_until = time.monotonic() + _LIMITS.join_s
 
         def watch() -> None:
             if ended := fleet.first_ended():
-                error = last_error(places.log(ended.split()[0]))
-                raise ClusterError(f"{ended} before it was ready" + (f": {error}" if error else ""))
+                raise ClusterError(f"{ended} before it was ready")
             if root.anybody_absent() and time.monotonic() > join_until:
                 raise ClusterError(f"{root.missing_sentence()} after {_LIMITS.join_s:.0f} s")
             rows = root.progress()

@@ -17,7 +17,7 @@ from dllama_zmq.errors import ClusterError, ConfigError, UsageError
 from dllama_zmq.hub import HUB_PREFIX, find_by_name
 from dllama_zmq.launch.registry import (
     AlreadyRunning,
-    Running,
+    Record,
     cluster_here,
     connect,
     ended_unexpectedly,
@@ -44,7 +44,7 @@ def chosen_path(argument: Path | None = None, option: Path | None = None) -> Pat
     if path.is_dir():
         return path / FILE_NAME
     if not path.exists() and len(path.parts) == 1:
-        named = [one.path for one in running_clusters() if one.name == str(path) and not one.file.private]
+        named = [one.path for one in running_clusters() if one.name == str(path) and not one.private]
         path = named[0] if named else path
     return path
 
@@ -134,7 +134,7 @@ def for_a_model(model: str, overrides: Overrides) -> ClusterFile:
     alone = without_file(overrides, model, private=True)
     running = _running_in_this_folder()
     if running is not None and alone.runs_the_same(running.file):
-        return ClusterFile(Path(FILE_NAME), running.file.cluster)
+        return ClusterFile(Path(FILE_NAME), running.cluster)
     return alone
 
 
@@ -190,11 +190,11 @@ def _files_here() -> str:
 
 
 def _names_here() -> str:
-    names = [one.name for one in running_clusters() if not one.file.private]
+    names = [one.name for one in running_clusters() if not one.private]
     return f"these run on this computer: {', '.join(names)}" if names else "no cluster runs on this computer"
 
 
-def _running_in_this_folder() -> Running | None:
+def _running_in_this_folder() -> Record | None:
     try:
         return find_running(cluster_here(Path(FILE_NAME)))
     except (ConfigError, ClusterError):  # there is none, or its name is another's: either way not one to use

@@ -29,13 +29,13 @@ from dllama_zmq.cluster import ClusterFile
 from dllama_zmq.errors import ClusterError, UsageError
 from dllama_zmq.launch.lifecycle import Listener, bring_up, commands_elsewhere, take_down
 from dllama_zmq.launch.registry import (
-    Running,
+    Record,
     address_elsewhere,
     await_running,
     ended_unexpectedly,
     running_clusters,
 )
-from dllama_zmq.telling import human_bytes
+from dllama_zmq.telling import human_bytes, plural
 
 _STATUS_S = 10.0  # the root answers between two steps
 
@@ -100,8 +100,7 @@ def _up(file: ClusterFile) -> None:
     except KeyboardInterrupt:
         note(f"stopped; {file.cluster.name} is down")
         raise
-    nodes = "1 node" if len(status.nodes) == 1 else f"{len(status.nodes)} nodes"
-    example = file.command('generate "Once upon a time"')
+    nodes, example = plural(len(status.nodes), "node"), file.command('generate "Once upon a time"')
     note(f"{status.name} is up: {nodes} in {time.monotonic() - start:.1f} s. Try: {example}")
 
 
@@ -123,8 +122,7 @@ def _for_this_call(file: ClusterFile) -> str:
     if not file.private:
         keeps = f"`{file.command('up')}` keeps it"
         return f"{file.cluster.name} is not running: bringing up {file.path} for this call ({keeps})"
-    n_nodes = file.cluster.n_nodes
-    nodes = "one node" if n_nodes == 1 else f"{n_nodes} nodes"
+    nodes = plural(file.cluster.n_nodes, "node")
     return f"starting {file.cluster.model} on {nodes} for this call (`dllama-zmq up -m` keeps it running)"
 
 
@@ -219,10 +217,10 @@ def ps(*, json: flags.Json = False) -> None:
     if json:
         rows = [
             {
-                "name": one.name, "state": _state(one), "model": one.model, "nodes": one.file.cluster.n_nodes,
+                "name": one.name, "state": _state(one), "model": one.model, "nodes": one.cluster.n_nodes,
                 "pid": one.pid, "since": one.since, "clients": one.clients,
-                "file": str(one.path) if one.path.exists() and not one.file.private else None,
-                "folder": None if one.file.private else str(one.path.parent),
+                "file": str(one.path) if one.path.exists() and not one.private else None,
+                "folder": None if one.private else str(one.path.parent),
             }
             for one in found
         ]  # fmt: skip
@@ -236,7 +234,7 @@ def ps(*, json: flags.Json = False) -> None:
         row = (
             one.name,
             _state(one),
-            one.file.cluster.n_nodes,
+            one.cluster.n_nodes,
             duration(time.time() - one.since),
             one.pid,
             Path(one.model).name,
@@ -245,14 +243,14 @@ def ps(*, json: flags.Json = False) -> None:
     console = Console(highlight=False, markup=False)
     console.print(table)
     for one in found:
-        if not one.file.private:
+        if not one.private:
             place = one.path if one.path.exists() else f"{one.path.parent} (without a file)"
             console.print(f"{one.name}: {place}", soft_wrap=True)
 
 
-def _state(running: Running) -> str:
+def _state(running: Record) -> str:
     if not running.clients:
         return "starting"
     if running.forming:
         return "forming"
-    return "one call" if running.file.private else "up"
+    return "one call" if running.private else "up"

@@ -22,7 +22,7 @@ def files(incomplete: str) -> list[str]:
 
     names: list[str] = []
     with suppress(DllamaError, OSError):
-        names = [one.name for one in running_clusters() if not one.file.private]
+        names = [one.name for one in running_clusters() if not one.private]
     return _beginning([*_paths(incomplete, (".yaml", ".yml")), *names], incomplete)
 
 

@@ -152,7 +152,7 @@ def _client(file: ClusterFile, overrides: Overrides) -> Iterator[_Answering]:
             telling.close()
             check_running(overrides, running, file)
             with Client(running.clients) as client:
-                yield _Answering(client, running.model, running.file.cluster.n_nodes)
+                yield _Answering(client, running.model, running.cluster.n_nodes)
 
 
 @contextmanager

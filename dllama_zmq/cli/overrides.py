@@ -14,35 +14,36 @@ from dllama_zmq.cluster import ClusterFile, WorkerConfig
 from dllama_zmq.errors import ClusterError, UsageError
 from dllama_zmq.hub import HUB_PREFIX, ModelName, find_pulled
 from dllama_zmq.launch import registry
-from dllama_zmq.launch.registry import Running
+from dllama_zmq.launch.registry import Record
 from dllama_zmq.sources import DEMO, absolute_model, expand_home
+from dllama_zmq.telling import plural
 
 
 def applied(overrides: Overrides, file: ClusterFile) -> ClusterFile:
     """`file` with what the command line says instead."""
-    cluster = file.cluster
     if overrides.workers is not None:
         if not file.path.exists():
             raise UsageError(f"--workers: {_fixed(file)}; {_anew(file, f'--workers {overrides.workers}')}")
         raise UsageError(f"--workers goes without a cluster file; {file.path} names the workers of its cluster")
+    changes: dict[str, object] = {
+        "sync": overrides.sync, "kernels": overrides.kernels, "weights": overrides.weights,
+        "max_seq_len": overrides.context, "check_memory": False if overrides.force else None,
+    }  # fmt: skip
+    cluster = msgspec.structs.replace(file.cluster, **{key: it for key, it in changes.items() if it is not None})
     if overrides.nodes is not None:
         cluster = msgspec.structs.replace(cluster, workers=_first(overrides.nodes, file))
     if overrides.threads is not None:
-        root = msgspec.structs.replace(cluster.root, threads=overrides.threads)
-        workers = [msgspec.structs.replace(worker, threads=overrides.threads) for worker in cluster.workers]
+        root, *workers = [
+            msgspec.structs.replace(node, threads=overrides.threads) for node in (cluster.root, *cluster.workers)
+        ]
         cluster = msgspec.structs.replace(cluster, root=root, workers=workers)
     if overrides.model is not None:  # the file's tokenizer is that of the file's model
         cluster = msgspec.structs.replace(cluster, model=absolute_model(overrides.model), tokenizer=None)
     if overrides.tokenizer is not None:
-        given_path = str(overrides.tokenizer)
-        tokenizer = DEMO if given_path == DEMO else str(expand_home(given_path).absolute())
+        given = str(overrides.tokenizer)
+        tokenizer = DEMO if given == DEMO else str(expand_home(given).absolute())
         cluster = msgspec.structs.replace(cluster, tokenizer=tokenizer)
-    changes = {
-        "sync": overrides.sync, "kernels": overrides.kernels, "weights": overrides.weights,
-        "max_seq_len": overrides.context, "check_memory": False if overrides.force else None,
-    }  # fmt: skip
-    given = {key: value for key, value in changes.items() if value is not None}
-    return replace(file, cluster=msgspec.structs.replace(cluster, **given))
+    return replace(file, cluster=cluster)
 
 
 def without_file(overrides: Overrides, model: str, folder: Path = Path(), private: bool = False) -> ClusterFile:
@@ -84,7 +85,7 @@ def _first(n_nodes: int, file: ClusterFile) -> list[WorkerConfig]:
 
 def _fixed(file: ClusterFile) -> str:
     which = f"the cluster of {file.path}" if file.path.exists() else f"cluster {file.cluster.name!r} of this folder"
-    return f"{which} has {file.cluster.n_nodes} {'node' if file.cluster.n_nodes == 1 else 'nodes'}"
+    return f"{which} has {plural(file.cluster.n_nodes, 'node')}"
 
 
 def _anew(file: ClusterFile, flags: str) -> str:
@@ -102,7 +103,7 @@ def check_elsewhere(overrides: Overrides, address: str, model: str) -> None:
         )
 
 
-def check_running(overrides: Overrides, running: Running, asked: ClusterFile) -> None:
+def check_running(overrides: Overrides, running: Record, asked: ClusterFile) -> None:
     """Say which flags a cluster that runs already does not follow; `asked` has them in it.
 
     Raises ClusterError where they, or the file by now, ask for another model, which would answer otherwise.
@@ -114,7 +115,7 @@ def check_running(overrides: Overrides, running: Running, asked: ClusterFile) ->
             f"for {_described(asked)}: take it down first ({running.down_command()})"
             + (", or leave -m, --weights and --tokenizer out" if given else "")
         )
-    there = running.file.cluster
+    there = running.cluster
     values = {
         "--threads": (overrides.threads, there.root.threads),
         "--sync": (overrides.sync, there.sync),

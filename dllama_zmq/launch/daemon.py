@@ -9,7 +9,6 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Literal
 
-import msgspec
 import zmq
 
 from dllama_zmq import __version__
@@ -17,20 +16,18 @@ from dllama_zmq.bus import sockets
 from dllama_zmq.bus.addresses import ip_addresses
 from dllama_zmq.bus.links import Endpoints
 from dllama_zmq.bus.peers import Peers
-from dllama_zmq.cluster import Cluster, ClusterFile, WorkerConfig, is_loopback
+from dllama_zmq.cluster import Cluster, ClusterFile, is_loopback
 from dllama_zmq.errors import ClusterError, DllamaError
-from dllama_zmq.host import require_open_files, usable_cores
+from dllama_zmq.host import require_open_files
 from dllama_zmq.interrupts import Interrupts
-from dllama_zmq.launch.cores import shared
 from dllama_zmq.launch.fleet import Fleet
 from dllama_zmq.launch.locks import await_last_user
-from dllama_zmq.launch.nodes_here import local_workers, open_checked
+from dllama_zmq.launch.nodes_here import local_workers, node_threads, open_checked
 from dllama_zmq.launch.owner import at_end_of_stdin
 from dllama_zmq.launch.paths import Places, as_text
 from dllama_zmq.launch.ports import check_ports
 from dllama_zmq.launch.public_state import PublicState
 from dllama_zmq.launch.registry import Record, only_one
-from dllama_zmq.launch.starting import StartingFile
 from dllama_zmq.root.report import ClusterFacts
 from dllama_zmq.root.root import Root, RootSettings
 from dllama_zmq.root.service import Service
@@ -75,8 +72,8 @@ def run_cluster(file: ClusterFile, tells: Tells, lock: int | None = None) -> Non
                 at_end_of_stdin(lambda: _leave(places))
             cleanup.callback(places.clear)  # libzmq leaves the files of its ipc sockets behind
             check_ports(cluster)
-            starting = StartingFile(places.starting_file, tells)
-            starting.now(f"the root opens {as_text(Path(file.model_path().name))} and its tokenizer")
+            public = PublicState(file, places, tells)
+            public.now(f"the root opens {as_text(Path(file.model_path().name))} and its tokenizer")
             model, tokenizer = open_checked(file, lambda sentence: logger.warning("%s", sentence))
             cleanup.enter_context(model)
             require_open_files(_FILES_OF_ROOT + _FILES_OF_PEER * len(cluster.workers))
@@ -84,7 +81,7 @@ def run_cluster(file: ClusterFile, tells: Tells, lock: int | None = None) -> Non
             cleanup.callback(context.destroy)  # `term` would wait for ever for the sockets of half a root
             root = Root(
                 context, model, root_settings(cluster), _endpoints(cluster, places),
-                lambda done, total: starting.now("the root reads its part of the model", done, total),
+                lambda done, total: public.now("the root reads its part of the model", done, total),
             )  # fmt: skip
             cleanup.push(lambda kind, error, traceback: root.close(_why_down(root, error), stay=True))
             clients = Peers(context, [*_listen(cluster, "clients"), places.ipc_clients], sockets.CLIENTS)
@@ -93,9 +90,8 @@ def run_cluster(file: ClusterFile, tells: Tells, lock: int | None = None) -> Non
         fleet = Fleet(workers, places, crowded, root.roster, cluster.limits.join_s)
         cleanup.callback(fleet.stop, cluster.limits.stop_s * _FLEET_SHARE)
         facts = ClusterFacts(cluster.name, __version__, as_text(model.path))
-        public = PublicState(root, file, places)
         cleanup.callback(public.remove)
-        starting.remove()
+        public.up(root)
 
         def every_turn() -> None:
             fleet.watch()
@@ -105,14 +101,6 @@ def run_cluster(file: ClusterFile, tells: Tells, lock: int | None = None) -> Non
         with interrupts.then(service.stop, cluster.limits.stop_s * _STEP_SHARE):
             service.run()
         logger.info("going down")
-
-
-def node_threads(cluster: Cluster) -> tuple[int, list[WorkerConfig], bool]:
-    """The root's threads, this host's workers with theirs as numbers, and whether cores are too few for them all."""
-    workers = local_workers(cluster)
-    (own, *others), crowded = shared([cluster.root.threads, *(worker.threads for worker in workers)], usable_cores())
-    counted = [msgspec.structs.replace(worker, threads=n) for worker, n in zip(workers, others, strict=True)]
-    return own, counted, crowded
 
 
 def root_settings(cluster: Cluster) -> RootSettings:

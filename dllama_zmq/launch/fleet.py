@@ -7,7 +7,6 @@ child leaves by itself. The kernel kills one that cannot (`owner.die_with_parent
 from __future__ import annotations
 
 import logging
-import math
 import subprocess
 import sys
 import time
@@ -25,8 +24,8 @@ from dllama_zmq.own_code import own_code
 logger = logging.getLogger(__name__)
 
 _SOUND_AFTER_S = 60.0  # who has lived so long dies for the first time
-_MOST_DEATHS = 3  # of one worker, before the cluster has ever been ready
-_MOST_PAUSE_S = 30.0
+_MAX_DEATHS = 3  # of one worker, before the cluster has ever been ready
+_MAX_PAUSE_S = 30.0
 _REJOIN_S = 10.0  # for a worker that is lost and whose process is there: one that works joins again within 2 s
 MAX_LOG_BYTES = 8 << 20
 
@@ -48,7 +47,7 @@ class Fleet:
     """The local workers of one cluster. `watch` them often; `stop` them at the end.
 
     crowded: this host has fewer cores than its nodes have threads.
-    roster: where the workers have their places; without one, nobody sees who of them is frozen.
+    roster: where the workers have their places.
     join_s: how long a worker that was started may take to join.
     """
 
@@ -56,9 +55,9 @@ class Fleet:
         self,
         workers: Sequence[WorkerConfig],
         places: Places,
-        crowded: bool = False,
-        roster: Roster | None = None,
-        join_s: float = math.inf,
+        crowded: bool,
+        roster: Roster,
+        join_s: float,
     ) -> None:
         self._places = places
         self._crowded = crowded
@@ -75,7 +74,7 @@ class Fleet:
         Raises ClusterError where one dies over and over before the cluster has been ready for the first time.
         """
         now = time.monotonic()
-        self._has_been_ready = self._has_been_ready or (self._roster is not None and self._roster.ready)
+        self._has_been_ready = self._has_been_ready or self._roster.ready
         for child in self._children:
             if child.next_start is None:
                 if child.process.poll() is not None:
@@ -86,7 +85,7 @@ class Fleet:
                 logger.warning("starting again %s: it ended with %s", child.config.name, child.ending)
                 (child.process, child.log_start), child.started = self._start(child.config), now
                 child.next_start, child.has_joined, child.missing_since = None, False, None
-            elif child.next_start is not None and self._roster is not None:
+            elif child.next_start is not None:
                 self._roster.explain_absence(
                     child.config.name,
                     f"ended {child.deaths} times in a row, last with {child.ending}, and starts again in "
@@ -94,21 +93,17 @@ class Fleet:
                 )
 
     def _note_death(self, child: _Child, now: float) -> None:
-        log = self._places.log(child.config.name)
-        error = last_error(log, child.log_start)
-        child.ending = _ending(child.process) + (f" ({error})" if error else "")
+        child.ending = self._ending(child)
         child.deaths = child.deaths + 1 if now - child.started < _SOUND_AFTER_S else 1
-        if child.deaths >= _MOST_DEATHS and not self._has_been_ready:
+        if child.deaths >= _MAX_DEATHS and not self._has_been_ready:
             raise ClusterError(
                 f"{child.config.name} ended {child.deaths} times before the cluster was ready, last with "
-                f"{child.ending}; its log is {log}"
+                f"{child.ending}; its log is {self._places.log(child.config.name)}"
             )
-        child.next_start = now + (0.0 if child.deaths == 1 else min(_MOST_PAUSE_S, 2.0 ** (child.deaths - 2)))
+        child.next_start = now + (0.0 if child.deaths == 1 else min(_MAX_PAUSE_S, 2.0 ** (child.deaths - 2)))
 
     def _is_frozen(self, child: _Child, now: float) -> bool:
         """Whether the roster has lost a worker whose process is there, and that does not come back."""
-        if self._roster is None:
-            return False
         if self._roster.has(child.config.name, child.process.pid):
             child.has_joined, child.missing_since = True, None
             return False
@@ -120,11 +115,17 @@ class Fleet:
         return True
 
     def first_ended(self) -> str:
-        """Which child has ended, and how, in words that begin with its name; empty while all live."""
+        """Which child has ended, and how; empty while all live."""
         for child in self._children:
             if child.process.poll() is not None:
-                return f"{child.config.name} ended with {_ending(child.process)}"
+                return f"{child.config.name} ended with {self._ending(child)}"
         return ""
+
+    def _ending(self, child: _Child) -> str:
+        """How a child has ended, and what it said last."""
+        code = child.process.returncode
+        error = last_error(self._places.log(child.config.name), child.log_start)
+        return (f"signal {-code}" if code < 0 else f"exit code {code}") + (f" ({error})" if error else "")
 
     def stop(self, wait_s: float) -> None:
         """End every child: asked first, killed where it does not leave within `wait_s`."""
@@ -152,8 +153,7 @@ class Fleet:
             process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=child_environment(), start_new_session=True
             )
-        if self._roster is not None:
-            self._roster.reserve(worker.name, process.pid)
+        self._roster.reserve(worker.name, process.pid)
         return process, log_start
 
 
@@ -182,8 +182,3 @@ def open_log(places: Places, node: str) -> BinaryIO:
 def child_environment() -> dict[str, str]:
     """The environment of a node: BLAS keeps to one thread, for the node has threads of its own."""
     return {**own_code(), "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-
-
-def _ending(process: subprocess.Popen[bytes]) -> str:
-    code = process.returncode
-    return f"signal {-code}" if code < 0 else f"exit code {code}"

@@ -24,8 +24,7 @@ from dllama_zmq.launch.locks import POLL_S
 from dllama_zmq.launch.owner import STAY
 from dllama_zmq.launch.paths import Places
 from dllama_zmq.launch.ports import check_ports
-from dllama_zmq.launch.registry import AlreadyRunning, Running
-from dllama_zmq.launch.starting import tell_from
+from dllama_zmq.launch.registry import AlreadyRunning, Record
 from dllama_zmq.telling import Tells, Unheard
 
 
@@ -94,7 +93,7 @@ def bring_up(file: ClusterFile, listener: Listener) -> Status:
 
 
 @contextmanager
-def for_one_call(file: ClusterFile, listener: Listener, on_shared: Callable[[], None]) -> Iterator[Running]:
+def for_one_call(file: ClusterFile, listener: Listener, on_shared: Callable[[], None]) -> Iterator[Record]:
     """The running cluster of `file`, for the time of the block; one that is brought up for it ends with the block.
 
     It also ends where this process is killed. Where other calls use it by then, it ends after the last of them, and
@@ -212,8 +211,8 @@ def _await_ready(file: ClusterFile, start: _Start, listener: Listener) -> Status
                 elif now > begun + limits.load_s:
                     log = start.places.log("root")
                     raise ClusterError(f"the root did not start within {limits.load_s:.0f} s; see {log}")
-                else:
-                    tell_from(start.places.starting_file, listener.tells)
+                elif running is not None and running.doing[0]:
+                    listener.tells.now(*running.doing)
             else:
                 try:
                     status = client.status(wait_s=limits.step_s)

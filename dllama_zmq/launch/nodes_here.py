@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from typing import Literal
+
+import msgspec
 
 from dllama_zmq.bus.native.exchange import EXCHANGE_KERNELS
 from dllama_zmq.cluster import Cluster, ClusterFile, WorkerConfig, is_loopback
@@ -14,13 +17,30 @@ from dllama_zmq.kernels import Needs
 from dllama_zmq.root.fitting import Wish, check_fits
 from dllama_zmq.sharding import Plan, context_length, kernel_needs
 from dllama_zmq.sources import DEMO
-from dllama_zmq.telling import Tells
+from dllama_zmq.telling import Tells, plural
 from dllama_zmq.tokenizer import Tokenizer
+
+Threads = int | Literal["auto"]
 
 
 def local_workers(cluster: Cluster) -> list[WorkerConfig]:
     """The workers that run on the root's own host, as its children."""
     return [worker for worker in cluster.workers if is_loopback(worker.host)]
+
+
+def node_threads(cluster: Cluster) -> tuple[int, list[WorkerConfig], bool]:
+    """The root's threads, this host's workers with theirs as numbers, and whether cores are too few for them all."""
+    workers = local_workers(cluster)
+    (own, *others), crowded = shared([cluster.root.threads, *(worker.threads for worker in workers)], usable_cores())
+    counted = [msgspec.structs.replace(worker, threads=n) for worker, n in zip(workers, others, strict=True)]
+    return own, counted, crowded
+
+
+def shared(wanted: Sequence[Threads], cores: int) -> tuple[list[int], bool]:
+    """Threads of a host's nodes: as `wanted`, an equal share of `cores` for "auto"; whether cores are too few."""
+    share = max(1, cores // max(1, len(wanted)))
+    threads = [share if n == "auto" else n for n in wanted]
+    return threads, sum(threads) > cores
 
 
 def open_checked(file: ClusterFile, warn: Callable[[str], None]) -> tuple[ModelFile, Tokenizer]:
@@ -77,7 +97,7 @@ def _doubts(cluster: Cluster, model: ModelFile) -> Iterator[str]:
     n_here, cores = 1 + len(local_workers(cluster)), usable_cores()
     if n_here > max(1, cores) and cluster.model != DEMO:  # the demo shows how nodes work together
         yield (
-            f"{n_here} nodes on {cores} {'core' if cores == 1 else 'cores'} of this computer: slower than one node; "
+            f"{n_here} nodes on {plural(cores, 'core')} of this computer: slower than one node; "
             "use --nodes 1, or take workers out of the cluster file"
         )
     own = model.spec.seq_len

@@ -62,13 +62,8 @@ class Places:
 
     @property
     def started_file(self) -> Path:
-        """What was started last: the logs beside it are that cluster's."""
+        """What was started last, and how far its start is: the logs beside it are that cluster's."""
         return self.logs / "cluster.json"
-
-    @property
-    def starting_file(self) -> Path:
-        """How far a root is that is starting; removed when it is up."""
-        return self.run / "starting.json"
 
     @property
     def ipc_steps(self) -> str:
@@ -95,7 +90,7 @@ class Places:
 
     def clear(self) -> None:
         """Remove what a running cluster has in `run`, all but its lock. For the holder of the lock alone."""
-        for path in (self.cluster_file, self.starting_file, *self.run.glob("*.sock")):
+        for path in (self.cluster_file, *self.run.glob("*.sock")):
             path.unlink(missing_ok=True)
 
     def log(self, node: str) -> Path:
@@ -130,14 +125,14 @@ def as_text(path: Path) -> str:
     return os.fsencode(path).decode("utf-8", "replace")
 
 
-def run_folders() -> Iterator[tuple[Path, Path]]:
-    """The two folders of each cluster that is running here or once was: what `Places` holds. Makes none."""
+def all_places() -> Iterator[Places]:
+    """Those of each cluster that is running here or once was. Makes none."""
     run_base, logs_base = _bases()
     with contextlib.suppress(OSError):
         if run_base.lstat().st_uid != os.getuid():  # in /tmp anyone may plant one
             return
         for folder in sorted(run_base.iterdir()):
-            yield folder, logs_base / folder.name
+            yield Places(folder, logs_base / folder.name)
 
 
 def _bases() -> tuple[Path, Path]:

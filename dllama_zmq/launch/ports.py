@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import errno
-import socket
 
 from dllama_zmq.cluster import Cluster
 from dllama_zmq.errors import BusError
-from dllama_zmq.launch.registry import running_clusters
+from dllama_zmq.launch.registry import bind_error, running_clusters
 
 
 def check_ports(cluster: Cluster) -> None:
     """Raise BusError where a port that the root is to bind is taken, and name the cluster that has it."""
     for port in _ports(cluster):
-        if not _is_taken(cluster.root.host, port):
+        if bind_error(cluster.root.host, port) != errno.EADDRINUSE:  # whatever else is wrong, binding tells
             continue
         for other in running_clusters():
-            if other.name != cluster.name and port in _ports(other.file.cluster):
-                holder, cure = other.words(), f"take it down ({other.down_command()})"
+            if other.name != cluster.name and port in _ports(other.cluster):
+                holder, cure = f"the cluster {other.name!r} of {other.path}", f"take it down ({other.down_command()})"
                 break
         else:
             holder, cure = "another program", "stop it"
@@ -32,14 +31,3 @@ def _ports(cluster: Cluster) -> tuple[int, ...]:
     if ports is None:
         return ()
     return (ports.replies, ports.steps, ports.clients) if cluster.workers else (ports.clients,)
-
-
-def _is_taken(host: str, port: int) -> bool:
-    try:
-        (family, kind, protocol, _, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as libzmq does: a port just left is free
-            probe.bind(address)
-    except OSError as error:
-        return error.errno == errno.EADDRINUSE  # whatever else is wrong, binding tells
-    return False

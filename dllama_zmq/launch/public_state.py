@@ -12,30 +12,52 @@ from dllama_zmq.cluster import ClusterFile
 from dllama_zmq.errors import ClusterError
 from dllama_zmq.launch.lifecycle import commands_elsewhere
 from dllama_zmq.launch.paths import Places
-from dllama_zmq.launch.registry import record
+from dllama_zmq.launch.registry import Record
 from dllama_zmq.root.root import Root
+from dllama_zmq.telling import Tells, Unit
 
 logger = logging.getLogger(__name__)
 
+_WRITE_EVERY_S = 0.2
 _FIRST_S = 1.0
-_MOST_PAUSE_S = 600.0
+_MAX_PAUSE_S = 600.0
 
 
 class PublicState:
-    """Whether the cluster is ready or forming. `look` often; `remove` the file at the end.
+    """How far the start is, for whoever waits for it; then whether the cluster is ready or forming.
 
-    While it forms, the log says who is missing and what starts them: after 1 s, then after pauses that double.
+    Until the root is there it is a `Tells`, which passes everything on to `tells`. After `up`, `look` often; `remove`
+    the file at the end. While the cluster forms, the log says who is missing and what starts them: after 1 s, then
+    after pauses that double.
     """
 
-    def __init__(self, root: Root, file: ClusterFile, places: Places) -> None:
-        self._root = root
-        self._path = places.cluster_file
+    def __init__(self, file: ClusterFile, places: Places, tells: Tells) -> None:
+        self._file, self._places, self._tells = file, places, tells
+        self._record = Record.of(file)
         self._commands = commands_elsewhere(file.cluster)
-        cluster = file.cluster
-        self._about = f"name={cluster.name} nodes={cluster.n_nodes} model={file.model_path()} sync={cluster.sync}"
-        self._record = record(file, places.ipc_clients)
-        self._is_up = False
+        self._next_write = 0.0
+        self._has_been_ready = False
+
+    def line(self, text: str) -> None:
+        """Pass it on."""
+        self._tells.line(text)
+
+    def now(self, text: str, done: int = 0, total: int = 0, unit: Unit = "B") -> None:
+        """Pass it on, and write it where something new begins or some time has passed."""
+        self._tells.now(text, done, total, unit)
+        if text == self._record.doing[0] and time.monotonic() < self._next_write:
+            return
+        self._next_write = time.monotonic() + _WRITE_EVERY_S
+        self._record = msgspec.structs.replace(self._record, doing=(text, done, total, unit))
+        with suppress(ClusterError):  # on a full disk nobody is told how far it is, and it goes on
+            self._record.write(self._places.started_file)
+
+    def up(self, root: Root) -> None:
+        """Clients can reach the root from now on."""
+        self._tells.now("")
+        self._root = root
         self._wait(_FIRST_S)
+        self._record = msgspec.structs.replace(self._record, clients=self._places.ipc_clients)
         self._write()
 
     def look(self) -> None:
@@ -48,15 +70,14 @@ class PublicState:
                 logger.warning("%s", error)
         if self._root.ready or time.monotonic() < self._due:
             return
-        self._wait(min(2 * self._pause_s, _MOST_PAUSE_S))
+        self._wait(min(2 * self._pause_s, _MAX_PAUSE_S))
         absent = [row.name for row in self._root.progress() if row.state.value == "absent"]
         cures = [f"start {self._commands[name]}" for name in absent if name in self._commands]
         logger.info("forming: %s", "; ".join([self._root.missing_sentence(), *cures]))
 
     def remove(self) -> None:
         """The cluster goes down."""
-        with suppress(FileNotFoundError):
-            self._path.unlink()
+        self._places.cluster_file.unlink(missing_ok=True)
 
     def _wait(self, pause_s: float) -> None:
         """Say who is missing in `pause_s`, not before."""
@@ -64,7 +85,9 @@ class PublicState:
 
     def _write(self) -> None:
         self._record = msgspec.structs.replace(self._record, forming=not self._root.ready)
-        self._record.write(self._path)
-        if self._root.ready and not self._is_up:
-            self._is_up = True
-            logger.info("up %s", self._about)
+        self._record.write(self._places.cluster_file)
+        if self._root.ready and not self._has_been_ready:
+            self._has_been_ready = True
+            cluster = self._file.cluster
+            about = (cluster.name, cluster.n_nodes, self._file.model_path(), cluster.sync)
+            logger.info("up name=%s nodes=%d model=%s sync=%s", *about)

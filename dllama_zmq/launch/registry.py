@@ -15,7 +15,6 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -25,7 +24,6 @@ from dllama_zmq.cluster import (
     FILE_NAME,
     Cluster,
     ClusterFile,
-    Ports,
     WorkerConfig,
     default_name,
     is_loopback,
@@ -33,8 +31,8 @@ from dllama_zmq.cluster import (
 )
 from dllama_zmq.errors import ClusterError, ConfigError, UsageError
 from dllama_zmq.launch.locks import POLL_S, is_up, take
-from dllama_zmq.launch.paths import Places, as_text, run_folders, writing
-from dllama_zmq.telling import Tells
+from dllama_zmq.launch.paths import Places, all_places, as_text, writing
+from dllama_zmq.telling import Tells, Unit
 from dllama_zmq.threads import converted_by_threads
 
 PRIVATE = "call-"
@@ -47,18 +45,27 @@ _SETTLE_S = 1.0  # from taking the lock to the record that says whose it is
 
 @converted_by_threads
 class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """What a cluster's processes write of it, as JSON: when it is started, and again when clients can reach it.
+    """A cluster as its processes write it into a file, as JSON: when it is started, and whenever it changes.
 
-    path: as UTF-8, for the next command may run in another locale.
+    pid: the process to end. since: seconds since 1970. clients: the address for clients of this computer; empty while
+    the cluster is on its way up or down. doing: while it starts, the arguments for `Tells.now`. forming: some worker is
+    not ready.
     """
 
-    path: str
+    path_text: str = msgspec.field(name="path")  # UTF-8, for the next command may run in another locale
     cluster: Cluster
     private: bool = False
     pid: int
     since: float
     clients: str = ""
+    doing: tuple[str, int, int, Unit] = ("", 0, 0, "B")
     forming: bool = False
+
+    @classmethod
+    def of(cls, file: ClusterFile) -> Record:
+        """What this process, whose cluster `file` describes, says of it."""
+        path = os.fsencode(file.identity).decode("utf-8", "surrogateescape")
+        return cls(path_text=path, cluster=file.cluster, private=file.private, pid=os.getpid(), since=time.time())
 
     def write(self, to: Path) -> None:
         """Make `to` say this; it appears whole."""
@@ -76,34 +83,18 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
             return None
 
     @property
-    def file(self) -> ClusterFile:
-        """The cluster and its file, as they were when it was started."""
-        path = os.fsdecode(self.path.encode("utf-8", "surrogateescape"))
-        return ClusterFile(Path(path), self.cluster, self.private)
-
-
-@dataclass(frozen=True, slots=True)
-class Running:
-    """A cluster that is up, or is on its way up or down: then `clients` is empty.
-
-    pid: the process to end. since: seconds since 1970. clients: the address for those of this computer. forming: not
-    every worker is ready.
-    """
-
-    file: ClusterFile
-    pid: int
-    since: float
-    clients: str
-    forming: bool = False
-
-    @property
     def name(self) -> str:
-        return self.file.cluster.name
+        return self.cluster.name
 
     @property
     def path(self) -> Path:
         """The cluster's file, links resolved; one without a file has that of its folder all the same."""
-        return self.file.path
+        return Path(os.fsdecode(self.path_text.encode("utf-8", "surrogateescape")))
+
+    @property
+    def file(self) -> ClusterFile:
+        """The cluster and its file, as they were when it was started."""
+        return ClusterFile(self.path, self.cluster, self.private)
 
     @property
     def model(self) -> str:
@@ -111,15 +102,7 @@ class Running:
         try:
             return as_text(self.file.unchecked_model_path())
         except ConfigError:  # of the hub, and gone from the cache since
-            return self.file.cluster.model
-
-    @property
-    def ports(self) -> Ports | None:
-        return self.file.cluster.tcp_ports
-
-    def words(self) -> str:
-        """Which cluster that is, for messages."""
-        return f"the cluster {self.name!r} of {self.path}"
+            return self.cluster.model
 
     def down_command(self) -> str:
         """What takes it down, wherever it is run."""
@@ -141,34 +124,33 @@ def without_file(
     return ClusterFile(path, Cluster(name=name, model=model, workers=workers), private)
 
 
-def running_clusters() -> list[Running]:
+def running_clusters() -> list[Record]:
     """Every cluster of this user on this computer that is up or on its way, by name."""
-    found = (_running(Places(*folders)) for folders in run_folders())
+    found = map(_running, all_places())
     return sorted((one for one in found if one is not None), key=lambda one: one.name)
 
 
 def remove_left_by_calls() -> None:
     """Remove the folders of clusters of one call that failed, or were killed, a day ago or longer."""
-    for folders in run_folders():
-        places = Places(*folders)
+    for places in all_places():
         with suppress(OSError):
             is_old = time.time() > places.run.stat().st_mtime + _KEEP_S
             if places.run.name.startswith(PRIVATE) and is_old and not is_up(places):
                 places.remove()
 
 
-def find_running(file: ClusterFile) -> Running | None:
+def find_running(file: ClusterFile) -> Record | None:
     """The cluster of `file` if it is up or on its way.
 
     Raises ClusterError where a cluster of another file has its name.
     """
     same_name = None
     for one in running_clusters():
-        if one.path == file.identity and one.file.private == file.private and not one.file.private:
+        if one.path == file.identity and one.private == file.private and not one.private:
             return one
         if one.name == file.cluster.name:
             same_name = one
-    if same_name is not None and same_name.file.private and file.private:
+    if same_name is not None and same_name.private and file.private:
         return same_name
     if same_name is not None:
         raise ClusterError(
@@ -178,7 +160,7 @@ def find_running(file: ClusterFile) -> Running | None:
     return None
 
 
-def await_running(file: ClusterFile, wait_s: float, tells: Tells | None = None) -> Running | None:
+def await_running(file: ClusterFile, wait_s: float, tells: Tells | None = None) -> Record | None:
     """The cluster of `file` when its clients can reach it; None where it is not running, or ends on the way.
 
     Raises ClusterError as `find_running` does, and where it is neither up nor gone after `wait_s`.
@@ -209,12 +191,12 @@ def cluster_here(path: Path, even_down: bool = False) -> ClusterFile:
             raise
         wanted = path.resolve()
         for one in running_clusters():
-            if one.path == wanted and not one.file.private:
-                return ClusterFile(path, one.file.cluster)
+            if one.path == wanted and not one.private:
+                return ClusterFile(path, one.cluster)
         if even_down:
-            for folders in run_folders():
-                last = Record.read(Places(*folders).started_file)
-                if last is not None and last.file.path == wanted and not last.private:
+            for places in all_places():
+                last = Record.read(places.started_file)
+                if last is not None and last.path == wanted and not last.private:
                     return ClusterFile(path, last.cluster)
         raise
 
@@ -222,10 +204,9 @@ def cluster_here(path: Path, even_down: bool = False) -> ClusterFile:
 def ended_unexpectedly(path: Path) -> ClusterFile | None:
     """The cluster of the file `path`, or of its folder without one, if its root was killed."""
     wanted = path.resolve()
-    for folders in run_folders():
-        places = Places(*folders)
+    for places in all_places():
         found = Record.read(places.cluster_file)
-        if found is None or found.private or found.file.path != wanted:
+        if found is None or found.private or found.path != wanted:
             continue
         if not is_up(places):  # who ends by itself removes its record
             return ClusterFile(path, found.cluster)
@@ -250,12 +231,18 @@ def address_elsewhere(cluster: Cluster) -> str | None:
     host, ports = cluster.root.host, cluster.tcp_ports
     if ports is None or is_loopback(host):
         return None
+    return cluster.root.endpoint(ports.clients) if bind_error(host, 0) == errno.EADDRNOTAVAIL else None
+
+
+def bind_error(host: str, port: int) -> int | None:
+    """The errno with which a TCP socket cannot be bound there; None where it can."""
     try:
-        (family, kind, protocol, _, address), *_ = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)
+        (family, kind, protocol, _, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as libzmq does: a port just left is free
             probe.bind(address)
     except OSError as error:
-        return cluster.root.endpoint(ports.clients) if error.errno == errno.EADDRNOTAVAIL else None
+        return error.errno
     return None
 
 
@@ -279,9 +266,9 @@ def only_one(file: ClusterFile, places: Places, held: int | None = None) -> Iter
                 raise AlreadyRunning(f"cluster {name!r} is running already; `{file.command('down')}` stops it")
             time.sleep(0.02)
         last = Record.read(places.started_file)
-        if last is None or last.file.path != file.identity:
+        if last is None or last.path != file.identity:
             places.begin_logs()  # what is there is of another cluster that had the name
-        record(file).write(places.started_file)
+        Record.of(file).write(places.started_file)
         yield lock
     finally:
         os.close(lock)
@@ -291,20 +278,13 @@ class AlreadyRunning(ClusterError):
     """The cluster that was to be started is up, or is being started by another process."""
 
 
-def record(file: ClusterFile, clients: str = "") -> Record:
-    """What this process, whose cluster `file` describes, says of it."""
-    path = os.fsencode(file.identity).decode("utf-8", "surrogateescape")
-    pid, since = os.getpid(), time.time()
-    return Record(path=path, cluster=file.cluster, private=file.private, pid=pid, since=since, clients=clients)
-
-
-def _running(places: Places) -> Running | None:
+def _running(places: Places) -> Record | None:
     deadline = time.monotonic() + _SETTLE_S
     while is_up(places):
         for path in (places.cluster_file, places.started_file):
             found = Record.read(path)
             if found is not None and _lives(found.pid):
-                return Running(found.file, found.pid, found.since, found.clients, found.forming)
+                return found
         if time.monotonic() > deadline:
             return None  # it was started by another version, or has just been killed
         time.sleep(POLL_S)

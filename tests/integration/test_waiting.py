@@ -145,7 +145,7 @@ def test_what_is_said_at_a_terminal_breaks_between_words(cli: Cli) -> None:
             terminal.to_the_end(WAIT_S)
         lines = [line.rstrip() for line in terminal.screen()]
         assert max(map(len, lines)) <= COLUMNS, lines
-        assert "error: " in terminal.text() or "starting demo on one node for this call (" in lines[0], lines
+        assert "error: " in terminal.text() or "starting demo on 1 node for this call (" in lines[0], lines
         if "run" in words and "demo" in words:
             assert lines[0].endswith("keeps it running)")
             (head,) = (line for line in lines if line.startswith("ms in all (G)"))

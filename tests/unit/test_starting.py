@@ -8,7 +8,9 @@ import pytest
 import zmq
 from tiny import write_tiny_model
 
-from dllama_zmq.launch.starting import StartingFile, tell_from
+from dllama_zmq.launch.paths import Places
+from dllama_zmq.launch.public_state import PublicState
+from dllama_zmq.launch.registry import Record, without_file
 from dllama_zmq.root.root import Root, RootSettings
 from dllama_zmq.telling import Unheard, Unit
 
@@ -21,39 +23,44 @@ class Heard(Unheard):
         self.said.append((text, done, total, unit))
 
 
-def test_what_one_process_writes_another_tells_until_it_is_removed(tmp_path: Path) -> None:
-    path, here, there = tmp_path / "starting.json", Heard(), Heard()
-    tell_from(path, there)
-    file = StartingFile(path, here)
-    file.now("the root reads", 0, 68_000_000_000)
-    tell_from(path, there)
-    assert here.said == there.said == [("the root reads", 0, 68_000_000_000, "B")]
-    file.remove()
-    tell_from(path, there)
-    assert len(there.said) == 1
-    assert here.said[-1][0] == ""  # nothing goes on any more
+@pytest.fixture
+def places(tmp_path: Path) -> Places:
+    return Places(tmp_path, tmp_path)
 
 
-def test_something_new_is_written_at_once_and_its_progress_now_and_then(tmp_path: Path) -> None:
-    path, heard = tmp_path / "starting.json", Heard()
-    file = StartingFile(path, Unheard())
+def doing(places: Places) -> tuple[str, int, int, Unit] | None:
+    """What another process reads."""
+    record = Record.read(places.started_file)
+    return None if record is None else record.doing
+
+
+def test_what_one_process_writes_another_reads(places: Places) -> None:
+    here = Heard()
+    assert doing(places) is None
+    PublicState(without_file("demo"), places, here).now("the root reads", 0, 68_000_000_000)
+    assert here.said == [("the root reads", 0, 68_000_000_000, "B")]
+    assert doing(places) == here.said[0]
+
+
+def test_something_new_is_written_at_once_and_its_progress_now_and_then(places: Places) -> None:
+    state, written = PublicState(without_file("demo"), places, Unheard()), set()
     for done in range(1000):
-        file.now("reading", done, 1000)
-    file.now("packing")
-    tell_from(path, heard)
-    assert heard.said == [("packing", 0, 0, "B")]
+        state.now("reading", done, 1000)
+        written.add(places.started_file.stat().st_ino)
+    assert len(written) < 500
+    state.now("packing")
+    assert doing(places) == ("packing", 0, 0, "B")
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b'{"text": 1}', b'{"text": "a", "done": -1}', b"\xff"])
-def test_a_file_that_says_nothing_is_not_told(tmp_path: Path, content: bytes) -> None:
-    path, heard = tmp_path / "starting.json", Heard()
-    path.write_bytes(content)
-    tell_from(path, heard)
-    assert heard.said == []
+@pytest.mark.parametrize("content", ["", "{", '{"text": 1}', '{"doing": ["a", "b"]}', "\xff"])
+def test_a_file_that_says_nothing_is_not_read(places: Places, content: str) -> None:
+    places.started_file.write_text(content, "latin-1")
+    assert doing(places) is None
 
 
 def test_a_place_that_cannot_be_written_does_not_keep_a_root_from_starting(tmp_path: Path) -> None:
-    StartingFile(tmp_path / "nowhere" / "starting.json", Unheard()).now("reading")
+    nowhere = Places(tmp_path / "nowhere", tmp_path / "nowhere")
+    PublicState(without_file("demo"), nowhere, Unheard()).now("reading")
 
 
 def test_the_root_counts_the_bytes_of_its_own_weights(tmp_path: Path) -> None:
