@@ -74,7 +74,7 @@ def test_a_model_alone_answers_and_leaves_nothing_behind(own: Cli, text: str, wo
     result = own.run(*words, *GREEDY)
     assert (result.code, result.out) == (0, f"{PROMPT}{text}\n"), result.said
     n_nodes = int(words[words.index("--nodes") + 1]) if "--nodes" in words else 1
-    assert f"on {'one node' if n_nodes == 1 else f'{n_nodes} nodes'} for this call" in result.err
+    assert f"on {n_nodes} node{'s' if n_nodes > 1 else ''} for this call" in result.err
     assert "no effect" not in result.err
     assert json_object(own.run("ps", "--json").out) == {"clusters": []}
 
