@@ -11,6 +11,7 @@ import hypothesis
 import pytest
 import surroundings
 from command_line import Cli, clean_cli, short_home, write_small_model
+from threadpoolctl import threadpool_limits
 
 hypothesis.settings.register_profile("tests", deadline=None, database=None, derandomize=True)
 hypothesis.settings.register_profile("release", deadline=None, database=None, print_blob=True)
@@ -20,6 +21,7 @@ _home = pytest.StashKey[Path]()
 
 def pytest_configure(config: pytest.Config) -> None:
     surroundings.set_signals()
+    threadpool_limits(limits=1)  # as nodes do: a BLAS with a thread for each core waits for them in a loop
     if not config.getoption("hypothesis_profile"):
         hypothesis.settings.load_profile("tests")
     if hasattr(config, "workerinput"):
