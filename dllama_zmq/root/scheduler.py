@@ -97,7 +97,6 @@ class Scheduler:
         self._max_sequences = max_sequences
         self._prefill_rows, self._mixed_rows = prefill_rows, mixed_rows
         self._step: Scheduled | None = None
-        self._queue_is_stuck = False  # the first that waits did not fit, and no page has been given back since
 
     @property
     def has_room(self) -> bool:
@@ -129,7 +128,6 @@ class Scheduler:
             self._leave(sequence)
         else:
             self.waiting.remove(sequence)
-            self._queue_is_stuck = False
         sequence.state = "finished"
 
     def schedule(self) -> Scheduled | None:
@@ -138,9 +136,7 @@ class Scheduler:
         running = self.running
         n_decoding = sum([len(sequence.tokens) - sequence.n_computed == 1 for sequence in running])
         rows_left = self._mixed_rows if n_decoding else self._prefill_rows
-        for sequence in running.copy():
-            if sequence.state != "running":  # preempted by an older one
-                break
+        for sequence in running:  # it loses at its end who is preempted
             n_left = len(sequence.tokens) - sequence.n_computed
             count = 1 if n_left == 1 else min(n_left, rows_left)
             if count and self._get_pages(sequence, sequence.n_computed + count):
@@ -171,7 +167,7 @@ class Scheduler:
                 continue
             self._computed(sequence, span.start, span.start + span.count)
             n_prompt = sequence.n_prompt
-            if span.start < n_prompt and len(sequence.tokens) == n_prompt:
+            if len(sequence.tokens) == n_prompt:
                 events.append(Prefilled(sequence, sequence.n_computed, n_prompt))
             token = token_of.get(sequence)
             if token is None:
@@ -205,7 +201,7 @@ class Scheduler:
 
     def _admit(self, step: Scheduled) -> bool:
         """Let the first that waits run, if it can; its pages are those that its prefix is found in."""
-        if not self.waiting or self._queue_is_stuck or len(self.running) >= self._max_sequences:
+        if not self.waiting or len(self.running) >= self._max_sequences:
             return False
         sequence, pool = self.waiting[0], self.pool
         pages = pool.find(sequence.tokens[:-1])
@@ -214,7 +210,6 @@ class Scheduler:
         n_idle = sum(not pool.n_users(page) for page in pages)
         n_needed = pool.n_pages_of(len(sequence.tokens)) - len(pages) + len(self.running)
         if n_needed > pool.n_available - n_idle:
-            self._queue_is_stuck = True
             return False
         self.waiting.popleft()
         self.running.append(sequence)
@@ -280,4 +275,3 @@ class Scheduler:
         self.running.remove(sequence)
         self.pool.release(sequence.pages)
         sequence.pages, sequence.n_computed = [], 0
-        self._queue_is_stuck = False

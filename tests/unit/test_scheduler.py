@@ -205,6 +205,15 @@ def test_equal_prompts_that_arrive_together_are_evaluated_once() -> None:
     assert one.pool.n_in_use == 2 + 3
 
 
+def test_prompts_whose_beginnings_differ_do_not_wait_for_each_other() -> None:
+    one = scheduler(prefill_rows=9, mixed_rows=9)
+    first = added(one, [1, 1, 1, 1, 2], max_new=1)
+    run(one)
+    a, b = added(one, [1, 1, 1, 1, 5, 5, 5, 5]), added(one, [2, 2, 2, 2, 5, 5, 5, 5, 6])
+    assert first.state == "finished"
+    assert run(one)[0] == [(a, 4, 4), (b, 0, 5)]
+
+
 def test_a_rewind_evaluates_all_again_in_order_and_finds_nothing() -> None:
     one = scheduler(prefill_rows=24)
     a, b = added(one, distinct(8, 1)), added(one, distinct(8, 2))

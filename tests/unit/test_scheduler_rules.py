@@ -19,11 +19,12 @@ from dllama_zmq.root.sequence import Sequence
 PAGE = 4
 STOP = 3
 
-prompts = st.lists(st.integers(0, 2), min_size=1, max_size=4 * PAGE)
+prompts = st.lists(st.integers(0, 2), min_size=1, max_size=3 * PAGE)
 
 
 def next_token(text: tuple[int, ...]) -> int:
-    return hash((5, *text)) // 7 % 4
+    chance = hash((5, *text)) // 7 % 12
+    return STOP if chance == 0 else chance % 3
 
 
 def text_alone(prompt: list[int], max_new: int, stops: bool) -> tuple[list[int], str]:
@@ -64,8 +65,8 @@ class Sequences(RuleBasedStateMachine):
     added: Bundle[Sequence] = Bundle("added")
 
     @initialize(
-        n_pages=st.integers(2, 12),
-        max_sequences=st.integers(1, 5),
+        n_pages=st.integers(3, 8),
+        max_sequences=st.integers(1, 6),
         prefill_rows=st.integers(1, 11),
         mixed_rows=st.integers(1, 6),
     )
@@ -81,12 +82,12 @@ class Sequences(RuleBasedStateMachine):
 
     # What happens
 
-    @rule(target=added, prompt=prompts, max_new=st.integers(1, 9), stops=st.booleans(), n=st.integers(1, 3))
+    @rule(target=added, prompt=prompts, max_new=st.integers(1, 20), stops=st.booleans(), n=st.integers(1, 3))
     def add(self, prompt: list[int], max_new: int, stops: bool, n: int) -> object:
         return multiple(*[self.add_one(prompt, max_new, stops) for _ in range(n)])
 
     @precondition(lambda self: self.all)
-    @rule(target=added, earlier=added, length=st.integers(1, 30), more=prompts, max_new=st.integers(1, 9))
+    @rule(target=added, earlier=added, length=st.integers(1, 30), more=prompts, max_new=st.integers(1, 20))
     def add_continued(self, earlier: Sequence, length: int, more: list[int], max_new: int) -> Sequence:
         """The next turn of a conversation, or another end of the same text."""
         return self.add_one([*earlier.tokens[:length], *more], max_new, True)
@@ -102,50 +103,37 @@ class Sequences(RuleBasedStateMachine):
         self.given[sequence] = []
         return sequence
 
+    @rule(steps=st.lists(st.sampled_from([True, True, True, False]), min_size=1, max_size=20))
+    def run(self, steps: list[bool]) -> None:
+        """Steps that end, and those that fail."""
+        for ends in steps:
+            if ends:
+                self.step()
+            elif self.live:
+                self.memory.write(self.schedule(), done=False)
+
     @precondition(lambda self: self.all)
-    @rule(sequence=added)
-    def cancel(self, sequence: Sequence) -> None:
+    @rule(sequence=added, in_step=st.booleans())
+    def cancel(self, sequence: Sequence, in_step: bool) -> None:
+        step = self.schedule() if in_step and self.live else None
         self.scheduler.cancel(sequence)
         assert sequence.state == "finished"
         if sequence in self.live:
             self.live.remove(sequence)
+        if step is not None:
+            self.evaluate(step)
 
-    @rule(n=st.integers(1, 6))
-    def steps(self, n: int) -> None:
-        for _ in range(n):
-            self.step()
-
-    @precondition(lambda self: self.live)
-    @rule(sequence=added)
-    def step_in_which_one_is_cancelled(self, sequence: Sequence) -> None:
-        step = self.schedule()
-        self.cancel(sequence)
-        self.evaluate(step)
-
-    @precondition(lambda self: self.live)
-    @rule()
-    def step_that_fails(self) -> None:
-        self.memory.write(self.schedule(), done=False)
-
-    @precondition(lambda self: self.live)
-    @rule()
-    def step_in_which_a_worker_is_lost(self) -> None:
-        self.schedule()
-        self.rewind()
-
-    @rule()
-    def rewind(self) -> None:
-        assert self.scheduler.rewind() == []
+    @rule(in_step=st.booleans(), n_pages=st.none() | st.integers(1, 8))
+    def rewind(self, in_step: bool, n_pages: int | None) -> None:
+        """A worker is lost, and the cluster is whole again."""
+        if in_step and self.live:
+            self.schedule()
+        left = self.scheduler.rewind(n_pages)
+        room = self.pool.n_pages * PAGE
+        assert left == [s for s in self.live if s.n_prompt + s.max_new - 1 > room]
+        self.live = [sequence for sequence in self.live if sequence not in left]
         self.memory = Memory(self.pool.n_pages)
         self.evaluated.clear()
-
-    @rule(n_pages=st.integers(1, 12))
-    def rewind_to_other_memory(self, n_pages: int) -> None:
-        left = self.scheduler.rewind(n_pages)
-        assert left == [s for s in self.live if s.n_prompt + s.max_new - 1 > n_pages * PAGE]
-        self.memory = Memory(n_pages)
-        self.evaluated.clear()
-        self.live = [sequence for sequence in self.live if sequence not in left]
 
     def step(self) -> None:
         if not self.live:
@@ -175,7 +163,22 @@ class Sequences(RuleBasedStateMachine):
         assert not left_over or sum(rows) == budget, "rows are left while somebody needs them"
         self.sequences_are_in_order_of_arrival()
         self.check_spans(step)
+        if sum(rows) < budget and len(self.scheduler.running) < self.max_sequences and self.scheduler.waiting:
+            assert not self.could_run(self.scheduler.waiting[0], step)
         return step
+
+    def could_run(self, sequence: Sequence, step: Scheduled) -> bool:
+        """Whether there are the pages it needs, and one for each that runs, and nobody fills one it will find."""
+        pages = self.pool.find(sequence.tokens[:-1])
+        idle = [page for page in pages if not self.pool.n_users(page)]
+        n_needed = -(-len(sequence.tokens) // PAGE) - len(pages) + len(self.scheduler.running)
+        if n_needed > self.pool.n_available - len(idle):
+            return False
+        end = (len(pages) + 1) * PAGE
+        return end >= len(sequence.tokens) or not any(
+            span.start < end <= span.start + span.count and other.tokens[:end] == sequence.tokens[:end]
+            for other, span in zip(step.sequences, step.spans, strict=True)
+        )
 
     def check_spans(self, step: Scheduled) -> None:
         n_rows, sampled, written = 0, [], set()
