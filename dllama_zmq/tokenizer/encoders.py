@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import Lock
+from typing import Any
 
 import sentencepiece
 import tokenizers
@@ -49,19 +50,14 @@ def to_bytes(piece: str) -> bytes:
         return piece.encode("utf-8", "replace")
 
 
-def sentencepiece_encoder(model: bytes, source: str) -> Encoder:
-    """An encoder of the sentencepiece library. Raises FormatError if the library refuses the model."""
+def sentencepiece_library(model: bytes, source: str) -> Any:
+    """A SentencePieceProcessor of the serialized `model`. Raises FormatError if the library refuses it."""
     processor = sentencepiece.SentencePieceProcessor()
     try:
         processor.LoadFromSerializedProto(model)
-    except (RuntimeError, OSError) as error:
-        raise FormatError(f"{source}: SentencePiece refuses this vocabulary: {error} Convert it again.") from error
-
-    def encode(text: str) -> list[int]:
-        tokens: list[int] = processor.EncodeAsIds(text)
-        return tokens
-
-    return encode
+    except (RuntimeError, OSError, UnicodeDecodeError) as error:  # the last: its message has a piece that is no UTF-8
+        raise FormatError(f"{source}: SentencePiece refuses this vocabulary: {error} Get the file again.") from error
+    return processor
 
 
 def byte_level_encoder(

@@ -16,7 +16,7 @@ from dllama_zmq.threads import converted_by_threads
 from dllama_zmq.tokenizer.config import ENDS_TEXTS, MAX_TEMPLATE_CHARS, AddedToken, Config
 from dllama_zmq.tokenizer.data import END_OF_TURN, TokenizerParts, checked_ids
 from dllama_zmq.tokenizer.encoders import Merge, byte_level_encoder, is_written, to_bytes, with_names
-from dllama_zmq.tokenizer.from_sentencepiece import parts_of_model
+from dllama_zmq.tokenizer.from_sentencepiece import parts_of_sentencepiece
 from dllama_zmq.tokenizer.pretokenizers import pretokenizer
 from dllama_zmq.tokenizer.sentencepiece_model import (
     BYTE,
@@ -192,7 +192,9 @@ def _sentencepiece(keys: _Keys) -> TokenizerParts:
         end_ids=_ends(keys, eos_id, specials),
         templates=keys.templates,
     )
-    return parts_of_model(model, write_model(model), config, keys.source)
+    none = -1
+    ends = (none if token is None else token for token in (bos_id, eos_id))
+    return parts_of_sentencepiece(write_model(model), config, keys.source, *ends)
 
 
 def _sentencepiece_kinds(keys: _Keys) -> list[int]:

@@ -2,53 +2,41 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import math
 
-from dllama_zmq.errors import UnsupportedModel
+from dllama_zmq.errors import FormatError
 from dllama_zmq.tokenizer.config import Config
 from dllama_zmq.tokenizer.data import TokenizerParts, checked_ids
-from dllama_zmq.tokenizer.encoders import sentencepiece_encoder, with_names
-from dllama_zmq.tokenizer.sentencepiece_model import (
-    BPE,
-    BYTE,
-    CHAR,
-    CONTROL,
-    UNIGRAM,
-    UNKNOWN,
-    UNUSED,
-    WORD,
-    Model,
-    piece_bytes,
-    read_model,
-    without_prefix,
-)
-
-_OTHER_KINDS = {WORD: "word", CHAR: "character"}
+from dllama_zmq.tokenizer.encoders import sentencepiece_library, with_names
+from dllama_zmq.tokenizer.sentencepiece_model import BYTE_NAMES, SPACE, without_prefix
 
 
-def parts_of_sentencepiece(data: bytes, config: Config, source: str) -> TokenizerParts:
-    """The parts of a `tokenizer.model`. Raises FormatError for damaged bytes, UnsupportedModel for other models."""
-    model = read_model(data, source)
-    if model.kind not in (UNIGRAM, BPE):
-        raise UnsupportedModel(
-            f"{source}: a SentencePiece model of kind {_OTHER_KINDS.get(model.kind, model.kind)}; "
-            f"this version reads BPE and unigram models."
-        )
-    return parts_of_model(model, data, config, source)
+def parts_of_sentencepiece(
+    data: bytes, config: Config, source: str, bos_id: int | None = None, eos_id: int | None = None
+) -> TokenizerParts:
+    """The parts of the serialized model `data`. Raises FormatError if it is damaged.
 
-
-def parts_of_model(model: Model, data: bytes, config: Config, source: str) -> TokenizerParts:
-    """The parts of `model`; `data` is its serialized form."""
-    if config.prefix is False and model.dummy_prefix:
-        model, data = replace(model, dummy_prefix=False), without_prefix(data)
-    plain = sentencepiece_encoder(data, source)
-    # After a special token, too, Hugging Face's "legacy" puts a space.
-    bare = model.dummy_prefix and not config.legacy
-    inside = sentencepiece_encoder(without_prefix(data), source) if bare else plain
-    pieces = {token: piece_bytes(piece) for token, piece in enumerate(model.pieces) if piece.kind != UNUSED}
-    specials = {piece.text: token for token, piece in enumerate(model.pieces) if piece.kind in (CONTROL, UNKNOWN)}
+    bos_id, eos_id: used if `config` does not name them; None means those of the model.
+    """
+    if config.prefix is False:
+        data = without_prefix(data)
+    library = sentencepiece_library(data, source)
+    ids = range(library.GetPieceSize())
+    try:
+        names: list[str] = library.IdToPiece(list(ids))
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{source}: a piece is not UTF-8 text. The file is damaged; get it again.") from error
+    if not all(math.isfinite(library.GetScore(token)) for token in ids):
+        raise FormatError(f"{source}: a piece has a score that is no number. The file is damaged; get it again.")
+    puts_space = library.Normalize("a").startswith(SPACE)
+    plain = inside = library.EncodeAsIds
+    if puts_space and not config.legacy:  # after a special token, too, Hugging Face's "legacy" puts a space
+        inside = sentencepiece_library(without_prefix(data), source).EncodeAsIds
+    pieces = {token: _printed(name) for token, name in enumerate(names) if not library.IsUnused(token)}
+    in_bytes = frozenset(token for token in pieces if library.IsByte(token))
+    specials = {names[token]: token for token in pieces if library.IsControl(token) or library.IsUnknown(token)}
     silent = set(specials.values())
-    ids_by_text = {piece.text: token for token, piece in enumerate(model.pieces)}
+    ids_by_text = {name: token for token, name in enumerate(names)}
     texts: dict[str, int] = {}
     for token, added in config.added.items():
         if token not in pieces:
@@ -61,15 +49,16 @@ def parts_of_model(model: Model, data: bytes, config: Config, source: str) -> To
         else:
             texts[added.content] = token
     named = {**ids_by_text, **texts, **specials}
-    bos_id = config.token_id("bos_token", named, source, model.bos_id if model.bos_id >= 0 else None)
-    eos_id = config.token_id("eos_token", named, source, model.eos_id if model.eos_id >= 0 else None)
+    given = (library.bos_id() if bos_id is None else bos_id), (library.eos_id() if eos_id is None else eos_id)
+    bos_id, eos_id = (
+        config.token_id(key, named, source, token if token >= 0 else None)
+        for key, token in zip(("bos_token", "eos_token"), given, strict=True)
+    )
     eos_ids = checked_ids(source, bos_id, config.ends(eos_id, {**texts, **specials}, pieces), pieces)
     for control in {*([] if bos_id is None else [bos_id]), *eos_ids} - silent:
         silent.add(control)
         specials[pieces[control].decode("utf-8", "replace")] = control
         texts.pop(pieces[control].decode("utf-8", "replace"), None)
-    add_bos = bos_id is not None and (True if config.add_bos is None else config.add_bos)
-
     return TokenizerParts(
         source=source,
         pieces=pieces,
@@ -79,13 +68,20 @@ def parts_of_model(model: Model, data: bytes, config: Config, source: str) -> To
         marked=with_names(plain, {**texts, **specials}, inside),
         bos_id=bos_id,
         eos_ids=eos_ids,
-        add_bos=add_bos,
-        dummy_prefix=model.dummy_prefix,
+        add_bos=bos_id is not None and config.add_bos is not False,
+        dummy_prefix=puts_space,
         each_byte=True,
-        kept=frozenset(token for token, piece in enumerate(model.pieces) if piece.kind == BYTE),
-        drops_all=model.remove_extra_spaces,
+        kept=in_bytes,
+        drops_all=SPACE * 2 not in library.Normalize("a  b"),
         templates=config.templates,
         words=config.words,
         texts=texts,
         notes=config.notes,
     )
+
+
+def _printed(name: str) -> bytes:
+    """What a piece prints: a byte piece its byte, another its text with a space for each '▁'."""
+    if name in BYTE_NAMES:
+        return bytes([BYTE_NAMES[name]])
+    return name.replace(SPACE, " ").encode("utf-8", "replace")

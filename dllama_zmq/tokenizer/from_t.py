@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from dllama_zmq.errors import FormatError
+from dllama_zmq.tokenizer.config import Config
 from dllama_zmq.tokenizer.data import N_BYTES, TokenizerData, TokenizerParts, byte_run, checked_ids
 from dllama_zmq.tokenizer.encoders import (
     byte_level_encoder,
     rank_merges,
-    sentencepiece_encoder,
     with_names,
 )
+from dllama_zmq.tokenizer.from_sentencepiece import parts_of_sentencepiece
 from dllama_zmq.tokenizer.pretokenizers import inferred
 from dllama_zmq.tokenizer.sentencepiece_model import (
     BYTE,
@@ -51,23 +53,15 @@ def _sentencepiece(data: TokenizerData, first_byte: int) -> TokenizerParts:
         if score == 0 and len(piece) > 2 and _BRACKETED.fullmatch(piece)
     } - set(range(first_byte, first_byte + N_BYTES))
     model = Model(_typed_pieces(data, first_byte, controls), bos_id=data.bos_id, eos_id=data.eos_ids[0])
-    plain = sentencepiece_encoder(write_model(model), data.source)
+    config = Config(add_bos=data.add_bos, end_ids=data.eos_ids, templates=_templates(data))
+    parts = parts_of_sentencepiece(write_model(model), config, data.source, data.bos_id, data.eos_ids[0])
     names = _names(data.pieces, controls)
-    pieces = dict(enumerate(data.pieces))
-    return TokenizerParts(
-        source=data.source,
-        pieces=pieces,
+    return replace(
+        parts,
+        pieces=dict(enumerate(data.pieces)),
         silent=frozenset(controls),
         specials=names,
-        plain=plain,
-        marked=with_names(plain, names),
-        bos_id=data.bos_id,
-        eos_ids=checked_ids(data.source, data.bos_id, data.eos_ids, pieces),
-        add_bos=data.add_bos,
-        dummy_prefix=True,
-        each_byte=True,
-        kept=frozenset({first_byte + ord(" ")}),
-        templates=_templates(data),
+        marked=with_names(parts.plain, names),
     )
 
 
