@@ -13,9 +13,10 @@ import numpy.typing as npt
 import pytest
 from llvmlite import binding, ir
 
-from dllama_zmq.kernels.simd import panels
-from dllama_zmq.kernels.simd.dots import I64, F16x16, F32x16, load, pointer
+from dllama_zmq.kernels.simd import llvm
 from dllama_zmq.kernels.simd.layout import Q40, Q80, PairBlock
+from dllama_zmq.kernels.simd.llvm import I64, F16x16, F32x16, load, pointer
+from dllama_zmq.kernels.simd.microkernels import FloatMicrokernel, IntegerMicrokernel, LaneType
 from dllama_zmq.kernels.simd.target import Target, target_of
 from dllama_zmq.quants import F32
 
@@ -48,19 +49,19 @@ SPECIAL = r"\t(\{vex\}\s+)?(vpdpbusd|vpmaddubsw|pmaddubsw|[su]dot|usdot)\b"
 PAUSE_X86, PAUSE_ARM = ("llvm.x86.sse2.pause", ()), ("llvm.aarch64.hint", (1,))
 
 
-def integer_panel(block: PairBlock, n_tokens: int) -> tuple[int, Emit]:
-    return 5, lambda b, target, args: panels.IntegerPanel(target, block, n_tokens, 1).emit(b, *args)
+def integer_microkernel(block: PairBlock, n_tokens: int) -> tuple[int, Emit]:
+    return 5, lambda b, target, args: IntegerMicrokernel(target, block, n_tokens, 1).emit(b, *args)
 
 
-def float_panel(lanes: panels.LaneType, n_rows: int) -> tuple[int, Emit]:
-    return 6, lambda b, target, args: panels.FloatPanel(target, lanes, n_rows).emit(b, *args)
+def float_microkernel(lanes: LaneType, n_rows: int) -> tuple[int, Emit]:
+    return 6, lambda b, target, args: FloatMicrokernel(target, lanes, n_rows).emit(b, *args)
 
 
-PANELS = {
-    "q40": (integer_panel, Q40),
-    "q80": (integer_panel, Q80),
-    "f16": (float_panel, "f16"),
-    "f32": (float_panel, "f32"),
+MICROKERNELS = {
+    "q40": (integer_microkernel, Q40),
+    "q80": (integer_microkernel, Q80),
+    "f16": (float_microkernel, "f16"),
+    "f32": (float_microkernel, "f32"),
 }
 
 
@@ -70,7 +71,7 @@ def target_for(cpu: str) -> Target:
 
 
 def groups(cpu: str) -> list[int]:
-    """How many tokens a panel serves: one, four, and the most for this CPU."""
+    """How many tokens a micro-kernel serves: one, four, and the most for this CPU."""
     return sorted({1, 4, target_for(cpu).tokens})
 
 
@@ -86,7 +87,7 @@ def module_of(target: Target, n_args: int, emit: Emit) -> binding.ModuleRef:
 
 @cache
 def assembly(cpu: str, kind: str, n_tokens: int) -> list[str]:
-    """The instructions of a panel of PANELS for a CPU of CPUS."""
+    """The instructions of a micro-kernel of MICROKERNELS for a CPU of CPUS."""
     architecture, features = CPUS[cpu]
     binding.initialize_all_targets()
     binding.initialize_all_asmprinters()
@@ -95,8 +96,8 @@ def assembly(cpu: str, kind: str, n_tokens: int) -> list[str]:
         cpu=LEAST[architecture], features=",".join(f"+{name}" for name in features), opt=3, reloc="pic",
         codemodel="default",
     )  # fmt: skip
-    panel, which = PANELS[kind]
-    module = module_of(target_for(cpu), *panel(which, n_tokens))
+    microkernel, which = MICROKERNELS[kind]
+    module = module_of(target_for(cpu), *microkernel(which, n_tokens))
     module.triple, module.data_layout = triple, str(machine.target_data)
     return [line for line in machine.emit_assembly(module).splitlines() if re.match(r"\t[a-z{]", line)]
 
@@ -170,7 +171,7 @@ def test_halves_are_converted_by_the_cpu_where_it_can(cpu, instruction, kind):
     assert those_with(instruction, assembly(cpu, kind, 1))
 
 
-@pytest.mark.parametrize("kind", list(PANELS))
+@pytest.mark.parametrize("kind", list(MICROKERNELS))
 @pytest.mark.parametrize("cpu", list(CPUS))
 def test_code_for_every_cpu_calls_nothing(cpu, kind):
     for n_tokens in groups(cpu):
@@ -234,11 +235,11 @@ def compiled(n_args: int, emit: Emit) -> Iterator[Callable[..., None]]:
 
 
 def widened(halves: F16) -> F32:
-    """panels.to_f32 of halves, 16 at a time."""
+    """llvm.to_f32 of halves, 16 at a time."""
     out = np.empty(halves.shape, np.float32)
 
     def emit(b: ir.IRBuilder, target: Target, args: list[ir.Value]) -> None:
-        value = panels.to_f32(b, target, load(b, args[0], 0, F16x16))
+        value = llvm.to_f32(b, target, load(b, args[0], 0, F16x16))
         b.store(value, pointer(b, args[1], 0, F32x16)).align = 1
 
     with compiled(2, emit) as convert:
@@ -248,12 +249,12 @@ def widened(halves: F16) -> F32:
 
 
 def narrowed(values: F32) -> F16:
-    """panels.to_f16 of values, 16 at a time."""
+    """llvm.to_f16 of values, 16 at a time."""
     values = np.concatenate([values, np.zeros(-len(values) % 16, np.float32)])
     out = np.empty(values.shape, np.float16)
 
     def emit(b: ir.IRBuilder, target: Target, args: list[ir.Value]) -> None:
-        value = panels.to_f16(b, target, load(b, args[0], 0, F32x16))
+        value = llvm.to_f16(b, target, load(b, args[0], 0, F32x16))
         b.store(value, pointer(b, args[1], 0, F16x16)).align = 1
 
     with compiled(2, emit) as convert:
@@ -309,13 +310,13 @@ def test_what_is_not_a_number_stays_that_as_a_half_by_integers_alone():
 def test_a_product_of_one_token_asks_for_memory_ahead_on_cpus_that_read_faster_so(name, n_bytes):
     target = target_of("x86_64", dict.fromkeys([*X86, *AVX512], True), name)
     assert target.ahead == n_bytes
-    module = str(module_of(target, 5, lambda b, target, args: panels.IntegerPanel(target, Q40, 1, 2).emit(b, *args)))
+    module = str(module_of(target, 5, lambda b, target, args: IntegerMicrokernel(target, Q40, 1, 2).emit(b, *args)))
     assert module.count("call void @llvm.prefetch") == (Q40.nbytes // 64 if n_bytes else 0)
 
 
 def test_on_zen_5_a_line_is_asked_for_before_each_load_of_weights_and_not_all_at_once():
     target = target_of("x86_64", dict.fromkeys([*X86, *AVX512], True), "znver5")
-    module = str(module_of(target, 5, lambda b, target, args: panels.IntegerPanel(target, Q40, 1, 2).emit(b, *args)))
+    module = str(module_of(target, 5, lambda b, target, args: IntegerMicrokernel(target, Q40, 1, 2).emit(b, *args)))
     order = re.findall(r"call void @llvm.prefetch|load <64 x i8>", module)
     assert order[:16] == ["call void @llvm.prefetch", "load <64 x i8>"] * 8
 
@@ -323,7 +324,9 @@ def test_on_zen_5_a_line_is_asked_for_before_each_load_of_weights_and_not_all_at
 def test_a_product_of_8_tokens_asks_for_memory_ahead_on_every_cpu():
     module = str(
         module_of(
-            target_for("avx512"), 5, lambda b, target, args: panels.IntegerPanel(target, Q40, 8, 2).emit(b, *args)
+            target_for("avx512"),
+            5,
+            lambda b, target, args: IntegerMicrokernel(target, Q40, 8, 2).emit(b, *args),
         )
     )
     assert module.count("call void @llvm.prefetch") == Q40.nbytes // 64

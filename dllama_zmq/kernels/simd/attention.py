@@ -46,15 +46,13 @@ from dllama_zmq.kernels.simd.layout import (
     KV_WINDOW,
     MOST_HEAD_DIM,
 )  # fmt: skip
-from dllama_zmq.kernels.simd.pieces import F, exponential, load_lanes, store_lanes, within
-from dllama_zmq.kernels.simd.products import MOST, by_size
+from dllama_zmq.kernels.simd.products import MAX_GROUP, by_size
 from dllama_zmq.kernels.simd.registry import kernel
 from dllama_zmq.kernels.simd.rotation import turn
+from dllama_zmq.kernels.simd.vector_math import F, exponential, load_lanes, softcapped, store_lanes
 from dllama_zmq.kernels.simd.vectors import (
-    at_least,
-    at_most,
     first_lanes,
-    float_panel,
+    float_microkernel,
     largest_of,
     load_vector,
     splat,
@@ -62,6 +60,8 @@ from dllama_zmq.kernels.simd.vectors import (
     store_halves,
     store_vector,
     sum_of,
+    vmax,
+    vmin,
 )
 
 _AHEAD = 16384  # bytes: a chunk of a head of 128 values, two of one of 64
@@ -93,7 +93,7 @@ def _make_take_in(half):
     @register_jitable
     def put_vector(at, values):
         if half:
-            store_halves(at, at_most(at_least(values, splat(-_HALF_MAX)), splat(_HALF_MAX)))
+            store_halves(at, vmin(vmax(values, splat(-_HALF_MAX)), splat(_HALF_MAX)))
         else:
             store_vector(at, values)
 
@@ -132,7 +132,9 @@ def _make_take_in(half):
 
 def _make_attend(half):
     value_bytes = 2 if half else 4
-    panel1, panel2, panel4, panel8 = (float_panel("f16" if half else "f32", n, ahead=_AHEAD) for n in (1, 2, 4, 8))
+    panel1, panel2, panel4, panel8 = (
+        float_microkernel("f16" if half else "f32", n, ahead=_AHEAD) for n in (1, 2, 4, 8)
+    )
 
     @register_jitable(forceinline=True)
     def twice4(tile, step, x, x_stride, n, out):
@@ -140,7 +142,7 @@ def _make_attend(half):
         panel4(tile, step, x + 4 * x_stride, x_stride, n, out + 4 * _ROW)
 
     # Where registers are few, eight rows are twice four.
-    panel = by_size(panel1, panel2, panel4, panel8 if MOST >= 8 else twice4, KV_ROWS)
+    panel = by_size(panel1, panel2, panel4, panel8 if MAX_GROUP >= 8 else twice4, KV_ROWS)
 
     def attend(job, first, last):
         """Causal attention of N_TOKENS tokens from position START on. Items are up to 8 rows of one KV head."""
@@ -191,10 +193,10 @@ def _make_attend(half):
                         at = scores + _ROW * (size * (i // 16) + r)
                         score = load_vector(at)
                         if softcap > F(0.0):
-                            score = within(score, softcap)
+                            score = softcapped(score, softcap)
                         visible = first_lanes(splat(_NOTHING), gone - i, first_lanes(score, own - i, splat(_NOTHING)))
                         store_vector(at, visible)
-                        best = at_least(best, visible)
+                        best = vmax(best, visible)
                     new_top = largest_of(best)
                     total = splat(F(0.0))
                     for i in range(0, n, 16):

@@ -13,12 +13,12 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from dllama_zmq.kernels.simd import dots
+from dllama_zmq.kernels.simd import llvm
 from dllama_zmq.kernels.simd.host import host_target
 
 _TARGET = host_target()
 ADDRESS = types.int64
-_SCALARS = {types.int64: dots.I64, types.int32: dots.I32, types.float32: dots.F32, types.int8: dots.I8}
+_SCALARS = {types.int64: llvm.I64, types.int32: llvm.I32, types.float32: llvm.F32, types.int8: llvm.I8}
 
 Emit = Callable[..., Any]
 
@@ -39,12 +39,12 @@ def instruction(result: Any, args: tuple[Any, ...], emit: Emit) -> Any:
 
 def loader(numba_type: Any, ir_type: ir.Type) -> Any:
     """A numba function from an address to the value there."""
-    return instruction(numba_type, (ADDRESS,), lambda b, a: dots.load(b, a, 0, ir_type))
+    return instruction(numba_type, (ADDRESS,), lambda b, a: llvm.load(b, a, 0, ir_type))
 
 
 def store(b: ir.IRBuilder, address: ir.Value, value: ir.Value) -> None:
     """Emit a store of `value` at `address`."""
-    b.store(value, dots.pointer(b, address, 0, value.type)).align = 1
+    b.store(value, llvm.pointer(b, address, 0, value.type)).align = 1
 
 
 def storer(numba_type: Any) -> Any:
@@ -54,16 +54,16 @@ def storer(numba_type: Any) -> Any:
 
 load_i64, load_i32, load_f32 = (loader(t, _SCALARS[t]) for t in (types.int64, types.int32, types.float32))
 store_i64, store_i32, store_f32, store_i8 = (storer(t) for t in (types.int64, types.int32, types.float32, types.int8))
-load_u8 = instruction(types.int64, (ADDRESS,), lambda b, a: b.zext(dots.load(b, a, 0, dots.I8), dots.I64))
+load_u8 = instruction(types.int64, (ADDRESS,), lambda b, a: b.zext(llvm.load(b, a, 0, llvm.I8), llvm.I64))
 
 
 def scratch(n_bytes: int) -> Any:
     """A numba function () whose result is the address of `n_bytes` on this call's stack, aligned to 64."""
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> Any:
-        room = cgutils.alloca_once(builder, ir.ArrayType(dots.F32x16, -(-n_bytes // 64)))
+        room = cgutils.alloca_once(builder, ir.ArrayType(llvm.F32x16, -(-n_bytes // 64)))
         room.align = 64
-        return builder.ptrtoint(room, dots.I64)
+        return builder.ptrtoint(room, llvm.I64)
 
     def made(typing_context: Any) -> Any:
         return types.int64(), codegen
@@ -75,26 +75,26 @@ def scratch(n_bytes: int) -> Any:
 
 load_shared = instruction(  # sees all that was written before the store it reads
     types.int64, (ADDRESS,),
-    lambda b, a: b.load_atomic(dots.pointer(b, a, 0, dots.I64), "seq_cst", 8, typ=dots.I64),
+    lambda b, a: b.load_atomic(llvm.pointer(b, a, 0, llvm.I64), "seq_cst", 8, typ=llvm.I64),
 )  # fmt: skip
 store_shared = instruction(
     types.void, (ADDRESS, types.int64),
-    lambda b, a, v: b.store_atomic(v, dots.pointer(b, a, 0, dots.I64), "seq_cst", 8),
+    lambda b, a, v: b.store_atomic(v, llvm.pointer(b, a, 0, llvm.I64), "seq_cst", 8),
 )  # fmt: skip
 add_shared = instruction(  # the value before
     types.int64, (ADDRESS, types.int64),
-    lambda b, a, v: b.atomic_rmw("add", dots.pointer(b, a, 0, dots.I64), v, "seq_cst"),
+    lambda b, a, v: b.atomic_rmw("add", llvm.pointer(b, a, 0, llvm.I64), v, "seq_cst"),
 )  # fmt: skip
 swap_shared = instruction(  # the value before
     types.int64, (ADDRESS, types.int64),
-    lambda b, a, v: b.atomic_rmw("xchg", dots.pointer(b, a, 0, dots.I64), v, "seq_cst"),
+    lambda b, a, v: b.atomic_rmw("xchg", llvm.pointer(b, a, 0, llvm.I64), v, "seq_cst"),
 )  # fmt: skip
 
 
 def _pause(b: ir.IRBuilder) -> None:
     if _TARGET.pause is not None:
         name, args = _TARGET.pause
-        values = [ir.Constant(dots.I32, a) for a in args]
+        values = [ir.Constant(llvm.I32, a) for a in args]
         function = b.module.globals.get(name) or ir.Function(
             b.module, ir.FunctionType(ir.VoidType(), [v.type for v in values]), name
         )
@@ -107,39 +107,39 @@ pause = instruction(types.void, (), _pause)
 def _external(name: str, result: ir.Type, args: list[ir.Type]) -> Emit:
     def emit(b: ir.IRBuilder, *values: ir.Value) -> ir.Value:
         function = b.module.globals.get(name) or ir.Function(b.module, ir.FunctionType(result, args), name)
-        converted = [b.trunc(v, a) if a is dots.I32 else b.inttoptr(v, a) if isinstance(a, ir.PointerType) else v
+        converted = [b.trunc(v, a) if a is llvm.I32 else b.inttoptr(v, a) if isinstance(a, ir.PointerType) else v
                      for v, a in zip(values, args, strict=True)]  # fmt: skip
         return b.call(function, converted)
 
     return emit
 
 
-_BYTES = dots.I8.as_pointer()
-yield_core = instruction(types.int32, (), _external("sched_yield", dots.I32, []))
+_BYTES = llvm.I8.as_pointer()
+yield_core = instruction(types.int32, (), _external("sched_yield", llvm.I32, []))
 read_file = instruction(
-    types.int64, (types.int64, ADDRESS, types.int64), _external("read", dots.I64, [dots.I32, _BYTES, dots.I64])
+    types.int64, (types.int64, ADDRESS, types.int64), _external("read", llvm.I64, [llvm.I32, _BYTES, llvm.I64])
 )
 write_file = instruction(
-    types.int64, (types.int64, ADDRESS, types.int64), _external("write", dots.I64, [dots.I32, _BYTES, dots.I64])
+    types.int64, (types.int64, ADDRESS, types.int64), _external("write", llvm.I64, [llvm.I32, _BYTES, llvm.I64])
 )
 
 read_clock = instruction(  # clock_gettime of a clock's number, to 16 bytes
-    types.int32, (types.int64, ADDRESS), _external("clock_gettime", dots.I32, [dots.I32, _BYTES])
+    types.int32, (types.int64, ADDRESS), _external("clock_gettime", llvm.I32, [llvm.I32, _BYTES])
 )
 compare_bytes = instruction(  # 0 where the bytes at both addresses are equal
-    types.int32, (ADDRESS, ADDRESS, types.int64), _external("memcmp", dots.I32, [_BYTES, _BYTES, dots.I64])
+    types.int32, (ADDRESS, ADDRESS, types.int64), _external("memcmp", llvm.I32, [_BYTES, _BYTES, llvm.I64])
 )
 
 
 def _copy_bytes(b: ir.IRBuilder, *args: ir.Value) -> None:
-    _external("memcpy", _BYTES, [_BYTES, _BYTES, dots.I64])(b, *args)
+    _external("memcpy", _BYTES, [_BYTES, _BYTES, llvm.I64])(b, *args)
 
 
 copy_bytes = instruction(types.void, (ADDRESS, ADDRESS, types.int64), _copy_bytes)  # to, from, how many
 
 
 def _call_c(b: ir.IRBuilder, function: ir.Value, *args: ir.Value) -> ir.Value:
-    kind = ir.FunctionType(dots.I64, [dots.I64] * len(args))
+    kind = ir.FunctionType(llvm.I64, [llvm.I64] * len(args))
     return b.call(b.inttoptr(function, kind.as_pointer()), list(args))
 
 
@@ -149,7 +149,7 @@ result that is an int, only the lower 32 bits count."""
 
 
 def _call_address(b: ir.IRBuilder, function: ir.Value, args: ir.Value, first: ir.Value, last: ir.Value) -> None:
-    kind = ir.FunctionType(ir.VoidType(), [dots.I64] * 3)
+    kind = ir.FunctionType(ir.VoidType(), [llvm.I64] * 3)
     b.call(b.inttoptr(function, kind.as_pointer()), [args, first, last])
 
 

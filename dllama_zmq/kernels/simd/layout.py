@@ -223,7 +223,7 @@ MAX_SERIAL_RUNS = 512
 
 
 class SumJob(NamedTuple):
-    """The arguments of `add_up` (wire.py)."""
+    """The arguments of `add_up` (sums.py)."""
 
     parts: int = 0
     """`n_parts` addresses of partial sums as the bus carries them."""

@@ -11,7 +11,6 @@ from numba.extending import register_jitable
 from dllama_zmq.kernels.simd.intrinsics import load_f32, load_i64, scratch
 from dllama_zmq.kernels.simd.job import n_fields, offsets
 from dllama_zmq.kernels.simd.layout import GATED_GELU, ExpertsPart, ProductJob
-from dllama_zmq.kernels.simd.pieces import F, gelu_times, silu_times, store_lanes
 from dllama_zmq.kernels.simd.products import (
     DEPTH,
     SLOT,
@@ -21,6 +20,7 @@ from dllama_zmq.kernels.simd.products import (
     merged,
 )
 from dllama_zmq.kernels.simd.registry import kernel
+from dllama_zmq.kernels.simd.vector_math import F, gelu_times, silu_times, store_lanes
 from dllama_zmq.kernels.simd.vectors import load_vector, splat, store_vector
 
 AT, EXPERTS = offsets(ProductJob), offsets(ExpertsPart, n_fields(ProductJob))

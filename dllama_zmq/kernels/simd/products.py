@@ -35,12 +35,20 @@ from dllama_zmq.kernels.simd.layout import (
     ProductJob,
     QuantizeJob,
 )
-from dllama_zmq.kernels.simd.pieces import F, block_scale, gelu_times, quantized, silu_times, store_lanes, store_scale
 from dllama_zmq.kernels.simd.registry import kernel
 from dllama_zmq.kernels.simd.rows import norm_scale
+from dllama_zmq.kernels.simd.vector_math import (
+    F,
+    block_scale,
+    gelu_times,
+    quantized,
+    silu_times,
+    store_lanes,
+    store_scale,
+)
 from dllama_zmq.kernels.simd.vectors import (
-    float_panel,
-    integer_panel,
+    float_microkernel,
+    integer_microkernel,
     load_half,
     load_vector,
     splat,
@@ -51,21 +59,21 @@ from dllama_zmq.kernels.simd.vectors import (
 )
 
 AT, QUANTIZE = offsets(ProductJob), offsets(QuantizeJob)
-MOST = host_target().tokens
+MAX_GROUP = host_target().tokens
 """Tokens in the largest group."""
 _PAIRED = host_target().paired
 _ROW = 64  # bytes of 16 floats
-SLOT = 2 * MOST * _ROW  # both tiles times the tokens of one group
+SLOT = 2 * MAX_GROUP * _ROW  # both tiles times the tokens of one group
 DEPTH = 9  # unfinished sub-trees of 2^8 segments
 _sums = scratch(SLOT * DEPTH)
 _AHEAD = {1: 2048, 2: 0, 4: 8192, 8: 8192}
-"""Bytes that floats are asked for ahead, by tokens. Integers: see panels.py."""
+"""Bytes that floats are asked for ahead, by tokens. Integers: see microkernels.py."""
 
 
 @register_jitable
 def group_size(n_left):
     """How many of the tokens that are left the next group takes."""
-    size = MOST
+    size = MAX_GROUP
     while size > n_left:
         size >>= 1
     return size
@@ -76,14 +84,14 @@ def quantize(job, first, last):
     """Tokens x (T, n_columns) f32, normed if there is a gain, as blocks: 32 bytes, a scale and a sum; group by group
     at out.
 
-    A group of R tokens is, block after block, R times X_BLOCK bytes. Items are groups of MOST tokens.
+    A group of R tokens is, block after block, R times X_BLOCK bytes. Items are groups of MAX_GROUP tokens.
     """
     n_blocks = load_i64(job + QUANTIZE.n_columns) // 32
     n_tokens = load_i64(job + QUANTIZE.n_tokens)
     stride, gain = load_i64(job + QUANTIZE.x_stride), load_i64(job + QUANTIZE.gain)
     for item in range(first, last):
-        t = item * MOST
-        end = min(n_tokens, t + MOST)
+        t = item * MAX_GROUP
+        end = min(n_tokens, t + MAX_GROUP)
         while t < end:
             size = group_size(end - t)
             group = load_i64(job + QUANTIZE.out) + t * n_blocks * X_BLOCK
@@ -134,13 +142,13 @@ def _float_cut(job, t, size):
 
 def _make_integer(block):
     def made(n_tokens):
-        inner = integer_panel(block, n_tokens, 2 if n_tokens <= _PAIRED else 1)
+        inner = integer_microkernel(block, n_tokens, 2 if n_tokens <= _PAIRED else 1)
 
         @register_jitable
-        def panel(weights, scales, values, stride, n, out):
+        def microkernel(weights, scales, values, stride, n, out):
             inner(weights, scales, values, n, out)
 
-        return panel
+        return microkernel
 
     return _make_times(_integer_cut, block.nbytes, block.value_bytes, block.scales_at, made)
 
@@ -149,13 +157,13 @@ def _make_float(lanes, value_bytes):
     step = 32 * value_bytes
 
     def made(n_tokens):
-        inner = float_panel(lanes, n_tokens, 2 if n_tokens <= _PAIRED else 1, _AHEAD[n_tokens])
+        inner = float_microkernel(lanes, n_tokens, 2 if n_tokens <= _PAIRED else 1, _AHEAD[n_tokens])
 
         @register_jitable
-        def panel(weights, scales, values, stride, n, out):
+        def microkernel(weights, scales, values, stride, n, out):
             inner(weights, step, values, stride, n, out)
 
-        return panel
+        return microkernel
 
     return _make_times(_float_cut, step, 16 * value_bytes, 0, made)
 
@@ -163,22 +171,23 @@ def _make_float(lanes, value_bytes):
 def _make_times(cut, unit_bytes, tile_bytes, scales_at, made):
     """A pair times a group of tokens, and a pair times a group of one.
 
-    unit_bytes, tile_bytes: of a pair, and of a tile in it. scales_at: from there to a unit's scales. made: a panel for
-    so many tokens, over both tiles for up to _PAIRED. All is inlined: only the frame of a kernel, which has `scratch`,
-    is aligned to vectors, and a vector that registers cannot hold would straddle cache lines (8% with AVX2).
+    unit_bytes, tile_bytes: of a pair, and of a tile in it. scales_at: from there to a unit's scales. made: from a
+    number of tokens to a micro-kernel, over both tiles for up to _PAIRED tokens. All is inlined: only the stack frame
+    of a kernel, which has `scratch`, is aligned to vectors; elsewhere a spilled vector would straddle cache lines (8%
+    with AVX2).
     """
-    panel1, most = made(1), made(MOST)
-    any_panel = by_size(panel1, made(2), made(4), most, MOST)
+    kernel1, most = made(1), made(MAX_GROUP)
+    any_size = by_size(kernel1, made(2), made(4), most, MAX_GROUP)
 
     @register_jitable(forceinline=True)
     def only1(size, weights, scales, values, stride, n, out):
-        panel1(weights, scales, values, stride, n, out)
+        kernel1(weights, scales, values, stride, n, out)
 
     @register_jitable(forceinline=True)
     def only_most(size, weights, scales, values, stride, n, out):
         most(weights, scales, values, stride, n, out)
 
-    def one_pass(panel, n_tiles):
+    def one_pass(microkernel, n_tiles):
         @register_jitable(forceinline=True)
         def over(job, pair, half, t, size, sums):
             n_segments, each, x, x_bytes, stride = cut(job, t, size)
@@ -186,22 +195,22 @@ def _make_times(cut, unit_bytes, tile_bytes, scales_at, made):
             for s in range(n_segments):
                 at = pair + s * each * unit_bytes
                 weights, scales = at + half * tile_bytes, at + scales_at + half * SCALES
-                panel(size, weights, scales, x + s * x_bytes, stride, each, top)
+                microkernel(size, weights, scales, x + s * x_bytes, stride, each, top)
                 top = merged(top + SLOT, s + 1, n_tiles * size)
             finish_tree(sums, top, n_tiles * size)
 
         return over
 
-    over_both, over_one, with_one = one_pass(any_panel, 2), one_pass(only_most, 1), one_pass(only1, 2)
+    over_both, over_one, with_one = one_pass(any_size, 2), one_pass(only_most, 1), one_pass(only1, 2)
 
     @register_jitable(forceinline=True)
     def times(job, pair, t, size, sums):
         """A pair times the group of `size` tokens from `t` on -> (2, size, 16) f32 at `sums`, tile by tile."""
-        if _PAIRED == MOST or size < MOST:
+        if _PAIRED == MAX_GROUP or size < MAX_GROUP:
             over_both(job, pair, 0, t, size, sums)
         else:
             for half in range(2):
-                over_one(job, pair, half, t, MOST, sums + half * _ROW * MOST)
+                over_one(job, pair, half, t, MAX_GROUP, sums + half * _ROW * MAX_GROUP)
 
     @register_jitable(forceinline=True)
     def times_one(job, pair, t, sums):
@@ -211,21 +220,21 @@ def _make_times(cut, unit_bytes, tile_bytes, scales_at, made):
     return times, times_one
 
 
-def by_size(panel1, panel2, panel4, most, n_most):
-    """A panel that is one of these by its first argument: 1, 2, 4 (where that is less than `n_most`), or more."""
+def by_size(kernel1, kernel2, kernel4, most, n_most):
+    """A micro-kernel that is one of these by its first argument: 1, 2, 4 (if that is less than `n_most`), or more."""
 
     @register_jitable(forceinline=True)
-    def panel(size, a, b, c, d, e, f):
+    def microkernel(size, a, b, c, d, e, f):
         if size == 1:
-            panel1(a, b, c, d, e, f)
+            kernel1(a, b, c, d, e, f)
         elif size == 2:
-            panel2(a, b, c, d, e, f)
+            kernel2(a, b, c, d, e, f)
         elif size == 4 and n_most > 4:
-            panel4(a, b, c, d, e, f)
+            kernel4(a, b, c, d, e, f)
         else:
             most(a, b, c, d, e, f)
 
-    return panel
+    return microkernel
 
 
 @register_jitable

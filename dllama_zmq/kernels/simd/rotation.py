@@ -5,15 +5,16 @@ from __future__ import annotations
 from llvmlite import ir
 from numba.extending import intrinsic, register_jitable
 
-from dllama_zmq.kernels.simd import dots
+from dllama_zmq.kernels.simd import llvm
 from dllama_zmq.kernels.simd.intrinsics import load_f32, store_f32
-from dllama_zmq.kernels.simd.pieces import load_lanes, store_lanes
+from dllama_zmq.kernels.simd.layout import LANES
+from dllama_zmq.kernels.simd.vector_math import load_lanes, store_lanes
 from dllama_zmq.kernels.simd.vectors import f32x16, load_vector, store_vector
 
 
 def _picked(lanes):
     """A numba function of two vectors: of both vectors' lanes, one after the other, those of these numbers."""
-    pick = ir.Constant(ir.VectorType(dots.I32, dots.LANES), lanes)
+    pick = ir.Constant(ir.VectorType(llvm.I32, LANES), lanes)
 
     def codegen(context, builder, signature, values):
         return builder.shuffle_vector(*values, pick)

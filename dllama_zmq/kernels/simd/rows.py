@@ -1,4 +1,4 @@
-"""Norms, a row of activations at a time, and reading memory. numba code; see `pieces.py` for what a kernel is."""
+"""Norms, a row of activations at a time, and reading memory. numba code; see `vector_math.py` for what a kernel is."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from numba.extending import register_jitable
 from dllama_zmq.kernels.simd.intrinsics import load_f32, load_i64, store_f32
 from dllama_zmq.kernels.simd.job import offsets
 from dllama_zmq.kernels.simd.layout import NormJob, ReadJob
-from dllama_zmq.kernels.simd.pieces import F, load_lanes, store_lanes
 from dllama_zmq.kernels.simd.registry import kernel
+from dllama_zmq.kernels.simd.vector_math import F, load_lanes, store_lanes
 from dllama_zmq.kernels.simd.vectors import (
     fma,
     load_vector,

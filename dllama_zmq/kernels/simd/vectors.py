@@ -13,10 +13,11 @@ from llvmlite import ir
 from numba import types
 from numba.extending import models, overload, register_model
 
-from dllama_zmq.kernels.simd import dots, panels
+from dllama_zmq.kernels.simd import llvm
 from dllama_zmq.kernels.simd.host import host_target
 from dllama_zmq.kernels.simd.intrinsics import ADDRESS, Emit, instruction, loader, store, storer
 from dllama_zmq.kernels.simd.layout import PairBlock
+from dllama_zmq.kernels.simd.microkernels import FloatMicrokernel, IntegerMicrokernel, LaneType
 
 _TARGET = host_target()
 
@@ -35,59 +36,59 @@ class _VectorModel(models.PrimitiveModel):
         super().__init__(manager, kind, kind.ir)
 
 
-f32x16 = Vector("f32x16", dots.F32x16)
-i32x16 = Vector("i32x16", dots.I32x16)
-load_vector, store_vector = loader(f32x16, dots.F32x16), storer(f32x16)
+f32x16 = Vector("f32x16", llvm.F32x16)
+i32x16 = Vector("i32x16", llvm.I32x16)
+load_vector, store_vector = loader(f32x16, llvm.F32x16), storer(f32x16)
 load_half = instruction(
     types.float32, (ADDRESS,),
     lambda b, a: b.extract_element(
-        panels.to_f32(b, _TARGET, dots.splat(b, dots.load(b, a, 0, dots.F16), 4)), ir.Constant(dots.I32, 0)
+        llvm.to_f32(b, _TARGET, llvm.splat(b, llvm.load(b, a, 0, llvm.F16), 4)), ir.Constant(llvm.I32, 0)
     ),
 )  # fmt: skip
-load_halves = instruction(f32x16, (ADDRESS,), lambda b, a: panels.to_f32(b, _TARGET, dots.load(b, a, 0, dots.F16x16)))
-store_halves = instruction(types.void, (ADDRESS, f32x16), lambda b, a, v: store(b, a, panels.to_f16(b, _TARGET, v)))
+load_halves = instruction(f32x16, (ADDRESS,), lambda b, a: llvm.to_f32(b, _TARGET, llvm.load(b, a, 0, llvm.F16x16)))
+store_halves = instruction(types.void, (ADDRESS, f32x16), lambda b, a, v: store(b, a, llvm.to_f16(b, _TARGET, v)))
 store_half = instruction(
     types.void, (ADDRESS, types.float32),
     lambda b, a, v: store(
-        b, a, b.extract_element(panels.to_f16(b, _TARGET, dots.splat(b, v, 4)), ir.Constant(dots.I32, 0))
+        b, a, b.extract_element(llvm.to_f16(b, _TARGET, llvm.splat(b, v, 4)), ir.Constant(llvm.I32, 0))
     ),
 )  # fmt: skip
-splat = instruction(f32x16, (types.float32,), lambda b, v: dots.splat(b, v))
-splat_i32 = instruction(i32x16, (types.int32,), lambda b, v: dots.splat(b, v))
-fma = instruction(f32x16, (f32x16,) * 3, lambda b, u, v, w: panels.multiply_add(b, _TARGET, u, v, w))
-square_root = instruction(types.float32, (types.float32,), lambda b, v: dots.call(b, "llvm.sqrt.f32", v.type, [v]))
+splat = instruction(f32x16, (types.float32,), lambda b, v: llvm.splat(b, v))
+splat_i32 = instruction(i32x16, (types.int32,), lambda b, v: llvm.splat(b, v))
+fma = instruction(f32x16, (f32x16,) * 3, lambda b, u, v, w: llvm.multiply_add(b, _TARGET, u, v, w))
+square_root = instruction(types.float32, (types.float32,), lambda b, v: llvm.call(b, "llvm.sqrt.f32", v.type, [v]))
 # What is not a number stays where it is in the first argument, and is passed over in the second.
-at_least = instruction(f32x16, (f32x16,) * 2, lambda b, u, v: b.select(b.fcmp_ordered("<", u, v), v, u))
-at_most = instruction(f32x16, (f32x16,) * 2, lambda b, u, v: b.select(b.fcmp_ordered(">", u, v), v, u))
+vmax = instruction(f32x16, (f32x16,) * 2, lambda b, u, v: b.select(b.fcmp_ordered("<", u, v), v, u))
+vmin = instruction(f32x16, (f32x16,) * 2, lambda b, u, v: b.select(b.fcmp_ordered(">", u, v), v, u))
 larger_ints = instruction(i32x16, (i32x16,) * 2, lambda b, u, v: b.select(b.icmp_signed(">", u, v), u, v))
-without_sign = instruction(i32x16, (i32x16,), lambda b, v: b.and_(v, dots.fill(v.type, 0x7FFFFFFF)))
-float_of_bits = instruction(types.float32, (types.int32,), lambda b, v: b.bitcast(v, dots.F32))
-bits_of = instruction(i32x16, (f32x16,), lambda b, v: b.bitcast(v, dots.I32x16))
-floats_of = instruction(f32x16, (i32x16,), lambda b, v: b.bitcast(v, dots.F32x16))
-shifted_left = instruction(i32x16, (i32x16, types.int32), lambda b, v, n: b.shl(v, dots.splat(b, n)))
+without_sign = instruction(i32x16, (i32x16,), lambda b, v: b.and_(v, llvm.fill(v.type, 0x7FFFFFFF)))
+float_of_bits = instruction(types.float32, (types.int32,), lambda b, v: b.bitcast(v, llvm.F32))
+bits_of = instruction(i32x16, (f32x16,), lambda b, v: b.bitcast(v, llvm.I32x16))
+floats_of = instruction(f32x16, (i32x16,), lambda b, v: b.bitcast(v, llvm.F32x16))
+shifted_left = instruction(i32x16, (i32x16, types.int32), lambda b, v, n: b.shl(v, llvm.splat(b, n)))
 load_signed_bytes = instruction(
-    f32x16, (ADDRESS,), lambda b, a: b.sitofp(dots.load(b, a, 0, ir.VectorType(dots.I8, 16)), dots.F32x16)
+    f32x16, (ADDRESS,), lambda b, a: b.sitofp(llvm.load(b, a, 0, ir.VectorType(llvm.I8, 16)), llvm.F32x16)
 )
 store_bytes = instruction(  # the low byte of each lane
-    types.void, (ADDRESS, i32x16), lambda b, a, v: store(b, a, b.trunc(v, ir.VectorType(dots.I8, 16)))
+    types.void, (ADDRESS, i32x16), lambda b, a, v: store(b, a, b.trunc(v, ir.VectorType(llvm.I8, 16)))
 )
 
 
 def _lane_numbers(b: ir.IRBuilder, first: ir.Value) -> ir.Value:
-    return b.add(dots.splat(b, b.trunc(first, dots.I32)), ir.Constant(dots.I32x16, list(range(16))))
+    return b.add(llvm.splat(b, b.trunc(first, llvm.I32)), ir.Constant(llvm.I32x16, list(range(16))))
 
 
 first_lanes = instruction(  # v where lane < n, else `other`
     f32x16, (f32x16, types.int64, f32x16),
     lambda b, v, n, other: b.select(
-        b.icmp_signed("<", _lane_numbers(b, ir.Constant(dots.I64, 0)), dots.splat(b, b.trunc(n, dots.I32))), v, other
+        b.icmp_signed("<", _lane_numbers(b, ir.Constant(llvm.I64, 0)), llvm.splat(b, b.trunc(n, llvm.I32))), v, other
     ),
 )  # fmt: skip
 
 
-lane = instruction(types.float32, (f32x16, types.int64), lambda b, v, i: b.extract_element(v, b.trunc(i, dots.I32)))
+lane = instruction(types.float32, (f32x16, types.int64), lambda b, v, i: b.extract_element(v, b.trunc(i, llvm.I32)))
 with_lane = instruction(
-    f32x16, (f32x16, types.int64, types.float32), lambda b, v, i, x: b.insert_element(v, x, b.trunc(i, dots.I32))
+    f32x16, (f32x16, types.int64, types.float32), lambda b, v, i, x: b.insert_element(v, x, b.trunc(i, llvm.I32))
 )
 
 
@@ -96,9 +97,9 @@ def _folded(combine: Callable[[ir.IRBuilder, ir.Value, ir.Value], ir.Value]) -> 
 
     def emit(b: ir.IRBuilder, vector: ir.Value) -> ir.Value:
         while vector.type.count > 1:
-            low, high = dots.parts(b, vector, 2)
+            low, high = llvm.parts(b, vector, 2)
             vector = combine(b, low, high)
-        return b.extract_element(vector, ir.Constant(dots.I32, 0))
+        return b.extract_element(vector, ir.Constant(llvm.I32, 0))
 
     return emit
 
@@ -127,17 +128,17 @@ _operator(operator.add, i32x16, lambda b, u, v: b.add(u, v))
 _operator(operator.sub, i32x16, lambda b, u, v: b.sub(u, v))
 
 
-def integer_panel(block: PairBlock, n_tokens: int, n_tiles: int) -> Any:
-    """panels.IntegerPanel as a numba function (values, scales, x, n_blocks, out) of addresses."""
+def integer_microkernel(block: PairBlock, n_tokens: int, n_tiles: int) -> Any:
+    """IntegerMicrokernel as a numba function (values, scales, x, n_blocks, out) of addresses."""
     return instruction(
         types.void, (ADDRESS,) * 5,
-        panels.IntegerPanel(_TARGET, block, n_tokens, n_tiles).emit,
+        IntegerMicrokernel(_TARGET, block, n_tokens, n_tiles).emit,
     )  # fmt: skip
 
 
-def float_panel(lanes: panels.LaneType, n_rows: int, n_tiles: int = 1, ahead: int = 0) -> Any:
-    """panels.FloatPanel as a numba function (tile, step, x, x_stride, n, out) of addresses and bytes."""
+def float_microkernel(lanes: LaneType, n_rows: int, n_tiles: int = 1, ahead: int = 0) -> Any:
+    """FloatMicrokernel as a numba function (tile, step, x, x_stride, n, out) of addresses and bytes."""
     return instruction(
         types.void, (ADDRESS,) * 6,
-        panels.FloatPanel(_TARGET, lanes, n_rows, n_tiles, ahead).emit,
+        FloatMicrokernel(_TARGET, lanes, n_rows, n_tiles, ahead).emit,
     )  # fmt: skip

@@ -15,12 +15,9 @@ from collections.abc import Callable, Sequence
 
 from llvmlite import ir
 
+from dllama_zmq.kernels.simd.layout import LANES
+from dllama_zmq.kernels.simd.llvm import I8, I16, I32, U8x64, call, fill, joined, load, parts, splat
 from dllama_zmq.kernels.simd.target import Target
-
-I8, I16, I32, I64 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
-F16, F32 = ir.HalfType(), ir.FloatType()
-LANES = 16
-U8x64, I32x16, F32x16, F16x16 = (ir.VectorType(t, n) for t, n in ((I8, 64), (I32, 16), (F32, 16), (F16, 16)))
 
 Before = Callable[[ir.IRBuilder], None]
 """Emits what comes before each load of 64 bytes of weights."""
@@ -28,61 +25,6 @@ Before = Callable[[ir.IRBuilder], None]
 
 def nothing(b: ir.IRBuilder) -> None:
     """Nothing comes before."""
-
-
-def pointer(b: ir.IRBuilder, address: ir.Value, offset: int, to: ir.Type) -> ir.Value:
-    """The address (i64) plus `offset` bytes as a pointer."""
-    if offset:
-        address = b.add(address, ir.Constant(I64, offset))
-    return b.inttoptr(address, to.as_pointer())
-
-
-def load(b: ir.IRBuilder, address: ir.Value, offset: int, of: ir.Type, align: int = 1) -> ir.Value:
-    """A value of type `of` at `address` + `offset`."""
-    value = b.load(pointer(b, address, offset, of), typ=of)
-    value.align = align
-    return value
-
-
-def splat(b: ir.IRBuilder, scalar: ir.Value, lanes: int = LANES) -> ir.Value:
-    """A vector of `lanes` times the same scalar."""
-    kind = ir.VectorType(scalar.type, lanes)
-    undefined = ir.Constant(kind, ir.Undefined)
-    one = b.insert_element(undefined, scalar, ir.Constant(I32, 0))
-    return b.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(I32, lanes), [0] * lanes))
-
-
-def call(b: ir.IRBuilder, name: str, result: ir.Type, args: Sequence[ir.Value]) -> ir.Value:
-    """Call an LLVM intrinsic or an external function by name."""
-    function = b.module.globals.get(name)
-    if function is None:
-        function = ir.Function(b.module, ir.FunctionType(result, [a.type for a in args]), name)
-    return b.call(function, args)
-
-
-def fill(kind: ir.VectorType, value: float) -> ir.Constant:
-    """A constant vector."""
-    return ir.Constant(kind, [value] * kind.count)
-
-
-def parts(b: ir.IRBuilder, vector: ir.Value, count: int) -> list[ir.Value]:
-    """`vector` cut into `count` equal pieces."""
-    if count == 1:
-        return [vector]
-    width = vector.type.count // count
-    undefined = ir.Constant(vector.type, ir.Undefined)
-    picks = [ir.Constant(ir.VectorType(I32, width), list(range(i * width, (i + 1) * width))) for i in range(count)]
-    return [b.shuffle_vector(vector, undefined, pick) for pick in picks]
-
-
-def joined(b: ir.IRBuilder, pieces: Sequence[ir.Value]) -> ir.Value:
-    """Pieces (a power of two of them) put together again."""
-    pieces = list(pieces)
-    while len(pieces) > 1:
-        width = 2 * pieces[0].type.count
-        pick = ir.Constant(ir.VectorType(I32, width), list(range(width)))
-        pieces = [b.shuffle_vector(pieces[i], pieces[i + 1], pick) for i in range(0, len(pieces), 2)]
-    return pieces[0]
 
 
 class BlockDots:

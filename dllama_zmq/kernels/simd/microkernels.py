@@ -1,8 +1,9 @@
 """The inner loops: one tile of 16 rows (or 16 lanes of anything) times R tokens, accumulated in registers.
 
-Pure IR building, without numba. A panel is a loop over blocks or columns that carries R vectors of 16 floats and stores
-them at its end; everything around it is ordinary numba code. Multiply-adds are one rounding where the CPU has them, and
-always in the order of the columns, so a sum's bits depend on neither R nor the width of the registers.
+LLVM code, without numba. A micro-kernel is a loop over blocks or columns that carries R vectors of 16 floats and stores
+them at its end; all code around it is ordinary numba code. A multiply-add rounds once if the CPU has such an
+instruction, and sums are always taken in the order of the columns, so their bits depend on neither R nor the width of
+the registers.
 """
 
 from __future__ import annotations
@@ -14,32 +15,30 @@ from typing import Literal
 
 from llvmlite import ir
 
-from dllama_zmq.kernels.simd.dots import (
-    F16,
+from dllama_zmq.kernels.simd.int8_dots import Before, block_dots, nothing
+from dllama_zmq.kernels.simd.layout import LANES, SCALES, X_BLOCK, PairBlock
+from dllama_zmq.kernels.simd.llvm import (
     F32,
     I32,
     I64,
-    LANES,
-    Before,
     F16x16,
     F32x16,
-    block_dots,
     call,
     fill,
     load,
-    nothing,
+    multiply_add,
     pointer,
     splat,
+    to_f32,
 )
-from dllama_zmq.kernels.simd.layout import SCALES, X_BLOCK, PairBlock
 from dllama_zmq.kernels.simd.target import Target
 
-_AHEAD = 4096  # bytes: what meets more tokens is not read in time by itself, on any CPU
+_AHEAD = 4096  # bytes; with many tokens to a block no CPU reads far enough ahead by itself
 LaneType = Literal["f32", "f16", "bf16"]
 
 
 @dataclass(frozen=True, slots=True)
-class IntegerPanel:
+class IntegerMicrokernel:
     """One tile of a pair of quantized weights, or both (`n_tiles`), times `n_tokens` quantized tokens."""
 
     target: Target
@@ -79,7 +78,7 @@ class IntegerPanel:
             elif n_tokens * n_tiles <= 8:
                 products = dots.q40(b, tiles, xs, x_sums, bias, before)
             else:  # no registers for both at once, nor to keep x from one to the other
-                products = [dots.q40(b, [t], [_afresh(b, x) for x in xs], x_sums, bias)[0] for t in tiles]
+                products = [dots.q40(b, [t], [_opaque(b, x) for x in xs], x_sums, bias)[0] for t in tiles]
             if spread:
                 prefetch_all(b, lines)
             new = []
@@ -99,16 +98,16 @@ class IntegerPanel:
         _loop(b, n, n_tiles * n_tokens, body, out)
 
 
-def _afresh(b: ir.IRBuilder, address: ir.Value) -> ir.Value:
-    """The same address, but not to LLVM: it would keep in memory what it has loaded from there, as whole registers."""
+def _opaque(b: ir.IRBuilder, address: ir.Value) -> ir.Value:
+    """The same address, which LLVM takes for another: else it would spill what it has loaded from there."""
     return b.asm(ir.FunctionType(I64, [I64]), "", "=r,0", [address], side_effect=True)
 
 
 @dataclass(frozen=True, slots=True)
-class FloatPanel:
+class FloatMicrokernel:
     """Tiles of floats (F32, F16 or BF16 weights, keys, values) times `n_rows` rows.
 
-    ahead: so many bytes further on, memory is asked for what will be needed; 0 for never.
+    ahead: bytes that are prefetched ahead; 0 for no prefetch.
     """
 
     target: Target
@@ -149,19 +148,19 @@ class FloatPanel:
 
 
 def prefetch(b: ir.IRBuilder, at: ir.Value) -> None:
-    """Ask for a line of memory, for the second cache: the first has too few places for lines that are on their way."""
+    """Prefetch a cache line into L2: L1 has too few slots for lines in flight."""
     read, second, data = (ir.Constant(I32, n) for n in (0, 2, 1))
     call(b, "llvm.prefetch.p0i8", ir.VoidType(), [pointer(b, at, 0, ir.IntType(8)), read, second, data])
 
 
 def prefetch_all(b: ir.IRBuilder, lines: Iterable[ir.Value]) -> None:
-    """Ask for these lines of memory."""
+    """Prefetch these cache lines."""
     for line in lines:
         prefetch(b, line)
 
 
 def one_by_one(lines: Iterator[ir.Value]) -> Before:
-    """Before each load, ask for the next of these lines: asked for all at once, they wait for each other."""
+    """Prefetch one of these lines before each load: all at once, they would wait for each other."""
 
     def before(b: ir.IRBuilder) -> None:
         prefetch_all(b, islice(lines, 1))
@@ -182,56 +181,13 @@ def load_lanes(b: ir.IRBuilder, target: Target, lanes: LaneType, at: ir.Value) -
     return b.bitcast(b.shl(b.zext(upper, ints), fill(ints, 16)), F32x16)
 
 
-def multiply_add(b: ir.IRBuilder, target: Target, u: ir.Value, v: ir.Value, w: ir.Value) -> ir.Value:
-    """u * v + w, with one rounding where the CPU does that by itself."""
-    if not target.fma:
-        return b.fadd(b.fmul(u, v), w)
-    return call(b, f"llvm.fma.v{u.type.count}f32", u.type, [u, v, w])
-
-
-def to_f32(b: ir.IRBuilder, target: Target, halves: ir.Value) -> ir.Value:
-    """f16 lanes as f32. CPUs without the conversion get it from integers: exact, infinities and NaNs too."""
-    wide = ir.VectorType(F32, halves.type.count)
-    if target.half:
-        return b.fpext(halves, wide)
-    ints = ir.VectorType(I32, halves.type.count)
-    bits = b.zext(b.bitcast(halves, ir.VectorType(ir.IntType(16), halves.type.count)), ints)
-    magnitude = b.shl(b.and_(bits, fill(ints, 0x7FFF)), fill(ints, 13))
-    sign = b.shl(b.and_(bits, fill(ints, 0x8000)), fill(ints, 16))
-    # The exponent is 112 too small for f32; a multiplication puts that right for subnormal numbers also.
-    scaled = b.bitcast(b.fmul(b.bitcast(magnitude, wide), fill(wide, 2.0**112)), ints)
-    special = b.icmp_unsigned(">=", magnitude, fill(ints, 0x7C00 << 13))
-    scaled = b.select(special, b.or_(magnitude, fill(ints, 0x7F800000)), scaled)
-    return b.bitcast(b.or_(scaled, sign), wide)
-
-
-def to_f16(b: ir.IRBuilder, target: Target, values: ir.Value) -> ir.Value:
-    """f32 lanes as f16, to the nearest, ties to even; what is too large becomes infinite, and NaNs stay NaNs."""
-    narrow = ir.VectorType(F16, values.type.count)
-    if target.half:
-        return b.fptrunc(values, narrow)
-    ints = ir.VectorType(I32, values.type.count)
-    shorts = ir.VectorType(ir.IntType(16), values.type.count)
-    bits = b.bitcast(values, ints)
-    sign = b.and_(b.lshr(bits, fill(ints, 16)), fill(ints, 0x8000))
-    size = b.and_(bits, fill(ints, 0x7FFFFFFF))
-    odd = b.and_(b.lshr(size, fill(ints, 13)), fill(ints, 1))
-    normal = b.lshr(b.add(b.sub(size, fill(ints, (112 << 23) - 0xFFF)), odd), fill(ints, 13))
-    # Below 2^-14 the unit is 2^-24: adding 1/2 in f32 leaves exactly those bits, rounded, at the bottom.
-    small = b.sub(b.bitcast(b.fadd(b.bitcast(size, values.type), fill(values.type, 0.5)), ints), fill(ints, 0x3F000000))
-    result = b.select(b.icmp_unsigned("<", size, fill(ints, 113 << 23)), small, normal)
-    result = b.select(b.icmp_unsigned(">=", size, fill(ints, 0x477FF000)), fill(ints, 0x7C00), result)
-    result = b.select(b.icmp_unsigned(">", size, fill(ints, 0x7F800000)), fill(ints, 0x7E00), result)
-    return b.bitcast(b.trunc(b.or_(result, sign), shorts), narrow)
-
-
 def _loop(
     b: ir.IRBuilder, n: ir.Value, count: int,
     body: Callable[[ir.IRBuilder, ir.Value, Sequence[ir.Value]], list[ir.Value]], out: ir.Value,
 ) -> None:  # fmt: skip
     """for i in range(n), n > 0: totals = body(i, totals), beginning at 0; then store the `count` totals at `out`."""
     before = b.block
-    loop, after = b.append_basic_block("panel"), b.append_basic_block("panel.end")
+    loop, after = b.append_basic_block("microkernel"), b.append_basic_block("microkernel.end")
     b.branch(loop)
     b.position_at_end(loop)
     i = b.phi(I64)

@@ -11,8 +11,6 @@ from numba.extending import register_jitable
 
 from dllama_zmq.kernels.simd.intrinsics import load_f32, store_f32
 from dllama_zmq.kernels.simd.vectors import (
-    at_least,
-    at_most,
     bits_of,
     float_of_bits,
     floats_of,
@@ -26,6 +24,8 @@ from dllama_zmq.kernels.simd.vectors import (
     splat_i32,
     store_half,
     store_vector,
+    vmax,
+    vmin,
     with_lane,
     without_sign,
 )
@@ -45,7 +45,7 @@ _HALF_MAX = F(65504.0)
 @register_jitable
 def exponential(x):
     """e^x for 16 values, within 2 units in the last place; 1e-38 below -87, inf above 88.4. Cephes' polynomial."""
-    x = at_most(at_least(x, splat(F(-87.3))), splat(F(89.0)))
+    x = vmin(vmax(x, splat(F(-87.3))), splat(F(89.0)))
     rounded = fma(x, splat(_LOG2E), splat(_ROUNDER))
     power = bits_of(rounded) - splat_i32(_ROUNDER_BITS)
     n = rounded - splat(_ROUNDER)
@@ -73,7 +73,7 @@ def gelu_times(gate, up):
 
 
 @register_jitable
-def within(values, cap):
+def softcapped(values, cap):
     """cap * tanh(values / cap)."""
     turns = exponential(values * splat(F(2.0) / cap))
     return splat(cap) - splat(F(2.0) * cap) / (turns + splat(F(1.0)))
@@ -90,7 +90,7 @@ def block_scale(low, high):
 def quantized(values, scale):
     """16 values over `scale`, rounded half to even, -127..127."""
     inverse = F(1.0) / scale if scale > _TINIEST else F(0.0)
-    ratio = at_most(at_least(values * splat(inverse), splat(F(-127.0))), splat(F(127.0)))
+    ratio = vmin(vmax(values * splat(inverse), splat(F(-127.0))), splat(F(127.0)))
     return bits_of(ratio + splat(_ROUNDER)) - splat_i32(_ROUNDER_BITS)
 
 
