@@ -9,8 +9,8 @@ import numpy as np
 
 from dllama_zmq.errors import FormatError
 from dllama_zmq.formats.files import replace_file
+from dllama_zmq.formats.keyed_header import MAX_HEADER_BYTES
 from dllama_zmq.formats.m_header import data_bytes, header_bytes, read_header
-from dllama_zmq.formats.m_keys import MAX_HEADER_BYTES
 from dllama_zmq.formats.mapped import MappedFile
 from dllama_zmq.formats.model_file import ModelFile
 from dllama_zmq.formats.stored import Extent, StoredTensor

@@ -5,23 +5,20 @@ Every number of a header is bounded before it is used, and none decides how much
 
 from __future__ import annotations
 
-import struct
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dllama_zmq.errors import FormatError, UnsupportedModel
+from dllama_zmq.formats.keyed_header import keyed_header, read_pairs
 from dllama_zmq.formats.m_keys import (
-    ARCH_IDS,
+    DIALECTS,
     GELU,
-    KNOWN_KEYS,
     M_TYPES,
     MAGIC,
-    MAX_HEADER_BYTES,
     NEW_ARCH_KEYS,
     NORM_EPSILON,
-    OLD_ARCHS,
     OLD_FIELDS,
     OLD_MAGIC_GROK1,
     OLD_MAGIC_LLAMA,
@@ -87,7 +84,8 @@ def read_header(head: bytes, file_bytes: int, path: Path) -> tuple[ModelSpec, in
     if magic in (OLD_MAGIC_LLAMA, OLD_MAGIC_GROK1):
         pairs, tensors_at = _old_pairs(magic, head, file_bytes, path)
     elif magic == MAGIC:
-        pairs, tensors_at = _keyed_pairs(head, file_bytes, path)
+        found, tensors_at = read_pairs(head, file_bytes, path, Key)
+        pairs = _Pairs(path, {key: value for key, value, _ in found}, {key: offset for key, _, offset in found})
     else:
         raise FormatError(
             f"{path}: offset 0: magic is {magic:#010x}; expected {MAGIC:#010x}, or {OLD_MAGIC_LLAMA:#x} or "
@@ -112,11 +110,11 @@ def header_bytes(spec: ModelSpec) -> bytes:
             f"a .m file cannot hold these types of weights; all weights have one type, "
             f"{', '.join(t.name for t in M_TYPES)}. Convert them."
         )
-    rope, scaling, arch = spec.rope, spec.rope.scaling, spec.arch
+    rope, scaling, dialect = spec.rope, spec.rope.scaling, DIALECTS[spec.arch]
     _check_writable(spec)
     values = {
         Key.VERSION: 0,
-        Key.ARCH_TYPE: ARCH_IDS[arch],
+        Key.ARCH_TYPE: dialect.arch_id,
         Key.DIM: spec.dim,
         Key.HIDDEN_DIM: spec.hidden_dim,
         Key.N_LAYERS: spec.n_layers,
@@ -139,42 +137,41 @@ def header_bytes(spec: ModelSpec) -> bytes:
             Key.ROPE_SCALING_ORIG_MAX_SEQ_LEN: scaling.original_seq_len,
             Key.ROPE_TYPE: ROPE_LLAMA3_1,
         }
-    elif rope.layout == "half" and arch not in OLD_ARCHS:
+    elif rope.layout == "half" and dialect.keys != "never":
         values[Key.ROPE_TYPE] = ROPE_FALCON
-    if spec.head_dim * spec.n_heads != spec.dim or arch in ("qwen3", "qwen3moe"):
+    if spec.head_dim * spec.n_heads != spec.dim or dialect.keys == "always":
         values[Key.HEAD_DIM] = spec.head_dim
     if spec.norm_eps != 1e-5:
         codes = {eps: code for code, eps in NORM_EPSILON.items()}
         if spec.norm_eps not in codes:
             raise FormatError(f"a .m file cannot hold a norm epsilon of {spec.norm_eps}; only 1e-05 and 1e-06.")
         values[Key.NORM_EPSILON] = codes[spec.norm_eps]
-    if arch == "qwen3moe":
-        values[Key.MOE_HIDDEN_DIM] = spec.hidden_dim
-        if not spec.norm_topk:
-            values[Key.NORM_TOPK] = 0
+    values[dialect.hidden_dim] = spec.hidden_dim
+    if dialect.says_norm_topk and not spec.norm_topk:
+        values[Key.NORM_TOPK] = 0
     if spec.window is not None:
         values[Key.WINDOW] = spec.window
-    words = [word for key, value in values.items() for word in (int(key), value)]
-    return struct.pack(f"<Ii{len(words)}i", MAGIC, 8 + 4 * len(words), *words)
+    return keyed_header(MAGIC, values)
 
 
 def _check_writable(spec: ModelSpec) -> None:
     """Raise FormatError for a spec that readers, also those of the oldest keys, would read as another model."""
-    arch, half = spec.arch, spec.rope.layout == "half"
+    arch, dialect, half = spec.arch, DIALECTS[spec.arch], spec.rope.layout == "half"
     if half and spec.rope.scaling is not None:
         raise FormatError("a .m file cannot hold RoPE of half layout with scaling; write it without the scaling.")
     if spec.rope.factors:
         raise FormatError("a .m file cannot hold RoPE factors; only those of Llama 3.1's scaling.")
-    if arch != "llama" and not half:
+    if dialect.rope == "half" and not half:
         raise FormatError(f"a .m file's {arch} has RoPE of half layout; reorder the rows of q and k.")
-    if arch in OLD_ARCHS and (spec.head_dim * spec.n_heads != spec.dim or spec.norm_eps != 1e-5):
+    if dialect.keys == "never" and (spec.head_dim * spec.n_heads != spec.dim or spec.norm_eps != 1e-5):
         raise FormatError(f"a .m file's {arch} has a norm epsilon of 1e-05 and a head_dim of dim / n_heads.")
-    mixture = arch in ("grok1", "mixtral", "qwen3moe")
-    if mixture != (spec.n_experts > 0):
-        raise FormatError(f"a .m file's {arch} has {'' if mixture else 'no '}experts; this one has {spec.n_experts}.")
-    if arch == "grok1" and (spec.activation != "gelu" or spec.norm_topk):
-        raise FormatError("a .m file's grok1 has GELU, and its experts' weights are not normalized to sum to 1.")
-    if not spec.norm_topk and arch not in ("grok1", "qwen3moe"):
+    if dialect.experts != (spec.n_experts > 0):
+        raise FormatError(
+            f"a .m file's {arch} has {'' if dialect.experts else 'no '}experts; this one has {spec.n_experts}."
+        )
+    if dialect.gelu_without_norm and (spec.activation != "gelu" or spec.norm_topk):
+        raise FormatError(f"a .m file's {arch} has GELU, and its experts' weights are not normalized to sum to 1.")
+    if not (spec.norm_topk or dialect.says_norm_topk or dialect.gelu_without_norm):
         raise FormatError(f"a .m file's {arch} has experts' weights that sum to 1.")
 
 
@@ -193,55 +190,29 @@ def _old_pairs(magic: int, head: bytes, file_bytes: int, path: Path) -> tuple[_P
     return _Pairs(path, {**values, Key.ARCH_TYPE: magic}, {**offsets, Key.ARCH_TYPE: 0}), tensors_at
 
 
-def _keyed_pairs(head: bytes, file_bytes: int, path: Path) -> tuple[_Pairs, int]:
-    (header_size,) = struct.unpack_from("<i", head, 4)
-    if header_size % 8 or not 8 <= header_size <= MAX_HEADER_BYTES:
-        raise FormatError(
-            f"{path}: offset 4: header size is {header_size}; expected 8 + 8 for each pair, at most {MAX_HEADER_BYTES}."
-        )
-    if header_size > file_bytes:
-        raise FormatError(
-            f"{path}: offset 4: header size is {header_size}, but the file ends at {file_bytes}. It is cut short."
-        )
-    values: dict[Key, int] = {}
-    offsets: dict[Key, int] = {}
-    for offset in range(8, header_size, 8):
-        number, value = struct.unpack_from("<2i", head, offset)
-        if number not in KNOWN_KEYS:
-            raise FormatError(
-                f"{path}: offset {offset}: header key {number} is unknown; expected 0 to 21, 1000 or 1001. "
-                f"The file is damaged, or newer than this version reads."
-            )
-        values[Key(number)], offsets[Key(number)] = value, offset + 4
-    return _Pairs(path, values, offsets), header_size
-
-
 def _architecture(pairs: _Pairs) -> Architecture:
     number, n_experts = pairs.get(Key.ARCH_TYPE), pairs.get(Key.N_EXPERTS, 0)
-    # The ids of Grok-1 and Mixtral were reused when keys 19 to 21 came; both models always have experts.
-    new_ids = any(key in pairs.values for key in NEW_ARCH_KEYS)
-    found: dict[int, Architecture] = {
-        0xABCD00: "llama",
-        0xABCD01: "qwen3" if new_ids or not n_experts else "grok1",
-        0xABCD02: "qwen3moe" if new_ids else "mixtral",
-        0xABCD03: "qwen2",
-    }
-    if number not in found:
-        ids = ", ".join(f"{number} ({arch})" for number, arch in found.items())
+    has_new_keys = any(key in pairs.values for key in NEW_ARCH_KEYS)
+    found = [arch for arch, dialect in DIALECTS.items() if dialect.arch_id == number]
+    if not found:
+        ids = ", ".join(f"{dialect.arch_id} ({arch})" for arch, dialect in DIALECTS.items())
         raise pairs.wrong(Key.ARCH_TYPE, f"an unknown architecture; expected one of {ids}.", UnsupportedModel)
-    arch = found[number]
-    mixture = arch in ("grok1", "mixtral", "qwen3moe")
+    if len(found) > 1 and not (has_new_keys or n_experts):  # the older one of an id always has experts
+        found = [arch for arch in found if not DIALECTS[arch].experts] or found
+    ruled_out = "never" if has_new_keys else "always"
+    arch = next((arch for arch in found if DIALECTS[arch].keys != ruled_out), found[-1])
     if n_experts < 0 or pairs.get(Key.N_ACTIVE_EXPERTS, 0) < 0:
         key = Key.N_EXPERTS if n_experts < 0 else Key.N_ACTIVE_EXPERTS
         raise pairs.wrong(key, "expected 0 or more.")
-    if n_experts and not mixture:
+    if n_experts and not DIALECTS[arch].experts:
         raise pairs.wrong(Key.N_EXPERTS, f"but a {arch} of this file format has none.", UnsupportedModel)
-    if mixture and not n_experts:
+    if DIALECTS[arch].experts and not n_experts:
         raise FormatError(f"{pairs.path}: n_experts (key 7) is 0 or missing, and a {arch} is a mixture of experts.")
     return arch
 
 
 def _spec(pairs: _Pairs, arch: Architecture) -> ModelSpec:
+    dialect = DIALECTS[arch]
     dim, n_heads = pairs.get(Key.DIM), pairs.get(Key.N_HEADS)
     if Key.HEAD_DIM in pairs.values:
         head_dim = pairs.get(Key.HEAD_DIM)
@@ -266,7 +237,7 @@ def _spec(pairs: _Pairs, arch: Architecture) -> ModelSpec:
     return ModelSpec(
         arch=arch,
         dim=dim,
-        hidden_dim=pairs.get(Key.MOE_HIDDEN_DIM if arch == "qwen3moe" else Key.HIDDEN_DIM),
+        hidden_dim=pairs.get(dialect.hidden_dim),
         n_layers=pairs.get(Key.N_LAYERS),
         n_heads=n_heads,
         n_kv_heads=pairs.get(Key.N_KV_HEADS),
@@ -274,26 +245,26 @@ def _spec(pairs: _Pairs, arch: Architecture) -> ModelSpec:
         vocab_size=pairs.get(Key.VOCAB_SIZE),
         seq_len=pairs.get(Key.SEQ_LEN),
         weight_type=FloatType(weight_type),
-        rope=_rope(pairs, arch),
+        rope=_rope(pairs, dialect.rope == "half"),
         norm_eps=NORM_EPSILON[eps],
         # The converter of Grok-1 wrote no hidden_act. Other readers take SiLU then, but Grok-1 has GELU.
-        activation="gelu" if arch == "grok1" or act == GELU else "silu",
+        activation="gelu" if dialect.gelu_without_norm or act == GELU else "silu",
         n_experts=pairs.get(Key.N_EXPERTS, 0),
         n_active_experts=pairs.get(Key.N_ACTIVE_EXPERTS, 0),
-        norm_topk=norm_topk == 1 and arch != "grok1",
+        norm_topk=norm_topk == 1 and not dialect.gelu_without_norm,
         window=pairs.get(Key.WINDOW) if Key.WINDOW in pairs.values else None,
     )
 
 
-def _rope(pairs: _Pairs, arch: Architecture) -> Rope:
-    """RoPE of the file. Half layout, never scaled, for rope_type FALCON and all architectures but Llama."""
+def _rope(pairs: _Pairs, half: bool) -> Rope:
+    """RoPE of the file. Half layout, never scaled, if `half` or for rope_type FALCON."""
     theta, rope_type = pairs.get(Key.ROPE_THETA, 10000), pairs.get(Key.ROPE_TYPE, ROPE_LLAMA)
     if rope_type not in (ROPE_LLAMA, ROPE_FALCON, ROPE_LLAMA3_1):
         raise pairs.wrong(Key.ROPE_TYPE, "expected 0 (Llama), 1 (Falcon) or 2 (Llama 3.1).")
     factor = pairs.get(Key.ROPE_SCALING_FACTOR, 1)
     if factor < 1:
         raise pairs.wrong(Key.ROPE_SCALING_FACTOR, "expected 1 (no scaling) or more.")
-    if rope_type == ROPE_FALCON or arch != "llama":
+    if rope_type == ROPE_FALCON or half:
         return Rope(float(theta), "half")
     if factor == 1:
         return Rope(float(theta))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import enum
 import struct
+from dataclasses import dataclass
+from typing import Literal
 
 from dllama_zmq.spec import Architecture, FloatType
 
@@ -11,19 +13,9 @@ MAGIC = 0x0A00ABCD
 OLD_MAGIC_LLAMA = 0xABCD00
 OLD_MAGIC_GROK1 = 0xABCD01
 M_MAGICS = (MAGIC, OLD_MAGIC_LLAMA, OLD_MAGIC_GROK1)
-MAX_HEADER_BYTES = 8 + 8 * 1024
 M_TYPES = (FloatType.F32, FloatType.F16, FloatType.Q40, FloatType.Q80)
 """The possible types of a `.m` file's weights."""
 OLD_FIELDS = struct.Struct("<9i")
-ARCH_IDS: dict[Architecture, int] = {
-    "llama": 0xABCD00,
-    "grok1": 0xABCD01,
-    "qwen3": 0xABCD01,
-    "mixtral": 0xABCD02,
-    "qwen3moe": 0xABCD02,
-    "qwen2": 0xABCD03,
-}
-"""Two ids have two architectures; FORMATS.md §2 says how to tell which. Qwen2's id is this package's own."""
 
 
 class Key(enum.IntEnum):
@@ -56,13 +48,40 @@ class Key(enum.IntEnum):
     NORM_TOPK = 1001
 
 
-KNOWN_KEYS = frozenset(int(key) for key in Key)
 OLD_ORDER = (
     Key.DIM, Key.HIDDEN_DIM, Key.N_LAYERS, Key.N_HEADS, Key.N_KV_HEADS,
     Key.N_EXPERTS, Key.N_ACTIVE_EXPERTS, Key.VOCAB_SIZE, Key.SEQ_LEN,
 )  # fmt: skip
 NEW_ARCH_KEYS = (Key.HEAD_DIM, Key.NORM_EPSILON, Key.MOE_HIDDEN_DIM)
-OLD_ARCHS = ("mixtral", "grok1")
 NORM_EPSILON = {5: 1e-5, 6: 1e-6}
 GELU, SILU = 0, 1
 ROPE_LLAMA, ROPE_FALCON, ROPE_LLAMA3_1 = 0, 1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """What a `.m` header says of an architecture.
+
+    Two ids have two architectures: the keys NEW_ARCH_KEYS tell them apart. keys: whether a header always has some of
+    these, never, or may have them. gelu_without_norm: it has GELU and weights of experts that do not sum to 1, whatever
+    its keys say.
+    """
+
+    arch_id: int
+    experts: bool = False
+    keys: Literal["always", "never", "may"] = "may"
+    rope: Literal["half", "any"] = "half"
+    hidden_dim: Key = Key.HIDDEN_DIM
+    says_norm_topk: bool = False
+    gelu_without_norm: bool = False
+
+
+DIALECTS: dict[Architecture, Dialect] = {
+    "llama": Dialect(0xABCD00, rope="any"),
+    "grok1": Dialect(0xABCD01, experts=True, keys="never", gelu_without_norm=True),
+    "qwen3": Dialect(0xABCD01, keys="always"),
+    "mixtral": Dialect(0xABCD02, experts=True, keys="never"),
+    "qwen3moe": Dialect(0xABCD02, experts=True, keys="always", hidden_dim=Key.MOE_HIDDEN_DIM, says_norm_topk=True),
+    "qwen2": Dialect(0xABCD03),
+}
+"""Qwen2's id is this package's own."""

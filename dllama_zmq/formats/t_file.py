@@ -13,13 +13,13 @@ from pathlib import Path
 
 from dllama_zmq.errors import FormatError
 from dllama_zmq.formats.files import open_regular, replace_file
+from dllama_zmq.formats.keyed_header import keyed_header, read_pairs
 from dllama_zmq.tokenizer.data import N_BYTES, TokenizerData, byte_run
 
 MAGIC = 0x567124
 OLD_MAGIC = 0x567123
 MAX_FILE_BYTES = 1 << 28
 """Files are read whole, so longer ones are refused: 256 MiB is 20 times the largest known."""
-_MAX_HEADER_BYTES = 8 + 8 * 1024
 _OLD_HEADER = struct.Struct("<2I3i")  # vocab size, longest token, bos, eos, pad
 
 
@@ -106,10 +106,8 @@ def write_t(path: str | Path, data: TokenizerData) -> None:
     }
     if data.chat_template is not None:
         values[Key.CHAT_TEMPLATE_BYTES] = len(template)
-    words = [word for key, value in values.items() for word in (int(key), value)]
     with replace_file(path) as file:
-        file.write(struct.pack(f"<Ii{len(words)}i", MAGIC, 8 + 4 * len(words), *words))
-        file.write(template)
+        file.write(keyed_header(MAGIC, values) + template)
         file.write(struct.pack(f"<{len(data.eos_ids)}i", *data.eos_ids))
         for piece, score in zip(_raw_bytes(data.pieces), data.scores, strict=True):
             file.write(struct.pack("<fI", score, len(piece)) + piece)
@@ -123,25 +121,9 @@ def _read_old(cursor: _Cursor) -> TokenizerData:
 
 def _read_keyed(cursor: _Cursor) -> TokenizerData:
     path = cursor.path
-    (header_size,) = struct.unpack("<i", cursor.take(4, "the header size"))
-    if header_size % 8 or not 8 <= header_size <= _MAX_HEADER_BYTES:
-        raise FormatError(
-            f"{path}: offset 4: header size is {header_size}; expected 8 + 8 for each pair, at most "
-            f"{_MAX_HEADER_BYTES}."
-        )
-    header = cursor.take(header_size - 8, "the header")
-    values: dict[Key, int] = {}
-    eos_ids: list[int] = []
-    for offset in range(0, len(header), 8):
-        number, value = struct.unpack_from("<2i", header, offset)
-        if not 0 <= number <= max(Key):
-            raise FormatError(
-                f"{path}: offset {8 + offset}: header key {number} is unknown; expected 0 to {int(max(Key))}. "
-                f"The file is damaged, or newer than this version reads."
-            )
-        values[Key(number)] = value
-        if number in (Key.EOS_ID, Key.CHAT_EOS_ID):
-            eos_ids.append(value)
+    pairs, cursor.offset = read_pairs(cursor.data, len(cursor.data), path, Key)
+    values = {key: value for key, value, _ in pairs}
+    eos_ids = [value for key, value, _ in pairs if key in (Key.EOS_ID, Key.CHAT_EOS_ID)]
     for key in (Key.VERSION, Key.VOCAB_SIZE, Key.BOS_ID):
         if key not in values:
             raise FormatError(f"{path}: the header has no key {key.value} ({key.name.lower()}). Convert it again.")
