@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from msgspec import Struct
+from msgspec import Struct, convert
+from msgspec.structs import asdict
 
 from dllama_zmq.bus.client_messages import NodeTimes, Status, TrafficRow
 from dllama_zmq.errors import PlanError
@@ -61,7 +62,7 @@ class WorkerTraffic(Struct, frozen=True):
     setup: list[Messages]
 
 
-class Waiting(Struct, frozen=True):
+class Waiting(Struct, frozen=True, kw_only=True):
     """Seconds of one node in the last steps of one phase, and the share of them that it waited: None where nothing ran.
 
     waited_for_s: the others waited, for this node came last. Of these, paused_s: its program did not run when it had
@@ -127,7 +128,7 @@ def measured(status: Status) -> Report:
         rows = [row for row in status.traffic if row.node == name]
         by_phase = {phase: _lines(rows, phase, tokens[phase]) for phase in phases}
         setup = [row for row in rows if row.phase not in TOKEN_PHASES]
-        workers.append(WorkerTraffic(name, by_phase, [_messages(row) for row in setup]))
+        workers.append(WorkerTraffic(name, by_phase, [convert(row, Messages, from_attributes=True) for row in setup]))
     lines = [line for worker in workers for phase in phases for line in worker.phases[phase]]
     done = sum(steps.values())
     # Every worker is sent every step, and some a step again: who was sent the fewest was sent each once.
@@ -172,11 +173,10 @@ def _lines(rows: Sequence[TrafficRow], phase: str, n_tokens: int) -> list[Line]:
 
 def _line(kind: str, direction: str, rows: Sequence[TrafficRow], n_tokens: int) -> Line:
     payload, wire = sum(row.payload_bytes for row in rows), sum(row.wire_bytes for row in rows)
-    planned_payload, planned_wire, agrees = None, None, None
-    if kind != OTHER:
-        planned_payload = sum(row.predicted_payload_bytes for row in rows)
-        planned_wire = sum(row.predicted_wire_bytes for row in rows)
-        agrees = payload == planned_payload and abs(wire - planned_wire) <= WIRE_TOLERANCE * planned_wire
+    planned_payload = sum(row.predicted_payload_bytes for row in rows)
+    planned_wire = sum(row.predicted_wire_bytes for row in rows)
+    agrees = payload == planned_payload and abs(wire - planned_wire) <= WIRE_TOLERANCE * planned_wire
+    is_planned = kind != OTHER
     return Line(
         kind=kind,
         direction=direction,
@@ -185,19 +185,9 @@ def _line(kind: str, direction: str, rows: Sequence[TrafficRow], n_tokens: int) 
         wire_bytes=wire,
         payload_bytes_per_token=payload / n_tokens if n_tokens else None,
         wire_bytes_per_token=wire / n_tokens if n_tokens else None,
-        predicted_payload_bytes=planned_payload,
-        predicted_wire_bytes=planned_wire,
-        agrees=agrees,
-    )
-
-
-def _messages(row: TrafficRow) -> Messages:
-    return Messages(
-        kind=row.kind,
-        direction=row.direction,
-        messages=row.messages,
-        payload_bytes=row.payload_bytes,
-        wire_bytes=row.wire_bytes,
+        predicted_payload_bytes=planned_payload if is_planned else None,
+        predicted_wire_bytes=planned_wire if is_planned else None,
+        agrees=agrees if is_planned else None,
     )
 
 
@@ -208,10 +198,7 @@ def _count(rows: Iterable[TrafficRow], name: str, kind: str) -> int:
 
 def _waiting(node: str, phase: str, times: NodeTimes) -> Waiting:
     whole = times.compute_s + times.wait_s
-    return Waiting(
-        node, phase, times.compute_s, times.wait_s, times.wait_s / whole if whole else None,
-        times.waited_for_s, times.paused_s, times.messages_s,
-    )  # fmt: skip
+    return Waiting(node=node, phase=phase, wait_share=times.wait_s / whole if whole else None, **asdict(times))
 
 
 # --- a prediction ----------------------------------------------------------------------------------------------------
@@ -297,21 +284,14 @@ def _step_of(plan: Plan, sync: Sync, node: int) -> dict[str, Predicted]:
 
 
 def _share(workers: Sequence[dict[str, Predicted]]) -> Share:
-    layers, x = _flow(workers, ["sum"], ["partial"]), _flow(workers, ["step"], [])
-    flows = {"layers": layers, "step": x}
-    for name in ("candidates_greedy", "candidates_sampled"):
-        flows[name] = _flow(workers, [], [name])
-        flows[name.replace("candidates", "total")] = _flow(workers, ["step", "sum"], ["partial", name])
+    flows = {"layers": _flow(workers, ["sum"], ["partial"]), "step": _flow(workers, ["step"], [])}
+    for way in ("greedy", "sampled"):
+        flows[f"candidates_{way}"] = _flow(workers, [], [f"candidates_{way}"])
+        flows[f"total_{way}"] = _flow(workers, ["step", "sum"], ["partial", f"candidates_{way}"])
     return Share(len(workers), flows)
 
 
 def _flow(workers: Sequence[dict[str, Predicted]], sent: Sequence[str], received: Sequence[str]) -> Flow:
-    s, r = ([worker[kind] for worker in workers for kind in way] for way in (sent, received))
-    payload, wire = sum(p.payload_bytes for p in s + r), sum(p.wire_bytes for p in s + r)
-    return Flow(
-        sent_bytes=sum(p.payload_bytes for p in s),
-        received_bytes=sum(p.payload_bytes for p in r),
-        sent_wire_bytes=sum(p.wire_bytes for p in s),
-        received_wire_bytes=sum(p.wire_bytes for p in r),
-        overhead=wire / payload - 1,
-    )
+    payload = [sum(worker[kind].payload_bytes for worker in workers for kind in way) for way in (sent, received)]
+    wire = [sum(worker[kind].wire_bytes for worker in workers for kind in way) for way in (sent, received)]
+    return Flow(payload[0], payload[1], wire[0], wire[1], sum(wire) / sum(payload) - 1)
