@@ -1,4 +1,4 @@
-"""A cluster in this process and its children: the root, its sockets for clients, this host's workers; until stopped."""
+"""The root's process: the root, the sockets for clients, and this host's workers as children, until it is stopped."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ from dllama_zmq.telling import Tells
 logger = logging.getLogger(__name__)
 
 _FILES_OF_ROOT, _FILES_OF_PEER = 20, 3  # opened by libzmq, the kernels' threads and pipes, as counted in /proc
-_LAST_WORD_MS = 200  # for what clients are told last
-_STEP_SHARE = 0.25  # of limits.stop_s: for the step in which the end is told; then it is broken off
-_FLEET_SHARE = 0.5  # of limits.stop_s: for the workers to leave by themselves; then they are killed
+_LINGER_MS = 200  # for the last messages to clients
+_STEP_SHARE = 0.25  # of limits.stop_s: for the current step to end; then it is interrupted
+_FLEET_SHARE = 0.5  # of limits.stop_s: for the workers to leave; then they are killed
 
 
 def run_started(name: str, lock: int, tells: Tells) -> None:
-    """Be the root of the cluster that was started under `name`, whose lock is the descriptor `lock`.
+    """Run the root of the cluster that another process starts under `name`; the descriptor `lock` holds its lock.
 
-    It ends with whoever holds the other end of stdin and with the last who uses it, unless that one says STAY.
-    Raises as `run_cluster` does.
+    It ends when stdin is closed and no other call uses the cluster, unless STAY was written to stdin. Raises as
+    `run_cluster` does.
     """
     started = Record.read(Places.of(name).started_file)
     if started is None:
@@ -54,12 +54,11 @@ def run_started(name: str, lock: int, tells: Tells) -> None:
 
 
 def run_cluster(file: ClusterFile, tells: Tells, lock: int | None = None) -> None:
-    """Run the cluster that `file` describes until a client or a signal stops it; `tells` how its start goes on.
+    """Run the cluster that `file` describes until a client or a signal stops it. `tells` hears of its start.
 
-    lock: the descriptor of its lock where the process that started this one has taken it; then it ends with that one.
-
-    Raises ConfigError, FormatError, PlanError, BusError (a port in use) before anything runs; ClusterError where it
-    runs already or a worker cannot be kept alive. Whatever happens, no child and no socket is left behind.
+    lock: the descriptor of the cluster's lock, if the process that started this one has taken it; then the cluster ends
+    with that process. Raises ConfigError, FormatError, PlanError, BusError (a port in use) before anything runs;
+    ClusterError if it runs already or a worker keeps dying. No child and no socket is ever left behind.
     """
     cluster, places = file.cluster, Places.of(file.cluster.name)
     interrupts = Interrupts()
@@ -85,7 +84,7 @@ def run_cluster(file: ClusterFile, tells: Tells, lock: int | None = None) -> Non
             )  # fmt: skip
             cleanup.push(lambda kind, error, traceback: root.close(_why_down(root, error), stay=True))
             clients = Peers(context, [*_listen(cluster, "clients"), places.ipc_clients], sockets.CLIENTS)
-            cleanup.callback(clients.close, _LAST_WORD_MS)
+            cleanup.callback(clients.close, _LINGER_MS)
         _, workers, crowded = node_threads(cluster)
         fleet = Fleet(workers, places, crowded, root.roster, cluster.limits.join_s)
         cleanup.callback(fleet.stop, cluster.limits.stop_s * _FLEET_SHARE)
@@ -104,7 +103,7 @@ def run_cluster(file: ClusterFile, tells: Tells, lock: int | None = None) -> Non
 
 
 def root_settings(cluster: Cluster) -> RootSettings:
-    """What the root needs to know of a cluster."""
+    """The root's settings for `cluster`."""
     threads, _, crowded = node_threads(cluster)
     return RootSettings(
         names=[worker.name for worker in cluster.workers],
@@ -131,12 +130,12 @@ def _endpoints(cluster: Cluster, places: Places) -> Endpoints:
 
 
 def _listen(cluster: Cluster, port: Literal["steps", "replies", "clients"]) -> list[str]:
-    """The TCP address of `port`; none where no other computer takes part: ipc is for this user's processes alone."""
+    """The TCP address of `port`; none if all nodes and clients are on this computer and use ipc."""
     return [] if cluster.tcp_ports is None else [cluster.root.endpoint(getattr(cluster.tcp_ports, port))]
 
 
 def _why_down(root: Root, error: BaseException | None) -> str:
-    """What workers are told of the end of their cluster: the error that ended it, or what kept it from being ready."""
+    """The reason that workers get when the cluster goes down: its error, or why it was not ready."""
     if isinstance(error, DllamaError):
         return f"the cluster went down: {error}"
     missing = root.missing_sentence()
@@ -144,6 +143,6 @@ def _why_down(root: Root, error: BaseException | None) -> str:
 
 
 def _leave(places: Places) -> None:
-    """End this process as a signal would, when nobody uses its cluster any more."""
+    """End this process, as a signal would, when no call uses its cluster any more."""
     await_last_user(places)
     os.kill(os.getpid(), signal.SIGTERM)

@@ -1,7 +1,7 @@
-"""This host's workers as child processes: started, started again when they die, and gone when the root is gone.
+"""This host's workers as child processes: started, restarted when they die, and ended with the root.
 
-A child holds the read end of a pipe whose other end is the root's: however the root ends, the pipe closes, and the
-child leaves by itself. The kernel kills one that cannot (`owner.die_with_parent`).
+The root holds the write end of each child's stdin. However the root ends, that pipe closes and the child leaves; the
+kernel kills a child that cannot (`owner.die_with_parent`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import logging
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -23,10 +23,10 @@ from dllama_zmq.own_code import own_code
 
 logger = logging.getLogger(__name__)
 
-_SOUND_AFTER_S = 60.0  # who has lived so long dies for the first time
+_SOUND_AFTER_S = 60.0  # a worker that lived this long starts counting its deaths anew
 _MAX_DEATHS = 3  # of one worker, before the cluster has ever been ready
 _MAX_PAUSE_S = 30.0
-_REJOIN_S = 10.0  # for a worker that is lost and whose process is there: one that works joins again within 2 s
+_REJOIN_S = 10.0  # for a lost worker whose process lives; a sound one joins again within 2 s
 MAX_LOG_BYTES = 8 << 20
 
 
@@ -34,11 +34,11 @@ MAX_LOG_BYTES = 8 << 20
 class _Child:
     config: WorkerConfig
     process: subprocess.Popen[bytes]
-    log_start: int  # bytes that were in its log before
+    log_start: int  # length of its log when it started, in bytes
     started: float
-    ending: str = ""  # how it ended last, and what it said
+    ending: str = ""  # how it ended last, and its last error
     deaths: int = 0  # in a row
-    next_start: float | None = None  # None: it has not ended, as far as is known
+    next_start: float | None = None  # None: it has not been seen to end
     has_joined: bool = False
     missing_since: float | None = None
 
@@ -47,8 +47,8 @@ class Fleet:
     """The local workers of one cluster. `watch` them often; `stop` them at the end.
 
     crowded: this host has fewer cores than its nodes have threads.
-    roster: where the workers have their places.
-    join_s: how long a worker that was started may take to join.
+    roster: has the workers' places.
+    join_s: how long a started worker may take to join.
     """
 
     def __init__(
@@ -69,9 +69,9 @@ class Fleet:
             self._children.append(_Child(worker, *self._start(worker), time.monotonic()))
 
     def watch(self) -> None:
-        """Start again who has died, after a pause that grows with each death in a row, and end who is frozen.
+        """Restart dead workers, after a pause that doubles with each death in a row, and kill frozen ones.
 
-        Raises ClusterError where one dies over and over before the cluster has been ready for the first time.
+        Raises ClusterError if a worker dies several times in a row before the cluster was first ready.
         """
         now = time.monotonic()
         self._has_been_ready = self._has_been_ready or self._roster.ready
@@ -103,7 +103,7 @@ class Fleet:
         child.next_start = now + (0.0 if child.deaths == 1 else min(_MAX_PAUSE_S, 2.0 ** (child.deaths - 2)))
 
     def _is_frozen(self, child: _Child, now: float) -> bool:
-        """Whether the roster has lost a worker whose process is there, and that does not come back."""
+        """Whether a worker's process lives, but the worker has not joined in time."""
         if self._roster.has(child.config.name, child.process.pid):
             child.has_joined, child.missing_since = True, None
             return False
@@ -128,37 +128,49 @@ class Fleet:
         return (f"signal {-code}" if code < 0 else f"exit code {code}") + (f" ({error})" if error else "")
 
     def stop(self, wait_s: float) -> None:
-        """End every child: asked first, killed where it does not leave within `wait_s`."""
-        for child in self._children:
-            child.process.terminate()
-            if child.process.stdin is not None:
-                child.process.stdin.close()
-        deadline = time.monotonic() + wait_s
-        for child in self._children:
-            try:
-                child.process.wait(max(0.01, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                logger.warning("killing %s: it did not leave within %.1f s", child.config.name, wait_s)
-                child.process.kill()
-                child.process.wait()
+        """End every child; kill those that have not left after `wait_s`."""
+        end_children({child.config.name: child.process for child in self._children}, wait_s)
 
     def _start(self, worker: WorkerConfig) -> tuple[subprocess.Popen[bytes], int]:
         """The process, and the length of its log when it began."""
-        command = [sys.executable, "-m", "dllama_zmq", "worker", "--root", self._places.ipc_replies]
-        command += ["--name", worker.name, "--threads", str(worker.threads), "--leave-with-stdin"]
-        if self._crowded:
-            command.append("--crowded")
+        words = ["worker", "--root", self._places.ipc_replies, "--name", worker.name]
+        words += ["--threads", str(worker.threads), "--leave-with-stdin", *(["--crowded"] if self._crowded else [])]
         with open_log(self._places, worker.name) as log:
             log_start = log.tell()
-            process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=child_environment(), start_new_session=True
-            )
+            process = start_child(words, log)
         self._roster.reserve(worker.name, process.pid)
         return process, log_start
 
 
+def start_child(words: Sequence[str], log: BinaryIO, pass_fds: Sequence[int] = ()) -> subprocess.Popen[bytes]:
+    """Start `dllama-zmq WORDS`, which writes to `log` and gets no signal of this process's terminal."""
+    command = [sys.executable, "-m", "dllama_zmq", *words]
+    return subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=child_environment(), start_new_session=True,
+        pass_fds=pass_fds,
+    )  # fmt: skip
+
+
+def end_children(children: Mapping[str, subprocess.Popen[bytes]], wait_s: float) -> list[str]:
+    """Terminate every child and kill those that have not left after `wait_s`. Returns the names of the killed ones."""
+    for process in children.values():
+        process.terminate()
+        if process.stdin is not None:
+            process.stdin.close()
+    deadline, killed = time.monotonic() + wait_s, []
+    for name, process in children.items():
+        try:
+            process.wait(max(0.01, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            logger.warning("killing %s: it did not leave within %.1f s", name, wait_s)
+            process.kill()
+            process.wait()
+            killed.append(name)
+    return killed
+
+
 def last_error(log: Path, start: int = 0) -> str:
-    """What a node said last before it ended, of what its log has from byte `start` on; empty where it did not."""
+    """The last error in a node's log from byte `start` on; empty if there is none."""
     try:
         with log.open("rb") as file:
             file.seek(start)
@@ -170,7 +182,7 @@ def last_error(log: Path, start: int = 0) -> str:
 
 
 def open_log(places: Places, node: str) -> BinaryIO:
-    """The log of a node, open for appending; one that has grown too long is put aside first."""
+    """The log of a node, open for appending; one that is too long is renamed first."""
     path = places.log(node)
     with writing(path):
         places.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -180,5 +192,5 @@ def open_log(places: Places, node: str) -> BinaryIO:
 
 
 def child_environment() -> dict[str, str]:
-    """The environment of a node: BLAS keeps to one thread, for the node has threads of its own."""
+    """The environment of a node: one BLAS thread, since the node has its own threads."""
     return {**own_code(), "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}

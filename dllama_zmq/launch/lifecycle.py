@@ -1,4 +1,4 @@
-"""Bring a cluster up in the background, take it down. Every wait ends, and says whom it waited for."""
+"""Bring a cluster up in the background, and take it down. Every wait has a deadline and says what it waited for."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import select
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -19,7 +18,7 @@ from dllama_zmq.client import Client
 from dllama_zmq.cluster import Cluster, ClusterFile, Ports, is_loopback
 from dllama_zmq.errors import BusError, ClusterError, RootLost
 from dllama_zmq.launch import locks, registry
-from dllama_zmq.launch.fleet import child_environment, last_error, open_log
+from dllama_zmq.launch.fleet import end_children, last_error, open_log, start_child
 from dllama_zmq.launch.locks import POLL_S
 from dllama_zmq.launch.owner import STAY
 from dllama_zmq.launch.paths import Places
@@ -30,10 +29,10 @@ from dllama_zmq.telling import Tells, Unheard
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """Who is told how far a start is.
+    """Callbacks for the progress of a start.
 
-    status: what the root says of its nodes. sound: the files are, and nothing has been started yet. patient: workers
-    may take as long as they want to join, for somebody watches and can press Ctrl-C.
+    status: called with each status of the root. sound: called when the files have been checked, before anything is
+    started. patient: workers may take any time to join, because a person watches and can press Ctrl-C.
     """
 
     status: Callable[[Status], None] = lambda status: None
@@ -44,7 +43,7 @@ class Listener:
 
 @dataclass(frozen=True, slots=True)
 class _Start:
-    """A root that this process has started. It ends with this process unless it is told to stay."""
+    """A root that this process has started. It ends with this process, unless `stay` or `leave` was called."""
 
     process: subprocess.Popen[bytes]
     places: Places
@@ -58,29 +57,22 @@ class _Start:
         self.leave()
 
     def leave(self) -> None:
-        """Have no more to do with it: it ends with its last user, or when it is told to."""
+        """Let go of it: it ends after its last user, or when it is stopped."""
         if self.process.stdin is not None:
             self.process.stdin.close()
         self.process.returncode = 0  # or Popen would warn that it still runs
 
     def end(self, stop_s: float) -> None:
-        """End it: told, then killed after `stop_s`. Its workers end with it."""
-        if self.process.stdin is not None:
-            self.process.stdin.close()
-        self.process.terminate()
-        try:
-            self.process.wait(stop_s)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+        """Terminate it, and kill it after `stop_s`. Its workers end with it."""
+        if end_children({"root": self.process}, stop_s):
             locks.cleared(self.places)
 
 
 def bring_up(file: ClusterFile, listener: Listener) -> Status:
     """Start the cluster in the background and return when every node is ready.
 
-    Raises what `run_cluster` raises; ClusterError where it runs already, and, with the cluster down again, where a node
-    does not get ready within its limits.
+    Raises what `run_cluster` raises; ClusterError if it runs already, or if a node is not ready within its limits (then
+    the cluster is down again).
     """
     start = _start(file, listener)
     try:
@@ -96,7 +88,7 @@ def bring_up(file: ClusterFile, listener: Listener) -> Status:
 def for_one_call(file: ClusterFile, listener: Listener, on_shared: Callable[[], None]) -> Iterator[Record]:
     """The running cluster of `file`, for the time of the block; one that is brought up for it ends with the block.
 
-    It also ends where this process is killed. Where other calls use it by then, it ends after the last of them, and
+    It also ends if this process is killed. If other calls use it by then, it ends after the last of them, and
     `on_shared` is called. Raises as `bring_up` does.
     """
     limits = file.cluster.limits
@@ -145,10 +137,10 @@ def for_one_call(file: ClusterFile, listener: Listener, on_shared: Callable[[], 
 
 
 def take_down(file: ClusterFile) -> bool:
-    """Stop the cluster of `file`: told, then killed. False where it was not running.
+    """Stop the cluster of `file` by SIGTERM, then by SIGKILL. Returns False if it was not running.
 
-    One whose root is on another computer is asked. Raises RootLost where that one does not agree; ClusterError where
-    it does and does not end, where the name is another cluster's, or where a process cannot be ended.
+    A root on another computer is asked to stop: raises RootLost if it does not answer, ClusterError if it does not end.
+    Raises ClusterError if the name is another cluster's, or a process cannot be ended.
     """
     stop_s = file.cluster.limits.stop_s
     if (address := registry.address_elsewhere(file.cluster)) is not None:
@@ -173,7 +165,7 @@ def take_down(file: ClusterFile) -> bool:
 
 
 def _start(file: ClusterFile, listener: Listener) -> _Start:
-    """Check ports and files in the foreground, where people look, and start the root. Raises AlreadyRunning."""
+    """Check ports and files here, where errors are seen, and start the root. Raises AlreadyRunning."""
     # In here, for what reads models takes 0.1 s to import, and most commands read none.
     from dllama_zmq.kernels import prepare_kernels, told_to
     from dllama_zmq.launch.nodes_here import checked_needs
@@ -186,11 +178,7 @@ def _start(file: ClusterFile, listener: Listener) -> _Start:
         prepare_kernels(file.cluster.kernels, needs, told_to(listener.tells), listener.tells.line)
         places.begin_logs()
         with open_log(places, "root") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "dllama_zmq", "root", file.cluster.name, "--lock", str(lock)],
-                stdin=subprocess.PIPE, stdout=log, stderr=log, env=child_environment(), start_new_session=True,
-                pass_fds=[lock],
-            )  # fmt: skip
+            process = start_child(["root", file.cluster.name, "--lock", str(lock)], log, pass_fds=[lock])
     return _Start(process, places)
 
 
@@ -237,7 +225,7 @@ def _await_ready(file: ClusterFile, start: _Start, listener: Listener) -> Status
 
 
 def commands_elsewhere(cluster: Cluster) -> dict[str, str]:
-    """What to run where, for each worker that is not this host's: by the worker's name."""
+    """The command that starts each worker of another computer, by the worker's name."""
     replies = (cluster.tcp_ports or Ports()).replies
 
     def root_for(worker: str) -> str:
@@ -254,7 +242,7 @@ def commands_elsewhere(cluster: Cluster) -> dict[str, str]:
 
 
 def not_there(file: ClusterFile, absent: Mapping[str, str]) -> str:
-    """Which workers have not come, by name with the reason, and what to do for each: start it, or see its log."""
+    """The sentence on workers that are absent, by name with the reason, and what to do for each."""
     elsewhere = commands_elsewhere(file.cluster)
 
     def cure(worker: str) -> str:
@@ -268,13 +256,13 @@ def not_there(file: ClusterFile, absent: Mapping[str, str]) -> str:
 
 
 def _last_error(start: _Start) -> str:
-    """What the root said last before it ended."""
+    """The last error of the root."""
     path = start.places.log("root")
     return last_error(path) or f"the root ended without a word; see {path}"
 
 
 def _await_end(pid: int, wait_s: float) -> None:
-    """Wait for a process that has let go of its lock: its interpreter takes a moment more to end."""
+    """Wait for a process that has released its lock; its interpreter ends a moment later."""
     with suppress(OSError):  # it has ended, or this kernel cannot watch it
         descriptor = os.pidfd_open(pid)
         try:

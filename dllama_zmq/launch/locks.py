@@ -1,6 +1,6 @@
-"""A cluster's two locks: whose it is, and who uses it. They fall with the processes that hold them, however those end.
+"""A cluster's two locks. The system releases them when the processes that hold them end, however they end.
 
-The first is the file `lock` in its folder, the second the folder itself.
+The root locks the file `lock` in the cluster's folder. Each call that uses the cluster shares a lock on the folder.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ POLL_S = 0.05
 
 @contextmanager
 def in_use(places: Places, wait_s: float) -> Iterator[int]:
-    """In this block the cluster counts as used: one that serves a call ends after its last user. Yields a descriptor.
+    """In this block the cluster counts as used; a cluster of a call ends after its last user. Yields a descriptor.
 
-    Raises ClusterError where it has been ending for `wait_s`.
+    Raises ClusterError if the cluster is still ending after `wait_s`.
     """
     folder = os.open(places.run, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -36,18 +36,18 @@ def in_use(places: Places, wait_s: float) -> Iterator[int]:
 
 
 def used_by_others(folder: int) -> bool:
-    """Whether anybody else is in `in_use` with the cluster; if not, nobody will be until this descriptor is closed."""
+    """Whether another process is in `in_use`; if not, none can be until this descriptor is closed."""
     return not take(folder, fcntl.LOCK_EX)
 
 
 def await_last_user(places: Places) -> None:
-    """Return when nobody uses the cluster. From then on nobody can, until this process ends."""
+    """Return when no process uses the cluster. From then on none can, until this process ends."""
     folder = os.open(places.run, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     fcntl.flock(folder, fcntl.LOCK_EX)
 
 
 def cleared(places: Places) -> bool:
-    """Remove what a root that was killed left behind; False, and nothing done, where one is running."""
+    """Remove what a killed root left behind. Returns False, and does nothing, if a root is running."""
     with suppress(FileNotFoundError):
         lock = os.open(places.lock_file, os.O_RDWR | os.O_CLOEXEC)
         try:
@@ -72,7 +72,7 @@ def is_up(places: Places) -> bool:
 
 
 def take(descriptor: int, kind: int) -> bool:
-    """Take the lock behind `descriptor`, LOCK_SH or LOCK_EX, if nobody is in the way."""
+    """Take the lock behind `descriptor`, LOCK_SH or LOCK_EX, if it is free; whether it was."""
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:

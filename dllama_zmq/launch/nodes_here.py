@@ -1,4 +1,4 @@
-"""A cluster's nodes on this computer: which they are, what they run, and whether memory and cores are enough."""
+"""A cluster's nodes on this computer: which they are, what they run, their threads, and whether memory is enough."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ def node_threads(cluster: Cluster) -> tuple[int, list[WorkerConfig], bool]:
 
 
 def shared(wanted: Sequence[Threads], cores: int) -> tuple[list[int], bool]:
-    """Threads of a host's nodes: as `wanted`, an equal share of `cores` for "auto"; whether cores are too few."""
+    """Threads of a host's nodes: those of `wanted`, for "auto" an equal share of `cores`; whether cores are too few."""
     share = max(1, cores // max(1, len(wanted)))
     threads = [share if n == "auto" else n for n in wanted]
     return threads, sum(threads) > cores
 
 
 def open_checked(file: ClusterFile, warn: Callable[[str], None]) -> tuple[ModelFile, Tokenizer]:
-    """The cluster's model, open, and its tokenizer; `warn` hears what is odd about them, a sentence each.
+    """Open the cluster's model and its tokenizer; `warn` is called with a sentence for each oddity.
 
-    Raises ConfigError, FormatError; PlanError where the model cannot be split so, or memory here is too small for it.
+    Raises ConfigError, FormatError; PlanError if the model cannot be split like this, or memory here is too small.
     """
     with ExitStack() as cleanup:
         model = cleanup.enter_context(open_model(file.model_path(), file.cluster.weight_type))
@@ -77,7 +77,7 @@ def _tokenizer(file: ClusterFile, model: ModelFile) -> Tokenizer:
 
 
 def checked_needs(file: ClusterFile, tells: Tells) -> Needs:
-    """Find in the foreground, where people look, what would stop the root in the background; what its kernels need."""
+    """Check the model here, where errors are seen, before the root opens it. Returns what its kernels need."""
     tells.now(f"reading {file.model_path().name} and its tokenizer")
     model, _ = open_checked(file, lambda sentence: tells.line(f"warning: {sentence}"))
     with model:
@@ -93,9 +93,9 @@ def _check_plan(cluster: Cluster, model: ModelFile) -> None:
 
 
 def _doubts(cluster: Cluster, model: ModelFile) -> Iterator[str]:
-    """What people should know who start this cluster here, a sentence each."""
+    """Warnings for a person who starts this cluster here, a sentence each."""
     n_here, cores = 1 + len(local_workers(cluster)), usable_cores()
-    if n_here > max(1, cores) and cluster.model != DEMO:  # the demo shows how nodes work together
+    if n_here > max(1, cores) and cluster.model != DEMO:  # the demo shows several nodes at work
         yield (
             f"{n_here} nodes on {plural(cores, 'core')} of this computer: slower than one node; "
             "use --nodes 1, or take workers out of the cluster file"

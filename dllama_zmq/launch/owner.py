@@ -1,4 +1,4 @@
-"""A child knows when its owner is gone: the pipe that is the child's stdin closes, however the owner ends."""
+"""How a child notices that its parent has ended: its stdin, a pipe of the parent, closes."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import threading
 from collections.abc import Callable
 
 STAY = b"stay"
-"""What an owner writes to a child that shall outlive it."""
+"""What a parent writes to a child that shall outlive it."""
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def at_end_of_stdin(action: Callable[[], None]) -> None:
-    """Call `action`, in a thread of its own, when stdin has ended, unless STAY is the last that was read from it."""
+    """Call `action` in another thread when stdin ends, unless the last read from it was STAY."""
 
     def wait() -> None:
         last = b""
@@ -29,5 +29,5 @@ def at_end_of_stdin(action: Callable[[], None]) -> None:
 
 
 def die_with_parent() -> None:
-    """From now on the kernel kills this process when its parent's thread ends: also one that is frozen then."""
+    """Let the kernel kill this process when its parent's thread ends, even while it is frozen."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)

@@ -1,4 +1,4 @@
-"""Where a cluster keeps its sockets, its state and its logs. Knows folders; knows no process and no socket."""
+"""The folders of a cluster: sockets, state and logs. Knows no process and no socket."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ MAX_SOCKET_PATH_BYTES = 100  # Linux allows 107; a few are left for what a trans
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """The two folders of one cluster, and what lies in them."""
+    """The two folders of one cluster, and the files in them."""
 
     run: Path
     logs: Path
 
     @classmethod
     def of(cls, cluster_name: str) -> Places:
-        """The places of a cluster, made where they are missing; nobody else can enter `run`.
+        """The folders of a cluster; they are made if they are missing. No other user can enter `run`.
 
-        `$DLLAMA_ZMQ_HOME/{run,logs}/<name>` where that is set; else `$XDG_RUNTIME_DIR` or /tmp for `run`, and
-        `$XDG_STATE_HOME` or ~/.local/state for `logs`. Raises ClusterError where a folder cannot be had or trusted.
+        `$DLLAMA_ZMQ_HOME/{run,logs}/<name>` if that is set; else `$XDG_RUNTIME_DIR` or /tmp for `run`, and
+        `$XDG_STATE_HOME` or ~/.local/state for `logs`. Raises ClusterError if a folder cannot be made or trusted.
         """
         if not re.search(NAME_PATTERN, cluster_name):
             raise UsageError(f"{cluster_name!r} is no cluster's name; use up to 32 letters, digits, - and _")
@@ -52,17 +52,17 @@ class Places:
 
     @property
     def lock_file(self) -> Path:
-        """Held by the process whose cluster this is."""
+        """The file that the root has locked."""
         return self.run / "lock"
 
     @property
     def cluster_file(self) -> Path:
-        """What is running: written when the cluster is up, removed when it is down."""
+        """The record of a running cluster: written when clients can reach the root, removed when it goes down."""
         return self.run / "cluster.json"
 
     @property
     def started_file(self) -> Path:
-        """What was started last, and how far its start is: the logs beside it are that cluster's."""
+        """The record of the last start and its progress. The logs beside it are of that cluster."""
         return self.logs / "cluster.json"
 
     @property
@@ -78,18 +78,18 @@ class Places:
         return self._ipc("clients")
 
     def begin_logs(self) -> None:
-        """Put the logs of the run before this one aside; those before it are forgotten."""
+        """Rename the logs of the previous run; older ones are removed."""
         for path in self.logs.glob("*.log"):
             with writing(path):
                 path.replace(path.with_suffix(".log.1"))
 
     def remove(self) -> None:
-        """Remove both folders, of a name that nobody will use again."""
+        """Remove both folders. For names that are not used again."""
         for folder in (self.logs, self.run):
             shutil.rmtree(folder, ignore_errors=True)
 
     def clear(self) -> None:
-        """Remove what a running cluster has in `run`, all but its lock. For the holder of the lock alone."""
+        """Remove all but the lock from `run`. Only for the holder of the lock."""
         for path in (self.cluster_file, *self.run.glob("*.sock")):
             path.unlink(missing_ok=True)
 
@@ -110,7 +110,7 @@ class Places:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """In this block `path` is made or written. Raises ClusterError, with what to do, where it cannot be."""
+    """Turns an OSError of the block, which writes `path`, into a ClusterError that says what to do."""
     try:
         yield
     except OSError as error:
@@ -121,12 +121,12 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def as_text(path: Path) -> str:
-    """A path for people and messages: names of files are UTF-8, whatever the locale says; ? for what is none."""
+    """A path for people and messages. File names are read as UTF-8 in any locale; other bytes become ?."""
     return os.fsencode(path).decode("utf-8", "replace")
 
 
 def all_places() -> Iterator[Places]:
-    """Those of each cluster that is running here or once was. Makes none."""
+    """The folders of each cluster that is or was running here. Makes none."""
     run_base, logs_base = _bases()
     with contextlib.suppress(OSError):
         if run_base.lstat().st_uid != os.getuid():  # in /tmp anyone may plant one
@@ -166,7 +166,7 @@ def _is_usable_runtime(folder: str) -> bool:
 
 
 def _own_folder(folder: Path) -> None:
-    """Make `folder` for this user alone. What lies there must be ours and no link: in /tmp anyone may plant one."""
+    """Make `folder`, for this user only. An existing one must be ours and no link: in /tmp anyone may plant one."""
     with contextlib.suppress(FileExistsError):
         folder.mkdir(mode=0o700)
     found = folder.lstat()

@@ -1,4 +1,4 @@
-"""Whether a cluster's TCP ports are free, found out before anything is read, compiled or started."""
+"""Check that a cluster's TCP ports are free, before anything is read, compiled or started."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dllama_zmq.launch.registry import bind_error, running_clusters
 
 
 def check_ports(cluster: Cluster) -> None:
-    """Raise BusError where a port that the root is to bind is taken, and name the cluster that has it."""
+    """Raise BusError if a port of the root is in use, and name the cluster that uses it."""
     for port in _ports(cluster):
         if bind_error(cluster.root.host, port) != errno.EADDRINUSE:  # whatever else is wrong, binding tells
             continue
@@ -26,7 +26,7 @@ def check_ports(cluster: Cluster) -> None:
 
 
 def _ports(cluster: Cluster) -> tuple[int, ...]:
-    """Those that the root binds."""
+    """The ports that the root binds."""
     ports = cluster.tcp_ports
     if ports is None:
         return ()

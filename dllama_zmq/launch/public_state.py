@@ -1,4 +1,4 @@
-"""What a root says of its cluster without being asked: to its log, and in a file to other processes of this host."""
+"""The state that a root publishes: in its log, and in a file for other processes of this host."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _MAX_PAUSE_S = 600.0
 
 
 class PublicState:
-    """How far the start is, for whoever waits for it; then whether the cluster is ready or forming.
+    """The progress of the start, then whether the cluster is ready or forming.
 
-    Until the root is there it is a `Tells`, which passes everything on to `tells`. After `up`, `look` often; `remove`
-    the file at the end. While the cluster forms, the log says who is missing and what starts them: after 1 s, then
-    after pauses that double.
+    Before `up` it is a `Tells` that also passes everything on to `tells`. After `up`, call `look` often, and `remove`
+    at the end. While the cluster forms, the log names the missing workers and the commands that start them: after 1 s,
+    then after pauses that double.
     """
 
     def __init__(self, file: ClusterFile, places: Places, tells: Tells) -> None:
@@ -43,17 +43,17 @@ class PublicState:
         self._tells.line(text)
 
     def now(self, text: str, done: int = 0, total: int = 0, unit: Unit = "B") -> None:
-        """Pass it on, and write it where something new begins or some time has passed."""
+        """Pass it on; write it if `text` is new or some time has passed."""
         self._tells.now(text, done, total, unit)
         if text == self._record.doing[0] and time.monotonic() < self._next_write:
             return
         self._next_write = time.monotonic() + _WRITE_EVERY_S
         self._record = msgspec.structs.replace(self._record, doing=(text, done, total, unit))
-        with suppress(ClusterError):  # on a full disk nobody is told how far it is, and it goes on
+        with suppress(ClusterError):  # on a full disk the start goes on without a report
             self._record.write(self._places.started_file)
 
     def up(self, root: Root) -> None:
-        """Clients can reach the root from now on."""
+        """Publish that clients can reach the root."""
         self._tells.now("")
         self._root = root
         self._wait(_FIRST_S)
@@ -61,7 +61,7 @@ class PublicState:
         self._write()
 
     def look(self) -> None:
-        """Tell what has changed, or has lasted."""
+        """Publish a change of the state, and log who is missing if it is time to."""
         if self._root.ready == self._record.forming:
             self._wait(_FIRST_S)
             try:
@@ -76,11 +76,11 @@ class PublicState:
         logger.info("forming: %s", "; ".join([self._root.missing_sentence(), *cures]))
 
     def remove(self) -> None:
-        """The cluster goes down."""
+        """Remove the file: the cluster goes down."""
         self._places.cluster_file.unlink(missing_ok=True)
 
     def _wait(self, pause_s: float) -> None:
-        """Say who is missing in `pause_s`, not before."""
+        """Log who is missing in `pause_s` at the earliest."""
         self._pause_s, self._due = pause_s, time.monotonic() + pause_s
 
     def _write(self) -> None:

@@ -1,7 +1,7 @@
-"""The clusters of this user on this computer: which are up, of which files, and where their clients go.
+"""The clusters of this user on this computer: which are up, their files, and their addresses for clients.
 
-A cluster is the one of its file, whatever its name. It is up while its lock is held, which falls with the process that
-holds it, however that ends; so a record that was left behind tells only that its root was killed.
+A cluster is identified by its file, not by its name. It is up while its lock is held; the system releases the lock when
+the root ends. So a record without a locked lock means that the root was killed.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from dllama_zmq.telling import Tells, Unit
 from dllama_zmq.threads import converted_by_threads
 
 PRIVATE = "call-"
-"""What the name of a cluster of one call without a file begins with; the process and a random number follow."""
+"""Prefix of the name of a cluster of one call without a file; the process and a random number follow."""
 
-_LOCK_S = 1.0  # who looks whether a cluster is up holds its lock for an instant
+_LOCK_S = 1.0  # a process that checks whether a cluster is up holds its lock for an instant
 _KEEP_S = 86400.0
 _SETTLE_S = 1.0  # from taking the lock to the record that says whose it is
 
 
 @converted_by_threads
 class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """A cluster as its processes write it into a file, as JSON: when it is started, and whenever it changes.
+    """A cluster as its processes describe it in a file of JSON.
 
     pid: the process to end. since: seconds since 1970. clients: the address for clients of this computer; empty while
     the cluster is on its way up or down. doing: while it starts, the arguments for `Tells.now`. forming: some worker is
@@ -63,12 +63,12 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, file: ClusterFile) -> Record:
-        """What this process, whose cluster `file` describes, says of it."""
+        """The record of the cluster of `file`, which this process starts or runs."""
         path = os.fsencode(file.identity).decode("utf-8", "surrogateescape")
         return cls(path_text=path, cluster=file.cluster, private=file.private, pid=os.getpid(), since=time.time())
 
     def write(self, to: Path) -> None:
-        """Make `to` say this; it appears whole."""
+        """Write the file `to`; readers see the old content or all of the new."""
         draft = to.with_suffix(".draft")
         with writing(to):
             draft.write_text(json.dumps(msgspec.to_builtins(self)))  # ASCII: a path need not be UTF-8
@@ -76,7 +76,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def read(cls, path: Path) -> Record | None:
-        """What `path` says; None where it says nothing of the kind."""
+        """The record in `path`; None if there is none."""
         try:
             return msgspec.convert(json.loads(path.read_text()), cls)
         except (OSError, ValueError, RecursionError):
@@ -88,7 +88,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def path(self) -> Path:
-        """The cluster's file, links resolved; one without a file has that of its folder all the same."""
+        """The cluster's file, links resolved; it need not exist."""
         return Path(os.fsdecode(self.path_text.encode("utf-8", "surrogateescape")))
 
     @property
@@ -105,16 +105,16 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
             return self.cluster.model
 
     def down_command(self) -> str:
-        """What takes it down, wherever it is run."""
+        """The command that takes it down, from any folder."""
         return self.file.command("down")
 
 
 def without_file(
     model: str, n_nodes: int = 1, folder: str | os.PathLike[str] = ".", private: bool = False
 ) -> ClusterFile:
-    """A cluster of `n_nodes` on this computer that no file describes: the one of `folder`, or of one call.
+    """A cluster of `n_nodes` on this computer without a file: the one of `folder`, or (private) of one call.
 
-    Raises UsageError where the nodes are not 2^n.
+    Raises UsageError if `n_nodes` is not 2^n.
     """
     if n_nodes < 1 or n_nodes & (n_nodes - 1):
         raise UsageError(f"{n_nodes} nodes; use 1, 2, 4, 8, ... (2^n)")
@@ -125,13 +125,13 @@ def without_file(
 
 
 def running_clusters() -> list[Record]:
-    """Every cluster of this user on this computer that is up or on its way, by name."""
+    """Every cluster of this user on this computer that is up, starting or stopping, sorted by name."""
     found = map(_running, all_places())
     return sorted((one for one in found if one is not None), key=lambda one: one.name)
 
 
 def remove_left_by_calls() -> None:
-    """Remove the folders of clusters of one call that failed, or were killed, a day ago or longer."""
+    """Remove the folders of clusters of one call that failed or were killed at least a day ago."""
     for places in all_places():
         with suppress(OSError):
             is_old = time.time() > places.run.stat().st_mtime + _KEEP_S
@@ -140,10 +140,7 @@ def remove_left_by_calls() -> None:
 
 
 def find_running(file: ClusterFile) -> Record | None:
-    """The cluster of `file` if it is up or on its way.
-
-    Raises ClusterError where a cluster of another file has its name.
-    """
+    """The cluster of `file` if it is up, starting or stopping. Raises ClusterError if another file's has its name."""
     same_name = None
     for one in running_clusters():
         if one.path == file.identity and one.private == file.private and not one.private:
@@ -161,9 +158,9 @@ def find_running(file: ClusterFile) -> Record | None:
 
 
 def await_running(file: ClusterFile, wait_s: float, tells: Tells | None = None) -> Record | None:
-    """The cluster of `file` when its clients can reach it; None where it is not running, or ends on the way.
+    """The cluster of `file` as soon as clients can reach it; None if it is not running or ends meanwhile.
 
-    Raises ClusterError as `find_running` does, and where it is neither up nor gone after `wait_s`.
+    Raises ClusterError as `find_running` does, and if it is neither up nor down after `wait_s`.
     """
     start = time.monotonic()
     while (running := find_running(file)) is not None and not running.clients:
@@ -180,9 +177,9 @@ def await_running(file: ClusterFile, wait_s: float, tells: Tells | None = None) 
 
 
 def cluster_here(path: Path, even_down: bool = False) -> ClusterFile:
-    """The cluster of the file `path`; where there is no such file, the one that runs for its folder without one.
+    """The cluster of the file `path`; without that file, the running cluster of its folder.
 
-    even_down: the last one that did is good enough. Raises ConfigError.
+    even_down: the last cluster that ran for the folder counts too. Raises ConfigError.
     """
     try:
         return load_cluster(path)
@@ -202,7 +199,7 @@ def cluster_here(path: Path, even_down: bool = False) -> ClusterFile:
 
 
 def ended_unexpectedly(path: Path) -> ClusterFile | None:
-    """The cluster of the file `path`, or of its folder without one, if its root was killed."""
+    """The cluster of the file `path` (which need not exist) if its root was killed."""
     wanted = path.resolve()
     for places in all_places():
         found = Record.read(places.cluster_file)
@@ -214,7 +211,7 @@ def ended_unexpectedly(path: Path) -> ClusterFile | None:
 
 
 def connect(cluster: ClusterFile | str | os.PathLike[str] = FILE_NAME, wait_s: float = 5.0) -> Client:
-    """A client of the running cluster of a file. Raises ConfigError, and ClusterError where it is not running."""
+    """A client of the running cluster of a file. Raises ConfigError, and ClusterError if it is not running."""
     file = cluster if isinstance(cluster, ClusterFile) else cluster_here(Path(cluster))
     if (address := address_elsewhere(file.cluster)) is not None:
         return Client(address)
@@ -227,7 +224,7 @@ def connect(cluster: ClusterFile | str | os.PathLike[str] = FILE_NAME, wait_s: f
 
 
 def address_elsewhere(cluster: Cluster) -> str | None:
-    """Where clients reach the root, if `root.host` is an address of another computer; else None."""
+    """The root's address for clients if `root.host` is another computer's; else None."""
     host, ports = cluster.root.host, cluster.tcp_ports
     if ports is None or is_loopback(host):
         return None
@@ -235,7 +232,7 @@ def address_elsewhere(cluster: Cluster) -> str | None:
 
 
 def bind_error(host: str, port: int) -> int | None:
-    """The errno with which a TCP socket cannot be bound there; None where it can."""
+    """The errno of binding a TCP socket there; None if it can be bound."""
     try:
         (family, kind, protocol, _, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         with socket.socket(family, kind, protocol) as probe:
@@ -248,9 +245,9 @@ def bind_error(host: str, port: int) -> int | None:
 
 @contextmanager
 def only_one(file: ClusterFile, places: Places, held: int | None = None) -> Iterator[int]:
-    """Hold the lock of the cluster of `file`, so that no second one starts: a descriptor, which a child may inherit.
+    """Hold the lock of the cluster of `file`, so that it starts once. Yields a descriptor that a child may inherit.
 
-    held: it is held already, and this is the descriptor. Raises ClusterError where the cluster, or its name, is up.
+    held: the descriptor, if the lock is held already. Raises ClusterError if the cluster, or one of its name, is up.
     """
     with writing(places.lock_file):
         lock = os.open(places.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600) if held is None else held
@@ -275,7 +272,7 @@ def only_one(file: ClusterFile, places: Places, held: int | None = None) -> Iter
 
 
 class AlreadyRunning(ClusterError):
-    """The cluster that was to be started is up, or is being started by another process."""
+    """The cluster that was to be started is up, or another process is starting it."""
 
 
 def _running(places: Places) -> Record | None:
