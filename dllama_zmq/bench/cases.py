@@ -34,7 +34,7 @@ class Case:
         return self.depth + self.n_tokens
 
     def steps(self) -> Iterator[tuple[Run, bool]]:
-        """The steps of one repetition, the same as those of an answer; and whether a step must give a token.
+        """The steps of one repetition, as in an answer, and whether each must give a token.
 
         A prompt runs in chunks, and its last chunk gives a token. Each step of decoding gives a token.
         """

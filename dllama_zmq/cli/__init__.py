@@ -10,7 +10,7 @@ import sys
 
 
 class Terminated(SystemExit):
-    """SIGTERM or SIGHUP came: what was begun is taken back, and then the process ends by that signal."""
+    """SIGTERM or SIGHUP: cleanup runs, then the process ends by that signal."""
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
@@ -25,7 +25,7 @@ def main() -> None:
                 signal.signal(number, _terminate)
         _open_standard_streams()
         _mend_home()
-        from dllama_zmq.cli.app import main as run  # in here, for Ctrl-C may come while modules are loaded
+        from dllama_zmq.cli.app import main as run  # here, since Ctrl-C may come while modules are loaded
 
         run()
     except Terminated as ending:
@@ -40,7 +40,7 @@ def _terminate(number: int, frame: object) -> None:
 
 
 def _mend_home() -> None:
-    """Take this user's folder for a HOME that is empty or relative: folders would lie in /, or wherever it runs."""
+    """Replace a HOME that is empty or relative, which would put folders into / or the current folder."""
     if not os.path.isabs(os.environ.get("HOME", "/")):
         import pwd
 
@@ -51,7 +51,7 @@ def _mend_home() -> None:
 
 
 def _open_standard_streams() -> None:
-    """Let a stream that the caller has closed (`>&-`) lead nowhere; else the next file opened would be in its place."""
+    """Open streams that the caller has closed (`>&-`) on /dev/null; else the next file would take their place."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:  # the lowest one that is free
         os.set_inheritable(descriptor, True)
     os.close(descriptor)

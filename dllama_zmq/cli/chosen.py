@@ -1,5 +1,4 @@
-"""Which cluster a command is about: the one of a file, the one that runs for a folder without one, or one for the call
-alone."""
+"""Which cluster a command uses: that of a file, that of a folder without a file, or one for this call only."""
 
 from __future__ import annotations
 
@@ -36,8 +35,8 @@ _MOST_LOOKED_AT = 20  # files, so that an error comes at once
 
 
 def chosen_path(argument: Path | None = None, option: Path | None = None) -> Path:
-    """The cluster's file, which need not exist. A folder stands for the file in it, and, where there is no such path,
-    a name for the running cluster of that name."""
+    """The cluster's file, which need not exist. A folder means the file in it; a name, without such a path, the running
+    cluster of that name."""
     if argument is not None and option is not None and argument != option:
         raise UsageError(f"two clusters are given, {argument} and --cluster {option}; give one")
     path = argument or option or Path(FILE_NAME)
@@ -50,7 +49,7 @@ def chosen_path(argument: Path | None = None, option: Path | None = None) -> Pat
 
 
 def elsewhere(connect_to: str, *clusters: Path | None) -> str:
-    """The root's address for clients that --connect names; nothing else may say which cluster it is."""
+    """The root's address for clients from --connect. Raises UsageError if a cluster's file is given too."""
     if any(one is not None for one in clusters):
         raise UsageError("--connect and a cluster's file each say which cluster; give one of them")
     try:
@@ -60,16 +59,16 @@ def elsewhere(connect_to: str, *clusters: Path | None) -> str:
 
 
 def client_of(connect_to: str | None, *clusters: Path | None) -> Client:
-    """A client of the running cluster that --connect, or an argument or a flag, names; else of this folder's."""
+    """A client of the running cluster that is named by --connect, an argument or a flag; by default this folder's."""
     if connect_to is not None:
         return Client(elsewhere(connect_to, *clusters))
     return connect(running_here(chosen_path(*clusters)))
 
 
 def running_here(path: Path, even_down: bool = False) -> ClusterFile:
-    """The cluster of `path`; without such a file, the one that runs (even_down: ran last) for its folder.
+    """The cluster of `path`; without that file, the one that runs (even_down: ran last) for its folder.
 
-    Raises ConfigError, with what to do, where there is neither.
+    Raises ConfigError, which says what to do, if there is neither.
     """
     try:
         return cluster_here(path, even_down)
@@ -86,7 +85,7 @@ def running_here(path: Path, even_down: bool = False) -> ClusterFile:
 
 
 def _check_end(path: Path) -> None:
-    """Raise ClusterError if the cluster without a file of the folder of `path` was killed."""
+    """Raise ClusterError if the cluster of this folder, which has no file, was killed."""
     if (ended := ended_unexpectedly(path)) is not None:
         model = shlex.quote(ended.cluster.model)
         raise ClusterError(
@@ -96,7 +95,7 @@ def _check_end(path: Path) -> None:
 
 
 def to_bring_up(path: Path, overrides: Overrides) -> ClusterFile:
-    """The cluster that `up` is to bring up: of the file, or without one of the model that the flags name."""
+    """The cluster for `up`: that of the file, or without a file one of the model in the flags."""
     if overrides.model is None and (model := _model_instead(path)) is not None:
         raise UsageError(f"{model} is a model, and a model goes after -m: dllama-zmq up -m {shlex.quote(model)}")
     if os.path.lexists(path) or path.name != FILE_NAME:
@@ -115,8 +114,8 @@ def to_bring_up(path: Path, overrides: Overrides) -> ClusterFile:
 
 
 def for_a_call(path: Path, overrides: Overrides) -> ClusterFile:
-    """The cluster that answers a call: of the file, running or not; without one the folder's that runs; else one of
-    this call alone, of the model that the flags name."""
+    """The cluster for a call: that of the file, running or not; without a file the folder's running one; else one for
+    this call only, of the model in the flags."""
     if os.path.lexists(path) or path.name != FILE_NAME:
         return applied(overrides, _load(path))
     try:
@@ -129,8 +128,8 @@ def for_a_call(path: Path, overrides: Overrides) -> ClusterFile:
 
 
 def for_a_model(model: str, overrides: Overrides) -> ClusterFile:
-    """The cluster that answers `run MODEL`: this folder's where it runs that very model, else one of this call alone,
-    whatever a cluster.yaml here says."""
+    """The cluster for `run MODEL`: this folder's running one if it has the same model, else one for this call,
+    also beside a cluster.yaml."""
     alone = without_file(overrides, model, private=True)
     running = _running_in_this_folder()
     if running is not None and alone.runs_the_same(running.file):
@@ -146,7 +145,7 @@ def _load(path: Path) -> ClusterFile:
 
 
 def _model_instead(path: Path) -> str | None:
-    """The model that somebody has named where a cluster goes; None if `path` may be a cluster's file."""
+    """The model, if `path` is one and not a cluster's file; else None."""
     if path.is_file():
         if path.name in _CONFIGS:
             return str(path.parent)
@@ -167,7 +166,7 @@ def _begins_as_a_model(path: Path) -> bool:
 
 
 def _nothing_at(path: Path) -> ConfigError:
-    """What is said where somebody has named a cluster that is neither a file nor the name of a running one."""
+    """The error for a `path` that is neither a file nor the name of a running cluster."""
     if len(path.parts) > 1 or path.suffix:
         return ConfigError(
             f"{path}: there is no such file; check its path, or write one: dllama-zmq init {shlex.quote(str(path))}"

@@ -1,4 +1,4 @@
-"""`up`, `restart`, `down`, `status`, `ps`: a cluster's life, told to people."""
+"""`up`, `restart`, `down`, `status` and `ps`."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def restart(*, which: flags.AnyCluster, overrides: flags.Overrides) -> None:
 
 
 def _check_is_here(file: ClusterFile, command: str) -> None:
-    """Raise ClusterError where this computer cannot be the root: a cluster there must not be taken down for nothing."""
+    """Raise ClusterError if this computer cannot be the root, before the cluster there is taken down."""
     if address_elsewhere(file.cluster) is not None:
         raise ClusterError(
             f"{file.path}: root.host: {file.cluster.root.host} is no address of this computer; "
@@ -106,7 +106,7 @@ def _up(file: ClusterFile) -> None:
 
 @contextmanager
 def listening(file: ClusterFile, for_this_call: bool = False) -> Iterator[Listener]:
-    """Tells on stderr, in this block, what to start elsewhere and how far each worker is."""
+    """In this block stderr shows what to start on other computers, and each worker's progress."""
     with Display() as display:
 
         def begin() -> None:

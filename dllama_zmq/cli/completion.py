@@ -1,4 +1,4 @@
-"""What a shell offers where a value is typed. Never fails: what cannot be found out is not offered."""
+"""Values that a shell completes. Never fails: what cannot be found is not offered."""
 
 from __future__ import annotations
 

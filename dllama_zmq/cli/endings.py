@@ -25,7 +25,7 @@ P = ParamSpec("P")
 
 
 def with_exit_codes(command: Callable[P, None]) -> Callable[P, None]:
-    """Make every way out of `command` one of the exit codes above."""
+    """Make `command` end with one of the exit codes above."""
 
     @functools.wraps(command)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -34,7 +34,7 @@ def with_exit_codes(command: Callable[P, None]) -> Callable[P, None]:
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
         except BrokenPipeError:
-            _discard_output()  # whoever read it has had enough
+            _discard_output()  # the reader has closed the pipe
         except typer.Exit:
             raise
         except Exception as error:
@@ -46,7 +46,7 @@ def with_exit_codes(command: Callable[P, None]) -> Callable[P, None]:
 
 
 class Output(io.FileIO):
-    """stdout, whose errors say that they are its own."""
+    """stdout; its errors have the file name "stdout"."""
 
     def write(self, data: Any) -> Any:
         """As FileIO's."""
@@ -58,7 +58,7 @@ class Output(io.FileIO):
 
 
 def open_output() -> None:
-    """Make sys.stdout an Output; a terminal without UTF-8 shows ? where it cannot show a letter."""
+    """Make sys.stdout an Output; a terminal without UTF-8 shows ? for other letters."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         output, encoding = Output(sys.stdout.fileno(), "w", closefd=False), sys.stdout.encoding
         sys.stdout = io.TextIOWrapper(
@@ -67,7 +67,7 @@ def open_output() -> None:
 
 
 def as_json(value: object) -> str:
-    """`value` as one line of JSON; where stdout is not UTF-8, letters that it cannot show are escapes."""
+    """`value` as one line of JSON; non-ASCII letters are escaped if stdout is not UTF-8."""
     import msgspec
 
     plain = codecs.lookup(sys.stdout.encoding or "utf-8").name != "utf-8"
@@ -75,7 +75,7 @@ def as_json(value: object) -> str:
 
 
 def with_output(run: Callable[[], int]) -> int:
-    """What `run` returns, or the exit code that stands for what has become of stdout."""
+    """The exit code of `run`, or that of an error of stdout."""
     try:
         code = run()
         sys.stdout.flush()
@@ -89,7 +89,7 @@ def with_output(run: Callable[[], int]) -> int:
         note(f"error: {in_words(error)}")
         return 1
     except SystemExit as ending:
-        if isinstance(ending.__context__, BrokenPipeError):  # rich says 1 where a reader has had enough
+        if isinstance(ending.__context__, BrokenPipeError):  # rich exits with 1 if a reader has closed the pipe
             return 0
         raise
 
@@ -103,7 +103,7 @@ def _flushed() -> bool:
 
 
 def _discard_output() -> None:
-    """Let what is still to be written to stdout lead nowhere, or the interpreter would complain of it at its end."""
+    """Send the rest of stdout to /dev/null; else the interpreter would report an error at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -1,4 +1,4 @@
-"""`dllama-zmq generate`: stream the answer to stdout, figures and whatever keeps the reader waiting to stderr."""
+"""`run` and `generate`: stream the answer to stdout; progress and statistics go to stderr."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from dllama_zmq.sources import absolute_model
 
 @dataclass(frozen=True, slots=True)
 class _Answering:
-    """The cluster that answers: a client of it, the path of its model, its nodes."""
+    """A client of the cluster that answers, the path of its model, and its number of nodes."""
 
     client: Client
     model: str
@@ -58,14 +58,14 @@ def run(
         dllama-zmq run hf:TheBloke/TinyLlama-1.1B-Chat-v1.0-GGUF:Q4_K_M "One day"
         echo 'One day, Lily' | dllama-zmq run demo -n 60 --temp 0
     """
-    if overrides.model is not None or overrides.hub_model is not None:  # then what stands first is the prompt
+    if overrides.model is not None or overrides.hub_model is not None:  # then the first argument is the prompt
         if source is not None and prompt.prompt is not None:
             raise UsageError("two models are given, as an argument and as a flag; give one")
         prompt = prompt if source is None else replace(prompt, prompt=source)
         source = overrides.model or f"hf:{overrides.hub_model}"
         overrides = replace(overrides, model=None, hub_model=None)
     if source is not None:
-        absolute_model(source)  # raises where there is none, before anybody waits for a prompt
+        absolute_model(source)  # raises before a prompt is read from stdin
     text = read_prompt(prompt, f'dllama-zmq run {source or "MODEL"} "Once upon a time"')
     _check(answer)
     if source is not None and cluster is None:
@@ -120,13 +120,13 @@ def _answer(prompt: str, source: AbstractContextManager[_Answering], options: fl
             for answer in answers:
                 printer.take(answer)
         finally:
-            answers.close()  # tells the root to stop where we stop early
+            answers.close()  # tells the root to stop if we stop early
             printer.end()
         printer.report(cluster.n_nodes)
 
 
 def _check(options: flags.Answer) -> None:
-    """Raise where the root would, before a cluster is brought up for nothing."""
+    """Raise UsageError for options that the root would refuse, before a cluster is brought up."""
     if options.steps == 0:
         raise UsageError("--steps is 0; expected 1 or more, or -1 for no limit")
     try:
@@ -137,7 +137,7 @@ def _check(options: flags.Answer) -> None:
 
 @contextmanager
 def _client(file: ClusterFile, overrides: Overrides) -> Iterator[_Answering]:
-    """The cluster, brought up for this call where it is not running."""
+    """The cluster; it is brought up for this call if it is not running."""
     if (address := address_elsewhere(file.cluster)) is not None:
         with _client_at(address, overrides) as cluster:
             yield cluster
@@ -157,7 +157,7 @@ def _client(file: ClusterFile, overrides: Overrides) -> Iterator[_Answering]:
 
 @contextmanager
 def _client_at(address: str, overrides: Overrides) -> Iterator[_Answering]:
-    """The cluster whose root has this address for clients. It answers between two steps, which may last."""
+    """The cluster whose root has this address. It answers after its current step, which may take long."""
     with Client(address) as client:
         with Display() as display:
             display.now(f"asking the root at {address}")
@@ -167,7 +167,7 @@ def _client_at(address: str, overrides: Overrides) -> Iterator[_Answering]:
 
 
 class _Printer:
-    """Shows one answer as it comes, and on `display` what the reader waits for."""
+    """Prints one answer as it arrives, and progress on `display`."""
 
     def __init__(self, prompt: str, options: flags.Answer, model: str, display: Display) -> None:
         self._prompt = prompt
@@ -180,15 +180,15 @@ class _Printer:
         self._started: Started | None = None
         self._reason = ""
         one_terminal = sys.stdout.isatty() and sys.stderr.isatty()
-        # On one terminal the text would stand between the figures of each token: then it comes at the end.
+        # On one terminal the text would mix with the lines of each token, so it is printed at the end.
         self._streams = not options.json and not (options.stats == "tokens" and one_terminal)
-        # A line in the middle of the text would spoil it: a pipe may lead to the same terminal (`| tee`), and one file
-        # may take both (`> log 2>&1`).
+        # Progress must not interrupt the text: a pipe may lead to the same terminal (`| tee`), and one file may take
+        # both (`> log 2>&1`).
         self._tells_tokens = not self._streams or _is_file_of_its_own(sys.stdout.fileno(), sys.stderr.fileno())
         self._shown = False
 
     def take(self, answer: Answer) -> None:
-        """Show what the root says now."""
+        """Show one message of the root."""
         if isinstance(answer, Queued):
             self._display.now(f"waiting: {answer.note or f'{answer.ahead} before this one'}")
         elif isinstance(answer, Started):
@@ -208,7 +208,7 @@ class _Printer:
             self._show(answer.text)
 
     def end(self) -> None:
-        """The text is over, by itself or not."""
+        """The text has ended or was interrupted."""
         self._display.rest()
         if self._started is None or self._options.json:
             return
@@ -218,7 +218,7 @@ class _Printer:
             _write("\n")
 
     def report(self, n_nodes: int) -> None:
-        """What is told after a whole answer of `n_nodes`."""
+        """Print what follows a complete answer of `n_nodes`."""
         if self._options.stats:
             self._stats.print_table(n_nodes)
         elif sys.stderr.isatty():
@@ -247,7 +247,7 @@ class _Printer:
         if not self._streams:
             return
         if not self._tells_tokens:
-            self._display.rest()  # before the first word: what is written then must not be wiped away
+            self._display.rest()  # before the first word, which it would erase
         _write(text if self._shown else self._echoed() + text)
         self._shown = True
 

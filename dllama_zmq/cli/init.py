@@ -1,4 +1,4 @@
-"""`dllama-zmq init`: write the commented cluster file, from the text that ships in the package."""
+"""`dllama-zmq init`: write a commented cluster file, from the template in the package."""
 
 from __future__ import annotations
 
@@ -68,9 +68,9 @@ def init(
 
 
 def with_workers(model: str, workers: str, nodes: int | None, folder: Path) -> Cluster:
-    """The cluster of this computer as the root and `workers`, hosts with commas between, without a file; nodes: None.
+    """The cluster, without a file, of this computer as the root and `workers`, a comma-separated list of hosts.
 
-    Raises UsageError, ConfigError.
+    nodes must be None. Raises UsageError, ConfigError.
     """
     path = folder / FILE_NAME
     text, _ = _text(path, model, _hosts(workers, nodes), None)
@@ -78,12 +78,12 @@ def with_workers(model: str, workers: str, nodes: int | None, folder: Path) -> C
 
 
 def open_bus_note(host: str) -> str:
-    """What people must know of a root at `host`, which a network can reach."""
+    """A warning about a root at `host`, which a network can reach."""
     return f"the root listens at {host} to anybody in that network, not encrypted (open_bus: true)"
 
 
 def _hosts(workers: str | None, nodes: int | None) -> list[str]:
-    """A host for each worker. Raises UsageError where both flags are given."""
+    """The host of each worker. Raises UsageError if both flags are given."""
     if workers is None:
         return ["127.0.0.1"] * ((nodes or 1) - 1)
     if nodes is not None:
@@ -92,7 +92,7 @@ def _hosts(workers: str | None, nodes: int | None) -> list[str]:
 
 
 def _text(path: Path, model: str, workers: list[str], host: str | None) -> tuple[str, str]:
-    """The text of the file `path`, and the root's address in it: `host`, or if None the one that the workers reach."""
+    """The text of the file `path`, and the root's address in it: `host`, or if None the address that workers reach."""
     n_nodes = 1 + len(workers)
     if n_nodes & (n_nodes - 1) or n_nodes > _MOST_NODES:
         raise UsageError(f"{n_nodes} nodes, the root among them; use 1, 2, 4, 8, ... (2^n)")
@@ -133,7 +133,7 @@ def _worker_lines(hosts: list[str]) -> list[str]:
 
 
 def _names(hosts: list[str]) -> list[str]:
-    """Names of hosts that are no addresses stand for themselves; the others are numbered."""
+    """A worker is named after its host if that is a name; else it is numbered."""
     names: list[str] = []
     for i, host in enumerate(hosts, 1):
         first = host.partition(".")[0]
@@ -157,12 +157,12 @@ def _model_in(path: Path, model: str | None) -> str:
 
 
 def _scalar(text: str) -> str:
-    """`text` as YAML writes it, in quotes where it needs them."""
+    """`text` as a YAML scalar, quoted if necessary."""
     return yaml.safe_dump(text, width=float("inf"), allow_unicode=True).removesuffix("...\n").strip()
 
 
 def _own_address(worker: str) -> str:
-    """The address of this computer from which `worker` is reached. Raises UsageError where none is known."""
+    """The address of this computer that `worker` can reach. Raises UsageError if none is known."""
     if address := own_address(worker):
         return address
     raise UsageError(

@@ -1,4 +1,4 @@
-"""`dllama-zmq inspect`: what is in a model, over how many nodes it can be split, and what each of them must hold."""
+"""`dllama-zmq inspect`: what is in a model, how many nodes it can be split over, and what each node must hold."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def inspect(
     json: flags.Json = False,
     tensors: Annotated[bool, Option("--tensors", help="List every tensor too")] = False,
 ) -> None:
-    """Tell what is in a model, over how many nodes it can be split, and what each must hold.
+    """Show what is in a model, how many nodes it can be split over, and what each must hold.
 
-    Of a model that this version does not run it tells what the files say, and why it does not.
+    If this version cannot run the model, shows what its files say, and why not.
 
     Examples:
         dllama-zmq inspect demo
@@ -129,7 +129,7 @@ def _tokenizer(path: Path, spec: ModelSpec) -> str:
 
 
 def _memory(plan: Plan, positions: int) -> dict[str, int]:
-    """What the node of the plan that needs most needs."""
+    """The memory of the plan's largest node."""
     memory = largest_node(plan, positions)
     return {
         "nodes": plan.n_nodes,

@@ -1,5 +1,4 @@
-"""The kinds of flags: numbers, words of a list, models. Each says in our words what it expects; its range stays out of
-the help."""
+"""Kinds of flags: numbers, words of a list, models. Their errors say what is expected; the help leaves ranges out."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ MOST = 1 << 62  # what a request's numbers hold
 
 
 def whole(least: int, most: int = MOST, words: str = "") -> Callable[[str], int]:
-    """Reads a whole number; refuses others in words of ours."""
+    """A parser of whole numbers from `least` to `most`; `words` say what is expected."""
     expected = words or f"a whole number, {least} or more"
 
     def parse(text: str) -> int:
@@ -33,7 +32,7 @@ def whole(least: int, most: int = MOST, words: str = "") -> Callable[[str], int]
 
 
 def real(text: str) -> float:
-    """Reads a number; refuses other text in words of ours."""
+    """Parse a number."""
     try:
         return float(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""`dllama-zmq logs`: the logs of a cluster's nodes that run on this computer, one of them or all, by time."""
+"""`dllama-zmq logs`: the logs of one or all of a cluster's nodes on this computer, sorted by time."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _check_whose(file: ClusterFile, places: Places) -> None:
 
 
 def _log_paths(file: ClusterFile, places: Places, node: str | None) -> dict[str, Path]:
-    """The logs to print, by node. Raises ClusterError where there is none."""
+    """The logs to print, by node. Raises ClusterError if there are none."""
     workers = {worker.name: worker.host for worker in file.cluster.workers}
     known = ["root", *workers]
     if node is not None and node not in known:
@@ -86,7 +86,7 @@ def _log_paths(file: ClusterFile, places: Places, node: str | None) -> dict[str,
 
 
 class _Tail:
-    """What one log has, and then what is added; a log that is begun anew is read anew."""
+    """The lines of one log, then those that are added. Follows a log that is replaced."""
 
     def __init__(self, node: str, path: Path) -> None:
         self._node, self._path = node, path
@@ -94,14 +94,14 @@ class _Tail:
         self._rest = ""
 
     def lines(self) -> Iterator[tuple[str, str]]:
-        """Each whole line that has come since the last call, with the node's name."""
+        """Each complete line since the last call, with the node's name."""
         if self._log is not None and self._is_another():
             self._log.close()
             self._log, self._rest = None, ""
         if self._log is None:
             try:
                 self._log = self._path.open(errors="replace")
-            except FileNotFoundError:  # it is being put aside
+            except FileNotFoundError:  # it is being renamed
                 return
         text = self._rest + self._log.read()
         *whole, self._rest = text.split("\n")
@@ -119,7 +119,7 @@ class _Tail:
 
 
 def _by_time(logs: Sequence[Iterator[tuple[str, str]]]) -> list[tuple[str, str]]:
-    """The lines of all logs in the order of their times; a line without one stays behind the line before it."""
+    """The lines of all logs sorted by time; a line without a time stays behind the line before it."""
     stamped: list[tuple[str, str, str]] = []
     for log in logs:
         stamp = ""

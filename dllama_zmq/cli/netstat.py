@@ -1,5 +1,4 @@
-"""`dllama-zmq netstat`: what crosses the bus, measured in a running cluster beside what its plan predicts; or predicted
-for a model alone."""
+"""`dllama-zmq netstat`: the traffic of a running cluster, measured and planned; or a prediction for a model."""
 
 from __future__ import annotations
 
@@ -32,7 +31,7 @@ _NODES = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """Whose traffic `netstat` shows: a running cluster's, by its file or address, or a model's, predicted."""
+    """A running cluster, by its file or address, or a model whose traffic is predicted."""
 
     cluster: Annotated[Path | None, cluster_flag(CLUSTER)] = None
     connect: flags.Connect = None
@@ -78,7 +77,7 @@ def netstat(*, options: Options) -> None:
 
 
 def _check(options: Options) -> None:
-    """Raises UsageError where they do not fit together."""
+    """Raise UsageError for flags that exclude each other."""
     if sum(one is not None for one in (options.cluster, options.connect, options.predict)) > 1:
         raise UsageError("--cluster, --connect and --predict each say whose traffic to show; give one of them")
     if options.predict is None and (options.nodes is not None or options.sync is not None):

@@ -1,6 +1,6 @@
-"""The figures of netstat: what a cluster's Status says of its traffic, and what a plan says of a model's.
+"""The figures of netstat: a cluster's traffic from its Status, and a model's predicted traffic from its plan.
 
-Everything here is a msgspec struct, so that `--json` prints what the tables show. Knows no socket and no terminal.
+They are msgspec structs, so that `--json` prints what the tables show. Knows no socket and no terminal.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ TOTAL = "total"
 OTHER = "other"
 _WAYS: list[tuple[str, str]] = list(KINDS.items())
 WIRE_TOLERANCE = 0.01
-"""By how much measured wire bytes may differ from the predicted ones and still agree; payload must be equal."""
+"""Measured wire bytes agree with predicted ones up to this relative difference; payload must be equal."""
 
 GREEDY_K = Sampling().first_k()
 SAMPLED_K = Sampling(temperature=0.8, top_p=0.9).first_k()
-"""Candidates that each node is asked for: greedily, and as `generate` samples where it is not told otherwise."""
+"""Candidates that each node is asked for: greedily, and with the default sampling of `generate`."""
 
 
 # --- a running cluster -----------------------------------------------------------------------------------------------
 
 
 class Messages(Struct, frozen=True, kw_only=True):
-    """Messages of one kind between the root and one worker, as sums; `sent` is from the root to the worker."""
+    """Sums over the messages of one kind between the root and one worker; `sent` is from the root to the worker."""
 
     kind: str
     direction: str
@@ -45,7 +45,7 @@ class Messages(Struct, frozen=True, kw_only=True):
 
 
 class Line(Messages, frozen=True, kw_only=True):
-    """Messages that came with tokens. Of a kind that is no step's nothing is predicted, and then nothing can agree."""
+    """Messages that came with tokens. Only the kinds of steps are predicted; for others these fields are None."""
 
     payload_bytes_per_token: float | None
     wire_bytes_per_token: float | None
@@ -55,7 +55,7 @@ class Line(Messages, frozen=True, kw_only=True):
 
 
 class WorkerTraffic(Struct, frozen=True):
-    """What went between the root and one worker: in each phase that has tokens, and outside all requests (`setup`)."""
+    """The traffic between the root and one worker, in each phase with tokens and outside all requests (`setup`)."""
 
     worker: str
     phases: dict[str, list[Line]]
@@ -63,10 +63,10 @@ class WorkerTraffic(Struct, frozen=True):
 
 
 class Waiting(Struct, frozen=True, kw_only=True):
-    """Seconds of one node in the last steps of one phase, and the share of them that it waited: None where nothing ran.
+    """Seconds of one node in the last steps of one phase. wait_share: the share that it waited; None if nothing ran.
 
-    waited_for_s: the others waited, for this node came last. Of these, paused_s: its program did not run when it had
-    to compute; messages_s: its message came late, though it had computed; the rest: it computed longer.
+    waited_for_s: the others waited because this node was last. Of these, paused_s: its program did not run when it had
+    to compute; messages_s: its message was late although it had computed; the rest: it computed longer.
     """
 
     node: str
@@ -88,7 +88,7 @@ class LastOne(Struct, frozen=True):
 
 
 class Window(Struct, frozen=True):
-    """The last steps of one phase: how many, and their seconds."""
+    """The number of last steps of one phase, and their seconds."""
 
     phase: str
     steps: int
@@ -96,7 +96,7 @@ class Window(Struct, frozen=True):
 
 
 class Report(Struct, frozen=True):
-    """The traffic of a running cluster. What unfinished steps and messages sent again took is not predicted."""
+    """The traffic of a running cluster. Unfinished steps and resent messages are not predicted."""
 
     cluster: str
     state: str
@@ -118,7 +118,7 @@ class Report(Struct, frozen=True):
 
 
 def measured(status: Status) -> Report:
-    """The traffic of the cluster that sent `status`, beside what its plan predicts."""
+    """The traffic of the cluster that sent `status`, and what its plan predicts."""
     tokens = {phase: status.tokens.get(phase, 0) for phase in TOKEN_PHASES}
     steps = {phase: status.steps.get(phase, 0) for phase in TOKEN_PHASES}
     phases = [phase for phase in TOKEN_PHASES if steps[phase] or any(row.phase == phase for row in status.traffic)]
@@ -131,7 +131,7 @@ def measured(status: Status) -> Report:
         workers.append(WorkerTraffic(name, by_phase, [convert(row, Messages, from_attributes=True) for row in setup]))
     lines = [line for worker in workers for phase in phases for line in worker.phases[phase]]
     done = sum(steps.values())
-    # Every worker is sent every step, and some a step again: who was sent the fewest was sent each once.
+    # Every worker is sent every step, some of them twice; the one with the fewest was sent each once.
     begun = min((_count(status.traffic, node.name, "step") for node in status.nodes[1:]), default=done)
     recent = {phase: status.recent[phase] for phase in TOKEN_PHASES if phase in status.recent}
     verdicts = [line.agrees for line in lines if line.agrees is not None]
@@ -161,7 +161,7 @@ def measured(status: Status) -> Report:
 
 
 def _lines(rows: Sequence[TrafficRow], phase: str, n_tokens: int) -> list[Line]:
-    """One line for each kind of a step's messages; each way, one for these together and one for all other kinds."""
+    """A line for each kind of a step's messages; for each direction a total of these and one line for other kinds."""
     rows = [row for row in rows if row.phase == phase]
     others = [row for row in rows if (row.kind, row.direction) not in _WAYS]
     of_steps = [row for row in rows if row not in others]
@@ -205,7 +205,7 @@ def _waiting(node: str, phase: str, times: NodeTimes) -> Waiting:
 
 
 class Flow(Struct, frozen=True):
-    """Bytes of one generated token, both ways. The overhead is what the wire adds to the payload, as a share of it."""
+    """Bytes of one generated token, both ways. overhead: wire bytes beyond the payload, as a share of the payload."""
 
     sent_bytes: int
     received_bytes: int
@@ -215,14 +215,14 @@ class Flow(Struct, frozen=True):
 
 
 class Share(Struct, frozen=True):
-    """The flows between the root and some workers. Each total is of the layers, x and the candidates in its name."""
+    """The flows between the root and some workers. A total adds the layers, x, and the candidates of its name."""
 
     n_workers: int
     flows: dict[str, Flow]
 
 
 class Memory(Struct, frozen=True):
-    """What one node keeps in memory: its weights, its KV cache when the context is full, and all that it needs."""
+    """The memory of one node: its weights, its full KV cache, and its total."""
 
     node: str
     weight_bytes: int
@@ -231,7 +231,7 @@ class Memory(Struct, frozen=True):
 
 
 class Prediction(Struct, frozen=True):
-    """What a model over a number of nodes will take."""
+    """The predicted traffic and memory of a model over a number of nodes."""
 
     model: str
     weight_type: str
@@ -248,7 +248,7 @@ class Prediction(Struct, frozen=True):
 
 
 def predicted(model: str, spec: ModelSpec, n_nodes: int, sync: Sync) -> Prediction:
-    """What `spec` over `n_nodes` nodes will put on the bus for one token and keep in memory. Raises PlanError."""
+    """The predicted traffic of a token and the memory of `spec` over `n_nodes` nodes. Raises PlanError."""
     plan = Plan.make(spec, n_nodes)
     if spec.dim % SYNC_FLOAT[sync].block_values:
         raise PlanError(f"sync {sync} needs whole blocks of 32; this model is {spec.dim} wide: use f32 or f16")
@@ -273,7 +273,7 @@ def predicted(model: str, spec: ModelSpec, n_nodes: int, sync: Sync) -> Predicti
 
 
 def _step_of(plan: Plan, sync: Sync, node: int) -> dict[str, Predicted]:
-    """One token's messages to and from one worker; candidates both ways of choosing."""
+    """One token's messages to and from one worker, with greedy and with sampled candidates."""
     vocab = plan.slices[node].vocab
     steps = {
         name: predict_step(plan.spec, sync, 1, (Asked.of(Ask(k), vocab),))

@@ -1,4 +1,4 @@
-"""The tables of netstat, for people: one picture of a running cluster, one of a prediction."""
+"""The tables of netstat: of a running cluster, and of a prediction."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def _setup_table(report: Report) -> Table:
 
 
 def _windows(report: Report) -> str:
-    """How many steps of each phase are the last ones, and their seconds."""
+    """The number of last steps of each phase, and their seconds."""
     steps = (f"{plural(one.steps, 'step')} of {one.phase} ({one.wall_s:.1f} s)" for one in report.recent)
     return f"in the last {' and '.join(steps)}"
 
@@ -131,7 +131,7 @@ def _waiting_table(report: Report) -> Table:
 
 
 def _slowest(report: Report) -> list[Text]:
-    """For whom the others wait, in each phase in which one node stands out."""
+    """The node that the others wait for, in each phase in which one stands out."""
     return [
         Text(f"{one.phase}: the others wait mostly for {one.node}, {one.share:.0%} of all waiting", "yellow")
         for one in report.slowest
@@ -156,7 +156,7 @@ def _verdict(report: Report) -> Text:
 
 
 def prediction_tables(prediction: Prediction) -> RenderableType:
-    """What a model over a number of nodes will take."""
+    """The predicted traffic and memory of a model."""
     parts: list[RenderableType] = [
         Text(
             f"{prediction.model}, {prediction.weight_type} weights, over {plural(prediction.nodes, 'node')}, "
@@ -208,7 +208,7 @@ def _memory_table(memory: list[Memory]) -> Table:
 
 
 def _table(*columns: str, left: int = 1) -> Table:
-    """A table without lines whose first `left` columns are words and the others numbers."""
+    """A table without lines. The first `left` columns are words, the others numbers."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i < left else "right", no_wrap=i > 0, overflow="fold")
@@ -220,7 +220,7 @@ def _kb(n_bytes: int | None, n_tokens: int = 1) -> str:
 
 
 def _cells(line: Line, n_tokens: int) -> tuple[str | Text, ...]:
-    """Payload and wire, measured and planned, and by how much the wire differs; ! where they do not agree."""
+    """Payload and wire, measured and planned, and the relative difference of the wire; ! if they do not agree."""
     difference = f"{line.wire_bytes / line.predicted_wire_bytes - 1:+.2%}" if line.predicted_wire_bytes else ""
     return (
         _kb(line.payload_bytes, n_tokens),

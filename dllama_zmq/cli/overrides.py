@@ -1,4 +1,4 @@
-"""What the command line says of a cluster instead of its file."""
+"""Flags that override a cluster's file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dllama_zmq.telling import plural
 
 
 def applied(overrides: Overrides, file: ClusterFile) -> ClusterFile:
-    """`file` with what the command line says instead."""
+    """`file` with the overrides applied. Raises UsageError."""
     if overrides.workers is not None:
         if not file.path.exists():
             raise UsageError(f"--workers: {_fixed(file)}; {_anew(file, f'--workers {overrides.workers}')}")
@@ -47,7 +47,7 @@ def applied(overrides: Overrides, file: ClusterFile) -> ClusterFile:
 
 
 def without_file(overrides: Overrides, model: str, folder: Path = Path(), private: bool = False) -> ClusterFile:
-    """The cluster of `model` and the flags, without a file: of `folder`, or, private, of one call."""
+    """The cluster of `model` and the flags without a file: that of `folder`, or (private) of one call."""
     file = registry.without_file(absolute_model(model), overrides.nodes or 1, folder, private)
     if overrides.workers is not None:
         from dllama_zmq.cli.init import open_bus_note, with_workers
@@ -60,9 +60,9 @@ def without_file(overrides: Overrides, model: str, folder: Path = Path(), privat
 
 
 def fetched(overrides: Overrides, fetch: bool = False) -> Overrides:
-    """The flags with the hub's model as the model: fetched first where --hf-repo names it, or `fetch` says so.
+    """The flags with a model of the hub as `model`. It is fetched if --hf-repo names it, or if `fetch` is true.
 
-    Raises UsageError where two models are named.
+    Raises UsageError if two models are named.
     """
     if overrides.hub_model is None:
         if fetch and overrides.model is not None and overrides.model.startswith(HUB_PREFIX):
@@ -89,13 +89,13 @@ def _fixed(file: ClusterFile) -> str:
 
 
 def _anew(file: ClusterFile, flags: str) -> str:
-    """How a cluster without a file gets other nodes."""
+    """What to do to change the nodes of a cluster without a file."""
     model = shlex.quote(file.cluster.model)
     return f"take it down and bring it up anew: {file.command('down')}, then {file.command(f'up -m {model} {flags}')}"
 
 
 def check_elsewhere(overrides: Overrides, address: str, model: str) -> None:
-    """Raise ClusterError where the flags ask for a model of their own, and the root is on another computer."""
+    """Raise ClusterError if the flags ask for another model of a root on another computer."""
     if any(one is not None for one in (overrides.model, overrides.weights, overrides.tokenizer)):
         raise ClusterError(
             f"the root at {address} is on another computer and runs {model}; leave -m, --weights and --tokenizer "
@@ -104,9 +104,9 @@ def check_elsewhere(overrides: Overrides, address: str, model: str) -> None:
 
 
 def check_running(overrides: Overrides, running: Record, asked: ClusterFile) -> None:
-    """Say which flags a cluster that runs already does not follow; `asked` has them in it.
+    """Say which flags have no effect on a cluster that runs already; `asked` is the cluster with the flags applied.
 
-    Raises ClusterError where they, or the file by now, ask for another model, which would answer otherwise.
+    Raises ClusterError if the flags, or the present file, ask for another model.
     """
     if not asked.runs_the_same(running.file):
         given = any(one is not None for one in (overrides.model, overrides.weights, overrides.tokenizer))

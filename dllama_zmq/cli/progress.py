@@ -1,4 +1,4 @@
-"""The one display of what takes long, on stderr: a living line on a terminal, plain lines that thin out elsewhere."""
+"""Progress on stderr: a live line on a terminal; elsewhere plain lines, less and less often."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from dllama_zmq.cli.show import wrapped
 from dllama_zmq.telling import Tells, Unit, human_bytes
 
 _SHOWN_AFTER_S = 0.4
-"""What is over sooner does not flash up on a terminal."""
+"""Shorter activities are not shown on a terminal."""
 _PLAIN_AT_S = (1.5, 5.0, 10.0, 30.0)
-"""When a plain line says what goes on, counted from its begin; then as often as the last of these."""
+"""Times of plain lines after the begin of an activity; then at intervals of the last one."""
 _POLL_S = 0.1
 _MAX_NAMED = 3
 
 
 class Display:
-    """Shows what `now` was told last, for as long as the `with` block lasts or until `rest`. A `Tells`.
+    """Shows the last activity until `rest` or the end of the `with` block. A `Tells`.
 
-    On a terminal the line is gone when it ends. Elsewhere something new is said within 2 s, and less often after that.
+    On a terminal the line is erased at the end. Elsewhere a new activity is printed within 2 s, then less often.
     """
 
     def __init__(self, per_s: float = 5.0, clock: Callable[[], float] = time.monotonic) -> None:
-        """per_s: how often a second the line on a terminal is drawn."""
+        """per_s: redraws of the terminal's line per second."""
         self._console = Console(stderr=True)
         self._clock = clock
         self._line = _Line(clock)
@@ -53,7 +53,7 @@ class Display:
 
     @property
     def is_live(self) -> bool:
-        """Whether somebody sits at a terminal and sees it."""
+        """Whether it is on a terminal."""
         return self._live is not None
 
     def __enter__(self) -> Self:
@@ -67,7 +67,7 @@ class Display:
         self.rest()
 
     def line(self, text: str) -> None:
-        """Say this at once, above what is going on."""
+        """Print `text` at once, above the activity."""
         with self._lock:
             self._last_word = self._clock()
             self._due = max(self._due, self._last_word + _PLAIN_AT_S[0])
@@ -75,7 +75,7 @@ class Display:
         self._print(wrapped(text, self._console.width) if self._console.is_terminal else text)
 
     def now(self, text: str, done: int = 0, total: int = 0, unit: Unit = "B") -> None:
-        """What goes on from here, `done` of `total` of it where that is known; "" is `rest`."""
+        """The current activity, with `done` of `total` if that is known; "" is `rest`."""
         if not text:
             self.rest()
             return
@@ -88,7 +88,7 @@ class Display:
             self._begin()
 
     def rest(self) -> None:
-        """Nothing goes on for now: the terminal is free for the answer, and nothing is said."""
+        """No activity: the terminal is free for the answer, and nothing is printed."""
         with self._lock:
             self._line.text, self._last_word = "", self._clock()
         if self._live is not None:
@@ -100,7 +100,7 @@ class Display:
             self._thread = None
 
     def tick(self) -> None:
-        """Without a terminal: say what goes on, where it is time to."""
+        """Without a terminal: print the activity if it is time to."""
         with self._lock:
             now, line = self._clock(), self._line
             if not line.text or now < self._due:
@@ -128,7 +128,7 @@ class Display:
 
 
 class _Line:
-    """What goes on, on one line that never wraps: a spinner, words, a bar where the end is known, and figures."""
+    """The activity as one line that never wraps: a spinner, words, a bar if the total is known, and figures."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -137,14 +137,14 @@ class _Line:
         self.done, self.total, self.unit = 0, 0, "B"
 
     def begin(self, text: str, done: int) -> None:
-        """Something new goes on, with `done` of it done before."""
+        """Begin an activity of which `done` is done already."""
         now = self._clock()
         if not self.text:
             self._shown_from = now + _SHOWN_AFTER_S
         self.text, self.since, self._first = text, now, done
 
     def figures(self) -> str:
-        """How far it is, as `4.1 of 68.0 GB, 120.0 MB/s, 9 min left`; where its end is not known, since when."""
+        """As `4.1 of 68.0 GB, 120.0 MB/s, 9 min left`; the elapsed time if the total is not known."""
         elapsed_s, total, unit = self._clock() - self.since, self.total, self.unit
         if not total:
             return duration(elapsed_s)
@@ -177,14 +177,14 @@ class _Line:
 
 
 class Arrivals:
-    """The workers' way to readiness, told from one `Status` after the other."""
+    """Reports the progress of workers that are getting ready, from one `Status` after the other."""
 
     def __init__(self, tells: Tells) -> None:
         self._tells = tells
         self._states: dict[str, str] = {}
 
     def show(self, status: Status) -> None:
-        """Tell how far each worker is now: a line for who has its weights or was lost, and on whom one waits."""
+        """Print a line for each worker that has its weights or was lost; the activity names those that are awaited."""
         workers = status.nodes[1:]
         for node in workers:
             before = self._states.get(node.name, "absent")
@@ -205,14 +205,14 @@ class Arrivals:
 
 
 def note_on(node: NodeStatus) -> str:
-    """What a node is doing, or why it is not there; empty of one that is ready."""
+    """What a node does, or why it is absent; empty if it is ready."""
     if node.state != "loading":
         return node.reason
     return "receives its weights" if node.sent_bytes < node.total_bytes else node.doing or "gets ready"
 
 
 def _amount(waiting: list[NodeStatus]) -> tuple[int, int, Unit]:
-    """The bytes that are sent to those who are being sent some; where nobody is, how far the last one is."""
+    """The bytes sent to workers that receive weights; without such workers, the percentage of the slowest one."""
     loading = [node for node in waiting if node.state == "loading"]
     receiving = [node for node in loading if node.sent_bytes < node.total_bytes]
     if loading and not receiving:
@@ -221,7 +221,7 @@ def _amount(waiting: list[NodeStatus]) -> tuple[int, int, Unit]:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them."""
+    """Seconds, minutes or hours in words."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

@@ -1,4 +1,4 @@
-"""Where the prompt comes from: an argument, a flag, a file, or what is piped in."""
+"""Read the prompt from an argument, a flag, a file, or stdin."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ _STDIN = "-"
 
 
 def read_prompt(flags: PromptFlags, example: str) -> str:
-    """The text to continue. A file's, or stdin's, last line end is left out, as llama.cpp does.
+    """The text to continue. The last line end of a file or of stdin is dropped, as in llama.cpp.
 
-    Without any, stdin is read where it is no terminal. Raises UsageError where there is none, several, or no text.
+    Without a flag, stdin is read unless it is a terminal. Raises UsageError for no prompt, several, or one that is not
+    UTF-8.
     """
     given = [one for one in (flags.prompt, flags.prompt_option, flags.prompt_file) if one is not None]
     if len(given) > 1:
@@ -41,7 +42,7 @@ def read_prompt(flags: PromptFlags, example: str) -> str:
 
 
 def _piped() -> bytes:
-    """All of stdin; who waits long for it is told so."""
+    """All of stdin. Says on stderr that it waits, if it waits long."""
     if sys.stdin is None:
         return b""
     if not select.select([sys.stdin], [], [], _SAY_AFTER_S)[0]:

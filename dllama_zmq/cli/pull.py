@@ -52,7 +52,7 @@ def pull(
 
 
 def fetch(name: ModelName, revision: str = "main", to: Path | None = None, offline: bool = False) -> Pull:
-    """Fetch a model, telling on stderr how far it is."""
+    """Fetch a model, with progress on stderr."""
     with Display() as display:
         display.now("loading huggingface_hub")
         _quieten()
@@ -85,9 +85,9 @@ def _announce(pull: Pull, tells: Tells) -> None:
 
 
 def _quieten() -> None:
-    """Load huggingface_hub without what it and its HTTP client would say: it is told here, in our words.
+    """Load huggingface_hub, and silence it and its HTTP client: progress is shown here.
 
-    Not even --verbose shows their logs, for headers and signed addresses are in them.
+    Not even --verbose shows their logs, since they contain headers and signed addresses.
     """
     warnings.simplefilter("ignore")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # what it would ask and tell of this computer beside

@@ -1,4 +1,4 @@
-"""`dllama-zmq list` and `rm`: the models that have been pulled."""
+"""`dllama-zmq list` and `rm`: pulled models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The root's process, in the foreground or started by another command; apart from commands that only talk to one."""
+"""The root's process, in the foreground or started by another command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lines for the reader, apart from the answer."""
+"""Lines on stderr."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import textwrap
 
 
 def note(text: str) -> None:
-    """A line on stderr; on a terminal several if it is wider than that, broken between words."""
+    """Print a line on stderr; a terminal wraps it between words."""
     if sys.stderr.isatty():
         text = wrapped(text, shutil.get_terminal_size().columns)
     print(text, file=sys.stderr, flush=True)  # noqa: T201
 
 
 def wrapped(text: str, columns: int) -> str:
-    """`text` in lines of at most `columns` letters. A word that is longer, such as a path, stays whole."""
+    """`text` in lines of at most `columns` letters. Longer words, such as paths, are not broken."""
     lines = (textwrap.wrap(line, columns, break_long_words=False, break_on_hyphens=False) for line in text.split("\n"))
     return "\n".join("\n".join(line) for line in lines)

@@ -11,7 +11,7 @@ _CROWDED = "Fewer cores than threads here: which node of this computer is last i
 
 
 def slowness(found: Status) -> list[str]:
-    """Of each phase in which the others wait for one node: for which, how long for each token, and why."""
+    """For each phase in which the others wait for one node: the node, the wait per token, and why."""
     told, several = [], len(found.nodes) > 1
     for phase, times in found.recent.items():
         if times.slowest:
@@ -24,7 +24,7 @@ def slowness(found: Status) -> list[str]:
 
 
 def legend(crowded: bool) -> list[str]:
-    """What a table of who waits for whom means."""
+    """The legend of the table of waiting."""
     words = ["others wait s: for this node, beyond what a wired network takes; of these", _PAUSED, _MESSAGES]
     return [*words, "the rest: it computed longer", *([_CROWDED] if crowded else [])]
 
@@ -42,7 +42,7 @@ def _slowest(phase: str, times: PhaseTimes) -> list[str]:
 
 
 def _network(phase: str, times: PhaseTimes) -> list[str]:
-    """Where no node is slower than the others, and all of them wait for messages."""
+    """For a phase in which no node is slower than the others, but all wait for messages."""
     messages_s = max(node.messages_s for node in times.nodes.values())
     if messages_s <= MIN_GAIN * times.wall_s or times.steps < MIN_STEPS:
         return []

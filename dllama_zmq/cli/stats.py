@@ -1,7 +1,7 @@
-"""Figures of an answer, as distributed-llama prints them: G, I, T in ms, S and R in kB, prompt and prediction apart.
+"""Statistics of an answer, named as in distributed-llama, for the prompt and for the prediction.
 
-G is wall clock, I computing on the root, T waiting for the others; S and R are what the root sent and received, all
-workers together. 1 kB is 1000 bytes.
+G is the wall clock in ms, I computing on the root, T waiting for the others; S and R are kB that the root sent and
+received, over all workers. 1 kB is 1000 bytes.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ class Stats:
         return {"prompt": _averages(self._prompt), "prediction": _averages(self._prediction)}
 
     def sentence(self) -> str:
-        """How fast it was, in one line."""
+        """The speed, in one line."""
         prompt = _speed(self._prompt.tokens, self._prompt)
         return f"{_speed(self._n_tokens, self._prediction)}; prompt {prompt}"
 
     def print_table(self, n_nodes: int) -> None:
-        """Both phases, per token, what the columns mean, and for whom of `n_nodes` the others waited."""
+        """Print both phases per token, what the columns mean, and the node of `n_nodes` that the others waited for."""
         table = Table(box=None, pad_edge=False)
         table.add_column("")
         for column in ("tokens", "tokens/s", "ms", "computing", "waiting", "sent", "received"):

@@ -1,4 +1,4 @@
-"""`--watch`: the same again and again, in one place on a terminal, one below the other elsewhere."""
+"""`--watch`: repeat a display, in place on a terminal, one below the other elsewhere."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from dllama_zmq.errors import UsageError
 T = TypeVar("T")
 
 _MOST_S = 86400
-_UNCUT = 4000  # columns of what is no terminal: who reads it has its own lines
+_UNCUT = 4000  # columns if stdout is no terminal: lines are not wrapped
 
 
 def check_watch(watch_s: float | None) -> None:
-    """Raise UsageError where that is no time between two looks."""
+    """Raise UsageError if `watch_s` is no valid interval."""
     if watch_s is not None and not (math.isfinite(watch_s) and 0 < watch_s <= _MOST_S):
         raise UsageError(f"--watch {watch_s:g}: expected seconds, more than 0 and at most {_MOST_S}")
 
@@ -31,7 +31,7 @@ def watched(
     watch_s: float | None,
     console: Console | None = None,
 ) -> None:
-    """Show what `look` gives: once, or every `watch_s` seconds until Ctrl-C. Text of `show` is printed as it is."""
+    """Show the result of `look` once, or every `watch_s` seconds until Ctrl-C. Text from `show` is printed as it is."""
     console = console or Console(highlight=False, markup=False)
     if not console.is_terminal:
         console.width = max(console.width, _UNCUT)

@@ -56,12 +56,14 @@ def worker(
     if leave_with_stdin:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is for the root
         die_with_parent()
-        at_end_of_stdin(lambda: os._exit(0))  # the root is gone and nobody is left to tell
-    with threadpool_limits(limits=1):  # the node's own threads share the work; BLAS must not add its own
+        at_end_of_stdin(lambda: os._exit(0))  # the root is gone
+    with threadpool_limits(limits=1):  # the node has its own threads; BLAS must not add more
         threads = threads or usable_cores()
         require_open_files(_FILES + threads)
         settings = WorkerSettings(root=address, name=name, threads=threads, crowded=crowded, version=__version__)
-        with zmq.Context() as context:  # or a signal that comes while a socket is made leaves it open, and nothing ends
+        with (
+            zmq.Context() as context
+        ):  # closes a socket that a signal interrupted while it was made; else nothing would end
             Worker(context, settings).run()
 
 

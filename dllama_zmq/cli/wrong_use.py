@@ -1,4 +1,4 @@
-"""What is said of a flag, a command or an argument that cannot be: one sentence, with the nearest that can."""
+"""Errors for unknown flags, commands and arguments: one sentence, with the nearest known one."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _BY_INSTEAD = {
     ),
 }  # fmt: skip
 _NOT_YET = {flag: instead for instead, flags in _BY_INSTEAD.items() for flag in flags}
-"""Flags that people know from llama.cpp, ollama, transformers and distributed-llama: what this version does instead."""
+"""Flags of llama.cpp, ollama, transformers and distributed-llama, and what this version does instead."""
 
 _WrongUse: type[Exception] = typer.BadParameter.__mro__[1]  # click's UsageError, of whichever click typer brings
 
@@ -51,7 +51,7 @@ def exit_code(app: typer.Typer, args: Sequence[str] | None = None) -> int:
 
 
 def _not_yet(given: Sequence[str]) -> str:
-    """What is said of a flag of other programs. (click takes -ngl for -n with the value gl.)"""
+    """The sentence for a flag of another program, else empty. (click reads -ngl as -n with the value gl.)"""
     for flag in (word.partition("=")[0] for word in given):
         if flag in _NOT_YET:
             return f"{flag} is not in this version, which {_NOT_YET[flag]}; leave it out"
@@ -59,7 +59,7 @@ def _not_yet(given: Sequence[str]) -> str:
 
 
 def _without_command(context: Any, given: Sequence[str]) -> str:
-    """What is said where the words begin with no command: one that takes them. Empty where none does."""
+    """If the words begin with no command: a sentence with a command that takes them. Else empty."""
     commands: dict[str, Any] = getattr(getattr(context, "command", None), "commands", {})
     if not commands or not given or given[0] in commands:
         return ""
@@ -83,7 +83,7 @@ def _flags(command: Any) -> list[str]:
 
 
 def _sentence(error: Any) -> str:
-    """click's own words where there are none of ours; empty where the help has been printed instead."""
+    """The sentence for `error`, by default click's own; empty if the help has been printed."""
     parameter, context = getattr(error, "param", None), getattr(error, "ctx", None)
     wrong = getattr(error, "option_name", None)
     if wrong is not None and hasattr(error, "possibilities"):
@@ -106,7 +106,7 @@ def _message(error: Any) -> str:
 
 
 def _too_many(context: Any) -> str:
-    """The words after the last that was expected."""
+    """The sentence for more arguments than expected."""
     if any(parameter.name == "prompt" for parameter in context.command.params):
         return "the prompt is in several words; put quotes around it"
     taken = [parameter for parameter in context.command.params if parameter.param_type_name == "argument"]
