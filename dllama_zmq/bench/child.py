@@ -27,7 +27,7 @@ from dllama_zmq.formats import open_model
 from dllama_zmq.host import in_words
 from dllama_zmq.interrupts import Interrupts
 from dllama_zmq.launch.fleet import child_environment
-from dllama_zmq.launch.owner import at_end_of_stdin
+from dllama_zmq.launch.parent_watch import at_end_of_stdin
 from dllama_zmq.telling import Tells, Unit
 
 _END_S = 10.0  # ending a frozen worker takes less

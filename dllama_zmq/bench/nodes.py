@@ -18,7 +18,7 @@ from dllama_zmq.formats import ModelFile
 from dllama_zmq.host import usable_cores
 from dllama_zmq.interrupts import Interrupts
 from dllama_zmq.launch.fleet import Fleet
-from dllama_zmq.launch.paths import Places
+from dllama_zmq.launch.paths import ClusterPaths
 from dllama_zmq.root.root import Root, RootSettings
 from dllama_zmq.sharding import DEFAULT_SEQ_LEN
 from dllama_zmq.telling import Tells
@@ -47,20 +47,20 @@ def running_nodes(settings: BenchSettings, model: ModelFile, tells: Tells, inter
         profile=settings.profile,
     )
     with ExitStack() as cleanup:
-        places = Places.of(f"bench-{os.getpid()}-{secrets.token_hex(4)}") if workers else None
-        if places is not None:
-            cleanup.callback(places.remove)
+        paths = ClusterPaths.of(f"bench-{os.getpid()}-{secrets.token_hex(4)}") if workers else None
+        if paths is not None:
+            cleanup.callback(paths.remove)
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         cleanup.callback(context.destroy)  # `term` would wait forever for the sockets of a root that was never whole
         reading = f"{nodes}: the root reads its part of the model"
-        endpoints = None if places is None else Endpoints([places.ipc_steps], [places.ipc_replies])
+        endpoints = None if paths is None else Endpoints([paths.ipc_steps], [paths.ipc_replies])
         with interrupts.raised():
             root = Root(context, model, root_settings, endpoints, lambda done, total: tells.now(reading, done, total))
         cleanup.callback(root.close, "the bench is over")
-        if places is None:
+        if paths is None:
             yield root
             return
-        fleet = Fleet(workers, places, root_settings.crowded, root.roster, _LIMITS.join_s)
+        fleet = Fleet(workers, paths, root_settings.crowded, root.roster, _LIMITS.join_s)
         cleanup.callback(fleet.stop, _LIMITS.stop_s)
         join_until = time.monotonic() + _LIMITS.join_s
 

@@ -10,7 +10,7 @@ import typer
 
 from dllama_zmq import __version__
 from dllama_zmq.cli import command
-from dllama_zmq.cli.endings import open_output, with_output
+from dllama_zmq.cli.exit_codes import open_output, with_output
 from dllama_zmq.cli.wrong_use import exit_code
 
 

@@ -20,10 +20,10 @@ from dllama_zmq.bench.run import run_bench
 from dllama_zmq.bench.running import measure_running
 from dllama_zmq.cli import completion, flags
 from dllama_zmq.cli.chosen import client_of
+from dllama_zmq.cli.flag_kinds import KernelChoice, choice, model_flag, number
 from dllama_zmq.cli.flags import cluster_flag
-from dllama_zmq.cli.kinds import KernelChoice, choice, model_flag, number
+from dllama_zmq.cli.notes import note
 from dllama_zmq.cli.progress import Display
-from dllama_zmq.cli.show import note
 from dllama_zmq.errors import UsageError
 from dllama_zmq.shapes import SHAPES
 from dllama_zmq.sources import DEMO

@@ -31,7 +31,7 @@ NO_CLUSTER = (
 )
 _CONFIGS = ("config.json", "params.json")  # of a model's folder
 _HEAD_BYTES = 16
-_MOST_LOOKED_AT = 20  # files, so that an error comes at once
+_MAX_LOOKED_AT = 20  # files, so that an error comes at once
 
 
 def chosen_path(argument: Path | None = None, option: Path | None = None) -> Path:
@@ -182,7 +182,7 @@ def _nothing_at(path: Path) -> ConfigError:
 def _files_here() -> str:
     """The files of this folder that describe clusters, in brackets; empty if there are none."""
     found = []
-    for path in sorted(Path().glob("*.y*ml"))[:_MOST_LOOKED_AT]:
+    for path in sorted(Path().glob("*.y*ml"))[:_MAX_LOOKED_AT]:
         with suppress(ConfigError):
             found.append(load_cluster(path).path.name)
     return f" (this folder has {', '.join(found)})" if found else ""

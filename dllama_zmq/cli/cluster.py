@@ -18,10 +18,10 @@ from typer import Option
 from dllama_zmq.bus.client_messages import Status
 from dllama_zmq.cli import flags
 from dllama_zmq.cli.chosen import chosen_path, client_of, elsewhere, running_here, to_bring_up
-from dllama_zmq.cli.endings import as_json
+from dllama_zmq.cli.exit_codes import as_json
+from dllama_zmq.cli.notes import note
 from dllama_zmq.cli.overrides import applied, fetched
 from dllama_zmq.cli.progress import Arrivals, Display, duration, note_on
-from dllama_zmq.cli.show import note
 from dllama_zmq.cli.slow_nodes import slowness
 from dllama_zmq.cli.watch import check_watch, watched
 from dllama_zmq.client import CONNECT_S, SILENCE_S, Client

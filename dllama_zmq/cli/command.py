@@ -20,7 +20,7 @@ from typing import Any, get_type_hints
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from dllama_zmq.cli.endings import with_exit_codes
+from dllama_zmq.cli.exit_codes import with_exit_codes
 
 WATCH_S = 2.0
 

@@ -9,9 +9,9 @@ from typing import Annotated
 from typer import Argument, Option
 
 from dllama_zmq.cli import flags
-from dllama_zmq.cli.kinds import choice
+from dllama_zmq.cli.flag_kinds import choice
+from dllama_zmq.cli.notes import note
 from dllama_zmq.cli.progress import Display
-from dllama_zmq.cli.show import note
 from dllama_zmq.errors import FormatError, UsageError
 from dllama_zmq.formats import open_model
 from dllama_zmq.formats.convert import convert_model

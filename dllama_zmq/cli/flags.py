@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from typer import Argument, Option
 
 from dllama_zmq.cli import completion
-from dllama_zmq.cli.kinds import MOST, KernelChoice, choice, model_flag, number, real
+from dllama_zmq.cli.flag_kinds import MAX, KernelChoice, choice, model_flag, number, real
 from dllama_zmq.spec import Sync, Weights
 
 _SETTINGS = "Instead of what the file says"
@@ -149,7 +149,7 @@ class Answer:
     top_k: Annotated[
         int,
         number(
-            "--top-k", "--topk", least=-MOST, words="a whole number",
+            "--top-k", "--topk", least=-MAX, words="a whole number",
             help="Sample from the K likeliest tokens; 0: off", rich_help_panel=_SAMPLING,
         ),
     ] = 0  # fmt: skip

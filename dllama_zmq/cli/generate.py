@@ -16,12 +16,12 @@ from dllama_zmq.bus.client_messages import Done, Piece, Prefill, Queued, Started
 from dllama_zmq.cli import completion, flags
 from dllama_zmq.cli.chosen import chosen_path, elsewhere, for_a_call, for_a_model
 from dllama_zmq.cli.cluster import listening
-from dllama_zmq.cli.endings import as_json
+from dllama_zmq.cli.exit_codes import as_json
 from dllama_zmq.cli.flags import Overrides
+from dllama_zmq.cli.notes import note
 from dllama_zmq.cli.overrides import check_elsewhere, check_running, fetched
 from dllama_zmq.cli.progress import Display
 from dllama_zmq.cli.prompt import read_prompt
-from dllama_zmq.cli.show import note
 from dllama_zmq.cli.stats import Stats
 from dllama_zmq.client import SILENCE_S, Answer, Client
 from dllama_zmq.cluster import ClusterFile

@@ -14,8 +14,8 @@ from typer import Argument, Option
 
 from dllama_zmq.bus.addresses import own_address
 from dllama_zmq.cli import flags
-from dllama_zmq.cli.kinds import model_flag, number
-from dllama_zmq.cli.show import note
+from dllama_zmq.cli.flag_kinds import model_flag, number
+from dllama_zmq.cli.notes import note
 from dllama_zmq.cluster import FILE_NAME, NAME_PATTERN, Cluster, default_name, is_loopback, parse_cluster
 from dllama_zmq.errors import ConfigError, UsageError
 from dllama_zmq.formats.files import replace_file
@@ -24,7 +24,7 @@ from dllama_zmq.sources import DATA_FOLDER, DEMO, absolute_model
 from dllama_zmq.telling import plural
 
 _COLUMN = 28  # where the comments begin
-_MOST_NODES = 1024
+_MAX_NODES = 1024
 
 
 def init(
@@ -94,7 +94,7 @@ def _hosts(workers: str | None, nodes: int | None) -> list[str]:
 def _text(path: Path, model: str, workers: list[str], host: str | None) -> tuple[str, str]:
     """The text of the file `path`, and the root's address in it: `host`, or if None the address that workers reach."""
     n_nodes = 1 + len(workers)
-    if n_nodes & (n_nodes - 1) or n_nodes > _MOST_NODES:
+    if n_nodes & (n_nodes - 1) or n_nodes > _MAX_NODES:
         raise UsageError(f"{n_nodes} nodes, the root among them; use 1, 2, 4, 8, ... (2^n)")
     remote = [worker for worker in workers if not is_loopback(worker)]
     host = host or (_own_address(remote[0]) if remote else "127.0.0.1")

@@ -11,8 +11,8 @@ from rich.table import Table
 from typer import Option
 
 from dllama_zmq.cli import flags
-from dllama_zmq.cli.endings import as_json
-from dllama_zmq.cli.kinds import choice
+from dllama_zmq.cli.exit_codes import as_json
+from dllama_zmq.cli.flag_kinds import choice
 from dllama_zmq.errors import FormatError, RequestError
 from dllama_zmq.formats import ModelFile, contents_of, open_model, read_tokenizer
 from dllama_zmq.formats.gguf.head import TYPE_NAMES

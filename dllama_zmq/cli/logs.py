@@ -15,14 +15,14 @@ from typer import Argument, Option
 
 from dllama_zmq.cli import completion, flags
 from dllama_zmq.cli.chosen import chosen_path, running_here
-from dllama_zmq.cli.kinds import number
-from dllama_zmq.cli.show import note
+from dllama_zmq.cli.flag_kinds import number
+from dllama_zmq.cli.notes import note
 from dllama_zmq.cluster import ClusterFile, is_loopback
 from dllama_zmq.errors import ClusterError
-from dllama_zmq.launch.paths import Places
+from dllama_zmq.launch.paths import ClusterPaths
 from dllama_zmq.launch.registry import Record
 
-_LOOK_S = 0.2
+_POLL_S = 0.2
 _STAMP = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} ")
 
 
@@ -45,20 +45,20 @@ def logs(
         dllama-zmq logs worker1 -f
     """
     file = running_here(chosen_path(cluster), even_down=True)
-    places = Places.of(file.cluster.name)
-    _check_whose(file, places)
-    paths = _log_paths(file, places, node)
-    tails = [_Tail(name, log) for name, log in paths.items()]
-    width = 0 if node is not None else max(map(len, paths))
+    paths = ClusterPaths.of(file.cluster.name)
+    _check_whose(file, paths)
+    found = _log_paths(file, paths, node)
+    tails = [_Tail(name, log) for name, log in found.items()]
+    width = 0 if node is not None else max(map(len, found))
     last: deque[tuple[str, str]] = deque(_by_time([tail.lines() for tail in tails]), maxlen=lines)
     _print(last, width)
     while follow:
-        time.sleep(_LOOK_S)
+        time.sleep(_POLL_S)
         _print(_by_time([tail.lines() for tail in tails]), width)
 
 
-def _check_whose(file: ClusterFile, places: Places) -> None:
-    started = Record.read(places.started_file)
+def _check_whose(file: ClusterFile, paths: ClusterPaths) -> None:
+    started = Record.read(paths.started_file)
     if started is not None and started.file.path != file.identity:
         raise ClusterError(
             f"the logs of {file.cluster.name!r} are those of {started.path}, which was up last under this name; "
@@ -66,20 +66,20 @@ def _check_whose(file: ClusterFile, places: Places) -> None:
         )
 
 
-def _log_paths(file: ClusterFile, places: Places, node: str | None) -> dict[str, Path]:
+def _log_paths(file: ClusterFile, paths: ClusterPaths, node: str | None) -> dict[str, Path]:
     """The logs to print, by node. Raises ClusterError if there are none."""
     workers = {worker.name: worker.host for worker in file.cluster.workers}
     known = ["root", *workers]
     if node is not None and node not in known:
         raise ClusterError(f"cluster {file.cluster.name!r} has no node {node!r}; its nodes are {', '.join(known)}")
     elsewhere = {name: host for name, host in workers.items() if not is_loopback(host)}
-    paths = {name: places.log(name) for name in ([node] if node else known)}
-    there = {name: log for name, log in paths.items() if log.exists()}
+    logs = {name: paths.log(name) for name in ([node] if node else known)}
+    there = {name: log for name, log in logs.items() if log.exists()}
     if not there:
         where = "has not run on this host"
         if node in elsewhere:
             where = f"runs on {elsewhere[node]} and prints it there"
-        raise ClusterError(f"{next(iter(paths.values()))}: no log yet; {node or 'the root'} {where}")
+        raise ClusterError(f"{next(iter(logs.values()))}: no log yet; {node or 'the root'} {where}")
     if node is None and elsewhere:
         note(f"not on this computer: {', '.join(f'{name} ({host})' for name, host in elsewhere.items())}")
     return there

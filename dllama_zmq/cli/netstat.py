@@ -11,9 +11,9 @@ from typer import Option
 
 from dllama_zmq.cli import completion, flags
 from dllama_zmq.cli.chosen import client_of
-from dllama_zmq.cli.endings import as_json
+from dllama_zmq.cli.exit_codes import as_json
+from dllama_zmq.cli.flag_kinds import MAX, choice, number
 from dllama_zmq.cli.flags import CLUSTER, cluster_flag
-from dllama_zmq.cli.kinds import MOST, choice, number
 from dllama_zmq.cli.netstat_figures import Prediction, Report, measured, predicted
 from dllama_zmq.cli.netstat_tables import prediction_tables, report_tables, summary_table
 from dllama_zmq.cli.watch import check_watch, watched
@@ -44,9 +44,7 @@ class Options:
             autocompletion=completion.shapes,
         ),
     ] = None
-    nodes: Annotated[int | None, number("--nodes", least=-MOST, help="With --predict: the nodes; 4 if not given")] = (
-        None
-    )
+    nodes: Annotated[int | None, number("--nodes", least=-MAX, help="With --predict: the nodes; 4 if not given")] = None
     sync: Annotated[Sync | None, choice("--sync", of=Sync, help="With --predict: f32 if not given")] = None
     summary: Annotated[bool, Option("--summary", help="A few lines: all workers together, and whether all agrees")] = (
         False

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from dllama_zmq.cli.flags import Overrides
-from dllama_zmq.cli.show import note
+from dllama_zmq.cli.notes import note
 from dllama_zmq.cluster import ClusterFile, WorkerConfig
 from dllama_zmq.errors import ClusterError, UsageError
 from dllama_zmq.hub import HUB_PREFIX, ModelName, find_pulled

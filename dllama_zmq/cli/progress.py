@@ -17,7 +17,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from dllama_zmq.bus.client_messages import NodeStatus, Status
-from dllama_zmq.cli.show import wrapped
+from dllama_zmq.cli.notes import wrapped
 from dllama_zmq.telling import Tells, Unit, human_bytes
 
 _SHOWN_AFTER_S = 0.4

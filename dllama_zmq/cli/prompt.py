@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from dllama_zmq.cli.flags import PromptFlags
-from dllama_zmq.cli.show import note
+from dllama_zmq.cli.notes import note
 from dllama_zmq.errors import UsageError
 
 _SAY_AFTER_S = 1.5

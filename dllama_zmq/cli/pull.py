@@ -12,12 +12,12 @@ from typing import Annotated
 
 from typer import Argument, Option
 
+from dllama_zmq.cli.notes import note
 from dllama_zmq.cli.progress import Display
-from dllama_zmq.cli.show import note
 from dllama_zmq.hub import ModelName, Pull, load_settings, plan_pull
 from dllama_zmq.telling import Tells, human_bytes, plural
 
-_MOST_LISTED = 20
+_MAX_LISTED = 20
 
 
 def pull(
@@ -75,13 +75,13 @@ def _announce(pull: Pull, tells: Tells) -> None:
     missing = pull.missing()
     n_files = plural(len(pull.files), "file")
     tells.line(f"{pull.repo} at {pull.revision} ({pull.commit[:8]}): {n_files}, {human_bytes(pull.n_bytes)}")
-    for file in pull.files[:_MOST_LISTED]:
+    for file in pull.files[:_MAX_LISTED]:
         state = "" if file in missing else ", here already"
         if file in missing and missing[file] < file.n_bytes:
             state = f", {human_bytes(missing[file])} to go"
         tells.line(f"  {file.name} ({human_bytes(file.n_bytes)}{state})")
-    if len(pull.files) > _MOST_LISTED:
-        tells.line(f"  and {len(pull.files) - _MOST_LISTED} more")
+    if len(pull.files) > _MAX_LISTED:
+        tells.line(f"  and {len(pull.files) - _MAX_LISTED} more")
 
 
 def _quieten() -> None:

@@ -10,8 +10,8 @@ from rich.table import Table
 from typer import Argument, Option
 
 from dllama_zmq.cli import completion, flags
-from dllama_zmq.cli.endings import as_json
-from dllama_zmq.cli.show import note
+from dllama_zmq.cli.exit_codes import as_json
+from dllama_zmq.cli.notes import note
 from dllama_zmq.errors import UsageError
 from dllama_zmq.hub import ModelName, cache_folder, find_by_name, list_pulled, plan_removal
 from dllama_zmq.sources import DEMO

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from dllama_zmq.bus.client_messages import Figures, Piece, Prefill
 from dllama_zmq.bus.step_sums import StepSums
-from dllama_zmq.cli.show import note
+from dllama_zmq.cli.notes import note
 from dllama_zmq.telling import plural
 
 

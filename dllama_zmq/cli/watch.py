@@ -15,14 +15,14 @@ from dllama_zmq.errors import UsageError
 
 T = TypeVar("T")
 
-_MOST_S = 86400
+_MAX_S = 86400
 _UNCUT = 4000  # columns if stdout is no terminal: lines are not wrapped
 
 
 def check_watch(watch_s: float | None) -> None:
     """Raise UsageError if `watch_s` is no valid interval."""
-    if watch_s is not None and not (math.isfinite(watch_s) and 0 < watch_s <= _MOST_S):
-        raise UsageError(f"--watch {watch_s:g}: expected seconds, more than 0 and at most {_MOST_S}")
+    if watch_s is not None and not (math.isfinite(watch_s) and 0 < watch_s <= _MAX_S):
+        raise UsageError(f"--watch {watch_s:g}: expected seconds, more than 0 and at most {_MAX_S}")
 
 
 def watched(

@@ -14,11 +14,11 @@ from typer import Argument, Option
 
 from dllama_zmq import __version__
 from dllama_zmq.bus.addresses import endpoint_of
-from dllama_zmq.cli.kinds import number
+from dllama_zmq.cli.flag_kinds import number
 from dllama_zmq.cluster import Ports
 from dllama_zmq.errors import UsageError
 from dllama_zmq.host import require_open_files, usable_cores
-from dllama_zmq.launch.owner import at_end_of_stdin, die_with_parent
+from dllama_zmq.launch.parent_watch import at_end_of_stdin, die_with_parent
 from dllama_zmq.worker import Worker, WorkerSettings
 
 _FILES = 12  # opened by libzmq and for the kernels' code, as counted in /proc

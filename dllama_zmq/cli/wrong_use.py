@@ -12,7 +12,7 @@ from typing import Any
 import typer
 
 from dllama_zmq.cli.command import flag_name
-from dllama_zmq.cli.show import note
+from dllama_zmq.cli.notes import note
 from dllama_zmq.hub import HUB_PREFIX, is_hub_name
 from dllama_zmq.sources import DEMO
 

@@ -21,10 +21,10 @@ from dllama_zmq.errors import ClusterError, DllamaError
 from dllama_zmq.host import require_open_files
 from dllama_zmq.interrupts import Interrupts
 from dllama_zmq.launch.fleet import Fleet
+from dllama_zmq.launch.local_nodes import local_workers, node_threads, open_checked
 from dllama_zmq.launch.locks import await_last_user
-from dllama_zmq.launch.nodes_here import local_workers, node_threads, open_checked
-from dllama_zmq.launch.owner import at_end_of_stdin
-from dllama_zmq.launch.paths import Places, as_text
+from dllama_zmq.launch.parent_watch import at_end_of_stdin
+from dllama_zmq.launch.paths import ClusterPaths, as_text
 from dllama_zmq.launch.ports import check_ports
 from dllama_zmq.launch.public_state import PublicState
 from dllama_zmq.launch.registry import Record, only_one
@@ -47,9 +47,9 @@ def run_started(name: str, lock: int, tells: Tells) -> None:
     It ends when stdin is closed and no other call uses the cluster, unless STAY was written to stdin. Raises as
     `run_cluster` does.
     """
-    started = Record.read(Places.of(name).started_file)
+    started = Record.read(ClusterPaths.of(name).started_file)
     if started is None:
-        raise ClusterError(f"{Places.of(name).started_file}: there is no start of a cluster in it")
+        raise ClusterError(f"{ClusterPaths.of(name).started_file}: there is no start of a cluster in it")
     run_cluster(started.file, tells, lock)
 
 
@@ -60,18 +60,18 @@ def run_cluster(file: ClusterFile, tells: Tells, lock: int | None = None) -> Non
     with that process. Raises ConfigError, FormatError, PlanError, BusError (a port in use) before anything runs;
     ClusterError if it runs already or a worker keeps dying. No child and no socket is ever left behind.
     """
-    cluster, places = file.cluster, Places.of(file.cluster.name)
+    cluster, paths = file.cluster, ClusterPaths.of(file.cluster.name)
     interrupts = Interrupts()
     with suppress(KeyboardInterrupt, SystemExit), interrupts.caught(), ExitStack() as cleanup:
         with interrupts.raised():
-            cleanup.enter_context(only_one(file, places, lock))
+            cleanup.enter_context(only_one(file, paths, lock))
             if lock is None:
-                places.begin_logs()
+                paths.begin_logs()
             else:
-                at_end_of_stdin(lambda: _leave(places))
-            cleanup.callback(places.clear)  # libzmq leaves the files of its ipc sockets behind
+                at_end_of_stdin(lambda: _leave(paths))
+            cleanup.callback(paths.clear)  # libzmq leaves the files of its ipc sockets behind
             check_ports(cluster)
-            public = PublicState(file, places, tells)
+            public = PublicState(file, paths, tells)
             public.now(f"the root opens {as_text(Path(file.model_path().name))} and its tokenizer")
             model, tokenizer = open_checked(file, lambda sentence: logger.warning("%s", sentence))
             cleanup.enter_context(model)
@@ -79,14 +79,14 @@ def run_cluster(file: ClusterFile, tells: Tells, lock: int | None = None) -> Non
             context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
             cleanup.callback(context.destroy)  # `term` would wait for ever for the sockets of half a root
             root = Root(
-                context, model, root_settings(cluster), _endpoints(cluster, places),
+                context, model, root_settings(cluster), _endpoints(cluster, paths),
                 lambda done, total: public.now("the root reads its part of the model", done, total),
             )  # fmt: skip
             cleanup.push(lambda kind, error, traceback: root.close(_why_down(root, error), stay=True))
-            clients = Peers(context, [*_listen(cluster, "clients"), places.ipc_clients], sockets.CLIENTS)
+            clients = Peers(context, [*_listen(cluster, "clients"), paths.ipc_clients], sockets.CLIENTS)
             cleanup.callback(clients.close, _LINGER_MS)
         _, workers, crowded = node_threads(cluster)
-        fleet = Fleet(workers, places, crowded, root.roster, cluster.limits.join_s)
+        fleet = Fleet(workers, paths, crowded, root.roster, cluster.limits.join_s)
         cleanup.callback(fleet.stop, cluster.limits.stop_s * _FLEET_SHARE)
         facts = ClusterFacts(cluster.name, __version__, as_text(model.path))
         cleanup.callback(public.remove)
@@ -122,11 +122,11 @@ def root_settings(cluster: Cluster) -> RootSettings:
     )
 
 
-def _endpoints(cluster: Cluster, places: Places) -> Endpoints:
+def _endpoints(cluster: Cluster, paths: ClusterPaths) -> Endpoints:
     steps, replies = _listen(cluster, "steps"), _listen(cluster, "replies")
     if not steps:
-        return Endpoints([places.ipc_steps], [places.ipc_replies])
-    return Endpoints(steps, replies, places.ipc_steps, places.ipc_replies)
+        return Endpoints([paths.ipc_steps], [paths.ipc_replies])
+    return Endpoints(steps, replies, paths.ipc_steps, paths.ipc_replies)
 
 
 def _listen(cluster: Cluster, port: Literal["steps", "replies", "clients"]) -> list[str]:
@@ -142,7 +142,7 @@ def _why_down(root: Root, error: BaseException | None) -> str:
     return f"the cluster went down before it was ready: {missing}" if missing else "the cluster went down"
 
 
-def _leave(places: Places) -> None:
+def _leave(paths: ClusterPaths) -> None:
     """End this process, as a signal would, when no call uses its cluster any more."""
-    await_last_user(places)
+    await_last_user(paths)
     os.kill(os.getpid(), signal.SIGTERM)

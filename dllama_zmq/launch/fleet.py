@@ -1,7 +1,7 @@
 """This host's workers as child processes: started, restarted when they die, and ended with the root.
 
 The root holds the write end of each child's stdin. However the root ends, that pipe closes and the child leaves; the
-kernel kills a child that cannot (`owner.die_with_parent`).
+kernel kills a child that cannot (`parent_watch.die_with_parent`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import BinaryIO
 from dllama_zmq.bus.session import Roster
 from dllama_zmq.cluster import WorkerConfig
 from dllama_zmq.errors import ClusterError
-from dllama_zmq.launch.paths import Places, writing
+from dllama_zmq.launch.paths import ClusterPaths, writing
 from dllama_zmq.own_code import own_code
 
 logger = logging.getLogger(__name__)
@@ -54,12 +54,12 @@ class Fleet:
     def __init__(
         self,
         workers: Sequence[WorkerConfig],
-        places: Places,
+        paths: ClusterPaths,
         crowded: bool,
         roster: Roster,
         join_s: float,
     ) -> None:
-        self._places = places
+        self._paths = paths
         self._crowded = crowded
         self._roster = roster
         self._join_s = join_s
@@ -89,7 +89,7 @@ class Fleet:
                 self._roster.explain_absence(
                     child.config.name,
                     f"ended {child.deaths} times in a row, last with {child.ending}, and starts again in "
-                    f"{child.next_start - now:.0f} s; its log is {self._places.log(child.config.name)}",
+                    f"{child.next_start - now:.0f} s; its log is {self._paths.log(child.config.name)}",
                 )
 
     def _note_death(self, child: _Child, now: float) -> None:
@@ -98,7 +98,7 @@ class Fleet:
         if child.deaths >= _MAX_DEATHS and not self._has_been_ready:
             raise ClusterError(
                 f"{child.config.name} ended {child.deaths} times before the cluster was ready, last with "
-                f"{child.ending}; its log is {self._places.log(child.config.name)}"
+                f"{child.ending}; its log is {self._paths.log(child.config.name)}"
             )
         child.next_start = now + (0.0 if child.deaths == 1 else min(_MAX_PAUSE_S, 2.0 ** (child.deaths - 2)))
 
@@ -124,7 +124,7 @@ class Fleet:
     def _ending(self, child: _Child) -> str:
         """How a child has ended, and what it said last."""
         code = child.process.returncode
-        error = last_error(self._places.log(child.config.name), child.log_start)
+        error = last_error(self._paths.log(child.config.name), child.log_start)
         return (f"signal {-code}" if code < 0 else f"exit code {code}") + (f" ({error})" if error else "")
 
     def stop(self, wait_s: float) -> None:
@@ -133,9 +133,9 @@ class Fleet:
 
     def _start(self, worker: WorkerConfig) -> tuple[subprocess.Popen[bytes], int]:
         """The process, and the length of its log when it began."""
-        words = ["worker", "--root", self._places.ipc_replies, "--name", worker.name]
+        words = ["worker", "--root", self._paths.ipc_replies, "--name", worker.name]
         words += ["--threads", str(worker.threads), "--leave-with-stdin", *(["--crowded"] if self._crowded else [])]
-        with open_log(self._places, worker.name) as log:
+        with open_log(self._paths, worker.name) as log:
             log_start = log.tell()
             process = start_child(words, log)
         self._roster.reserve(worker.name, process.pid)
@@ -181,11 +181,11 @@ def last_error(log: Path, start: int = 0) -> str:
     return errors[-1] if errors else ""
 
 
-def open_log(places: Places, node: str) -> BinaryIO:
+def open_log(paths: ClusterPaths, node: str) -> BinaryIO:
     """The log of a node, open for appending; one that is too long is renamed first."""
-    path = places.log(node)
+    path = paths.log(node)
     with writing(path):
-        places.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
+        paths.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
         if path.exists() and path.stat().st_size > MAX_LOG_BYTES:
             path.replace(path.with_suffix(".log.1"))
         return path.open("ab")

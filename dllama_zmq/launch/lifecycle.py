@@ -20,8 +20,8 @@ from dllama_zmq.errors import BusError, ClusterError, RootLost
 from dllama_zmq.launch import locks, registry
 from dllama_zmq.launch.fleet import end_children, last_error, open_log, start_child
 from dllama_zmq.launch.locks import POLL_S
-from dllama_zmq.launch.owner import STAY
-from dllama_zmq.launch.paths import Places
+from dllama_zmq.launch.parent_watch import STAY
+from dllama_zmq.launch.paths import ClusterPaths
 from dllama_zmq.launch.ports import check_ports
 from dllama_zmq.launch.registry import AlreadyRunning, Record
 from dllama_zmq.telling import Tells, Unheard
@@ -46,7 +46,7 @@ class _Start:
     """A root that this process has started. It ends with this process, unless `stay` or `leave` was called."""
 
     process: subprocess.Popen[bytes]
-    places: Places
+    paths: ClusterPaths
 
     def stay(self) -> None:
         """Let it outlive this process."""
@@ -65,7 +65,7 @@ class _Start:
     def end(self, stop_s: float) -> None:
         """Terminate it, and kill it after `stop_s`. Its workers end with it."""
         if end_children({"root": self.process}, stop_s):
-            locks.cleared(self.places)
+            locks.cleared(self.paths)
 
 
 def bring_up(file: ClusterFile, listener: Listener) -> Status:
@@ -104,16 +104,16 @@ def for_one_call(file: ClusterFile, listener: Listener, on_shared: Callable[[], 
                 continue
             except BaseException:
                 if file.private:
-                    Places.of(file.cluster.name).remove()
+                    ClusterPaths.of(file.cluster.name).remove()
                 raise
-        with locks.in_use(Places.of(running.name), 3 * limits.stop_s):
+        with locks.in_use(ClusterPaths.of(running.name), 3 * limits.stop_s):
             if registry.find_running(file) == running:  # else it ended before it was in use
                 yield running
                 return
     shared = keep_logs = False
     try:
         _await_ready(file, start, listener)
-        with locks.in_use(start.places, limits.stop_s) as use:
+        with locks.in_use(start.paths, limits.stop_s) as use:
             try:
                 running = registry.find_running(file)
                 if running is None:
@@ -133,7 +133,7 @@ def for_one_call(file: ClusterFile, listener: Listener, on_shared: Callable[[], 
         else:
             start.end(limits.stop_s)
             if file.private and not keep_logs:
-                start.places.remove()
+                start.paths.remove()
 
 
 def take_down(file: ClusterFile) -> bool:
@@ -155,10 +155,10 @@ def take_down(file: ClusterFile) -> bool:
         was_running = True
         with suppress(ProcessLookupError):  # it may have ended since it was last seen
             os.kill(running.pid, number)
-        if _await_unlocked(Places.of(running.name), wait_s):
+        if _await_unlocked(ClusterPaths.of(running.name), wait_s):
             _await_end(running.pid, stop_s)
     running = registry.find_running(file)
-    if running is not None or not locks.cleared(Places.of(file.cluster.name)):
+    if running is not None or not locks.cleared(ClusterPaths.of(file.cluster.name)):
         process = f"process {running.pid}" if running is not None else "a process of another version"
         raise ClusterError(f"cluster {file.cluster.name!r}: {process} cannot be ended; look at it with `ps`")
     return was_running
@@ -168,18 +168,18 @@ def _start(file: ClusterFile, listener: Listener) -> _Start:
     """Check ports and files here, where errors are seen, and start the root. Raises AlreadyRunning."""
     # In here, for what reads models takes 0.1 s to import, and most commands read none.
     from dllama_zmq.kernels import prepare_kernels, told_to
-    from dllama_zmq.launch.nodes_here import checked_needs
+    from dllama_zmq.launch.local_nodes import checked_needs
 
-    places = Places.of(file.cluster.name)
-    with registry.only_one(file, places) as lock:
+    paths = ClusterPaths.of(file.cluster.name)
+    with registry.only_one(file, paths) as lock:
         check_ports(file.cluster)
         needs = checked_needs(file, listener.tells)
         listener.sound()
         prepare_kernels(file.cluster.kernels, needs, told_to(listener.tells), listener.tells.line)
-        places.begin_logs()
-        with open_log(places, "root") as log:
+        paths.begin_logs()
+        with open_log(paths, "root") as log:
             process = start_child(["root", file.cluster.name, "--lock", str(lock)], log, pass_fds=[lock])
-    return _Start(process, places)
+    return _Start(process, paths)
 
 
 def _await_ready(file: ClusterFile, start: _Start, listener: Listener) -> Status:
@@ -197,7 +197,7 @@ def _await_ready(file: ClusterFile, start: _Start, listener: Listener) -> Status
                 if running is not None and running.clients:
                     client = Client(running.clients)
                 elif now > begun + limits.load_s:
-                    log = start.places.log("root")
+                    log = start.paths.log("root")
                     raise ClusterError(f"the root did not start within {limits.load_s:.0f} s; see {log}")
                 elif running is not None and running.doing[0]:
                     listener.tells.now(*running.doing)
@@ -248,7 +248,7 @@ def not_there(file: ClusterFile, absent: Mapping[str, str]) -> str:
     def cure(worker: str) -> str:
         if worker in elsewhere:
             return elsewhere[worker]
-        log = Places.of(file.cluster.name).log(worker)  # no command finds a private cluster
+        log = ClusterPaths.of(file.cluster.name).log(worker)  # no command finds a private cluster
         return f"see its log: {log if file.private else file.command(f'logs {worker}')}"
 
     told = "; ".join(f"{worker} {reason}: {cure(worker)}" for worker, reason in absent.items())
@@ -257,7 +257,7 @@ def not_there(file: ClusterFile, absent: Mapping[str, str]) -> str:
 
 def _last_error(start: _Start) -> str:
     """The last error of the root."""
-    path = start.places.log("root")
+    path = start.paths.log("root")
     return last_error(path) or f"the root ended without a word; see {path}"
 
 
@@ -272,9 +272,9 @@ def _await_end(pid: int, wait_s: float) -> None:
             os.close(descriptor)
 
 
-def _await_unlocked(places: Places, wait_s: float) -> bool:
+def _await_unlocked(paths: ClusterPaths, wait_s: float) -> bool:
     deadline = time.monotonic() + wait_s
-    while locks.is_up(places):
+    while locks.is_up(paths):
         if time.monotonic() > deadline:
             return False
         time.sleep(POLL_S)

@@ -12,23 +12,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from dllama_zmq.errors import ClusterError
-from dllama_zmq.launch.paths import Places
+from dllama_zmq.launch.paths import ClusterPaths
 
 POLL_S = 0.05
 
 
 @contextmanager
-def in_use(places: Places, wait_s: float) -> Iterator[int]:
+def in_use(paths: ClusterPaths, wait_s: float) -> Iterator[int]:
     """In this block the cluster counts as used; a cluster of a call ends after its last user. Yields a descriptor.
 
     Raises ClusterError if the cluster is still ending after `wait_s`.
     """
-    folder = os.open(places.run, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    folder = os.open(paths.run, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         deadline = time.monotonic() + wait_s
         while not take(folder, fcntl.LOCK_SH):
             if time.monotonic() > deadline:
-                raise ClusterError(f"{places.run}: the cluster there has been ending for {wait_s:.0f} s; try again")
+                raise ClusterError(f"{paths.run}: the cluster there has been ending for {wait_s:.0f} s; try again")
             time.sleep(POLL_S)
         yield folder
     finally:
@@ -40,29 +40,29 @@ def used_by_others(folder: int) -> bool:
     return not take(folder, fcntl.LOCK_EX)
 
 
-def await_last_user(places: Places) -> None:
+def await_last_user(paths: ClusterPaths) -> None:
     """Return when no process uses the cluster. From then on none can, until this process ends."""
-    folder = os.open(places.run, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    folder = os.open(paths.run, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     fcntl.flock(folder, fcntl.LOCK_EX)
 
 
-def cleared(places: Places) -> bool:
+def cleared(paths: ClusterPaths) -> bool:
     """Remove what a killed root left behind. Returns False, and does nothing, if a root is running."""
     with suppress(FileNotFoundError):
-        lock = os.open(places.lock_file, os.O_RDWR | os.O_CLOEXEC)
+        lock = os.open(paths.lock_file, os.O_RDWR | os.O_CLOEXEC)
         try:
             if not take(lock, fcntl.LOCK_EX):
                 return False
-            places.clear()
+            paths.clear()
         finally:
             os.close(lock)
     return True
 
 
-def is_up(places: Places) -> bool:
+def is_up(paths: ClusterPaths) -> bool:
     """Whether a process holds the lock there."""
     try:
-        lock = os.open(places.lock_file, os.O_RDONLY | os.O_CLOEXEC)
+        lock = os.open(paths.lock_file, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return False
     try:

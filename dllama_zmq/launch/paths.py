@@ -19,14 +19,14 @@ MAX_SOCKET_PATH_BYTES = 100  # Linux allows 107; a few are left for what a trans
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
+class ClusterPaths:
     """The two folders of one cluster, and the files in them."""
 
     run: Path
     logs: Path
 
     @classmethod
-    def of(cls, cluster_name: str) -> Places:
+    def of(cls, cluster_name: str) -> ClusterPaths:
         """The folders of a cluster; they are made if they are missing. No other user can enter `run`.
 
         `$DLLAMA_ZMQ_HOME/{run,logs}/<name>` if that is set; else `$XDG_RUNTIME_DIR` or /tmp for `run`, and
@@ -35,20 +35,20 @@ class Places:
         if not re.search(NAME_PATTERN, cluster_name):
             raise UsageError(f"{cluster_name!r} is no cluster's name; use up to 32 letters, digits, - and _")
         run_base, logs_base = _bases()
-        places = cls(run_base / cluster_name, logs_base / cluster_name)
+        paths = cls(run_base / cluster_name, logs_base / cluster_name)
         for name in ("steps", "replies", "clients"):
-            places._ipc(name)  # too long a path is refused before anything is made
+            paths._ipc(name)  # too long a path is refused before anything is made
         try:
             run_base.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for folder in (run_base, places.run):
+            for folder in (run_base, paths.run):
                 _own_folder(folder)
-            places.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
+            paths.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise ClusterError(
                 f"{error.filename}: the folder cannot be made ({error.strerror}); "
                 f"set {HOME_VARIABLE} to a folder that you can write"
             ) from error
-        return places
+        return paths
 
     @property
     def lock_file(self) -> Path:
@@ -125,14 +125,14 @@ def as_text(path: Path) -> str:
     return os.fsencode(path).decode("utf-8", "replace")
 
 
-def all_places() -> Iterator[Places]:
+def all_cluster_paths() -> Iterator[ClusterPaths]:
     """The folders of each cluster that is or was running here. Makes none."""
     run_base, logs_base = _bases()
     with contextlib.suppress(OSError):
         if run_base.lstat().st_uid != os.getuid():  # in /tmp anyone may plant one
             return
         for folder in sorted(run_base.iterdir()):
-            yield Places(folder, logs_base / folder.name)
+            yield ClusterPaths(folder, logs_base / folder.name)
 
 
 def _bases() -> tuple[Path, Path]:

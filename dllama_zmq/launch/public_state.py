@@ -11,7 +11,7 @@ import msgspec
 from dllama_zmq.cluster import ClusterFile
 from dllama_zmq.errors import ClusterError
 from dllama_zmq.launch.lifecycle import commands_elsewhere
-from dllama_zmq.launch.paths import Places
+from dllama_zmq.launch.paths import ClusterPaths
 from dllama_zmq.launch.registry import Record
 from dllama_zmq.root.root import Root
 from dllama_zmq.telling import Tells, Unit
@@ -31,8 +31,8 @@ class PublicState:
     then after pauses that double.
     """
 
-    def __init__(self, file: ClusterFile, places: Places, tells: Tells) -> None:
-        self._file, self._places, self._tells = file, places, tells
+    def __init__(self, file: ClusterFile, paths: ClusterPaths, tells: Tells) -> None:
+        self._file, self._paths, self._tells = file, paths, tells
         self._record = Record.of(file)
         self._commands = commands_elsewhere(file.cluster)
         self._next_write = 0.0
@@ -50,14 +50,14 @@ class PublicState:
         self._next_write = time.monotonic() + _WRITE_EVERY_S
         self._record = msgspec.structs.replace(self._record, doing=(text, done, total, unit))
         with suppress(ClusterError):  # on a full disk the start goes on without a report
-            self._record.write(self._places.started_file)
+            self._record.write(self._paths.started_file)
 
     def up(self, root: Root) -> None:
         """Publish that clients can reach the root."""
         self._tells.now("")
         self._root = root
         self._wait(_FIRST_S)
-        self._record = msgspec.structs.replace(self._record, clients=self._places.ipc_clients)
+        self._record = msgspec.structs.replace(self._record, clients=self._paths.ipc_clients)
         self._write()
 
     def look(self) -> None:
@@ -77,7 +77,7 @@ class PublicState:
 
     def remove(self) -> None:
         """Remove the file: the cluster goes down."""
-        self._places.cluster_file.unlink(missing_ok=True)
+        self._paths.cluster_file.unlink(missing_ok=True)
 
     def _wait(self, pause_s: float) -> None:
         """Log who is missing in `pause_s` at the earliest."""
@@ -85,7 +85,7 @@ class PublicState:
 
     def _write(self) -> None:
         self._record = msgspec.structs.replace(self._record, forming=not self._root.ready)
-        self._record.write(self._places.cluster_file)
+        self._record.write(self._paths.cluster_file)
         if self._root.ready and not self._has_been_ready:
             self._has_been_ready = True
             cluster = self._file.cluster

@@ -31,7 +31,7 @@ from dllama_zmq.cluster import (
 )
 from dllama_zmq.errors import ClusterError, ConfigError, UsageError
 from dllama_zmq.launch.locks import POLL_S, is_up, take
-from dllama_zmq.launch.paths import Places, all_places, as_text, writing
+from dllama_zmq.launch.paths import ClusterPaths, all_cluster_paths, as_text, writing
 from dllama_zmq.telling import Tells, Unit
 from dllama_zmq.threads import converted_by_threads
 
@@ -126,17 +126,17 @@ def without_file(
 
 def running_clusters() -> list[Record]:
     """Every cluster of this user on this computer that is up, starting or stopping, sorted by name."""
-    found = map(_running, all_places())
+    found = map(_running, all_cluster_paths())
     return sorted((one for one in found if one is not None), key=lambda one: one.name)
 
 
 def remove_left_by_calls() -> None:
     """Remove the folders of clusters of one call that failed or were killed at least a day ago."""
-    for places in all_places():
+    for paths in all_cluster_paths():
         with suppress(OSError):
-            is_old = time.time() > places.run.stat().st_mtime + _KEEP_S
-            if places.run.name.startswith(PRIVATE) and is_old and not is_up(places):
-                places.remove()
+            is_old = time.time() > paths.run.stat().st_mtime + _KEEP_S
+            if paths.run.name.startswith(PRIVATE) and is_old and not is_up(paths):
+                paths.remove()
 
 
 def find_running(file: ClusterFile) -> Record | None:
@@ -191,8 +191,8 @@ def cluster_here(path: Path, even_down: bool = False) -> ClusterFile:
             if one.path == wanted and not one.private:
                 return ClusterFile(path, one.cluster)
         if even_down:
-            for places in all_places():
-                last = Record.read(places.started_file)
+            for paths in all_cluster_paths():
+                last = Record.read(paths.started_file)
                 if last is not None and last.path == wanted and not last.private:
                     return ClusterFile(path, last.cluster)
         raise
@@ -201,11 +201,11 @@ def cluster_here(path: Path, even_down: bool = False) -> ClusterFile:
 def ended_unexpectedly(path: Path) -> ClusterFile | None:
     """The cluster of the file `path` (which need not exist) if its root was killed."""
     wanted = path.resolve()
-    for places in all_places():
-        found = Record.read(places.cluster_file)
+    for paths in all_cluster_paths():
+        found = Record.read(paths.cluster_file)
         if found is None or found.private or found.path != wanted:
             continue
-        if not is_up(places):  # who ends by itself removes its record
+        if not is_up(paths):  # who ends by itself removes its record
             return ClusterFile(path, found.cluster)
     return None
 
@@ -244,13 +244,13 @@ def bind_error(host: str, port: int) -> int | None:
 
 
 @contextmanager
-def only_one(file: ClusterFile, places: Places, held: int | None = None) -> Iterator[int]:
+def only_one(file: ClusterFile, paths: ClusterPaths, held: int | None = None) -> Iterator[int]:
     """Hold the lock of the cluster of `file`, so that it starts once. Yields a descriptor that a child may inherit.
 
     held: the descriptor, if the lock is held already. Raises ClusterError if the cluster, or one of its name, is up.
     """
-    with writing(places.lock_file):
-        lock = os.open(places.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600) if held is None else held
+    with writing(paths.lock_file):
+        lock = os.open(paths.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600) if held is None else held
     try:
         os.set_inheritable(lock, False)
         deadline = time.monotonic() + _LOCK_S
@@ -262,10 +262,10 @@ def only_one(file: ClusterFile, places: Places, held: int | None = None) -> Iter
                 name = file.cluster.name if running is None else running.name
                 raise AlreadyRunning(f"cluster {name!r} is running already; `{file.command('down')}` stops it")
             time.sleep(0.02)
-        last = Record.read(places.started_file)
+        last = Record.read(paths.started_file)
         if last is None or last.path != file.identity:
-            places.begin_logs()  # what is there is of another cluster that had the name
-        Record.of(file).write(places.started_file)
+            paths.begin_logs()  # what is there is of another cluster that had the name
+        Record.of(file).write(paths.started_file)
         yield lock
     finally:
         os.close(lock)
@@ -275,10 +275,10 @@ class AlreadyRunning(ClusterError):
     """The cluster that was to be started is up, or another process is starting it."""
 
 
-def _running(places: Places) -> Record | None:
+def _running(paths: ClusterPaths) -> Record | None:
     deadline = time.monotonic() + _SETTLE_S
-    while is_up(places):
-        for path in (places.cluster_file, places.started_file):
+    while is_up(paths):
+        for path in (paths.cluster_file, paths.started_file):
             found = Record.read(path)
             if found is not None and _lives(found.pid):
                 return found

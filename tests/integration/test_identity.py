@@ -17,7 +17,7 @@ import dllama_zmq
 from dllama_zmq.cluster import parse_cluster
 from dllama_zmq.errors import ClusterError
 from dllama_zmq.launch.lifecycle import Listener, bring_up, for_one_call, take_down
-from dllama_zmq.launch.paths import Places
+from dllama_zmq.launch.paths import ClusterPaths
 from dllama_zmq.launch.registry import address_elsewhere, running_clusters, without_file
 
 PROMPT = "once upon a time"
@@ -189,7 +189,7 @@ def test_a_call_whose_model_is_not_there_leaves_nothing(here: Cli) -> None:
 
 
 def test_what_killed_calls_left_is_removed_after_a_day(here: Cli) -> None:
-    left = [Places.of(name) for name in ("call-1-old", "call-2-new", "other")]
+    left = [ClusterPaths.of(name) for name in ("call-1-old", "call-2-new", "other")]
     for places in left:
         places.lock_file.touch()
     for places in (left[0], left[2]):
@@ -274,7 +274,7 @@ def test_a_record_of_a_dead_cluster_tells_only_that_it_was_killed(here: Cli) -> 
     cli = here
     cli.up(1)
     cli.down()
-    places = Places.of("small")
+    places = ClusterPaths.of("small")
     left = json.loads(places.started_file.read_text())
     places.cluster_file.write_text(json.dumps({**left, "clients": "ipc:///nowhere"}))
     assert running_clusters() == []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dllama_zmq.launch.nodes_here import shared
+from dllama_zmq.launch.local_nodes import shared
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 import zmq
 from tiny import write_tiny_model
 
-from dllama_zmq.launch.paths import Places
+from dllama_zmq.launch.paths import ClusterPaths
 from dllama_zmq.launch.public_state import PublicState
 from dllama_zmq.launch.registry import Record, without_file
 from dllama_zmq.root.root import Root, RootSettings
@@ -24,17 +24,17 @@ class Heard(Unheard):
 
 
 @pytest.fixture
-def places(tmp_path: Path) -> Places:
-    return Places(tmp_path, tmp_path)
+def places(tmp_path: Path) -> ClusterPaths:
+    return ClusterPaths(tmp_path, tmp_path)
 
 
-def doing(places: Places) -> tuple[str, int, int, Unit] | None:
+def doing(places: ClusterPaths) -> tuple[str, int, int, Unit] | None:
     """What another process reads."""
     record = Record.read(places.started_file)
     return None if record is None else record.doing
 
 
-def test_what_one_process_writes_another_reads(places: Places) -> None:
+def test_what_one_process_writes_another_reads(places: ClusterPaths) -> None:
     here = Heard()
     assert doing(places) is None
     PublicState(without_file("demo"), places, here).now("the root reads", 0, 68_000_000_000)
@@ -42,7 +42,7 @@ def test_what_one_process_writes_another_reads(places: Places) -> None:
     assert doing(places) == here.said[0]
 
 
-def test_something_new_is_written_at_once_and_its_progress_now_and_then(places: Places) -> None:
+def test_something_new_is_written_at_once_and_its_progress_now_and_then(places: ClusterPaths) -> None:
     state, written = PublicState(without_file("demo"), places, Unheard()), set()
     for done in range(1000):
         state.now("reading", done, 1000)
@@ -53,13 +53,13 @@ def test_something_new_is_written_at_once_and_its_progress_now_and_then(places: 
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"text": 1}', '{"doing": ["a", "b"]}', "\xff"])
-def test_a_file_that_says_nothing_is_not_read(places: Places, content: str) -> None:
+def test_a_file_that_says_nothing_is_not_read(places: ClusterPaths, content: str) -> None:
     places.started_file.write_text(content, "latin-1")
     assert doing(places) is None
 
 
 def test_a_place_that_cannot_be_written_does_not_keep_a_root_from_starting(tmp_path: Path) -> None:
-    nowhere = Places(tmp_path / "nowhere", tmp_path / "nowhere")
+    nowhere = ClusterPaths(tmp_path / "nowhere", tmp_path / "nowhere")
     PublicState(without_file("demo"), nowhere, Unheard()).now("reading")
 
 

@@ -11,10 +11,10 @@ from typer import Option
 from dllama_zmq.cli import completion
 
 KernelChoice = Literal["auto", "simd", "numpy"]
-MOST = 1 << 62  # what a request's numbers hold
+MAX = 1 << 62  # what a request's numbers hold
 
 
-def whole(least: int, most: int = MOST, words: str = "") -> Callable[[str], int]:
+def whole(least: int, most: int = MAX, words: str = "") -> Callable[[str], int]:
     """A parser of whole numbers from `least` to `most`; `words` say what is expected."""
     expected = words or f"a whole number, {least} or more"
 
@@ -39,7 +39,7 @@ def real(text: str) -> float:
         raise typer.BadParameter(f"expected a number, got {text!r}") from None
 
 
-def number(*names: str, help: str, least: int = 1, most: int = MOST, words: str = "", **more: Any) -> Any:
+def number(*names: str, help: str, least: int = 1, most: int = MAX, words: str = "", **more: Any) -> Any:
     """A flag that takes a whole number."""
     return Option(*names, metavar="N", parser=whole(least, most, words), help=help, **more)
 

@@ -17,7 +17,7 @@ from typing import Any, ParamSpec
 
 import typer
 
-from dllama_zmq.cli.show import note
+from dllama_zmq.cli.notes import note
 from dllama_zmq.errors import UsageError
 from dllama_zmq.host import in_words
 
