@@ -40,7 +40,7 @@ def be_worker(replies: str, steps: str, nodes: int, kernels: KernelChoice, sync:
     while not link.send(Join("", "", 0, "", "", 1, None)):
         time.sleep(0.01)
     link.send(Loaded(0))
-    comm = StarWorker(link, choose_kernels(kernels, 1, crowded=True), sync, dim, nodes, WAIT_S)
+    comm = StarWorker(link, choose_kernels(kernels, 1, oversubscribed=True), sync, dim, nodes, WAIT_S)
     partial = np.random.default_rng(1).standard_normal((1, dim)).astype(np.float32)
     try:
         while True:
@@ -114,7 +114,7 @@ def _gather_workers(link: RootLink, roster: Roster, names: list[str]) -> None:
 
 
 def _exchange(link: RootLink, roster: Roster, kernels: KernelChoice, sync: Sync, dim: int, rounds: int) -> list[float]:
-    star = StarRoot(link, roster, choose_kernels(kernels, 1, crowded=True), sync, WAIT_S)
+    star = StarRoot(link, roster, choose_kernels(kernels, 1, oversubscribed=True), sync, WAIT_S)
     partial = np.random.default_rng(0).standard_normal((1, dim)).astype(np.float32)
     star.begin([(0, 0, 1)], partial, [], [])
     seconds = []

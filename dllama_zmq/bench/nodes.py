@@ -41,7 +41,7 @@ def running_nodes(settings: BenchSettings, model: ModelFile, tells: Tells, inter
         sync=settings.sync,
         kernels=settings.kernels,
         threads=nodes.threads,
-        crowded=nodes.all_threads > usable_cores(),
+        oversubscribed=nodes.all_threads > usable_cores(),
         max_seq_len=max(DEFAULT_SEQ_LEN, *(case.n_positions for case in settings.cases)),
         limits=_LIMITS,
         profile=settings.profile,
@@ -60,7 +60,7 @@ def running_nodes(settings: BenchSettings, model: ModelFile, tells: Tells, inter
         if paths is None:
             yield root
             return
-        fleet = Fleet(workers, paths, root_settings.crowded, root.roster, _LIMITS.join_s)
+        fleet = Fleet(workers, paths, root_settings.oversubscribed, root.roster, _LIMITS.join_s)
         cleanup.callback(fleet.stop, _LIMITS.stop_s)
         join_until = time.monotonic() + _LIMITS.join_s
 

@@ -216,8 +216,8 @@ class TrafficRow(msgspec.Struct, frozen=True):
 class Status(Message, frozen=True):
     """Everything that is known of a cluster.
 
-    crowded: the root's computer has fewer cores than its nodes have threads; who of them is last is chance, and not
-    told. recent: by phase, the last 10 to 20 s of steps.
+    oversubscribed: the root's computer has fewer cores than its nodes have threads; which of them is last is chance, so
+    none is named. recent: by phase, the last 10 to 20 s of steps.
     """
 
     id: Big
@@ -233,7 +233,7 @@ class Status(Message, frozen=True):
     seq_len: Count
     active: Count
     queued: Count
-    crowded: bool
+    oversubscribed: bool
     steps: dict[str, int]
     tokens: dict[str, int]
     sampled: dict[str, int]

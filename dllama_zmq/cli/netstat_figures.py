@@ -111,7 +111,7 @@ class Report(Struct, frozen=True):
     agrees: bool | None
     workers: list[WorkerTraffic]
     all_workers: dict[str, list[Line]]
-    crowded: bool
+    oversubscribed: bool
     recent: list[Window]
     waiting: list[Waiting]
     slowest: list[LastOne]
@@ -149,7 +149,7 @@ def measured(status: Status) -> Report:
         agrees=all(verdicts) if verdicts else None,
         workers=workers,
         all_workers={phase: _lines(status.traffic, phase, tokens[phase]) for phase in phases},
-        crowded=status.crowded,
+        oversubscribed=status.oversubscribed,
         recent=[Window(phase, times.steps, times.wall_s) for phase, times in recent.items()],
         waiting=[
             _waiting(node.name, phase, times.nodes.get(node.name, NodeTimes()))

@@ -74,7 +74,7 @@ def report_tables(report: Report) -> RenderableType:
         parts += [Text(), Text("set-up and idle, kB in all", "bold"), _setup_table(report)]
     if report.waiting:
         parts += [Text(), Text("who waits, and for whom, lately", "bold"), Text(_windows(report))]
-        parts += [_waiting_table(report), *map(Text, legend(report.crowded)), *_slowest(report)]
+        parts += [_waiting_table(report), *map(Text, legend(report.oversubscribed)), *_slowest(report)]
     if report.agrees is not None:
         parts += [Text(), _verdict(report)]
     return Group(*parts)

@@ -7,7 +7,7 @@ from dllama_zmq.bus.slowest import MIN_GAIN, MIN_STEPS
 
 _PAUSED = "paused: its program did not run (other programs, little memory, a stop)"
 _MESSAGES = "messages: they came late (its network, or it was paused while it waited)"
-_CROWDED = "Fewer cores than threads here: which node of this computer is last is chance."
+_OVERSUBSCRIBED = "Fewer cores than threads here: which node of this computer is last is chance."
 
 
 def slowness(found: Status) -> list[str]:
@@ -16,17 +16,17 @@ def slowness(found: Status) -> list[str]:
     for phase, times in found.recent.items():
         if times.slowest:
             told += _slowest(phase, times)
-        elif several and not found.crowded:
+        elif several and not found.oversubscribed:
             told += _network(phase, times)
     if told:
         return [*told, _PAUSED, _MESSAGES]
-    return [_CROWDED] if found.crowded and several and found.recent else []
+    return [_OVERSUBSCRIBED] if found.oversubscribed and several and found.recent else []
 
 
-def legend(crowded: bool) -> list[str]:
+def legend(oversubscribed: bool) -> list[str]:
     """The legend of the table of waiting."""
     words = ["others wait s: for this node, beyond what a wired network takes; of these", _PAUSED, _MESSAGES]
-    return [*words, "the rest: it computed longer", *([_CROWDED] if crowded else [])]
+    return [*words, "the rest: it computed longer", *([_OVERSUBSCRIBED] if oversubscribed else [])]
 
 
 def _slowest(phase: str, times: PhaseTimes) -> list[str]:

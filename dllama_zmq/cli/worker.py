@@ -38,7 +38,7 @@ def worker(
         int | None, number("-t", "--threads", "--nthreads", help="Compute threads; all cores if not given")
     ] = None,
     leave_with_stdin: Annotated[bool, Option("--leave-with-stdin", hidden=True)] = False,
-    crowded: Annotated[bool, Option("--crowded", hidden=True)] = False,
+    oversubscribed: Annotated[bool, Option("--oversubscribed", hidden=True)] = False,
 ) -> None:
     """Be a worker of the cluster whose root is on HOST. Needs no model file: its weights come over the bus.
 
@@ -60,7 +60,9 @@ def worker(
     with threadpool_limits(limits=1):  # the node has its own threads; BLAS must not add more
         threads = threads or usable_cores()
         require_open_files(_FILES + threads)
-        settings = WorkerSettings(root=address, name=name, threads=threads, crowded=crowded, version=__version__)
+        settings = WorkerSettings(
+            root=address, name=name, threads=threads, oversubscribed=oversubscribed, version=__version__
+        )
         with (
             zmq.Context() as context
         ):  # closes a socket that a signal interrupted while it was made; else nothing would end

@@ -37,10 +37,10 @@ __all__ = [
 ]  # fmt: skip
 
 
-def choose_kernels(choice: KernelChoice, threads: int, crowded: bool = False) -> Kernels:
+def choose_kernels(choice: KernelChoice, threads: int, oversubscribed: bool = False) -> Kernels:
     """The back end asked for, with `threads` compute threads; `auto` takes the fastest that runs here, and logs why.
 
-    crowded: the host has fewer cores than its nodes have threads together. Raises UsageError where `simd` cannot run.
+    oversubscribed: the host has fewer cores than its nodes have threads. Raises UsageError if `simd` cannot run.
     """
     if choice == "numpy":
         return Reference(threads)
@@ -51,7 +51,7 @@ def choose_kernels(choice: KernelChoice, threads: int, crowded: bool = False) ->
 
         if choice == "auto":
             logger.info("kernels simd for %s: dot=%s threads=%d", host_cpu()[1], host_target().dot, threads)
-        return Simd(threads, crowded)
+        return Simd(threads, oversubscribed)
     if choice == "simd":
         raise UsageError(f"kernels simd cannot run here: {obstacle}; use kernels: numpy")
     logger.warning("kernels numpy, which are slow: simd cannot run here: %s", obstacle)

@@ -85,8 +85,8 @@ def run_cluster(file: ClusterFile, tells: Tells, lock: int | None = None) -> Non
             cleanup.push(lambda kind, error, traceback: root.close(_why_down(root, error), stay=True))
             clients = Peers(context, [*_listen(cluster, "clients"), paths.ipc_clients], sockets.CLIENTS)
             cleanup.callback(clients.close, _LINGER_MS)
-        _, workers, crowded = node_threads(cluster)
-        fleet = Fleet(workers, paths, crowded, root.roster, cluster.limits.join_s)
+        _, workers, oversubscribed = node_threads(cluster)
+        fleet = Fleet(workers, paths, oversubscribed, root.roster, cluster.limits.join_s)
         cleanup.callback(fleet.stop, cluster.limits.stop_s * _FLEET_SHARE)
         facts = ClusterFacts(cluster.name, __version__, as_text(model.path))
         cleanup.callback(public.remove)
@@ -104,7 +104,7 @@ def run_cluster(file: ClusterFile, tells: Tells, lock: int | None = None) -> Non
 
 def root_settings(cluster: Cluster) -> RootSettings:
     """The root's settings for `cluster`."""
-    threads, _, crowded = node_threads(cluster)
+    threads, _, oversubscribed = node_threads(cluster)
     return RootSettings(
         names=[worker.name for worker in cluster.workers],
         reserved=[worker.name for worker in local_workers(cluster)],
@@ -115,7 +115,7 @@ def root_settings(cluster: Cluster) -> RootSettings:
         kernels=cluster.kernels,
         kv_type=cluster.kv_cache,
         threads=threads,
-        crowded=crowded,
+        oversubscribed=oversubscribed,
         max_seq_len=cluster.max_seq_len,
         check_memory=cluster.check_memory,
         limits=cluster.limits,

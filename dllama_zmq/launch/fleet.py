@@ -46,7 +46,7 @@ class _Child:
 class Fleet:
     """The local workers of one cluster. `watch` them often; `stop` them at the end.
 
-    crowded: this host has fewer cores than its nodes have threads.
+    oversubscribed: this host has fewer cores than its nodes have threads.
     roster: has the workers' places.
     join_s: how long a started worker may take to join.
     """
@@ -55,12 +55,12 @@ class Fleet:
         self,
         workers: Sequence[WorkerConfig],
         paths: ClusterPaths,
-        crowded: bool,
+        oversubscribed: bool,
         roster: Roster,
         join_s: float,
     ) -> None:
         self._paths = paths
-        self._crowded = crowded
+        self._oversubscribed = oversubscribed
         self._roster = roster
         self._join_s = join_s
         self._has_been_ready = False
@@ -133,8 +133,8 @@ class Fleet:
 
     def _start(self, worker: WorkerConfig) -> tuple[subprocess.Popen[bytes], int]:
         """The process, and the length of its log when it began."""
-        words = ["worker", "--root", self._paths.ipc_replies, "--name", worker.name]
-        words += ["--threads", str(worker.threads), "--leave-with-stdin", *(["--crowded"] if self._crowded else [])]
+        words = ["worker", "--root", self._paths.ipc_replies, "--name", worker.name, "--threads", str(worker.threads)]
+        words += ["--leave-with-stdin", *(["--oversubscribed"] if self._oversubscribed else [])]
         with open_log(self._paths, worker.name) as log:
             log_start = log.tell()
             process = start_child(words, log)

@@ -31,9 +31,11 @@ def local_workers(cluster: Cluster) -> list[WorkerConfig]:
 def node_threads(cluster: Cluster) -> tuple[int, list[WorkerConfig], bool]:
     """The root's threads, this host's workers with theirs as numbers, and whether cores are too few for them all."""
     workers = local_workers(cluster)
-    (own, *others), crowded = shared([cluster.root.threads, *(worker.threads for worker in workers)], usable_cores())
+    (own, *others), oversubscribed = shared(
+        [cluster.root.threads, *(worker.threads for worker in workers)], usable_cores()
+    )
     counted = [msgspec.structs.replace(worker, threads=n) for worker, n in zip(workers, others, strict=True)]
-    return own, counted, crowded
+    return own, counted, oversubscribed
 
 
 def shared(wanted: Sequence[Threads], cores: int) -> tuple[list[int], bool]:

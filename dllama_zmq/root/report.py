@@ -63,7 +63,7 @@ def cluster_status(request_id: int, facts: ClusterFacts, root: Root, active: int
         seq_len=root.seq_len,
         active=active,
         queued=queued,
-        crowded=settings.crowded,
+        oversubscribed=settings.oversubscribed,
         steps=dict(ledger.steps),
         tokens=dict(ledger.tokens),
         sampled=dict(ledger.sampled),

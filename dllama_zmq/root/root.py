@@ -74,7 +74,7 @@ class RootSettings:
     kernels: KernelChoice = "auto"
     kv_type: KVType = "f16"
     threads: int = 1
-    crowded: bool = False
+    oversubscribed: bool = False
     max_seq_len: int | None = None
     check_memory: bool = True
     limits: Limits = field(default_factory=Limits)
@@ -109,7 +109,7 @@ class Root:
             )
         needs = kernel_needs(self.spec, 1 + len(settings.names), settings.kv_type, EXCHANGE_KERNELS)
         prepare_kernels(settings.kernels, needs)
-        kernels = choose_kernels(settings.kernels, settings.threads, settings.crowded)
+        kernels = choose_kernels(settings.kernels, settings.threads, settings.oversubscribed)
         if settings.profile:
             from dllama_zmq.kernels.profiled import Profiled
 
@@ -297,7 +297,7 @@ class Root:
 
     def _unnamed(self) -> list[str]:
         """The nodes of this computer where it has fewer cores than they have threads: who of them is last is chance."""
-        if not self.settings.crowded:
+        if not self.settings.oversubscribed:
             return []
         return [ROOT, *(member.name for member in self.roster.members if not ip_of(member.address))]
 

@@ -69,13 +69,13 @@ _PATIENCE_S = 10.0  # with a place that is taken: its holder's death is known af
 class WorkerSettings:
     """What a worker is told when it is started. `name` may be empty: the root gives it one.
 
-    crowded: this host's nodes have more threads together than it has cores.
+    oversubscribed: this host's nodes have more threads together than it has cores.
     """
 
     root: str
     name: str = ""
     threads: int = 1
-    crowded: bool = False
+    oversubscribed: bool = False
     spin_s: float = sockets.SPIN_S
     version: str = ""
     watch: bool = True
@@ -256,7 +256,7 @@ class Worker:
         with preparation.told():
             needs = kernel_needs(spec, order.nodes, order.kv, EXCHANGE_KERNELS)
             prepare_kernels(order.kernels, needs, preparation.compiling)
-            kernels = choose_kernels(order.kernels, self._settings.threads, self._settings.crowded)
+            kernels = choose_kernels(order.kernels, self._settings.threads, self._settings.oversubscribed)
             take = counted(loading.weights.pop, loading.received_bytes, preparation.packing)
             try:
                 model = build_shard(plan, welcome.node, take, kernels, order.kv, order.seq_len, order.slots, order.sync)

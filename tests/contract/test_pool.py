@@ -20,7 +20,7 @@ Kernel = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
 @pytest.fixture(params=[1, 2, 3, 5])
 def pool(request: pytest.FixtureRequest) -> Iterator[Pool]:
     """More threads than cores, some of them: then they are put aside at any moment."""
-    made = Pool(library(), request.param, crowded=True)
+    made = Pool(library(), request.param, oversubscribed=True)
     yield made
     made.close()
 
@@ -38,7 +38,7 @@ def test_every_item_is_done_once_before_the_job_ends(pool: Pool, n_items: int, c
 
 
 def test_who_is_done_goes_on_with_the_shares_of_the_others() -> None:
-    pool = Pool(library(), 3, crowded=False)
+    pool = Pool(library(), 3, oversubscribed=False)
     caller, released, by = threading.get_ident(), threading.Event(), []
 
     def work(job: int, first: int, last: int) -> None:
@@ -59,7 +59,7 @@ def test_who_is_done_goes_on_with_the_shares_of_the_others() -> None:
 
 
 def test_a_thread_takes_the_chunks_of_its_share_one_after_another() -> None:
-    pool = Pool(library(), 2, crowded=False)
+    pool = Pool(library(), 2, oversubscribed=False)
     both, by = threading.Barrier(2), {}
 
     def work(job: int, first: int, last: int) -> None:
@@ -81,7 +81,7 @@ def test_a_thread_still_at_work_when_its_pool_is_closed_keeps_the_file_that_it_w
 ) -> None:
     monkeypatch.setattr(module, "_LEAVE_S", 0.1)
     before = event_files()
-    pool = Pool(library(), 2, crowded=False)
+    pool = Pool(library(), 2, oversubscribed=False)
     (file,) = event_files() - before
     at_work, released = threading.Semaphore(0), threading.Event()
 

@@ -223,7 +223,7 @@ def test_every_node_has_a_share_of_waiting_in_every_phase(seen: Seen) -> None:
 def test_the_json_of_a_cluster_has_these_fields(seen: Seen) -> None:
     assert set(seen.report) == {
         "cluster", "state", "note", "model", "sync", "nodes", "tokens", "steps", "unfinished_steps", "sent_again",
-        "agrees", "workers", "all_workers", "crowded", "recent", "waiting", "slowest",
+        "agrees", "workers", "all_workers", "oversubscribed", "recent", "waiting", "slowest",
     }  # fmt: skip
     assert (seen.report["sync"], seen.report["nodes"]) == (seen.sync, 1 + seen.n_workers)
     for worker in seen.report["workers"]:

@@ -164,14 +164,14 @@ def test_where_threads_outnumber_cores_no_node_of_this_computer_is_named(
     context: Context, start: Start, model: ModelFile
 ) -> None:
     places = inproc()
-    with a_root(context, model, places, crowded=True) as root:
+    with a_root(context, model, places, oversubscribed=True) as root:
         start(Slow(context, places.replies[0], "worker1", "paused"))
         form(root)
         figures = run_steps(root)
         status = status_of(root)
     found = status.recent["prediction"]
     assert found.nodes["root"].wait_s > 0.5 * N_STEPS * SLOW_S
-    assert (found.slowest, figures.waited_for_s, status.crowded) == ("", {}, True)
+    assert (found.slowest, figures.waited_for_s, status.oversubscribed) == ("", {}, True)
     (line,) = slowness(status)
     assert line.startswith("Fewer cores than threads here")
 

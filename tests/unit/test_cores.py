@@ -8,7 +8,7 @@ from dllama_zmq.launch.local_nodes import shared
 
 
 @pytest.mark.parametrize(
-    ("wanted", "cores", "threads", "crowded"),
+    ("wanted", "cores", "threads", "oversubscribed"),
     [
         (["auto"], 4, [4], False),
         (["auto", "auto"], 4, [2, 2], False),
@@ -18,5 +18,5 @@ from dllama_zmq.launch.local_nodes import shared
         ([1, 1], 2, [1, 1], False),
     ],
 )
-def test_nodes_share_the_cores_of_their_host_and_know_when_these_are_too_few(wanted, cores, threads, crowded):
-    assert shared(wanted, cores) == (threads, crowded)
+def test_nodes_share_the_cores_of_their_host_and_know_when_these_are_too_few(wanted, cores, threads, oversubscribed):
+    assert shared(wanted, cores) == (threads, oversubscribed)

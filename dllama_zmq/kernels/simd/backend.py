@@ -25,12 +25,12 @@ _GATED: dict[Activation, int] = {"silu": GATED_SILU, "gelu": GATED_GELU}
 
 
 class Simd:
-    """Kernels compiled for this CPU, over `threads` threads. `crowded`: there are fewer cores than threads at work."""
+    """Kernels compiled for this CPU, over `threads` threads. oversubscribed: cores are fewer than threads at work."""
 
     name = "simd"
 
-    def __init__(self, threads: int = 1, crowded: bool = False) -> None:
-        self.native = Runtime(threads, crowded)
+    def __init__(self, threads: int = 1, oversubscribed: bool = False) -> None:
+        self.native = Runtime(threads, oversubscribed)
         self._norm, self._add = Job(*NormJob()), Job(*SumJob())
 
     def linear(

@@ -15,7 +15,7 @@ from dllama_zmq.kernels.simd.library import Library
 _MOST_CHUNKS = 1 << 18
 SPIN_S = 300e-6
 """How long a thread spins for the next job where every thread has a core of its own."""
-CROWDED_SPIN_S = 20e-6
+OVERSUBSCRIBED_SPIN_S = 20e-6
 """And where it has not: what spins then takes the core from whoever is to give it work."""
 _YIELDS_AFTER = 20
 _LEAVE_S = 5.0
@@ -25,13 +25,13 @@ _LEAVE_S = 5.0
 class Pool:
     """Runs kernels over `threads` threads, the caller's own among them. One caller at a time."""
 
-    def __init__(self, library: Library, threads: int, crowded: bool) -> None:
+    def __init__(self, library: Library, threads: int, oversubscribed: bool) -> None:
         self.threads = threads
         self._run = library.entry("run", 5)
         self._memory = (ctypes.c_int64 * ((POOL.threads + THREAD_BYTES * (threads + 1)) // 8))()
         self.address = ctypes.addressof(self._memory)
         files = {i: os.eventfd(0) for i in range(1, threads)}
-        spin_s = CROWDED_SPIN_S if crowded else SPIN_S
+        spin_s = OVERSUBSCRIBED_SPIN_S if oversubscribed else SPIN_S
         self._memory[POOL.pauses // 8] = round(spin_s / _pause_s(library))
         self._memory[POOL.yields // 8] = _YIELDS_AFTER
         self._memory[POOL.n_threads // 8] = threads

@@ -26,11 +26,11 @@ _WORKSPACE_BYTES = 16 << 20
 
 
 class Runtime:
-    """`threads` threads that run compiled kernels. crowded: there are fewer cores than threads at work."""
+    """`threads` threads that run compiled kernels. oversubscribed: there are fewer cores than threads at work."""
 
-    def __init__(self, threads: int, crowded: bool) -> None:
+    def __init__(self, threads: int, oversubscribed: bool) -> None:
         self._library = library()
-        self.pool = Pool(self._library, threads, crowded)
+        self.pool = Pool(self._library, threads, oversubscribed)
         self.memory = HugePages()
         self._arrays: dict[tuple[int, str], Arrays] = {}
         self._workspace = own_pages(_WORKSPACE_BYTES)
