@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import zmq
 
-from dllama_zmq.bus.client_messages import Figures
+from dllama_zmq.bus.client_messages import StepStats
 from dllama_zmq.bus.links import Endpoints
 from dllama_zmq.errors import DllamaError
 from dllama_zmq.formats import open_model
@@ -127,12 +127,12 @@ def measure(path: Path, nodes: int, sync: Sync, n_prompt: int, n_tokens: int, re
     )
 
 
-def evaluate(root: Root, start: int, tokens: list[int]) -> Figures:
+def evaluate(root: Root, start: int, tokens: list[int]) -> StepStats:
     """Evaluate one step, with the best candidate of its last row."""
     return root.evaluate([Run(0, start, len(tokens))], tokens, {len(tokens) - 1: Ask(1)})[1]
 
 
-def waiting(steps: Sequence[Figures]) -> float:
+def waiting(steps: Sequence[StepStats]) -> float:
     """The share of the time that the root waited."""
     return sum(step.wait_s for step in steps) / sum(step.wall_s for step in steps)
 

@@ -13,7 +13,7 @@ from numpy.random import default_rng
 
 from dllama_zmq.bench.cases import Case, prompt_steps
 from dllama_zmq.bench.reader import MemoryReader
-from dllama_zmq.bus.client_messages import Figures
+from dllama_zmq.bus.client_messages import StepStats
 from dllama_zmq.kernels.profiled import Profiled
 from dllama_zmq.models import Run
 from dllama_zmq.root.root import Root
@@ -36,7 +36,7 @@ class Measured:
 
     case: Case
     seconds: tuple[float, ...]
-    timing: Figures
+    timing: StepStats
     read_bytes_per_s: float
     kernels: dict[str, tuple[float, int]] | None = None
 
@@ -69,7 +69,7 @@ class Bench:
         if profiled is not None:
             profiled.reset()
         seconds: list[float] = []
-        timings: list[Figures] = []
+        timings: list[StepStats] = []
         read_bytes_per_s: list[float] = []
         next_read = 0.0
         for i in range(repetitions):
@@ -87,7 +87,7 @@ class Bench:
         )
         return Measured(case, tuple(seconds), reduce(add, timings), mean(read_bytes_per_s), kernels)
 
-    def _evaluate(self, steps: Iterable[tuple[Run, bool]]) -> tuple[float, Figures]:
+    def _evaluate(self, steps: Iterable[tuple[Run, bool]]) -> tuple[float, StepStats]:
         """Run steps over random tokens, drawn before the clock starts. A step that gives a token finds the best one."""
         steps = list(steps)
         tokens = [self._rng.integers(0, self._root.spec.vocab_size, run.count).tolist() for run, _ in steps]

@@ -15,7 +15,7 @@ RequestId = Annotated[int, msgspec.Meta(ge=1, le=1 << 62)]
 Whole = Annotated[int, msgspec.Meta(ge=-(1 << 62), le=1 << 62)]
 
 
-class Figures(msgspec.Struct, frozen=True, array_like=True):
+class StepStats(msgspec.Struct, frozen=True, array_like=True):
     """One step as the root saw it: seconds of wall clock and of waiting for others, payload bytes out and in.
 
     waited_for_s: for each node that came last at some stage, the seconds that it made the others wait.
@@ -27,10 +27,10 @@ class Figures(msgspec.Struct, frozen=True, array_like=True):
     received_bytes: Big
     waited_for_s: dict[Name, Seconds]
 
-    def __add__(self, other: Figures) -> Figures:
+    def __add__(self, other: StepStats) -> StepStats:
         """Of two steps together."""
         one, two = self.waited_for_s, other.waited_for_s
-        return Figures(
+        return StepStats(
             self.wall_s + other.wall_s,
             self.wait_s + other.wait_s,
             self.sent_bytes + other.sent_bytes,
@@ -39,7 +39,7 @@ class Figures(msgspec.Struct, frozen=True, array_like=True):
         )
 
 
-NO_STEPS = Figures(0.0, 0.0, 0, 0, {})
+NO_STEPS = StepStats(0.0, 0.0, 0, 0, {})
 """To add to."""
 
 
@@ -108,7 +108,7 @@ class Prefill(Message, frozen=True):
     done: Count
     total: Count
     n_tokens: Count
-    figures: Figures
+    figures: StepStats
 
 
 class Piece(Message, frozen=True):
@@ -117,7 +117,7 @@ class Piece(Message, frozen=True):
     id: Big
     token: Count
     text: Text
-    figures: Figures | None
+    figures: StepStats | None
 
 
 class Done(Message, frozen=True):

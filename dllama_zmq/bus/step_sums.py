@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dllama_zmq.bus.client_messages import NO_STEPS, Figures
+from dllama_zmq.bus.client_messages import NO_STEPS, StepStats
 from dllama_zmq.bus.slowest import Slowest, slowest
 
 
@@ -13,10 +13,10 @@ class StepSums:
     """Steps together: their tokens and figures. squares: see `slowest`."""
 
     tokens: int = 0
-    figures: Figures = NO_STEPS
+    figures: StepStats = NO_STEPS
     squares: float = 0.0
 
-    def add(self, n_tokens: int, figures: Figures) -> None:
+    def add(self, n_tokens: int, figures: StepStats) -> None:
         """One step of `n_tokens` tokens more."""
         self.tokens += n_tokens
         self.figures += figures

@@ -9,7 +9,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from dllama_zmq.bus.client_messages import Figures, Piece, Prefill
+from dllama_zmq.bus.client_messages import Piece, Prefill, StepStats
 from dllama_zmq.bus.step_sums import StepSums
 from dllama_zmq.cli.notes import note
 from dllama_zmq.telling import plural
@@ -64,7 +64,7 @@ class Stats:
             if one := sums.slowest(n_nodes):
                 console.print(f"in {name} the others waited mostly for {one.name} ({one.share:.0%} of the waiting)")
 
-    def _say(self, figures: Figures, what: str) -> None:
+    def _say(self, figures: StepStats, what: str) -> None:
         if not self._per_token:
             return
         if not self._explained:
@@ -78,7 +78,7 @@ def _speed(n_tokens: int, sums: StepSums) -> str:
     return f"{plural(n_tokens, 'token')}{speed}"
 
 
-def _line(figures: Figures) -> str:
+def _line(figures: StepStats) -> str:
     compute_ms = (figures.wall_s - figures.wait_s) * 1e3
     return (
         f"G {figures.wall_s * 1e3:7.2f}  I {compute_ms:7.2f}  T {figures.wait_s * 1e3:7.2f}  "

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from dllama_zmq.bus.client_messages import Figures
+from dllama_zmq.bus.client_messages import StepStats
 from dllama_zmq.errors import ClusterDefect, RequestError
 from dllama_zmq.models import Run
 from dllama_zmq.root.root import Root
@@ -36,7 +36,7 @@ class Prefilled:
     done: int
     total: int
     n_tokens: int
-    figures: Figures
+    figures: StepStats
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Token:
 
     token: int
     text: str
-    figures: Figures | None
+    figures: StepStats | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ def generate(root: Root, tokenizer: Tokenizer, request: GenerationRequest) -> It
 
 def _evaluate_and_choose(
     root: Root, sampler: Sampler, run: Run, tokens: Sequence[int], n_ids: int
-) -> tuple[int, Figures]:
+) -> tuple[int, StepStats]:
     """One step over `run`, and the token below `n_ids` that follows its last row; the figures are of all that choosing
     asked for."""
     k, last = sampler.sampling.first_k(), run.count - 1

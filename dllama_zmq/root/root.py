@@ -16,7 +16,7 @@ import numpy as np
 import zmq
 
 from dllama_zmq.bus.addresses import ip_of
-from dllama_zmq.bus.client_messages import Figures
+from dllama_zmq.bus.client_messages import StepStats
 from dllama_zmq.bus.exchange import Solo, StarRoot
 from dllama_zmq.bus.links import Endpoints, RootLink
 from dllama_zmq.bus.messages import Bye
@@ -201,7 +201,7 @@ class Root:
 
     def evaluate(
         self, runs: Sequence[Run], tokens: Sequence[int], asks: Mapping[int, Ask]
-    ) -> tuple[list[RowCandidates], Figures]:
+    ) -> tuple[list[RowCandidates], StepStats]:
         """One step: `tokens` cover `runs` in order. Returns what the rows in `asks`, which ascend, ask for.
 
         Raises WorkerLost or RemoteError; the cluster must then be formed again and every slot filled again.
@@ -215,7 +215,7 @@ class Root:
         self.ledger.add_times(self._phase, len(tokens), figures.wall_s, nodes)
         return rows, figures
 
-    def more(self, ks: Mapping[int, int]) -> tuple[list[RowCandidates], Figures]:
+    def more(self, ks: Mapping[int, int]) -> tuple[list[RowCandidates], StepStats]:
         """The same of some rows of the last step's asks with another k: by row, the best k, or every logit (0)."""
         self._stopwatch.start()
         asks = {row: replace(self._asks[row], k=k) for row, k in ks.items()}

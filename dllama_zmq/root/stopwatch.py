@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Sequence
 
-from dllama_zmq.bus.client_messages import Figures, NodeTimes
+from dllama_zmq.bus.client_messages import NodeTimes, StepStats
 from dllama_zmq.bus.exchange import StarRoot
 from dllama_zmq.bus.messages import Candidates
 from dllama_zmq.bus.meter import Meter
@@ -33,14 +33,14 @@ class Stopwatch:
             self._start_on_core_s = time.thread_time()
             self._start_bytes = self._meter.payload("sent"), self._meter.payload("received")
 
-    def stop(self, parts: Sequence[Part]) -> tuple[Figures, dict[str, NodeTimes]]:
+    def stop(self, parts: Sequence[Part]) -> tuple[StepStats, dict[str, NodeTimes]]:
         """What the step took, and each node's share in it; `parts` are what the workers ended it with.
 
         Without parts of workers that there are, who waited for whom is not told.
         """
         wall_s = time.monotonic() - self._start_s
         if self._star is None or self._meter is None:
-            return Figures(wall_s, 0.0, 0, 0, {}), {ROOT: NodeTimes(wall_s)}
+            return StepStats(wall_s, 0.0, 0, 0, {}), {ROOT: NodeTimes(wall_s)}
         on_core_s, star, nodes = time.thread_time() - self._start_on_core_s, self._star, {}
         if parts:
             nodes = times_of_step(_spent(star, wall_s, on_core_s, parts), star.waits)
@@ -49,7 +49,7 @@ class Stopwatch:
         waited_for_s = {name: times.waited_for_s for name, times in nodes.items() if times.waited_for_s > 0}
         n_sent, n_received = self._start_bytes
         n_sent, n_received = self._meter.payload("sent") - n_sent, self._meter.payload("received") - n_received
-        return Figures(wall_s, star.wait_s, n_sent, n_received, waited_for_s), nodes
+        return StepStats(wall_s, star.wait_s, n_sent, n_received, waited_for_s), nodes
 
 
 def _spent(star: StarRoot, wall_s: float, on_core_s: float, parts: Sequence[Part]) -> dict[str, Spent]:

@@ -17,7 +17,7 @@ from nodes import FAST_AND_SLOW, Context, Start, a_root, a_worker, form, inproc,
 from stranger import Stranger
 from tiny import tiny_spec, write_tiny_model
 
-from dllama_zmq.bus.client_messages import Figures, NodeTimes, PhaseTimes, Status
+from dllama_zmq.bus.client_messages import NodeTimes, PhaseTimes, Status, StepStats
 from dllama_zmq.cli.slow_nodes import slowness
 from dllama_zmq.formats import ModelFile
 from dllama_zmq.kernels import KernelChoice
@@ -62,7 +62,7 @@ class Slow(Stranger):
         super().send_part(kind, *fields, arrays=arrays)
 
 
-def run_steps(root: Root, n_steps: int = N_STEPS) -> Figures:
+def run_steps(root: Root, n_steps: int = N_STEPS) -> StepStats:
     """Steps of one token; the figures of the last one."""
     root.set_phase("prediction")
     for i in range(n_steps):

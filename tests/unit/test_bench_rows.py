@@ -14,7 +14,7 @@ from dllama_zmq.bench.machine import COLUMNS, PRODUCT, ROWS, WEIGHT_BYTES
 from dllama_zmq.bench.measure import Measured
 from dllama_zmq.bench.output import as_json, markdown
 from dllama_zmq.bench.rows import Row, case_row, figures
-from dllama_zmq.bus.client_messages import Figures
+from dllama_zmq.bus.client_messages import StepStats
 from dllama_zmq.sharding import Plan
 
 SPEC = tiny_spec()
@@ -47,7 +47,7 @@ def row(
     case: Case = TG10,
     kernels: dict[str, tuple[float, int]] | None = None,
 ) -> Row:
-    timing = Figures(wall_s=4.0, wait_s=1.0, sent_bytes=30_000, received_bytes=10_000, waited_for_s={})
+    timing = StepStats(wall_s=4.0, wait_s=1.0, sent_bytes=30_000, received_bytes=10_000, waited_for_s={})
     measured = Measured(case, tuple(seconds), timing, 16e9, kernels)
     return case_row(nodes, Plan.make(SPEC, nodes.n_nodes), measured) | FACTS
 

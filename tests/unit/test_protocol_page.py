@@ -17,7 +17,7 @@ from tiny import tiny_spec
 
 import dllama_zmq.bus
 from dllama_zmq.bus import client_messages, messages
-from dllama_zmq.bus.client_messages import Figures, Status
+from dllama_zmq.bus.client_messages import Status, StepStats
 from dllama_zmq.bus.messages import Beacon, Candidates, Kinds, Message, Partial, encode
 from dllama_zmq.models import tensor_table
 from dllama_zmq.spec import Architecture, FloatType, ModelSpec, Rope, RopeScaling
@@ -28,7 +28,7 @@ NAMED: dict[Any, str] = {
     messages.Endpoint: "endpoint", messages.Seconds: "seconds", messages.Heads: "heads", messages.Asks: "asks",
     messages.Again: "again",
     client_messages.Whole: "whole", client_messages.Number: "number", client_messages.Prompt: "prompt",
-    Figures: "figures", bool: "bool", client_messages.RequestId: "id",
+    StepStats: "figures", bool: "bool", client_messages.RequestId: "id",
 }  # fmt: skip
 
 
@@ -99,7 +99,7 @@ def test_the_document_has_the_protocols_number_and_its_own_example() -> None:
 
 def test_the_maps_of_a_status_are_in_the_document() -> None:
     maps = (client_messages.NodeStatus, client_messages.PhaseTimes, client_messages.NodeTimes)
-    for struct in (*maps, client_messages.TrafficRow, Figures):
+    for struct in (*maps, client_messages.TrafficRow, StepStats):
         for field in struct.__struct_fields__:
             assert re.search(rf"\b{field}\b", TEXT), f"PROTOCOL.md lacks {struct.__name__}.{field}"
     assert Status.__struct_fields__[-3:] == ("nodes", "recent", "traffic")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from dllama_zmq.bus.client_messages import Figures, NodeTimes
+from dllama_zmq.bus.client_messages import NodeTimes, StepStats
 from dllama_zmq.bus.slowest import Slowest, Spent, Wait, slowest, times_of_step
 from dllama_zmq.bus.step_sums import StepSums
 
@@ -18,7 +18,7 @@ def found(steps: Sequence[Mapping[str, float]], step_s: float, n_nodes: int) -> 
     """Of steps of `step_s` seconds, in each of which the others wait so long for these nodes."""
     sums = StepSums()
     for waited_for_s in steps:
-        sums.add(1, Figures(step_s, 0.0, 0, 0, dict(waited_for_s)))
+        sums.add(1, StepStats(step_s, 0.0, 0, 0, dict(waited_for_s)))
     return sums.slowest(n_nodes)
 
 

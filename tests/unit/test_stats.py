@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dllama_zmq.bus.client_messages import Figures, Piece, Prefill
+from dllama_zmq.bus.client_messages import Piece, Prefill, StepStats
 from dllama_zmq.cli.stats import Stats
 
 
 def stats(n_prompt: int, n_tokens: int) -> Stats:
     """A prompt in 2 s, and tokens of 0.1 s each, the first of which the prompt gives."""
     found = Stats(per_token=False)
-    found.prompt(Prefill(1, n_prompt, n_prompt, n_prompt, Figures(2.0, 0.0, 0, 0, {})))
+    found.prompt(Prefill(1, n_prompt, n_prompt, n_prompt, StepStats(2.0, 0.0, 0, 0, {})))
     for i in range(n_tokens):
-        found.token(Piece(1, i, "a", Figures(0.1, 0.0, 0, 0, {}) if i else None))
+        found.token(Piece(1, i, "a", StepStats(0.1, 0.0, 0, 0, {}) if i else None))
     return found
 
 
