@@ -134,7 +134,7 @@ class InMemory(ModelFile):
     """Random weights of any architecture and types: a `.m` file cannot hold all of them."""
 
     def __init__(self, spec: ModelSpec) -> None:
-        super().__init__(Path("weights in memory"), spec)
+        super().__init__(Path("weights in memory"), spec, {})
         self._matrices = dict(random_tensors(spec, seed=3))
 
     def _read(self, name: str, rows: slice, columns: slice) -> BlockMatrix:
