@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
         with Display() as display:
             write_random(args.out, spec, args.seed, display)
             if vocabulary:
-                display.now(f"writing {args.tokenizer.name}")
+                display.activity(f"writing {args.tokenizer.name}")
                 write_t(args.tokenizer, vocabulary)
     except (DllamaError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

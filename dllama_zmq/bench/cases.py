@@ -11,9 +11,9 @@ from typing import Literal
 
 from dllama_zmq.kernels import KernelChoice
 from dllama_zmq.models import Run
+from dllama_zmq.reporting import plural
 from dllama_zmq.sharding import PREFILL_TOKENS, Plan
 from dllama_zmq.spec import FloatType, Sync
-from dllama_zmq.telling import plural
 
 
 @dataclass(frozen=True, slots=True)

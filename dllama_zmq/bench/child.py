@@ -28,12 +28,12 @@ from dllama_zmq.host import in_words
 from dllama_zmq.interrupts import Interrupts
 from dllama_zmq.launch.fleet import child_environment
 from dllama_zmq.launch.parent_watch import at_end_of_stdin
-from dllama_zmq.telling import Tells, Unit
+from dllama_zmq.reporting import Reporter, Unit
 
 _END_S = 10.0  # ending a frozen worker takes less
 
 
-def measure_in_child(settings: BenchSettings, tells: Tells, interrupts: Interrupts) -> Generator[Row, None, None]:
+def measure_in_child(settings: BenchSettings, reporter: Reporter, interrupts: Interrupts) -> Generator[Row, None, None]:
     """Measure the cases on `settings.nodes[0]`; yields the figures of each case, by field of Row, once they are known.
 
     settings.model: a path. Raises ClusterError with the child's error. The child and its workers are gone afterwards.
@@ -56,7 +56,7 @@ def measure_in_child(settings: BenchSettings, tells: Tells, interrupts: Interrup
                 elif action == "error":
                     raise ClusterError(values[0])
                 else:
-                    (tells.line if action == "line" else tells.now)(*values)
+                    (reporter.line if action == "line" else reporter.activity)(*values)
         finally:
             child.terminate()
             with suppress(subprocess.TimeoutExpired):
@@ -67,7 +67,7 @@ def measure_in_child(settings: BenchSettings, tells: Tells, interrupts: Interrup
 
 
 class _Parent:
-    """Sends messages to the parent process. A `Tells`."""
+    """Sends messages to the parent process. A `Reporter`."""
 
     def __init__(self) -> None:
         self._pipe = os.fdopen(os.dup(sys.stdout.fileno()), "wb", 0)
@@ -76,8 +76,8 @@ class _Parent:
     def line(self, text: str) -> None:
         self.send("line", text)
 
-    def now(self, text: str, done: int = 0, total: int = 0, unit: Unit = "B") -> None:
-        self.send("now", text, done, total, unit)
+    def activity(self, text: str, done: int = 0, total: int = 0, unit: Unit = "B") -> None:
+        self.send("activity", text, done, total, unit)
 
     def send(self, action: str, *values: object) -> None:
         self._pipe.write(msgspec.json.encode([action, *values]) + b"\n")
@@ -109,7 +109,7 @@ def _measure(settings: BenchSettings, parent: _Parent, interrupts: Interrupts) -
         for case in settings.cases:
             measured = bench.run(case, settings.repetitions)
             parent.send("row", case_row(nodes, root.plan, measured))
-        parent.now(f"{title}: ending")
+        parent.activity(f"{title}: ending")
 
 
 if __name__ == "__main__":

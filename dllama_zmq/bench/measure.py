@@ -16,9 +16,9 @@ from dllama_zmq.bench.reader import MemoryReader
 from dllama_zmq.bus.client_messages import StepStats
 from dllama_zmq.kernels.profiled import Profiled
 from dllama_zmq.models import Run
+from dllama_zmq.reporting import Reporter
 from dllama_zmq.root.root import Root
 from dllama_zmq.sharding import Ask
-from dllama_zmq.telling import Tells
 
 _SEED = 0
 _PASSES = 2
@@ -44,11 +44,11 @@ class Measured:
 class Bench:
     """Cases on one root, one after another. The cache keeps the positions that they have filled."""
 
-    def __init__(self, root: Root, tells: Tells, title: str, reader: MemoryReader) -> None:
+    def __init__(self, root: Root, reporter: Reporter, title: str, reader: MemoryReader) -> None:
         """reader: has as many threads as all nodes together. It reads between the repetitions, because a machine's
         bandwidth may change within a minute (tools/BENCHMARKS.md).
         """
-        self._root, self._tells, self._title, self._reader = root, tells, title, reader
+        self._root, self._reporter, self._title, self._reader = root, reporter, title, reader
         self._rng = default_rng(_SEED)
         self._n_filled = 0  # positions with keys and values, from the first on
 
@@ -60,10 +60,10 @@ class Bench:
         what = f"{self._title}: {case.name}"
         self._root.set_phase("prompt")
         for run, _ in prompt_steps(self._n_filled, case.depth):  # which tokens they are does not change the timing
-            self._tells.now(f"{what}, filling the cache", run.start, case.depth, "tokens")
+            self._reporter.activity(f"{what}, filling the cache", run.start, case.depth, "tokens")
             self._evaluate([(run, False)])
         self._root.set_phase("prompt" if case.kind == "pp" else "prediction")
-        self._tells.now(f"{what}, warming up")
+        self._reporter.activity(f"{what}, warming up")
         self._evaluate(case.steps())
         profiled = self._root.kernels if isinstance(self._root.kernels, Profiled) else None
         if profiled is not None:
@@ -74,7 +74,7 @@ class Bench:
         next_read = 0.0
         for i in range(repetitions):
             speed = f", {case.n_tokens / seconds[-1]:.2f} tokens/s in the last" if seconds else ""
-            self._tells.now(f"{what}, repetition {i + 1} of {repetitions}{speed}")
+            self._reporter.activity(f"{what}, repetition {i + 1} of {repetitions}{speed}")
             if time.monotonic() >= next_read:
                 read_bytes_per_s.append(self._reader.n_bytes / min(self._reader.pass_s() for _ in range(_PASSES)))
                 next_read = time.monotonic() + _READ_PERIOD_S

@@ -19,15 +19,17 @@ from dllama_zmq.host import usable_cores
 from dllama_zmq.interrupts import Interrupts
 from dllama_zmq.launch.fleet import Fleet
 from dllama_zmq.launch.paths import ClusterPaths
+from dllama_zmq.reporting import Reporter
 from dllama_zmq.root.root import Root, RootSettings
 from dllama_zmq.sharding import DEFAULT_SEQ_LEN
-from dllama_zmq.telling import Tells
 
 _LIMITS = Limits(step_s=600.0)  # a dead worker is noticed within seconds anyway, and a slow one is being measured
 
 
 @contextmanager
-def running_nodes(settings: BenchSettings, model: ModelFile, tells: Tells, interrupts: Interrupts) -> Iterator[Root]:
+def running_nodes(
+    settings: BenchSettings, model: ModelFile, reporter: Reporter, interrupts: Interrupts
+) -> Iterator[Root]:
     """The root of `settings.nodes[0]`, ready. Its workers, sockets and folders are gone after the block.
 
     Raises ClusterError if a worker ends or does not join. WorkerLost from the block also says how the worker ended.
@@ -46,16 +48,19 @@ def running_nodes(settings: BenchSettings, model: ModelFile, tells: Tells, inter
         limits=_LIMITS,
         profile=settings.profile,
     )
+
+    def reading(done: int, total: int) -> None:
+        reporter.activity(f"{nodes}: the root reads its part of the model", done, total)
+
     with ExitStack() as cleanup:
         paths = ClusterPaths.of(f"bench-{os.getpid()}-{secrets.token_hex(4)}") if workers else None
         if paths is not None:
             cleanup.callback(paths.remove)
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         cleanup.callback(context.destroy)  # `term` would wait forever for the sockets of a root that was never whole
-        reading = f"{nodes}: the root reads its part of the model"
         endpoints = None if paths is None else Endpoints([paths.ipc_steps], [paths.ipc_replies])
         with interrupts.raised():
-            root = Root(context, model, root_settings, endpoints, lambda done, total: tells.now(reading, done, total))
+            root = Root(context, model, root_settings, endpoints, reading)
         cleanup.callback(root.close, "the bench is over")
         if paths is None:
             yield root
@@ -72,7 +77,7 @@ def running_nodes(settings: BenchSettings, model: ModelFile, tells: Tells, inter
             rows = root.progress()
             n_ready = sum(row.state.value == "ready" for row in rows)
             sent, total = sum(row.sent_bytes for row in rows), sum(row.total_bytes for row in rows)
-            tells.now(f"{nodes}: {n_ready} of {len(rows)} workers ready", sent, total)
+            reporter.activity(f"{nodes}: {n_ready} of {len(rows)} workers ready", sent, total)
 
         with interrupts.raised():
             root.form(join_until + _LIMITS.load_s, watch)

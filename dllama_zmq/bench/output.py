@@ -11,7 +11,7 @@ from dllama_zmq.bench.cases import Nodes
 from dllama_zmq.bench.machine import BLAS_SHAPES, COLUMNS, N_MATRICES, PRODUCT, ROWS
 from dllama_zmq.bench.rows import Row
 from dllama_zmq.bus.client_messages import Status
-from dllama_zmq.telling import plural
+from dllama_zmq.reporting import plural
 
 _WIDTH = 80
 _WAIT = "wait %: the part of its time that the root waits for workers; kB/tok: payload"

@@ -11,9 +11,9 @@ from dllama_zmq.errors import FormatError, UsageError
 from dllama_zmq.formats import data_bytes, open_m, write_m
 from dllama_zmq.formats.random_model import random_tensors
 from dllama_zmq.quants import BlockMatrix
+from dllama_zmq.reporting import Reporter
 from dllama_zmq.shapes import OVERRIDES
 from dllama_zmq.spec import FloatType, ModelSpec
-from dllama_zmq.telling import Tells
 
 
 def shape_title(name: str, weight_type: FloatType, overrides: Mapping[str, int]) -> str:
@@ -22,7 +22,7 @@ def shape_title(name: str, weight_type: FloatType, overrides: Mapping[str, int])
     return "-".join([name.lower(), weight_type.name.lower(), *changes])
 
 
-def kept_shape(spec: ModelSpec, title: str, tells: Tells) -> Path:
+def kept_shape(spec: ModelSpec, title: str, reporter: Reporter) -> Path:
     """The file of `spec` in the cache folder. It is made if it is missing, damaged, or has the numbers of an earlier
     version's shape.
 
@@ -46,8 +46,8 @@ def kept_shape(spec: ModelSpec, title: str, tells: Tells) -> Path:
             f"{title} takes {n_bytes / 1e9:.1f} GB, and {path.parent} has {free / 1e9:.1f} GB free; make room, set "
             "XDG_CACHE_HOME to a folder on a larger disk, or use --layers"
         )
-    tells.line(f"making {path} of random weights, {n_bytes / 1e9:.2f} GB, to be kept for the next time")
-    write_random(path, spec, 1, tells)
+    reporter.line(f"making {path} of random weights, {n_bytes / 1e9:.2f} GB, to be kept for the next time")
+    write_random(path, spec, 1, reporter)
     return path
 
 
@@ -60,14 +60,14 @@ def cache_folder() -> Path:
         raise UsageError("there is no home folder to keep the model in; set XDG_CACHE_HOME to a folder") from error
 
 
-def write_random(path: Path, spec: ModelSpec, seed: int, tells: Tells) -> None:
+def write_random(path: Path, spec: ModelSpec, seed: int, reporter: Reporter) -> None:
     """Write random weights to `path`. Each tensor is drawn when it is written."""
     n_bytes = data_bytes(spec)
 
     def tensors() -> Iterator[tuple[str, BlockMatrix]]:
         done = 0
         for name, matrix in random_tensors(spec, seed):
-            tells.now(f"writing {path.name}", done, n_bytes)
+            reporter.activity(f"writing {path.name}", done, n_bytes)
             yield name, matrix
             done += matrix.data.nbytes
 

@@ -19,16 +19,16 @@ from dllama_zmq.errors import ClusterError, RequestError
 from dllama_zmq.formats import open_model
 from dllama_zmq.host import free_memory_bytes, usable_cores
 from dllama_zmq.interrupts import Interrupts
-from dllama_zmq.kernels import choose_kernels, prepare_kernels, told_to
+from dllama_zmq.kernels import choose_kernels, prepare_kernels, reported_to
 from dllama_zmq.models import tensor_table
+from dllama_zmq.reporting import Reporter, plural
 from dllama_zmq.shapes import shape
 from dllama_zmq.sharding import Plan, kernel_needs
 from dllama_zmq.sources import model_at
 from dllama_zmq.spec import ModelSpec
-from dllama_zmq.telling import Tells, plural
 
 
-def run_bench(settings: BenchSettings, tells: Tells) -> Generator[list[Row], None, None]:
+def run_bench(settings: BenchSettings, reporter: Reporter) -> Generator[list[Row], None, None]:
     """Measure everything. Rows come as soon as they are known: first those of the product, then those of each case.
 
     Raises UsageError, FormatError, PlanError, RequestError (a case longer than the context) or ClusterError (too little
@@ -38,23 +38,23 @@ def run_bench(settings: BenchSettings, tells: Tells) -> Generator[list[Row], Non
     interrupts = Interrupts()
     with interrupts.caught():
         with interrupts.raised():
-            path, spec, title = _model(settings, tells)
-            tells.now("getting the kernels ready")  # here, not while the first child is timed
+            path, spec, title = _model(settings, reporter)
+            reporter.activity("getting the kernels ready")  # here, not while the first child is timed
             needs = kernel_needs(spec, max(nodes.n_nodes for nodes in settings.nodes), "f16", EXCHANGE_KERNELS)
-            prepare_kernels(settings.kernels, needs, told_to(tells), tells.line)
+            prepare_kernels(settings.kernels, needs, reported_to(reporter), reporter.line)
             facts = _facts(settings, spec, title)
             cores, products = usable_cores(), {}
             for threads in sorted({nodes.all_threads for nodes in settings.nodes}):
                 if threads > cores:
-                    tells.line(f"{threads} compute threads will share {cores} cores")
-                tells.now(f"measuring memory, products and BLAS with {plural(threads, 'thread')}")
+                    reporter.line(f"{threads} compute threads will share {cores} cores")
+                reporter.activity(f"measuring memory, products and BLAS with {plural(threads, 'thread')}")
                 products[threads] = {**product_row(threads, settings.kernels), **facts}
         yield list(products.values())
         for nodes in settings.nodes:
-            tells.now(f"{nodes}: starting")
+            reporter.activity(f"{nodes}: starting")
             same = {name: products[nodes.all_threads][name] for name in ("read_by", "blas_gmac_per_s", *facts)}
             own = replace(settings, model=str(path), nodes=[nodes])
-            with closing(measure_in_child(own, tells, interrupts)) as rows:
+            with closing(measure_in_child(own, reporter, interrupts)) as rows:
                 for row in rows:
                     yield [{**row, **same}]
 
@@ -77,7 +77,7 @@ def check(spec: ModelSpec, title: str, cases: Sequence[Case], all_nodes: Sequenc
             )
 
 
-def _model(settings: BenchSettings, tells: Tells) -> tuple[Path, ModelSpec, str]:
+def _model(settings: BenchSettings, reporter: Reporter) -> tuple[Path, ModelSpec, str]:
     """The model's file, which is made if it is a random one and not there yet."""
     free_bytes = free_memory_bytes()
     found = (settings.cases, settings.nodes, 1 << 62 if free_bytes is None else free_bytes)
@@ -89,7 +89,7 @@ def _model(settings: BenchSettings, tells: Tells) -> tuple[Path, ModelSpec, str]
     given = (settings.model.shape, settings.model.weight_type, settings.model.overrides)
     spec, title = shape(*given), shape_title(*given)
     check(spec, title, *found)  # before gigabytes are written in vain
-    return kept_shape(spec, title, tells), spec, title
+    return kept_shape(spec, title, reporter), spec, title
 
 
 def _facts(settings: BenchSettings, spec: ModelSpec, title: str) -> Row:

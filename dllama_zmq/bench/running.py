@@ -13,11 +13,16 @@ from dllama_zmq.bus.client_messages import Piece, Prefill, Started, Status
 from dllama_zmq.bus.step_sums import StepSums
 from dllama_zmq.client import Client
 from dllama_zmq.errors import ClusterError, RequestError
-from dllama_zmq.telling import Tells
+from dllama_zmq.reporting import Reporter
 
 
 def measure_running(
-    client: Client, prompts: Sequence[int], generated: Sequence[int], repetitions: int, tells: Tells, notes: list[str]
+    client: Client,
+    prompts: Sequence[int],
+    generated: Sequence[int],
+    repetitions: int,
+    reporter: Reporter,
+    notes: list[str],
 ) -> Iterator[Row]:
     """The row of each prompt length, then of each number of generated tokens; a warm-up comes before each.
 
@@ -32,7 +37,7 @@ def measure_running(
     n_rows = 0
     for i, (measure, n_tokens) in enumerate(cases, 1):
         try:
-            row = measure(client, status, n_tokens, repetitions, tells, notes)
+            row = measure(client, status, n_tokens, repetitions, reporter, notes)
         except RequestError as error:
             if i == len(cases) and not n_rows:
                 raise
@@ -42,8 +47,10 @@ def measure_running(
         yield row
 
 
-def _prompt_row(client: Client, status: Status, n_tokens: int, repetitions: int, tells: Tells, notes: list[str]) -> Row:
-    tells.now(f"pp{n_tokens}, warm-up")
+def _prompt_row(
+    client: Client, status: Status, n_tokens: int, repetitions: int, reporter: Reporter, notes: list[str]
+) -> Row:
+    reporter.activity(f"pp{n_tokens}, warm-up")
     if n_tokens == status.seq_len:
         n_tokens -= 1  # the answer needs one position
         words = f"{status.name} has room for {status.seq_len} tokens in all"
@@ -54,21 +61,21 @@ def _prompt_row(client: Client, status: Status, n_tokens: int, repetitions: int,
     n_words = max(1, n_words + int((n_tokens - n_found) / per_word))
     answers = []
     for i in range(-1, repetitions):  # the first warms up
-        tells.now(f"pp{n_tokens}, repetition {i + 1} of {repetitions}" if i >= 0 else f"pp{n_tokens}, warm-up")
+        reporter.activity(f"pp{n_tokens}, repetition {i + 1} of {repetitions}" if i >= 0 else f"pp{n_tokens}, warm-up")
         answers.append(_answer(client, n_words, 1))
     return _row(f"pp{answers[0].n_prompt}", len(status.nodes), [answer.prompt for answer in answers[1:]])
 
 
 def _decoding_row(
-    client: Client, status: Status, n_tokens: int, repetitions: int, tells: Tells, notes: list[str]
+    client: Client, status: Status, n_tokens: int, repetitions: int, reporter: Reporter, notes: list[str]
 ) -> Row:
-    tells.now(f"tg{n_tokens}, warm-up")
+    reporter.activity(f"tg{n_tokens}, warm-up")
     n_positions = _answer(client, 4, min(n_tokens, 8)).n_prompt + n_tokens + 1
     if n_positions > status.seq_len:
         raise RequestError(f"tg{n_tokens} needs {n_positions} positions; {status.name} has room for {status.seq_len}")
     samples = []
     for i in range(repetitions):
-        tells.now(f"tg{n_tokens}, repetition {i + 1} of {repetitions}")
+        reporter.activity(f"tg{n_tokens}, repetition {i + 1} of {repetitions}")
         samples.append(_answer(client, 4, n_tokens + 1).decoding)  # the first token is the prompt's
     return _row(f"tg{n_tokens}", len(status.nodes), samples)
 

@@ -31,7 +31,7 @@ from dllama_zmq.bus.addresses import ip_of
 from dllama_zmq.bus.admission import SLOWED_S, admission_to
 from dllama_zmq.bus.complaints import Complaints
 from dllama_zmq.bus.sockets import Bounds
-from dllama_zmq.telling import human_bytes
+from dllama_zmq.reporting import human_bytes
 
 logger = logging.getLogger(__name__)
 

@@ -35,7 +35,7 @@ from dllama_zmq.launch.registry import (
     ended_unexpectedly,
     running_clusters,
 )
-from dllama_zmq.telling import human_bytes, plural
+from dllama_zmq.reporting import human_bytes, plural
 
 _STATUS_S = 10.0  # the root answers between two steps
 
@@ -137,14 +137,14 @@ def down(*, which: flags.AnyCluster, connect: flags.Connect = None) -> None:
     if connect is not None:
         address = elsewhere(connect, which.file, which.option)
         with Client(address) as client, Display() as display:
-            display.now(f"taking the cluster at {address} down")
+            display.activity(f"taking the cluster at {address} down")
             client.stop(SILENCE_S)
         note(f"the cluster at {address} is down, in {time.monotonic() - start:.1f} s")
         return
     path = chosen_path(which.file, which.option)
     file = ended_unexpectedly(path) or running_here(path)
     with Display() as display:
-        display.now(f"taking {file.cluster.name} down")
+        display.activity(f"taking {file.cluster.name} down")
         was_running = take_down(file)
     if was_running:
         note(f"{file.cluster.name} is down, in {time.monotonic() - start:.1f} s")
@@ -175,7 +175,7 @@ def status(
 
 def _asked(client: Client) -> Status:
     with Display() as display:
-        display.now("asking the root")
+        display.activity("asking the root")
         return client.status(_STATUS_S)
 
 

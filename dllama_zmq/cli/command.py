@@ -72,7 +72,7 @@ class Command(TyperCommand):
     """
 
     def __init__(self, name: str, where: str, summary: str, panel: str, others: Sequence[str] = ()) -> None:
-        """others: names of the same command, which its help tells. Without a panel it is hidden."""
+        """others: names of the same command, which its help mentions. Without a panel it is hidden."""
         super().__init__(name, short_help=summary, rich_help_panel=panel, hidden=not panel, rich_markup_mode=None)
         self._where, self._others = where, others
 

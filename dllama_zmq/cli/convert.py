@@ -17,9 +17,9 @@ from dllama_zmq.formats import open_model
 from dllama_zmq.formats.convert import convert_model
 from dllama_zmq.formats.files import check_replaceable
 from dllama_zmq.formats.tokenizers import check_writable, tokenizer_files, write_tokenizer
+from dllama_zmq.reporting import human_bytes
 from dllama_zmq.sources import model_at, tokenizer_beside
 from dllama_zmq.spec import FloatType, Weights
-from dllama_zmq.telling import human_bytes
 
 
 def convert(
@@ -62,7 +62,7 @@ def convert(
             note(f"no tokenizer is written: {error}")
         with Display() as display:
             weight_type = FloatType[weights.upper()] if weights else None
-            spec = convert_model(model, out, weight_type, lambda *amount: display.now(out.name, *amount))
+            spec = convert_model(model, out, weight_type, lambda *amount: display.activity(out.name, *amount))
     if words is not None:
         write_tokenizer(words_out, words)
     seconds = time.monotonic() - start

@@ -106,7 +106,7 @@ def generate(
 
 def _answer(prompt: str, source: AbstractContextManager[_Answering], options: flags.Answer) -> None:
     with source as cluster, Display() as display:
-        display.now("asking the root")
+        display.activity("asking the root")
         answers = cluster.client.generate(
             prompt,
             options.max_tokens(),
@@ -160,7 +160,7 @@ def _client_at(address: str, overrides: Overrides) -> Iterator[_Answering]:
     """The cluster whose root has this address. It answers after its current step, which may take long."""
     with Client(address) as client:
         with Display() as display:
-            display.now(f"asking the root at {address}")
+            display.activity(f"asking the root at {address}")
             status = client.status(SILENCE_S)
         check_elsewhere(overrides, address, status.model)
         yield _Answering(client, status.model, len(status.nodes))
@@ -190,19 +190,19 @@ class _Printer:
     def take(self, answer: Answer) -> None:
         """Show one message of the root."""
         if isinstance(answer, Queued):
-            self._display.now(f"waiting: {answer.note or f'{answer.ahead} before this one'}")
+            self._display.activity(f"waiting: {answer.note or f'{answer.ahead} before this one'}")
         elif isinstance(answer, Started):
             self._started = answer
-            self._display.now("evaluating the prompt", 0, answer.prompt_tokens, "tokens")
+            self._display.activity("evaluating the prompt", 0, answer.prompt_tokens, "tokens")
         elif isinstance(answer, Prefill):
             self._stats.prompt(answer)
-            self._display.now("evaluating the prompt", answer.done, answer.total, "tokens")
+            self._display.activity("evaluating the prompt", answer.done, answer.total, "tokens")
         elif isinstance(answer, Piece):
             self._tokens.append(answer.token)
             self._stats.token(answer)
             self._show(answer.text)
             if self._tells_tokens:
-                self._display.now("generating", len(self._tokens), self._options.max_tokens() or 0, "tokens")
+                self._display.activity("generating", len(self._tokens), self._options.max_tokens() or 0, "tokens")
         elif isinstance(answer, Done):
             self._reason = answer.reason
             self._show(answer.text)

@@ -20,8 +20,8 @@ from dllama_zmq.cluster import FILE_NAME, NAME_PATTERN, Cluster, default_name, i
 from dllama_zmq.errors import ConfigError, UsageError
 from dllama_zmq.formats.files import replace_file
 from dllama_zmq.hub import HUB_PREFIX
+from dllama_zmq.reporting import plural
 from dllama_zmq.sources import DATA_FOLDER, DEMO, absolute_model
-from dllama_zmq.telling import plural
 
 _COLUMN = 28  # where the comments begin
 _MAX_NODES = 1024

@@ -17,10 +17,10 @@ from dllama_zmq.errors import FormatError, RequestError
 from dllama_zmq.formats import ModelFile, contents_of, open_model, read_tokenizer
 from dllama_zmq.formats.gguf.head import TYPE_NAMES
 from dllama_zmq.host import free_memory_bytes
+from dllama_zmq.reporting import human_bytes
 from dllama_zmq.sharding import Plan, context_length, largest_node, possible_node_counts
 from dllama_zmq.sources import model_at, tokenizer_beside
 from dllama_zmq.spec import FloatType, ModelSpec, Weights
-from dllama_zmq.telling import human_bytes
 
 _NODES = (1, 2, 4, 8)
 

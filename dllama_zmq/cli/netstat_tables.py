@@ -22,7 +22,7 @@ from dllama_zmq.cli.netstat_figures import (
     Share,
 )
 from dllama_zmq.cli.slow_nodes import legend
-from dllama_zmq.telling import human_bytes, plural
+from dllama_zmq.reporting import human_bytes, plural
 
 _NAMES = {"step": "step x", "sum": "sums", "partial": "partials", "candidates": "candidates", "more": "asked again"}
 _NO_TOKENS = "no tokens yet: make some with `dllama-zmq generate`"

@@ -15,8 +15,8 @@ from dllama_zmq.errors import ClusterError, UsageError
 from dllama_zmq.hub import HUB_PREFIX, ModelName, find_pulled
 from dllama_zmq.launch import registry
 from dllama_zmq.launch.registry import Record
+from dllama_zmq.reporting import plural
 from dllama_zmq.sources import DEMO, absolute_model, expand_home
-from dllama_zmq.telling import plural
 
 
 def applied(overrides: Overrides, file: ClusterFile) -> ClusterFile:

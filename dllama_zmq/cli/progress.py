@@ -18,7 +18,7 @@ from rich.text import Text
 
 from dllama_zmq.bus.client_messages import NodeStatus, Status
 from dllama_zmq.cli.notes import wrapped
-from dllama_zmq.telling import Tells, Unit, human_bytes
+from dllama_zmq.reporting import Reporter, Unit, human_bytes
 
 _SHOWN_AFTER_S = 0.4
 """Shorter activities are not shown on a terminal."""
@@ -29,7 +29,7 @@ _MAX_NAMED = 3
 
 
 class Display:
-    """Shows the last activity until `rest` or the end of the `with` block. A `Tells`.
+    """Shows the last activity until `rest` or the end of the `with` block. A `Reporter`.
 
     On a terminal the line is erased at the end. Elsewhere a new activity is printed within 2 s, then less often.
     """
@@ -74,7 +74,7 @@ class Display:
         # rich itself breaks words; what is no terminal gets the line as it is.
         self._print(wrapped(text, self._console.width) if self._console.is_terminal else text)
 
-    def now(self, text: str, done: int = 0, total: int = 0, unit: Unit = "B") -> None:
+    def activity(self, text: str, done: int = 0, total: int = 0, unit: Unit = "B") -> None:
         """The current activity, with `done` of `total` if that is known; "" is `rest`."""
         if not text:
             self.rest()
@@ -179,8 +179,8 @@ class _Line:
 class Arrivals:
     """Reports the progress of workers that are getting ready, from one `Status` after the other."""
 
-    def __init__(self, tells: Tells) -> None:
-        self._tells = tells
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
         self._states: dict[str, str] = {}
 
     def show(self, status: Status) -> None:
@@ -191,17 +191,17 @@ class Arrivals:
             self._states[node.name] = node.state
             if node.state in ("loaded", "ready") and before not in ("loaded", "ready"):
                 weights = f"{human_bytes(node.total_bytes)} in {node.seconds:.1f} s"
-                self._tells.line(f"{node.name} has its weights, {weights}")
+                self._reporter.line(f"{node.name} has its weights, {weights}")
             elif node.state == "absent" and before != "absent":
-                self._tells.line(f"{node.name} {node.reason}")
+                self._reporter.line(f"{node.name} {node.reason}")
         waiting = [node for node in workers if node.state in ("absent", "loading")]
         if waiting:
             more = f"; and {len(waiting) - _MAX_NAMED} more" if len(waiting) > _MAX_NAMED else ""
-            self._tells.now(
+            self._reporter.activity(
                 "; ".join(f"{node.name} {note_on(node)}" for node in waiting[:_MAX_NAMED]) + more, *_amount(waiting)
             )
         elif any(node.state != "ready" for node in workers):
-            self._tells.now("all workers have their weights")
+            self._reporter.activity("all workers have their weights")
 
 
 def note_on(node: NodeStatus) -> str:

@@ -15,7 +15,7 @@ from typer import Argument, Option
 from dllama_zmq.cli.notes import note
 from dllama_zmq.cli.progress import Display
 from dllama_zmq.hub import ModelName, Pull, load_settings, plan_pull
-from dllama_zmq.telling import Tells, human_bytes, plural
+from dllama_zmq.reporting import Reporter, human_bytes, plural
 
 _MAX_LISTED = 20
 
@@ -54,9 +54,9 @@ def pull(
 def fetch(name: ModelName, revision: str = "main", to: Path | None = None, offline: bool = False) -> Pull:
     """Fetch a model, with progress on stderr."""
     with Display() as display:
-        display.now("loading huggingface_hub")
+        display.activity("loading huggingface_hub")
         _quieten()
-        display.now(f"looking for {name}")
+        display.activity(f"looking for {name}")
         pull = plan_pull(name, revision, to, offline=offline, on_wait=display.line)
         _announce(pull, display)
         pull.check_room()
@@ -68,20 +68,20 @@ def fetch(name: ModelName, revision: str = "main", to: Path | None = None, offli
     return pull
 
 
-def _announce(pull: Pull, tells: Tells) -> None:
+def _announce(pull: Pull, reporter: Reporter) -> None:
     if not pull.files:
-        tells.line(f"{pull.repo} is in the cache")
+        reporter.line(f"{pull.repo} is in the cache")
         return
     missing = pull.missing()
     n_files = plural(len(pull.files), "file")
-    tells.line(f"{pull.repo} at {pull.revision} ({pull.commit[:8]}): {n_files}, {human_bytes(pull.n_bytes)}")
+    reporter.line(f"{pull.repo} at {pull.revision} ({pull.commit[:8]}): {n_files}, {human_bytes(pull.n_bytes)}")
     for file in pull.files[:_MAX_LISTED]:
         state = "" if file in missing else ", here already"
         if file in missing and missing[file] < file.n_bytes:
             state = f", {human_bytes(missing[file])} to go"
-        tells.line(f"  {file.name} ({human_bytes(file.n_bytes)}{state})")
+        reporter.line(f"  {file.name} ({human_bytes(file.n_bytes)}{state})")
     if len(pull.files) > _MAX_LISTED:
-        tells.line(f"  and {len(pull.files) - _MAX_LISTED} more")
+        reporter.line(f"  and {len(pull.files) - _MAX_LISTED} more")
 
 
 def _quieten() -> None:

@@ -14,8 +14,8 @@ from dllama_zmq.cli.exit_codes import as_json
 from dllama_zmq.cli.notes import note
 from dllama_zmq.errors import UsageError
 from dllama_zmq.hub import ModelName, cache_folder, find_by_name, list_pulled, plan_removal
+from dllama_zmq.reporting import human_bytes
 from dllama_zmq.sources import DEMO
-from dllama_zmq.telling import human_bytes
 
 
 def list_models(*, json: flags.Json = False) -> None:

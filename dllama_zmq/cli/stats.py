@@ -12,7 +12,7 @@ from rich.table import Table
 from dllama_zmq.bus.client_messages import Piece, Prefill, StepStats
 from dllama_zmq.bus.step_sums import StepSums
 from dllama_zmq.cli.notes import note
-from dllama_zmq.telling import plural
+from dllama_zmq.reporting import plural
 
 
 class Stats:

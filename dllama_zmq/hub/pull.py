@@ -14,7 +14,7 @@ from dllama_zmq.hub.http import endpoint, hub_errors, load_settings
 from dllama_zmq.hub.listing import HubFile, list_repo
 from dllama_zmq.hub.name import ModelName, checked_revision
 from dllama_zmq.hub.transfer import Transfer, copy_part, has_content
-from dllama_zmq.telling import Tells
+from dllama_zmq.reporting import Reporter
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,23 +67,23 @@ class Pull:
             sizes = f"needs {needed / 1e9:.1f} GB more, and {place} has {free / 1e9:.1f} GB free"
             raise UsageError(f"{self.repo} {sizes}; make room, or {other}")
 
-    def fetch(self, tells: Tells) -> None:
+    def fetch(self, reporter: Reporter) -> None:
         """Download the missing files. After an interruption, the next call resumes.
 
         Raises HubError if the hub fails, UsageError if a file cannot be written.
         """
         cache = RepoCache.of(self.repo)
-        transfer = Transfer(self.repo, self.commit, tells, self.n_bytes)
+        transfer = Transfer(self.repo, self.commit, reporter, self.n_bytes)
         with hub_errors(self.repo, self.revision):
             for file in dict.fromkeys(self.files):
                 target = self._target(file)
-                here = has_content(target, file, tells) if self.folder else cache.has(self.commit, file)
+                here = has_content(target, file, reporter) if self.folder else cache.has(self.commit, file)
                 if here:
                     transfer.skip(file)
                 else:
                     part = self._part(file)
                     if self.folder and cache.blob(file).is_file() and not part.exists():
-                        tells.now(f"copying {file.name} from the cache")
+                        reporter.activity(f"copying {file.name} from the cache")
                         copy_part(cache.blob(file), part)  # `fetch` checks it like any other part
                     transfer.fetch(file, part, target)
         if self.folder is None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from dllama_zmq.errors import HubError, UsageError
 from dllama_zmq.hub.http import RateLimitWait, endpoint, headers, is_transient, reason, session
 from dllama_zmq.hub.listing import HubFile
-from dllama_zmq.telling import Tells
+from dllama_zmq.reporting import Reporter
 
 _MAX_FAILURES = 3  # in a row
 _PROGRESS_BYTES = 1 << 20  # this many bytes after a failure begin a new row
@@ -26,9 +26,9 @@ _READ_BYTES = 1 << 20
 class Transfer:
     """Downloads files of one repository at one commit, and reports the progress of all files."""
 
-    def __init__(self, repo: str, commit: str, tells: Tells, total_bytes: int) -> None:
-        self._repo, self._commit, self._tells = repo, commit, tells
-        self._rate_limit = RateLimitWait(tells.line)
+    def __init__(self, repo: str, commit: str, reporter: Reporter, total_bytes: int) -> None:
+        self._repo, self._commit, self._reporter = repo, commit, reporter
+        self._rate_limit = RateLimitWait(reporter.line)
         self._before_bytes, self._total_bytes = 0, total_bytes
 
     def skip(self, file: HubFile) -> None:
@@ -89,7 +89,7 @@ class Transfer:
             n_failures = 1 if check.n_bytes - before >= _PROGRESS_BYTES else n_failures + 1
             if n_failures >= _MAX_FAILURES:
                 raise problem
-            self._tells.line(f"{file.name}: {words}; resuming at byte {check.n_bytes} of {file.n_bytes}")
+            self._reporter.line(f"{file.name}: {words}; resuming at byte {check.n_bytes} of {file.n_bytes}")
             time.sleep(n_failures)
 
     def _stream(self, file: HubFile, sink: io.FileIO, check: FileHash) -> None:
@@ -119,7 +119,7 @@ class Transfer:
                 self._report(file.name, check)
 
     def _report(self, text: str, check: FileHash) -> None:
-        self._tells.now(text, self._before_bytes + check.n_bytes, self._total_bytes)
+        self._reporter.activity(text, self._before_bytes + check.n_bytes, self._total_bytes)
 
 
 class FileHash:
@@ -147,7 +147,7 @@ class FileHash:
         return self.n_bytes == self._file.n_bytes and self._hash.hexdigest() == self._file.hash
 
 
-def has_content(path: Path, file: HubFile, tells: Tells) -> bool:
+def has_content(path: Path, file: HubFile, reporter: Reporter) -> bool:
     """Whether `path` has the bytes of `file`; reads it only if the size is right."""
     if not path.is_file() or path.stat().st_size != file.n_bytes:
         return False
@@ -155,7 +155,7 @@ def has_content(path: Path, file: HubFile, tells: Tells) -> bool:
     with path.open("rb") as source:
         while data := source.read(_READ_BYTES):
             check.add(data)
-            tells.now(f"checking {file.name}, which is here already", check.n_bytes, file.n_bytes)
+            reporter.activity(f"checking {file.name}, which is here already", check.n_bytes, file.n_bytes)
     return check.matches()
 
 

@@ -22,7 +22,7 @@ from dllama_zmq.kernels.interface import (
     Run,
     Sums,
 )
-from dllama_zmq.kernels.needs import Compiling, Needs, told_to
+from dllama_zmq.kernels.needs import Compiling, Needs, reported_to
 from dllama_zmq.kernels.reduction import tree_sum
 from dllama_zmq.kernels.reference import Reference
 
@@ -33,7 +33,7 @@ KernelChoice = Literal["auto", "simd", "numpy"]
 __all__ = [
     "CacheSpec", "Compiling", "Experts", "KVCache", "KVType", "KernelChoice", "Kernels", "Linear", "Native", "Needs",
     "Norm", "Reference", "Rotation", "Run", "Sums",
-    "choose_kernels", "prepare_kernels", "told_to", "tree_sum",
+    "choose_kernels", "prepare_kernels", "reported_to", "tree_sum",
 ]  # fmt: skip
 
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from dllama_zmq.kernels.interface import KVType
+from dllama_zmq.reporting import Reporter
 from dllama_zmq.spec import FloatType
-from dllama_zmq.telling import Tells
 
 _DOING = "compiling kernels for this CPU, once"
 
@@ -46,6 +46,6 @@ class Compiling:
         return f"{_DOING}: {self.spent_s:.0f} of {self.expected_s:.0f} s"
 
 
-def told_to(tells: Tells) -> Callable[[Compiling], None]:
-    """What tells `tells` how far compiling is."""
-    return lambda now: tells.now(_DOING, now.percent, 100, "%")
+def reported_to(reporter: Reporter) -> Callable[[Compiling], None]:
+    """A callback that reports the progress of compiling to `reporter`."""
+    return lambda now: reporter.activity(_DOING, now.percent, 100, "%")

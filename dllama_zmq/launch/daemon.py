@@ -28,10 +28,10 @@ from dllama_zmq.launch.paths import ClusterPaths, as_text
 from dllama_zmq.launch.ports import check_ports
 from dllama_zmq.launch.public_state import PublicState
 from dllama_zmq.launch.registry import Record, only_one
+from dllama_zmq.reporting import Reporter
 from dllama_zmq.root.report import ClusterFacts
 from dllama_zmq.root.root import Root, RootSettings
 from dllama_zmq.root.service import Service
-from dllama_zmq.telling import Tells
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ _STEP_SHARE = 0.25  # of limits.stop_s: for the current step to end; then it is 
 _FLEET_SHARE = 0.5  # of limits.stop_s: for the workers to leave; then they are killed
 
 
-def run_started(name: str, lock: int, tells: Tells) -> None:
+def run_started(name: str, lock: int, reporter: Reporter) -> None:
     """Run the root of the cluster that another process starts under `name`; the descriptor `lock` holds its lock.
 
     It ends when stdin is closed and no other call uses the cluster, unless STAY was written to stdin. Raises as
@@ -50,11 +50,11 @@ def run_started(name: str, lock: int, tells: Tells) -> None:
     started = Record.read(ClusterPaths.of(name).started_file)
     if started is None:
         raise ClusterError(f"{ClusterPaths.of(name).started_file}: there is no start of a cluster in it")
-    run_cluster(started.file, tells, lock)
+    run_cluster(started.file, reporter, lock)
 
 
-def run_cluster(file: ClusterFile, tells: Tells, lock: int | None = None) -> None:
-    """Run the cluster that `file` describes until a client or a signal stops it. `tells` hears of its start.
+def run_cluster(file: ClusterFile, reporter: Reporter, lock: int | None = None) -> None:
+    """Run the cluster that `file` describes until a client or a signal stops it. `reporter` shows its start.
 
     lock: the descriptor of the cluster's lock, if the process that started this one has taken it; then the cluster ends
     with that process. Raises ConfigError, FormatError, PlanError, BusError (a port in use) before anything runs;
@@ -71,8 +71,8 @@ def run_cluster(file: ClusterFile, tells: Tells, lock: int | None = None) -> Non
                 at_end_of_stdin(lambda: _leave(paths))
             cleanup.callback(paths.clear)  # libzmq leaves the files of its ipc sockets behind
             check_ports(cluster)
-            public = PublicState(file, paths, tells)
-            public.now(f"the root opens {as_text(Path(file.model_path().name))} and its tokenizer")
+            public = PublicState(file, paths, reporter)
+            public.activity(f"the root opens {as_text(Path(file.model_path().name))} and its tokenizer")
             model, tokenizer = open_checked(file, lambda sentence: logger.warning("%s", sentence))
             cleanup.enter_context(model)
             require_open_files(_FILES_OF_ROOT + _FILES_OF_PEER * len(cluster.workers))
@@ -80,7 +80,7 @@ def run_cluster(file: ClusterFile, tells: Tells, lock: int | None = None) -> Non
             cleanup.callback(context.destroy)  # `term` would wait for ever for the sockets of half a root
             root = Root(
                 context, model, root_settings(cluster), _endpoints(cluster, paths),
-                lambda done, total: public.now("the root reads its part of the model", done, total),
+                lambda done, total: public.activity("the root reads its part of the model", done, total),
             )  # fmt: skip
             cleanup.push(lambda kind, error, traceback: root.close(_why_down(root, error), stay=True))
             clients = Peers(context, [*_listen(cluster, "clients"), paths.ipc_clients], sockets.CLIENTS)

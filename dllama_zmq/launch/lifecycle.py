@@ -24,7 +24,7 @@ from dllama_zmq.launch.parent_watch import STAY
 from dllama_zmq.launch.paths import ClusterPaths
 from dllama_zmq.launch.ports import check_ports
 from dllama_zmq.launch.registry import AlreadyRunning, Record
-from dllama_zmq.telling import Tells, Unheard
+from dllama_zmq.reporting import Reporter, SilentReporter
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Listener:
     """
 
     status: Callable[[Status], None] = lambda status: None
-    tells: Tells = field(default_factory=Unheard)
+    reporter: Reporter = field(default_factory=SilentReporter)
     sound: Callable[[], None] = lambda: None
     patient: bool = False
 
@@ -95,7 +95,7 @@ def for_one_call(file: ClusterFile, listener: Listener, on_shared: Callable[[], 
     if file.private:
         registry.remove_left_by_calls()
     while True:
-        running = registry.await_running(file, limits.load_s, listener.tells)
+        running = registry.await_running(file, limits.load_s, listener.reporter)
         if running is None:
             try:
                 start = _start(file, listener)
@@ -167,15 +167,15 @@ def take_down(file: ClusterFile) -> bool:
 def _start(file: ClusterFile, listener: Listener) -> _Start:
     """Check ports and files here, where errors are seen, and start the root. Raises AlreadyRunning."""
     # In here, for what reads models takes 0.1 s to import, and most commands read none.
-    from dllama_zmq.kernels import prepare_kernels, told_to
+    from dllama_zmq.kernels import prepare_kernels, reported_to
     from dllama_zmq.launch.local_nodes import checked_needs
 
     paths = ClusterPaths.of(file.cluster.name)
     with registry.only_one(file, paths) as lock:
         check_ports(file.cluster)
-        needs = checked_needs(file, listener.tells)
+        needs = checked_needs(file, listener.reporter)
         listener.sound()
-        prepare_kernels(file.cluster.kernels, needs, told_to(listener.tells), listener.tells.line)
+        prepare_kernels(file.cluster.kernels, needs, reported_to(listener.reporter), listener.reporter.line)
         paths.begin_logs()
         with open_log(paths, "root") as log:
             process = start_child(["root", file.cluster.name, "--lock", str(lock)], log, pass_fds=[lock])
@@ -185,7 +185,7 @@ def _start(file: ClusterFile, listener: Listener) -> _Start:
 def _await_ready(file: ClusterFile, start: _Start, listener: Listener) -> Status:
     limits = file.cluster.limits
     begun = time.monotonic()
-    listener.tells.now("starting the root")
+    listener.reporter.activity("starting the root")
     client: Client | None = None
     try:
         while True:
@@ -200,7 +200,7 @@ def _await_ready(file: ClusterFile, start: _Start, listener: Listener) -> Status
                     log = start.paths.log("root")
                     raise ClusterError(f"the root did not start within {limits.load_s:.0f} s; see {log}")
                 elif running is not None and running.doing[0]:
-                    listener.tells.now(*running.doing)
+                    listener.reporter.activity(*running.doing)
             else:
                 try:
                     status = client.status(wait_s=limits.step_s)

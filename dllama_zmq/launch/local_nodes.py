@@ -14,10 +14,10 @@ from dllama_zmq.errors import FormatError
 from dllama_zmq.formats import ModelFile, open_model, read_tokenizer
 from dllama_zmq.host import free_memory_bytes, usable_cores
 from dllama_zmq.kernels import Needs
+from dllama_zmq.reporting import Reporter, plural
 from dllama_zmq.root.fitting import Wish, check_fits
 from dllama_zmq.sharding import Plan, context_length, kernel_needs
 from dllama_zmq.sources import DEMO
-from dllama_zmq.telling import Tells, plural
 from dllama_zmq.tokenizer import Tokenizer
 
 Threads = int | Literal["auto"]
@@ -78,10 +78,10 @@ def _tokenizer(file: ClusterFile, model: ModelFile) -> Tokenizer:
     return tokenizer
 
 
-def checked_needs(file: ClusterFile, tells: Tells) -> Needs:
+def checked_needs(file: ClusterFile, reporter: Reporter) -> Needs:
     """Check the model here, where errors are seen, before the root opens it. Returns what its kernels need."""
-    tells.now(f"reading {file.model_path().name} and its tokenizer")
-    model, _ = open_checked(file, lambda sentence: tells.line(f"warning: {sentence}"))
+    reporter.activity(f"reading {file.model_path().name} and its tokenizer")
+    model, _ = open_checked(file, lambda sentence: reporter.line(f"warning: {sentence}"))
     with model:
         return kernel_needs(model.spec, file.cluster.n_nodes, file.cluster.kv_cache, EXCHANGE_KERNELS)
 

@@ -13,8 +13,8 @@ from dllama_zmq.errors import ClusterError
 from dllama_zmq.launch.lifecycle import commands_elsewhere
 from dllama_zmq.launch.paths import ClusterPaths
 from dllama_zmq.launch.registry import Record
+from dllama_zmq.reporting import Reporter, Unit
 from dllama_zmq.root.root import Root
-from dllama_zmq.telling import Tells, Unit
 
 logger = logging.getLogger(__name__)
 
@@ -26,13 +26,13 @@ _MAX_PAUSE_S = 600.0
 class PublicState:
     """The progress of the start, then whether the cluster is ready or forming.
 
-    Before `up` it is a `Tells` that also passes everything on to `tells`. After `up`, call `look` often, and `remove`
-    at the end. While the cluster forms, the log names the missing workers and the commands that start them: after 1 s,
-    then after pauses that double.
+    Before `up` it is a `Reporter` that also passes everything on to `reporter`. After `up`, call `look` often, and
+    `remove` at the end. While the cluster forms, the log names the missing workers and the commands that start them:
+    after 1 s, then after pauses that double.
     """
 
-    def __init__(self, file: ClusterFile, paths: ClusterPaths, tells: Tells) -> None:
-        self._file, self._paths, self._tells = file, paths, tells
+    def __init__(self, file: ClusterFile, paths: ClusterPaths, reporter: Reporter) -> None:
+        self._file, self._paths, self._reporter = file, paths, reporter
         self._record = Record.of(file)
         self._commands = commands_elsewhere(file.cluster)
         self._next_write = 0.0
@@ -40,11 +40,11 @@ class PublicState:
 
     def line(self, text: str) -> None:
         """Pass it on."""
-        self._tells.line(text)
+        self._reporter.line(text)
 
-    def now(self, text: str, done: int = 0, total: int = 0, unit: Unit = "B") -> None:
+    def activity(self, text: str, done: int = 0, total: int = 0, unit: Unit = "B") -> None:
         """Pass it on; write it if `text` is new or some time has passed."""
-        self._tells.now(text, done, total, unit)
+        self._reporter.activity(text, done, total, unit)
         if text == self._record.doing[0] and time.monotonic() < self._next_write:
             return
         self._next_write = time.monotonic() + _WRITE_EVERY_S
@@ -54,7 +54,7 @@ class PublicState:
 
     def up(self, root: Root) -> None:
         """Publish that clients can reach the root."""
-        self._tells.now("")
+        self._reporter.activity("")
         self._root = root
         self._wait(_FIRST_S)
         self._record = msgspec.structs.replace(self._record, clients=self._paths.ipc_clients)

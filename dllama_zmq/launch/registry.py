@@ -32,7 +32,7 @@ from dllama_zmq.cluster import (
 from dllama_zmq.errors import ClusterError, ConfigError, UsageError
 from dllama_zmq.launch.locks import POLL_S, is_up, take
 from dllama_zmq.launch.paths import ClusterPaths, all_cluster_paths, as_text, writing
-from dllama_zmq.telling import Tells, Unit
+from dllama_zmq.reporting import Reporter, Unit
 from dllama_zmq.threads import converted_by_threads
 
 PRIVATE = "call-"
@@ -48,8 +48,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     """A cluster as its processes describe it in a file of JSON.
 
     pid: the process to end. since: seconds since 1970. clients: the address for clients of this computer; empty while
-    the cluster is on its way up or down. doing: while it starts, the arguments for `Tells.now`. forming: some worker is
-    not ready.
+    the cluster is on its way up or down. doing: while it starts, the arguments for `Reporter.activity`. forming: some
+    worker is not ready.
     """
 
     path_text: str = msgspec.field(name="path")  # UTF-8, for the next command may run in another locale
@@ -157,7 +157,7 @@ def find_running(file: ClusterFile) -> Record | None:
     return None
 
 
-def await_running(file: ClusterFile, wait_s: float, tells: Tells | None = None) -> Record | None:
+def await_running(file: ClusterFile, wait_s: float, reporter: Reporter | None = None) -> Record | None:
     """The cluster of `file` as soon as clients can reach it; None if it is not running or ends meanwhile.
 
     Raises ClusterError as `find_running` does, and if it is neither up nor down after `wait_s`.
@@ -170,8 +170,8 @@ def await_running(file: ClusterFile, wait_s: float, tells: Tells | None = None) 
                 f"cluster {running.name!r} has been starting or stopping for {wait_s:.0f} s (process {running.pid}); "
                 "try again"
             )
-        if tells is not None:
-            tells.now(f"waiting for {running.name}, which is starting or stopping")
+        if reporter is not None:
+            reporter.activity(f"waiting for {running.name}, which is starting or stopping")
         time.sleep(POLL_S)
     return running
 

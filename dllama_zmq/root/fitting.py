@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from dllama_zmq.errors import PlanError
 from dllama_zmq.kernels import KVType
+from dllama_zmq.reporting import human_bytes
 from dllama_zmq.sharding import Plan, node_memory, possible_node_counts
-from dllama_zmq.telling import human_bytes
 
 _FEWEST_POSITIONS = 512
 

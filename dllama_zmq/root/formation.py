@@ -31,8 +31,8 @@ from dllama_zmq.bus.peers import PeerGone
 from dllama_zmq.bus.session import Member, Roster, State
 from dllama_zmq.cluster import Limits
 from dllama_zmq.errors import WorkerLost
+from dllama_zmq.reporting import human_bytes
 from dllama_zmq.root.delivery import Delivery
-from dllama_zmq.telling import human_bytes
 
 logger = logging.getLogger(__name__)
 

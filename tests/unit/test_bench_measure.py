@@ -12,8 +12,8 @@ from tiny import write_tiny_model
 from dllama_zmq.bench.cases import Case
 from dllama_zmq.bench.measure import Bench
 from dllama_zmq.bench.reader import MemoryReader
+from dllama_zmq.reporting import SilentReporter
 from dllama_zmq.root.root import Root, RootSettings
-from dllama_zmq.telling import Unheard
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def root(tmp_path: Path) -> Iterator[Root]:
 
 @pytest.fixture
 def bench(root: Root) -> Bench:
-    return Bench(root, Unheard(), "1 node", MemoryReader(1))
+    return Bench(root, SilentReporter(), "1 node", MemoryReader(1))
 
 
 def test_a_case_runs_once_more_than_it_counts(root: Root, bench: Bench) -> None:
@@ -52,7 +52,7 @@ def test_kernels_are_counted_over_the_repetitions_alone_and_only_where_asked_for
     assert bench.run(Case("tg", 2), repetitions=1).kernels is None
     with write_tiny_model(tmp_path / "profiled.m") as model:
         root = Root(zmq.Context.instance(), model, RootSettings(profile=True))
-        measured = Bench(root, Unheard(), "1 node", MemoryReader(1)).run(Case("tg", 4, depth=5), repetitions=3)
+        measured = Bench(root, SilentReporter(), "1 node", MemoryReader(1)).run(Case("tg", 4, depth=5), repetitions=3)
         n_layers = model.spec.n_layers
     assert measured.kernels is not None
     assert measured.kernels["attend"][1] == 3 * 4 * n_layers

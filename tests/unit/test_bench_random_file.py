@@ -10,9 +10,9 @@ from tiny import tiny_spec
 from dllama_zmq.bench.random_file import cache_folder, kept_shape, shape_title
 from dllama_zmq.errors import UsageError
 from dllama_zmq.formats import open_m
+from dllama_zmq.reporting import SilentReporter
 from dllama_zmq.shapes import shape
 from dllama_zmq.spec import FloatType, ModelSpec
-from dllama_zmq.telling import Unheard
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +21,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "dllama-zmq" / "shapes"
 
 
-class Heard(Unheard):
+class Heard(SilentReporter):
     """What is said when a file is made."""
 
     def __init__(self) -> None:
@@ -52,7 +52,7 @@ def test_a_file_of_other_numbers_is_made_again() -> None:
 
 
 def test_a_damaged_file_is_made_again() -> None:
-    path = kept_shape(tiny_spec(), "tiny", Unheard())
+    path = kept_shape(tiny_spec(), "tiny", SilentReporter())
     path.write_bytes(path.read_bytes()[:-1])
     assert times_made(tiny_spec()) == 1
 
@@ -60,14 +60,14 @@ def test_a_damaged_file_is_made_again() -> None:
 def test_a_file_that_the_disk_has_no_space_for_is_refused_before_it_is_begun(cache: Path) -> None:
     spec = shape("llama2-70b", FloatType.F32, {"layers": 4096})  # 14 TB
     with pytest.raises(UsageError, match=r"^huge takes 1\d{4}\.\d GB, and .* GB free; make room, "):
-        kept_shape(spec, "huge", Unheard())
+        kept_shape(spec, "huge", SilentReporter())
     assert list(cache.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("where the folder should be")
     with pytest.raises(UsageError, match="cannot be made: Not a directory"):
-        kept_shape(tiny_spec(), "tiny", Unheard())
+        kept_shape(tiny_spec(), "tiny", SilentReporter())
 
 
 def test_titles_tell_models_apart() -> None:

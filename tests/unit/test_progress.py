@@ -35,25 +35,25 @@ def told(capsys: pytest.CaptureFixture[str]) -> Told:
 
 
 def test_what_lasts_is_said_within_two_seconds_and_then_less_and_less_often(told: Told) -> None:
-    said = told(lambda display, now: display.now("reading"), 100.0)
+    said = told(lambda display, now: display.activity("reading"), 100.0)
     assert [round(at) for at, _ in said] == [2, 5, 10, 30, 60, 90]
     assert [text for _, text in said[:3]] == ["reading (2 s)", "reading (5 s)", "reading (10 s)"]
 
 
 def test_what_is_over_soon_is_not_said_and_what_follows_is_said_within_two_seconds(told: Told) -> None:
-    said = told(lambda display, now: display.now("reading" if now < 1.4 else "packing"), 4.0)
+    said = told(lambda display, now: display.activity("reading" if now < 1.4 else "packing"), 4.0)
     assert said == [(1.5, "packing (0 s)")]
 
 
 def test_many_short_things_one_after_the_other_are_never_silent_for_two_seconds(told: Told) -> None:
-    said = told(lambda display, now: display.now(f"part {now // 1:.0f}"), 20.0)
+    said = told(lambda display, now: display.activity(f"part {now // 1:.0f}"), 20.0)
     times = [0.0, *(at for at, _ in said), 20.0]
     assert max(b - a for a, b in itertools.pairwise(times)) <= 2.0
 
 
 def test_bytes_have_an_amount_a_speed_and_a_time_left(told: Told) -> None:
     def happen(display: Display, now: float) -> None:
-        display.now("the root reads its part of the model", round(now * 1.2e9), 68_000_000_000)
+        display.activity("the root reads its part of the model", round(now * 1.2e9), 68_000_000_000)
 
     (_, first), (_, second) = told(happen, 6.0)
     assert first == "the root reads its part of the model: 1.8 of 68.0 GB, 1.2 GB/s, 55 s left"
@@ -61,20 +61,20 @@ def test_bytes_have_an_amount_a_speed_and_a_time_left(told: Told) -> None:
 
 
 def test_tokens_have_a_speed_and_a_share_has_none(told: Told) -> None:
-    said = told(lambda display, now: display.now("evaluating the prompt", round(now * 10), 300, "tokens"), 2.0)
+    said = told(lambda display, now: display.activity("evaluating the prompt", round(now * 10), 300, "tokens"), 2.0)
     assert [text for _, text in said] == ["evaluating the prompt: 15 of 300 tokens, 10.0 tokens/s, 28 s left"]
-    said = told(lambda display, now: display.now("compiling", round(now), 31, "%"), 2.0)
+    said = told(lambda display, now: display.activity("compiling", round(now), 31, "%"), 2.0)
     assert said[0][1].startswith("compiling: 6%")
 
 
 def test_what_does_not_move_says_for_how_long(told: Told) -> None:
-    said = told(lambda display, now: display.now("evaluating the prompt", 0, 300, "tokens"), 6.0)
+    said = told(lambda display, now: display.activity("evaluating the prompt", 0, 300, "tokens"), 6.0)
     assert said[1][1] == "evaluating the prompt: 0 of 300 tokens, 5 s"
 
 
 def test_a_speed_is_that_of_what_came_since_and_falls_where_nothing_comes(told: Told) -> None:
     def happen(display: Display, now: float) -> None:
-        display.now("m.gguf", 40 * MB if now == 0 else 50 * MB, 100 * MB)
+        display.activity("m.gguf", 40 * MB if now == 0 else 50 * MB, 100 * MB)
 
     assert [text for _, text in told(happen, 10.5)] == [
         "m.gguf: 50.0 of 100.0 MB, 6.7 MB/s, 8 s left",
@@ -84,23 +84,25 @@ def test_a_speed_is_that_of_what_came_since_and_falls_where_nothing_comes(told: 
 
 
 def test_at_rest_nothing_is_said(told: Told) -> None:
-    assert told(lambda display, now: display.now("reading" if now < 1 else ""), 10.0) == []
+    assert told(lambda display, now: display.activity("reading" if now < 1 else ""), 10.0) == []
 
 
 def test_a_thread_says_it_where_the_one_that_works_cannot(capsys: pytest.CaptureFixture[str]) -> None:
     start, said = time.monotonic(), ""
     with Display() as display:
-        display.now("reading")
+        display.activity("reading")
         while not said and time.monotonic() < start + 10:
             said = capsys.readouterr().err
             time.sleep(0.05)  # between two looks
     assert said.startswith("reading (")
-    display.now("writing")
+    display.activity("writing")
     assert capsys.readouterr().err == ""
 
 
 def test_a_thing_without_an_amount_may_follow_one_with_it(told: Told) -> None:
-    said = told(lambda display, now: display.now("reading", 1, 2) if now < 2 else display.now("starting"), 5.0)
+    said = told(
+        lambda display, now: display.activity("reading", 1, 2) if now < 2 else display.activity("starting"), 5.0
+    )
     assert [text for _, text in said] == ["reading: 1 of 2 bytes, 2 s", "starting (1 s)"]
 
 
@@ -110,7 +112,7 @@ def test_on_a_terminal_a_new_thing_may_follow_one_that_is_shown(monkeypatch: pyt
     with Display(clock=lambda: now) as display:
         assert display.is_live
         for i in range(20):
-            display.now(f"part {i}", i, 20, "tokens" if i % 2 else "B")
+            display.activity(f"part {i}", i, 20, "tokens" if i % 2 else "B")
             now += 0.3
 
 
@@ -203,7 +205,7 @@ def test_a_signal_at_any_moment_leaves_a_display_that_can_rest() -> None:
             with contextlib.suppress(KeyboardInterrupt):
                 signal.setitimer(signal.ITIMER_VIRTUAL, moment * 1e-4)
                 for i in itertools.count():
-                    display.now(f"thing {i}")
+                    display.activity(f"thing {i}")
             display.rest()
     finally:
         signal.signal(signal.SIGVTALRM, kept)

@@ -11,15 +11,15 @@ from tiny import write_tiny_model
 from dllama_zmq.launch.paths import ClusterPaths
 from dllama_zmq.launch.public_state import PublicState
 from dllama_zmq.launch.registry import Record, without_file
+from dllama_zmq.reporting import SilentReporter, Unit
 from dllama_zmq.root.root import Root, RootSettings
-from dllama_zmq.telling import Unheard, Unit
 
 
-class Heard(Unheard):
+class Heard(SilentReporter):
     def __init__(self) -> None:
         self.said: list[tuple[str, int, int, Unit]] = []
 
-    def now(self, text: str, done: int = 0, total: int = 0, unit: Unit = "B") -> None:
+    def activity(self, text: str, done: int = 0, total: int = 0, unit: Unit = "B") -> None:
         self.said.append((text, done, total, unit))
 
 
@@ -37,18 +37,18 @@ def doing(places: ClusterPaths) -> tuple[str, int, int, Unit] | None:
 def test_what_one_process_writes_another_reads(places: ClusterPaths) -> None:
     here = Heard()
     assert doing(places) is None
-    PublicState(without_file("demo"), places, here).now("the root reads", 0, 68_000_000_000)
+    PublicState(without_file("demo"), places, here).activity("the root reads", 0, 68_000_000_000)
     assert here.said == [("the root reads", 0, 68_000_000_000, "B")]
     assert doing(places) == here.said[0]
 
 
 def test_something_new_is_written_at_once_and_its_progress_now_and_then(places: ClusterPaths) -> None:
-    state, written = PublicState(without_file("demo"), places, Unheard()), set()
+    state, written = PublicState(without_file("demo"), places, SilentReporter()), set()
     for done in range(1000):
-        state.now("reading", done, 1000)
+        state.activity("reading", done, 1000)
         written.add(places.started_file.stat().st_ino)
     assert len(written) < 500
-    state.now("packing")
+    state.activity("packing")
     assert doing(places) == ("packing", 0, 0, "B")
 
 
@@ -60,7 +60,7 @@ def test_a_file_that_says_nothing_is_not_read(places: ClusterPaths, content: str
 
 def test_a_place_that_cannot_be_written_does_not_keep_a_root_from_starting(tmp_path: Path) -> None:
     nowhere = ClusterPaths(tmp_path / "nowhere", tmp_path / "nowhere")
-    PublicState(without_file("demo"), nowhere, Unheard()).now("reading")
+    PublicState(without_file("demo"), nowhere, SilentReporter()).activity("reading")
 
 
 def test_the_root_counts_the_bytes_of_its_own_weights(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""How long work reports its progress. Knows no terminal and no log; `cli/progress.py` shows it."""
+"""How long work reports its progress, and words for amounts. Knows no terminal and no log; `cli/progress.py` shows it."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from typing import Literal, Protocol
 
 from rich.filesize import decimal as human_bytes  # 1 kB is 1000 bytes, as for files, disks and networks
 
-__all__ = ["Tells", "Unheard", "Unit", "human_bytes", "plural"]
+__all__ = ["Reporter", "SilentReporter", "Unit", "human_bytes", "plural"]
 
 Unit = Literal["B", "tokens", "%"]
 
 
-class Tells(Protocol):
+class Reporter(Protocol):
     """A listener for progress. Any thread may call it, at any rate: the listener decides what is shown."""
 
     def line(self, text: str) -> None:
         """Show `text` at once and keep it."""
         ...
 
-    def now(self, text: str, done: int = 0, total: int = 0, unit: Unit = "B") -> None:
+    def activity(self, text: str, done: int = 0, total: int = 0, unit: Unit = "B") -> None:
         """The activity `text` has done `done` of `total`; a `total` of 0 means that it cannot be counted.
 
         Another `text` begins a new activity; "" ends the last one. It is shown only if it takes long.
@@ -26,13 +26,13 @@ class Tells(Protocol):
         ...
 
 
-class Unheard:
+class SilentReporter:
     """Drops everything."""
 
     def line(self, text: str) -> None:
         """Drop `text`."""
 
-    def now(self, text: str, done: int = 0, total: int = 0, unit: Unit = "B") -> None:
+    def activity(self, text: str, done: int = 0, total: int = 0, unit: Unit = "B") -> None:
         """Drop it."""
 
 
