@@ -1,4 +1,4 @@
-"""How long work reports its progress, and words for amounts. Knows no terminal and no log; `cli/progress.py` shows it."""
+"""How long work reports progress, and words for amounts. Knows no terminal and no log; `cli/progress.py` shows it."""
 
 from __future__ import annotations
 
