@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TypeVar
 
 import msgspec
@@ -37,4 +38,6 @@ def _in_words(error: msgspec.ValidationError) -> str:
     """`tokens[3]: expected str, got int` for msgspec's "Expected `str`, got `int` - at `$.tokens[3]`"."""
     problem, _, key = str(error)[:300].replace("`", "").partition(" - at ")
     problem = problem[:1].lower() + problem[1:]
+    if missing := re.fullmatch("object missing required field (.*)", problem):
+        problem = f"{missing[1]} is missing"
     return f"{key.replace('$.', '').replace('$', '')}: {problem}" if key else problem

@@ -121,7 +121,7 @@ def test_a_wrong_part_of_a_tokenizer_json_is_refused_by_its_place(tmp_path, chan
         (
             "tokenizer_config.json",
             {"chat_template": [{"name": "a"}]},
-            "chat_template[0]: object missing required field template",
+            "chat_template[0]: template is missing",
         ),
         (
             "tokenizer_config.json",

@@ -268,9 +268,7 @@ NEEDED = ["block_count", "context_length", "embedding_length", "feed_forward_len
 @pytest.mark.parametrize("key", NEEDED)
 def test_a_number_that_every_model_needs_is_missed_by_name(tmp_path, key):
     metadata = {k: v for k, v in METADATA.items() if k != f"llama.{key}"}
-    assert f"llama.{key}, which every model needs, is missing" in refused(
-        tmp_path / "a.gguf", gguf_bytes(metadata, TENSORS)
-    )
+    assert f"{key} is missing" in refused(tmp_path / "a.gguf", gguf_bytes(metadata, TENSORS))
 
 
 @pytest.mark.parametrize("key", [*NEEDED, "attention.head_count_kv", "attention.key_length", "rope.freq_base"])

@@ -6,9 +6,12 @@ Sources: ggml's docs/gguf.md for the keys, llama.cpp's src/llama-model.cpp for t
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
+from msgspec import Struct, field
+from msgspec.structs import fields
 
 from dllama_zmq.errors import FormatError, UnsupportedModel
 from dllama_zmq.formats.gguf.container import Container
@@ -16,6 +19,8 @@ from dllama_zmq.formats.gguf.head import ArrayLocation
 from dllama_zmq.models.rope import rope_frequencies
 from dllama_zmq.quants import F32
 from dllama_zmq.spec import Architecture, FloatType, ModelSpec, Rope, RopeScaling
+from dllama_zmq.threads import converted_by_threads
+from dllama_zmq.typed import typed
 
 _ARCHITECTURES: dict[str, Architecture] = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "qwen3moe": "qwen3moe"}
 _RUNS = f"This version runs {', '.join(_ARCHITECTURES)} (Mixtral is a llama with experts)."
@@ -33,12 +38,6 @@ _NEUTRAL = {
     "rope.scaling.yarn_attn_factor": (0, 1), "rope.scaling.yarn_ext_factor": (-1, 0), "rope.scaling.alpha": 0,
 }  # fmt: skip
 """Keys that change the computation, with their neutral values."""
-_READ = {
-    "block_count", "context_length", "embedding_length", "feed_forward_length", "expert_count", "expert_used_count",
-    "expert_feed_forward_length", "expert_weights_norm", "attention.head_count", "attention.head_count_kv",
-    "attention.key_length", "attention.value_length", "attention.layer_norm_rms_epsilon", "attention.sliding_window",
-    "rope.dimension_count", "rope.freq_base", "rope.scaling.type", "rope.scaling.factor", "rope.scale_linear",
-}  # fmt: skip
 _IGNORED = {
     "vocab_size", "embedding_length_out", "tensor_data_layout", "pooling_type", "attention.layer_norm_epsilon",
     "expert_group_used_count", "expert_shared_feed_forward_length", "rope.scaling.finetuned",
@@ -55,49 +54,48 @@ _FACTOR_ROUNDING = 2e-5
 """Converters compute the factors in float32, where the difference of nearly equal numbers loses some bits."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Keys:
-    """The metadata under an architecture's name. Every getter checks the value's type."""
+@converted_by_threads
+class _Numbers(Struct, frozen=True):
+    """The metadata that is read, without the architecture's name."""
 
-    file: Container
-    arch: str
+    n_layers: int = field(name="block_count")
+    seq_len: int = field(name="context_length")
+    dim: int = field(name="embedding_length")
+    n_heads: int = field(name="attention.head_count")
+    norm_eps: float = field(name="attention.layer_norm_rms_epsilon")
+    n_kv_heads: int | None = field(name="attention.head_count_kv", default=None)
+    head_dim: int | None = field(name="attention.key_length", default=None)
+    v_head_dim: int | None = field(name="attention.value_length", default=None)
+    rope_dim: int | None = field(name="rope.dimension_count", default=None)
+    ffn_dim: int = field(name="feed_forward_length", default=0)
+    expert_dim: int = field(name="expert_feed_forward_length", default=0)
+    n_experts: int = field(name="expert_count", default=0)
+    n_active_experts: int = field(name="expert_used_count", default=0)
+    norm_topk: float | bool = field(name="expert_weights_norm", default=True)
+    window: int = field(name="attention.sliding_window", default=0)
+    rope_theta: float = field(name="rope.freq_base", default=10000.0)
+    rope_kind: str = field(name="rope.scaling.type", default="linear")  # llama.cpp's default
+    rope_factor: float | None = field(name="rope.scaling.factor", default=None)
+    rope_scale: float = field(name="rope.scale_linear", default=0.0)  # the factor's name in 2023
 
-    def number(self, key: str, default: float | None = None) -> float:
-        """A number, or the common value of a list with one number per layer."""
-        name = f"{self.arch}.{key}"
-        value = self.file.metadata.get(name, default)
-        if value is None:
-            raise FormatError(
-                f"{self.file.path}: {name}, which every model needs, is missing. Convert the model again."
-            )
+
+def _own(file: Container, arch: str) -> dict[str, Any]:
+    """The metadata under the architecture's name; a list with one number per layer is their common value."""
+    own: dict[str, Any] = {}
+    for name, value in file.metadata.items():
+        if not name.startswith(f"{arch}."):
+            continue
         if isinstance(value, ArrayLocation):
-            values = self.file.array(name) if 1 <= value.count <= _MAX_LAYERS else []
+            values = file.array(name) if 1 <= value.count <= _MAX_LAYERS else []
             if len(set(values)) != 1:
                 raise UnsupportedModel(
-                    f"{self.file.path}: {name} differs from layer to layer; this version runs models of equal layers."
+                    f"{file.path}: {name} differs from layer to layer; this version runs models of equal layers."
                 )
             value = values[0]
-        if isinstance(value, str) or not math.isfinite(value):
-            raise FormatError(f"{self.file.path}: {name} is {_shown(value)}; expected a number. The file is damaged.")
-        return shortest(value) if isinstance(value, float) else value
-
-    def whole(self, key: str, default: int | None = None) -> int:
-        value = self.number(key, default)
-        if value != int(value):
-            raise FormatError(f"{self.file.path}: {self.arch}.{key} is {value}; expected a whole number.")
-        return int(value)
-
-    def text(self, key: str) -> str:
-        value = self.file.metadata.get(f"{self.arch}.{key}", "")
-        if not isinstance(value, str):
-            raise FormatError(
-                f"{self.file.path}: {self.arch}.{key} is {_shown(value)}; expected text. The file is damaged."
-            )
-        return value
-
-
-def _shown(value: object) -> str:
-    return "a list" if isinstance(value, ArrayLocation) else repr(value)[:80]
+        if isinstance(value, float) and not math.isfinite(value):
+            raise FormatError(f"{file.path}: {name} is {value}; expected a number. The file is damaged.")
+        own[name.removeprefix(f"{arch}.")] = shortest(value) if isinstance(value, float) else value
+    return own
 
 
 def shortest(value: float) -> float:
@@ -126,95 +124,86 @@ def read_spec(file: Container, vocab_size: int, rope_factors: F32 | None) -> Mod
     rope_factors: the values of the tensor rope_freqs, if it exists. Raises FormatError or UnsupportedModel.
     """
     arch = check_architecture(file)
-    keys = _Keys(file, arch)
-    _check_neutral(keys)
-    dim, n_heads = keys.whole("embedding_length"), keys.whole("attention.head_count")
-    if "attention.key_length" not in _own(keys) and (n_heads < 1 or dim % n_heads):
+    own = _own(file, arch)
+    _check_neutral(file, arch, own)
+    numbers = typed(own, _Numbers, f"{file.path}: {arch}")
+    dim, n_heads, n_experts, window = numbers.dim, numbers.n_heads, numbers.n_experts, numbers.window
+    if numbers.head_dim is None and (n_heads < 1 or dim % n_heads):
         raise FormatError(
             f"{file.path}: {arch}.attention.head_count is {n_heads}; it does not divide the width, {dim}, and "
             f"{arch}.attention.key_length is missing. Convert the model again."
         )
-    head_dim = keys.whole("attention.key_length", dim // max(1, n_heads))
-    for key in ("attention.value_length", "rope.dimension_count"):
-        if (width := keys.whole(key, head_dim)) != head_dim:
+    head_dim = dim // n_heads if numbers.head_dim is None else numbers.head_dim
+    for key, width in (("attention.value_length", numbers.v_head_dim), ("rope.dimension_count", numbers.rope_dim)):
+        if width not in (None, head_dim):
             raise UnsupportedModel(
                 f"{file.path}: {arch}.{key} is {width}, and heads have {head_dim} values; this version runs models "
                 "where both are equal."
             )
-    n_experts = keys.whole("expert_count", 0)
     if arch == "qwen3moe" and n_experts < 1:
         raise FormatError(f"{file.path}: {arch}.expert_count is {n_experts}; expected 1 or more.")
     if n_experts and arch in ("qwen2", "qwen3"):
         raise UnsupportedModel(f"{file.path}: {arch}.expert_count is {n_experts}; {arch} has no experts. {_RUNS}")
-    if n_experts * keys.whole("block_count") > _MAX_EXPERTS:
+    hidden_dim = (numbers.expert_dim if n_experts else 0) or numbers.ffn_dim
+    if not hidden_dim:
+        raise FormatError(f"{file.path}: {arch}.feed_forward_length is missing. Convert the model again.")
+    if n_experts * numbers.n_layers > _MAX_EXPERTS:
         raise FormatError(
             f"{file.path}: {arch}.expert_count is {n_experts}; expected at most {_MAX_EXPERTS} in all layers."
         )
-    hidden_dim = keys.whole("expert_feed_forward_length", 0) if n_experts else 0
-    seq_len, window = keys.whole("context_length"), keys.whole("attention.sliding_window", 0)
     spec = ModelSpec(
         arch="mixtral" if arch == "llama" and n_experts else _ARCHITECTURES[arch],
         dim=dim,
-        hidden_dim=hidden_dim or keys.whole("feed_forward_length"),
-        n_layers=keys.whole("block_count"),
+        hidden_dim=hidden_dim,
+        n_layers=numbers.n_layers,
         n_heads=n_heads,
-        n_kv_heads=keys.whole("attention.head_count_kv", n_heads),
+        n_kv_heads=n_heads if numbers.n_kv_heads is None else numbers.n_kv_heads,
         head_dim=head_dim,
         vocab_size=vocab_size,
-        seq_len=seq_len,
+        seq_len=numbers.seq_len,
         weight_type=FloatType.F32,
-        norm_eps=keys.number("attention.layer_norm_rms_epsilon"),
+        norm_eps=numbers.norm_eps,
         n_experts=n_experts,
-        n_active_experts=keys.whole("expert_used_count") if n_experts else 0,
-        norm_topk=bool(keys.number("expert_weights_norm", 1)),
-        window=window if 0 < window < seq_len else None,
+        n_active_experts=numbers.n_active_experts if n_experts else 0,
+        norm_topk=bool(numbers.norm_topk),
+        window=window if 0 < window < numbers.seq_len else None,
     )
     try:
         spec.check()  # bounds the numbers before _rope uses them
-        spec = replace(spec, rope=_rope(keys, spec, rope_factors))
+        spec = replace(spec, rope=_rope(numbers, spec, rope_factors))
         spec.check()
-    except UnsupportedModel:
-        raise
+    except UnsupportedModel as error:
+        raise UnsupportedModel(f"{file.path}: {arch}.{error}") from error
     except FormatError as error:
         raise FormatError(f"{file.path}: {error}. The metadata cannot be that of a model.") from error
     return spec
 
 
-def _own(keys: _Keys) -> set[str]:
-    prefix = f"{keys.arch}."
-    return {key.removeprefix(prefix) for key in keys.file.metadata if key.startswith(prefix)}
-
-
-def _check_neutral(keys: _Keys) -> None:
-    present = _own(keys)
-    unknown = sorted(present - _READ - _IGNORED - _NEUTRAL.keys())
+def _check_neutral(file: Container, arch: str, own: dict[str, Any]) -> None:
+    read = {encoded.encode_name for encoded in fields(_Numbers)}
+    unknown = sorted(own.keys() - read - _IGNORED - _NEUTRAL.keys())
     if unknown:
         raise UnsupportedModel(
-            f"{keys.file.path}: the key {keys.arch}.{unknown[0][:80]} is "
-            f"{_shown(keys.file.metadata[f'{keys.arch}.{unknown[0]}'])}; this version does not know it, and it may "
-            f"mean another computation. {_RUNS}"
+            f"{file.path}: the key {arch}.{unknown[0][:80]} is {repr(own[unknown[0]])[:80]}; this version does not "
+            f"know it, and it may mean another computation. {_RUNS}"
         )
-    for key, neutral in _NEUTRAL.items():
-        if key in present:
-            value = keys.number(key)
-            if value not in (neutral if isinstance(neutral, tuple) else (neutral,)):
-                raise UnsupportedModel(
-                    f"{keys.file.path}: {keys.arch}.{key} is {value:g}, which this version does not support. {_RUNS}"
-                )
+    for key in _NEUTRAL.keys() & own.keys():
+        neutral = _NEUTRAL[key]
+        if own[key] not in (neutral if isinstance(neutral, tuple) else (neutral,)):
+            raise UnsupportedModel(
+                f"{file.path}: {arch}.{key} is {repr(own[key])[:80]}, which this version does not support. {_RUNS}"
+            )
 
 
-def _rope(keys: _Keys, spec: ModelSpec, stored: F32 | None) -> Rope:
+def _rope(numbers: _Numbers, spec: ModelSpec, stored: F32 | None) -> Rope:
     """RoPE. llama.cpp's converter interleaves the rows of `llama`; those of a Mixtral are put back when read."""
-    theta = keys.number("rope.freq_base", 10000.0)
+    theta, kind = numbers.rope_theta, numbers.rope_kind
     rope = Rope(theta, "interleaved" if spec.arch == "llama" else "half")
-    kind, factor = keys.text("rope.scaling.type"), keys.number("rope.scaling.factor", 0.0)
-    if "rope.scaling.factor" not in _own(keys):
-        factor = keys.number("rope.scale_linear", 0.0)  # its name in 2023
-    kind = kind or "linear"  # llama.cpp's default
+    factor = numbers.rope_scale if numbers.rope_factor is None else numbers.rope_factor
     if kind not in ("none", "linear") and (factor not in (0.0, 1.0) or kind == "longrope"):
         raise UnsupportedModel(
-            f"{keys.file.path}: {keys.arch}.rope.scaling.type is {kind[:64]!r} with a factor of {factor:g}; this "
-            "version scales RoPE only linearly or as Llama 3.1. Get a file without that scaling."
+            f"rope.scaling.type is {kind[:64]!r} with a factor of {factor:g}; this version scales RoPE only linearly "
+            "or as Llama 3.1. Get a file without that scaling."
         )
     scale = factor if kind == "linear" and factor else 1.0
     if not theta > 0 or not scale > 0:
