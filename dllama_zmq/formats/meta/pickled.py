@@ -9,7 +9,6 @@ pickle's length bounds the memory.
 from __future__ import annotations
 
 import pickletools
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +55,7 @@ class _Refused(Exception):
 
 
 _MARK = object()
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 
 
 def read_tensors(data: bytes, where: str) -> dict[str, PickledTensor]:
@@ -69,12 +69,7 @@ def read_tensors(data: bytes, where: str) -> dict[str, PickledTensor]:
             offset = position or 0
             if count >= MAX_OPCODES:
                 raise _Refused(f"more than {MAX_OPCODES} opcodes")
-            step = _STEPS.get(opcode.name)
-            if step is None:
-                raise _Refused(f"the opcode {opcode.name}, which torch.save never writes for tensors")
-            step(machine, argument)
-            if opcode.name == "STOP":
-                break
+            machine.step(opcode.name, argument)
         top = machine.pop()
     except _Refused as error:
         raise FormatError(
@@ -97,13 +92,54 @@ class _Machine:
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
 
-    def push(self, value: object) -> None:
-        self.stack.append(value)
+    def step(self, opcode: str, argument: Any) -> None:
+        """Execute an opcode on plain data."""
+        match opcode:
+            case "PROTO" | "STOP":
+                pass
+            case "MARK":
+                self.stack.append(_MARK)
+            case "NONE" | "NEWTRUE" | "NEWFALSE" | "EMPTY_TUPLE":
+                self.stack.append(_CONSTANTS[opcode])
+            case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINUNICODE" | "SHORT_BINUNICODE":
+                self.stack.append(argument)
+            case "EMPTY_DICT":
+                self.stack.append({})
+            case "TUPLE":
+                self.stack.append(tuple(self.pop_to_mark()))
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                self.stack.append(tuple(reversed([self.pop() for _ in range(int(opcode[-1]))])))
+            case "BINPUT" | "LONG_BINPUT":
+                self.memo[argument] = self.pop(keep=True)
+            case "BINGET" | "LONG_BINGET":
+                if argument not in self.memo:
+                    raise _Refused(f"it reads memo {argument}, which it has not written")
+                self.stack.append(self.memo[argument])
+            case "GLOBAL":
+                if argument not in _ALLOWED:
+                    raise _Refused(f"it imports {argument.replace(' ', '.')[:200]}, which no file of tensors needs")
+                self.stack.append(_Name(argument))
+            case "REDUCE":
+                self.call()
+            case "SETITEM":
+                value, key = self.pop(), self.pop()
+                self.set_items([key, value])
+            case "SETITEMS":
+                self.set_items(self.pop_to_mark())
+            case "BUILD":  # of a dict: its attributes are ignored, such as a state_dict's `_metadata`
+                attributes = self.pop()
+                if type(attributes) is not dict or type(self.pop(keep=True)) is not dict:
+                    raise _Refused("it sets attributes of something other than a dict")
+            case "BINPERSID":
+                self.storage()
+            case _:
+                raise _Refused(f"the opcode {opcode}, which torch.save never writes for tensors")
 
-    def pop(self) -> Any:
+    def pop(self, keep: bool = False) -> Any:
+        """The value on top of the stack, which stays there with `keep`."""
         if not self.stack or self.stack[-1] is _MARK:
             raise _Refused("a value is taken from an empty stack")
-        return self.stack.pop()
+        return self.stack[-1] if keep else self.stack.pop()
 
     def pop_to_mark(self) -> list[Any]:
         """The values pushed since the last mark, in order."""
@@ -114,32 +150,14 @@ class _Machine:
                 return values
         raise _Refused("there is no mark on the stack")
 
-    def pop_tuple(self, n_values: int) -> None:
-        self.push(tuple(reversed([self.pop() for _ in range(n_values)])))
-
-    def put(self, index: int) -> None:
-        if not self.stack or self.stack[-1] is _MARK:
-            raise _Refused("a value is taken from an empty stack")
-        self.memo[index] = self.stack[-1]
-
-    def get(self, index: int) -> None:
-        if index not in self.memo:
-            raise _Refused(f"it reads memo {index}, which it has not written")
-        self.push(self.memo[index])
-
-    def name(self, text: str) -> None:
-        if text not in _ALLOWED:
-            raise _Refused(f"it imports {text.replace(' ', '.')[:200]}, which no file of tensors needs")
-        self.push(_Name(text))
-
     def call(self) -> None:
         arguments, function = self.pop(), self.pop()
         if not isinstance(function, _Name) or not isinstance(arguments, tuple):
             raise _Refused("it calls something other than PyTorch's functions for tensors")
         if function.text == _DICT and not arguments:
-            self.push({})
+            self.stack.append({})
         elif function.text == _TENSOR:
-            self.push(_tensor(arguments))
+            self.stack.append(_tensor(arguments))
         else:
             raise _Refused(f"it calls {function.text.replace(' ', '.')} in a way that torch.save never does")
 
@@ -153,14 +171,7 @@ class _Machine:
             if key in target:
                 raise _Refused(f"it has {key[:80]!r} twice")
             target[key] = value
-        self.push(target)
-
-    def build(self) -> None:
-        """Ignore the attributes of a dict (a state_dict's `_metadata`)."""
-        attributes, target = self.pop(), self.pop()
-        if type(target) is not dict or type(attributes) is not dict:
-            raise _Refused("it sets attributes of something other than a dict")
-        self.push(target)
+        self.stack.append(target)
 
     def storage(self) -> None:
         value = self.pop()
@@ -170,7 +181,7 @@ class _Machine:
         float_type = _TYPES.get(kind.text.removeprefix("torch ")) if isinstance(kind, _Name) else None
         if float_type is None or not _is_size(n_values):
             raise _Refused(f"the storage {key[:80]!r} has a type or size that no model has")
-        self.push(Storage(key, float_type, n_values))
+        self.stack.append(Storage(key, float_type, n_values))
 
 
 def _tensor(arguments: tuple[Any, ...]) -> PickledTensor:
@@ -195,47 +206,3 @@ def _tensor(arguments: tuple[Any, ...]) -> PickledTensor:
 
 def _is_size(value: object) -> bool:
     return type(value) is int and 0 <= value < _MAX_SIZE
-
-
-def _push(value: object) -> Callable[[_Machine, Any], None]:
-    return lambda machine, argument: machine.push(value)
-
-
-def _push_argument(machine: _Machine, argument: Any) -> None:
-    machine.push(argument)
-
-
-def _set_item(machine: _Machine, argument: Any) -> None:
-    value, key = machine.pop(), machine.pop()
-    machine.set_items([key, value])
-
-
-def _ignore(machine: _Machine, argument: Any) -> None:
-    """For PROTO and STOP."""
-
-
-_STEPS: dict[str, Callable[[_Machine, Any], None]] = {
-    "PROTO": _ignore,
-    "STOP": _ignore,
-    "MARK": _push(_MARK),
-    "NONE": _push(None),
-    "NEWTRUE": _push(True),
-    "NEWFALSE": _push(False),
-    "EMPTY_TUPLE": _push(()),
-    "EMPTY_DICT": lambda machine, argument: machine.push({}),
-    **dict.fromkeys(("BININT", "BININT1", "BININT2", "LONG1", "BINUNICODE", "SHORT_BINUNICODE"), _push_argument),
-    "TUPLE": lambda machine, argument: machine.push(tuple(machine.pop_to_mark())),
-    "TUPLE1": lambda machine, argument: machine.pop_tuple(1),
-    "TUPLE2": lambda machine, argument: machine.pop_tuple(2),
-    "TUPLE3": lambda machine, argument: machine.pop_tuple(3),
-    "BINPUT": lambda machine, argument: machine.put(argument),
-    "LONG_BINPUT": lambda machine, argument: machine.put(argument),
-    "BINGET": lambda machine, argument: machine.get(argument),
-    "LONG_BINGET": lambda machine, argument: machine.get(argument),
-    "GLOBAL": lambda machine, argument: machine.name(argument),
-    "REDUCE": lambda machine, argument: machine.call(),
-    "SETITEM": _set_item,
-    "SETITEMS": lambda machine, argument: machine.set_items(machine.pop_to_mark()),
-    "BUILD": lambda machine, argument: machine.build(),
-    "BINPERSID": lambda machine, argument: machine.storage(),
-}
