@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +26,18 @@ def contents_of(path: Path) -> dict[str, Any] | None:
             return _of_folder(path if path.is_dir() else path.parent)
         if first_bytes(path) != GGUF_MAGIC:
             return None
-        found = contents(path)
+        return _facts(path, *contents(path))
     except FormatError:
         return None
-    return _facts(path, found.architecture, found.n_tensors, found.n_values)
 
 
 def _of_folder(folder: Path) -> dict[str, Any]:
     model_type = read_json(folder / _CONFIG, dict[str, Any]).get("model_type")
     entries = read_shards(folder)
     close_all(entries.values())
-    n_values: dict[str, int] = {}
+    n_values: Counter[str] = Counter()
     for entry in entries.values():
-        n_values[entry.dtype] = n_values.get(entry.dtype, 0) + math.prod(entry.shape)
+        n_values[entry.dtype] += math.prod(entry.shape)
     return _facts(folder, model_type if isinstance(model_type, str) else "", len(entries), n_values)
 
 

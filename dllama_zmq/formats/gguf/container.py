@@ -6,13 +6,14 @@ Knows no model. Source: ggml's docs/gguf.md.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from dllama_zmq.errors import FormatError
-from dllama_zmq.formats.gguf.head import OTHER_TYPES, TYPE_NAMES, TYPES, ArrayLocation, Head, Tensor
+from dllama_zmq.formats.gguf.head import ArrayLocation, Head, Tensor
 from dllama_zmq.formats.mapped import MappedFile
 
 
@@ -55,15 +56,14 @@ class Container:
             )
         tensors: dict[str, Tensor] = {}
         for tensor in self._head.tensors(count):
+            self._head.check_type(tensor)
             if tensor.name in tensors:
                 raise FormatError(
                     f"{self.path}: tensor {tensor.name} occurs twice; expected each name once. The file is damaged."
                 )
             tensors[tensor.name] = tensor
         data_at = -(-self._head.at // alignment) * alignment
-        placed = {
-            name: Tensor(name, t.shape, t.stored, self._offset(t, data_at, alignment)) for name, t in tensors.items()
-        }
+        placed = {name: replace(t, offset=self._offset(t, data_at, alignment)) for name, t in tensors.items()}
         for before, after in pairwise(sorted(placed.values(), key=lambda tensor: tensor.offset)):
             if before.offset + before.nbytes > after.offset:
                 raise FormatError(
@@ -88,28 +88,19 @@ class Container:
         return offset
 
 
-@dataclass(frozen=True, slots=True)
-class Contents:
-    """Contents of a file, also of one that cannot be run. `n_values` counts values by the name of their type."""
+def contents(path: Path) -> tuple[str, int, dict[str, int]]:
+    """Architecture, number of tensors, and values by ggml's names of types, of any GGUF file, by its head.
 
-    architecture: str
-    n_tensors: int
-    n_values: dict[str, int]
-
-
-def contents(path: Path) -> Contents:
-    """The contents of a GGUF file by its head. Raises FormatError if it is damaged."""
+    Raises FormatError if the head is damaged.
+    """
     pages = MappedFile(path)
     try:
         head = Head(pages)
         n_tensors, n_pairs = head.counts()
         architecture = head.pairs(n_pairs).get("general.architecture")
-        values: dict[str, int] = {}
-        for entry in head.entries(n_tensors):
-            known = TYPES.get(entry.type_number)
-            name = OTHER_TYPES.get(entry.type_number, f"type {entry.type_number}") if known is None else known.name
-            name = TYPE_NAMES.get(name, name)
-            values[name] = values.get(name, 0) + math.prod(entry.shape)
+        values: Counter[str] = Counter()
+        for tensor in head.tensors(n_tensors):
+            values[tensor.type_name] += math.prod(tensor.shape)
     finally:
         pages.close()
-    return Contents(architecture if isinstance(architecture, str) else "", n_tensors, values)
+    return architecture if isinstance(architecture, str) else "", n_tensors, values

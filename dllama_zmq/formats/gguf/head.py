@@ -56,8 +56,8 @@ class ArrayLocation:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """The description of a tensor, found at offset `at`. `shape` has the slowest axis first: rows before columns."""
+class Tensor:
+    """A tensor of the file, described at offset `at`. `shape` has the slowest axis first; a vector has one number."""
 
     name: str
     shape: tuple[int, ...]
@@ -65,15 +65,17 @@ class Entry:
     offset: int
     at: int
 
+    @property
+    def stored(self) -> StoredType:
+        """Its type, one that is read."""
+        return TYPES[self.type_number]
 
-@dataclass(frozen=True, slots=True)
-class Tensor:
-    """A tensor of the file. `shape` has the slowest axis first: rows before columns; a vector has one number."""
-
-    name: str
-    shape: tuple[int, ...]
-    stored: StoredType
-    offset: int
+    @property
+    def type_name(self) -> str:
+        """ggml's name of its type, also of one that is not read."""
+        if self.type_number in TYPES:
+            return TYPE_NAMES.get(self.stored.name, self.stored.name)
+        return OTHER_TYPES.get(self.type_number, f"type {self.type_number}")
 
     @property
     def row_bytes(self) -> int:
@@ -141,8 +143,8 @@ class Head:
         pairs = b"".join(bytes(self._bytes[first:last]) for first, last in spans)
         return GGUF_MAGIC + struct.pack("<I2Q", 3, 0, len(spans)) + pairs
 
-    def entries(self, count: int) -> Iterator[Entry]:
-        """The descriptions of tensors of any type."""
+    def tensors(self, count: int) -> Iterator[Tensor]:
+        """The tensors, of any type. Their offsets count from the start of the data."""
         for i in range(count):
             start = self.at
             name = self._name(f"the name of tensor {i + 1} of {count}")
@@ -159,18 +161,26 @@ class Head:
                     f"{self.path}: offset {start}: tensor {name} has the shape {axes}; expected positive numbers "
                     "that a file can hold. The file is damaged."
                 )
-            yield Entry(name, tuple(reversed(axes)), number, offset, start)
+            yield Tensor(name, tuple(reversed(axes)), number, offset, start)
 
-    def tensors(self, count: int) -> Iterator[Tensor]:
-        """The tensors. Their offsets count from the start of the data. Raises UnsupportedModel for other types."""
-        for entry in self.entries(count):
-            stored = self._type(entry.type_number, entry.name, entry.at)
-            if entry.shape[-1] % stored.block_values:
-                raise FormatError(
-                    f"{self.path}: offset {entry.at}: tensor {entry.name} has rows of {entry.shape[-1]} values; "
-                    f"{stored.name} needs whole blocks of {stored.block_values}. The file is damaged."
-                )
-            yield Tensor(entry.name, entry.shape, stored, entry.offset)
+    def check_type(self, tensor: Tensor) -> None:
+        """Raise UnsupportedModel if the tensor's type is not read, FormatError if its rows are not whole blocks."""
+        where = f"{self.path}: offset {tensor.at}: tensor {tensor.name}"
+        if tensor.type_number in OTHER_TYPES:
+            raise UnsupportedModel(
+                f"{where} is of type {tensor.type_name}, which this version does not read. "
+                "Get the model's Q4_K_M or Q8_0 file, or quantize it again."
+            )
+        if tensor.type_number not in TYPES:
+            raise UnsupportedModel(
+                f"{where} is of the unknown type {tensor.type_number}. "
+                "The file is damaged or newer than this version; get the model's Q4_K_M or Q8_0 file."
+            )
+        if tensor.shape[-1] % tensor.stored.block_values:
+            raise FormatError(
+                f"{where} has rows of {tensor.shape[-1]} values; {tensor.stored.name} needs whole blocks of "
+                f"{tensor.stored.block_values}. The file is damaged."
+            )
 
     def array(self, key: str, array: ArrayLocation) -> list[Any]:
         """The items of an array that `pairs` skipped."""
@@ -192,19 +202,6 @@ class Head:
                 "written by a faulty converter; convert the model again."
             ) from None
         return texts
-
-    def _type(self, number: int, name: str, at: int) -> StoredType:
-        if number in TYPES:
-            return TYPES[number]
-        if number in OTHER_TYPES:
-            raise UnsupportedModel(
-                f"{self.path}: tensor {name} is of type {OTHER_TYPES[number]}, which this version does not read. "
-                "Get the model's Q4_K_M or Q8_0 file, or quantize it again."
-            )
-        raise UnsupportedModel(
-            f"{self.path}: offset {at}: tensor {name} is of the unknown type {number}. "
-            "The file is damaged or newer than this version; get the model's Q4_K_M or Q8_0 file."
-        )
 
     def _value(self, key: str, kind: int) -> Any:
         if kind in _SCALARS:
