@@ -27,9 +27,9 @@ from pathlib import Path
 import numpy as np
 
 from dllama_zmq.formats import open_gguf
-from dllama_zmq.formats.gguf.names import gguf_name
 from dllama_zmq.formats.kinds import GGUF_MAGIC
 from dllama_zmq.formats.random_model import random_matrix
+from dllama_zmq.formats.tensor_names import gguf_name
 from dllama_zmq.kernels import choose_kernels
 from dllama_zmq.models import tensor_table
 from dllama_zmq.quants import U8

@@ -16,8 +16,9 @@ from tiny import tiny_spec, tiny_tensors
 from dllama_zmq.errors import FormatError, UsageError
 from dllama_zmq.formats import gguf_metadata, open_gguf, open_model
 from dllama_zmq.formats.gguf.container import Container
-from dllama_zmq.formats.gguf.names import Directory, gguf_name
+from dllama_zmq.formats.gguf.directory import Directory
 from dllama_zmq.formats.stored import halved, interleaved
+from dllama_zmq.formats.tensor_names import gguf_name
 from dllama_zmq.quants import F32, BlockMatrix
 from dllama_zmq.quants.k_quants import Q4_K, Q5_K, Q6_K
 from dllama_zmq.spec import FloatType, ModelSpec, Rope

@@ -11,7 +11,7 @@ from tiny import TINY, tiny_spec
 
 from dllama_zmq.errors import FormatError, UnsupportedModel
 from dllama_zmq.formats.hf.config import read_config
-from dllama_zmq.formats.hf.names import hf_name
+from dllama_zmq.formats.tensor_names import hf_name
 from dllama_zmq.spec import ModelSpec, Rope, RopeScaling
 
 QWEN2 = {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "head_dim": None}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,16 +10,18 @@ import numpy as np
 
 from dllama_zmq.errors import FormatError, UnsupportedModel
 from dllama_zmq.formats.hf.config import HFConfig, read_config
-from dllama_zmq.formats.hf.names import hf_name, is_unused
 from dllama_zmq.formats.hf.safetensors import Entry, close_all, read_shards
 from dllama_zmq.formats.model_file import ModelFile
 from dllama_zmq.formats.stored import Extent, RowOrder, StoredTensor, check_shapes, interleaved, with_types
+from dllama_zmq.formats.tensor_names import hf_name
 from dllama_zmq.models import tensor_table
 from dllama_zmq.spec import FloatType
 
 CONFIG = "config.json"
 _TIED = {"head": "embedding", "embedding": "head"}
 """If the head is the embedding, files may have the tensor under either name."""
+_UNUSED = re.compile(r".*\.(rotary_emb\.inv_freq|masked_bias|attn\.bias)")
+"""Tensors of old files that are computed."""
 _ROWS_COMPARED = 256
 _TYPES = {"F32": FloatType.F32, "F16": FloatType.F16, "BF16": FloatType.BF16}
 
@@ -70,7 +73,7 @@ def _stored(folder: Path, config: HFConfig, entries: Mapping[str, Entry]) -> dic
         in_pairs = spec.rope.layout == "interleaved" and tensor.name.endswith(("attention.q", "attention.k"))
         stored[tensor.name] = _tensor(entries[theirs], interleaved(spec.head_dim) if in_pairs else None)
     for name, entry in entries.items():
-        if name not in used and not is_unused(name):
+        if name not in used and not _UNUSED.fullmatch(name):
             raise UnsupportedModel(
                 f"{entry.where} does not belong to the model in {CONFIG}. "
                 "The files are not of one model, or this version does not run it."

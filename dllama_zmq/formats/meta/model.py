@@ -5,7 +5,6 @@ Each shard has a slice of every matrix, as in tensor parallelism: columns of wo 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,25 +17,12 @@ from dllama_zmq.formats.meta.params import Params, read_params
 from dllama_zmq.formats.meta.pickled import PickledTensor, read_tensors
 from dllama_zmq.formats.model_file import ModelFile
 from dllama_zmq.formats.stored import Extent, StoredTensor, check_shapes, with_types
+from dllama_zmq.formats.tensor_names import meta_name
 from dllama_zmq.models import tensor_table
 from dllama_zmq.spec import FloatType, ModelSpec
 
 PARAMS = "params.json"
 MAX_SHARDS = 64
-_NAMES = {
-    "embedding": "tok_embeddings",
-    "final_norm": "norm",
-    "head": "output",
-    "attention.q": "attention.wq",
-    "attention.k": "attention.wk",
-    "attention.v": "attention.wv",
-    "attention.o": "attention.wo",
-    "ffn.gate": "feed_forward.w1",
-    "ffn.down": "feed_forward.w2",
-    "ffn.up": "feed_forward.w3",
-    "attention_norm": "attention_norm",
-    "ffn_norm": "ffn_norm",
-}
 _BY_COLUMNS = ("attention.o", "ffn.down")
 _UNUSED = ("rope.freqs",)
 
@@ -138,7 +124,7 @@ def _stored(path: Path, params: Params, shards: Sequence[_Shard]) -> tuple[Model
         if tensor.name != "embedding":
             by_columns = tensor.name.endswith(_BY_COLUMNS)
             stored[tensor.name] = _join(shards, tensor.name, 1 if by_columns else 0, tensor.axes[0] == "one")
-    used = {_meta_name(name) for name in stored} | set(_UNUSED)
+    used = {meta_name(name) for name in stored} | set(_UNUSED)
     for shard in shards:
         for name in shard.tensors.keys() - used:
             raise FormatError(
@@ -150,7 +136,7 @@ def _stored(path: Path, params: Params, shards: Sequence[_Shard]) -> tuple[Model
 
 def _join(shards: Sequence[_Shard], name: str, axis: Literal[0, 1], replicated: bool = False) -> StoredTensor:
     """A tensor by our name, from the shards' slices along `axis`; a replicated one is that of the first shard."""
-    theirs = _meta_name(name)
+    theirs = meta_name(name)
     extents = [shard.extent(theirs) for shard in shards]
     where = f"{shards[0].path}: tensor {theirs}"
     first = extents[0]
@@ -162,9 +148,3 @@ def _join(shards: Sequence[_Shard], name: str, axis: Literal[0, 1], replicated: 
                 "The shards are not of one model."
             )
     return StoredTensor(where, (first,) if replicated else tuple(extents), axis)
-
-
-def _meta_name(name: str) -> str:
-    found = re.fullmatch(r"(layers\.\d+\.)(.+)", name)
-    layer, rest = found.groups() if found is not None else ("", name)
-    return f"{layer}{_NAMES[rest]}.weight"

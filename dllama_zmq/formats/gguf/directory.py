@@ -1,4 +1,4 @@
-"""GGUF's names of tensors, and the locations of a model's tensors. See FORMATS.md §4."""
+"""Where a model's tensors are in GGUF files. See FORMATS.md §4."""
 
 from __future__ import annotations
 
@@ -9,44 +9,14 @@ from dllama_zmq.errors import FormatError, UnsupportedModel
 from dllama_zmq.formats.gguf.container import Container
 from dllama_zmq.formats.gguf.head import Tensor
 from dllama_zmq.formats.stored import Extent, RowOrder, StoredTensor
+from dllama_zmq.formats.tensor_names import gguf_name
 from dllama_zmq.quants import F32
 from dllama_zmq.spec import FloatType
 
-_MODEL = {"embedding": "token_embd.weight", "final_norm": "output_norm.weight", "head": "output.weight"}
-_LAYER = {
-    "attention.q": "attn_q.weight",
-    "attention.k": "attn_k.weight",
-    "attention.v": "attn_v.weight",
-    "attention.o": "attn_output.weight",
-    "attention.q_bias": "attn_q.bias",
-    "attention.k_bias": "attn_k.bias",
-    "attention.v_bias": "attn_v.bias",
-    "attention.q_norm": "attn_q_norm.weight",
-    "attention.k_norm": "attn_k_norm.weight",
-    "attention_norm": "attn_norm.weight",
-    "ffn.gate": "ffn_gate.weight",
-    "ffn.down": "ffn_down.weight",
-    "ffn.up": "ffn_up.weight",
-    "ffn_norm": "ffn_norm.weight",
-    "router": "ffn_gate_inp.weight",
-}
-_IN_LAYER = re.compile(r"layers\.(\d+)\.(.+)")
 _EXPERT = re.compile(r"experts\.(\d+)\.(gate|down|up)")
 _ROPE_FACTORS = "rope_freqs.weight"
 _UNREAD = re.compile(r"rope_freqs\.weight|blk\.\d+\.attn_rot_embd\.weight|rope_factors_(long|short)\.weight")
 """Tensors that the spec has already, or that are computed."""
-
-
-def gguf_name(name: str) -> str:
-    """The GGUF name of a model's tensor. The experts of a layer share one tensor."""
-    if name in _MODEL:
-        return _MODEL[name]
-    layer = _IN_LAYER.fullmatch(name)
-    if layer is None:
-        raise KeyError(name)
-    i, rest = layer.groups()
-    expert = _EXPERT.fullmatch(rest)
-    return f"blk.{i}.ffn_{expert[2]}_exps.weight" if expert else f"blk.{i}.{_LAYER[rest]}"
 
 
 class Directory:
@@ -92,7 +62,7 @@ class Directory:
         if wanted not in self._tensors and expert is not None:  # Mixtral's files until April 2024
             wanted = wanted.replace("_exps", f".{expert[1]}")
         if wanted not in self._tensors and name == "head":  # tied to the embedding
-            wanted = _MODEL["embedding"]
+            wanted = gguf_name("embedding")
         if wanted not in self._tensors:
             raise FormatError(
                 f"{self._where}: the tensor {wanted}, which the model needs, is missing. Convert or download it again."
