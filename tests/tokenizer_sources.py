@@ -10,6 +10,7 @@ from typing import Any
 
 import sentencepiece
 from corpus import corpus
+from tokenizers_of import of_json, of_sentencepiece
 
 from dllama_zmq.formats import read_tokenizer
 from dllama_zmq.formats.tokenizers import tokenizer_files, write_tokenizer
@@ -33,8 +34,8 @@ def source(name: str, **more: Any) -> Tokenizer:
     """The tokenizer of a golden file, with what a model's other files would say."""
     config = CONFIGS[name] | more
     if name.endswith(".model"):
-        return Tokenizer.from_sentencepiece((GOLDEN / name).read_bytes(), name, config)
-    return Tokenizer.from_json((GOLDEN / name).read_text("utf-8"), config, name)
+        return of_sentencepiece((GOLDEN / name).read_bytes(), name, config)
+    return of_json((GOLDEN / name).read_text("utf-8"), config, name)
 
 
 def digests(encode: Callable[[str], list[int]]) -> list[str]:

@@ -24,6 +24,13 @@ from dllama_zmq.formats.json_file import read_json
 from dllama_zmq.formats.kinds import MODEL_CONFIGS, first_bytes, is_gguf, model_files, only_file_of, refuse_text
 from dllama_zmq.formats.t_file import read_t
 from dllama_zmq.tokenizer import Tokenizer
+from dllama_zmq.tokenizer.config import Config, read_config
+from dllama_zmq.tokenizer.data import TokenizerParts
+from dllama_zmq.tokenizer.from_gguf import parts_of_gguf
+from dllama_zmq.tokenizer.from_json import parts_of_json
+from dllama_zmq.tokenizer.from_ranks import parts_of_ranks
+from dllama_zmq.tokenizer.from_sentencepiece import parts_of_sentencepiece
+from dllama_zmq.tokenizer.from_t import parts_of_t
 
 MAX_JSON_BYTES = 1 << 26
 """Twice the largest known tokenizer.json."""
@@ -44,14 +51,22 @@ def read_tokenizer(path: str | Path) -> Tokenizer:
     path = Path(path)
     if path.is_dir():
         path = _in_folder(path)
+    return Tokenizer(_parts(path, str(path)))
+
+
+def _parts(path: Path, source: str) -> TokenizerParts:
     if is_gguf(path, first_bytes(path)):
-        return Tokenizer.from_gguf(gguf_metadata(path, lists=True), str(path))
+        return parts_of_gguf(gguf_metadata(path, lists=True), source)
     if path.suffix == ".json":
-        return Tokenizer.from_json(_read_text(path, MAX_JSON_BYTES), _config_beside(path), str(path))
+        return parts_of_json(_read_text(path, MAX_JSON_BYTES), _config_beside(path), source)
     if path.suffix == ".model":
-        return _read_model(path)
+        data, config = _read_bytes(path, MAX_MODEL_BYTES), _config_beside(path)
+        # A SentencePiece model begins with the tag of its first piece, a newline; a list of ranks with base64.
+        if data[:1] == b"\n" or b" " not in data[:512]:
+            return parts_of_sentencepiece(data, config, source)
+        return parts_of_ranks(_ranks(data, path), config, source)
     refuse_text(path, "a tokenizer: tokenizer.json, tokenizer.model, a .t or GGUF file, or a folder with one of them")
-    return Tokenizer.from_data(read_t(path))
+    return parts_of_t(read_t(path))
 
 
 def tokenizer_files(path: Path) -> dict[str, bytes]:
@@ -104,14 +119,6 @@ def _in_folder(folder: Path) -> Path:
     raise FormatError(f"{folder}: this folder has no {' and no '.join(_NAMES)}. Put the model's own there.")
 
 
-def _read_model(path: Path) -> Tokenizer:
-    data = _read_bytes(path, MAX_MODEL_BYTES)
-    # A SentencePiece model begins with the tag of its first piece, which is a newline; a list of ranks with base64.
-    if data[:1] == b"\n" or b" " not in data[:512]:
-        return Tokenizer.from_sentencepiece(data, str(path), _config_beside(path))
-    return Tokenizer.from_ranks(_ranks(data, path), str(path), _config_beside(path))
-
-
 def _ranks(data: bytes, path: Path) -> dict[bytes, int]:
     ranks: dict[bytes, int] = {}
     for index, line in enumerate(data.splitlines(), start=1):
@@ -129,7 +136,7 @@ def _ranks(data: bytes, path: Path) -> dict[bytes, int]:
     return ranks
 
 
-def _config_beside(path: Path) -> dict[str, Any]:
+def _config_beside(path: Path) -> Config:
     """The configuration in the files beside a tokenizer.
 
     tokenizer_config.json overrides special_tokens_map.json. EOS ids come from generation_config.json and config.json,
@@ -151,7 +158,7 @@ def _config_beside(path: Path) -> dict[str, Any]:
     ]
     if found:
         config["chat_template"] = found
-    return config
+    return read_config(config, str(path))
 
 
 def _templates(folder: Path) -> list[tuple[str, Path]]:

@@ -4,19 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from dllama_zmq.errors import FormatError, RequestError
 from dllama_zmq.spec import ModelSpec
 from dllama_zmq.tokenizer.chat import ChatTemplate, choose_template
-from dllama_zmq.tokenizer.config import read_config
-from dllama_zmq.tokenizer.data import TokenizerData, TokenizerParts
+from dllama_zmq.tokenizer.data import TokenizerParts
 from dllama_zmq.tokenizer.decoder import IncrementalDecoder
-from dllama_zmq.tokenizer.from_gguf import parts_of_gguf
-from dllama_zmq.tokenizer.from_json import parts_of_json
-from dllama_zmq.tokenizer.from_ranks import parts_of_ranks
-from dllama_zmq.tokenizer.from_sentencepiece import parts_of_sentencepiece
-from dllama_zmq.tokenizer.from_t import parts_of_t
 
 _MIN_SHARE = 0.9
 """Smallest share of a model's vocabulary that is tokens, not padding. Phi pads most: 50,257 tokens to 51,200."""
@@ -24,49 +18,12 @@ _MAX_NAMED = 4
 
 
 class Tokenizer:
-    """Encoder and decoder of one vocabulary. Made by one of the `from_...`."""
+    """Encoder and decoder of one vocabulary, of `parts` that a `parts_of_...` function made."""
 
     def __init__(self, parts: TokenizerParts) -> None:
         self._parts = parts
         self._printed = {token: piece for token, piece in parts.pieces.items() if token not in parts.silent}
         self._size = max(parts.pieces) + 1
-
-    @classmethod
-    def from_data(cls, data: TokenizerData) -> Tokenizer:
-        """The tokenizer of a `.t` file's vocabulary. Raises FormatError for one of an unknown kind."""
-        return cls(parts_of_t(data))
-
-    @classmethod
-    def from_sentencepiece(
-        cls, model: bytes, source: str = "tokenizer.model", config: Mapping[str, Any] | None = None
-    ) -> Tokenizer:
-        """The tokenizer of a SentencePiece BPE or unigram model. `config`: see `from_json`.
-
-        Raises FormatError, UnsupportedModel for other kinds of models.
-        """
-        return cls(parts_of_sentencepiece(model, read_config(config or {}, source), source))
-
-    @classmethod
-    def from_json(cls, text: str, config: Mapping[str, Any] | None = None, source: str = "tokenizer.json") -> Tokenizer:
-        """The tokenizer of a Hugging Face tokenizer.json.
-
-        config: see `config.read_config`. Raises FormatError for a damaged file or configuration, UnsupportedModel for
-        a kind that is not read.
-        """
-        return cls(parts_of_json(text, read_config(config or {}, source), source))
-
-    @classmethod
-    def from_gguf(cls, metadata: Mapping[str, Any], source: str) -> Tokenizer:
-        """The tokenizer in the metadata of a GGUF file, plain Python values by GGUF key.
-
-        Raises FormatError for values of a wrong type, UnsupportedModel for an unknown kind or pre-tokenizer.
-        """
-        return cls(parts_of_gguf(metadata, source))
-
-    @classmethod
-    def from_ranks(cls, ranks: Mapping[bytes, int], source: str, config: Mapping[str, Any] | None = None) -> Tokenizer:
-        """The tokenizer of Meta's Llama 3: `ranks` of byte-level pieces; special tokens follow them."""
-        return cls(parts_of_ranks(ranks, read_config(config or {}, source), source))
 
     @property
     def source(self) -> str:

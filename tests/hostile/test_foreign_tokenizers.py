@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 from refusal import refusal
+from tokenizers_of import of_gguf
 
 from dllama_zmq.errors import DllamaError, FormatError, RequestError
 from dllama_zmq.formats import read_tokenizer
 from dllama_zmq.formats.tokenizers import MAX_JSON_BYTES, MAX_MODEL_BYTES
-from dllama_zmq.tokenizer import Tokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tokenizers"
 TEXT = "the cat's 123 <|im_end|> é 😀\n\n  x"
@@ -222,6 +222,8 @@ import random, sys
 from pathlib import Path
 from dllama_zmq.errors import DllamaError
 from dllama_zmq.tokenizer import Tokenizer
+from dllama_zmq.tokenizer.config import Config
+from dllama_zmq.tokenizer.from_sentencepiece import parts_of_sentencepiece
 model, rng, refused = Path(sys.argv[1]).read_bytes(), random.Random(int(sys.argv[2])), 0
 for _ in range(150):
     data = bytearray(model)
@@ -229,7 +231,7 @@ for _ in range(150):
         at = rng.randrange(len(data)) if rng.random() < 0.5 else rng.randrange(len(data) - 200, len(data))
         data[at : at + 1] = rng.choice([bytes([rng.randrange(256)]), b"", b"\\xff\\xff\\xff\\xff\\x7f"])
     try:
-        tokenizer = Tokenizer.from_sentencepiece(bytes(data), "a.model")
+        tokenizer = Tokenizer(parts_of_sentencepiece(bytes(data), Config(), "a.model"))
         assert all(0 <= token < tokenizer.vocab_size for token in tokenizer.encode("the cat \\u00e9 \\U0001f600"))
     except DllamaError:
         refused += 1
@@ -277,8 +279,8 @@ BYTE_LEVEL = {
 
 
 def test_the_metadata_that_the_others_are_made_from_are_sound():
-    assert Tokenizer.from_gguf(SENTENCEPIECE, "a.gguf").encode("a") == [1, 3]
-    assert Tokenizer.from_gguf(BYTE_LEVEL, "a.gguf").encode("ab") == [2]
+    assert of_gguf(SENTENCEPIECE, "a.gguf").encode("a") == [1, 3]
+    assert of_gguf(BYTE_LEVEL, "a.gguf").encode("ab") == [2]
 
 
 @pytest.mark.parametrize("base", [SENTENCEPIECE, BYTE_LEVEL])
@@ -286,7 +288,7 @@ def test_the_metadata_that_the_others_are_made_from_are_sound():
 def test_metadata_of_a_wrong_type_are_refused_by_their_key_or_work(base, value):
     for key in base:
         try:
-            tokenizer = Tokenizer.from_gguf({**base, key: value}, "a.gguf")
+            tokenizer = of_gguf({**base, key: value}, "a.gguf")
             assert all(0 <= token < tokenizer.vocab_size for token in tokenizer.encode(TEXT, specials=True))
         except DllamaError:
             continue
@@ -315,7 +317,7 @@ def test_metadata_of_a_wrong_type_are_refused_by_their_key_or_work(base, value):
 def test_wrong_sentencepiece_metadata_are_refused_by_name(change, words):
     metadata = SENTENCEPIECE | {f"tokenizer.ggml.{key}": value for key, value in change.items()}
     with pytest.raises(FormatError) as caught:
-        Tokenizer.from_gguf(metadata, "a.gguf")
+        of_gguf(metadata, "a.gguf")
     assert words in str(caught.value)
 
 
@@ -334,10 +336,10 @@ def test_wrong_sentencepiece_metadata_are_refused_by_name(change, words):
 def test_wrong_byte_level_metadata_are_refused_by_name(change, words):
     metadata = BYTE_LEVEL | {f"tokenizer.ggml.{key}": value for key, value in change.items()}
     with pytest.raises(FormatError) as caught:
-        Tokenizer.from_gguf(metadata, "a.gguf")
+        of_gguf(metadata, "a.gguf")
     assert words in str(caught.value)
 
 
 def test_a_template_in_metadata_that_is_no_text_is_refused():
     with pytest.raises(FormatError, match=r"tokenizer\.chat_template\.tool_use is 7; expected a text"):
-        Tokenizer.from_gguf({**BYTE_LEVEL, "tokenizer.chat_template.tool_use": 7}, "a.gguf")
+        of_gguf({**BYTE_LEVEL, "tokenizer.chat_template.tool_use": 7}, "a.gguf")

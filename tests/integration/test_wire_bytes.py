@@ -20,6 +20,7 @@ import pytest
 import zmq
 from surroundings import free_ports
 from tiny import tiny_spec, tiny_tokenizer_data, write_tiny_model
+from tokenizers_of import of_t
 
 from dllama_zmq.bus.links import Endpoints
 from dllama_zmq.bus.meter import wire_bytes
@@ -27,7 +28,6 @@ from dllama_zmq.root.generation import GenerationRequest, generate
 from dllama_zmq.root.root import Root, RootSettings
 from dllama_zmq.root.sampling import Sampling
 from dllama_zmq.spec import Sync
-from dllama_zmq.tokenizer import Tokenizer
 from dllama_zmq.worker import Worker, WorkerSettings
 
 GREETING_BYTES = 64
@@ -132,7 +132,7 @@ def counted(streams: Sequence[bytearray]) -> Counter[str]:
 def metered_run(folder: Path, sync: Sync) -> Iterator[tuple[Root, Forwarder, Forwarder]]:
     """A root and a worker joined by forwarders alone, which have answered two requests and parted."""
     spec = tiny_spec(dim=128, hidden_dim=256, n_kv_heads=4, seq_len=64)
-    tokenizer = Tokenizer.from_data(tiny_tokenizer_data(spec.vocab_size))
+    tokenizer = of_t(tiny_tokenizer_data(spec.vocab_size))
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     with write_tiny_model(folder / "tiny.m", spec) as model:
         steps_port, replies_port = free_ports(2)

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from conversations import ASSISTANT, CONVERSATIONS, SYSTEM, USER
 from tiny import tiny_tokenizer_data
+from tokenizers_of import of_t
 
 from dllama_zmq.errors import FormatError, RequestError, UsageError
-from dllama_zmq.tokenizer import ChatTemplate, Tokenizer
+from dllama_zmq.tokenizer import ChatTemplate
 
 FOLDER = Path(__file__).parents[1] / "golden" / "templates"
 RENDERED: dict[str, dict[str, str | dict[str, str]]] = json.loads((FOLDER / "rendered.json").read_text("utf-8"))
@@ -69,7 +70,7 @@ def test_a_template_renders_as_transformers_renders_it(published, name):
     ],
 )
 def test_a_built_in_template_is_the_published_one(builtin, published, names):
-    chat = Tokenizer.from_data(tiny_tokenizer_data()).chat_template(builtin)
+    chat = of_t(tiny_tokenizer_data()).chat_template(builtin)
     for name in names:
         expected = RENDERED[published][name]
         if isinstance(expected, str):
@@ -80,7 +81,7 @@ def test_a_built_in_template_is_the_published_one(builtin, published, names):
 
 
 def test_the_file_s_own_template_is_taken_and_its_tokens_are_named():
-    tokenizer = Tokenizer.from_data(replace(tiny_tokenizer_data(), chat_template="{{ bos_token }}-{{ eos_token }}"))
+    tokenizer = of_t(replace(tiny_tokenizer_data(), chat_template="{{ bos_token }}-{{ eos_token }}"))
     assert tokenizer.chat_template().render(MESSAGES) == "<s>-</s>"
     assert tokenizer.chat_template("chatml").render(MESSAGES).startswith("<|im_start|>user\n")
 
@@ -102,11 +103,11 @@ def test_special_tokens_tell_the_template_of_a_file_without_one(specials, starts
         pieces=[*plain.pieces, *(name.encode() for name in specials)],
         scores=[*plain.scores, *(0.0 for _ in specials)],
     )
-    assert Tokenizer.from_data(data).chat_template().render(MESSAGES).startswith(starts)
+    assert of_t(data).chat_template().render(MESSAGES).startswith(starts)
 
 
 def test_no_template_and_no_telling_tokens_ask_for_a_name():
-    tokenizer = Tokenizer.from_data(tiny_tokenizer_data())
+    tokenizer = of_t(tiny_tokenizer_data())
     with pytest.raises(RequestError, match="choose one by name: llama2, llama3, mistral, chatml, zephyr, deepseek"):
         tokenizer.chat_template()
     with pytest.raises(UsageError, match="'kilo' is not a chat template; expected one of llama2, "):

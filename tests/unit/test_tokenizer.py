@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import sentencepiece
 from tiny import tiny_spec, tiny_tokenizer_data
+from tokenizers_of import of_t
 
 from dllama_zmq.errors import FormatError, RequestError
 from dllama_zmq.formats import read_tokenizer, write_t
@@ -97,7 +98,7 @@ def test_sizes_and_ids_are_those_of_the_file(trained, tokenizer):
 
 @pytest.mark.parametrize(("add_bos", "bos", "first"), [(True, None, 1), (False, None, 259), (False, True, 1)])
 def test_the_bos_comes_as_asked_and_else_as_the_file_says(add_bos, bos, first):
-    tokenizer = Tokenizer.from_data(replace(tiny_tokenizer_data(260), add_bos=add_bos))
+    tokenizer = of_t(replace(tiny_tokenizer_data(260), add_bos=add_bos))
     assert tokenizer.encode("a", bos)[0] == first
 
 
@@ -143,17 +144,17 @@ def test_only_one_space_is_dropped_and_only_at_the_start(tokenizer):
     ],
 )
 def test_bytes_become_characters_when_complete_and_u_fffd_when_they_cannot(data, shown):
-    decoder = Tokenizer.from_data(tiny_tokenizer_data(260)).decoder()
+    decoder = of_t(tiny_tokenizer_data(260)).decoder()
     assert [decoder.push(3 + value) for value in data] + [decoder.flush()] == shown
 
 
 def test_control_tokens_print_nothing_and_do_not_break_a_character():
-    decoder = Tokenizer.from_data(tiny_tokenizer_data(260)).decoder()
+    decoder = of_t(tiny_tokenizer_data(260)).decoder()
     assert [decoder.push(token) for token in (1, 3 + 0xC3, 2, 0, 3 + 0xA9)] == ["", "", "", "", "é"]
 
 
 def test_an_id_without_a_piece_prints_nothing_and_a_negative_one_is_refused():
-    tokenizer = Tokenizer.from_data(tiny_tokenizer_data(260))
+    tokenizer = of_t(tiny_tokenizer_data(260))
     assert (tokenizer.piece(260), tokenizer.decode([259, 260, 1 << 30, 259])) == (b"", " ")
     assert tokenizer.decoder().push(260) == ""
     with pytest.raises(RequestError, match="token -1 is in no vocabulary; expected 0 or more"):
@@ -163,7 +164,7 @@ def test_an_id_without_a_piece_prints_nothing_and_a_negative_one_is_refused():
 
 
 def test_a_tokenizer_of_another_model_is_refused_with_both_sizes_and_files():
-    tokenizer = Tokenizer.from_data(replace(tiny_tokenizer_data(300), source="other.t"))
+    tokenizer = of_t(replace(tiny_tokenizer_data(300), source="other.t"))
     for vocab_size in (300, 320):  # models pad their embedding
         tokenizer.check_fits(tiny_spec(vocab_size=vocab_size), "model.m")
     with pytest.raises(FormatError, match=r"other\.t has 300 tokens, but model\.m has a vocabulary of 288"):
@@ -171,7 +172,7 @@ def test_a_tokenizer_of_another_model_is_refused_with_both_sizes_and_files():
 
 
 def test_a_tokenizer_much_smaller_than_the_vocabulary_is_doubted_with_both_sizes_and_files():
-    tokenizer = Tokenizer.from_data(replace(tiny_tokenizer_data(288), source="other.t"))
+    tokenizer = of_t(replace(tiny_tokenizer_data(288), source="other.t"))
     for vocab_size in (288, 293, 320):
         assert tokenizer.mismatch_warning(tiny_spec(vocab_size=vocab_size), "model.m") == ""
     doubt = tokenizer.mismatch_warning(tiny_spec(vocab_size=321), "model.m")
@@ -184,14 +185,14 @@ def test_pieces_that_sentencepiece_would_refuse_do_not_spoil_a_vocabulary(pieces
     plain = tiny_tokenizer_data(288)
     data = replace(plain, pieces=plain.pieces + pieces, scores=plain.scores + [-99.0] * len(pieces))
     text = "the cat and a \x00 dog"
-    assert Tokenizer.from_data(data).encode(text) == Tokenizer.from_data(plain).encode(text)
+    assert of_t(data).encode(text) == of_t(plain).encode(text)
 
 
 def test_a_vocabulary_without_an_unknown_piece_encodes_the_same():
     plain = tiny_tokenizer_data(288)
     without = replace(plain, pieces=[b"<pad>", *plain.pieces[1:]])
-    assert Tokenizer.from_data(without).encode("the cat é") == Tokenizer.from_data(plain).encode("the cat é")
-    assert Tokenizer.from_data(without).vocab_size == 288
+    assert of_t(without).encode("the cat é") == of_t(plain).encode("the cat é")
+    assert of_t(without).vocab_size == 288
 
 
 # Byte-level: bytes in an order of their own, merges by rank, special tokens from the BOS on.
@@ -246,19 +247,19 @@ def test_byte_level_special_tokens_print_nothing(byte_level):
 def test_a_vocabulary_without_a_space_is_refused():
     data = replace(tiny_tokenizer_data(260), pieces=[*tiny_tokenizer_data(260).pieces[:259], b"x"])
     with pytest.raises(FormatError, match="without a piece for ' '"):
-        Tokenizer.from_data(data)
+        of_t(data)
 
 
 def test_a_vocabulary_of_another_kind_is_refused_by_name():
     data = TokenizerData([b"<s>", b"</s>", b"a", b"b"], [0.0] * 4, 0, (1,), source="words.t")
     with pytest.raises(FormatError, match=r"words\.t: this version does not read this kind of vocabulary"):
-        Tokenizer.from_data(data)
+        of_t(data)
 
 
 def test_a_byte_level_vocabulary_with_a_piece_twice_is_refused():
     data = replace(BYTE_LEVEL, pieces=[*RANKED[:-1], b"he", *SPECIALS])
     with pytest.raises(FormatError, match="two tokens are b'he'"):
-        Tokenizer.from_data(data)
+        of_t(data)
 
 
 def test_a_token_that_no_merge_makes_is_found_where_it_is_a_whole_word():
@@ -266,7 +267,7 @@ def test_a_token_that_no_merge_makes_is_found_where_it_is_a_whole_word():
     ranked = [*RANKED, b"zyx"]
     n = len(ranked)
     data = TokenizerData([*ranked, *SPECIALS], [0.0] * (n + 3), n, (n + 1, n + 2))
-    tokenizer = Tokenizer.from_data(data)
+    tokenizer = of_t(data)
     assert tokenizer.encode("zyx", bos=False) == [n - 1]
     assert [tokenizer.piece(token) for token in tokenizer.encode("zyxz", bos=False)] == [b"z", b"y", b"x", b"z"]
 
@@ -274,5 +275,5 @@ def test_a_token_that_no_merge_makes_is_found_where_it_is_a_whole_word():
 def test_of_two_special_tokens_at_one_place_the_longer_is_found():
     n = len(RANKED)
     names = [b"<|a|>", b"<|a|><|b|>", b"<|b|>"]
-    tokenizer = Tokenizer.from_data(TokenizerData([*RANKED, *names], [0.0] * (n + 3), n, (n,)))
+    tokenizer = of_t(TokenizerData([*RANKED, *names], [0.0] * (n + 3), n, (n,)))
     assert tokenizer.encode("<|b|><|a|><|b|><|a|>", bos=False, specials=True) == [n + 2, n + 1, n]

@@ -11,10 +11,10 @@ from tiny import tiny_spec
 from tokenizer_folders import CASES, write_folder
 from tokenizer_folders import TEXTS as FOLDER_TEXTS
 from tokenizer_sources import CONFIGS, ENCODED, GOLDEN, as_gguf, digests, folder_of, kept, marked, plain, source
+from tokenizers_of import of_gguf, of_json
 
 from dllama_zmq.errors import FormatError
 from dllama_zmq.formats import read_tokenizer
-from dllama_zmq.tokenizer import Tokenizer
 
 
 def test_a_list_of_ranks_encodes_as_the_tokenizer_json_of_the_same_pieces(tmp_path):
@@ -84,7 +84,7 @@ def test_a_file_that_puts_several_tokens_before_a_text_is_doubted():
                    {"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": names[1], "type_id": 0}}],
         "special_tokens": {name: {"id": name, "ids": [ids[name]], "tokens": [name]} for name in names},
     }  # fmt: skip
-    tokenizer = Tokenizer.from_json(json.dumps(file), {"eos_token": "<|end_of_text|>"}, "a.json")
+    tokenizer = of_json(json.dumps(file), {"eos_token": "<|end_of_text|>"}, "a.json")
     assert tokenizer.encode("the")[0] == tokenizer.bos_id == ids[names[0]]
     assert "it puts 2 tokens before a text" in tokenizer.mismatch_warning(tiny_spec(vocab_size=1000))
     assert source("llama3.json").mismatch_warning(tiny_spec(vocab_size=1000)) == ""
@@ -100,17 +100,12 @@ def test_what_training_saved_does_not_cut_or_fill_a_prompt(tmp_path):
 def test_a_dropout_that_training_saved_is_switched_off_and_told():
     file = json.loads((GOLDEN / "gpt2.json").read_text("utf-8"))
     file["model"]["dropout"] = 0.9
-    tokenizer = Tokenizer.from_json(json.dumps(file), CONFIGS["gpt2.json"], "a.json")
+    tokenizer = of_json(json.dumps(file), CONFIGS["gpt2.json"], "a.json")
     text = "once upon a time there was a tokenizer " * 8
     assert tokenizer.encode(text) == source("gpt2.json").encode(text)
     assert "it has a dropout of 0.9, which is for training" in tokenizer.mismatch_warning(tiny_spec(vocab_size=1000))
     file["model"]["dropout"] = 0.0
-    assert (
-        Tokenizer.from_json(json.dumps(file), CONFIGS["gpt2.json"], "a.json").mismatch_warning(
-            tiny_spec(vocab_size=1000)
-        )
-        == ""
-    )
+    assert of_json(json.dumps(file), CONFIGS["gpt2.json"], "a.json").mismatch_warning(tiny_spec(vocab_size=1000)) == ""
 
 
 def with_end_after(name: str) -> str:
@@ -132,12 +127,12 @@ def with_end_after(name: str) -> str:
         (lambda: source("llama3.json"), lambda: source("llama3.json", add_eos_token=True)),
         (
             lambda: source("gpt2.json"),
-            lambda: Tokenizer.from_json(with_end_after("gpt2.json"), CONFIGS["gpt2.json"], "a.json"),
+            lambda: of_json(with_end_after("gpt2.json"), CONFIGS["gpt2.json"], "a.json"),
         ),
         *(
             (
-                lambda name=name: Tokenizer.from_gguf(as_gguf(name), "a.gguf"),
-                lambda name=name: Tokenizer.from_gguf(as_gguf(name) | {"tokenizer.ggml.add_eos_token": True}, "a.gguf"),
+                lambda name=name: of_gguf(as_gguf(name), "a.gguf"),
+                lambda name=name: of_gguf(as_gguf(name) | {"tokenizer.ggml.add_eos_token": True}, "a.gguf"),
             )
             for name in ("bpe.model", "gpt2.json")
         ),
@@ -186,6 +181,6 @@ def test_added_tokens_beyond_the_embedding_are_allowed_and_told(tmp_path):
 
 
 def test_one_file_is_named_once():
-    tokenizer = Tokenizer.from_gguf(as_gguf("gpt2.json"), "a.gguf")
+    tokenizer = of_gguf(as_gguf("gpt2.json"), "a.gguf")
     doubt = tokenizer.mismatch_warning(tiny_spec(vocab_size=32000), "a.gguf")
     assert doubt.startswith("a.gguf: its tokenizer has 1000 tokens, and its vocabulary is 32000: if the answers")

@@ -8,10 +8,10 @@ from tiny import tiny_spec
 from tokenizer_folders import TEXTS as FOLDER_TEXTS
 from tokenizer_folders import write_folder
 from tokenizer_sources import TEXTS, as_gguf, digests, llama_gguf, plain, with_token
+from tokenizers_of import of_gguf
 
 from dllama_zmq.errors import UnsupportedModel
 from dllama_zmq.formats import read_tokenizer
-from dllama_zmq.tokenizer import Tokenizer
 
 
 @pytest.mark.parametrize(
@@ -40,19 +40,19 @@ def test_pre_tokenizers_split_as_worked_by_hand(pre, text, pieces):
         "tokenizer.ggml.merges": merges, "tokenizer.ggml.token_type": [1] * len(tokens) + [3],
         "tokenizer.ggml.eos_token_id": len(tokens), "tokenizer.ggml.bos_token_id": len(tokens),
     }  # fmt: skip
-    tokenizer = Tokenizer.from_gguf(metadata, "a.gguf")
+    tokenizer = of_gguf(metadata, "a.gguf")
     assert [tokenizer.piece(token).decode() for token in tokenizer.encode(text, bos=False)] == pieces
 
 
 def test_an_unknown_pre_tokenizer_or_kind_is_refused_by_name():
     with pytest.raises(UnsupportedModel, match=r"a\.gguf: tokenizer\.ggml\.pre is 'kilo'.*it knows .*llama-bpe.*qwen2"):
-        Tokenizer.from_gguf(as_gguf("gpt2.json") | {"tokenizer.ggml.pre": "kilo"}, "a.gguf")
+        of_gguf(as_gguf("gpt2.json") | {"tokenizer.ggml.pre": "kilo"}, "a.gguf")
     with pytest.raises(UnsupportedModel, match=r"tokenizer\.ggml\.model is 't5'; this version reads llama .* and gpt2"):
-        Tokenizer.from_gguf(as_gguf("gpt2.json") | {"tokenizer.ggml.model": "t5"}, "a.gguf")
+        of_gguf(as_gguf("gpt2.json") | {"tokenizer.ggml.model": "t5"}, "a.gguf")
 
 
 def test_a_gguf_s_user_defined_tokens_cut_a_text_as_those_of_a_folder_do(tmp_path):
-    gguf = Tokenizer.from_gguf(with_token(llama_gguf(), "<tool_call>", 4), "a.gguf")
+    gguf = of_gguf(with_token(llama_gguf(), "<tool_call>", 4), "a.gguf")
     folder = read_tokenizer(write_folder(tmp_path / "a", "sentencepiece, legacy"))
     for text in FOLDER_TEXTS:
         for specials in (False, True):
@@ -63,7 +63,7 @@ def test_a_gguf_s_user_defined_tokens_cut_a_text_as_those_of_a_folder_do(tmp_pat
 def test_byte_tokens_that_a_converter_took_for_text_are_bytes():
     metadata = llama_gguf()
     wrong = [1 if kind == 6 else kind for kind in metadata["tokenizer.ggml.token_type"]]
-    tokenizer, sound = (Tokenizer.from_gguf(llama_gguf(token_type=kinds), "a.gguf")
+    tokenizer, sound = (of_gguf(llama_gguf(token_type=kinds), "a.gguf")
                         for kinds in (wrong, metadata["tokenizer.ggml.token_type"]))  # fmt: skip
     for text in TEXTS[:200]:
         assert tokenizer.encode(text) == sound.encode(text)
@@ -74,7 +74,7 @@ def test_byte_tokens_that_a_converter_took_for_text_are_bytes():
 @pytest.mark.parametrize("name", ["bpe.model", "gpt2.json"])
 def test_an_end_of_turn_is_one_whatever_type_a_gguf_gives_it(name, kind):
     metadata = with_token(with_token(as_gguf(name), "<|im_start|>", 4), "<|im_end|>", kind)
-    tokenizer = Tokenizer.from_gguf(metadata, "a.gguf")
+    tokenizer = of_gguf(metadata, "a.gguf")
     end = tokenizer.vocab_size - 1
     assert end in tokenizer.eos_ids
     assert tokenizer.decode([end]) == ""
@@ -85,33 +85,33 @@ def test_an_end_of_turn_is_one_whatever_type_a_gguf_gives_it(name, kind):
 
 @pytest.mark.parametrize("none", [-1, (1 << 32) - 1, 1000, 5000])
 def test_a_padding_id_that_is_no_token_is_none(none):
-    tokenizer = Tokenizer.from_gguf(llama_gguf(padding_token_id=none, unknown_token_id=none), "a.gguf")
-    assert tokenizer.encode("the cat") == Tokenizer.from_gguf(llama_gguf(), "a.gguf").encode("the cat")
+    tokenizer = of_gguf(llama_gguf(padding_token_id=none, unknown_token_id=none), "a.gguf")
+    assert tokenizer.encode("the cat") == of_gguf(llama_gguf(), "a.gguf").encode("the cat")
 
 
 @pytest.mark.parametrize("none", [-1, (1 << 32) - 1])
 def test_a_gguf_may_say_that_it_has_no_bos(none):
     metadata = as_gguf("qwen2.json") | {"tokenizer.ggml.bos_token_id": none, "tokenizer.ggml.eot_token_id": none}
-    assert Tokenizer.from_gguf(metadata, "a.gguf").bos_id is None
+    assert of_gguf(metadata, "a.gguf").bos_id is None
 
 
 def test_several_unknown_tokens_pad_a_vocabulary():
     padded = llama_gguf(unknown_token_id=0)
     for i in range(3):
         padded = with_token(padded, f"[PAD{i}]", 2)
-    tokenizer = Tokenizer.from_gguf(padded, "a.gguf")
-    plain = Tokenizer.from_gguf(llama_gguf(), "a.gguf")
+    tokenizer = of_gguf(padded, "a.gguf")
+    plain = of_gguf(llama_gguf(), "a.gguf")
     assert [tokenizer.encode(text) for text in TEXTS[:100]] == [plain.encode(text) for text in TEXTS[:100]]
 
 
 def test_a_token_in_characters_beside_one_in_their_bytes_is_printed_only():
     """As in command-r's vocabulary: no text becomes the first, for text is bytes when it is merged."""
     metadata = as_gguf("gpt2.json")
-    plain = Tokenizer.from_gguf(metadata, "a.gguf")
+    plain = of_gguf(metadata, "a.gguf")
     token = len(metadata["tokenizer.ggml.tokens"])
     written = "".join(chr(ord(c)) for c in "âĢĶ")
     both = with_token(with_token(metadata, "—", 1), written, 1)
-    tokenizer = Tokenizer.from_gguf(both, "a.gguf")
+    tokenizer = of_gguf(both, "a.gguf")
     assert tokenizer.decode([token]) == tokenizer.decode([token + 1]) == "—"
     assert [tokenizer.encode(text) for text in TEXTS[:100]] == [plain.encode(text) for text in TEXTS[:100]]
 
@@ -122,20 +122,18 @@ def test_a_token_in_characters_beside_one_in_their_bytes_is_printed_only():
      ("f2llmv2", "qwen2")],
 )  # fmt: skip
 def test_a_pre_tokenizer_is_known_by_each_of_its_names(name, same_as):
-    one, other = (
-        Tokenizer.from_gguf(as_gguf("qwen2.json") | {"tokenizer.ggml.pre": pre}, "a.gguf") for pre in (name, same_as)
-    )
+    one, other = (of_gguf(as_gguf("qwen2.json") | {"tokenizer.ggml.pre": pre}, "a.gguf") for pre in (name, same_as))
     assert digests(plain(one)) == digests(plain(other))
 
 
 def test_a_glm4_takes_whole_words_before_merges():
     metadata = with_token(as_gguf("qwen2.json") | {"tokenizer.ggml.pre": "glm4"}, "zqxj", 1)
-    assert Tokenizer.from_gguf(metadata, "a.gguf").encode("zqxj") == [len(metadata["tokenizer.ggml.tokens"]) - 1]
+    assert of_gguf(metadata, "a.gguf").encode("zqxj") == [len(metadata["tokenizer.ggml.tokens"]) - 1]
 
 
 def test_a_gguf_that_names_no_pre_tokenizer_is_doubted():
     metadata = as_gguf("gpt2.json")
     spec = tiny_spec(vocab_size=1000)
-    assert Tokenizer.from_gguf(metadata, "a.gguf").mismatch_warning(spec) == ""
+    assert of_gguf(metadata, "a.gguf").mismatch_warning(spec) == ""
     del metadata["tokenizer.ggml.pre"]
-    assert "tokenizer.ggml.pre is missing" in Tokenizer.from_gguf(metadata, "a.gguf").mismatch_warning(spec)
+    assert "tokenizer.ggml.pre is missing" in of_gguf(metadata, "a.gguf").mismatch_warning(spec)

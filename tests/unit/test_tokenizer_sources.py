@@ -27,10 +27,10 @@ from tokenizer_sources import (
     plain,
     source,
 )
+from tokenizers_of import of_gguf, of_sentencepiece
 
 from dllama_zmq.errors import RequestError, UsageError
 from dllama_zmq.formats import read_tokenizer, write_t
-from dllama_zmq.tokenizer import Tokenizer
 
 
 def test_the_corpus_is_that_of_the_golden_file():
@@ -59,7 +59,7 @@ def test_no_text_becomes_a_special_token_unasked(name):
 
 @pytest.mark.parametrize("name", ["bpe.model", *BYTE_LEVEL])
 def test_gguf_metadata_encodes_as_the_source(name):
-    tokenizer = Tokenizer.from_gguf(as_gguf(name), "a.gguf")
+    tokenizer = of_gguf(as_gguf(name), "a.gguf")
     assert digests(plain(tokenizer)) == ENCODED[name]["plain"]
     assert tokenizer.vocab_size == source(name).vocab_size
     if name in BYTE_LEVEL:
@@ -224,5 +224,5 @@ def test_a_normalizing_sentencepiece_model_encodes_as_the_library():
         vocab_size=500, character_coverage=0.98, num_threads=1, minloglevel=2, hard_vocab_limit=False,
     )  # fmt: skip
     library = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
-    tokenizer = Tokenizer.from_sentencepiece(model.getvalue(), "a.model")
+    tokenizer = of_sentencepiece(model.getvalue(), "a.model")
     assert [tokenizer.encode(text, bos=False) for text in TEXTS] == library.encode(TEXTS)
