@@ -7,6 +7,7 @@ requests; leaves how nodes work together to `root.py`.
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -44,7 +45,8 @@ from dllama_zmq.tokenizer import Tokenizer
 logger = logging.getLogger(__name__)
 
 _TURN_S = 0.1
-_CLIENTS_S = 0.002  # for what clients say, between two steps
+_CLIENTS_S = 0.002  # for what clients say, at most in one go
+_CLIENTS_SHARE = 0.25  # and of the step before: one long message takes 1 ms, as a step of a small model does
 _STEP_STAGES = 3  # limits.step_s is for one stage; a step of which more stages are as late is none that works
 _REMIND_S = 1.0
 _LOOK_AT_WAITING_S = 0.1
@@ -91,6 +93,7 @@ class Service:
         self._waiting: Waiting[_Request] = Waiting()
         self._active: _Request | None = None
         self._complaints = Complaints(logger)
+        self._step_s = math.inf  # how long the last step took; unknown: no bound for clients
         self._ready_at = time.monotonic()  # when it was last seen, or began
         self._next_look = 0.0
         self._status: Status | None = None
@@ -142,8 +145,8 @@ class Service:
     # --- clients ---------------------------------------------------------------------------------------------------
 
     def _answer_clients(self) -> None:
-        """Hear clients, one message of each in turn, for _CLIENTS_S at most: the others' steps go on."""
-        until = time.monotonic() + _CLIENTS_S
+        """Hear clients, one message of each in turn, for a part of a step's time: the steps of the others go on."""
+        until = time.monotonic() + min(_CLIENTS_S, _CLIENTS_SHARE * self._step_s)
         while not self._stopped:
             frames = self._clients.receive_now()
             if frames is None:
@@ -256,8 +259,10 @@ class Service:
 
     def _advance(self, request: _Request) -> None:
         """One event of the running request: at most one step."""
+        begun = time.monotonic()
         try:
             event = next(request.events) if request.events is not None else None
+            self._step_s = time.monotonic() - begun
         except Exception as error:
             self._fail(request, self._as_ours(request, error))
         else:
