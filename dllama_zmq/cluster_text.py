@@ -11,6 +11,8 @@ from dllama_zmq.sources import JSON, MODELS, TEXT, kind_of_bytes
 
 MAX_FILE_BYTES = 1 << 20
 _KEYS = re.compile(r"""^[\s{"']*(?:name|model|tokenizer|weights|sync|root|workers|limits)["']?\s*:""", re.MULTILINE)
+_LINES = re.compile(r"^[ \t]*[^\s#].*", re.MULTILINE)
+_PLAIN_LINE = re.compile(r"""\s*(?:[{}\[\]-]|["']?\w+["']?\s*:(?:\s|$))""")
 
 
 def read_cluster_text(path: Path) -> str:
@@ -42,8 +44,10 @@ def read_cluster_text(path: Path) -> str:
 
 
 def is_about_a_cluster(text: str) -> bool:
-    """Whether a line of `text` begins with a key of a cluster's file."""
-    return _KEYS.search(text) is not None
+    """Whether a line of `text` begins with a key of a cluster's file, and most lines are of such a form."""
+    text = text.removeprefix("\ufeff")
+    lines = _LINES.findall(text)
+    return _KEYS.search(text) is not None and 2 * sum(map(bool, map(_PLAIN_LINE.match, lines))) >= len(lines)
 
 
 def other_kind(path: Path, kind: str) -> ConfigError:

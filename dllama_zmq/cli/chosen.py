@@ -96,7 +96,7 @@ def _check_end(path: Path) -> None:
 
 def to_bring_up(path: Path, overrides: Overrides) -> ClusterFile:
     """The cluster for `up`: that of the file, or without a file one of the model in the flags."""
-    if overrides.model is None and (model := _model_instead(path)) is not None:
+    if overrides.model is None and (model := model_instead(path)) is not None:
         raise UsageError(f"{model} is a model, and a model goes after -m: dllama-zmq up -m {shlex.quote(model)}")
     if os.path.lexists(path) or path.name != FILE_NAME:
         return applied(overrides, _load(path))
@@ -144,7 +144,7 @@ def _load(path: Path) -> ClusterFile:
     return load_cluster(path)
 
 
-def _model_instead(path: Path) -> str | None:
+def model_instead(path: Path) -> str | None:
     """The model, if `path` is one and not a cluster's file; else None."""
     if path.is_file():
         if path.name in _CONFIGS:
@@ -171,7 +171,7 @@ def _nothing_at(path: Path) -> ConfigError:
         return ConfigError(
             f"{path}: there is no such file; check its path, or write one: dllama-zmq init {shlex.quote(str(path))}"
         )
-    model = _model_instead(path)
+    model = model_instead(path)
     hint = f"; {model} is a model: dllama-zmq up -m {shlex.quote(model)} brings up a cluster of it" if model else ""
     return ConfigError(
         f"{path}: expected a cluster's file or the name of a running one; there is no such file{_files_here()}, "

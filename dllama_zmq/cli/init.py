@@ -14,6 +14,7 @@ from typer import Argument, Option
 
 from dllama_zmq.bus.addresses import own_address
 from dllama_zmq.cli import flags
+from dllama_zmq.cli.chosen import model_instead
 from dllama_zmq.cli.flag_kinds import model_flag, number
 from dllama_zmq.cli.notes import note
 from dllama_zmq.cluster import FILE_NAME, NAME_PATTERN, Cluster, default_name, is_loopback, parse_cluster
@@ -50,6 +51,8 @@ def init(
     """
     path = file or Path(FILE_NAME)
     path = path / FILE_NAME if path.is_dir() else path
+    if model is None and path.name != FILE_NAME and (instead := model_instead(path)) is not None:
+        raise UsageError(f"{instead} is a model, and a model goes after -m: dllama-zmq init -m {shlex.quote(instead)}")
     text, host = _text(path, _model_in(path, model), _hosts(workers, nodes), host)
     n_nodes = parse_cluster(text, path).n_nodes  # raises ConfigError for a host that is none
     if os.path.lexists(path) and not force:

@@ -114,3 +114,13 @@ def test_a_file_that_cannot_be_written_is_told_and_nothing_is_left(cli: Cli) -> 
     assert done.returncode == 1
     assert done.stderr.startswith("error: cluster.yaml cannot be written: File too large. Make room")
     assert sorted(path.name for path in cli.folder.iterdir()) == ["notes.txt"]
+
+
+@pytest.mark.parametrize("name", ["demo", "own.gguf"])
+def test_a_model_in_place_of_the_file_is_refused_and_not_replaced(cli: Cli, name: str) -> None:
+    (cli.folder / "own.gguf").write_bytes(b"GGUF")
+    for words in ([], ["--force"]):
+        sentence = cli.run("init", name, *words).error(2)
+        assert sentence == f"{name} is a model, and a model goes after -m: dllama-zmq init -m {name}"
+    assert (cli.folder / "own.gguf").read_bytes() == b"GGUF"
+    assert not (cli.folder / "demo").exists()

@@ -212,6 +212,7 @@ def test_a_file_that_is_no_utf8_is_refused_at_the_byte(tmp_path: Path) -> None:
         (b"[1, 2]", "a JSON file"),
         (b"Dear all,\nthis is: a note: with colons\n", "a text file"),
         (b"demo\n", "a text file"),
+        (b"# My model\nIt is a *story*.\n\nYou write:\n```yaml\nmodel: demo\n```\n", "a text file"),
         (bytes(range(200)), "a file of binary data"),
     ],
 )
