@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dllama_zmq.cli.flags import PromptFlags
 from dllama_zmq.cli.notes import note
-from dllama_zmq.errors import UsageError
+from dllama_zmq.errors import RequestError, UsageError
 
 _SAY_AFTER_S = 1.5
 _STDIN = "-"
@@ -19,7 +19,7 @@ def read_prompt(flags: PromptFlags, example: str) -> str:
     """The text to continue. The last line end of a file or of stdin is dropped, as in llama.cpp.
 
     Without a flag, stdin is read unless it is a terminal. Raises UsageError for no prompt, several, or one that is not
-    UTF-8.
+    UTF-8; RequestError for a file that cannot be read.
     """
     given = [one for one in (flags.prompt, flags.prompt_option, flags.prompt_file) if one is not None]
     if len(given) > 1:
@@ -27,7 +27,7 @@ def read_prompt(flags: PromptFlags, example: str) -> str:
     text = given[0] if given else None
     try:
         if isinstance(text, Path):
-            return _without_line_end(text.read_bytes())
+            return _without_line_end(_content(text))
         if text == _STDIN:
             return _without_line_end(_piped())
         if text is not None:
@@ -39,6 +39,13 @@ def read_prompt(flags: PromptFlags, example: str) -> str:
             f"the prompt is not UTF-8 text: byte {error.start} is {error.object[error.start]:#x}"
         ) from None
     raise UsageError(f"the prompt is missing; give a text to continue: {example}")
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise RequestError(f"--file {path}: the prompt cannot be read ({error.strerror}); check the path") from None
 
 
 def _piped() -> bytes:

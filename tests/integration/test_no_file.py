@@ -312,7 +312,7 @@ def test_a_text_file_is_no_tokenizer(own: Cli) -> None:
         (["run", "own.gguf", "hi", "-m", "demo"], 2, "two models are given"),
         (["generate", "hi", "-m", "demo", "-hf", "org/m"], 2, "--model and --hf-repo both name a model"),
         (["run", "own.gguf", "hi", "-f", "x"], 2, "the prompt is given twice"),
-        (["run", "own.gguf", "-f", "nosuch.txt"], 1, "nosuch.txt"),
+        (["run", "own.gguf", "-f", "nosuch.txt"], 1, "--file nosuch.txt: the prompt cannot be read (No such file"),
         (["run", "own.gguf", "hi", "--nodes", "3"], 2, "3 nodes; use 1, 2, 4, 8"),
         (["run", "once", "upon", "a", "time"], 2, "the prompt is in several words"),
     ],
