@@ -32,6 +32,8 @@ from dllama_zmq.quants.blocks import F32, I8, U8
 from dllama_zmq.spec import FloatType
 
 F16: TypeAlias = npt.NDArray[np.float16]
+Parts: TypeAlias = tuple[U8 | I8, F32, F32 | None]
+"""Integers (..., k), and the scale and offset (...) of each k: value = scale * q - offset. None: no offsets."""
 
 _F16_MAX = np.float32(65504.0)
 _CHUNK_BLOCKS = 1024
@@ -49,8 +51,9 @@ class SourceType:
     block_values: int
     block_bytes: int
     read_as: FloatType
-    _values: Callable[[U8], F32]
-    _blocks: Callable[[U8], U8]
+    _parts: Callable[[U8], Parts]
+    _blocks: Callable[[U8], U8] | None = None
+    """Blocks of `read_as`; None: by `_offset_blocks`."""
 
     def row_bytes(self, n_values: int) -> int:
         """Bytes of `n_values` values, a multiple of the block's."""
@@ -59,14 +62,15 @@ class SourceType:
     def dequantize(self, data: U8) -> F32:
         """Bytes (rows, row_bytes(n)) as values (rows, n): the same bits as ggml's without fused multiply-add."""
         out = np.empty((len(data), data.shape[1] // self.block_bytes, self.block_values), np.float32)
-        self._convert(data, out.reshape(-1, self.block_values), self._values)
+        self._convert(data, out.reshape(-1, self.block_values), lambda blocks: _values(*self._parts(blocks)))
         return out.reshape(len(data), out.shape[1] * self.block_values)
 
     def convert(self, data: U8) -> U8:
         """Bytes (rows, row_bytes(n)) as blocks of `read_as`, (rows, read_as.row_bytes(n))."""
         size = self.read_as.row_bytes(self.block_values)
         out = np.empty((len(data), data.shape[1] // self.block_bytes, size), np.uint8)
-        self._convert(data, out.reshape(-1, size), self._blocks)
+        by = self._blocks or (lambda blocks: _offset_blocks(*self._parts(blocks)))
+        self._convert(data, out.reshape(-1, size), by)
         return out.reshape(len(data), out.shape[1] * size)
 
     def _convert(self, data: U8, out: F32 | U8, by: Callable[[U8], F32 | U8]) -> None:
@@ -113,10 +117,13 @@ def _nibbles(packed: U8, width: int) -> U8:
     return q
 
 
-def _q4_k_values(blocks: U8) -> F32:
-    scales, offsets = _scales_and_offsets(blocks)
-    q = _nibbles(blocks[:, 16:], 32).reshape(-1, 8, 32).astype(np.float32)
-    return scales[..., None] * q - offsets[..., None]
+def _values(q: U8 | I8, scales: F32, offsets: F32 | None) -> F32:
+    values: F32 = scales[..., None] * q.astype(np.float32)
+    return values if offsets is None else values - offsets[..., None]
+
+
+def _q4_k_parts(blocks: U8) -> Parts:
+    return _nibbles(blocks[:, 16:], 32).reshape(-1, 8, 32), *_scales_and_offsets(blocks)
 
 
 def _q4_k_blocks(blocks: U8) -> U8:
@@ -134,25 +141,16 @@ def _q4_k_blocks(blocks: U8) -> U8:
     return out.view(np.uint8)
 
 
-def _q5_k_integers(blocks: U8) -> U8:
+def _q5_k_parts(blocks: U8) -> Parts:
     q = _nibbles(blocks[:, 48:], 32).reshape(-1, 8, 32)
     bits = np.arange(8, dtype=np.uint8)[:, None]
     q |= (blocks[:, None, 16:48] >> bits & 1) << 4
-    return q
+    return q, *_scales_and_offsets(blocks)
 
 
-def _q5_k_values(blocks: U8) -> F32:
-    scales, offsets = _scales_and_offsets(blocks)
-    return scales[..., None] * _q5_k_integers(blocks).astype(np.float32) - offsets[..., None]
-
-
-def _q5_k_blocks(blocks: U8) -> U8:
-    scales, offsets = _scales_and_offsets(blocks)
-    return _offset_blocks(_q5_k_integers(blocks), scales, offsets)
-
-
-def _offset_blocks(q: U8, scales: F32, offsets: F32) -> U8:
+def _offset_blocks(q: U8 | I8, scales: F32, offsets: F32 | None) -> U8:
     """scales·q - offsets as Q80; q (..., 32) is 0..31, scales and offsets are (...)."""
+    offsets = np.zeros_like(scales) if offsets is None else offsets
     d = _q80_scale(np.maximum(np.abs(scales * np.float32(31) - offsets), np.abs(offsets)))
     inverse = _inverse(d)
     values = q * (scales * inverse)[..., None]
@@ -160,8 +158,8 @@ def _offset_blocks(q: U8, scales: F32, offsets: F32) -> U8:
     return _q80(d, values)
 
 
-def _q6_k_integers(blocks: U8) -> I8:
-    """(n, 16, 16) values -32..31."""
+def _q6_k_parts(blocks: U8) -> Parts:
+    """Integers (n, 16, 16), -32..31."""
     q = np.empty((len(blocks), 2, 2, 64), np.uint8)
     nibbles, upper = blocks[:, :128].reshape(-1, 2, 64), blocks[:, 128:192].reshape(-1, 2, 32)
     np.bitwise_and(nibbles, 15, out=q[:, :, 0])
@@ -171,19 +169,14 @@ def _q6_k_integers(blocks: U8) -> I8:
         groups[:, :, i] |= bits
     signed: I8 = q.view(np.int8).reshape(-1, 16, 16)
     signed -= 32
-    return signed
-
-
-def _q6_k_values(blocks: U8) -> F32:
-    scales = _f16(blocks[:, 208:]) * blocks[:, 192:208].view(np.int8).astype(np.float32)
-    return scales[..., None] * _q6_k_integers(blocks).astype(np.float32)
+    return signed, _f16(blocks[:, 208:]) * blocks[:, 192:208].view(np.int8).astype(np.float32), None
 
 
 def _q6_k_blocks(blocks: U8) -> U8:
-    scales = _f16(blocks[:, 208:]) * blocks[:, 192:208].view(np.int8).astype(np.float32)
+    q, scales, _ = _q6_k_parts(blocks)
     d = _q80_scale(np.abs(scales).reshape(-1, 8, 2).max(-1) * np.float32(32))
     factors = scales.reshape(-1, 8, 2) * _inverse(d)[..., None]
-    values = _q6_k_integers(blocks) * factors.reshape(-1, 16, 1)
+    values = q * factors.reshape(-1, 16, 1)
     return _q80(d, values.reshape(-1, 8, 32))
 
 
@@ -217,30 +210,27 @@ def _q5_integers(packed: U8, upper: U8) -> U8:
     return q
 
 
-def _q5_0_values(blocks: U8) -> F32:
-    q = _q5_integers(blocks[:, 6:], blocks[:, 2:6]).astype(np.float32)
-    return _f16(blocks[:, :2]) * (q - np.float32(16))
+def _q5_0_parts(blocks: U8) -> Parts:
+    """Integers -16..15."""
+    q = _q5_integers(blocks[:, 6:], blocks[:, 2:6])
+    q -= np.uint8(16)
+    return q.view(np.int8), _f16(blocks[:, :2])[:, 0], None
 
 
 def _q5_0_blocks(blocks: U8) -> U8:
     out = np.empty(len(blocks), _Q80_BLOCK)
     out["d"] = np.ascontiguousarray(blocks[:, :2]).view("<f2")[:, 0]
-    out["q"] = (_q5_integers(blocks[:, 6:], blocks[:, 2:6]) - np.uint8(16)).view("V32")[:, 0]
+    out["q"] = _q5_0_parts(blocks)[0].view("V32")[:, 0]
     return out.view(np.uint8)
 
 
-def _q5_1_values(blocks: U8) -> F32:
-    q = _q5_integers(blocks[:, 8:], blocks[:, 4:8]).astype(np.float32)
-    return _f16(blocks[:, :2]) * q + _f16(blocks[:, 2:4])
-
-
-def _q5_1_blocks(blocks: U8) -> U8:
+def _q5_1_parts(blocks: U8) -> Parts:
     q = _q5_integers(blocks[:, 8:], blocks[:, 4:8])
-    return _offset_blocks(q, _f16(blocks[:, :2])[:, 0], -_f16(blocks[:, 2:4])[:, 0])
+    return q, _f16(blocks[:, :2])[:, 0], -_f16(blocks[:, 2:4])[:, 0]
 
 
-Q4_K = SourceType("Q4_K", 256, 144, FloatType.Q41, _q4_k_values, _q4_k_blocks)
-Q5_K = SourceType("Q5_K", 256, 176, FloatType.Q80, _q5_k_values, _q5_k_blocks)
-Q6_K = SourceType("Q6_K", 256, 210, FloatType.Q80, _q6_k_values, _q6_k_blocks)
-Q5_0 = SourceType("Q5_0", 32, 22, FloatType.Q80, _q5_0_values, _q5_0_blocks)
-Q5_1 = SourceType("Q5_1", 32, 24, FloatType.Q80, _q5_1_values, _q5_1_blocks)
+Q4_K = SourceType("Q4_K", 256, 144, FloatType.Q41, _q4_k_parts, _q4_k_blocks)
+Q5_K = SourceType("Q5_K", 256, 176, FloatType.Q80, _q5_k_parts)
+Q6_K = SourceType("Q6_K", 256, 210, FloatType.Q80, _q6_k_parts, _q6_k_blocks)
+Q5_0 = SourceType("Q5_0", 32, 22, FloatType.Q80, _q5_0_parts, _q5_0_blocks)
+Q5_1 = SourceType("Q5_1", 32, 24, FloatType.Q80, _q5_1_parts)
