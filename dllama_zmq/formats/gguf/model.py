@@ -29,12 +29,11 @@ def open_gguf(path: str | Path) -> ModelFile:
         parts = _open_parts(path, on_error)
         directory = Directory(str(path), parts)
         _check_count(parts[0], len(directory), len(parts))
-        check_architecture(parts[0])  # first, because another kind of model would seem to lack tensors
+        _, dialect = check_architecture(parts[0])  # first, because another kind of model would seem to lack tensors
         spec = read_spec(parts[0], directory.find("embedding").shape[0], directory.rope_factors())
-        if spec.arch == "qwen2" and not directory.has_biases:
-            spec = replace(spec, arch="llama")  # without biases it differs only in RoPE's layout, which spec.rope has
-        # The q and k of a Mixtral are interleaved in GGUF files, but in half layout here.
-        order = halved(spec.head_dim) if spec.arch == "mixtral" else None
+        if dialect.without_biases is not None and not directory.has_biases:
+            spec = replace(spec, arch=dialect.without_biases)
+        order = halved(spec.head_dim) if dialect.in_pairs and spec.rope.layout == "half" else None
         stored = {
             tensor.name: directory.find(tensor.name, order if _PERMUTED.fullmatch(tensor.name) else None)
             for tensor in tensor_table(spec)

@@ -6,8 +6,8 @@ Sources: ggml's docs/gguf.md for the keys, llama.cpp's src/llama-model.cpp for t
 from __future__ import annotations
 
 import math
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 from msgspec import Struct, field
@@ -22,7 +22,27 @@ from dllama_zmq.spec import Architecture, FloatType, ModelSpec, Rope, RopeScalin
 from dllama_zmq.threads import converted_by_threads
 from dllama_zmq.typed import typed
 
-_ARCHITECTURES: dict[str, Architecture] = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "qwen3moe": "qwen3moe"}
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """What an architecture of GGUF files is here: without experts, with experts (None: refused), without biases.
+
+    in_pairs: RoPE's rows of q and k are interleaved in the file. Here those of a model with experts are in half layout.
+    """
+
+    dense: Architecture | None
+    with_experts: Architecture | None = None
+    without_biases: Architecture | None = None
+    in_pairs: bool = False
+
+
+_ARCHITECTURES = {
+    "llama": Dialect("llama", with_experts="mixtral", in_pairs=True),
+    # Without biases it differs from a Llama only in RoPE's layout, which the spec has.
+    "qwen2": Dialect("qwen2", without_biases="llama"),
+    "qwen3": Dialect("qwen3"),
+    "qwen3moe": Dialect(None, with_experts="qwen3moe"),
+}
 _RUNS = f"This version runs {', '.join(_ARCHITECTURES)} (Mixtral is a llama with experts)."
 _PARTS = {"adapter": "a LoRA adapter", "mmproj": "a vision projector (mmproj)"}
 """Values of general.type for parts of a model."""
@@ -105,8 +125,8 @@ def shortest(value: float) -> float:
     return float(str(single)) if float(single) == value else value
 
 
-def check_architecture(file: Container) -> str:
-    """The architecture's name. Raises FormatError if it is missing, UnsupportedModel for a LoRA adapter, a vision
+def check_architecture(file: Container) -> tuple[str, Dialect]:
+    """The architecture's name and what it is here. Raises FormatError if it is missing, UnsupportedModel for a LoRA adapter, a vision
     projector (mmproj) and other architectures."""
     arch, kind = file.metadata.get("general.architecture"), file.metadata.get("general.type", "model")
     if not isinstance(arch, str):
@@ -115,7 +135,7 @@ def check_architecture(file: Container) -> str:
         raise UnsupportedModel(f"{file.path}: this is {_PARTS[kind]}, not a whole model. Get the model itself.")
     if arch not in _ARCHITECTURES:
         raise UnsupportedModel(f"{file.path}: the architecture is {arch[:64]!r}. {_RUNS}")
-    return arch
+    return arch, _ARCHITECTURES[arch]
 
 
 def read_spec(file: Container, vocab_size: int, rope_factors: F32 | None) -> ModelSpec:
@@ -123,7 +143,7 @@ def read_spec(file: Container, vocab_size: int, rope_factors: F32 | None) -> Mod
 
     rope_factors: the values of the tensor rope_freqs, if it exists. Raises FormatError or UnsupportedModel.
     """
-    arch = check_architecture(file)
+    arch, dialect = check_architecture(file)
     own = _own(file, arch)
     _check_neutral(file, arch, own)
     numbers = typed(own, _Numbers, f"{file.path}: {arch}")
@@ -140,9 +160,10 @@ def read_spec(file: Container, vocab_size: int, rope_factors: F32 | None) -> Mod
                 f"{file.path}: {arch}.{key} is {width}, and heads have {head_dim} values; this version runs models "
                 "where both are equal."
             )
-    if arch == "qwen3moe" and n_experts < 1:
+    here = dialect.with_experts if n_experts else dialect.dense
+    if here is None and not n_experts:
         raise FormatError(f"{file.path}: {arch}.expert_count is {n_experts}; expected 1 or more.")
-    if n_experts and arch in ("qwen2", "qwen3"):
+    if here is None:
         raise UnsupportedModel(f"{file.path}: {arch}.expert_count is {n_experts}; {arch} has no experts. {_RUNS}")
     hidden_dim = (numbers.expert_dim if n_experts else 0) or numbers.ffn_dim
     if not hidden_dim:
@@ -152,7 +173,7 @@ def read_spec(file: Container, vocab_size: int, rope_factors: F32 | None) -> Mod
             f"{file.path}: {arch}.expert_count is {n_experts}; expected at most {_MAX_EXPERTS} in all layers."
         )
     spec = ModelSpec(
-        arch="mixtral" if arch == "llama" and n_experts else _ARCHITECTURES[arch],
+        arch=here,
         dim=dim,
         hidden_dim=hidden_dim,
         n_layers=numbers.n_layers,
@@ -170,7 +191,10 @@ def read_spec(file: Container, vocab_size: int, rope_factors: F32 | None) -> Mod
     )
     try:
         spec.check()  # bounds the numbers before _rope uses them
-        spec = replace(spec, rope=_rope(numbers, spec, rope_factors))
+        spec = replace(
+            spec,
+            rope=_rope(numbers, spec, "interleaved" if dialect.in_pairs and not n_experts else "half", rope_factors),
+        )
         spec.check()
     except UnsupportedModel as error:
         raise UnsupportedModel(f"{file.path}: {arch}.{error}") from error
@@ -195,10 +219,9 @@ def _check_neutral(file: Container, arch: str, own: dict[str, Any]) -> None:
             )
 
 
-def _rope(numbers: _Numbers, spec: ModelSpec, stored: F32 | None) -> Rope:
-    """RoPE. llama.cpp's converter interleaves the rows of `llama`; those of a Mixtral are put back when read."""
+def _rope(numbers: _Numbers, spec: ModelSpec, layout: Literal["interleaved", "half"], stored: F32 | None) -> Rope:
     theta, kind = numbers.rope_theta, numbers.rope_kind
-    rope = Rope(theta, "interleaved" if spec.arch == "llama" else "half")
+    rope = Rope(theta, layout)
     factor = numbers.rope_scale if numbers.rope_factor is None else numbers.rope_factor
     if kind not in ("none", "linear") and (factor not in (0.0, 1.0) or kind == "longrope"):
         raise UnsupportedModel(
