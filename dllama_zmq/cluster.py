@@ -21,8 +21,7 @@ from msgspec import Meta, Struct
 
 from dllama_zmq.cluster_text import MAX_FILE_BYTES, is_about_a_cluster, other_kind, read_cluster_text
 from dllama_zmq.errors import ConfigError, UsageError
-from dllama_zmq.hub import HUB_PREFIX, find_pulled
-from dllama_zmq.sources import DATA_FOLDER, DEMO, TEXT, absolute_path, expand_home, kind_of, tokenizer_beside
+from dllama_zmq.sources import DEMO, kind_of, path_of, tokenizer_beside
 from dllama_zmq.spec import WEIGHTS_FLOAT, FloatType, Sync, Weights
 from dllama_zmq.threads import converted_by_threads
 from dllama_zmq.yaml_tree import NoMapping, YamlTree, shown
@@ -171,13 +170,8 @@ class ClusterFile:
         return self._resolve(self.cluster.tokenizer, "tokenizer", ".t")
 
     def _resolve(self, text: str, key: str, suffix: str) -> Path:
-        if text == DEMO:
-            return DATA_FOLDER / f"{DEMO}{suffix}"
         try:
-            if text.startswith(HUB_PREFIX):
-                return find_pulled(text)
-            path = os.fsdecode(text.encode("utf-8", "surrogateescape"))  # file names are UTF-8 in any locale
-            return absolute_path(self.identity.parent / expand_home(path))
+            return path_of(text, self.identity.parent, suffix)
         except UsageError as error:
             raise ConfigError(f"{self._prefix()}{key}: {error}") from error
 

@@ -32,18 +32,29 @@ _NO_TEXT = re.compile(rb"[\x00-\x08\x0e-\x1f]")
 _HEAD_BYTES = 512
 
 
+def path_of(text: str, folder: Path, suffix: str = ".m") -> Path:
+    """The path that a file in `folder` means by `demo`, hf:REPO[:FILE] or a path. Something may be there or not.
+
+    suffix: of the demo's file. Raises UsageError for a hub's model that is not pulled, or without such a home folder.
+    """
+    if text == DEMO:
+        return DATA_FOLDER / f"{DEMO}{suffix}"
+    if text.startswith(HUB_PREFIX):
+        return find_pulled(text)
+    path = os.fsdecode(text.encode("utf-8", "surrogateescape"))  # file names are UTF-8 in any locale
+    return absolute_path(folder / expand_home(path))
+
+
 def model_at(text: str | Path) -> Path:
     """The path of a model given by its path, as `demo`, or as `hf:REPO[:FILE]`.
 
     Raises FormatError if there is no such path or it has not been pulled, UsageError for a wrong name.
     """
-    if text == DEMO:
-        return DATA_FOLDER / f"{DEMO}.m"
     found = absolute_model(str(text))
-    if not found.startswith(HUB_PREFIX):
+    if found != DEMO and not found.startswith(HUB_PREFIX):
         return expand_home(str(text))
     try:
-        return find_pulled(found)
+        return path_of(found, Path())
     except UsageError as error:
         raise FormatError(str(error)) from error
 

@@ -126,8 +126,8 @@ def shortest(value: float) -> float:
 
 
 def check_architecture(file: Container) -> tuple[str, Dialect]:
-    """The architecture's name and what it is here. Raises FormatError if it is missing, UnsupportedModel for a LoRA adapter, a vision
-    projector (mmproj) and other architectures."""
+    """The architecture's name and what it is here. Raises FormatError if it is missing, UnsupportedModel for a LoRA
+    adapter, a vision projector (mmproj) and other architectures."""
     arch, kind = file.metadata.get("general.architecture"), file.metadata.get("general.type", "model")
     if not isinstance(arch, str):
         raise FormatError(f"{file.path}: general.architecture is missing, so this is not a model.")
