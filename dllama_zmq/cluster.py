@@ -21,7 +21,7 @@ from msgspec import Meta, Struct
 
 from dllama_zmq.cluster_text import MAX_FILE_BYTES, is_about_a_cluster, other_kind, read_cluster_text
 from dllama_zmq.errors import ConfigError, UsageError
-from dllama_zmq.sources import DEMO, kind_of, path_of, tokenizer_beside
+from dllama_zmq.sources import DEMO, TEXT, kind_of, path_of, tokenizer_beside
 from dllama_zmq.spec import WEIGHTS_FLOAT, FloatType, Sync, Weights
 from dllama_zmq.threads import converted_by_threads
 from dllama_zmq.yaml_tree import NoMapping, YamlTree, shown
