@@ -9,7 +9,7 @@ from typing import Any
 
 from dllama_zmq.errors import FormatError
 from dllama_zmq.formats.gguf.container import contents
-from dllama_zmq.formats.hf.safetensors import close_all, read_shards
+from dllama_zmq.formats.hf.safetensors import read_shards
 from dllama_zmq.formats.json_file import read_json
 from dllama_zmq.formats.kinds import GGUF_MAGIC, first_bytes, model_files
 
@@ -34,10 +34,10 @@ def contents_of(path: Path) -> dict[str, Any] | None:
 def _of_folder(folder: Path) -> dict[str, Any]:
     model_type = read_json(folder / _CONFIG, dict[str, Any]).get("model_type")
     entries = read_shards(folder)
-    close_all(entries.values())
     n_values: Counter[str] = Counter()
     for entry in entries.values():
         n_values[entry.dtype] += math.prod(entry.shape)
+        entry.pages.close()
     return _facts(folder, model_type if isinstance(model_type, str) else "", len(entries), n_values)
 
 

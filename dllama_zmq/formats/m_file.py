@@ -11,7 +11,7 @@ from dllama_zmq.errors import FormatError
 from dllama_zmq.formats.files import replace_file
 from dllama_zmq.formats.keyed_header import MAX_HEADER_BYTES
 from dllama_zmq.formats.m_header import data_bytes, header_bytes, read_header
-from dllama_zmq.formats.mapped import MappedFile
+from dllama_zmq.formats.mapped import MappedFile, closed_on_error
 from dllama_zmq.formats.model_file import ModelFile
 from dllama_zmq.formats.stored import Extent, StoredTensor
 from dllama_zmq.models import tensor_table
@@ -24,13 +24,10 @@ _CHUNK_BYTES = 1 << 24
 def open_m(path: str | Path) -> ModelFile:
     """Map a `.m` file and check its header and length. Raises FormatError or UnsupportedModel."""
     pages = MappedFile(Path(path))
-    try:
+    with closed_on_error([pages]):
         head = pages.view(0, min(pages.nbytes, MAX_HEADER_BYTES)).tobytes()
         spec, tensors_at = read_header(head, pages.nbytes, pages.path)
         _check_length(pages.path, spec, tensors_at, pages.nbytes)
-    except BaseException:
-        pages.close()
-        raise
     stored = {}
     for tensor in tensor_table(spec):
         extent = Extent(pages, tensors_at, *tensor.shape(spec), tensor.float_type)

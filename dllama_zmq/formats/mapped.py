@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import mmap
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -46,3 +47,14 @@ class MappedFile:
         if pages is not None:
             with suppress(BufferError):  # there are views: the map closes with the last of them
                 pages.close()
+
+
+@contextmanager
+def closed_on_error(files: Iterable[MappedFile]) -> Iterator[None]:
+    """Closes `files`, a list that may grow, if the block ends with an error."""
+    try:
+        yield
+    except BaseException:  # Ctrl-C, too
+        for file in files:
+            file.close()
+        raise

@@ -14,7 +14,7 @@ from typing import Any
 
 from dllama_zmq.errors import FormatError
 from dllama_zmq.formats.gguf.head import ArrayLocation, Head, Tensor
-from dllama_zmq.formats.mapped import MappedFile
+from dllama_zmq.formats.mapped import MappedFile, closed_on_error
 
 
 class Container:
@@ -23,14 +23,11 @@ class Container:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.pages = MappedFile(path)
-        try:
+        with closed_on_error([self.pages]):
             self._head = Head(self.pages)
             n_tensors, n_pairs = self._head.counts()
             self.metadata = self._head.pairs(n_pairs)
             self.tensors = self._tensors(n_tensors)
-        except BaseException:
-            self.pages.close()
-            raise
 
     def array(self, key: str) -> list[Any]:
         """The items of an array in the metadata. Raises FormatError if a string is not UTF-8."""

@@ -10,7 +10,8 @@ import numpy as np
 
 from dllama_zmq.errors import FormatError, UnsupportedModel
 from dllama_zmq.formats.hf.config import HFConfig, read_config
-from dllama_zmq.formats.hf.safetensors import Entry, close_all, read_shards
+from dllama_zmq.formats.hf.safetensors import Entry, read_shards
+from dllama_zmq.formats.mapped import closed_on_error
 from dllama_zmq.formats.model_file import ModelFile
 from dllama_zmq.formats.stored import Extent, RowOrder, StoredTensor, check_shapes, interleaved, with_types
 from dllama_zmq.formats.tensor_names import hf_name
@@ -34,13 +35,10 @@ def open_hf(folder: str | Path, weights: FloatType | None = None) -> ModelFile:
     folder = Path(folder)
     config = read_config(folder / CONFIG)
     entries = read_shards(folder)
-    try:
+    with closed_on_error([entry.pages for entry in entries.values()]):
         stored = _stored(folder, config, entries)
         check_shapes(config.spec, stored, CONFIG)
         spec = with_types(folder, config.spec, stored, weights)
-    except BaseException:
-        close_all(entries.values())
-        raise
     model = ModelFile(folder, spec, stored)
     if config.tied and _differ(stored["embedding"], stored["head"]):
         model.notes.append(

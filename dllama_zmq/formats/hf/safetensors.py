@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -17,7 +16,7 @@ from msgspec import Meta, Struct
 
 from dllama_zmq.errors import FormatError, UnsupportedModel
 from dllama_zmq.formats.json_file import MAX_JSON_BYTES, read_json
-from dllama_zmq.formats.mapped import MappedFile
+from dllama_zmq.formats.mapped import MappedFile, closed_on_error
 from dllama_zmq.typed import typed_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -56,16 +55,6 @@ class _Stored(Struct, frozen=True):
 
 class _Index(Struct, frozen=True):
     weight_map: dict[str, str]
-
-
-def read_safetensors(path: Path) -> dict[str, Entry]:
-    """The tensors of a file, by name. Raises FormatError, naming file and tensor."""
-    pages = MappedFile(path)
-    try:
-        return _entries(pages)
-    except BaseException:
-        pages.close()
-        raise
 
 
 def read_shards(folder: Path) -> dict[str, Entry]:
@@ -111,25 +100,18 @@ def _read_all(paths: list[Path]) -> dict[str, Entry]:
     if len(paths) > MAX_FILES:
         raise FormatError(f"{paths[0].parent}: {len(paths)} safetensors files; expected at most {MAX_FILES}.")
     entries: dict[str, Entry] = {}
-    try:
+    opened: list[MappedFile] = []
+    with closed_on_error(opened):
         for path in paths:
-            for name, entry in read_safetensors(path).items():
+            opened.append(MappedFile(path))
+            for name, entry in _entries(opened[-1]).items():
                 if name in entries:
                     raise FormatError(
                         f"{entry.where} is in {entries[name].pages.path.name} too. "
                         "A folder may have the files of one model only."
                     )
                 entries[name] = entry
-    except BaseException:
-        close_all(entries.values())
-        raise
     return entries
-
-
-def close_all(entries: Iterable[Entry]) -> None:
-    """Close the files of `entries`."""
-    for pages in {entry.pages.path: entry.pages for entry in entries}.values():
-        pages.close()
 
 
 def _entries(pages: MappedFile) -> dict[str, Entry]:

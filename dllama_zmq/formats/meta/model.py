@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from dllama_zmq.errors import FormatError
-from dllama_zmq.formats.mapped import MappedFile
+from dllama_zmq.formats.mapped import MappedFile, closed_on_error
 from dllama_zmq.formats.meta.archive import Archive
 from dllama_zmq.formats.meta.params import Params, read_params
 from dllama_zmq.formats.meta.pickled import PickledTensor, read_tensors
@@ -68,16 +68,14 @@ def open_meta(folder: str | Path, weights: FloatType | None = None) -> ModelFile
     folder = Path(folder)
     params = read_params(folder / PARAMS)
     shards: list[_Shard] = []
-    try:
+    opened: list[MappedFile] = []
+    with closed_on_error(opened):
         for path in _shard_paths(folder):
-            shards.append(_open_shard(path))  # noqa: PERF401 - the open ones must be closed if one fails
+            opened.append(MappedFile(path))
+            shards.append(_open_shard(opened[-1]))
         spec, stored = _stored(folder / PARAMS, params, shards)
         check_shapes(spec, stored, PARAMS)
         spec = with_types(folder, spec, stored, weights)
-    except BaseException:
-        for shard in shards:
-            shard.archive.pages.close()
-        raise
     return ModelFile(folder, spec, stored)
 
 
@@ -93,16 +91,11 @@ def _shard_paths(folder: Path) -> list[Path]:
     return paths
 
 
-def _open_shard(path: Path) -> _Shard:
-    pages = MappedFile(path)
-    try:
-        archive = Archive(pages)
-        if "byteorder" in archive.records and archive.bytes("byteorder").tobytes() != b"little":
-            raise FormatError(f"{path}: its values are not little-endian. Save it again on another computer.")
-        return _Shard(archive, read_tensors(archive.bytes("data.pkl").tobytes(), f"{path}: data.pkl"))
-    except BaseException:
-        pages.close()
-        raise
+def _open_shard(pages: MappedFile) -> _Shard:
+    archive = Archive(pages)
+    if "byteorder" in archive.records and archive.bytes("byteorder").tobytes() != b"little":
+        raise FormatError(f"{pages.path}: its values are not little-endian. Save it again on another computer.")
+    return _Shard(archive, read_tensors(archive.bytes("data.pkl").tobytes(), f"{pages.path}: data.pkl"))
 
 
 def _stored(path: Path, params: Params, shards: Sequence[_Shard]) -> tuple[ModelSpec, dict[str, StoredTensor]]:
