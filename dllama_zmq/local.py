@@ -20,8 +20,7 @@ from dllama_zmq.bus.links import Endpoints
 from dllama_zmq.errors import FormatError, RemoteError, RequestError, UsageError
 from dllama_zmq.formats import ModelFile, open_model, read_tokenizer
 from dllama_zmq.host import free_memory_bytes, require_open_files
-from dllama_zmq.kernels import KernelChoice, KVType
-from dllama_zmq.models import Run
+from dllama_zmq.kernels import Batch, KernelChoice, KVType
 from dllama_zmq.quants import F32
 from dllama_zmq.root.fitting import Wish, check_fits
 from dllama_zmq.root.generation import Finished, GenerationRequest, Token, generate
@@ -68,7 +67,7 @@ class LocalModel:
         self._form()
         for start in range(0, len(token_ids), PREFILL_TOKENS):
             chunk = list(token_ids[start : start + PREFILL_TOKENS])
-            chunks.append(self._root.logits([Run(0, start, len(chunk))], chunk))
+            chunks.append(self._root.logits(Batch.alone(start, len(chunk)), chunk))
         if not chunks:
             raise RequestError("no tokens: expected at least one")
         return np.concatenate(chunks)

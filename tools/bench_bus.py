@@ -26,7 +26,7 @@ from dllama_zmq.bus.session import Roster
 from dllama_zmq.bus.sockets import SPIN_S
 from dllama_zmq.bus.worker_exchange import StarWorker, StepVoid
 from dllama_zmq.errors import RootLost
-from dllama_zmq.kernels import KernelChoice, choose_kernels
+from dllama_zmq.kernels import Batch, KernelChoice, choose_kernels
 from dllama_zmq.spec import Sync
 
 WAIT_S = 20.0
@@ -116,7 +116,7 @@ def _gather_workers(link: RootLink, roster: Roster, names: list[str]) -> None:
 def _exchange(link: RootLink, roster: Roster, kernels: KernelChoice, sync: Sync, dim: int, rounds: int) -> list[float]:
     star = StarRoot(link, roster, choose_kernels(kernels, 1, oversubscribed=True), sync, WAIT_S)
     partial = np.random.default_rng(0).standard_normal((1, dim)).astype(np.float32)
-    star.begin([(0, 0, 1)], partial, [], [])
+    star.begin(Batch.alone(0, 1), partial, [], [])
     seconds = []
     for _ in range(rounds):
         start = time.perf_counter()

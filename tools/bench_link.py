@@ -27,7 +27,7 @@ from dllama_zmq.bus.client_messages import StepStats
 from dllama_zmq.bus.links import Endpoints
 from dllama_zmq.errors import DllamaError
 from dllama_zmq.formats import open_model
-from dllama_zmq.models import Run
+from dllama_zmq.kernels import Batch
 from dllama_zmq.root.root import Root, RootSettings
 from dllama_zmq.sharding import Ask
 from dllama_zmq.spec import SYNC_FLOAT, Sync
@@ -129,7 +129,7 @@ def measure(path: Path, nodes: int, sync: Sync, n_prompt: int, n_tokens: int, re
 
 def evaluate(root: Root, start: int, tokens: list[int]) -> StepStats:
     """Evaluate one step, with the best candidate of its last row."""
-    return root.evaluate([Run(0, start, len(tokens))], tokens, {len(tokens) - 1: Ask(1)})[1]
+    return root.evaluate(Batch.alone(start, len(tokens)), tokens, {len(tokens) - 1: Ask(1)})[1]
 
 
 def waiting(steps: Sequence[StepStats]) -> float:

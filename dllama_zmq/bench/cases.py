@@ -9,8 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from dllama_zmq.kernels import KernelChoice
-from dllama_zmq.models import Run
+from dllama_zmq.kernels import Batch, KernelChoice
 from dllama_zmq.reporting import plural
 from dllama_zmq.sharding import PREFILL_TOKENS, Plan
 from dllama_zmq.spec import FloatType, Sync
@@ -33,7 +32,7 @@ class Case:
         """Positions that the cache needs."""
         return self.depth + self.n_tokens
 
-    def steps(self) -> Iterator[tuple[Run, bool]]:
+    def steps(self) -> Iterator[tuple[Batch, bool]]:
         """The steps of one repetition, as in an answer, and whether each must give a token.
 
         A prompt runs in chunks, and its last chunk gives a token. Each step of decoding gives a token.
@@ -41,7 +40,7 @@ class Case:
         if self.kind == "pp":
             yield from prompt_steps(self.depth, self.n_positions)
         else:
-            yield from ((Run(0, position, 1), True) for position in range(self.depth, self.n_positions))
+            yield from ((Batch.alone(position, 1), True) for position in range(self.depth, self.n_positions))
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +85,11 @@ class BenchSettings:
     profile: bool = False
 
 
-def prompt_steps(start: int, stop: int) -> Iterator[tuple[Run, bool]]:
+def prompt_steps(start: int, stop: int) -> Iterator[tuple[Batch, bool]]:
     """The steps that evaluate positions `start` to `stop` - 1 of a prompt, in the chunks that `generate` uses."""
     for first in range(start, stop, PREFILL_TOKENS):
-        run = Run(0, first, min(PREFILL_TOKENS, stop - first))
-        yield run, first + run.count == stop
+        count = min(PREFILL_TOKENS, stop - first)
+        yield Batch.alone(first, count), first + count == stop
 
 
 def cases(prompts: Sequence[int], generated: Sequence[int], depths: Sequence[int]) -> list[Case]:
@@ -112,7 +111,7 @@ def work(plan: Plan, case: Case) -> tuple[int, int]:
     steps = list(case.steps())
     n_given = sum(gives_token for _, gives_token in steps)
     share = plan.spec.n_active_experts / max(1, plan.spec.n_experts)
-    expert_reads = sum(1 - (1 - share) ** run.count for run, _ in steps)
+    expert_reads = sum(1 - (1 - share) ** batch.n_rows for batch, _ in steps)
     weight_bytes = macs = 0.0
     for tensor in plan.shard_tensors():
         reads, rows = float(len(steps)), float(case.n_tokens)

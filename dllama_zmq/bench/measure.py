@@ -14,8 +14,8 @@ from numpy.random import default_rng
 from dllama_zmq.bench.cases import Case, prompt_steps
 from dllama_zmq.bench.reader import MemoryReader
 from dllama_zmq.bus.client_messages import StepStats
+from dllama_zmq.kernels import Batch
 from dllama_zmq.kernels.profiled import Profiled
-from dllama_zmq.models import Run
 from dllama_zmq.reporting import Reporter
 from dllama_zmq.root.root import Root
 from dllama_zmq.sharding import Ask
@@ -59,9 +59,9 @@ class Bench:
         """
         what = f"{self._title}: {case.name}"
         self._root.set_phase("prompt")
-        for run, _ in prompt_steps(self._n_filled, case.depth):  # which tokens they are does not change the timing
-            self._reporter.activity(f"{what}, filling the cache", run.start, case.depth, "tokens")
-            self._evaluate([(run, False)])
+        for batch, _ in prompt_steps(self._n_filled, case.depth):  # which tokens they are does not change the timing
+            self._reporter.activity(f"{what}, filling the cache", batch.spans[0].start, case.depth, "tokens")
+            self._evaluate([(batch, False)])
         self._root.set_phase("prompt" if case.kind == "pp" else "prediction")
         self._reporter.activity(f"{what}, warming up")
         self._evaluate(case.steps())
@@ -87,13 +87,13 @@ class Bench:
         )
         return Measured(case, tuple(seconds), reduce(add, timings), mean(read_bytes_per_s), kernels)
 
-    def _evaluate(self, steps: Iterable[tuple[Run, bool]]) -> tuple[float, StepStats]:
+    def _evaluate(self, steps: Iterable[tuple[Batch, bool]]) -> tuple[float, StepStats]:
         """Run steps over random tokens, drawn before the clock starts. A step that gives a token finds the best one."""
         steps = list(steps)
-        tokens = [self._rng.integers(0, self._root.spec.vocab_size, run.count).tolist() for run, _ in steps]
+        tokens = [self._rng.integers(0, self._root.spec.vocab_size, batch.n_rows).tolist() for batch, _ in steps]
         timings = []
         start = time.perf_counter()
-        for (run, gives_token), its_tokens in zip(steps, tokens, strict=True):
-            asks = {run.count - 1: Ask(1)} if gives_token else {}
-            timings.append(self._root.evaluate([run], its_tokens, asks)[1])
+        for (batch, gives_token), its_tokens in zip(steps, tokens, strict=True):
+            asks = {batch.n_rows - 1: Ask(1)} if gives_token else {}
+            timings.append(self._root.evaluate(batch, its_tokens, asks)[1])
         return time.perf_counter() - start, reduce(add, timings)

@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import cast
 
-from dllama_zmq.bus.arrays import Packed, pack_floats, packed, stage_header, to_wire, unpack
+from dllama_zmq.bus.arrays import Packed, pack_floats, pack_plain, packed, stage_header, to_wire, unpack
 from dllama_zmq.bus.links import RootLink
 from dllama_zmq.bus.messages import (
     ArrayHead,
@@ -43,7 +43,7 @@ from dllama_zmq.bus.peers import PeerGone
 from dllama_zmq.bus.session import Gather, Member, Part, Roster, State
 from dllama_zmq.bus.slowest import Wait
 from dllama_zmq.errors import ProtocolError, RemoteError, WorkerLost
-from dllama_zmq.kernels import Kernels
+from dllama_zmq.kernels import Batch, Kernels
 from dllama_zmq.quants import F32, U8
 from dllama_zmq.spec import Sync
 
@@ -103,10 +103,9 @@ class StarRoot:
         self.backlog: dict[bytes, Message] = {}
         self._forget_waits()
 
-    def begin(
-        self, runs: Sequence[tuple[int, int, int]], x: F32, asks: Sequence[RowAsk], of_asks: Sequence[Packed]
-    ) -> F32:
-        """Publish a step, with the arrays that its asks need; returns x (T, D) as every node sees it.
+    def begin(self, batch: Batch, x: F32, asks: Sequence[RowAsk], of_asks: Sequence[Packed]) -> F32:
+        """Publish a step, with the arrays that its asks need; returns x (T, D), the rows of `batch`, as every node sees
+        it.
 
         Raises WorkerLost, and publishes nothing, while a worker has not heard this epoch's beacon.
         """
@@ -119,8 +118,10 @@ class StarRoot:
         self._begun.clear()
         head, frame = pack_floats(x, self._sync)
         self._make_ready(head)
-        heads, frames = [head, *(h for h, _ in of_asks)], [frame, *(f for _, f in of_asks)]
-        self._publish(Step(self._roster.epoch, self._step, list(runs), list(asks), heads), frames)
+        arrays = [(head, frame), pack_plain(batch.page_ids[None], "i32"), *of_asks]
+        heads, frames = [h for h, _ in arrays], [f for _, f in arrays]
+        spans = [(span.start, span.count) for span in batch.spans]
+        self._publish(Step(self._roster.epoch, self._step, spans, list(asks), heads), frames)
         return unpack(head, frame, self._sync, (x.shape[0], x.shape[1]))
 
     def all_reduce(self, partial: F32 | U8) -> F32:

@@ -88,14 +88,15 @@ class Beacon(Message, frozen=True):
 
 
 class Step(Message, frozen=True):
-    """Run these rows: x (T, D) in the sync type. `runs` are [slot, start, count] and cover the rows in order.
+    """Run these rows: x (T, D) in the sync type, and page ids i32 (1, P): first those of the first span, and so on.
 
-    Answer `asks`, whose rows ascend. Their listed ids (i32) and then their masks (u8) follow x, where there are any.
+    `spans` are [start, count] and cover the rows in order; the pages of a span are those of its positions from 0 on.
+    Answer `asks`, whose rows ascend. Their listed ids (i32) and then their masks (u8) follow, where there are any.
     """
 
     epoch: Big
     step: Big
-    runs: Annotated[list[tuple[Count, Count, Count]], msgspec.Meta(min_length=1, max_length=256)]
+    spans: Annotated[list[tuple[Count, Count]], msgspec.Meta(min_length=1, max_length=256)]
     asks: Asks
     arrays: Heads
 
@@ -152,7 +153,7 @@ class Refuse(Message, frozen=True):
 
 
 class Plan(Message, frozen=True):
-    """What to hold: the model's numbers, how many nodes share it, room for `seq_len` tokens in each of `slots`.
+    """What to hold: the model's numbers, how many nodes share it, room for `pages` pages of keys and values.
 
     kv: the type in which keys and values are kept.
     """
@@ -162,8 +163,7 @@ class Plan(Message, frozen=True):
     sync: Literal["f32", "f16", "q80"]
     kernels: Literal["auto", "simd", "numpy"]
     kv: Literal["f16", "f32"]
-    seq_len: Count
-    slots: Count
+    pages: Count
     step_s: Seconds
 
 

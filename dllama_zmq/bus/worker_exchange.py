@@ -25,7 +25,7 @@ from dllama_zmq.bus.messages import (
 )
 from dllama_zmq.bus.native.exchange import NativeExchange, SocketPair, make_native_exchange
 from dllama_zmq.errors import ProtocolError, RootLost
-from dllama_zmq.kernels import Kernels
+from dllama_zmq.kernels import Batch, Kernels, Span, pages_for
 from dllama_zmq.quants import F32, U8
 from dllama_zmq.spec import Sync
 
@@ -61,23 +61,26 @@ class StarWorker:
         self._start = self._start_on_core = 0.0
         self._wait_s = 0.0
 
-    def begin(self, message: Step, frames: Sequence[Frame]) -> F32:
-        """Enter a step; returns its x (T, D). Raises ProtocolError where rows, runs and asks do not fit together."""
+    def begin(self, message: Step, frames: Sequence[Frame]) -> tuple[F32, Batch]:
+        """Enter a step; returns its x (T, D) and its rows.
+
+        Raises ProtocolError where rows, spans, pages and asks do not fit together.
+        """
         self.step, self._stage = message.step, 0
         self._start, self._start_on_core, self._wait_s = time.monotonic(), time.thread_time(), 0.0
         self._begun.clear()
-        if not message.arrays:
-            raise ProtocolError("a step without x")
+        if len(message.arrays) < 2:
+            raise ProtocolError("a step without x or page ids")
         n_rows = message.arrays[0].rows
-        if n_rows < 1 or sum(count for _, _, count in message.runs) != n_rows or not all(r[2] for r in message.runs):
-            raise ProtocolError(f"a step whose runs {message.runs} do not cover its {n_rows} rows")
+        if n_rows < 1 or sum(count for _, count in message.spans) != n_rows or not all(c for _, c in message.spans):
+            raise ProtocolError(f"a step whose spans {message.spans} do not cover its {n_rows} rows")
         asked = [-1, *(ask.row for ask in message.asks), n_rows]
         if any(row >= following for row, following in pairwise(asked)):
             raise ProtocolError(f"a step of {n_rows} rows that asks for rows {asked[1:-1]}; expected ascending ones")
         x: F32 = unpack(message.arrays[0], frames[0], self._sync, (n_rows, self._dim))
         self._partial_header = stage_header(Partial, self.epoch, self.step, message.arrays[0])
         self._sum_header = stage_header(Sum, self.epoch, self.step, message.arrays[0])
-        return x
+        return x, _batch(message, frames)
 
     def all_reduce(self, partial: F32 | U8) -> F32:
         if self._native is None:
@@ -155,3 +158,14 @@ class StarWorker:
         if len(message.arrays) != 1:
             raise ProtocolError(f"a sum with {len(message.arrays)} arrays; expected one")
         return packed(message.arrays[0], frames[0], self._sync, (n_rows, self._dim))
+
+
+def _batch(message: Step, frames: Sequence[Frame]) -> Batch:
+    """The rows of a step. Raises ProtocolError where its pages are not those of its spans."""
+    n_pages = [pages_for(start + count) for start, count in message.spans]
+    ids = unpack(message.arrays[1], frames[1], "i32", (1, sum(n_pages)))[0]
+    spans, first = [], 0
+    for (start, count), n in zip(message.spans, n_pages, strict=True):
+        spans.append(Span(start, count, ids[first : first + n]))
+        first += n
+    return Batch(spans)

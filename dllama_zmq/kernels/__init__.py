@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from typing import Literal
 
 from dllama_zmq.errors import UsageError
+from dllama_zmq.kernels.batch import KV_PAGE, Batch, Span, pages_for
 from dllama_zmq.kernels.interface import (
     CacheSpec,
     Experts,
@@ -19,7 +20,6 @@ from dllama_zmq.kernels.interface import (
     Native,
     Norm,
     Rotation,
-    Run,
     Sums,
 )
 from dllama_zmq.kernels.needs import Compiling, Needs, reported_to
@@ -31,9 +31,9 @@ logger = logging.getLogger(__name__)
 KernelChoice = Literal["auto", "simd", "numpy"]
 
 __all__ = [
-    "CacheSpec", "Compiling", "Experts", "KVCache", "KVType", "KernelChoice", "Kernels", "Linear", "Native", "Needs",
-    "Norm", "Reference", "Rotation", "Run", "Sums",
-    "choose_kernels", "prepare_kernels", "reported_to", "tree_sum",
+    "KV_PAGE", "Batch", "CacheSpec", "Compiling", "Experts", "KVCache", "KVType", "KernelChoice", "Kernels", "Linear",
+    "Native", "Needs", "Norm", "Reference", "Rotation", "Span", "Sums",
+    "choose_kernels", "pages_for", "prepare_kernels", "reported_to", "tree_sum",
 ]  # fmt: skip
 
 

@@ -1,5 +1,5 @@
 """What a back end offers. Arrays are float32 and C-contiguous unless said; letters as everywhere in the package:
-T tokens, D width, H heads, K KV heads, S cached positions, Hd values of a head.
+T tokens, D width, H heads, K KV heads, Hd values of a head.
 
 An array that a back end has returned is the caller's for as long as the caller holds it.
 """
@@ -13,21 +13,13 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from dllama_zmq.kernels.batch import Batch
 from dllama_zmq.kernels.simd.job import Job
 from dllama_zmq.quants import F32, U8, BlockMatrix
 from dllama_zmq.spec import Activation, Sync
 
 KVType = Literal["f16", "f32"]
 """How keys and values are kept."""
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """`count` rows of a step: tokens of one slot at positions `start`, `start + 1`, ..."""
-
-    slot: int
-    start: int
-    count: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,7 +69,7 @@ class Experts(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rotation:
-    """The angles of each token of a run: their cos and sin (T, Hd / 2), of a head's pair after pair.
+    """The angles of each row of a batch: their cos and sin (T, Hd / 2), of a head's pair after pair.
 
     layout: `interleaved` pairs values (2i, 2i + 1) of a head, `half` (i, i + Hd / 2).
     """
@@ -89,16 +81,15 @@ class Rotation:
 
 @dataclass(frozen=True, slots=True)
 class CacheSpec:
-    """A KV cache: how many keys and values it holds, and how they are attended over.
+    """A KV cache: room for `n_pages` pages of keys and values, and how they are attended over.
 
     Query head h reads KV head `kv_of_head[h]`; heads that share one are neighbours. window: a token sees the last
     `window` positions, its own included. softcap: a score s counts as softcap * tanh(s / softcap).
     """
 
     n_layers: int
-    n_slots: int
+    n_pages: int
     n_kv_heads: int
-    seq_len: int
     head_dim: int
     kv_of_head: Sequence[int]
     kv_type: KVType
@@ -107,16 +98,17 @@ class CacheSpec:
 
 
 class KVCache(Protocol):
-    """The keys and values of one node's heads, by layer and slot."""
+    """The keys and values of one node's heads, in pages. Memory is taken as pages are written."""
 
     def attend(
-        self, layer: int, run: Run, q: F32, k: F32, v: F32, rotation: Rotation | None = None,
+        self, layer: int, batch: Batch, q: F32, k: F32, v: F32, rotation: Rotation | None = None,
         then: Linear | None = None,
     ) -> Any:  # fmt: skip
-        """Causal attention of a run's queries q (T, H * Hd) -> (T, H * Hd). First q and the run's keys k (T, K * Hd)
-        are rotated, in place, and k and its values v (T, K * Hd) stored at its positions.
+        """Causal attention of queries q (T, H * Hd) -> (T, H * Hd), each span over its own sequence. First q and the
+        keys k (T, K * Hd) are rotated, in place, and k and the values v (T, K * Hd) stored in the spans' pages.
 
-        Rows need not lie close together. then: that product of the result instead, as in `Linear`.
+        The ids of pages are below `n_pages`; no two spans write to one page. Rows need not lie close together.
+        then: that product of the result instead, as in `Linear`.
         """
         ...
 

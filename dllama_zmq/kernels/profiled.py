@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from time import perf_counter
 from typing import Any, ParamSpec, TypeVar
 
-from dllama_zmq.kernels.interface import CacheSpec, Experts, Kernels, KVCache, Linear, Norm, Rotation, Run
+from dllama_zmq.kernels.batch import Batch
+from dllama_zmq.kernels.interface import CacheSpec, Experts, Kernels, KVCache, Linear, Norm, Rotation
 from dllama_zmq.kernels.linked import Linked
 from dllama_zmq.quants import F32, BlockMatrix
 from dllama_zmq.spec import Activation, Sync
@@ -101,10 +102,10 @@ class _ProfiledCache:
         self._attend = profiled._timed("attend", cache.attend)
 
     def attend(
-        self, layer: int, run: Run, q: F32, k: F32, v: F32, rotation: Rotation | None = None,
+        self, layer: int, batch: Batch, q: F32, k: F32, v: F32, rotation: Rotation | None = None,
         then: Linear | None = None,
     ) -> Any:  # fmt: skip
-        out = self._attend(layer, run, q, k, v, rotation)
+        out = self._attend(layer, batch, q, k, v, rotation)
         return out if then is None else then(out)
 
 

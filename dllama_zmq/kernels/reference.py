@@ -8,9 +8,11 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from dllama_zmq.kernels.batch import KV_PAGE, Batch, Span
 from dllama_zmq.kernels.grouped import GroupedExperts
-from dllama_zmq.kernels.interface import CacheSpec, Kernels, Linear, Norm, Rotation, Run
+from dllama_zmq.kernels.interface import CacheSpec, Kernels, Linear, Norm, Rotation
 from dllama_zmq.kernels.linked import Linked
 from dllama_zmq.kernels.reduction import tree_sum
 from dllama_zmq.quants import F32, I8, U8, BlockMatrix, dequantize, quantize, split_q40, split_q41, split_q80
@@ -113,30 +115,43 @@ class Reference:
 
 
 class ReferenceCache:
-    """Keys and values (layers, slots, 2, K, S, Hd). Memory is taken as positions fill: it begins as untouched pages."""
+    """Keys and values (layers, pages, 2, K, 64, Hd). Memory is taken as pages are written: it begins untouched."""
 
     def __init__(self, spec: CacheSpec) -> None:
-        shape = (spec.n_layers, spec.n_slots, 2, spec.n_kv_heads, spec.seq_len, spec.head_dim)
+        shape = (spec.n_layers, spec.n_pages, 2, spec.n_kv_heads, KV_PAGE, spec.head_dim)
         self._store = np.zeros(shape, np.float16 if spec.kv_type == "f16" else np.float32)
         self._kv_of_head, self._window, self._softcap = spec.kv_of_head, spec.window, spec.softcap
 
     def attend(
-        self, layer: int, run: Run, q: F32, k: F32, v: F32, rotation: Rotation | None = None,
+        self, layer: int, batch: Batch, q: F32, k: F32, v: F32, rotation: Rotation | None = None,
         then: Linear | None = None,
     ) -> Any:  # fmt: skip
-        stored = self._store[layer, run.slot]  # (2, K, S, Hd)
-        q, k, v = (rows.reshape(len(rows), -1, stored.shape[-1]) for rows in (q, k, v))  # views: rows lie in one piece
+        store = self._store[layer]  # (pages, 2, K, 64, Hd)
+        q, k, v = (rows.reshape(len(rows), -1, store.shape[-1]) for rows in (q, k, v))  # views: rows lie in one piece
         if rotation is not None:
             _rotate(q, rotation)
             _rotate(k, rotation)
-        for kept, new in zip(stored[:, :, run.start : run.start + run.count], (k, v), strict=True):
-            if stored.dtype == np.float16:
-                new = np.clip(new, np.float32(-65504), np.float32(65504))
-            kept[...] = new.transpose(1, 0, 2)
-        first = 0 if self._window is None else max(0, run.start - self._window + 1)
-        keys, values = stored[:, :, first : run.start + run.count].astype(np.float32)
-        out = _attention(q, keys, values, self._kv_of_head, self._window, self._softcap)
+        parts, first = [], 0
+        for span in batch.spans:
+            rows = slice(first, first + span.count)
+            parts.append(self._attend_span(store, span, q[rows], k[rows], v[rows]))
+            first += span.count
+        out = parts[0] if len(parts) == 1 else np.concatenate(parts)
         return out if then is None else then(out)
+
+    def _attend_span(self, store: npt.NDArray[Any], span: Span, q: F32, k: F32, v: F32) -> F32:
+        ids, end = np.asarray(span.pages), span.start + span.count
+        page, place = np.divmod(np.arange(span.start, end), KV_PAGE)
+        for which, new in enumerate((k, v)):
+            if store.dtype == np.float16:
+                new = np.clip(new, np.float32(-65504), np.float32(65504))
+            store[ids[page], which, :, place] = new
+        first = 0 if self._window is None else max(0, span.start - self._window + 1)
+        seen = store[ids[first // KV_PAGE :]].transpose(1, 2, 0, 3, 4)  # (2, K, pages, 64, Hd)
+        before = first // KV_PAGE * KV_PAGE
+        seen = seen.reshape(*seen.shape[:2], -1, seen.shape[-1])[:, :, first - before : end - before]
+        keys, values = np.ascontiguousarray(seen, dtype=np.float32)
+        return _attention(q, keys, values, self._kv_of_head, self._window, self._softcap)
 
 
 def normed(kernels: Kernels, x: F32, norm: Norm | None) -> F32:

@@ -6,11 +6,10 @@ ADDING_A_MODEL.md says how to add one; PARITY.md how close each is to its refere
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Protocol
 
-from dllama_zmq.kernels import Kernels, KVCache, Run, Sums
-from dllama_zmq.models.cache import kv_cache_bytes
+from dllama_zmq.kernels import Batch, Kernels, KVCache, Sums
 from dllama_zmq.models.comm import Comm, micro_batches
 from dllama_zmq.models.grok1 import Grok1, grok1_tensors
 from dllama_zmq.models.llama import Llama, TensorSource, llama_tensors
@@ -20,7 +19,7 @@ from dllama_zmq.quants import F32
 from dllama_zmq.spec import Architecture, ModelSpec, TensorSpec
 
 __all__ = [
-    "Comm", "Model", "Run", "attention_softcap", "build_model", "kv_cache_bytes", "micro_batches", "tensor_table",
+    "Comm", "Model", "attention_softcap", "build_model", "micro_batches", "tensor_table",
 ]  # fmt: skip
 
 _MODELS: dict[Architecture, tuple[type[Llama], Callable[[ModelSpec], list[TensorSpec]]]] = {
@@ -36,8 +35,8 @@ _MODELS: dict[Architecture, tuple[type[Llama], Callable[[ModelSpec], list[Tensor
 class Model(Protocol):
     """One node's shard of a model, ready to run."""
 
-    def forward(self, x: F32, runs: Sequence[Run], comm: Comm) -> F32:
-        """Embedded tokens (T, D) -> (T, D), before the final norm; `runs` cover the rows in order."""
+    def forward(self, x: F32, batch: Batch, comm: Comm) -> F32:
+        """Embedded tokens (T, D), the rows of `batch` -> (T, D), before the final norm."""
         ...
 
     def logits(self, x: F32) -> F32:

@@ -5,11 +5,9 @@ The results of those norms go into x, by which every node chooses experts: they 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
-from dllama_zmq.kernels import Kernels, Run, Sums
+from dllama_zmq.kernels import Batch, Kernels, Sums
 from dllama_zmq.models.comm import Comm
 from dllama_zmq.models.experts import MixtureOfExperts, norm_alike
 from dllama_zmq.models.llama import Attention, Llama, TensorSource, vector
@@ -53,8 +51,8 @@ class Grok1(Llama):
     feed_forward = _NormedExperts
     attention_softcap = 30.0
 
-    def forward(self, x: F32, runs: Sequence[Run], comm: Comm) -> F32:
-        return super().forward(x * np.float32(EMBEDDING_SCALE), runs, comm)
+    def forward(self, x: F32, batch: Batch, comm: Comm) -> F32:
+        return super().forward(x * np.float32(EMBEDDING_SCALE), batch, comm)
 
     def logits(self, x: F32) -> F32:
         return super().logits(x) * np.float32(LOGIT_SCALE)

@@ -6,12 +6,12 @@ Knows no files, plans or sockets.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
 
-from dllama_zmq.kernels import Kernels, KVCache, Norm, Rotation, Run, Sums
+from dllama_zmq.kernels import Batch, Kernels, KVCache, Norm, Rotation, Sums
 from dllama_zmq.models.comm import Comm, Layers, micro_batches, run_micro_batches
 from dllama_zmq.models.rope import rope_angles, rope_frequencies
 from dllama_zmq.models.tensors import attention_tensors, decoder_tensors, feed_forward_tensors, norm_tensor
@@ -42,15 +42,9 @@ class Attention:
         q, k, v = self._qkv(x)
         return q, k, v
 
-    def __call__(self, x: F32, layer: int, cache: KVCache, runs: Sequence[Run], rotations: Sequence[Rotation]) -> F32:
-        """x (T, D) and a rotation for each of its runs -> this node's partial sum of attention (T, D)."""
-        q, k, v = self.heads(x)
-        if len(runs) == 1:
-            out: F32 = cache.attend(layer, runs[0], q, k, v, rotations[0], self._o)
-        else:
-            ends = np.cumsum([run.count for run in runs])[:-1]
-            each = zip(runs, *(np.split(rows, ends) for rows in (q, k, v)), rotations, strict=True)
-            out = self._o(np.concatenate([cache.attend(layer, *of_run) for of_run in each]))
+    def __call__(self, x: F32, layer: int, cache: KVCache, batch: Batch, rotation: Rotation) -> F32:
+        """x (T, D), the rows of `batch` -> this node's partial sum of attention (T, D)."""
+        out: F32 = cache.attend(layer, batch, *self.heads(x), rotation, self._o)
         return out
 
     def finish(self, total: F32) -> F32:
@@ -110,21 +104,22 @@ class Llama:
         norm = Norm(vector(weights("final_norm")), spec.norm_eps)
         self._head = kernels.linear(weights("head"), norm=norm)
 
-    def forward(self, x: F32, runs: Sequence[Run], comm: Comm) -> F32:
-        """Embedded tokens x (T, D), `runs` covering its rows in order -> (T, D), before the final norm."""
-        batches = micro_batches(self._spec, len(x))
-        results = run_micro_batches([self._run_layers(x[rows], _runs_within(runs, rows)) for rows in batches], comm)
-        return results[0] if len(results) == 1 else np.concatenate(results)
+    def forward(self, x: F32, batch: Batch, comm: Comm) -> F32:
+        """Embedded tokens x (T, D), the rows of `batch` -> (T, D), before the final norm."""
+        parts = micro_batches(self._spec, len(x))
+        if len(parts) == 1:
+            (result,) = run_micro_batches([self._run_layers(x, batch)], comm)
+            return result
+        return np.concatenate(
+            run_micro_batches([self._run_layers(x[rows], batch.within(rows)) for rows in parts], comm)
+        )
 
-    def _run_layers(self, x: F32, runs: Sequence[Run]) -> Layers:
-        """All layers over x (T, D)."""
-        rotations = [
-            Rotation(*rope_angles(self._frequencies, np.arange(run.start, run.start + run.count)), self._layout)
-            for run in runs
-        ]
+    def _run_layers(self, x: F32, batch: Batch) -> Layers:
+        """All layers over x (T, D), the rows of `batch`."""
+        rotation = Rotation(*rope_angles(self._frequencies, batch.positions), self._layout)
         x = x.copy()
         for i, (attention, feed_forward) in enumerate(self._layers):
-            x += attention.finish((yield attention(x, i, self._cache, runs, rotations)))
+            x += attention.finish((yield attention(x, i, self._cache, batch, rotation)))
             x += feed_forward.finish((yield feed_forward(x)))
         return x
 
@@ -132,17 +127,6 @@ class Llama:
         """Rows of forward's result (R, D) -> logits of this node's slice of the vocabulary (R, V / nodes)."""
         logits: F32 = self._head(x)
         return logits
-
-
-def _runs_within(runs: Sequence[Run], rows: slice) -> list[Run]:
-    """The parts of `runs` that lie in these rows."""
-    within, first = [], 0
-    for run in runs:
-        start, stop = max(first, rows.start), min(first + run.count, rows.stop)
-        if start < stop:
-            within.append(Run(run.slot, run.start + start - first, stop - start))
-        first += run.count
-    return within
 
 
 def vector(matrix: BlockMatrix) -> F32:

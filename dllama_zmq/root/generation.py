@@ -11,7 +11,7 @@ from typing import Literal
 
 from dllama_zmq.bus.client_messages import StepStats
 from dllama_zmq.errors import ClusterDefect, RequestError
-from dllama_zmq.models import Run
+from dllama_zmq.kernels import Batch
 from dllama_zmq.root.root import Root
 from dllama_zmq.root.sampler import Sampler, more_than
 from dllama_zmq.root.sampling import Sampling
@@ -79,7 +79,7 @@ def check_request(root: Root, request: GenerationRequest) -> None:
 
 
 def generate(root: Root, tokenizer: Tokenizer, request: GenerationRequest) -> Iterator[Event]:
-    """Run `request` in slot 0 of a formed cluster; close the iterator to stop early.
+    """Run `request` on a formed cluster; close the iterator to stop early.
 
     Raises RequestError before the first step, WorkerLost or RemoteError in any.
     """
@@ -88,13 +88,13 @@ def generate(root: Root, tokenizer: Tokenizer, request: GenerationRequest) -> It
     sampler = Sampler(request.sampling)
     root.set_phase("prompt")
     for start in range(0, n_prompt - PREFILL_TOKENS, PREFILL_TOKENS):
-        run = Run(0, start, PREFILL_TOKENS)
-        _, figures = root.evaluate([run], tokens[start : start + run.count], {})
-        yield Prefilled(start + run.count, n_prompt, run.count, figures)
+        end = start + PREFILL_TOKENS
+        _, figures = root.evaluate(Batch.alone(start, PREFILL_TOKENS), tokens[start:end], {})
+        yield Prefilled(end, n_prompt, PREFILL_TOKENS, figures)
     start = (n_prompt - 1) // PREFILL_TOKENS * PREFILL_TOKENS
-    run = Run(0, start, n_prompt - start)
-    token, figures = _evaluate_and_choose(root, sampler, run, tokens[start:], tokenizer.vocab_size)
-    yield Prefilled(n_prompt, n_prompt, run.count, figures)
+    batch = Batch.alone(start, n_prompt - start)
+    token, figures = _evaluate_and_choose(root, sampler, batch, tokens[start:], tokenizer.vocab_size)
+    yield Prefilled(n_prompt, n_prompt, batch.n_rows, figures)
     decoder = tokenizer.decoder(continues=True)
     of_step = None
     n_most = min(request.max_tokens or root.seq_len, root.seq_len - n_prompt)
@@ -105,18 +105,18 @@ def generate(root: Root, tokenizer: Tokenizer, request: GenerationRequest) -> It
         yield Token(token, decoder.push(token), of_step)
         if n_generated < n_most:
             root.set_phase("prediction")
-            run = Run(0, n_prompt + n_generated - 1, 1)
-            token, of_step = _evaluate_and_choose(root, sampler, run, [token], tokenizer.vocab_size)
+            batch = Batch.alone(n_prompt + n_generated - 1, 1)
+            token, of_step = _evaluate_and_choose(root, sampler, batch, [token], tokenizer.vocab_size)
     yield Finished("length", decoder.flush())
 
 
 def _evaluate_and_choose(
-    root: Root, sampler: Sampler, run: Run, tokens: Sequence[int], n_ids: int
+    root: Root, sampler: Sampler, batch: Batch, tokens: Sequence[int], n_ids: int
 ) -> tuple[int, StepStats]:
-    """One step over `run`, and the token below `n_ids` that follows its last row; the figures are of all that choosing
-    asked for."""
-    k, last = sampler.sampling.first_k(), run.count - 1
-    (row,), figures = root.evaluate([run], tokens, {last: Ask(k, sampler.sampling.temperature)})
+    """One step, and the token below `n_ids` that follows its last row; the figures are of all that choosing asked
+    for."""
+    k, last = sampler.sampling.first_k(), batch.n_rows - 1
+    (row,), figures = root.evaluate(batch, tokens, {last: Ask(k, sampler.sampling.temperature)})
     token = sampler.choose(row.below(n_ids))
     while token is None:
         if k == 0:

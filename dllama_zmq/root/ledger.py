@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 
 from dllama_zmq.bus.client_messages import NodeTimes, PhaseTimes, TrafficRow
 from dllama_zmq.bus.meter import Meter, Phase
+from dllama_zmq.kernels import Batch
 from dllama_zmq.root.prediction import Asked, Predicted, StepKind, as_wide_as, predict_more, predict_step
 from dllama_zmq.root.recent import Recent
 from dllama_zmq.sharding import Ask, Plan
@@ -28,13 +29,14 @@ class Ledger:
         self._recent: dict[str, Recent] = {}
         self._predicted: Counter[tuple[str, str, str, str]] = Counter()
 
-    def add_step(self, phase: Phase, n_tokens: int, asks: Mapping[int, Ask]) -> None:
+    def add_step(self, phase: Phase, batch: Batch, asks: Mapping[int, Ask]) -> None:
         """One step is done."""
+        n_tokens, n_pages, n_spans = batch.n_rows, len(batch.page_ids), len(batch.spans)
         self.steps[phase] += 1
         self.tokens[phase] += n_tokens
         self.sampled[phase] += len(asks)
         spec, sync, step = self._plan.spec, self._sync, self._step()
-        self._predict(phase, asks, lambda asked: predict_step(spec, sync, n_tokens, asked, step))
+        self._predict(phase, asks, lambda asked: predict_step(spec, sync, n_tokens, asked, step, n_pages, n_spans))
 
     def add_more(self, phase: Phase, n_tokens: int, asks: Mapping[int, Ask]) -> None:
         """`asks` of the last step, which had `n_tokens` tokens, were asked again."""

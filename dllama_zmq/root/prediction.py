@@ -57,22 +57,23 @@ def as_wide_as(number: int) -> int:
 
 @lru_cache(maxsize=1024)
 def predict_step(
-    spec: ModelSpec, sync: Sync, n_tokens: int, asked: tuple[Asked, ...], step: int = 1000
-) -> dict[StepKind, Predicted]:
+    spec: ModelSpec, sync: Sync, n_tokens: int, asked: tuple[Asked, ...], step: int = 1000, n_pages: int = 1,
+    n_spans: int = 1,
+) -> dict[StepKind, Predicted]:  # fmt: skip
     """One step of `n_tokens` tokens, of whose last rows each asks a worker for something. `step` is its number since
-    the root began."""
+    the root began. n_pages: page ids of all its spans."""
     listed, masks = sum(row.n_listed for row in asked), [row.mask_bytes for row in asked if row.mask_bytes]
-    traffic = step_traffic(spec, sync, n_tokens, [row.reply for row in asked])
+    traffic = step_traffic(spec, sync, n_tokens, [row.reply for row in asked], n_pages)
     batches = micro_batches(spec, n_tokens)
     stages = 2 * spec.n_layers * len(batches)
-    arrays = [ArrayHead(sync, n_tokens, spec.dim)]
+    arrays = [ArrayHead(sync, n_tokens, spec.dim), ArrayHead("i32", 1, n_pages)]
     arrays += [ArrayHead("i32", 1, listed)] if listed else []
     arrays += [ArrayHead("u8", len(masks), masks[0])] if masks else []
     asks = [
         RowAsk(n_tokens - len(asked) + i, row.k, 0.5, False, row.n_listed, row.mask_bytes > 0)
         for i, row in enumerate(asked)
     ]
-    begin = Step(_EPOCH, step, [(0, _POSITION, n_tokens)], asks, arrays)
+    begin = Step(_EPOCH, step, [(_POSITION, n_tokens)] * n_spans, asks, arrays)
     middle = stages // 2 + 1  # most stages' numbers are as wide as that of the one in the middle
     rows = [[ArrayHead(sync, batch.stop - batch.start, spec.dim)] for batch in batches]
     totals = sum(_wire(Sum(_EPOCH, step, middle, heads), heads) for heads in rows)

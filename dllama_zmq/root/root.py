@@ -29,8 +29,8 @@ from dllama_zmq.bus.sockets import SPIN_S
 from dllama_zmq.cluster import Limits
 from dllama_zmq.errors import PlanError, ProtocolError, RemoteError, RequestError, WorkerLost
 from dllama_zmq.formats import ModelFile
-from dllama_zmq.kernels import KernelChoice, KVType, choose_kernels, prepare_kernels
-from dllama_zmq.models import Model, Run
+from dllama_zmq.kernels import KV_PAGE, Batch, KernelChoice, KVType, choose_kernels, pages_for, prepare_kernels
+from dllama_zmq.models import Model
 from dllama_zmq.quants import F32
 from dllama_zmq.root.asks import pack_asks, read_answers
 from dllama_zmq.root.delivery import Delivery
@@ -52,8 +52,6 @@ from dllama_zmq.sharding import (
     node_memory,
 )
 from dllama_zmq.spec import SYNC_FLOAT, Sync
-
-N_SLOTS = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +99,9 @@ class Root:
         self.spec = model.spec
         self.settings = settings
         self.seq_len = context_length(self.spec, settings.max_seq_len)
+        self.n_pages = pages_for(self.seq_len)
         self.plan = Plan.make(self.spec, 1 + len(settings.names), str(model.path))
-        self.memory = partial(node_memory, self.plan, seq_len=self.seq_len, n_slots=N_SLOTS, kv_type=settings.kv_type)
+        self.memory = partial(node_memory, self.plan, n_positions=self.seq_len, kv_type=settings.kv_type)
         if self.spec.dim % SYNC_FLOAT[settings.sync].block_values:
             raise PlanError(
                 f"sync {settings.sync} needs whole blocks of 32; this model is {self.spec.dim} wide: use f32 or f16"
@@ -144,7 +143,7 @@ class Root:
         self.ledger = Ledger(self.plan, settings.sync, list(settings.names), settings.recent_s)
         self._stopwatch = Stopwatch(self._star, None if self.link is None else self.link.meter, self._unnamed)
         self._phase: Phase = "idle"
-        self._slot_epochs: dict[int, int] = {}
+        self._page_epochs = np.zeros(self.n_pages, np.int64)  # in which each was written
         self._asks: Mapping[int, Ask] = {}  # of the last step, by row, and the logits of these rows
         self._n_tokens = 0
         self._logits: F32 = np.empty((0, 0), np.float32)
@@ -154,7 +153,7 @@ class Root:
         regions = {t.name: plan.region(t, 0) for t in plan.shard_tensors()}
         take = counted(lambda name: model.read(name, *regions[name]), plan.weight_bytes(0), on_read)
         sync = settings.sync if settings.names else None
-        return build_shard(plan, 0, take, self.kernels, settings.kv_type, self.seq_len, N_SLOTS, sync)
+        return build_shard(plan, 0, take, self.kernels, settings.kv_type, self.n_pages, sync)
 
     @property
     def ready(self) -> bool:
@@ -200,18 +199,18 @@ class Root:
             self.link.meter.phase = phase
 
     def evaluate(
-        self, runs: Sequence[Run], tokens: Sequence[int], asks: Mapping[int, Ask]
+        self, batch: Batch, tokens: Sequence[int], asks: Mapping[int, Ask]
     ) -> tuple[list[RowCandidates], StepStats]:
-        """One step: `tokens` cover `runs` in order. Returns what the rows in `asks`, which ascend, ask for.
+        """One step: `tokens` are those of the batch's rows. Returns what the rows in `asks`, which ascend, ask for.
 
-        Raises WorkerLost or RemoteError; the cluster must then be formed again and every slot filled again.
+        Raises WorkerLost or RemoteError; the cluster must then be formed again and every page filled again.
         """
-        self._check(runs, tokens)
+        self._check(batch, tokens)
         self._stopwatch.start()
-        parts = self._run(runs, tokens, asks)
+        parts = self._run(batch, tokens, asks)
         rows = self._merged(self._answers(parts, asks, self._logits), asks)
         figures, nodes = self._stopwatch.stop(parts)
-        self.ledger.add_step(self._phase, len(tokens), asks)
+        self.ledger.add_step(self._phase, batch, asks)
         self.ledger.add_times(self._phase, len(tokens), figures.wall_s, nodes)
         return rows, figures
 
@@ -226,11 +225,11 @@ class Root:
         rows = self._merged(self._answers(parts, asks, self._logits[[at.index(row) for row in ks]]), asks)
         return rows, self._stopwatch.stop(())[0]  # the workers' own seconds are again those of the whole step
 
-    def logits(self, runs: Sequence[Run], tokens: Sequence[int]) -> F32:
+    def logits(self, batch: Batch, tokens: Sequence[int]) -> F32:
         """The logits (T, V) of every row of one step."""
-        self._check(runs, tokens)
+        self._check(batch, tokens)
         asks = {row: Ask(k=0) for row in range(len(tokens))}
-        rows = zip(*self._answers(self._run(runs, tokens, asks), asks, self._logits), strict=True)
+        rows = zip(*self._answers(self._run(batch, tokens, asks), asks, self._logits), strict=True)
         return np.stack([np.concatenate([node.logits for node in row]) for row in rows])
 
     def close(self, reason: str, stay: bool = False) -> None:
@@ -245,12 +244,12 @@ class Root:
                     member.state = State.ABSENT
         self.link.close()
 
-    def _run(self, runs: Sequence[Run], tokens: Sequence[int], asks: Mapping[int, Ask]) -> list[Part]:
+    def _run(self, batch: Batch, tokens: Sequence[int], asks: Mapping[int, Ask]) -> list[Part]:
         x = np.concatenate([self._model.read("embedding", slice(t, t + 1)).dequantize() for t in tokens])
         with self._void_if_broken_off():
             if self._star is not None:
-                x = self._star.begin([(run.slot, run.start, run.count) for run in runs], x, *pack_asks(asks))
-            x = self._shard.forward(x, runs, self._comm)
+                x = self._star.begin(batch, x, *pack_asks(asks))
+            x = self._shard.forward(x, batch, self._comm)
             self._asks, self._n_tokens = asks, len(tokens)
             if asks:
                 self._logits = self._shard.logits(x[list(asks)])
@@ -301,22 +300,22 @@ class Root:
             return []
         return [ROOT, *(member.name for member in self.roster.members if not ip_of(member.address))]
 
-    def _check(self, runs: Sequence[Run], tokens: Sequence[int]) -> None:
-        if not tokens or sum(run.count for run in runs) != len(tokens):
-            raise RequestError(f"{len(tokens)} tokens for runs of {sum(run.count for run in runs)}")
+    def _check(self, batch: Batch, tokens: Sequence[int]) -> None:
+        if batch.n_rows != len(tokens):
+            raise RequestError(f"{len(tokens)} tokens for {batch.n_rows} rows")
         for token in tokens:
             if not 0 <= token < self.spec.vocab_size:
                 raise RequestError(f"token {token}; this model's tokens are 0 to {self.spec.vocab_size - 1}")
-        for run in runs:
-            if run.start == 0:
-                self._slot_epochs[run.slot] = self.roster.epoch
-            elif self._slot_epochs.get(run.slot) != self.roster.epoch:
-                raise WorkerLost("a worker left and returned since this text began; its keys and values are gone")
-            if not (0 <= run.slot < N_SLOTS and run.start >= 0 and run.start + run.count <= self.seq_len):
+        for span in batch.spans:
+            end, pages = span.start + span.count, np.asarray(span.pages)
+            if end > self.seq_len or pages.min() < 0 or pages.max() >= self.n_pages:
                 raise RequestError(
-                    f"positions {run.start} to {run.start + run.count - 1}; this cluster has room for {self.seq_len} "
+                    f"positions {span.start} to {end - 1}; this cluster has room for {self.seq_len} "
                     "(max_seq_len, in cluster.yaml or of load)"
                 )
+            if (self._page_epochs[pages[: pages_for(span.start)]] != self.roster.epoch).any():
+                raise WorkerLost("a worker left and returned since this text began; its keys and values are gone")
+            self._page_epochs[pages[span.start // KV_PAGE :]] = self.roster.epoch
 
     def _plan_message(self) -> PlanMessage:
         return PlanMessage(
@@ -325,7 +324,6 @@ class Root:
             sync=self.settings.sync,
             kernels=self.settings.kernels,
             kv=self.settings.kv_type,
-            seq_len=self.seq_len,
-            slots=N_SLOTS,
+            pages=self.n_pages,
             step_s=self.settings.limits.step_s,
         )

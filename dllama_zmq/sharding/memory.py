@@ -48,12 +48,12 @@ class NodeMemory:
 
 
 def context_length(spec: ModelSpec, max_seq_len: int | None = None) -> int:
-    """Positions of a slot: `max_seq_len` or DEFAULT_SEQ_LEN, at most the model's own."""
+    """Positions of a sequence: `max_seq_len` or DEFAULT_SEQ_LEN, at most the model's own."""
     return min(max_seq_len or DEFAULT_SEQ_LEN, spec.seq_len)
 
 
-def node_memory(plan: Plan, node: int, seq_len: int, n_slots: int = 1, kv_type: KVType = "f16") -> NodeMemory:
-    """The memory of `node` with `seq_len` positions per slot.
+def node_memory(plan: Plan, node: int, n_positions: int, kv_type: KVType = "f16") -> NodeMemory:
+    """The memory of `node` with room for `n_positions` positions of all sequences together.
 
     Within 5% of what simd nodes with one thread were measured to take, or up to 25 MB above that
     (tests/integration/test_memory.py).
@@ -67,14 +67,14 @@ def node_memory(plan: Plan, node: int, seq_len: int, n_slots: int = 1, kv_type: 
         step += PREFILL_TOKENS * 4 * spec.dim * (plan.n_nodes - 1)  # every worker's partial sum
     return NodeMemory(
         weights=plan.weight_bytes(node),
-        kv_cache=plan.kv_bytes(node, seq_len, n_slots, kv_type),
+        kv_cache=plan.kv_bytes(node, n_positions, kv_type),
         loading=max(region["head"], largest_pair),
         step=step,
         program=_ROOT_PROGRAM_BYTES + _TOKEN_BYTES * spec.vocab_size if node == 0 else _PROGRAM_BYTES,
     )
 
 
-def largest_node(plan: Plan, seq_len: int, n_slots: int = 1, kv_type: KVType = "f16") -> NodeMemory:
+def largest_node(plan: Plan, n_positions: int, kv_type: KVType = "f16") -> NodeMemory:
     """The memory of the node that needs most."""
-    nodes = (node_memory(plan, node, seq_len, n_slots, kv_type) for node in range(plan.n_nodes))
+    nodes = (node_memory(plan, node, n_positions, kv_type) for node in range(plan.n_nodes))
     return max(nodes, key=lambda memory: memory.total)

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 
 from dllama_zmq.errors import PlanError
-from dllama_zmq.kernels import KVType
-from dllama_zmq.models import kv_cache_bytes, tensor_table
+from dllama_zmq.kernels import KV_PAGE, KVType, pages_for
+from dllama_zmq.models import tensor_table
 from dllama_zmq.spec import Axis, ModelSpec, TensorSpec
 
 MAX_NODES = 64
@@ -112,9 +112,10 @@ class Plan:
         """KV heads of `node`."""
         return _width(self.slices[node].kv_heads) // self.spec.head_dim
 
-    def kv_bytes(self, node: int, seq_len: int, n_slots: int = 1, kv_type: KVType = "f16") -> int:
-        """Bytes of `node`'s KV cache when full."""
-        return kv_cache_bytes(self.spec.n_layers, n_slots, self.n_kv_heads(node), seq_len, self.spec.head_dim, kv_type)
+    def kv_bytes(self, node: int, n_positions: int, kv_type: KVType = "f16") -> int:
+        """Bytes of `node`'s keys and values in the pages of so many positions."""
+        values = 2 * self.spec.n_layers * self.n_kv_heads(node) * self.spec.head_dim  # of a position
+        return pages_for(n_positions) * KV_PAGE * values * (2 if kv_type == "f16" else 4)
 
     def kv_of_head(self, node: int) -> list[int]:
         """For each query head of `node`, the index of its KV head among those of `node`."""

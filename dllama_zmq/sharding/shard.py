@@ -18,11 +18,10 @@ def build_shard(
     weights: TensorSource,
     kernels: Kernels,
     kv_type: KVType,
-    seq_len: int,
-    n_slots: int = 1,
+    n_pages: int,
     wire: Sync | None = None,
 ) -> Model:
-    """The shard of `node`, with a KV cache of `seq_len` positions per slot.
+    """The shard of `node`, with a KV cache of `n_pages` pages.
 
     wire: the type of partial sums on the bus; None if there is only one node.
     """
@@ -30,9 +29,8 @@ def build_shard(
     cache = kernels.kv_cache(
         CacheSpec(
             spec.n_layers,
-            n_slots,
+            n_pages,
             plan.n_kv_heads(node),
-            seq_len,
             spec.head_dim,
             plan.kv_of_head(node),
             kv_type,

@@ -1,8 +1,8 @@
 """Predicted payload bytes on the bus; `dllama-zmq netstat` compares them with those measured.
 
 Payload is the arrays without headers and ZMTP framing, which `bus/meter.py` counts. Per token and worker the sums sent
-are 2L * B(D) bytes, and so are the partial sums received: B(m) = 4m in f32, 2m in f16, 34m/32 in q80. The step's x and
-the candidates come on top.
+are 2L * B(D) bytes, and so are the partial sums received: B(m) = 4m in f32, 2m in f16, 34m/32 in q80. The step's x, the
+ids of its pages (4 bytes for 64 positions of a sequence) and the candidates come on top.
 """
 
 from __future__ import annotations
@@ -37,12 +37,13 @@ def candidate_bytes(reply: Reply) -> int:
     return 4 * (reply.n_ids + reply.n_logits) + 16
 
 
-def step_traffic(spec: ModelSpec, sync: Sync, n_tokens: int, replies: Sequence[Reply]) -> Traffic:
-    """The traffic of one step of `n_tokens` tokens; `replies`: of the worker, for each row that is sampled."""
+def step_traffic(spec: ModelSpec, sync: Sync, n_tokens: int, replies: Sequence[Reply], n_pages: int = 1) -> Traffic:
+    """The traffic of one step of `n_tokens` tokens and `n_pages` page ids; `replies`: of the worker, for each row that
+    is sampled."""
     row = SYNC_FLOAT[sync].row_bytes(spec.dim)
     stages = 2 * spec.n_layers
     return Traffic(
-        step_sent=n_tokens * row,
+        step_sent=n_tokens * row + 4 * n_pages,
         sums_sent=n_tokens * stages * row,
         partials_received=n_tokens * stages * row,
         candidates_received=sum(map(candidate_bytes, replies)),

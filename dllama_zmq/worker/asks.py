@@ -17,9 +17,9 @@ from dllama_zmq.sharding import Ask, NodeCandidates
 def read_asks(message: Step, frames: Sequence[Frame], vocab_size: int) -> dict[int, Ask]:
     """The asks of a step by row, for a vocabulary of that many ids. Raises ProtocolError where they cannot be."""
     n_listed, n_masks = sum(ask.n_listed for ask in message.asks), sum(ask.masked for ask in message.asks)
-    arrays = list(zip(message.arrays[1:], frames[1:], strict=True))
+    arrays = list(zip(message.arrays[2:], frames[2:], strict=True))
     if len(arrays) != bool(n_listed) + bool(n_masks):
-        raise ProtocolError(f"a step with {len(arrays)} arrays for {n_listed} listed ids and {n_masks} masks")
+        raise ProtocolError(f"a step with {len(arrays)} more arrays for {n_listed} listed ids and {n_masks} masks")
     ids = unpack(*arrays[0], "i32", (1, n_listed))[0] if n_listed else np.empty(0, np.int32)
     masks = unpack(*arrays[-1], "u8", (n_masks, (vocab_size + 7) // 8)) if n_masks else ()
     asks, at, left = {}, 0, iter(masks)

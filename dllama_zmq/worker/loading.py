@@ -9,6 +9,7 @@ import numpy as np
 from dllama_zmq.bus.messages import Frame, Weights
 from dllama_zmq.bus.messages import Plan as PlanMessage
 from dllama_zmq.errors import ProtocolError
+from dllama_zmq.kernels import KV_PAGE
 from dllama_zmq.quants import BlockMatrix
 from dllama_zmq.sharding import Plan
 from dllama_zmq.spec import TensorSpec
@@ -72,7 +73,7 @@ class Loading:
 def check_room(plan: Plan, node: int, order: PlanMessage) -> None:
     """Refuse, before anything is allocated, what this machine could never hold."""
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    kv_bytes = plan.kv_bytes(node, order.seq_len, order.slots, order.kv)
+    kv_bytes = plan.kv_bytes(node, order.pages * KV_PAGE, order.kv)
     for what, nbytes in (("weights", plan.weight_bytes(node)), ("keys and values", kv_bytes)):
         if nbytes > machine:
             raise ProtocolError(

@@ -45,7 +45,7 @@ from dllama_zmq.bus.worker_exchange import StarWorker, StepVoid
 from dllama_zmq.errors import BusError, ClusterError, DllamaError, FormatError, PlanError, ProtocolError, RootLost
 from dllama_zmq.host import free_memory_bytes, give_memory_back, host_name, refused_by_system
 from dllama_zmq.kernels import choose_kernels, prepare_kernels
-from dllama_zmq.models import Model, Run
+from dllama_zmq.models import Model
 from dllama_zmq.quants import F32
 from dllama_zmq.sharding import Ask, Plan, best_candidates, build_shard, counted, kernel_needs
 from dllama_zmq.spec import ModelSpec
@@ -89,8 +89,7 @@ class _Shard:
     plan: Plan
     node: int
     comm: StarWorker
-    seq_len: int
-    slots: int
+    n_pages: int
     heard: int = 0
     asks: dict[int, Ask] = field(default_factory=dict)  # of the last step, by row, and the logits of these rows
     logits: dict[int, F32] = field(default_factory=dict)
@@ -241,8 +240,8 @@ class Worker:
             plan = Plan.make(spec, order.nodes)
         except (msgspec.ValidationError, FormatError, PlanError) as error:
             raise ProtocolError(f"a plan for a model that cannot be: {str(error)[:300]}") from None
-        if not 1 <= welcome.node < order.nodes or not 1 <= order.seq_len <= spec.seq_len or order.slots < 1:
-            raise ProtocolError(f"a plan for node {welcome.node} of {order.nodes}, {order.seq_len} positions")
+        if not 1 <= welcome.node < order.nodes or order.pages < 1:
+            raise ProtocolError(f"a plan for node {welcome.node} of {order.nodes}, {order.pages} pages")
         check_room(plan, welcome.node, order)
         logger.info("joined the root at %s as %s node=%d of=%d", address, welcome.name, welcome.node, order.nodes)
         loading, preparation = Loading(plan, welcome.node), Preparation(link)
@@ -259,13 +258,13 @@ class Worker:
             kernels = choose_kernels(order.kernels, self._settings.threads, self._settings.oversubscribed)
             take = counted(loading.weights.pop, loading.received_bytes, preparation.packing)
             try:
-                model = build_shard(plan, welcome.node, take, kernels, order.kv, order.seq_len, order.slots, order.sync)
+                model = build_shard(plan, welcome.node, take, kernels, order.kv, order.pages, order.sync)
             except (ArithmeticError, ValueError) as error:
                 raise ProtocolError(f"a plan for a model that cannot be: {error}") from None
         comm = StarWorker(link, kernels, order.sync, spec.dim, order.nodes, order.step_s)
         link.send(Loaded(loading.received_bytes))
         logger.info("loaded bytes=%d kernels=%s", loading.received_bytes, kernels.name)
-        return _Shard(model, plan, welcome.node, comm, order.seq_len, order.slots)
+        return _Shard(model, plan, welcome.node, comm, order.pages)
 
     def _next(self, link: WorkerLink) -> tuple[Message, list[Frame]]:
         """The next message while loading. Raises RootLost, _Leave."""
@@ -318,13 +317,11 @@ class Worker:
             link.send(Fault(message.epoch, message.step, _in_words(error)[:2000]))
 
     def _step(self, shard: _Shard, message: Step, frames: Sequence[Frame]) -> None:
-        x = shard.comm.begin(message, frames)
-        runs = [Run(*run) for run in message.runs]
-        for run in runs:
-            if run.slot >= shard.slots or run.start + run.count > shard.seq_len:
-                raise ProtocolError(f"{run}; this node has {shard.slots} slots of {shard.seq_len} positions")
+        x, batch = shard.comm.begin(message, frames)
+        if batch.page_ids.min() < 0 or batch.page_ids.max() >= shard.n_pages:
+            raise ProtocolError(f"a step with pages {batch.page_ids}; this node has {shard.n_pages} pages")
         shard.asks = read_asks(message, frames, shard.plan.spec.vocab_size)
-        x = shard.model.forward(x, runs, shard.comm)
+        x = shard.model.forward(x, batch, shard.comm)
         rows = list(shard.asks)
         shard.logits = dict(zip(rows, shard.model.logits(x[rows]), strict=True)) if rows else {}
         shard.answer(shard.asks)

@@ -9,7 +9,18 @@ from contextlib import contextmanager
 import numpy as np
 import numpy.typing as npt
 
-from dllama_zmq.kernels import CacheSpec, KernelChoice, Kernels, KVCache, KVType, Rotation, Run, choose_kernels
+from dllama_zmq.kernels import (
+    Batch,
+    CacheSpec,
+    KernelChoice,
+    Kernels,
+    KVCache,
+    KVType,
+    Rotation,
+    Span,
+    choose_kernels,
+    pages_for,
+)
 from dllama_zmq.quants import F32, BlockMatrix, quantize, split_q40, split_q41, split_q80
 from dllama_zmq.spec import FloatType
 
@@ -96,28 +107,35 @@ def q80_error(matrix: BlockMatrix, x: F32) -> F64:
     return moved @ np.abs(matrix.dequantize().astype(np.float64)).T
 
 
-def step(cache: KVCache, layer: int, run: Run, q: F32, keys: F32, values: F32, rotation: Rotation | None = None) -> F32:
+def step(
+    cache: KVCache, layer: int, batch: Batch, q: F32, keys: F32, values: F32, rotation: Rotation | None = None
+) -> F32:
     """`KVCache.attend` of queries (T, H, Hd), keys and values (T, K, Hd), where their rows lie -> (T, H * Hd)."""
-    return cache.attend(layer, run, *(rows.reshape(len(rows), -1) for rows in (q, keys, values)), rotation)
+    return cache.attend(layer, batch, *(rows.reshape(len(rows), -1) for rows in (q, keys, values)), rotation)
 
 
-def fill(cache: KVCache, layer: int, slot: int, keys: F32, values: F32, n_heads: int) -> None:
-    """Keys and values (T, K, Hd) of a slot's first T positions, that nobody asks for yet."""
+def from_page(first: int, start: int, count: int) -> Batch:
+    """One sequence in pages `first`, `first` + 1, ..."""
+    return Batch([Span(start, count, range(first, first + pages_for(start + count)))])
+
+
+def fill(cache: KVCache, layer: int, first_page: int, keys: F32, values: F32, n_heads: int) -> None:
+    """Keys and values (T, K, Hd) of a sequence's first T positions, that nobody asks for yet."""
     for start in range(0, len(keys), 64):
         rows = slice(start, start + 64)
         nothing = np.zeros((len(keys[rows]), n_heads, keys.shape[2]), np.float32)
-        step(cache, layer, Run(slot, start, len(nothing)), nothing, keys[rows], values[rows])
+        step(cache, layer, from_page(first_page, start, len(nothing)), nothing, keys[rows], values[rows])
 
 
 def attend(kernels: Kernels, q: F32, keys: F32, values: F32, kv_of_head: Sequence[int], kv_type: KVType = "f32") -> F32:
     """What the last T positions' queries (T, H, Hd) see of keys and values (K, S, Hd), which fill a cache."""
     n_kv_heads, n_positions, head_dim = keys.shape
-    cache = kernels.kv_cache(CacheSpec(1, 1, n_kv_heads, n_positions, head_dim, kv_of_head, kv_type))
+    cache = kernels.kv_cache(CacheSpec(1, pages_for(n_positions), n_kv_heads, head_dim, kv_of_head, kv_type))
     keys, values = (np.ascontiguousarray(stored.transpose(1, 0, 2)) for stored in (keys, values))
     before = n_positions - len(q)
     with np.errstate(invalid="ignore"):  # keys may be no numbers
         fill(cache, 0, 0, keys[:before], values[:before], len(kv_of_head))
-    return step(cache, 0, Run(0, before, len(q)), q, keys[before:], values[before:])
+    return step(cache, 0, Batch.alone(before, len(q)), q, keys[before:], values[before:])
 
 
 def attention_by_hand(q: F32, keys: F32, values: F32, kv_of_head: Sequence[int]) -> F64:

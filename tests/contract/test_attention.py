@@ -16,12 +16,13 @@ from back_ends import (
     attend,
     attention_by_hand,
     fill,
+    from_page,
     normal,
     step,
     with_threads,
 )
 
-from dllama_zmq.kernels import CacheSpec, Kernels, Run
+from dllama_zmq.kernels import Batch, CacheSpec, Kernels
 
 # The last: a node that begins and ends in the middle of a group.
 HEADS = [[0], [0, 1, 2], [0, 0, 0, 1, 1, 1], [0, 1, 1, 1, 2, 2]]
@@ -104,7 +105,7 @@ def test_attention_far_into_a_sequence_is_that_loop_within_its_rounding(kernels,
 
 @pytest.mark.parametrize("kv_type", KV_TYPES)
 @pytest.mark.parametrize("n_positions", [15, 16, 17, 63, 64, 65, 127, 129])
-def test_attention_is_that_loop_wherever_a_run_ends(kernels, n_positions, kv_type):
+def test_attention_is_that_loop_wherever_a_span_ends(kernels, n_positions, kv_type):
     q = normal(9, n_positions, 4, 16)
     keys, values = normal(10, 2, n_positions, 16), normal(11, 2, n_positions, 16)
     out = attend(kernels, q, keys, values, [0, 0, 1, 1], kv_type).reshape(q.shape)
@@ -117,13 +118,13 @@ def test_attention_is_that_loop_wherever_a_run_ends(kernels, n_positions, kv_typ
 def test_a_prompt_and_then_tokens_one_by_one_attend_as_all_at_once(kernels, kv_type):
     q, k, v = normal(4, 9, 4, 16), normal(12, 9, 2, 16), normal(13, 9, 2, 16)
     kv_of_head = [0, 0, 1, 1]
-    cache = kernels.kv_cache(CacheSpec(2, 2, 2, 16, 16, kv_of_head, kv_type))
+    cache = kernels.kv_cache(CacheSpec(2, 2, 2, 16, kv_of_head, kv_type))
     pieces = []
     for start, count in [(0, 6), (6, 1), (7, 1), (8, 1)]:
         rows = slice(start, start + count)
-        pieces.append(step(cache, 1, Run(1, start, count), q[rows], k[rows], v[rows]).copy())
-        for layer, slot in [(0, 1), (1, 0), (0, 0)]:  # another layer and another slot keep their own
-            step(cache, layer, Run(slot, start, count), q[rows], -k[rows], -v[rows])
+        pieces.append(step(cache, 1, from_page(1, start, count), q[rows], k[rows], v[rows]).copy())
+        for layer, page in [(0, 1), (1, 0), (0, 0)]:  # another layer and another page keep their own
+            step(cache, layer, from_page(page, start, count), q[rows], -k[rows], -v[rows])
     whole = attend(kernels, q, k.transpose(1, 0, 2), v.transpose(1, 0, 2), kv_of_head, kv_type)
     np.testing.assert_allclose(np.concatenate(pieces), whole, rtol=0, atol=ATTENTION_ROUNDING)
 
@@ -132,13 +133,13 @@ def test_a_prompt_and_then_tokens_one_by_one_attend_as_all_at_once(kernels, kv_t
 def test_a_token_attends_with_the_same_bits_whatever_is_in_its_batch(compiled, kv_type):
     n_positions, kv_of_head = 150, [0, 0, 0, 1, 1, 1]
     q, k, v = normal(4, n_positions, 6, 48), normal(12, n_positions, 2, 48), normal(13, n_positions, 2, 48)
-    cache = compiled.kv_cache(CacheSpec(1, 1, 2, n_positions, 48, kv_of_head, kv_type))
-    whole = step(cache, 0, Run(0, 0, n_positions), q, k, v)
+    cache = compiled.kv_cache(CacheSpec(1, 3, 2, 48, kv_of_head, kv_type))
+    whole = step(cache, 0, Batch.alone(0, n_positions), q, k, v)
     for count in (1, 2, 7, 33):
         pieces = []
         for start in range(0, n_positions, count):
             rows = [of[start : start + count] for of in (q, k, v)]
-            pieces.append(step(cache, 0, Run(0, start, len(rows[0])), *rows).copy())
+            pieces.append(step(cache, 0, Batch.alone(start, len(rows[0])), *rows).copy())
         assert np.array_equal(np.concatenate(pieces), whole), count
 
 
@@ -193,13 +194,13 @@ def test_what_an_abandoned_sequence_left_at_later_positions_is_never_seen(kernel
     q, k, v = normal(20, count, 3, 16), normal(21, start + count, 2, 16), normal(22, start + count, 2, 16)
     bits = []
     for left in (None, garbage):
-        cache = kernels.kv_cache(CacheSpec(1, 2, 2, n_positions, 16, kv_of_head, kv_type))
+        cache = kernels.kv_cache(CacheSpec(1, 4, 2, 16, kv_of_head, kv_type))
         if left is not None:
             rows = np.full((n_positions, 2, 16), left, np.float32)
             with np.errstate(invalid="ignore", over="ignore"):
                 fill(cache, 0, 1, rows, rows, 3)
         fill(cache, 0, 1, k[:start], v[:start], 3)
-        bits.append(step(cache, 0, Run(1, start, count), q, k[start:], v[start:]).copy())
+        bits.append(step(cache, 0, from_page(1, start, count), q, k[start:], v[start:]).copy())
     assert np.isfinite(bits[0]).all()
     assert np.array_equal(*bits)
 
@@ -213,8 +214,8 @@ def test_keys_values_and_queries_may_be_parts_of_one_wider_array(kernels, count,
     assert np.shares_memory(k, wide)
     results = []
     for one in ((q, k, v), [np.ascontiguousarray(part) for part in (q, k, v)]):
-        cache = kernels.kv_cache(CacheSpec(1, 1, 2, 9, 16, [0, 0, 0, 1, 1, 1], kv_type))
-        results.append(step(cache, 0, Run(0, 0, count), *one))
+        cache = kernels.kv_cache(CacheSpec(1, 1, 2, 16, [0, 0, 0, 1, 1, 1], kv_type))
+        results.append(step(cache, 0, Batch.alone(0, count), *one))
     assert np.array_equal(*results)
 
 
@@ -223,8 +224,8 @@ def test_rows_of_keys_may_lie_further_apart_than_those_of_values(kernels):
     k = normal(26, 3, 2, 16)[:, :1]
     results = []
     for keys in (k, np.ascontiguousarray(k)):
-        cache = kernels.kv_cache(CacheSpec(1, 1, 1, 3, 16, [0], "f32"))
-        results.append(step(cache, 0, Run(0, 0, 3), q, keys, v))
+        cache = kernels.kv_cache(CacheSpec(1, 1, 1, 16, [0], "f32"))
+        results.append(step(cache, 0, Batch.alone(0, 3), q, keys, v))
     assert np.array_equal(*results)
 
 

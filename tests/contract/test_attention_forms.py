@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
 
 import numpy as np
 import pytest
-from back_ends import ATTENTION_ROUNDING, AVAILABLE, KV_TYPES, U, attention_by_hand, normal, step, with_threads
+from back_ends import (
+    ATTENTION_ROUNDING,
+    AVAILABLE,
+    KV_TYPES,
+    U,
+    attention_by_hand,
+    from_page,
+    normal,
+    step,
+    with_threads,
+)
 
-from dllama_zmq.kernels import CacheSpec, Kernels, KVType, Rotation, Run
+from dllama_zmq.kernels import Batch, CacheSpec, Kernels, KVType, Rotation, pages_for
 from dllama_zmq.quants import F32
 
 
@@ -25,11 +34,12 @@ def windowed(
 ) -> F32:
     """Queries, keys and values (T, H or K, 16), whose heads pair up, as steps of so many tokens."""
     kv_of_head = [h * k.shape[1] // q.shape[1] for h in range(q.shape[1])]
-    cache = kernels.kv_cache(CacheSpec(1, 1, k.shape[1], len(q), q.shape[2], kv_of_head, kv_type, window, softcap))
+    spec = CacheSpec(1, pages_for(len(q)), k.shape[1], q.shape[2], kv_of_head, kv_type, window, softcap)
+    cache = kernels.kv_cache(spec)
     out, start = [], 0
     for count in steps:
         rows = slice(start, start + count)
-        out.append(step(cache, 0, Run(0, start, count), q[rows], k[rows], v[rows]).copy())
+        out.append(step(cache, 0, Batch.alone(start, count), q[rows], k[rows], v[rows]).copy())
         start += count
     return np.concatenate(out)
 
@@ -95,7 +105,7 @@ def test_queries_and_keys_are_rotated_in_place_before_keys_are_stored(choice, kv
     for threads in (1, 3):
         with with_threads(choice, threads) as kernels:
             cache, plain = (
-                kernels.kv_cache(CacheSpec(1, 1, n_kv_heads, 33, head_dim, kv_of_head, kv_type)) for _ in range(2)
+                kernels.kv_cache(CacheSpec(1, 1, n_kv_heads, head_dim, kv_of_head, kv_type)) for _ in range(2)
             )
             for start, count in [(0, 20), (20, 1), (21, 2), (23, 9), (32, 1)]:
                 angles = np.random.default_rng(start).uniform(-3, 3, (count, head_dim // 2)).astype(np.float32)
@@ -104,21 +114,21 @@ def test_queries_and_keys_are_rotated_in_place_before_keys_are_stored(choice, kv
                 before = wide.copy()
                 q, k, v = np.split(wide.reshape(count, -1, head_dim)[:, 1:-1], [n_heads, n_heads + n_kv_heads], axis=1)
                 turned = rotated(q, rotation), rotated(k, rotation), v.copy()
-                found = step(cache, 0, Run(0, start, count), q, k, v, rotation)
+                found = step(cache, 0, Batch.alone(start, count), q, k, v, rotation)
                 assert np.array_equal(np.concatenate([q, k, v], axis=1), np.concatenate(turned, axis=1))
                 outside = np.r_[:head_dim, -head_dim:0]
                 assert np.array_equal(wide[:, outside], before[:, outside])
-                assert np.array_equal(found, step(plain, 0, Run(0, start, count), *turned))
+                assert np.array_equal(found, step(plain, 0, Batch.alone(start, count), *turned))
 
 
-def test_each_call_is_of_its_own_run_and_angles(kernels):
+def test_each_call_is_of_its_own_batch_and_angles(kernels):
     """Whatever a back end keeps of the call before."""
-    cache, plain = (kernels.kv_cache(CacheSpec(2, 2, 1, 8, 16, [0, 0], "f32")) for _ in range(2))
+    cache, plain = (kernels.kv_cache(CacheSpec(2, 2, 1, 16, [0, 0], "f32")) for _ in range(2))
     angles = normal(4, 2, 8)
     turns = Rotation(np.cos(angles), np.sin(angles), "half"), Rotation(angles, angles, "interleaved")
-    runs = Run(0, 0, 2), Run(1, 0, 2), Run(0, 2, 2)
-    for i, (layer, run, rotation) in enumerate(itertools.product([0, 1], runs, [*turns, None])):
+    batches = Batch.alone(0, 2), from_page(1, 0, 2), Batch.alone(2, 2)
+    for i, (layer, batch, rotation) in enumerate(itertools.product([0, 1], batches, [*turns, None])):
         q, k, v = normal(i, 2, 2, 16), normal(i + 50, 2, 1, 16), normal(i + 100, 2, 1, 16)
         turned = (q.copy(), k.copy()) if rotation is None else (rotated(q, rotation), rotated(k, rotation))
-        wanted = step(plain, layer, replace(run), *turned, v).copy()
-        assert np.array_equal(step(cache, layer, run, q, k, v, rotation), wanted)
+        wanted = step(plain, layer, Batch(batch.spans), *turned, v).copy()
+        assert np.array_equal(step(cache, layer, batch, q, k, v, rotation), wanted)

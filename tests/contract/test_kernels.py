@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from back_ends import AVAILABLE, PUBLISHED_EXP, SIX_DIGITS, U, activations, silu_times, step, weights
 
-from dllama_zmq.kernels import CacheSpec, Kernels, Rotation, Run, choose_kernels
+from dllama_zmq.kernels import Batch, CacheSpec, Kernels, Rotation, choose_kernels
 from dllama_zmq.models.rope import rope_angles, rope_frequencies
 from dllama_zmq.quants import F32, quantize
 from dllama_zmq.spec import FloatType, Rope, RopeScaling
@@ -24,14 +24,14 @@ from dllama_zmq.spec import FloatType, Rope, RopeScaling
 def test_every_result_is_a_float32_array_of_its_own(kernels, float_type):
     x = activations(3, 64) / 16
     kept = x.copy()
-    matrix, run = weights(5, 64, float_type), Run(0, 0, 3)
-    cache = kernels.kv_cache(CacheSpec(1, 1, 4, 3, 16, [0, 1, 2, 3], "f32"))
+    matrix, batch = weights(5, 64, float_type), Batch.alone(0, 3)
+    cache = kernels.kv_cache(CacheSpec(1, 1, 4, 16, [0, 1, 2, 3], "f32"))
     with np.errstate(over="ignore"):
         results = {
             "linear": (kernels.linear(matrix)(x), (3, 5)),
             "gated": (kernels.gated(matrix, matrix)(x), (3, 5)),
             "rms_norm": (kernels.rms_norm(x, np.ones(64, np.float32), 1e-5), (3, 64)),
-            "attend": (cache.attend(0, run, x, x, x), (3, 64)),
+            "attend": (cache.attend(0, batch, x, x, x), (3, 64)),
             "add_up": (kernels.add_up([quantize(kept, FloatType.F16)] * 2, "f16", packed=True)[1], (3, 64)),
         }
     for name, (result, shape) in results.items():
@@ -49,9 +49,9 @@ def test_every_result_is_a_float32_array_of_its_own(kernels, float_type):
 def rotate(kernels: Kernels, x: F32, cos: F32, sin: F32, layout: Literal["interleaved", "half"]) -> None:
     """Turn x (T, H, Hd) in place, as queries that attend to themselves."""
     n_tokens, n_heads, head_dim = x.shape
-    cache = kernels.kv_cache(CacheSpec(1, 1, 1, n_tokens, head_dim, [0] * n_heads, "f32"))
+    cache = kernels.kv_cache(CacheSpec(1, 1, 1, head_dim, [0] * n_heads, "f32"))
     own = np.zeros((n_tokens, 1, head_dim), np.float32)
-    step(cache, 0, Run(0, 0, n_tokens), x, own, own, Rotation(cos, sin, layout))
+    step(cache, 0, Batch.alone(0, n_tokens), x, own, own, Rotation(cos, sin, layout))
 
 
 @pytest.mark.parametrize("layout", ["interleaved", "half"])

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from dllama_zmq.kernels import CacheSpec, Kernels, KVType, Reference, Rotation, Run, choose_kernels
+from dllama_zmq.kernels import Batch, CacheSpec, Kernels, KVType, Reference, Rotation, Span, choose_kernels
 from dllama_zmq.quants import F32, BlockMatrix
 from dllama_zmq.spec import FloatType, Sync
 
@@ -97,18 +97,20 @@ def results(kernels: Kernels) -> Iterator[tuple[str, Array]]:
             angles = rng.uniform(-3, 3, (15, head_dim // 2)).astype(np.float32)
             rotation = Rotation(np.cos(angles), np.sin(angles), layout)
             q, k, v = normal(15, 3 * head_dim), normal(15, head_dim), normal(15, head_dim)
-            cache = kernels.kv_cache(CacheSpec(1, 1, 1, 15, head_dim, [0, 0, 0], "f16"))
-            yield f"attention {layout} {head_dim}", cache.attend(0, Run(0, 0, 15), q, k, v, rotation)
+            cache = kernels.kv_cache(CacheSpec(1, 1, 1, head_dim, [0, 0, 0], "f16"))
+            yield f"attention {layout} {head_dim}", cache.attend(0, Batch.alone(0, 15), q, k, v, rotation)
             yield f"rotated {layout} {head_dim}", np.concatenate([q, k], axis=1)
     kv_types: list[KVType] = ["f16", "f32"]
     for kv_type in kv_types:
-        cache = kernels.kv_cache(CacheSpec(1, 2, 2, 200, 24, [0, 0, 0, 1, 1], kv_type))
-        for run in (Run(1, 0, 70), Run(1, 70, 1), Run(1, 71, 9)):
-            q, k, v = normal(run.count, 5 * 24), normal(run.count, 2 * 24), normal(run.count, 2 * 24)
-            yield f"attention {kv_type} {run.start}", cache.attend(0, run, q, k, v)
-    cache = kernels.kv_cache(CacheSpec(1, 1, 2, 200, 24, [0, 0, 0, 1, 1], "f16", window=20, softcap=30.0))
+        cache = kernels.kv_cache(CacheSpec(1, 6, 2, 24, [0, 0, 0, 1, 1], kv_type))
+        alone = [[Span(start, count, [3, 1])] for start, count in ((0, 70), (70, 1), (71, 9))]
+        for spans in (*alone, [Span(0, 1, [4]), Span(80, 1, [3, 1]), Span(0, 66, [2, 5])]):
+            batch = Batch(spans)
+            q, k, v = (normal(batch.n_rows, n * 24) for n in (5, 2, 2))
+            yield f"attention {kv_type} {spans}", cache.attend(0, batch, q, k, v)
+    cache = kernels.kv_cache(CacheSpec(1, 4, 2, 24, [0, 0, 0, 1, 1], "f16", window=20, softcap=30.0))
     q, k, v = normal(90, 5 * 24), normal(90, 2 * 24), normal(90, 2 * 24)
-    yield "attention within a window", cache.attend(0, Run(0, 0, 90), q, k, v)
+    yield "attention within a window", cache.attend(0, Batch.alone(0, 90), q, k, v)
     syncs: list[Sync] = ["f32", "f16", "q80"]
     for sync in syncs:
         parts = [kernels.pack(np.ldexp(normal(3, 96), i - 3), sync) for i in range(7)]

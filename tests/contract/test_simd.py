@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from back_ends import PLAIN, QUANTIZED, activations, weights
 
-from dllama_zmq.kernels import CacheSpec, Norm, Run
+from dllama_zmq.kernels import Batch, CacheSpec, Norm
 from dllama_zmq.quants import BlockMatrix, dequantize, quantize
 from dllama_zmq.spec import SYNC_FLOAT, FloatType
 
@@ -20,8 +20,8 @@ def makers(kernels, n_tokens):
     matrix = weights(64, 64, FloatType.Q40)
     normed = kernels.linear(matrix, norm=Norm(gain, 1e-5))
     linear, several, gated = kernels.linear(matrix), kernels.linear(matrix, matrix), kernels.gated(matrix, matrix)
-    run = Run(0, 0, n_tokens)
-    cache = kernels.kv_cache(CacheSpec(1, 1, 4, n_tokens, 16, [0, 1, 2, 3], "f16"))
+    batch = Batch.alone(0, n_tokens)
+    cache = kernels.kv_cache(CacheSpec(1, 1, 4, 16, [0, 1, 2, 3], "f16"))
     parts = [quantize(x, FloatType.Q80)] * 2
     return {
         "linear": lambda: linear(x),
@@ -30,7 +30,7 @@ def makers(kernels, n_tokens):
         "gated": lambda: gated(x),
         "of a norm": lambda: normed(x),
         "rms_norm": lambda: kernels.rms_norm(x, gain, 1e-5),
-        "attend": lambda: cache.attend(0, run, x, x, x),
+        "attend": lambda: cache.attend(0, batch, x, x, x),
         "pack": lambda: kernels.pack(x, "q80"),
         "sum as it crosses": lambda: kernels.add_up(parts, "q80", packed=True)[0],
         "sum as it arrives": lambda: kernels.add_up(parts, "q80", packed=True)[1],
@@ -184,6 +184,6 @@ def test_a_tokens_norm_has_the_same_bits_whatever_is_in_its_batch(compiled):
 
 
 def test_heads_wider_than_the_kernels_go_are_refused_by_name(compiled):
-    compiled.kv_cache(CacheSpec(1, 1, 1, 1, 512, [0], "f32"))
+    compiled.kv_cache(CacheSpec(1, 1, 1, 512, [0], "f32"))
     with pytest.raises(ValueError, match="514"):
-        compiled.kv_cache(CacheSpec(1, 1, 1, 1, 514, [0], "f32"))
+        compiled.kv_cache(CacheSpec(1, 1, 1, 514, [0], "f32"))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from back_ends import AVAILABLE, SYNCS, activations, same, weights, with_threads
 
-from dllama_zmq.kernels import CacheSpec, Norm, Run, tree_sum
+from dllama_zmq.kernels import Batch, CacheSpec, Norm, tree_sum
 from dllama_zmq.quants import dequantize, quantize
 from dllama_zmq.spec import SYNC_FLOAT, FloatType
 
@@ -94,16 +94,16 @@ def test_what_comes_then_has_the_bits_of_a_call_of_its_own(choice, float_type, s
         last = kernels.linear(weights(256, 512, float_type, seed=3), segments=2, wire=sync)
         plain = kernels.linear(weights(256, 512, FloatType.F32, seed=4))
         o = kernels.linear(weights(64, 128, float_type, seed=5), wire=sync)
-        caches = [kernels.kv_cache(CacheSpec(1, 1, 2, 64, 32, [0, 0, 1, 1], "f16")) for _ in range(2)]
+        caches = [kernels.kv_cache(CacheSpec(1, 1, 2, 32, [0, 0, 1, 1], "f16")) for _ in range(2)]
         start = 0
         for n_tokens in (1, 1, 7, 33, 1):  # as few rows of a KV head as one thread takes, and more; and again
             x = activations(n_tokens, 256, seed=n_tokens)
             for first in firsts:
                 for then in (last, plain):
                     assert same(first(x, then), then(first(x)))
-            run, q, kv = Run(0, start, n_tokens), activations(n_tokens, 128), activations(n_tokens, 64)
-            together = caches[0].attend(0, run, q.copy(), kv.copy(), kv.copy(), None, o)
-            assert same(together, o(caches[1].attend(0, run, q.copy(), kv.copy(), kv.copy())))
+            batch, q, kv = Batch.alone(start, n_tokens), activations(n_tokens, 128), activations(n_tokens, 64)
+            together = caches[0].attend(0, batch, q.copy(), kv.copy(), kv.copy(), None, o)
+            assert same(together, o(caches[1].attend(0, batch, q.copy(), kv.copy(), kv.copy())))
             start += n_tokens
 
 

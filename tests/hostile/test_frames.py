@@ -46,7 +46,7 @@ from dllama_zmq.bus.links import Endpoints
 from dllama_zmq.bus.messages import PROTOCOL, TO_ROOT, TO_WORKER
 from dllama_zmq.errors import DllamaError, ProtocolError
 from dllama_zmq.formats import ModelFile
-from dllama_zmq.models import Run
+from dllama_zmq.kernels import Batch
 from dllama_zmq.root.delivery import Delivery
 from dllama_zmq.root.root import Root, RootSettings
 from dllama_zmq.sharding import Plan
@@ -262,7 +262,7 @@ def test_a_worker_serves_a_real_root_after_any_frames_to_any_of_its_sockets(mode
     try:
         root.form(time.monotonic() + ANSWER_S)
         alone = Root(roots_context, model, RootSettings(kernels="numpy"))
-        assert (root.logits([Run(0, 0, 3)], [1, 2, 3]) == alone.logits([Run(0, 0, 3)], [1, 2, 3])).all()
+        assert (root.logits(Batch.alone(0, 3), [1, 2, 3]) == alone.logits(Batch.alone(0, 3), [1, 2, 3])).all()
     finally:
         root.close("the test is over")
         roots_context.term()

@@ -22,8 +22,7 @@ from dllama_zmq.bus.links import Endpoints
 from dllama_zmq.bus.messages import Frame, Message, Missed
 from dllama_zmq.cluster import Limits
 from dllama_zmq.formats import ModelFile
-from dllama_zmq.kernels import KernelChoice
-from dllama_zmq.models import Run
+from dllama_zmq.kernels import Batch, KernelChoice, pages_for
 from dllama_zmq.quants import F32
 from dllama_zmq.root.delivery import Delivery
 from dllama_zmq.root.root import Root, RootSettings
@@ -155,8 +154,8 @@ def pump_until(root: Root, happened: Callable[[], object], wait_s: float = FORM_
 
 def logits(root: Root) -> F32:
     """A prompt of three tokens, then two, one by one: steps 1 to 3."""
-    rows = [root.logits([Run(0, 0, 3)], TOKENS[:3])]
-    return np.concatenate([*rows, *(root.logits([Run(0, i, 1)], [TOKENS[i]]) for i in (3, 4))])
+    rows = [root.logits(Batch.alone(0, 3), TOKENS[:3])]
+    return np.concatenate([*rows, *(root.logits(Batch.alone(i, 1), [TOKENS[i]]) for i in (3, 4))])
 
 
 def count(root: Root, kind: str) -> int:
@@ -187,8 +186,7 @@ def plan_of(spec: ModelSpec, numbers: dict[str, Any] | None = None, **changes: A
         "sync": "f32",
         "kernels": "auto",
         "kv": "f32",
-        "seq_len": spec.seq_len,
-        "slots": 1,
+        "pages": pages_for(spec.seq_len),
         "step_s": 5.0,
     }
     return list((plan | changes).values())

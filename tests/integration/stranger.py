@@ -17,7 +17,7 @@ from typing import Any
 import msgpack
 import numpy as np
 import zmq
-from integration.stranger_shard import BLOCK, F16, F32, Q80, Shard, to_q80, values_of
+from integration.stranger_shard import BLOCK, F16, F32, PAGE, Q80, Shard, to_q80, values_of
 
 _PAGE = Path(__file__).parents[2] / "dllama_zmq" / "bus" / "PROTOCOL.md"
 PROTOCOL = int(re.findall(r"^Protocol \*\*(\d+)\*\*", _PAGE.read_text(), re.MULTILINE)[0])
@@ -184,12 +184,11 @@ class Stranger:
         sync: str,
         kernels: str,
         kv: str,
-        seq_len: int,
-        slots: int,
+        pages: int,
         step_s: float,
     ) -> None:
         self.sync, self.step_s, self.nodes = sync, step_s, nodes
-        self.shard = Shard(spec, self.node, nodes, {"f16": np.float16, "f32": np.float32}[kv], slots, seq_len)
+        self.shard = Shard(spec, self.node, nodes, {"f16": np.float16, "f32": np.float32}[kv], pages)
         self.send("credit", 4)
         total = 0
         for name, n_rows, n_columns, weight_type in self.shard.table:
@@ -215,16 +214,17 @@ class Stranger:
     # --- §1, §7: a step ---------------------------------------------------------------------------------------------
 
     def _step(self, fields: list[Any], frames: list[bytes]) -> None:
-        _, self.step, runs, asks, [[_, n_rows, _], *_] = fields
+        _, self.step, bounds, asks, [[_, n_rows, _], *_] = fields
         self.stage, self.wait_s, self.begun, self.begun_on_core = 0, 0.0, time.monotonic(), time.thread_time()
         shard = self.shard
         x = shard.embedded(self._decode(frames[0], n_rows))
-        positions = np.concatenate([np.arange(start, start + count) for _, start, count in runs])
+        spans = self._spans(bounds, np.frombuffer(frames[1], "<i4"))
+        positions = np.concatenate([np.arange(start, start + count) for start, count in bounds])
         cos, sin = shard.angles(positions)
         n_experts, n_active = shard.spec["n_experts"] or 1, shard.spec["n_active_experts"] or 1
         middle = n_rows // 16 * 8 if n_rows * n_active >= 64 * n_experts else n_rows
         batches = [
-            (x[rows], self._runs_in(runs, rows), cos[rows], sin[rows])
+            (x[rows], self._spans_in(spans, rows), cos[rows], sin[rows])
             for rows in (slice(0, middle), slice(middle, n_rows))
             if rows.start < rows.stop
         ]
@@ -244,7 +244,7 @@ class Stranger:
         rows = [ask[0] for ask in asks]
         self.asks = {ask[0]: ask for ask in asks}
         self.logits = dict(zip(rows, shard.logits(np.concatenate(ends)[rows]), strict=True)) if rows else {}
-        self._keep_ids(asks, frames[1:])
+        self._keep_ids(asks, frames[2:])
         self._answer_candidates(asks)
 
     def _keep_ids(self, asks: list[list[Any]], frames: list[bytes]) -> None:
@@ -265,14 +265,23 @@ class Stranger:
             may_be[self.listed[row]] = False
             self.may_be[row] = may_be
 
-    def _runs_in(self, runs: list[list[int]], rows: slice) -> list[list[int]]:
-        """The runs of a micro-batch."""
+    def _spans(self, bounds: list[list[int]], ids: Any) -> list[tuple[int, int, Any]]:
+        """Each span with its pages."""
+        spans, used = [], 0
+        for start, count in bounds:
+            n_pages = -(-(start + count) // PAGE)
+            spans.append((start, count, ids[used : used + n_pages]))
+            used += n_pages
+        return spans
+
+    def _spans_in(self, spans: list[tuple[int, int, Any]], rows: slice) -> list[tuple[int, int, Any]]:
+        """The spans of a micro-batch."""
         cut, end = [], 0
-        for slot, start, count in runs:
+        for start, count, pages in spans:
             begin, end = end, end + count
             first, stop = max(begin, rows.start), min(end, rows.stop)
             if first < stop:
-                cut.append([slot, start + first - begin, stop - first])
+                cut.append((start + first - begin, stop - first, pages))
         return cut
 
     def _send_partial(self, partial: Any) -> tuple[int, bytes]:

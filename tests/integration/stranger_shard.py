@@ -10,6 +10,8 @@ import numpy as np
 F32, F16, Q40, Q80, BF16, Q41 = range(6)
 BLOCK = {F32: (1, 4), F16: (1, 2), Q40: (32, 18), Q80: (32, 34), BF16: (1, 2), Q41: (32, 20)}
 """§6: values and bytes of a block, by type."""
+PAGE = 64
+"""§5: positions of a page."""
 
 _ATTENTION = ["attention.q", "attention.k", "attention.v", "attention.o"]
 _DENSE = ["ffn.gate", "ffn.down", "ffn.up"]
@@ -36,7 +38,7 @@ _AXES = {
 class Shard:
     """What node `node` of `nodes` holds, and its arithmetic. The caller fills `weights`, name by name of `table`."""
 
-    def __init__(self, spec: dict[str, Any], node: int, nodes: int, kv: Any, slots: int, seq_len: int) -> None:
+    def __init__(self, spec: dict[str, Any], node: int, nodes: int, kv: Any, pages: int) -> None:
         self.spec = spec
         n_heads, head_dim, group = spec["n_heads"], spec["head_dim"], spec["n_heads"] // spec["n_kv_heads"]
         self.stored = dict(spec["stored"])
@@ -59,7 +61,7 @@ class Shard:
         ]  # fmt: skip
         self.segments = max(possible) // nodes
         self.kv_most = np.float32(65504 if kv is np.float16 else np.inf)
-        self.cache = np.zeros((spec["n_layers"], slots, 2, kv_heads[1] - kv_heads[0], seq_len, head_dim), kv)
+        self.cache = np.zeros((spec["n_layers"], pages * PAGE, 2, kv_heads[1] - kv_heads[0], head_dim), kv)
         self.weights: dict[str, tuple[int, Any]] = {}
         names = []
         for name in LAYERS[spec["arch"]]:
@@ -98,32 +100,31 @@ class Shard:
         scale = (1 / np.sqrt(mean + self.spec["norm_eps"])).astype(np.float32)
         return total * scale[:, None] * gain
 
-    def attention(self, i: int, x: Any, runs: list[list[int]], cos: Any, sin: Any) -> Any:
-        """The partial sum of layer `i`'s attention over rows x, before their norm."""
+    def attention(self, i: int, x: Any, spans: list[tuple[int, int, Any]], cos: Any, sin: Any) -> Any:
+        """The partial sum of layer `i`'s attention over rows x, before their norm; `spans`: start, count, pages."""
         x = self._norm(x, f"layers.{i}.attention_norm")
         shape = (len(x), -1, self.spec["head_dim"])
         q, k, v = (self._projected(i, letter, x).reshape(shape) for letter in "qkv")
         q, k = self._rotate(q, cos, sin), self._rotate(k, cos, sin)
         out = np.empty_like(q)
         row = 0
-        for slot, start, count in runs:
+        for start, count, pages in spans:
             rows, end = slice(row, row + count), start + count
-            store = self.cache[i, slot]
-            if end > store.shape[2]:
-                raise ValueError(f"positions to {end}; room for {store.shape[2]}")
-            for both, new in zip(store, (k, v), strict=True):
-                both[:, start:end] = np.clip(new[rows].swapaxes(0, 1), -self.kv_most, self.kv_most)
+            places = (pages[:, None] * PAGE + np.arange(PAGE)).ravel()[:end]
+            for which, new in enumerate((k, v)):
+                self.cache[i, places[start:], which] = np.clip(new[rows], -self.kv_most, self.kv_most)
+            keys, values = self.cache[i, places].astype(np.float32).transpose(1, 2, 0, 3)
             ago = np.arange(start, end)[:, None] - np.arange(end)
             window = self.spec["window"]
             hidden = (ago < 0) | (ago >= (end if window is None else window))
             for head, kv in enumerate(self.kv_of_head):
-                scores = (q[rows, head] * np.float32(1 / shape[2] ** 0.5)) @ store[0, kv, :end].T.astype(np.float32)
+                scores = (q[rows, head] * np.float32(1 / shape[2] ** 0.5)) @ keys[kv].T
                 if self.spec["arch"] == "grok1":
                     scores = np.float32(30) * np.tanh(scores / np.float32(30))
                 scores[hidden] = -np.inf
                 weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
                 weights /= weights.sum(axis=-1, keepdims=True, dtype=np.float32)
-                out[rows, head] = weights @ store[1, kv, :end].astype(np.float32)
+                out[rows, head] = weights @ values[kv]
             row += count
         return self._product(f"layers.{i}.attention.o", out.reshape(len(x), -1), self.segments)
 

@@ -16,7 +16,7 @@ from tiny import tiny_spec, tiny_tensors, tiny_tokenizer_data, write_tiny_model
 import dllama_zmq
 from dllama_zmq.errors import FormatError, PlanError, RequestError, RootLost, UsageError, WorkerLost
 from dllama_zmq.formats import write_m, write_t
-from dllama_zmq.models import Run
+from dllama_zmq.kernels import Batch
 from dllama_zmq.quants import BlockMatrix
 from dllama_zmq.spec import FloatType
 
@@ -162,11 +162,11 @@ def test_a_text_does_not_go_on_over_keys_and_values_that_are_gone(model_path: Pa
     with dllama_zmq.load(model_path, nodes=2) as model:
         expected = model.logits([1, 2, 3])
         root = model._root
-        root.logits([Run(0, 0, 2)], [1, 2])
+        root.logits(Batch.alone(0, 2), [1, 2])
         root.roster.new_epoch()  # as when a worker leaves and another takes its place
         root.form(time.monotonic() + 10)
         with pytest.raises(WorkerLost, match="left and returned"):
-            root.logits([Run(0, 2, 1)], [3])
+            root.logits(Batch.alone(2, 1), [3])
         assert np.array_equal(model.logits([1, 2, 3]), expected)
 
 

@@ -21,7 +21,7 @@ from terminal import at_terminal
 from dllama_zmq import __version__
 from dllama_zmq.bench.cases import prompt_steps
 from dllama_zmq.bench.machine import PRODUCT
-from dllama_zmq.kernels import choose_kernels
+from dllama_zmq.kernels import choose_kernels, pages_for
 from dllama_zmq.kernels.simd.store import cache_folder as kernels_folder
 from dllama_zmq.root.prediction import Asked, predict_step
 from dllama_zmq.shapes import shape
@@ -76,9 +76,12 @@ def rows(all_rows: list[Row]) -> list[Row]:
 def predicted_kb(row: Row, sync: Sync) -> float:
     """kB of payload a token, both ways and all workers together, that the plan predicts."""
     vocab = [part.vocab for part in Plan.make(SPEC, row["nodes"]).slices[1:]]
-    steps = [(run.count, int(wanted)) for run, wanted in prompt_steps(0, 40)] if row["n_prompt"] else [(1, 1)]
+    steps = [(batch.n_rows, int(wanted)) for batch, wanted in prompt_steps(0, 40)] if row["n_prompt"] else [(1, 1)]
     n_tokens = sum(n for n, _ in steps)
-    kinds = [predict_step(SPEC, sync, n, (Asked.of(Ask(1), ids),) * k) for n, k in steps for ids in vocab]
+    pages = pages_for(row["depth"] + n_tokens)
+    kinds = [
+        predict_step(SPEC, sync, n, (Asked.of(Ask(1), ids),) * k, n_pages=pages) for n, k in steps for ids in vocab
+    ]
     return sum(kind.payload_bytes for step in kinds for kind in step.values()) / n_tokens / 1000
 
 

@@ -28,8 +28,7 @@ from stranger import Again, Stranger
 
 from dllama_zmq.errors import RemoteError, WorkerLost
 from dllama_zmq.formats import ModelFile
-from dllama_zmq.kernels import KernelChoice
-from dllama_zmq.models import Run
+from dllama_zmq.kernels import Batch, KernelChoice
 from dllama_zmq.quants import F32
 from dllama_zmq.sharding import Ask
 
@@ -137,7 +136,7 @@ def test_candidates_of_foreign_tokens_are_their_senders_error(context: Context, 
     with a_root(context, model, places) as root:
         form(root)
         with pytest.raises(RemoteError, match="not of its part of the vocabulary"):
-            root.evaluate([Run(0, 0, 3)], TOKENS[:3], {2: Ask(2)})
+            root.evaluate(Batch.alone(0, 3), TOKENS[:3], {2: Ask(2)})
 
 
 class IsSilent(Stranger):

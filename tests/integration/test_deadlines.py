@@ -31,7 +31,7 @@ from dllama_zmq.bus.session import Roster, State
 from dllama_zmq.cluster import Limits
 from dllama_zmq.errors import ClusterDefect, FormatError, WorkerLost
 from dllama_zmq.formats import ModelFile, write_m
-from dllama_zmq.models import Run
+from dllama_zmq.kernels import Batch
 from dllama_zmq.quants import BlockMatrix
 from dllama_zmq.root.formation import _SILENT_S
 from dllama_zmq.root.generation import _evaluate_and_choose
@@ -47,7 +47,7 @@ SOON_S = 20.0  # on a busy machine
 def test_a_row_of_which_no_token_can_be_chosen_is_an_error_and_not_asked_for_again(model: ModelFile) -> None:
     root = Root(zmq.Context.instance(), model, RootSettings(kernels="numpy"))
     with pytest.raises(ClusterDefect, match="no token could be chosen"):
-        _evaluate_and_choose(root, Sampler(Sampling()), Run(0, 0, 1), [1], n_ids=0)
+        _evaluate_and_choose(root, Sampler(Sampling()), Batch.alone(0, 1), [1], n_ids=0)
 
 
 # --- load() with several nodes ----------------------------------------------------------------------------------------
@@ -190,7 +190,7 @@ def test_who_uses_the_identity_of_a_worker_takes_nothing_from_it(
     start(a_worker(context, places, watch=True))
     with a_root(context, model, places) as root:
         form(root)
-        expected = root.logits([Run(0, 0, 3)], [1, 2, 3])
+        expected = root.logits(Batch.alone(0, 3), [1, 2, 3])
         member = root.roster.members[0]
         identity = member.identity
         thief = context.socket(zmq.DEALER)
@@ -200,9 +200,9 @@ def test_who_uses_the_identity_of_a_worker_takes_nothing_from_it(
         while time.monotonic() < until:
             thief.send(b"nonsense", zmq.NOBLOCK)
             root.pump(time.monotonic() + 0.001)
-        np.testing.assert_array_equal(root.logits([Run(0, 0, 3)], [1, 2, 3]), expected)
+        np.testing.assert_array_equal(root.logits(Batch.alone(0, 3), [1, 2, 3]), expected)
         thief.close(linger=0)
-        np.testing.assert_array_equal(root.logits([Run(0, 0, 3)], [1, 2, 3]), expected)
+        np.testing.assert_array_equal(root.logits(Batch.alone(0, 3), [1, 2, 3]), expected)
         assert member.identity == identity
 
 
@@ -282,7 +282,7 @@ def test_weights_that_cannot_be_read_again_lose_one_worker_and_not_the_root(
         first = start(a_worker(context, places))
         with a_root(context, file, places) as root:
             form(root)
-            expected = root.logits([Run(0, 0, 3)], [1, 2, 3])
+            expected = root.logits(Batch.alone(0, 3), [1, 2, 3])
             whole = (tmp_path / "float.m").read_bytes()
             with (tmp_path / "float.m").open("r+b") as broken:  # the mapped file itself, as a bad disk would have it
                 broken.seek(len(whole) - 4096)
@@ -294,4 +294,4 @@ def test_weights_that_cannot_be_read_again_lose_one_worker_and_not_the_root(
             with (tmp_path / "float.m").open("r+b") as mended:
                 mended.write(whole)
             form(root)
-            np.testing.assert_array_equal(root.logits([Run(0, 0, 3)], [1, 2, 3]), expected)
+            np.testing.assert_array_equal(root.logits(Batch.alone(0, 3), [1, 2, 3]), expected)

@@ -31,6 +31,7 @@ from dllama_zmq.bus.messages import (
 )
 from dllama_zmq.bus.session import State
 from dllama_zmq.errors import WorkerLost
+from dllama_zmq.kernels import KV_PAGE
 from dllama_zmq.root.root import Root, RootSettings
 from dllama_zmq.sharding import DEFAULT_SEQ_LEN
 
@@ -81,7 +82,7 @@ def test_a_worker_is_welcomed_with_a_plan_of_bounded_context(door: Door) -> None
     assert isinstance(welcome, Welcome)
     assert welcome.name == "worker1"
     assert isinstance(plan, Plan)
-    assert plan.seq_len == DEFAULT_SEQ_LEN  # not the model's 8192: nobody asked for that much memory
+    assert plan.pages == DEFAULT_SEQ_LEN // KV_PAGE  # not the model's 8192: nobody asked for that much memory
 
 
 def test_a_second_worker_is_told_that_all_places_are_taken(door: Door) -> None:

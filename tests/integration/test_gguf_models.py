@@ -19,8 +19,7 @@ from tiny import tiny_spec, tiny_tensors
 
 from dllama_zmq import load
 from dllama_zmq.formats import ModelFile, open_gguf, open_m, write_m
-from dllama_zmq.kernels import KernelChoice
-from dllama_zmq.models import Run
+from dllama_zmq.kernels import Batch, KernelChoice
 from dllama_zmq.quants import F32, BlockMatrix
 from dllama_zmq.root.root import Root, RootSettings
 from dllama_zmq.shapes import shape
@@ -54,7 +53,7 @@ def running(model: ModelFile, kernels: KernelChoice = "auto") -> Iterator[Root]:
 def logits(model: ModelFile, tokens: list[int], kernels: KernelChoice = "auto") -> F32:
     with running(model, kernels) as root:
         parts = [tokens[at : at + 64] for at in range(0, len(tokens), 64)]
-        return np.concatenate([root.logits([Run(0, 64 * i, len(part))], part) for i, part in enumerate(parts)])
+        return np.concatenate([root.logits(Batch.alone(64 * i, len(part)), part) for i, part in enumerate(parts)])
 
 
 @pytest.mark.parametrize("weight_type", M_TYPES)
@@ -182,7 +181,7 @@ def perplexity(model: ModelFile, texts: list[list[int]]) -> float:
     with running(model) as root:
         for tokens in texts:
             parts = [tokens[at : at + 64] for at in range(0, len(tokens), 64)]
-            rows = np.concatenate([root.logits([Run(0, 64 * i, len(part))], part) for i, part in enumerate(parts)])
+            rows = np.concatenate([root.logits(Batch.alone(64 * i, len(part)), part) for i, part in enumerate(parts)])
             rows = rows.astype(np.float64)[:-1]
             rows -= rows.max(axis=1, keepdims=True)
             log_probabilities = rows - np.log(np.exp(rows).sum(axis=1, keepdims=True))

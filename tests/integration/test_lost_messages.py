@@ -31,8 +31,7 @@ from stranger import Stranger
 from dllama_zmq.bus.messages import Beacon
 from dllama_zmq.errors import WorkerLost
 from dllama_zmq.formats import ModelFile
-from dllama_zmq.kernels import KernelChoice
-from dllama_zmq.models import Run
+from dllama_zmq.kernels import Batch, KernelChoice
 from dllama_zmq.quants import F32
 
 
@@ -118,7 +117,7 @@ def test_a_worker_that_hears_not_all_that_is_published_gets_it_again(
         assert_are(logits(root), expected, kernels)
         missed = what_is_missed(root)
         relay.cut.set()
-        got = root.logits([Run(0, 0, 3)], TOKENS[:3])
+        got = root.logits(Batch.alone(0, 3), TOKENS[:3])
         assert_are(got, expected[:3], kernels)
         # A busy machine asks for what is on its way, too; to ask for each lost message alone is 1.8 times as often.
         assert n_missed <= len(missed) < 1.8 * n_missed

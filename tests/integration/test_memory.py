@@ -22,7 +22,7 @@ from tiny import tiny_spec, write_tiny_model
 from dllama_zmq.bus.client_messages import NodeStatus, Status
 from dllama_zmq.formats import write_m, write_t
 from dllama_zmq.formats.random_model import random_tensors
-from dllama_zmq.models import Run
+from dllama_zmq.kernels import Batch
 from dllama_zmq.root.root import Root, RootSettings
 from dllama_zmq.sharding import Plan
 from dllama_zmq.spec import FloatType, ModelSpec
@@ -141,7 +141,7 @@ def test_a_worker_has_given_its_last_model_back_when_it_asks_the_next_root(cli: 
         for _ in range(3):
             root = Root(context, model, RootSettings(names=["worker1"], kernels="numpy"), places)
             root.form(time.monotonic() + 60, lambda: None)
-            root.logits([Run(0, 0, 3)], [1, 2, 3])
+            root.logits(Batch.alone(0, 3), [1, 2, 3])
             loaded = measured(worker.pid)["Rss"]
             root.close("the next one comes", stay=True)
             until(lambda most=loaded - shard_bytes: measured(worker.pid)["Rss"] < most, 10.0, "memory to be given back")

@@ -34,8 +34,7 @@ from tiny import tiny_spec, write_tiny_model
 
 from dllama_zmq.errors import WorkerLost
 from dllama_zmq.formats import ModelFile
-from dllama_zmq.kernels import KernelChoice
-from dllama_zmq.models import Run
+from dllama_zmq.kernels import Batch, KernelChoice, pages_for
 from dllama_zmq.quants import F32
 from dllama_zmq.root.root import Root, RootSettings
 from dllama_zmq.spec import FloatType
@@ -57,14 +56,14 @@ def expected(model: ModelFile) -> F32:
     """The logits of one node that is given two tokens at a time."""
     root = Root(zmq.Context.instance(), model, RootSettings(kernels="numpy"))
     pairs = range(0, N_ROWS, 2)
-    rows = [root.logits([Run(0, i, 2)], TOKENS[i : i + 2]) for i in pairs]
-    return np.concatenate([*rows, root.logits([Run(0, N_ROWS, 1)], TOKENS[N_ROWS:])])
+    rows = [root.logits(Batch.alone(i, 2), TOKENS[i : i + 2]) for i in pairs]
+    return np.concatenate([*rows, root.logits(Batch.alone(N_ROWS, 1), TOKENS[N_ROWS:])])
 
 
 def logits(root: Root) -> F32:
     """A prompt of two micro-batches, and a token."""
-    prompt = root.logits([Run(0, 0, N_ROWS)], TOKENS[:N_ROWS])
-    return np.concatenate([prompt, root.logits([Run(0, N_ROWS, 1)], TOKENS[N_ROWS:])])
+    prompt = root.logits(Batch.alone(0, N_ROWS), TOKENS[:N_ROWS])
+    return np.concatenate([prompt, root.logits(Batch.alone(N_ROWS, 1), TOKENS[N_ROWS:])])
 
 
 @pytest.mark.parametrize("n_nodes", [1, 2, 4])
@@ -147,8 +146,9 @@ def test_a_worker_computes_the_second_while_the_sums_of_the_first_travel(
     start(a_worker(context, places, spin_s=0.0 if kernels == "numpy" else 1e-3))
     with RawRoot(context, places.replies[0], places.steps[0]) as root:
         root.take_in(plan_of(SPEC, kernels=kernels, kv="f16", step_s=20.0), pieces_of(model))
-        x = bytes(4 * SPEC.dim * N_ROWS)
-        root.publish("step", 1, 1, [[0, 0, N_ROWS]], [], [["f32", N_ROWS, SPEC.dim]], arrays=(x,))
+        x, ids = bytes(4 * SPEC.dim * N_ROWS), np.arange(pages_for(N_ROWS), dtype="<i4")
+        heads = [["f32", N_ROWS, SPEC.dim], ["i32", 1, len(ids)]]
+        root.publish("step", 1, 1, [[0, N_ROWS]], [], heads, arrays=(x, ids.tobytes()))
         for stage in range(1, N_STAGES, 2):
             first, second = (root.hear("partial") for _ in range(2))
             for heard, at, n_rows in ((first, stage, FIRST), (second, stage + 1, SECOND)):
@@ -185,7 +185,7 @@ def test_what_a_worker_does_not_hear_of_two_micro_batches_it_gets_again(
         form(root)
         missed = what_is_missed(root)
         relay.cut.set()
-        got = root.logits([Run(0, 0, N_ROWS)], TOKENS[:N_ROWS])
+        got = root.logits(Batch.alone(0, N_ROWS), TOKENS[:N_ROWS])
         assert_are(got, expected[:N_ROWS], "numpy")
         # A busy machine asks for what is on its way, too; to ask for each lost message alone is 1.8 times as often.
         assert n_missed <= len(missed) < 1.8 * n_missed

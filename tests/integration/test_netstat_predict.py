@@ -39,9 +39,9 @@ def test_the_prediction_for_llama_3_8b_is_the_published_one(sync: str, n_nodes: 
 
 def test_x_and_candidates_have_lines_of_their_own_beside_the_layers() -> None:
     flows = prediction("llama3-8b", "--nodes", "2", "--sync", "q80")["one_worker"]["flows"]
-    assert (flows["step"]["sent_bytes"], flows["step"]["received_bytes"]) == (4352, 0)
+    assert (flows["step"]["sent_bytes"], flows["step"]["received_bytes"]) == (4352 + 4, 0)
     assert (flows["candidates_greedy"]["received_bytes"], flows["candidates_sampled"]["received_bytes"]) == (24, 528)
-    assert flows["total_greedy"]["sent_bytes"] == 65 * 4352
+    assert flows["total_greedy"]["sent_bytes"] == 65 * 4352 + 4
     assert flows["total_sampled"]["received_bytes"] == 64 * 4352 + 528
 
 

@@ -14,8 +14,8 @@ from tiny import tiny_spec, tiny_tensors, tiny_tokenizer_data
 from dllama_zmq import load
 from dllama_zmq.errors import PlanError, RequestError
 from dllama_zmq.formats import write_m, write_t
+from dllama_zmq.kernels import Batch
 from dllama_zmq.local import LocalModel
-from dllama_zmq.models import Run
 from dllama_zmq.quants import F32, BlockMatrix
 from dllama_zmq.root.generation import Finished, GenerationRequest, Token, generate
 from dllama_zmq.root.sampling import Sampling
@@ -157,7 +157,7 @@ def test_logits_of_a_text_at_once_equal_those_token_by_token(models, nodes):
     assert len(text) > PREFILL_TOKENS  # at once is in two steps
     with load(models.path(FloatType.F32), nodes=nodes) as model:
         at_once = model.logits(text)
-        one_by_one = [model._root.logits([Run(0, i, 1)], [token])[0] for i, token in enumerate(text)]
+        one_by_one = [model._root.logits(Batch.alone(i, 1), [token])[0] for i, token in enumerate(text)]
     np.testing.assert_allclose(at_once, one_by_one, rtol=0, atol=1e-4)
 
 

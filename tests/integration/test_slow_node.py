@@ -20,8 +20,7 @@ from tiny import tiny_spec, write_tiny_model
 from dllama_zmq.bus.client_messages import NodeTimes, PhaseTimes, Status, StepStats
 from dllama_zmq.cli.slow_nodes import slowness
 from dllama_zmq.formats import ModelFile
-from dllama_zmq.kernels import KernelChoice
-from dllama_zmq.models import Run
+from dllama_zmq.kernels import Batch, KernelChoice
 from dllama_zmq.root.recent import RECENT_S
 from dllama_zmq.root.report import ClusterFacts, cluster_status
 from dllama_zmq.root.root import Root
@@ -66,7 +65,7 @@ def run_steps(root: Root, n_steps: int = N_STEPS) -> StepStats:
     """Steps of one token; the figures of the last one."""
     root.set_phase("prediction")
     for i in range(n_steps):
-        _, figures = root.evaluate([Run(0, i, 1)], [i + 5], {0: Ask(1)})
+        _, figures = root.evaluate(Batch.alone(i, 1), [i + 5], {0: Ask(1)})
     return figures
 
 
@@ -192,7 +191,7 @@ def test_a_process_that_is_stopped_now_and_then_is_named_and_not_for_its_computi
                 worker.send_signal(signal.SIGSTOP)
                 goes_on = threading.Timer(stop_s, worker.send_signal, [signal.SIGCONT])
                 goes_on.start()
-                root.evaluate([Run(0, i, 1)], [i + 5], {0: Ask(1)})
+                root.evaluate(Batch.alone(i, 1), [i + 5], {0: Ask(1)})
                 goes_on.join()
             found = recent(root)
         finally:

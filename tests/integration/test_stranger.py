@@ -24,7 +24,7 @@ from tiny import tiny_spec, tiny_tokenizer_data, write_tiny_model
 from dllama_zmq.bus.links import Endpoints
 from dllama_zmq.formats import ModelFile, read_tokenizer, write_t
 from dllama_zmq.formats.random_model import random_tensors
-from dllama_zmq.models import Run
+from dllama_zmq.kernels import Batch
 from dllama_zmq.quants import F32, BlockMatrix
 from dllama_zmq.root.generation import GenerationRequest, Token, generate
 from dllama_zmq.root.root import Root, RootSettings
@@ -121,8 +121,8 @@ def cluster(
 def logits(root: Root) -> F32:
     """A prompt of two steps, then two more tokens, one by one."""
     n = len(TOKENS) - 3
-    rows = [root.logits([Run(0, 0, 3)], TOKENS[:3]), root.logits([Run(0, 3, n - 2)], TOKENS[3 : n + 1])]
-    rows += [root.logits([Run(0, i, 1)], [TOKENS[i]]) for i in (n + 1, n + 2)]
+    rows = [root.logits(Batch.alone(0, 3), TOKENS[:3]), root.logits(Batch.alone(3, n - 2), TOKENS[3 : n + 1])]
+    rows += [root.logits(Batch.alone(i, 1), [TOKENS[i]]) for i in (n + 1, n + 2)]
     return np.concatenate(rows)
 
 
@@ -197,7 +197,7 @@ def test_each_row_is_answered_what_it_asks_for_and_again_with_more(worker, tmp_p
     with write_tiny_model(tmp_path / "tiny.m", SPECS["q40"]) as model, cluster(model, 4, worker=worker) as root:
         every = logits_of(model)
         for asks, rows in (
-            (ASKS, root.evaluate([Run(0, 0, len(TOKENS))], TOKENS, ASKS)[0]),
+            (ASKS, root.evaluate(Batch.alone(0, len(TOKENS)), TOKENS, ASKS)[0]),
             ({row: replace(ASKS[row], k=k) for row, k in MORE.items()}, root.more(MORE)[0]),
         ):
             for (row, ask), found in zip(asks.items(), rows, strict=True):
@@ -213,7 +213,7 @@ def test_each_row_is_answered_what_it_asks_for_and_again_with_more(worker, tmp_p
 
 def logits_of(model: ModelFile) -> F32:
     """Of all rows of TOKENS."""
-    return alone(model).logits([Run(0, 0, len(TOKENS))], TOKENS)
+    return alone(model).logits(Batch.alone(0, len(TOKENS)), TOKENS)
 
 
 def tokens(root: Root, tokenizer: Tokenizer, sampling: Sampling) -> Iterator[int]:

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import msgpack
+import numpy as np
 import pytest
 from nodes import SPEC, Context, Start, a_worker, inproc, pieces_of, plan_of
 from raw_root import RawRoot
@@ -20,7 +21,7 @@ plan_fields = partial(plan_of, SPEC)
 ABSURD = {
     "a width beyond all bounds": plan_fields({"dim": 1 << 40}),
     "weights of petabytes": plan_fields({"dim": 1 << 20, "hidden_dim": 1 << 22, "n_layers": 4096}),
-    "keys of petabytes": plan_fields({"seq_len": 1 << 24}, seq_len=1 << 24, slots=1 << 31),
+    "keys of petabytes": plan_fields(pages=1 << 31),
     "a negative width": plan_fields({"dim": -128}),
     "no heads": plan_fields({"n_heads": 0}),
     "three nodes": plan_fields(nodes=3),
@@ -28,8 +29,7 @@ ABSURD = {
     "another architecture": plan_fields({"arch": "perceptron"}),
     "a weight type that is none": plan_fields({"weight_type": 9}),
     "a width that is no number": plan_fields({"dim": "wide"}),
-    "positions beyond the model's": plan_fields(seq_len=65),
-    "no slots": plan_fields(slots=0),
+    "no pages": plan_fields(pages=0),
     "rotation by nothing": plan_fields({"rope": {"theta": float("nan")}}),
     "an empty model": [{}, *plan_fields()[1:]],
 }
@@ -80,8 +80,23 @@ def test_addresses_that_are_none_in_a_welcome_send_the_worker_back_to_its_root(c
         root.hear("join")
 
 
-def step_fields(number: int, runs: list[list[int]], rows: int = 1, asks: Sequence[list[Any]] = ()) -> list[Any]:
-    return [1, number, runs, list(asks), [["f32", rows, SPEC.dim]]]
+X, PAGE = ["f32", 1, SPEC.dim], ["i32", 1, 1]
+
+
+def step_of(
+    number: int, spans: list[list[int]], ids: Sequence[int] = (0,), asks: Sequence[list[Any]] = (),
+    heads: Sequence[list[Any]] = (X, PAGE),
+) -> tuple[list[Any], list[bytes]]:  # fmt: skip
+    """The fields and the frames of a step of one row; of these all but the page ids are zeros."""
+    sizes = {"f32": 4, "f16": 2, "i32": 4, "u8": 1}
+    frames = [bytes(sizes[of] * rows * columns) for of, rows, columns in heads]
+    frames[1:2] = [np.array(ids, "<i4").tobytes()] if frames[1:2] else []
+    heads = [*heads[:1], ["i32", 1, len(ids)], *heads[2:]] if len(heads) > 1 else heads
+    return [1, number, spans, list(asks), list(heads)], frames
+
+
+def publish_step(root: RawRoot, fields: list[Any], frames: list[bytes], epoch: int = 1) -> None:
+    root.publish("step", epoch, *fields[1:], arrays=tuple(frames))
 
 
 def ask_fields(row: int, n_listed: int = 0, masked: bool = False) -> list[Any]:
@@ -89,44 +104,46 @@ def ask_fields(row: int, n_listed: int = 0, masked: bool = False) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    ("fields", "says"),
+    ("step", "says"),
     [
-        (step_fields(1, [[1, 0, 1]]), "this node has 1 slots of 64 positions"),
-        (step_fields(1, [[0, 64, 1]]), "this node has 1 slots of 64 positions"),
-        (step_fields(1, [[0, 1 << 31, 1]]), "this node has 1 slots of 64 positions"),
-        (step_fields(1, [[0, 0, 2]]), "do not cover its 1 rows"),
-        (step_fields(1, [[0, 0, 0], [0, 0, 1]]), "do not cover its 1 rows"),
-        (step_fields(1, [[0, 0, 1]], asks=[ask_fields(1)]), r"a step of 1 rows that asks for rows [1]"),
-        (step_fields(1, [[0, 0, 1]], asks=[ask_fields(0), ask_fields(0)]), "asks for rows [0, 0]; expected ascending"),
-        (step_fields(1, [[0, 0, 1]], asks=[ask_fields(0, 2)]), "a step with 0 arrays for 2 listed ids and 0 masks"),
-        (step_fields(1, [[0, 0, 1]], asks=[ask_fields(0, masked=True)]), "a step with 0 arrays for 0 listed ids and 1"),
-        ([*step_fields(1, [[0, 0, 1]])[:-1], [["f32", 1, 128], ["i32", 1, 1]]], "a step with 1 arrays for 0 listed"),
+        (step_of(1, [[0, 1]], [1]), "pages [1]; this node has 1 pages"),
+        (step_of(1, [[0, 1]], [-1]), "pages [-1]; this node has 1 pages"),
+        (step_of(1, [[64, 1]], [0, 1]), "pages [0 1]; this node has 1 pages"),
+        (step_of(1, [[64, 1]]), "an array of 1 x 1 i32; expected 1 x 2 i32"),
+        (step_of(1, [[0, 1]], [0, 0]), "an array of 1 x 2 i32; expected 1 x 1 i32"),
+        (step_of(1, [[1 << 31, 1]]), "an array of 1 x 1 i32; expected 1 x 33554433 i32"),
+        (step_of(1, [[0, 2]]), "do not cover its 1 rows"),
+        (step_of(1, [[0, 0], [0, 1]]), "do not cover its 1 rows"),
+        (step_of(1, [[0, 1]], asks=[ask_fields(1)]), r"a step of 1 rows that asks for rows [1]"),
+        (step_of(1, [[0, 1]], asks=[ask_fields(0), ask_fields(0)]), "asks for rows [0, 0]; expected ascending"),
+        (step_of(1, [[0, 1]], asks=[ask_fields(0, 2)]), "a step with 0 more arrays for 2 listed ids and 0 masks"),
+        (step_of(1, [[0, 1]], asks=[ask_fields(0, masked=True)]), "a step with 0 more arrays for 0 listed ids and 1"),
+        (step_of(1, [[0, 1]], heads=[X, PAGE, PAGE]), "a step with 1 more arrays for 0 listed"),
         (
-            [*step_fields(1, [[0, 0, 1]], asks=[ask_fields(0, 2)])[:-1], [["f32", 1, 128], ["i32", 1, 2]]],
+            step_of(1, [[0, 1]], asks=[ask_fields(0, 2)], heads=[X, PAGE, ["i32", 1, 2]]),
             "lists ids for row 0 that do not ascend",  # 0 and 0
         ),
         (
-            [*step_fields(1, [[0, 0, 1]], asks=[ask_fields(0, 0, True)])[:-1], [["f32", 1, 128], ["u8", 1, 2]]],
+            step_of(1, [[0, 1]], asks=[ask_fields(0, 0, True)], heads=[X, PAGE, ["u8", 1, 2]]),
             f"expected 1 x {(SPEC.vocab_size + 7) // 8} u8",
         ),
-        ([*step_fields(1, [[0, 0, 1]])[:-1], [["f32", 1, 64]]], "expected 1 x 128 f32"),
-        ([*step_fields(1, [[0, 0, 1]])[:-1], [["f16", 1, 128]]], "expected 1 x 128 f32"),
-        ([*step_fields(1, [[0, 0, 1]])[:-1], []], "a step without x"),
+        (step_of(1, [[0, 1]], heads=[["f32", 1, 64], PAGE]), "expected 1 x 128 f32"),
+        (step_of(1, [[0, 1]], heads=[["f16", 1, 128], PAGE]), "expected 1 x 128 f32"),
+        (step_of(1, [[0, 1]], heads=[X]), "a step without x or page ids"),
     ],
 )
 def test_a_step_that_cannot_be_is_answered_with_a_fault_and_the_next_one_is_run(
-    fields: list[Any], says: str, context: Context, model: ModelFile, start: Start
+    step: tuple[list[Any], list[bytes]], says: str, context: Context, model: ModelFile, start: Start
 ) -> None:
     places = inproc()
     start(a_worker(context, places))
     with RawRoot(context, places.replies[0], places.steps[0]) as root:
         root.take_in(plan_fields(), pieces_of(model))
-        sizes = {"f32": 4, "f16": 2, "i32": 4, "u8": 1}
-        root.publish("step", *fields, arrays=tuple(bytes(sizes[t] * rows * n) for t, rows, n in fields[-1]))
+        publish_step(root, *step)
         _, fault, _ = root.hear("fault")
         assert fault[:2] == [1, 1]
         assert says in fault[2]
-        root.publish("step", *step_fields(2, [[0, 0, 1]]), arrays=(bytes(4 * SPEC.dim),))
+        publish_step(root, *step_of(2, [[0, 1]]))
         for stage in range(1, 5):
             _, part, [frame] = root.hear("partial")
             assert part == [1, 2, stage, [["f32", 1, SPEC.dim]]]
@@ -156,11 +173,11 @@ def test_a_new_epoch_or_a_greeting_in_a_step_makes_it_void(context: Context, mod
     start(a_worker(context, places))
     with RawRoot(context, places.replies[0], places.steps[0]) as root:
         identity = root.take_in(plan_fields(), pieces_of(model))
-        root.publish("step", *step_fields(1, [[0, 0, 1]]), arrays=(bytes(4 * SPEC.dim),))
+        publish_step(root, *step_of(1, [[0, 1]]))
         root.hear("partial")
         root.publish("beacon", 2)
         assert root.hear("heard")[1] == [2]
-        root.publish("step", 2, *step_fields(2, [[0, 0, 1]])[1:], arrays=(bytes(4 * SPEC.dim),))
+        publish_step(root, *step_of(2, [[0, 1]]), epoch=2)
         root.hear("partial")
         root.say(identity, "welcome", 1, "worker1", *reversed(root.addresses))
         root.hear("join")

@@ -8,7 +8,6 @@ import pytest
 from tiny import tiny_spec
 
 from dllama_zmq.bench.cases import Case, cases, work
-from dllama_zmq.models import Run
 from dllama_zmq.shapes import shape
 from dllama_zmq.sharding import PREFILL_TOKENS, Plan
 from dllama_zmq.spec import FloatType, Rope
@@ -26,17 +25,23 @@ def test_a_length_of_0_is_no_case() -> None:
     assert [case.name for case in cases([0], [0, 8], [0])] == ["tg8"]
 
 
+def rows_of(case: Case) -> list[tuple[int, int, bool]]:
+    """Of each step, the first position and the number of rows, of one sequence, and whether it gives a token."""
+    steps = [(batch.spans, gives_token) for batch, gives_token in case.steps()]
+    return [(span.start, span.count, gives_token) for (span,), gives_token in steps]
+
+
 def test_a_prompt_is_evaluated_in_the_chunks_of_an_answer_and_gives_one_token() -> None:
     n_tokens = 2 * PREFILL_TOKENS + 3
-    assert list(Case("pp", n_tokens, depth=5).steps()) == [
-        (Run(0, 5, PREFILL_TOKENS), False),
-        (Run(0, 5 + PREFILL_TOKENS, PREFILL_TOKENS), False),
-        (Run(0, 5 + 2 * PREFILL_TOKENS, 3), True),
+    assert rows_of(Case("pp", n_tokens, depth=5)) == [
+        (5, PREFILL_TOKENS, False),
+        (5 + PREFILL_TOKENS, PREFILL_TOKENS, False),
+        (5 + 2 * PREFILL_TOKENS, 3, True),
     ]
 
 
 def test_generation_is_a_token_a_step_from_its_depth_on() -> None:
-    assert list(Case("tg", 3, depth=7).steps()) == [(Run(0, position, 1), True) for position in (7, 8, 9)]
+    assert rows_of(Case("tg", 3, depth=7)) == [(position, 1, True) for position in (7, 8, 9)]
 
 
 @pytest.mark.parametrize("n_nodes", [1, 2, 4, 8])

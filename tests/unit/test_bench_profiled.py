@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 
 from dllama_zmq.errors import UsageError
-from dllama_zmq.kernels import CacheSpec, KernelChoice, Kernels, Norm, Rotation, Run, choose_kernels
+from dllama_zmq.kernels import Batch, CacheSpec, KernelChoice, Kernels, Norm, Rotation, choose_kernels
 from dllama_zmq.kernels.profiled import Profiled
 from dllama_zmq.quants import F32, BlockMatrix
 from dllama_zmq.spec import FloatType, Sync
@@ -54,11 +54,11 @@ def experts(kernels: Kernels) -> Arrays:
 
 
 def attention(kernels: Kernels) -> Arrays:
-    cache = kernels.kv_cache(CacheSpec(1, 1, KV_HEADS, 8, HEAD_DIM, [0, 0, 1, 1], "f16", window=2, softcap=1.0))
-    run = Run(0, 0, T)
+    cache = kernels.kv_cache(CacheSpec(1, 1, KV_HEADS, HEAD_DIM, [0, 0, 1, 1], "f16", window=2, softcap=1.0))
+    batch = Batch.alone(0, T)
     angles = values(T, HEAD_DIM // 2)
     q, k, v = (values(T, n * HEAD_DIM, seed=n) for n in (HEADS, KV_HEADS, KV_HEADS))
-    return [cache.attend(0, run, q, k, v, Rotation(np.cos(angles), np.sin(angles), "half")), q, k]
+    return [cache.attend(0, batch, q, k, v, Rotation(np.cos(angles), np.sin(angles), "half")), q, k]
 
 
 def rows(kernels: Kernels) -> Arrays:

@@ -57,11 +57,17 @@ def test_every_message_comes_back_as_it_was(allowed: Kinds, kind: str, data: st.
     [
         (Beacon(epoch=1760936591360), b"\x93" + VERSION + b"\xa6beacon\xcf\x00\x00\x01\x9a\x00\x00\x00\x00"),
         (
-            Step(7, 300, [(0, 5, 2)], [RowAsk(1, 64, 0.5, True, 3, False)], [ArrayHead("f32", 2, 64)]),
+            Step(
+                7,
+                300,
+                [(5, 2)],
+                [RowAsk(1, 64, 0.5, True, 3, False)],
+                [ArrayHead("f32", 2, 64), ArrayHead("i32", 1, 1)],
+            ),
             b"\x97"
             + VERSION
-            + b"\xa4step\x07\xcd\x01\x2c\x91\x93\x00\x05\x02\x91\x96\x01\x40\xcb\x3f\xe0\x00\x00\x00\x00\x00\x00\xc3"
-            b"\x03\xc2\x91\x93\xa3f32\x02\x40",
+            + b"\xa4step\x07\xcd\x01\x2c\x91\x92\x05\x02\x91\x96\x01\x40\xcb\x3f\xe0\x00\x00\x00\x00\x00\x00\xc3"
+            b"\x03\xc2\x92\x93\xa3f32\x02\x40\x93\xa3i32\x01\x01",
         ),
         (
             Sum(7, 300, 4, [ArrayHead("q80", 1, 32)]),

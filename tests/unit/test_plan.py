@@ -211,13 +211,13 @@ def test_llama_3_8b_takes_a_quarter_of_its_file_on_each_of_four_nodes():
     split = 6_323_781_632 - embedding - norms  # of the published size of its file
     assert [plan.weight_bytes(node) for node in range(4)] == [split // 4 + norms] * 4
     # keys and values, 32 layers, 2 of 8 heads of 128, float32
-    assert plan.kv_bytes(0, seq_len=8192) == 2 * 32 * 8192 * 2 * 128 * 2
-    assert plan.kv_bytes(0, seq_len=8192, n_slots=3) == 3 * 2 * 32 * 8192 * 2 * 128 * 2
+    assert plan.kv_bytes(0, n_positions=8192) == 2 * 32 * 8192 * 2 * 128 * 2
 
 
 def test_a_node_of_sixteen_keeps_one_kv_head_of_llama_3_8b():
     plan = Plan.make(shape("llama3-8b"), 16)
-    assert {plan.kv_bytes(node, seq_len=1000) for node in range(16)} == {2 * 32 * 1000 * 128 * 2}
+    # In whole pages of 64 positions.
+    assert {plan.kv_bytes(node, n_positions=1000) for node in range(16)} == {2 * 32 * 1024 * 128 * 2}
 
 
 # kB of all workers, each way, of the layers: distributed-llama's README of v0.7.4 and the logs in its issues #108, #59.
@@ -249,10 +249,10 @@ def test_the_layers_of_one_token_put_the_published_kilobytes_on_the_bus(
 def test_a_steps_x_and_its_candidates_have_lines_of_their_own(sync: Sync, x_bytes: int):
     spec = shape("llama3-8b")
     traffic = step_traffic(spec, sync, n_tokens=3, replies=[Ask(64).reply(0, 32064), Ask(1).reply(0, 32064)])
-    assert traffic.step_sent == 3 * x_bytes
+    assert traffic.step_sent == 3 * x_bytes + 4  # and the id of a page
     assert traffic.sums_sent == traffic.partials_received == 3 * 64 * x_bytes
     assert traffic.candidates_received == (64 * 8 + 16) + (1 * 8 + 16)
-    assert traffic.sent == 3 * 65 * x_bytes
+    assert traffic.sent == 3 * 65 * x_bytes + 4
     assert traffic.received == 3 * 64 * x_bytes + 552
 
 

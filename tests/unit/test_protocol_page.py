@@ -35,7 +35,7 @@ NAMED: dict[Any, str] = {
 def type_in_words(message: type[Message], field: str) -> str:
     """The type of a field as PROTOCOL.md writes it."""
     hint = typing.get_type_hints(message, include_extras=True)[field]
-    if (message.__name__, field) in {("Step", "runs"), ("Join", "host")}:
+    if (message.__name__, field) in {("Step", "spans"), ("Join", "host")}:
         return field
     return words(hint)
 

@@ -1,8 +1,9 @@
 """The KV cache and attention over it: an online softmax in one pass (arXiv:1805.02867). numba code.
 
-Keys of one head lie in tiles of 16 positions, a column's 16 values together, so that 16 scores are one sum of lanes;
-values lie position by position, a head's width padded to whole vectors. Up to 8 rows (query heads that share the head,
-of one token or of several) go over the cache together: each key and value is read and converted once for all of them.
+A head's pages lie one after another, keys apart from values. Keys lie in tiles of 16 positions, a column's 16 values
+together, so that 16 scores are one sum of lanes; values lie position by position, a head's width padded to whole
+vectors. Up to 8 rows of a span (query heads that share the head, of one token or of several) go over its pages
+together: each key and value is read and converted once for all of them.
 What comes next is asked for while this is multiplied: a core's own look ahead ends before memory has answered.
 """
 
@@ -13,6 +14,7 @@ from numba.extending import register_jitable
 from dllama_zmq.kernels.simd.intrinsics import (
     call_kernel,
     load_f32,
+    load_i32,
     load_i64,
     scratch,
     store_f32,
@@ -20,31 +22,38 @@ from dllama_zmq.kernels.simd.intrinsics import (
 from dllama_zmq.kernels.simd.layout import (
     KV_ATTEND,
     KV_COS,
-    KV_GROUP_ITEMS,
     KV_GROUPS,
     KV_HEAD_DIM,
     KV_KEY_HEAD_BYTES,
     KV_KEY_STRIDE,
     KV_KEYS,
-    KV_N_TOKENS,
+    KV_MOST,
+    KV_N_HEADS,
     KV_NEIGHBOURS,
     KV_NEW_KEYS,
     KV_NEW_VALUES,
     KV_OUT,
     KV_OUT_STRIDE,
+    KV_PAGE_IDS,
     KV_Q,
     KV_Q_STRIDE,
     KV_ROWS,
     KV_SCALE,
     KV_SIN,
     KV_SOFTCAP,
-    KV_START,
+    KV_SPANS,
     KV_TAKE_IN,
     KV_VALUE_HEAD_BYTES,
     KV_VALUE_STRIDE,
     KV_VALUES,
     KV_WINDOW,
     MOST_HEAD_DIM,
+    PAGE,
+    SPAN_BYTES,
+    SPAN_COUNT,
+    SPAN_FIRST_ID,
+    SPAN_ROW,
+    SPAN_START,
 )  # fmt: skip
 from dllama_zmq.kernels.simd.products import MAX_GROUP, by_size
 from dllama_zmq.kernels.simd.registry import kernel
@@ -65,10 +74,9 @@ from dllama_zmq.kernels.simd.vectors import (
 )
 
 _AHEAD = 16384  # bytes: a chunk of a head of 128 values, two of one of 64
-_CHUNK = 64  # positions between two looks at the largest score
 _ROW = 64  # bytes of 16 floats
 _MOST_OUT = 4 * MOST_HEAD_DIM * KV_ROWS
-_queries, _scores, _weights = scratch(_MOST_OUT), scratch(4 * _CHUNK * KV_ROWS), scratch(4 * _CHUNK * KV_ROWS)
+_queries, _scores, _weights = scratch(_MOST_OUT), scratch(4 * PAGE * KV_ROWS), scratch(4 * PAGE * KV_ROWS)
 _sums, _part, _state = scratch(_MOST_OUT), scratch(_ROW * KV_ROWS), scratch(8 * KV_ROWS)
 _NOTHING = F(-3e38)
 _HALF_MAX = F(65504.0)
@@ -98,16 +106,19 @@ def _make_take_in(half):
             store_vector(at, values)
 
     def take_in(job, first, last):
-        """Turn a run's queries and keys, where there is a rotation; write its keys and values at its positions. Items
-        are KV heads."""
-        width, start, n_tokens = load_i64(job + KV_HEAD_DIM), load_i64(job + KV_START), load_i64(job + KV_N_TOKENS)
+        """Turn a span's queries and keys, where there is a rotation; write its keys and values into its pages. Items
+        are the KV heads of the first span, of the second, ..."""
+        width, n_kv_heads = load_i64(job + KV_HEAD_DIM), load_i64(job + KV_N_HEADS)
         wide, half_width = padded(width), width // 2
         cos, sin, neighbours = load_i64(job + KV_COS), load_i64(job + KV_SIN), load_i64(job + KV_NEIGHBOURS) != 0
-        for kv in range(first, last):
+        for item in range(first, last):
+            span, kv = load_i64(job + KV_SPANS) + item // n_kv_heads * SPAN_BYTES, item % n_kv_heads
+            start, row = load_i64(span + SPAN_START), load_i64(span + SPAN_ROW)
+            ids = load_i64(job + KV_PAGE_IDS) + 4 * load_i64(span + SPAN_FIRST_ID)
             keys = load_i64(job + KV_KEYS) + kv * load_i64(job + KV_KEY_HEAD_BYTES)
             values = load_i64(job + KV_VALUES) + kv * load_i64(job + KV_VALUE_HEAD_BYTES)
             group = load_i64(job + KV_GROUPS) + 16 * kv
-            for t in range(n_tokens):
+            for t in range(row, row + load_i64(span + SPAN_COUNT)):
                 new_key = load_i64(job + KV_NEW_KEYS) + t * load_i64(job + KV_KEY_STRIDE) + 4 * kv * width
                 new_value = load_i64(job + KV_NEW_VALUES) + t * load_i64(job + KV_VALUE_STRIDE) + 4 * kv * width
                 if cos != 0:
@@ -116,16 +127,17 @@ def _make_take_in(half):
                     for h in range(load_i64(group), load_i64(group + 8)):
                         turn(q + 4 * h * width, half_width, neighbours, cos + angles, sin + angles)
                     turn(new_key, half_width, neighbours, cos + angles, sin + angles)
-                position = start + t
-                column = keys + ((position >> 4) * width * 16 + (position & 15)) * value_bytes
+                position = start + t - row
+                place = load_i32(ids + 4 * (position // PAGE)) * PAGE + position % PAGE
+                column = keys + ((place >> 4) * width * 16 + (place & 15)) * value_bytes
                 for d in range(width):
                     put(column + 16 * value_bytes * d, load_f32(new_key + 4 * d))
-                row = values + position * wide * value_bytes
+                value = values + place * wide * value_bytes
                 whole = width // 16 * 16
                 for d in range(0, whole, 16):
-                    put_vector(row + value_bytes * d, load_vector(new_value + 4 * d))
+                    put_vector(value + value_bytes * d, load_vector(new_value + 4 * d))
                 for d in range(whole, width):
-                    put(row + value_bytes * d, load_f32(new_value + 4 * d))
+                    put(value + value_bytes * d, load_f32(new_value + 4 * d))
 
     return take_in
 
@@ -145,19 +157,27 @@ def _make_attend(half):
     panel = by_size(panel1, panel2, panel4, panel8 if MAX_GROUP >= 8 else twice4, KV_ROWS)
 
     def attend(job, first, last):
-        """Causal attention of N_TOKENS tokens from position START on. Items are up to 8 rows of one KV head."""
-        width, start, n_tokens = load_i64(job + KV_HEAD_DIM), load_i64(job + KV_START), load_i64(job + KV_N_TOKENS)
+        """Causal attention of each span. Items are up to 8 rows of one KV head: those of the first span, KV head by KV
+        head, those of the second, ..."""
+        width, n_kv_heads, most = load_i64(job + KV_HEAD_DIM), load_i64(job + KV_N_HEADS), load_i64(job + KV_MOST)
         window, softcap = load_i64(job + KV_WINDOW), load_f32(job + KV_SOFTCAP)
         wide = padded(width)
-        per_group = load_i64(job + KV_GROUP_ITEMS)
         queries, scores, weights, sums = _queries(), _scores(), _weights(), _sums()
         part, state = _part(), _state()
+        span, begun = load_i64(job + KV_SPANS), 0  # the span of an item, and its own first item
+        of_head = (load_i64(span + SPAN_COUNT) * most + KV_ROWS - 1) // KV_ROWS  # items of each KV head
         for item in range(first, last):
-            kv = item // per_group
+            while item >= begun + n_kv_heads * of_head:
+                begun += n_kv_heads * of_head
+                span += SPAN_BYTES
+                of_head = (load_i64(span + SPAN_COUNT) * most + KV_ROWS - 1) // KV_ROWS
+            start, first_row = load_i64(span + SPAN_START), load_i64(span + SPAN_ROW)
+            ids = load_i64(job + KV_PAGE_IDS) + 4 * load_i64(span + SPAN_FIRST_ID)
+            kv = (item - begun) // of_head
             first_head = load_i64(load_i64(job + KV_GROUPS) + 16 * kv)
             n_heads = load_i64(load_i64(job + KV_GROUPS) + 16 * kv + 8) - first_head
-            row = (item - kv * per_group) * KV_ROWS
-            n_rows = min(n_tokens * n_heads - row, KV_ROWS)
+            row = (item - begun - kv * of_head) * KV_ROWS  # of the span's rows times the KV head's query heads
+            n_rows = min(load_i64(span + SPAN_COUNT) * n_heads - row, KV_ROWS)
             if n_rows <= 0:
                 continue
             size = 1  # rows in registers: n_rows, rounded up; those beyond it repeat the last one
@@ -165,7 +185,7 @@ def _make_attend(half):
                 size *= 2
             for r in range(size):
                 real = row + min(r, n_rows - 1)
-                q = load_i64(job + KV_Q) + real // n_heads * load_i64(job + KV_Q_STRIDE)
+                q = load_i64(job + KV_Q) + (first_row + real // n_heads) * load_i64(job + KV_Q_STRIDE)
                 q += 4 * width * (first_head + real % n_heads)
                 for d in range(0, width, 16):
                     scaled = load_lanes(q + 4 * d, width - d) * splat(load_f32(job + KV_SCALE))
@@ -177,12 +197,13 @@ def _make_attend(half):
             keys = load_i64(job + KV_KEYS) + kv * load_i64(job + KV_KEY_HEAD_BYTES)
             values = load_i64(job + KV_VALUES) + kv * load_i64(job + KV_VALUE_HEAD_BYTES)
             seen = start + (row + n_rows - 1) // n_heads + 1  # by the last row
-            # Whole chunks, so that a row's bits do not depend on which rows go over the cache with it.
-            begin = max(0, start + row // n_heads + 1 - window) // _CHUNK * _CHUNK
-            for position in range(begin, seen, _CHUNK):
-                n = min(_CHUNK, seen - position)
+            # Whole pages, so that a row's bits do not depend on which rows go over the cache with it.
+            begin = max(0, start + row // n_heads + 1 - window) // PAGE * PAGE
+            for position in range(begin, seen, PAGE):
+                n = min(PAGE, seen - position)
+                place = load_i32(ids + 4 * (position // PAGE)) * PAGE
                 for i in range(0, n, 16):
-                    tile = keys + (position + i) * width * value_bytes
+                    tile = keys + (place + i) * width * value_bytes
                     panel(size, tile, 16 * value_bytes, queries, 4 * width, width, scores + _ROW * size * (i // 16))
                 for r in range(size):
                     own = start + (row + min(r, n_rows - 1)) // n_heads + 1 - position  # of these, seen by this row
@@ -203,7 +224,7 @@ def _make_attend(half):
                         score = load_vector(scores + _ROW * (size * (i // 16) + r))
                         weight = first_lanes(exponential(score - splat(new_top)), own - i, splat(F(0.0)))
                         weight = first_lanes(splat(F(0.0)), gone - i, weight)
-                        store_vector(weights + 4 * (_CHUNK * r + i), weight)
+                        store_vector(weights + 4 * (PAGE * r + i), weight)
                         total = total + weight
                     weight_sum = load_f32(state + 8 * r + 4)
                     if new_top > top:
@@ -216,7 +237,7 @@ def _make_attend(half):
                     store_f32(state + 8 * r + 4, weight_sum + sum_of(total))
                 for d in range(0, wide, 16):
                     panel(
-                        size, values + (position * wide + d) * value_bytes, wide * value_bytes, weights, 4 * _CHUNK, n,
+                        size, values + (place * wide + d) * value_bytes, wide * value_bytes, weights, 4 * PAGE, n,
                         part,
                     )  # fmt: skip
                     for r in range(size):
@@ -224,7 +245,7 @@ def _make_attend(half):
                         store_vector(at, load_vector(at) + load_vector(part + _ROW * r))
             for r in range(n_rows):
                 real = row + r
-                out = load_i64(job + KV_OUT) + real // n_heads * load_i64(job + KV_OUT_STRIDE)
+                out = load_i64(job + KV_OUT) + (first_row + real // n_heads) * load_i64(job + KV_OUT_STRIDE)
                 out += 4 * width * (first_head + real % n_heads)
                 for d in range(0, width, 16):
                     mean = load_vector(sums + 4 * (r * wide + d)) / splat(load_f32(state + 8 * r + 4))
@@ -235,10 +256,10 @@ def _make_attend(half):
 
 @kernel
 def attend_by_heads(job, first, last):
-    """TAKE_IN and then ATTEND, KV head by KV head, where GROUP_ITEMS is 1."""
-    for kv in range(first, last):
-        call_kernel(load_i64(job + KV_TAKE_IN), job, kv, kv + 1)
-        call_kernel(load_i64(job + KV_ATTEND), job, kv, kv + 1)
+    """TAKE_IN and then ATTEND, item by item, where these are the same: no KV head of a span has over 8 rows."""
+    for item in range(first, last):
+        call_kernel(load_i64(job + KV_TAKE_IN), job, item, item + 1)
+        call_kernel(load_i64(job + KV_ATTEND), job, item, item + 1)
 
 
 for _name, _half in (("f16", True), ("f32", False)):

@@ -187,19 +187,23 @@ class PackJob(NamedTuple):
     """Blocks (of quantized types) or columns of a row."""
 
 
-# Attention's (attention.py), of one layer and slot: KEYS, VALUES of its first KV head, HEAD_BYTES of each to the next
-# one's. GROUPS: for each KV head, its first query head and the one after its last; GROUP_ITEMS items of up to 8 rows.
-# Q, NEW_KEYS, NEW_VALUES, OUT: of the run's first token, STRIDE bytes to its next. SCALE, f32: of scores. WINDOW:
-# positions that a token sees. SOFTCAP, f32: 0 for none. COS, SIN: of the run's tokens, COS 0 for no rotation;
-# NEIGHBOURS: 1 where pairs are, 0 where they lie half a head apart. TAKE_IN, ATTEND: addresses of those two kernels.
+# Attention's (attention.py), of one layer: KEYS, VALUES of page 0 of the first KV head, HEAD_BYTES of each to the next
+# one's. GROUPS: for each of N_HEADS KV heads, its first query head and the one after its last; MOST: query heads of the
+# largest group. SPANS: the batch's table, with SPAN_ROW and so on of each span; PAGE_IDS, i32. Q, NEW_KEYS, NEW_VALUES,
+# OUT: of the batch's first row, STRIDE bytes to its next. SCALE, f32: of scores. WINDOW: positions that a token sees.
+# SOFTCAP, f32: 0 for none. COS, SIN: of the batch's rows, COS 0 for no rotation; NEIGHBOURS: 1 where pairs are, 0 where
+# they lie half a head apart. TAKE_IN, ATTEND: addresses of those two kernels.
 (
-    KV_KEYS, KV_VALUES, KV_KEY_HEAD_BYTES, KV_VALUE_HEAD_BYTES, KV_HEAD_DIM, KV_GROUPS, KV_GROUP_ITEMS, KV_START,
-    KV_N_TOKENS, KV_Q, KV_Q_STRIDE, KV_NEW_KEYS, KV_KEY_STRIDE, KV_NEW_VALUES, KV_VALUE_STRIDE, KV_OUT, KV_OUT_STRIDE,
+    KV_KEYS, KV_VALUES, KV_KEY_HEAD_BYTES, KV_VALUE_HEAD_BYTES, KV_HEAD_DIM, KV_GROUPS, KV_N_HEADS, KV_MOST, KV_SPANS,
+    KV_PAGE_IDS, KV_Q, KV_Q_STRIDE, KV_NEW_KEYS, KV_KEY_STRIDE, KV_NEW_VALUES, KV_VALUE_STRIDE, KV_OUT, KV_OUT_STRIDE,
     KV_SCALE, KV_WINDOW, KV_SOFTCAP, KV_COS, KV_SIN, KV_NEIGHBOURS, KV_TAKE_IN, KV_ATTEND,
-) = range(0, 200, 8)  # fmt: skip
+) = range(0, 208, 8)  # fmt: skip
+SPAN_ROW, SPAN_START, SPAN_COUNT, SPAN_FIRST_ID, SPAN_BYTES = range(0, 40, 8)
 MOST_HEAD_DIM = 512
+PAGE = 64
+"""KV_PAGE of `kernels/batch.py`: machine code is made anew when a file of this folder changes, and only then."""
 KV_ROWS = 8
-"""Query heads that go over a KV head together, of one token or of several."""
+"""Query heads that go over a KV head together, of one token or of several of a span."""
 
 
 class SequenceHead(NamedTuple):
