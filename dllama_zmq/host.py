@@ -1,4 +1,4 @@
-"""This computer's name, free memory, usable cores and open files, within control groups and limits.
+"""This computer's name, free memory, usable cores, caches and open files, within control groups and limits.
 
 Knows no model. `root` is the folder of /proc and /sys. Sources: proc(5), cgroups(7), and
 Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/ of Linux.
@@ -72,6 +72,15 @@ def usable_cores(root: Path = ROOT) -> int:
     cores = len({_siblings(cpu, root) for cpu in os.sched_getaffinity(0)})
     quotas = [quota for group in _groups("cpu", root) if (quota := _cpu_quota(group)) is not None]
     return max(1, int(min([cores, *quotas])))
+
+
+def largest_cache_bytes(root: Path = ROOT) -> int | None:
+    """Bytes of the largest cache of a core, which other cores may share; None if the system does not say.
+
+    Source: Documentation/ABI/testing/sysfs-devices-system-cpu of Linux.
+    """
+    sizes = [_read(path).strip() for path in (root / "sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
+    return max((int(size[:-1]) << 10 for size in sizes if size.endswith("K") and size[:-1].isdigit()), default=None)
 
 
 def require_open_files(more: int) -> None:

@@ -10,11 +10,11 @@ from contextlib import suppress
 import numpy as np
 
 from dllama_zmq.errors import UsageError
-from dllama_zmq.host import free_memory_bytes, usable_cores
+from dllama_zmq.host import free_memory_bytes, largest_cache_bytes, usable_cores
 from dllama_zmq.kernels import Kernels, choose_kernels
 
-MAX_READ_BYTES = 1 << 30
-"""Read in one pass: far more than any cache holds, but at most a quarter of the free memory."""
+MIN_READ_BYTES, MAX_READ_BYTES = 1 << 28, 1 << 30
+_TIMES_CACHE = 4
 _CHUNK_BYTES = 1 << 20
 _SPANS_PER_THREAD = 8  # NumPy: several for each thread, so that one that is delayed does not delay the pass
 
@@ -30,9 +30,7 @@ class MemoryReader:
         if self._native is None:
             with suppress(UsageError):
                 self._native = choose_kernels("simd", threads, threads > usable_cores()).native
-        free_bytes = free_memory_bytes()
-        n_bytes = MAX_READ_BYTES if free_bytes is None else min(MAX_READ_BYTES, free_bytes // 4)
-        n_chunks = max(16, n_bytes // _CHUNK_BYTES)
+        n_chunks = max(16, bytes_to_read(threads, largest_cache_bytes(), free_memory_bytes()) // _CHUNK_BYTES)
         self.n_bytes = n_chunks * _CHUNK_BYTES
         pages = mmap.mmap(-1, self.n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # shared pages are never huge
         if hasattr(mmap, "MADV_HUGEPAGE"):
@@ -62,3 +60,13 @@ class MemoryReader:
         start = time.perf_counter()
         self._native.parallel_for("read_memory", job, len(self._chunks))
         return time.perf_counter() - start
+
+
+def bytes_to_read(threads: int, cache_bytes: int | None, free_bytes: int | None) -> int:
+    """Bytes of one pass: 4 times what the caches of `threads` cores hold, for each may have a cache of its own.
+
+    Within MIN_READ_BYTES and MAX_READ_BYTES, which is also for a computer that does not tell its caches; and at most a
+    quarter of the free memory.
+    """
+    wanted = MAX_READ_BYTES if cache_bytes is None else max(MIN_READ_BYTES, _TIMES_CACHE * cache_bytes * threads)
+    return min(wanted, MAX_READ_BYTES, *(() if free_bytes is None else (free_bytes // 4,)))

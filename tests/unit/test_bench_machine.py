@@ -9,7 +9,7 @@ import pytest
 
 from dllama_zmq.bench import reader
 from dllama_zmq.bench.machine import WEIGHT_BYTES, blas_name, cpu_name, product_row
-from dllama_zmq.bench.reader import MemoryReader
+from dllama_zmq.bench.reader import MemoryReader, bytes_to_read
 from dllama_zmq.kernels import choose_kernels
 
 X86 = "processor\t: 0\nmodel\t\t: 1\nmodel name\t: AMD EPYC 7B13\n\nprocessor\t: 1\nmodel name\t: another\n"
@@ -52,3 +52,15 @@ def test_memory_is_read_by_simd_where_it_can_run_and_by_numpy_elsewhere(monkeypa
 def test_at_most_a_quarter_of_the_free_memory_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reader, "free_memory_bytes", lambda: 160 << 20)
     assert MemoryReader(1).n_bytes == 40 << 20
+
+
+@pytest.mark.parametrize(
+    ("threads", "cache_mib", "free_mib", "mib"),
+    [(1, 32, None, 256), (2, 32, None, 256), (4, 32, None, 512), (1, 8, 16_000, 256), (2, 96, 16_000, 768),
+     (16, 96, 16_000, 1024), (1, None, 16_000, 1024), (1, None, None, 1024), (4, 32, 400, 100)],
+)  # fmt: skip
+def test_a_pass_reads_four_times_what_the_caches_of_its_threads_hold(
+    threads: int, cache_mib: int | None, free_mib: int | None, mib: int
+) -> None:
+    cache, free = (None if n is None else n << 20 for n in (cache_mib, free_mib))
+    assert bytes_to_read(threads, cache, free) == mib << 20

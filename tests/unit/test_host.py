@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dllama_zmq.host import free_memory_bytes, host_name, usable_cores
+from dllama_zmq.host import free_memory_bytes, host_name, largest_cache_bytes, usable_cores
 
 MB = 1 << 20
 V2_MOUNT = "30 23 0:26 {root} /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n"
@@ -164,3 +164,10 @@ def test_this_computer_has_a_name_memory_and_cores() -> None:
     assert host_name()
     assert (free_memory_bytes() or 0) > 10 * MB
     assert 1 <= usable_cores() <= len(os.sched_getaffinity(0))
+
+
+def test_the_largest_cache_of_a_core_is_that_of_any_level(tree: Tree) -> None:
+    assert largest_cache_bytes(tree.root) is None
+    for index, size in enumerate(("32K", "32K", "1024K", "32768K", "odd")):
+        tree.write(f"sys/devices/system/cpu/cpu0/cache/index{index}/size", size)
+    assert largest_cache_bytes(tree.root) == 32 * MB
