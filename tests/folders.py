@@ -126,7 +126,7 @@ def write_hf(
     if n_shards == 1:
         (folder / "model.safetensors").write_bytes(safetensors(tensors))
         return folder
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for i in range(n_shards):
         name = f"model-{i + 1:05d}-of-{n_shards:05d}.safetensors"
         part = dict(list(tensors.items())[i::n_shards])

@@ -56,7 +56,8 @@ def grok1_logits(spec: ModelSpec, tensors: dict[str, F32], tokens: list[int], en
             x = norm(h[t], w[f"{layer}moe_norm"][0])
             probabilities = softmax([float(row @ x) for row in w[f"{layer}router"]])
             best = sorted(range(spec.n_experts), key=lambda e: -probabilities[e])[: spec.n_active_experts]
-            mixed = sum(probabilities[e] * expert(w, f"{layer}experts.{e}.", x, enter) for e in best)
+            each = [probabilities[e] * expert(w, f"{layer}experts.{e}.", x, enter) for e in best]
+            mixed = sum(each[1:], start=each[0])
             h[t] = h[t] + norm(mixed, w[f"{layer}moe_out_norm"][0])
     return np.array([w["head"] @ enter(norm(row, w["final_norm"][0])) * OUTPUT_MULTIPLIER for row in h])
 
@@ -66,7 +67,8 @@ def q80(x: F64) -> F64:
     blocks = x.reshape(-1, 32)
     scales = np.abs(blocks).max(axis=1, keepdims=True) / 127
     whole = np.rint(np.divide(blocks, scales, out=np.zeros_like(blocks), where=scales > 0))
-    return (whole * scales.astype(np.float16).astype(np.float64)).reshape(-1)
+    values: F64 = (whole * scales.astype(np.float16).astype(np.float64)).reshape(-1)
+    return values
 
 
 def norm(x: F64, gain: F64) -> F64:

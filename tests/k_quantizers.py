@@ -15,7 +15,8 @@ from dllama_zmq.quants import F32, U8
 def _halves(q: U8, width: int) -> U8:
     """(n, b) values of 4 bits as bytes: of each 2·width values the first half low, the second half high."""
     groups = q.reshape(len(q), -1, 2, width)
-    return (groups[:, :, 0] | groups[:, :, 1] << 4).reshape(len(q), -1)
+    halves: U8 = (groups[:, :, 0] | groups[:, :, 1] << np.uint8(4)).reshape(len(q), -1)
+    return halves
 
 
 def _six_bits(scales: U8, offsets: U8) -> U8:
@@ -51,7 +52,7 @@ def q5_k(values: F32) -> U8:
     """(rows, n) -> bytes (rows, n / 256 * 176)."""
     heads, scales, q = _with_offsets(values, 31)
     upper = np.packbits(q.reshape(-1, 8, 32) >> 4, axis=1, bitorder="little").reshape(-1, 32)
-    return np.concatenate([heads, scales, upper, _halves(q & 15, 32)], axis=1).reshape(len(values), -1)
+    return np.concatenate([heads, scales, upper, _halves(q & np.uint8(15), 32)], axis=1).reshape(len(values), -1)
 
 
 def q6_k(values: F32) -> U8:

@@ -43,7 +43,7 @@ class Puller:
         return self.cli.run(*words, wait_s=TAKES_S, **self.environment(**env))
 
     def started(self, *words: str, **env: str) -> AbstractContextManager[Process]:
-        return self.cli.started("pull", *words, **self.environment(**env))
+        return self.cli.started("pull", *words, stdin=subprocess.DEVNULL, **self.environment(**env))
 
     def path(self, *words: str, **env: str) -> Path:
         """What a pull that must work prints, and nothing else, to stdout."""

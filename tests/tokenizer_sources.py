@@ -57,11 +57,11 @@ def as_gguf(name: str) -> dict[str, Any]:
     if name == "bpe.model":
         library = sentencepiece.SentencePieceProcessor(model_file=str(GOLDEN / name))
         ids = range(library.vocab_size())
-        kinds = [
+        types = [
             2 if library.is_unknown(i) else 3 if library.is_control(i) else 6 if library.is_byte(i) else 1 for i in ids
         ]
         return {
-            f"{head}model": "llama", f"{head}tokens": [library.id_to_piece(i) for i in ids], f"{head}token_type": kinds,
+            f"{head}model": "llama", f"{head}tokens": [library.id_to_piece(i) for i in ids], f"{head}token_type": types,
             f"{head}scores": [library.get_score(i) for i in ids], f"{head}bos_token_id": 1, f"{head}eos_token_id": 2,
             f"{head}add_space_prefix": True,
         }  # fmt: skip

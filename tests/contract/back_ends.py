@@ -111,7 +111,9 @@ def step(
     cache: KVCache, layer: int, batch: Batch, q: F32, keys: F32, values: F32, rotation: Rotation | None = None
 ) -> F32:
     """`KVCache.attend` of queries (T, H, Hd), keys and values (T, K, Hd), where their rows lie -> (T, H * Hd)."""
-    return cache.attend(layer, batch, *(rows.reshape(len(rows), -1) for rows in (q, keys, values)), rotation)
+    q, keys, values = (rows.reshape(len(rows), -1) for rows in (q, keys, values))
+    seen: F32 = cache.attend(layer, batch, q, keys, values, rotation)
+    return seen
 
 
 def from_page(first: int, start: int, count: int) -> Batch:
@@ -159,7 +161,8 @@ def silu_times(kernels: Kernels, gate: F32, up: F32) -> F32:
     to_gate, to_up = (
         BlockMatrix.from_array(np.concatenate(pair, axis=1), FloatType.F32) for pair in ((one, nothing), (nothing, one))
     )
-    return kernels.gated(to_gate, to_up)(np.concatenate([gate, up], axis=1))
+    product: F32 = kernels.gated(to_gate, to_up)(np.concatenate([gate, up], axis=1))
+    return product
 
 
 def same(wire: object, expected: np.ndarray) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from back_ends import AVAILABLE, with_threads
+from contract.back_ends import AVAILABLE, with_threads
 
 from dllama_zmq.kernels import Kernels
 

@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from back_ends import (
+from contract.back_ends import (
     ATTENTION_ROUNDING,
     AVAILABLE,
     KV_TYPES,

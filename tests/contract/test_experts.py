@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import pytest
-from back_ends import AVAILABLE, SAME_BITS, U, activations, weights, with_threads
+from contract.back_ends import AVAILABLE, SAME_BITS, U, activations, weights, with_threads
 
 from dllama_zmq.kernels import Kernels, tree_sum
 from dllama_zmq.quants import F32, BlockMatrix

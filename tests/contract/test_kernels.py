@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 import pytest
-from back_ends import AVAILABLE, PUBLISHED_EXP, SIX_DIGITS, U, activations, silu_times, step, weights
+from contract.back_ends import AVAILABLE, PUBLISHED_EXP, SIX_DIGITS, U, activations, silu_times, step, weights
 
 from dllama_zmq.kernels import Batch, CacheSpec, Kernels, Rotation, choose_kernels
 from dllama_zmq.models.rope import rope_angles, rope_frequencies

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from back_ends import AVAILABLE, Q80, ROWS, SAME_BITS, SYNCS, TOKENS, activations, weights, with_threads
+from contract.back_ends import AVAILABLE, Q80, ROWS, SAME_BITS, SYNCS, TOKENS, activations, weights, with_threads
 
 from dllama_zmq.kernels import Norm, choose_kernels, tree_sum
 from dllama_zmq.spec import FloatType

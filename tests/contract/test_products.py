@@ -6,7 +6,19 @@ import itertools
 
 import numpy as np
 import pytest
-from back_ends import PLAIN, QUANTIZED, ROWS, SHAPES, TOKENS, U, activations, block_terms, q80_error, split, weights
+from contract.back_ends import (
+    PLAIN,
+    QUANTIZED,
+    ROWS,
+    SHAPES,
+    TOKENS,
+    U,
+    activations,
+    block_terms,
+    q80_error,
+    split,
+    weights,
+)
 
 from dllama_zmq.kernels import Norm
 from dllama_zmq.quants import BlockMatrix, quantize, split_q80

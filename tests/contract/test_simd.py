@@ -7,7 +7,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from back_ends import PLAIN, QUANTIZED, activations, weights
+from contract.back_ends import PLAIN, QUANTIZED, activations, weights
 
 from dllama_zmq.kernels import Batch, CacheSpec, Norm
 from dllama_zmq.quants import BlockMatrix, dequantize, quantize

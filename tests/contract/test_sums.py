@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from back_ends import AVAILABLE, SYNCS, activations, same, weights, with_threads
+from contract.back_ends import AVAILABLE, SYNCS, activations, same, weights, with_threads
 
 from dllama_zmq.kernels import Batch, CacheSpec, Norm, tree_sum
 from dllama_zmq.quants import dequantize, quantize

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from refusal import refusal
+from hostile.refusal import refusal
 from tokenizers_of import of_gguf
 
 from dllama_zmq.errors import DllamaError, FormatError, RequestError

@@ -14,11 +14,7 @@ import msgpack
 import msgspec
 import pytest
 import zmq
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from integration.raw_root import RawRoot
-from integration.stranger import Stranger
-from living import (
+from hostile.living import (
     ANSWER_MS,
     ANSWER_S,
     HUGE_LENGTHS,
@@ -36,6 +32,10 @@ from living import (
     messages,
     understood,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from integration.raw_root import RawRoot
+from integration.stranger import Stranger
 from surroundings import free_ports
 from tiny import write_tiny_pair
 

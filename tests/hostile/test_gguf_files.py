@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 from gguf_writer import FileTensor, Typed, file_tensor, gguf_bytes, llama_metadata, llama_name, text
+from hostile.refusal import refusal
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from refusal import refusal
 from tiny import tiny_spec, tiny_tensors
 
 from dllama_zmq.errors import FormatError

@@ -9,9 +9,9 @@ import struct
 from pathlib import Path
 
 import pytest
+from hostile.refusal import opens_whole_or_is_refused, refusal
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from refusal import opens_whole_or_is_refused, refusal
 from tiny import TINY, write_tiny_model
 
 from dllama_zmq.formats import open_m, open_model

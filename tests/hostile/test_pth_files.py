@@ -24,9 +24,9 @@ from folders import (
     write_meta,
     write_pth,
 )
+from hostile.refusal import opens_whole_or_is_refused, refusal
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from refusal import opens_whole_or_is_refused, refusal
 from tiny import tiny_spec, write_tiny_model
 
 from dllama_zmq.errors import FormatError

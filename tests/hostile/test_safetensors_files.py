@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from folders import arrays_of, hf_config, hf_tensors, safetensors, with_header, write_hf
+from hostile.refusal import opens_whole_or_is_refused, refusal
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from refusal import opens_whole_or_is_refused, refusal
 from tiny import tiny_spec, write_tiny_model
 
 from dllama_zmq.errors import FormatError

@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hostile.refusal import refusal
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from refusal import refusal
 from tiny import tiny_tokenizer_data
 
 from dllama_zmq.errors import FormatError

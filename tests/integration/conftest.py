@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import zmq
-from answers import PROMPT
 from command_line import Cli, short_home
 from hub_server import Hub, Repo, running_hub
+from integration.answers import PROMPT
+from integration.nodes import SPEC, Context, Relay, Start, Thread, logits
+from integration.stranger import Stranger
 from leaks import nothing_left
-from nodes import SPEC, Context, Relay, Start, Thread, logits
 from puller import BIG, NAMES, Puller
-from stranger import Stranger
 from tiny import write_tiny_model
 
 import dllama_zmq

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import pytest
 import zmq
-from stranger import Exit, Stranger
+from integration.stranger import Exit, Stranger
 from surroundings import free_ports
 from tiny import tiny_spec
 
@@ -174,7 +174,7 @@ def what_is_missed(root: Root) -> set[tuple[bytes, int, int]]:
             missed.add((arrived[0], arrived[1].step, arrived[1].stage))
         return arrived
 
-    root.link.read = watched
+    root.link.read = watched  # type: ignore[method-assign]
     return missed
 
 

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from nodes import Context, inproc
+from integration.nodes import Context, inproc
 
 from dllama_zmq.bus import sockets
 from dllama_zmq.bus.links import Endpoints

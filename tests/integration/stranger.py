@@ -70,7 +70,7 @@ class Stranger:
     # --- §2, §3: sockets and messages -------------------------------------------------------------------------------
 
     def _socket(self, kind: int) -> zmq.Socket[Any]:
-        socket = self.context.socket(kind)
+        socket: zmq.Socket[Any] = self.context.socket(kind)
         for option, value in {
             zmq.SNDHWM: 0, zmq.RCVHWM: 0, zmq.LINGER: 0, zmq.MAXMSGSIZE: 64 << 20, zmq.HEARTBEAT_IVL: 500,
             zmq.HEARTBEAT_TIMEOUT: 2000, zmq.HEARTBEAT_TTL: 2000, zmq.RECONNECT_IVL: 50, zmq.RECONNECT_IVL_MAX: 1000,
@@ -251,7 +251,7 @@ class Stranger:
         """Of each row, which of this node's ids are listed, and which may be candidates."""
         n_listed, vocab_bytes = sum(ask[4] for ask in asks), (self.shard.spec["vocab_size"] + 7) // 8
         listed = np.frombuffer(frames[0], "<i4") if n_listed else np.zeros(0, "<i4")
-        masks = np.frombuffer(frames[-1], np.uint8).reshape(-1, vocab_bytes) if frames else None
+        masks = np.frombuffer(frames[-1] if frames else b"", np.uint8).reshape(-1, vocab_bytes)
         self.listed, self.may_be, at, n_masks = {}, {}, 0, 0
         for row, _, _, _, n_of_row, is_masked in asks:
             first, n = self.shard.first_id, len(self.logits[row])

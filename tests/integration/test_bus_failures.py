@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from nodes import (
+from integration.nodes import (
     FAST_AND_SLOW,
     SOON_S,
     TOKENS,
@@ -24,7 +24,7 @@ from nodes import (
     logits,
     tcp,
 )
-from stranger import Again, Stranger
+from integration.stranger import Again, Stranger
 
 from dllama_zmq.errors import RemoteError, WorkerLost
 from dllama_zmq.formats import ModelFile

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 import zmq
-from nodes import Context, Start, inproc
-from services import SOON_S, a_service, serving
-from stranger import Stranger
+from integration.nodes import Context, Start, inproc
+from integration.services import SOON_S, a_service, serving
+from integration.stranger import Stranger
 from tiny import tiny_spec, write_tiny_pair
 
 from dllama_zmq import Client

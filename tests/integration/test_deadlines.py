@@ -18,9 +18,22 @@ import numpy as np
 import psutil
 import pytest
 import zmq
-from nodes import SPEC, Context, Relayed, Start, a_root, a_worker, form, inproc, pieces_of, plan_of, pump_until, tcp
-from raw_root import RawRoot
-from stranger import Stranger
+from integration.nodes import (
+    SPEC,
+    Context,
+    Relayed,
+    Start,
+    a_root,
+    a_worker,
+    form,
+    inproc,
+    pieces_of,
+    plan_of,
+    pump_until,
+    tcp,
+)
+from integration.raw_root import RawRoot
+from integration.stranger import Stranger
 from tiny import tiny_spec, tiny_tensors, write_tiny_model
 
 import dllama_zmq

@@ -9,8 +9,8 @@ import time
 from contextlib import suppress
 
 import psutil
-from answers import LEAVE_S, NOTICE_S, answer, long_answer
 from command_line import Cli, await_words, finish, gone, json_object, kill, until
+from integration.answers import LEAVE_S, NOTICE_S, answer, long_answer
 
 
 def test_a_worker_that_dies_idle_is_started_again(cli: Cli, greedy_text: str) -> None:

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from nodes import Context
-from services import SOON_S, serving
+from integration.nodes import Context
+from integration.services import SOON_S, serving
 from tiny import tiny_spec, write_tiny_pair
 
 from dllama_zmq import Client

@@ -7,8 +7,8 @@ import threading
 import numpy as np
 import pytest
 import zmq
-from nodes import Context, Start, Thread, a_root, a_worker, form, inproc, logits, pump_until, tcp
-from stranger import Stranger
+from integration.nodes import Context, Start, Thread, a_root, a_worker, form, inproc, logits, pump_until, tcp
+from integration.stranger import Stranger
 
 from dllama_zmq.errors import ClusterError
 from dllama_zmq.formats import ModelFile

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from answers import LEAVE_S, NOTICE_S, PROMPT, answer, long_answer
 from command_line import Cli, finish, gone, json_object, kill, until
+from integration.answers import LEAVE_S, NOTICE_S, PROMPT, answer, long_answer
 
 SOAK = Path(__file__).parents[2] / "tools" / "soak.py"
 

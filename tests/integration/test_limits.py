@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import zmq
 from command_line import Cli, Result, clean_cli, finish
-from nodes import a_root, a_worker, tcp
+from integration.nodes import a_root, a_worker, tcp
 from tiny import tiny_spec, write_tiny_model
 
 import dllama_zmq

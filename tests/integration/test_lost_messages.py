@@ -9,7 +9,7 @@ import msgpack
 import numpy as np
 import pytest
 import zmq
-from nodes import (
+from integration.nodes import (
     FAST_AND_SLOW,
     SOON_S,
     TOKENS,
@@ -26,7 +26,7 @@ from nodes import (
     logits,
     what_is_missed,
 )
-from stranger import Stranger
+from integration.stranger import Stranger
 
 from dllama_zmq.bus.messages import Beacon
 from dllama_zmq.errors import WorkerLost

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import zmq
 from command_line import Cli, clean_cli, until
-from nodes import tcp
+from integration.nodes import tcp
 from surroundings import free_ports
 from tiny import tiny_spec, write_tiny_model
 

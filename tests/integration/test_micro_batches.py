@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zmq
-from nodes import (
+from integration.nodes import (
     FAST_AND_SLOW,
     Context,
     Keeps,
@@ -28,8 +28,8 @@ from nodes import (
     plan_of,
     what_is_missed,
 )
-from raw_root import RawRoot
-from stranger import Stranger
+from integration.raw_root import RawRoot
+from integration.stranger import Stranger
 from tiny import tiny_spec, write_tiny_model
 
 from dllama_zmq.errors import WorkerLost

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 from command_line import Cli
-from netstat_tool import SPEC, STAGES, row_bytes, tool
+from integration.netstat_tool import SPEC, STAGES, row_bytes, tool
 from surroundings import free_ports
 from tiny import tiny_tokenizer_data, write_tiny_model
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from netstat_tool import SPEC, STAGES, row_bytes, tool
+from integration.netstat_tool import SPEC, STAGES, row_bytes, tool
 from tiny import tiny_spec, write_tiny_model
 
 

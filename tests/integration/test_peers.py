@@ -14,8 +14,8 @@ import hostile.flood
 import pytest
 import zmq
 from hostile.flood import connected, frame
+from integration.nodes import FORM_S, Context, Start, a_worker, form, tcp
 from leaks import nothing_left
-from nodes import FORM_S, Context, Start, a_worker, form, tcp
 from surroundings import free_ports
 from tiny import tiny_spec, write_tiny_model
 

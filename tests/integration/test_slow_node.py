@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from nodes import FAST_AND_SLOW, Context, Start, a_root, a_worker, form, inproc, tcp
-from stranger import Stranger
+from integration.nodes import FAST_AND_SLOW, Context, Start, a_root, a_worker, form, inproc, tcp
+from integration.stranger import Stranger
 from tiny import tiny_spec, write_tiny_model
 
 from dllama_zmq.bus.client_messages import NodeTimes, PhaseTimes, Status, StepStats

@@ -13,12 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import integration.stranger as stranger
+import integration.stranger_shard as stranger_shard
 import numpy as np
 import pytest
-import stranger
-import stranger_shard
 import zmq
-from stranger import Stranger
+from integration.stranger import Stranger
 from tiny import tiny_spec, tiny_tokenizer_data, write_tiny_model
 
 from dllama_zmq.bus.links import Endpoints

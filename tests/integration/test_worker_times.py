@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 import zmq
-from nodes import FAST_AND_SLOW, SOON_S, Context, inproc
+from integration.nodes import FAST_AND_SLOW, SOON_S, Context, inproc
 
 from dllama_zmq.bus.links import WorkerLink
 from dllama_zmq.bus.messages import TO_ROOT, ArrayHead, Candidates, Partial, Step, Sum, decode, encode

@@ -11,8 +11,8 @@ from typing import Any
 import msgpack
 import numpy as np
 import pytest
-from nodes import SPEC, Context, Start, a_worker, inproc, pieces_of, plan_of
-from raw_root import RawRoot
+from integration.nodes import SPEC, Context, Start, a_worker, inproc, pieces_of, plan_of
+from integration.raw_root import RawRoot
 
 from dllama_zmq.formats import ModelFile
 
