@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 
 import zmq
+from threadpoolctl import threadpool_limits
 
 from dllama_zmq.bus import sockets
 from dllama_zmq.bus.links import Endpoints
@@ -22,9 +23,14 @@ from dllama_zmq.root.service import Service
 from dllama_zmq.worker import Worker, WorkerSettings
 
 
+def stop_at_end_of_stdin(service: Service) -> None:
+    sys.stdin.read()
+    service.stop()
+
+
 def main(path: Path, steps: str, replies: str, clients: str) -> None:
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    with open_model(path) as model:
+    with threadpool_limits(limits=1), open_model(path) as model:  # as the commands do: see cli/root.py
         limits = Limits(join_s=60, load_s=60, step_s=20)
         settings = RootSettings(names=["worker1"], kernels="numpy", spin_s=0.0, limits=limits)
         root = Root(context, model, settings, Endpoints([steps], [replies]))
@@ -32,7 +38,7 @@ def main(path: Path, steps: str, replies: str, clients: str) -> None:
         service = Service(root, read_tokenizer(path.with_suffix(".t")), peers, ClusterFacts("flooded", "0", str(path)))
         worker = threading.Thread(target=Worker(context, WorkerSettings(replies, "worker1", spin_s=0.0)).run)
         worker.start()
-        threading.Thread(target=lambda: (sys.stdin.read(), service.stop()), daemon=True).start()
+        threading.Thread(target=stop_at_end_of_stdin, args=(service,), daemon=True).start()
         service.run()
         root.close("the test is over")
         worker.join(20)
