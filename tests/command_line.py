@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import select
@@ -12,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from tiny import tiny_spec, tiny_tensors, tiny_tokenizer_data
 
 from dllama_zmq import Client
 from dllama_zmq.bus.client_messages import Status
+from dllama_zmq.cli.app import app
+from dllama_zmq.cli.wrong_use import exit_code
 from dllama_zmq.formats import write_m, write_t
 from dllama_zmq.quants import BlockMatrix
 from dllama_zmq.spec import FloatType
@@ -130,6 +133,20 @@ class Cli:
         given = stdin.encode() if isinstance(stdin, str) else stdin
         with self.started(*words, stdin=subprocess.DEVNULL if given is None else subprocess.PIPE, **env) as process:
             return finish(process, wait_s, start, given)
+
+    def told(self, *words: str, **env: str) -> Result:
+        """As `run`, in this process, which starts none: for what is refused. It takes a tenth of the CPU."""
+        start, out, err = time.monotonic(), io.StringIO(), io.StringIO()
+        before, stdin = dict(os.environ), sys.stdin
+        os.environ |= {HOME_VARIABLE: str(self.home), **env}
+        try:
+            with Path(os.devnull).open() as sys.stdin, chdir(self.folder), redirect_stdout(out), redirect_stderr(err):
+                code = exit_code(app, words)
+        finally:
+            sys.stdin = stdin
+            os.environ.clear()
+            os.environ |= before
+        return Result(code, out.getvalue(), err.getvalue(), time.monotonic() - start)
 
     def up(self, n_nodes: int = 1, **keys: Any) -> Result:
         """Write cluster.yaml and bring it up."""

@@ -258,7 +258,7 @@ def test_a_bench_does_not_disturb_a_running_cluster(running: Cli) -> None:
     ],
 )
 def test_wrong_use_is_one_sentence_and_writes_nothing(bench: Cli, words: list[str], code: int, sentence: str) -> None:
-    result = bench.run("bench", *words, XDG_CACHE_HOME=str(bench.folder / "unused"))
+    result = bench.told("bench", *words, XDG_CACHE_HOME=str(bench.folder / "unused"))
     assert sentence in result.error(code)
     assert result.out == ""
     assert not (bench.folder / "unused").exists()

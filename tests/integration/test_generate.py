@@ -304,4 +304,4 @@ def test_a_prompt_that_is_no_text_is_refused_in_one_sentence(running: Cli) -> No
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_wrong_use_is_told_in_one_sentence_with_exit_code_2(running: Cli, words: list[str], says: str) -> None:
-    assert says in running.run(*words).error(2)
+    assert says in running.told(*words).error(2)

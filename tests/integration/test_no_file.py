@@ -235,7 +235,7 @@ def test_a_file_that_is_no_model_is_called_what_it_is(
     path.write_text(text)
     if name.startswith("hf/"):
         (path.parent / "config.json").write_text("{}")
-    sentence = cli.run(*command[:1], name, *(["out.m"] if command[0] == "convert" else []), *command[1:]).error()
+    sentence = cli.told(*command[:1], name, *(["out.m"] if command[0] == "convert" else []), *command[1:]).error()
     assert says in sentence
 
 
@@ -319,7 +319,7 @@ def test_a_text_file_is_no_tokenizer(own: Cli) -> None:
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )  # fmt: skip
 def test_what_cannot_be_is_told_in_one_sentence(own: Cli, words: list[str], code: int, says: str) -> None:
-    assert says in own.run(*words).error(code)
+    assert says in own.told(*words).error(code)
 
 
 def test_who_is_to_type_the_prompt_is_told_so(own: Cli, text: str) -> None:
