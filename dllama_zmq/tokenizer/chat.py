@@ -32,7 +32,7 @@ class ChatTemplate:
         self._templates = dict(templates)
         self._words = dict(words)
         self.source = source
-        self._renderer = _Renderer()
+        self._child = Child("chat_child.py", max_bytes=16 * MAX_TEXT_CHARS)
 
     def render(
         self,
@@ -66,13 +66,36 @@ class ChatTemplate:
         where = f"{self.source}: chat template"
         bare = [{key: value for key, value in message.items() if value is not None} for message in shown["messages"]]
         try:
-            return self._renderer.render(self._templates[name], shown | {"messages": bare}, where)
+            return self._rendered(self._templates[name], shown | {"messages": bare}, where)
         except RequestError:
             if bare == shown["messages"]:
                 raise
             with suppress(RequestError):
-                return self._renderer.render(self._templates[name], shown, where)
+                return self._rendered(self._templates[name], shown, where)
             raise
+
+    def _rendered(self, template: str, variables: Mapping[str, Any], where: str) -> str:
+        """The text. Raises as `render` does."""
+        request = {"template": template, "variables": variables, "seconds": RENDER_S, "chars": MAX_TEXT_CHARS}
+        try:
+            line = json.dumps(request).encode() + b"\n"
+        except (TypeError, ValueError, RecursionError) as error:
+            raise RequestError(f"the conversation cannot be written as JSON: {error}") from error
+        answer = self._child.ask(line, RENDER_S + _GRACE_S)
+        if answer is None:
+            raise FormatError(
+                f"{where}: it takes longer than {RENDER_S:g} s or too much memory, in one of its "
+                f"{template.count(chr(10)) + 1} lines. Choose a built-in template by name."
+            )
+        if "text" in answer:
+            return str(answer["text"])
+        place = where + (f", line {answer['line']}" if answer["line"] else "")
+        what = f"{place}: {answer['what']}"
+        if answer["kind"] == "refused":
+            raise RequestError(f"{place}, refuses this conversation: {answer['what']}")
+        if answer["kind"] == "conversation":
+            raise RequestError(f"{what}. It cannot render this conversation; check the messages' roles and content.")
+        raise FormatError(f"{what}. Choose a built-in template by name.")
 
 
 def choose_template(
@@ -97,33 +120,3 @@ def _checked(message: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(message, Mapping):
         raise RequestError(f"a message is a {type(message).__name__}; expected an object with a role and content")
     return dict(message)
-
-
-class _Renderer:
-    """The process that renders."""
-
-    def __init__(self) -> None:
-        self._child = Child("chat_child.py", max_bytes=16 * MAX_TEXT_CHARS)
-
-    def render(self, template: str, variables: Mapping[str, Any], where: str) -> str:
-        """The text. Raises RequestError or FormatError, see `ChatTemplate.render`."""
-        request = {"template": template, "variables": variables, "seconds": RENDER_S, "chars": MAX_TEXT_CHARS}
-        try:
-            line = json.dumps(request).encode() + b"\n"
-        except (TypeError, ValueError, RecursionError) as error:
-            raise RequestError(f"the conversation cannot be written as JSON: {error}") from error
-        answer = self._child.ask(line, RENDER_S + _GRACE_S)
-        if answer is None:
-            raise FormatError(
-                f"{where}: it takes longer than {RENDER_S:g} s or too much memory, in one of its "
-                f"{template.count(chr(10)) + 1} lines. Choose a built-in template by name."
-            )
-        if "text" in answer:
-            return str(answer["text"])
-        place = where + (f", line {answer['line']}" if answer["line"] else "")
-        what = f"{place}: {answer['what']}"
-        if answer["kind"] == "refused":
-            raise RequestError(f"{place}, refuses this conversation: {answer['what']}")
-        if answer["kind"] == "conversation":
-            raise RequestError(f"{what}. It cannot render this conversation; check the messages' roles and content.")
-        raise FormatError(f"{what}. Choose a built-in template by name.")

@@ -56,7 +56,7 @@ class TokenizerParts:
     bos_id: int | None
     eos_ids: tuple[int, ...]
     add_bos: bool
-    dummy_prefix: bool
+    dummy_prefix: bool = False
     each_byte: bool = False
     kept: frozenset[int] = frozenset()
     drops_all: bool = False

@@ -260,7 +260,6 @@ def _byte_level(keys: _Keys) -> TokenizerParts:
         bos_id=bos_id,
         eos_ids=eos_ids,
         add_bos=add_bos,
-        dummy_prefix=False,
         templates=keys.templates,
         words=_words(keys),
         texts=texts,

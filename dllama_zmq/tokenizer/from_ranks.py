@@ -57,7 +57,6 @@ def parts_of_ranks(ranks: Mapping[bytes, int], config: Config, source: str) -> T
         bos_id=bos_id,
         eos_ids=eos_ids,
         add_bos=add_bos,
-        dummy_prefix=False,
         templates=config.templates,
         words=config.words,
         notes=config.notes,

@@ -130,7 +130,6 @@ def _byte_level(data: TokenizerData) -> TokenizerParts:
         bos_id=data.bos_id if has_bos else None,
         eos_ids=checked_ids(data.source, data.bos_id, data.eos_ids, pieces),
         add_bos=data.add_bos,
-        dummy_prefix=False,
         templates=_templates(data),
     )
 

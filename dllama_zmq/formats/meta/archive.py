@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import struct
 import zipfile
-from dataclasses import dataclass
 from itertools import pairwise
 
 from dllama_zmq.errors import FormatError, UnsupportedModel
@@ -20,14 +19,6 @@ MAX_DIRECTORY_BYTES = 1 << 20
 """About 100 bytes per record; a shard of Llama 3.1 405B has 1,138 records."""
 _LOCAL = struct.Struct("<4s22xHH")
 _ADVICE = "Copy or download it again."
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """`nbytes` bytes at `offset` of the file."""
-
-    offset: int
-    nbytes: int
 
 
 class Archive:
@@ -49,7 +40,8 @@ class Archive:
             raise FormatError(
                 f"{pages.path}: the directory at the end of the file is damaged: {str(error)[:200]}. {_ADVICE}"
             ) from error
-        self.records: dict[str, Record] = {}
+        self.records: dict[str, tuple[int, int]] = {}
+        """Offset and length in bytes of each record."""
         folder = infos[0].filename.partition("/")[0] if infos else ""
         for info in infos:
             head, _, name = info.filename.partition("/")
@@ -62,16 +54,15 @@ class Archive:
 
     def bytes(self, name: str) -> U8:
         """The bytes of a record. Raises FormatError if there is none of that name."""
-        record = self.find(name)
-        return self.pages.view(record.offset, record.nbytes)
+        return self.pages.view(*self.find(name))
 
-    def find(self, name: str) -> Record:
-        """The location of a record. Raises FormatError if there is none of that name."""
+    def find(self, name: str) -> tuple[int, int]:
+        """Offset and length in bytes of a record. Raises FormatError if there is none of that name."""
         if name not in self.records:
             raise FormatError(f"{self.pages.path}: the record {name[:80]!r} is missing. {_ADVICE}")
         return self.records[name]
 
-    def _record(self, info: zipfile.ZipInfo) -> Record:
+    def _record(self, info: zipfile.ZipInfo) -> tuple[int, int]:
         where = f"{self.pages.path}: record {info.filename[:80]!r}"
         if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size or info.flag_bits & 1:
             raise UnsupportedModel(f"{where} is compressed or encrypted, which torch.save never does. {_ADVICE}")
@@ -86,10 +77,10 @@ class Archive:
             raise FormatError(
                 f"{where}: {info.file_size} bytes from offset {at}; the file has {self.pages.nbytes}. {_ADVICE}"
             )
-        return Record(at, info.file_size)
+        return at, info.file_size
 
     def _check_overlap(self) -> None:
-        placed = sorted((record.offset, record.nbytes, name) for name, record in self.records.items())
+        placed = sorted((*record, name) for name, record in self.records.items())
         for (first, nbytes, name), (second, _, other) in pairwise(placed):
             if first + nbytes > second:
                 raise FormatError(

@@ -48,15 +48,15 @@ class _Shard:
         storage, where = tensor.storage, f"{self.path}: tensor {name}"
         if len(tensor.shape) not in (1, 2):
             raise FormatError(f"{where} has the shape {list(tensor.shape)}; expected one or two numbers.")
-        record = self.archive.find(f"data/{storage.key}")
+        offset, nbytes = self.archive.find(f"data/{storage.key}")
         size = storage.float_type.block_bytes
-        if storage.n_values * size != record.nbytes:
+        if storage.n_values * size != nbytes:
             raise FormatError(
                 f"{where}: its storage has {storage.n_values} values of {size} bytes, but the record at offset "
-                f"{record.offset} has {record.nbytes} bytes. The file is damaged; download it again."
+                f"{offset} has {nbytes} bytes. The file is damaged; download it again."
             )
         rows, columns = (1, *tensor.shape)[-2:]
-        return Extent(self.archive.pages, record.offset + tensor.first * size, rows, columns, storage.float_type)
+        return Extent(self.archive.pages, offset + tensor.first * size, rows, columns, storage.float_type)
 
 
 def open_meta(folder: str | Path, weights: FloatType | None = None) -> ModelFile:
