@@ -51,7 +51,7 @@ def test_a_worker_was_paused_while_it_neither_ran_nor_waited(context: Context, k
     root = threading.Thread(target=add_up)
     root.start()
     begun_s, begun_on_core_s, computed_s = time.monotonic(), time.thread_time(), 0.0
-    comm.begin(Step(1, 1, [(0, 0, 1)], [], 0, [head]), [row.tobytes()])
+    comm.begin(Step(1, 1, [(0, 1)], [], [head, ArrayHead("i32", 1, 1)]), [row.tobytes(), bytes(4)])
     for _ in range(N_STAGES):
         computed_s += compute()
         time.sleep(PART_S)  # as one who has no core
