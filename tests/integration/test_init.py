@@ -91,7 +91,7 @@ def test_the_model_is_written_relative_to_the_file_and_as_yaml_needs_it(cli: Cli
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_what_is_no_cluster_is_not_written(cli: Cli, words: list[str], code: int, says: str) -> None:
-    assert says in cli.run("init", *words).error(code)
+    assert says in cli.told("init", *words).error(code)
     assert not (cli.folder / "cluster.yaml").exists()
 
 
@@ -120,7 +120,7 @@ def test_a_file_that_cannot_be_written_is_told_and_nothing_is_left(cli: Cli) -> 
 def test_a_model_in_place_of_the_file_is_refused_and_not_replaced(cli: Cli, name: str) -> None:
     (cli.folder / "own.gguf").write_bytes(b"GGUF")
     for words in ([], ["--force"]):
-        sentence = cli.run("init", name, *words).error(2)
+        sentence = cli.told("init", name, *words).error(2)
         assert sentence == f"{name} is a model, and a model goes after -m: dllama-zmq init -m {name}"
     assert (cli.folder / "own.gguf").read_bytes() == b"GGUF"
     assert not (cli.folder / "demo").exists()

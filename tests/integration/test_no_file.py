@@ -164,7 +164,7 @@ def test_without_file_and_model_both_ways_are_told(cli: Cli, command: list[str])
 
 @pytest.mark.parametrize("command", [["down"], ["status"], ["logs"], ["restart"]])
 def test_without_file_and_cluster_it_is_said_how_to_find_one(cli: Cli, command: list[str]) -> None:
-    assert cli.run(*command).error() == (
+    assert cli.told(*command).error() == (
         f"there is no cluster.yaml, and no cluster runs for its folder {cli.folder}; give a cluster's file or the name "
         "of a running one; no cluster runs on this computer"
     )
@@ -177,12 +177,12 @@ def test_without_file_and_cluster_it_is_said_how_to_find_one(cli: Cli, command: 
 def test_a_word_that_is_no_cluster_is_told_as_the_name_or_the_file_that_it_looks_like(
     cli: Cli, command: list[str]
 ) -> None:
-    name = cli.run(*command, "nosuch").error()
+    name = cli.told(*command, "nosuch").error()
     assert name == (
         "nosuch: expected a cluster's file or the name of a running one; there is no such file, and no cluster "
         "runs on this computer"
     )
-    file = cli.run(*command, "my files/nosuch.yaml").error()
+    file = cli.told(*command, "my files/nosuch.yaml").error()
     assert file.startswith(
         "my files/nosuch.yaml: there is no such file; check its path, or write one: dllama-zmq init '"
     )
@@ -193,7 +193,7 @@ def test_where_a_cluster_is_expected_a_model_is_called_one_and_the_clusters_are_
     (cli.folder / "other.yaml").write_text("services: {}\n")
     assert cli.run("up").code == 0
     for command in ("down", "restart", "status", "stop"):
-        assert cli.run(command, "demo").error() == (
+        assert cli.told(command, "demo").error() == (
             "demo: expected a cluster's file or the name of a running one; there is no such file (this folder has "
             "cluster.yaml), and these run on this computer: home; demo is a model: dllama-zmq up -m demo brings up a "
             "cluster of it"
