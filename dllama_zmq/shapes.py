@@ -77,36 +77,36 @@ SHAPES: dict[str, ModelSpec] = {
 }
 
 
-OVERRIDES = ("layers", "dim", "hidden", "heads", "kv-heads", "head-dim", "vocab", "seq-len")
-"""What a shape's numbers are called where they are given anew."""
+_FIELDS = {
+    "layers": "n_layers",
+    "dim": "dim",
+    "hidden": "hidden_dim",
+    "heads": "n_heads",
+    "kv-heads": "n_kv_heads",
+    "head-dim": "head_dim",
+    "vocab": "vocab_size",
+    "seq-len": "seq_len",
+}
+OVERRIDES = tuple(_FIELDS)
+"""The names of a shape's numbers for those who change them."""
 
 
 def shape(
     name: str, weight_type: FloatType = FloatType.Q40, overrides: Mapping[str, int] = MappingProxyType({})
 ) -> ModelSpec:
-    """The numbers of a published model, those of `overrides` (keys of OVERRIDES) instead of its own.
+    """The numbers of a published model, with those of `overrides` (keys of OVERRIDES) instead of its own.
 
-    Without `head-dim` the heads share the width. Raises UsageError, with the nearest names, for one not known here;
-    FormatError where the numbers cannot be a model.
+    Without `head-dim` the heads share the width. Raises UsageError with the nearest names for an unknown model,
+    FormatError if the numbers cannot be a model.
     """
-    spec = SHAPES.get(name.lower())
-    if spec is None:
+    published = SHAPES.get(name.lower())
+    if published is None:
         nearest = difflib.get_close_matches(name.lower(), SHAPES, n=3, cutoff=0.4)
         advice = f"did you mean {' or '.join(nearest)}?" if nearest else f"known: {', '.join(SHAPES)}"
         raise UsageError(f"{name!r} is no model shape known here; {advice}")
-    dim, n_heads = overrides.get("dim", spec.dim), overrides.get("heads", spec.n_heads)
-    heads_differ = (dim, n_heads) != (spec.dim, spec.n_heads)
-    spec = dataclasses.replace(
-        spec,
-        weight_type=weight_type,
-        dim=dim,
-        n_heads=n_heads,
-        n_layers=overrides.get("layers", spec.n_layers),
-        hidden_dim=overrides.get("hidden", spec.hidden_dim),
-        n_kv_heads=overrides.get("kv-heads", spec.n_kv_heads),
-        head_dim=overrides.get("head-dim", dim // max(1, n_heads) if heads_differ else spec.head_dim),
-        vocab_size=overrides.get("vocab", spec.vocab_size),
-        seq_len=overrides.get("seq-len", spec.seq_len),
-    )
+    changed: dict[str, Any] = {_FIELDS[key]: value for key, value in overrides.items()}
+    spec = dataclasses.replace(published, weight_type=weight_type, **changed)
+    if "head-dim" not in overrides and (spec.dim, spec.n_heads) != (published.dim, published.n_heads):
+        spec = dataclasses.replace(spec, head_dim=spec.dim // max(1, spec.n_heads))
     spec.check()
     return spec

@@ -85,7 +85,7 @@ class Config:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the user is told of what is not followed here."""
+        """Warnings about what the files ask for and is not done."""
         return (ENDS_TEXTS,) if self.add_eos else ()
 
     def token_id(self, word: str, names: Mapping[str, int], source: str, default: int | None) -> int | None:
