@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from dllama_zmq.formats.model_file import ModelFile
 from dllama_zmq.formats.stored import Extent, StoredTensor
 from dllama_zmq.models import tensor_table
 from dllama_zmq.quants import BlockMatrix
-from dllama_zmq.spec import ModelSpec, TensorSpec
+from dllama_zmq.spec import ModelSpec
 
 _CHUNK_BYTES = 1 << 24
 
@@ -47,7 +47,10 @@ def write_m(
     path = Path(path)
     expected = tensor_table(spec)
     header = header_bytes(spec)
-    pairs = _in_file_order(path, expected, tensors) if isinstance(tensors, Mapping) else iter(tensors)
+    if isinstance(tensors, Mapping):
+        order = {tensor.name: i for i, tensor in enumerate(expected)}
+        tensors = sorted(tensors.items(), key=lambda item: order.get(item[0], len(order)))
+    pairs = iter(tensors)
     with replace_file(path) as file:
         file.write(header)
         for want in expected:
@@ -65,18 +68,9 @@ def write_m(
                 file.write(np.ascontiguousarray(matrix.data[row : row + chunk_rows]).data)
         extra = next(pairs, None)
         if extra is not None:
-            raise FormatError(f"{path}: {extra[0]} comes after the last tensor of this model. Nothing was written.")
-
-
-def _in_file_order(
-    path: Path, expected: list[TensorSpec], tensors: Mapping[str, BlockMatrix]
-) -> Iterator[tuple[str, BlockMatrix]]:
-    unknown = sorted(tensors.keys() - {tensor.name for tensor in expected})
-    if unknown:
-        raise FormatError(f"{path}: {unknown[0]} is not a tensor of this model. Nothing was written.")
-    for tensor in expected:
-        if tensor.name in tensors:
-            yield tensor.name, tensors[tensor.name]
+            raise FormatError(
+                f"{path}: {extra[0]} comes after the last tensor, or is none of this model. Nothing was written."
+            )
 
 
 def _check_length(path: Path, spec: ModelSpec, tensors_at: int, file_bytes: int) -> None:

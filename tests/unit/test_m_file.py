@@ -202,7 +202,7 @@ def test_a_folder_that_is_not_there_is_refused_in_words(tmp_path):
 def test_an_unknown_name_in_a_mapping_is_refused(tmp_path):
     tensors = dict(tiny_tensors(TINY))
     tensors["tail"] = tensors["head"]
-    with pytest.raises(FormatError, match="tail is not a tensor of this model"):
+    with pytest.raises(FormatError, match="tail comes after the last tensor, or is none of this model"):
         write_m(tmp_path / "a.m", TINY, tensors)
 
 
