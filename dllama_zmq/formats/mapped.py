@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,15 @@ class MappedFile:
         if self._pages is None:
             raise UsageError(f"{self.path} is closed; open it again to read from it.")
         return np.frombuffer(self._pages, np.uint8, nbytes, offset)
+
+    def check_apart(self, extents: Iterable[tuple[int, int, str]]) -> None:
+        """Raise FormatError if two of the extents overlap, each an offset, bytes and a name."""
+        for (first, nbytes, name), (second, _, other) in pairwise(sorted(extents)):
+            if first + nbytes > second:
+                raise FormatError(
+                    f"{self.path}: offset {second}: {name[:80]} and {other[:80]} overlap. The file is damaged; copy or "
+                    "download it again."
+                )
 
     def forget_pages(self) -> None:
         """Release the file's pages from this process's memory; reading maps them again."""

@@ -206,7 +206,7 @@ def test_offsets_past_the_end_are_refused(tmp_path, offset):
 
 def test_tensors_that_overlap_are_refused(tmp_path):
     for offset in (0, 32, 64):
-        assert "tensors may not overlap" in refused(tmp_path / "a.gguf", with_tensor(offset=offset))
+        assert "overlap. The file is damaged" in refused(tmp_path / "a.gguf", with_tensor(offset=offset))
     assert "begins 33 bytes into the data; expected a multiple" in refused(tmp_path / "a.gguf", with_tensor(offset=33))
 
 

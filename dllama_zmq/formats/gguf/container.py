@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -61,12 +60,7 @@ class Container:
             tensors[tensor.name] = tensor
         data_at = -(-self._head.at // alignment) * alignment
         placed = {name: replace(t, offset=self._offset(t, data_at, alignment)) for name, t in tensors.items()}
-        for before, after in pairwise(sorted(placed.values(), key=lambda tensor: tensor.offset)):
-            if before.offset + before.nbytes > after.offset:
-                raise FormatError(
-                    f"{self.path}: offset {after.offset}: tensor {after.name} begins before {before.name} ends, at "
-                    f"{before.offset + before.nbytes}; tensors may not overlap. The file is damaged."
-                )
+        self.pages.check_apart((t.offset, t.nbytes, f"tensor {t.name}") for t in placed.values())
         return placed
 
     def _offset(self, tensor: Tensor, data_at: int, alignment: int) -> int:

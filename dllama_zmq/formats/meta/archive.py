@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import struct
 import zipfile
-from itertools import pairwise
 
 from dllama_zmq.errors import FormatError, UnsupportedModel
 from dllama_zmq.formats.mapped import MappedFile
@@ -50,7 +49,7 @@ class Archive:
                     f"{pages.path}: record {info.filename[:80]!r} occurs twice, or not in {folder[:80]!r}. {_ADVICE}"
                 )
             self.records[name] = self._record(info)
-        self._check_overlap()
+        pages.check_apart((*record, f"record {name}") for name, record in self.records.items())
 
     def bytes(self, name: str) -> U8:
         """The bytes of a record. Raises FormatError if there is none of that name."""
@@ -78,14 +77,6 @@ class Archive:
                 f"{where}: {info.file_size} bytes from offset {at}; the file has {self.pages.nbytes}. {_ADVICE}"
             )
         return at, info.file_size
-
-    def _check_overlap(self) -> None:
-        placed = sorted((*record, name) for name, record in self.records.items())
-        for (first, nbytes, name), (second, _, other) in pairwise(placed):
-            if first + nbytes > second:
-                raise FormatError(
-                    f"{self.pages.path}: offset {second}: records {name[:80]!r} and {other[:80]!r} overlap. {_ADVICE}"
-                )
 
 
 class _Bounded(io.RawIOBase):
