@@ -6,12 +6,13 @@ knows nothing of the memory behind them. After vLLM's block pool; where that com
 
 from __future__ import annotations
 
-import heapq
+from array import array
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
-_Key = tuple[int | None, tuple[int, ...]]
-"""The page before it, and a page's own tokens."""
+_Key = tuple[int | None, bytes]
+"""The page before a page, and its own tokens. Bytes, since a tuple of Python's integers takes six times as much memory,
+and anybody could choose tokens whose tuples have equal hashes."""
 
 
 class PrefixIndex:
@@ -25,9 +26,6 @@ class PrefixIndex:
         self._pages: dict[_Key, int] = {}
         self._keys: dict[int, _Key] = {}
 
-    def __len__(self) -> int:
-        return len(self._keys)
-
     def __contains__(self, page: int) -> bool:
         return page in self._keys
 
@@ -36,7 +34,7 @@ class PrefixIndex:
         found: list[int] = []
         parent: int | None = None
         for end in range(page_size, len(tokens) + 1, page_size):
-            page = self._pages.get((parent, tuple(tokens[end - page_size : end])))
+            page = self._pages.get((parent, _packed(tokens[end - page_size : end])))
             if page is None:
                 break
             found.append(page)
@@ -48,7 +46,7 @@ class PrefixIndex:
 
         Returns the page that is indexed for these: another one where they were there already.
         """
-        key = (parent, tuple(tokens))
+        key = (parent, _packed(tokens))
         indexed = self._pages.setdefault(key, page)
         if indexed == page:
             self._keys[page] = key
@@ -58,37 +56,36 @@ class PrefixIndex:
         """Forget an indexed page without children."""
         del self._pages[self._keys.pop(page)]
 
-    def clear(self) -> None:
-        """Forget all pages."""
-        self._pages.clear()
-        self._keys.clear()
+
+def _packed(tokens: Sequence[int]) -> bytes:
+    return array("i", tokens).tobytes()
 
 
 class PagePool:
     """`n_pages` pages: free, in use (by one sequence or, full ones, by several), or cached (indexed, not in use).
 
-    Free pages are taken lowest id first, so that memory that was never needed is never touched; then the least recently
-    used of the cached ones. Users of a page are users of all pages before it and give them back last page first, so a
-    page is always less recently used than its parent: the index loses children first.
+    The page that was given back last is taken first; then one never used, in order of ids, so that memory that is not
+    needed is never touched; then the least recently used of the cached ones. Users of a page are users of all pages
+    before it and give them back last page first. So a page is always less recently used than its parent, and the index
+    loses children first.
     """
 
     def __init__(self, n_pages: int, page_size: int) -> None:
         self.page_size = page_size
-        self._index = PrefixIndex()
         self.reset(n_pages)
 
     def reset(self, n_pages: int) -> None:
         """Begin again with `n_pages` free pages and nothing cached. No page may be in use."""
         self.n_pages = n_pages
-        self._index.clear()
-        self._users = [0] * n_pages
-        self._free = list(range(n_pages))  # a heap
+        self._index = PrefixIndex()
+        self._users: list[int] = []  # of the pages that have been used, which are 0, 1, 2, ...
+        self._free: list[int] = []  # those of them that are free
         self._cached: OrderedDict[int, None] = OrderedDict()  # the least recently used first
 
     @property
     def n_available(self) -> int:
         """Pages that can be taken."""
-        return len(self._free) + len(self._cached)
+        return self.n_pages - len(self._users) + len(self._free) + len(self._cached)
 
     @property
     def n_cached(self) -> int:
@@ -105,13 +102,16 @@ class PagePool:
         return -(-n_positions // self.page_size)
 
     def n_users(self, page: int) -> int:
-        """How many sequences use a page."""
+        """How many sequences use a page that has been taken."""
         return self._users[page]
 
     def take(self) -> int | None:
         """A page for one user, whatever it holds; None where all are in use."""
         if self._free:
-            page = heapq.heappop(self._free)
+            page = self._free.pop()
+        elif len(self._users) < self.n_pages:
+            page = len(self._users)
+            self._users.append(0)
         elif self._cached:
             page, _ = self._cached.popitem(last=False)
             self._index.remove(page)
@@ -140,7 +140,7 @@ class PagePool:
             if page in self._index:
                 self._cached[page] = None
             else:
-                heapq.heappush(self._free, page)
+                self._free.append(page)
 
     def index(self, parent: int | None, tokens: Sequence[int], page: int) -> int:
         """Let others find a full page that one user has, as in `PrefixIndex.add`.
