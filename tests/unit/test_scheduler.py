@@ -134,6 +134,13 @@ def test_a_step_that_is_never_accepted_did_not_happen() -> None:
         one.accept(again, [7, 8])
 
 
+def test_whose_last_token_alone_is_left_has_its_row_whatever_others_take() -> None:
+    one = scheduler(prefill_rows=12, mixed_rows=3)
+    a, b = added(one, distinct(5, 1)), added(one, [7])
+    assert rows(one.schedule()) == [(a, 0, 5), (b, 0, 1)]  # it fails
+    assert rows(one.schedule()) == [(a, 0, 3), (b, 0, 1)]
+
+
 def test_when_pages_run_out_the_youngest_gives_its_back_and_is_evaluated_again_when_it_fits() -> None:
     one = scheduler(n_pages=5, prefill_rows=16)
     a, b = added(one, distinct(8, 1), max_new=12), added(one, distinct(8, 2), max_new=5)
@@ -206,12 +213,12 @@ def test_equal_prompts_that_arrive_together_are_evaluated_once() -> None:
 
 
 def test_prompts_whose_beginnings_differ_do_not_wait_for_each_other() -> None:
-    one = scheduler(prefill_rows=9, mixed_rows=9)
-    first = added(one, [1, 1, 1, 1, 2], max_new=1)
+    one = scheduler(prefill_rows=10)
+    for beginning in (1, 2):
+        added(one, [beginning] * 5, max_new=1)
     run(one)
-    a, b = added(one, [1, 1, 1, 1, 5, 5, 5, 5]), added(one, [2, 2, 2, 2, 5, 5, 5, 5, 6])
-    assert first.state == "finished"
-    assert run(one)[0] == [(a, 4, 4), (b, 0, 5)]
+    a, b = added(one, [1, 1, 1, 1, 5, 5, 5, 5, 6]), added(one, [2, 2, 2, 2, 5, 5, 5, 5, 6])
+    assert run(one)[0] == [(a, 4, 5), (b, 4, 5)]
 
 
 def test_a_rewind_evaluates_all_again_in_order_and_finds_nothing() -> None:

@@ -16,15 +16,15 @@ from dllama_zmq.root.pages import PagePool
 from dllama_zmq.root.scheduler import Event, Finished, Prefilled, Scheduled, Scheduler, Token
 from dllama_zmq.root.sequence import Sequence
 
-PAGE = 4
+PAGE = 3
 STOP = 3
 
-prompts = st.lists(st.integers(0, 2), min_size=1, max_size=3 * PAGE)
+prompts = st.lists(st.integers(0, 1), min_size=1, max_size=3 * PAGE)
 
 
 def next_token(text: tuple[int, ...]) -> int:
     chance = hash((5, *text)) // 7 % 12
-    return STOP if chance == 0 else chance % 3
+    return STOP if chance == 0 else chance % 2
 
 
 def text_alone(prompt: list[int], max_new: int, stops: bool) -> tuple[list[int], str]:
@@ -147,6 +147,7 @@ class Sequences(RuleBasedStateMachine):
 
     def schedule(self) -> Scheduled:
         decoding = [s for s in self.scheduler.running if len(s.tokens) == s.n_computed + 1]
+        waiting = list(self.scheduler.waiting)
         step = self.scheduler.schedule()
         assert step is not None
         assert len(set(step.sequences)) == len(step.sequences) == len(step.spans)
@@ -163,6 +164,9 @@ class Sequences(RuleBasedStateMachine):
         assert not left_over or sum(rows) == budget, "rows are left while somebody needs them"
         self.sequences_are_in_order_of_arrival()
         self.check_spans(step)
+        for sequence in waiting:
+            if sequence.state == "running":
+                assert not self.fills_next(step, sequence, sequence.n_computed // PAGE)
         if sum(rows) < budget and len(self.scheduler.running) < self.max_sequences and self.scheduler.waiting:
             assert not self.could_run(self.scheduler.waiting[0], step)
         return step
@@ -174,10 +178,15 @@ class Sequences(RuleBasedStateMachine):
         n_needed = -(-len(sequence.tokens) // PAGE) - len(pages) + len(self.scheduler.running)
         if n_needed > self.pool.n_available - len(idle):
             return False
-        end = (len(pages) + 1) * PAGE
-        return end >= len(sequence.tokens) or not any(
+        return not self.fills_next(step, sequence, len(pages))
+
+    def fills_next(self, step: Scheduled, sequence: Sequence, n_found: int) -> bool:
+        """Whether somebody before it fills the page that the sequence could find after `n_found` pages."""
+        end = (n_found + 1) * PAGE
+        before = itertools.takewhile(lambda one: one[0] is not sequence, zip(step.sequences, step.spans, strict=True))
+        return end < len(sequence.tokens) and any(
             span.start < end <= span.start + span.count and other.tokens[:end] == sequence.tokens[:end]
-            for other, span in zip(step.sequences, step.spans, strict=True)
+            for other, span in before
         )
 
     def check_spans(self, step: Scheduled) -> None:
@@ -248,7 +257,7 @@ class Sequences(RuleBasedStateMachine):
     @invariant()
     def pages_have_their_users_and_none_is_lost(self) -> None:
         used = [page for sequence in self.scheduler.running for page in sequence.pages]
-        assert all(self.pool.n_users(page) == used.count(page) for page in range(self.pool.n_pages))
+        assert all(self.pool.n_users(page) == used.count(page) for page in used)
         assert self.pool.n_in_use == len(set(used))
         pool = copy.deepcopy(self.pool)
         left = list(iter(pool.take, None))
