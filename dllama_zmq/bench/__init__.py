@@ -1,4 +1,4 @@
-"""`dllama-zmq bench`: how fast a model runs here, over how many nodes, beside what this machine could do.
+"""`dllama-zmq bench`: the speed of a model on this computer, and the limits of the machine to compare it with.
 
 Knows nodes, files and the host; knows no terminal and no flags.
 """

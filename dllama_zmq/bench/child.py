@@ -1,7 +1,7 @@
-"""Cases on some nodes, measured in a child process, so that no figure depends on what was measured before.
+"""Measure cases in a child process, so that no figure depends on an earlier measurement.
 
-Memory that an earlier measurement had left to the allocator doubled the prompt speed of a NumPy root: the pages of its
-temporary arrays were there already. The child gets its settings as an argument and prints messages on stdout, each a
+Memory that an earlier measurement had freed doubled the prompt speed of a NumPy root, since the pages of its temporary
+arrays were mapped already. The child gets its settings as an argument and prints messages on stdout, each a
 line of JSON; it ends when its stdin does, since then its parent is gone.
 """
 

@@ -1,4 +1,4 @@
-"""What this computer can do, which rows are compared with: memory read, products of a Q40 matrix, and BLAS."""
+"""The limits of this computer that rows are compared with: memory read, products of a Q40 matrix, and BLAS."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ _BLAS_NAMES = {"openblas": "OpenBLAS", "mkl": "MKL", "blis": "BLIS", "flexiblas"
 
 
 def product_row(threads: int, choice: KernelChoice) -> Row:
-    """The row of the product on `threads` threads, beside memory read and BLAS, without the fields of all rows.
+    """The row of the product on `threads` threads, with memory read and BLAS, without the fields that all rows share.
 
     A round is one pass over the reader's memory, then products for the same time; all take 1 to 4 s. The best round of
-    each counts: with other work on the machine the median would measure that work, and a quiet moment serves both,
-    since they alternate.
+    each counts: with other work on the machine the median would measure that work. They alternate, so that a quiet
+    moment serves both.
     """
     kernels = choose_kernels(choice, threads, threads > usable_cores())
     rng = Generator(SFC64(0))

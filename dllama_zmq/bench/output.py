@@ -1,4 +1,4 @@
-"""Rows as people and as programs read them: Markdown, as soon as a row is known, or JSON when all of them are."""
+"""Rows as Markdown, as soon as each is known, or as JSON at the end."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def as_json(value: object) -> str:
 
 
 def markdown(batches: Iterable[Sequence[Row]]) -> Iterator[str]:
-    """A table beneath what it was measured with. The first batch has the product's rows. Profiles follow the table."""
+    """Model and machine, a table, then profiles. The first batch has the product's rows."""
     rows: list[Row] = []
     for batch in batches:
         if not rows:
@@ -57,7 +57,7 @@ def markdown(batches: Iterable[Sequence[Row]]) -> Iterator[str]:
 
 
 def running_markdown(status: Status, rows: Iterable[Row]) -> Iterator[str]:
-    """The table of a running cluster, beneath what the cluster runs."""
+    """A running cluster's model and nodes, then its table."""
     hosts = [f"{node.name} on {node.host or '?'} ({plural(node.threads, 'thread')})" for node in status.nodes]
     about = _list(
         f"{status.name}: {status.model}, sync {status.sync}, kernels {status.kernels} on the root",
@@ -72,7 +72,7 @@ def running_markdown(status: Status, rows: Iterable[Row]) -> Iterator[str]:
 
 
 def _about(products: Sequence[Row]) -> str:
-    """What all rows share; memory and BLAS for each number of threads, from the rows of the product."""
+    """The fields that all rows share; memory and BLAS for each number of threads, from the rows of the product."""
     row = products[0]
     weights = f"random {row['weights'].upper()}" if row["shape"] else row["weights"].upper()
     threads = plural(row["hardware_threads"], "thread")

@@ -23,7 +23,7 @@ class MemoryReader:
     """`threads` threads that read the same `n_bytes` of memory each time that `pass_s` is called."""
 
     def __init__(self, threads: int, kernels: Kernels | None = None) -> None:
-        """kernels: their own threads read if they are simd's. Else simd's loop reads where it can run, else NumPy's
+        """kernels: if they are simd's, their threads read. Else new threads of simd read if it can run, else NumPy's
         maximum, which may be slower.
         """
         self._native = None if kernels is None else kernels.native

@@ -1,6 +1,6 @@
 """The speed of a running cluster, measured by a client: prompts and decoding on the computers that it has.
 
-A prompt is made of words, so its number of tokens is near what was asked for.
+A prompt is made of words, so its number of tokens is only near the one asked for.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def _decoding_row(
 
 @dataclass(slots=True)
 class _Answer:
-    """The number of tokens of the prompt; what its steps and those of decoding took."""
+    """The number of tokens of the prompt, and the sums of its steps and of decoding."""
 
     n_prompt: int = 1
     prompt: StepSums = field(default_factory=StepSums)

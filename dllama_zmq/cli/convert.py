@@ -41,7 +41,7 @@ def convert(
         dllama-zmq convert path/to/folder model.m --weights q40
     """
     if out.suffix != ".m":
-        raise UsageError(f"{out}: the model is written as a .m file; name it so")
+        raise UsageError(f"{out}: the output is a .m file; give a name that ends in .m")
     path = model_at(source)
     words_out = tokenizer or out.with_suffix(".t")
     check_replaceable(out)
@@ -49,7 +49,7 @@ def convert(
         if file.exists() and not force:
             raise UsageError(f"{file} exists; --force replaces it")
         if file.exists() and path.exists() and file.samefile(path):
-            raise UsageError(f"{file} is the model that is to be read; name another")
+            raise UsageError(f"{file} is the model to convert; give another name")
     start = time.monotonic()
     with open_model(path) as model:
         words = None

@@ -98,7 +98,7 @@ def _text(path: Path, model: str, workers: list[str], host: str | None) -> tuple
     """The text of the file `path`, and the root's address in it: `host`, or if None the address that workers reach."""
     n_nodes = 1 + len(workers)
     if n_nodes & (n_nodes - 1) or n_nodes > _MAX_NODES:
-        raise UsageError(f"{n_nodes} nodes, the root among them; use 1, 2, 4, 8, ... (2^n)")
+        raise UsageError(f"{n_nodes} nodes including the root; use 1, 2, 4, 8, ... (2^n)")
     remote = [worker for worker in workers if not is_loopback(worker)]
     host = host or (_own_address(remote[0]) if remote else "127.0.0.1")
     return cluster_text(default_name(path), model, workers, host), host
@@ -169,6 +169,6 @@ def _own_address(worker: str) -> str:
     if address := own_address(worker):
         return address
     raise UsageError(
-        f"--workers: no way to {worker} is known; check the name, or give with --host the address of this computer "
-        "that the workers reach"
+        f"--workers: no route to {worker} is known; check the name, or give this computer's address for them "
+        "with --host"
     )

@@ -61,8 +61,8 @@ def _check_whose(file: ClusterFile, paths: ClusterPaths) -> None:
     started = Record.read(paths.started_file)
     if started is not None and started.file.path != file.identity:
         raise ClusterError(
-            f"the logs of {file.cluster.name!r} are those of {started.path}, which was up last under this name; "
-            f"{file.identity} has not been since. See those: {started.file.command('logs')}"
+            f"the logs named {file.cluster.name!r} belong to {started.path}, which ran last under that name; "
+            f"{file.identity} has not run since. `{started.file.command('logs')}` shows them"
         )
 
 

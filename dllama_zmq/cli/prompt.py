@@ -53,7 +53,7 @@ def _piped() -> bytes:
     if sys.stdin is None:
         return b""
     if not select.select([sys.stdin], [], [], _SAY_AFTER_S)[0]:
-        note("waiting for the prompt on stdin, to its end")
+        note("reading the prompt from stdin, until its end")
     return sys.stdin.buffer.read()
 
 

@@ -63,7 +63,7 @@ def fetch(name: ModelName, revision: str = "main", to: Path | None = None, offli
         try:
             pull.fetch(display)
         except KeyboardInterrupt:
-            display.line("stopped; what has come is kept, and the same command goes on from there")
+            display.line("stopped; the same command resumes the download")
             raise
     return pull
 

@@ -52,7 +52,9 @@ def rm(
         dllama-zmq rm org/model-GGUF:Q4_K_M
     """
     if model == DEMO:
-        raise UsageError(f"{DEMO} comes with the package and goes with it; `dllama-zmq list` shows what rm removes")
+        raise UsageError(
+            f"{DEMO} is part of the package and cannot be removed; `dllama-zmq list` shows what rm removes"
+        )
     removal = plan_removal(find_by_name(model) or ModelName.parse(model))
     what = f"{removal.name} ({human_bytes(removal.n_bytes)} in {removal.paths[0].parent})"
     if not yes and not _agreed(f"remove {what}? [y/N] "):
@@ -64,7 +66,7 @@ def rm(
 
 def _agreed(question: str) -> bool:
     if not sys.stdin.isatty():
-        raise UsageError("nobody can be asked here whether to remove it; --yes removes it without")
+        raise UsageError("stdin is no terminal, so nobody can confirm; --yes removes it without a question")
     sys.stderr.write(question)
     sys.stderr.flush()
     return sys.stdin.readline().strip().lower() in ("y", "yes")

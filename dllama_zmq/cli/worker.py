@@ -47,7 +47,7 @@ def worker(
         dllama-zmq worker pi1:5570 -t 3
     """
     if (host is None) == (root is None):
-        raise UsageError("say once where the root is: dllama-zmq worker 192.168.1.10")
+        raise UsageError("give the root's address once: dllama-zmq worker 192.168.1.10")
     try:
         address = endpoint_of(host or root or "", Ports().replies)
     except UsageError as error:

@@ -49,7 +49,7 @@ def run_started(name: str, lock: int, reporter: Reporter) -> None:
     """
     started = Record.read(ClusterPaths.of(name).started_file)
     if started is None:
-        raise ClusterError(f"{ClusterPaths.of(name).started_file}: there is no start of a cluster in it")
+        raise ClusterError(f"{ClusterPaths.of(name).started_file}: it records no start of a cluster")
     run_cluster(started.file, reporter, lock)
 
 

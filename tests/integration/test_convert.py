@@ -75,7 +75,7 @@ def test_what_is_no_regular_file_is_never_replaced(cli: Cli, make: Callable[[Pat
 
 def test_a_model_is_never_converted_onto_itself(cli: Cli) -> None:
     before = write_tiny_model(cli.folder / "own.m").nbytes
-    assert "is the model that is to be read" in cli.run("convert", "own.m", "./own.m", "--force").error(2)
+    assert "is the model to convert" in cli.run("convert", "own.m", "./own.m", "--force").error(2)
     with open_m(cli.folder / "own.m") as model:
         assert model.nbytes == before
 

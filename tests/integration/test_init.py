@@ -62,7 +62,7 @@ def test_the_address_of_this_computer_is_found_by_the_way_to_the_first_worker(cl
     assert result.code == 0, result.said
     assert load_cluster(cli.folder / "cluster.yaml").cluster.root.host == "127.0.0.1"
     sentence = cli.run("init", "-f", "--workers", "nobody.invalid").error(2)
-    assert sentence.startswith("--workers: no way to nobody.invalid is known")
+    assert sentence.startswith("--workers: no route to nobody.invalid is known")
     assert "--host" in sentence
 
 
@@ -81,7 +81,7 @@ def test_the_model_is_written_relative_to_the_file_and_as_yaml_needs_it(cli: Cli
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
-        (["--nodes", "3"], 2, "3 nodes, the root among them; use 1, 2, 4, 8"),
+        (["--nodes", "3"], 2, "3 nodes including the root; use 1, 2, 4, 8"),
         (["--workers", "192.0.2.1,192.0.2.2"], 2, "3 nodes"),
         (["--nodes", "2", "--workers", "192.0.2.1"], 2, "give one of them"),
         (["-m", "nosuch.gguf"], 1, "nosuch.gguf cannot be opened"),

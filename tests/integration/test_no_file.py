@@ -326,7 +326,7 @@ def test_who_is_to_type_the_prompt_is_told_so(own: Cli, text: str) -> None:
     """A pipe in which nothing comes: nobody is left without a word for 2 s, and what comes then is the prompt."""
     with own.started("run", "own.gguf", *GREEDY, stdin=subprocess.PIPE) as process:
         assert process.stderr is not None
-        assert process.stderr.readline() == b"waiting for the prompt on stdin, to its end\n"
+        assert process.stderr.readline() == b"reading the prompt from stdin, until its end\n"
         result = finish(process, 60, time.monotonic(), PROMPT.encode())
     assert (result.code, result.out) == (0, f"{PROMPT}{text}\n"), result.said
 

@@ -25,7 +25,7 @@ def test_a_pull_that_was_stopped_goes_on_where_it_was(puller: Puller, hub: Hub, 
     assert ended.code == code, ended.said
     assert (ended.out, "Traceback" in ended.err) == ("", False)
     if code == 130:
-        assert ended.err.splitlines()[-1].endswith("the same command goes on from there")
+        assert ended.err.splitlines()[-1].endswith("the same command resumes the download")
     hub.faults.hold_after = None
     result = puller.run("org/m")
     assert f"  {GGUF} (3.0 MB, 1.0 MB to go)" in result.err
