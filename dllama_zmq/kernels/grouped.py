@@ -1,4 +1,4 @@
-"""A layer's experts, made of products: tokens are grouped by expert. Any back end can use it."""
+"""A layer's experts as products of tokens grouped by expert, for any back end."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ I64 = npt.NDArray[np.int64]
 
 
 class GroupedExperts:
-    """`Experts` of each expert's gated product and of its down product, whose result is its segments' sums apart."""
+    """`Experts` from each expert's gated product and its down product, which returns one sum for each segment."""
 
     def __init__(self, gated: Sequence[Callable[[F32], F32]], down: Sequence[Callable[[F32], Sequence[F32]]]) -> None:
         self._gated, self._down = gated, down

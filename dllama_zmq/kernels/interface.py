@@ -1,7 +1,7 @@
 """What a back end offers. Arrays are float32 and C-contiguous unless said; letters as everywhere in the package:
 T tokens, D width, H heads, K KV heads, Hd values of a head.
 
-An array that a back end has returned is the caller's for as long as the caller holds it.
+Returned arrays are pooled: the memory is used again as soon as the caller drops them.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from dllama_zmq.quants import F32, U8, BlockMatrix
 from dllama_zmq.spec import Activation, Sync
 
 KVType = Literal["f16", "f32"]
-"""How keys and values are kept."""
+"""The type of keys and values in the cache."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Norm:
-    """`Kernels.rms_norm` with this gain (D,) and epsilon, of what a product is given."""
+    """`Kernels.rms_norm` of a product's input, with this gain (D,) and epsilon."""
 
     gain: F32
     eps: float
@@ -32,24 +32,24 @@ class Norm:
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """How a node makes its part of a sum over all nodes: `Kernels.linear` says what `segments` and `wire` are."""
+    """How a node computes its part of a sum over all nodes. For `segments` and `wire` see `Kernels.linear`."""
 
     segments: int = 1
     wire: Sync | None = None
 
 
 class Linear(Protocol):
-    """A matrix, or several with the same input, made ready for products; with a norm, for products of x normed."""
+    """A matrix, or several with the same input, made ready for products; with a norm, x is normed first."""
 
     def __call__(self, x: F32, /, then: Linear | None = None) -> Any:
-        """x (T, columns) -> (T, rows): `x` times the matrix transposed. Of several matrices: a list of such arrays,
-        whose rows need not lie close together.
+        """x (T, columns) -> (T, rows): `x` times the matrix transposed. With several matrices: a list of such arrays,
+        whose rows may have gaps between them.
 
-        then: the product of that result instead, of one matrix: the same bits as two calls, sooner.
+        then: return that product of the result instead (of one matrix): the same bits as two calls, sooner.
 
-        Quantized weights meet activations quantized to Q80: the integer sum of each block of 32 is exact, is scaled by
-        the product of both scales in float32, and the blocks are added in the order that `Kernels.linear` states.
-        F16 and F32 weights are multiplied in float32.
+        Quantized weights are multiplied by activations quantized to Q80: the integer sum of each block of 32 is exact
+        and is scaled by the product of both scales in float32; blocks are added in the order that `Kernels.linear`
+        states. F16 and F32 weights are multiplied in float32.
         """
         ...
 
@@ -60,9 +60,9 @@ class Experts(Protocol):
     def __call__(self, x: F32, chosen: npt.NDArray[np.int64], weights: F32, /) -> F32:
         """x (T, columns), each token's experts `chosen` (T, k), ascending, and their weights (T, k) -> (T, rows).
 
-        The weight comes in between: down(weight * gated(x)). Within a segment the experts' sums are added one after
-        another in the order of `chosen`, and then the segments as `Kernels.linear` says: a sum over all nodes has the
-        same bits however many nodes share it.
+        An expert's result is down(weight * gated(x)). Within a segment the experts are added one after another in the
+        order of `chosen`, then the segments as in `Kernels.linear`: a sum over all nodes has the same bits on any
+        number of nodes.
         """
         ...
 
@@ -148,10 +148,10 @@ class Kernels(Protocol):
     ) -> Linear:
         """Make matrices (rows, columns) of one width ready, as one product.
 
-        The columns are `segments` equal parts. Blocks are added one after another within a part, and the parts in
-        a balanced tree (`tree_sum`). That makes a sum over all nodes the same bits however many nodes share it.
-        norm: the product has the same bits as `rms_norm` and then the product without it.
-        wire: the result, of one matrix, is what `pack` makes of it for this type: (T, bytes of its rows).
+        The columns are `segments` equal parts. Blocks are added one after another within a part, the parts in a
+        balanced tree (`tree_sum`). So a sum over all nodes has the same bits on any number of nodes.
+        norm: the product has the same bits as `rms_norm` followed by the product without it.
+        wire: the result (of one matrix) is as `pack` returns it for this type: (T, bytes of its rows).
         """
         ...
 
@@ -166,7 +166,7 @@ class Kernels(Protocol):
         self, experts: Iterable[tuple[BlockMatrix, BlockMatrix, BlockMatrix]], segments: int = 1,
         activation: Activation = "silu",
     ) -> Experts:  # fmt: skip
-        """Make the experts of a layer ready, each its gate, up (F, D) and down (D, F), taken one after another.
+        """Make the experts of a layer ready: the gate, up (F, D) and down (D, F) of each, read one after another.
 
         `segments`: equal parts of the columns of down, as in `linear`.
         """
@@ -181,12 +181,12 @@ class Kernels(Protocol):
         ...
 
     def pack(self, x: F32, sync: Sync) -> U8:
-        """x (T, D) as it crosses the bus: (T, bytes of D values)."""
+        """x (T, D) in a type of the bus: (T, bytes of D values)."""
         ...
 
     def add_up(self, parts: Sequence[U8], sync: Sync, packed: bool) -> tuple[U8 | None, F32]:
-        """The sum of parts as they crossed the bus, in `tree_sum`'s order -> (as it will cross it, as it will arrive).
+        """The sum of parts in a type of the bus, in `tree_sum`'s order -> (in that type, and that as float32).
 
-        Not `packed`: the first is None, and the second the sum as it is (of one part: what it says).
+        If not `packed`, the first is None, and the second is the sum itself, which was never rounded to that type.
         """
         ...

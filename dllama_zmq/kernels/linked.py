@@ -1,4 +1,4 @@
-"""Functions as products. Any back end can use it."""
+"""Functions as products, for any back end."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dllama_zmq.quants import F32
 
 
 class Linked:
-    """A function of x as a `Linear`: what comes `then` is called with its result."""
+    """A function of x as a `Linear`: `then` is called with its result."""
 
     def __init__(self, product: Callable[[F32], Any]) -> None:
         self._product = product

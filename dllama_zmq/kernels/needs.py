@@ -1,4 +1,4 @@
-"""What a model needs of the kernels, and how far compiling them is. Knows no compiler."""
+"""Which kernels a model needs, and how far compiling them is. Knows no compiler."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _DOING = "compiling kernels for this CPU, once"
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """The work of one node, so that only what it needs is compiled.
+    """What decides which kernels a node needs.
 
     types: of the matrices that are multiplied. expert_types: of those of experts. kernels: others that
     are needed, by name (those of other packages as `module:kernel`).
@@ -30,7 +30,7 @@ class Needs:
 class Compiling:
     """How far compiling is.
 
-    fraction: of the expected cost, 0 to 1. spent_s, expected_s: seconds since it began, and in all, as it looks now.
+    fraction: of the expected cost, 0 to 1. spent_s: since it began. expected_s: the present estimate of the whole.
     """
 
     fraction: float

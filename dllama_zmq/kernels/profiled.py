@@ -1,4 +1,4 @@
-"""Any back end with a clock in it: how long each of its kernels has run, and how often. Knows no model."""
+"""Any back end with a timer: the seconds and calls of each of its kernels. Knows no model."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class _Spent:
 
 
 class Profiled:
-    """`kernels`, each call of which is timed under a name; it takes some 0.2 us longer.
+    """`kernels` with each call timed under a name, which takes 0.2 us.
 
-    A product that comes `then` is a call of its own, to be timed: a layer of one token takes some 10 us longer so.
+    A product that comes `then` is timed as a call of its own, so a layer of one token takes some 10 us longer.
 
-    Products are named by their shape, as "linear 2048+256+256 x 2048": the rows of each matrix, and the columns of all.
-    Those of one shape count together, as the layers of a model do; a norm made part of a product counts with it. The
-    others have the interface's names.
+    Products are named by their shape, as "linear 2048+256+256 x 2048": the rows of each matrix, and their columns.
+    Products of one shape, such as those of all layers, count together; a norm in a product counts with it. Other
+    kernels have the interface's names.
     """
 
     def __init__(self, kernels: Kernels) -> None:
@@ -53,7 +53,7 @@ class Profiled:
         return {name: spent.calls for name, spent in self._spent.items()}
 
     def note(self, name: str, seconds: float) -> None:
-        """Count a call of what is timed elsewhere."""
+        """Count a call that was timed elsewhere."""
         spent = self._spent.setdefault(name, _Spent())
         spent.seconds += seconds
         spent.calls += 1

@@ -19,11 +19,11 @@ from dllama_zmq.quants import F32, I8, U8, BlockMatrix, dequantize, quantize, sp
 from dllama_zmq.spec import SYNC_FLOAT, Activation, FloatType, Sync
 
 _GELU_SLOPE, _GELU_CUBE = np.float32(2 * (2 / np.pi) ** 0.5), np.float32(0.044715)
-_TILE_VALUES = 1 << 18  # dequantized at a time: 1 MB, which stays in a core's cache; never the matrix
+_TILE_VALUES = 1 << 18  # dequantized at a time: 1 MB, which fits a core's cache; never the whole matrix
 
 
 class Reference:
-    """NumPy kernels. `threads` share the rows of a product; they change its speed, never its bits."""
+    """NumPy kernels. `threads` share the rows of a product; their number never changes its bits."""
 
     name = "numpy"
     native = None
@@ -66,7 +66,7 @@ class Reference:
         return GroupedExperts(gated, downs)
 
     def per_segment(self, matrix: BlockMatrix, segments: int) -> Callable[[F32], list[F32]]:
-        """x (T, columns) -> the sums of each of `segments` equal parts of the columns, each (T, rows)."""
+        """x (T, columns) -> one sum (T, rows) for each of `segments` equal parts of the columns."""
         width = matrix.columns // segments
         products = [
             self._product(matrix.cut(slice(None), slice(i, i + width)), 1) for i in range(0, matrix.columns, width)
@@ -155,7 +155,7 @@ class ReferenceCache:
 
 
 def normed(kernels: Kernels, x: F32, norm: Norm | None) -> F32:
-    """x (T, D) by the norm, where there is one."""
+    """x (T, D), normed if there is a norm."""
     return x if norm is None else kernels.rms_norm(x, norm.gain, norm.eps)
 
 

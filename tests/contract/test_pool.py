@@ -79,7 +79,7 @@ def test_a_thread_takes_the_chunks_of_its_share_one_after_another() -> None:
 def test_a_thread_still_at_work_when_its_pool_is_closed_keeps_the_file_that_it_will_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "_LEAVE_S", 0.1)
+    monkeypatch.setattr(module, "_JOIN_S", 0.1)
     before = event_files()
     pool = Pool(library(), 2, oversubscribed=False)
     (file,) = event_files() - before

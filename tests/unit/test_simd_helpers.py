@@ -79,7 +79,7 @@ def test_what_a_helper_takes_and_does_not_bring_is_left(be, program):
 
 
 def test_a_helper_that_hangs_is_ended_and_its_name_left(be, monkeypatch):
-    monkeypatch.setattr(module, "_LONGEST_S", 0.5)
+    monkeypatch.setattr(module, "_KERNEL_TIMEOUT_S", 0.5)
     be(HANGS)
     left, made = work()
     assert (sorted(left), made) == (sorted(NAMES), {})

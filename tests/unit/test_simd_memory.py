@@ -16,14 +16,14 @@ HUGE = 2 << 20
 def test_matrices_lie_one_after_another_on_the_same_huge_pages() -> None:
     memory = HugePages()
     sizes = [2_359_296, 100, 6_488_064, 2_949_120]
-    at = [memory.take(size).ctypes.data for size in sizes]
+    at = [memory.allocate(size).ctypes.data for size in sizes]
     assert at[0] % HUGE == 0
     assert [b - a for a, b in pairwise(at)] == [2_359_296, 128, 6_488_064]
 
 
 def test_pieces_are_zero_and_their_own() -> None:
     memory = HugePages()
-    pieces = [memory.take(size) for size in (1000, 140 << 20, 3000, 200 << 20, 1)]
+    pieces = [memory.allocate(size) for size in (1000, 140 << 20, 3000, 200 << 20, 1)]
     assert [len(piece) for piece in pieces] == [1000, 140 << 20, 3000, 200 << 20, 1]
     assert not any(piece[:1000].any() or piece[-1000:].any() for piece in pieces)
     for i, piece in enumerate(pieces, start=1):
@@ -34,20 +34,20 @@ def test_pieces_are_zero_and_their_own() -> None:
 
 def test_a_large_matrix_has_huge_pages_of_its_own() -> None:
     memory = HugePages()
-    memory.take(5)
-    assert memory.take(300 << 20).ctypes.data % HUGE == 0
+    memory.allocate(5)
+    assert memory.allocate(300 << 20).ctypes.data % HUGE == 0
 
 
 def test_a_region_is_given_back_with_its_last_piece() -> None:
     memory = HugePages()
-    first, second = memory.take(160 << 20), memory.take(160 << 20)
+    first, second = memory.allocate(160 << 20), memory.allocate(160 << 20)
     region = weakref.ref(_owner(first))
     kept = first[:10]
     del first
     assert region() is not None
     del kept
     assert _owner(second) is not region()
-    memory.take(300 << 20)  # what was left of the second region is let go of too
+    memory.allocate(300 << 20)  # what was left of the second region is let go of too
     assert region() is None
     assert not second[:1000].any()
 

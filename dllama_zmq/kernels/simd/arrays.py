@@ -1,4 +1,4 @@
-"""Arrays between NumPy and kernels: where they are, and results whose memory is used again. Knows no kernel."""
+"""NumPy arrays for kernels: their addresses, and buffers for results that are reused. Knows no kernel."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Arrays:
 
 
 def _count_when_free() -> int:
-    """What getrefcount says of an array that only a list like `Arrays` has holds: it depends on the interpreter."""
+    """The getrefcount of an array that only the list of `Arrays` holds; it depends on the interpreter."""
     for array, _ in [(np.empty(0), 0)]:
         return sys.getrefcount(array)
     return 0
@@ -51,26 +51,26 @@ def address(array: npt.NDArray[Any]) -> int:
     return ctypes.c_int64.from_address(id(array) + _DATA).value
 
 
-def _place_of_data() -> int:
-    """Where an array object keeps its data's address, in bytes; 0 where that cannot be told.
+def _data_offset() -> int:
+    """The offset in an array object of its data's address, in bytes; 0 if it cannot be found.
 
-    `ctypes.data` takes 1 us, and 3 when nothing of it is in the caches; this takes a tenth. The object is NumPy's
-    PyArrayObject, whose fields are part of its binary interface; the place is looked for all the same.
+    `ctypes.data` takes 1 us, or 3 with cold caches; this takes a tenth. The object is NumPy's PyArrayObject, whose
+    fields are part of its binary interface; the offset is searched for all the same.
     """
     if sys.implementation.name != "cpython":  # elsewhere id() is no address
         return 0
     arrays = [np.empty(size, np.float32)[size // 2 :] for size in (1, 100, 10000)]
-    for place in range(8, np.ndarray.__basicsize__, 8):
-        if all(ctypes.c_int64.from_address(id(array) + place).value == array.ctypes.data for array in arrays):
-            return place
+    for offset in range(8, np.ndarray.__basicsize__, 8):
+        if all(ctypes.c_int64.from_address(id(array) + offset).value == array.ctypes.data for array in arrays):
+            return offset
     return 0
 
 
-_DATA = _place_of_data()
+_DATA = _data_offset()
 
 
 def rows_of(x: F32) -> tuple[F32, int, int]:
-    """x as rows that each lie in one piece, the address of the first, and bytes from one to the next."""
+    """x with contiguous rows, the address of the first, and bytes from one to the next."""
     stride, step = x.strides
     if step != 4:
         x = np.ascontiguousarray(x, np.float32)
@@ -79,5 +79,5 @@ def rows_of(x: F32) -> tuple[F32, int, int]:
 
 
 def float_bits(value: float) -> int:
-    """A float32 as an integer field holds it."""
+    """A float32's bits, for an integer field."""
     return int.from_bytes(struct.pack("<f", value), "little")

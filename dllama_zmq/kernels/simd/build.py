@@ -1,8 +1,8 @@
 """A helper process that compiles kernels for this CPU, each into an object file. It alone imports numba.
 
-numba translates; LLVM optimizes once, when all that a kernel calls is in one module. numba would optimize every
-function by itself, and again in each function that calls it: that takes half as long again. The vectorizers are off:
-what is worth vectors is written as vectors.
+numba translates; LLVM optimizes once, when a kernel and all its functions are in one module. numba would optimize every
+function by itself and again in each caller, which takes 1.5 times as long. LLVM's vectorizers are off: code that
+profits from vectors is written with them.
 """
 
 from __future__ import annotations
@@ -58,14 +58,14 @@ def target_machine() -> binding.TargetMachine:
 
 
 def _without_runtime(module: binding.ModuleRef) -> str:
-    """Definitions for what numba's runtime would offer to code that raises exceptions: no kernel does."""
+    """Traps in place of the functions of numba's runtime that raise exceptions: no kernel does."""
     missing = [f.name for f in module.functions if f.is_declaration and f.name.startswith(("numba_", "NRT_"))]
     traps = [f'define internal void @"{name}"() {{ call void @llvm.trap() unreachable }}' for name in missing]
     return "\n".join(["declare void @llvm.trap()", *traps])
 
 
 def _assembly(name: str) -> str:
-    """One kernel's LLVM, its function renamed to its symbol; all else in it is its own."""
+    """One kernel's LLVM code, its function renamed to its symbol."""
     function = _function(name)
     signature = types.void(*[types.int64] * len(inspect.signature(function).parameters))
     compiled = numba.cfunc(signature, error_model="numpy")(function)

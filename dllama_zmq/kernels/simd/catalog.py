@@ -29,7 +29,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     **{f"experts_{kind}": (f"experts_gated_{kind}", f"experts_down_{kind}") for kind in _TYPES},
     **{f"kv_{kind}": (f"take_in_{kind}", f"attend_{kind}", "attend_by_heads") for kind in ("f16", "f32")},
 }
-"""What is needed together."""
+"""Kernels that are needed together."""
 
 NAMES = tuple(dict.fromkeys(name for group in GROUPS.values() for name in group))
 
@@ -37,18 +37,18 @@ _COST_S = {
     "product": 1.0, "attend_f": 0.9, "take_in": 0.35, "quantize": 0.35, "run": 0.3, "experts": 0.3,
     "rms_norm": 0.2, "add_up": 0.2, "pack": 0.15,
 }  # fmt: skip
-"""Seconds of a core of tools/BENCHMARKS.md that compiling takes, by the beginning of a name."""
+"""Seconds to compile a kernel on a core of tools/BENCHMARKS.md, by the beginning of its name."""
 _LEAST_S = 0.08
 _OTHER_PACKAGE_S = 0.3
 
 
 def cost_s(names: Iterable[str]) -> float:
-    """What compiling these kernels costs, in seconds of a core of tools/BENCHMARKS.md."""
+    """Seconds to compile these kernels on one core of tools/BENCHMARKS.md."""
     return sum(map(_cost_s, names))
 
 
 def group_of(name: str) -> tuple[str, ...]:
-    """The kernels that are needed where `name` is. KeyError where there is no such kernel."""
+    """The kernels that are needed together with `name`. KeyError if there is no such kernel."""
     if module_of(name):
         return (name,)
     for group in GROUPS.values():

@@ -1,6 +1,6 @@
-"""Processes that compile, on several cores: numba does one kernel at a time. What none of them brings is compiled here.
+"""Helper processes that compile on several cores; what none of them delivers is compiled in this process.
 
-Knows no numba, which therefore is in no process that computes.
+numba compiles one kernel at a time. Only the helpers import it, so it is in no process that computes.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from dllama_zmq.kernels.needs import Compiling
 from dllama_zmq.kernels.simd.catalog import cost_s
 from dllama_zmq.own_code import own_code
 
-_MOST = 3
-_ROOM_BYTES = 400 << 20
-"""Of this machine's free memory for each helper beyond the first: one takes 200 MB."""
-_LONGEST_S = 120.0
-"""A helper that takes longer for one name is ended; the slowest takes 2 s on a core of tools/BENCHMARKS.md."""
+_MAX_HELPERS = 3
+_FREE_BYTES = 400 << 20
+"""Free memory for each helper beyond the first: one takes 200 MB."""
+_KERNEL_TIMEOUT_S = 120.0
+"""A helper that takes longer for one kernel is ended; the slowest takes 2 s on a core of tools/BENCHMARKS.md."""
 _START_S = 0.7
-"""What a helper takes until it can compile, on such a core."""
-_LOOK_S = 0.02
-_TELL_EVERY_S = 0.2
+"""From a helper's start until it can compile, on such a core."""
+_POLL_S = 0.02
+_REPORT_S = 0.2
 _LENGTH_BYTES = 8
 
 Keep = Callable[[str, bytes], None]
 
 
 def compile_objects(names: Sequence[str], keep: Keep, on_progress: Callable[[Compiling], None]) -> dict[str, bytes]:
-    """Each kernel's object file, given to `keep` as soon as it is there; `on_progress` is called 5 times a second."""
+    """The kernels' object files. Each is given to `keep` when it is made; `on_progress` is called 5 times a second."""
     left, made, kept = deque(sorted(names, key=lambda name: -cost_s([name]))), dict[str, bytes](), set[str]()
     progress = _Progress(names, how_many(len(names)))
 
@@ -48,7 +48,7 @@ def compile_objects(names: Sequence[str], keep: Keep, on_progress: Callable[[Com
     with helpers(left, made, progress.n_helpers) as (at_work, ready):
         while at_work():
             look(ready())
-            time.sleep(_LOOK_S)
+            time.sleep(_POLL_S)
     look()
     if left:  # no helper could be started, or they ended early
         from dllama_zmq.kernels.simd.build import object_of
@@ -62,7 +62,7 @@ def compile_objects(names: Sequence[str], keep: Keep, on_progress: Callable[[Com
 
 
 class _Progress:
-    """How far compiling is by expected cost; how much slower this computer is shows by what it has done so far."""
+    """How far compiling is, by expected cost. What is done so far shows how much slower this computer is."""
 
     def __init__(self, names: Sequence[str], n_helpers: int) -> None:
         self.n_helpers = n_helpers
@@ -76,11 +76,11 @@ class _Progress:
         return time.monotonic() - self._begun
 
     def tell(self, to: Callable[[Compiling], None], ready: bool, kept: set[str], left: Iterable[str]) -> None:
-        """Tell, where the last time is long enough ago. ready: a helper has started; it takes from `left` then."""
+        """Report progress if the last report is long enough ago. ready: a helper has started and takes from `left`."""
         spent_s = self.spent_s
         if not ready or not self._started_s:
             self._started_s = spent_s
-        if self._told and spent_s < self._told + _TELL_EVERY_S:
+        if self._told and spent_s < self._told + _REPORT_S:
             return
         self._told = spent_s
         expected_s = self._whole_s / self.n_helpers * max(1.0, self._started_s / _START_S)
@@ -95,9 +95,9 @@ class _Progress:
 def helpers(
     left: deque[str], made: dict[str, bytes], n_helpers: int
 ) -> Iterator[tuple[Callable[[], bool], Callable[[], bool]]]:
-    """Have names of `left` done and put into `made`; gives two functions: is a helper at work, and has one started.
+    """Helpers that compile the names in `left` into `made`. Yields two functions: is one at work, and has one started.
 
-    What a helper has taken and does not bring is in `left` again.
+    A name that a helper has taken and not delivered is in `left` again.
     """
     environment = own_code() | {"NUMBA_OPT": "0"}  # numba must not optimize: build.py does
     processes: list[subprocess.Popen[bytes]] = []
@@ -124,7 +124,7 @@ def helpers(
 
 
 def answer(make: Callable[[str], bytes], names: BinaryIO, answers: BinaryIO) -> None:
-    """Be a helper: a length of 0 now; for each line of `names`, what `make` makes of it, behind its length."""
+    """Be a helper: write a length of 0 now, then for each line of `names` the length and the bytes of `make(line)`."""
     answers.write(bytes(_LENGTH_BYTES))
     answers.flush()
     for line in names:
@@ -134,19 +134,19 @@ def answer(make: Callable[[str], bytes], names: BinaryIO, answers: BinaryIO) -> 
 
 
 def how_many(n_names: int) -> int:
-    """Helpers for `n_names` kernels: as cores and memory allow."""
+    """Helpers for `n_names` kernels, as cores and free memory allow."""
     free_bytes = host.free_memory_bytes()
-    room = _MOST if free_bytes is None else max(1, free_bytes // _ROOM_BYTES)
-    return min(_MOST, host.usable_cores(), room, n_names)
+    by_memory = _MAX_HELPERS if free_bytes is None else max(1, free_bytes // _FREE_BYTES)
+    return min(_MAX_HELPERS, host.usable_cores(), by_memory, n_names)
 
 
 def _feed(process: subprocess.Popen[bytes], left: deque[str], made: dict[str, bytes], started: Event) -> None:
-    """One helper's names to it, one at a time, and what it makes of them into `made`, until there are none."""
+    """Give one helper names, one at a time, and put its answers into `made`, until no name is left."""
     names, answers = process.stdin, process.stdout
     if names is None or answers is None:
         return
     with suppress(BrokenPipeError), names, answers:  # to close is to write, where a write has failed
-        with _ended_late(process):
+        with _with_timeout(process):
             if len(answers.read(_LENGTH_BYTES)) < _LENGTH_BYTES:
                 return
         started.set()
@@ -156,7 +156,7 @@ def _feed(process: subprocess.Popen[bytes], left: deque[str], made: dict[str, by
             except IndexError:
                 return
             try:
-                with _ended_late(process):
+                with _with_timeout(process):
                     names.write(name.encode() + b"\n")
                     names.flush()
                     n_bytes = int.from_bytes(answers.read(_LENGTH_BYTES), "little")
@@ -170,9 +170,9 @@ def _feed(process: subprocess.Popen[bytes], left: deque[str], made: dict[str, by
 
 
 @contextmanager
-def _ended_late(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """A helper that does not answer within `_LONGEST_S` is ended."""
-    end = Timer(_LONGEST_S, process.kill)
+def _with_timeout(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """A helper that does not answer within `_KERNEL_TIMEOUT_S` is ended."""
+    end = Timer(_KERNEL_TIMEOUT_S, process.kill)
     end.daemon = True
     end.start()
     try:

@@ -1,7 +1,7 @@
-"""The kernels as machine code: loaded with llvmlite alone, called by ctypes, compiled once for a CPU where missing.
+"""The kernels as machine code: loaded with llvmlite, called with ctypes, compiled once for a CPU if missing.
 
-A kernel is loaded, or compiled, when its address is asked for, which is when a model is made ready and not while one
-computes; `load` takes many at once. numba is never imported here: what compiles are processes of their own.
+A kernel is loaded, or compiled, when its address is asked for: while a model is made ready, not while it computes.
+numba is never imported here: helper processes compile.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dllama_zmq.kernels.simd.registry import symbol_of
 logger = logging.getLogger(__name__)
 
 Entry = Callable[..., None]
-_SAY_EVERY_S = 1.5
+_REPORT_S = 1.5
 
 
 class Library:
@@ -40,7 +40,7 @@ class Library:
         self._keeper = store.Keeper()
 
     def address(self, name: str) -> int:
-        """The address of a kernel; the first time, it is loaded with all that is needed beside it."""
+        """The address of a kernel. The first time, it is loaded with the kernels that are needed beside it."""
         if name not in self._addresses:
             self.load(group_of(name))
         return self._addresses[name]
@@ -55,14 +55,16 @@ class Library:
         on_progress: Callable[[Compiling], None] | None = None,
         warn: Callable[[str], None] = logger.warning,
     ) -> None:
-        """Have these kernels from now on. Some milliseconds, or seconds where they must be compiled first."""
+        """Load these kernels: milliseconds, or seconds if they must be compiled first."""
         with self._lock:
             missing = [name for name in names if name not in self._addresses]
             if not missing:
                 return
-            level = logging.INFO if on_progress is None else logging.DEBUG  # who is told needs no line in a log
+            level = (
+                logging.INFO if on_progress is None else logging.DEBUG
+            )  # a caller that reports progress needs no line in a log
             keep = partial(self._keeper.keep, warn=warn)
-            for code in objects(missing, keep, on_progress or _teller(), level).values():
+            for code in objects(missing, keep, on_progress or _report_progress(), level).values():
                 self._engine.add_object_file(binding.ObjectFileRef.from_data(code))
             self._engine.finalize_object()
             for name in missing:
@@ -76,9 +78,9 @@ def library() -> Library:
 
 
 def objects(names: Sequence[str], keep: Keep, on_progress: Callable[[Compiling], None], level: int) -> dict[str, bytes]:
-    """The object files of kernels: those that are kept, and the others compiled now and given to `keep`.
+    """The object files of kernels: those in the cache, and the others, compiled now and given to `keep`.
 
-    `on_progress` is called several times a second while it takes long. level: of what is logged about compiling.
+    `on_progress` is called several times a second. level: of the log lines about compiling.
     """
     found = store.find(names)
     if len(found) == len(names):
@@ -86,12 +88,12 @@ def objects(names: Sequence[str], keep: Keep, on_progress: Callable[[Compiling],
     start, whole_s = time.monotonic(), cost_s(set(names) - found.keys())
 
     def wait() -> None:
-        # By what the other process has kept so far. It may make something else first.
+        # From the files of the other process so far. It may compile other kernels first.
         left_s, spent_s = cost_s(set(names) - store.kept(names)), time.monotonic() - start
         on_progress(Compiling(1 - left_s / whole_s, spent_s, spent_s + left_s))
 
     with store.only_builder(wait):
-        found = store.find(names)  # by whoever had the lock before
+        found = store.find(names)  # the process that had the lock may have made them
         missing = [name for name in names if name not in found]
         if missing:
             logger.log(level, "compiling kernels for %s, once on this machine: %s", host_cpu()[1], " ".join(missing))
@@ -101,20 +103,20 @@ def objects(names: Sequence[str], keep: Keep, on_progress: Callable[[Compiling],
     return found
 
 
-def _teller() -> Callable[[Compiling], None]:
-    """Says how far compiling is where nobody else does: in one line on a terminal, every few seconds in a log."""
+def _report_progress() -> Callable[[Compiling], None]:
+    """Reports progress if no caller does: one line on a terminal, a line every 1.5 s in a log."""
     last = time.monotonic()
 
-    def tell(now: Compiling) -> None:
+    def report(now: Compiling) -> None:
         nonlocal last
         if sys.stderr.isatty():
             sys.stderr.write(f"\r\x1b[K{now}" if now.fraction < 1 else "\r\x1b[K")
             sys.stderr.flush()
-        elif time.monotonic() > last + _SAY_EVERY_S:
+        elif time.monotonic() > last + _REPORT_S:
             last = time.monotonic()
             logger.info("%s", now)
 
-    return tell
+    return report
 
 
 def _machine() -> binding.TargetMachine:

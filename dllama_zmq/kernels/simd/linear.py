@@ -73,7 +73,7 @@ class Product:
         self.n_items = -(-sum(n_tiles) // 2)
         self.pair_bytes = self.columns // kind.block_values * _KINDS[kind][2]
         self._chunk = max(1, min(_CHUNK_BYTES // self.pair_bytes, self.n_items // (4 * runtime.pool.threads)))
-        self._memory = runtime.memory.take(self.n_items * self.pair_bytes)
+        self._memory = runtime.memory.allocate(self.n_items * self.pair_bytes)
         self.base = address(self._memory)
         self._pack(matrices, n_tiles)
         self.rows, self._cuts = matrices[0].rows, []

@@ -1,7 +1,7 @@
-"""Where weights lie: one matrix after another on huge pages, so that a stream of weights waits for no page table.
+"""Memory for weights: one matrix after another on huge pages, so that streaming weights misses no TLB entry.
 
-A mapping of its own for each matrix would leave all that is outside whole, aligned 2 MB on small pages: of a matrix of
-2.4 MB often everything (tools/BENCHMARKS.md).
+With one mapping per matrix only whole, aligned 2 MB become huge pages: of a matrix of 2.4 MB often none
+(tools/BENCHMARKS.md).
 """
 
 from __future__ import annotations
@@ -16,33 +16,33 @@ from dllama_zmq.quants import U8
 _HUGE = 2 << 20
 """Bytes of a huge page of x86-64, and of 64-bit Arm with small pages of 4 kB."""
 _REGION = 256 << 20
-"""Mapped at a time, unless more is wanted. What is not used of it takes no memory, but for the rest of one huge page: 1
-MB in the mean, so regions are large."""
+"""Mapped at a time, unless more is asked for. Its unused end takes no memory but the rest of one huge page, 1 MB on
+average; so regions are large."""
 _LINE = 128
 
 
 class HugePages:
-    """Zeroed memory in large regions, given out piece by piece; a region is gone with the last of its pieces."""
+    """Zeroed memory in large regions. A region is freed with the last array in it."""
 
     def __init__(self) -> None:
         self._left: U8 = np.empty(0, np.uint8)
 
-    def take(self, n_bytes: int) -> U8:
-        """`n_bytes` from the start of a cache line on."""
+    def allocate(self, n_bytes: int) -> U8:
+        """`n_bytes`, aligned to cache lines."""
         if n_bytes > len(self._left):
             self._left = _region(max(n_bytes, _REGION))
-        piece, self._left = self._left[:n_bytes], self._left[-(-n_bytes // _LINE) * _LINE :]
-        return piece
+        taken, self._left = self._left[:n_bytes], self._left[-(-n_bytes // _LINE) * _LINE :]
+        return taken
 
 
 def own_pages(n_bytes: int) -> U8:
-    """Zeroed memory that is taken page by page as it is written."""
-    # Private, for shared pages, Python's default, are never huge.
+    """Zeroed memory whose pages are taken as they are written."""
+    # Private: shared pages, Python's default, are never huge.
     return np.frombuffer(mmap.mmap(-1, max(1, n_bytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint8)
 
 
 def _region(n_bytes: int) -> U8:
-    """At least `n_bytes` on whole huge pages, where there are any."""
+    """At least `n_bytes` on whole huge pages, if the system has them."""
     n_bytes = -(-n_bytes // _HUGE) * _HUGE
     pages = mmap.mmap(-1, n_bytes + _HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):

@@ -1,4 +1,4 @@
-"""The chosen experts of a few tokens, all in one go: what decoding a mixture of experts consists of. numba code.
+"""The chosen experts of a few tokens in one call: decoding with a mixture of experts. numba code.
 
 A use is one token's use of one of its experts: token t has the uses t * n_chosen to (t + 1) * n_chosen. Each input
 (of a token, or of a use) lies as one group of one token.
@@ -52,7 +52,7 @@ def _make_gated(times_one):
 def _make_down(times_one):
     @register_jitable
     def pair_of_all(job, token, i, sums, part):
-        """Pair `i` of all of a token's experts: within a segment one after another, then the segments' tree."""
+        """Pair `i` of all experts of a token: within a segment one expert after another, then the tree of segments."""
         chosen, n_segments = load_i64(job + EXPERTS.n_chosen), load_i64(job + EXPERTS.n_segments)
         offset = i * load_i64(job + AT.pair_bytes)
         top = sums

@@ -1,4 +1,4 @@
-"""From rows of blocks, as files and the bus have them, to pairs of tiles with 16 rows in lanes. numba code.
+"""Repack rows of blocks, as files and the bus have them, into pairs of tiles with 16 rows in lanes. numba code.
 
 How a pair lies: `layout.py`. Rows beyond the matrix's last are zeros. Items are tiles.
 """
@@ -23,7 +23,7 @@ AT = offsets(PackJob)
 
 @register_jitable
 def place_of(job, item):
-    """Where the pair of an item's tile lies, and which of its two the tile is."""
+    """The address of the pair of an item's tile, and which of the two tiles it is."""
     tile = load_i64(job + AT.tile) + item * load_i64(job + AT.step)
     return load_i64(job + AT.pairs) + (tile >> 1) * load_i64(job + AT.pair_bytes), tile & 1
 
@@ -42,7 +42,7 @@ def _make_blocks(block):
 
     @register_jitable
     def pack_values(to, source, inside):
-        """A row's 32 values of a block into its lane, `to` being that lane's first byte."""
+        """Write a row's 32 values of a block into its lane, whose first byte is at `to`."""
         if nibbles:
             for g in range(4):
                 # Columns 8g..8g+3 low, 8g+4..8g+7 high: four bytes at once from eight neighbouring nibbles.

@@ -1,4 +1,4 @@
-"""The threads of one node: started once, fed with jobs, gone with their owner."""
+"""The compute threads of one node: started once, given jobs, ended with their pool."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from collections.abc import Callable
 from dllama_zmq.kernels.simd.layout import POOL, THREAD, THREAD_BYTES
 from dllama_zmq.kernels.simd.library import Library
 
-_MOST_CHUNKS = 1 << 18
+_MAX_CHUNKS = 1 << 18
 SPIN_S = 300e-6
-"""How long a thread spins for the next job where every thread has a core of its own."""
+"""How long a thread spins for the next job if every thread has a core of its own."""
 OVERSUBSCRIBED_SPIN_S = 20e-6
-"""And where it has not: what spins then takes the core from whoever is to give it work."""
+"""The same with fewer cores than threads: a spinning thread takes a core from the thread that would give it work."""
 _YIELDS_AFTER = 20
-_LEAVE_S = 5.0
-"""For the threads to end what they are at, when their pool is closed."""
+_JOIN_S = 5.0
+"""For the threads to end when their pool is closed."""
 
 
 class Pool:
@@ -38,7 +38,7 @@ class Pool:
         for i, file in files.items():
             self._memory[(POOL.threads + THREAD_BYTES * i + THREAD.event_file) // 8] = file
         serve = library.entry("serve", 2)
-        # Each holds the memory that it works on, for one that does not leave in time outlives its pool.
+        # Each holds the memory that it works on: a thread that does not end in time outlives its pool.
         helpers = {
             file: threading.Thread(target=_serve, args=(serve, self._memory, i), name=f"kernels-{i}", daemon=True)
             for i, file in files.items()
@@ -48,14 +48,10 @@ class Pool:
         self._finish = weakref.finalize(self, _end, library.entry("stop", 1), self._memory, helpers)
 
     def run(self, kernel: int, job: int, n_items: int, chunk: int = 1) -> None:
-        """The kernel at address `kernel` over `n_items`, `chunk` at a time to a thread."""
-        if n_items > chunk * _MOST_CHUNKS:
-            chunk = -(-n_items // _MOST_CHUNKS)
+        """Run the kernel at address `kernel` over `n_items`, `chunk` at a time; one chunk on the caller's thread."""
+        if n_items > chunk * _MAX_CHUNKS:
+            chunk = -(-n_items // _MAX_CHUNKS)
         self._run(self.address, kernel, job, n_items, chunk)
-
-    def run_alone(self, kernel: int, job: int, n_items: int) -> None:
-        """The same by the caller's thread alone: for what is done before another thread would have noticed."""
-        self._run(self.address, kernel, job, n_items, n_items)
 
     def close(self) -> None:
         """End the threads."""
@@ -69,9 +65,9 @@ def _serve(serve: Callable[[int, int], None], memory: ctypes.Array[ctypes.c_int6
 def _end(
     stop: Callable[[int], None], memory: ctypes.Array[ctypes.c_int64], helpers: dict[int, threading.Thread]
 ) -> None:
-    """Let the threads leave, and close their files; not that of one still at work, which will read it again."""
+    """End the threads and close their files, but not that of a thread still at work, which will read it again."""
     stop(ctypes.addressof(memory))
-    until = time.monotonic() + _LEAVE_S
+    until = time.monotonic() + _JOIN_S
     for file, helper in helpers.items():
         helper.join(max(0.0, until - time.monotonic()))
         if not helper.is_alive():
@@ -79,7 +75,7 @@ def _end(
 
 
 def _pause_s(library: Library) -> float:
-    """Seconds that one pause takes: 10 to 140 cycles, as the CPU likes."""
+    """Seconds of one pause instruction: 10 to 140 cycles, depending on the CPU."""
     n = 2000
     spin = library.entry("spin", 1)
     start = time.perf_counter()

@@ -1,12 +1,12 @@
-"""Products of tiles and tokens: what nearly all of a token's time goes into. numba code.
+"""Products of tiles and tokens, which take nearly all of a token's time. numba code.
 
-A matrix is kept as pairs of tiles of 16 rows (`layout.py`), all columns of a pair in one piece; a pair is a work item.
-Tokens come in groups of 8, 4, 2, 1, as the CPU's registers allow: a pair is read from memory once, stays in the core's
-cache, and meets group after group. A group meets both tiles of a pair at once, where there are registers for that:
-then memory is read in one stream.
+A matrix is stored as pairs of tiles of 16 rows (`layout.py`), all columns of a pair together; a pair is a work item.
+Tokens come in groups of 8, 4, 2 and 1, as registers allow: a pair is read from memory once, stays in the core's cache,
+and is multiplied by group after group. With enough registers a group is multiplied by both tiles of a pair at once, so
+that memory is read in one stream.
 
-Integer products take their tokens as `quantize` lays them out. Sums are taken as `Kernels.linear` says: blocks one
-after another within a segment, segments in a balanced tree.
+Integer products take their tokens as `quantize` lays them out. The order of addition is that of `Kernels.linear`:
+blocks one after another within a segment, segments in a balanced tree.
 """
 
 from __future__ import annotations
@@ -67,12 +67,12 @@ SLOT = 2 * MAX_GROUP * _ROW  # both tiles times the tokens of one group
 DEPTH = 9  # unfinished sub-trees of 2^8 segments
 _sums = scratch(SLOT * DEPTH)
 _AHEAD = {1: 2048, 2: 0, 4: 8192, 8: 8192}
-"""Bytes that floats are asked for ahead, by tokens. Integers: see microkernels.py."""
+"""Bytes that float products prefetch ahead, by tokens. Integer products: see microkernels.py."""
 
 
 @register_jitable
 def group_size(n_left):
-    """How many of the tokens that are left the next group takes."""
+    """Tokens in the next group."""
     size = MAX_GROUP
     while size > n_left:
         size >>= 1
@@ -117,13 +117,13 @@ def quantize(job, first, last):
 
 @register_jitable
 def store_scale_f32(at, scale):
-    """A block's scale as f32, with no more of it than f16 holds: a product's scale is what the wire would carry."""
+    """A block's scale as f32, rounded to f16 as the wire would."""
     store_scale(at, scale)
     store_f32(at, load_half(at))
 
 
-# How a group of tokens is cut, for a pair's units (blocks of 32 columns, or columns): segments, units in each, the
-# address of token `t`, bytes from one segment to the next, and from a token to the next where they lie apart.
+# How the columns of a group of tokens are cut, in units (blocks of 32 columns, or columns). Returns: segments, units in
+# each, the address of token `t`, bytes from one segment to the next, and bytes from a token to the next (floats).
 
 
 @register_jitable

@@ -22,7 +22,7 @@ NORM, READ = offsets(NormJob), offsets(ReadJob)
 
 @register_jitable
 def norm_scale(row, width, eps):
-    """What a row of `width` values is multiplied by, in every lane, to have unit root-mean-square."""
+    """The factor, in every lane, that gives a row of `width` values unit root-mean-square."""
     squares = splat(F(0.0))
     for i in range(0, width, 16):
         v = load_lanes(row + 4 * i, width - i)

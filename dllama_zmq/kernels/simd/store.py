@@ -1,7 +1,6 @@
-"""Where compiled kernels are kept from one process to the next: files that only this user can have written.
+"""The cache of compiled kernels: files that only this user can have written. Knows no compiler.
 
-A file's name holds a hash of all that its content depends on, and its kernel's name; it begins with its digest. Knows
-no compiler.
+A file's name is a hash of all that its content depends on, and its kernel's name. The file begins with its own digest.
 """
 
 from __future__ import annotations
@@ -28,24 +27,24 @@ from dllama_zmq.kernels.simd.registry import module_of
 logger = logging.getLogger(__name__)
 
 _DIGEST_BYTES = 32
-_LOOK_S = 0.05
+_POLL_S = 0.05
 _WAIT_S = 300.0
-"""For another process that is compiling; then this one compiles for itself."""
+"""How long another process that compiles is waited for; then this one compiles for itself."""
 
 
 def cache_folder() -> Path:
-    """Where machine code is kept: $XDG_CACHE_HOME/dllama-zmq/kernels, else under ~/.cache."""
+    """The cache: $XDG_CACHE_HOME/dllama-zmq/kernels, or under ~/.cache."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(base) / "dllama-zmq" / "kernels"
 
 
 def spare_folder() -> Path:
-    """Where it is kept until this computer restarts, when `cache_folder` cannot be used."""
+    """The cache until this computer restarts, if `cache_folder` cannot be used."""
     return Path(os.environ.get("TMPDIR") or "/tmp") / f"dllama-zmq-kernels-{os.getuid()}"
 
 
 def find(names: Sequence[str]) -> dict[str, bytes]:
-    """Those of the kernels `names` that are kept, whole: their object files."""
+    """The object files of those kernels of `names` that are in the cache and undamaged."""
     found: dict[str, bytes] = {}
     for folder in _folders():
         for name in names:
@@ -56,7 +55,7 @@ def find(names: Sequence[str]) -> dict[str, bytes]:
 
 
 def kept(names: Iterable[str]) -> set[str]:
-    """Those of the kernels `names` that have a file, whole or not."""
+    """Those kernels of `names` that have a file, damaged or not."""
     return {name for name in names if any((folder / _file_name(name)).exists() for folder in _folders())}
 
 
@@ -88,7 +87,7 @@ class Keeper:
 
 @contextmanager
 def only_builder(on_wait: Callable[[], None]) -> Iterator[None]:
-    """Let one process of this user compile while others wait, and call `on_wait`, where a folder allows a lock."""
+    """Let one process of this user compile; others wait and call `on_wait`. Without a lockable folder, nobody waits."""
     for folder in (cache_folder(), spare_folder()):
         lock = _open_lock(folder)
         if lock is not None:
@@ -104,14 +103,14 @@ def only_builder(on_wait: Callable[[], None]) -> Iterator[None]:
                 break
             except OSError:
                 on_wait()
-                time.sleep(_LOOK_S)
+                time.sleep(_POLL_S)
         yield
     finally:
         os.close(lock)
 
 
 def _folders() -> list[Path]:
-    """The folders whose content this user alone can have written."""
+    """The folders whose content only this user can have written."""
     return [folder for folder in (cache_folder(), spare_folder()) if not _obstacle(folder)]
 
 
@@ -133,7 +132,7 @@ def _file_name(name: str) -> str:
 
 
 def _read(path: Path) -> bytes | None:
-    """A kept object file; None where there is none that is whole."""
+    """A cached object file; None if there is none or it is damaged."""
     try:
         content = path.read_bytes()
     except OSError:
@@ -146,7 +145,7 @@ def _read(path: Path) -> bytes | None:
 
 
 def _write(folder: Path, name: str, content: bytes) -> str:
-    """Why a file cannot be kept in `folder`; empty where it is."""
+    """Write a file; returns why it cannot be written in `folder`, or an empty text."""
     draft = folder / f".{name}.{secrets.token_hex(4)}.part"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -170,7 +169,7 @@ def _open_lock(folder: Path) -> int | None:
 
 
 def _obstacle(folder: Path) -> str:
-    """Why machine code in `folder` could be another user's; empty where it is this user's, or there is none."""
+    """Why machine code in `folder` could be another user's; empty if it cannot, or there is no folder."""
     try:
         link, found = folder.lstat(), folder.stat()
     except OSError as error:

@@ -1,6 +1,6 @@
-"""Partial sums as they cross the bus: read, added in a tree, written. numba code; items are runs of 32 values.
+"""Partial sums in the types of the bus: read, added in a tree, written. numba code; items are runs of 32 values.
 
-A Q80 run is one block, an F16 or F32 run 32 values: each run can be done by itself.
+A Q80 run is one block, an F16 or F32 run 32 values: runs do not depend on each other.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def add_to(at, other):
 
 @kernel
 def add_up(job, first, last):
-    """The parts' sum in a balanced tree over their order (`tree_sum`), written to WIRE, read back from there to OUT."""
+    """The sum of the parts in `tree_sum`'s order, written to `wire` and read back from there to `out`."""
     wire_type, n_parts = load_i64(job + AT.wire_type), load_i64(job + AT.n_parts)
     size = run_bytes(wire_type)
     to, out = load_i64(job + AT.wire), load_i64(job + AT.out)

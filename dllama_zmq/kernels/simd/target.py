@@ -1,11 +1,11 @@
-"""Which CPU code is made for, and what of it the kernels use. Everything else here is the same source on every CPU.
+"""The CPU that code is made for: what the kernels use of it. All other source is the same for every CPU.
 
-`dot` names how four neighbouring products of bytes are summed, the one thing that plain LLVM does not do well:
+`dot` names how four adjacent products of bytes are summed, which plain LLVM vector code does not do well:
 
     vnni512, vnni256   vpdpbusd (AVX-512 VNNI, AVX-VNNI): u8 x i8, four products into an i32 lane
     avx2               vpmaddubsw and vpmaddwd: u8 x i8, pairs into i16, pairs of those into i32
     sdot               Arm's dot product (ARMv8.2): i8 x i8, four products into an i32 lane
-    plain              vector multiplies and adds of LLVM's own (SSE, NEON before ARMv8.2, RISC-V, POWER, ...)
+    plain              LLVM's vector multiplies and adds (SSE, NEON before ARMv8.2, RISC-V, POWER, ...)
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from typing import Literal
 Dot = Literal["vnni512", "vnni256", "avx2", "sdot", "plain"]
 
 _AHEAD = {"sapphirerapids": 4096, "emeraldrapids": 4096, "graniterapids": 4096, "znver5": 6144}
-"""Bytes that a product of few tokens asks for ahead, by LLVM's name of a CPU: what was measured to read fastest
-(tools/BENCHMARKS.md; the second and third have the cores of the first). Zen 4 reads as fast without."""
+"""Bytes that a product of few tokens prefetches ahead, by LLVM's name of a CPU: what was measured to read fastest
+(tools/BENCHMARKS.md; the second and third have the cores of the first). Zen 4 reads as fast without prefetch."""
 _SPREAD = {"znver5"}
-"""CPUs that were measured to read faster where each line is asked for by itself, between two loads."""
+"""CPUs that were measured to read faster if each line is prefetched by itself, between two loads."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
     """What the kernels need to know of a CPU.
 
-    fma: it multiplies and adds with one rounding. half: it converts f16 by itself.
-    tokens: how many tokens one pass over a tile serves; as many accumulators as fit its vector registers.
-    paired: up to so many tokens, a pass goes over both tiles of a pair.
-    ahead: bytes that a product of few tokens asks for ahead; 0 where the CPU does that by itself.
-    spread: these lines are asked for one by one between the loads, not all of a block at once.
-    pause: LLVM's name for its hint to a spinning core, and that hint's arguments.
+    fma: it has fused multiply-adds. half: it has conversions of f16.
+    tokens: the most tokens that one pass over a tile serves: as many accumulators as fit into its vector registers.
+    paired: the most tokens with which a pass goes over both tiles of a pair.
+    ahead: bytes that a product of few tokens prefetches ahead; 0 if the CPU does that by itself.
+    spread: lines are prefetched one by one between the loads, not all of a block at once.
+    pause: LLVM's name of the hint to a spinning core, and its arguments.
     """
 
     dot: Dot

@@ -1,9 +1,9 @@
-"""A job over several threads, without the interpreter: threads that spin for a moment and then sleep. numba code.
+"""Run a job on several threads without the interpreter. numba code.
 
-The pool is a block of memory. Each thread has a share of the job's chunks, one after another, so that it reads one
-stream of weights; its ticket says which is to be taken next, and one atomic addition takes it. Who is done with its own
-goes on with the others' shares. Whoever comes late finds nothing left, so nobody is waited for but those at work: a
-thread that the system has put aside holds nobody up. One that finds nothing for long sleeps in a read of its eventfd.
+The pool is a block of memory. Each thread has a share of adjacent chunks, so that it reads one stream of weights. Its
+ticket counts the chunks taken; one atomic addition takes the next. A thread that has finished its own share takes
+chunks from the others'. A thread that comes late finds nothing left, so only threads at work are waited for, never one
+that the system has descheduled. An idle thread spins, then sleeps in a read of its eventfd.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _FIELD = (1 << 20) - 1
 
 @register_jitable
 def take_chunks(pool, own):
-    """Work until no chunk of the present job is left, thread `own`'s first.
+    """Do chunks of the present job until none is left, first those of thread `own`.
 
-    What is done is told once a share: DONE is everybody's, and on its way from one core to another it holds up a stream
-    of weights.
+    `done` is counted once per share: all threads write it, and moving its cache line between cores stalls a stream of
+    weights.
     """
     n_threads = load_i64(pool + POOL.n_threads)
     for turn in range(n_threads):
@@ -44,14 +44,14 @@ def take_chunks(pool, own):
             thread -= n_threads
         at = pool + POOL.threads + THREAD_BYTES * thread + THREAD.ticket
         while True:
-            ticket = load_shared(at)  # looked at first: an addition for nothing would slow the others
+            ticket = load_shared(at)  # read first: a useless addition would slow the others
             if ticket & _FIELD >= (ticket >> 20) & _FIELD:
                 break
             ticket = add_shared(at, 1)
             chunk = ticket & _FIELD
             if chunk >= (ticket >> 20) & _FIELD:
                 break
-            # The job cannot end before this chunk is told to be done: its fields stay as they are.
+            # The job cannot end before this chunk counts as done, so its fields do not change.
             size = load_i64(pool + POOL.chunk)
             first = (thread * load_i64(pool + POOL.share) + chunk) * size
             last = min(first + size, load_i64(pool + POOL.n_items))
@@ -63,7 +63,7 @@ def take_chunks(pool, own):
 
 @kernel
 def run(pool, function, job, n_items, chunk):
-    """The kernel at `function` over `n_items`, in chunks, by this thread and the pool's. Returns when all is done."""
+    """Run the kernel at `function` over `n_items` in chunks on all threads; returns when all are done."""
     n_chunks = (n_items + chunk - 1) // chunk
     n_threads = load_i64(pool + POOL.n_threads)
     if n_chunks <= 1 or n_threads == 1:
@@ -90,7 +90,7 @@ def run(pool, function, job, n_items, chunk):
     while load_shared(pool + POOL.done) < n_chunks:
         pause()
         turns += 1
-        if turns > 2000:  # whoever has the last chunk may be waiting for this core
+        if turns > 2000:  # the thread with the last chunk may be waiting for this core
             yield_core()
 
 
@@ -110,7 +110,7 @@ def stop(pool):
 
 @kernel
 def serve(pool, index):
-    """The life of thread `index`, 1 or more: take chunks; spin while there is no new job; sleep when that lasts."""
+    """The loop of thread `index`, from 1: do chunks; without a new job spin, then sleep."""
     thread = pool + POOL.threads + THREAD_BYTES * index
     idle = seen = 0
     while load_shared(pool + POOL.stop) == 0:
@@ -127,7 +127,7 @@ def serve(pool, index):
             idle += 1
         else:
             store_shared(thread + THREAD.asleep, 1)
-            # A job that was posted before it was seen to sleep wakes nobody.
+            # A job posted before `asleep` was seen wakes no thread.
             if load_shared(pool + POOL.posted) != seen and swap_shared(thread + THREAD.asleep, 0) == 1:
                 continue
             read_file(load_i64(thread + THREAD.event_file), thread + THREAD.read, 8)
@@ -136,6 +136,6 @@ def serve(pool, index):
 
 @kernel
 def spin(n):
-    """`n` pauses: to find out how long one is."""
+    """`n` pause instructions, to measure one."""
     for _ in range(n):
         pause()

@@ -1,4 +1,4 @@
-"""What several kernels are made of: the exponential, and 32 values as one Q80 block. numba code.
+"""Functions of vectors that several kernels use: exponential, activations, Q80 blocks, partial vectors. numba code.
 
 A kernel is a function `(job, first, last)` of int64: the address of its arguments, and the work items that this call
 does. Any split of the items over calls and threads gives the same bits.
@@ -31,7 +31,7 @@ from dllama_zmq.kernels.simd.vectors import (
 )
 
 F = np.float32
-_ROUNDER = F(1.5 * 2**23)  # added to a small number, its last bit is worth 1: what is below has been rounded to even
+_ROUNDER = F(1.5 * 2**23)  # adding it rounds a small number to an integer, half to even
 _ROUNDER_BITS = np.int32(np.float32(_ROUNDER).view(np.int32))
 _LOG2E = F(1.44269504088896341)
 _LN2_HIGH = F(-0.693359375)  # 10 bits: n times it is exact
@@ -88,7 +88,7 @@ def block_scale(low, high):
 
 @register_jitable
 def quantized(values, scale):
-    """16 values over `scale`, rounded half to even, -127..127."""
+    """16 values divided by `scale`, rounded half to even, -127..127."""
     inverse = F(1.0) / scale if scale > _TINIEST else F(0.0)
     ratio = vmin(vmax(values * splat(inverse), splat(F(-127.0))), splat(F(127.0)))
     return bits_of(ratio + splat(_ROUNDER)) - splat_i32(_ROUNDER_BITS)
@@ -96,7 +96,7 @@ def quantized(values, scale):
 
 @register_jitable
 def store_scale(at, scale):
-    """A block's scale as f16, no larger than f16 goes."""
+    """A block's scale as f16, at most the largest f16."""
     store_half(at, min(scale, _HALF_MAX) if scale == scale else scale)
 
 
@@ -112,7 +112,7 @@ def store_lanes(at, values, n):
 
 @register_jitable
 def load_lanes(at, n):
-    """16 values of which only the first `n` are in memory; the others are 0."""
+    """The first `n` of 16 values from memory; the others are 0."""
     if n >= 16:
         return load_vector(at)
     values = splat(F(0.0))

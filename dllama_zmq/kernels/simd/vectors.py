@@ -57,7 +57,7 @@ splat = instruction(f32x16, (types.float32,), lambda b, v: llvm.splat(b, v))
 splat_i32 = instruction(i32x16, (types.int32,), lambda b, v: llvm.splat(b, v))
 fma = instruction(f32x16, (f32x16,) * 3, lambda b, u, v, w: llvm.multiply_add(b, _TARGET, u, v, w))
 square_root = instruction(types.float32, (types.float32,), lambda b, v: llvm.call(b, "llvm.sqrt.f32", v.type, [v]))
-# What is not a number stays where it is in the first argument, and is passed over in the second.
+# A NaN in the first argument stays; one in the second is ignored.
 vmax = instruction(f32x16, (f32x16,) * 2, lambda b, u, v: b.select(b.fcmp_ordered("<", u, v), v, u))
 vmin = instruction(f32x16, (f32x16,) * 2, lambda b, u, v: b.select(b.fcmp_ordered(">", u, v), v, u))
 larger_ints = instruction(i32x16, (i32x16,) * 2, lambda b, u, v: b.select(b.icmp_signed(">", u, v), u, v))
