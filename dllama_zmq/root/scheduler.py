@@ -32,17 +32,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from dllama_zmq.errors import ClusterDefect, RequestError
+from dllama_zmq.kernels import Span
 from dllama_zmq.root.pages import PagePool
 from dllama_zmq.root.sequence import Sequence
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """`count` rows of one sequence at positions `start`, ...; `pages` hold the positions 0 to start + count - 1."""
-
-    start: int
-    count: int
-    pages: list[int]
 
 
 @dataclass(slots=True, eq=False)
@@ -60,11 +52,12 @@ class Scheduled:
 
 @dataclass(slots=True)
 class Prefilled:
-    """`done` of the prompt's `total` tokens have keys and values. After a rewind it begins again."""
+    """`done` of the `total` tokens of the prompt have keys and values, `count` of them new. A rewind begins again."""
 
     sequence: Sequence
     done: int
     total: int
+    count: int
 
 
 @dataclass(slots=True)
@@ -151,6 +144,15 @@ class Scheduler:
         self._step = step if step.spans else None
         return self._step
 
+    def schedule_alone(self, sequence: Sequence) -> Scheduled | None:
+        """A step of one running sequence, as `schedule` would make it if there were no other; None where it waits."""
+        step = Scheduled()
+        count = min(len(sequence.tokens) - sequence.n_computed, self._prefill_rows)
+        if sequence.state == "running" and self._get_pages(sequence, sequence.n_computed + count):
+            self._add_rows(step, sequence, count)
+        self._step = step if step.spans else None
+        return self._step
+
     def accept(self, step: Scheduled, chosen: list[int]) -> list[Event]:
         """The last scheduled step is evaluated, and these are the tokens `chosen` for its sampled rows.
 
@@ -168,7 +170,7 @@ class Scheduler:
             self._computed(sequence, span.start, span.start + span.count)
             n_prompt = sequence.n_prompt
             if len(sequence.tokens) == n_prompt:
-                events.append(Prefilled(sequence, sequence.n_computed, n_prompt))
+                events.append(Prefilled(sequence, sequence.n_computed, n_prompt, span.count))
             token = token_of.get(sequence)
             if token is None:
                 continue

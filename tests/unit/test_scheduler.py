@@ -52,11 +52,11 @@ def test_a_prompt_is_evaluated_in_chunks_and_its_last_row_gives_the_first_token(
     step = one.schedule()
     assert (rows(step), step.tokens, step.sampled) == ([(a, 0, 12)], a.tokens[:12], [])
     assert step.spans[0].pages == [0, 1, 2]
-    assert one.accept(step, []) == [Prefilled(a, 12, 30)]
-    assert run(one) == ([(a, 12, 12)], [Prefilled(a, 24, 30)])
+    assert one.accept(step, []) == [Prefilled(a, 12, 30, 12)]
+    assert run(one) == ([(a, 12, 12)], [Prefilled(a, 24, 30, 12)])
     step = one.schedule()
     assert (rows(step), step.sampled) == ([(a, 24, 6)], [(5, a)])
-    assert one.accept(step, [7]) == [Prefilled(a, 30, 30), Token(a, 7)]
+    assert one.accept(step, [7]) == [Prefilled(a, 30, 30, 6), Token(a, 7)]
     step = one.schedule()
     assert (rows(step), step.tokens, step.sampled) == ([(a, 30, 1)], [7], [(0, a)])
     assert one.accept(step, [8]) == [Token(a, 8)]
@@ -86,7 +86,7 @@ def test_a_new_sequence_joins_at_the_next_step_and_a_finished_one_leaves_at_once
     b = added(one, distinct(3, 2))
     spans, events = run(one)
     assert spans == [(a, 3, 1), (b, 0, 3)]
-    assert events == [Token(a, 7), Finished(a, "length"), Prefilled(b, 3, 3), Token(b, 7)]
+    assert events == [Token(a, 7), Finished(a, "length"), Prefilled(b, 3, 3, 3), Token(b, 7)]
     assert run(one)[0] == [(b, 3, 1)]
 
 
@@ -117,7 +117,7 @@ def test_a_cancelled_sequence_leaves_at_once_also_in_a_step() -> None:
     one.cancel(c)
     one.cancel(c)
     assert (a.state, c.state, one.pool.n_in_use) == ("finished", "finished", 1)
-    assert one.accept(step, [7, 8]) == [Prefilled(b, 3, 3), Token(b, 8)]
+    assert one.accept(step, [7, 8]) == [Prefilled(b, 3, 3, 3), Token(b, 8)]
     assert run(one)[0] == [(b, 3, 1)]
 
 
