@@ -71,7 +71,9 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Deadlines in seconds; a wait beyond one ends in an error that names the node."""
 
     join_s: _Seconds = 60.0
-    """For a worker to join."""
+    """For a worker to join a cluster that has not been ready yet."""
+    rejoin_s: _Seconds = 120.0
+    """For a worker that was lost to come back: until then its requests wait, and go on where they were."""
     load_s: _Seconds = 600.0
     """For a worker to receive its slices of the model."""
     ready_s: _Seconds = 10.0
@@ -95,6 +97,8 @@ class Cluster(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     kernels: Literal["auto", "simd", "numpy"] = "auto"
     kv_cache: Literal["f16", "f32"] = "f16"
     max_seq_len: Annotated[int, Meta(ge=1, le=1 << 24)] | None = None
+    max_sequences: Annotated[int, Meta(ge=1, le=256)] = 16
+    """Answers that are generated at the same time; more requests wait."""
     check_memory: bool = True
     root: RootConfig = RootConfig()
     workers: list[WorkerConfig] = []
@@ -273,6 +277,7 @@ _HINTS = {
     "kernels": "auto, simd or numpy",
     "kv_cache": "f16 or f32",
     "max_seq_len": "a number of tokens, 1 to 16777216",
+    "max_sequences": "a number of answers at the same time, 1 to 256",
     "workers": _WORKERS,
     "workers[]": "a worker, such as `- {name: pi2, host: 192.168.1.11}`",
     "root.host": _HOST,

@@ -7,26 +7,28 @@ import secrets
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import get_args
 
-import numpy as np
 import zmq
 
 from dllama_zmq.bus.links import Endpoints
 from dllama_zmq.errors import FormatError, RemoteError, RequestError, UsageError
 from dllama_zmq.formats import ModelFile, open_model, read_tokenizer
 from dllama_zmq.host import free_memory_bytes, require_open_files
-from dllama_zmq.kernels import Batch, KernelChoice, KVType
+from dllama_zmq.kernels import KernelChoice, KVType
 from dllama_zmq.quants import F32
+from dllama_zmq.root.engine import Engine
 from dllama_zmq.root.fitting import Wish, check_fits
-from dllama_zmq.root.generation import Finished, GenerationRequest, Token, generate
 from dllama_zmq.root.root import Root, RootSettings
-from dllama_zmq.root.sampling import Sampling
-from dllama_zmq.sharding import PREFILL_TOKENS, Plan, context_length
+from dllama_zmq.root.scheduler import Event, Finished, Token
+from dllama_zmq.root.sequence import Sequence as Generation
+from dllama_zmq.sampling import Sampling
+from dllama_zmq.sharding import Plan, context_length
 from dllama_zmq.sources import model_at, tokenizer_beside
 from dllama_zmq.spec import WEIGHTS_FLOAT, ModelSpec, Sync, Weights
 from dllama_zmq.tokenizer import Tokenizer
@@ -37,16 +39,21 @@ _FILES = 10  # of a node, opened by libzmq and for the kernels' code, as counted
 logger = logging.getLogger(__name__)
 
 _END_S = 5.0
+_MAX_SEQUENCES = 16
 
 
 class LocalModel:
-    """A model ready to run; made by `load`. Use it in a `with` block, or `close` it."""
+    """A model ready to run; made by `load`. Use it in a `with` block, or `close` it.
+
+    engine: evaluates sequences of token ids, many at once, for whoever wants more than text and logits.
+    """
 
     def __init__(self, root: Root, tokenizer: Tokenizer | str, shut_down: Callable[[], None]) -> None:
         """tokenizer: or why there is none."""
         self._root = root
         self._tokenizer = tokenizer
-        self._turn = 0
+        self.engine = Engine(root, _MAX_SEQUENCES)
+        self._events: dict[Generation, deque[Event | Exception]] = {}  # of the texts that are being generated
         self._finish = weakref.finalize(self, shut_down)  # also when it is collected, or the interpreter ends
 
     @property
@@ -63,14 +70,8 @@ class LocalModel:
 
     def logits(self, token_ids: Sequence[int]) -> F32:
         """Logits (T, vocab) float32 after each of `token_ids` (T,), as a text of its own."""
-        chunks = []
         self._form()
-        for start in range(0, len(token_ids), PREFILL_TOKENS):
-            chunk = list(token_ids[start : start + PREFILL_TOKENS])
-            chunks.append(self._root.logits(Batch.alone(start, len(chunk)), chunk))
-        if not chunks:
-            raise RequestError("no tokens: expected at least one")
-        return np.concatenate(chunks)
+        return self.engine.logits(token_ids)
 
     def generate(
         self,
@@ -83,14 +84,36 @@ class LocalModel:
     ) -> Iterator[str]:
         """The text that follows `prompt`, piece by piece; `"".join(...)` for the whole. temperature 0 is greedy."""
         sampling = Sampling(temperature, top_p, top_k, seed)
-        request = GenerationRequest(self.tokenizer.encode(prompt), max_tokens, sampling)
+        tokenizer = self.tokenizer
+        prompt_ids, decoder = tokenizer.encode(prompt), tokenizer.decoder(continues=True)
+        sequence = self.engine.add(prompt_ids, sampling, max_tokens, tokenizer.eos_ids, tokenizer.vocab_size)
+        events = self._events[sequence] = deque()
+        try:
+            while True:
+                while not events:
+                    self._step()
+                event = events.popleft()
+                if isinstance(event, Exception):
+                    raise event
+                text = decoder.push(event.token) if isinstance(event, Token) else ""
+                if isinstance(event, Finished):
+                    text = decoder.flush()
+                if text:
+                    yield text
+                if isinstance(event, Finished):
+                    return
+        finally:
+            self.engine.cancel(sequence)
+            del self._events[sequence]
+
+    def _step(self) -> None:
+        """One step for all texts that are being generated."""
         self._form()
-        turn = self._turn
-        for event in generate(self._root, self.tokenizer, request):
-            if isinstance(event, Token | Finished) and event.text:
-                yield event.text
-                if turn != self._turn:
-                    raise RequestError("another text was begun meanwhile, and one model holds one: finish them in turn")
+        outcome = self.engine.step()
+        for event in outcome.events:
+            self._events[event.sequence].append(event)
+        for sequence, error in outcome.failed:
+            self._events[sequence].append(error)
 
     def close(self) -> None:
         """Stop the nodes and free everything. May be called twice."""
@@ -105,7 +128,6 @@ class LocalModel:
         self.close()
 
     def _form(self) -> None:
-        self._turn += 1
         self._root.form(time.monotonic() + self._root.settings.limits.join_s)
 
 
@@ -164,8 +186,9 @@ def load(
         names = [f"worker{i}" for i in range(1, nodes)]
         # In one process the nodes share the interpreter: a waiting one must block, not spin.
         settings = RootSettings(
-            names=names, sync=sync, kernels=kernels, kv_type=kv_cache, threads=threads, oversubscribed=nodes > 1,
-            spin_s=0.0, max_seq_len=max_seq_len, check_memory=False,  # of all nodes together, above
+            names=names, reserved=names, sync=sync, kernels=kernels, kv_type=kv_cache, threads=threads,
+            oversubscribed=nodes > 1, spin_s=0.0, max_seq_len=max_seq_len,
+            check_memory=False,  # of all nodes together, above
         )  # fmt: skip
         root = _start(file, settings, cleanup)
         return LocalModel(root, words, cleanup.pop_all().close)

@@ -213,6 +213,37 @@ class TrafficRow(msgspec.Struct, frozen=True):
     predicted_wire_bytes: int
 
 
+class RequestStatus(msgspec.Struct, frozen=True):
+    """A request that is answered or waits: its tokens so far, seconds since it came, and tokens/s of its answer.
+
+    cached_tokens: of the prompt, those whose keys and values were there already.
+    """
+
+    state: Literal["running", "waiting"]
+    prompt_tokens: int
+    cached_tokens: int
+    tokens: int
+    seconds: float
+    tokens_per_s: float
+
+
+class KVStatus(msgspec.Struct, frozen=True):
+    """The KV cache: pages of `page_positions` positions each.
+
+    cached: of the pages that no request uses, those that are kept because a later prompt may begin with their text.
+    prompt_tokens, cached_tokens: of all prompts so far, and those of them that had not to be evaluated.
+    preemptions: how often a request had to give its pages to an older one.
+    """
+
+    page_positions: int
+    pages: int
+    in_use: int
+    cached: int
+    prompt_tokens: int
+    cached_tokens: int
+    preemptions: int
+
+
 class Status(Message, frozen=True):
     """Everything that is known of a cluster.
 
@@ -233,6 +264,8 @@ class Status(Message, frozen=True):
     seq_len: Count
     active: Count
     queued: Count
+    requests: list[RequestStatus]
+    kv: KVStatus
     oversubscribed: bool
     steps: dict[str, int]
     tokens: dict[str, int]

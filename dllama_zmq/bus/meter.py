@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias
 from dllama_zmq.bus.messages import Frame
 
 Direction = Literal["sent", "received"]
-Phase = Literal["idle", "prompt", "prediction", "void"]
+Phase = Literal["idle", "prompt", "mixed", "prediction", "void"]
 
 
 @dataclass(slots=True)

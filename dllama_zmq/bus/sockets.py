@@ -25,6 +25,7 @@ SPIN_S = 300e-6
 _HEARTBEAT_MS = 500
 _DEAD_AFTER_MS = 2000
 _STUCK_AFTER_MS = 3000
+_PAIR_LINGER_MS = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +102,19 @@ def connect(
     if kind == zmq.SUB:
         socket.set(SocketOption.SUBSCRIBE, b"")
     _connect(socket, address)
+    return socket
+
+
+def pair(context: zmq.Context[zmq.Socket[bytes]], endpoint: str, bind: bool = False) -> zmq.Socket[bytes]:
+    """One end of a connection between two processes of one root, which never drop what they say to each other."""
+    socket = context.socket(zmq.PAIR)
+    socket.set(SocketOption.LINGER, _PAIR_LINGER_MS)
+    socket.set(SocketOption.SNDHWM, 0)
+    socket.set(SocketOption.RCVHWM, 0)
+    if bind:
+        socket.bind(endpoint)
+    else:
+        socket.connect(endpoint)
     return socket
 
 

@@ -28,7 +28,7 @@ from dllama_zmq.cluster import ClusterFile
 from dllama_zmq.errors import RequestError, UsageError
 from dllama_zmq.launch.lifecycle import for_one_call
 from dllama_zmq.launch.registry import address_elsewhere
-from dllama_zmq.root.sampling import Sampling
+from dllama_zmq.sampling import Sampling
 from dllama_zmq.sources import absolute_model
 
 

@@ -14,11 +14,11 @@ from dllama_zmq.bus.client_messages import NodeTimes, Status, TrafficRow
 from dllama_zmq.errors import PlanError
 from dllama_zmq.models import tensor_table
 from dllama_zmq.root.prediction import KINDS, Asked, Predicted, predict_step
-from dllama_zmq.root.sampling import Sampling
+from dllama_zmq.sampling import Sampling
 from dllama_zmq.sharding import Ask, Plan, context_length, node_memory, possible_node_counts
 from dllama_zmq.spec import SYNC_FLOAT, ModelSpec, Sync
 
-TOKEN_PHASES = ("prompt", "prediction")
+TOKEN_PHASES = ("prompt", "mixed", "prediction")
 BOTH = ("sent", "received")
 TOTAL = "total"
 OTHER = "other"
@@ -119,9 +119,10 @@ class Report(Struct, frozen=True):
 
 def measured(status: Status) -> Report:
     """The traffic of the cluster that sent `status`, and what its plan predicts."""
-    tokens = {phase: status.tokens.get(phase, 0) for phase in TOKEN_PHASES}
-    steps = {phase: status.steps.get(phase, 0) for phase in TOKEN_PHASES}
-    phases = [phase for phase in TOKEN_PHASES if steps[phase] or any(row.phase == phase for row in status.traffic)]
+    shown = [phase for phase in TOKEN_PHASES if phase != "mixed" or status.steps.get(phase)]
+    tokens = {phase: status.tokens.get(phase, 0) for phase in shown}
+    steps = {phase: status.steps.get(phase, 0) for phase in shown}
+    phases = [phase for phase in shown if steps[phase] or any(row.phase == phase for row in status.traffic)]
     names = dict.fromkeys([*(node.name for node in status.nodes[1:]), *(row.node for row in status.traffic)])
     workers = []
     for name in names:

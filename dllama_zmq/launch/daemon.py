@@ -15,9 +15,9 @@ from dllama_zmq import __version__
 from dllama_zmq.bus import sockets
 from dllama_zmq.bus.addresses import ip_addresses
 from dllama_zmq.bus.links import Endpoints
-from dllama_zmq.bus.peers import Peers
 from dllama_zmq.cluster import Cluster, ClusterFile, is_loopback
 from dllama_zmq.errors import ClusterError, DllamaError
+from dllama_zmq.front.process import FrontProcess
 from dllama_zmq.host import require_open_files
 from dllama_zmq.interrupts import Interrupts
 from dllama_zmq.launch.fleet import Fleet
@@ -29,14 +29,15 @@ from dllama_zmq.launch.ports import check_ports
 from dllama_zmq.launch.public_state import PublicState
 from dllama_zmq.launch.registry import Record, only_one
 from dllama_zmq.reporting import Reporter
+from dllama_zmq.root.engine import Engine
 from dllama_zmq.root.report import ClusterFacts
 from dllama_zmq.root.root import Root, RootSettings
-from dllama_zmq.root.service import Service
+from dllama_zmq.root.serving import Serving
 
 logger = logging.getLogger(__name__)
 
 _FILES_OF_ROOT, _FILES_OF_PEER = 20, 3  # opened by libzmq, the kernels' threads and pipes, as counted in /proc
-_LINGER_MS = 200  # for the last messages to clients
+_FRONT_END_S = 1.0  # for the front to close its connections, when everything else has ended
 _STEP_SHARE = 0.25  # of limits.stop_s: for the current step to end; then it is interrupted
 _FLEET_SHARE = 0.5  # of limits.stop_s: for the workers to leave; then they are killed
 
@@ -64,7 +65,7 @@ def run_cluster(file: ClusterFile, reporter: Reporter, lock: int | None = None) 
     interrupts = Interrupts()
     with suppress(KeyboardInterrupt, SystemExit), interrupts.caught(), ExitStack() as cleanup:
         with interrupts.raised():
-            cleanup.enter_context(only_one(file, paths, lock))
+            own_lock = cleanup.enter_context(only_one(file, paths, lock))
             if lock is None:
                 paths.begin_logs()
             else:
@@ -76,6 +77,8 @@ def run_cluster(file: ClusterFile, reporter: Reporter, lock: int | None = None) 
             model, tokenizer = open_checked(file, lambda sentence: logger.warning("%s", sentence))
             cleanup.enter_context(model)
             require_open_files(_FILES_OF_ROOT + _FILES_OF_PEER * len(cluster.workers))
+            front = FrontProcess(paths.ipc_front, tokenizer, [own_lock])
+            cleanup.callback(front.end, _FRONT_END_S)
             context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
             cleanup.callback(context.destroy)  # `term` would wait for ever for the sockets of half a root
             root = Root(
@@ -83,22 +86,23 @@ def run_cluster(file: ClusterFile, reporter: Reporter, lock: int | None = None) 
                 lambda done, total: public.activity("the root reads its part of the model", done, total),
             )  # fmt: skip
             cleanup.push(lambda kind, error, traceback: root.close(_why_down(root, error), stay=True))
-            clients = Peers(context, [*_listen(cluster, "clients"), paths.ipc_clients], sockets.CLIENTS)
-            cleanup.callback(clients.close, _LINGER_MS)
+            facts = ClusterFacts(cluster.name, __version__, as_text(model.path))
+            link = sockets.pair(context, paths.ipc_front, bind=True)
+            serving = Serving(Engine(root, cluster.max_sequences), link, facts)
+            serving.open([*_listen(cluster, "clients"), paths.ipc_clients])
         _, workers, oversubscribed = node_threads(cluster)
         fleet = Fleet(workers, paths, oversubscribed, root.roster, cluster.limits.join_s)
         cleanup.callback(fleet.stop, cluster.limits.stop_s * _FLEET_SHARE)
-        facts = ClusterFacts(cluster.name, __version__, as_text(model.path))
         cleanup.callback(public.remove)
         public.up(root)
 
         def every_turn() -> None:
             fleet.watch()
             public.look()
+            front.check()
 
-        service = Service(root, tokenizer, clients, facts, every_turn)
-        with interrupts.then(service.stop, cluster.limits.stop_s * _STEP_SHARE):
-            service.run()
+        with interrupts.then(serving.stop, cluster.limits.stop_s * _STEP_SHARE):
+            serving.run(every_turn)
         logger.info("going down")
 
 
@@ -117,6 +121,7 @@ def root_settings(cluster: Cluster) -> RootSettings:
         threads=threads,
         oversubscribed=oversubscribed,
         max_seq_len=cluster.max_seq_len,
+        max_sequences=cluster.max_sequences,
         check_memory=cluster.check_memory,
         limits=cluster.limits,
     )

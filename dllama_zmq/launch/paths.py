@@ -77,6 +77,10 @@ class ClusterPaths:
     def ipc_clients(self) -> str:
         return self._ipc("clients")
 
+    @property
+    def ipc_front(self) -> str:
+        return self._ipc("front")
+
     def begin_logs(self) -> None:
         """Rename the logs of the previous run; older ones are removed."""
         for path in self.logs.glob("*.log"):

@@ -7,9 +7,10 @@ import time
 from dataclasses import dataclass, field
 
 from dllama_zmq.bus.addresses import ip_of
-from dllama_zmq.bus.client_messages import NodeStatus, Status
+from dllama_zmq.bus.client_messages import KVStatus, NodeStatus, Status
 from dllama_zmq.bus.session import ROOT, State
 from dllama_zmq.host import free_memory_bytes, host_name
+from dllama_zmq.root.engine import Engine
 from dllama_zmq.root.root import Root
 
 
@@ -23,8 +24,9 @@ class ClusterFacts:
     started: float = field(default_factory=time.monotonic)
 
 
-def cluster_status(request_id: int, facts: ClusterFacts, root: Root, active: int, queued: int) -> Status:
-    """Everything that is known of the cluster now."""
+def cluster_status(facts: ClusterFacts, engine: Engine) -> Status:
+    """Everything that the root knows of the cluster now. Requests and their queue are the front's to add."""
+    root = engine.root
     ledger, settings = root.ledger, root.settings
     nodes = [_root_node(root)]
     for member, row in zip(root.roster.members, root.progress(), strict=True):
@@ -50,7 +52,7 @@ def cluster_status(request_id: int, facts: ClusterFacts, root: Root, active: int
             )
         )
     return Status(
-        id=request_id,
+        id=0,
         name=facts.name,
         version=facts.version,
         state="ready" if root.ready else "forming",
@@ -61,8 +63,10 @@ def cluster_status(request_id: int, facts: ClusterFacts, root: Root, active: int
         sync=settings.sync,
         kernels=root.kernels_name,
         seq_len=root.seq_len,
-        active=active,
-        queued=queued,
+        active=0,
+        queued=0,
+        requests=[],
+        kv=_kv_status(engine),
         oversubscribed=settings.oversubscribed,
         steps=dict(ledger.steps),
         tokens=dict(ledger.tokens),
@@ -92,4 +96,17 @@ def _root_node(root: Root) -> NodeStatus:
         seconds=0.0,
         doing="",
         percent=0,
+    )
+
+
+def _kv_status(engine: Engine) -> KVStatus:
+    pool = engine.scheduler.pool
+    return KVStatus(
+        page_positions=pool.page_size,
+        pages=pool.n_pages,
+        in_use=pool.n_in_use,
+        cached=pool.n_cached,
+        prompt_tokens=engine.n_prompt_tokens,
+        cached_tokens=engine.n_cached_tokens,
+        preemptions=engine.scheduler.n_preemptions,
     )

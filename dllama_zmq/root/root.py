@@ -27,9 +27,10 @@ from dllama_zmq.bus.peers import PeerGone
 from dllama_zmq.bus.session import ROOT, Part, Roster, State
 from dllama_zmq.bus.sockets import SPIN_S
 from dllama_zmq.cluster import Limits
-from dllama_zmq.errors import PlanError, ProtocolError, RemoteError, RequestError, WorkerLost
+from dllama_zmq.errors import PlanError, ProtocolError, RemoteError, RequestError
 from dllama_zmq.formats import ModelFile
-from dllama_zmq.kernels import KV_PAGE, Batch, KernelChoice, KVType, choose_kernels, pages_for, prepare_kernels
+from dllama_zmq.host import free_memory_bytes
+from dllama_zmq.kernels import Batch, KernelChoice, KVType, choose_kernels, prepare_kernels
 from dllama_zmq.models import Model
 from dllama_zmq.quants import F32
 from dllama_zmq.root.asks import pack_asks, read_answers
@@ -48,6 +49,7 @@ from dllama_zmq.sharding import (
     context_length,
     counted,
     kernel_needs,
+    kv_pages,
     merge_candidates,
     node_memory,
 )
@@ -74,6 +76,7 @@ class RootSettings:
     threads: int = 1
     oversubscribed: bool = False
     max_seq_len: int | None = None
+    max_sequences: int = 16
     check_memory: bool = True
     limits: Limits = field(default_factory=Limits)
     spin_s: float = SPIN_S
@@ -99,8 +102,11 @@ class Root:
         self.spec = model.spec
         self.settings = settings
         self.seq_len = context_length(self.spec, settings.max_seq_len)
-        self.n_pages = pages_for(self.seq_len)
         self.plan = Plan.make(self.spec, 1 + len(settings.names), str(model.path))
+        here = [0, *(node for node, name in enumerate(settings.names, start=1) if name in settings.reserved)]
+        self.n_pages = kv_pages(
+            self.plan, here, free_memory_bytes(), self.seq_len, settings.max_sequences, settings.kv_type
+        )
         self.memory = partial(node_memory, self.plan, n_positions=self.seq_len, kv_type=settings.kv_type)
         if self.spec.dim % SYNC_FLOAT[settings.sync].block_values:
             raise PlanError(
@@ -143,7 +149,6 @@ class Root:
         self.ledger = Ledger(self.plan, settings.sync, list(settings.names), settings.recent_s)
         self._stopwatch = Stopwatch(self._star, None if self.link is None else self.link.meter, self._unnamed)
         self._phase: Phase = "idle"
-        self._page_epochs = np.zeros(self.n_pages, np.int64)  # in which each was written
         self._asks: Mapping[int, Ask] = {}  # of the last step, by row, and the logits of these rows
         self._n_tokens = 0
         self._logits: F32 = np.empty((0, 0), np.float32)
@@ -191,6 +196,10 @@ class Root:
     def missing_sentence(self) -> str:
         """Who is not ready, and why."""
         return self._formation.missing_sentence() if self._formation is not None else ""
+
+    def caches(self) -> tuple[bytes, ...]:
+        """Equal as long as every worker has the keys and values of all steps: who joins again has none."""
+        return tuple(member.identity for member in self.roster.members)
 
     def set_phase(self, phase: Phase) -> None:
         """What the traffic and the seconds from here on are for."""
@@ -313,9 +322,6 @@ class Root:
                     f"positions {span.start} to {end - 1}; this cluster has room for {self.seq_len} "
                     "(max_seq_len, in cluster.yaml or of load)"
                 )
-            if (self._page_epochs[pages[: pages_for(span.start)]] != self.roster.epoch).any():
-                raise WorkerLost("a worker left and returned since this text began; its keys and values are gone")
-            self._page_epochs[pages[span.start // KV_PAGE :]] = self.roster.epoch
 
     def _plan_message(self) -> PlanMessage:
         return PlanMessage(

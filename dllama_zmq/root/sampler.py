@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
-from dllama_zmq.root.sampling import Sampling
-from dllama_zmq.sharding import RowCandidates
+from dllama_zmq.sampling import Sampling
+from dllama_zmq.sharding import Ask, RowCandidates
 
 _MOST_EXPONENT = 700.0  # exp of somewhat more is infinite
 
@@ -20,11 +21,16 @@ def more_than(k: int, vocab_size: int) -> int:
 class Sampler:
     """One request's choices: equal requests with equal seeds choose equally, on any number of nodes."""
 
-    def __init__(self, sampling: Sampling) -> None:
+    def __init__(self, sampling: Sampling, n_ids: int | None = None) -> None:
+        """n_ids: only ids below it are chosen."""
         sampling.check()
-        self.sampling = sampling
+        self.sampling, self._n_ids = sampling, n_ids
         self._random = np.random.default_rng(sampling.seed)
         self._coin: float | None = None
+
+    def ask(self, tokens: Sequence[int]) -> Ask:
+        """What to ask first of the row that follows `tokens`."""
+        return Ask(self.sampling.first_k(), self.sampling.temperature)
 
     def choose(self, row: RowCandidates) -> int | None:
         """The next token, or None where more candidates are needed to know it; then call again with more.
@@ -33,6 +39,8 @@ class Sampler:
         0: exactly with `top_k` or `top_p` 1. Otherwise the kept tokens hold `top_p` of the whole row, left-out ids
         included, so a few more are kept.
         """
+        if self._n_ids is not None:
+            row = row.below(self._n_ids)
         if not row.n_sure:
             return None
         if self.sampling.greedy:

@@ -5,9 +5,11 @@ Pages of a mapped model file, such as the embedding's, do not count: the operati
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dllama_zmq.kernels import KVType
+from dllama_zmq.errors import RequestError
+from dllama_zmq.kernels import KV_PAGE, KVType, pages_for
 from dllama_zmq.sharding.plan import Plan
 from dllama_zmq.spec import ModelSpec
 
@@ -18,6 +20,7 @@ PREFILL_TOKENS = 128
 only between steps."""
 
 _PROGRAM_BYTES, _ROOT_PROGRAM_BYTES = 42_000_000, 50_000_000  # interpreter, libraries and kernels
+_RESERVED_SHARE = 0.1  # of what is free, for other programs
 _TOKEN_BYTES = 500  # of the root's tokenizer, per token of the vocabulary
 _WIDE_ARRAYS, _FFN_ARRAYS = 5, 3  # float32 arrays of a step alive at once, (T, D) and (T, F); fitted to measurements
 
@@ -52,6 +55,21 @@ def context_length(spec: ModelSpec, max_seq_len: int | None = None) -> int:
     return min(max_seq_len or DEFAULT_SEQ_LEN, spec.seq_len)
 
 
+def check_prompt(n_tokens: int, max_tokens: int | None, seq_len: int, own_seq_len: int) -> None:
+    """Raise RequestError where a prompt cannot be answered in `seq_len` positions, of the model's `own_seq_len`."""
+    if not n_tokens:
+        raise RequestError("the prompt is empty, and this tokenizer begins no text of itself; give some text")
+    if n_tokens >= seq_len:
+        whose = "this model's own context is" if seq_len == own_seq_len else "there is room for"
+        cure = "" if seq_len == own_seq_len else f", or raise max_seq_len (at most {own_seq_len})"
+        raise RequestError(
+            f"the prompt has {n_tokens} tokens; {whose} {seq_len}, of which an answer needs at least one: shorten the "
+            f"prompt{cure}"
+        )
+    if max_tokens is not None and max_tokens < 1:
+        raise RequestError(f"max_tokens is {max_tokens}; expected 1 or more")
+
+
 def node_memory(plan: Plan, node: int, n_positions: int, kv_type: KVType = "f16") -> NodeMemory:
     """The memory of `node` with room for `n_positions` positions of all sequences together.
 
@@ -72,6 +90,22 @@ def node_memory(plan: Plan, node: int, n_positions: int, kv_type: KVType = "f16"
         step=step,
         program=_ROOT_PROGRAM_BYTES + _TOKEN_BYTES * spec.vocab_size if node == 0 else _PROGRAM_BYTES,
     )
+
+
+def kv_pages(
+    plan: Plan, nodes: Sequence[int], free_bytes: int | None, n_positions: int, n_sequences: int, kv_type: KVType
+) -> int:
+    """Pages of the KV cache where these `nodes` share a computer that has `free_bytes` before anything is loaded.
+
+    Enough for `n_sequences` of `n_positions` each, if all but a tenth of that has room for them beside the weights;
+    less if it has not, but enough for one at least. free_bytes None: it is not known.
+    """
+    one = pages_for(n_positions)
+    if free_bytes is None:
+        return n_sequences * one
+    left = (1 - _RESERVED_SHARE) * free_bytes - sum(node_memory(plan, node, 0, kv_type).total for node in nodes)
+    page_bytes = sum(plan.kv_bytes(node, KV_PAGE, kv_type) for node in nodes)
+    return max(one, min(n_sequences * one, int(left // page_bytes)))
 
 
 def largest_node(plan: Plan, n_positions: int, kv_type: KVType = "f16") -> NodeMemory:

@@ -10,22 +10,20 @@ import threading
 from pathlib import Path
 
 import zmq
+from served import a_front
 from threadpoolctl import threadpool_limits
 
-from dllama_zmq.bus import sockets
 from dllama_zmq.bus.links import Endpoints
-from dllama_zmq.bus.peers import Peers
 from dllama_zmq.cluster import Limits
 from dllama_zmq.formats import open_model, read_tokenizer
-from dllama_zmq.root.report import ClusterFacts
 from dllama_zmq.root.root import Root, RootSettings
-from dllama_zmq.root.service import Service
+from dllama_zmq.root.serving import Serving
 from dllama_zmq.worker import Worker, WorkerSettings
 
 
-def stop_at_end_of_stdin(service: Service) -> None:
+def stop_at_end_of_stdin(serving: Serving) -> None:
     sys.stdin.read()
-    service.stop()
+    serving.stop()
 
 
 def main(path: Path, steps: str, replies: str, clients: str) -> None:
@@ -34,15 +32,15 @@ def main(path: Path, steps: str, replies: str, clients: str) -> None:
         limits = Limits(join_s=60, load_s=60, step_s=20)
         settings = RootSettings(names=["worker1"], kernels="numpy", spin_s=0.0, limits=limits)
         root = Root(context, model, settings, Endpoints([steps], [replies]))
-        peers = Peers(context, [clients], sockets.CLIENTS)
-        service = Service(root, read_tokenizer(path.with_suffix(".t")), peers, ClusterFacts("flooded", "0", str(path)))
+        tokenizer = read_tokenizer(path.with_suffix(".t"))
         worker = threading.Thread(target=Worker(context, WorkerSettings(replies, "worker1", spin_s=0.0)).run)
         worker.start()
-        threading.Thread(target=stop_at_end_of_stdin, args=(service,), daemon=True).start()
-        service.run()
+        with a_front(context, root, tokenizer, clients) as (serving, _, _):
+            threading.Thread(target=stop_at_end_of_stdin, args=(serving,), daemon=True).start()
+            serving.open([clients])
+            serving.run()
         root.close("the test is over")
         worker.join(20)
-        peers.close(200)
 
 
 if __name__ == "__main__":

@@ -15,21 +15,18 @@ import zmq
 from any_message import structs
 from hypothesis import settings
 from hypothesis import strategies as st
+from served import served
 from surroundings import free_ports
 from tiny import tiny_spec
 
 from dllama_zmq import Client
-from dllama_zmq.bus import sockets
 from dllama_zmq.bus.client_messages import FROM_CLIENT, TO_CLIENT, Piece, Queued
 from dllama_zmq.bus.links import Endpoints
 from dllama_zmq.bus.messages import PROTOCOL, TO_ROOT, TO_WORKER, Kinds, decode, encode
-from dllama_zmq.bus.peers import Peers
 from dllama_zmq.cluster import Limits
 from dllama_zmq.errors import ProtocolError
 from dllama_zmq.formats import ModelFile, read_tokenizer
-from dllama_zmq.root.report import ClusterFacts
 from dllama_zmq.root.root import Root, RootSettings
-from dllama_zmq.root.service import Service
 from dllama_zmq.spec import FloatType
 
 SPEC = tiny_spec(dim=128, hidden_dim=256, n_heads=8, weight_type=FloatType.Q40)
@@ -97,13 +94,10 @@ class Living:
     """A cluster that serves clients over TCP, its addresses, and what it answers."""
 
     addresses: dict[str, str]
-    service: Service
-    thread: threading.Thread
     answer: list[int]
 
     def answers_as_before(self) -> None:
         """A normal request gives the tokens that it gave at first."""
-        assert self.thread.is_alive()
         assert tokens(self.addresses["clients"]) == self.answer
 
 
@@ -128,24 +122,17 @@ def living(model: ModelFile, worker: Callable[[Context, str], Callable[[], None]
         names=["worker1"], kernels="numpy", spin_s=0.0, limits=Limits(join_s=10, load_s=10, step_s=5)
     )
     root = Root(context, model, settings, Endpoints([addresses["steps"]], [addresses["replies"]]))
-    clients = Peers(context, [addresses["clients"]], sockets.CLIENTS)
     tokenizer = read_tokenizer(Path(model.path).with_suffix(".t"))
-    service = Service(root, tokenizer, clients, ClusterFacts("hostile", "0", "tiny.m"))
-    threads = [
-        threading.Thread(target=run, daemon=True) for run in (service.run, worker(context, addresses["replies"]))
-    ]
-    for thread in threads:
-        thread.start()
+    node = threading.Thread(target=worker(context, addresses["replies"]), daemon=True)
     try:
-        yield Living(addresses, service, threads[0], tokens(addresses["clients"]))
+        with served(context, root, tokenizer, addresses["clients"]):
+            node.start()
+            yield Living(addresses, tokens(addresses["clients"]))
     finally:
-        service.stop()
-        threads[0].join(ANSWER_S)
         root.close("the test is over")
-        threads[1].join(ANSWER_S)
-        clients.close()
+        node.join(ANSWER_S)
         context.term()
-        assert not any(thread.is_alive() for thread in threads)
+        assert not node.is_alive()
 
 
 def connected(context: Context, kind: int, address: str) -> zmq.Socket[bytes]:

@@ -85,7 +85,7 @@ def flooded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flooded]:
     ports = dict(zip(("steps", "replies", "clients"), free_ports(3), strict=True))
     addresses = [f"tcp://127.0.0.1:{port}" for port in ports.values()]
     command = [sys.executable, str(HERE / "flooded.py"), str(folder / "tiny.m"), *addresses]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE)
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(HERE.parent)})
     assert process.stdin is not None
     try:
         cluster = Flooded(process, ports, [])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,8 @@ import pytest
 from tiny import tiny_spec, tiny_tensors, tiny_tokenizer_data, write_tiny_model
 
 import dllama_zmq
-from dllama_zmq.errors import FormatError, PlanError, RequestError, RootLost, UsageError, WorkerLost
+from dllama_zmq.errors import FormatError, PlanError, RequestError, RootLost, UsageError
 from dllama_zmq.formats import write_m, write_t
-from dllama_zmq.kernels import Batch
 from dllama_zmq.quants import BlockMatrix
 from dllama_zmq.spec import FloatType
 
@@ -156,18 +154,6 @@ def test_token_outside_the_vocabulary_is_refused_and_harms_nothing(model_path: P
         with pytest.raises(RequestError, match="token 288"):
             model.logits([288])
         assert np.array_equal(model.logits([5]), expected)
-
-
-def test_a_text_does_not_go_on_over_keys_and_values_that_are_gone(model_path: Path) -> None:
-    with dllama_zmq.load(model_path, nodes=2) as model:
-        expected = model.logits([1, 2, 3])
-        root = model._root
-        root.logits(Batch.alone(0, 2), [1, 2])
-        root.roster.new_epoch()  # as when a worker leaves and another takes its place
-        root.form(time.monotonic() + 10)
-        with pytest.raises(WorkerLost, match="left and returned"):
-            root.logits(Batch.alone(2, 1), [3])
-        assert np.array_equal(model.logits([1, 2, 3]), expected)
 
 
 def test_client_without_a_root_says_so_before_long() -> None:

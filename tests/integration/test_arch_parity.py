@@ -20,7 +20,6 @@ from grok1_by_hand import GROK1, grok1_logits, grok1_tensors, q80
 import dllama_zmq.models
 from dllama_zmq import load
 from dllama_zmq.formats import write_m
-from dllama_zmq.kernels import Batch
 from dllama_zmq.models import tensor_table
 from dllama_zmq.quants import F32, BlockMatrix
 from dllama_zmq.spec import FloatType, ModelSpec
@@ -123,8 +122,8 @@ def test_tokens_one_at_a_time_give_the_logits_of_the_whole(folder, name):
     path, _ = written(folder, name, FloatType.F32)
     with load(path, nodes=2, kv_cache="f32") as model:
         whole = model.logits(tokens)
-        alone = [model._root.logits(Batch.alone(i, 1), [token]) for i, token in enumerate(tokens)]
-    np.testing.assert_allclose(np.concatenate(alone), whole, rtol=0, atol=2e-5)
+        alone = model.engine.logits(tokens, rows=1)
+    np.testing.assert_allclose(alone, whole, rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("weight_type", [FloatType.Q40, FloatType.Q80])
@@ -135,8 +134,7 @@ def test_quantized_logits_are_the_same_bits_on_1_2_and_4_nodes(folder, name, wei
     logits = []
     for nodes in NODES:
         with load(path, nodes=nodes) as model:
-            rows = [model.logits(tokens[:20]), model._root.logits(Batch.alone(20, 1), tokens[20:21])]
-            logits.append(np.concatenate(rows))
+            logits.append(model.engine.logits(tokens[:21], rows=20))
     assert np.array_equal(logits[1], logits[0])
     assert np.array_equal(logits[2], logits[0])
 

@@ -200,7 +200,7 @@ def test_a_program_ends_that_never_closes_its_client(left: str, context: Context
     with serving(context, model, []) as address:
         code = f"import dllama_zmq; client = dllama_zmq.Client({address!r}); print(client.status().name); {left}"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=SOON_S, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "clients\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "tests\n", "")
 
 
 def test_a_signal_while_a_worker_makes_its_sockets_ends_it() -> None:

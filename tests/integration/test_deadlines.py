@@ -46,11 +46,10 @@ from dllama_zmq.errors import ClusterDefect, FormatError, WorkerLost
 from dllama_zmq.formats import ModelFile, write_m
 from dllama_zmq.kernels import Batch
 from dllama_zmq.quants import BlockMatrix
+from dllama_zmq.root.engine import Engine
 from dllama_zmq.root.formation import _SILENT_S
-from dllama_zmq.root.generation import _evaluate_and_choose
 from dllama_zmq.root.root import Root, RootSettings
-from dllama_zmq.root.sampler import Sampler
-from dllama_zmq.root.sampling import Sampling
+from dllama_zmq.sampling import Sampling
 from dllama_zmq.spec import FloatType
 from dllama_zmq.worker import Worker, WorkerSettings
 
@@ -58,9 +57,13 @@ SOON_S = 20.0  # on a busy machine
 
 
 def test_a_row_of_which_no_token_can_be_chosen_is_an_error_and_not_asked_for_again(model: ModelFile) -> None:
-    root = Root(zmq.Context.instance(), model, RootSettings(kernels="numpy"))
-    with pytest.raises(ClusterDefect, match="no token could be chosen"):
-        _evaluate_and_choose(root, Sampler(Sampling()), Batch.alone(0, 1), [1], n_ids=0)
+    engine = Engine(Root(zmq.Context.instance(), model, RootSettings(kernels="numpy")), max_sequences=1)
+    sequence = engine.add([1], Sampling(), n_ids=0)
+    [(failed, error)] = engine.step().failed
+    assert failed is sequence
+    assert isinstance(error, ClusterDefect)
+    assert "no token could be chosen" in str(error)
+    assert not engine.busy
 
 
 # --- load() with several nodes ----------------------------------------------------------------------------------------

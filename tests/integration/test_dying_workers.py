@@ -9,8 +9,11 @@ import time
 from contextlib import suppress
 
 import psutil
-from command_line import Cli, await_words, finish, gone, json_object, kill, until
-from integration.answers import LEAVE_S, NOTICE_S, answer, long_answer
+import pytest
+from command_line import Cli, await_words, finish, gone, json_object, kill, read_some, until
+from integration.answers import LEAVE_S, NOTICE_S, PROMPT, answer
+
+N_TOKENS = "600"
 
 
 def test_a_worker_that_dies_idle_is_started_again(cli: Cli, greedy_text: str) -> None:
@@ -43,30 +46,35 @@ def test_an_answer_asked_for_before_a_dead_worker_is_back_waits_for_it(cli: Cli,
     cli.down()
 
 
-def test_a_worker_that_dies_in_mid_answer_ends_it_with_one_sentence(cli: Cli, greedy_text: str) -> None:
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSTOP])
+def test_an_answer_goes_on_where_it_was_when_a_worker_that_was_lost_is_back(cli: Cli, end: int) -> None:
     cli.up(4)
-    with long_answer(cli) as process:
+    whole = cli.generate("-n", N_TOKENS).out
+    pid = cli.pid("worker2")
+    with cli.started("generate", PROMPT, "--temp", "0", "-n", N_TOKENS) as process:
         start = time.monotonic()
-        kill(cli.pid("worker2"))
-        ended = finish(process, NOTICE_S, start)
-    assert re.fullmatch(r"worker2 was lost at step \d+, .*", ended.error())
-    print(f"a worker's death in mid-answer was told after {ended.seconds:.2f} s")
-    assert answer(cli) == greedy_text
+        begun = read_some(process, 3 * len(PROMPT)).decode()
+        kill(pid, end)
+        ended = finish(process, 60, start)
+    assert (ended.code, begun + ended.out) == (0, whole), ended.said
+    assert cli.pid("worker2") != pid
+    assert gone(pid)
+    assert re.search(r"worker2 was lost at step \d+, .*; 1 request waits", (cli.log_folder / "root.log").read_text())
     cli.down()
 
 
-def test_a_worker_that_stops_answering_in_mid_answer_ends_it_with_one_sentence(cli: Cli) -> None:
-    cli.up(2)
-    pid = cli.pid("worker1")
-    with long_answer(cli) as process:
-        start = time.monotonic()
-        kill(pid, signal.SIGSTOP)
-        ended = finish(process, NOTICE_S, start)
-    assert re.fullmatch(r"worker1 was lost at step \d+, .*", ended.error())
-    down = cli.down()
-    assert down.seconds < 20  # limits.stop_s for the stopped one to leave, and then it is killed
-    assert gone(pid)
-    print(f"a stopped worker was told after {ended.seconds:.2f} s; down took {down.seconds:.2f} s")
+def test_an_answer_whose_worker_does_not_come_back_ends_with_one_sentence(cli: Cli) -> None:
+    cli.write(2, host="0.0.0.0", open_bus=True, workers=[{"name": "far", "host": "192.0.2.1"}], limits={"rejoin_s": 2})
+    replies = f"127.0.0.1:{cli.ports['replies']}"
+    with cli.started("worker", replies) as worker:
+        assert cli.run("up").code == 0
+        with cli.started("generate", PROMPT, "--temp", "0", "-n", "1900") as process:
+            start = time.monotonic()
+            read_some(process, 3 * len(PROMPT))
+            worker.kill()
+            ended = finish(process, NOTICE_S, start)
+        assert re.fullmatch("the cluster did not get ready: far was lost: .*", ended.error())
+        cli.down()
 
 
 def test_a_stopped_worker_that_goes_on_joins_again(cli: Cli, greedy_text: str) -> None:

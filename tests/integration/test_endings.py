@@ -120,7 +120,7 @@ def test_who_uses_the_cluster_of_another_call_keeps_it_when_that_is_stopped(cli:
     with cli.started("generate", PROMPT, "--temp", "0", "-n", "1900") as owner:
         read_some(owner, len(PROMPT) + 20)
         with cli.started("generate", PROMPT, "--temp", "0", "-n", "100") as other:
-            until(lambda: cli.status().queued == 1, 20, "the second request")
+            until(lambda: cli.status().active == 2, 20, "the second request")
             stopped = signalled(owner)
             assert stopped.code == 130, stopped.said
             assert "small stays up until the others that use it are done" in stopped.err

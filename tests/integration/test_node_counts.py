@@ -9,16 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from generating import events_of, tokens_of
 from tiny import tiny_spec, tiny_tensors, tiny_tokenizer_data
 
 from dllama_zmq import load
 from dllama_zmq.errors import PlanError, RequestError
 from dllama_zmq.formats import write_m, write_t
-from dllama_zmq.kernels import Batch
 from dllama_zmq.local import LocalModel
 from dllama_zmq.quants import F32, BlockMatrix
-from dllama_zmq.root.generation import Finished, GenerationRequest, Token, generate
-from dllama_zmq.root.sampling import Sampling
+from dllama_zmq.root.scheduler import Finished, Token
+from dllama_zmq.sampling import Sampling
 from dllama_zmq.sharding import PREFILL_TOKENS
 from dllama_zmq.spec import FloatType, ModelSpec, Sync
 
@@ -77,9 +77,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
 
 def generated(model: LocalModel, sampling: Sampling) -> list[int]:
     """The tokens that follow PROMPT."""
-    request = GenerationRequest(PROMPT, N_GENERATED, sampling, ignore_eos=True)
-    events = generate(model._root, model.tokenizer, request)
-    return [event.token for event in events if isinstance(event, Token)]
+    return tokens_of(model.engine, PROMPT, N_GENERATED, sampling)
 
 
 @cache
@@ -126,9 +124,10 @@ def test_text_is_that_of_the_tokens(models):
     prompt = "once upon a time the cat"
     with load(path, nodes=2) as model:
         text = "".join(model.generate(prompt, max_tokens=20))
-        request = GenerationRequest(model.tokenizer.encode(prompt), 20)
-        events = list(generate(model._root, model.tokenizer, request))
-    assert text == "".join(event.text for event in events if isinstance(event, Token | Finished))
+        tokenizer = model.tokenizer
+        tokens = tokens_of(model.engine, tokenizer.encode(prompt), 20)
+    ends = [i for i, token in enumerate(tokens) if token in tokenizer.eos_ids]
+    assert text == tokenizer.decode(tokens[: ends[0] if ends else None], continues=True)
     assert text
 
 
@@ -157,7 +156,7 @@ def test_logits_of_a_text_at_once_equal_those_token_by_token(models, nodes):
     assert len(text) > PREFILL_TOKENS  # at once is in two steps
     with load(models.path(FloatType.F32), nodes=nodes) as model:
         at_once = model.logits(text)
-        one_by_one = [model._root.logits(Batch.alone(i, 1), [token])[0] for i, token in enumerate(text)]
+        one_by_one = model.engine.logits(text, rows=1)
     np.testing.assert_allclose(at_once, one_by_one, rtol=0, atol=1e-4)
 
 
@@ -172,8 +171,7 @@ def test_a_text_begins_anew_whatever_was_evaluated_before(models, nodes):
 @pytest.mark.parametrize("nodes", [1, 2])
 def test_generation_ends_with_length_when_the_context_is_full(models, nodes):
     with load(models.path(FloatType.Q40), nodes=nodes) as model:
-        request = GenerationRequest(TEXT, max_tokens=None, ignore_eos=True)
-        events = list(generate(model._root, model.tokenizer, request))
+        events = events_of(model.engine, TEXT, max_tokens=None)
     tokens = [event for event in events if isinstance(event, Token)]
     assert isinstance(events[-1], Finished)
     assert events[-1].reason == "length"
@@ -182,7 +180,7 @@ def test_generation_ends_with_length_when_the_context_is_full(models, nodes):
 
 def test_generation_ends_with_length_after_max_tokens(models):
     with load(models.path(FloatType.Q40)) as model:
-        events = list(generate(model._root, model.tokenizer, GenerationRequest(PROMPT, 3, ignore_eos=True)))
+        events = events_of(model.engine, PROMPT, 3)
     assert isinstance(events[-1], Finished)
     assert events[-1].reason == "length"
     assert sum(isinstance(event, Token) for event in events) == 3
@@ -197,9 +195,8 @@ def pair(models: Models) -> Iterator[LocalModel]:
 
 @pytest.mark.parametrize("n_tokens", [SEQ_LEN, SEQ_LEN + 1, 1000])
 def test_a_prompt_longer_than_the_context_is_refused_with_both_numbers(pair, n_tokens):
-    request = GenerationRequest([5] * n_tokens)
     with pytest.raises(RequestError, match=rf"prompt has {n_tokens} tokens; this model's own context is {SEQ_LEN}\b"):
-        next(generate(pair._root, pair.tokenizer, request))
+        pair.engine.add([5] * n_tokens, Sampling())
 
 
 def test_a_text_longer_than_the_context_has_no_logits(pair):

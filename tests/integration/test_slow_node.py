@@ -21,6 +21,7 @@ from dllama_zmq.bus.client_messages import NodeTimes, PhaseTimes, Status, StepSt
 from dllama_zmq.cli.slow_nodes import slowness
 from dllama_zmq.formats import ModelFile
 from dllama_zmq.kernels import Batch, KernelChoice
+from dllama_zmq.root.engine import Engine
 from dllama_zmq.root.recent import RECENT_S
 from dllama_zmq.root.report import ClusterFacts, cluster_status
 from dllama_zmq.root.root import Root
@@ -70,7 +71,7 @@ def run_steps(root: Root, n_steps: int = N_STEPS) -> StepStats:
 
 
 def status_of(root: Root) -> Status:
-    return cluster_status(1, ClusterFacts("test", "", ""), root, 0, 0)
+    return cluster_status(ClusterFacts("test", "", ""), Engine(root, 1))
 
 
 def recent(root: Root) -> PhaseTimes:

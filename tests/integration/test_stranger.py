@@ -18,6 +18,7 @@ import integration.stranger_shard as stranger_shard
 import numpy as np
 import pytest
 import zmq
+from generating import tokens_of
 from integration.stranger import Stranger
 from tiny import tiny_spec, tiny_tokenizer_data, write_tiny_model
 
@@ -26,9 +27,9 @@ from dllama_zmq.formats import ModelFile, read_tokenizer, write_t
 from dllama_zmq.formats.random_model import random_tensors
 from dllama_zmq.kernels import Batch
 from dllama_zmq.quants import F32, BlockMatrix
-from dllama_zmq.root.generation import GenerationRequest, Token, generate
+from dllama_zmq.root.engine import Engine
 from dllama_zmq.root.root import Root, RootSettings
-from dllama_zmq.root.sampling import Sampling
+from dllama_zmq.sampling import Sampling
 from dllama_zmq.sharding import Ask, best_candidates, merge_candidates
 from dllama_zmq.spec import Architecture, FloatType, ModelSpec, Rope, RopeScaling, Sync
 from dllama_zmq.tokenizer import Tokenizer
@@ -217,8 +218,7 @@ def logits_of(model: ModelFile) -> F32:
 
 
 def tokens(root: Root, tokenizer: Tokenizer, sampling: Sampling) -> Iterator[int]:
-    request = GenerationRequest(TOKENS, 20, sampling, ignore_eos=True)
-    return (event.token for event in generate(root, tokenizer, request) if isinstance(event, Token))
+    return iter(tokens_of(Engine(root, 1), TOKENS, 20, sampling))
 
 
 def test_the_stranger_imports_nothing_of_the_package() -> None:

@@ -18,15 +18,16 @@ from pathlib import Path
 import msgpack
 import pytest
 import zmq
+from generating import tokens_of
 from surroundings import free_ports
 from tiny import tiny_spec, tiny_tokenizer_data, write_tiny_model
 from tokenizers_of import of_t
 
 from dllama_zmq.bus.links import Endpoints
 from dllama_zmq.bus.meter import wire_bytes
-from dllama_zmq.root.generation import GenerationRequest, generate
+from dllama_zmq.root.engine import Engine
 from dllama_zmq.root.root import Root, RootSettings
-from dllama_zmq.root.sampling import Sampling
+from dllama_zmq.sampling import Sampling
 from dllama_zmq.spec import Sync
 from dllama_zmq.worker import Worker, WorkerSettings
 
@@ -149,9 +150,9 @@ def metered_run(folder: Path, sync: Sync) -> Iterator[tuple[Root, Forwarder, For
         thread.start()
         try:
             root.form(time.monotonic() + 30)
+            engine = Engine(root, 1)
             for sampling in (Sampling(), Sampling(temperature=50.0, seed=5)):
-                request = GenerationRequest(tokenizer.encode("the cat and the dog"), 10, sampling, ignore_eos=True)
-                assert [*generate(root, tokenizer, request)]
+                assert len(tokens_of(engine, tokenizer.encode("the cat and the dog"), 10, sampling)) == 10
             root.close("done")
             thread.join(10)
             assert not thread.is_alive()

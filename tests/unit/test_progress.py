@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
-from dllama_zmq.bus.client_messages import NodeStatus, Status
+from dllama_zmq.bus.client_messages import KVStatus, NodeStatus, Status
 from dllama_zmq.cli.progress import Arrivals, Display, duration
 
 MB = 1_000_000
@@ -149,7 +149,28 @@ def node(name: str, state: str, sent_bytes: int = 0, reason: str = "has not join
 def status(*workers: NodeStatus) -> Status:
     nodes = [node("root", "ready"), *workers]
     return Status(
-        1, "small", "0", "forming", "", 1, 0.0, "m", "f32", "simd", 64, 0, 0, False, {}, {}, {}, nodes, {}, []
+        1,
+        "small",
+        "0",
+        "forming",
+        "",
+        1,
+        0.0,
+        "m",
+        "f32",
+        "simd",
+        64,
+        0,
+        0,
+        [],
+        KVStatus(64, 1, 0, 0, 0, 0, 0),
+        False,
+        {},
+        {},
+        {},
+        nodes,
+        {},
+        [],
     )
 
 

@@ -28,7 +28,7 @@ NAMED: dict[Any, str] = {
     messages.Endpoint: "endpoint", messages.Seconds: "seconds", messages.Heads: "heads", messages.Asks: "asks",
     messages.Again: "again",
     client_messages.Whole: "whole", client_messages.Number: "number", client_messages.Prompt: "prompt",
-    StepStats: "figures", bool: "bool", client_messages.RequestId: "id",
+    StepStats: "figures", client_messages.KVStatus: "map", bool: "bool", client_messages.RequestId: "id",
 }  # fmt: skip
 
 
@@ -98,7 +98,13 @@ def test_the_document_has_the_protocols_number_and_its_own_example() -> None:
 
 
 def test_the_maps_of_a_status_are_in_the_document() -> None:
-    maps = (client_messages.NodeStatus, client_messages.PhaseTimes, client_messages.NodeTimes)
+    maps = (
+        client_messages.NodeStatus,
+        client_messages.PhaseTimes,
+        client_messages.NodeTimes,
+        client_messages.RequestStatus,
+        client_messages.KVStatus,
+    )
     for struct in (*maps, client_messages.TrafficRow, StepStats):
         for field in struct.__struct_fields__:
             assert re.search(rf"\b{field}\b", TEXT), f"PROTOCOL.md lacks {struct.__name__}.{field}"

@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as npst
 from dllama_zmq.errors import RequestError
 from dllama_zmq.quants import F32
 from dllama_zmq.root.sampler import Sampler, more_than
-from dllama_zmq.root.sampling import Sampling
+from dllama_zmq.sampling import Sampling
 from dllama_zmq.sharding import Ask, RowCandidates, best_candidates, merge_candidates
 
 N_DRAWS = 4000

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dllama_zmq.root.waiting import Waiting
+from dllama_zmq.front.waiting import Waiting
 
 
 @dataclass(eq=False)

@@ -18,8 +18,12 @@ class Waits(Protocol):
     """What is asked of a request."""
 
     client: bytes
-    id: int
-    prompt: str
+
+    @property
+    def id(self) -> int: ...
+
+    @property
+    def prompt(self) -> str: ...
 
 
 R = TypeVar("R", bound=Waits)

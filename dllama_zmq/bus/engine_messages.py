@@ -1,0 +1,149 @@
+"""The messages between the front and the engine of one root, two processes of one computer: token ids, never text.
+
+They travel over a PAIR of ipc sockets (inproc in tests) in one direction's order, as msgpack. Both ends are of one
+version, so they carry no protocol number.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import msgspec
+
+from dllama_zmq.bus.client_messages import Status, StepStats
+from dllama_zmq.sampling import Sampling
+
+
+class _Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    pass
+
+
+# --- front to engine ------------------------------------------------------------------------------------------------
+
+
+class Listening(_Message, frozen=True):
+    """The first message: the front listens to clients, or why it cannot."""
+
+    error: str
+
+
+class Submit(_Message, frozen=True):
+    """Generate what follows `tokens`. `id` is the front's own.
+
+    stop_ids: end the answer and are not part of it. n_ids: only ids below it are generated.
+    """
+
+    id: int
+    tokens: list[int]
+    max_tokens: int | None
+    sampling: Sampling
+    stop_ids: list[int]
+    n_ids: int
+
+
+class Withdraw(_Message, frozen=True):
+    """Forget that request; nothing more is said of it."""
+
+    id: int
+
+
+class AskReport(_Message, frozen=True):
+    """Answered with a Report between two steps."""
+
+
+class Quit(_Message, frozen=True):
+    """A client has asked for the end of the cluster."""
+
+
+# --- engine to front ------------------------------------------------------------------------------------------------
+
+
+class Facts(_Message, frozen=True):
+    """The first message: what the front must know to answer clients.
+
+    endpoints: where it listens to them. seq_len: positions that a sequence may have. context: the model's own.
+    vocab_size: ids that the model knows. silence_s: how long a step may take.
+    """
+
+    endpoints: list[str]
+    seq_len: int
+    context: int
+    vocab_size: int
+    max_sequences: int
+    silence_s: float
+
+
+class Membership(_Message, frozen=True):
+    """Whether every node is ready, else why not. Sent on every change, and once a second while it forms.
+
+    patience_s: how long a request waits for nodes that are not ready.
+    """
+
+    ready: bool
+    note: str
+    patience_s: float
+
+
+class PromptProgress(msgspec.Struct, frozen=True, array_like=True):
+    """`done` of a prompt's `total` tokens are evaluated, `n_tokens` of them in this step.
+
+    n_cached: of these, tokens whose keys and values were there already.
+    """
+
+    id: int
+    done: int
+    total: int
+    n_tokens: int
+    n_cached: int
+
+
+class Sampled(msgspec.Struct, frozen=True, array_like=True):
+    """One generated token. logprobs: of this token and then of the most likely ones, where they were asked for."""
+
+    id: int
+    token: int
+    logprobs: list[tuple[int, float]]
+
+
+class Ended(msgspec.Struct, frozen=True, array_like=True):
+    """A request has its last token."""
+
+    id: int
+    reason: str
+
+
+class Stepped(_Message, frozen=True):
+    """What one step has brought."""
+
+    figures: StepStats
+    prompts: list[PromptProgress]
+    sampled: list[Sampled]
+    ended: list[Ended]
+
+
+class Failed(_Message, frozen=True):
+    """A request ended in an error, of the class `kind` in errors.py."""
+
+    id: int
+    kind: str
+    text: str
+
+
+class Report(_Message, frozen=True):
+    """The cluster as the root sees it; the front adds what it knows of requests."""
+
+    status: Status
+
+
+class GoingDown(_Message, frozen=True):
+    """The engine has ended, and why, for those who wait for answers."""
+
+    why: str
+
+
+ToEngine: TypeAlias = Listening | Submit | Withdraw | AskReport | Quit
+ToFront: TypeAlias = Facts | Membership | Stepped | Failed | Report | GoingDown
+
+TO_ENGINE: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)
+TO_FRONT: msgspec.msgpack.Decoder[ToFront] = msgspec.msgpack.Decoder(ToFront)
+ENCODER = msgspec.msgpack.Encoder()

@@ -1,0 +1,41 @@
+"""Prompts to tokens in a thread: a long prompt, or a tokenizer that runs a program, must not hold up the others."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from dllama_zmq.front.request import Request
+from dllama_zmq.tokenizer import Tokenizer
+
+
+class Encoding:
+    """One prompt at a time. `wake` is readable once `result` can be asked."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._thread = ThreadPoolExecutor(1, "encoding")
+        self._future: Future[list[int]] | None = None
+        self.wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.request: Request | None = None
+
+    def begin(self, request: Request) -> None:
+        """Encode the prompt of `request`. Nothing may be open."""
+        self.request = request
+        self._future = self._thread.submit(self._tokenizer.encode, request.prompt)
+        self._future.add_done_callback(lambda future: os.eventfd_write(self.wake, 1))
+
+    def result(self) -> tuple[Request, list[int] | BaseException] | None:
+        """The request whose prompt is encoded, and its tokens or what went wrong; None where none is."""
+        future, request = self._future, self.request
+        if future is None or request is None or not future.done():
+            return None
+        self._future = self.request = None
+        os.eventfd_read(self.wake)
+        return request, future.exception() or future.result()
+
+    def close(self) -> None:
+        """Give up. A prompt that is being encoded is not waited for, and keeps `wake` open."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        if self._future is None or self._future.done():
+            os.close(self.wake)

@@ -1,0 +1,378 @@
+"""Clients: their requests queue here, are tokenized, submitted to the engine, and answered with text.
+
+One thread waits for clients, the engine and the encoder; none of its turns takes long. Knows text and requests; what
+nodes and steps are is the engine's.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import secrets
+import time
+from collections.abc import Callable, Sequence
+
+import msgspec
+import zmq
+
+from dllama_zmq.bus.client_messages import (
+    FROM_CLIENT,
+    AskStatus,
+    Cancel,
+    Done,
+    Error,
+    Generate,
+    Piece,
+    Prefill,
+    Queued,
+    Started,
+    Status,
+    Stop,
+    Stopping,
+)
+from dllama_zmq.bus.complaints import Complaints
+from dllama_zmq.bus.engine_messages import (
+    ENCODER,
+    TO_FRONT,
+    AskReport,
+    Facts,
+    Failed,
+    GoingDown,
+    Listening,
+    Membership,
+    Quit,
+    Report,
+    Stepped,
+    Submit,
+    ToEngine,
+    Withdraw,
+)
+from dllama_zmq.bus.messages import Message, decode, encode
+from dllama_zmq.bus.peers import PeerGone, Peers
+from dllama_zmq.errors import ClusterDefect, DllamaError, ProtocolError
+from dllama_zmq.front.encoding import Encoding
+from dllama_zmq.front.request import Request
+from dllama_zmq.front.waiting import Waiting
+from dllama_zmq.sharding import check_prompt
+from dllama_zmq.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+_POLL_S = 1.0
+_REMIND_S = 1.0
+_LOOK_AT_REQUESTS_S = 0.1
+_CLIENTS_S = 0.002  # for what clients say, before the engine has its turn again
+_REPORT_S = 0.05  # a status waits so long for the engine's report of now; then the last one is the answer
+_MAX_TOLD = 64  # requests in a status
+_LAST_WORDS_S = 0.5  # for clients to hear how it ends, part of limits.stop_s
+_LAST_WORDS_AGAIN_S = 0.02
+
+
+class Front:
+    """The clients' side of a root. `run` returns when the engine has gone.
+
+    engine: the PAIR socket to the engine. alive: a descriptor that becomes readable when the engine's process ends.
+    """
+
+    def __init__(
+        self,
+        engine: zmq.Socket[bytes],
+        alive: int,
+        tokenizer: Tokenizer,
+        listen: Callable[[Sequence[str]], Peers],
+    ) -> None:
+        self._engine, self._alive = engine, alive
+        self._tokenizer = tokenizer
+        self._listen = listen
+        self._encoding = Encoding(tokenizer)
+        self._waiting: Waiting[Request] = Waiting()
+        self._running: dict[int, Request] = {}
+        self._last_id = 0
+        self._members = Membership(False, "", math.inf)  # until the engine says how it is
+        self._ready_at = time.monotonic()  # when every node was last seen ready, or this began
+        self._next_look = 0.0
+        self._status: Status | None = None
+        self._askers: list[tuple[bytes, int]] = []
+        self._answer_by = 0.0
+        self._complaints = Complaints(logger)
+        self._last_words: list[tuple[bytes, Message]] = []
+        self._why_down = ""
+
+    def run(self) -> None:
+        """Serve until the engine goes down, then until its process has ended or `alive` says so."""
+        poller = zmq.Poller()
+        poller.register(self._engine, zmq.POLLIN)
+        poller.register(self._alive, zmq.POLLIN)
+        poller.register(self._encoding.wake, zmq.POLLIN)
+        facts = self._first_facts(poller)
+        if facts is None:
+            return
+        self._facts = facts
+        try:
+            self._clients = self._listen(facts.endpoints)
+        except DllamaError as error:
+            self._tell_engine(Listening(str(error)))
+            return
+        self._tell_engine(Listening(""))
+        poller.register(self._clients.socket, zmq.POLLIN)
+        try:
+            while not self._why_down:
+                events = dict(poller.poll(round(self._wait_s() * 1000)))
+                if self._alive in events:
+                    self._why_down = (
+                        "the root went away without a word, as one that was killed; `dllama-zmq logs root` may say why"
+                    )
+                self._hear_engine()
+                self._answer_clients()
+                self._take_encoded()
+                self._submit()
+                self._answer_askers()
+                self._remind()
+            for request in self._open():
+                self._last_words.append((request.client, Error(request.id, "ClusterError", self._why_down[:4000])))
+            self._say_last_words()
+            poller = zmq.Poller()  # clients know by the end of this connection that all nodes have left
+            poller.register(self._alive, zmq.POLLIN)
+            poller.poll()
+        finally:
+            self._encoding.close()
+            self._clients.close()
+
+    def _first_facts(self, poller: zmq.Poller) -> Facts | None:
+        """What the engine says first; None where it ends before."""
+        while True:
+            events = dict(poller.poll())
+            if self._engine in events:
+                message = TO_FRONT.decode(self._engine.recv())
+                return message if isinstance(message, Facts) else None
+            if self._alive in events:
+                return None
+
+    def _wait_s(self) -> float:
+        if self._askers:
+            return max(0.0, self._answer_by - time.monotonic())
+        return _LOOK_AT_REQUESTS_S if len(self._waiting) or (self._running and not self._members.ready) else _POLL_S
+
+    # --- the engine ------------------------------------------------------------------------------------------------
+
+    def _hear_engine(self) -> None:
+        while self._engine.poll(0):
+            message = TO_FRONT.decode(self._engine.recv())
+            if isinstance(message, Stepped):
+                self._tell_step(message)
+            elif isinstance(message, Membership):
+                self._members = message
+                if message.ready:
+                    self._ready_at = time.monotonic()
+            elif isinstance(message, Report):
+                self._status = message.status
+                self._answer_by = 0.0
+            elif isinstance(message, Failed):
+                if (request := self._running.pop(message.id, None)) is not None:
+                    self._send(request.client, Error(request.id, message.kind, message.text[:4000]))
+            elif isinstance(message, GoingDown):
+                self._why_down = message.why
+
+    def _tell_step(self, step: Stepped) -> None:
+        """Tell each client what a step has brought it."""
+        for prompt in step.prompts:
+            if (request := self._running.get(prompt.id)) is not None:
+                request.n_cached = prompt.n_cached
+                self._tell(request, Prefill(request.id, prompt.done, prompt.total, prompt.n_tokens, step.figures))
+        for sampled in step.sampled:
+            request = self._running.get(sampled.id)
+            if request is not None and request.decoder is not None:
+                # The first token comes with the last of the prompt, whose step has told its figures already.
+                figures = step.figures if request.n_tokens else None
+                request.n_tokens += 1
+                request.first_token = request.first_token or time.monotonic()
+                text = request.decoder.push(sampled.token)
+                self._tell(request, Piece(request.id, sampled.token, text, figures))
+        for ended in step.ended:
+            if (request := self._running.pop(ended.id, None)) is not None:
+                self._finish(request, ended.reason)
+
+    def _finish(self, request: Request, reason: str) -> None:
+        text = request.decoder.flush() if request.decoder is not None else ""
+        self._send(request.client, Done(request.id, reason, text))  # type: ignore[arg-type]
+        seconds = time.monotonic() - request.started
+        speed = request.n_tokens / max(seconds, 1e-9)
+        logger.info(
+            "request done id=%d reason=%s prompt=%d out=%d tok_s=%.1f", request.id, reason, request.n_prompt,
+            request.n_tokens, speed,
+        )  # fmt: skip
+
+    def _tell_engine(self, message: ToEngine) -> None:
+        self._engine.send(ENCODER.encode(message))
+
+    # --- clients ---------------------------------------------------------------------------------------------------
+
+    def _answer_clients(self) -> None:
+        """Hear clients, one message of each in turn, for _CLIENTS_S at most."""
+        until = time.monotonic() + _CLIENTS_S
+        while True:
+            frames = self._clients.receive_now()
+            if frames is None:
+                return
+            client = bytes(frames[0])
+            try:
+                message, _ = decode(frames[1:], FROM_CLIENT)
+            except ProtocolError as error:
+                self._complaints.say("dropped a message from a client: %s", error)
+                self._send(client, Error(0, "ProtocolError", str(error)[:1000]))
+            else:
+                self._answer(client, message)
+            if time.monotonic() > until:
+                return
+
+    def _answer(self, client: bytes, message: Message) -> None:
+        if isinstance(message, Generate):
+            self._enqueue(client, message)
+        elif isinstance(message, Cancel):
+            self._cancel(client, message.id)
+        elif isinstance(message, AskStatus):
+            if not self._askers:
+                self._answer_by = time.monotonic() + _REPORT_S
+                self._tell_engine(AskReport())
+            self._askers.append((client, message.id))
+        elif isinstance(message, Stop):
+            self._last_words.append((client, Stopping(message.id)))
+            self._tell_engine(Quit())
+
+    def _answer_askers(self) -> None:
+        """Answer those who ask for the status: with the engine's report of now, or with the last one."""
+        if not self._askers or self._status is None or time.monotonic() < self._answer_by:
+            return
+        now = time.monotonic()
+        requests = [request.status(now) for request in self._open()[:_MAX_TOLD]]
+        active, queued = len(self._running), len(self._waiting) + (self._encoding.request is not None)
+        status = msgspec.structs.replace(self._status, active=active, queued=queued, requests=requests)
+        for client, request_id in self._askers:
+            self._send(client, msgspec.structs.replace(status, id=request_id))
+        self._askers.clear()
+
+    def _enqueue(self, client: bytes, message: Generate) -> None:
+        if self._find(client, message.id) is not None:
+            self._send(client, Error(0, "RequestError", f"a request with the id {message.id} is open already"))
+            return
+        seed = secrets.randbelow(1 << 31) if message.seed is None else message.seed
+        now = time.monotonic()
+        request = Request(client, message, seed, now, now - _REMIND_S)
+        try:
+            request.sampling.check()
+        except DllamaError as error:
+            self._fail(request, error)
+            return
+        for dropped in self._waiting.add(request):
+            reason = f"{len(self._waiting)} requests wait already; try again later"
+            self._send(dropped.client, Error(dropped.id, "RequestError", reason))
+
+    def _find(self, client: bytes, request_id: int) -> Request | None:
+        """The client's open request with this id."""
+        return next((r for r in self._open() if (r.client, r.id) == (client, request_id)), None)
+
+    def _open(self) -> list[Request]:
+        """All requests that have not ended, those that run first."""
+        encoded = self._encoding.request
+        being_encoded = [] if encoded is None or encoded.cancelled else [encoded]
+        return [*self._running.values(), *being_encoded, *self._waiting]
+
+    def _cancel(self, client: bytes, request_id: int) -> None:
+        request = self._find(client, request_id)
+        if request is not None:
+            self._forget(request)
+            self._finish(request, "cancelled")
+
+    def _forget(self, request: Request) -> None:
+        """Nobody waits for this request any more."""
+        self._waiting.remove(request)
+        if self._encoding.request is request:
+            request.cancelled = True
+        if self._running.pop(request.engine_id, None) is not None:
+            self._tell_engine(Withdraw(request.engine_id))
+
+    # --- requests --------------------------------------------------------------------------------------------------
+
+    def _submit(self) -> None:
+        """Encode the prompt of the next request, where the engine has room for it."""
+        has_room = len(self._running) < self._facts.max_sequences and self._members.ready
+        if has_room and self._encoding.request is None and (request := self._waiting.take()) is not None:
+            self._encoding.begin(request)
+
+    def _take_encoded(self) -> None:
+        """Submit the request whose prompt has been encoded."""
+        result = self._encoding.result()
+        if result is None:
+            return
+        request, tokens = result
+        if request.cancelled:
+            return
+        try:
+            if isinstance(tokens, BaseException):
+                raise tokens
+            check_prompt(len(tokens), request.asked.max_tokens, self._facts.seq_len, self._facts.context)
+        except Exception as error:
+            self._fail(request, error)
+            return
+        self._last_id += 1
+        request.engine_id, request.n_prompt, request.started = self._last_id, len(tokens), time.monotonic()
+        request.decoder = self._tokenizer.decoder(continues=True)
+        self._running[self._last_id] = request
+        asked = request.asked
+        stop_ids = [] if asked.ignore_eos else list(self._tokenizer.eos_ids)
+        n_ids = min(self._tokenizer.vocab_size, self._facts.vocab_size)
+        self._tell_engine(Submit(self._last_id, tokens, asked.max_tokens, request.sampling, stop_ids, n_ids))
+        self._tell(request, Started(request.id, len(tokens), request.seed, self._facts.silence_s))
+
+    def _remind(self) -> None:
+        """Tell every waiting client once a second why it waits; give up on those that wait too long for nodes."""
+        now = time.monotonic()
+        members = self._members
+        if members.ready:
+            self._ready_at = now
+        if now < self._next_look:
+            return
+        self._next_look = now + _LOOK_AT_REQUESTS_S
+        held_up = [] if members.ready else [(0, request) for request in self._running.values()]
+        n_ahead = len(self._running) + (self._encoding.request is not None)
+        for ahead, request in [*held_up, *enumerate(self._waiting, n_ahead)]:
+            if not members.ready and now > max(self._ready_at, request.came) + members.patience_s:
+                self._forget(request)
+                reason = f"the cluster did not get ready: {members.note}"
+                self._send(request.client, Error(request.id, "WorkerLost", reason))
+            elif now >= request.reminded + _REMIND_S and (ahead or members.note):
+                request.reminded = now
+                self._tell(request, Queued(request.id, ahead, members.note[:2000], self._facts.silence_s))
+
+    def _fail(self, request: Request, error: Exception) -> None:
+        """A request ends in an error before it has reached the engine."""
+        if not isinstance(error, DllamaError):
+            logger.error("request failed id=%d", request.id, exc_info=error)
+            error = ClusterDefect(f"{type(error).__name__}: {error}; the root's log has more")
+        self._send(request.client, Error(request.id, type(error).__name__, str(error)[:4000]))
+
+    def _tell(self, request: Request, message: Message) -> None:
+        """Send to the client of `request`; a client that has gone has no requests."""
+        if not self._send(request.client, message):
+            logger.info("client left id=%d", request.id)
+
+    def _send(self, client: bytes, message: Message) -> bool:
+        """Send to one client; False where it has gone, and what it has asked for with it."""
+        try:
+            self._clients.send(client, encode(message))
+        except PeerGone:
+            self._waiting.leave(client)
+            for request in [r for r in self._running.values() if r.client == client]:
+                self._forget(request)
+            return False
+        return True
+
+    def _say_last_words(self) -> None:
+        """Tell clients how it ends until they have left: what they have not read goes with the connection.
+
+        (libzmq 4.3.5 drops it where a connecting socket has IMMEDIATE, as a client's has: `hiccuped` ends the pipe.)
+        """
+        until = time.monotonic() + _LAST_WORDS_S
+        while self._last_words and time.monotonic() < until:
+            self._last_words = [word for word in self._last_words if self._send(*word)]
+            time.sleep(_LAST_WORDS_AGAIN_S)

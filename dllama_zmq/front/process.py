@@ -1,0 +1,91 @@
+"""The front in a process of its own, forked from the root's: it has the tokenizer and all code already.
+
+Fork before there are sockets and kernel threads: a child has only the thread that forks.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+
+import zmq
+
+from dllama_zmq.bus import sockets
+from dllama_zmq.bus.peers import Peers
+from dllama_zmq.errors import ClusterError
+from dllama_zmq.front.front import Front
+from dllama_zmq.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+_END_POLL_S = 0.01
+
+
+class FrontProcess:
+    """A child process that runs a Front. It ends when this process does, or with `end`."""
+
+    def __init__(self, address: str, tokenizer: Tokenizer, close_fds: Sequence[int]) -> None:
+        """address: the ipc endpoint of the engine's PAIR socket. close_fds: what the child must not hold."""
+        readable, self._pipe = os.pipe()
+        os.set_inheritable(readable, False)
+        self._ended = ""
+        self.pid = os.fork()
+        if self.pid:
+            os.close(readable)
+            return
+        code = 1
+        try:
+            os.close(self._pipe)
+            for descriptor in close_fds:
+                os.close(descriptor)
+            _be_front(address, readable, tokenizer)
+            code = 0
+        except BaseException:
+            logger.exception("the process that answers clients ends")
+        finally:
+            logging.shutdown()
+            os._exit(code)  # nothing of the root's is to be cleared away here
+
+    def check(self) -> None:
+        """Raise ClusterError where it has ended."""
+        if not self._ended:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self._ended = _ending(status) if pid else ""
+        if self._ended:
+            raise ClusterError(f"the process that answers clients ended with {self._ended}; the root's log says why")
+
+    def end(self, wait_s: float) -> None:
+        """Let it end, and kill it where it has not after `wait_s`."""
+        os.close(self._pipe)
+        if self._ended:
+            return
+        until = time.monotonic() + wait_s
+        with suppress(ChildProcessError):
+            while not os.waitpid(self.pid, os.WNOHANG)[0]:
+                if time.monotonic() > until:
+                    os.kill(self.pid, signal.SIGKILL)
+                    os.waitpid(self.pid, 0)
+                    return
+                time.sleep(_END_POLL_S)
+
+
+def _be_front(address: str, alive: int, tokenizer: Tokenizer) -> None:
+    """The child. Signals are for the root, which tells clients how it ends."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)  # the pipe of whoever started the root is the root's alone
+    os.close(nothing)
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    engine = sockets.pair(context, address)
+    Front(engine, alive, tokenizer, lambda endpoints: Peers(context, endpoints, sockets.CLIENTS)).run()
+    context.destroy()
+
+
+def _ending(status: int) -> str:
+    return f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else f"exit code {os.WEXITSTATUS(status)}"

@@ -1,0 +1,59 @@
+"""One client's request, from its message to the end of its answer. Knows text and tokens, no socket."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from dllama_zmq.bus.client_messages import Generate, RequestStatus
+from dllama_zmq.sampling import Sampling
+from dllama_zmq.tokenizer.decoder import IncrementalDecoder
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """`id` is the client's, `engine_id` that of the engine: 0 until the request is submitted.
+
+    came, reminded, started: time.monotonic().
+    """
+
+    client: bytes
+    asked: Generate
+    seed: int
+    came: float
+    reminded: float
+    engine_id: int = 0
+    started: float = 0.0
+    n_prompt: int = 0
+    n_cached: int = 0
+    first_token: float = 0.0
+    n_tokens: int = 0
+    cancelled: bool = False
+    decoder: IncrementalDecoder | None = field(default=None, repr=False)
+
+    @property
+    def id(self) -> int:
+        """The client's own number of it."""
+        return self.asked.id
+
+    @property
+    def prompt(self) -> str:
+        """Its text."""
+        return self.asked.prompt
+
+    @property
+    def sampling(self) -> Sampling:
+        """How its tokens are chosen."""
+        asked = self.asked
+        return Sampling(asked.temperature, asked.top_p, asked.top_k, self.seed)
+
+    def status(self, now: float) -> RequestStatus:
+        """How it is at `now`, of time.monotonic()."""
+        seconds = now - self.first_token
+        return RequestStatus(
+            "running" if self.engine_id else "waiting",
+            self.n_prompt,
+            self.n_cached,
+            self.n_tokens,
+            now - self.came,
+            (self.n_tokens - 1) / seconds if self.n_tokens > 1 and seconds > 0 else 0.0,
+        )

@@ -1,0 +1,189 @@
+"""Many requests over one model: schedule a step, evaluate it, choose, accept. Knows token ids, no text and no client.
+
+One thread calls it. All that a sequence is lies here, so what a lost worker took with it is evaluated again.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Collection, Iterable
+from collections.abc import Sequence as Tokens
+from dataclasses import dataclass
+
+import numpy as np
+
+from dllama_zmq.bus.client_messages import NO_STEPS, StepStats
+from dllama_zmq.bus.meter import Phase
+from dllama_zmq.errors import ClusterDefect, RequestError, WorkerLost
+from dllama_zmq.kernels import KV_PAGE, Batch, Span
+from dllama_zmq.quants import F32
+from dllama_zmq.root.pages import PagePool
+from dllama_zmq.root.root import Root
+from dllama_zmq.root.sampler import Sampler, more_than
+from dllama_zmq.root.scheduler import Event, Prefilled, Scheduled, Scheduler
+from dllama_zmq.root.sequence import Sequence
+from dllama_zmq.sampling import Sampling
+from dllama_zmq.sharding import PREFILL_TOKENS, check_prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one step has brought, and what it took. failed: sequences that have left, each with its error."""
+
+    events: list[Event]
+    figures: StepStats
+    failed: list[tuple[Sequence, Exception]]
+
+
+class Engine:
+    """The sequences of one root. `add` and `cancel` between steps, `step` while `busy`.
+
+    n_prompt_tokens, n_cached_tokens: of all prompts so far, and those of them that the prefix cache had.
+    """
+
+    def __init__(self, root: Root, max_sequences: int) -> None:
+        self.root, self.max_sequences = root, max_sequences
+        self.scheduler = Scheduler(PagePool(root.n_pages, KV_PAGE), max_sequences)
+        self.n_prompt_tokens = self.n_cached_tokens = 0
+        self._caches = root.caches()
+        self._suspects: deque[Sequence] = deque()
+        self._ids = itertools.count(1)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a sequence is to be evaluated."""
+        return bool(self.scheduler.running or self.scheduler.waiting)
+
+    def add(
+        self,
+        prompt: Collection[int],
+        sampling: Sampling,
+        max_tokens: int | None = None,
+        stop_ids: Iterable[int] = (),
+        n_ids: int | None = None,
+    ) -> Sequence:
+        """Generate what follows `prompt` from the next step on.
+
+        max_tokens None: until a stop id, or until the context is full. n_ids: only ids below it are generated.
+        Raises RequestError where this cannot be answered on this cluster.
+        """
+        spec, seq_len = self.root.spec, self.root.seq_len
+        check_prompt(len(prompt), max_tokens, seq_len, spec.seq_len)
+        self._check_ids(prompt)
+        room = seq_len - len(prompt)
+        sampler = Sampler(sampling, spec.vocab_size if n_ids is None else n_ids)
+        sequence = Sequence(next(self._ids), prompt, sampler, min(max_tokens or room, room), frozenset(stop_ids))
+        self.scheduler.add(sequence)
+        return sequence
+
+    def cancel(self, sequence: Sequence) -> None:
+        """Forget a sequence; its pages are free at once."""
+        self.scheduler.cancel(sequence)
+
+    def step(self) -> Outcome:
+        """Evaluate one step for all sequences whose turn it is.
+
+        Raises WorkerLost; every sequence goes on as if nothing had happened once the cluster is ready again. Any other
+        error ends the sequence of the step; where there are several, each is then evaluated alone, so that only those
+        end that cause it.
+        """
+        caches = self.root.caches()
+        if caches != self._caches:  # a worker that has joined again has no keys and values
+            self._caches = caches
+            self.scheduler.rewind()
+        scheduled = self._schedule()
+        if scheduled is None:
+            return Outcome([], NO_STEPS, [])
+        try:
+            chosen, figures = self._evaluate(scheduled)
+        except WorkerLost:
+            raise
+        except Exception as error:
+            return Outcome([], NO_STEPS, self._blame(scheduled, error))
+        events = self.scheduler.accept(scheduled, chosen)
+        for event in events:
+            if isinstance(event, Prefilled) and event.done == event.total:
+                self.n_prompt_tokens += event.total
+                self.n_cached_tokens += event.sequence.n_cached or 0
+        return Outcome(events, figures, [])
+
+    def logits(self, tokens: Tokens[int], rows: int = PREFILL_TOKENS) -> F32:
+        """The logits (T, V) after each of `tokens` (T,), as a text of its own, evaluated `rows` at a time.
+
+        Raises RequestError where there are no pages left for them beside the open sequences.
+        """
+        pool, seq_len = self.scheduler.pool, self.root.seq_len
+        if not len(tokens):
+            raise RequestError("no tokens: expected at least one")
+        if len(tokens) > seq_len:
+            raise RequestError(
+                f"positions 0 to {len(tokens) - 1}; this cluster has room for {seq_len} (max_seq_len, in cluster.yaml "
+                "or of load)"
+            )
+        self._check_ids(tokens)
+        pages = [page for _ in range(pool.n_pages_of(len(tokens))) if (page := pool.take()) is not None]
+        chunks = []
+        try:
+            if len(pages) < pool.n_pages_of(len(tokens)):
+                raise RequestError(f"no room for {len(tokens)} tokens beside the texts that are being generated")
+            for start in range(0, len(tokens), rows):
+                chunk = tokens[start : start + rows]
+                span = Span(start, len(chunk), pages[: pool.n_pages_of(start + len(chunk))])
+                chunks.append(self.root.logits(Batch([span]), chunk))
+        finally:
+            pool.release(pages)
+        return np.concatenate(chunks)
+
+    def _schedule(self) -> Scheduled | None:
+        while self._suspects:
+            if (alone := self.scheduler.schedule_alone(self._suspects.popleft())) is not None:
+                return alone
+        return self.scheduler.schedule()
+
+    def _evaluate(self, scheduled: Scheduled) -> tuple[list[int], StepStats]:
+        """Run a step, and choose the next token of each sampled row. The figures are of all that choosing asked for."""
+        sampled = scheduled.sampled
+        self.root.set_phase(_phase(scheduled))
+        asks = {row: sequence.sampler.ask(sequence.tokens) for row, sequence in sampled}
+        answers, figures = self.root.evaluate(Batch(scheduled.spans), scheduled.tokens, asks)
+        chosen: dict[int, int] = {}
+        ks = {row: ask.k for row, ask in asks.items()}
+        while True:
+            again = {}
+            for (row, sequence), answer in zip(sampled, answers, strict=True):
+                token = sequence.sampler.choose(answer)
+                if token is not None:
+                    chosen[row] = token
+                elif ks[row] == 0:
+                    raise ClusterDefect("no token could be chosen from the logits of the whole vocabulary")
+                else:
+                    again[row] = more_than(ks[row], self.root.spec.vocab_size)
+            if not again:
+                return [chosen[row] for row, _ in scheduled.sampled], figures
+            answers, asked_again = self.root.more(again)
+            figures += asked_again
+            sampled = [(row, sequence) for row, sequence in sampled if row in again]
+            ks = again
+
+    def _check_ids(self, tokens: Collection[int]) -> None:
+        for token in tokens:
+            if not 0 <= token < self.root.spec.vocab_size:
+                raise RequestError(f"token {token}; this model's tokens are 0 to {self.root.spec.vocab_size - 1}")
+
+    def _blame(self, scheduled: Scheduled, error: Exception) -> list[tuple[Sequence, Exception]]:
+        """Who ends because a step failed: its only sequence; of several none, each is tried alone."""
+        if len(scheduled.sequences) > 1:
+            self._suspects.extend(scheduled.sequences)
+            return []
+        (sequence,) = scheduled.sequences
+        self.scheduler.cancel(sequence)
+        return [(sequence, error)]
+
+
+def _phase(scheduled: Scheduled) -> Phase:
+    """What a step is for: prompts, the next tokens of texts, or both."""
+    n_decoding = sum(len(sequence.tokens) > sequence.n_prompt for _, sequence in scheduled.sampled)
+    if not n_decoding:
+        return "prompt"
+    return "prediction" if n_decoding == len(scheduled.tokens) else "mixed"

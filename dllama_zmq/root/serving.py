@@ -1,0 +1,186 @@
+"""The engine's process: one step, then what the front, the bus and the cluster's owner want. Knows ids, no text."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+import zmq
+
+from dllama_zmq.bus.engine_messages import (
+    ENCODER,
+    TO_ENGINE,
+    AskReport,
+    Ended,
+    Facts,
+    Failed,
+    GoingDown,
+    Listening,
+    Membership,
+    PromptProgress,
+    Quit,
+    Report,
+    Sampled,
+    Stepped,
+    Submit,
+    ToFront,
+    Withdraw,
+)
+from dllama_zmq.errors import BusError, ClusterDefect, ClusterError, DllamaError, WorkerLost
+from dllama_zmq.root.engine import Engine, Outcome
+from dllama_zmq.root.report import ClusterFacts, cluster_status
+from dllama_zmq.root.scheduler import Prefilled, Token
+from dllama_zmq.root.sequence import Sequence
+
+logger = logging.getLogger(__name__)
+
+_TURN_S = 0.1
+_FRONT_S = 10.0  # for the front's process to listen to clients
+_REMIND_S = 1.0
+_STEP_STAGES = 3  # limits.step_s is for one stage; a step of which more stages are as late is none that works
+
+
+class Serving:
+    """Evaluates what the front submits until it says Quit, or `stop` was called."""
+
+    def __init__(self, engine: Engine, front: zmq.Socket[bytes], facts: ClusterFacts) -> None:
+        """front: the PAIR socket to the front."""
+        self._root, self._engine, self._front = engine.root, engine, front
+        self._facts = facts
+        self._sequences: dict[int, Sequence] = {}
+        self._ids: dict[Sequence, int] = {}
+        self._was_ready: bool | None = None  # nothing has been told
+        self._has_been_ready = False
+        self._remind_at = 0.0
+        self._stopped = False
+
+    def stop(self) -> None:
+        """Make `run` return after the step it is in; safe to call from a signal handler."""
+        self._stopped = True
+
+    def open(self, endpoints: list[str]) -> None:
+        """Have the front listen to clients at these endpoints. Raises BusError where it cannot."""
+        root = self._root
+        self._front.poll(round(_FRONT_S * 1000), zmq.POLLOUT)
+        silence_s = _STEP_STAGES * root.settings.limits.step_s
+        self._tell(
+            Facts(
+                endpoints, root.seq_len, root.spec.seq_len, root.spec.vocab_size, self._engine.max_sequences, silence_s
+            )
+        )
+        if not self._front.poll(round(_FRONT_S * 1000)):
+            raise ClusterError(f"the process that answers clients has said nothing for {_FRONT_S:.0f} s")
+        message = TO_ENGINE.decode(self._front.recv())
+        if isinstance(message, Listening) and message.error:
+            raise BusError(message.error)
+        self._report()
+
+    def run(self, every_turn: Callable[[], None] = lambda: None) -> None:
+        """Serve until stopped. every_turn: is called between steps."""
+        poller = zmq.Poller()
+        poller.register(self._front, zmq.POLLIN)
+        if self._root.link is not None:
+            poller.register(self._root.link.replies, zmq.POLLIN)
+        why = "the cluster is going down"
+        try:
+            while not self._stopped:
+                every_turn()
+                self._hear_front()
+                self._root.pump(time.monotonic())
+                self._tell_membership()
+                if self._engine.busy and self._root.all_reachable():
+                    self._step()
+                else:
+                    poller.poll(round(_TURN_S * 1000))
+        except DllamaError as error:
+            why = f"the cluster went down: {error}"
+            raise
+        finally:
+            self._tell(GoingDown(why))
+
+    def _step(self) -> None:
+        try:
+            outcome = self._engine.step()
+        except WorkerLost as lost:  # the requests go on when the cluster is whole again
+            n = len(self._sequences)
+            logger.warning("%s; %s for its return", lost, "1 request waits" if n == 1 else f"{n} requests wait")
+            return
+        for sequence, error in outcome.failed:
+            self._fail(sequence, error)
+        self._tell_step(outcome)
+
+    def _fail(self, sequence: Sequence, error: Exception) -> None:
+        """A sequence has ended in an error. A defect of ours must not take the cluster down, nor leave a client."""
+        request = self._ids[sequence]
+        if isinstance(error, DllamaError):
+            logger.warning("request failed id=%d: %s", request, error)
+        else:
+            logger.error("request failed id=%d", request, exc_info=error)
+            error = ClusterDefect(f"{type(error).__name__}: {error}; the root's log has more")
+        self._tell(Failed(request, type(error).__name__, str(error)[:4000]))
+        self._forget(sequence)
+
+    def _hear_front(self) -> None:
+        while self._front.poll(0):
+            message = TO_ENGINE.decode(self._front.recv())
+            if isinstance(message, Submit):
+                self._submit(message)
+            elif isinstance(message, Withdraw):
+                if (sequence := self._sequences.get(message.id)) is not None:
+                    self._engine.cancel(sequence)
+                    self._forget(sequence)
+            elif isinstance(message, AskReport):
+                self._report()
+            elif isinstance(message, Quit):
+                self._stopped = True
+
+    def _tell_membership(self) -> None:
+        """Tell the front who is missing: on every change, and once a second while somebody is."""
+        ready, now = self._root.ready, time.monotonic()
+        if ready == self._was_ready and (ready or now < self._remind_at):
+            return
+        self._was_ready, self._remind_at = ready, now + _REMIND_S
+        self._has_been_ready = self._has_been_ready or ready
+        limits = self._root.settings.limits
+        patience_s = limits.rejoin_s if self._has_been_ready else limits.join_s
+        patience_s += 0 if self._root.anybody_absent() else limits.load_s
+        self._tell(Membership(ready, "" if ready else self._root.missing_sentence(), patience_s))
+
+    def _report(self) -> None:
+        self._tell(Report(cluster_status(self._facts, self._engine)))
+
+    def _tell(self, message: ToFront) -> None:
+        with suppress(zmq.Again):  # the front has gone, and whoever runs it says so
+            self._front.send(ENCODER.encode(message), zmq.NOBLOCK)
+
+    def _submit(self, message: Submit) -> None:
+        try:
+            sequence = self._engine.add(
+                message.tokens, message.sampling, message.max_tokens, message.stop_ids, message.n_ids
+            )
+        except DllamaError as error:
+            self._tell(Failed(message.id, type(error).__name__, str(error)[:4000]))
+            return
+        self._sequences[message.id], self._ids[sequence] = sequence, message.id
+
+    def _forget(self, sequence: Sequence) -> None:
+        del self._sequences[self._ids.pop(sequence)]
+
+    def _tell_step(self, outcome: Outcome) -> None:
+        """Tell the front what a step has brought, in one message."""
+        prompts, sampled, ended = [], [], []
+        for event in outcome.events:
+            request = self._ids[event.sequence]
+            if isinstance(event, Prefilled):
+                prompts.append(
+                    PromptProgress(request, event.done, event.total, event.count, event.sequence.n_cached or 0)
+                )
+            elif isinstance(event, Token):
+                sampled.append(Sampled(request, event.token, []))
+            else:
+                ended.append(Ended(request, event.reason))
+                self._forget(event.sequence)
+        if outcome.events:
+            self._tell(Stepped(outcome.figures, prompts, sampled, ended))

@@ -1,0 +1,140 @@
+"""Many requests at once: each gets the text that it would get alone, on any number of nodes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from command_line import until
+from integration.nodes import Context, Start, a_worker, inproc
+from served import served
+from tiny import tiny_spec, write_tiny_pair
+
+from dllama_zmq import Client
+from dllama_zmq.bus.client_messages import Done, Piece, Queued
+from dllama_zmq.formats import ModelFile, read_tokenizer
+from dllama_zmq.root.root import Root, RootSettings
+from dllama_zmq.spec import FloatType
+
+SPEC = tiny_spec(dim=128, hidden_dim=256, n_heads=8, n_kv_heads=4, seq_len=16384, weight_type=FloatType.Q40)
+PROMPTS = ["once upon a time", "a b c d " * 30, "the cat", "x", "once upon a hill there was a", "a b c d " * 17]
+SOON_S = 60.0
+LONG = 16000  # tokens: seconds
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelFile]:
+    with write_tiny_pair(tmp_path_factory.mktemp("model"), SPEC) as file:
+        yield file
+
+
+@contextmanager
+def a_cluster(
+    context: Context, model: ModelFile, start: Start, n_nodes: int = 1, max_sequences: int = 16
+) -> Iterator[str]:
+    """The address of a cluster that answers clients."""
+    names, places = [f"worker{i}" for i in range(1, n_nodes)], inproc()
+    root = Root(context, model, RootSettings(names=names, spin_s=0.0, max_seq_len=SPEC.seq_len), places)
+    tokenizer = read_tokenizer(model.path.with_suffix(".t"))
+    try:
+        with served(context, root, tokenizer, max_sequences=max_sequences) as address:
+            for name in names:
+                start(a_worker(context, places, name))
+            yield address
+    finally:
+        root.close("the test is over")
+
+
+def text(client: Client, prompt: str, **options: Any) -> str:
+    """A whole answer that does not end before its last token."""
+    answers = client.generate(prompt, ignore_eos=True, **options)
+    return "".join(answer.text for answer in answers if isinstance(answer, Piece | Done))
+
+
+def options_of(i: int) -> dict[str, Any]:
+    """Request number i: greedy or sampled, of another length than its neighbours."""
+    return {"max_tokens": 10 + 7 * i, "temperature": 0.8 * (i % 2), "top_p": 0.95, "seed": i}
+
+
+@pytest.mark.parametrize("n_nodes", [1, 2, 4])
+def test_each_of_many_requests_gets_the_text_it_would_get_alone(
+    context: Context, model: ModelFile, start: Start, n_nodes: int
+) -> None:
+    with a_cluster(context, model, start) as address, Client(address) as client:
+        alone = [text(client, prompt, **options_of(i)) for i, prompt in enumerate(PROMPTS)]
+    assert len(set(alone)) == len(alone)
+    together: list[str] = [""] * len(PROMPTS)
+
+    def ask(i: int) -> None:
+        with Client(address) as client:
+            together[i] = text(client, PROMPTS[i], **options_of(i))
+
+    with a_cluster(context, model, start, n_nodes) as address:
+        threads = [threading.Thread(target=ask, args=(i,)) for i in range(len(PROMPTS))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(SOON_S)
+    assert together == alone
+
+
+def test_requests_of_one_client_run_at_the_same_time(context: Context, model: ModelFile, start: Start) -> None:
+    with a_cluster(context, model, start) as address, Client(address) as client:
+        first = client.generate("once upon a time", LONG, ignore_eos=True)
+        assert next(answer for answer in first if isinstance(answer, Piece))
+        second = list(client.generate("the cat", 5, ignore_eos=True))
+        assert isinstance(second[-1], Done)
+        assert client.status().active == 1  # the first one, which goes on
+        first.close()
+
+
+def test_more_requests_than_sequences_wait_their_turn(context: Context, model: ModelFile, start: Start) -> None:
+    with a_cluster(context, model, start, max_sequences=1) as address, Client(address) as client:
+        first = client.generate("once upon a time", LONG, ignore_eos=True)
+        assert next(answer for answer in first if isinstance(answer, Piece))
+        second = client.generate("the cat", 5, ignore_eos=True)
+        assert isinstance(next(second), Queued)
+        status = client.status()
+        assert (status.active, status.queued) == (1, 1)
+        assert [request.state for request in status.requests] == ["running", "waiting"]
+        first.close()
+        assert isinstance(list(second)[-1], Done)
+
+
+def test_a_cancelled_request_leaves_at_once_and_gives_its_pages_back(
+    context: Context, model: ModelFile, start: Start
+) -> None:
+    with a_cluster(context, model, start) as address, Client(address) as client:
+        answers = client.generate("once upon a time", LONG, ignore_eos=True)
+        assert next(answer for answer in answers if isinstance(answer, Piece))
+        assert client.status().kv.in_use == 1
+        answers.close()
+        status = client.status()
+        assert (status.active, status.kv.in_use) == (0, 0)
+
+
+def test_a_client_that_vanishes_leaves_nothing_behind(context: Context, model: ModelFile, start: Start) -> None:
+    with a_cluster(context, model, start) as address, Client(address) as client:
+        with Client(address) as other:
+            answers = other.generate("once upon a time", LONG, ignore_eos=True)
+            assert next(answer for answer in answers if isinstance(answer, Piece))
+        until(lambda: client.status().active == 0, SOON_S, "the request of the client that has gone to end")
+        assert client.status().kv.in_use == 0
+
+
+def test_a_prompt_that_was_there_before_is_not_evaluated_again(
+    context: Context, model: ModelFile, start: Start
+) -> None:
+    prompt = "a b c d " * 30
+    with a_cluster(context, model, start) as address, Client(address) as client:
+        first = text(client, prompt, max_tokens=20)
+        before = client.status().kv
+        assert before.cached_tokens == 0
+        assert text(client, prompt, max_tokens=20) == first
+        after = client.status().kv
+    n_prompt = before.prompt_tokens
+    assert after.prompt_tokens == 2 * n_prompt
+    assert after.cached_tokens == (n_prompt - 1) // after.page_positions * after.page_positions > 0
