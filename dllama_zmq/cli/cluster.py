@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 from typer import Option
 
-from dllama_zmq.bus.client_messages import Status
+from dllama_zmq.bus.client_messages import KVStatus, RequestStatus, Status
 from dllama_zmq.cli import flags
 from dllama_zmq.cli.chosen import chosen_path, client_of, elsewhere, running_here, to_bring_up
 from dllama_zmq.cli.exit_codes import as_json
@@ -185,6 +185,7 @@ def status_table(found: Status) -> RenderableType:
         f"{found.name}: {found.state}, up {duration(found.uptime_s)}, {found.active} running, {found.queued} waiting",
         f"model: {os.path.normpath(found.model)}",
         f"sync {found.sync}, kernels {found.kernels}, {found.seq_len} positions",
+        _kv_words(found.kv),
     )
     elsewhere = any(node.address for node in found.nodes)
     columns = ["node", *(["address"] if elsewhere else []), "state", "process", "weights", "KV cache", "note"]
@@ -199,7 +200,28 @@ def status_table(found: Status) -> RenderableType:
             human_bytes(node.kv_bytes),
             note_on(node),
         )
-    return Group(*map(Text, words), table, *map(Text, slowness(found)))
+    return Group(*map(Text, words), table, *map(Text, slowness(found)), *_requests(found.requests))
+
+
+def _kv_words(kv: KVStatus) -> str:
+    """The KV cache in one line."""
+    words = f"KV cache: {kv.in_use} of {kv.pages} pages of {kv.page_positions} positions in use, {kv.cached} kept"
+    if kv.cached_tokens:
+        words += f"; {100 * kv.cached_tokens / kv.prompt_tokens:.0f}% of all prompt tokens were in it already"
+    return words
+
+
+def _requests(requests: Sequence[RequestStatus]) -> list[RenderableType]:
+    """The open requests, if there are any."""
+    if not requests:
+        return []
+    table = Table("request", "for", "prompt", "in cache", "tokens", "tokens/s", box=None, pad_edge=False)
+    for request in requests:
+        is_running = request.state == "running"
+        speed = f"{request.tokens_per_s:.1f}" if request.tokens_per_s else ""
+        counts = [request.prompt_tokens, request.cached_tokens, request.tokens] if is_running else ["", "", ""]
+        table.add_row(request.state, duration(request.seconds), *map(str, counts), speed)
+    return [table]
 
 
 def _as_json(found: Status) -> str:
