@@ -113,6 +113,23 @@ class Sequences(RuleBasedStateMachine):
                 self.memory.write(self.schedule(), done=False)
 
     @precondition(lambda self: self.all)
+    @rule(sequence=added, ends=st.booleans())
+    def run_alone(self, sequence: Sequence, ends: bool) -> None:
+        step = self.scheduler.schedule_alone(sequence)
+        self.sequences_are_in_order_of_arrival()
+        if step is None:
+            assert sequence.state != "running"
+            return
+        self.check_spans(step)
+        n_left = len(sequence.tokens) - sequence.n_computed
+        assert step.sequences == [sequence]
+        assert step.spans[0].count == min(n_left, self.prefill_rows)
+        if ends:
+            self.evaluate(step)
+        else:
+            self.memory.write(step, done=False)
+
+    @precondition(lambda self: self.all)
     @rule(sequence=added, in_step=st.booleans())
     def cancel(self, sequence: Sequence, in_step: bool) -> None:
         step = self.schedule() if in_step and self.live else None
