@@ -16,7 +16,7 @@ from dllama_zmq.sharding import kernel_needs
 from dllama_zmq.spec import FloatType, ModelSpec
 
 FIRST_TOKEN = [
-    "run", "serve", "stop", "spin", "run_sequences", "rms_norm", "quantize", "product_q40", "pack_q40", "take_in_f16",
+    "run", "serve", "stop", "spin", "run_sequences", "rms_norm", "quantize", "product_q40", "pack_q40", "store_kv_f16",
     "attend_f16", "attend_by_heads",
 ]  # fmt: skip
 """All that one node compiles before the first token of a Q40 model. Longer is slower on every new computer."""

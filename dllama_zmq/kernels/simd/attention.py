@@ -4,7 +4,7 @@ A head's pages lie one after another, keys apart from values. Keys lie in tiles 
 together, so that 16 scores are one sum of lanes; values lie position by position, a head's width padded to whole
 vectors. Up to 8 rows of a span (query heads that share the head, of one token or of several) go over its pages
 together: each key and value is read and converted once for all of them.
-What comes next is asked for while this is multiplied: a core's own look ahead ends before memory has answered.
+The next keys and values are prefetched: a core's own window ends before memory has answered.
 """
 
 from __future__ import annotations
@@ -19,45 +19,11 @@ from dllama_zmq.kernels.simd.intrinsics import (
     scratch,
     store_f32,
 )
-from dllama_zmq.kernels.simd.layout import (
-    KV_ATTEND,
-    KV_COS,
-    KV_GROUPS,
-    KV_HEAD_DIM,
-    KV_KEY_HEAD_BYTES,
-    KV_KEY_STRIDE,
-    KV_KEYS,
-    KV_MOST,
-    KV_N_HEADS,
-    KV_NEIGHBOURS,
-    KV_NEW_KEYS,
-    KV_NEW_VALUES,
-    KV_OUT,
-    KV_OUT_STRIDE,
-    KV_PAGE_IDS,
-    KV_Q,
-    KV_Q_STRIDE,
-    KV_ROWS,
-    KV_SCALE,
-    KV_SIN,
-    KV_SOFTCAP,
-    KV_SPANS,
-    KV_TAKE_IN,
-    KV_VALUE_HEAD_BYTES,
-    KV_VALUE_STRIDE,
-    KV_VALUES,
-    KV_WINDOW,
-    MOST_HEAD_DIM,
-    PAGE,
-    SPAN_BYTES,
-    SPAN_COUNT,
-    SPAN_FIRST_ID,
-    SPAN_ROW,
-    SPAN_START,
-)  # fmt: skip
+from dllama_zmq.kernels.simd.job import n_fields, offsets
+from dllama_zmq.kernels.simd.layout import KV_ROWS, MAX_HEAD_DIM, PAGE, AttentionJob, SpanRow
 from dllama_zmq.kernels.simd.products import MAX_GROUP, by_size
 from dllama_zmq.kernels.simd.registry import kernel
-from dllama_zmq.kernels.simd.rotation import turn
+from dllama_zmq.kernels.simd.rotation import rotate
 from dllama_zmq.kernels.simd.vector_math import F, exponential, load_lanes, softcapped, store_lanes
 from dllama_zmq.kernels.simd.vectors import (
     first_lanes,
@@ -73,11 +39,12 @@ from dllama_zmq.kernels.simd.vectors import (
     vmin,
 )
 
+AT, SPAN, SPAN_BYTES = offsets(AttentionJob), offsets(SpanRow), 8 * n_fields(SpanRow)
 _AHEAD = 16384  # bytes: a chunk of a head of 128 values, two of one of 64
 _ROW = 64  # bytes of 16 floats
-_MOST_OUT = 4 * MOST_HEAD_DIM * KV_ROWS
-_queries, _scores, _weights = scratch(_MOST_OUT), scratch(4 * PAGE * KV_ROWS), scratch(4 * PAGE * KV_ROWS)
-_sums, _part, _state = scratch(_MOST_OUT), scratch(_ROW * KV_ROWS), scratch(8 * KV_ROWS)
+_OUT_BYTES = 4 * MAX_HEAD_DIM * KV_ROWS
+_queries, _scores, _weights = scratch(_OUT_BYTES), scratch(4 * PAGE * KV_ROWS), scratch(4 * PAGE * KV_ROWS)
+_sums, _part, _state = scratch(_OUT_BYTES), scratch(_ROW * KV_ROWS), scratch(8 * KV_ROWS)
 _NOTHING = F(-3e38)
 _HALF_MAX = F(65504.0)
 
@@ -88,96 +55,100 @@ def padded(width):
     return (width + 15) // 16 * 16
 
 
-def _make_take_in(half):
+def _make_store_kv(half):
     value_bytes = 2 if half else 4
 
     @register_jitable
-    def put(at, value):
+    def store(at, value):
         if half:
             store_half(at, min(max(value, -_HALF_MAX), _HALF_MAX) if value == value else value)
         else:
             store_f32(at, value)
 
     @register_jitable
-    def put_vector(at, values):
+    def store_values(at, values):
         if half:
             store_halves(at, vmin(vmax(values, splat(-_HALF_MAX)), splat(_HALF_MAX)))
         else:
             store_vector(at, values)
 
-    def take_in(job, first, last):
-        """Turn a span's queries and keys, where there is a rotation; write its keys and values into its pages. Items
+    def store_kv(job, first, last):
+        """Rotate a span's queries and keys, if there is a rotation; write its keys and values into its pages. Items
         are the KV heads of the first span, of the second, ..."""
-        width, n_kv_heads = load_i64(job + KV_HEAD_DIM), load_i64(job + KV_N_HEADS)
+        width, n_kv_heads = load_i64(job + AT.head_dim), load_i64(job + AT.n_kv_heads)
         wide, half_width = padded(width), width // 2
-        cos, sin, neighbours = load_i64(job + KV_COS), load_i64(job + KV_SIN), load_i64(job + KV_NEIGHBOURS) != 0
+        cos, sin, interleaved = load_i64(job + AT.cos), load_i64(job + AT.sin), load_i64(job + AT.interleaved) != 0
         for item in range(first, last):
-            span, kv = load_i64(job + KV_SPANS) + item // n_kv_heads * SPAN_BYTES, item % n_kv_heads
-            start, row = load_i64(span + SPAN_START), load_i64(span + SPAN_ROW)
-            ids = load_i64(job + KV_PAGE_IDS) + 4 * load_i64(span + SPAN_FIRST_ID)
-            keys = load_i64(job + KV_KEYS) + kv * load_i64(job + KV_KEY_HEAD_BYTES)
-            values = load_i64(job + KV_VALUES) + kv * load_i64(job + KV_VALUE_HEAD_BYTES)
-            group = load_i64(job + KV_GROUPS) + 16 * kv
-            for t in range(row, row + load_i64(span + SPAN_COUNT)):
-                new_key = load_i64(job + KV_NEW_KEYS) + t * load_i64(job + KV_KEY_STRIDE) + 4 * kv * width
-                new_value = load_i64(job + KV_NEW_VALUES) + t * load_i64(job + KV_VALUE_STRIDE) + 4 * kv * width
+            span, kv = load_i64(job + AT.spans) + item // n_kv_heads * SPAN_BYTES, item % n_kv_heads
+            start, row = load_i64(span + SPAN.start), load_i64(span + SPAN.row)
+            ids = load_i64(job + AT.page_ids) + 4 * load_i64(span + SPAN.first_id)
+            keys = load_i64(job + AT.keys) + kv * load_i64(job + AT.key_head_bytes)
+            values = load_i64(job + AT.values) + kv * load_i64(job + AT.value_head_bytes)
+            group = load_i64(job + AT.groups) + 16 * kv
+            for t in range(row, row + load_i64(span + SPAN.n_rows)):
+                new_key = load_i64(job + AT.new_keys) + t * load_i64(job + AT.key_stride) + 4 * kv * width
+                new_value = load_i64(job + AT.new_values) + t * load_i64(job + AT.value_stride) + 4 * kv * width
                 if cos != 0:
-                    q = load_i64(job + KV_Q) + t * load_i64(job + KV_Q_STRIDE)
+                    q = load_i64(job + AT.q) + t * load_i64(job + AT.q_stride)
                     angles = 4 * t * half_width
                     for h in range(load_i64(group), load_i64(group + 8)):
-                        turn(q + 4 * h * width, half_width, neighbours, cos + angles, sin + angles)
-                    turn(new_key, half_width, neighbours, cos + angles, sin + angles)
+                        rotate(q + 4 * h * width, half_width, interleaved, cos + angles, sin + angles)
+                    rotate(new_key, half_width, interleaved, cos + angles, sin + angles)
                 position = start + t - row
                 place = load_i32(ids + 4 * (position // PAGE)) * PAGE + position % PAGE
                 column = keys + ((place >> 4) * width * 16 + (place & 15)) * value_bytes
                 for d in range(width):
-                    put(column + 16 * value_bytes * d, load_f32(new_key + 4 * d))
+                    store(column + 16 * value_bytes * d, load_f32(new_key + 4 * d))
                 value = values + place * wide * value_bytes
                 whole = width // 16 * 16
                 for d in range(0, whole, 16):
-                    put_vector(value + value_bytes * d, load_vector(new_value + 4 * d))
+                    store_values(value + value_bytes * d, load_vector(new_value + 4 * d))
                 for d in range(whole, width):
-                    put(value + value_bytes * d, load_f32(new_value + 4 * d))
+                    store(value + value_bytes * d, load_f32(new_value + 4 * d))
 
-    return take_in
+    return store_kv
 
 
 def _make_attend(half):
     value_bytes = 2 if half else 4
-    panel1, panel2, panel4, panel8 = (
+    product1, product2, product4, product8 = (
         float_microkernel("f16" if half else "f32", n, ahead=_AHEAD) for n in (1, 2, 4, 8)
     )
 
     @register_jitable(forceinline=True)
     def twice4(tile, step, x, x_stride, n, out):
-        panel4(tile, step, x, x_stride, n, out)
-        panel4(tile, step, x + 4 * x_stride, x_stride, n, out + 4 * _ROW)
+        product4(tile, step, x, x_stride, n, out)
+        product4(tile, step, x + 4 * x_stride, x_stride, n, out + 4 * _ROW)
 
     # Where registers are few, eight rows are twice four.
-    panel = by_size(panel1, panel2, panel4, panel8 if MAX_GROUP >= 8 else twice4, KV_ROWS)
+    product = by_size(product1, product2, product4, product8 if MAX_GROUP >= 8 else twice4, KV_ROWS)
 
     def attend(job, first, last):
         """Causal attention of each span. Items are up to 8 rows of one KV head: those of the first span, KV head by KV
         head, those of the second, ..."""
-        width, n_kv_heads, most = load_i64(job + KV_HEAD_DIM), load_i64(job + KV_N_HEADS), load_i64(job + KV_MOST)
-        window, softcap = load_i64(job + KV_WINDOW), load_f32(job + KV_SOFTCAP)
+        width, n_kv_heads, most = (
+            load_i64(job + AT.head_dim),
+            load_i64(job + AT.n_kv_heads),
+            load_i64(job + AT.max_group),
+        )
+        window, softcap = load_i64(job + AT.window), load_f32(job + AT.softcap)
         wide = padded(width)
         queries, scores, weights, sums = _queries(), _scores(), _weights(), _sums()
         part, state = _part(), _state()
-        span, begun = load_i64(job + KV_SPANS), 0  # the span of an item, and its own first item
-        of_head = (load_i64(span + SPAN_COUNT) * most + KV_ROWS - 1) // KV_ROWS  # items of each KV head
+        span, begun = load_i64(job + AT.spans), 0  # the span of an item, and its own first item
+        of_head = (load_i64(span + SPAN.n_rows) * most + KV_ROWS - 1) // KV_ROWS  # items of each KV head
         for item in range(first, last):
             while item >= begun + n_kv_heads * of_head:
                 begun += n_kv_heads * of_head
                 span += SPAN_BYTES
-                of_head = (load_i64(span + SPAN_COUNT) * most + KV_ROWS - 1) // KV_ROWS
-            start, first_row = load_i64(span + SPAN_START), load_i64(span + SPAN_ROW)
-            ids = load_i64(job + KV_PAGE_IDS) + 4 * load_i64(span + SPAN_FIRST_ID)
+                of_head = (load_i64(span + SPAN.n_rows) * most + KV_ROWS - 1) // KV_ROWS
+            start, first_row = load_i64(span + SPAN.start), load_i64(span + SPAN.row)
+            ids = load_i64(job + AT.page_ids) + 4 * load_i64(span + SPAN.first_id)
             kv = (item - begun) // of_head
-            first_head = load_i64(load_i64(job + KV_GROUPS) + 16 * kv)
-            n_heads = load_i64(load_i64(job + KV_GROUPS) + 16 * kv + 8) - first_head
+            first_head = load_i64(load_i64(job + AT.groups) + 16 * kv)
+            n_heads = load_i64(load_i64(job + AT.groups) + 16 * kv + 8) - first_head
             row = (item - begun - kv * of_head) * KV_ROWS  # of the span's rows times the KV head's query heads
-            n_rows = min(load_i64(span + SPAN_COUNT) * n_heads - row, KV_ROWS)
+            n_rows = min(load_i64(span + SPAN.n_rows) * n_heads - row, KV_ROWS)
             if n_rows <= 0:
                 continue
             size = 1  # rows in registers: n_rows, rounded up; those beyond it repeat the last one
@@ -185,17 +156,17 @@ def _make_attend(half):
                 size *= 2
             for r in range(size):
                 real = row + min(r, n_rows - 1)
-                q = load_i64(job + KV_Q) + (first_row + real // n_heads) * load_i64(job + KV_Q_STRIDE)
+                q = load_i64(job + AT.q) + (first_row + real // n_heads) * load_i64(job + AT.q_stride)
                 q += 4 * width * (first_head + real % n_heads)
                 for d in range(0, width, 16):
-                    scaled = load_lanes(q + 4 * d, width - d) * splat(load_f32(job + KV_SCALE))
+                    scaled = load_lanes(q + 4 * d, width - d) * splat(load_f32(job + AT.scale))
                     store_lanes(queries + 4 * (r * width + d), scaled, width - d)
                 for d in range(0, wide, 16):
                     store_vector(sums + 4 * (r * wide + d), splat(F(0.0)))
                 store_f32(state + 8 * r, _NOTHING)  # the largest score so far
                 store_f32(state + 8 * r + 4, F(0.0))  # the sum of all weights so far
-            keys = load_i64(job + KV_KEYS) + kv * load_i64(job + KV_KEY_HEAD_BYTES)
-            values = load_i64(job + KV_VALUES) + kv * load_i64(job + KV_VALUE_HEAD_BYTES)
+            keys = load_i64(job + AT.keys) + kv * load_i64(job + AT.key_head_bytes)
+            values = load_i64(job + AT.values) + kv * load_i64(job + AT.value_head_bytes)
             seen = start + (row + n_rows - 1) // n_heads + 1  # by the last row
             # Whole pages, so that a row's bits do not depend on which rows go over the cache with it.
             begin = max(0, start + row // n_heads + 1 - window) // PAGE * PAGE
@@ -204,7 +175,7 @@ def _make_attend(half):
                 place = load_i32(ids + 4 * (position // PAGE)) * PAGE
                 for i in range(0, n, 16):
                     tile = keys + (place + i) * width * value_bytes
-                    panel(size, tile, 16 * value_bytes, queries, 4 * width, width, scores + _ROW * size * (i // 16))
+                    product(size, tile, 16 * value_bytes, queries, 4 * width, width, scores + _ROW * size * (i // 16))
                 for r in range(size):
                     own = start + (row + min(r, n_rows - 1)) // n_heads + 1 - position  # of these, seen by this row
                     gone = own - window  # and of these, no longer
@@ -236,7 +207,7 @@ def _make_attend(half):
                         store_f32(state + 8 * r, new_top)
                     store_f32(state + 8 * r + 4, weight_sum + sum_of(total))
                 for d in range(0, wide, 16):
-                    panel(
+                    product(
                         size, values + (place * wide + d) * value_bytes, wide * value_bytes, weights, 4 * PAGE, n,
                         part,
                     )  # fmt: skip
@@ -245,7 +216,7 @@ def _make_attend(half):
                         store_vector(at, load_vector(at) + load_vector(part + _ROW * r))
             for r in range(n_rows):
                 real = row + r
-                out = load_i64(job + KV_OUT) + (first_row + real // n_heads) * load_i64(job + KV_OUT_STRIDE)
+                out = load_i64(job + AT.out) + (first_row + real // n_heads) * load_i64(job + AT.out_stride)
                 out += 4 * width * (first_head + real % n_heads)
                 for d in range(0, width, 16):
                     mean = load_vector(sums + 4 * (r * wide + d)) / splat(load_f32(state + 8 * r + 4))
@@ -256,12 +227,12 @@ def _make_attend(half):
 
 @kernel
 def attend_by_heads(job, first, last):
-    """TAKE_IN and then ATTEND, item by item, where these are the same: no KV head of a span has over 8 rows."""
+    """store_kv and then attend, item by item, if both have the same items: no KV head of a span has over 8 rows."""
     for item in range(first, last):
-        call_kernel(load_i64(job + KV_TAKE_IN), job, item, item + 1)
-        call_kernel(load_i64(job + KV_ATTEND), job, item, item + 1)
+        call_kernel(load_i64(job + AT.store_kv), job, item, item + 1)
+        call_kernel(load_i64(job + AT.attend), job, item, item + 1)
 
 
 for _name, _half in (("f16", True), ("f32", False)):
-    kernel(_make_take_in(_half), f"take_in_{_name}")
+    kernel(_make_store_kv(_half), f"store_kv_{_name}")
     kernel(_make_attend(_half), f"attend_{_name}")

@@ -27,14 +27,14 @@ GROUPS: dict[str, tuple[str, ...]] = {
         for kind, packing in _TYPES.items()
     },
     **{f"experts_{kind}": (f"experts_gated_{kind}", f"experts_down_{kind}") for kind in _TYPES},
-    **{f"kv_{kind}": (f"take_in_{kind}", f"attend_{kind}", "attend_by_heads") for kind in ("f16", "f32")},
+    **{f"kv_{kind}": (f"store_kv_{kind}", f"attend_{kind}", "attend_by_heads") for kind in ("f16", "f32")},
 }
 """Kernels that are needed together."""
 
 NAMES = tuple(dict.fromkeys(name for group in GROUPS.values() for name in group))
 
 _COST_S = {
-    "product": 1.0, "attend_f": 0.9, "take_in": 0.35, "quantize": 0.35, "run": 0.3, "experts": 0.3,
+    "product": 1.0, "attend_f": 0.9, "store_kv": 0.35, "quantize": 0.35, "run": 0.3, "experts": 0.3,
     "rms_norm": 0.2, "add_up": 0.2, "pack": 0.15,
 }  # fmt: skip
 """Seconds to compile a kernel on a core of tools/BENCHMARKS.md, by the beginning of its name."""

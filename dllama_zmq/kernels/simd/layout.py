@@ -187,19 +187,61 @@ class PackJob(NamedTuple):
     """Blocks (of quantized types) or columns of a row."""
 
 
-# Attention's (attention.py), of one layer: KEYS, VALUES of page 0 of the first KV head, HEAD_BYTES of each to the next
-# one's. GROUPS: for each of N_HEADS KV heads, its first query head and the one after its last; MOST: query heads of the
-# largest group. SPANS: the batch's table, with SPAN_ROW and so on of each span; PAGE_IDS, i32. Q, NEW_KEYS, NEW_VALUES,
-# OUT: of the batch's first row, STRIDE bytes to its next. SCALE, f32: of scores. WINDOW: positions that a token sees.
-# SOFTCAP, f32: 0 for none. COS, SIN: of the batch's rows, COS 0 for no rotation; NEIGHBOURS: 1 where pairs are, 0 where
-# they lie half a head apart. TAKE_IN, ATTEND: addresses of those two kernels.
-(
-    KV_KEYS, KV_VALUES, KV_KEY_HEAD_BYTES, KV_VALUE_HEAD_BYTES, KV_HEAD_DIM, KV_GROUPS, KV_N_HEADS, KV_MOST, KV_SPANS,
-    KV_PAGE_IDS, KV_Q, KV_Q_STRIDE, KV_NEW_KEYS, KV_KEY_STRIDE, KV_NEW_VALUES, KV_VALUE_STRIDE, KV_OUT, KV_OUT_STRIDE,
-    KV_SCALE, KV_WINDOW, KV_SOFTCAP, KV_COS, KV_SIN, KV_NEIGHBOURS, KV_TAKE_IN, KV_ATTEND,
-) = range(0, 208, 8)  # fmt: skip
-SPAN_ROW, SPAN_START, SPAN_COUNT, SPAN_FIRST_ID, SPAN_BYTES = range(0, 40, 8)
-MOST_HEAD_DIM = 512
+class AttentionJob(NamedTuple):
+    """The arguments of `store_kv_*` and `attend_*` (attention.py), for one layer."""
+
+    keys: int = 0
+    """Page 0 of the first KV head's keys."""
+    values: int = 0
+    key_head_bytes: int = 0
+    """From a KV head's keys to the next one's."""
+    value_head_bytes: int = 0
+    head_dim: int = 0
+    groups: int = 0
+    """For each KV head, its first query head and the one after its last."""
+    n_kv_heads: int = 0
+    max_group: int = 0
+    """Query heads of the largest group."""
+    spans: int = 0
+    """The table of the batch: one SpanRow after another."""
+    page_ids: int = 0
+    """i32."""
+    q: int = 0
+    """The first row of the batch, as for new_keys, new_values and out."""
+    q_stride: int = 0
+    """Bytes from a row to the next."""
+    new_keys: int = 0
+    key_stride: int = 0
+    new_values: int = 0
+    value_stride: int = 0
+    out: int = 0
+    out_stride: int = 0
+    scale: int = 0
+    """Of scores, as f32."""
+    window: int = 0
+    """Positions that a token sees."""
+    softcap: int = 0
+    """As f32; 0 for none."""
+    cos: int = 0
+    """The cosines of all rows; 0 for no rotation."""
+    sin: int = 0
+    interleaved: int = 0
+    """1 if pairs are adjacent values, 0 if they are half a head apart."""
+    store_kv: int = 0
+    """The addresses of both kernels."""
+    attend: int = 0
+
+
+class SpanRow(NamedTuple):
+    """A row of `Batch.table`."""
+
+    row: int = 0
+    start: int = 0
+    n_rows: int = 0
+    first_id: int = 0
+
+
+MAX_HEAD_DIM = 512
 PAGE = 64
 """KV_PAGE of `kernels/batch.py`: machine code is made anew when a file of this folder changes, and only then."""
 KV_ROWS = 8

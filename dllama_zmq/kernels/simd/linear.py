@@ -12,7 +12,6 @@ import numpy as np
 
 from dllama_zmq.kernels.interface import Linear, Norm
 from dllama_zmq.kernels.simd.arrays import address, float_bits, rows_of
-from dllama_zmq.kernels.simd.chain import Chain
 from dllama_zmq.kernels.simd.host import host_target
 from dllama_zmq.kernels.simd.job import Job, indices
 from dllama_zmq.kernels.simd.layout import (
@@ -32,6 +31,7 @@ from dllama_zmq.kernels.simd.layout import (
     QuantizeJob,
 )
 from dllama_zmq.kernels.simd.runtime import Runtime
+from dllama_zmq.kernels.simd.sequence import KernelSequence
 from dllama_zmq.quants import F32, BlockMatrix
 from dllama_zmq.spec import FloatType
 
@@ -86,15 +86,15 @@ class Product:
         self._results = runtime.arrays(self._row_bytes, np.uint8) if packed else runtime.arrays(self.rows)
         self._segments = segments
         self._gain = None if norm is None else np.ascontiguousarray(norm.gain, np.float32)
-        self._chain = Chain(runtime, *self._jobs(0 if norm is None else float_bits(norm.eps)))
+        self._sequence = KernelSequence(runtime, *self._jobs(0 if norm is None else float_bits(norm.eps)))
         self._n_tokens = 0
-        self._fields, places = self._chain.fields, self._chain.place
-        self._product = places[-1]
+        self._fields, starts = self._sequence.fields, self._sequence.job_start
+        self._product = starts[-1]
         self._out = self._product + _PRODUCT.out
         if self.integer:  # x is the argument of the first kernel
-            self._x, self._x_stride = places[0] + _QUANTIZE.x, places[0] + _QUANTIZE.x_stride
+            self._x, self._x_stride = starts[0] + _QUANTIZE.x, starts[0] + _QUANTIZE.x_stride
         elif self._gain is not None:
-            self._x, self._x_stride = places[0] + _NORM.x, places[0] + _NORM.x_stride
+            self._x, self._x_stride = starts[0] + _NORM.x, starts[0] + _NORM.x_stride
         else:
             self._x, self._x_stride = self._product + _PRODUCT.x, self._product + _PRODUCT.x_stride
 
@@ -141,16 +141,16 @@ class Product:
         x, at, stride = rows_of(x)
         out, to = self._set_arguments(len(x), at, stride)
         if isinstance(then, Product):
-            return then.after(self._chain, out, to)
-        self._chain.run()
+            return then.after(self._sequence, out, to)
+        self._sequence.run()
         if self._cuts:
             return [out[:, first:last] for first, last in self._cuts]
         return out if then is None else then(out)
 
-    def after(self, chain: Chain, x: F32, at: int) -> Any:
-        """The product of x (T, columns), which `chain` writes to address `at`: both are run in one call."""
+    def after(self, sequence: KernelSequence, x: F32, at: int) -> Any:
+        """The product of x (T, columns), which `sequence` writes to address `at`: both are run in one call."""
         out, _ = self._set_arguments(len(x), at, x.strides[0])
-        chain.run(self._chain)
+        sequence.run(self._sequence)
         return out
 
     def segment(self, x: F32, i: int, of: int) -> F32:
@@ -160,7 +160,7 @@ class Product:
         x, at, stride = rows_of(x)
         out: F32
         out, _ = self._set_arguments(len(x), at + 4 * i * width, stride)
-        self._chain.run()
+        self._sequence.run()
         self._set_columns(0, self.columns, self._segments)
         return out
 
@@ -183,20 +183,20 @@ class Product:
         fields[product + _PRODUCT.n_segments] = segments
         fields[product + _PRODUCT.n_columns] = n_columns
         if self.integer:
-            fields[self._chain.place[0] + _QUANTIZE.n_columns] = n_columns
+            fields[self._sequence.job_start[0] + _QUANTIZE.n_columns] = n_columns
 
     def _set_tokens(self, n_tokens: int) -> None:
         """Let runs take `n_tokens` rows of x."""
-        runtime, chain, fields, product = self._runtime, self._chain, self._fields, self._product
-        first = chain.place[0]
+        runtime, sequence, fields, product = self._runtime, self._sequence, self._fields, self._product
+        first = sequence.job_start[0]
         if first != product:
             n_bytes = self.columns // 32 * X_BLOCK if self.integer else 4 * self.columns
             self._workspace, at = runtime.workspace(n_bytes * n_tokens)
             fields[first + (_QUANTIZE.out if self.integer else _NORM.out)] = fields[product + _PRODUCT.x] = at
             n_items = -(-n_tokens // host_target().tokens) if self.integer else n_tokens
-            chain.share(0, n_items, runtime.token_chunk(n_tokens, n_items))
+            sequence.set_items(0, n_items, runtime.token_chunk(n_tokens, n_items))
         if self.integer:
             fields[first + _QUANTIZE.n_tokens] = n_tokens
-        chain.share(len(chain.place) - 1, self.n_items, self._chunk if n_tokens < 8 else 1)
+        sequence.set_items(len(sequence.job_start) - 1, self.n_items, self._chunk if n_tokens < 8 else 1)
         fields[product + _PRODUCT.n_tokens] = n_tokens
         self._n_tokens = n_tokens

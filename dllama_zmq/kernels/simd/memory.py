@@ -35,7 +35,7 @@ class HugePages:
         return taken
 
 
-def own_pages(n_bytes: int) -> U8:
+def anonymous_pages(n_bytes: int) -> U8:
     """Zeroed memory whose pages are taken as they are written."""
     # Private: shared pages, Python's default, are never huge.
     return np.frombuffer(mmap.mmap(-1, max(1, n_bytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint8)

@@ -1,4 +1,4 @@
-"""A head's pairs turned by a token's angles. numba code."""
+"""Rotary embedding: a head's pairs rotated by a token's angles. numba code."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dllama_zmq.kernels.simd.vectors import f32x16, load_vector, store_vector
 
 
 def _picked(lanes):
-    """A numba function of two vectors: of both vectors' lanes, one after the other, those of these numbers."""
+    """A numba function (u, v): the lanes with these indices of u followed by v."""
     pick = ir.Constant(ir.VectorType(llvm.I32, LANES), lanes)
 
     def codegen(context, builder, signature, values):
@@ -30,9 +30,9 @@ _low, _high = (_picked([lane for i in of for lane in (i, 16 + i)]) for of in (ra
 
 
 @register_jitable
-def turn(head, half, neighbours, cos, sin):
-    """Turn the `half` pairs of a head, in place; `cos` and `sin`: where those of the pairs' angles are."""
-    if not neighbours:
+def rotate(head, half, interleaved, cos, sin):
+    """Rotate the `half` pairs of a head, in place; `cos` and `sin` are the addresses of those of the angles."""
+    if not interleaved:
         for i in range(0, half, 16):
             n = half - i
             first, second = head + 4 * i, head + 4 * (half + i)

@@ -14,7 +14,7 @@ from dllama_zmq.kernels.simd.arrays import Arrays, address
 from dllama_zmq.kernels.simd.job import Job
 from dllama_zmq.kernels.simd.layout import WIRE_TYPES, SumJob
 from dllama_zmq.kernels.simd.library import library
-from dllama_zmq.kernels.simd.memory import HugePages, own_pages
+from dllama_zmq.kernels.simd.memory import HugePages, anonymous_pages
 from dllama_zmq.kernels.simd.pool import Pool
 from dllama_zmq.quants import U8
 from dllama_zmq.spec import Sync
@@ -33,7 +33,7 @@ class Runtime:
         self.pool = Pool(self._library, threads, oversubscribed)
         self.memory = HugePages()
         self._arrays: dict[tuple[int, str], Arrays] = {}
-        self._workspace = own_pages(_WORKSPACE_BYTES)
+        self._workspace = anonymous_pages(_WORKSPACE_BYTES)
         self.run_sequences = self.entry("run_sequences", 2)
 
     def address_of(self, kernel: str) -> int:
@@ -70,5 +70,5 @@ class Runtime:
     def workspace(self, n_bytes: int) -> tuple[U8, int]:
         """Memory that all kernels share for data between the kernels of one call, and its address."""
         if n_bytes > len(self._workspace):
-            self._workspace = own_pages(2 * n_bytes)
+            self._workspace = anonymous_pages(2 * n_bytes)
         return self._workspace, address(self._workspace)
