@@ -84,7 +84,7 @@ def test_a_model_is_never_converted_onto_itself(cli: Cli) -> None:
     ("words", "code", "reason"),
     [
         (["nowhere.m", "out.m"], 1, "nowhere.m cannot be opened"),
-        (["MODEL", "out.bin"], 2, "out.bin: the model is written as a .m file"),
+        (["MODEL", "out.bin"], 2, "out.bin: the output is a .m file"),
         (
             ["MODEL", "no/folder/out.m"],
             2,
