@@ -12,7 +12,6 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 
-import msgspec
 import zmq
 
 from dllama_zmq.bus.client_messages import (
@@ -26,7 +25,6 @@ from dllama_zmq.bus.client_messages import (
     Prefill,
     Queued,
     Started,
-    Status,
     Stop,
     Stopping,
 )
@@ -51,6 +49,7 @@ from dllama_zmq.bus.messages import Message, decode, encode
 from dllama_zmq.bus.peers import PeerGone, Peers
 from dllama_zmq.errors import ClusterDefect, DllamaError, ProtocolError
 from dllama_zmq.front.encoding import Encoding
+from dllama_zmq.front.reports import Reports
 from dllama_zmq.front.request import Request
 from dllama_zmq.front.waiting import Waiting
 from dllama_zmq.sharding import check_prompt
@@ -62,10 +61,7 @@ _POLL_S = 1.0
 _REMIND_S = 1.0
 _LOOK_AT_REQUESTS_S = 0.1
 _CLIENTS_S = 0.002  # for what clients say, before the engine has its turn again
-_REPORT_S = 0.05  # a status waits so long for the engine's report of now; then the last one is the answer
-_MAX_TOLD = 64  # requests in a status
-_LAST_WORDS_S = 0.5  # for clients to hear how it ends, part of limits.stop_s
-_LAST_WORDS_AGAIN_S = 0.02
+_LINGER_MS = 200  # for what clients are told last
 
 
 class Front:
@@ -91,11 +87,8 @@ class Front:
         self._members = Membership(False, "", math.inf)  # until the engine says how it is
         self._ready_at = time.monotonic()  # when every node was last seen ready, or this began
         self._next_look = 0.0
-        self._status: Status | None = None
-        self._askers: list[tuple[bytes, int]] = []
-        self._answer_by = 0.0
+        self._reports = Reports()
         self._complaints = Complaints(logger)
-        self._last_words: list[tuple[bytes, Message]] = []
         self._why_down = ""
 
     def run(self) -> None:
@@ -126,17 +119,17 @@ class Front:
                 self._answer_clients()
                 self._take_encoded()
                 self._submit()
-                self._answer_askers()
+                for client, status in self._reports.answers(list(self._running.values()), self._queued()):
+                    self._send(client, status)
                 self._remind()
             for request in self._open():
-                self._last_words.append((request.client, Error(request.id, "ClusterError", self._why_down[:4000])))
-            self._say_last_words()
+                self._send(request.client, Error(request.id, "ClusterError", self._why_down[:4000]))
             poller = zmq.Poller()  # clients know by the end of this connection that all nodes have left
             poller.register(self._alive, zmq.POLLIN)
             poller.poll()
         finally:
             self._encoding.close()
-            self._clients.close()
+            self._clients.close(_LINGER_MS)
 
     def _first_facts(self, poller: zmq.Poller) -> Facts | None:
         """What the engine says first; None where it ends before."""
@@ -149,8 +142,8 @@ class Front:
                 return None
 
     def _wait_s(self) -> float:
-        if self._askers:
-            return max(0.0, self._answer_by - time.monotonic())
+        if (wait_s := self._reports.wait_s) is not None:
+            return wait_s
         return _LOOK_AT_REQUESTS_S if len(self._waiting) or (self._running and not self._members.ready) else _POLL_S
 
     # --- the engine ------------------------------------------------------------------------------------------------
@@ -165,8 +158,7 @@ class Front:
                 if message.ready:
                     self._ready_at = time.monotonic()
             elif isinstance(message, Report):
-                self._status = message.status
-                self._answer_by = 0.0
+                self._reports.take(message.status)
             elif isinstance(message, Failed):
                 if (request := self._running.pop(message.id, None)) is not None:
                     self._send(request.client, Error(request.id, message.kind, message.text[:4000]))
@@ -231,25 +223,11 @@ class Front:
         elif isinstance(message, Cancel):
             self._cancel(client, message.id)
         elif isinstance(message, AskStatus):
-            if not self._askers:
-                self._answer_by = time.monotonic() + _REPORT_S
+            if self._reports.ask(client, message.id):
                 self._tell_engine(AskReport())
-            self._askers.append((client, message.id))
         elif isinstance(message, Stop):
-            self._last_words.append((client, Stopping(message.id)))
+            self._send(client, Stopping(message.id))
             self._tell_engine(Quit())
-
-    def _answer_askers(self) -> None:
-        """Answer those who ask for the status: with the engine's report of now, or with the last one."""
-        if not self._askers or self._status is None or time.monotonic() < self._answer_by:
-            return
-        now = time.monotonic()
-        requests = [request.status(now) for request in self._open()[:_MAX_TOLD]]
-        active, queued = len(self._running), len(self._waiting) + (self._encoding.request is not None)
-        status = msgspec.structs.replace(self._status, active=active, queued=queued, requests=requests)
-        for client, request_id in self._askers:
-            self._send(client, msgspec.structs.replace(status, id=request_id))
-        self._askers.clear()
 
     def _enqueue(self, client: bytes, message: Generate) -> None:
         if self._find(client, message.id) is not None:
@@ -273,9 +251,12 @@ class Front:
 
     def _open(self) -> list[Request]:
         """All requests that have not ended, those that run first."""
+        return [*self._running.values(), *self._queued()]
+
+    def _queued(self) -> list[Request]:
+        """Those that the engine does not know yet."""
         encoded = self._encoding.request
-        being_encoded = [] if encoded is None or encoded.cancelled else [encoded]
-        return [*self._running.values(), *being_encoded, *self._waiting]
+        return [*([] if encoded is None or encoded.cancelled else [encoded]), *self._waiting]
 
     def _cancel(self, client: bytes, request_id: int) -> None:
         request = self._find(client, request_id)
@@ -366,13 +347,3 @@ class Front:
                 self._forget(request)
             return False
         return True
-
-    def _say_last_words(self) -> None:
-        """Tell clients how it ends until they have left: what they have not read goes with the connection.
-
-        (libzmq 4.3.5 drops it where a connecting socket has IMMEDIATE, as a client's has: `hiccuped` ends the pipe.)
-        """
-        until = time.monotonic() + _LAST_WORDS_S
-        while self._last_words and time.monotonic() < until:
-            self._last_words = [word for word in self._last_words if self._send(*word)]
-            time.sleep(_LAST_WORDS_AGAIN_S)

@@ -141,25 +141,23 @@ def test_the_root_says_how_long_a_step_may_take(context: Context, model: ModelFi
         assert started.silence_s == 300
 
 
-class AnswersNothing(Stranger):
-    """Loads, is ready, and sends no part of any step."""
+class StopsTheRoot(Stranger):
+    """Loads, is ready, and where a step asks for its part ends this process's root instead."""
 
     def send_part(self, kind: str, *fields: object, arrays: tuple[bytes, ...]) -> None:
-        pass
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_a_client_whose_step_a_signal_breaks_off_is_told_of_the_clusters_end(
     context: Context, model: ModelFile, start: Start
 ) -> None:
     places, interrupts, said = inproc(), Interrupts(), list[str]()
-    start(AnswersNothing(context, places.replies[0]))
+    start(StopsTheRoot(context, places.replies[0]))
 
     def ask_and_end(address: str) -> None:
         with Client(address) as client:
             try:
-                for answer in client.generate("once upon a time"):
-                    if isinstance(answer, Started):
-                        os.kill(os.getpid(), signal.SIGTERM)
+                client.text("once upon a time")
             except ClusterError as error:
                 said.append(str(error))
 

@@ -1,0 +1,52 @@
+"""Answers to `askstatus`: from the engine's report of now, or from its last one where a step takes long."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import msgspec
+
+from dllama_zmq.bus.client_messages import Status
+from dllama_zmq.front.request import Request
+
+_REPORT_S = 0.05
+"""How long an answer waits for the engine's report; then the last one must do."""
+_MAX_TOLD = 64
+
+
+class Reports:
+    """Who has asked, and what the engine has said of the cluster last. The front adds what it knows of requests."""
+
+    def __init__(self) -> None:
+        self._status: Status | None = None
+        self._askers: list[tuple[bytes, int]] = []
+        self._due = 0.0
+
+    def ask(self, client: bytes, request_id: int) -> bool:
+        """A client asks; whether the engine is to be asked for a report."""
+        self._askers.append((client, request_id))
+        if len(self._askers) > 1:
+            return False
+        self._due = time.monotonic() + _REPORT_S
+        return True
+
+    def take(self, status: Status) -> None:
+        """The engine's report."""
+        self._status, self._due = status, 0.0
+
+    @property
+    def wait_s(self) -> float | None:
+        """Seconds until an answer is due; None where nobody has asked."""
+        return max(0.0, self._due - time.monotonic()) if self._askers else None
+
+    def answers(self, running: Sequence[Request], waiting: Sequence[Request]) -> list[tuple[bytes, Status]]:
+        """The answers that are due, each with its client."""
+        now = time.monotonic()
+        if not self._askers or self._status is None or now < self._due:
+            return []
+        requests = [request.status(now) for request in [*running, *waiting][:_MAX_TOLD]]
+        status = msgspec.structs.replace(self._status, active=len(running), queued=len(waiting), requests=requests)
+        answers = [(client, msgspec.structs.replace(status, id=request_id)) for client, request_id in self._askers]
+        self._askers.clear()
+        return answers
