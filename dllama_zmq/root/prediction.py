@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from dllama_zmq.bus.messages import ArrayHead, Candidates, Message, More, Partial, RowAsk, Step, Sum, encode
-from dllama_zmq.bus.meter import Direction, wire_bytes
+from dllama_zmq.bus.meter import Direction, frame_bytes, wire_bytes
 from dllama_zmq.models import micro_batches
 from dllama_zmq.sharding import Ask, Reply, candidate_bytes, step_traffic
 from dllama_zmq.spec import ModelSpec, Sync
@@ -105,4 +105,4 @@ def _candidates(step: int, stage: int, asked: Sequence[Asked]) -> Predicted:
 
 
 def _wire(message: Message, heads: Sequence[ArrayHead]) -> int:
-    return wire_bytes([encode(message)[0], *(bytes(head.nbytes) for head in heads)])
+    return wire_bytes(encode(message)) + sum(frame_bytes(head.nbytes) for head in heads)
