@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import msgspec
@@ -22,8 +23,9 @@ from dllama_zmq.bus.links import Endpoints
 from dllama_zmq.bus.messages import Frame, Message, Missed
 from dllama_zmq.cluster import Limits
 from dllama_zmq.formats import ModelFile
+from dllama_zmq.formats.random_model import random_tensors
 from dllama_zmq.kernels import Batch, KernelChoice, pages_for
-from dllama_zmq.quants import F32
+from dllama_zmq.quants import F32, BlockMatrix
 from dllama_zmq.root.delivery import Delivery
 from dllama_zmq.root.root import Root, RootSettings
 from dllama_zmq.sharding import Plan
@@ -57,6 +59,23 @@ def inproc() -> Endpoints:
 def tcp() -> Endpoints:
     steps, replies = free_ports(2)
     return Endpoints([f"tcp://127.0.0.1:{steps}"], [f"tcp://127.0.0.1:{replies}"])
+
+
+class InMemory(ModelFile):
+    """Random weights of any architecture and types: a `.m` file cannot hold all of them."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__(Path("weights in memory"), spec, {})
+        self._matrices = dict(random_tensors(spec, seed=3))
+
+    def _read(self, name: str, rows: slice, columns: slice) -> BlockMatrix:
+        return self._matrices[name].cut(rows, columns)
+
+    def forget_pages(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 @dataclass

@@ -19,14 +19,14 @@ import numpy as np
 import pytest
 import zmq
 from generating import tokens_of
+from integration.nodes import InMemory
 from integration.stranger import Stranger
 from tiny import tiny_spec, tiny_tokenizer_data, write_tiny_model
 
 from dllama_zmq.bus.links import Endpoints
 from dllama_zmq.formats import ModelFile, read_tokenizer, write_t
-from dllama_zmq.formats.random_model import random_tensors
 from dllama_zmq.kernels import Batch
-from dllama_zmq.quants import F32, BlockMatrix
+from dllama_zmq.quants import F32
 from dllama_zmq.root.engine import Engine
 from dllama_zmq.root.root import Root, RootSettings
 from dllama_zmq.sampling import Sampling
@@ -129,23 +129,6 @@ def logits(root: Root) -> F32:
 
 def alone(model: ModelFile) -> Root:
     return Root(zmq.Context.instance(), model, RootSettings(kernels="numpy"))
-
-
-class InMemory(ModelFile):
-    """Random weights of any architecture and types: a `.m` file cannot hold all of them."""
-
-    def __init__(self, spec: ModelSpec) -> None:
-        super().__init__(Path("weights in memory"), spec, {})
-        self._matrices = dict(random_tensors(spec, seed=3))
-
-    def _read(self, name: str, rows: slice, columns: slice) -> BlockMatrix:
-        return self._matrices[name].cut(rows, columns)
-
-    def forget_pages(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
 
 
 @pytest.mark.parametrize("n_nodes", [2, 4])
