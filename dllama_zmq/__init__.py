@@ -6,8 +6,8 @@ with dllama_zmq.load("demo", nodes=4) as model:
 
 `load` runs a model in this process: `generate` yields text, `logits` are at hand, one text at a time. `connect` and
 `Client` speak to a cluster of its own processes: `generate` yields all that the root says (Queued, Started, Prefill,
-Piece, Done), `text` the whole text at once. Both are greedy unless told otherwise (temperature 0), while the command
-line samples (temperature 0.8, top-p 0.9).
+Piece, Done), `text` the whole text at once. Both are greedy unless they are given a `Sampling`, as in
+`model.generate("Once upon a time", 50, Sampling(temperature=0.8, top_p=0.9))`, which is how the command line samples.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
-__all__ = ["Client", "__version__", "connect", "load"]
+__all__ = ["Client", "Sampling", "__version__", "connect", "load"]
 
 if TYPE_CHECKING:
     from dllama_zmq.client import Client
     from dllama_zmq.launch.registry import connect
     from dllama_zmq.local import load
+    from dllama_zmq.sampling import Sampling
 
 
 def __getattr__(name: str) -> object:
@@ -37,6 +38,10 @@ def __getattr__(name: str) -> object:
         from dllama_zmq.launch.registry import connect
 
         return connect
+    if name == "Sampling":
+        from dllama_zmq.sampling import Sampling
+
+        return Sampling
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

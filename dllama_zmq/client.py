@@ -36,6 +36,7 @@ from dllama_zmq.bus.messages import Frame, Message, decode, encode
 from dllama_zmq.cluster import Ports
 from dllama_zmq.errors import ClusterError, DllamaError, ProtocolError, RemoteError, RequestError, RootLost
 from dllama_zmq.host import require_open_files
+from dllama_zmq.sampling import GREEDY, Sampling
 
 SAY_EVERY_S = 2.0
 CONNECT_S = 5.0
@@ -84,10 +85,7 @@ class Client:
         self,
         prompt: str,
         max_tokens: int | None = None,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
-        seed: int | None = None,
+        sampling: Sampling = GREEDY,
         ignore_eos: bool = False,
     ) -> Generator[Answer, None, None]:
         """Everything the root says of this request, the last being Done. Close the iterator to cancel.
@@ -97,7 +95,7 @@ class Client:
         if len(prompt) > MAX_PROMPT_CHARACTERS:
             raise RequestError(f"the prompt has {len(prompt)} characters; at most {MAX_PROMPT_CHARACTERS} are sent")
         request = next(self._ids)
-        self._send(Generate(request, prompt, max_tokens, temperature, top_p, top_k, seed, ignore_eos))
+        self._send(Generate(request, prompt, max_tokens, sampling, ignore_eos))
         self._open[request] = deque()
         finished = False
         try:
@@ -126,9 +124,9 @@ class Client:
                 with contextlib.suppress(RootLost, ClusterError):
                     self._send(Cancel(request), wait_s=0.0)
 
-    def text(self, prompt: str, max_tokens: int | None = None, temperature: float = 0.0, seed: int = 0) -> str:
+    def text(self, prompt: str, max_tokens: int | None = None, sampling: Sampling = GREEDY) -> str:
         """The text that follows `prompt`, whole."""
-        answers = self.generate(prompt, max_tokens, temperature, seed=seed)
+        answers = self.generate(prompt, max_tokens, sampling)
         return "".join(answer.text for answer in answers if isinstance(answer, Piece | Done))
 
     def status(self, wait_s: float = 5.0) -> Status:

@@ -27,7 +27,7 @@ from dllama_zmq.root.fitting import Wish, check_fits
 from dllama_zmq.root.root import Root, RootSettings
 from dllama_zmq.root.scheduler import Event, Finished, Token
 from dllama_zmq.root.sequence import Sequence as Generation
-from dllama_zmq.sampling import Sampling
+from dllama_zmq.sampling import GREEDY, Sampling
 from dllama_zmq.sharding import Plan, context_length
 from dllama_zmq.sources import model_at, tokenizer_beside
 from dllama_zmq.spec import WEIGHTS_FLOAT, ModelSpec, Sync, Weights
@@ -73,17 +73,10 @@ class LocalModel:
         self._form()
         return self.engine.logits(token_ids)
 
-    def generate(
-        self,
-        prompt: str,
-        max_tokens: int | None = None,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
-        seed: int = 0,
-    ) -> Iterator[str]:
-        """The text that follows `prompt`, piece by piece; `"".join(...)` for the whole. temperature 0 is greedy."""
-        sampling = Sampling(temperature, top_p, top_k, seed)
+    def generate(self, prompt: str, max_tokens: int | None = None, sampling: Sampling = GREEDY) -> Iterator[str]:
+        """The text that follows `prompt`, piece by piece; `"".join(...)` for the whole. Greedy by default."""
+        if sampling.logprobs is not None:
+            raise RequestError("logprobs: a loaded model yields text alone; a Client of a cluster is told them")
         tokenizer = self.tokenizer
         prompt_ids, decoder = tokenizer.encode(prompt), tokenizer.decoder(continues=True)
         sequence = self.engine.add(prompt_ids, sampling, max_tokens, tokenizer.eos_ids, tokenizer.vocab_size)

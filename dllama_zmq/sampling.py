@@ -1,44 +1,93 @@
-"""How tokens are chosen, as a request says it. Knows no array: commands check their flags with it."""
+"""How tokens are chosen, as a request says it: on the wire, in Python and on the command line. Knows no array."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from dllama_zmq.errors import RequestError
 
+MOST_LOGPROBS = 20  # as the API of OpenAI
 _FIRST_ASKED = 64
 
 
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How tokens are chosen. temperature 0 is greedy; top_k 0 and top_p 1 leave all tokens in.
+class Sampling(msgspec.Struct, frozen=True):
+    """How tokens are chosen. The defaults are greedy: the most likely token, always.
 
-    Applied in this order: temperature, the `top_k` most likely, the fewest of those that hold `top_p` of their
-    probability (arXiv:1904.09751).
+    Applied in this order, which is that of transformers 5.23 (GenerationMixin._get_logits_processor):
+
+    1. `logit_bias`: by token id, -100 to 100, added to its logit.
+    2. `repetition_penalty` (arXiv:1909.05858) for every token of the prompt and of the answer so far: its logit is
+       divided by this where it is positive, and multiplied where it is negative. 1: off.
+    3. `frequency_penalty` times the number of times that a token stands in the answer so far, and `presence_penalty`
+       where it stands there, are subtracted from its logit (the formula of OpenAI's API). 0: off.
+    4. `temperature`: all logits are divided by it. 0: greedy, and what follows does not matter.
+    5. `top_k`: the k most likely tokens are left. 0: off.
+    6. `top_p`: the fewest of these that hold top_p of their probability (arXiv:1904.09751). 1: off.
+    7. `min_p`: those that have at least min_p times the probability of the most likely one (arXiv:2407.01082). 0: off.
+    8. `typical_p`: of these the fewest that hold typical_p of their probability, those first whose surprisal is nearest
+       to the entropy (arXiv:2202.00666). 1: off.
+
+    vLLM (v1/sample/sampler.py) does step 7 before 5, and has no 8. llama.cpp (--samplers in tools/server/README.md)
+    does 8 before 6 and 4 last, and its penalties look at the last 64 tokens, prompt and answer.
+
+    seed: equal seeds give equal answers; None: a new one for each request. logprobs: the log-probability of each token
+    and of so many of the most likely ones (0 to 20) is told, of the model's own logits at temperature 1; None: none.
     """
 
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
-    seed: int = 0
+    seed: int | None = None
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = {}
+    logprobs: int | None = None
 
     def check(self) -> None:
         """Raise RequestError, naming the value and its legal range."""
-        if self.temperature != 0 and not 0.001 <= self.temperature <= 100:  # less, and logit / temperature overflows
-            raise RequestError(f"temperature is {self.temperature}; expected 0 (greedy), or 0.001 to 100")
-        if not 0 < self.top_p <= 1:
-            raise RequestError(f"top_p is {self.top_p}; expected more than 0 and at most 1 (1: off)")
-        if not 0 <= self.top_k <= 1 << 24:
-            raise RequestError(f"top_k is {self.top_k}; expected 0 (off) or a number of tokens")
-        if not 0 <= self.seed < 1 << 63:
-            raise RequestError(f"seed is {self.seed}; expected 0 to 2^63 - 1")
+        _check("top_k", self.top_k, 0 <= self.top_k <= 1 << 24, "0 (off) or a number of tokens")
+        _check("seed", self.seed, self.seed is None or 0 <= self.seed < 1 << 63, "0 to 2^63 - 1")
+        told, of_20 = self.logprobs, f"0 to {MOST_LOGPROBS}"
+        _check("logprobs", told, told is None or 0 <= told <= MOST_LOGPROBS, of_20)
+        if self.temperature != 0:  # less than 0.001, and logit / temperature overflows
+            _check_range("temperature", self.temperature, 0.001, 100, "0 (greedy), or 0.001 to 100")
+        for name in ("top_p", "typical_p"):
+            p = getattr(self, name)
+            _check(name, p, 0 < p <= 1, "more than 0 and at most 1 (1: off)")
+        _check_range("min_p", self.min_p, 0, 1, "0 (off) to 1")
+        _check_range("repetition_penalty", self.repetition_penalty, 0.01, 100, "0.01 to 100 (1: off)")
+        for name in ("presence_penalty", "frequency_penalty"):
+            _check_range(name, getattr(self, name), -2, 2, "-2 to 2 (0: off)")
+        for token, bias in self.logit_bias.items():
+            _check("logit_bias", token, token >= 0, "ids of tokens, 0 or more")
+            _check_range(f"logit_bias of token {token}", bias, -100, 100, "-100 to 100")
 
     @property
     def greedy(self) -> bool:
         return self.temperature == 0 or self.top_k == 1
 
     def first_k(self) -> int:
-        """How many candidates to ask each node for at first."""
+        """How many candidates to ask each node for at first; 0 is every logit."""
+        told = self.logprobs or 0
         if self.greedy:
-            return 1
-        return min(self.top_k, _FIRST_ASKED) if self.top_k else _FIRST_ASKED
+            return max(1, told)
+        if self.top_k:
+            return max(min(self.top_k, _FIRST_ASKED), told)
+        if self.typical_p < 1 and self.top_p == 1 and self.min_p == 0:
+            return 0  # the entropy is that of all logits
+        return _FIRST_ASKED
+
+
+GREEDY = Sampling()
+
+
+def _check(name: str, value: float | None, is_legal: bool, legal: str) -> None:
+    if not is_legal:
+        raise RequestError(f"{name} is {value}; expected {legal}")
+
+
+def _check_range(name: str, value: float, least: float, most: float, legal: str) -> None:
+    _check(name, value, least <= value <= most, legal)  # not of NaN

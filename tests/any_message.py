@@ -35,7 +35,8 @@ def values_of(hint: Any) -> st.SearchStrategy[Any]:
     if origin is tuple:
         return st.tuples(*map(values_of, parts))
     if origin is dict:
-        return st.dictionaries(st.text(max_size=5), values_of(parts[1]), max_size=3)
+        keys = st.text(max_size=5) if parts[0] is not int else st.integers(0, 1 << 31)
+        return st.dictionaries(keys, values_of(parts[1]), max_size=3)
     plain = {bool: st.booleans(), NoneType: st.none(), str: st.text(max_size=10), float: st.floats(0, 1e6)}
     plain |= {int: st.integers(0, 1 << 62), Any: st.none() | st.integers(0, 9) | st.text(max_size=4)}
     return plain[hint] if hint in plain else structs(hint)

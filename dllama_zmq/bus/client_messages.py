@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from dllama_zmq.bus.messages import Big, Count, Kinds, Message, Name, Seconds, Text
+from dllama_zmq.sampling import Sampling
 
 MAX_PROMPT_CHARACTERS = 1 << 17  # of 4 bytes at most: half of the longest header
 Prompt = Annotated[str, msgspec.Meta(max_length=MAX_PROMPT_CHARACTERS)]
@@ -52,10 +53,7 @@ class Generate(Message, frozen=True):
     id: RequestId
     prompt: Prompt
     max_tokens: Whole | None
-    temperature: Number
-    top_p: Number
-    top_k: Whole
-    seed: Whole | None
+    sampling: Sampling
     ignore_eos: bool
 
 
@@ -111,13 +109,25 @@ class Prefill(Message, frozen=True):
     figures: StepStats
 
 
+class Logprob(msgspec.Struct, frozen=True, array_like=True):
+    """A token, its text or name, and the logarithm of its probability."""
+
+    token: Count
+    text: Text
+    logprob: Number
+
+
 class Piece(Message, frozen=True):
-    """One generated token and the text it completes; figures of its step (none for the first: the prompt gave it)."""
+    """One generated token and the text it completes; figures of its step (none for the first: the prompt gave it).
+
+    logprobs: where they are asked for, that of the token and then those of the most likely ones.
+    """
 
     id: Big
     token: Count
     text: Text
     figures: StepStats | None
+    logprobs: list[Logprob]
 
 
 class Done(Message, frozen=True):

@@ -6,6 +6,7 @@ Of a flag's spellings the help shows the first short and the first long one. The
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,6 +15,8 @@ from typer import Argument, Option
 
 from dllama_zmq.cli import completion
 from dllama_zmq.cli.flag_kinds import MAX, KernelChoice, choice, model_flag, number, real
+from dllama_zmq.errors import RequestError, UsageError
+from dllama_zmq.sampling import Sampling
 from dllama_zmq.spec import Sync, Weights
 
 _SETTINGS = "Instead of what the file says"
@@ -112,6 +115,11 @@ class Overrides:
 _SAMPLING = "Sampling"
 
 
+def _real(*names: str, help: str) -> Any:
+    """A flag of sampling that takes a number."""
+    return Option(*names, metavar="X", parser=real, help=help, rich_help_panel=_SAMPLING)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptFlags:
     """The text to continue, or where it is."""
@@ -159,6 +167,45 @@ class Answer:
             "-s", "--seed", least=-1, help="Equal seeds give equal answers; -1: a new one", rich_help_panel=_SAMPLING
         ),
     ] = -1
+    min_p: Annotated[
+        float, _real("--min-p", help="Leave out tokens less likely than X times the likeliest; 0: off")
+    ] = 0.0
+    typical_p: Annotated[
+        float, _real("--typical", "--typical-p", help="Sample from the most typical tokens that hold X; 1: off")
+    ] = 1.0
+    repetition_penalty: Annotated[
+        float,
+        _real(
+            "--repeat-penalty",
+            "--repetition-penalty",
+            help="Divide the logits of tokens of the prompt and the answer by X; 1: off",
+        ),
+    ] = 1.0
+    presence_penalty: Annotated[
+        float, _real("--presence-penalty", help="Subtract X from the logits of tokens of the answer; 0: off")
+    ] = 0.0
+    frequency_penalty: Annotated[
+        float, _real("--frequency-penalty", help="The same for each time that a token stands there; 0: off")
+    ] = 0.0
+    logit_bias: Annotated[
+        list[str] | None,
+        Option(
+            "--logit-bias",
+            metavar="ID+X",
+            show_default=False,
+            help="Add X to the logit of a token, as 42-100; may be given again",
+            rich_help_panel=_SAMPLING,
+        ),
+    ] = None
+    logprobs: Annotated[
+        int | None,
+        number(
+            "--logprobs",
+            least=0,
+            help="With --json: the log-probabilities of each token and of the N likeliest",
+            rich_help_panel=_SAMPLING,
+        ),
+    ] = None
     stats: Annotated[
         str | None,
         choice("--stats", of=Literal["answer", "tokens"], help="Tell what a token took; =tokens: each of them too"),
@@ -172,6 +219,34 @@ class Answer:
         """-1 is llama.cpp's word for no limit."""
         return None if self.steps == -1 else self.steps
 
-    def given_seed(self) -> int | None:
-        """-1 is llama.cpp's word for any."""
-        return None if self.seed == -1 else self.seed
+    def sampling(self) -> Sampling:
+        """How tokens are chosen. Raises UsageError. A seed of -1 is llama.cpp's word for any."""
+        biases = dict(_bias(text) for text in self.logit_bias or ())
+        sampling = Sampling(
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            seed=None if self.seed == -1 else self.seed,
+            min_p=self.min_p,
+            typical_p=self.typical_p,
+            repetition_penalty=self.repetition_penalty,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            logit_bias=biases,
+            logprobs=self.logprobs,
+        )
+        if self.logprobs is not None and not self.json:
+            raise UsageError("--logprobs needs --json, which has a place for them")
+        try:
+            sampling.check()
+        except RequestError as error:
+            raise UsageError(str(error)) from error
+        return sampling
+
+
+def _bias(text: str) -> tuple[int, float]:
+    """llama.cpp's ID+BIAS or ID-BIAS."""
+    found = re.fullmatch(r"(\d{1,9})([+-]\d+(?:\.\d+)?)", text)
+    if found is None:
+        raise UsageError(f"--logit-bias is {text!r}; expected a token's id and what is added to its logit, as 42-100")
+    return int(found[1]), float(found[2])

@@ -12,7 +12,7 @@ from typing import Annotated
 
 from typer import Argument
 
-from dllama_zmq.bus.client_messages import Done, Piece, Prefill, Queued, Started
+from dllama_zmq.bus.client_messages import Done, Logprob, Piece, Prefill, Queued, Started
 from dllama_zmq.cli import completion, flags
 from dllama_zmq.cli.chosen import chosen_path, elsewhere, for_a_call, for_a_model
 from dllama_zmq.cli.cluster import listening
@@ -25,10 +25,9 @@ from dllama_zmq.cli.prompt import read_prompt
 from dllama_zmq.cli.stats import Stats
 from dllama_zmq.client import SILENCE_S, Answer, Client
 from dllama_zmq.cluster import ClusterFile
-from dllama_zmq.errors import RequestError, UsageError
+from dllama_zmq.errors import UsageError
 from dllama_zmq.launch.lifecycle import for_one_call
 from dllama_zmq.launch.registry import address_elsewhere
-from dllama_zmq.sampling import Sampling
 from dllama_zmq.sources import absolute_model
 
 
@@ -107,14 +106,7 @@ def generate(
 def _answer(prompt: str, source: AbstractContextManager[_Answering], options: flags.Answer) -> None:
     with source as cluster, Display() as display:
         display.activity("asking the root")
-        answers = cluster.client.generate(
-            prompt,
-            options.max_tokens(),
-            options.temperature,
-            options.top_p,
-            options.top_k,
-            options.given_seed(),
-        )
+        answers = cluster.client.generate(prompt, options.max_tokens(), options.sampling())
         printer = _Printer(prompt, options, cluster.model, display)
         try:
             for answer in answers:
@@ -129,10 +121,7 @@ def _check(options: flags.Answer) -> None:
     """Raise UsageError for options that the root would refuse, before a cluster is brought up."""
     if options.steps == 0:
         raise UsageError("--steps is 0; expected 1 or more, or -1 for no limit")
-    try:
-        Sampling(options.temperature, options.top_p, options.top_k, options.given_seed() or 0).check()
-    except RequestError as error:
-        raise UsageError(str(error)) from error
+    options.sampling()
 
 
 @contextmanager
@@ -177,6 +166,7 @@ class _Printer:
         self._stats = Stats(per_token=options.stats == "tokens")
         self._text: list[str] = []
         self._tokens: list[int] = []
+        self._logprobs: list[list[Logprob]] = []
         self._started: Started | None = None
         self._reason = ""
         one_terminal = sys.stdout.isatty() and sys.stderr.isatty()
@@ -199,6 +189,8 @@ class _Printer:
             self._display.activity("evaluating the prompt", answer.done, answer.total, "tokens")
         elif isinstance(answer, Piece):
             self._tokens.append(answer.token)
+            if answer.logprobs:
+                self._logprobs.append(answer.logprobs)
             self._stats.token(answer)
             self._show(answer.text)
             if self._tells_tokens:
@@ -240,6 +232,8 @@ class _Printer:
                 "seed": self._started.seed,
                 "stats": self._stats.averages(),
             }
+            if self._logprobs:
+                report["logprobs"] = [_as_maps(*of_token) for of_token in self._logprobs]
             _write(as_json(report) + "\n")
 
     def _show(self, text: str) -> None:
@@ -253,6 +247,12 @@ class _Printer:
 
     def _echoed(self) -> str:
         return self._prompt if self._options.echo else ""
+
+
+def _as_maps(chosen: Logprob, *likeliest: Logprob) -> dict[str, object]:
+    """A token's log-probability with its text, and the same of the most likely ones."""
+    own, *top = ({"token": one.token, "text": one.text, "logprob": one.logprob} for one in (chosen, *likeliest))
+    return {**own, "top": top}
 
 
 def _is_file_of_its_own(out: int, err: int) -> bool:

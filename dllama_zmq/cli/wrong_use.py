@@ -17,10 +17,9 @@ from dllama_zmq.hub import HUB_PREFIX, is_hub_name
 from dllama_zmq.sources import DEMO
 
 _BY_INSTEAD = {
-    "samples by --temperature, --top-p and --top-k": (
-        "--repeat-penalty", "--repeat-last-n", "--repetition-penalty", "--presence-penalty", "--frequency-penalty",
-        "--min-p", "--typical", "--mirostat", "--grammar", "--json-schema", "--logit-bias", "--dry-multiplier",
-        "--samplers", "--num-beams", "--stop",
+    "samples as `dllama-zmq generate --help` says": (
+        "--repeat-last-n", "--mirostat", "--grammar", "--json-schema", "--dry-multiplier", "--samplers", "--num-beams",
+        "--stop",
     ),
     "runs models on CPUs": ("-ngl", "--n-gpu-layers", "--gpu-layers", "--gpu-index", "--device", "--tensor-split"),
     "has no chat yet: `generate` continues a text": (

@@ -21,6 +21,7 @@ from dllama_zmq.bus.client_messages import (
     Done,
     Error,
     Generate,
+    Logprob,
     Piece,
     Prefill,
     Queued,
@@ -179,10 +180,16 @@ class Front:
                 request.n_tokens += 1
                 request.first_token = request.first_token or time.monotonic()
                 text = request.decoder.push(sampled.token)
-                self._tell(request, Piece(request.id, sampled.token, text, figures))
+                logprobs = [Logprob(token, self._name_of(token), p) for token, p in sampled.logprobs]
+                self._tell(request, Piece(request.id, sampled.token, text, figures, logprobs))
         for ended in step.ended:
             if (request := self._running.pop(ended.id, None)) is not None:
                 self._finish(request, ended.reason)
+
+    def _name_of(self, token: int) -> str:
+        """The text of a token, or the name of one that prints nothing."""
+        text = self._tokenizer.decode([token], True) or self._tokenizer.piece(token).decode(errors="replace")
+        return text[:4096]
 
     def _finish(self, request: Request, reason: str) -> None:
         text = request.decoder.flush() if request.decoder is not None else ""
@@ -233,7 +240,7 @@ class Front:
         if self._find(client, message.id) is not None:
             self._send(client, Error(0, "RequestError", f"a request with the id {message.id} is open already"))
             return
-        seed = secrets.randbelow(1 << 31) if message.seed is None else message.seed
+        seed = secrets.randbelow(1 << 31) if message.sampling.seed is None else message.sampling.seed
         now = time.monotonic()
         request = Request(client, message, seed, now, now - _REMIND_S)
         try:

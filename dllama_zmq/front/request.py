@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import msgspec
+
 from dllama_zmq.bus.client_messages import Generate, RequestStatus
 from dllama_zmq.sampling import Sampling
 from dllama_zmq.tokenizer.decoder import IncrementalDecoder
@@ -43,8 +45,7 @@ class Request:
     @property
     def sampling(self) -> Sampling:
         """How its tokens are chosen."""
-        asked = self.asked
-        return Sampling(asked.temperature, asked.top_p, asked.top_k, self.seed)
+        return msgspec.structs.replace(self.asked.sampling, seed=self.seed)
 
     def status(self, now: float) -> RequestStatus:
         """How it is at `now`, of time.monotonic()."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from collections.abc import Sequence as Tokens
 from dataclasses import dataclass
 
@@ -15,12 +15,12 @@ import numpy as np
 
 from dllama_zmq.bus.client_messages import NO_STEPS, StepStats
 from dllama_zmq.bus.meter import Phase
-from dllama_zmq.errors import ClusterDefect, RequestError, WorkerLost
+from dllama_zmq.errors import RequestError, WorkerLost
 from dllama_zmq.kernels import KV_PAGE, Batch, Span
 from dllama_zmq.quants import F32
 from dllama_zmq.root.pages import PagePool
 from dllama_zmq.root.root import Root
-from dllama_zmq.root.sampler import Sampler, more_than
+from dllama_zmq.root.sampler import Choice, Sampler
 from dllama_zmq.root.scheduler import Event, Prefilled, Scheduled, Scheduler
 from dllama_zmq.root.sequence import Sequence
 from dllama_zmq.sampling import Sampling
@@ -29,11 +29,15 @@ from dllama_zmq.sharding import PREFILL_TOKENS, check_prompt
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one step has brought, and what it took. failed: sequences that have left, each with its error."""
+    """What one step has brought, and what it took. failed: sequences that have left, each with its error.
+
+    choices: how the tokens of `events` came to be, by sequence.
+    """
 
     events: list[Event]
     figures: StepStats
     failed: list[tuple[Sequence, Exception]]
+    choices: Mapping[Sequence, Choice]
 
 
 class Engine:
@@ -72,7 +76,7 @@ class Engine:
         check_prompt(len(prompt), max_tokens, seq_len, spec.seq_len)
         self._check_ids(prompt)
         room = seq_len - len(prompt)
-        sampler = Sampler(sampling, spec.vocab_size if n_ids is None else n_ids)
+        sampler = Sampler(sampling, spec.vocab_size if n_ids is None else n_ids, len(prompt))
         sequence = Sequence(next(self._ids), prompt, sampler, min(max_tokens or room, room), frozenset(stop_ids))
         self.scheduler.add(sequence)
         return sequence
@@ -94,19 +98,19 @@ class Engine:
             self.scheduler.rewind()
         scheduled = self._schedule()
         if scheduled is None:
-            return Outcome([], NO_STEPS, [])
+            return Outcome([], NO_STEPS, [], {})
         try:
-            chosen, figures = self._evaluate(scheduled)
+            choices, figures = self._evaluate(scheduled)
         except WorkerLost:
             raise
         except Exception as error:
-            return Outcome([], NO_STEPS, self._blame(scheduled, error))
-        events = self.scheduler.accept(scheduled, chosen)
+            return Outcome([], NO_STEPS, self._blame(scheduled, error), {})
+        events = self.scheduler.accept(scheduled, [choices[sequence].token for _, sequence in scheduled.sampled])
         for event in events:
             if isinstance(event, Prefilled) and event.done == event.total:
                 self.n_prompt_tokens += event.total
                 self.n_cached_tokens += event.sequence.n_cached or 0
-        return Outcome(events, figures, [])
+        return Outcome(events, figures, [], choices)
 
     def logits(self, tokens: Tokens[int], rows: int = PREFILL_TOKENS) -> F32:
         """The logits (T, V) after each of `tokens` (T,), as a text of its own, evaluated `rows` at a time.
@@ -141,30 +145,26 @@ class Engine:
                 return alone
         return self.scheduler.schedule()
 
-    def _evaluate(self, scheduled: Scheduled) -> tuple[list[int], StepStats]:
+    def _evaluate(self, scheduled: Scheduled) -> tuple[dict[Sequence, Choice], StepStats]:
         """Run a step, and choose the next token of each sampled row. The figures are of all that choosing asked for."""
         sampled = scheduled.sampled
         self.root.set_phase(_phase(scheduled))
         asks = {row: sequence.sampler.ask(sequence.tokens) for row, sequence in sampled}
         answers, figures = self.root.evaluate(Batch(scheduled.spans), scheduled.tokens, asks)
-        chosen: dict[int, int] = {}
-        ks = {row: ask.k for row, ask in asks.items()}
+        choices: dict[Sequence, Choice] = {}
         while True:
             again = {}
             for (row, sequence), answer in zip(sampled, answers, strict=True):
-                token = sequence.sampler.choose(answer)
-                if token is not None:
-                    chosen[row] = token
-                elif ks[row] == 0:
-                    raise ClusterDefect("no token could be chosen from the logits of the whole vocabulary")
+                choice = sequence.sampler.choose(answer)
+                if choice is not None:
+                    choices[sequence] = choice
                 else:
-                    again[row] = more_than(ks[row], self.root.spec.vocab_size)
+                    again[row] = sequence.sampler.ask_more().k
             if not again:
-                return [chosen[row] for row, _ in scheduled.sampled], figures
+                return choices, figures
             answers, asked_again = self.root.more(again)
             figures += asked_again
             sampled = [(row, sequence) for row, sequence in sampled if row in again]
-            ks = again
 
     def _check_ids(self, tokens: Collection[int]) -> None:
         for token in tokens:

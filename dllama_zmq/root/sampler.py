@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from dllama_zmq.errors import ClusterDefect, RequestError
+from dllama_zmq.quants import U8
+from dllama_zmq.root.penalties import Penalties
 from dllama_zmq.sampling import Sampling
 from dllama_zmq.sharding import Ask, RowCandidates
+from dllama_zmq.sharding.candidates import F64
 
 _MOST_EXPONENT = 700.0  # exp of somewhat more is infinite
 
@@ -18,40 +23,122 @@ def more_than(k: int, vocab_size: int) -> int:
     return 8 * k if 32 * k < vocab_size else 0
 
 
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A token that was chosen. Where they are asked for: its log-probability, and the most likely ids with theirs."""
+
+    token: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+    def logprobs(self) -> list[tuple[int, float]]:
+        """The token's own, then those of the most likely ids; empty where they are not asked for."""
+        return [] if self.logprob is None else [(self.token, self.logprob), *self.top]
+
+
 class Sampler:
-    """One request's choices: equal requests with equal seeds choose equally, on any number of nodes."""
+    """One request's choices: equal requests with equal seeds choose equally, on any number of nodes.
 
-    def __init__(self, sampling: Sampling, n_ids: int | None = None) -> None:
-        """n_ids: only ids below it are chosen."""
+    For each token: `ask`, then `choose` from the answer; while that is None, `choose` from the answer to `ask_more`.
+    There is one coin for each length of the text: a step that is run again for the same tokens chooses as it did.
+    """
+
+    def __init__(self, sampling: Sampling, n_ids: int, n_prompt: int = 0) -> None:
+        """Of tokens below `n_ids`; the first `n_prompt` tokens of the text are its prompt. Raises RequestError."""
         sampling.check()
-        self.sampling, self._n_ids = sampling, n_ids
+        for token in sampling.logit_bias:
+            if token >= n_ids:
+                raise RequestError(f"logit_bias of token {token}; this model's tokens are 0 to {n_ids - 1}")
+        self.sampling = sampling
+        self._n_ids = n_ids
+        self._n_prompt = n_prompt
         self._random = np.random.default_rng(sampling.seed)
-        self._coin: float | None = None
+        self._coin = 0.0
+        self._length = -1  # of the text that the coin is for
+        self._penalties: Penalties | None = None
+        self._ask = Ask(0)
 
-    def ask(self, tokens: Sequence[int]) -> Ask:
-        """What to ask first of the row that follows `tokens`."""
-        return Ask(self.sampling.first_k(), self.sampling.temperature)
+    def ask(self, tokens: Sequence[int], mask: U8 | None = None) -> Ask:
+        """What to ask of the row of the last of `tokens`, the text so far. mask: as in `Ask`."""
+        sampling = self.sampling
+        if len(tokens) != self._length and not sampling.greedy:
+            self._coin, self._length = self._random.random(), len(tokens)
+        self._penalties = penalties = Penalties.of(sampling, tokens, self._n_prompt)
+        self._ask = Ask(
+            k=sampling.first_k(),
+            temperature=0.0 if sampling.greedy else sampling.temperature,
+            logprobs=sampling.logprobs is not None,
+            listed=None if penalties is None else penalties.ids,
+            mask=mask,
+        )
+        return self._ask
 
-    def choose(self, row: RowCandidates) -> int | None:
-        """The next token, or None where more candidates are needed to know it; then call again with more.
+    def ask_more(self) -> Ask:
+        """What to ask of the same row where its candidates did not suffice."""
+        if self._ask.k == 0:
+            raise ClusterDefect("every logit of the vocabulary did not suffice to choose a token")
+        self._ask = replace(self._ask, k=more_than(self._ask.k, self._n_ids))
+        return self._ask
 
-        Where ids were left out of a row (`RowCandidates.below`), the others are chosen as if those had a probability of
-        0: exactly with `top_k` or `top_p` 1. Otherwise the kept tokens hold `top_p` of the whole row, left-out ids
-        included, so a few more are kept.
+    def choose(self, row: RowCandidates) -> Choice | None:
+        """The next token, or None where more candidates are needed to know it.
+
+        Where ids are left out of a row because they are no tokens, the others are chosen as if those had a probability
+        of 0: exactly with `top_k` or `top_p` 1. Otherwise the kept tokens hold `top_p` of the whole row, left-out ids
+        included, so a few more are kept. Raises RequestError where the mask allows no token.
         """
-        if self._n_ids is not None:
-            row = row.below(self._n_ids)
-        if not row.n_sure:
+        top = self._top(row)
+        ranked = self._penalized(row).below(self._n_ids)
+        if top is None or not ranked.n_sure:
+            if ranked.complete and not ranked.n_sure:
+                raise self._nothing_left()
             return None
         if self.sampling.greedy:
-            return int(row.ids[0])
-        if self._coin is None:  # one coin a token, however often candidates are asked for
-            self._coin = self._random.random()
-        index = self._index(row, self._coin)
+            return self._chosen(int(ranked.ids[0]), row, top)
+        index = self._index(ranked, self._coin)
         if index is None:
             return None
-        self._coin = None
-        return int(row.ids[index])
+        return self._chosen(int(ranked.ids[index]), row, top)
+
+    def _penalized(self, row: RowCandidates) -> RowCandidates:
+        penalties = self._penalties
+        if penalties is None:
+            return row
+        return self._with_listed(row, penalties.apply(row.listed))
+
+    def _with_listed(self, row: RowCandidates, logits: F64) -> RowCandidates:
+        """With the listed ids that the mask allows back among the others."""
+        assert self._ask.listed is not None
+        allowed = self._ask.allowed(self._ask.listed)
+        return row.with_listed(self._ask.listed[allowed], logits[allowed], self._ask.temperature)
+
+    def _top(self, row: RowCandidates) -> tuple[tuple[int, float], ...] | None:
+        """The most likely ids that are told, with log-probabilities; None where more candidates are needed."""
+        n = self.sampling.logprobs
+        if not n:
+            return ()
+        raw = row if self._ask.listed is None else self._with_listed(row, row.listed.astype(np.float64))
+        raw = raw.below(self._n_ids)
+        if raw.n_sure < n and not raw.complete:
+            return None
+        logprobs = raw.logits[:n].astype(np.float64) - row.raw_log_sum_exp
+        return tuple(zip(raw.ids[:n].tolist(), logprobs.tolist(), strict=True))
+
+    def _chosen(self, token: int, row: RowCandidates, top: tuple[tuple[int, float], ...]) -> Choice:
+        if self.sampling.logprobs is None:
+            return Choice(token)
+        listed = self._ask.listed
+        at = -1 if listed is None else int(np.searchsorted(listed, token))
+        if listed is not None and at < len(listed) and listed[at] == token:
+            logit = row.listed[at]
+        else:
+            logit = row.logits[row.ids == token][0]
+        return Choice(token, float(logit) - row.raw_log_sum_exp, top)
+
+    def _nothing_left(self) -> Exception:
+        if self._ask.mask is not None:
+            return RequestError("the mask of allowed ids allows no token of this model")
+        return ClusterDefect("no token could be chosen from the logits of the whole vocabulary")
 
     def _index(self, row: RowCandidates, coin: float) -> int | None:
         sampling = self.sampling
@@ -72,6 +159,18 @@ class Sampler:
             cumulative = cumulative[:n_kept]
             whole = float(cumulative[-1])
             everything = True
+        if sampling.min_p > 0:
+            n_kept = int(np.count_nonzero(scaled[: len(cumulative)] >= scaled[0] + math.log(sampling.min_p)))
+            if n_kept == len(cumulative) and not everything:
+                return None
+            cumulative = cumulative[:n_kept]
+            whole = float(cumulative[-1])
+            everything = True
+        if sampling.typical_p < 1:
+            if not everything:
+                return None
+            cumulative = _typical(scaled[: len(cumulative)], sampling.typical_p)
+            whole = float(cumulative[-1])
         index = int(np.searchsorted(cumulative, coin * whole, side="right"))
         if index < len(cumulative):
             return index
@@ -82,3 +181,14 @@ class Sampler:
         held = float(cumulative[-1])
         again = (coin * whole - held) / (whole - held) if whole > held else coin
         return min(int(np.searchsorted(cumulative, again * held, side="right")), len(cumulative) - 1)
+
+
+def _typical(scaled: F64, mass: float) -> F64:
+    """Of all tokens that are left, best first, the cumulated weights of the typical ones; the others' are 0."""
+    weights = np.exp(scaled - scaled[0])
+    probabilities = weights / weights.sum()
+    surprisal = math.log(weights.sum()) - (scaled - scaled[0])
+    distance = np.abs(surprisal - np.sum(probabilities * surprisal))
+    order = np.argsort(distance, kind="stable")
+    last = min(int(np.count_nonzero(np.cumsum(probabilities[order]) < mass)), len(order) - 1)
+    return np.cumsum(np.where(distance <= distance[order[last]], weights, 0.0))

@@ -178,7 +178,7 @@ class Serving:
                     PromptProgress(request, event.done, event.total, event.count, event.sequence.n_cached or 0)
                 )
             elif isinstance(event, Token):
-                sampled.append(Sampled(request, event.token, []))
+                sampled.append(Sampled(request, event.token, outcome.choices[event.sequence].logprobs()))
             else:
                 ended.append(Ended(request, event.reason))
                 self._forget(event.sequence)

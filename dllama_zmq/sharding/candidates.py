@@ -52,6 +52,13 @@ class Ask:
         """No id is left out."""
         return self.listed is None and self.mask is None
 
+    def allowed(self, ids: I32) -> npt.NDArray[np.bool_]:
+        """Which of `ids` (n,) the mask allows."""
+        if self.mask is None:
+            return np.ones(len(ids), np.bool_)
+        allowed: npt.NDArray[np.bool_] = (self.mask[ids >> 3] >> (ids & 7) & 1).astype(np.bool_)
+        return allowed
+
     def reply(self, start: int, stop: int) -> Reply:
         """What a node answers that holds the ids `start` to `stop` - 1."""
         if self.k == 0:

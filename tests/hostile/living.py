@@ -103,7 +103,7 @@ class Living:
 
 def tokens(address: str) -> list[int]:
     with Client(address) as client:
-        answers = client.generate("once upon a time", max_tokens=8, temperature=0.0, ignore_eos=True)
+        answers = client.generate("once upon a time", max_tokens=8, ignore_eos=True)
         until = time.monotonic() + ANSWER_S
         found = []
         for answer in answers:

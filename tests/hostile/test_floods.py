@@ -71,7 +71,7 @@ class Flooded:
     def request_s(self, client: Client) -> float:
         """How long one request takes, which must be answered rightly."""
         begun = time.monotonic()
-        answers = client.generate("once upon a time", max_tokens=8, temperature=0.0, ignore_eos=True)
+        answers = client.generate("once upon a time", max_tokens=8, ignore_eos=True)
         found = [answer.token for answer in answers if isinstance(answer, Piece)]
         self.tokens = self.tokens or found
         assert found == self.tokens

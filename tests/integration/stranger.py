@@ -251,7 +251,7 @@ class Stranger:
         """Of each row, which of this node's ids are listed, and which may be candidates."""
         n_listed, vocab_bytes = sum(ask[4] for ask in asks), (self.shard.spec["vocab_size"] + 7) // 8
         listed = np.frombuffer(frames[0], "<i4") if n_listed else np.zeros(0, "<i4")
-        masks = np.frombuffer(frames[-1] if frames else b"", np.uint8).reshape(-1, vocab_bytes)
+        masks = np.frombuffer(frames[-1] if any(ask[5] for ask in asks) else b"", np.uint8).reshape(-1, vocab_bytes)
         self.listed, self.may_be, at, n_masks = {}, {}, 0, 0
         for row, _, _, _, n_of_row, is_masked in asks:
             first, n = self.shard.first_id, len(self.logits[row])

@@ -16,6 +16,7 @@ import dllama_zmq
 from dllama_zmq.errors import FormatError, PlanError, RequestError, RootLost, UsageError
 from dllama_zmq.formats import write_m, write_t
 from dllama_zmq.quants import BlockMatrix
+from dllama_zmq.sampling import Sampling
 from dllama_zmq.spec import FloatType
 
 
@@ -29,7 +30,7 @@ def model_path(tmp_path: Path) -> Path:
 
 
 def test_package_exports_what_it_documents() -> None:
-    assert dllama_zmq.__all__ == ["Client", "__version__", "connect", "load"]
+    assert dllama_zmq.__all__ == ["Client", "Sampling", "__version__", "connect", "load"]
     assert all(getattr(dllama_zmq, name) for name in dllama_zmq.__all__)
     assert dir(dllama_zmq) == dllama_zmq.__all__  # what a shell offers, before anything has been used
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
@@ -74,10 +75,15 @@ def test_max_seq_len_says_how_long_a_text_may_be(tmp_path: Path, caplog: pytest.
 
 def test_generate_streams_pieces_that_join_to_the_text(model_path: Path) -> None:
     with dllama_zmq.load(model_path) as model:
-        pieces = list(model.generate("once upon", max_tokens=12, temperature=0.8, seed=4))
-        again = "".join(model.generate("once upon", max_tokens=12, temperature=0.8, seed=4))
+        pieces = list(model.generate("once upon", 12, Sampling(0.8, seed=4)))
+        again = "".join(model.generate("once upon", 12, Sampling(0.8, seed=4)))
     assert len(pieces) > 1
     assert "".join(pieces) == again
+
+
+def test_a_loaded_model_says_that_it_tells_no_log_probabilities(model_path: Path) -> None:
+    with dllama_zmq.load(model_path) as model, pytest.raises(RequestError, match="a loaded model yields text alone"):
+        next(model.generate("once upon", 12, Sampling(logprobs=1)))
 
 
 @pytest.mark.parametrize("nodes", [1, 2, 4])
@@ -93,11 +99,11 @@ def test_a_model_says_the_same_with_a_padded_vocabulary_as_without(tmp_path: Pat
         }
         write_m(tmp_path / f"{name}.m", spec, ((key, BlockMatrix.from_array(rows[key], FloatType.F32)) for key in rows))
         write_t(tmp_path / f"{name}.t", tiny_tokenizer_data(n_ids))
-    samplings = ({"temperature": 0.0}, {"temperature": 1.0, "top_k": 20, "seed": 3})
+    samplings = (Sampling(), Sampling(1.0, top_k=20, seed=3))
     with dllama_zmq.load(tmp_path / "padded.m", nodes=nodes) as model:
-        texts = ["".join(model.generate("a cat", max_tokens=20, **how)) for how in samplings]
+        texts = ["".join(model.generate("a cat", 20, how)) for how in samplings]
     with dllama_zmq.load(tmp_path / "plain.m") as model:
-        assert texts == ["".join(model.generate("a cat", max_tokens=20, **how)) for how in samplings]
+        assert texts == ["".join(model.generate("a cat", 20, how)) for how in samplings]
 
 
 def test_a_tokenizer_that_may_be_another_models_is_logged(

@@ -31,6 +31,7 @@ from dllama_zmq.cli.generate import generate
 from dllama_zmq.errors import BusError, ClusterError, RootLost, WorkerLost
 from dllama_zmq.formats import ModelFile
 from dllama_zmq.interrupts import Interrupts
+from dllama_zmq.sampling import GREEDY
 from dllama_zmq.spec import FloatType
 from dllama_zmq.worker import Worker, WorkerSettings
 
@@ -50,7 +51,7 @@ def told(client: zmq.Socket[bytes], wait_s: float = SOON_S) -> Message:
 
 
 def ask(request_id: int, max_tokens: int = 20) -> Generate:
-    return Generate(request_id, "once upon a time", max_tokens, 0.0, 1.0, 0, 0, True)
+    return Generate(request_id, "once upon a time", max_tokens, GREEDY, True)
 
 
 def test_a_second_request_with_an_open_id_is_refused_and_the_first_goes_on(context: Context, model: ModelFile) -> None:

@@ -13,6 +13,7 @@ import dllama_zmq
 from dllama_zmq.formats import open_m
 from dllama_zmq.formats.convert import convert_model
 from dllama_zmq.kernels import KernelChoice
+from dllama_zmq.sampling import Sampling
 from dllama_zmq.sources import DATA_FOLDER
 from dllama_zmq.spec import FloatType, Sync
 
@@ -95,7 +96,7 @@ def test_stories_keep_to_their_characters_for_200_tokens() -> None:
     with dllama_zmq.load("demo") as model:
         for seed, name in enumerate(["Lily", "Tom", "Mia", "Ben", "Anna"]):
             prompt = f"Once upon a time, there was a child named {name}. {name}"
-            story = "".join(model.generate(prompt, max_tokens=200, temperature=0.7, seed=seed))
+            story = "".join(model.generate(prompt, 200, Sampling(0.7, seed=seed)))
             halves = story[: len(story) // 2], story[len(story) // 2 :]
             assert all(re.search(rf"\b{name}\b", half) for half in halves), story
 

@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import numpy as np
 import pytest
 from command_line import Cli, finish, json_object, kill, read_some, until
 
 import dllama_zmq
 from dllama_zmq.local import LocalModel
+from dllama_zmq.sampling import Sampling
 
 PROMPT = "once upon a time"
 PHASE_KEYS = {"tokens", "tokens_per_s", "g_ms", "i_ms", "t_ms", "s_kb", "r_kb"}
@@ -45,6 +47,31 @@ def n_stopped(cli: Cli) -> int:
 def test_the_text_goes_to_stdout_and_nothing_else_is_said(running: Cli, local: LocalModel) -> None:
     result = running.generate("-n", "30")
     assert (result.out, result.err) == (f"{PROMPT}{alone(local, PROMPT, 30)}\n", "")
+
+
+def test_every_flag_of_sampling_is_the_samplings_of_that_name(running: Cli, local: LocalModel) -> None:
+    flags = "--temp 0.9 --seed 4 --min-p 0.02 --typical 0.95 --repeat-penalty 1.2 --presence-penalty 0.3"
+    more = "--frequency-penalty 0.4 --logit-bias 100-100 --logit-bias 101+1.5 --top-k 50 --top-p 0.99"
+    sampling = Sampling(0.9, 0.99, 50, 4, 0.02, 0.95, 1.2, 0.3, 0.4, {100: -100.0, 101: 1.5})
+    result = running.generate("-n", "30", *flags.split(), *more.split())
+    assert result.out == f"{PROMPT}{''.join(local.generate(PROMPT, 30, sampling))}\n"
+    assert result.out != f"{PROMPT}{''.join(local.generate(PROMPT, 30, Sampling(0.9, seed=4)))}\n"
+
+
+def test_log_probabilities_are_those_of_the_models_logits(running: Cli, local: LocalModel) -> None:
+    report = json_object(running.generate("-n", "8", "--json", "--logprobs", "3", "--temp", "1.5", "--seed", "2").out)
+    tokens = report["tokens"]
+    logits = local.logits([*local.tokenizer.encode(PROMPT), *tokens])[-len(tokens) - 1 : -1].astype(np.float64)
+    assert len(report["logprobs"]) == len(tokens)
+    for token, row, told in zip(tokens, logits, report["logprobs"], strict=True):
+        expected = row - np.log(np.exp(row - row.max()).sum()) - row.max()
+        best = np.argsort(-row, kind="stable")[:3].tolist()
+        assert told["token"] == token
+        assert [one["token"] for one in told["top"]] == best
+        for one in (told, *told["top"]):
+            assert one["logprob"] == pytest.approx(expected[one["token"]], abs=1e-5)
+            name = local.tokenizer.piece(one["token"]).decode(errors="replace")
+            assert one["text"] == (local.tokenizer.decode([one["token"]], continues=True) or name)
 
 
 def test_json_is_one_object_with_everything_in_it(running: Cli, local: LocalModel) -> None:

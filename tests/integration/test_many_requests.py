@@ -17,6 +17,7 @@ from dllama_zmq import Client
 from dllama_zmq.bus.client_messages import Done, Piece, Queued
 from dllama_zmq.formats import ModelFile, read_tokenizer
 from dllama_zmq.root.root import Root, RootSettings
+from dllama_zmq.sampling import GREEDY, Sampling
 from dllama_zmq.spec import FloatType
 
 SPEC = tiny_spec(dim=128, hidden_dim=256, n_heads=8, n_kv_heads=4, seq_len=16384, weight_type=FloatType.Q40)
@@ -55,8 +56,16 @@ def text(client: Client, prompt: str, **options: Any) -> str:
 
 
 def options_of(i: int) -> dict[str, Any]:
-    """Request number i: greedy or sampled, of another length than its neighbours."""
-    return {"max_tokens": 10 + 7 * i, "temperature": 0.8 * (i % 2), "top_p": 0.95, "seed": i}
+    """Request number i: of another length than its neighbours, and of another way to choose tokens."""
+    samplings = [
+        GREEDY,
+        Sampling(0.8, top_p=0.95, seed=1),
+        Sampling(repetition_penalty=1.3),
+        Sampling(0.8, frequency_penalty=0.5, logit_bias={40: 2.0}, min_p=0.01, seed=3),
+        Sampling(logprobs=5),
+        Sampling(0.8, typical_p=0.9, presence_penalty=0.5, seed=5),
+    ]
+    return {"max_tokens": 10 + 7 * i, "sampling": samplings[i]}
 
 
 @pytest.mark.parametrize("n_nodes", [1, 2, 4])

@@ -26,6 +26,7 @@ from tiny import tiny_tokenizer_data, write_tiny_model
 from dllama_zmq.bus.client_messages import Piece, Prefill
 from dllama_zmq.client import Client
 from dllama_zmq.formats import write_t
+from dllama_zmq.sampling import Sampling
 from dllama_zmq.spec import Sync
 
 NETSTAT = Path(__file__).parents[2] / "tools" / "netstat.py"
@@ -63,9 +64,9 @@ def seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         with Client(clients) as client:
             answers = [
                 *client.generate(PROMPT, 20, ignore_eos=True),
-                *client.generate("a cat", 12, temperature=1.0, top_p=1.0, seed=3, ignore_eos=True),
+                *client.generate("a cat", 12, Sampling(1.0, seed=3), ignore_eos=True),
                 # So hot that 64 candidates of each node seldom suffice, where a node has more of them.
-                *client.generate("the dog", 12, temperature=50.0, top_p=1.0, seed=5, ignore_eos=True),
+                *client.generate("the dog", 12, Sampling(50.0, seed=5), ignore_eos=True),
             ]
         prefills = [answer for answer in answers if isinstance(answer, Prefill)]
         figures = [answer.figures for answer in answers if isinstance(answer, Piece) and answer.figures is not None]

@@ -154,7 +154,17 @@ def test_a_worker_written_from_the_document_speaks_every_type_of_the_wire(sync: 
         assert not np.array_equal(got, logits(alone(model))), "the wire rounds"
 
 
-@pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.9, top_p=0.95, seed=3), Sampling(1.5, top_k=100, seed=4)])
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(),
+        Sampling(0.9, top_p=0.95, seed=3),
+        Sampling(1.5, top_k=100, seed=4),
+        Sampling(1.2, typical_p=0.9, seed=5),
+        Sampling(1.0, min_p=0.01, repetition_penalty=1.2, frequency_penalty=0.5, logit_bias={7: 2.0}, seed=6),
+        Sampling(presence_penalty=1.0, logprobs=5),
+    ],
+)
 def test_its_candidates_are_those_that_the_root_samples_from(sampling: Sampling, tmp_path: Path) -> None:
     write_t(tmp_path / "tiny.t", tiny_tokenizer_data())
     tokenizer = read_tokenizer(tmp_path / "tiny.t")

@@ -93,6 +93,12 @@ def test_the_first_page_lists_every_command_once_by_what_it_is_for() -> None:
         (["generate", "hi", "-cx"], "there is no flag -cx; see"),
         (["generate", "hi", "--promt", "x"], "there is no flag --promt; did you mean --prompt or --predict?"),
         (["generate", "hi", "--seed", "-7"], "-s, --seed: expected a whole number, -1 or more, got '-7'"),
+        (["generate", "hi", "--logprobs", "3"], "--logprobs needs --json, which has a place for them"),
+        (
+            ["generate", "hi", "--logit-bias", "yes"],
+            "--logit-bias is 'yes'; expected a token's id and what is added to",
+        ),
+        (["generate", "hi", "--typical", "0"], "typical_p is 0.0; expected more than 0 and at most 1 (1: off)"),
         (["generate", "hi", "--temp", "hot"], "--temperature: expected a number, got 'hot'"),
         (["generate", "hi", "--sync", "f8"], "--sync: expected f32, f16 or q80, got 'f8'"),
         (["generate", "once", "upon"], "the prompt is in several words; put quotes around it"),
@@ -109,10 +115,10 @@ def test_the_first_page_lists_every_command_once_by_what_it_is_for() -> None:
         (["org/name:Q4_K_M"], "org/name:Q4_K_M is given and no command is; did you mean `dllama-zmq run org/name:Q4_"),
         (["--no-such"], "there is no flag --no-such"),
         (
-            ["generate", "hi", "--repeat-penalty", "1.1"],
-            "--repeat-penalty is not in this version, which samples by --te",
+            ["generate", "hi", "--repeat-last-n", "64"],
+            "--repeat-last-n is not in this version, which samples as `dllama-zmq gene",
         ),
-        (["run", "demo", "hi", "--min-p=0.1"], "--min-p is not in this version, which samples by --temperature, "),
+        (["run", "demo", "hi", "--mirostat=2"], "--mirostat is not in this version, which samples as `dllama-zmq gen"),
         (
             ["run", "demo", "hi", "--n-gpu-layers", "99"],
             "--n-gpu-layers is not in this version, which runs models on C",

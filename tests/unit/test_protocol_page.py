@@ -20,6 +20,7 @@ from dllama_zmq.bus import client_messages, messages
 from dllama_zmq.bus.client_messages import Status, StepStats
 from dllama_zmq.bus.messages import Beacon, Candidates, Kinds, Message, Partial, encode
 from dllama_zmq.models import tensor_table
+from dllama_zmq.sampling import Sampling
 from dllama_zmq.spec import Architecture, FloatType, ModelSpec, Rope, RopeScaling
 
 TEXT = (Path(dllama_zmq.bus.__file__).parent / "PROTOCOL.md").read_text()
@@ -29,6 +30,7 @@ NAMED: dict[Any, str] = {
     messages.Again: "again",
     client_messages.Whole: "whole", client_messages.Number: "number", client_messages.Prompt: "prompt",
     StepStats: "figures", client_messages.KVStatus: "map", bool: "bool", client_messages.RequestId: "id",
+    Sampling: "map", list[client_messages.Logprob]: "list of logprobs",
 }  # fmt: skip
 
 
@@ -110,6 +112,16 @@ def test_the_maps_of_a_status_are_in_the_document() -> None:
             assert re.search(rf"\b{field}\b", TEXT), f"PROTOCOL.md lacks {struct.__name__}.{field}"
     assert Status.__struct_fields__[-3:] == ("nodes", "recent", "traffic")
     assert Partial.__struct_fields__[-1] == Candidates.__struct_fields__[-1] == "arrays"
+
+
+def test_the_document_has_every_number_of_sampling_and_its_default() -> None:
+    rows = rows_after("`sampling` is a map; what is left out is off:")
+    described = [(row[0], row[2].split(";")[0]) for row in rows]
+    defaults = [getattr(Sampling(), field) for field in Sampling.__struct_fields__]
+    written = [
+        "nil" if default is None else "an empty map" if default == {} else f"{default:g}" for default in defaults
+    ]
+    assert described == list(zip(Sampling.__struct_fields__, written, strict=True))
 
 
 def spec_word(hint: Any) -> str:

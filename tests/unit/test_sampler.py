@@ -4,42 +4,24 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from itertools import pairwise
+from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as npst
+from msgspec import structs
+from rows import choose, row_of
 
 from dllama_zmq.errors import RequestError
-from dllama_zmq.quants import F32
-from dllama_zmq.root.sampler import Sampler, more_than
+from dllama_zmq.root.sampler import Choice, Sampler, more_than
 from dllama_zmq.sampling import Sampling
-from dllama_zmq.sharding import Ask, RowCandidates, best_candidates, merge_candidates
 
 N_DRAWS = 4000
 
 
-def candidates(logits: F32, k: int, temperature: float, n_nodes: int = 1) -> RowCandidates:
-    """What the root knows of `logits` (V,) when each of `n_nodes` has sent its best `k` (0: all)."""
-    bounds = [len(logits) * node // n_nodes for node in range(n_nodes + 1)]
-    ask = Ask(k, temperature)
-    nodes = [best_candidates(logits[None, first:last], [ask], first)[0] for first, last in pairwise(bounds)]
-    return merge_candidates(nodes, ask, bounds[:-1])
-
-
-def choose(
-    sampler: Sampler, logits: F32, sampling: Sampling, k: int, n_nodes: int = 1, n_ids: int = 1 << 24
-) -> tuple[int, int]:
-    """The token below `n_ids`, and how often candidates were asked for, beginning with `k` from each node."""
-    asked = 1
-    token = sampler.choose(candidates(logits, k, sampling.temperature, n_nodes).below(n_ids))
-    while token is None:
-        k = more_than(k, len(logits))
-        asked += 1
-        token = sampler.choose(candidates(logits, k, sampling.temperature, n_nodes).below(n_ids))
-    return token, asked
+def texts(n: int) -> Iterator[list[int]]:
+    """n texts, each a token longer: a sampler has a coin for each length."""
+    return ([0] * length for length in range(n))
 
 
 # Ids 3, 0, 2 and 1 have 1/2, 1/4, 1/8 and 1/8.
@@ -68,7 +50,7 @@ EIGHTHS = np.log(np.array([2, 1, 1, 4], np.float32))
     ],
 )
 def test_tokens_come_as_often_as_worked_by_hand(sampling, expected):
-    assert_as_often(candidates(EIGHTHS, 0, sampling.temperature), sampling, expected)
+    assert_as_often(EIGHTHS, sampling, expected)
 
 
 # Id 4, which is no token, has as much as all the others together, or nearly everything.
@@ -92,13 +74,16 @@ ALL_PADDING = np.append(EIGHTHS, np.float32(2000))
     ],
 )
 def test_what_pads_a_vocabulary_never_comes_and_the_others_as_often_as_without_it(logits, sampling, expected):
-    assert_as_often(candidates(logits, 0, sampling.temperature).below(4), sampling, expected)
+    assert_as_often(logits, sampling, expected)
 
 
-def assert_as_often(row, sampling, expected):
-    """Of N_DRAWS choices each token is as many as its probability says, to four standard deviations."""
-    sampler = Sampler(sampling)
-    counts = Counter(sampler.choose(row) for _ in range(N_DRAWS))
+def assert_as_often(logits, sampling, expected):
+    """Of N_DRAWS choices below id 4 each is as many as its probability says, to four standard deviations."""
+    sampler = Sampler(structs.replace(sampling, seed=0), n_ids=4)
+    counts = Counter()
+    for text in texts(N_DRAWS):
+        ask = replace(sampler.ask(text), k=0)
+        counts[sampler.choose(row_of(logits, ask)).token] += 1
     assert counts.keys() == expected.keys()
     for token, probability in expected.items():
         deviation = math.sqrt(N_DRAWS * probability * (1 - probability))
@@ -109,48 +94,24 @@ def assert_as_often(row, sampling, expected):
 def test_greedy_takes_the_first_of_the_largest_and_asks_for_one_candidate(sampling):
     assert sampling.greedy
     assert sampling.first_k() == 1
-    sampler = Sampler(sampling)
-    assert {sampler.choose(candidates(np.float32([1, 5, 5, 2]), 1, sampling.temperature, 2)) for _ in range(9)} == {1}
+    sampler = Sampler(sampling, n_ids=4)
+    assert {choose(sampler, np.float32([1, 5, 5, 2]), n_nodes=2) for _ in range(9)} == {(Choice(1), 1)}
 
 
 def test_greedy_asks_for_more_where_the_largest_is_no_token():
     # Of nodes of two ids each, the second's best is id 3, which is no token; its other one may be the best that is.
     logits = np.float32([1, 0, 2, 9])
-    assert choose(Sampler(Sampling()), logits, Sampling(), 1, n_nodes=2, n_ids=3) == (2, 2)
-
-
-_levels = st.sampled_from([-1.0, 0.0, 0.5, 2.0])
-_samplings = st.builds(
-    Sampling,
-    temperature=st.sampled_from([0.1, 0.7, 1.0, 3.0]),
-    top_p=st.just(1.0) | st.floats(0.01, 1.0, exclude_min=True),
-    top_k=st.just(0) | st.integers(1, 50),
-    seed=st.integers(0, 1000),
-)
-
-
-@given(
-    rows=st.lists(npst.arrays(np.float32, 40, elements=_levels | st.floats(-5, 5, width=32)), min_size=1, max_size=4),
-    sampling=_samplings,
-    first_k=st.integers(1, 8),
-    n_nodes=st.sampled_from([1, 2, 4, 8]),
-    n_ids=st.sampled_from([40, 39, 36, 20, 1]),
-)
-def test_choosing_from_some_candidates_is_choosing_from_all(rows, sampling, first_k, n_nodes, n_ids):
-    some, everything = Sampler(sampling), Sampler(sampling)
-    for logits in rows:
-        token, _ = choose(some, logits, sampling, 1 if sampling.greedy else first_k, n_nodes, n_ids)
-        assert token == everything.choose(candidates(logits, 0, sampling.temperature, n_nodes).below(n_ids))
+    assert choose(Sampler(Sampling(), n_ids=3), logits, n_nodes=2) == (Choice(2), 2)
 
 
 def test_more_and_more_candidates_are_asked_for_until_the_choice_is_known():
     logits = np.random.default_rng(0).standard_normal(20000, dtype=np.float32)
     sampling = Sampling(2.0, seed=3)
-    some, everything = Sampler(sampling), Sampler(sampling)
+    some, everything = Sampler(sampling, 20000), Sampler(sampling, 20000)
     n_asked = Counter()
-    for _ in range(40):
-        token, asked = choose(some, logits, sampling, sampling.first_k(), n_nodes=4)
-        assert token == everything.choose(candidates(logits, 0, sampling.temperature, n_nodes=4))
+    for text in texts(40):
+        choice, asked = choose(some, logits, 4, text)
+        assert choice == choose(everything, logits, 4, text, k=0)[0]
         n_asked[asked] += 1
     assert set(n_asked) == {1, 2, 3, 4}  # 64, 512, 4096 and all
 
@@ -171,25 +132,24 @@ def test_eight_times_as_many_are_asked_for_next_and_all_once_that_is_a_quarter_o
 
 
 def test_equal_seeds_choose_equally_and_others_do_not():
-    row = candidates(np.zeros(100, np.float32), 0, 1.0)
-    streams = [
-        [sampler.choose(row) for _ in range(50)] for sampler in (Sampler(Sampling(1.0, seed=s)) for s in (5, 5, 6))
-    ]
+    logits = np.zeros(100, np.float32)
+    samplers = [Sampler(Sampling(1.0, seed=seed), 100) for seed in (5, 5, 6)]
+    streams = [[choose(sampler, logits, 1, text)[0].token for text in texts(50)] for sampler in samplers]
     assert streams[0] == streams[1] != streams[2]
 
 
 def test_a_token_that_takes_three_rounds_of_candidates_uses_one_coin():
     logits = np.random.default_rng(1).standard_normal(100, dtype=np.float32)
-    few, all_of_them = candidates(logits, 1, 3.0), candidates(logits, 0, 3.0)
-    asked_thrice, asked_once = Sampler(Sampling(3.0, seed=2)), Sampler(Sampling(3.0, seed=2))
-    for _ in range(20):
+    asked_thrice, asked_once = Sampler(Sampling(3.0, seed=2), 100), Sampler(Sampling(3.0, seed=2), 100)
+    for text in texts(20):
+        few = row_of(logits, replace(asked_thrice.ask(text), k=1))
         for _ in range(2):
-            token = asked_thrice.choose(few)
-            if token is not None:
+            choice = asked_thrice.choose(few)
+            if choice is not None:
                 break
         else:
-            token = asked_thrice.choose(all_of_them)
-        assert token == asked_once.choose(all_of_them)
+            choice = asked_thrice.choose(row_of(logits, replace(asked_thrice.ask_more(), k=0)))
+        assert choice == choose(asked_once, logits, 1, text, k=0)[0]
 
 
 @pytest.mark.parametrize(
@@ -207,16 +167,48 @@ def test_a_token_that_takes_three_rounds_of_candidates_uses_one_coin():
         ({"top_k": 1 << 25}, r"top_k is 33554432; expected"),
         ({"seed": -1}, r"seed is -1; expected 0 to"),
         ({"seed": 1 << 63}, r"seed is 9223372036854775808; expected 0 to"),
+        ({"min_p": -0.1}, r"min_p is -0\.1; expected 0 \(off\) to 1"),
+        ({"min_p": math.nan}, r"min_p is nan; expected 0"),
+        ({"typical_p": 0.0}, r"typical_p is 0\.0; expected more than 0 and at most 1 \(1: off\)"),
+        ({"repetition_penalty": 0.0}, r"repetition_penalty is 0\.0; expected 0\.01 to 100 \(1: off\)"),
+        ({"presence_penalty": 2.5}, r"presence_penalty is 2\.5; expected -2 to 2 \(0: off\)"),
+        ({"frequency_penalty": -3.0}, r"frequency_penalty is -3\.0; expected -2 to 2 \(0: off\)"),
+        ({"logit_bias": {3: 101.0}}, r"logit_bias of token 3 is 101\.0; expected -100 to 100"),
+        ({"logit_bias": {-3: 1.0}}, r"logit_bias is -3; expected ids of tokens, 0 or more"),
+        ({"logit_bias": {4: 1.0}}, r"logit_bias of token 4; this model's tokens are 0 to 3"),
+        ({"logprobs": 21}, r"logprobs is 21; expected 0 to 20"),
     ],
 )
 def test_a_value_out_of_its_range_is_refused_with_the_value_and_the_range(changes, words):
     with pytest.raises(RequestError, match=words):
-        Sampler(Sampling(**changes))
+        Sampler(Sampling(**changes), 4)
 
 
 @pytest.mark.parametrize(
-    "sampling", [Sampling(100.0, 1.0, 1 << 24, (1 << 63) - 1), Sampling(0.001, 5e-324, 1, 0), Sampling(0.0)]
+    "sampling",
+    [
+        Sampling(100.0, 1.0, 1 << 24, (1 << 63) - 1, 1.0, 5e-324, 100.0, 2.0, 2.0, {0: 100.0, 3: -100.0}, 20),
+        Sampling(0.001, 5e-324, 1, 0, 0.0, 1.0, 0.01, -2.0, -2.0, {1: -100.0}, 0),
+        Sampling(0.001, 1.0, 0, None, 1e-323, 0.5),
+        Sampling(0.0),
+    ],
 )
 def test_values_at_the_ends_of_their_ranges_are_taken(sampling):
-    row = candidates(EIGHTHS, 0, sampling.temperature)
-    assert Sampler(sampling).choose(row) in range(4)
+    assert choose(Sampler(sampling, 4, n_prompt=1), EIGHTHS, tokens=[1, 2, 2])[0].token in range(4)
+
+
+TODAYS = [
+    (Sampling(), [1976, 1797, 265, 1944, 284, 300, 758, 1218, 1417, 637]),
+    (Sampling(1.0, seed=1), [220, 689, 1384, 795, 344, 1533, 1780, 162, 1060, 1836]),
+    (Sampling(0.7, 0.9, seed=2), [1198, 1023, 259, 1944, 1674, 970, 758, 1218, 1617, 1916]),
+    (Sampling(1.3, top_k=40, seed=3), [1456, 1175, 1333, 617, 1946, 1495, 1296, 825, 246, 1266]),
+    (Sampling(2.0, 0.6, 100, seed=4), [354, 1988, 1607, 173, 990, 1040, 1273, 1628, 952, 200]),
+]
+
+
+@pytest.mark.parametrize(("sampling", "expected"), TODAYS)
+def test_a_seed_gives_the_tokens_that_it_has_always_given(sampling, expected):
+    logits = np.random.default_rng(7).standard_normal((20, 2000), dtype=np.float32) * np.float32(2)
+    sampler = Sampler(sampling, 2000)
+    found = [choose(sampler, row, 1, text)[0].token for row, text in zip(logits, texts(10), strict=False)]
+    assert found == expected

@@ -1,0 +1,37 @@
+"""Rows of logits that nodes hold parts of: what they answer, and what a sampler chooses from that."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+
+from dllama_zmq.quants import F32, U8
+from dllama_zmq.root.sampler import Choice, Sampler, more_than
+from dllama_zmq.sharding import Ask, RowCandidates, best_candidates, merge_candidates
+
+
+def row_of(logits: F32, ask: Ask, n_nodes: int = 1) -> RowCandidates:
+    """What the root knows of `logits` (V,) when each of `n_nodes` has answered `ask`."""
+    bounds = [len(logits) * node // n_nodes for node in range(n_nodes + 1)]
+    nodes = [best_candidates(logits[None, first:last], [ask], first)[0] for first, last in pairwise(bounds)]
+    return merge_candidates(nodes, ask, bounds[:-1])
+
+
+def choose(
+    sampler: Sampler,
+    logits: F32,
+    n_nodes: int = 1,
+    tokens: Sequence[int] = (),
+    k: int | None = None,
+    mask: U8 | None = None,
+) -> tuple[Choice, int]:
+    """What follows `tokens`, and how often nodes were asked, for `k` candidates at first instead of the sampler's."""
+    ask, n_asked = sampler.ask(tokens, mask), 1
+    ask = ask if k is None else replace(ask, k=k)
+    choice = sampler.choose(row_of(logits, ask, n_nodes))
+    while choice is None:
+        assert ask.k, "every logit did not suffice"
+        ask, n_asked = replace(ask, k=more_than(ask.k, len(logits))), n_asked + 1
+        choice = sampler.choose(row_of(logits, ask, n_nodes))
+    return choice, n_asked
