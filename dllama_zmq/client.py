@@ -69,7 +69,7 @@ class Client:
     def __init__(self, endpoint: str = "tcp://127.0.0.1:5572") -> None:
         self.endpoint = endpoint = endpoint_of(endpoint, Ports().clients)
         require_open_files(_FILES)
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._context = sockets.Context()
         # Also when it is collected, or the interpreter ends: a context that nobody ends waits for its sockets for ever.
         self._finish = weakref.finalize(self, self._context.destroy)
         self._answered = False

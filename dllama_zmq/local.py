@@ -16,6 +16,7 @@ from typing import get_args
 
 import zmq
 
+from dllama_zmq.bus import sockets
 from dllama_zmq.bus.links import Endpoints
 from dllama_zmq.errors import FormatError, RemoteError, RequestError, UsageError
 from dllama_zmq.formats import ModelFile, open_model, read_tokenizer
@@ -221,7 +222,7 @@ class _Node:
 def _start(file: ModelFile, settings: RootSettings, cleanup: ExitStack) -> Root:
     """A root and its workers in threads, all ready; `cleanup` gets what ends them."""
     require_open_files((_FILES + settings.threads) * (1 + len(settings.names)))
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    context = sockets.Context()
     nodes: list[_Node] = []
     cleanup.callback(_end, context, nodes)
     bus = f"inproc://{secrets.token_hex(8)}"

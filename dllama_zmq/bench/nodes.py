@@ -8,9 +8,8 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-import zmq
-
 from dllama_zmq.bench.cases import BenchSettings
+from dllama_zmq.bus import sockets
 from dllama_zmq.bus.links import Endpoints
 from dllama_zmq.cluster import Limits, WorkerConfig
 from dllama_zmq.errors import ClusterError, WorkerLost
@@ -56,7 +55,7 @@ def running_nodes(
         paths = ClusterPaths.of(f"bench-{os.getpid()}-{secrets.token_hex(4)}") if workers else None
         if paths is not None:
             cleanup.callback(paths.remove)
-        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        context = sockets.Context()
         cleanup.callback(context.destroy)  # `term` would wait forever for the sockets of a root that was never whole
         endpoints = None if paths is None else Endpoints([paths.ipc_steps], [paths.ipc_replies])
         with interrupts.raised():

@@ -116,17 +116,12 @@ class _Handler:
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
         """Raises RuntimeError where the system has no thread left."""
         self.admissions: dict[bytes, Admission] = {}
-        # Of a shadow of the context, so that `destroy` in another thread leaves it to this one, which hears of it.
+        # A shadow of the context, so that `destroy` in another thread leaves its sockets to this one, which hears it.
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.shadow(context.underlying)
-        self._requests = self._context.socket(zmq.ROUTER)
-        self._requests.set(zmq.LINGER, 0)
-        self._requests.bind(_ENDPOINT)
+        self._listens = threading.Event()
         self._thread = threading.Thread(target=self._run, name="admission", daemon=True)
-        try:
-            self._thread.start()
-        except RuntimeError:
-            self._requests.close()
-            raise
+        self._thread.start()
+        self._listens.wait()
 
     @property
     def is_alive(self) -> bool:
@@ -143,7 +138,11 @@ class _Handler:
         self._thread.join(_HANDSHAKE_S)
 
     def _run(self) -> None:
+        self._requests = self._context.socket(zmq.ROUTER)  # here no signal can come before what closes it
         try:
+            self._requests.set(zmq.LINGER, 0)
+            self._requests.bind(_ENDPOINT)
+            self._listens.set()
             while True:
                 waiting = any(admission.anybody_waits for admission in list(self.admissions.values()))
                 if self._requests.poll(_LOOK_MS if waiting else None):
@@ -161,6 +160,7 @@ class _Handler:
         except zmq.ZMQError:  # the context is being ended
             return
         finally:
+            self._listens.set()
             self._requests.close()
 
 

@@ -74,20 +74,16 @@ class Guard:
         self._complaints = Complaints(logger)
         self._hurry_until = 0.0
         self._admission, self._end_admission = admission_to(socket)
-        address = f"inproc://guard-{secrets.token_hex(8)}"
-        socket.monitor(address, _EVENTS)
-        # Of a shadow of the context, so that `destroy` in another thread leaves it to this one, which hears of it.
-        self._events: zmq.Socket[bytes] = zmq.Context.shadow(socket.context).socket(zmq.PAIR)
-        self._events.set(zmq.RCVHWM, 0)  # a full queue of events would hold up libzmq's own thread
-        self._events.set(zmq.LINGER, 0)
-        self._events.connect(address)
+        self._address = f"inproc://guard-{secrets.token_hex(8)}"
+        socket.monitor(self._address, _EVENTS)
+        self._listens = threading.Event()
         self._thread = threading.Thread(target=self._run, name="guard", daemon=True)
         try:
             self._thread.start()
         except RuntimeError:
-            self._events.close()
             self._end_admission()
             raise
+        self._listens.wait()  # a queue of events that nobody reads would hold up libzmq's own thread
 
     def took(self, descriptor: int, n_bytes: int) -> bool:
         """A message of `n_bytes` that came over this connection has been read. False where it is to be dropped.
@@ -132,8 +128,15 @@ class Guard:
         self._thread.join(2.0)
 
     def _run(self) -> None:
+        # Made here, where no signal can come between a socket and what closes it; of a shadow of the context, so that
+        # `destroy` in another thread leaves it to this one, which hears of it.
+        self._events: zmq.Socket[bytes] = zmq.Context.shadow(self._socket.context).socket(zmq.PAIR)
         looked = 0.0
         try:
+            self._events.set(zmq.RCVHWM, 0)
+            self._events.set(zmq.LINGER, 0)
+            self._events.connect(self._address)
+            self._listens.set()
             while True:
                 watched = any(c.watched for c in list(self._connections.values()))
                 now = time.monotonic()
@@ -146,6 +149,7 @@ class Guard:
         except zmq.ZMQError:  # the context is being ended
             return
         finally:
+            self._listens.set()
             self._events.close()
 
     def _take_event(self) -> bool:

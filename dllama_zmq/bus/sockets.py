@@ -12,7 +12,7 @@ import struct
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import zmq
 from zmq.constants import SocketOption
@@ -56,6 +56,27 @@ CLIENTS = Bounds(
     send_messages=1000, receive_messages=1, frame_bytes=600 << 10, held_bytes=1280 << 10, kernel_bytes=64 << 10
 )
 """The longest prompt takes 512 KiB; two of them fit into what is held."""
+
+
+class _Socket(zmq.Socket[bytes]):
+    """A socket that its context knows before it is open."""
+
+    def __new__(cls, context: Context, *args: Any, **more: Any) -> _Socket:
+        socket = super().__new__(cls)
+        context._add_socket(socket)
+        return socket
+
+
+class Context(zmq.Context[zmq.Socket[bytes]]):
+    """A context whose `destroy` also closes a socket whose making or closing was broken off by a signal.
+
+    That of pyzmq does not know such a socket, and would wait forever for its end.
+    """
+
+    _socket_class = _Socket
+
+    def _rm_socket(self, socket: zmq.Socket[bytes]) -> None:
+        """Before a socket is closed. It remains known, by a weak reference, until it no longer exists."""
 
 
 def bounded(context: zmq.Context[zmq.Socket[bytes]], kind: int, bounds: Bounds) -> zmq.Socket[bytes]:

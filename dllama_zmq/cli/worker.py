@@ -8,12 +8,12 @@ import sys
 from types import FrameType
 from typing import Annotated
 
-import zmq
 from threadpoolctl import threadpool_limits
 from typer import Argument, Option
 
 from dllama_zmq import __version__
 from dllama_zmq.bus.addresses import endpoint_of
+from dllama_zmq.bus.sockets import Context
 from dllama_zmq.cli.flag_kinds import number
 from dllama_zmq.cluster import Ports
 from dllama_zmq.errors import UsageError
@@ -63,9 +63,7 @@ def worker(
         settings = WorkerSettings(
             root=address, name=name, threads=threads, oversubscribed=oversubscribed, version=__version__
         )
-        with (
-            zmq.Context() as context
-        ):  # closes a socket that a signal interrupted while it was made; else nothing would end
+        with Context() as context:
             Worker(context, settings).run()
 
 

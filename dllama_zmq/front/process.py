@@ -12,8 +12,6 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 
-import zmq
-
 from dllama_zmq.bus import sockets
 from dllama_zmq.bus.peers import Peers
 from dllama_zmq.errors import ClusterError
@@ -81,7 +79,7 @@ def _be_front(address: str, alive: int, tokenizer: Tokenizer) -> None:
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)  # the pipe of whoever started the root is the root's alone
     os.close(nothing)
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    context = sockets.Context()
     engine = sockets.pair(context, address)
     Front(engine, alive, tokenizer, lambda endpoints: Peers(context, endpoints, sockets.CLIENTS)).run()
     context.destroy()

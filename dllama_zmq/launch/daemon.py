@@ -9,8 +9,6 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Literal
 
-import zmq
-
 from dllama_zmq import __version__
 from dllama_zmq.bus import sockets
 from dllama_zmq.bus.addresses import ip_addresses
@@ -77,10 +75,12 @@ def run_cluster(file: ClusterFile, reporter: Reporter, lock: int | None = None) 
             model, tokenizer = open_checked(file, lambda sentence: logger.warning("%s", sentence))
             cleanup.enter_context(model)
             require_open_files(_FILES_OF_ROOT + _FILES_OF_PEER * len(cluster.workers))
-            front = FrontProcess(paths.ipc_front, tokenizer, [own_lock])
-            cleanup.callback(front.end, _FRONT_END_S)
-            context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-            cleanup.callback(context.destroy)  # `term` would wait for ever for the sockets of half a root
+        reporter.activity("")  # a thread that shows something now could leave a lock taken in the child for ever
+        front = FrontProcess(paths.ipc_front, tokenizer, [own_lock])  # a signal waits: a child must not be unknown
+        cleanup.callback(front.end, _FRONT_END_S)
+        context = sockets.Context()
+        cleanup.callback(context.destroy)  # `term` would wait for ever for the sockets of half a root
+        with interrupts.raised():
             root = Root(
                 context, model, root_settings(cluster), _endpoints(cluster, paths),
                 lambda done, total: public.activity("the root reads its part of the model", done, total),
