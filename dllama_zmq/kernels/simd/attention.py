@@ -40,7 +40,7 @@ from dllama_zmq.kernels.simd.vectors import (
 )
 
 AT, SPAN, SPAN_BYTES = offsets(AttentionJob), offsets(SpanRow), 8 * n_fields(SpanRow)
-_AHEAD = 16384  # bytes: a chunk of a head of 128 values, two of one of 64
+_AHEAD = 16384  # bytes: a page of a head of 128 values, two of one of 64
 _ROW = 64  # bytes of 16 floats
 _OUT_BYTES = 4 * MAX_HEAD_DIM * KV_ROWS
 _queries, _scores, _weights = scratch(_OUT_BYTES), scratch(4 * PAGE * KV_ROWS), scratch(4 * PAGE * KV_ROWS)
@@ -112,13 +112,13 @@ def _make_store_kv(half):
 def _make_attend(half):
     value_bytes = 2 if half else 4
     product1, product2, product4, product8 = (
-        float_microkernel("f16" if half else "f32", n, ahead=_AHEAD) for n in (1, 2, 4, 8)
+        float_microkernel("f16" if half else "f32", n, ahead=None) for n in (1, 2, 4, 8)
     )
 
     @register_jitable(forceinline=True)
-    def twice4(tile, step, x, x_stride, n, out):
-        product4(tile, step, x, x_stride, n, out)
-        product4(tile, step, x + 4 * x_stride, x_stride, n, out + 4 * _ROW)
+    def twice4(tile, step, x, x_stride, n, out, ahead):
+        product4(tile, step, x, x_stride, n, out, ahead)
+        product4(tile, step, x + 4 * x_stride, x_stride, n, out + 4 * _ROW, ahead)
 
     # Where registers are few, eight rows are twice four.
     product = by_size(product1, product2, product4, product8 if MAX_GROUP >= 8 else twice4, KV_ROWS)
@@ -135,7 +135,9 @@ def _make_attend(half):
         wide = padded(width)
         queries, scores, weights, sums = _queries(), _scores(), _weights(), _sums()
         part, state = _part(), _state()
+        n_ahead = max(1, _AHEAD // (PAGE * wide * value_bytes))  # pages
         span, begun = load_i64(job + AT.spans), 0  # the span of an item, and its own first item
+        spans_end = span + load_i64(job + AT.n_spans) * SPAN_BYTES
         of_head = (load_i64(span + SPAN.n_rows) * most + KV_ROWS - 1) // KV_ROWS  # items of each KV head
         for item in range(first, last):
             while item >= begun + n_kv_heads * of_head:
@@ -170,12 +172,32 @@ def _make_attend(half):
             seen = start + (row + n_rows - 1) // n_heads + 1  # by the last row
             # Whole pages, so that a row's bits do not depend on which rows go over the cache with it.
             begin = max(0, start + row // n_heads + 1 - window) // PAGE * PAGE
+            # After its own pages, those of the next KV head are prefetched.
+            next_span, next_kv = span, kv + 1
+            if next_kv == n_kv_heads:
+                next_span, next_kv = min(span + SPAN_BYTES, spans_end - SPAN_BYTES), 0
+            next_ids = load_i64(job + AT.page_ids) + 4 * load_i64(next_span + SPAN.first_id)
+            next_seen = load_i64(next_span + SPAN.start) + 1
+            next_begin = max(0, next_seen - window) // PAGE * PAGE
             for position in range(begin, seen, PAGE):
                 n = min(PAGE, seen - position)
                 place = load_i32(ids + 4 * (position // PAGE)) * PAGE
+                # Bytes from this page to the one that is prefetched.
+                to_keys = to_values = 0
+                at = position + n_ahead * PAGE
+                if at < seen:
+                    moved = (load_i32(ids + 4 * (at // PAGE)) * PAGE - place) * value_bytes
+                    to_keys, to_values = moved * width, moved * wide
+                else:
+                    at = next_begin + (at - seen) // PAGE * PAGE
+                    if at < next_seen:
+                        moved = (load_i32(next_ids + 4 * (at // PAGE)) * PAGE - place) * value_bytes
+                        to_keys = (next_kv - kv) * load_i64(job + AT.key_head_bytes) + moved * width
+                        to_values = (next_kv - kv) * load_i64(job + AT.value_head_bytes) + moved * wide
                 for i in range(0, n, 16):
                     tile = keys + (place + i) * width * value_bytes
-                    product(size, tile, 16 * value_bytes, queries, 4 * width, width, scores + _ROW * size * (i // 16))
+                    tile_scores = scores + _ROW * size * (i // 16)
+                    product(size, tile, 16 * value_bytes, queries, 4 * width, width, tile_scores, to_keys)
                 for r in range(size):
                     own = start + (row + min(r, n_rows - 1)) // n_heads + 1 - position  # of these, seen by this row
                     gone = own - window  # and of these, no longer
@@ -209,7 +231,7 @@ def _make_attend(half):
                 for d in range(0, wide, 16):
                     product(
                         size, values + (place * wide + d) * value_bytes, wide * value_bytes, weights, 4 * PAGE, n,
-                        part,
+                        part, to_values,
                     )  # fmt: skip
                     for r in range(size):
                         at = sums + 4 * (r * wide + d)

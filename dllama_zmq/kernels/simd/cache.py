@@ -90,7 +90,7 @@ class SimdCache:
         """Let calls attend for this batch."""
         self._batch, job = batch, self._fields
         job[_AT.spans], job[_AT.page_ids] = address(batch.table), address(batch.page_ids)
-        self._n_spans = len(batch.spans)
+        job[_AT.n_spans] = self._n_spans = len(batch.spans)
         self._n_items = self._n_kv_heads * sum(-(-span.count * self._max_group // KV_ROWS) for span in batch.spans)
         self._sequence.set_items(0, self._n_items, 1)
 

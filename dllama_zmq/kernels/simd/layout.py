@@ -204,6 +204,7 @@ class AttentionJob(NamedTuple):
     """Query heads of the largest group."""
     spans: int = 0
     """The table of the batch: one SpanRow after another."""
+    n_spans: int = 0
     page_ids: int = 0
     """i32."""
     q: int = 0

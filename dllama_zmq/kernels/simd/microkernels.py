@@ -107,32 +107,33 @@ def _opaque(b: ir.IRBuilder, address: ir.Value) -> ir.Value:
 class FloatMicrokernel:
     """Tiles of floats (F32, F16 or BF16 weights, keys, values) times `n_rows` rows.
 
-    ahead: bytes that are prefetched ahead; 0 for no prefetch.
+    ahead: bytes that are prefetched ahead; 0 for no prefetch; None if each call says how many.
     """
 
     target: Target
     lanes: LaneType
     n_rows: int
     n_tiles: int = 1
-    ahead: int = 0
+    ahead: int | None = 0
 
     def emit(
         self, b: ir.IRBuilder, tile: ir.Value, step: ir.Value, x: ir.Value, x_stride: ir.Value, n: ir.Value,
-        out: ir.Value,
+        out: ir.Value, bytes_ahead: ir.Value | None = None,
     ) -> None:  # fmt: skip
         """out (R, 16) f32 = sum over i < n of x[r][i] * tile[i][0..15], vectors `step` bytes apart from `tile` on.
 
         x's rows are f32, `x_stride` bytes apart. The same loop serves F32, F16 and BF16 weights, q times keys,
         weights times values. n_tiles: the second one's vectors are behind the first's, its R rows of `out` too.
         """
-        target, lanes, n_rows, n_tiles, ahead = self.target, self.lanes, self.n_rows, self.n_tiles, self.ahead
+        target, lanes, n_rows, n_tiles = self.target, self.lanes, self.n_rows, self.n_tiles
+        ahead = ir.Constant(I64, self.ahead) if self.ahead else bytes_ahead
         lane_bytes = LANES * (4 if lanes == "f32" else 2)
 
         def body(b: ir.IRBuilder, i: ir.Value, totals: Sequence[ir.Value]) -> list[ir.Value]:
             at = b.add(tile, b.mul(i, step))
-            if ahead:
+            if ahead is not None:
                 for line in range(0, n_tiles * lane_bytes, 64):
-                    prefetch(b, b.add(at, ir.Constant(I64, ahead + line)))
+                    prefetch(b, b.add(b.add(at, ahead), ir.Constant(I64, line)))
             column = b.add(x, b.shl(i, ir.Constant(I64, 2)))
             values = [
                 splat(b, load(b, b.add(column, b.mul(x_stride, ir.Constant(I64, r))), 0, F32)) for r in range(n_rows)

@@ -224,15 +224,15 @@ def by_size(kernel1, kernel2, kernel4, most, n_most):
     """A micro-kernel that is one of these by its first argument: 1, 2, 4 (if that is less than `n_most`), or more."""
 
     @register_jitable(forceinline=True)
-    def microkernel(size, a, b, c, d, e, f):
+    def microkernel(size, *args):
         if size == 1:
-            kernel1(a, b, c, d, e, f)
+            kernel1(*args)
         elif size == 2:
-            kernel2(a, b, c, d, e, f)
+            kernel2(*args)
         elif size == 4 and n_most > 4:
-            kernel4(a, b, c, d, e, f)
+            kernel4(*args)
         else:
-            most(a, b, c, d, e, f)
+            most(*args)
 
     return microkernel
 

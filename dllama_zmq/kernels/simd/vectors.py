@@ -136,9 +136,10 @@ def integer_microkernel(block: PairBlock, n_tokens: int, n_tiles: int) -> Any:
     )  # fmt: skip
 
 
-def float_microkernel(lanes: LaneType, n_rows: int, n_tiles: int = 1, ahead: int = 0) -> Any:
-    """FloatMicrokernel as a numba function (tile, step, x, x_stride, n, out) of addresses and bytes."""
+def float_microkernel(lanes: LaneType, n_rows: int, n_tiles: int = 1, ahead: int | None = 0) -> Any:
+    """FloatMicrokernel as a numba function (tile, step, x, x_stride, n, out) of addresses and bytes; with `ahead` of
+    None of how many bytes ahead, too."""
     return instruction(
-        types.void, (ADDRESS,) * 6,
+        types.void, (ADDRESS,) * (7 if ahead is None else 6),
         FloatMicrokernel(_TARGET, lanes, n_rows, n_tiles, ahead).emit,
     )  # fmt: skip
