@@ -5,35 +5,60 @@ Knows plans and counts; runs nothing.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from dllama_zmq.kernels import Batch, KernelChoice
 from dllama_zmq.reporting import plural
 from dllama_zmq.sharding import PREFILL_TOKENS, Plan
 from dllama_zmq.spec import FloatType, Sync
 
+StepRows: TypeAlias = tuple[int, int]
+"""The rows of a step, and how many of them give a token."""
+
+ALONE_STEPS = 33
+"""Steps of the sequences that run, before a new prompt comes."""
+
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """`n_tokens` tokens after `depth` positions that the cache already holds; named as llama-bench names it."""
+    """`n_tokens` tokens after `depth` positions that the cache already holds; named as llama-bench names it.
+
+    parallel: the number of sequences that generate `n_tokens` each (tg), or that run beside one new prompt (pp); 1 is
+    one sequence alone.
+    """
 
     kind: Literal["pp", "tg"]
     n_tokens: int
     depth: int = 0
+    parallel: int = 1
 
     @property
     def name(self) -> str:
-        return f"{self.kind}{self.n_tokens}" + (f" @ d{self.depth}" if self.depth else "")
+        depth = f" @ d{self.depth}" if self.depth else ""
+        return f"{self.kind}{self.n_tokens}{depth}" + (f" @ {self.parallel}" if self.parallel > 1 else "")
+
+    @property
+    def n_counted(self) -> int:
+        """The tokens that tokens/s count in one repetition."""
+        return self.n_tokens * (self.parallel if self.kind == "tg" else 1)
 
     @property
     def n_positions(self) -> int:
-        """Positions that the cache needs."""
-        return self.depth + self.n_tokens
+        """Positions of each sequence that the cache needs."""
+        beside = self.kind == "pp" and self.parallel > 1
+        return self.depth + self.n_tokens + (ALONE_STEPS if beside else 1 if self.parallel > 1 else 0)
+
+    @property
+    def n_all_positions(self) -> int:
+        """Positions of all sequences that the cache needs."""
+        others = self.parallel * self.n_positions if self.parallel > 1 else 0
+        return others + (self.n_tokens if self.kind == "pp" else 0) if others else self.n_positions
 
     def steps(self) -> Iterator[tuple[Batch, bool]]:
-        """The steps of one repetition, as in an answer, and whether each must give a token.
+        """The steps of one repetition of a sequence alone, as in an answer, and whether each must give a token.
 
         A prompt runs in chunks, and its last chunk gives a token. Each step of decoding gives a token.
         """
@@ -92,33 +117,34 @@ def prompt_steps(start: int, stop: int) -> Iterator[tuple[Batch, bool]]:
         yield Batch.alone(first, count), first + count == stop
 
 
-def cases(prompts: Sequence[int], generated: Sequence[int], depths: Sequence[int]) -> list[Case]:
-    """Each of these lengths at each depth. A length of 0 means none."""
+def cases(
+    prompts: Sequence[int], generated: Sequence[int], depths: Sequence[int], parallel: Sequence[int] = (1,)
+) -> list[Case]:
+    """Each of these lengths at each depth, with each number of sequences. A length of 0 means none."""
     found = []
-    for depth in depths:
-        found += [Case("pp", n_tokens, depth) for n_tokens in prompts if n_tokens]
-        found += [Case("tg", n_tokens, depth) for n_tokens in generated if n_tokens]
+    for depth, n_sequences in itertools.product(depths, parallel):
+        found += [Case("pp", n_tokens, depth, n_sequences) for n_tokens in prompts if n_tokens]
+        found += [Case("tg", n_tokens, depth, n_sequences) for n_tokens in generated if n_tokens]
     return found
 
 
-def work(plan: Plan, case: Case) -> tuple[int, int]:
-    """Bytes of weights read, and multiply-adds, by the matrices of all nodes in one repetition of `case`.
+def work(plan: Plan, steps: Sequence[StepRows]) -> tuple[int, int]:
+    """Bytes of weights read, and multiply-adds, by the matrices of all nodes in these steps.
 
     A step reads each weight of a node once, for any number of tokens; the head only if the step gives a token; of
     experts the expected number in use when each is equally likely. Attention is not counted. A KV head that several
     nodes hold counts for each of them.
     """
-    steps = list(case.steps())
-    n_given = sum(gives_token for _, gives_token in steps)
+    n_rows, n_given = sum(rows for rows, _ in steps), sum(given for _, given in steps)
     share = plan.spec.n_active_experts / max(1, plan.spec.n_experts)
-    expert_reads = sum(1 - (1 - share) ** batch.n_rows for batch, _ in steps)
+    expert_reads = sum(1 - (1 - share) ** rows for rows, _ in steps)
     weight_bytes = macs = 0.0
     for tensor in plan.shard_tensors():
-        reads, rows = float(len(steps)), float(case.n_tokens)
+        reads, rows = float(len(steps)), float(n_rows)
         if ".experts." in tensor.name:
-            reads, rows = expert_reads, share * case.n_tokens
+            reads, rows = expert_reads, share * n_rows
         elif tensor.axes[0] == "vocab":
-            reads = rows = n_given
+            reads, rows = sum(given > 0 for _, given in steps), n_given
         for node in range(plan.n_nodes):
             weight_bytes += reads * plan.region_bytes(tensor, node)
             if tensor.axes[0] != "one":  # the gain of a norm is no matrix

@@ -44,6 +44,7 @@ def running_nodes(
         threads=nodes.threads,
         oversubscribed=nodes.all_threads > usable_cores(),
         max_seq_len=max(DEFAULT_SEQ_LEN, *(case.n_positions for case in settings.cases)),
+        max_sequences=1 + max(case.parallel for case in settings.cases),
         limits=_LIMITS,
         profile=settings.profile,
     )

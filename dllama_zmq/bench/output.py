@@ -19,6 +19,15 @@ _HEAD = """
 | test           | nodes |       tokens/s | % read | GMAC/s |  kB/tok | wait % |
 | -------------- | ----: | -------------: | -----: | -----: | ------: | -----: |
 """
+_PARALLEL_HEAD = """
+| many at once   | nodes | each, tok/s | first, s | gap ms | beside | p99 ms |
+| -------------- | ----: | ----------: | -------: | -----: | -----: | -----: |
+"""
+_PARALLEL_NOTE = """
+tg32 @ 4: 4 sequences together; tokens/s of each. pp512 @ 4: a prompt that comes
+while 4 others run; seconds to its first token; the gap between two tokens of the
+others without it, and beside it (median and 99th percentile).
+"""
 _RUNNING_HEAD = """
 | test       |       tokens/s |   kB/tok | wait % |                  slowest |
 | ---------- | -------------: | -------: | -----: | -----------------------: |
@@ -45,6 +54,8 @@ def markdown(batches: Iterable[Sequence[Row]]) -> Iterator[str]:
             yield _about(batch) + _HEAD
         rows += batch
         yield "".join(map(_line, batch))
+    if parallel := [row for row in rows if row["parallel"] > 1]:
+        yield _PARALLEL_HEAD + "".join(map(_of_many, parallel)) + _PARALLEL_NOTE
     for row in rows:
         if "profile" in row:
             title = f"{row['test']}, {Nodes(row['nodes'], row['threads'])}"
@@ -99,6 +110,15 @@ def _line(row: Row) -> str:
     nodes = f"{row['nodes']}x{row['threads']}"
     share, gmac, kb, wait = (row[key] for key in ("pct_of_read_bandwidth", "gmac_per_s", "kb_per_token", "wait_share"))
     figures = f"{_speed(row):>14} | {share:6.1f} | {gmac:6.1f} | {kb:7.1f} | {100 * wait:6.1f}"
+    return f"| {row['test']:14} | {nodes:>5} | {figures} |\n"
+
+
+def _of_many(row: Row) -> str:
+    """What sequences that run together have each. Empty cells: not of this kind of case."""
+    digits = {"tokens_per_s_each": 2, "first_token_s": 3, "gap_ms": 1, "gap_beside_ms": 1, "gap_beside_p99_ms": 1}
+    each, first, *gaps = (f"{row[key]:.{n}f}" if key in row else "" for key, n in digits.items())
+    figures = " | ".join([f"{each:>11}", f"{first:>8}", *(f"{gap:>6}" for gap in gaps)])
+    nodes = f"{row['nodes']}x{row['threads']}"
     return f"| {row['test']:14} | {nodes:>5} | {figures} |\n"
 
 

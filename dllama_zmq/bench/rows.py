@@ -45,6 +45,7 @@ def figures(
         "n_prompt": 0,
         "n_gen": 0,
         "depth": 0,
+        "parallel": 1,
         "nodes": nodes.n_nodes,
         "threads": nodes.threads,
         **spread(samples),
@@ -63,24 +64,34 @@ def figures(
 
 def case_row(nodes: Nodes, plan: Plan, measured: Measured) -> Row:
     """The row of a case, without the fields that all rows of a run share."""
-    case, timing, n_tokens = measured.case, measured.timing, measured.case.n_tokens
-    weight_bytes, macs = work(plan, case)
+    case, timing, n_tokens = measured.case, measured.timing, measured.case.n_counted
+    weight_bytes, macs = (taken / len(measured.seconds) for taken in work(plan, measured.steps))
     speeds = [n_tokens / seconds for seconds in measured.seconds]
     return {
         **figures(case.name, nodes, speeds, (weight_bytes / n_tokens, macs / n_tokens), measured.read_bytes_per_s),
-        ("n_prompt" if case.kind == "pp" else "n_gen"): n_tokens,
+        ("n_prompt" if case.kind == "pp" else "n_gen"): case.n_tokens,
         "depth": case.depth,
+        "parallel": case.parallel,
         "kb_per_token": (timing.sent_bytes + timing.received_bytes) / (n_tokens * len(speeds)) / 1000,
         "wait_share": timing.wait_s / timing.wall_s,
+        **(_of_many(measured) if case.parallel > 1 else {}),
         **({} if measured.kernels is None else {"profile": _profile(measured, measured.kernels)}),
     }
+
+
+def _of_many(measured: Measured) -> Row:
+    """What sequences that run together have each: tokens/s; or how a new prompt fares beside them, and they with it."""
+    if measured.gaps is None:
+        each = measured.case.n_tokens
+        return {"tokens_per_s_each": statistics.mean(each / seconds for seconds in measured.seconds)}
+    return {"first_token_s": statistics.mean(measured.seconds), **measured.gaps.figures()}
 
 
 def _profile(measured: Measured, kernels: dict[str, tuple[float, int]]) -> Row:
     """kernels: seconds and calls. Those that ran come in the order of their time, the longest first."""
     n_repetitions, wall_s, wait_s = len(measured.seconds), sum(measured.seconds), measured.timing.wait_s
     python_s = wall_s - wait_s - sum(seconds for seconds, _ in kernels.values())
-    ms = 1000 / (n_repetitions * measured.case.n_tokens)
+    ms = 1000 / (n_repetitions * measured.case.n_counted)
     return {
         "ms_per_token": ms * wall_s,
         "parts": [

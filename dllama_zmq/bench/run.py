@@ -66,7 +66,7 @@ def check(spec: ModelSpec, title: str, cases: Sequence[Case], all_nodes: Sequenc
             raise RequestError(
                 f"{case.name} needs {case.n_positions} positions, and the context of {title} has {spec.seq_len}"
             )
-    n_positions = max(case.n_positions for case in cases)
+    n_positions = max(case.n_all_positions for case in cases)
     for nodes in all_nodes:
         plan = Plan.make(spec, nodes.n_nodes)
         needed = sum(plan.weight_bytes(node) + plan.kv_bytes(node, n_positions) for node in range(plan.n_nodes))

@@ -32,6 +32,7 @@ from dllama_zmq.spec import FloatType, Sync, Weights
 MAX_TOKENS = 1 << 24  # positions of the longest context that a model may have
 MAX_NODES = 1 << 20  # the plan says which numbers are possible
 MAX_THREADS = 1024
+MAX_SEQUENCES = 1024
 
 
 _SHAPE_PANEL = "Instead of the shape's own numbers"
@@ -81,6 +82,9 @@ class Options:
     depth: Annotated[
         str, Option("-d", "--depth", "--n-depth", metavar="N,…", help="Positions that the cache holds already")
     ] = "0"
+    parallel: Annotated[
+        str, Option("-np", "--parallel", metavar="N,…", help="Sequences together; beside them, a new prompt")
+    ] = "1"
     repetitions: Annotated[
         int, number("-r", "--repetitions", most=1 << 20, help="Repetitions of each, after a warm-up")
     ] = 5
@@ -143,7 +147,7 @@ def _of_cluster(
     options: Options, numbers: Mapping[str, int], cleanup: ExitStack, display: Display, notes: list[str]
 ) -> Iterator[str]:
     """The table or JSON of a running cluster, on the computers that it has. `notes` get what is to be said after it."""
-    for_own_nodes = ("model", "shape", "weights", "depth", "nodes", "threads", "kernels", "sync", "profile")
+    for_own_nodes = ("model", "shape", "weights", "depth", "parallel", "nodes", "threads", "kernels", "sync", "profile")
     defaults = Options()
     given = [name for name in for_own_nodes if getattr(options, name) != getattr(defaults, name)] + list(numbers)
     if given:
@@ -161,7 +165,8 @@ def _of_cluster(
 
 def settings_of(options: Options, numbers: Mapping[str, int], command: str) -> BenchSettings:
     """What the flags ask for. Raises UsageError if they do not fit together."""
-    found = cases(*_lengths(options), counts(options.depth, "--depth", 0, MAX_TOKENS))
+    depths = counts(options.depth, "--depth", 0, MAX_TOKENS)
+    found = cases(*_lengths(options), depths, counts(options.parallel, "--parallel", 1, MAX_SEQUENCES))
     nodes = counts(options.nodes, "--nodes", 1, MAX_NODES)
     threads = counts(options.threads, "--threads", 1, MAX_THREADS)
     return BenchSettings(

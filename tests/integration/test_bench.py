@@ -174,6 +174,18 @@ def test_markdown_has_a_line_for_each_row_and_the_command_last(bench: Cli) -> No
     assert "GMAC/s with 2 threads" in out
 
 
+def test_sequences_together_have_rows_of_their_own_on_any_number_of_nodes(bench: Cli) -> None:
+    out, _ = run(bench, "-p", "20", "-n", "3", "-np", "1,3", "-r", "2", "--nodes", "1,2", "--json")
+    found = [row for row in json.loads(out) if row["test"] != PRODUCT]
+    tests = [("pp20", 1), ("tg3", 1), ("pp20 @ 3", 3), ("tg3 @ 3", 3)]
+    assert [(row["nodes"], row["test"], row["parallel"]) for row in found] == [(n, *t) for n in (1, 2) for t in tests]
+    for row in found:
+        if row["parallel"] > 1 and row["n_gen"]:
+            assert row["tokens_per_s"] == pytest.approx(3 * row["tokens_per_s_each"])
+        elif row["parallel"] > 1:
+            assert 0 < row["gap_beside_ms"] <= row["gap_beside_p99_ms"] <= 1000 * 2 * row["first_token_s"]
+
+
 def test_at_a_terminal_nothing_stands_between_the_rows_of_the_table(bench: Cli) -> None:
     words = ["bench", *SHAPE, "-p", "5", "-n", "2", "-r", "1", "-t", "1,2"]
     environment = bench.environment(XDG_CACHE_HOME=str(bench.folder))
@@ -228,6 +240,7 @@ def test_a_bench_does_not_disturb_a_running_cluster(running: Cli) -> None:
         (["--kernels", "fast"], 2, "--kernels: expected auto, simd or numpy, got 'fast'"),
         (["-m", "nowhere.m"], 1, "nowhere.m cannot be opened"),
         (["-r", "0"], 2, "--repetitions"),
+        (["-np", "0"], 2, "--parallel '0': expected numbers of 1 to"),
         (["-o", "xml"], 2, "--output"),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 import zmq
 from tiny import write_tiny_model
 
-from dllama_zmq.bench.cases import Case
+from dllama_zmq.bench.cases import ALONE_STEPS, Case
 from dllama_zmq.bench.measure import Bench
 from dllama_zmq.bench.reader import MemoryReader
 from dllama_zmq.reporting import SilentReporter
@@ -46,6 +46,25 @@ def test_what_an_earlier_case_has_filled_is_not_filled_again(root: Root, bench: 
     bench.run(Case("pp", 30), repetitions=1)
     bench.run(Case("tg", 1, depth=50), repetitions=1)
     assert root.ledger.tokens["prompt"] == (1 + 1) * 30 + 20
+
+
+def test_sequences_together_decode_in_the_same_steps_each_from_its_depth_on(root: Root, bench: Bench) -> None:
+    measured = bench.run(Case("tg", 5, depth=7, parallel=3), repetitions=2)
+    assert measured.steps == [(3, 3)] * 5 * 2
+    assert root.ledger.tokens["prompt"] == 3 * (7 + 1) * (1 + 3), "once each, then once a repetition: no page is full"
+    assert root.ledger.tokens["prediction"] == 3 * 5 * 3
+    assert measured.gaps is None
+
+
+def test_a_prompt_comes_while_others_run_until_its_first_token(root: Root, bench: Bench) -> None:
+    measured = bench.run(Case("pp", 40, parallel=2), repetitions=2)
+    for repetition in range(2):
+        steps = measured.steps[repetition * len(measured.steps) // 2 :][: len(measured.steps) // 2]
+        assert sum(rows - 2 for rows, _ in steps) == 40
+        assert [given for _, given in steps] == [2] * (len(steps) - 1) + [3]
+    assert measured.gaps is not None
+    assert len(measured.gaps.beside) == len(measured.steps)
+    assert len(measured.gaps.alone) == 2 * (ALONE_STEPS - 1)
 
 
 def test_kernels_are_counted_over_the_repetitions_alone_and_only_where_asked_for(tmp_path: Path, bench: Bench) -> None:

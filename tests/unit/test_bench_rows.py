@@ -13,6 +13,7 @@ from dllama_zmq.bench.cases import Case, Nodes, work
 from dllama_zmq.bench.machine import COLUMNS, PRODUCT, ROWS, WEIGHT_BYTES
 from dllama_zmq.bench.measure import Measured
 from dllama_zmq.bench.output import as_json, markdown
+from dllama_zmq.bench.parallel import Gaps
 from dllama_zmq.bench.rows import Row, case_row, figures
 from dllama_zmq.bus.client_messages import StepStats
 from dllama_zmq.sharding import Plan
@@ -48,7 +49,11 @@ def row(
     kernels: dict[str, tuple[float, int]] | None = None,
 ) -> Row:
     timing = StepStats(wall_s=4.0, wait_s=1.0, sent_bytes=30_000, received_bytes=10_000, waited_for_s={})
-    measured = Measured(case, tuple(seconds), timing, 16e9, kernels)
+    steps = [(batch.n_rows, int(given)) for batch, given in case.steps()] * len(seconds)
+    if case.parallel > 1:
+        steps = [(case.parallel, case.parallel)] * case.n_tokens * len(seconds)
+    gaps = Gaps([0.1, 0.1], [0.2] * 98 + [0.3, 0.7]) if case.kind == "pp" and case.parallel > 1 else None
+    measured = Measured(case, tuple(seconds), timing, 16e9, steps, kernels, gaps)
     return case_row(nodes, Plan.make(SPEC, nodes.n_nodes), measured) | FACTS
 
 
@@ -77,7 +82,7 @@ def test_one_repetition_has_no_deviation() -> None:
 
 
 def test_gb_and_gmac_per_s_are_those_of_a_token_times_tokens_per_s() -> None:
-    found, (weight_bytes, macs) = row(), work(Plan.make(SPEC, 2), Case("tg", 10))
+    found, (weight_bytes, macs) = row(), work(Plan.make(SPEC, 2), [(1, 1)] * 10)
     assert found["gb_per_s"] == pytest.approx(weight_bytes / 10 * 7.5 / 1e9)
     assert found["gmac_per_s"] == pytest.approx(macs / 10 * 7.5 / 1e9)
 
@@ -100,6 +105,35 @@ def test_a_row_says_which_of_prompt_and_generation_it_is() -> None:
     prompt, generated = row(case=Case("pp", 10, depth=3)), row(case=Case("tg", 10))
     assert (prompt["test"], prompt["n_prompt"], prompt["n_gen"], prompt["depth"]) == ("pp10 @ d3", 10, 0, 3)
     assert (generated["test"], generated["n_prompt"], generated["n_gen"], generated["depth"]) == ("tg10", 0, 10, 0)
+
+
+def test_sequences_together_have_tokens_per_s_in_all_and_each() -> None:
+    found, alone = row([2.0, 1.0], case=Case("tg", 10, parallel=4)), row([2.0, 1.0])
+    assert (found["test"], found["n_gen"], found["parallel"], alone["parallel"]) == ("tg10 @ 4", 10, 4, 1)
+    assert (found["tokens_per_s"], found["tokens_per_s_each"]) == (30, 7.5)
+    assert found["gb_per_s"] == pytest.approx(alone["gb_per_s"]), "a step reads the weights once for all"
+    assert found["gmac_per_s"] == pytest.approx(4 * alone["gmac_per_s"])
+    assert "tokens_per_s_each" not in alone
+
+
+def test_a_prompt_beside_others_has_the_time_of_its_first_token_and_their_gaps() -> None:
+    found = row([2.0, 1.0], case=Case("pp", 10, parallel=4))
+    assert (found["test"], found["tokens_per_s"], found["first_token_s"]) == ("pp10 @ 4", 7.5, 1.5)
+    gaps = [found[key] for key in ("gap_ms", "gap_beside_ms", "gap_beside_p99_ms")]
+    assert gaps == pytest.approx([100, 200, 304])
+
+
+def test_markdown_shows_sequences_together_after_the_table() -> None:
+    written = "".join(table(row(), row(case=Case("tg", 10, parallel=4)), row(case=Case("pp", 10, parallel=4))))
+    lines = written[written.index("| many at once") :].split("\n\n")[0].splitlines()
+    assert len({tuple(map(len, line.split("|"))) for line in lines}) == 1
+    assert max(map(len, lines)) <= 80
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+    assert cells == [
+        ["tg10 @ 4", "2x2", "7.50", "", "", "", ""],
+        ["pp10 @ 4", "2x2", "", "1.500", "100.0", "200.0", "304.0"],
+    ]
+    assert "many at once" not in "".join(table(row()))
 
 
 def test_the_product_alone_is_a_row_of_the_best_round_on_all_threads() -> None:
