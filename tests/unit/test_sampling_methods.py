@@ -222,6 +222,16 @@ def test_a_typical_token_is_not_always_the_likeliest():
         assert {choose(sampler, logits, 1, [0] * n)[0].token for n in range(300)} == tokens
 
 
+def test_min_p_asks_for_more_until_the_next_token_is_too_unlikely():
+    logits = np.float32([3, 2.9, 2.8, 2.7, 0, -1, -2, -3])  # half of the likeliest's probability is 0.69 less
+    found = set()
+    for seed in range(50):
+        choice, n_asked = choose(Sampler(Sampling(1.0, min_p=0.5, seed=seed), 8), logits, k=1)
+        assert n_asked == 2
+        found.add(choice.token)
+    assert found == {0, 1, 2, 3}
+
+
 def test_greedy_takes_the_best_after_penalties():
     sampler = Sampler(Sampling(presence_penalty=1.5), 4, n_prompt=0)
     assert choose(sampler, FLAT, 2, [0])[0].token == 1
