@@ -119,7 +119,7 @@ def test_a_cancelled_request_leaves_at_once_and_gives_its_pages_back(
     with a_cluster(context, model, start) as address, Client(address) as client:
         answers = client.generate("once upon a time", LONG, ignore_eos=True)
         assert next(answer for answer in answers if isinstance(answer, Piece))
-        assert client.status().kv.in_use == 1
+        assert client.status().kv.in_use > 0
         answers.close()
         status = client.status()
         assert (status.active, status.kv.in_use) == (0, 0)
