@@ -7,7 +7,7 @@ import itertools
 import time
 import weakref
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -37,6 +37,7 @@ from dllama_zmq.cluster import Ports
 from dllama_zmq.errors import ClusterError, DllamaError, ProtocolError, RemoteError, RequestError, RootLost
 from dllama_zmq.host import require_open_files
 from dllama_zmq.sampling import GREEDY, Sampling
+from dllama_zmq.stop_strings import check_stop
 
 SAY_EVERY_S = 2.0
 CONNECT_S = 5.0
@@ -87,15 +88,18 @@ class Client:
         max_tokens: int | None = None,
         sampling: Sampling = GREEDY,
         ignore_eos: bool = False,
+        stop: Sequence[str] = (),
     ) -> Generator[Answer, None, None]:
         """Everything the root says of this request, the last being Done. Close the iterator to cancel.
 
+        stop: the text ends before the first of these strings (16 of up to 256 characters).
         Raises the error that ended the request on the root; RootLost where the root goes away or is silent.
         """
         if len(prompt) > MAX_PROMPT_CHARACTERS:
             raise RequestError(f"the prompt has {len(prompt)} characters; at most {MAX_PROMPT_CHARACTERS} are sent")
+        check_stop(stop)
         request = next(self._ids)
-        self._send(Generate(request, prompt, max_tokens, sampling, ignore_eos))
+        self._send(Generate(request, prompt, max_tokens, sampling, ignore_eos, list(stop)))
         self._open[request] = deque()
         finished = False
         try:

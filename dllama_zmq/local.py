@@ -32,6 +32,7 @@ from dllama_zmq.sampling import GREEDY, Sampling
 from dllama_zmq.sharding import Plan, context_length
 from dllama_zmq.sources import model_at, tokenizer_beside
 from dllama_zmq.spec import WEIGHTS_FLOAT, ModelSpec, Sync, Weights
+from dllama_zmq.stop_strings import check_stop
 from dllama_zmq.tokenizer import Tokenizer
 from dllama_zmq.worker import Worker, WorkerSettings
 
@@ -74,12 +75,18 @@ class LocalModel:
         self._form()
         return self.engine.logits(token_ids)
 
-    def generate(self, prompt: str, max_tokens: int | None = None, sampling: Sampling = GREEDY) -> Iterator[str]:
-        """The text that follows `prompt`, piece by piece; `"".join(...)` for the whole. Greedy by default."""
+    def generate(
+        self, prompt: str, max_tokens: int | None = None, sampling: Sampling = GREEDY, stop: Sequence[str] = ()
+    ) -> Iterator[str]:
+        """The text that follows `prompt`, piece by piece; `"".join(...)` for the whole. Greedy by default.
+
+        stop: the text ends before the first of these strings.
+        """
         if sampling.logprobs is not None:
             raise RequestError("logprobs: a loaded model yields text alone; a Client of a cluster is told them")
+        check_stop(stop)
         tokenizer = self.tokenizer
-        prompt_ids, decoder = tokenizer.encode(prompt), tokenizer.decoder(continues=True)
+        prompt_ids, decoder = tokenizer.encode(prompt), tokenizer.decoder(continues=True, stop=stop)
         sequence = self.engine.add(prompt_ids, sampling, max_tokens, tokenizer.eos_ids, tokenizer.vocab_size)
         events = self._events[sequence] = deque()
         try:
@@ -94,7 +101,7 @@ class LocalModel:
                     text = decoder.flush()
                 if text:
                     yield text
-                if isinstance(event, Finished):
+                if isinstance(event, Finished) or decoder.stopped:
                     return
         finally:
             self.engine.cancel(sequence)

@@ -24,7 +24,9 @@ def values_of(hint: Any) -> st.SearchStrategy[Any]:
         if parts[0] is float:
             return st.floats(meta.ge, meta.le)
         if parts[0] is str:
-            return st.text(max_size=min(meta.max_length, 20)) | st.just("x" * min(meta.max_length, 2000))
+            return st.text(min_size=meta.min_length or 0, max_size=min(meta.max_length, 20)) | st.just(
+                "x" * min(meta.max_length, 2000)
+            )
         return st.lists(values_of(typing.get_args(parts[0])[0]), min_size=meta.min_length or 0, max_size=4)
     if origin is typing.Literal:
         return st.sampled_from(parts)

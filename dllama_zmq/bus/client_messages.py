@@ -8,9 +8,13 @@ import msgspec
 
 from dllama_zmq.bus.messages import Big, Count, Kinds, Message, Name, Seconds, Text
 from dllama_zmq.sampling import Sampling
+from dllama_zmq.stop_strings import MAX_STOP_CHARACTERS, MAX_STOPS
 
 MAX_PROMPT_CHARACTERS = 1 << 17  # of 4 bytes at most: half of the longest header
 Prompt = Annotated[str, msgspec.Meta(max_length=MAX_PROMPT_CHARACTERS)]
+Stops = Annotated[
+    list[Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_STOP_CHARACTERS)]], msgspec.Meta(max_length=MAX_STOPS)
+]
 Number = Annotated[float, msgspec.Meta(ge=-1e9, le=1e9)]
 RequestId = Annotated[int, msgspec.Meta(ge=1, le=1 << 62)]
 Whole = Annotated[int, msgspec.Meta(ge=-(1 << 62), le=1 << 62)]
@@ -48,13 +52,14 @@ NO_STEPS = StepStats(0.0, 0.0, 0, 0, {})
 
 
 class Generate(Message, frozen=True):
-    """Continue `prompt`. `id` is the client's own and comes back in every answer."""
+    """Continue `prompt`, up to the first of the strings `stop`. `id` is the client's own, and that of every answer."""
 
     id: RequestId
     prompt: Prompt
     max_tokens: Whole | None
     sampling: Sampling
     ignore_eos: bool
+    stop: Stops
 
 
 class Cancel(Message, frozen=True):

@@ -6,7 +6,7 @@ version, so they carry no protocol number.
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import msgspec
 
@@ -109,7 +109,7 @@ class Ended(msgspec.Struct, frozen=True, array_like=True):
     """A request has its last token."""
 
     id: int
-    reason: str
+    reason: Literal["stop", "length"]
 
 
 class Stepped(_Message, frozen=True):

@@ -18,6 +18,7 @@ from dllama_zmq.cli.flag_kinds import MAX, KernelChoice, choice, model_flag, num
 from dllama_zmq.errors import RequestError, UsageError
 from dllama_zmq.sampling import Sampling
 from dllama_zmq.spec import Sync, Weights
+from dllama_zmq.stop_strings import check_stop
 
 _SETTINGS = "Instead of what the file says"
 CLUSTER = "The cluster's file; ./cluster.yaml if not given"
@@ -206,6 +207,12 @@ class Answer:
             rich_help_panel=_SAMPLING,
         ),
     ] = None
+    stop: Annotated[
+        list[str] | None,
+        Option(
+            "--stop", metavar="TEXT", show_default=False, help="End the answer before this text; may be given again"
+        ),
+    ] = None
     stats: Annotated[
         str | None,
         choice("--stats", of=Literal["answer", "tokens"], help="Tell what a token took; =tokens: each of them too"),
@@ -218,6 +225,15 @@ class Answer:
     def max_tokens(self) -> int | None:
         """-1 is llama.cpp's word for no limit."""
         return None if self.steps == -1 else self.steps
+
+    def stop_strings(self) -> list[str]:
+        """Texts before which the answer ends. Raises UsageError."""
+        stop = self.stop or []
+        try:
+            check_stop(stop)
+        except RequestError as error:
+            raise UsageError(f"--stop: {error}") from error
+        return stop
 
     def sampling(self) -> Sampling:
         """How tokens are chosen. Raises UsageError. A seed of -1 is llama.cpp's word for any."""

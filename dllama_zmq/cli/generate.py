@@ -106,7 +106,7 @@ def generate(
 def _answer(prompt: str, source: AbstractContextManager[_Answering], options: flags.Answer) -> None:
     with source as cluster, Display() as display:
         display.activity("asking the root")
-        answers = cluster.client.generate(prompt, options.max_tokens(), options.sampling())
+        answers = cluster.client.generate(prompt, options.max_tokens(), options.sampling(), stop=options.stop_strings())
         printer = _Printer(prompt, options, cluster.model, display)
         try:
             for answer in answers:
@@ -122,6 +122,7 @@ def _check(options: flags.Answer) -> None:
     if options.steps == 0:
         raise UsageError("--steps is 0; expected 1 or more, or -1 for no limit")
     options.sampling()
+    options.stop_strings()
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import math
 import secrets
 import time
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import zmq
 
@@ -18,11 +19,9 @@ from dllama_zmq.bus.client_messages import (
     FROM_CLIENT,
     AskStatus,
     Cancel,
-    Done,
     Error,
     Generate,
     Logprob,
-    Piece,
     Prefill,
     Queued,
     Started,
@@ -174,14 +173,12 @@ class Front:
                 self._tell(request, Prefill(request.id, prompt.done, prompt.total, prompt.n_tokens, step.figures))
         for sampled in step.sampled:
             request = self._running.get(sampled.id)
-            if request is not None and request.decoder is not None:
-                # The first token comes with the last of the prompt, whose step has told its figures already.
-                figures = step.figures if request.n_tokens else None
-                request.n_tokens += 1
-                request.first_token = request.first_token or time.monotonic()
-                text = request.decoder.push(sampled.token)
+            if request is not None:
                 logprobs = [Logprob(token, self._name_of(token), p) for token, p in sampled.logprobs]
-                self._tell(request, Piece(request.id, sampled.token, text, figures, logprobs))
+                self._tell(request, request.piece(sampled.token, step.figures, logprobs))
+                if request.stopped:
+                    self._forget(request)
+                    self._finish(request, "stop")
         for ended in step.ended:
             if (request := self._running.pop(ended.id, None)) is not None:
                 self._finish(request, ended.reason)
@@ -191,9 +188,8 @@ class Front:
         text = self._tokenizer.decode([token], True) or self._tokenizer.piece(token).decode(errors="replace")
         return text[:4096]
 
-    def _finish(self, request: Request, reason: str) -> None:
-        text = request.decoder.flush() if request.decoder is not None else ""
-        self._send(request.client, Done(request.id, reason, text))  # type: ignore[arg-type]
+    def _finish(self, request: Request, reason: Literal["stop", "length", "cancelled"]) -> None:
+        self._send(request.client, request.done(reason))
         seconds = time.monotonic() - request.started
         speed = request.n_tokens / max(seconds, 1e-9)
         logger.info(
@@ -304,7 +300,7 @@ class Front:
             return
         self._last_id += 1
         request.engine_id, request.n_prompt, request.started = self._last_id, len(tokens), time.monotonic()
-        request.decoder = self._tokenizer.decoder(continues=True)
+        request.decoder = self._tokenizer.decoder(continues=True, stop=request.asked.stop)
         self._running[self._last_id] = request
         asked = request.asked
         stop_ids = [] if asked.ignore_eos else list(self._tokenizer.eos_ids)

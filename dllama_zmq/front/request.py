@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
+from typing import Literal
 
 import msgspec
 
-from dllama_zmq.bus.client_messages import Generate, RequestStatus
+from dllama_zmq.bus.client_messages import Done, Generate, Logprob, Piece, RequestStatus, StepStats
 from dllama_zmq.sampling import Sampling
 from dllama_zmq.tokenizer.decoder import IncrementalDecoder
 
@@ -46,6 +48,25 @@ class Request:
     def sampling(self) -> Sampling:
         """How its tokens are chosen."""
         return msgspec.structs.replace(self.asked.sampling, seed=self.seed)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether its text has ended before a stop string."""
+        return self.decoder is not None and self.decoder.stopped
+
+    def piece(self, token: int, figures: StepStats, logprobs: list[Logprob]) -> Piece:
+        """One token more, of a step with these figures."""
+        first = not self.n_tokens
+        self.n_tokens += 1
+        self.first_token = self.first_token or time.monotonic()
+        text = self.decoder.push(token) if self.decoder is not None else ""
+        # The first token comes with the last of the prompt, whose step has told its figures already.
+        return Piece(self.id, token, text, None if first else figures, logprobs)
+
+    def done(self, reason: Literal["stop", "length", "cancelled"]) -> Done:
+        """The end, with what was held back of the text."""
+        text = self.decoder.flush() if self.decoder is not None else ""
+        return Done(self.id, "stop" if self.stopped and reason == "length" else reason, text)
 
     def status(self, now: float) -> RequestStatus:
         """How it is at `now`, of time.monotonic()."""

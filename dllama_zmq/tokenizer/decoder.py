@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Literal
+
+from dllama_zmq.stop_strings import StopStrings
 
 _ESCAPED = re.compile("[\udc80-\udcff]")
 
@@ -17,6 +19,7 @@ class IncrementalDecoder:
     character, as SentencePiece does if encoding removes spaces. Tokens in `kept` keep their space.
     each_byte: every byte that is not UTF-8 becomes U+FFFD, as in SentencePiece; otherwise every sequence that could
     begin a character does, as in byte-level tokenizers.
+    stop: the text ends before the first of these strings.
     """
 
     def __init__(
@@ -25,11 +28,18 @@ class IncrementalDecoder:
         drop: Literal["none", "one", "all"] = "none",
         kept: frozenset[int] = frozenset(),
         each_byte: bool = False,
+        stop: Iterable[str] = (),
     ) -> None:
         self._printed = printed
         self._drop = drop
         self._kept = kept
         self._utf8 = codecs.getincrementaldecoder("utf-8")("surrogateescape" if each_byte else "replace")
+        self._stop = StopStrings(stop)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string was found: what is pushed after it has no text."""
+        return self._stop.found
 
     def push(self, token: int) -> str:
         """The text that this token completes."""
@@ -39,11 +49,11 @@ class IncrementalDecoder:
             if rest or self._drop == "one":
                 self._drop = "none"
             data = rest
-        return _shown(self._utf8.decode(data))
+        return self._stop.push(_shown(self._utf8.decode(data)))
 
     def flush(self) -> str:
         """The rest at the end: U+FFFD if a character is incomplete. The decoder can be used again."""
-        return _shown(self._utf8.decode(b"", final=True))
+        return self._stop.push(_shown(self._utf8.decode(b"", final=True))) + self._stop.flush()
 
 
 def _shown(text: str) -> str:

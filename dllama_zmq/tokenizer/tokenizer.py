@@ -70,8 +70,10 @@ class Tokenizer:
         """
         return self._parts.pieces.get(self._checked(token), b"")
 
-    def decoder(self, continues: bool = True) -> IncrementalDecoder:
+    def decoder(self, continues: bool = True, stop: Iterable[str] = ()) -> IncrementalDecoder:
         """A decoder for tokens one by one. Unless the text continues another, it drops the space that encoding added.
+
+        stop: its text ends before the first of these strings.
 
         Ids that are no token, such as padding of a model's embedding, print nothing.
         """
@@ -79,7 +81,7 @@ class Tokenizer:
         drop: Literal["none", "one", "all"] = "none"
         if not continues and (parts.dummy_prefix or parts.drops_all):
             drop = "all" if parts.drops_all else "one"
-        return IncrementalDecoder(lambda token: self._printed.get(token, b""), drop, parts.kept, parts.each_byte)
+        return IncrementalDecoder(lambda token: self._printed.get(token, b""), drop, parts.kept, parts.each_byte, stop)
 
     def decode(self, tokens: Iterable[int], continues: bool = False) -> str:
         """The text of `tokens`, the inverse of `encode`. Special tokens print nothing."""

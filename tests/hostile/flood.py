@@ -45,7 +45,7 @@ def floods(protocol: int) -> dict[str, bytes]:
 
     empties = b"\xdd" + struct.pack(">I", 400_003) + header("askstatus", 1)[1:] + b"\x90" * 400_000
     joins = b"".join(frame(header("join", f"worker{n % 3}", "somewhere", n, "0", "pi3", 1, None)) for n in range(1000))
-    prompts = b"".join(frame(header("generate", n, "once upon a time " * 7000, 3, {}, True)) for n in range(1, 10))
+    prompts = b"".join(frame(header("generate", n, "once upon a time " * 7000, 3, {}, True, [])) for n in range(1, 10))
     return {
         "frames of 60 MiB without end": frame(bytes(60 << 20), MORE),
         "frames of 500 KiB without end": frame(bytes(500 << 10), MORE),

@@ -51,7 +51,7 @@ def told(client: zmq.Socket[bytes], wait_s: float = SOON_S) -> Message:
 
 
 def ask(request_id: int, max_tokens: int = 20) -> Generate:
-    return Generate(request_id, "once upon a time", max_tokens, GREEDY, True)
+    return Generate(request_id, "once upon a time", max_tokens, GREEDY, True, [])
 
 
 def test_a_second_request_with_an_open_id_is_refused_and_the_first_goes_on(context: Context, model: ModelFile) -> None:

@@ -16,6 +16,7 @@ from command_line import Cli, finish, json_object, kill, read_some, until
 
 import dllama_zmq
 from dllama_zmq.local import LocalModel
+from dllama_zmq.errors import RequestError
 from dllama_zmq.sampling import Sampling
 
 PROMPT = "once upon a time"
@@ -56,6 +57,18 @@ def test_every_flag_of_sampling_is_the_samplings_of_that_name(running: Cli, loca
     result = running.generate("-n", "30", *flags.split(), *more.split())
     assert result.out == f"{PROMPT}{''.join(local.generate(PROMPT, 30, sampling))}\n"
     assert result.out != f"{PROMPT}{''.join(local.generate(PROMPT, 30, Sampling(0.9, seed=4)))}\n"
+
+
+def test_the_answer_ends_before_a_stop_string(running: Cli, local: LocalModel) -> None:
+    text = "".join(local.generate(PROMPT, 40))
+    stop = text[30:33]
+    before = text[: text.index(stop)]
+    report = json_object(running.generate("-n", "40", "--json", "--stop", stop, "--stop", "not there").out)
+    assert (report["text"], report["finish_reason"]) == (before, "stop")
+    assert len(report["tokens"]) < 40
+    assert "".join(local.generate(PROMPT, 40, stop=[stop])) == before
+    with pytest.raises(RequestError, match="expected a list of texts"):
+        next(local.generate(PROMPT, 40, stop=stop))
 
 
 def test_log_probabilities_are_those_of_the_models_logits(running: Cli, local: LocalModel) -> None:

@@ -125,6 +125,32 @@ def test_a_cancelled_request_leaves_at_once_and_gives_its_pages_back(
         assert (status.active, status.kv.in_use) == (0, 0)
 
 
+def test_a_request_leaves_at_its_stop_string_and_gives_its_pages_back(
+    context: Context, model: ModelFile, start: Start
+) -> None:
+    with a_cluster(context, model, start) as address, Client(address) as client:
+        whole = text(client, "once upon a time", max_tokens=60)
+        stop = whole[50:53]
+        answers = list(client.generate("once upon a time", LONG, ignore_eos=True, stop=["not there", stop]))
+        assert (
+            "".join(answer.text for answer in answers if isinstance(answer, Piece | Done)) == whole[: whole.index(stop)]
+        )
+        assert isinstance(answers[-1], Done)
+        assert answers[-1].reason == "stop"
+        status = client.status()
+        assert (status.active, status.kv.in_use) == (0, 0)
+
+
+def test_what_is_held_back_for_a_stop_string_comes_at_the_end(context: Context, model: ModelFile, start: Start) -> None:
+    with a_cluster(context, model, start) as address, Client(address) as client:
+        whole = text(client, "once upon a time", max_tokens=60)
+        answers = list(client.generate("once upon a time", 60, ignore_eos=True, stop=[whole[-5:] + "and more"]))
+        assert "".join(answer.text for answer in answers if isinstance(answer, Piece | Done)) == whole
+        assert isinstance(answers[-1], Done)
+        assert answers[-1].text.endswith(whole[-5:])
+        assert answers[-1].reason == "length"
+
+
 def test_a_client_that_vanishes_leaves_nothing_behind(context: Context, model: ModelFile, start: Start) -> None:
     with a_cluster(context, model, start) as address, Client(address) as client:
         with Client(address) as other:

@@ -29,6 +29,7 @@ NAMED: dict[Any, str] = {
     messages.Endpoint: "endpoint", messages.Seconds: "seconds", messages.Heads: "heads", messages.Asks: "asks",
     messages.Again: "again",
     client_messages.Whole: "whole", client_messages.Number: "number", client_messages.Prompt: "prompt",
+    client_messages.Stops: "stops",
     StepStats: "figures", client_messages.KVStatus: "map", bool: "bool", client_messages.RequestId: "id",
     Sampling: "map", list[client_messages.Logprob]: "list of logprobs",
 }  # fmt: skip
