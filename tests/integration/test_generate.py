@@ -15,8 +15,8 @@ import pytest
 from command_line import Cli, finish, json_object, kill, read_some, until
 
 import dllama_zmq
-from dllama_zmq.local import LocalModel
 from dllama_zmq.errors import RequestError
+from dllama_zmq.local import LocalModel
 from dllama_zmq.sampling import Sampling
 
 PROMPT = "once upon a time"
