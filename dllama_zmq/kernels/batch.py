@@ -36,19 +36,26 @@ class Batch:
     def __init__(self, spans: Sequence[Span]) -> None:
         """Raises ValueError where there is no span, or a span has no rows or another number of pages."""
         self.spans = tuple(spans)
-        rows, row, id_ = [], 0, 0
+        rows, page_ids, positions = [], [], []
+        row = first_id = 0
         for span in self.spans:
-            if span.start < 0 or span.count < 1 or len(span.pages) != pages_for(span.start + span.count):
-                raise ValueError(f"{span}: its positions take {pages_for(span.start + span.count)} pages")
-            rows.append((row, span.start, span.count, id_))
-            row += span.count
-            id_ += len(span.pages)
+            start, count, n_pages = span.start, span.count, len(span.pages)
+            if start < 0 or count < 1 or n_pages != pages_for(start + count):
+                raise ValueError(f"{span}: its positions take {pages_for(start + count)} pages")
+            rows.append((row, start, count, first_id))
+            page_ids.append(np.array(span.pages, np.int32))
+            positions.append(np.arange(start, start + count))
+            row += count
+            first_id += n_pages
         self.n_rows = row
         self.table = np.array(rows, np.int64)
-        page_ids = [np.asarray(span.pages, np.int32) for span in self.spans]
-        positions = [np.arange(span.start, span.start + span.count) for span in self.spans]
         self.page_ids = page_ids[0] if len(page_ids) == 1 else np.concatenate(page_ids)
         self.positions = positions[0] if len(positions) == 1 else np.concatenate(positions)
+
+    @property
+    def max_page(self) -> int:
+        """The largest page id; a negative one counts as larger than all others."""
+        return int(self.page_ids.view(np.uint32).max())
 
     @classmethod
     def alone(cls, start: int, count: int) -> Batch:

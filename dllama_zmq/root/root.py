@@ -316,12 +316,14 @@ class Root:
             if not 0 <= token < self.spec.vocab_size:
                 raise RequestError(f"token {token}; this model's tokens are 0 to {self.spec.vocab_size - 1}")
         for span in batch.spans:
-            end, pages = span.start + span.count, np.asarray(span.pages)
-            if end > self.seq_len or pages.min() < 0 or pages.max() >= self.n_pages:
+            end = span.start + span.count
+            if end > self.seq_len:
                 raise RequestError(
                     f"positions {span.start} to {end - 1}; this cluster has room for {self.seq_len} "
                     "(max_seq_len, in cluster.yaml or of load)"
                 )
+        if batch.max_page >= self.n_pages:
+            raise RequestError(f"pages {batch.page_ids}; this cluster has {self.n_pages} pages")
 
     def _plan_message(self) -> PlanMessage:
         return PlanMessage(

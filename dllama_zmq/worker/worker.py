@@ -318,7 +318,7 @@ class Worker:
 
     def _step(self, shard: _Shard, message: Step, frames: Sequence[Frame]) -> None:
         x, batch = shard.comm.begin(message, frames)
-        if batch.page_ids.min() < 0 or batch.page_ids.max() >= shard.n_pages:
+        if batch.max_page >= shard.n_pages:
             raise ProtocolError(f"a step with pages {batch.page_ids}; this node has {shard.n_pages} pages")
         shard.asks = read_asks(message, frames, shard.plan.spec.vocab_size)
         x = shard.model.forward(x, batch, shard.comm)

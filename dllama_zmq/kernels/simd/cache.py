@@ -77,12 +77,12 @@ class SimdCache:
         job[_AT.keys], job[_AT.values] = keys, keys + self._keys_bytes
         job[_AT.q], job[_AT.new_keys], job[_AT.new_values] = address(q), address(k), address(v)
         job[_AT.q_stride], job[_AT.key_stride], job[_AT.value_stride] = q.strides[0], k.strides[0], v.strides[0]
-        if self._n_items == self._n_spans * self._n_kv_heads:  # one per KV head, whose thread stores and attends
+        if self._n_items == self._n_stores:  # one per KV head, whose thread stores and attends
             if isinstance(then, Product):
                 return then.after(self._sequence, out, to)
             self._sequence.run()
         else:
-            self._pool.run(self._store_kv, ctypes.addressof(job), self._n_spans * self._n_kv_heads)
+            self._pool.run(self._store_kv, ctypes.addressof(job), self._n_stores)
             self._pool.run(self._attend, ctypes.addressof(job), self._n_items)
         return out if then is None else then(out)
 
@@ -90,7 +90,8 @@ class SimdCache:
         """Let calls attend for this batch."""
         self._batch, job = batch, self._fields
         job[_AT.spans], job[_AT.page_ids] = address(batch.table), address(batch.page_ids)
-        job[_AT.n_spans] = self._n_spans = len(batch.spans)
+        job[_AT.n_spans] = len(batch.spans)
+        self._n_stores = len(batch.spans) * self._n_kv_heads
         self._n_items = self._n_kv_heads * sum(-(-span.count * self._max_group // KV_ROWS) for span in batch.spans)
         self._sequence.set_items(0, self._n_items, 1)
 
