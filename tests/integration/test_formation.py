@@ -82,7 +82,8 @@ def test_a_worker_is_welcomed_with_a_plan_of_bounded_context(door: Door) -> None
     assert isinstance(welcome, Welcome)
     assert welcome.name == "worker1"
     assert isinstance(plan, Plan)
-    assert plan.pages == DEFAULT_SEQ_LEN // KV_PAGE  # not the model's 8192: nobody asked for that much memory
+    of_one = DEFAULT_SEQ_LEN // KV_PAGE  # not the model's 8192: nobody asked for that much memory
+    assert of_one <= plan.pages <= RootSettings().max_sequences * of_one
 
 
 def test_a_second_worker_is_told_that_all_places_are_taken(door: Door) -> None:
