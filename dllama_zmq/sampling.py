@@ -6,6 +6,7 @@ import msgspec
 
 from dllama_zmq.errors import RequestError
 
+MOST_BIASES = 1024
 MOST_LOGPROBS = 20  # as the API of OpenAI
 _FIRST_ASKED = 64
 
@@ -61,6 +62,8 @@ class Sampling(msgspec.Struct, frozen=True):
         _check_range("repetition_penalty", self.repetition_penalty, 0.01, 100, "0.01 to 100 (1: off)")
         for name in ("presence_penalty", "frequency_penalty"):
             _check_range(name, getattr(self, name), -2, 2, "-2 to 2 (0: off)")
+        n_biases = len(self.logit_bias)
+        _check("the number of tokens of logit_bias", n_biases, n_biases <= MOST_BIASES, f"at most {MOST_BIASES}")
         for token, bias in self.logit_bias.items():
             _check("logit_bias", token, token >= 0, "ids of tokens, 0 or more")
             _check_range(f"logit_bias of token {token}", bias, -100, 100, "-100 to 100")

@@ -42,7 +42,7 @@ class Submit(_Message, frozen=True):
 
 
 class Withdraw(_Message, frozen=True):
-    """Forget that request; nothing more is said of it."""
+    """Forget that request; answered with Withdrawn between two steps, and nothing more is said of it."""
 
     id: int
 
@@ -129,6 +129,13 @@ class Failed(_Message, frozen=True):
     text: str
 
 
+class Withdrawn(_Message, frozen=True):
+    """The request of a Withdraw has left: its place is free. Until then the front sends none in its place, so that
+    never more than `max_sequences` requests lie between front and engine, however long a step takes."""
+
+    id: int
+
+
 class Report(_Message, frozen=True):
     """The cluster as the root sees it; the front adds what it knows of requests."""
 
@@ -142,7 +149,7 @@ class GoingDown(_Message, frozen=True):
 
 
 ToEngine: TypeAlias = Listening | Submit | Withdraw | AskReport | Quit
-ToFront: TypeAlias = Facts | Membership | Stepped | Failed | Report | GoingDown
+ToFront: TypeAlias = Facts | Membership | Stepped | Failed | Withdrawn | Report | GoingDown
 
 TO_ENGINE: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)
 TO_FRONT: msgspec.msgpack.Decoder[ToFront] = msgspec.msgpack.Decoder(ToFront)

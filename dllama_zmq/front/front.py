@@ -41,9 +41,9 @@ from dllama_zmq.bus.engine_messages import (
     Quit,
     Report,
     Stepped,
-    Submit,
     ToEngine,
     Withdraw,
+    Withdrawn,
 )
 from dllama_zmq.bus.messages import Message, decode, encode
 from dllama_zmq.bus.peers import PeerGone, Peers
@@ -51,6 +51,7 @@ from dllama_zmq.errors import ClusterDefect, DllamaError, ProtocolError
 from dllama_zmq.front.encoding import Encoding
 from dllama_zmq.front.reports import Reports
 from dllama_zmq.front.request import Request
+from dllama_zmq.front.running import Running
 from dllama_zmq.front.waiting import Waiting
 from dllama_zmq.sharding import check_prompt
 from dllama_zmq.tokenizer import Tokenizer
@@ -60,6 +61,7 @@ logger = logging.getLogger(__name__)
 _POLL_S = 1.0
 _REMIND_S = 1.0
 _LOOK_AT_REQUESTS_S = 0.1
+_NEWCOMERS = 8  # one place of so many is for clients that run nothing
 _CLIENTS_S = 0.002  # for what clients say, before the engine has its turn again
 _LINGER_MS = 200  # for what clients are told last
 
@@ -82,8 +84,7 @@ class Front:
         self._listen = listen
         self._encoding = Encoding(tokenizer)
         self._waiting: Waiting[Request] = Waiting()
-        self._running: dict[int, Request] = {}
-        self._last_id = 0
+        self._running = Running()
         self._members = Membership(False, "", math.inf)  # until the engine says how it is
         self._ready_at = time.monotonic()  # when every node was last seen ready, or this began
         self._next_look = 0.0
@@ -119,7 +120,7 @@ class Front:
                 self._answer_clients()
                 self._take_encoded()
                 self._submit()
-                for client, status in self._reports.answers(list(self._running.values()), self._queued()):
+                for client, status in self._reports.answers(list(self._running), self._queued()):
                     self._send(client, status)
                 self._remind()
             for request in self._open():
@@ -160,8 +161,10 @@ class Front:
             elif isinstance(message, Report):
                 self._reports.take(message.status)
             elif isinstance(message, Failed):
-                if (request := self._running.pop(message.id, None)) is not None:
+                if (request := self._running.end(message.id)) is not None:
                     self._send(request.client, Error(request.id, message.kind, message.text[:4000]))
+            elif isinstance(message, Withdrawn):
+                self._running.left(message.id)
             elif isinstance(message, GoingDown):
                 self._why_down = message.why
 
@@ -180,7 +183,7 @@ class Front:
                     self._forget(request)
                     self._finish(request, "stop")
         for ended in step.ended:
-            if (request := self._running.pop(ended.id, None)) is not None:
+            if (request := self._running.end(ended.id)) is not None:
                 self._finish(request, ended.reason)
 
     def _name_of(self, token: int) -> str:
@@ -190,8 +193,7 @@ class Front:
 
     def _finish(self, request: Request, reason: Literal["stop", "length", "cancelled"]) -> None:
         self._send(request.client, request.done(reason))
-        seconds = time.monotonic() - request.started
-        speed = request.n_tokens / max(seconds, 1e-9)
+        speed = request.n_tokens / max(time.monotonic() - request.started, 1e-9)
         logger.info(
             "request done id=%d reason=%s prompt=%d out=%d tok_s=%.1f", request.id, reason, request.n_prompt,
             request.n_tokens, speed,
@@ -224,7 +226,9 @@ class Front:
         if isinstance(message, Generate):
             self._enqueue(client, message)
         elif isinstance(message, Cancel):
-            self._cancel(client, message.id)
+            if (request := self._find(client, message.id)) is not None:
+                self._forget(request)
+                self._finish(request, "cancelled")
         elif isinstance(message, AskStatus):
             if self._reports.ask(client, message.id):
                 self._tell_engine(AskReport())
@@ -254,33 +258,33 @@ class Front:
 
     def _open(self) -> list[Request]:
         """All requests that have not ended, those that run first."""
-        return [*self._running.values(), *self._queued()]
+        return [*self._running, *self._queued()]
 
     def _queued(self) -> list[Request]:
         """Those that the engine does not know yet."""
         encoded = self._encoding.request
         return [*([] if encoded is None or encoded.cancelled else [encoded]), *self._waiting]
 
-    def _cancel(self, client: bytes, request_id: int) -> None:
-        request = self._find(client, request_id)
-        if request is not None:
-            self._forget(request)
-            self._finish(request, "cancelled")
-
     def _forget(self, request: Request) -> None:
         """Nobody waits for this request any more."""
         self._waiting.remove(request)
         if self._encoding.request is request:
             request.cancelled = True
-        if self._running.pop(request.engine_id, None) is not None:
+        if self._running.withdraw(request):
             self._tell_engine(Withdraw(request.engine_id))
 
     # --- requests --------------------------------------------------------------------------------------------------
 
     def _submit(self) -> None:
-        """Encode the prompt of the next request, where the engine has room for it."""
-        has_room = len(self._running) < self._facts.max_sequences and self._members.ready
-        if has_room and self._encoding.request is None and (request := self._waiting.take()) is not None:
+        """Encode the prompt of the next request, where the engine has room for it.
+
+        The last of them are for clients that run nothing: who has many long requests must not keep others waiting.
+        """
+        n_free = self._facts.max_sequences - self._running.n_places
+        if n_free < 1 or not self._members.ready or self._encoding.request is not None:
+            return
+        but_not = self._running.clients() if n_free <= self._facts.max_sequences // _NEWCOMERS else set()
+        if (request := self._waiting.take(but_not)) is not None:
             self._encoding.begin(request)
 
     def _take_encoded(self) -> None:
@@ -298,14 +302,8 @@ class Front:
         except Exception as error:
             self._fail(request, error)
             return
-        self._last_id += 1
-        request.engine_id, request.n_prompt, request.started = self._last_id, len(tokens), time.monotonic()
-        request.decoder = self._tokenizer.decoder(continues=True, stop=request.asked.stop)
-        self._running[self._last_id] = request
-        asked = request.asked
-        stop_ids = [] if asked.ignore_eos else list(self._tokenizer.eos_ids)
-        n_ids = min(self._tokenizer.vocab_size, self._facts.vocab_size)
-        self._tell_engine(Submit(self._last_id, tokens, asked.max_tokens, request.sampling, stop_ids, n_ids))
+        self._running.add(request)
+        self._tell_engine(request.submit(tokens, self._tokenizer, self._facts.vocab_size))
         self._tell(request, Started(request.id, len(tokens), request.seed, self._facts.silence_s))
 
     def _remind(self) -> None:
@@ -317,8 +315,8 @@ class Front:
         if now < self._next_look:
             return
         self._next_look = now + _LOOK_AT_REQUESTS_S
-        held_up = [] if members.ready else [(0, request) for request in self._running.values()]
-        n_ahead = len(self._running) + (self._encoding.request is not None)
+        held_up = [] if members.ready else [(0, request) for request in self._running]
+        n_ahead = self._running.n_places + (self._encoding.request is not None)
         for ahead, request in [*held_up, *enumerate(self._waiting, n_ahead)]:
             if not members.ready and now > max(self._ready_at, request.came) + members.patience_s:
                 self._forget(request)
@@ -346,7 +344,7 @@ class Front:
             self._clients.send(client, encode(message))
         except PeerGone:
             self._waiting.leave(client)
-            for request in [r for r in self._running.values() if r.client == client]:
+            for request in [r for r in self._running if r.client == client]:
                 self._forget(request)
             return False
         return True

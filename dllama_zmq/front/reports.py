@@ -22,18 +22,19 @@ class Reports:
         self._status: Status | None = None
         self._askers: list[tuple[bytes, int]] = []
         self._due = 0.0
+        self._is_asked = False
 
     def ask(self, client: bytes, request_id: int) -> bool:
-        """A client asks; whether the engine is to be asked for a report."""
+        """A client asks; whether the engine is to be asked for a report, which it is once at a time."""
+        if not self._askers:
+            self._due = time.monotonic() + _REPORT_S
         self._askers.append((client, request_id))
-        if len(self._askers) > 1:
-            return False
-        self._due = time.monotonic() + _REPORT_S
-        return True
+        asks, self._is_asked = not self._is_asked, True
+        return asks
 
     def take(self, status: Status) -> None:
         """The engine's report."""
-        self._status, self._due = status, 0.0
+        self._status, self._due, self._is_asked = status, 0.0, False
 
     @property
     def wait_s(self) -> float | None:

@@ -9,7 +9,9 @@ from typing import Literal
 import msgspec
 
 from dllama_zmq.bus.client_messages import Done, Generate, Logprob, Piece, RequestStatus, StepStats
+from dllama_zmq.bus.engine_messages import Submit
 from dllama_zmq.sampling import Sampling
+from dllama_zmq.tokenizer import Tokenizer
 from dllama_zmq.tokenizer.decoder import IncrementalDecoder
 
 
@@ -45,9 +47,24 @@ class Request:
         return self.asked.prompt
 
     @property
+    def size(self) -> int:
+        """Its characters, for the bound of all that wait; a bias of a token counts as 32."""
+        asked = self.asked
+        return len(asked.prompt) + sum(map(len, asked.stop)) + 32 * len(asked.sampling.logit_bias)
+
+    @property
     def sampling(self) -> Sampling:
         """How its tokens are chosen."""
         return msgspec.structs.replace(self.asked.sampling, seed=self.seed)
+
+    def submit(self, tokens: list[int], tokenizer: Tokenizer, vocab_size: int) -> Submit:
+        """What the engine is told: `tokens` are those of the prompt. From here on its answer can be decoded."""
+        asked = self.asked
+        self.n_prompt, self.started = len(tokens), time.monotonic()
+        self.decoder = tokenizer.decoder(continues=True, stop=asked.stop)
+        stop_ids = [] if asked.ignore_eos else list(tokenizer.eos_ids)
+        n_ids = min(tokenizer.vocab_size, vocab_size)
+        return Submit(self.engine_id, tokens, asked.max_tokens, self.sampling, stop_ids, n_ids)
 
     @property
     def stopped(self) -> bool:

@@ -6,12 +6,12 @@ Pure: knows no socket and no clock.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import zip_longest
 from typing import Generic, Protocol, TypeVar
 
 MAX_REQUESTS = 512
-MAX_CHARACTERS = 8 << 20
+MAX_SIZE = 8 << 20
 
 
 class Waits(Protocol):
@@ -23,19 +23,19 @@ class Waits(Protocol):
     def id(self) -> int: ...
 
     @property
-    def prompt(self) -> str: ...
+    def size(self) -> int: ...
 
 
 R = TypeVar("R", bound=Waits)
 
 
 class Waiting(Generic[R]):
-    """At most `max_requests` requests with prompts of `max_characters` in all."""
+    """At most `max_requests` requests with sizes of `max_size` in all."""
 
-    def __init__(self, max_requests: int = MAX_REQUESTS, max_characters: int = MAX_CHARACTERS) -> None:
-        self._max_requests, self._max_characters = max_requests, max_characters
+    def __init__(self, max_requests: int = MAX_REQUESTS, max_size: int = MAX_SIZE) -> None:
+        self._max_requests, self._max_size = max_requests, max_size
         self._of: OrderedDict[bytes, deque[R]] = OrderedDict()
-        self._n_requests = self._n_characters = 0
+        self._n_requests = self._size = 0
 
     def __len__(self) -> int:
         return self._n_requests
@@ -54,18 +54,22 @@ class Waiting(Generic[R]):
         self._of.setdefault(request.client, deque()).append(request)
         self._count(request, 1)
         dropped = []
-        while self._n_requests > self._max_requests or self._n_characters > self._max_characters:
-            by_characters = self._n_characters > self._max_characters
-            most = max(self._of, key=lambda client: self._size(client, by_characters))
+        while self._n_requests > self._max_requests or self._size > self._max_size:
+            by_size = self._size > self._max_size
+            most = max(self._of, key=lambda client: self._has(client, by_size))
             dropped.append(self._of[most][-1])
             self.remove(dropped[-1])
         return dropped
 
-    def take(self) -> R | None:
-        """The request whose turn it is, or None where nobody waits; its client's next turn comes after the others'."""
-        if not self._of:
+    def take(self, but_not: Collection[bytes] = ()) -> R | None:
+        """The request whose turn it is, or None where nobody waits; its client's next turn comes after the others'.
+
+        but_not: clients whose turn it is not.
+        """
+        client = next((client for client in self._of if client not in but_not), None)
+        if client is None:
             return None
-        client, queue = next(iter(self._of.items()))
+        queue = self._of[client]
         self._of.move_to_end(client)
         request = queue[0]
         self.remove(request)
@@ -86,10 +90,10 @@ class Waiting(Generic[R]):
         for request in list(self._of.get(client, ())):
             self.remove(request)
 
-    def _size(self, client: bytes, by_characters: bool) -> int:
+    def _has(self, client: bytes, by_size: bool) -> int:
         queue = self._of[client]
-        return sum(len(request.prompt) for request in queue) if by_characters else len(queue)
+        return sum(request.size for request in queue) if by_size else len(queue)
 
     def _count(self, request: R, sign: int) -> None:
         self._n_requests += sign
-        self._n_characters += sign * len(request.prompt)
+        self._size += sign * request.size

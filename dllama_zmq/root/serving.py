@@ -27,6 +27,7 @@ from dllama_zmq.bus.engine_messages import (
     Submit,
     ToFront,
     Withdraw,
+    Withdrawn,
 )
 from dllama_zmq.errors import BusError, ClusterDefect, ClusterError, DllamaError, WorkerLost
 from dllama_zmq.root.engine import Engine, Outcome
@@ -131,6 +132,7 @@ class Serving:
                 if (sequence := self._sequences.get(message.id)) is not None:
                     self._engine.cancel(sequence)
                     self._forget(sequence)
+                self._tell(Withdrawn(message.id))
             elif isinstance(message, AskReport):
                 self._report()
             elif isinstance(message, Quit):

@@ -45,7 +45,10 @@ def floods(protocol: int) -> dict[str, bytes]:
 
     empties = b"\xdd" + struct.pack(">I", 400_003) + header("askstatus", 1)[1:] + b"\x90" * 400_000
     joins = b"".join(frame(header("join", f"worker{n % 3}", "somewhere", n, "0", "pi3", 1, None)) for n in range(1000))
-    prompts = b"".join(frame(header("generate", n, "once upon a time " * 7000, 3, {}, True, [])) for n in range(1, 10))
+
+    def generate(n: int, prompt: str = "the cat", max_tokens: int | None = 3, **sampling: object) -> bytes:
+        return frame(header("generate", n, prompt, max_tokens, sampling, True, []))
+
     return {
         "frames of 60 MiB without end": frame(bytes(60 << 20), MORE),
         "frames of 500 KiB without end": frame(bytes(500 << 10), MORE),
@@ -56,7 +59,15 @@ def floods(protocol: int) -> dict[str, bytes]:
         "joins at once": joins,
         "joins over 32 connections": joins,
         "long headers": frame(empties),
-        "long prompts": prompts,
+        "long prompts": b"".join(generate(n, "once upon a time " * 7000) for n in range(1, 10)),
+        "prompts of 1 MB": generate(1, "x" * 1_000_000),
+        "10,000 requests": b"".join(generate(n) for n in range(1, 10_001)),
+        "requests without end": b"".join(generate(n, max_tokens=None) for n in range(1, 10_001)),
+        "one id": generate(1, max_tokens=None) * 1000,
+        "begun and cancelled": b"".join(generate(n) + frame(header("cancel", n)) for n in range(1, 1001)),
+        "biases of 100,000 tokens": b"".join(
+            generate(n, logit_bias=dict.fromkeys(range(100_000), 0)) for n in range(1, 10)
+        ),
         "subscriptions": b"".join(frame(b"\x01" + struct.pack(">Q", n) * 20) for n in range(1000)),
     }
 

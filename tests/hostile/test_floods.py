@@ -36,9 +36,14 @@ ON_ANY_PORT = [
     "frames of 60 MiB without end", "frames of 500 KiB without end", "empty frames without end",
     "messages of a million empty frames", "long headers",
 ]  # fmt: skip
+OF_CLIENTS = [
+    "askstatus", "long prompts", "10,000 requests", "requests without end", "one id", "begun and cancelled",
+    "biases of 100,000 tokens",
+]  # fmt: skip
 FLOODS = [
     *((port, kind) for port in ("steps", "replies", "clients") for kind in ON_ANY_PORT),
-    ("clients", "askstatus"), ("clients", "long prompts"), ("clients", "status is asked and never read"),
+    *(("clients", kind) for kind in OF_CLIENTS), ("clients", "prompts of 1 MB"),
+    ("clients", "status is asked and never read"),
     ("replies", "askstatus"), ("replies", "joins"), ("replies", "joins at once"),
     ("replies", "joins over 32 connections"), ("steps", "subscriptions"), ("steps", "nothing is read"),
 ]  # fmt: skip
@@ -46,7 +51,7 @@ FLOODS = [
 
 @pytest.mark.parametrize(
     ("kind", "kinds"),
-    [("askstatus", FROM_CLIENT), ("long headers", FROM_CLIENT), ("long prompts", FROM_CLIENT), ("joins", TO_ROOT)],
+    [*((kind, FROM_CLIENT) for kind in OF_CLIENTS), ("long headers", FROM_CLIENT), ("joins", TO_ROOT)],
 )
 def test_what_a_flood_says_is_understood(kind: str, kinds: Kinds) -> None:
     body = floods(PROTOCOL)[kind]

@@ -11,7 +11,7 @@ from dllama_zmq.front.waiting import Waiting
 class Request:
     client: bytes
     id: int
-    prompt: str = ""
+    size: int = 0
 
 
 def filled(waiting: Waiting[Request], *clients: bytes) -> list[Request]:
@@ -42,15 +42,15 @@ def test_where_it_is_full_the_last_request_of_who_has_most_loses_its_place() -> 
     assert waiting.find(b"b", 1) is newcomer
 
 
-def test_prompts_have_a_bound_together() -> None:
-    waiting: Waiting[Request] = Waiting(max_characters=100)
-    small, large = Request(b"a", 1, "x" * 40), Request(b"b", 1, "x" * 61)
+def test_sizes_have_a_bound_together() -> None:
+    waiting: Waiting[Request] = Waiting(max_size=100)
+    small, large = Request(b"a", 1, 40), Request(b"b", 1, 61)
     assert waiting.add(small) == []
     assert waiting.add(large) == [large]
-    assert waiting.add(Request(b"b", 2, "x" * 60)) == []
+    assert waiting.add(Request(b"b", 2, 60)) == []
     waiting.leave(b"b")
     assert list(waiting) == [small]
-    assert waiting.add(Request(b"c", 2, "x" * 60)) == []
+    assert waiting.add(Request(b"c", 2, 60)) == []
 
 
 def test_a_request_that_is_forgotten_twice_counts_once() -> None:
@@ -61,3 +61,11 @@ def test_a_request_that_is_forgotten_twice_counts_once() -> None:
     waiting.remove(second)
     assert list(waiting) == [other]
     assert len(waiting) == 1
+
+
+def test_a_client_whose_turn_it_is_not_keeps_its_place() -> None:
+    waiting: Waiting[Request] = Waiting()
+    a1, a2, b1 = filled(waiting, b"a", b"a", b"b")
+    assert waiting.take({b"a"}) is b1
+    assert waiting.take({b"a"}) is None
+    assert [waiting.take(), waiting.take()] == [a1, a2]
