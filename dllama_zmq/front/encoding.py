@@ -28,14 +28,20 @@ class Encoding:
     def result(self) -> tuple[Request, list[int] | BaseException] | None:
         """The request whose prompt is encoded, and its tokens or what went wrong; None where none is."""
         future, request = self._future, self.request
-        if future is None or request is None or not future.done():
+        if future is None or request is None or not self._is_woken():
             return None
         self._future = self.request = None
-        os.eventfd_read(self.wake)
         return request, future.exception() or future.result()
 
     def close(self) -> None:
-        """Give up. A prompt that is being encoded is not waited for, and keeps `wake` open."""
+        """Give up. A prompt that is being encoded is not waited for, and keeps `wake` open: it will be written to."""
         self._thread.shutdown(wait=False, cancel_futures=True)
-        if self._future is None or self._future.done():
+        if self._future is None or self._is_woken():
             os.close(self.wake)
+
+    def _is_woken(self) -> bool:
+        """Whether the thread is done with `wake`, which is a moment after its future is done."""
+        try:
+            return os.eventfd_read(self.wake) > 0
+        except BlockingIOError:
+            return False
