@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import itertools
 import threading
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -158,6 +162,41 @@ def test_a_client_that_vanishes_leaves_nothing_behind(context: Context, model: M
             assert next(answer for answer in answers if isinstance(answer, Piece))
         until(lambda: client.status().active == 0, SOON_S, "the request of the client that has gone to end")
         assert client.status().kv.in_use == 0
+
+
+def of_package() -> Counter[str]:
+    """Every object of the package's classes in this process."""
+    gc.collect()
+    kinds = map(type, gc.get_objects())
+    return Counter(kind.__qualname__ for kind in kinds if str(kind.__module__).startswith("dllama_zmq"))
+
+
+def test_requests_leave_no_object_behind(context: Context, model: ModelFile, start: Start) -> None:
+    with a_cluster(context, model, start, max_sequences=4) as address:
+
+        def ask(i: int) -> None:
+            with Client(address) as client:
+                for n in range(3):
+                    answers = client.generate(
+                        PROMPTS[i], 10 + n if n < 2 else LONG, ignore_eos=True, stop=["\0" * (n + 1)]
+                    )
+                    for _ in itertools.islice(answers, 8 + 8 * i):  # the shorter ones end before; the last vanishes
+                        pass
+                    if n < 2:
+                        answers.close()
+
+        def crowd() -> Counter[str]:
+            with ThreadPoolExecutor(len(PROMPTS)) as pool:
+                list(pool.map(ask, range(len(PROMPTS))))
+            with Client(address) as client:
+                until(lambda: client.status().active == 0, SOON_S, "requests of clients that have gone to end")
+                text(client, "x", max_tokens=3)  # so that the last step is the same
+            return of_package()
+
+        crowd()
+        first = crowd()
+        crowd()
+        until(lambda: not of_package() - first, SOON_S, f"objects to go: {of_package() - first}")
 
 
 def test_a_prompt_that_was_there_before_is_not_evaluated_again(

@@ -1,0 +1,108 @@
+"""What takes long holds up nobody who does not wait for it: a long step, and a text that takes long to encode."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+from command_line import Cli, clean_cli
+from integration.nodes import Context, inproc
+from integration.services import a_root
+from served import served
+from tiny import tiny_spec, write_tiny_pair
+from tokenizer_sources import CONFIGS, GOLDEN
+from tokenizers_of import of_json
+
+from dllama_zmq import Client
+from dllama_zmq.bus.client_messages import Piece, Prefill, Started
+from dllama_zmq.errors import RequestError
+from dllama_zmq.spec import FloatType
+from dllama_zmq.tokenizer.bounded import ENCODE_S
+
+LARGE = tiny_spec(
+    dim=1024, hidden_dim=4096, n_heads=8, n_kv_heads=4, n_layers=4, seq_len=2048, weight_type=FloatType.Q40
+)
+SMALL = tiny_spec(dim=128, hidden_dim=256, n_heads=8, vocab_size=2048, seq_len=4096, weight_type=FloatType.Q40)
+PART = 4  # an answer comes in this part of the time that it must not wait for
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cli]:
+    """A cluster of one node whose steps of 128 rows take about a second."""
+    folder = tmp_path_factory.mktemp("slow")
+    write_tiny_pair(folder, LARGE).close()
+    with clean_cli(folder, folder / "tiny.m") as cli:
+        cli.up(1, kernels="numpy", max_seq_len=2048)
+        yield cli
+        cli.down()
+
+
+@pytest.mark.parametrize("what", ["status", "generate"])
+def test_a_long_step_delays_no_first_answer(what: str, slow: Cli) -> None:
+    with slow.client() as long, slow.client() as other:
+        prompt = long.generate(f"{what} {'x y z ' * 110}", 1)  # of several steps; in no cache
+        steps = (answer for answer in prompt if isinstance(answer, Prefill))
+        shortest_s = next(steps).figures.wall_s  # the next step has begun
+        took = []
+        for _ in range(3):
+            begun = time.monotonic()
+            if what == "status":
+                assert other.status().active == 1
+            else:
+                answers = other.generate("the cat", 1)
+                assert isinstance(next(answers), Started)
+                answers.close()
+            took.append(time.monotonic() - begun)
+            shortest_s = min(shortest_s, next(steps).figures.wall_s)
+        prompt.close()
+    print(f"{what}: {', '.join(f'{s * 1e3:.0f}' for s in took)} ms; steps of {shortest_s:.2f} s and more")
+    assert sorted(took)[1] < shortest_s / PART
+
+
+SPLIT = r"(?=(\d{3})+(?!\d))|\p{N}{1,3}| ?[^\s\p{N}]+|\s+(?!\S)|\s+"  # of a published file; quadratic for digits
+
+
+def test_a_text_that_takes_long_to_encode_delays_no_other_stream(
+    context: Context, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    split = {"type": "Split", "pattern": {"Regex": SPLIT}, "behavior": "Isolated", "invert": False}
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    file = json.loads((GOLDEN / "gpt2.json").read_text("utf-8"))
+    file["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, level]}
+    tokenizer = of_json(json.dumps(file), CONFIGS["gpt2.json"])
+    with (
+        write_tiny_pair(tmp_path_factory.mktemp("model"), SMALL) as model,
+        a_root(context, model, [], inproc()) as root,
+        served(context, root, tokenizer) as address,
+        Client(address) as client,
+    ):
+        times: list[float] = []
+
+        def ask() -> None:
+            times.append(time.monotonic())
+            with Client(address) as other, pytest.raises(RequestError, match="takes longer than 2 s"):
+                other.text("1" * 128_000)
+            times.append(time.monotonic())
+
+        slow = threading.Thread(target=ask)
+        stream = client.generate("the cat", 4000, ignore_eos=True)
+        seen = []
+        for answer in stream:
+            if isinstance(answer, Piece):
+                seen.append(time.monotonic())
+                if len(seen) == 1:
+                    slow.start()
+            if len(times) == 2:
+                break
+        slow.join()
+        stream.close()
+    begun, ended = times
+    during = [begun, *(t for t in seen if begun < t < ended), ended]
+    longest_s = max(after - before for before, after in itertools.pairwise(during))
+    print(f"{len(during)} tokens in {ended - begun:.1f} s, at most {longest_s * 1e3:.0f} ms apart")
+    assert ended - begun >= ENCODE_S
+    assert longest_s < ENCODE_S / PART
