@@ -170,17 +170,18 @@ def receive(
 
 def spin(socket: zmq.Socket[bytes], spin_s: float, take: Take = receive_now) -> list[Frame] | None:
     """The next message if it comes within `spin_s`, giving up the core at every turn."""
-    if _readable(socket):
+    if readable(socket):
         return take(socket)
     end = time.perf_counter() + spin_s
     while time.perf_counter() < end:
         os.sched_yield()
-        if _readable(socket):
+        if readable(socket):
             return take(socket)
     return None
 
 
-def _readable(socket: zmq.Socket[bytes]) -> bool:
+def readable(socket: zmq.Socket[bytes]) -> bool:
+    """Whether a message is here. Takes less than a poll."""
     return bool(int(socket.get(SocketOption.EVENTS)) & zmq.POLLIN)
 
 

@@ -15,6 +15,7 @@ from typing import Literal
 
 import zmq
 
+from dllama_zmq.bus import sockets
 from dllama_zmq.bus.client_messages import (
     FROM_CLIENT,
     AskStatus,
@@ -150,7 +151,7 @@ class Front:
     # --- the engine ------------------------------------------------------------------------------------------------
 
     def _hear_engine(self) -> None:
-        while self._engine.poll(0):
+        while sockets.readable(self._engine):
             message = TO_FRONT.decode(self._engine.recv())
             if isinstance(message, Stepped):
                 self._tell_step(message)

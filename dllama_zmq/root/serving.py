@@ -9,6 +9,7 @@ from contextlib import suppress
 
 import zmq
 
+from dllama_zmq.bus import sockets
 from dllama_zmq.bus.engine_messages import (
     ENCODER,
     TO_ENGINE,
@@ -38,6 +39,7 @@ from dllama_zmq.root.sequence import Sequence
 logger = logging.getLogger(__name__)
 
 _TURN_S = 0.1
+_LOOK_S = 0.05  # between two looks at the bus and the processes: together they take as long as a small model's step
 _FRONT_S = 10.0  # for the front's process to listen to clients
 _REMIND_S = 1.0
 _STEP_STAGES = 3  # limits.step_s is for one stage; a step of which more stages are as late is none that works
@@ -79,19 +81,23 @@ class Serving:
         self._report()
 
     def run(self, every_turn: Callable[[], None] = lambda: None) -> None:
-        """Serve until stopped. every_turn: is called between steps."""
+        """Serve until stopped. every_turn: is called between steps, now and then."""
         poller = zmq.Poller()
         poller.register(self._front, zmq.POLLIN)
         if self._root.link is not None:
             poller.register(self._root.link.replies, zmq.POLLIN)
-        why = "the cluster is going down"
+        why, next_look = "the cluster is going down", 0.0
         try:
             while not self._stopped:
-                every_turn()
                 self._hear_front()
-                self._root.pump(time.monotonic())
-                self._tell_membership()
-                if self._engine.busy and self._root.all_reachable():
+                steps = self._engine.busy and self._root.ready
+                if not steps or time.monotonic() >= next_look:
+                    every_turn()
+                    self._root.pump(time.monotonic())
+                    self._tell_membership()
+                    steps = self._engine.busy and self._root.all_reachable()
+                    next_look = time.monotonic() + _LOOK_S
+                if steps:
                     self._step()
                 else:
                     poller.poll(round(_TURN_S * 1000))
@@ -124,7 +130,7 @@ class Serving:
         self._forget(sequence)
 
     def _hear_front(self) -> None:
-        while self._front.poll(0):
+        while sockets.readable(self._front):
             message = TO_ENGINE.decode(self._front.recv())
             if isinstance(message, Submit):
                 self._submit(message)
