@@ -18,6 +18,7 @@ from dllama_zmq.bus.meter import Phase
 from dllama_zmq.errors import RequestError, WorkerLost
 from dllama_zmq.kernels import KV_PAGE, Batch, Span
 from dllama_zmq.quants import F32
+from dllama_zmq.root.pace import Pace
 from dllama_zmq.root.pages import PagePool
 from dllama_zmq.root.root import Root
 from dllama_zmq.root.sampler import Choice, Sampler
@@ -49,6 +50,7 @@ class Engine:
     def __init__(self, root: Root, max_sequences: int) -> None:
         self.root, self.max_sequences = root, max_sequences
         self.scheduler = Scheduler(PagePool(root.n_pages, KV_PAGE), max_sequences)
+        self.pace = Pace(self.scheduler.prefill_rows)
         self.n_prompt_tokens = self.n_cached_tokens = 0
         self._caches = root.caches()
         self._suspects: deque[Sequence] = deque()
@@ -143,7 +145,11 @@ class Engine:
         while self._suspects:
             if (alone := self.scheduler.schedule_alone(self._suspects.popleft())) is not None:
                 return alone
-        return self.scheduler.schedule()
+        scheduler = self.scheduler
+        n_decoding = scheduler.n_decoding
+        if n_decoding < len(scheduler.running) or scheduler.waiting:
+            scheduler.mixed_rows = self.pace.rows(n_decoding)
+        return scheduler.schedule()
 
     def _evaluate(self, scheduled: Scheduled) -> tuple[dict[Sequence, Choice], StepStats]:
         """Run a step, and choose the next token of each sampled row. The figures are of all that choosing asked for."""
@@ -151,6 +157,8 @@ class Engine:
         self.root.set_phase(_phase(scheduled))
         asks = {row: sequence.sampler.ask(sequence.tokens) for row, sequence in sampled}
         answers, figures = self.root.evaluate(Batch(scheduled.spans), scheduled.tokens, asks)
+        n_decoding = sum([span.count == 1 for span in scheduled.spans])
+        self.pace.add(n_decoding, len(scheduled.tokens) - n_decoding, figures.wall_s)
         choices: dict[Sequence, Choice] = {}
         while True:
             again = {}

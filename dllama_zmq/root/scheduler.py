@@ -80,21 +80,29 @@ Event = Prefilled | Token | Finished
 
 
 class Scheduler:
-    """Sequences in order of arrival: `running`, at most `max_sequences`, then `waiting`."""
+    """Sequences in order of arrival: `running`, at most `max_sequences`, then `waiting`.
 
-    def __init__(self, pool: PagePool, max_sequences: int, prefill_rows: int = 128, mixed_rows: int = 16) -> None:
+    mixed_rows: may be set anew before each step (pace.py).
+    """
+
+    def __init__(self, pool: PagePool, max_sequences: int, prefill_rows: int = 128, mixed_rows: int = 8) -> None:
         self.pool = pool
         self.running: list[Sequence] = []
         self.waiting: deque[Sequence] = deque()
         self.n_preemptions = 0
         self._max_sequences = max_sequences
-        self._prefill_rows, self._mixed_rows = prefill_rows, mixed_rows
+        self.prefill_rows, self.mixed_rows = prefill_rows, mixed_rows
         self._step: Scheduled | None = None
 
     @property
     def has_room(self) -> bool:
         """Fewer sequences than may run."""
         return len(self.running) + len(self.waiting) < self._max_sequences
+
+    @property
+    def n_decoding(self) -> int:
+        """Running sequences with one token to evaluate."""
+        return sum([len(sequence.tokens) - sequence.n_computed == 1 for sequence in self.running])
 
     def add(self, sequence: Sequence) -> None:
         """Queue a new sequence: it joins at the next step that has room. The caller bounds the queue (`has_room`).
@@ -127,8 +135,7 @@ class Scheduler:
         """The next step, or None where nobody has anything to evaluate. It replaces a step that was not accepted."""
         step = Scheduled()
         running = self.running
-        n_decoding = sum([len(sequence.tokens) - sequence.n_computed == 1 for sequence in running])
-        rows_left = self._mixed_rows if n_decoding else self._prefill_rows
+        rows_left = self.mixed_rows if self.n_decoding else self.prefill_rows
         for sequence in running:  # it loses at its end who is preempted
             n_left = len(sequence.tokens) - sequence.n_computed
             count = 1 if n_left == 1 else min(n_left, rows_left)
@@ -147,7 +154,7 @@ class Scheduler:
     def schedule_alone(self, sequence: Sequence) -> Scheduled | None:
         """A step of one running sequence, as `schedule` would make it if there were no other; None where it waits."""
         step = Scheduled()
-        count = min(len(sequence.tokens) - sequence.n_computed, self._prefill_rows)
+        count = min(len(sequence.tokens) - sequence.n_computed, self.prefill_rows)
         if sequence.state == "running" and self._get_pages(sequence, sequence.n_computed + count):
             self._add_rows(step, sequence, count)
         self._step = step if step.spans else None

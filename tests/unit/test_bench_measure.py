@@ -58,10 +58,9 @@ def test_sequences_together_decode_in_the_same_steps_each_from_its_depth_on(root
 
 def test_a_prompt_comes_while_others_run_until_its_first_token(root: Root, bench: Bench) -> None:
     measured = bench.run(Case("pp", 40, parallel=2), repetitions=2)
-    for repetition in range(2):
-        steps = measured.steps[repetition * len(measured.steps) // 2 :][: len(measured.steps) // 2]
-        assert sum(rows - 2 for rows, _ in steps) == 40
-        assert [given for _, given in steps] == [2] * (len(steps) - 1) + [3]
+    assert sum(rows - 2 for rows, _ in measured.steps) == 2 * 40
+    given = [n_given for _, n_given in measured.steps]  # how many steps it takes is a matter of time
+    assert (given.count(3), given.count(2), given[-1]) == (2, len(given) - 2, 3)
     assert measured.gaps is not None
     assert len(measured.gaps.beside) == len(measured.steps)
     assert len(measured.gaps.alone) == 2 * (ALONE_STEPS - 1)
