@@ -2,6 +2,10 @@
 
 They travel over a PAIR of ipc sockets (inproc in tests) in one direction's order, as msgpack. Both ends are of one
 version, so they carry no protocol number.
+
+The sockets have no bound, but what lies in them has: while the engine is in a step, the front sends at most
+`max_sequences` requests and withdraws them (see Withdrawn). While the front is stopped, the engine ends the requests
+that it has, which takes 0.2 KB for each step of 16, and gets no others.
 """
 
 from __future__ import annotations
@@ -130,8 +134,7 @@ class Failed(_Message, frozen=True):
 
 
 class Withdrawn(_Message, frozen=True):
-    """The request of a Withdraw has left: its place is free. Until then the front sends none in its place, so that
-    never more than `max_sequences` requests lie between front and engine, however long a step takes."""
+    """The request of a Withdraw has left. Until then the front sends no other in its place."""
 
     id: int
 
