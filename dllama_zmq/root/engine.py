@@ -22,10 +22,12 @@ from dllama_zmq.root.pace import Pace
 from dllama_zmq.root.pages import PagePool
 from dllama_zmq.root.root import Root
 from dllama_zmq.root.sampler import Choice, Sampler
-from dllama_zmq.root.scheduler import Event, Prefilled, Scheduled, Scheduler
+from dllama_zmq.root.scheduler import Event, Prefilled, Scheduled, Scheduler, Token
 from dllama_zmq.root.sequence import Sequence
 from dllama_zmq.sampling import Sampling
 from dllama_zmq.sharding import PREFILL_TOKENS, check_prompt
+
+_MOST_LOST = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +92,9 @@ class Engine:
     def step(self) -> Outcome:
         """Evaluate one step for all sequences whose turn it is.
 
-        Raises WorkerLost; every sequence goes on as if nothing had happened once the cluster is ready again. Any other
-        error ends the sequence of the step; where there are several, each is then evaluated alone, so that only those
-        end that cause it.
+        Raises WorkerLost; every sequence goes on as if nothing had happened once the cluster is ready again. One that
+        has lost _MOST_LOST workers since its last token ends: it may be the cause. Any other error ends the sequence of
+        the step; where there are several, each is then evaluated alone, so that only those end that cause it.
         """
         caches = self.root.caches()
         if caches != self._caches:  # a worker that has joined again has no keys and values
@@ -103,7 +105,9 @@ class Engine:
             return Outcome([], NO_STEPS, [], {})
         try:
             choices, figures = self._evaluate(scheduled)
-        except WorkerLost:
+        except WorkerLost as lost:
+            if failed := self._give_up(scheduled, lost):
+                return Outcome([], NO_STEPS, failed, {})
             raise
         except Exception as error:
             return Outcome([], NO_STEPS, self._blame(scheduled, error), {})
@@ -112,6 +116,8 @@ class Engine:
             if isinstance(event, Prefilled) and event.done == event.total:
                 self.n_prompt_tokens += event.total
                 self.n_cached_tokens += event.sequence.n_cached or 0
+            elif isinstance(event, Token):
+                event.sequence.n_lost = 0
         return Outcome(events, figures, [], choices)
 
     def logits(self, tokens: Tokens[int], rows: int = PREFILL_TOKENS) -> F32:
@@ -178,6 +184,17 @@ class Engine:
         for token in tokens:
             if not 0 <= token < self.root.spec.vocab_size:
                 raise RequestError(f"token {token}; this model's tokens are 0 to {self.root.spec.vocab_size - 1}")
+
+    def _give_up(self, scheduled: Scheduled, lost: WorkerLost) -> list[tuple[Sequence, Exception]]:
+        """The sequences of a step that end with it, as a worker was lost in too many of their steps."""
+        failed: list[tuple[Sequence, Exception]] = []
+        for sequence in scheduled.sequences:
+            sequence.n_lost += 1
+            if sequence.n_lost >= _MOST_LOST:
+                self.scheduler.cancel(sequence)
+                times = f"a worker was lost {sequence.n_lost} times while this request waited for its next token"
+                failed.append((sequence, WorkerLost(f"{lost}; {times}, so it is given up")))
+        return failed
 
     def _blame(self, scheduled: Scheduled, error: Exception) -> list[tuple[Sequence, Exception]]:
         """Who ends because a step failed: its only sequence; of several none, each is tried alone."""

@@ -20,6 +20,7 @@ class Sequence:
     tokens: the prompt's `n_prompt`, then the generated ones.
     pages: ids of the pages of positions 0, 1, ..., in order; the first `n_computed` positions hold keys and values.
     n_cached: how many of these the prefix cache had when the sequence first ran; None before that.
+    n_lost: steps of it since its last token in which a worker was lost; the engine's.
     """
 
     id: int
@@ -33,6 +34,7 @@ class Sequence:
     n_computed: int = field(init=False, default=0)
     n_cached: int | None = field(init=False, default=None)
     pages: list[int] = field(init=False, default_factory=list)
+    n_lost: int = field(init=False, default=0)
 
     def __post_init__(self, prompt: Iterable[int]) -> None:
         self.tokens = list(prompt)
