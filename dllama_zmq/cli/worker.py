@@ -18,7 +18,8 @@ from dllama_zmq.cli.flag_kinds import number
 from dllama_zmq.cluster import Ports
 from dllama_zmq.errors import UsageError
 from dllama_zmq.host import require_open_files, usable_cores
-from dllama_zmq.launch.parent_watch import at_end_of_stdin, die_with_parent
+from dllama_zmq.launch.parent_watch import at_end_of_stdin
+from dllama_zmq.own_code import signal_at_parents_end
 from dllama_zmq.worker import Worker, WorkerSettings
 
 _FILES = 12  # opened by libzmq and for the kernels' code, as counted in /proc
@@ -55,7 +56,7 @@ def worker(
     signal.signal(signal.SIGTERM, _leave)
     if leave_with_stdin:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is for the root
-        die_with_parent()
+        signal_at_parents_end(signal.SIGKILL)
         at_end_of_stdin(lambda: os._exit(0))  # the root is gone
     with threadpool_limits(limits=1):  # the node has its own threads; BLAS must not add more
         threads = threads or usable_cores()

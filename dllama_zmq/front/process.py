@@ -16,6 +16,7 @@ from dllama_zmq.bus import sockets
 from dllama_zmq.bus.peers import Peers
 from dllama_zmq.errors import ClusterError
 from dllama_zmq.front.front import Front
+from dllama_zmq.own_code import signal_at_parents_end
 from dllama_zmq.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -76,6 +77,7 @@ def _be_front(address: str, alive: int, tokenizer: Tokenizer) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal_at_parents_end(signal.SIGCONT)  # one that is stopped could not see the end of its pipe
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)  # the pipe of whoever started the root is the root's alone
     os.close(nothing)

@@ -1,7 +1,7 @@
 """This host's workers as child processes: started, restarted when they die, and ended with the root.
 
 The root holds the write end of each child's stdin. However the root ends, that pipe closes and the child leaves; the
-kernel kills a child that cannot (`parent_watch.die_with_parent`).
+kernel kills a child that cannot (`own_code.signal_at_parents_end`).
 """
 
 from __future__ import annotations

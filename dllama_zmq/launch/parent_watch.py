@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
 import sys
 import threading
 from collections.abc import Callable
 
 STAY = b"stay"
 """What a parent writes to a child that shall outlive it."""
-
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def at_end_of_stdin(action: Callable[[], None]) -> None:
@@ -26,8 +22,3 @@ def at_end_of_stdin(action: Callable[[], None]) -> None:
             action()
 
     threading.Thread(target=wait, name="owner", daemon=True).start()
-
-
-def die_with_parent() -> None:
-    """Let the kernel kill this process when its parent's thread ends, even while it is frozen."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)

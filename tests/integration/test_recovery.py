@@ -118,6 +118,16 @@ def test_who_waits_is_told_that_the_root_was_killed_and_up_works_again(cli: Cli)
     cli.down()
 
 
+def test_a_stopped_front_ends_with_a_root_that_is_killed(cli: Cli) -> None:
+    cli.up(2)
+    root = cli.pid("root")
+    kill(front_of(cli), signal.SIGSTOP)
+    kill(root)
+    until(lambda: not cli.processes(), LEAVE_S, "all processes to end")
+    assert cli.run("up").code == 0
+    cli.down()
+
+
 def test_down_ends_a_cluster_whose_requests_wait_for_a_worker(cli: Cli) -> None:
     cli.up(2)
     with long_answer(cli) as process:
