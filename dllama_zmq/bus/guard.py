@@ -44,7 +44,7 @@ _SO_COOKIE = 57
 _RECEIVED_AT = 128  # tcpi_bytes_received in struct tcp_info, since Linux 4.1
 _MESSAGES, _MESSAGES_S = 16, 2.0
 """What a peer without a place in the cluster may send: at first, and more per second. It joins once a second."""
-_IDLE_BYTES_S = 256  # heartbeats of both sides are 32 bytes/s, joins 150
+_IDLE_BYTES_S = 256  # heartbeats of both sides are 64 bytes/s, joins 150
 _MOST_AT_ONCE = 64  # connections looked at in one go, so that a thousand of them take no core
 
 

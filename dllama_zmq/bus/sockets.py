@@ -22,7 +22,8 @@ from dllama_zmq.bus.messages import MAX_FRAME_BYTES, Frame
 from dllama_zmq.errors import BusError
 
 SPIN_S = 300e-6
-_HEARTBEAT_MS = 500
+_HEARTBEAT_MS = 250
+_SILENT_MS = 1500  # the next heartbeat and the next ping of the root come up to 0.5 s later: 2 s in all
 _DEAD_AFTER_MS = 2000
 _STUCK_AFTER_MS = 3000
 _PAIR_LINGER_MS = 500
@@ -271,7 +272,7 @@ def _socket(context: zmq.Context[zmq.Socket[bytes]], kind: int) -> zmq.Socket[by
     socket.set(SocketOption.RCVHWM, 0)
     socket.set(SocketOption.MAXMSGSIZE, MAX_FRAME_BYTES)
     socket.set(SocketOption.HEARTBEAT_IVL, _HEARTBEAT_MS)
-    socket.set(SocketOption.HEARTBEAT_TIMEOUT, _DEAD_AFTER_MS)
+    socket.set(SocketOption.HEARTBEAT_TIMEOUT, _SILENT_MS)
     socket.set(SocketOption.TCP_MAXRT, _STUCK_AFTER_MS)  # a peer that reads nothing has no heartbeat that could fail
     socket.set(SocketOption.HANDSHAKE_IVL, 5000)
     socket.set(SocketOption.RECONNECT_IVL, 50)
