@@ -27,6 +27,9 @@ _MEMORY_FILES = {
 """By version: files of limits, of usage, and entries of memory.stat that are reclaimable. Linux throttles a group above
 `high` almost to a standstill."""
 
+_NEVER_OVERCOMMIT = 2
+"""In vm.overcommit_memory: mappings that are not used yet count, too."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Group:
@@ -44,14 +47,17 @@ def host_name() -> str:
 def free_memory_bytes(root: Path = ROOT) -> int | None:
     """Bytes that processes here can still use without swapping; None if the system does not say.
 
-    The least of MemAvailable and of what this process's control group and each group above it leave. Cached pages of
-    files count as free: the kernel reclaims them.
+    The least of MemAvailable and of what this process's control group and each group above it leave; where the kernel
+    promises no more memory than it has, also of what it has not promised yet. Cached pages of files count as free: the
+    kernel reclaims them.
     """
     free = [left for group in _groups("memory", root) if (left := _memory_left(group)) is not None]
-    for line in _read(root / "proc/meminfo").splitlines():
-        key, _, value = line.partition(":")
-        if key == "MemAvailable":
-            free.append(int(value.split()[0]) * 1024)
+    lines = [line.partition(":") for line in _read(root / "proc/meminfo").splitlines()]
+    meminfo = {key: int(value.split()[0]) * 1024 for key, _, value in lines if value.endswith(" kB")}
+    if "MemAvailable" in meminfo:
+        free.append(meminfo["MemAvailable"])
+    if _number(root / "proc/sys/vm/overcommit_memory") == _NEVER_OVERCOMMIT and "CommitLimit" in meminfo:
+        free.append(max(0, meminfo["CommitLimit"] - meminfo["Committed_AS"]))
     return min(free, default=None)
 
 

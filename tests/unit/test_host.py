@@ -69,6 +69,16 @@ def test_without_control_groups_the_free_memory_is_what_the_computer_has(tree: T
     assert free_memory_bytes(tree.root) == 16000 * MB
 
 
+@pytest.mark.parametrize(("overcommit", "free_mb"), [(0, 16000), (1, 16000), (2, 700)])
+def test_where_the_kernel_never_overcommits_what_it_has_promised_is_not_free(
+    tree: Tree, overcommit: int, free_mb: int
+) -> None:
+    with (tree.root / "proc/meminfo").open("a") as meminfo:
+        meminfo.write(f"CommitLimit: {1000 * 1024} kB\nCommitted_AS: {300 * 1024} kB\n")
+    tree.write("proc/sys/vm/overcommit_memory", overcommit)
+    assert free_memory_bytes(tree.root) == free_mb * MB
+
+
 def test_a_computer_that_does_not_tell_is_not_guessed_at(tmp_path: Path) -> None:
     assert free_memory_bytes(tmp_path) is None
     assert usable_cores(tmp_path) >= 1
