@@ -105,12 +105,16 @@ class Started(Message, frozen=True):
 
 
 class Prefill(Message, frozen=True):
-    """`done` of the prompt's `total` tokens are evaluated, the last `n_tokens` with these figures."""
+    """`done` of the prompt's `total` tokens are evaluated, the last `n_tokens` with these figures.
+
+    cached_tokens: of the done ones, those whose keys and values an earlier text had left.
+    """
 
     id: Big
     done: Count
     total: Count
     n_tokens: Count
+    cached_tokens: Count
     figures: StepStats
 
 

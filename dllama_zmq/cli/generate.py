@@ -168,6 +168,7 @@ class _Printer:
         self._text: list[str] = []
         self._tokens: list[int] = []
         self._logprobs: list[list[Logprob]] = []
+        self._cached_tokens = 0
         self._started: Started | None = None
         self._reason = ""
         one_terminal = sys.stdout.isatty() and sys.stderr.isatty()
@@ -186,6 +187,7 @@ class _Printer:
             self._started = answer
             self._display.activity("evaluating the prompt", 0, answer.prompt_tokens, "tokens")
         elif isinstance(answer, Prefill):
+            self._cached_tokens = answer.cached_tokens
             self._stats.prompt(answer)
             self._display.activity("evaluating the prompt", answer.done, answer.total, "tokens")
         elif isinstance(answer, Piece):
@@ -229,6 +231,7 @@ class _Printer:
                 "text": "".join(self._text),
                 "tokens": self._tokens,
                 "prompt_tokens": self._started.prompt_tokens,
+                "cached_tokens": self._cached_tokens,
                 "finish_reason": self._reason,
                 "seed": self._started.seed,
                 "stats": self._stats.averages(),

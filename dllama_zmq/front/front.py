@@ -174,7 +174,8 @@ class Front:
         for prompt in step.prompts:
             if (request := self._running.get(prompt.id)) is not None:
                 request.n_cached = prompt.n_cached
-                self._tell(request, Prefill(request.id, prompt.done, prompt.total, prompt.n_tokens, step.figures))
+                done, total, n_tokens, n_cached = prompt.done, prompt.total, prompt.n_tokens, prompt.n_cached
+                self._tell(request, Prefill(request.id, done, total, n_tokens, n_cached, step.figures))
         for sampled in step.sampled:
             request = self._running.get(sampled.id)
             if request is not None:

@@ -91,7 +91,17 @@ def test_json_is_one_object_with_everything_in_it(running: Cli, local: LocalMode
     result = running.generate("-n", "30", "--json", "--seed", "5")
     report = json_object(result.out)
     assert result.err == ""
-    assert report.keys() == {"model", "prompt", "text", "tokens", "prompt_tokens", "finish_reason", "seed", "stats"}
+    assert report.keys() == {
+        "model",
+        "prompt",
+        "text",
+        "tokens",
+        "prompt_tokens",
+        "cached_tokens",
+        "finish_reason",
+        "seed",
+        "stats",
+    }
     assert report["model"] == str(running.model)
     assert (report["prompt"], report["text"]) == (PROMPT, alone(local, PROMPT, 30))
     assert (len(report["tokens"]), report["finish_reason"], report["seed"]) == (30, "length", 5)

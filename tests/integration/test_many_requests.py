@@ -18,7 +18,7 @@ from served import served
 from tiny import tiny_spec, write_tiny_pair
 
 from dllama_zmq import Client
-from dllama_zmq.bus.client_messages import Done, Piece, Queued
+from dllama_zmq.bus.client_messages import Done, Piece, Prefill, Queued
 from dllama_zmq.formats import ModelFile, read_tokenizer
 from dllama_zmq.root.root import Root, RootSettings
 from dllama_zmq.sampling import GREEDY, Sampling
@@ -207,8 +207,11 @@ def test_a_prompt_that_was_there_before_is_not_evaluated_again(
         first = text(client, prompt, max_tokens=20)
         before = client.status().kv
         assert before.cached_tokens == 0
-        assert text(client, prompt, max_tokens=20) == first
+        answers = list(client.generate(prompt, max_tokens=20, ignore_eos=True))
+        assert "".join(answer.text for answer in answers if isinstance(answer, Piece | Done)) == first
+        prefills = [answer for answer in answers if isinstance(answer, Prefill)]
         after = client.status().kv
     n_prompt = before.prompt_tokens
     assert after.prompt_tokens == 2 * n_prompt
     assert after.cached_tokens == (n_prompt - 1) // after.page_positions * after.page_positions > 0
+    assert [told.cached_tokens for told in prefills] == [after.cached_tokens]
