@@ -99,6 +99,8 @@ class Cluster(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     max_seq_len: Annotated[int, Meta(ge=1, le=1 << 24)] | None = None
     max_sequences: Annotated[int, Meta(ge=1, le=256)] = 16
     """Answers that are generated at the same time; more requests wait."""
+    kv_memory: Annotated[str, Meta(pattern=r"\A(auto|[0-9]{1,6}(\.[0-9]{1,3})? ?[MGT]B)\Z")] = "auto"
+    """Most memory of each node for the KV cache; auto: as much as max_sequences need, where there is as much."""
     check_memory: bool = True
     root: RootConfig = RootConfig()
     workers: list[WorkerConfig] = []
@@ -114,6 +116,14 @@ class Cluster(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     def weight_type(self) -> FloatType | None:
         """The type in which weights are read; None means as they are stored."""
         return None if self.weights is None else WEIGHTS_FLOAT[self.weights]
+
+    @property
+    def kv_bytes(self) -> int | None:
+        """kv_memory in bytes; None means auto."""
+        if self.kv_memory == "auto":
+            return None
+        number, unit = self.kv_memory[:-2], self.kv_memory[-2:]
+        return int(float(number) * {"MB": 10**6, "GB": 10**9, "TB": 10**12}[unit])
 
     @property
     def tcp_ports(self) -> Ports | None:
@@ -278,6 +288,7 @@ _HINTS = {
     "kv_cache": "f16 or f32",
     "max_seq_len": "a number of tokens, 1 to 16777216",
     "max_sequences": "a number of answers at the same time, 1 to 256",
+    "kv_memory": "auto, or a size such as 512MB or 2GB",
     "workers": _WORKERS,
     "workers[]": "a worker, such as `- {name: pi2, host: 192.168.1.11}`",
     "root.host": _HOST,

@@ -155,6 +155,7 @@ class Refuse(Message, frozen=True):
 class Plan(Message, frozen=True):
     """What to hold: the model's numbers, how many nodes share it, room for `pages` pages of keys and values.
 
+    pages: no more than the worker's computer has memory for; steps use as many as the node with the fewest has.
     kv: the type in which keys and values are kept.
     """
 

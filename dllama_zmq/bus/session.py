@@ -62,7 +62,7 @@ class Roster:
         addresses: Mapping[str, frozenset[str]] | None = None,
     ) -> None:
         """`reserved` places are only for workers that ask for them by name. addresses: by name, see Member."""
-        self._reserved = frozenset(reserved)
+        self.reserved = frozenset(reserved)
         self._processes: dict[str, int] = {}
         by_name = addresses or {}
         self.members = [
@@ -123,12 +123,12 @@ class Roster:
 
     def _free_place(self, address: str) -> Member | None:
         """For a worker without a name: the place of its address, else one of no address, else any."""
-        free = [m for m in self.members if m.state is State.ABSENT and m.name not in self._reserved]
+        free = [m for m in self.members if m.state is State.ABSENT and m.name not in self.reserved]
         here = [m for m in free if address in m.addresses]
         return next(iter(here or [m for m in free if not m.addresses] or free), None)
 
     def _may_have(self, place: Member, pid: int, address: str) -> bool:
-        if place.name not in self._reserved and place.name not in self._processes:
+        if place.name not in self.reserved and place.name not in self._processes:
             return True
         here, _, of_kernel = address.rpartition(":")
         if address and not (here.startswith("localhost:") and of_kernel == str(pid)):

@@ -101,6 +101,11 @@ def _up(file: ClusterFile) -> None:
         note(f"stopped; {file.cluster.name} is down")
         raise
     nodes, example = plural(len(status.nodes), "node"), file.command('generate "Once upon a time"')
+    from dllama_zmq.root.fitting import kv_room  # it imports NumPy, which only commands that read a model wait for
+
+    each_bytes = max(node.kv_bytes for node in status.nodes)
+    n_pages = status.kv.pages
+    note(kv_room(n_pages, status.seq_len, file.cluster.max_sequences, each_bytes))
     note(f"{status.name} is up: {nodes} in {time.monotonic() - start:.1f} s. Try: {example}")
 
 

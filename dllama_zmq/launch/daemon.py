@@ -122,6 +122,7 @@ def root_settings(cluster: Cluster) -> RootSettings:
         oversubscribed=oversubscribed,
         max_seq_len=cluster.max_seq_len,
         max_sequences=cluster.max_sequences,
+        kv_bytes=cluster.kv_bytes,
         check_memory=cluster.check_memory,
         limits=cluster.limits,
     )

@@ -15,8 +15,8 @@ from dllama_zmq.formats import ModelFile, open_model, read_tokenizer
 from dllama_zmq.host import free_memory_bytes, usable_cores
 from dllama_zmq.kernels import Needs
 from dllama_zmq.reporting import Reporter, plural
-from dllama_zmq.root.fitting import Wish, check_fits
-from dllama_zmq.sharding import Plan, context_length, kernel_needs
+from dllama_zmq.root.fitting import Wish, check_fits, check_kv_memory
+from dllama_zmq.sharding import KVBudget, Plan, context_length, kernel_needs
 from dllama_zmq.sources import DEMO
 from dllama_zmq.tokenizer import Tokenizer
 
@@ -88,9 +88,10 @@ def checked_needs(file: ClusterFile, reporter: Reporter) -> Needs:
 
 def _check_plan(cluster: Cluster, model: ModelFile) -> None:
     plan = Plan.make(model.spec, cluster.n_nodes, str(model.path))
+    seq_len = context_length(model.spec, cluster.max_seq_len)
+    check_kv_memory(KVBudget(plan, cluster.kv_cache, seq_len, cluster.max_sequences, cluster.kv_bytes))
     if cluster.check_memory:
         here = [0, *(node for node, worker in enumerate(cluster.workers, start=1) if is_loopback(worker.host))]
-        seq_len = context_length(model.spec, cluster.max_seq_len)
         check_fits(Wish(plan, here, seq_len, cluster.kv_cache, model.path.name), free_memory_bytes())
 
 

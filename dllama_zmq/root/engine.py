@@ -96,10 +96,8 @@ class Engine:
         has lost _MOST_LOST workers since its last token ends: it may be the cause. Any other error ends the sequence of
         the step; where there are several, each is then evaluated alone, so that only those end that cause it.
         """
-        caches = self.root.caches()
-        if caches != self._caches:  # a worker that has joined again has no keys and values
-            self._caches = caches
-            self.scheduler.rewind()
+        if failed := self.renew():
+            return Outcome([], NO_STEPS, failed, {})
         scheduled = self._schedule()
         if scheduled is None:
             return Outcome([], NO_STEPS, [], {})
@@ -119,6 +117,27 @@ class Engine:
             elif isinstance(event, Token):
                 event.sequence.n_lost = 0
         return Outcome(events, figures, [], choices)
+
+    def renew(self) -> list[tuple[Sequence, Exception]]:
+        """Begin again with empty pages where a worker has joined since the last step, as many as all nodes have now.
+
+        Returns the sequences that no longer fit, which have left, each with its error.
+        """
+        caches = self.root.caches()
+        if caches == self._caches:
+            return []
+        self._caches = caches
+        room = self.root.n_pages * KV_PAGE
+        return [
+            (
+                sequence,
+                RequestError(
+                    f"a prompt of {sequence.n_prompt} tokens and up to {sequence.max_new} new ones; the nodes that "
+                    f"are here now have room for {room} in all: shorten the prompt or ask for fewer tokens"
+                ),
+            )
+            for sequence in self.scheduler.rewind(self.root.n_pages)
+        ]
 
     def logits(self, tokens: Tokens[int], rows: int = PREFILL_TOKENS) -> F32:
         """The logits (T, V) after each of `tokens` (T,), as a text of its own, evaluated `rows` at a time.

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dllama_zmq.errors import PlanError
-from dllama_zmq.kernels import KVType
-from dllama_zmq.reporting import human_bytes
-from dllama_zmq.sharding import Plan, node_memory, possible_node_counts
+from dllama_zmq.kernels import KV_PAGE, KVType, pages_for
+from dllama_zmq.reporting import human_bytes, plural
+from dllama_zmq.sharding import KVBudget, Plan, node_memory, possible_node_counts
 
 _FEWEST_POSITIONS = 512
 
@@ -31,6 +31,29 @@ class Wish:
     def all_bytes(self, seq_len: int) -> int:
         """Bytes of memory that the nodes here need together, with room for `seq_len` positions."""
         return sum(node_memory(self.plan, i, seq_len, kv_type=self.kv_type).total for i in self.nodes)
+
+
+def kv_room(n_pages: int, seq_len: int, n_sequences: int, each_bytes: int) -> str:
+    """What a KV cache of `n_pages`, `each_bytes` of the largest node, has room for; n_sequences: how many may run."""
+    n_full = n_pages // pages_for(seq_len)
+    answers = f"{plural(n_full, 'answer')} of {seq_len:,}"
+    if n_full < n_sequences:
+        answers += f"; max_sequences is {n_sequences}"
+    return f"KV cache: room for {n_pages * KV_PAGE:,} positions ({answers}), {human_bytes(each_bytes)} on each node"
+
+
+def check_kv_memory(budget: KVBudget) -> None:
+    """Raise PlanError where `kv_memory` has no room for one sequence."""
+    one = pages_for(budget.n_positions)
+    if budget.most_bytes is None or budget.wanted >= one:
+        return
+    fits = budget.wanted * KV_PAGE
+    shorter = f", or max_seq_len to {fits}" if fits else ""
+    raise PlanError(
+        f"kv_memory is {human_bytes(budget.most_bytes)}, and one answer of {budget.n_positions:,} positions needs "
+        f"{human_bytes(budget.node_bytes(one))} on each of {plural(budget.plan.n_nodes, 'node')}: set kv_memory to at "
+        f"least that{shorter}"
+    )
 
 
 def check_fits(wish: Wish, free_bytes: int | None, force: str = "--force") -> None:

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
+import msgspec
+
 from dllama_zmq.bus.complaints import Complaints
 from dllama_zmq.bus.links import Endpoints, RootLink, host_id
 from dllama_zmq.bus.messages import (
@@ -33,6 +35,7 @@ from dllama_zmq.cluster import Limits
 from dllama_zmq.errors import WorkerLost
 from dllama_zmq.reporting import human_bytes
 from dllama_zmq.root.delivery import Delivery
+from dllama_zmq.sharding import KVBudget, node_memory
 
 logger = logging.getLogger(__name__)
 
@@ -73,16 +76,21 @@ class Formation:
         plan: Plan,
         limits: Limits,
         new_delivery: Callable[[int], Delivery],
+        budget: KVBudget,
         memory: Callable[[int], int] | None = None,
     ) -> None:
-        """memory: bytes that a node's part of the model needs; where None, no worker is too small."""
+        """plan: as the root's own computer has it. memory: bytes that a node's part of the model needs; where None, no
+        worker is too small.
+        """
         self._link = link
         self._endpoints = endpoints
         self._roster = roster
         self._plan = plan
         self._limits = limits
         self._new_delivery = new_delivery
+        self._budget = budget
         self._memory = memory
+        self._pages: dict[int, int] = {}  # that a node was told to make room for
         self._deliveries: dict[int, Delivery] = {}
         self._joined_at: dict[int, float] = {}
         self._loaded_at: dict[int, float] = {}
@@ -236,7 +244,34 @@ class Formation:
             of_before.pop(place.node, None)
         self._have_heard.discard(place.node)
         if self._send(place, Welcome(place.node, place.name, steps, replies)):
-            self._send(place, self._plan)
+            self._pages[place.node] = self._pages_for(place, join)
+            self._send(place, msgspec.structs.replace(self._plan, pages=self._pages[place.node]))
+
+    @property
+    def n_pages(self) -> int:
+        """Pages of the KV cache that every node has room for; a node that has not joined yet counts as the root's."""
+        return min([self._plan.pages, *self._pages.values()])
+
+    def _pages_for(self, place: Member, join: Join) -> int:
+        """Pages of the KV cache that the worker's computer has room for.
+
+        What other nodes there hold of the model counts as free, for room for it is counted; not what they have in their
+        caches by now, so where one of several joins again there may be fewer pages than before.
+        """
+        if (
+            place.name in self._roster.reserved or join.free_bytes is None
+        ):  # the root's own computer is counted by the root
+            return self._plan.pages
+        there = [
+            member.node
+            for member in self._roster.members
+            if member.state is not State.ABSENT and member.joined is not None and member.joined.host == join.host
+        ]
+        held = {node: self._deliveries[node].sent_bytes for node in there}
+        if join.host == host_id():
+            held[0] = self._budget.plan.weight_bytes(0)
+        programs = sum(node_memory(self._budget.plan, node, 0).program for node in held)
+        return min(self._plan.pages, self._budget.pages(list(held), join.free_bytes + sum(held.values()) + programs))
 
     def _too_small(self, place: Member, join: Join) -> str:
         """Why the worker's computer has no room for the node at `place`; empty where it has."""

@@ -10,8 +10,10 @@ from dllama_zmq.bus.addresses import ip_of
 from dllama_zmq.bus.client_messages import KVStatus, NodeStatus, Status
 from dllama_zmq.bus.session import ROOT, State
 from dllama_zmq.host import free_memory_bytes, host_name
+from dllama_zmq.kernels import KV_PAGE
 from dllama_zmq.root.engine import Engine
 from dllama_zmq.root.root import Root
+from dllama_zmq.sharding import NodeMemory, node_memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,7 @@ def cluster_status(facts: ClusterFacts, engine: Engine) -> Status:
     ledger, settings = root.ledger, root.settings
     nodes = [_root_node(root)]
     for member, row in zip(root.roster.members, root.progress(), strict=True):
-        memory, said = root.memory(member.node), None if member.state is State.ABSENT else member.joined
+        memory, said = _memory(root, member.node), None if member.state is State.ABSENT else member.joined
         nodes.append(
             NodeStatus(
                 name=row.name,
@@ -78,7 +80,7 @@ def cluster_status(facts: ClusterFacts, engine: Engine) -> Status:
 
 
 def _root_node(root: Root) -> NodeStatus:
-    memory = root.memory(0)
+    memory = _memory(root, 0)
     return NodeStatus(
         name=ROOT,
         state=State.READY.value,
@@ -97,6 +99,11 @@ def _root_node(root: Root) -> NodeStatus:
         doing="",
         percent=0,
     )
+
+
+def _memory(root: Root, node: int) -> NodeMemory:
+    """With every page of the KV cache."""
+    return node_memory(root.plan, node, root.n_pages * KV_PAGE, root.settings.kv_type)
 
 
 def _kv_status(engine: Engine) -> KVStatus:

@@ -41,6 +41,7 @@ from dllama_zmq.root.recent import RECENT_S
 from dllama_zmq.root.stopwatch import Stopwatch
 from dllama_zmq.sharding import (
     Ask,
+    KVBudget,
     NodeCandidates,
     Plan,
     RowCandidates,
@@ -49,7 +50,6 @@ from dllama_zmq.sharding import (
     context_length,
     counted,
     kernel_needs,
-    kv_pages,
     merge_candidates,
     node_memory,
 )
@@ -63,6 +63,7 @@ class RootSettings:
     profile: `Root.kernels` counts seconds and calls by name.
     `reserved` are those of them whose places nobody gets who does not ask for them by name. `addresses`: the IP
     addresses of the others' hosts, by name, as far as they are known.
+    kv_bytes: most memory of each node for the KV cache; None: as much as max_sequences need, where there is as much.
     check_memory: a worker whose computer has too little memory free gets no place.
     recent_s: what steps take is told of the last so many seconds of steps.
     """
@@ -77,6 +78,7 @@ class RootSettings:
     oversubscribed: bool = False
     max_seq_len: int | None = None
     max_sequences: int = 16
+    kv_bytes: int | None = None
     check_memory: bool = True
     limits: Limits = field(default_factory=Limits)
     spin_s: float = SPIN_S
@@ -104,9 +106,11 @@ class Root:
         self.seq_len = context_length(self.spec, settings.max_seq_len)
         self.plan = Plan.make(self.spec, 1 + len(settings.names), str(model.path))
         here = [0, *(node for node, name in enumerate(settings.names, start=1) if name in settings.reserved)]
-        self.n_pages = kv_pages(
-            self.plan, here, free_memory_bytes(), self.seq_len, settings.max_sequences, settings.kv_type
-        )
+        self.budget = KVBudget(
+            self.plan, settings.kv_type, self.seq_len, settings.max_sequences, settings.kv_bytes,
+            trusted=not settings.check_memory,
+        )  # fmt: skip
+        self._own_pages = self.budget.pages(here, free_memory_bytes())
         self.memory = partial(node_memory, self.plan, n_positions=self.seq_len, kv_type=settings.kv_type)
         if self.spec.dim % SYNC_FLOAT[settings.sync].block_values:
             raise PlanError(
@@ -137,7 +141,7 @@ class Root:
                 self._formation = Formation(
                     self.link, endpoints, self.roster, self._plan_message(), settings.limits,
                     lambda node: Delivery(model, self.plan, node),
-                    (lambda node: self.memory(node).model) if settings.check_memory else None,
+                    self.budget, (lambda node: self.memory(node).model) if settings.check_memory else None,
                 )  # fmt: skip
             self._shard = self._build_shard(on_read)
         except BaseException:  # Ctrl-C too: nobody could close what half a root holds
@@ -158,7 +162,12 @@ class Root:
         regions = {t.name: plan.region(t, 0) for t in plan.shard_tensors()}
         take = counted(lambda name: model.read(name, *regions[name]), plan.weight_bytes(0), on_read)
         sync = settings.sync if settings.names else None
-        return build_shard(plan, 0, take, self.kernels, settings.kv_type, self.n_pages, sync)
+        return build_shard(plan, 0, take, self.kernels, settings.kv_type, self._own_pages, sync)
+
+    @property
+    def n_pages(self) -> int:
+        """Pages of the KV cache that every node has room for, as far as they have joined. It changes with `caches`."""
+        return self._own_pages if self._formation is None else self._formation.n_pages
 
     @property
     def ready(self) -> bool:
@@ -332,6 +341,6 @@ class Root:
             sync=self.settings.sync,
             kernels=self.settings.kernels,
             kv=self.settings.kv_type,
-            pages=self.n_pages,
+            pages=self._own_pages,
             step_s=self.settings.limits.step_s,
         )

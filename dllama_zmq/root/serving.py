@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 import zmq
@@ -32,6 +32,7 @@ from dllama_zmq.bus.engine_messages import (
 )
 from dllama_zmq.errors import BusError, ClusterDefect, ClusterError, DllamaError, WorkerLost
 from dllama_zmq.root.engine import Engine, Outcome
+from dllama_zmq.root.fitting import kv_room
 from dllama_zmq.root.report import ClusterFacts, cluster_status
 from dllama_zmq.root.scheduler import Prefilled, Token
 from dllama_zmq.root.sequence import Sequence
@@ -114,9 +115,12 @@ class Serving:
             n = len(self._sequences)
             logger.warning("%s; %s for its return", lost, "1 request waits" if n == 1 else f"{n} requests wait")
             return
-        for sequence, error in outcome.failed:
-            self._fail(sequence, error)
+        self._fail_all(outcome.failed)
         self._tell_step(outcome)
+
+    def _fail_all(self, failed: Iterable[tuple[Sequence, Exception]]) -> None:
+        for sequence, error in failed:
+            self._fail(sequence, error)
 
     def _fail(self, sequence: Sequence, error: Exception) -> None:
         """A sequence has ended in an error. A defect of ours must not take the cluster down, nor leave a client."""
@@ -149,12 +153,20 @@ class Serving:
         ready, now = self._root.ready, time.monotonic()
         if ready == self._was_ready and (ready or now < self._remind_at):
             return
+        if ready:
+            self._fail_all(self._engine.renew())
+            logger.info("%s", self._kv_room())
         self._was_ready, self._remind_at = ready, now + _REMIND_S
         self._has_been_ready = self._has_been_ready or ready
         limits = self._root.settings.limits
         patience_s = limits.rejoin_s if self._has_been_ready else limits.join_s
         patience_s += 0 if self._root.anybody_absent() else limits.load_s
         self._tell(Membership(ready, "" if ready else self._root.missing_sentence(), patience_s))
+
+    def _kv_room(self) -> str:
+        root = self._root
+        n_pages, n_sequences = root.n_pages, self._engine.max_sequences
+        return kv_room(n_pages, root.seq_len, n_sequences, root.budget.node_bytes(n_pages))
 
     def _report(self) -> None:
         self._tell(Report(cluster_status(self._facts, self._engine)))

@@ -4,10 +4,10 @@ from dllama_zmq.sharding.candidates import Ask, NodeCandidates, Reply, RowCandid
 from dllama_zmq.sharding.memory import (
     DEFAULT_SEQ_LEN,
     PREFILL_TOKENS,
+    KVBudget,
     NodeMemory,
     check_prompt,
     context_length,
-    kv_pages,
     largest_node,
     node_memory,
 )
@@ -20,6 +20,7 @@ __all__ = [
     "MAX_NODES",
     "PREFILL_TOKENS",
     "Ask",
+    "KVBudget",
     "NodeCandidates",
     "NodeMemory",
     "NodeSlices",
@@ -34,7 +35,6 @@ __all__ = [
     "context_length",
     "counted",
     "kernel_needs",
-    "kv_pages",
     "largest_node",
     "merge_candidates",
     "node_memory",

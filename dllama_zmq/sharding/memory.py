@@ -92,20 +92,45 @@ def node_memory(plan: Plan, node: int, n_positions: int, kv_type: KVType = "f16"
     )
 
 
-def kv_pages(
-    plan: Plan, nodes: Sequence[int], free_bytes: int | None, n_positions: int, n_sequences: int, kv_type: KVType
-) -> int:
-    """Pages of the KV cache where these `nodes` share a computer that has `free_bytes` before anything is loaded.
+@dataclass(frozen=True, slots=True)
+class KVBudget:
+    """How many pages of the KV cache the nodes of a plan make room for.
 
-    Enough for `n_sequences` of `n_positions` each, if all but a tenth of that has room for them beside the weights;
-    less if it has not, but enough for one at least. free_bytes None: it is not known.
+    Room for `n_sequences` of `n_positions` each; or, where it is given, `most_bytes` on each node. trusted: most_bytes
+    is there, whatever the computers say of their memory.
     """
-    one = pages_for(n_positions)
-    if free_bytes is None:
-        return n_sequences * one
-    left = (1 - _RESERVED_SHARE) * free_bytes - sum(node_memory(plan, node, 0, kv_type).total for node in nodes)
-    page_bytes = sum(plan.kv_bytes(node, KV_PAGE, kv_type) for node in nodes)
-    return max(one, min(n_sequences * one, int(left // page_bytes)))
+
+    plan: Plan
+    kv_type: KVType
+    n_positions: int
+    n_sequences: int
+    most_bytes: int | None = None
+    trusted: bool = False
+
+    @property
+    def wanted(self) -> int:
+        """Pages where memory is no limit."""
+        if self.most_bytes is None:
+            return self.n_sequences * pages_for(self.n_positions)
+        return self.most_bytes // self.node_bytes(1)
+
+    def node_bytes(self, n_pages: int) -> int:
+        """Bytes of `n_pages` on the node that needs most for them."""
+        return max(self.plan.kv_bytes(node, n_pages * KV_PAGE, self.kv_type) for node in range(self.plan.n_nodes))
+
+    def pages(self, nodes: Sequence[int], free_bytes: int | None) -> int:
+        """Pages where `nodes` share a computer that has `free_bytes` before they are loaded; None: it cannot tell.
+
+        As many of the wanted ones as have room in all but a tenth of that, beside the weights; but always enough for
+        one sequence, or for as much of it as most_bytes hold.
+        """
+        wanted = self.wanted
+        if free_bytes is None or (self.trusted and self.most_bytes is not None):
+            return wanted
+        needed = sum(node_memory(self.plan, node, 0, self.kv_type).total for node in nodes)
+        page_bytes = sum(self.plan.kv_bytes(node, KV_PAGE, self.kv_type) for node in nodes)
+        left = (1 - _RESERVED_SHARE) * free_bytes - needed
+        return min(wanted, max(pages_for(self.n_positions), int(left // page_bytes)))
 
 
 def largest_node(plan: Plan, n_positions: int, kv_type: KVType = "f16") -> NodeMemory:

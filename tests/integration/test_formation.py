@@ -33,7 +33,7 @@ from dllama_zmq.bus.session import State
 from dllama_zmq.errors import WorkerLost
 from dllama_zmq.kernels import KV_PAGE
 from dllama_zmq.root.root import Root, RootSettings
-from dllama_zmq.sharding import DEFAULT_SEQ_LEN
+from dllama_zmq.sharding import DEFAULT_SEQ_LEN, node_memory
 
 
 class Door:
@@ -122,6 +122,39 @@ def test_two_workers_of_one_computer_do_not_get_the_same_memory(tmp_path: Path) 
         assert isinstance(door.ask(door.stranger(b"c"), join)[0], Refuse)
         other = a_join(host="another", free_bytes=free_bytes)
         assert isinstance(door.ask(door.stranger(b"d"), other)[0], Welcome)
+
+
+def pages_told(door: Door, name: bytes, join: Join) -> int:
+    """Pages in the plan that a worker gets."""
+    (plan,) = (answer for answer in door.ask(door.stranger(name), join) if isinstance(answer, Plan))
+    return plan.pages
+
+
+def test_the_node_with_the_least_memory_decides_how_many_pages_there_are(tmp_path: Path) -> None:
+    with ExitStack() as cleanup:
+        door = Door(tmp_path, cleanup, n_workers=3)
+        root = door.root
+        all_pages = root.n_pages
+        assert all_pages > 300
+        alone = node_memory(root.plan, 1, 0)
+        page_bytes = root.plan.kv_bytes(1, KV_PAGE)
+        free_bytes = (alone.total + 300 * page_bytes) / 0.9 - alone.program  # its own program is running already
+        assert pages_told(door, b"a", a_join(host="large", free_bytes=1 << 50)) == all_pages
+        assert root.n_pages == all_pages
+        assert pages_told(door, b"b", a_join(host="small", free_bytes=round(free_bytes))) == pytest.approx(300, abs=1)
+        assert pages_told(door, b"c", a_join(host="unknown")) == all_pages
+        assert root.n_pages == pytest.approx(300, abs=1)
+
+
+def test_workers_of_one_computer_share_its_memory_for_pages(tmp_path: Path) -> None:
+    with ExitStack() as cleanup:
+        door = Door(tmp_path, cleanup, n_workers=3)
+        plan = door.root.plan
+        alone = node_memory(plan, 1, 0)
+        free_bytes = round((2 * alone.total + 600 * plan.kv_bytes(1, KV_PAGE)) / 0.9) - alone.program
+        first = pages_told(door, b"a", a_join(host="pi", free_bytes=free_bytes))
+        assert pages_told(door, b"b", a_join(host="pi", free_bytes=free_bytes - alone.program)) == pytest.approx(300, 1)
+        assert first > 300
 
 
 def test_a_root_that_was_told_to_go_on_does_not_compare(tmp_path: Path) -> None:

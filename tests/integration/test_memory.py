@@ -1,6 +1,6 @@
 """What two nodes keep in memory, measured from outside on a model large enough to see.
 
-A worker: resident memory (Rss of /proc/PID/smaps_rollup) after a prompt that fills its KV cache, less that of an idle
+A worker: resident memory (Rss of /proc/PID/smaps_rollup) with a KV cache that is full, less that of an idle
 worker, which has started the same way and waits for a root that is not there. The root: anonymous memory (Anonymous, in
 the same file: what it has allocated, not the pages of the mapped model), less that of the same idle worker.
 """
@@ -34,6 +34,7 @@ LARGE = ModelSpec(
     arch="llama", dim=2048, hidden_dim=5632, n_layers=4, n_heads=16, n_kv_heads=8, head_dim=128,
     vocab_size=4000, seq_len=128, weight_type=FloatType.Q40,
 )  # fmt: skip
+N_SEQUENCES = 4
 STEP_BYTES = (
     22 << 20
 )  # a step of 128 tokens, machine code and its loader's data, what a worker that waits has not imported
@@ -52,16 +53,20 @@ def measured(pid: int) -> dict[str, int]:
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cli]:
-    """LARGE running on two nodes, with a KV cache that one answer has filled."""
+    """LARGE running on two nodes, with a KV cache that is full."""
     folder = tmp_path_factory.mktemp("large")
     model = folder / "large.m"
     write_m(model, LARGE, random_tensors(LARGE, seed=3))
     write_t(model.with_suffix(".t"), made_up_vocabulary(LARGE.vocab_size))
     with clean_cli(folder, model) as cli:
-        cli.up(2)
-        prompt = "~" * (LARGE.seq_len - 3)  # no two of them merge; <s>, a space and one position for the answer
+        cli.up(2, max_sequences=N_SEQUENCES)
         with cli.client() as client:
-            assert client.text(prompt, max_tokens=1) is not None
+            n_pages = client.status().kv.pages
+            assert n_pages == N_SEQUENCES * LARGE.seq_len // 64
+            for i in range(n_pages):  # each leaves its first page in the cache, and no two begin alike
+                prompt = chr(ord("a") + i) + "~" * (LARGE.seq_len - 4)  # no two merge; <s>, a space, and the answer
+                assert client.text(prompt, max_tokens=1) is not None
+            assert client.status().kv.cached == n_pages - 1  # the last one's second page was not full
         yield cli
         cli.down()
     model.unlink()

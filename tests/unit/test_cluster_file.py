@@ -40,6 +40,7 @@ weights: q40
 sync: q80
 kernels: numpy
 max_seq_len: 512
+kv_memory: 1.5GB
 root:
   host: 192.168.1.10
   ports: {replies: 7000, steps: 7001, clients: 7002}
@@ -60,11 +61,19 @@ def test_every_key_of_the_file_reaches_the_cluster() -> None:
         sync="q80",
         kernels="numpy",
         max_seq_len=512,
+        kv_memory="1.5GB",
         root=RootConfig(host="192.168.1.10", ports=Ports(replies=7000, steps=7001, clients=7002), threads=4),
         workers=[WorkerConfig(name="pi-1", host="192.168.1.11", threads=2)],
         limits=Limits(join_s=5, load_s=60.5, step_s=2, stop_s=1),
         open_bus=True,
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "n_bytes"), [("auto", None), ("512MB", 512 * 10**6), ("1.5 GB", 15 * 10**8), ("2TB", 2 * 10**12)]
+)
+def test_memory_for_the_kv_cache_is_a_size_or_auto(text: str, n_bytes: int | None) -> None:
+    assert parse_cluster(f"model: demo\nkv_memory: {text}\n").kv_bytes == n_bytes
 
 
 def test_a_file_that_names_only_a_model_is_a_cluster_of_one_node() -> None:

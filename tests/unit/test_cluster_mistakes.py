@@ -61,6 +61,8 @@ def refusal(text: str) -> str:
         ("model: demo\nweights: q5\n", "home.yaml:2:10: weights: ", ["q40, q80, f16 or f32", "'q5'"]),
         ("model: demo\nkernels: no\n", "home.yaml:2:10: kernels: ", ["auto, simd or numpy"]),
         ("model: demo\nmax_seq_len: 0\n", "home.yaml:2:14: max_seq_len: ", ["tokens", "'0'"]),
+        ("model: demo\nkv_memory: 2\n", "home.yaml:2:12: kv_memory: ", ["auto, or a size such as 512MB", "'2'"]),
+        ("model: demo\nkv_memory: 2 gigs\n", "home.yaml:2:12: kv_memory: ", ["auto, or a size", "'2 gigs'"]),
         ("model: demo\nroot: {threads: 0}\n", "home.yaml:2:17: root.threads: ", ["1 to 1024"]),
         ("model: demo\nroot: {host: 'tcp://a:1'}\n", "home.yaml:2:14: root.host: ", ["without scheme or port"]),
         ("model: demo\nlimits: {step_s: 0}\n", "home.yaml:2:18: limits.step_s: ", ["more than 0", "'0'"]),

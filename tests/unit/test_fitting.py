@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from dllama_zmq.errors import PlanError
-from dllama_zmq.root.fitting import Wish, check_fits
+from dllama_zmq.kernels import KV_PAGE
+from dllama_zmq.root.fitting import Wish, check_fits, check_kv_memory, kv_room
 from dllama_zmq.shapes import shape
-from dllama_zmq.sharding import DEFAULT_SEQ_LEN, Plan, context_length, node_memory
+from dllama_zmq.sharding import DEFAULT_SEQ_LEN, KVBudget, Plan, context_length, node_memory
 from dllama_zmq.spec import FloatType
 
 GB = 10**9
@@ -69,3 +70,56 @@ def test_the_context_is_what_was_asked_for_and_never_more_than_the_models_own() 
     assert context_length(LONG) == DEFAULT_SEQ_LEN < LONG.seq_len
     assert context_length(LONG, 100) == 100
     assert context_length(LONG, 1 << 20) == LONG.seq_len
+
+
+PAGE_BYTES = KV_PAGE * 131_072  # of LONG on one node
+
+
+def budget(n_nodes: int = 1, kv_gb: float | None = None, trusted: bool = False) -> KVBudget:
+    kv_bytes = None if kv_gb is None else round(kv_gb * GB)
+    return KVBudget(Plan.make(LONG, n_nodes), "f16", 4096, 16, kv_bytes, trusted)
+
+
+def free_for(one: KVBudget, n_pages: int, nodes: range) -> int:
+    """Memory of which nine tenths hold these nodes with so many pages."""
+    needed = sum(node_memory(one.plan, node, 0).total + one.plan.kv_bytes(node, n_pages * KV_PAGE) for node in nodes)
+    return -(-needed * 10 // 9)
+
+
+def test_there_are_pages_for_all_sequences_where_memory_is_enough_or_not_known() -> None:
+    assert budget().pages([0], 100 * GB) == budget().pages([0], None) == 16 * 64
+
+
+@pytest.mark.parametrize("n_here", [1, 4])
+def test_pages_fill_nine_tenths_of_what_is_free(n_here: int) -> None:
+    one, nodes = budget(4), range(n_here)
+    assert one.pages(nodes, free_for(one, 500, nodes)) == 500
+    assert one.pages(nodes, free_for(one, 500, nodes) - n_here * PAGE_BYTES // 4) == 499
+    assert one.pages(nodes, GB) == 64  # one answer of 4,096 positions, that nobody is refused for lack of a page
+
+
+def test_what_was_asked_for_is_of_each_node_and_no_more_than_there_is() -> None:
+    assert budget(1, 2.0).pages([0], None) == 2 * GB // PAGE_BYTES
+    assert budget(4, 2.0).pages(range(4), 100 * GB) == 4 * 2 * GB // PAGE_BYTES
+    one = budget(1, 20.0)
+    assert one.pages([0], free_for(one, 500, range(1))) == 500
+    assert budget(1, 20.0, trusted=True).pages([0], GB) == 20 * GB // PAGE_BYTES
+
+
+def test_less_than_one_answer_needs_is_refused_with_what_would_do() -> None:
+    with pytest.raises(PlanError) as caught:
+        check_kv_memory(budget(2, 0.2))
+    assert str(caught.value) == (
+        "kv_memory is 200.0 MB, and one answer of 4,096 positions needs 268.4 MB on each of 2 nodes: set kv_memory to "
+        "at least that, or max_seq_len to 3008"
+    )
+    check_kv_memory(budget(2, 0.27))
+    check_kv_memory(budget(2))
+
+
+def test_the_room_of_the_cache_is_told_in_positions_and_answers() -> None:
+    one = budget()
+    assert kv_room(1024, 4096, 16, one.node_bytes(1024)) == (
+        "KV cache: room for 65,536 positions (16 answers of 4,096), 8.6 GB on each node"
+    )
+    assert "(1 answer of 4,096; max_sequences is 16)" in kv_room(127, 4096, 16, one.node_bytes(127))
