@@ -64,6 +64,7 @@ _REMIND_S = 1.0
 _LOOK_AT_REQUESTS_S = 0.1
 _NEWCOMERS = 8  # one place of so many is for clients that run nothing
 _CLIENTS_S = 0.002  # for what clients say, before the engine has its turn again
+_KILLED = "the root went away without a word, as one that was killed; `dllama-zmq logs root` may say why"
 _LINGER_MS = 200  # for what clients are told last
 
 
@@ -114,9 +115,7 @@ class Front:
             while not self._why_down:
                 events = dict(poller.poll(round(self._wait_s() * 1000)))
                 if self._alive in events:
-                    self._why_down = (
-                        "the root went away without a word, as one that was killed; `dllama-zmq logs root` may say why"
-                    )
+                    self._why_down = _KILLED
                 self._hear_engine()
                 self._answer_clients()
                 self._take_encoded()

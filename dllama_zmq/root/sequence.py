@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import InitVar, dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-if TYPE_CHECKING:
-    from dllama_zmq.root.sampler import Sampler
+from dllama_zmq.root.sampler import Sampler
 
 State = Literal["waiting", "running", "finished"]
 
