@@ -124,11 +124,11 @@ def test_logs_are_those_of_the_last_start_of_this_file(cli: Cli, other: Cli) -> 
     cli.down()
     first = cli.run("logs").out
     assert f"model={cli.model}" in first
-    assert f"those of {cli.folder / 'cluster.yaml'}" in other.run("logs").error()
+    assert f"belong to {cli.folder / 'cluster.yaml'}" in other.run("logs").error()
 
     assert other.run("up").code == 0
     assert f"model={cli.model}" not in other.run("logs", "-n", "1000").out
-    assert f"those of {other.folder / 'cluster.yaml'}" in cli.run("logs").error()
+    assert f"belong to {other.folder / 'cluster.yaml'}" in cli.run("logs").error()
     other.down()
 
     cli.up(1)

@@ -307,7 +307,7 @@ def test_a_text_file_is_no_tokenizer(own: Cli) -> None:
         (["up", "demo"], 2, "demo is a model, and a model goes after -m: dllama-zmq up -m demo"),
         (["up", "own.gguf", "--nodes", "2"], 2, "a model goes after -m: dllama-zmq up -m own.gguf"),
         (["up", "--foreground", "hf:org/name"], 2, "a model goes after -m: dllama-zmq up -m hf:org/name"),
-        (["rm", "demo"], 2, "demo comes with the package"),
+        (["rm", "demo"], 2, "demo is part of the package"),
         (["run", "own.gguf"], 2, 'the prompt is missing; give a text to continue: dllama-zmq run own.gguf "'),
         (["run", "own.gguf", "hi", "-m", "demo"], 2, "two models are given"),
         (["generate", "hi", "-m", "demo", "-hf", "org/m"], 2, "--model and --hf-repo both name a model"),

@@ -15,6 +15,7 @@ from dllama_zmq.bus.client_messages import Generate
 from dllama_zmq.front.encoding import Encoding
 from dllama_zmq.front.request import Request
 from dllama_zmq.sampling import GREEDY
+from dllama_zmq.tokenizer import Tokenizer
 
 SOON_S = 20.0
 TOKENIZER = of_t(tiny_tokenizer_data())
@@ -34,11 +35,24 @@ def written(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     may_write.set()
 
 
+class Later(Tokenizer):
+    """Encodes only when this is set: who adds a callback to a future that is done runs it himself."""
+
+    def __init__(self) -> None:
+        self.now = threading.Event()
+
+    def encode(self, text: str, bos: bool | None = None, specials: bool = False) -> list[int]:
+        assert self.now.wait(SOON_S)
+        return TOKENIZER.encode(text, bos, specials)
+
+
 def begun() -> tuple[Encoding, Request]:
     """An encoding whose future is done."""
-    encoding = Encoding(TOKENIZER)
+    tokenizer = Later()
+    encoding = Encoding(tokenizer)
     request = Request(b"client", Generate(1, "the cat", None, GREEDY, True, []), 0, 0.0, 0.0)
     encoding.begin(request)
+    tokenizer.now.set()
     future = encoding._future
     assert future is not None
     future.result(SOON_S)

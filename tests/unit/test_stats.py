@@ -11,7 +11,7 @@ def stats(n_prompt: int, n_tokens: int) -> Stats:
     found = Stats(per_token=False)
     found.prompt(Prefill(1, n_prompt, n_prompt, n_prompt, 0, StepStats(2.0, 0.0, 0, 0, {})))
     for i in range(n_tokens):
-        found.token(Piece(1, i, "a", StepStats(0.1, 0.0, 0, 0, {}) if i else None))
+        found.token(Piece(1, i, "a", StepStats(0.1, 0.0, 0, 0, {}) if i else None, []))
     return found
 
 
