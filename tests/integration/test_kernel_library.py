@@ -234,7 +234,8 @@ def test_a_first_answer_compiles_what_its_model_needs_and_nothing_else(cli: Cli,
         cli.write(n_nodes)
         answer = cli.run("generate", "-n", "4", "Once", wait_s=_WAIT_S, XDG_CACHE_HOME=str(cache), TMPDIR=str(tmp_path))
         assert answer.code == 0, answer.said
-        assert "compiling kernels for this CPU, once" in answer.err, answer.said
+        if n_nodes == 1:  # what two nodes need beyond that takes less time than is told
+            assert "compiling kernels for this CPU, once" in answer.err, answer.said
         names = sorted(path.stem.partition("-")[2] for path in kept(cache))
         assert names == sorted(needed(kernel_needs(SMALL, n_nodes, "f16", EXCHANGE_KERNELS))), f"{n_nodes} nodes"
         logs = [path.read_text() for path in cli.log_folder.glob("*.log")]
