@@ -82,3 +82,10 @@ class RemoteError(BusError):
     def __init__(self, node: str, message: str) -> None:
         super().__init__(f"{node} failed: {message}")
         self.node = node
+
+
+def told(error: Exception) -> tuple[str, str]:
+    """What a client is told of the error that ended its request: its class and its words. A defect of ours is named."""
+    if not isinstance(error, DllamaError):
+        error = ClusterDefect(f"{type(error).__name__}: {error}; the root's log has more")
+    return type(error).__name__, str(error)[:4000]

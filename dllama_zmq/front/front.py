@@ -48,7 +48,7 @@ from dllama_zmq.bus.engine_messages import (
 )
 from dllama_zmq.bus.messages import Message, decode, encode
 from dllama_zmq.bus.peers import PeerGone, Peers
-from dllama_zmq.errors import ClusterDefect, DllamaError, ProtocolError
+from dllama_zmq.errors import DllamaError, ProtocolError, told
 from dllama_zmq.front.encoding import Encoding
 from dllama_zmq.front.reports import Reports
 from dllama_zmq.front.request import Request
@@ -255,7 +255,9 @@ class Front:
 
     def _find(self, client: bytes, request_id: int) -> Request | None:
         """The client's open request with this id."""
-        return next((r for r in self._open() if (r.client, r.id) == (client, request_id)), None)
+        few = [*self._running, *self._encoded()]
+        found = next((r for r in few if (r.client, r.id) == (client, request_id)), None)
+        return found or self._waiting.find(client, request_id)
 
     def _open(self) -> list[Request]:
         """All requests that have not ended, those that run first."""
@@ -263,8 +265,12 @@ class Front:
 
     def _queued(self) -> list[Request]:
         """Those that the engine does not know yet."""
-        encoded = self._encoding.request
-        return [*([] if encoded is None or encoded.cancelled else [encoded]), *self._waiting]
+        return [*self._encoded(), *self._waiting]
+
+    def _encoded(self) -> list[Request]:
+        """The one whose prompt is being encoded, where there is one."""
+        request = self._encoding.request
+        return [] if request is None or request.cancelled else [request]
 
     def _forget(self, request: Request) -> None:
         """Nobody waits for this request any more."""
@@ -331,8 +337,7 @@ class Front:
         """A request ends in an error before it has reached the engine."""
         if not isinstance(error, DllamaError):
             logger.error("request failed id=%d", request.id, exc_info=error)
-            error = ClusterDefect(f"{type(error).__name__}: {error}; the root's log has more")
-        self._send(request.client, Error(request.id, type(error).__name__, str(error)[:4000]))
+        self._send(request.client, Error(request.id, *told(error)))
 
     def _tell(self, request: Request, message: Message) -> None:
         """Send to the client of `request`; a client that has gone has no requests."""

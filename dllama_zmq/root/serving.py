@@ -30,7 +30,7 @@ from dllama_zmq.bus.engine_messages import (
     Withdraw,
     Withdrawn,
 )
-from dllama_zmq.errors import BusError, ClusterDefect, ClusterError, DllamaError, WorkerLost
+from dllama_zmq.errors import BusError, ClusterError, DllamaError, WorkerLost, told
 from dllama_zmq.root.engine import Engine, Outcome
 from dllama_zmq.root.fitting import kv_room
 from dllama_zmq.root.report import ClusterFacts, cluster_status
@@ -129,8 +129,7 @@ class Serving:
             logger.warning("request failed id=%d: %s", request, error)
         else:
             logger.error("request failed id=%d", request, exc_info=error)
-            error = ClusterDefect(f"{type(error).__name__}: {error}; the root's log has more")
-        self._tell(Failed(request, type(error).__name__, str(error)[:4000]))
+        self._tell(Failed(request, *told(error)))
         self._forget(sequence)
 
     def _hear_front(self) -> None:
@@ -181,7 +180,7 @@ class Serving:
                 message.tokens, message.sampling, message.max_tokens, message.stop_ids, message.n_ids
             )
         except DllamaError as error:
-            self._tell(Failed(message.id, type(error).__name__, str(error)[:4000]))
+            self._tell(Failed(message.id, *told(error)))
             return
         self._sequences[message.id], self._ids[sequence] = sequence, message.id
 
