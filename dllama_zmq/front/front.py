@@ -22,7 +22,6 @@ from dllama_zmq.bus.client_messages import (
     Cancel,
     Error,
     Generate,
-    Logprob,
     Prefill,
     Queued,
     Started,
@@ -178,19 +177,13 @@ class Front:
         for sampled in step.sampled:
             request = self._running.get(sampled.id)
             if request is not None:
-                logprobs = [Logprob(token, self._name_of(token), p) for token, p in sampled.logprobs]
-                self._tell(request, request.piece(sampled.token, step.figures, logprobs))
+                self._tell(request, request.piece(sampled, step.figures, self._tokenizer))
                 if request.stopped:
                     self._forget(request)
                     self._finish(request, "stop")
         for ended in step.ended:
             if (request := self._running.end(ended.id)) is not None:
                 self._finish(request, ended.reason)
-
-    def _name_of(self, token: int) -> str:
-        """The text of a token, or the name of one that prints nothing."""
-        text = self._tokenizer.decode([token], True) or self._tokenizer.piece(token).decode(errors="replace")
-        return text[:4096]
 
     def _finish(self, request: Request, reason: Literal["stop", "length", "cancelled"]) -> None:
         self._send(request.client, request.done(reason))
