@@ -15,10 +15,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
-__all__ = ["Client", "Sampling", "__version__", "connect", "load"]
+__all__ = ["Client", "Grammar", "Sampling", "__version__", "connect", "load"]
 
 if TYPE_CHECKING:
     from dllama_zmq.client import Client
+    from dllama_zmq.grammar import Grammar
     from dllama_zmq.launch.registry import connect
     from dllama_zmq.local import load
     from dllama_zmq.sampling import Sampling
@@ -38,6 +39,10 @@ def __getattr__(name: str) -> object:
         from dllama_zmq.launch.registry import connect
 
         return connect
+    if name == "Grammar":
+        from dllama_zmq.grammar import Grammar
+
+        return Grammar
     if name == "Sampling":
         from dllama_zmq.sampling import Sampling
 

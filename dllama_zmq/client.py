@@ -35,6 +35,7 @@ from dllama_zmq.bus.client_messages import (
 from dllama_zmq.bus.messages import Frame, Message, decode, encode
 from dllama_zmq.cluster import Ports
 from dllama_zmq.errors import ClusterError, DllamaError, ProtocolError, RemoteError, RequestError, RootLost
+from dllama_zmq.grammar import Grammar
 from dllama_zmq.host import require_open_files
 from dllama_zmq.sampling import GREEDY, Sampling
 from dllama_zmq.stop_strings import check_stop
@@ -89,17 +90,21 @@ class Client:
         sampling: Sampling = GREEDY,
         ignore_eos: bool = False,
         stop: Sequence[str] = (),
+        grammar: Grammar | None = None,
     ) -> Generator[Answer, None, None]:
         """Everything the root says of this request, the last being Done. Close the iterator to cancel.
 
-        stop: the text ends before the first of these strings (16 of up to 256 characters).
+        stop: the text ends before the first of these strings (16 of up to 256 characters). grammar: the answer is a
+        sentence of it.
         Raises the error that ended the request on the root; RootLost where the root goes away or is silent.
         """
         if len(prompt) > MAX_PROMPT_CHARACTERS:
             raise RequestError(f"the prompt has {len(prompt)} characters; at most {MAX_PROMPT_CHARACTERS} are sent")
         check_stop(stop)
+        if grammar is not None:
+            grammar.check()
         request = next(self._ids)
-        self._send(Generate(request, prompt, max_tokens, sampling, ignore_eos, list(stop)))
+        self._send(Generate(request, prompt, max_tokens, sampling, ignore_eos, list(stop), grammar))
         self._open[request] = deque()
         finished = False
         try:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from dllama_zmq.bus.messages import Big, Count, Kinds, Message, Name, Seconds, Text
+from dllama_zmq.grammar import Grammar
 from dllama_zmq.sampling import Sampling
 from dllama_zmq.stop_strings import MAX_STOP_CHARACTERS, MAX_STOPS
 
@@ -60,6 +61,7 @@ class Generate(Message, frozen=True):
     sampling: Sampling
     ignore_eos: bool
     stop: Stops
+    grammar: Grammar | None = None
 
 
 class Cancel(Message, frozen=True):

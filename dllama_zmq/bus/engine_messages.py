@@ -15,6 +15,7 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from dllama_zmq.bus.client_messages import Status, StepStats
+from dllama_zmq.grammar import Grammar
 from dllama_zmq.sampling import Sampling
 
 
@@ -43,6 +44,7 @@ class Submit(_Message, frozen=True):
     sampling: Sampling
     stop_ids: list[int]
     n_ids: int
+    grammar: Grammar | None = None
 
 
 class Withdraw(_Message, frozen=True):

@@ -238,7 +238,7 @@ class Front:
         now = time.monotonic()
         request = Request(client, message, seed, now, now - _REMIND_S)
         try:
-            request.sampling.check()
+            request.check()
         except DllamaError as error:
             self._fail(request, error)
             return

@@ -10,6 +10,7 @@ import msgspec
 
 from dllama_zmq.bus.client_messages import Done, Generate, Logprob, Piece, RequestStatus, StepStats
 from dllama_zmq.bus.engine_messages import Sampled, Submit
+from dllama_zmq.errors import RequestError
 from dllama_zmq.sampling import Sampling
 from dllama_zmq.tokenizer import Tokenizer
 from dllama_zmq.tokenizer.decoder import IncrementalDecoder
@@ -50,12 +51,20 @@ class Request:
     def size(self) -> int:
         """Its characters, for the bound of all that wait; a bias of a token counts as 32."""
         asked = self.asked
-        return len(asked.prompt) + sum(map(len, asked.stop)) + 32 * len(asked.sampling.logit_bias)
+        grammar = asked.grammar.text if asked.grammar is not None else ""
+        return len(asked.prompt) + sum(map(len, asked.stop)) + 32 * len(asked.sampling.logit_bias) + len(grammar)
 
     @property
     def sampling(self) -> Sampling:
         """How its tokens are chosen."""
         return msgspec.structs.replace(self.asked.sampling, seed=self.seed)
+
+    def check(self) -> None:
+        """Raise RequestError for what can never be answered."""
+        self.sampling.check()
+        if self.asked.grammar is not None:
+            self.asked.grammar.check()
+            raise RequestError("this root answers without a grammar only")
 
     def submit(self, tokens: list[int], tokenizer: Tokenizer, vocab_size: int) -> Submit:
         """What the engine is told: `tokens` are those of the prompt. From here on its answer can be decoded."""
@@ -64,7 +73,7 @@ class Request:
         self.decoder = tokenizer.decoder(continues=True, stop=asked.stop)
         stop_ids = [] if asked.ignore_eos else list(tokenizer.eos_ids)
         n_ids = min(tokenizer.vocab_size, vocab_size)
-        return Submit(self.engine_id, tokens, asked.max_tokens, self.sampling, stop_ids, n_ids)
+        return Submit(self.engine_id, tokens, asked.max_tokens, self.sampling, stop_ids, n_ids, asked.grammar)
 
     @property
     def stopped(self) -> bool:

@@ -208,7 +208,9 @@ def test_several_clients_at_once_get_their_own_whole_answers(running: Cli, local
     assert [result.out for result in results] == [f"{p}{alone(local, p, 40)}\n" for p in prompts]
 
 
-@pytest.mark.parametrize("words", [["status"], ["generate", "a", "-n", "3", "--temp", "0", "--stats"], ["generate", "--nonsense"]])
+@pytest.mark.parametrize(
+    "words", [["status"], ["generate", "a", "-n", "3", "--temp", "0", "--stats"], ["generate", "--nonsense"]]
+)
 def test_no_escape_codes_without_a_terminal(running: Cli, words: list[str]) -> None:
     result = running.run(*words, TERM="xterm-256color")
     assert result.err if "generate" in words else result.out

@@ -19,6 +19,7 @@ import dllama_zmq.bus
 from dllama_zmq.bus import client_messages, messages
 from dllama_zmq.bus.client_messages import Status, StepStats
 from dllama_zmq.bus.messages import Beacon, Candidates, Kinds, Message, Partial, encode
+from dllama_zmq.grammar import MOST_GRAMMAR_CHARACTERS, Grammar
 from dllama_zmq.models import tensor_table
 from dllama_zmq.sampling import Sampling
 from dllama_zmq.spec import Architecture, FloatType, ModelSpec, Rope, RopeScaling
@@ -31,7 +32,7 @@ NAMED: dict[Any, str] = {
     client_messages.Whole: "whole", client_messages.Number: "number", client_messages.Prompt: "prompt",
     client_messages.Stops: "stops",
     StepStats: "figures", client_messages.KVStatus: "map", bool: "bool", client_messages.RequestId: "id",
-    Sampling: "map", list[client_messages.Logprob]: "list of logprobs",
+    Sampling: "map", Grammar: "map", list[client_messages.Logprob]: "list of logprobs",
 }  # fmt: skip
 
 
@@ -171,3 +172,10 @@ def test_the_tensors_of_every_architecture_are_in_the_document(arch: Architectur
     ):
         weight_type = FloatType.F32 if kind == "F32" or kind.endswith(f"F32 for {arch}") else spec.weight_type
         assert (tensor.name, *tensor.axes, tensor.float_type) == (name, rows.replace("1", "one"), columns, weight_type)
+
+
+def test_the_document_has_every_field_of_a_grammar() -> None:
+    rows = rows_after("`grammar` is a map:")
+    assert [row[0] for row in rows] == list(Grammar.__struct_fields__)
+    assert rows[0][1] == words(typing.get_type_hints(Grammar)["kind"])
+    assert str(MOST_GRAMMAR_CHARACTERS) in rows[1][2]
