@@ -19,8 +19,8 @@ from dllama_zmq.kernels.interface import (
     Linear,
     Native,
     Norm,
+    Reduction,
     Rotation,
-    Sums,
 )
 from dllama_zmq.kernels.needs import Compiling, Needs, reported_to
 from dllama_zmq.kernels.reduction import tree_sum
@@ -32,7 +32,7 @@ KernelChoice = Literal["auto", "simd", "numpy"]
 
 __all__ = [
     "KV_PAGE", "Batch", "CacheSpec", "Compiling", "Experts", "KVCache", "KVType", "KernelChoice", "Kernels", "Linear",
-    "Native", "Needs", "Norm", "Reference", "Rotation", "Span", "Sums",
+    "Native", "Needs", "Norm", "Reduction", "Reference", "Rotation", "Span",
     "choose_kernels", "pages_for", "prepare_kernels", "reported_to", "tree_sum",
 ]  # fmt: skip
 

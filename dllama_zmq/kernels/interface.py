@@ -31,7 +31,7 @@ class Norm:
 
 
 @dataclass(frozen=True, slots=True)
-class Sums:
+class Reduction:
     """How a node computes its part of a sum over all nodes. For `segments` and `wire` see `Kernels.linear`."""
 
     segments: int = 1

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Protocol
 
-from dllama_zmq.kernels import Batch, Kernels, KVCache, Sums
+from dllama_zmq.kernels import Batch, Kernels, KVCache, Reduction
 from dllama_zmq.models.comm import Comm, micro_batches
 from dllama_zmq.models.grok1 import Grok1, grok1_tensors
 from dllama_zmq.models.llama import Llama, TensorSource, llama_tensors
@@ -58,6 +58,8 @@ def attention_softcap(spec: ModelSpec) -> float | None:
     return _MODELS[spec.arch][0].attention_softcap
 
 
-def build_model(spec: ModelSpec, weights: TensorSource, kernels: Kernels, cache: KVCache, sums: Sums) -> Model:
+def build_model(
+    spec: ModelSpec, weights: TensorSource, kernels: Kernels, cache: KVCache, reduction: Reduction
+) -> Model:
     """This node's shard of the model that `spec` describes; the arguments are those of `Llama`."""
-    return _MODELS[spec.arch][0](spec, weights, kernels, cache, sums)
+    return _MODELS[spec.arch][0](spec, weights, kernels, cache, reduction)

@@ -31,7 +31,7 @@ class Comm(Protocol):
     def all_reduce(self, partial: F32 | U8) -> F32:
         """The sum of every node's `partial` (T, D), the same bits on all nodes.
 
-        U8: (T, bytes of D values) encoded for the bus, as products return them if `Sums.wire` is set.
+        U8: (T, bytes of D values) encoded for the bus, as products return them if `Reduction.wire` is set.
         """
         ...
 

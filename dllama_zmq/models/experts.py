@@ -10,7 +10,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from dllama_zmq.kernels import Kernels, Sums
+from dllama_zmq.kernels import Kernels, Reduction
 from dllama_zmq.models.llama import TensorSource, vector
 from dllama_zmq.quants import F32
 from dllama_zmq.spec import ModelSpec
@@ -72,13 +72,15 @@ class MixtureOfExperts:
 
     norm = "ffn_norm"
 
-    def __init__(self, spec: ModelSpec, weights: TensorSource, kernels: Kernels, sums: Sums) -> None:
+    def __init__(self, spec: ModelSpec, weights: TensorSource, kernels: Kernels, reduction: Reduction) -> None:
         self._eps, self._kernels = spec.norm_eps, kernels
         self._norm = vector(weights(self.norm))
         self._router = Router(spec, weights("router").dequantize(), self._norm)
         names = [[f"experts.{e}.{part}" for part in ("gate", "up", "down")] for e in range(spec.n_experts)]
         self._experts = kernels.experts(
-            ((weights(gate), weights(up), weights(down)) for gate, up, down in names), sums.segments, spec.activation
+            ((weights(gate), weights(up), weights(down)) for gate, up, down in names),
+            reduction.segments,
+            spec.activation,
         )
 
     def __call__(self, x: F32) -> F32:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dllama_zmq.kernels import Batch, Kernels, Sums
+from dllama_zmq.kernels import Batch, Kernels, Reduction
 from dllama_zmq.models.comm import Comm
 from dllama_zmq.models.experts import MixtureOfExperts, norm_alike
 from dllama_zmq.models.llama import Attention, Llama, TensorSource, vector
@@ -27,8 +27,8 @@ def grok1_tensors(spec: ModelSpec) -> list[TensorSpec]:
 
 
 class _NormedAttention(Attention):
-    def __init__(self, spec: ModelSpec, weights: TensorSource, kernels: Kernels, sums: Sums) -> None:
-        super().__init__(spec, weights, kernels, sums)
+    def __init__(self, spec: ModelSpec, weights: TensorSource, kernels: Kernels, reduction: Reduction) -> None:
+        super().__init__(spec, weights, kernels, reduction)
         self._out_norm = vector(weights("ffn_norm"))  # its name in a `.m` file
 
     def finish(self, total: F32) -> F32:
@@ -38,8 +38,8 @@ class _NormedAttention(Attention):
 class _NormedExperts(MixtureOfExperts):
     norm = "moe_norm"
 
-    def __init__(self, spec: ModelSpec, weights: TensorSource, kernels: Kernels, sums: Sums) -> None:
-        super().__init__(spec, weights, kernels, sums)
+    def __init__(self, spec: ModelSpec, weights: TensorSource, kernels: Kernels, reduction: Reduction) -> None:
+        super().__init__(spec, weights, kernels, reduction)
         self._out_norm = vector(weights("moe_out_norm"))
 
     def finish(self, total: F32) -> F32:

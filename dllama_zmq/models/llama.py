@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from dllama_zmq.kernels import Batch, Kernels, KVCache, Norm, Rotation, Sums
+from dllama_zmq.kernels import Batch, Kernels, KVCache, Norm, Reduction, Rotation
 from dllama_zmq.models.comm import Comm, Layers, micro_batches, run_micro_batches
 from dllama_zmq.models.rope import rope_angles, rope_frequencies
 from dllama_zmq.models.tensors import attention_tensors, decoder_tensors, feed_forward_tensors, norm_tensor
@@ -31,11 +31,11 @@ def llama_tensors(spec: ModelSpec) -> list[TensorSpec]:
 class Attention:
     """A layer's attention over this node's heads."""
 
-    def __init__(self, spec: ModelSpec, weights: TensorSource, kernels: Kernels, sums: Sums) -> None:
+    def __init__(self, spec: ModelSpec, weights: TensorSource, kernels: Kernels, reduction: Reduction) -> None:
         self._spec, self._kernels = spec, kernels
         norm = Norm(vector(weights("attention_norm")), spec.norm_eps)
         self._qkv = kernels.linear(weights("attention.q"), weights("attention.k"), weights("attention.v"), norm=norm)
-        self._o = kernels.linear(weights("attention.o"), segments=sums.segments, wire=sums.wire)
+        self._o = kernels.linear(weights("attention.o"), segments=reduction.segments, wire=reduction.wire)
 
     def heads(self, x: F32) -> tuple[F32, F32, F32]:
         """x (T, D) before its norm -> queries (T, H * Hd), keys and values (T, K * Hd) before RoPE."""
@@ -55,7 +55,7 @@ class Attention:
 class FeedForwardBlock(Protocol):
     """A layer's second half: dense or a mixture of experts."""
 
-    def __init__(self, spec: ModelSpec, weights: TensorSource, kernels: Kernels, sums: Sums) -> None: ...
+    def __init__(self, spec: ModelSpec, weights: TensorSource, kernels: Kernels, reduction: Reduction) -> None: ...
 
     def __call__(self, x: F32) -> F32:
         """x (T, D) -> this node's partial sum (T, D)."""
@@ -69,10 +69,10 @@ class FeedForwardBlock(Protocol):
 class FeedForward:
     """A dense feed-forward network's columns on this node."""
 
-    def __init__(self, spec: ModelSpec, weights: TensorSource, kernels: Kernels, sums: Sums) -> None:
+    def __init__(self, spec: ModelSpec, weights: TensorSource, kernels: Kernels, reduction: Reduction) -> None:
         norm = Norm(vector(weights("ffn_norm")), spec.norm_eps)
         self._gated = kernels.gated(weights("ffn.gate"), weights("ffn.up"), spec.activation, norm)
-        self._down = kernels.linear(weights("ffn.down"), segments=sums.segments, wire=sums.wire)
+        self._down = kernels.linear(weights("ffn.down"), segments=reduction.segments, wire=reduction.wire)
 
     def __call__(self, x: F32) -> F32:
         out: F32 = self._gated(x, self._down)
@@ -83,14 +83,16 @@ class FeedForward:
 
 
 class Llama:
-    """One node's shard of a Llama. sums: how this node makes its partial sums."""
+    """One node's shard of a Llama. reduction: how this node makes its partial sums."""
 
     attention: type[Attention] = Attention
     feed_forward: type[FeedForwardBlock] = FeedForward
     attention_softcap: float | None = None
     """The limit c of attention's scores s, which become c * tanh(s / c); None without one."""
 
-    def __init__(self, spec: ModelSpec, weights: TensorSource, kernels: Kernels, cache: KVCache, sums: Sums) -> None:
+    def __init__(
+        self, spec: ModelSpec, weights: TensorSource, kernels: Kernels, cache: KVCache, reduction: Reduction
+    ) -> None:
         self._spec, self._cache = spec, cache
         self._frequencies, self._layout = rope_frequencies(spec.rope, spec.head_dim), spec.rope.layout
         self._layers = []
@@ -99,7 +101,7 @@ class Llama:
             def layer_weights(name: str, i: int = i) -> BlockMatrix:
                 return weights(f"layers.{i}.{name}")
 
-            arguments = (spec, layer_weights, kernels, sums)
+            arguments = (spec, layer_weights, kernels, reduction)
             self._layers.append((self.attention(*arguments), self.feed_forward(*arguments)))
         norm = Norm(vector(weights("final_norm")), spec.norm_eps)
         self._head = kernels.linear(weights("head"), norm=norm)

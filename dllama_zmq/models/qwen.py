@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dllama_zmq.kernels import Kernels, Sums
+from dllama_zmq.kernels import Kernels, Reduction
 from dllama_zmq.models.experts import MixtureOfExperts
 from dllama_zmq.models.llama import Attention, Llama, TensorSource, vector
 from dllama_zmq.models.tensors import (
@@ -41,8 +41,8 @@ def qwen3_moe_tensors(spec: ModelSpec) -> list[TensorSpec]:
 
 
 class _BiasedAttention(Attention):
-    def __init__(self, spec: ModelSpec, weights: TensorSource, kernels: Kernels, sums: Sums) -> None:
-        super().__init__(spec, weights, kernels, sums)
+    def __init__(self, spec: ModelSpec, weights: TensorSource, kernels: Kernels, reduction: Reduction) -> None:
+        super().__init__(spec, weights, kernels, reduction)
         self._biases = [vector(weights(f"attention.{letter}_bias")) for letter in "qkv"]
 
     def heads(self, x: F32) -> tuple[F32, F32, F32]:
@@ -51,8 +51,8 @@ class _BiasedAttention(Attention):
 
 
 class _NormedAttention(Attention):
-    def __init__(self, spec: ModelSpec, weights: TensorSource, kernels: Kernels, sums: Sums) -> None:
-        super().__init__(spec, weights, kernels, sums)
+    def __init__(self, spec: ModelSpec, weights: TensorSource, kernels: Kernels, reduction: Reduction) -> None:
+        super().__init__(spec, weights, kernels, reduction)
         self._q_norm, self._k_norm = vector(weights("attention.q_norm")), vector(weights("attention.k_norm"))
 
     def heads(self, x: F32) -> tuple[F32, F32, F32]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from dllama_zmq.kernels import CacheSpec, Kernels, KVType, Needs, Sums
+from dllama_zmq.kernels import CacheSpec, Kernels, KVType, Needs, Reduction
 from dllama_zmq.models import Model, attention_softcap, build_model, tensor_table
 from dllama_zmq.models.llama import TensorSource
 from dllama_zmq.quants import BlockMatrix
@@ -38,7 +38,7 @@ def build_shard(
             attention_softcap(spec),
         )
     )
-    return build_model(spec, weights, kernels, cache, Sums(plan.segments, wire))
+    return build_model(spec, weights, kernels, cache, Reduction(plan.segments, wire))
 
 
 def counted(weights: TensorSource, total_bytes: int, on_bytes: Callable[[int, int], None]) -> TensorSource:
