@@ -22,7 +22,7 @@ import zmq
 from dllama_zmq.bus.exchange import StarRoot
 from dllama_zmq.bus.links import Endpoints, RootLink, WorkerLink
 from dllama_zmq.bus.messages import Beacon, Bye, Heard, Join, Loaded, Step
-from dllama_zmq.bus.session import Roster
+from dllama_zmq.bus.roster import Roster
 from dllama_zmq.bus.sockets import SPIN_S
 from dllama_zmq.bus.worker_exchange import StarWorker, StepVoid
 from dllama_zmq.errors import RootLost

@@ -79,7 +79,7 @@ class Facts(_Message, frozen=True):
     silence_s: float
 
 
-class Membership(_Message, frozen=True):
+class Readiness(_Message, frozen=True):
     """Whether every node is ready, else why not. Sent on every change, and once a second while it forms.
 
     patience_s: how long a request waits for nodes that are not ready.
@@ -154,7 +154,7 @@ class GoingDown(_Message, frozen=True):
 
 
 ToEngine: TypeAlias = Listening | Submit | Withdraw | AskReport | Quit
-ToFront: TypeAlias = Facts | Membership | Stepped | Failed | Withdrawn | Report | GoingDown
+ToFront: TypeAlias = Facts | Readiness | Stepped | Failed | Withdrawn | Report | GoingDown
 
 TO_ENGINE: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)
 TO_FRONT: msgspec.msgpack.Decoder[ToFront] = msgspec.msgpack.Decoder(ToFront)

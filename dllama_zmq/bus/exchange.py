@@ -40,7 +40,7 @@ from dllama_zmq.bus.messages import (
 )
 from dllama_zmq.bus.native.exchange import NativeExchange, SocketPair, make_native_exchange
 from dllama_zmq.bus.peers import PeerGone
-from dllama_zmq.bus.session import Gather, Member, Part, Roster, State
+from dllama_zmq.bus.roster import Gather, Member, Part, Roster, State
 from dllama_zmq.bus.slowest import Wait
 from dllama_zmq.errors import ProtocolError, RemoteError, WorkerLost
 from dllama_zmq.kernels import Batch, Kernels
@@ -60,7 +60,7 @@ class Solo:
         self._begun: deque[F32] = deque()
 
     def all_reduce(self, partial: F32 | U8) -> F32:
-        return cast(F32, partial)  # on one node `Sums.wire` is None: products return float32
+        return cast(F32, partial)  # on one node `Reduction.wire` is None: products return float32
 
     def start(self, partial: F32 | U8) -> None:
         self._begun.append(self.all_reduce(partial))

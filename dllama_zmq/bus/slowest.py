@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dllama_zmq.bus.client_messages import NodeTimes
-from dllama_zmq.bus.session import ROOT
+from dllama_zmq.bus.roster import ROOT
 
 MIN_GAIN = 0.1
 """A node is named if steps would take this share less time were it like the others: less is not worth looking for."""

@@ -37,8 +37,8 @@ from dllama_zmq.bus.engine_messages import (
     Failed,
     GoingDown,
     Listening,
-    Membership,
     Quit,
+    Readiness,
     Report,
     Stepped,
     ToEngine,
@@ -86,7 +86,7 @@ class Front:
         self._encoding = Encoding(tokenizer)
         self._waiting: Waiting[Request] = Waiting()
         self._running = Running()
-        self._members = Membership(False, "", math.inf)  # until the engine says how it is
+        self._members = Readiness(False, "", math.inf)  # until the engine says how it is
         self._ready_at = time.monotonic()  # when every node was last seen ready, or this began
         self._next_look = 0.0
         self._reports = Reports()
@@ -153,7 +153,7 @@ class Front:
             message = TO_FRONT.decode(self._engine.recv())
             if isinstance(message, Stepped):
                 self._tell_step(message)
-            elif isinstance(message, Membership):
+            elif isinstance(message, Readiness):
                 self._members = message
                 if message.ready:
                     self._ready_at = time.monotonic()

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from dllama_zmq.bus.session import Roster
+from dllama_zmq.bus.roster import Roster
 from dllama_zmq.cluster import WorkerConfig
 from dllama_zmq.errors import ClusterError
 from dllama_zmq.launch.paths import ClusterPaths, writing

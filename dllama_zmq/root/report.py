@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from dllama_zmq.bus.addresses import ip_of
 from dllama_zmq.bus.client_messages import KVStatus, NodeStatus, Status
-from dllama_zmq.bus.session import ROOT, State
+from dllama_zmq.bus.roster import ROOT, State
 from dllama_zmq.host import free_memory_bytes, host_name
 from dllama_zmq.kernels import KV_PAGE
 from dllama_zmq.root.engine import Engine

@@ -24,7 +24,7 @@ from dllama_zmq.bus.messages import Plan as PlanMessage
 from dllama_zmq.bus.meter import Phase
 from dllama_zmq.bus.native.exchange import EXCHANGE_KERNELS
 from dllama_zmq.bus.peers import PeerGone
-from dllama_zmq.bus.session import ROOT, Part, Roster, State
+from dllama_zmq.bus.roster import ROOT, Part, Roster, State
 from dllama_zmq.bus.sockets import SPIN_S
 from dllama_zmq.cluster import Limits
 from dllama_zmq.errors import PlanError, ProtocolError, RemoteError, RequestError
@@ -34,11 +34,11 @@ from dllama_zmq.kernels import Batch, KernelChoice, KVType, choose_kernels, prep
 from dllama_zmq.models import Model
 from dllama_zmq.quants import F32
 from dllama_zmq.root.asks import pack_asks, read_answers
-from dllama_zmq.root.delivery import Delivery
-from dllama_zmq.root.formation import Formation, Progress
 from dllama_zmq.root.ledger import Ledger
+from dllama_zmq.root.membership import Membership, Progress
 from dllama_zmq.root.recent import RECENT_S
 from dllama_zmq.root.stopwatch import Stopwatch
+from dllama_zmq.root.weight_stream import WeightStream
 from dllama_zmq.sharding import (
     Ask,
     KVBudget,
@@ -129,7 +129,7 @@ class Root:
         self.roster = Roster(settings.names, first_epoch, settings.reserved, settings.addresses)
         self.link: RootLink | None = None
         self._star: StarRoot | None = None
-        self._formation: Formation | None = None
+        self._membership: Membership | None = None
         if settings.names:
             if endpoints is None:
                 raise PlanError(f"{len(settings.names)} workers and no address for them to join at")
@@ -138,9 +138,9 @@ class Root:
         try:
             if self.link is not None and endpoints is not None:
                 self._star = StarRoot(self.link, self.roster, kernels, settings.sync, settings.limits.step_s)
-                self._formation = Formation(
+                self._membership = Membership(
                     self.link, endpoints, self.roster, self._plan_message(), settings.limits,
-                    lambda node: Delivery(model, self.plan, node),
+                    lambda node: WeightStream(model, self.plan, node),
                     self.budget, (lambda node: self.memory(node).model) if settings.check_memory else None,
                 )  # fmt: skip
             self._shard = self._build_shard(on_read)
@@ -167,7 +167,7 @@ class Root:
     @property
     def n_pages(self) -> int:
         """Pages of the KV cache that every node has room for, as far as they have joined. It changes with `caches`."""
-        return self._own_pages if self._formation is None else self._formation.n_pages
+        return self._own_pages if self._membership is None else self._membership.n_pages
 
     @property
     def ready(self) -> bool:
@@ -176,22 +176,22 @@ class Root:
 
     def form(self, until: float, on_progress: Callable[[], None] = lambda: None) -> None:
         """Bring every worker to readiness. Raises WorkerLost, naming who is missing, when `until` passes."""
-        if self._formation is not None:
-            self._formation.form(until, on_progress)
+        if self._membership is not None:
+            self._membership.form(until, on_progress)
 
     def pump(self, until: float) -> None:
         """Answer the bus until time.monotonic() passes `until`: joins, weights, beacons."""
-        if self._formation is None or self._star is None:
+        if self._membership is None or self._star is None:
             return
         backlog, self._star.backlog = self._star.backlog, {}
         for identity, message in backlog.items():
-            self._formation.handle(identity, message)
-        self._formation.pump(until)
+            self._membership.handle(identity, message)
+        self._membership.pump(until)
 
     def all_reachable(self) -> bool:
         """Every node is ready, and none has died since it was last looked at."""
-        if self._formation is not None and self.ready:
-            self._formation.knock()
+        if self._membership is not None and self.ready:
+            self._membership.knock()
         return self.ready
 
     def anybody_absent(self) -> bool:
@@ -200,11 +200,11 @@ class Root:
 
     def progress(self) -> list[Progress]:
         """How far every worker is, in node order."""
-        return self._formation.progress() if self._formation is not None else []
+        return self._membership.progress() if self._membership is not None else []
 
     def missing_sentence(self) -> str:
         """Who is not ready, and why."""
-        return self._formation.missing_sentence() if self._formation is not None else ""
+        return self._membership.missing_sentence() if self._membership is not None else ""
 
     def caches(self) -> tuple[bytes, ...]:
         """Equal as long as every worker has the keys and values of all steps: who joins again has none."""

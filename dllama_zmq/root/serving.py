@@ -19,9 +19,9 @@ from dllama_zmq.bus.engine_messages import (
     Failed,
     GoingDown,
     Listening,
-    Membership,
     PromptProgress,
     Quit,
+    Readiness,
     Report,
     Sampled,
     Stepped,
@@ -160,7 +160,7 @@ class Serving:
         limits = self._root.settings.limits
         patience_s = limits.rejoin_s if self._has_been_ready else limits.join_s
         patience_s += 0 if self._root.anybody_absent() else limits.load_s
-        self._tell(Membership(ready, "" if ready else self._root.missing_sentence(), patience_s))
+        self._tell(Readiness(ready, "" if ready else self._root.missing_sentence(), patience_s))
 
     def _kv_room(self) -> str:
         root = self._root

@@ -9,7 +9,7 @@ from dllama_zmq.bus.client_messages import NodeTimes, StepStats
 from dllama_zmq.bus.exchange import StarRoot
 from dllama_zmq.bus.messages import Candidates
 from dllama_zmq.bus.meter import Meter
-from dllama_zmq.bus.session import ROOT, Part
+from dllama_zmq.bus.roster import ROOT, Part
 from dllama_zmq.bus.slowest import Spent, times_of_step
 
 

@@ -47,8 +47,8 @@ from dllama_zmq.bus.messages import PROTOCOL, TO_ROOT, TO_WORKER
 from dllama_zmq.errors import DllamaError, ProtocolError
 from dllama_zmq.formats import ModelFile
 from dllama_zmq.kernels import Batch
-from dllama_zmq.root.delivery import Delivery
 from dllama_zmq.root.root import Root, RootSettings
+from dllama_zmq.root.weight_stream import WeightStream
 from dllama_zmq.sharding import Plan
 from dllama_zmq.worker import Worker, WorkerSettings
 
@@ -277,8 +277,8 @@ def plan() -> list[Any]:
 
 def pieces(model: ModelFile) -> list[tuple[list[Any], bytes]]:
     """The weights of node 1 of 2, as `weights` messages."""
-    delivery, found = Delivery(model, Plan.make(SPEC, 2), 1), []
-    while (piece := delivery.next_piece()) is not None:
+    stream, found = WeightStream(model, Plan.make(SPEC, 2), 1), []
+    while (piece := stream.next_piece()) is not None:
         found.append(([piece[0].tensor, piece[0].offset, [["u8", 1, len(piece[1][0])]]], bytes(piece[1][0])))
     return found
 

@@ -26,8 +26,8 @@ from dllama_zmq.formats import ModelFile
 from dllama_zmq.formats.random_model import random_tensors
 from dllama_zmq.kernels import Batch, KernelChoice, pages_for
 from dllama_zmq.quants import F32, BlockMatrix
-from dllama_zmq.root.delivery import Delivery
 from dllama_zmq.root.root import Root, RootSettings
+from dllama_zmq.root.weight_stream import WeightStream
 from dllama_zmq.sharding import Plan
 from dllama_zmq.spec import FloatType, ModelSpec
 from dllama_zmq.worker import Worker, WorkerSettings
@@ -213,8 +213,8 @@ def plan_of(spec: ModelSpec, numbers: dict[str, Any] | None = None, **changes: A
 
 def pieces_of(model: ModelFile) -> list[tuple[list[Any], bytes]]:
     """The weights of node 1 of 2, as `weights` messages."""
-    delivery, pieces = Delivery(model, Plan.make(model.spec, 2), 1), []
-    while (piece := delivery.next_piece()) is not None:
+    stream, pieces = WeightStream(model, Plan.make(model.spec, 2), 1), []
+    while (piece := stream.next_piece()) is not None:
         pieces.append(([piece[0].tensor, piece[0].offset, [["u8", 1, len(piece[1][0])]]], bytes(piece[1][0])))
     return pieces
 

@@ -26,7 +26,7 @@ from dllama_zmq.bus.engine_messages import (
     Ended,
     Facts,
     Listening,
-    Membership,
+    Readiness,
     Report,
     Sampled,
     Stepped,
@@ -77,7 +77,7 @@ def engine(context: Context) -> Iterator[Engine]:
     engine = Engine(ends[0], address)
     engine.tell(Facts([address], 64, 64, 288, PLACES, 60.0))
     assert engine.hear() == Listening("")
-    engine.tell(Membership(True, "", 60.0))
+    engine.tell(Readiness(True, "", 60.0))
     yield engine
     os.close(writable)
     thread.join(SOON_S)

@@ -1,4 +1,4 @@
-"""Delivery cuts the regions of a plan into pieces; Loading puts exactly these together and takes nothing else."""
+"""WeightStream cuts the regions of a plan into pieces; Loading puts exactly these together and takes nothing else."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from tiny import tiny_spec, write_tiny_model
 from dllama_zmq.bus.messages import ArrayHead, Weights
 from dllama_zmq.errors import ProtocolError
 from dllama_zmq.formats import ModelFile
-from dllama_zmq.root import delivery
-from dllama_zmq.root.delivery import Delivery
+from dllama_zmq.root import weight_stream
+from dllama_zmq.root.weight_stream import WeightStream
 from dllama_zmq.sharding import Plan
 from dllama_zmq.spec import FloatType
 from dllama_zmq.worker.loading import Loading
@@ -36,10 +36,10 @@ def first_piece(loading_of: Plan, size: int) -> tuple[Weights, list[bytes]]:
 def test_what_is_delivered_piece_by_piece_is_the_plans_regions(
     model: ModelFile, nodes: int, piece_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(delivery, "PIECE_BYTES", piece_bytes)  # a row of this model has 36 to 512 bytes
+    monkeypatch.setattr(weight_stream, "PIECE_BYTES", piece_bytes)  # a row of this model has 36 to 512 bytes
     plan = Plan.make(model.spec, nodes)
     for node in range(1, nodes) if piece_bytes > 1 else [nodes - 1]:
-        sender, receiver = Delivery(model, plan, node), Loading(plan, node)
+        sender, receiver = WeightStream(model, plan, node), Loading(plan, node)
         while (piece := sender.next_piece()) is not None:
             assert not receiver.complete
             assert len(piece[1][0]) <= piece_bytes
@@ -106,7 +106,7 @@ def test_a_piece_beyond_the_region_is_refused(model: ModelFile) -> None:
 def test_a_piece_after_the_last_is_refused(tmp_path: Path) -> None:
     with write_tiny_model(tmp_path / "tiny.m") as file:
         plan = Plan.make(file.spec, 2)
-        sender, receiver = Delivery(file, plan, 1), Loading(plan, 1)
+        sender, receiver = WeightStream(file, plan, 1), Loading(plan, 1)
         while (piece := sender.next_piece()) is not None:
             receiver.take(*piece)
         with pytest.raises(ProtocolError, match="after the last tensor"):

@@ -8,7 +8,7 @@ from itertools import permutations
 import pytest
 
 from dllama_zmq.bus.messages import Candidates, Join, Partial, Refuse
-from dllama_zmq.bus.session import Gather, Member, Roster, State
+from dllama_zmq.bus.roster import Gather, Member, Roster, State
 
 FIRST = 1000
 

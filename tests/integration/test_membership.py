@@ -29,7 +29,7 @@ from dllama_zmq.bus.messages import (
     decode,
     encode,
 )
-from dllama_zmq.bus.session import State
+from dllama_zmq.bus.roster import State
 from dllama_zmq.errors import WorkerLost
 from dllama_zmq.kernels import KV_PAGE
 from dllama_zmq.root.root import Root, RootSettings

@@ -14,7 +14,7 @@ from dllama_zmq.sharding import Plan
 PIECE_BYTES = 512 * 1024
 
 
-class Delivery:
+class WeightStream:
     """What is still to be sent to `node`. `sent_bytes` of `total_bytes` are on their way."""
 
     def __init__(self, model: ModelFile, plan: Plan, node: int) -> None:

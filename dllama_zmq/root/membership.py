@@ -30,11 +30,11 @@ from dllama_zmq.bus.messages import (
     Welcome,
 )
 from dllama_zmq.bus.peers import PeerGone
-from dllama_zmq.bus.session import Member, Roster, State
+from dllama_zmq.bus.roster import Member, Roster, State
 from dllama_zmq.cluster import Limits
 from dllama_zmq.errors import WorkerLost
 from dllama_zmq.reporting import human_bytes
-from dllama_zmq.root.delivery import Delivery
+from dllama_zmq.root.weight_stream import WeightStream
 from dllama_zmq.sharding import KVBudget, node_memory
 
 logger = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ class Progress:
     percent: int
 
 
-class Formation:
+class Membership:
     """The roster's hands: every message that is not part of a step ends here."""
 
     def __init__(
@@ -75,7 +75,7 @@ class Formation:
         roster: Roster,
         plan: Plan,
         limits: Limits,
-        new_delivery: Callable[[int], Delivery],
+        new_stream: Callable[[int], WeightStream],
         budget: KVBudget,
         memory: Callable[[int], int] | None = None,
     ) -> None:
@@ -87,11 +87,11 @@ class Formation:
         self._roster = roster
         self._plan = plan
         self._limits = limits
-        self._new_delivery = new_delivery
+        self._new_stream = new_stream
         self._budget = budget
         self._memory = memory
         self._pages: dict[int, int] = {}  # that a node was told to make room for
-        self._deliveries: dict[int, Delivery] = {}
+        self._streams: dict[int, WeightStream] = {}
         self._joined_at: dict[int, float] = {}
         self._loaded_at: dict[int, float] = {}
         self._preparing: dict[int, Preparing] = {}
@@ -135,13 +135,13 @@ class Formation:
             return
         self._heard_at[member.node] = time.monotonic()
         if isinstance(message, Credit):
-            self._deliver(member, message.pieces)
+            self._send_weights(member, message.pieces)
         elif isinstance(message, Preparing) and member.state is State.LOADING:
             self._preparing[member.node] = message
         elif isinstance(message, Loaded) and member.state is State.LOADING:
-            delivery = self._deliveries[member.node]
-            if not message.nbytes == delivery.sent_bytes == delivery.total_bytes:
-                self._lose(member, f"says that {message.nbytes} bytes are all; its slices are {delivery.total_bytes}")
+            stream = self._streams[member.node]
+            if not message.nbytes == stream.sent_bytes == stream.total_bytes:
+                self._lose(member, f"says that {message.nbytes} bytes are all; its slices are {stream.total_bytes}")
                 return
             self._roster.set_loaded(member)
             self._preparing.pop(member.node, None)
@@ -163,7 +163,7 @@ class Formation:
         now = time.monotonic()
         rows = []
         for member in self._roster.members:
-            delivery = self._deliveries.get(member.node)
+            stream = self._streams.get(member.node)
             end = self._loaded_at.get(member.node, now)
             preparing = self._preparing.get(member.node) if member.state is State.LOADING else None
             rows.append(
@@ -171,8 +171,8 @@ class Formation:
                     member.name,
                     member.state,
                     self._reason(member),
-                    delivery.sent_bytes if delivery is not None else 0,
-                    delivery.total_bytes if delivery is not None else 0,
+                    stream.sent_bytes if stream is not None else 0,
+                    stream.total_bytes if stream is not None else 0,
                     end - self._joined_at.get(member.node, end),
                     preparing.doing if preparing is not None else "",
                     min(100, preparing.percent) if preparing is not None else 0,
@@ -238,7 +238,7 @@ class Formation:
         local = join.host == host_id()
         steps, replies = self._endpoints.of(local)
         logger.info("joined %s node=%d pid=%d over=%s", place.name, place.node, place.pid, replies)
-        self._deliveries[place.node] = self._new_delivery(place.node)
+        self._streams[place.node] = self._new_stream(place.node)
         self._joined_at[place.node] = self._heard_at[place.node] = time.monotonic()
         for of_before in (self._loaded_at, self._preparing):
             of_before.pop(place.node, None)
@@ -267,7 +267,7 @@ class Formation:
             for member in self._roster.members
             if member.state is not State.ABSENT and member.joined is not None and member.joined.host == join.host
         ]
-        held = {node: self._deliveries[node].sent_bytes for node in there}
+        held = {node: self._streams[node].sent_bytes for node in there}
         if join.host == host_id():
             held[0] = self._budget.plan.weight_bytes(0)
         programs = sum(node_memory(self._budget.plan, node, 0).program for node in held)
@@ -281,7 +281,7 @@ class Formation:
         for other in self._roster.members:
             same_host = other.joined is not None and other.joined.host == join.host
             if other is not place and other.state is State.LOADING and same_host:
-                to_come += max(0, self._memory(other.node) - self._deliveries[other.node].sent_bytes)
+                to_come += max(0, self._memory(other.node) - self._streams[other.node].sent_bytes)
         needed, free = self._memory(place.node), max(0, join.free_bytes - to_come)
         if needed <= free:
             return ""
@@ -294,11 +294,11 @@ class Formation:
         with suppress(PeerGone):
             self._link.send(identity, "", message)
 
-    def _deliver(self, member: Member, pieces: int) -> None:
-        delivery = self._deliveries.get(member.node)
+    def _send_weights(self, member: Member, pieces: int) -> None:
+        stream = self._streams.get(member.node)
         for _ in range(min(pieces, _MOST_PIECES)):
             try:
-                piece = delivery.next_piece() if delivery is not None else None
+                piece = stream.next_piece() if stream is not None else None
             except Exception as error:
                 if not self._has_been_ready:
                     raise
