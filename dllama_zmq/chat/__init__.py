@@ -1,0 +1,9 @@
+"""What an answer means: thinking, content and tool calls, written as the model's chat template has taught it.
+
+Pure: knows texts, and nothing of tokens, files and sockets.
+"""
+
+from dllama_zmq.chat.deltas import Delta, ToolDelta
+from dllama_zmq.chat.parser import AnswerParser, needs_specials, parser_for
+
+__all__ = ["AnswerParser", "Delta", "ToolDelta", "needs_specials", "parser_for"]

@@ -1,0 +1,116 @@
+"""What is new in an answer, and a collector of it. Knows no way to write a tool call."""
+
+from __future__ import annotations
+
+import secrets
+import string
+from dataclasses import dataclass
+
+_ID_CHARACTERS = string.ascii_letters + string.digits
+_ID_LENGTH = 9  # Mistral's templates refuse any other, and the others take every id
+
+
+@dataclass(frozen=True, slots=True)
+class ToolDelta:
+    """A part of one tool call.
+
+    index: of the call in the answer, from 0. id, name: given with the call's first part, empty in those that follow.
+    arguments: the next fragment of a JSON text; the fragments of a call joined are its arguments.
+    """
+
+    index: int
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What is new: text for the user, text of the model's thinking, or a part of a tool call. One of them is set."""
+
+    content: str = ""
+    reasoning: str = ""
+    tool: ToolDelta | None = None
+
+
+class Collector:
+    """Takes what a parser has understood, in order, and joins neighbours of a kind.
+
+    With `trims`, white space around tool calls is left out: what may stand before one is held back.
+    """
+
+    def __init__(self, trims: bool = False) -> None:
+        self.n_calls = 0
+        self._trims = trims
+        self._deltas: list[Delta] = []
+        self._held = ""
+        self._at_start = False  # white space that comes now belongs to no text
+
+    def content(self, text: str) -> None:
+        if self._at_start:
+            text = text.lstrip()
+        if not text:
+            return
+        self._at_start = False
+        text = self._held + text
+        kept = len(text.rstrip()) if self._trims else len(text)
+        self._held = text[kept:]
+        self._add(Delta(content=text[:kept]))
+
+    def reasoning(self, text: str) -> None:
+        if self._at_start:
+            text = text.lstrip()
+        if not text:
+            return
+        self._at_start = False
+        text = self._held + text
+        kept = len(text.rstrip())
+        self._held = text[kept:]
+        self._add(Delta(reasoning=text[:kept]))
+
+    def part(self) -> None:
+        """Thinking begins or ends here; white space around this place is left out."""
+        self._held, self._at_start = "", True
+
+    def call(self, name: str) -> None:
+        """A tool call begins."""
+        self.part()
+        identity = "".join(secrets.choice(_ID_CHARACTERS) for _ in range(_ID_LENGTH))
+        self._add(Delta(tool=ToolDelta(self.n_calls, identity, name)))
+        self.n_calls += 1
+
+    def arguments(self, text: str) -> None:
+        """The next fragment of the arguments of the call that has begun last."""
+        self._add(Delta(tool=ToolDelta(self.n_calls - 1, arguments=text)))
+
+    def taken(self) -> list[Delta]:
+        """What has come since the last time."""
+        deltas, self._deltas = self._deltas, []
+        return deltas
+
+    def flush(self) -> None:
+        """The answer has ended: what is held back belongs to its text."""
+        self._trims = False
+        held, self._held = self._held, ""
+        self.content(held)
+
+    def _add(self, delta: Delta) -> None:
+        if delta == Delta():
+            return
+        joined = _joined(self._deltas[-1], delta) if self._deltas else None
+        if joined is None:
+            self._deltas.append(delta)
+        else:
+            self._deltas[-1] = joined
+
+
+def _joined(one: Delta, two: Delta) -> Delta | None:
+    """Both as one, or None if they are of different kinds."""
+    if one.tool is not None and two.tool is not None and one.tool.index == two.tool.index:
+        arguments = one.tool.arguments + two.tool.arguments
+        return Delta(tool=ToolDelta(one.tool.index, one.tool.id, one.tool.name, arguments))
+    if one.content and two.content:
+        return Delta(content=one.content + two.content)
+    if one.reasoning and two.reasoning:
+        return Delta(reasoning=one.reasoning + two.reasoning)
+    return None

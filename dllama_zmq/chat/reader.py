@@ -1,0 +1,80 @@
+"""A text that is still coming, for parsers written as generators: they yield where they need more of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
+Reading = Generator[None, None, T]
+"""A parser that yields where it needs more text, and returns a T."""
+
+
+class Reader:
+    """The text from the last `forget` on. `at` is the place that is read next; setting it back undoes reading."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        self.at = 0
+        self.ended = False
+
+    def add(self, text: str) -> None:
+        self.text += text
+
+    def forget(self) -> None:
+        """What has been read is not needed any more."""
+        self.text, self.at = self.text[self.at :], 0
+
+    def character(self) -> Reading[str]:
+        """The next character, which is not read yet; "" at the end of the text."""
+        while self.at == len(self.text):
+            if self.ended:
+                return ""
+            yield
+        return self.text[self.at]
+
+    def space(self) -> Reading[None]:
+        """Read the white space that comes next."""
+        while (yield from self.character()).isspace():
+            self.at += 1
+
+    def take(self, *options: str) -> Reading[str]:
+        """Read the one of `options` that comes next, and return it; "" if none does. None begins as another ends."""
+        while True:
+            for option in options:
+                if self.text.startswith(option, self.at):
+                    self.at += len(option)
+                    return option
+            rest = self.text[self.at :]
+            if self.ended or not any(option.startswith(rest) for option in options):
+                return ""
+            yield
+
+    def until(self, marks: Sequence[str], say: Callable[[str], None]) -> Reading[str]:
+        """Read up to the first of `marks` and over it; `say` what stands before it. Returns the mark, "" at the end."""
+        while True:
+            found = [(place, mark) for mark in marks if (place := self.text.find(mark, self.at)) >= 0]
+            if found:
+                place, mark = min(found)
+                self._say_up_to(place, say)
+                self.at += len(mark)
+                return mark
+            if self.ended:
+                self._say_up_to(len(self.text), say)
+                return ""
+            self._say_up_to(self._first_beginning(marks), say)
+            yield
+
+    def _say_up_to(self, place: int, say: Callable[[str], None]) -> None:
+        if place > self.at:
+            say(self.text[self.at : place])
+        self.at = place
+        self.forget()
+
+    def _first_beginning(self, marks: Sequence[str]) -> int:
+        """Where the first beginning of a mark stands with which the text ends; the text's end if there is none."""
+        longest = max((len(mark) for mark in marks), default=1) - 1
+        for place in range(max(self.at, len(self.text) - longest), len(self.text)):
+            if any(mark.startswith(self.text[place:]) for mark in marks):
+                return place
+        return len(self.text)

@@ -1,0 +1,47 @@
+"""The model's thinking, which stands before its answer. Knows no tool call."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from dllama_zmq.chat.deltas import Collector
+from dllama_zmq.chat.reader import Reader, Reading
+
+_TURN = re.compile(r"<\||<｜|\[/?INST\]|</s>|<(start|end)_of_turn>")
+"""What templates write between the turns of a conversation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Thinking:
+    """The marks around thinking."""
+
+    opens: str
+    closes: str
+
+    def is_open(self, prompt_end: str) -> bool:
+        """Whether a prompt that ends so has opened thinking: by its template, or by an answer to be continued."""
+        _, opened, rest = prompt_end.rpartition(self.opens)
+        return bool(opened) and self.closes not in rest and not _TURN.search(rest)
+
+
+TAGS = Thinking("<think>", "</think>")
+BRACKETS = Thinking("[THINK]", "[/THINK]")  # Magistral's
+
+
+def thinking_of(template: str) -> Thinking:
+    """How a model of this template marks its thinking. Tags, if the template has none: its answers may have them."""
+    return BRACKETS if BRACKETS.opens in template else TAGS
+
+
+def read_thinking(reader: Reader, out: Collector, marks: Thinking, is_open: bool) -> Reading[None]:
+    """Read the thinking at the beginning of an answer, if there is any."""
+    if not is_open:
+        yield from reader.space()
+        is_open = bool((yield from reader.take(marks.opens)))
+        if not is_open:
+            reader.at = 0
+            return
+    out.part()
+    yield from reader.until((marks.closes,), out.reasoning)
+    out.part()
