@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dllama_zmq.chat.calls import Tools
 from dllama_zmq.chat.deltas import Collector, Delta
+from dllama_zmq.chat.families import family_of, read_text
 from dllama_zmq.chat.reader import Reader, Reading
-from dllama_zmq.chat.thinking import BRACKETS, Thinking, read_thinking, thinking_of
+from dllama_zmq.chat.thinking import read_thinking, thinking_of
 
 
 class AnswerParser:
@@ -15,10 +17,11 @@ class AnswerParser:
     the marks, and white space around thinking and calls.
     """
 
-    def __init__(self, thinking: Thinking, is_open: bool) -> None:
+    def __init__(self, template: str, prompt_end: str, tools: Sequence[Mapping[str, Any]] | None) -> None:
         self._reader = Reader()
-        self._out = Collector()
-        self._parsing = self._parse(thinking, is_open)
+        self._out = Collector(trims=bool(tools))
+        self._parsing = self._parse(template, prompt_end, Tools(tools or ()))
+        self._read = family_of(template).read if tools else read_text
         next(self._parsing)
 
     @property
@@ -40,20 +43,23 @@ class AnswerParser:
         self._out.flush()
         return self._out.taken()
 
-    def _parse(self, thinking: Thinking, is_open: bool) -> Reading[None]:
-        yield from read_thinking(self._reader, self._out, thinking, is_open)
-        yield from self._reader.until((), self._out.content)
+    def _parse(self, template: str, prompt_end: str, tools: Tools) -> Reading[None]:
+        thinking = thinking_of(template)
+        yield from read_thinking(self._reader, self._out, thinking, thinking.is_open(prompt_end))
+        yield from self._read(self._reader, self._out, tools)
 
 
 def parser_for(template: str, prompt_end: str, tools: Sequence[Mapping[str, Any]] | None) -> AnswerParser:
     """A parser of one answer to a prompt that ends with `prompt_end`, of a model with this chat template.
 
-    template: its text, "" for none. tools: as in the request; None: what looks like a tool call is text.
+    template: its text, "" for none. tools: as in the request; with none of them, what looks like a call is text.
     """
-    thinking = thinking_of(template)
-    return AnswerParser(thinking, thinking.is_open(prompt_end))
+    return AnswerParser(template, prompt_end, tools)
 
 
 def needs_specials(template: str, tools: Sequence[Mapping[str, Any]] | None) -> bool:
-    """Whether a parser needs the names of special tokens in the answer's text."""
-    return BRACKETS.opens in template
+    """Whether a parser needs the names of special tokens in the answer's text: marks may be such tokens.
+
+    Which of them are differs between files of one model.
+    """
+    return bool(tools) or thinking_of(template).opens in template

@@ -11,22 +11,37 @@ Reading = Generator[None, None, T]
 
 
 class Reader:
-    """The text from the last `forget` on. `at` is the place that is read next; setting it back undoes reading."""
+    """The text that is not done with. `at` is the place that is read next."""
 
     def __init__(self) -> None:
         self.text = ""
         self.at = 0
         self.ended = False
+        self._holds = False
 
     def add(self, text: str) -> None:
         self.text += text
 
-    def forget(self) -> None:
-        """What has been read is not needed any more."""
-        self.text, self.at = self.text[self.at :], 0
+    def hold(self) -> None:
+        """From here on, reading can be undone."""
+        self._forget()
+        self._holds = True
+
+    def undo(self) -> None:
+        """Go back to where `hold` was called."""
+        self.at, self._holds = 0, False
+
+    def keep(self) -> None:
+        """What has been read since `hold` will not be undone."""
+        self._holds = False
+        self._forget()
+
+    def _forget(self) -> None:
+        if not self._holds:
+            self.text, self.at = self.text[self.at :], 0
 
     def character(self) -> Reading[str]:
-        """The next character, which is not read yet; "" at the end of the text."""
+        """The next character, which stays the next; "" at the end of the text."""
         while self.at == len(self.text):
             if self.ended:
                 return ""
@@ -38,8 +53,15 @@ class Reader:
         while (yield from self.character()).isspace():
             self.at += 1
 
+    def word(self) -> Reading[str]:
+        """Read letters, digits, "_", "-" and "." as far as they go."""
+        start = self.at
+        while (character := (yield from self.character())) and (character.isalnum() or character in "_-."):
+            self.at += 1
+        return self.text[start : self.at]
+
     def take(self, *options: str) -> Reading[str]:
-        """Read the one of `options` that comes next, and return it; "" if none does. None begins as another ends."""
+        """Read the one of `options` that comes next, and return it; "" if none does. No option begins another."""
         while True:
             for option in options:
                 if self.text.startswith(option, self.at):
@@ -56,20 +78,21 @@ class Reader:
             found = [(place, mark) for mark in marks if (place := self.text.find(mark, self.at)) >= 0]
             if found:
                 place, mark = min(found)
-                self._say_up_to(place, say)
+                self.say_up_to(place, say)
                 self.at += len(mark)
                 return mark
             if self.ended:
-                self._say_up_to(len(self.text), say)
+                self.say_up_to(len(self.text), say)
                 return ""
-            self._say_up_to(self._first_beginning(marks), say)
+            self.say_up_to(self._first_beginning(marks), say)
             yield
 
-    def _say_up_to(self, place: int, say: Callable[[str], None]) -> None:
+    def say_up_to(self, place: int, say: Callable[[str], None]) -> None:
+        """Read up to `place`, and `say` it."""
         if place > self.at:
             say(self.text[self.at : place])
         self.at = place
-        self.forget()
+        self._forget()
 
     def _first_beginning(self, marks: Sequence[str]) -> int:
         """Where the first beginning of a mark stands with which the text ends; the text's end if there is none."""

@@ -37,11 +37,12 @@ def thinking_of(template: str) -> Thinking:
 def read_thinking(reader: Reader, out: Collector, marks: Thinking, is_open: bool) -> Reading[None]:
     """Read the thinking at the beginning of an answer, if there is any."""
     if not is_open:
+        reader.hold()
         yield from reader.space()
-        is_open = bool((yield from reader.take(marks.opens)))
-        if not is_open:
-            reader.at = 0
+        if not (yield from reader.take(marks.opens)):
+            reader.undo()
             return
+        reader.keep()
     out.part()
     yield from reader.until((marks.closes,), out.reasoning)
     out.part()
