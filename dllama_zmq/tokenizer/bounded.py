@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 
 from dllama_zmq.errors import FormatError, RequestError
-from dllama_zmq.tokenizer.child import START_S, Child
+from dllama_zmq.tokenizer.child import START_S, Children
 from dllama_zmq.tokenizer.data import Encoder
 
 ENCODE_S = 2.0
@@ -19,11 +19,11 @@ ENCODE_S = 2.0
 
 
 class BoundedEncoders:
-    """The tokenizer.json texts `files` in their own process. Raises FormatError if it cannot load or run them."""
+    """The tokenizer.json texts `files` in processes of their own. Raises FormatError if it cannot load or run them."""
 
     def __init__(self, files: Sequence[str], source: str) -> None:
         self._source = source
-        self._child = Child("encode_child.py", first=json.dumps({"files": files}).encode() + b"\n")
+        self._children = Children("encode_child.py", first=json.dumps({"files": files}).encode() + b"\n")
         try:
             ids = self._ask(0, "a", False, START_S)
         except RequestError as error:
@@ -50,7 +50,7 @@ class BoundedEncoders:
 
     def _ask(self, file: int, text: str, names_are_text: bool, seconds: float) -> list[int] | None:
         request = {"file": file, "text": text, "names_are_text": names_are_text, "seconds": seconds}
-        answer = self._child.ask(json.dumps(request).encode() + b"\n", seconds)
+        answer = self._children.ask(json.dumps(request).encode() + b"\n", seconds)
         if answer is not None and "error" in answer:
             raise RequestError(f"{self._source}: the tokenizers library cannot encode this text: {answer['error']}")
         return None if answer is None else answer["ids"]

@@ -1,25 +1,32 @@
 """Chat templates: messages to the text of a prompt. Knows no vocabulary and no file.
 
 A file's template is an untrusted program, and no list of forbidden operations bounds its time and memory. So it runs in
-a process of its own (`chat_child.py`) with a memory limit, which is killed after RENDER_S. The process lives as long as
-the template: starting it takes 0.1 s, rendering about 1 ms.
+a process of its own (`chat_child.py`) with a memory limit, which is killed after RENDER_S. All templates of a tokenizer
+are rendered there: starting it takes 0.1 s, rendering about 1 ms.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from types import MappingProxyType
 from typing import Any
 
 from dllama_zmq.errors import FormatError, RequestError, UsageError
 from dllama_zmq.tokenizer.builtin_templates import BUILTIN, template_for
-from dllama_zmq.tokenizer.child import Child
+from dllama_zmq.tokenizer.child import Children
 
 RENDER_S = 2.0
 """Time limit for a template in seconds."""
 _GRACE_S = 1.0  # until a process that does not stop by itself, inside one long operation, is killed
 MAX_TEXT_CHARS = 8 << 20
+_END = "<|the message goes on from here|>"  # and a space, which templates remove that remove spaces
+_OURS = frozenset({"messages", "tools", "add_generation_prompt"})
+
+
+def renderers() -> Children:
+    """What renders templates, in processes that live as long as this."""
+    return Children("chat_child.py", max_bytes=16 * MAX_TEXT_CHARS)
 
 
 class ChatTemplate:
@@ -28,11 +35,18 @@ class ChatTemplate:
     source: the file, or "built-in NAME".
     """
 
-    def __init__(self, templates: Mapping[str, str], words: Mapping[str, str], source: str) -> None:
+    def __init__(
+        self, templates: Mapping[str, str], words: Mapping[str, str], source: str, children: Children | None = None
+    ) -> None:
         self._templates = dict(templates)
         self._words = dict(words)
         self.source = source
-        self._child = Child("chat_child.py", max_bytes=16 * MAX_TEXT_CHARS)
+        self._children = children or renderers()
+
+    @property
+    def text(self) -> str:
+        """The template for chats without tools, in Jinja; "" where there is none."""
+        return self._templates.get("default", "")
 
     def render(
         self,
@@ -40,9 +54,13 @@ class ChatTemplate:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
-        **variables: Any,
+        continues: bool = False,
+        variables: Mapping[str, Any] = MappingProxyType({}),
     ) -> str:
         """The text of a chat. Encode it with bos=False and specials=True: it has the BOS as text.
+
+        continues: it ends with the content of the last message, without what the template writes after that, and
+        without a generation prompt (`continue_final_message` of transformers).
 
         messages: one or more, of JSON values. Keys whose value is None are left out, as in transformers; if that fails
         they are passed, because some templates ask whether `content` is none.
@@ -51,14 +69,20 @@ class ChatTemplate:
         """
         if not messages:
             raise RequestError("the conversation is empty; give at least one message")
+        if ours := sorted(_OURS & variables.keys()):
+            raise RequestError(f"the template's variable {ours[0]} is part of the chat itself; give other names")
         shown = {
             **self._words,
             "documents": None,
             **variables,
             "messages": [_checked(message) for message in messages],
             "tools": None if tools is None else list(tools),
-            "add_generation_prompt": add_generation_prompt,
+            "add_generation_prompt": add_generation_prompt and not continues,
         }
+        said = ""
+        if continues:
+            said = _content(shown["messages"][-1])
+            shown["messages"][-1]["content"] = f"{said}{_END} "
         name = "tool_use" if tools is not None and "tool_use" in self._templates else "default"
         if name not in self._templates:
             names = ", ".join(sorted(self._templates))
@@ -66,13 +90,15 @@ class ChatTemplate:
         where = f"{self.source}: chat template"
         bare = [{key: value for key, value in message.items() if value is not None} for message in shown["messages"]]
         try:
-            return self._rendered(self._templates[name], shown | {"messages": bare}, where)
-        except RequestError:
+            text = self._rendered(self._templates[name], shown | {"messages": bare}, where)
+        except RequestError as error:
             if bare == shown["messages"]:
                 raise
-            with suppress(RequestError):
-                return self._rendered(self._templates[name], shown, where)
-            raise
+            try:
+                text = self._rendered(self._templates[name], shown, where)
+            except RequestError:
+                raise error from None
+        return self._up_to_end(text, said) if continues else text
 
     def _rendered(self, template: str, variables: Mapping[str, Any], where: str) -> str:
         """The text. Raises as `render` does."""
@@ -81,7 +107,7 @@ class ChatTemplate:
             line = json.dumps(request).encode() + b"\n"
         except (TypeError, ValueError, RecursionError) as error:
             raise RequestError(f"the conversation cannot be written as JSON: {error}") from error
-        answer = self._child.ask(line, RENDER_S + _GRACE_S)
+        answer = self._children.ask(line, RENDER_S + _GRACE_S)
         if answer is None:
             raise FormatError(
                 f"{where}: it takes longer than {RENDER_S:g} s or too much memory, in one of its "
@@ -97,23 +123,45 @@ class ChatTemplate:
             raise RequestError(f"{what}. It cannot render this conversation; check the messages' roles and content.")
         raise FormatError(f"{what}. Choose a built-in template by name.")
 
+    def _up_to_end(self, text: str, said: str) -> str:
+        """The text up to the end of the last message's content, which is `said` and a mark."""
+        at = text.rfind(_END)
+        if at < 0:
+            raise RequestError(
+                f"{self.source}: this chat template does not write the last message as it is, so that no answer can go "
+                "on with it"
+            )
+        keeps_spaces = text.startswith(f"{_END} ", at)
+        return text[:at] if keeps_spaces else text[:at].removesuffix(said[len(said.rstrip()) :])
+
 
 def choose_template(
-    templates: Mapping[str, str], name: str | None, names: Mapping[str, int], words: Mapping[str, str], source: str
-) -> ChatTemplate:
-    """The template `name` of the file or built in; without `name` the file's templates, else a fitting built-in one."""
+    templates: Mapping[str, str], name: str | None, names: Mapping[str, int], source: str
+) -> tuple[Mapping[str, str], str]:
+    """The templates to use, and where they are from, as a ChatTemplate takes them.
+
+    These are the template `name` of the file or built in; without `name` the file's templates, else a fitting built-in
+    one.
+    """
     if name is None and templates:
-        return ChatTemplate(templates, words, source)
+        return templates, source
     chosen = name or template_for(names)
     if chosen is None:
         raise RequestError(
             f"{source}: this tokenizer has no chat template, and its special tokens fit no built-in one; "
-            f"choose one by name: {', '.join(BUILTIN)}"
+            f"choose one by name: {', '.join(BUILTIN)} (`--template`)"
         )
     text = templates.get(chosen, BUILTIN.get(chosen))
     if text is None:
         raise UsageError(f"{chosen!r} is not a chat template; expected one of {', '.join([*templates, *BUILTIN])}")
-    return ChatTemplate({"default": text}, words, source if chosen in templates else f"built-in {chosen}")
+    return {"default": text}, source if chosen in templates else f"built-in {chosen}"
+
+
+def _content(message: Mapping[str, Any]) -> str:
+    content = message.get("content")
+    if not isinstance(content, str):
+        raise RequestError("the last message has no text as its content, so that it cannot be gone on with")
+    return content
 
 
 def _checked(message: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A script of this folder in a child process that answers lines of JSON, for work that may never end.
+"""A script of this folder in child processes that answer lines of JSON, for work that may never end.
 
 An untrusted program, or a regular expression inside a library, can only be stopped by killing its process.
 """
@@ -13,7 +13,6 @@ import sys
 import time
 import weakref
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 START_S = 30.0
@@ -21,33 +20,50 @@ START_S = 30.0
 _READ_BYTES = 1 << 16
 
 
-class Child:
-    """A child process, started at the first request and again after it was killed. Only one thread asks at a time.
+class Children:
+    """As many processes of one script as threads ask at once: usually one, so that what hangs holds up nobody else.
 
     script: a file beside this one. first: the first line after every start. max_bytes: limit of one answer.
     """
 
     def __init__(self, script: str, first: bytes = b"", max_bytes: int = 1 << 27) -> None:
+        self._script, self._first, self._max_bytes = script, first, max_bytes
+        self._idle: list[Child] = []
+
+    def ask(self, line: bytes, wait_s: float) -> dict[str, Any] | None:
+        """The answer to `line`, as `Child.ask` gives it; any thread may ask."""
+        try:
+            child = self._idle.pop()
+        except IndexError:
+            child = Child(self._script, self._first, self._max_bytes)
+        try:
+            return child.ask(line, wait_s)
+        finally:
+            self._idle.append(child)
+
+
+class Child:
+    """A child process, started at the first request and again after it was killed. One thread asks at a time."""
+
+    def __init__(self, script: str, first: bytes, max_bytes: int) -> None:
         self._script = Path(__file__).with_name(script)
         self._first, self._max_bytes = first, max_bytes
         self._process: subprocess.Popen[bytes] | None = None
-        self._lock = Lock()
 
     def ask(self, line: bytes, wait_s: float) -> dict[str, Any] | None:
         """The answer to `line`. None if it takes longer than `wait_s` or the process dies; it is then killed.
 
         If the process starts and answers the first line with a key `error`, that answer.
         """
-        with self._lock:
-            if self._process is None or self._process.poll() is not None:
-                refused = self._start()
-                if refused is not None or self._process is None:
-                    return refused
-                wait_s += 0 if self._first else START_S
-            answer = self._exchange(line, wait_s)
-            if answer is None:
-                self._end()
-            return answer
+        if self._process is None or self._process.poll() is not None:
+            refused = self._start()
+            if refused is not None or self._process is None:
+                return refused
+            wait_s += 0 if self._first else START_S
+        answer = self._exchange(line, wait_s)
+        if answer is None:
+            self._end()
+        return answer
 
     def _start(self) -> dict[str, Any] | None:
         """Start the process; return None, or the answer to the first line if it has a key `error`."""

@@ -8,7 +8,7 @@ from typing import Literal
 
 from dllama_zmq.errors import FormatError, RequestError
 from dllama_zmq.spec import ModelSpec
-from dllama_zmq.tokenizer.chat import ChatTemplate, choose_template
+from dllama_zmq.tokenizer.chat import ChatTemplate, choose_template, renderers
 from dllama_zmq.tokenizer.data import TokenizerParts
 from dllama_zmq.tokenizer.decoder import IncrementalDecoder
 
@@ -24,6 +24,7 @@ class Tokenizer:
         self._parts = parts
         self._printed = {token: piece for token, piece in parts.pieces.items() if token not in parts.silent}
         self._size = max(parts.pieces) + 1
+        self._renderers = renderers()
 
     @property
     def source(self) -> str:
@@ -70,10 +71,10 @@ class Tokenizer:
         """
         return self._parts.pieces.get(self._checked(token), b"")
 
-    def decoder(self, continues: bool = True, stop: Iterable[str] = ()) -> IncrementalDecoder:
+    def decoder(self, continues: bool = True, stop: Iterable[str] = (), specials: bool = False) -> IncrementalDecoder:
         """A decoder for tokens one by one. Unless the text continues another, it drops the space that encoding added.
 
-        stop: its text ends before the first of these strings.
+        stop: its text ends before the first of these strings. specials: special tokens print their names.
 
         Ids that are no token, such as padding of a model's embedding, print nothing.
         """
@@ -81,7 +82,8 @@ class Tokenizer:
         drop: Literal["none", "one", "all"] = "none"
         if not continues and (parts.dummy_prefix or parts.drops_all):
             drop = "all" if parts.drops_all else "one"
-        return IncrementalDecoder(lambda token: self._printed.get(token, b""), drop, parts.kept, parts.each_byte, stop)
+        printed = parts.pieces if specials else self._printed
+        return IncrementalDecoder(lambda token: printed.get(token, b""), drop, parts.kept, parts.each_byte, stop)
 
     def decode(self, tokens: Iterable[int], continues: bool = False) -> str:
         """The text of `tokens`, the inverse of `encode`. Special tokens print nothing."""
@@ -127,18 +129,22 @@ class Tokenizer:
     def _added(self) -> set[int]:
         return {*self._parts.specials.values(), *self._parts.texts.values()}
 
-    def chat_template(self, name: str | None = None) -> ChatTemplate:
+    def chat_template(self, name: str | None = None, text: str | None = None) -> ChatTemplate:
         """The file's chat template; without one, the built-in template that fits its special tokens.
 
-        name: a template of the file, or a built-in one. Raises UsageError for an unknown name, RequestError if there
-        is no template and the special tokens fit no built-in one.
+        name: a template of the file, or a built-in one. text: a template of the caller's own.
+        Raises UsageError for an unknown name, RequestError if there is no template and the special tokens fit no
+        built-in one.
         """
         words = dict(self._parts.words)
         for word, token in (("bos_token", self.bos_id), ("eos_token", self.eos_ids[0])):
             if word not in words and token is not None:
                 words[word] = self.piece(token).decode("utf-8", "replace")
         names = {**self._parts.texts, **self._parts.specials}
-        return choose_template(self._parts.templates, name, names, words, self.source)
+        if text is not None:
+            return ChatTemplate({"default": text}, words, "the given template", self._renderers)
+        templates, source = choose_template(self._parts.templates, name, names, self.source)
+        return ChatTemplate(templates, words, source, self._renderers)
 
     def _checked(self, token: int) -> int:
         if token < 0:

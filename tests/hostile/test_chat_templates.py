@@ -121,7 +121,7 @@ def test_no_process_is_left_behind_when_a_template_is_dropped_or_its_program_is_
     program = (
         "import os, signal\nfrom dllama_zmq.tokenizer import ChatTemplate\n"
         "chat = ChatTemplate({'default': '{{ 1 }}'}, {}, 'a.t')\nchat.render([{}])\n"
-        "print(chat._child._process.pid, flush=True)\nos.kill(os.getpid(), signal.SIGKILL)"
+        "print(chat._children._idle[0]._process.pid, flush=True)\nos.kill(os.getpid(), signal.SIGKILL)"
     )
     killed = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, check=False)
     orphan = int(killed.stdout)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -31,7 +32,7 @@ def render(chat: ChatTemplate, conversation: dict[str, Any]) -> str:
         conversation["messages"],
         tools=conversation.get("tools"),
         add_generation_prompt=conversation.get("add_generation_prompt", True),
-        **conversation.get("variables", {}),
+        variables=conversation.get("variables", {}),
     )
 
 
@@ -171,3 +172,63 @@ def test_one_template_renders_one_conversation_after_another():
     )
     assert [chat.render([USER] * n) for n in (1, 3, 2)] == ["1", "3", "2"]
     assert chat.render([SYSTEM, USER, ASSISTANT]) == "3"
+
+
+@pytest.mark.parametrize(
+    ("text", "content", "expected"),
+    [
+        ("{{ messages[-1].content }}<end>", "I am ", "I am "),
+        ("{{ messages[-1].content | trim }}<end>", "I am \n", "I am"),
+        ("a\n\n{{ messages[-1].content | trim }}<end>", "", "a\n\n"),
+        ("{{ messages[-1].content.split('</think>')[-1].lstrip() }}<end>", "<think>x</think> I", "I"),
+        ("{{ messages[0].content }}, {{ messages[-1].content }}<end>", "Hello", "Hello, Hello"),
+    ],
+)
+def test_a_message_that_is_gone_on_with_ends_the_text(text, content, expected):
+    chat = template(text + "{% if add_generation_prompt %}never{% endif %}")
+    assert chat.render([USER | {"content": "Hello"}, {"role": "assistant", "content": content}], continues=True) == (
+        expected
+    )
+
+
+def test_a_message_that_cannot_be_gone_on_with_is_refused():
+    with pytest.raises(RequestError, match="no answer can go on with it"):
+        template("always this").render(MESSAGES, continues=True)
+    with pytest.raises(RequestError, match="has no text as its content"):
+        template("{{ messages[-1].content }}").render([{"role": "assistant", "content": None}], continues=True)
+
+
+def test_variables_cannot_replace_what_a_chat_is_made_of():
+    with pytest.raises(RequestError, match="variable messages is part of the chat itself"):
+        template("x").render(MESSAGES, variables={"messages": []})
+
+
+def test_a_template_of_the_caller_s_own_knows_the_tokens_of_the_file():
+    tokenizer = of_t(tiny_tokenizer_data())
+    assert tokenizer.chat_template(text="{{ bos_token }}{{ messages | length }}").render(MESSAGES) == "<s>1"
+
+
+def test_a_decoder_names_special_tokens_where_it_is_asked_to():
+    tokenizer = of_t(tiny_tokenizer_data())
+    shown = [tokenizer.decoder(specials=specials).push(tokenizer.eos_ids[0]) for specials in (False, True)]
+    assert shown == ["", "</s>"]
+
+
+def test_a_template_that_hangs_holds_up_no_other_of_its_tokenizer():
+    tokenizer = of_t(tiny_tokenizer_data())
+    quick = tokenizer.chat_template(text="quick")
+    quick.render(MESSAGES)
+    hung = threading.Thread(target=lambda: fails(tokenizer.chat_template(text=ENDLESS)))
+    hung.start()
+    for _ in range(3):
+        assert quick.render(MESSAGES) == "quick"
+        assert hung.is_alive()
+    hung.join()
+
+
+ENDLESS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+
+
+def fails(chat: ChatTemplate) -> None:
+    with pytest.raises(FormatError, match="it takes longer than 2"):
+        chat.render(MESSAGES)
