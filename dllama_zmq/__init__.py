@@ -15,9 +15,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
-__all__ = ["Client", "Grammar", "Sampling", "__version__", "connect", "load"]
+__all__ = ["Chat", "Client", "Grammar", "Sampling", "__version__", "connect", "load"]
 
 if TYPE_CHECKING:
+    from dllama_zmq.bus.prompts import Chat
     from dllama_zmq.client import Client
     from dllama_zmq.grammar import Grammar
     from dllama_zmq.launch.registry import connect
@@ -31,6 +32,10 @@ def __getattr__(name: str) -> object:
         from dllama_zmq.local import load
 
         return load
+    if name == "Chat":
+        from dllama_zmq.bus.prompts import Chat
+
+        return Chat
     if name == "Client":
         from dllama_zmq.client import Client
 

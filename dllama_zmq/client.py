@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
+from typing import TypeVar
 
 import zmq
 
@@ -17,7 +18,7 @@ from dllama_zmq import errors
 from dllama_zmq.bus import sockets
 from dllama_zmq.bus.addresses import endpoint_of, resolve, why_no_answer
 from dllama_zmq.bus.client_messages import (
-    MAX_PROMPT_CHARACTERS,
+    MAX_ANSWERS,
     TO_CLIENT,
     AskStatus,
     Cancel,
@@ -33,6 +34,8 @@ from dllama_zmq.bus.client_messages import (
     Stopping,
 )
 from dllama_zmq.bus.messages import Frame, Message, decode, encode
+from dllama_zmq.bus.prompts import Chat, prompt_on_wire, text_on_wire, tokens_on_wire
+from dllama_zmq.bus.text_messages import AskModel, Detokenize, Detokenized, Model, Tokenize, Tokens
 from dllama_zmq.cluster import Ports
 from dllama_zmq.errors import ClusterError, DllamaError, ProtocolError, RemoteError, RequestError, RootLost
 from dllama_zmq.grammar import Grammar
@@ -45,6 +48,9 @@ CONNECT_S = 5.0
 END_S = 30.0
 """How long a root that has agreed to stop may take: limits.stop_s of its cluster, which a client does not know."""
 _PORT = "its port for clients (5572 unless root.ports says another)"
+TEXT_S = 30.0
+"""How long an answer about text may take: others' texts may be in work, and a chat template may take 2 s."""
+M = TypeVar("M", bound=Message)
 _FILES = 10  # opened by libzmq, as counted in /proc
 
 
@@ -85,28 +91,32 @@ class Client:
 
     def generate(
         self,
-        prompt: str,
+        prompt: str | Sequence[int] | Chat,
         max_tokens: int | None = None,
         sampling: Sampling = GREEDY,
         ignore_eos: bool = False,
         stop: Sequence[str] = (),
         grammar: Grammar | None = None,
+        n: int = 1,
+        specials: bool = False,
     ) -> Generator[Answer, None, None]:
         """Everything the root says of this request, the last being Done. Close the iterator to cancel.
 
-        stop: the text ends before the first of these strings (16 of up to 256 characters). grammar: the answer is a
-        sentence of it.
+        prompt: a text, ids of tokens, or a Chat. stop: the text ends before the first of these strings (16 of up to 256
+        characters). grammar: the answer is a sentence of it. n: so many answers (up to 16), each with a Done, its
+        index, and the seed plus its index. specials: names of special tokens stand in the text.
         Raises the error that ended the request on the root; RootLost where the root goes away or is silent.
         """
-        if len(prompt) > MAX_PROMPT_CHARACTERS:
-            raise RequestError(f"the prompt has {len(prompt)} characters; at most {MAX_PROMPT_CHARACTERS} are sent")
+        on_wire = prompt_on_wire(prompt)
         check_stop(stop)
+        if not 1 <= n <= MAX_ANSWERS:
+            raise RequestError(f"n is {n}; expected 1 to {MAX_ANSWERS} answers")
         if grammar is not None:
             grammar.check()
         request = next(self._ids)
-        self._send(Generate(request, prompt, max_tokens, sampling, ignore_eos, list(stop), grammar))
+        self._send(Generate(request, on_wire, max_tokens, sampling, ignore_eos, list(stop), grammar, n, specials))
         self._open[request] = deque()
-        finished = False
+        finished, n_left = False, n
         try:
             last_word, silence_s = time.monotonic(), SILENCE_S
             while not finished:
@@ -121,7 +131,8 @@ class Client:
                 if isinstance(answer, Queued | Started):
                     silence_s = max(SILENCE_S, answer.silence_s)
                 if isinstance(answer, Done):
-                    finished = True
+                    n_left -= 1
+                    finished = not n_left
                 if isinstance(answer, Answer):
                     yield answer
         except DllamaError:
@@ -133,19 +144,35 @@ class Client:
                 with contextlib.suppress(RootLost, ClusterError):
                     self._send(Cancel(request), wait_s=0.0)
 
-    def text(self, prompt: str, max_tokens: int | None = None, sampling: Sampling = GREEDY) -> str:
+    def text(
+        self, prompt: str | Sequence[int] | Chat, max_tokens: int | None = None, sampling: Sampling = GREEDY
+    ) -> str:
         """The text that follows `prompt`, whole."""
         answers = self.generate(prompt, max_tokens, sampling)
         return "".join(answer.text for answer in answers if isinstance(answer, Piece | Done))
 
+    def tokenize(
+        self, prompt: str | Chat, bos: bool | None = None, specials: bool = False, wait_s: float = TEXT_S
+    ) -> Tokens:
+        """The tokens of a text or a chat, and for a chat the text that its template makes of it.
+
+        bos: whether they begin with the BOS; None: as in a prompt. specials: names of special tokens in the text are
+        these tokens. Both are of a text alone. Raises RequestError where it cannot be tokenized, RootLost where there
+        is no answer within `wait_s`.
+        """
+        return self._asked(Tokenize(next(self._ids), text_on_wire(prompt), bos, specials), Tokens, wait_s)
+
+    def detokenize(self, tokens: Sequence[int], wait_s: float = TEXT_S) -> str:
+        """The text of tokens; special tokens print nothing. Raises as `tokenize` does."""
+        return self._asked(Detokenize(next(self._ids), tokens_on_wire(tokens)), Detokenized, wait_s).text
+
+    def model(self, wait_s: float = 5.0) -> Model:
+        """What the model is. Raises RootLost where there is no answer within `wait_s`."""
+        return self._asked(AskModel(next(self._ids)), Model, wait_s)
+
     def status(self, wait_s: float = 5.0) -> Status:
         """How the cluster is. Raises RootLost where there is no answer within `wait_s`: a step may take that long."""
-        request = next(self._ids)
-        self._send(AskStatus(request), min(wait_s, CONNECT_S))
-        status = self._receive(request, wait_s)
-        if not isinstance(status, Status):
-            raise ProtocolError(f"the root answered a question for its status with {type(status).__name__}")
-        return status
+        return self._asked(AskStatus(next(self._ids)), Status, wait_s)
 
     def stop(self, wait_s: float = 5.0, end_s: float = END_S) -> None:
         """End the cluster, and return when its root has closed this connection: then its workers have left.
@@ -186,6 +213,15 @@ class Client:
         if not self._connection.up(wait_s):
             raise self._nobody()
         self._connection.socket.send_multipart(frames, zmq.NOBLOCK)
+
+    def _asked(self, question: AskStatus | Tokenize | Detokenize | AskModel, kind: type[M], wait_s: float) -> M:
+        """The answer to a question, which is of this kind."""
+        self._send(question, min(wait_s, CONNECT_S))
+        answer = self._receive(question.id, wait_s)
+        if not isinstance(answer, kind):
+            asked = type(question).__name__
+            raise ProtocolError(f"the root answered {asked} with {type(answer).__name__}; expected {kind.__name__}")
+        return answer
 
     def _receive(self, request: int, wait_s: float) -> Message:
         """The next answer to `request`. Raises RootLost where none comes within `wait_s`."""

@@ -6,9 +6,12 @@
     ├── FormatError                a model or tokenizer file: says the file and the offset
     │   └── UnsupportedModel       a sound file of something this version does not run
     ├── PlanError                  the model cannot be split as asked; says which node counts can
-    ├── RequestError               a request that cannot be answered: prompt too long, bad sampling values
+    ├── RequestError               a request that cannot be answered: bad sampling values, a token that is none
+    │   ├── ContextExceeded        its prompt is longer than the context; says both numbers
+    │   └── QueueFull              too many requests wait already; the same one may be answered later
     ├── HubError                   a model hub that cannot be reached, or does not give what was asked
     ├── ClusterError               a cluster that does not start, stop or answer
+    │   └── NotReady               nodes are missing, and a request has waited for them as long as it may
     ├── ClusterDefect              something failed on the root that should not have: a defect of this program
     └── BusError
         ├── ProtocolError          a message that is not what the protocol allows
@@ -18,6 +21,10 @@
 
 A message says what happened and where (node, address, file offset), what was expected, and what to do.
 """
+
+from __future__ import annotations
+
+import re
 
 
 class DllamaError(Exception):
@@ -48,12 +55,40 @@ class RequestError(DllamaError):
     """A request that this model or cluster cannot answer as it was put."""
 
 
+class ContextExceeded(RequestError):
+    """A prompt is longer than the context. The message has both numbers, as only a message travels."""
+
+    @classmethod
+    def of(cls, n_prompt_tokens: int, n_ctx: int, own_ctx: int) -> ContextExceeded:
+        """For a prompt of `n_prompt_tokens`, where there is room for `n_ctx`; the model has `own_ctx` by itself."""
+        whose = "this model's own context is" if n_ctx == own_ctx else "there is room for"
+        cure = "" if n_ctx == own_ctx else f", or raise max_seq_len (at most {own_ctx})"
+        return cls(
+            f"the prompt has {n_prompt_tokens} tokens; {whose} {n_ctx}, of which an answer needs at least one: shorten "
+            f"the prompt{cure}"
+        )
+
+    @property
+    def numbers(self) -> tuple[int, int]:
+        """Tokens of the prompt, and tokens that there is room for."""
+        found = re.search(r"has (\d+) tokens; .* (\d+), of which", str(self))
+        return (int(found[1]), int(found[2])) if found is not None else (0, 0)
+
+
+class QueueFull(RequestError):
+    """Too many requests wait already; the same one may be answered later."""
+
+
 class HubError(DllamaError):
     """A model hub cannot be reached, or does not give what was asked."""
 
 
 class ClusterError(DllamaError):
     """A cluster did not start, stop or answer."""
+
+
+class NotReady(ClusterError):
+    """Nodes are missing, and a request has waited for them as long as it may."""
 
 
 class ClusterDefect(DllamaError):
@@ -84,7 +119,7 @@ class RemoteError(BusError):
         self.node = node
 
 
-def told(error: Exception) -> tuple[str, str]:
+def told(error: BaseException) -> tuple[str, str]:
     """What a client is told of the error that ended its request: its class and its words. A defect of ours is named."""
     if not isinstance(error, DllamaError):
         error = ClusterDefect(f"{type(error).__name__}: {error}; the root's log has more")

@@ -7,17 +7,20 @@ from typing import Annotated, Literal
 import msgspec
 
 from dllama_zmq.bus.messages import Big, Count, Kinds, Message, Name, Seconds, Text
+from dllama_zmq.bus.prompts import AnyPrompt
+from dllama_zmq.bus.text_messages import AskModel, Detokenize, Detokenized, Model, RequestId, Tokenize, Tokens
 from dllama_zmq.grammar import Grammar
 from dllama_zmq.sampling import Sampling
 from dllama_zmq.stop_strings import MAX_STOP_CHARACTERS, MAX_STOPS
 
-MAX_PROMPT_CHARACTERS = 1 << 17  # of 4 bytes at most: half of the longest header
-Prompt = Annotated[str, msgspec.Meta(max_length=MAX_PROMPT_CHARACTERS)]
+MAX_ANSWERS = 16
+Answers = Annotated[int, msgspec.Meta(ge=1, le=MAX_ANSWERS)]
+Index = Annotated[int, msgspec.Meta(ge=0, le=MAX_ANSWERS - 1)]
+Seed = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 Stops = Annotated[
     list[Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_STOP_CHARACTERS)]], msgspec.Meta(max_length=MAX_STOPS)
 ]
 Number = Annotated[float, msgspec.Meta(ge=-1e9, le=1e9)]
-RequestId = Annotated[int, msgspec.Meta(ge=1, le=1 << 62)]
 Whole = Annotated[int, msgspec.Meta(ge=-(1 << 62), le=1 << 62)]
 
 
@@ -53,19 +56,24 @@ NO_STEPS = StepStats(0.0, 0.0, 0, 0, {})
 
 
 class Generate(Message, frozen=True):
-    """Continue `prompt`, up to the first of the strings `stop`. `id` is the client's own, and that of every answer."""
+    """Continue `prompt`, up to the first of the strings `stop`. `id` is the client's own, and that of every answer.
+
+    n: so many answers, the one of index i with the seed plus i. specials: names of special tokens stand in their text.
+    """
 
     id: RequestId
-    prompt: Prompt
+    prompt: AnyPrompt
     max_tokens: Whole | None
     sampling: Sampling
     ignore_eos: bool
     stop: Stops
     grammar: Grammar | None = None
+    n: Answers = 1
+    specials: bool = False
 
 
 class Cancel(Message, frozen=True):
-    """Stop that request; answered with Done(reason="cancelled")."""
+    """Stop that request; answered with Done(reason="cancelled") of each answer that has not ended."""
 
     id: RequestId
 
@@ -98,12 +106,16 @@ class Queued(Message, frozen=True):
 
 
 class Started(Message, frozen=True):
-    """The request's turn has come; the seed is the one given or the one chosen for it. silence_s: as in Queued."""
+    """The request's turn has come; the seed is the one given or the one chosen for it. silence_s: as in Queued.
+
+    prompt_end: how the prompt's text ends, as the template wrote it: the last 256 characters; "" for token ids.
+    """
 
     id: Big
     prompt_tokens: Count
-    seed: Big
+    seed: Seed
     silence_s: Seconds
+    prompt_end: Text = ""
 
 
 class Prefill(Message, frozen=True):
@@ -131,6 +143,8 @@ class Logprob(msgspec.Struct, frozen=True, array_like=True):
 class Piece(Message, frozen=True):
     """One generated token and the text it completes; figures of its step (none for the first: the prompt gave it).
 
+    index: of which of the request's answers.
+
     logprobs: where they are asked for, that of the token and then those of the most likely ones.
     """
 
@@ -139,14 +153,16 @@ class Piece(Message, frozen=True):
     text: Text
     figures: StepStats | None
     logprobs: list[Logprob]
+    index: Index = 0
 
 
 class Done(Message, frozen=True):
-    """The end of the answer, with text that was held back."""
+    """The end of the answer `index`, with text that was held back. The request ends with the last of its answers."""
 
     id: Big
     reason: Literal["stop", "length", "cancelled"]
     text: Text
+    index: Index = 0
 
 
 class Error(Message, frozen=True):
@@ -302,5 +318,7 @@ class Stopping(Message, frozen=True):
     id: Big
 
 
-FROM_CLIENT = Kinds(Generate, Cancel, AskStatus, Stop)
-TO_CLIENT = Kinds(Queued, Started, Prefill, Piece, Done, Error, Status, Stopping)
+FROM_CLIENT = Kinds(Generate, Cancel, AskStatus, Stop, Tokenize, Detokenize, AskModel)
+TO_CLIENT = Kinds(
+    Queued, Started, Prefill, Piece, Done, Error, Status, Stopping, Tokens, Detokenized, Model
+)  # fmt: skip

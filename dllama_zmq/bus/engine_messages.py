@@ -64,6 +64,18 @@ class Quit(_Message, frozen=True):
 # --- engine to front ------------------------------------------------------------------------------------------------
 
 
+class ModelFacts(msgspec.Struct, frozen=True):
+    """What clients are told of the model that its tokenizer does not know: see Model in text_messages.py."""
+
+    name: str
+    path: str
+    architecture: str
+    n_params: int
+    size_bytes: int
+    dim: int
+    created: int
+
+
 class Facts(_Message, frozen=True):
     """The first message: what the front must know to answer clients.
 
@@ -77,6 +89,7 @@ class Facts(_Message, frozen=True):
     vocab_size: int
     max_sequences: int
     silence_s: float
+    model: ModelFacts
 
 
 class Readiness(_Message, frozen=True):

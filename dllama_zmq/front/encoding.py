@@ -6,26 +6,26 @@ import os
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from dllama_zmq.front.request import Request
-from dllama_zmq.tokenizer import Tokenizer
+from dllama_zmq.front.texts import Encoded, Texts
 
 
 class Encoding:
     """One prompt at a time. `wake` is readable once `result` can be asked."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, texts: Texts) -> None:
+        self._texts = texts
         self._thread = ThreadPoolExecutor(1, "encoding")
-        self._future: Future[list[int]] | None = None
+        self._future: Future[Encoded] | None = None
         self.wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.request: Request | None = None
 
     def begin(self, request: Request) -> None:
         """Encode the prompt of `request`. Nothing may be open."""
         self.request = request
-        self._future = self._thread.submit(self._tokenizer.encode, request.prompt)
+        self._future = self._thread.submit(self._texts.encode, request.prompt, request.asked.max_tokens)
         self._future.add_done_callback(lambda future: os.eventfd_write(self.wake, 1))
 
-    def result(self) -> tuple[Request, list[int] | BaseException] | None:
+    def result(self) -> tuple[Request, Encoded | BaseException] | None:
         """The request whose prompt is encoded, and its tokens or what went wrong; None where none is."""
         future, request = self._future, self.request
         if future is None or request is None or not self._is_woken():

@@ -47,13 +47,14 @@ from dllama_zmq.bus.engine_messages import (
 )
 from dllama_zmq.bus.messages import Message, decode, encode
 from dllama_zmq.bus.peers import PeerGone, Peers
-from dllama_zmq.errors import DllamaError, ProtocolError, told
+from dllama_zmq.bus.text_messages import AskModel, Detokenize, Tokenize
+from dllama_zmq.errors import DllamaError, NotReady, ProtocolError, QueueFull, told
 from dllama_zmq.front.encoding import Encoding
 from dllama_zmq.front.reports import Reports
 from dllama_zmq.front.request import Request
 from dllama_zmq.front.running import Running
+from dllama_zmq.front.texts import Texts
 from dllama_zmq.front.waiting import Waiting
-from dllama_zmq.sharding import check_prompt
 from dllama_zmq.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -83,7 +84,6 @@ class Front:
         self._engine, self._alive = engine, alive
         self._tokenizer = tokenizer
         self._listen = listen
-        self._encoding = Encoding(tokenizer)
         self._waiting: Waiting[Request] = Waiting()
         self._running = Running()
         self._members = Readiness(False, "", math.inf)  # until the engine says how it is
@@ -98,11 +98,13 @@ class Front:
         poller = zmq.Poller()
         poller.register(self._engine, zmq.POLLIN)
         poller.register(self._alive, zmq.POLLIN)
-        poller.register(self._encoding.wake, zmq.POLLIN)
         facts = self._first_facts(poller)
         if facts is None:
             return
         self._facts = facts
+        self._texts = Texts(self._tokenizer, facts)
+        self._encoding = Encoding(self._texts)
+        poller.register(self._encoding.wake, zmq.POLLIN)
         try:
             self._clients = self._listen(facts.endpoints)
         except DllamaError as error:
@@ -226,6 +228,8 @@ class Front:
         elif isinstance(message, AskStatus):
             if self._reports.ask(client, message.id):
                 self._tell_engine(AskReport())
+        elif isinstance(message, Tokenize | Detokenize | AskModel):
+            self._send(client, self._texts.answer(message))
         elif isinstance(message, Stop):
             self._send(client, Stopping(message.id))
             self._tell_engine(Quit())
@@ -244,7 +248,7 @@ class Front:
             return
         for dropped in self._waiting.add(request):
             reason = f"{len(self._waiting)} requests wait already; try again later"
-            self._send(dropped.client, Error(dropped.id, "RequestError", reason))
+            self._send(dropped.client, Error(dropped.id, QueueFull.__name__, reason))
 
     def _find(self, client: bytes, request_id: int) -> Request | None:
         """The client's open request with this id."""
@@ -292,19 +296,16 @@ class Front:
         result = self._encoding.result()
         if result is None:
             return
-        request, tokens = result
+        request, encoded = result
         if request.cancelled:
             return
-        try:
-            if isinstance(tokens, BaseException):
-                raise tokens
-            check_prompt(len(tokens), request.asked.max_tokens, self._facts.seq_len, self._facts.context)
-        except Exception as error:
-            self._fail(request, error)
+        if isinstance(encoded, BaseException):
+            self._fail(request, encoded)
             return
+        tokens = encoded.tokens
         self._running.add(request)
         self._tell_engine(request.submit(tokens, self._tokenizer, self._facts.vocab_size))
-        self._tell(request, Started(request.id, len(tokens), request.seed, self._facts.silence_s))
+        self._tell(request, Started(request.id, len(tokens), request.seed, self._facts.silence_s, encoded.end))
 
     def _remind(self) -> None:
         """Tell every waiting client once a second why it waits; give up on those that wait too long for nodes."""
@@ -321,12 +322,12 @@ class Front:
             if not members.ready and now > max(self._ready_at, request.came) + members.patience_s:
                 self._forget(request)
                 reason = f"the cluster did not get ready: {members.note}"
-                self._send(request.client, Error(request.id, "WorkerLost", reason))
+                self._send(request.client, Error(request.id, NotReady.__name__, reason))
             elif now >= request.reminded + _REMIND_S and (ahead or members.note):
                 request.reminded = now
                 self._tell(request, Queued(request.id, ahead, members.note[:2000], self._facts.silence_s))
 
-    def _fail(self, request: Request, error: Exception) -> None:
+    def _fail(self, request: Request, error: BaseException) -> None:
         """A request ends in an error before it has reached the engine."""
         if not isinstance(error, DllamaError):
             logger.error("request failed id=%d", request.id, exc_info=error)

@@ -10,6 +10,7 @@ import msgspec
 
 from dllama_zmq.bus.client_messages import Done, Generate, Logprob, Piece, RequestStatus, StepStats
 from dllama_zmq.bus.engine_messages import Sampled, Submit
+from dllama_zmq.bus.prompts import AnyPrompt, ChatText
 from dllama_zmq.errors import RequestError
 from dllama_zmq.sampling import Sampling
 from dllama_zmq.tokenizer import Tokenizer
@@ -43,8 +44,8 @@ class Request:
         return self.asked.id
 
     @property
-    def prompt(self) -> str:
-        """Its text."""
+    def prompt(self) -> AnyPrompt:
+        """What its answer continues."""
         return self.asked.prompt
 
     @property
@@ -52,7 +53,13 @@ class Request:
         """Its characters, for the bound of all that wait; a bias of a token counts as 32."""
         asked = self.asked
         grammar = asked.grammar.text if asked.grammar is not None else ""
-        return len(asked.prompt) + sum(map(len, asked.stop)) + 32 * len(asked.sampling.logit_bias) + len(grammar)
+        prompt = asked.prompt
+        n = (
+            36 * len(prompt)
+            if isinstance(prompt, list)
+            else len(prompt.json if isinstance(prompt, ChatText) else prompt)
+        )
+        return n + sum(map(len, asked.stop)) + 32 * len(asked.sampling.logit_bias) + len(grammar)
 
     @property
     def sampling(self) -> Sampling:
@@ -62,6 +69,8 @@ class Request:
     def check(self) -> None:
         """Raise RequestError for what can never be answered."""
         self.sampling.check()
+        if self.asked.n > 1:
+            raise RequestError("this root gives one answer to a request only")
         if self.asked.grammar is not None:
             self.asked.grammar.check()
             raise RequestError("this root answers without a grammar only")
@@ -70,7 +79,7 @@ class Request:
         """What the engine is told: `tokens` are those of the prompt. From here on its answer can be decoded."""
         asked = self.asked
         self.n_prompt, self.started = len(tokens), time.monotonic()
-        self.decoder = tokenizer.decoder(continues=True, stop=asked.stop)
+        self.decoder = tokenizer.decoder(continues=True, stop=asked.stop, specials=asked.specials)
         stop_ids = [] if asked.ignore_eos else list(tokenizer.eos_ids)
         n_ids = min(tokenizer.vocab_size, vocab_size)
         return Submit(self.engine_id, tokens, asked.max_tokens, self.sampling, stop_ids, n_ids, asked.grammar)

@@ -17,6 +17,7 @@ from dllama_zmq.cluster import Cluster, ClusterFile, is_loopback
 from dllama_zmq.errors import ClusterError, DllamaError
 from dllama_zmq.front.process import FrontProcess
 from dllama_zmq.host import require_open_files
+from dllama_zmq.hub import HUB_PREFIX
 from dllama_zmq.interrupts import Interrupts
 from dllama_zmq.launch.fleet import Fleet
 from dllama_zmq.launch.local_nodes import local_workers, node_threads, open_checked
@@ -31,6 +32,7 @@ from dllama_zmq.root.engine import Engine
 from dllama_zmq.root.report import ClusterFacts
 from dllama_zmq.root.root import Root, RootSettings
 from dllama_zmq.root.serving import Serving
+from dllama_zmq.sources import DEMO
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +88,7 @@ def run_cluster(file: ClusterFile, reporter: Reporter, lock: int | None = None) 
                 lambda done, total: public.activity("the root reads its part of the model", done, total),
             )  # fmt: skip
             cleanup.push(lambda kind, error, traceback: root.close(_why_down(root, error), stay=True))
-            facts = ClusterFacts(cluster.name, __version__, as_text(model.path))
+            facts = ClusterFacts(cluster.name, __version__, as_text(model.path), _name_of(cluster.model))
             link = sockets.pair(context, paths.ipc_front, bind=True)
             serving = Serving(Engine(root, cluster.max_sequences), link, facts)
             serving.open([*_listen(cluster, "clients"), paths.ipc_clients])
@@ -138,6 +140,11 @@ def _endpoints(cluster: Cluster, paths: ClusterPaths) -> Endpoints:
 def _listen(cluster: Cluster, port: Literal["steps", "replies", "clients"]) -> list[str]:
     """The TCP address of `port`; none if all nodes and clients are on this computer and use ipc."""
     return [] if cluster.tcp_ports is None else [cluster.root.endpoint(getattr(cluster.tcp_ports, port))]
+
+
+def _name_of(model: str) -> str:
+    """What people call the model that a cluster's file names so; "" where that is a path."""
+    return model.removeprefix(HUB_PREFIX) if model.startswith(HUB_PREFIX) or model == DEMO else ""
 
 
 def _why_down(root: Root, error: BaseException | None) -> str:

@@ -4,26 +4,52 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from dllama_zmq.bus.addresses import ip_of
 from dllama_zmq.bus.client_messages import KVStatus, NodeStatus, Status
+from dllama_zmq.bus.engine_messages import ModelFacts
 from dllama_zmq.bus.roster import ROOT, State
 from dllama_zmq.host import free_memory_bytes, host_name
 from dllama_zmq.kernels import KV_PAGE
+from dllama_zmq.models import tensor_table
 from dllama_zmq.root.engine import Engine
 from dllama_zmq.root.root import Root
 from dllama_zmq.sharding import NodeMemory, node_memory
+from dllama_zmq.spec import ModelSpec
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterFacts:
-    """What the root does not know of itself: the cluster's name, the model's path, when it all began."""
+    """What the root does not know of itself: the cluster's name, the model's path, when it all began.
+
+    model_name: as people call it; where "", as its file is called.
+    """
 
     name: str
     version: str
     model: str
+    model_name: str = ""
     started: float = field(default_factory=time.monotonic)
+
+
+def model_facts(facts: ClusterFacts, spec: ModelSpec) -> ModelFacts:
+    """What clients are told of the model."""
+    tensors, path = tensor_table(spec), Path(facts.model)
+    created = 0
+    with suppress(OSError):
+        created = int(path.stat().st_mtime)
+    return ModelFacts(
+        name=facts.model_name or (path.stem if path.suffix in (".m", ".gguf") else path.name),
+        path=facts.model,
+        architecture=spec.arch,
+        n_params=sum(rows * columns for rows, columns in (tensor.shape(spec) for tensor in tensors)),
+        size_bytes=sum(tensor.nbytes(spec) for tensor in tensors),
+        dim=spec.dim,
+        created=created,
+    )
 
 
 def cluster_status(facts: ClusterFacts, engine: Engine) -> Status:

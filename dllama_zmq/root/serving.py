@@ -33,7 +33,7 @@ from dllama_zmq.bus.engine_messages import (
 from dllama_zmq.errors import BusError, ClusterError, DllamaError, WorkerLost, told
 from dllama_zmq.root.engine import Engine, Outcome
 from dllama_zmq.root.fitting import kv_room
-from dllama_zmq.root.report import ClusterFacts, cluster_status
+from dllama_zmq.root.report import ClusterFacts, cluster_status, model_facts
 from dllama_zmq.root.scheduler import Prefilled, Token
 from dllama_zmq.root.sequence import Sequence
 
@@ -68,10 +68,15 @@ class Serving:
         """Have the front listen to clients at these endpoints. Raises BusError where it cannot."""
         root = self._root
         self._front.poll(round(_FRONT_S * 1000), zmq.POLLOUT)
-        silence_s = _STEP_STAGES * root.settings.limits.step_s
         self._tell(
             Facts(
-                endpoints, root.seq_len, root.spec.seq_len, root.spec.vocab_size, self._engine.max_sequences, silence_s
+                endpoints=endpoints,
+                seq_len=root.seq_len,
+                context=root.spec.seq_len,
+                vocab_size=root.spec.vocab_size,
+                max_sequences=self._engine.max_sequences,
+                silence_s=_STEP_STAGES * root.settings.limits.step_s,
+                model=model_facts(self._facts, root.spec),
             )
         )
         if not self._front.poll(round(_FRONT_S * 1000)):

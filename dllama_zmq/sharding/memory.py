@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dllama_zmq.errors import RequestError
+from dllama_zmq.errors import ContextExceeded, RequestError
 from dllama_zmq.kernels import KV_PAGE, KVType, pages_for
 from dllama_zmq.sharding.plan import Plan
 from dllama_zmq.spec import ModelSpec
@@ -56,16 +56,14 @@ def context_length(spec: ModelSpec, max_seq_len: int | None = None) -> int:
 
 
 def check_prompt(n_tokens: int, max_tokens: int | None, seq_len: int, own_seq_len: int) -> None:
-    """Raise RequestError where a prompt cannot be answered in `seq_len` positions, of the model's `own_seq_len`."""
+    """Raise RequestError where a prompt cannot be answered in `seq_len` positions, of the model's `own_seq_len`.
+
+    It is ContextExceeded where the prompt is too long.
+    """
     if not n_tokens:
         raise RequestError("the prompt is empty, and this tokenizer begins no text of itself; give some text")
     if n_tokens >= seq_len:
-        whose = "this model's own context is" if seq_len == own_seq_len else "there is room for"
-        cure = "" if seq_len == own_seq_len else f", or raise max_seq_len (at most {own_seq_len})"
-        raise RequestError(
-            f"the prompt has {n_tokens} tokens; {whose} {seq_len}, of which an answer needs at least one: shorten the "
-            f"prompt{cure}"
-        )
+        raise ContextExceeded.of(n_tokens, seq_len, own_seq_len)
     if max_tokens is not None and max_tokens < 1:
         raise RequestError(f"max_tokens is {max_tokens}; expected 1 or more")
 

@@ -28,7 +28,7 @@ from dllama_zmq.bus.messages import Message, decode, encode
 from dllama_zmq.cli import flags
 from dllama_zmq.cli.cluster import down
 from dllama_zmq.cli.generate import generate
-from dllama_zmq.errors import BusError, ClusterError, RootLost, WorkerLost
+from dllama_zmq.errors import BusError, ClusterError, NotReady, RootLost
 from dllama_zmq.formats import ModelFile
 from dllama_zmq.interrupts import Interrupts
 from dllama_zmq.sampling import GREEDY
@@ -84,7 +84,7 @@ def test_a_request_waits_for_workers_from_its_own_beginning(context: Context, mo
     with serving(context, model, ["worker1"], join_s=1.5) as address, Client(address) as client:
         for _ in range(2):  # the second comes when the cluster has been incomplete for longer than join_s
             begun = time.monotonic()
-            with pytest.raises(WorkerLost, match="worker1 has not joined yet"):
+            with pytest.raises(NotReady, match="worker1 has not joined yet"):
                 client.text("once")
             assert time.monotonic() - begun >= 1.5
 

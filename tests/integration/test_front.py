@@ -26,6 +26,7 @@ from dllama_zmq.bus.engine_messages import (
     Ended,
     Facts,
     Listening,
+    ModelFacts,
     Readiness,
     Report,
     Sampled,
@@ -41,6 +42,7 @@ from dllama_zmq.front.front import Front
 
 SOON_S = 20.0
 PLACES = 8
+MODEL = ModelFacts("tiny", "/tiny.m", "llama", 1000, 2000, 64, 1)
 
 
 @dataclass
@@ -75,7 +77,7 @@ def engine(context: Context) -> Iterator[Engine]:
     thread = threading.Thread(target=front.run, daemon=True)
     thread.start()
     engine = Engine(ends[0], address)
-    engine.tell(Facts([address], 64, 64, 288, PLACES, 60.0))
+    engine.tell(Facts([address], 64, 64, 288, PLACES, 60.0, MODEL))
     assert engine.hear() == Listening("")
     engine.tell(Readiness(True, "", 60.0))
     yield engine

@@ -12,10 +12,11 @@ from tiny import tiny_tokenizer_data
 from tokenizers_of import of_t
 
 from dllama_zmq.bus.client_messages import Generate
+from dllama_zmq.bus.prompts import AnyPrompt
 from dllama_zmq.front.encoding import Encoding
 from dllama_zmq.front.request import Request
+from dllama_zmq.front.texts import Encoded, Texts
 from dllama_zmq.sampling import GREEDY
-from dllama_zmq.tokenizer import Tokenizer
 
 SOON_S = 20.0
 TOKENIZER = of_t(tiny_tokenizer_data())
@@ -35,24 +36,24 @@ def written(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     may_write.set()
 
 
-class Later(Tokenizer):
+class Later(Texts):
     """Encodes only when this is set: who adds a callback to a future that is done runs it himself."""
 
     def __init__(self) -> None:
         self.now = threading.Event()
 
-    def encode(self, text: str, bos: bool | None = None, specials: bool = False) -> list[int]:
+    def encode(self, prompt: AnyPrompt, max_tokens: int | None) -> Encoded:
         assert self.now.wait(SOON_S)
-        return TOKENIZER.encode(text, bos, specials)
+        return Encoded(TOKENIZER.encode(str(prompt)), "")
 
 
 def begun() -> tuple[Encoding, Request]:
     """An encoding whose future is done."""
-    tokenizer = Later()
-    encoding = Encoding(tokenizer)
+    texts = Later()
+    encoding = Encoding(texts)
     request = Request(b"client", Generate(1, "the cat", None, GREEDY, True, []), 0, 0.0, 0.0)
     encoding.begin(request)
-    tokenizer.now.set()
+    texts.now.set()
     future = encoding._future
     assert future is not None
     future.result(SOON_S)
@@ -66,7 +67,7 @@ def test_a_prompt_is_there_once_its_thread_is_done_with_the_descriptor(written: 
     until = time.monotonic() + SOON_S
     while (result := encoding.result()) is None:
         assert time.monotonic() < until
-    assert result == (request, TOKENIZER.encode("the cat"))
+    assert result == (request, Encoded(TOKENIZER.encode("the cat"), ""))
     encoding.close()
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(encoding.wake)

@@ -16,7 +16,7 @@ from test_messages import ALL_KINDS
 from tiny import tiny_spec
 
 import dllama_zmq.bus
-from dllama_zmq.bus import client_messages, messages
+from dllama_zmq.bus import client_messages, messages, prompts, text_messages
 from dllama_zmq.bus.client_messages import Status, StepStats
 from dllama_zmq.bus.messages import Beacon, Candidates, Kinds, Message, Partial, encode
 from dllama_zmq.grammar import MOST_GRAMMAR_CHARACTERS, Grammar
@@ -29,9 +29,11 @@ NAMED: dict[Any, str] = {
     messages.Count: "count", messages.Big: "big", messages.Name: "name", messages.Text: "text",
     messages.Endpoint: "endpoint", messages.Seconds: "seconds", messages.Heads: "heads", messages.Asks: "asks",
     messages.Again: "again",
-    client_messages.Whole: "whole", client_messages.Number: "number", client_messages.Prompt: "prompt",
-    client_messages.Stops: "stops",
-    StepStats: "figures", client_messages.KVStatus: "map", bool: "bool", client_messages.RequestId: "id",
+    client_messages.Whole: "whole", client_messages.Number: "number", client_messages.Stops: "stops",
+    client_messages.Answers: "answers", client_messages.Index: "index", client_messages.Seed: "seed",
+    prompts.Prompt: "prompt", prompts.TokenIds: "ids", prompts.ChatText: "chat", text_messages.LongText: "long text",
+    list[messages.Count]: "list of counts", list[messages.Text]: "list of texts",
+    StepStats: "figures", client_messages.KVStatus: "map", bool: "bool", text_messages.RequestId: "id",
     Sampling: "map", Grammar: "map", list[client_messages.Logprob]: "list of logprobs",
 }  # fmt: skip
 
@@ -52,7 +54,8 @@ def words(hint: Any) -> str:
     if origin is typing.Literal:
         return ", ".join(f'"{value}"' for value in parts)
     if origin in UNIONS:
-        return f"{words(parts[0])} or nil"
+        *first, last = ["nil" if part is type(None) else words(part) for part in parts]
+        return f"{', '.join(first)} or {last}"
     return {dict: "map", list: "list of maps"}[origin]
 
 
@@ -80,7 +83,24 @@ def test_the_document_names_no_kind_that_is_none() -> None:
 
 
 @pytest.mark.parametrize(
-    "word", ["count", "big", "id", "whole", "seconds", "number", "name", "endpoint", "text", "prompt"]
+    "word",
+    [
+        "count",
+        "big",
+        "id",
+        "whole",
+        "seed",
+        "answers",
+        "index",
+        "seconds",
+        "number",
+        "name",
+        "endpoint",
+        "text",
+        "long text",
+        "prompt",
+        "ids",
+    ],
 )
 def test_the_document_has_the_bounds_of_every_type(word: str) -> None:
     meta = typing.get_args(next(hint for hint, name in NAMED.items() if name == word))[1]

@@ -1,0 +1,101 @@
+"""What an answer continues: a text, token ids or a chat, as users write it and as it travels to the root."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, TypeAlias
+
+import msgspec
+
+from dllama_zmq.bus.messages import Count
+from dllama_zmq.errors import RequestError
+
+MAX_PROMPT_BYTES = 1 << 19  # of UTF-8: half of the longest header
+MAX_PROMPT_TOKENS = 100_000  # of 5 bytes at most
+Prompt = Annotated[str, msgspec.Meta(max_length=MAX_PROMPT_BYTES)]
+TokenIds = Annotated[list[Count], msgspec.Meta(max_length=MAX_PROMPT_TOKENS)]
+_SHOWN = 200
+
+
+class Chat(msgspec.Struct, frozen=True):
+    """A conversation, whose text the model's chat template makes on the root.
+
+    messages, tools: as in OpenAI's API, `content` being a text. template: a template's name, the file's own or a
+    built-in one; template_text: one in Jinja. Without both, it is the model's own. variables: more of what the template
+    may know, such as `enable_thinking`. generation_prompt: the text ends where an answer begins. continues: the answer
+    goes on with the last message, which the text ends with.
+    """
+
+    messages: Annotated[list[dict[str, Any]], msgspec.Meta(min_length=1)]
+    tools: list[dict[str, Any]] | None = None
+    template: str | None = None
+    template_text: str | None = None
+    variables: dict[str, Any] = {}
+    generation_prompt: bool = True
+    continues: bool = False
+
+
+_CHAT = msgspec.json.Decoder(Chat)
+
+
+class ChatText(msgspec.Struct, frozen=True):
+    """A Chat on the wire, as the text of a JSON object.
+
+    So what the root holds of it is as long as its text, and nobody else meets what its objects are nested in.
+    """
+
+    json: Prompt
+
+    def chat(self) -> Chat:
+        """The chat. Raises RequestError where it is none."""
+        try:
+            return _CHAT.decode(self.json)
+        except RecursionError:
+            raise RequestError("the chat is nested too deeply") from None
+        except (msgspec.MsgspecError, ValueError) as error:  # ValueError: a string that is not UTF-8
+            raise RequestError(f"the chat is not as expected: {str(error)[:_SHOWN]}") from None
+
+
+PromptText: TypeAlias = Prompt | ChatText
+AnyPrompt: TypeAlias = Prompt | TokenIds | ChatText
+
+
+def text_on_wire(prompt: str | Chat) -> PromptText:
+    """`prompt` as it is sent. Raises RequestError where it cannot be."""
+    if isinstance(prompt, str):
+        _check_bytes("prompt", len(prompt.encode(errors="surrogatepass")))
+        return prompt.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # UTF-8 has no lone surrogates
+    if not isinstance(prompt, Chat):
+        raise RequestError(f"a {type(prompt).__name__} is not tokenized; expected a text or a Chat")
+    try:
+        json = msgspec.json.encode(prompt)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RequestError(f"the chat cannot be written as JSON: {str(error)[:_SHOWN]}") from None
+    _check_bytes("chat", len(json))
+    written = ChatText(json.decode())
+    written.chat()
+    return written
+
+
+def tokens_on_wire(tokens: Sequence[int]) -> list[int]:
+    """Ids of tokens as they are sent. Raises RequestError where they cannot be."""
+    if isinstance(tokens, str | bytes) or not isinstance(tokens, Sequence):
+        raise RequestError(f"a {type(tokens).__name__} where a list of ids of tokens was expected")
+    if len(tokens) > MAX_PROMPT_TOKENS:
+        raise RequestError(f"{len(tokens)} tokens; at most {MAX_PROMPT_TOKENS} are sent")
+    for token in tokens:
+        if type(token) is not int or not 0 <= token <= 1 << 31:
+            raise RequestError(f"{token!r:.40} is no token; expected ids of 0 or more")
+    return list(tokens)
+
+
+def prompt_on_wire(prompt: str | Sequence[int] | Chat) -> AnyPrompt:
+    """`prompt` as it is sent. Raises RequestError where it cannot be."""
+    if isinstance(prompt, str):
+        return text_on_wire(prompt)
+    return text_on_wire(prompt) if isinstance(prompt, Chat) else tokens_on_wire(prompt)
+
+
+def _check_bytes(what: str, n_bytes: int) -> None:
+    if n_bytes > MAX_PROMPT_BYTES:
+        raise RequestError(f"the {what} has {n_bytes} bytes; at most {MAX_PROMPT_BYTES} are sent")

@@ -1,0 +1,85 @@
+"""Questions about text, tokens and the model, which the front answers by itself (PROTOCOL.md §10)."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+from dllama_zmq.bus.messages import Big, Count, Message, Name, Text
+from dllama_zmq.bus.prompts import PromptText, TokenIds
+
+RequestId = Annotated[int, msgspec.Meta(ge=1, le=1 << 62)]
+MAX_TEXT_CHARACTERS = 1 << 20
+LongText = Annotated[str, msgspec.Meta(max_length=MAX_TEXT_CHARACTERS)]
+
+# --- client to root -------------------------------------------------------------------------------------------------
+
+
+class Tokenize(Message, frozen=True):
+    """What are the tokens of `prompt`? Answered with Tokens.
+
+    bos: whether they begin with the BOS, None: as in a prompt. specials: names of special tokens in the text are these
+    tokens. Both are of a text; a chat has them as its template writes them.
+    """
+
+    id: RequestId
+    prompt: PromptText
+    bos: bool | None
+    specials: bool
+
+
+class Detokenize(Message, frozen=True):
+    """What is the text of these tokens? Answered with Detokenized."""
+
+    id: RequestId
+    tokens: TokenIds
+
+
+class AskModel(Message, frozen=True):
+    """What is the model? Answered with Model."""
+
+    id: RequestId
+
+
+# --- root to client -------------------------------------------------------------------------------------------------
+
+
+class Tokens(Message, frozen=True):
+    """The tokens, the text or name of each, and the text that they are of: for a chat, what its template has made."""
+
+    id: Big
+    tokens: list[Count]
+    pieces: list[Text]
+    text: LongText
+
+
+class Detokenized(Message, frozen=True):
+    """The text of the tokens; special tokens print nothing."""
+
+    id: Big
+    text: LongText
+
+
+class Model(Message, frozen=True):
+    """The model that answers.
+
+    seq_len: positions that a text may have on this cluster; context: the model's own. size_bytes: of its weights as
+    they are used. bos, eos: names of these tokens, bos "" where there is none. template: the text of the chat template,
+    "" where there is none. created: when its file was, in seconds since 1970.
+    """
+
+    id: Big
+    name: Text
+    path: Text
+    architecture: Name
+    n_params: Big
+    size_bytes: Big
+    seq_len: Count
+    context: Count
+    vocab_size: Count
+    dim: Count
+    bos: Text
+    eos: list[Text]
+    template: LongText
+    created: Big

@@ -1,0 +1,139 @@
+"""All that clients ask of text: prompts and chats to tokens, tokens to text. Knows the tokenizer; may take seconds."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TypeVar
+
+import msgspec
+
+from dllama_zmq.bus.client_messages import Error
+from dllama_zmq.bus.engine_messages import Facts
+from dllama_zmq.bus.messages import MAX_HEADER_BYTES, Message
+from dllama_zmq.bus.prompts import AnyPrompt, Chat, ChatText, PromptText
+from dllama_zmq.bus.text_messages import MAX_TEXT_CHARACTERS, AskModel, Detokenize, Detokenized, Model, Tokenize, Tokens
+from dllama_zmq.errors import DllamaError, RequestError, told
+from dllama_zmq.sharding import check_prompt
+from dllama_zmq.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+PROMPT_END_CHARACTERS = 256
+M = TypeVar("M", bound=msgspec.Struct)
+_MAX_RENDERED = 1 << 19
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A prompt's tokens, and how its text ends ("" where it came as tokens)."""
+
+    tokens: list[int]
+    end: str
+
+
+class Texts:
+    """Of one tokenizer and the model that `facts` describe."""
+
+    def __init__(self, tokenizer: Tokenizer, facts: Facts) -> None:
+        self.tokenizer, self._facts = tokenizer, facts
+
+    def encode(self, prompt: AnyPrompt, max_tokens: int | None) -> Encoded:
+        """The tokens of a prompt. Raises RequestError where they cannot be answered, DllamaError of a template."""
+        if isinstance(prompt, list):
+            self._check_ids(prompt)
+            encoded = Encoded(prompt, "")
+        else:
+            text = self._text(prompt)
+            encoded = Encoded(self._tokens(prompt, text, None, False), text[-PROMPT_END_CHARACTERS:])
+        check_prompt(len(encoded.tokens), max_tokens, self._facts.seq_len, self._facts.context)
+        return encoded
+
+    def answer(self, asked: Tokenize | Detokenize | AskModel) -> Message:
+        """The answer to a question: an Error where there is none."""
+        try:
+            if isinstance(asked, AskModel):
+                return self.model(asked.id)
+            return self.tokenize(asked) if isinstance(asked, Tokenize) else self.detokenize(asked)
+        except Exception as error:
+            if not isinstance(error, DllamaError):
+                logger.error("question failed id=%d", asked.id, exc_info=error)
+            return Error(asked.id, *told(error))
+
+    def tokenize(self, asked: Tokenize) -> Tokens:
+        """The answer to a question. Raises as `encode` does."""
+        text = self._text(asked.prompt)
+        tokens = self._tokens(asked.prompt, text, asked.bos, asked.specials)
+        return _sent(Tokens(asked.id, tokens, [self.name_of(token) for token in tokens], text))
+
+    def detokenize(self, asked: Detokenize) -> Detokenized:
+        """The answer to a question. Raises RequestError for what is no token."""
+        self._check_ids(asked.tokens)
+        return _sent(Detokenized(asked.id, self.tokenizer.decode(asked.tokens)))
+
+    def model(self, request_id: int) -> Model:
+        """What the model is."""
+        facts, tokenizer, model = self._facts, self.tokenizer, self._facts.model
+        template = ""
+        with suppress(RequestError):  # it has none
+            template = tokenizer.chat_template().text
+        return Model(
+            id=request_id,
+            name=model.name,
+            path=model.path,
+            architecture=model.architecture,
+            n_params=model.n_params,
+            size_bytes=model.size_bytes,
+            seq_len=facts.seq_len,
+            context=facts.context,
+            vocab_size=facts.vocab_size,
+            dim=model.dim,
+            bos="" if tokenizer.bos_id is None else self.piece(tokenizer.bos_id),
+            eos=[self.piece(token) for token in tokenizer.eos_ids],
+            template=template[:MAX_TEXT_CHARACTERS],
+            created=model.created,
+        )
+
+    def name_of(self, token: int) -> str:
+        """The text of a token, or the name of one that prints nothing."""
+        return (self.tokenizer.decode([token], True) or self.piece(token))[:4096]
+
+    def piece(self, token: int) -> str:
+        """A token's entry in the vocabulary."""
+        return self.tokenizer.piece(token).decode(errors="replace")[:4096]
+
+    def _text(self, prompt: PromptText) -> str:
+        return self._rendered(prompt.chat()) if isinstance(prompt, ChatText) else prompt
+
+    def _tokens(self, prompt: PromptText, text: str, bos: bool | None, specials: bool) -> list[int]:
+        # What a template has made has the BOS and the names of special tokens as text.
+        if isinstance(prompt, ChatText):
+            return self.tokenizer.encode(text, bos=False, specials=True)
+        return self.tokenizer.encode(text, bos, specials)
+
+    def _rendered(self, chat: Chat) -> str:
+        template = self.tokenizer.chat_template(chat.template, chat.template_text)
+        text = template.render(
+            chat.messages,
+            tools=chat.tools,
+            add_generation_prompt=chat.generation_prompt,
+            continues=chat.continues,
+            variables=chat.variables,
+        )
+        if len(text) > _MAX_RENDERED:
+            raise RequestError(f"the chat's text has {len(text)} characters; at most {_MAX_RENDERED} are tokenized")
+        return text
+
+    def _check_ids(self, tokens: list[int]) -> None:
+        if tokens and not 0 <= min(tokens) <= max(tokens) < self._facts.vocab_size:
+            wrong = next(token for token in tokens if not 0 <= token < self._facts.vocab_size)
+            raise RequestError(f"token {wrong}; this model's tokens are 0 to {self._facts.vocab_size - 1}")
+
+
+def _sent(answer: M) -> M:
+    """An answer. Raises RequestError where it is too long to be sent."""
+    n_bytes = len(msgspec.msgpack.encode(answer))
+    if n_bytes > MAX_HEADER_BYTES - 64:
+        raise RequestError(f"the answer has {n_bytes} bytes; at most {MAX_HEADER_BYTES} are sent: ask for less text")
+    return answer
