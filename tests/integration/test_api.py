@@ -30,7 +30,7 @@ def model_path(tmp_path: Path) -> Path:
 
 
 def test_package_exports_what_it_documents() -> None:
-    assert dllama_zmq.__all__ == ["Client", "Sampling", "__version__", "connect", "load"]
+    assert dllama_zmq.__all__ == ["Chat", "Client", "Grammar", "Sampling", "__version__", "connect", "load"]
     assert all(getattr(dllama_zmq, name) for name in dllama_zmq.__all__)
     assert dir(dllama_zmq) == dllama_zmq.__all__  # what a shell offers, before anything has been used
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
