@@ -12,6 +12,7 @@ from dllama_zmq.bus.client_messages import Done, Generate, Logprob, Piece, Reque
 from dllama_zmq.bus.engine_messages import Sampled, Submit
 from dllama_zmq.bus.prompts import AnyPrompt, ChatText
 from dllama_zmq.errors import RequestError
+from dllama_zmq.front.texts import Texts
 from dllama_zmq.sampling import Sampling
 from dllama_zmq.tokenizer import Tokenizer
 from dllama_zmq.tokenizer.decoder import IncrementalDecoder
@@ -89,13 +90,13 @@ class Request:
         """Whether its text has ended before a stop string."""
         return self.decoder is not None and self.decoder.stopped
 
-    def piece(self, sampled: Sampled, figures: StepStats, tokenizer: Tokenizer) -> Piece:
+    def piece(self, sampled: Sampled, figures: StepStats, texts: Texts) -> Piece:
         """One token more, of a step with these figures."""
         first = not self.n_tokens
         self.n_tokens += 1
         self.first_token = self.first_token or time.monotonic()
         text = self.decoder.push(sampled.token) if self.decoder is not None else ""
-        logprobs = [Logprob(token, _name_of(token, tokenizer), p) for token, p in sampled.logprobs]
+        logprobs = [Logprob(token, texts.name_of(token), p) for token, p in sampled.logprobs]
         # The first token comes with the last of the prompt, whose step has told its figures already.
         return Piece(self.id, sampled.token, text, None if first else figures, logprobs)
 
@@ -115,9 +116,3 @@ class Request:
             now - self.came,
             (self.n_tokens - 1) / seconds if self.n_tokens > 1 and seconds > 0 else 0.0,
         )
-
-
-def _name_of(token: int, tokenizer: Tokenizer) -> str:
-    """The text of a token, or the name of one that prints nothing."""
-    text = tokenizer.decode([token], True) or tokenizer.piece(token).decode(errors="replace")
-    return text[:4096]
