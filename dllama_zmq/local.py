@@ -10,6 +10,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import get_args
@@ -18,8 +19,11 @@ import zmq
 
 from dllama_zmq.bus import sockets
 from dllama_zmq.bus.links import Endpoints
+from dllama_zmq.constraint.matching import Vocabulary
+from dllama_zmq.constraint.reading import GrammarReader
 from dllama_zmq.errors import FormatError, RemoteError, RequestError, UsageError
 from dllama_zmq.formats import ModelFile, open_model, read_tokenizer
+from dllama_zmq.grammar import Grammar
 from dllama_zmq.host import free_memory_bytes, require_open_files
 from dllama_zmq.kernels import KernelChoice, KVType
 from dllama_zmq.quants import F32
@@ -54,7 +58,8 @@ class LocalModel:
         """tokenizer: or why there is none."""
         self._root = root
         self._tokenizer = tokenizer
-        self.engine = Engine(root, _MAX_SEQUENCES)
+        vocabulary = None if isinstance(tokenizer, str) else Vocabulary(tokenizer, root.spec.vocab_size)
+        self.engine = Engine(root, _MAX_SEQUENCES, vocabulary)
         self._events: dict[Generation, deque[Event | Exception]] = {}  # of the texts that are being generated
         self._finish = weakref.finalize(self, shut_down)  # also when it is collected, or the interpreter ends
 
@@ -70,24 +75,35 @@ class LocalModel:
             raise RequestError(f"this model has no tokenizer ({self._tokenizer}); pass load(..., tokenizer=PATH)")
         return self._tokenizer
 
+    @cached_property
+    def _grammars(self) -> GrammarReader:
+        return GrammarReader(self.tokenizer)
+
     def logits(self, token_ids: Sequence[int]) -> F32:
         """Logits (T, vocab) float32 after each of `token_ids` (T,), as a text of its own."""
         self._form()
         return self.engine.logits(token_ids)
 
     def generate(
-        self, prompt: str, max_tokens: int | None = None, sampling: Sampling = GREEDY, stop: Sequence[str] = ()
+        self,
+        prompt: str,
+        max_tokens: int | None = None,
+        sampling: Sampling = GREEDY,
+        stop: Sequence[str] = (),
+        grammar: Grammar | None = None,
     ) -> Iterator[str]:
         """The text that follows `prompt`, piece by piece; `"".join(...)` for the whole. Greedy by default.
 
-        stop: the text ends before the first of these strings.
+        stop: the text ends before the first of these strings. grammar: the text is a sentence of it, if it ends by
+        itself.
         """
         if sampling.logprobs is not None:
             raise RequestError("logprobs: a loaded model yields text alone; a Client of a cluster is told them")
         check_stop(stop)
         tokenizer = self.tokenizer
         prompt_ids, decoder = tokenizer.encode(prompt), tokenizer.decoder(continues=True, stop=stop)
-        sequence = self.engine.add(prompt_ids, sampling, max_tokens, tokenizer.eos_ids, tokenizer.vocab_size)
+        read = "" if grammar is None else self._grammars.read(grammar)
+        sequence = self.engine.add(prompt_ids, sampling, max_tokens, tokenizer.eos_ids, tokenizer.vocab_size, read)
         events = self._events[sequence] = deque()
         try:
             while True:

@@ -15,6 +15,7 @@ import zmq
 
 from dllama_zmq.bus import sockets
 from dllama_zmq.bus.peers import Peers
+from dllama_zmq.constraint.matching import Vocabulary
 from dllama_zmq.front.front import Front
 from dllama_zmq.root.engine import Engine
 from dllama_zmq.root.report import ClusterFacts
@@ -52,7 +53,11 @@ def a_front(
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     try:
-        serving = Serving(Engine(root, max_sequences), ends[0], ClusterFacts("tests", "0", "tiny.m"))
+        serving = Serving(
+            Engine(root, max_sequences, Vocabulary(tokenizer, root.spec.vocab_size)),
+            ends[0],
+            ClusterFacts("tests", "0", "tiny.m"),
+        )
         yield serving, address, alive
     finally:
         alive.close()

@@ -15,7 +15,6 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from dllama_zmq.bus.client_messages import Status, StepStats
-from dllama_zmq.grammar import Grammar
 from dllama_zmq.sampling import Sampling
 
 
@@ -35,7 +34,8 @@ class Listening(_Message, frozen=True):
 class Submit(_Message, frozen=True):
     """Generate what follows `tokens`. `id` is the front's own.
 
-    stop_ids: end the answer and are not part of it. n_ids: only ids below it are generated.
+    stop_ids: end the answer and are not part of it. n_ids: only ids below it are generated. grammar: what the answer is
+    a sentence of, as the front has read it.
     """
 
     id: int
@@ -44,7 +44,7 @@ class Submit(_Message, frozen=True):
     sampling: Sampling
     stop_ids: list[int]
     n_ids: int
-    grammar: Grammar | None = None
+    grammar: str = ""
 
 
 class Withdraw(_Message, frozen=True):

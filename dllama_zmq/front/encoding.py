@@ -20,9 +20,9 @@ class Encoding:
         self.request: Request | None = None
 
     def begin(self, request: Request) -> None:
-        """Encode the prompt of `request`. Nothing may be open."""
+        """Encode the prompt of `request`, and read its grammar. Nothing may be open."""
         self.request = request
-        self._future = self._thread.submit(self._texts.encode, request.prompt, request.asked.max_tokens)
+        self._future = self._thread.submit(self._encode, request)
         self._future.add_done_callback(lambda future: os.eventfd_write(self.wake, 1))
 
     def result(self) -> tuple[Request, Encoded | BaseException] | None:
@@ -32,6 +32,11 @@ class Encoding:
             return None
         self._future = self.request = None
         return request, future.exception() or future.result()
+
+    def _encode(self, request: Request) -> Encoded:
+        if request.asked.grammar is not None:
+            request.grammar = self._texts.grammar(request.asked.grammar)
+        return self._texts.encode(request.prompt, request.asked.max_tokens)
 
     def close(self) -> None:
         """Give up. A prompt that is being encoded is not waited for, and keeps `wake` open: it will be written to."""

@@ -22,7 +22,7 @@ from dllama_zmq.tokenizer.decoder import IncrementalDecoder
 class Request:
     """`id` is the client's, `engine_id` that of the engine: 0 until the request is submitted.
 
-    came, reminded, started: time.monotonic().
+    came, reminded, started: time.monotonic(). grammar: that of `asked`, as it has been read.
     """
 
     client: bytes
@@ -37,6 +37,7 @@ class Request:
     first_token: float = 0.0
     n_tokens: int = 0
     cancelled: bool = False
+    grammar: str = ""
     decoder: IncrementalDecoder | None = field(default=None, repr=False)
 
     @property
@@ -74,7 +75,6 @@ class Request:
             raise RequestError("this root gives one answer to a request only")
         if self.asked.grammar is not None:
             self.asked.grammar.check()
-            raise RequestError("this root answers without a grammar only")
 
     def submit(self, tokens: list[int], tokenizer: Tokenizer, vocab_size: int) -> Submit:
         """What the engine is told: `tokens` are those of the prompt. From here on its answer can be decoded."""
@@ -83,7 +83,7 @@ class Request:
         self.decoder = tokenizer.decoder(continues=True, stop=asked.stop, specials=asked.specials)
         stop_ids = [] if asked.ignore_eos else list(tokenizer.eos_ids)
         n_ids = min(tokenizer.vocab_size, vocab_size)
-        return Submit(self.engine_id, tokens, asked.max_tokens, self.sampling, stop_ids, n_ids, asked.grammar)
+        return Submit(self.engine_id, tokens, asked.max_tokens, self.sampling, stop_ids, n_ids, self.grammar)
 
     @property
     def stopped(self) -> bool:

@@ -14,7 +14,9 @@ from dllama_zmq.bus.engine_messages import Facts
 from dllama_zmq.bus.messages import MAX_HEADER_BYTES, Message
 from dllama_zmq.bus.prompts import AnyPrompt, Chat, ChatText, PromptText
 from dllama_zmq.bus.text_messages import MAX_TEXT_CHARACTERS, AskModel, Detokenize, Detokenized, Model, Tokenize, Tokens
+from dllama_zmq.constraint.reading import GrammarReader
 from dllama_zmq.errors import DllamaError, RequestError, told
+from dllama_zmq.grammar import Grammar
 from dllama_zmq.sharding import check_prompt
 from dllama_zmq.tokenizer import Tokenizer
 
@@ -38,6 +40,7 @@ class Texts:
 
     def __init__(self, tokenizer: Tokenizer, facts: Facts) -> None:
         self.tokenizer, self._facts = tokenizer, facts
+        self._grammars = GrammarReader(tokenizer)
 
     def encode(self, prompt: AnyPrompt, max_tokens: int | None) -> Encoded:
         """The tokens of a prompt. Raises RequestError where they cannot be answered, DllamaError of a template."""
@@ -49,6 +52,10 @@ class Texts:
             encoded = Encoded(self._tokens(prompt, text, None, False), text[-PROMPT_END_CHARACTERS:])
         check_prompt(len(encoded.tokens), max_tokens, self._facts.seq_len, self._facts.context)
         return encoded
+
+    def grammar(self, grammar: Grammar) -> str:
+        """A grammar as the engine takes it. Raises RequestError where it cannot be used."""
+        return self._grammars.read(grammar)
 
     def answer(self, asked: Tokenize | Detokenize | AskModel) -> Message:
         """The answer to a question: an Error where there is none."""

@@ -14,6 +14,7 @@ from dllama_zmq.bus import sockets
 from dllama_zmq.bus.addresses import ip_addresses
 from dllama_zmq.bus.links import Endpoints
 from dllama_zmq.cluster import Cluster, ClusterFile, is_loopback
+from dllama_zmq.constraint.matching import Vocabulary
 from dllama_zmq.errors import ClusterError, DllamaError
 from dllama_zmq.front.process import FrontProcess
 from dllama_zmq.host import require_open_files
@@ -90,7 +91,9 @@ def run_cluster(file: ClusterFile, reporter: Reporter, lock: int | None = None) 
             cleanup.push(lambda kind, error, traceback: root.close(_why_down(root, error), stay=True))
             facts = ClusterFacts(cluster.name, __version__, as_text(model.path), _name_of(cluster.model))
             link = sockets.pair(context, paths.ipc_front, bind=True)
-            serving = Serving(Engine(root, cluster.max_sequences), link, facts)
+            serving = Serving(
+                Engine(root, cluster.max_sequences, Vocabulary(tokenizer, root.spec.vocab_size)), link, facts
+            )
             serving.open([*_listen(cluster, "clients"), paths.ipc_clients])
         _, workers, oversubscribed = node_threads(cluster)
         fleet = Fleet(workers, paths, oversubscribed, root.roster, cluster.limits.join_s)

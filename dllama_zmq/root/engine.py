@@ -15,9 +15,10 @@ import numpy as np
 
 from dllama_zmq.bus.client_messages import NO_STEPS, StepStats
 from dllama_zmq.bus.meter import Phase
-from dllama_zmq.errors import RequestError, WorkerLost
+from dllama_zmq.constraint.matching import Vocabulary
+from dllama_zmq.errors import DllamaError, RequestError, WorkerLost
 from dllama_zmq.kernels import KV_PAGE, Batch, Span
-from dllama_zmq.quants import F32
+from dllama_zmq.quants import F32, U8
 from dllama_zmq.root.pace import Pace
 from dllama_zmq.root.pages import PagePool
 from dllama_zmq.root.root import Root
@@ -28,6 +29,7 @@ from dllama_zmq.sampling import Sampling
 from dllama_zmq.sharding import PREFILL_TOKENS, check_prompt
 
 _MOST_LOST = 4
+_COMPILE_WAIT_S = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,10 @@ class Engine:
     n_prompt_tokens, n_cached_tokens: of all prompts so far, and those of them that the prefix cache had.
     """
 
-    def __init__(self, root: Root, max_sequences: int) -> None:
+    def __init__(self, root: Root, max_sequences: int, vocabulary: Vocabulary | None = None) -> None:
+        """vocabulary: what grammars are for; None: there can be none."""
+        self._vocabulary = vocabulary
+        self._compiling: deque[Sequence] = deque()  # with their grammars, before the scheduler knows them
         self.root, self.max_sequences = root, max_sequences
         self.scheduler = Scheduler(PagePool(root.n_pages, KV_PAGE), max_sequences)
         self.pace = Pace(self.scheduler.prefill_rows)
@@ -61,7 +66,7 @@ class Engine:
     @property
     def busy(self) -> bool:
         """Whether a sequence is to be evaluated."""
-        return bool(self.scheduler.running or self.scheduler.waiting)
+        return bool(self.scheduler.running or self.scheduler.waiting or self._compiling)
 
     def add(
         self,
@@ -70,10 +75,13 @@ class Engine:
         max_tokens: int | None = None,
         stop_ids: Iterable[int] = (),
         n_ids: int | None = None,
+        grammar: str = "",
     ) -> Sequence:
         """Generate what follows `prompt` from the next step on.
 
         max_tokens None: until a stop id, or until the context is full. n_ids: only ids below it are generated.
+        grammar: the answer is a sentence of it, as GrammarReader returns it; "": none. A stop id comes only where it
+        may end, and it ends by itself where it cannot go on.
         Raises RequestError where this cannot be answered on this cluster.
         """
         spec, seq_len = self.root.spec, self.root.seq_len
@@ -81,12 +89,22 @@ class Engine:
         self._check_ids(prompt)
         room = seq_len - len(prompt)
         sampler = Sampler(sampling, spec.vocab_size if n_ids is None else n_ids, len(prompt))
-        sequence = Sequence(next(self._ids), prompt, sampler, min(max_tokens or room, room), frozenset(stop_ids))
-        self.scheduler.add(sequence)
+        stops = frozenset(stop_ids)
+        sequence = Sequence(next(self._ids), prompt, sampler, min(max_tokens or room, room), stops)
+        if not grammar:
+            self.scheduler.add(sequence)
+            return sequence
+        if self._vocabulary is None:
+            raise RequestError("a grammar needs the model's tokenizer, and there is none")
+        sequence.constraint = self._vocabulary.constraint(grammar, stops)
+        self._compiling.append(sequence)
         return sequence
 
     def cancel(self, sequence: Sequence) -> None:
         """Forget a sequence; its pages are free at once."""
+        if sequence in self._compiling:
+            self._compiling.remove(sequence)
+            sequence.state = "finished"
         self.scheduler.cancel(sequence)
 
     def step(self) -> Outcome:
@@ -96,10 +114,12 @@ class Engine:
         has lost _MOST_LOST workers since its last token ends: it may be the cause. Any other error ends the sequence of
         the step; where there are several, each is then evaluated alone, so that only those end that cause it.
         """
-        if failed := self.renew():
+        if failed := [*self.renew(), *self._compiled()]:
             return Outcome([], NO_STEPS, failed, {})
         scheduled = self._schedule()
         if scheduled is None:
+            if self._compiling and (constraint := self._compiling[0].constraint) is not None:
+                constraint.wait(_COMPILE_WAIT_S)
             return Outcome([], NO_STEPS, [], {})
         try:
             choices, figures = self._evaluate(scheduled)
@@ -109,14 +129,16 @@ class Engine:
             raise
         except Exception as error:
             return Outcome([], NO_STEPS, self._blame(scheduled, error), {})
-        events = self.scheduler.accept(scheduled, [choices[sequence].token for _, sequence in scheduled.sampled])
+        whole, failed = self._accepted(choices)
+        chosen = [choices[sequence].token for _, sequence in scheduled.sampled]
+        events = self.scheduler.accept(scheduled, chosen, whole)
         for event in events:
             if isinstance(event, Prefilled) and event.done == event.total:
                 self.n_prompt_tokens += event.total
                 self.n_cached_tokens += event.sequence.n_cached or 0
             elif isinstance(event, Token):
                 event.sequence.n_lost = 0
-        return Outcome(events, figures, [], choices)
+        return Outcome(events, figures, failed, choices)
 
     def renew(self) -> list[tuple[Sequence, Exception]]:
         """Begin again with empty pages where a worker has joined since the last step, as many as all nodes have now.
@@ -180,7 +202,7 @@ class Engine:
         """Run a step, and choose the next token of each sampled row. The figures are of all that choosing asked for."""
         sampled = scheduled.sampled
         self.root.set_phase(_phase(scheduled))
-        asks = {row: sequence.sampler.ask(sequence.tokens) for row, sequence in sampled}
+        asks = {row: sequence.sampler.ask(sequence.tokens, _mask(sequence)) for row, sequence in sampled}
         answers, figures = self.root.evaluate(Batch(scheduled.spans), scheduled.tokens, asks)
         n_decoding = sum([span.count == 1 for span in scheduled.spans])
         self.pace.add(n_decoding, len(scheduled.tokens) - n_decoding, figures.wall_s)
@@ -198,6 +220,36 @@ class Engine:
             answers, asked_again = self.root.more(again)
             figures += asked_again
             sampled = [(row, sequence) for row, sequence in sampled if row in again]
+
+    def _compiled(self) -> list[tuple[Sequence, Exception]]:
+        """Queue the sequences whose grammars are compiled. Returns those that cannot be, each with its error."""
+        failed: list[tuple[Sequence, Exception]] = []
+        for sequence in list(self._compiling):
+            if sequence.constraint is None or not sequence.constraint.wait():
+                continue
+            try:
+                sequence.constraint.check()
+                self.scheduler.add(sequence)
+            except DllamaError as error:
+                sequence.state = "finished"
+                failed.append((sequence, error))
+            self._compiling.remove(sequence)
+        return failed
+
+    def _accepted(self, choices: Mapping[Sequence, Choice]) -> tuple[set[Sequence], list[tuple[Sequence, Exception]]]:
+        """Tell the grammars what was chosen: the sequences that are whole with it, and those that cannot go on."""
+        whole: set[Sequence] = set()
+        failed: list[tuple[Sequence, Exception]] = []
+        for sequence, choice in choices.items():
+            if sequence.constraint is None or choice.token in sequence.stop_ids:
+                continue
+            try:
+                if sequence.constraint.accept(choice.token):
+                    whole.add(sequence)
+            except DllamaError as error:
+                self.scheduler.cancel(sequence)
+                failed.append((sequence, error))
+        return whole, failed
 
     def _check_ids(self, tokens: Collection[int]) -> None:
         for token in tokens:
@@ -223,6 +275,11 @@ class Engine:
         (sequence,) = scheduled.sequences
         self.scheduler.cancel(sequence)
         return [(sequence, error)]
+
+
+def _mask(sequence: Sequence) -> U8 | None:
+    """The tokens that a sequence may go on with; None: all."""
+    return None if sequence.constraint is None else sequence.constraint.mask
 
 
 def _phase(scheduled: Scheduled) -> Phase:

@@ -28,6 +28,7 @@ prompts are evaluated once. Of two pages with equal content the second is given 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Container
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -70,7 +71,7 @@ class Token:
 
 @dataclass(slots=True)
 class Finished:
-    """A stop id was chosen, or `max_new` tokens are generated. The sequence has left."""
+    """A stop id was chosen, the text is whole, or `max_new` tokens are generated. The sequence has left."""
 
     sequence: Sequence
     reason: Literal["stop", "length"]
@@ -160,9 +161,10 @@ class Scheduler:
         self._step = step if step.spans else None
         return self._step
 
-    def accept(self, step: Scheduled, chosen: list[int]) -> list[Event]:
+    def accept(self, step: Scheduled, chosen: list[int], whole: Container[Sequence] = ()) -> list[Event]:
         """The last scheduled step is evaluated, and these are the tokens `chosen` for its sampled rows.
 
+        whole: sequences whose text is whole with its token, which end with it.
         What concerns sequences that were cancelled meanwhile is dropped. Raises ClusterDefect for another step than the
         last, or after a rewind.
         """
@@ -186,7 +188,9 @@ class Scheduler:
                 continue
             sequence.tokens.append(token)
             events.append(Token(sequence, token))
-            if len(sequence.tokens) - n_prompt >= sequence.max_new:
+            if sequence in whole:
+                self._finish(sequence, "stop", events)
+            elif len(sequence.tokens) - n_prompt >= sequence.max_new:
                 self._finish(sequence, "length", events)
         return events
 

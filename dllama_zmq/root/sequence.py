@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import InitVar, dataclass, field
 from typing import Literal
 
+from dllama_zmq.constraint.matching import Constraint
 from dllama_zmq.root.sampler import Sampler
 
 State = Literal["waiting", "running", "finished"]
@@ -15,7 +16,7 @@ State = Literal["waiting", "running", "finished"]
 class Sequence:
     """A prompt and what follows it: at most `max_new` tokens, or until one of `stop_ids`, which does not become one.
 
-    Only the scheduler changes the fields from `tokens` on. `sampler` is for whoever chooses the tokens.
+    Only the scheduler changes the fields from `tokens` on. `sampler` and `constraint` are for whoever chooses tokens.
     tokens: the prompt's `n_prompt`, then the generated ones.
     pages: ids of the pages of positions 0, 1, ..., in order; the first `n_computed` positions hold keys and values.
     n_cached: how many of these the prefix cache had when the sequence first ran; None before that.
@@ -27,6 +28,7 @@ class Sequence:
     sampler: Sampler
     max_new: int
     stop_ids: frozenset[int] = frozenset()
+    constraint: Constraint | None = None
     tokens: list[int] = field(init=False)
     n_prompt: int = field(init=False)
     state: State = field(init=False, default="waiting")

@@ -182,7 +182,12 @@ class Serving:
     def _submit(self, message: Submit) -> None:
         try:
             sequence = self._engine.add(
-                message.tokens, message.sampling, message.max_tokens, message.stop_ids, message.n_ids
+                message.tokens,
+                message.sampling,
+                message.max_tokens,
+                message.stop_ids,
+                message.n_ids,
+                message.grammar,
             )
         except DllamaError as error:
             self._tell(Failed(message.id, *told(error)))

@@ -23,7 +23,7 @@ _READ_BYTES = 1 << 16
 class Children:
     """As many processes of one script as threads ask at once: usually one, so that what hangs holds up nobody else.
 
-    script: a file beside this one. first: the first line after every start. max_bytes: limit of one answer.
+    script: a file, from this folder. first: the first line after every start. max_bytes: limit of one answer.
     """
 
     def __init__(self, script: str, first: bytes = b"", max_bytes: int = 1 << 27) -> None:
@@ -46,7 +46,7 @@ class Child:
     """A child process, started at the first request and again after it was killed. One thread asks at a time."""
 
     def __init__(self, script: str, first: bytes, max_bytes: int) -> None:
-        self._script = Path(__file__).with_name(script)
+        self._script = Path(__file__).parent / script
         self._first, self._max_bytes = first, max_bytes
         self._process: subprocess.Popen[bytes] | None = None
 

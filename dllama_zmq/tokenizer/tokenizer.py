@@ -50,6 +50,11 @@ class Tokenizer:
         """The special tokens by name."""
         return self._parts.specials
 
+    @property
+    def silent(self) -> frozenset[int]:
+        """The tokens that print nothing."""
+        return self._parts.silent
+
     def encode(self, text: str, bos: bool | None = None, specials: bool = False) -> list[int]:
         """The tokens of `text`. They begin with the BOS if `bos` is true; by default as the tokenizer's file says.
 

@@ -1,0 +1,115 @@
+"""Reads grammars for its parent process. A script: it imports nothing of this package.
+
+Nobody knows before how much time and memory a grammar takes to be compiled, inside a library that cannot be
+interrupted: `{"type": "integer", "multipleOf": 1000003}` takes 4 s and 270 MB. So it is compiled here first, with a
+vocabulary of single bytes, under limits; the parent kills this process after a time limit.
+
+The first line is {"names": of the special tokens, "max_states"}, every other one {"kind", "text", "seconds",
+"bytes"}; answers are {}, {"text": the grammar in the one notation that is left} or {"error"}.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import resource
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import llguidance
+from llguidance.gbnf_to_lark import gbnf_to_lark
+
+HEAD = '%llguidance {"no_forcing": true}\n'
+"""Bytes that a grammar leaves no choice of are not tokenized by the library: which of their tokens come is the model's
+choice. The library has the vocabulary, but not the rules by which a text is split."""
+SPACE = r" |\n{1,2}[ \t]{0,20}"
+"""White space between the tokens of JSON, once at each place where it may be; as in llama.cpp's grammars. Small models
+go on with white space for ever where it has no bound."""
+_OPTIONS = "x-guidance"
+
+
+class Bytes:
+    """A vocabulary of 256 single bytes and the special tokens, in the form that the library takes."""
+
+    eos_token_id = bos_token_id = None
+
+    def __init__(self, names: list[str]) -> None:
+        self.tokens = [*(bytes([value]) for value in range(256)), *(name.encode() for name in names)]
+        self.special_token_ids = list(range(256, len(self.tokens)))
+
+    def __call__(self, text: bytes) -> list[int]:
+        raise NotImplementedError
+
+
+def translated(kind: str, text: str) -> str:
+    """A grammar in the library's own notation, which is like Lark's. Raises ValueError."""
+    if kind == "json_object":
+        return json_grammar({"type": "object"})
+    if kind == "json_schema":
+        return json_grammar(json.loads(text, parse_constant=_no_json))
+    if kind == "regex":
+        return f"{HEAD}start: /{llguidance.regex_to_lark(text)}/"
+    if kind == "gbnf":
+        return HEAD + re.sub(r"(?m)^%llguidance.*$", "", gbnf_to_lark(text))
+    return HEAD + text
+
+
+def json_grammar(schema: Any) -> str:
+    if schema is True:
+        schema = {}
+    if not isinstance(schema, dict):
+        raise ValueError(f"a schema is an object; this is {json.dumps(schema)[:40]}")
+    options = schema.get(_OPTIONS, {})
+    if isinstance(options, dict):
+        schema = {**schema, _OPTIONS: {"whitespace_pattern": SPACE, **options}}
+    return f"{HEAD}start: %json {json.dumps(schema)}"
+
+
+def read(
+    tokenizer: llguidance.LLTokenizer, limits: llguidance.LLParserLimits, request: dict[str, Any]
+) -> dict[str, Any]:
+    bound(request["seconds"], request["bytes"])
+    text = translated(request["kind"], request["text"])
+    matcher = llguidance.LLMatcher(tokenizer, text, log_level=0, limits=limits)
+    if not matcher.is_error():
+        matcher.compute_bitmask()  # whether there is a first byte
+    return {"error": matcher.get_error()} if matcher.is_error() else {"text": text}
+
+
+def bound(seconds: float, n_bytes: int) -> None:
+    """Limit what this process may still take. If the parent is gone, the kernel kills this process."""
+    used_s = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
+    resource.setrlimit(resource.RLIMIT_CPU, (int(used_s + 2 * seconds) + 2, resource.RLIM_INFINITY))
+    held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (held + n_bytes, resource.RLIM_INFINITY))
+
+
+def _no_json(word: str) -> None:
+    raise ValueError(f"{word} is no JSON")
+
+
+def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    tokenizer, limits = llguidance.LLTokenizer("byte"), llguidance.LLParserLimits(verbose_errors=False)
+    for line in sys.stdin.buffer:
+        try:
+            request = json.loads(line)
+            if "names" in request:
+                tokenizer = llguidance.LLTokenizer(llguidance.TokenizerWrapper(Bytes(request["names"])), slices=[])
+                limits = llguidance.LLParserLimits(max_lexer_states=request["max_states"], verbose_errors=False)
+                answer: dict[str, Any] = {}
+            else:
+                answer = read(tokenizer, limits, request)
+        except BaseException as error:  # a panic of the library is not an Exception
+            answer = {"error": str(error) or type(error).__name__}
+        if "error" in answer:
+            answer["error"] = answer["error"][:2000]
+        sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n")
+        sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""The tokens that a grammar allows next, for one answer after another over one vocabulary.
+
+All that the vocabulary needs is made once, for the first grammar; compiling a grammar happens in a thread.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dllama_zmq.errors import DllamaError, RequestError
+from dllama_zmq.quants import U8
+from dllama_zmq.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
+
+MAX_STATES = 50_000
+"""Of a grammar's automaton: 1 to 2 kB each. What one step may take has limits of the library's own, about 20 ms."""
+_SLICES = [r'[^"\\\x00-\x1F\x7F]{1,30}']
+"""Tokens that a JSON string may consist of are looked at together. For 128k tokens: 12 MB and, within a string of a
+limited length, 0.06 ms in place of 0.8."""
+_MOST_TOLD = 500
+
+
+class Vocabulary:
+    """What the tokens of a model print, for grammars. Nothing is made before the first one."""
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
+        """vocab_size: ids of the model; those that are no tokens of `tokenizer` are never allowed."""
+        self._source = tokenizer
+        self._vocab_size = vocab_size
+        self._n_ids = min(tokenizer.vocab_size, vocab_size)
+        self._lock = threading.Lock()
+        self._tokenizer: LLTokenizer | None = None
+
+    def constraint(self, grammar: str, stop_ids: Iterable[int] = ()) -> Constraint:
+        """What is to hold for one answer; it is compiled in a thread from here on.
+
+        grammar: as GrammarReader returns it. stop_ids: end the answer, and are allowed where it may end.
+        """
+        made = Constraint(stop_ids, self._n_ids, self._vocab_size)
+        threading.Thread(target=made._begin, args=(self, grammar), name="grammar", daemon=True).start()
+        return made
+
+    def compile(self, grammar: str) -> LLMatcher:
+        """A matcher at the beginning of an answer. The library lets go of the interpreter's lock meanwhile."""
+        import llguidance  # here, so that no root pays for it that has no grammar
+
+        with self._lock:
+            if self._tokenizer is None:
+                self._tokenizer = llguidance.LLTokenizer(
+                    llguidance.TokenizerWrapper(_Printed(self._source, self._n_ids)), slices=_SLICES
+                )
+        limits = llguidance.LLParserLimits(max_lexer_states=MAX_STATES, verbose_errors=False)
+        return llguidance.LLMatcher(self._tokenizer, grammar, log_level=0, limits=limits)
+
+
+class Constraint:
+    """The tokens that one answer may go on with. `accept` is told each token of it, once."""
+
+    def __init__(self, stop_ids: Iterable[int], n_ids: int, vocab_size: int) -> None:
+        self._end = n_ids  # the library's own end of an answer: an id that is no token
+        self._found: U8 = np.zeros((n_ids // 32 + 1) * 4, np.uint8)  # whole words, for ids 0 to n_ids
+        self._n_bytes = (vocab_size + 7) // 8
+        self._stops = np.array([token for token in stop_ids if token < n_ids], np.int64)
+        self._matcher: LLMatcher | None = None
+        self._mask: U8 = self._found
+        self._error: DllamaError | None = None
+        self._ready = threading.Event()
+
+    def wait(self, wait_s: float = 0.0) -> bool:
+        """Whether the grammar is compiled, or cannot be."""
+        return self._ready.wait(wait_s)
+
+    def check(self) -> None:
+        """Raise RequestError where the grammar could not be compiled."""
+        if self._error is not None:
+            raise self._error
+
+    @property
+    def mask(self) -> U8:
+        """The tokens that may come next, as in `Ask`: bit i % 8 of byte i // 8 says that id i may."""
+        return self._mask
+
+    def accept(self, token: int) -> bool:
+        """The next token of the answer, one that the mask allows and that is no stop id. True: the answer is whole.
+
+        A whole answer can go on with nothing but its end. Raises RequestError where the grammar gets too complex, or
+        the vocabulary has no token that the answer could go on with.
+        """
+        assert self._matcher is not None
+        if not self._matcher.consume_token(token):
+            raise self._refused("the answer cannot go on")
+        return self._look()
+
+    def _begin(self, vocabulary: Vocabulary, grammar: str) -> None:
+        """In a thread of its own: whatever goes wrong is for whoever waits."""
+        try:
+            self._matcher = vocabulary.compile(grammar)
+            if self._matcher.is_error():
+                raise self._refused("it cannot be used")
+            if self._look():
+                raise RequestError("the grammar allows no text but the empty one")
+        except DllamaError as error:
+            self._error = error
+        except BaseException as error:  # a panic of the library is not an Exception
+            self._error = RequestError(f"the grammar cannot be used: {str(error)[:_MOST_TOLD]}")
+        self._ready.set()
+
+    def _look(self) -> bool:
+        """Find what may come next; whether that is only the end."""
+        matcher, found = self._matcher, self._found
+        assert matcher is not None
+        matcher.unsafe_compute_mask_ptr(found.ctypes.data, found.nbytes)
+        if matcher.is_error():
+            raise self._refused("the answer cannot go on")
+        mask: U8 = np.zeros(self._n_bytes, np.uint8)
+        n_bytes = min(len(found), len(mask))
+        mask[:n_bytes] = found[:n_bytes]
+        for token in (self._end, *self._stops):
+            if token >> 3 < len(mask):
+                mask[token >> 3] &= ~np.uint8(1 << (token & 7))
+        may_end = matcher.is_accepting()
+        if not mask.any():
+            if not may_end:
+                raise RequestError("the grammar: the answer cannot go on: it wants a token that ends an answer")
+            return True
+        if may_end:
+            for token in self._stops:
+                mask[token >> 3] |= np.uint8(1 << (token & 7))
+        self._mask = mask
+        return False
+
+    def _refused(self, what: str) -> RequestError:
+        """The library's own words, as an error of the request."""
+        assert self._matcher is not None
+        why = self._matcher.get_error().replace("<non-verbose/>", "").strip()[:_MOST_TOLD]
+        if "NoExtension" in why:
+            why = "this model has no token with which it could go on as the grammar wants"
+        return RequestError(f"the grammar: {what}: {why}")
+
+
+class _Printed:
+    """What the first `n_ids` tokens print, in the form that the library takes; special tokens by name."""
+
+    eos_token_id = bos_token_id = None
+
+    def __init__(self, tokenizer: Tokenizer, n_ids: int) -> None:
+        self.tokens = [tokenizer.piece(token) for token in range(n_ids)]
+        self.special_token_ids = [token for token in tokenizer.silent if token < n_ids]
+
+    def __call__(self, text: bytes) -> list[int]:
+        raise NotImplementedError  # asked for what a grammar forces, which is off

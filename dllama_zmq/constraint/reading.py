@@ -1,0 +1,54 @@
+"""Grammars of clients, checked and in one notation. Knows no vocabulary but the names of special tokens."""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+
+from dllama_zmq.constraint.matching import MAX_STATES
+from dllama_zmq.errors import RequestError
+from dllama_zmq.grammar import Grammar
+from dllama_zmq.tokenizer import Tokenizer
+from dllama_zmq.tokenizer.child import Children
+
+READ_S = 2.0
+"""Time limit for a grammar in seconds; a schema of 120 kB takes 0.02 s."""
+MEMORY_BYTES = 64 << 20
+"""What compiling a grammar may take; a schema of 120 kB takes 5 MB."""
+_MOST_TOLD = 1000
+
+
+class GrammarReader:
+    """Reads grammars in a process of its own, which is started for the first one.
+
+    tokenizer: a grammar in Lark's notation may have the names of its special tokens among its symbols.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    @cached_property
+    def _children(self) -> Children:
+        tokenizer = self._tokenizer
+        names = [tokenizer.piece(token).decode("utf-8", "replace") for token in tokenizer.silent]
+        first = json.dumps({"names": names, "max_states": MAX_STATES}).encode() + b"\n"
+        return Children("../constraint/grammar_child.py", first)
+
+    def read(self, grammar: Grammar) -> str:
+        """The grammar as `Vocabulary.constraint` takes it.
+
+        Raises RequestError where it is none, asks for what is not supported, or takes too long or too much memory.
+        """
+        grammar.check()
+        request = {"kind": grammar.kind, "text": grammar.text, "seconds": READ_S, "bytes": MEMORY_BYTES}
+        answer = self._children.ask(json.dumps(request).encode() + b"\n", READ_S)
+        what = f"the grammar ({grammar.kind})"
+        if answer is None:
+            raise RequestError(
+                f"{what} takes longer than {READ_S:g} s or more than {MEMORY_BYTES >> 20} MiB to be compiled; give a "
+                "simpler one"
+            )
+        if "error" in answer:
+            raise RequestError(f"{what} cannot be used: {answer['error'].strip()[:_MOST_TOLD]}")
+        text: str = answer["text"]
+        return text
