@@ -4,6 +4,7 @@ Pure: knows texts, and nothing of tokens, files and sockets.
 """
 
 from dllama_zmq.chat.deltas import Delta, ToolDelta
+from dllama_zmq.chat.history import for_template
 from dllama_zmq.chat.parser import AnswerParser, needs_specials, parser_for
 
-__all__ = ["AnswerParser", "Delta", "ToolDelta", "needs_specials", "parser_for"]
+__all__ = ["AnswerParser", "Delta", "ToolDelta", "for_template", "needs_specials", "parser_for"]

@@ -184,7 +184,7 @@ FAMILIES = (
     Family("mistral", (_TOOL_CALLS,), read_mistral),
     Family("qwen3-coder", ("<function=",), read_qwen_coder),
     HERMES,
-    Family("llama3", ("<|start_header_id|>",), read_llama),
+    Family("llama3", ("<|python_tag|>", "ipython"), read_llama),
 )
 
 

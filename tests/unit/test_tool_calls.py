@@ -26,7 +26,7 @@ TOOLS = [
 TEMPLATES = {
     "hermes": "<tool_call>\n",
     "qwen3-coder": "<tool_call>\n<function=example>",
-    "llama3": "<|start_header_id|>",
+    "llama3": "<|start_header_id|>ipython",
     "mistral": "[TOOL_CALLS]",
     "deepseek": "<think> <｜tool▁calls▁begin｜>",
     "none": "<|im_start|>",

@@ -1,0 +1,155 @@
+"""A conversation as its template wants it: clients write all of them alike, and templates read them differently.
+
+Knows messages as OpenAI's clients write them: text content, `tool_calls` with arguments as JSON text, role "tool".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import string
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from dllama_zmq.chat.families import family_of
+
+Message = dict[str, Any]
+
+_ONE_CALL = "single tool-call"  # Llama 3's templates refuse a message with several calls in these words
+_ID_LENGTH = 9
+_ALPHABET = string.digits + string.ascii_letters
+
+
+def for_template(
+    template: str, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None
+) -> tuple[list[Message], list[Message] | None]:
+    """The messages and tools to render with `template`.
+
+    To a template that knows no tools they are explained in text, before the first user's message or after the system's.
+    If it knows no calls, they and their results are text as well, in Hermes' form.
+    """
+    family = family_of(template).name
+    roles = {} if "developer" in template else {"developer": "system"}
+    given = [{**message, "role": roles.get(message["role"], message["role"])} for message in messages]
+    changed = [_as_read(message, family) for message in given]
+    if family == "mistral":
+        changed = [_with_short_ids(message) for message in changed]
+    if _ONE_CALL in template:
+        changed = list(_one_call_each(changed))
+    if "tool_calls" not in template:
+        changed = _as_text(changed)
+    if tools and "tools" not in template:
+        _explain(changed, tools, _form_of(template))
+        return changed, None
+    return changed, [dict(tool) for tool in tools] if tools else None
+
+
+def _as_read(message: Message, family: str) -> Message:
+    """With arguments as objects, or as text for DeepSeek; without empty lists of calls."""
+    calls = message.get("tool_calls")
+    if not calls:
+        return {key: value for key, value in message.items() if key != "tool_calls"}
+    content = message.get("content") or (None if family == "deepseek" else "")
+    convert = _text if family == "deepseek" else _object
+    functions = [{**call["function"], "arguments": convert(call["function"].get("arguments"))} for call in calls]
+    return {
+        **message,
+        "content": content,
+        "tool_calls": [{**call, "function": function} for call, function in zip(calls, functions, strict=True)],
+    }
+
+
+def _object(arguments: object) -> object:
+    """The arguments as an object; as they are if they are none, for an answer may have ended within them."""
+    try:
+        value = json.loads(arguments) if isinstance(arguments, str) else arguments
+    except (ValueError, RecursionError):
+        return arguments
+    return {} if value is None else value
+
+
+def _text(arguments: object) -> str:
+    return arguments if isinstance(arguments, str) else json.dumps(arguments or {}, ensure_ascii=False)
+
+
+def _with_short_ids(message: Message) -> Message:
+    """With ids of 9 letters and digits, which are all that Mistral's templates take; equal ones stay equal."""
+    changed = dict(message)
+    if isinstance(message.get("tool_call_id"), str):
+        changed["tool_call_id"] = _short(message["tool_call_id"])
+    if "tool_calls" in message:
+        changed["tool_calls"] = [{**call, "id": _short(str(call.get("id")))} for call in message["tool_calls"]]
+    return changed
+
+
+def _short(identity: str) -> str:
+    if len(identity) == _ID_LENGTH and identity.isascii() and identity.isalnum():
+        return identity
+    digest = hashlib.sha256(identity.encode("utf-8", "replace")).digest()
+    return "".join(_ALPHABET[byte % len(_ALPHABET)] for byte in digest[:_ID_LENGTH])
+
+
+def _one_call_each(messages: Sequence[Message]) -> Iterator[Message]:
+    """With a message for each call, and its result after it."""
+    taken: set[int] = set()
+    for place, message in enumerate(messages):
+        calls = message.get("tool_calls", ())
+        if len(calls) < 2:
+            if place not in taken:
+                yield message
+            continue
+        for number, call in enumerate(calls):
+            yield {**message, "content": message["content"] if number == 0 else "", "tool_calls": [call]}
+            for later in range(place + 1, len(messages)):
+                if messages[later]["role"] != "tool":
+                    break
+                if messages[later].get("tool_call_id") == call.get("id"):
+                    taken.add(later)
+                    yield messages[later]
+
+
+def _as_text(messages: Sequence[Message]) -> list[Message]:
+    """With calls and results as text of the messages that every template knows."""
+    changed: list[Message] = []
+    for message in messages:
+        if message["role"] == "tool":
+            result = f"<tool_response>\n{message.get('content') or ''}\n</tool_response>"
+            if changed and changed[-1]["role"] == "user":
+                changed[-1]["content"] += f"\n{result}"
+            else:
+                changed.append({"role": "user", "content": result})
+        elif "tool_calls" in message:
+            calls = "\n".join(_written(call["function"]) for call in message["tool_calls"])
+            content = "\n".join(part for part in (message["content"], calls) if part)
+            changed.append({**{key: message[key] for key in message if key != "tool_calls"}, "content": content})
+        else:
+            changed.append(dict(message))
+    return changed
+
+
+def _written(function: Mapping[str, Any]) -> str:
+    call = {"name": function.get("name"), "arguments": function["arguments"]}
+    return f"<tool_call>\n{json.dumps(call, ensure_ascii=False)}\n</tool_call>"
+
+
+def _form_of(template: str) -> str:
+    """How a call is to be written, in the form of the template's family."""
+    if family_of(template).name != "deepseek":
+        return '<tool_call>\n{"name": NAME, "arguments": {...}}\n</tool_call>'
+    call = "function<｜tool▁sep｜>NAME\n```json\n{...}\n```" if "```json" in template else "NAME<｜tool▁sep｜>{...}"
+    return f"<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>{call}<｜tool▁call▁end｜><｜tool▁calls▁end｜>"
+
+
+def _explain(messages: list[Message], tools: Sequence[Mapping[str, Any]], form: str) -> None:
+    signatures = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
+    text = (
+        f"# Tools\nYou may call functions. These are their signatures:\n<tools>\n{signatures}\n</tools>\n"
+        f"To call one, write its name and its arguments, a JSON object, in this form:\n{form}"
+    )
+    for place, message in enumerate(messages):
+        if message["role"] in ("system", "user"):
+            parts = [message.get("content") or "", text]
+            ordered = parts if message["role"] == "system" else parts[::-1]
+            messages[place] = {**message, "content": "\n\n".join(part for part in ordered if part)}
+            return
+    messages.insert(0, {"role": "user", "content": text})
