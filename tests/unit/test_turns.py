@@ -110,8 +110,8 @@ def answer_of(template: ChatTemplate, text: str, **message: Any) -> str:
     """What a template writes of the assistant's last message, after the prompt."""
     messages, tools = for_template(text, [USER, {"role": "assistant", **message}], [TOOL])
     variables = {"date_string": "26 Jul 2024"}
-    prompt = template.render(messages[:-1], tools=tools, **variables)
-    whole = template.render(messages, tools=tools, add_generation_prompt=False, **variables)
+    prompt = template.render(messages[:-1], tools=tools, variables=variables)
+    whole = template.render(messages, tools=tools, add_generation_prompt=False, variables=variables)
     shared = next(
         (n for n, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b), min(len(prompt), len(whole))
     )
@@ -169,7 +169,7 @@ def test_a_conversation_of_calls_and_results_is_rendered(name):
         ],
         [TOOL],
     )
-    rendered = template.render(messages, tools=tools, date_string="26 Jul 2024")
+    rendered = template.render(messages, tools=tools, variables={"date_string": "26 Jul 2024"})
     assert rendered.index("Oslo") < rendered.index("0 degrees") < rendered.index("1 degrees") < rendered.index("cold")
     assert '\\"city' not in rendered
 
