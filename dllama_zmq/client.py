@@ -35,7 +35,7 @@ from dllama_zmq.bus.client_messages import (
 )
 from dllama_zmq.bus.messages import Frame, Message, decode, encode
 from dllama_zmq.bus.prompts import Chat, prompt_on_wire, text_on_wire, tokens_on_wire
-from dllama_zmq.bus.text_messages import AskModel, Detokenize, Detokenized, Model, Tokenize, Tokens
+from dllama_zmq.bus.text_messages import AskModel, Detokenize, Detokenized, Embed, Embedding, Model, Tokenize, Tokens
 from dllama_zmq.cluster import Ports
 from dllama_zmq.errors import ClusterError, DllamaError, ProtocolError, RemoteError, RequestError, RootLost
 from dllama_zmq.grammar import Grammar
@@ -113,14 +113,32 @@ class Client:
             raise RequestError(f"n is {n}; expected 1 to {MAX_ANSWERS} answers")
         if grammar is not None:
             grammar.check()
-        request = next(self._ids)
-        self._send(Generate(request, on_wire, max_tokens, sampling, ignore_eos, list(stop), grammar, n, specials))
-        self._open[request] = deque()
-        finished, n_left = False, n
+        request = Generate(
+            next(self._ids), on_wire, max_tokens, sampling, ignore_eos, list(stop), grammar, n, specials
+        )  # fmt: skip
+        with contextlib.closing(self._follow(request, n)) as answers:
+            for answer in answers:
+                if isinstance(answer, Answer):
+                    yield answer
+
+    def embed(self, prompt: str | Sequence[int] | Chat) -> Embedding:
+        """The embedding of a prompt: the mean of the last hidden states of its tokens, as a vector of length 1.
+
+        Raises as `generate` does.
+        """
+        for answer in self._follow(Embed(next(self._ids), prompt_on_wire(prompt)), 1):
+            if isinstance(answer, Embedding):
+                return answer
+        raise ProtocolError("the root has ended an embedding without giving it")
+
+    def _follow(self, request: Generate | Embed, n_ends: int) -> Generator[Message | Computing, None, None]:
+        """Send a request; then all that the root says of it, up to the last of its ends. Cancels it if it is closed."""
+        self._send(request)
+        self._open[request.id] = deque()
         try:
             last_word, silence_s = time.monotonic(), SILENCE_S
-            while not finished:
-                answer = self._poll(request, SAY_EVERY_S)
+            while n_ends:
+                answer = self._poll(request.id, SAY_EVERY_S)
                 silent_s = time.monotonic() - last_word
                 if answer is None:
                     if silent_s > silence_s:
@@ -130,19 +148,17 @@ class Client:
                 last_word = time.monotonic()
                 if isinstance(answer, Queued | Started):
                     silence_s = max(SILENCE_S, answer.silence_s)
-                if isinstance(answer, Done):
-                    n_left -= 1
-                    finished = not n_left
-                if isinstance(answer, Answer):
-                    yield answer
+                if isinstance(answer, Done | Embedding):
+                    n_ends -= 1
+                yield answer
         except DllamaError:
-            finished = True
+            n_ends = 0
             raise
         finally:
-            del self._open[request]
-            if not finished:
+            del self._open[request.id]
+            if n_ends:
                 with contextlib.suppress(RootLost, ClusterError):
-                    self._send(Cancel(request), wait_s=0.0)
+                    self._send(Cancel(request.id), wait_s=0.0)
 
     def text(
         self, prompt: str | Sequence[int] | Chat, max_tokens: int | None = None, sampling: Sampling = GREEDY

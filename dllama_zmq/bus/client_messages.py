@@ -8,7 +8,17 @@ import msgspec
 
 from dllama_zmq.bus.messages import Big, Count, Kinds, Message, Name, Seconds, Text
 from dllama_zmq.bus.prompts import AnyPrompt
-from dllama_zmq.bus.text_messages import AskModel, Detokenize, Detokenized, Model, RequestId, Tokenize, Tokens
+from dllama_zmq.bus.text_messages import (
+    AskModel,
+    Detokenize,
+    Detokenized,
+    Embed,
+    Embedding,
+    Model,
+    RequestId,
+    Tokenize,
+    Tokens,
+)
 from dllama_zmq.grammar import Grammar
 from dllama_zmq.sampling import Sampling
 from dllama_zmq.stop_strings import MAX_STOP_CHARACTERS, MAX_STOPS
@@ -318,7 +328,7 @@ class Stopping(Message, frozen=True):
     id: Big
 
 
-FROM_CLIENT = Kinds(Generate, Cancel, AskStatus, Stop, Tokenize, Detokenize, AskModel)
+FROM_CLIENT = Kinds(Generate, Cancel, AskStatus, Stop, Tokenize, Detokenize, AskModel, Embed)
 TO_CLIENT = Kinds(
-    Queued, Started, Prefill, Piece, Done, Error, Status, Stopping, Tokens, Detokenized, Model
+    Queued, Started, Prefill, Piece, Done, Error, Status, Stopping, Tokens, Detokenized, Model, Embedding
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Questions about text, tokens and the model, which the front answers by itself (PROTOCOL.md §10)."""
+"""Questions about text, tokens and the model (PROTOCOL.md §10). All but Embed are answered by the front itself."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import Annotated
 import msgspec
 
 from dllama_zmq.bus.messages import Big, Count, Message, Name, Text
-from dllama_zmq.bus.prompts import PromptText, TokenIds
+from dllama_zmq.bus.prompts import AnyPrompt, PromptText, TokenIds
 
 RequestId = Annotated[int, msgspec.Meta(ge=1, le=1 << 62)]
 MAX_TEXT_CHARACTERS = 1 << 20
+Vector = Annotated[list[Annotated[float, msgspec.Meta(ge=-1, le=1)]], msgspec.Meta(max_length=1 << 16)]
 LongText = Annotated[str, msgspec.Meta(max_length=MAX_TEXT_CHARACTERS)]
 
 # --- client to root -------------------------------------------------------------------------------------------------
@@ -40,6 +41,13 @@ class AskModel(Message, frozen=True):
     """What is the model? Answered with Model."""
 
     id: RequestId
+
+
+class Embed(Message, frozen=True):
+    """What is the embedding of `prompt`? Queued as `generate` is, and answered with Embedding."""
+
+    id: RequestId
+    prompt: AnyPrompt
 
 
 # --- root to client -------------------------------------------------------------------------------------------------
@@ -83,3 +91,14 @@ class Model(Message, frozen=True):
     eos: list[Text]
     template: LongText
     created: Big
+
+
+class Embedding(Message, frozen=True):
+    """The mean over the prompt's tokens of their last hidden states, after the final norm, made a vector of length 1.
+
+    values (dim): float32.
+    """
+
+    id: Big
+    values: Vector
+    prompt_tokens: Count

@@ -24,7 +24,7 @@ from dllama_zmq.bus.engine_messages import (
 )
 from dllama_zmq.bus.messages import Message, decode, encode
 from dllama_zmq.bus.peers import PeerGone, Peers
-from dllama_zmq.bus.text_messages import AskModel, Detokenize, Tokenize
+from dllama_zmq.bus.text_messages import AskModel, Detokenize, Embed, Tokenize
 from dllama_zmq.errors import DllamaError, ProtocolError
 from dllama_zmq.front.reports import Reports
 from dllama_zmq.front.requests import Requests
@@ -152,6 +152,8 @@ class Front:
                 self._tell_engine(AskReport())
         elif isinstance(message, Tokenize | Detokenize | AskModel):
             self._send(client, self._texts.answer(message))
+        elif isinstance(message, Embed):
+            self._send(client, Error(message.id, "RequestError", "this root makes no embeddings"))
         elif isinstance(message, Stop):
             self._send(client, Stopping(message.id))
             self._tell_engine(Quit())

@@ -32,6 +32,7 @@ NAMED: dict[Any, str] = {
     client_messages.Whole: "whole", client_messages.Number: "number", client_messages.Stops: "stops",
     client_messages.Answers: "answers", client_messages.Index: "index", client_messages.Seed: "seed",
     prompts.Prompt: "prompt", prompts.TokenIds: "ids", prompts.ChatText: "chat", text_messages.LongText: "long text",
+    text_messages.Vector: "values",
     list[messages.Count]: "list of counts", list[messages.Text]: "list of texts",
     StepStats: "figures", client_messages.KVStatus: "map", bool: "bool", text_messages.RequestId: "id",
     Sampling: "map", Grammar: "map", list[client_messages.Logprob]: "list of logprobs",
