@@ -266,7 +266,7 @@ class Client:
                 return None
         message = kept.popleft()
         if isinstance(message, Error):
-            raise _as_error(message)
+            raise as_error(message)
         return message
 
     def _take(self, frames: list[Frame], request: int, kept: deque[Message]) -> None:
@@ -311,7 +311,7 @@ class Client:
         return RootLost(f"no answer from {self.endpoint} for {wait_s:.0f} s: {where}")
 
 
-def _as_error(message: Error) -> DllamaError:
+def as_error(message: Error) -> DllamaError:
     """The error that a root reported, as the class it had there."""
     if message.kind == RemoteError.__name__:
         node, _, text = message.text.partition(" failed: ")

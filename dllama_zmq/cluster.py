@@ -19,6 +19,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from dllama_zmq.api_config import API_HINTS, ApiConfig, ApiLimits, Host, Port
 from dllama_zmq.cluster_text import MAX_FILE_BYTES, is_about_a_cluster, other_kind, read_cluster_text
 from dllama_zmq.errors import ConfigError, UsageError
 from dllama_zmq.sources import DEMO, TEXT, kind_of, path_of, tokenizer_beside
@@ -32,9 +33,7 @@ NAME_PATTERN = r"\A[A-Za-z0-9][A-Za-z0-9_-]{0,31}\Z"
 """Names become folders, socket identities and columns of tables."""
 
 _Name = Annotated[str, Meta(pattern=NAME_PATTERN)]
-_Host = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9._:%-]{1,253}\Z")]
 _FilePath = Annotated[str, Meta(pattern=r"\A[^\x00-\x1f\x7f]{1,4096}\Z")]
-_Port = Annotated[int, Meta(ge=1, le=65535)]
 _Threads = Annotated[int, Meta(ge=1, le=1024)]
 _Seconds = Annotated[float, Meta(gt=0, le=86400)]
 
@@ -42,15 +41,15 @@ _Seconds = Annotated[float, Meta(gt=0, le=86400)]
 class Ports(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The root's three TCP ports. A worker is started with `replies` and learns the others from the root."""
 
-    replies: _Port = 5570
-    steps: _Port = 5571
-    clients: _Port = 5572
+    replies: Port = 5570
+    steps: Port = 5571
+    clients: Port = 5572
 
 
 class RootConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Where the root listens, and its compute threads."""
 
-    host: _Host = "127.0.0.1"
+    host: Host = "127.0.0.1"
     ports: Ports | None = None
     threads: _Threads | Literal["auto"] = "auto"
 
@@ -63,7 +62,7 @@ class WorkerConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     """One worker: its name, its host, and its compute threads."""
 
     name: _Name
-    host: _Host = "127.0.0.1"
+    host: Host = "127.0.0.1"
     threads: _Threads | Literal["auto"] = "auto"
 
 
@@ -105,6 +104,8 @@ class Cluster(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     root: RootConfig = RootConfig()
     workers: list[WorkerConfig] = []
     limits: Limits = Limits()
+    api: ApiConfig | bool = True
+    """The API server; False: none."""
     open_bus: bool = False
 
     @property
@@ -268,6 +269,8 @@ _STRUCTS: dict[str, type[Struct]] = {
     "root.ports": Ports,
     "workers[]": WorkerConfig,
     "limits": Limits,
+    "api": ApiConfig,
+    "api.limits": ApiLimits,
 }
 
 _NAME = "a name of letters, digits, - and _, at most 32, the first a letter or a digit"
@@ -298,6 +301,7 @@ _HINTS = {
     "workers[].threads": _THREADS,
     **{f"root.ports.{key}": "a port number, 1 to 65535" for key in Ports.__struct_fields__},
     **{f"limits.{key}": "seconds, more than 0 and at most 86400" for key in Limits.__struct_fields__},
+    **API_HINTS,
 }
 """The expected value at each key path, for error messages."""
 
@@ -309,8 +313,8 @@ def _check_nodes(cluster: Cluster, tree: YamlTree) -> None:
             "workers", f"1 root + {n_workers} workers are {n_nodes} nodes; use 0, 1, 3, 7, ... workers (2^n nodes)"
         )
     for i, worker in enumerate(cluster.workers):
-        if worker.name == "root":
-            raise tree.error(f"workers[{i}].name", "a worker cannot be named root; the root has that name")
+        if worker.name in ("root", "gateway"):  # the names of two logs
+            raise tree.error(f"workers[{i}].name", f"a worker cannot be named {worker.name}; choose another name")
     for name, n_uses in Counter(worker.name for worker in cluster.workers).items():
         if n_uses > 1:
             last = max(i for i, worker in enumerate(cluster.workers) if worker.name == name)
@@ -324,7 +328,10 @@ def _check_nodes(cluster: Cluster, tree: YamlTree) -> None:
 
 
 def _check_hosts(cluster: Cluster, tree: YamlTree) -> None:
-    root = cluster.root.host
+    root, api = cluster.root.host, cluster.api
+    if isinstance(api, ApiConfig) and not api.keys and not is_loopback(api.host):
+        cure = "write `keys:` with a key that its clients must have, or use 127.0.0.1"
+        raise tree.error("api.host", f"{shown(api.host)} can be reached from a network, and has no key; {cure}")
     if not is_loopback(root):
         if not cluster.open_bus:
             raise tree.error(

@@ -102,6 +102,7 @@ class Cli:
             "root": {"ports": self.ports},
             "workers": [{"name": f"worker{i}"} for i in range(1, n_nodes)],
             "limits": {"join_s": 30, "load_s": 30, "step_s": 20},
+            "api": False,  # a process less to start
         }
         if "host" in keys:
             cluster["root"] = {"host": keys.pop("host"), "ports": self.ports}

@@ -295,7 +295,7 @@ class Status(Message, frozen=True):
     """Everything that is known of a cluster.
 
     oversubscribed: the root's computer has fewer cores than its nodes have threads; which of them is last is chance, so
-    none is named. recent: by phase, the last 10 to 20 s of steps.
+    none is named. recent: by phase, the last 10 to 20 s of steps. api: the URL of its API server; empty: it has none.
     """
 
     id: Big
@@ -306,6 +306,7 @@ class Status(Message, frozen=True):
     pid: Count
     uptime_s: Seconds
     model: Text
+    api: Text
     sync: Name
     kernels: Name
     seq_len: Count

@@ -222,6 +222,11 @@ class Connection:
         self._up = self._lost = False
         _connect(self.socket, address)
 
+    @property
+    def descriptors(self) -> tuple[int, int]:
+        """Readable when something may have come, or changed; for an event loop, which then looks at both."""
+        return int(self.socket.get(SocketOption.FD)), int(self._events.get(SocketOption.FD))
+
     def up(self, wait_s: float) -> bool:
         """Whether there is a peer, or is one within `wait_s`."""
         return self._await(wait_s, lambda: self._up)

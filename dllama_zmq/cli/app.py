@@ -24,6 +24,7 @@ class Group(command.Group):
         },
         "Clusters": {
             "up": ("cluster:up", "Bring a cluster up and leave it running"),
+            "serve": ("serve:serve", "Serve a model over HTTP until Ctrl-C"),
             "init": ("init:init", "Write a commented cluster file"),
             "restart": ("cluster:restart", "Take a cluster down and bring it up as its file says now"),
             "down stop": ("cluster:down", "Take a cluster down"),
@@ -43,7 +44,10 @@ class Group(command.Group):
             "bench": ("bench:bench", "Measure how fast a model runs on this computer or cluster"),
             "netstat": ("netstat:netstat", "Show a running cluster's traffic, or predict a model's"),
         },
-        "": {"root": ("root:root", "Be the root of a cluster that another command is starting")},
+        "": {
+            "root": ("root:root", "Be the root of a cluster that another command is starting"),
+            "gateway": ("gateway:gateway", "Be the API server of a cluster"),
+        },
     }
 
 

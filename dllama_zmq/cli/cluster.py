@@ -106,6 +106,8 @@ def _up(file: ClusterFile) -> None:
     each_bytes = max(node.kv_bytes for node in status.nodes)
     n_pages = status.kv.pages
     note(kv_room(n_pages, status.seq_len, file.cluster.max_sequences, each_bytes))
+    if status.api:
+        note(f"chat and API at {status.api}")
     note(f"{status.name} is up: {nodes} in {time.monotonic() - start:.1f} s. Try: {example}")
 
 
@@ -189,6 +191,7 @@ def status_table(found: Status) -> RenderableType:
     words = (
         f"{found.name}: {found.state}, up {duration(found.uptime_s)}, {found.active} running, {found.queued} waiting",
         f"model: {os.path.normpath(found.model)}",
+        *([f"chat and API: {found.api}"] if found.api else []),
         f"sync {found.sync}, kernels {found.kernels}, {found.seq_len} positions",
         _kv_words(found.kv),
     )
@@ -246,6 +249,7 @@ def ps(*, json: flags.Json = False) -> None:
             {
                 "name": one.name, "state": _state(one), "model": one.model, "nodes": one.cluster.n_nodes,
                 "pid": one.pid, "since": one.since, "clients": one.clients,
+                "api": one.api,
                 "file": str(one.path) if one.path.exists() and not one.private else None,
                 "folder": None if one.private else str(one.path.parent),
             }
@@ -256,7 +260,7 @@ def ps(*, json: flags.Json = False) -> None:
     if not found:
         note("no cluster runs on this computer")
         return
-    table = Table("name", "state", "nodes", "for", "process", "model", box=None, pad_edge=False)
+    table = Table("name", "state", "nodes", "for", "process", "API", "model", box=None, pad_edge=False)
     for one in found:
         row = (
             one.name,
@@ -264,6 +268,7 @@ def ps(*, json: flags.Json = False) -> None:
             one.cluster.n_nodes,
             duration(time.time() - one.since),
             one.pid,
+            one.api.removeprefix("http://"),
             Path(one.model).name,
         )
         table.add_row(*map(str, row))

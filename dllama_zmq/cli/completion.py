@@ -41,12 +41,13 @@ def pulled(incomplete: str) -> list[str]:
 
 
 def nodes(incomplete: str) -> list[str]:
-    """The nodes of ./cluster.yaml."""
+    """What has a log: the nodes of ./cluster.yaml, and its API server."""
     from dllama_zmq.launch.registry import cluster_here
 
     names = ["root"]
     with suppress(DllamaError, OSError):
-        names += [worker.name for worker in cluster_here(Path("cluster.yaml"), even_down=True).cluster.workers]
+        cluster = cluster_here(Path("cluster.yaml"), even_down=True).cluster
+        names += [*(worker.name for worker in cluster.workers), *(["gateway"] if cluster.api else [])]
     return _beginning(names, incomplete)
 
 

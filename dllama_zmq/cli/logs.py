@@ -31,7 +31,9 @@ def logs(
     node: Annotated[
         str | None,
         Argument(
-            metavar="NODE", help="root, or a worker of this computer; all if not given", autocompletion=completion.nodes
+            metavar="NODE",
+            help="root, gateway, or a worker of this computer; all if not given",
+            autocompletion=completion.nodes,
         ),
     ] = None,
     cluster: flags.Cluster = None,
@@ -69,9 +71,10 @@ def _check_whose(file: ClusterFile, paths: ClusterPaths) -> None:
 def _log_paths(file: ClusterFile, paths: ClusterPaths, node: str | None) -> dict[str, Path]:
     """The logs to print, by node. Raises ClusterError if there are none."""
     workers = {worker.name: worker.host for worker in file.cluster.workers}
-    known = ["root", *workers]
+    nodes = ["root", *workers]
+    known = [*nodes, *(["gateway"] if file.cluster.api else [])]
     if node is not None and node not in known:
-        raise ClusterError(f"cluster {file.cluster.name!r} has no node {node!r}; its nodes are {', '.join(known)}")
+        raise ClusterError(f"cluster {file.cluster.name!r} has no node {node!r}; its nodes are {', '.join(nodes)}")
     elsewhere = {name: host for name, host in workers.items() if not is_loopback(host)}
     logs = {name: paths.log(name) for name in ([node] if node else known)}
     there = {name: log for name, log in logs.items() if log.exists()}

@@ -21,7 +21,8 @@ def be_root(file: ClusterFile) -> None:
 def root(
     name: Annotated[str, Argument(metavar="NAME", help="The cluster's name")],
     lock: Annotated[int, Option("--lock", metavar="N", help="The descriptor of the cluster's lock")],
+    api: Annotated[int | None, Option("--api", metavar="N", help="That of the API server's port")] = None,
 ) -> None:
     """Be the root of the cluster that another command is starting under NAME."""
     with threadpool_limits(limits=1), Display() as display:
-        run_started(name, lock, display)
+        run_started(name, lock, api, display)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Literal
@@ -21,6 +22,7 @@ from dllama_zmq.host import require_open_files
 from dllama_zmq.hub import HUB_PREFIX
 from dllama_zmq.interrupts import Interrupts
 from dllama_zmq.launch.fleet import Fleet
+from dllama_zmq.launch.gateway import Gateway, address_of, inherited, listen
 from dllama_zmq.launch.local_nodes import local_workers, node_threads, open_checked
 from dllama_zmq.launch.locks import await_last_user
 from dllama_zmq.launch.parent_watch import at_end_of_stdin
@@ -43,8 +45,10 @@ _STEP_SHARE = 0.25  # of limits.stop_s: for the current step to end; then it is 
 _FLEET_SHARE = 0.5  # of limits.stop_s: for the workers to leave; then they are killed
 
 
-def run_started(name: str, lock: int, reporter: Reporter) -> None:
+def run_started(name: str, lock: int, api: int | None, reporter: Reporter) -> None:
     """Run the root of the cluster that another process starts under `name`; the descriptor `lock` holds its lock.
+
+    api: the descriptor on which its API server will listen; None: the cluster has none.
 
     It ends when stdin is closed and no other call uses the cluster, unless STAY was written to stdin. Raises as
     `run_cluster` does.
@@ -52,15 +56,18 @@ def run_started(name: str, lock: int, reporter: Reporter) -> None:
     started = Record.read(ClusterPaths.of(name).started_file)
     if started is None:
         raise ClusterError(f"{ClusterPaths.of(name).started_file}: it records no start of a cluster")
-    run_cluster(started.file, reporter, lock)
+    run_cluster(started.file, reporter, lock, None if api is None else inherited(api))
 
 
-def run_cluster(file: ClusterFile, reporter: Reporter, lock: int | None = None) -> None:
+def run_cluster(
+    file: ClusterFile, reporter: Reporter, lock: int | None = None, api: socket.socket | None = None
+) -> None:
     """Run the cluster that `file` describes until a client or a signal stops it. `reporter` shows its start.
 
     lock: the descriptor of the cluster's lock, if the process that started this one has taken it; then the cluster ends
-    with that process. Raises ConfigError, FormatError, PlanError, BusError (a port in use) before anything runs;
-    ClusterError if it runs already or a worker keeps dying. No child and no socket is ever left behind.
+    with that process, and `api` is its API server's port (None: it has none). Raises ConfigError, FormatError,
+    PlanError, BusError (a port in use) before anything runs; ClusterError if it runs already or a worker keeps dying.
+    No child and no socket is ever left behind.
     """
     cluster, paths = file.cluster, ClusterPaths.of(file.cluster.name)
     interrupts = Interrupts()
@@ -73,14 +80,23 @@ def run_cluster(file: ClusterFile, reporter: Reporter, lock: int | None = None) 
                 at_end_of_stdin(lambda: _leave(paths))
             cleanup.callback(paths.clear)  # libzmq leaves the files of its ipc sockets behind
             check_ports(cluster)
+            if lock is None:
+                api = listen(file)
+            if api is not None:
+                cleanup.callback(api.close)
             public = PublicState(file, paths, reporter)
             public.activity(f"the root opens {as_text(Path(file.model_path().name))} and its tokenizer")
             model, tokenizer = open_checked(file, lambda sentence: logger.warning("%s", sentence))
             cleanup.enter_context(model)
             require_open_files(_FILES_OF_ROOT + _FILES_OF_PEER * len(cluster.workers))
         reporter.activity("")  # a thread that shows something now could leave a lock taken in the child for ever
-        front = FrontProcess(paths.ipc_front, tokenizer, [own_lock])  # a signal waits: a child must not be unknown
+        front = FrontProcess(
+            paths.ipc_front, tokenizer, [own_lock, *([] if api is None else [api.fileno()])]
+        )  # a signal waits: a child must not be unknown
         cleanup.callback(front.end, _FRONT_END_S)
+        gateway = None if api is None else Gateway(file, paths, api, __version__)
+        if gateway is not None:
+            cleanup.callback(gateway.stop, cluster.limits.stop_s * _FLEET_SHARE)
         context = sockets.Context()
         cleanup.callback(context.destroy)  # `term` would wait for ever for the sockets of half a root
         with interrupts.raised():
@@ -89,7 +105,8 @@ def run_cluster(file: ClusterFile, reporter: Reporter, lock: int | None = None) 
                 lambda done, total: public.activity("the root reads its part of the model", done, total),
             )  # fmt: skip
             cleanup.push(lambda kind, error, traceback: root.close(_why_down(root, error), stay=True))
-            facts = ClusterFacts(cluster.name, __version__, as_text(model.path), _name_of(cluster.model))
+            url = "" if api is None else address_of(api)
+            facts = ClusterFacts(cluster.name, __version__, as_text(model.path), _name_of(cluster.model), url)
             link = sockets.pair(context, paths.ipc_front, bind=True)
             serving = Serving(
                 Engine(root, cluster.max_sequences, Vocabulary(tokenizer, root.spec.vocab_size)), link, facts
@@ -99,10 +116,12 @@ def run_cluster(file: ClusterFile, reporter: Reporter, lock: int | None = None) 
         fleet = Fleet(workers, paths, oversubscribed, root.roster, cluster.limits.join_s)
         cleanup.callback(fleet.stop, cluster.limits.stop_s * _FLEET_SHARE)
         cleanup.callback(public.remove)
-        public.up(root)
+        public.up(root, facts.api)
 
         def every_turn() -> None:
             fleet.watch()
+            if gateway is not None:
+                gateway.watch()
             public.look()
             front.check()
 

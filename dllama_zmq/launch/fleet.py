@@ -100,7 +100,7 @@ class Fleet:
                 f"{child.config.name} ended {child.deaths} times before the cluster was ready, last with "
                 f"{child.ending}; its log is {self._paths.log(child.config.name)}"
             )
-        child.next_start = now + (0.0 if child.deaths == 1 else min(_MAX_PAUSE_S, 2.0 ** (child.deaths - 2)))
+        child.next_start = now + restart_pause_s(child.deaths)
 
     def _is_frozen(self, child: _Child, now: float) -> bool:
         """Whether a worker's process lives, but the worker has not joined in time."""
@@ -122,10 +122,7 @@ class Fleet:
         return ""
 
     def _ending(self, child: _Child) -> str:
-        """How a child has ended, and what it said last."""
-        code = child.process.returncode
-        error = last_error(self._paths.log(child.config.name), child.log_start)
-        return (f"signal {-code}" if code < 0 else f"exit code {code}") + (f" ({error})" if error else "")
+        return ending_of(child.process, self._paths.log(child.config.name), child.log_start)
 
     def stop(self, wait_s: float) -> None:
         """End every child; kill those that have not left after `wait_s`."""
@@ -149,6 +146,17 @@ def start_child(words: Sequence[str], log: BinaryIO, pass_fds: Sequence[int] = (
         command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=child_environment(), start_new_session=True,
         pass_fds=pass_fds,
     )  # fmt: skip
+
+
+def restart_pause_s(deaths: int) -> float:
+    """The pause before a child is started again that has died so many times in a row."""
+    return 0.0 if deaths == 1 else min(_MAX_PAUSE_S, 2.0 ** (deaths - 2))
+
+
+def ending_of(process: subprocess.Popen[bytes], log: Path, log_start: int) -> str:
+    """How a child has ended, and what it said last in its log, from byte `log_start` on."""
+    code, error = process.returncode, last_error(log, log_start)
+    return (f"signal {-code}" if code < 0 else f"exit code {code}") + (f" ({error})" if error else "")
 
 
 def end_children(children: Mapping[str, subprocess.Popen[bytes]], wait_s: float) -> list[str]:

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 
 from dllama_zmq.bus.addresses import join, own_address
@@ -19,6 +19,7 @@ from dllama_zmq.cluster import Cluster, ClusterFile, Ports, is_loopback
 from dllama_zmq.errors import BusError, ClusterError, RootLost
 from dllama_zmq.launch import locks, registry
 from dllama_zmq.launch.fleet import end_children, last_error, open_log, start_child
+from dllama_zmq.launch.gateway import listen
 from dllama_zmq.launch.locks import POLL_S
 from dllama_zmq.launch.parent_watch import STAY
 from dllama_zmq.launch.paths import ClusterPaths
@@ -74,7 +75,7 @@ def bring_up(file: ClusterFile, listener: Listener) -> Status:
     Raises what `run_cluster` raises; ClusterError if it runs already, or if a node is not ready within its limits (then
     the cluster is down again).
     """
-    start = _start(file, listener)
+    start = _start(file, listener, stays=True)
     try:
         status = _await_ready(file, start, listener)
         start.stay()
@@ -98,7 +99,7 @@ def for_one_call(file: ClusterFile, listener: Listener, on_shared: Callable[[], 
         running = registry.await_running(file, limits.load_s, listener.reporter)
         if running is None:
             try:
-                start = _start(file, listener)
+                start = _start(file, listener, stays=False)
                 break
             except AlreadyRunning:  # another call was quicker
                 continue
@@ -164,21 +165,29 @@ def take_down(file: ClusterFile) -> bool:
     return was_running
 
 
-def _start(file: ClusterFile, listener: Listener) -> _Start:
-    """Check ports and files here, where errors are seen, and start the root. Raises AlreadyRunning."""
+def _start(file: ClusterFile, listener: Listener, stays: bool) -> _Start:
+    """Check ports and files here, where errors are seen, and start the root. Raises AlreadyRunning.
+
+    stays: it is a cluster for more than one call, so it has an API server.
+    """
     # In here, for what reads models takes 0.1 s to import, and most commands read none.
     from dllama_zmq.kernels import prepare_kernels, reported_to
     from dllama_zmq.launch.local_nodes import checked_needs
 
     paths = ClusterPaths.of(file.cluster.name)
-    with registry.only_one(file, paths) as lock:
+    with registry.only_one(file, paths) as lock, ExitStack() as cleanup:
         check_ports(file.cluster)
+        api = listen(file) if stays else None
+        passed, words = [lock], ["root", file.cluster.name, "--lock", str(lock)]
+        if api is not None:
+            cleanup.callback(api.close)
+            passed, words = [*passed, api.fileno()], [*words, "--api", str(api.fileno())]
         needs = checked_needs(file, listener.reporter)
         listener.sound()
         prepare_kernels(file.cluster.kernels, needs, reported_to(listener.reporter), listener.reporter.line)
         paths.begin_logs()
         with open_log(paths, "root") as log:
-            process = start_child(["root", file.cluster.name, "--lock", str(lock)], log, pass_fds=[lock])
+            process = start_child(words, log, passed)
     return _Start(process, paths)
 
 

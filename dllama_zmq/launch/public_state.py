@@ -52,12 +52,12 @@ class PublicState:
         with suppress(ClusterError):  # on a full disk the start goes on without a report
             self._record.write(self._paths.started_file)
 
-    def up(self, root: Root) -> None:
-        """Publish that clients can reach the root."""
+    def up(self, root: Root, api: str) -> None:
+        """Publish that clients can reach the root, and the address of its API server (empty: it has none)."""
         self._reporter.activity("")
         self._root = root
         self._wait(_FIRST_S)
-        self._record = msgspec.structs.replace(self._record, clients=self._paths.ipc_clients)
+        self._record = msgspec.structs.replace(self._record, clients=self._paths.ipc_clients, api=api)
         self._write()
 
     def look(self) -> None:
@@ -89,5 +89,5 @@ class PublicState:
         if self._root.ready and not self._has_been_ready:
             self._has_been_ready = True
             cluster = self._file.cluster
-            about = (cluster.name, cluster.n_nodes, self._file.model_path(), cluster.sync)
-            logger.info("up name=%s nodes=%d model=%s sync=%s", *about)
+            about = (cluster.name, cluster.n_nodes, self._file.model_path(), cluster.sync, self._record.api or "off")
+            logger.info("up name=%s nodes=%d model=%s sync=%s api=%s", *about)

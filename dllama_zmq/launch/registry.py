@@ -48,8 +48,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     """A cluster as its processes describe it in a file of JSON.
 
     pid: the process to end. since: seconds since 1970. clients: the address for clients of this computer; empty while
-    the cluster is on its way up or down. doing: while it starts, the arguments for `Reporter.activity`. forming: some
-    worker is not ready.
+    the cluster is on its way up or down. api: the URL of its API server; empty where it has none. doing: while it
+    starts, the arguments for `Reporter.activity`. forming: some worker is not ready.
     """
 
     path_text: str = msgspec.field(name="path")  # UTF-8, for the next command may run in another locale
@@ -58,6 +58,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     pid: int
     since: float
     clients: str = ""
+    api: str = ""
     doing: tuple[str, int, int, Unit] = ("", 0, 0, "B")
     forming: bool = False
 
@@ -71,6 +72,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         """Write the file `to`; readers see the old content or all of the new."""
         draft = to.with_suffix(".draft")
         with writing(to):
+            draft.touch(mode=0o600)  # the API's keys may be in it
             draft.write_text(json.dumps(msgspec.to_builtins(self)))  # ASCII: a path need not be UTF-8
             draft.replace(to)
 

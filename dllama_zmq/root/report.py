@@ -25,13 +25,14 @@ from dllama_zmq.spec import ModelSpec
 class ClusterFacts:
     """What the root does not know of itself: the cluster's name, the model's path, when it all began.
 
-    model_name: as people call it; where "", as its file is called.
+    model_name: as people call it; where "", as its file is called. api: the URL of its API server, or "".
     """
 
     name: str
     version: str
     model: str
     model_name: str = ""
+    api: str = ""
     started: float = field(default_factory=time.monotonic)
 
 
@@ -102,6 +103,7 @@ def cluster_status(facts: ClusterFacts, engine: Engine) -> Status:
         nodes=nodes,
         recent=ledger.recent(),
         traffic=ledger.traffic(root.link.meter) if root.link is not None else [],
+        api=facts.api,
     )
 
 

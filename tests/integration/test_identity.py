@@ -81,7 +81,7 @@ def test_a_file_whose_name_is_changed_still_has_its_cluster(cli: Cli) -> None:
 
 def test_two_folders_without_names_are_two_clusters(cli: Cli, other: Cli) -> None:
     for one in (cli, other):
-        (one.folder / "cluster.yaml").write_text(f"model: {one.model}\nworkers: [{{name: w}}]\n")
+        (one.folder / "cluster.yaml").write_text(f"model: {one.model}\nworkers: [{{name: w}}]\napi: off\n")
         assert one.run("up").code == 0
     models = [json_object(one.run("status", "--json").out)["model"] for one in (cli, other)]
     assert models == [str(cli.model), str(other.model)]

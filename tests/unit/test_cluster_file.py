@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 import dllama_zmq
+from dllama_zmq.api_config import ApiConfig, ApiLimits
 from dllama_zmq.cluster import (
     MAX_FILE_BYTES,
     NAME_PATTERN,
@@ -48,6 +49,12 @@ root:
 workers:
   - {name: pi-1, host: 192.168.1.11, threads: 2}
 limits: {join_s: 5, load_s: 60.5, step_s: 2, stop_s: 1}
+api:
+  host: 192.168.1.10
+  port: 7003
+  keys: [sk-0123456789]
+  origins: ["http://192.168.1.20:3000"]
+  limits: {body_mb: 1, max_tokens: 500, n: 2, stop: 4, connections: 9, stalled_s: 5}
 open_bus: true
 """
 
@@ -65,6 +72,13 @@ def test_every_key_of_the_file_reaches_the_cluster() -> None:
         root=RootConfig(host="192.168.1.10", ports=Ports(replies=7000, steps=7001, clients=7002), threads=4),
         workers=[WorkerConfig(name="pi-1", host="192.168.1.11", threads=2)],
         limits=Limits(join_s=5, load_s=60.5, step_s=2, stop_s=1),
+        api=ApiConfig(
+            host="192.168.1.10",
+            port=7003,
+            keys=["sk-0123456789"],
+            origins=["http://192.168.1.20:3000"],
+            limits=ApiLimits(body_mb=1, max_tokens=500, n=2, stop=4, connections=9, stalled_s=5),
+        ),
         open_bus=True,
     )
 
@@ -113,6 +127,9 @@ def test_the_shipped_file_shows_every_key_and_its_default() -> None:
     assert set(data["workers"][0]) == set(WorkerConfig.__struct_fields__)
     cluster = parse_cluster(shown)
     assert (cluster.root, cluster.limits, cluster.kernels) == (RootConfig(ports=Ports()), Limits(), "auto")
+    assert set(data["api"]) == set(ApiConfig.__struct_fields__)
+    assert set(data["api"]["limits"]) == set(ApiLimits.__struct_fields__)
+    assert cluster.api == ApiConfig(port=9990, limits=ApiLimits(max_tokens=4096))
 
 
 @pytest.mark.parametrize(

@@ -163,7 +163,7 @@ def test_values_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert completion.models("fol") == ["folder/"]
     assert completion.models("dem") == ["demo"]
     assert completion.files("h") == ["home.yaml"]
-    assert completion.nodes("") == ["root", "worker1"]
+    assert completion.nodes("") == ["root", "worker1", "gateway"]
     assert completion.shapes("tiny") == ["tinyllama"]
 
 

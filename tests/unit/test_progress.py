@@ -157,6 +157,7 @@ def status(*workers: NodeStatus) -> Status:
         1,
         0.0,
         "m",
+        "",
         "f32",
         "simd",
         64,

@@ -1,0 +1,122 @@
+"""Routes about the server itself: its health, its model, its cluster, its metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from msgspec import Struct
+
+from dllama_zmq.bus.client_messages import Status
+from dllama_zmq.bus.text_messages import Model
+from dllama_zmq.errors import DllamaError
+from dllama_zmq.gateway.endpoint import Call, Reply, Stream, event
+from dllama_zmq.gateway.problems import ErrorBody, Problem
+
+_EVERY_S = 1.0
+_HEALTH_S = 2.0
+
+
+class NodeHealth(Struct):
+    """state: absent, loading, loaded or ready; reason: what it lacks."""
+
+    name: str
+    state: str
+    reason: str
+
+
+class Health(Struct):
+    """All nodes are ready."""
+
+    nodes: list[NodeHealth]
+    status: str = "ok"
+
+
+class Ill(Struct):
+    """Some node is not; the error names it."""
+
+    error: ErrorBody
+    nodes: list[NodeHealth]
+    status: str = "error"
+
+
+class ModelMeta(Struct):
+    """llama-server's numbers of a model, and who has it."""
+
+    n_vocab: int
+    n_ctx: int
+    n_ctx_train: int
+    n_embd: int
+    n_params: int
+    size: int
+
+
+class ModelEntry(Struct):
+    id: str
+    created: int
+    meta: ModelMeta
+    object: str = "model"
+    owned_by: str = "dllama-zmq"
+
+
+class ModelList(Struct):
+    data: list[ModelEntry]
+    object: str = "list"
+
+
+async def health(call: Call[None]) -> Reply:
+    """200 where every node is ready, 503 with the names of those that are not."""
+    try:
+        status = await call.service.status(_HEALTH_S)
+    except DllamaError as error:
+        problem = Problem(503, str(error), retry_s=2)
+        return Reply(Ill(problem.reply().error, []), 503, headers=problem.headers)
+    nodes = [NodeHealth(node.name, node.state, node.reason) for node in status.nodes]
+    if status.state == "ready":
+        return Reply(Health(nodes))
+    problem = Problem(503, status.note or "Loading model", retry_s=2)
+    return Reply(Ill(problem.reply().error, nodes), 503, headers=problem.headers)
+
+
+def entry_of(model: Model) -> ModelEntry:
+    """A model as the API lists it."""
+    numbers = (model.vocab_size, model.seq_len, model.context, model.dim, model.n_params, model.size_bytes)
+    return ModelEntry(model.name, model.created, ModelMeta(*numbers))
+
+
+async def models(call: Call[None]) -> Reply:
+    """The one model of this cluster."""
+    return Reply(ModelList([entry_of(await call.service.model())]))
+
+
+async def one_model(call: Call[None]) -> Reply:
+    """The model of that name. Raises Problem where it is another's."""
+    model, name = await call.service.model(), call.request.path_params["name"]
+    if name != model.name:
+        raise Problem(404, f"this server has no model {name:.200}; it has {model.name}", "model")
+    return Reply(entry_of(model))
+
+
+async def cluster(call: Call[None]) -> Reply | Stream:
+    """What `dllama-zmq status --json` prints; with ?stream=true once a second, as events."""
+    if call.request.query_params.get("stream") in ("true", "1"):
+        return Stream(_statuses(call))
+    return Reply(_shown(await call.service.status()))
+
+
+async def _statuses(call: Call[None]) -> AsyncGenerator[bytes, None]:
+    due = time.monotonic()
+    while True:
+        try:
+            yield event(_shown(await call.service.status()))
+        except DllamaError as error:
+            yield event(Problem.of(error).reply())
+        due = max(due + _EVERY_S, time.monotonic())
+        await asyncio.sleep(due - time.monotonic())
+
+
+def _shown(status: Status) -> dict[str, Any]:
+    """A status as JSON has it; on the bus it is a list."""
+    return {name: getattr(status, name) for name in status.__struct_fields__ if name != "id"}

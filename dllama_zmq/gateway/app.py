@@ -1,0 +1,107 @@
+"""The routes of the API, as one ASGI application."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import Message, Receive, Scope, Send
+
+from dllama_zmq.gateway import about
+from dllama_zmq.gateway.chat import chat_completions
+from dllama_zmq.gateway.completions import completions
+from dllama_zmq.gateway.endpoint import JSON, OPENAI, Endpoint, ErrorForm, Handler
+from dllama_zmq.gateway.gate import LOCAL_ORIGIN, Gate
+from dllama_zmq.gateway.problems import Problem
+from dllama_zmq.gateway.requests import ChatRequest, CompletionRequest
+from dllama_zmq.gateway.service import Service
+
+PAGE = Path(__file__).parent / "page"
+HEALTH = ["/health", "/v1/health"]
+
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "font-src 'self'; manifest-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """One route, under each of its paths. takes: the type of its body; None: it is a GET."""
+
+    paths: Sequence[str]
+    handler: Handler
+    takes: Any = None
+    errors: ErrorForm = OPENAI
+
+
+ROUTES = [
+    Resource(HEALTH, about.health),
+    Resource(["/v1/models", "/models"], about.models),
+    Resource(["/v1/models/{name:path}", "/models/{name:path}"], about.one_model),
+    Resource(["/v1/cluster"], about.cluster),
+    Resource(["/v1/chat/completions", "/chat/completions"], chat_completions, ChatRequest),
+    Resource(["/v1/completions", "/completions"], completions, CompletionRequest),
+]
+
+
+def application(service: Service) -> Starlette:
+    """The API of `service`."""
+    routes: list[BaseRoute] = [
+        Route(
+            path,
+            Endpoint(service, one.handler, one.takes, one.errors),
+            methods=["GET" if one.takes is None else "POST"],
+        )
+        for one in ROUTES
+        for path in one.paths
+    ]
+    routes.append(Mount("/", _Page(directory=PAGE, html=True, check_dir=False)))
+    settings = service.settings
+    cors = Middleware(
+        CORSMiddleware, allow_origins=settings.origins, allow_origin_regex=LOCAL_ORIGIN, allow_methods=["*"],
+        allow_headers=["*"], allow_credentials=True, expose_headers=["x-request-id", "retry-after"],
+    )  # fmt: skip
+    open_paths = {"/", *HEALTH, *(f"/{path.relative_to(PAGE)}" for path in PAGE.rglob("*") if path.is_file())}
+    gate = Middleware(Gate, keys=settings.keys, origins=settings.origins, open_paths=open_paths)
+    return Starlette(routes=routes, middleware=[cors, gate], exception_handlers={HTTPException: _refused})
+
+
+class _Page(StaticFiles):
+    """The files of the web page, which may run nothing but themselves."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                more = {
+                    "content-security-policy": _POLICY, "x-content-type-options": "nosniff",
+                    "referrer-policy": "no-referrer", "cache-control": "no-cache",
+                }  # fmt: skip
+                message["headers"] = [*message["headers"], *((k.encode(), v.encode()) for k, v in more.items())]
+            await send(message)
+
+        await super().__call__(scope, receive, guarded)
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    """What is no route, or not with this method."""
+    assert isinstance(error, HTTPException)
+    path, status = request.url.path, error.status_code
+    allowed = next(("GET" if one.takes is None else "POST" for one in ROUTES if path in one.paths), None)
+    if allowed is not None:  # the page's files, which are below every path, have not had it
+        problem = Problem(405, f"{path} is used with {allowed}, not {request.method:.20}")
+    else:
+        problem = Problem(status, f"there is no {path:.200} here" if status == 404 else error.detail)
+    headers = problem.headers | ({} if allowed is None else {"allow": allowed})
+    return Response(msgspec.json.encode(problem.reply()), problem.status, headers, JSON)

@@ -1,0 +1,211 @@
+"""POST /v1/chat/completions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+from msgspec import UNSET, structs, to_builtins
+
+from dllama_zmq.bus.client_messages import Generate
+from dllama_zmq.bus.prompts import Chat, prompt_on_wire
+from dllama_zmq.bus.text_messages import Model
+from dllama_zmq.chat import Delta, needs_specials, parser_for
+from dllama_zmq.gateway import asking
+from dllama_zmq.gateway.answering import Answering, Began, Ended, Event, Progress, Said, Tally, Waiting
+from dllama_zmq.gateway.endpoint import Call, Reply, Stream, event
+from dllama_zmq.gateway.problems import Problem
+from dllama_zmq.gateway.replies import (
+    AnswerMessage,
+    ChatChoice,
+    ChatChunk,
+    ChatDelta,
+    ChatLogprobs,
+    ChatReply,
+    ChunkChoice,
+    FunctionCall,
+    FunctionPart,
+    PromptProgress,
+    QueuePlace,
+    Timings,
+    ToolCall,
+    ToolCallPart,
+    Usage,
+    new_id,
+)
+from dllama_zmq.gateway.requests import ChatRequest, Message
+
+DONE = b"data: [DONE]\n\n"
+
+
+async def chat_completions(call: Call[ChatRequest]) -> Reply | Stream:
+    """The next message of a conversation."""
+    body = call.body
+    model = await call.service.model()
+    chat = conversation(body)
+    logprobs = (body.top_logprobs or 0) if body.logprobs else None
+    limits = call.service.settings.limits
+    asked = asking.generate(body, prompt_on_wire(chat), limits, logprobs, body.max_completion_tokens)
+    asked = with_names(asked, chat, model)
+    parser = lambda prompt_end: parser_for(model.template, prompt_end, chat.tools)  # noqa: E731
+    answering = Answering(call.service.links.of(call.user), parser, call.service.metrics)
+    tally = Tally()
+    events = answering.events(asked, tally)
+    head = ChatChunk(new_id("chatcmpl"), int(time.time()), model.name, [])
+    if body.stream:
+        return Stream(_chunks(events, head, tally, body))
+    return Reply(await _whole(events, head, tally, asked.n))
+
+
+def conversation(body: ChatRequest) -> Chat:
+    """The conversation as the front renders it. Raises Problem.
+
+    As in llama-server, an assistant's message at its end is gone on with, unless the request says otherwise.
+    """
+    messages = [message_of(message, place) for place, message in enumerate(body.messages)]
+    last = messages[-1]
+    ends_with_answer = last["role"] == "assistant" and not last.get("tool_calls") and bool(last.get("content"))
+    continues = body.continue_final_message
+    if continues is None:
+        continues = ends_with_answer and body.add_generation_prompt is None
+    if continues and not ends_with_answer:
+        raise Problem(400, "continue_final_message: the last message is no text of the assistant", "messages")
+    if continues and body.add_generation_prompt:
+        raise Problem(400, "continue_final_message and add_generation_prompt exclude each other; give one of them")
+    return Chat(
+        messages=messages,
+        tools=None if body.tool_choice == "none" else body.tools or None,
+        variables=body.chat_template_kwargs or {},
+        generation_prompt=not continues and body.add_generation_prompt is not False,
+        continues=continues,
+    )
+
+
+def message_of(message: Message, place: int) -> dict[str, Any]:
+    """A message as templates know it: its text joined, without what is not said. Raises Problem."""
+    fields = {name: value for name, value in to_builtins(message).items() if value is not None}
+    if message.role in ("developer", "function"):  # OpenAI's newer and older names of what templates know
+        fields["role"] = "system" if message.role == "developer" else "tool"
+    if isinstance(message.content, list):
+        where = f"messages[{place}].content"
+        texts = []
+        for number, part in enumerate(message.content):
+            text = part.refusal if part.type == "refusal" else part.text
+            if part.type not in ("text", "input_text", "output_text", "refusal") or text is None:
+                raise Problem(
+                    400, f"{where}[{number}]: a part of type {part.type!r:.40}; this server reads text", where
+                )
+            texts.append(text)
+        fields["content"] = "".join(texts)
+    elif message.content is None:
+        if message.role != "assistant":
+            raise Problem(400, f"messages[{place}].content is missing", f"messages[{place}].content")
+        fields["content"] = None if message.tool_calls else ""
+    return fields
+
+
+def with_names(asked: Generate, chat: Chat, model: Model) -> Generate:
+    """`asked`, with special tokens named in its text where the parser of this model's answers needs them."""
+    return structs.replace(asked, specials=needs_specials(model.template, chat.tools))
+
+
+@dataclass(slots=True)
+class Collected:
+    """A whole answer."""
+
+    content: list[str] = field(default_factory=list)
+    reasoning: list[str] = field(default_factory=list)
+    calls: list[ToolCall] = field(default_factory=list)
+    logprobs: list[Any] = field(default_factory=list)
+    reason: str = "stop"
+
+    def add(self, said: Said | Ended) -> None:
+        """More of it, or its end."""
+        if isinstance(said, Ended):
+            self.reason = said.reason
+            return
+        self.logprobs.extend(said.logprobs)
+        for delta in said.deltas:
+            self.content.append(delta.content)
+            self.reasoning.append(delta.reasoning)
+            if delta.tool is not None:
+                if delta.tool.index == len(self.calls):
+                    self.calls.append(ToolCall(delta.tool.id, FunctionCall(delta.tool.name, "")))
+                self.calls[delta.tool.index].function.arguments += delta.tool.arguments
+
+    def message(self) -> AnswerMessage:
+        """In OpenAI's form."""
+        content, reasoning = "".join(self.content), "".join(self.reasoning)
+        return AnswerMessage(
+            content=None if self.calls and not content else content,
+            reasoning_content=reasoning or UNSET,
+            tool_calls=self.calls or UNSET,
+        )
+
+
+async def collected(events: AsyncGenerator[Event, None], n: int) -> list[Collected]:
+    """All answers, whole."""
+    answers = [Collected() for _ in range(n)]
+    async with aclosing(events) as told:
+        async for one in told:
+            if isinstance(one, Said | Ended):
+                answers[one.index].add(one)
+    return answers
+
+
+async def _whole(events: AsyncGenerator[Event, None], head: ChatChunk, tally: Tally, n: int) -> ChatReply:
+    choices = [
+        ChatChoice(index, answer.message(), answer.reason, ChatLogprobs.of(answer.logprobs))
+        for index, answer in enumerate(await collected(events, n))
+    ]
+    return ChatReply(head.id, head.created, head.model, choices, Usage.of([tally]), Timings.of(tally))
+
+
+async def _chunks(
+    events: AsyncGenerator[Event, None], head: ChatChunk, tally: Tally, body: ChatRequest
+) -> AsyncGenerator[bytes, None]:
+    """Chunks: the role, what is said, how it ended, the tokens if they are asked for, and [DONE]."""
+
+    def chunk(*choices: ChunkChoice, **more: Any) -> bytes:
+        return event(ChatChunk(head.id, head.created, head.model, list(choices), **more))
+
+    timed = bool(body.timings_per_token)
+    async with aclosing(events) as told:
+        async for one in told:
+            if isinstance(one, Said):
+                more = {"timings": Timings.of(tally)} if timed else {}
+                logprobs = one.logprobs
+                for delta in one.deltas or [Delta()]:
+                    yield chunk(ChunkChoice(one.index, _delta(delta), logprobs=ChatLogprobs.of(logprobs)), **more)
+                    logprobs = ()
+            elif isinstance(one, Began):
+                for index in range(body.n or 1):
+                    yield chunk(ChunkChoice(index, ChatDelta(role="assistant", content=None)))
+            elif isinstance(one, Ended):
+                yield chunk(ChunkChoice(one.index, ChatDelta(), one.reason), timings=Timings.of(tally))
+            elif body.return_progress:
+                yield chunk(**progress(one))
+    if body.stream_options is not None and body.stream_options.include_usage:
+        yield chunk(usage=Usage.of([tally]), timings=Timings.of(tally))
+    yield DONE
+
+
+def progress(one: Waiting | Progress) -> dict[str, Any]:
+    """How far a request has come that has said nothing yet, as a field of a chunk."""
+    if isinstance(one, Waiting):
+        return {"queued": QueuePlace(one.ahead, one.note)}
+    return {"prompt_progress": PromptProgress(one.total, one.n_cached, one.done, round(1000 * one.seconds))}
+
+
+def _delta(delta: Delta) -> ChatDelta:
+    if delta.tool is None:
+        return ChatDelta(
+            content=delta.content or (UNSET if delta.reasoning else ""), reasoning_content=delta.reasoning or UNSET
+        )
+    tool = delta.tool
+    function = FunctionPart(tool.name or UNSET, tool.arguments)
+    kind = "function" if tool.id else UNSET
+    return ChatDelta(tool_calls=[ToolCallPart(tool.index, function, tool.id or UNSET, kind)])

@@ -1,0 +1,224 @@
+"""One route of the API: its request read and checked within bounds, its answer sent, errors in the client's form.
+
+A request ends as soon as its client goes, streamed or not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import msgspec
+from starlette.requests import Request
+from starlette.types import Receive, Scope, Send
+
+from dllama_zmq.gateway.problems import Problem
+from dllama_zmq.gateway.service import Service
+
+T = TypeVar("T")
+
+JSON = "application/json"
+EVENT_STREAM = "text/event-stream"
+_PING = b": waiting\n\n"
+_PING_S = 15.0
+_HOLD_S = 10.0  # an error within this time has a status of its own, even of a stream
+_LEAST_BYTES_S = 16384  # of a body that comes slowly
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """A request that has been read: `body` is as the route's type says, of `user`."""
+
+    service: Service
+    user: str
+    body: T
+    request: Request
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A whole answer: a struct, as JSON, or bytes of a type."""
+
+    body: object
+    status: int = 200
+    media_type: str = JSON
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """An answer of server-sent events, as they are sent."""
+
+    events: AsyncGenerator[bytes, None]
+
+
+Handler = Callable[[Call[Any]], Awaitable[Reply | Stream]]
+
+
+def event(body: object) -> bytes:
+    """A server-sent event of OpenAI's form."""
+    return b"data: " + msgspec.json.encode(body) + b"\n\n"
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorForm:
+    """How a dialect tells errors: as a whole answer, and in mid-stream."""
+
+    body: Callable[[Problem], object] = Problem.reply
+    event: Callable[[Problem], bytes] = lambda problem: event(problem.reply())
+
+
+OPENAI = ErrorForm()
+
+
+class Endpoint:
+    """A handler as an ASGI application."""
+
+    def __init__(self, service: Service, handler: Handler, body: Any = None, errors: ErrorForm = OPENAI) -> None:
+        """body: the type of the JSON that it takes; None: it takes none."""
+        self._service, self._handler, self._errors = service, handler, errors
+        self._decoder = None if body is None else msgspec.json.Decoder(body)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        sending = _Sending(send)
+        try:
+            data = await self._read(scope, receive)
+            call = Call(self._service, scope["state"]["user"], self._decoded(data), Request(scope))
+        except Problem as problem:
+            await self._refuse(sending, problem)
+            return
+        except _Gone:
+            return
+        work = asyncio.ensure_future(self._answer(call, sending))
+        gone = asyncio.ensure_future(_gone(receive))
+        try:
+            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not sending.complete:
+                work.cancel()
+            await asyncio.gather(work, return_exceptions=True)
+        finally:
+            gone.cancel()
+            work.cancel()
+
+    async def _read(self, scope: Scope, receive: Receive) -> bytes:
+        limits = self._service.settings.limits
+        most, start, data = limits.body_mb * 10**6, time.monotonic(), bytearray()
+        too_long = Problem(413, f"the body is longer than {limits.body_mb} MB (api.limits.body_mb)")
+        length = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
+        if int(length) > most:
+            raise too_long
+        while True:
+            allowed_s = limits.stalled_s + len(data) / _LEAST_BYTES_S
+            try:
+                async with asyncio.timeout(max(0.0, start + allowed_s - time.monotonic())):
+                    message = await receive()
+            except TimeoutError:
+                raise Problem(408, f"the body has not come within {allowed_s:.0f} s (api.limits.stalled_s)") from None
+            if message["type"] == "http.disconnect":
+                raise _Gone
+            data += message.get("body", b"")
+            if len(data) > most:
+                raise too_long
+            if not message.get("more_body", False):
+                return bytes(data)
+
+    def _decoded(self, data: bytes) -> object:
+        if self._decoder is None:
+            return None
+        try:
+            return self._decoder.decode(data)
+        except msgspec.ValidationError as error:
+            words, _, where = str(error).replace("`", "").partition(" - at ")
+            param = where.removeprefix("$").removeprefix(".") or None
+            raise Problem(400, f"{param}: {words}" if param else words, param) from None
+        except RecursionError:
+            raise Problem(400, "the body is nested too deeply") from None
+        except (msgspec.MsgspecError, ValueError) as error:  # ValueError: text that is not UTF-8
+            raise Problem(400, f"the body is not JSON: {error}") from None
+
+    async def _answer(self, call: Call[Any], sending: _Sending) -> None:
+        try:
+            answer = await self._handler(call)
+            if isinstance(answer, Stream):
+                await self._stream(answer, sending)
+            else:
+                await sending.whole(answer)
+        except Exception as error:  # whatever a request meets, its client is told and the server goes on
+            await self._refuse(sending, Problem.of(error))
+
+    async def _refuse(self, sending: _Sending, problem: Problem) -> None:
+        if sending.started:
+            await sending.more(self._errors.event(problem))
+            await sending.end()
+        else:
+            await sending.whole(Reply(self._errors.body(problem), problem.status, headers=problem.headers))
+
+    async def _stream(self, stream: Stream, sending: _Sending) -> None:
+        pings: asyncio.Task[None] | None = None
+        async with aclosing(stream.events) as events:
+            first = asyncio.ensure_future(anext(events, b""))
+            try:
+                await asyncio.wait({first}, timeout=_HOLD_S)
+                if first.done():
+                    first.result()
+                await sending.start(200, {"content-type": EVENT_STREAM, "cache-control": "no-cache"})
+                pings = asyncio.ensure_future(sending.pings())
+                await sending.more(await first)
+                async for data in events:
+                    await sending.more(data)
+            finally:
+                for task in (first, pings):
+                    if task is not None:
+                        task.cancel()
+                await asyncio.wait({task for task in (first, pings) if task is not None})
+        await sending.end()
+
+
+class _Gone(Exception):
+    """The client has left before its request was whole."""
+
+
+class _Sending:
+    """The answer to one request on its way."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.started = self.complete = False
+        self._last = 0.0
+
+    async def start(self, status: int, headers: Mapping[str, str]) -> None:
+        self.started, self._last = True, time.monotonic()
+        encoded = [(name.encode(), value.encode("latin-1", "replace")) for name, value in headers.items()]
+        await self._send({"type": "http.response.start", "status": status, "headers": encoded})
+
+    async def more(self, data: bytes) -> None:
+        self._last = time.monotonic()
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def end(self, data: bytes = b"") -> None:
+        self.complete = True
+        await self._send({"type": "http.response.body", "body": data, "more_body": False})
+
+    async def whole(self, reply: Reply) -> None:
+        data = reply.body if isinstance(reply.body, bytes) else msgspec.json.encode(reply.body)
+        headers = {"content-type": reply.media_type, "content-length": str(len(data)), **reply.headers}
+        await self.start(reply.status, headers)
+        await self.end(data)
+
+    async def pings(self) -> None:
+        """Send a comment whenever nothing else was sent for a while: proxies end what is silent."""
+        while True:
+            await asyncio.sleep(max(0.0, self._last + _PING_S - time.monotonic()))
+            if time.monotonic() >= self._last + _PING_S:
+                await self.more(_PING)
+
+
+async def _gone(receive: Receive) -> None:
+    """Return when the client has left, or its answer is complete."""
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,189 @@
+"""Connections to the front: many requests at once on each, one for each user, so that the front's fairness holds.
+
+One event loop, no thread. What the front says is read as it comes, however slowly the users' clients read: a mailbox
+is as long as what is left of its request's answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+
+import msgspec
+import zmq
+
+from dllama_zmq.bus import sockets
+from dllama_zmq.bus.client_messages import FROM_CLIENT, TO_CLIENT, Cancel, Error
+from dllama_zmq.bus.messages import Frame, Message, decode, encode
+from dllama_zmq.client import as_error
+from dllama_zmq.errors import ProtocolError, RequestError, RootLost
+
+_CONNECT_S = 3.0
+_MOST_USERS = 64  # connections; who comes then shares one
+_AT_ONCE = 64  # messages read before others have their turn
+
+
+class Mailbox:
+    """What the front says of one request."""
+
+    def __init__(self) -> None:
+        self._messages: deque[Message] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+
+    def put(self, message: Message) -> None:
+        self._messages.append(message)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def get(self, wait_s: float) -> Message | None:
+        """The next message; None where none comes within `wait_s`. Raises the error that the front reports."""
+        if not self._messages:
+            self._waiter = asyncio.get_running_loop().create_future()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self._waiter
+            self._waiter = None
+            if not self._messages:
+                return None
+        message = self._messages.popleft()
+        if isinstance(message, Error):
+            raise as_error(message)
+        return message
+
+
+class Link:
+    """One connection to the front. It ends with the first loss of the front, and all its requests with it."""
+
+    def __init__(self, context: sockets.Context, front: str) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._front = front
+        self._connection = sockets.Connection(context, front)
+        self._ids = itertools.count(1)
+        self._open: dict[int, Mailbox] = {}
+        self._changed = asyncio.Event()
+        self.lost = False
+        for descriptor in self._connection.descriptors:
+            self._loop.add_reader(descriptor, self._read)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody waits for an answer."""
+        return not self._open
+
+    @asynccontextmanager
+    async def request(self, make: Callable[[int], Message], cancels: bool = False) -> AsyncIterator[Mailbox]:
+        """Send `make(id)`; its answers come into the mailbox until the block ends.
+
+        cancels: a block that ends before the request withdraws it. Raises RootLost where the front cannot be reached.
+        """
+        request_id = next(self._ids)
+        frames = _checked(make(request_id))
+        await self._up()
+        mailbox = self._open[request_id] = Mailbox()
+        try:
+            self._send(frames)
+            yield mailbox
+        finally:
+            del self._open[request_id]
+            if cancels and not self.lost:
+                self._send(encode(Cancel(request_id)))
+
+    def close(self) -> None:
+        """End it; requests that are open fail."""
+        if not self._connection.socket.closed:
+            for descriptor in self._connection.descriptors:
+                self._loop.remove_reader(descriptor)
+            self._connection.close()
+        self._lose()
+
+    async def _up(self) -> None:
+        until = time.monotonic() + _CONNECT_S
+        while not self.lost and not self._connection.up(0.0):
+            self._changed.clear()
+            try:
+                async with asyncio.timeout(max(0.0, until - time.monotonic())):
+                    await self._changed.wait()
+            except TimeoutError:
+                raise RootLost("the cluster is not ready: its root loads, or goes down") from None
+        if self.lost:
+            raise RootLost(f"the root at {self._front} went away")
+
+    def _send(self, frames: Sequence[Frame]) -> None:
+        with suppress(zmq.Again):  # it has just gone; `_read` will hear of that
+            self._connection.socket.send_multipart(frames, zmq.NOBLOCK)
+        self._loop.call_soon(self._read)  # the descriptor tells of changes alone, and sending may have seen one
+
+    def _read(self) -> None:
+        if self.lost or self._connection.socket.closed:
+            return
+        self._changed.set()
+        for _ in range(_AT_ONCE):
+            frames = sockets.receive_now(self._connection.socket)
+            if frames is None:
+                if self._connection.lost():
+                    self.close()
+                return
+            message, _ = decode(frames, TO_CLIENT)
+            mailbox = self._open.get(getattr(message, "id", 0))
+            if mailbox is not None:
+                mailbox.put(message)
+        self._loop.call_soon(self._read)
+
+    def _lose(self) -> None:
+        self.lost = True
+        self._changed.set()
+        for mailbox in self._open.values():
+            mailbox.put(Error(0, RootLost.__name__, "the root went away in mid-answer"))
+
+
+class Links:
+    """A connection for each user, made when it is needed; the least recently used idle one makes room for another."""
+
+    def __init__(self, front: str) -> None:
+        self._front = front
+        self._context = sockets.Context()
+        self._links: OrderedDict[str, Link] = OrderedDict()
+
+    def of(self, user: str) -> Link:
+        """The user's connection."""
+        link = self._links.get(user)
+        if link is not None and link.lost:
+            del self._links[user]
+            link = None
+        if link is None:
+            link = self._room() or Link(self._context, self._front)
+            self._links[user] = link
+        self._links.move_to_end(user)
+        return link
+
+    def close(self) -> None:
+        """End them all."""
+        for link in self._links.values():
+            link.close()
+        self._context.destroy()
+
+    def _room(self) -> Link | None:
+        """None where there is room for another connection; else the one to share."""
+        if len(self._links) < _MOST_USERS:
+            return None
+        for user, link in list(self._links.items()):
+            if link.idle:
+                del self._links[user]
+                if link not in self._links.values():
+                    link.close()
+                return None
+        return next(iter(self._links.values()))
+
+
+def _checked(message: Message) -> list[Frame]:
+    """The frames of a message that the front will accept. Raises RequestError."""
+    try:
+        frames = encode(message)
+        decode(frames, FROM_CLIENT)
+    except (ProtocolError, OverflowError, msgspec.MsgspecError, UnicodeEncodeError) as error:
+        raise RequestError(f"the request is not one that can be answered: {error}") from None
+    return frames

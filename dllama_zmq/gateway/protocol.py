@@ -1,0 +1,70 @@
+"""uvicorn's HTTP/1.1 with deadlines: who sends no request, or reads no answer, is cut off."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import h11
+import msgspec
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from dllama_zmq.gateway.problems import Problem
+
+STALLED_S = 30.0
+"""Of a server whose configuration says nothing else (`app_state`)."""
+
+
+class BoundedProtocol(H11Protocol):
+    """One connection. `stalled_s` seconds may pass until its first request is there, and while nothing is read."""
+
+    stalled_s = STALLED_S
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._begin()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.conn.their_state is h11.IDLE:
+            if self._deadline is None and self.conn.trailing_data[0]:
+                self._begin()  # a piece of the next request
+        else:
+            self._end()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._begin()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._end()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end()
+        super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        """uvicorn's, in the form of the API's errors."""
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            self.transport.abort()  # in mid-answer
+            return
+        body = msgspec.json.encode(Problem(400, msg).reply())
+        headers: list[tuple[bytes, bytes]] = [
+            (b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()),
+            (b"connection", b"close"),
+        ]  # fmt: skip
+        events: list[Any] = [h11.Response(status_code=400, headers=headers), h11.Data(data=body), h11.EndOfMessage()]
+        for event in events:
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+
+    def _begin(self) -> None:
+        self._end()
+        self._deadline = self.loop.call_later(self.stalled_s, self.transport.abort)
+
+    def _end(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None

@@ -1,0 +1,120 @@
+"""What /v1/chat/completions and /v1/completions take. A field that is not here is ignored; null is a default."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct
+
+TokenId = Annotated[int, Meta(ge=0, le=1 << 31)]
+_Number = Annotated[float, Meta(ge=-1e9, le=1e9)]
+_Whole = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
+_Tokens = Annotated[int, Meta(ge=-1, le=1 << 31)]
+
+
+class StreamOptions(Struct):
+    """include_usage: a last chunk without choices tells the tokens."""
+
+    include_usage: bool | None = None
+
+
+class JsonSchema(Struct):
+    """A named schema. Every schema is strict here."""
+
+    schema: dict[str, Any] | bool | None = None
+    name: str | None = None
+
+
+class ResponseFormat(Struct):
+    """What the answer must be. `schema` is llama-server's place for one of json_object."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+    schema: dict[str, Any] | None = None
+
+
+class StructuredOutputs(Struct):
+    """vLLM's: one of them."""
+
+    json: dict[str, Any] | str | None = None
+    regex: str | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+
+
+class Options(Struct):
+    """What both take, in the words of OpenAI, llama-server and vLLM."""
+
+    model: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: _Tokens | None = None
+    temperature: _Number | None = None
+    top_p: _Number | None = None
+    top_k: _Whole | None = None
+    min_p: _Number | None = None
+    typical_p: _Number | None = None
+    repeat_penalty: _Number | None = None
+    repetition_penalty: _Number | None = None
+    presence_penalty: _Number | None = None
+    frequency_penalty: _Number | None = None
+    logit_bias: dict[int, _Number] | list[tuple[int, _Number]] | None = None
+    seed: _Whole | None = None
+    stop: str | list[str] | None = None
+    n: Annotated[int, Meta(ge=1)] | None = None
+    ignore_eos: bool | None = None
+    response_format: ResponseFormat | None = None
+    grammar: str | None = None
+    json_schema: dict[str, Any] | None = None
+    guided_json: dict[str, Any] | str | None = None
+    guided_regex: str | None = None
+    guided_grammar: str | None = None
+    structured_outputs: StructuredOutputs | None = None
+    return_progress: bool | None = None
+    timings_per_token: bool | None = None
+    cache_prompt: bool | None = None
+    user: str | None = None
+
+
+class Part(Struct):
+    """A part of a message; only text is read."""
+
+    type: str
+    text: str | None = None
+    refusal: str | None = None
+
+
+class Message(Struct):
+    """One message of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: str | list[Part] | None = None
+    name: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None
+
+
+class ChatRequest(Options, kw_only=True):
+    """The body of POST /v1/chat/completions."""
+
+    messages: Annotated[list[Message], Meta(min_length=1)]
+    max_completion_tokens: _Tokens | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: Literal["auto", "none", "required"] | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+
+
+class CompletionRequest(Options, kw_only=True):
+    """The body of POST /v1/completions."""
+
+    prompt: str | list[str | TokenId | list[TokenId]]
+    logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    echo: bool | None = None
+    suffix: str | None = None
+    best_of: int | None = None

@@ -1,0 +1,66 @@
+"""What every route has: the links to the front, the settings, and what is known of the model and the cluster."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from dllama_zmq.api_config import GatewaySettings
+from dllama_zmq.bus.client_messages import AskStatus, Status
+from dllama_zmq.bus.messages import Message
+from dllama_zmq.bus.text_messages import AskModel, Model
+from dllama_zmq.errors import ProtocolError, RootLost
+from dllama_zmq.gateway.link import Links
+from dllama_zmq.gateway.metrics import Metrics
+from dllama_zmq.gateway.problems import not_ready
+
+M = TypeVar("M", bound=Message)
+
+_ANSWER_S = 10.0
+_STATUS_S = 0.25  # a status is as new as this
+OWN = ""
+"""The user of the API server's own questions."""
+
+
+@dataclass(slots=True)
+class Service:
+    """One API server. For one event loop."""
+
+    settings: GatewaySettings
+    links: Links
+    metrics: Metrics = field(default_factory=Metrics)
+    started: float = field(default_factory=time.time)
+    _model: Model | None = None
+    _status: Status | None = None
+    _status_at: float = 0.0
+
+    async def ask(self, user: str, question: Message, answer: type[M], wait_s: float = _ANSWER_S) -> M:
+        """The answer to `question`, whose id is set here. Raises RootLost where none comes within `wait_s`."""
+        kind, fields = type(question), {name: getattr(question, name) for name in question.__struct_fields__}
+        async with self.links.of(user).request(lambda number: kind(**(fields | {"id": number}))) as mailbox:
+            message = await mailbox.get(wait_s)
+        if message is None:
+            raise RootLost(f"the root has not answered for {wait_s:.0f} s")
+        if not isinstance(message, answer):
+            raise ProtocolError(f"the root answered {kind.__name__} with {type(message).__name__}")
+        return message
+
+    async def model(self) -> Model:
+        """The cluster's model, which stays the same."""
+        if self._model is None:
+            self._model = await self.ask(OWN, AskModel(1), Model)
+        return self._model
+
+    async def status(self, wait_s: float = _ANSWER_S) -> Status:
+        """How the cluster is, at most _STATUS_S ago."""
+        if self._status is None or time.monotonic() > self._status_at + _STATUS_S:
+            self._status = await self.ask(OWN, AskStatus(1), Status, wait_s)
+            self._status_at = time.monotonic()
+        return self._status
+
+    async def require_ready(self) -> None:
+        """Raise Problem where nodes are missing or load."""
+        status = await self.status()
+        if status.state != "ready":
+            raise not_ready(status.note or "the cluster forms")

@@ -1,0 +1,144 @@
+"""The API server as a child of the root: its port, its start, its restarts, its end.
+
+It is started by exec, as workers are. The port is bound before anything is read, so that one that is taken is known at
+once, and stays bound while the server starts again.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import socket
+import time
+from contextlib import suppress
+
+import msgspec
+
+from dllama_zmq.api_config import API_PORTS, ApiConfig, GatewaySettings
+from dllama_zmq.bus.addresses import join
+from dllama_zmq.cluster import ClusterFile, is_loopback
+from dllama_zmq.errors import BusError
+from dllama_zmq.launch.fleet import end_children, ending_of, open_log, restart_pause_s, start_child
+from dllama_zmq.launch.paths import ClusterPaths
+from dllama_zmq.launch.registry import running_clusters
+
+logger = logging.getLogger(__name__)
+
+GATEWAY = "gateway"
+"""The name of its log, and of the command that is it."""
+
+_BACKLOG = 256
+_SOUND_AFTER_S = 60.0
+
+
+def listen(file: ClusterFile) -> socket.socket | None:
+    """The socket on which the API server of the cluster will listen; None where it has none.
+
+    Where no port is written, it is the first free one of API_PORTS, or any. Raises BusError where the written one is
+    taken; ConfigError where its keys cannot be read.
+    """
+    api = config_of(file)
+    if api is None:
+        return None
+    api.read_keys(file.identity.parent, f"{file.path}: api.keys")
+    for port in [*API_PORTS, 0] if api.port is None else [api.port]:
+        try:
+            return _bound(api.host, port)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise BusError(f"api: cannot listen on {_url(api.host, port)}: {error.strerror}") from None
+    port = api.port or 0
+    holder = next((one for one in running_clusters() if one.api == _url(api.host, port)), None)
+    who = (
+        f"the cluster {holder.name!r}; take it down ({holder.down_command()})" if holder else "another program; stop it"
+    )
+    raise BusError(f"api: {_url(api.host, port)} is in use by {who}, or write another `port:` under `api:`")
+
+
+def config_of(file: ClusterFile) -> ApiConfig | None:
+    """How the cluster's API server listens; None where it has none."""
+    api = file.cluster.api
+    return api if isinstance(api, ApiConfig) else ApiConfig() if api else None
+
+
+def address_of(listener: socket.socket) -> str:
+    """What people open in a browser."""
+    host, port = listener.getsockname()[:2]
+    return url_of(host, port)
+
+
+def url_of(host: str, port: int) -> str:
+    """The URL of a port. One that listens on all addresses is named by this computer's name."""
+    return _url(socket.gethostname() if host in ("0.0.0.0", "::") else host, port)
+
+
+def _url(host: str, port: int) -> str:
+    return join(host, port).replace("tcp://", "http://", 1)
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    (family, kind, protocol, _, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(_BACKLOG)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+class Gateway:
+    """The running API server. `watch` it often; `stop` it at the end."""
+
+    def __init__(self, file: ClusterFile, paths: ClusterPaths, listener: socket.socket, version: str) -> None:
+        """Start it. `listener` is its port, which this closes at the end."""
+        api = config_of(file)
+        assert api is not None
+        self._paths, self._listener = paths, listener
+        self._settings = GatewaySettings(
+            front=paths.ipc_clients,
+            version=version,
+            keys=api.read_keys(file.identity.parent, f"{file.path}: api.keys"),
+            origins=api.origins,
+            limits=api.limits,
+            is_local=is_loopback(api.host),
+        )
+        self._deaths = 0
+        self._next_start: float | None = None
+        self._start()
+
+    def watch(self) -> None:
+        """Start it again where it has ended, after a pause that doubles with each time in a row."""
+        now = time.monotonic()
+        if self._next_start is None and self._process.poll() is not None:
+            self._deaths = self._deaths + 1 if now - self._started < _SOUND_AFTER_S else 1
+            self._ending = ending_of(self._process, self._paths.log(GATEWAY), self._log_start)
+            self._next_start = now + restart_pause_s(self._deaths)
+        if self._next_start is not None and now >= self._next_start:
+            logger.warning("starting the API server again: it ended with %s", self._ending)
+            self._start()
+
+    def stop(self, wait_s: float) -> None:
+        """End it, and kill it where it has not left after `wait_s`."""
+        end_children({GATEWAY: self._process}, wait_s)
+        self._listener.close()
+
+    def _start(self) -> None:
+        with open_log(self._paths, GATEWAY) as log:
+            self._log_start = log.tell()
+            descriptor = self._listener.fileno()
+            self._process = start_child([GATEWAY, "--listener", str(descriptor)], log, pass_fds=[descriptor])
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):  # then `watch` will see its end
+            self._process.stdin.write(msgspec.json.encode(self._settings) + b"\n")
+            self._process.stdin.flush()
+        self._started, self._next_start = time.monotonic(), None
+
+
+def inherited(descriptor: int) -> socket.socket:
+    """The listening socket that another process has passed on; no child of this one gets it by chance."""
+    os.set_inheritable(descriptor, False)
+    return socket.socket(fileno=descriptor)

@@ -1,0 +1,74 @@
+"""A running cluster with an API server, and what a client of HTTP says to it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+from command_line import Cli, clean_cli
+from surroundings import free_ports
+
+SOON_S = 30.0
+
+
+class Api:
+    """The API of a cluster of `cli`, at `port`."""
+
+    def __init__(self, cli: Cli, port: int, key: str = "") -> None:
+        self.cli, self.port = cli, port
+        self.url = f"http://127.0.0.1:{port}"
+        self.http = httpx.Client(
+            base_url=self.url,
+            timeout=SOON_S,
+            headers={"authorization": f"Bearer {key}"} if key else {},
+            limits=httpx.Limits(max_keepalive_connections=0),  # nothing stays open between tests
+        )
+
+    def post(self, path: str, **fields: Any) -> dict[str, Any]:
+        """The answer to a request that is answered."""
+        reply = self.http.post(path, json=fields)
+        assert reply.status_code == 200, reply.text
+        return dict(reply.json())
+
+    def refused(self, path: str, status: int = 400, **fields: Any) -> dict[str, Any]:
+        """The error of a request that is refused."""
+        reply = self.http.post(path, json=fields)
+        assert reply.status_code == status, reply.text
+        return error_of(reply)
+
+    def chunks(self, path: str, **fields: Any) -> list[dict[str, Any]]:
+        """The chunks of a streamed answer, which ends with [DONE]."""
+        with self.http.stream("POST", path, json={"stream": True, **fields}) as reply:
+            assert reply.status_code == 200, reply.read()
+            assert reply.headers["content-type"].startswith("text/event-stream")
+            events = [line.removeprefix("data: ") for line in reply.iter_lines() if line.startswith("data: ")]
+        assert events[-1] == "[DONE]"
+        return [json.loads(event) for event in events[:-1]]
+
+
+def error_of(reply: httpx.Response) -> dict[str, Any]:
+    """The error in OpenAI's form that `reply` is."""
+    body = reply.json()
+    assert set(body) == {"error"}
+    error = dict(body["error"])
+    assert {"message", "type", "param", "code"} <= set(error)
+    assert error["code"] == reply.status_code
+    return error
+
+
+@contextmanager
+def running_api(folder: Path, model: Path, n_nodes: int = 1, **api: Any) -> Iterator[Api]:
+    """The API of a cluster that runs until the end of the block."""
+    with clean_cli(folder, model) as cli:
+        (port,) = free_ports(1)
+        cli.up(n_nodes, api={"port": port, **api})
+        served = Api(cli, port)
+        try:
+            yield served
+        finally:
+            served.http.close()
+            cli.down()
