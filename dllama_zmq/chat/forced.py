@@ -63,7 +63,7 @@ def calls_grammar(template: str, prompt_end: str, tools: Sequence[Mapping[str, A
 
 
 def after_thinking(grammar: Grammar, template: str, prompt_end: str) -> Grammar:
-    """`grammar` of what comes after thinking. One in Lark's or llama.cpp's notation is of the whole answer, as it is."""
+    """`grammar` of what comes after thinking. Lark's and llama.cpp's kinds are of the whole answer, as they are."""
     if not may_think(template) or grammar.kind in ("lark", "gbnf"):
         return grammar
     if grammar.kind == "regex":
