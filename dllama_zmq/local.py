@@ -84,6 +84,25 @@ class LocalModel:
         self._form()
         return self.engine.logits(token_ids)
 
+    def embed(self, prompt: str | Sequence[int]) -> F32:
+        """The embedding (D,) float32 of a text or of token ids: the mean of the last hidden states of its tokens.
+
+        It is a vector of length 1.
+        """
+        sequence = self.engine.embed(self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
+        self._events[sequence] = deque()
+        try:
+            while sequence.state != "finished":
+                self._step()
+            for event in self._events[sequence]:
+                if isinstance(event, Exception):
+                    raise event
+        finally:
+            self.engine.cancel(sequence)
+            del self._events[sequence]
+        assert sequence.pooling is not None
+        return sequence.pooling.vector()
+
     def generate(
         self,
         prompt: str,

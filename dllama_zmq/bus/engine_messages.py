@@ -47,6 +47,13 @@ class Submit(_Message, frozen=True):
     grammar: str = ""
 
 
+class SubmitEmbed(_Message, frozen=True):
+    """Evaluate `tokens`; the last answer is Embedded. `id` is the front's own, as those of Submit are."""
+
+    id: int
+    tokens: list[int]
+
+
 class Withdraw(_Message, frozen=True):
     """Forget that request; answered with Withdrawn between two steps, and nothing more is said of it."""
 
@@ -140,6 +147,13 @@ class Stepped(_Message, frozen=True):
     ended: list[Ended]
 
 
+class Embedded(_Message, frozen=True):
+    """A request of SubmitEmbed has ended: the mean of its hidden states, as a vector of length 1."""
+
+    id: int
+    values: list[float]
+
+
 class Failed(_Message, frozen=True):
     """A request ended in an error, of the class `kind` in errors.py."""
 
@@ -166,8 +180,8 @@ class GoingDown(_Message, frozen=True):
     why: str
 
 
-ToEngine: TypeAlias = Listening | Submit | Withdraw | AskReport | Quit
-ToFront: TypeAlias = Facts | Readiness | Stepped | Failed | Withdrawn | Report | GoingDown
+ToEngine: TypeAlias = Listening | Submit | SubmitEmbed | Withdraw | AskReport | Quit
+ToFront: TypeAlias = Facts | Readiness | Stepped | Embedded | Failed | Withdrawn | Report | GoingDown
 
 TO_ENGINE: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)
 TO_FRONT: msgspec.msgpack.Decoder[ToFront] = msgspec.msgpack.Decoder(ToFront)

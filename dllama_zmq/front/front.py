@@ -15,6 +15,7 @@ from dllama_zmq.bus.engine_messages import (
     ENCODER,
     TO_FRONT,
     AskReport,
+    Embedded,
     Facts,
     GoingDown,
     Listening,
@@ -118,7 +119,7 @@ class Front:
                 self._reports.take(message.status)
             elif isinstance(message, GoingDown):
                 self._why_down = message.why
-            elif not isinstance(message, Facts):
+            elif not isinstance(message, Facts | Embedded):
                 self._requests.hear(message)
 
     def _tell_engine(self, message: ToEngine) -> None:

@@ -43,6 +43,10 @@ class Model(Protocol):
         """Rows of forward's result (R, D) -> logits of this node's slice of the vocabulary (R, V / nodes)."""
         ...
 
+    def hidden(self, x: F32) -> F32:
+        """Rows of forward's result (R, D) -> (R, D) after the final norm."""
+        ...
+
 
 def tensor_table(spec: ModelSpec) -> list[TensorSpec]:
     """Every tensor of the model, in file order, with the names of its axes."""

@@ -103,8 +103,9 @@ class Llama:
 
             arguments = (spec, layer_weights, kernels, reduction)
             self._layers.append((self.attention(*arguments), self.feed_forward(*arguments)))
-        norm = Norm(vector(weights("final_norm")), spec.norm_eps)
-        self._head = kernels.linear(weights("head"), norm=norm)
+        self._norm = Norm(vector(weights("final_norm")), spec.norm_eps)
+        self._rms_norm = kernels.rms_norm
+        self._head = kernels.linear(weights("head"), norm=self._norm)
 
     def forward(self, x: F32, batch: Batch, comm: Comm) -> F32:
         """Embedded tokens x (T, D), the rows of `batch` -> (T, D), before the final norm."""
@@ -129,6 +130,10 @@ class Llama:
         """Rows of forward's result (R, D) -> logits of this node's slice of the vocabulary (R, V / nodes)."""
         logits: F32 = self._head(x)
         return logits
+
+    def hidden(self, x: F32) -> F32:
+        """Rows of forward's result (R, D) -> (R, D) after the final norm."""
+        return self._rms_norm(x, self._norm.gain, self._norm.eps)
 
 
 def vector(matrix: BlockMatrix) -> F32:

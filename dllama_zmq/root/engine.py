@@ -21,11 +21,12 @@ from dllama_zmq.kernels import KV_PAGE, Batch, Span
 from dllama_zmq.quants import F32, U8
 from dllama_zmq.root.pace import Pace
 from dllama_zmq.root.pages import PagePool
+from dllama_zmq.root.pooling import MeanPooling
 from dllama_zmq.root.root import Root
 from dllama_zmq.root.sampler import Choice, Sampler
 from dllama_zmq.root.scheduler import Event, Prefilled, Scheduled, Scheduler, Token
 from dllama_zmq.root.sequence import Sequence
-from dllama_zmq.sampling import Sampling
+from dllama_zmq.sampling import GREEDY, Sampling
 from dllama_zmq.sharding import PREFILL_TOKENS, check_prompt
 
 _MOST_LOST = 4
@@ -100,6 +101,19 @@ class Engine:
         self._compiling.append(sequence)
         return sequence
 
+    def embed(self, prompt: Collection[int]) -> Sequence:
+        """Evaluate `prompt` from the next step on. The sequence has finished when its `pooling` has all of it.
+
+        Raises RequestError where this cannot be answered on this cluster.
+        """
+        spec, seq_len = self.root.spec, self.root.seq_len
+        check_prompt(len(prompt), None, seq_len, spec.seq_len)
+        self._check_ids(prompt)
+        sequence = Sequence(next(self._ids), prompt, Sampler(GREEDY, spec.vocab_size), max_new=0)
+        sequence.pooling = MeanPooling(spec.dim)
+        self.scheduler.add(sequence)
+        return sequence
+
     def cancel(self, sequence: Sequence) -> None:
         """Forget a sequence; its pages are free at once."""
         if sequence in self._compiling:
@@ -130,6 +144,7 @@ class Engine:
         except Exception as error:
             return Outcome([], NO_STEPS, self._blame(scheduled, error), {})
         whole, failed = self._accepted(choices)
+        failed += self._pooled(scheduled)
         chosen = [choices[sequence].token for _, sequence in scheduled.sampled]
         events = self.scheduler.accept(scheduled, chosen, whole)
         for event in events:
@@ -250,6 +265,20 @@ class Engine:
                 self.scheduler.cancel(sequence)
                 failed.append((sequence, error))
         return whole, failed
+
+    def _pooled(self, scheduled: Scheduled) -> list[tuple[Sequence, Exception]]:
+        """Take the hidden states that the step has brought; the sequences whose are no numbers."""
+        failed: list[tuple[Sequence, Exception]] = []
+        row = 0
+        for sequence, span in zip(scheduled.sequences, scheduled.spans, strict=True):
+            if sequence.pooling is not None:
+                try:
+                    sequence.pooling.add(span.start, self.root.hidden(slice(row, row + span.count)))
+                except DllamaError as error:
+                    self.scheduler.cancel(sequence)
+                    failed.append((sequence, error))
+            row += span.count
+        return failed
 
     def _check_ids(self, tokens: Collection[int]) -> None:
         for token in tokens:

@@ -154,7 +154,7 @@ class Root:
         self._stopwatch = Stopwatch(self._star, None if self.link is None else self.link.meter, self._unnamed)
         self._phase: Phase = "idle"
         self._asks: Mapping[int, Ask] = {}  # of the last step, by row, and the logits of these rows
-        self._n_tokens = 0
+        self._x: F32 = np.empty((0, 0), np.float32)  # its result: one row for each token
         self._logits: F32 = np.empty((0, 0), np.float32)
 
     def _build_shard(self, on_read: Callable[[int, int], None]) -> Model:
@@ -238,10 +238,14 @@ class Root:
         asks = {row: replace(self._asks[row], k=k) for row, k in ks.items()}
         with self._void_if_broken_off():
             parts = self._star.ask_more(list(ks.items())) if self._star is not None else []
-        self.ledger.add_more(self._phase, self._n_tokens, asks)
+        self.ledger.add_more(self._phase, len(self._x), asks)
         at = list(self._asks)
         rows = self._merged(self._answers(parts, asks, self._logits[[at.index(row) for row in ks]]), asks)
         return rows, self._stopwatch.stop(())[0]  # the workers' own seconds are again those of the whole step
+
+    def hidden(self, rows: slice) -> F32:
+        """The hidden states (R, D) of some rows of the last step, after the final norm."""
+        return self._shard.hidden(self._x[rows])
 
     def logits(self, batch: Batch, tokens: Sequence[int]) -> F32:
         """The logits (T, V) of every row of one step."""
@@ -268,7 +272,7 @@ class Root:
             if self._star is not None:
                 x = self._star.begin(batch, x, *pack_asks(asks))
             x = self._shard.forward(x, batch, self._comm)
-            self._asks, self._n_tokens = asks, len(tokens)
+            self._asks, self._x = asks, x
             if asks:
                 self._logits = self._shard.logits(x[list(asks)])
             return self._star.candidates() if self._star is not None else []

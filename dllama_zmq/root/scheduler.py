@@ -22,7 +22,8 @@ the oldest always goes on: it can get every page, and alone it has enough (`add`
 Prefix cache: a page that is full is indexed, and a sequence that is admitted (for the first time or again) begins after
 the indexed pages that hold its own first tokens; at least its last token is evaluated, as a step must give its logits.
 It is admitted one step later where another sequence is about to fill the next page that it could share, so `n` equal
-prompts are evaluated once. Of two pages with equal content the second is given back.
+prompts are evaluated once. Of two pages with equal content the second is given back. A sequence that generates nothing
+wants what the evaluation of each token gives, so it uses no page of others, and its rows are not sampled.
 """
 
 from __future__ import annotations
@@ -110,9 +111,10 @@ class Scheduler:
 
         Raises RequestError where it could not even run alone.
         """
-        if not sequence.tokens or sequence.max_new < 1:
+        if not sequence.tokens or sequence.max_new < 0:
             raise RequestError(
-                f"a prompt of {sequence.n_prompt} tokens and at most {sequence.max_new} new ones; expected 1 or more"
+                f"a prompt of {sequence.n_prompt} tokens and at most {sequence.max_new} new ones; expected 1 or more, "
+                "and 0 or more"
             )
         if not self._fits_alone(sequence):
             raise RequestError(
@@ -182,6 +184,8 @@ class Scheduler:
                 events.append(Prefilled(sequence, sequence.n_computed, n_prompt, span.count))
             token = token_of.get(sequence)
             if token is None:
+                if sequence.n_computed == n_prompt and not sequence.max_new:
+                    self._finish(sequence, "length", events)
                 continue
             if token in sequence.stop_ids:
                 self._finish(sequence, "stop", events)
@@ -210,15 +214,15 @@ class Scheduler:
 
     def _fits_alone(self, sequence: Sequence) -> bool:
         # The last token that is generated gets no keys and values.
-        return self.pool.n_pages_of(sequence.n_prompt + sequence.max_new - 1) <= self.pool.n_pages
+        return self.pool.n_pages_of(sequence.n_prompt + max(sequence.max_new - 1, 0)) <= self.pool.n_pages
 
     def _admit(self, step: Scheduled) -> bool:
         """Let the first that waits run, if it can; its pages are those that its prefix is found in."""
         if not self.waiting or len(self.running) >= self._max_sequences:
             return False
         sequence, pool = self.waiting[0], self.pool
-        pages = pool.find(sequence.tokens[:-1])
-        if self._next_page_is_in(step, sequence, pages):
+        pages = pool.find(sequence.tokens[:-1]) if sequence.max_new else []
+        if sequence.max_new and self._next_page_is_in(step, sequence, pages):
             return False
         n_idle = sum(not pool.n_users(page) for page in pages)
         n_needed = pool.n_pages_of(len(sequence.tokens)) - len(pages) + len(self.running)
@@ -262,7 +266,7 @@ class Scheduler:
         step.sequences.append(sequence)
         step.spans.append(Span(start, count, sequence.pages[: -(-end // self.pool.page_size)]))
         step.tokens += sequence.tokens[start:end]
-        if end == len(sequence.tokens):
+        if end == len(sequence.tokens) and sequence.max_new:
             step.sampled.append((len(step.tokens) - 1, sequence))
 
     def _computed(self, sequence: Sequence, start: int, end: int) -> None:

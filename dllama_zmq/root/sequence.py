@@ -7,6 +7,7 @@ from dataclasses import InitVar, dataclass, field
 from typing import Literal
 
 from dllama_zmq.constraint.matching import Constraint
+from dllama_zmq.root.pooling import MeanPooling
 from dllama_zmq.root.sampler import Sampler
 
 State = Literal["waiting", "running", "finished"]
@@ -16,7 +17,9 @@ State = Literal["waiting", "running", "finished"]
 class Sequence:
     """A prompt and what follows it: at most `max_new` tokens, or until one of `stop_ids`, which does not become one.
 
-    Only the scheduler changes the fields from `tokens` on. `sampler` and `constraint` are for whoever chooses tokens.
+    With `max_new` 0 nothing is chosen, and each token of the prompt is evaluated, whatever the prefix cache has.
+
+    Only the scheduler changes the fields from `tokens` on. `sampler`, `constraint` and `pooling` are for the engine.
     tokens: the prompt's `n_prompt`, then the generated ones.
     pages: ids of the pages of positions 0, 1, ..., in order; the first `n_computed` positions hold keys and values.
     n_cached: how many of these the prefix cache had when the sequence first ran; None before that.
@@ -29,6 +32,7 @@ class Sequence:
     max_new: int
     stop_ids: frozenset[int] = frozenset()
     constraint: Constraint | None = None
+    pooling: MeanPooling | None = None
     tokens: list[int] = field(init=False)
     n_prompt: int = field(init=False)
     state: State = field(init=False, default="waiting")

@@ -14,6 +14,7 @@ from dllama_zmq.bus.engine_messages import (
     ENCODER,
     TO_ENGINE,
     AskReport,
+    Embedded,
     Ended,
     Facts,
     Failed,
@@ -26,6 +27,7 @@ from dllama_zmq.bus.engine_messages import (
     Sampled,
     Stepped,
     Submit,
+    SubmitEmbed,
     ToFront,
     Withdraw,
     Withdrawn,
@@ -140,7 +142,7 @@ class Serving:
     def _hear_front(self) -> None:
         while sockets.readable(self._front):
             message = TO_ENGINE.decode(self._front.recv())
-            if isinstance(message, Submit):
+            if isinstance(message, Submit | SubmitEmbed):
                 self._submit(message)
             elif isinstance(message, Withdraw):
                 if (sequence := self._sequences.get(message.id)) is not None:
@@ -179,16 +181,15 @@ class Serving:
         with suppress(zmq.Again):  # the front has gone, and whoever runs it says so
             self._front.send(ENCODER.encode(message), zmq.NOBLOCK)
 
-    def _submit(self, message: Submit) -> None:
+    def _submit(self, message: Submit | SubmitEmbed) -> None:
         try:
-            sequence = self._engine.add(
-                message.tokens,
-                message.sampling,
-                message.max_tokens,
-                message.stop_ids,
-                message.n_ids,
-                message.grammar,
-            )
+            if isinstance(message, SubmitEmbed):
+                sequence = self._engine.embed(message.tokens)
+            else:
+                sequence = self._engine.add(
+                    message.tokens, message.sampling, message.max_tokens, message.stop_ids, message.n_ids,
+                    message.grammar,
+                )  # fmt: skip
         except DllamaError as error:
             self._tell(Failed(message.id, *told(error)))
             return
@@ -199,7 +200,7 @@ class Serving:
 
     def _tell_step(self, outcome: Outcome) -> None:
         """Tell the front what a step has brought, in one message."""
-        prompts, sampled, ended = [], [], []
+        prompts, sampled, ended, embedded = [], [], [], []
         for event in outcome.events:
             request = self._ids[event.sequence]
             if isinstance(event, Prefilled):
@@ -209,7 +210,12 @@ class Serving:
             elif isinstance(event, Token):
                 sampled.append(Sampled(request, event.token, outcome.choices[event.sequence].logprobs()))
             else:
-                ended.append(Ended(request, event.reason))
+                if event.sequence.pooling is None:
+                    ended.append(Ended(request, event.reason))
+                else:
+                    embedded.append(Embedded(request, event.sequence.pooling.vector().tolist()))
                 self._forget(event.sequence)
         if outcome.events:
             self._tell(Stepped(outcome.figures, prompts, sampled, ended))
+        for message in embedded:
+            self._tell(message)

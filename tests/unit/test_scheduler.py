@@ -183,7 +183,7 @@ def test_a_sequence_that_could_not_run_alone_is_refused() -> None:
     with pytest.raises(RequestError, match="expected 1 or more"):
         added(one, [], max_new=9)
     with pytest.raises(RequestError, match="expected 1 or more"):
-        added(one, [1], max_new=0)
+        added(one, [1], max_new=-1)
 
 
 def test_a_sequence_begins_after_the_full_pages_of_an_earlier_text_answer_included() -> None:
@@ -241,3 +241,27 @@ def test_a_rewind_to_less_memory_lets_those_go_that_no_longer_fit() -> None:
     assert one.rewind(n_pages=3) == [a]
     assert a.state == "finished"
     assert run(one)[0] == [(b, 0, 9)]
+
+
+def test_a_sequence_ends_with_the_token_that_makes_it_whole() -> None:
+    one = scheduler()
+    a, b = added(one, distinct(3, 1)), added(one, distinct(3, 2), max_new=1)
+    step = one.schedule()
+    assert one.accept(step, [7, 7], {a, b})[2:] == [
+        Finished(a, "stop"), Prefilled(b, 3, 3, 3), Token(b, 7), Finished(b, "stop")
+    ]  # fmt: skip
+    assert a.tokens[-1] == 7
+
+
+def test_one_that_generates_nothing_ends_with_its_prompt_and_has_a_row_for_each_token() -> None:
+    one = scheduler(prefill_rows=12)
+    before = added(one, distinct(9, 1), max_new=1)
+    while before.state != "finished":
+        run(one)
+    a = added(one, distinct(14, 1), max_new=0)
+    assert one.pool.find(a.tokens) != []
+    assert run(one) == ([(a, 0, 12)], [Prefilled(a, 12, 14, 12)])
+    step = one.schedule()
+    assert (rows(step), step.sampled) == ([(a, 12, 2)], [])
+    assert one.accept(step, []) == [Prefilled(a, 14, 14, 2), Finished(a, "length")]
+    assert one.pool.n_in_use == 0

@@ -82,7 +82,7 @@ class Sequences(RuleBasedStateMachine):
 
     # What happens
 
-    @rule(target=added, prompt=prompts, max_new=st.integers(1, 20), stops=st.booleans(), n=st.integers(1, 3))
+    @rule(target=added, prompt=prompts, max_new=st.integers(0, 20), stops=st.booleans(), n=st.integers(1, 3))
     def add(self, prompt: list[int], max_new: int, stops: bool, n: int) -> object:
         return multiple(*[self.add_one(prompt, max_new, stops) for _ in range(n)])
 
@@ -96,7 +96,7 @@ class Sequences(RuleBasedStateMachine):
         room = self.pool.n_pages * PAGE
         max_new = min(max_new, room)
         stop_ids = frozenset([STOP] if stops else [])
-        sequence = Sequence(len(self.all), prompt[: room - max_new + 1], None, max_new, stop_ids)
+        sequence = Sequence(len(self.all), prompt[: room - max(max_new - 1, 0)], None, max_new, stop_ids)
         self.scheduler.add(sequence)
         self.live.append(sequence)
         self.all.append(sequence)
@@ -147,7 +147,7 @@ class Sequences(RuleBasedStateMachine):
             self.schedule()
         left = self.scheduler.rewind(n_pages)
         room = self.pool.n_pages * PAGE
-        assert left == [s for s in self.live if s.n_prompt + s.max_new - 1 > room]
+        assert left == [s for s in self.live if s.n_prompt + max(s.max_new - 1, 0) > room]
         self.live = [sequence for sequence in self.live if sequence not in left]
         self.memory = Memory(self.pool.n_pages)
         self.evaluated.clear()
@@ -182,7 +182,7 @@ class Sequences(RuleBasedStateMachine):
         self.sequences_are_in_order_of_arrival()
         self.check_spans(step)
         for sequence in waiting:
-            if sequence.state == "running":
+            if sequence.state == "running" and sequence.max_new:
                 assert not self.fills_next(step, sequence, sequence.n_computed // PAGE)
         if sum(rows) < budget and len(self.scheduler.running) < self.max_sequences and self.scheduler.waiting:
             assert not self.could_run(self.scheduler.waiting[0], step)
@@ -190,12 +190,12 @@ class Sequences(RuleBasedStateMachine):
 
     def could_run(self, sequence: Sequence, step: Scheduled) -> bool:
         """Whether there are the pages it needs, and one for each that runs, and nobody fills one it will find."""
-        pages = self.pool.find(sequence.tokens[:-1])
+        pages = self.pool.find(sequence.tokens[:-1]) if sequence.max_new else []
         idle = [page for page in pages if not self.pool.n_users(page)]
         n_needed = -(-len(sequence.tokens) // PAGE) - len(pages) + len(self.scheduler.running)
         if n_needed > self.pool.n_available - len(idle):
             return False
-        return not self.fills_next(step, sequence, len(pages))
+        return not (sequence.max_new and self.fills_next(step, sequence, len(pages)))
 
     def fills_next(self, step: Scheduled, sequence: Sequence, n_found: int) -> bool:
         """Whether somebody before it fills the page that the sequence could find after `n_found` pages."""
@@ -217,11 +217,12 @@ class Sequences(RuleBasedStateMachine):
                 assert span.start == self.evaluated[sequence], "the tokens are evaluated in order, none twice"
             else:
                 assert span.start % PAGE == 0
+                assert sequence.max_new or not span.start, "one that generates nothing has a row for each token"
             assert len(span.pages) == -(-end // PAGE)
             pages = span.pages[span.start // PAGE :]
             assert not written & set(pages), "two sequences write to one page"
             written |= set(pages)
-            if end == len(sequence.tokens):
+            if end == len(sequence.tokens) and sequence.max_new:
                 sampled.append((n_rows - 1, sequence))
         assert step.sampled == sampled
         assert n_rows == len(step.tokens)
