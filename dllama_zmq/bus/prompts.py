@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Annotated, Any, TypeAlias
 
@@ -15,6 +16,7 @@ MAX_PROMPT_TOKENS = 100_000  # of 5 bytes at most
 Prompt = Annotated[str, msgspec.Meta(max_length=MAX_PROMPT_BYTES)]
 TokenIds = Annotated[list[Count], msgspec.Meta(max_length=MAX_PROMPT_TOKENS)]
 _SHOWN = 200
+_TOKEN_BYTES = 36  # of an integer, and of its place in a list
 
 
 class Chat(msgspec.Struct, frozen=True):
@@ -63,16 +65,14 @@ AnyPrompt: TypeAlias = Prompt | TokenIds | ChatText
 def text_on_wire(prompt: str | Chat) -> PromptText:
     """`prompt` as it is sent. Raises RequestError where it cannot be."""
     if isinstance(prompt, str):
-        _check_bytes("prompt", len(prompt.encode(errors="surrogatepass")))
-        return prompt.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # UTF-8 has no lone surrogates
+        return _sendable("prompt", prompt)
     if not isinstance(prompt, Chat):
         raise RequestError(f"a {type(prompt).__name__} is not tokenized; expected a text or a Chat")
     try:
-        json = msgspec.json.encode(prompt)
+        text = json.dumps(msgspec.to_builtins(prompt), ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise RequestError(f"the chat cannot be written as JSON: {str(error)[:_SHOWN]}") from None
-    _check_bytes("chat", len(json))
-    written = ChatText(json.decode())
+    written = ChatText(_sendable("chat", text))
     written.chat()
     return written
 
@@ -96,6 +96,17 @@ def prompt_on_wire(prompt: str | Sequence[int] | Chat) -> AnyPrompt:
     return text_on_wire(prompt) if isinstance(prompt, Chat) else tokens_on_wire(prompt)
 
 
-def _check_bytes(what: str, n_bytes: int) -> None:
+def _sendable(what: str, text: str) -> str:
+    """The text, with U+FFFD for lone surrogates, which UTF-8 cannot hold."""
+    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    n_bytes = len(text.encode())
     if n_bytes > MAX_PROMPT_BYTES:
         raise RequestError(f"the {what} has {n_bytes} bytes; at most {MAX_PROMPT_BYTES} are sent")
+    return text
+
+
+def held_bytes(prompt: AnyPrompt) -> int:
+    """About how much memory it takes while it waits; a character that is not ASCII counts as one byte."""
+    if isinstance(prompt, list):
+        return _TOKEN_BYTES * len(prompt)
+    return len(prompt.json if isinstance(prompt, ChatText) else prompt)

@@ -1,52 +1,73 @@
-"""Prompts to tokens in a thread: a long prompt, or a tokenizer that runs a program, must not hold up the others."""
+"""Texts in threads: a long prompt, and a template or a tokenizer that runs a program, must not hold up the others."""
 
 from __future__ import annotations
 
 import os
+from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import TypeAlias
 
+from dllama_zmq.bus.messages import Message
+from dllama_zmq.front.question import Question
 from dllama_zmq.front.request import Request
 from dllama_zmq.front.texts import Encoded, Texts
 
+PLACES = 3
+Work: TypeAlias = Request | Question
+Result: TypeAlias = Encoded | Message | BaseException
+
 
 class Encoding:
-    """One prompt at a time. `wake` is readable once `result` can be asked."""
+    """As many texts at once as there are PLACES, one of a client, and one place less of a kind of work.
+
+    So neither a client with slow texts nor a flood of questions keeps others waiting. `wake` is readable once `results`
+    can be asked.
+    """
 
     def __init__(self, texts: Texts) -> None:
         self._texts = texts
-        self._thread = ThreadPoolExecutor(1, "encoding")
-        self._future: Future[Encoded] | None = None
+        self._threads = ThreadPoolExecutor(PLACES, "texts")
+        self._in_work: list[Work] = []
+        self._done: deque[tuple[Work, Future[Encoded | Message]]] = deque()
         self.wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self.request: Request | None = None
 
-    def begin(self, request: Request) -> None:
-        """Encode the prompt of `request`, and read its grammar. Nothing may be open."""
-        self.request = request
-        self._future = self._thread.submit(self._encode, request)
-        self._future.add_done_callback(lambda future: os.eventfd_write(self.wake, 1))
+    def may_begin(self, work: Work) -> bool:
+        """Whether there is a place for it now."""
+        in_work = self._in_work
+        n_same = sum(isinstance(other, type(work)) for other in in_work)
+        has_place = len(in_work) < PLACES and n_same < PLACES - 1
+        return has_place and all(other.client != work.client for other in in_work)
 
-    def result(self) -> tuple[Request, Encoded | BaseException] | None:
-        """The request whose prompt is encoded, and its tokens or what went wrong; None where none is."""
-        future, request = self._future, self.request
-        if future is None or request is None or not self._is_woken():
-            return None
-        self._future = self.request = None
-        return request, future.exception() or future.result()
+    @property
+    def requests(self) -> list[Request]:
+        """Those whose prompts are in work, and wanted."""
+        return [work for work in self._in_work if isinstance(work, Request) and not work.cancelled]
 
-    def _encode(self, request: Request) -> Encoded:
-        if request.asked.grammar is not None:
-            request.grammar = self._texts.grammar(request.asked.grammar)
-        return self._texts.encode(request.prompt, request.asked.max_tokens)
+    def begin(self, work: Work) -> None:
+        """Encode the prompt of a request, or answer a question; it may begin."""
+        self._in_work.append(work)
+        self._threads.submit(work.work, self._texts).add_done_callback(partial(self._is_done, work))
+
+    def results(self) -> list[tuple[Work, Result]]:
+        """What is done since the last time, with what came of it or what went wrong."""
+        try:
+            n_done = os.eventfd_read(self.wake)
+        except BlockingIOError:
+            return []
+        done = [self._done.popleft() for _ in range(n_done)]
+        for work, _ in done:
+            self._in_work.remove(work)
+        return [(work, future.exception() or future.result()) for work, future in done]
 
     def close(self) -> None:
-        """Give up. A prompt that is being encoded is not waited for, and keeps `wake` open: it will be written to."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
-        if self._future is None or self._is_woken():
+        """Give up. What is in work is not waited for, and keeps `wake` open: it will be written to."""
+        self._threads.shutdown(wait=False)
+        self.results()
+        if not self._in_work:
             os.close(self.wake)
 
-    def _is_woken(self) -> bool:
-        """Whether the thread is done with `wake`, which is a moment after its future is done."""
-        try:
-            return os.eventfd_read(self.wake) > 0
-        except BlockingIOError:
-            return False
+    def _is_done(self, work: Work, future: Future[Encoded | Message]) -> None:
+        """In the thread: its last act, so that who has read `wake` may close it."""
+        self._done.append((work, future))
+        os.eventfd_write(self.wake, 1)

@@ -151,8 +151,10 @@ class Front:
         elif isinstance(message, AskStatus):
             if self._reports.ask(client, message.id):
                 self._tell_engine(AskReport())
-        elif isinstance(message, Tokenize | Detokenize | AskModel):
-            self._send(client, self._texts.answer(message))
+        elif isinstance(message, Tokenize | Detokenize):
+            self._requests.ask(client, message)
+        elif isinstance(message, AskModel):
+            self._send(client, self._texts.model(message.id))
         elif isinstance(message, Embed):
             self._send(client, Error(message.id, "RequestError", "this root makes no embeddings"))
         elif isinstance(message, Stop):

@@ -1,28 +1,29 @@
-"""One client's request, from its message to the end of its answer. Knows text and tokens, no socket."""
+"""One client's request, from its message to the ends of its answers. Knows text and tokens, no socket."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import msgspec
 
 from dllama_zmq.bus.client_messages import Done, Generate, Logprob, Piece, RequestStatus, StepStats
 from dllama_zmq.bus.engine_messages import Sampled, Submit
-from dllama_zmq.bus.prompts import AnyPrompt, ChatText
-from dllama_zmq.errors import RequestError
-from dllama_zmq.front.texts import Texts
-from dllama_zmq.sampling import Sampling
-from dllama_zmq.tokenizer import Tokenizer
+from dllama_zmq.bus.prompts import held_bytes
+from dllama_zmq.front.texts import Encoded, Texts
 from dllama_zmq.tokenizer.decoder import IncrementalDecoder
+
+Reason: TypeAlias = Literal["stop", "length", "cancelled"]
+_SEEDS = 1 << 63
 
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """`id` is the client's, `engine_id` that of the engine: 0 until the request is submitted.
+    """`id` is the client's own. It waits until its prompt is encoded, and then for a place for each of its answers.
 
-    came, reminded, started: time.monotonic(). grammar: that of `asked`, as it has been read.
+    came, reminded, started: time.monotonic(). open: indices of the answers that have not ended; begun: those of them
+    that the engine has. grammar: that of `asked`, as it has been read.
     """
 
     client: bytes
@@ -30,15 +31,19 @@ class Request:
     seed: int
     came: float
     reminded: float
-    engine_id: int = 0
     started: float = 0.0
-    n_prompt: int = 0
+    encoded: Encoded | None = field(default=None, repr=False)
     n_cached: int = 0
     first_token: float = 0.0
     n_tokens: int = 0
+    n_begun: int = 0
+    open: set[int] = field(default_factory=set)
+    begun: dict[int, Answer] = field(default_factory=dict, repr=False)
     cancelled: bool = False
     grammar: str = ""
-    decoder: IncrementalDecoder | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        self.open = set(range(self.asked.n))
 
     @property
     def id(self) -> int:
@@ -46,73 +51,85 @@ class Request:
         return self.asked.id
 
     @property
-    def prompt(self) -> AnyPrompt:
-        """What its answer continues."""
-        return self.asked.prompt
-
-    @property
     def size(self) -> int:
-        """Its characters, for the bound of all that wait; a bias of a token counts as 32."""
+        """About its bytes, for the bound of all that wait; a bias of a token counts as 32."""
         asked = self.asked
+        prompt = held_bytes(asked.prompt if self.encoded is None else self.encoded.tokens)
         grammar = asked.grammar.text if asked.grammar is not None else ""
-        prompt = asked.prompt
-        n = (
-            36 * len(prompt)
-            if isinstance(prompt, list)
-            else len(prompt.json if isinstance(prompt, ChatText) else prompt)
-        )
-        return n + sum(map(len, asked.stop)) + 32 * len(asked.sampling.logit_bias) + len(grammar)
+        return prompt + sum(map(len, asked.stop)) + 32 * len(asked.sampling.logit_bias) + len(grammar)
 
     @property
-    def sampling(self) -> Sampling:
-        """How its tokens are chosen."""
-        return msgspec.structs.replace(self.asked.sampling, seed=self.seed)
+    def n_prompt(self) -> int:
+        """Tokens of its prompt; 0 until it is encoded."""
+        return 0 if self.encoded is None else len(self.encoded.tokens)
 
     def check(self) -> None:
         """Raise RequestError for what can never be answered."""
-        self.sampling.check()
-        if self.asked.n > 1:
-            raise RequestError("this root gives one answer to a request only")
+        self.asked.sampling.check()
         if self.asked.grammar is not None:
             self.asked.grammar.check()
 
-    def submit(self, tokens: list[int], tokenizer: Tokenizer, vocab_size: int) -> Submit:
-        """What the engine is told: `tokens` are those of the prompt. From here on its answer can be decoded."""
-        asked = self.asked
-        self.n_prompt, self.started = len(tokens), time.monotonic()
-        self.decoder = tokenizer.decoder(continues=True, stop=asked.stop, specials=asked.specials)
-        stop_ids = [] if asked.ignore_eos else list(tokenizer.eos_ids)
-        n_ids = min(tokenizer.vocab_size, vocab_size)
-        return Submit(self.engine_id, tokens, asked.max_tokens, self.sampling, stop_ids, n_ids, self.grammar)
+    def work(self, texts: Texts) -> Encoded:
+        """The tokens of its prompt, and its grammar read; may take seconds. Raises DllamaError."""
+        if self.asked.grammar is not None:
+            self.grammar = texts.grammar(self.asked.grammar)
+        return texts.encode(self.asked.prompt, self.asked.max_tokens)
 
-    @property
-    def stopped(self) -> bool:
-        """Whether its text has ended before a stop string."""
-        return self.decoder is not None and self.decoder.stopped
+    def begin(self, texts: Texts) -> Answer:
+        """The next of its answers."""
+        self.started = self.started or time.monotonic()
+        decoder = texts.tokenizer.decoder(continues=True, stop=self.asked.stop, specials=self.asked.specials)
+        answer = self.begun[self.n_begun] = Answer(self, self.n_begun, decoder)
+        self.n_begun += 1
+        return answer
 
-    def piece(self, sampled: Sampled, figures: StepStats, texts: Texts) -> Piece:
-        """One token more, of a step with these figures."""
-        first = not self.n_tokens
-        self.n_tokens += 1
-        self.first_token = self.first_token or time.monotonic()
-        text = self.decoder.push(sampled.token) if self.decoder is not None else ""
-        logprobs = [Logprob(token, texts.name_of(token), p) for token, p in sampled.logprobs]
-        # The first token comes with the last of the prompt, whose step has told its figures already.
-        return Piece(self.id, sampled.token, text, None if first else figures, logprobs)
-
-    def done(self, reason: Literal["stop", "length", "cancelled"]) -> Done:
-        """The end, with what was held back of the text."""
-        text = self.decoder.flush() if self.decoder is not None else ""
-        return Done(self.id, "stop" if self.stopped and reason == "length" else reason, text)
+    def done(self, index: int, reason: Reason) -> Done:
+        """The end of an answer, with what was held back of its text."""
+        self.open.discard(index)
+        answer = self.begun.pop(index, None)
+        if answer is None:
+            return Done(self.id, reason, "", index)
+        text = answer.decoder.flush()
+        return Done(self.id, "stop" if answer.decoder.stopped and reason == "length" else reason, text, index)
 
     def status(self, now: float) -> RequestStatus:
         """How it is at `now`, of time.monotonic()."""
         seconds = now - self.first_token
         return RequestStatus(
-            "running" if self.engine_id else "waiting",
+            "running" if self.begun else "waiting",
             self.n_prompt,
             self.n_cached,
             self.n_tokens,
             now - self.came,
             (self.n_tokens - 1) / seconds if self.n_tokens > 1 and seconds > 0 else 0.0,
         )
+
+
+@dataclass(slots=True, eq=False)
+class Answer:
+    """One answer while the engine has it, under the number `engine_id`."""
+
+    request: Request
+    index: int
+    decoder: IncrementalDecoder = field(repr=False)
+    engine_id: int = 0
+    n_tokens: int = 0
+
+    def submit(self, tokens: list[int], texts: Texts) -> Submit:
+        """What the engine is told: `tokens` are those of the prompt."""
+        asked, tokenizer = self.request.asked, texts.tokenizer
+        sampling = msgspec.structs.replace(asked.sampling, seed=(self.request.seed + self.index) % _SEEDS)
+        stop_ids = [] if asked.ignore_eos else list(tokenizer.eos_ids)
+        n_ids = min(tokenizer.vocab_size, texts.vocab_size)
+        return Submit(self.engine_id, tokens, asked.max_tokens, sampling, stop_ids, n_ids, self.request.grammar)
+
+    def piece(self, sampled: Sampled, figures: StepStats, texts: Texts) -> Piece:
+        """One token more, of a step with these figures."""
+        request, first = self.request, not self.n_tokens
+        self.n_tokens += 1
+        request.n_tokens += 1
+        request.first_token = request.first_token or time.monotonic()
+        text = self.decoder.push(sampled.token)
+        logprobs = [Logprob(token, texts.name_of(token), p) for token, p in sampled.logprobs]
+        # The first token comes with the last of the prompt, whose step has told its figures already.
+        return Piece(request.id, sampled.token, text, None if first else figures, logprobs, self.index)

@@ -10,16 +10,17 @@ import math
 import secrets
 import time
 from collections.abc import Callable
-from typing import Literal
 
 from dllama_zmq.bus.client_messages import Error, Generate, Prefill, Queued, Started
 from dllama_zmq.bus.engine_messages import Facts, Failed, Readiness, Stepped, ToEngine, Withdraw, Withdrawn
 from dllama_zmq.bus.messages import Message
+from dllama_zmq.bus.text_messages import Detokenize, Tokenize
 from dllama_zmq.errors import DllamaError, NotReady, QueueFull, told
-from dllama_zmq.front.encoding import Encoding
-from dllama_zmq.front.request import Request
+from dllama_zmq.front.encoding import Encoding, Result, Work
+from dllama_zmq.front.question import Question
+from dllama_zmq.front.request import Answer, Reason, Request
 from dllama_zmq.front.running import Running
-from dllama_zmq.front.texts import Texts
+from dllama_zmq.front.texts import Encoded, Texts
 from dllama_zmq.front.waiting import Waiting
 
 logger = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ _NEWCOMERS = 8  # one place of so many is for clients that run nothing
 
 
 class Requests:
-    """All that have not ended, each in one place: it waits, is encoded, or runs.
+    """All that have not ended: they wait, are encoded, or have answers that run while others wait for a place.
 
     send: to one client; False where it has gone, which `leave` has been told of by then. tell_engine: to the engine.
     """
@@ -45,6 +46,7 @@ class Requests:
         self._texts, self._facts = texts, facts
         self._send, self._tell_engine = send, tell_engine
         self._waiting: Waiting[Request] = Waiting()
+        self._questions: Waiting[Question] = Waiting()
         self._encoding = Encoding(texts)
         self._running = Running()
         self._nodes = Readiness(False, "", math.inf)  # until the engine says how they are
@@ -53,7 +55,7 @@ class Requests:
 
     @property
     def wake(self) -> int:
-        """A descriptor that is readable once `submit` has something to do because of a prompt."""
+        """A descriptor that is readable once `submit` has something to do because of a text."""
         return self._encoding.wake
 
     @property
@@ -64,15 +66,15 @@ class Requests:
     @property
     def running(self) -> list[Request]:
         """Those that the engine has."""
-        return list(self._running)
+        return self._running.requests
 
     @property
     def queued(self) -> list[Request]:
-        """Those that the engine does not know yet."""
-        return [*self._encoded(), *self._waiting]
+        """Those of which the engine has no answer to make."""
+        return [*self._encoding.requests, *(request for request in self._waiting if not request.begun)]
 
     def close(self) -> None:
-        """Give up on prompts that are being encoded."""
+        """Give up on texts that are in work."""
         self._encoding.close()
 
     # --- what clients want ------------------------------------------------------------------------------------------
@@ -91,39 +93,45 @@ class Requests:
             self._fail(request, error)
             return
         for dropped in self._waiting.add(request):
-            reason = f"{len(self._waiting)} requests wait already; try again later"
-            self._send(dropped.client, Error(dropped.id, QueueFull.__name__, reason))
+            self._forget(dropped)
+            self._send(dropped.client, _queue_full(dropped.id, len(self._waiting), "requests"))
+
+    def ask(self, client: bytes, question: Tokenize | Detokenize) -> None:
+        """Queue a question, or refuse it."""
+        for dropped in self._questions.add(Question(client, question)):
+            self._send(dropped.client, _queue_full(dropped.id, len(self._questions), "questions"))
 
     def cancel(self, client: bytes, request_id: int) -> None:
         """End a request at once, if it is open."""
         if (request := self._find(client, request_id)) is not None:
             self._forget(request)
-            self._finish(request, "cancelled")
+            for index in sorted(request.open):
+                self._finish(request, index, "cancelled")
 
     def leave(self, client: bytes) -> None:
         """A client has gone, and what it has asked for with it."""
         self._waiting.leave(client)
-        for request in [r for r in self._running if r.client == client]:
-            self._forget(request)
+        self._questions.leave(client)
+        for request in [*self._running.requests, *self._encoding.requests]:
+            if request.client == client:
+                self._forget(request)
 
     def _find(self, client: bytes, request_id: int) -> Request | None:
         """The client's open request with this id."""
-        few = [*self._running, *self._encoded()]
+        few = [*self._running.requests, *self._encoding.requests]
         found = next((r for r in few if (r.client, r.id) == (client, request_id)), None)
         return found or self._waiting.find(client, request_id)
-
-    def _encoded(self) -> list[Request]:
-        """The one whose prompt is being encoded, where there is one."""
-        request = self._encoding.request
-        return [] if request is None or request.cancelled else [request]
 
     def _forget(self, request: Request) -> None:
         """Nobody waits for this request any more."""
         self._waiting.remove(request)
-        if self._encoding.request is request:
-            request.cancelled = True
-        if self._running.withdraw(request):
-            self._tell_engine(Withdraw(request.engine_id))
+        request.cancelled = True
+        for answer in request.begun.values():
+            self._withdraw(answer)
+
+    def _withdraw(self, answer: Answer) -> None:
+        if self._running.withdraw(answer):
+            self._tell_engine(Withdraw(answer.engine_id))
 
     # --- what the engine says ---------------------------------------------------------------------------------------
 
@@ -137,64 +145,92 @@ class Requests:
             self._nodes = message
         elif isinstance(message, Withdrawn):
             self._running.left(message.id)
-        elif (request := self._running.end(message.id)) is not None:
-            self._send(request.client, Error(request.id, message.kind, message.text[:4000]))
+        elif (answer := self._running.end(message.id)) is not None:
+            self._forget(answer.request)
+            self._send(answer.request.client, Error(answer.request.id, message.kind, message.text[:4000]))
 
     def _tell_step(self, step: Stepped) -> None:
         """Tell each client what a step has brought it."""
         for prompt in step.prompts:
-            if (request := self._running.get(prompt.id)) is not None:
+            answer = self._running.get(prompt.id)
+            if answer is not None and answer.index == 0:  # the others find what it has left, and nobody asks how soon
+                request = answer.request
                 request.n_cached = prompt.n_cached
                 done, total, n_tokens, n_cached = prompt.done, prompt.total, prompt.n_tokens, prompt.n_cached
                 self._tell(request, Prefill(request.id, done, total, n_tokens, n_cached, step.figures))
         for sampled in step.sampled:
-            request = self._running.get(sampled.id)
-            if request is not None:
-                self._tell(request, request.piece(sampled, step.figures, self._texts))
-                if request.stopped:
-                    self._forget(request)
-                    self._finish(request, "stop")
+            answer = self._running.get(sampled.id)
+            if answer is not None:
+                self._tell(answer.request, answer.piece(sampled, step.figures, self._texts))
+                if answer.decoder.stopped:
+                    self._withdraw(answer)
+                    self._finish(answer.request, answer.index, "stop")
         for ended in step.ended:
-            if (request := self._running.end(ended.id)) is not None:
-                self._finish(request, ended.reason)
+            if (answer := self._running.end(ended.id)) is not None:
+                self._finish(answer.request, answer.index, ended.reason)
 
-    def _finish(self, request: Request, reason: Literal["stop", "length", "cancelled"]) -> None:
-        self._send(request.client, request.done(reason))
-        speed = request.n_tokens / max(time.monotonic() - request.started, 1e-9)
+    def _finish(self, request: Request, index: int, reason: Reason) -> None:
+        answer = request.begun.get(index)
+        n_tokens = 0 if answer is None else answer.n_tokens
+        self._send(request.client, request.done(index, reason))
+        speed = n_tokens / max(time.monotonic() - request.started, 1e-9)
         logger.info(
-            "request done id=%d reason=%s prompt=%d out=%d tok_s=%.1f", request.id, reason, request.n_prompt,
-            request.n_tokens, speed,
+            "request done id=%d index=%d reason=%s prompt=%d out=%d tok_s=%.1f", request.id, index, reason,
+            request.n_prompt, n_tokens, speed,
         )  # fmt: skip
 
-    # --- from the queue to the engine -------------------------------------------------------------------------------
+    # --- from the queues to the engine ------------------------------------------------------------------------------
 
     def submit(self) -> None:
-        """Submit what has been encoded, and encode the prompt of the next request, where the engine has room for it.
+        """Take what has been encoded, encode what is next, and submit answers where the engine has room for them."""
+        for work, result in self._encoding.results():
+            self._take(work, result)
+        while (question := self._questions.take(self._encoding.may_begin)) is not None:
+            self._encoding.begin(question)
+        while self._nodes.ready and (request := self._next()) is not None:
+            if request.encoded is None:
+                self._encoding.begin(request)
+            else:
+                self._begin(request, request.encoded)
+
+    def _take(self, work: Work, result: Result) -> None:
+        """A text is done."""
+        if isinstance(result, Message):
+            self._send(work.client, result)
+        elif isinstance(work, Question) or work.cancelled:
+            return
+        elif isinstance(result, BaseException):
+            self._fail(work, result)
+        else:
+            work.encoded = result
+            self._begin(work, result)
+
+    def _next(self) -> Request | None:
+        """Whose turn it is, where the engine has a place.
 
         The last places are for clients that run nothing: who has many long requests must not keep others waiting.
         """
-        self._take_encoded()
-        n_free = self._facts.max_sequences - self._running.n_places
-        if n_free < 1 or not self._nodes.ready or self._encoding.request is not None:
-            return
-        but_not = self._running.clients() if n_free <= self._facts.max_sequences // _NEWCOMERS else set()
-        if (request := self._waiting.take(but_not)) is not None:
-            self._encoding.begin(request)
+        n_free = self._facts.max_sequences - self._running.n_places - len(self._encoding.requests)
+        if n_free < 1:
+            return None
+        but_not = self._running.clients if n_free <= self._facts.max_sequences // _NEWCOMERS else set()
 
-    def _take_encoded(self) -> None:
-        result = self._encoding.result()
-        if result is None:
-            return
-        request, encoded = result
-        if request.cancelled:
-            return
-        if isinstance(encoded, BaseException):
-            self._fail(request, encoded)
-            return
-        tokens = encoded.tokens
-        self._running.add(request)
-        self._tell_engine(request.submit(tokens, self._texts.tokenizer, self._facts.vocab_size))
-        self._tell(request, Started(request.id, len(tokens), request.seed, self._facts.silence_s, encoded.end))
+        def may(request: Request) -> bool:
+            is_next = request.encoded is not None or self._encoding.may_begin(request)
+            return is_next and request.client not in but_not
+
+        return self._waiting.take(may)
+
+    def _begin(self, request: Request, encoded: Encoded) -> None:
+        """Submit the next answer of a request. Those after it wait for their client's next turns."""
+        answer = request.begin(self._texts)
+        self._running.add(answer)
+        self._tell_engine(answer.submit(encoded.tokens, self._texts))
+        if request.n_begun < request.asked.n:
+            self._waiting.put_back(request)
+        if answer.index == 0:
+            n_tokens, silence_s = len(encoded.tokens), self._facts.silence_s
+            self._tell(request, Started(request.id, n_tokens, request.seed, silence_s, encoded.end))
 
     def remind(self) -> None:
         """Tell every waiting client once a second why it waits; give up on those that wait too long for nodes."""
@@ -203,9 +239,10 @@ class Requests:
             return
         self._next_look = now + _LOOK_S
         nodes = self._nodes
-        held_up = [] if nodes.ready else [(0, request) for request in self._running]
-        n_ahead = self._running.n_places + (self._encoding.request is not None)
-        for ahead, request in [*held_up, *enumerate(self._waiting, n_ahead)]:
+        held_up = [] if nodes.ready else [(0, request) for request in self._running.requests]
+        n_ahead = self._running.n_places + len(self._encoding.requests)
+        waiting = [(ahead, request) for ahead, request in enumerate(self._waiting, n_ahead) if not request.begun]
+        for ahead, request in [*held_up, *waiting]:
             if not nodes.ready and now > max(self._ready_at, request.came) + nodes.patience_s:
                 self._forget(request)
                 reason = f"the cluster did not get ready: {nodes.note}"
@@ -224,3 +261,7 @@ class Requests:
         """Send to the client of `request`; a client that has gone has no requests."""
         if not self._send(request.client, message):
             logger.info("client left id=%d", request.id)
+
+
+def _queue_full(request_id: int, n_waiting: int, what: str) -> Error:
+    return Error(request_id, QueueFull.__name__, f"{n_waiting} {what} wait already; try again later")

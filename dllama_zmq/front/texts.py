@@ -13,7 +13,7 @@ from dllama_zmq.bus.client_messages import Error
 from dllama_zmq.bus.engine_messages import Facts
 from dllama_zmq.bus.messages import MAX_HEADER_BYTES, Message
 from dllama_zmq.bus.prompts import AnyPrompt, Chat, ChatText, PromptText
-from dllama_zmq.bus.text_messages import MAX_TEXT_CHARACTERS, AskModel, Detokenize, Detokenized, Model, Tokenize, Tokens
+from dllama_zmq.bus.text_messages import Detokenize, Detokenized, Model, Tokenize, Tokens
 from dllama_zmq.constraint.reading import GrammarReader
 from dllama_zmq.errors import DllamaError, RequestError, told
 from dllama_zmq.grammar import Grammar
@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 PROMPT_END_CHARACTERS = 256
 M = TypeVar("M", bound=msgspec.Struct)
 _MAX_RENDERED = 1 << 19
+_MOST_TEMPLATE_BYTES = 1 << 19  # half of the longest header; published ones have 10 KB
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ class Texts:
     """Of one tokenizer and the model that `facts` describe."""
 
     def __init__(self, tokenizer: Tokenizer, facts: Facts) -> None:
-        self.tokenizer, self._facts = tokenizer, facts
+        self.tokenizer, self.vocab_size, self._facts = tokenizer, facts.vocab_size, facts
         self._grammars = GrammarReader(tokenizer)
 
     def encode(self, prompt: AnyPrompt, max_tokens: int | None) -> Encoded:
@@ -57,11 +58,9 @@ class Texts:
         """A grammar as the engine takes it. Raises RequestError where it cannot be used."""
         return self._grammars.read(grammar)
 
-    def answer(self, asked: Tokenize | Detokenize | AskModel) -> Message:
+    def answer(self, asked: Tokenize | Detokenize) -> Message:
         """The answer to a question: an Error where there is none."""
         try:
-            if isinstance(asked, AskModel):
-                return self.model(asked.id)
             return self.tokenize(asked) if isinstance(asked, Tokenize) else self.detokenize(asked)
         except Exception as error:
             if not isinstance(error, DllamaError):
@@ -98,7 +97,7 @@ class Texts:
             dim=model.dim,
             bos="" if tokenizer.bos_id is None else self.piece(tokenizer.bos_id),
             eos=[self.piece(token) for token in tokenizer.eos_ids],
-            template=template[:MAX_TEXT_CHARACTERS],
+            template=template if len(template.encode()) <= _MOST_TEMPLATE_BYTES else "",
             created=model.created,
         )
 

@@ -6,7 +6,7 @@ Pure: knows no socket and no clock.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Iterator
 from itertools import zip_longest
 from typing import Generic, Protocol, TypeVar
 
@@ -61,18 +61,20 @@ class Waiting(Generic[R]):
             self.remove(dropped[-1])
         return dropped
 
-    def take(self, but_not: Collection[bytes] = ()) -> R | None:
-        """The request whose turn it is, or None where nobody waits; its client's next turn comes after the others'.
+    def put_back(self, request: R) -> None:
+        """The request that was taken last has not had all that it waits for: it is its client's next one again."""
+        self._of.setdefault(request.client, deque()).appendleft(request)
+        self._count(request, 1)
 
-        but_not: clients whose turn it is not.
+    def take(self, may: Callable[[R], bool] = lambda request: True) -> R | None:
+        """The request whose turn it is, or None where nobody's is; its client's next turn comes after the others'.
+
+        may: whether a client's next request may have its turn.
         """
-        client = next((client for client in self._of if client not in but_not), None)
-        if client is None:
-            return None
-        queue = self._of[client]
-        self._of.move_to_end(client)
-        request = queue[0]
-        self.remove(request)
+        request = next((queue[0] for queue in self._of.values() if may(queue[0])), None)
+        if request is not None:
+            self._of.move_to_end(request.client)
+            self.remove(request)
         return request
 
     def remove(self, request: R) -> None:

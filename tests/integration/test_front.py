@@ -2,92 +2,36 @@
 
 from __future__ import annotations
 
-import os
-import secrets
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
-import zmq
 from command_line import until
+from integration.front_alone import PLACES, SOON_S, Engine, front_alone
 from integration.nodes import Context
 from tiny import tiny_tokenizer_data
 from tokenizers_of import of_t
 
 from dllama_zmq import Client
-from dllama_zmq.bus import sockets
 from dllama_zmq.bus.client_messages import NO_STEPS, Done, KVStatus, Piece, Queued, Started, Status
 from dllama_zmq.bus.engine_messages import (
-    ENCODER,
-    TO_ENGINE,
     AskReport,
     Ended,
-    Facts,
-    Listening,
-    ModelFacts,
     Readiness,
     Report,
     Sampled,
     Stepped,
     Submit,
-    ToEngine,
-    ToFront,
     Withdraw,
     Withdrawn,
 )
-from dllama_zmq.bus.peers import Peers
-from dllama_zmq.front.front import Front
-
-SOON_S = 20.0
-PLACES = 8
-MODEL = ModelFacts("tiny", "/tiny.m", "llama", 1000, 2000, 64, 1)
-
-
-@dataclass
-class Engine:
-    """The engine's side by hand, which does nothing of itself."""
-
-    link: zmq.Socket[bytes]
-    address: str
-
-    def tell(self, message: ToFront) -> None:
-        self.link.send(ENCODER.encode(message))
-
-    def hear(self, wait_s: float = SOON_S) -> ToEngine:
-        assert self.link.poll(round(wait_s * 1000)), "the front has said nothing"
-        return TO_ENGINE.decode(self.link.recv())
-
-    def heard(self) -> list[ToEngine]:
-        """All that the front has said and nobody has heard."""
-        said = []
-        while self.link.poll(0):
-            said.append(TO_ENGINE.decode(self.link.recv()))
-        return said
 
 
 @pytest.fixture
 def engine(context: Context) -> Iterator[Engine]:
-    """A front that has been told that the cluster is ready."""
-    link, address = f"inproc://{secrets.token_hex(6)}", f"ipc:///tmp/dz-{secrets.token_hex(6)}"
-    ends = [sockets.pair(context, link, bind=True), sockets.pair(context, link)]
-    readable, writable = os.pipe()
-    front = Front(ends[1], readable, of_t(tiny_tokenizer_data()), lambda at: Peers(context, at, sockets.CLIENTS))
-    thread = threading.Thread(target=front.run, daemon=True)
-    thread.start()
-    engine = Engine(ends[0], address)
-    engine.tell(Facts([address], 64, 64, 288, PLACES, 60.0, MODEL))
-    assert engine.hear() == Listening("")
-    engine.tell(Readiness(True, "", 60.0))
-    yield engine
-    os.close(writable)
-    thread.join(SOON_S)
-    os.close(readable)
-    for end in ends:
-        end.close(linger=0)
-    Path(address.removeprefix("ipc://")).unlink(missing_ok=True)
-    assert not thread.is_alive()
+    """Of a front that has been told that the cluster is ready."""
+    with front_alone(context, of_t(tiny_tokenizer_data())) as engine:
+        engine.tell(Readiness(True, "", 60.0))
+        yield engine
 
 
 def test_who_begins_and_cancels_in_a_loop_does_not_fill_the_queue_to_the_engine(engine: Engine) -> None:

@@ -8,18 +8,18 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from tiny import tiny_tokenizer_data
-from tokenizers_of import of_t
 
 from dllama_zmq.bus.client_messages import Generate
 from dllama_zmq.bus.prompts import AnyPrompt
-from dllama_zmq.front.encoding import Encoding
+from dllama_zmq.bus.text_messages import Tokenize, Tokens
+from dllama_zmq.front.encoding import PLACES, Encoding, Result, Work
+from dllama_zmq.front.question import Question
 from dllama_zmq.front.request import Request
 from dllama_zmq.front.texts import Encoded, Texts
 from dllama_zmq.sampling import GREEDY
 
 SOON_S = 20.0
-TOKENIZER = of_t(tiny_tokenizer_data())
+ENCODED = Encoded([1, 2], "the cat")
 
 
 @pytest.fixture
@@ -44,30 +44,41 @@ class Later(Texts):
 
     def encode(self, prompt: AnyPrompt, max_tokens: int | None) -> Encoded:
         assert self.now.wait(SOON_S)
-        return Encoded(TOKENIZER.encode(str(prompt)), "")
+        return ENCODED
+
+    def tokenize(self, asked: Tokenize) -> Tokens:
+        assert self.now.wait(SOON_S)
+        return Tokens(asked.id, [], [], "")
+
+
+def request_of(client: bytes) -> Request:
+    return Request(client, Generate(1, "the cat", None, GREEDY, True, []), 0, 0.0, 0.0)
 
 
 def begun() -> tuple[Encoding, Request]:
-    """An encoding whose future is done."""
+    """An encoding whose thread has the tokens, and has not said so."""
     texts = Later()
-    encoding = Encoding(texts)
-    request = Request(b"client", Generate(1, "the cat", None, GREEDY, True, []), 0, 0.0, 0.0)
+    encoding, request = Encoding(texts), request_of(b"client")
     encoding.begin(request)
     texts.now.set()
-    future = encoding._future
-    assert future is not None
-    future.result(SOON_S)
+    until = time.monotonic() + SOON_S
+    while not encoding._done:
+        assert time.monotonic() < until
     return encoding, request
+
+
+def results(encoding: Encoding) -> list[tuple[Work, Result]]:
+    until = time.monotonic() + SOON_S
+    while not (found := encoding.results()):
+        assert time.monotonic() < until
+    return found
 
 
 def test_a_prompt_is_there_once_its_thread_is_done_with_the_descriptor(written: threading.Event) -> None:
     encoding, request = begun()
-    assert encoding.result() is None
+    assert encoding.results() == []
     written.set()
-    until = time.monotonic() + SOON_S
-    while (result := encoding.result()) is None:
-        assert time.monotonic() < until
-    assert result == (request, Encoded(TOKENIZER.encode("the cat"), ""))
+    assert results(encoding) == [(request, ENCODED)]
     encoding.close()
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(encoding.wake)
@@ -78,5 +89,26 @@ def test_a_descriptor_that_will_be_written_to_is_not_closed(written: threading.E
     encoding.close()
     os.fstat(encoding.wake)  # raises where it is closed
     written.set()
-    encoding._thread.shutdown()
+    encoding._threads.shutdown()
     os.close(encoding.wake)
+
+
+def test_one_text_of_a_client_is_in_work_and_a_place_is_left_for_another_kind_of_work() -> None:
+    texts = Later()
+    encoding = Encoding(texts)
+    for i in range(PLACES - 1):
+        request = request_of(b"client %d" % i)
+        assert encoding.may_begin(request)
+        encoding.begin(request)
+        assert not encoding.may_begin(Question(request.client, Tokenize(1, "the cat", None, False)))
+    assert not encoding.may_begin(request_of(b"another"))
+    question = Question(b"another", Tokenize(1, "the cat", None, False))
+    assert encoding.may_begin(question)
+    encoding.begin(question)
+    assert not encoding.may_begin(Question(b"one more", Tokenize(1, "the cat", None, False)))
+    texts.now.set()
+    done = results(encoding)
+    while len(done) < PLACES:
+        done += results(encoding)
+    assert encoding.may_begin(request)
+    encoding.close()

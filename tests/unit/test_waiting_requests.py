@@ -66,6 +66,17 @@ def test_a_request_that_is_forgotten_twice_counts_once() -> None:
 def test_a_client_whose_turn_it_is_not_keeps_its_place() -> None:
     waiting: Waiting[Request] = Waiting()
     a1, a2, b1 = filled(waiting, b"a", b"a", b"b")
-    assert waiting.take({b"a"}) is b1
-    assert waiting.take({b"a"}) is None
+    assert waiting.take(lambda request: request.client != b"a") is b1
+    assert waiting.take(lambda request: request.client != b"a") is None
     assert [waiting.take(), waiting.take()] == [a1, a2]
+
+
+def test_a_request_that_is_put_back_is_its_clients_next_and_its_turn_comes_after_the_others() -> None:
+    waiting: Waiting[Request] = Waiting(max_requests=3)
+    a1, a2, b1 = filled(waiting, b"a", b"a", b"b")
+    assert waiting.take() is a1
+    waiting.put_back(a1)
+    assert [waiting.take(), waiting.take()] == [b1, a1]
+    waiting.put_back(a1)
+    assert list(waiting) == [a1, a2]
+    assert len(waiting) == 2

@@ -1,0 +1,32 @@
+"""One client's question about a text. Knows no socket."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dllama_zmq.bus.messages import Message
+from dllama_zmq.bus.prompts import held_bytes
+from dllama_zmq.bus.text_messages import Detokenize, Tokenize
+from dllama_zmq.front.texts import Texts
+
+
+@dataclass(slots=True, eq=False)
+class Question:
+    """It waits for a thread, and is answered by that."""
+
+    client: bytes
+    asked: Tokenize | Detokenize
+
+    @property
+    def id(self) -> int:
+        """The client's own number of it."""
+        return self.asked.id
+
+    @property
+    def size(self) -> int:
+        """About its bytes, for the bound of all that wait."""
+        return held_bytes(self.asked.tokens if isinstance(self.asked, Detokenize) else self.asked.prompt)
+
+    def work(self, texts: Texts) -> Message:
+        """The answer; may take seconds."""
+        return texts.answer(self.asked)
