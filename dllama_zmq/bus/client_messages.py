@@ -189,7 +189,8 @@ class NodeStatus(msgspec.Struct, frozen=True):
 
     address: the IP address that it speaks from; empty over ipc.
     memory_bytes: what its process will need at most. free_bytes: memory that its host had free when it joined (the
-    root's: now), None where that is not known.
+    root's: now), None where that is not known. round_trip_s: of the TCP connection, as the kernel estimates it; None
+    over ipc.
     """
 
     name: str
@@ -208,6 +209,7 @@ class NodeStatus(msgspec.Struct, frozen=True):
     seconds: float
     doing: str
     percent: int
+    round_trip_s: float | None = None
 
 
 class NodeTimes(msgspec.Struct):

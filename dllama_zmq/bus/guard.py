@@ -42,6 +42,7 @@ _IDLE_LOOK_S = 1.0  # while all are trusted: one may be so no longer
 _EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED | zmq.EVENT_MONITOR_STOPPED
 _SO_COOKIE = 57
 _RECEIVED_AT = 128  # tcpi_bytes_received in struct tcp_info, since Linux 4.1
+_RTT_AT = 68  # tcpi_rtt, in us
 _MESSAGES, _MESSAGES_S = 16, 2.0
 """What a peer without a place in the cluster may send: at first, and more per second. It joins once a second."""
 _IDLE_BYTES_S = 256  # heartbeats of both sides are 64 bytes/s, joins 150
@@ -119,6 +120,13 @@ class Guard:
         connection = self._connections.pop(descriptor, None)
         if connection is not None:
             _shut_down(descriptor, connection.cookie)
+
+    def round_trip_s(self, descriptor: int) -> float | None:
+        """The kernel's estimate of a connection's round trip; None where it has none."""
+        connection = self._connections.get(descriptor)
+        if connection is None or not connection.cookie:
+            return None
+        return _round_trip_s(descriptor)
 
     def close(self) -> None:
         """Stop watching; before the socket itself is closed."""
@@ -206,6 +214,10 @@ if sys.platform == "linux":
             return ip_of(copy.getpeername()[0])
         return ""
 
+    def _round_trip_s(descriptor: int) -> float | None:
+        info = _option(descriptor, socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+        return float(struct.unpack_from("=I", info, _RTT_AT)[0]) / 1e6 if len(info) >= _RTT_AT + 4 else None
+
     def _received_bytes(descriptor: int) -> int:
         """What has come over a TCP connection, without what the kernel still holds."""
         info = _option(descriptor, socket.IPPROTO_TCP, socket.TCP_INFO, 256)
@@ -228,6 +240,9 @@ else:
 
     def _received_bytes(descriptor: int) -> int:
         return 0
+
+    def _round_trip_s(descriptor: int) -> float | None:
+        return None
 
 
 def _shut_down(descriptor: int, cookie: bytes) -> None:

@@ -150,6 +150,10 @@ class RootLink:
         """Where a peer speaks from: see `Peers.address`."""
         return self._peers.address(identity)
 
+    def round_trip_s(self, identity: bytes) -> float | None:
+        """See `Peers.round_trip_s`."""
+        return self._peers.round_trip_s(identity)
+
 
 class WorkerLink:
     """DEALER and SUB of a worker. Both directions from the root are read as one stream of messages."""

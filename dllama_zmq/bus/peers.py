@@ -72,6 +72,10 @@ class Peers:
         found = self._connections.get(identity, (-1, ""))[1]
         return ip_of(found) or found
 
+    def round_trip_s(self, identity: bytes) -> float | None:
+        """The kernel's estimate of the round trip to a peer; None where it has none, as over ipc."""
+        return None if self._guard is None else self._guard.round_trip_s(self._connections.get(identity, (-1, ""))[0])
+
     def close(self, linger_ms: int = 0) -> None:
         """Close the socket; what was sent has `linger_ms` to leave."""
         close_guarded(self.socket, self._guard, linger_ms)

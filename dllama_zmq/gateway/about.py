@@ -106,6 +106,15 @@ async def cluster(call: Call[None]) -> Reply | Stream:
     return Reply(_shown(await call.service.status()))
 
 
+async def metrics(call: Call[None]) -> Reply:
+    """Counters and gauges of this server and of the cluster's nodes, for Prometheus."""
+    try:
+        status = await call.service.status(_HEALTH_S)
+    except DllamaError:
+        status = None  # what this server has counted is told all the same
+    return Reply(call.service.metrics.text(status), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
 async def _statuses(call: Call[None]) -> AsyncGenerator[bytes, None]:
     due = time.monotonic()
     while True:

@@ -14,7 +14,7 @@ from dllama_zmq.chat import Delta
 from dllama_zmq.client import SILENCE_S
 from dllama_zmq.errors import RootLost
 from dllama_zmq.gateway.link import Link, Mailbox
-from dllama_zmq.gateway.metrics import Metrics
+from dllama_zmq.gateway.metrics import Metrics, Tally
 from dllama_zmq.gateway.problems import not_ready
 
 Reason = Literal["stop", "length", "tool_calls"]
@@ -78,20 +78,6 @@ Event = Waiting | Began | Progress | Said | Ended
 
 
 @dataclass(slots=True)
-class Tally:
-    """Tokens and seconds of one request, as far as it has come. Times: time.monotonic()."""
-
-    came: float = field(default_factory=time.monotonic)
-    began: float = 0.0
-    first_token: float = 0.0
-    last_token: float = 0.0
-    n_prompt: int = 0
-    n_cached: int = 0
-    n_tokens: int = 0
-    seed: int = 0
-
-
-@dataclass(slots=True)
 class _Answer:
     """One of the n: its parser, and what waits for the next event."""
 
@@ -134,6 +120,7 @@ class Answering:
                             yield said
                     elif isinstance(message, Done):
                         n_open -= 1
+                        mailbox.open = n_open > 0
                         answer = answers[message.index]
                         deltas = [*answer.parser.push(message.text), *answer.parser.finish()]
                         if said := answer.said(message.index, deltas, at_end=True):

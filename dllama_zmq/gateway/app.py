@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +16,15 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import Message, Receive, Scope, Send
 
-from dllama_zmq.gateway import about
+from dllama_zmq.gateway import about, replies, texts
 from dllama_zmq.gateway.chat import chat_completions
 from dllama_zmq.gateway.completions import completions
-from dllama_zmq.gateway.endpoint import JSON, OPENAI, Endpoint, ErrorForm, Handler
+from dllama_zmq.gateway.endpoint import JSON, Call, Endpoint, Reply
 from dllama_zmq.gateway.gate import LOCAL_ORIGIN, Gate
+from dllama_zmq.gateway.openapi import openapi
 from dllama_zmq.gateway.problems import Problem
 from dllama_zmq.gateway.requests import ChatRequest, CompletionRequest
+from dllama_zmq.gateway.resources import Resource
 from dllama_zmq.gateway.service import Service
 
 PAGE = Path(__file__).parent / "page"
@@ -36,34 +36,43 @@ _POLICY = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Resource:
-    """One route, under each of its paths. takes: the type of its body; None: it is a GET."""
-
-    paths: Sequence[str]
-    handler: Handler
-    takes: Any = None
-    errors: ErrorForm = OPENAI
-
+_CHAT = ["/v1/chat/completions", "/chat/completions"]
+_TEXT = ["/v1/completions", "/completions"]
 
 ROUTES = [
-    Resource(HEALTH, about.health),
-    Resource(["/v1/models", "/models"], about.models),
-    Resource(["/v1/models/{name:path}", "/models/{name:path}"], about.one_model),
-    Resource(["/v1/cluster"], about.cluster),
-    Resource(["/v1/chat/completions", "/chat/completions"], chat_completions, ChatRequest),
-    Resource(["/v1/completions", "/completions"], completions, CompletionRequest),
+    Resource(HEALTH, about.health, gives=about.Health),
+    Resource(["/v1/models", "/models"], about.models, gives=about.ModelList),
+    Resource(["/v1/models/{name:path}", "/models/{name:path}"], about.one_model, gives=about.ModelEntry),
+    Resource(["/v1/cluster"], about.cluster, gives=dict[str, Any], streams=dict[str, Any]),
+    Resource(["/metrics"], about.metrics),
+    Resource(
+        ["/v1/chat/completions", "/chat/completions"],
+        chat_completions,
+        ChatRequest,
+        replies.ChatReply,
+        replies.ChatChunk,
+    ),
+    Resource(_TEXT, completions, CompletionRequest, replies.CompletionReply, replies.CompletionReply),
+    Resource(["/v1/embeddings", "/embeddings"], texts.embeddings, texts.EmbeddingsRequest, texts.EmbeddingsReply),
+    Resource(["/tokenize", "/v1/tokenize"], texts.tokenize, texts.TokenizeRequest, texts.TokenizeReply),
+    Resource(["/detokenize", "/v1/detokenize"], texts.detokenize, texts.DetokenizeRequest, texts.DetokenizeReply),
+    Resource(["/apply-template", "/v1/apply-template"], texts.apply_template, ChatRequest, texts.TemplateReply),
+    Resource(["/props", "/v1/props"], texts.props, gives=texts.Props),
 ]
+
+
+async def _document(call: Call[None]) -> Reply:
+    """This document."""
+    return Reply(openapi(ROUTES))
+
+
+ROUTES.append(Resource(["/openapi.json"], _document, gives=dict[str, Any]))
 
 
 def application(service: Service) -> Starlette:
     """The API of `service`."""
     routes: list[BaseRoute] = [
-        Route(
-            path,
-            Endpoint(service, one.handler, one.takes, one.errors),
-            methods=["GET" if one.takes is None else "POST"],
-        )
+        Route(path, Endpoint(service, one.handler, one.takes, one.errors), methods=[one.method])
         for one in ROUTES
         for path in one.paths
     ]
@@ -98,7 +107,7 @@ async def _refused(request: Request, error: Exception) -> Response:
     """What is no route, or not with this method."""
     assert isinstance(error, HTTPException)
     path, status = request.url.path, error.status_code
-    allowed = next(("GET" if one.takes is None else "POST" for one in ROUTES if path in one.paths), None)
+    allowed = next((one.method for one in ROUTES if path in one.paths), None)
     if allowed is not None:  # the page's files, which are below every path, have not had it
         problem = Problem(405, f"{path} is used with {allowed}, not {request.method:.20}")
     else:

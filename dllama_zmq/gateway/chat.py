@@ -10,13 +10,12 @@ from typing import Any
 
 from msgspec import UNSET, structs, to_builtins
 
-from dllama_zmq.bus.client_messages import Generate
 from dllama_zmq.bus.prompts import Chat, prompt_on_wire
-from dllama_zmq.bus.text_messages import Model
-from dllama_zmq.chat import Delta, needs_specials, parser_for
+from dllama_zmq.chat import AnswerParser, Delta, for_template, needs_specials, parser_for
 from dllama_zmq.gateway import asking
-from dllama_zmq.gateway.answering import Answering, Began, Ended, Event, Progress, Said, Tally, Waiting
+from dllama_zmq.gateway.answering import Answering, Began, Ended, Event, Progress, Said, Waiting
 from dllama_zmq.gateway.endpoint import Call, Reply, Stream, event
+from dllama_zmq.gateway.metrics import Tally
 from dllama_zmq.gateway.problems import Problem
 from dllama_zmq.gateway.replies import (
     AnswerMessage,
@@ -43,25 +42,42 @@ DONE = b"data: [DONE]\n\n"
 
 async def chat_completions(call: Call[ChatRequest]) -> Reply | Stream:
     """The next message of a conversation."""
-    body = call.body
+    answer = await answer_of(call, call.body)
+    if call.body.stream:
+        return Stream(_chunks(answer, call.body))
+    return Reply(await _whole(answer))
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The answers to a conversation as they come, and how far they are. Close `events` to withdraw the request."""
+
+    model: str
+    n: int
+    events: AsyncGenerator[Event, None]
+    tally: Tally
+    created: int = field(default_factory=lambda: int(time.time()))
+
+
+async def answer_of(call: Call[Any], body: ChatRequest) -> Answer:
+    """Ask for what `body` says, which is of any dialect. Raises Problem, DllamaError."""
     model = await call.service.model()
-    chat = conversation(body)
+    chat = conversation(body, model.template)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     limits = call.service.settings.limits
     asked = asking.generate(body, prompt_on_wire(chat), limits, logprobs, body.max_completion_tokens)
-    asked = with_names(asked, chat, model)
-    parser = lambda prompt_end: parser_for(model.template, prompt_end, chat.tools)  # noqa: E731
-    answering = Answering(call.service.links.of(call.user), parser, call.service.metrics)
+    asked = structs.replace(asked, specials=needs_specials(model.template, chat.tools))
+
+    def parser(prompt_end: str) -> AnswerParser:
+        return parser_for(model.template, prompt_end, chat.tools)
+
     tally = Tally()
-    events = answering.events(asked, tally)
-    head = ChatChunk(new_id("chatcmpl"), int(time.time()), model.name, [])
-    if body.stream:
-        return Stream(_chunks(events, head, tally, body))
-    return Reply(await _whole(events, head, tally, asked.n))
+    events = Answering(call.service.links.of(call.user), parser, call.service.metrics).events(asked, tally)
+    return Answer(model.name, asked.n, events, tally)
 
 
-def conversation(body: ChatRequest) -> Chat:
-    """The conversation as the front renders it. Raises Problem.
+def conversation(body: ChatRequest, template: str) -> Chat:
+    """The conversation as `template` reads it. Raises Problem.
 
     As in llama-server, an assistant's message at its end is gone on with, unless the request says otherwise.
     """
@@ -75,9 +91,11 @@ def conversation(body: ChatRequest) -> Chat:
         raise Problem(400, "continue_final_message: the last message is no text of the assistant", "messages")
     if continues and body.add_generation_prompt:
         raise Problem(400, "continue_final_message and add_generation_prompt exclude each other; give one of them")
+    given = None if body.tool_choice == "none" else body.tools or None
+    changed, tools = for_template(template, messages, to_builtins(given))
     return Chat(
-        messages=messages,
-        tools=None if body.tool_choice == "none" else body.tools or None,
+        messages=changed,
+        tools=tools,
         variables=body.chat_template_kwargs or {},
         generation_prompt=not continues and body.add_generation_prompt is not False,
         continues=continues,
@@ -87,8 +105,8 @@ def conversation(body: ChatRequest) -> Chat:
 def message_of(message: Message, place: int) -> dict[str, Any]:
     """A message as templates know it: its text joined, without what is not said. Raises Problem."""
     fields = {name: value for name, value in to_builtins(message).items() if value is not None}
-    if message.role in ("developer", "function"):  # OpenAI's newer and older names of what templates know
-        fields["role"] = "system" if message.role == "developer" else "tool"
+    if message.role == "function":  # OpenAI's older name
+        fields["role"] = "tool"
     if isinstance(message.content, list):
         where = f"messages[{place}].content"
         texts = []
@@ -105,11 +123,6 @@ def message_of(message: Message, place: int) -> dict[str, Any]:
             raise Problem(400, f"messages[{place}].content is missing", f"messages[{place}].content")
         fields["content"] = None if message.tool_calls else ""
     return fields
-
-
-def with_names(asked: Generate, chat: Chat, model: Model) -> Generate:
-    """`asked`, with special tokens named in its text where the parser of this model's answers needs them."""
-    return structs.replace(asked, specials=needs_specials(model.template, chat.tools))
 
 
 @dataclass(slots=True)
@@ -146,34 +159,34 @@ class Collected:
         )
 
 
-async def collected(events: AsyncGenerator[Event, None], n: int) -> list[Collected]:
+async def collected(answer: Answer) -> list[Collected]:
     """All answers, whole."""
-    answers = [Collected() for _ in range(n)]
-    async with aclosing(events) as told:
+    answers = [Collected() for _ in range(answer.n)]
+    async with aclosing(answer.events) as told:
         async for one in told:
             if isinstance(one, Said | Ended):
                 answers[one.index].add(one)
     return answers
 
 
-async def _whole(events: AsyncGenerator[Event, None], head: ChatChunk, tally: Tally, n: int) -> ChatReply:
+async def _whole(answer: Answer) -> ChatReply:
     choices = [
-        ChatChoice(index, answer.message(), answer.reason, ChatLogprobs.of(answer.logprobs))
-        for index, answer in enumerate(await collected(events, n))
+        ChatChoice(index, one.message(), one.reason, ChatLogprobs.of(one.logprobs))
+        for index, one in enumerate(await collected(answer))
     ]
-    return ChatReply(head.id, head.created, head.model, choices, Usage.of([tally]), Timings.of(tally))
+    usage, timings = Usage.of([answer.tally]), Timings.of(answer.tally)
+    return ChatReply(new_id("chatcmpl"), answer.created, answer.model, choices, usage, timings)
 
 
-async def _chunks(
-    events: AsyncGenerator[Event, None], head: ChatChunk, tally: Tally, body: ChatRequest
-) -> AsyncGenerator[bytes, None]:
+async def _chunks(answer: Answer, body: ChatRequest) -> AsyncGenerator[bytes, None]:
     """Chunks: the role, what is said, how it ended, the tokens if they are asked for, and [DONE]."""
+    identity, tally = new_id("chatcmpl"), answer.tally
 
     def chunk(*choices: ChunkChoice, **more: Any) -> bytes:
-        return event(ChatChunk(head.id, head.created, head.model, list(choices), **more))
+        return event(ChatChunk(identity, answer.created, answer.model, list(choices), **more))
 
     timed = bool(body.timings_per_token)
-    async with aclosing(events) as told:
+    async with aclosing(answer.events) as told:
         async for one in told:
             if isinstance(one, Said):
                 more = {"timings": Timings.of(tally)} if timed else {}
@@ -182,7 +195,7 @@ async def _chunks(
                     yield chunk(ChunkChoice(one.index, _delta(delta), logprobs=ChatLogprobs.of(logprobs)), **more)
                     logprobs = ()
             elif isinstance(one, Began):
-                for index in range(body.n or 1):
+                for index in range(answer.n):
                     yield chunk(ChunkChoice(index, ChatDelta(role="assistant", content=None)))
             elif isinstance(one, Ended):
                 yield chunk(ChunkChoice(one.index, ChatDelta(), one.reason), timings=Timings.of(tally))

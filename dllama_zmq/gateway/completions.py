@@ -15,14 +15,13 @@ from dllama_zmq.bus.prompts import prompt_on_wire
 from dllama_zmq.bus.text_messages import Detokenize, Detokenized
 from dllama_zmq.chat import Delta
 from dllama_zmq.gateway import asking
-from dllama_zmq.gateway.answering import Answering, Began, Ended, Event, Said, Tally
+from dllama_zmq.gateway.answering import Answering, Began, Ended, Event, Said
 from dllama_zmq.gateway.chat import DONE, Collected, progress
 from dllama_zmq.gateway.endpoint import Call, Reply, Stream, event
+from dllama_zmq.gateway.metrics import Tally
 from dllama_zmq.gateway.problems import Problem
 from dllama_zmq.gateway.replies import CompletionChoice, CompletionLogprobs, CompletionReply, Timings, Usage, new_id
-from dllama_zmq.gateway.requests import CompletionRequest
-
-_MOST_PROMPTS = 64
+from dllama_zmq.gateway.requests import CompletionRequest, prompts_of
 
 Numbered = tuple[int, Event]
 
@@ -42,7 +41,7 @@ class PlainText:
 async def completions(call: Call[CompletionRequest]) -> Reply | Stream:
     """How the prompts go on: n answers to each, those of the first prompt first."""
     body, service = call.body, call.service
-    prompts = prompts_of(body)
+    prompts = prompts_of(body.prompt, "prompt")
     _check(body)
     model = await service.model()
     limits = service.settings.limits
@@ -62,24 +61,6 @@ async def completions(call: Call[CompletionRequest]) -> Reply | Stream:
     choices = [_choice(index, answer, echoes[index // n]) for index, answer in enumerate(answers)]
     timings = Timings.of(tallies[0]) if len(tallies) == 1 else UNSET
     return Reply(CompletionReply(head.id, head.created, head.model, choices, usage=Usage.of(tallies), timings=timings))
-
-
-def prompts_of(body: CompletionRequest) -> list[str | list[int]]:
-    """Its prompts: one text, several, one list of token ids, or several. Raises Problem."""
-    prompt = body.prompt
-    if isinstance(prompt, str):
-        return [prompt]
-    if not prompt:
-        raise Problem(400, "prompt is an empty list", "prompt")
-    if all(type(one) is int for one in prompt):
-        return [prompt]  # type: ignore[list-item]
-    if any(type(one) is int for one in prompt):
-        raise Problem(
-            400, "prompt is a list of token ids and of others; give ids alone, or a list of prompts", "prompt"
-        )
-    if len(prompt) > _MOST_PROMPTS:
-        raise Problem(400, f"{len(prompt)} prompts; at most {_MOST_PROMPTS} in one request", "prompt")
-    return prompt  # type: ignore[return-value]
 
 
 def _check(body: CompletionRequest) -> None:

@@ -85,7 +85,8 @@ class Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        sending = _Sending(send)
+        path = scope["route"].path if "route" in scope else scope["path"]
+        sending = _Sending(send, lambda status: self._service.metrics.response(path, status))
         try:
             data = await self._read(scope, receive)
             call = Call(self._service, scope["state"]["user"], self._decoded(data), Request(scope))
@@ -186,13 +187,15 @@ class _Gone(Exception):
 class _Sending:
     """The answer to one request on its way."""
 
-    def __init__(self, send: Send) -> None:
-        self._send = send
+    def __init__(self, send: Send, count: Callable[[int], None]) -> None:
+        """count: is called with the status."""
+        self._send, self._count = send, count
         self.started = self.complete = False
         self._last = 0.0
 
     async def start(self, status: int, headers: Mapping[str, str]) -> None:
         self.started, self._last = True, time.monotonic()
+        self._count(status)
         encoded = [(name.encode(), value.encode("latin-1", "replace")) for name, value in headers.items()]
         await self._send({"type": "http.response.start", "status": status, "headers": encoded})
 

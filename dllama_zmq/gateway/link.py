@@ -28,9 +28,10 @@ _AT_ONCE = 64  # messages read before others have their turn
 
 
 class Mailbox:
-    """What the front says of one request."""
+    """What the front says of one request. open: it has not ended, so a client that leaves withdraws it."""
 
-    def __init__(self) -> None:
+    def __init__(self, is_open: bool) -> None:
+        self.open = is_open
         self._messages: deque[Message] = deque()
         self._waiter: asyncio.Future[None] | None = None
 
@@ -51,6 +52,7 @@ class Mailbox:
                 return None
         message = self._messages.popleft()
         if isinstance(message, Error):
+            self.open = False
             raise as_error(message)
         return message
 
@@ -78,18 +80,19 @@ class Link:
     async def request(self, make: Callable[[int], Message], cancels: bool = False) -> AsyncIterator[Mailbox]:
         """Send `make(id)`; its answers come into the mailbox until the block ends.
 
-        cancels: a block that ends before the request withdraws it. Raises RootLost where the front cannot be reached.
+        cancels: the request is withdrawn where the block ends before `mailbox.open` is false. Raises RootLost where the
+        front cannot be reached.
         """
         request_id = next(self._ids)
         frames = _checked(make(request_id))
         await self._up()
-        mailbox = self._open[request_id] = Mailbox()
+        mailbox = self._open[request_id] = Mailbox(cancels)
         try:
             self._send(frames)
             yield mailbox
         finally:
             del self._open[request_id]
-            if cancels and not self.lost:
+            if mailbox.open and not self.lost:
                 self._send(encode(Cancel(request_id)))
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""What /metrics tells of requests: counted here as they go, and of nodes: read from the last status. Knows no route."""
+"""What /metrics tells of requests, counted as they go. Knows no route; the cluster's part is `cluster_metrics.py`'s."""
 
 from __future__ import annotations
 
@@ -6,15 +6,37 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Metric,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.registry import Collector
 
-if TYPE_CHECKING:
-    from dllama_zmq.gateway.answering import Tally
+from dllama_zmq.bus.client_messages import Status
+from dllama_zmq.gateway.cluster_metrics import cluster_metrics
 
 _WAITS_S = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 _STEPS_S = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+
+
+@dataclass(slots=True)
+class Tally:
+    """Tokens and seconds of one request, as far as it has come. Times: time.monotonic()."""
+
+    came: float = field(default_factory=time.monotonic)
+    began: float = 0.0
+    first_token: float = 0.0
+    last_token: float = 0.0
+    n_prompt: int = 0
+    n_cached: int = 0
+    n_tokens: int = 0
+    seed: int = 0
 
 
 @dataclass(slots=True)
@@ -28,38 +50,35 @@ class Metrics:
     """The counters of one API server."""
 
     def __init__(self) -> None:
-        self.registry = registry = CollectorRegistry()
-        self._requests = Counter("dllama_requests", "Answers, by how they ended", ["reason"], registry=registry)
-        self._running = Gauge(
-            "dllama_requests_open", "Requests of this API server that have not ended", registry=registry
-        )
-        self._prompt = Counter("dllama_prompt_tokens", "Tokens of prompts", registry=registry)
-        self._cached = Counter(
-            "dllama_cached_prompt_tokens", "Of these, tokens that were in the KV cache", registry=registry
-        )
-        self._predicted = Counter("dllama_predicted_tokens", "Tokens of answers", registry=registry)
-        self._prompt_s = Counter(
-            "dllama_prompt_seconds", "Seconds from the start of prompts to first tokens", registry=registry
-        )
-        self._predicted_s = Counter(
-            "dllama_predicted_seconds", "Seconds from first tokens to last ones", registry=registry
-        )
-        self._first = Histogram(
-            "dllama_time_to_first_token_seconds",
-            "From a request to its first token",
-            buckets=_WAITS_S,
-            registry=registry,
-        )
-        self._between = Histogram(
-            "dllama_time_between_tokens_seconds", "From a token of a request to its next", buckets=_STEPS_S,
-            registry=registry,
-        )  # fmt: skip
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more for each, which nothing reads
+        self._registry = registry = CollectorRegistry()
+        self._status: Status | None = None
+        registry.register(_OfCluster(self))
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"dllama_{name}", text, labels, registry=registry)
+
+        self._ended = counter("requests", "Answers of this API server, by how they ended", "reason")
+        self._open = Gauge("dllama_requests_open", "Requests of this API server that have not ended", registry=registry)
+        self._prompt = counter("prompt_tokens", "Tokens of prompts")
+        self._cached = counter("prompt_tokens_cached", "Of these, those whose keys and values were there already")
+        self._prompt_s = counter("prompt_seconds", "From the start of prompts to their answers' first tokens")
+        self._predicted = counter("predicted_tokens", "Tokens of answers")
+        self._predicted_s = counter("predicted_seconds", "From the first tokens of answers to their last")
+        self._responses = counter("http_responses", "Responses, by route and status", "route", "status")
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+            return Histogram(f"dllama_{name}", text, buckets=buckets, registry=registry)
+
+        self._first = histogram("time_to_first_token_seconds", "From a request to its first token", _WAITS_S)
+        self._between = histogram("time_between_tokens_seconds", "From a token of an answer to its next", _STEPS_S)
+        self._whole = histogram("request_seconds", "From a request to its end", _WAITS_S)
 
     @contextmanager
     def request(self, tally: Tally) -> Iterator[Outcome]:
         """Count a request, which lasts for the block."""
         outcome, failed = Outcome(), "cancelled"
-        self._running.inc()
+        self._open.inc()
         try:
             yield outcome
             failed = ""
@@ -67,12 +86,13 @@ class Metrics:
             failed = "error"
             raise
         finally:
-            self._running.dec()
+            self._open.dec()
             for reason in [*outcome.reasons, *([failed] if failed else [])]:
-                self._requests.labels(reason).inc()
+                self._ended.labels(reason).inc()
             self._prompt.inc(tally.n_prompt)
             self._cached.inc(tally.n_cached)
             self._predicted.inc(tally.n_tokens)
+            self._whole.observe(time.monotonic() - tally.came)
             if tally.first_token:
                 self._prompt_s.inc(tally.first_token - tally.began)
                 self._predicted_s.inc(tally.last_token - tally.first_token)
@@ -87,3 +107,24 @@ class Metrics:
         else:
             self._between.observe(now - tally.last_token)
         tally.last_token = now
+
+    def response(self, route: str, status: int) -> None:
+        """Count a response."""
+        self._responses.labels(route, str(status)).inc()
+
+    def text(self, status: Status | None) -> bytes:
+        """All of it in Prometheus' form, with the cluster as it is (None: not known)."""
+        self._status = status
+        return generate_latest(self._registry)
+
+
+class _OfCluster(Collector):
+    """A collector of what the last status says."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterator[Metric]:
+        """As prometheus_client wants it."""
+        status = self._metrics._status
+        return iter(()) if status is None else cluster_metrics(status)

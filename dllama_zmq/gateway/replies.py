@@ -9,7 +9,7 @@ from msgspec import UNSET, Struct, UnsetType
 
 from dllama_zmq import __version__
 from dllama_zmq.bus.client_messages import Logprob as Told
-from dllama_zmq.gateway.answering import Tally
+from dllama_zmq.gateway.metrics import Tally
 
 FINGERPRINT = f"b{__version__}-dllama-zmq"
 """llama.cpp's clients expect it to begin with a b."""

@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
+from dllama_zmq.gateway.problems import Problem
+
 TokenId = Annotated[int, Meta(ge=0, le=1 << 31)]
 _Number = Annotated[float, Meta(ge=-1e9, le=1e9)]
 _Whole = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
@@ -84,15 +86,59 @@ class Part(Struct):
     refusal: str | None = None
 
 
+class Function(Struct):
+    """What a call calls; its arguments are JSON text, or an object."""
+
+    name: str
+    arguments: str | dict[str, Any] | None = None
+
+
+class Called(Struct):
+    """A call in an earlier answer."""
+
+    function: Function
+    id: str | None = None
+    type: str = "function"
+
+
 class Message(Struct):
     """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | list[Part] | None = None
     name: str | None = None
-    tool_calls: list[dict[str, Any]] | None = None
+    tool_calls: list[Called] | None = None
     tool_call_id: str | None = None
     reasoning_content: str | None = None
+
+
+class Signature(Struct, omit_defaults=True):
+    """A function that the model may call."""
+
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(Struct):
+    """A tool; all are functions."""
+
+    function: Signature
+    type: Literal["function"] = "function"
+
+
+class Named(Struct):
+    """The name of a function."""
+
+    name: str
+
+
+class NamedTool(Struct):
+    """The tool that must be called."""
+
+    function: Named
+    type: Literal["function"] = "function"
 
 
 class ChatRequest(Options, kw_only=True):
@@ -102,18 +148,38 @@ class ChatRequest(Options, kw_only=True):
     max_completion_tokens: _Tokens | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: Literal["auto", "none", "required"] | dict[str, Any] | None = None
+    tools: list[Tool] | None = None
+    tool_choice: Literal["auto", "none", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
 
 
+Prompts = str | list[str | TokenId | list[TokenId]]
+_MOST_PROMPTS = 64
+
+
+def prompts_of(given: Prompts, name: str) -> list[str | list[int]]:
+    """One text, several, one list of token ids, or several. Raises Problem, with `name`."""
+    if isinstance(given, str):
+        return [given]
+    if not given:
+        raise Problem(400, f"{name} is an empty list", name)
+    ids = [one for one in given if isinstance(one, int)]
+    if len(ids) == len(given):
+        return [ids]
+    if ids:
+        raise Problem(400, f"{name} is a list of token ids and of others; give ids alone, or a list of prompts", name)
+    if len(given) > _MOST_PROMPTS:
+        raise Problem(400, f"{len(given)} prompts; at most {_MOST_PROMPTS} in one request", name)
+    return [one for one in given if not isinstance(one, int)]
+
+
 class CompletionRequest(Options, kw_only=True):
     """The body of POST /v1/completions."""
 
-    prompt: str | list[str | TokenId | list[TokenId]]
+    prompt: Prompts
     logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     echo: bool | None = None
     suffix: str | None = None

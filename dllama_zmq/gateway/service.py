@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 from dllama_zmq.api_config import GatewaySettings
-from dllama_zmq.bus.client_messages import AskStatus, Status
+from dllama_zmq.bus.client_messages import AskStatus, Queued, Started, Status
 from dllama_zmq.bus.messages import Message
 from dllama_zmq.bus.text_messages import AskModel, Model
+from dllama_zmq.client import SILENCE_S
 from dllama_zmq.errors import ProtocolError, RootLost
 from dllama_zmq.gateway.link import Links
 from dllama_zmq.gateway.metrics import Metrics
@@ -37,14 +39,29 @@ class Service:
 
     async def ask(self, user: str, question: Message, answer: type[M], wait_s: float = _ANSWER_S) -> M:
         """The answer to `question`, whose id is set here. Raises RootLost where none comes within `wait_s`."""
-        kind, fields = type(question), {name: getattr(question, name) for name in question.__struct_fields__}
-        async with self.links.of(user).request(lambda number: kind(**(fields | {"id": number}))) as mailbox:
+        async with self.links.of(user).request(_numbered(question)) as mailbox:
             message = await mailbox.get(wait_s)
         if message is None:
             raise RootLost(f"the root has not answered for {wait_s:.0f} s")
         if not isinstance(message, answer):
-            raise ProtocolError(f"the root answered {kind.__name__} with {type(message).__name__}")
+            raise ProtocolError(f"the root answered {type(question).__name__} with {type(message).__name__}")
         return message
+
+    async def follow(self, user: str, request: Message, answer: type[M]) -> M:
+        """The answer to a request that waits for its turn. Raises Problem where nodes are missing when it comes."""
+        begun, silence_s = False, SILENCE_S
+        async with self.links.of(user).request(_numbered(request), cancels=True) as mailbox:
+            while True:
+                message = await mailbox.get(silence_s)
+                if isinstance(message, answer):
+                    mailbox.open = False
+                    return message
+                if message is None:
+                    raise RootLost(f"the root has said nothing for {silence_s:.0f} s: it is in a long step, or hangs")
+                if isinstance(message, Started):
+                    begun = True
+                elif isinstance(message, Queued) and message.note and not begun:
+                    raise not_ready(message.note)
 
     async def model(self) -> Model:
         """The cluster's model, which stays the same."""
@@ -59,8 +76,8 @@ class Service:
             self._status_at = time.monotonic()
         return self._status
 
-    async def require_ready(self) -> None:
-        """Raise Problem where nodes are missing or load."""
-        status = await self.status()
-        if status.state != "ready":
-            raise not_ready(status.note or "the cluster forms")
+
+def _numbered(message: Message) -> Callable[[int], Message]:
+    """`message` with the id that it gets."""
+    fields = {name: getattr(message, name) for name in message.__struct_fields__}
+    return lambda number: type(message)(**(fields | {"id": number}))

@@ -78,6 +78,7 @@ def cluster_status(facts: ClusterFacts, engine: Engine) -> Status:
                 seconds=row.seconds,
                 doing=row.doing,
                 percent=row.percent,
+                round_trip_s=root.link.round_trip_s(member.identity) if said is not None and root.link else None,
             )
         )
     return Status(

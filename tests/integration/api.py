@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
-from command_line import Cli, clean_cli
+from command_line import SMALL, Cli, clean_cli
 from surroundings import free_ports
+from tiny import tiny_tokenizer_data
+
+from dllama_zmq.formats import write_t
 
 SOON_S = 30.0
 
@@ -72,3 +76,17 @@ def running_api(folder: Path, model: Path, n_nodes: int = 1, **api: Any) -> Iter
         finally:
             served.http.close()
             cli.down()
+
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{% if not loop.last or add_generation_prompt %}"
+    "<|im_end|>\n{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def chatty(model: Path, folder: Path) -> Path:
+    """The small model with a chat template, in `folder`."""
+    path = folder / "chatty.m"
+    path.symlink_to(model)
+    write_t(path.with_suffix(".t"), replace(tiny_tokenizer_data(SMALL.vocab_size), chat_template=CHATML))
+    return path

@@ -1,0 +1,51 @@
+"""The OpenAPI document of the routes, made from the types that requests are checked with and answers are made of."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from dllama_zmq import __version__
+from dllama_zmq.gateway.endpoint import EVENT_STREAM, JSON
+from dllama_zmq.gateway.problems import ErrorReply
+from dllama_zmq.gateway.resources import Resource
+
+_TEMPLATE = "#/components/schemas/{name}"
+
+
+def openapi(resources: Sequence[Resource]) -> dict[str, Any]:
+    """The document. Each route is described under the first of its paths; the others are aliases."""
+    types = {one for each in resources for one in (each.takes, each.gives, each.streams) if one is not None}
+    ordered = sorted(types, key=lambda one: str(one.__name__))
+    schemas, components = msgspec.json.schema_components([*ordered, ErrorReply], ref_template=_TEMPLATE)
+    schema_of = dict(zip([*ordered, ErrorReply], schemas, strict=True))
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "dllama-zmq", "version": __version__},
+        "paths": {re.sub(":path}", "}", one.paths[0]): _path(one, schema_of) for one in resources},
+        "components": {"schemas": components, "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
+        "security": [{}, {"key": []}],
+    }
+
+
+def _path(resource: Resource, schema_of: Mapping[Any, Any]) -> dict[str, Any]:
+    contents = {JSON: {"schema": schema_of[resource.gives]}} if resource.gives is not None else {"text/plain": {}}
+    if resource.streams is not None:
+        contents[EVENT_STREAM] = {"schema": schema_of[resource.streams]}
+    error = {"description": "An error", "content": {JSON: {"schema": schema_of[ErrorReply]}}}
+    described: dict[str, Any] = {
+        "summary": (inspect.getdoc(resource.handler) or "").partition("\n")[0],
+        "responses": {"200": {"description": "The answer", "content": contents}, "default": error},
+    }
+    if resource.takes is not None:
+        body = {JSON: {"schema": schema_of[resource.takes]}}
+        described["requestBody"] = {"required": True, "content": body}
+    names = re.findall(r"{(\w+)(?::path)?}", resource.paths[0])
+    if names:
+        text = {"type": "string"}
+        described["parameters"] = [{"name": name, "in": "path", "required": True, "schema": text} for name in names]
+    return {"get" if resource.takes is None else "post": described}

@@ -1,0 +1,26 @@
+"""A route of the API: its paths, its handler, and the types of what it takes and gives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dllama_zmq.gateway.endpoint import OPENAI, ErrorForm, Handler
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """takes: the type of its body; None: it is a GET. gives: that of its answer; streams: that of an event's data."""
+
+    paths: Sequence[str]
+    handler: Handler
+    takes: Any = None
+    gives: Any = None
+    streams: Any = None
+    errors: ErrorForm = OPENAI
+
+    @property
+    def method(self) -> str:
+        """Of HTTP."""
+        return "GET" if self.takes is None else "POST"
