@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,13 +17,15 @@ from gguf_writer import gguf_of
 from hub_server import Repo, running_hub
 from surroundings import free_ports
 from terminal import COLUMNS, at_terminal
+from tiny import tiny_tokenizer_data
 
 from dllama_zmq.cluster import load_cluster, parse_cluster
-from dllama_zmq.formats import open_m
+from dllama_zmq.formats import open_m, write_t
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(sh|python|yaml)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+LOAD, CHAT = (block for kind, block in BLOCKS if kind == "python")
 INSTALLED = "~/dllama-zmq/.venv/bin/"
 WORKER = f"{INSTALLED}dllama-zmq worker 192.168.1.10\n"
 MAKE = "make demo\nmake test\n"
@@ -104,11 +107,22 @@ def test_make_test_is_what_runs_these_tests(target: str) -> None:
     assert (ROOT / ".ci" / "run").read_text().endswith("exec make test\n")
 
 
-def test_python_block_runs(environment: dict[str, str]) -> None:
-    (code,) = (block for kind, block in BLOCKS if kind == "python")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, env=environment)
+def test_python_block_that_loads_a_model_runs(environment: dict[str, str]) -> None:
+    done = subprocess.run([sys.executable, "-c", LOAD], capture_output=True, text=True, timeout=100, env=environment)
     assert done.returncode == 0, done.stderr
     assert "2048)" in done.stdout
+
+
+def test_python_block_that_chats_runs_with_a_model_that_has_a_template(cli: Cli, small_model: Path) -> None:
+    write_t(cli.folder / "chat.t", replace(tiny_tokenizer_data(), chat_template="{{ messages[0].content }}"))
+    cli.up(tokenizer=str(cli.folder / "chat.t"))
+    command = [sys.executable, "-c", "import dllama_zmq\n" + CHAT]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=100, env=cli.environment(), cwd=cli.folder, check=False
+    )
+    cli.down()
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout) > 1
 
 
 def test_init_writes_the_yaml_block(environment: dict[str, str], tmp_path: Path) -> None:
