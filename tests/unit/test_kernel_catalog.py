@@ -6,11 +6,12 @@ import dataclasses
 from importlib import import_module
 
 import pytest
+from numba.core.codegen import JitEngine
 from tiny import tiny_spec
 
 from dllama_zmq.bus.native.exchange import EXCHANGE_KERNELS
 from dllama_zmq.kernels import KVType, Needs
-from dllama_zmq.kernels.simd.build import all_kernels
+from dllama_zmq.kernels.simd.build import all_kernels, object_of
 from dllama_zmq.kernels.simd.catalog import GROUPS, NAMES, cost_s, group_of, needed
 from dllama_zmq.sharding import kernel_needs
 from dllama_zmq.spec import FloatType, ModelSpec
@@ -61,3 +62,11 @@ def test_what_is_asked_for_by_one_name_brings_all_that_is_needed_beside_it():
     assert sum(map(cost_s, GROUPS.values())) > 0
     with pytest.raises(KeyError):
         group_of("nothing")
+
+
+def test_numba_makes_no_machine_code_of_the_functions_within_a_kernel(monkeypatch):
+    object_of("spin")  # numba is set up with its own runtime, which it does compile
+    compiled = []
+    monkeypatch.setattr(JitEngine, "finalize_object", lambda engine: compiled.append(engine))
+    assert object_of("attend_by_heads")
+    assert compiled == []
