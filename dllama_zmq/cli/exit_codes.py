@@ -23,6 +23,8 @@ from dllama_zmq.host import in_words
 
 P = ParamSpec("P")
 
+_ESCAPED = {code: f"\\u{code:04x}" for code in range(127, 160)}  # DEL and C1, which json.dumps leaves as they are
+
 
 def with_exit_codes(command: Callable[P, None]) -> Callable[P, None]:
     """Make `command` end with one of the exit codes above."""
@@ -67,11 +69,11 @@ def open_output() -> None:
 
 
 def as_json(value: object) -> str:
-    """`value` as one line of JSON; non-ASCII letters are escaped if stdout is not UTF-8."""
+    """`value` as one line of JSON; non-ASCII letters are escaped if stdout is not UTF-8, control characters always."""
     import msgspec
 
     plain = codecs.lookup(sys.stdout.encoding or "utf-8").name != "utf-8"
-    return json.dumps(msgspec.to_builtins(value), ensure_ascii=plain)
+    return json.dumps(msgspec.to_builtins(value), ensure_ascii=plain).translate(_ESCAPED)
 
 
 def with_output(run: Callable[[], int]) -> int:

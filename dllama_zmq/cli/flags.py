@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import msgspec
 from typer import Argument, Option
 
 from dllama_zmq.cli import completion
 from dllama_zmq.cli.flag_kinds import MAX, KernelChoice, choice, model_flag, number, real
 from dllama_zmq.errors import RequestError, UsageError
+from dllama_zmq.hub import HUB_PREFIX
 from dllama_zmq.sampling import Sampling
 from dllama_zmq.spec import Sync, Weights
 from dllama_zmq.stop_strings import check_stop
@@ -112,6 +114,10 @@ class Overrides:
         bool, Option("--force", help="Start it although memory seems too small", rich_help_panel=_SETTINGS)
     ] = False
 
+    def named_model(self) -> str | None:
+        """The model that these flags name."""
+        return self.model or (None if self.hub_model is None else f"{HUB_PREFIX}{self.hub_model}")
+
 
 _SAMPLING = "Sampling"
 
@@ -131,19 +137,23 @@ class PromptFlags:
     prompt_option: Annotated[str | None, Option("-p", "--prompt", metavar="TEXT", help="The same, as a flag")] = None
     prompt_file: Annotated[Path | None, Option("-f", "--file", metavar="FILE", help="A file with the prompt")] = None
 
+    def is_missing(self) -> bool:
+        """Whether none of them is given."""
+        return self.prompt is None and self.prompt_option is None and self.prompt_file is None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """How a text goes on, and how it is shown."""
+class Sampled:
+    """How a text goes on."""
 
     steps: Annotated[
-        int,
+        int | None,
         number(
             "-n", "--steps", "--n-predict", "--predict", "--max-tokens",
             least=-1, words="a whole number of tokens, or -1 for no limit",
-            help="Most tokens to generate; -1: until it ends",
+            help="Most tokens of an answer (256, in a chat no limit); -1: no limit",
         ),
-    ] = 256  # fmt: skip
+    ] = None  # fmt: skip
     temperature: Annotated[
         float,
         Option("--temperature", "--temp", metavar="T", parser=real, help="0 is greedy", rich_help_panel=_SAMPLING),
@@ -198,33 +208,18 @@ class Answer:
             rich_help_panel=_SAMPLING,
         ),
     ] = None
-    logprobs: Annotated[
-        int | None,
-        number(
-            "--logprobs",
-            least=0,
-            help="With --json: the log-probabilities of each token and of the N likeliest",
-            rich_help_panel=_SAMPLING,
-        ),
-    ] = None
     stop: Annotated[
         list[str] | None,
         Option(
             "--stop", metavar="TEXT", show_default=False, help="End the answer before this text; may be given again"
         ),
     ] = None
-    stats: Annotated[
-        str | None,
-        choice("--stats", of=Literal["answer", "tokens"], help="Tell what a token took; =tokens: each of them too"),
-    ] = None
-    json: Json = False
-    echo: Annotated[
-        bool, Option("--echo/--no-echo", " /--no-display-prompt", help="Print the prompt before its continuation")
-    ] = True
 
-    def max_tokens(self) -> int | None:
-        """-1 is llama.cpp's word for no limit."""
-        return None if self.steps == -1 else self.steps
+    def max_tokens(self, usual: int | None = None) -> int | None:
+        """The limit, or `usual`. -1 is llama.cpp's word for none. Raises UsageError for 0."""
+        if self.steps == 0:
+            raise UsageError("--steps is 0; expected 1 or more, or -1 for no limit")
+        return usual if self.steps is None else None if self.steps == -1 else self.steps
 
     def stop_strings(self) -> list[str]:
         """Texts before which the answer ends. Raises UsageError."""
@@ -238,26 +233,61 @@ class Answer:
     def sampling(self) -> Sampling:
         """How tokens are chosen. Raises UsageError. A seed of -1 is llama.cpp's word for any."""
         biases = dict(_bias(text) for text in self.logit_bias or ())
-        sampling = Sampling(
-            temperature=self.temperature,
-            top_p=self.top_p,
-            top_k=self.top_k,
-            seed=None if self.seed == -1 else self.seed,
-            min_p=self.min_p,
-            typical_p=self.typical_p,
-            repetition_penalty=self.repetition_penalty,
-            presence_penalty=self.presence_penalty,
-            frequency_penalty=self.frequency_penalty,
-            logit_bias=biases,
-            logprobs=self.logprobs,
+        return _checked(
+            Sampling(
+                temperature=self.temperature,
+                top_p=self.top_p,
+                top_k=self.top_k,
+                seed=None if self.seed == -1 else self.seed,
+                min_p=self.min_p,
+                typical_p=self.typical_p,
+                repetition_penalty=self.repetition_penalty,
+                presence_penalty=self.presence_penalty,
+                frequency_penalty=self.frequency_penalty,
+                logit_bias=biases,
+            )
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer(Sampled):
+    """How a text goes on, and how it is shown."""
+
+    logprobs: Annotated[
+        int | None,
+        number(
+            "--logprobs",
+            least=0,
+            help="With --json: the log-probabilities of each token and of the N likeliest",
+            rich_help_panel=_SAMPLING,
+        ),
+    ] = None
+    stats: Annotated[
+        str | None,
+        choice("--stats", of=Literal["answer", "tokens"], help="Tell what a token took; =tokens: each of them too"),
+    ] = None
+    json: Json = False
+    echo: Annotated[
+        bool, Option("--echo/--no-echo", " /--no-display-prompt", help="Print the prompt before its continuation")
+    ] = True
+
+    def max_tokens(self, usual: int | None = 256) -> int | None:
+        """The limit. Raises UsageError for 0."""
+        return Sampled.max_tokens(self, usual)
+
+    def sampling(self) -> Sampling:
+        """How tokens are chosen. Raises UsageError."""
         if self.logprobs is not None and not self.json:
             raise UsageError("--logprobs needs --json, which has a place for them")
-        try:
-            sampling.check()
-        except RequestError as error:
-            raise UsageError(str(error)) from error
-        return sampling
+        return _checked(msgspec.structs.replace(Sampled.sampling(self), logprobs=self.logprobs))
+
+
+def _checked(sampling: Sampling) -> Sampling:
+    try:
+        sampling.check()
+    except RequestError as error:
+        raise UsageError(str(error)) from error
+    return sampling
 
 
 def _bias(text: str) -> tuple[int, float]:

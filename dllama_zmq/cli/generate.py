@@ -5,39 +5,24 @@ from __future__ import annotations
 import os
 import stat
 import sys
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Annotated
 
 from typer import Argument
 
 from dllama_zmq.bus.client_messages import Done, Logprob, Piece, Prefill, Queued, Started
 from dllama_zmq.cli import completion, flags
-from dllama_zmq.cli.chosen import chosen_path, elsewhere, for_a_call, for_a_model
-from dllama_zmq.cli.cluster import listening
+from dllama_zmq.cli.chosen import chosen_path, elsewhere, for_a_call
 from dllama_zmq.cli.exit_codes import as_json
-from dllama_zmq.cli.flags import Overrides
+from dllama_zmq.cli.inert import inert
 from dllama_zmq.cli.notes import note
-from dllama_zmq.cli.overrides import check_elsewhere, check_running, fetched
+from dllama_zmq.cli.overrides import fetched
 from dllama_zmq.cli.progress import Display
 from dllama_zmq.cli.prompt import read_prompt
 from dllama_zmq.cli.stats import Stats
-from dllama_zmq.client import SILENCE_S, Answer, Client
-from dllama_zmq.cluster import ClusterFile
-from dllama_zmq.errors import UsageError
-from dllama_zmq.launch.lifecycle import for_one_call
-from dllama_zmq.launch.registry import address_elsewhere
-from dllama_zmq.sources import absolute_model
-
-
-@dataclass(frozen=True, slots=True)
-class _Answering:
-    """A client of the cluster that answers, the path of its model, and its number of nodes."""
-
-    client: Client
-    model: str
-    n_nodes: int
+from dllama_zmq.cli.using import Used, file_for, used, used_at, with_model
+from dllama_zmq.client import Answer
 
 
 def run(
@@ -57,23 +42,12 @@ def run(
         dllama-zmq run hf:TheBloke/TinyLlama-1.1B-Chat-v1.0-GGUF:Q4_K_M "One day"
         echo 'One day, Lily' | dllama-zmq run demo -n 60 --temp 0
     """
-    if overrides.model is not None or overrides.hub_model is not None:  # then the first argument is the prompt
-        if source is not None and prompt.prompt is not None:
-            raise UsageError("two models are given, as an argument and as a flag; give one")
-        prompt = prompt if source is None else replace(prompt, prompt=source)
-        source = overrides.model or f"hf:{overrides.hub_model}"
-        overrides = replace(overrides, model=None, hub_model=None)
-    if source is not None:
-        absolute_model(source)  # raises before a prompt is read from stdin
+    if prompt.prompt is None and overrides.named_model() is not None:  # then the first argument is the prompt
+        prompt, source = replace(prompt, prompt=source), None
+    source, overrides = with_model(source, overrides)
     text = read_prompt(prompt, f'dllama-zmq run {source or "MODEL"} "Once upon a time"')
     _check(answer)
-    if source is not None and cluster is None:
-        overrides = fetched(replace(overrides, model=source), fetch=True)
-        file = for_a_model(source, overrides)
-    else:
-        overrides = fetched(replace(overrides, model=source))
-        file = for_a_call(chosen_path(cluster), overrides)
-    _answer(text, _client(file, overrides), answer)
+    _answer(text, used(*file_for(source, overrides, cluster)), answer)
 
 
 def generate(
@@ -97,13 +71,13 @@ def generate(
     address = None if connect is None else elsewhere(connect, cluster)
     _check(answer)
     if address is not None:
-        _answer(text, _client_at(address, overrides), answer)
+        _answer(text, used_at(address, overrides), answer)
     else:
         path, overrides = chosen_path(cluster), fetched(overrides)
-        _answer(text, _client(for_a_call(path, overrides), overrides), answer)
+        _answer(text, used(for_a_call(path, overrides), overrides), answer)
 
 
-def _answer(prompt: str, source: AbstractContextManager[_Answering], options: flags.Answer) -> None:
+def _answer(prompt: str, source: AbstractContextManager[Used], options: flags.Answer) -> None:
     with source as cluster, Display() as display:
         display.activity("asking the root")
         answers = cluster.client.generate(prompt, options.max_tokens(), options.sampling(), stop=options.stop_strings())
@@ -119,41 +93,9 @@ def _answer(prompt: str, source: AbstractContextManager[_Answering], options: fl
 
 def _check(options: flags.Answer) -> None:
     """Raise UsageError for options that the root would refuse, before a cluster is brought up."""
-    if options.steps == 0:
-        raise UsageError("--steps is 0; expected 1 or more, or -1 for no limit")
+    options.max_tokens()
     options.sampling()
     options.stop_strings()
-
-
-@contextmanager
-def _client(file: ClusterFile, overrides: Overrides) -> Iterator[_Answering]:
-    """The cluster; it is brought up for this call if it is not running."""
-    if (address := address_elsewhere(file.cluster)) is not None:
-        with _client_at(address, overrides) as cluster:
-            yield cluster
-        return
-
-    def on_shared() -> None:
-        note(f"{file.cluster.name} stays up until the others that use it are done")
-
-    with ExitStack() as telling:
-        listener = telling.enter_context(listening(file, for_this_call=True))
-        with for_one_call(file, listener, on_shared) as running:
-            telling.close()
-            check_running(overrides, running, file)
-            with Client(running.clients) as client:
-                yield _Answering(client, running.model, running.cluster.n_nodes)
-
-
-@contextmanager
-def _client_at(address: str, overrides: Overrides) -> Iterator[_Answering]:
-    """The cluster whose root has this address. It answers after its current step, which may take long."""
-    with Client(address) as client:
-        with Display() as display:
-            display.activity(f"asking the root at {address}")
-            status = client.status(SILENCE_S)
-        check_elsewhere(overrides, address, status.model)
-        yield _Answering(client, status.model, len(status.nodes))
 
 
 class _Printer:
@@ -178,10 +120,12 @@ class _Printer:
         # both (`> log 2>&1`).
         self._tells_tokens = not self._streams or _is_file_of_its_own(sys.stdout.fileno(), sys.stderr.fileno())
         self._shown = False
+        self._waits = False  # and the line of the text has been ended
 
     def take(self, answer: Answer) -> None:
         """Show one message of the root."""
         if isinstance(answer, Queued):
+            self._break_line()
             self._display.activity(f"waiting: {answer.note or f'{answer.ahead} before this one'}")
         elif isinstance(answer, Started):
             self._started = answer
@@ -189,6 +133,7 @@ class _Printer:
         elif isinstance(answer, Prefill):
             self._cached_tokens = answer.cached_tokens
             self._stats.prompt(answer)
+            self._break_line()
             self._display.activity("evaluating the prompt", answer.done, answer.total, "tokens")
         elif isinstance(answer, Piece):
             self._tokens.append(answer.token)
@@ -247,7 +192,13 @@ class _Printer:
         if not self._tells_tokens:
             self._display.rest()  # before the first word, which it would erase
         _write(text if self._shown else self._echoed() + text)
-        self._shown = True
+        self._shown, self._waits = True, False
+
+    def _break_line(self) -> None:
+        """Where text stands on a terminal: end its line, which the progress of an answer that waits would erase."""
+        if self._shown and not self._waits and sys.stdout.isatty():
+            self._waits = True
+            _write("\n")
 
     def _echoed(self) -> str:
         return self._prompt if self._options.echo else ""
@@ -265,5 +216,6 @@ def _is_file_of_its_own(out: int, err: int) -> bool:
 
 
 def _write(text: str) -> None:
-    sys.stdout.write(text)
+    """On a terminal the text does nothing but stand there; elsewhere it is as the model wrote it."""
+    sys.stdout.write(inert(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
