@@ -20,6 +20,26 @@ COLUMNS = 80
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
+def without_codes(seen: bytes) -> str:
+    """What was written to a terminal, without its control codes."""
+    return _CONTROL.sub("", seen.decode(errors="replace")).replace("\r\n", "\n")
+
+
+def lines_left(seen: bytes) -> list[str]:
+    """The lines that are left of what was written: what has been written over is gone."""
+    lines = [""]
+    for piece in re.split(r"(\r\n|\r|\x1b\[2K|\x1b\[1A)", seen.decode(errors="replace")):
+        if piece == "\r\n":
+            lines.append("")
+        elif piece in ("\r", "\x1b[2K"):
+            lines[-1] = "" if piece == "\x1b[2K" else lines[-1]
+        elif piece == "\x1b[1A":
+            lines.pop()
+        else:
+            lines[-1] += _CONTROL.sub("", piece)
+    return lines
+
+
 @dataclass
 class Terminal:
     """A command whose stdout and stderr are one terminal. Read it with `until` or `to_the_end`."""
@@ -47,21 +67,15 @@ class Terminal:
 
     def text(self) -> str:
         """Everything that was written, without control codes; a line that was written over is still in it."""
-        return _CONTROL.sub("", self.seen.decode(errors="replace")).replace("\r\n", "\n")
+        return without_codes(self.seen)
 
     def screen(self) -> list[str]:
         """The lines that are left: what has been written over is gone."""
-        lines = [""]
-        for piece in re.split(r"(\r\n|\r|\x1b\[2K|\x1b\[1A)", self.seen.decode(errors="replace")):
-            if piece == "\r\n":
-                lines.append("")
-            elif piece in ("\r", "\x1b[2K"):
-                lines[-1] = "" if piece == "\x1b[2K" else lines[-1]
-            elif piece == "\x1b[1A":
-                lines.pop()
-            else:
-                lines[-1] += _CONTROL.sub("", piece)
-        return lines
+        return lines_left(self.seen)
+
+    def type(self, keys: str) -> None:
+        """Press these keys; "\r" is Enter. The command must have been started with `typing`."""
+        os.write(self.descriptor, keys.encode())
 
     def longest_silence_s(self) -> float:
         """Between two moments in which something came."""
@@ -79,13 +93,18 @@ class Terminal:
 
 
 @contextmanager
-def at_terminal(command: Sequence[str], folder: Path, environment: Mapping[str, str]) -> Iterator[Terminal]:
-    """`command` running at a terminal; killed at the end of the block where it still is."""
+def at_terminal(
+    command: Sequence[str], folder: Path, environment: Mapping[str, str], typing: bool = False
+) -> Iterator[Terminal]:
+    """`command` running at a terminal; killed at the end of the block where it still is.
+
+    typing: stdin is the terminal too, and Ctrl-C on it is a signal; else there is no stdin.
+    """
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, COLUMNS, 0, 0))
     process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs, cwd=folder,
-        env={**environment, "TERM": "xterm-256color"},
+        command, stdin=theirs if typing else subprocess.DEVNULL, stdout=theirs, stderr=theirs, cwd=folder,
+        env={"TERM": "xterm-256color", **environment}, preexec_fn=_own_terminal if typing else None,
     )  # fmt: skip
     os.close(theirs)
     try:
@@ -95,3 +114,9 @@ def at_terminal(command: Sequence[str], folder: Path, environment: Mapping[str, 
             process.kill()
         process.wait()
         os.close(ours)
+
+
+def _own_terminal() -> None:
+    """In a new process: stdin is the terminal of its own session."""
+    os.setsid()
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)

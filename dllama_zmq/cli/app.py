@@ -20,6 +20,7 @@ class Group(command.Group):
     table = {  # noqa: RUF012 - nobody writes to it
         "Generate text": {
             "run": ("generate:run", "Continue a text with a model, in any folder"),
+            "chat": ("chat.command:chat", "Talk with a model"),
             "generate inference": ("generate:generate", "Continue a text with this folder's cluster"),
         },
         "Clusters": {

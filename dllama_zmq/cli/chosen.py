@@ -26,8 +26,8 @@ from dllama_zmq.launch.registry import (
 from dllama_zmq.sources import DEMO, MODELS, kind_of_bytes
 
 NO_CLUSTER = (
-    'a model is enough without one: dllama-zmq run MODEL "Once upon a time" (`up -m MODEL`, `generate -m MODEL`); '
-    "dllama-zmq init writes the file"
+    'a model is enough without one: dllama-zmq run MODEL "Once upon a time" (`chat MODEL`, `up -m MODEL`, `generate -m '
+    "MODEL`); dllama-zmq init writes the file"
 )
 _CONFIGS = ("config.json", "params.json")  # of a model's folder
 _HEAD_BYTES = 16

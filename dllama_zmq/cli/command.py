@@ -97,13 +97,14 @@ class Command(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """click's, with the values that were left out."""
         own = {name for parameter in self.params for name in parameter.opts}
+        valued = {name for one in self.params if not getattr(one, "is_flag", False) for name in one.opts}
         numbers = {name for parameter in self.params if parameter.metavar in ("N", "T", "P") for name in parameter.opts}
         full, rest = [], list(args)
         while rest and rest[0] != "--":
             word = rest.pop(0)
             if word[:2] in numbers and word[2:3].isalpha() and word.partition("=")[0] not in own:
                 raise _NoSuchOption(word, ctx=ctx)  # click would take -ngl for -n with the value gl
-            usual, looks = _LEFT_OUT.get(word, ("", None)) if word in own else ("", None)
+            usual, looks = _LEFT_OUT.get(word, ("", None)) if word in valued else ("", None)
             left_out = looks is not None and not (rest and looks.fullmatch(rest[0]))
             full.append(f"{word}={usual}" if left_out else word)
         return super().parse_args(ctx, full + rest)

@@ -40,6 +40,13 @@ def pulled(incomplete: str) -> list[str]:
     return []
 
 
+def templates(incomplete: str) -> list[str]:
+    """Built-in chat templates, and files of one."""
+    from dllama_zmq.tokenizer.builtin_templates import BUILTIN
+
+    return _beginning([*BUILTIN, *_paths(incomplete, (".jinja", ".jinja2", ".txt"))], incomplete)
+
+
 def nodes(incomplete: str) -> list[str]:
     """What has a log: the nodes of ./cluster.yaml, and its API server."""
     from dllama_zmq.launch.registry import cluster_here

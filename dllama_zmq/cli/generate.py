@@ -35,7 +35,8 @@ def run(
 ) -> None:
     """Continue a text with a model, in any folder. Needs no file: one node on this computer, or --nodes N.
 
-    A cluster of this folder that runs this very model is used; a model of the hub (hf:) is fetched first.
+    A cluster of this folder that runs this very model is used; a model of the hub (hf:) is fetched first. Without a
+    prompt, at a terminal, it is `chat`.
 
     Examples:
         dllama-zmq run story.gguf "Once upon a time"
@@ -45,6 +46,15 @@ def run(
     if prompt.prompt is None and overrides.named_model() is not None:  # then the first argument is the prompt
         prompt, source = replace(prompt, prompt=source), None
     source, overrides = with_model(source, overrides)
+    if prompt.is_missing() and not (answer.json or answer.logprobs or answer.stats == "tokens"):
+        from dllama_zmq.cli.chat.command import Options, converse, has_terminal
+        from dllama_zmq.cli.chat.settings import Settings
+
+        if has_terminal():
+            limit, stop = flags.Sampled.max_tokens(answer), tuple(answer.stop_strings())
+            settings = Settings(answer.sampling(), limit, stop, verbose=answer.stats is not None)
+            converse(used(*file_for(source, overrides, cluster)), Options(settings))
+            return
     text = read_prompt(prompt, f'dllama-zmq run {source or "MODEL"} "Once upon a time"')
     _check(answer)
     _answer(text, used(*file_for(source, overrides, cluster)), answer)

@@ -22,8 +22,8 @@ _BY_INSTEAD = {
         "--stop",
     ),
     "runs models on CPUs": ("-ngl", "--n-gpu-layers", "--gpu-layers", "--gpu-index", "--device", "--tensor-split"),
-    "has no chat yet: `generate` continues a text": (
-        "-cnv", "--conversation", "--interactive", "--chat-template", "-sys", "--system-prompt",
+    "talks with `dllama-zmq chat`": (
+        "-cnv", "--conversation", "--interactive", "--chat-template", "-sys", "--system", "--system-prompt",
     ),
 }  # fmt: skip
 _NOT_YET = {flag: instead for instead, flags in _BY_INSTEAD.items() for flag in flags}
@@ -38,21 +38,23 @@ def exit_code(app: typer.Typer, args: Sequence[str] | None = None) -> int:
         return app(args, standalone_mode=False) or 0
     except _WrongUse as error:
         given = sys.argv[1:] if args is None else args
-        words = _not_yet(given) or _without_command(getattr(error, "ctx", None), given) or _sentence(error)
+        context = getattr(error, "ctx", None)
+        words = _not_yet(context, given) or _without_command(context, given) or _sentence(error)
         if words.startswith("Usage: "):  # no command at all: the help is the answer
             typer.echo(_message(error), err=True)
         elif words:
-            place = getattr(getattr(error, "ctx", None), "command_path", "dllama-zmq")
+            place = getattr(context, "command_path", "dllama-zmq")
             note(f"error: {words}; see `{place} --help`")
         return 2
     except typer.Abort:
         return 130
 
 
-def _not_yet(given: Sequence[str]) -> str:
+def _not_yet(context: Any, given: Sequence[str]) -> str:
     """The sentence for a flag of another program, else empty. (click reads -ngl as -n with the value gl.)"""
+    own = {name for parameter in getattr(getattr(context, "command", None), "params", ()) for name in parameter.opts}
     for flag in (word.partition("=")[0] for word in given):
-        if flag in _NOT_YET:
+        if flag in _NOT_YET and flag not in own:
             return f"{flag} is not in this version, which {_NOT_YET[flag]}; leave it out"
     return ""
 

@@ -139,6 +139,14 @@ def all_cluster_paths() -> Iterator[ClusterPaths]:
             yield ClusterPaths(folder, logs_base / folder.name)
 
 
+def chat_history() -> Path:
+    """The file of what was typed in chats; its folder is made if it is missing. Raises OSError if it cannot be."""
+    _, logs = _bases()
+    folder = logs.parent if os.environ.get(HOME_VARIABLE) else logs
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder / "chat.history"  # with a dot, which no cluster's name has
+
+
 def _bases() -> tuple[Path, Path]:
     """The folders that hold one folder per cluster: for `run` and for `logs`."""
     if home := os.environ.get(HOME_VARIABLE):

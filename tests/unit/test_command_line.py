@@ -125,7 +125,16 @@ def test_the_first_page_lists_every_command_once_by_what_it_is_for() -> None:
             "--n-gpu-layers is not in this version, which runs models on C",
         ),
         (["run", "demo", "hi", "-ngl", "99"], "-ngl is not in this version, which runs models on CPUs; leave it out"),
-        (["run", "demo", "--conversation"], "--conversation is not in this version, which has no chat yet"),
+        (["run", "demo", "-cnv"], "-cnv is not in this version, which talks with `dllama-zmq chat`; leave it out"),
+        (["run", "demo", "-sys", "Be brief."], "-sys is not in this version, which talks with `dllama-zmq chat`"),
+        (["generate", "hi", "--stop", "x", "--step", "3"], "there is no flag --step; did you mean --steps"),
+        (["chat", "demo", "-sys", "x", "--templat", "y"], "there is no flag --templat; did you mean --template"),
+        (["chat", "demo", "hi"], "too many arguments; `chat` takes MODEL"),
+        (["chat", "demo", "-m", "demo"], "two models are given, as an argument and as a flag; give one"),
+        (["chat", "--plain", "--template", "chatml"], "--plain uses no template and --template names one; give one of"),
+        (["chat", "--template", "./not-there.jinja"], "not-there.jinja: there is no such file; check the path"),
+        (["chat", "--temp", "-1"], "temperature is -1.0; expected 0 (greedy), or 0.001 to 100"),
+        (["chat", "-n", "0"], "--steps is 0; expected 1 or more, or -1 for no limit"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -162,6 +171,7 @@ def test_values_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert completion.models("own") == ["own.gguf", "own.m"]
     assert completion.models("fol") == ["folder/"]
     assert completion.models("dem") == ["demo"]
+    assert completion.templates("llama") == ["llama2", "llama3"]
     assert completion.files("h") == ["home.yaml"]
     assert completion.nodes("") == ["root", "worker1", "gateway"]
     assert completion.shapes("tiny") == ["tinyllama"]

@@ -1,0 +1,144 @@
+"""`chat`, and `run` without a prompt: which cluster, which template, and whether it is a terminal."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+from typer import Argument, Option
+
+from dllama_zmq.cli import completion, flags
+from dllama_zmq.cli.chat.session import Session, Template, chosen_template
+from dllama_zmq.cli.chat.settings import Settings
+from dllama_zmq.cli.chosen import elsewhere
+from dllama_zmq.cli.notes import note
+from dllama_zmq.cli.using import Used, file_for, used, used_at, with_model
+from dllama_zmq.errors import UsageError
+from dllama_zmq.tokenizer.builtin_templates import BUILTIN
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a chat begins: what its flags say."""
+
+    settings: Settings
+    system: str = ""
+    template: str | None = None
+    plain: bool = False
+    json: bool = False
+
+
+def chat(
+    *,
+    source: Annotated[
+        str | None,
+        Argument(metavar="MODEL", help=f"{flags.MODEL}; none: this folder's cluster", autocompletion=completion.models),
+    ] = None,
+    system: Annotated[
+        str, Option("-sys", "--system", "--system-prompt", metavar="TEXT", help="Tell the model how to be")
+    ] = "",
+    template: Annotated[
+        str | None,
+        Option(
+            "--template",
+            "--chat-template",
+            metavar="NAME|FILE",
+            help="The chat template, if not the model's own",
+            autocompletion=completion.templates,
+        ),
+    ] = None,
+    plain: Annotated[bool, Option("--plain", help="Use no template: messages just continue a text")] = False,
+    think: Annotated[
+        bool | None, Option("--think/--no-think", help="Whether a model that can is to think before it answers")
+    ] = None,
+    stats: Annotated[bool, Option("--stats", "--verbose", help="Tell tokens/s after each answer")] = False,
+    json: Annotated[bool, Option("--json", help="One JSON object a line for each answer")] = False,
+    overrides: flags.Overrides,
+    answer: flags.Sampled,
+    cluster: flags.Cluster = None,
+    connect: flags.Connect = None,
+) -> None:
+    """Talk with a model. At a terminal /help lists commands; over a pipe each line is a message.
+
+    Uses this folder's cluster, or with MODEL a cluster that runs it here; with none running, brings one up for this
+    call.
+
+    Examples:
+        dllama-zmq chat demo
+        dllama-zmq chat hf:Qwen/Qwen2.5-0.5B-Instruct-GGUF:Q4_0 -sys "Be brief."
+        dllama-zmq chat --connect 192.168.1.10
+        printf 'Hello!\\nAnd in French?\\n' | dllama-zmq chat story.gguf --json
+    """
+    settings = Settings(answer.sampling(), answer.max_tokens(), tuple(answer.stop_strings()), think, stats)
+    options = Options(settings, system, template, plain, json)
+    if connect is not None:
+        address = elsewhere(connect, cluster)
+        source, overrides = with_model(source, overrides)
+        converse(used_at(address, replace(overrides, model=source)), options)
+        return
+    source, overrides = with_model(source, overrides)
+    converse(used(*file_for(source, overrides, cluster)), options)
+
+
+def converse(cluster: AbstractContextManager[Used], options: Options) -> None:
+    """A conversation with the model of `cluster`. Raises UsageError for options that do not go together."""
+    if options.plain and options.template is not None:
+        raise UsageError("--plain uses no template and --template names one; give one of them")
+    chosen = chosen_template(options.template)
+    messages: Iterator[str] | None = None
+    if options.json or not has_terminal():
+        from dllama_zmq.cli.chat.lines import messages as read
+
+        messages = read()
+        first = next(messages, None)
+        if first is None:
+            note("no message came on stdin")
+            return
+        messages = itertools.chain([first], messages)
+    with cluster as found:
+        session = _session(found, options, chosen)
+        if messages is not None:
+            from dllama_zmq.cli.chat.lines import converse as answer_lines
+
+            answer_lines(session, messages, options.json)
+            return
+        from dllama_zmq.cli.chat.terminal import Terminal
+
+        Terminal(session).run()
+
+
+def has_terminal() -> bool:
+    """Whether there is a terminal to type at, and one to see it on."""
+    streams = (sys.stdin, sys.stdout, sys.stderr)
+    typed, *seen = (stream is not None and stream.isatty() for stream in streams)
+    return typed and any(seen)
+
+
+def _session(found: Used, options: Options, chosen: Template | None) -> Session:
+    """The conversation at its beginning, and a word on it. Raises what the root says of the template."""
+    model = found.client.model()
+    if chosen is not None:
+        template: Template | None = replace(chosen, text=chosen.text or model.template)
+    else:
+        template = Template(model.template) if model.template and not options.plain else None
+    if template is None and options.system:
+        raise UsageError(
+            f"--system needs a chat template, and {model.name} has none in use; --template chooses one, such as "
+            f"{' or '.join(BUILTIN)}"
+        )
+    session = Session(found, model, template, options.settings)
+    session.conversation.system = options.system
+    session.check()
+    if template is None and not options.plain:
+        note(
+            f"{model.name} has no chat template: it was made to continue texts, not to talk. So each message is "
+            "continued (--template chooses a template)."
+        )
+    if not options.json and has_terminal():
+        begin = "Type the beginning of a text, such as: Once upon a time\n" if template is None else ""
+        note(f"{begin}/help lists commands, Ctrl-D leaves.")
+    return session

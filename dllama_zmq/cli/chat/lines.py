@@ -1,0 +1,92 @@
+"""A conversation over a pipe: a message a line, an answer after the other. Knows no keys and no commands."""
+
+from __future__ import annotations
+
+import select
+import sys
+from collections.abc import Iterator
+
+from dllama_zmq.cli.chat.exchange import Exchange
+from dllama_zmq.cli.chat.session import Session
+from dllama_zmq.cli.chat.view import View
+from dllama_zmq.cli.exit_codes import as_json
+from dllama_zmq.cli.notes import note
+from dllama_zmq.cli.progress import Display
+from dllama_zmq.errors import UsageError
+
+QUOTES = '"""'
+_SAY_AFTER_S = 1.5
+_MAX_LINE_BYTES = 1 << 21  # more than a request can hold, which says so by itself
+
+
+def converse(session: Session, messages: Iterator[str], json: bool) -> None:
+    """Answer each message on stdout, an empty line between two answers; or each as a line with a JSON object.
+
+    Raises the error of the first message that cannot be answered.
+    """
+    for number, text in enumerate(messages):
+        if number and not json:
+            print(flush=True)  # noqa: T201
+        with Display() as display:
+            display.activity("asking the root")
+            exchange = session.ask(text, View(display, shows_text=not json, shows_thinking=False))
+        if json:
+            print(as_json(_report(session, text, exchange)), flush=True)  # noqa: T201
+        elif why := session.cut(exchange):
+            note(why)
+        if session.settings.verbose and not json:
+            note(exchange.stats.sentence())
+
+
+def messages() -> Iterator[str]:
+    """The lines of stdin that are not empty; those between triple quotes are one. UsageError: it is no text.
+
+    Says on stderr that it waits, if the first takes long.
+    """
+    if not select.select([sys.stdin], [], [], _SAY_AFTER_S)[0]:
+        note("reading messages from stdin, one a line")
+    lines = _lines()
+    for line in lines:
+        if not line.lstrip().startswith(QUOTES):
+            if line.strip():
+                yield line
+            continue
+        part = line.lstrip().removeprefix(QUOTES)
+        several = [part]
+        while not part.rstrip().endswith(QUOTES):
+            following = next(lines, None)
+            if following is None:
+                raise UsageError(f"the last message begins with {QUOTES} and has no {QUOTES} at its end")
+            part = following
+            several.append(part)
+        several[-1] = part.rstrip().removesuffix(QUOTES)
+        yield "\n".join(several).strip("\n")
+
+
+def _lines() -> Iterator[str]:
+    number = 0
+    while data := sys.stdin.buffer.readline(_MAX_LINE_BYTES):
+        number += 1
+        try:
+            yield data.decode().removesuffix("\n").removesuffix("\r")
+        except UnicodeDecodeError as error:
+            raise UsageError(
+                f"line {number} of stdin is not UTF-8 text: byte {error.start} is {data[error.start]:#x}"
+            ) from None
+
+
+def _report(session: Session, text: str, exchange: Exchange) -> dict[str, object]:
+    """What `generate --json` tells of an answer, and what was thought."""
+    started = exchange.started
+    return {
+        "model": session.used.model,
+        "prompt": text,
+        "text": exchange.content,
+        "reasoning": exchange.thinking,
+        "tokens": exchange.tokens,
+        "prompt_tokens": started.prompt_tokens if started is not None else 0,
+        "cached_tokens": exchange.cached_tokens,
+        "finish_reason": exchange.reason,
+        "seed": started.seed if started is not None else None,
+        "stats": exchange.stats.averages(),
+    }

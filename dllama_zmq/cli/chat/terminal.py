@@ -1,0 +1,194 @@
+"""A conversation at a terminal: the prompt, its history and its keys. Imports prompt_toolkit, as nothing else does."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from prompt_toolkit import PromptSession
+from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
+from prompt_toolkit.data_structures import Size
+from prompt_toolkit.document import Document
+from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+from prompt_toolkit.output.vt100 import Vt100_Output
+from prompt_toolkit.shortcuts import CompleteStyle
+
+from dllama_zmq.cli.chat import settings
+from dllama_zmq.cli.chat.commands import BY_NAME, Commands
+from dllama_zmq.cli.chat.exchange import Exchange
+from dllama_zmq.cli.chat.keys import kept_modes, quiet_keys
+from dllama_zmq.cli.chat.session import Session, told
+from dllama_zmq.cli.chat.view import View
+from dllama_zmq.cli.notes import note
+from dllama_zmq.cli.progress import Display
+from dllama_zmq.errors import DllamaError
+from dllama_zmq.interrupts import Interrupts
+from dllama_zmq.launch.paths import chat_history
+
+PROMPT, MORE = ">>> ", "... "
+QUOTES = '"""'
+_MAX_HISTORY_BYTES = 1 << 20
+
+
+class Terminal:
+    """Asks for messages and shows the answers, until the user leaves."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._commands = Commands(session, self._answer)
+        self._hinted: set[str] = set()
+        self._keys: PromptSession[str] = PromptSession(
+            history=_history(),
+            completer=_Completer(),
+            complete_while_typing=False,
+            complete_style=CompleteStyle.READLINE_LIKE,  # no menu, so no lines are kept free for one
+            output=_output(),
+        )
+
+    def run(self) -> None:
+        """Until Ctrl-D or /bye."""
+        with kept_modes():
+            self._converse()
+
+    def _converse(self) -> None:
+        session = self._session
+        while (text := self._message()) is not None:
+            if text.startswith("/"):
+                try:
+                    if not self._commands.run(text):
+                        return
+                except (DllamaError, OSError) as error:
+                    note(f"error: {told(error, session)}")
+            elif text.strip() or session.attached or session.continues:
+                self._answer(text)
+
+    def _message(self) -> str | None:
+        """The next message or command; None at the end."""
+        while True:
+            try:
+                text = self._keys.prompt(PROMPT)
+                return self._several_lines(text) if text.lstrip().startswith(QUOTES) else text
+            except KeyboardInterrupt:
+                if not self._keys.default_buffer.text:
+                    note("Ctrl-D or /bye leaves")
+            except EOFError:
+                return None
+
+    def _several_lines(self, text: str) -> str:
+        """The text between triple quotes, whose first line is there."""
+        line = text.lstrip().removeprefix(QUOTES)
+        lines = [line]
+        while not line.rstrip().endswith(QUOTES):
+            line = self._keys.prompt(MORE)
+            lines.append(line)
+        lines[-1] = line.rstrip().removesuffix(QUOTES)
+        return " " + text if (text := "\n".join(lines).strip("\n")).startswith("/") else text
+
+    def _answer(self, text: str | None) -> None:
+        """Show the answer to a message; None: another one to the last."""
+        session, interrupts = self._session, Interrupts()
+        session.last = None
+        with suppress(KeyboardInterrupt), interrupts.caught(), quiet_keys(), Display() as display:
+            display.activity("asking the root")
+            view = View(display, shows_text=True, shows_thinking=True)
+            try:
+                if text is None:
+                    session.ask_again(view, interrupts)
+                else:
+                    session.ask(text, view, interrupts)
+            except (DllamaError, OSError) as error:
+                display.line(f"error: {told(error, session)}")
+        if session.last is not None:
+            self._remark(session.last)
+        print(file=sys.stderr)  # noqa: T201
+
+    def _remark(self, exchange: Exchange) -> None:
+        """Say how an answer has ended, where its text does not show that."""
+        session = self._session
+        plain = session.template is None
+        if exchange.reason == "cancelled" and exchange.failed:
+            pass
+        elif exchange.reason == "cancelled":
+            kept = "what there is of it stays in the conversation" if exchange.content else "it is as if never asked"
+            note(f"[stopped; {kept}]")
+        elif why := session.cut(exchange):
+            note(f"[{why}]")
+        elif not exchange.content:
+            note("[the answer is empty]")
+        if plain and exchange.content:
+            self._hint(
+                "the text has ended: the next one begins anew"
+                if exchange.reason == "stop"
+                else "the text is open: what you type goes on with it, Enter alone lets the model go on, /clear ends it"
+            )
+        if session.settings.verbose and exchange.started is not None:
+            note(exchange.stats.sentence())
+
+    def _hint(self, text: str) -> None:
+        """Say it once."""
+        if text not in self._hinted:
+            self._hinted.add(text)
+            note(f"[{text}]")
+
+
+class _Completer(Completer):
+    """Commands, the settings of /set, and paths."""
+
+    def __init__(self) -> None:
+        self._paths = PathCompleter(expanduser=True)
+
+    def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:
+        """Those for what stands before the cursor."""
+        name, space, rest = document.text_before_cursor.partition(" ")
+        if not name.startswith("/"):
+            return
+        if not space:
+            words, begun = [f"{word} " if one.takes else word for word, one in BY_NAME.items()], name
+        elif name == "/set" and " " not in rest:
+            words, begun = [f"{word} " for word in settings.NAMES], rest
+        else:
+            if name in BY_NAME and BY_NAME[name].takes == "FILE":
+                yield from self._paths.get_completions(Document(rest), complete_event)
+            return
+        yield from (Completion(word, -len(begun)) for word in words if word.startswith(begun))
+
+
+def _history() -> History:
+    """What was typed in earlier chats of this user; only in memory where the file cannot be written."""
+    try:
+        path = chat_history()
+        os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+        path.chmod(0o600)
+        if path.stat().st_size > _MAX_HISTORY_BYTES:
+            data = path.read_bytes()[-_MAX_HISTORY_BYTES // 2 :]
+            path.write_bytes(data[data.find(b"\n# ") :])  # each entry begins with its time
+    except OSError as error:
+        note(f"what you type is not kept for the next chat: {error.filename}: {error.strerror}")
+        return InMemoryHistory()
+    return _File(path)
+
+
+class _File(FileHistory):
+    """A history whose file may become unwritable."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+
+    def store_string(self, string: str) -> None:
+        """prompt_toolkit's."""
+        with suppress(OSError):
+            super().store_string(string)
+
+
+def _output() -> Vt100_Output:
+    """The terminal of stdout or stderr. It is not asked where its cursor is: the answer may come late, as a message."""
+    stream = sys.stdout if sys.stdout.isatty() else sys.stderr
+
+    def size() -> Size:
+        columns, rows = os.get_terminal_size(stream.fileno())
+        return Size(rows or 24, columns or 80)
+
+    return Vt100_Output(stream, size, term=os.environ.get("TERM"), enable_cpr=False)
