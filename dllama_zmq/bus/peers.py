@@ -24,6 +24,10 @@ class PeerGone(Exception):
     """Sending failed: no connection under this identity, or one that takes nothing. The caller knows who that is."""
 
 
+class PeerBehind(PeerGone):
+    """The peer's queue is full. Over TCP it has been cut off; over ipc it may read on, and has lost a message."""
+
+
 class Peers:
     """The peers at a ROUTER.
 
@@ -57,7 +61,7 @@ class Peers:
             self.socket.send_multipart([identity, *frames], zmq.NOBLOCK)
         except zmq.Again:
             self.cut(identity)
-            raise PeerGone from None
+            raise PeerBehind from None
         except zmq.ZMQError:
             raise PeerGone from None
 

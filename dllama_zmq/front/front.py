@@ -24,7 +24,7 @@ from dllama_zmq.bus.engine_messages import (
     ToEngine,
 )
 from dllama_zmq.bus.messages import Message, decode, encode
-from dllama_zmq.bus.peers import PeerGone, Peers
+from dllama_zmq.bus.peers import PeerBehind, PeerGone, Peers
 from dllama_zmq.bus.text_messages import AskModel, Detokenize, Embed, Tokenize
 from dllama_zmq.errors import DllamaError, ProtocolError
 from dllama_zmq.front.reports import Reports
@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 _POLL_S = 1.0
 _CLIENTS_S = 0.002  # for what clients say, before the engine has its turn again
 _KILLED = "the root went away without a word, as one that was killed; `dllama-zmq logs root` may say why"
+_BEHIND = "this client has not read its answers for too long, and some of them are lost; ask again"
 _LINGER_MS = 200  # for what clients are told last
 
 
@@ -59,6 +60,7 @@ class Front:
         self._reports = Reports()
         self._complaints = Complaints(logger)
         self._why_down = ""
+        self._behind: dict[bytes, list[int]] = {}
 
     def run(self) -> None:
         """Serve until the engine goes down, then until its process has ended or `alive` says so."""
@@ -89,6 +91,7 @@ class Front:
                 for client, status in self._reports.answers(requests.running, requests.queued):
                     self._send(client, status)
                 requests.remind()
+                self._tell_behind()
             for request in [*requests.running, *requests.queued]:
                 self._send(request.client, Error(request.id, "ClusterError", self._why_down[:4000]))
             poller = zmq.Poller()  # clients know by the end of this connection that all nodes have left
@@ -165,7 +168,22 @@ class Front:
         """Send to one client; False where it has gone, and what it has asked for with it."""
         try:
             self._clients.send(client, encode(message))
-        except PeerGone:
-            self._requests.leave(client)
+        except PeerGone as gone:
+            ended = self._requests.leave(client)
+            if isinstance(gone, PeerBehind):
+                self._behind.setdefault(client, []).extend(ended)
             return False
         return True
+
+    def _tell_behind(self) -> None:
+        """Tell those whose queues were full how their requests have ended, once there is room."""
+        for client, ended in list(self._behind.items()):
+            try:
+                while ended:
+                    self._clients.send(client, encode(Error(ended[-1], "ClusterError", _BEHIND)))
+                    ended.pop()
+            except PeerBehind:
+                continue
+            except PeerGone:
+                pass
+            del self._behind[client]

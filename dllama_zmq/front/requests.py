@@ -108,13 +108,15 @@ class Requests:
             for index in sorted(request.open):
                 self._finish(request, index, "cancelled")
 
-    def leave(self, client: bytes) -> None:
-        """A client has gone, and what it has asked for with it."""
+    def leave(self, client: bytes) -> list[int]:
+        """A client has gone, and what it has asked for with it: requests with these ids."""
+        waiting = [request.id for request in self._waiting if request.client == client]
         self._waiting.leave(client)
         self._questions.leave(client)
-        for request in [*self._running.requests, *self._encoding.requests]:
-            if request.client == client:
-                self._forget(request)
+        others = [r for r in [*self._running.requests, *self._encoding.requests] if r.client == client]
+        for request in others:
+            self._forget(request)
+        return waiting + [request.id for request in others]
 
     def _find(self, client: bytes, request_id: int) -> Request | None:
         """The client's open request with this id."""
