@@ -13,6 +13,7 @@ from typing import Any
 
 from dllama_zmq.chat.families import family_of
 from dllama_zmq.chat.thinking import Thinking, thinking_of
+from dllama_zmq.errors import RequestError
 from dllama_zmq.grammar import Grammar
 
 _SPACE = r" |\n{1,2}[ \t]{0,20}"
@@ -42,10 +43,21 @@ def may_think(template: str) -> bool:
     return marks.opens in template or marks.closes in template
 
 
-def calls_grammar(template: str, prompt_end: str, tools: Sequence[Mapping[str, Any]], parallel: bool = True) -> Grammar:
-    """The answer calls one of `tools`, or some after one another. prompt_end: how the prompt's text ends."""
+def calls_grammar(
+    template: str,
+    prompt_end: str,
+    tools: Sequence[Mapping[str, Any]],
+    parallel: bool = True,
+    otherwise: Grammar | None = None,
+) -> Grammar:
+    """The answer calls one of `tools`, or some after one another. prompt_end: how the prompt's text ends.
+
+    otherwise: a grammar of JSON that the answer may be a sentence of instead.
+    """
     form = _form_of(template)
     before, between, after = _LISTS[form]
+    if form == "llama3" and otherwise is not None:
+        before = "<|python_tag|>"  # both are objects; the first character must tell them apart
     functions = [tool.get("function", tool) for tool in tools]
     more = f"({_quoted(between)} call)*" if parallel else ""
     rules = [
@@ -59,7 +71,11 @@ def calls_grammar(template: str, prompt_end: str, tools: Sequence[Mapping[str, A
         schema = {"type": "object", **(function.get("parameters") or {})}
         rules.append(f"call_{number}: {_quoted(begins)} arguments_{number} {_quoted(ends)}")
         rules.append(f"arguments_{number}: {_json(schema)}")
-    return Grammar("lark", "\n".join([_start(template, prompt_end, "calls"), *rules]))
+    rule = "calls"
+    if otherwise is not None:
+        rule = "(calls | answer)"
+        rules.append(f"answer: {_json(_schema_of(otherwise))}")
+    return Grammar("lark", "\n".join([_start(template, prompt_end, rule), *rules]))
 
 
 def after_thinking(grammar: Grammar, template: str, prompt_end: str) -> Grammar:
@@ -70,7 +86,7 @@ def after_thinking(grammar: Grammar, template: str, prompt_end: str) -> Grammar:
         escaped = re.sub(r"(?<!\\)/", r"\/", grammar.text)
         body = f"/{escaped}/"
     else:
-        body = _json(json.loads(grammar.text) if grammar.text else {"type": "object"})
+        body = _json(_schema_of(grammar))
     return Grammar("lark", f"{_start(template, prompt_end, 'answer')}\nanswer: {body}")
 
 
@@ -95,6 +111,14 @@ def _start(template: str, prompt_end: str, rule: str) -> str:
 
 def _is_over(prompt_end: str, marks: Thinking) -> bool:
     return prompt_end.rstrip().endswith(marks.closes)
+
+
+def _schema_of(grammar: Grammar) -> object:
+    """Of a grammar of JSON. Raises RequestError if it is none."""
+    try:
+        return json.loads(grammar.text) if grammar.kind == "json_schema" else {"type": "object"}
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"the schema is not JSON: {error}") from None
 
 
 def _json(schema: object) -> str:

@@ -36,6 +36,7 @@ from dllama_zmq.gateway.replies import (
     new_id,
 )
 from dllama_zmq.gateway.requests import ChatRequest, Message
+from dllama_zmq.gateway.tools import grammar_for, offered
 
 DONE = b"data: [DONE]\n\n"
 
@@ -61,15 +62,16 @@ class Answer:
 
 async def answer_of(call: Call[Any], body: ChatRequest) -> Answer:
     """Ask for what `body` says, which is of any dialect. Raises Problem, DllamaError."""
-    model = await call.service.model()
+    model, tools = await call.service.model(), offered(body)
     chat = conversation(body, model.template)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     limits = call.service.settings.limits
     asked = asking.generate(body, prompt_on_wire(chat), limits, logprobs, body.max_completion_tokens)
-    asked = structs.replace(asked, specials=needs_specials(model.template, chat.tools))
+    grammar = await grammar_for(call, body, chat, tools, asked.grammar)
+    asked = structs.replace(asked, grammar=grammar, specials=needs_specials(model.template, tools))
 
     def parser(prompt_end: str) -> AnswerParser:
-        return parser_for(model.template, prompt_end, chat.tools)
+        return parser_for(model.template, prompt_end, tools)
 
     tally = Tally()
     events = Answering(call.service.links.of(call.user), parser, call.service.metrics).events(asked, tally)
@@ -91,8 +93,7 @@ def conversation(body: ChatRequest, template: str) -> Chat:
         raise Problem(400, "continue_final_message: the last message is no text of the assistant", "messages")
     if continues and body.add_generation_prompt:
         raise Problem(400, "continue_final_message and add_generation_prompt exclude each other; give one of them")
-    given = None if body.tool_choice == "none" else body.tools or None
-    changed, tools = for_template(template, messages, to_builtins(given))
+    changed, tools = for_template(template, messages, offered(body))
     return Chat(
         messages=changed,
         tools=tools,

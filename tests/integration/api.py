@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 from command_line import SMALL, Cli, clean_cli
 from surroundings import free_ports
-from tiny import tiny_tokenizer_data
+from tiny import tiny_spec, tiny_tokenizer_data, write_tiny_model
 
 from dllama_zmq.formats import write_t
 
@@ -90,3 +90,30 @@ def chatty(model: Path, folder: Path) -> Path:
     path.symlink_to(model)
     write_t(path.with_suffix(".t"), replace(tiny_tokenizer_data(SMALL.vocab_size), chat_template=CHATML))
     return path
+
+
+def thoughtful(folder: Path, template: str = "qwen3") -> Path:
+    """A tiny random model with a published template, in `folder`. What it says is said under a grammar: `only`."""
+    path = folder / "thoughtful.m"
+    write_tiny_model(path, tiny_spec(seq_len=4096)).close()
+    text = (Path(__file__).parents[1] / "golden" / "templates" / f"{template}.jinja").read_text("utf-8")
+    write_t(path.with_suffix(".t"), replace(tiny_tokenizer_data(), chat_template=text))
+    return path
+
+
+def only(text: str) -> dict[str, Any]:
+    """The field of a request that leaves the model this answer alone."""
+    return {"structured_outputs": {"grammar": f"start: {json.dumps(text, ensure_ascii=False)}"}}
+
+
+WEATHER = {
+    "name": "weather",
+    "description": "The weather of a city",
+    "parameters": {
+        "type": "object",
+        "properties": {"city": {"enum": ["Oslo", "Rome"]}},
+        "required": ["city"],
+        "additionalProperties": False,
+    },
+}
+"""A function for the model to call."""

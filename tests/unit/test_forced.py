@@ -13,6 +13,7 @@ from tokenizers_of import of_t
 
 from dllama_zmq.chat import after_thinking, calls_grammar, may_think
 from dllama_zmq.constraint.reading import GrammarReader
+from dllama_zmq.errors import RequestError
 from dllama_zmq.grammar import Grammar
 
 FOLDER = Path(__file__).parents[1] / "golden" / "templates"
@@ -117,6 +118,22 @@ def test_thinking_may_come_before_what_is_forced(reader, name, end, thoughts, is
         assert not is_sentence(reader, after_thinking(grammar, template, end), thoughts + text[:-1])
     if is_admitted:
         assert parsed(thoughts + call, template, end, TOOLS)["calls"] == [CALLS[0]]
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_an_answer_may_be_a_call_or_what_else_is_asked_for(reader, name):
+    template = template_of(name)
+    for otherwise in (Grammar("json_object"), Grammar("json_schema", json.dumps(WEATHER))):
+        grammar = calls_grammar(template, "</think>", TOOLS, otherwise=otherwise)
+        tag = "<|python_tag|>" if name == "llama3.1-tools" else ""
+        for text in (tag + written(name, *CALLS), '{"city": "Oslo"}'):
+            assert is_sentence(reader, grammar, text), text
+        assert not is_sentence(reader, grammar, "It is cold.")
+
+
+def test_a_schema_that_is_no_json_is_refused():
+    with pytest.raises(RequestError, match="the schema is not JSON"):
+        after_thinking(Grammar("json_schema", "{"), template_of("qwen3"), "")
 
 
 def test_a_grammar_of_the_user_s_own_is_of_the_whole_answer():

@@ -1,0 +1,60 @@
+"""The tools of a conversation: which the model may call, and the grammar that makes it call one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from msgspec import to_builtins
+
+from dllama_zmq.bus.prompts import Chat, text_on_wire
+from dllama_zmq.bus.text_messages import Tokenize, Tokens
+from dllama_zmq.chat import after_thinking, calls_grammar, may_think
+from dllama_zmq.gateway.endpoint import Call
+from dllama_zmq.gateway.problems import Problem
+from dllama_zmq.gateway.requests import ChatRequest, NamedTool
+from dllama_zmq.grammar import Grammar
+
+_OF_JSON = ("json_object", "json_schema")
+
+
+def offered(body: ChatRequest) -> list[dict[str, Any]]:
+    """The tools that the model is told of, as templates and parsers take them. Raises Problem."""
+    tools = body.tools or []
+    names = [tool.function.name for tool in tools]
+    for name in names:
+        if not name or len(name) > 128 or names.count(name) > 1:
+            raise Problem(
+                400, f"tools: {name!r:.60} is a name of 0, more than 128 characters, or of two tools", "tools"
+            )
+    if body.tool_choice == "required" and not tools:
+        raise Problem(400, "tool_choice is required, and there are no tools", "tool_choice")
+    if isinstance(body.tool_choice, NamedTool) and body.tool_choice.function.name not in names:
+        name = body.tool_choice.function.name
+        raise Problem(400, f"tool_choice: no tool is called {name:.60}", "tool_choice")
+    return [] if body.tool_choice == "none" else list(to_builtins(tools))
+
+
+async def grammar_for(
+    call: Call[Any], body: ChatRequest, chat: Chat, tools: Sequence[dict[str, Any]], asked: Grammar | None
+) -> Grammar | None:
+    """What the answer must be: calls where the request wants them, `asked` otherwise, after thinking.
+
+    Where tools may be called, the answer to a request for JSON may be a call as well.
+    """
+    choice = body.tool_choice
+    must = choice == "required" or isinstance(choice, NamedTool)
+    if not must and asked is None:
+        return None
+    template = (await call.service.model()).template
+    end = ""
+    if may_think(template):
+        end = (await call.service.ask(call.user, Tokenize(1, text_on_wire(chat), None, True), Tokens)).text[-256:]
+    if isinstance(choice, NamedTool):
+        tools = [tool for tool in tools if tool["function"]["name"] == choice.function.name]
+    parallel = body.parallel_tool_calls is not False
+    if must:
+        return calls_grammar(template, end, tools, parallel)
+    if asked is None or not tools or asked.kind not in _OF_JSON:
+        return asked if asked is None else after_thinking(asked, template, end)
+    return calls_grammar(template, end, tools, parallel, otherwise=asked)
