@@ -15,7 +15,6 @@ from dllama_zmq.bus.engine_messages import (
     ENCODER,
     TO_FRONT,
     AskReport,
-    Embedded,
     Facts,
     GoingDown,
     Listening,
@@ -122,7 +121,7 @@ class Front:
                 self._reports.take(message.status)
             elif isinstance(message, GoingDown):
                 self._why_down = message.why
-            elif not isinstance(message, Facts | Embedded):
+            elif not isinstance(message, Facts):
                 self._requests.hear(message)
 
     def _tell_engine(self, message: ToEngine) -> None:
@@ -147,7 +146,7 @@ class Front:
                 return
 
     def _answer(self, client: bytes, message: Message) -> None:
-        if isinstance(message, Generate):
+        if isinstance(message, Generate | Embed):
             self._requests.add(client, message)
         elif isinstance(message, Cancel):
             self._requests.cancel(client, message.id)
@@ -158,8 +157,6 @@ class Front:
             self._requests.ask(client, message)
         elif isinstance(message, AskModel):
             self._send(client, self._texts.model(message.id))
-        elif isinstance(message, Embed):
-            self._send(client, Error(message.id, "RequestError", "this root makes no embeddings"))
         elif isinstance(message, Stop):
             self._send(client, Stopping(message.id))
             self._tell_engine(Quit())

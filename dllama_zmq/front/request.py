@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from dllama_zmq.bus.client_messages import Done, Generate, Logprob, Piece, RequestStatus, StepStats
-from dllama_zmq.bus.engine_messages import Sampled, Submit
+from dllama_zmq.bus.engine_messages import Sampled, Submit, SubmitEmbed
 from dllama_zmq.bus.prompts import held_bytes
 from dllama_zmq.front.texts import Encoded, Texts
 from dllama_zmq.tokenizer.decoder import IncrementalDecoder
@@ -23,7 +23,7 @@ class Request:
     """`id` is the client's own. It waits until its prompt is encoded, and then for a place for each of its answers.
 
     came, reminded, started: time.monotonic(). open: indices of the answers that have not ended; begun: those of them
-    that the engine has. grammar: that of `asked`, as it has been read.
+    that the engine has. grammar: that of `asked`, as it has been read. embeds: its only answer is an embedding.
     """
 
     client: bytes
@@ -31,6 +31,7 @@ class Request:
     seed: int
     came: float
     reminded: float
+    embeds: bool = False
     started: float = 0.0
     encoded: Encoded | None = field(default=None, repr=False)
     n_cached: int = 0
@@ -115,8 +116,10 @@ class Answer:
     engine_id: int = 0
     n_tokens: int = 0
 
-    def submit(self, tokens: list[int], texts: Texts) -> Submit:
+    def submit(self, tokens: list[int], texts: Texts) -> Submit | SubmitEmbed:
         """What the engine is told: `tokens` are those of the prompt."""
+        if self.request.embeds:
+            return SubmitEmbed(self.engine_id, tokens)
         asked, tokenizer = self.request.asked, texts.tokenizer
         sampling = msgspec.structs.replace(asked.sampling, seed=(self.request.seed + self.index) % _SEEDS)
         stop_ids = [] if asked.ignore_eos else list(tokenizer.eos_ids)

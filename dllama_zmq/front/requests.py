@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable
 
 from dllama_zmq.bus.client_messages import Error, Generate, Prefill, Queued, Started
-from dllama_zmq.bus.engine_messages import Facts, Failed, Readiness, Stepped, ToEngine, Withdraw, Withdrawn
+from dllama_zmq.bus.engine_messages import Embedded, Facts, Failed, Readiness, Stepped, ToEngine, Withdraw, Withdrawn
 from dllama_zmq.bus.messages import Message
-from dllama_zmq.bus.text_messages import Detokenize, Tokenize
+from dllama_zmq.bus.text_messages import Detokenize, Embed, Embedding, Tokenize
 from dllama_zmq.errors import DllamaError, NotReady, QueueFull, told
 from dllama_zmq.front.encoding import Encoding, Result, Work
 from dllama_zmq.front.question import Question
@@ -22,6 +22,7 @@ from dllama_zmq.front.request import Answer, Reason, Request
 from dllama_zmq.front.running import Running
 from dllama_zmq.front.texts import Encoded, Texts
 from dllama_zmq.front.waiting import Waiting
+from dllama_zmq.sampling import GREEDY
 
 logger = logging.getLogger(__name__)
 
@@ -79,14 +80,17 @@ class Requests:
 
     # --- what clients want ------------------------------------------------------------------------------------------
 
-    def add(self, client: bytes, message: Generate) -> None:
+    def add(self, client: bytes, message: Generate | Embed) -> None:
         """Queue a request, or refuse it."""
         if self._find(client, message.id) is not None:
             self._send(client, Error(0, "RequestError", f"a request with the id {message.id} is open already"))
             return
+        embeds = isinstance(message, Embed)
+        if isinstance(message, Embed):
+            message = Generate(message.id, message.prompt, None, GREEDY, ignore_eos=True, stop=[])
         seed = secrets.randbelow(1 << 31) if message.sampling.seed is None else message.sampling.seed
         now = time.monotonic()
-        request = Request(client, message, seed, now, now - _REMIND_S)
+        request = Request(client, message, seed, now, now - _REMIND_S, embeds)
         try:
             request.check()
         except DllamaError as error:
@@ -137,7 +141,7 @@ class Requests:
 
     # --- what the engine says ---------------------------------------------------------------------------------------
 
-    def hear(self, message: Stepped | Readiness | Failed | Withdrawn) -> None:
+    def hear(self, message: Stepped | Embedded | Readiness | Failed | Withdrawn) -> None:
         """Tell clients what it means for them."""
         if isinstance(message, Stepped):
             self._tell_step(message)
@@ -147,7 +151,13 @@ class Requests:
             self._nodes = message
         elif isinstance(message, Withdrawn):
             self._running.left(message.id)
-        elif (answer := self._running.end(message.id)) is not None:
+        elif (answer := self._running.end(message.id)) is None:
+            return  # nobody waits for it any more
+        elif isinstance(message, Embedded):
+            request = answer.request
+            self._send(request.client, Embedding(request.id, message.values, request.n_prompt))
+            logger.info("embedding done id=%d prompt=%d", request.id, request.n_prompt)
+        else:
             self._forget(answer.request)
             self._send(answer.request.client, Error(answer.request.id, message.kind, message.text[:4000]))
 
@@ -230,7 +240,7 @@ class Requests:
         self._tell_engine(answer.submit(encoded.tokens, self._texts))
         if request.n_begun < request.asked.n:
             self._waiting.put_back(request)
-        if answer.index == 0:
+        if answer.index == 0 and not request.embeds:
             n_tokens, silence_s = len(encoded.tokens), self._facts.silence_s
             self._tell(request, Started(request.id, n_tokens, request.seed, silence_s, encoded.end))
 
