@@ -86,13 +86,19 @@ class Ask:
         kept[listed] = False
         return kept
 
-    def leave_out(self, row: F32, first_id: int) -> tuple[F32, F32]:
-        """A node's logits (V',) with -infinity for what is no candidate, and those of its listed ids."""
-        if self.plain:
-            return row, _NONE
-        stop = first_id + len(row)
-        listed = self.listed_in(first_id, stop)
-        return np.where(self._kept(first_id, stop, listed), row, -np.inf).astype(np.float32), row[listed]
+    def candidates(self, row: F32, first_id: int, listed: I32) -> tuple[F32, I32 | None, int]:
+        """A node's logits (V',), with -infinity for what is no candidate, and how many are candidates.
+
+        Where these are less than half, they alone, with their places in the row, ascending: most masks allow few.
+        """
+        kept = self._kept(first_id, first_id + len(row), listed)
+        n_kept = int(np.count_nonzero(kept))
+        if 2 * n_kept < len(row):
+            places = np.flatnonzero(kept).astype(np.int32)
+            return row[places], places, n_kept
+        candidates = row.copy()
+        candidates[~kept] = -np.inf
+        return candidates, None, n_kept
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -184,14 +190,15 @@ def _answer(row: F32, ask: Ask, first_id: int) -> NodeCandidates:
     if k == 0:
         return NodeCandidates(np.empty(0, np.int32), row, _NONE, 0.0, 0.0, complete=True)
     raw_sum = _log_sum_exp(row, 1.0) if ask.logprobs else 0.0
-    n_left, listed, candidates = len(row), _NONE, row
+    candidates, places, n_left, listed = row, None, len(row), _NONE
     if not ask.plain:
-        candidates, listed = ask.leave_out(row, first_id)
-        n_left = int(np.count_nonzero(candidates > -np.inf))
+        places_listed = ask.listed_in(first_id, first_id + len(row))
+        candidates, places, n_left = ask.candidates(row, first_id, places_listed)
+        listed = row[places_listed]
     # Every token of greedy decoding comes here, with caches that weights have emptied: few calls.
     order = np.array([candidates.argmax()]) if k == 1 and n_left else _best(candidates, min(k, n_left))
     total = _log_sum_exp(candidates, ask.temperature) if ask.temperature > 0 else 0.0
-    ids = (order + first_id).astype(np.int32)
+    ids = ((order if places is None else places[order]) + first_id).astype(np.int32)
     return NodeCandidates(ids, candidates[order], listed, total, raw_sum, k >= n_left)
 
 
