@@ -5,7 +5,6 @@ One thread calls it. All that a sequence is lies here, so what a lost worker too
 
 from __future__ import annotations
 
-import itertools
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping
 from collections.abc import Sequence as Tokens
@@ -24,7 +23,7 @@ from dllama_zmq.root.pages import PagePool
 from dllama_zmq.root.pooling import MeanPooling
 from dllama_zmq.root.root import Root
 from dllama_zmq.root.sampler import Choice, Sampler
-from dllama_zmq.root.scheduler import Event, Prefilled, Scheduled, Scheduler, Token
+from dllama_zmq.root.scheduler import Event, Prefilled, Scheduled, Scheduler, Token, does_not_fit
 from dllama_zmq.root.sequence import Sequence
 from dllama_zmq.sampling import GREEDY, Sampling
 from dllama_zmq.sharding import PREFILL_TOKENS, check_prompt
@@ -62,7 +61,6 @@ class Engine:
         self.n_prompt_tokens = self.n_cached_tokens = 0
         self._caches = root.caches()
         self._suspects: deque[Sequence] = deque()
-        self._ids = itertools.count(1)
 
     @property
     def busy(self) -> bool:
@@ -91,7 +89,7 @@ class Engine:
         room = seq_len - len(prompt)
         sampler = Sampler(sampling, spec.vocab_size if n_ids is None else n_ids, len(prompt))
         stops = frozenset(stop_ids)
-        sequence = Sequence(next(self._ids), prompt, sampler, min(max_tokens or room, room), stops)
+        sequence = Sequence(prompt, sampler, min(max_tokens or room, room), stops)
         if not grammar:
             self.scheduler.add(sequence)
             return sequence
@@ -109,7 +107,7 @@ class Engine:
         spec, seq_len = self.root.spec, self.root.seq_len
         check_prompt(len(prompt), None, seq_len, spec.seq_len)
         self._check_ids(prompt)
-        sequence = Sequence(next(self._ids), prompt, Sampler(GREEDY, spec.vocab_size), max_new=0)
+        sequence = Sequence(prompt, Sampler(GREEDY, spec.vocab_size), max_new=0)
         sequence.pooling = MeanPooling(spec.dim)
         self.scheduler.add(sequence)
         return sequence
@@ -166,13 +164,7 @@ class Engine:
         self._caches = caches
         room = self.root.n_pages * KV_PAGE
         return [
-            (
-                sequence,
-                RequestError(
-                    f"a prompt of {sequence.n_prompt} tokens and up to {sequence.max_new} new ones; the nodes that "
-                    f"are here now have room for {room} in all: shorten the prompt or ask for fewer tokens"
-                ),
-            )
+            (sequence, does_not_fit(sequence, "the nodes that are here now have", room))
             for sequence in self.scheduler.rewind(self.root.n_pages)
         ]
 

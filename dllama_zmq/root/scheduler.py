@@ -81,6 +81,14 @@ class Finished:
 Event = Prefilled | Token | Finished
 
 
+def does_not_fit(sequence: Sequence, holder: str, room: int) -> RequestError:
+    """The error of a sequence for which `holder` has too little room: `room` positions."""
+    return RequestError(
+        f"a prompt of {sequence.n_prompt} tokens and up to {sequence.max_new} new ones; {holder} room for {room} in all"
+        ": shorten the prompt, ask for fewer tokens, or give the KV cache more memory"
+    )
+
+
 class Scheduler:
     """Sequences in order of arrival: `running`, at most `max_sequences`, then `waiting`.
 
@@ -117,11 +125,7 @@ class Scheduler:
                 "and 0 or more"
             )
         if not self._fits_alone(sequence):
-            raise RequestError(
-                f"a prompt of {sequence.n_prompt} tokens and up to {sequence.max_new} new ones; the KV cache has room "
-                f"for {self.pool.n_pages * self.pool.page_size} in all: shorten the prompt, ask for fewer tokens, or "
-                "give the KV cache more memory"
-            )
+            raise does_not_fit(sequence, "the KV cache has", self.pool.n_pages * self.pool.page_size)
         self.waiting.append(sequence)
 
     def cancel(self, sequence: Sequence) -> None:

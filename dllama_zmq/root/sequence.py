@@ -26,7 +26,6 @@ class Sequence:
     n_lost: steps of it since its last token in which a worker was lost; the engine's.
     """
 
-    id: int
     prompt: InitVar[Iterable[int]]
     sampler: Sampler
     max_new: int

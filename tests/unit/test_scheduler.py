@@ -20,7 +20,7 @@ def scheduler(n_pages: int = 100, max_sequences: int = 8, prefill_rows: int = 12
 
 
 def added(to: Scheduler, prompt: Iterable[int], max_new: int = 20) -> Sequence:
-    sequence = Sequence(0, prompt, None, max_new, frozenset([STOP]))
+    sequence = Sequence(prompt, None, max_new, frozenset([STOP]))
     to.add(sequence)
     return sequence
 

@@ -96,7 +96,7 @@ class Sequences(RuleBasedStateMachine):
         room = self.pool.n_pages * PAGE
         max_new = min(max_new, room)
         stop_ids = frozenset([STOP] if stops else [])
-        sequence = Sequence(len(self.all), prompt[: room - max(max_new - 1, 0)], None, max_new, stop_ids)
+        sequence = Sequence(prompt[: room - max(max_new - 1, 0)], None, max_new, stop_ids)
         self.scheduler.add(sequence)
         self.live.append(sequence)
         self.all.append(sequence)
