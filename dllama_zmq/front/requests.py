@@ -114,13 +114,13 @@ class Requests:
 
     def leave(self, client: bytes) -> list[int]:
         """A client has gone, and what it has asked for with it: requests with these ids."""
-        waiting = [request.id for request in self._waiting if request.client == client]
+        waiting = [work.id for work in [*self._waiting, *self._questions] if work.client == client]
         self._waiting.leave(client)
         self._questions.leave(client)
         others = [r for r in [*self._running.requests, *self._encoding.requests] if r.client == client]
         for request in others:
             self._forget(request)
-        return waiting + [request.id for request in others]
+        return list(dict.fromkeys([*waiting, *(request.id for request in others)]))
 
     def _find(self, client: bytes, request_id: int) -> Request | None:
         """The client's open request with this id."""
