@@ -21,10 +21,16 @@ from dllama_zmq.gateway.chat import chat_completions
 from dllama_zmq.gateway.completions import completions
 from dllama_zmq.gateway.endpoint import JSON, Call, Endpoint, Reply
 from dllama_zmq.gateway.gate import LOCAL_ORIGIN, Gate
+from dllama_zmq.gateway.messages.replies import CountReply, MessageReply
+from dllama_zmq.gateway.messages.requests import CountRequest, MessagesRequest
+from dllama_zmq.gateway.messages.route import ERRORS, count_tokens, messages
 from dllama_zmq.gateway.openapi import openapi
 from dllama_zmq.gateway.problems import Problem
 from dllama_zmq.gateway.requests import ChatRequest, CompletionRequest
 from dllama_zmq.gateway.resources import Resource
+from dllama_zmq.gateway.responses.replies import ResponseReply
+from dllama_zmq.gateway.responses.requests import ResponsesRequest
+from dllama_zmq.gateway.responses.route import responses
 from dllama_zmq.gateway.service import Service
 
 PAGE = Path(__file__).parent / "page"
@@ -37,6 +43,7 @@ _POLICY = (
 
 
 _CHAT = ["/v1/chat/completions", "/chat/completions"]
+_COUNT = ["/v1/messages/count_tokens", "/messages/count_tokens"]
 _TEXT = ["/v1/completions", "/completions"]
 
 ROUTES = [
@@ -53,6 +60,9 @@ ROUTES = [
         replies.ChatChunk,
     ),
     Resource(_TEXT, completions, CompletionRequest, replies.CompletionReply, replies.CompletionReply),
+    Resource(["/v1/responses", "/responses"], responses, ResponsesRequest, ResponseReply, dict[str, Any]),
+    Resource(["/v1/messages", "/messages"], messages, MessagesRequest, MessageReply, dict[str, Any], ERRORS),
+    Resource(_COUNT, count_tokens, CountRequest, CountReply, errors=ERRORS),
     Resource(["/v1/embeddings", "/embeddings"], texts.embeddings, texts.EmbeddingsRequest, texts.EmbeddingsReply),
     Resource(["/tokenize", "/v1/tokenize"], texts.tokenize, texts.TokenizeRequest, texts.TokenizeReply),
     Resource(["/detokenize", "/v1/detokenize"], texts.detokenize, texts.DetokenizeRequest, texts.DetokenizeReply),

@@ -1,0 +1,144 @@
+"""What /v1/messages answers: a message of blocks, the events of a streamed one, and errors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec import Struct, field, json
+
+from dllama_zmq.gateway.metrics import Tally
+from dllama_zmq.gateway.problems import Problem
+
+_ERRORS = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    405: "invalid_request_error",
+    408: "invalid_request_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
+
+
+class TextBlock(Struct, tag_field="type", tag="text"):
+    text: str = ""
+
+
+class ThinkingBlock(Struct, tag_field="type", tag="thinking"):
+    """signature: empty; this server takes every thinking back."""
+
+    thinking: str = ""
+    signature: str = ""
+
+
+class ToolUseBlock(Struct, tag_field="type", tag="tool_use"):
+    id: str
+    name: str
+    input: dict[str, Any] = field(default_factory=dict)
+
+
+AnswerBlock = TextBlock | ThinkingBlock | ToolUseBlock
+
+
+class Usage(Struct):
+    """input_tokens: of the prompt, without those that were cached."""
+
+    input_tokens: int
+    output_tokens: int
+    cache_read_input_tokens: int
+    cache_creation_input_tokens: int = 0
+
+    @classmethod
+    def of(cls, tally: Tally) -> Usage:
+        """Of a request, as far as it has come."""
+        return cls(tally.n_prompt - tally.n_cached, tally.n_tokens, tally.n_cached)
+
+
+class MessageReply(Struct, tag_field="type", tag="message"):
+    """The answer of /v1/messages."""
+
+    id: str
+    model: str
+    content: list[AnswerBlock]
+    stop_reason: str | None
+    usage: Usage
+    stop_sequence: str | None = None
+    role: str = "assistant"
+
+
+class CountReply(Struct):
+    """The answer of /v1/messages/count_tokens."""
+
+    input_tokens: int
+
+
+class MessageStart(Struct, tag_field="type", tag="message_start"):
+    message: MessageReply
+
+
+class BlockStart(Struct, tag_field="type", tag="content_block_start"):
+    index: int
+    content_block: AnswerBlock
+
+
+class TextDelta(Struct, tag_field="type", tag="text_delta"):
+    text: str
+
+
+class ThinkingDelta(Struct, tag_field="type", tag="thinking_delta"):
+    thinking: str
+
+
+class SignatureDelta(Struct, tag_field="type", tag="signature_delta"):
+    signature: str = ""
+
+
+class InputDelta(Struct, tag_field="type", tag="input_json_delta"):
+    partial_json: str
+
+
+class BlockDelta(Struct, tag_field="type", tag="content_block_delta"):
+    index: int
+    delta: TextDelta | ThinkingDelta | SignatureDelta | InputDelta
+
+
+class BlockStop(Struct, tag_field="type", tag="content_block_stop"):
+    index: int
+
+
+class Stopped(Struct):
+    stop_reason: str
+    stop_sequence: str | None = None
+
+
+class MessageDelta(Struct, tag_field="type", tag="message_delta"):
+    delta: Stopped
+    usage: Usage
+
+
+class MessageStop(Struct, tag_field="type", tag="message_stop"):
+    pass
+
+
+class ErrorBody(Struct):
+    type: str
+    message: str
+
+
+class ErrorReply(Struct, tag_field="type", tag="error"):
+    """An error, whole or as an event."""
+
+    error: ErrorBody
+
+    @classmethod
+    def of(cls, problem: Problem) -> ErrorReply:
+        """In Anthropic's words."""
+        return cls(ErrorBody(_ERRORS.get(problem.status, "api_error"), str(problem)))
+
+
+def event(body: Struct) -> bytes:
+    """A server-sent event, named as its type is."""
+    return b"event: " + str(body.__struct_config__.tag).encode() + b"\ndata: " + json.encode(body) + b"\n\n"

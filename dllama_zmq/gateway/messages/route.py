@@ -1,0 +1,128 @@
+"""POST /v1/messages and /v1/messages/count_tokens: a view of the answers of chat completions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from dllama_zmq.bus.prompts import text_on_wire
+from dllama_zmq.bus.text_messages import Tokenize, Tokens
+from dllama_zmq.chat import Delta
+from dllama_zmq.gateway.answering import Began, Ended, Said
+from dllama_zmq.gateway.chat import Answer, Collected, answer_of, collected, conversation
+from dllama_zmq.gateway.endpoint import Call, ErrorForm, Reply, Stream
+from dllama_zmq.gateway.messages.replies import (
+    STOP_REASONS,
+    AnswerBlock,
+    BlockDelta,
+    BlockStart,
+    BlockStop,
+    CountReply,
+    ErrorReply,
+    InputDelta,
+    MessageDelta,
+    MessageReply,
+    MessageStart,
+    MessageStop,
+    SignatureDelta,
+    Stopped,
+    TextBlock,
+    TextDelta,
+    ThinkingBlock,
+    ThinkingDelta,
+    ToolUseBlock,
+    Usage,
+    event,
+)
+from dllama_zmq.gateway.messages.requests import CountRequest, MessagesRequest, as_chat
+from dllama_zmq.gateway.replies import item_id
+
+ERRORS = ErrorForm(ErrorReply.of, lambda problem: event(ErrorReply.of(problem)))
+
+
+async def messages(call: Call[MessagesRequest]) -> Reply | Stream:
+    """The next message of a conversation."""
+    answer = await answer_of(call, as_chat(call.body))
+    if call.body.stream:
+        return Stream(_events(answer))
+    (whole,) = await collected(answer)
+    reason = STOP_REASONS[whole.reason]
+    return Reply(MessageReply(item_id("msg"), answer.model, _blocks(whole), reason, Usage.of(answer.tally)))
+
+
+async def count_tokens(call: Call[CountRequest]) -> Reply:
+    """How many tokens a conversation's prompt has."""
+    chat = conversation(as_chat(call.body), (await call.service.model()).template)
+    found = await call.service.ask(call.user, Tokenize(1, text_on_wire(chat), None, True), Tokens)
+    return Reply(CountReply(len(found.tokens)))
+
+
+def _blocks(whole: Collected) -> list[AnswerBlock]:
+    thoughts, text = "".join(whole.reasoning), "".join(whole.content)
+    calls = [ToolUseBlock(one.id, one.function.name, _input(one.function.arguments)) for one in whole.calls]
+    return [*([ThinkingBlock(thoughts)] if thoughts else []), *([TextBlock(text)] if text else []), *calls]
+
+
+def _input(arguments: str) -> dict[str, object]:
+    """The arguments as an object; without any, if the answer has ended within them."""
+    try:
+        value = json.loads(arguments)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+async def _events(answer: Answer) -> AsyncGenerator[bytes, None]:
+    """The events of a message: each block begins, grows and stops before the next one."""
+    blocks, tally = _Blocks(), answer.tally
+    async with aclosing(answer.events) as told:
+        async for one in told:
+            if isinstance(one, Began):
+                begun = MessageReply(item_id("msg"), answer.model, [], None, Usage.of(tally))
+                yield event(MessageStart(begun))
+            elif isinstance(one, Said):
+                for delta in one.deltas:
+                    yield blocks.take(delta)
+            elif isinstance(one, Ended):
+                yield blocks.stop()
+                yield event(MessageDelta(Stopped(STOP_REASONS[one.reason]), Usage.of(tally)))
+                yield event(MessageStop())
+
+
+class _Blocks:
+    """The blocks of a streamed message."""
+
+    def __init__(self) -> None:
+        self._index = -1
+        self._open: AnswerBlock | None = None
+
+    def take(self, delta: Delta) -> bytes:
+        """The events of what is new."""
+        events = b""
+        if delta.tool is not None:
+            if delta.tool.id:
+                events += self._start(ToolUseBlock(delta.tool.id, delta.tool.name))
+            new: TextDelta | ThinkingDelta | InputDelta = InputDelta(delta.tool.arguments)
+        elif delta.reasoning:
+            if not isinstance(self._open, ThinkingBlock):
+                events += self._start(ThinkingBlock())
+            new = ThinkingDelta(delta.reasoning)
+        else:
+            if not isinstance(self._open, TextBlock):
+                events += self._start(TextBlock())
+            new = TextDelta(delta.content)
+        return events + event(BlockDelta(self._index, new))
+
+    def stop(self) -> bytes:
+        """The end of the block that is open, if one is."""
+        if self._open is None:
+            return b""
+        events = event(BlockDelta(self._index, SignatureDelta())) if isinstance(self._open, ThinkingBlock) else b""
+        self._open = None
+        return events + event(BlockStop(self._index))
+
+    def _start(self, block: AnswerBlock) -> bytes:
+        events = self.stop()
+        self._index, self._open = self._index + 1, block
+        return events + event(BlockStart(self._index, block))

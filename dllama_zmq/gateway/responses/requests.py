@@ -1,0 +1,230 @@
+"""What /v1/responses takes, as a chat request. Knows no answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct, structs
+
+from dllama_zmq.gateway.problems import Problem
+from dllama_zmq.gateway.requests import (
+    Called,
+    ChatRequest,
+    Function,
+    JsonSchema,
+    Message,
+    Named,
+    NamedTool,
+    Options,
+    Part,
+    ResponseFormat,
+    Signature,
+    Tool,
+)
+
+LOGPROBS = "message.output_text.logprobs"
+"""In `include`: the answer's tokens have their log-probabilities."""
+
+
+class Item(Struct):
+    """What was said or done before: a message, a function_call, its function_call_output, or reasoning."""
+
+    type: str | None = None
+    role: Literal["user", "assistant", "system", "developer"] | None = None
+    content: str | list[Part] | None = None
+    summary: list[Part] | None = None
+    call_id: str | None = None
+    name: str | None = None
+    arguments: str | None = None
+    output: str | list[Part] | None = None
+
+
+class FunctionTool(Struct, omit_defaults=True):
+    """A function of the client."""
+
+    type: str
+    name: str | None = None
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class ToolChoice(Struct, omit_defaults=True):
+    """type function: the one that must be called; allowed_tools: `mode` is of these alone."""
+
+    type: str
+    name: str | None = None
+    mode: Literal["auto", "required"] | None = None
+    tools: list[FunctionTool] | None = None
+
+
+class TextFormat(Struct, omit_defaults=True):
+    """What the answer's text must be."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    name: str | None = None
+    schema: dict[str, Any] | None = None
+    description: str | None = None
+    strict: bool | None = None
+
+
+class Text(Struct):
+    format: TextFormat | None = None
+
+
+class Reasoning(Struct):
+    """Whether the model thinks first, where its template can be told: effort "none" is not."""
+
+    effort: str | None = None
+    summary: str | None = None
+
+
+class ResponsesRequest(Options, kw_only=True):
+    """The body of POST /v1/responses; with the options of chat completions beside its own."""
+
+    input: str | Annotated[list[Item], Meta(min_length=1)]
+    instructions: str | None = None
+    max_output_tokens: Annotated[int, Meta(ge=1, le=1 << 31)] | None = None
+    tools: list[FunctionTool] | None = None
+    tool_choice: Literal["auto", "none", "required"] | ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    text: Text | None = None
+    reasoning: Reasoning | None = None
+    include: list[str] | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    metadata: dict[str, str] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    previous_response_id: str | None = None
+    conversation: str | dict[str, Any] | None = None
+    prompt: dict[str, Any] | None = None
+    background: bool | None = None
+    truncation: str | None = None
+
+
+def as_chat(body: ResponsesRequest) -> ChatRequest:
+    """The same request of chat completions. Raises Problem for what this server does not do."""
+    _require_stateless(body)
+    tools = [_tool(tool, place) for place, tool in enumerate(body.tools or [])]
+    choice, tools = _choice(body.tool_choice, tools)
+    options = {name: getattr(body, name) for name in Options.__struct_fields__}
+    request = ChatRequest(
+        **options,
+        messages=[*([Message("system", body.instructions)] if body.instructions else []), *_messages(body.input)],
+        tools=tools or None,
+        tool_choice=choice,
+        parallel_tool_calls=body.parallel_tool_calls,
+        max_completion_tokens=body.max_output_tokens,
+        logprobs=LOGPROBS in (body.include or ()),
+        top_logprobs=body.top_logprobs,
+        chat_template_kwargs=_variables(body),
+        add_generation_prompt=True,
+    )
+    request = structs.replace(request, n=1)
+    form = body.text.format if body.text is not None else None
+    if form is not None and form.type != "text":
+        if form.type == "json_schema" and form.schema is None:
+            raise Problem(400, "text.format.schema is missing", "text.format")
+        request.response_format = ResponseFormat(form.type, JsonSchema(form.schema) if form.schema else None)
+    return request
+
+
+def _require_stateless(body: ResponsesRequest) -> None:
+    for name in ("previous_response_id", "conversation", "prompt"):
+        if getattr(body, name) is not None:
+            raise Problem(400, f"{name}: this server keeps nothing; send the whole conversation as input", name)
+    if body.background:
+        raise Problem(400, "background: this server answers at once, or while it streams", "background")
+
+
+def _messages(given: str | Sequence[Item]) -> list[Message]:
+    """The conversation. A call belongs to the assistant's message before it, and reasoning to the one after it."""
+    if isinstance(given, str):
+        return [Message("user", given)]
+    messages: list[Message] = []
+    thoughts: str | None = None
+    for place, item in enumerate(given):
+        where = f"input[{place}]"
+        kind = item.type or "message"
+        if kind == "reasoning":
+            parts = item.content or item.summary or ""
+            thoughts = _text_of(parts, where) or None
+        elif kind == "message":
+            if item.role is None:
+                raise Problem(400, f"{where}.role is missing", where)
+            own = thoughts if item.role == "assistant" else None
+            messages.append(Message(item.role, _text_of(item.content or "", where), reasoning_content=own))
+            thoughts = None
+        elif kind == "function_call":
+            if not messages or messages[-1].role != "assistant":
+                messages.append(Message("assistant", reasoning_content=thoughts))
+                thoughts = None
+            function = Function(_given(item.name, where, "name"), _given(item.arguments, where, "arguments"))
+            call = Called(function, _given(item.call_id, where, "call_id"))
+            messages[-1].tool_calls = [*(messages[-1].tool_calls or []), call]
+        elif kind == "function_call_output":
+            text = _text_of(item.output or "", where)
+            messages.append(Message("tool", text, tool_call_id=_given(item.call_id, where, "call_id")))
+        else:
+            raise Problem(
+                400,
+                f"{where}: an item of type {kind:.40}; this server reads message, function_call, "
+                "function_call_output and reasoning",
+                where,
+            )
+    return messages
+
+
+def _text_of(content: str | Sequence[Part], where: str) -> str:
+    if isinstance(content, str):
+        return content
+    texts = []
+    for place, part in enumerate(content):
+        text = part.refusal if part.type == "refusal" else part.text
+        if text is None:
+            raise Problem(400, f"{where}[{place}]: a part of type {part.type:.40}; this server reads text", where)
+        texts.append(text)
+    return "".join(texts)
+
+
+def _given(value: str | None, where: str, name: str) -> str:
+    if value is None:
+        raise Problem(400, f"{where}.{name} is missing", where)
+    return value
+
+
+def _tool(tool: FunctionTool, place: int) -> Tool:
+    if tool.type != "function":
+        raise Problem(
+            400, f"tools[{place}]: a tool of type {tool.type:.40}; this server calls functions of the client", "tools"
+        )
+    name = _given(tool.name, f"tools[{place}]", "name")
+    return Tool(Signature(name, tool.description, tool.parameters, tool.strict))
+
+
+def _choice(
+    choice: str | ToolChoice | None, tools: list[Tool]
+) -> tuple[Literal["auto", "none", "required"] | NamedTool | None, list[Tool]]:
+    """How tools are to be called, and which."""
+    if not isinstance(choice, ToolChoice):
+        return choice, tools  # type: ignore[return-value]
+    if choice.type == "function":
+        return NamedTool(Named(_given(choice.name, "tool_choice", "name"))), tools
+    if choice.type == "allowed_tools":
+        allowed = {tool.name for tool in choice.tools or []}
+        return choice.mode or "auto", [tool for tool in tools if tool.function.name in allowed]
+    raise Problem(400, f"tool_choice: a tool of type {choice.type:.40}; this server calls functions", "tool_choice")
+
+
+def _variables(body: ResponsesRequest) -> dict[str, Any] | None:
+    """The template's variables; thinking is Qwen's `enable_thinking` and DeepSeek's `thinking`."""
+    effort = body.reasoning.effort if body.reasoning is not None else None
+    if effort is None:
+        return body.chat_template_kwargs
+    thinks = effort != "none"
+    return {
+        "enable_thinking": thinks,
+        "thinking": thinks,
+        "reasoning_effort": effort,
+        **(body.chat_template_kwargs or {}),
+    }

@@ -1,0 +1,177 @@
+"""/v1/messages, with Anthropic's own client and without."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import anthropic
+import httpx2
+import pytest
+from integration.api import SOON_S, WEATHER, Api, only, running_api, thoughtful
+
+KEY = "a-key-of-this-test"
+USER: Any = {"role": "user", "content": "Is it cold in Oslo?"}
+TOOLS: Any = [
+    {"name": WEATHER["name"], "description": WEATHER["description"], "input_schema": WEATHER["parameters"]},
+    {"name": "now", "input_schema": {"type": "object", "additionalProperties": False}},
+]
+CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
+ANSWER = f"<think>\nA city.\n</think>\n\nLet me see.\n{CALL}"
+ASK: Any = {"model": "any", "max_tokens": 400, "messages": [USER]}
+NO_THINKING: Any = {"thinking": {"type": "disabled"}}
+HOT: Any = {"extra_body": {"temperature": 1.5, "seed": 3}}
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    folder = tmp_path_factory.mktemp("api")
+    with running_api(folder, thoughtful(folder), keys=[KEY]) as api:
+        yield api
+
+
+@pytest.fixture
+def client(api: Api) -> Iterator[anthropic.Anthropic]:
+    """Anthropic's client, which refuses what is not of its types."""
+    no_reuse = httpx2.Client(limits=httpx2.Limits(max_keepalive_connections=0))
+    with anthropic.Anthropic(
+        base_url=api.url, api_key=KEY, timeout=SOON_S, max_retries=0, http_client=no_reuse,
+        _strict_response_validation=True,
+    ) as client:  # fmt: skip
+        yield client
+
+
+def blocks_of(message: anthropic.types.Message) -> list[dict[str, Any]]:
+    return [block.model_dump(exclude={"id"}, exclude_none=True) for block in message.content]
+
+
+BLOCKS = [
+    {"type": "thinking", "thinking": "A city.", "signature": ""},
+    {"type": "text", "text": "Let me see."},
+    {"type": "tool_use", "name": "weather", "input": {"city": "Oslo"}},
+]
+
+
+def test_a_message_is_answered_in_blocks(client: anthropic.Anthropic) -> None:
+    message = client.messages.create(**ASK, tools=TOOLS, extra_body=only(ANSWER))
+    assert blocks_of(message) == BLOCKS
+    assert (message.role, message.stop_reason, message.stop_sequence) == ("assistant", "tool_use", None)
+    assert message.id.startswith("msg_")
+    assert message.usage.output_tokens > 0
+    counted = client.messages.count_tokens(model="any", messages=[USER], tools=TOOLS)
+    usage = message.usage
+    assert usage.input_tokens + (usage.cache_read_input_tokens or 0) == counted.input_tokens
+
+
+def test_a_streamed_message_comes_to_the_same(client: anthropic.Anthropic) -> None:
+    with client.messages.stream(**ASK, tools=TOOLS, extra_body=only(ANSWER)) as stream:
+        kinds = [event.type for event in stream]
+        message = stream.get_final_message()
+    assert blocks_of(message) == BLOCKS
+    assert message.stop_reason == "tool_use"
+    assert message.usage.output_tokens > 0
+    assert kinds[0] == "message_start"
+    assert kinds[-1] == "message_stop"
+    assert kinds.count("content_block_start") == kinds.count("content_block_stop") == 3
+
+
+def test_events_come_in_anthropics_order_and_have_its_fields_alone(api: Api) -> None:
+    body = {**ASK, "stream": True, "tools": TOOLS, **only(ANSWER)}
+    with api.http.stream("POST", "/v1/messages", json=body, headers={"x-api-key": KEY}) as reply:
+        lines = [line for line in reply.iter_lines() if line and not line.startswith(":")]
+    names = [line.removeprefix("event: ") for line in lines[::2]]
+    events = [json.loads(line.removeprefix("data: ")) for line in lines[1::2]]
+    assert [event["type"] for event in events] == names
+    open_block = None
+    for event in events:
+        if event["type"] == "content_block_start":
+            assert open_block is None
+            open_block = event["index"]
+        elif event["type"] == "content_block_delta":
+            assert event["index"] == open_block
+        elif event["type"] == "content_block_stop":
+            assert event["index"] == open_block
+            open_block = None
+    assert events[-2]["delta"] == {"stop_reason": "tool_use", "stop_sequence": None}
+
+
+def test_a_conversation_of_calls_and_results_goes_on(client: anthropic.Anthropic, api: Api) -> None:
+    first = client.messages.create(**ASK, tools=TOOLS, extra_body=only(ANSWER))
+    result = {"type": "tool_result", "tool_use_id": first.content[2].id, "content": [  # type: ignore[union-attr]
+        {"type": "text", "text": "-3 degrees"}]}  # fmt: skip
+    messages: Any = [
+        USER,
+        {"role": "assistant", "content": first.content},
+        {"role": "user", "content": [result, {"type": "text", "text": "And now?"}]},
+    ]
+    system: Any = [{"type": "text", "text": "Be kind.", "cache_control": {"type": "ephemeral"}}]
+    asked: Any = {**ASK, "messages": messages, "system": system, "tools": TOOLS}
+    assert blocks_of(client.messages.create(**asked, extra_body=only("Yes."))) == [{"type": "text", "text": "Yes."}]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "now"}], ids=str)
+def test_any_is_a_call_and_a_tool_is_its_call(client: anthropic.Anthropic, choice: Any, seed: int) -> None:
+    message = client.messages.create(
+        **ASK, tools=TOOLS, tool_choice={**choice, "disable_parallel_tool_use": True},
+        extra_body={"seed": seed, "temperature": 1.5}, **NO_THINKING,
+    )  # fmt: skip
+    (block,) = message.content
+    assert block.type == "tool_use"
+    assert message.stop_reason == "tool_use"
+    assert block.name in ("now", choice.get("name", "weather"))
+    assert block.input in ({"now": [{}], "weather": [{"city": "Oslo"}, {"city": "Rome"}]}[block.name])
+
+
+def test_the_limit_and_the_end_have_their_reasons(client: anthropic.Anthropic) -> None:
+    cut = client.messages.create(model="any", max_tokens=3, messages=[USER], extra_body=only("It is cold."))
+    assert cut.stop_reason == "max_tokens"
+    assert cut.usage.output_tokens == 3
+    assert client.messages.create(**ASK, extra_body=only("It is cold.")).stop_reason == "end_turn"
+
+
+def test_an_answer_has_the_form_that_is_asked_for(client: anthropic.Anthropic) -> None:
+    form: Any = {"format": {"type": "json_schema", "schema": {"enum": [{"cold": True}, {"cold": False}]}}}
+    message = client.messages.create(**ASK, **NO_THINKING, output_config=form, **HOT)
+    assert json.loads(message.content[0].text) in ({"cold": True}, {"cold": False})  # type: ignore[union-attr]
+
+
+def test_the_assistants_last_message_is_gone_on_with(client: anthropic.Anthropic) -> None:
+    messages: Any = [USER, {"role": "assistant", "content": "It is"}]
+    asked: Any = {**ASK, "messages": messages}
+    assert blocks_of(client.messages.create(**asked, extra_body=only(" cold."))) == [{"type": "text", "text": " cold."}]
+
+
+def said(*blocks: dict[str, Any]) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": list(blocks)}]}
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        (said({"type": "image", "source": {}}), "messages[0].content[0]: a block of type image"),
+        (said({"type": "tool_use", "id": "a", "name": "b"}), "a block of type tool_use in what the user says"),
+        (said({"type": "text"}), "messages[0].content[0].text is missing"),
+        ({"messages": []}, "messages"),
+        ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools[0]: a tool of type web_search"),
+        ({"tool_choice": {"type": "any"}}, "there are no tools"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"max_tokens": 1.5}, "max_tokens"),
+    ],
+)
+def test_what_cannot_be_answered_is_refused_in_anthropics_form(
+    client: anthropic.Anthropic, fields: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(anthropic.BadRequestError) as caught:
+        client.post("/v1/messages", body={**ASK, **fields}, cast_to=object)
+    body: Any = caught.value.body
+    assert body["type"] == "error"
+    assert body["error"]["type"] == "invalid_request_error"
+    assert words in body["error"]["message"]
+
+
+def test_a_key_is_asked_for(api: Api) -> None:
+    another = anthropic.Anthropic(base_url=api.url, api_key="another", max_retries=0)
+    with another, pytest.raises(anthropic.AuthenticationError, match="no key, or one that is not known"):
+        another.messages.create(**ASK)
