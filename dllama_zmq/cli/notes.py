@@ -6,6 +6,8 @@ import shutil
 import sys
 import textwrap
 
+from dllama_zmq.cli.inert import inert
+
 
 def note(text: str) -> None:
     """Print a line on stderr; a terminal wraps it between words."""
@@ -15,6 +17,11 @@ def note(text: str) -> None:
 
 
 def wrapped(text: str, columns: int) -> str:
-    """`text` in lines of at most `columns` letters. Longer words, such as paths, are not broken."""
-    lines = (textwrap.wrap(line, columns, break_long_words=False, break_on_hyphens=False) for line in text.split("\n"))
+    """`text` for a terminal, in lines of at most `columns` letters. Longer words, such as paths, are not broken.
+
+    Its control characters do nothing: parts of it may come from a model's file, or from another computer.
+    """
+    lines = (
+        textwrap.wrap(line, columns, break_long_words=False, break_on_hyphens=False) for line in inert(text).split("\n")
+    )
     return "\n".join("\n".join(line) for line in lines)

@@ -17,6 +17,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from dllama_zmq.bus.client_messages import NodeStatus, Status
+from dllama_zmq.cli.inert import inert
 from dllama_zmq.cli.notes import wrapped
 from dllama_zmq.reporting import Reporter, Unit, human_bytes
 
@@ -26,6 +27,7 @@ _PLAIN_AT_S = (1.5, 5.0, 10.0, 30.0)
 """Times of plain lines after the begin of an activity; then at intervals of the last one."""
 _POLL_S = 0.1
 _MAX_NAMED = 3
+_BAR_COLUMNS = 8  # so that the words and figures of a prompt fit 80 columns beside it
 
 
 class Display:
@@ -170,9 +172,9 @@ class _Line:
         if not self.text or self._clock() < self._shown_from:
             return Text()
         grid = Table.grid(Column(), Column(no_wrap=True, overflow="ellipsis", ratio=1), padding=(0, 1), expand=True)
-        bar = [ProgressBar(self.total, self.done, width=16)] if self.total else []
+        bar = [ProgressBar(self.total, self.done, width=_BAR_COLUMNS)] if self.total else []
         figures = Text(self.figures(), "progress.remaining", no_wrap=True)
-        grid.add_row(self._spinner, Text(self.text), *bar, figures)
+        grid.add_row(self._spinner, Text(inert(self.text)), *bar, figures)
         return grid
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import itertools
 import signal
+import sys
 import time
 from collections.abc import Callable
 
 import pytest
+from command_line import until
 
 from dllama_zmq.bus.client_messages import KVStatus, NodeStatus, Status
+from dllama_zmq.cli.notes import note
 from dllama_zmq.cli.progress import Arrivals, Display, duration
 
 MB = 1_000_000
@@ -114,6 +117,29 @@ def test_on_a_terminal_a_new_thing_may_follow_one_that_is_shown(monkeypatch: pyt
         for i in range(20):
             display.activity(f"part {i}", i, 20, "tokens" if i % 2 else "B")
             now += 0.3
+
+
+def test_what_stands_on_a_terminal_does_not_control_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a node's words, or those of a model's file."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    seen = ""
+
+    def has_shown_the_thing() -> bool:
+        nonlocal seen
+        seen += capsys.readouterr().err
+        return "a thing" in seen
+
+    with Display(per_s=100) as display:
+        note("a note\x1b[2J\x9b2J")
+        display.line("a line\x1b[2J\x9b2J")
+        display.activity("a thing\x1b[2J\x9b2J")
+        until(has_shown_the_thing, 30.0, "the line of progress")
+    assert [f"{what}\\x1b[2J\\x9b2J" in seen for what in ("a note", "a line", "a thing")] == [True] * 3
+    assert "\x1b[2J" not in seen
+    assert "\x9b" not in seen
 
 
 def test_durations_are_as_people_say_them() -> None:

@@ -67,7 +67,7 @@ class Commands:
         if command is None:
             near = difflib.get_close_matches(name, BY_NAME, 1)
             meant = f"; did you mean {near[0]}?" if near else "; /help lists them"
-            raise UsageError(f"there is no command {inert(name)}{meant} (a space before it makes it a message)")
+            raise UsageError(f"there is no command {name}{meant} (a space before it makes it a message)")
         if rest and not command.takes:
             raise UsageError(f"{command.names[0]} takes nothing behind it")
         if not rest and command.takes == "FILE":
@@ -100,7 +100,7 @@ class Commands:
     def _system(self, rest: str) -> None:
         conversation = self._session.conversation
         if not rest:
-            note(inert(conversation.system) or "there is no system message; /system TEXT sets one")
+            note(conversation.system or "there is no system message; /system TEXT sets one")
             return
         if self._session.template is None:
             raise UsageError("a system message needs a chat template, and this model continues plain text")

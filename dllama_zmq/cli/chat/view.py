@@ -43,7 +43,7 @@ class View:
             self._waits = True
             if self._on_terminal and self._column:
                 self._write("\n")
-            self._display.line(f"[the answer waits: {inert(why)}]")
+            self._display.line(f"[the answer waits: {why}]")
         self._display.activity("waiting for the cluster")
 
     def thinking(self, text: str) -> None:
@@ -58,7 +58,10 @@ class View:
 
     def content(self, text: str) -> None:
         """More of the answer."""
-        if not text or not self._shows_text:
+        if not text:
+            return
+        if not self._shows_text:
+            self.progress("generating")
             return
         self._end_thinking()
         self._show(inert(text) if self._on_terminal else text)
