@@ -24,6 +24,7 @@ _EOT = _FIRST_BYTE + 256
 _SPACE = _EOT + 1
 
 TEMPLATE = (
+    "{{- '' if enable_thinking | default(true) else 'Do not think. ' -}}"
     "{%- for message in messages -%}"
     "{{ '<|' + message['role'] + '|>' + message['content'] + ('<|eot|>' if message['role'] == 'assistant' else '') }}"
     "{%- endfor -%}"

@@ -77,6 +77,11 @@ class Terminal:
         """Press these keys; "\r" is Enter. The command must have been started with `typing`."""
         os.write(self.descriptor, keys.encode())
 
+    def hang_up(self) -> None:
+        """Close the terminal."""
+        os.close(self.descriptor)
+        self.descriptor = -1
+
     def longest_silence_s(self) -> float:
         """Between two moments in which something came."""
         return max((later - earlier for earlier, later in zip(self.times, self.times[1:], strict=False)), default=0.0)
@@ -107,13 +112,15 @@ def at_terminal(
         env={"TERM": "xterm-256color", **environment}, preexec_fn=_own_terminal if typing else None,
     )  # fmt: skip
     os.close(theirs)
+    terminal = Terminal(process, ours)
     try:
-        yield Terminal(process, ours)
+        yield terminal
     finally:
         if process.poll() is None:
             process.kill()
         process.wait()
-        os.close(ours)
+        if terminal.descriptor >= 0:
+            os.close(ours)
 
 
 def _own_terminal() -> None:

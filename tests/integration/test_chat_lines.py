@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections.abc import Iterator
 from typing import Any
@@ -28,7 +29,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cli]:
     model = write_reciting_model(folder / "parrot.m", ANSWERS, template=None)
     (folder / "turns.jinja").write_text(TEMPLATE)
     with clean_cli(folder, model) as cli:
-        cli.up(1)
+        cli.up(1, max_seq_len=512)
         yield cli
         cli.down()
 
@@ -60,7 +61,23 @@ def test_an_object_of_json_tells_all_of_each_answer(cluster: Cli) -> None:
     assert len(first["tokens"]) == 3
     assert second["prompt_tokens"] > first["prompt_tokens"] + len("think T")
     (bare,) = objects(cluster, "say A\n")
+    (quiet,) = objects(cluster, "say A\n", "--no-think")
+    assert quiet["prompt_tokens"] > bare["prompt_tokens"]  # the template has written more
     assert first["prompt_tokens"] == bare["prompt_tokens"] + len("<|system|>Be brief.")
+
+
+def test_an_answer_that_fills_the_context_is_cut_and_that_is_said(cluster: Cli) -> None:
+    result = cluster.run("chat", "--template", "turns.jinja", stdin="sing L\n")
+    assert result.code == 0, result.said
+    found = re.fullmatch(
+        r"the answer is cut because the context is full: (\d+) tokens of the conversation and (\d+) of the answer; -c "
+        r"makes room for more, up to the model's own context\n",
+        result.err,
+    )
+    assert found is not None, result.said
+    n_prompt, n_answer = map(int, found.groups())
+    assert n_prompt + n_answer in (512, 513)  # the last token is not evaluated
+    assert result.out == " la lala" * (n_answer // 2) + " la" * (n_answer % 2) + "\n"
 
 
 def test_an_answer_comes_before_the_next_message_is_there(cluster: Cli) -> None:

@@ -14,7 +14,7 @@ import pytest
 from chatting import Chatting, chatting
 from command_line import Cli, clean_cli, kill, until
 from reciting import END_OF_TURN, write_reciting_model
-from terminal import at_terminal
+from terminal import at_terminal, lines_left
 
 COUNTS = ["One.", " Two.", " Three.", END_OF_TURN]
 ANSWERS = {
@@ -33,7 +33,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cli]:
     folder = tmp_path_factory.mktemp("chat")
     model = write_reciting_model(folder / "parrot.m", ANSWERS, seq_len=1 << 14)
     with clean_cli(folder, model) as cli:
-        cli.up(2)
+        cli.up(2, max_seq_len=1 << 14)
         yield cli
         cli.down()
 
@@ -65,6 +65,9 @@ def test_a_message_is_answered_up_to_the_end_of_turn_and_the_next_one_follows_it
     second = chat.say("say A")
     assert second.startswith("One. Two. Three.\n")
     assert n_prompt_tokens(second) > n_prompt_tokens(first) + len("say A")  # the first turn is part of the prompt
+    chat.say("/clear")
+    chat.say("/set think off")
+    assert n_prompt_tokens(chat.say("say A")) > n_prompt_tokens(first)  # the template has written more
 
 
 def test_a_line_is_edited_and_earlier_ones_come_back(cluster: Cli) -> None:
@@ -101,6 +104,19 @@ def test_ctrl_c_stops_the_answer_and_its_part_stays_in_the_conversation(chat: Ch
     n_sung = told.count("la")
     until(lambda: cluster.status().active == 0, 15.0, "the root to stop the answer")
     assert n_prompt_tokens(chat.say("say A")) > n_sung
+
+
+def test_a_long_prompt_is_seen_to_be_evaluated_and_may_be_interrupted(chat: Chatting, cluster: Cli) -> None:
+    (cluster.folder / "long.txt").write_text("x" * 14_000)
+    chat.say("/read long.txt")
+    chat.begin("say A")
+    chat.terminal.until(lambda text: re.search(r"evaluating .* [1-9]\d+ of 14\d\d\d tokens", text), 60)
+    chat.terminal.type("\x03")
+    assert "[stopped; it is as if never asked]" in chat.answer()
+    assert "conversation  0 turns" in chat.say("/show")
+    until(lambda: cluster.status().active == 0, 15.0, "the root to stop the answer")
+    chat.say("/clear")
+    assert chat.say("say A").startswith("One. Two. Three.\n")
 
 
 def test_keys_of_an_empty_prompt_say_how_to_leave_and_leave(chat: Chatting) -> None:
@@ -277,6 +293,16 @@ def test_an_answer_waits_for_a_worker_that_is_lost_says_why_and_goes_on(chat: Ch
     assert sung["before"] + sung["after"] == " la lala" * 1500
 
 
+def test_on_a_terminal_progress_leaves_the_text_of_generate_alone_while_a_worker_is_lost(cluster: Cli) -> None:
+    words = [sys.executable, "-m", "dllama_zmq", "generate", "sing L", "-n", "3000", "--no-echo"]
+    with at_terminal(words, cluster.folder, cluster.environment()) as terminal:
+        terminal.until(lambda text: "la lala la lala" in text, 60)
+        kill(cluster.pid("worker1"))
+        assert terminal.to_the_end(60) == 0
+        sung = "".join(lines_left(terminal.seen))
+    assert sung.startswith(" la lala" * 1500 + "3,000 tokens, "), sung.replace(" la lala" * 10, "*")
+
+
 def test_a_full_context_is_said_and_nothing_is_left_out(chat: Chatting, cluster: Cli) -> None:
     (cluster.folder / "long.txt").write_text("x" * (1 << 14))
     chat.say("A")
@@ -297,6 +323,17 @@ def test_what_is_typed_during_an_answer_is_the_next_message(chat: Chatting) -> N
     assert "One. Two. Three." in chat.answer()
 
 
+def test_a_root_that_went_away_is_said_and_the_conversation_outlives_it(cluster: Cli) -> None:
+    with chatting(cluster, "--temp", "0") as chat:
+        chat.say("say A")
+        kill(cluster.pid("root"))
+        assert re.search(r"error: .*root.*went\saway", chat.say("say A"))
+        assert cluster.run("up").code == 0
+        assert chat.say("say A").startswith("One. Two. Three.\n")
+        assert "conversation  2 turns" in chat.say("/show")
+        chat.leave()
+
+
 def test_a_terminated_chat_leaves_the_terminal_as_it_was(cluster: Cli) -> None:
     for in_mid_answer in (False, True):
         with chatting(cluster) as chat:
@@ -308,3 +345,12 @@ def test_a_terminated_chat_leaves_the_terminal_as_it_was(cluster: Cli) -> None:
             assert chat.terminal.to_the_end(20) in (-signal.SIGTERM, 128 + signal.SIGTERM)
             assert local_modes(chat) & termios.ECHO
             assert local_modes(chat) & termios.ICANON
+
+
+def test_the_cluster_of_one_chat_ends_with_its_terminal(cluster: Cli) -> None:
+    with clean_cli(cluster.folder, cluster.model) as cli, chatting(cli, "demo", "--temp", "0") as chat:
+        told = chat.say("Once upon a time")
+        assert re.match(r"Once upon a time, [^[]+\n\[the text has ended: the next one begins anew\]\n", told)
+        assert [node for node in cli.processes() if node.pid != chat.terminal.process.pid]
+        chat.terminal.hang_up()
+        assert chat.terminal.process.wait(20) == -signal.SIGHUP

@@ -15,11 +15,12 @@ from prompt_toolkit.document import Document
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.output.vt100 import Vt100_Output
 from prompt_toolkit.shortcuts import CompleteStyle
+from prompt_toolkit.utils import is_dumb_terminal
 
 from dllama_zmq.cli.chat import settings
 from dllama_zmq.cli.chat.commands import BY_NAME, Commands
 from dllama_zmq.cli.chat.exchange import Exchange
-from dllama_zmq.cli.chat.keys import kept_modes, quiet_keys
+from dllama_zmq.cli.chat.keys import quiet_keys
 from dllama_zmq.cli.chat.session import Session, told
 from dllama_zmq.cli.chat.view import View
 from dllama_zmq.cli.notes import note
@@ -50,7 +51,7 @@ class Terminal:
 
     def run(self) -> None:
         """Until Ctrl-D or /bye."""
-        with kept_modes():
+        with quiet_keys():
             self._converse()
 
     def _converse(self) -> None:
@@ -91,7 +92,7 @@ class Terminal:
         """Show the answer to a message; None: another one to the last."""
         session, interrupts = self._session, Interrupts()
         session.last = None
-        with suppress(KeyboardInterrupt), interrupts.caught(), quiet_keys(), Display() as display:
+        with suppress(KeyboardInterrupt), interrupts.caught(), Display() as display:
             display.activity("asking the root")
             view = View(display, shows_text=True, shows_thinking=True)
             try:
@@ -183,8 +184,13 @@ class _File(FileHistory):
             super().store_string(string)
 
 
-def _output() -> Vt100_Output:
-    """The terminal of stdout or stderr. It is not asked where its cursor is: the answer may come late, as a message."""
+def _output() -> Vt100_Output | None:
+    """The terminal of stdout or stderr. It is not asked where its cursor is: the answer may come late, as a message.
+
+    None for a terminal that knows no codes: prompt_toolkit then writes letters alone.
+    """
+    if is_dumb_terminal():
+        return None
     stream = sys.stdout if sys.stdout.isatty() else sys.stderr
 
     def size() -> Size:
