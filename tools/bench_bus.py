@@ -4,7 +4,7 @@
 
 Prints the median and the 90th percentile in microseconds, over ipc and loopback TCP, with and without spinning before a
 wait blocks. Workers are child processes, as in a cluster. `--kernels numpy` takes only the bus's slow path
-(bus/exchange.py), `simd` its fast path (bus/native/) first.
+(bus/star.py), `simd` its fast path (bus/native/) first.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ import time
 import numpy as np
 import zmq
 
-from dllama_zmq.bus.exchange import StarRoot
 from dllama_zmq.bus.links import Endpoints, RootLink, WorkerLink
 from dllama_zmq.bus.messages import Beacon, Bye, Heard, Join, Loaded, Step
 from dllama_zmq.bus.roster import Roster
 from dllama_zmq.bus.sockets import SPIN_S
-from dllama_zmq.bus.worker_exchange import StarWorker, StepVoid
+from dllama_zmq.bus.star import StarRoot
+from dllama_zmq.bus.star_worker import StarWorker
+from dllama_zmq.bus.worker_steps import StepVoid
 from dllama_zmq.errors import RootLost
 from dllama_zmq.kernels import Batch, KernelChoice, choose_kernels
 from dllama_zmq.spec import Sync
@@ -48,8 +49,8 @@ def be_worker(replies: str, steps: str, nodes: int, kernels: KernelChoice, sync:
             if arrived is None:
                 return
             message, frames = arrived
-            if isinstance(message, Beacon) and message.epoch != comm.epoch:
-                comm.epoch = message.epoch
+            if isinstance(message, Beacon) and message.epoch != comm.steps.epoch:
+                comm.steps.epoch = message.epoch
                 link.send(Heard(message.epoch))
             elif isinstance(message, Step):
                 comm.begin(message, frames)

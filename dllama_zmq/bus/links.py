@@ -20,11 +20,12 @@ from dllama_zmq.bus.complaints import Complaints
 from dllama_zmq.bus.messages import TO_ROOT, TO_WORKER, Bye, Frame, Join, Message, Ping, decode, encode, kind_of
 from dllama_zmq.bus.meter import Meter
 from dllama_zmq.bus.peers import PeerGone, Peers, bind_guarded, close_guarded
-from dllama_zmq.errors import ProtocolError
+from dllama_zmq.errors import ProtocolError, RootLost
 
 logger = logging.getLogger(__name__)
 
 _LAST_WORD_MS = 200
+_BYE = Bye.__name__.lower()
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,24 +84,26 @@ class RootLink:
             raise
         self.replies = self._peers.socket
 
-    def publish(self, message: Message, arrays: Sequence[Frame], names: Sequence[str]) -> list[Frame]:
-        """Send to every worker; `names` are those it is metered under. Returns the frames, for sending them again."""
-        frames = encode(message, arrays)
+    def publish(self, message: Message, arrays: Sequence[Frame], names: Sequence[str]) -> None:
+        """Send to every worker; `names` are those it is metered under."""
+        self.publish_frames(names, kind_of(message), encode(message, arrays))
+
+    def publish_frames(self, names: Sequence[str], kind: str, frames: Sequence[Frame]) -> None:
+        """Send frames made before to every worker."""
         self.steps.send_multipart(frames)
-        self.meter.count(names, "sent", kind_of(message), frames)
-        return frames
+        self.meter.count(names, "sent", kind, frames)
 
     def send(self, identity: bytes, name: str, message: Message, arrays: Sequence[Frame] = ()) -> None:
         """Send to one worker. Raises PeerGone."""
         self.send_frames(identity, name, kind_of(message), encode(message, arrays))
-        if isinstance(message, Bye) and name:  # strangers are not waited for at the end
-            self._leaving.add(identity)
 
     def send_frames(self, identity: bytes, name: str, kind: str, frames: Sequence[Frame]) -> None:
         """Send frames made before to one worker; no name, no metering. Raises PeerGone."""
         self._peers.send(identity, frames)
         if name:
             self.meter.count([name], "sent", kind, frames)
+            if kind == _BYE:  # strangers are not waited for at the end
+                self._leaving.add(identity)
 
     def receive(self, until: float) -> tuple[bytes, Message, list[Frame]] | None:
         """The next message and the identity it came from, or None when time.monotonic() passes `until`."""
@@ -178,14 +181,18 @@ class WorkerLink:
 
     def send(self, message: Message, arrays: Sequence[Frame] = ()) -> bool:
         """Send to the root. False where there is no connection: the message is lost."""
+        return self.send_frames(encode(message, arrays))
+
+    def send_frames(self, frames: Sequence[Frame]) -> bool:
+        """Send frames made before to the root, as `send` does."""
         try:
-            self.replies.send_multipart(encode(message, arrays), zmq.NOBLOCK)
+            self.replies.send_multipart(frames, zmq.NOBLOCK)
         except zmq.Again:
             return False
         return True
 
     def receive(self, until: float) -> tuple[Message, list[Frame]] | None:
-        """The next message, or None when time.monotonic() passes `until` or the root's connection is lost."""
+        """The next message, or None when time.monotonic() passes `until`. Raises RootLost if the connection broke."""
         while True:
             frames = sockets.spin(self.steps, self.spin_s) if self.steps is not None else None
             if frames is None:
@@ -206,10 +213,6 @@ class WorkerLink:
             self._complaints.say("dropped a message from the root: %s", error)
             return None
 
-    def lost(self) -> bool:
-        """Whether the connection to the root has broken since the last call."""
-        return self._disconnects is not None and self._disconnects.happened()
-
     def close(self) -> None:
         """Close both sockets; a last Fault has a moment to leave."""
         if self._disconnects is not None:
@@ -229,8 +232,8 @@ class WorkerLink:
                     frames = sockets.receive_now(socket)
                     if frames is not None:
                         return frames
-            if broken:
-                return None
+            if broken and self._disconnects is not None and self._disconnects.happened():
+                raise RootLost("the connection to the root broke")
             if wait_s <= 0:
                 return None
 

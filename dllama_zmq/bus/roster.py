@@ -1,4 +1,4 @@
-"""Who is in the cluster, how far each one is, and which parts of a stage are missing.
+"""Who is in the cluster, and how far each one is.
 
 Pure: it is fed messages and asked questions; it owns no socket, no clock and no weight.
 
@@ -13,7 +13,7 @@ import enum
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from dllama_zmq.bus.messages import Candidates, Frame, Join, Partial, Refuse
+from dllama_zmq.bus.messages import Join, Refuse
 
 ROOT = "root"
 """The name of node 0."""
@@ -172,45 +172,3 @@ class Roster:
         for member in self.members:
             if member.state is State.READY:
                 member.state = State.LOADED
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """One node's answer to one stage."""
-
-    node: int
-    message: Partial | Candidates
-    frames: Sequence[Frame]
-
-
-class Gather:
-    """The parts of one stage, by node: takes each once, ignores what is late or of another stage or kind."""
-
-    def __init__(
-        self, kind: type[Partial | Candidates], epoch: int, step: int, stage: int, nodes: Collection[int]
-    ) -> None:
-        self.kind, self.stage = kind, stage
-        self._key = (epoch, step, stage)
-        self._missing = set(nodes)
-        self._parts: dict[int, Part] = {}
-        self.last = 0
-        """The node whose part was taken last; 0 before there is one."""
-
-    @property
-    def missing(self) -> list[int]:
-        """Nodes that have not answered, in order."""
-        return sorted(self._missing)
-
-    def offer(self, node: int, message: Partial | Candidates, frames: Sequence[Frame]) -> bool:
-        """Take a part if it is one of this stage and not yet here; say whether it was taken."""
-        here = isinstance(message, self.kind) and (message.epoch, message.step, message.stage) == self._key
-        if not here or node not in self._missing:
-            return False
-        self._missing.remove(node)
-        self._parts[node] = Part(node, message, frames)
-        self.last = node
-        return True
-
-    def in_node_order(self) -> list[Part]:
-        """All parts; the order of adding them, whatever order they arrived in."""
-        return [self._parts[node] for node in sorted(self._parts)]

@@ -17,15 +17,17 @@ import zmq
 
 from dllama_zmq.bus.addresses import ip_of
 from dllama_zmq.bus.client_messages import StepStats
-from dllama_zmq.bus.exchange import Solo, StarRoot
+from dllama_zmq.bus.exchange import Exchange, Solo
 from dllama_zmq.bus.links import Endpoints, RootLink
 from dllama_zmq.bus.messages import Bye
 from dllama_zmq.bus.messages import Plan as PlanMessage
 from dllama_zmq.bus.meter import Phase
 from dllama_zmq.bus.native.exchange import EXCHANGE_KERNELS
 from dllama_zmq.bus.peers import PeerGone
-from dllama_zmq.bus.roster import ROOT, Part, Roster, State
+from dllama_zmq.bus.roster import ROOT, Roster, State
 from dllama_zmq.bus.sockets import SPIN_S
+from dllama_zmq.bus.star import StarRoot
+from dllama_zmq.bus.steps import Part
 from dllama_zmq.cluster import Limits
 from dllama_zmq.errors import PlanError, ProtocolError, RemoteError, RequestError
 from dllama_zmq.formats import ModelFile
@@ -128,7 +130,7 @@ class Root:
         first_epoch = time.time_ns() // 1_000_000  # a root that starts again begins above the epochs of the last one
         self.roster = Roster(settings.names, first_epoch, settings.reserved, settings.addresses)
         self.link: RootLink | None = None
-        self._star: StarRoot | None = None
+        self._exchange: Exchange = Solo()
         self._membership: Membership | None = None
         if settings.names:
             if endpoints is None:
@@ -137,7 +139,7 @@ class Root:
         self._model = model
         try:
             if self.link is not None and endpoints is not None:
-                self._star = StarRoot(self.link, self.roster, kernels, settings.sync, settings.limits.step_s)
+                self._exchange = StarRoot(self.link, self.roster, kernels, settings.sync, settings.limits.step_s)
                 self._membership = Membership(
                     self.link, endpoints, self.roster, self._plan_message(), settings.limits,
                     lambda node: WeightStream(model, self.plan, node),
@@ -149,9 +151,8 @@ class Root:
                 self.link.close()
             raise
         model.forget_pages()
-        self._comm = self._star or Solo()
         self.ledger = Ledger(self.plan, settings.sync, list(settings.names), settings.recent_s)
-        self._stopwatch = Stopwatch(self._star, None if self.link is None else self.link.meter, self._unnamed)
+        self._stopwatch = Stopwatch(self._exchange, None if self.link is None else self.link.meter, self._unnamed)
         self._phase: Phase = "idle"
         self._asks: Mapping[int, Ask] = {}  # of the last step, by row, and the logits of these rows
         self._x: F32 = np.empty((0, 0), np.float32)  # its result: one row for each token
@@ -181,10 +182,9 @@ class Root:
 
     def pump(self, until: float) -> None:
         """Answer the bus until time.monotonic() passes `until`: joins, weights, beacons."""
-        if self._membership is None or self._star is None:
+        if self._membership is None:
             return
-        backlog, self._star.backlog = self._star.backlog, {}
-        for identity, message in backlog.items():
+        for identity, message in self._exchange.out_of_turn().items():
             self._membership.handle(identity, message)
         self._membership.pump(until)
 
@@ -237,7 +237,7 @@ class Root:
         self._stopwatch.start()
         asks = {row: replace(self._asks[row], k=k) for row, k in ks.items()}
         with self._void_if_broken_off():
-            parts = self._star.ask_more(list(ks.items())) if self._star is not None else []
+            parts = self._exchange.ask_more(list(ks.items()))
         self.ledger.add_more(self._phase, len(self._x), asks)
         at = list(self._asks)
         rows = self._merged(self._answers(parts, asks, self._logits[[at.index(row) for row in ks]]), asks)
@@ -269,13 +269,12 @@ class Root:
     def _run(self, batch: Batch, tokens: Sequence[int], asks: Mapping[int, Ask]) -> list[Part]:
         x = np.concatenate([self._model.read("embedding", slice(t, t + 1)).dequantize() for t in tokens])
         with self._void_if_broken_off():
-            if self._star is not None:
-                x = self._star.begin(batch, x, *pack_asks(asks))
-            x = self._shard.forward(x, batch, self._comm)
+            x = self._exchange.begin(batch, x, *pack_asks(asks))
+            x = self._shard.forward(x, batch, self._exchange)
             self._asks, self._x = asks, x
             if asks:
                 self._logits = self._shard.logits(x[list(asks)])
-            return self._star.candidates() if self._star is not None else []
+            return self._exchange.candidates()
 
     @contextmanager
     def _void_if_broken_off(self) -> Iterator[None]:
@@ -301,16 +300,13 @@ class Root:
                 answers.append(read_answers(each, part.message.arrays, part.frames, vocab))
             except ProtocolError as error:
                 self.roster.new_epoch()
-                raise RemoteError(self._name(part.node), f"its candidates are {error}") from None
+                raise RemoteError(part.name, f"its candidates are {error}") from None
         return answers
 
     def _merged(self, answers: Sequence[Sequence[NodeCandidates]], asks: Mapping[int, Ask]) -> list[RowCandidates]:
         first_ids = [node.vocab.start for node in self.plan.slices]
         rows = zip(zip(*answers, strict=True), asks.values(), strict=True)
         return [merge_candidates(nodes, ask, first_ids) for nodes, ask in rows]
-
-    def _name(self, node: int) -> str:
-        return self.settings.names[node - 1]
 
     def _name_of(self, identity: bytes) -> str | None:
         member = self.roster.find(identity)

@@ -6,11 +6,12 @@ import time
 from collections.abc import Callable, Collection, Sequence
 
 from dllama_zmq.bus.client_messages import NodeTimes, StepStats
-from dllama_zmq.bus.exchange import StarRoot
+from dllama_zmq.bus.exchange import Exchange
 from dllama_zmq.bus.messages import Candidates
 from dllama_zmq.bus.meter import Meter
-from dllama_zmq.bus.roster import ROOT, Part
+from dllama_zmq.bus.roster import ROOT
 from dllama_zmq.bus.slowest import Spent, times_of_step
+from dllama_zmq.bus.steps import Part
 
 
 class Stopwatch:
@@ -19,8 +20,8 @@ class Stopwatch:
     unnamed: the nodes of whom it is not told that others wait for them.
     """
 
-    def __init__(self, star: StarRoot | None, meter: Meter | None, unnamed: Callable[[], Collection[str]]) -> None:
-        self._star = star
+    def __init__(self, exchange: Exchange, meter: Meter | None, unnamed: Callable[[], Collection[str]]) -> None:
+        self._exchange = exchange
         self._meter = meter
         self._unnamed = unnamed
         self._start_s = self._start_on_core_s = 0.0
@@ -39,25 +40,25 @@ class Stopwatch:
         Without parts of workers that there are, who waited for whom is not told.
         """
         wall_s = time.monotonic() - self._start_s
-        if self._star is None or self._meter is None:
+        if self._meter is None:
             return StepStats(wall_s, 0.0, 0, 0, {}), {ROOT: NodeTimes(wall_s)}
-        on_core_s, star, nodes = time.thread_time() - self._start_on_core_s, self._star, {}
+        on_core_s, exchange, nodes = time.thread_time() - self._start_on_core_s, self._exchange, {}
         if parts:
-            nodes = times_of_step(_spent(star, wall_s, on_core_s, parts), star.waits)
+            nodes = times_of_step(_spent(exchange.wait_s, wall_s, on_core_s, parts), exchange.waits)
             for name in self._unnamed():
                 nodes[name] = NodeTimes(nodes[name].compute_s, nodes[name].wait_s)
         waited_for_s = {name: times.waited_for_s for name, times in nodes.items() if times.waited_for_s > 0}
         n_sent, n_received = self._start_bytes
         n_sent, n_received = self._meter.payload("sent") - n_sent, self._meter.payload("received") - n_received
-        return StepStats(wall_s, star.wait_s, n_sent, n_received, waited_for_s), nodes
+        return StepStats(wall_s, exchange.wait_s, n_sent, n_received, waited_for_s), nodes
 
 
-def _spent(star: StarRoot, wall_s: float, on_core_s: float, parts: Sequence[Part]) -> dict[str, Spent]:
+def _spent(wait_s: float, wall_s: float, on_core_s: float, parts: Sequence[Part]) -> dict[str, Spent]:
     """What each node did in a step: the root as it measured, the others as they say."""
-    compute_s = max(0.0, wall_s - star.wait_s)
-    spent = {ROOT: Spent(compute_s, max(0.0, compute_s - on_core_s), star.wait_s)}
+    compute_s = max(0.0, wall_s - wait_s)
+    spent = {ROOT: Spent(compute_s, max(0.0, compute_s - on_core_s), wait_s)}
     for part in parts:
         if isinstance(part.message, Candidates):
             said = part.message
-            spent[star.name(part.node)] = Spent(said.compute_s, said.paused_s, said.wait_s)
+            spent[part.name] = Spent(said.compute_s, said.paused_s, said.wait_s)
     return spent

@@ -12,7 +12,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 
 import msgspec
@@ -41,7 +41,8 @@ from dllama_zmq.bus.messages import (
 )
 from dllama_zmq.bus.messages import Plan as PlanMessage
 from dllama_zmq.bus.native.exchange import EXCHANGE_KERNELS
-from dllama_zmq.bus.worker_exchange import StarWorker, StepVoid
+from dllama_zmq.bus.star_worker import StarWorker
+from dllama_zmq.bus.worker_steps import StepVoid
 from dllama_zmq.errors import BusError, ClusterError, DllamaError, FormatError, PlanError, ProtocolError, RootLost
 from dllama_zmq.host import free_memory_bytes, give_memory_back, host_name, refused_by_system
 from dllama_zmq.kernels import choose_kernels, prepare_kernels
@@ -192,8 +193,6 @@ class Worker:
             if arrived is not None:
                 self._handle(link, shard, *arrived)
                 heard = time.monotonic()
-            elif link.lost():
-                raise RootLost("the connection to the root broke")
             elif self._settings.watch and time.monotonic() > heard + _IDLE_SILENCE_S:
                 raise RootLost(f"no word from the root for {_IDLE_SILENCE_S:.0f} s")
         return address
@@ -208,12 +207,12 @@ class Worker:
                 self._on_state(f"waiting for a root at {address}")
                 self._next_word = time.monotonic() + (_SAY_EVERY_S if self._next_word else _SAY_FIRST_S)
             sent = link.send(self._introduction())
-            arrived = link.receive(time.monotonic() + (_JOIN_EVERY_S if sent else _CONNECT_S))
-            if arrived is None:
-                link.lost()  # a root that is not there yet is no loss; forget the event
-            elif isinstance(arrived[0], Welcome):
+            arrived = None
+            with suppress(RootLost):  # a root that is not there yet is no loss
+                arrived = link.receive(time.monotonic() + (_JOIN_EVERY_S if sent else _CONNECT_S))
+            if arrived is not None and isinstance(arrived[0], Welcome):
                 return arrived[0]
-            elif isinstance(arrived[0], Refuse):
+            if arrived is not None and isinstance(arrived[0], Refuse):
                 self._patience = self._patience or time.monotonic() + _PATIENCE_S
                 if not arrived[0].again or time.monotonic() > self._patience:
                     raise ClusterError(f"the root at {address} has no place for this worker: {arrived[0].reason}")
@@ -272,8 +271,6 @@ class Worker:
         while not self._stopped:
             arrived = link.receive(time.monotonic() + 1.0)
             if arrived is None:
-                if link.lost():
-                    raise RootLost("the connection to the root broke while loading")
                 if self._settings.watch and time.monotonic() > heard + _IDLE_SILENCE_S:
                     raise RootLost(f"no word from the root for {_IDLE_SILENCE_S:.0f} s while loading")
                 link.send(Credit(0))  # the root gives up a worker that is silent while it loads
@@ -289,9 +286,9 @@ class Worker:
             if message.epoch != shard.heard:
                 link.send(Heard(message.epoch))
                 logger.info("ready to answer the root's steps")
-            shard.heard = shard.comm.epoch = message.epoch
+            shard.heard = shard.comm.steps.epoch = message.epoch
         elif isinstance(message, Step | More):
-            if message.epoch == shard.comm.epoch:
+            if shard.comm.steps.accepts(message):
                 self._guarded(link, shard, message, frames)
         elif isinstance(message, Ping):
             shard.comm.answer_ping(message)
@@ -304,9 +301,8 @@ class Worker:
         """Run a step; whatever goes wrong in it travels home."""
         try:
             if isinstance(message, Step):
-                if message.step > shard.comm.step:  # else it is one sent again that was not lost
-                    self._step(shard, message, frames)
-            elif shard.comm.next_stage(message.step, message.stage):
+                self._step(shard, message, frames)
+            else:
                 shard.answer(again(shard.asks, message))
         except StepVoid as void:
             self._handle(link, shard, void.message, [])

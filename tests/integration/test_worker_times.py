@@ -11,7 +11,7 @@ from integration.nodes import FAST_AND_SLOW, SOON_S, Context, inproc
 
 from dllama_zmq.bus.links import WorkerLink
 from dllama_zmq.bus.messages import TO_ROOT, ArrayHead, Candidates, Partial, Step, Sum, decode, encode
-from dllama_zmq.bus.worker_exchange import StarWorker
+from dllama_zmq.bus.star_worker import StarWorker
 from dllama_zmq.kernels import KernelChoice, choose_kernels
 
 DIM, N_STAGES = 32, 3
@@ -47,7 +47,7 @@ def test_a_worker_was_paused_while_it_neither_ran_nor_waited(context: Context, k
             steps.send_multipart(encode(Sum(1, 1, partial.stage, [head]), [row.tobytes()]))
 
     comm = StarWorker(link, choose_kernels(kernels, 1), "f32", DIM, nodes=4, silence_s=SOON_S)
-    comm.epoch = 1
+    comm.steps.epoch = 1
     root = threading.Thread(target=add_up)
     root.start()
     begun_s, begun_on_core_s, computed_s = time.monotonic(), time.thread_time(), 0.0

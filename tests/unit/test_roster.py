@@ -1,14 +1,13 @@
-"""Roster and Gather: who is in, who is ready, what is missing. Pure, so a test is a table of what happens."""
+"""Roster: who is in, and who is ready. Pure, so a test is a table of what happens."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import permutations
 
 import pytest
 
-from dllama_zmq.bus.messages import Candidates, Join, Partial, Refuse
-from dllama_zmq.bus.roster import Gather, Member, Roster, State
+from dllama_zmq.bus.messages import Join, Refuse
+from dllama_zmq.bus.roster import Member, Roster, State
 
 FIRST = 1000
 
@@ -193,49 +192,3 @@ def test_ready_needs_every_worker_to_have_loaded_and_then_heard_this_epochs_beac
 
 def test_a_root_alone_is_ready() -> None:
     assert roster().ready
-
-
-# --- the parts of a stage ---------------------------------------------------------------------------------------------
-
-HERE = (7, 3, 2)  # epoch, step, stage
-
-
-def partial(epoch: int = 7, step: int = 3, stage: int = 2) -> Partial:
-    return Partial(epoch, step, stage, [])
-
-
-@pytest.mark.parametrize("order", list(permutations([1, 2, 3])))
-def test_parts_are_in_node_order_whatever_order_they_arrive_in(order: tuple[int, ...]) -> None:
-    gather = Gather(Partial, *HERE, nodes=[1, 2, 3])
-    for node in order:
-        assert gather.offer(node, partial(), [bytes([node])])
-    assert gather.missing == []
-    assert [(part.node, part.frames) for part in gather.in_node_order()] == [(n, [bytes([n])]) for n in (1, 2, 3)]
-
-
-@pytest.mark.parametrize(
-    ("node", "message"),
-    [
-        (1, partial(epoch=6)),
-        (1, partial(epoch=8)),
-        (1, partial(step=2)),
-        (1, partial(step=4)),
-        (1, partial(stage=1)),
-        (1, partial(stage=3)),
-        (3, partial()),
-        (0, partial()),
-        (1, Candidates(*HERE, 0.0, 0.0, 0.0, [])),
-    ],
-)
-def test_late_early_and_foreign_parts_are_ignored(node: int, message: Partial | Candidates) -> None:
-    gather = Gather(Partial, *HERE, nodes=[1, 2])
-    assert not gather.offer(node, message, [])
-    assert gather.missing == [1, 2]
-
-
-def test_a_part_that_comes_twice_counts_once_and_the_first_one_stays() -> None:
-    gather = Gather(Partial, *HERE, nodes=[1, 2])
-    assert gather.offer(1, partial(), [b"first"])
-    assert not gather.offer(1, partial(), [b"second"])
-    assert gather.missing == [2]
-    assert [part.frames for part in gather.in_node_order()] == [[b"first"]]

@@ -1,6 +1,6 @@
 """The fast path of an exchange of partial sums: one compiled call that sends, receives and adds.
 
-The messages are those of the slow path (`bus/exchange.py`, `bus/worker_exchange.py`). A message with another header is
+The messages are those of the slow path (`bus/star.py`, `bus/star_worker.py`). A message with another header is
 handed back, and a part that takes longer than the spin is not waited for: the slow path alone has deadlines and pings.
 """
 

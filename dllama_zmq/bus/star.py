@@ -1,0 +1,176 @@
+"""The root of a star: it publishes a step, adds all partial sums and publishes each sum.
+
+Every node makes its partial sums; the root adds them in a tree over the nodes in their order. Everybody, the root too,
+goes on with what was published, decoded: the same bits. Two nodes need not wait for each other's turn: each sends its
+own partial sum as soon as it has it, the root as `sum`, and both add the same two in the same order.
+
+Sums and partial sums take the fast path of `native/exchange.py` if there is one. What it leaves takes the slow path,
+and so do those of micro-batches, which are large and not waited for at once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+
+from dllama_zmq.bus import exchange
+from dllama_zmq.bus.arrays import Packed, pack_floats, pack_plain, packed, stage_header, to_wire, unpack
+from dllama_zmq.bus.links import RootLink
+from dllama_zmq.bus.messages import ArrayHead, Candidates, Frame, Message, Partial, RowAsk, Sum
+from dllama_zmq.bus.native.exchange import NativeExchange, SocketPair, make_native_exchange
+from dllama_zmq.bus.peers import PeerGone
+from dllama_zmq.bus.roster import Roster
+from dllama_zmq.bus.slowest import Wait
+from dllama_zmq.bus.steps import Action, Failed, Part, Publish, RootSteps, Send
+from dllama_zmq.errors import ProtocolError, RemoteError
+from dllama_zmq.kernels import Batch, Kernels
+from dllama_zmq.quants import F32, U8
+from dllama_zmq.spec import Sync
+
+
+class StarRoot:
+    """The root's `Exchange` with the workers of `roster`."""
+
+    def __init__(self, link: RootLink, roster: Roster, kernels: Kernels, sync: Sync, step_s: float) -> None:
+        self._link, self._roster, self._kernels, self._sync = link, roster, kernels, sync
+        self._steps = RootSteps(roster, sync, step_s)
+        self._names = [member.name for member in roster.members]
+        self._own: deque[U8] = deque()  # the root's partial sums of stages whose sum is not made
+        self._native: NativeExchange | None = None
+        self._native_epoch = -1
+
+    @property
+    def wait_s(self) -> float:
+        return self._steps.wait_s
+
+    @property
+    def waits(self) -> Mapping[str, Wait]:
+        return self._steps.waits
+
+    def begin(self, batch: Batch, x: F32, asks: Sequence[RowAsk], of_asks: Sequence[Packed]) -> F32:
+        head, frame = pack_floats(x, self._sync)
+        arrays = [(head, frame), pack_plain(batch.page_ids[None], "i32"), *of_asks]
+        spans = [(span.start, span.count) for span in batch.spans]
+        self._own.clear()
+        for action in self._steps.begin(spans, asks, arrays):
+            self._do(action)
+        self._make_ready(head)
+        return unpack(head, frame, self._sync, (x.shape[0], x.shape[1]))
+
+    def all_reduce(self, partial: F32 | U8) -> F32:
+        native = self._native
+        if native is None:
+            self.start(partial)
+            return self.finish()
+        own = to_wire(partial, self._kernels, self._sync)  # as the others' do: no node is special
+        stage = self._steps.begin_stage()
+        header, expected = self._sum_header(stage), self._partial_header(stage)
+        total = native(header, own, expected)
+        for tally, received in zip(self._received, native.received, strict=True):
+            if received:
+                tally.add_array(len(expected), own.nbytes)
+        if self._steps.pair:
+            self._note_sum(header, own)
+        elif total is not None and native.published is not None:
+            self._note_sum(header, native.published)
+        if total is None:
+            return self._add_late(native, header, own)
+        self._steps.count_wait(self._names[native.last], native.waited_s, len(self._names) * own.nbytes)
+        return total
+
+    def start(self, partial: F32 | U8) -> None:
+        own = to_wire(partial, self._kernels, self._sync)
+        self._own.append(own)
+        for action in self._steps.start(own):
+            self._do(action)
+
+    def finish(self) -> F32:
+        parts = self._wait()
+        own = self._own.popleft()
+        wire, total = self._add_up(own, [self._read(part, len(own)) for part in parts])
+        if wire is not None:
+            self._do(self._steps.sum(parts[0].message.stage, wire))
+        return total
+
+    def candidates(self) -> list[Part]:
+        self._steps.begin_stage()
+        self._steps.expect(Candidates)
+        return self._wait()
+
+    def ask_more(self, again: Sequence[tuple[int, int]]) -> list[Part]:
+        for action in self._steps.more(again):
+            self._do(action)
+        return self.candidates()
+
+    def out_of_turn(self) -> dict[bytes, Message]:
+        return self._steps.out_of_turn()
+
+    def _make_ready(self, head: ArrayHead) -> None:
+        """For the sums of a step, all with this array head."""
+        epoch, link = self._roster.epoch, self._link
+        if epoch != self._native_epoch:  # a worker that has joined again has another identity
+            sockets = SocketPair(link.steps, link.replies, [member.identity for member in self._roster.members])
+            self._native = make_native_exchange(
+                self._kernels, self._sync, sockets, link.spin_s, range(len(self._names) + 1), not self._steps.pair
+            )
+            self._native_epoch = epoch
+        self._columns = head.columns
+        self._sum_header = stage_header(Sum, epoch, self._steps.step, head)
+        self._partial_header = stage_header(Partial, epoch, self._steps.step, head)
+        self._sent = [link.meter.tally(name, "sent", "sum") for name in self._names]
+        self._received = [link.meter.tally(name, "received", "partial") for name in self._names]
+
+    def _add_late(self, native: NativeExchange, header: bytes, own: U8) -> F32:
+        """The sum that the fast path has left: a part is late, another message came, or the arrays are large."""
+        parts, other = native.parts, native.unexpected()
+        missing = [node for node, part in enumerate(parts, start=1) if part is None]
+        if missing:
+            self._steps.expect(Partial, missing)
+            for late in self._wait(other, native.waited_s):
+                parts[late.node - 1] = self._read(late, len(own))
+        else:
+            self._steps.count_wait(self._names[native.last], native.waited_s, len(parts) * own.nbytes)
+        wire, total = self._add_up(own, [part for part in parts if part is not None])
+        if wire is not None:
+            native.send(header, wire)
+            self._note_sum(header, wire)
+        return total
+
+    def _note_sum(self, header: bytes, body: U8) -> None:
+        """A sum has been sent on the fast path."""
+        self._steps.said([header, body.data.cast("B")])
+        for tally in self._sent:
+            tally.add_array(len(header), body.nbytes)
+
+    def _add_up(self, own: U8, parts: Sequence[U8]) -> tuple[U8 | None, F32]:
+        """The sum as it is to be published, if it is, and as everybody goes on with it."""
+        return self._kernels.add_up([own, *parts], self._sync, packed=not self._steps.pair)
+
+    def _read(self, part: Part, n_rows: int) -> U8:
+        try:
+            return packed(part.message.arrays[0], part.frames[0], self._sync, (n_rows, self._columns))
+        except (ProtocolError, IndexError) as error:
+            place = self._steps.place(Partial, part.message.stage)
+            raise RemoteError(part.name, f"its partial sum at {place} is {error}") from None
+
+    def _wait(self, received: Sequence[Frame] | None = None, waited_s: float = 0.0) -> list[Part]:
+        """The parts of the stage that was begun first. received: a message that is here. waited_s: the wait before.
+
+        Raises WorkerLost, RemoteError.
+        """
+        arrived = None if received is None else self._link.read(received)
+        begun = self._steps.wait(time.monotonic(), arrived, waited_s)
+        return exchange.wait(self._steps, begun, self._do, self._link.receive)
+
+    def _do(self, action: Action) -> None:
+        if isinstance(action, Failed):
+            raise action.error
+        if isinstance(action, Publish):
+            self._link.publish_frames(action.names, action.kind, action.frames)
+        elif isinstance(action, Send):
+            try:
+                self._link.send_frames(action.identity, action.name, action.kind, action.frames)
+            except PeerGone:
+                for following in self._steps.gone(action.identity):
+                    self._do(following)
