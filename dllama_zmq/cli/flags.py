@@ -16,7 +16,9 @@ from typer import Argument, Option
 
 from dllama_zmq.cli import completion
 from dllama_zmq.cli.flag_kinds import MAX, KernelChoice, choice, model_flag, number, real
+from dllama_zmq.cli.form import grammar_of
 from dllama_zmq.errors import RequestError, UsageError
+from dllama_zmq.grammar import Grammar
 from dllama_zmq.hub import HUB_PREFIX
 from dllama_zmq.sampling import Sampling
 from dllama_zmq.spec import Sync, Weights
@@ -120,6 +122,7 @@ class Overrides:
 
 
 _SAMPLING = "Sampling"
+_FORM = "Form of the answer"
 
 
 def _real(*names: str, help: str) -> Any:
@@ -262,6 +265,28 @@ class Answer(Sampled):
             rich_help_panel=_SAMPLING,
         ),
     ] = None
+    json_schema: Annotated[
+        str | None,
+        Option(
+            "-j",
+            "--json-schema",
+            metavar="SCHEMA",
+            help="JSON that a schema describes",
+            rich_help_panel=_FORM,
+        ),
+    ] = None
+    json_schema_file: Annotated[
+        Path | None,
+        Option("-jf", "--json-schema-file", metavar="FILE", help="The same, from a file", rich_help_panel=_FORM),
+    ] = None
+    grammar: Annotated[
+        str | None,
+        Option("--grammar", metavar="RULES", help="What these rules allow (GBNF)", rich_help_panel=_FORM),
+    ] = None
+    grammar_file: Annotated[
+        Path | None,
+        Option("--grammar-file", metavar="FILE", help="The same, from a file; FILE.lark: Lark", rich_help_panel=_FORM),
+    ] = None
     stats: Annotated[
         str | None,
         choice("--stats", of=Literal["answer", "tokens"], help="Tell what a token took; =tokens: each of them too"),
@@ -280,6 +305,14 @@ class Answer(Sampled):
         if self.logprobs is not None and not self.json:
             raise UsageError("--logprobs needs --json, which has a place for them")
         return _checked(msgspec.structs.replace(Sampled.sampling(self), logprobs=self.logprobs))
+
+    def form(self) -> Grammar | None:
+        """The grammar of the answer; a file of it is read. Raises as `grammar_of` does."""
+        return grammar_of(self.json_schema, self.json_schema_file, self.grammar, self.grammar_file)
+
+    def has_form(self) -> bool:
+        """Whether a grammar is given."""
+        return any((self.json_schema, self.json_schema_file, self.grammar, self.grammar_file))
 
 
 def _checked(sampling: Sampling) -> Sampling:

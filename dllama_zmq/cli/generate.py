@@ -23,6 +23,7 @@ from dllama_zmq.cli.prompt import read_prompt
 from dllama_zmq.cli.stats import Stats
 from dllama_zmq.cli.using import Used, file_for, used, used_at, with_model
 from dllama_zmq.client import Answer
+from dllama_zmq.grammar import Grammar
 
 
 def run(
@@ -46,7 +47,7 @@ def run(
     if prompt.prompt is None and overrides.named_model() is not None:  # then the first argument is the prompt
         prompt, source = replace(prompt, prompt=source), None
     source, overrides = with_model(source, overrides)
-    if prompt.is_missing() and not (answer.json or answer.logprobs or answer.stats == "tokens"):
+    if prompt.is_missing() and not (answer.json or answer.logprobs or answer.stats == "tokens" or answer.has_form()):
         from dllama_zmq.cli.chat.command import Options, converse, has_terminal
         from dllama_zmq.cli.chat.settings import Settings
 
@@ -56,8 +57,8 @@ def run(
             converse(used(*file_for(source, overrides, cluster)), Options(settings))
             return
     text = read_prompt(prompt, f'dllama-zmq run {source or "MODEL"} "Once upon a time"')
-    _check(answer)
-    _answer(text, used(*file_for(source, overrides, cluster)), answer)
+    form = _checked(answer)
+    _answer(text, used(*file_for(source, overrides, cluster)), answer, form)
 
 
 def generate(
@@ -79,18 +80,20 @@ def generate(
     """
     text = read_prompt(prompt, 'dllama-zmq generate "Once upon a time"')
     address = None if connect is None else elsewhere(connect, cluster)
-    _check(answer)
+    form = _checked(answer)
     if address is not None:
-        _answer(text, used_at(address, overrides), answer)
+        _answer(text, used_at(address, overrides), answer, form)
     else:
         path, overrides = chosen_path(cluster), fetched(overrides)
-        _answer(text, used(for_a_call(path, overrides), overrides), answer)
+        _answer(text, used(for_a_call(path, overrides), overrides), answer, form)
 
 
-def _answer(prompt: str, source: AbstractContextManager[Used], options: flags.Answer) -> None:
+def _answer(prompt: str, source: AbstractContextManager[Used], options: flags.Answer, form: Grammar | None) -> None:
     with source as cluster, Display() as display:
         display.activity("asking the root")
-        answers = cluster.client.generate(prompt, options.max_tokens(), options.sampling(), stop=options.stop_strings())
+        answers = cluster.client.generate(
+            prompt, options.max_tokens(), options.sampling(), stop=options.stop_strings(), grammar=form
+        )
         printer = _Printer(prompt, options, cluster.model, display)
         try:
             for answer in answers:
@@ -101,11 +104,12 @@ def _answer(prompt: str, source: AbstractContextManager[Used], options: flags.An
         printer.report(cluster.n_nodes)
 
 
-def _check(options: flags.Answer) -> None:
-    """Raise UsageError for options that the root would refuse, before a cluster is brought up."""
+def _checked(options: flags.Answer) -> Grammar | None:
+    """The grammar of the answer. Raises UsageError for what the root would refuse, before a cluster is brought up."""
     options.max_tokens()
     options.sampling()
     options.stop_strings()
+    return options.form()
 
 
 class _Printer:
@@ -179,6 +183,9 @@ class _Printer:
                 f"the answer ends here because the context is full: {n_prompt} tokens of the prompt and {n_answer} of "
                 "the answer; -c makes room for more, up to the model's own context (`dllama-zmq inspect` shows it)"
             )
+        elif self._reason == "length" and self._options.has_form():
+            n_tokens = len(self._tokens)
+            note(f"the answer is cut after {n_tokens} tokens, before its form is whole; -n makes room for more")
         if self._options.json and self._started is not None:
             report = {
                 "model": self._model,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import signal
@@ -16,6 +17,7 @@ from command_line import Cli, finish, json_object, kill, read_some, until
 
 import dllama_zmq
 from dllama_zmq.errors import RequestError
+from dllama_zmq.grammar import Grammar
 from dllama_zmq.local import LocalModel
 from dllama_zmq.sampling import Sampling
 
@@ -69,6 +71,28 @@ def test_the_answer_ends_before_a_stop_string(running: Cli, local: LocalModel) -
     assert "".join(local.generate(PROMPT, 40, stop=[stop])) == before
     with pytest.raises(RequestError, match="expected a list of texts"):
         next(local.generate(PROMPT, 40, stop=stop))
+
+
+def test_the_answer_has_the_form_that_is_asked_for(running: Cli, small_model: Path, tmp_path: Path) -> None:
+    schema = {
+        "type": "object", "properties": {"n": {"type": "integer", "minimum": 0, "maximum": 99}}, "required": ["n"],
+        "additionalProperties": False,
+    }  # fmt: skip
+    (tmp_path / "s.json").write_text(json.dumps(schema))
+    (tmp_path / "g.lark").write_text('start: "a" /[0-9]{3}/')
+    with dllama_zmq.load(small_model) as model:
+        expected = "".join(model.generate(PROMPT, 90, grammar=Grammar("json_schema", json.dumps(schema))))
+    assert set(json.loads(expected)) == {"n"}
+    for flag in (["-j", json.dumps(schema)], ["--json-schema-file", tmp_path / "s.json"]):
+        report = json_object(running.generate("--json", "-n", "90", *map(str, flag)).out)
+        assert (report["text"], report["finish_reason"]) == (expected, "stop")
+    assert running.generate("--no-echo", "--grammar", 'root ::= "yes" | "no"').out in ("yes\n", "no\n")
+    assert re.fullmatch(r"a\d{3}\n", running.generate("--no-echo", "--grammar-file", str(tmp_path / "g.lark")).out)
+    cut = running.generate("-n", "2", "-j", json.dumps(schema))
+    assert "the answer is cut after 2 tokens, before its form is whole; -n makes room for more" in cut.err
+    refused = running.run("generate", PROMPT, "-j", '{"not": {}}')
+    assert refused.code == 1
+    assert "the grammar (json_schema) cannot be used" in refused.err
 
 
 def test_log_probabilities_are_those_of_the_models_logits(running: Cli, local: LocalModel) -> None:

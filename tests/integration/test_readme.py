@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -25,7 +26,7 @@ from dllama_zmq.formats import open_m, write_t
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(sh|python|yaml)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-LOAD, CHAT = (block for kind, block in BLOCKS if kind == "python")
+LOAD, CHAT, FORM = (block for kind, block in BLOCKS if kind == "python")
 INSTALLED = "~/dllama-zmq/.venv/bin/"
 WORKER = f"{INSTALLED}dllama-zmq worker 192.168.1.10\n"
 MAKE = "make demo\nmake test\n"
@@ -123,6 +124,15 @@ def test_python_block_that_chats_runs_with_a_model_that_has_a_template(cli: Cli,
     cli.down()
     assert done.returncode == 0, done.stderr
     assert len(done.stdout) > 1
+
+
+def test_python_block_that_gives_an_answer_a_form_prints_json_of_its_schema(environment: dict[str, str]) -> None:
+    command = [sys.executable, "-c", "import dllama_zmq\n" + FORM]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    answer, likeness = done.stdout.rstrip().rsplit("\n", 1)
+    assert 0 <= json.loads(answer)["age"] <= 150
+    assert -1 <= float(likeness) <= 1
 
 
 def test_init_writes_the_yaml_block(environment: dict[str, str], tmp_path: Path) -> None:

@@ -94,6 +94,8 @@ def test_the_first_page_lists_every_command_once_by_what_it_is_for() -> None:
         (["generate", "hi", "--promt", "x"], "there is no flag --promt; did you mean --prompt or --predict?"),
         (["generate", "hi", "--seed", "-7"], "-s, --seed: expected a whole number, -1 or more, got '-7'"),
         (["generate", "hi", "--stop", ""], "--stop: a stop string of 0 characters; expected 1 to 256"),
+        (["generate", "hi", "-j", "{}", "--grammar", 'root ::= "a"'], "the form of the answer is given twice"),
+        (["generate", "hi", "--grammar", ""], "a grammar of kind gbnf and 0 characters"),
         (["generate", "hi", "--logprobs", "3"], "--logprobs needs --json, which has a place for them"),
         (
             ["generate", "hi", "--logit-bias", "yes"],
