@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from dllama_zmq.errors import ProtocolError, RootLost
 
 logger = logging.getLogger(__name__)
 
-_LAST_WORD_MS = 200
+_LAST_WORD_MS = 1000  # a busy computer may leave a process out for longer than 200
 _BYE = Bye.__name__.lower()
 
 
@@ -170,6 +171,7 @@ class WorkerLink:
         self.replies = sockets.connect(context, zmq.DEALER, root, identity)
         self._disconnects = sockets.Disconnects(self.replies) if watch else None  # inproc has no such events
         self.steps: zmq.Socket[bytes] | None = None
+        self._kept: deque[tuple[Message, list[Frame]]] = deque()
         self._poller = self._new_poller()
 
     def subscribe(self, endpoint: str) -> None:
@@ -193,6 +195,8 @@ class WorkerLink:
 
     def receive(self, until: float) -> tuple[Message, list[Frame]] | None:
         """The next message, or None when time.monotonic() passes `until`. Raises RootLost if the connection broke."""
+        if self._kept:
+            return self._kept.popleft()
         while True:
             frames = sockets.spin(self.steps, self.spin_s) if self.steps is not None else None
             if frames is None:
@@ -204,6 +208,19 @@ class WorkerLink:
                 return arrived
             if time.monotonic() >= until:
                 return None
+
+    def bye(self) -> Bye | None:
+        """The root's Bye, if it has come. Raises RootLost if the connection broke.
+
+        Whatever else has come is kept for `receive`, once: the root repeats itself.
+        """
+        while (frames := self._wait(time.monotonic())) is not None:
+            arrived = self.read(frames)
+            if arrived is not None and isinstance(arrived[0], Bye):
+                return arrived[0]
+            if arrived is not None and all(arrived[0] != kept for kept, _ in self._kept):
+                self._kept.append(arrived)
+        return None
 
     def read(self, frames: Sequence[Frame]) -> tuple[Message, list[Frame]] | None:
         """What frames from the root say; None where they say nothing that can be read."""

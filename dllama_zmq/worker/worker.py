@@ -243,7 +243,7 @@ class Worker:
             raise ProtocolError(f"a plan for node {welcome.node} of {order.nodes}, {order.pages} pages")
         check_room(plan, welcome.node, order)
         logger.info("joined the root at %s as %s node=%d of=%d", address, welcome.name, welcome.node, order.nodes)
-        loading, preparation = Loading(plan, welcome.node), Preparation(link)
+        loading, preparation = Loading(plan, welcome.node), Preparation(link, self._leave)
         link.send(Credit(CREDIT_PIECES))
         while not loading.complete:
             piece, frames = self._next(link)

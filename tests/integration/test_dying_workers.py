@@ -178,6 +178,17 @@ def test_a_worker_elsewhere_says_why_an_up_failed(cli: Cli) -> None:
     assert "; far has not joined yet; off has not joined yet" in said
 
 
+def test_a_worker_that_compiles_says_why_an_up_failed(cli: Cli) -> None:
+    cli.write(2, host="0.0.0.0", open_bus=True, workers=[{"name": "far", "host": "192.0.2.1"}])
+    address, nothing = f"127.0.0.1:{cli.ports['replies']}", str(cli.folder / "cache")
+    with cli.started("worker", address, XDG_CACHE_HOME=nothing) as worker, cli.started("up") as up:
+        await_words(up, "far compiles kernels")
+        up.send_signal(signal.SIGINT)
+        said = await_words(worker, "joining again: ").partition("joining again: ")[2]
+        assert finish(up, LEAVE_S, time.monotonic()).code == 130
+    assert said == "the cluster went down before it was ready: far is loading\n"
+
+
 def test_up_says_how_to_start_a_worker_that_does_not_come(cli: Cli) -> None:
     far = [{"name": "far", "host": "192.0.2.1"}]
     cli.write(2, host="0.0.0.0", open_bus=True, workers=far, limits={"join_s": 1})
