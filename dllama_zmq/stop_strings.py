@@ -29,7 +29,8 @@ class StopStrings:
     """
 
     def __init__(self, strings: Iterable[str]) -> None:
-        self.found = False
+        self.found = ""
+        """The first stop string, once the text has it."""
         self._automata = [_Automaton(string) for string in strings]
         self._held = ""
 
@@ -39,10 +40,10 @@ class StopStrings:
             return "" if self.found else text
         so_far = self._held + text
         for end, character in enumerate(text, len(self._held) + 1):
-            complete = [len(automaton.string) for automaton in self._automata if automaton.push(character)]
+            complete = [automaton.string for automaton in self._automata if automaton.push(character)]
             if complete:
-                self.found, self._held = True, ""
-                return so_far[: end - max(complete)]
+                self.found, self._held = max(complete, key=len), ""
+                return so_far[: end - len(self.found)]
         n_known = len(so_far) - max(automaton.length for automaton in self._automata)
         self._held = so_far[n_known:]
         return so_far[:n_known]

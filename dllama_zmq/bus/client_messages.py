@@ -167,12 +167,16 @@ class Piece(Message, frozen=True):
 
 
 class Done(Message, frozen=True):
-    """The end of the answer `index`, with text that was held back. The request ends with the last of its answers."""
+    """The end of the answer `index`, with text that was held back. The request ends with the last of its answers.
+
+    stop: the stop string before which the text ends, "" if it is none that ended it.
+    """
 
     id: Big
     reason: Literal["stop", "length", "cancelled"]
     text: Text
     index: Index = 0
+    stop: Text = ""
 
 
 class Error(Message, frozen=True):

@@ -74,7 +74,8 @@ class Model(Message, frozen=True):
 
     seq_len: positions that a text may have on this cluster; context: the model's own. size_bytes: of its weights as
     they are used. bos, eos: names of these tokens, bos "" where there is none. template: the text of the chat template,
-    "" where there is none. created: when its file was, in seconds since 1970.
+    "" where there is none. specials: by name, the ids of the special tokens that the template names. created: when its
+    file was, in seconds since 1970.
     """
 
     id: Big
@@ -90,6 +91,7 @@ class Model(Message, frozen=True):
     bos: Text
     eos: list[Text]
     template: LongText
+    specials: dict[Text, Count]
     created: Big
 
 

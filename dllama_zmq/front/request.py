@@ -90,8 +90,8 @@ class Request:
         answer = self.begun.pop(index, None)
         if answer is None:
             return Done(self.id, reason, "", index)
-        text = answer.decoder.flush()
-        return Done(self.id, "stop" if answer.decoder.stopped and reason == "length" else reason, text, index)
+        text, stop = answer.decoder.flush(), answer.decoder.stopped
+        return Done(self.id, "stop" if stop and reason == "length" else reason, text, index, stop)
 
     def status(self, now: float) -> RequestStatus:
         """How it is at `now`, of time.monotonic()."""

@@ -98,6 +98,7 @@ class Texts:
             bos="" if tokenizer.bos_id is None else self.piece(tokenizer.bos_id),
             eos=[self.piece(token) for token in tokenizer.eos_ids],
             template=template if len(template.encode()) <= _MOST_TEMPLATE_BYTES else "",
+            specials={name: token for token in sorted(tokenizer.silent) if (name := self.piece(token)) in template},
             created=model.created,
         )
 

@@ -37,8 +37,8 @@ class IncrementalDecoder:
         self._stop = StopStrings(stop)
 
     @property
-    def stopped(self) -> bool:
-        """Whether a stop string was found: what is pushed after it has no text."""
+    def stopped(self) -> str:
+        """The stop string that was found, "" for none: what is pushed after it has no text."""
         return self._stop.found
 
     def push(self, token: int) -> str:
