@@ -4,7 +4,7 @@ Nobody knows before how much time and memory a grammar takes to be compiled, ins
 interrupted: `{"type": "integer", "multipleOf": 1000003}` takes 4 s and 270 MB. So it is compiled here first, with a
 vocabulary of single bytes, under limits; the parent kills this process after a time limit.
 
-The first line is {"names": of the special tokens, "max_states"}, every other one {"kind", "text", "seconds",
+The first line is {"names", "ids": of the special tokens, "max_states"}, every other one {"kind", "text", "seconds",
 "bytes"}; answers are {}, {"text": the grammar in the one notation that is left} or {"error"}.
 """
 
@@ -28,6 +28,7 @@ SPACE = r" |\n{1,2}[ \t]{0,20}"
 """White space between the tokens of JSON, once at each place where it may be; as in llama.cpp's grammars. Small models
 go on with white space for ever where it has no bound."""
 _OPTIONS = "x-guidance"
+_BY_ID = re.compile(r"<\[(\d{1,9})\]>")  # a token as a symbol of Lark's notation
 
 
 class Bytes:
@@ -68,11 +69,11 @@ def json_grammar(schema: Any) -> str:
 
 
 def read(
-    tokenizer: llguidance.LLTokenizer, limits: llguidance.LLParserLimits, request: dict[str, Any]
+    tokenizer: llguidance.LLTokenizer, limits: llguidance.LLParserLimits, ids: list[int], request: dict[str, Any]
 ) -> dict[str, Any]:
     bound(request["seconds"], request["bytes"])
     text = translated(request["kind"], request["text"])
-    matcher = llguidance.LLMatcher(tokenizer, text, log_level=0, limits=limits)
+    matcher = llguidance.LLMatcher(tokenizer, _renumbered(text, ids), log_level=0, limits=limits)
     if not matcher.is_error():
         matcher.compute_bitmask()  # whether there is a first byte
     return {"error": matcher.get_error()} if matcher.is_error() else {"text": text}
@@ -86,6 +87,12 @@ def bound(seconds: float, n_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (held + n_bytes, resource.RLIM_INFINITY))
 
 
+def _renumbered(text: str, ids: list[int]) -> str:
+    """The grammar with the ids of special tokens in this process, where they come after the bytes."""
+    here = {token: 256 + place for place, token in enumerate(ids)}
+    return _BY_ID.sub(lambda found: f"<[{here.get(int(found[1]), found[1])}]>", text)
+
+
 def _no_json(word: str) -> None:
     raise ValueError(f"{word} is no JSON")
 
@@ -94,15 +101,17 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     tokenizer, limits = llguidance.LLTokenizer("byte"), llguidance.LLParserLimits(verbose_errors=False)
+    ids: list[int] = []
     for line in sys.stdin.buffer:
         try:
             request = json.loads(line)
             if "names" in request:
                 tokenizer = llguidance.LLTokenizer(llguidance.TokenizerWrapper(Bytes(request["names"])), slices=[])
                 limits = llguidance.LLParserLimits(max_lexer_states=request["max_states"], verbose_errors=False)
+                ids = request["ids"]
                 answer: dict[str, Any] = {}
             else:
-                answer = read(tokenizer, limits, request)
+                answer = read(tokenizer, limits, ids, request)
         except BaseException as error:  # a panic of the library is not an Exception
             answer = {"error": str(error) or type(error).__name__}
         if "error" in answer:

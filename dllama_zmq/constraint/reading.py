@@ -21,7 +21,7 @@ _MOST_TOLD = 1000
 class GrammarReader:
     """Reads grammars in a process of its own, which is started for the first one.
 
-    tokenizer: a grammar in Lark's notation may have the names of its special tokens among its symbols.
+    tokenizer: a grammar in Lark's notation may have its special tokens among its symbols, by name or as <[ID]>.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -30,8 +30,9 @@ class GrammarReader:
     @cached_property
     def _children(self) -> Children:
         tokenizer = self._tokenizer
-        names = [tokenizer.piece(token).decode("utf-8", "replace") for token in tokenizer.silent]
-        first = json.dumps({"names": names, "max_states": MAX_STATES}).encode() + b"\n"
+        ids = sorted(tokenizer.silent)
+        names = [tokenizer.piece(token).decode("utf-8", "replace") for token in ids]
+        first = json.dumps({"names": names, "ids": ids, "max_states": MAX_STATES}).encode() + b"\n"
         return Children("../constraint/grammar_child.py", first)
 
     def read(self, grammar: Grammar) -> str:
