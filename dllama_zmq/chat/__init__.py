@@ -4,16 +4,15 @@ Pure: knows texts, and nothing of tokens, files and sockets.
 """
 
 from dllama_zmq.chat.deltas import Delta, ToolDelta
-from dllama_zmq.chat.forced import after_thinking, calls_grammar, may_think
+from dllama_zmq.chat.forced import Prompted, may_think
 from dllama_zmq.chat.history import for_template
 from dllama_zmq.chat.parser import AnswerParser, needs_specials, parser_for
 
 __all__ = [
     "AnswerParser",
     "Delta",
+    "Prompted",
     "ToolDelta",
-    "after_thinking",
-    "calls_grammar",
     "for_template",
     "may_think",
     "needs_specials",

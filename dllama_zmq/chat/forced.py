@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from dllama_zmq.chat.families import family_of
-from dllama_zmq.chat.thinking import Thinking, thinking_of
+from dllama_zmq.chat.thinking import thinking_of
 from dllama_zmq.errors import RequestError
 from dllama_zmq.grammar import Grammar
 
@@ -22,6 +23,7 @@ _LINES = r"/\n{0,2}/"
 _FORMS = {
     "llama3": ('{"name": NAME, "parameters": ', "}"),
     "mistral": ('{"name": NAME, "arguments": ', "}"),
+    "mistral-by-name": ("[TOOL_CALLS]TEXT[ARGS]", ""),
     "deepseek": ("<｜tool▁call▁begin｜>TEXT<｜tool▁sep｜>", "<｜tool▁call▁end｜>"),
     "deepseek-r1": ("<｜tool▁call▁begin｜>function<｜tool▁sep｜>TEXT\n```json\n", "\n```<｜tool▁call▁end｜>"),
     "hermes": ('<tool_call>\n{"name": NAME, "arguments": ', "}\n</tool_call>"),
@@ -29,7 +31,8 @@ _FORMS = {
 """What stands before a call's arguments and after them; NAME is the function's name in quotes, TEXT without."""
 _LISTS = {
     "llama3": ("", "; ", ""),
-    "mistral": ("[", ", ", "]"),
+    "mistral": ("[TOOL_CALLS][", ", ", "]"),
+    "mistral-by-name": ("", "", ""),
     "deepseek": ("<｜tool▁calls▁begin｜>", "", "<｜tool▁calls▁end｜>"),
     "deepseek-r1": ("<｜tool▁calls▁begin｜>", "\n", "<｜tool▁calls▁end｜>"),
     "hermes": ("", "\n", ""),
@@ -43,74 +46,86 @@ def may_think(template: str) -> bool:
     return marks.opens in template or marks.closes in template
 
 
-def calls_grammar(
-    template: str,
-    prompt_end: str,
-    tools: Sequence[Mapping[str, Any]],
-    parallel: bool = True,
-    otherwise: Grammar | None = None,
-) -> Grammar:
-    """The answer calls one of `tools`, or some after one another. prompt_end: how the prompt's text ends.
+@dataclass(frozen=True, slots=True)
+class Prompted:
+    """What a grammar depends on: the template's text, how the prompt ends, and the template's special tokens by name.
 
-    otherwise: a grammar of JSON that the answer may be a sentence of instead.
+    A mark that is a special token is one in the grammar too, for no text is such a token.
     """
-    form = _form_of(template)
-    before, between, after = _LISTS[form]
-    if form == "llama3" and otherwise is not None:
-        before = "<|python_tag|>"  # both are objects; the first character must tell them apart
-    functions = [tool.get("function", tool) for tool in tools]
-    more = f"({_quoted(between)} call)*" if parallel else ""
-    rules = [
-        f"call: {' | '.join(f'call_{number}' for number in range(len(functions)))}",
-        f"calls: {_quoted(before)} call {more} {_quoted(after)}",
-    ]
-    for number, function in enumerate(functions):
-        begins, ends = _FORMS[form]
-        name = str(function.get("name"))
-        begins = begins.replace("NAME", json.dumps(name, ensure_ascii=False)).replace("TEXT", name)
-        schema = {"type": "object", **(function.get("parameters") or {})}
-        rules.append(f"call_{number}: {_quoted(begins)} arguments_{number} {_quoted(ends)}")
-        rules.append(f"arguments_{number}: {_json(schema)}")
-    rule = "calls"
-    if otherwise is not None:
-        rule = "(calls | answer)"
-        rules.append(f"answer: {_json(_schema_of(otherwise))}")
-    return Grammar("lark", "\n".join([_start(template, prompt_end, rule), *rules]))
 
+    template: str
+    end: str = ""
+    specials: Mapping[str, int] = field(default_factory=dict)
 
-def after_thinking(grammar: Grammar, template: str, prompt_end: str) -> Grammar:
-    """`grammar` of what comes after thinking. Lark's and llama.cpp's kinds are of the whole answer, as they are."""
-    if not may_think(template) or grammar.kind in ("lark", "gbnf"):
-        return grammar
-    if grammar.kind == "regex":
-        escaped = re.sub(r"(?<!\\)/", r"\/", grammar.text)
-        body = f"/{escaped}/"
-    else:
-        body = _json(_schema_of(grammar))
-    return Grammar("lark", f"{_start(template, prompt_end, 'answer')}\nanswer: {body}")
+    def calls(
+        self, tools: Sequence[Mapping[str, Any]], parallel: bool = True, otherwise: Grammar | None = None
+    ) -> Grammar:
+        """The answer calls one of `tools`, or some after one another.
 
+        otherwise: a grammar of JSON that the answer may be a sentence of instead.
+        """
+        form = self._form()
+        before, between, after = _LISTS[form]
+        if form == "llama3" and otherwise is not None:
+            before = "<|python_tag|>"  # both are objects; the first character must tell them apart
+        functions = [tool.get("function", tool) for tool in tools]
+        more = f"({self._text(between)} call)*" if parallel else ""
+        rules = [
+            f"call: {' | '.join(f'call_{number}' for number in range(len(functions)))}",
+            f"calls: {self._text(before)} call {more} {self._text(after)}",
+        ]
+        for number, function in enumerate(functions):
+            begins, ends = _FORMS[form]
+            name = str(function.get("name"))
+            begins = begins.replace("NAME", json.dumps(name, ensure_ascii=False)).replace("TEXT", name)
+            schema = {"type": "object", **(function.get("parameters") or {})}
+            rules.append(f"call_{number}: {self._text(begins)} arguments_{number} {self._text(ends)}")
+            rules.append(f"arguments_{number}: {_json(schema)}")
+        rule = "calls"
+        if otherwise is not None:
+            rule = "(calls | answer)"
+            rules.append(f"answer: {_json(_schema_of(otherwise))}")
+        return Grammar("lark", "\n".join([self._start(rule), *rules]))
 
-def _form_of(template: str) -> str:
-    name = family_of(template).name
-    if name == "deepseek" and "```json" in template:
-        return "deepseek-r1"
-    return name if name in _FORMS else "hermes"
+    def after_thinking(self, grammar: Grammar) -> Grammar:
+        """`grammar` of what comes after thinking. Lark's and llama.cpp's kinds are of the whole answer, as they are."""
+        if not may_think(self.template) or grammar.kind in ("lark", "gbnf"):
+            return grammar
+        if grammar.kind == "regex":
+            escaped = re.sub(r"(?<!\\)/", r"\/", grammar.text)
+            body = f"/{escaped}/"
+        else:
+            body = _json(_schema_of(grammar))
+        return Grammar("lark", f"{self._start('answer')}\nanswer: {body}")
 
+    def _form(self) -> str:
+        name = family_of(self.template).name
+        if name == "deepseek" and "```json" in self.template:
+            return "deepseek-r1"
+        if name == "mistral" and "[ARGS]" in self.template:
+            return "mistral-by-name"
+        return name if name in _FORMS else "hermes"
 
-def _start(template: str, prompt_end: str, rule: str) -> str:
-    """The first rule: `rule`, after thinking if the prompt has opened it or the model may open it."""
-    marks = thinking_of(template)
-    if not may_think(template) or _is_over(prompt_end, marks):
-        return f"start: {rule}"
-    end = re.escape(marks.closes).replace("/", r"\/")
-    thoughts = rf"thoughts[lazy]: /(.|\n)*{end}/"
-    if marks.is_open(prompt_end):
-        return f"start: thoughts {_LINES} {rule}\n{thoughts}"
-    return f"start: ({_quoted(marks.opens)} thoughts {_LINES})? {rule}\n{thoughts}"
+    def _start(self, rule: str) -> str:
+        """The first rule: `rule`, after thinking if the prompt has opened it or the model may open it."""
+        marks = thinking_of(self.template)
+        if not may_think(self.template) or self.end.rstrip().endswith(marks.closes):
+            return f"start: {rule}"
+        if marks.closes in self.specials:
+            thoughts = rf"thoughts: /(.|\n)*/ {self._text(marks.closes)}"
+        else:
+            end = re.escape(marks.closes).replace("/", r"\/")
+            thoughts = rf"thoughts[lazy]: /(.|\n)*{end}/"
+        if marks.is_open(self.end):
+            return f"start: thoughts {_LINES} {rule}\n{thoughts}"
+        return f"start: ({self._text(marks.opens)} thoughts {_LINES})? {rule}\n{thoughts}"
 
-
-def _is_over(prompt_end: str, marks: Thinking) -> bool:
-    return prompt_end.rstrip().endswith(marks.closes)
+    def _text(self, text: str) -> str:
+        """A text as symbols of a rule."""
+        names = "|".join(re.escape(name) for name in sorted(self.specials, key=len, reverse=True))
+        parts = re.split(f"({names})", text) if names else [text]
+        symbols = [f"<[{self.specials[part]}]>" if part in self.specials else _quoted(part) for part in parts if part]
+        return " ".join(symbols)
 
 
 def _schema_of(grammar: Grammar) -> object:
@@ -128,4 +143,4 @@ def _json(schema: object) -> str:
 
 
 def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False) if text else ""
+    return json.dumps(text, ensure_ascii=False)

@@ -68,10 +68,11 @@ class Said:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The end of the answer `index`."""
+    """The end of the answer `index`; stop: the stop string that it ends before, "" if it is none that ended it."""
 
     index: int
     reason: Reason
+    stop: str = ""
 
 
 Event = Waiting | Began | Progress | Said | Ended
@@ -129,7 +130,7 @@ class Answering:
                         cut = message.reason == "length"
                         reason: Reason = "tool_calls" if calls else "length" if cut else "stop"
                         outcome.reasons.append(reason)
-                        yield Ended(message.index, reason)
+                        yield Ended(message.index, reason, message.stop)
                     elif isinstance(message, Prefill):
                         tally.n_cached = message.cached_tokens
                         seconds = time.monotonic() - tally.began

@@ -135,11 +135,12 @@ class Collected:
     calls: list[ToolCall] = field(default_factory=list)
     logprobs: list[Any] = field(default_factory=list)
     reason: str = "stop"
+    stop: str = ""
 
     def add(self, said: Said | Ended) -> None:
         """More of it, or its end."""
         if isinstance(said, Ended):
-            self.reason = said.reason
+            self.reason, self.stop = said.reason, said.stop
             return
         self.logprobs.extend(said.logprobs)
         for delta in said.deltas:

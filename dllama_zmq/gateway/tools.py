@@ -9,7 +9,7 @@ from msgspec import to_builtins
 
 from dllama_zmq.bus.prompts import Chat, text_on_wire
 from dllama_zmq.bus.text_messages import Tokenize, Tokens
-from dllama_zmq.chat import after_thinking, calls_grammar, may_think
+from dllama_zmq.chat import Prompted, may_think
 from dllama_zmq.gateway.endpoint import Call
 from dllama_zmq.gateway.problems import Problem
 from dllama_zmq.gateway.requests import ChatRequest, NamedTool
@@ -46,15 +46,18 @@ async def grammar_for(
     must = choice == "required" or isinstance(choice, NamedTool)
     if not must and asked is None:
         return None
-    template = (await call.service.model()).template
+    if must and asked is not None and asked.kind not in _OF_JSON:
+        raise Problem(400, "tool_choice asks for a call, and a grammar for another answer; give one of them")
+    model = await call.service.model()
     end = ""
-    if may_think(template):
+    if may_think(model.template):
         end = (await call.service.ask(call.user, Tokenize(1, text_on_wire(chat), None, True), Tokens)).text[-256:]
+    prompted = Prompted(model.template, end, model.specials)
     if isinstance(choice, NamedTool):
         tools = [tool for tool in tools if tool["function"]["name"] == choice.function.name]
     parallel = body.parallel_tool_calls is not False
-    if must:
-        return calls_grammar(template, end, tools, parallel)
-    if asked is None or not tools or asked.kind not in _OF_JSON:
-        return asked if asked is None else after_thinking(asked, template, end)
-    return calls_grammar(template, end, tools, parallel, otherwise=asked)
+    if must or asked is None:
+        return prompted.calls(tools, parallel)
+    if tools and asked.kind in _OF_JSON:
+        return prompted.calls(tools, parallel, otherwise=asked)
+    return prompted.after_thinking(asked)

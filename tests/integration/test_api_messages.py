@@ -131,6 +131,16 @@ def test_the_limit_and_the_end_have_their_reasons(client: anthropic.Anthropic) -
     assert client.messages.create(**ASK, extra_body=only("It is cold.")).stop_reason == "end_turn"
 
 
+def test_a_stop_sequence_is_named_where_it_ends_the_answer(client: anthropic.Anthropic) -> None:
+    asked: Any = {**ASK, "stop_sequences": ["warm", "cold"], "extra_body": only("It is cold.")}
+    message = client.messages.create(**asked)
+    assert blocks_of(message) == [{"type": "text", "text": "It is "}]
+    assert (message.stop_reason, message.stop_sequence) == ("stop_sequence", "cold")
+    with client.messages.stream(**asked) as stream:
+        streamed = stream.get_final_message()
+    assert (streamed.stop_reason, streamed.stop_sequence) == ("stop_sequence", "cold")
+
+
 def test_an_answer_has_the_form_that_is_asked_for(client: anthropic.Anthropic) -> None:
     form: Any = {"format": {"type": "json_schema", "schema": {"enum": [{"cold": True}, {"cold": False}]}}}
     message = client.messages.create(**ASK, **NO_THINKING, output_config=form, **HOT)

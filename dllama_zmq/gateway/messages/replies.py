@@ -20,7 +20,7 @@ _ERRORS = {
     429: "rate_limit_error",
     503: "overloaded_error",
 }
-STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
+_STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 
 
 class TextBlock(Struct, tag_field="type", tag="text"):
@@ -110,8 +110,17 @@ class BlockStop(Struct, tag_field="type", tag="content_block_stop"):
 
 
 class Stopped(Struct):
+    """Why a message has ended; stop_sequence: the one that ended it."""
+
     stop_reason: str
     stop_sequence: str | None = None
+
+    @classmethod
+    def of(cls, reason: str, stop: str) -> Stopped:
+        """Of an answer that ended so, before the string `stop` if there is one."""
+        if stop and reason == "stop":
+            return cls("stop_sequence", stop)
+        return cls(_STOP_REASONS[reason])
 
 
 class MessageDelta(Struct, tag_field="type", tag="message_delta"):

@@ -13,7 +13,6 @@ from dllama_zmq.gateway.answering import Began, Ended, Said
 from dllama_zmq.gateway.chat import Answer, Collected, answer_of, collected, conversation
 from dllama_zmq.gateway.endpoint import Call, ErrorForm, Reply, Stream
 from dllama_zmq.gateway.messages.replies import (
-    STOP_REASONS,
     AnswerBlock,
     BlockDelta,
     BlockStart,
@@ -47,8 +46,9 @@ async def messages(call: Call[MessagesRequest]) -> Reply | Stream:
     if call.body.stream:
         return Stream(_events(answer))
     (whole,) = await collected(answer)
-    reason = STOP_REASONS[whole.reason]
-    return Reply(MessageReply(item_id("msg"), answer.model, _blocks(whole), reason, Usage.of(answer.tally)))
+    end = Stopped.of(whole.reason, whole.stop)
+    usage, blocks = Usage.of(answer.tally), _blocks(whole)
+    return Reply(MessageReply(item_id("msg"), answer.model, blocks, end.stop_reason, usage, end.stop_sequence))
 
 
 async def count_tokens(call: Call[CountRequest]) -> Reply:
@@ -86,7 +86,7 @@ async def _events(answer: Answer) -> AsyncGenerator[bytes, None]:
                     yield blocks.take(delta)
             elif isinstance(one, Ended):
                 yield blocks.stop()
-                yield event(MessageDelta(Stopped(STOP_REASONS[one.reason]), Usage.of(tally)))
+                yield event(MessageDelta(Stopped.of(one.reason, one.stop), Usage.of(tally)))
                 yield event(MessageStop())
 
 
