@@ -74,7 +74,7 @@ class ApiConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 class GatewaySettings(Struct, frozen=True, kw_only=True):
     """What the root writes to the server's stdin, as a line of JSON: keys are in no command line.
 
-    front: where the root's clients connect. open: whether only this computer can reach it.
+    front: where the root's clients connect. step_s: how long a step may take.
     """
 
     front: str
@@ -82,7 +82,7 @@ class GatewaySettings(Struct, frozen=True, kw_only=True):
     keys: list[str]
     origins: list[str]
     limits: ApiLimits
-    is_local: bool
+    step_s: float
 
 
 KEY = "8 to 256 letters, digits and punctuation, without spaces"

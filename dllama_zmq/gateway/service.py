@@ -36,6 +36,7 @@ class Service:
     _model: Model | None = None
     _status: Status | None = None
     _status_at: float = 0.0
+    _silent_since: float | None = None
 
     async def ask(self, user: str, question: Message, answer: type[M], wait_s: float = _ANSWER_S) -> M:
         """The answer to `question`, whose id is set here. Raises RootLost where none comes within `wait_s`."""
@@ -70,11 +71,24 @@ class Service:
         return self._model
 
     async def status(self, wait_s: float = _ANSWER_S) -> Status:
-        """How the cluster is, at most _STATUS_S ago."""
+        """How the cluster is, at most _STATUS_S ago, or when its root told it last."""
         if self._status is None or time.monotonic() > self._status_at + _STATUS_S:
-            self._status = await self.ask(OWN, AskStatus(1), Status, wait_s)
-            self._status_at = time.monotonic()
+            status = await self.ask(OWN, AskStatus(1), Status, wait_s)
+            now = self._status_at = time.monotonic()
+            if self._status is None or self._status.uptime_s != status.uptime_s:
+                self._silent_since = None
+            elif self._silent_since is None:  # the front has told it again, for the root is in a step
+                self._silent_since = now
+            self._status = status
         return self._status
+
+    @property
+    def silence(self) -> str:
+        """What is wrong where the root tells nothing new; "" where nothing is."""
+        silent_s = 0.0 if self._silent_since is None else time.monotonic() - self._silent_since
+        if silent_s < self.settings.step_s:
+            return ""
+        return f"the root has been in one step for {silent_s:.0f} s, longer than limits.step_s: it is slow, or hangs"
 
 
 def _numbered(message: Message) -> Callable[[int], Message]:

@@ -17,7 +17,7 @@ import msgspec
 
 from dllama_zmq.api_config import API_PORTS, ApiConfig, GatewaySettings
 from dllama_zmq.bus.addresses import join
-from dllama_zmq.cluster import ClusterFile, is_loopback
+from dllama_zmq.cluster import ClusterFile
 from dllama_zmq.errors import BusError
 from dllama_zmq.launch.fleet import end_children, ending_of, open_log, restart_pause_s, start_child
 from dllama_zmq.launch.paths import ClusterPaths
@@ -104,7 +104,7 @@ class Gateway:
             keys=api.read_keys(file.identity.parent, f"{file.path}: api.keys"),
             origins=api.origins,
             limits=api.limits,
-            is_local=is_loopback(api.host),
+            step_s=file.cluster.limits.step_s,
         )
         self._deaths = 0
         self._next_start: float | None = None
