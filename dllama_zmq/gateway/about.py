@@ -43,7 +43,7 @@ class Ill(Struct):
 
 
 class ModelMeta(Struct):
-    """llama-server's numbers of a model, and who has it."""
+    """llama-server's numbers of a model, and whether it has a chat template: without one it only continues texts."""
 
     n_vocab: int
     n_ctx: int
@@ -51,6 +51,7 @@ class ModelMeta(Struct):
     n_embd: int
     n_params: int
     size: int
+    has_chat_template: bool
 
 
 class ModelEntry(Struct):
@@ -87,7 +88,8 @@ async def health(call: Call[None]) -> Reply:
 def entry_of(model: Model) -> ModelEntry:
     """A model as the API lists it."""
     numbers = (model.vocab_size, model.seq_len, model.context, model.dim, model.n_params, model.size_bytes)
-    return ModelEntry(model.name, model.created, ModelMeta(*numbers))
+    meta = ModelMeta(*numbers, has_chat_template=model.template != "")
+    return ModelEntry(model.name, model.created, meta)
 
 
 async def models(call: Call[None]) -> Reply:
