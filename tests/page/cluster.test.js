@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { figuresOf, tokensPerSecond } from "../page/cluster_figures.js";
+import { figuresOf, returnedSince, tokensPerSecond } from "../page/cluster_figures.js";
 import { bytes, short } from "../page/model.js";
 import { reasonOf } from "../page/waiting.js";
 
@@ -57,6 +57,17 @@ test("a node that is not there is bad, one that loads is busy and says how far i
   assert.deepEqual(figuresOf(changed).nodes[1].state, "loading, 25%");
   Object.assign(changed.nodes[1], { doing: "compiling", percent: 3 });
   assert.deepEqual([figuresOf(changed).nodes[1].state, figuresOf(changed).nodes[1].tone], ["compiling, 3%", "busy"]);
+});
+
+test("a node that was gone between two looks is known by its process", () => {
+  const [before, now] = [status(), status()];
+  assert.deepEqual(returnedSince(before, now), []);
+  now.nodes[1].pid = 2;
+  assert.deepEqual([returnedSince(before, now), returnedSince(undefined, now)], [["worker1"], []]);
+  const [root, worker] = figuresOf(now, new Set(["worker1"])).nodes;
+  assert.deepEqual([root.tone, worker.tone, worker.state], ["good", "busy", "was gone, is back"]);
+  now.nodes[1].state = "absent";
+  assert.equal(figuresOf(now, new Set(["worker1"])).nodes[1].tone, "bad");
 });
 
 test("tokens a second are those between two looks, and none where the root was started anew", () => {

@@ -2,6 +2,7 @@
 
 /**
  * Yield what comes of the model's answer to `conversation`:
+ *   {kind: "queued", ahead, note}             so many requests come first, or it waits for what the note says
  *   {kind: "progress", done, total}           tokens of the prompt that are evaluated
  *   {kind: "text", content, reasoning}        more of the answer
  *   {kind: "end", reason}                     "stop" or "length"
@@ -15,13 +16,16 @@ export async function* answer(api, { conversation, parameters, model, continues 
     : { model, messages: messagesOf(conversation), ...parameters };
   if (continues && !isPlain) Object.assign(body, { continue_final_message: true, add_generation_prompt: false });
   Object.assign(body, { stream_options: { include_usage: true }, return_progress: true });
+  let perSecond = 0;
   for await (const chunk of api.stream(isPlain ? "v1/completions" : "v1/chat/completions", body, hooks)) {
-    yield* eventsOf(chunk);
+    perSecond = chunk.timings?.predicted_per_second ?? perSecond;
+    yield* eventsOf(chunk, perSecond);
   }
 }
 
-function* eventsOf(chunk) {
-  const progress = chunk.prompt_progress;
+function* eventsOf(chunk, perSecond) {
+  const { queued, prompt_progress: progress } = chunk;
+  if (queued) yield { kind: "queued", ahead: queued.ahead ?? 0, note: queued.note ?? "" };
   if (progress) yield { kind: "progress", done: progress.processed ?? 0, total: progress.total ?? 0 };
   const choice = chunk.choices?.[0];
   if (choice) {
@@ -36,7 +40,7 @@ function* eventsOf(chunk) {
       prompt: chunk.usage.prompt_tokens ?? 0,
       cached: chunk.usage.prompt_tokens_details?.cached_tokens ?? 0,
       completion: chunk.usage.completion_tokens ?? 0,
-      perSecond: chunk.timings?.predicted_per_second ?? 0,
+      perSecond,
     };
   }
 }

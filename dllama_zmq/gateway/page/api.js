@@ -22,6 +22,9 @@ export class Api {
   #askKey;
   #asking = null;
 
+  /** Called when a person has given a key. */
+  onKey = () => {};
+
   /** askKey(refused): a promise of the key that a person gives, or of null. */
   constructor(askKey) {
     this.#askKey = askKey;
@@ -98,6 +101,7 @@ export class Api {
       const given = await this.#asking;
       if (!given) throw new ApiError("This server wants an API key.", { status: 401, kind: error.kind });
       sessionStorage.setItem(KEY, given);
+      this.onKey();
     }
   }
 }

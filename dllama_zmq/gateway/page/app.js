@@ -45,10 +45,6 @@ async function learnModel() {
   }
 }
 
-function newOne() {
-  return { ...newConversation(settings.system), plain: model.hasTemplate === false };
-}
-
 function route() {
   const [view, id = ""] = location.hash.slice(1).split("/");
   const isCluster = view === "cluster";
@@ -64,7 +60,7 @@ function route() {
   cluster.show(isCluster);
   closeMenu();
   if (isCluster) return;
-  if (view !== "chat" || library.current.id !== id) library.open(id, newOne);
+  if (view !== "chat" || library.current.id !== id) library.open(id);
   if (!matchMedia("(pointer: coarse)").matches) byId("prompt").focus();
 }
 
@@ -111,6 +107,7 @@ function countSettings() {
   setText(byId("settings-open"), settings.nSet > 0 ? `Settings (${settings.nSet})` : "Settings");
 }
 
+library.make = () => ({ ...newConversation(settings.system), plain: model.hasTemplate === false });
 await library.load();
 const chat = new Chat({ api, library, settings, model });
 const cluster = new ClusterView(api);
@@ -125,7 +122,7 @@ byId("shade").addEventListener("click", closeMenu);
 byId("settings-open").addEventListener("click", showSettings);
 byId("settings-close").addEventListener("click", () => byId("settings").close());
 byId("new").addEventListener("click", () => {
-  library.open("", newOne);
+  library.open();
   route();
 });
 byId("skip").addEventListener("click", (event) => {
@@ -138,6 +135,11 @@ document.addEventListener("keydown", (event) => {
     byId("menu").focus();
   }
 });
+
+api.onKey = () => {
+  if (model.facts.length === 0) learnModel();
+  cluster.wake();
+};
 
 countSettings();
 route();

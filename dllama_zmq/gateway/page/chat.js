@@ -168,7 +168,9 @@ export class Chat {
     };
     for await (const event of answer(this.api, asked, hooks)) {
       silence.broken();
-      if (event.kind === "progress") {
+      if (event.kind === "queued") {
+        view.wait(event.note ? `Waiting: ${event.note}` : `In the queue, behind ${event.ahead} others`);
+      } else if (event.kind === "progress") {
         view.wait(`Reading the prompt: ${event.done} of ${event.total} tokens`, event.done / Math.max(1, event.total));
       } else if (event.kind === "text") {
         view.wait("");

@@ -1,11 +1,12 @@
 /** The cluster, live: a box for each node, and what all of them do together. Asks each second while it is seen. */
 
-import { figuresOf, tokensPerSecond } from "./cluster_figures.js";
+import { figuresOf, returnedSince, tokensPerSecond } from "./cluster_figures.js";
 import { byId, h, setText } from "./dom.js";
 import { NodeBox } from "./node_box.js";
 import { Sparkline } from "./sparkline.js";
 
 const EVERY_MS = 1000;
+const RETURNED_MS = 3000; // a node that was gone is shown so for so long
 const ANSWER_MS = 3000; // without an answer for so long, the server is said to be silent
 
 export class ClusterView {
@@ -13,6 +14,7 @@ export class ClusterView {
   #before = null; // the status before, and when it came
   #heardAt = 0;
   #boxes = new Map();
+  #returned = new Map(); // when nodes came back, by name
   #tones = new Map();
   #speed = new Sparkline(byId("speed-line"), 60);
 
@@ -25,6 +27,11 @@ export class ClusterView {
   show(isShown) {
     this.isShown = isShown;
     this.#wake();
+  }
+
+  /** Look again where nothing was to be seen without a key. */
+  wake() {
+    if (this.isShown) this.#wake();
   }
 
   #wake() {
@@ -45,15 +52,18 @@ export class ClusterView {
     this.#timer = timer;
     let status = null;
     let words = "";
+    let isClosed = false; // to this page, for no key was given
     try {
       status = await this.api.get("v1/cluster", AbortSignal.timeout(ANSWER_MS));
     } catch (error) {
       words = error.name === "TimeoutError" ? "The server does not answer." : error.message;
+      isClosed = error.status === 401;
     }
     if (this.#timer !== timer) return; // not seen any more
     if (status) this.#draw(status);
-    else this.#drawSilence(words);
-    this.#timer = setTimeout(() => this.#look(), Math.max(100, EVERY_MS - (performance.now() - start)));
+    else this.#drawSilence(words, isClosed);
+    if (isClosed) this.#timer = null;
+    else this.#timer = setTimeout(() => this.#look(), Math.max(100, EVERY_MS - (performance.now() - start)));
   }
 
   #draw(status) {
@@ -61,8 +71,8 @@ export class ClusterView {
     this.#heardAt = now;
     const seconds = this.#before ? (now - this.#before.at) / 1000 : 0;
     const speed = tokensPerSecond(this.#before?.status, status, seconds);
+    const figures = figuresOf(status, this.#lately(status, now));
     this.#before = { status, at: now };
-    const figures = figuresOf(status);
     byId("cluster").classList.remove("silent");
     byId("cluster-alert").hidden = figures.state === "ready";
     setText(byId("cluster-alert"), figures.state === "ready" ? "" : `The cluster waits: ${figures.note}`);
@@ -71,6 +81,13 @@ export class ClusterView {
     this.#drawTotals(figures, speed);
     this.#drawNodes(figures);
     this.#drawRequests(figures.requests);
+  }
+
+  /** The nodes that have come back lately. */
+  #lately(status, now) {
+    for (const name of returnedSince(this.#before?.status, status)) this.#returned.set(name, now);
+    const names = [...this.#returned].filter(([, at]) => now - at < RETURNED_MS).map(([name]) => name);
+    return new Set(names);
   }
 
   #drawTotals(figures, speed) {
@@ -105,16 +122,16 @@ export class ClusterView {
         byId("nodes").append(box.element);
       }
       box.draw(node);
-      this.#announce(node);
     }
+    this.#announce(nodes);
   }
 
-  /** A screen reader hears of a node that goes and of one that comes. */
-  #announce({ name, tone, state, reason }) {
-    const before = this.#tones.get(name);
-    this.#tones.set(name, tone);
-    if (before === undefined || before === tone || tone === "busy") return;
-    setText(byId("cluster-status"), `${name} is ${state}${reason ? `: ${reason}` : ""}`);
+  /** A screen reader hears of nodes that go and that come. */
+  #announce(nodes) {
+    const isNews = ({ name, tone }) => tone !== "busy" && (this.#tones.get(name) ?? tone) !== tone;
+    const news = nodes.filter(isNews).map(({ name, state, reason }) => `${name}: ${reason || state}`);
+    if (news.length > 0) setText(byId("cluster-status"), news.join("; "));
+    for (const { name, tone } of nodes) this.#tones.set(name, tone);
   }
 
   #drawRequests(requests) {
@@ -129,11 +146,11 @@ export class ClusterView {
       ].map((text) => h("td", {}, text)))));
   }
 
-  #drawSilence(words) {
+  #drawSilence(words, isClosed) {
     const seconds = Math.round((performance.now() - this.#heardAt) / 1000);
     byId("cluster").classList.add("silent");
     byId("cluster-alert").hidden = false;
-    setText(byId("cluster-alert"), `${words} Last heard ${seconds} s ago; asking again.`);
+    setText(byId("cluster-alert"), isClosed ? words : `${words} Last heard ${seconds} s ago; asking again.`);
     setText(byId("speed"), "–");
   }
 }

@@ -8,8 +8,11 @@ const STATES = {
   absent: { words: "not there", tone: "bad" },
 };
 
-/** Everything that the view shows of `status`, the object of `dllama-zmq status --json`. */
-export function figuresOf(status) {
+/**
+ * Everything that the view shows of `status`, the object of `dllama-zmq status --json`. returned: names of nodes that
+ * were gone since the look before, and are back so soon that no status says so.
+ */
+export function figuresOf(status, returned = new Set()) {
   const nodes = status.nodes ?? [];
   const phase = status.recent?.[PHASE] ? PHASE : Object.keys(status.recent ?? {})[0] ?? PHASE;
   const recent = status.recent?.[phase] ?? { steps: 0, tokens: 0, wall_s: 0, slowest: "", nodes: {} };
@@ -22,6 +25,7 @@ export function figuresOf(status) {
     slowest: recent.slowest,
     nodes: nodes.map((node) => ({
       ...nodeFigures(node, weightBytes),
+      ...(node.state === "ready" && returned.has(node.name) ? { state: "was gone, is back", tone: "busy" } : {}),
       ...timesOf(recent, node.name, longestS),
       ...bytesPerToken(traffic, node.name),
       isSlowest: node.name === recent.slowest,
@@ -101,7 +105,7 @@ function clusterFigures(status) {
     state: status.state === "ready" ? "ready" : "forming",
     note: status.note ?? "",
     uptimeS: status.uptime_s ?? 0,
-    facts: [`sync ${status.sync}`, `kernels ${status.kernels}`, `${status.seq_len} positions`].join(" · "),
+    facts: [`sync ${status.sync}`, `kernels ${status.kernels}`, `${status.seq_len} tokens of context`].join(" · "),
     running: status.active ?? 0,
     waiting: status.queued ?? 0,
     requests: status.requests ?? [],
@@ -119,6 +123,13 @@ export function tokensPerSecond(before, status, seconds) {
   if (!old || !now || before.pid !== status.pid || !(seconds > 0)) return null;
   const made = sum(Object.values(now)) - sum(Object.values(old));
   return made < 0 ? null : made / seconds;
+}
+
+/** The names of nodes whose process is another one than at the look before. */
+export function returnedSince(before, status) {
+  const pids = new Map((before?.nodes ?? []).map(({ name, pid }) => [name, pid]));
+  const isOther = ({ name, pid }) => pid > 0 && pids.get(name) > 0 && pids.get(name) !== pid;
+  return (status.nodes ?? []).filter(isOther).map(({ name }) => name);
 }
 
 function sum(numbers) {

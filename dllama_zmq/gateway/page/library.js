@@ -1,9 +1,10 @@
 /** The conversations of this browser, the one that is open, and when they are kept. Tells "change" events. */
 
-import { conversationFrom, isEmpty, newConversation } from "./conversation.js";
+import { conversationFrom, exported, imported, isEmpty, newConversation } from "./conversation.js";
 import { MOST, openStore } from "./store.js";
 
-const KEEP_AFTER_MS = 1000; // while an answer comes; what came in the last second may be lost where the browser ends
+const KEEP_AFTER_MS = 1000; // while an answer comes
+const UNSAVED = "dllama-zmq.unsaved"; // a page that is left has no time for a database; what it had to keep is here
 
 export class Library extends EventTarget {
   #store;
@@ -11,6 +12,7 @@ export class Library extends EventTarget {
   conversations = [];
   current = newConversation();
   lost = 0; // that could not be read
+  make = newConversation; // what a new one is
 
   /** Read all that is kept. Raises nothing: where nothing can be read, nothing is there. */
   async load() {
@@ -22,7 +24,30 @@ export class Library extends EventTarget {
     } catch {
       this.lost = 1;
     }
-    addEventListener("pagehide", () => [...this.#unsaved.keys()].forEach((id) => this.#keep(id)));
+    this.#takeUp();
+    addEventListener("pagehide", () => this.#layDown());
+  }
+
+  /** Keep what the page had no time to keep when it was left. */
+  #takeUp() {
+    try {
+      const { conversations } = imported(localStorage.getItem(UNSAVED));
+      const ids = new Set(conversations.map(({ id }) => id));
+      this.conversations = [...conversations, ...this.conversations.filter(({ id }) => !ids.has(id))];
+      conversations.forEach((conversation) => this.keepSoon(conversation));
+      localStorage.removeItem(UNSAVED);
+    } catch {
+      // nothing is there, or not what this page had put there
+    }
+  }
+
+  #layDown() {
+    const unsaved = this.conversations.filter(({ id }) => this.#unsaved.has(id));
+    try {
+      if (unsaved.length > 0) localStorage.setItem(UNSAVED, exported(unsaved));
+    } catch {
+      // no room: the last second of the answer is lost
+    }
   }
 
   /** Whether conversations are still there when the page is opened again. */
@@ -30,9 +55,9 @@ export class Library extends EventTarget {
     return this.#store.lasts;
   }
 
-  /** Open the conversation of that id, or a new one: `make()` gives it. */
-  open(id, make = newConversation) {
-    this.current = this.conversations.find((conversation) => conversation.id === id) ?? make();
+  /** Open the conversation of that id, else a new one. */
+  open(id = "") {
+    this.current = this.conversations.find((conversation) => conversation.id === id) ?? this.make();
     this.#tell();
   }
 

@@ -70,7 +70,7 @@ export class Sidebar {
     if (!(await confirmed("Delete the conversation?", words, "Delete"))) return;
     const isOpen = conversation === this.library.current;
     await this.library.remove(conversation);
-    if (isOpen) location.hash = "#chat";
+    if (isOpen) this.library.open();
   }
 
   #exportAll() {
