@@ -2,6 +2,7 @@
 # make test      run the tests, WORKERS at a time, in a random order; those of a release are left out
 # make test-all  run all tests; random inputs are drawn anew
 # make check     format, lint, types, import contract, tests: what a change must pass
+# make test-browser  the web page in headless Chromium; fetches what it needs (Debian's chromium as root, axe-core by npm)
 # make test-arm  the kernels' tests on Arm CPUs played by qemu; fetches what it needs (Debian only), takes minutes
 # make clean     remove what these made
 
@@ -12,7 +13,7 @@ PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off
 DLLAMA := $(BIN)/dllama-zmq
 
-.PHONY: demo test test-all check format test-arm clean
+.PHONY: demo test test-all test-browser check format test-arm clean
 .DELETE_ON_ERROR:
 
 # One environment; each stamp says what has been installed into it.
@@ -31,21 +32,24 @@ demo: .venv/run.stamp
 	@tools/demo.sh $(DLLAMA)
 
 test: .venv/dev.stamp
-	$(PYTEST) -m 'not release'
+	$(PYTEST) -m 'not release and not browser'
 
 test-all: .venv/dev.stamp
-	$(PYTEST) --hypothesis-profile=release
+	$(PYTEST) -m 'not browser' --hypothesis-profile=release
 
 check: .venv/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(PYTEST) -m 'not release'
+	$(PYTEST) -m 'not release and not browser'
 
 format: .venv/dev.stamp
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+test-browser: .venv/dev.stamp
+	@tools/test_browser.sh $(BIN)/python
 
 test-arm: .venv/dev.stamp
 	@tools/test_arm.sh $(BIN)/python
