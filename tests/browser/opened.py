@@ -71,11 +71,13 @@ class Opened:
 
     def text(self, answer: Locator) -> str:
         """What an answer says, as it is kept."""
-        return answer.locator(".prose, .words").last.inner_text()
+        text: str = answer.locator(".prose, .words").last.inner_text()
+        return text
 
     def titles(self) -> list[str]:
         """The conversations in the list."""
-        return self.page.locator("#conversations li a").all_inner_texts()
+        titles: list[str] = self.page.locator("#conversations li a").all_inner_texts()
+        return titles
 
     def choose(self, number: int, what: str) -> None:
         """Something of a conversation's menu."""
