@@ -16,7 +16,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
-from dllama_zmq.gateway.problems import Problem
+from dllama_zmq.gateway.problems import ErrorReply, Problem
 from dllama_zmq.gateway.service import Service
 
 T = TypeVar("T")
@@ -66,10 +66,11 @@ def event(body: object) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class ErrorForm:
-    """How a dialect tells errors: as a whole answer, and in mid-stream."""
+    """How a dialect tells errors: as a whole answer, which is of the type `gives`, and in mid-stream."""
 
     body: Callable[[Problem], object] = Problem.reply
     event: Callable[[Problem], bytes] = lambda problem: event(problem.reply())
+    gives: Any = ErrorReply
 
 
 OPENAI = ErrorForm()

@@ -11,7 +11,6 @@ import msgspec
 
 from dllama_zmq import __version__
 from dllama_zmq.gateway.endpoint import EVENT_STREAM, JSON
-from dllama_zmq.gateway.problems import ErrorReply
 from dllama_zmq.gateway.resources import Resource
 
 _TEMPLATE = "#/components/schemas/{name}"
@@ -19,10 +18,10 @@ _TEMPLATE = "#/components/schemas/{name}"
 
 def openapi(resources: Sequence[Resource]) -> dict[str, Any]:
     """The document. Each route is described under the first of its paths; the others are aliases."""
-    types = {one for each in resources for one in (each.takes, each.gives, each.streams) if one is not None}
-    ordered = sorted(types, key=lambda one: str(one.__name__))
-    schemas, components = msgspec.json.schema_components([*ordered, ErrorReply], ref_template=_TEMPLATE)
-    schema_of = dict(zip([*ordered, ErrorReply], schemas, strict=True))
+    used = {one for each in resources for one in (each.takes, each.gives, each.streams, each.errors.gives)}
+    ordered = sorted(used - {None}, key=lambda one: (str(one.__name__), str(one.__module__)))
+    schemas, components = msgspec.json.schema_components(ordered, ref_template=_TEMPLATE)
+    schema_of = dict(zip(ordered, schemas, strict=True))
     return {
         "openapi": "3.1.0",
         "info": {"title": "dllama-zmq", "version": __version__},
@@ -36,7 +35,7 @@ def _path(resource: Resource, schema_of: Mapping[Any, Any]) -> dict[str, Any]:
     contents = {JSON: {"schema": schema_of[resource.gives]}} if resource.gives is not None else {"text/plain": {}}
     if resource.streams is not None:
         contents[EVENT_STREAM] = {"schema": schema_of[resource.streams]}
-    error = {"description": "An error", "content": {JSON: {"schema": schema_of[ErrorReply]}}}
+    error = {"description": "An error", "content": {JSON: {"schema": schema_of[resource.errors.gives]}}}
     described: dict[str, Any] = {
         "summary": (inspect.getdoc(resource.handler) or "").partition("\n")[0],
         "responses": {"200": {"description": "The answer", "content": contents}, "default": error},

@@ -181,6 +181,13 @@ def test_what_cannot_be_answered_is_refused_in_anthropics_form(
     assert words in body["error"]["message"]
 
 
+def test_the_openapi_document_has_anthropics_errors(api: Api) -> None:
+    document = api.http.get("/openapi.json", headers={"x-api-key": KEY}).json()
+    responses = document["paths"]["/v1/messages"]["post"]["responses"]
+    name = responses["default"]["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
+    assert set(document["components"]["schemas"][name]["required"]) == {"type", "error"}
+
+
 def test_a_key_is_asked_for(api: Api) -> None:
     another = anthropic.Anthropic(base_url=api.url, api_key="another", max_retries=0)
     with another, pytest.raises(anthropic.AuthenticationError, match="no key, or one that is not known"):

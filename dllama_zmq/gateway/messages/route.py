@@ -37,7 +37,7 @@ from dllama_zmq.gateway.messages.replies import (
 from dllama_zmq.gateway.messages.requests import CountRequest, MessagesRequest, as_chat
 from dllama_zmq.gateway.replies import item_id
 
-ERRORS = ErrorForm(ErrorReply.of, lambda problem: event(ErrorReply.of(problem)))
+ERRORS = ErrorForm(ErrorReply.of, lambda problem: event(ErrorReply.of(problem)), ErrorReply)
 
 
 async def messages(call: Call[MessagesRequest]) -> Reply | Stream:
