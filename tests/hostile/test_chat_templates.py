@@ -11,19 +11,19 @@ import psutil
 import pytest
 
 from dllama_zmq.errors import FormatError
-from dllama_zmq.tokenizer import ChatTemplate
+from dllama_zmq.tokenizer import ChatTemplate, chat
 from dllama_zmq.tokenizer.chat import RENDER_S
 
 MESSAGES = [{"role": "user", "content": "hi"}]
-LONGEST_S = RENDER_S + 3
+BUSY_S = 20.0  # for what takes some tenths of a second, on a busy machine
 NAMESPACE = "{% set ns = namespace(x='aa', y=['a'], z=['a']) %}"
 
 
-def refusal(text: str) -> str:
+def refusal(text: str, limit_s: float = RENDER_S) -> str:
     before = time.monotonic()
     with pytest.raises(FormatError) as caught:
         ChatTemplate({"default": text}, {}, "evil.t").render(MESSAGES)
-    assert time.monotonic() - before < LONGEST_S
+    assert time.monotonic() - before < limit_s + 3
     assert "evil.t: chat template" in str(caught.value)
     return str(caught.value)
 
@@ -76,8 +76,9 @@ def test_what_a_template_must_not_reach_is_named(text, words):
         ("{% if 1 %}" * 3000, "evil.t: chat template"),
     ],
 )
-def test_growth_is_refused_at_once(text, words):
-    assert words in refusal(text)
+def test_growth_is_refused_before_its_time_is_over(text, words, monkeypatch):
+    monkeypatch.setattr(chat, "RENDER_S", BUSY_S)
+    assert words in refusal(text, BUSY_S)
 
 
 @pytest.mark.parametrize(
