@@ -183,7 +183,19 @@ class Cli:
 
     def processes(self) -> list[psutil.Process]:
         """Every process with this DLLAMA_ZMQ_HOME, except this one."""
-        return [p for p in psutil.process_iter() if p.pid != os.getpid() and _home_of(p) == str(self.home)]
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            if int(folder.name) != os.getpid() and self._is_home_of(folder):
+                with suppress(psutil.NoSuchProcess):
+                    found.append(psutil.Process(int(folder.name)))
+        return found
+
+    def _is_home_of(self, process: Path) -> bool:
+        """Whether a folder of /proc is of a process with this home; psutil takes ten times as long to say."""
+        try:
+            return f"{HOME_VARIABLE}={self.home}".encode() in (process / "environ").read_bytes().split(b"\0")
+        except OSError:
+            return False
 
     def sockets(self) -> list[Path]:
         """Socket files of clusters in this home."""
@@ -299,10 +311,3 @@ def json_object(text: str) -> dict[str, Any]:
     found = json.loads(text)
     assert isinstance(found, dict)
     return found
-
-
-def _home_of(process: psutil.Process) -> str | None:
-    try:
-        return process.environ().get(HOME_VARIABLE)
-    except (psutil.Error, OSError):
-        return None

@@ -7,13 +7,16 @@ import shutil
 import signal
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import psutil
 import pytest
 from command_line import Cli, await_words, finish, gone, json_object, kill, read_some, until
 from integration.answers import LEAVE_S, NOTICE_S, PROMPT, answer
 
-N_TOKENS = "600"
+import dllama_zmq
+
+N_TOKENS = 600
 
 
 def test_a_worker_that_dies_idle_is_started_again(cli: Cli, greedy_text: str) -> None:
@@ -46,12 +49,18 @@ def test_an_answer_asked_for_before_a_dead_worker_is_back_waits_for_it(cli: Cli,
     cli.down()
 
 
+@pytest.fixture(scope="module")
+def whole(small_model: Path) -> str:
+    """The answer of N_TOKENS, and its prompt, as `generate` writes them: from one node in this process."""
+    with dllama_zmq.load(small_model) as model:
+        return "".join([PROMPT, *model.generate(PROMPT, max_tokens=N_TOKENS), "\n"])
+
+
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSTOP])
-def test_an_answer_goes_on_where_it_was_when_a_worker_that_was_lost_is_back(cli: Cli, end: int) -> None:
+def test_an_answer_goes_on_where_it_was_when_a_worker_that_was_lost_is_back(cli: Cli, whole: str, end: int) -> None:
     cli.up(4)
-    whole = cli.generate("-n", N_TOKENS).out
     pid = cli.pid("worker2")
-    with cli.started("generate", PROMPT, "--temp", "0", "-n", N_TOKENS) as process:
+    with cli.started("generate", PROMPT, "--temp", "0", "-n", str(N_TOKENS)) as process:
         start = time.monotonic()
         begun = read_some(process, 3 * len(PROMPT)).decode()
         kill(pid, end)
