@@ -106,17 +106,19 @@ def test_ctrl_c_stops_the_answer_and_its_part_stays_in_the_conversation(chat: Ch
     assert n_prompt_tokens(chat.say("say A")) > n_sung
 
 
-def test_a_long_prompt_is_seen_to_be_evaluated_and_may_be_interrupted(chat: Chatting, cluster: Cli) -> None:
+def test_a_long_prompt_is_seen_to_be_evaluated_and_may_be_interrupted(cluster: Cli) -> None:
     (cluster.folder / "long.txt").write_text("x" * 14_000)
-    chat.say("/read long.txt")
-    chat.begin("say A")
-    chat.terminal.until(lambda text: re.search(r"evaluating .* [1-9]\d+ of 14\d\d\d tokens", text), 60)
-    chat.terminal.type("\x03")
-    assert "[stopped; it is as if never asked]" in chat.answer()
-    assert "conversation  0 turns" in chat.say("/show")
-    until(lambda: cluster.status().active == 0, 15.0, "the root to stop the answer")
-    chat.say("/clear")
-    assert chat.say("say A").startswith("One. Two. Three.\n")
+    with chatting(cluster, "--plain", "--temp", "0") as chat:  # which shows the prompt too, once it is evaluated
+        chat.say("/read long.txt")
+        chat.begin("say A")
+        chat.terminal.until(lambda text: re.search(r"evaluating .* [1-9]\d+ of 14\d\d\d tokens", text), 60)
+        chat.terminal.type("\x03")
+        assert "[stopped; it is as if never asked]" in chat.answer()
+        assert "conversation  0 turns" in chat.say("/show")
+        until(lambda: cluster.status().active == 0, 15.0, "the root to stop the answer")
+        chat.say("/clear")
+        assert chat.say("say A").startswith("say AOne. Two. Three.\n")
+        chat.leave()
 
 
 def test_keys_of_an_empty_prompt_say_how_to_leave_and_leave(chat: Chatting) -> None:

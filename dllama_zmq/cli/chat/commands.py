@@ -126,10 +126,9 @@ class Commands:
 
     def _show(self, rest: str) -> None:
         session = self._session
-        last, n_turns = session.last, len(session.conversation.turns)
-        size = plural(n_turns, "turn")
-        if last is not None and last.started is not None and n_turns:
-            size += f", {last.started.prompt_tokens + len(last.tokens)} of {session.model.seq_len} tokens"
+        last = "none"
+        if session.last is not None and session.last.started is not None:
+            last = f"{session.last.started.prompt_tokens + len(session.last.tokens)} tokens with its prompt"
         rows = {
             "model": session.used.model,
             "architecture": f"{session.model.architecture}, {session.model.n_params / 1e6:,.0f} million parameters",
@@ -137,7 +136,8 @@ class Commands:
             "context": f"{session.model.seq_len} tokens (the model's own: {session.model.context})",
             "template": "none: texts are continued" if session.template is None else session.template.source,
             "system": session.conversation.system or "none",
-            "conversation": size,
+            "conversation": plural(len(session.conversation.turns), "turn"),
+            "last answer": last,
         }
         table = Table.grid(padding=(0, 2))
         for name, value in rows.items():

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 
 from dllama_zmq.cli.chat.exchange import Exchange
+from dllama_zmq.cli.chat.quotes import QUOTES, is_quoted, quoted
 from dllama_zmq.cli.chat.session import Session
 from dllama_zmq.cli.chat.view import View
 from dllama_zmq.cli.exit_codes import as_json
@@ -14,7 +15,6 @@ from dllama_zmq.cli.notes import note
 from dllama_zmq.cli.progress import Display
 from dllama_zmq.errors import UsageError
 
-QUOTES = '"""'
 _SAY_AFTER_S = 1.5
 _MAX_LINE_BYTES = 1 << 21  # more than a request can hold, which says so by itself
 
@@ -46,21 +46,18 @@ def messages() -> Iterator[str]:
     if not select.select([sys.stdin], [], [], _SAY_AFTER_S)[0]:
         note("reading messages from stdin, one a line")
     lines = _lines()
+
+    def following() -> str:
+        line = next(lines, None)
+        if line is None:
+            raise UsageError(f"the last message begins with {QUOTES} and has no {QUOTES} at its end")
+        return line
+
     for line in lines:
-        if not line.lstrip().startswith(QUOTES):
-            if line.strip():
-                yield line
-            continue
-        part = line.lstrip().removeprefix(QUOTES)
-        several = [part]
-        while not part.rstrip().endswith(QUOTES):
-            following = next(lines, None)
-            if following is None:
-                raise UsageError(f"the last message begins with {QUOTES} and has no {QUOTES} at its end")
-            part = following
-            several.append(part)
-        several[-1] = part.rstrip().removesuffix(QUOTES)
-        yield "\n".join(several).strip("\n")
+        if is_quoted(line):
+            yield quoted(line, following)
+        elif line.strip():
+            yield line
 
 
 def _lines() -> Iterator[str]:

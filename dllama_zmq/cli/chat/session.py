@@ -52,15 +52,15 @@ class Session:
         return self.template is None and bool(self.conversation.open_text())
 
     def ask(self, user: str, view: View, interrupts: Interrupts | None = None) -> Exchange:
-        """The answer to a message, and the turn of both is kept. With `interrupts`, which must be
-        within `caught`, Ctrl-C ends it: its reason says so.
+        """The answer to a message, and the turn of both is kept. Without a template it is shown behind the message.
 
-        Where nothing of an answer has come, the conversation is as it was. Raises what ended the request on the root.
+        interrupts: they must be caught; Ctrl-C ends the answer, and its reason says so. Where nothing of an answer has
+        come, the conversation is as it was. Raises what ended the request on the root.
         """
         user = joined(self.attached, user)
         exchange = Exchange(view, None if self.template is None else self.template.text)
-        if self.template is None and user:
-            view.content(user)
+        if self.template is None:
+            view.begin_with(user)
         try:
             self._pump(self._request(user), exchange, interrupts)
         except (DllamaError, OSError):

@@ -21,6 +21,7 @@ from dllama_zmq.cli.chat import settings
 from dllama_zmq.cli.chat.commands import BY_NAME, Commands
 from dllama_zmq.cli.chat.exchange import Exchange
 from dllama_zmq.cli.chat.keys import quiet_keys
+from dllama_zmq.cli.chat.quotes import is_quoted, quoted
 from dllama_zmq.cli.chat.session import Session, told
 from dllama_zmq.cli.chat.view import View
 from dllama_zmq.cli.notes import note
@@ -29,8 +30,7 @@ from dllama_zmq.errors import DllamaError
 from dllama_zmq.interrupts import Interrupts
 from dllama_zmq.launch.paths import chat_history
 
-PROMPT, MORE = ">>> ", "... "
-QUOTES = '"""'
+_PROMPT, _MORE = ">>> ", "... "
 _MAX_HISTORY_BYTES = 1 << 20
 
 
@@ -42,7 +42,7 @@ class Terminal:
         self._commands = Commands(session, self._answer)
         self._hinted: set[str] = set()
         self._keys: PromptSession[str] = PromptSession(
-            history=_history(),
+            history=open_history(),
             completer=_Completer(),
             complete_while_typing=False,
             complete_style=CompleteStyle.READLINE_LIKE,  # no menu, so no lines are kept free for one
@@ -71,28 +71,20 @@ class Terminal:
         """The next message or command; None at the end."""
         while True:
             try:
-                text = self._keys.prompt(PROMPT)
-                return self._several_lines(text) if text.lstrip().startswith(QUOTES) else text
+                text = self._keys.prompt(_PROMPT)
+                if not is_quoted(text):
+                    return text
+                text = quoted(text, lambda: self._keys.prompt(_MORE))
+                return f" {text}" if text.startswith("/") else text  # a message, and no command
             except KeyboardInterrupt:
                 if not self._keys.default_buffer.text:
                     note("Ctrl-D or /bye leaves")
             except EOFError:
                 return None
 
-    def _several_lines(self, text: str) -> str:
-        """The text between triple quotes, whose first line is there."""
-        line = text.lstrip().removeprefix(QUOTES)
-        lines = [line]
-        while not line.rstrip().endswith(QUOTES):
-            line = self._keys.prompt(MORE)
-            lines.append(line)
-        lines[-1] = line.rstrip().removesuffix(QUOTES)
-        return " " + text if (text := "\n".join(lines).strip("\n")).startswith("/") else text
-
     def _answer(self, text: str | None) -> None:
         """Show the answer to a message; None: another one to the last."""
-        session, interrupts = self._session, Interrupts()
-        session.last = None
+        session, before, interrupts = self._session, self._session.last, Interrupts()
         with suppress(KeyboardInterrupt), interrupts.caught(), Display() as display:
             display.activity("asking the root")
             view = View(display, shows_text=True, shows_thinking=True)
@@ -103,7 +95,7 @@ class Terminal:
                     session.ask(text, view, interrupts)
             except (DllamaError, OSError) as error:
                 display.line(f"error: {told(error, session)}")
-        if session.last is not None:
+        if session.last is not None and session.last is not before:
             self._remark(session.last)
         print(file=sys.stderr)  # noqa: T201
 
@@ -111,11 +103,9 @@ class Terminal:
         """Say how an answer has ended, where its text does not show that."""
         session = self._session
         plain = session.template is None
-        if exchange.reason == "cancelled" and exchange.failed:
-            pass
-        elif exchange.reason == "cancelled":
+        if exchange.reason == "cancelled":
             kept = "what there is of it stays in the conversation" if exchange.content else "it is as if never asked"
-            note(f"[stopped; {kept}]")
+            note(f"[{'not answered' if exchange.failed else 'stopped'}; {kept}]")
         elif why := session.cut(exchange):
             note(f"[{why}]")
         elif not exchange.content:
@@ -158,7 +148,7 @@ class _Completer(Completer):
         yield from (Completion(word, -len(begun)) for word in words if word.startswith(begun))
 
 
-def _history() -> History:
+def open_history() -> History:
     """What was typed in earlier chats of this user; only in memory where the file cannot be written."""
     try:
         path = chat_history()

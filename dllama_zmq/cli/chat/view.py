@@ -28,6 +28,11 @@ class View:
         self._begun = False  # with a word that stands on the screen
         self._waits = False  # and has said why
         self._column = 0
+        self._before = ""
+
+    def begin_with(self, text: str) -> None:
+        """Write this before the answer's first word; up to then there is progress."""
+        self._before = text
 
     def progress(self, text: str, done: int = 0, total: int = 0, unit: Unit = "tokens") -> None:
         """What is going on, where no text has come yet, or none can."""
@@ -58,6 +63,7 @@ class View:
 
     def content(self, text: str) -> None:
         """More of the answer."""
+        text, self._before = self._before + text, ""
         if not text:
             return
         if not self._shows_text:
