@@ -6,7 +6,6 @@ import json
 from typing import Any
 
 from dllama_zmq import Grammar, Sampling
-from dllama_zmq.constraint.reading import GrammarReader
 from dllama_zmq.local import LocalModel
 from dllama_zmq.root.scheduler import Finished, Token
 from dllama_zmq.root.sequence import Sequence
@@ -23,11 +22,17 @@ def hot(seed: int) -> Sampling:
     return Sampling(temperature=HOT, seed=seed)
 
 
+def reading(model: LocalModel) -> LocalModel:
+    """The model, whose process for grammars has been started: so no test leaves it behind."""
+    "".join(model.generate("a", 1, grammar=Grammar("json_object")))
+    return model
+
+
 class Answers:
     """Several answers at once, each with its grammar or without."""
 
     def __init__(self, model: LocalModel) -> None:
-        self._model, self._reader = model, GrammarReader(model.tokenizer)
+        self._model, self._reader = model, model._grammars
         self._tokens: dict[Sequence, list[int]] = {}
         self._ends: dict[Sequence, str | Exception] = {}
 

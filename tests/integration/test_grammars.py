@@ -12,7 +12,7 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
-from constrained import Answers, answer, hot, schema
+from constrained import Answers, answer, hot, reading, schema
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tiny import tiny_spec, write_tiny_pair
@@ -62,7 +62,6 @@ SCHEMAS: dict[str, Any] = {
     "allOf": {
         "allOf": [{"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]},
                   {"properties": {"b": {"type": "integer", "minimum": 3}}, "required": ["b"]}],
-        "additionalProperties": False, "unevaluatedProperties": True,
     },
     "a map": {
         "type": "object", "additionalProperties": {"type": "integer", "minimum": 0, "maximum": 9}, "maxProperties": 2
@@ -86,7 +85,8 @@ SCHEMAS: dict[str, Any] = {
         for kind in ("cat", "dog")
     ]},
 }  # fmt: skip
-del SCHEMAS["allOf"]["unevaluatedProperties"], SCHEMAS["allOf"]["additionalProperties"]
+OPEN_ENDED = ("allOf", "true")
+"""A random model seldom ends what may go on for ever."""
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int, Local
     folder = tmp_path_factory.mktemp("model")
     write_tiny_pair(folder, tiny_spec(seq_len=1024))
     with ExitStack() as stack:
-        yield {n: stack.enter_context(dllama_zmq.load(folder / "tiny.m", nodes=n)) for n in NODES}
+        yield {n: reading(stack.enter_context(dllama_zmq.load(folder / "tiny.m", nodes=n))) for n in NODES}
 
 
 @pytest.fixture(scope="module")
@@ -111,17 +111,16 @@ def validate(text: str, value: Any) -> None:
 def test_what_ends_by_itself_validates_and_is_the_same_on_any_number_of_nodes(
     models: dict[int, LocalModel], name: str
 ) -> None:
+    n_whole = 0
     for seed in range(4):
-        on_one, *others = [answer(models[n], schema(SCHEMAS[name]), hot(seed)) for n in NODES]
-        assert others == [on_one] * len(others)
-        text, reason = on_one
-        if reason == "stop":
-            validate(text, SCHEMAS[name])
-
-
-def test_nearly_all_answers_of_the_table_end_by_themselves(model: LocalModel) -> None:
-    reasons = [answer(model, schema(value), hot(seed))[1] for value in SCHEMAS.values() for seed in range(4)]
-    assert reasons.count("stop") > 0.8 * len(reasons)
+        on_one = answer(models[1], schema(SCHEMAS[name]), hot(seed), max_tokens=150)
+        n_whole += on_one[1] == "stop"
+        if on_one[1] == "stop":
+            validate(on_one[0], SCHEMAS[name])
+        if seed < 2:
+            others = [answer(models[n], schema(SCHEMAS[name]), hot(seed), max_tokens=150) for n in NODES[1:]]
+            assert others == [on_one] * len(others)
+    assert n_whole or name in OPEN_ENDED
 
 
 def numbers() -> st.SearchStrategy[Any]:
@@ -173,8 +172,8 @@ def test_whatever_the_schema_asks_for_is_answered(model: LocalModel, value: Any,
 
 
 def test_a_json_object_is_one_and_a_regular_expression_is_matched_from_its_begin_to_its_end(model: LocalModel) -> None:
-    for seed in range(4):
-        text, reason = answer(model, Grammar("json_object"), hot(seed), max_tokens=800)
+    for seed in range(3):
+        text, reason = answer(model, Grammar("json_object"), hot(seed))
         if reason == "stop":
             assert isinstance(json.loads(text), dict)
         text, reason = answer(model, Grammar("regex", r"([a-z]{1,4} ){2,3}(foo|b/r|é\.)"), hot(seed))
