@@ -61,6 +61,12 @@ def free_memory_bytes(root: Path = ROOT) -> int | None:
     return min(free, default=None)
 
 
+def is_stopped(pid: int, root: Path = ROOT) -> bool:
+    """Whether a signal has stopped that process, which then does nothing; False where the system does not say."""
+    _, _, after_name = _read(root / f"proc/{pid}/stat").rpartition(")")  # the name may hold anything
+    return after_name.split()[:1] == ["T"]
+
+
 def give_memory_back() -> None:
     """Return to the system what this process does not use any more: glibc keeps large arrays that were freed."""
     gc.collect()

@@ -18,6 +18,7 @@ from typing import BinaryIO
 from dllama_zmq.bus.roster import Roster
 from dllama_zmq.cluster import WorkerConfig
 from dllama_zmq.errors import ClusterError
+from dllama_zmq.host import is_stopped
 from dllama_zmq.launch.paths import ClusterPaths, writing
 from dllama_zmq.own_code import own_code
 
@@ -27,6 +28,7 @@ _SOUND_AFTER_S = 60.0  # a worker that lived this long starts counting its death
 _MAX_DEATHS = 3  # of one worker, before the cluster has ever been ready
 _MAX_PAUSE_S = 30.0
 _REJOIN_S = 10.0  # for a lost worker whose process lives; a sound one joins again within 2 s
+_STOPPED_S = 5.0  # the same for one that a signal has stopped, which is not slow; it may be told to go on
 MAX_LOG_BYTES = 8 << 20
 
 
@@ -108,8 +110,11 @@ class Fleet:
             child.has_joined, child.missing_since = True, None
             return False
         child.missing_since = child.missing_since or now
-        allowed_s = _REJOIN_S if child.has_joined else self._join_s
-        if now < child.missing_since + allowed_s:
+        missing_s, allowed_s = now - child.missing_since, _REJOIN_S if child.has_joined else self._join_s
+        if child.has_joined and missing_s >= _STOPPED_S and is_stopped(child.process.pid):
+            logger.warning("killing %s: it is stopped and has not joined for %.0f s", child.config.name, _STOPPED_S)
+            return True
+        if missing_s < allowed_s:
             return False
         logger.warning("killing %s: it has not joined for %.0f s", child.config.name, allowed_s)
         return True

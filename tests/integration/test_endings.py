@@ -211,7 +211,7 @@ def test_a_frozen_worker_is_ended_and_started_again(cli: Cli) -> None:
     kill(frozen, signal.SIGSTOP)
     took_s = until(lambda: cli.pid("worker1") not in (0, frozen) and cli.status().state == "ready", 40, "a new worker1")
     assert gone(frozen)
-    assert "killing worker1: it has not joined for 10 s" in (cli.log_folder / "root.log").read_text()
+    assert "killing worker1: it is stopped and has not joined for 5 s" in (cli.log_folder / "root.log").read_text()
     print(f"a frozen worker was replaced after {took_s:.1f} s")
     cli.down()
 

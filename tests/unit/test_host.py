@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dllama_zmq.host import free_memory_bytes, host_name, largest_cache_bytes, usable_cores
+from dllama_zmq.host import free_memory_bytes, host_name, is_stopped, largest_cache_bytes, usable_cores
 
 MB = 1 << 20
 V2_MOUNT = "30 23 0:26 {root} /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n"
@@ -181,3 +181,22 @@ def test_the_largest_cache_of_a_core_is_that_of_any_level(tree: Tree) -> None:
     for index, size in enumerate(("32K", "32K", "1024K", "32768K", "odd")):
         tree.write(f"sys/devices/system/cpu/cpu0/cache/index{index}/size", size)
     assert largest_cache_bytes(tree.root) == 32 * MB
+
+
+@pytest.mark.parametrize(
+    ("stat", "stopped"),
+    [
+        ("7 (python3) T 1 7 7 0", True),
+        ("7 (a) T (b) S 1 7 7 0", False),  # the name of a program may hold anything
+        ("7 (a) S (b) T 1 7 7 0", True),
+        ("7 (python3) S 1 7 7 0", False),
+        ("7 (python3) D 1 7 7 0", False),  # waits for a disk
+        ("7 (python3) t 1 7 7 0", False),  # stopped by a debugger
+        ("", False),
+    ],
+)
+def test_a_process_is_stopped_if_its_state_is_t(stat: str, stopped: bool, tmp_path: Path) -> None:
+    tree = Tree(tmp_path)
+    tree.write("proc/7/stat", stat)
+    assert is_stopped(7, tree.root) is stopped
+    assert not is_stopped(8, tree.root), "there is no such process"
