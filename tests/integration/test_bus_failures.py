@@ -24,7 +24,7 @@ from integration.nodes import (
     logits,
     tcp,
 )
-from integration.stranger import Again, Stranger
+from integration.stranger import Again, Exit, Stranger
 
 from dllama_zmq.errors import RemoteError, WorkerLost
 from dllama_zmq.formats import ModelFile
@@ -53,6 +53,50 @@ def test_a_worker_that_vanishes_in_a_step_is_named_with_its_stage_and_can_be_rep
         start(a_worker(context, places, watch=transport is tcp))
         form(root)
         assert_are(logits(root), expected, kernels)
+
+
+class FailsWhenAskedForMore(Stranger):
+    """Ends without a word, or fails, instead of sending more candidates of its first step."""
+
+    fault = ""
+
+    def send_part(self, kind: str, *fields: Any, arrays: tuple[bytes, ...]) -> None:
+        if fields[1:3] != (1, 6):
+            super().send_part(kind, *fields, arrays=arrays)
+        elif self.fault:
+            self.send("fault", *fields[:2], self.fault)
+        else:
+            raise Exit
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "says"),
+    [
+        ("", WorkerLost, "^worker1 was lost at step 1, logits: its connection broke, or "),
+        ("the cat is on the keyboard", RemoteError, "^worker1 failed: the cat is on the keyboard$"),
+    ],
+)
+def test_a_step_that_breaks_off_when_more_is_asked_is_void_and_the_next_one_is_whole(
+    fault: str, error: type[Exception], says: str, context: Context, model: ModelFile, expected: F32, start: Start
+) -> None:
+    places = inproc()
+    worker = FailsWhenAskedForMore(context, places.replies[0])
+    worker.fault = fault
+    start(worker)
+    with a_root(context, model, places) as root:
+        form(root)
+        root.evaluate(Batch.alone(0, 3), TOKENS[:3], {2: Ask(2)})
+        with pytest.raises(error, match=says):
+            root.more({2: 5})
+        assert not root.ready
+        if not fault:
+            start(a_worker(context, places))
+        form(root)
+        root.evaluate(Batch.alone(0, 3), TOKENS[:3], {2: Ask(2)})
+        [row], _ = root.more({2: 5})
+        assert row.ids[:5].tolist() == np.argsort(-expected[2])[:5].tolist()
+        assert root.link is not None
+        assert any(tally.phase == "void" and tally.kind == "more" for tally in root.link.meter.tallies())
 
 
 class Fails(Stranger):

@@ -72,7 +72,9 @@ def test_an_answer_goes_on_where_it_was_when_a_worker_that_was_lost_is_back(cli:
     cli.down()
 
 
-def test_an_answer_whose_worker_does_not_come_back_ends_with_one_sentence(cli: Cli) -> None:
+def test_an_answer_whose_worker_comes_back_too_late_ends_with_one_sentence_and_the_next_is_whole(
+    cli: Cli, greedy_text: str
+) -> None:
     cli.write(2, host="0.0.0.0", open_bus=True, workers=[{"name": "far", "host": "192.0.2.1"}], limits={"rejoin_s": 2})
     replies = f"127.0.0.1:{cli.ports['replies']}"
     with cli.started("worker", replies) as worker:
@@ -83,7 +85,10 @@ def test_an_answer_whose_worker_does_not_come_back_ends_with_one_sentence(cli: C
             worker.kill()
             ended = finish(process, NOTICE_S, start)
         assert re.fullmatch("the cluster did not get ready: far was lost: .*", ended.error())
-        cli.down()
+        with cli.started("worker", replies):
+            until(lambda: cli.status().state == "ready", 30, "the worker to join again")
+            assert answer(cli) == greedy_text
+            cli.down()
 
 
 def test_a_stopped_worker_that_goes_on_joins_again(cli: Cli, greedy_text: str) -> None:
