@@ -65,11 +65,11 @@ async def completions(call: Call[CompletionRequest]) -> Reply | Stream:
 
 def _check(body: CompletionRequest) -> None:
     if body.suffix:
-        raise Problem(501, "suffix: this server does not fill in text before a suffix", "suffix")
+        raise Problem(400, "suffix: this server does not fill in text before a suffix", "suffix")
     if body.echo and body.logprobs is not None:
-        raise Problem(501, "echo with logprobs: there are no log-probabilities of a prompt's tokens", "logprobs")
+        raise Problem(400, "echo with logprobs: there are no log-probabilities of a prompt's tokens", "logprobs")
     if body.best_of not in (None, 1, body.n):
-        raise Problem(501, f"best_of is {body.best_of}; answers are not compared here: leave it out", "best_of")
+        raise Problem(400, f"best_of is {body.best_of}; answers are not compared here: leave it out", "best_of")
 
 
 async def _echo(call: Call[CompletionRequest], prompt: str | list[int]) -> str:

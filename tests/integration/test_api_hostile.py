@@ -70,7 +70,7 @@ BODIES: dict[str, tuple[str, str | bytes]] = {
 def test_a_body_that_is_no_request_is_refused(api: Api, name: str) -> None:
     path, body = BODIES[name]
     reply = api.http.post(path, content=body.encode() if isinstance(body, str) else body)
-    assert 400 <= reply.status_code <= 501, reply.text
+    assert 400 <= reply.status_code < 500, reply.text
     assert reply.status_code != 500, reply.text
     assert error_of(reply)["message"]
 
