@@ -200,9 +200,13 @@ def test_a_client_in_mid_answer_is_told_when_the_root_is_killed(cli: Cli) -> Non
 
 def test_commands_that_read_no_model_do_not_wait_for_what_reads_models() -> None:
     """Half a second on a Raspberry Pi, each time."""
-    code = "import dllama_zmq.cli.cluster, dllama_zmq.cli.generate, dllama_zmq.cli.logs, sys; print(*sys.modules)"
+    modules = ", ".join(
+        f"dllama_zmq.cli.{name}" for name in ("cluster", "generate", "logs", "chat.command", "chat.lines")
+    )
+    code = f"import {modules}, sys; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60).stdout
-    slow = {"asyncio", "huggingface_hub", "llvmlite", "numpy", "pydantic", "sentencepiece", "ssl", "tokenizers"}
+    slow = {"asyncio", "huggingface_hub", "jinja2", "llvmlite", "numpy", "prompt_toolkit", "pydantic", "sentencepiece"}
+    slow |= {"ssl", "tokenizers"}
     assert slow & set(loaded.split()) == set()
 
 

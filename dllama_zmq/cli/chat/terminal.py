@@ -93,6 +93,8 @@ class Terminal:
                     session.ask_again(view, interrupts)
                 else:
                     session.ask(text, view, interrupts)
+            except BrokenPipeError:  # nobody reads the answers: `chat | head`
+                raise
             except (DllamaError, OSError) as error:
                 display.line(f"error: {told(error, session)}")
         if session.last is not None and session.last is not before:
