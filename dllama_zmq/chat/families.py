@@ -27,16 +27,25 @@ def read_text(reader: Reader, out: Collector, tools: Tools) -> Reading[None]:
 
 
 def read_hermes(reader: Reader, out: Collector, tools: Tools) -> Reading[None]:
-    """Hermes 2 Pro, Qwen2.5, Qwen3: <tool_call>{"name": ..., "arguments": {...}}</tool_call>, one after another."""
+    """Hermes 2 Pro, Qwen2.5, Qwen3: <tool_call>{"name": ..., "arguments": {...}}</tool_call>, one after another.
+
+    Small models write several objects between two marks at times.
+    """
     while mark := (yield from reader.until(("<tool_call>",), out.content)):
+        has_begun = False
         reader.hold()
         yield from reader.space()
-        if (yield from read_call(reader, out, None)):
+        while (yield from read_call(reader, out, None)):
+            has_begun = True
+            reader.hold()
             yield from reader.space()
-            yield from reader.take("</tool_call>")
-        else:
+        if not has_begun:
             reader.undo()
             out.content(mark)
+        elif (yield from reader.take("</tool_call>")):
+            reader.keep()
+        else:
+            reader.undo()
 
 
 def read_qwen_coder(reader: Reader, out: Collector, tools: Tools) -> Reading[None]:

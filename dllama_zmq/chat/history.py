@@ -111,19 +111,23 @@ def _one_call_each(messages: Sequence[Message]) -> Iterator[Message]:
 def _as_text(messages: Sequence[Message]) -> list[Message]:
     """With calls and results as text of the messages that every template knows."""
     changed: list[Message] = []
+    after_results = False
     for message in messages:
-        if message["role"] == "tool":
-            result = f"<tool_response>\n{message.get('content') or ''}\n</tool_response>"
-            if changed and changed[-1]["role"] == "user":
-                changed[-1]["content"] += f"\n{result}"
+        is_result = message["role"] == "tool"
+        if is_result or (after_results and message["role"] == "user"):
+            content = str(message.get("content") or "")
+            text = f"<tool_response>\n{content}\n</tool_response>" if is_result else content
+            if after_results:  # one message of the user's: many templates want them in turn with the assistant's
+                changed[-1]["content"] += f"\n{text}"
             else:
-                changed.append({"role": "user", "content": result})
+                changed.append({"role": "user", "content": text})
         elif "tool_calls" in message:
             calls = "\n".join(_written(call["function"]) for call in message["tool_calls"])
             content = "\n".join(part for part in (message["content"], calls) if part)
             changed.append({**{key: message[key] for key in message if key != "tool_calls"}, "content": content})
         else:
             changed.append(dict(message))
+        after_results = is_result
     return changed
 
 

@@ -57,6 +57,11 @@ def in_list(*calls: list[str]) -> str:
 CALLS = {
     "hermes": ("hermes", hermes(OSLO), [OSLO]),
     "hermes, several": ("hermes", hermes(OSLO, TIME), [OSLO, TIME]),
+    "hermes, several between two marks": (
+        "hermes",
+        '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n{"name": "now"}\n</tool_call>',
+        [OSLO, ["now", "{}"]],
+    ),
     "hermes, for a template without tools": ("none", hermes(OSLO), [OSLO]),
     "hermes, closed by the end": ("hermes", hermes(OSLO).removesuffix("\n</tool_call>"), [OSLO]),
     "arguments first": ("hermes", '<tool_call>{"arguments": {"city": "Oslo"}, "name": "weather"}</tool_call>', [OSLO]),

@@ -190,3 +190,23 @@ def test_a_template_that_knows_no_tools_gets_them_as_text(name):
     example = rendered[explained:asked].replace("{...}", "{}")
     name = "weather" if "tool▁sep" in example else '"weather"'
     assert parsed(example.replace("NAME", name), text, tools=[TOOL])["calls"] == [["weather", "{}"]]
+
+
+def test_a_conversation_as_text_has_turns_of_two():
+    template = ChatTemplate(
+        {"default": template_of(TURNS["Mistral 7B Instruct v0.1"])}, {"bos_token": "<s>", "eos_token": "</s>"}, "a.gguf"
+    )
+    call = {**CALL["tool_calls"][0], "function": {"name": "weather", "arguments": "{}"}}
+    conversation = [
+        USER,
+        {**CALL, "tool_calls": [call, call]},
+        RESULT,
+        RESULT,
+        USER,
+        {"role": "assistant", "content": "Hm."},
+        USER,
+    ]
+    messages, _ = for_template(template.text, conversation, [TOOL])
+    assert [message["role"] for message in messages] == ["user", "assistant", "user", "assistant", "user"]
+    result = f"<tool_response>\n{RESULT['content']}\n</tool_response>"
+    assert f"[INST] {result}\n{result}\n{USER['content']} [/INST]" in template.render(messages)
