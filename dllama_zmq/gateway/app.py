@@ -28,9 +28,9 @@ from dllama_zmq.gateway.openapi import openapi
 from dllama_zmq.gateway.problems import Problem
 from dllama_zmq.gateway.requests import ChatRequest, CompletionRequest
 from dllama_zmq.gateway.resources import Resource
-from dllama_zmq.gateway.responses.replies import ResponseReply
+from dllama_zmq.gateway.responses.replies import InputTokens, ResponseReply
 from dllama_zmq.gateway.responses.requests import ResponsesRequest
-from dllama_zmq.gateway.responses.route import responses
+from dllama_zmq.gateway.responses.route import input_tokens, responses
 from dllama_zmq.gateway.service import Service
 
 PAGE = Path(__file__).parent / "page"
@@ -62,6 +62,7 @@ ROUTES = [
     ),
     Resource(_TEXT, completions, CompletionRequest, replies.CompletionReply, replies.CompletionReply),
     Resource(["/v1/responses", "/responses"], responses, ResponsesRequest, ResponseReply, dict[str, Any]),
+    Resource(["/v1/responses/input_tokens", "/responses/input_tokens"], input_tokens, ResponsesRequest, InputTokens),
     Resource(["/v1/messages", "/messages"], messages, MessagesRequest, MessageReply, dict[str, Any], ERRORS),
     Resource(_COUNT, count_tokens, CountRequest, CountReply, errors=ERRORS),
     Resource(["/v1/embeddings", "/embeddings"], texts.embeddings, texts.EmbeddingsRequest, texts.EmbeddingsReply),

@@ -33,7 +33,7 @@ ITEMS = [
 @pytest.fixture(scope="module")
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     folder = tmp_path_factory.mktemp("api")
-    with running_api(folder, thoughtful(folder)) as api:
+    with running_api(folder, thoughtful(folder), 4) as api:
         yield api
 
 
@@ -142,6 +142,14 @@ def test_a_conversation_of_items_is_rendered_as_one_of_messages(client: openai.O
     assert by_messages.usage is not None
     assert by_items.usage.input_tokens == by_messages.usage.prompt_tokens
     assert by_items.output_text == by_messages.choices[0].message.content
+
+
+def test_the_tokens_of_a_conversation_are_counted(client: openai.OpenAI) -> None:
+    counted = client.responses.input_tokens.count(**ASK, tools=TOOLS, instructions="Be brief.")
+    response = client.responses.create(**ASK, tools=TOOLS, instructions="Be brief.", max_output_tokens=1)
+    assert response.usage is not None
+    assert counted.input_tokens == response.usage.input_tokens
+    assert unknown(counted) == []
 
 
 def test_the_limit_of_tokens_leaves_a_response_incomplete(client: openai.OpenAI) -> None:
