@@ -118,7 +118,7 @@ class Roster:
             return Refuse(reason, again=False)
         place.identity, place.joined, place.state = identity, join, State.LOADING
         place.address = address
-        self._new_epoch()
+        self.new_epoch()
         return place
 
     def _free_place(self, address: str) -> Member | None:
@@ -144,7 +144,7 @@ class Roster:
         return any(m.name == name and m.pid == pid and m.state is not State.ABSENT for m in self.members)
 
     def explain_absence(self, name: str, reason: str) -> None:
-        """Say why `name` is not there, where it is not."""
+        """Say why `name` is not there, if it is not."""
         for member in self.members:
             if member.name == name and member.state is State.ABSENT:
                 member.lost_reason = reason
@@ -161,13 +161,10 @@ class Roster:
     def lose(self, member: Member, reason: str) -> None:
         """The member is gone: its place is free, and a new epoch begins."""
         member.state, member.lost_reason, member.identity = State.ABSENT, reason, b""
-        self._new_epoch()
+        self.new_epoch()
 
     def new_epoch(self) -> None:
         """Every step so far is void; who is loaded must hear the new beacon before the next one."""
-        self._new_epoch()
-
-    def _new_epoch(self) -> None:
         self.epoch += 1
         for member in self.members:
             if member.state is State.READY:

@@ -66,7 +66,7 @@ class Progress:
 
 
 class Membership:
-    """The roster's hands: every message that is not part of a step ends here."""
+    """Handles every message that is no part of a step, and changes the roster accordingly."""
 
     def __init__(
         self,
@@ -318,7 +318,7 @@ class Membership:
         return True
 
     def _lose(self, member: Member, reason: str) -> None:
-        """Give a worker up that is still there: it is told, and may join again."""
+        """Give up a worker that is still there. It hears so, and may join again."""
         logger.warning("gave up %s: it %s", member.name, reason)
         if self._send(member, Bye(True, reason)):
             self._roster.lose(member, reason)

@@ -9,9 +9,9 @@ from dllama_zmq.bus.client_messages import NodeTimes, PhaseTimes
 from dllama_zmq.bus.slowest import slowest
 
 RECENT_S = 10.0
-"""The last so many seconds of steps are told, and up to twice as many."""
+"""The figures are those of the last 10 s of steps at least, and of the last 20 s at most."""
 _MIN_STEPS = 20
-"""And at least so many steps: fewer say little."""
+"""And of at least 20 steps: fewer say little."""
 
 
 @dataclass(slots=True)

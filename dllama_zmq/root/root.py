@@ -60,14 +60,14 @@ from dllama_zmq.spec import SYNC_FLOAT, Sync
 
 @dataclass(frozen=True, slots=True)
 class RootSettings:
-    """How the root runs a model; `names` are its workers', so that 2^n - 1 of them make 2^n nodes.
+    """How the root runs a model over itself and the workers `names`, 2^n nodes together.
 
-    profile: `Root.kernels` counts seconds and calls by name.
-    `reserved` are those of them whose places nobody gets who does not ask for them by name. `addresses`: the IP
-    addresses of the others' hosts, by name, as far as they are known.
-    kv_bytes: most memory of each node for the KV cache; None: as much as max_sequences need, where there is as much.
+    reserved: the workers whose places are only for workers that ask for them by name. addresses: by name, the known IP
+    addresses of the other workers' hosts.
+    kv_bytes: most memory of each node for the KV cache; None: as much as max_sequences need, if there is as much.
     check_memory: a worker whose computer has too little memory free gets no place.
-    recent_s: what steps take is told of the last so many seconds of steps.
+    profile: `Root.kernels` counts seconds and calls by name.
+    recent_s: the figures of recent steps are those of the last recent_s seconds, at least.
     """
 
     names: Sequence[str] = ()

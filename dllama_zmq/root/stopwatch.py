@@ -15,9 +15,9 @@ from dllama_zmq.bus.steps import Part
 
 
 class Stopwatch:
-    """Started before a step and stopped after it; of one node alone it knows a clock and nothing else.
+    """Measures a step from `start` to `stop`. On one node alone it reads a clock and nothing else.
 
-    unnamed: the nodes of whom it is not told that others wait for them.
+    unnamed: the nodes that are not named as those that others wait for.
     """
 
     def __init__(self, exchange: Exchange, meter: Meter | None, unnamed: Callable[[], Collection[str]]) -> None:
@@ -35,9 +35,9 @@ class Stopwatch:
             self._start_bytes = self._meter.payload("sent"), self._meter.payload("received")
 
     def stop(self, parts: Sequence[Part]) -> tuple[StepStats, dict[str, NodeTimes]]:
-        """What the step took, and each node's share in it; `parts` are what the workers ended it with.
+        """What the step took, and each node's share in it. parts: the workers' ends of the step.
 
-        Without parts of workers that there are, who waited for whom is not told.
+        Without them nobody is named as the node that the others waited for.
         """
         wall_s = time.monotonic() - self._start_s
         if self._meter is None:
