@@ -71,7 +71,8 @@ class Texts:
         """The answer to a question. Raises as `encode` does."""
         text = self._text(asked.prompt)
         tokens = self._tokens(asked.prompt, text, asked.bos, asked.specials)
-        return _sent(Tokens(asked.id, tokens, [self.name_of(token) for token in tokens], text))
+        names = {token: self.name_of(token) for token in set(tokens)}
+        return _sent(Tokens(asked.id, tokens, [names[token] for token in tokens], text))
 
     def detokenize(self, asked: Detokenize) -> Detokenized:
         """The answer to a question. Raises RequestError for what is no token."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
+import zmq
 from command_line import until
 from integration.front_alone import PLACES, SOON_S, Engine, front_alone
 from integration.nodes import Context
@@ -12,10 +15,24 @@ from tiny import tiny_tokenizer_data
 from tokenizers_of import of_t
 
 from dllama_zmq import Client
-from dllama_zmq.bus.client_messages import NO_STEPS, Done, KVStatus, Piece, Queued, Started, Status
+from dllama_zmq.bus import sockets
+from dllama_zmq.bus.client_messages import (
+    NO_STEPS,
+    TO_CLIENT,
+    Cancel,
+    Done,
+    Error,
+    Generate,
+    KVStatus,
+    Piece,
+    Queued,
+    Started,
+    Status,
+)
 from dllama_zmq.bus.engine_messages import (
     AskReport,
     Ended,
+    Failed,
     Readiness,
     Report,
     Sampled,
@@ -24,6 +41,9 @@ from dllama_zmq.bus.engine_messages import (
     Withdraw,
     Withdrawn,
 )
+from dllama_zmq.bus.messages import Message, decode, encode
+from dllama_zmq.bus.prompts import MAX_PROMPT_TOKENS
+from dllama_zmq.sampling import GREEDY
 
 
 @pytest.fixture
@@ -80,3 +100,96 @@ def test_the_engine_is_asked_for_one_report_at_a_time(engine: Engine) -> None:
         assert engine.heard() == [AskReport()]
         engine.tell(Report(status))
         until(lambda: client.status() and engine.heard() == [AskReport()], SOON_S, "the next question")
+
+
+# --- several answers to a request -------------------------------------------------------------------------------------
+
+
+def submitted(engine: Engine, n: int) -> list[int]:
+    """The engine's numbers of the next `n` answers."""
+    return [engine.submitted().id for _ in range(n)]
+
+
+@contextmanager
+def raw(context: Context, engine: Engine) -> Iterator[zmq.Socket[bytes]]:
+    """A client that sees every message."""
+    client = sockets.connect(context, zmq.DEALER, engine.address)
+    try:
+        yield client
+    finally:
+        client.close(linger=0)
+
+
+def told(client: zmq.Socket[bytes]) -> Message:
+    frames = sockets.receive(client, time.monotonic() + SOON_S)
+    assert frames is not None
+    return decode(frames, TO_CLIENT)[0]
+
+
+def test_cancelling_is_answered_for_each_answer_that_has_not_ended(context: Context, engine: Engine) -> None:
+    n = PLACES + 2  # more than can begin
+    with raw(context, engine) as client:
+        client.send_multipart(encode(Generate(5, "the cat", None, GREEDY, True, [], None, n)))
+        assert isinstance(told(client), Started)
+        begun = submitted(engine, PLACES - 1)  # the last place is for another client
+        engine.tell(Stepped(NO_STEPS, [], [Sampled(begun[2], 40, [])], [Ended(begun[2], "length")]))
+        assert [type(told(client)) for _ in range(2)] == [Piece, Done]
+        begun += submitted(engine, 1)
+        client.send_multipart(encode(Cancel(5)))
+        ends = [told(client) for _ in range(n - 1)]
+        assert ends == [Done(5, "cancelled", "", index) for index in range(n) if index != 2]
+        withdrawn = [engine.hear() for _ in range(PLACES - 1)]
+        assert withdrawn == [Withdraw(id) for id in begun if id != begun[2]]
+
+
+def test_an_answer_that_fails_ends_its_request_once(context: Context, engine: Engine) -> None:
+    with raw(context, engine) as client:
+        client.send_multipart(encode(Generate(5, "the cat", None, GREEDY, True, [], None, 3)))
+        assert isinstance(told(client), Started)
+        first, second, third = submitted(engine, 3)
+        engine.tell(Failed(second, "RemoteError", "worker1 failed: no"))
+        assert told(client) == Error(5, "RemoteError", "worker1 failed: no")
+        assert [engine.hear(), engine.hear()] == [Withdraw(first), Withdraw(third)]
+        engine.tell(Stepped(NO_STEPS, [], [Sampled(first, 40, [])], [Ended(third, "length")]))
+        client.send_multipart(encode(Generate(5, "the cat", None, GREEDY, True, [])))  # its id is free
+        assert isinstance(told(client), Started)
+
+
+def test_each_answer_waits_for_its_client_s_turn(context: Context, engine: Engine) -> None:
+    with raw(context, engine) as client, raw(context, engine) as other:
+        client.send_multipart(encode(Generate(1, "the cat", None, GREEDY, True, [], None, 16)))
+        assert isinstance(told(client), Started)
+        begun = submitted(engine, PLACES - 1)
+        for request_id in (1, 2, 3):
+            other.send_multipart(encode(Generate(request_id, [40, 41], None, GREEDY, True, [])))
+        waiting = {told(other).id for _ in range(3)}  # the first is told that it has started, the others that they wait
+        assert waiting == {1, 2, 3}
+        assert engine.submitted().tokens == [40, 41]  # the last place
+        for id in begun[:4]:
+            engine.tell(Stepped(NO_STEPS, [], [], [Ended(id, "length")]))
+        of_other = [engine.submitted().tokens == [40, 41] for _ in range(3)]
+        assert sum(of_other) >= 1  # not all of them are for who came first
+
+
+def test_a_request_that_loses_its_place_in_the_queue_loses_its_answers_too(context: Context) -> None:
+    long = [40] * MAX_PROMPT_TOKENS  # three of them are more than may wait
+    with (
+        front_alone(context, of_t(tiny_tokenizer_data()), 2 * MAX_PROMPT_TOKENS) as engine,
+        raw(context, engine) as client,
+        raw(context, engine) as second,
+        raw(context, engine) as third,
+    ):
+        engine.tell(Readiness(True, "", 60.0))
+        client.send_multipart(encode(Generate(1, long, None, GREEDY, True, [], None, 16)))
+        assert isinstance(told(client), Started)
+        begun = submitted(engine, PLACES - 1)
+        second.send_multipart(encode(Generate(1, "the cat", None, GREEDY, True, [])))
+        assert isinstance(told(second), Started)
+        submitted(engine, 1)
+        for other in (second, third):
+            other.send_multipart(encode(Generate(2, long, None, GREEDY, True, [])))
+            assert isinstance(told(other), Queued)
+        error = told(client)
+        assert isinstance(error, Error)
+        assert (error.id, error.kind) == (1, "QueueFull")
+        assert [engine.hear() for _ in begun] == [Withdraw(id) for id in begun]
