@@ -36,12 +36,15 @@ class Delta:
 class Collector:
     """Takes what a parser has understood, in order, and joins neighbours of a kind.
 
-    With `trims`, white space around tool calls is left out: what may stand before one is held back.
+    With `trims`, white space around tool calls is left out: what may stand before one is held back. Without `parallel`,
+    calls after the first one are left out.
     """
 
-    def __init__(self, trims: bool = False) -> None:
+    def __init__(self, trims: bool = False, parallel: bool = True) -> None:
         self.n_calls = 0
         self._trims = trims
+        self._parallel = parallel
+        self._drops = False
         self._deltas: list[Delta] = []
         self._held = ""
         self._at_start = False  # white space that comes now belongs to no text
@@ -75,13 +78,17 @@ class Collector:
     def call(self, name: str) -> None:
         """A tool call begins."""
         self.part()
+        self._drops = self.n_calls > 0 and not self._parallel
+        if self._drops:
+            return
         identity = "".join(secrets.choice(_ID_CHARACTERS) for _ in range(_ID_LENGTH))
         self._add(Delta(tool=ToolDelta(self.n_calls, identity, name)))
         self.n_calls += 1
 
     def arguments(self, text: str) -> None:
         """The next fragment of the arguments of the call that has begun last."""
-        self._add(Delta(tool=ToolDelta(self.n_calls - 1, arguments=text)))
+        if not self._drops:
+            self._add(Delta(tool=ToolDelta(self.n_calls - 1, arguments=text)))
 
     def taken(self) -> list[Delta]:
         """What has come since the last time."""

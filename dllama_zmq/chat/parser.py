@@ -17,9 +17,11 @@ class AnswerParser:
     the marks, and white space around thinking and calls.
     """
 
-    def __init__(self, template: str, prompt_end: str, tools: Sequence[Mapping[str, Any]] | None) -> None:
+    def __init__(
+        self, template: str, prompt_end: str, tools: Sequence[Mapping[str, Any]] | None, parallel: bool = True
+    ) -> None:
         self._reader = Reader()
-        self._out = Collector(trims=bool(tools))
+        self._out = Collector(trims=bool(tools), parallel=parallel)
         self._parsing = self._parse(template, prompt_end, Tools(tools or ()))
         self._read = family_of(template).read if tools else read_text
         next(self._parsing)
@@ -49,12 +51,15 @@ class AnswerParser:
         yield from self._read(self._reader, self._out, tools)
 
 
-def parser_for(template: str, prompt_end: str, tools: Sequence[Mapping[str, Any]] | None) -> AnswerParser:
+def parser_for(
+    template: str, prompt_end: str, tools: Sequence[Mapping[str, Any]] | None, parallel: bool = True
+) -> AnswerParser:
     """A parser of one answer to a prompt that ends with `prompt_end`, of a model with this chat template.
 
     template: its text, "" for none. tools: as in the request; with none of them, what looks like a call is text.
+    parallel: there may be several calls; else those after the first one are left out.
     """
-    return AnswerParser(template, prompt_end, tools)
+    return AnswerParser(template, prompt_end, tools, parallel)
 
 
 def needs_specials(template: str, tools: Sequence[Mapping[str, Any]] | None) -> bool:

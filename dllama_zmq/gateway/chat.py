@@ -71,7 +71,7 @@ async def answer_of(call: Call[Any], body: ChatRequest) -> Answer:
     asked = structs.replace(asked, grammar=grammar, specials=needs_specials(model.template, tools))
 
     def parser(prompt_end: str) -> AnswerParser:
-        return parser_for(model.template, prompt_end, tools)
+        return parser_for(model.template, prompt_end, tools, body.parallel_tool_calls is not False)
 
     tally = Tally()
     events = Answering(call.service.links.of(call.user), parser, call.service.metrics).events(asked, tally)

@@ -67,6 +67,13 @@ def test_a_stream_of_calls_comes_to_the_same_message(client: openai.OpenAI) -> N
     assert len(fragments) > 5  # the arguments come as the model writes them
 
 
+def test_one_call_is_passed_on_where_they_may_not_be_parallel(client: openai.OpenAI) -> None:
+    reply = client.chat.completions.create(
+        model="any", messages=[USER], tools=TOOLS, parallel_tool_calls=False, extra_body=only(CALLS)
+    )
+    assert calls_of(reply.choices[0].message) == [("weather", {"city": "Oslo"})]
+
+
 def test_without_tools_a_call_is_text(client: openai.OpenAI) -> None:
     for more in ({}, {"tools": TOOLS, "tool_choice": "none"}):
         reply = client.chat.completions.create(model="any", messages=[USER], extra_body=only(CALL), **more)

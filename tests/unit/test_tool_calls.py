@@ -217,6 +217,13 @@ def test_arguments_stream_as_they_come():
     assert (second.tool.id, second.tool.name, second.tool.arguments) == ("", "", 'lo"')
 
 
+@pytest.mark.parametrize("name", [name for name in CALLS if "several" in name or "R1" in name or "by name" in name])
+def test_calls_after_the_first_are_left_out_where_one_is_allowed(name):
+    family, text, calls = CALLS[name]
+    parser = parser_for(TEMPLATES[family], "", TOOLS, parallel=False)
+    assert joined([delta for piece in text for delta in parser.push(piece)] + parser.finish()) == {"calls": calls[:1]}
+
+
 def test_every_call_has_an_id_of_its_own():
     parser = parser_for(TEMPLATES["hermes"], "", TOOLS)
     deltas = parser.push(hermes(*[OSLO] * 20))
