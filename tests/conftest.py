@@ -13,10 +13,17 @@ import surroundings
 from command_line import Cli, clean_cli, short_home, write_small_model
 from threadpoolctl import threadpool_limits
 
+from dllama_zmq.bus.native.exchange import EXCHANGE_KERNELS
+from dllama_zmq.kernels import choose_kernels
+from dllama_zmq.kernels.simd.catalog import NAMES
+from dllama_zmq.kernels.simd.library import library
+
 hypothesis.settings.register_profile("tests", deadline=None, database=None, derandomize=True)
 hypothesis.settings.register_profile("release", deadline=None, database=None, print_blob=True)
 
 _home = pytest.StashKey[Path]()
+_MANY = 1000
+"""Tests of a run that will need nearly all kernels."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -28,6 +35,16 @@ def pytest_configure(config: pytest.Config) -> None:
         return  # the process that started this worker has set its environment
     config.stash[_home] = home = Path(tempfile.mkdtemp(prefix="dz-home-", dir="/tmp"))
     surroundings.set_environment(home, config.rootpath / ".pytest_cache" / "kernels")
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Compile all kernels before the first of many tests, with one set of processes: one by one takes twice the CPU.
+
+    On a new computer the first tests would spend their deadlines on waiting for each other's kernels.
+    """
+    if len(session.items) < _MANY or choose_kernels("auto", 1).name != "simd":
+        return
+    library().load([*NAMES, *EXCHANGE_KERNELS])
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

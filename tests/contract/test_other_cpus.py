@@ -21,6 +21,7 @@ import numpy.typing as npt
 import pytest
 
 from dllama_zmq.kernels import Batch, CacheSpec, Kernels, KVType, Reference, Rotation, Span, choose_kernels
+from dllama_zmq.kernels.simd.catalog import NAMES
 from dllama_zmq.quants import F32, BlockMatrix
 from dllama_zmq.spec import FloatType, Sync
 
@@ -123,6 +124,10 @@ def results(kernels: Kernels) -> Iterator[tuple[str, Array]]:
 
 
 def collected(kernels: Kernels) -> dict[str, Array]:
+    if kernels.name == "simd":
+        from dllama_zmq.kernels.simd.library import library
+
+        library().load(NAMES)  # all at once: the processes that compile would be started anew for each of 20 groups
     return {name: array.copy() for name, array in results(kernels)}
 
 
@@ -144,8 +149,8 @@ def native() -> dict[str, Array]:
     return collected(choose_kernels("simd", threads=1))
 
 
-# All kernels are compiled for each, which takes a core the better part of a minute the first time: the two that differ
-# most, and the others for a release.
+# All kernels are compiled for each, which takes some 15 s of a core at first: the two that differ most, and the others
+# for a release.
 @pytest.fixture(
     scope="module",
     params=[name if name in ("avx2", "sse2") else pytest.param(name, marks=pytest.mark.release) for name in LESSER],
