@@ -9,6 +9,9 @@ import msgspec
 from dllama_zmq.errors import RequestError
 
 MOST_GRAMMAR_CHARACTERS = 1 << 16
+JSON_SPACE = r" |\n{1,2}[ \t]{0,20}"
+"""White space between the tokens of JSON, once at each place where it may be; as in llama.cpp's grammars. Small models
+go on with white space for ever where it has no bound."""
 
 
 class Grammar(msgspec.Struct, frozen=True):

@@ -14,7 +14,8 @@ _FIRST_ASKED = 64
 class Sampling(msgspec.Struct, frozen=True):
     """How tokens are chosen. The defaults are greedy: the most likely token, always.
 
-    Applied in this order, which is that of transformers 5.23 (GenerationMixin._get_logits_processor):
+    Under a grammar, the tokens that it does not allow are left out first. The rest is applied in this order, which is
+    that of transformers 5.23 (GenerationMixin._get_logits_processor):
 
     1. `logit_bias`: by token id, -100 to 100, added to its logit.
     2. `repetition_penalty` (arXiv:1909.05858) for every token of the prompt and of the answer so far: its logit is

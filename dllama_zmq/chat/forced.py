@@ -15,10 +15,8 @@ from typing import Any
 from dllama_zmq.chat.families import family_of
 from dllama_zmq.chat.thinking import thinking_of
 from dllama_zmq.errors import RequestError
-from dllama_zmq.grammar import Grammar
+from dllama_zmq.grammar import JSON_SPACE, Grammar
 
-_SPACE = r" |\n{1,2}[ \t]{0,20}"
-"""White space in JSON: bounded, for small models go on with it for ever."""
 _LINES = r"/\n{0,2}/"
 _FORMS = {
     "llama3": ('{"name": NAME, "parameters": ', "}"),
@@ -138,7 +136,7 @@ def _schema_of(grammar: Grammar) -> object:
 
 def _json(schema: object) -> str:
     if isinstance(schema, dict):
-        schema = {**schema, "x-guidance": {"whitespace_pattern": _SPACE, **schema.get("x-guidance", {})}}
+        schema = {**schema, "x-guidance": {"whitespace_pattern": JSON_SPACE, **schema.get("x-guidance", {})}}
     return f"%json {json.dumps(schema)}"
 
 

@@ -24,9 +24,6 @@ from llguidance.gbnf_to_lark import gbnf_to_lark
 HEAD = '%llguidance {"no_forcing": true}\n'
 """Bytes that a grammar leaves no choice of are not tokenized by the library: which of their tokens come is the model's
 choice. The library has the vocabulary, but not the rules by which a text is split."""
-SPACE = r" |\n{1,2}[ \t]{0,20}"
-"""White space between the tokens of JSON, once at each place where it may be; as in llama.cpp's grammars. Small models
-go on with white space for ever where it has no bound."""
 _OPTIONS = "x-guidance"
 _BY_ID = re.compile(r"<\[(\d{1,9})\]>")  # a token as a symbol of Lark's notation
 
@@ -44,12 +41,15 @@ class Bytes:
         raise NotImplementedError
 
 
-def translated(kind: str, text: str) -> str:
-    """A grammar in the library's own notation, which is like Lark's. Raises ValueError."""
+def translated(kind: str, text: str, space: str = "") -> str:
+    """A grammar in the library's own notation, which is like Lark's. Raises ValueError.
+
+    space: white space between the tokens of JSON, where the schema does not say which.
+    """
     if kind == "json_object":
-        return json_grammar({"type": "object"})
+        return json_grammar({"type": "object"}, space)
     if kind == "json_schema":
-        return json_grammar(json.loads(text, parse_constant=_no_json))
+        return json_grammar(json.loads(text, parse_constant=_no_json), space)
     if kind == "regex":
         return f"{HEAD}start: /{llguidance.regex_to_lark(text)}/"
     if kind == "gbnf":
@@ -57,14 +57,14 @@ def translated(kind: str, text: str) -> str:
     return HEAD + text
 
 
-def json_grammar(schema: Any) -> str:
+def json_grammar(schema: Any, space: str) -> str:
     if schema is True:
         schema = {}
     if not isinstance(schema, dict):
         raise ValueError(f"a schema is an object; this is {json.dumps(schema)[:40]}")
     options = schema.get(_OPTIONS, {})
     if isinstance(options, dict):
-        schema = {**schema, _OPTIONS: {"whitespace_pattern": SPACE, **options}}
+        schema = {**schema, _OPTIONS: {"whitespace_pattern": space, **options}}
     return f"{HEAD}start: %json {json.dumps(schema)}"
 
 
@@ -72,7 +72,7 @@ def read(
     tokenizer: llguidance.LLTokenizer, limits: llguidance.LLParserLimits, ids: list[int], request: dict[str, Any]
 ) -> dict[str, Any]:
     bound(request["seconds"], request["bytes"])
-    text = translated(request["kind"], request["text"])
+    text = translated(request["kind"], request["text"], request["space"])
     matcher = llguidance.LLMatcher(tokenizer, _renumbered(text, ids), log_level=0, limits=limits)
     if not matcher.is_error():
         matcher.compute_bitmask()  # whether there is a first byte

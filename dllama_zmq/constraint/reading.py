@@ -7,7 +7,7 @@ from functools import cached_property
 
 from dllama_zmq.constraint.matching import MAX_STATES
 from dllama_zmq.errors import RequestError
-from dllama_zmq.grammar import Grammar
+from dllama_zmq.grammar import JSON_SPACE, Grammar
 from dllama_zmq.tokenizer import Tokenizer
 from dllama_zmq.tokenizer.child import Children
 
@@ -41,7 +41,8 @@ class GrammarReader:
         Raises RequestError where it is none, asks for what is not supported, or takes too long or too much memory.
         """
         grammar.check()
-        request = {"kind": grammar.kind, "text": grammar.text, "seconds": READ_S, "bytes": MEMORY_BYTES}
+        request: dict[str, object] = {"kind": grammar.kind, "text": grammar.text, "space": JSON_SPACE}
+        request |= {"seconds": READ_S, "bytes": MEMORY_BYTES}
         answer = self._children.ask(json.dumps(request).encode() + b"\n", READ_S)
         what = f"the grammar ({grammar.kind})"
         if answer is None:

@@ -105,6 +105,12 @@ def test_what_is_large_is_answered_step_by_step_or_ends_in_an_error(model: Local
     assert resident_bytes() - before < GROWN_BYTES
 
 
+def test_memory_is_bounded_where_time_is_not(model: LocalModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dllama_zmq.constraint.reading.READ_S", LONG_S)
+    with pytest.raises(RequestError, match="more than 64 MiB"):
+        GrammarReader(model.tokenizer).read(REFUSED["a number of a million states"])
+
+
 def test_a_grammar_has_a_longest_length(reader: GrammarReader) -> None:
     with pytest.raises(RequestError, match="at most 65536"):
         reader.read(Grammar("regex", "a" * 65537))

@@ -52,6 +52,16 @@ def test_a_client_gets_what_its_schema_describes_token_by_token(context: Context
         assert answer(client, schema(PAIR), n=2)[1] == "length"
 
 
+def test_each_of_several_answers_is_what_the_schema_describes(context: Context, model: ModelFile) -> None:
+    with serving(context, model, []) as address, Client(address) as client:
+        texts = ["", "", ""]
+        for said in client.generate("once upon a time", 200, hot(7), grammar=schema(PAIR), n=3):
+            if isinstance(said, Piece | Done):
+                texts[said.index] += said.text
+        assert texts == [answer(client, schema(PAIR), hot(seed))[0] for seed in (7, 8, 9)]
+        assert all(set(json.loads(text)) == {"a", "b"} for text in texts)
+
+
 def test_a_grammar_that_cannot_be_used_ends_its_request_and_no_other(context: Context, model: ModelFile) -> None:
     with serving(context, model, []) as address, Client(address) as client:
         alone = answer(client, None, n=30)
