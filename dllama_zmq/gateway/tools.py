@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from msgspec import to_builtins
+from msgspec import structs, to_builtins
 
 from dllama_zmq.bus.prompts import Chat, text_on_wire
 from dllama_zmq.bus.text_messages import Tokenize, Tokens
@@ -32,7 +32,12 @@ def offered(body: ChatRequest) -> list[dict[str, Any]]:
     if isinstance(body.tool_choice, NamedTool) and body.tool_choice.function.name not in names:
         name = body.tool_choice.function.name
         raise Problem(400, f"tool_choice: no tool is called {name:.60}", "tool_choice")
-    return [] if body.tool_choice == "none" else list(to_builtins(tools))
+    if body.tool_choice == "none":
+        return []
+    # In the order in which models have seen them; whether a schema is strict is none of their business.
+    return [
+        {"type": "function", "function": to_builtins(structs.replace(tool.function, strict=None))} for tool in tools
+    ]
 
 
 async def grammar_for(

@@ -141,10 +141,11 @@ def test_a_conversation_of_calls_and_results_goes_on(api: Api, client: openai.Op
     )
     assert reply.choices[0].message.content == "Yes."
     null = {**called.model_dump(exclude_none=True), "content": None}
-    prompt = api.post("/apply-template", messages=[USER, null, *results], tools=TOOLS)["prompt"]
+    strict = [{**TOOLS[0], "function": {**WEATHER, "strict": True}}, TOOLS[1]]
+    prompt = api.post("/apply-template", messages=[USER, null, *results], tools=strict)["prompt"]
     assert CALL in prompt
     assert "<tool_response>\n-3 degrees\n</tool_response>" in prompt
-    assert '"description": "The weather of a city"' in prompt
+    assert f"<tools>\n{json.dumps(TOOLS[0])}\n{json.dumps(TOOLS[1])}\n</tools>" in prompt
 
 
 @pytest.mark.parametrize(
