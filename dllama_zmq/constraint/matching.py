@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from dllama_zmq.errors import DllamaError, RequestError
 from dllama_zmq.quants import U8
 from dllama_zmq.tokenizer import Tokenizer
+from dllama_zmq.tokenizer.encoders import library_errors
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
@@ -93,29 +95,32 @@ class Constraint:
         the vocabulary has no token that the answer could go on with.
         """
         assert self._matcher is not None
-        if not self._matcher.consume_token(token):
+        with _no_panic():
+            goes_on = self._matcher.consume_token(token)
+        if not goes_on:
             raise self._refused("the answer cannot go on")
         return self._look()
 
     def _begin(self, vocabulary: Vocabulary, grammar: str) -> None:
         """In a thread of its own: whatever goes wrong is for whoever waits."""
         try:
-            self._matcher = vocabulary.compile(grammar)
+            with _no_panic():
+                self._matcher = vocabulary.compile(grammar)
             if self._matcher.is_error():
                 raise self._refused("it cannot be used")
             if self._look():
                 raise RequestError("the grammar allows no text but the empty one")
         except DllamaError as error:
             self._error = error
-        except BaseException as error:  # a panic of the library is not an Exception
-            self._error = RequestError(f"the grammar cannot be used: {str(error)[:_MOST_TOLD]}")
-        self._ready.set()
+        finally:
+            self._ready.set()
 
     def _look(self) -> bool:
         """Find what may come next; whether that is only the end."""
         matcher, found = self._matcher, self._found
         assert matcher is not None
-        matcher.unsafe_compute_mask_ptr(found.ctypes.data, found.nbytes)
+        with _no_panic():
+            matcher.unsafe_compute_mask_ptr(found.ctypes.data, found.nbytes)
         if matcher.is_error():
             raise self._refused("the answer cannot go on")
         mask: U8 = np.zeros(self._n_bytes, np.uint8)
@@ -142,6 +147,11 @@ class Constraint:
         if "NoExtension" in why:
             why = "this model has no token with which it could go on as the grammar wants"
         return RequestError(f"the grammar: {what}: {why}")
+
+
+def _no_panic() -> AbstractContextManager[None]:
+    """Whatever goes wrong inside the library is an error of the request: nothing else of the root may end by it."""
+    return library_errors(RequestError, "the grammar: llguidance fails")
 
 
 class _Printed:

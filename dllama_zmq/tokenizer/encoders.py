@@ -105,7 +105,7 @@ def library_encoder(
 
 @contextmanager
 def library_errors(kind: type[DllamaError], problem: str, advice: str = "") -> Iterator[None]:
-    """Turns errors of the tokenizers library into `kind`. Its panics are not Exceptions."""
+    """Turns errors of a library in Rust into `kind`. Its panics are not Exceptions."""
     try:
         yield
     except BaseException as error:

@@ -144,3 +144,10 @@ def test_what_is_no_grammar_is_told_by_check_and_ends_no_thread_with_a_traceback
     with pytest.raises(RequestError, match="nobody"):
         constraint.check()
     assert not died
+
+
+def test_whatever_the_library_does_not_like_is_an_error_of_the_request() -> None:
+    for token in (5, 288, 10**6, 1 << 40, -1):
+        constraint = begun(Vocabulary(tokenizer_of("tiny.t"), 288), translated("regex", "[a-z]{3}"))
+        with pytest.raises(RequestError, match=r"^the grammar: "):
+            constraint.accept(token)
