@@ -106,7 +106,8 @@ def run_cluster(
             )  # fmt: skip
             cleanup.push(lambda kind, error, traceback: root.close(_why_down(root, error), stay=True))
             url = "" if api is None else address_of(api)
-            facts = ClusterFacts(cluster.name, __version__, as_text(model.path), _name_of(cluster.model), url)
+            created = int(model.path.stat().st_mtime) if model.path.exists() else 0
+            facts = ClusterFacts(cluster.name, __version__, as_text(model.path), _name_of(cluster.model), url, created)
             link = sockets.pair(context, paths.ipc_front, bind=True)
             serving = Serving(
                 Engine(root, cluster.max_sequences, Vocabulary(tokenizer, root.spec.vocab_size)), link, facts

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from dllama_zmq.spec import ModelSpec
 class ClusterFacts:
     """What the root does not know of itself: the cluster's name, the model's path, when it all began.
 
+    model: the path as text, which need not open the file. created: when the file was written, in seconds since 1970.
     model_name: as people call it; where "", as its file is called. api: the URL of its API server, or "".
     """
 
@@ -33,15 +33,13 @@ class ClusterFacts:
     model: str
     model_name: str = ""
     api: str = ""
+    created: int = 0
     started: float = field(default_factory=time.monotonic)
 
 
 def model_facts(facts: ClusterFacts, spec: ModelSpec) -> ModelFacts:
     """What clients are told of the model."""
     tensors, path = tensor_table(spec), Path(facts.model)
-    created = 0
-    with suppress(OSError):
-        created = int(path.stat().st_mtime)
     return ModelFacts(
         name=facts.model_name or (path.stem if path.suffix in (".m", ".gguf") else path.name),
         path=facts.model,
@@ -49,7 +47,7 @@ def model_facts(facts: ClusterFacts, spec: ModelSpec) -> ModelFacts:
         n_params=sum(rows * columns for rows, columns in (tensor.shape(spec) for tensor in tensors)),
         size_bytes=sum(tensor.nbytes(spec) for tensor in tensors),
         dim=spec.dim,
-        created=created,
+        created=facts.created,
     )
 
 
