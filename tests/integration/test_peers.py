@@ -61,6 +61,16 @@ def test_who_cannot_be_watched_is_heard_all_the_same(context: Context, monkeypat
         assert heard_at_last(peers, peer, b"hello") == [b"peer", b"hello"]
 
 
+def test_the_round_trip_to_a_peer_is_the_kernels(context: Context) -> None:
+    with peers_and_one(context, [False]) as (peers, peer):
+        assert peers.round_trip_s(b"peer") is None  # it has said nothing, so its connection is not known
+        assert heard_at_last(peers, peer, b"hello") is not None
+        found = peers.round_trip_s(b"peer")
+        assert found is not None
+        assert 0 < found < 1
+        assert peers.round_trip_s(b"another") is None
+
+
 def test_who_is_a_node_no_more_is_watched_again(context: Context) -> None:
     known = [True]
     with peers_and_one(context, known) as (peers, peer):

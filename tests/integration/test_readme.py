@@ -12,10 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from command_line import Cli
+from command_line import Cli, await_words
 from folders import arrays_of, write_hf
 from gguf_writer import gguf_of
 from hub_server import Repo, running_hub
+from integration.api import chatty
 from surroundings import free_ports
 from terminal import COLUMNS, at_terminal
 from tiny import tiny_tokenizer_data
@@ -26,7 +27,7 @@ from dllama_zmq.formats import open_m, write_t
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(sh|python|yaml)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-LOAD, CHAT, FORM = (block for kind, block in BLOCKS if kind == "python")
+OPENAI, LOAD, CHAT, FORM = (block for kind, block in BLOCKS if kind == "python")
 INSTALLED = "~/dllama-zmq/.venv/bin/"
 WORKER = f"{INSTALLED}dllama-zmq worker 192.168.1.10\n"
 MAKE = "make demo\nmake test\n"
@@ -49,11 +50,13 @@ def run(script: str, environment: dict[str, str], cwd: Path = ROOT) -> subproces
 SHELL = [block for kind, block in BLOCKS if kind == "sh"]
 (PULL,) = (block for block in SHELL if block.startswith("dllama-zmq pull "))
 (INIT,) = (block for block in SHELL if f"{INSTALLED}dllama-zmq init" in block)
-SIMPLE = [block for block in SHELL if block not in (MAKE, WORKER, PULL, INIT)]
+(SERVE,) = (block for block in SHELL if block.startswith("dllama-zmq serve "))
+(CURL,) = (block for block in SHELL if block.startswith("curl "))
+SIMPLE = [block for block in SHELL if block not in (MAKE, WORKER, PULL, INIT, SERVE, CURL)]
 
 
 def test_every_shell_block_is_known_to_these_tests() -> None:
-    assert sorted(SHELL) == sorted([MAKE, *SIMPLE, PULL, WORKER, INIT])
+    assert sorted(SHELL) == sorted([MAKE, *SIMPLE, PULL, WORKER, INIT, SERVE, CURL])
 
 
 @pytest.mark.parametrize("block", SIMPLE, ids=lambda block: str(block).splitlines()[-1])
@@ -106,6 +109,28 @@ def test_make_test_is_what_runs_these_tests(target: str) -> None:
     assert " -m pytest " in planned.stdout
     assert ("-m 'not release'" in planned.stdout) == (target == "test")
     assert (ROOT / ".ci" / "run").read_text().endswith("exec make test\n")
+
+
+def test_what_is_served_answers_curl_and_openais_client(
+    cli: Cli, small_model: Path, environment: dict[str, str]
+) -> None:
+    """With a small model in place of the demo, which has no chat template, and a free port in place of 9990."""
+    (port,) = map(str, free_ports(1))
+    words = SERVE.replace("9990", port).replace("demo", str(chatty(small_model, cli.folder))).split()[1:]
+    with cli.started(*words) as server:
+        await_words(server, "up name=")
+        curl = run(CURL.replace("9990", port).replace("curl ", "curl -sSf "), environment)
+        assert curl.returncode == 0, curl.stderr
+        text, chat, health = map(json.loads, curl.stdout.replace("}{", "}\n{").splitlines())
+        assert text["choices"][0]["text"]
+        assert chat["choices"][0]["message"]["content"]
+        assert health["status"] == "ok"
+        command = [sys.executable, "-c", OPENAI.replace("9990", port)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=environment, check=False)
+        assert done.returncode == 0, done.stderr
+        assert len(done.stdout) > 1
+        server.send_signal(signal.SIGINT)
+        assert server.wait(20) == 0
 
 
 def test_python_block_that_loads_a_model_runs(environment: dict[str, str]) -> None:
