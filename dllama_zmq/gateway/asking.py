@@ -28,7 +28,8 @@ def generate(
 
     max_tokens: where the request has more than one name for it; -1 is no limit.
     """
-    most = options.max_tokens if max_tokens is None else max_tokens
+    names = (max_tokens, options.max_tokens, options.n_predict)
+    most = next((given for given in names if given is not None), None)
     n = 1 if options.n is None else options.n
     if n > limits.n:
         raise Problem(400, f"n is {n}; at most {limits.n} (api.limits.n)", "n")

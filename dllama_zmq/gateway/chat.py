@@ -97,10 +97,18 @@ def conversation(body: ChatRequest, template: str) -> Chat:
     return Chat(
         messages=changed,
         tools=tools,
-        variables=body.chat_template_kwargs or {},
+        variables=_effort(body.reasoning_effort) | (body.chat_template_kwargs or {}),
         generation_prompt=not continues and body.add_generation_prompt is not False,
         continues=continues,
     )
+
+
+def _effort(effort: str | None) -> dict[str, Any]:
+    """The template's variables for it; thinking is Qwen's `enable_thinking` and DeepSeek's `thinking`."""
+    if effort is None:
+        return {}
+    thinks = effort != "none"
+    return {"enable_thinking": thinks, "thinking": thinks, "reasoning_effort": effort}
 
 
 def message_of(message: Message, place: int) -> dict[str, Any]:

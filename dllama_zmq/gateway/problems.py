@@ -71,7 +71,8 @@ class Problem(Exception):
             return error
         text = str(error)
         if isinstance(error, ContextExceeded):
-            problem = cls(400, text, kind="exceed_context_size_error")
+            # LangChain and LiteLLM know this error by the first words, which are Anthropic's.
+            problem = cls(400, f"prompt is too long: {text}", kind="exceed_context_size_error")
             problem.numbers = error.numbers
             return problem
         if isinstance(error, QueueFull):

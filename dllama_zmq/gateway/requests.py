@@ -51,6 +51,7 @@ class Options(Struct):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: _Tokens | None = None
+    n_predict: _Tokens | None = None
     temperature: _Number | None = None
     top_p: _Number | None = None
     top_k: _Whole | None = None
@@ -151,6 +152,7 @@ class ChatRequest(Options, kw_only=True):
     tools: list[Tool] | None = None
     tool_choice: Literal["auto", "none", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
+    reasoning_effort: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None

@@ -120,8 +120,11 @@ def test_equal_seeds_give_equal_answers(api: Api) -> None:
     assert one["choices"] == same["choices"] != other["choices"]
 
 
-def test_the_newer_name_of_max_tokens_counts(api: Api) -> None:
-    reply = api.post("/v1/chat/completions", messages=[USER], temperature=0, max_tokens=9, max_completion_tokens=3)
+@pytest.mark.parametrize(
+    "given", [{"max_tokens": 9, "max_completion_tokens": 3}, {"n_predict": 9, "max_tokens": 3}, {"n_predict": 3}]
+)
+def test_max_tokens_has_an_older_and_a_newer_name(api: Api, given: dict[str, int]) -> None:
+    reply = api.post("/v1/chat/completions", messages=[USER], temperature=0, **given)
     assert reply["usage"]["completion_tokens"] == 3
 
 
@@ -167,6 +170,7 @@ def test_too_long_a_prompt_is_refused_with_both_numbers(api: Api, client: openai
     error = api.refused("/v1/chat/completions", messages=[{"role": "user", "content": "x y " * 2000}])
     assert error["type"] == "exceed_context_size_error"
     assert error["n_prompt_tokens"] > error["n_ctx"] == 2048
+    assert error["message"].startswith("prompt is too long: ")  # how LangChain and LiteLLM know it
     with pytest.raises(openai.BadRequestError):
         client.chat.completions.create(model="m", messages=[{"role": "user", "content": "x y " * 2000}], stream=True)
 

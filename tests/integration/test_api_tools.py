@@ -120,6 +120,15 @@ class Cold(BaseModel):
     city: Literal["Oslo", "Rome"]
 
 
+def test_no_effort_is_no_thinking_unless_the_template_is_told_otherwise(api: Api) -> None:
+    def prompt(**fields: Any) -> Any:
+        return api.post("/apply-template", messages=[USER], **fields)["prompt"]
+
+    without = prompt(chat_template_kwargs={"enable_thinking": False})
+    assert prompt(reasoning_effort="none") == without != prompt() == prompt(reasoning_effort="low")
+    assert prompt(reasoning_effort="none", chat_template_kwargs={"enable_thinking": True}) == prompt()
+
+
 def test_a_type_of_the_client_is_answered(client: openai.OpenAI) -> None:
     reply = client.chat.completions.parse(
         model="any", messages=[USER], response_format=Cold, extra_body=NO_THINKING, **HOT

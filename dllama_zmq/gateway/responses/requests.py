@@ -117,7 +117,8 @@ def as_chat(body: ResponsesRequest) -> ChatRequest:
         max_completion_tokens=body.max_output_tokens,
         logprobs=LOGPROBS in (body.include or ()),
         top_logprobs=body.top_logprobs,
-        chat_template_kwargs=_variables(body),
+        reasoning_effort=body.reasoning.effort if body.reasoning is not None else None,
+        chat_template_kwargs=body.chat_template_kwargs,
         add_generation_prompt=True,
     )
     request = structs.replace(request, n=1)
@@ -214,17 +215,3 @@ def _choice(
         allowed = {tool.name for tool in choice.tools or []}
         return choice.mode or "auto", [tool for tool in tools if tool.function.name in allowed]
     raise Problem(400, f"tool_choice: a tool of type {choice.type:.40}; this server calls functions", "tool_choice")
-
-
-def _variables(body: ResponsesRequest) -> dict[str, Any] | None:
-    """The template's variables; thinking is Qwen's `enable_thinking` and DeepSeek's `thinking`."""
-    effort = body.reasoning.effort if body.reasoning is not None else None
-    if effort is None:
-        return body.chat_template_kwargs
-    thinks = effort != "none"
-    return {
-        "enable_thinking": thinks,
-        "thinking": thinks,
-        "reasoning_effort": effort,
-        **(body.chat_template_kwargs or {}),
-    }
