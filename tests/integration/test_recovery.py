@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -12,12 +13,16 @@ import pytest
 from command_line import Cli, finish, gone, kill, until
 from integration.answers import LEAVE_S, NOTICE_S, answer, long_answer
 from integration.nodes import SPEC, TOKENS, Context, Start, a_root, form, inproc
+from integration.services import tokenizer_of
 from integration.stranger import Exit, Stranger
 from tiny import write_tiny_pair
 
+from dllama_zmq.constraint.grammar_child import translated
+from dllama_zmq.constraint.matching import Vocabulary
 from dllama_zmq.errors import WorkerLost
 from dllama_zmq.formats import ModelFile
 from dllama_zmq.root.engine import Engine
+from dllama_zmq.root.root import Root, RootSettings
 from dllama_zmq.sampling import Sampling
 
 
@@ -84,6 +89,34 @@ def test_a_request_that_goes_on_between_losses_is_not_given_up(
                 n_lost += 1
         assert n_lost >= 5
         assert sequence.n_new == 6
+
+
+def test_an_answer_under_a_grammar_is_the_same_whatever_is_lost_meanwhile(
+    context: Context, model: ModelFile, start: Start
+) -> None:
+    places, n_lost = inproc(), 0
+    vocabulary = Vocabulary(tokenizer_of(model), SPEC.vocab_size)
+    pattern = "([a-z]{2,5}[,;]){6}"
+    request: Any = {"sampling": Sampling(temperature=1.5, seed=3), "grammar": translated("regex", pattern)}
+    undisturbed = Engine(Root(context, model, RootSettings(kernels="numpy")), 1, vocabulary)
+    expected = undisturbed.add(TOKENS, **request)
+    while undisturbed.busy:
+        undisturbed.step()
+    with a_root(context, model, places) as root:
+        engine = Engine(root, 1, vocabulary)
+        sequence = engine.add(TOKENS, **request)
+        while engine.busy:
+            start(EndsInStep(context, places.replies[0], 4))
+            form(root)
+            try:
+                while engine.busy:
+                    assert not engine.step().failed
+            except WorkerLost:
+                n_lost += 1
+    assert n_lost >= 2
+    assert sequence.tokens == expected.tokens
+    text = tokenizer_of(model).decode(sequence.tokens[sequence.n_prompt :], continues=True)
+    assert re.fullmatch(pattern, text)
 
 
 def front_of(cli: Cli) -> int:
