@@ -120,7 +120,7 @@ class _Printer:
         self._model = model
         self._options = options
         self._display = display
-        self._stats = Stats(per_token=options.stats == "tokens")
+        self._stats = Stats(display.line if options.stats == "tokens" else None)
         self._text: list[str] = []
         self._tokens: list[int] = []
         self._logprobs: list[list[Logprob]] = []

@@ -6,20 +6,23 @@ received, over all workers. 1 kB is 1000 bytes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from rich.console import Console
 from rich.table import Table
 
 from dllama_zmq.bus.client_messages import Piece, Prefill, StepStats
 from dllama_zmq.bus.step_sums import StepSums
-from dllama_zmq.cli.notes import note
 from dllama_zmq.reporting import plural
+
+_WORDS = "ms in all (G), computing (I), waiting for other nodes (T); kB sent (S) and received (R) by the root"
 
 
 class Stats:
-    """Collects an answer's figures; prints a line for each step where `per_token`."""
+    """Collects an answer's figures; `line` prints each step's as they come, None does not."""
 
-    def __init__(self, per_token: bool) -> None:
-        self._per_token = per_token
+    def __init__(self, line: Callable[[str], None] | None = None) -> None:
+        self._line = line
         self._explained = False
         self._n_tokens = 0
         self._prompt = StepSums()
@@ -65,12 +68,12 @@ class Stats:
                 console.print(f"in {name} the others waited mostly for {one.name} ({one.share:.0%} of the waiting)")
 
     def _say(self, figures: StepStats, what: str) -> None:
-        if not self._per_token:
+        if self._line is None:
             return
         if not self._explained:
-            note("ms in all (G), computing (I), waiting for other nodes (T); kB sent (S) and received (R) by the root")
+            self._line(_WORDS)
             self._explained = True
-        note(f"{_line(figures)}  {what}")
+        self._line(f"{_line(figures)}  {what}")
 
 
 def _speed(n_tokens: int, sums: StepSums) -> str:

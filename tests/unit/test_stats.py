@@ -8,7 +8,7 @@ from dllama_zmq.cli.stats import Stats
 
 def stats(n_prompt: int, n_tokens: int) -> Stats:
     """A prompt in 2 s, and tokens of 0.1 s each, the first of which the prompt gives."""
-    found = Stats(per_token=False)
+    found = Stats()
     found.prompt(Prefill(1, n_prompt, n_prompt, n_prompt, 0, StepStats(2.0, 0.0, 0, 0, {})))
     for i in range(n_tokens):
         found.token(Piece(1, i, "a", StepStats(0.1, 0.0, 0, 0, {}) if i else None, []))

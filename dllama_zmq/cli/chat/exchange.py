@@ -24,7 +24,7 @@ class Exchange:
         self.tokens: list[int] = []
         self.started: Started | None = None
         self.cached_tokens = 0
-        self.stats = Stats(per_token=False)
+        self.stats = Stats()
         self._view, self._template = view, template
         self._parser = parser_for("", "", None)
 
