@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import struct
@@ -46,8 +47,12 @@ def floods(protocol: int) -> dict[str, bytes]:
     empties = b"\xdd" + struct.pack(">I", 400_003) + header("askstatus", 1)[1:] + b"\x90" * 400_000
     joins = b"".join(frame(header("join", f"worker{n % 3}", "somewhere", n, "0", "pi3", 1, None)) for n in range(1000))
 
-    def generate(n: int, prompt: str = "the cat", max_tokens: int | None = 3, **sampling: object) -> bytes:
+    def generate(n: int, prompt: object = "the cat", max_tokens: int | None = 3, **sampling: object) -> bytes:
         return frame(header("generate", n, prompt, max_tokens, sampling, True, []))
+
+    hanging = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    chat = json.dumps({"messages": [{"role": "user"}], "template_text": hanging})
+    empty = {"json": json.dumps({"messages": [{}] * 100_000})}
 
     return {
         "frames of 60 MiB without end": frame(bytes(60 << 20), MORE),
@@ -68,6 +73,13 @@ def floods(protocol: int) -> dict[str, bytes]:
         "biases of 100,000 tokens": b"".join(
             generate(n, logit_bias=dict.fromkeys(range(100_000), 0)) for n in range(1, 10)
         ),
+        "token ids": b"".join(generate(n, [1 << 30] * 100_000) for n in range(1, 10)),
+        "chats of 100,000 messages": b"".join(generate(n, empty) for n in range(1, 10)),
+        "16 answers each": b"".join(
+            frame(header("generate", n, "the cat", None, {}, True, [], None, 16)) for n in range(1, 1001)
+        ),
+        "long texts to tokenize": frame(header("tokenize", 1, "once upon a time " * 5000, None, False)) * 10,
+        "templates that hang": frame(header("tokenize", 1, {"json": chat}, None, False)) * 1000,
         "subscriptions": b"".join(frame(b"\x01" + struct.pack(">Q", n) * 20) for n in range(1000)),
     }
 

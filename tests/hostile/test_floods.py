@@ -38,7 +38,8 @@ ON_ANY_PORT = [
 ]  # fmt: skip
 OF_CLIENTS = [
     "askstatus", "long prompts", "10,000 requests", "requests without end", "one id", "begun and cancelled",
-    "biases of 100,000 tokens",
+    "biases of 100,000 tokens", "token ids", "chats of 100,000 messages", "16 answers each", "long texts to tokenize",
+    "templates that hang",
 ]  # fmt: skip
 FLOODS = [
     *((port, kind) for port in ("steps", "replies", "clients") for kind in ON_ANY_PORT),
