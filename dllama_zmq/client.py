@@ -182,7 +182,7 @@ class Client:
         """The text of tokens; special tokens print nothing. Raises as `tokenize` does."""
         return self._asked(Detokenize(next(self._ids), tokens_on_wire(tokens)), Detokenized, wait_s).text
 
-    def model(self, wait_s: float = 5.0) -> Model:
+    def model(self, wait_s: float = TEXT_S) -> Model:
         """What the model is. Raises RootLost where there is no answer within `wait_s`."""
         return self._asked(AskModel(next(self._ids)), Model, wait_s)
 

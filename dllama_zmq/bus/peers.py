@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
+import sys
+import termios
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import TypeVar, cast
@@ -79,6 +82,18 @@ class Peers:
     def round_trip_s(self, identity: bytes) -> float | None:
         """The kernel's estimate of the round trip to a peer; None where it has none, as over ipc."""
         return None if self._guard is None else self._guard.round_trip_s(self._connections.get(identity, (-1, ""))[0])
+
+    def unread_bytes(self, identity: bytes) -> int:
+        """What the kernel holds of that was sent to a peer and not read, or not acknowledged; 0 where that is unknown.
+
+        As long as libzmq holds more of it, the kernel's part does not become less.
+        """
+        descriptor, _ = self._connections.get(identity, (-1, ""))
+        try:
+            found = fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4)) if descriptor >= 0 else bytes(4)
+        except OSError:
+            return 0
+        return int.from_bytes(found, sys.byteorder)
 
     def close(self, linger_ms: int = 0) -> None:
         """Close the socket; what was sent has `linger_ms` to leave."""

@@ -37,6 +37,7 @@ _POLL_S = 1.0
 _CLIENTS_S = 0.002  # for what clients say, before the engine has its turn again
 _KILLED = "the root went away without a word, as one that was killed; `dllama-zmq logs root` may say why"
 _BEHIND = "this client has not read its answers for too long, and some of them are lost; ask again"
+_MOST_UNREAD = 64 << 10  # of a client that reads; the kernel holds some 200 KiB and more of one that does not
 _LINGER_MS = 200  # for what clients are told last
 
 
@@ -75,8 +76,8 @@ class Front:
             self._tell_engine(Listening(str(error)))
             return
         self._tell_engine(Listening(""))
-        self._texts = Texts(self._tokenizer, facts)
-        self._requests = requests = Requests(self._texts, facts, self._send, self._tell_engine)
+        texts = Texts(self._tokenizer, facts)
+        self._requests = requests = Requests(texts, facts, self._send, self._tell_engine, self._reads)
         poller.register(self._clients.socket, zmq.POLLIN)
         poller.register(requests.wake, zmq.POLLIN)
         try:
@@ -153,13 +154,14 @@ class Front:
         elif isinstance(message, AskStatus):
             if self._reports.ask(client, message.id):
                 self._tell_engine(AskReport())
-        elif isinstance(message, Tokenize | Detokenize):
+        elif isinstance(message, Tokenize | Detokenize | AskModel):
             self._requests.ask(client, message)
-        elif isinstance(message, AskModel):
-            self._send(client, self._texts.model(message.id))
         elif isinstance(message, Stop):
             self._send(client, Stopping(message.id))
             self._tell_engine(Quit())
+
+    def _reads(self, client: bytes) -> bool:
+        return self._clients.unread_bytes(client) <= _MOST_UNREAD
 
     def _send(self, client: bytes, message: Message) -> bool:
         """Send to one client; False where it has gone, and what it has asked for with it."""

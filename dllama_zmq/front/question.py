@@ -1,4 +1,4 @@
-"""One client's question about a text. Knows no socket."""
+"""One client's question about a text or the model. Knows no socket."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from dllama_zmq.bus.messages import Message
 from dllama_zmq.bus.prompts import held_bytes
-from dllama_zmq.bus.text_messages import Detokenize, Tokenize
+from dllama_zmq.bus.text_messages import AskModel, Detokenize, Tokenize
 from dllama_zmq.front.texts import Texts
 
 
@@ -15,7 +15,7 @@ class Question:
     """It waits for a thread, and is answered by that."""
 
     client: bytes
-    asked: Tokenize | Detokenize
+    asked: Tokenize | Detokenize | AskModel
 
     @property
     def id(self) -> int:
@@ -25,6 +25,8 @@ class Question:
     @property
     def size(self) -> int:
         """About its bytes, for the bound of all that wait."""
+        if isinstance(self.asked, AskModel):
+            return 0
         return held_bytes(self.asked.tokens if isinstance(self.asked, Detokenize) else self.asked.prompt)
 
     def work(self, texts: Texts) -> Message:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dllama_zmq.bus.client_messages import Error, Generate, Prefill, Queued, Started
 from dllama_zmq.bus.engine_messages import Embedded, Facts, Failed, Readiness, Stepped, ToEngine, Withdraw, Withdrawn
 from dllama_zmq.bus.messages import Message
-from dllama_zmq.bus.text_messages import Detokenize, Embed, Embedding, Tokenize
+from dllama_zmq.bus.text_messages import AskModel, Detokenize, Embed, Embedding, Tokenize
 from dllama_zmq.errors import DllamaError, NotReady, QueueFull, told
 from dllama_zmq.front.encoding import Encoding, Result, Work
 from dllama_zmq.front.question import Question
@@ -35,6 +35,7 @@ class Requests:
     """All that have not ended: they wait, are encoded, or have answers that run while others wait for a place.
 
     send: to one client; False where it has gone, which `leave` has been told of by then. tell_engine: to the engine.
+    reads: whether a client reads what it is sent. Answers to questions are long, and who does not gets no more of them.
     """
 
     def __init__(
@@ -43,8 +44,9 @@ class Requests:
         facts: Facts,
         send: Callable[[bytes, Message], bool],
         tell_engine: Callable[[ToEngine], None],
+        reads: Callable[[bytes], bool],
     ) -> None:
-        self._texts, self._facts = texts, facts
+        self._texts, self._facts, self._reads = texts, facts, reads
         self._send, self._tell_engine = send, tell_engine
         self._waiting: Waiting[Request] = Waiting()
         self._questions: Waiting[Question] = Waiting()
@@ -62,7 +64,8 @@ class Requests:
     @property
     def wait_s(self) -> float | None:
         """Seconds until `remind` may have something to do; None where nobody waits."""
-        return _LOOK_S if len(self._waiting) or (self._running and not self._nodes.ready) else None
+        waits = len(self._waiting) or len(self._questions) or (self._running and not self._nodes.ready)
+        return _LOOK_S if waits else None
 
     @property
     def running(self) -> list[Request]:
@@ -100,7 +103,7 @@ class Requests:
             self._forget(dropped)
             self._send(dropped.client, _queue_full(dropped.id, len(self._waiting), "requests"))
 
-    def ask(self, client: bytes, question: Tokenize | Detokenize) -> None:
+    def ask(self, client: bytes, question: Tokenize | Detokenize | AskModel) -> None:
         """Queue a question, or refuse it."""
         for dropped in self._questions.add(Question(client, question)):
             self._send(dropped.client, _queue_full(dropped.id, len(self._questions), "questions"))
@@ -197,13 +200,16 @@ class Requests:
         """Take what has been encoded, encode what is next, and submit answers where the engine has room for them."""
         for work, result in self._encoding.results():
             self._take(work, result)
-        while (question := self._questions.take(self._encoding.may_begin)) is not None:
+        while (question := self._questions.take(self._may_begin)) is not None:
             self._encoding.begin(question)
         while self._nodes.ready and (request := self._next()) is not None:
             if request.encoded is None:
                 self._encoding.begin(request)
             else:
                 self._begin(request, request.encoded)
+
+    def _may_begin(self, question: Question) -> bool:
+        return self._encoding.may_begin(question) and self._reads(question.client)
 
     def _take(self, work: Work, result: Result) -> None:
         """A text is done."""

@@ -14,6 +14,7 @@ from pathlib import Path
 import hostile.flood
 import pytest
 import zmq
+from command_line import until
 from hostile.flood import GREETING, frame
 from integration.nodes import FORM_S, Context, Start, a_worker, form, tcp
 from leaks import nothing_left
@@ -207,3 +208,28 @@ def test_a_hundred_sums_in_a_row_are_heard(context: Context, tmp_path: Path) -> 
             steps.send(bytes([number]))
         heard = [sockets.receive(worker, time.monotonic() + 2.0) for _ in range(100)]
     assert heard == [[bytes([number])] for number in range(100)]
+
+
+@pytest.mark.parametrize("transport", ["tcp", "ipc"])
+def test_what_a_peer_has_not_read_is_known(transport: str, context: Context, tmp_path: Path) -> None:
+    endpoint = f"ipc://{tmp_path}/peers" if transport == "ipc" else f"tcp://127.0.0.1:{free_ports(1)[0]}"
+    peers, peer = Peers(context, [endpoint], sockets.CLIENTS), context.socket(zmq.DEALER)
+    peer.set(zmq.RCVHWM, 1)
+    peer.set(zmq.RCVBUF, 4096)
+    peer.connect(endpoint)
+    try:
+        heard = heard_at_last(peers, peer, b"hello")
+        assert heard is not None
+        identity = bytes(heard[0])
+        assert peers.unread_bytes(identity) == peers.unread_bytes(b"a stranger") == 0
+        n = 30
+        for _ in range(n):
+            peers.send(identity, [bytes(1 << 20)])
+        until(lambda: peers.unread_bytes(identity) > 1 << 16, SOON_S, "the kernel's queue to fill")
+        for _ in range(n):
+            assert peer.poll(round(SOON_S * 1000))
+            peer.recv()
+        until(lambda: peers.unread_bytes(identity) == 0, SOON_S, "the kernel's queue to empty")
+    finally:
+        peer.close(linger=0)
+        peers.close()

@@ -13,6 +13,7 @@ from typing import Any
 import msgpack
 import pytest
 import zmq
+from command_line import until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from integration.front_alone import CONTEXT, N_IDS, SOON_S, Engine, front_alone
@@ -358,3 +359,40 @@ def test_a_message_beyond_the_bound_ends_its_connection_and_no_other(
         other.disable_monitor()
         monitor.close(linger=0)
         assert client.tokenize("the cat").tokens
+
+
+class Counting(Tokenizer):
+    """Counts how often the text of a client that reads nothing is encoded."""
+
+    def __init__(self) -> None:
+        self.n = 0
+        self.parts_of = tokenizer_of(None)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.parts_of, name)
+
+    def encode(self, text: str, bos: bool | None = None, specials: bool = False) -> list[int]:
+        self.n += text == UNREAD
+        return self.parts_of.encode(text, bos, specials)
+
+
+UNREAD = "once upon a time " * 5000
+
+
+def test_who_reads_no_answers_to_questions_gets_no_more_of_them(context: Context) -> None:
+    counting, n = Counting(), 30
+    with front_alone(context, counting) as engine, Client(engine.address) as client:
+        deaf = context.socket(zmq.DEALER)
+        deaf.set(zmq.RCVHWM, 1)
+        deaf.connect(engine.address)
+        try:
+            for i in range(1, n + 1):
+                deaf.send_multipart(encode(Tokenize(i, UNREAD, None, False)))
+            until(lambda: counting.n, SOON_S, "the first of them to be in work")
+            for _ in range(n):  # by turns with those of the other
+                client.tokenize(UNREAD + "!")
+            assert counting.n < n / 2
+            answers = [told(deaf) for _ in range(n)]  # once it reads, it gets all
+            assert all(isinstance(answer, Tokens) for answer in answers)
+        finally:
+            deaf.close(linger=0)
