@@ -36,10 +36,12 @@ def run_started(listener: int) -> None:
 async def _serve(settings: GatewaySettings, listener: socket.socket) -> None:
     links = Links(settings.front)
     service = Service(settings, links)
-    protocol = type("Protocol", (BoundedProtocol,), {"stalled_s": settings.limits.stalled_s})
+    protocol = type(
+        "Protocol", (BoundedProtocol,), {"stalled_s": settings.limits.stalled_s, "most": settings.limits.connections}
+    )
     config = uvicorn.Config(
         application(service), http=protocol, ws="none", loop="asyncio", lifespan="off", log_config=None,
-        access_log=False, server_header=False, proxy_headers=False, limit_concurrency=settings.limits.connections,
+        access_log=False, server_header=False, proxy_headers=False,
         timeout_graceful_shutdown=_END_S,
     )  # fmt: skip
     try:

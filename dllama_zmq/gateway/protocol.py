@@ -11,21 +11,24 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from dllama_zmq.gateway.problems import Problem
 
-STALLED_S = 30.0
-"""Of a server whose configuration says nothing else (`app_state`)."""
-
 
 class BoundedProtocol(H11Protocol):
-    """One connection. `stalled_s` seconds may pass until its first request is there, and while nothing is read."""
+    """One of at most `most` connections. A request may take `stalled_s` to begin, and an answer to be read on."""
 
-    stalled_s = STALLED_S
+    stalled_s = 30.0
+    most = 512
     _deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._begin()
+        if len(self.connections) > self.most:
+            self._refuse(Problem(503, f"{self.most} connections are open (api.limits.connections)", retry_s=1))
+        else:
+            self._begin()
 
     def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return
         super().data_received(data)
         if self.conn.their_state is h11.IDLE:
             if self._deadline is None and self.conn.trailing_data[0]:
@@ -47,15 +50,24 @@ class BoundedProtocol(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """uvicorn's, in the form of the API's errors."""
+        self._refuse(Problem(400, msg))
+
+    def _refuse(self, problem: Problem) -> None:
+        """Answer so, and close the connection."""
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             self.transport.abort()  # in mid-answer
             return
-        body = msgspec.json.encode(Problem(400, msg).reply())
+        body = msgspec.json.encode(problem.reply())
         headers: list[tuple[bytes, bytes]] = [
             (b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()),
             (b"connection", b"close"),
+            *((name.encode(), value.encode()) for name, value in problem.headers.items()),
         ]  # fmt: skip
-        events: list[Any] = [h11.Response(status_code=400, headers=headers), h11.Data(data=body), h11.EndOfMessage()]
+        events: list[Any] = [
+            h11.Response(status_code=problem.status, headers=headers),
+            h11.Data(data=body),
+            h11.EndOfMessage(),
+        ]
         for event in events:
             self.transport.write(self.conn.send(event) or b"")
         self.transport.close()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from integration.answers import PROMPT
@@ -34,3 +37,79 @@ def test_health_names_every_node(api: Api) -> None:
     reply = api.http.get("/health").json()
     assert reply["status"] == "ok"
     assert [(node["name"], node["state"]) for node in reply["nodes"]] == [("root", "ready"), ("worker1", "ready")]
+
+
+def texts(reply: dict[str, Any]) -> list[str]:
+    assert [choice["index"] for choice in reply["choices"]] == list(range(len(reply["choices"])))
+    return [choice["text"] for choice in reply["choices"]]
+
+
+SAMPLED: dict[str, Any] = {"max_tokens": 8, "temperature": 1.2, "top_p": 1}
+
+
+def test_several_answers_are_those_of_the_seeds_that_follow(api: Api) -> None:
+    several = texts(api.post("/v1/completions", prompt=PROMPT, n=3, seed=11, **SAMPLED))
+    alone = [texts(api.post("/v1/completions", prompt=PROMPT, seed=seed, **SAMPLED))[0] for seed in (11, 12, 13)]
+    assert several == alone
+    assert len(set(several)) > 1
+
+
+def test_several_prompts_are_answered_in_their_order(api: Api) -> None:
+    prompts = [PROMPT, "the cat and", "he was"]
+    reply = api.post("/v1/completions", prompt=prompts, n=2, seed=3, **SAMPLED)
+    alone = [api.post("/v1/completions", prompt=prompt, n=2, seed=3, **SAMPLED) for prompt in prompts]
+    assert texts(reply) == [text for one in alone for text in texts(one)]
+    assert reply["usage"]["prompt_tokens"] == sum(one["usage"]["prompt_tokens"] for one in alone)
+    chunks = api.chunks("/v1/completions", prompt=prompts, n=2, seed=3, **SAMPLED)
+    streamed = [""] * 6
+    for chunk in chunks:
+        for choice in chunk["choices"]:
+            streamed[choice["index"]] += choice["text"]
+    assert streamed == texts(reply)
+
+
+def test_token_ids_are_a_prompt_as_their_text_is(api: Api, greedy_text: str) -> None:
+    tokens = api.post("/tokenize", content=PROMPT, add_special=True)["tokens"]
+    for prompt in (tokens, [tokens]):
+        reply = api.post("/v1/completions", prompt=prompt, max_tokens=40, temperature=0)
+        assert texts(reply) == [greedy_text]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_echo_is_the_prompt_before_its_continuation(api: Api, greedy_text: str, stream: bool) -> None:
+    tokens = api.post("/tokenize", content=PROMPT)["tokens"]
+    for prompt in (PROMPT, tokens):
+        ask = {"prompt": prompt, "max_tokens": 40, "temperature": 0, "echo": True}
+        if stream:
+            text = "".join(chunk["choices"][0]["text"] for chunk in api.chunks("/v1/completions", **ask))
+        else:
+            (text,) = texts(api.post("/v1/completions", **ask))
+        assert text.startswith((PROMPT, f" {PROMPT}"))
+        if prompt == PROMPT:
+            assert text == PROMPT + greedy_text
+
+
+def test_tokens_have_log_probabilities_and_offsets(api: Api) -> None:
+    reply = api.post("/v1/completions", prompt=PROMPT, max_tokens=6, temperature=0, logprobs=2)
+    (choice,) = reply["choices"]
+    told = choice["logprobs"]
+    assert len(told["tokens"]) == len(told["token_logprobs"]) == len(told["top_logprobs"]) == 6
+    assert told["text_offset"][0] == 0
+    assert all(max(tops.values()) <= 0 and len(tops) == 2 for tops in told["top_logprobs"])
+
+
+def test_what_is_not_done_here_is_said(api: Api) -> None:
+    for fields in ({"suffix": "x"}, {"echo": True, "logprobs": 1}, {"best_of": 3}):
+        assert api.refused("/v1/completions", prompt="x", **fields)["param"] in {"suffix", "logprobs", "best_of"}
+
+
+def test_texts_have_embeddings_of_length_one(api: Api) -> None:
+    model = api.http.get("/v1/models").json()["data"][0]
+    reply = api.post("/v1/embeddings", input=[PROMPT, "a cat"])
+    vectors = [one["embedding"] for one in reply["data"]]
+    assert [len(vector) for vector in vectors] == [model["meta"]["n_embd"]] * 2
+    assert all(sum(value * value for value in vector) == pytest.approx(1, abs=1e-3) for vector in vectors)
+    assert reply["usage"]["prompt_tokens"] == reply["usage"]["total_tokens"] > 4
+    packed = api.post("/v1/embeddings", input=PROMPT, encoding_format="base64")["data"][0]["embedding"]
+    assert list(array("f", base64.b64decode(packed))) == pytest.approx(vectors[0], abs=1e-6)
+    assert api.refused("/v1/embeddings", input=PROMPT, dimensions=3)["param"] == "dimensions"

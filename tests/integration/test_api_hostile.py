@@ -6,10 +6,11 @@ import json
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from command_line import until
 from integration.api import SOON_S, Api, chatty, error_of, running_api
@@ -23,7 +24,7 @@ USER = {"messages": [{"role": "user", "content": "x"}]}
 @pytest.fixture(scope="module")
 def api(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Iterator[Api]:
     folder = tmp_path_factory.mktemp("api")
-    limits = {"body_mb": 2, "n": 4, "stop": 3, "max_tokens": 2000, "stalled_s": STALLED_S}
+    limits = {"body_mb": 2, "n": 4, "stop": 3, "max_tokens": 2000, "stalled_s": STALLED_S, "connections": 40}
     with running_api(folder, chatty(small_model, folder), limits=limits) as api:
         yield api
 
@@ -220,3 +221,21 @@ def test_two_requests_at_once_on_a_connection_are_answered_in_turn(api: Api) -> 
             assert piece, data
             data += piece
         assert data.count(b"HTTP/1.1 200 OK") == 2
+
+
+def test_connections_beyond_the_limit_are_refused_and_room_is_made_again(api: Api) -> None:
+    with ExitStack() as cleanup:
+        for _ in range(40):
+            cleanup.enter_context(closing(connected(api)))
+        with closing(connected(api)) as one_more:
+            answer = all_of(one_more)
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert b"retry-after: 1" in answer
+        assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["type"] == "unavailable_error"
+
+    def answered() -> bool:
+        with suppress(httpx.TransportError):
+            return api.http.get("/health").status_code == 200
+        return False
+
+    until(answered, SOON_S, "room for another connection")
