@@ -16,6 +16,8 @@ from dllama_zmq.gateway.gate import Gate
 KEY, OTHER = "sk-first-0001", "sk-second-0002"
 PAGES = "http://192.168.1.20:3000"
 
+TYPES = {".html": "html", ".js": "javascript", ".css": "css", ".svg": "svg+xml"}
+
 
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Iterator[Api]:
@@ -71,7 +73,11 @@ def test_the_page_needs_no_key_and_may_run_only_its_own_scripts(guarded: Api) ->
     for path in PAGE.iterdir():
         reply = guarded.http.get(f"/{path.name}")
         assert reply.status_code == 200, path
-        assert "script-src 'self'" in reply.headers["content-security-policy"]
+        assert reply.content == path.read_bytes()
+        assert reply.headers["content-type"].split(";")[0].split("/")[1] == TYPES[path.suffix]
+        policy = reply.headers["content-security-policy"].split("; ")
+        assert {"default-src 'none'", "script-src 'self'", "style-src 'self'"} <= set(policy)
+        assert "require-trusted-types-for 'script'" in policy
         assert "unsafe" not in reply.headers["content-security-policy"]
         assert reply.headers["x-content-type-options"] == "nosniff"
 
