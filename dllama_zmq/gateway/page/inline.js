@@ -29,7 +29,8 @@ export function safeAddress(text) {
 /** The tree of `text`: {type: "text", text} | {type: "code", text} | {type: "break"} | {type, children, href}. */
 export function parseInline(text) {
   const frames = [{ mark: "", count: 0, nodes: [] }];
-  const missing = new Set(); // lengths of runs of ` that no later run closes
+  const lastRuns = new Map(); // where the last run of ` of each length begins
+  for (const run of text.matchAll(/`+/g)) lastRuns.set(run[0].length, run.index);
   let at = 0;
 
   const say = (words) => addText(frames.at(-1).nodes, words);
@@ -62,7 +63,7 @@ export function parseInline(text) {
       }
       at += 1;
     } else if (c === "`") {
-      at = code(text, at, frames.at(-1).nodes, missing);
+      at = code(text, at, frames.at(-1).nodes, lastRuns);
     } else if (c === "*" || c === "_" || c === "~") {
       at = emphasis(text, at, frames);
     } else if (c === "[" || (c === "!" && text[at + 1] === "[")) {
@@ -121,11 +122,11 @@ function add(nodes, node) {
 }
 
 /** A run of ` at `at`, and the code up to the next run of the same length; where to go on. */
-function code(text, at, nodes, missing) {
+function code(text, at, nodes, lastRuns) {
   let end = at;
   while (text[end] === "`") end += 1;
   const length = end - at;
-  if (!missing.has(length)) {
+  if (lastRuns.get(length) > at) {
     const runs = /`+/g;
     runs.lastIndex = end;
     for (let run = runs.exec(text); run !== null; run = runs.exec(text)) {
@@ -135,7 +136,6 @@ function code(text, at, nodes, missing) {
       nodes.push({ type: "code", text: inner });
       return runs.lastIndex;
     }
-    missing.add(length);
   }
   addText(nodes, text.slice(at, end));
   return end;

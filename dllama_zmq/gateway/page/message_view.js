@@ -56,6 +56,7 @@ export class AnswerView {
   #pace = new Pace(() => this.#draw());
   #afterDraw;
   #thinkingTouched = false;
+  #share = null; // of the prompt that is evaluated
 
   constructor(message, { plain, afterDraw = () => {} }) {
     this.message = message;
@@ -99,8 +100,9 @@ export class AnswerView {
     if (!this.#thinkingTouched) this.thinking.open = false;
   }
 
-  /** What the answer waits for, beside a share from 0 to 1 where there is one; "" when it comes. */
-  wait(words, share = null) {
+  /** What the answer waits for, beside the share of the prompt that is evaluated, 0 to 1; "" when it comes. */
+  wait(words, share = this.#share) {
+    this.#share = words === "" ? null : share;
     this.note.hidden = words === "";
     if (words === "") return;
     if (this.note.childElementCount !== 2) {

@@ -43,6 +43,6 @@ export class Silence {
 /** Why an answer does not go on, by the cluster's status. */
 export function reasonOf({ state, note, active = 0, queued = 0 }) {
   if (state !== "ready") return `Waiting for the cluster: ${note || "it is forming"}`;
-  if (queued > 0) return `In the queue: ${active} running, ${queued} waiting`;
-  return "The model is computing…";
+  const others = active > 1 || queued > 0 ? `; ${active} answers running, ${queued} waiting` : "";
+  return `The model is computing${others}…`;
 }
