@@ -60,7 +60,8 @@ def test_what_a_model_writes_is_inert(page: Opened, what: str) -> None:
           attributes: [...answer.querySelectorAll(".prose *")].flatMap((each) => each.getAttributeNames()),
           links: [...answer.querySelectorAll("a")].map((link) => [link.href, link.rel, link.target]),
           title: document.title,
-          wide: document.documentElement.scrollWidth > document.documentElement.clientWidth,
+          wide: [document.documentElement, document.getElementById("messages-pane")]
+            .some((each) => each.scrollWidth > each.clientWidth),
         })"""
     )
     drawn = {
