@@ -73,7 +73,7 @@ async def health(call: Call[None]) -> Reply:
     The root writes to each idle worker twice a second, and a connection that nobody answers on ends after 1.5 s.
     """
     try:
-        status = await call.service.status(_HEALTH_S)
+        status = await call.service.recent_status(_HEALTH_S)
     except DllamaError as error:
         problem = Problem(503, str(error), retry_s=2)
         return Reply(Ill(problem.reply().error, []), 503, headers=problem.headers)

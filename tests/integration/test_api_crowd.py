@@ -1,0 +1,73 @@
+"""Many clients of the API at once, some of which leave: each gets the text it would have alone, and nothing is left."""
+
+from __future__ import annotations
+
+import json
+import random
+import statistics
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from command_line import until
+from integration.api import SOON_S, Api, running_api
+
+N_CLIENTS, N_EACH = 16, 5
+PROMPTS = ["once upon a time", "the cat and the dog", "he was the sun", "a time"]
+MOST_MORE_BYTES = 30e6
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Iterator[Api]:
+    with running_api(tmp_path_factory.mktemp("api"), small_model, 2) as api:
+        yield api
+
+
+def body(prompt: str) -> dict[str, Any]:
+    return {"prompt": prompt, "max_tokens": 60, "temperature": 0, "stream": True}
+
+
+def play(api: Api, seed: int, expected: dict[str, str]) -> int:
+    """Some requests of one client, of which it leaves a third in the middle; how many were whole."""
+    rng, n_whole = random.Random(seed), 0
+    with httpx.Client(base_url=api.url, timeout=SOON_S) as client:
+        for _ in range(N_EACH):
+            prompt, leaves_after = rng.choice(PROMPTS), rng.choice([rng.randrange(20), 1000, 1000])
+            text, done = "", False
+            with client.stream("POST", "/v1/completions", json=body(prompt)) as reply:
+                assert reply.status_code == 200, reply.read()
+                for number, line in enumerate(reply.iter_lines()):
+                    if number > leaves_after:
+                        break
+                    if line.startswith("data: {"):
+                        text += json.loads(line.removeprefix("data: "))["choices"][0]["text"]
+                    done = done or line == "data: [DONE]"
+            assert expected[prompt] == text if done else expected[prompt].startswith(text)
+            n_whole += done
+    return n_whole
+
+
+def test_a_crowd_gets_the_texts_of_one_and_leaves_nothing(api: Api) -> None:
+    expected = {}
+    for prompt in PROMPTS:
+        chunks = api.chunks("/v1/completions", **body(prompt))
+        expected[prompt] = "".join(chunk["choices"][0]["text"] for chunk in chunks)
+    (server,) = [process for process in api.cli.processes() if "gateway" in process.cmdline()]
+    n_files, n_bytes = server.num_fds(), server.memory_info().rss
+    took: list[float] = []
+    with ThreadPoolExecutor(N_CLIENTS) as pool:
+        played = [pool.submit(play, api, seed, expected) for seed in range(N_CLIENTS)]
+        while not all(one.done() for one in played):
+            begun = time.monotonic()
+            assert api.http.get("/health").status_code == 200
+            took.append(time.monotonic() - begun)
+    assert sum(one.result() for one in played) > N_CLIENTS * N_EACH / 3
+    print(f"/health: median {1000 * statistics.median(took):.1f} ms, most {1000 * max(took):.1f} ms of {len(took)}")
+    until(lambda: api.cli.status().active == 0, SOON_S, "the requests of clients that have gone to end")
+    until(lambda: server.num_fds() <= n_files, SOON_S, "the server to close its connections")
+    assert server.memory_info().rss < n_bytes + MOST_MORE_BYTES
+    assert "Traceback" not in (api.cli.log_folder / "gateway.log").read_text()

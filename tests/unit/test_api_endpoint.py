@@ -1,0 +1,82 @@
+"""How a route sends its answer: headers held for an error, comments while nothing comes. ASGI without a server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from dllama_zmq.api_config import ApiLimits
+from dllama_zmq.gateway import endpoint
+from dllama_zmq.gateway.endpoint import Call, Endpoint, Stream
+from dllama_zmq.gateway.problems import Problem
+
+PATH = {"type": "http", "path": "/x", "method": "GET", "headers": [], "state": {"user": "me"}}
+WAIT_S = 20.0
+
+
+def sent_by(events: AsyncGenerator[bytes, None]) -> list[dict[str, Any]]:
+    """The messages that a route of these events sends to a client that stays."""
+    sent: list[dict[str, Any]] = []
+    asked = [{"type": "http.request", "body": b"", "more_body": False}]
+
+    async def receive() -> dict[str, Any]:
+        return asked.pop() if asked else await asyncio.Future()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def handler(call: Call[None]) -> Stream:
+        return Stream(events)
+
+    async def run() -> None:
+        service: Any = SimpleNamespace(
+            settings=SimpleNamespace(limits=ApiLimits()), metrics=SimpleNamespace(response=lambda route, status: None)
+        )
+        task = asyncio.ensure_future(Endpoint(service, handler)(dict(PATH), receive, send))
+        async with asyncio.timeout(WAIT_S):
+            await task
+
+    asyncio.run(run())
+    return sent
+
+
+async def _late(after_s: float, error: bool = False) -> AsyncGenerator[bytes, None]:
+    await asyncio.sleep(after_s)  # what is slow here, not a wait for anything
+    if error:
+        raise Problem(400, "too long")
+    yield b"data: 1\n\n"
+
+
+def test_an_error_before_the_first_event_has_a_status_of_its_own() -> None:
+    start, body = sent_by(_late(0.01, error=True))
+    assert start["status"] == 400
+    assert b"too long" in body["body"]
+
+
+def test_headers_are_sent_while_the_first_event_is_late_and_an_error_is_an_event_then(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(endpoint, "_HOLD_S", 0.01)
+    start, *bodies = sent_by(_late(0.3, error=True))
+    assert start["status"] == 200
+    assert bodies[-2]["body"].startswith(b'data: {"error":{"message":"too long"')
+    assert bodies[-1] == {"type": "http.response.body", "body": b"", "more_body": False}
+
+
+def test_a_comment_is_sent_whenever_nothing_else_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoint, "_HOLD_S", 0.01)
+    monkeypatch.setattr(endpoint, "_PING_S", 0.05)
+    _, *bodies = sent_by(_late(1.0))
+    texts = [body["body"] for body in bodies]
+    assert texts[-2:] == [b"data: 1\n\n", b""]
+    assert texts[:2] == [b": waiting\n\n"] * 2
+
+
+def test_an_event_may_come_at_once() -> None:
+    start, first, end = sent_by(_late(0.0))
+    assert start["status"] == 200
+    assert (first["body"], end["more_body"]) == (b"data: 1\n\n", False)
