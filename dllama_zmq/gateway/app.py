@@ -118,11 +118,13 @@ class _Page(StaticFiles):
 async def _refused(request: Request, error: Exception) -> Response:
     """What is no route, or not with this method."""
     assert isinstance(error, HTTPException)
-    path, status = request.url.path, error.status_code
-    allowed = next((one.method for one in ROUTES if path in one.paths), None)
-    if allowed is not None:  # the page's files, which are below every path, have not had it
-        problem = Problem(405, f"{path} is used with {allowed}, not {request.method:.20}")
+    path, status, allowed = request.url.path, error.status_code, "GET, HEAD"
+    for route in request.app.routes:  # the page's files, which are below every path, have not had it
+        if isinstance(route, Route) and route.path_regex.match(path) and route.methods:
+            status, allowed = 405, ", ".join(sorted(route.methods))
+    if status == 405:
+        problem = Problem(405, f"{path:.200} is used with {allowed}, not {request.method:.20}")
     else:
         problem = Problem(status, f"there is no {path:.200} here" if status == 404 else error.detail)
-    headers = problem.headers | ({} if allowed is None else {"allow": allowed})
+    headers = problem.headers | ({"allow": allowed} if status == 405 else {})
     return Response(msgspec.json.encode(problem.reply()), problem.status, headers, JSON)

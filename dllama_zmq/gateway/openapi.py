@@ -31,10 +31,16 @@ def openapi(resources: Sequence[Resource]) -> dict[str, Any]:
     }
 
 
+def _event(schema: Any) -> dict[str, Any]:
+    """A stream's, which in OpenAPI 3.1 tools take to be of each event: its data is JSON of `schema`, or [DONE]."""
+    data = {"anyOf": [{"contentMediaType": JSON, "contentSchema": schema}, {"const": "[DONE]"}], "type": "string"}
+    return {"type": "object", "properties": {"event": {"type": "string"}, "data": data}, "required": ["data"]}
+
+
 def _path(resource: Resource, schema_of: Mapping[Any, Any]) -> dict[str, Any]:
     contents = {JSON: {"schema": schema_of[resource.gives]}} if resource.gives is not None else {"text/plain": {}}
     if resource.streams is not None:
-        contents[EVENT_STREAM] = {"schema": schema_of[resource.streams]}
+        contents[EVENT_STREAM] = {"schema": _event(schema_of[resource.streams])}
     error = {"description": "An error", "content": {JSON: {"schema": schema_of[resource.errors.gives]}}}
     described: dict[str, Any] = {
         "summary": (inspect.getdoc(resource.handler) or "").partition("\n")[0],

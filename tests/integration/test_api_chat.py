@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import jsonschema
 import openai
 import pytest
 from integration.api import SOON_S, Api, chatty, error_of, running_api
@@ -175,6 +176,21 @@ def test_too_long_a_prompt_is_refused_with_both_numbers(api: Api, client: openai
         client.chat.completions.create(model="m", messages=[{"role": "user", "content": "x y " * 2000}], stream=True)
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+def test_streams_are_what_the_openapi_document_says(api: Api, path: str) -> None:
+    document = api.http.get("/openapi.json").json()
+    contents = document["paths"][path]["post"]["responses"]["200"]["content"]
+    event = contents["text/event-stream"]["schema"]
+    data = event["properties"]["data"]
+    assert (event["required"], data["type"]) == (["data"], "string")
+    schema = {**data["anyOf"][0]["contentSchema"], "components": document["components"]}
+    asked = {"messages": [USER]} if "chat" in path else {"prompt": "once"}
+    chunks = api.chunks(path, **asked, stream_options={"include_usage": True}, **GREEDY)
+    assert len(chunks) > 3
+    for chunk in chunks:
+        jsonschema.validate(chunk, schema)
+
+
 def test_progress_is_told_where_it_is_asked_for(api: Api) -> None:
     chunks = api.chunks(
         "/v1/chat/completions", messages=[{"role": "user", "content": "a cat and a dog " * 60}], return_progress=True,
@@ -213,6 +229,9 @@ def test_what_is_no_route_is_told_in_the_same_form(api: Api) -> None:
     wrong = api.http.get("/v1/chat/completions")
     assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
     assert error_of(wrong)
+    for path in ("/v1/models/any", "/index.html", "/health"):
+        wrong = api.http.delete(path)
+        assert (wrong.status_code, wrong.headers["allow"]) == (405, "GET, HEAD")
 
 
 def test_every_answer_has_a_request_id(api: Api) -> None:
