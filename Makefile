@@ -3,6 +3,7 @@
 # make test-all  run all tests; random inputs are drawn anew
 # make check     format, lint, types, import contract, tests: what a change must pass
 # make test-browser  the web page in headless Chromium; fetches what it needs (Debian's chromium as root, axe-core by npm)
+# make test-clients  other people's clients of the API (LiteLLM, LangChain, LlamaIndex, ...), installed into build/clients
 # make test-arm  the kernels' tests on Arm CPUs played by qemu; fetches what it needs (Debian only), takes minutes
 # make clean     remove what these made
 
@@ -13,7 +14,7 @@ PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off
 DLLAMA := $(BIN)/dllama-zmq
 
-.PHONY: demo test test-all test-browser check format test-arm clean
+.PHONY: demo test test-all test-browser test-clients check format test-arm clean
 .DELETE_ON_ERROR:
 
 # One environment; each stamp says what has been installed into it.
@@ -32,17 +33,17 @@ demo: .venv/run.stamp
 	@tools/demo.sh $(DLLAMA)
 
 test: .venv/dev.stamp
-	$(PYTEST) -m 'not release and not browser'
+	$(PYTEST) -m 'not release and not browser and not clients'
 
 test-all: .venv/dev.stamp
-	$(PYTEST) -m 'not browser' --hypothesis-profile=release
+	$(PYTEST) -m 'not browser and not clients' --hypothesis-profile=release
 
 check: .venv/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(PYTEST) -m 'not release and not browser'
+	$(PYTEST) -m 'not release and not browser and not clients'
 
 format: .venv/dev.stamp
 	$(BIN)/ruff format .
@@ -50,6 +51,16 @@ format: .venv/dev.stamp
 
 test-browser: .venv/dev.stamp
 	@tools/test_browser.sh $(BIN)/python
+
+# An environment of their own: their needs must not change what the other tests run with.
+build/clients/dev.stamp: pyproject.toml
+	@tools/with_progress.sh "making build/clients" $(PYTHON) -m venv build/clients
+	@tools/with_progress.sh "installing the clients into build/clients" build/clients/bin/python -m pip install \
+		--disable-pip-version-check --progress-bar off --editable '.[dev,dev-clients]'
+	@touch $@
+
+test-clients: build/clients/dev.stamp
+	build/clients/bin/python -m pytest -m clients tests/clients
 
 test-arm: .venv/dev.stamp
 	@tools/test_arm.sh $(BIN)/python

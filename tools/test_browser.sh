@@ -13,7 +13,7 @@ mkdir -p "$folder"
 
 if ! "$python" -c 'import playwright' 2>/dev/null; then
     tools/with_progress.sh "installing Playwright into .venv" \
-        "$python" -m pip install --disable-pip-version-check --progress-bar off --editable '.[dev-clients]'
+        "$python" -m pip install --disable-pip-version-check --progress-bar off --editable '.[dev-browser]'
 fi
 if ! command -v chromium >/dev/null && ! command -v chromium-browser >/dev/null && ! command -v google-chrome >/dev/null; then
     if [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then

@@ -92,10 +92,10 @@ def chatty(model: Path, folder: Path) -> Path:
     return path
 
 
-def thoughtful(folder: Path, template: str = "qwen3") -> Path:
+def thoughtful(folder: Path, template: str = "qwen3", **spec: Any) -> Path:
     """A tiny random model with a published template, in `folder`. What it says is said under a grammar: `only`."""
     path = folder / "thoughtful.m"
-    write_tiny_model(path, tiny_spec(seq_len=4096)).close()
+    write_tiny_model(path, tiny_spec(seq_len=4096, **spec)).close()
     text = (Path(__file__).parents[1] / "golden" / "templates" / f"{template}.jinja").read_text("utf-8")
     write_t(path.with_suffix(".t"), replace(tiny_tokenizer_data(), chat_template=text))
     return path
