@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import Any
 
 import h11
@@ -10,6 +11,9 @@ import msgspec
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from dllama_zmq.gateway.problems import Problem
+
+_KERNEL_BYTES = 128 << 10
+"""Of what a client has not read, in the kernel: it would take 4 MB by itself."""
 
 
 class BoundedProtocol(H11Protocol):
@@ -21,6 +25,7 @@ class BoundedProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _KERNEL_BYTES)
         if len(self.connections) > self.most:
             self._refuse(Problem(503, f"{self.most} connections are open (api.limits.connections)", retry_s=1))
         else:

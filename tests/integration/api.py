@@ -65,11 +65,11 @@ def error_of(reply: httpx.Response) -> dict[str, Any]:
 
 
 @contextmanager
-def running_api(folder: Path, model: Path, n_nodes: int = 1, **api: Any) -> Iterator[Api]:
+def running_api(folder: Path, model: Path, n_nodes: int = 1, kernels: str = "auto", **api: Any) -> Iterator[Api]:
     """The API of a cluster that runs until the end of the block."""
     with clean_cli(folder, model) as cli:
         (port,) = free_ports(1)
-        cli.up(n_nodes, api={"port": port, **api})
+        cli.up(n_nodes, kernels=kernels, api={"port": port, **api})
         served = Api(cli, port)
         try:
             yield served

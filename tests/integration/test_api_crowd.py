@@ -71,3 +71,18 @@ def test_a_crowd_gets_the_texts_of_one_and_leaves_nothing(api: Api) -> None:
     until(lambda: server.num_fds() <= n_files, SOON_S, "the server to close its connections")
     assert server.memory_info().rss < n_bytes + MOST_MORE_BYTES
     assert "Traceback" not in (api.cli.log_folder / "gateway.log").read_text()
+
+
+def test_a_server_that_has_not_read_in_time_says_so_and_goes_on(api: Api) -> None:
+    (server,) = [process for process in api.cli.processes() if "gateway" in process.cmdline()]
+    long = body("once") | {"max_tokens": 1900, "ignore_eos": True, "n": 8}
+    with api.http.stream("POST", "/v1/completions", json=long) as reply:
+        lines = reply.iter_lines()
+        assert next(lines).startswith("data: {")
+        server.suspend()
+        try:
+            until(lambda: api.cli.status().active == 0, SOON_S, "the front to give it up")
+        finally:
+            server.resume()
+        assert any(line.startswith('data: {"error":{"message":') for line in lines)
+    assert api.post("/v1/completions", prompt="once", max_tokens=1)["choices"]
