@@ -186,6 +186,14 @@ def test_a_request_ends_when_its_client_goes(api: Api, stream: bool, half: bool)
         else:
             connection.close()
         until(lambda: api.cli.status().active == 0, SOON_S, "the request to be withdrawn")
+    done = [line for line in (api.cli.log_folder / "root.log").read_text().splitlines() if " request done " in line]
+    assert "reason=cancelled" in done[-1]
+
+
+def test_a_body_that_will_be_too_long_is_refused_before_it_comes(api: Api) -> None:
+    with closing(connected(api)) as connection:
+        connection.sendall(head(TEXT, 10_000_000))
+        assert connection.recv(65536).startswith(b"HTTP/1.1 413 ")
 
 
 def server_of(api: Api) -> psutil.Process:
