@@ -4,7 +4,8 @@
     python tools/bench_served.py -m tiny.m --tokenizer tiny.t --threads 2
 
 A round is a `bench` of as many tokens, then an answer of a cluster that is up meanwhile; the client counts its own
-seconds from the first token to the last. Compare the medians: both share whatever the machine does.
+seconds from the first token to the last. Compare the medians: both share whatever the machine does. `--prefix 1000`
+adds the time to the first token of a new prompt of 1000 tokens, and of the same prompt again.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -57,18 +59,31 @@ def served(client: Client, n_tokens: int) -> float:
     return n_tokens / (times[-1] - times[0])
 
 
+def first_token_s(client: Client, prompt: Sequence[int]) -> float:
+    """Seconds until the first token of an answer to `prompt`."""
+    start = time.perf_counter()
+    for answer in client.generate(prompt, 1, ignore_eos=True):
+        if isinstance(answer, Piece):
+            return time.perf_counter() - start
+    sys.exit("the cluster gave no token")
+
+
 def compare(args: argparse.Namespace, nodes: int, threads: int) -> None:
     """Print one line."""
     model = ["-m", args.model]
     files = [*model, *(["--tokenizer", args.tokenizer] if args.tokenizer else [])]
     command("up", *files, "--nodes", str(nodes), "-t", str(threads))
-    bench, serve = [], []
+    bench, serve, first, again = [], [], [], []
     try:
         with client_of(None, None) as client:
             served(client, _WARM_UP)
             for _ in range(args.rounds):
                 bench.append(benched(model, nodes, threads, args.tokens))
                 serve.append(served(client, args.tokens))
+                if args.prefix:
+                    prompt = [random.randrange(3, client.model().vocab_size) for _ in range(args.prefix)]
+                    first.append(first_token_s(client, prompt))
+                    again.append(first_token_s(client, prompt))
     finally:
         command("down")
     of_bench, of_served = statistics.median(bench), statistics.median(serve)
@@ -76,6 +91,13 @@ def compare(args: argparse.Namespace, nodes: int, threads: int) -> None:
     print(
         f"{nodes}x{threads}: bench {of_bench:.2f}, served {of_served:.2f} tokens/s, {of_served / of_bench:.3f} ({each})"
     )
+
+    if first:
+        new_s, known_s = statistics.median(first), statistics.median(again)
+        print(
+            f"{nodes}x{threads}: {args.prefix} new tokens: first of the answer after {new_s:.3f} s, "
+            f"again after {known_s:.4f} s, {100 * known_s / new_s:.1f}%"
+        )
 
 
 def main() -> None:
@@ -85,6 +107,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", help="the model's, where it does not bring one")
     parser.add_argument("-n", "--tokens", type=int, default=64)
     parser.add_argument("-r", "--rounds", type=int, default=5)
+    parser.add_argument("--prefix", type=int, default=0, metavar="TOKENS")
     parser.add_argument("--nodes", default="1")
     parser.add_argument("-t", "--threads", default="1")
     args = parser.parse_args()
