@@ -20,7 +20,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if _HERE in item.path.parents:
             item.add_marker(pytest.mark.clients)
-            item.add_marker(pytest.mark.filterwarnings("ignore"))  # what they warn of is theirs to mend
 
 
 @pytest.fixture(scope="session")

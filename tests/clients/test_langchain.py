@@ -28,7 +28,7 @@ def chat(where: dict[str, Any]) -> Callable[..., Any]:
 
 
 def test_a_chat_is_answered_with_the_tokens_it_took(chat: Callable[..., Any]) -> None:
-    reply = chat(max_tokens=5).invoke("Hello")
+    reply = chat(max_tokens=5, temperature=0).invoke("Hello")
     assert reply.usage_metadata["output_tokens"] == 5
     assert reply.response_metadata["finish_reason"] == "length"
 
@@ -43,7 +43,7 @@ def test_a_stream_is_the_whole_answer(chat: Callable[..., Any]) -> None:
 
 
 def test_many_chats_are_answered_at_once(chat: Callable[..., Any]) -> None:
-    replies = asyncio.run(chat(max_tokens=4).abatch(["Hello"] * 8))
+    replies = asyncio.run(chat(max_tokens=4, temperature=0).abatch(["Hello"] * 8))
     assert [reply.usage_metadata["output_tokens"] for reply in replies] == [4] * 8
 
 
@@ -64,12 +64,12 @@ def test_structured_output_is_of_its_class(chat: Callable[..., Any], method: str
 
 
 def test_log_probabilities_are_read(chat: Callable[..., Any]) -> None:
-    reply = chat(max_tokens=3, logprobs=True, top_logprobs=2).invoke("Hello")
+    reply = chat(max_tokens=3, temperature=0, logprobs=True, top_logprobs=2).invoke("Hello")
     assert len(reply.response_metadata["logprobs"]["content"]) == 3
 
 
 def test_responses_are_answered(chat: Callable[..., Any]) -> None:
-    model = chat(max_tokens=6, use_responses_api=True)
+    model = chat(max_tokens=6, temperature=0, use_responses_api=True)
     assert model.invoke("Hello").usage_metadata["output_tokens"] == 6
     *_, last = model.stream("Hello")
     assert last.usage_metadata["output_tokens"] == 6

@@ -25,7 +25,7 @@ def anthropic(api: Api) -> dict[str, Any]:
 
 def test_a_chat_is_answered_with_the_tokens_it_took(openai: dict[str, Any], anthropic: dict[str, Any]) -> None:
     for server in (openai, anthropic):
-        reply = litellm.completion(**server, messages=MESSAGES, max_tokens=5)
+        reply = litellm.completion(**server, messages=MESSAGES, max_tokens=5, temperature=0)
         assert reply.choices[0].finish_reason == "length"
         assert reply.usage.completion_tokens == 5
         assert reply.usage.prompt_tokens > 5
@@ -61,13 +61,13 @@ def test_embeddings_have_the_models_size(openai: dict[str, Any]) -> None:
 
 
 def test_log_probabilities_are_read(openai: dict[str, Any]) -> None:
-    reply = litellm.completion(**openai, messages=MESSAGES, max_tokens=3, logprobs=True, top_logprobs=2)
+    reply = litellm.completion(**openai, messages=MESSAGES, max_tokens=3, temperature=0, logprobs=True, top_logprobs=2)
     told = reply.choices[0].logprobs["content"]
     assert [len(one["top_logprobs"]) for one in told] == [2, 2, 2]
 
 
 def test_responses_are_answered(openai: dict[str, Any]) -> None:
-    reply = litellm.responses(**openai, input="Hello", max_output_tokens=16)  # LiteLLM asks for no less
+    reply = litellm.responses(**openai, input="Hello", max_output_tokens=16, temperature=0)  # LiteLLM asks for no less
     assert reply.status == "incomplete"
     assert reply.usage.output_tokens == 16
 

@@ -36,9 +36,9 @@ def test_openais_client_has_all_its_answers_at_once(api: Api) -> None:
                     extra_body=NO_THINKING,
                 ),
                 chat.parse(model="any", messages=MESSAGES, response_format=Person, extra_body=NO_THINKING, **HOT),
-                client.responses.create(model="any", input="Hello", max_output_tokens=6),
+                client.responses.create(model="any", input="Hello", max_output_tokens=6, temperature=0),
                 client.embeddings.create(model="any", input=["one", "two"], encoding_format="float"),
-                client.completions.create(model="any", prompt="Once", max_tokens=6, logprobs=2),
+                client.completions.create(model="any", prompt="Once", max_tokens=6, temperature=0, logprobs=2),
             )
 
     whole, streamed, called, parsed, response, embedded, text = asyncio.run(asked())
