@@ -82,7 +82,7 @@ def read(
 def bound(seconds: float, n_bytes: int) -> None:
     """Limit what this process may still take. If the parent is gone, the kernel kills this process."""
     used_s = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
-    resource.setrlimit(resource.RLIMIT_CPU, (int(used_s + 2 * seconds) + 2, resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_CPU, (int(used_s + seconds) + 1, resource.RLIM_INFINITY))
     held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (held + n_bytes, resource.RLIM_INFINITY))
 

@@ -9,10 +9,10 @@ from dllama_zmq.constraint.matching import MAX_STATES
 from dllama_zmq.errors import RequestError
 from dllama_zmq.grammar import JSON_SPACE, Grammar
 from dllama_zmq.tokenizer import Tokenizer
-from dllama_zmq.tokenizer.child import Children
+from dllama_zmq.tokenizer.child import BUSY_S, Children
 
 READ_S = 2.0
-"""Time limit for a grammar in seconds; a schema of 120 kB takes 0.02 s."""
+"""Time limit for a grammar in seconds of CPU time; a schema of 120 kB takes 0.02 s."""
 MEMORY_BYTES = 64 << 20
 """What compiling a grammar may take; a schema of 120 kB takes 5 MB."""
 _MOST_TOLD = 1000
@@ -43,7 +43,7 @@ class GrammarReader:
         grammar.check()
         request: dict[str, object] = {"kind": grammar.kind, "text": grammar.text, "space": JSON_SPACE}
         request |= {"seconds": READ_S, "bytes": MEMORY_BYTES}
-        answer = self._children.ask(json.dumps(request).encode() + b"\n", READ_S)
+        answer = self._children.ask(json.dumps(request).encode() + b"\n", READ_S + BUSY_S)
         what = f"the grammar ({grammar.kind})"
         if answer is None:
             raise RequestError(

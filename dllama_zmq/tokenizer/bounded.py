@@ -2,7 +2,7 @@
 
 The running time of a regular expression cannot be predicted from its text: a repeated group can take exponential time,
 two adjacent repetitions quadratic time, and published tokenizers have such patterns. So they run in a process of their
-own (`encode_child.py`), which is killed after ENCODE_S.
+own (`encode_child.py`), which is killed after ENCODE_S of CPU time.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import json
 from collections.abc import Sequence
 
 from dllama_zmq.errors import FormatError, RequestError
-from dllama_zmq.tokenizer.child import START_S, Children
+from dllama_zmq.tokenizer.child import BUSY_S, START_S, Children
 from dllama_zmq.tokenizer.data import Encoder
 
 ENCODE_S = 2.0
-"""Time limit for a text in seconds; 1 MB of ordinary text takes 0.5 s."""
+"""Time limit for a text in seconds of CPU time; 1 MB of ordinary text takes 0.5 s."""
 
 
 class BoundedEncoders:
@@ -50,7 +50,7 @@ class BoundedEncoders:
 
     def _ask(self, file: int, text: str, names_are_text: bool, seconds: float) -> list[int] | None:
         request = {"file": file, "text": text, "names_are_text": names_are_text, "seconds": seconds}
-        answer = self._children.ask(json.dumps(request).encode() + b"\n", seconds)
+        answer = self._children.ask(json.dumps(request).encode() + b"\n", seconds + BUSY_S)
         if answer is not None and "error" in answer:
             raise RequestError(f"{self._source}: the tokenizers library cannot encode this text: {answer['error']}")
         return None if answer is None else answer["ids"]

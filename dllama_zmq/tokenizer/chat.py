@@ -1,8 +1,8 @@
 """Chat templates: messages to the text of a prompt. Knows no vocabulary and no file.
 
 A file's template is an untrusted program, and no list of forbidden operations bounds its time and memory. So it runs in
-a process of its own (`chat_child.py`) with a memory limit, which is killed after RENDER_S. All templates of a tokenizer
-are rendered there: starting it takes 0.1 s, rendering about 1 ms.
+a process of its own (`chat_child.py`) with a memory limit and RENDER_S of CPU time. All templates of a tokenizer are
+rendered there: starting it takes 0.1 s, rendering about 1 ms.
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ from typing import Any
 
 from dllama_zmq.errors import FormatError, RequestError, UsageError
 from dllama_zmq.tokenizer.builtin_templates import BUILTIN, template_for
-from dllama_zmq.tokenizer.child import Children
+from dllama_zmq.tokenizer.child import BUSY_S, Children
 
 RENDER_S = 2.0
-"""Time limit for a template in seconds."""
-_GRACE_S = 1.0  # until a process that does not stop by itself, inside one long operation, is killed
+"""Time limit for a template in seconds of CPU time."""
 MAX_TEXT_CHARS = 8 << 20
 _END = "<|the message goes on from here|>"  # and a space, which templates remove that remove spaces
 _OURS = frozenset({"messages", "tools", "add_generation_prompt"})
@@ -107,7 +106,7 @@ class ChatTemplate:
             line = json.dumps(request).encode() + b"\n"
         except (TypeError, ValueError, RecursionError) as error:
             raise RequestError(f"the conversation cannot be written as JSON: {error}") from error
-        answer = self._children.ask(line, RENDER_S + _GRACE_S)
+        answer = self._children.ask(line, RENDER_S + BUSY_S)
         if answer is None:
             raise FormatError(
                 f"{where}: it takes longer than {RENDER_S:g} s or too much memory, in one of its "

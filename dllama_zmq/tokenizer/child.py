@@ -17,6 +17,8 @@ from typing import Any
 
 START_S = 30.0
 """Time limit in seconds for the start of the interpreter and for the first line, on a busy computer."""
+BUSY_S = 10.0
+"""How many seconds longer than its CPU time a request may take: nodes may compute on every core."""
 _READ_BYTES = 1 << 16
 
 

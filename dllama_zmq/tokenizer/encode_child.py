@@ -1,8 +1,8 @@
 """Encodes text with a tokenizer.json for its parent process. A script: it imports nothing of this package.
 
 A file's regular expression may never end on some text, inside a library that cannot be interrupted. Here it has a
-memory limit, and the parent kills this process after a time limit. The first line is {"files": texts of
-tokenizer.json}, every other one {"file", "text", "names_are_text", "seconds"}; answers are {}, {"ids"} or {"error"}.
+memory limit and one of CPU time. The first line is {"files": texts of tokenizer.json}, every other one {"file", "text",
+"names_are_text", "seconds"}; answers are {}, {"ids"} or {"error"}.
 """
 
 from __future__ import annotations
@@ -28,8 +28,7 @@ def load(request: dict[str, Any]) -> list[tokenizers.Tokenizer]:
 
 def encode(loaded: list[tokenizers.Tokenizer], request: dict[str, Any]) -> dict[str, Any]:
     used_s = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
-    # If the parent is gone, the kernel kills this process.
-    resource.setrlimit(resource.RLIMIT_CPU, (int(used_s + 2 * request["seconds"]) + 2, resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_CPU, (int(used_s + request["seconds"]) + 1, resource.RLIM_INFINITY))
     tokenizer = loaded[request["file"]]
     tokenizer.encode_special_tokens = request["names_are_text"]
     return {"ids": tokenizer.encode(request["text"], add_special_tokens=False).ids}

@@ -13,6 +13,7 @@ import pytest
 from dllama_zmq.errors import FormatError
 from dllama_zmq.tokenizer import ChatTemplate, chat
 from dllama_zmq.tokenizer.chat import RENDER_S
+from dllama_zmq.tokenizer.child import BUSY_S as OTHERS_S
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 BUSY_S = 20.0  # for what takes some tenths of a second, on a busy machine
@@ -23,7 +24,7 @@ def refusal(text: str, limit_s: float = RENDER_S) -> str:
     before = time.monotonic()
     with pytest.raises(FormatError) as caught:
         ChatTemplate({"default": text}, {}, "evil.t").render(MESSAGES)
-    assert time.monotonic() - before < limit_s + 3
+    assert time.monotonic() - before < limit_s + OTHERS_S + 1
     assert "evil.t: chat template" in str(caught.value)
     return str(caught.value)
 
