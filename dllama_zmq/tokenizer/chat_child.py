@@ -14,6 +14,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from datetime import datetime
+from functools import lru_cache
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -23,6 +24,7 @@ from jinja2.exceptions import SecurityError, TemplateNotFound, TemplateSyntaxErr
 from jinja2.parser import Parser
 
 MEMORY_BYTES = 512 << 20
+MAX_KEPT_CHARS = 1 << 16
 FILE = "<template>"  # Jinja's name of a template without a name
 
 
@@ -96,10 +98,19 @@ def environment() -> Sandbox:
     return made
 
 
+def compiled(source: str) -> jinja2.Template:
+    """A template, which keeps nothing from one conversation to the next."""
+    return environment().from_string(source)
+
+
+kept = lru_cache(maxsize=4)(compiled)
+"""Compiling takes 9 ms for Qwen3's template, rendering 0.1 ms."""
+
+
 def render(source: str, variables: dict[str, Any], max_chars: int) -> str:
     parts: list[str] = []
     n_chars = 0
-    template = environment().from_string(source)
+    template = kept(source) if len(source) < MAX_KEPT_CHARS else compiled(source)
     try:
         for part in template.generate(**variables):
             n_chars += len(part)
