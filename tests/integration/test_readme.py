@@ -101,7 +101,7 @@ def test_make_demo_ends_with_the_story_in_sight_and_leaves_nothing_running(envir
     assert not list(Path(environment["DLLAMA_ZMQ_HOME"]).rglob("*.sock"))
 
 
-MARKS = {"test": "not release and not browser", "test-all": "not browser"}
+MARKS = {"test": "not release and not browser and not clients", "test-all": "not browser and not clients"}
 """What each target leaves out."""
 
 
