@@ -22,6 +22,7 @@ class BoundedProtocol(H11Protocol):
     stalled_s = 30.0
     most = 512
     _deadline: asyncio.TimerHandle | None = None
+    _rest: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -35,6 +36,8 @@ class BoundedProtocol(H11Protocol):
         if self.transport.is_closing():
             return
         super().data_received(data)
+        if self.conn.their_state is not h11.SEND_BODY:
+            self._end_rest()
         if self.conn.their_state is h11.IDLE:
             if self._deadline is None and self.conn.trailing_data[0]:
                 self._begin()  # a piece of the next request
@@ -49,8 +52,14 @@ class BoundedProtocol(H11Protocol):
         super().resume_writing()
         self._end()
 
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.conn.their_state is h11.SEND_BODY:  # who is reset now may lose the answer
+            self._rest = self.loop.call_later(self.stalled_s, self.transport.abort)
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._end()
+        self._end_rest()
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
@@ -85,3 +94,8 @@ class BoundedProtocol(H11Protocol):
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+
+    def _end_rest(self) -> None:
+        if self._rest is not None:
+            self._rest.cancel()
+            self._rest = None
