@@ -50,26 +50,10 @@ class Collector:
         self._at_start = False  # white space that comes now belongs to no text
 
     def content(self, text: str) -> None:
-        if self._at_start:
-            text = text.lstrip()
-        if not text:
-            return
-        self._at_start = False
-        text = self._held + text
-        kept = len(text.rstrip()) if self._trims else len(text)
-        self._held = text[kept:]
-        self._add(Delta(content=text[:kept]))
+        self._add(Delta(content=self._shown(text, self._trims)))
 
     def reasoning(self, text: str) -> None:
-        if self._at_start:
-            text = text.lstrip()
-        if not text:
-            return
-        self._at_start = False
-        text = self._held + text
-        kept = len(text.rstrip())
-        self._held = text[kept:]
-        self._add(Delta(reasoning=text[:kept]))
+        self._add(Delta(reasoning=self._shown(text, True)))
 
     def part(self) -> None:
         """Thinking begins or ends here; white space around this place is left out."""
@@ -100,6 +84,18 @@ class Collector:
         self._trims = False
         held, self._held = self._held, ""
         self.content(held)
+
+    def _shown(self, text: str, trims: bool) -> str:
+        """What `text` adds; white space at its end is held back where `trims`: it may be the end of all text."""
+        if self._at_start:
+            text = text.lstrip()
+        if not text:
+            return ""
+        self._at_start = False
+        text = self._held + text
+        kept = len(text.rstrip()) if trims else len(text)
+        self._held = text[kept:]
+        return text[:kept]
 
     def _add(self, delta: Delta) -> None:
         if delta == Delta():
