@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import httpx2
+import openai
 from command_line import SMALL, Cli, clean_cli
 from surroundings import free_ports
 from tiny import tiny_spec, tiny_tokenizer_data, write_tiny_model
@@ -62,6 +64,21 @@ def error_of(reply: httpx.Response) -> dict[str, Any]:
     assert {"message", "type", "param", "code"} <= set(error)
     assert error["code"] == reply.status_code
     return error
+
+
+@contextmanager
+def openai_client(api: Api) -> Iterator[openai.OpenAI]:
+    """OpenAI's client, which refuses what is not of its types. Nothing stays open between tests."""
+    no_reuse = httpx2.Client(limits=httpx2.Limits(max_keepalive_connections=0))
+    with openai.OpenAI(
+        base_url=f"{api.url}/v1",
+        api_key="none",
+        timeout=SOON_S,
+        max_retries=0,
+        http_client=no_reuse,
+        _strict_response_validation=True,
+    ) as client:
+        yield client
 
 
 @contextmanager

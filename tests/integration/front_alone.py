@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import zmq
 from integration.nodes import Context
 
 from dllama_zmq.bus import sockets
+from dllama_zmq.bus.client_messages import TO_CLIENT
 from dllama_zmq.bus.engine_messages import (
     ENCODER,
     TO_ENGINE,
@@ -24,6 +26,7 @@ from dllama_zmq.bus.engine_messages import (
     ToEngine,
     ToFront,
 )
+from dllama_zmq.bus.messages import Message, decode
 from dllama_zmq.bus.peers import Peers
 from dllama_zmq.front.front import Front
 from dllama_zmq.tokenizer import Tokenizer
@@ -85,3 +88,20 @@ def front_alone(context: Context, tokenizer: Tokenizer, context_length: int = CO
             end.close(linger=0)
         Path(address.removeprefix("ipc://")).unlink(missing_ok=True)
     assert not thread.is_alive()
+
+
+@contextmanager
+def raw(context: Context, address: str) -> Iterator[zmq.Socket[bytes]]:
+    """A client without a Client, which sees every message."""
+    client = sockets.connect(context, zmq.DEALER, address)
+    try:
+        yield client
+    finally:
+        client.close(linger=0)
+
+
+def told(client: zmq.Socket[bytes]) -> Message:
+    """The next message to a raw client."""
+    frames = sockets.receive(client, time.monotonic() + SOON_S)
+    assert frames is not None
+    return decode(frames, TO_CLIENT)[0]

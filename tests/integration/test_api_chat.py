@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import jsonschema
 import openai
 import pytest
-from integration.api import SOON_S, Api, chatty, error_of, running_api
+from integration.api import Api, chatty, error_of, openai_client, running_api
 
 import dllama_zmq
 
@@ -27,12 +26,7 @@ def api(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Iterator
 
 @pytest.fixture
 def client(api: Api) -> Iterator[openai.OpenAI]:
-    """OpenAI's client, which refuses what is not of its types."""
-    no_reuse = httpx.Client(limits=httpx.Limits(max_keepalive_connections=0))
-    with openai.OpenAI(
-        base_url=f"{api.url}/v1", api_key="none", timeout=SOON_S, max_retries=0, http_client=no_reuse,
-        _strict_response_validation=True,
-    ) as client:  # fmt: skip
+    with openai_client(api) as client:
         yield client
 
 

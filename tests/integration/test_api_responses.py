@@ -6,10 +6,9 @@ import json
 from collections.abc import Iterator
 from typing import Any, Literal
 
-import httpx
 import openai
 import pytest
-from integration.api import SOON_S, WEATHER, Api, only, running_api, thoughtful
+from integration.api import WEATHER, Api, only, openai_client, running_api, thoughtful
 from openai.types import responses as types
 from pydantic import BaseModel, TypeAdapter
 
@@ -39,12 +38,7 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
 
 @pytest.fixture
 def client(api: Api) -> Iterator[openai.OpenAI]:
-    """OpenAI's client, which refuses what is not of its types."""
-    no_reuse = httpx.Client(limits=httpx.Limits(max_keepalive_connections=0))
-    with openai.OpenAI(
-        base_url=f"{api.url}/v1", api_key="none", timeout=SOON_S, max_retries=0, http_client=no_reuse,
-        _strict_response_validation=True,
-    ) as client:  # fmt: skip
+    with openai_client(api) as client:
         yield client
 
 

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
-import zmq
 from command_line import until
-from integration.front_alone import PLACES, SOON_S, Engine, front_alone
+from integration.front_alone import PLACES, SOON_S, Engine, front_alone, raw, told
 from integration.nodes import Context
 from tiny import tiny_tokenizer_data
 from tokenizers_of import of_t
 
 from dllama_zmq import Client
-from dllama_zmq.bus import sockets
 from dllama_zmq.bus.client_messages import (
     NO_STEPS,
-    TO_CLIENT,
     Cancel,
     Done,
     Error,
@@ -41,7 +36,7 @@ from dllama_zmq.bus.engine_messages import (
     Withdraw,
     Withdrawn,
 )
-from dllama_zmq.bus.messages import Message, decode, encode
+from dllama_zmq.bus.messages import encode
 from dllama_zmq.bus.prompts import MAX_PROMPT_TOKENS
 from dllama_zmq.sampling import GREEDY
 
@@ -110,25 +105,9 @@ def submitted(engine: Engine, n: int) -> list[int]:
     return [engine.submitted().id for _ in range(n)]
 
 
-@contextmanager
-def raw(context: Context, engine: Engine) -> Iterator[zmq.Socket[bytes]]:
-    """A client that sees every message."""
-    client = sockets.connect(context, zmq.DEALER, engine.address)
-    try:
-        yield client
-    finally:
-        client.close(linger=0)
-
-
-def told(client: zmq.Socket[bytes]) -> Message:
-    frames = sockets.receive(client, time.monotonic() + SOON_S)
-    assert frames is not None
-    return decode(frames, TO_CLIENT)[0]
-
-
 def test_cancelling_is_answered_for_each_answer_that_has_not_ended(context: Context, engine: Engine) -> None:
     n = PLACES + 2  # more than can begin
-    with raw(context, engine) as client:
+    with raw(context, engine.address) as client:
         client.send_multipart(encode(Generate(5, "the cat", None, GREEDY, True, [], None, n)))
         assert isinstance(told(client), Started)
         begun = submitted(engine, PLACES - 1)  # the last place is for another client
@@ -143,7 +122,7 @@ def test_cancelling_is_answered_for_each_answer_that_has_not_ended(context: Cont
 
 
 def test_an_answer_that_fails_ends_its_request_once(context: Context, engine: Engine) -> None:
-    with raw(context, engine) as client:
+    with raw(context, engine.address) as client:
         client.send_multipart(encode(Generate(5, "the cat", None, GREEDY, True, [], None, 3)))
         assert isinstance(told(client), Started)
         first, second, third = submitted(engine, 3)
@@ -156,7 +135,7 @@ def test_an_answer_that_fails_ends_its_request_once(context: Context, engine: En
 
 
 def test_each_answer_waits_for_its_client_s_turn(context: Context, engine: Engine) -> None:
-    with raw(context, engine) as client, raw(context, engine) as other:
+    with raw(context, engine.address) as client, raw(context, engine.address) as other:
         client.send_multipart(encode(Generate(1, "the cat", None, GREEDY, True, [], None, 16)))
         assert isinstance(told(client), Started)
         begun = submitted(engine, PLACES - 1)
@@ -175,9 +154,9 @@ def test_a_request_that_loses_its_place_in_the_queue_loses_its_answers_too(conte
     long = [40] * MAX_PROMPT_TOKENS  # three of them are more than may wait
     with (
         front_alone(context, of_t(tiny_tokenizer_data()), 2 * MAX_PROMPT_TOKENS) as engine,
-        raw(context, engine) as client,
-        raw(context, engine) as second,
-        raw(context, engine) as third,
+        raw(context, engine.address) as client,
+        raw(context, engine.address) as second,
+        raw(context, engine.address) as third,
     ):
         engine.tell(Readiness(True, "", 60.0))
         client.send_multipart(encode(Generate(1, long, None, GREEDY, True, [], None, 16)))

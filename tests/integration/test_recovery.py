@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import psutil
@@ -72,29 +72,35 @@ def test_a_request_that_workers_are_lost_with_again_and_again_ends_and_the_next_
         assert engine.step().events
 
 
+def losses(engine: Engine, start: Start, worker: Callable[[], EndsInStep]) -> int:
+    """Run `engine` to its end with one worker after another; how many of them were lost."""
+    n_lost = 0
+    while engine.busy:
+        start(worker())
+        form(engine.root)
+        try:
+            while engine.busy:
+                assert not engine.step().failed
+        except WorkerLost:
+            n_lost += 1
+    return n_lost
+
+
 def test_a_request_that_goes_on_between_losses_is_not_given_up(
     context: Context, model: ModelFile, start: Start
 ) -> None:
-    places, n_lost = inproc(), 0
+    places = inproc()
     with a_root(context, model, places) as root:
         engine = Engine(root, max_sequences=1)
         sequence = engine.add(TOKENS, Sampling(), 6)
-        while engine.busy:
-            start(EndsInStep(context, places.replies[0], 2))
-            form(root)
-            try:
-                while engine.busy:
-                    assert not engine.step().failed
-            except WorkerLost:
-                n_lost += 1
-        assert n_lost >= 5
+        assert losses(engine, start, lambda: EndsInStep(context, places.replies[0], 2)) >= 5
         assert sequence.n_new == 6
 
 
 def test_an_answer_under_a_grammar_is_the_same_whatever_is_lost_meanwhile(
     context: Context, model: ModelFile, start: Start
 ) -> None:
-    places, n_lost = inproc(), 0
+    places = inproc()
     vocabulary = Vocabulary(tokenizer_of(model), SPEC.vocab_size)
     pattern = "([a-z]{2,5}[,;]){6}"
     request: Any = {"sampling": Sampling(temperature=1.5, seed=3), "grammar": translated("regex", pattern)}
@@ -105,15 +111,7 @@ def test_an_answer_under_a_grammar_is_the_same_whatever_is_lost_meanwhile(
     with a_root(context, model, places) as root:
         engine = Engine(root, 1, vocabulary)
         sequence = engine.add(TOKENS, **request)
-        while engine.busy:
-            start(EndsInStep(context, places.replies[0], 4))
-            form(root)
-            try:
-                while engine.busy:
-                    assert not engine.step().failed
-            except WorkerLost:
-                n_lost += 1
-    assert n_lost >= 2
+        assert losses(engine, start, lambda: EndsInStep(context, places.replies[0], 4)) >= 2
     assert sequence.tokens == expected.tokens
     text = tokenizer_of(model).decode(sequence.tokens[sequence.n_prompt :], continues=True)
     assert re.fullmatch(pattern, text)

@@ -16,16 +16,15 @@ import zmq
 from command_line import until
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from integration.front_alone import CONTEXT, N_IDS, SOON_S, Engine, front_alone
+from integration.front_alone import CONTEXT, N_IDS, SOON_S, Engine, front_alone, raw, told
 from integration.nodes import Context
 from tiny import tiny_tokenizer_data
 from tokenizers_of import of_t
 
 from dllama_zmq import Chat, Client
-from dllama_zmq.bus import sockets
-from dllama_zmq.bus.client_messages import NO_STEPS, TO_CLIENT, Error, Generate, Piece, Started
+from dllama_zmq.bus.client_messages import NO_STEPS, Error, Generate, Piece, Started
 from dllama_zmq.bus.engine_messages import Readiness, Sampled, Stepped, Withdraw, Withdrawn
-from dllama_zmq.bus.messages import PROTOCOL, Message, decode, encode
+from dllama_zmq.bus.messages import PROTOCOL, encode
 from dllama_zmq.bus.prompts import MAX_PROMPT_BYTES, MAX_PROMPT_TOKENS, ChatText
 from dllama_zmq.bus.text_messages import Detokenize, Tokenize, Tokens
 from dllama_zmq.errors import ContextExceeded, FormatError, RequestError, UsageError
@@ -67,22 +66,6 @@ def engine(context: Context, tokenizer: Tokenizer) -> Iterator[Engine]:
 def client(engine: Engine) -> Iterator[Client]:
     with Client(engine.address) as client:
         yield client
-
-
-@contextlib.contextmanager
-def raw(context: Context, address: str) -> Iterator[zmq.Socket[bytes]]:
-    """A client without a Client."""
-    client = sockets.connect(context, zmq.DEALER, address)
-    try:
-        yield client
-    finally:
-        client.close(linger=0)
-
-
-def told(client: zmq.Socket[bytes]) -> Message:
-    frames = sockets.receive(client, time.monotonic() + SOON_S)
-    assert frames is not None
-    return decode(frames, TO_CLIENT)[0]
 
 
 @pytest.fixture
