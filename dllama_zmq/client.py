@@ -36,10 +36,10 @@ from dllama_zmq.bus.client_messages import (
 from dllama_zmq.bus.messages import Frame, Message, decode, encode
 from dllama_zmq.bus.prompts import Chat, prompt_on_wire, text_on_wire, tokens_on_wire
 from dllama_zmq.bus.text_messages import AskModel, Detokenize, Detokenized, Embed, Embedding, Model, Tokenize, Tokens
-from dllama_zmq.cluster import Ports
 from dllama_zmq.errors import ClusterError, DllamaError, ProtocolError, RemoteError, RequestError, RootLost
 from dllama_zmq.grammar import Grammar
 from dllama_zmq.host import require_open_files
+from dllama_zmq.node_config import Ports
 from dllama_zmq.sampling import GREEDY, Sampling
 from dllama_zmq.stop_strings import check_stop
 

@@ -19,9 +19,10 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from dllama_zmq.api_config import API_HINTS, ApiConfig, ApiLimits, Host, Port
+from dllama_zmq.api_config import API_HINTS, ApiConfig, ApiLimits
 from dllama_zmq.cluster_text import MAX_FILE_BYTES, is_about_a_cluster, other_kind, read_cluster_text
 from dllama_zmq.errors import ConfigError, UsageError
+from dllama_zmq.node_config import NAME_HINT, NODE_HINTS, ClientConfig, Name, Ports, RootConfig, WorkerConfig
 from dllama_zmq.sources import DEMO, TEXT, kind_of, path_of, tokenizer_beside
 from dllama_zmq.spec import WEIGHTS_FLOAT, FloatType, Sync, Weights
 from dllama_zmq.threads import converted_by_threads
@@ -29,41 +30,8 @@ from dllama_zmq.yaml_tree import NoMapping, YamlTree, shown
 
 FILE_NAME = "cluster.yaml"
 
-NAME_PATTERN = r"\A[A-Za-z0-9][A-Za-z0-9_-]{0,31}\Z"
-"""Names become folders, socket identities and columns of tables."""
-
-_Name = Annotated[str, Meta(pattern=NAME_PATTERN)]
 _FilePath = Annotated[str, Meta(pattern=r"\A[^\x00-\x1f\x7f]{1,4096}\Z")]
-_Threads = Annotated[int, Meta(ge=1, le=1024)]
 _Seconds = Annotated[float, Meta(gt=0, le=86400)]
-
-
-class Ports(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The root's three TCP ports. A worker is started with `replies` and learns the others from the root."""
-
-    replies: Port = 5570
-    steps: Port = 5571
-    clients: Port = 5572
-
-
-class RootConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Where the root listens, and its compute threads."""
-
-    host: Host = "127.0.0.1"
-    ports: Ports | None = None
-    threads: _Threads | Literal["auto"] = "auto"
-
-    def endpoint(self, port: int) -> str:
-        """`port` on the root's host, as ZeroMQ writes addresses."""
-        return f"tcp://[{self.host}]:{port}" if ":" in self.host else f"tcp://{self.host}:{port}"
-
-
-class WorkerConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One worker: its name, its host, and its compute threads."""
-
-    name: _Name
-    host: Host = "127.0.0.1"
-    threads: _Threads | Literal["auto"] = "auto"
 
 
 class Limits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -87,7 +55,7 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 class Cluster(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One cluster: a root, 2^n - 1 workers, their model and their settings."""
 
-    name: _Name = ""
+    name: Name = ""
     """`parse_cluster` fills in a missing name (`default_name`)."""
     model: _FilePath
     tokenizer: _FilePath | None = None
@@ -103,6 +71,7 @@ class Cluster(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     check_memory: bool = True
     root: RootConfig = RootConfig()
     workers: list[WorkerConfig] = []
+    clients: list[ClientConfig] = []
     limits: Limits = Limits()
     api: ApiConfig | bool = True
     """The API server; False: none."""
@@ -268,21 +237,20 @@ _STRUCTS: dict[str, type[Struct]] = {
     "root": RootConfig,
     "root.ports": Ports,
     "workers[]": WorkerConfig,
+    "clients[]": ClientConfig,
     "limits": Limits,
     "api": ApiConfig,
     "api.limits": ApiLimits,
 }
 
 _NAME = "a name of letters, digits, - and _, at most 32, the first a letter or a digit"
-_HOST = "a host name or an address, without scheme or port"
 _MAX_WORKERS = 1023
 _WORKERS = (
     f"a number of workers on this computer, 0 to {_MAX_WORKERS}, or a list with a line for each, such as "
     "`- {name: pi2, host: 192.168.1.11}`"
 )
-_THREADS = "a number of threads, 1 to 1024, or auto: this host's cores shared among its nodes"
 _HINTS = {
-    "name": _NAME,
+    "name": NAME_HINT,
     "model": "the path of a .m file or of a model's folder, or demo",
     "tokenizer": "the path of a .t file, or demo",
     "weights": "q40, q80, f16 or f32",
@@ -293,14 +261,8 @@ _HINTS = {
     "max_sequences": "a number of answers at the same time, 1 to 256",
     "kv_memory": "auto, or a size such as 512MB or 2GB",
     "workers": _WORKERS,
-    "workers[]": "a worker, such as `- {name: pi2, host: 192.168.1.11}`",
-    "root.host": _HOST,
-    "root.threads": _THREADS,
-    "workers[].name": _NAME,
-    "workers[].host": _HOST,
-    "workers[].threads": _THREADS,
-    **{f"root.ports.{key}": "a port number, 1 to 65535" for key in Ports.__struct_fields__},
     **{f"limits.{key}": "seconds, more than 0 and at most 86400" for key in Limits.__struct_fields__},
+    **NODE_HINTS,
     **API_HINTS,
 }
 """The expected value at each key path, for error messages."""

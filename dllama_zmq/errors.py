@@ -9,6 +9,8 @@
     ├── RequestError               a request that cannot be answered: bad sampling values, a token that is none
     │   ├── ContextExceeded        its prompt is longer than the context; says both numbers
     │   └── QueueFull              too many requests wait already; the same one may be answered later
+    ├── TrustError                 a key, or a file of keys: says the file and the command that mends it
+    │   └── TokenError             a token that is damaged, used or expired
     ├── HubError                   a model hub that cannot be reached, or does not give what was asked
     ├── ClusterError               a cluster that does not start, stop or answer
     │   └── NotReady               nodes are missing, and a request has waited for them as long as it may
@@ -77,6 +79,14 @@ class ContextExceeded(RequestError):
 
 class QueueFull(RequestError):
     """Too many requests wait already; the same one may be answered later."""
+
+
+class TrustError(DllamaError):
+    """A key, or a file of keys, is not usable; the message says the file and the command that mends it."""
+
+
+class TokenError(TrustError):
+    """A token is damaged, used or expired."""
 
 
 class HubError(DllamaError):

@@ -11,13 +11,14 @@ from contextlib import ExitStack, contextmanager
 from dllama_zmq.bench.cases import BenchSettings
 from dllama_zmq.bus import sockets
 from dllama_zmq.bus.links import Endpoints
-from dllama_zmq.cluster import Limits, WorkerConfig
+from dllama_zmq.cluster import Limits
 from dllama_zmq.errors import ClusterError, WorkerLost
 from dllama_zmq.formats import ModelFile
 from dllama_zmq.host import usable_cores
 from dllama_zmq.interrupts import Interrupts
 from dllama_zmq.launch.fleet import Fleet
 from dllama_zmq.launch.paths import ClusterPaths
+from dllama_zmq.node_config import WorkerConfig
 from dllama_zmq.reporting import Reporter
 from dllama_zmq.root.root import Root, RootSettings
 from dllama_zmq.sharding import DEFAULT_SEQ_LEN

@@ -11,7 +11,7 @@ from dllama_zmq.bus.addresses import endpoint_of
 from dllama_zmq.cli.flags import Overrides
 from dllama_zmq.cli.overrides import applied, without_file
 from dllama_zmq.client import Client
-from dllama_zmq.cluster import FILE_NAME, ClusterFile, Ports, load_cluster
+from dllama_zmq.cluster import FILE_NAME, ClusterFile, load_cluster
 from dllama_zmq.errors import ClusterError, ConfigError, UsageError
 from dllama_zmq.hub import HUB_PREFIX, find_by_name
 from dllama_zmq.launch.registry import (
@@ -23,6 +23,7 @@ from dllama_zmq.launch.registry import (
     find_running,
     running_clusters,
 )
+from dllama_zmq.node_config import Ports
 from dllama_zmq.sources import DEMO, MODELS, kind_of_bytes
 
 NO_CLUSTER = (

@@ -17,10 +17,11 @@ from dllama_zmq.cli import flags
 from dllama_zmq.cli.chosen import model_instead
 from dllama_zmq.cli.flag_kinds import model_flag, number
 from dllama_zmq.cli.notes import note
-from dllama_zmq.cluster import FILE_NAME, NAME_PATTERN, Cluster, default_name, is_loopback, parse_cluster
+from dllama_zmq.cluster import FILE_NAME, Cluster, default_name, is_loopback, parse_cluster
 from dllama_zmq.errors import ConfigError, UsageError
 from dllama_zmq.formats.files import replace_file
 from dllama_zmq.hub import HUB_PREFIX
+from dllama_zmq.node_config import NAME_PATTERN
 from dllama_zmq.reporting import plural
 from dllama_zmq.sources import DATA_FOLDER, DEMO, absolute_model
 

@@ -10,11 +10,12 @@ import msgspec
 
 from dllama_zmq.cli.flags import Overrides
 from dllama_zmq.cli.notes import note
-from dllama_zmq.cluster import ClusterFile, WorkerConfig
+from dllama_zmq.cluster import ClusterFile
 from dllama_zmq.errors import ClusterError, UsageError
 from dllama_zmq.hub import HUB_PREFIX, ModelName, find_pulled
 from dllama_zmq.launch import registry
 from dllama_zmq.launch.registry import Record
+from dllama_zmq.node_config import WorkerConfig
 from dllama_zmq.reporting import plural
 from dllama_zmq.sources import DEMO, absolute_model, expand_home
 

@@ -15,10 +15,10 @@ from dllama_zmq import __version__
 from dllama_zmq.bus.addresses import endpoint_of
 from dllama_zmq.bus.sockets import Context
 from dllama_zmq.cli.flag_kinds import number
-from dllama_zmq.cluster import Ports
 from dllama_zmq.errors import UsageError
 from dllama_zmq.host import require_open_files, usable_cores
 from dllama_zmq.launch.parent_watch import at_end_of_stdin
+from dllama_zmq.node_config import Ports
 from dllama_zmq.own_code import signal_at_parents_end
 from dllama_zmq.worker import Worker, WorkerSettings
 

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from dllama_zmq.bus.roster import Roster
-from dllama_zmq.cluster import WorkerConfig
 from dllama_zmq.errors import ClusterError
 from dllama_zmq.host import is_stopped
 from dllama_zmq.launch.paths import ClusterPaths, writing
+from dllama_zmq.node_config import WorkerConfig
 from dllama_zmq.own_code import own_code
 
 logger = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from dllama_zmq.bus.addresses import join, own_address
 from dllama_zmq.bus.client_messages import Status
 from dllama_zmq.client import Client
-from dllama_zmq.cluster import Cluster, ClusterFile, Ports, is_loopback
+from dllama_zmq.cluster import Cluster, ClusterFile, is_loopback
 from dllama_zmq.errors import BusError, ClusterError, RootLost
 from dllama_zmq.launch import locks, registry
 from dllama_zmq.launch.fleet import end_children, last_error, open_log, start_child
@@ -25,6 +25,7 @@ from dllama_zmq.launch.parent_watch import STAY
 from dllama_zmq.launch.paths import ClusterPaths
 from dllama_zmq.launch.ports import check_ports
 from dllama_zmq.launch.registry import AlreadyRunning, Record
+from dllama_zmq.node_config import Ports
 from dllama_zmq.reporting import Reporter, SilentReporter
 
 

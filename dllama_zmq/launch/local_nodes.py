@@ -9,11 +9,12 @@ from typing import Literal
 import msgspec
 
 from dllama_zmq.bus.native.exchange import EXCHANGE_KERNELS
-from dllama_zmq.cluster import Cluster, ClusterFile, WorkerConfig, is_loopback
+from dllama_zmq.cluster import Cluster, ClusterFile, is_loopback
 from dllama_zmq.errors import FormatError
 from dllama_zmq.formats import ModelFile, open_model, read_tokenizer
 from dllama_zmq.host import free_memory_bytes, usable_cores
 from dllama_zmq.kernels import Needs
+from dllama_zmq.node_config import WorkerConfig
 from dllama_zmq.reporting import Reporter, plural
 from dllama_zmq.root.fitting import Wish, check_fits, check_kv_memory
 from dllama_zmq.sharding import KVBudget, Plan, context_length, kernel_needs

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dllama_zmq.cluster import NAME_PATTERN
 from dllama_zmq.errors import ClusterError, UsageError
+from dllama_zmq.node_config import NAME_PATTERN
+from dllama_zmq.trust.files import HOME_VARIABLE
 
-HOME_VARIABLE = "DLLAMA_ZMQ_HOME"
 MAX_SOCKET_PATH_BYTES = 100  # Linux allows 107; a few are left for what a transport may append
 
 

@@ -10,7 +10,8 @@ import pytest
 from command_line import Cli
 
 from dllama_zmq.cli.init import cluster_text
-from dllama_zmq.cluster import WorkerConfig, load_cluster
+from dllama_zmq.cluster import load_cluster
+from dllama_zmq.node_config import WorkerConfig
 
 REPOSITORY = Path(__file__).parents[2] / "cluster.yaml"
 

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from dllama_zmq.cluster import Cluster, RootConfig, WorkerConfig, parse_cluster
+from dllama_zmq.cluster import Cluster, parse_cluster
 from dllama_zmq.errors import ConfigError
+from dllama_zmq.node_config import RootConfig, WorkerConfig
 
 
 def refusal(text: str) -> str:

@@ -1,0 +1,75 @@
+"""The nodes and clients of cluster.yaml: where each is, and which key it has."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+from dllama_zmq.api_config import Host, Port
+
+NAME_PATTERN = r"\A[A-Za-z0-9][A-Za-z0-9_-]{0,31}\Z"
+"""Names become folders, socket identities and columns of tables."""
+
+Name = Annotated[str, Meta(pattern=NAME_PATTERN)]
+Threads = Annotated[int, Meta(ge=1, le=1024)]
+PublicKey = Annotated[str, Meta(pattern=r"\A[0-9a-zA-Z.:+=^!/*?&<>()\[\]{}@%$#-]{40}\Z")]
+"""A public key of CURVE in Z85 (RFC 32 of ZeroMQ)."""
+
+
+class Ports(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The root's three TCP ports. A worker is started with `replies` and learns the others from the root."""
+
+    replies: Port = 5570
+    steps: Port = 5571
+    clients: Port = 5572
+
+
+class RootConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where the root listens, and its compute threads."""
+
+    host: Host = "127.0.0.1"
+    ports: Ports | None = None
+    threads: Threads | Literal["auto"] = "auto"
+
+    def endpoint(self, port: int) -> str:
+        """`port` on the root's host, as ZeroMQ writes addresses."""
+        return f"tcp://[{self.host}]:{port}" if ":" in self.host else f"tcp://{self.host}:{port}"
+
+
+class WorkerConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One worker: its name, its host, its public key (empty: learned by a token), and its compute threads."""
+
+    name: Name
+    host: Host = "127.0.0.1"
+    key: PublicKey | Literal[""] = ""
+    threads: Threads | Literal["auto"] = "auto"
+
+
+class ClientConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One client on another computer: its name and its public key."""
+
+    name: Name
+    key: PublicKey
+
+
+NAME_HINT = "a name of letters, digits, - and _, at most 32, the first a letter or a digit"
+_HOST = "a host name or an address, without scheme or port"
+_KEY = "a public key: the 40 characters that `dllama-zmq keygen` prints there, in quotes"
+_CLIENT = '`- {name: laptop, key: "…"}`'
+_THREADS = "a number of threads, 1 to 1024, or auto: this host's cores shared among its nodes"
+NODE_HINTS = {
+    "root.host": _HOST,
+    "root.threads": _THREADS,
+    **{f"root.ports.{key}": "a port number, 1 to 65535" for key in Ports.__struct_fields__},
+    "workers[]": "a worker, such as `- {name: pi2, host: 192.168.1.11}`",
+    "workers[].name": NAME_HINT,
+    "workers[].host": _HOST,
+    "workers[].key": _KEY,
+    "workers[].threads": _THREADS,
+    "clients": f"a list with a line for each, such as {_CLIENT}",
+    "clients[]": f"a client, such as {_CLIENT}",
+    "clients[].name": NAME_HINT,
+    "clients[].key": _KEY,
+}
+"""The expected value at each key path, for error messages."""

@@ -1,0 +1,163 @@
+"""Who may connect to a cluster, by public key: what cluster.yaml lists, what was learned, and tokens to be used."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dllama_zmq.cluster import Cluster, ClusterFile, load_cluster
+from dllama_zmq.errors import ConfigError, TokenError, TrustError
+from dllama_zmq.trust.files import locked, stamp
+from dllama_zmq.trust.keys import Role, check_public
+from dllama_zmq.trust.learned import Entry, learned_path, read_learned, with_entry, write_learned
+from dllama_zmq.trust.tokens import Token, read_tokens, tokens_path, write_tokens
+
+logger = logging.getLogger(__name__)
+
+_Stamps = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    """All that a ring knows at one time.
+
+    listed: of cluster.yaml. learned: by tokens or over ssh. workers: the names of the cluster's workers.
+    """
+
+    listed: tuple[Entry, ...] = ()
+    learned: tuple[Entry, ...] = ()
+    tokens: tuple[Token, ...] = ()
+    workers: frozenset[str] = frozenset()
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """Those that count: a name that cluster.yaml lists has the key that it has there, and no other."""
+        bound = {(entry.role, entry.name) for entry in self.listed}
+        return (*self.listed, *(one for one in self.learned if not one.name or (one.role, one.name) not in bound))
+
+
+class Ring:
+    """The keys that a cluster admits. For any thread; its state is replaced as a whole."""
+
+    def __init__(
+        self, entries: Iterable[Entry] = (), tokens: Iterable[Token] = (), workers: Iterable[str] = ()
+    ) -> None:
+        """A ring without files. workers: the names of the cluster's workers, for keys that may have any place."""
+        self._state = _State((), tuple(entries), tuple(tokens), frozenset(workers))
+        self._file: ClusterFile | None = None
+        self._stamps: _Stamps = ()
+        self._writing = threading.Lock()
+
+    @classmethod
+    def of(cls, file: ClusterFile) -> Ring:
+        """The ring of a cluster, from its file and the files of keys. Raises ConfigError, TrustError."""
+        ring = cls()
+        ring._file, ring._stamps = file, _stamps(file)
+        ring._state = _read(file.cluster)
+        return ring
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """The keys that may connect."""
+        return self._state.entries
+
+    def admits(self, public: str, role: Role) -> frozenset[str]:
+        """The names that this key may use; empty if it may not connect.
+
+        "" among them: any free place. Then the names of all workers that no other key is bound to are there too.
+        """
+        state = self._state
+        entries = [entry for entry in state.entries if entry.role is role]
+        names = {entry.name for entry in entries if entry.public == public}
+        if "" in names and role is Role.worker:
+            names |= state.workers - {entry.name for entry in entries}
+        return frozenset(names)
+
+    def token(self, public: str) -> Token | None:
+        """The token with this key, if it has not been used and has not expired."""
+        return next((token for token in self._state.tokens if token.public == public and not token.expired), None)
+
+    def use(self, token: Token, public: str) -> Entry:
+        """Admit `public` by a token, which is used up. Raises TokenError if it has been, or its name has a listed key.
+
+        Raises TrustError where the files cannot be written; then the key is not admitted.
+        """
+        entry = Entry(token.role, token.name, check_public(public))
+        with self._writing:
+            if self._file is None:
+                self._check(token, entry, self._state.tokens)
+                self._state = replace(
+                    self._state,
+                    learned=tuple(with_entry(self._state.learned, entry)),
+                    tokens=tuple(one for one in self._state.tokens if one != token),
+                )
+                return entry
+            name = self._file.cluster.name
+            with locked(learned_path(name)):
+                tokens = read_tokens(name)
+                self._check(token, entry, tokens)
+                write_tokens(name, [one for one in tokens if one.public != token.public and not one.expired])
+                write_learned(name, with_entry(read_learned(name), entry))
+        self.look()
+        return entry
+
+    def look(self) -> bool:
+        """Read the files again if one has changed; True if a key was removed, or may use fewer names than before.
+
+        A file that cannot be read now leaves all as it was, and is logged once.
+        """
+        file = self._file
+        if file is None:
+            return False
+        with self._writing:
+            stamps = _stamps(file)
+            if stamps == self._stamps:
+                return False
+            self._stamps = stamps
+            try:
+                # cluster.yaml may be gone or another cluster's by now: then its keys count as they were
+                cluster = load_cluster(file.path).cluster if file.path.exists() else file.cluster
+                state = _read(cluster if cluster.name == file.cluster.name else file.cluster)
+            except (ConfigError, TrustError) as error:
+                logger.warning("the keys stay as they were: %s", error)
+                return False
+            state = replace(state, workers=frozenset(worker.name for worker in file.cluster.workers))
+            before, self._state = self._state, state
+        return not set(before.entries) <= set(state.entries)
+
+    def _check(self, token: Token, entry: Entry, tokens: Sequence[Token]) -> None:
+        """Raises TokenError if the token cannot be used any more."""
+        state = self._state
+        if token.expired:
+            raise TokenError("this token has expired; make another one on the root's computer: dllama-zmq token")
+        if token.public not in (one.public for one in tokens):
+            raise TokenError("this token has been used; make another one on the root's computer: dllama-zmq token")
+        listed = next(
+            (one for one in state.listed if one.name and (one.role, one.name) == (entry.role, entry.name)), None
+        )
+        if listed is not None and listed.public != entry.public:
+            raise TokenError(f"{entry.name} has its key in the cluster's file; write its new key there")
+
+
+def _read(cluster: Cluster) -> _State:
+    return _State(
+        tuple(listed_entries(cluster)),
+        tuple(read_learned(cluster.name)),
+        tuple(token for token in read_tokens(cluster.name) if not token.expired),
+        frozenset(worker.name for worker in cluster.workers),
+    )
+
+
+def listed_entries(cluster: Cluster) -> list[Entry]:
+    """The keys in cluster.yaml."""
+    workers = [Entry(Role.worker, worker.name, worker.key) for worker in cluster.workers if worker.key]
+    return workers + [Entry(Role.client, client.name, client.key) for client in cluster.clients]
+
+
+def _stamps(file: ClusterFile) -> _Stamps:
+    name = file.cluster.name
+    paths: list[Path] = [file.path, learned_path(name), tokens_path(name)]
+    return tuple(map(stamp, paths))

@@ -1,0 +1,153 @@
+"""Tokens: a line to paste that admits one new key to a cluster within ten minutes.
+
+A token's secret is a CURVE secret key. Its holder connects with it, so that both ends are authenticated and nothing can
+be replayed, names its own public key, and connects again with that one. The root keeps the token's public key alone.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta, Struct
+from zmq.utils import z85
+
+from dllama_zmq.errors import TokenError, TrustError
+from dllama_zmq.trust.files import folder, lines_of, locked, read_private, write_private
+from dllama_zmq.trust.keys import KEY_BYTES, KeyPair, Role, check_public
+
+LIFETIME_S = 600.0
+_VERSION = 1
+_DIGEST_BYTES = 4
+_MAX_TEXT = 4096
+_MOST_TOKENS = 256
+_ANY = "-"  # begins no name
+
+_Key = Annotated[bytes, Meta(min_length=KEY_BYTES, max_length=KEY_BYTES)]
+_Address = Annotated[str, Meta(min_length=1, max_length=256)]
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """What the root knows of a token that has not been used: what it admits, and until when (seconds since 1970).
+
+    name: the worker's or client's; empty: any free worker, or a client without a name.
+    """
+
+    role: Role
+    name: str
+    public: str
+    until: float
+
+    @property
+    def expired(self) -> bool:
+        return time.time() > self.until
+
+
+class _Wire(Struct, frozen=True, array_like=True):
+    version: int
+    replies: Annotated[list[_Address], Meta(max_length=16)]
+    clients: Annotated[list[_Address], Meta(max_length=16)]
+    root: _Key
+    secret: _Key
+    role: Role
+    name: Annotated[str, Meta(max_length=64)]
+
+
+@dataclass(frozen=True, slots=True)
+class Invitation:
+    """What the text of a token holds.
+
+    replies, clients: the root's addresses for workers and for clients, the best first. root: its public key. keys: the
+    token's own key pair.
+    """
+
+    role: Role
+    name: str
+    replies: tuple[str, ...]
+    clients: tuple[str, ...]
+    root: str
+    keys: KeyPair
+
+    @property
+    def text(self) -> str:
+        """The line to paste: base64url of 4 bytes of SHA-256 and a msgpack array."""
+        wire = _Wire(
+            _VERSION, list(self.replies), list(self.clients), z85.decode(self.root), z85.decode(self.keys.secret),
+            self.role, self.name,
+        )  # fmt: skip
+        data = msgspec.msgpack.encode(wire)
+        return base64.urlsafe_b64encode(_digest(data) + data).decode().rstrip("=")
+
+    @classmethod
+    def read(cls, text: str) -> Invitation:
+        """The invitation in a line that was pasted. Raises TokenError if it is not whole."""
+        text = "".join(text.split())  # a terminal may have broken the line
+        damaged = TokenError("this is no whole token; paste the whole line that `dllama-zmq token` printed")
+        if len(text) > _MAX_TEXT:
+            raise damaged
+        try:
+            data = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+        except (binascii.Error, ValueError):
+            raise damaged from None
+        digest, data = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]
+        if len(digest) < _DIGEST_BYTES or digest != _digest(data):
+            raise damaged
+        try:
+            version = msgspec.msgpack.decode(data, type=list[msgspec.Raw])[0]
+            if msgspec.msgpack.decode(version) != _VERSION:
+                raise TokenError("this token is of another version of dllama-zmq; use one version on all computers")
+            wire = msgspec.msgpack.decode(data, type=_Wire)
+        except (msgspec.MsgspecError, IndexError, UnicodeDecodeError):
+            raise damaged from None
+        root, secret = z85.encode(wire.root).decode(), z85.encode(wire.secret).decode()
+        return cls(wire.role, wire.name, tuple(wire.replies), tuple(wire.clients), root, KeyPair.of_secret(secret))
+
+
+def issue(cluster: str, role: Role, name: str, lifetime_s: float = LIFETIME_S) -> KeyPair:
+    """Write down a new token of the cluster, and return its key pair, which is kept nowhere."""
+    keys = KeyPair.new()
+    path = tokens_path(cluster)
+    with locked(path):
+        tokens = [token for token in read_tokens(cluster) if not token.expired]
+        if len(tokens) >= _MOST_TOKENS:
+            raise TrustError(f"{path}: {len(tokens)} tokens wait to be used already; wait until the first expires")
+        write_tokens(cluster, [*tokens, Token(role, name, keys.public, time.time() + lifetime_s)])
+    return keys
+
+
+def tokens_path(cluster: str) -> Path:
+    """The file of a cluster's tokens that have not been used."""
+    return folder() / "clusters" / f"{cluster}.tokens"
+
+
+def read_tokens(cluster: str) -> list[Token]:
+    """The tokens in the file, expired ones too. Raises TrustError."""
+    path = tokens_path(cluster)
+    tokens = []
+    for number, words in lines_of(read_private(path) or ""):
+        try:
+            role, name, public, until = words
+            tokens.append(Token(Role(role), "" if name == _ANY else name, check_public(public), float(until)))
+            if not math.isfinite(tokens[-1].until):
+                raise ValueError
+        except (ValueError, TrustError):
+            raise TrustError(f"{path}:{number}: is no token; remove this line") from None
+    return tokens
+
+
+def write_tokens(cluster: str, tokens: list[Token]) -> None:
+    """Replace the tokens in the file. The caller holds `locked`."""
+    rows = (f"{token.role.value} {token.name or _ANY} {token.public} {token.until:.0f}\n" for token in tokens)
+    write_private(tokens_path(cluster), "".join(rows))
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()[:_DIGEST_BYTES]
