@@ -20,18 +20,11 @@ from pathlib import Path
 import msgspec
 
 from dllama_zmq.client import Client
-from dllama_zmq.cluster import (
-    FILE_NAME,
-    Cluster,
-    ClusterFile,
-    WorkerConfig,
-    default_name,
-    is_loopback,
-    load_cluster,
-)
+from dllama_zmq.cluster import FILE_NAME, Cluster, ClusterFile, default_name, is_loopback, load_cluster
 from dllama_zmq.errors import ClusterError, ConfigError, UsageError
 from dllama_zmq.launch.locks import POLL_S, is_up, take
 from dllama_zmq.launch.paths import ClusterPaths, all_cluster_paths, as_text, writing
+from dllama_zmq.node_config import WorkerConfig
 from dllama_zmq.reporting import Reporter, Unit
 from dllama_zmq.threads import converted_by_threads
 

@@ -13,13 +13,9 @@ import dllama_zmq
 from dllama_zmq.api_config import ApiConfig, ApiLimits
 from dllama_zmq.cluster import (
     MAX_FILE_BYTES,
-    NAME_PATTERN,
     Cluster,
     ClusterFile,
     Limits,
-    Ports,
-    RootConfig,
-    WorkerConfig,
     default_name,
     is_loopback,
     load_cluster,
@@ -27,6 +23,7 @@ from dllama_zmq.cluster import (
 )
 from dllama_zmq.errors import ConfigError, UsageError
 from dllama_zmq.launch.registry import without_file
+from dllama_zmq.node_config import NAME_PATTERN, Ports, RootConfig, WorkerConfig
 from dllama_zmq.sources import absolute_model
 from dllama_zmq.spec import FloatType
 
