@@ -10,7 +10,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dllama_zmq.errors import TrustError
@@ -76,7 +76,8 @@ def write_private(path: Path, text: str) -> None:
                 os.fsync(descriptor)
             os.replace(draft, path)
         except BaseException:
-            os.unlink(draft)
+            with suppress(FileNotFoundError):
+                os.unlink(draft)
             raise
     except OSError as error:
         raise _unwritable(path, error) from error

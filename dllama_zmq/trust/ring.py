@@ -38,6 +38,14 @@ class _State:
         bound = {(entry.role, entry.name) for entry in self.listed}
         return (*self.listed, *(one for one in self.learned if not one.name or (one.role, one.name) not in bound))
 
+    def names(self, public: str, role: Role) -> frozenset[str]:
+        """See `Ring.admits`."""
+        entries = [entry for entry in self.entries if entry.role is role]
+        found = {entry.name for entry in entries if entry.public == public}
+        if "" in found and role is Role.worker:
+            found |= self.workers - {entry.name for entry in entries}
+        return frozenset(found)
+
 
 class Ring:
     """The keys that a cluster admits. For any thread; its state is replaced as a whole."""
@@ -69,12 +77,7 @@ class Ring:
 
         "" among them: any free place. Then the names of all workers that no other key is bound to are there too.
         """
-        state = self._state
-        entries = [entry for entry in state.entries if entry.role is role]
-        names = {entry.name for entry in entries if entry.public == public}
-        if "" in names and role is Role.worker:
-            names |= state.workers - {entry.name for entry in entries}
-        return frozenset(names)
+        return self._state.names(public, role)
 
     def token(self, public: str) -> Token | None:
         """The token with this key, if it has not been used and has not expired."""
@@ -117,16 +120,21 @@ class Ring:
             if stamps == self._stamps:
                 return False
             self._stamps = stamps
+            before = self._state
             try:
-                # cluster.yaml may be gone or another cluster's by now: then its keys count as they were
-                cluster = load_cluster(file.path).cluster if file.path.exists() else file.cluster
-                state = _read(cluster if cluster.name == file.cluster.name else file.cluster)
+                cluster = load_cluster(file.path).cluster if file.path.exists() else None
+                state = _read(file.cluster)
             except (ConfigError, TrustError) as error:
                 logger.warning("the keys stay as they were: %s", error)
                 return False
-            state = replace(state, workers=frozenset(worker.name for worker in file.cluster.workers))
-            before, self._state = self._state, state
-        return not set(before.entries) <= set(state.entries)
+            # the file may be gone, or another cluster's by now: then its keys count as they were
+            if cluster is None or cluster.name != file.cluster.name:
+                listed = before.listed
+            else:
+                listed = tuple(listed_entries(cluster))
+            after = self._state = replace(state, listed=listed)
+        pairs = {(entry.public, entry.role) for entry in before.entries}
+        return any(not before.names(*pair) <= after.names(*pair) for pair in pairs)
 
     def _check(self, token: Token, entry: Entry, tokens: Sequence[Token]) -> None:
         """Raises TokenError if the token cannot be used any more."""

@@ -83,8 +83,8 @@ class Invitation:
             _VERSION, list(self.replies), list(self.clients), z85.decode(self.root), z85.decode(self.keys.secret),
             self.role, self.name,
         )  # fmt: skip
-        data = msgspec.msgpack.encode(wire)
-        return base64.urlsafe_b64encode(_digest(data) + data).decode().rstrip("=")
+        packed = msgspec.msgpack.encode(wire)
+        return _as_text(_digest(packed) + packed)
 
     @classmethod
     def read(cls, text: str) -> Invitation:
@@ -97,14 +97,14 @@ class Invitation:
             data = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
         except (binascii.Error, ValueError):
             raise damaged from None
-        digest, data = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]
-        if len(digest) < _DIGEST_BYTES or digest != _digest(data):
+        digest, packed = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]
+        if _as_text(data) != text or digest != _digest(packed):
             raise damaged
         try:
-            version = msgspec.msgpack.decode(data, type=list[msgspec.Raw])[0]
+            version = msgspec.msgpack.decode(packed, type=list[msgspec.Raw])[0]
             if msgspec.msgpack.decode(version) != _VERSION:
                 raise TokenError("this token is of another version of dllama-zmq; use one version on all computers")
-            wire = msgspec.msgpack.decode(data, type=_Wire)
+            wire = msgspec.msgpack.decode(packed, type=_Wire)
         except (msgspec.MsgspecError, IndexError, UnicodeDecodeError):
             raise damaged from None
         root, secret = z85.encode(wire.root).decode(), z85.encode(wire.secret).decode()
@@ -147,6 +147,10 @@ def write_tokens(cluster: str, tokens: list[Token]) -> None:
     """Replace the tokens in the file. The caller holds `locked`."""
     rows = (f"{token.role.value} {token.name or _ANY} {token.public} {token.until:.0f}\n" for token in tokens)
     write_private(tokens_path(cluster), "".join(rows))
+
+
+def _as_text(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).decode().rstrip("=")
 
 
 def _digest(data: bytes) -> bytes:
