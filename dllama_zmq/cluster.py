@@ -75,6 +75,8 @@ class Cluster(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     limits: Limits = Limits()
     api: ApiConfig | bool = True
     """The API server; False: none."""
+    security: Literal["curve", "none"] = "curve"
+    """curve: what a network can reach is encrypted, and only listed keys may connect. none: an open bus."""
     open_bus: bool = False
 
     @property
@@ -98,7 +100,13 @@ class Cluster(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     @property
     def tcp_ports(self) -> Ports | None:
         """The root's TCP ports; None if all nodes are on this computer and use ipc."""
-        return self.root.ports or (Ports() if self.open_bus else None)
+        is_local = is_loopback(self.root.host) and not self.open_bus
+        return self.root.ports or (None if is_local else Ports())
+
+    @property
+    def secured(self) -> bool:
+        """Whether the root's ports have CURVE: a network can reach them, and the file asks for no open bus."""
+        return self.security == "curve" and not self.open_bus and not is_loopback(self.root.host)
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,6 +265,7 @@ _HINTS = {
     "sync": "f32, f16 or q80",
     "kernels": "auto, simd or numpy",
     "kv_cache": "f16 or f32",
+    "security": "curve or none",
     "max_seq_len": "a number of tokens, 1 to 16777216",
     "max_sequences": "a number of answers at the same time, 1 to 256",
     "kv_memory": "auto, or a size such as 512MB or 2GB",
@@ -277,10 +286,11 @@ def _check_nodes(cluster: Cluster, tree: YamlTree) -> None:
     for i, worker in enumerate(cluster.workers):
         if worker.name in ("root", "gateway"):  # the names of two logs
             raise tree.error(f"workers[{i}].name", f"a worker cannot be named {worker.name}; choose another name")
-    for name, n_uses in Counter(worker.name for worker in cluster.workers).items():
-        if n_uses > 1:
-            last = max(i for i, worker in enumerate(cluster.workers) if worker.name == name)
-            raise tree.error(f"workers[{last}].name", f"{n_uses} workers are named {name}; give each its own name")
+    for kind, nodes in (("workers", cluster.workers), ("clients", cluster.clients)):
+        for name, n_uses in Counter(node.name for node in nodes).items():
+            if n_uses > 1:
+                last = max(i for i, node in enumerate(nodes) if node.name == name)
+                raise tree.error(f"{kind}[{last}].name", f"{n_uses} {kind} are named {name}; give each its own name")
     ports = cluster.root.ports or Ports()
     if len({ports.replies, ports.steps, ports.clients}) < 3:
         raise tree.error(
