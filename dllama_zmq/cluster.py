@@ -286,10 +286,11 @@ def _check_nodes(cluster: Cluster, tree: YamlTree) -> None:
     for i, worker in enumerate(cluster.workers):
         if worker.name in ("root", "gateway"):  # the names of two logs
             raise tree.error(f"workers[{i}].name", f"a worker cannot be named {worker.name}; choose another name")
-    for kind, nodes in (("workers", cluster.workers), ("clients", cluster.clients)):
-        for name, n_uses in Counter(node.name for node in nodes).items():
+    workers, clients = [worker.name for worker in cluster.workers], [client.name for client in cluster.clients]
+    for kind, names in (("workers", workers), ("clients", clients)):
+        for name, n_uses in Counter(names).items():
             if n_uses > 1:
-                last = max(i for i, node in enumerate(nodes) if node.name == name)
+                last = max(i for i, one in enumerate(names) if one == name)
                 raise tree.error(f"{kind}[{last}].name", f"{n_uses} {kind} are named {name}; give each its own name")
     ports = cluster.root.ports or Ports()
     if len({ports.replies, ports.steps, ports.clients}) < 3:
