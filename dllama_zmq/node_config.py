@@ -38,11 +38,11 @@ class RootConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class WorkerConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One worker: its name, its host, its public key (empty: learned by a token), and its compute threads."""
+    """One worker: its name, its host, its public key (None: learned by a token), and its compute threads."""
 
     name: Name
     host: Host = "127.0.0.1"
-    key: PublicKey | Literal[""] = ""
+    key: PublicKey | None = None
     threads: Threads | Literal["auto"] = "auto"
 
 
