@@ -26,7 +26,7 @@ from dllama_zmq.errors import ClusterError
 from dllama_zmq.formats import open_model
 from dllama_zmq.host import in_words
 from dllama_zmq.interrupts import Interrupts
-from dllama_zmq.launch.fleet import child_environment
+from dllama_zmq.launch.children import child_environment
 from dllama_zmq.launch.parent_watch import at_end_of_stdin
 from dllama_zmq.reporting import Reporter, Unit
 

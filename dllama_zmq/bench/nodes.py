@@ -17,6 +17,7 @@ from dllama_zmq.formats import ModelFile
 from dllama_zmq.host import usable_cores
 from dllama_zmq.interrupts import Interrupts
 from dllama_zmq.launch.fleet import Fleet
+from dllama_zmq.launch.launchers import LocalLauncher
 from dllama_zmq.launch.paths import ClusterPaths
 from dllama_zmq.node_config import WorkerConfig
 from dllama_zmq.reporting import Reporter
@@ -66,7 +67,8 @@ def running_nodes(
         if paths is None:
             yield root
             return
-        fleet = Fleet(workers, paths, root_settings.oversubscribed, root.roster, _LIMITS.join_s)
+        launchers = [LocalLauncher(worker, paths, root_settings.oversubscribed, root.roster) for worker in workers]
+        fleet = Fleet(launchers, root.roster, _LIMITS.join_s)
         cleanup.callback(fleet.stop, _LIMITS.stop_s)
         join_until = time.monotonic() + _LIMITS.join_s
 

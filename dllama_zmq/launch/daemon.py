@@ -23,6 +23,7 @@ from dllama_zmq.hub import HUB_PREFIX
 from dllama_zmq.interrupts import Interrupts
 from dllama_zmq.launch.fleet import Fleet
 from dllama_zmq.launch.gateway import Gateway, address_of, inherited, listen
+from dllama_zmq.launch.launchers import LocalLauncher
 from dllama_zmq.launch.local_nodes import local_workers, node_threads, open_checked
 from dllama_zmq.launch.locks import await_last_user
 from dllama_zmq.launch.parent_watch import at_end_of_stdin
@@ -114,7 +115,8 @@ def run_cluster(
             )
             serving.open([*_listen(cluster, "clients"), paths.ipc_clients])
         _, workers, oversubscribed = node_threads(cluster)
-        fleet = Fleet(workers, paths, oversubscribed, root.roster, cluster.limits.join_s)
+        launchers = [LocalLauncher(worker, paths, oversubscribed, root.roster) for worker in workers]
+        fleet = Fleet(launchers, root.roster, cluster.limits.join_s)
         cleanup.callback(fleet.stop, cluster.limits.stop_s * _FLEET_SHARE)
         cleanup.callback(public.remove)
         public.up(root, facts.api)

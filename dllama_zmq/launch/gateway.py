@@ -11,7 +11,6 @@ import logging
 import os
 import socket
 import time
-from contextlib import suppress
 
 import msgspec
 
@@ -19,7 +18,7 @@ from dllama_zmq.api_config import API_PORTS, ApiConfig, GatewaySettings
 from dllama_zmq.bus.addresses import join
 from dllama_zmq.cluster import ClusterFile
 from dllama_zmq.errors import BusError
-from dllama_zmq.launch.fleet import end_children, ending_of, open_log, restart_pause_s, start_child
+from dllama_zmq.launch.children import Child, await_ends, restart_pause_s
 from dllama_zmq.launch.paths import ClusterPaths
 from dllama_zmq.launch.registry import running_clusters
 
@@ -113,9 +112,9 @@ class Gateway:
     def watch(self) -> None:
         """Start it again where it has ended, after a pause that doubles with each time in a row."""
         now = time.monotonic()
-        if self._next_start is None and self._process.poll() is not None:
+        if self._next_start is None and (ending := self._child.ending()):
             self._deaths = self._deaths + 1 if now - self._started < _SOUND_AFTER_S else 1
-            self._ending = ending_of(self._process, self._paths.log(GATEWAY), self._log_start)
+            self._ending = ending
             self._next_start = now + restart_pause_s(self._deaths)
         if self._next_start is not None and now >= self._next_start:
             logger.warning("starting the API server again: it ended with %s", self._ending)
@@ -123,18 +122,14 @@ class Gateway:
 
     def stop(self, wait_s: float) -> None:
         """End it, and kill it where it has not left after `wait_s`."""
-        end_children({GATEWAY: self._process}, wait_s)
+        self._child.terminate()
+        await_ends({GATEWAY: self._child}, wait_s)
         self._listener.close()
 
     def _start(self) -> None:
-        with open_log(self._paths, GATEWAY) as log:
-            self._log_start = log.tell()
-            descriptor = self._listener.fileno()
-            self._process = start_child([GATEWAY, "--listener", str(descriptor)], log, pass_fds=[descriptor])
-        assert self._process.stdin is not None
-        with suppress(BrokenPipeError):  # then `watch` will see its end
-            self._process.stdin.write(msgspec.json.encode(self._settings) + b"\n")
-            self._process.stdin.flush()
+        descriptor = self._listener.fileno()
+        self._child = Child.start(GATEWAY, [GATEWAY, "--listener", str(descriptor)], self._paths, [descriptor])
+        self._child.write(msgspec.json.encode(self._settings) + b"\n")  # if it has ended, `watch` will see that
         self._started, self._next_start = time.monotonic(), None
 
 

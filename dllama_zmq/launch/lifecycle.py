@@ -18,7 +18,7 @@ from dllama_zmq.client import Client
 from dllama_zmq.cluster import Cluster, ClusterFile, is_loopback
 from dllama_zmq.errors import BusError, ClusterError, RootLost
 from dllama_zmq.launch import locks, registry
-from dllama_zmq.launch.fleet import end_children, last_error, open_log, start_child
+from dllama_zmq.launch.children import Child, await_ends, last_error
 from dllama_zmq.launch.gateway import listen
 from dllama_zmq.launch.locks import POLL_S
 from dllama_zmq.launch.parent_watch import STAY
@@ -47,26 +47,23 @@ class Listener:
 class _Start:
     """A root that this process has started. It ends with this process, unless `stay` or `leave` was called."""
 
-    process: subprocess.Popen[bytes]
+    child: Child
     paths: ClusterPaths
 
     def stay(self) -> None:
         """Let it outlive this process."""
-        assert self.process.stdin is not None
-        with suppress(BrokenPipeError):
-            self.process.stdin.write(STAY)
-            self.process.stdin.close()
+        self.child.write(STAY)
         self.leave()
 
     def leave(self) -> None:
         """Let go of it: it ends after its last user, or when it is stopped."""
-        if self.process.stdin is not None:
-            self.process.stdin.close()
-        self.process.returncode = 0  # or Popen would warn that it still runs
+        self.child.close_stdin()
+        self.child.process.returncode = 0  # or Popen would warn that it still runs
 
     def end(self, stop_s: float) -> None:
         """Terminate it, and kill it after `stop_s`. Its workers end with it."""
-        if end_children({"root": self.process}, stop_s):
+        self.child.terminate()
+        if await_ends({"root": self.child}, stop_s):
             locks.cleared(self.paths)
 
 
@@ -187,9 +184,8 @@ def _start(file: ClusterFile, listener: Listener, stays: bool) -> _Start:
         listener.sound()
         prepare_kernels(file.cluster.kernels, needs, reported_to(listener.reporter), listener.reporter.line)
         paths.begin_logs()
-        with open_log(paths, "root") as log:
-            process = start_child(words, log, passed)
-    return _Start(process, paths)
+        child = Child.start("root", words, paths, passed)
+    return _Start(child, paths)
 
 
 def _await_ready(file: ClusterFile, start: _Start, listener: Listener) -> Status:
@@ -199,7 +195,7 @@ def _await_ready(file: ClusterFile, start: _Start, listener: Listener) -> Status
     client: Client | None = None
     try:
         while True:
-            if start.process.poll() is not None:
+            if start.child.process.poll() is not None:
                 raise ClusterError(_last_error(start))
             if client is None:
                 running = registry.find_running(file)
@@ -216,7 +212,7 @@ def _await_ready(file: ClusterFile, start: _Start, listener: Listener) -> Status
                     status = client.status(wait_s=limits.step_s)
                 except RootLost:
                     with suppress(subprocess.TimeoutExpired):
-                        start.process.wait(limits.stop_s)  # it is ending, and will have said why
+                        start.child.process.wait(limits.stop_s)  # it is ending, and will have said why
                         continue
                     raise
                 listener.status(status)

@@ -1,0 +1,116 @@
+"""Child processes of this package: their start, their log, how they ended, their end."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from dllama_zmq.launch.paths import ClusterPaths, writing
+from dllama_zmq.own_code import own_code
+
+logger = logging.getLogger(__name__)
+
+_MAX_PAUSE_S = 30.0
+MAX_LOG_BYTES = 8 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """A process that this one has started. It holds a pipe to its stdin, and no terminal's signal reaches it.
+
+    log_start: the length of its log when it began, in bytes.
+    """
+
+    process: subprocess.Popen[bytes]
+    log: Path
+    log_start: int
+
+    @classmethod
+    def start(cls, name: str, words: Sequence[str], paths: ClusterPaths, pass_fds: Sequence[int] = ()) -> Child:
+        """Start `dllama-zmq WORDS`, which writes to the log `name`."""
+        with open_log(paths, name) as log:
+            log_start = log.tell()
+            process = subprocess.Popen(
+                [sys.executable, "-m", "dllama_zmq", *words], stdin=subprocess.PIPE, stdout=log, stderr=log,
+                env=child_environment(), start_new_session=True, pass_fds=pass_fds,
+            )  # fmt: skip
+        return cls(process, paths.log(name), log_start)
+
+    def ending(self) -> str:
+        """How it has ended, and the last error in its log; empty while it runs."""
+        code = self.process.poll()
+        if code is None:
+            return ""
+        error = last_error(self.log, self.log_start)
+        return (f"signal {-code}" if code < 0 else f"exit code {code}") + (f" ({error})" if error else "")
+
+    def write(self, data: bytes) -> None:
+        """Write to its stdin, if it lives."""
+        assert self.process.stdin is not None
+        with suppress(BrokenPipeError):
+            self.process.stdin.write(data)
+            self.process.stdin.flush()
+
+    def close_stdin(self) -> None:
+        """Close the pipe to it."""
+        if self.process.stdin is not None:
+            with suppress(BrokenPipeError):
+                self.process.stdin.close()
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+        self.process.terminate()
+        self.close_stdin()
+
+
+def restart_pause_s(deaths: int) -> float:
+    """The pause before a child is started again that has died so many times in a row."""
+    return 0.0 if deaths == 1 else min(_MAX_PAUSE_S, 2.0 ** (deaths - 2))
+
+
+def await_ends(children: Mapping[str, Child], wait_s: float) -> list[str]:
+    """Wait for children that were asked to end; kill those that have not after `wait_s`. Returns the killed ones."""
+    deadline, killed = time.monotonic() + wait_s, []
+    for name, child in children.items():
+        try:
+            child.process.wait(max(0.01, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            logger.warning("killing %s: it did not leave within %.1f s", name, wait_s)
+            child.process.kill()
+            child.process.wait()
+            killed.append(name)
+    return killed
+
+
+def last_error(log: Path, start: int = 0) -> str:
+    """The last error in a node's log from byte `start` on; empty if there is none."""
+    try:
+        with log.open("rb") as file:
+            file.seek(start)
+            lines = file.read(MAX_LOG_BYTES).decode(errors="replace").splitlines()
+    except FileNotFoundError:  # somebody has tidied up
+        return ""
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return errors[-1] if errors else ""
+
+
+def open_log(paths: ClusterPaths, node: str) -> BinaryIO:
+    """The log of a node, open for appending; one that is too long is renamed first."""
+    path = paths.log(node)
+    with writing(path):
+        paths.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if path.exists() and path.stat().st_size > MAX_LOG_BYTES:
+            path.replace(path.with_suffix(".log.1"))
+        return path.open("ab")
+
+
+def child_environment() -> dict[str, str]:
+    """The environment of a node: one BLAS thread, since the node has its own threads."""
+    return {**own_code(), "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
