@@ -191,6 +191,15 @@ class Cli:
         return found
 
     def _is_home_of(self, process: Path) -> bool:
+    def processes_of(self, word: str) -> list[psutil.Process]:
+        """Those that have this word in their command line. One that ends meanwhile has none."""
+        found = []
+        for process in self.processes():
+            with suppress(psutil.Error):
+                if word in process.cmdline():
+                    found.append(process)
+        return found
+
         """Whether a folder of /proc is of a process with this home; psutil takes ten times as long to say."""
         try:
             return f"{HOME_VARIABLE}={self.home}".encode() in (process / "environ").read_bytes().split(b"\0")
@@ -204,7 +213,7 @@ class Cli:
     def end_what_is_left(self) -> list[str]:
         """Kill every process of this home, by pid; what was there, socket files too, as words."""
         with suppress(TimeoutError):
-            until(lambda: not self.processes(), 10.0, "every process to end")
+            until(lambda: not self.processes(), 20.0, "every process to end")
         left = []
         for process in self.processes():
             with suppress(psutil.NoSuchProcess):
@@ -302,6 +311,7 @@ def gone(pid: int) -> bool:
 def kill(pid: int, number: int = signal.SIGKILL) -> None:
     """Send a signal to a process that a test started."""
     os.kill(pid, number)
+    assert pid > 0, "a node that is not there has process 0; a signal to that goes to all processes of these tests"
 
 
 def json_object(text: str) -> dict[str, Any]:

@@ -102,4 +102,4 @@ def test_an_answer_that_breaks_keeps_what_came_and_can_be_tried_again(page: Open
 
 def gateway_of(api: Api) -> psutil.Process:
     """The process that serves HTTP."""
-    return next(process for process in api.cli.processes() if "gateway" in process.cmdline())
+    return api.cli.processes_of("gateway")[0]

@@ -153,8 +153,8 @@ def test_who_sends_a_byte_a_second_is_cut_off(api: Api) -> None:
                 answer, is_open = answer + piece, bool(piece)
             except TimeoutError:
                 continue
-            except (BrokenPipeError, ConnectionResetError):
-                is_open = False
+            except (BrokenPipeError, ConnectionResetError):  # of the byte: the answer came before it
+                answer, is_open = answer + all_of(connection), False
         assert b" 408 " in answer
         assert b"stalled_s" in answer
         assert not is_open
@@ -164,13 +164,15 @@ def test_what_is_no_http_is_refused(api: Api) -> None:
     length = b"POST /x HTTP/1.1\r\nContent-Length: -5\r\n\r\n"
     for sent in (b"\x16\x03\x01\x02\x00\x01\x00", b"GET\r\n\r\n", length, b"x" * 200_000):
         with closing(connected(api)) as connection:
-            connection.sendall(sent)
+            with suppress(ConnectionError):  # who has heard enough may close before all is sent
+                connection.sendall(sent)
             assert all_of(connection).startswith(b"HTTP/1.1 400 ")
 
 
 def test_headers_without_end_are_refused(api: Api) -> None:
     with closing(connected(api)) as connection:
-        connection.sendall(b"GET /health HTTP/1.1\r\n" + b"x: y\r\n" * 40_000)
+        with suppress(ConnectionError):
+            connection.sendall(b"GET /health HTTP/1.1\r\n" + b"x: y\r\n" * 40_000)
         assert all_of(connection)[:13] in (b"HTTP/1.1 400 ", b"")
 
 
@@ -201,7 +203,7 @@ def test_a_body_that_will_be_too_long_is_refused_before_it_comes(api: Api) -> No
 
 
 def server_of(api: Api) -> psutil.Process:
-    (server,) = [process for process in api.cli.processes() if "gateway" in process.cmdline()]
+    (server,) = api.cli.processes_of("gateway")
     return server
 
 

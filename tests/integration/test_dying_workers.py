@@ -107,11 +107,14 @@ def test_a_worker_that_dies_at_every_start_ends_up_with_the_reason(cli: Cli) -> 
     cli.write(2)
     with cli.started("up") as process:
         start = time.monotonic()
-        while process.poll() is None and time.monotonic() < start + 30:
-            for node in cli.processes():
-                with suppress(psutil.Error):
-                    if "worker1" in node.cmdline():
-                        node.kill()
+
+        def has_given_up() -> bool:
+            for node in cli.processes_of("worker1"):
+                with suppress(psutil.NoSuchProcess):
+                    node.kill()
+            return process.poll() is not None
+
+        until(has_given_up, 60, "`up` to give up")
         ended = finish(process, 10, start)
     assert ended.error().startswith("worker1 ended 3 times before the cluster was ready, last with signal 9; ")
     assert cli.processes() == []
@@ -126,10 +129,9 @@ def test_a_worker_elsewhere_says_why_a_root_gave_up(cli: Cli) -> None:
     ):
 
         def has_given_up() -> bool:
-            for node in cli.processes():
-                with suppress(psutil.Error):
-                    if "here" in node.cmdline():
-                        node.kill()
+            for node in cli.processes_of("here"):
+                with suppress(psutil.NoSuchProcess):
+                    node.kill()
             return root.poll() is not None
 
         await_words(worker, "joined the root at ")

@@ -194,11 +194,10 @@ def test_clients_are_told_why_a_cluster_ends_that_cannot_be_had(cli: Cli) -> Non
 def signal_worker(cli: Cli, number: signal.Signals) -> bool:
     """Whether there was one to send it to."""
     found = False
-    for process in cli.processes():
-        with suppress(psutil.Error):
-            if "worker1" in process.cmdline():
-                process.send_signal(number)
-                found = True
+    for process in cli.processes_of("worker1"):
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
+            found = True
     return found
 
 
