@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import threading
 from collections.abc import Iterator
@@ -80,6 +81,7 @@ def test_a_thread_still_at_work_when_its_pool_is_closed_keeps_the_file_that_it_w
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "_JOIN_S", 0.1)
+    gc.collect()  # what earlier tests left must not be closed from here on: a new file may get its number
     before = event_files()
     pool = Pool(library(), 2, oversubscribed=False)
     (file,) = event_files() - before

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,9 +18,12 @@ PATH = {"type": "http", "path": "/x", "method": "GET", "headers": [], "state": {
 WAIT_S = 20.0
 
 
-def sent_by(events: AsyncGenerator[bytes, None]) -> list[dict[str, Any]]:
-    """The messages that a route of these events sends to a client that stays."""
-    sent: list[dict[str, Any]] = []
+Sent = list[dict[str, Any]]
+
+
+def sent_by(events: Callable[[Sent], AsyncGenerator[bytes, None]]) -> Sent:
+    """The messages that a route of these events sends to a client that stays. The events see what was sent before."""
+    sent: Sent = []
     asked = [{"type": "http.request", "body": b"", "more_body": False}]
 
     async def receive() -> dict[str, Any]:
@@ -30,7 +33,7 @@ def sent_by(events: AsyncGenerator[bytes, None]) -> list[dict[str, Any]]:
         sent.append(message)
 
     async def handler(call: Call[None]) -> Stream:
-        return Stream(events)
+        return Stream(events(sent))
 
     async def run() -> None:
         service: Any = SimpleNamespace(
@@ -44,15 +47,21 @@ def sent_by(events: AsyncGenerator[bytes, None]) -> list[dict[str, Any]]:
     return sent
 
 
-async def _late(after_s: float, error: bool = False) -> AsyncGenerator[bytes, None]:
-    await asyncio.sleep(after_s)  # what is slow here, not a wait for anything
-    if error:
-        raise Problem(400, "too long")
-    yield b"data: 1\n\n"
+def _after(n_sent: int, error: bool = False) -> Callable[[Sent], AsyncGenerator[bytes, None]]:
+    """An event, or an error in its place, that is so late that `n_sent` messages are sent before."""
+
+    async def events(sent: Sent) -> AsyncGenerator[bytes, None]:
+        while len(sent) < n_sent:
+            await asyncio.sleep(0.01)  # between two looks
+        if error:
+            raise Problem(400, "too long")
+        yield b"data: 1\n\n"
+
+    return events
 
 
 def test_an_error_before_the_first_event_has_a_status_of_its_own() -> None:
-    start, body = sent_by(_late(0.01, error=True))
+    start, body = sent_by(_after(0, error=True))
     assert start["status"] == 400
     assert b"too long" in body["body"]
 
@@ -61,7 +70,7 @@ def test_headers_are_sent_while_the_first_event_is_late_and_an_error_is_an_event
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(endpoint, "_HOLD_S", 0.01)
-    start, *bodies = sent_by(_late(0.3, error=True))
+    start, *bodies = sent_by(_after(1, error=True))
     assert start["status"] == 200
     assert bodies[-2]["body"].startswith(b'data: {"error":{"message":"too long"')
     assert bodies[-1] == {"type": "http.response.body", "body": b"", "more_body": False}
@@ -70,13 +79,13 @@ def test_headers_are_sent_while_the_first_event_is_late_and_an_error_is_an_event
 def test_a_comment_is_sent_whenever_nothing_else_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(endpoint, "_HOLD_S", 0.01)
     monkeypatch.setattr(endpoint, "_PING_S", 0.05)
-    _, *bodies = sent_by(_late(1.0))
+    _, *bodies = sent_by(_after(3))
     texts = [body["body"] for body in bodies]
     assert texts[-2:] == [b"data: 1\n\n", b""]
     assert texts[:2] == [b": waiting\n\n"] * 2
 
 
 def test_an_event_may_come_at_once() -> None:
-    start, first, end = sent_by(_late(0.0))
+    start, first, end = sent_by(_after(0))
     assert start["status"] == 200
     assert (first["body"], end["more_body"]) == (b"data: 1\n\n", False)

@@ -15,7 +15,7 @@ from dllama_zmq import Client
 from dllama_zmq.bus import sockets
 from dllama_zmq.bus.links import Endpoints, RootLink
 
-SOON_S = 5.0
+SOON_S = 20.0
 
 
 class Interrupted(BaseException):

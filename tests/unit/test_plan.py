@@ -265,12 +265,12 @@ def test_what_each_token_and_each_status_asks_of_a_large_model_is_computed_once(
     spec = tiny_spec(n_layers=64, arch="qwen3moe", n_experts=64, n_active_experts=2)
     spec = replace(spec, stored=tuple((f"layers.{i}.x{j}", FloatType.F16) for i in range(64) for j in range(100)))
     plan = Plan.make(spec, 2)
-    begun = time.perf_counter()
+    begun = time.thread_time()  # not the wall's: other tests run beside this one
     first = plan.weight_bytes(1)
-    once_s = time.perf_counter() - begun
-    begun = time.perf_counter()
+    once_s = time.thread_time() - begun
+    begun = time.thread_time()
     for _ in range(100):
         assert plan.weight_bytes(1) == first
         hash(spec)
-    assert time.perf_counter() - begun < once_s
+    assert time.thread_time() - begun < once_s
     assert replace(spec, stored=()) != spec
