@@ -284,8 +284,8 @@ class Worker:
         """One message while serving."""
         if isinstance(message, Beacon):
             if message.epoch != shard.heard:
+                logger.info("ready to answer the root's steps")  # before anybody can know it from the root
                 link.send(Heard(message.epoch))
-                logger.info("ready to answer the root's steps")
             shard.heard = shard.comm.steps.epoch = message.epoch
         elif isinstance(message, Step | More):
             if shard.comm.steps.accepts(message):
