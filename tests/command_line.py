@@ -136,7 +136,8 @@ class Cli:
             return finish(process, wait_s, start, given)
 
     def told(self, *words: str, **env: str) -> Result:
-        """As `run`, in this process, which starts none: for what is refused. It takes a tenth of the CPU."""
+        """As `run`, in this process: for what is refused, and for a cluster of which something else is the claim. It
+        takes a tenth of the CPU."""
         start, out, err = time.monotonic(), io.StringIO(), io.StringIO()
         before, stdin = dict(os.environ), sys.stdin
         os.environ |= {HOME_VARIABLE: str(self.home), **env}
@@ -150,9 +151,9 @@ class Cli:
         return Result(code, out.getvalue(), err.getvalue(), time.monotonic() - start)
 
     def up(self, n_nodes: int = 1, **keys: Any) -> Result:
-        """Write cluster.yaml and bring it up."""
+        """Write cluster.yaml and bring it up, by a command in this process."""
         self.write(n_nodes, **keys)
-        result = self.run("up")
+        result = self.told("up")
         assert result.code == 0, result.said
         return result
 
@@ -163,8 +164,8 @@ class Cli:
         return result
 
     def down(self) -> Result:
-        """Take the cluster down, which must work."""
-        result = self.run("down")
+        """Take the cluster down by a command in this process, which must work."""
+        result = self.told("down")
         assert result.code == 0, result.said
         return result
 
@@ -190,7 +191,6 @@ class Cli:
                     found.append(psutil.Process(int(folder.name)))
         return found
 
-    def _is_home_of(self, process: Path) -> bool:
     def processes_of(self, word: str) -> list[psutil.Process]:
         """Those that have this word in their command line. One that ends meanwhile has none."""
         found = []
@@ -200,6 +200,7 @@ class Cli:
                     found.append(process)
         return found
 
+    def _is_home_of(self, process: Path) -> bool:
         """Whether a folder of /proc is of a process with this home; psutil takes ten times as long to say."""
         try:
             return f"{HOME_VARIABLE}={self.home}".encode() in (process / "environ").read_bytes().split(b"\0")
@@ -310,8 +311,8 @@ def gone(pid: int) -> bool:
 
 def kill(pid: int, number: int = signal.SIGKILL) -> None:
     """Send a signal to a process that a test started."""
-    os.kill(pid, number)
     assert pid > 0, "a node that is not there has process 0; a signal to that goes to all processes of these tests"
+    os.kill(pid, number)
 
 
 def json_object(text: str) -> dict[str, Any]:

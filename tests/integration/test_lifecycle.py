@@ -23,8 +23,9 @@ SOAK = Path(__file__).parents[2] / "tools" / "soak.py"
 
 @pytest.mark.parametrize("n_nodes", [1, 2, 4])
 def test_a_cluster_comes_up_tells_its_state_answers_and_goes_down(cli: Cli, n_nodes: int, greedy_text: str) -> None:
-    up = cli.up(n_nodes)
-    assert up.out == ""
+    cli.write(n_nodes)
+    up = cli.run("up")
+    assert (up.code, up.out) == (0, ""), up.said
     assert f"small is up: {n_nodes} node{'s' if n_nodes > 1 else ''} in " in up.err.splitlines()[-1]
     nodes = ["root", *(f"worker{i}" for i in range(1, n_nodes))]
 
@@ -39,8 +40,8 @@ def test_a_cluster_comes_up_tells_its_state_answers_and_goes_down(cli: Cli, n_no
     assert all(node["weight_bytes"] > 0 and node["pid"] > 0 for node in data["nodes"])
 
     assert cli.generate("-n", "40").out == f"{PROMPT}{greedy_text}\n"
-    down = cli.down()
-    assert (down.out, "small is down" in down.err) == ("", True)
+    down = cli.run("down")
+    assert (down.code, down.out, "small is down" in down.err) == (0, "", True), down.said
     assert cli.processes() == []
     assert cli.sockets() == []
     print(f"nodes={n_nodes} up_s={up.seconds:.2f} down_s={down.seconds:.2f}")
