@@ -6,24 +6,35 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 import psutil
 import pytest
 
 from dllama_zmq.errors import FormatError
 from dllama_zmq.tokenizer import ChatTemplate, chat
-from dllama_zmq.tokenizer.chat import RENDER_S
+from dllama_zmq.tokenizer.chat import RENDER_S, renderers
 from dllama_zmq.tokenizer.child import BUSY_S as OTHERS_S
+from dllama_zmq.tokenizer.child import Children
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 BUSY_S = 20.0  # for what takes some tenths of a second, on a busy machine
 NAMESPACE = "{% set ns = namespace(x='aa', y=['a'], z=['a']) %}"
 
 
-def refusal(text: str, limit_s: float = RENDER_S) -> str:
+@pytest.fixture(scope="module")
+def children() -> Iterator[Children]:
+    """Where the templates of all tests here are rendered, as those of a tokenizer are: none may harm the next."""
+    children = renderers()
+    assert ChatTemplate({"default": "fine"}, {}, "good.t", children).render(MESSAGES) == "fine"
+    yield children
+    assert ChatTemplate({"default": "fine"}, {}, "good.t", children).render(MESSAGES) == "fine"
+
+
+def refusal(text: str, children: Children, limit_s: float = RENDER_S) -> str:
     before = time.monotonic()
     with pytest.raises(FormatError) as caught:
-        ChatTemplate({"default": text}, {}, "evil.t").render(MESSAGES)
+        ChatTemplate({"default": text}, {}, "evil.t", children).render(MESSAGES)
     assert time.monotonic() - before < limit_s + OTHERS_S + 1
     assert "evil.t: chat template" in str(caught.value)
     return str(caught.value)
@@ -49,8 +60,8 @@ def refusal(text: str, limit_s: float = RENDER_S) -> str:
         ("{% import 'x' as y %}", "it loads another template"),
     ],
 )
-def test_what_a_template_must_not_reach_is_named(text, words):
-    assert words in refusal(text)
+def test_what_a_template_must_not_reach_is_named(text, words, children):
+    assert words in refusal(text, children)
 
 
 @pytest.mark.parametrize(
@@ -77,9 +88,9 @@ def test_what_a_template_must_not_reach_is_named(text, words):
         ("{% if 1 %}" * 3000, "evil.t: chat template"),
     ],
 )
-def test_growth_is_refused_before_its_time_is_over(text, words, monkeypatch):
+def test_growth_is_refused_before_its_time_is_over(text, words, children, monkeypatch):
     monkeypatch.setattr(chat, "RENDER_S", BUSY_S)
-    assert words in refusal(text, BUSY_S)
+    assert words in refusal(text, children, BUSY_S)
 
 
 @pytest.mark.parametrize(
@@ -92,8 +103,8 @@ def test_growth_is_refused_before_its_time_is_over(text, words, monkeypatch):
         NAMESPACE + "{% for i in range(60) %}{% set ns.y = [ns.y, ns.y] %}{% endfor %}\n{{ ns.y }}",
     ],
 )
-def test_what_takes_too_long_is_ended_at_its_line(text):
-    assert "line 2: it takes longer than 2.0 s" in refusal(text)
+def test_what_takes_too_long_is_ended_at_its_line(text, children):
+    assert "line 2: it takes longer than 2.0 s" in refusal(text, children)
 
 
 # Two lists that are equal, each 2 ** 60 long and 60 small: comparing them is one operation, which no signal interrupts.

@@ -16,15 +16,18 @@ from tokenizers_of import of_t
 
 from dllama_zmq.errors import FormatError, RequestError, UsageError
 from dllama_zmq.tokenizer import ChatTemplate
+from dllama_zmq.tokenizer.chat import renderers
 
 FOLDER = Path(__file__).parents[1] / "golden" / "templates"
 RENDERED: dict[str, dict[str, str | dict[str, str]]] = json.loads((FOLDER / "rendered.json").read_text("utf-8"))
 WORDS = {"bos_token": "<s>", "eos_token": "</s>"}
 MESSAGES = [USER]
+CHILDREN = renderers()
+"""One process for all templates here, as for those of a tokenizer."""
 
 
 def template(text: str, **named: str) -> ChatTemplate:
-    return ChatTemplate({"default": text, **named}, WORDS, "a.t")
+    return ChatTemplate({"default": text, **named}, WORDS, "a.t", CHILDREN)
 
 
 def render(chat: ChatTemplate, conversation: dict[str, Any]) -> str:

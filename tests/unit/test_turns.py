@@ -18,8 +18,11 @@ from tokenizers_of import of_gguf, of_json
 
 from dllama_zmq.chat.history import for_template
 from dllama_zmq.tokenizer import ChatTemplate, Tokenizer
+from dllama_zmq.tokenizer.chat import renderers
 
 FOLDER = Path(__file__).parents[1] / "golden" / "templates"
+CHILDREN = renderers()
+"""One process for all templates here, as for those of a tokenizer."""
 
 
 class Turn(NamedTuple):
@@ -139,7 +142,7 @@ def test_a_turn_ends_with_a_token_that_ends_the_answer(name, kind):
 @pytest.mark.parametrize("name", TOOLS)
 def test_the_parser_reads_the_calls_that_a_template_writes(name):
     text = template_of(TURNS[name])
-    template = ChatTemplate({"default": text}, {"bos_token": "<s>", "eos_token": ""}, "a.gguf")
+    template = ChatTemplate({"default": text}, {"bos_token": "<s>", "eos_token": ""}, "a.gguf", CHILDREN)
     arguments = CALL["tool_calls"][0]["function"]["arguments"]
     message = {**CALL, "tool_calls": [{**CALL["tool_calls"][0], "function": {
         "name": "weather", "arguments": json.dumps(arguments, ensure_ascii=False)}}]}  # fmt: skip
@@ -155,7 +158,7 @@ def test_the_parser_reads_the_calls_that_a_template_writes(name):
 @pytest.mark.parametrize("name", TOOLS)
 def test_a_conversation_of_calls_and_results_is_rendered(name):
     text = template_of(TURNS[name])
-    template = ChatTemplate({"default": text}, {"bos_token": "<s>", "eos_token": "</s>"}, "a.gguf")
+    template = ChatTemplate({"default": text}, {"bos_token": "<s>", "eos_token": "</s>"}, "a.gguf", CHILDREN)
     function = {"name": "weather", "arguments": '{"city": "Oslo"}'}
     calls = [{"id": f"call_{n}", "type": "function", "function": function} for n in range(2)]
     messages, tools = for_template(
@@ -177,7 +180,7 @@ def test_a_conversation_of_calls_and_results_is_rendered(name):
 @pytest.mark.parametrize("name", [name for name in TURNS if name not in TOOLS])
 def test_a_template_that_knows_no_tools_gets_them_as_text(name):
     text = template_of(TURNS[name])
-    template = ChatTemplate({"default": text}, {"bos_token": "<s>", "eos_token": "</s>"}, "a.gguf")
+    template = ChatTemplate({"default": text}, {"bos_token": "<s>", "eos_token": "</s>"}, "a.gguf", CHILDREN)
     message = {**CALL, "tool_calls": [{**CALL["tool_calls"][0], "function": {"name": "weather", "arguments": "{}"}}]}
     messages, tools = for_template(text, [USER, message, RESULT], [TOOL])
     assert tools is None
@@ -194,7 +197,10 @@ def test_a_template_that_knows_no_tools_gets_them_as_text(name):
 
 def test_a_conversation_as_text_has_turns_of_two():
     template = ChatTemplate(
-        {"default": template_of(TURNS["Mistral 7B Instruct v0.1"])}, {"bos_token": "<s>", "eos_token": "</s>"}, "a.gguf"
+        {"default": template_of(TURNS["Mistral 7B Instruct v0.1"])},
+        {"bos_token": "<s>", "eos_token": "</s>"},
+        "a.gguf",
+        CHILDREN,
     )
     call = {**CALL["tool_calls"][0], "function": {"name": "weather", "arguments": "{}"}}
     conversation = [
