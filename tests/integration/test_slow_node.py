@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -62,12 +63,10 @@ class Slow(Stranger):
         super().send_part(kind, *fields, arrays=arrays)
 
 
-def run_steps(root: Root, n_steps: int = N_STEPS) -> StepStats:
-    """Steps of one token; the figures of the last one."""
+def run_steps(root: Root, n_steps: int = N_STEPS) -> list[StepStats]:
+    """Steps of one token; the figures of each."""
     root.set_phase("prediction")
-    for i in range(n_steps):
-        _, figures = root.evaluate(Batch.alone(i, 1), [i + 5], {0: Ask(1)})
-    return figures
+    return [root.evaluate(Batch.alone(i, 1), [i + 5], {0: Ask(1)})[1] for i in range(n_steps)]
 
 
 def status_of(root: Root) -> Status:
@@ -92,7 +91,7 @@ def steps_until(root: Root, happened: Callable[[PhaseTimes], bool]) -> int:
     took_s, n_steps = 0.0, 0
     while not happened(recent(root)):
         assert took_s < 12 * SPAN_S or n_steps < 100, recent(root)
-        took_s += N_STEPS * run_steps(root).wall_s
+        took_s += sum(figures.wall_s for figures in run_steps(root))
         n_steps += N_STEPS
     return n_steps
 
@@ -116,7 +115,8 @@ def test_a_slow_worker_is_named_with_what_is_slow(
     found = status.recent["prediction"]
     assert (found.slowest, found.share > 0.5) == (slow, True), found
     assert found.steps == n_steps or found.wall_s > RECENT_S, found
-    assert max(figures.waited_for_s, key=figures.waited_for_s.__getitem__) == slow
+    last = Counter(max(one.waited_for_s, key=one.waited_for_s.__getitem__, default="") for one in figures)
+    assert last[slow] > N_STEPS / 2, last  # in a single step another may be paused for longer
     parts_s, added_s = parts(found.nodes[slow]), found.steps * (2 * model.spec.n_layers + 1) * SLOW_S
     if parts_s["paused"] < added_s or kind == "paused":  # else the computer paused it for longer
         assert parts_s[kind] > 0.5 * added_s, found  # the root computes meanwhile, and that is not waiting
@@ -171,7 +171,8 @@ def test_where_threads_outnumber_cores_no_node_of_this_computer_is_named(
         status = status_of(root)
     found = status.recent["prediction"]
     assert found.nodes["root"].wait_s > 0.5 * N_STEPS * SLOW_S
-    assert (found.slowest, figures.waited_for_s, status.oversubscribed) == ("", {}, True)
+    assert (found.slowest, status.oversubscribed) == ("", True)
+    assert all(one.waited_for_s == {} for one in figures)
     (line,) = slowness(status)
     assert line.startswith("Fewer cores than threads here")
 
