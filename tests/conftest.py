@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -41,7 +42,12 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """Compile all kernels before the first of many tests, with one set of processes: one by one takes twice the CPU.
 
     On a new computer the first tests would spend their deadlines on waiting for each other's kernels.
+
+    What has been imported and collected by then is left alone by the garbage collector: it would look through a million
+    objects of thousands of tests each time, also in the middle of a test that measures its own time.
     """
+    gc.collect()
+    gc.freeze()
     if len(session.items) < _MANY or choose_kernels("auto", 1).name != "simd":
         return
     library().load([*NAMES, *EXCHANGE_KERNELS])
