@@ -7,6 +7,7 @@ the same file: what it has allocated, not the pages of the mapped model), less t
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 from collections.abc import Iterator
@@ -126,13 +127,15 @@ def test_the_estimate_is_what_a_node_takes_within_5_percent_and_25_megabytes(lar
 def test_memory_does_not_grow_from_answer_to_answer(large: Cli) -> None:
     pids = {row.name: row.pid for row in large.status().nodes}
     with large.client() as client:
-        client.text("~" * 40, max_tokens=2)
-        before = {name: measured(pid)["Rss"] for name, pid in pids.items()}
-        for _ in range(3):
-            client.text("~" * 40, max_tokens=2)
-    grown = {name: measured(pid)["Rss"] - before[name] for name, pid in pids.items()}
-    print(f"grown by three answers: {grown}")
-    assert max(grown.values()) < 1 << 20
+        taken = []
+        for _ in range(4):
+            for _ in range(3):
+                client.text("~" * 40, max_tokens=2)
+            taken.append({name: measured(pid)["Rss"] for name, pid in pids.items()})
+    grown = {name: [after[name] - before[name] for before, after in itertools.pairwise(taken)] for name in pids}
+    print(f"grown by three answers, again and again: {grown}")
+    # What an answer leaves, each leaves; what the C library keeps, or the kernel gives, comes at any time.
+    assert max(map(min, grown.values())) < 300_000
 
 
 def test_a_worker_has_given_its_last_model_back_when_it_asks_the_next_root(cli: Cli, tmp_path: Path) -> None:
