@@ -87,7 +87,7 @@ def test_a_file_that_cannot_be_loaded_is_an_error_on_several_nodes_as_on_one(bro
         with pytest.raises(FormatError, match=broken):
             dllama_zmq.load(tmp_path / "broken.m", nodes=nodes, kernels="numpy")
         assert time.monotonic() - begun < SOON_S
-    assert threading.active_count() == threads
+    assert threading.active_count() <= threads  # one of an earlier test may have ended meanwhile
 
 
 def test_ctrl_c_while_several_nodes_load_ends_the_process(tmp_path: Path) -> None:

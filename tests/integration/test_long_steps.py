@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 from command_line import Cli, clean_cli
@@ -28,6 +29,7 @@ LARGE = tiny_spec(
 )
 SMALL = tiny_spec(dim=128, hidden_dim=256, n_heads=8, vocab_size=2048, seq_len=4096, weight_type=FloatType.Q40)
 PART = 4  # an answer comes in this part of the time that it must not wait for
+TRIES = 3  # a busy machine may hold up one of them; what waits for an encoding waits in each
 
 
 @pytest.fixture(scope="module")
@@ -80,29 +82,34 @@ def test_a_text_that_takes_long_to_encode_delays_no_other_stream(
         served(context, root, tokenizer) as address,
         Client(address) as client,
     ):
-        times: list[float] = []
+        waits = (longest_wait_s(client, address) for _ in range(TRIES))
+        assert any(wait_s < ENCODE_S / PART for wait_s in waits)
 
-        def ask() -> None:
-            times.append(time.monotonic())
-            with Client(address) as other, pytest.raises(RequestError, match="takes longer than 2 s"):
-                other.text("1" * 128_000)
-            times.append(time.monotonic())
 
-        slow = threading.Thread(target=ask)
-        stream = client.generate("the cat", 4000, ignore_eos=True)
-        seen = []
-        for answer in stream:
-            if isinstance(answer, Piece):
-                seen.append(time.monotonic())
-                if len(seen) == 1:
-                    slow.start()
-            if len(times) == 2:
-                break
-        slow.join()
-        stream.close()
+def longest_wait_s(client: Client, address: str) -> float:
+    """The longest time between two tokens of `client` while a text of another takes long to encode."""
+    times: list[float] = []
+
+    def ask() -> None:
+        times.append(time.monotonic())
+        with Client(address) as other, pytest.raises(RequestError, match="takes longer than 2 s"):
+            other.text("1" * 128_000)
+        times.append(time.monotonic())
+
+    slow, seen = threading.Thread(target=ask), list[float]()
+    while len(times) < 2:  # of a fast computer, one answer after the other
+        with closing(client.generate("the cat", 4000, ignore_eos=True)) as stream:
+            for answer in stream:
+                if isinstance(answer, Piece):
+                    seen.append(time.monotonic())
+                    if len(seen) == 1:
+                        slow.start()
+                if len(times) == 2:
+                    break
+    slow.join()
     begun, ended = times
     during = [begun, *(t for t in seen if begun < t < ended), ended]
     longest_s = max(after - before for before, after in itertools.pairwise(during))
     print(f"{len(during)} tokens in {ended - begun:.1f} s, at most {longest_s * 1e3:.0f} ms apart")
     assert ended - begun >= ENCODE_S
-    assert longest_s < ENCODE_S / PART
+    return longest_s

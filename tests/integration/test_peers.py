@@ -206,7 +206,11 @@ def test_a_hundred_sums_in_a_row_are_heard(context: Context, tmp_path: Path) -> 
             steps.send(b"beacon")
         for number in range(100):
             steps.send(bytes([number]))
-        heard = [sockets.receive(worker, time.monotonic() + 2.0) for _ in range(100)]
+        heard = []
+        while len(heard) < 100:
+            sum_ = sockets.receive(worker, time.monotonic() + SOON_S)
+            assert sum_ is not None, f"only {len(heard)} of 100"
+            heard += [sum_] if sum_ != [b"beacon"] else []  # of which there may have been some
     assert heard == [[bytes([number])] for number in range(100)]
 
 

@@ -114,7 +114,7 @@ def cluster(
     finally:
         root.close("the test is over")
         for thread in threads:
-            thread.join(5)
+            thread.join(20)
         context.term()
         assert not any(thread.is_alive() for thread in threads)
 

@@ -78,10 +78,10 @@ def test_on_a_terminal_a_long_prompt_is_a_living_line_that_is_gone_when_the_text
 def test_elsewhere_a_long_prompt_is_told_in_lines_without_escape_codes(slow: Cli) -> None:
     result = slow.run("generate", PROMPT, "--temp", "0", "-n", "5")
     assert (result.code, result.out.startswith(PROMPT)) == (0, True), result.said
-    lines = result.err.splitlines()
-    assert 2 <= len(lines) <= 6, result.said
+    lines = [line for line in result.err.splitlines() if not line.startswith("asking the root")]
+    assert 2 <= len(lines) <= 3 + result.seconds / 5, result.said
     line = r"evaluating the prompt: \d+ of 378 tokens, ([\d.]+ tokens/s, )?\d+ s( left)?"
-    assert [bool(re.fullmatch(line, one)) for one in lines if "asking" not in one] == [True] * len(lines), lines
+    assert [bool(re.fullmatch(line, one)) for one in lines] == [True] * len(lines), lines
     # Neither escape codes nor, for nobody watches, the speed of the answer.
 
 
