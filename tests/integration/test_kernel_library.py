@@ -25,15 +25,20 @@ _WAIT_S = 200.0
 """For a command that compiles: 3 s, on a busy computer many times that."""
 
 START = """
-import hashlib, json, logging, sys
+import hashlib, json, logging, os, sys
 import numpy as np
+cores = sorted(os.sched_getaffinity(0))
+os.sched_setaffinity(0, {cores[os.getpid() % len(cores)]})
 logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
 from dllama_zmq.kernels import choose_kernels
 values = np.random.default_rng(0).standard_normal((40, 64), dtype=np.float32)
 result = choose_kernels("simd", 1).rms_norm(values, values[0], 1e-5)
 print(json.dumps({"numba": "numba" in sys.modules, "result": hashlib.sha256(result.tobytes()).hexdigest()}))
 """
-"""A process that needs some kernels: computes a norm with them and tells whether it has the compiler in memory."""
+"""A process that needs some kernels: computes a norm with them and tells whether it has the compiler in memory.
+
+It has one core, so that one process compiles for it: to start each takes as long as these kernels do.
+"""
 
 
 @dataclass(frozen=True)
