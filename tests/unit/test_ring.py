@@ -32,7 +32,9 @@ def path(tmp_path: Path) -> Path:
 def write(path: Path, pi2: str = "", laptop: str = "") -> ClusterFile:
     workers = "".join(f"  - {{name: {name}{f', key: {pi2!r}' if pi2 and name == 'pi2' else ''}}}\n" for name in WORKERS)
     clients = f"clients:\n  - {{name: laptop, key: {laptop!r}}}\n" if laptop else ""
-    path.write_text(f"model: demo\nworkers:\n{workers}{clients}")
+    draft = path.with_name("draft")  # a new file, as editors make: in one tick of the kernel's clock times are equal
+    draft.write_text(f"model: demo\nworkers:\n{workers}{clients}")
+    draft.replace(path)
     return load_cluster(path)
 
 
