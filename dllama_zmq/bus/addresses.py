@@ -34,6 +34,12 @@ def endpoint_of(text: str, default_port: int) -> str:
     return join(host, int(port) if port else default_port)
 
 
+def short(endpoint: str, default_port: int) -> str:
+    """What a person may write for an endpoint of TCP: HOST, or HOST:PORT where the port is another one."""
+    host, port = _host_and_port(endpoint.removeprefix(_TCP))
+    return host if port == str(default_port) else endpoint.removeprefix(_TCP)
+
+
 def join(host: str, port: int) -> str:
     """The endpoint of a TCP port."""
     return f"{_TCP}[{host}]:{port}" if ":" in host else f"{_TCP}{host}:{port}"

@@ -34,6 +34,11 @@ class Group(command.Group):
             "logs": ("logs:logs", "Print the log of a node, or of all nodes of this computer"),
             "worker": ("worker:worker", "Be a worker of the cluster whose root is on HOST"),
         },
+        "Other computers": {
+            "token": ("keys:token", "Print a line with which another computer joins"),
+            "keys": ("keys:keys", "List and remove the keys that may connect"),
+            "keygen": ("keygen:keygen", "Print your public key on this computer"),
+        },
         "Models": {
             "pull": ("pull:pull", "Fetch a model from a Hugging Face hub and print its path"),
             "list ls": ("pulled:list_models", "List the models that have been pulled"),

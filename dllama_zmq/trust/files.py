@@ -51,12 +51,14 @@ def read_private(path: Path, secret: bool = True) -> str | None:
         if error.errno == errno.ELOOP and path.is_symlink():
             raise TrustError(_link(path)) from None
         raise _unreadable(path, error) from error
-    with open(descriptor, "rb") as file:
+    try:
         _check(path, os.fstat(descriptor), 0o077 if secret else 0o022)
-        try:
+        with open(descriptor, "rb", closefd=False) as file:
             data = file.read(MAX_FILE_BYTES + 1)
-        except OSError as error:
-            raise _unreadable(path, error) from error
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    finally:
+        os.close(descriptor)
     if len(data) > MAX_FILE_BYTES:
         raise TrustError(f"{path}: is larger than {MAX_FILE_BYTES} bytes; it is no file of keys: {_move_away(path)}")
     try:
@@ -172,7 +174,10 @@ def _move_away(path: Path) -> str:
 
 
 def _unreadable(path: Path, error: OSError) -> TrustError:
-    return TrustError(f"{path}: cannot be read ({error.strerror}); check its permissions and those of its folder")
+    return TrustError(
+        f"{path}: cannot be read ({error.strerror}); check its permissions and those of its folder, or set "
+        f"{HOME_VARIABLE} to a folder of your own"
+    )
 
 
 def _unwritable(path: Path, error: OSError) -> TrustError:

@@ -80,6 +80,16 @@ def own_key(create: bool = True) -> KeyPair:
     return found
 
 
+def new_own_key() -> KeyPair:
+    """A new own key pair in place of the one there is."""
+    path = own_key_path()
+    with locked(path):
+        _read(path)  # what is there must be a key of this user
+        keys = KeyPair.new()
+        write_private(path, f"{keys.secret}\n")
+    return keys
+
+
 def own_key_path() -> Path:
     """The file of the own secret key."""
     return folder() / "key"

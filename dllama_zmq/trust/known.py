@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,4 +73,10 @@ def _read() -> dict[str, Known]:
 
 
 def _plain(address: str) -> str:
-    return address.strip().lower()
+    """The one way in which an endpoint is written: in small letters, IPv6 in its shortest form (RFC 5952)."""
+    text = address.lower()
+    literal = re.fullmatch(r"tcp://\[([0-9a-f:.]+)\]:(\d+)", text)
+    try:
+        return text if literal is None else f"tcp://[{ipaddress.ip_address(literal[1])}]:{literal[2]}"
+    except ValueError:
+        return text

@@ -25,6 +25,7 @@ from dllama_zmq.trust.keys import KEY_BYTES, KeyPair, Role, check_public
 
 LIFETIME_S = 600.0
 _VERSION = 1
+_PREFIX = "dz"  # or some tokens would begin as a flag does
 _DIGEST_BYTES = 4
 _MAX_TEXT = 4096
 _MOST_TOKENS = 256
@@ -78,7 +79,7 @@ class Invitation:
 
     @property
     def text(self) -> str:
-        """The line to paste: base64url of 4 bytes of SHA-256 and a msgpack array."""
+        """The line to paste: `dz`, and base64url of 4 bytes of SHA-256 and a msgpack array."""
         wire = _Wire(
             _VERSION, list(self.replies), list(self.clients), z85.decode(self.root), z85.decode(self.keys.secret),
             self.role, self.name,
@@ -94,7 +95,8 @@ class Invitation:
         if len(text) > _MAX_TEXT:
             raise damaged
         try:
-            data = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+            code = text.removeprefix(_PREFIX)
+            data = base64.b64decode(code + "=" * (-len(code) % 4), altchars=b"-_", validate=True)
         except (binascii.Error, ValueError):
             raise damaged from None
         digest, packed = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]
@@ -121,6 +123,16 @@ def issue(cluster: str, role: Role, name: str, lifetime_s: float = LIFETIME_S) -
             raise TrustError(f"{path}: {len(tokens)} tokens wait to be used already; wait until the first expires")
         write_tokens(cluster, [*tokens, Token(role, name, keys.public, time.time() + lifetime_s)])
     return keys
+
+
+def withdraw(cluster: str, name: str) -> list[Token]:
+    """Take back the tokens with this name, and return them."""
+    with locked(tokens_path(cluster)):
+        tokens = read_tokens(cluster)
+        gone = [token for token in tokens if name and token.name == name]
+        if gone:
+            write_tokens(cluster, [token for token in tokens if token not in gone])
+    return gone
 
 
 def tokens_path(cluster: str) -> Path:
@@ -150,7 +162,7 @@ def write_tokens(cluster: str, tokens: list[Token]) -> None:
 
 
 def _as_text(data: bytes) -> str:
-    return base64.urlsafe_b64encode(data).decode().rstrip("=")
+    return _PREFIX + base64.urlsafe_b64encode(data).decode().rstrip("=")
 
 
 def _digest(data: bytes) -> bytes:

@@ -156,7 +156,8 @@ def test_what_is_no_key_is_no_public_key(text: str) -> None:
 def test_a_root_is_found_at_each_of_its_addresses() -> None:
     remember(["tcp://192.168.1.10:5570", "tcp://PI1:5570"], A, "pi2")
     remember(["tcp://192.168.1.10:5572"], A)
-    for address in ("tcp://192.168.1.10:5570", "tcp://pi1:5570"):
+    remember(["tcp://[FD00:0:0::2]:5570"], A, "pi2")
+    for address in ("tcp://192.168.1.10:5570", "tcp://pi1:5570", "tcp://[fd00::2]:5570"):
         found = find(address)
         assert found is not None
         assert (found.public, found.name) == (A, "pi2")
