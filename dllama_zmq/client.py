@@ -33,7 +33,8 @@ from dllama_zmq.bus.client_messages import (
     Stop,
     Stopping,
 )
-from dllama_zmq.bus.messages import Frame, Message, decode, encode
+from dllama_zmq.bus.codec import decode, encode
+from dllama_zmq.bus.messages import Frame, Message
 from dllama_zmq.bus.prompts import Chat, prompt_on_wire, text_on_wire, tokens_on_wire
 from dllama_zmq.bus.text_messages import AskModel, Detokenize, Detokenized, Embed, Embedding, Model, Tokenize, Tokens
 from dllama_zmq.errors import ClusterError, DllamaError, ProtocolError, RemoteError, RequestError, RootLost

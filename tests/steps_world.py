@@ -13,9 +13,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from dllama_zmq.bus.codec import TO_ROOT, TO_WORKER, decode, encode
 from dllama_zmq.bus.messages import (
-    TO_ROOT,
-    TO_WORKER,
     ArrayHead,
     Beacon,
     Bye,
@@ -29,8 +28,6 @@ from dllama_zmq.bus.messages import (
     Partial,
     Ping,
     Step,
-    decode,
-    encode,
 )
 from dllama_zmq.bus.roster import Member, Roster, State
 from dllama_zmq.bus.steps import PING_S, Action, Done, Failed, Part, Publish, RootSteps, Send

@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from dllama_zmq.bus.messages import Big, Count, Kinds, Message, Name, Seconds, Text
+from dllama_zmq.bus.codec import Kinds
+from dllama_zmq.bus.messages import Big, Count, Message, Name, Seconds, Text
 from dllama_zmq.bus.prompts import AnyPrompt
 from dllama_zmq.bus.text_messages import (
     AskModel,

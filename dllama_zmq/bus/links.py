@@ -17,8 +17,9 @@ import zmq
 
 from dllama_zmq.bus import sockets
 from dllama_zmq.bus.addresses import without_host
+from dllama_zmq.bus.codec import TO_ROOT, TO_WORKER, decode, encode, kind_of
 from dllama_zmq.bus.complaints import Complaints
-from dllama_zmq.bus.messages import TO_ROOT, TO_WORKER, Bye, Frame, Join, Message, Ping, decode, encode, kind_of
+from dllama_zmq.bus.messages import Bye, Frame, Join, Message, Ping
 from dllama_zmq.bus.meter import Meter
 from dllama_zmq.bus.peers import PeerGone, Peers, bind_guarded, close_guarded
 from dllama_zmq.errors import ProtocolError, RootLost

@@ -12,6 +12,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from dllama_zmq.bus.codec import encode, kind_of
 from dllama_zmq.bus.messages import (
     ArrayHead,
     Bye,
@@ -27,8 +28,6 @@ from dllama_zmq.bus.messages import (
     RowAsk,
     Step,
     Sum,
-    encode,
-    kind_of,
 )
 from dllama_zmq.bus.roster import Member, Roster, State
 from dllama_zmq.bus.slowest import Wait

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 
+from dllama_zmq.bus.codec import encode, kind_of
 from dllama_zmq.bus.messages import (
     ArrayHead,
     Beacon,
@@ -19,8 +20,6 @@ from dllama_zmq.bus.messages import (
     Step,
     Sum,
     Welcome,
-    encode,
-    kind_of,
 )
 from dllama_zmq.bus.roster import ROOT
 from dllama_zmq.bus.steps import Action, Done, Failed, Part, Send

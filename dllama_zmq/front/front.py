@@ -10,6 +10,7 @@ import zmq
 
 from dllama_zmq.bus import sockets
 from dllama_zmq.bus.client_messages import FROM_CLIENT, AskStatus, Cancel, Error, Generate, Stop, Stopping
+from dllama_zmq.bus.codec import decode, encode
 from dllama_zmq.bus.complaints import Complaints
 from dllama_zmq.bus.engine_messages import (
     ENCODER,
@@ -22,7 +23,7 @@ from dllama_zmq.bus.engine_messages import (
     Report,
     ToEngine,
 )
-from dllama_zmq.bus.messages import Message, decode, encode
+from dllama_zmq.bus.messages import Message
 from dllama_zmq.bus.peers import PeerBehind, PeerGone, Peers
 from dllama_zmq.bus.text_messages import AskModel, Detokenize, Embed, Tokenize
 from dllama_zmq.errors import DllamaError, ProtocolError

@@ -10,8 +10,9 @@ from typing import TypeVar
 import msgspec
 
 from dllama_zmq.bus.client_messages import Error
+from dllama_zmq.bus.codec import MAX_HEADER_BYTES
 from dllama_zmq.bus.engine_messages import Facts
-from dllama_zmq.bus.messages import MAX_HEADER_BYTES, Message
+from dllama_zmq.bus.messages import Message
 from dllama_zmq.bus.prompts import AnyPrompt, Chat, ChatText, PromptText
 from dllama_zmq.bus.text_messages import AskModel, Detokenize, Detokenized, Model, Tokenize, Tokens
 from dllama_zmq.constraint.reading import GrammarReader

@@ -18,7 +18,8 @@ import zmq
 
 from dllama_zmq.bus import sockets
 from dllama_zmq.bus.client_messages import FROM_CLIENT, TO_CLIENT, Cancel, Error
-from dllama_zmq.bus.messages import Frame, Message, decode, encode
+from dllama_zmq.bus.codec import decode, encode
+from dllama_zmq.bus.messages import Frame, Message
 from dllama_zmq.client import as_error
 from dllama_zmq.errors import ProtocolError, RequestError, RootLost
 

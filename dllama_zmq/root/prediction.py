@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
-from dllama_zmq.bus.messages import ArrayHead, Candidates, Message, More, Partial, RowAsk, Step, Sum, encode
+from dllama_zmq.bus.codec import encode
+from dllama_zmq.bus.messages import ArrayHead, Candidates, Message, More, Partial, RowAsk, Step, Sum
 from dllama_zmq.bus.meter import Direction, frame_bytes, wire_bytes
 from dllama_zmq.models import micro_batches
 from dllama_zmq.sharding import Ask, Reply, candidate_bytes, step_traffic

@@ -21,8 +21,9 @@ from tiny import tiny_spec
 
 from dllama_zmq import Client
 from dllama_zmq.bus.client_messages import FROM_CLIENT, TO_CLIENT, Piece, Queued
+from dllama_zmq.bus.codec import TO_ROOT, TO_WORKER, Kinds, decode, encode
 from dllama_zmq.bus.links import Endpoints
-from dllama_zmq.bus.messages import PROTOCOL, TO_ROOT, TO_WORKER, Kinds, decode, encode
+from dllama_zmq.bus.messages import PROTOCOL
 from dllama_zmq.cluster import Limits
 from dllama_zmq.errors import ProtocolError
 from dllama_zmq.formats import ModelFile, read_tokenizer

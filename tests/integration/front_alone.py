@@ -16,6 +16,7 @@ from integration.nodes import Context
 
 from dllama_zmq.bus import sockets
 from dllama_zmq.bus.client_messages import TO_CLIENT
+from dllama_zmq.bus.codec import decode
 from dllama_zmq.bus.engine_messages import (
     ENCODER,
     TO_ENGINE,
@@ -26,7 +27,7 @@ from dllama_zmq.bus.engine_messages import (
     ToEngine,
     ToFront,
 )
-from dllama_zmq.bus.messages import Message, decode
+from dllama_zmq.bus.messages import Message
 from dllama_zmq.bus.peers import Peers
 from dllama_zmq.front.front import Front
 from dllama_zmq.tokenizer import Tokenizer

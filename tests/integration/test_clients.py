@@ -24,7 +24,8 @@ from tiny import tiny_spec, write_tiny_pair
 from dllama_zmq import Client
 from dllama_zmq.bus import sockets
 from dllama_zmq.bus.client_messages import FROM_CLIENT, TO_CLIENT, Error, Generate, Piece, Queued, Started
-from dllama_zmq.bus.messages import Message, decode, encode
+from dllama_zmq.bus.codec import decode, encode
+from dllama_zmq.bus.messages import Message
 from dllama_zmq.cli import flags
 from dllama_zmq.cli.cluster import down
 from dllama_zmq.cli.generate import generate

@@ -16,7 +16,7 @@ from tiny import tiny_spec, write_tiny_pair
 from dllama_zmq import Client
 from dllama_zmq.bus import sockets
 from dllama_zmq.bus.client_messages import FROM_CLIENT, Done, Generate, Piece, Prefill, Queued, Started
-from dllama_zmq.bus.messages import decode, encode
+from dllama_zmq.bus.codec import decode, encode
 from dllama_zmq.bus.peers import Peers
 from dllama_zmq.client import Computing
 from dllama_zmq.errors import ClusterError, RootLost

@@ -24,6 +24,7 @@ from dllama_zmq.bus.client_messages import (
     Started,
     Status,
 )
+from dllama_zmq.bus.codec import encode
 from dllama_zmq.bus.engine_messages import (
     AskReport,
     Ended,
@@ -36,7 +37,6 @@ from dllama_zmq.bus.engine_messages import (
     Withdraw,
     Withdrawn,
 )
-from dllama_zmq.bus.messages import encode
 from dllama_zmq.bus.prompts import MAX_PROMPT_TOKENS
 from dllama_zmq.sampling import GREEDY
 

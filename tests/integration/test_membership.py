@@ -12,23 +12,9 @@ import zmq
 from tiny import tiny_spec, write_tiny_model
 
 from dllama_zmq.bus import sockets
+from dllama_zmq.bus.codec import TO_WORKER, decode, encode
 from dllama_zmq.bus.links import Endpoints
-from dllama_zmq.bus.messages import (
-    TO_WORKER,
-    Bye,
-    Credit,
-    Fault,
-    Join,
-    Loaded,
-    Message,
-    Plan,
-    Preparing,
-    Refuse,
-    Weights,
-    Welcome,
-    decode,
-    encode,
-)
+from dllama_zmq.bus.messages import Bye, Credit, Fault, Join, Loaded, Message, Plan, Preparing, Refuse, Weights, Welcome
 from dllama_zmq.bus.roster import State
 from dllama_zmq.errors import WorkerLost
 from dllama_zmq.kernels import KV_PAGE

@@ -23,8 +23,9 @@ from tokenizers_of import of_t
 
 from dllama_zmq import Chat, Client
 from dllama_zmq.bus.client_messages import NO_STEPS, Error, Generate, Piece, Started
+from dllama_zmq.bus.codec import encode
 from dllama_zmq.bus.engine_messages import Readiness, Sampled, Stepped, Withdraw, Withdrawn
-from dllama_zmq.bus.messages import PROTOCOL, encode
+from dllama_zmq.bus.messages import PROTOCOL
 from dllama_zmq.bus.prompts import MAX_PROMPT_BYTES, MAX_PROMPT_TOKENS, ChatText
 from dllama_zmq.bus.text_messages import Detokenize, Tokenize, Tokens
 from dllama_zmq.errors import ContextExceeded, FormatError, RequestError, UsageError

@@ -16,21 +16,8 @@ from hypothesis import strategies as st
 from dllama_zmq.bus import messages
 from dllama_zmq.bus.arrays import pack_floats, pack_plain, stage_header, unpack
 from dllama_zmq.bus.client_messages import FROM_CLIENT, TO_CLIENT, Generate
-from dllama_zmq.bus.messages import (
-    PROTOCOL,
-    TO_ROOT,
-    TO_WORKER,
-    ArrayHead,
-    Beacon,
-    Kinds,
-    Message,
-    Partial,
-    RowAsk,
-    Step,
-    Sum,
-    decode,
-    encode,
-)
+from dllama_zmq.bus.codec import MAX_HEADER_BYTES, TO_ROOT, TO_WORKER, Kinds, decode, encode
+from dllama_zmq.bus.messages import PROTOCOL, ArrayHead, Beacon, Message, Partial, RowAsk, Step, Sum
 from dllama_zmq.errors import ProtocolError
 from dllama_zmq.sampling import Sampling
 
@@ -280,7 +267,7 @@ def test_a_kind_of_another_direction_is_refused(allowed: Kinds) -> None:
 
 def test_a_header_longer_than_the_bound_is_refused_unread() -> None:
     with pytest.raises(ProtocolError, match="a header of 1048577 bytes"):
-        decode([bytes(messages.MAX_HEADER_BYTES + 1)], TO_WORKER)
+        decode([bytes(MAX_HEADER_BYTES + 1)], TO_WORKER)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ from tiny import tiny_spec
 import dllama_zmq.bus
 from dllama_zmq.bus import client_messages, messages, prompts, text_messages
 from dllama_zmq.bus.client_messages import Status, StepStats
-from dllama_zmq.bus.messages import Beacon, Candidates, Kinds, Message, Partial, encode
+from dllama_zmq.bus.codec import Kinds, encode
+from dllama_zmq.bus.messages import Beacon, Candidates, Message, Partial
 from dllama_zmq.grammar import MOST_GRAMMAR_CHARACTERS, Grammar
 from dllama_zmq.models import tensor_table
 from dllama_zmq.sampling import Sampling

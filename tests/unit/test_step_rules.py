@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from steps_world import COMPUTING, SILENCE_S, STEP_S, WAITING, World
 
-from dllama_zmq.bus.messages import Fault, Join, Missed, Partial, encode
+from dllama_zmq.bus.codec import encode
+from dllama_zmq.bus.messages import Fault, Join, Missed, Partial
 from dllama_zmq.bus.steps import PING_S
 from dllama_zmq.errors import RemoteError, WorkerLost
 

@@ -11,9 +11,8 @@ from itertools import permutations
 import numpy as np
 import pytest
 
+from dllama_zmq.bus.codec import TO_ROOT, TO_WORKER, decode
 from dllama_zmq.bus.messages import (
-    TO_ROOT,
-    TO_WORKER,
     ArrayHead,
     Bye,
     Candidates,
@@ -26,7 +25,6 @@ from dllama_zmq.bus.messages import (
     Ping,
     Step,
     Sum,
-    decode,
 )
 from dllama_zmq.bus.roster import ROOT, Member, Roster, State
 from dllama_zmq.bus.steps import PING_S, Action, Done, Failed, Gather, Publish, RootSteps, Send
