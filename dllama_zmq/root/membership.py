@@ -33,9 +33,9 @@ from dllama_zmq.bus.peers import PeerGone
 from dllama_zmq.bus.roster import Member, Roster, State
 from dllama_zmq.cluster import Limits
 from dllama_zmq.errors import WorkerLost
-from dllama_zmq.reporting import human_bytes
+from dllama_zmq.root.room import Room
 from dllama_zmq.root.weight_stream import WeightStream
-from dllama_zmq.sharding import KVBudget, node_memory
+from dllama_zmq.sharding import KVBudget
 
 logger = logging.getLogger(__name__)
 
@@ -88,10 +88,8 @@ class Membership:
         self._plan = plan
         self._limits = limits
         self._new_stream = new_stream
-        self._budget = budget
-        self._memory = memory
-        self._pages: dict[int, int] = {}  # that a node was told to make room for
         self._streams: dict[int, WeightStream] = {}
+        self._room = Room(roster, budget, plan.pages, memory, lambda node: self._streams[node].sent_bytes)
         self._joined_at: dict[int, float] = {}
         self._loaded_at: dict[int, float] = {}
         self._preparing: dict[int, Preparing] = {}
@@ -230,7 +228,7 @@ class Membership:
     def _welcome(self, identity: bytes, join: Join) -> None:
         if time.monotonic() > self._knocked_at + _KNOCK_S:  # a flood of joins must not fill the queues of the workers
             self.knock()  # so that a place whose holder has died is free
-        place = self._roster.join(identity, join, self._link.address(identity), self._too_small)
+        place = self._roster.join(identity, join, self._link.address(identity), self._room.too_small)
         if isinstance(place, Refuse):
             self._refusals.say("refused a worker pid=%d: %s", join.pid, place.reason)
             self._tell_stranger(identity, place)
@@ -244,51 +242,12 @@ class Membership:
             of_before.pop(place.node, None)
         self._have_heard.discard(place.node)
         if self._send(place, Welcome(place.node, place.name, steps, replies)):
-            self._pages[place.node] = self._pages_for(place, join)
-            self._send(place, msgspec.structs.replace(self._plan, pages=self._pages[place.node]))
+            self._send(place, msgspec.structs.replace(self._plan, pages=self._room.give_pages(place, join)))
 
     @property
     def n_pages(self) -> int:
         """Pages of the KV cache that every node has room for; a node that has not joined yet counts as the root's."""
-        return min([self._plan.pages, *self._pages.values()])
-
-    def _pages_for(self, place: Member, join: Join) -> int:
-        """Pages of the KV cache that the worker's computer has room for.
-
-        What other nodes there hold of the model counts as free, for room for it is counted; not what they have in their
-        caches by now, so where one of several joins again there may be fewer pages than before.
-        """
-        if (
-            place.name in self._roster.reserved or join.free_bytes is None
-        ):  # the root's own computer is counted by the root
-            return self._plan.pages
-        there = [
-            member.node
-            for member in self._roster.members
-            if member.state is not State.ABSENT and member.joined is not None and member.joined.host == join.host
-        ]
-        held = {node: self._streams[node].sent_bytes for node in there}
-        if join.host == host_id():
-            held[0] = self._budget.plan.weight_bytes(0)
-        programs = sum(node_memory(self._budget.plan, node, 0).program for node in held)
-        return min(self._plan.pages, self._budget.pages(list(held), join.free_bytes + sum(held.values()) + programs))
-
-    def _too_small(self, place: Member, join: Join) -> str:
-        """Why the worker's computer has no room for the node at `place`; empty where it has."""
-        if self._memory is None or join.free_bytes is None:
-            return ""
-        to_come = 0  # what others on the same computer have been promised and do not hold yet
-        for other in self._roster.members:
-            same_host = other.joined is not None and other.joined.host == join.host
-            if other is not place and other.state is State.LOADING and same_host:
-                to_come += max(0, self._memory(other.node) - self._streams[other.node].sent_bytes)
-        needed, free = self._memory(place.node), max(0, join.free_bytes - to_come)
-        if needed <= free:
-            return ""
-        return (
-            f"{join.host_name or 'its computer'} has {human_bytes(free)} of memory free, and this node needs "
-            f"{human_bytes(needed)}; free some, use more nodes or a smaller max_seq_len, or `dllama-zmq up --force`"
-        )
+        return self._room.n_pages
 
     def _tell_stranger(self, identity: bytes, message: Message) -> None:
         with suppress(PeerGone):
