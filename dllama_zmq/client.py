@@ -36,6 +36,7 @@ from dllama_zmq.bus.client_messages import (
 from dllama_zmq.bus.codec import decode, encode
 from dllama_zmq.bus.messages import Frame, Message
 from dllama_zmq.bus.prompts import Chat, prompt_on_wire, text_on_wire, tokens_on_wire
+from dllama_zmq.bus.security import Peer
 from dllama_zmq.bus.text_messages import AskModel, Detokenize, Detokenized, Embed, Embedding, Model, Tokenize, Tokens
 from dllama_zmq.errors import ClusterError, DllamaError, ProtocolError, RemoteError, RequestError, RootLost
 from dllama_zmq.grammar import Grammar
@@ -71,11 +72,13 @@ SILENCE_S = 180.0
 class Client:
     """A connection to the root at `endpoint`: 192.168.1.10, pi1:5572, tcp://127.0.0.1:5572 or ipc://...
 
-    Without a port it is 5572, the default of root.ports.clients. Raises UsageError for what is no address, BusError for
-    a name that this computer does not know.
+    Without a port it is 5572, the default of root.ports.clients. security: this computer's key pair and the root's key,
+    where the root's bus is not open. Raises UsageError for what is no address, BusError for a name that this computer
+    does not know.
     """
 
-    def __init__(self, endpoint: str = "tcp://127.0.0.1:5572") -> None:
+    def __init__(self, endpoint: str = "tcp://127.0.0.1:5572", security: Peer | None = None) -> None:
+        self._security = security
         self.endpoint = endpoint = endpoint_of(endpoint, Ports().clients)
         require_open_files(_FILES)
         self._context = sockets.Context()
@@ -85,7 +88,7 @@ class Client:
         self._ids = itertools.count(1)
         self._open: dict[int, deque[Message]] = {}
         try:
-            self._connection = sockets.Connection(self._context, endpoint)
+            self._connection = sockets.Connection(self._context, endpoint, security)
         except BaseException:
             self._finish()
             raise
@@ -289,7 +292,7 @@ class Client:
             for kept in self._open.values():
                 kept.append(end)
         self._connection.close()
-        self._connection = sockets.Connection(self._context, self.endpoint)
+        self._connection = sockets.Connection(self._context, self.endpoint, self._security)
 
     def _went_away(self) -> RootLost:
         is_local = self.endpoint.startswith("ipc://")
@@ -303,6 +306,8 @@ class Client:
             raise ClusterError("this client has been closed; make another one")
 
     def _nobody(self) -> RootLost:
+        if self._connection.refusal:
+            return RootLost(self._connection.refusal)
         addresses = resolve(self.endpoint)
         tried = f" (tried {' and '.join(addresses)})" if len(addresses) > 1 else ""
         return RootLost(f"nobody answers at {self.endpoint}{tried}; {why_no_answer(self.endpoint, _PORT)}")

@@ -15,6 +15,7 @@ import zmq
 
 from dllama_zmq.bus import sockets
 from dllama_zmq.bus.peers import Peers
+from dllama_zmq.bus.security import Server
 from dllama_zmq.constraint.matching import Vocabulary
 from dllama_zmq.front.front import Front
 from dllama_zmq.root.engine import Engine
@@ -34,16 +35,18 @@ def a_front(
     clients: str = "",
     max_sequences: int = 16,
     busy_s: float = 0.0,
+    security: Server | None = None,
 ) -> Iterator[tuple[Serving, str, BinaryIO]]:
     """The engine's side of a front, to be opened and run, the address of clients, and what keeps the front alive.
 
-    clients: that address; a new one over ipc by default. busy_s: so long the front answers nobody.
+    clients: that address; a new one over ipc by default. busy_s: so long the front answers nobody. security: whose keys
+    clients must have.
     """
     link, address = f"inproc://front-{secrets.token_hex(6)}", clients or f"ipc:///tmp/dz-{secrets.token_hex(6)}"
     readable, writable = os.pipe()
     alive = os.fdopen(writable, "wb")
     ends = [sockets.pair(context, link, bind=True), sockets.pair(context, link)]
-    peers = Peers(context, [address], sockets.CLIENTS)
+    peers = Peers(context, [address], sockets.CLIENTS, security=security)
     front = Front(ends[1], readable, tokenizer, lambda endpoints: peers)
 
     def run() -> None:
@@ -79,9 +82,10 @@ def served(
     clients: str = "",
     max_sequences: int = 16,
     busy_s: float = 0.0,
+    security: Server | None = None,
 ) -> Iterator[str]:
     """The address of `root`, which serves clients until the block ends. The rest is as in `a_front`."""
-    with a_front(context, root, tokenizer, clients, max_sequences, busy_s) as (serving, address, alive):
+    with a_front(context, root, tokenizer, clients, max_sequences, busy_s, security) as (serving, address, alive):
 
         def run() -> None:
             serving.open([address])

@@ -73,6 +73,11 @@ def ip_addresses(host: str) -> frozenset[str]:
         return frozenset()
 
 
+def host_of(endpoint: str) -> str:
+    """The host in a TCP endpoint."""
+    return _host_and_port(endpoint.removeprefix(_TCP))[0]
+
+
 def ip_of(address: str) -> str:
     """The IP address in an endpoint, or that a peer speaks from; empty where there is none, as over ipc."""
     host = _host_and_port(address.removeprefix(_TCP))[0] if address.startswith(_TCP) else address

@@ -1,5 +1,8 @@
 """Who may connect, and when: libzmq asks before it reads what a new peer sends (ZAP, RFC 27 of ZeroMQ).
 
+A peer of a socket with CURVE has proved that it has the secret key of its public key. The ring decides whether that key
+is let in; every message then says whose it is (User-Id).
+
 A peer that is disconnected and connects again can send 800 kB in the 5 ms until a thread of this process sees the new
 connection. Those were 16,000 joins, for which the root took longer than the peer. So a peer whose address has flooded
 waits in its handshake. That costs nothing: libzmq reads nothing then, and disconnects a peer that sends all the same.
@@ -8,6 +11,7 @@ waits in its handshake. That costs nothing: libzmq reads nothing then, and disco
 from __future__ import annotations
 
 import ipaddress
+import logging
 import random
 import secrets
 import threading
@@ -17,8 +21,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 import zmq
+from zmq.utils import z85
 
 from dllama_zmq.bus.addresses import ip_of
+from dllama_zmq.bus.complaints import Refusals
+from dllama_zmq.bus.security import Server
+from dllama_zmq.errors import DllamaError
+
+logger = logging.getLogger(__name__)
 
 SLOWED_S = 5.0
 """How long an address is slowed down after one of its connections flooded."""
@@ -28,16 +38,22 @@ _MOST_WAITING = 1024
 _MOST_ADDRESSES = 4096
 _LOOK_MS = 20
 _ENDPOINT = "inproc://zeromq.zap.01"  # this one and the form of the messages are the RFC's
-_YES = (b"200", b"OK", b"", b"")  # there is no answer "not yet", and after a "no" a peer of libzmq's comes no more
+_NO = (b"400", b"this key is not known here", b"", b"")
+"""There is no answer "not yet", and after a "no" a peer of libzmq's comes no more."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A connection that waits: to whom the answer goes, the number of the request, and since when."""
+    """A connection that waits: to whom the answer goes, the number of the request, and since when.
+
+    address: the peer's. key: its public key; empty where the connection has no CURVE.
+    """
 
     session: bytes
     number: bytes
     since: float
+    address: str = ""
+    key: str = ""
 
 
 @dataclass(slots=True)
@@ -57,7 +73,11 @@ class Admission:
     computer can have all of it. A flood from many addresses is slowed down at each of them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, security: Server | None = None) -> None:
+        """security: whose keys may connect where there is CURVE."""
+        self._security = security
+        self._admitted: set[str] = set()
+        self.refusals = Refusals(logger)
         self._slowed: dict[str, _Slowed] = {}
         self._waiting: dict[str, list[Request]] = {}
         self._lock = threading.Lock()
@@ -74,14 +94,42 @@ class Admission:
                 del self._slowed[next(iter(self._slowed))]
             self._slowed[computer] = _Slowed(now + SLOWED_S, now + _NEWCOMER_S)
 
-    def ask(self, address: str, request: Request) -> None:
-        """Somebody at `address` wants to connect."""
-        waiting = self._waiting.setdefault(_computer(address), [])
+    def ask(self, request: Request) -> None:
+        """Somebody wants to connect."""
+        waiting = self._waiting.setdefault(_computer(request.address), [])
         if len(waiting) < _MOST_WAITING:
             waiting.append(request)
 
+    def answer(self, request: Request) -> tuple[bytes, bytes, bytes, bytes]:
+        """Status code, text, user id and metadata of the answer to a request that waits no longer."""
+        key, security = request.key, self._security
+        if not key or (security is not None and self._knows(security, key)):
+            return b"200", b"OK", key.encode(), b""
+        self.refusals.add(ip_of(request.address) or request.address, f"its key is not known here: {key}")
+        return _NO
+
+    def _knows(self, security: Server, key: str) -> bool:
+        if not security.admits(key) and not security.may_enrol(key):
+            _look_at(security)  # it may have been admitted a moment ago
+        if not security.admits(key):
+            return security.may_enrol(key)
+        with self._lock:
+            self._admitted.add(key)
+        return True
+
+    def removed(self) -> set[str]:
+        """Keys that were admitted and are not on the ring any more, each once."""
+        security = self._security
+        if security is None:
+            return set()
+        _look_at(security)
+        with self._lock:
+            gone = {key for key in self._admitted if not security.admits(key)}
+            self._admitted -= gone
+        return gone
+
     def admitted(self, now: float) -> list[Request]:
-        """Those who may connect now; they wait no longer."""
+        """Those who are to be answered now; they wait no longer."""
         admitted: list[Request] = []
         for computer, waiting in list(self._waiting.items()):
             with self._lock:
@@ -102,6 +150,14 @@ class Admission:
     @property
     def anybody_waits(self) -> bool:
         return bool(self._waiting)
+
+
+def _look_at(security: Server) -> None:
+    """Have the ring read its files again. Whatever is wrong with them, its threads must go on."""
+    try:
+        security.ring.look()
+    except (DllamaError, OSError) as error:
+        logger.error("the keys stay as they were: %s", error)
 
 
 def _computer(address: str) -> str:
@@ -151,12 +207,14 @@ class _Handler:
                         self._requests.unbind(_ENDPOINT)
                         return
                     _, _, number, domain, address = frames[:5]
+                    key = z85.encode(frames[7]).decode() if frames[6:7] == [b"CURVE"] else ""
                     admission = self.admissions.get(domain)
                     if admission is not None:
-                        admission.ask(address.decode(), Request(session, number, time.monotonic()))
+                        admission.ask(Request(session, number, time.monotonic(), address.decode(), key))
                 for admission in list(self.admissions.values()):
                     for request in admission.admitted(time.monotonic()):
-                        self._requests.send_multipart([request.session, b"", b"1.0", request.number, *_YES])
+                        answer = admission.answer(request)
+                        self._requests.send_multipart([request.session, b"", b"1.0", request.number, *answer])
         except zmq.ZMQError:  # the context is being ended
             return
         finally:
@@ -168,12 +226,12 @@ _handlers: dict[int, _Handler] = {}  # by the address of the context
 _lock = threading.Lock()
 
 
-def admission_to(socket: zmq.Socket[bytes]) -> tuple[Admission, Callable[[], None]]:
+def admission_to(socket: zmq.Socket[bytes], security: Server | None = None) -> tuple[Admission, Callable[[], None]]:
     """What decides on the newcomers at `socket`, which is not bound yet; and what ends that, before it is closed.
 
     Raises RuntimeError where the system has no thread left.
     """
-    key, domain, admission = socket.context.underlying, secrets.token_hex(8).encode(), Admission()
+    key, domain, admission = socket.context.underlying, secrets.token_hex(8).encode(), Admission(security)
     with _lock:
         handler = _handlers.get(key)
         if handler is None or not handler.is_alive:  # that of a context that has ended
@@ -189,4 +247,5 @@ def admission_to(socket: zmq.Socket[bytes]) -> tuple[Admission, Callable[[], Non
                     del _handlers[key]
 
     socket.set(zmq.ZAP_DOMAIN, domain)
+    socket.set(zmq.ZAP_ENFORCE_DOMAIN, 1)  # else who comes while nobody decides is let in, whatever its key is
     return admission, end

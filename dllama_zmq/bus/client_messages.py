@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from dllama_zmq.bus.codec import Kinds
-from dllama_zmq.bus.messages import Big, Count, Message, Name, Seconds, Text
+from dllama_zmq.bus.messages import Big, Count, Enroll, Message, Name, Seconds, Text
 from dllama_zmq.bus.prompts import AnyPrompt
 from dllama_zmq.bus.text_messages import (
     AskModel,
@@ -303,6 +303,7 @@ class Status(Message, frozen=True):
 
     oversubscribed: the root's computer has fewer cores than its nodes have threads; which of them is last is chance, so
     none is named. recent: by phase, the last 10 to 20 s of steps. api: the URL of its API server; empty: it has none.
+    refused: connections that were not let in, by the address they came from.
     """
 
     id: Big
@@ -325,6 +326,7 @@ class Status(Message, frozen=True):
     steps: dict[str, int]
     tokens: dict[str, int]
     sampled: dict[str, int]
+    refused: dict[str, int]
     nodes: list[NodeStatus]
     recent: dict[str, PhaseTimes]
     traffic: list[TrafficRow]
@@ -336,7 +338,7 @@ class Stopping(Message, frozen=True):
     id: Big
 
 
-FROM_CLIENT = Kinds(Generate, Cancel, AskStatus, Stop, Tokenize, Detokenize, AskModel, Embed)
+FROM_CLIENT = Kinds(Generate, Cancel, AskStatus, Stop, Tokenize, Detokenize, AskModel, Embed, Enroll)
 TO_CLIENT = Kinds(
     Queued, Started, Prefill, Piece, Done, Error, Status, Stopping, Tokens, Detokenized, Model, Embedding
 )  # fmt: skip

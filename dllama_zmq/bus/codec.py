@@ -20,6 +20,8 @@ from dllama_zmq.bus.messages import (
     Bye,
     Candidates,
     Credit,
+    Enroll,
+    Enrolled,
     Fault,
     Frame,
     Heard,
@@ -51,8 +53,8 @@ class Kinds(dict[str, type[Message]]):
         self.decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(reduce(or_, messages))
 
 
-TO_WORKER = Kinds(Beacon, Step, Sum, More, Bye, Welcome, Refuse, Plan, Weights, Ping)
-TO_ROOT = Kinds(Join, Credit, Preparing, Loaded, Heard, Partial, Candidates, Fault, Missed)
+TO_WORKER = Kinds(Beacon, Step, Sum, More, Bye, Welcome, Refuse, Enrolled, Plan, Weights, Ping)
+TO_ROOT = Kinds(Join, Enroll, Credit, Preparing, Loaded, Heard, Partial, Candidates, Fault, Missed)
 
 _VERSION = msgspec.msgpack.encode(PROTOCOL)
 

@@ -7,6 +7,8 @@ over which connection they came (ZMQ_SRCFD), and the difference of the two lies 
 
 A connection is also ended where a peer without a place in the cluster sends messages faster than a worker that joins.
 The next connections from its address are admitted one by one; other addresses do not wait (`admission.py`).
+
+So is the connection of a peer whose key is removed from the ring.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ import zmq
 from dllama_zmq.bus.addresses import ip_of
 from dllama_zmq.bus.admission import SLOWED_S, admission_to
 from dllama_zmq.bus.complaints import Complaints
+from dllama_zmq.bus.security import Server, why_refused
 from dllama_zmq.bus.sockets import Bounds
 from dllama_zmq.reporting import human_bytes
 
@@ -39,13 +42,19 @@ LOOK_S = 0.02
 HURRY_S = 0.004
 """How often connections are looked at, and how often for SLOWED_S after one was cut: libzmq takes in 2.5 GB/s."""
 _IDLE_LOOK_S = 1.0  # while all are trusted: one may be so no longer
-_EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED | zmq.EVENT_MONITOR_STOPPED
+_FAILED = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+_EVENTS = (
+    zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED | zmq.EVENT_MONITOR_STOPPED
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+)  # fmt: skip
 _SO_COOKIE = 57
 _RECEIVED_AT = 128  # tcpi_bytes_received in struct tcp_info, since Linux 4.1
 _RTT_AT = 68  # tcpi_rtt, in us
 _MESSAGES, _MESSAGES_S = 16, 2.0
 """What a peer without a place in the cluster may send: at first, and more per second. It joins once a second."""
-_IDLE_BYTES_S = 256  # heartbeats of both sides are 64 bytes/s, joins 150
+_IDLE_BYTES_S, _SECURED_BYTES_S = 256, 640
+"""Heartbeats of both sides are 64 bytes/s, joins 150; with CURVE, which adds 33 bytes to each frame, 330 and 180."""
+_LOOK_AT_RING_S = 1.0
 _MOST_AT_ONCE = 64  # connections looked at in one go, so that a thousand of them take no core
 
 
@@ -57,6 +66,7 @@ class _Connection:
     n_messages: int = 0
     read_bytes: int = 0
     trusted: bool = False
+    key: str = ""  # of the peer, once it has said something
 
     @property
     def watched(self) -> bool:
@@ -66,17 +76,21 @@ class _Connection:
 class Guard:
     """The connections of one bound socket. `took` and `trust` are for the socket's own thread."""
 
-    def __init__(self, socket: zmq.Socket[bytes], bounds: Bounds) -> None:
+    def __init__(self, socket: zmq.Socket[bytes], bounds: Bounds, security: Server | None = None) -> None:
         """Before the socket is bound. Raises RuntimeError where the system has no thread left."""
         self._socket = socket
         self._bounds = bounds
+        self._idle_bytes_s = _IDLE_BYTES_S if security is None else _SECURED_BYTES_S
         self._connections: dict[int, _Connection] = {}
         self._next = 0
         self._complaints = Complaints(logger)
         self._hurry_until = 0.0
-        self._admission, self._end_admission = admission_to(socket)
+        self._admission, self._end_admission = admission_to(socket, security)
+        self._failure: int | None = None  # of the handshake whose connection ends next
+        self._secured = security is not None
         self._address = f"inproc://guard-{secrets.token_hex(8)}"
-        socket.monitor(self._address, _EVENTS)
+        left = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL if self._secured else 0
+        socket.monitor(self._address, _EVENTS | left)
         self._listens = threading.Event()
         self._thread = threading.Thread(target=self._run, name="guard", daemon=True)
         try:
@@ -115,6 +129,16 @@ class Guard:
         if connection is not None:
             connection.trusted = True
 
+    def is_of(self, descriptor: int, key: str) -> None:
+        """The peer of this connection has that public key; empty: none."""
+        connection = self._connections.get(descriptor)
+        if connection is not None:
+            connection.key = key
+
+    def refused(self) -> dict[str, int]:
+        """How often a handshake was refused, by the peer's address."""
+        return self._admission.refusals.counts()
+
     def cut(self, descriptor: int) -> None:
         """End this connection, and free what lies unread of it."""
         connection = self._connections.pop(descriptor, None)
@@ -139,7 +163,7 @@ class Guard:
         # Made here, where no signal can come between a socket and what closes it; of a shadow of the context, so that
         # `destroy` in another thread leaves it to this one, which hears of it.
         self._events: zmq.Socket[bytes] = zmq.Context.shadow(self._socket.context).socket(zmq.PAIR)
-        looked = 0.0
+        looked, looked_at_ring = 0.0, time.monotonic()
         try:
             self._events.set(zmq.RCVHWM, 0)
             self._events.set(zmq.LINGER, 0)
@@ -152,6 +176,9 @@ class Guard:
                 if watched and now >= looked + every_s:  # also while connections come and go without a pause
                     self._look()
                     looked = now
+                if now >= looked_at_ring + _LOOK_AT_RING_S:
+                    self._cut_removed()
+                    looked_at_ring = now
                 if self._events.poll(round(every_s * 1000)) and not self._take_event():
                     return
         except zmq.ZMQError:  # the context is being ended
@@ -165,13 +192,31 @@ class Guard:
         kind, descriptor = struct.unpack("=Hi", self._events.recv_multipart()[0])
         if kind == zmq.EVENT_MONITOR_STOPPED:
             return False
-        if kind == zmq.EVENT_ACCEPTED:
+        if kind & _FAILED:
+            self._failure = descriptor  # the end of the same connection is the next event of libzmq's one thread
+        elif kind == zmq.EVENT_ACCEPTED:
             cookie = _cookie(descriptor)
             address = _peer_address(descriptor) if cookie else ""
             self._connections[descriptor] = _Connection(cookie, address, time.monotonic())
         else:
-            self._connections.pop(descriptor, None)
+            connection = self._connections.pop(descriptor, None)
+            if self._failure is not None and connection is not None:
+                self._admission.refusals.add(connection.address, why_refused(self._failure, self._secured))
+            self._failure = None
         return True
+
+    def _cut_removed(self) -> None:
+        """End connections whose key is not on the ring any more.
+
+        Also those of which it is not known whose they are: a subscriber says nothing. The others come again at once.
+        """
+        gone = self._admission.removed()
+        if not gone:
+            return
+        cut = [fd for fd, c in list(self._connections.items()) if c.cookie and (c.key in gone or not c.key)]
+        logger.info("keys removed n=%d connections closed=%d", len(gone), len(cut))
+        for descriptor in cut:
+            self.cut(descriptor)
 
     def _look(self) -> None:
         now = time.monotonic()
@@ -179,7 +224,7 @@ class Guard:
         first = self._next if self._next < len(connections) else 0
         self._next = first + _MOST_AT_ONCE
         for descriptor, connection in connections[first : self._next]:
-            allowed = self._bounds.held_bytes + connection.read_bytes + _IDLE_BYTES_S * (now - connection.since)
+            allowed = self._bounds.held_bytes + connection.read_bytes + self._idle_bytes_s * (now - connection.since)
             received = _received_bytes(descriptor)
             if received > allowed:
                 unread = human_bytes(received - connection.read_bytes)

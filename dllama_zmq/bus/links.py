@@ -8,9 +8,9 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import zmq
@@ -22,6 +22,7 @@ from dllama_zmq.bus.complaints import Complaints
 from dllama_zmq.bus.messages import Bye, Frame, Join, Message, Ping
 from dllama_zmq.bus.meter import Meter
 from dllama_zmq.bus.peers import PeerGone, Peers, bind_guarded, close_guarded
+from dllama_zmq.bus.security import Peer, Server
 from dllama_zmq.errors import ProtocolError, RootLost
 
 logger = logging.getLogger(__name__)
@@ -32,12 +33,16 @@ _BYE = Bye.__name__.lower()
 
 @dataclass(frozen=True, slots=True)
 class Endpoints:
-    """Where the root listens. Each list may hold tcp, ipc and inproc addresses; `local_*` are for the same host."""
+    """Where the root listens. Each list may hold tcp, ipc and inproc addresses; `local_*` are for the same host.
+
+    security: whose keys may connect from other computers; None: anybody may.
+    """
 
     steps: Sequence[str]
     replies: Sequence[str]
     local_steps: str = ""
     local_replies: str = ""
+    security: Server | None = None
 
     def of(self, local: bool) -> tuple[str, str]:
         """The steps and replies addresses for a worker, which is `local` or not.
@@ -76,11 +81,14 @@ class RootLink:
         self.spin_s = spin_s
         self._complaints = Complaints(logger)
         self._leaving: set[bytes] = set()
-        self.steps, self._guard = bind_guarded(context, zmq.PUB, endpoints.all_steps(), sockets.STEPS)
+        self.security = endpoints.security
+        hears = None if self.security is None else replace(self.security, admits_tokens=False)
+        self.steps, self._guard = bind_guarded(context, zmq.PUB, endpoints.all_steps(), sockets.STEPS, hears)
         try:
             self._peers = Peers(
-                context, endpoints.all_replies(), sockets.REPLIES, lambda identity: name_of(identity) is not None
-            )
+                context, endpoints.all_replies(), sockets.REPLIES, lambda identity: name_of(identity) is not None,
+                self.security,
+            )  # fmt: skip
         except BaseException:
             close_guarded(self.steps, self._guard)
             raise
@@ -159,18 +167,33 @@ class RootLink:
         """See `Peers.round_trip_s`."""
         return self._peers.round_trip_s(identity)
 
+    def key(self, identity: bytes) -> str:
+        """See `Peers.key`."""
+        return self._peers.key(identity)
+
+    def refused(self) -> dict[str, int]:
+        """How often a handshake was refused on either socket, by the peer's address."""
+        of_steps = {} if self._guard is None else self._guard.refused()
+        return dict(Counter(of_steps) + Counter(self._peers.refused()))
+
 
 class WorkerLink:
     """DEALER and SUB of a worker. Both directions from the root are read as one stream of messages."""
 
     def __init__(
-        self, context: zmq.Context[zmq.Socket[bytes]], root: str, identity: bytes, spin_s: float, watch: bool = True
-    ) -> None:
-        self._context = context
+        self, context: zmq.Context[zmq.Socket[bytes]], root: str, identity: bytes, spin_s: float, watch: bool = True,
+        security: Peer | None = None,
+    ) -> None:  # fmt: skip
+        self._context, self._security = context, security
         self.spin_s = spin_s
         self._complaints = Complaints(logger)
-        self.replies = sockets.connect(context, zmq.DEALER, root, identity)
-        self._disconnects = sockets.Disconnects(self.replies) if watch else None  # inproc has no such events
+        self._disconnects: sockets.Disconnects | None = None
+
+        def watched(socket: zmq.Socket[bytes]) -> None:
+            if watch:  # inproc has no such events
+                self._disconnects = sockets.Disconnects(socket, root, security)
+
+        self.replies = sockets.connect(context, zmq.DEALER, root, identity, security, watched)
         self.steps: zmq.Socket[bytes] | None = None
         self._kept: deque[tuple[Message, list[Frame]]] = deque()
         self._poller = self._new_poller()
@@ -179,8 +202,18 @@ class WorkerLink:
         """Hear what the root publishes at `endpoint`, and nothing of an earlier subscription."""
         if self.steps is not None:
             self.steps.close()
-        self.steps = sockets.connect(self._context, zmq.SUB, endpoint)
+        self.steps = sockets.connect(self._context, zmq.SUB, endpoint, security=self._security)
         self._poller = self._new_poller()
+
+    @property
+    def refusal(self) -> str:
+        """Why the handshake with the root failed last, as far as that is known; empty where it has not."""
+        return "" if self._disconnects is None else self._disconnects.refusal
+
+    @property
+    def refused(self) -> bool:
+        """The root has refused this link for good: only a new one can be admitted."""
+        return self._disconnects is not None and self._disconnects.refused
 
     def send(self, message: Message, arrays: Sequence[Frame] = ()) -> bool:
         """Send to the root. False where there is no connection: the message is lost."""

@@ -11,7 +11,7 @@ import msgspec
 
 from dllama_zmq.spec import FloatType
 
-PROTOCOL = 5
+PROTOCOL = 6
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 """ZMQ_MAXMSGSIZE of every socket that a peer can send arrays to: 64 tokens of a width of 2^18 in f32."""
 
@@ -145,6 +145,12 @@ class Refuse(Message, frozen=True):
     again: bool
 
 
+class Enrolled(Message, frozen=True):
+    """Answer to Enroll: your key is admitted. `name`: the worker or client it is now; empty: any that is free."""
+
+    name: Name
+
+
 class Plan(Message, frozen=True):
     """What to hold: the model's numbers, how many nodes share it, room for `pages` pages of keys and values.
 
@@ -196,6 +202,15 @@ class Join(Message, frozen=True):
     host_name: Name
     threads: Count
     free_bytes: Big | None
+
+
+class Enroll(Message, frozen=True):
+    """Admit this public key (Z85), which connects next. Its sender has connected with the secret of a token.
+
+    Answered with Enrolled or Refuse. A token's holder may say nothing else.
+    """
+
+    public: Name
 
 
 class Credit(Message, frozen=True):

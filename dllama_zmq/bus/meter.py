@@ -1,7 +1,8 @@
 """Counts what crosses the bus: messages, payload bytes and wire bytes by node, direction, kind and phase.
 
 Payload is array frames. Wire is payload, headers and ZMTP framing (rfc.zeromq.org/spec/23): 2 bytes before a frame of
-up to 255 bytes, 9 before a longer one. What TCP/IP adds beneath is not counted.
+up to 255 bytes, 9 before a longer one. Where a node's connection has CURVE, each frame has 33 bytes more. What TCP/IP
+adds beneath is not counted.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from dllama_zmq.bus.messages import Frame
+from dllama_zmq.bus.security import SEAL_BYTES
 
 Direction = Literal["sent", "received"]
 Phase = Literal["idle", "prompt", "mixed", "prediction", "void"]
@@ -27,10 +29,11 @@ class Tally:
     messages: int = 0
     payload_bytes: int = 0
     wire_bytes: int = 0
+    sealed: bool = False
 
     def add_array(self, header_bytes: int, array_bytes: int) -> None:
         """One message more, of a header and one array."""
-        self.add(array_bytes, frame_bytes(header_bytes) + frame_bytes(array_bytes))
+        self.add(array_bytes, frame_bytes(header_bytes, self.sealed) + frame_bytes(array_bytes, self.sealed))
 
     def add(self, payload_bytes: int, wire_bytes: int) -> None:
         """One message more."""
@@ -42,13 +45,14 @@ class Tally:
 _Key: TypeAlias = tuple[str, Direction, str, Phase]
 
 
-def wire_bytes(frames: Sequence[Frame]) -> int:
-    """Bytes of a multipart message with ZMTP framing."""
-    return sum(frame_bytes(len(frame)) for frame in frames)
+def wire_bytes(frames: Sequence[Frame], sealed: bool = False) -> int:
+    """Bytes of a multipart message with ZMTP framing; sealed: over a connection with CURVE."""
+    return sum(frame_bytes(len(frame), sealed) for frame in frames)
 
 
-def frame_bytes(size: int) -> int:
-    """Bytes of a frame of `size` bytes with ZMTP framing."""
+def frame_bytes(size: int, sealed: bool = False) -> int:
+    """Bytes of a frame of `size` bytes with ZMTP framing; sealed: over a connection with CURVE."""
+    size += SEAL_BYTES if sealed else 0
     return size + (2 if size < 256 else 9)
 
 
@@ -57,14 +61,16 @@ class Meter:
 
     def __init__(self) -> None:
         self.phase: Phase = "idle"
+        self.sealed: set[str] = set()
+        """The nodes whose connections have CURVE, now."""
         self._tallies: dict[_Key, Tally] = {}
 
     def count(self, nodes: Iterable[str], direction: Direction, kind: str, frames: Sequence[Frame]) -> None:
         """One message to (or from) each of `nodes`."""
-        wire = wire_bytes(frames)
         payload = sum(len(frame) for frame in frames[1:])
         for node in nodes:
-            self.tally(node, direction, kind).add(payload, wire)
+            tally = self.tally(node, direction, kind)
+            tally.add(payload, wire_bytes(frames, tally.sealed))
 
     def tally(self, node: str, direction: Direction, kind: str) -> Tally:
         """The row of the present phase that such a message counts in; whoever counts many of them keeps it."""
@@ -99,4 +105,5 @@ class Meter:
         tally = self._tallies.get(key)
         if tally is None:
             tally = self._tallies[key] = Tally(*key)
+        tally.sealed = key[0] in self.sealed
         return tally

@@ -7,7 +7,7 @@ import sys
 import termios
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import TypeVar, cast
+from typing import NamedTuple, TypeVar, cast
 
 import zmq
 
@@ -16,6 +16,7 @@ from dllama_zmq.bus.addresses import ip_of
 from dllama_zmq.bus.guard import Guard
 from dllama_zmq.bus.messages import Frame
 from dllama_zmq.bus.meter import wire_bytes
+from dllama_zmq.bus.security import Server
 
 T = TypeVar("T")
 _MOST_REMEMBERED = 4096
@@ -31,6 +32,17 @@ class PeerBehind(PeerGone):
     """The peer's queue is full. Over TCP it has been cut off; over ipc it may read on, and has lost a message."""
 
 
+class _Connection(NamedTuple):
+    """Of a peer: libzmq's descriptor, -1 where there is none, its address, and its public key, empty without CURVE."""
+
+    descriptor: int = -1
+    address: str = ""
+    key: str = ""
+
+
+_NOBODY = _Connection()
+
+
 class Peers:
     """The peers at a ROUTER.
 
@@ -43,12 +55,14 @@ class Peers:
         endpoints: Sequence[str],
         bounds: sockets.Bounds,
         is_known: Callable[[bytes], bool] = lambda identity: False,
+        security: Server | None = None,
     ) -> None:
         """Raises BusError where an endpoint cannot be bound."""
         self._is_known = is_known
         self._in_all = bounds.in_all
-        self._connections: OrderedDict[bytes, tuple[int, str]] = OrderedDict()
-        self.socket, self._guard = bind_guarded(context, zmq.ROUTER, endpoints, bounds)
+        self.security = security
+        self._connections: OrderedDict[bytes, _Connection] = OrderedDict()
+        self.socket, self._guard = bind_guarded(context, zmq.ROUTER, endpoints, bounds, security)
 
     def receive(self, until: float, spin_s: float) -> list[Frame] | None:
         """The next message, its first frame the identity; None when time.monotonic() passes `until`."""
@@ -70,25 +84,33 @@ class Peers:
 
     def cut(self, identity: bytes) -> None:
         """End a peer's connection, where it is one of TCP."""
-        descriptor, _ = self._connections.pop(identity, (-1, ""))
+        connection = self._connections.pop(identity, _NOBODY)
         if self._guard is not None:
-            self._guard.cut(descriptor)
+            self._guard.cut(connection.descriptor)
 
     def address(self, identity: bytes) -> str:
         """Where a peer speaks from: an IP address, `localhost:UID:GID:PID` over ipc, empty where it is not known."""
-        found = self._connections.get(identity, (-1, ""))[1]
+        found = self._of(identity).address
         return ip_of(found) or found
+
+    def key(self, identity: bytes) -> str:
+        """The public key of a peer that has said something; empty where its connection has no CURVE."""
+        return self._of(identity).key
+
+    def refused(self) -> dict[str, int]:
+        """See `Guard.refused`."""
+        return {} if self._guard is None else self._guard.refused()
 
     def round_trip_s(self, identity: bytes) -> float | None:
         """The kernel's estimate of the round trip to a peer; None where it has none, as over ipc."""
-        return None if self._guard is None else self._guard.round_trip_s(self._connections.get(identity, (-1, ""))[0])
+        return None if self._guard is None else self._guard.round_trip_s(self._of(identity).descriptor)
 
     def unread_bytes(self, identity: bytes) -> int:
         """What the kernel holds of that was sent to a peer and not read, or not acknowledged; 0 where that is unknown.
 
         As long as libzmq holds more of it, the kernel's part does not become less.
         """
-        descriptor, _ = self._connections.get(identity, (-1, ""))
+        descriptor = self._of(identity).descriptor
         try:
             found = fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4)) if descriptor >= 0 else bytes(4)
         except OSError:
@@ -98,6 +120,9 @@ class Peers:
     def close(self, linger_ms: int = 0) -> None:
         """Close the socket; what was sent has `linger_ms` to leave."""
         close_guarded(self.socket, self._guard, linger_ms)
+
+    def _of(self, identity: bytes) -> _Connection:
+        return self._connections.get(identity, _NOBODY)
 
     def _take(self, socket: zmq.Socket[bytes]) -> list[Frame] | None:
         for _ in range(_MOST_DROPPED):
@@ -120,27 +145,33 @@ class Peers:
         if self._guard is not None and known:
             self._guard.trust(descriptor)
         elif self._guard is not None:
-            wanted = self._guard.took(descriptor, wire_bytes(frames[1:]))
+            wanted = self._guard.took(descriptor, wire_bytes(frames[1:], sealed=self.security is not None))
             if self._in_all and not wanted and not address.startswith(_OVER_IPC):
                 return False
-        self._connections[identity] = descriptor, address
+        key = ""
+        if self.security is not None and self._guard is not None:
+            key = _of(first, "User-Id", "")
+            self._guard.is_of(descriptor, key)
+        self._connections[identity] = _Connection(descriptor, address, key)
         if len(self._connections) > _MOST_REMEMBERED:
             self._connections.popitem(last=False)
         return True
 
 
 def bind_guarded(
-    context: zmq.Context[zmq.Socket[bytes]], kind: int, endpoints: Sequence[str], bounds: sockets.Bounds
-) -> tuple[zmq.Socket[bytes], Guard | None]:
+    context: zmq.Context[zmq.Socket[bytes]], kind: int, endpoints: Sequence[str], bounds: sockets.Bounds,
+    security: Server | None = None,
+) -> tuple[zmq.Socket[bytes], Guard | None]:  # fmt: skip
     """A socket bound to every endpoint, and its guard where one of them is TCP: others are this user's own.
 
-    Raises BusError where an endpoint cannot be bound.
+    security: whose keys may connect from other computers; None: anybody may. Raises BusError where an endpoint cannot
+    be bound.
     """
     socket, guard = sockets.bounded(context, kind, bounds), None
     try:
         if any(endpoint.startswith("tcp://") for endpoint in endpoints):
-            guard = Guard(socket, bounds)
-        sockets.bind(socket, endpoints)
+            guard = Guard(socket, bounds, security)
+        sockets.bind_secured(socket, endpoints, bounds, security)
     except BaseException:
         close_guarded(socket, guard)
         raise

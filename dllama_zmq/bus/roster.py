@@ -90,6 +90,7 @@ class Roster:
         join: Join,
         address: str = "",
         obstacle: Callable[[Member, Join], str] = lambda place, join: "",
+        may_be: Collection[str] | None = None,
     ) -> Member | Refuse:
         """Give the worker a place, its own where it names one, or say why there is none.
 
@@ -98,21 +99,27 @@ class Roster:
 
         A name that is taken may be asked for again: its holder may be dead and not yet known to be.
         obstacle: why the worker is not fit for that place, in words for it and for people; empty where it is.
+        may_be: the names that its key is bound to; None: it has come without a key, and may have any.
         """
         names = [member.name for member in self.members]
         if join.name and join.name not in names:
             return Refuse(
                 f"no worker of this cluster is called {join.name!r}; its workers are {', '.join(names)}", again=False
             )
+        own = names if may_be is None else [name for name in names if name in may_be]
+        if join.name not in ("", *own):
+            with_it = f"with its key it may be {', '.join(own)}" if own else "its key is that of no worker"
+            return Refuse(f"its key is not that of {join.name!r}; {with_it}", again=False)
         place = self.find(identity) or next((m for m in self.members if m.name == join.name), None)
         if place is None:
-            place = self._free_place(address)
+            place = self._free_place(address, own)
         elif place.state is not State.ABSENT and place.identity != identity:
             return Refuse(f"{place.name} is already here (process {place.pid})", again=True)
         if place is not None and not self._may_have(place, join.pid, address):
             return Refuse(f"{place.name} is started by the root itself, on its own computer", again=False)
         if place is None:
-            return Refuse(f"all places of this cluster are taken: {', '.join(names)}", again=True)
+            which = "of this cluster" if may_be is None else "that its key may have"
+            return Refuse(f"all places {which} are taken: {', '.join(own)}", again=may_be is None or bool(own))
         if reason := obstacle(place, join):
             place.lost_reason = f"is not there: {reason}"
             return Refuse(reason, again=False)
@@ -121,9 +128,9 @@ class Roster:
         self.new_epoch()
         return place
 
-    def _free_place(self, address: str) -> Member | None:
-        """For a worker without a name: the place of its address, else one of no address, else any."""
-        free = [m for m in self.members if m.state is State.ABSENT and m.name not in self.reserved]
+    def _free_place(self, address: str, names: Collection[str]) -> Member | None:
+        """One of `names` for a worker without a name: the place of its address, else one of no address, else any."""
+        free = [m for m in self.members if m.state is State.ABSENT and m.name in names and m.name not in self.reserved]
         here = [m for m in free if address in m.addresses]
         return next(iter(here or [m for m in free if not m.addresses] or free), None)
 

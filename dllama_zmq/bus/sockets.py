@@ -19,6 +19,7 @@ from zmq.constants import SocketOption
 
 from dllama_zmq.bus.addresses import reachable
 from dllama_zmq.bus.messages import MAX_FRAME_BYTES, Frame
+from dllama_zmq.bus.security import FAILED, REFUSED, SEAL_BYTES, Peer, Server, why_failed
 from dllama_zmq.errors import BusError
 
 SPIN_S = 300e-6
@@ -54,9 +55,10 @@ REPLIES = Bounds(send_messages=64, receive_messages=0, frame_bytes=MAX_FRAME_BYT
 """held_bytes is for who has no place in the cluster: it sends a join each second. A node fills no queue: one that
 freezes in mid-answer must be noticed by heartbeats (see `bounded`)."""
 CLIENTS = Bounds(
-    send_messages=4096, receive_messages=1, frame_bytes=600 << 10, held_bytes=1280 << 10, kernel_bytes=64 << 10
+    send_messages=4096, receive_messages=2, frame_bytes=600 << 10, held_bytes=1280 << 10, kernel_bytes=64 << 10
 )
-"""The longest prompt takes 512 KiB; two of them fit into what is held. The API server hears all tokens of its users: 50
+"""receive_messages: with 1, libzmq 4.3.5 reads nothing of a peer with CURVE, for the peer's identity fills the queue.
+The longest prompt takes 512 KiB; two of them fit into what is held. The API server hears all tokens of its users: 50
 requests with 40 tokens/s fill its queue in 2 s in which it does not run."""
 
 
@@ -99,6 +101,19 @@ def bounded(context: zmq.Context[zmq.Socket[bytes]], kind: int, bounds: Bounds) 
     return socket
 
 
+def bind_secured(socket: zmq.Socket[bytes], endpoints: Sequence[str], bounds: Bounds, security: Server | None) -> None:
+    """Bind to every endpoint; to those that `security` secures with CURVE. Raises as `bind` does.
+
+    A listener has the options that its socket had when it was bound.
+    """
+    secured = [endpoint for endpoint in endpoints if security is not None and security.secures(endpoint)]
+    bind(socket, [endpoint for endpoint in endpoints if endpoint not in secured])
+    if secured and security is not None:
+        security.apply(socket)
+        socket.set(SocketOption.MAXMSGSIZE, bounds.frame_bytes + SEAL_BYTES)
+        bind(socket, secured)
+
+
 def bind(socket: zmq.Socket[bytes], endpoints: Sequence[str]) -> None:
     """Bind to every endpoint. BusError names the one that is taken and what to do."""
     for endpoint in endpoints:
@@ -109,21 +124,24 @@ def bind(socket: zmq.Socket[bytes], endpoints: Sequence[str]) -> None:
 
 
 def connect(
-    context: zmq.Context[zmq.Socket[bytes]], kind: int, endpoint: str, identity: bytes = b""
-) -> zmq.Socket[bytes]:
+    context: zmq.Context[zmq.Socket[bytes]], kind: int, endpoint: str, identity: bytes = b"",
+    security: Peer | None = None, watch: Callable[[zmq.Socket[bytes]], None] = lambda socket: None,
+) -> zmq.Socket[bytes]:  # fmt: skip
     """A socket connected to `endpoint`; it connects, and connects again, in the background.
 
     A DEALER can send only while it is connected, and what it has not read goes with the connection (see `Connection`).
+    security: for TCP. watch: is called before it connects.
     Raises BusError where this is no address, or no name of a host.
     """
     address = reachable(endpoint)
-    socket = _connecting(context, kind)
+    socket = _connecting(context, kind, address, security)
     if identity:
         socket.set(SocketOption.IDENTITY, identity)
     if kind == zmq.DEALER:
         socket.set(SocketOption.IMMEDIATE, 1)  # nothing is queued for a peer that is away, to arrive much too late
     if kind == zmq.SUB:
         socket.set(SocketOption.SUBSCRIBE, b"")
+    watch(socket)
     _connect(socket, address)
     return socket
 
@@ -188,18 +206,27 @@ def readable(socket: zmq.Socket[bytes]) -> bool:
 
 
 class Disconnects:
-    """Tells when a connecting socket has lost its peer, which ZeroMQ otherwise hides."""
+    """Tells when a connecting socket has lost its peer, or was refused by it, which ZeroMQ otherwise hides."""
 
-    def __init__(self, socket: zmq.Socket[bytes]) -> None:
-        self._socket = socket
-        self.events = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+    def __init__(self, socket: zmq.Socket[bytes], endpoint: str = "", security: Peer | None = None) -> None:
+        """endpoint, security: of the peer, for words about it."""
+        self._socket, self._endpoint, self._security = socket, endpoint, security
+        self.events = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED | FAILED)
+        self.refusal = ""
+        """Why the last handshake failed, as far as that is known."""
+        self.refused = False
+        """That was the peer's last word: libzmq does not connect again."""
 
     def happened(self) -> bool:
         """Whether the peer has been lost since the last call."""
         lost = False
         while self.events.poll(0):
-            self.events.recv_multipart()
-            lost = True
+            kind, value = _event(self.events)
+            if kind & FAILED:
+                self.refusal = why_failed(kind, value, self._endpoint, self._security)
+                self.refused = self.refused or bool(kind & REFUSED)
+            else:
+                lost = True
         return lost
 
     def close(self) -> None:
@@ -215,12 +242,17 @@ class Connection:
     this sends while it is `up`, and makes another one when it has been `lost`: what has not left must not arrive later.
     """
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> None:
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, security: Peer | None = None) -> None:
         """Connects in the background. Raises BusError where this is no address, or no name of a host."""
         address = reachable(endpoint)
-        self.socket = _connecting(context, zmq.DEALER)
-        self._events = self.socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
-        self._up = self._lost = False
+        self._endpoint, self._security = endpoint, security
+        self.socket = _connecting(context, zmq.DEALER, address, security)
+        self._events = self.socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | FAILED)
+        self._up = self._lost = self._refused = False
+        self.refusal = ""
+        """Why the last handshake failed, as far as that is known."""
+        self.not_admitted = False
+        """The peer does not know this end's key."""
         _connect(self.socket, address)
 
     @property
@@ -229,8 +261,9 @@ class Connection:
         return int(self.socket.get(SocketOption.FD)), int(self._events.get(SocketOption.FD))
 
     def up(self, wait_s: float) -> bool:
-        """Whether there is a peer, or is one within `wait_s`."""
-        return self._await(wait_s, lambda: self._up)
+        """Whether there is a peer, or is one within `wait_s`; False at once where it refuses this end."""
+        self._await(wait_s, lambda: self._up or self._refused)
+        return self._up
 
     def lost(self, wait_s: float = 0.0) -> bool:
         """Whether a peer has been lost, ever, or is within `wait_s`."""
@@ -246,19 +279,37 @@ class Connection:
         until = time.monotonic() + wait_s
         while True:
             while self._events.poll(0):
-                (kind,) = struct.unpack_from("=H", self._events.recv_multipart()[0])
+                kind, value = _event(self._events)
                 self._up = kind == zmq.EVENT_HANDSHAKE_SUCCEEDED
-                self._lost = self._lost or not self._up
+                self._lost = self._lost or kind == zmq.EVENT_DISCONNECTED
+                if kind & FAILED:
+                    self.refusal = why_failed(kind, value, self._endpoint, self._security)
+                    self._refused = self._refused or bool(kind & REFUSED)
+                    self.not_admitted = kind == zmq.EVENT_HANDSHAKE_FAILED_AUTH
             if happened():
                 return True
             if not self._events.poll(max(0, round((until - time.monotonic()) * 1000))):
                 return False
 
 
-def _connecting(context: zmq.Context[zmq.Socket[bytes]], kind: int) -> zmq.Socket[bytes]:
+def _connecting(
+    context: zmq.Context[zmq.Socket[bytes]], kind: int, endpoint: str, security: Peer | None
+) -> zmq.Socket[bytes]:
     socket = _socket(context, kind)
     socket.set(SocketOption.HEARTBEAT_TTL, _DEAD_AFTER_MS)
+    if security is not None and endpoint.startswith("tcp://"):
+        security.apply(socket)
+        socket.set(SocketOption.MAXMSGSIZE, MAX_FRAME_BYTES + SEAL_BYTES)
     return socket
+
+
+def _event(events: zmq.Socket[bytes]) -> tuple[int, int]:
+    """What a monitor says next, and the value of it.
+
+    As zmq.utils.monitor reads it, which also brings asyncio into every process: 15 ms of its start.
+    """
+    kind, value = struct.unpack_from("=HI", events.recv_multipart()[0])
+    return int(kind), int(value)
 
 
 def _connect(socket: zmq.Socket[bytes], endpoint: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -194,6 +194,7 @@ def status_table(found: Status) -> RenderableType:
         *([f"chat and API: {found.api}"] if found.api else []),
         f"sync {found.sync}, kernels {found.kernels}, {found.seq_len} positions",
         _kv_words(found.kv),
+        *_refused(found.refused),
     )
     elsewhere = any(node.address for node in found.nodes)
     columns = ["node", *(["address"] if elsewhere else []), "state", "process", "weights", "KV cache", "note"]
@@ -217,6 +218,16 @@ def _kv_words(kv: KVStatus) -> str:
     if kv.cached_tokens:
         words += f"; {100 * kv.cached_tokens / kv.prompt_tokens:.0f}% of all prompt tokens were in it already"
     return words
+
+
+def _refused(refused: Mapping[str, int]) -> list[str]:
+    """Who was not let in, in one line, the most eager first."""
+    if not refused:
+        return []
+    counts = sorted(refused.items(), key=lambda item: -item[1])
+    listed = ", ".join(f"{count} from {address or 'an unknown address'}" for address, count in counts[:5])
+    more = f" and {len(counts) - 5} more addresses" if len(counts) > 5 else ""
+    return [f"connections refused: {listed}{more}; `dllama-zmq logs root` says why"]
 
 
 def _requests(requests: Sequence[RequestStatus]) -> list[RenderableType]:

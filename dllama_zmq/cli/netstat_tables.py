@@ -59,7 +59,7 @@ def report_tables(report: Report) -> RenderableType:
         Text(f"{report.cluster}: {report.state}, {plural(report.nodes, 'node')}, sync {report.sync}"),
         Text(f"model: {os.path.normpath(report.model)}"),
         Text("The root sends step x and sums; it receives partials and candidates."),
-        Text("Payload is arrays; wire is payload, headers and ZMTP framing."),
+        Text("Payload is arrays; wire is payload, headers and framing, by ZMTP and by CURVE."),
     ]
     if report.note:
         parts.append(Text(report.note))

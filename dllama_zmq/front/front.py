@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 
+import msgspec
 import zmq
 
 from dllama_zmq.bus import sockets
@@ -23,7 +25,8 @@ from dllama_zmq.bus.engine_messages import (
     Report,
     ToEngine,
 )
-from dllama_zmq.bus.messages import Message
+from dllama_zmq.bus.enrol import enrolled
+from dllama_zmq.bus.messages import Enroll, Message
 from dllama_zmq.bus.peers import PeerBehind, PeerGone, Peers
 from dllama_zmq.bus.text_messages import AskModel, Detokenize, Embed, Tokenize
 from dllama_zmq.errors import DllamaError, ProtocolError
@@ -90,7 +93,8 @@ class Front:
                 self._answer_clients()
                 requests.submit()
                 for client, status in self._reports.answers(requests.running, requests.queued):
-                    self._send(client, status)
+                    refused = dict(Counter(status.refused) + Counter(self._clients.refused()))
+                    self._send(client, msgspec.structs.replace(status, refused=refused))
                 requests.remind()
                 self._tell_behind()
             for request in [*requests.running, *requests.queued]:
@@ -148,7 +152,12 @@ class Front:
                 return
 
     def _answer(self, client: bytes, message: Message) -> None:
-        if isinstance(message, Generate | Embed):
+        security, key = self._clients.security, self._clients.key(client)
+        if isinstance(message, Enroll):
+            self._send(client, enrolled(security, key, message))
+        elif key and security is not None and not security.admits(key):
+            self._send(client, Error(0, "ClusterError", "this key may only enrol another one"))
+        elif isinstance(message, Generate | Embed):
             self._requests.add(client, message)
         elif isinstance(message, Cancel):
             self._requests.cancel(client, message.id)

@@ -14,6 +14,7 @@ from contextlib import suppress
 
 from dllama_zmq.bus import sockets
 from dllama_zmq.bus.peers import Peers
+from dllama_zmq.bus.security import Server
 from dllama_zmq.errors import ClusterError
 from dllama_zmq.front.front import Front
 from dllama_zmq.own_code import signal_at_parents_end
@@ -27,8 +28,13 @@ _END_POLL_S = 0.01
 class FrontProcess:
     """A child process that runs a Front. It ends when this process does, or with `end`."""
 
-    def __init__(self, address: str, tokenizer: Tokenizer, close_fds: Sequence[int]) -> None:
-        """address: the ipc endpoint of the engine's PAIR socket. close_fds: what the child must not hold."""
+    def __init__(
+        self, address: str, tokenizer: Tokenizer, close_fds: Sequence[int], security: Server | None = None
+    ) -> None:
+        """address: the ipc endpoint of the engine's PAIR socket. close_fds: what the child must not hold.
+
+        security: whose keys clients on other computers may have; None: anybody may connect.
+        """
         readable, self._pipe = os.pipe()
         os.set_inheritable(readable, False)
         self._ended = ""
@@ -41,7 +47,7 @@ class FrontProcess:
             os.close(self._pipe)
             for descriptor in close_fds:
                 os.close(descriptor)
-            _be_front(address, readable, tokenizer)
+            _be_front(address, readable, tokenizer, security)
             code = 0
         except BaseException:
             logger.exception("the process that answers clients ends")
@@ -72,7 +78,7 @@ class FrontProcess:
                 time.sleep(_END_POLL_S)
 
 
-def _be_front(address: str, alive: int, tokenizer: Tokenizer) -> None:
+def _be_front(address: str, alive: int, tokenizer: Tokenizer, security: Server | None) -> None:
     """The child. Signals are for the root, which tells clients how it ends."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
@@ -83,7 +89,9 @@ def _be_front(address: str, alive: int, tokenizer: Tokenizer) -> None:
     os.close(nothing)
     context = sockets.Context()
     engine = sockets.pair(context, address)
-    Front(engine, alive, tokenizer, lambda endpoints: Peers(context, endpoints, sockets.CLIENTS)).run()
+    Front(
+        engine, alive, tokenizer, lambda endpoints: Peers(context, endpoints, sockets.CLIENTS, security=security)
+    ).run()
     context.destroy()
 
 

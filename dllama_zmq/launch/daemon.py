@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +15,7 @@ from dllama_zmq import __version__
 from dllama_zmq.bus import sockets
 from dllama_zmq.bus.addresses import ip_addresses
 from dllama_zmq.bus.links import Endpoints
+from dllama_zmq.bus.security import Server
 from dllama_zmq.cluster import Cluster, ClusterFile, is_loopback
 from dllama_zmq.constraint.matching import Vocabulary
 from dllama_zmq.errors import ClusterError, DllamaError
@@ -37,6 +39,7 @@ from dllama_zmq.root.report import ClusterFacts
 from dllama_zmq.root.root import Root, RootSettings
 from dllama_zmq.root.serving import Serving
 from dllama_zmq.sources import DEMO
+from dllama_zmq.trust import KeyPair, Ring, Role, own_key
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +84,7 @@ def run_cluster(
                 at_end_of_stdin(lambda: _leave(paths))
             cleanup.callback(paths.clear)  # libzmq leaves the files of its ipc sockets behind
             check_ports(cluster)
+            keys = own_key() if cluster.secured else None
             if lock is None:
                 api = listen(file)
             if api is not None:
@@ -92,7 +96,10 @@ def run_cluster(
             require_open_files(_FILES_OF_ROOT + _FILES_OF_PEER * len(cluster.workers))
         reporter.activity("")  # a thread that shows something now could leave a lock taken in the child for ever
         front = FrontProcess(
-            paths.ipc_front, tokenizer, [own_lock, *([] if api is None else [api.fileno()])]
+            paths.ipc_front,
+            tokenizer,
+            [own_lock, *([] if api is None else [api.fileno()])],
+            _security(file, Role.client, keys),
         )  # a signal waits: a child must not be unknown
         cleanup.callback(front.end, _FRONT_END_S)
         gateway = None if api is None else Gateway(file, paths, api, __version__)
@@ -102,7 +109,8 @@ def run_cluster(
         cleanup.callback(context.destroy)  # `term` would wait for ever for the sockets of half a root
         with interrupts.raised():
             root = Root(
-                context, model, root_settings(cluster), _endpoints(cluster, paths),
+                context, model, root_settings(cluster),
+                replace(_endpoints(cluster, paths), security=_security(file, Role.worker, keys)),
                 lambda done, total: public.activity("the root reads its part of the model", done, total),
             )  # fmt: skip
             cleanup.push(lambda kind, error, traceback: root.close(_why_down(root, error), stay=True))
@@ -160,6 +168,14 @@ def _endpoints(cluster: Cluster, paths: ClusterPaths) -> Endpoints:
     if not steps:
         return Endpoints([paths.ipc_steps], [paths.ipc_replies])
     return Endpoints(steps, replies, paths.ipc_steps, paths.ipc_replies)
+
+
+def _security(file: ClusterFile, role: Role, keys: KeyPair | None) -> Server | None:
+    """Whose keys may connect from other computers; None where nobody can, or anybody may.
+
+    One for each process: it reads the files again when they change.
+    """
+    return None if keys is None else Server(keys, Ring.of(file), role)
 
 
 def _listen(cluster: Cluster, port: Literal["steps", "replies", "clients"]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from dllama_zmq.bus.client_messages import NodeTimes, PhaseTimes, TrafficRow
 from dllama_zmq.bus.meter import Meter, Phase
@@ -18,8 +18,9 @@ class Ledger:
     """By phase, since the root began: steps, tokens, sampled rows, bytes predicted by node and kind; and what the last
     `recent_s` seconds of steps took."""
 
-    def __init__(self, plan: Plan, sync: Sync, names: list[str], recent_s: float) -> None:
-        self._plan = plan
+    def __init__(self, plan: Plan, sync: Sync, names: list[str], recent_s: float, sealed: Collection[str] = ()) -> None:
+        """sealed: the workers whose connections have CURVE, now."""
+        self._plan, self._sealed = plan, sealed
         self._sync = sync
         self._names = names
         self.steps: Counter[str] = Counter()
@@ -36,12 +37,15 @@ class Ledger:
         self.tokens[phase] += n_tokens
         self.sampled[phase] += len(asks)
         spec, sync, step = self._plan.spec, self._sync, self._step()
-        self._predict(phase, asks, lambda asked: predict_step(spec, sync, n_tokens, asked, step, n_pages, n_spans))
+        self._predict(
+            phase, asks,
+            lambda asked, sealed: predict_step(spec, sync, n_tokens, asked, step, n_pages, n_spans, sealed),
+        )  # fmt: skip
 
     def add_more(self, phase: Phase, n_tokens: int, asks: Mapping[int, Ask]) -> None:
         """`asks` of the last step, which had `n_tokens` tokens, were asked again."""
         spec, step = self._plan.spec, self._step()
-        self._predict(phase, asks, lambda asked: predict_more(spec, n_tokens, asked, step))
+        self._predict(phase, asks, lambda asked, sealed: predict_more(spec, n_tokens, asked, step, sealed))
 
     def add_times(self, phase: Phase, n_tokens: int, wall_s: float, nodes: Mapping[str, NodeTimes]) -> None:
         """Seconds of one step, and of each node in it."""
@@ -75,11 +79,11 @@ class Ledger:
         self,
         phase: Phase,
         asks: Mapping[int, Ask],
-        predict: Callable[[tuple[Asked, ...]], dict[StepKind, Predicted]],
+        predict: Callable[[tuple[Asked, ...], bool], dict[StepKind, Predicted]],
     ) -> None:
         for name, part in zip(self._names, self._plan.slices[1:], strict=True):
             asked = tuple(Asked.of(ask, part.vocab) for ask in asks.values())
-            for kind, predicted in predict(asked).items():
+            for kind, predicted in predict(asked, name in self._sealed).items():
                 self._predicted[name, phase, kind, "payload"] += predicted.payload_bytes
                 self._predicted[name, phase, kind, "wire"] += predicted.wire_bytes
 

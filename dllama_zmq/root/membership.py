@@ -12,11 +12,13 @@ from dataclasses import dataclass
 import msgspec
 
 from dllama_zmq.bus.complaints import Complaints
+from dllama_zmq.bus.enrol import enrolled
 from dllama_zmq.bus.links import Endpoints, RootLink, host_id
 from dllama_zmq.bus.messages import (
     Beacon,
     Bye,
     Credit,
+    Enroll,
     Fault,
     Frame,
     Heard,
@@ -127,6 +129,9 @@ class Membership:
         if isinstance(message, Join):
             self._welcome(identity, message)
             return
+        if isinstance(message, Enroll):
+            self._tell_stranger(identity, enrolled(self._link.security, self._link.key(identity), message))
+            return
         member = self._roster.find(identity)
         if member is None:  # given up, and it does not know: it has a place only if it joins again
             self._tell_stranger(identity, Bye(True, "this root does not know you"))
@@ -216,6 +221,10 @@ class Membership:
         for member in self._roster.members:
             if member.state is State.ABSENT:
                 continue
+            names = self._names_of(member.identity)
+            if names is not None and member.name not in names:
+                self._lose(member, f"has lost its key: it is not that of {member.name} any more")
+                continue
             if not self._send(member, Ping(self._roster.epoch, 0, 0)) or member.state is not State.LOADING:
                 continue
             if now > self._joined_at[member.node] + self._limits.load_s:
@@ -228,11 +237,14 @@ class Membership:
     def _welcome(self, identity: bytes, join: Join) -> None:
         if time.monotonic() > self._knocked_at + _KNOCK_S:  # a flood of joins must not fill the queues of the workers
             self.knock()  # so that a place whose holder has died is free
-        place = self._roster.join(identity, join, self._link.address(identity), self._room.too_small)
+        place = self._roster.join(
+            identity, join, self._link.address(identity), self._room.too_small, self._names_of(identity)
+        )
         if isinstance(place, Refuse):
             self._refusals.say("refused a worker pid=%d: %s", join.pid, place.reason)
             self._tell_stranger(identity, place)
             return
+        (self._link.meter.sealed.add if self._link.key(identity) else self._link.meter.sealed.discard)(place.name)
         local = join.host == host_id()
         steps, replies = self._endpoints.of(local)
         logger.info("joined %s node=%d pid=%d over=%s", place.name, place.node, place.pid, replies)
@@ -243,6 +255,11 @@ class Membership:
         self._have_heard.discard(place.node)
         if self._send(place, Welcome(place.node, place.name, steps, replies)):
             self._send(place, msgspec.structs.replace(self._plan, pages=self._room.give_pages(place, join)))
+
+    def _names_of(self, identity: bytes) -> frozenset[str] | None:
+        """The names that a worker's key is bound to; None where it has come without one, which the bus has admitted."""
+        key, security = self._link.key(identity), self._link.security
+        return security.ring.admits(key, security.role) if key and security is not None else None
 
     @property
     def n_pages(self) -> int:

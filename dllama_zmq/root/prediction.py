@@ -59,10 +59,10 @@ def as_wide_as(number: int) -> int:
 @lru_cache(maxsize=1024)
 def predict_step(
     spec: ModelSpec, sync: Sync, n_tokens: int, asked: tuple[Asked, ...], step: int = 1000, n_pages: int = 1,
-    n_spans: int = 1,
+    n_spans: int = 1, sealed: bool = False,
 ) -> dict[StepKind, Predicted]:  # fmt: skip
     """One step of `n_tokens` tokens, of whose last rows each asks a worker for something. `step` is its number since
-    the root began. n_pages: page ids of all its spans."""
+    the root began. n_pages: page ids of all its spans. sealed: the worker's connections have CURVE."""
     listed, masks = sum(row.n_listed for row in asked), [row.mask_bytes for row in asked if row.mask_bytes]
     traffic = step_traffic(spec, sync, n_tokens, [row.reply for row in asked], n_pages)
     batches = micro_batches(spec, n_tokens)
@@ -77,33 +77,35 @@ def predict_step(
     begin = Step(_EPOCH, step, [(_POSITION, n_tokens)] * n_spans, asks, arrays)
     middle = stages // 2 + 1  # most stages' numbers are as wide as that of the one in the middle
     rows = [[ArrayHead(sync, batch.stop - batch.start, spec.dim)] for batch in batches]
-    totals = sum(_wire(Sum(_EPOCH, step, middle, heads), heads) for heads in rows)
-    parts = sum(_wire(Partial(_EPOCH, step, middle, heads), heads) for heads in rows)
+    totals = sum(_wire(Sum(_EPOCH, step, middle, heads), heads, sealed) for heads in rows)
+    parts = sum(_wire(Partial(_EPOCH, step, middle, heads), heads, sealed) for heads in rows)
     return {
-        "step": Predicted(1, traffic.step_sent + 4 * listed + sum(masks), _wire(begin, arrays)),
+        "step": Predicted(1, traffic.step_sent + 4 * listed + sum(masks), _wire(begin, arrays, sealed)),
         "sum": Predicted(stages, traffic.sums_sent, 2 * spec.n_layers * totals),
         "partial": Predicted(stages, traffic.partials_received, 2 * spec.n_layers * parts),
-        "candidates": _candidates(step, stages + 1, asked),
+        "candidates": _candidates(step, stages + 1, asked, sealed),
     }
 
 
 @lru_cache(maxsize=1024)
-def predict_more(spec: ModelSpec, n_tokens: int, asked: tuple[Asked, ...], step: int) -> dict[StepKind, Predicted]:
+def predict_more(
+    spec: ModelSpec, n_tokens: int, asked: tuple[Asked, ...], step: int, sealed: bool = False
+) -> dict[StepKind, Predicted]:
     """What asking some of the last step's rows again adds to it; the arguments are those of `predict_step`."""
     stage = 2 * spec.n_layers * len(micro_batches(spec, n_tokens)) + 2
     return {
-        "more": Predicted(1, 0, _wire(More(_EPOCH, step, stage, [(n_tokens - 1, row.k) for row in asked]), [])),
-        "candidates": _candidates(step, stage, asked),
+        "more": Predicted(1, 0, _wire(More(_EPOCH, step, stage, [(n_tokens - 1, row.k) for row in asked]), [], sealed)),
+        "candidates": _candidates(step, stage, asked, sealed),
     }
 
 
-def _candidates(step: int, stage: int, asked: Sequence[Asked]) -> Predicted:
+def _candidates(step: int, stage: int, asked: Sequence[Asked], sealed: bool) -> Predicted:
     n_ids, n_logits = sum(row.reply.n_ids for row in asked), sum(row.reply.n_logits for row in asked)
     answer = [ArrayHead("i32", 1, n_ids), ArrayHead("f32", 1, n_logits), ArrayHead("f64", len(asked), 2)]
     heads = answer if asked else []
-    wire = _wire(Candidates(_EPOCH, step, stage, 0.5, 0.5, 0.5, heads), heads)
+    wire = _wire(Candidates(_EPOCH, step, stage, 0.5, 0.5, 0.5, heads), heads, sealed)
     return Predicted(1, sum(candidate_bytes(row.reply) for row in asked), wire)
 
 
-def _wire(message: Message, heads: Sequence[ArrayHead]) -> int:
-    return wire_bytes(encode(message)) + sum(frame_bytes(head.nbytes) for head in heads)
+def _wire(message: Message, heads: Sequence[ArrayHead], sealed: bool) -> int:
+    return wire_bytes(encode(message), sealed) + sum(frame_bytes(head.nbytes, sealed) for head in heads)

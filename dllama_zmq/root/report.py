@@ -99,6 +99,7 @@ def cluster_status(facts: ClusterFacts, engine: Engine) -> Status:
         steps=dict(ledger.steps),
         tokens=dict(ledger.tokens),
         sampled=dict(ledger.sampled),
+        refused=root.link.refused() if root.link is not None else {},
         nodes=nodes,
         recent=ledger.recent(),
         traffic=ledger.traffic(root.link.meter) if root.link is not None else [],

@@ -151,7 +151,8 @@ class Root:
                 self.link.close()
             raise
         model.forget_pages()
-        self.ledger = Ledger(self.plan, settings.sync, list(settings.names), settings.recent_s)
+        sealed = set[str]() if self.link is None else self.link.meter.sealed
+        self.ledger = Ledger(self.plan, settings.sync, list(settings.names), settings.recent_s, sealed)
         self._stopwatch = Stopwatch(self._exchange, None if self.link is None else self.link.meter, self._unnamed)
         self._phase: Phase = "idle"
         self._asks: Mapping[int, Ask] = {}  # of the last step, by row, and the logits of these rows

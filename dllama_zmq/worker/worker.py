@@ -41,6 +41,7 @@ from dllama_zmq.bus.messages import (
 )
 from dllama_zmq.bus.messages import Plan as PlanMessage
 from dllama_zmq.bus.native.exchange import EXCHANGE_KERNELS
+from dllama_zmq.bus.security import Peer
 from dllama_zmq.bus.star_worker import StarWorker
 from dllama_zmq.bus.worker_steps import StepVoid
 from dllama_zmq.errors import BusError, ClusterError, DllamaError, FormatError, PlanError, ProtocolError, RootLost
@@ -59,6 +60,7 @@ logger = logging.getLogger(__name__)
 CREDIT_PIECES = 4
 _JOIN_EVERY_S = 1.0
 _CONNECT_S = 0.05
+_REFUSED_S = 2.0  # until it tries again: its key may be admitted meanwhile
 _PORT = "its port for replies (5570 unless root.ports says another)"
 _SAY_FIRST_S, _SAY_EVERY_S = 2.0, 10.0
 _NEW_LINK_S = 5.0  # without an answer: the connection may be one that the root ignores
@@ -70,7 +72,8 @@ _PATIENCE_S = 10.0  # with a place that is taken: its holder's death is known af
 class WorkerSettings:
     """What a worker is told when it is started. `name` may be empty: the root gives it one.
 
-    oversubscribed: this host's nodes have more threads together than it has cores.
+    oversubscribed: this host's nodes have more threads together than it has cores. security: the keys for a root on
+    another computer; None: its bus is open.
     """
 
     root: str
@@ -80,6 +83,7 @@ class WorkerSettings:
     spin_s: float = sockets.SPIN_S
     version: str = ""
     watch: bool = True
+    security: Peer | None = None
 
 
 @dataclass(slots=True)
@@ -125,6 +129,7 @@ class Worker:
         self._has_connected = False
         self._next_word = 0.0
         self._patience: float | None = None
+        self._refusal = ""  # why the root did not let it connect, as far as that is known
 
     def stop(self) -> None:
         """Return from `run` within two seconds, or when the step it is in ends or is void."""
@@ -154,7 +159,8 @@ class Worker:
         """Serve the root at `address`; returns the address to go on with."""
         try:
             identity = f"{self._settings.name or 'worker'}-{secrets.token_hex(6)}".encode()  # of this connection alone
-            link = WorkerLink(self._context, address, identity, self._settings.spin_s, self._settings.watch)
+            settings = self._settings
+            link = WorkerLink(self._context, address, identity, settings.spin_s, settings.watch, settings.security)
         except BusError as error:
             if not self._has_connected:  # what was an address once may be one again
                 raise ClusterError(str(error)) from None
@@ -169,7 +175,7 @@ class Worker:
         welcome = self._join(link, address)
         if welcome is None:
             return address
-        self._next_word, self._patience = 0.0, None
+        self._next_word, self._patience, self._refusal = 0.0, None, ""
         replies = with_host_of(welcome.replies, address)
         if replies != address:
             return replies
@@ -202,7 +208,8 @@ class Worker:
         until = time.monotonic() + _NEW_LINK_S
         while not self._stopped and time.monotonic() < until:
             if time.monotonic() >= self._next_word:
-                why = f": {why_no_answer(address, _PORT)}" if self._next_word else ""
+                known = self._refusal or link.refusal
+                why = f": {known or why_no_answer(address, _PORT)}" if self._next_word or known else ""
                 logger.info("asking the root at %s for work%s", address, why)
                 self._on_state(f"waiting for a root at {address}")
                 self._next_word = time.monotonic() + (_SAY_EVERY_S if self._next_word else _SAY_FIRST_S)
@@ -210,6 +217,12 @@ class Worker:
             arrived = None
             with suppress(RootLost):  # a root that is not there yet is no loss
                 arrived = link.receive(time.monotonic() + (_JOIN_EVERY_S if sent else _CONNECT_S))
+            if link.refused:
+                if link.refusal != self._refusal:
+                    self._refusal = link.refusal
+                    logger.warning("not let in: %s", link.refusal)
+                time.sleep(_REFUSED_S)
+                return None
             if arrived is not None and isinstance(arrived[0], Welcome):
                 return arrived[0]
             if arrived is not None and isinstance(arrived[0], Refuse):
@@ -219,6 +232,7 @@ class Worker:
                 time.sleep(_JOIN_EVERY_S)
         if self._stopped:
             raise _Leave("stopped")
+        self._refusal = ""
         return None
 
     def _introduction(self) -> Join:

@@ -13,6 +13,7 @@ import time
 import msgpack
 
 GREETING = b"\xff\0\0\0\0\0\0\0\x01\x7f\x03\x00NULL" + bytes(16) + b"\0" + bytes(31)
+SECURED = GREETING.replace(b"NULL" + bytes(16), b"CURVE" + bytes(15))
 READY = b"\x05READY"
 MORE, LONG = 1, 2
 

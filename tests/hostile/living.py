@@ -15,6 +15,7 @@ import zmq
 from any_message import structs
 from hypothesis import settings
 from hypothesis import strategies as st
+from secured import Secured
 from served import served
 from surroundings import free_ports
 from tiny import tiny_spec
@@ -24,11 +25,13 @@ from dllama_zmq.bus.client_messages import FROM_CLIENT, TO_CLIENT, Piece, Queued
 from dllama_zmq.bus.codec import TO_ROOT, TO_WORKER, Kinds, decode, encode
 from dllama_zmq.bus.links import Endpoints
 from dllama_zmq.bus.messages import PROTOCOL
+from dllama_zmq.bus.security import Peer
 from dllama_zmq.cluster import Limits
 from dllama_zmq.errors import ProtocolError
 from dllama_zmq.formats import ModelFile, read_tokenizer
 from dllama_zmq.root.root import Root, RootSettings
 from dllama_zmq.spec import FloatType
+from dllama_zmq.trust import Role
 
 SPEC = tiny_spec(dim=128, hidden_dim=256, n_heads=8, weight_type=FloatType.Q40)
 ANSWER_S = 20.0
@@ -96,14 +99,24 @@ class Living:
 
     addresses: dict[str, str]
     answer: list[int]
+    secured: Secured | None = None
 
     def answers_as_before(self) -> None:
         """A normal request gives the tokens that it gave at first."""
-        assert tokens(self.addresses["clients"]) == self.answer
+        assert tokens(self.addresses["clients"], self.client) == self.answer
+
+    @property
+    def client(self) -> Peer | None:
+        """What a client must have."""
+        return None if self.secured is None else self.secured.peer("laptop")
+
+    def peer(self, link: str) -> Peer | None:
+        """What must have who connects to that link: the keys of a worker, or a client's."""
+        return self.client if self.secured is None or link == "clients" else self.secured.peer("worker1")
 
 
-def tokens(address: str) -> list[int]:
-    with Client(address) as client:
+def tokens(address: str, security: Peer | None = None) -> list[int]:
+    with Client(address, security) as client:
         answers = client.generate("once upon a time", max_tokens=8, ignore_eos=True)
         until = time.monotonic() + ANSWER_S
         found = []
@@ -115,20 +128,26 @@ def tokens(address: str) -> list[int]:
 
 
 @contextlib.contextmanager
-def living(model: ModelFile, worker: Callable[[Context, str], Callable[[], None]]) -> Iterator[Living]:
-    """A root with one worker, each in its thread, until the block ends."""
+def living(
+    model: ModelFile, worker: Callable[[Context, str], Callable[[], None]], secured: Secured | None = None
+) -> Iterator[Living]:
+    """A root with one worker, each in its thread, until the block ends. secured: the keys, where it has CURVE."""
     context: Context = zmq.Context()
     addresses = {link: f"tcp://127.0.0.1:{port}" for link, port in zip(LINKS, free_ports(3), strict=True)}
     settings = RootSettings(
         names=["worker1"], kernels="numpy", spin_s=0.0, limits=Limits(join_s=10, load_s=10, step_s=5)
     )
-    root = Root(context, model, settings, Endpoints([addresses["steps"]], [addresses["replies"]]))
+    of_workers, of_clients = (None if secured is None else secured.server(role) for role in Role)
+    places = Endpoints([addresses["steps"]], [addresses["replies"]], security=of_workers)
+    root = Root(context, model, settings, places)
     tokenizer = read_tokenizer(Path(model.path).with_suffix(".t"))
     node = threading.Thread(target=worker(context, addresses["replies"]), daemon=True)
     try:
-        with served(context, root, tokenizer, addresses["clients"]):
+        with served(context, root, tokenizer, addresses["clients"], security=of_clients):
             node.start()
-            yield Living(addresses, tokens(addresses["clients"]))
+            living = Living(addresses, [], secured)
+            living.answer += tokens(addresses["clients"], living.client)
+            yield living
     finally:
         root.close("the test is over")
         node.join(ANSWER_S)
@@ -136,9 +155,11 @@ def living(model: ModelFile, worker: Callable[[Context, str], Callable[[], None]
         assert not node.is_alive()
 
 
-def connected(context: Context, kind: int, address: str) -> zmq.Socket[bytes]:
+def connected(context: Context, kind: int, address: str, security: Peer | None = None) -> zmq.Socket[bytes]:
     """A socket that has shaken hands, so that what it sends arrives."""
     connecting = context.socket(kind)
+    if security is not None:
+        security.apply(connecting)
     monitor = connecting.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
     connecting.set(zmq.LINGER, 1000)
     connecting.connect(address)

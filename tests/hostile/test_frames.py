@@ -14,6 +14,7 @@ import msgpack
 import msgspec
 import pytest
 import zmq
+from hostile.flood import GREETING, SECURED
 from hostile.living import (
     ANSWER_MS,
     ANSWER_S,
@@ -36,6 +37,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from integration.raw_root import RawRoot
 from integration.stranger import Stranger
+from secured import Secured
 from surroundings import free_ports
 from tiny import write_tiny_pair
 
@@ -60,13 +62,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelFile]:
         yield file
 
 
-def a_worker(context: Context, replies: str) -> Callable[[], None]:
-    return Worker(context, WorkerSettings(replies, spin_s=0.0)).run
+@pytest.fixture(scope="module", params=["open", "secured"])
+def cluster(model: ModelFile, request: pytest.FixtureRequest) -> Iterator[Living]:
+    secured = Secured() if request.param == "secured" else None
+    keys = None if secured is None else secured.peer("worker1")
 
+    def a_worker(context: Context, replies: str) -> Callable[[], None]:
+        return Worker(context, WorkerSettings(replies, spin_s=0.0, security=keys)).run
 
-@pytest.fixture(scope="module")
-def cluster(model: ModelFile) -> Iterator[Living]:
-    with pytest.MonkeyPatch.context() as limits, living(model, a_worker) as cluster:
+    with pytest.MonkeyPatch.context() as limits, living(model, a_worker, secured) as cluster:
         limits.setattr(guard, "_MESSAGES", 1_000_000)  # all frames are to be read; `test_peers.py` tests the limit
         yield cluster
 
@@ -86,7 +90,7 @@ def outside() -> Iterator[Context]:
 def test_a_root_answers_rightly_after_any_frames_to_any_of_its_sockets(
     link: str, kind: int, cluster: Living, outside: Context
 ) -> None:
-    peer = connected(outside, kind, cluster.addresses[link])
+    peer = connected(outside, kind, cluster.addresses[link], cluster.peer(link))
     kinds = FROM_CLIENT if link == "clients" else TO_ROOT
     n_understood = 0
 
@@ -108,7 +112,8 @@ def test_a_root_answers_rightly_after_any_frames_to_any_of_its_sockets(
 
 
 def test_a_root_answers_rightly_while_frames_come_without_an_end(cluster: Living, outside: Context) -> None:
-    peers = [connected(outside, zmq.DEALER, cluster.addresses[link]) for link in ("replies", "clients")]
+    links = ("replies", "clients")
+    peers = [connected(outside, zmq.DEALER, cluster.addresses[link], cluster.peer(link)) for link in links]
     noise, stopped = random.Random(1), threading.Event()
     join = msgpack.packb([PROTOCOL, "join", "worker1", "host", 1, "0", "pi3", 1, None])
 
@@ -134,6 +139,8 @@ def test_a_frame_longer_than_any_message_costs_its_sender_the_connection(cluster
         peer = outside.socket(zmq.DEALER)
         monitor = peer.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         peer.set(zmq.LINGER, 0)
+        if (security := cluster.peer(link)) is not None:
+            security.apply(peer)
         peer.connect(cluster.addresses[link])
         peer.send(bytes((64 << 20) + 1), copy=False)
         assert monitor.poll(ANSWER_MS), f"{link} took it"
@@ -143,7 +150,6 @@ def test_a_frame_longer_than_any_message_costs_its_sender_the_connection(cluster
     cluster.answers_as_before()
 
 
-GREETING = b"\xff\0\0\0\0\0\0\0\x01\x7f\x03\x00NULL" + bytes(16) + b"\0" + bytes(31)
 STREAMS = {
     "nothing": b"",
     "a web request": b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
@@ -154,6 +160,13 @@ STREAMS = {
     "a greeting and a command of 2^40 bytes": GREETING + b"\x06" + (1 << 40).to_bytes(8, "big") + b"\x05READY",
     "an old protocol": b"\x01\x00\x05\x00hello",
     "half a greeting": GREETING[:20],
+    "a greeting with keys and no more": SECURED,
+    "a greeting with keys and a HELLO of zeros": SECURED + b"\x04\xc8\x05HELLO\x01\x00" + bytes(192),
+    "a greeting with keys and a HELLO of ones": SECURED + b"\x04\xc8\x05HELLO\x01\x00" + b"\xff" * 192,
+    "a greeting with keys and an INITIATE before all else": SECURED + b"\x06" + (500).to_bytes(8, "big") + bytes(500),
+    "a greeting with keys and a MESSAGE before all else": SECURED + b"\x00\x40\x07MESSAGE" + bytes(56),
+    "a greeting with keys and a command of 2^40 bytes": SECURED + b"\x06" + (1 << 40).to_bytes(8, "big") + b"\x05HELLO",
+    "a greeting with keys and a READY": SECURED + b"\x04\x06\x05READY",
 }
 
 
@@ -167,12 +180,12 @@ def test_a_root_answers_rightly_after_any_bytes_to_any_of_its_ports(stream: byte
 
 
 @few
-@given(stream=st.binary(min_size=1, max_size=300), greeted=st.booleans())
-def test_any_bytes_to_a_port_leave_no_trace(stream: bytes, greeted: bool, cluster: Living) -> None:
+@given(stream=st.binary(min_size=1, max_size=300), greeting=st.sampled_from([b"", GREETING, SECURED]))
+def test_any_bytes_to_a_port_leave_no_trace(stream: bytes, greeting: bytes, cluster: Living) -> None:
     for address in cluster.addresses.values():
         # Connecting too: a port that has just been flooded may refuse it.
         with contextlib.suppress(ConnectionError), stream_to(address) as peer:
-            peer.sendall(GREETING + stream if greeted else stream)
+            peer.sendall(greeting + stream)
 
 
 def stream_to(address: str) -> socket.socket:

@@ -21,6 +21,7 @@ from tiny import tiny_spec
 
 from dllama_zmq.bus.links import Endpoints
 from dllama_zmq.bus.messages import Frame, Message, Missed
+from dllama_zmq.bus.security import Peer
 from dllama_zmq.cluster import Limits
 from dllama_zmq.formats import ModelFile
 from dllama_zmq.formats.random_model import random_tensors
@@ -156,8 +157,11 @@ def a_root(
         root.close("the test is over", stay)
 
 
-def a_worker(context: Context, places: Endpoints, name: str = "", watch: bool = False, spin_s: float = 0.0) -> Worker:
-    return Worker(context, WorkerSettings(places.replies[0], name, spin_s=spin_s, watch=watch))
+def a_worker(
+    context: Context, places: Endpoints, name: str = "", watch: bool = False, spin_s: float = 0.0,
+    security: Peer | None = None,
+) -> Worker:  # fmt: skip
+    return Worker(context, WorkerSettings(places.replies[0], name, spin_s=spin_s, watch=watch, security=security))
 
 
 def form(root: Root, wait_s: float = FORM_S) -> None:

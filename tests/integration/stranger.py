@@ -38,8 +38,11 @@ class Exit(Exception):
 class Stranger:
     """Run it in a thread; it ends at a bye with stay = false, at `stop()`, or with `self.refused` set."""
 
-    def __init__(self, context: zmq.Context[Any], root: str, name: str = "") -> None:
-        self.context, self.root, self.name = context, root, name
+    def __init__(
+        self, context: zmq.Context[Any], root: str, name: str = "", keys: tuple[str, str, str] | None = None
+    ) -> None:
+        """keys: its public key, its secret key and the root's public key, where the root has CURVE (§2.1)."""
+        self.context, self.root, self.name, self.keys = context, root, name, keys
         self.identity = f"stranger-{secrets.token_hex(6)}".encode()
         self.refused = ""
         self.n_joins = 0
@@ -76,6 +79,10 @@ class Stranger:
             zmq.HEARTBEAT_TIMEOUT: 1500, zmq.HEARTBEAT_TTL: 2000, zmq.RECONNECT_IVL: 50, zmq.RECONNECT_IVL_MAX: 1000,
         }.items():  # fmt: skip
             socket.set(option, value)
+        if self.keys is not None:
+            options = (zmq.CURVE_PUBLICKEY, zmq.CURVE_SECRETKEY, zmq.CURVE_SERVERKEY)
+            for option, key in zip(options, self.keys, strict=True):
+                socket.set(option, key.encode())
         return socket
 
     def send(self, kind: str, *fields: Any, arrays: tuple[bytes, ...] = ()) -> None:

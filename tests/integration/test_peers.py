@@ -15,9 +15,10 @@ import hostile.flood
 import pytest
 import zmq
 from command_line import until
-from hostile.flood import GREETING, frame
+from hostile.flood import GREETING, SECURED, frame
 from integration.nodes import FORM_S, Context, Start, a_worker, form, tcp
 from leaks import nothing_left
+from secured import Secured
 from surroundings import free_ports
 from tiny import tiny_spec, write_tiny_model
 
@@ -25,23 +26,37 @@ from dllama_zmq.bus import guard, sockets
 from dllama_zmq.bus.admission import SLOWED_S
 from dllama_zmq.bus.messages import PROTOCOL, Frame
 from dllama_zmq.bus.peers import Peers
+from dllama_zmq.bus.security import Peer
 from dllama_zmq.root.root import Root, RootSettings
 
 SOON_S = 20.0
 
 
+@pytest.fixture(params=["open", "secured"])
+def secured(request: pytest.FixtureRequest) -> Secured | None:
+    """None, or keys: all is the same for who has one."""
+    return Secured() if request.param == "secured" else None
+
+
 @contextmanager
-def peers_and_one(context: Context, known: list[bool]) -> Iterator[tuple[Peers, zmq.Socket[bytes]]]:
+def peers_and_one(
+    context: Context, known: list[bool], secured: Secured | None = None
+) -> Iterator[tuple[Peers, zmq.Socket[bytes]]]:
     """A ROUTER for replies, and one who is connected to it: a node of the cluster where `known` says so."""
     (port,) = free_ports(1)
-    peers = Peers(context, [f"tcp://127.0.0.1:{port}"], sockets.REPLIES, lambda identity: known[0])
-    peer = sockets.connect(context, zmq.DEALER, f"tcp://127.0.0.1:{port}", b"peer")
+    address, security = f"tcp://127.0.0.1:{port}", None if secured is None else secured.server()
+    peers = Peers(context, [address], sockets.REPLIES, lambda identity: known[0], security)
+    peer = sockets.connect(context, zmq.DEALER, address, b"peer", keys_of(secured))
     try:
         assert peer.poll(round(SOON_S * 1000), zmq.POLLOUT)
         yield peers, peer
     finally:
         peer.close()
         peers.close()
+
+
+def keys_of(secured: Secured | None) -> Peer | None:
+    return None if secured is None else secured.peer("worker1")
 
 
 def heard_at_last(peers: Peers, peer: zmq.Socket[bytes], message: bytes) -> list[Frame] | None:
@@ -72,9 +87,9 @@ def test_the_round_trip_to_a_peer_is_the_kernels(context: Context) -> None:
         assert peers.round_trip_s(b"another") is None
 
 
-def test_who_is_a_node_no_more_is_watched_again(context: Context) -> None:
+def test_who_is_a_node_no_more_is_watched_again(context: Context, secured: Secured | None) -> None:
     known = [True]
-    with peers_and_one(context, known) as (peers, peer):
+    with peers_and_one(context, known, secured) as (peers, peer):
         peer.send(b"as a node")
         assert peers.receive(time.monotonic() + SOON_S, 0.0) == [b"peer", b"as a node"]
         until = time.monotonic() + 1.0  # in which nobody is watched, and the guard sleeps
@@ -100,15 +115,15 @@ def flood(peers: Peers, peer: zmq.Socket[bytes]) -> int:
     return n_heard
 
 
-def test_who_has_no_place_and_sends_faster_than_a_worker_joins_is_cut(context: Context) -> None:
-    with peers_and_one(context, [False]) as (peers, peer):
+def test_who_has_no_place_and_sends_faster_than_it_may_is_cut(context: Context, secured: Secured | None) -> None:
+    with peers_and_one(context, [False], secured) as (peers, peer):
         begun = time.monotonic()
         n_heard = flood(peers, peer)
         assert 1 <= n_heard <= 16 + 2 * (time.monotonic() - begun)
 
 
-def test_who_joins_once_a_second_is_not_cut(context: Context) -> None:
-    with peers_and_one(context, [False]) as (peers, peer):
+def test_who_joins_once_a_second_is_not_cut(context: Context, secured: Secured | None) -> None:
+    with peers_and_one(context, [False], secured) as (peers, peer):
         assert heard_at_last(peers, peer, b"first") == [b"peer", b"first"]
         for number in range(8):
             peer.send(bytes([number]))
@@ -116,15 +131,20 @@ def test_who_joins_once_a_second_is_not_cut(context: Context) -> None:
         assert peer.poll(0, zmq.POLLOUT)
 
 
-def test_an_address_that_flooded_waits_and_another_does_not(context: Context) -> None:
+def test_an_address_that_flooded_waits_and_another_does_not(context: Context, secured: Secured | None) -> None:
     """Both of this computer: all of 127.0.0.0/8 is."""
-    with peers_and_one(context, [False]) as (peers, flooding):
+    with peers_and_one(context, [False], secured) as (peers, flooding):
         address = peers.socket.get(zmq.LAST_ENDPOINT).decode()
         flood(peers, flooding)
         begun = time.monotonic()
         with ExitStack() as cleanup:
-            again = [cleanup.enter_context(sockets.connect(context, zmq.DEALER, address)) for _ in range(100)]
+            again = [
+                cleanup.enter_context(sockets.connect(context, zmq.DEALER, address, security=keys_of(secured)))
+                for _ in range(100)
+            ]
             other = cleanup.enter_context(context.socket(zmq.DEALER))
+            if (security := keys_of(secured)) is not None:
+                security.apply(other)
             other.set(zmq.IMMEDIATE, 1)
             other.connect(address.replace("tcp://", "tcp://127.0.0.2:0;"))
             assert other.poll(round(SOON_S * 1000), zmq.POLLOUT)
@@ -133,12 +153,12 @@ def test_an_address_that_flooded_waits_and_another_does_not(context: Context) ->
             assert n_in <= 1 + passed_s / 0.2 or passed_s > SLOWED_S
 
 
-def test_who_sends_before_the_handshake_is_over_is_not_heard(context: Context) -> None:
-    with peers_and_one(context, [False]) as (peers, _):
+def test_who_sends_before_the_handshake_is_over_is_not_heard(context: Context, secured: Secured | None) -> None:
+    with peers_and_one(context, [False], secured) as (peers, _):
         port = int(peers.socket.get(zmq.LAST_ENDPOINT).rpartition(b":")[2])
         # Without READY: with it, the handshake may be over before the messages come.
         with socket.create_connection(("127.0.0.1", port), SOON_S) as rude, suppress(OSError):
-            rude.sendall(GREETING + frame(b"hello") * 10)
+            rude.sendall((GREETING if secured is None else SECURED) + frame(b"hello") * 10)
             while rude.recv(1000):
                 pass
         assert peers.receive(time.monotonic() + 0.1, 0.0) is None

@@ -196,6 +196,7 @@ def status(*workers: NodeStatus) -> Status:
         {},
         {},
         {},
+        {},
         nodes,
         {},
         [],

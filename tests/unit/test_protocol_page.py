@@ -81,7 +81,7 @@ def test_the_document_has_every_field_of_every_kind_in_order_with_its_type(allow
 
 
 def test_the_document_names_no_kind_that_is_none() -> None:
-    assert sorted(re.findall(r"^#### `(\w+)`$", TEXT, re.MULTILINE)) == sorted(kind for _, kind in ALL_KINDS)
+    assert sorted(re.findall(r"^#### `(\w+)`$", TEXT, re.MULTILINE)) == sorted({kind for _, kind in ALL_KINDS})
 
 
 @pytest.mark.parametrize(

@@ -192,3 +192,29 @@ def test_ready_needs_every_worker_to_have_loaded_and_then_heard_this_epochs_beac
 
 def test_a_root_alone_is_ready() -> None:
     assert roster().ready
+
+
+# --- keys -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("asked", "may_be", "place"),
+    [
+        ("pi1", ["pi1"], "pi1"),
+        ("", ["pi2"], "pi2"),
+        ("", ["", "pi3"], "pi3"),
+        ("", None, "pi1"),
+        ("pi2", None, "pi2"),
+    ],
+)
+def test_a_key_gets_the_place_that_it_is_bound_to(asked: str, may_be: list[str] | None, place: str) -> None:
+    joined = Roster(["pi1", "pi2", "pi3"], 1).join(b"1", Join(asked, "h", 1, "0", "h", 1, None), may_be=may_be)
+    assert not isinstance(joined, Refuse)
+    assert joined.name == place
+
+
+@pytest.mark.parametrize(("asked", "may_be"), [("pi1", ["pi2"]), ("pi1", []), ("", []), ("pi1", ["", "pi2"])])
+def test_a_key_gets_no_place_that_it_is_not_bound_to(asked: str, may_be: list[str]) -> None:
+    refused = Roster(["pi1", "pi2"], 1).join(b"1", Join(asked, "h", 1, "0", "h", 1, None), may_be=may_be)
+    assert isinstance(refused, Refuse)
+    assert not refused.again

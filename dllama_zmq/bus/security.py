@@ -1,0 +1,114 @@
+"""CURVE on the sockets of the bus (RFC 26 of ZeroMQ): which endpoints have it, with whose keys, and why it fails.
+
+Both ends are authenticated: a peer knows the public key of its root, and the root's ring has the keys of its peers
+(`admission.py`). What this user's own processes use alone, ipc, inproc and loopback TCP, has none of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import zmq
+from zmq.constants import SocketOption
+
+from dllama_zmq.bus.addresses import host_of
+from dllama_zmq.cluster import is_loopback
+from dllama_zmq.trust import KeyPair, Ring, Role
+
+SEAL_BYTES = 33
+"""What CURVE adds to each frame: a command's name, a nonce, flags and a MAC (RFC 26, MESSAGE)."""
+REFUSED = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+"""The ends of a handshake after which libzmq does not connect again."""
+FAILED = REFUSED | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+_TCP = "tcp://"
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """The root's end: its key pair, and the ring whose keys may connect, as what.
+
+    admits_tokens: the key of a token may connect too, to enrol its holder's own key. everywhere: on loopback as well.
+    """
+
+    keys: KeyPair
+    ring: Ring
+    role: Role
+    admits_tokens: bool = True
+    everywhere: bool = False
+
+    def secures(self, endpoint: str) -> bool:
+        """Whether what is bound to `endpoint` has CURVE."""
+        return endpoint.startswith(_TCP) and (self.everywhere or not is_loopback(host_of(endpoint)))
+
+    def apply(self, socket: zmq.Socket[bytes]) -> None:
+        """Give CURVE to what the socket is bound to from now on."""
+        socket.set(SocketOption.CURVE_SERVER, 1)
+        socket.set(SocketOption.CURVE_SECRETKEY, self.keys.secret.encode())
+
+    def admits(self, public: str) -> bool:
+        """Whether a key is on the ring in this role."""
+        return bool(self.ring.admits(public, self.role))
+
+    def may_enrol(self, public: str) -> bool:
+        """Whether it is the key of a token. Clients may enrol where workers do, too."""
+        token = self.ring.token(public) if self.admits_tokens else None
+        return token is not None and self.role in (Role.worker, token.role)
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A worker's or a client's end: its key pair, and the public key of its root."""
+
+    keys: KeyPair
+    server: str
+
+    def apply(self, socket: zmq.Socket[bytes]) -> None:
+        """Give CURVE to what the socket connects to from now on."""
+        socket.set(SocketOption.CURVE_PUBLICKEY, self.keys.public.encode())
+        socket.set(SocketOption.CURVE_SECRETKEY, self.keys.secret.encode())
+        socket.set(SocketOption.CURVE_SERVERKEY, self.server.encode())
+
+
+def why_failed(event: int, value: int, endpoint: str, peer: Peer | None) -> str:
+    """What a failed handshake with the root at `endpoint` means, and what to do; empty where nothing can be said.
+
+    event, value: as a socket monitor has them.
+    """
+    if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH and peer is not None:
+        return (
+            f"the root at {endpoint} does not admit the key of this computer, {peer.keys.public}: list it in the "
+            "cluster's file there, or make a token there (dllama-zmq token) and join with it here (--join TOKEN)"
+        )
+    mismatch = event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL and value == zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH
+    if mismatch and peer is None:
+        return (
+            f"the root at {endpoint} wants an encrypted connection, and this computer does not know its key: make a "
+            "token there (dllama-zmq token) and join with it here (--join TOKEN)"
+        )
+    if mismatch:
+        return (
+            f"what listens at {endpoint} is not encrypted, and this computer knows a root there that is: is `security: "
+            "none` in that cluster's file, or is it another program?"
+        )
+    if peer is not None:
+        return (
+            f"what listens at {endpoint} broke off the handshake: it is no root, or its key is another one than "
+            f"{peer.server}, which this computer knows; if the root has a new key, join with a new token"
+        )
+    return ""
+
+
+def why_refused(error: int, secured: bool) -> str:
+    """What a peer did that the root's end of a handshake could not go on with, in words for the root's log.
+
+    error: as a socket monitor has it; of libzmq where the peer has left. secured: the root's end has CURVE.
+    """
+    if not secured:
+        return "its handshake is not that of this bus, which is not encrypted at this address"
+    if error == zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH:
+        return "its connection is not encrypted as this cluster's are"
+    if error < zmq.PROTOCOL_ERROR_ZMTP_UNSPECIFIED:
+        return "it left in mid-handshake, as one does that knows no key of this root, or another one"
+    if error == zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC:
+        return "it looks for a root with another key"
+    return "its handshake is not as it must be"
