@@ -2,9 +2,9 @@
 
     python tools/bench_bus.py [--nodes 2] [--dim 2048] [--sync f32] [--rounds 2000] [--kernels auto]
 
-Prints the median and the 90th percentile in microseconds, over ipc and loopback TCP, with and without spinning before a
-wait blocks. Workers are child processes, as in a cluster. `--kernels numpy` takes only the bus's slow path
-(bus/star.py), `simd` its fast path (bus/native/) first.
+Prints the median and the 90th percentile in microseconds, over ipc, loopback TCP and the same with CURVE, with and
+without spinning before a wait blocks. Workers are child processes, as in a cluster. `--kernels numpy` takes only the
+bus's slow path (bus/star.py), `simd` its fast path (bus/native/) first.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import zmq
 from dllama_zmq.bus.links import Endpoints, RootLink, WorkerLink
 from dllama_zmq.bus.messages import Beacon, Bye, Heard, Join, Loaded, Step
 from dllama_zmq.bus.roster import Roster
+from dllama_zmq.bus.security import Peer, Server
 from dllama_zmq.bus.sockets import SPIN_S
 from dllama_zmq.bus.star import StarRoot
 from dllama_zmq.bus.star_worker import StarWorker
@@ -29,14 +30,25 @@ from dllama_zmq.bus.worker_steps import StepVoid
 from dllama_zmq.errors import RootLost
 from dllama_zmq.kernels import Batch, KernelChoice, choose_kernels
 from dllama_zmq.spec import Sync
+from dllama_zmq.trust import Entry, KeyPair, Ring, Role
 
 WAIT_S = 20.0
 
 
-def be_worker(replies: str, steps: str, nodes: int, kernels: KernelChoice, sync: Sync, dim: int, spin_s: float) -> None:
+def be_worker(
+    replies: str,
+    steps: str,
+    nodes: int,
+    kernels: KernelChoice,
+    sync: Sync,
+    dim: int,
+    spin_s: float,
+    security: Peer | None,
+) -> None:
     """Be a worker: answer the exchanges of one step until it ends."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    link = WorkerLink(context, replies, f"bench-{multiprocessing.current_process().name}".encode(), spin_s)
+    identity = f"bench-{multiprocessing.current_process().name}".encode()
+    link = WorkerLink(context, replies, identity, spin_s, security=security)
     link.subscribe(steps)
     while not link.send(Join("", "", 0, "", "", 1, None)):
         time.sleep(0.01)
@@ -77,10 +89,17 @@ def measure(
             steps, replies = "tcp://127.0.0.1:5671", "tcp://127.0.0.1:5670"
         roster = Roster(names, 1)
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        link = RootLink(context, Endpoints([steps], [replies]), spin_s, lambda identity: None)
+        keys = KeyPair.new()
+        ring, peer = Ring([Entry(Role.worker, "", keys.public)], workers=names), Peer(keys, keys.public)
+        server = Server(keys, ring, Role.worker, everywhere=True) if transport == "curve" else None
+        link = RootLink(context, Endpoints([steps], [replies], security=server), spin_s, lambda identity: None)
         spawn = multiprocessing.get_context("spawn")
         workers = [
-            spawn.Process(target=be_worker, args=(replies, steps, nodes, kernels, sync, dim, spin_s)) for _ in names
+            spawn.Process(
+                target=be_worker,
+                args=(replies, steps, nodes, kernels, sync, dim, spin_s, peer if transport == "curve" else None),
+            )
+            for _ in names
         ]
         for worker in workers:
             worker.start()
@@ -137,7 +156,7 @@ def main() -> None:
     args = parser.parse_args()
     print(f"{args.nodes} nodes, {args.dim} values in {args.sync}, {args.rounds} exchanges", file=sys.stderr)
     print("| transport | spin us | median us | 90% us |\n| --- | --- | --- | --- |")
-    for transport in ("ipc", "tcp"):
+    for transport in ("ipc", "tcp", "curve"):
         for spin_s in (SPIN_S, 0.0):
             seconds = measure(transport, args.nodes, args.kernels, args.dim, args.sync, args.rounds, spin_s)
             us = sorted(s * 1e6 for s in seconds)
