@@ -34,6 +34,7 @@ from dllama_zmq.bus.client_messages import (
     Stopping,
 )
 from dllama_zmq.bus.codec import decode, encode
+from dllama_zmq.bus.known_root import peer_for
 from dllama_zmq.bus.messages import Frame, Message
 from dllama_zmq.bus.prompts import Chat, prompt_on_wire, text_on_wire, tokens_on_wire
 from dllama_zmq.bus.security import Peer
@@ -41,9 +42,10 @@ from dllama_zmq.bus.text_messages import AskModel, Detokenize, Detokenized, Embe
 from dllama_zmq.errors import ClusterError, DllamaError, ProtocolError, RemoteError, RequestError, RootLost
 from dllama_zmq.grammar import Grammar
 from dllama_zmq.host import require_open_files
-from dllama_zmq.node_config import Ports
+from dllama_zmq.node_config import Ports, Security
 from dllama_zmq.sampling import GREEDY, Sampling
 from dllama_zmq.stop_strings import check_stop
+from dllama_zmq.trust import Role
 
 SAY_EVERY_S = 2.0
 CONNECT_S = 5.0
@@ -72,14 +74,15 @@ SILENCE_S = 180.0
 class Client:
     """A connection to the root at `endpoint`: 192.168.1.10, pi1:5572, tcp://127.0.0.1:5572 or ipc://...
 
-    Without a port it is 5572, the default of root.ports.clients. security: this computer's key pair and the root's key,
-    where the root's bus is not open. Raises UsageError for what is no address, BusError for a name that this computer
-    does not know.
+    Without a port it is 5572, the default of root.ports.clients. security: none for a root of another computer
+    whose bus is open, as its cluster's file says; else this computer must know that root (`dllama-zmq join`), or be
+    given the keys. Raises UsageError for what is no address, BusError for a name that this computer does not know,
+    TrustError for a root that it does not know.
     """
 
-    def __init__(self, endpoint: str = "tcp://127.0.0.1:5572", security: Peer | None = None) -> None:
-        self._security = security
+    def __init__(self, endpoint: str = "tcp://127.0.0.1:5572", security: Peer | Security | None = "curve") -> None:
         self.endpoint = endpoint = endpoint_of(endpoint, Ports().clients)
+        self._security = peer_for(endpoint, security, Role.client) if isinstance(security, str) else security
         require_open_files(_FILES)
         self._context = sockets.Context()
         # Also when it is collected, or the interpreter ends: a context that nobody ends waits for its sockets for ever.
@@ -88,7 +91,7 @@ class Client:
         self._ids = itertools.count(1)
         self._open: dict[int, deque[Message]] = {}
         try:
-            self._connection = sockets.Connection(self._context, endpoint, security)
+            self._connection = sockets.Connection(self._context, endpoint, self._security)
         except BaseException:
             self._finish()
             raise

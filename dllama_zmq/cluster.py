@@ -22,13 +22,15 @@ from msgspec import Meta, Struct
 from dllama_zmq.api_config import API_HINTS, ApiConfig, ApiLimits
 from dllama_zmq.cluster_text import MAX_FILE_BYTES, is_about_a_cluster, other_kind, read_cluster_text
 from dllama_zmq.errors import ConfigError, UsageError
-from dllama_zmq.node_config import NAME_HINT, NODE_HINTS, ClientConfig, Name, Ports, RootConfig, WorkerConfig
+from dllama_zmq.node_config import NAME_HINT, NODE_HINTS, ClientConfig, Name, Ports, RootConfig, Security, WorkerConfig
 from dllama_zmq.sources import DEMO, TEXT, kind_of, path_of, tokenizer_beside
 from dllama_zmq.spec import WEIGHTS_FLOAT, FloatType, Sync, Weights
 from dllama_zmq.threads import converted_by_threads
 from dllama_zmq.yaml_tree import NoMapping, YamlTree, shown
 
 FILE_NAME = "cluster.yaml"
+
+OPEN_BUS = "security: none: everybody in the network can use and read this cluster, for nothing is encrypted"
 
 _FilePath = Annotated[str, Meta(pattern=r"\A[^\x00-\x1f\x7f]{1,4096}\Z")]
 _Seconds = Annotated[float, Meta(gt=0, le=86400)]
@@ -75,9 +77,7 @@ class Cluster(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     limits: Limits = Limits()
     api: ApiConfig | bool = True
     """The API server; False: none."""
-    security: Literal["curve", "none"] = "curve"
-    """curve: what a network can reach is encrypted, and only listed keys may connect. none: an open bus."""
-    open_bus: bool = False
+    security: Security = "curve"
 
     @property
     def n_nodes(self) -> int:
@@ -100,13 +100,22 @@ class Cluster(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     @property
     def tcp_ports(self) -> Ports | None:
         """The root's TCP ports; None if all nodes are on this computer and use ipc."""
-        is_local = is_loopback(self.root.host) and not self.open_bus
-        return self.root.ports or (None if is_local else Ports())
+        return self.root.ports or (None if is_loopback(self.root.host) else Ports())
 
     @property
     def secured(self) -> bool:
         """Whether the root's ports have CURVE: a network can reach them, and the file asks for no open bus."""
-        return self.security == "curve" and not self.open_bus and not is_loopback(self.root.host)
+        return self.reached_by == "curve"
+
+    @property
+    def warning(self) -> str:
+        """What people must hear at every start of an open bus; empty where there is none."""
+        return OPEN_BUS if self.reached_by == "none" else ""
+
+    @property
+    def reached_by(self) -> Literal["curve", "none", "local"]:
+        """The security of what a network can reach; local: it reaches nothing of this cluster."""
+        return "local" if is_loopback(self.root.host) else self.security
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +206,7 @@ def parse_cluster(text: str, path: str | os.PathLike[str] = "cluster.yaml") -> C
     """The cluster that `text` describes; `path` is for messages and the name. Raises ConfigError."""
     if len(text) > MAX_FILE_BYTES:
         raise ConfigError(f"{path}: the text is longer than {MAX_FILE_BYTES} characters; this is not a cluster file")
-    tree = YamlTree(text, os.fspath(path), _STRUCTS)
+    tree = YamlTree(text, os.fspath(path), _STRUCTS, _GONE)
     try:
         cluster = msgspec.convert(_with_listed_workers(tree), Cluster)
     except msgspec.ValidationError as error:
@@ -252,6 +261,11 @@ _STRUCTS: dict[str, type[Struct]] = {
 }
 
 _NAME = "a name of letters, digits, - and _, at most 32, the first a letter or a digit"
+_GONE = {
+    "open_bus": "is gone: take this line out, for the bus is encrypted now, or write `security: none` for an open one",
+}
+"""Keys of earlier versions."""
+
 _MAX_WORKERS = 1023
 _WORKERS = (
     f"a number of workers on this computer, 0 to {_MAX_WORKERS}, or a list with a line for each, such as "
@@ -306,12 +320,6 @@ def _check_hosts(cluster: Cluster, tree: YamlTree) -> None:
         cure = "write `keys:` with a key that its clients must have, or use 127.0.0.1"
         raise tree.error("api.host", f"{shown(api.host)} can be reached from a network, and has no key; {cure}")
     if not is_loopback(root):
-        if not cluster.open_bus:
-            raise tree.error(
-                "root.host",
-                f"{shown(root)} can be reached from a network, and this version's bus is neither encrypted nor "
-                "authenticated; use 127.0.0.1, or write `open_bus: true` on a network that you trust",
-            )
         return
     for i, worker in enumerate(cluster.workers):
         if not is_loopback(worker.host):

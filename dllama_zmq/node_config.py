@@ -13,6 +13,8 @@ NAME_PATTERN = r"\A[A-Za-z0-9][A-Za-z0-9_-]{0,31}\Z"
 
 Name = Annotated[str, Meta(pattern=NAME_PATTERN)]
 Threads = Annotated[int, Meta(ge=1, le=1024)]
+Security = Literal["curve", "none"]
+"""curve: what a network can reach is encrypted, and only known keys may connect. none: an open bus."""
 PublicKey = Annotated[str, Meta(pattern=r"\A[0-9a-zA-Z.:+=^!/*?&<>()\[\]{}@%$#-]{40}\Z")]
 """A public key of CURVE in Z85 (RFC 32 of ZeroMQ)."""
 

@@ -41,15 +41,18 @@ class YamlTree:
     Key paths are like `root.ports` and `workers[1].name`; that of the whole mapping is "".
     """
 
-    def __init__(self, text: str, path: str, structs: Mapping[str, type[msgspec.Struct]]) -> None:
+    def __init__(
+        self, text: str, path: str, structs: Mapping[str, type[msgspec.Struct]], gone: Mapping[str, str]
+    ) -> None:
         """Read `text`. `structs` has the Struct of each mapping by its key path without list indices (`workers[]`).
+        `gone` says of keys of earlier versions what to do.
 
         A known key without a value counts as missing. Raises NoMapping for what is no mapping of YAML, ConfigError for
         one that is not plain, or has other keys.
         """
         self.path = path
         self.nodes: dict[str, yaml.Node] = {}
-        self._structs = structs
+        self._structs, self._gone = structs, gone
         self._scalars = yaml.SafeLoader("")
         try:
             self._check_bounds(text)
@@ -144,6 +147,8 @@ class YamlTree:
             if key_node.tag != f"{_TAG}str":
                 raise self.error(key_path, "a key must be plain text", key_node)
             if struct and key not in struct.__struct_fields__:
+                if not key_path and key in self._gone:
+                    raise self.error(key, self._gone[key], key_node)
                 raise self.error(key_path, self._unknown(key, struct), key_node)
             whole = f"{key_path}.{key}" if key_path else key
             if key in lines:

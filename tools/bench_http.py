@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 
 from dllama_zmq.bus.client_messages import Piece
 from dllama_zmq.cli.chosen import client_of
+from dllama_zmq.cli.flags import There
 
 _TOOL = Path(__file__).resolve()
 _LIMIT_S = 300.0
@@ -42,7 +43,7 @@ def command(*words: str) -> str:
 
 def over_bus(n_tokens: int) -> Iterator[float]:
     """When each token came."""
-    with client_of(None, None) as client:
+    with client_of(There(), None) as client:
         for answer in client.generate("Once upon a time", n_tokens, ignore_eos=True):
             if isinstance(answer, Piece):
                 yield time.time()

@@ -24,6 +24,7 @@ from pathlib import Path
 
 from dllama_zmq.bus.client_messages import Piece
 from dllama_zmq.cli.chosen import client_of
+from dllama_zmq.cli.flags import There
 from dllama_zmq.client import Client
 
 _LIMIT_S = 300.0
@@ -75,7 +76,7 @@ def compare(args: argparse.Namespace, nodes: int, threads: int) -> None:
     command("up", *files, "--nodes", str(nodes), "-t", str(threads))
     bench, serve, first, again = [], [], [], []
     try:
-        with client_of(None, None) as client:
+        with client_of(There(), None) as client:
             served(client, _WARM_UP)
             for _ in range(args.rounds):
                 bench.append(benched(model, nodes, threads, args.tokens))

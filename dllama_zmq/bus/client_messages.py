@@ -303,7 +303,8 @@ class Status(Message, frozen=True):
 
     oversubscribed: the root's computer has fewer cores than its nodes have threads; which of them is last is chance, so
     none is named. recent: by phase, the last 10 to 20 s of steps. api: the URL of its API server; empty: it has none.
-    refused: connections that were not let in, by the address they came from.
+    security: curve, none (an open bus) or local (no network reaches it). refused: connections that were not let in,
+    by the address they came from.
     """
 
     id: Big
@@ -315,6 +316,7 @@ class Status(Message, frozen=True):
     uptime_s: Seconds
     model: Text
     api: Text
+    security: Name
     sync: Name
     kernels: Name
     seq_len: Count

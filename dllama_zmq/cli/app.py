@@ -36,6 +36,7 @@ class Group(command.Group):
         },
         "Other computers": {
             "token": ("keys:token", "Print a line with which another computer joins"),
+            "join": ("join:join", "Use a cluster of another computer"),
             "keys": ("keys:keys", "List and remove the keys that may connect"),
             "keygen": ("keygen:keygen", "Print your public key on this computer"),
         },

@@ -24,6 +24,7 @@ from dllama_zmq.cli.flag_kinds import KernelChoice, choice, model_flag, number
 from dllama_zmq.cli.flags import cluster_flag
 from dllama_zmq.cli.notes import note
 from dllama_zmq.cli.progress import Display
+from dllama_zmq.client import Client
 from dllama_zmq.errors import UsageError
 from dllama_zmq.shapes import SHAPES
 from dllama_zmq.sources import DEMO
@@ -66,7 +67,6 @@ class Options:
     """What `bench` measures. Lists are as they were typed."""
 
     cluster: Annotated[Path | None, cluster_flag("A running cluster, as it is, instead of nodes here")] = None
-    connect: flags.Connect = None
     model: Annotated[str | None, model_flag("-m", "--model", help="A model; demo if not given")] = None
     shape: Annotated[
         str | None,
@@ -106,7 +106,7 @@ class Options:
     ] = False
 
 
-def bench(*, options: Options, shape: ShapeNumbers) -> None:
+def bench(*, options: Options, there: flags.There, shape: ShapeNumbers) -> None:
     """Measure how fast a model runs on this computer, beside what the computer could do; or a running cluster.
 
     Without --cluster or --connect it needs no cluster: it starts nodes of its own on this computer.
@@ -121,8 +121,10 @@ def bench(*, options: Options, shape: ShapeNumbers) -> None:
         logging.getLogger().setLevel(logging.WARNING)  # the display shows what the root logs of its nodes
     notes: list[str] = []
     with Display(per_s=1.0) as display, ExitStack() as cleanup:  # drawing takes time from what is measured
-        if options.cluster is not None or options.connect is not None:
-            texts = _of_cluster(options, numbers, cleanup, display, notes)
+        if options.cluster is not None or there.connect is not None:
+            _check_for_cluster(options, numbers)
+            client = cleanup.enter_context(client_of(there, options.cluster))
+            texts = _of_cluster(options, client, display, notes)
         else:
             texts = _of_own_nodes(options, numbers, cleanup, display)
         for text in texts:
@@ -143,17 +145,18 @@ def _of_own_nodes(options: Options, numbers: Mapping[str, int], cleanup: ExitSta
         yield as_json(list(chain.from_iterable(batches)))
 
 
-def _of_cluster(
-    options: Options, numbers: Mapping[str, int], cleanup: ExitStack, display: Display, notes: list[str]
-) -> Iterator[str]:
-    """The table or JSON of a running cluster, on the computers that it has. `notes` get what is to be said after it."""
+def _check_for_cluster(options: Options, numbers: Mapping[str, int]) -> None:
+    """Raise UsageError for flags that are not for a running cluster."""
     for_own_nodes = ("model", "shape", "weights", "depth", "parallel", "nodes", "threads", "kernels", "sync", "profile")
     defaults = Options()
     given = [name for name in for_own_nodes if getattr(options, name) != getattr(defaults, name)] + list(numbers)
     if given:
         raise UsageError(f"--{given[0]} is for nodes that bench starts; a running cluster is measured as it is")
+
+
+def _of_cluster(options: Options, client: Client, display: Display, notes: list[str]) -> Iterator[str]:
+    """The table or JSON of a running cluster, on the computers that it has. `notes` get what is to be said after it."""
     prompts, generated = _lengths(options)
-    client = cleanup.enter_context(client_of(options.connect, options.cluster))
     status = client.status()
     rows = measure_running(client, prompts, generated, options.repetitions, display, notes)
     if options.output == "md" and not options.json:

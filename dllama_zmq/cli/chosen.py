@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from dllama_zmq.bus.addresses import endpoint_of
-from dllama_zmq.cli.flags import Overrides
+from dllama_zmq.cli.flags import Overrides, There
 from dllama_zmq.cli.overrides import applied, without_file
 from dllama_zmq.client import Client
 from dllama_zmq.cluster import FILE_NAME, ClusterFile, load_cluster
@@ -49,20 +49,24 @@ def chosen_path(argument: Path | None = None, option: Path | None = None) -> Pat
     return path
 
 
-def elsewhere(connect_to: str, *clusters: Path | None) -> str:
-    """The root's address for clients from --connect. Raises UsageError if a cluster's file is given too."""
+def elsewhere(there: There, *clusters: Path | None) -> str | None:
+    """The root's address for clients from --connect; None without it. Raises UsageError if a file is given too."""
+    if there.connect is None:
+        if there.security != "curve":
+            raise UsageError("--security is for a root that --connect names; a cluster's file has `security:` itself")
+        return None
     if any(one is not None for one in clusters):
         raise UsageError("--connect and a cluster's file each say which cluster; give one of them")
     try:
-        return endpoint_of(connect_to, Ports().clients)
+        return endpoint_of(there.connect, Ports().clients)
     except UsageError as error:
         raise UsageError(f"--connect {error}") from None
 
 
-def client_of(connect_to: str | None, *clusters: Path | None) -> Client:
+def client_of(there: There, *clusters: Path | None) -> Client:
     """A client of the running cluster that is named by --connect, an argument or a flag; by default this folder's."""
-    if connect_to is not None:
-        return Client(elsewhere(connect_to, *clusters))
+    if (address := elsewhere(there, *clusters)) is not None:
+        return Client(address, there.security)
     return connect(running_here(chosen_path(*clusters)))
 
 

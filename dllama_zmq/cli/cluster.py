@@ -25,7 +25,7 @@ from dllama_zmq.cli.progress import Arrivals, Display, duration, note_on
 from dllama_zmq.cli.slow_nodes import slowness
 from dllama_zmq.cli.watch import check_watch, watched
 from dllama_zmq.client import CONNECT_S, SILENCE_S, Client
-from dllama_zmq.cluster import ClusterFile
+from dllama_zmq.cluster import OPEN_BUS, ClusterFile
 from dllama_zmq.errors import ClusterError, UsageError
 from dllama_zmq.launch.lifecycle import Listener, bring_up, commands_elsewhere, take_down
 from dllama_zmq.launch.registry import (
@@ -37,6 +37,7 @@ from dllama_zmq.launch.registry import (
 )
 from dllama_zmq.reporting import human_bytes, plural
 
+_SECURITY = {"none": [OPEN_BUS], "curve": ["security: curve: encrypted, for known keys alone"]}
 _STATUS_S = 10.0  # the root answers between two steps
 
 
@@ -119,7 +120,9 @@ def listening(file: ClusterFile, for_this_call: bool = False) -> Iterator[Listen
         def begin() -> None:
             if for_this_call:
                 display.line(_for_this_call(file))
-            for command in commands_elsewhere(file.cluster).values():
+            if file.cluster.warning:
+                display.line(f"warning: {file.cluster.warning}")
+            for command in commands_elsewhere(file, new_tokens=True).values():
                 display.line(f"start {command}")
 
         yield Listener(Arrivals(display).show, display, begin, patient=display.is_live)
@@ -133,7 +136,7 @@ def _for_this_call(file: ClusterFile) -> str:
     return f"starting {file.cluster.model} on {nodes} for this call (`dllama-zmq up -m` keeps it running)"
 
 
-def down(*, which: flags.AnyCluster, connect: flags.Connect = None) -> None:
+def down(*, which: flags.AnyCluster, there: flags.There) -> None:
     """Take a cluster down.
 
     Examples:
@@ -141,9 +144,8 @@ def down(*, which: flags.AnyCluster, connect: flags.Connect = None) -> None:
         dllama-zmq down home.yaml
     """
     start = time.monotonic()
-    if connect is not None:
-        address = elsewhere(connect, which.file, which.option)
-        with Client(address) as client, Display() as display:
+    if (address := elsewhere(there, which.file, which.option)) is not None:
+        with Client(address, there.security) as client, Display() as display:
             display.activity(f"taking the cluster at {address} down")
             client.stop(SILENCE_S)
         note(f"the cluster at {address} is down, in {time.monotonic() - start:.1f} s")
@@ -159,9 +161,7 @@ def down(*, which: flags.AnyCluster, connect: flags.Connect = None) -> None:
         note(f"{file.cluster.name} was not running")
 
 
-def status(
-    *, which: flags.AnyCluster, connect: flags.Connect = None, watch: flags.Watch = None, json: flags.Json = False
-) -> None:
+def status(*, which: flags.AnyCluster, there: flags.There, watch: flags.Watch = None, json: flags.Json = False) -> None:
     """Show how a cluster is. Exit code 1 where it is not running.
 
     Examples:
@@ -170,12 +170,12 @@ def status(
         dllama-zmq status home.yaml --json
     """
     check_watch(watch)
-    if json and connect is None:
+    if json and there.connect is None:
         file = running_here(chosen_path(which.file, which.option))
         if address_elsewhere(file.cluster) is None and await_running(file, CONNECT_S) is None:
             print('{"state":"down"}')  # noqa: T201
             raise SystemExit(1)
-    with client_of(connect, which.file, which.option) as client:
+    with client_of(there, which.file, which.option) as client:
         look = partial(_asked, client) if watch is None else partial(client.status, _STATUS_S)
         watched(look, _as_json if json else status_table, watch)
 
@@ -192,6 +192,7 @@ def status_table(found: Status) -> RenderableType:
         f"{found.name}: {found.state}, up {duration(found.uptime_s)}, {found.active} running, {found.queued} waiting",
         f"model: {os.path.normpath(found.model)}",
         *([f"chat and API: {found.api}"] if found.api else []),
+        *_SECURITY.get(found.security, []),
         f"sync {found.sync}, kernels {found.kernels}, {found.seq_len} positions",
         _kv_words(found.kv),
         *_refused(found.refused),

@@ -20,6 +20,7 @@ from dllama_zmq.cli.form import grammar_of
 from dllama_zmq.errors import RequestError, UsageError
 from dllama_zmq.grammar import Grammar
 from dllama_zmq.hub import HUB_PREFIX
+from dllama_zmq.node_config import Security
 from dllama_zmq.sampling import Sampling
 from dllama_zmq.spec import Sync, Weights
 from dllama_zmq.stop_strings import check_stop
@@ -45,9 +46,8 @@ Watch = Annotated[
     float | None,
     Option("--watch", metavar="[SECONDS]", parser=real, help="Show it again every SECONDS (2), to Ctrl-C"),
 ]
-Connect = Annotated[
-    str | None,
-    Option("--connect", metavar="HOST", help="A running root on any computer, with :PORT where it is not 5572"),
+SecurityFlag = Annotated[
+    Security, choice("--security", of=Security, help="none: that root's bus is open, as its cluster's file says")
 ]
 Workers = Annotated[
     str | None,
@@ -64,6 +64,17 @@ class AnyCluster:
         Argument(metavar="FILE", help=CLUSTER, show_default=False, autocompletion=completion.files),
     ] = None
     option: Annotated[Path | None, cluster_flag("The same, as a flag")] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class There:
+    """A running root on another computer."""
+
+    connect: Annotated[
+        str | None,
+        Option("--connect", metavar="HOST", help="A running root on any computer, with :PORT where it is not 5572"),
+    ] = None
+    security: SecurityFlag = "curve"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

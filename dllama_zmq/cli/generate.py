@@ -67,7 +67,7 @@ def generate(
     overrides: flags.Overrides,
     answer: flags.Answer,
     cluster: flags.Cluster = None,
-    connect: flags.Connect = None,
+    there: flags.There,
 ) -> None:
     """Continue a text with this folder's cluster. With none running, brings one up for this call.
 
@@ -79,10 +79,10 @@ def generate(
         dllama-zmq generate -f prompt.txt --json
     """
     text = read_prompt(prompt, 'dllama-zmq generate "Once upon a time"')
-    address = None if connect is None else elsewhere(connect, cluster)
+    address = elsewhere(there, cluster)
     form = _checked(answer)
     if address is not None:
-        _answer(text, used_at(address, overrides), answer, form)
+        _answer(text, used_at(address, there.security, overrides), answer, form)
     else:
         path, overrides = chosen_path(cluster), fetched(overrides)
         _answer(text, used(for_a_call(path, overrides), overrides), answer, form)

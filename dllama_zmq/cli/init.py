@@ -67,8 +67,6 @@ def init(
         raise ConfigError(f"{path} cannot be written: {error.strerror}. Make room, or name a file elsewhere.") from None
     what = f" {shlex.quote(str(path))}" if path != Path(FILE_NAME) else ""
     note(f"wrote {path}: {plural(n_nodes, 'node')}; next: dllama-zmq up{what}")
-    if not is_loopback(host):
-        note(open_bus_note(host))
 
 
 def with_workers(model: str, workers: str, nodes: int | None, folder: Path) -> Cluster:
@@ -79,11 +77,6 @@ def with_workers(model: str, workers: str, nodes: int | None, folder: Path) -> C
     path = folder / FILE_NAME
     text, _ = _text(path, model, _hosts(workers, nodes), None)
     return parse_cluster(text, path)
-
-
-def open_bus_note(host: str) -> str:
-    """A warning about a root at `host`, which a network can reach."""
-    return f"the root listens at {host} to anybody in that network, not encrypted (open_bus: true)"
 
 
 def _hosts(workers: str | None, nodes: int | None) -> list[str]:
@@ -107,15 +100,12 @@ def _text(path: Path, model: str, workers: list[str], host: str | None) -> tuple
 
 def cluster_text(name: str, model: str, workers: list[str], host: str = "127.0.0.1") -> str:
     """A commented cluster file: its default `name`, `model`, a root at `host`, a worker at each of `workers`."""
-    bus = "# open_bus: false          " if is_loopback(host) else "open_bus: true             "
-    what = "true allows a root.host that a network can reach: the bus is NOT encrypted in this version"
     template = Template((DATA_FOLDER / FILE_NAME).read_text())
     return template.substitute(
         name=f"# name: {name}".ljust(_COLUMN - 1),
         model=f"model: {_scalar(model)}".ljust(_COLUMN - 1),
         host=f"  host: {_scalar(host)}",
         workers="\n".join(_worker_lines(workers)),
-        open_bus=f"{bus} # {what}",
     )
 
 
@@ -132,7 +122,8 @@ def _worker_lines(hosts: list[str]) -> list[str]:
             reached = "# another computer is reached only if root.host is an address that it can reach"
             lines.append("    # host: 127.0.0.1".ljust(_COLUMN) + reached)
         if i == 0:
-            lines.append("    # threads: auto")
+            learned = "# of another computer: what `dllama-zmq keygen` prints there, in quotes; or use a token"
+            lines += ["    # key:".ljust(_COLUMN) + learned, "    # threads: auto"]
     return lines
 
 

@@ -34,7 +34,6 @@ class Options:
     """A running cluster, by its file or address, or a model whose traffic is predicted."""
 
     cluster: Annotated[Path | None, cluster_flag(CLUSTER)] = None
-    connect: flags.Connect = None
     predict: Annotated[
         str | None,
         Option(
@@ -53,14 +52,14 @@ class Options:
     json: flags.Json = False
 
 
-def netstat(*, options: Options) -> None:
+def netstat(*, options: Options, there: flags.There) -> None:
     """Show a running cluster's traffic beside what its plan predicts, or predict a model's.
 
     Examples:
         dllama-zmq netstat --watch
         dllama-zmq netstat --predict llama3-8b --nodes 8 --sync q80
     """
-    _check(options)
+    _check(options, there)
     console = Console(highlight=False)
     if not console.is_terminal or options.watch is None:
         console.width = max(console.width, _LEAST_WIDTH)  # a terminal that is narrower wraps lines and loses nothing
@@ -69,14 +68,14 @@ def netstat(*, options: Options) -> None:
         figures = predicted(options.predict, _spec(options.predict), n_nodes, options.sync or "f32")
         watched(lambda: figures, _as_json if options.json else _tables, None, console)
         return
-    with client_of(options.connect, options.cluster) as client:
+    with client_of(there, options.cluster) as client:
         show = _as_json if options.json else summary_table if options.summary else _tables
         watched(lambda: measured(client.status(_STATUS_S)), show, options.watch, console)
 
 
-def _check(options: Options) -> None:
+def _check(options: Options, there: flags.There) -> None:
     """Raise UsageError for flags that exclude each other."""
-    if sum(one is not None for one in (options.cluster, options.connect, options.predict)) > 1:
+    if sum(one is not None for one in (options.cluster, there.connect, options.predict)) > 1:
         raise UsageError("--cluster, --connect and --predict each say whose traffic to show; give one of them")
     if options.predict is None and (options.nodes is not None or options.sync is not None):
         raise UsageError("--nodes and --sync go with --predict; a running cluster has its own")

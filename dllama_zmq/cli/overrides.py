@@ -51,12 +51,10 @@ def without_file(overrides: Overrides, model: str, folder: Path = Path(), privat
     """The cluster of `model` and the flags without a file: that of `folder`, or (private) of one call."""
     file = registry.without_file(absolute_model(model), overrides.nodes or 1, folder, private)
     if overrides.workers is not None:
-        from dllama_zmq.cli.init import open_bus_note, with_workers
+        from dllama_zmq.cli.init import with_workers
 
         cluster = with_workers(file.cluster.model, overrides.workers, overrides.nodes, folder)
         file = replace(file, cluster=msgspec.structs.replace(cluster, name=file.cluster.name))
-        if cluster.open_bus:
-            note(open_bus_note(cluster.root.host))
     return applied(replace(overrides, nodes=None, workers=None, model=None), file)
 
 

@@ -18,6 +18,7 @@ from dllama_zmq.cluster import ClusterFile
 from dllama_zmq.errors import UsageError
 from dllama_zmq.launch.lifecycle import for_one_call
 from dllama_zmq.launch.registry import address_elsewhere
+from dllama_zmq.node_config import Security
 from dllama_zmq.sources import absolute_model
 
 
@@ -61,7 +62,7 @@ def file_for(source: str | None, overrides: Overrides, cluster: Path | None) -> 
 def used(file: ClusterFile, overrides: Overrides) -> Iterator[Used]:
     """The cluster; it is brought up for this call if it is not running."""
     if (address := address_elsewhere(file.cluster)) is not None:
-        with used_at(address, overrides) as cluster:
+        with used_at(address, file.cluster.security, overrides) as cluster:
             yield cluster
         return
 
@@ -78,9 +79,9 @@ def used(file: ClusterFile, overrides: Overrides) -> Iterator[Used]:
 
 
 @contextmanager
-def used_at(address: str, overrides: Overrides) -> Iterator[Used]:
+def used_at(address: str, security: Security, overrides: Overrides) -> Iterator[Used]:
     """The cluster whose root has this address. It answers after its current step, which may take long."""
-    with Client(address) as client:
+    with Client(address, security) as client:
         with Display() as display:
             display.activity(f"asking the root at {address}")
             status = client.status(SILENCE_S)

@@ -13,13 +13,18 @@ from typer import Argument, Option
 
 from dllama_zmq import __version__
 from dllama_zmq.bus.addresses import endpoint_of
+from dllama_zmq.bus.known_root import join_by, known_at, peer_for
+from dllama_zmq.bus.security import Peer
 from dllama_zmq.bus.sockets import Context
+from dllama_zmq.cli import flags
 from dllama_zmq.cli.flag_kinds import number
 from dllama_zmq.errors import UsageError
 from dllama_zmq.host import require_open_files, usable_cores
 from dllama_zmq.launch.parent_watch import at_end_of_stdin
-from dllama_zmq.node_config import Ports
+from dllama_zmq.node_config import Ports, Security
 from dllama_zmq.own_code import signal_at_parents_end
+from dllama_zmq.trust import Invitation, Role, check_public, own_key
+from dllama_zmq.trust.tokens import LIFETIME_S
 from dllama_zmq.worker import Worker, WorkerSettings
 
 _FILES = 12  # opened by libzmq and for the kernels' code, as counted in /proc
@@ -32,6 +37,14 @@ def worker(
         Argument(metavar="HOST", help="The root's computer: a name or address, with :PORT where it is not 5570"),
     ] = None,
     root: Annotated[str | None, Option("--root", metavar="ADDRESS", help="The same, as a flag")] = None,
+    join: Annotated[
+        str | None,
+        Option("--join", metavar="TOKEN", help="Instead of HOST, at first: what `dllama-zmq token` printed there"),
+    ] = None,
+    root_key: Annotated[
+        str | None, Option("--root-key", metavar="KEY", help="The root's public key; by default the one known here")
+    ] = None,
+    security: flags.SecurityFlag = "curve",
     name: Annotated[
         str, Option("--name", metavar="NAME", help="Which worker of the file to be; any free one if not given")
     ] = "",
@@ -44,15 +57,14 @@ def worker(
     """Be a worker of the cluster whose root is on HOST. Needs no model file: its weights come over the bus.
 
     Examples:
+        dllama-zmq worker --join TOKEN
         dllama-zmq worker 192.168.1.10
         dllama-zmq worker pi1:5570 -t 3
     """
-    if (host is None) == (root is None):
-        raise UsageError("give the root's address once: dllama-zmq worker 192.168.1.10")
-    try:
-        address = endpoint_of(host or root or "", Ports().replies)
-    except UsageError as error:
-        raise UsageError(f"the root's address {error}") from None
+    if [host, root, join].count(None) != 2:
+        raise UsageError("give the root once: dllama-zmq worker 192.168.1.10, or at first --join TOKEN")
+    if join is not None and (root_key, security) != (None, "curve"):
+        raise UsageError("a token has the root's key; leave --root-key and --security out")
     signal.signal(signal.SIGTERM, _leave)
     if leave_with_stdin:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is for the root
@@ -61,11 +73,42 @@ def worker(
     with threadpool_limits(limits=1):  # the node has its own threads; BLAS must not add more
         threads = threads or usable_cores()
         require_open_files(_FILES + threads)
-        settings = WorkerSettings(
-            root=address, name=name, threads=threads, oversubscribed=oversubscribed, version=__version__
-        )
         with Context() as context:
+            peer: Peer | None
+            if join is not None:
+                address, peer, own_name = join_by(context, _invitation(join), LIFETIME_S)
+            else:
+                address, peer, own_name = _known(host or root or "", root_key, security)
+            settings = WorkerSettings(
+                root=address,
+                name=name or own_name,
+                threads=threads,
+                oversubscribed=oversubscribed,
+                version=__version__,
+                security=peer,
+            )
             Worker(context, settings).run()
+
+
+def _invitation(token: str) -> Invitation:
+    """What a worker's token holds. Raises UsageError for a client's, TokenError."""
+    invitation = Invitation.read(token)
+    if invitation.role is not Role.worker:
+        raise UsageError("this token is for a client: dllama-zmq join TOKEN")
+    return invitation
+
+
+def _known(host: str, root_key: str | None, security: Security) -> tuple[str, Peer | None, str]:
+    """The address of a root, the keys for it, and this worker's name there; raises as `peer_for` does."""
+    try:
+        address = endpoint_of(host, Ports().replies)
+    except UsageError as error:
+        raise UsageError(f"the root's address {error}") from None
+    if root_key is not None:
+        return address, Peer(own_key(), check_public(root_key)), ""
+    peer = peer_for(address, security, Role.worker)
+    known = known_at(address) if peer is not None else None
+    return address, peer, known.name if known is not None else ""
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

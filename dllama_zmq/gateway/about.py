@@ -28,17 +28,19 @@ class NodeHealth(Struct):
 
 
 class Health(Struct):
-    """All nodes are ready."""
+    """All nodes are ready. security: curve, none (an open bus), or local (no network reaches the bus)."""
 
     nodes: list[NodeHealth]
+    security: str
     status: str = "ok"
 
 
 class Ill(Struct):
-    """Some node is not; the error names it."""
+    """Some node is not; the error names it. security: as in Health; empty while it is not known."""
 
     error: ErrorBody
     nodes: list[NodeHealth]
+    security: str
     status: str = "error"
 
 
@@ -76,13 +78,13 @@ async def health(call: Call[None]) -> Reply:
         status = await call.service.recent_status(_HEALTH_S)
     except DllamaError as error:
         problem = Problem(503, str(error), retry_s=2)
-        return Reply(Ill(problem.reply().error, []), 503, headers=problem.headers)
+        return Reply(Ill(problem.reply().error, [], ""), 503, headers=problem.headers)
     nodes = [NodeHealth(node.name, node.state, node.reason) for node in status.nodes]
     silence = call.service.silence
     if status.state == "ready" and not silence:
-        return Reply(Health(nodes))
+        return Reply(Health(nodes, status.security))
     problem = Problem(503, status.note or silence or "Loading model", retry_s=2)
-    return Reply(Ill(problem.reply().error, nodes), 503, headers=problem.headers)
+    return Reply(Ill(problem.reply().error, nodes, status.security), 503, headers=problem.headers)
 
 
 def entry_of(model: Model) -> ModelEntry:

@@ -85,6 +85,8 @@ def run_cluster(
             cleanup.callback(paths.clear)  # libzmq leaves the files of its ipc sockets behind
             check_ports(cluster)
             keys = own_key() if cluster.secured else None
+            if cluster.warning:
+                logger.warning("%s", cluster.warning)
             if lock is None:
                 api = listen(file)
             if api is not None:
@@ -116,7 +118,8 @@ def run_cluster(
             cleanup.push(lambda kind, error, traceback: root.close(_why_down(root, error), stay=True))
             url = "" if api is None else address_of(api)
             created = int(model.path.stat().st_mtime) if model.path.exists() else 0
-            facts = ClusterFacts(cluster.name, __version__, as_text(model.path), _name_of(cluster.model), url, created)
+            path, name = as_text(model.path), _name_of(cluster.model)
+            facts = ClusterFacts(cluster.name, __version__, path, name, url, created, cluster.reached_by)
             link = sockets.pair(context, paths.ipc_front, bind=True)
             serving = Serving(
                 Engine(root, cluster.max_sequences, Vocabulary(tokenizer, root.spec.vocab_size)), link, facts

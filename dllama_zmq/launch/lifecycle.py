@@ -5,28 +5,29 @@ from __future__ import annotations
 import os
 import select
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 
-from dllama_zmq.bus.addresses import join, own_address
 from dllama_zmq.bus.client_messages import Status
 from dllama_zmq.client import Client
-from dllama_zmq.cluster import Cluster, ClusterFile, is_loopback
+from dllama_zmq.cluster import ClusterFile, is_loopback
 from dllama_zmq.errors import BusError, ClusterError, RootLost
 from dllama_zmq.launch import locks, registry
 from dllama_zmq.launch.children import Child, await_ends, last_error
 from dllama_zmq.launch.gateway import listen
+from dllama_zmq.launch.invitations import invite, root_for
 from dllama_zmq.launch.locks import POLL_S
 from dllama_zmq.launch.parent_watch import STAY
 from dllama_zmq.launch.paths import ClusterPaths
 from dllama_zmq.launch.ports import check_ports
 from dllama_zmq.launch.registry import AlreadyRunning, Record
-from dllama_zmq.node_config import Ports
+from dllama_zmq.node_config import WorkerConfig
 from dllama_zmq.reporting import Reporter, SilentReporter
+from dllama_zmq.trust import Role, own_key
+from dllama_zmq.trust.learned import read_learned
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +144,7 @@ def take_down(file: ClusterFile) -> bool:
     """
     stop_s = file.cluster.limits.stop_s
     if (address := registry.address_elsewhere(file.cluster)) is not None:
-        with Client(address) as client:
+        with Client(address, file.cluster.security) as client:
             client.stop(file.cluster.limits.step_s + stop_s, 2 * stop_s)  # it hears between two steps
         return True
     was_running = False
@@ -230,18 +231,27 @@ def _await_ready(file: ClusterFile, start: _Start, listener: Listener) -> Status
             client.close()
 
 
-def commands_elsewhere(cluster: Cluster) -> dict[str, str]:
-    """The command that starts each worker of another computer, by the worker's name."""
-    replies = (cluster.tcp_ports or Ports()).replies
+def commands_elsewhere(file: ClusterFile, new_tokens: bool = False) -> dict[str, str]:
+    """The command that starts each worker of another computer, by the worker's name.
 
-    def root_for(worker: str) -> str:
-        host = cluster.root.host
-        if host in ("0.0.0.0", "::"):  # it listens everywhere; this worker needs one address of it
-            host = own_address(worker) or socket.gethostname()
-        return host if replies == Ports().replies else join(host, replies).removeprefix("tcp://")
+    new_tokens: with a new token for each worker whose key is not known yet; else it says how to get one.
+    """
+    cluster = file.cluster
+    learned = {entry.name for entry in read_learned(cluster.name)} if cluster.secured else set()
+
+    def command(worker: WorkerConfig) -> str:
+        if not cluster.secured:
+            return f"{root_for(cluster, worker.host)} --security none"
+        if worker.key is not None:
+            return f"{root_for(cluster, worker.host)} --root-key '{own_key().public}'"
+        if worker.name in learned:
+            return root_for(cluster, worker.host)
+        if new_tokens:
+            return f"--join {invite(file, Role.worker, worker.name).text}"
+        return f"--join TOKEN, which `{file.command(f'token {worker.name}')}` prints here"
 
     return {
-        worker.name: f"on {worker.host}: dllama-zmq worker {root_for(worker.host)}"
+        worker.name: f"on {worker.host}: dllama-zmq worker {command(worker)}"
         for worker in cluster.workers
         if not is_loopback(worker.host)
     }
@@ -249,7 +259,7 @@ def commands_elsewhere(cluster: Cluster) -> dict[str, str]:
 
 def not_there(file: ClusterFile, absent: Mapping[str, str]) -> str:
     """The sentence on workers that are absent, by name with the reason, and what to do for each."""
-    elsewhere = commands_elsewhere(file.cluster)
+    elsewhere = commands_elsewhere(file)
 
     def cure(worker: str) -> str:
         if worker in elsewhere:

@@ -9,7 +9,7 @@ from contextlib import suppress
 import msgspec
 
 from dllama_zmq.cluster import ClusterFile
-from dllama_zmq.errors import ClusterError
+from dllama_zmq.errors import ClusterError, TrustError
 from dllama_zmq.launch.lifecycle import commands_elsewhere
 from dllama_zmq.launch.paths import ClusterPaths
 from dllama_zmq.launch.registry import Record
@@ -34,7 +34,6 @@ class PublicState:
     def __init__(self, file: ClusterFile, paths: ClusterPaths, reporter: Reporter) -> None:
         self._file, self._paths, self._reporter = file, paths, reporter
         self._record = Record.of(file)
-        self._commands = commands_elsewhere(file.cluster)
         self._next_write = 0.0
         self._has_been_ready = False
 
@@ -72,7 +71,10 @@ class PublicState:
             return
         self._wait(min(2 * self._pause_s, _MAX_PAUSE_S))
         absent = [row.name for row in self._root.progress() if row.state.value == "absent"]
-        cures = [f"start {self._commands[name]}" for name in absent if name in self._commands]
+        commands: dict[str, str] = {}
+        with suppress(TrustError):  # a file of keys that is damaged now has its own line in the log
+            commands = commands_elsewhere(self._file)
+        cures = [f"start {commands[name]}" for name in absent if name in commands]
         logger.info("forming: %s", "; ".join([self._root.missing_sentence(), *cures]))
 
     def remove(self) -> None:

@@ -209,7 +209,7 @@ def connect(cluster: ClusterFile | str | os.PathLike[str] = FILE_NAME, wait_s: f
     """A client of the running cluster of a file. Raises ConfigError, and ClusterError if it is not running."""
     file = cluster if isinstance(cluster, ClusterFile) else cluster_here(Path(cluster))
     if (address := address_elsewhere(file.cluster)) is not None:
-        return Client(address)
+        return Client(address, file.cluster.security)
     running = await_running(file, wait_s)
     if running is None:
         ended = ended_unexpectedly(file.path) is not None

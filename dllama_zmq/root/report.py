@@ -26,6 +26,7 @@ class ClusterFacts:
 
     model: the path as text, which need not open the file. created: when the file was written, in seconds since 1970.
     model_name: as people call it; where "", as its file is called. api: the URL of its API server, or "".
+    security: see Status.
     """
 
     name: str
@@ -34,6 +35,7 @@ class ClusterFacts:
     model_name: str = ""
     api: str = ""
     created: int = 0
+    security: str = "local"
     started: float = field(default_factory=time.monotonic)
 
 
@@ -104,6 +106,7 @@ def cluster_status(facts: ClusterFacts, engine: Engine) -> Status:
         recent=ledger.recent(),
         traffic=ledger.traffic(root.link.meter) if root.link is not None else [],
         api=facts.api,
+        security=facts.security,
     )
 
 

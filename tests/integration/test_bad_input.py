@@ -60,7 +60,7 @@ def test_two_clusters_on_the_same_ports_cannot_both_run(cli: Cli) -> None:
 
 
 def test_a_root_on_an_address_of_another_machine_is_refused(cli: Cli) -> None:
-    cli.write(2, host="192.0.2.7", open_bus=True)
+    cli.write(2, host="192.0.2.7", security="none")
     assert "root.host: 192.0.2.7 is no address of this computer" in refusal(cli, "up")
     assert "this machine has no such address" in refusal(cli, "up", "--foreground")
 
@@ -123,7 +123,7 @@ def test_a_missing_model_is_refused_with_its_path(cli: Cli, command: list[str]) 
 
 
 def test_nothing_is_said_to_come_up_before_a_model_is_refused(cli: Cli) -> None:
-    cli.write(2, host="0.0.0.0", open_bus=True, workers=[{"name": "far", "host": "192.0.2.1"}], model="nowhere.m")
+    cli.write(2, host="0.0.0.0", security="none", workers=[{"name": "far", "host": "192.0.2.1"}], model="nowhere.m")
     result = cli.run("generate", "once", wait_s=SOON_S)
     assert result.err == f"error: {result.error()}\n"
 

@@ -75,7 +75,9 @@ def test_an_answer_goes_on_where_it_was_when_a_worker_that_was_lost_is_back(cli:
 def test_an_answer_whose_worker_comes_back_too_late_ends_with_one_sentence_and_the_next_is_whole(
     cli: Cli, greedy_text: str
 ) -> None:
-    cli.write(2, host="0.0.0.0", open_bus=True, workers=[{"name": "far", "host": "192.0.2.1"}], limits={"rejoin_s": 2})
+    cli.write(
+        2, host="0.0.0.0", security="none", workers=[{"name": "far", "host": "192.0.2.1"}], limits={"rejoin_s": 2}
+    )
     replies = f"127.0.0.1:{cli.ports['replies']}"
     with cli.started("worker", replies) as worker:
         assert cli.run("up").code == 0
@@ -122,7 +124,7 @@ def test_a_worker_that_dies_at_every_start_ends_up_with_the_reason(cli: Cli) -> 
 
 def test_a_worker_elsewhere_says_why_a_root_gave_up(cli: Cli) -> None:
     workers = [{"name": "far", "host": "192.0.2.1"}, {"name": "here"}, {"name": "off", "host": "192.0.2.2"}]
-    cli.write(4, host="0.0.0.0", open_bus=True, workers=workers)
+    cli.write(4, host="0.0.0.0", security="none", workers=workers)
     with (
         cli.started("worker", f"127.0.0.1:{cli.ports['replies']}", "--name", "far") as worker,
         cli.started("up", "--foreground") as root,
@@ -140,7 +142,7 @@ def test_a_worker_elsewhere_says_why_a_root_gave_up(cli: Cli) -> None:
 
 
 def test_a_cluster_in_the_foreground_says_who_is_missing_and_is_not_up_before(cli: Cli) -> None:
-    cli.write(2, host="0.0.0.0", open_bus=True, workers=[{"name": "far", "host": "192.0.2.1"}])
+    cli.write(2, host="0.0.0.0", security="none", workers=[{"name": "far", "host": "192.0.2.1"}])
     replies = f"127.0.0.1:{cli.ports['replies']}"
     with cli.started("up", "--foreground") as root:
         said = await_words(root, "; start on 192.0.2.1: dllama-zmq worker ")
@@ -155,7 +157,7 @@ def test_a_cluster_in_the_foreground_says_who_is_missing_and_is_not_up_before(cl
 
 
 def test_a_worker_started_by_hand_outlives_its_root_and_joins_the_next(cli: Cli, greedy_text: str) -> None:
-    cli.write(2, host="0.0.0.0", open_bus=True, workers=[{"name": "far", "host": "192.0.2.1"}])
+    cli.write(2, host="0.0.0.0", security="none", workers=[{"name": "far", "host": "192.0.2.1"}])
     with cli.started("worker", "--root", f"tcp://127.0.0.1:{cli.ports['replies']}") as worker:
         assert cli.run("up").code == 0
         assert (cli.pid("far"), answer(cli)) == (worker.pid, greedy_text)
@@ -181,7 +183,7 @@ def test_a_worker_started_by_hand_outlives_its_root_and_joins_the_next(cli: Cli,
 
 def test_a_worker_elsewhere_says_why_an_up_failed(cli: Cli) -> None:
     far = [{"name": name, "host": f"192.0.2.{i}"} for i, name in enumerate(("near", "far", "off"), 1)]
-    cli.write(4, host="0.0.0.0", open_bus=True, workers=far)
+    cli.write(4, host="0.0.0.0", security="none", workers=far)
     with (
         cli.started("worker", f"127.0.0.1:{cli.ports['replies']}", "--name", "near") as worker,
         cli.started("up") as up,
@@ -195,7 +197,7 @@ def test_a_worker_elsewhere_says_why_an_up_failed(cli: Cli) -> None:
 
 
 def test_a_worker_that_compiles_says_why_an_up_failed(cli: Cli) -> None:
-    cli.write(2, host="0.0.0.0", open_bus=True, workers=[{"name": "far", "host": "192.0.2.1"}])
+    cli.write(2, host="0.0.0.0", security="none", workers=[{"name": "far", "host": "192.0.2.1"}])
     address, nothing = f"127.0.0.1:{cli.ports['replies']}", str(cli.folder / "cache")
     with cli.started("worker", address, XDG_CACHE_HOME=nothing) as worker, cli.started("up") as up:
         await_words(up, "far compiles kernels")
@@ -207,6 +209,6 @@ def test_a_worker_that_compiles_says_why_an_up_failed(cli: Cli) -> None:
 
 def test_up_says_how_to_start_a_worker_that_does_not_come(cli: Cli) -> None:
     far = [{"name": "far", "host": "192.0.2.1"}]
-    cli.write(2, host="0.0.0.0", open_bus=True, workers=far, limits={"join_s": 1})
+    cli.write(2, host="0.0.0.0", security="none", workers=far, limits={"join_s": 1})
     assert "after 1 s (limits.join_s): far has not joined yet: on 192.0.2.1: dllama-zmq worker" in cli.run("up").error()
     assert cli.processes() == []

@@ -144,7 +144,7 @@ def test_an_up_that_is_stopped_leaves_nothing(cli: Cli, number: signal.Signals) 
 
 
 def test_down_ends_a_cluster_that_is_starting(cli: Cli) -> None:
-    cli.write(2, workers=[{"name": "far", "host": "192.0.2.1"}], host="0.0.0.0", open_bus=True)
+    cli.write(2, workers=[{"name": "far", "host": "192.0.2.1"}], host="0.0.0.0", security="none")
     with cli.started("up") as process:
         until(lambda: (cli.home / "run" / "small" / "cluster.json").exists(), 20, "the root")
         assert "is down" in cli.down().err

@@ -86,7 +86,31 @@ def test_the_last_place_is_for_a_client_that_has_none(engine: Engine) -> None:
 def test_the_engine_is_asked_for_one_report_at_a_time(engine: Engine) -> None:
     kv = KVStatus(64, 1, 0, 0, 0, 0, 0)
     status = Status(
-        0, "c", "0", "ready", "", 1, 0.0, "m", "", "f32", "numpy", 64, 0, 0, [], kv, False, {}, {}, {}, {}, [], {}, []
+        0,
+        "c",
+        "0",
+        "ready",
+        "",
+        1,
+        0.0,
+        "m",
+        "",
+        "local",
+        "f32",
+        "numpy",
+        64,
+        0,
+        0,
+        [],
+        kv,
+        False,
+        {},
+        {},
+        {},
+        {},
+        [],
+        {},
+        [],
     )
     engine.tell(Report(status))
     with Client(engine.address) as client:

@@ -263,7 +263,7 @@ def test_connect_finds_a_cluster_by_its_file_and_says_where_it_is_not_running(he
 
 def test_a_root_on_another_computer_is_where_clients_are_sent() -> None:
     def address(host: str) -> str | None:
-        return address_elsewhere(parse_cluster(f"model: demo\nopen_bus: true\nroot: {{host: '{host}'}}"))
+        return address_elsewhere(parse_cluster(f"model: demo\nsecurity: none\nroot: {{host: '{host}'}}"))
 
     assert address("192.0.2.7") == "tcp://192.0.2.7:5572"
     assert address("2001:db8::7") == "tcp://[2001:db8::7]:5572"
@@ -285,7 +285,7 @@ def test_a_record_of_a_dead_cluster_tells_only_that_it_was_killed(here: Cli) -> 
 
 @pytest.mark.parametrize("command", ["up", "restart"])
 def test_a_cluster_whose_root_is_another_computer_is_brought_up_there(cli: Cli, command: str) -> None:
-    text = "model: demo\nopen_bus: true\nroot: {host: 192.0.2.7}\nworkers:\n  - {name: pi2, host: 192.0.2.8}\n"
+    text = "model: demo\nsecurity: none\nroot: {host: 192.0.2.7}\nworkers:\n  - {name: pi2, host: 192.0.2.8}\n"
     (cli.folder / "cluster.yaml").write_text(text)
     assert cli.run(command).error() == (
         f"cluster.yaml: root.host: 192.0.2.7 is no address of this computer; run `dllama-zmq {command}` on the "

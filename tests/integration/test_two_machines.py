@@ -6,6 +6,7 @@ Linux, root and iproute2 only; the same commands over loopback are in other test
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from command_line import Process, json_object, short_home, until
+from command_line import Process, await_words, json_object, short_home, until
 
 ROOT, WORKER = "10.77.0.1", "10.77.0.2"
 
@@ -29,14 +30,14 @@ class Computer:
     """A network namespace with a home and a folder of its own."""
 
     def __init__(self, namespace: str, home: Path, folder: Path) -> None:
-        self._namespace, self._home, self._folder = namespace, home, folder
+        self._namespace, self._home, self.folder = namespace, home, folder
 
     def start(self, *words: str) -> Process:
         """A command that is running; it is ended by its root, by itself, or by the test."""
         prefix = ["ip", "netns", "exec", self._namespace, sys.executable, "-m", "dllama_zmq"]
         return subprocess.Popen(
             [*prefix, *words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            cwd=self._folder, env={**os.environ, "DLLAMA_ZMQ_HOME": str(self._home)},
+            cwd=self.folder, env={**os.environ, "DLLAMA_ZMQ_HOME": str(self._home)},
         )  # fmt: skip
 
     def run(self, *words: str, wait_s: float = 60.0) -> str:
@@ -88,27 +89,105 @@ def ip(*words: str) -> None:
 
 
 @contextmanager
-def running(process: Process) -> Iterator[None]:
+def running(process: Process) -> Iterator[Process]:
     """A process that goes on until the end of the block: a worker outlives its root."""
     try:
-        yield
+        yield process
         assert process.poll() is None
     finally:
         process.terminate()
         process.communicate(timeout=15)
 
 
-def test_one_command_on_each_of_two_computers_is_enough(
-    computers: tuple[Computer, Computer], small_model: Path
-) -> None:
+@contextmanager
+def joined(first: Computer, second: Computer, model: Path) -> Iterator[None]:
+    """The cluster of both, up, with the worker that the line from `up` has started; the worker ends with the block."""
+    up = first.start("up", "-m", str(model), "--workers", WORKER)
+    told = await_words(up, "worker --join ")
+    if not told.endswith("\n"):
+        told += await_words(up, "\n")
+    (text,) = re.findall(rf"start on {WORKER}: dllama-zmq worker --join (\S+)", told)
+    with running(second.start("worker", "--join", text)):
+        _, err = up.communicate(timeout=60)
+        assert up.returncode == 0, err.decode()
+        yield
+
+
+def worker_is(first: Computer, state: str) -> None:
+    """Wait until the root says so of its worker."""
+
+    def found() -> bool:
+        return bool(json_object(first.run("status", "--json"))["nodes"][1]["state"] == state)
+
+    until(found, 30.0, f"the worker to be {state}")
+
+
+def test_one_line_on_each_of_two_computers_is_enough(computers: tuple[Computer, Computer], small_model: Path) -> None:
     first, second = computers
-    with running(second.start("worker", ROOT)):
-        for _ in range(2):  # the worker stays, and joins the root that comes next
-            first.run("up", "-m", str(small_model), "--workers", WORKER)
+    with joined(first, second, small_model):
+        second.run("join", first.run("token", "laptop", "--client").split()[-1])
+        for again in (True, False):  # the worker stays, and joins the root that comes next
             text = first.run("generate", "once upon a time", "-n", "8", "--temp", "0")
             assert second.run("generate", "--connect", ROOT, "once upon a time", "-n", "8", "--temp", "0") == text
             status = json_object(second.run("status", "--connect", f"{ROOT}:5572", "--json"))
             assert [node["address"] for node in status["nodes"]] == ["", WORKER]
+            assert status["security"] == "curve"
             assert WORKER in second.run("status", "--connect", ROOT)
             second.run("down", "--connect", ROOT)
             until(lambda: json_object(first.run("ps", "--json"))["clusters"] == [], 15.0, "the root to be down")
+            if again:
+                first.run("up", "-m", str(small_model), "--workers", WORKER)
+
+
+def test_an_open_bus_is_named_on_both_computers(computers: tuple[Computer, Computer], small_model: Path) -> None:
+    first, second = computers
+    text = f"model: {small_model}\nsecurity: none\nroot: {{host: {ROOT}}}\nworkers: [{{name: pi2, host: {WORKER}}}]\n"
+    (first.folder / "cluster.yaml").write_text(text)
+    (second.folder / "cluster.yaml").write_text(text)  # a copy of the file says it too
+    with running(second.start("worker", ROOT, "--security", "none")):
+        first.run("up")
+        told = first.run("generate", "once upon a time", "-n", "8", "--temp", "0")
+        for words in (["--connect", ROOT, "--security", "none"], []):
+            assert second.run("generate", *words, "once upon a time", "-n", "8", "--temp", "0") == told
+        first.run("down")
+
+
+def test_a_key_that_is_removed_is_cut_off_while_the_cluster_runs_and_a_new_one_joins(
+    computers: tuple[Computer, Computer], small_model: Path
+) -> None:
+    first, second = computers
+    with joined(first, second, small_model):
+        text = first.run("generate", "once upon a time", "-n", "8", "--temp", "0")
+        first.run("keys", "--remove", "worker1")
+        worker_is(first, "absent")
+    with running(second.start("worker", ROOT)) as refused:
+        assert "does not admit the key of this computer" in await_words(refused, "does not admit the key")
+        worker_is(first, "absent")
+    second.run("keygen", "--new")
+    token = first.run("token", "worker1").split()[-1]
+    with running(second.start("worker", "--join", token)):
+        worker_is(first, "ready")
+        assert first.run("generate", "once upon a time", "-n", "8", "--temp", "0") == text
+        first.run("down")
+
+
+def test_a_key_that_is_changed_in_the_file_changes_who_may_join_while_the_cluster_runs(
+    computers: tuple[Computer, Computer], small_model: Path
+) -> None:
+    first, second = computers
+
+    def write(key: str) -> None:
+        worker = f"{{name: pi2, host: {WORKER}, key: '{key}'}}"
+        (first.folder / "cluster.yaml").write_text(
+            f"model: {small_model}\nroot: {{host: {ROOT}}}\nworkers: [{worker}]\n"
+        )
+
+    write(second.run("keygen").strip())
+    root_key = ["--root-key", first.run("keygen").strip()]
+    with running(second.start("worker", ROOT, *root_key)):
+        first.run("up")
+        write(second.run("keygen", "--new").strip())  # the worker that runs has the old one
+        worker_is(first, "absent")
+    with running(second.start("worker", ROOT, *root_key)):
+        worker_is(first, "ready")
+        first.run("down")

@@ -123,7 +123,7 @@ def test_status_and_inspect_fit_80_columns(cli: Cli) -> None:
 
 def test_on_a_terminal_up_waits_beyond_the_limit_for_scripts_and_says_for_whom(cli: Cli) -> None:
     far = [{"name": "far", "host": "192.0.2.1"}]
-    cli.write(2, host="0.0.0.0", open_bus=True, workers=far, limits={"join_s": 1})
+    cli.write(2, host="0.0.0.0", security="none", workers=far, limits={"join_s": 1})
     with command(cli, "up") as terminal:
         text = terminal.until(lambda text: re.search(r"far has not joined yet +3 s", text), WAIT_S)
         assert "start on 192.0.2.1: dllama-zmq worker " in text

@@ -52,7 +52,7 @@ api:
   keys: [sk-0123456789]
   origins: ["http://192.168.1.20:3000"]
   limits: {body_mb: 1, max_tokens: 500, n: 2, stop: 4, connections: 9, stalled_s: 5}
-open_bus: true
+security: none
 """
 
 
@@ -76,7 +76,7 @@ def test_every_key_of_the_file_reaches_the_cluster() -> None:
             origins=["http://192.168.1.20:3000"],
             limits=ApiLimits(body_mb=1, max_tokens=500, n=2, stop=4, connections=9, stalled_s=5),
         ),
-        open_bus=True,
+        security="none",
     )
 
 
@@ -109,7 +109,7 @@ def test_keys_without_a_value_count_as_not_given() -> None:
 
 def test_the_shipped_file_is_one_root_and_three_workers_on_this_host() -> None:
     cluster = load_cluster(SHIPPED).cluster
-    assert (cluster.model, cluster.sync, cluster.open_bus) == ("demo", "f32", False)
+    assert (cluster.model, cluster.sync, cluster.secured) == ("demo", "f32", False)
     assert cluster.name == default_name(SHIPPED)
     assert [worker.name for worker in cluster.workers] == ["worker1", "worker2", "worker3"]
     assert all(is_loopback(host) for host in [cluster.root.host, *(worker.host for worker in cluster.workers)])
@@ -173,7 +173,7 @@ def test_a_cluster_without_a_file_is_its_folders_or_one_calls(tmp_path: Path) ->
 def test_tcp_is_for_clusters_of_several_computers_and_where_ports_are_given() -> None:
     assert parse_cluster("model: demo\nworkers: [{name: a}]").tcp_ports is None
     assert parse_cluster("model: demo\nroot: {ports: {clients: 99}}").tcp_ports == Ports(clients=99)
-    assert parse_cluster("model: demo\nroot: {host: 10.0.0.1}\nopen_bus: true").tcp_ports == Ports()
+    assert parse_cluster("model: demo\nroot: {host: 10.0.0.1}\nsecurity: none").tcp_ports == Ports()
 
 
 def test_two_files_run_the_same_where_model_weights_and_tokenizer_are_the_same(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from dllama_zmq.cluster import Cluster, parse_cluster
 from dllama_zmq.errors import ConfigError
 from dllama_zmq.node_config import RootConfig, WorkerConfig
+from dllama_zmq.trust import KeyPair
 
 
 def refusal(text: str) -> str:
@@ -53,7 +54,11 @@ def refusal(text: str) -> str:
         ("model: demo\nworkers: 1024\n", "home.yaml:2:10: workers: ", ["0 to 1023", "got 1024"]),
         ("model: demo\nworkers: 2\n", "home.yaml:2:10: workers: ", ["1 root + 2 workers are 3 nodes"]),
         ("model: demo\nworkers: [a]\n", "home.yaml:2:11: workers[0]: ", ["such as `- {name: pi2", "'a'"]),
-        ("model: demo\nopen_bus: 1\n", "home.yaml:2:11: open_bus: ", ["true or false", "'1'"]),
+        ("model: demo\nsecurity: no\n", "home.yaml:2:11: security: ", ["curve or none"]),
+        ("model: demo\nopen_bus: true\n", "home.yaml:2:1: open_bus: ", ["encrypted now", "write `security: none`"]),
+        ("model: demo\nworkers: [{name: a, key: abc}]", "home.yaml:2:26: workers[0].key: ", ["40 characters", "'abc'"]),
+        ("model: demo\nclients: [{name: a}]", "home.yaml:2:11: clients[0].key: ", ["is missing", "40 characters"]),
+        ("model: demo\nclients: 3", "home.yaml:2:10: clients: ", ["- {name: laptop, key:", "'3'"]),
         ("model: demo\nname: on\n", "home.yaml:2:7: name: ", ["true or false", "quotes"]),
         ("model: demo\nname: 2024-01-01\n", "home.yaml:2:7: name: ", ["timestamp", "quotes"]),
         ("model: demo\nname: ../etc\n", "home.yaml:2:7: name: ", ["letters, digits", "'../etc'"]),
@@ -113,25 +118,33 @@ def test_a_worker_named_root_is_refused() -> None:
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.5", "'::'", "fe80::1", "pi.local", "127.evil.example"])
-def test_a_root_on_a_network_must_be_asked_for_by_name(host: str) -> None:
+def test_a_root_on_a_network_is_secured_unless_its_file_says_otherwise(host: str) -> None:
     text = f"model: demo\nroot: {{host: {host}}}\n"
-    message = refusal(text)
-    assert "root.host" in message
-    assert "neither encrypted nor authenticated" in message
-    assert "open_bus: true" in message
-    assert parse_cluster(text + "open_bus: true\n").root.host == host.strip("'")
+    assert parse_cluster(text).secured
+    assert parse_cluster(text).warning == ""
+    is_open = parse_cluster(text + "security: none\n")
+    assert not is_open.secured
+    assert is_open.warning.startswith("security: none: everybody in the network can use and read this cluster")
 
 
+@pytest.mark.parametrize("security", ["curve", "none"])
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.3.2.1", "localhost", "'::1'"])
-def test_a_root_on_loopback_needs_no_open_bus(host: str) -> None:
-    assert parse_cluster(f"model: demo\nroot: {{host: {host}}}").open_bus is False
+def test_a_root_on_loopback_needs_no_keys(host: str, security: str) -> None:
+    cluster = parse_cluster(f"model: demo\nsecurity: {security}\nroot: {{host: {host}}}")
+    assert (cluster.secured, cluster.warning, cluster.tcp_ports) == (False, "", None)
 
 
-@pytest.mark.parametrize("open_bus", ["false", "true"])
-def test_a_worker_elsewhere_is_refused_while_the_root_listens_on_loopback(open_bus: str) -> None:
-    message = refusal(f"model: demo\nopen_bus: {open_bus}\nworkers: [{{name: a, host: 10.0.0.7}}]\n")
+@pytest.mark.parametrize("security", ["curve", "none"])
+def test_a_worker_elsewhere_is_refused_while_the_root_listens_on_loopback(security: str) -> None:
+    message = refusal(f"model: demo\nsecurity: {security}\nworkers: [{{name: a, host: 10.0.0.7}}]\n")
     assert message.startswith("home.yaml:3:27: workers[0].host: ")
     assert "could never reach a root on 127.0.0.1" in message
+
+
+def test_two_clients_of_one_name_are_refused_at_the_second() -> None:
+    keys = [f"{{name: a, key: '{KeyPair.new().public}'}}" for _ in range(2)]
+    message = refusal(f"model: demo\nclients:\n  - {keys[0]}\n  - {keys[1]}\n")
+    assert message.startswith("home.yaml:4:12: clients[1].name: 2 clients are named a")
 
 
 def test_an_ipv6_host_is_put_in_brackets_in_its_endpoint() -> None:

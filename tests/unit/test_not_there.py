@@ -13,7 +13,7 @@ from dllama_zmq.launch.lifecycle import not_there
 TEXT = """
 name: pis
 model: demo
-open_bus: true
+security: none
 root: {host: 192.168.1.10}
 workers: [{name: worker1}, {name: pi2, host: 192.168.1.11}, {name: pi3, host: 192.168.1.12}]
 """

@@ -185,6 +185,7 @@ def status(*workers: NodeStatus) -> Status:
         0.0,
         "m",
         "",
+        "local",
         "f32",
         "simd",
         64,

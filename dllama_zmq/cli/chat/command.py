@@ -60,7 +60,7 @@ def chat(
     overrides: flags.Overrides,
     answer: flags.Sampled,
     cluster: flags.Cluster = None,
-    connect: flags.Connect = None,
+    there: flags.There,
 ) -> None:
     """Talk with a model. At a terminal /help lists commands; over a pipe each line is a message.
 
@@ -75,10 +75,9 @@ def chat(
     """
     settings = Settings(answer.sampling(), answer.max_tokens(), tuple(answer.stop_strings()), think, stats)
     options = Options(settings, system, template, plain, json)
-    if connect is not None:
-        address = elsewhere(connect, cluster)
+    if (address := elsewhere(there, cluster)) is not None:
         source, overrides = with_model(source, overrides)
-        converse(used_at(address, replace(overrides, model=source)), options)
+        converse(used_at(address, there.security, replace(overrides, model=source)), options)
         return
     source, overrides = with_model(source, overrides)
     converse(used(*file_for(source, overrides, cluster)), options)
