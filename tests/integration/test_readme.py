@@ -23,6 +23,7 @@ from tiny import tiny_tokenizer_data
 
 from dllama_zmq.cluster import load_cluster, parse_cluster
 from dllama_zmq.formats import open_m, write_t
+from dllama_zmq.trust import Invitation
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -172,22 +173,39 @@ def test_init_writes_the_yaml_block(environment: dict[str, str], tmp_path: Path)
     assert load_cluster(tmp_path / "home.yaml").cluster == parse_cluster(yaml, tmp_path / "home.yaml")
 
 
-def test_worker_command_fills_the_places_of_the_yaml_block(environment: dict[str, str], tmp_path: Path) -> None:
+def test_the_lines_that_up_prints_fill_the_places_of_the_yaml_block(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
     (yaml,) = (block for kind, block in BLOCKS if kind == "yaml")
     # 192.168.1.10 is not this machine's, and its ports may be taken; everything else stays as it is printed.
     replies, steps, clients = free_ports(3)
     ports = f"{{replies: {replies}, steps: {steps}, clients: {clients}}}"
     (tmp_path / "cluster.yaml").write_text(yaml.replace("192.168.1.10\n", f"0.0.0.0\n  ports: {ports}\n"))
-    command = WORKER.removeprefix(INSTALLED).replace("192.168.1.10", f"127.0.0.1:{replies}").split()
-    workers = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    life = "dllama-zmq up && dllama-zmq generate 'One day' -n 5 --temp 0; dllama-zmq down"
+    root = subprocess.Popen(
+        ["bash", "-c", life], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    told = await_words(root, "start on 192.168.1.13: ")
+    told += await_words(root, "\n") if not told.endswith("\n") else ""
+    commands = re.findall(r"start on 192\.168\.1\.1[123]: (dllama-zmq worker --join \S+)", told)
+    workers = [subprocess.Popen(command.split(), env=environment, stderr=subprocess.PIPE) for command in commands]
     try:
-        life = "dllama-zmq up && dllama-zmq generate 'One day' -n 5 --temp 0; dllama-zmq down"
-        done = run(life, environment, tmp_path)
-        assert done.returncode == 0, done.stderr
-        assert all(f"{name} has its weights" in done.stderr for name in ("worker1", "worker2", "worker3"))
-        assert done.stdout.startswith("One day")
+        out, err = root.communicate(timeout=100)
+        assert (len(commands), root.returncode) == (3, 0), err.decode()
+        assert all(f"{name} has its weights" in err.decode() for name in ("worker1", "worker2", "worker3"))
+        assert out.decode().startswith("One day")
+        # The command of README starts a worker that has joined before; its root is down, and it waits.
+        again = subprocess.Popen(_later(commands[0]), env=environment, stderr=subprocess.PIPE)
+        workers.append(again)
+        assert "asking the root" in await_words(again, "asking the root")
     finally:
         for worker in workers:
             worker.send_signal(signal.SIGINT)
-        told = [worker.communicate(timeout=10)[1] for worker in workers]
-    assert not any("Traceback" in words for words in told)
+        ends = [worker.communicate(timeout=10)[1] for worker in workers]
+    assert not any(b"Traceback" in words for words in ends)
+
+
+def _later(command: str) -> list[str]:
+    """README's command for a worker that has joined before, for the address that was in its token."""
+    (address,) = Invitation.read(command.split()[-1]).replies[:1]
+    return WORKER.removeprefix(INSTALLED).replace("192.168.1.10", address).split()
