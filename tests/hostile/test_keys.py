@@ -191,6 +191,45 @@ def test_who_has_come_over_ipc_needs_no_key_where_the_port_does(context: Context
         assert link.key(arrived[0]) == ""
 
 
+# --- a key that is removed -------------------------------------------------------------------------------------------
+
+
+def test_the_connection_of_a_removed_key_is_cut_and_no_other(context: Context) -> None:
+    secured = Secured(clients=["laptop", "desktop"])
+    (address,) = tcp().replies
+    with (
+        closing(Peers(context, [address], sockets.CLIENTS, security=secured.server(Role.client))) as clients,
+        closing(sockets.Connection(context, address, secured.peer("laptop"))) as removed,
+        closing(sockets.Connection(context, address, secured.peer("desktop"))) as other,
+    ):
+        for connection in (removed, other):
+            assert connection.up(SOON_S)
+            connection.socket.send(b"hello")
+            assert clients.receive(time.monotonic() + SOON_S, 0.0) is not None
+        secured.ring._state = Ring([Entry(Role.client, "desktop", secured.own["desktop"].public)])._state
+        assert removed.lost(SOON_S)
+        assert not other.lost()
+
+
+def test_who_hears_the_steps_with_a_removed_key_hears_no_more(context: Context) -> None:
+    secured = Secured(["worker1", "worker2"])
+    with (
+        a_link(context, secured) as (link, at),
+        knocking(context, zmq.SUB, at["steps"], secured.peer("worker1").apply) as (removed, events),
+        knocking(context, zmq.SUB, at["steps"], secured.peer("worker2").apply) as (other, _),
+    ):
+        until(lambda: link.publish(Beacon(1), [], []) or removed.poll(20), SOON_S, "the first beacon")
+        secured.ring._state = Ring([Entry(Role.worker, "worker2", secured.own["worker2"].public)])._state
+        while next_event(events) != zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+            pass
+        while removed.poll(0):
+            removed.recv_multipart()
+        while other.poll(0):
+            other.recv_multipart()
+        until(lambda: link.publish(Beacon(2), [], []) or other.poll(20), SOON_S, "a beacon for the other")
+        assert not removed.poll(0)
+
+
 # --- tokens ----------------------------------------------------------------------------------------------------------
 
 
