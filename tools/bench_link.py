@@ -1,6 +1,7 @@
 """Speed of prompts and decoding over slow links: each node is in its own network namespace on this computer.
 
     sudo .venv/bin/python tools/bench_link.py MODEL [--nodes 2] [--mbit 1000,100] [--sync f32,q80] [-p 128] [-n 16]
+                                              [--security curve,none]
 
 MODEL: a model file; `dllama-zmq bench --shape tinyllama` leaves one in ~/.cache/dllama-zmq/shapes. Each node has one
 thread and a link to a bridge, which `tc tbf` limits to MBIT Mbit/s in each direction; the latency is this computer's.
@@ -15,6 +16,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -22,15 +24,21 @@ from pathlib import Path
 
 import numpy as np
 import zmq
+from threadpoolctl import threadpool_limits
 
 from dllama_zmq.bus.client_messages import StepStats
 from dllama_zmq.bus.links import Endpoints
+from dllama_zmq.bus.security import Peer, Server
+from dllama_zmq.bus.sockets import Context
 from dllama_zmq.errors import DllamaError
 from dllama_zmq.formats import open_model
 from dllama_zmq.kernels import Batch
 from dllama_zmq.root.root import Root, RootSettings
 from dllama_zmq.sharding import Ask
 from dllama_zmq.spec import SYNC_FLOAT, Sync
+from dllama_zmq.trust import Entry, Ring, Role, own_key
+from dllama_zmq.trust.files import HOME_VARIABLE
+from dllama_zmq.worker import Worker, WorkerSettings
 
 BRIDGE, NODE, LINK = "dzbridge", "dznode", "dzlink"
 FORM_S, CHILD_S = 120.0, 600.0
@@ -43,6 +51,7 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, default=2)
     parser.add_argument("--mbit", type=speeds, default=[1000, 100], help="comma-separated; 0: no limit")
     parser.add_argument("--sync", type=syncs, default=["f32", "q80"], help="comma-separated")
+    parser.add_argument("--security", type=securities, default=["curve"], help="comma-separated: curve, none")
     parser.add_argument("-p", "--prompt", type=int, default=128)
     parser.add_argument("-n", "--tokens", type=int, default=16)
     parser.add_argument("-r", "--repetitions", type=int, default=4)
@@ -51,25 +60,31 @@ def main() -> None:
         action="store_true",
         help=argparse.SUPPRESS,  # this process is in the namespace of node 0
     )
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.inside:
-        measure(args.model, args.nodes, args.sync[0], args.prompt, args.tokens, args.repetitions)
+        measure(args)
+        return
+    if args.worker:
+        be_worker(args.security == ["curve"])
         return
     lacking = [tool for tool in ("ip", "tc") if shutil.which(tool) is None]
     if os.geteuid() != 0 or lacking:
         sys.exit(f"network namespaces need root{' and ' + ', '.join(lacking) + ' (iproute2)' if lacking else ''}")
     if not args.model.exists():
         sys.exit(f"{args.model}: no such file; `dllama-zmq bench --shape tinyllama` makes one and says where")
-    print("| Mbit/s | nodes | sync | prompt, tokens/s | waiting | decoding, tokens/s | waiting |")
-    print("| ---: | ---: | --- | ---: | ---: | ---: | ---: |", flush=True)
+    print("| Mbit/s | nodes | sync | security | prompt, tokens/s | waiting | decoding, tokens/s | waiting |")
+    print("| ---: | ---: | --- | --- | ---: | ---: | ---: | ---: |", flush=True)
     rest = ["-p", str(args.prompt), "-n", str(args.tokens), "-r", str(args.repetitions)]
-    row("", 1, "", [], [str(args.model), "--nodes", "1", "--sync", "f32", *rest])
+    row(["", "1", "", ""], [], [str(args.model), "--nodes", "1", "--sync", "f32", *rest])
     for mbit in args.mbit:
         with network(args.nodes, mbit):
             for sync in args.sync:
-                inside = [str(args.model), "--nodes", str(args.nodes), "--sync", sync, *rest]
-                with workers(args.nodes):
-                    row(str(mbit or "-"), args.nodes, sync, in_namespace(0), inside)
+                for security in args.security:
+                    words = f"--nodes {args.nodes} --sync {sync} --security {security}".split()
+                    inside = [str(args.model), *words, *rest]
+                    with a_home(), workers(args.nodes, security):
+                        row([str(mbit or "-"), str(args.nodes), sync, security], in_namespace(0), inside)
 
 
 def speeds(text: str) -> list[int]:
@@ -89,31 +104,45 @@ def syncs(text: str) -> list[Sync]:
         raise argparse.ArgumentTypeError(f"{error} is none of {', '.join(by_name)}") from None
 
 
-def row(mbit: str, nodes: int, sync: str, prefix: Sequence[str], arguments: Sequence[str]) -> None:
+def securities(text: str) -> list[str]:
+    """Parse kinds of security. argparse reports the errors."""
+    if not set(text.split(",")) <= {"curve", "none"}:
+        raise ValueError(text)
+    return text.split(",")
+
+
+def row(first: Sequence[str], prefix: Sequence[str], arguments: Sequence[str]) -> None:
     """Measure in a child process and print its row."""
     command = [*prefix, sys.executable, __file__, "--inside", *arguments]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=CHILD_S)
     if done.returncode:
         sys.exit(done.returncode)
-    print(f"| {mbit} | {nodes} | {sync} | {done.stdout.strip()} |", flush=True)
+    print(f"| {' | '.join(first)} | {done.stdout.strip()} |", flush=True)
 
 
-def measure(path: Path, nodes: int, sync: Sync, n_prompt: int, n_tokens: int, repetitions: int) -> None:
+def measure(args: argparse.Namespace) -> None:
     """Be the root: measure and print four columns."""
+    nodes, n_prompt, n_tokens = args.nodes, args.prompt, args.tokens
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     settings = RootSettings(
         names=[f"worker{i}" for i in range(1, nodes)],
-        sync=sync,
+        sync=args.sync[0],
         threads=1,
         max_seq_len=n_prompt + n_tokens + 1,
     )
-    places = Endpoints([f"tcp://{address(0)}:5571"], [f"tcp://{address(0)}:5570"]) if nodes > 1 else None
+    security = None
+    if args.security == ["curve"]:
+        own = own_key()  # of this user, so of all nodes
+        security = Server(own, Ring([Entry(Role.worker, name, own.public) for name in settings.names]), Role.worker)
+    places = None
+    if nodes > 1:
+        places = Endpoints([f"tcp://{address(0)}:5571"], [f"tcp://{address(0)}:5570"], security=security)
     tokens = np.random.default_rng(0).integers(3, 1000, n_prompt).tolist()
     try:
-        with open_model(path) as model:
+        with open_model(args.model) as model:
             root = Root(context, model, settings, places)
             root.form(time.monotonic() + FORM_S)
-            prompts = [evaluate(root, 0, tokens) for _ in range(repetitions + 1)][1:]  # the first one warms up
+            prompts = [evaluate(root, 0, tokens) for _ in range(args.repetitions + 1)][1:]  # the first one warms up
             decoded = [evaluate(root, n_prompt + i, [5]) for i in range(n_tokens + 1)][1:]
             root.close("measured")
     except DllamaError as error:
@@ -137,10 +166,27 @@ def waiting(steps: Sequence[StepStats]) -> float:
     return sum(step.wait_s for step in steps) / sum(step.wall_s for step in steps)
 
 
+def be_worker(secured: bool) -> None:
+    """Be a worker of one thread."""
+    own = own_key() if secured else None
+    security = None if own is None else Peer(own, own.public)
+    with threadpool_limits(limits=1), Context() as context:
+        Worker(context, WorkerSettings(f"tcp://{address(0)}:5570", security=security)).run()
+
+
 @contextmanager
-def workers(nodes: int) -> Iterator[None]:
+def a_home() -> Iterator[None]:
+    """A folder for the key of all processes."""
+    with tempfile.TemporaryDirectory() as home:
+        os.environ[HOME_VARIABLE] = home
+        yield
+        del os.environ[HOME_VARIABLE]
+
+
+@contextmanager
+def workers(nodes: int, security: str) -> Iterator[None]:
     """A worker in each namespace but the root's. Workers that are still there after the block are ended."""
-    command = [sys.executable, "-m", "dllama_zmq", "worker", "--root", f"tcp://{address(0)}:5570", "-t", "1"]
+    command = [sys.executable, __file__, "-", "--worker", "--security", security]
     with ExitStack() as stack:
         for node in range(1, nodes):
             worker = subprocess.Popen([*in_namespace(node), *command], stderr=subprocess.DEVNULL)
