@@ -97,7 +97,7 @@ class BenchSettings:
     """Each case on each of `nodes`.
 
     model: a name or path as people give it, or a random model. command: the command line that asks for this.
-    profile: measure where the root's time goes.
+    profile: measure where the root's time goes. predict: predict each case first.
     """
 
     model: str | RandomModel
@@ -108,6 +108,7 @@ class BenchSettings:
     kernels: KernelChoice
     command: str
     profile: bool = False
+    predict: bool = False
 
 
 def prompt_steps(start: int, stop: int) -> Iterator[tuple[Batch, bool]]:
@@ -131,9 +132,17 @@ def cases(
 def work(plan: Plan, steps: Sequence[StepRows]) -> tuple[int, int]:
     """Bytes of weights read, and multiply-adds, by the matrices of all nodes in these steps.
 
-    A step reads each weight of a node once, for any number of tokens; the head only if the step gives a token; of
-    experts the expected number in use when each is equally likely. Attention is not counted. A KV head that several
-    nodes hold counts for each of them.
+    A KV head that several nodes hold counts for each of them.
+    """
+    each = [node_work(plan, node, steps) for node in range(plan.n_nodes)]
+    return round(sum(weight_bytes for weight_bytes, _ in each)), round(sum(macs for _, macs in each))
+
+
+def node_work(plan: Plan, node: int, steps: Sequence[StepRows]) -> tuple[float, float]:
+    """Bytes of weights read, and multiply-adds, by the matrices of one node in these steps.
+
+    A step reads each weight of the node once, for any number of tokens; the head only if the step gives a token; of
+    experts the expected number in use when each is equally likely. Attention is not counted.
     """
     n_rows, n_given = sum(rows for rows, _ in steps), sum(given for _, given in steps)
     share = plan.spec.n_active_experts / max(1, plan.spec.n_experts)
@@ -145,9 +154,8 @@ def work(plan: Plan, steps: Sequence[StepRows]) -> tuple[int, int]:
             reads, rows = expert_reads, share * n_rows
         elif tensor.axes[0] == "vocab":
             reads, rows = sum(given > 0 for _, given in steps), n_given
-        for node in range(plan.n_nodes):
-            weight_bytes += reads * plan.region_bytes(tensor, node)
-            if tensor.axes[0] != "one":  # the gain of a norm is no matrix
-                out, columns = plan.region(tensor, node)
-                macs += rows * (out.stop - out.start) * (columns.stop - columns.start)
-    return round(weight_bytes), round(macs)
+        weight_bytes += reads * plan.region_bytes(tensor, node)
+        if tensor.axes[0] != "one":  # the gain of a norm is no matrix
+            out, columns = plan.region(tensor, node)
+            macs += rows * (out.stop - out.start) * (columns.stop - columns.start)
+    return weight_bytes, macs

@@ -1,11 +1,13 @@
-"""The limits of this computer that rows are compared with: memory read, products of a Q40 matrix, and BLAS."""
+"""The limits of this computer that rows are compared with: memory read, products of a matrix and a vector, and BLAS."""
 
 from __future__ import annotations
 
 import platform
 import subprocess
 import time
+from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 
@@ -17,6 +19,7 @@ import dllama_zmq
 from dllama_zmq.bench.cases import Nodes
 from dllama_zmq.bench.reader import MemoryReader
 from dllama_zmq.bench.rows import Row, figures
+from dllama_zmq.formats.random_model import random_blocks
 from dllama_zmq.host import usable_cores
 from dllama_zmq.kernels import KernelChoice, choose_kernels
 from dllama_zmq.quants import BlockMatrix
@@ -35,8 +38,32 @@ _BLAS_ROUNDS = 8
 _BLAS_NAMES = {"openblas": "OpenBLAS", "mkl": "MKL", "blis": "BLIS", "flexiblas": "FlexiBLAS"}
 
 
-def product_row(threads: int, choice: KernelChoice) -> Row:
-    """The row of the product on `threads` threads, with memory read and BLAS, without the fields that all rows share.
+@dataclass(frozen=True, slots=True)
+class Products:
+    """Products of a matrix of `weight_type` and a vector in each round, and the best pass over memory beside them.
+
+    n_rows: of the matrix, which is as large as one of (ROWS, COLUMNS) in Q40.
+    """
+
+    weight_type: FloatType
+    n_rows: int
+    per_s: Sequence[float]
+    read_bytes_per_s: float
+    read_by: str
+
+    @property
+    def taken(self) -> tuple[int, int]:
+        """Bytes of weights and multiply-adds of one product."""
+        return self.n_rows * self.weight_type.row_bytes(COLUMNS), self.n_rows * COLUMNS
+
+    @property
+    def efficiency(self) -> float:
+        """Bytes of weights that the best round's products read, as a share of what a loop that only reads does."""
+        return self.taken[0] * max(self.per_s) / self.read_bytes_per_s
+
+
+def measure_products(threads: int, choice: KernelChoice, weight_type: FloatType = FloatType.Q40) -> Products:
+    """The products of `threads` threads.
 
     A round is one pass over the reader's memory, then products for the same time; all take 1 to 4 s. The best round of
     each counts: with other work on the machine the median would measure that work. They alternate, so that a quiet
@@ -44,10 +71,9 @@ def product_row(threads: int, choice: KernelChoice) -> Row:
     """
     kernels = choose_kernels(choice, threads, threads > usable_cores())
     rng = Generator(SFC64(0))
-    data = rng.integers(0, 256, (ROWS, COLUMNS // 32, FloatType.Q40.block_bytes), np.uint8)
-    data[..., :2] = np.frombuffer(np.float16(1 / 64).tobytes(), np.uint8)  # every block has this scale
-    matrix = BlockMatrix(data.reshape(ROWS, -1), FloatType.Q40)
-    products = cycle([kernels.linear(matrix) for _ in range(N_MATRICES)])
+    n_rows = WEIGHT_BYTES // weight_type.row_bytes(COLUMNS)
+    matrix = random_blocks(rng, weight_type, n_rows, COLUMNS, COLUMNS**-0.5)
+    products = cycle([kernels.linear(BlockMatrix(matrix, weight_type)) for _ in range(N_MATRICES)])
     x = rng.standard_normal((1, COLUMNS), dtype=np.float32)
     next(products)(x)
     reader = MemoryReader(threads, kernels)
@@ -62,11 +88,16 @@ def product_row(threads: int, choice: KernelChoice) -> Row:
             n_products += 1
             took_s = time.perf_counter() - start
         products_per_s.append(n_products / took_s)
-    read_bytes_per_s = reader.n_bytes / min(passes_s)
-    taken = (WEIGHT_BYTES, ROWS * COLUMNS)
+    return Products(weight_type, n_rows, products_per_s, reader.n_bytes / min(passes_s), reader.read_by)
+
+
+def product_row(threads: int, choice: KernelChoice) -> Row:
+    """The row of the product of Q40 on `threads` threads, with memory read and BLAS, without the fields that all rows
+    share."""
+    found = measure_products(threads, choice)
     return {
-        **figures(PRODUCT, Nodes(1, threads), products_per_s, taken, read_bytes_per_s, best=True),
-        "read_by": reader.read_by,
+        **figures(PRODUCT, Nodes(1, threads), found.per_s, found.taken, found.read_bytes_per_s, best=True),
+        "read_by": found.read_by,
         "blas_gmac_per_s": _blas_macs_per_s(threads) / 1e9,
     }
 

@@ -32,6 +32,13 @@ _RUNNING_HEAD = """
 | test       |       tokens/s |   kB/tok | wait % |                  slowest |
 | ---------- | -------------: | -------: | -----: | -----------------------: |
 """
+_PREDICTED_HEAD = """
+| predicted      | nodes |       tokens/s |       measured |  ratio |
+| -------------- | ----: | -------------: | -------------: | -----: |
+"""
+_PREDICTED_NOTE = """
+predicted: from what these nodes did with a small model before (SPEED.md).
+"""
 _PROFILE_HEAD = """
 | part                           |  ms/token |     % |   calls |   us/call |
 | ------------------------------ | --------: | ----: | ------: | --------: |
@@ -56,6 +63,8 @@ def markdown(batches: Iterable[Sequence[Row]]) -> Iterator[str]:
         yield "".join(map(_line, batch))
     if parallel := [row for row in rows if row["parallel"] > 1]:
         yield _PARALLEL_HEAD + "".join(map(_of_many, parallel)) + _PARALLEL_NOTE
+    if predicted := [row for row in rows if row.get("predicted_tokens_per_s")]:
+        yield _PREDICTED_HEAD + "".join(map(_predicted, predicted)) + _PREDICTED_NOTE
     for row in rows:
         if "profile" in row:
             title = f"{row['test']}, {Nodes(row['nodes'], row['threads'])}"
@@ -122,6 +131,13 @@ def _of_many(row: Row) -> str:
     return f"| {row['test']:14} | {nodes:>5} | {figures} |\n"
 
 
+def _predicted(row: Row) -> str:
+    predicted: float = row["predicted_tokens_per_s"]
+    nodes, ratio = f"{row['nodes']}x{row['threads']}", predicted / row["tokens_per_s"]
+    digits = _digits(predicted)
+    return f"| {row['test']:14} | {nodes:>5} | {predicted:14.{digits}f} | {_speed(row):>14} | {ratio:6.2f} |\n"
+
+
 def _profile(profile: Row) -> Iterator[str]:
     for part in profile["parts"]:
         figures = f"{100 * part['share']:5.1f} | {part['calls']:7g} | {part['us_per_call']:9.1f}"
@@ -133,8 +149,12 @@ def _profile(profile: Row) -> Iterator[str]:
 
 def _speed(row: Row) -> str:
     """Tokens/s and their deviation, to about four digits."""
-    digits = 0 if row["tokens_per_s"] >= 1000 else 1 if row["tokens_per_s"] >= 100 else 2
+    digits = _digits(row["tokens_per_s"])
     return f"{row['tokens_per_s']:.{digits}f} ± {row['stddev']:.{digits}f}"
+
+
+def _digits(speed: float) -> int:
+    return 0 if speed >= 1000 else 1 if speed >= 100 else 2
 
 
 def _list(*items: str) -> str:

@@ -9,11 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from dllama_zmq import __version__
+from dllama_zmq.bench.calibration import Measuring, measure_rates
 from dllama_zmq.bench.cases import BenchSettings, Case, Nodes
 from dllama_zmq.bench.child import measure_in_child
 from dllama_zmq.bench.machine import blas_name, cpu_name, product_row, source_commit
 from dllama_zmq.bench.random_file import kept_shape, shape_title
 from dllama_zmq.bench.rows import Row
+from dllama_zmq.bench.speed import Layout, Rates, decoding, prompt
 from dllama_zmq.bus.native.exchange import EXCHANGE_KERNELS
 from dllama_zmq.errors import ClusterError, RequestError
 from dllama_zmq.formats import open_model
@@ -25,7 +27,7 @@ from dllama_zmq.reporting import Reporter, plural
 from dllama_zmq.shapes import shape
 from dllama_zmq.sharding import Plan, kernel_needs
 from dllama_zmq.sources import model_at
-from dllama_zmq.spec import ModelSpec
+from dllama_zmq.spec import ModelSpec, Sync
 
 
 def run_bench(settings: BenchSettings, reporter: Reporter) -> Generator[list[Row], None, None]:
@@ -54,9 +56,23 @@ def run_bench(settings: BenchSettings, reporter: Reporter) -> Generator[list[Row
             reporter.activity(f"{nodes}: starting")
             same = {name: products[nodes.all_threads][name] for name in ("read_by", "blas_gmac_per_s", *facts)}
             own = replace(settings, model=str(path), nodes=[nodes])
+            if settings.predict:
+                measuring = Measuring(spec.weight_type, settings.sync, settings.kernels)
+                rates = measure_rates(measuring, [nodes], reporter, interrupts)[nodes]
+                reporter.activity(f"{nodes}: starting")
             with closing(measure_in_child(own, reporter, interrupts)) as rows:
-                for row in rows:
-                    yield [{**row, **same}]
+                for case, row in zip(settings.cases, rows, strict=True):
+                    beside = _prediction(spec, case, nodes, rates, settings.sync) if settings.predict else {}
+                    yield [{**row, **same, **beside}]
+
+
+def _prediction(spec: ModelSpec, case: Case, nodes: Nodes, rates: Rates, sync: Sync) -> Row:
+    """The predicted tokens/s of a sequence alone at the beginning of a text; None for other cases."""
+    if case.parallel > 1 or case.depth:
+        return {"predicted_tokens_per_s": None}
+    plan, layout = Plan.make(spec, nodes.n_nodes), Layout([range(nodes.n_nodes)], [rates])
+    terms = decoding(plan, sync, layout) if case.kind == "tg" else prompt(plan, sync, layout, case.n_tokens)
+    return {"predicted_tokens_per_s": terms.tokens_per_s}
 
 
 def check(spec: ModelSpec, title: str, cases: Sequence[Case], all_nodes: Sequence[Nodes], free_bytes: int) -> None:

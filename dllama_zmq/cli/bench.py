@@ -10,7 +10,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from typer import Option
 
@@ -18,12 +18,13 @@ from dllama_zmq.bench.cases import BenchSettings, Nodes, RandomModel, cases
 from dllama_zmq.bench.output import as_json, markdown, running_markdown
 from dllama_zmq.bench.run import run_bench
 from dllama_zmq.bench.running import measure_running
-from dllama_zmq.cli import completion, flags
+from dllama_zmq.cli import flags
 from dllama_zmq.cli.chosen import client_of
 from dllama_zmq.cli.flag_kinds import KernelChoice, choice, model_flag, number
 from dllama_zmq.cli.flags import cluster_flag
 from dllama_zmq.cli.notes import note
 from dllama_zmq.cli.progress import Display
+from dllama_zmq.cli.shape_flags import ShapeNumbers, shape_flag
 from dllama_zmq.client import Client
 from dllama_zmq.errors import UsageError
 from dllama_zmq.shapes import SHAPES
@@ -36,42 +37,13 @@ MAX_THREADS = 1024
 MAX_SEQUENCES = 1024
 
 
-_SHAPE_PANEL = "Instead of the shape's own numbers"
-
-
-def _shape_number(name: str) -> Any:
-    return number(f"--{name}", least=0, most=1 << 24, help="", rich_help_panel=_SHAPE_PANEL)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ShapeNumbers:
-    """Numbers that replace the shape's own."""
-
-    layers: Annotated[int | None, _shape_number("layers")] = None
-    dim: Annotated[int | None, _shape_number("dim")] = None
-    hidden: Annotated[int | None, _shape_number("hidden")] = None
-    heads: Annotated[int | None, _shape_number("heads")] = None
-    kv_heads: Annotated[int | None, _shape_number("kv-heads")] = None
-    head_dim: Annotated[int | None, _shape_number("head-dim")] = None
-    vocab: Annotated[int | None, _shape_number("vocab")] = None
-    seq_len: Annotated[int | None, _shape_number("seq-len")] = None
-
-    def given(self) -> dict[str, int]:
-        """Those that are given, by their names in shapes.OVERRIDES."""
-        values = {name.replace("_", "-"): getattr(self, name) for name in self.__slots__}
-        return {name: value for name, value in values.items() if value is not None}
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     """What `bench` measures. Lists are as they were typed."""
 
     cluster: Annotated[Path | None, cluster_flag("A running cluster, as it is, instead of nodes here")] = None
     model: Annotated[str | None, model_flag("-m", "--model", help="A model; demo if not given")] = None
-    shape: Annotated[
-        str | None,
-        Option("--shape", metavar="NAME", help="Random weights of a published shape", autocompletion=completion.shapes),
-    ] = None
+    shape: Annotated[str | None, shape_flag("Random weights of a published shape")] = None
     weights: Annotated[
         Weights | None, choice("--weights", of=Weights, help="Type of the random weights; q40 if not given")
     ] = None
@@ -104,6 +76,7 @@ class Options:
     profile: Annotated[
         bool, Option("--profile", help="Show where the root's time for a token goes: kernels, waiting, Python")
     ] = False
+    predict: Annotated[bool, Option("--predict", help="Predict each row too, as `dllama-zmq plan` does")] = False
 
 
 def bench(*, options: Options, there: flags.There, shape: ShapeNumbers) -> None:
@@ -147,7 +120,9 @@ def _of_own_nodes(options: Options, numbers: Mapping[str, int], cleanup: ExitSta
 
 def _check_for_cluster(options: Options, numbers: Mapping[str, int]) -> None:
     """Raise UsageError for flags that are not for a running cluster."""
-    for_own_nodes = ("model", "shape", "weights", "depth", "parallel", "nodes", "threads", "kernels", "sync", "profile")
+    for_own_nodes = (
+        "model", "shape", "weights", "depth", "parallel", "nodes", "threads", "kernels", "sync", "profile", "predict",
+    )  # fmt: skip
     defaults = Options()
     given = [name for name in for_own_nodes if getattr(options, name) != getattr(defaults, name)] + list(numbers)
     if given:
@@ -181,6 +156,7 @@ def settings_of(options: Options, numbers: Mapping[str, int], command: str) -> B
         kernels=options.kernels,
         command=command,
         profile=options.profile,
+        predict=options.predict,
     )
 
 

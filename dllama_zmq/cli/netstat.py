@@ -16,12 +16,12 @@ from dllama_zmq.cli.flag_kinds import MAX, choice, number
 from dllama_zmq.cli.flags import CLUSTER, cluster_flag
 from dllama_zmq.cli.netstat_figures import Prediction, Report, measured, predicted
 from dllama_zmq.cli.netstat_tables import prediction_tables, report_tables, summary_table
+from dllama_zmq.cli.shape_flags import is_shape
 from dllama_zmq.cli.watch import check_watch, watched
 from dllama_zmq.errors import UsageError
 from dllama_zmq.formats import open_model
-from dllama_zmq.hub import HUB_PREFIX
-from dllama_zmq.shapes import SHAPES, shape
-from dllama_zmq.sources import DEMO, model_at
+from dllama_zmq.shapes import shape
+from dllama_zmq.sources import model_at
 from dllama_zmq.spec import ModelSpec, Sync
 
 _STATUS_S = 10.0  # the root answers between two steps
@@ -96,8 +96,7 @@ def _as_json(figures: Report | Prediction) -> str:
 
 def _spec(model: str) -> ModelSpec:
     """The numbers of a published shape, or of a model. Raises UsageError, FormatError."""
-    is_word = not model.startswith(HUB_PREFIX) and "/" not in model and Path(model).suffix not in (".m", ".gguf")
-    if model.lower() in SHAPES or (is_word and model != DEMO and not Path(model).exists()):
+    if is_shape(model):
         return shape(model)
     with open_model(model_at(model)) as file:
         return file.spec

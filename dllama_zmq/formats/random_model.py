@@ -40,10 +40,11 @@ def random_matrix(rng: Generator, tensor: TensorSpec, spec: ModelSpec) -> BlockM
     rms = 1.0 if is_embedding else 1 / math.sqrt(columns)
     if tensor.axes[0] == "embed":  # added to the residual, twice a layer
         rms /= math.sqrt(2 * spec.n_layers)
-    return BlockMatrix(_random_blocks(rng, tensor.float_type, rows, columns, rms), tensor.float_type)
+    return BlockMatrix(random_blocks(rng, tensor.float_type, rows, columns, rms), tensor.float_type)
 
 
-def _random_blocks(rng: Generator, float_type: FloatType, rows: int, columns: int, rms: float) -> U8:
+def random_blocks(rng: Generator, float_type: FloatType, rows: int, columns: int, rms: float) -> U8:
+    """The bytes of (rows, columns) values of `float_type` whose RMS is about `rms`."""
     if float_type.block_values == 1:
         return _random_floats(rng, float_type, rows, columns, rms)
     row_bytes = float_type.row_bytes(columns)

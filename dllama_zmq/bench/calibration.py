@@ -1,0 +1,95 @@
+"""What nodes of this computer do together, measured with a small model of random weights: the rates of `speed.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from statistics import median
+
+from dllama_zmq.bench.cases import BenchSettings, Case, Nodes
+from dllama_zmq.bench.child import measure_in_child
+from dllama_zmq.bench.machine import Products, measure_products
+from dllama_zmq.bench.random_file import kept_shape, shape_title
+from dllama_zmq.bench.rows import Row
+from dllama_zmq.bench.speed import Rates, rates_of
+from dllama_zmq.bus.native.exchange import EXCHANGE_KERNELS
+from dllama_zmq.errors import PlanError
+from dllama_zmq.formats import data_bytes
+from dllama_zmq.interrupts import Interrupts
+from dllama_zmq.kernels import KernelChoice, prepare_kernels, reported_to
+from dllama_zmq.reporting import Reporter, plural
+from dllama_zmq.shapes import shape
+from dllama_zmq.sharding import PREFILL_TOKENS, kernel_needs, possible_node_counts
+from dllama_zmq.spec import FloatType, ModelSpec, Sync
+
+_SHAPE, _VOCAB = "tinyllama", 2048
+_LEAST_BYTES = 150_000_000
+"""Of the model's layers: a cache of 32 MB must not keep them from token to token."""
+_STORED_AS = {FloatType.BF16: FloatType.F16, FloatType.Q41: FloatType.Q40}  # what random files are not made of
+_CASES = (Case("pp", PREFILL_TOKENS), Case("tg", 32))
+_REPETITIONS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Measuring:
+    """What is to run: the type of most weights, the type on the bus, and the back end."""
+
+    weight_type: FloatType
+    sync: Sync
+    kernels: KernelChoice
+
+
+def measure_rates(
+    measuring: Measuring, all_nodes: Sequence[Nodes], reporter: Reporter, interrupts: Interrupts
+) -> dict[Nodes, Rates]:
+    """The rates of each of `all_nodes`, of nodes that all run on this computer.
+
+    It takes some seconds for each. Raises PlanError for more nodes than the small model can be split over; ClusterError
+    if a node fails. No process is left behind.
+    """
+    with interrupts.raised():
+        spec, title = small_model(measuring.weight_type)
+        counts = possible_node_counts(spec)
+        for nodes in all_nodes:
+            if nodes.n_nodes not in counts:
+                raise PlanError(
+                    f"the speed of {plural(nodes.n_nodes, 'node')} on one computer is not predicted, of at most "
+                    f"{counts[-1]} it is: give --no-speed, or put nodes on computers of their own"
+                )
+        path = kept_shape(spec, title, reporter)
+        reporter.activity("getting the kernels ready")
+        needs = kernel_needs(spec, max(nodes.n_nodes for nodes in all_nodes), "f16", EXCHANGE_KERNELS)
+        prepare_kernels(measuring.kernels, needs, reported_to(reporter), reporter.line)
+        products: dict[int, Products] = {}
+        for threads in sorted({nodes.all_threads for nodes in all_nodes}):
+            reporter.activity(f"measuring memory and products with {plural(threads, 'thread')}")
+            products[threads] = measure_products(threads, measuring.kernels, spec.weight_type)
+    settings = BenchSettings(str(path), _CASES, [], _REPETITIONS, measuring.sync, measuring.kernels, "")
+    rates = {}
+    for nodes in all_nodes:
+        with closing(measure_in_child(replace(settings, nodes=[nodes]), reporter, interrupts)) as rows:
+            prompt, decoding = rows
+        # The bandwidth may change within a minute, so that of the product is taken at the time of the rows.
+        read = products[nodes.all_threads].efficiency * 1e9 * decoding["read_gb_per_s"]
+        rates[nodes] = rates_of(
+            spec,
+            (decoding["weight_bytes_per_token"], _speed(decoding)),
+            (prompt["macs_per_token"], _speed(prompt)),
+            read,
+        )
+    return rates
+
+
+def small_model(weight_type: FloatType) -> tuple[ModelSpec, str]:
+    """A model of layers as wide as TinyLlama's, as many as are larger than caches; and its name."""
+    stored = _STORED_AS.get(weight_type, weight_type)
+    one, two = (data_bytes(shape(_SHAPE, stored, {"layers": n, "vocab": _VOCAB})) for n in (1, 2))
+    n_layers = -(-_LEAST_BYTES // (two - one))
+    overrides = {"layers": n_layers, "vocab": _VOCAB}
+    return shape(_SHAPE, stored, overrides), shape_title(_SHAPE, stored, overrides)
+
+
+def _speed(row: Row) -> float:
+    samples: list[float] = row["samples_tokens_per_s"]
+    return median(samples)
