@@ -44,11 +44,12 @@ class Group(command.Group):
             "pull": ("pull:pull", "Fetch a model from a Hugging Face hub and print its path"),
             "list ls": ("pulled:list_models", "List the models that have been pulled"),
             "rm": ("pulled:rm", "Remove a model that has been pulled"),
-            "inspect show": ("inspect:inspect", "Tell what is in a model, and what each node must hold"),
+            "inspect show": ("inspect:inspect", "Tell what is in a model"),
             "convert": ("convert:convert", "Write a model of any format as a .m file"),
         },
         "Measure": {
             "bench": ("bench:bench", "Measure how fast a model runs on this computer or cluster"),
+            "plan": ("plan:plan", "Predict memory and speed of a model on 1, 2, 4, ... nodes"),
             "netstat": ("netstat:netstat", "Show a running cluster's traffic, or predict a model's"),
         },
         "": {

@@ -1,4 +1,4 @@
-"""`dllama-zmq inspect`: what is in a model, how many nodes it can be split over, and what each node must hold."""
+"""`dllama-zmq inspect`: what is in a model, and how many nodes it can be split over."""
 
 from __future__ import annotations
 
@@ -16,13 +16,10 @@ from dllama_zmq.cli.flag_kinds import choice
 from dllama_zmq.errors import FormatError, RequestError
 from dllama_zmq.formats import ModelFile, contents_of, open_model, read_tokenizer
 from dllama_zmq.formats.gguf.head import TYPE_NAMES
-from dllama_zmq.host import free_memory_bytes
 from dllama_zmq.reporting import human_bytes
-from dllama_zmq.sharding import Plan, context_length, largest_node, possible_node_counts
+from dllama_zmq.sharding import possible_node_counts
 from dllama_zmq.sources import model_at, tokenizer_beside
 from dllama_zmq.spec import FloatType, ModelSpec, Weights
-
-_NODES = (1, 2, 4, 8)
 
 
 def inspect(
@@ -34,7 +31,7 @@ def inspect(
     json: flags.Json = False,
     tensors: Annotated[bool, Option("--tensors", help="List every tensor too")] = False,
 ) -> None:
-    """Show what is in a model, how many nodes it can be split over, and what each must hold.
+    """Show what is in a model, and how many nodes it can be split over; `plan` says what each must hold.
 
     If this version cannot run the model, shows what its files say, and why not.
 
@@ -66,8 +63,6 @@ def inspect(
 
 def _facts(model: ModelFile, path: Path) -> dict[str, Any]:
     spec = model.spec
-    positions = context_length(spec)
-    counts = possible_node_counts(spec)
     types = Counter[str]()
     in_file = Counter[tuple[str, str]]()
     n_weights = 0
@@ -87,10 +82,7 @@ def _facts(model: ModelFile, path: Path) -> dict[str, Any]:
         "notes": model.notes,
         "numbers": _numbers(spec),
         "tokenizer": _tokenizer(path, spec),
-        "nodes_possible": counts,
-        "positions": positions,
-        "free": free_memory_bytes(),
-        "memory": [_memory(Plan.make(spec, n), positions) for n in _NODES if n in counts],
+        "nodes_possible": possible_node_counts(spec),
     }
 
 
@@ -128,17 +120,6 @@ def _tokenizer(path: Path, spec: ModelSpec) -> str:
     return f"{tokenizer.vocab_size} tokens, {template}{f'; {warning}' if warning else ''}"
 
 
-def _memory(plan: Plan, positions: int) -> dict[str, int]:
-    """The memory of the plan's largest node."""
-    memory = largest_node(plan, positions)
-    return {
-        "nodes": plan.n_nodes,
-        "weights": memory.weights,
-        "kv_cache": memory.kv_cache,
-        "all": memory.total,
-    }
-
-
 def _count(n: int) -> str:
     for name, size in (("billion", 1e9), ("million", 1e6), ("thousand", 1e3)):
         if n >= size:
@@ -173,14 +154,7 @@ def _show(facts: dict[str, Any]) -> None:
         console.print(f"{name:18} {value}")
     counts = ", ".join(map(str, facts["nodes_possible"]))
     console.print(f"can be split over {counts} nodes")
-    console.print("each node holds, the program and its work included in all:")
-    positions = facts["positions"]
-    table = Table("nodes", "weights", f"KV cache of {positions} positions (f16)", "in all", box=None, pad_edge=False)
-    for row in facts["memory"]:
-        table.add_row(str(row["nodes"]), *(human_bytes(row[what]) for what in ("weights", "kv_cache", "all")))
-    console.print(table)
-    if facts["free"] is not None:
-        console.print(f"this computer has {human_bytes(facts['free'])} free")
+    console.print("`dllama-zmq plan` says what each node must hold, and how fast it will be")
     if "tensors" in facts:
         listed = Table("tensor", "shape", "type", box=None, pad_edge=False)
         for tensor in facts["tensors"]:

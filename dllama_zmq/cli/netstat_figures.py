@@ -11,12 +11,10 @@ from msgspec import Struct, convert
 from msgspec.structs import asdict
 
 from dllama_zmq.bus.client_messages import NodeTimes, Status, TrafficRow
-from dllama_zmq.errors import PlanError
-from dllama_zmq.models import tensor_table
 from dllama_zmq.root.prediction import KINDS, Asked, Predicted, predict_step
 from dllama_zmq.sampling import Sampling
-from dllama_zmq.sharding import Ask, Plan, context_length, node_memory, possible_node_counts
-from dllama_zmq.spec import SYNC_FLOAT, ModelSpec, Sync
+from dllama_zmq.sharding import Ask, Plan, check_sync
+from dllama_zmq.spec import ModelSpec, Sync
 
 TOKEN_PHASES = ("prompt", "mixed", "prediction")
 BOTH = ("sent", "received")
@@ -222,54 +220,33 @@ class Share(Struct, frozen=True):
     flows: dict[str, Flow]
 
 
-class Memory(Struct, frozen=True):
-    """The memory of one node: its weights, its full KV cache, and its total."""
-
-    node: str
-    weight_bytes: int
-    kv_bytes: int
-    total_bytes: int
-
-
 class Prediction(Struct, frozen=True):
-    """The predicted traffic and memory of a model over a number of nodes."""
+    """The predicted traffic of a model over a number of nodes."""
 
     model: str
     weight_type: str
     nodes: int
     sync: str
-    seq_len: int
     greedy_k: int
     sampled_k: int
-    possible_nodes: list[int]
     one_worker: Share | None
     all_workers: Share | None
-    memory: list[Memory]
-    embedding_bytes: int
 
 
 def predicted(model: str, spec: ModelSpec, n_nodes: int, sync: Sync) -> Prediction:
-    """The predicted traffic of a token and the memory of `spec` over `n_nodes` nodes. Raises PlanError."""
+    """The predicted traffic of a token of `spec` over `n_nodes` nodes. Raises PlanError."""
     plan = Plan.make(spec, n_nodes)
-    if spec.dim % SYNC_FLOAT[sync].block_values:
-        raise PlanError(f"sync {sync} needs whole blocks of 32; this model is {spec.dim} wide: use f32 or f16")
+    check_sync(spec, sync)
     workers = [_step_of(plan, sync, node) for node in range(1, n_nodes)]
     return Prediction(
         model=model,
         weight_type=spec.weight_type.name.lower(),
         nodes=n_nodes,
         sync=sync,
-        seq_len=context_length(spec),
         greedy_k=GREEDY_K,
         sampled_k=SAMPLED_K,
-        possible_nodes=possible_node_counts(spec),
         one_worker=_share(workers[:1]) if workers else None,
         all_workers=_share(workers) if workers else None,
-        memory=[
-            Memory(f"worker{node}" if node else "root", memory.weights, memory.kv_cache, memory.total)
-            for node, memory in enumerate(node_memory(plan, node, context_length(spec)) for node in range(n_nodes))
-        ],
-        embedding_bytes=sum(tensor.nbytes(spec) for tensor in tensor_table(spec) if tensor.root_only),
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from itertools import groupby
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -16,13 +15,12 @@ from dllama_zmq.cli.netstat_figures import (
     WIRE_TOLERANCE,
     Flow,
     Line,
-    Memory,
     Prediction,
     Report,
     Share,
 )
 from dllama_zmq.cli.slow_nodes import legend
-from dllama_zmq.reporting import human_bytes, plural
+from dllama_zmq.reporting import plural
 
 _NAMES = {"step": "step x", "sum": "sums", "partial": "partials", "candidates": "candidates", "more": "asked again"}
 _NO_TOKENS = "no tokens yet: make some with `dllama-zmq generate`"
@@ -156,7 +154,7 @@ def _verdict(report: Report) -> Text:
 
 
 def prediction_tables(prediction: Prediction) -> RenderableType:
-    """The predicted traffic and memory of a model."""
+    """The predicted traffic of a model."""
     parts: list[RenderableType] = [
         Text(
             f"{prediction.model}, {prediction.weight_type} weights, over {plural(prediction.nodes, 'node')}, "
@@ -175,11 +173,7 @@ def prediction_tables(prediction: Prediction) -> RenderableType:
                 f"R {layers.received_bytes // 1024:,}: in kB of 1024 bytes."
             )
         )
-    parts += [Text(), Text(f"memory, with {prediction.seq_len:,} positions", "bold"), _memory_table(prediction.memory)]
-    parts.append(
-        Text(f"The root reads the embedding ({human_bytes(prediction.embedding_bytes)}) from the mapped file.")
-    )
-    parts.append(Text(f"This model can be split over {', '.join(map(str, prediction.possible_nodes))} nodes."))
+    parts.append(Text("`dllama-zmq plan` says what each node must hold, and how fast it will be."))
     return Group(*parts)
 
 
@@ -195,15 +189,6 @@ def _share_table(one: Share, all_workers: Share) -> Table:
             wire = [_kb(n_bytes or None) for n_bytes in (flow.sent_wire_bytes, flow.received_wire_bytes)]
             table.add_row(title, name, sent, received, *wire, f"{flow.overhead:.2%}")
             title = ""
-    return table
-
-
-def _memory_table(memory: list[Memory]) -> Table:
-    table = _table("", "weights", "KV cache", "in all")
-    for needed, group in groupby(memory, key=lambda row: (row.weight_bytes, row.kv_bytes, row.total_bytes)):
-        names = [row.node for row in group]
-        name = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}, each"
-        table.add_row(name, *map(human_bytes, needed))
     return table
 
 

@@ -61,9 +61,15 @@ def check_fits(wish: Wish, free_bytes: int | None, force: str = "--force") -> No
 
     free_bytes None: it is not known, and anything goes. force: how to go on all the same.
     """
+    if words := shortage(wish, free_bytes):
+        raise PlanError(f"{words}; {force} goes on all the same")
+
+
+def shortage(wish: Wish, free_bytes: int | None) -> str:
+    """What this computer lacks for that, and with how many nodes or positions it would fit; empty if it has enough."""
     needed = wish.all_bytes(wish.seq_len)
     if free_bytes is None or needed <= free_bytes:
-        return
+        return ""
     words = [f"{wish.model} needs {human_bytes(wish.each_bytes())} on each of {wish.plan.n_nodes} nodes"]
     if len(wish.nodes) > 1:
         words[0] += f", {human_bytes(needed)} for the {len(wish.nodes)} of them on this computer"
@@ -74,7 +80,7 @@ def check_fits(wish: Wish, free_bytes: int | None, force: str = "--force") -> No
         if wish.all_bytes(seq_len) <= free_bytes:
             words.append(f"with max_seq_len: {seq_len} it fits")
             break
-    raise PlanError("; ".join([*words, f"{force} goes on all the same"]))
+    return "; ".join(words)
 
 
 def _by_nodes(wish: Wish, free_bytes: int) -> str:

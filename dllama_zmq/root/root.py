@@ -49,13 +49,14 @@ from dllama_zmq.sharding import (
     RowCandidates,
     best_candidates,
     build_shard,
+    check_sync,
     context_length,
     counted,
     kernel_needs,
     merge_candidates,
     node_memory,
 )
-from dllama_zmq.spec import SYNC_FLOAT, Sync
+from dllama_zmq.spec import Sync
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,10 +115,7 @@ class Root:
         )  # fmt: skip
         self._own_pages = self.budget.pages(here, free_memory_bytes())
         self.memory = partial(node_memory, self.plan, n_positions=self.seq_len, kv_type=settings.kv_type)
-        if self.spec.dim % SYNC_FLOAT[settings.sync].block_values:
-            raise PlanError(
-                f"sync {settings.sync} needs whole blocks of 32; this model is {self.spec.dim} wide: use f32 or f16"
-            )
+        check_sync(self.spec, settings.sync)
         needs = kernel_needs(self.spec, 1 + len(settings.names), settings.kv_type, EXCHANGE_KERNELS)
         prepare_kernels(settings.kernels, needs)
         kernels = choose_kernels(settings.kernels, settings.threads, settings.oversubscribed)

@@ -8,12 +8,11 @@ from dllama_zmq.sharding.memory import (
     NodeMemory,
     check_prompt,
     context_length,
-    largest_node,
     node_memory,
 )
-from dllama_zmq.sharding.plan import MAX_NODES, NodeSlices, Plan, possible_node_counts
+from dllama_zmq.sharding.plan import MAX_NODES, NodeSlices, Plan, obstacles, possible_node_counts
 from dllama_zmq.sharding.shard import build_shard, counted, kernel_needs
-from dllama_zmq.sharding.traffic import Traffic, candidate_bytes, step_traffic
+from dllama_zmq.sharding.traffic import Traffic, candidate_bytes, check_sync, step_traffic
 
 __all__ = [
     "DEFAULT_SEQ_LEN",
@@ -32,12 +31,13 @@ __all__ = [
     "build_shard",
     "candidate_bytes",
     "check_prompt",
+    "check_sync",
     "context_length",
     "counted",
     "kernel_needs",
-    "largest_node",
     "merge_candidates",
     "node_memory",
+    "obstacles",
     "possible_node_counts",
     "step_traffic",
 ]

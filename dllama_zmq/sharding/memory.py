@@ -129,9 +129,3 @@ class KVBudget:
         page_bytes = sum(self.plan.kv_bytes(node, KV_PAGE, self.kv_type) for node in nodes)
         left = (1 - _RESERVED_SHARE) * free_bytes - needed
         return min(wanted, max(pages_for(self.n_positions), int(left // page_bytes)))
-
-
-def largest_node(plan: Plan, n_positions: int, kv_type: KVType = "f16") -> NodeMemory:
-    """The memory of the node that needs most."""
-    nodes = (node_memory(plan, node, n_positions, kv_type) for node in range(plan.n_nodes))
-    return max(nodes, key=lambda memory: memory.total)

@@ -127,7 +127,12 @@ class Plan:
 
 def possible_node_counts(spec: ModelSpec) -> list[int]:
     """The powers of two, up to MAX_NODES, over which `spec` can be split equally."""
-    return [n for n in (1 << i for i in range(MAX_NODES.bit_length())) if _obstacle(spec, n) == ""]
+    return [n_nodes for n_nodes, why in obstacles(spec).items() if not why]
+
+
+def obstacles(spec: ModelSpec) -> dict[int, str]:
+    """For each power of two up to MAX_NODES why `spec` cannot be split over as many nodes; empty if it can."""
+    return {n_nodes: _obstacle(spec, n_nodes) for n_nodes in (1 << i for i in range(MAX_NODES.bit_length()))}
 
 
 def _obstacle(spec: ModelSpec, n_nodes: int) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dllama_zmq.errors import PlanError
 from dllama_zmq.sharding.candidates import Reply
 from dllama_zmq.spec import SYNC_FLOAT, ModelSpec, Sync
 
@@ -30,6 +31,13 @@ class Traffic:
     @property
     def received(self) -> int:
         return self.partials_received + self.candidates_received
+
+
+def check_sync(spec: ModelSpec, sync: Sync) -> None:
+    """Raise PlanError where `sync` has blocks that the model's width is not made of."""
+    block = SYNC_FLOAT[sync].block_values
+    if spec.dim % block:
+        raise PlanError(f"sync {sync} needs whole blocks of {block}; this model is {spec.dim} wide: use f32 or f16")
 
 
 def candidate_bytes(reply: Reply) -> int:

@@ -118,31 +118,26 @@ def test_ctrl_c_leaves_no_half_file(cli: Cli) -> None:
     assert sorted(path.name for path in cli.folder.iterdir()) == ["large.m"]
 
 
-def test_inspect_tells_what_each_number_of_nodes_holds(cli: Cli) -> None:
+def test_inspect_tells_what_a_model_consists_of(cli: Cli) -> None:
     facts = json.loads(cli.run("inspect", str(cli.model), "--json", "--tensors").out)
     assert facts["architecture"] == "llama"
     assert facts["nodes_possible"] == [1, 2, 4, 8]
-    assert [row["nodes"] for row in facts["memory"]] == [1, 2, 4, 8]
-    # Keys and values of 8 heads of 32 in two layers, f16, for 2048 positions.
-    assert facts["memory"][0]["kv_cache"] == 2 * 2 * 256 * 2048 * 2
-    assert facts["memory"][3]["kv_cache"] == facts["memory"][0]["kv_cache"] // 8
     matrices = 2 * (4 * 256 * 256 + 3 * 256 * 512) + 288 * 256
-    assert facts["memory"][0]["weights"] == matrices // 32 * 18 + (2 * 2 + 1) * 256 * 4
     assert facts["parameters"] == matrices + 288 * 256 + 5 * 256
-    assert facts["bytes"] == facts["memory"][0]["weights"] + 288 * 256 * 4
+    assert facts["bytes"] == matrices // 32 * 18 + (2 * 2 + 1) * 256 * 4 + 288 * 256 * 4
     assert len(facts["tensors"]) == 3 + 9 * SMALL.n_layers
     assert facts["tokenizer"] == "288 tokens, no chat template"
 
 
-def test_inspect_tells_what_nodes_hold_of_a_folder_that_is_quantized_on_the_way(cli: Cli) -> None:
+def test_inspect_reads_a_folder_as_a_cluster_would_that_quantizes_it(cli: Cli) -> None:
     assert cli.run("convert", str(cli.model), "f32.m", "--weights", "f32").code == 0
     with open_m(cli.folder / "f32.m") as model:
         write_hf(cli.folder / "floats", model.spec, arrays_of(model), "F16")
     as_q40 = cli.run("inspect", "floats", "--weights", "q40", "--json")
     assert as_q40.code == 0, as_q40.said
     of_q40_file = json.loads(cli.run("inspect", str(cli.model), "--json").out)
-    assert json.loads(as_q40.out)["memory"] == of_q40_file["memory"]
-    assert json.loads(cli.run("inspect", "floats", "--json").out)["memory"] != of_q40_file["memory"]
+    assert json.loads(as_q40.out)["bytes_by_type"] == of_q40_file["bytes_by_type"]
+    assert json.loads(cli.run("inspect", "floats", "--json").out)["bytes_by_type"] != of_q40_file["bytes_by_type"]
     assert "stored as floats" in cli.run("inspect", str(cli.model), "--weights", "q80").error(2)
 
 

@@ -1,0 +1,227 @@
+"""What a model would need and do on some numbers of nodes: memory against what there is, bytes, speed, and what to do.
+
+Figures come as they were given or measured. They are msgspec structs, so that `plan --json` prints what its tables
+show. Knows no clock, no socket and no terminal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from msgspec import Struct
+
+from dllama_zmq.bench.cases import Nodes
+from dllama_zmq.bench.speed import Encryption, Layout, Link, Rates, Terms, decoding, prompt, token_wire_bytes
+from dllama_zmq.kernels import KVType
+from dllama_zmq.models import tensor_table
+from dllama_zmq.sharding import PREFILL_TOKENS, Plan, node_memory, obstacles, possible_node_counts
+from dllama_zmq.spec import ModelSpec, Sync
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """A computer with `n_nodes` of the nodes, of `threads` each; free_bytes: None if unknown. names: of the nodes."""
+
+    name: str
+    n_nodes: int
+    threads: int
+    free_bytes: int | None
+    names: Sequence[str]
+
+    @property
+    def nodes(self) -> Nodes:
+        return Nodes(self.n_nodes, self.threads)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """The question. hosts: the computers for a number of nodes, the root's first."""
+
+    model: str
+    spec: ModelSpec
+    n_positions: int
+    kv_type: KVType
+    sync: Sync
+    counts: Sequence[int]
+    hosts: Callable[[int], Sequence[Host]]
+
+
+class NodeNeed(Struct, frozen=True, kw_only=True):
+    """The memory of one node, in bytes. other_bytes: the program, and arrays of a step or of loading."""
+
+    node: str
+    weight_bytes: int
+    kv_bytes: int
+    other_bytes: int
+    total_bytes: int
+
+
+class HostNeed(Struct, frozen=True, kw_only=True):
+    """The nodes of one computer, and their memory against what it has; None: that is not known."""
+
+    host: str
+    nodes: list[str]
+    threads: int
+    total_bytes: int
+    free_bytes: int | None
+    fits: bool | None
+
+
+class Outlook(Struct, frozen=True, kw_only=True):
+    """What to expect of `nodes` nodes. fits: on every computer; None where one of them does not tell.
+
+    root_wire_bytes, worker_wire_bytes: of one generated token, both ways, on the root's link and on one worker's.
+    decoding: of a token near the beginning of a text. prompt: of one of PREFILL_TOKENS. Both None without rates.
+    """
+
+    nodes: int
+    memory: list[NodeNeed]
+    hosts: list[HostNeed]
+    fits: bool | None
+    root_wire_bytes: int
+    worker_wire_bytes: int
+    decoding: Terms | None
+    prompt: Terms | None
+    decoding_per_s: float | None
+    prompt_per_s: float | None
+
+    @property
+    def largest(self) -> NodeNeed:
+        """The node that needs most."""
+        return max(self.memory, key=lambda node: node.total_bytes)
+
+
+class Impossible(Struct, frozen=True):
+    """A number of nodes that the model cannot be split over."""
+
+    nodes: int
+    why: str
+
+
+class Speeds(Struct, frozen=True, kw_only=True):
+    """What speeds are computed from: what this computer did, and the link.
+
+    assumed: the link was neither given nor measured. measured: through the bus, so that its round trip has the time of
+    both programs, and of encryption. encryption: of a link that was not measured so; None for an open bus.
+    """
+
+    rates: Mapping[Nodes, Rates]
+    link: Link
+    assumed: bool = False
+    measured: bool = False
+    encryption: Encryption | None = None
+
+    @property
+    def whole_link(self) -> Link:
+        """The link with encryption."""
+        return self.link if self.encryption is None else self.link.encrypted(self.encryption)
+
+    @property
+    def message_s(self) -> float:
+        """Seconds that an exchange with another computer takes besides the link: what one of two nodes adds here."""
+        if self.measured:
+            return 0.0
+        one, two = self.rates.get(Nodes(1, 1)), self.rates.get(Nodes(2, 1))
+        return 0.0 if one is None or two is None else max(0.0, two.exchange_s - one.exchange_s)
+
+
+def outlook(wanted: Wanted, n_nodes: int, speeds: Speeds | None) -> Outlook:
+    """What to expect of `n_nodes`. Raises PlanError if the model cannot be split over them."""
+    plan = Plan.make(wanted.spec, n_nodes, wanted.model)
+    hosts = wanted.hosts(n_nodes)
+    computers, first = [], 0
+    for host in hosts:
+        computers.append(range(first, first + host.n_nodes))
+        first += host.n_nodes
+    needs = [_need(plan, node, name, wanted) for node, name in enumerate(n for host in hosts for n in host.names)]
+    of_hosts = [
+        _of_host(host, sum(needs[node].total_bytes for node in nodes))
+        for host, nodes in zip(hosts, computers, strict=True)
+    ]
+    wire = [sum(token_wire_bytes(plan, wanted.sync, node)) for node in range(1, n_nodes)]
+    token = text = None
+    if speeds is not None:
+        link = speeds.whole_link if len(hosts) > 1 else None
+        layout = Layout(computers, [speeds.rates[host.nodes] for host in hosts], link, speeds.message_s)
+        token = decoding(plan, wanted.sync, layout)
+        text = prompt(plan, wanted.sync, layout, min(PREFILL_TOKENS, wanted.n_positions))
+    known = [host.fits for host in of_hosts]
+    return Outlook(
+        nodes=n_nodes,
+        memory=needs,
+        hosts=of_hosts,
+        fits=False if False in known else None if None in known else True,
+        root_wire_bytes=sum(wire),
+        worker_wire_bytes=max(wire, default=0),
+        decoding=token,
+        prompt=text,
+        decoding_per_s=None if token is None else token.tokens_per_s,
+        prompt_per_s=None if text is None else text.tokens_per_s,
+    )
+
+
+def impossible(spec: ModelSpec) -> list[Impossible]:
+    """The powers of two that `spec` cannot be split over, up to the most that any model runs on."""
+    return [Impossible(n_nodes, why) for n_nodes, why in obstacles(spec).items() if why]
+
+
+def to_measure(wanted: Wanted, measured: bool = False) -> list[Nodes]:
+    """The nodes whose rates an outlook of every count needs.
+
+    Of an exchange between computers, the programs' part is measured between two nodes here, unless it is in the link's
+    round trip (measured).
+    """
+    found = dict.fromkeys(host.nodes for n_nodes in wanted.counts for host in wanted.hosts(n_nodes))
+    if not measured and any(len(wanted.hosts(n_nodes)) > 1 for n_nodes in wanted.counts):
+        found |= dict.fromkeys([Nodes(1, 1), Nodes(2, 1)])
+    return sorted(found, key=lambda nodes: (nodes.n_nodes, nodes.threads))
+
+
+def fastest(outlooks: Sequence[Outlook]) -> Outlook | None:
+    """The one that decodes fastest of those that may fit; None if none is left or rates are missing."""
+    left = [one for one in outlooks if one.fits is not False and one.decoding is not None]
+    return max(left, key=lambda one: one.decoding_per_s or 0.0, default=None)
+
+
+def embedding_bytes(spec: ModelSpec) -> int:
+    """Bytes that the root reads from the mapped file, and no node keeps in memory."""
+    return sum(tensor.nbytes(spec) for tensor in tensor_table(spec) if tensor.root_only)
+
+
+def by_equal_need(nodes: Sequence[NodeNeed]) -> list[tuple[str, NodeNeed]]:
+    """Neighbours that need the same, under one name such as `worker1 to worker3`."""
+    found = []
+    for _, group in groupby(nodes, key=lambda one: (one.weight_bytes, one.kv_bytes, one.total_bytes)):
+        names = list(group)
+        same = f"{names[0].node} to {names[-1].node}, each" if len(names) > 1 else names[0].node
+        found.append((same, names[0]))
+    return found
+
+
+def _need(plan: Plan, node: int, name: str, wanted: Wanted) -> NodeNeed:
+    memory = node_memory(plan, node, wanted.n_positions, wanted.kv_type)
+    return NodeNeed(
+        node=name,
+        weight_bytes=memory.weights,
+        kv_bytes=memory.kv_cache,
+        other_bytes=memory.total - memory.weights - memory.kv_cache,
+        total_bytes=memory.total,
+    )
+
+
+def _of_host(host: Host, total_bytes: int) -> HostNeed:
+    return HostNeed(
+        host=host.name,
+        nodes=list(host.names),
+        threads=host.threads,
+        total_bytes=total_bytes,
+        free_bytes=host.free_bytes,
+        fits=None if host.free_bytes is None else total_bytes <= host.free_bytes,
+    )
+
+
+def counts_up_to(spec: ModelSpec, most: int) -> list[int]:
+    """The possible numbers of nodes, up to `most`."""
+    return [n_nodes for n_nodes in possible_node_counts(spec) if n_nodes <= most]

@@ -1,0 +1,171 @@
+"""`dllama-zmq plan`: on how many nodes a model can run, what each needs and how fast it is, before it is loaded."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer import Argument, Option
+
+from dllama_zmq.bench.advice import advice, too_little
+from dllama_zmq.bench.calibration import Measuring, measure_rates
+from dllama_zmq.bench.encryption import measure_encryption
+from dllama_zmq.bench.machine import cpu_name
+from dllama_zmq.bench.outlook import Speeds, Wanted, counts_up_to, fastest, outlook, to_measure
+from dllama_zmq.bus.client_messages import Status
+from dllama_zmq.cli import completion, flags
+from dllama_zmq.cli.exit_codes import as_json
+from dllama_zmq.cli.flag_kinds import KernelChoice, choice, number
+from dllama_zmq.cli.flags import cluster_flag
+from dllama_zmq.cli.plan_hosts import hosts_of_file, hosts_of_nothing, hosts_of_status
+from dllama_zmq.cli.plan_question import (
+    USUAL_LINK,
+    Source,
+    counts_of,
+    link_of,
+    running_status,
+    size_of,
+    source_of,
+)
+from dllama_zmq.cli.plan_tables import Answer, Computer, show
+from dllama_zmq.cli.progress import Display
+from dllama_zmq.cli.shape_flags import ShapeNumbers, shape_flag
+from dllama_zmq.errors import PlanError, UsageError
+from dllama_zmq.host import free_memory_bytes, usable_cores
+from dllama_zmq.interrupts import Interrupts
+from dllama_zmq.sharding import check_sync, context_length
+from dllama_zmq.spec import Sync, Weights
+
+_USUAL_COUNTS = 8  # the most nodes that are shown without a file and without --nodes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """The model, the computers and the link between them."""
+
+    words: Annotated[
+        list[str] | None,
+        Argument(
+            metavar="[MODEL] [FILE]",
+            help=f"{flags.MODEL}, or a published shape; and a cluster's file",
+            show_default=False,
+            autocompletion=completion.models,
+        ),
+    ] = None
+    cluster: Annotated[Path | None, cluster_flag("The cluster's file, as a flag")] = None
+    shape: Annotated[str | None, shape_flag("A published shape, without its weights")] = None
+    weights: Annotated[Weights | None, choice("--weights", of=Weights, help="Type in which the weights are read")] = (
+        None
+    )
+    nodes: Annotated[
+        str | None, Option("--nodes", metavar="N,…", help="Numbers of nodes; up to 8, or the file's, if not given")
+    ] = None
+    here: Annotated[bool, Option("--here", help="All nodes on this computer; else each on one like it")] = False
+    context: Annotated[
+        int | None,
+        number("-c", "--ctx-size", "--max-seq-len", "--context", most=1 << 24, help="Positions to keep room for"),
+    ] = None
+    threads: Annotated[
+        int | None, number("-t", "--threads", "--nthreads", most=1024, help="Compute threads of each node")
+    ] = None
+    sync: Annotated[
+        Sync | None, choice("--sync", "--buffer-float-type", of=Sync, help="Type of activations on the bus")
+    ] = None
+    kernels: Annotated[KernelChoice | None, choice("--kernels", of=KernelChoice, help="Back end of the arithmetic")] = (
+        None
+    )
+    memory: Annotated[
+        str | None, Option("--memory", metavar="SIZE", help="Free memory of each other computer, such as 4GB")
+    ] = None
+    link: Annotated[
+        str | None,
+        Option("--link", metavar="RATE[,TIME]", help="Rate and round trip of the network; 1Gbit,0.2ms if not given"),
+    ] = None
+    no_speed: Annotated[bool, Option("--no-speed", help="Only memory and bytes: measure nothing")] = False
+    verbose: Annotated[bool, Option("-v", "--verbose", help="Show what each time consists of")] = False
+    json: flags.Json = False
+
+
+def plan(*, options: Options, there: flags.There, shape: ShapeNumbers) -> None:
+    """Predict what a model needs and how fast it is on some numbers of nodes, before anything is loaded.
+
+    Speed is predicted from what this computer does with a small model, which takes some seconds.
+
+    Examples:
+        dllama-zmq plan llama3-8b --link 1Gbit,0.3ms --memory 4GB
+        dllama-zmq plan story.gguf --nodes 1,2 --here
+        dllama-zmq plan home.yaml
+    """
+    if options.link is not None:
+        link_of(options.link)  # what is wrong is said before anything is opened
+    source = source_of(options.words or [], options.cluster, options.shape, options.weights, shape)
+    status = None if options.here else running_status(there, source.file)
+    wanted = _wanted(options, source, status)
+    for n_nodes in wanted.counts:
+        outlook(wanted, n_nodes, None)  # what is impossible is said before anything is measured
+    speeds = None if options.no_speed else _speeds(options, wanted, source)
+    outlooks = [outlook(wanted, n_nodes, speeds) for n_nodes in wanted.counts]
+    best = fastest(outlooks)
+    answer = Answer.of(
+        wanted,
+        Computer(cpu_name(), usable_cores(), free_memory_bytes()),
+        speeds,
+        outlooks,
+        None if best is None else best.nodes,
+        advice(wanted, outlooks, speeds, usable_cores()),
+    )
+    if options.json:
+        typer.echo(as_json(answer))
+    else:
+        show(answer, options.verbose or logging.getLogger().isEnabledFor(logging.DEBUG))
+    if all(one.fits is False for one in outlooks):
+        raise PlanError(too_little(wanted, outlooks[-1]))
+
+
+def _wanted(options: Options, source: Source, status: Status | None) -> Wanted:
+    """Raises UsageError and PlanError."""
+    spec, cluster = source.spec, None if source.file is None else source.file.cluster
+    elsewhere_bytes = None if options.memory is None else size_of(options.memory)
+    sync: Sync = options.sync or ("f32" if cluster is None else cluster.sync)
+    check_sync(spec, sync)
+    n_there = None
+    if status is not None:
+        hosts, n_there = hosts_of_status(status, options.threads, elsewhere_bytes), len(status.nodes)
+    elif cluster is not None and not options.here:
+        hosts, n_there = hosts_of_file(cluster, options.threads, elsewhere_bytes), cluster.n_nodes
+    else:
+        hosts = hosts_of_nothing(options.here, options.threads, elsewhere_bytes)
+    counts = counts_up_to(spec, n_there or _USUAL_COUNTS) if options.nodes is None else counts_of(options.nodes)
+    if n_there is not None and max(counts) > n_there:
+        raise UsageError(f"--nodes {options.nodes}: the cluster has {n_there} nodes; add workers, or leave it out")
+    return Wanted(
+        model=source.name,
+        spec=spec,
+        n_positions=context_length(spec, options.context or (None if cluster is None else cluster.max_seq_len)),
+        kv_type="f16" if cluster is None else cluster.kv_cache,
+        sync=sync,
+        counts=counts,
+        hosts=hosts,
+    )
+
+
+def _speeds(options: Options, wanted: Wanted, source: Source) -> Speeds:
+    """Measures this computer, which takes some seconds."""
+    interrupts = Interrupts()
+    measuring = Measuring(wanted.spec.weight_type, wanted.sync, options.kernels or "auto")
+    is_open = source.file is not None and not source.file.cluster.secured
+    is_apart = any(len(wanted.hosts(n_nodes)) > 1 for n_nodes in wanted.counts)
+    level = logging.getLogger().level
+    logging.getLogger().setLevel(max(level, logging.WARNING))  # the display shows what nodes log
+    try:
+        with Display() as display, interrupts.caught():
+            rates = measure_rates(measuring, to_measure(wanted), display, interrupts)
+            with interrupts.raised():
+                encryption = measure_encryption() if is_apart and not is_open else None
+    finally:
+        logging.getLogger().setLevel(level)
+    link = USUAL_LINK if options.link is None else link_of(options.link)
+    return Speeds(rates=rates, link=link, assumed=options.link is None, encryption=encryption)

@@ -1,0 +1,117 @@
+"""What a plan is about: the model, the file, the running cluster, and the values of flags in words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dllama_zmq.bench.speed import Link
+from dllama_zmq.bus.client_messages import Status
+from dllama_zmq.cli.chosen import client_of
+from dllama_zmq.cli.flags import There
+from dllama_zmq.cli.shape_flags import ShapeNumbers, is_shape
+from dllama_zmq.cluster import FILE_NAME, ClusterFile, load_cluster
+from dllama_zmq.errors import UsageError
+from dllama_zmq.formats import open_model
+from dllama_zmq.launch.registry import connect, find_running
+from dllama_zmq.shapes import SHAPES, shape
+from dllama_zmq.sharding import MAX_NODES
+from dllama_zmq.sources import model_at
+from dllama_zmq.spec import WEIGHTS_FLOAT, ModelSpec, Weights
+
+USUAL_LINK = Link(round_trip_s=0.2e-3, bytes_per_s=1e9 / 8)
+_STATUS_S = 10.0  # the root answers between two steps
+_RATE = re.compile(r"(\d+(?:\.\d+)?) ?([kMG])(?:bit|bps)(?:/s)?(?:, ?(\d+(?:\.\d+)?) ?(us|ms))?", re.IGNORECASE)
+_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([MGT])B?", re.IGNORECASE)
+_UNITS = {"k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "us": 1e-6, "ms": 1e-3}
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The model's name, its numbers, and the cluster's file."""
+
+    name: str
+    spec: ModelSpec
+    file: ClusterFile | None
+
+
+def source_of(
+    words: Sequence[str], cluster: Path | None, shape_name: str | None, weights: Weights | None, numbers: ShapeNumbers
+) -> Source:
+    """words: a model and a cluster's file, each of them or none.
+
+    Raises UsageError, ConfigError or FormatError for what is not there, or is given twice.
+    """
+    files = [word for word in words if Path(word).suffix.lower() in (".yaml", ".yml")]
+    models = [word for word in words if word not in files]
+    files += [] if cluster is None else [str(cluster)]
+    named = [*models, *([] if shape_name is None else [f"--shape {shape_name}"])]
+    for given in (files, named):
+        if len(given) > 1:
+            raise UsageError(f"{' and '.join(given)} are given; give one model and at most one cluster's file")
+    if shape_name is None and (given_numbers := numbers.given()):
+        flag = next(iter(given_numbers))
+        raise UsageError(f"--{flag} is for a shape; add --shape NAME, one of {', '.join(SHAPES)}")
+    file = load_cluster(files[0]) if files else None
+    if file is None and not named:
+        if not Path(FILE_NAME).exists():
+            raise UsageError(
+                f"there is no {FILE_NAME} here, and no model is given: dllama-zmq plan MODEL, or --shape NAME"
+            )
+        file = load_cluster(FILE_NAME)
+    name = shape_name or next(iter(models), None)
+    if name is not None and (shape_name is not None or is_shape(name)):
+        return Source(name.lower(), _published(name, weights or "q40", numbers), file)
+    weight_type = None if weights is None else WEIGHTS_FLOAT[weights]
+    if name is not None:
+        path = model_at(name)
+    elif file is not None:
+        path, weight_type = file.model_path(), weight_type or file.cluster.weight_type
+    with open_model(path, weight_type) as model:
+        return Source(path.name if name is None else name, model.spec, file)
+
+
+def _published(name: str, weights: Weights, numbers: ShapeNumbers) -> ModelSpec:
+    try:
+        return shape(name, WEIGHTS_FLOAT[weights], numbers.given())
+    except UsageError as error:
+        raise UsageError(f"{error}; a model that is here is named by its path") from None
+
+
+def running_status(there: There, file: ClusterFile | None) -> Status | None:
+    """How the cluster at that address, or of the file where it is up, is; None without one."""
+    if there.connect is not None:
+        client = client_of(there)
+    elif file is not None and (running := find_running(file)) is not None and running.clients:
+        client = connect(file)
+    else:
+        return None
+    with client:
+        return client.status(_STATUS_S)
+
+
+def counts_of(text: str) -> list[int]:
+    """The numbers of nodes of a list such as `1,2,4`. Raises UsageError."""
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isascii() and word.isdecimal() and len(word) < 10 and int(word) > 0 for word in words):
+        raise UsageError(f"--nodes {text!r}: expected numbers of 1 to {MAX_NODES} with commas between, such as 1,2,4")
+    return sorted({int(word) for word in words})
+
+
+def link_of(text: str) -> Link:
+    """A link of a rate such as 1Gbit or 100Mbit/s, with a round trip such as `,0.3ms`. Raises UsageError."""
+    found = _RATE.fullmatch(text.strip())
+    if found is None or float(found[1]) <= 0:
+        raise UsageError(f"--link {text!r}: expected a rate, and a round trip if it is known: 1Gbit or 100Mbit,0.5ms")
+    trip_s = USUAL_LINK.round_trip_s if found[3] is None else float(found[3]) * _UNITS[found[4].lower()]
+    return Link(trip_s, float(found[1]) * _UNITS[found[2].lower()] / 8)
+
+
+def size_of(text: str) -> int:
+    """Bytes of a size such as 4GB or 512MB, of 10^9 and 10^6. Raises UsageError."""
+    found = _SIZE.fullmatch(text.strip())
+    if found is None:
+        raise UsageError(f"--memory {text!r}: expected a size such as 4GB or 512MB")
+    return round(float(found[1]) * _UNITS[found[2].lower()])
