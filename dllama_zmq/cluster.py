@@ -228,6 +228,11 @@ def default_name(path: Path) -> str:
     return re.sub(r"[^A-Za-z0-9_-]+", "-", ascii_name).lstrip("_-")[:32].rstrip("-") or "home"
 
 
+def is_here(worker: WorkerConfig) -> bool:
+    """Whether the worker is a process of the root's own computer, which needs no TCP."""
+    return not worker.ssh and is_loopback(worker.host)
+
+
 def is_loopback(host: str) -> bool:
     """Whether only this computer can reach `host`: 127.0.0.0/8, ::1, localhost. Other names count as a network."""
     if host.lower() == "localhost":
@@ -322,9 +327,12 @@ def _check_hosts(cluster: Cluster, tree: YamlTree) -> None:
     if not is_loopback(root):
         return
     for i, worker in enumerate(cluster.workers):
+        if worker.ssh and cluster.tcp_ports is None and is_loopback(worker.host):
+            cure = "write `ports:` with three free ports under `root:`"
+            raise tree.error(f"workers[{i}].ssh", f"{worker.name} reaches the root by TCP only; {cure}")
         if not is_loopback(worker.host):
             raise tree.error(
-                f"workers[{i}].host",
+                f"workers[{i}].{'host' if f'workers[{i}].host' in tree.nodes else 'ssh'}",
                 f"{worker.name} on {shown(worker.host)} could never reach a root on {root}; "
                 "set root.host to an address of the root that its workers can reach",
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
+import msgspec
 from msgspec import Meta, Struct
 
 from dllama_zmq.api_config import Host, Port
@@ -17,6 +18,13 @@ Security = Literal["curve", "none"]
 """curve: what a network can reach is encrypted, and only known keys may connect. none: an open bus."""
 PublicKey = Annotated[str, Meta(pattern=r"\A[0-9a-zA-Z.:+=^!/*?&<>()\[\]{}@%$#-]{40}\Z")]
 """A public key of CURVE in Z85 (RFC 32 of ZeroMQ)."""
+
+
+Ssh = Annotated[
+    str,
+    Meta(pattern=r"\A(ssh://)?([A-Za-z0-9_][A-Za-z0-9._+~-]*@)?[A-Za-z0-9_\[][A-Za-z0-9._:%\[\]-]*\Z", max_length=255),
+]
+"""A destination as ssh(1) has it, which can be no option and no word of a shell."""
 
 
 class Ports(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -40,12 +48,25 @@ class RootConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class WorkerConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One worker: its name, its host, its public key (None: learned by a token), and its compute threads."""
+    """One worker: its name, its host, its public key (None: learned by a token or over ssh), and its compute threads.
+
+    ssh: where the root starts it over ssh. A `host` that is not given is that of `ssh`, or this computer.
+    """
 
     name: Name
-    host: Host = "127.0.0.1"
+    host: Host = ""
+    ssh: Ssh | None = None
     key: PublicKey | None = None
     threads: Threads | Literal["auto"] = "auto"
+
+    def __post_init__(self) -> None:
+        if not self.host:
+            msgspec.structs.force_setattr(self, "host", _host_of(self.ssh or "") or "127.0.0.1")
+
+    @property
+    def destination(self) -> str:
+        """Where ssh leads to it."""
+        return self.ssh or self.host
 
 
 class ClientConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -55,9 +76,19 @@ class ClientConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     key: PublicKey
 
 
+def _host_of(ssh: str) -> str:
+    """The host in a destination of ssh; empty where there is none."""
+    scheme, _, rest = ssh.rpartition("://")
+    host = rest.rpartition("@")[2]
+    if scheme and not host.endswith("]"):
+        host = host.partition("]:")[0] if host.startswith("[") else host.partition(":")[0]
+    return host.strip("[]")
+
+
 NAME_HINT = "a name of letters, digits, - and _, at most 32, the first a letter or a digit"
 _HOST = "a host name or an address, without scheme or port"
 _KEY = "a public key: the 40 characters that `dllama-zmq keygen` prints there, in quotes"
+_SSH = "where ssh leads, such as pi@192.168.1.12, a name of ~/.ssh/config, or ssh://pi@192.168.1.12:2222"
 _CLIENT = '`- {name: laptop, key: "…"}`'
 _THREADS = "a number of threads, 1 to 1024, or auto: this host's cores shared among its nodes"
 NODE_HINTS = {
@@ -67,6 +98,7 @@ NODE_HINTS = {
     "workers[]": "a worker, such as `- {name: pi2, host: 192.168.1.11}`",
     "workers[].name": NAME_HINT,
     "workers[].host": _HOST,
+    "workers[].ssh": _SSH,
     "workers[].key": _KEY,
     "workers[].threads": _THREADS,
     "clients": f"a list with a line for each, such as {_CLIENT}",

@@ -146,9 +146,9 @@ class Roster:
         """The place `name` is for the process `pid` alone, which the root has started."""
         self._processes[name] = pid
 
-    def has(self, name: str, pid: int) -> bool:
-        """Whether the process `pid` is in the place `name`."""
-        return any(m.name == name and m.pid == pid and m.state is not State.ABSENT for m in self.members)
+    def has(self, name: str, pid: int | None = None) -> bool:
+        """Whether the process `pid`, or any, is in the place `name`."""
+        return any(m.name == name and pid in (None, m.pid) and m.state is not State.ABSENT for m in self.members)
 
     def explain_absence(self, name: str, reason: str) -> None:
         """Say why `name` is not there, if it is not."""

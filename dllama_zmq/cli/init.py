@@ -122,7 +122,9 @@ def _worker_lines(hosts: list[str]) -> list[str]:
             reached = "# another computer is reached only if root.host is an address that it can reach"
             lines.append("    # host: 127.0.0.1".ljust(_COLUMN) + reached)
         if i == 0:
+            started = "# the root starts it there over ssh, as `ssh` is configured here (or start it there)"
             learned = "# of another computer: what `dllama-zmq keygen` prints there, in quotes; or use a token"
+            lines.append("    # ssh: pi@192.168.1.11".ljust(_COLUMN) + started)
             lines += ["    # key:".ljust(_COLUMN) + learned, "    # threads: auto"]
     return lines
 

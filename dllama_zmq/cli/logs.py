@@ -32,7 +32,7 @@ def logs(
         str | None,
         Argument(
             metavar="NODE",
-            help="root, gateway, or a worker of this computer; all if not given",
+            help="root, gateway, or a worker that the root starts; all if not given",
             autocompletion=completion.nodes,
         ),
     ] = None,
@@ -40,7 +40,7 @@ def logs(
     lines: Annotated[int, number("-n", "--lines", help="How many of the last lines")] = 50,
     follow: Annotated[bool, Option("-f", "--follow", help="Go on printing what is added")] = False,
 ) -> None:
-    """Print the log of a node, or of all nodes of this computer.
+    """Print the log of a node, or of all nodes of this computer and those that it starts over ssh.
 
     Examples:
         dllama-zmq logs
@@ -70,12 +70,14 @@ def _check_whose(file: ClusterFile, paths: ClusterPaths) -> None:
 
 def _log_paths(file: ClusterFile, paths: ClusterPaths, node: str | None) -> dict[str, Path]:
     """The logs to print, by node. Raises ClusterError if there are none."""
-    workers = {worker.name: worker.host for worker in file.cluster.workers}
+    workers = [worker.name for worker in file.cluster.workers]
     nodes = ["root", *workers]
     known = [*nodes, *(["gateway"] if file.cluster.api else [])]
     if node is not None and node not in known:
         raise ClusterError(f"cluster {file.cluster.name!r} has no node {node!r}; its nodes are {', '.join(nodes)}")
-    elsewhere = {name: host for name, host in workers.items() if not is_loopback(host)}
+    elsewhere = {
+        worker.name: worker.host for worker in file.cluster.workers if not worker.ssh and not is_loopback(worker.host)
+    }
     logs = {name: paths.log(name) for name in ([node] if node else known)}
     there = {name: log for name, log in logs.items() if log.exists()}
     if not there:

@@ -20,7 +20,7 @@ from dllama_zmq.cli import flags
 from dllama_zmq.cli.flag_kinds import number
 from dllama_zmq.errors import UsageError
 from dllama_zmq.host import require_open_files, usable_cores
-from dllama_zmq.launch.parent_watch import at_end_of_stdin
+from dllama_zmq.launch.parent_watch import at_end_of_stdin, beat
 from dllama_zmq.node_config import Ports, Security
 from dllama_zmq.own_code import signal_at_parents_end
 from dllama_zmq.trust import Invitation, Role, check_public, own_key
@@ -52,6 +52,7 @@ def worker(
         int | None, number("-t", "--threads", "--nthreads", help="Compute threads; all cores if not given")
     ] = None,
     leave_with_stdin: Annotated[bool, Option("--leave-with-stdin", hidden=True)] = False,
+    beats: Annotated[bool, Option("--beat", hidden=True)] = False,
     oversubscribed: Annotated[bool, Option("--oversubscribed", hidden=True)] = False,
 ) -> None:
     """Be a worker of the cluster whose root is on HOST. Needs no model file: its weights come over the bus.
@@ -70,6 +71,8 @@ def worker(
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is for the root
         signal_at_parents_end(signal.SIGKILL)
         at_end_of_stdin(lambda: os._exit(0))  # the root is gone
+    if beats:
+        beat()
     with threadpool_limits(limits=1):  # the node has its own threads; BLAS must not add more
         threads = threads or usable_cores()
         require_open_files(_FILES + threads)

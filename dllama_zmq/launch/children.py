@@ -43,13 +43,27 @@ class Child:
             )  # fmt: skip
         return cls(process, paths.log(name), log_start)
 
+    @classmethod
+    def start_quiet(cls, name: str, command: Sequence[str], paths: ClusterPaths) -> Child:
+        """Start another program, whose stderr is the log `name`; what it writes to stdout is dropped."""
+        with open_log(paths, name) as log:
+            log_start = log.tell()
+            process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=log, start_new_session=True
+            )
+        return cls(process, paths.log(name), log_start)
+
     def ending(self) -> str:
         """How it has ended, and the last error in its log; empty while it runs."""
         code = self.process.poll()
         if code is None:
             return ""
-        error = last_error(self.log, self.log_start)
+        error = _last_error(self.said())
         return (f"signal {-code}" if code < 0 else f"exit code {code}") + (f" ({error})" if error else "")
+
+    def said(self) -> str:
+        """What it has written to its log."""
+        return _text(self.log, self.log_start)
 
     def write(self, data: bytes) -> None:
         """Write to its stdin, if it lives."""
@@ -89,15 +103,22 @@ def await_ends(children: Mapping[str, Child], wait_s: float) -> list[str]:
     return killed
 
 
-def last_error(log: Path, start: int = 0) -> str:
-    """The last error in a node's log from byte `start` on; empty if there is none."""
+def last_error(log: Path) -> str:
+    """The last error in a node's log; empty if there is none."""
+    return _last_error(_text(log, 0))
+
+
+def _text(log: Path, start: int) -> str:
     try:
         with log.open("rb") as file:
             file.seek(start)
-            lines = file.read(MAX_LOG_BYTES).decode(errors="replace").splitlines()
+            return file.read(MAX_LOG_BYTES).decode(errors="replace")
     except FileNotFoundError:  # somebody has tidied up
         return ""
-    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+
+
+def _last_error(text: str) -> str:
+    errors = [line.removeprefix("error: ") for line in text.splitlines() if line.startswith("error: ")]
     return errors[-1] if errors else ""
 
 

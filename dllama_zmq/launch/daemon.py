@@ -25,7 +25,8 @@ from dllama_zmq.hub import HUB_PREFIX
 from dllama_zmq.interrupts import Interrupts
 from dllama_zmq.launch.fleet import Fleet
 from dllama_zmq.launch.gateway import Gateway, address_of, inherited, listen
-from dllama_zmq.launch.launchers import LocalLauncher
+from dllama_zmq.launch.invitations import root_for
+from dllama_zmq.launch.launchers import Launcher, LocalLauncher, SshLauncher
 from dllama_zmq.launch.local_nodes import local_workers, node_threads, open_checked
 from dllama_zmq.launch.locks import await_last_user
 from dllama_zmq.launch.parent_watch import at_end_of_stdin
@@ -33,6 +34,8 @@ from dllama_zmq.launch.paths import ClusterPaths, as_text
 from dllama_zmq.launch.ports import check_ports
 from dllama_zmq.launch.public_state import PublicState
 from dllama_zmq.launch.registry import Record, only_one
+from dllama_zmq.launch.remote import check_computers
+from dllama_zmq.node_config import WorkerConfig
 from dllama_zmq.reporting import Reporter
 from dllama_zmq.root.engine import Engine
 from dllama_zmq.root.report import ClusterFacts
@@ -88,6 +91,7 @@ def run_cluster(
             if cluster.warning:
                 logger.warning("%s", cluster.warning)
             if lock is None:
+                check_computers(file, reporter)
                 api = listen(file)
             if api is not None:
                 cleanup.callback(api.close)
@@ -126,7 +130,12 @@ def run_cluster(
             )
             serving.open([*_listen(cluster, "clients"), paths.ipc_clients])
         _, workers, oversubscribed = node_threads(cluster)
-        launchers = [LocalLauncher(worker, paths, oversubscribed, root.roster) for worker in workers]
+        launchers: list[Launcher] = [LocalLauncher(worker, paths, oversubscribed, root.roster) for worker in workers]
+        launchers += [
+            SshLauncher(worker, paths, _root_words(cluster, worker), root.roster)
+            for worker in cluster.workers
+            if worker.ssh
+        ]
         fleet = Fleet(launchers, root.roster, cluster.limits.join_s)
         cleanup.callback(fleet.stop, cluster.limits.stop_s * _FLEET_SHARE)
         cleanup.callback(public.remove)
@@ -164,6 +173,12 @@ def root_settings(cluster: Cluster) -> RootSettings:
         check_memory=cluster.check_memory,
         limits=cluster.limits,
     )
+
+
+def _root_words(cluster: Cluster, worker: WorkerConfig) -> list[str]:
+    """The flags by which a worker over ssh finds the root and knows it."""
+    security = [f"--root-key={own_key().public}"] if cluster.secured else ["--security", "none"]
+    return ["--root", root_for(cluster, worker.host), *security]
 
 
 def _endpoints(cluster: Cluster, paths: ClusterPaths) -> Endpoints:

@@ -7,10 +7,12 @@ kernel kills a worker that cannot (`own_code.signal_at_parents_end`).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 
 from dllama_zmq.bus.roster import Roster
 from dllama_zmq.host import is_stopped
+from dllama_zmq.launch import ssh
 from dllama_zmq.launch.children import Child
 from dllama_zmq.launch.paths import ClusterPaths
 from dllama_zmq.node_config import WorkerConfig
@@ -91,3 +93,44 @@ class LocalLauncher(Launcher):
 
     def end(self) -> None:
         self._child.terminate()
+
+
+class SshLauncher(Launcher):
+    """A worker of another computer, at the end of a connection of ssh: it ends there with the connection.
+
+    Its process there is not known here; whatever worker is in its place counts as this one.
+    """
+
+    rejoin_s = ssh.DEAD_S + 10.0  # a dead connection is for ssh to notice: a worker that keeps its weights may be back
+
+    def __init__(self, worker: WorkerConfig, paths: ClusterPaths, root: Sequence[str], roster: Roster) -> None:
+        """`root`: the flags by which the worker finds the root and knows it."""
+        super().__init__(worker.name, paths)
+        self._destination, self._roster = worker.destination, roster
+        words = ["worker", *root, "--name", worker.name, "--leave-with-stdin", "--beat"]
+        self._words = words if worker.threads == "auto" else [*words, "--threads", str(worker.threads)]
+
+    @property
+    def child(self) -> Child:
+        return self._child
+
+    def start(self) -> None:
+        command = ssh.command(self._destination, ssh.dllama_line(self._words))
+        self._child = Child.start_quiet(self.name, command, self.paths)
+
+    def has_joined(self) -> bool:
+        return self._roster.has(self.name)
+
+    def is_stopped(self) -> bool:
+        return False
+
+    def end(self) -> None:
+        self._child.close_stdin()  # the worker there leaves, then ssh ends
+
+    def ending(self) -> str:
+        code = self._child.process.poll()
+        if code == ssh.FAILED:
+            return f"exit code {code} of ssh ({ssh.failure(self._destination, self._child.said())})"
+        if code == ssh.NOT_FOUND:
+            return f"exit code {code} (no dllama-zmq is installed at {self._destination}: `dllama-zmq up --install`)"
+        return super().ending()

@@ -24,6 +24,7 @@ from dllama_zmq.launch.parent_watch import STAY
 from dllama_zmq.launch.paths import ClusterPaths
 from dllama_zmq.launch.ports import check_ports
 from dllama_zmq.launch.registry import AlreadyRunning, Record
+from dllama_zmq.launch.remote import check_computers
 from dllama_zmq.node_config import WorkerConfig
 from dllama_zmq.reporting import Reporter, SilentReporter
 from dllama_zmq.trust import Role, own_key
@@ -165,7 +166,7 @@ def take_down(file: ClusterFile) -> bool:
 
 
 def _start(file: ClusterFile, listener: Listener, stays: bool) -> _Start:
-    """Check ports and files here, where errors are seen, and start the root. Raises AlreadyRunning.
+    """Check ports, files and other computers here, where errors are seen, and start the root. Raises AlreadyRunning.
 
     stays: it is a cluster for more than one call, so it has an API server.
     """
@@ -182,6 +183,7 @@ def _start(file: ClusterFile, listener: Listener, stays: bool) -> _Start:
             cleanup.callback(api.close)
             passed, words = [*passed, api.fileno()], [*words, "--api", str(api.fileno())]
         needs = checked_needs(file, listener.reporter)
+        check_computers(file, listener.reporter)
         listener.sound()
         prepare_kernels(file.cluster.kernels, needs, reported_to(listener.reporter), listener.reporter.line)
         paths.begin_logs()
@@ -232,7 +234,7 @@ def _await_ready(file: ClusterFile, start: _Start, listener: Listener) -> Status
 
 
 def commands_elsewhere(file: ClusterFile, new_tokens: bool = False) -> dict[str, str]:
-    """The command that starts each worker of another computer, by the worker's name.
+    """The command that starts each worker of another computer that the root does not start, by the worker's name.
 
     new_tokens: with a new token for each worker whose key is not known yet; else it says how to get one.
     """
@@ -253,7 +255,7 @@ def commands_elsewhere(file: ClusterFile, new_tokens: bool = False) -> dict[str,
     return {
         worker.name: f"on {worker.host}: dllama-zmq worker {command(worker)}"
         for worker in cluster.workers
-        if not is_loopback(worker.host)
+        if not worker.ssh and not is_loopback(worker.host)
     }
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 import msgspec
 
 from dllama_zmq.bus.native.exchange import EXCHANGE_KERNELS
-from dllama_zmq.cluster import Cluster, ClusterFile, is_loopback
+from dllama_zmq.cluster import Cluster, ClusterFile, is_here
 from dllama_zmq.errors import FormatError
 from dllama_zmq.formats import ModelFile, open_model, read_tokenizer
 from dllama_zmq.host import free_memory_bytes, usable_cores
@@ -26,7 +26,7 @@ Threads = int | Literal["auto"]
 
 def local_workers(cluster: Cluster) -> list[WorkerConfig]:
     """The workers that run on the root's own host, as its children."""
-    return [worker for worker in cluster.workers if is_loopback(worker.host)]
+    return [worker for worker in cluster.workers if is_here(worker)]
 
 
 def node_threads(cluster: Cluster) -> tuple[int, list[WorkerConfig], bool]:
@@ -92,7 +92,7 @@ def _check_plan(cluster: Cluster, model: ModelFile) -> None:
     seq_len = context_length(model.spec, cluster.max_seq_len)
     check_kv_memory(KVBudget(plan, cluster.kv_cache, seq_len, cluster.max_sequences, cluster.kv_bytes))
     if cluster.check_memory:
-        here = [0, *(node for node, worker in enumerate(cluster.workers, start=1) if is_loopback(worker.host))]
+        here = [0, *(node for node, worker in enumerate(cluster.workers, start=1) if is_here(worker))]
         check_fits(Wish(plan, here, seq_len, cluster.kv_cache, model.path.name), free_memory_bytes())
 
 

@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+import msgspec
 import pytest
 import yaml
 
@@ -44,7 +45,7 @@ root:
   ports: {replies: 7000, steps: 7001, clients: 7002}
   threads: 4
 workers:
-  - {name: pi-1, host: 192.168.1.11, threads: 2}
+  - {name: pi-1, host: 192.168.1.11, ssh: pi@shelf, threads: 2}
 limits: {join_s: 5, load_s: 60.5, step_s: 2, stop_s: 1}
 api:
   host: 192.168.1.10
@@ -67,7 +68,7 @@ def test_every_key_of_the_file_reaches_the_cluster() -> None:
         max_seq_len=512,
         kv_memory="1.5GB",
         root=RootConfig(host="192.168.1.10", ports=Ports(replies=7000, steps=7001, clients=7002), threads=4),
-        workers=[WorkerConfig(name="pi-1", host="192.168.1.11", threads=2)],
+        workers=[WorkerConfig(name="pi-1", host="192.168.1.11", ssh="pi@shelf", threads=2)],
         limits=Limits(join_s=5, load_s=60.5, step_s=2, stop_s=1),
         api=ApiConfig(
             host="192.168.1.10",
@@ -78,6 +79,22 @@ def test_every_key_of_the_file_reaches_the_cluster() -> None:
         ),
         security="none",
     )
+
+
+@pytest.mark.parametrize(
+    ("ssh", "host"),
+    [
+        ("pi@192.168.1.12", "192.168.1.12"),
+        ("shelf.pi2", "shelf.pi2"),
+        ("ssh://pi@pi2.local:2222", "pi2.local"),
+        ("ssh://pi@[fd77::1]:2222", "fd77::1"),
+        ("pi@fd77::1", "fd77::1"),
+    ],
+)
+def test_a_worker_over_ssh_is_on_the_host_that_ssh_leads_to(ssh: str, host: str) -> None:
+    worker = msgspec.convert({"name": "far", "ssh": ssh}, WorkerConfig)
+    assert (worker.host, worker.ssh) == (host, ssh)
+    assert msgspec.convert(msgspec.to_builtins(worker), WorkerConfig) == worker
 
 
 @pytest.mark.parametrize(
