@@ -46,6 +46,9 @@ def up(
     which: flags.AnyCluster,
     overrides: flags.Overrides,
     foreground: Annotated[bool, Option("--foreground", help="Stay here (or under a supervisor) until stopped")] = False,
+    install: Annotated[
+        bool, Option("--install", help="First put this version on the computers of workers with ssh:")
+    ] = False,
     detach: Annotated[bool, Option("-d", "--detach", hidden=True, help="What `up` does anyway")] = False,
 ) -> None:
     """Bring a cluster up and leave it running. Returns when every node is ready.
@@ -56,9 +59,12 @@ def up(
         dllama-zmq up
         dllama-zmq up home.yaml
         dllama-zmq up -m story.gguf --nodes 2
+        dllama-zmq up --install
     """
     if foreground and detach:
         raise UsageError("--foreground stays and --detach does not; give one of them")
+    if foreground and install:
+        raise UsageError("--install is for `up` without --foreground; run `dllama-zmq up --install` once before")
     file = to_bring_up(chosen_path(which.file, which.option), fetched(overrides))
     if foreground:
         from dllama_zmq.cli.root import be_root
@@ -66,7 +72,7 @@ def up(
         be_root(file)
         return
     _check_is_here(file, "up")
-    _up(file)
+    _up(file, install)
 
 
 def restart(*, which: flags.AnyCluster, overrides: flags.Overrides) -> None:
@@ -93,11 +99,11 @@ def _check_is_here(file: ClusterFile, command: str) -> None:
         )
 
 
-def _up(file: ClusterFile) -> None:
+def _up(file: ClusterFile, install: bool = False) -> None:
     start = time.monotonic()
     try:
         with listening(file) as listener:
-            status = bring_up(file, listener)
+            status = bring_up(file, listener, install)
     except KeyboardInterrupt:
         note(f"stopped; {file.cluster.name} is down")
         raise

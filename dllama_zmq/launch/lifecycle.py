@@ -69,13 +69,14 @@ class _Start:
             locks.cleared(self.paths)
 
 
-def bring_up(file: ClusterFile, listener: Listener) -> Status:
+def bring_up(file: ClusterFile, listener: Listener, install: bool = False) -> Status:
     """Start the cluster in the background and return when every node is ready.
 
-    Raises what `run_cluster` raises; ClusterError if it runs already, or if a node is not ready within its limits (then
-    the cluster is down again).
+    install: first put this version on the computers whose workers are started over ssh. Raises what `run_cluster`
+    raises; ClusterError if it runs already, or if a node is not ready within its limits (then the cluster is down
+    again).
     """
-    start = _start(file, listener, stays=True)
+    start = _start(file, listener, stays=True, install=install)
     try:
         status = _await_ready(file, start, listener)
         start.stay()
@@ -165,13 +166,14 @@ def take_down(file: ClusterFile) -> bool:
     return was_running
 
 
-def _start(file: ClusterFile, listener: Listener, stays: bool) -> _Start:
+def _start(file: ClusterFile, listener: Listener, stays: bool, install: bool = False) -> _Start:
     """Check ports, files and other computers here, where errors are seen, and start the root. Raises AlreadyRunning.
 
     stays: it is a cluster for more than one call, so it has an API server.
     """
     # In here, for what reads models takes 0.1 s to import, and most commands read none.
     from dllama_zmq.kernels import prepare_kernels, reported_to
+    from dllama_zmq.launch.installing import install as install_there
     from dllama_zmq.launch.local_nodes import checked_needs
 
     paths = ClusterPaths.of(file.cluster.name)
@@ -183,6 +185,8 @@ def _start(file: ClusterFile, listener: Listener, stays: bool) -> _Start:
             cleanup.callback(api.close)
             passed, words = [*passed, api.fileno()], [*words, "--api", str(api.fileno())]
         needs = checked_needs(file, listener.reporter)
+        if install:
+            install_there(file, listener.reporter)
         check_computers(file, listener.reporter)
         listener.sound()
         prepare_kernels(file.cluster.kernels, needs, reported_to(listener.reporter), listener.reporter.line)

@@ -1,0 +1,61 @@
+"""This package as a wheel: the very code that runs now, from the folder where Python has found it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import zipfile
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+import dllama_zmq
+from dllama_zmq.errors import ClusterError
+
+_NAME = "dllama_zmq"
+_SCRIPT = "[console_scripts]\ndllama-zmq = dllama_zmq.cli:main\n"
+_DATE = (1980, 1, 1, 0, 0, 0)  # the same code makes the same bytes
+
+
+def write_own_wheel(folder: Path) -> Path:
+    """Write the wheel into `folder`. Raises ClusterError where this package runs without having been installed.
+
+    Source: packaging.python.org, "Binary distribution format".
+    """
+    try:
+        found = metadata.distribution("dllama-zmq")
+        about = found.read_text("METADATA")
+    except metadata.PackageNotFoundError:
+        about = None
+    if about is None:
+        raise ClusterError(
+            "dllama-zmq runs here without being installed, so nothing says what it needs on another computer; install "
+            "it here with pip"
+        )
+    info = f"{_NAME}-{found.version}.dist-info"
+    path = folder / f"{_NAME}-{found.version}-py3-none-any.whl"
+    contents = {
+        **dict(_package_files()),
+        f"{info}/METADATA": about.encode(),
+        f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: dllama-zmq\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/entry_points.txt": _SCRIPT.encode(),
+    }
+    record = [f"{name},sha256={_digest(data)},{len(data)}" for name, data in contents.items()]
+    contents[f"{info}/RECORD"] = "\n".join([*record, f"{info}/RECORD,,", ""]).encode()
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as wheel:
+        for name, data in contents.items():
+            entry = zipfile.ZipInfo(name, _DATE)
+            entry.external_attr = 0o644 << 16
+            wheel.writestr(entry, data, zipfile.ZIP_DEFLATED)
+    return path
+
+
+def _package_files() -> Iterator[tuple[str, bytes]]:
+    folder = Path(dllama_zmq.__file__).parent
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and "__pycache__" not in path.parts:
+            yield f"{_NAME}/{path.relative_to(folder).as_posix()}", path.read_bytes()
+
+
+def _digest(data: bytes) -> str:
+    return base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
