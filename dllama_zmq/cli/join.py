@@ -22,7 +22,6 @@ def join(*, token: Annotated[str, Argument(metavar="TOKEN", help="What `dllama-z
 
     Examples:
         dllama-zmq join TOKEN
-        dllama-zmq chat --connect 192.168.1.10
     """
     invitation = Invitation.read(token)
     with Context() as context:
