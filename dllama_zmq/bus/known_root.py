@@ -46,11 +46,13 @@ def known_at(endpoint: str) -> Known | None:
     return next((known for known in map(find, (endpoint, *resolve(endpoint))) if known is not None), None)
 
 
-def join_by(context: zmq.Context[zmq.Socket[bytes]], invitation: Invitation, wait_s: float) -> tuple[str, Peer, str]:
+def join_by(
+    context: zmq.Context[zmq.Socket[bytes]], invitation: Invitation, wait_s: float, again: bool = False
+) -> tuple[str, Peer, str]:
     """Have the root admit this computer's own key by a token, and remember the root.
 
-    Returns the root's address at which that worked, the keys for it, and the name that the key is admitted as. A token
-    that was used is no error where its root is known already, so that the same command may be started again.
+    Returns the root's address at which that worked, the keys for it, and the name that the key is admitted as. again: a
+    token that was used is no error where its root is known already, for supervisors start the same command again.
 
     Raises TokenError where the root does not take the token, TrustError where another root is known at its address,
     RootLost where none of its addresses answers within `wait_s`.
@@ -65,13 +67,12 @@ def join_by(context: zmq.Context[zmq.Socket[bytes]], invitation: Invitation, wai
             raise changed(address, known)
         before = known or before
     keys = own_key()
-    try:
-        address, name = _enrol(context, addresses, invitation, keys.public, wait_s)
-    except TokenError as error:
-        if before is None:
-            raise
-        logger.warning("%s; this computer knows the root already, and goes on", error)
-        return addresses[0], Peer(keys, invitation.root), before.name
+    address, name = _enrol(context, addresses, invitation, keys.public, wait_s)
+    if isinstance(name, TokenError):
+        if before is None or not again:
+            raise name
+        logger.warning("%s; this computer knows the root already, and goes on", name)
+        return address, Peer(keys, invitation.root), before.name
     remember(addresses, invitation.root, name)
     unknown = [other for other in others if find(other) is None]
     if unknown:
@@ -85,14 +86,16 @@ def _enrol(
     invitation: Invitation,
     public: str,
     wait_s: float,
-) -> tuple[str, str]:
-    """The address that took the token, and the name there."""
+) -> tuple[str, str | TokenError]:
+    """The address that answered, and the name there, or why the token is not taken."""
     token, until = Peer(invitation.keys, invitation.root), time.monotonic() + wait_s
     logger.info("joining the root at %s", " or ".join(addresses))
     while True:
         for address in addresses:
             try:
                 return address, enrol(context, address, token, public)
+            except TokenError as error:
+                return address, error
             except RootLost as error:
                 if time.monotonic() > until and address == addresses[-1]:
                     raise

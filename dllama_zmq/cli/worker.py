@@ -79,7 +79,7 @@ def worker(
         with Context() as context:
             peer: Peer | None
             if join is not None:
-                address, peer, own_name = join_by(context, _invitation(join), LIFETIME_S)
+                address, peer, own_name = join_by(context, _invitation(join), LIFETIME_S, again=True)
             else:
                 address, peer, own_name = _known(host or root or "", root_key, security)
             settings = WorkerSettings(

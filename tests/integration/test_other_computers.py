@@ -115,8 +115,10 @@ def test_a_client_joins_once_and_is_cut_off_when_its_key_is_removed(cli: Cli, ot
     cli.write(1, host="0.0.0.0", workers=[])
     assert cli.run("up").code == 0
     there = {"DLLAMA_ZMQ_HOME": str(other)}
-    joined = cli.run("join", token(cli, "laptop", "--client"), **there)
+    text = token(cli, "laptop", "--client")
+    joined = cli.run("join", text, **there)
     assert joined.code == 0, joined.said
+    assert "it has been used or has expired" in cli.run("join", text, **there).error()
     (where,) = re.findall(r"joined as laptop; now: dllama-zmq chat --connect (\S+)", joined.err)
     answer = cli.run("generate", "--connect", where, "once upon a time", "--temp", "0", "-n", "6", **there)
     assert answer.out == cli.generate("-n", "6").out
