@@ -61,7 +61,7 @@ def test_the_address_of_this_computer_is_found_by_the_way_to_the_first_worker(cl
     result = cli.run("init", "--workers", "localhost")
     assert result.code == 0, result.said
     assert load_cluster(cli.folder / "cluster.yaml").cluster.root.host == "127.0.0.1"
-    sentence = cli.run("init", "-f", "--workers", "nobody.invalid").error(2)
+    sentence = cli.told("init", "-f", "--workers", "nobody.invalid").error(2)
     assert sentence.startswith("--workers: no route to nobody.invalid is known")
     assert "--host" in sentence
 
@@ -97,17 +97,17 @@ def test_what_is_no_cluster_is_not_written(cli: Cli, words: list[str], code: int
 
 def test_a_file_that_is_there_is_kept_unless_force_says_so(cli: Cli) -> None:
     (cli.folder / "cluster.yaml").write_text("mine")
-    assert cli.run("init").error(2) == "cluster.yaml exists; --force replaces it"
+    assert cli.told("init").error(2) == "cluster.yaml exists; --force replaces it"
     assert (cli.folder / "cluster.yaml").read_text() == "mine"
     assert cli.run("init", "--force").code == 0
 
 
 def test_a_file_that_cannot_be_written_is_told_and_nothing_is_left(cli: Cli) -> None:
     (cli.folder / "notes.txt").touch()
-    sentence = cli.run("init", "notes.txt/home.yaml").error()
+    sentence = cli.told("init", "notes.txt/home.yaml").error()
     assert sentence.startswith("notes.txt/home.yaml cannot be written: Not a directory")
     assert (
-        cli.run("init", "no/home.yaml").error().startswith("no/home.yaml cannot be written: No such file or directory")
+        cli.told("init", "no/home.yaml").error().startswith("no/home.yaml cannot be written: No such file or directory")
     )
     command = ["sh", "-c", 'ulimit -f 0; exec "$0" -m dllama_zmq init', sys.executable]  # as a full disk
     done = subprocess.run(command, cwd=cli.folder, env=cli.environment(), capture_output=True, text=True, timeout=30)

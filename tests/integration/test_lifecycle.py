@@ -63,7 +63,7 @@ def test_nodes_are_of_this_installation_whatever_the_current_folder_holds(cli: C
 def test_a_second_up_says_that_the_cluster_runs_and_leaves_it_running(cli: Cli, greedy_text: str) -> None:
     cli.up(2)
     pid = cli.status().pid
-    assert cli.run("up").error() == "cluster 'small' is running already; `dllama-zmq down` stops it"
+    assert cli.told("up").error() == "cluster 'small' is running already; `dllama-zmq down` stops it"
     assert cli.run("up", "--foreground").error() == "cluster 'small' is running already; `dllama-zmq down` stops it"
     assert cli.status().pid == pid
     assert answer(cli) == greedy_text
@@ -73,15 +73,15 @@ def test_a_second_up_says_that_the_cluster_runs_and_leaves_it_running(cli: Cli, 
 def test_up_status_and_down_take_the_file_with_a_flag_as_others_do(cli: Cli) -> None:
     cli.write(1).rename(cli.folder / "other.yaml")
     assert cli.run("up", "--cluster", "other.yaml").code == 0
-    running = cli.run("up", "other.yaml").error()
+    running = cli.told("up", "other.yaml").error()
     assert running == "cluster 'small' is running already; `dllama-zmq down --cluster other.yaml` stops it"
     for command in ("status", "down"):
         result = cli.run(command, "--cluster", "other.yaml")
         assert result.code == 0, result.said
-    sentence = cli.run("status", "other.yaml", "--cluster", "other.yaml").error()
+    sentence = cli.told("status", "other.yaml", "--cluster", "other.yaml").error()
     assert sentence == "cluster 'small' is not running; `dllama-zmq up --cluster other.yaml` starts it"
     for command in ("up", "down", "status"):
-        twice = cli.run(command, "other.yaml", "--cluster", "third.yaml").error(2)
+        twice = cli.told(command, "other.yaml", "--cluster", "third.yaml").error(2)
         assert twice == "two clusters are given, other.yaml and --cluster third.yaml; give one"
 
 
@@ -89,7 +89,7 @@ def test_down_and_status_say_where_no_cluster_runs(cli: Cli) -> None:
     cli.up(1)
     cli.down()
     assert cli.down().err == "small was not running\n"
-    assert cli.run("status").error() == "cluster 'small' is not running; `dllama-zmq up` starts it"
+    assert cli.told("status").error() == "cluster 'small' is not running; `dllama-zmq up` starts it"
     status = cli.run("status", "--json")
     assert (status.code, status.out) == (1, '{"state":"down"}\n')
 
@@ -171,7 +171,7 @@ def test_workers_leave_by_themselves_when_the_root_is_killed_and_a_new_up_works(
     took_s = until(lambda: all(map(gone, pids)), LEAVE_S, "the workers to leave")
     print(f"workers gone after the root's death: {took_s:.2f} s")
     ended = "cluster 'small' ended unexpectedly (`dllama-zmq logs root` shows its log); `dllama-zmq up` starts it"
-    assert cli.run("status").error() == ended
+    assert cli.told("status").error() == ended
     cli.up(4)
     assert answer(cli) == greedy_text
     cli.down()
@@ -218,7 +218,7 @@ def test_logs_are_printed_by_node(cli: Cli) -> None:
     assert re.search(r"INFO .* up name=small nodes=2 ", root.out)
     assert len(worker.out.splitlines()) == 2
     assert "loaded bytes=" in worker.out
-    assert cli.run("logs", "nobody").error() == "cluster 'small' has no node 'nobody'; its nodes are root, worker1"
+    assert cli.told("logs", "nobody").error() == "cluster 'small' has no node 'nobody'; its nodes are root, worker1"
     cli.down()
 
 
@@ -232,7 +232,7 @@ def test_a_worker_tells_whom_it_joined_and_when_it_is_ready(cli: Cli) -> None:
 
 def test_logs_before_the_first_start_say_so(cli: Cli) -> None:
     cli.write(2)
-    assert cli.run("logs", "worker1").error().endswith("no log yet; worker1 has not run on this host")
+    assert cli.told("logs", "worker1").error().endswith("no log yet; worker1 has not run on this host")
 
 
 # --- again and again ----------------------------------------------------------------------------------------------

@@ -80,7 +80,7 @@ def test_a_model_too_large_for_this_computer_is_refused_before_it_is_read(huge: 
 
 def test_all_nodes_of_this_computer_count(huge: Cli) -> None:
     huge.write(4)
-    assert "for the 4 of them on this computer" in huge.run("up").error()
+    assert "for the 4 of them on this computer" in huge.told("up").error()
 
 
 def test_load_refuses_too_large_a_model_too(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_force_goes_on_and_what_memory_really_lacks_is_one_sentence(tmp_path: Pa
     spec = tiny_spec(n_layers=32, seq_len=1 << 24)
     with clean_cli(tmp_path, write_sparse(tmp_path / "long.m", spec)) as cli:
         cli.write(1, max_seq_len=spec.seq_len, kv_cache="f32")
-        assert "with max_seq_len: " in cli.run("up").error()
+        assert "with max_seq_len: " in cli.told("up").error()
         told = limited(cli, "-v 8000000", "up", "--force").error()
         assert "not enough memory" in told
         assert "`ulimit -v`" in told

@@ -99,7 +99,7 @@ def test_up_without_a_file_is_found_by_its_folder_and_by_its_name(own: Cli, text
     elsewhere.mkdir()
     there = Cli(own.home, elsewhere, own.model)
     assert there.run("status", row["name"]).out.startswith(f"{row['name']}: ready")
-    sentence = there.run("status").error()
+    sentence = there.told("status").error()
     assert sentence.endswith(f"name of a running one; these run on this computer: {row['name']}")
     assert there.run("down", row["name"]).code == 0
     assert own.run("ps").err == "no cluster runs on this computer\n"
@@ -137,14 +137,14 @@ def test_nodes_takes_the_first_of_a_file(own: Cli) -> None:
     assert own.run("up", "--nodes", "2").code == 0
     assert [node["name"] for node in json_object(own.run("status", "--json").out)["nodes"]] == ["root", "worker1"]
     own.down()
-    assert "--nodes 8: the cluster of cluster.yaml has 4" in own.run("up", "--nodes", "8").error(2)
-    assert "--nodes 3" in own.run("up", "--nodes", "3").error(2)
+    assert "--nodes 8: the cluster of cluster.yaml has 4" in own.told("up", "--nodes", "8").error(2)
+    assert "--nodes 3" in own.told("up", "--nodes", "3").error(2)
 
 
 def test_a_tokenizer_can_be_named_on_the_command_line(own: Cli, text: str) -> None:
     bare = own.folder / "bare.m"
     bare.write_bytes(own.model.read_bytes())
-    sentence = own.run("run", "bare.m", PROMPT, *GREEDY).error()
+    sentence = own.told("run", "bare.m", PROMPT, *GREEDY).error()
     assert sentence.startswith(f"tokenizer: there is no {own.folder / 'bare.t'}; ")
     assert "--tokenizer" in sentence
     result = own.run("run", "bare.m", PROMPT, *GREEDY, "--tokenizer", str(own.model.with_suffix(".t")))
@@ -156,7 +156,7 @@ def test_a_tokenizer_can_be_named_on_the_command_line(own: Cli, text: str) -> No
 
 @pytest.mark.parametrize("command", [["up"], ["generate", "hi"], ["up", "--foreground"]])
 def test_without_file_and_model_both_ways_are_told(cli: Cli, command: list[str]) -> None:
-    sentence = cli.run(*command).error()
+    sentence = cli.told(*command).error()
     assert sentence.startswith("cluster.yaml: there is no such file; ")
     assert 'dllama-zmq run MODEL "Once upon a time"' in sentence
     assert "dllama-zmq init" in sentence
@@ -204,7 +204,7 @@ def test_where_a_cluster_is_expected_a_model_is_called_one_and_the_clusters_are_
 @pytest.mark.parametrize("command", [["up"], ["status"], ["generate", "hi", "--cluster"]])
 def test_a_file_of_another_kind_in_place_of_a_clusters_is_called_what_it_is(cli: Cli, command: list[str]) -> None:
     (cli.folder / "page").write_text("<!DOCTYPE html>\n<p>404: Not Found: really</p>")
-    sentence = cli.run(*command, "page").error()
+    sentence = cli.told(*command, "page").error()
     assert sentence.startswith("page is a web page, not a cluster's file: ")
     assert sentence.endswith("; dllama-zmq init writes one")
 
@@ -213,7 +213,7 @@ def test_a_file_of_another_kind_in_place_of_a_clusters_is_called_what_it_is(cli:
 def test_a_model_in_place_of_a_clusters_file_goes_after_m(cli: Cli, name: str) -> None:
     (cli.folder / "blob").write_bytes(b"GGUF" + bytes(20))
     (cli.folder / "config.json").write_text("{}")
-    assert "is a model, and a model goes after -m: dllama-zmq up -m " in cli.run("up", name).error(2)
+    assert "is a model, and a model goes after -m: dllama-zmq up -m " in cli.told("up", name).error(2)
 
 
 @pytest.mark.parametrize("command", [["inspect"], ["run", "-p", "hi"], ["convert", "--tokenizer", "x.t"]])
@@ -244,10 +244,10 @@ def test_a_folder_without_a_tokenizer_is_told_what_this_command_takes(cli: Cli) 
     missing = (
         f"{cli.folder / 'hf'}: this folder has no tokenizer.json and no tokenizer.model. Put the model's own there."
     )
-    alone = cli.run("run", "hf", PROMPT).error()
+    alone = cli.told("run", "hf", PROMPT).error()
     assert alone == f"{missing} --tokenizer FILE gives another one."
     cli.write(1, model="hf")
-    of_file = cli.run("up").error()
+    of_file = cli.told("up").error()
     assert of_file == f"{missing} --tokenizer FILE, or `tokenizer:` in cluster.yaml, gives another one."
     for command in (["inspect", "hf"], ["convert", "hf", "out.m", "--weights", "f32"]):
         done = cli.run(*command)
@@ -259,7 +259,7 @@ def test_a_folder_without_a_tokenizer_is_told_what_this_command_takes(cli: Cli) 
 
 def test_a_cluster_without_a_file_gets_other_nodes_by_coming_up_anew(own: Cli) -> None:
     assert own.run("up", "-m", "own.gguf").code == 0
-    sentence = own.run("generate", PROMPT, "--nodes", "2").error(2)
+    sentence = own.told("generate", PROMPT, "--nodes", "2").error(2)
     assert sentence.startswith(f"--nodes 2: cluster '{json_object(own.run('status', '--json').out)['name']}' of this ")
     model = own.folder / "own.gguf"
     assert sentence.endswith(f"anew: dllama-zmq down, then dllama-zmq up -m {model} --nodes 2")
@@ -272,11 +272,11 @@ def test_a_cluster_without_a_file_whose_root_was_killed_has_ended_unexpectedly(o
     kill(pid)
     until(lambda: gone(pid), 15, "the root to end")
     for command in (["generate", PROMPT], ["status"], ["up"]):
-        sentence = own.run(*command).error()
+        sentence = own.told(*command).error()
         assert "of this folder ended unexpectedly; `dllama-zmq logs root` shows its log, " in sentence
     assert "up name=" in own.run("logs", "root").out
     assert own.run("down").code == 0  # clears away what was left
-    assert "ended unexpectedly" not in own.run("status").error()
+    assert "ended unexpectedly" not in own.told("status").error()
     assert own.run("up", "-m", "own.gguf").code == 0
     assert own.run("down").code == 0
 
@@ -290,7 +290,7 @@ def test_an_answer_that_the_context_ends_is_said_to_be_cut(own: Cli) -> None:
 
 def test_a_text_file_is_no_tokenizer(own: Cli) -> None:
     (own.folder / "notes.txt").write_text("tokens, and more tokens\n")
-    sentence = own.run("run", "own.gguf", PROMPT, "--tokenizer", "notes.txt").error()
+    sentence = own.told("run", "own.gguf", PROMPT, "--tokenizer", "notes.txt").error()
     assert sentence.startswith(f"{own.folder / 'notes.txt'} is a text file; expected a tokenizer: tokenizer.json, ")
 
 
