@@ -19,7 +19,7 @@ from integration.api import SOON_S, Api, running_api
 
 N_CLIENTS, N_EACH = 16, (2, 1, 1, 1)
 PROMPTS = ["once upon a time", "the cat and the dog", "he was the sun", "a time"]
-MOST_MORE_BYTES = 4 << 20
+MOST_MORE_BYTES = 2 << 20
 """From one crowd to the next, the least of some: what requests leave is left by each of them, and what the C library
 keeps comes at any time."""
 

@@ -36,12 +36,11 @@ LARGE = ModelSpec(
     vocab_size=5000, seq_len=128, weight_type=FloatType.Q40,
 )  # fmt: skip
 N_SEQUENCES = 4
-STEP_BYTES = (
-    22 << 20
-)  # a step of 128 tokens, machine code and its loader's data, what a worker that waits has not imported
-ROOT_BYTES = (
-    35 << 20
-)  # the same, the tokenizer, what only a root imports; the C library keeps a step's largest array, 3 MB, or not
+STEP_BYTES = 28 << 20
+"""A step of 128 tokens, of which the C library keeps the largest array, 3 MB, or not; machine code and its loader's
+data; what a worker that waits has not imported."""
+ROOT_BYTES = 35 << 20
+"""The same, the tokenizer, what only a root imports."""
 EMBEDDING_F32_BYTES = LARGE.vocab_size * LARGE.dim * 4
 PROCESS_BYTES = (
     200 << 20
