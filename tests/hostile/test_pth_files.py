@@ -120,7 +120,7 @@ PICKLES = {
     + b"t"
     + b"".join(b"q\x00(" + b"h\x00" * 10 + b"t" for _ in range(50))
     + b".",
-    "a tower": b"\x80\x02)" + b"\x85" * 200_000 + b".",
+    "a tower": b"\x80\x02)" + b"\x85" * 100_000 + b".",
     "doubled": b"\x80\x02]" + b"2" * 100_000 + b".",
     "too many opcodes": b"\x80\x02" + b")" * (MAX_OPCODES + 1) + b".",
     "too long": b"\x80\x02" + b")" * MAX_PICKLE_BYTES + b".",
