@@ -35,6 +35,7 @@ from dllama_zmq.bus.client_messages import (
 )
 from dllama_zmq.bus.codec import decode, encode
 from dllama_zmq.bus.known_root import peer_for
+from dllama_zmq.bus.link_messages import AskLinks, Links
 from dllama_zmq.bus.messages import Frame, Message
 from dllama_zmq.bus.prompts import Chat, prompt_on_wire, text_on_wire, tokens_on_wire
 from dllama_zmq.bus.security import Peer
@@ -54,6 +55,8 @@ END_S = 30.0
 _PORT = "its port for clients (5572 unless root.ports says another)"
 TEXT_S = 30.0
 """How long an answer about text may take: others' texts may be in work, and a chat template may take 2 s."""
+LINKS_S = 120.0
+"""How long the measuring of all links may take: of many workers, between steps of which each may take long."""
 M = TypeVar("M", bound=Message)
 _FILES = 10  # opened by libzmq, as counted in /proc
 
@@ -197,6 +200,13 @@ class Client:
         """How the cluster is. Raises RootLost where there is no answer within `wait_s`: a step may take that long."""
         return self._asked(AskStatus(next(self._ids)), Status, wait_s)
 
+    def links(self, wait_s: float = LINKS_S) -> Links:
+        """Round trip and bytes/s to each worker and back, and its clock, measured now: about 0.5 s a worker.
+
+        A request that runs goes on between two of them. Raises RootLost where there is no answer within `wait_s`.
+        """
+        return self._asked(AskLinks(next(self._ids)), Links, wait_s)
+
     def stop(self, wait_s: float = 5.0, end_s: float = END_S) -> None:
         """End the cluster, and return when its root has closed this connection: then its workers have left.
 
@@ -237,7 +247,9 @@ class Client:
             raise self._nobody()
         self._connection.socket.send_multipart(frames, zmq.NOBLOCK)
 
-    def _asked(self, question: AskStatus | Tokenize | Detokenize | AskModel, kind: type[M], wait_s: float) -> M:
+    def _asked(
+        self, question: AskStatus | AskLinks | Tokenize | Detokenize | AskModel, kind: type[M], wait_s: float
+    ) -> M:
         """The answer to a question, which is of this kind."""
         self._send(question, min(wait_s, CONNECT_S))
         answer = self._receive(question.id, wait_s)

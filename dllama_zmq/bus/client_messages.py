@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from dllama_zmq.bus.codec import Kinds
+from dllama_zmq.bus.link_messages import AskLinks, Links
 from dllama_zmq.bus.messages import Big, Count, Enroll, Message, Name, Seconds, Text
 from dllama_zmq.bus.prompts import AnyPrompt
 from dllama_zmq.bus.text_messages import (
@@ -195,7 +196,7 @@ class NodeStatus(msgspec.Struct, frozen=True):
     address: the IP address that it speaks from; empty over ipc.
     memory_bytes: what its process will need at most. free_bytes: memory that its host had free when it joined (the
     root's: now), None where that is not known. round_trip_s: of the TCP connection, as the kernel estimates it; None
-    over ipc.
+    over ipc. version: of its program, "" where it is absent.
     """
 
     name: str
@@ -215,6 +216,7 @@ class NodeStatus(msgspec.Struct, frozen=True):
     doing: str
     percent: int
     round_trip_s: float | None = None
+    version: str = ""
 
 
 class NodeTimes(msgspec.Struct):
@@ -340,7 +342,7 @@ class Stopping(Message, frozen=True):
     id: Big
 
 
-FROM_CLIENT = Kinds(Generate, Cancel, AskStatus, Stop, Tokenize, Detokenize, AskModel, Embed, Enroll)
+FROM_CLIENT = Kinds(Generate, Cancel, AskStatus, Stop, Tokenize, Detokenize, AskModel, Embed, Enroll, AskLinks)
 TO_CLIENT = Kinds(
-    Queued, Started, Prefill, Piece, Done, Error, Status, Stopping, Tokens, Detokenized, Model, Embedding
+    Queued, Started, Prefill, Piece, Done, Error, Status, Stopping, Tokens, Detokenized, Model, Embedding, Links
 )  # fmt: skip

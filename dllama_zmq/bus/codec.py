@@ -13,6 +13,7 @@ from operator import or_
 import msgspec
 
 from dllama_zmq.bus.header import array_head, read_array_head, read_integer, read_short_text
+from dllama_zmq.bus.link_messages import Probe, Probed
 from dllama_zmq.bus.messages import (
     PROTOCOL,
     ArrayHead,
@@ -53,8 +54,8 @@ class Kinds(dict[str, type[Message]]):
         self.decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(reduce(or_, messages))
 
 
-TO_WORKER = Kinds(Beacon, Step, Sum, More, Bye, Welcome, Refuse, Enrolled, Plan, Weights, Ping)
-TO_ROOT = Kinds(Join, Enroll, Credit, Preparing, Loaded, Heard, Partial, Candidates, Fault, Missed)
+TO_WORKER = Kinds(Beacon, Step, Sum, More, Bye, Welcome, Refuse, Enrolled, Plan, Weights, Ping, Probe)
+TO_ROOT = Kinds(Join, Enroll, Credit, Preparing, Loaded, Heard, Partial, Candidates, Fault, Missed, Probed)
 
 _VERSION = msgspec.msgpack.encode(PROTOCOL)
 

@@ -15,6 +15,7 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from dllama_zmq.bus.client_messages import Status, StepStats
+from dllama_zmq.bus.link_messages import LinkStatus
 from dllama_zmq.sampling import Sampling
 
 
@@ -62,6 +63,10 @@ class Withdraw(_Message, frozen=True):
 
 class AskReport(_Message, frozen=True):
     """Answered with a Report between two steps."""
+
+
+class AskSpeeds(_Message, frozen=True):
+    """Answered with Speeds when each link has been measured, one of them between two steps."""
 
 
 class Quit(_Message, frozen=True):
@@ -174,14 +179,21 @@ class Report(_Message, frozen=True):
     status: Status
 
 
+class Speeds(_Message, frozen=True):
+    """The links to all workers, and the root's clock in microseconds since 1970."""
+
+    clock_us: int
+    links: list[LinkStatus]
+
+
 class GoingDown(_Message, frozen=True):
     """The engine has ended, and why, for those who wait for answers."""
 
     why: str
 
 
-ToEngine: TypeAlias = Listening | Submit | SubmitEmbed | Withdraw | AskReport | Quit
-ToFront: TypeAlias = Facts | Readiness | Stepped | Embedded | Failed | Withdrawn | Report | GoingDown
+ToEngine: TypeAlias = Listening | Submit | SubmitEmbed | Withdraw | AskReport | AskSpeeds | Quit
+ToFront: TypeAlias = Facts | Readiness | Stepped | Embedded | Failed | Withdrawn | Report | Speeds | GoingDown
 
 TO_ENGINE: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)
 TO_FRONT: msgspec.msgpack.Decoder[ToFront] = msgspec.msgpack.Decoder(ToFront)

@@ -18,14 +18,17 @@ from dllama_zmq.bus.engine_messages import (
     ENCODER,
     TO_FRONT,
     AskReport,
+    AskSpeeds,
     Facts,
     GoingDown,
     Listening,
     Quit,
     Report,
+    Speeds,
     ToEngine,
 )
 from dllama_zmq.bus.enrol import enrolled
+from dllama_zmq.bus.link_messages import AskLinks, Links
 from dllama_zmq.bus.messages import Enroll, Message
 from dllama_zmq.bus.peers import PeerBehind, PeerGone, Peers
 from dllama_zmq.bus.text_messages import AskModel, Detokenize, Embed, Tokenize
@@ -65,6 +68,7 @@ class Front:
         self._complaints = Complaints(logger)
         self._why_down = ""
         self._behind: dict[bytes, list[int]] = {}
+        self._link_askers: dict[bytes, int] = {}  # clients who wait for Links, with the id of the answer
 
     def run(self) -> None:
         """Serve until the engine goes down, then until its process has ended or `alive` says so."""
@@ -125,6 +129,10 @@ class Front:
             message = TO_FRONT.decode(self._engine.recv())
             if isinstance(message, Report):
                 self._reports.take(message.status)
+            elif isinstance(message, Speeds):
+                for client, request_id in self._link_askers.items():
+                    self._send(client, Links(request_id, message.clock_us, message.links))
+                self._link_askers.clear()
             elif isinstance(message, GoingDown):
                 self._why_down = message.why
             elif not isinstance(message, Facts):
@@ -164,6 +172,10 @@ class Front:
         elif isinstance(message, AskStatus):
             if self._reports.ask(client, message.id):
                 self._tell_engine(AskReport())
+        elif isinstance(message, AskLinks):
+            if not self._link_askers:
+                self._tell_engine(AskSpeeds())
+            self._link_askers[client] = message.id  # who asks twice is answered once
         elif isinstance(message, Tokenize | Detokenize | AskModel):
             self._requests.ask(client, message)
         elif isinstance(message, Stop):

@@ -57,7 +57,7 @@ def cluster_status(facts: ClusterFacts, engine: Engine) -> Status:
     """Everything that the root knows of the cluster now. Requests and their queue are the front's to add."""
     root = engine.root
     ledger, settings = root.ledger, root.settings
-    nodes = [_root_node(root)]
+    nodes = [_root_node(root, facts.version)]
     for member, row in zip(root.roster.members, root.progress(), strict=True):
         memory, said = _memory(root, member.node), None if member.state is State.ABSENT else member.joined
         nodes.append(
@@ -79,6 +79,7 @@ def cluster_status(facts: ClusterFacts, engine: Engine) -> Status:
                 doing=row.doing,
                 percent=row.percent,
                 round_trip_s=root.link.round_trip_s(member.identity) if said is not None and root.link else None,
+                version=said.version if said is not None else "",
             )
         )
     return Status(
@@ -110,7 +111,7 @@ def cluster_status(facts: ClusterFacts, engine: Engine) -> Status:
     )
 
 
-def _root_node(root: Root) -> NodeStatus:
+def _root_node(root: Root, version: str) -> NodeStatus:
     memory = _memory(root, 0)
     return NodeStatus(
         name=ROOT,
@@ -129,6 +130,7 @@ def _root_node(root: Root) -> NodeStatus:
         seconds=0.0,
         doing="",
         percent=0,
+        version=version,
     )
 
 

@@ -129,7 +129,7 @@ class Root:
         self.roster = Roster(settings.names, first_epoch, settings.reserved, settings.addresses)
         self.link: RootLink | None = None
         self._exchange: Exchange = Solo()
-        self._membership: Membership | None = None
+        self.membership: Membership | None = None
         if settings.names:
             if endpoints is None:
                 raise PlanError(f"{len(settings.names)} workers and no address for them to join at")
@@ -138,7 +138,7 @@ class Root:
         try:
             if self.link is not None and endpoints is not None:
                 self._exchange = StarRoot(self.link, self.roster, kernels, settings.sync, settings.limits.step_s)
-                self._membership = Membership(
+                self.membership = Membership(
                     self.link, endpoints, self.roster, self._plan_message(), settings.limits,
                     lambda node: WeightStream(model, self.plan, node),
                     self.budget, (lambda node: self.memory(node).model) if settings.check_memory else None,
@@ -167,7 +167,7 @@ class Root:
     @property
     def n_pages(self) -> int:
         """Pages of the KV cache that every node has room for, as far as they have joined. It changes with `caches`."""
-        return self._own_pages if self._membership is None else self._membership.n_pages
+        return self._own_pages if self.membership is None else self.membership.n_pages
 
     @property
     def ready(self) -> bool:
@@ -176,21 +176,21 @@ class Root:
 
     def form(self, until: float, on_progress: Callable[[], None] = lambda: None) -> None:
         """Bring every worker to readiness. Raises WorkerLost, naming who is missing, when `until` passes."""
-        if self._membership is not None:
-            self._membership.form(until, on_progress)
+        if self.membership is not None:
+            self.membership.form(until, on_progress)
 
     def pump(self, until: float) -> None:
         """Answer the bus until time.monotonic() passes `until`: joins, weights, beacons."""
-        if self._membership is None:
+        if self.membership is None:
             return
         for identity, message in self._exchange.out_of_turn().items():
-            self._membership.handle(identity, message)
-        self._membership.pump(until)
+            self.membership.handle(identity, message)
+        self.membership.pump(until)
 
     def all_reachable(self) -> bool:
         """Every node is ready, and none has died since it was last looked at."""
-        if self._membership is not None and self.ready:
-            self._membership.knock()
+        if self.membership is not None and self.ready:
+            self.membership.knock()
         return self.ready
 
     def anybody_absent(self) -> bool:
@@ -199,11 +199,11 @@ class Root:
 
     def progress(self) -> list[Progress]:
         """How far every worker is, in node order."""
-        return self._membership.progress() if self._membership is not None else []
+        return self.membership.progress() if self.membership is not None else []
 
     def missing_sentence(self) -> str:
         """Who is not ready, and why."""
-        return self._membership.missing_sentence() if self._membership is not None else ""
+        return self.membership.missing_sentence() if self.membership is not None else ""
 
     def caches(self) -> tuple[bytes, ...]:
         """Equal as long as every worker has the keys and values of all steps: who joins again has none."""

@@ -14,6 +14,7 @@ from dllama_zmq.bus.engine_messages import (
     ENCODER,
     TO_ENGINE,
     AskReport,
+    AskSpeeds,
     Embedded,
     Ended,
     Facts,
@@ -25,6 +26,7 @@ from dllama_zmq.bus.engine_messages import (
     Readiness,
     Report,
     Sampled,
+    Speeds,
     Stepped,
     Submit,
     SubmitEmbed,
@@ -35,6 +37,7 @@ from dllama_zmq.bus.engine_messages import (
 from dllama_zmq.errors import BusError, ClusterError, DllamaError, WorkerLost, told
 from dllama_zmq.root.engine import Engine, Outcome
 from dllama_zmq.root.fitting import kv_room
+from dllama_zmq.root.link_speeds import LinkSpeeds
 from dllama_zmq.root.report import ClusterFacts, cluster_status, model_facts
 from dllama_zmq.root.scheduler import Prefilled, Token
 from dllama_zmq.root.sequence import Sequence
@@ -55,6 +58,7 @@ class Serving:
         """front: the PAIR socket to the front."""
         self._root, self._engine, self._front = engine.root, engine, front
         self._facts = facts
+        self._links = LinkSpeeds(engine.root)
         self._sequences: dict[int, Sequence] = {}
         self._ids: dict[Sequence, int] = {}
         self._was_ready: bool | None = None  # nothing has been told
@@ -98,6 +102,7 @@ class Serving:
         try:
             while not self._stopped:
                 self._hear_front()
+                self._measure_a_link()
                 steps = self._engine.busy and self._root.ready
                 if not steps or time.monotonic() >= next_look:
                     every_turn()
@@ -107,7 +112,7 @@ class Serving:
                     next_look = time.monotonic() + _LOOK_S
                 if steps:
                     self._step()
-                else:
+                elif not self._links.unfinished:
                     poller.poll(round(_TURN_S * 1000))
         except DllamaError as error:
             why = f"the cluster went down: {error}"
@@ -151,6 +156,8 @@ class Serving:
                 self._tell(Withdrawn(message.id))
             elif isinstance(message, AskReport):
                 self._report()
+            elif isinstance(message, AskSpeeds):
+                self._links.begin()
             elif isinstance(message, Quit):
                 self._stopped = True
 
@@ -176,6 +183,11 @@ class Serving:
 
     def _report(self) -> None:
         self._tell(Report(cluster_status(self._facts, self._engine)))
+
+    def _measure_a_link(self) -> None:
+        """One link, if the front has asked for them; the answer with the last."""
+        if self._links.unfinished and (found := self._links.next()) is not None:
+            self._tell(Speeds(time.time_ns() // 1000, found))
 
     def _tell(self, message: ToFront) -> None:
         with suppress(zmq.Again):  # the front has gone, and whoever runs it says so

@@ -21,6 +21,7 @@ import zmq
 
 from dllama_zmq.bus import sockets
 from dllama_zmq.bus.addresses import why_no_answer, with_host_of
+from dllama_zmq.bus.link_messages import Probe
 from dllama_zmq.bus.links import WorkerLink, host_id
 from dllama_zmq.bus.messages import (
     Beacon,
@@ -54,6 +55,7 @@ from dllama_zmq.spec import ModelSpec
 from dllama_zmq.worker.asks import again, pack_answers, read_asks
 from dllama_zmq.worker.loading import Loading, check_room
 from dllama_zmq.worker.preparation import Preparation
+from dllama_zmq.worker.probes import answer_probe
 
 logger = logging.getLogger(__name__)
 
@@ -306,6 +308,8 @@ class Worker:
                 self._guarded(link, shard, message, frames)
         elif isinstance(message, Ping):
             shard.comm.answer_ping(message)
+        elif isinstance(message, Probe):
+            answer_probe(link, message)
         elif isinstance(message, Bye):
             self._leave(message)
         elif isinstance(message, Welcome):

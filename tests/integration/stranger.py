@@ -161,6 +161,8 @@ class Stranger:
             self.epoch = fields[0]
         elif kind == "ping":
             self._answer_ping(*fields)
+        elif kind == "probe":
+            self._answer_probe(*fields)
         elif kind == "step" and fields[0] == self.epoch and fields[1] > self.step:
             try:
                 self._step(fields, arrays)
@@ -174,6 +176,10 @@ class Stranger:
     def _answer_ping(self, epoch: int, step: int, stage: int) -> None:
         if epoch == self.epoch and (step, stage) > (self.step, self.stage):
             self.send("missed", epoch, step, stage)
+
+    def _answer_probe(self, number: int, answer_bytes: int, heads: list[Any]) -> None:
+        heads = [["u8", 1, answer_bytes]] if answer_bytes else []
+        self.send("probed", number, time.time_ns() // 1000, heads, arrays=(bytes(answer_bytes),) * len(heads))
 
     def send_heard(self, epoch: int) -> None:
         self.send("heard", epoch)

@@ -16,7 +16,7 @@ from test_messages import ALL_KINDS
 from tiny import tiny_spec
 
 import dllama_zmq.bus
-from dllama_zmq.bus import client_messages, messages, prompts, text_messages
+from dllama_zmq.bus import client_messages, link_messages, messages, prompts, text_messages
 from dllama_zmq.bus.client_messages import Status, StepStats
 from dllama_zmq.bus.codec import Kinds, encode
 from dllama_zmq.bus.messages import Beacon, Candidates, Message, Partial
@@ -130,6 +130,7 @@ def test_the_maps_of_a_status_are_in_the_document() -> None:
         client_messages.NodeTimes,
         client_messages.RequestStatus,
         client_messages.KVStatus,
+        link_messages.LinkStatus,
     )
     for struct in (*maps, client_messages.TrafficRow, StepStats):
         for field in struct.__struct_fields__:

@@ -1,0 +1,17 @@
+"""The worker's answers when the root measures its link."""
+
+from __future__ import annotations
+
+import time
+
+from dllama_zmq.bus.link_messages import MAX_PROBE_BYTES, Probe, Probed
+from dllama_zmq.bus.links import WorkerLink
+from dllama_zmq.bus.messages import ArrayHead
+
+
+def answer_probe(link: WorkerLink, probe: Probe) -> None:
+    """Answer with as many bytes as are asked for; not at all where that is more than a probe may ask for."""
+    if probe.answer_bytes > MAX_PROBE_BYTES:
+        return
+    heads = [ArrayHead("u8", 1, probe.answer_bytes)] if probe.answer_bytes else []
+    link.send(Probed(probe.number, time.time_ns() // 1000, heads), [bytes(head.nbytes) for head in heads])
