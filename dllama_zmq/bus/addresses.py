@@ -9,6 +9,7 @@ import contextlib
 import ipaddress
 import random
 import socket
+from typing import Any
 
 from dllama_zmq.errors import BusError, UsageError
 
@@ -61,8 +62,33 @@ def resolve(endpoint: str) -> list[str]:
         found = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no name"
-        raise BusError(f"{host}: this computer knows no host of that name ({reason}); write its IP address") from None
-    return list(dict.fromkeys(join(str(address[0]), int(port)) for *_, address in found))
+        cure = "write its IP address"
+        if host.lower().rstrip(".").endswith(".local"):
+            cure += ", or install what looks up .local names (Debian: sudo apt install libnss-mdns avahi-daemon)"
+        raise BusError(f"{host}: this computer knows no host of that name ({reason}); {cure}") from None
+    return list(dict.fromkeys(join(_with_scope(address), int(port)) for *_, address in found))
+
+
+def listening(endpoint: str) -> list[str]:
+    """The endpoint with each address of its host's name that this computer has; itself where it is no name.
+
+    libzmq binds no names. Raises BusError where this computer does not know the name or has none of its addresses, or
+    only some that no other computer can reach.
+    """
+    endpoints = resolve(endpoint)
+    if endpoints == [endpoint]:
+        return endpoints
+    host, _ = _host_and_port(endpoint.removeprefix(_TCP))
+    own = [one for one in endpoints if _is_here(_host_and_port(one.removeprefix(_TCP))[0])]
+    named = ", ".join(_host_and_port(one.removeprefix(_TCP))[0] for one in endpoints)
+    if not own:
+        raise BusError(f"{host} is {named}, and this computer has no such address; root.host must be one of its own")
+    if host.lower() != "localhost" and all(ipaddress.ip_address(ip_of(one)).is_loopback for one in own):
+        raise BusError(
+            f"root.host: {host} is {named} on this computer (see /etc/hosts), where no other computer can reach it; "
+            "write its address in the network instead (`hostname -I` lists them)"
+        )
+    return own
 
 
 def ip_addresses(host: str) -> frozenset[str]:
@@ -179,6 +205,23 @@ def _host_and_port(text: str) -> tuple[str, str]:
     if ":" in host and not (port.isdecimal() and _is_ip(host)):
         return text, ""
     return host, port
+
+
+def _with_scope(address: tuple[Any, ...]) -> str:
+    """The host of a socket's address; a link-local one of IPv6 means nothing without its interface."""
+    scope = address[3] if len(address) == 4 else 0
+    return f"{address[0]}%{socket.if_indextoname(scope)}" if scope and "%" not in address[0] else str(address[0])
+
+
+def _is_here(ip: str) -> bool:
+    """Whether this computer has that IP address."""
+    try:
+        (family, kind, _, _, address), *_ = socket.getaddrinfo(ip, 0, type=socket.SOCK_DGRAM)
+        with socket.socket(family, kind) as probe:
+            probe.bind(address)
+    except OSError:
+        return False
+    return True
 
 
 def _is_ip(host: str) -> bool:

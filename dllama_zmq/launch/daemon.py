@@ -13,7 +13,7 @@ from typing import Literal
 
 from dllama_zmq import __version__
 from dllama_zmq.bus import sockets
-from dllama_zmq.bus.addresses import ip_addresses
+from dllama_zmq.bus.addresses import ip_addresses, listening
 from dllama_zmq.bus.links import Endpoints
 from dllama_zmq.bus.security import Server
 from dllama_zmq.cluster import Cluster, ClusterFile, is_loopback
@@ -197,8 +197,8 @@ def _security(file: ClusterFile, role: Role, keys: KeyPair | None) -> Server | N
 
 
 def _listen(cluster: Cluster, port: Literal["steps", "replies", "clients"]) -> list[str]:
-    """The TCP address of `port`; none if all nodes and clients are on this computer and use ipc."""
-    return [] if cluster.tcp_ports is None else [cluster.root.endpoint(getattr(cluster.tcp_ports, port))]
+    """The TCP addresses of `port`; none if all nodes and clients are on this computer and use ipc."""
+    return [] if cluster.tcp_ports is None else listening(cluster.root.endpoint(getattr(cluster.tcp_ports, port)))
 
 
 def _name_of(model: str) -> str:

@@ -7,7 +7,15 @@ import socket
 import pytest
 
 from dllama_zmq.bus import addresses
-from dllama_zmq.bus.addresses import endpoint_of, reachable, resolve, why_no_answer, with_host_of, without_host
+from dllama_zmq.bus.addresses import (
+    endpoint_of,
+    listening,
+    reachable,
+    resolve,
+    why_no_answer,
+    with_host_of,
+    without_host,
+)
 from dllama_zmq.errors import BusError, UsageError
 
 
@@ -89,3 +97,49 @@ def test_a_computer_that_answers_nothing_is_told_from_one_that_refuses() -> None
     ):
         words = why_no_answer(f"tcp://127.0.0.1:{server.getsockname()[1]}", "its port")
     assert words.startswith("the computer 127.0.0.1 does not answer (timeout): is it on")
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+HAS_IPV6 = addresses._is_here("::1")
+needs_ipv6 = pytest.mark.skipif(not HAS_IPV6, reason="this computer has no IPv6")
+
+
+def resolved_as(monkeypatch: pytest.MonkeyPatch, *ips: str) -> None:
+    """From here on the system's resolver takes home.test for these addresses."""
+    real = socket.getaddrinfo
+
+    def look_up(host: str, port: int, **more: object) -> list[object]:
+        return [found for ip in (ips if host == "home.test" else [host]) for found in real(ip, port, **more)]
+
+    monkeypatch.setattr(addresses.socket, "getaddrinfo", look_up)
+
+
+@needs_ipv6
+def test_a_link_local_address_keeps_its_interface(monkeypatch: pytest.MonkeyPatch) -> None:
+    resolved_as(monkeypatch, "fe80::1%lo")
+    assert resolve("tcp://home.test:5570") == ["tcp://[fe80::1%lo]:5570"]
+    assert addresses.ip_addresses("home.test") == {"fe80::1"}
+
+
+def test_a_name_of_the_local_network_that_is_unknown_names_what_is_missing() -> None:
+    with pytest.raises(BusError, match=r"no-such-pi\.local: .*; write its IP address, or install .*libnss-mdns"):
+        resolve("tcp://no-such-pi.local:5570")
+
+
+@needs_ipv6
+def test_a_root_listens_at_those_addresses_of_its_name_that_this_computer_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert listening("tcp://0.0.0.0:5570") == ["tcp://0.0.0.0:5570"]
+    assert listening("tcp://[fd77::1]:5570") == ["tcp://[fd77::1]:5570"]  # binding says what is wrong with it
+    assert set(listening("tcp://localhost:5570")) <= {"tcp://[::1]:5570", "tcp://127.0.0.1:5570"}
+    resolved_as(monkeypatch, "fd77::1", "192.0.2.9")
+    with pytest.raises(BusError, match=r"home\.test is fd77::1, 192\.0\.2\.9, and this computer has no such address"):
+        listening("tcp://home.test:5570")
+
+
+def test_a_name_that_means_this_computer_alone_is_refused_for_a_root_that_others_reach(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    resolved_as(monkeypatch, "127.0.1.1")  # as Debian writes it into /etc/hosts
+    with pytest.raises(BusError, match=r"home\.test is 127\.0\.1\.1 on this computer .* write its address in the net"):
+        listening("tcp://home.test:5570")
