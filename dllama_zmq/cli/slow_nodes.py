@@ -7,6 +7,11 @@ from dllama_zmq.bus.slowest import MIN_GAIN, MIN_STEPS
 
 _PAUSED = "paused: its program did not run (other programs, little memory, a stop)"
 _MESSAGES = "messages: they came late (its network, or it was paused while it waited)"
+_DOES = {
+    "computing": "computes longer than the others",
+    "paused": "waits for a core",
+    "messages": "sends late",
+}
 _OVERSUBSCRIBED = "Fewer cores than threads here: which node of this computer is last is chance."
 
 
@@ -15,7 +20,7 @@ def slowness(found: Status) -> list[str]:
     told, several = [], len(found.nodes) > 1
     for phase, times in found.recent.items():
         if times.slowest:
-            told += _slowest(phase, times)
+            told += _slowest(phase, times, found)
         elif several and not found.oversubscribed:
             told += _network(phase, times)
     if told:
@@ -29,16 +34,27 @@ def legend(oversubscribed: bool) -> list[str]:
     return [*words, "the rest: it computed longer", *([_OVERSUBSCRIBED] if oversubscribed else [])]
 
 
-def _slowest(phase: str, times: PhaseTimes) -> list[str]:
+def _slowest(phase: str, times: PhaseTimes, found: Status) -> list[str]:
     node = times.nodes[times.slowest]
     of_token = 1e3 / max(1, times.tokens)
     computing_s = max(0.0, node.waited_for_s - node.paused_s - node.messages_s)
     reasons = ((computing_s, "computing"), (node.paused_s, "paused"), (node.messages_s, "messages"))
+    _, most = max(reasons)
+    what = f"{_DOES[most]}{_round_trips(times.slowest, found) if most == 'messages' else ''}"
     return [
-        f"slowest: {times.slowest} in the last {times.steps} steps of {phase} ({times.wall_s:.0f} s)",
+        f"slowest: {times.slowest} {what}, in the last {times.steps} steps of {phase} ({times.wall_s:.0f} s)",
         f"  the others wait {node.waited_for_s * of_token:.1f} ms a token for it: "
         + ", ".join(f"{seconds * of_token:.1f} {reason}" for seconds, reason in reasons),
     ]
+
+
+def _round_trips(slowest: str, found: Status) -> str:
+    """The round trip to the slowest node beside the longest of the others, where the kernels know both."""
+    trips_s = {node.name: node.round_trip_s for node in found.nodes if node.round_trip_s is not None}
+    others_s = [trip_s for name, trip_s in trips_s.items() if name != slowest]
+    if slowest not in trips_s or not others_s:
+        return ""
+    return f" (round trip {trips_s[slowest] * 1e3:.1f} ms, of the others at most {max(others_s) * 1e3:.1f} ms)"
 
 
 def _network(phase: str, times: PhaseTimes) -> list[str]:

@@ -123,7 +123,10 @@ def test_a_slow_worker_is_named_with_what_is_slow(
         assert kind == "computing" or parts_s["computing"] < 0.5 * added_s, found
     of_workers_s = sum(one.waited_for_s for name, one in found.nodes.items() if name != "root")
     assert of_workers_s <= found.nodes["root"].wait_s, "each wait of the root counts for one worker"
-    assert any(line.startswith(f"slowest: {slow} ") for line in slowness(status))
+    # A pause of this computer may outweigh what the test has slowed down.
+    does = {"computing": "computes longer", "paused": "waits for a core", "messages": "sends late"}
+    most = max(parts_s, key=parts_s.__getitem__)
+    assert any(line.startswith(f"slowest: {slow} {does[most]}") for line in slowness(status))
 
 
 @FAST_AND_SLOW
