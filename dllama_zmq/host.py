@@ -27,6 +27,8 @@ _MEMORY_FILES = {
 """By version: files of limits, of usage, and entries of memory.stat that are reclaimable. Linux throttles a group above
 `high` almost to a standstill."""
 
+_NO_LIMIT_BYTES = 1 << 60
+"""Version 1 writes a number near 2^63 where there is no limit."""
 _NEVER_OVERCOMMIT = 2
 """In vm.overcommit_memory: mappings that are not used yet count, too."""
 
@@ -37,6 +39,15 @@ class _Group:
 
     folder: Path
     version: int
+
+
+@dataclass(frozen=True, slots=True)
+class GroupLimits:
+    """Bytes of memory, CPUs on average, and processes with threads that control groups allow; None: no limit."""
+
+    memory_bytes: int | None
+    cpus: float | None
+    tasks: int | None
 
 
 def host_name() -> str:
@@ -52,18 +63,18 @@ def free_memory_bytes(root: Path = ROOT) -> int | None:
     kernel reclaims them.
     """
     free = [left for group in _groups("memory", root) if (left := _memory_left(group)) is not None]
-    lines = [line.partition(":") for line in _read(root / "proc/meminfo").splitlines()]
+    lines = [line.partition(":") for line in read(root / "proc/meminfo").splitlines()]
     meminfo = {key: int(value.split()[0]) * 1024 for key, _, value in lines if value.endswith(" kB")}
     if "MemAvailable" in meminfo:
         free.append(meminfo["MemAvailable"])
-    if _number(root / "proc/sys/vm/overcommit_memory") == _NEVER_OVERCOMMIT and "CommitLimit" in meminfo:
+    if number_in(root / "proc/sys/vm/overcommit_memory") == _NEVER_OVERCOMMIT and "CommitLimit" in meminfo:
         free.append(max(0, meminfo["CommitLimit"] - meminfo["Committed_AS"]))
     return min(free, default=None)
 
 
 def is_stopped(pid: int, root: Path = ROOT) -> bool:
     """Whether a signal has stopped that process, which then does nothing; False where the system does not say."""
-    _, _, after_name = _read(root / f"proc/{pid}/stat").rpartition(")")  # the name may hold anything
+    _, _, after_name = read(root / f"proc/{pid}/stat").rpartition(")")  # the name may hold anything
     return after_name.split()[:1] == ["T"]
 
 
@@ -86,12 +97,25 @@ def usable_cores(root: Path = ROOT) -> int:
     return max(1, int(min([cores, *quotas])))
 
 
+def group_limits(root: Path = ROOT) -> GroupLimits:
+    """The least of what this process's control groups allow."""
+    memory = [
+        limit
+        for group in _groups("memory", root)
+        for name in _MEMORY_FILES[group.version][0]
+        if (limit := number_in(group.folder / name)) is not None and limit < _NO_LIMIT_BYTES
+    ]
+    cpus = [quota for group in _groups("cpu", root) if (quota := _cpu_quota(group)) is not None]
+    tasks = [most for group in _groups("pids", root) if (most := number_in(group.folder / "pids.max")) is not None]
+    return GroupLimits(min(memory, default=None), min(cpus, default=None), min(tasks, default=None))
+
+
 def largest_cache_bytes(root: Path = ROOT) -> int | None:
     """Bytes of the largest cache of a core, which other cores may share; None if the system does not say.
 
     Source: Documentation/ABI/testing/sysfs-devices-system-cpu of Linux.
     """
-    sizes = [_read(path).strip() for path in (root / "sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
+    sizes = [read(path).strip() for path in (root / "sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
     return max((int(size[:-1]) << 10 for size in sizes if size.endswith("K") and size[:-1].isdigit()), default=None)
 
 
@@ -152,13 +176,13 @@ def _limit(which: int) -> str:
 
 
 def _siblings(cpu: int, root: Path) -> str:
-    return _read(root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").strip() or str(cpu)
+    return read(root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").strip() or str(cpu)
 
 
 def _groups(controller: str, root: Path) -> Iterator[_Group]:
     """This process's control groups of `controller`, of both versions: its own first, then those above it."""
     mounts = list(_mounts(root))
-    for line in _read(root / "proc/self/cgroup").splitlines():
+    for line in read(root / "proc/self/cgroup").splitlines():
         number, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         version = 2 if number == "0" and not controllers else 1
@@ -177,7 +201,7 @@ def _groups(controller: str, root: Path) -> Iterator[_Group]:
 
 def _mounts(root: Path) -> Iterator[tuple[int, list[str], str, str]]:
     """Mounted control group hierarchies: version, controllers, the group at the mount point, the mount point."""
-    for line in _read(root / "proc/self/mountinfo").splitlines():
+    for line in read(root / "proc/self/mountinfo").splitlines():
         before, _, after = line.partition(" - ")
         fields, kind = before.split(" "), after.split(" ")
         if len(fields) >= 5 and len(kind) >= 3 and kind[0] in ("cgroup", "cgroup2"):
@@ -209,11 +233,11 @@ def _inside(path: str, mount_root: str, top: Path) -> Path:
 def _memory_left(group: _Group) -> int | None:
     """Bytes that a group's limit leaves: the limit less the usage that is not reclaimable."""
     limit_names, usage_name, reclaimable = _MEMORY_FILES[group.version]
-    limits = [limit for name in limit_names if (limit := _number(group.folder / name)) is not None]
-    usage = _number(group.folder / usage_name)
+    limits = [limit for name in limit_names if (limit := number_in(group.folder / name)) is not None]
+    usage = number_in(group.folder / usage_name)
     if not limits or usage is None:
         return None
-    pages = dict(line.split(" ", 1) for line in _read(group.folder / "memory.stat").splitlines() if " " in line)
+    pages = dict(line.split(" ", 1) for line in read(group.folder / "memory.stat").splitlines() if " " in line)
     reclaimable_bytes = sum(int(pages.get(name, 0)) for name in reclaimable)
     return max(0, min(limits) - max(0, usage - reclaimable_bytes))
 
@@ -221,25 +245,25 @@ def _memory_left(group: _Group) -> int | None:
 def _cpu_quota(group: _Group) -> float | None:
     """CPUs that a group may use on average; None without a quota."""
     if group.version == 2:
-        quota, _, period = _read(group.folder / "cpu.max").strip().partition(" ")
+        quota, _, period = read(group.folder / "cpu.max").strip().partition(" ")
         values = [_whole(quota), _whole(period)]
     else:
-        values = [_number(group.folder / f"cpu.cfs_{name}_us") for name in ("quota", "period")]
+        values = [number_in(group.folder / f"cpu.cfs_{name}_us") for name in ("quota", "period")]
     quota_us, period_us = values
     return quota_us / period_us if quota_us and period_us and quota_us > 0 else None
 
 
-def _number(path: Path) -> int | None:
-    """The number in a file; None if it says "max" or is missing."""
-    return _whole(_read(path).strip())
+def number_in(path: Path) -> int | None:
+    """The number in a small file; None if it says "max" or is missing."""
+    return _whole(read(path).strip())
 
 
 def _whole(text: str) -> int | None:
     return int(text) if text.lstrip("-").isdecimal() else None
 
 
-def _read(path: Path) -> str:
-    """The text of a small file; empty if it cannot be read, which counts as no limit."""
+def read(path: Path) -> str:
+    """The text of a small file of /proc or /sys; empty if it cannot be read, which counts as no limit."""
     try:
         return path.read_text(errors="replace")
     except OSError:

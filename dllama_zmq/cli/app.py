@@ -50,6 +50,7 @@ class Group(command.Group):
         "Measure": {
             "bench": ("bench:bench", "Measure how fast a model runs on this computer or cluster"),
             "plan": ("plan:plan", "Predict memory and speed of a model on 1, 2, 4, ... nodes"),
+            "doctor": ("doctor:doctor", "Look for what may be wrong here and in the cluster"),
             "netstat": ("netstat:netstat", "Show a running cluster's traffic, or predict a model's"),
         },
         "": {

@@ -33,7 +33,7 @@ KernelChoice = Literal["auto", "simd", "numpy"]
 __all__ = [
     "KV_PAGE", "Batch", "CacheSpec", "Compiling", "Experts", "KVCache", "KVType", "KernelChoice", "Kernels", "Linear",
     "Native", "Needs", "Norm", "Reduction", "Reference", "Rotation", "Span",
-    "choose_kernels", "pages_for", "prepare_kernels", "reported_to", "tree_sum",
+    "choose_kernels", "pages_for", "prepare_kernels", "reported_to", "simd_obstacle", "tree_sum",
 ]  # fmt: skip
 
 
@@ -44,7 +44,7 @@ def choose_kernels(choice: KernelChoice, threads: int, oversubscribed: bool = Fa
     """
     if choice == "numpy":
         return Reference(threads)
-    obstacle = _simd_obstacle()
+    obstacle = simd_obstacle()
     if not obstacle:
         from dllama_zmq.kernels.simd.backend import Simd
         from dllama_zmq.kernels.simd.host import host_cpu, host_target
@@ -70,14 +70,14 @@ def prepare_kernels(
     second while it compiles; where None, a line on a terminal or in the log says how far it is. `warn` is called
     once in a process, where the kernels cannot be kept in their folder.
     """
-    if choice != "numpy" and not _simd_obstacle():
+    if choice != "numpy" and not simd_obstacle():
         from dllama_zmq.kernels.simd.catalog import needed
         from dllama_zmq.kernels.simd.library import library
 
         library().load(needed(needs), on_progress, warn)
 
 
-def _simd_obstacle() -> str:
+def simd_obstacle() -> str:
     """Why the fast back end cannot run here; empty where it can."""
     if sys.maxsize < 1 << 32 or sys.byteorder != "little":
         return "it needs a 64-bit little-endian CPU"

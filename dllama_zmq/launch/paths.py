@@ -34,7 +34,7 @@ class ClusterPaths:
         """
         if not re.search(NAME_PATTERN, cluster_name):
             raise UsageError(f"{cluster_name!r} is no cluster's name; use up to 32 letters, digits, - and _")
-        run_base, logs_base = _bases()
+        run_base, logs_base = folders()
         paths = cls(run_base / cluster_name, logs_base / cluster_name)
         for name in ("steps", "replies", "clients"):
             paths._ipc(name)  # too long a path is refused before anything is made
@@ -131,7 +131,7 @@ def as_text(path: Path) -> str:
 
 def all_cluster_paths() -> Iterator[ClusterPaths]:
     """The folders of each cluster that is or was running here. Makes none."""
-    run_base, logs_base = _bases()
+    run_base, logs_base = folders()
     with contextlib.suppress(OSError):
         if run_base.lstat().st_uid != os.getuid():  # in /tmp anyone may plant one
             return
@@ -141,13 +141,13 @@ def all_cluster_paths() -> Iterator[ClusterPaths]:
 
 def chat_history() -> Path:
     """The file of what was typed in chats; its folder is made if it is missing. Raises OSError if it cannot be."""
-    _, logs = _bases()
+    _, logs = folders()
     folder = logs.parent if os.environ.get(HOME_VARIABLE) else logs
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder / "chat.history"  # with a dot, which no cluster's name has
 
 
-def _bases() -> tuple[Path, Path]:
+def folders() -> tuple[Path, Path]:
     """The folders that hold one folder per cluster: for `run` and for `logs`."""
     if home := os.environ.get(HOME_VARIABLE):
         base = _expanded(home)

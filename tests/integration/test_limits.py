@@ -141,7 +141,7 @@ def test_a_worker_whose_kernels_cannot_run_says_so_at_the_root(tmp_path: Path, m
         write_tiny_model(tmp_path / "m.m", tiny_spec()) as model,
         a_root(context, model, places, kernels="simd") as root,
     ):
-        monkeypatch.setattr("dllama_zmq.kernels._simd_obstacle", lambda: "llvmlite is not installed")
+        monkeypatch.setattr("dllama_zmq.kernels.simd_obstacle", lambda: "llvmlite is not installed")
         thread = threading.Thread(target=work)
         thread.start()
         told = pump_while(root, thread)

@@ -43,7 +43,7 @@ def test_memory_is_read_by_simd_where_it_can_run_and_by_numpy_elsewhere(monkeypa
     memory = MemoryReader(2)
     assert (memory.read_by, memory.n_bytes) == (choose_kernels("auto", 1).name, 32 << 20)
     assert 0 < memory.pass_s() < 10
-    monkeypatch.setattr("dllama_zmq.kernels._simd_obstacle", lambda: "it is not wanted")
+    monkeypatch.setattr("dllama_zmq.kernels.simd_obstacle", lambda: "it is not wanted")
     memory = MemoryReader(2)
     assert memory.read_by == "numpy"
     assert 0 < memory.pass_s() < 10

@@ -10,10 +10,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
 Dot = Literal["vnni512", "vnni256", "avx2", "sdot", "plain"]
+
+_X86_LEAST = ("avx2", "fma", "f16c")
+_X86_VNNI512 = ("avx512f", "avx512bw", "avx512vl", "avx512vnni")
 
 _AHEAD = {"sapphirerapids": 4096, "emeraldrapids": 4096, "graniterapids": 4096, "znver5": 6144}
 """Bytes that a product of few tokens prefetches ahead, by LLVM's name of a CPU: what was measured to read fastest
@@ -52,11 +56,24 @@ def target_of(architecture: str, features: dict[str, bool], cpu: str = "") -> Ta
 
     if architecture in ("x86_64", "i386", "i686"):
         pause = ("llvm.x86.sse2.pause", ())
-        if not has("avx2", "fma", "f16c"):
+        if not has(*_X86_LEAST):
             return Target("plain", has("fma"), has("f16c"), 4, 2, pause)
-        if has("avx512f", "avx512bw", "avx512vl", "avx512vnni"):
+        if has(*_X86_VNNI512):
             return Target("vnni512", True, True, 8, 8, pause, _AHEAD.get(cpu, 0), cpu in _SPREAD)
         return Target("vnni256" if has("avxvnni") else "avx2", True, True, 4, 2, pause)
     if architecture in ("aarch64", "arm64"):
         return Target("sdot" if has("dotprod") else "plain", True, True, 4, 2, ("llvm.aarch64.hint", (1,)))
     return Target("plain", False, False, 4, 2, None)
+
+
+def missing(architecture: str, features: Collection[str]) -> str:
+    """The instructions that faster products would use and this CPU lacks, in words; empty where it lacks none."""
+    if architecture in ("x86_64", "i386", "i686"):
+        least = [name for name in _X86_LEAST if name not in features]
+        if least:
+            return ", ".join(name.upper() for name in least)
+        has_vnni = "avxvnni" in features or all(name in features for name in _X86_VNNI512)
+        return "" if has_vnni else "VNNI (AVX-512 or AVX)"
+    if architecture in ("aarch64", "arm64"):
+        return "" if "dotprod" in features else "dot product (ARMv8.2: Raspberry Pi 5, Cortex-A76 and later)"
+    return ""

@@ -1,0 +1,167 @@
+"""Clock rates, heat, power and huge pages, as /sys and a Raspberry Pi's firmware tell. What a system lacks is left out.
+
+Sources: Documentation/admin-guide/pm/cpufreq.rst, driver-api/thermal/sysfs-api.rst, admin-guide/mm/transhuge.rst and
+ABI/testing/sysfs-devices-system-cpu of Linux; `vcgencmd get_throttled` in Raspberry Pi's documentation.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from dllama_zmq.doctor.findings import Finding, ok, problem, warning
+from dllama_zmq.host import ROOT, number_in, read
+
+_CPU = "sys/devices/system/cpu"
+_POLICIES = f"/{_CPU}/cpufreq/policy*"
+_SCALES_BY_ITSELF = ("intel_pstate", "amd-pstate-epp", "amd_pstate_epp")
+"""Drivers whose powersave is no fixed rate: the CPU raises it under load, as far as its preference lets it."""
+_CLOSE = 0.98
+_HOT_BELOW_C = 5.0
+_VCGENCMD_S = 1.5
+_UNDER_VOLTAGE, _CAPPED, _THROTTLED, _TOO_WARM = 1, 2, 4, 8
+_POWER = "use the Pi's own power supply, and a short cable"
+_COOLING = "give it a heat sink, a fan or more air"
+
+
+def clock_rates(root: Path = ROOT) -> Iterator[Finding]:
+    """Governors and limits of the CPUs' clock rates."""
+    told: dict[tuple[str, str, str, int | None, int | None], list[str]] = {}
+    for policy in sorted((root / _CPU / "cpufreq").glob("policy*"), key=lambda path: (len(path.name), path.name)):
+        governor = read(policy / "scaling_governor").strip()
+        if governor:
+            driver, preference = (
+                read(policy / name).strip() for name in ("scaling_driver", "energy_performance_preference")
+            )
+            rates = number_in(policy / "scaling_max_freq"), number_in(policy / "cpuinfo_max_freq")
+            cpus = read(policy / "affected_cpus").split()
+            told.setdefault((governor, driver, preference, *rates), []).extend(cpus)
+    for (governor, driver, preference, limit, most), cpus in told.items():
+        named = f"{_cpus(cpus)}governor {governor}"
+        up_to = f", up to {_ghz(limit or most)}" if limit or most else ""
+        if governor == "userspace" or (governor == "powersave" and driver not in _SCALES_BY_ITSELF):
+            yield warning(
+                "clock rate", f"{named} keeps the rate low", f"echo performance | sudo tee {_POLICIES}/scaling_governor"
+            )
+        elif preference in ("power", "balance_power"):
+            cure = f"echo balance_performance | sudo tee {_POLICIES}/energy_performance_preference"
+            yield warning("clock rate", f"{named} with preference {preference} keeps the rate low", cure)
+        elif limit and most and limit < _CLOSE * most:
+            cure = f"echo {most} | sudo tee {_POLICIES}/scaling_max_freq"
+            yield warning("clock rate", f"{named} is limited to {_ghz(limit)} of {_ghz(most)}", cure)
+        else:
+            yield ok("clock rate", f"{named}{up_to}")
+    for name, off in ((f"{_CPU}/intel_pstate/no_turbo", 1), (f"{_CPU}/cpufreq/boost", 0)):
+        if number_in(root / name) == off:
+            yield warning("clock rate", "boost (turbo) is off", f"echo {1 - off} | sudo tee /{name}")
+
+
+def heat(root: Path = ROOT) -> Iterator[Finding]:
+    """Whether heat slows the CPUs, now or since the start."""
+    margins = [zone for path in (root / "sys/class/thermal").glob("thermal_zone*") if (zone := _zone(path)) is not None]
+    if margins:
+        limit, now, kind = min(margins, key=lambda zone: zone[0] - zone[1])
+        text = f"{now:.0f} °C; from {limit:.0f} °C on it is slowed down ({kind})"
+        if now >= limit:
+            yield problem("heat", text, _COOLING)
+        elif now > limit - _HOT_BELOW_C:
+            yield warning("heat", text, _COOLING)
+        else:
+            yield ok("heat", text)
+    counts = [
+        (total_ms, count)
+        for path in (root / _CPU).glob("cpu[0-9]*/thermal_throttle")
+        if (count := number_in(path / "core_throttle_count"))
+        and (total_ms := number_in(path / "core_throttle_total_time_ms") or 0) is not None
+    ]
+    if counts:
+        total_ms, count = max(counts)
+        took = f", {total_ms / 1000:.0f} s in all" if total_ms else ""
+        yield warning("heat", f"a core was slowed down {count} times since the start{took}", _COOLING)
+
+
+def power(root: Path = ROOT) -> Iterator[Finding]:
+    """What a Raspberry Pi's firmware says of under-voltage and throttling."""
+    bits = _throttled(root)
+    if bits is None:
+        for path in (root / "sys/class/hwmon").glob("hwmon*"):
+            if read(path / "name").strip() == "rpi_volt":
+                low = number_in(path / "in0_lcrit_alarm")
+                yield (
+                    warning("power", "under-voltage since the start", _POWER) if low else ok("power", "enough voltage")
+                )
+        return
+    causes = [
+        (_UNDER_VOLTAGE, "under-voltage", _POWER),
+        (_CAPPED | _THROTTLED, "throttled", f"{_POWER}; {_COOLING}"),
+        (_TOO_WARM, "slowed down by heat", _COOLING),
+    ]
+    clean = True
+    for mask, what, cure in causes:
+        if bits & mask:
+            yield problem("power", f"{what} now (get_throttled {bits:#x})", cure)
+        elif bits >> 16 & mask:
+            yield warning("power", f"{what} since the start (get_throttled {bits:#x})", cure)
+        clean = clean and not (bits | bits >> 16) & mask
+    if clean:
+        yield ok("power", "enough voltage, never throttled")
+
+
+def huge_pages(root: Path = ROOT) -> Iterator[Finding]:
+    """Whether weights can lie on huge pages, without which reading them misses the TLB."""
+    folder = root / "sys/kernel/mm/transparent_hugepage"
+    chosen = read(folder / "enabled").partition("[")[2].partition("]")[0]
+    if chosen == "never":
+        cure = "echo madvise | sudo tee /sys/kernel/mm/transparent_hugepage/enabled"
+        yield warning("huge pages", "transparent huge pages are off, so weights are read more slowly", cure)
+    elif chosen:
+        n_bytes = number_in(folder / "hpage_pmd_size")
+        yield ok("huge pages", f"{chosen}{f', of {n_bytes >> 20} MiB' if n_bytes else ''}")
+
+
+def _zone(path: Path) -> tuple[float, float, str] | None:
+    """From where on a thermal zone slows down what heats it, how warm it is, both in °C, and its name."""
+    now = number_in(path / "temp")
+    trips = [
+        trip
+        for kind in path.glob("trip_point_*_type")
+        if read(kind).strip() in ("passive", "hot", "critical")
+        and (trip := number_in(path / kind.name.replace("_type", "_temp"))) is not None
+        and trip > 0
+    ]
+    return (min(trips) / 1000, now / 1000, read(path / "type").strip()) if trips and now is not None else None
+
+
+def _throttled(root: Path) -> int | None:
+    """The bits of get_throttled: what is so now in the lowest 4, what was so since the start in those from 16 on."""
+    for path in (root / "sys/devices/platform").glob("soc*/*firmware/get_throttled"):
+        with suppress(ValueError):
+            return int(read(path).strip(), 16)
+    if not read(root / "proc/device-tree/model").startswith("Raspberry Pi"):
+        return None
+    for folder in ("usr/bin", "opt/vc/bin"):
+        if os.access(program := root / folder / "vcgencmd", os.X_OK):
+            with suppress(OSError, subprocess.SubprocessError, ValueError):
+                words = [str(program), "get_throttled"]
+                done = subprocess.run(words, capture_output=True, text=True, timeout=_VCGENCMD_S, check=True)
+                return int(done.stdout.strip().removeprefix("throttled="), 16)
+    return None
+
+
+def _cpus(numbers: list[str]) -> str:
+    """`CPUs 0-3: ` in place of 0 1 2 3; others one by one."""
+    wanted = sorted(int(number) for number in numbers if number.isdecimal())
+    if not wanted:
+        return ""
+    if len(wanted) == 1:
+        return f"CPU {wanted[0]}: "
+    if wanted == list(range(wanted[0], wanted[-1] + 1)):
+        return f"CPUs {wanted[0]}-{wanted[-1]}: "
+    return f"CPUs {','.join(map(str, wanted))}: "
+
+
+def _ghz(khz: int | None) -> str:
+    return f"{(khz or 0) / 1e6:.1f} GHz"

@@ -1,0 +1,92 @@
+"""The TCP ports of a cluster's root: free, its own, or taken by whom; and whether those elsewhere can be reached."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from dllama_zmq.api_config import ApiConfig
+from dllama_zmq.bus.addresses import join, why_no_answer
+from dllama_zmq.cluster import Cluster
+from dllama_zmq.doctor.findings import Finding, ok, problem, warning
+from dllama_zmq.doctor.listeners import is_of, listener_at
+from dllama_zmq.host import ROOT
+from dllama_zmq.launch.registry import Record, bind_error, running_clusters
+from dllama_zmq.node_config import Ports
+
+_CONNECT_S = 1.0
+_PURPOSES = ("replies", "steps", "clients")
+
+
+def own_ports(cluster: Cluster | None, find: Callable[[], Record | None], root: Path = ROOT) -> Iterator[Finding]:
+    """The ports that a root on this computer needs: those of `cluster`, or where there is none the usual ones.
+
+    find: the cluster that runs, if it does.
+    """
+    running = find()
+    wanted = list(_wanted(cluster))
+    free = []
+    for host, port, purpose in wanted:
+        error = bind_error(host, port)
+        if error is None:
+            free.append(f"{port} ({purpose})")
+            continue
+        if error != errno.EADDRINUSE:
+            yield problem("ports", f"{port} ({purpose}) on {host}: {os.strerror(error)}", "use ports from 1024 on")
+            continue
+        holder = listener_at(port, root)
+        if running is not None and holder is not None and is_of(holder.pid, running.pid, root):
+            yield ok("ports", f"{port} ({purpose}) is this cluster's own, of {holder}")
+            continue
+        text = f"{port} ({purpose}) on {host} is taken by {_who(port, holder)}"
+        cure = "stop it, or write other numbers under root.ports" if purpose in _PURPOSES else "stop it"
+        if cluster is None:
+            yield warning("ports", text, "a cluster over a network needs other numbers under root.ports")
+        else:
+            yield problem("ports", text, cure)
+    if free:
+        yield ok("ports", f"{', '.join(free)} on {wanted[0][0]}: free")
+    if cluster is not None and cluster.tcp_ports is None:
+        yield ok("ports", "nodes and clients use sockets in a folder, no TCP ports: all are on this computer")
+
+
+def ports_elsewhere(host: str, ports: Ports) -> Iterator[Finding]:
+    """The ports of a root on another computer."""
+    reached = []
+    for purpose in _PURPOSES:
+        port: int = getattr(ports, purpose)
+        try:
+            with socket.create_connection((host, port), _CONNECT_S):
+                reached.append(f"{port} ({purpose})")
+        except OSError:
+            why = why_no_answer(join(host, port), f"its port for {purpose}")
+            yield problem("ports", f"{port} ({purpose}) of {host}: {why}", "")
+    if reached:
+        yield ok("ports", f"{', '.join(reached)} of {host} can be reached")
+
+
+def _wanted(cluster: Cluster | None) -> Iterator[tuple[str, int, str]]:
+    """Host, port and purpose of each port."""
+    ports = Ports() if cluster is None else cluster.tcp_ports
+    if ports is not None:
+        host = "0.0.0.0" if cluster is None else cluster.root.host
+        for purpose in _PURPOSES if cluster is None or cluster.workers else ("clients",):
+            yield host, getattr(ports, purpose), purpose
+    if cluster is not None and isinstance(cluster.api, ApiConfig) and cluster.api.port is not None:
+        yield cluster.api.host, cluster.api.port, "API"
+
+
+def _who(port: int, holder: object) -> str:
+    for other in running_clusters():
+        if other.cluster.tcp_ports is not None and port in _numbers(other.cluster.tcp_ports):
+            return f"the cluster {other.name!r}; {other.down_command()} takes it down"
+        if other.api.endswith(f":{port}"):
+            return f"the API of the cluster {other.name!r}; {other.down_command()} takes it down"
+    return str(holder) if holder is not None else "another program"
+
+
+def _numbers(ports: Ports) -> Sequence[int]:
+    return ports.replies, ports.steps, ports.clients
