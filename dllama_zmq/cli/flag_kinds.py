@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import typer
-from typer import Option
+from typer import Argument, Option
 
 from dllama_zmq.cli import completion
 
@@ -46,6 +46,18 @@ def number(*names: str, help: str, least: int = 1, most: int = MAX, words: str =
 
 def choice(*names: str, of: object, help: str, **more: Any) -> Any:
     """A flag that takes one of the words of the Literal `of`, in letters of any case."""
+    metavar, parse, complete = _one_of(of)
+    return Option(*names, metavar=metavar, parser=parse, help=help, autocompletion=complete, **more)
+
+
+def word(of: object, help: str) -> Any:
+    """An argument that is one of the words of the Literal `of`, in letters of any case."""
+    metavar, parse, complete = _one_of(of)
+    return Argument(metavar=metavar, parser=parse, help=help, autocompletion=complete)
+
+
+def _one_of(of: object) -> tuple[str, Callable[[str], str], Callable[[str], list[str]]]:
+    """How the words of a Literal are shown, read and completed."""
     choices: tuple[str, ...] = get_args(of)
 
     def parse(text: str) -> str:
@@ -53,14 +65,7 @@ def choice(*names: str, of: object, help: str, **more: Any) -> Any:
             raise typer.BadParameter(f"expected {', '.join(choices[:-1])} or {choices[-1]}, got {text!r}")
         return text.lower()
 
-    return Option(
-        *names,
-        metavar="|".join(choices),
-        parser=parse,
-        help=help,
-        autocompletion=lambda incomplete: [word for word in choices if word.startswith(incomplete)],
-        **more,
-    )
+    return "|".join(choices), parse, lambda incomplete: [one for one in choices if one.startswith(incomplete)]
 
 
 def model_flag(*names: str, help: str, **more: Any) -> Any:
