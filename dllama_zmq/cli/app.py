@@ -32,6 +32,7 @@ class Group(command.Group):
             "status": ("cluster:status", "Show how a cluster is"),
             "ps": ("cluster:ps", "List the clusters that run on this computer"),
             "logs": ("logs:logs", "Print the log of a node, or of all nodes of this computer"),
+            "render": ("render:render", "Write what systemd, compose or Kubernetes needs to run it"),
             "worker": ("worker:worker", "Be a worker of the cluster whose root is on HOST"),
         },
         "Other computers": {

@@ -46,6 +46,11 @@ class ModelFile:
         self._files = {extent.pages.path: extent.pages for tensor in stored.values() for extent in tensor.extents}
         self._read_bytes = 0
 
+    @property
+    def paths(self) -> list[Path]:
+        """The files that the weights are in."""
+        return list(self._files)
+
     def read(self, name: str, rows: slice = ALL, columns: slice = ALL) -> BlockMatrix:
         """A slice of a tensor: a read-only view of the file if its bytes need no conversion, else an array.
 

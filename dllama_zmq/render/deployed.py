@@ -1,0 +1,140 @@
+"""The cluster file of a deployment: what the given one says, with addresses, model and keys as they are there."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+from msgspec import NODEFAULT, Struct
+
+from dllama_zmq.api_config import API_PORTS, ApiConfig
+from dllama_zmq.cluster import Cluster, ClusterFile
+from dllama_zmq.node_config import RootConfig, Threads, WorkerConfig
+from dllama_zmq.render.files import kept_key, yaml_text
+from dllama_zmq.sources import DEMO
+from dllama_zmq.trust import KeyPair
+
+Auto = Literal["auto"]
+
+ETC = "/etc/dllama-zmq"
+"""The folder of the cluster file, wherever the root runs."""
+FILE = f"{ETC}/cluster.yaml"
+MODELS = "/models"
+"""The folder of the model, in containers."""
+API_KEYS = "/run/secrets/api.keys"
+API_PORT = API_PORTS[0]
+_API_KEY_BYTES = 24
+
+
+def cluster_yaml(cluster: Cluster, source: Path) -> str:
+    """The text of a cluster file that says what differs from the defaults."""
+    return yaml_text(_changed(cluster), comment=f"made from {source.name} by dllama-zmq render")
+
+
+def _changed(value: Struct) -> dict[str, Any]:
+    """The fields that differ from their defaults, as YAML has them."""
+    changed: dict[str, Any] = {}
+    for field in msgspec.structs.fields(value):
+        own, default = getattr(value, field.name), field.default
+        if field.default_factory is not NODEFAULT:
+            default = field.default_factory()
+        if own == default:
+            continue
+        if isinstance(own, list):
+            changed[field.name] = [_changed(one) if isinstance(one, Struct) else one for one in own]
+        else:
+            changed[field.name] = _changed(own) if isinstance(own, Struct) else own
+    return changed
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """A model where the root has it in a folder MODELS.
+
+    model, tokenizer: what the cluster file says there. files: where each file of it is here, by its name in MODELS.
+    """
+
+    model: str
+    tokenizer: str | None
+    files: dict[str, Path]
+
+    @classmethod
+    def of(cls, file: ClusterFile, parts: Sequence[Path]) -> ModelFiles:
+        """parts: the files of the model's weights. Raises ConfigError if a file is missing."""
+        model, tokenizer, files = file.cluster.model, file.cluster.tokenizer, dict[str, Path]()
+        if model != DEMO:
+            path = file.model_path()
+            if path.suffix == ".safetensors":
+                path = path.parent
+            files |= _in_folder(path) if path.is_dir() else {part.name: part for part in parts}
+            model = f"{MODELS}/{path.name}"
+        if tokenizer != DEMO and (tokenizer is not None or model != DEMO):
+            words = file.tokenizer_path()
+            is_beside = words.name in files or any(name.startswith(f"{words.name}/") for name in files)
+            files |= {} if is_beside else _in_folder(words) if words.is_dir() else {words.name: words}
+            tokenizer = None if tokenizer is None else f"{MODELS}/{words.name}"
+        return cls(model, tokenizer, {name: path.resolve() for name, path in files.items()})
+
+
+def _in_folder(folder: Path) -> dict[str, Path]:
+    return {f"{folder.name}/{path.name}": path for path in sorted(folder.iterdir()) if path.is_file()}
+
+
+def in_containers(
+    file: ClusterFile, model: ModelFiles, workers: Sequence[WorkerConfig], threads: Threads | Auto
+) -> Cluster:
+    """The cluster with its root in a container of its own, which `workers` reach, and so does a port for the API.
+
+    The API has keys there: whoever publishes its port to a network needs them.
+    """
+    api = file.cluster.api if isinstance(file.cluster.api, ApiConfig) else ApiConfig()
+    return msgspec.structs.replace(
+        file.cluster,
+        model=model.model,
+        tokenizer=model.tokenizer,
+        root=RootConfig(host="0.0.0.0", threads=threads),
+        workers=list(workers),
+        api=msgspec.structs.replace(api, host="0.0.0.0", port=API_PORT, keys=API_KEYS),
+    )
+
+
+def kept_keys(folder: Path, nodes: Iterable[str]) -> dict[str, KeyPair]:
+    """The key pair of each node: that of an earlier rendering, else a new one."""
+    return {node: kept_key(folder / _key_file(node)) for node in nodes}
+
+
+def secrets_of(file: ClusterFile, keys: Mapping[str, KeyPair]) -> dict[str, str]:
+    """The secret files, by path: the nodes' keys, and the API's, which are the file's or new. Raises ConfigError."""
+    api = file.cluster.api
+    known = api.read_keys(file.identity.parent, f"{file.path}: api.keys") if isinstance(api, ApiConfig) else []
+    return {_key_file(node): f"{pair.secret}\n" for node, pair in keys.items()} | {
+        "keys/api.keys": "".join(f"{key}\n" for key in known or [secrets.token_urlsafe(_API_KEY_BYTES)])
+    }
+
+
+def _key_file(node: str) -> str:
+    return f"keys/{node}/key"
+
+
+ROOT_WORDS = ["up", FILE, "--foreground"]
+
+
+def worker_words(
+    cluster: Cluster, root: str, name: str, threads: Threads | Auto = "auto", root_key: str = ""
+) -> list[str]:
+    """The command of a worker; without root_key it goes by the root that it has come to know by a token."""
+    words = ["worker", root, "--name", name, *([] if threads == "auto" else ["--threads", str(threads)])]
+    if cluster.security == "none":
+        return [*words, "--security", "none"]
+    return [*words, *([f"--root-key={root_key}"] if root_key else [])]  # one word: a key may begin with -
+
+
+HEALTH_CHECK = [
+    "python", "-c",
+    f"import urllib.request as it; it.urlopen('http://127.0.0.1:{API_PORT}/health', timeout=4)",
+]  # fmt: skip
+"""Fails while a node is missing: the image has no curl."""

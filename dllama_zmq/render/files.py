@@ -1,0 +1,101 @@
+"""What is rendered: files by their path in a folder, some of them secret, and the commands that come next."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from string import Template
+
+import yaml
+
+from dllama_zmq.errors import ClusterError, TrustError, UsageError
+from dllama_zmq.formats.files import replace_file
+from dllama_zmq.launch.own_wheel import write_own_wheel
+from dllama_zmq.sources import DATA_FOLDER
+from dllama_zmq.trust import KeyPair
+
+HOME = "/var/lib/dllama-zmq"
+"""DLLAMA_ZMQ_HOME wherever a node is deployed: keys, sockets and logs."""
+IMAGE_USER = 10001
+"""The user of the image; any other one works too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """files, secrets: contents by path. owner: the user who alone may read secrets, if not this one. then: commands."""
+
+    files: Mapping[str, str | bytes]
+    secrets: Mapping[str, str] = field(default_factory=dict)
+    then: Sequence[str] = ()
+    owner: int | None = None
+
+
+def write(rendered: Rendered, folder: Path, force: bool) -> None:
+    """Write the files below `folder`. Secrets that are there already stay as they are.
+
+    Raises UsageError if another file is there already and not `force`; ClusterError if it cannot be written.
+    """
+    there = [name for name in rendered.files if os.path.lexists(folder / name)]
+    if there and not force:
+        raise UsageError(f"{folder / there[0]} exists; --force replaces what was rendered there (keys stay)")
+    try:
+        for name, text in rendered.files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            with replace_file(folder / name) as file:
+                file.write(text if isinstance(text, bytes) else text.encode())
+        for name, text in rendered.secrets.items():
+            _write_secret(folder / name, text, rendered.owner)
+    except OSError as error:
+        raise ClusterError(
+            f"{error.filename or folder} cannot be written: {error.strerror}. Make room, or name another one with -o."
+        ) from error
+
+
+def _write_secret(path: Path, text: str, owner: int | None) -> None:
+    """Make the file and its folder for one user: there is no moment at which others could read it."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not path.exists():
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+            file.write(text)
+    if owner not in (None, os.geteuid()):
+        os.chown(path, owner, owner)
+        os.chown(path.parent, owner, owner)
+
+
+def kept_key(path: Path) -> KeyPair:
+    """The key pair in a file of an earlier rendering; a new one if there is none. Raises TrustError."""
+    try:
+        return KeyPair.of_secret(path.read_text().strip())
+    except FileNotFoundError:
+        return KeyPair.new()
+    except (TrustError, ValueError) as error:
+        raise TrustError(f"{path}: {error}; remove it, and a new key is made") from error
+
+
+def image_files(image: str) -> dict[str, str | bytes]:
+    """The Containerfile of `image`, this package as its wheel, and what belongs into no repository."""
+    text = from_template("Containerfile", image=image, home=HOME, user=str(IMAGE_USER))
+    with tempfile.TemporaryDirectory() as folder:
+        wheel = write_own_wheel(Path(folder))
+        return {"Containerfile": text, wheel.name: wheel.read_bytes(), ".gitignore": "keys/\n*.whl\n"}
+
+
+def from_template(template: str, **values: str) -> str:
+    """The text of a template of the package."""
+    return Template((DATA_FOLDER / "render" / template).read_text()).substitute(values)
+
+
+def yaml_text(*documents: object, comment: str = "") -> str:
+    """YAML of the documents, in the order of their keys, after a line of comment."""
+    text = yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    return f"# {comment}\n{text}" if comment else text
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes what stands at several places each time, and not as an alias."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
