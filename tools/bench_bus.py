@@ -92,7 +92,12 @@ def measure(
         keys = KeyPair.new()
         ring, peer = Ring([Entry(Role.worker, "", keys.public)], workers=names), Peer(keys, keys.public)
         server = Server(keys, ring, Role.worker, everywhere=True) if transport == "curve" else None
-        link = RootLink(context, Endpoints([steps], [replies], security=server), spin_s, lambda identity: None)
+
+        def name_of(identity: bytes) -> str | None:  # who has no name is a stranger, and cut off when it says much
+            member = roster.find(identity)
+            return None if member is None else member.name
+
+        link = RootLink(context, Endpoints([steps], [replies], security=server), spin_s, name_of)
         spawn = multiprocessing.get_context("spawn")
         workers = [
             spawn.Process(
