@@ -15,6 +15,7 @@ from dllama_zmq.bench.calibration import Measuring, measure_rates
 from dllama_zmq.bench.encryption import measure_encryption
 from dllama_zmq.bench.machine import cpu_name
 from dllama_zmq.bench.outlook import Speeds, Wanted, counts_up_to, fastest, outlook, to_measure
+from dllama_zmq.bench.speed import Link
 from dllama_zmq.bus.client_messages import Status
 from dllama_zmq.cli import completion, flags
 from dllama_zmq.cli.exit_codes import as_json
@@ -26,7 +27,7 @@ from dllama_zmq.cli.plan_question import (
     Source,
     counts_of,
     link_of,
-    running_status,
+    running_cluster,
     size_of,
     source_of,
 )
@@ -102,11 +103,12 @@ def plan(*, options: Options, there: flags.There, shape: ShapeNumbers) -> None:
     if options.link is not None:
         link_of(options.link)  # what is wrong is said before anything is opened
     source = source_of(options.words or [], options.cluster, options.shape, options.weights, shape)
-    status = None if options.here else running_status(there, source.file)
-    wanted = _wanted(options, source, status)
+    measures_link = options.link is None and not options.no_speed
+    running = None if options.here else running_cluster(there, source.file, measures_link)
+    wanted = _wanted(options, source, None if running is None else running.status)
     for n_nodes in wanted.counts:
         outlook(wanted, n_nodes, None)  # what is impossible is said before anything is measured
-    speeds = None if options.no_speed else _speeds(options, wanted, source)
+    speeds = None if options.no_speed else _speeds(options, wanted, source, None if running is None else running.link)
     outlooks = [outlook(wanted, n_nodes, speeds) for n_nodes in wanted.counts]
     best = fastest(outlooks)
     answer = Answer.of(
@@ -152,20 +154,22 @@ def _wanted(options: Options, source: Source, status: Status | None) -> Wanted:
     )
 
 
-def _speeds(options: Options, wanted: Wanted, source: Source) -> Speeds:
-    """Measures this computer, which takes some seconds."""
+def _speeds(options: Options, wanted: Wanted, source: Source, measured: Link | None) -> Speeds:
+    """Measures this computer, which takes some seconds. measured: the link of a running cluster."""
     interrupts = Interrupts()
     measuring = Measuring(wanted.spec.weight_type, wanted.sync, options.kernels or "auto")
-    is_open = source.file is not None and not source.file.cluster.secured
+    is_open = measured is not None or (source.file is not None and not source.file.cluster.secured)
     is_apart = any(len(wanted.hosts(n_nodes)) > 1 for n_nodes in wanted.counts)
     level = logging.getLogger().level
     logging.getLogger().setLevel(max(level, logging.WARNING))  # the display shows what nodes log
     try:
         with Display() as display, interrupts.caught():
-            rates = measure_rates(measuring, to_measure(wanted), display, interrupts)
+            rates = measure_rates(measuring, to_measure(wanted, measured is not None), display, interrupts)
             with interrupts.raised():
                 encryption = measure_encryption() if is_apart and not is_open else None
     finally:
         logging.getLogger().setLevel(level)
+    if measured is not None:
+        return Speeds(rates=rates, link=measured, measured=True)
     link = USUAL_LINK if options.link is None else link_of(options.link)
     return Speeds(rates=rates, link=link, assumed=options.link is None, encryption=encryption)

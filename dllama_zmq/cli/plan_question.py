@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from dllama_zmq.bench.speed import Link
 from dllama_zmq.bus.client_messages import Status
+from dllama_zmq.bus.link_messages import LinkStatus
 from dllama_zmq.cli.chosen import client_of
 from dllama_zmq.cli.flags import There
 from dllama_zmq.cli.shape_flags import ShapeNumbers, is_shape
@@ -80,8 +81,16 @@ def _published(name: str, weights: Weights, numbers: ShapeNumbers) -> ModelSpec:
         raise UsageError(f"{error}; a model that is here is named by its path") from None
 
 
-def running_status(there: There, file: ClusterFile | None) -> Status | None:
-    """How the cluster at that address, or of the file where it is up, is; None without one."""
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A running cluster, and its slowest link where it was measured."""
+
+    status: Status
+    link: Link | None
+
+
+def running_cluster(there: There, file: ClusterFile | None, measure: bool) -> Running | None:
+    """The cluster at that address, or of the file where it is up; None without one. measure: its links, 0.5 s each."""
     if there.connect is not None:
         client = client_of(there)
     elif file is not None and (running := find_running(file)) is not None and running.clients:
@@ -89,7 +98,19 @@ def running_status(there: There, file: ClusterFile | None) -> Status | None:
     else:
         return None
     with client:
-        return client.status(_STATUS_S)
+        status = client.status(_STATUS_S)
+        elsewhere = {node.name for node in status.nodes if node.address and node.address != status.nodes[0].address}
+        return Running(status, slowest_link(client.links().links, elsewhere) if measure and elsewhere else None)
+
+
+def slowest_link(links: Iterable[LinkStatus], elsewhere: Container[str]) -> Link | None:
+    """The longest round trip and the lowest rate of the links to the workers `elsewhere`; None if none was measured."""
+    trips, rates = [], []
+    for link in links:
+        if link.name in elsewhere and link.round_trip_s and link.to_bytes_per_s and link.from_bytes_per_s:
+            trips.append(link.round_trip_s)
+            rates.append(min(link.to_bytes_per_s, link.from_bytes_per_s))
+    return Link(max(trips), min(rates)) if trips else None
 
 
 def counts_of(text: str) -> list[int]:

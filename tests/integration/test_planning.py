@@ -114,6 +114,17 @@ def test_the_file_of_the_folder_is_planned_where_nothing_is_given(cli: Cli) -> N
     assert found["model"] == cli.model.name
 
 
+def test_the_nodes_of_a_cluster_that_is_up_are_planned_where_they_are(cli: Cli) -> None:
+    cli.up(2)
+    nodes = cli.status().nodes
+    one, two = planned(cli)["outlooks"]
+    assert [(host["host"], host["nodes"]) for host in two["hosts"]] == [(nodes[0].host, ["root", "worker1"])]
+    assert one["hosts"][0]["nodes"] == ["root"]
+    assert two["hosts"][0]["free_bytes"] is not None
+    assert "the cluster has 2 nodes" in cli.told("plan", "--nodes", "4", "--no-speed").error(2)
+    cli.down()
+
+
 def test_the_tables_fit_80_columns_and_say_what_is_possible(cli: Cli) -> None:
     result = cli.told("plan", "llama3-70b", "--no-speed", "--nodes", "32")
     assert result.code == 0, result.said
