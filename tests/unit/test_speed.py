@@ -62,6 +62,12 @@ def test_computers_read_at_the_same_time_and_the_root_s_link_carries_every_worke
         assert payload < terms.bytes_s * 1e8 < 1.01 * payload + 100
 
 
+def test_the_messages_of_an_exchange_are_in_the_rates_of_a_computer_with_several_nodes() -> None:
+    pairs = Layout([[0, 1], [2, 3]], [RATES] * 2, Link(0.0, 1e12), message_s=50e-6)
+    assert pairs.exchange_s() == 20e-6
+    assert Layout([[0, 1], [2]], [RATES] * 2, Link(0.0, 1e12), message_s=50e-6).exchange_s() == pytest.approx(70e-6)
+
+
 def test_the_slowest_computer_sets_the_time() -> None:
     slow = Rates(read_bytes_per_s=10e9, macs_per_s=30e9, exchange_s=90e-6)
     plan, link = Plan.make(TINYLLAMA, 2), Link(0.0, 1e12)
