@@ -278,6 +278,7 @@ def _start(file: ModelFile, settings: RootSettings, cleanup: ExitStack) -> Root:
             oversubscribed=settings.oversubscribed,
             spin_s=0.0,
             watch=False,
+            model=file.path,
         )
         nodes.append(_Node(context, worker))
 

@@ -23,6 +23,8 @@ def values_of(hint: Any) -> st.SearchStrategy[Any]:
             return st.integers(meta.ge, meta.le)
         if parts[0] is float:
             return st.floats(meta.ge, meta.le)
+        if parts[0] is str and meta.pattern is not None:
+            return st.from_regex(meta.pattern, fullmatch=True)
         if parts[0] is str:
             return st.text(min_size=meta.min_length or 0, max_size=min(meta.max_length, 20)) | st.just(
                 "x" * min(meta.max_length, 2000)

@@ -83,7 +83,8 @@ def start(path: Path, nodes: int, hashes: Path, begun: float) -> None:
 @contextmanager
 def workers(nodes: int, folder: str) -> Iterator[None]:
     """A worker in each namespace but the root's, its cache in `folder`. They are ended after the block."""
-    command = [sys.executable, "-m", "dllama_zmq", "worker", "--root", f"tcp://{address(0)}:5570", "-t", "1"]
+    command = [sys.executable, "-m", "dllama_zmq", "worker", "--root", f"tcp://{address(0)}:5570"]
+    command += ["--security", "none", "-t", "1"]
     with ExitStack() as stack:
         for node in range(1, nodes):
             environment = {**os.environ, "DLLAMA_ZMQ_HOME": f"{folder}/node{node}"}

@@ -67,7 +67,9 @@ def running_nodes(
         if paths is None:
             yield root
             return
-        launchers = [LocalLauncher(worker, paths, root_settings.oversubscribed, root.roster) for worker in workers]
+        launchers = [
+            LocalLauncher(worker, paths, model.path, root_settings.oversubscribed, root.roster) for worker in workers
+        ]
         fleet = Fleet(launchers, root.roster, _LIMITS.join_s)
         cleanup.callback(fleet.stop, _LIMITS.stop_s)
         join_until = time.monotonic() + _LIMITS.join_s
@@ -79,8 +81,8 @@ def running_nodes(
                 raise ClusterError(f"{root.missing_sentence()} after {_LIMITS.join_s:.0f} s")
             rows = root.progress()
             n_ready = sum(row.state.value == "ready" for row in rows)
-            sent, total = sum(row.sent_bytes for row in rows), sum(row.total_bytes for row in rows)
-            reporter.activity(f"{nodes}: {n_ready} of {len(rows)} workers ready", sent, total)
+            have, total = sum(row.sent_bytes + row.kept_bytes for row in rows), sum(row.total_bytes for row in rows)
+            reporter.activity(f"{nodes}: {n_ready} of {len(rows)} workers ready", have, total)
 
         with interrupts.raised():
             root.form(join_until + _LIMITS.load_s, watch)

@@ -194,6 +194,7 @@ class NodeStatus(msgspec.Struct, frozen=True):
     `doing`.
 
     address: the IP address that it speaks from; empty over ipc.
+    kept_bytes: of its weights, those that it had itself.
     memory_bytes: what its process will need at most. free_bytes: memory that its host had free when it joined (the
     root's: now), None where that is not known. round_trip_s: of the TCP connection, as the kernel estimates it; None
     over ipc. version: of its program, "" where it is absent.
@@ -211,6 +212,7 @@ class NodeStatus(msgspec.Struct, frozen=True):
     weight_bytes: int
     kv_bytes: int
     sent_bytes: int
+    kept_bytes: int
     total_bytes: int
     seconds: float
     doing: str

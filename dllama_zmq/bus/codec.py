@@ -31,6 +31,8 @@ from dllama_zmq.bus.messages import (
     Message,
     Missed,
     More,
+    Need,
+    Offer,
     Partial,
     Ping,
     Plan,
@@ -54,8 +56,8 @@ class Kinds(dict[str, type[Message]]):
         self.decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(reduce(or_, messages))
 
 
-TO_WORKER = Kinds(Beacon, Step, Sum, More, Bye, Welcome, Refuse, Enrolled, Plan, Weights, Ping, Probe)
-TO_ROOT = Kinds(Join, Enroll, Credit, Preparing, Loaded, Heard, Partial, Candidates, Fault, Missed, Probed)
+TO_WORKER = Kinds(Beacon, Step, Sum, More, Bye, Welcome, Refuse, Enrolled, Plan, Offer, Weights, Ping, Probe)
+TO_ROOT = Kinds(Join, Enroll, Credit, Need, Preparing, Loaded, Heard, Partial, Candidates, Fault, Missed, Probed)
 
 _VERSION = msgspec.msgpack.encode(PROTOCOL)
 

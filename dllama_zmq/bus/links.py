@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -195,7 +195,6 @@ class WorkerLink:
 
         self.replies = sockets.connect(context, zmq.DEALER, root, identity, security, watched)
         self.steps: zmq.Socket[bytes] | None = None
-        self._kept: deque[tuple[Message, list[Frame]]] = deque()
         self._poller = self._new_poller()
 
     def subscribe(self, endpoint: str) -> None:
@@ -227,12 +226,13 @@ class WorkerLink:
             return False
         return True
 
-    def receive(self, until: float) -> tuple[Message, list[Frame]] | None:
-        """The next message, or None when time.monotonic() passes `until`. Raises RootLost if the connection broke."""
-        if self._kept:
-            return self._kept.popleft()
+    def receive(self, until: float, spins: bool = True) -> tuple[Message, list[Frame]] | None:
+        """The next message, or None when time.monotonic() passes `until`. Raises RootLost if the connection broke.
+
+        spins: a wait spins before it blocks, as between the messages of a step.
+        """
         while True:
-            frames = sockets.spin(self.steps, self.spin_s) if self.steps is not None else None
+            frames = sockets.spin(self.steps, self.spin_s) if spins and self.steps is not None else None
             if frames is None:
                 frames = self._wait(until)
             if frames is None:
@@ -242,19 +242,6 @@ class WorkerLink:
                 return arrived
             if time.monotonic() >= until:
                 return None
-
-    def bye(self) -> Bye | None:
-        """The root's Bye, if it has come. Raises RootLost if the connection broke.
-
-        Whatever else has come is kept for `receive`, once: the root repeats itself.
-        """
-        while (frames := self._wait(time.monotonic())) is not None:
-            arrived = self.read(frames)
-            if arrived is not None and isinstance(arrived[0], Bye):
-                return arrived[0]
-            if arrived is not None and all(arrived[0] != kept for kept, _ in self._kept):
-                self._kept.append(arrived)
-        return None
 
     def read(self, frames: Sequence[Frame]) -> tuple[Message, list[Frame]] | None:
         """What frames from the root say; None where they say nothing that can be read."""

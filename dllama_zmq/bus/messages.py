@@ -21,6 +21,7 @@ Name = Annotated[str, msgspec.Meta(max_length=64)]
 Text = Annotated[str, msgspec.Meta(max_length=4096)]
 Endpoint = Annotated[str, msgspec.Meta(max_length=512)]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
+Sha256 = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 ArrayType = Literal["f32", "f16", "q80", "i32", "f64", "u8"]
 Frame: TypeAlias = bytes | memoryview
 
@@ -64,6 +65,8 @@ class RowAsk(msgspec.Struct, frozen=True, array_like=True):
 
 
 Asks = Annotated[list[RowAsk], msgspec.Meta(max_length=4096)]
+Offered = Annotated[list[tuple[Name, Sha256]], msgspec.Meta(min_length=1, max_length=4096)]
+Needed = Annotated[list[tuple[Name, Big]], msgspec.Meta(min_length=1, max_length=4096)]
 Again = Annotated[list[tuple[Count, Count]], msgspec.Meta(min_length=1, max_length=4096)]
 
 
@@ -167,8 +170,14 @@ class Plan(Message, frozen=True):
     step_s: Seconds
 
 
+class Offer(Message, frozen=True):
+    """The next of this node's slices, in file order: each a tensor's name and the SHA-256 of the slice, in hex."""
+
+    slices: Offered
+
+
 class Weights(Message, frozen=True):
-    """A piece of this node's region of one tensor: its bytes from `offset` on (u8). Tensors come in file order."""
+    """A piece of this node's slice of one tensor: its bytes from `offset` on (u8). Slices come as they were needed."""
 
     tensor: Name
     offset: Big
@@ -214,20 +223,30 @@ class Enroll(Message, frozen=True):
 
 
 class Credit(Message, frozen=True):
-    """Send me this many more pieces of weights. The first one follows Plan."""
+    """Send me this many more pieces of weights. The first one follows Plan; after it, the root offers slices."""
 
     pieces: Count
 
 
+class Need(Message, frozen=True):
+    """Of the slices that were offered, those that this worker has not got: each by name, and from which byte on."""
+
+    slices: Needed
+
+
 class Preparing(Message, frozen=True):
-    """All weights are here, and this worker gets ready: what it does, for people, and how much of that is done."""
+    """This worker gets ready: what it does, for people, and how much of that is done.
+
+    held_bytes: of its weights, in its memory.
+    """
 
     doing: Name
     percent: Count
+    held_bytes: Big
 
 
 class Loaded(Message, frozen=True):
-    """All weights are here and ready to run."""
+    """All weights are here and ready to run: their bytes, wherever they came from."""
 
     nbytes: Big
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
@@ -42,6 +43,18 @@ def real(text: str) -> float:
 def number(*names: str, help: str, least: int = 1, most: int = MAX, words: str = "", **more: Any) -> Any:
     """A flag that takes a whole number."""
     return Option(*names, metavar="N", parser=whole(least, most, words), help=help, **more)
+
+
+def size(*names: str, help: str, **more: Any) -> Any:
+    """A flag that takes an amount of bytes."""
+
+    def parse(text: str) -> int:
+        found = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,3})?) ?([MGT]B)|0", str(text))
+        if found is None:
+            raise typer.BadParameter(f"expected a size such as 512MB or 2GB, or 0, got {text!r}")
+        return int(float(found[1] or 0) * {"MB": 10**6, "GB": 10**9, "TB": 10**12}[found[2] or "MB"])
+
+    return Option(*names, metavar="SIZE", parser=parse, help=help, **more)
 
 
 def choice(*names: str, of: object, help: str, **more: Any) -> Any:

@@ -19,7 +19,7 @@ from rich.text import Text
 from dllama_zmq.bus.client_messages import NodeStatus, Status
 from dllama_zmq.cli.inert import inert
 from dllama_zmq.cli.notes import wrapped
-from dllama_zmq.reporting import Reporter, Unit, human_bytes
+from dllama_zmq.reporting import Unit, human_bytes
 
 _SHOWN_AFTER_S = 0.4
 """Shorter activities are not shown on a terminal."""
@@ -76,23 +76,24 @@ class Display:
         # rich itself breaks words; what is no terminal gets the line as it is.
         self._print(wrapped(text, self._console.width) if self._console.is_terminal else text)
 
-    def activity(self, text: str, done: int = 0, total: int = 0, unit: Unit = "B") -> None:
+    def activity(self, text: str, done: int = 0, total: int = 0, unit: Unit = "B", key: str = "") -> None:
         """The current activity, with `done` of `total` if that is known; "" is `rest`."""
         if not text:
             self.rest()
             return
         with self._lock:
-            if text != self._line.text:
-                self._line.begin(text, done)
+            if (key or text) != self._line.key:
+                self._line.begin(key or text, done)
                 self._due = max(self._line.since, self._last_word + _PLAIN_AT_S[0])
-            self._line.done, self._line.total, self._line.unit = done, total, unit
+            self._line.text, self._line.done, self._line.total, self._line.unit = text, done, total, unit
         if self._inside:
             self._begin()
 
     def rest(self) -> None:
         """No activity: the terminal is free for the answer, and nothing is printed."""
         with self._lock:
-            self._line.text, self._last_word = "", self._clock()
+            self._line.text = self._line.key = ""
+            self._last_word = self._clock()
         if self._live is not None:
             self._live.stop()
         elif self._thread is not None:
@@ -135,15 +136,15 @@ class _Line:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._spinner = Spinner("dots", style="progress.spinner")
-        self.text, self.since, self._shown_from, self._first = "", 0.0, 0.0, 0
+        self.text, self.key, self.since, self._shown_from, self._first = "", "", 0.0, 0.0, 0
         self.done, self.total, self.unit = 0, 0, "B"
 
-    def begin(self, text: str, done: int) -> None:
-        """Begin an activity of which `done` is done already."""
+    def begin(self, key: str, done: int) -> None:
+        """Begin an activity of which `done` is done already; its text follows."""
         now = self._clock()
         if not self.text:
             self._shown_from = now + _SHOWN_AFTER_S
-        self.text, self.since, self._first = text, now, done
+        self.key, self.since, self._first = key, now, done
 
     def figures(self) -> str:
         """As `4.1 of 68.0 GB, 120.0 MB/s, 9 min left`; the elapsed time if the total is not known."""
@@ -181,9 +182,10 @@ class _Line:
 class Arrivals:
     """Reports the progress of workers that are getting ready, from one `Status` after the other."""
 
-    def __init__(self, reporter: Reporter) -> None:
-        self._reporter = reporter
+    def __init__(self, reporter: Display, clock: Callable[[], float] = time.monotonic) -> None:
+        self._reporter, self._clock = reporter, clock
         self._states: dict[str, str] = {}
+        self._begun: dict[str, tuple[float, int]] = {}  # when the first bytes of a worker's weights were sent
 
     def show(self, status: Status) -> None:
         """Print a line for each worker that has its weights or was lost; the activity names those that are awaited."""
@@ -192,34 +194,59 @@ class Arrivals:
             before = self._states.get(node.name, "absent")
             self._states[node.name] = node.state
             if node.state in ("loaded", "ready") and before not in ("loaded", "ready"):
-                weights = f"{human_bytes(node.total_bytes)} in {node.seconds:.1f} s"
+                had = f" ({human_bytes(node.kept_bytes)} were there)" if node.kept_bytes else ""
+                weights = f"{human_bytes(node.total_bytes)} in {node.seconds:.1f} s{had}"
                 self._reporter.line(f"{node.name} has its weights, {weights}")
             elif node.state == "absent" and before != "absent":
                 self._reporter.line(f"{node.name} {node.reason}")
         waiting = [node for node in workers if node.state in ("absent", "loading")]
         if waiting:
-            more = f"; and {len(waiting) - _MAX_NAMED} more" if len(waiting) > _MAX_NAMED else ""
-            self._reporter.activity(
-                "; ".join(f"{node.name} {note_on(node)}" for node in waiting[:_MAX_NAMED]) + more, *_amount(waiting)
-            )
+            named, n_more = waiting[:_MAX_NAMED], len(waiting) - _MAX_NAMED
+            more = f"; and {n_more} more" if n_more > 0 else ""
+            with_speeds = sum(map(_receives, waiting)) > 1  # of one alone, the activity's own figures say it
+            notes = [f"{node.name} {note_on(node)}" for node in named]
+            speeds = [self._speed(node) if with_speeds else "" for node in named]
+            text = "; ".join(map("".join, zip(notes, speeds, strict=True))) + more
+            self._reporter.activity(text, *_amount(waiting), key="; ".join(notes) + more)
         elif any(node.state != "ready" for node in workers):
             self._reporter.activity("all workers have their weights")
+
+    def _speed(self, node: NodeStatus) -> str:
+        """How fast a worker gets its weights and how long the rest of them takes, as ` (12 MB/s, 9 s left)`."""
+        if not _receives(node):
+            self._begun.pop(node.name, None)
+            return ""
+        now = self._clock()
+        since, first = self._begun.setdefault(node.name, (now, node.sent_bytes))
+        if now <= since or node.sent_bytes <= first:
+            return ""
+        speed = (node.sent_bytes - first) / (now - since)
+        left = node.total_bytes - node.kept_bytes - node.sent_bytes
+        return f" ({human_bytes(int(speed))}/s, {duration(left / speed)} left)"
 
 
 def note_on(node: NodeStatus) -> str:
     """What a node does, or why it is absent; empty if it is ready."""
     if node.state != "loading":
         return node.reason
-    return "receives its weights" if node.sent_bytes < node.total_bytes else node.doing or "gets ready"
+    return "receives its weights" if _receives(node) else node.doing or "gets ready"
+
+
+def _receives(node: NodeStatus) -> bool:
+    return node.state == "loading" and node.sent_bytes + node.kept_bytes < node.total_bytes
 
 
 def _amount(waiting: list[NodeStatus]) -> tuple[int, int, Unit]:
     """The bytes sent to workers that receive weights; without such workers, the percentage of the slowest one."""
     loading = [node for node in waiting if node.state == "loading"]
-    receiving = [node for node in loading if node.sent_bytes < node.total_bytes]
+    receiving = [node for node in loading if _receives(node)]
     if loading and not receiving:
         return min(node.percent for node in loading), 100, "%"
-    return sum(node.sent_bytes for node in receiving), sum(node.total_bytes for node in receiving), "B"
+    return (
+        sum(node.sent_bytes for node in receiving),
+        sum(node.total_bytes - node.kept_bytes for node in receiving),
+        "B",
+    )
 
 
 def duration(seconds: float) -> str:

@@ -17,17 +17,19 @@ from dllama_zmq.bus.known_root import join_by, known_at, peer_for
 from dllama_zmq.bus.security import Peer
 from dllama_zmq.bus.sockets import Context
 from dllama_zmq.cli import flags
-from dllama_zmq.cli.flag_kinds import number
+from dllama_zmq.cli.flag_kinds import model_flag, number, size
 from dllama_zmq.errors import UsageError
 from dllama_zmq.host import require_open_files, usable_cores
 from dllama_zmq.launch.parent_watch import at_end_of_stdin, beat
+from dllama_zmq.launch.paths import cache_folder
 from dllama_zmq.node_config import Ports, Security
 from dllama_zmq.own_code import signal_at_parents_end
+from dllama_zmq.sources import model_at
 from dllama_zmq.trust import Invitation, Role, check_public, own_key
 from dllama_zmq.trust.tokens import LIFETIME_S
 from dllama_zmq.worker import Worker, WorkerSettings
 
-_FILES = 12  # opened by libzmq and for the kernels' code, as counted in /proc
+_FILES = 14  # opened by libzmq and for the kernels' code, as counted in /proc
 
 
 def worker(
@@ -51,6 +53,12 @@ def worker(
     threads: Annotated[
         int | None, number("-t", "--threads", "--nthreads", help="Compute threads; all cores if not given")
     ] = None,
+    model: Annotated[
+        str | None, model_flag("--model", help="The same model on this computer, to read the weights from")
+    ] = None,
+    cache: Annotated[
+        int | None, size("--cache", help="Disk space for weights of earlier starts, 0: none; half of what is free")
+    ] = None,
     leave_with_stdin: Annotated[bool, Option("--leave-with-stdin", hidden=True)] = False,
     beats: Annotated[bool, Option("--beat", hidden=True)] = False,
     oversubscribed: Annotated[bool, Option("--oversubscribed", hidden=True)] = False,
@@ -61,6 +69,7 @@ def worker(
         dllama-zmq worker --join TOKEN
         dllama-zmq worker 192.168.1.10
         dllama-zmq worker pi1:5570 -t 3
+        dllama-zmq worker 192.168.1.10 --model llama3.gguf
     """
     if [host, root, join].count(None) != 2:
         raise UsageError("give the root once: dllama-zmq worker 192.168.1.10, or at first --join TOKEN")
@@ -89,6 +98,9 @@ def worker(
                 oversubscribed=oversubscribed,
                 version=__version__,
                 security=peer,
+                model=None if model is None else model_at(model),
+                cache=cache_folder("slices"),
+                cache_bytes=cache,
             )
             Worker(context, settings).run()
 

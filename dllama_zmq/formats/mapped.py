@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import pairwise
@@ -16,11 +17,16 @@ from dllama_zmq.quants import U8
 
 
 class MappedFile:
-    """A mapped regular file. Raises FormatError if it cannot be opened or mapped, or is empty."""
+    """A mapped regular file. Raises FormatError if it cannot be opened or mapped, or is empty.
+
+    stamp: numbers of which one at least is another if the file was changed.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         with open_regular(path) as (file, self.nbytes):
+            status = os.fstat(file.fileno())
+            self.stamp = (self.nbytes, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
             if not self.nbytes:
                 raise FormatError(f"{path}: the file is empty. Copy or download it again.")
             try:

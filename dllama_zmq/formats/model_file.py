@@ -94,6 +94,10 @@ class ModelFile:
             self._read_bytes = 0
         self._read_bytes += n_bytes
 
+    def stamps(self) -> list[tuple[str, tuple[int, ...]]]:
+        """Each file's path and numbers, of which one at least is another if it was changed since it was opened."""
+        return sorted((str(path), file.stamp) for path, file in self._files.items())
+
     def forget_pages(self) -> None:
         """Release the files' pages from this process's memory; reading maps them again."""
         for file in self._files.values():

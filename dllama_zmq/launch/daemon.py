@@ -30,7 +30,7 @@ from dllama_zmq.launch.launchers import Launcher, LocalLauncher, SshLauncher
 from dllama_zmq.launch.local_nodes import local_workers, node_threads, open_checked
 from dllama_zmq.launch.locks import await_last_user
 from dllama_zmq.launch.parent_watch import at_end_of_stdin
-from dllama_zmq.launch.paths import ClusterPaths, as_text
+from dllama_zmq.launch.paths import ClusterPaths, as_text, cache_folder
 from dllama_zmq.launch.ports import check_ports
 from dllama_zmq.launch.public_state import PublicState
 from dllama_zmq.launch.registry import Record, only_one
@@ -130,7 +130,9 @@ def run_cluster(
             )
             serving.open([*_listen(cluster, "clients"), paths.ipc_clients])
         _, workers, oversubscribed = node_threads(cluster)
-        launchers: list[Launcher] = [LocalLauncher(worker, paths, oversubscribed, root.roster) for worker in workers]
+        launchers: list[Launcher] = [
+            LocalLauncher(worker, paths, model.path, oversubscribed, root.roster) for worker in workers
+        ]
         launchers += [
             SshLauncher(worker, paths, _root_words(cluster, worker), root.roster)
             for worker in cluster.workers
@@ -172,6 +174,7 @@ def root_settings(cluster: Cluster) -> RootSettings:
         kv_bytes=cluster.kv_bytes,
         check_memory=cluster.check_memory,
         limits=cluster.limits,
+        hashes=cache_folder("hashes"),
     )
 
 

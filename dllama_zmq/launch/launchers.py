@@ -70,12 +70,16 @@ class LocalLauncher(Launcher):
 
     rejoin_s = 10.0  # a sound worker joins again within 2 s
 
-    def __init__(self, worker: WorkerConfig, paths: ClusterPaths, oversubscribed: bool, roster: Roster) -> None:
-        """`oversubscribed`: this host has fewer cores than its nodes have threads."""
+    def __init__(
+        self, worker: WorkerConfig, paths: ClusterPaths, model: Path, oversubscribed: bool, roster: Roster
+    ) -> None:
+        """model: the root's, from which it reads its weights. oversubscribed: this host has fewer cores than its nodes
+        have threads."""
         super().__init__(worker.name, paths)
         self._roster = roster
         words = ["worker", "--root", paths.ipc_replies, "--name", worker.name, "--threads", str(worker.threads)]
-        self._words = [*words, "--leave-with-stdin", *(["--oversubscribed"] if oversubscribed else [])]
+        words += ["--model", str(model), "--leave-with-stdin"]
+        self._words = [*words, *(["--oversubscribed"] if oversubscribed else [])]
 
     @property
     def child(self) -> Child:

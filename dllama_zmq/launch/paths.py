@@ -147,6 +147,15 @@ def chat_history() -> Path:
     return folder / "chat.history"  # with a dot, which no cluster's name has
 
 
+def cache_folder(kind: str) -> Path:
+    """Where things of this kind are kept from start to start: `$DLLAMA_ZMQ_HOME/<kind>` if that is set, else
+    `$XDG_CACHE_HOME/dllama-zmq/<kind>`, or under ~/.cache. It need not exist."""
+    if home := os.environ.get(HOME_VARIABLE):
+        return _expanded(home) / kind
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(cache) if os.path.isabs(cache) else _expanded("~/.cache")) / "dllama-zmq" / kind
+
+
 def folders() -> tuple[Path, Path]:
     """The folders that hold one folder per cluster: for `run` and for `logs`."""
     if home := os.environ.get(HOME_VARIABLE):

@@ -9,7 +9,7 @@ import numpy as np
 from dllama_zmq.bus.arrays import Packed, pack_plain, unpack
 from dllama_zmq.bus.messages import ArrayHead, Frame, RowAsk
 from dllama_zmq.errors import ProtocolError
-from dllama_zmq.sharding import Ask, NodeCandidates
+from dllama_zmq.sharding import Ask, NodeCandidates, Plan, RowCandidates, merge_candidates
 
 
 def pack_asks(asks: Mapping[int, Ask]) -> tuple[list[RowAsk], list[Packed]]:
@@ -49,3 +49,10 @@ def read_answers(
         n_best = n_ids if ask.k else n_logits
         rows.append(NodeCandidates(ids, of_row[:n_best], of_row[n_best:], total, raw_total, complete))
     return rows
+
+
+def merged(answers: Sequence[Sequence[NodeCandidates]], asks: Mapping[int, Ask], plan: Plan) -> list[RowCandidates]:
+    """Every node's answers, the root's own first, as one for each row of `asks`."""
+    first_ids = [node.vocab.start for node in plan.slices]
+    rows = zip(zip(*answers, strict=True), asks.values(), strict=True)
+    return [merge_candidates(nodes, ask, first_ids) for nodes, ask in rows]

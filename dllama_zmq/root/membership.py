@@ -25,6 +25,7 @@ from dllama_zmq.bus.messages import (
     Join,
     Loaded,
     Message,
+    Need,
     Ping,
     Plan,
     Preparing,
@@ -34,7 +35,7 @@ from dllama_zmq.bus.messages import (
 from dllama_zmq.bus.peers import PeerGone
 from dllama_zmq.bus.roster import Member, Roster, State
 from dllama_zmq.cluster import Limits
-from dllama_zmq.errors import WorkerLost
+from dllama_zmq.errors import ProtocolError, WorkerLost
 from dllama_zmq.root.room import Room
 from dllama_zmq.root.weight_stream import WeightStream
 from dllama_zmq.sharding import KVBudget
@@ -47,20 +48,21 @@ _OVERTIME_S = 0.002  # however much is there to be read, steps and clients have 
 _SILENT_S = 10.0  # while it loads, a worker says something every second
 _NOT_LISTENING_S = 1.0  # silence does not count while the root itself does not listen
 _KNOCK_S = 0.05
-_MOST_PIECES = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
     """How far one worker is, for people: weights sent of how many bytes, and what it does with them.
 
-    seconds: from its joining to its having all ready, or to now. reason: what it lacks.
+    kept_bytes: of all, those that it had itself. seconds: from its joining to its having all ready, or to now. reason:
+    what it lacks.
     """
 
     name: str
     state: State
     reason: str
     sent_bytes: int
+    kept_bytes: int
     total_bytes: int
     seconds: float
     doing: str
@@ -91,7 +93,7 @@ class Membership:
         self._limits = limits
         self._new_stream = new_stream
         self._streams: dict[int, WeightStream] = {}
-        self._room = Room(roster, budget, plan.pages, memory, lambda node: self._streams[node].sent_bytes)
+        self._room = Room(roster, budget, plan.pages, memory, self._held_bytes)
         self._joined_at: dict[int, float] = {}
         self._loaded_at: dict[int, float] = {}
         self._preparing: dict[int, Preparing] = {}
@@ -138,21 +140,33 @@ class Membership:
             return
         self._heard_at[member.node] = time.monotonic()
         if isinstance(message, Credit):
-            self._send_weights(member, message.pieces)
+            self._streams[member.node].grant(message.pieces)
+            self._send_weights(member)
+        elif isinstance(message, Need) and member.state is State.LOADING:
+            try:
+                self._streams[member.node].need(message)
+            except ProtocolError as error:
+                self._lose(member, f"asks for weights of {error}")
+                return
+            self._send_weights(member)
         elif isinstance(message, Preparing) and member.state is State.LOADING:
             self._preparing[member.node] = message
         elif isinstance(message, Loaded) and member.state is State.LOADING:
             stream = self._streams[member.node]
-            if not message.nbytes == stream.sent_bytes == stream.total_bytes:
+            if message.nbytes != stream.total_bytes or not stream.complete:
                 self._lose(member, f"says that {message.nbytes} bytes are all; its slices are {stream.total_bytes}")
                 return
             self._roster.set_loaded(member)
             self._preparing.pop(member.node, None)
             self._loaded_at[member.node] = time.monotonic()
             seconds = self._loaded_at[member.node] - self._joined_at[member.node]
-            logger.info("loaded %s bytes=%d seconds=%.1f", member.name, message.nbytes, seconds)
+            logger.info(
+                "loaded %s bytes=%d sent=%d kept=%d seconds=%.1f",
+                member.name, message.nbytes, stream.sent_bytes, stream.kept_bytes, seconds,
+            )  # fmt: skip
         elif isinstance(message, Fault) and member.state is State.LOADING:
             logger.error("cannot load %s: %s", member.name, message.text)
+            self._streams[member.node].distrust()
             self._roster.lose(member, f"could not load: {message.text}")
         elif isinstance(message, Heard):
             self._have_heard.add(member.node)
@@ -175,6 +189,7 @@ class Membership:
                     member.state,
                     self._reason(member),
                     stream.sent_bytes if stream is not None else 0,
+                    stream.kept_bytes if stream is not None else 0,
                     stream.total_bytes if stream is not None else 0,
                     end - self._joined_at.get(member.node, end),
                     preparing.doing if preparing is not None else "",
@@ -270,19 +285,26 @@ class Membership:
         with suppress(PeerGone):
             self._link.send(identity, "", message)
 
-    def _send_weights(self, member: Member, pieces: int) -> None:
-        stream = self._streams.get(member.node)
-        for _ in range(min(pieces, _MOST_PIECES)):
+    def _send_weights(self, member: Member) -> None:
+        """Offers of slices, and pieces of those that it needs, as far as they can be sent now."""
+        while True:
             try:
-                piece = stream.next_piece() if stream is not None else None
+                message = self._streams[member.node].next_message()
             except Exception as error:
                 if not self._has_been_ready:
                     raise
                 logger.exception("cannot read what %s is to hold", member.name)
                 self._lose(member, f"cannot be given its weights: {type(error).__name__}: {error}")
                 return  # a root that has served lives on: what cannot be read now may be read later
-            if piece is None or not self._send(member, *piece):
+            if message is None or not self._send(member, *message):
                 return
+
+    def _held_bytes(self, node: int) -> int:
+        """Weights that a node has in its memory by now, as far as it is known."""
+        stream, preparing = self._streams[node], self._preparing.get(node)
+        if node in self._loaded_at:
+            return stream.total_bytes
+        return preparing.held_bytes if preparing is not None else stream.sent_bytes
 
     def _send(self, member: Member, message: Message, arrays: list[Frame] | None = None) -> bool:
         try:
@@ -305,6 +327,9 @@ class Membership:
             return
         self._next_beacon = now + (_IDLE_BEACON_S if self._roster.ready else _FORMING_BEACON_S)
         self.knock()
+        for member in self._roster.members:
+            if member.state is State.LOADING:
+                self._send_weights(member)
         if not self._roster.loaded or self._roster.ready:
             self._all_loaded_at = math.inf
         elif self._all_loaded_at == math.inf:

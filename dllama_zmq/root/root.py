@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -35,10 +36,11 @@ from dllama_zmq.host import free_memory_bytes
 from dllama_zmq.kernels import Batch, KernelChoice, KVType, choose_kernels, prepare_kernels
 from dllama_zmq.models import Model
 from dllama_zmq.quants import F32
-from dllama_zmq.root.asks import pack_asks, read_answers
+from dllama_zmq.root.asks import merged, pack_asks, read_answers
 from dllama_zmq.root.ledger import Ledger
 from dllama_zmq.root.membership import Membership, Progress
 from dllama_zmq.root.recent import RECENT_S
+from dllama_zmq.root.slices import Slices
 from dllama_zmq.root.stopwatch import Stopwatch
 from dllama_zmq.root.weight_stream import WeightStream
 from dllama_zmq.sharding import (
@@ -53,7 +55,6 @@ from dllama_zmq.sharding import (
     context_length,
     counted,
     kernel_needs,
-    merge_candidates,
     node_memory,
 )
 from dllama_zmq.spec import Sync
@@ -69,6 +70,7 @@ class RootSettings:
     check_memory: a worker whose computer has too little memory free gets no place.
     profile: `Root.kernels` counts seconds and calls by name.
     recent_s: the figures of recent steps are those of the last recent_s seconds, at least.
+    hashes: the folder where the hashes of the weights are kept for the next start; None: nowhere.
     """
 
     names: Sequence[str] = ()
@@ -87,6 +89,7 @@ class RootSettings:
     spin_s: float = SPIN_S
     profile: bool = False
     recent_s: float = RECENT_S
+    hashes: Path | None = None
 
 
 class Root:
@@ -135,16 +138,18 @@ class Root:
                 raise PlanError(f"{len(settings.names)} workers and no address for them to join at")
             self.link = RootLink(context, endpoints, settings.spin_s, self._name_of)
         self._model = model
+        self._slices = Slices(model, self.plan, settings.hashes)
         try:
             if self.link is not None and endpoints is not None:
                 self._exchange = StarRoot(self.link, self.roster, kernels, settings.sync, settings.limits.step_s)
                 self.membership = Membership(
                     self.link, endpoints, self.roster, self._plan_message(), settings.limits,
-                    lambda node: WeightStream(model, self.plan, node),
+                    lambda node: WeightStream(model, self.plan, node, self._slices),
                     self.budget, (lambda node: self.memory(node).model) if settings.check_memory else None,
                 )  # fmt: skip
             self._shard = self._build_shard(on_read)
         except BaseException:  # Ctrl-C too: nobody could close what half a root holds
+            self._slices.close()
             if self.link is not None:
                 self.link.close()
             raise
@@ -225,7 +230,7 @@ class Root:
         self._check(batch, tokens)
         self._stopwatch.start()
         parts = self._run(batch, tokens, asks)
-        rows = self._merged(self._answers(parts, asks, self._logits), asks)
+        rows = merged(self._answers(parts, asks, self._logits), asks, self.plan)
         figures, nodes = self._stopwatch.stop(parts)
         self.ledger.add_step(self._phase, batch, asks)
         self.ledger.add_times(self._phase, len(tokens), figures.wall_s, nodes)
@@ -239,7 +244,7 @@ class Root:
             parts = self._exchange.ask_more(list(ks.items()))
         self.ledger.add_more(self._phase, len(self._x), asks)
         at = list(self._asks)
-        rows = self._merged(self._answers(parts, asks, self._logits[[at.index(row) for row in ks]]), asks)
+        rows = merged(self._answers(parts, asks, self._logits[[at.index(row) for row in ks]]), asks, self.plan)
         return rows, self._stopwatch.stop(())[0]  # the workers' own seconds are again those of the whole step
 
     def hidden(self, rows: slice) -> F32:
@@ -255,6 +260,7 @@ class Root:
 
     def close(self, reason: str, stay: bool = False) -> None:
         """Tell the workers to leave (or, with `stay`, to wait for another root) and close the sockets."""
+        self._slices.close()
         if self.link is None:
             return
         for member in self.roster.members:
@@ -301,11 +307,6 @@ class Root:
                 self.roster.new_epoch()
                 raise RemoteError(part.name, f"its candidates are {error}") from None
         return answers
-
-    def _merged(self, answers: Sequence[Sequence[NodeCandidates]], asks: Mapping[int, Ask]) -> list[RowCandidates]:
-        first_ids = [node.vocab.start for node in self.plan.slices]
-        rows = zip(zip(*answers, strict=True), asks.values(), strict=True)
-        return [merge_candidates(nodes, ask, first_ids) for nodes, ask in rows]
 
     def _name_of(self, identity: bytes) -> str | None:
         member = self.roster.find(identity)

@@ -1,48 +1,99 @@
-"""Stream one worker its slices straight from the mapped file: a piece for each credit, no copy of the model."""
+"""What a worker gets while it loads: its slices are offered, and those that it needs are streamed from the mapped file,
+a piece for each credit and no copy of the model."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 
-import numpy as np
-
 from dllama_zmq.bus.arrays import pack_plain
-from dllama_zmq.bus.messages import ArrayHead, Frame, Weights
+from dllama_zmq.bus.messages import Frame, Message, Need, Offer, Weights
+from dllama_zmq.errors import ProtocolError
 from dllama_zmq.formats import ModelFile
+from dllama_zmq.quants import U8
+from dllama_zmq.root.slices import Slices, pieces
 from dllama_zmq.sharding import Plan
+from dllama_zmq.spec import TensorSpec
 
-PIECE_BYTES = 512 * 1024
+_MOST_PIECES = 16
+_MOST_OFFERED = 1000
+"""In one message: 132 kB at most."""
 
 
 class WeightStream:
-    """What is still to be sent to `node`. `sent_bytes` of `total_bytes` are on their way."""
+    """What is still to be said and sent to `node`.
 
-    def __init__(self, model: ModelFile, plan: Plan, node: int) -> None:
+    Of its `total_bytes`, `kept_bytes` were offered and not needed, and `sent_bytes` are on their way.
+    """
+
+    def __init__(self, model: ModelFile, plan: Plan, node: int, slices: Slices) -> None:
         self.total_bytes = plan.weight_bytes(node)
         self.sent_bytes = 0
-        self._model = model
-        self._pieces = _pieces(model, plan, node)
+        self._offered_bytes = self._needed_bytes = 0
+        self._model, self._plan, self._node, self._slices = model, plan, node, slices
+        self._tensors = plan.shard_tensors()
+        self._n_offered = 0
+        self._offered: dict[str, TensorSpec] = {}  # and not needed
+        self._due: deque[tuple[str, Iterator[tuple[int, U8]]]] = deque()
+        self._credit: int | None = None
 
-    def next_piece(self) -> tuple[Weights, list[Frame]] | None:
-        """The next message and its frame, or None when all has been sent."""
-        piece = next(self._pieces, None)
-        if piece is None:
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of slices that the worker has of its own."""
+        return self._offered_bytes - self._needed_bytes
+
+    @property
+    def complete(self) -> bool:
+        """All slices were offered, and what was needed is on its way."""
+        return self._offered_bytes == self.total_bytes and self.sent_bytes == self._needed_bytes
+
+    def grant(self, n_pieces: int) -> None:
+        """The worker has room for this many more pieces."""
+        self._credit = min(_MOST_PIECES, (self._credit or 0) + n_pieces)
+
+    def need(self, message: Need) -> None:
+        """The worker lacks these slices. Raises ProtocolError unless each was offered, and is needed once."""
+        for name, first_byte in message.slices:
+            tensor = self._offered.pop(name, None)
+            if tensor is None:
+                raise ProtocolError(f"{name}, which was not offered, or is asked for again")
+            left_bytes = self._plan.region_bytes(tensor, self._node) - first_byte
+            if left_bytes <= 0:
+                raise ProtocolError(f"{name} from byte {first_byte}, beyond its end")
+            self._needed_bytes += left_bytes
+            self._due.append((name, pieces(self._model, self._plan, self._node, tensor, first_byte)))
+
+    def distrust(self) -> None:
+        """The worker cannot use what it got: hashes of an earlier start may be wrong."""
+        self._slices.distrust()
+
+    def next_message(self) -> tuple[Message, list[Frame]] | None:
+        """The next message and its frames; None while there is none, or no credit. Raises what reading does."""
+        if self._credit is None:  # before that, a worker may still join twice
             return None
-        name, offset, head, frame = piece
-        self.sent_bytes += len(frame)
-        if self.sent_bytes == self.total_bytes:
-            self._model.forget_pages()  # what was read for the worker is not the root's to hold
-        return Weights(name, offset, [head]), [frame]
+        return self._next_offer() or self._next_piece()
 
+    def _next_offer(self) -> tuple[Message, list[Frame]] | None:
+        hashes = self._slices.known(self._node)[self._n_offered : self._n_offered + _MOST_OFFERED]
+        if not hashes:
+            return None
+        tensors = self._tensors[self._n_offered : self._n_offered + len(hashes)]
+        self._n_offered += len(hashes)
+        self._offered |= {tensor.name: tensor for tensor in tensors}
+        self._offered_bytes += sum(self._plan.region_bytes(tensor, self._node) for tensor in tensors)
+        return Offer([(tensor.name, sha256) for tensor, sha256 in zip(tensors, hashes, strict=True)]), []
 
-def _pieces(model: ModelFile, plan: Plan, node: int) -> Iterator[tuple[str, int, ArrayHead, Frame]]:
-    for tensor in plan.shard_tensors():
-        rows, columns = plan.region(tensor, node)
-        row_bytes = tensor.float_type.row_bytes(columns.stop - columns.start)
-        rows_at_once = max(1, PIECE_BYTES // row_bytes)
-        for row in range(rows.start, rows.stop, rows_at_once):
-            part = model.read(tensor.name, slice(row, min(row + rows_at_once, rows.stop)), columns)
-            data = np.ascontiguousarray(part.data).reshape(1, -1)  # a copy of a few rows, for a region may be columns
-            for first in range(0, data.size, PIECE_BYTES):  # more than one only where a row is longer than a piece
-                head, frame = pack_plain(data[:, first : first + PIECE_BYTES], "u8")
-                yield tensor.name, (row - rows.start) * row_bytes + first, head, frame
+    def _next_piece(self) -> tuple[Message, list[Frame]] | None:
+        while self._credit and self._due:
+            name, left = self._due[0]
+            piece = next(left, None)
+            if piece is None:
+                self._due.popleft()
+                continue
+            self._credit -= 1
+            head, frame = pack_plain(piece[1], "u8")
+            self.sent_bytes += len(frame)
+            if self.sent_bytes == self._needed_bytes:
+                self._model.forget_pages()  # what was read for the worker is not the root's to hold
+            return Weights(name, piece[0], [head]), [frame]
+        return None

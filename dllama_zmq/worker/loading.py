@@ -1,73 +1,208 @@
-"""Receive a node's slices piece by piece into arrays of exactly their size. Knows no socket."""
+"""A node's slices: from its own copy of the model, from the cache, or piece by piece from the root. Knows no socket.
+
+One thread hears the root and calls `offered`, `take` and `to_ask`. Another calls `slice` for one after the other, while
+it builds the model: packing begins with the first slice that is here.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
+import threading
+from collections import deque
+from collections.abc import Iterable
 
 import numpy as np
 
-from dllama_zmq.bus.messages import Frame, Weights
+from dllama_zmq.bus.messages import Frame, Need, Offer, Weights
 from dllama_zmq.bus.messages import Plan as PlanMessage
 from dllama_zmq.errors import ProtocolError
 from dllama_zmq.kernels import KV_PAGE
-from dllama_zmq.quants import BlockMatrix
+from dllama_zmq.quants import U8, BlockMatrix
 from dllama_zmq.sharding import Plan
-from dllama_zmq.spec import TensorSpec
+from dllama_zmq.worker.own_model import OwnModel
+from dllama_zmq.worker.slice_cache import Part, SliceCache
+
+_MOST_ASKED = 1000  # in one message
 
 
 class Loading:
-    """The slices of `node` under `plan`: tensors in file order, each from its first byte to its last."""
+    """The slices of `node` under `plan`. `close` it when all have been taken, or none will be."""
 
-    def __init__(self, plan: Plan, node: int) -> None:
-        self._plan = plan
-        self._node = node
-        self._to_come = iter(plan.shard_tensors())
-        self._tensor: TensorSpec | None = None
-        self._bytes = np.empty(0, np.uint8)
-        self._filled = 0
+    def __init__(self, plan: Plan, node: int, own: OwnModel | None = None, cache: SliceCache | None = None) -> None:
+        self._plan, self._node = plan, node
+        self._own, self._copy, self._cache = own, own, cache  # own: None once it has been found to differ
+        self._agrees = own is None  # own has been compared with a first hash
+        self._changed = threading.Condition()
+        self._tensors = {tensor.name: tensor for tensor in plan.shard_tensors()}
+        self._to_offer = deque(self._tensors)
+        self._hashes: dict[str, str] = {}  # of what was offered and `slice` has not given yet
+        self._to_ask: deque[tuple[str, int]] = deque()
+        self._arriving: dict[str, _Arriving] = {}  # what the root was asked for, in the order in which it comes
+        self._arrived: dict[str, BlockMatrix] = {}
+        self._end: BaseException | None = None
         self.received_bytes = 0
-        self.weights: dict[str, BlockMatrix] = {}
-        self._next_tensor()
+        self._read_bytes = 0
 
     @property
-    def complete(self) -> bool:
-        """Every tensor is here."""
-        return self._tensor is None
+    def held_bytes(self) -> int:
+        """Bytes of the weights that are in this process's memory by now, packed or not."""
+        return self.received_bytes + self._read_bytes
+
+    def offered(self, message: Offer) -> None:
+        """Decide what of it to ask for. Raises ProtocolError unless these are the next slices."""
+        with self._changed:
+            names = [name for name, _ in message.slices]
+            if names != [self._to_offer.popleft() for _ in names[: len(self._to_offer)]]:
+                raise ProtocolError(f"an offer of {names[0]} and {len(names) - 1} more, which are not the next slices")
+            self._hashes |= dict(message.slices)
+            if not self._agrees:  # a wrong file shows before anything waits for its slices
+                self._agrees = True
+                if self._own is not None and self._own.read(self._tensors[names[0]], self._hashes[names[0]]) is None:
+                    self._own = None
+            self._ask_for_missing(names)
+            self._changed.notify_all()
 
     def take(self, message: Weights, frames: list[Frame]) -> None:
-        """Store one piece. Raises ProtocolError unless it is exactly the next one."""
-        if self._tensor is None:
-            raise ProtocolError(f"weights of {message.tensor} after the last tensor")
-        if (message.tensor, message.offset) != (self._tensor.name, self._filled):
+        """Store one piece. Raises ProtocolError unless it is exactly the next one of what was asked for."""
+        with self._changed:
+            name = next(iter(self._arriving), None)
+            if name is None:
+                raise ProtocolError(f"weights of {message.tensor}, which were not asked for")
+            arriving = self._arriving[name]
+        if (message.tensor, message.offset) != (name, arriving.filled):
             raise ProtocolError(
-                f"weights of {message.tensor} from byte {message.offset}; "
-                f"expected {self._tensor.name} from byte {self._filled}"
+                f"weights of {message.tensor} from byte {message.offset}; expected {name} from byte {arriving.filled}"
             )
         if len(message.arrays) != 1 or message.arrays[0].type != "u8" or not frames[0]:
             raise ProtocolError(f"weights of {message.tensor} that are not one array of bytes")
-        piece = np.frombuffer(frames[0], np.uint8)
-        if self._filled + piece.size > self._bytes.size:
-            raise ProtocolError(
-                f"{self._filled + piece.size} bytes of {message.tensor}; this node's region has {self._bytes.size}"
-            )
-        self._bytes[self._filled : self._filled + piece.size] = piece
-        self._filled += piece.size
-        self.received_bytes += piece.size
-        if self._filled == self._bytes.size:
-            self._finish(self._tensor)
+        data = arriving.add(np.frombuffer(frames[0], np.uint8))
+        self.received_bytes += len(frames[0])
+        if data is not None:
+            with self._changed:
+                del self._arriving[name]
+                self._arrived[name] = self._matrix(name, data)
+                self._changed.notify_all()
 
-    def _finish(self, tensor: TensorSpec) -> None:
-        rows, columns = self._plan.region(tensor, self._node)
-        row_bytes = tensor.float_type.row_bytes(columns.stop - columns.start)
-        matrix = self._bytes.reshape(rows.stop - rows.start, row_bytes)
-        self.weights[tensor.name] = BlockMatrix(matrix, tensor.float_type)
-        self._next_tensor()
+    def to_ask(self) -> Need | None:
+        """What the root is to be asked for now."""
+        with self._changed:
+            asks = [self._to_ask.popleft() for _ in range(min(_MOST_ASKED, len(self._to_ask)))]
+        return Need(asks) if asks else None
 
-    def _next_tensor(self) -> None:
-        self._tensor = next(self._to_come, None)
-        if self._tensor is not None:
-            self._bytes = np.empty(self._plan.region_bytes(self._tensor, self._node), np.uint8)
-            self._filled = 0
+    def end(self, error: BaseException) -> None:
+        """Nothing more comes: whoever waits in `slice` gets `error`."""
+        with self._changed:
+            self._end = error
+            self._changed.notify_all()
+
+    def slice(self, name: str) -> BlockMatrix:
+        """The slice of a tensor, once, when it is here. Raises what `end` was given."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._end is not None or self._is_here(name))
+                if self._end is not None:
+                    raise self._end
+                matrix, own = self._arrived.pop(name, None), self._own
+            if matrix is None:
+                matrix = self._read(name, own)
+                if matrix is None:
+                    continue
+                self._read_bytes += matrix.nbytes
+            with self._changed:
+                del self._hashes[name]
+            return matrix
+
+    def close(self) -> None:
+        """Close the files. What has come of a slice that is not whole stays in the cache."""
+        for arriving in self._arriving.values():
+            arriving.close()
+        if self._copy is not None:
+            self._copy.close()
+
+    def _is_here(self, name: str) -> bool:
+        return name in self._hashes and name not in self._arriving
+
+    def _read(self, name: str, own: OwnModel | None) -> BlockMatrix | None:
+        """A slice that did not have to be asked for; None where it must be now."""
+        tensor, sha256 = self._tensors[name], self._hashes[name]
+        if own is not None:
+            matrix = own.read(tensor, sha256)
+            if matrix is None:
+                with self._changed:
+                    self._own = None
+                    self._ask_for_missing(n for n in self._hashes if n not in self._arrived)
+            return matrix
+        size = self._plan.region_bytes(tensor, self._node)
+        data = self._cache.read(sha256, size) if self._cache is not None else None
+        if data is None:
+            with self._changed:
+                self._ask(name)
+            return None
+        return self._matrix(name, data)
+
+    def _ask_for_missing(self, names: Iterable[str]) -> None:
+        if self._own is not None:
+            return
+        for name in list(names):
+            size = self._plan.region_bytes(self._tensors[name], self._node)
+            if self._cache is None or not self._cache.has(self._hashes[name], size):
+                self._ask(name)
+
+    def _ask(self, name: str) -> None:
+        size = self._plan.region_bytes(self._tensors[name], self._node)
+        arriving = self._arriving[name] = _Arriving(name, self._hashes[name], size, self._cache)
+        self._to_ask.append((name, arriving.filled))
+
+    def _matrix(self, name: str, data: U8) -> BlockMatrix:
+        tensor = self._tensors[name]
+        rows, _ = self._plan.region(tensor, self._node)
+        return BlockMatrix(data.reshape(rows.stop - rows.start, -1), tensor.float_type)
+
+
+class _Arriving:
+    """One slice on its way; `filled` of its bytes are here. The cache gets what comes, and may have its beginning."""
+
+    def __init__(self, name: str, sha256: str, size: int, cache: SliceCache | None) -> None:
+        self._name, self._sha256, self._size, self._cache = name, sha256, size, cache
+        self._digest = hashlib.sha256()
+        self._data: U8 | None = None
+        self._part: Part | None = None if cache is None else cache.part(sha256, size, begin=False)
+        self.filled = 0
+        if self._part is not None:
+            self._data = np.empty(size, np.uint8)
+            self.filled = self._part.read(self._data)
+            self._digest.update(self._data[: self.filled].data)
+
+    def add(self, piece: U8) -> U8 | None:
+        """Store the next bytes. Returns the slice, once it is whole. Raises ProtocolError where its hash is another."""
+        end = self.filled + piece.size
+        if end > self._size:
+            raise ProtocolError(f"{end} bytes of {self._name}; this node's region has {self._size}")
+        if self._data is None:
+            self._data = np.empty(self._size, np.uint8)
+            self._part = None if self._cache is None else self._cache.part(self._sha256, self._size, begin=True)
+        self._data[self.filled : end] = piece
+        self.filled = end
+        self._digest.update(piece.data)
+        if self._part is not None and not self._part.append(piece):
+            self._part = None
+        if end < self._size:
+            return None
+        sound = self._digest.hexdigest() == self._sha256
+        if self._part is not None:
+            if sound:
+                self._part.keep()
+            else:
+                self._part.discard()
+            self._part = None
+        if not sound:
+            raise ProtocolError(f"weights of {self._name} whose SHA-256 is not the one that was offered")
+        return self._data
+
+    def close(self) -> None:
+        if self._part is not None:
+            self._part.close()
 
 
 def check_room(plan: Plan, node: int, order: PlanMessage) -> None:

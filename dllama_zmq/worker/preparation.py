@@ -1,7 +1,8 @@
-"""Tell the root how far a loading worker is, and that it lives: one that says nothing is taken to be frozen.
+"""Hear the root while a model is loaded: what it offers and sends. And tell it how far this worker is.
 
-A worker that compiles or lays out its weights listens meanwhile: a root that ends waits for a second, and what a worker
-has not read when the connection breaks is lost.
+A thread has the link meanwhile. So the worker listens while it compiles or lays out its weights: a root that ends waits
+for a second, and what a worker has not read when the connection breaks is lost. A worker that says nothing is taken to
+be frozen.
 """
 
 from __future__ import annotations
@@ -12,70 +13,83 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from dllama_zmq.bus.links import WorkerLink
-from dllama_zmq.bus.messages import Bye, Credit, Preparing
+from dllama_zmq.bus.messages import Credit, Message, Offer, Preparing, Weights
 from dllama_zmq.errors import RootLost
 from dllama_zmq.kernels import Compiling
+from dllama_zmq.worker.loading import Loading
 
-_ALIVE_EVERY_S = 1.0
+CREDIT_PIECES = 4
 _TELL_EVERY_S = 0.5
-_LISTEN_EVERY_S = 0.05  # less than a root that ends waits
+_LISTEN_S = 0.01  # at a time: so late it is seen that a slice must be asked for after all, or that all is done
 
 
 class Preparation:
-    """What a loading worker does, told over its link. leave: raises what a Bye means; RootLost is raised as it is."""
+    """What a loading worker does, told over its link, and what comes over it.
 
-    def __init__(self, link: WorkerLink, leave: Callable[[Bye], None]) -> None:
-        self._link, self._leave = link, leave
-        self._end: Bye | RootLost | None = None
-        self._next_word = time.monotonic() + _ALIVE_EVERY_S
-        self._now = Preparing("prepares its kernels", 0)
+    other: gets every other message, or None when there is none for a while; it raises what ends the loading.
+    silence_s: how long the root may say nothing.
+    """
 
-    def say_alive(self) -> None:
-        """Say, at most once a second, that this worker waits for the weights that it has asked for."""
-        if time.monotonic() >= self._next_word:
-            self._next_word = time.monotonic() + _ALIVE_EVERY_S
-            self._link.send(Credit(0))
+    def __init__(
+        self, link: WorkerLink, loading: Loading, other: Callable[[Message | None], None], silence_s: float
+    ) -> None:
+        self._link, self._loading, self._other, self._silence_s = link, loading, other, silence_s
+        self._end: BaseException | None = None
+        self._ended = threading.Event()
+        self._doing, self._percent = "prepares its kernels", 0
 
     def compiling(self, now: Compiling) -> None:
         """Kernels are being compiled. Raises what ends it."""
         self._heed()
-        self._now = Preparing("compiles kernels, once on its computer", now.percent)
+        self._doing, self._percent = "compiles kernels, once on its computer", now.percent
 
     def packing(self, done_bytes: int, total_bytes: int) -> None:
         """So many bytes of weights are laid out as the kernels have them. Raises what ends it."""
         self._heed()
-        self._now = Preparing("lays out its weights", 100 * done_bytes // max(1, total_bytes))
+        self._doing, self._percent = "lays out its weights", 100 * done_bytes // max(1, total_bytes)
 
     @contextmanager
-    def told(self) -> Iterator[None]:
-        """Tell it every half second of the block, which must leave the link alone: a thread has it meanwhile.
-
-        Raises what ends it.
-        """
-        ended = threading.Event()
-
-        def talk() -> None:
-            next_word = time.monotonic() + _TELL_EVERY_S
-            while self._end is None and not ended.wait(_LISTEN_EVERY_S):
-                try:
-                    self._end = self._link.bye()
-                except RootLost as lost:
-                    self._end = lost
-                if time.monotonic() >= next_word:
-                    next_word += _TELL_EVERY_S
-                    self._link.send(self._now)
-
-        thread = threading.Thread(target=talk, name="preparation", daemon=True)
+    def heard(self) -> Iterator[None]:
+        """Hear the root during the block, which must leave the link alone. Raises what ends it."""
+        thread = threading.Thread(target=self._run, name="preparation", daemon=True)
         thread.start()
         try:
             yield
         finally:
-            ended.set()
+            self._ended.set()
             thread.join()
         self._heed()
 
+    def _run(self) -> None:
+        try:
+            self._hear()
+        except BaseException as error:  # the thread that packs raises it
+            self._end = error
+            self._loading.end(error)
+
+    def _hear(self) -> None:
+        self._link.send(Credit(CREDIT_PIECES))
+        heard = told = time.monotonic()
+        while not self._ended.is_set():
+            message, frames = self._link.receive(time.monotonic() + _LISTEN_S, spins=False) or (None, [])
+            now = time.monotonic()
+            if message is not None:
+                heard = now
+            elif now > heard + self._silence_s:
+                raise RootLost(f"no word from the root for {self._silence_s:.0f} s while loading")
+            if isinstance(message, Offer):
+                self._loading.offered(message)
+            elif isinstance(message, Weights):
+                self._loading.take(message, frames)
+                self._link.send(Credit(1))
+            else:
+                self._other(message)
+            if (need := self._loading.to_ask()) is not None:
+                self._link.send(need)
+            if now > told + _TELL_EVERY_S:
+                told = now
+                self._link.send(Preparing(self._doing, self._percent, self._loading.held_bytes))
+
     def _heed(self) -> None:
-        if isinstance(self._end, RootLost):
-            raise self._end
         if self._end is not None:
-            self._leave(self._end)
+            raise self._end

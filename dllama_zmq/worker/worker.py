@@ -8,15 +8,16 @@ joining ── Welcome, Plan ──► loading ── all weights ──► serv
 from __future__ import annotations
 
 import logging
+import math
 import os
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 
 import msgspec
-import numpy as np
 import zmq
 
 from dllama_zmq.bus import sockets
@@ -26,7 +27,6 @@ from dllama_zmq.bus.links import WorkerLink, host_id
 from dllama_zmq.bus.messages import (
     Beacon,
     Bye,
-    Credit,
     Fault,
     Frame,
     Heard,
@@ -37,7 +37,6 @@ from dllama_zmq.bus.messages import (
     Ping,
     Refuse,
     Step,
-    Weights,
     Welcome,
 )
 from dllama_zmq.bus.messages import Plan as PlanMessage
@@ -47,19 +46,20 @@ from dllama_zmq.bus.star_worker import StarWorker
 from dllama_zmq.bus.worker_steps import StepVoid
 from dllama_zmq.errors import BusError, ClusterError, DllamaError, FormatError, PlanError, ProtocolError, RootLost
 from dllama_zmq.host import free_memory_bytes, give_memory_back, host_name, refused_by_system
-from dllama_zmq.kernels import choose_kernels, prepare_kernels
+from dllama_zmq.kernels import Kernels, choose_kernels, prepare_kernels
 from dllama_zmq.models import Model
-from dllama_zmq.quants import F32
-from dllama_zmq.sharding import Ask, Plan, best_candidates, build_shard, counted, kernel_needs
+from dllama_zmq.sharding import Plan, build_shard, counted, kernel_needs
 from dllama_zmq.spec import ModelSpec
-from dllama_zmq.worker.asks import again, pack_answers, read_asks
+from dllama_zmq.worker.asks import again, read_asks
 from dllama_zmq.worker.loading import Loading, check_room
+from dllama_zmq.worker.own_model import OwnModel
 from dllama_zmq.worker.preparation import Preparation
 from dllama_zmq.worker.probes import answer_probe
+from dllama_zmq.worker.shard import Shard
+from dllama_zmq.worker.slice_cache import SliceCache
 
 logger = logging.getLogger(__name__)
 
-CREDIT_PIECES = 4
 _JOIN_EVERY_S = 1.0
 _CONNECT_S = 0.05
 _REFUSED_S = 2.0  # until it tries again: its key may be admitted meanwhile
@@ -76,6 +76,8 @@ class WorkerSettings:
 
     oversubscribed: this host's nodes have more threads together than it has cores. security: the keys for a root on
     another computer; None: its bus is open.
+    model: a copy of the root's model here. cache: the folder of slices of earlier starts, of at most cache_bytes (None:
+    half of what the disk would have free without them).
     """
 
     root: str
@@ -86,29 +88,9 @@ class WorkerSettings:
     version: str = ""
     watch: bool = True
     security: Peer | None = None
-
-
-@dataclass(slots=True)
-class _Shard:
-    """What a loaded worker serves steps with."""
-
-    model: Model
-    plan: Plan
-    node: int
-    comm: StarWorker
-    n_pages: int
-    heard: int = 0
-    asks: dict[int, Ask] = field(default_factory=dict)  # of the last step, by row, and the logits of these rows
-    logits: dict[int, F32] = field(default_factory=dict)
-
-    def answer(self, asks: Mapping[int, Ask]) -> None:
-        """Send candidates of rows of the last step."""
-        if not asks:
-            self.comm.answer([])
-            return
-        logits = np.stack([self.logits[row] for row in asks])
-        best = best_candidates(logits, list(asks.values()), self.plan.slices[self.node].vocab.start)
-        self.comm.answer(pack_answers(best))
+    model: Path | None = None
+    cache: Path | None = None
+    cache_bytes: int | None = None
 
 
 class _Leave(Exception):
@@ -244,11 +226,8 @@ class Worker:
             settings.name, host_id(), os.getpid(), settings.version, host_name(), settings.threads, free_memory_bytes()
         )
 
-    def _load(self, link: WorkerLink, welcome: Welcome, address: str) -> _Shard:
-        message = self._next(link)
-        while not isinstance(message[0], PlanMessage):
-            message = self._next(link)
-        order = message[0]
+    def _load(self, link: WorkerLink, welcome: Welcome, address: str) -> Shard:
+        order = self._await_plan(link)
         try:
             spec = msgspec.convert(order.spec, ModelSpec)
             spec.check()
@@ -259,44 +238,56 @@ class Worker:
             raise ProtocolError(f"a plan for node {welcome.node} of {order.nodes}, {order.pages} pages")
         check_room(plan, welcome.node, order)
         logger.info("joined the root at %s as %s node=%d of=%d", address, welcome.name, welcome.node, order.nodes)
-        loading, preparation = Loading(plan, welcome.node), Preparation(link, self._leave)
-        link.send(Credit(CREDIT_PIECES))
-        while not loading.complete:
-            piece, frames = self._next(link)
-            preparation.say_alive()
-            if isinstance(piece, Weights):
-                loading.take(piece, frames)
-                link.send(Credit(1))
-        with preparation.told():
-            needs = kernel_needs(spec, order.nodes, order.kv, EXCHANGE_KERNELS)
+        with closing(self._sources(plan, welcome.node)) as loading:
+            model, kernels = self._build(link, loading, plan, welcome.node, order)
+        comm = StarWorker(link, kernels, order.sync, spec.dim, order.nodes, order.step_s)
+        n_bytes = plan.weight_bytes(welcome.node)
+        link.send(Loaded(n_bytes))
+        logger.info("loaded bytes=%d received=%d kernels=%s", n_bytes, loading.received_bytes, kernels.name)
+        return Shard(model, plan, welcome.node, comm, order.pages)
+
+    def _sources(self, plan: Plan, node: int) -> Loading:
+        """Where this node's slices come from."""
+        settings = self._settings
+        own = None if settings.model is None else OwnModel.open(settings.model, plan, node)
+        cache = None if settings.cache is None else SliceCache(settings.cache, settings.cache_bytes)
+        return Loading(plan, node, own, cache)
+
+    def _build(
+        self, link: WorkerLink, loading: Loading, plan: Plan, node: int, order: PlanMessage
+    ) -> tuple[Model, Kernels]:
+        """The node's shard, built while its slices come."""
+        silence_s = _IDLE_SILENCE_S if self._settings.watch else math.inf
+        preparation = Preparation(link, loading, self._while_loading, silence_s)
+        with preparation.heard():
+            needs = kernel_needs(plan.spec, order.nodes, order.kv, EXCHANGE_KERNELS)
             prepare_kernels(order.kernels, needs, preparation.compiling)
             kernels = choose_kernels(order.kernels, self._settings.threads, self._settings.oversubscribed)
-            take = counted(loading.weights.pop, loading.received_bytes, preparation.packing)
+            take = counted(loading.slice, plan.weight_bytes(node), preparation.packing)
             try:
-                model = build_shard(plan, welcome.node, take, kernels, order.kv, order.pages, order.sync)
+                return build_shard(plan, node, take, kernels, order.kv, order.pages, order.sync), kernels
             except (ArithmeticError, ValueError) as error:
                 raise ProtocolError(f"a plan for a model that cannot be: {error}") from None
-        comm = StarWorker(link, kernels, order.sync, spec.dim, order.nodes, order.step_s)
-        link.send(Loaded(loading.received_bytes))
-        logger.info("loaded bytes=%d kernels=%s", loading.received_bytes, kernels.name)
-        return _Shard(model, plan, welcome.node, comm, order.pages)
 
-    def _next(self, link: WorkerLink) -> tuple[Message, list[Frame]]:
-        """The next message while loading. Raises RootLost, _Leave."""
-        heard = time.monotonic()
-        while not self._stopped:
+    def _await_plan(self, link: WorkerLink) -> PlanMessage:
+        """Raises RootLost, _Leave."""
+        until = time.monotonic() + _IDLE_SILENCE_S
+        while True:
             arrived = link.receive(time.monotonic() + 1.0)
-            if arrived is None:
-                if self._settings.watch and time.monotonic() > heard + _IDLE_SILENCE_S:
-                    raise RootLost(f"no word from the root for {_IDLE_SILENCE_S:.0f} s while loading")
-                link.send(Credit(0))  # the root gives up a worker that is silent while it loads
-            elif isinstance(arrived[0], Bye):
-                self._leave(arrived[0])
-            else:
-                return arrived
-        raise _Leave("stopped")
+            if arrived is not None and isinstance(arrived[0], PlanMessage):
+                return arrived[0]
+            self._while_loading(None if arrived is None else arrived[0])
+            if time.monotonic() > until:
+                raise RootLost(f"no plan from the root for {_IDLE_SILENCE_S:.0f} s")
 
-    def _handle(self, link: WorkerLink, shard: _Shard, message: Message, frames: list[Frame]) -> None:
+    def _while_loading(self, message: Message | None) -> None:
+        """What comes before this worker is loaded, and is neither plan nor weights. Raises RootLost, _Leave."""
+        if self._stopped:
+            raise _Leave("stopped")
+        if isinstance(message, Bye):
+            self._leave(message)
+
+    def _handle(self, link: WorkerLink, shard: Shard, message: Message, frames: list[Frame]) -> None:
         """One message while serving."""
         if isinstance(message, Beacon):
             if message.epoch != shard.heard:
@@ -315,7 +306,7 @@ class Worker:
         elif isinstance(message, Welcome):
             raise RootLost("the root greets this worker anew")
 
-    def _guarded(self, link: WorkerLink, shard: _Shard, message: Step | More, frames: list[Frame]) -> None:
+    def _guarded(self, link: WorkerLink, shard: Shard, message: Step | More, frames: list[Frame]) -> None:
         """Run a step; whatever goes wrong in it travels home."""
         try:
             if isinstance(message, Step):
@@ -330,7 +321,7 @@ class Worker:
             logger.exception("step failed step=%d", message.step)
             link.send(Fault(message.epoch, message.step, _in_words(error)[:2000]))
 
-    def _step(self, shard: _Shard, message: Step, frames: Sequence[Frame]) -> None:
+    def _step(self, shard: Shard, message: Step, frames: Sequence[Frame]) -> None:
         x, batch = shard.comm.begin(message, frames)
         if batch.max_page >= shard.n_pages:
             raise ProtocolError(f"a step with pages {batch.page_ids}; this node has {shard.n_pages} pages")

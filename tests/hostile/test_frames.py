@@ -35,6 +35,7 @@ from hostile.living import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from integration.nodes import pieces_of
 from integration.raw_root import RawRoot
 from integration.stranger import Stranger
 from secured import Secured
@@ -51,8 +52,6 @@ from dllama_zmq.errors import DllamaError, ProtocolError
 from dllama_zmq.formats import ModelFile
 from dllama_zmq.kernels import Batch
 from dllama_zmq.root.root import Root, RootSettings
-from dllama_zmq.root.weight_stream import WeightStream
-from dllama_zmq.sharding import Plan
 from dllama_zmq.worker import Worker, WorkerSettings
 
 
@@ -237,7 +236,7 @@ def test_a_worker_serves_a_real_root_after_any_frames_to_any_of_its_sockets(mode
     roots_context: Context = zmq.Context()
     with RawRoot(roots_context, *addresses) as raw:
         raw.stays = True
-        identity = raw.take_in(plan(), pieces(model))
+        identity = raw.take_in(plan(), pieces_of(model))
 
         n_understood = 0
 
@@ -289,14 +288,6 @@ def test_a_worker_serves_a_real_root_after_any_frames_to_any_of_its_sockets(mode
 
 def plan() -> list[Any]:
     return [msgspec.to_builtins(SPEC), 2, "f32", "auto", "f32", 64, 1, 5.0]
-
-
-def pieces(model: ModelFile) -> list[tuple[list[Any], bytes]]:
-    """The weights of node 1 of 2, as `weights` messages."""
-    stream, found = WeightStream(model, Plan.make(SPEC, 2), 1), []
-    while (piece := stream.next_piece()) is not None:
-        found.append(([piece[0].tensor, piece[0].offset, [["u8", 1, len(piece[1][0])]]], bytes(piece[1][0])))
-    return found
 
 
 # --- to a client ------------------------------------------------------------------------------------------------------

@@ -21,14 +21,13 @@ from tiny import tiny_spec
 
 from dllama_zmq.bus.links import Endpoints
 from dllama_zmq.bus.messages import Frame, Message, Missed
-from dllama_zmq.bus.security import Peer
 from dllama_zmq.cluster import Limits
 from dllama_zmq.formats import ModelFile
 from dllama_zmq.formats.random_model import random_tensors
 from dllama_zmq.kernels import Batch, KernelChoice, pages_for
 from dllama_zmq.quants import F32, BlockMatrix
 from dllama_zmq.root.root import Root, RootSettings
-from dllama_zmq.root.weight_stream import WeightStream
+from dllama_zmq.root.slices import pieces
 from dllama_zmq.sharding import Plan
 from dllama_zmq.spec import FloatType, ModelSpec
 from dllama_zmq.worker import Worker, WorkerSettings
@@ -158,10 +157,10 @@ def a_root(
 
 
 def a_worker(
-    context: Context, places: Endpoints, name: str = "", watch: bool = False, spin_s: float = 0.0,
-    security: Peer | None = None,
-) -> Worker:  # fmt: skip
-    return Worker(context, WorkerSettings(places.replies[0], name, spin_s=spin_s, watch=watch, security=security))
+    context: Context, places: Endpoints, name: str = "", watch: bool = False, spin_s: float = 0.0, **more: Any
+) -> Worker:
+    """`more`: of the worker's settings."""
+    return Worker(context, WorkerSettings(places.replies[0], name, spin_s=spin_s, watch=watch, **more))
 
 
 def form(root: Root, wait_s: float = FORM_S) -> None:
@@ -217,10 +216,12 @@ def plan_of(spec: ModelSpec, numbers: dict[str, Any] | None = None, **changes: A
 
 def pieces_of(model: ModelFile) -> list[tuple[list[Any], bytes]]:
     """The weights of node 1 of 2, as `weights` messages."""
-    stream, pieces = WeightStream(model, Plan.make(model.spec, 2), 1), []
-    while (piece := stream.next_piece()) is not None:
-        pieces.append(([piece[0].tensor, piece[0].offset, [["u8", 1, len(piece[1][0])]]], bytes(piece[1][0])))
-    return pieces
+    plan = Plan.make(model.spec, 2)
+    return [
+        ([tensor.name, offset, [["u8", 1, data.size]]], data.tobytes())
+        for tensor in plan.shard_tensors()
+        for offset, data in pieces(model, plan, 1, tensor)
+    ]
 
 
 class Keeps(Stranger):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 import time
 from typing import Any
@@ -53,8 +54,7 @@ class RawRoot:
         self.say(identity, "welcome", node, f"worker{node}", self.addresses[1], self.addresses[0])
         self.say(identity, "plan", *plan)
         self.hear("credit")
-        for fields, data in pieces:
-            self.say(identity, "weights", *fields, arrays=(data,))
+        self.deliver(identity, pieces)
         self.hear("loaded", wait_s=120.0)  # its kernels may have to be compiled
         for _ in range(100):
             self.publish("beacon", 1)
@@ -62,6 +62,21 @@ class RawRoot:
                 self.hear("heard", 0.05)
                 return identity
         raise AssertionError("no beacon was heard")
+
+    def offer(self, identity: bytes, pieces: list[tuple[list[Any], bytes]]) -> None:
+        """Offer the slices that are cut into `pieces` to a worker that has none of them, and hear that it needs all."""
+        slices: dict[str, list[bytes]] = {}
+        for fields, data in pieces:
+            slices.setdefault(fields[0], []).append(data)
+        offered = [[tensor, hashlib.sha256(b"".join(parts)).hexdigest()] for tensor, parts in slices.items()]
+        self.say(identity, "offer", offered)
+        assert self.hear("need")[1] == [[[tensor, 0] for tensor in slices]]
+
+    def deliver(self, identity: bytes, pieces: list[tuple[list[Any], bytes]]) -> None:
+        """Offer the slices that are cut into `pieces`, and send them."""
+        self.offer(identity, pieces)
+        for fields, data in pieces:
+            self.say(identity, "weights", *fields, arrays=(data,))
 
     def __enter__(self) -> RawRoot:
         return self

@@ -6,6 +6,7 @@ is the root's sockets with nothing behind them.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 import secrets
@@ -203,6 +204,7 @@ class Stranger:
         self.sync, self.step_s, self.nodes = sync, step_s, nodes
         self.shard = Shard(spec, self.node, nodes, {"f16": np.float16, "f32": np.float32}[kv], pages)
         self.send("credit", 4)
+        self.hashes: dict[str, str] = {}
         total = 0
         for name, n_rows, n_columns, weight_type in self.shard.table:
             values, n_bytes = BLOCK[weight_type]
@@ -217,11 +219,17 @@ class Stranger:
         data = bytearray()
         while len(data) < size:
             kind, fields, arrays = self._next()
+            if kind == "offer":
+                self.hashes |= dict(fields[0])
+                self.send("need", [[name, 0] for name, _ in fields[0]])
             if kind == "weights":
                 if fields[:2] != [tensor, len(data)] or fields[2] != [["u8", 1, len(arrays[0])]]:
                     raise Again
                 data += arrays[0]
                 self.send("credit", 1)
+        if hashlib.sha256(data).hexdigest() != self.hashes[tensor]:
+            self.send("fault", 0, 0, f"{tensor} has another SHA-256 than was offered")
+            raise Again
         return data
 
     # --- §1, §7: a step ---------------------------------------------------------------------------------------------

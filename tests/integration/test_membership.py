@@ -14,7 +14,21 @@ from tiny import tiny_spec, write_tiny_model
 from dllama_zmq.bus import sockets
 from dllama_zmq.bus.codec import TO_WORKER, decode, encode
 from dllama_zmq.bus.links import Endpoints
-from dllama_zmq.bus.messages import Bye, Credit, Fault, Join, Loaded, Message, Plan, Preparing, Refuse, Weights, Welcome
+from dllama_zmq.bus.messages import (
+    Bye,
+    Credit,
+    Fault,
+    Join,
+    Loaded,
+    Message,
+    Need,
+    Offer,
+    Plan,
+    Preparing,
+    Refuse,
+    Weights,
+    Welcome,
+)
 from dllama_zmq.bus.roster import State
 from dllama_zmq.errors import WorkerLost
 from dllama_zmq.kernels import KV_PAGE
@@ -50,11 +64,27 @@ class Door:
         answers = []
         while (frames := sockets.receive_now(socket)) is not None:
             answers.append(decode(frames, TO_WORKER)[0])
-        return [answer for answer in answers if isinstance(answer, Welcome | Plan | Refuse | Bye)]
+        return [answer for answer in answers if isinstance(answer, Welcome | Plan | Refuse | Bye | Offer)]
 
 
 def a_join(host: str = "", pid: int = 1, host_name: str = "pi3", free_bytes: int | None = None) -> Join:
     return Join("", host, pid, "0", host_name, 1, free_bytes)
+
+
+def offered(door: Door, worker: zmq.Socket[bytes]) -> list[str]:
+    """The tensors whose slices a worker is offered, once all of them are hashed."""
+    n_slices, until = len(door.root.plan.shard_tensors()), time.monotonic() + 20
+    names: list[str] = []
+    while len(names) < n_slices:
+        assert time.monotonic() < until
+        for answer in door.ask(worker, Credit(0)):
+            assert isinstance(answer, Offer)
+            names += [name for name, _ in answer.slices]
+    return names
+
+
+def need_all(door: Door, worker: zmq.Socket[bytes]) -> None:
+    door.ask(worker, Need([(name, 0) for name in offered(door, worker)]))
 
 
 @pytest.fixture
@@ -162,9 +192,10 @@ def test_a_worker_that_claims_to_be_loaded_too_early_is_given_up_and_told(door: 
 def test_what_a_worker_does_to_get_ready_is_known_until_it_is_and_its_seconds_are_its_own(door: Door) -> None:
     worker = door.stranger(b"a")
     door.ask(worker, a_join())
-    door.ask(worker, Preparing("compiles kernels", 40))
+    door.ask(worker, Preparing("compiles kernels", 40, 0))
     (row,) = door.root.progress()
     assert (row.doing, row.percent) == ("compiles kernels", 40)
+    need_all(door, worker)
     while row.sent_bytes < row.total_bytes:
         door.ask(worker, Credit(64))
         (row,) = door.root.progress()
@@ -175,10 +206,49 @@ def test_what_a_worker_does_to_get_ready_is_known_until_it_is_and_its_seconds_ar
     assert door.root.progress()[0].seconds == loaded.seconds  # what follows is waiting for others
     begun = time.monotonic()
     door.ask(worker, a_join())
-    door.ask(worker, Preparing("lays out its weights", 3_000_000))
+    door.ask(worker, Preparing("lays out its weights", 3_000_000, 0))
     (again,) = door.root.progress()
     assert again.percent == 100
     assert again.seconds <= time.monotonic() - begun
+
+
+@pytest.mark.parametrize(
+    ("needs", "says"),
+    [
+        ([("layers.0.attention.q", 0), ("layers.0.attention.q", 0)], "layers.0.attention.q, which was not offered, or"),
+        ([("no such tensor", 0)], "no such tensor, which was not offered"),
+        ([("embedding", 0)], "embedding, which was not offered"),
+        ([("layers.0.attention.q", 1 << 62)], f"layers.0.attention.q from byte {1 << 62}, beyond its end"),
+        ([(f"tensor {i}", 0) for i in range(4096)], "tensor 0, which was not offered"),
+    ],
+    ids=["twice", "unknown", "the root's own", "beyond the end", "too many"],
+)
+def test_a_worker_that_asks_for_what_is_not_its_own_is_given_up(
+    needs: list[tuple[str, int]], says: str, door: Door
+) -> None:
+    worker = door.stranger(b"a")
+    door.ask(worker, a_join())
+    offered(door, worker)
+    (bye,) = door.ask(worker, Need(needs))
+    assert isinstance(bye, Bye)
+    assert says in bye.reason
+    assert isinstance(door.ask(door.stranger(b"b"), a_join(pid=2))[0], Welcome)
+
+
+def test_a_slice_that_was_not_offered_yet_is_not_sent(door: Door) -> None:
+    worker = door.stranger(b"a")
+    door.ask(worker, a_join())
+    (bye,) = door.ask(worker, Need([("layers.0.attention.q", 0)]))
+    assert isinstance(bye, Bye)
+
+
+def test_a_worker_is_offered_nothing_before_its_first_credit(door: Door) -> None:
+    """Its second join may be on its way, and what it gets before that is forgotten."""
+    worker = door.stranger(b"a")
+    assert len(door.ask(worker, a_join())) == 2  # welcome and plan
+    door.root.pump(time.monotonic() + 0.3)
+    assert len(door.ask(worker, a_join())) == 2
+    assert len(offered(door, worker)) == len(door.root.plan.shard_tensors())
 
 
 def test_clients_have_their_turn_while_pieces_that_take_long_are_sent(
@@ -192,6 +262,7 @@ def test_clients_have_their_turn_while_pieces_that_take_long_are_sent(
         return read(*where)  # type: ignore[arg-type]
 
     door.ask(worker, a_join())
+    need_all(door, worker)
     monkeypatch.setattr(door.model, "read", slowly)
     for _ in range(16):
         worker.send_multipart(encode(Credit(1)))

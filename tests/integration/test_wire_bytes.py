@@ -34,7 +34,7 @@ from dllama_zmq.worker import Worker, WorkerSettings
 GREETING_BYTES = 64
 MORE, LONG, COMMAND = 1, 2, 4
 STEP_KINDS = {"step", "sum", "partial", "candidates", "more"}
-SETUP_KINDS = {"welcome", "plan", "weights", "credit", "loaded"}
+SETUP_KINDS = {"welcome", "plan", "offer", "weights", "credit", "need", "loaded"}
 
 
 class Forwarder:

@@ -161,6 +161,7 @@ def test_a_broken_delivery_makes_the_worker_join_again(context: Context, model: 
         root.say(identity, "welcome", 1, "worker1", *reversed(root.addresses))
         root.say(identity, "plan", *plan_fields())
         root.hear("credit")
+        root.offer(identity, pieces)
         fields, data = pieces[1]
         root.say(identity, "weights", *fields, arrays=(data,))
         _, fault, _ = root.hear("fault")

@@ -7,7 +7,7 @@ import { reasonOf } from "../page/waiting.js";
 
 const NODE = {
   state: "ready", reason: "", host: "pi", address: "", pid: 1, threads: 4, memory_bytes: 160, free_bytes: 500,
-  weight_bytes: 100, kv_bytes: 50, sent_bytes: 0, total_bytes: 0, seconds: 0, doing: "", percent: 0,
+  weight_bytes: 100, kv_bytes: 50, sent_bytes: 0, kept_bytes: 0, total_bytes: 0, seconds: 0, doing: "", percent: 0,
 };
 
 function status() {
@@ -53,9 +53,9 @@ test("a node that is not there is bad, one that loads is busy and says how far i
   const changed = status();
   Object.assign(changed.nodes[1], { state: "absent", reason: "was lost" });
   assert.deepEqual(figuresOf(changed).nodes.map(({ tone }) => tone), ["good", "bad"]);
-  Object.assign(changed.nodes[1], { state: "loading", sent_bytes: 50, total_bytes: 200 });
+  Object.assign(changed.nodes[1], { state: "loading", sent_bytes: 20, kept_bytes: 30, total_bytes: 200 });
   assert.deepEqual(figuresOf(changed).nodes[1].state, "loading, 25%");
-  Object.assign(changed.nodes[1], { doing: "compiling", percent: 3 });
+  Object.assign(changed.nodes[1], { sent_bytes: 170, doing: "compiling", percent: 3 });
   assert.deepEqual([figuresOf(changed).nodes[1].state, figuresOf(changed).nodes[1].tone], ["compiling, 3%", "busy"]);
 });
 

@@ -14,7 +14,7 @@ def made_up_status(step_messages: int, payload: int, wire: int, n_missed: int = 
     """A cluster of two nodes that has done 10 steps, for which 10 messages of 1000 bytes (1100 on the wire) are due."""
     row = TrafficRow("worker1", "prediction", "sent", "step", step_messages, payload, wire, 10_000, 11_000)
     nodes = [
-        NodeStatus(name, "ready", "", "pi", "", 1, 1, 1, 1, 1, 1, 1, 1, 1.0, "", 0) for name in ("root", "worker1")
+        NodeStatus(name, "ready", "", "pi", "", 1, 1, 1, 1, 1, 1, 1, 0, 1, 1.0, "", 0) for name in ("root", "worker1")
     ]
     missed = TrafficRow("worker1", "prediction", "received", "missed", n_missed, 0, 20 * n_missed, 0, 0)
     return Status(

@@ -150,7 +150,9 @@ def test_durations_are_as_people_say_them() -> None:
 # --- the workers' arrival -----------------------------------------------------------------------------------------
 
 
-def node(name: str, state: str, sent_bytes: int = 0, reason: str = "has not joined yet", doing: str = ""):
+def node(
+    name: str, state: str, sent_bytes: int = 0, reason: str = "has not joined yet", doing: str = "", kept_bytes: int = 0
+):
     reason = reason if state == "absent" else ""
     percent = 40 if doing else 0
     return NodeStatus(
@@ -166,6 +168,7 @@ def node(name: str, state: str, sent_bytes: int = 0, reason: str = "has not join
         4 * MB,
         0,
         sent_bytes,
+        kept_bytes,
         4 * MB,
         0.4,
         doing,
@@ -209,7 +212,7 @@ def arriving(told: Told, workers_at: Callable[[float], list[NodeStatus]], until_
     arrivals: list[Arrivals] = []
 
     def happen(display: Display, now: float) -> None:
-        arrivals.append(arrivals[0] if arrivals else Arrivals(display))
+        arrivals.append(arrivals[0] if arrivals else Arrivals(display, display._clock))
         arrivals[0].show(status(*workers_at(now)))
 
     return [text for _, text in told(happen, until_s)]
@@ -229,9 +232,29 @@ def test_of_those_who_are_on_their_way_it_is_said_what_each_does(told: Told) -> 
 
 
 def test_what_a_worker_does_with_its_weights_is_said_with_a_share(told: Told) -> None:
-    workers = [node("a", "loading", 4 * MB, doing="compiles kernels"), node("b", "absent")]
+    workers = [node("a", "loading", MB, doing="compiles kernels", kept_bytes=3 * MB), node("b", "absent")]
     (line,) = arriving(told, lambda now: workers, 2.0)
     assert line == "a compiles kernels; b has not joined yet: 40%, 2 s"
+
+
+def test_of_several_that_receive_each_has_its_speed_and_its_time_left(told: Told) -> None:
+    def workers_at(now: float) -> list[NodeStatus]:
+        return [
+            node("a", "loading", round(now * MB)),
+            node("b", "loading", round(now * MB / 2), kept_bytes=MB),
+            node("c", "ready"),
+        ]
+
+    said = arriving(told, workers_at, 2.0)[-1]
+    assert said == (
+        "a receives its weights (1.0 MB/s, 2 s left); b receives its weights (500.0 kB/s, 4 s left): "
+        "2.2 of 7.0 MB, 1.5 MB/s, 3 s left"
+    )
+
+
+def test_what_a_worker_had_itself_is_said(told: Told) -> None:
+    said = arriving(told, lambda now: [node("a", "loaded", MB, kept_bytes=3 * MB)], 0.2)
+    assert said == ["a has its weights, 4.0 MB in 0.4 s (3.0 MB were there)"]
 
 
 def test_of_many_workers_some_are_named_and_the_others_counted(told: Told) -> None:

@@ -29,7 +29,7 @@ TEXT = (Path(dllama_zmq.bus.__file__).parent / "PROTOCOL.md").read_text()
 NAMED: dict[Any, str] = {
     messages.Count: "count", messages.Big: "big", messages.Name: "name", messages.Text: "text",
     messages.Endpoint: "endpoint", messages.Seconds: "seconds", messages.Heads: "heads", messages.Asks: "asks",
-    messages.Again: "again",
+    messages.Again: "again", messages.Offered: "offered", messages.Needed: "needed",
     client_messages.Whole: "whole", client_messages.Number: "number", client_messages.Stops: "stops",
     client_messages.Answers: "answers", client_messages.Index: "index", client_messages.Seed: "seed",
     prompts.Prompt: "prompt", prompts.TokenIds: "ids", prompts.ChatText: "chat", text_messages.LongText: "long text",

@@ -51,9 +51,9 @@ function nodeFigures(node, weightBytes) {
   };
 }
 
-function loadingWords({ sent_bytes: sent, total_bytes: total, doing, percent }) {
-  if (doing) return `${doing}, ${percent}%`;
-  return total > 0 ? `loading, ${Math.floor((100 * sent) / total)}%` : "loading";
+function loadingWords({ sent_bytes: sent, kept_bytes: kept, total_bytes: total, doing, percent }) {
+  if (sent + kept < total) return `loading, ${Math.floor((100 * (sent + kept)) / total)}%`;
+  return doing ? `${doing}, ${percent}%` : "loading";
 }
 
 /** Milliseconds a step of one node, and its bar's parts beside the longest of all nodes. */

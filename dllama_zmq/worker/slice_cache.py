@@ -1,0 +1,207 @@
+"""Slices of earlier starts in a bounded folder, as files whose name is their SHA-256. Many workers may share it.
+
+    <sha256>        a slice; read only as far as its hash is right
+    <sha256>.part   the beginning of one that has not come whole yet, locked by the worker that writes it
+
+Whatever goes wrong with the folder only costs the cache, with a line in the log. No name in it comes from elsewhere: a
+hash has been checked to be one when the message was read.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import os
+import re
+import stat
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from dllama_zmq.quants import U8
+
+logger = logging.getLogger(__name__)
+
+_NAME = re.compile(r"[0-9a-f]{64}(\.part)?")
+_FLAGS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # no symbolic link is followed, no pipe waited for
+
+
+class SliceCache:
+    """The folder as one loading worker has it.
+
+    most_bytes: bound of all files together; None: half of what the disk would have free without them.
+    """
+
+    def __init__(self, folder: Path, most_bytes: int | None = None) -> None:
+        self._folder = folder
+        self._writable = most_bytes != 0
+        self._used: set[str] = set()  # by this worker: not to be removed to make room
+        self._others: list[tuple[float, int, str]] = []  # time of last use, bytes and name of the files that were here
+        self._bytes = self._most_bytes = 0
+        if not self._writable:
+            return
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            own = folder.stat()
+            if own.st_uid != os.getuid() or own.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+                self._stop("other users can write there; empty it, and make it yours alone (mode 700)")
+                return
+            for entry in os.scandir(folder):
+                status = entry.stat(follow_symlinks=False)
+                if _NAME.fullmatch(entry.name) and stat.S_ISREG(status.st_mode):
+                    self._others.append((status.st_mtime, status.st_size, entry.name))
+                    self._bytes += status.st_size
+            disk = os.statvfs(folder)
+            free = disk.f_bavail * disk.f_frsize
+        except OSError as error:
+            self._give_up(error)
+            return
+        self._others.sort(reverse=True)
+        self._most_bytes = (free + self._bytes) // 2 if most_bytes is None else most_bytes
+
+    def has(self, sha256: str, size: int) -> bool:
+        """Whether there is a file for a slice of `size` bytes, which counts as used now. `read` says if it is sound."""
+        path = self._folder / sha256
+        try:
+            found = path.lstat()
+        except OSError:
+            return False
+        if not stat.S_ISREG(found.st_mode) or found.st_size != size:
+            return False
+        with suppress(OSError):
+            os.utime(path, follow_symlinks=False)
+        self._used.add(sha256)
+        return True
+
+    def read(self, sha256: str, size: int) -> U8 | None:
+        """The slice (bytes,), if it is here and sound; a file that is not is removed."""
+        path, data = self._folder / sha256, np.empty(size, np.uint8)
+        try:
+            descriptor = os.open(path, os.O_RDONLY | _FLAGS)
+            try:
+                n_bytes = _fill(descriptor, data)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            logger.warning("%s cannot be read (%s); the root sends it again", path, error.strerror)
+            return None
+        if n_bytes == size and hashlib.sha256(data.data).hexdigest() == sha256:
+            return data
+        logger.warning("%s has been altered; the root sends it again", path)
+        with suppress(OSError):
+            path.unlink()
+        return None
+
+    def part(self, sha256: str, size: int, begin: bool) -> Part | None:
+        """What is here of a slice that has not come whole, to go on with; with `begin`, perhaps a new one.
+
+        None where there is none, another worker writes it, or the cache has no room or cannot be written.
+        """
+        path = self._folder / f"{sha256}.part"
+        if os.path.lexists(path) and (path.is_symlink() or not path.is_file()):
+            with suppress(OSError):
+                path.unlink()
+        if not self._writable or not (begin or os.path.lexists(path)):
+            return None
+        self._used |= {sha256, path.name}
+        if not self._make_room(size):
+            return None
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_APPEND | _FLAGS | (os.O_CREAT if begin else 0), 0o600)
+        except OSError as error:
+            self._give_up(error)
+            return None
+        part = Part(self, path, descriptor)
+        if part.is_ours(size):
+            return part
+        part.close()
+        return None
+
+    def _make_room(self, n_bytes: int) -> bool:
+        """Remove the files that were not used for longest until `n_bytes` fit. False where they do not."""
+        while self._bytes + n_bytes > self._most_bytes and self._others:
+            _, size, name = self._others.pop()
+            if name not in self._used:
+                with suppress(OSError):
+                    (self._folder / name).unlink()
+                self._bytes -= size
+        if self._bytes + n_bytes <= self._most_bytes:
+            self._bytes += n_bytes
+            return True
+        self._stop(f"{self._most_bytes} bytes are all that it may hold (--cache)")
+        return False
+
+    def _give_up(self, error: OSError) -> None:
+        self._stop(error.strerror or str(error))
+
+    def _stop(self, why: str) -> None:
+        if self._writable:
+            logger.warning("no more weights are kept in %s for the next start: %s", self._folder, why)
+        self._writable = False
+
+
+class Part:
+    """The beginning of a slice, to which what comes is appended. `keep` makes it a whole one."""
+
+    def __init__(self, cache: SliceCache, path: Path, descriptor: int) -> None:
+        self._cache, self._path, self._descriptor = cache, path, descriptor
+
+    def is_ours(self, size: int) -> bool:
+        """Whether it is a file that no other worker writes, shorter than `size`; a longer one is emptied."""
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            ours, named = os.fstat(self._descriptor), self._path.lstat()
+            if not stat.S_ISREG(ours.st_mode) or (ours.st_dev, ours.st_ino) != (named.st_dev, named.st_ino):
+                return False  # it has been renamed by who wrote it, and is whole
+            if ours.st_size >= size:
+                os.ftruncate(self._descriptor, 0)
+        except OSError:
+            return False
+        return True
+
+    def read(self, data: U8) -> int:
+        """Fill the first of `data` with what is here. Returns how many bytes that are."""
+        try:
+            return _fill(self._descriptor, data)
+        except OSError:
+            return 0
+
+    def append(self, piece: U8) -> bool:
+        """Write the next bytes. False where that fails: the file is gone, and the cache takes no more."""
+        try:
+            view = piece.data
+            while view:
+                view = view[os.write(self._descriptor, view) :]
+        except OSError as error:
+            self._cache._give_up(error)
+            self.discard()
+            return False
+        return True
+
+    def keep(self) -> None:
+        """It is whole, and its hash has been checked."""
+        try:
+            self._path.replace(self._path.with_suffix(""))
+        except OSError as error:
+            self._cache._give_up(error)
+        self.close()
+
+    def discard(self) -> None:
+        """Remove it."""
+        with suppress(OSError):
+            self._path.unlink()
+        self.close()
+
+    def close(self) -> None:
+        """Leave it for the next start."""
+        os.close(self._descriptor)
+
+
+def _fill(descriptor: int, data: U8) -> int:
+    """Read from the file's beginning until `data` is full or the file ends. Returns the bytes read."""
+    view, at = data.data, 0
+    while at < len(view) and (n := os.preadv(descriptor, [view[at:]], at)):
+        at += n
+    return at

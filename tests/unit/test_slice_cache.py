@@ -1,0 +1,194 @@
+"""The cache of slices is bounded, checked when read, and costs nothing but itself when its folder is bad."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dllama_zmq.worker.slice_cache import SliceCache
+
+
+def a_slice(seed: int, size: int = 1000) -> tuple[str, np.ndarray]:
+    data = np.random.default_rng(seed).integers(0, 256, size, np.uint8)
+    return hashlib.sha256(data).hexdigest(), data
+
+
+def keep(cache: SliceCache, sha256: str, data: np.ndarray) -> bool:
+    """Whether it could be kept."""
+    part = cache.part(sha256, len(data), begin=True)
+    if part is None:
+        return False
+    if not part.append(data):
+        return False
+    part.keep()
+    return cache.has(sha256, len(data))
+
+
+def test_what_was_kept_is_there_for_the_next_worker(tmp_path: Path) -> None:
+    sha256, data = a_slice(1)
+    assert keep(SliceCache(tmp_path / "slices"), sha256, data)
+    later = SliceCache(tmp_path / "slices")
+    assert later.has(sha256, len(data))
+    np.testing.assert_array_equal(later.read(sha256, len(data)), data)
+    assert [path.name for path in (tmp_path / "slices").iterdir()] == [sha256]
+    assert (tmp_path / "slices").stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize("cut", [False, True], ids=["altered", "truncated between look and read"])
+def test_a_file_that_is_not_what_its_name_says_is_removed(
+    cut: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sha256, data = a_slice(1)
+    keep(SliceCache(tmp_path), sha256, data)
+    cache = SliceCache(tmp_path)
+    assert cache.has(sha256, len(data))
+    (tmp_path / sha256).write_bytes(data[:500].tobytes() + (b"" if cut else bytes(500)))
+    with caplog.at_level(logging.WARNING):
+        assert cache.read(sha256, len(data)) is None
+    assert f"{tmp_path / sha256} has been altered" in caplog.text
+    assert not (tmp_path / sha256).exists()
+    assert keep(cache, sha256, data)
+
+
+def test_a_truncated_file_is_not_there(tmp_path: Path) -> None:
+    sha256, data = a_slice(1)
+    keep(SliceCache(tmp_path), sha256, data)
+    os.truncate(tmp_path / sha256, 999)
+    assert not SliceCache(tmp_path).has(sha256, len(data))
+    assert keep(SliceCache(tmp_path), sha256, data)
+
+
+@pytest.mark.parametrize("suffix", ["", ".part"])
+@pytest.mark.parametrize("kind", ["symbolic link", "pipe", "folder"])
+def test_what_is_no_file_is_neither_read_nor_written_to(kind: str, suffix: str, tmp_path: Path) -> None:
+    sha256, data = a_slice(1)
+    folder, elsewhere = tmp_path / "slices", tmp_path / "elsewhere"
+    folder.mkdir(mode=0o700)
+    elsewhere.write_bytes(data.tobytes())
+    at = folder / f"{sha256}{suffix}"
+    if kind == "symbolic link":
+        at.symlink_to(elsewhere)
+    elif kind == "pipe":
+        os.mkfifo(at)
+    else:
+        at.mkdir()
+    cache = SliceCache(folder)
+    assert not cache.has(sha256, len(data))
+    assert cache.part(sha256, len(data), begin=False) is None
+    assert cache.read(sha256, len(data)) is None
+    keep(cache, sha256, data)
+    assert elsewhere.read_bytes() == data.tobytes()
+    assert not at.is_symlink()
+
+
+@contextmanager
+def files_of_at_most(n_bytes: int) -> Iterator[None]:
+    """As on a full disk: what is written beyond is refused."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_disk_that_is_full_costs_the_cache_and_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (first, one), (second, two) = a_slice(1, 100), a_slice(2)
+    cache = SliceCache(tmp_path)
+    assert keep(cache, first, one)
+    with files_of_at_most(500), caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            assert not keep(cache, second, two)
+    assert caplog.text.count("no more weights are kept in") == 1
+    assert "File too large" in caplog.text
+    assert [path.name for path in tmp_path.iterdir()] == [first]  # nothing half stays on a full disk
+    np.testing.assert_array_equal(cache.read(first, 100), one)
+
+
+@pytest.mark.parametrize("bad", ["a file is there", "others can write"])
+def test_a_folder_that_cannot_be_used_costs_the_cache_and_one_line(
+    bad: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "slices"
+    if bad == "a file is there":
+        folder.write_bytes(b"")
+    else:
+        folder.mkdir()
+        folder.chmod(0o777)
+    with caplog.at_level(logging.WARNING):
+        cache = SliceCache(folder)
+        for seed in range(3):
+            assert not keep(cache, *a_slice(seed))
+    assert caplog.text.count(f"no more weights are kept in {folder} for the next start") == 1
+
+
+def test_the_slices_that_were_not_used_for_longest_make_room(tmp_path: Path) -> None:
+    slices = [a_slice(seed) for seed in range(5)]
+    for age, (sha256, data) in enumerate(slices[:3]):
+        assert keep(SliceCache(tmp_path, 3000), sha256, data)
+        os.utime(tmp_path / sha256, (1000 + age, 1000 + age))
+    assert SliceCache(tmp_path, 3000).has(*_sized(slices[0]))  # it was the oldest, and is used now
+    assert keep(SliceCache(tmp_path, 3000), *slices[3])
+    assert {path.name for path in tmp_path.iterdir()} == {slices[i][0] for i in (0, 2, 3)}
+    assert keep(SliceCache(tmp_path, 3000), *slices[4])
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) == 3000
+
+
+def test_a_worker_removes_none_of_its_own_slices_for_another_of_them(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Else a cache that is smaller than a node would never have what is read first."""
+    slices = [a_slice(seed) for seed in range(5)]
+    with caplog.at_level(logging.WARNING):
+        kept = [keep(cache, *one) for cache in [SliceCache(tmp_path, 3000)] for one in slices]
+    assert kept == [True, True, True, False, False]
+    assert "3000 bytes are all that it may hold" in caplog.text
+    again = SliceCache(tmp_path, 3000)
+    assert [again.has(*_sized(one)) for one in slices] == kept
+
+
+def test_without_room_nothing_is_kept_or_made(tmp_path: Path) -> None:
+    cache = SliceCache(tmp_path / "slices", 0)
+    assert not keep(cache, *a_slice(1))
+    assert not (tmp_path / "slices").exists()
+
+
+def test_two_workers_write_a_slice_only_once_and_the_beginning_goes_to_who_has_it(tmp_path: Path) -> None:
+    sha256, data = a_slice(1)
+    one, other = SliceCache(tmp_path), SliceCache(tmp_path)
+    part = one.part(sha256, len(data), begin=True)
+    assert part is not None
+    assert part.append(data[:400])
+    assert other.part(sha256, len(data), begin=True) is None
+    assert part.append(data[400:])
+    part.keep()
+    assert other.has(sha256, len(data))
+    np.testing.assert_array_equal(other.read(sha256, len(data)), data)
+
+
+def test_the_beginning_of_a_slice_is_there_for_the_next_worker(tmp_path: Path) -> None:
+    sha256, data = a_slice(1)
+    part = SliceCache(tmp_path).part(sha256, len(data), begin=True)
+    assert part is not None
+    assert part.append(data[:400])
+    part.close()
+    later = SliceCache(tmp_path).part(sha256, len(data), begin=False)
+    assert later is not None
+    found = np.zeros(len(data), np.uint8)
+    assert later.read(found) == 400
+    np.testing.assert_array_equal(found[:400], data[:400])
+    assert later.append(data[400:])
+    later.keep()
+    np.testing.assert_array_equal(SliceCache(tmp_path).read(sha256, len(data)), data)
+
+
+def _sized(one: tuple[str, np.ndarray]) -> tuple[str, int]:
+    return one[0], len(one[1])
