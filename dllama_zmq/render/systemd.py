@@ -27,7 +27,9 @@ def systemd(file: ClusterFile) -> Rendered:
     Raises ConfigError where the model is missing; UsageError where the units could not read it.
     """
     cluster = file.cluster
-    changes: dict[str, object] = {}
+    # systemd starts the workers, so the root does not.
+    workers = [msgspec.structs.replace(worker, ssh=None) for worker in cluster.workers]
+    changes: dict[str, object] = {"workers": workers}
     if cluster.model != DEMO:
         changes["model"] = _readable(file.unchecked_model_path(), "model")
         file.model_path()
@@ -41,7 +43,7 @@ def systemd(file: ClusterFile) -> Rendered:
         "cluster.yaml": cluster_yaml(msgspec.structs.replace(cluster, **changes), file.path),
         ROOT_UNIT: _unit("root.service", ROOT_WORDS, cluster.name, stop_s),
     }
-    elsewhere = [worker for worker in cluster.workers if not is_loopback(worker.host)]
+    elsewhere = [worker for worker in workers if not is_loopback(worker.host)]
     if elsewhere:
         root = root_for(cluster, elsewhere[0].host)
         files[WORKER_UNIT] = _unit("worker@.service", worker_words(cluster, root, "%i"), cluster.name, stop_s)

@@ -166,6 +166,13 @@ def test_workers_of_an_open_bus_are_told_that_it_is_open(cli: Cli, form: str) ->
     assert load_cluster(cluster_file(cli.folder / form)).cluster.security == "none"
 
 
+def test_a_worker_that_systemd_starts_is_not_started_over_ssh_too(cli: Cli) -> None:
+    folder = render(cli, "systemd", workers=[{"name": "pi2", "ssh": "pi@192.168.1.11"}])
+    (worker,) = load_cluster(folder / "cluster.yaml").cluster.workers
+    assert (worker.host, worker.ssh) == ("192.168.1.11", None)
+    assert (folder / "dllama-zmq-worker@.service").exists()
+
+
 def test_a_cluster_of_one_computer_has_one_unit(cli: Cli) -> None:
     folder = render(cli, "systemd", root={}, workers=3)
     assert [path.name for path in folder.glob("*.service")] == ["dllama-zmq-root.service"]
