@@ -9,7 +9,7 @@ import time
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-from dllama_zmq.bus.addresses import host_of, join, own_address, resolve
+from dllama_zmq.bus.addresses import host_of, ip_of, join, own_address, resolve
 from dllama_zmq.cluster import Cluster, is_loopback
 from dllama_zmq.doctor.findings import Finding, ok, problem, warning
 from dllama_zmq.errors import BusError
@@ -72,7 +72,7 @@ def _way(worker: str, addresses: list[str], root_host: str) -> Iterator[Finding]
     else:
         yield ok(about, f"{shown} answers, in {took_s * 1000:.1f} ms")
     own = {own_address(address) for address in addresses} - {""}
-    if own and root_host not in _ANY and _is_ip(root_host) and root_host not in own:
+    if own and root_host not in _ANY and _is_ip(root_host) and ip_of(root_host) not in own:
         text = f"this computer speaks to {worker} from {', '.join(sorted(own))}, and root.host is {root_host}"
         yield warning(about, text, "if the worker finds no way to root.host, write that address there")
 

@@ -16,8 +16,8 @@ from dllama_zmq.reporting import plural
 STATUS_S = 10.0
 LINKS_S = 90.0
 _LONG_ROUND_TRIP_S = 2e-3
-_SLOW_BYTES_PER_S = 11e6
-"""Just below what 100 Mbit/s carry."""
+_SLOW_BYTES_PER_S = 25e6
+"""More than a port of 100 Mbit/s carries, or a cable with which one of 1 Gbit/s falls back to that."""
 _LOPSIDED = 3.0
 _CLOCK_S = 30.0
 _WIRED = "use a wired network of 1 Gbit/s: each layer of each token waits for two messages"

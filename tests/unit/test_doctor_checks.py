@@ -76,6 +76,15 @@ def test_a_root_whose_name_is_a_loopback_address_is_a_problem(monkeypatch: pytes
     assert (found.level, found.text.partition(",")[0]) == ("problem", "pi1 is 127.0.1.1 here")
 
 
+def test_the_way_to_a_worker_leads_from_an_address_that_is_the_roots_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(names, "_DOORS", free_ports(1))
+    ways = [("127.0.0.1", "127.0.0.1", ["ok"]), ("127.0.0.1", "192.0.2.1", ["ok", "warning"])]
+    if addresses._is_here("::1"):
+        ways.append(("::1", "::1%lo", ["ok"]))
+    for worker, root, levels in ways:
+        assert [one.level for one in names._way(worker, [worker], root)] == levels
+
+
 def test_a_computer_answers_by_refusing_too(monkeypatch: pytest.MonkeyPatch) -> None:
     refused, taken = free_ports(1)[0], socket.create_server(("127.0.0.1", 0))
     with taken:
@@ -119,12 +128,13 @@ def test_the_ports_of_a_root_elsewhere_are_told_one_by_one() -> None:
         (LinkStatus("pi2", 3e-4, 117e6, 117e6, 0.001), ["ok"], "round trip 0.30 ms, 936 Mbit/s to it, 936 from it"),
         (LinkStatus("pi2", 8e-3, 117e6, 117e6, 0.001), ["warning"], "round trip 8.00 ms"),
         (LinkStatus("pi2", 3e-4, 5e6, 5e6, 0.001), ["warning"], "40 Mbit/s to it, 40 from it"),
-        (LinkStatus("pi2", 3e-4, 117e6, 12e6, 0.001), ["warning"], "936 Mbit/s to it, 96 from it"),
+        (LinkStatus("pi2", 3e-4, 12e6, 12e6, 0.001), ["warning"], "96 Mbit/s to it, 96 from it"),
+        (LinkStatus("pi2", 3e-4, 117e6, 30e6, 0.001), ["warning"], "936 Mbit/s to it, 240 from it"),
         (LinkStatus("pi2", note="it is absent"), ["problem"], "not measured: it is absent"),
         (LinkStatus("pi2", 3e-4, note="it did not answer"), ["problem"], "round trip 0.30 ms; it did not answer"),
         (LinkStatus("pi2", 3e-4, 117e6, 117e6, -86400.0), ["ok", "warning"], "round trip 0.30 ms"),
     ],
-    ids=["wired", "far", "slow", "lopsided", "absent", "silent", "clock"],
+    ids=["wired", "far", "slow", "100 Mbit", "lopsided", "absent", "silent", "clock"],
 )
 def test_a_link_is_judged_by_its_numbers(link: LinkStatus, levels: list[str], words: str) -> None:
     found = list(nodes._link(link))
