@@ -24,7 +24,7 @@ def write_own_wheel(folder: Path) -> Path:
     """
     try:
         found = metadata.distribution("dllama-zmq")
-        about = found.read_text("METADATA")
+        about = found.read_text("METADATA") or found.read_text("PKG-INFO")  # of a checkout in which this runs
     except metadata.PackageNotFoundError:
         about = None
     if about is None:
