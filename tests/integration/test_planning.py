@@ -176,7 +176,9 @@ def test_a_width_that_q80_cannot_carry_is_refused(cli: Cli) -> None:
 
 
 def test_a_model_that_fits_nowhere_is_shown_and_fails_with_the_cure(cli: Cli) -> None:
-    result = cli.told("plan", "--shape", "llama3-70b", "--layers", "4000", "--nodes", "1", "--no-speed")
+    result = cli.told(
+        "plan", "--shape", "llama3-70b", "--layers", "400", "--weights", "f32", "--nodes", "1", "--no-speed"
+    )
     assert "too little" in result.out
     assert "this computer has" in result.error()
     assert "nodes need" in result.error()
