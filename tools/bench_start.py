@@ -88,7 +88,9 @@ def workers(nodes: int, folder: str) -> Iterator[None]:
     with ExitStack() as stack:
         for node in range(1, nodes):
             environment = {**os.environ, "DLLAMA_ZMQ_HOME": f"{folder}/node{node}"}
-            worker = subprocess.Popen([*in_namespace(node), *command], stderr=subprocess.DEVNULL, env=environment)
+            worker = subprocess.Popen(
+                [*in_namespace(node), *command, "--name", f"worker{node}"], stderr=subprocess.DEVNULL, env=environment
+            )
             stack.callback(worker.wait, 10)
             stack.callback(worker.terminate)
         time.sleep(3.0)  # they have been imported, and ask for work
