@@ -48,11 +48,12 @@ class SliceCache:
             if own.st_uid != os.getuid() or own.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
                 self._stop("other users can write there; empty it, and make it yours alone (mode 700)")
                 return
-            for entry in os.scandir(folder):
-                status = entry.stat(follow_symlinks=False)
-                if _NAME.fullmatch(entry.name) and stat.S_ISREG(status.st_mode):
-                    self._others.append((status.st_mtime, status.st_size, entry.name))
-                    self._bytes += status.st_size
+            for name in filter(_NAME.fullmatch, os.listdir(folder)):
+                with suppress(FileNotFoundError):  # another worker has renamed or removed it since
+                    status = (folder / name).lstat()
+                    if stat.S_ISREG(status.st_mode):
+                        self._others.append((status.st_mtime, status.st_size, name))
+                        self._bytes += status.st_size
             disk = os.statvfs(folder)
             free = disk.f_bavail * disk.f_frsize
         except OSError as error:
@@ -111,7 +112,8 @@ class SliceCache:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_APPEND | _FLAGS | (os.O_CREAT if begin else 0), 0o600)
         except OSError as error:
-            self._give_up(error)
+            if begin or not isinstance(error, FileNotFoundError):  # else another worker made it whole or removed it
+                self._give_up(error)
             return None
         part = Part(self, path, descriptor)
         if part.is_ours(size):
@@ -184,6 +186,8 @@ class Part:
         """It is whole, and its hash has been checked."""
         try:
             self._path.replace(self._path.with_suffix(""))
+        except FileNotFoundError:  # another worker needed its room
+            pass
         except OSError as error:
             self._cache._give_up(error)
         self.close()

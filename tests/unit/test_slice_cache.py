@@ -190,5 +190,24 @@ def test_the_beginning_of_a_slice_is_there_for_the_next_worker(tmp_path: Path) -
     np.testing.assert_array_equal(SliceCache(tmp_path).read(sha256, len(data)), data)
 
 
+def test_what_another_worker_removes_or_makes_whole_meanwhile_does_not_cost_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    gone = "0" * 64 + ".part"
+    with monkeypatch.context() as patch:
+        listed = os.listdir
+        patch.setattr(os, "listdir", lambda folder: [gone, *listed(folder)])  # there when the folder is listed
+        cache = SliceCache(tmp_path)
+    sha256, data = a_slice(1)
+    part = cache.part(sha256, len(data), begin=True)
+    assert part is not None
+    assert part.append(data)
+    (tmp_path / f"{sha256}.part").unlink()
+    part.keep()
+    assert not cache.has(sha256, len(data))
+    assert keep(cache, *a_slice(2))
+    assert not caplog.text
+
+
 def _sized(one: tuple[str, np.ndarray]) -> tuple[str, int]:
     return one[0], len(one[1])
