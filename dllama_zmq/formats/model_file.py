@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -94,9 +95,12 @@ class ModelFile:
             self._read_bytes = 0
         self._read_bytes += n_bytes
 
-    def stamps(self) -> list[tuple[str, tuple[int, ...]]]:
-        """Each file's path and numbers, of which one at least is another if it was changed since it was opened."""
-        return sorted((str(path), file.stamp) for path, file in self._files.items())
+    def stamps(self) -> list[tuple[bytes, tuple[int, ...]]]:
+        """Each file's path, the same bytes in any locale, and numbers.
+
+        One of the numbers at least is another if the file was changed since it was opened.
+        """
+        return sorted((os.fsencode(path), file.stamp) for path, file in self._files.items())
 
     def forget_pages(self) -> None:
         """Release the files' pages from this process's memory; reading maps them again."""
