@@ -228,10 +228,10 @@ def test_a_root_in_a_long_step_is_waited_for_by_generate_and_down(
     answer, overrides = flags.Answer(steps=4, temperature=0.0, stats="answer"), flags.Overrides()
     prompt = flags.PromptFlags(prompt="once")
     with serving(context, model, [], busy_s=busy_s) as address:
-        generate(prompt=prompt, overrides=overrides, answer=answer, connect=address)
+        generate(prompt=prompt, overrides=overrides, answer=answer, there=flags.There(connect=address))
         assert capfd.readouterr().out.startswith("once")
     with serving(context, model, [], busy_s=busy_s) as address:
-        down(which=flags.AnyCluster(), connect=address)
+        down(which=flags.AnyCluster(), there=flags.There(connect=address))
         assert f"the cluster at {address} is down" in capfd.readouterr().err
 
 

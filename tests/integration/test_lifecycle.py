@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 from command_line import Cli, finish, gone, json_object, kill, until
 from integration.answers import LEAVE_S, NOTICE_S, PROMPT, answer, long_answer
@@ -166,8 +167,12 @@ def await_ready(cli: Cli) -> None:
 
 def test_workers_leave_by_themselves_when_the_root_is_killed_and_a_new_up_works(cli: Cli, greedy_text: str) -> None:
     cli.up(4)
-    pids = [node.pid for node in cli.status().nodes]
-    kill(pids[0])
+    root = cli.status().nodes[0].pid
+    pids = [
+        root,
+        *(child.pid for child in psutil.Process(root).children(recursive=True)),
+    ]  # the front and the gateway too
+    kill(root)
     took_s = until(lambda: all(map(gone, pids)), LEAVE_S, "the workers to leave")
     print(f"workers gone after the root's death: {took_s:.2f} s")
     ended = "cluster 'small' ended unexpectedly (`dllama-zmq logs root` shows its log); `dllama-zmq up` starts it"

@@ -57,7 +57,7 @@ def test_the_xdg_folders_are_used_where_they_are_set(tmp_path: Path, monkeypatch
 
 
 def test_without_xdg_folders_sockets_lie_in_tmp_and_logs_at_home(tmp_path: Path) -> None:
-    assert paths._bases() == (
+    assert paths.folders() == (
         Path(f"/tmp/dllama-zmq-{os.getuid()}"),
         tmp_path / "home" / ".local" / "state" / "dllama-zmq",
     )
@@ -66,14 +66,14 @@ def test_without_xdg_folders_sockets_lie_in_tmp_and_logs_at_home(tmp_path: Path)
 @pytest.mark.parametrize("runtime", ["/no/such/folder", "relative/folder", "/proc/1/no"])
 def test_a_runtime_folder_that_cannot_be_used_is_passed_over(runtime: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", runtime)
-    assert paths._bases()[0] == Path(f"/tmp/dllama-zmq-{os.getuid()}")
+    assert paths.folders()[0] == Path(f"/tmp/dllama-zmq-{os.getuid()}")
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder to another user")
 def test_a_runtime_folder_of_another_user_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     os.chown(tmp_path, 65534, -1)
-    assert paths._bases()[0] == Path(f"/tmp/dllama-zmq-{os.getuid()}")
+    assert paths.folders()[0] == Path(f"/tmp/dllama-zmq-{os.getuid()}")
 
 
 def test_nobody_else_can_enter_the_run_folder(home: Path) -> None:
