@@ -119,18 +119,25 @@ def test_make_test_is_what_runs_these_tests(target: str) -> None:
 def test_what_is_served_answers_curl_and_openais_client(
     cli: Cli, small_model: Path, environment: dict[str, str]
 ) -> None:
-    """With a small model in place of the demo, which has no chat template, and a free port in place of 9990."""
+    """With a small model in place of the demo, which has no chat template, and a free port in place of 9990.
+
+    Its answers are random: they must not end with their first token.
+    """
     (port,) = map(str, free_ports(1))
     words = SERVE.replace("9990", port).replace("demo", str(chatty(small_model, cli.folder))).split()[1:]
     with cli.started(*words) as server:
         await_words(server, "up name=")
-        curl = run(CURL.replace("9990", port).replace("curl ", "curl -sSf "), environment)
+        endless = CURL.replace('"max_tokens": 40', '"max_tokens": 40, "ignore_eos": true')
+        assert endless.count("ignore_eos") == 2
+        curl = run(endless.replace("9990", port).replace("curl ", "curl -sSf "), environment)
         assert curl.returncode == 0, curl.stderr
         text, chat, health = map(json.loads, curl.stdout.replace("}{", "}\n{").splitlines())
         assert text["choices"][0]["text"]
         assert chat["choices"][0]["message"]["content"]
         assert health["status"] == "ok"
-        command = [sys.executable, "-c", OPENAI.replace("9990", port)]
+        endless = OPENAI.replace("max_tokens=200", 'max_tokens=200, extra_body={"ignore_eos": True}')
+        assert "ignore_eos" in endless
+        command = [sys.executable, "-c", endless.replace("9990", port)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=environment, check=False)
         assert done.returncode == 0, done.stderr
         assert len(done.stdout) > 1
