@@ -18,6 +18,7 @@ from dllama_zmq.errors import ProtocolError, RootLost, TokenError, TrustError
 logger = logging.getLogger(__name__)
 
 ENROL_S = 5.0
+_AGAIN_S = 0.5
 TO_HOLDER = Kinds(Enrolled, Refuse)
 """What a root says to the holder of a token."""
 _USED = "has been used or has expired; make another one on the root's computer: dllama-zmq token"
@@ -51,8 +52,10 @@ def enrol(
                 raise TokenError(f"the root at {endpoint} does not take this token: it {_USED}")
             why = connection.refusal or why_no_answer(endpoint, "its port (5570 for workers, 5572 for clients)")
             raise RootLost(f"nobody at {endpoint} takes the token: {why}")
-        connection.socket.send_multipart(encode(Enroll(public)), zmq.NOBLOCK)
-        frames = sockets.receive(connection.socket, until, spin_s=0.0)
+        frames = None
+        while frames is None and time.monotonic() < until:  # the root drops what it reads before its guard knows of us
+            connection.socket.send_multipart(encode(Enroll(public)), zmq.NOBLOCK)
+            frames = sockets.receive(connection.socket, min(until, time.monotonic() + _AGAIN_S), spin_s=0.0)
     if frames is None:
         raise RootLost(f"the root at {endpoint} has not answered to the token within {wait_s:.0f} s")
     answer, _ = decode(frames, TO_HOLDER)

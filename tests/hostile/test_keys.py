@@ -234,17 +234,23 @@ def test_who_hears_the_steps_with_a_removed_key_hears_no_more(context: Context) 
 
 
 @contextmanager
-def answering(context: Context, secured: Secured) -> Iterator[str]:
-    """The address of a root without a model that answers workers and holders of tokens, as Membership does."""
+def answering(context: Context, secured: Secured, n_dropped: int = 0) -> Iterator[str]:
+    """The address of a root without a model that answers workers and holders of tokens, as Membership does.
+
+    n_dropped: the first messages, which it does not answer.
+    """
     from dllama_zmq.bus.enrol import enrolled
 
     with a_link(context, secured) as (link, at):
         ended = threading.Event()
 
         def answer() -> None:
+            to_drop = n_dropped
             while not ended.is_set():
                 arrived = link.receive(time.monotonic() + 0.05)
-                if arrived is not None and isinstance(arrived[1], Enroll):
+                if arrived is not None and to_drop:
+                    to_drop -= 1
+                elif arrived is not None and isinstance(arrived[1], Enroll):
                     link.send(arrived[0], "", enrolled(link.security, link.key(arrived[0]), arrived[1]))
 
         thread = threading.Thread(target=answer)
@@ -266,6 +272,14 @@ def test_a_token_admits_one_new_key_once(context: Context) -> None:
         assert not secured.ring.admits(other.public, Role.worker)
         with knocking(context, zmq.DEALER, address, Peer(new, secured.root.public).apply) as (_, events):
             assert next_event(events) == zmq.EVENT_HANDSHAKE_SUCCEEDED
+
+
+def test_a_holder_that_is_not_answered_asks_again(context: Context) -> None:
+    """A root drops what it reads before its guard has seen the connection."""
+    secured, new = Secured(), KeyPair.new()
+    with answering(context, secured, n_dropped=1) as address:
+        assert enrol(context, address, secured.holder(), new.public, wait_s=30.0) == ""
+    assert secured.ring.admits(new.public, Role.worker)
 
 
 def test_two_holders_of_one_token_do_not_both_get_in(context: Context) -> None:
