@@ -296,7 +296,11 @@ class Membership:
                 logger.exception("cannot read what %s is to hold", member.name)
                 self._lose(member, f"cannot be given its weights: {type(error).__name__}: {error}")
                 return  # a root that has served lives on: what cannot be read now may be read later
-            if message is None or not self._send(member, *message):
+            if message is None:
+                return
+            try:
+                self._link.send(member.identity, member.name, *message)
+            except PeerGone:  # why it ended may have come, and waits to be read; the next ping finds it gone
                 return
 
     def _held_bytes(self, node: int) -> int:
