@@ -56,7 +56,7 @@ def resolve(endpoint: str) -> list[str]:
     host, port = _host_and_port(endpoint.removeprefix(_TCP))
     if not port.isdecimal() or not 0 < int(port) < 65536:
         raise BusError(f"{endpoint!r} is no address to connect to: expected something like tcp://192.168.1.10:5570")
-    if _is_ip(host):
+    if is_ip(host):
         return [endpoint]
     try:
         found = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)
@@ -202,7 +202,7 @@ def _host_and_port(text: str) -> tuple[str, str]:
     host, colon, port = text.rpartition(":")
     if not colon:
         return text, ""
-    if ":" in host and not (port.isdecimal() and _is_ip(host)):
+    if ":" in host and not (port.isdecimal() and is_ip(host)):
         return text, ""
     return host, port
 
@@ -224,7 +224,8 @@ def _is_here(ip: str) -> bool:
     return True
 
 
-def _is_ip(host: str) -> bool:
+def is_ip(host: str) -> bool:
+    """Whether `host` is an IP address, not a name."""
     try:
         ipaddress.ip_address(host)
     except ValueError:

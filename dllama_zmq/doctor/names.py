@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import errno
-import ipaddress
 import socket
 import time
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-from dllama_zmq.bus.addresses import host_of, ip_of, join, own_address, resolve
+from dllama_zmq.bus.addresses import host_of, ip_of, is_ip, join, own_address, resolve
 from dllama_zmq.cluster import Cluster, is_loopback
 from dllama_zmq.doctor.findings import Finding, ok, problem, warning
 from dllama_zmq.errors import BusError
@@ -37,11 +36,11 @@ def hosts(cluster: Cluster) -> Iterator[Finding]:
 def _root(host: str, is_here: bool) -> Iterator[Finding]:
     addresses = yield from _known(host, "root.host")
     inside = [address for address in addresses if is_loopback(address)]
-    if inside and not _is_ip(host):
+    if inside and not is_ip(host):
         cure = "write its address in the network instead (`hostname -I` lists them)"
         yield problem("root.host", f"{host} is {inside[0]} here, which no other computer can reach (/etc/hosts)", cure)
     elif addresses:
-        shown = host if _is_ip(host) else f"{host} ({', '.join(addresses)})"
+        shown = host if is_ip(host) else f"{host} ({', '.join(addresses)})"
         yield ok("root.host", f"{shown} is {'this' if is_here else 'another'} computer")
 
 
@@ -64,7 +63,7 @@ def _known(host: str, about: str) -> Generator[Finding, None, list[str]]:
 def _way(worker: str, addresses: list[str], root_host: str) -> Iterator[Finding]:
     """Whether a worker's computer answers, and from which address of this computer it is spoken to."""
     about = f"workers: {worker}"
-    shown = worker if _is_ip(worker) else f"{worker} ({', '.join(addresses)})"
+    shown = worker if is_ip(worker) else f"{worker} ({', '.join(addresses)})"
     took_s = next((took_s for address in addresses if (took_s := _answers(address)) is not None), None)
     if took_s is None:
         cure = "is it on, in this network, and is this its address? A firewall may also let nothing through"
@@ -72,7 +71,7 @@ def _way(worker: str, addresses: list[str], root_host: str) -> Iterator[Finding]
     else:
         yield ok(about, f"{shown} answers, in {took_s * 1000:.1f} ms")
     own = {own_address(address) for address in addresses} - {""}
-    if own and root_host not in _ANY and _is_ip(root_host) and ip_of(root_host) not in own:
+    if own and root_host not in _ANY and is_ip(root_host) and ip_of(root_host) not in own:
         text = f"this computer speaks to {worker} from {', '.join(sorted(own))}, and root.host is {root_host}"
         yield warning(about, text, "if the worker finds no way to root.host, write that address there")
 
@@ -89,11 +88,3 @@ def _answers(address: str) -> float | None:
         except OSError:
             continue
     return None
-
-
-def _is_ip(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
