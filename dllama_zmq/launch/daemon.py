@@ -134,7 +134,7 @@ def run_cluster(
             LocalLauncher(worker, paths, model.path, oversubscribed, root.roster) for worker in workers
         ]
         launchers += [
-            SshLauncher(worker, paths, _root_words(cluster, worker), root.roster)
+            SshLauncher(worker, paths, _root_words(cluster, worker, keys), root.roster)
             for worker in cluster.workers
             if worker.ssh
         ]
@@ -178,9 +178,9 @@ def root_settings(cluster: Cluster) -> RootSettings:
     )
 
 
-def _root_words(cluster: Cluster, worker: WorkerConfig) -> list[str]:
+def _root_words(cluster: Cluster, worker: WorkerConfig, keys: KeyPair | None) -> list[str]:
     """The flags by which a worker over ssh finds the root and knows it."""
-    security = [f"--root-key={own_key().public}"] if cluster.secured else ["--security", "none"]
+    security = [f"--root-key={keys.public}"] if keys is not None else ["--security", "none"]
     return ["--root", root_for(cluster, worker.host), *security]
 
 
