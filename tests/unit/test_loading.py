@@ -59,6 +59,15 @@ def deliver(stream: WeightStream, loading: Loading, most_bytes: int = 1 << 62) -
             loading.take(message, frames)
 
 
+def answer_the_next_need(stream: WeightStream, loading: Loading) -> None:
+    """Send what a worker asks for while its weights are packed, which another thread does."""
+    until = time.monotonic() + 20
+    while (need := loading.to_ask()) is None:
+        assert time.monotonic() < until
+    stream.need(need)
+    deliver(stream, loading)
+
+
 def assert_is_the_plans(loading: Loading, model: ModelFile, plan: Plan, node: int) -> None:
     for tensor in plan.shard_tensors():
         matrix = loading.slice(tensor.name)
@@ -260,11 +269,7 @@ def test_a_file_that_was_altered_is_asked_for_after_all(model: ModelFile, tmp_pa
     assert stream.sent_bytes == 0  # it is read when it is to be packed
     thread = threading.Thread(target=assert_is_the_plans, args=(loading, model, plan, 1))
     thread.start()
-    until = time.monotonic() + 20
-    while (need := loading.to_ask()) is None:
-        assert time.monotonic() < until
-    stream.need(need)
-    deliver(stream, loading)
+    answer_the_next_need(stream, loading)
     thread.join(20)
     assert not thread.is_alive()
     assert stream.sent_bytes == len(data)
@@ -297,11 +302,7 @@ def test_of_a_copy_that_differs_nothing_is_used_from_there_on(model: ModelFile, 
     thread = threading.Thread(target=assert_is_the_plans, args=(loading, model, plan, 1))
     thread.start()
     if differs == "at its end":
-        until = time.monotonic() + 20
-        while (need := loading.to_ask()) is None:
-            assert time.monotonic() < until
-        stream.need(need)
-        deliver(stream, loading)
+        answer_the_next_need(stream, loading)
     thread.join(20)
     assert not thread.is_alive()
     assert stream.complete
