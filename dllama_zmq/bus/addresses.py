@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
-import random
+import secrets
 import socket
 from typing import Any
 
@@ -137,7 +137,7 @@ def reachable(endpoint: str) -> str:
         host, port = _host_and_port(candidate.removeprefix(_TCP))
         with contextlib.suppress(OSError), socket.create_connection((host, int(port)), _PROBE_S):
             return candidate
-    return random.choice(endpoints)  # it may be up the next time
+    return secrets.choice(endpoints)  # it may be up the next time
 
 
 def why_no_answer(endpoint: str, port_name: str) -> str:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import ipaddress
 import logging
-import random
 import secrets
 import threading
 import time
@@ -141,7 +140,7 @@ class Admission:
                 continue
             waiting[:] = [request for request in waiting if request.since > now - _HANDSHAKE_S]
             if waiting and now >= slowed.next:
-                admitted.append(waiting.pop(random.randrange(len(waiting))))
+                admitted.append(waiting.pop(secrets.randbelow(len(waiting))))
                 slowed.next = now + _NEWCOMER_S
             if not waiting:
                 del self._waiting[computer]

@@ -89,24 +89,23 @@ def outside() -> Iterator[Context]:
 def test_a_root_answers_rightly_after_any_frames_to_any_of_its_sockets(
     link: str, kind: int, cluster: Living, outside: Context
 ) -> None:
-    peer = connected(outside, kind, cluster.addresses[link], cluster.peer(link))
     kinds = FROM_CLIENT if link == "clients" else TO_ROOT
     n_understood = 0
+    with connected(outside, kind, cluster.addresses[link], cluster.peer(link)) as peer:
 
-    @settings(few, max_examples=20)
-    @given(frames=hostile, message=messages(kinds))
-    def send(frames: Frames, message: Frames) -> None:
-        nonlocal n_understood
-        n_understood += understood(message, kinds)
-        peer.send_multipart(frames)
-        peer.send_multipart(message)
+        @settings(few, max_examples=20)
+        @given(frames=hostile, message=messages(kinds))
+        def send(frames: Frames, message: Frames) -> None:
+            nonlocal n_understood
+            n_understood += understood(message, kinds)
+            peer.send_multipart(frames)
+            peer.send_multipart(message)
 
-    send()
-    assert n_understood >= 5
-    for header in HUGE_LENGTHS:
-        peer.send_multipart([header])
-    cluster.answers_as_before()
-    peer.close(linger=0)
+        send()
+        assert n_understood >= 5
+        for header in HUGE_LENGTHS:
+            peer.send_multipart([header])
+        cluster.answers_as_before()
     cluster.answers_as_before()
 
 
