@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import zmq
+from namespaces import Computer, address, check, network
 from threadpoolctl import threadpool_limits
 
 from dllama_zmq.bus.client_messages import StepStats
@@ -40,7 +40,7 @@ from dllama_zmq.trust import Entry, Ring, Role, own_key
 from dllama_zmq.trust.files import HOME_VARIABLE
 from dllama_zmq.worker import Worker, WorkerSettings
 
-BRIDGE, NODE, LINK = "dzbridge", "dznode", "dzlink"
+NAMES = "dzlink"
 FORM_S, CHILD_S = 120.0, 600.0
 
 
@@ -68,9 +68,7 @@ def main() -> None:
     if args.worker:
         be_worker(args.security == ["curve"])
         return
-    lacking = [tool for tool in ("ip", "tc") if shutil.which(tool) is None]
-    if os.geteuid() != 0 or lacking:
-        sys.exit(f"network namespaces need root{' and ' + ', '.join(lacking) + ' (iproute2)' if lacking else ''}")
+    check()
     if not args.model.exists():
         sys.exit(f"{args.model}: no such file; `dllama-zmq bench --shape tinyllama` makes one and says where")
     print("| Mbit/s | nodes | sync | security | prompt, tokens/s | waiting | decoding, tokens/s | waiting |")
@@ -78,13 +76,13 @@ def main() -> None:
     rest = ["-p", str(args.prompt), "-n", str(args.tokens), "-r", str(args.repetitions)]
     row(["", "1", "", ""], [], [str(args.model), "--nodes", "1", "--sync", "f32", *rest])
     for mbit in args.mbit:
-        with network(args.nodes, mbit):
+        with network(NAMES, args.nodes, mbit) as computers:
             for sync in args.sync:
                 for security in args.security:
                     words = f"--nodes {args.nodes} --sync {sync} --security {security}".split()
                     inside = [str(args.model), *words, *rest]
-                    with a_home(), workers(args.nodes, security):
-                        row([str(mbit or "-"), str(args.nodes), sync, security], in_namespace(0), inside)
+                    with a_home(), workers(computers[1:], security):
+                        row([str(mbit or "-"), str(args.nodes), sync, security], computers[0].prefix, inside)
 
 
 def speeds(text: str) -> list[int]:
@@ -184,61 +182,15 @@ def a_home() -> Iterator[None]:
 
 
 @contextmanager
-def workers(nodes: int, security: str) -> Iterator[None]:
-    """A worker in each namespace but the root's. Workers that are still there after the block are ended."""
+def workers(computers: Sequence[Computer], security: str) -> Iterator[None]:
+    """A worker in each namespace. Workers that are still there after the block are ended."""
     command = [sys.executable, __file__, "-", "--worker", "--security", security]
     with ExitStack() as stack:
-        for node in range(1, nodes):
-            worker = subprocess.Popen([*in_namespace(node), *command], stderr=subprocess.DEVNULL)
+        for computer in computers:
+            worker = subprocess.Popen([*computer.prefix, *command], stderr=subprocess.DEVNULL)
             stack.callback(worker.wait, 10)
             stack.callback(worker.terminate)
         yield
-
-
-@contextmanager
-def network(nodes: int, mbit: int) -> Iterator[None]:
-    """A bridge, and for each node a namespace with a link to the bridge."""
-    with ExitStack() as stack:
-        ip("link", "add", BRIDGE, "type", "bridge")
-        stack.callback(ip, "link", "del", BRIDGE)
-        ip("link", "set", BRIDGE, "up")
-        for node in range(nodes):
-            name, here, there = f"{NODE}{node}", f"{LINK}{node}", f"{LINK}{node}b"
-            ip("netns", "add", name)
-            stack.callback(ip, "netns", "del", name)
-            ip("link", "add", here, "type", "veth", "peer", "name", there)
-            stack.callback(ip, "link", "del", here)  # a deleted namespace removes its end of the link only later
-            ip("link", "set", there, "netns", name)
-            ip("link", "set", here, "master", BRIDGE, "up")
-            ip("-n", name, "addr", "add", f"{address(node)}/24", "dev", there)
-            ip("-n", name, "link", "set", there, "up")
-            ip("-n", name, "link", "set", "lo", "up")
-            if mbit:
-                shape = ["root", "tbf", "rate", f"{mbit}mbit", "burst", "256kb", "latency", "200ms"]
-                run("tc", "qdisc", "add", "dev", here, *shape)
-                run("tc", "-n", name, "qdisc", "add", "dev", there, *shape)
-        yield
-
-
-def address(node: int) -> str:
-    """A node's address, one of those for documentation (RFC 5737), so that no real host has it."""
-    return f"192.0.2.{node + 1}"
-
-
-def in_namespace(node: int) -> list[str]:
-    """The prefix of a command that runs in a node's namespace."""
-    return ["ip", "netns", "exec", f"{NODE}{node}"]
-
-
-def ip(*words: str) -> None:
-    run("ip", *words)
-
-
-def run(*words: str) -> None:
-    """Run a command. Exits if it fails."""
-    done = subprocess.run(words, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(words)}: {done.stderr.strip()}")
 
 
 if __name__ == "__main__":

@@ -20,12 +20,15 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import zmq
-from bench_link import CHILD_S, FORM_S, address, in_namespace, network, speeds
+from bench_link import CHILD_S, FORM_S, speeds
+from namespaces import Computer, address, network
 
 from dllama_zmq.bus.links import Endpoints
 from dllama_zmq.errors import DllamaError
 from dllama_zmq.formats import open_model
 from dllama_zmq.root.root import Root, RootSettings
+
+NAMES = "dzstart"
 
 
 def main() -> None:
@@ -41,20 +44,22 @@ def main() -> None:
     if args.begun is not None:
         start(args.model, args.nodes, args.hashes, args.begun)
         return
-    if os.geteuid() != 0:
-        sys.exit("network namespaces need root")
     print("| Mbit/s | nodes | start | MB sent | seconds |\n| ---: | ---: | --- | ---: | ---: |", flush=True)
     for mbit in args.mbit:
         for _ in range(args.repetitions):
-            with network(args.nodes, mbit), tempfile.TemporaryDirectory() as folder, workers(args.nodes, folder):
+            with (
+                network(NAMES, args.nodes, mbit) as computers,
+                tempfile.TemporaryDirectory() as folder,
+                workers(computers[1:], folder),
+            ):
                 for which in ("first", "second"):
                     inside = ["--nodes", str(args.nodes), "--hashes", f"{folder}/hashes", "--begun", str(time.time())]
-                    row(f"{mbit or '-'} | {args.nodes} | {which}", [str(args.model), *inside])
+                    row(computers[0], f"{mbit or '-'} | {args.nodes} | {which}", [str(args.model), *inside])
 
 
-def row(words: str, arguments: Sequence[str]) -> None:
+def row(computer: Computer, words: str, arguments: Sequence[str]) -> None:
     """Start a root in a child process, and print its row."""
-    command = [*in_namespace(0), sys.executable, __file__, *arguments]
+    command = [*computer.prefix, sys.executable, __file__, *arguments]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=CHILD_S)
     if done.returncode:
         sys.exit(done.returncode)
@@ -81,15 +86,17 @@ def start(path: Path, nodes: int, hashes: Path, begun: float) -> None:
 
 
 @contextmanager
-def workers(nodes: int, folder: str) -> Iterator[None]:
-    """A worker in each namespace but the root's, its cache in `folder`. They are ended after the block."""
+def workers(computers: Sequence[Computer], folder: str) -> Iterator[None]:
+    """A worker in each namespace, its cache in `folder`. They are ended after the block."""
     command = [sys.executable, "-m", "dllama_zmq", "worker", "--root", f"tcp://{address(0)}:5570"]
     command += ["--security", "none", "-t", "1"]
     with ExitStack() as stack:
-        for node in range(1, nodes):
-            environment = {**os.environ, "DLLAMA_ZMQ_HOME": f"{folder}/node{node}"}
+        for computer in computers:
+            environment = {**os.environ, "DLLAMA_ZMQ_HOME": f"{folder}/node{computer.node}"}
             worker = subprocess.Popen(
-                [*in_namespace(node), *command, "--name", f"worker{node}"], stderr=subprocess.DEVNULL, env=environment
+                [*computer.prefix, *command, "--name", f"worker{computer.node}"],
+                stderr=subprocess.DEVNULL,
+                env=environment,
             )
             stack.callback(worker.wait, 10)
             stack.callback(worker.terminate)

@@ -1,0 +1,114 @@
+"""Computers that are network namespaces of this one, each with a link to a bridge. Needs Linux, root and iproute2.
+
+    with network("dzx", 2, mbit=100) as computers:
+        subprocess.run([*computers[1].prefix, "ping", "-c", "1", computers[0].address])
+        computers[1].cut()
+
+All names begin with the tool's own prefix, so that several tools can run at once; their networks are apart.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Computer:
+    """The namespace of node number `node`, and its link: `port` is the end at the bridge, `eth` the other."""
+
+    names: str  # what all names begin with
+    node: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.names}{self.node}"
+
+    @property
+    def port(self) -> str:
+        return f"{self.names}{self.node}p"
+
+    @property
+    def address(self) -> str:
+        return address(self.node)
+
+    @property
+    def prefix(self) -> list[str]:
+        """The prefix of a command that runs in this namespace."""
+        return ["ip", "netns", "exec", self.name]
+
+    def cut(self) -> None:
+        """Pull the cable at the bridge."""
+        run("ip", "link", "set", self.port, "down")
+
+    def mend(self) -> None:
+        """Plug the cable in again."""
+        run("ip", "link", "set", self.port, "up")
+
+    def move(self, address: str) -> None:
+        """Replace the address by another."""
+        run("ip", "-n", self.name, "addr", "flush", "dev", "eth")
+        run("ip", "-n", self.name, "addr", "add", f"{address}/24", "dev", "eth")
+
+    def received_bytes(self) -> int:
+        """What has come over the link so far, with all headers."""
+        return int(run(*self.prefix, "cat", "/sys/class/net/eth/statistics/rx_bytes"))
+
+    def sent_bytes(self) -> int:
+        """What has gone out over the link so far, with all headers."""
+        return int(run(*self.prefix, "cat", "/sys/class/net/eth/statistics/tx_bytes"))
+
+
+def address(node: int) -> str:
+    """A node's address, one of those for documentation (RFC 5737), so that no real host has it."""
+    return f"192.0.2.{node + 1}"
+
+
+def check() -> None:
+    """Exit where network namespaces cannot be made."""
+    lacking = [tool for tool in ("ip", "tc") if shutil.which(tool) is None]
+    if os.geteuid() != 0 or lacking:
+        sys.exit(f"network namespaces need root{' and ' + ', '.join(lacking) + ' (iproute2)' if lacking else ''}")
+
+
+@contextmanager
+def network(names: str, n_nodes: int, mbit: int = 0) -> Iterator[list[Computer]]:
+    """Computers with a bridge between them; `tc tbf` limits each link to `mbit` Mbit/s in each direction, 0: no limit.
+
+    `names`: what all names begin with, at most 10 characters. Exits where this is not possible, or the names are taken.
+    """
+    check()
+    bridge = f"{names}br"
+    with ExitStack() as stack:
+        run("ip", "link", "add", bridge, "type", "bridge")
+        stack.callback(run, "ip", "link", "del", bridge)
+        run("ip", "link", "set", bridge, "up")
+        computers = [Computer(names, node) for node in range(n_nodes)]
+        for computer in computers:
+            name, port = computer.name, computer.port
+            run("ip", "netns", "add", name)
+            stack.callback(run, "ip", "netns", "del", name)
+            run("ip", "link", "add", port, "type", "veth", "peer", "name", "eth", "netns", name)
+            stack.callback(run, "ip", "link", "del", port)  # a deleted namespace removes its end only later
+            run("ip", "link", "set", port, "master", bridge, "up")
+            run("ip", "-n", name, "addr", "add", f"{computer.address}/24", "dev", "eth")
+            run("ip", "-n", name, "link", "set", "eth", "up")
+            run("ip", "-n", name, "link", "set", "lo", "up")
+            if mbit:
+                shape = ["root", "tbf", "rate", f"{mbit}mbit", "burst", "256kb", "latency", "200ms"]
+                run("tc", "qdisc", "add", "dev", port, *shape)
+                run("tc", "-n", name, "qdisc", "add", "dev", "eth", *shape)
+        yield computers
+
+
+def run(*words: str) -> str:
+    """What a command prints. Exits if it fails."""
+    done = subprocess.run(words, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(words)}: {done.stderr.strip()}")
+    return done.stdout
