@@ -15,7 +15,7 @@ from dllama_zmq.doctor.findings import Check, Finding, ok, problem
 from dllama_zmq.errors import ConfigError
 from dllama_zmq.hub import cache_folder as hub_folder
 from dllama_zmq.kernels import simd_obstacle
-from dllama_zmq.launch.paths import folders
+from dllama_zmq.launch.paths import cache_folder, folders
 from dllama_zmq.launch.registry import address_elsewhere, find_running
 from dllama_zmq.node_config import Ports, Security
 
@@ -108,6 +108,7 @@ def _folders() -> Iterator[tuple[str, Path]]:
         yield "compiled kernels", kernels_folder()
     run, logs = folders()
     yield "pulled models", hub_folder()
+    yield "weights of earlier starts", cache_folder("slices")
     yield "logs", logs
     yield "sockets", run
 

@@ -14,11 +14,13 @@ from surroundings import free_ports
 from dllama_zmq.bus import addresses
 from dllama_zmq.bus.link_messages import LinkStatus
 from dllama_zmq.cluster import Cluster, ClusterFile, parse_cluster
-from dllama_zmq.doctor import Check, Finding, examined, keys, names, nodes, ports, programs
+from dllama_zmq.doctor import Check, Finding, Subject, checks_of, examined, keys, names, nodes, ports, programs
 from dllama_zmq.doctor.findings import ok
+
 from dllama_zmq.errors import ClusterError
 from dllama_zmq.node_config import Ports
 from dllama_zmq.trust import own_key
+from dllama_zmq.trust.files import HOME_VARIABLE
 
 
 def cluster(text: str) -> Cluster:
@@ -50,6 +52,13 @@ def test_an_error_of_a_check_is_a_finding() -> None:
     found = list(examined(Check("ports", "looking at ports", 10.0, look)))
     assert [one.level for one in found] == ["ok", "problem"]
     assert found[1].text == "cannot be looked at: the name is another cluster's"
+
+
+def test_the_disk_on_which_a_worker_keeps_weights_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(HOME_VARIABLE, str(tmp_path))
+    found = [one for check in checks_of(Subject()) if check.about == "disk" for one in examined(check)]
+    (kept,) = (one for one in found if one.text.startswith(f"weights of earlier starts in {tmp_path}/slices: "))
+    assert kept.text.endswith(" free")
 
 
 # --- names ------------------------------------------------------------------------------------------------------------
