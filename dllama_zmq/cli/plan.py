@@ -37,7 +37,7 @@ from dllama_zmq.cli.shape_flags import ShapeNumbers, shape_flag
 from dllama_zmq.errors import PlanError, UsageError
 from dllama_zmq.host import free_memory_bytes, usable_cores
 from dllama_zmq.interrupts import Interrupts
-from dllama_zmq.sharding import check_sync, context_length
+from dllama_zmq.sharding import Plan, check_sync, context_length
 from dllama_zmq.spec import Sync, Weights
 
 _USUAL_COUNTS = 8  # the most nodes that are shown without a file and without --nodes
@@ -107,7 +107,7 @@ def plan(*, options: Options, there: flags.There, shape: ShapeNumbers) -> None:
     running = None if options.here else running_cluster(there, source.file, measures_link)
     wanted = _wanted(options, source, None if running is None else running.status)
     for n_nodes in wanted.counts:
-        outlook(wanted, n_nodes, None)  # what is impossible is said before anything is measured
+        Plan.make(wanted.spec, n_nodes, wanted.model)  # what is impossible is said before anything is measured
     speeds = None if options.no_speed else _speeds(options, wanted, source, None if running is None else running.link)
     outlooks = [outlook(wanted, n_nodes, speeds) for n_nodes in wanted.counts]
     best = fastest(outlooks)

@@ -74,17 +74,15 @@ def node_memory(plan: Plan, node: int, n_positions: int, kv_type: KVType = "f16"
     Within 5% of what simd nodes with one thread were measured to take, or up to 25 MB above that
     (tests/integration/test_memory.py).
     """
-    spec, ffn = plan.spec, plan.slices[node].ffn
-    region = {tensor.name: plan.region_bytes(tensor, node) for tensor in plan.shard_tensors()}
-    largest_pair = 2 * max(nbytes for name, nbytes in region.items() if name != "head")  # gate and up: repacked as one
+    spec, ffn, weights = plan.spec, plan.slices[node].ffn, plan.weights(node)
     ffn_width: int = ffn.stop - ffn.start
     step = PREFILL_TOKENS * 4 * (_WIDE_ARRAYS * spec.dim + _FFN_ARRAYS * ffn_width)
     if node == 0:
         step += PREFILL_TOKENS * 4 * spec.dim * (plan.n_nodes - 1)  # every worker's partial sum
     return NodeMemory(
-        weights=plan.weight_bytes(node),
+        weights=weights.total,
         kv_cache=plan.kv_bytes(node, n_positions, kv_type),
-        loading=max(region["head"], largest_pair),
+        loading=max(weights.head, 2 * weights.largest),  # gate and up are repacked as one
         step=step,
         program=_ROOT_PROGRAM_BYTES + _TOKEN_BYTES * spec.vocab_size if node == 0 else _PROGRAM_BYTES,
     )

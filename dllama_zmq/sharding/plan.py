@@ -36,6 +36,15 @@ class NodeSlices:
 
 
 @dataclass(frozen=True, slots=True)
+class NodeWeights:
+    """Bytes of one node's regions: of all together, of the head's, and of the largest other one."""
+
+    total: int
+    head: int
+    largest: int
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """How a model is split over its nodes; node 0 is the root. Made by `Plan.make`."""
 
@@ -43,7 +52,7 @@ class Plan:
     slices: tuple[NodeSlices, ...]
     segments: int
     """Segments that a node adds up itself, so that the tree of additions is the same for any number of nodes."""
-    _weight_bytes: dict[int, int] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _weights: dict[int, NodeWeights] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def make(cls, spec: ModelSpec, shares: int | Sequence[int], model: str = "") -> Plan:
@@ -102,11 +111,17 @@ class Plan:
         rows, columns = self.region(tensor, node)
         return _width(rows) * tensor.float_type.row_bytes(_width(columns))
 
+    def weights(self, node: int) -> NodeWeights:
+        """The weights in `node`'s memory (the embedding stays in the root's mapped file)."""
+        if node not in self._weights:  # takes 0.1 s for 20,000 tensors of experts, and every status asks
+            regions = {tensor.name: self.region_bytes(tensor, node) for tensor in self.shard_tensors()}
+            total, head = sum(regions.values()), regions.pop("head")
+            self._weights[node] = NodeWeights(total, head, max(regions.values()))
+        return self._weights[node]
+
     def weight_bytes(self, node: int) -> int:
-        """Bytes of the weights in `node`'s memory (the embedding stays in the root's mapped file)."""
-        if node not in self._weight_bytes:  # takes 0.1 s for 20,000 tensors of experts, and every status asks
-            self._weight_bytes[node] = sum(self.region_bytes(tensor, node) for tensor in self.shard_tensors())
-        return self._weight_bytes[node]
+        """Bytes of all of `weights`."""
+        return self.weights(node).total
 
     def n_kv_heads(self, node: int) -> int:
         """KV heads of `node`."""
