@@ -16,7 +16,6 @@ from dllama_zmq.bus.link_messages import LinkStatus
 from dllama_zmq.cluster import Cluster, ClusterFile, parse_cluster
 from dllama_zmq.doctor import Check, Finding, Subject, checks_of, examined, keys, names, nodes, ports, programs
 from dllama_zmq.doctor.findings import ok
-
 from dllama_zmq.errors import ClusterError
 from dllama_zmq.node_config import Ports
 from dllama_zmq.trust import own_key
