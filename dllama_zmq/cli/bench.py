@@ -121,8 +121,18 @@ def _of_own_nodes(options: Options, numbers: Mapping[str, int], cleanup: ExitSta
 def _check_for_cluster(options: Options, numbers: Mapping[str, int]) -> None:
     """Raise UsageError for flags that are not for a running cluster."""
     for_own_nodes = (
-        "model", "shape", "weights", "depth", "parallel", "nodes", "threads", "kernels", "sync", "profile", "predict",
-    )  # fmt: skip
+        "model",
+        "shape",
+        "weights",
+        "depth",
+        "parallel",
+        "nodes",
+        "threads",
+        "kernels",
+        "sync",
+        "profile",
+        "predict",
+    )
     defaults = Options()
     given = [name for name in for_own_nodes if getattr(options, name) != getattr(defaults, name)] + list(numbers)
     if given:

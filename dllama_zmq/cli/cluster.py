@@ -265,14 +265,19 @@ def ps(*, json: flags.Json = False) -> None:
     if json:
         rows = [
             {
-                "name": one.name, "state": _state(one), "model": one.model, "nodes": one.cluster.n_nodes,
-                "pid": one.pid, "since": one.since, "clients": one.clients,
+                "name": one.name,
+                "state": _state(one),
+                "model": one.model,
+                "nodes": one.cluster.n_nodes,
+                "pid": one.pid,
+                "since": one.since,
+                "clients": one.clients,
                 "api": one.api,
                 "file": str(one.path) if one.path.exists() and not one.private else None,
                 "folder": None if one.private else str(one.path.parent),
             }
             for one in found
-        ]  # fmt: skip
+        ]
         print(as_json({"clusters": rows}))  # noqa: T201
         return
     if not found:

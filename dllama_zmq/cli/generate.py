@@ -12,7 +12,7 @@ from typing import Annotated
 from typer import Argument
 
 from dllama_zmq.bus.client_messages import Done, Logprob, Piece, Prefill, Queued, Started
-from dllama_zmq.cli import completion, flags
+from dllama_zmq.cli import answer_flags, completion, flags
 from dllama_zmq.cli.chosen import chosen_path, elsewhere, for_a_call
 from dllama_zmq.cli.exit_codes import as_json
 from dllama_zmq.cli.inert import inert
@@ -29,9 +29,9 @@ from dllama_zmq.grammar import Grammar
 def run(
     *,
     source: Annotated[str | None, Argument(metavar="MODEL", help=flags.MODEL, autocompletion=completion.models)] = None,
-    prompt: flags.PromptFlags,
+    prompt: answer_flags.PromptFlags,
     overrides: flags.Overrides,
-    answer: flags.Answer,
+    answer: answer_flags.Answer,
     cluster: flags.Cluster = None,
 ) -> None:
     """Continue a text with a model, in any folder. Needs no file: one node on this computer, or --nodes N.
@@ -52,7 +52,7 @@ def run(
         from dllama_zmq.cli.chat.settings import Settings
 
         if has_terminal():
-            limit, stop = flags.Sampled.max_tokens(answer), tuple(answer.stop_strings())
+            limit, stop = answer_flags.Sampled.max_tokens(answer), tuple(answer.stop_strings())
             settings = Settings(answer.sampling(), limit, stop, verbose=answer.stats is not None)
             converse(used(*file_for(source, overrides, cluster)), Options(settings))
             return
@@ -63,9 +63,9 @@ def run(
 
 def generate(
     *,
-    prompt: flags.PromptFlags,
+    prompt: answer_flags.PromptFlags,
     overrides: flags.Overrides,
-    answer: flags.Answer,
+    answer: answer_flags.Answer,
     cluster: flags.Cluster = None,
     there: flags.There,
 ) -> None:
@@ -88,7 +88,9 @@ def generate(
         _answer(text, used(for_a_call(path, overrides), overrides), answer, form)
 
 
-def _answer(prompt: str, source: AbstractContextManager[Used], options: flags.Answer, form: Grammar | None) -> None:
+def _answer(
+    prompt: str, source: AbstractContextManager[Used], options: answer_flags.Answer, form: Grammar | None
+) -> None:
     with source as cluster, Display() as display:
         display.activity("asking the root")
         answers = cluster.client.generate(
@@ -104,7 +106,7 @@ def _answer(prompt: str, source: AbstractContextManager[Used], options: flags.An
         printer.report(cluster.n_nodes)
 
 
-def _checked(options: flags.Answer) -> Grammar | None:
+def _checked(options: answer_flags.Answer) -> Grammar | None:
     """The grammar of the answer. Raises UsageError for what the root would refuse, before a cluster is brought up."""
     options.max_tokens()
     options.sampling()
@@ -115,7 +117,7 @@ def _checked(options: flags.Answer) -> Grammar | None:
 class _Printer:
     """Prints one answer as it arrives, and progress on `display`."""
 
-    def __init__(self, prompt: str, options: flags.Answer, model: str, display: Display) -> None:
+    def __init__(self, prompt: str, options: answer_flags.Answer, model: str, display: Display) -> None:
         self._prompt = prompt
         self._model = model
         self._options = options

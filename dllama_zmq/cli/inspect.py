@@ -88,11 +88,19 @@ def _facts(model: ModelFile, path: Path) -> dict[str, Any]:
 
 def _numbers(spec: ModelSpec) -> dict[str, Any]:
     numbers: dict[str, Any] = {
-        "layers": spec.n_layers, "width": spec.dim, "feed-forward": spec.hidden_dim, "heads": spec.n_heads,
-        "KV heads": spec.n_kv_heads, "head width": spec.head_dim, "vocabulary": spec.vocab_size,
-        "positions": spec.seq_len, "activation": spec.activation, "RoPE theta": spec.rope.theta,
-        "RoPE pairs": spec.rope.layout, "norm epsilon": spec.norm_eps,
-    }  # fmt: skip
+        "layers": spec.n_layers,
+        "width": spec.dim,
+        "feed-forward": spec.hidden_dim,
+        "heads": spec.n_heads,
+        "KV heads": spec.n_kv_heads,
+        "head width": spec.head_dim,
+        "vocabulary": spec.vocab_size,
+        "positions": spec.seq_len,
+        "activation": spec.activation,
+        "RoPE theta": spec.rope.theta,
+        "RoPE pairs": spec.rope.layout,
+        "norm epsilon": spec.norm_eps,
+    }
     if spec.n_experts:
         numbers |= {"experts": spec.n_experts, "experts of a token": spec.n_active_experts}
     if spec.window is not None:

@@ -122,9 +122,15 @@ def _waiting_table(report: Report) -> Table:
         for i, row in enumerate(rows):
             share = "" if row.wait_share is None else f"{row.wait_share:.1%}"
             table.add_row(
-                "" if i else node, row.phase, f"{row.compute_s:.3f}", f"{row.wait_s:.3f}", share,
-                f"{row.waited_for_s:.3f}", f"{row.paused_s:.3f}", f"{row.messages_s:.3f}",
-            )  # fmt: skip
+                "" if i else node,
+                row.phase,
+                f"{row.compute_s:.3f}",
+                f"{row.wait_s:.3f}",
+                share,
+                f"{row.waited_for_s:.3f}",
+                f"{row.paused_s:.3f}",
+                f"{row.messages_s:.3f}",
+            )
     return table
 
 

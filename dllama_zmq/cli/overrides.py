@@ -27,9 +27,12 @@ def applied(overrides: Overrides, file: ClusterFile) -> ClusterFile:
             raise UsageError(f"--workers: {_fixed(file)}; {_anew(file, f'--workers {overrides.workers}')}")
         raise UsageError(f"--workers goes without a cluster file; {file.path} names the workers of its cluster")
     changes: dict[str, object] = {
-        "sync": overrides.sync, "kernels": overrides.kernels, "weights": overrides.weights,
-        "max_seq_len": overrides.context, "check_memory": False if overrides.force else None,
-    }  # fmt: skip
+        "sync": overrides.sync,
+        "kernels": overrides.kernels,
+        "weights": overrides.weights,
+        "max_seq_len": overrides.context,
+        "check_memory": False if overrides.force else None,
+    }
     cluster = msgspec.structs.replace(file.cluster, **{key: it for key, it in changes.items() if it is not None})
     if overrides.nodes is not None:
         cluster = msgspec.structs.replace(cluster, workers=_first(overrides.nodes, file))

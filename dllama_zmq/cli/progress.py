@@ -44,9 +44,13 @@ class Display:
         self._live: Live | None = None
         if self._console.is_terminal and not self._console.is_dumb_terminal:
             self._live = Live(
-                self._line, console=self._console, transient=True, refresh_per_second=per_s,
-                redirect_stdout=False, redirect_stderr=False,
-            )  # fmt: skip
+                self._line,
+                console=self._console,
+                transient=True,
+                refresh_per_second=per_s,
+                redirect_stdout=False,
+                redirect_stderr=False,
+            )
         self._due, self._last_word = 0.0, clock()
         self._lock = threading.Lock()
         self._inside = False

@@ -7,7 +7,7 @@ import select
 import sys
 from pathlib import Path
 
-from dllama_zmq.cli.flags import PromptFlags
+from dllama_zmq.cli.answer_flags import PromptFlags
 from dllama_zmq.cli.notes import note
 from dllama_zmq.errors import RequestError, UsageError
 

@@ -57,9 +57,15 @@ class Stats:
             table.add_column(column, justify="right")
         for name, row in self.averages().items():
             table.add_row(
-                name, f"{row['tokens']:.0f}", f"{row['tokens_per_s']:.2f}", f"{row['g_ms']:.2f}", f"{row['i_ms']:.2f}",
-                f"{row['t_ms']:.2f}", f"{row['s_kb']:.1f} kB", f"{row['r_kb']:.1f} kB",
-            )  # fmt: skip
+                name,
+                f"{row['tokens']:.0f}",
+                f"{row['tokens_per_s']:.2f}",
+                f"{row['g_ms']:.2f}",
+                f"{row['i_ms']:.2f}",
+                f"{row['t_ms']:.2f}",
+                f"{row['s_kb']:.1f} kB",
+                f"{row['r_kb']:.1f} kB",
+            )
         console = Console(stderr=True, highlight=False)
         console.print(table)
         console.print("per token, at the root: ms in all, computing, waiting for others; payload bytes")

@@ -18,14 +18,26 @@ from dllama_zmq.sources import DEMO
 
 _BY_INSTEAD = {
     "samples as `dllama-zmq generate --help` says": (
-        "--repeat-last-n", "--mirostat", "--grammar", "--json-schema", "--dry-multiplier", "--samplers", "--num-beams",
+        "--repeat-last-n",
+        "--mirostat",
+        "--grammar",
+        "--json-schema",
+        "--dry-multiplier",
+        "--samplers",
+        "--num-beams",
         "--stop",
     ),
     "runs models on CPUs": ("-ngl", "--n-gpu-layers", "--gpu-layers", "--gpu-index", "--device", "--tensor-split"),
     "talks with `dllama-zmq chat`": (
-        "-cnv", "--conversation", "--interactive", "--chat-template", "-sys", "--system", "--system-prompt",
+        "-cnv",
+        "--conversation",
+        "--interactive",
+        "--chat-template",
+        "-sys",
+        "--system",
+        "--system-prompt",
     ),
-}  # fmt: skip
+}
 _NOT_YET = {flag: instead for instead, flags in _BY_INSTEAD.items() for flag in flags}
 """Flags of llama.cpp, ollama, transformers and distributed-llama, and what this version does instead."""
 

@@ -26,7 +26,7 @@ from dllama_zmq.bus import sockets
 from dllama_zmq.bus.client_messages import FROM_CLIENT, TO_CLIENT, Error, Generate, Piece, Queued, Started
 from dllama_zmq.bus.codec import decode, encode
 from dllama_zmq.bus.messages import Message
-from dllama_zmq.cli import flags
+from dllama_zmq.cli import answer_flags, flags
 from dllama_zmq.cli.cluster import down
 from dllama_zmq.cli.generate import generate
 from dllama_zmq.errors import BusError, ClusterError, NotReady, RootLost
@@ -225,8 +225,8 @@ def test_a_root_in_a_long_step_is_waited_for_by_generate_and_down(
     context: Context, model: ModelFile, capfd: pytest.CaptureFixture[str]
 ) -> None:
     busy_s = 6.0  # longer than a client waits for a status of itself
-    answer, overrides = flags.Answer(steps=4, temperature=0.0, stats="answer"), flags.Overrides()
-    prompt = flags.PromptFlags(prompt="once")
+    answer, overrides = answer_flags.Answer(steps=4, temperature=0.0, stats="answer"), flags.Overrides()
+    prompt = answer_flags.PromptFlags(prompt="once")
     with serving(context, model, [], busy_s=busy_s) as address:
         generate(prompt=prompt, overrides=overrides, answer=answer, there=flags.There(connect=address))
         assert capfd.readouterr().out.startswith("once")

@@ -11,7 +11,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from dllama_zmq.cli import completion, flags
+from dllama_zmq.cli import answer_flags, completion, flags
 from dllama_zmq.cli.chat.session import Session, Template, chosen_template
 from dllama_zmq.cli.chat.settings import Settings
 from dllama_zmq.cli.chosen import elsewhere
@@ -58,7 +58,7 @@ def chat(
     stats: Annotated[bool, Option("--stats", "--verbose", help="Tell tokens/s after each answer")] = False,
     json: Annotated[bool, Option("--json", help="One JSON object a line for each answer")] = False,
     overrides: flags.Overrides,
-    answer: flags.Sampled,
+    answer: answer_flags.Sampled,
     cluster: flags.Cluster = None,
     there: flags.There,
 ) -> None:

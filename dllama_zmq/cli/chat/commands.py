@@ -55,10 +55,19 @@ class Commands:
     def __init__(self, session: Session, answer: Callable[[str | None], None]) -> None:
         self._session, self._answer = session, answer
         self._run: dict[str, Callable[[str], None]] = {
-            "/help": self._help, "/clear": self._clear, "/drop": self._drop, "/regen": lambda rest: answer(None),
-            "/system": self._system, "/set": self._set, "/show": self._show, "/save": self._save, "/load": self._load,
-            "/read": self._read, "/stats": self._stats, "/nodes": self._nodes,
-        }  # fmt: skip
+            "/help": self._help,
+            "/clear": self._clear,
+            "/drop": self._drop,
+            "/regen": lambda rest: answer(None),
+            "/system": self._system,
+            "/set": self._set,
+            "/show": self._show,
+            "/save": self._save,
+            "/load": self._load,
+            "/read": self._read,
+            "/stats": self._stats,
+            "/nodes": self._nodes,
+        }
 
     def run(self, text: str) -> bool:
         """Run the command of a line; False: the user leaves. Raises UsageError, and what a command raises."""

@@ -15,10 +15,17 @@ from dllama_zmq.sampling import Sampling
 from dllama_zmq.stop_strings import check_stop
 
 _OTHER_NAMES = {
-    "temp": "temperature", "topp": "top_p", "topk": "top_k", "typical": "typical_p",
-    "repeat_penalty": "repetition_penalty", "steps": "max_tokens", "n": "max_tokens", "num_predict": "max_tokens",
-    "stats": "verbose", "thinking": "think",
-}  # fmt: skip
+    "temp": "temperature",
+    "topp": "top_p",
+    "topk": "top_k",
+    "typical": "typical_p",
+    "repeat_penalty": "repetition_penalty",
+    "steps": "max_tokens",
+    "n": "max_tokens",
+    "num_predict": "max_tokens",
+    "stats": "verbose",
+    "thinking": "think",
+}
 """Flags of `generate`, and words of ollama."""
 _SAMPLING = [name for name in Sampling.__struct_fields__ if name not in ("logit_bias", "logprobs")]
 _TYPES = get_type_hints(Sampling)
