@@ -123,9 +123,7 @@ class Client:
             raise RequestError(f"n is {n}; expected 1 to {MAX_ANSWERS} answers")
         if grammar is not None:
             grammar.check()
-        request = Generate(
-            next(self._ids), on_wire, max_tokens, sampling, ignore_eos, list(stop), grammar, n, specials
-        )  # fmt: skip
+        request = Generate(next(self._ids), on_wire, max_tokens, sampling, ignore_eos, list(stop), grammar, n, specials)
         with contextlib.closing(self._follow(request, n)) as answers:
             for answer in answers:
                 if isinstance(answer, Answer):

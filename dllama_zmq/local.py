@@ -222,10 +222,17 @@ def load(
         names = [f"worker{i}" for i in range(1, nodes)]
         # In one process the nodes share the interpreter: a waiting one must block, not spin.
         settings = RootSettings(
-            names=names, reserved=names, sync=sync, kernels=kernels, kv_type=kv_cache, threads=threads,
-            oversubscribed=nodes > 1, spin_s=0.0, max_seq_len=max_seq_len,
+            names=names,
+            reserved=names,
+            sync=sync,
+            kernels=kernels,
+            kv_type=kv_cache,
+            threads=threads,
+            oversubscribed=nodes > 1,
+            spin_s=0.0,
+            max_seq_len=max_seq_len,
             check_memory=False,  # of all nodes together, above
-        )  # fmt: skip
+        )
         root = _start(file, settings, cleanup)
         return LocalModel(root, words, cleanup.pop_all().close)
 

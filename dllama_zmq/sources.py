@@ -24,10 +24,16 @@ _GGUF_MAGIC = b"GGUF"
 TEXT, JSON, WEB_PAGE, NOTHING_KNOWN = "a text file", "a JSON file", "a web page", "a file of binary data"
 MODELS = GGUF, M_FILE = "a GGUF model", "a .m model"
 _MAGICS = {
-    _GGUF_MAGIC: GGUF, b"\xcd\xab\x00\x0a": M_FILE, b"PK\x03\x04": "a zip archive",
-    b"\x1f\x8b": "a gzip archive", b"\x7fELF": "a program", b"#!": "a script", b"%PDF": "a PDF",
-    b"\x89PNG": "an image", b"version https://git-lfs": "a pointer of git-lfs",
-}  # fmt: skip
+    _GGUF_MAGIC: GGUF,
+    b"\xcd\xab\x00\x0a": M_FILE,
+    b"PK\x03\x04": "a zip archive",
+    b"\x1f\x8b": "a gzip archive",
+    b"\x7fELF": "a program",
+    b"#!": "a script",
+    b"%PDF": "a PDF",
+    b"\x89PNG": "an image",
+    b"version https://git-lfs": "a pointer of git-lfs",
+}
 _NO_TEXT = re.compile(rb"[\x00-\x08\x0e-\x1f]")
 _HEAD_BYTES = 512
 

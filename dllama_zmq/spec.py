@@ -44,9 +44,13 @@ class FloatType(enum.IntEnum):
 
 
 _BLOCKS = {
-    FloatType.F32: (1, 4), FloatType.F16: (1, 2), FloatType.BF16: (1, 2),
-    FloatType.Q40: (32, 18), FloatType.Q41: (32, 20), FloatType.Q80: (32, 34),
-}  # fmt: skip
+    FloatType.F32: (1, 4),
+    FloatType.F16: (1, 2),
+    FloatType.BF16: (1, 2),
+    FloatType.Q40: (32, 18),
+    FloatType.Q41: (32, 20),
+    FloatType.Q80: (32, 34),
+}
 """Values and bytes of a block."""
 
 Architecture = Literal["llama", "mixtral", "qwen2", "qwen3", "qwen3moe", "grok1"]
@@ -60,8 +64,11 @@ Weights = Literal["q40", "q80", "f16", "f32"]
 """The type in which a model that keeps its weights as floats is read."""
 
 WEIGHTS_FLOAT: dict[Weights, FloatType] = {
-    "q40": FloatType.Q40, "q80": FloatType.Q80, "f16": FloatType.F16, "f32": FloatType.F32,
-}  # fmt: skip
+    "q40": FloatType.Q40,
+    "q80": FloatType.Q80,
+    "f16": FloatType.F16,
+    "f32": FloatType.F32,
+}
 SYNC_FLOAT: dict[Sync, FloatType] = {"f32": FloatType.F32, "f16": FloatType.F16, "q80": FloatType.Q80}
 
 
@@ -153,9 +160,15 @@ class ModelSpec:
     def check(self) -> None:
         """Raise FormatError, naming the value, where the numbers cannot be a model."""
         limits = {
-            "dim": 1 << 20, "hidden_dim": 1 << 22, "n_layers": 1 << 12, "n_heads": 1 << 14, "n_kv_heads": 1 << 14,
-            "head_dim": 1 << 14, "vocab_size": 1 << 24, "seq_len": 1 << 24,
-        }  # fmt: skip
+            "dim": 1 << 20,
+            "hidden_dim": 1 << 22,
+            "n_layers": 1 << 12,
+            "n_heads": 1 << 14,
+            "n_kv_heads": 1 << 14,
+            "head_dim": 1 << 14,
+            "vocab_size": 1 << 24,
+            "seq_len": 1 << 24,
+        }
         for name, largest in limits.items():
             value = getattr(self, name)
             if not 1 <= value <= largest:

@@ -115,8 +115,12 @@ class Cli:
         """A command that is running; killed at the end of the block where it still is."""
         process = subprocess.Popen(
             [sys.executable, "-m", "dllama_zmq", *words],
-            stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=self.folder, env=self.environment(**env),
-        )  # fmt: skip
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=self.folder,
+            env=self.environment(**env),
+        )
         try:
             yield process
         finally:

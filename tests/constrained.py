@@ -46,9 +46,13 @@ class Answers:
     ) -> Sequence:
         tokenizer = self._model.tokenizer
         sequence = self._model.engine.add(
-            tokenizer.encode(prompt), sampling or Sampling(), max_tokens, () if ignore_eos else tokenizer.eos_ids,
-            tokenizer.vocab_size, self._reader.read(grammar) if grammar is not None else "",
-        )  # fmt: skip
+            tokenizer.encode(prompt),
+            sampling or Sampling(),
+            max_tokens,
+            () if ignore_eos else tokenizer.eos_ids,
+            tokenizer.vocab_size,
+            self._reader.read(grammar) if grammar is not None else "",
+        )
         self._tokens[sequence] = []
         return sequence
 

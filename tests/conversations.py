@@ -45,9 +45,12 @@ CONVERSATIONS: dict[str, dict[str, Any]] = {
     "assistant first": {"messages": [ASSISTANT, USER], "variables": DATE},
     "tools": {"messages": [SYSTEM, USER], "tools": [TOOL, TOOL], "variables": DATE},
     "tool call": {"messages": [USER, CALL, RESULT], "tools": [TOOL], "variables": DATE},
-    "tool call and more": {"messages": [SYSTEM, USER, CALL, RESULT, ASSISTANT, AGAIN], "tools": [TOOL],
-                           "variables": {**DATE, "tools_in_user_message": False}},
+    "tool call and more": {
+        "messages": [SYSTEM, USER, CALL, RESULT, ASSISTANT, AGAIN],
+        "tools": [TOOL],
+        "variables": {**DATE, "tools_in_user_message": False},
+    },
     "variables": {"messages": [USER], "variables": {**DATE, "enable_thinking": False, "builtin_tools": ["a", "b"]}},
     "odd role": {"messages": [{"role": "judge", "content": "Silence!"}], "variables": DATE},
     "nothing said": {"messages": [USER, {"role": "assistant", "content": ""}, AGAIN], "variables": DATE},
-}  # fmt: skip
+}

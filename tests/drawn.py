@@ -21,9 +21,17 @@ ROWS = [0, 12, 63, 64, 100, 127, 128, 149]
 
 _HALF = Rope(layout="half")
 BASE = ModelSpec(
-    arch="llama", dim=64, hidden_dim=128, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=32, vocab_size=131,
-    seq_len=192, weight_type=FloatType.F32,
-)  # fmt: skip
+    arch="llama",
+    dim=64,
+    hidden_dim=128,
+    n_layers=2,
+    n_heads=4,
+    n_kv_heads=2,
+    head_dim=32,
+    vocab_size=131,
+    seq_len=192,
+    weight_type=FloatType.F32,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +49,12 @@ CASES = {
     "qwen2": Case(replace(BASE, arch="qwen2", head_dim=16, n_heads=8, dim=128, norm_eps=1e-6, rope=_HALF)),
     "qwen2.5-tied": Case(replace(BASE, arch="qwen2", head_dim=32, dim=128, norm_eps=1e-6, rope=_HALF), tied=True),
     "qwen3": Case(replace(BASE, arch="qwen3", norm_eps=1e-6, rope=Rope(theta=1e6, layout="half"))),
-    "qwen3-moe": Case(
-        replace(BASE, arch="qwen3moe", n_experts=8, n_active_experts=3, norm_eps=1e-6, rope=_HALF)
-    ),
+    "qwen3-moe": Case(replace(BASE, arch="qwen3moe", n_experts=8, n_active_experts=3, norm_eps=1e-6, rope=_HALF)),
     "qwen3-moe-raw": Case(
         replace(BASE, arch="qwen3moe", n_experts=8, n_active_experts=2, norm_eps=1e-6, norm_topk=False, rope=_HALF)
     ),
     "mixtral": Case(replace(BASE, arch="mixtral", dim=128, n_experts=4, n_active_experts=2, rope=_HALF)),
-}  # fmt: skip
+}
 """What Hugging Face transformers has an implementation of."""
 
 

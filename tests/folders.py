@@ -22,15 +22,27 @@ from dllama_zmq.spec import ModelSpec
 F32 = npt.NDArray[np.float32]
 HF_TYPES = {"F32": 4, "F16": 2, "BF16": 2}
 _HF_LAYER = {
-    "attention.q": "self_attn.q_proj", "attention.k": "self_attn.k_proj", "attention.v": "self_attn.v_proj",
-    "attention.o": "self_attn.o_proj", "ffn.gate": "mlp.gate_proj", "ffn.up": "mlp.up_proj",
-    "ffn.down": "mlp.down_proj", "attention_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
-}  # fmt: skip
+    "attention.q": "self_attn.q_proj",
+    "attention.k": "self_attn.k_proj",
+    "attention.v": "self_attn.v_proj",
+    "attention.o": "self_attn.o_proj",
+    "ffn.gate": "mlp.gate_proj",
+    "ffn.up": "mlp.up_proj",
+    "ffn.down": "mlp.down_proj",
+    "attention_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+}
 _META_LAYER = {
-    "attention.q": "attention.wq", "attention.k": "attention.wk", "attention.v": "attention.wv",
-    "attention.o": "attention.wo", "ffn.gate": "feed_forward.w1", "ffn.up": "feed_forward.w3",
-    "ffn.down": "feed_forward.w2", "attention_norm": "attention_norm", "ffn_norm": "ffn_norm",
-}  # fmt: skip
+    "attention.q": "attention.wq",
+    "attention.k": "attention.wk",
+    "attention.v": "attention.wv",
+    "attention.o": "attention.wo",
+    "ffn.gate": "feed_forward.w1",
+    "ffn.up": "feed_forward.w3",
+    "ffn.down": "feed_forward.w2",
+    "attention_norm": "attention_norm",
+    "ffn_norm": "ffn_norm",
+}
 
 
 def arrays_of(model: ModelFile) -> dict[str, F32]:
@@ -69,19 +81,34 @@ def with_header(header: object, data: bytes) -> bytes:
 def hf_config(spec: ModelSpec, tied: bool = False, **overrides: Any) -> dict[str, Any]:
     """A config.json of a Llama as transformers 4 writes it."""
     config: dict[str, Any] = {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": spec.dim,
-        "intermediate_size": spec.hidden_dim, "num_hidden_layers": spec.n_layers, "num_attention_heads": spec.n_heads,
-        "num_key_value_heads": spec.n_kv_heads, "head_dim": spec.head_dim, "vocab_size": spec.vocab_size,
-        "max_position_embeddings": spec.seq_len, "rms_norm_eps": spec.norm_eps, "hidden_act": "silu",
-        "rope_theta": spec.rope.theta, "rope_scaling": None, "tie_word_embeddings": tied, "attention_bias": False,
-        "mlp_bias": False, "torch_dtype": "bfloat16",
-    }  # fmt: skip
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": spec.dim,
+        "intermediate_size": spec.hidden_dim,
+        "num_hidden_layers": spec.n_layers,
+        "num_attention_heads": spec.n_heads,
+        "num_key_value_heads": spec.n_kv_heads,
+        "head_dim": spec.head_dim,
+        "vocab_size": spec.vocab_size,
+        "max_position_embeddings": spec.seq_len,
+        "rms_norm_eps": spec.norm_eps,
+        "hidden_act": "silu",
+        "rope_theta": spec.rope.theta,
+        "rope_scaling": None,
+        "tie_word_embeddings": tied,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "torch_dtype": "bfloat16",
+    }
     scaling = spec.rope.scaling
     if scaling is not None:
         config["rope_scaling"] = {
-            "rope_type": "llama3", "factor": scaling.factor, "low_freq_factor": scaling.low_freq_factor,
-            "high_freq_factor": scaling.high_freq_factor, "original_max_position_embeddings": scaling.original_seq_len,
-        }  # fmt: skip
+            "rope_type": "llama3",
+            "factor": scaling.factor,
+            "low_freq_factor": scaling.low_freq_factor,
+            "high_freq_factor": scaling.high_freq_factor,
+            "original_max_position_embeddings": scaling.original_seq_len,
+        }
     return config | overrides
 
 
@@ -116,9 +143,14 @@ def hf_name(name: str) -> str:
 
 
 def write_hf(
-    folder: Path, spec: ModelSpec, arrays: Mapping[str, F32], dtype: str | Mapping[str, str] = "F32",
-    tied: bool = False, n_shards: int = 1, **config: Any,
-) -> Path:  # fmt: skip
+    folder: Path,
+    spec: ModelSpec,
+    arrays: Mapping[str, F32],
+    dtype: str | Mapping[str, str] = "F32",
+    tied: bool = False,
+    n_shards: int = 1,
+    **config: Any,
+) -> Path:
     """A Hugging Face folder, with an index where there are several shards."""
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(hf_config(spec, tied, **config)))
@@ -167,9 +199,13 @@ def pickled_tensor(
     if strides is None:
         strides = tuple(int(np.prod(shape[i + 1 :], dtype=int)) for i in range(len(shape)))
     return (
-        b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + number(first) + numbers(shape) + numbers(strides)
+        b"ctorch._utils\n_rebuild_tensor_v2\n("
+        + storage
+        + number(first)
+        + numbers(shape)
+        + numbers(strides)
         + b"\x89ccollections\nOrderedDict\n)RtR"
-    )  # fmt: skip
+    )
 
 
 def pickled_dict(items: Mapping[str, bytes]) -> bytes:
@@ -211,16 +247,27 @@ def meta_tensors(arrays: Mapping[str, F32]) -> dict[str, F32]:
 def meta_params(spec: ModelSpec, **overrides: Any) -> dict[str, Any]:
     """A params.json."""
     return {
-        "dim": spec.dim, "n_layers": spec.n_layers, "n_heads": spec.n_heads, "n_kv_heads": spec.n_kv_heads,
-        "norm_eps": spec.norm_eps, "rope_theta": spec.rope.theta, "vocab_size": -1, "multiple_of": 32,
+        "dim": spec.dim,
+        "n_layers": spec.n_layers,
+        "n_heads": spec.n_heads,
+        "n_kv_heads": spec.n_kv_heads,
+        "norm_eps": spec.norm_eps,
+        "rope_theta": spec.rope.theta,
+        "vocab_size": -1,
+        "multiple_of": 32,
         "max_seq_len": spec.seq_len,
-    } | overrides  # fmt: skip
+    } | overrides
 
 
 def write_meta(
-    folder: Path, spec: ModelSpec, arrays: Mapping[str, F32], storage: str = "FloatStorage", n_shards: int = 1,
-    embedding_axis: int = 1, **params: Any,
-) -> Path:  # fmt: skip
+    folder: Path,
+    spec: ModelSpec,
+    arrays: Mapping[str, F32],
+    storage: str = "FloatStorage",
+    n_shards: int = 1,
+    embedding_axis: int = 1,
+    **params: Any,
+) -> Path:
     """A folder of Meta's, cut into shards as their model code does."""
     folder.mkdir()
     (folder / "params.json").write_text(json.dumps(meta_params(spec, **params)))

@@ -98,10 +98,16 @@ def llama_metadata(spec: ModelSpec, arch: str = "llama") -> dict[str, Any]:
 
 
 _OF_LAYER = {
-    "attention.q": "attn_q", "attention.k": "attn_k", "attention.v": "attn_v", "attention.o": "attn_output",
-    "ffn.gate": "ffn_gate", "ffn.down": "ffn_down", "ffn.up": "ffn_up",
-    "attention_norm": "attn_norm", "ffn_norm": "ffn_norm",
-}  # fmt: skip
+    "attention.q": "attn_q",
+    "attention.k": "attn_k",
+    "attention.v": "attn_v",
+    "attention.o": "attn_output",
+    "ffn.gate": "ffn_gate",
+    "ffn.down": "ffn_down",
+    "ffn.up": "ffn_up",
+    "attention_norm": "attn_norm",
+    "ffn_norm": "ffn_norm",
+}
 
 
 def llama_name(name: str) -> str:

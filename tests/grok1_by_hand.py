@@ -22,10 +22,22 @@ MAX_ATTENTION_VALUE = 30.0
 
 # The published key size: ATTENTION_MULTIPLIER is 128 ** -0.5.
 GROK1 = ModelSpec(
-    arch="grok1", dim=512, hidden_dim=128, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=128, vocab_size=131,
-    seq_len=192, weight_type=BASE.weight_type, rope=Rope(layout="half"), activation="gelu", n_experts=8,
-    n_active_experts=2, norm_topk=False,
-)  # fmt: skip
+    arch="grok1",
+    dim=512,
+    hidden_dim=128,
+    n_layers=2,
+    n_heads=4,
+    n_kv_heads=2,
+    head_dim=128,
+    vocab_size=131,
+    seq_len=192,
+    weight_type=BASE.weight_type,
+    rope=Rope(layout="half"),
+    activation="gelu",
+    n_experts=8,
+    n_active_experts=2,
+    norm_topk=False,
+)
 
 
 def grok1_tensors() -> dict[str, F32]:

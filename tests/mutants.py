@@ -66,9 +66,15 @@ def make_sound(folder: Path) -> None:
 
 
 TARGETS = {
-    "F32": "a.m", "Q40": "a.m", "Q80": "a.m", "gguf": "a.gguf", "hf": "", "hf, bounded": "", "hf, sentencepiece": "",
+    "F32": "a.m",
+    "Q40": "a.m",
+    "Q80": "a.m",
+    "gguf": "a.gguf",
+    "hf": "",
+    "hf, bounded": "",
+    "hf, sentencepiece": "",
     "meta": "",
-}  # fmt: skip
+}
 
 
 def mutate(sound: Path, place: Path, number: int) -> tuple[Path, str]:

@@ -58,9 +58,15 @@ def write_reciting_model(
     ends = (2, _EOT)
     write_t(path.with_suffix(".t"), TokenizerData(pieces, scores, 1, ends, True, template, "reciting tokenizer"))
     spec = tiny_spec(
-        dim=WIDTH, hidden_dim=64, n_layers=1, n_heads=8, n_kv_heads=8, vocab_size=WIDTH, seq_len=seq_len,
+        dim=WIDTH,
+        hidden_dim=64,
+        n_layers=1,
+        n_heads=8,
+        n_kv_heads=8,
+        vocab_size=WIDTH,
+        seq_len=seq_len,
         weight_type=FloatType.F32,
-    )  # fmt: skip
+    )
     write_m(path, spec, _tensors(spec, follows))
     return path
 

@@ -26,10 +26,21 @@ _UNWANTED_PREFIXES = (
     "PYTHON",
 )
 _UNWANTED = (
-    "NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS", "LINES",
-    "HUGGING_FACE_HUB_TOKEN", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY",
-    "MAKEFLAGS", "MFLAGS", "MAKELEVEL",
-)  # fmt: skip
+    "NO_COLOR",
+    "FORCE_COLOR",
+    "TTY_COMPATIBLE",
+    "TTY_INTERACTIVE",
+    "COLUMNS",
+    "LINES",
+    "HUGGING_FACE_HUB_TOKEN",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "ALL_PROXY",
+    "NO_PROXY",
+    "MAKEFLAGS",
+    "MFLAGS",
+    "MAKELEVEL",
+)
 _WANTED = ("DLLAMA_ZMQ_WRITE_PARITY", "PYTHONHOME", "PYTHONPATH", "PYTHONPYCACHEPREFIX")
 """The first asks a test to write its golden file; the others say where Python's files are."""
 

@@ -108,9 +108,14 @@ def at_terminal(
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, COLUMNS, 0, 0))
     process = subprocess.Popen(
-        command, stdin=theirs if typing else subprocess.DEVNULL, stdout=theirs, stderr=theirs, cwd=folder,
-        env={"TERM": "xterm-256color", **environment}, preexec_fn=_own_terminal if typing else None,
-    )  # fmt: skip
+        command,
+        stdin=theirs if typing else subprocess.DEVNULL,
+        stdout=theirs,
+        stderr=theirs,
+        cwd=folder,
+        env={"TERM": "xterm-256color", **environment},
+        preexec_fn=_own_terminal if typing else None,
+    )
     os.close(theirs)
     terminal = Terminal(process, ours)
     try:

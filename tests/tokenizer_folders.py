@@ -9,24 +9,39 @@ from typing import Any
 
 GOLDEN = Path(__file__).parent / "golden" / "tokenizers"
 _LLAMA = {
-    "tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>",
+    "tokenizer_class": "LlamaTokenizer",
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "unk_token": "<unk>",
     "added_tokens_decoder": {
-        "0": {"content": "<unk>", "special": True}, "1": {"content": "<s>", "special": True},
-        "2": {"content": "</s>", "special": True}, "1000": {"content": "<tool_call>", "special": False},
+        "0": {"content": "<unk>", "special": True},
+        "1": {"content": "<s>", "special": True},
+        "2": {"content": "</s>", "special": True},
+        "1000": {"content": "<tool_call>", "special": False},
     },
-}  # fmt: skip
+}
 _FAST = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>"}
 _DIGITS_FROM_THE_RIGHT = {
     "type": "Sequence",
     "pretokenizers": [
-        {"type": "Split", "pattern": {"Regex": r"\p{N}{1,3}(?=(?:\p{N}{3})*(?:\P{N}|$))|[^\s\p{N}]+|\s+"},
-         "behavior": "Isolated", "invert": False},
+        {
+            "type": "Split",
+            "pattern": {"Regex": r"\p{N}{1,3}(?=(?:\p{N}{3})*(?:\P{N}|$))|[^\s\p{N}]+|\s+"},
+            "behavior": "Isolated",
+            "invert": False,
+        },
         {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
     ],
-}  # fmt: skip
+}
 _TRUNCATION = {"max_length": 8, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}
-_PADDING = {"strategy": {"Fixed": 16}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 3, "pad_type_id": 0,
-            "pad_token": "<|endoftext|>"}  # fmt: skip
+_PADDING = {
+    "strategy": {"Fixed": 16},
+    "direction": "Right",
+    "pad_to_multiple_of": None,
+    "pad_id": 3,
+    "pad_type_id": 0,
+    "pad_token": "<|endoftext|>",
+}
 CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "sentencepiece": ("bpe.model", {}, _LLAMA),
     "sentencepiece, legacy": ("bpe.model", {}, _LLAMA | {"legacy": True}),
@@ -35,10 +50,12 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "truncation": ("qwen2.json", {"truncation": _TRUNCATION}, _FAST),
     "padding": ("qwen2.json", {"padding": _PADDING}, _FAST),
     "a token of the config alone": (
-        "qwen2.json", {}, _FAST | {"added_tokens_decoder": {"1000": {"content": "<tool_call>", "special": False}}},
+        "qwen2.json",
+        {},
+        _FAST | {"added_tokens_decoder": {"1000": {"content": "<tool_call>", "special": False}}},
     ),
     "a repeated group": ("qwen2.json", {"pre_tokenizer": _DIGITS_FROM_THE_RIGHT}, _FAST),
-}  # fmt: skip
+}
 """By name: a file of golden/tokenizers, what is changed in it, and tokenizer_config.json."""
 TEXTS = [
     "", "the", " x", "a" * 40, "Once upon a time there was a small cat.", "1234567 12 123456789", "<s>a</s> b",

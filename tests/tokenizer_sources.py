@@ -61,10 +61,14 @@ def as_gguf(name: str) -> dict[str, Any]:
             2 if library.is_unknown(i) else 3 if library.is_control(i) else 6 if library.is_byte(i) else 1 for i in ids
         ]
         return {
-            f"{head}model": "llama", f"{head}tokens": [library.id_to_piece(i) for i in ids], f"{head}token_type": types,
-            f"{head}scores": [library.get_score(i) for i in ids], f"{head}bos_token_id": 1, f"{head}eos_token_id": 2,
+            f"{head}model": "llama",
+            f"{head}tokens": [library.id_to_piece(i) for i in ids],
+            f"{head}token_type": types,
+            f"{head}scores": [library.get_score(i) for i in ids],
+            f"{head}bos_token_id": 1,
+            f"{head}eos_token_id": 2,
             f"{head}add_space_prefix": True,
-        }  # fmt: skip
+        }
     file = json.loads((GOLDEN / name).read_text("utf-8"))
     tokens = {token: piece for piece, token in file["model"]["vocab"].items()}
     kinds = dict.fromkeys(tokens, 1)
@@ -79,9 +83,10 @@ def as_gguf(name: str) -> dict[str, Any]:
         f"{head}tokens": [tokens[token] for token in range(len(tokens))],
         f"{head}token_type": [kinds[token] for token in range(len(tokens))],
         f"{head}merges": [pair if isinstance(pair, str) else " ".join(pair) for pair in file["model"]["merges"]],
-        f"{head}bos_token_id": ids_by_name[begins[name]], f"{head}eos_token_id": ids_by_name[ends[name]],
+        f"{head}bos_token_id": ids_by_name[begins[name]],
+        f"{head}eos_token_id": ids_by_name[ends[name]],
         f"{head}add_bos_token": name == "llama3.json",
-    }  # fmt: skip
+    }
 
 
 def as_t(name: str) -> TokenizerData:

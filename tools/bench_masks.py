@@ -89,9 +89,13 @@ _WORDS = "the quick brown fox jumps over the lazy dog, twice: été 中文 "
 
 def person(depth: int) -> dict[str, object]:
     return {
-        "name": _WORDS[:19], "age": 41, "mail": "fox@example.org", "tags": ["brown", "quick"], "note": _WORDS * 4,
+        "name": _WORDS[:19],
+        "age": 41,
+        "mail": "fox@example.org",
+        "tags": ["brown", "quick"],
+        "note": _WORDS * 4,
         "next": person(depth - 1) if depth else None,
-    }  # fmt: skip
+    }
 
 
 CASES = {

@@ -347,4 +347,4 @@ class Stopping(Message, frozen=True):
 FROM_CLIENT = Kinds(Generate, Cancel, AskStatus, Stop, Tokenize, Detokenize, AskModel, Embed, Enroll, AskLinks)
 TO_CLIENT = Kinds(
     Queued, Started, Prefill, Piece, Done, Error, Status, Stopping, Tokens, Detokenized, Model, Embedding, Links
-)  # fmt: skip
+)

@@ -44,9 +44,12 @@ HURRY_S = 0.004
 _IDLE_LOOK_S = 1.0  # while all are trusted: one may be so no longer
 _FAILED = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 _EVENTS = (
-    zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED | zmq.EVENT_MONITOR_STOPPED
+    zmq.EVENT_ACCEPTED
+    | zmq.EVENT_DISCONNECTED
+    | zmq.EVENT_CLOSED
+    | zmq.EVENT_MONITOR_STOPPED
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-)  # fmt: skip
+)
 _SO_COOKIE = 57
 _RECEIVED_AT = 128  # tcpi_bytes_received in struct tcp_info, since Linux 4.1
 _RTT_AT = 68  # tcpi_rtt, in us

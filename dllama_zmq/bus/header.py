@@ -9,8 +9,15 @@ import struct
 
 _ARRAYS = {0xDC: ">H", 0xDD: ">I"}
 _INTEGERS = {
-    0xCC: ">B", 0xCD: ">H", 0xCE: ">I", 0xCF: ">Q", 0xD0: ">b", 0xD1: ">h", 0xD2: ">i", 0xD3: ">q",
-}  # fmt: skip
+    0xCC: ">B",
+    0xCD: ">H",
+    0xCE: ">I",
+    0xCF: ">Q",
+    0xD0: ">b",
+    0xD1: ">h",
+    0xD2: ">i",
+    0xD3: ">q",
+}
 """How `struct` reads what follows the first byte."""
 
 

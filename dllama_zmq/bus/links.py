@@ -86,9 +86,12 @@ class RootLink:
         self.steps, self._guard = bind_guarded(context, zmq.PUB, endpoints.all_steps(), sockets.STEPS, hears)
         try:
             self._peers = Peers(
-                context, endpoints.all_replies(), sockets.REPLIES, lambda identity: name_of(identity) is not None,
+                context,
+                endpoints.all_replies(),
+                sockets.REPLIES,
+                lambda identity: name_of(identity) is not None,
                 self.security,
-            )  # fmt: skip
+            )
         except BaseException:
             close_guarded(self.steps, self._guard)
             raise
@@ -181,9 +184,14 @@ class WorkerLink:
     """DEALER and SUB of a worker. Both directions from the root are read as one stream of messages."""
 
     def __init__(
-        self, context: zmq.Context[zmq.Socket[bytes]], root: str, identity: bytes, spin_s: float, watch: bool = True,
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        root: str,
+        identity: bytes,
+        spin_s: float,
+        watch: bool = True,
         security: Peer | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._context, self._security = context, security
         self.spin_s = spin_s
         self._complaints = Complaints(logger)

@@ -159,9 +159,12 @@ class Peers:
 
 
 def bind_guarded(
-    context: zmq.Context[zmq.Socket[bytes]], kind: int, endpoints: Sequence[str], bounds: sockets.Bounds,
+    context: zmq.Context[zmq.Socket[bytes]],
+    kind: int,
+    endpoints: Sequence[str],
+    bounds: sockets.Bounds,
     security: Server | None = None,
-) -> tuple[zmq.Socket[bytes], Guard | None]:  # fmt: skip
+) -> tuple[zmq.Socket[bytes], Guard | None]:
     """A socket bound to every endpoint, and its guard where one of them is TCP: others are this user's own.
 
     security: whose keys may connect from other computers; None: anybody may. Raises BusError where an endpoint cannot

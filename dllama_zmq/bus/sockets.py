@@ -124,9 +124,13 @@ def bind(socket: zmq.Socket[bytes], endpoints: Sequence[str]) -> None:
 
 
 def connect(
-    context: zmq.Context[zmq.Socket[bytes]], kind: int, endpoint: str, identity: bytes = b"",
-    security: Peer | None = None, watch: Callable[[zmq.Socket[bytes]], None] = lambda socket: None,
-) -> zmq.Socket[bytes]:  # fmt: skip
+    context: zmq.Context[zmq.Socket[bytes]],
+    kind: int,
+    endpoint: str,
+    identity: bytes = b"",
+    security: Peer | None = None,
+    watch: Callable[[zmq.Socket[bytes]], None] = lambda socket: None,
+) -> zmq.Socket[bytes]:
     """A socket connected to `endpoint`; it connects, and connects again, in the background.
 
     A DEALER can send only while it is connected, and what it has not read goes with the connection (see `Connection`).

@@ -49,9 +49,16 @@ class Key(enum.IntEnum):
 
 
 OLD_ORDER = (
-    Key.DIM, Key.HIDDEN_DIM, Key.N_LAYERS, Key.N_HEADS, Key.N_KV_HEADS,
-    Key.N_EXPERTS, Key.N_ACTIVE_EXPERTS, Key.VOCAB_SIZE, Key.SEQ_LEN,
-)  # fmt: skip
+    Key.DIM,
+    Key.HIDDEN_DIM,
+    Key.N_LAYERS,
+    Key.N_HEADS,
+    Key.N_KV_HEADS,
+    Key.N_EXPERTS,
+    Key.N_ACTIVE_EXPERTS,
+    Key.VOCAB_SIZE,
+    Key.SEQ_LEN,
+)
 NEW_ARCH_KEYS = (Key.HEAD_DIM, Key.NORM_EPSILON, Key.MOE_HIDDEN_DIM)
 NORM_EPSILON = {5: 1e-5, 6: 1e-6}
 GELU, SILU = 0, 1

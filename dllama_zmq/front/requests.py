@@ -190,9 +190,14 @@ class Requests:
         self._send(request.client, request.done(index, reason))
         speed = n_tokens / max(time.monotonic() - request.started, 1e-9)
         logger.info(
-            "request done id=%d index=%d reason=%s prompt=%d out=%d tok_s=%.1f", request.id, index, reason,
-            request.n_prompt, n_tokens, speed,
-        )  # fmt: skip
+            "request done id=%d index=%d reason=%s prompt=%d out=%d tok_s=%.1f",
+            request.id,
+            index,
+            reason,
+            request.n_prompt,
+            n_tokens,
+            speed,
+        )
 
     # --- from the queues to the engine ------------------------------------------------------------------------------
 

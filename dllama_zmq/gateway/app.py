@@ -91,9 +91,14 @@ def application(service: Service) -> Starlette:
     routes.append(Mount("/", _Page(directory=PAGE, html=True, check_dir=False)))
     settings = service.settings
     cors = Middleware(
-        CORSMiddleware, allow_origins=settings.origins, allow_origin_regex=LOCAL_ORIGIN, allow_methods=["*"],
-        allow_headers=["*"], allow_credentials=True, expose_headers=["x-request-id", "retry-after"],
-    )  # fmt: skip
+        CORSMiddleware,
+        allow_origins=settings.origins,
+        allow_origin_regex=LOCAL_ORIGIN,
+        allow_methods=["*"],
+        allow_headers=["*"],
+        allow_credentials=True,
+        expose_headers=["x-request-id", "retry-after"],
+    )
     open_paths = {"/", *HEALTH, *(f"/{path.relative_to(PAGE)}" for path in PAGE.rglob("*") if path.is_file())}
     gate = Middleware(Gate, keys=settings.keys, origins=settings.origins, open_paths=open_paths)
     return Starlette(routes=routes, middleware=[cors, gate], exception_handlers={HTTPException: _refused})
@@ -106,9 +111,11 @@ class _Page(StaticFiles):
         async def guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
                 more = {
-                    "content-security-policy": _POLICY, "x-content-type-options": "nosniff",
-                    "referrer-policy": "no-referrer", "cache-control": "no-cache",
-                }  # fmt: skip
+                    "content-security-policy": _POLICY,
+                    "x-content-type-options": "nosniff",
+                    "referrer-policy": "no-referrer",
+                    "cache-control": "no-cache",
+                }
                 message["headers"] = [*message["headers"], *((k.encode(), v.encode()) for k, v in more.items())]
             await send(message)
 

@@ -40,10 +40,17 @@ async def _serve(settings: GatewaySettings, listener: socket.socket) -> None:
         "Protocol", (BoundedProtocol,), {"stalled_s": settings.limits.stalled_s, "most": settings.limits.connections}
     )
     config = uvicorn.Config(
-        application(service), http=protocol, ws="none", loop="asyncio", lifespan="off", log_config=None,
-        access_log=False, server_header=False, proxy_headers=False,
+        application(service),
+        http=protocol,
+        ws="none",
+        loop="asyncio",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
         timeout_graceful_shutdown=_END_S,
-    )  # fmt: skip
+    )
     try:
         await uvicorn.Server(config).serve([listener])
     finally:

@@ -73,10 +73,11 @@ class BoundedProtocol(H11Protocol):
             return
         body = msgspec.json.encode(problem.reply())
         headers: list[tuple[bytes, bytes]] = [
-            (b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()),
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
             (b"connection", b"close"),
             *((name.encode(), value.encode()) for name, value in problem.headers.items()),
-        ]  # fmt: skip
+        ]
         events: list[Any] = [
             h11.Response(status_code=problem.status, headers=headers),
             h11.Data(data=body),

@@ -31,10 +31,30 @@ logger = logging.getLogger(__name__)
 KernelChoice = Literal["auto", "simd", "numpy"]
 
 __all__ = [
-    "KV_PAGE", "Batch", "CacheSpec", "Compiling", "Experts", "KVCache", "KVType", "KernelChoice", "Kernels", "Linear",
-    "Native", "Needs", "Norm", "Reduction", "Reference", "Rotation", "Span",
-    "choose_kernels", "pages_for", "prepare_kernels", "reported_to", "simd_obstacle", "tree_sum",
-]  # fmt: skip
+    "KV_PAGE",
+    "Batch",
+    "CacheSpec",
+    "Compiling",
+    "Experts",
+    "KVCache",
+    "KVType",
+    "KernelChoice",
+    "Kernels",
+    "Linear",
+    "Native",
+    "Needs",
+    "Norm",
+    "Reduction",
+    "Reference",
+    "Rotation",
+    "Span",
+    "choose_kernels",
+    "pages_for",
+    "prepare_kernels",
+    "reported_to",
+    "simd_obstacle",
+    "tree_sum",
+]
 
 
 def choose_kernels(choice: KernelChoice, threads: int, oversubscribed: bool = False) -> Kernels:

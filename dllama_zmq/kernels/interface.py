@@ -101,9 +101,15 @@ class KVCache(Protocol):
     """The keys and values of one node's heads, in pages. Memory is taken as pages are written."""
 
     def attend(
-        self, layer: int, batch: Batch, q: F32, k: F32, v: F32, rotation: Rotation | None = None,
+        self,
+        layer: int,
+        batch: Batch,
+        q: F32,
+        k: F32,
+        v: F32,
+        rotation: Rotation | None = None,
         then: Linear | None = None,
-    ) -> Any:  # fmt: skip
+    ) -> Any:
         """Causal attention of queries q (T, H * Hd) -> (T, H * Hd), each span over its own sequence. First q and the
         keys k (T, K * Hd) are rotated, in place, and k and the values v (T, K * Hd) stored in the spans' pages.
 
@@ -163,9 +169,11 @@ class Kernels(Protocol):
         ...
 
     def experts(
-        self, experts: Iterable[tuple[BlockMatrix, BlockMatrix, BlockMatrix]], segments: int = 1,
+        self,
+        experts: Iterable[tuple[BlockMatrix, BlockMatrix, BlockMatrix]],
+        segments: int = 1,
         activation: Activation = "silu",
-    ) -> Experts:  # fmt: skip
+    ) -> Experts:
         """Make the experts of a layer ready: the gate, up (F, D) and down (D, F) of each, read one after another.
 
         `segments`: equal parts of the columns of down, as in `linear`.

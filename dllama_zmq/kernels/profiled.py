@@ -76,9 +76,11 @@ class Profiled:
         return Linked(self._timed(_title("gated", (gate, up)), product))
 
     def experts(
-        self, experts: Iterable[tuple[BlockMatrix, BlockMatrix, BlockMatrix]], segments: int = 1,
+        self,
+        experts: Iterable[tuple[BlockMatrix, BlockMatrix, BlockMatrix]],
+        segments: int = 1,
         activation: Activation = "silu",
-    ) -> Experts:  # fmt: skip
+    ) -> Experts:
         return self._timed("experts", self.timed.experts(experts, segments, activation))
 
     def kv_cache(self, spec: CacheSpec) -> KVCache:
@@ -102,9 +104,15 @@ class _ProfiledCache:
         self._attend = profiled._timed("attend", cache.attend)
 
     def attend(
-        self, layer: int, batch: Batch, q: F32, k: F32, v: F32, rotation: Rotation | None = None,
+        self,
+        layer: int,
+        batch: Batch,
+        q: F32,
+        k: F32,
+        v: F32,
+        rotation: Rotation | None = None,
         then: Linear | None = None,
-    ) -> Any:  # fmt: skip
+    ) -> Any:
         out = self._attend(layer, batch, q, k, v, rotation)
         return out if then is None else then(out)
 

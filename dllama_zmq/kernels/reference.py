@@ -56,9 +56,11 @@ class Reference:
         return Linked(apply)
 
     def experts(
-        self, experts: Iterable[tuple[BlockMatrix, BlockMatrix, BlockMatrix]], segments: int = 1,
+        self,
+        experts: Iterable[tuple[BlockMatrix, BlockMatrix, BlockMatrix]],
+        segments: int = 1,
         activation: Activation = "silu",
-    ) -> GroupedExperts:  # fmt: skip
+    ) -> GroupedExperts:
         gated, downs = [], []
         for gate, up, down in experts:
             gated.append(self.gated(gate, up, activation))
@@ -123,9 +125,15 @@ class ReferenceCache:
         self._kv_of_head, self._window, self._softcap = spec.kv_of_head, spec.window, spec.softcap
 
     def attend(
-        self, layer: int, batch: Batch, q: F32, k: F32, v: F32, rotation: Rotation | None = None,
+        self,
+        layer: int,
+        batch: Batch,
+        q: F32,
+        k: F32,
+        v: F32,
+        rotation: Rotation | None = None,
         then: Linear | None = None,
-    ) -> Any:  # fmt: skip
+    ) -> Any:
         store = self._store[layer]  # (pages, 2, K, 64, Hd)
         q, k, v = (rows.reshape(len(rows), -1, store.shape[-1]) for rows in (q, k, v))  # views: rows lie in one piece
         if rotation is not None:

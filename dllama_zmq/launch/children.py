@@ -38,9 +38,14 @@ class Child:
         with open_log(paths, name) as log:
             log_start = log.tell()
             process = subprocess.Popen(
-                [sys.executable, "-m", "dllama_zmq", *words], stdin=subprocess.PIPE, stdout=log, stderr=log,
-                env=child_environment(), start_new_session=True, pass_fds=pass_fds,
-            )  # fmt: skip
+                [sys.executable, "-m", "dllama_zmq", *words],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                env=child_environment(),
+                start_new_session=True,
+                pass_fds=pass_fds,
+            )
         return cls(process, paths.log(name), log_start)
 
     @classmethod

@@ -115,10 +115,12 @@ def run_cluster(
         cleanup.callback(context.destroy)  # `term` would wait for ever for the sockets of half a root
         with interrupts.raised():
             root = Root(
-                context, model, root_settings(cluster),
+                context,
+                model,
+                root_settings(cluster),
                 replace(_endpoints(cluster, paths), security=_security(file, Role.worker, keys)),
                 lambda done, total: public.activity("the root reads its part of the model", done, total),
-            )  # fmt: skip
+            )
             cleanup.push(lambda kind, error, traceback: root.close(_why_down(root, error), stay=True))
             url = "" if api is None else address_of(api)
             created = int(model.path.stat().st_mtime) if model.path.exists() else 0

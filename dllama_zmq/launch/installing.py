@@ -138,8 +138,12 @@ def _fetch(wheel: Path, outcome: Outcome, folder: Path, reporter: Reporter) -> N
     try:
         done = subprocess.run(
             [*command, "--dest", folder, *words, wheel],
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=_FETCH_S,
-        )  # fmt: skip
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_FETCH_S,
+        )
     except subprocess.TimeoutExpired:
         raise ClusterError(f"{name}: its packages could not be fetched here within {_FETCH_S:.0f} s") from None
     if done.returncode != 0:

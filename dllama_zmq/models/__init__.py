@@ -19,8 +19,13 @@ from dllama_zmq.quants import F32
 from dllama_zmq.spec import Architecture, ModelSpec, TensorSpec
 
 __all__ = [
-    "Comm", "Model", "attention_softcap", "build_model", "micro_batches", "tensor_table",
-]  # fmt: skip
+    "Comm",
+    "Model",
+    "attention_softcap",
+    "build_model",
+    "micro_batches",
+    "tensor_table",
+]
 
 _MODELS: dict[Architecture, tuple[type[Llama], Callable[[ModelSpec], list[TensorSpec]]]] = {
     "llama": (Llama, llama_tensors),

@@ -134,7 +134,8 @@ def worker_words(
 
 
 HEALTH_CHECK = [
-    "python", "-c",
+    "python",
+    "-c",
     f"import urllib.request as it; it.urlopen('http://127.0.0.1:{API_PORT}/health', timeout=4)",
-]  # fmt: skip
+]
 """Fails while a node is missing: the image has no curl."""

@@ -38,9 +38,10 @@ class Ledger:
         self.sampled[phase] += len(asks)
         spec, sync, step = self._plan.spec, self._sync, self._step()
         self._predict(
-            phase, asks,
+            phase,
+            asks,
             lambda asked, sealed: predict_step(spec, sync, n_tokens, asked, step, n_pages, n_spans, sealed),
-        )  # fmt: skip
+        )
 
     def add_more(self, phase: Phase, n_tokens: int, asks: Mapping[int, Ask]) -> None:
         """`asks` of the last step, which had `n_tokens` tokens, were asked again."""

@@ -162,8 +162,12 @@ class Membership:
             seconds = self._loaded_at[member.node] - self._joined_at[member.node]
             logger.info(
                 "loaded %s bytes=%d sent=%d kept=%d seconds=%.1f",
-                member.name, message.nbytes, stream.sent_bytes, stream.kept_bytes, seconds,
-            )  # fmt: skip
+                member.name,
+                message.nbytes,
+                stream.sent_bytes,
+                stream.kept_bytes,
+                seconds,
+            )
         elif isinstance(message, Fault) and member.state is State.LOADING:
             logger.error("cannot load %s: %s", member.name, message.text)
             self._streams[member.node].distrust()

@@ -20,8 +20,12 @@ from dllama_zmq.spec import ModelSpec, Sync
 
 StepKind = Literal["step", "sum", "partial", "candidates", "more"]
 KINDS: dict[StepKind, Direction] = {
-    "step": "sent", "sum": "sent", "partial": "received", "candidates": "received", "more": "sent",
-}  # fmt: skip
+    "step": "sent",
+    "sum": "sent",
+    "partial": "received",
+    "candidates": "received",
+    "more": "sent",
+}
 """The messages of steps, and which way they go as the root sees it."""
 
 _EPOCH, _POSITION = 1_800_000_000_000, 200
@@ -58,9 +62,15 @@ def as_wide_as(number: int) -> int:
 
 @lru_cache(maxsize=1024)
 def predict_step(
-    spec: ModelSpec, sync: Sync, n_tokens: int, asked: tuple[Asked, ...], step: int = 1000, n_pages: int = 1,
-    n_spans: int = 1, sealed: bool = False,
-) -> dict[StepKind, Predicted]:  # fmt: skip
+    spec: ModelSpec,
+    sync: Sync,
+    n_tokens: int,
+    asked: tuple[Asked, ...],
+    step: int = 1000,
+    n_pages: int = 1,
+    n_spans: int = 1,
+    sealed: bool = False,
+) -> dict[StepKind, Predicted]:
     """One step of `n_tokens` tokens, of whose last rows each asks a worker for something. `step` is its number since
     the root began. n_pages: page ids of all its spans. sealed: the worker's connections have CURVE."""
     listed, masks = sum(row.n_listed for row in asked), [row.mask_bytes for row in asked if row.mask_bytes]

@@ -112,10 +112,8 @@ class Root:
         self.seq_len = context_length(self.spec, settings.max_seq_len)
         self.plan = Plan.make(self.spec, 1 + len(settings.names), str(model.path))
         here = [0, *(node for node, name in enumerate(settings.names, start=1) if name in settings.reserved)]
-        self.budget = KVBudget(
-            self.plan, settings.kv_type, self.seq_len, settings.max_sequences, settings.kv_bytes,
-            trusted=not settings.check_memory,
-        )  # fmt: skip
+        cache = (settings.kv_type, self.seq_len, settings.max_sequences, settings.kv_bytes)
+        self.budget = KVBudget(self.plan, *cache, trusted=not settings.check_memory)
         self._own_pages = self.budget.pages(here, free_memory_bytes())
         self.memory = partial(node_memory, self.plan, n_positions=self.seq_len, kv_type=settings.kv_type)
         check_sync(self.spec, settings.sync)
@@ -143,10 +141,15 @@ class Root:
             if self.link is not None and endpoints is not None:
                 self._exchange = StarRoot(self.link, self.roster, kernels, settings.sync, settings.limits.step_s)
                 self.membership = Membership(
-                    self.link, endpoints, self.roster, self._plan_message(), settings.limits,
+                    self.link,
+                    endpoints,
+                    self.roster,
+                    self._plan_message(),
+                    settings.limits,
                     lambda node: WeightStream(model, self.plan, node, self._slices),
-                    self.budget, (lambda node: self.memory(node).model) if settings.check_memory else None,
-                )  # fmt: skip
+                    self.budget,
+                    (lambda node: self.memory(node).model) if settings.check_memory else None,
+                )
             self._shard = self._build_shard(on_read)
         except BaseException:  # Ctrl-C too: nobody could close what half a root holds
             self._slices.close()

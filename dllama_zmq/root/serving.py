@@ -199,9 +199,13 @@ class Serving:
                 sequence = self._engine.embed(message.tokens)
             else:
                 sequence = self._engine.add(
-                    message.tokens, message.sampling, message.max_tokens, message.stop_ids, message.n_ids,
+                    message.tokens,
+                    message.sampling,
+                    message.max_tokens,
+                    message.stop_ids,
+                    message.n_ids,
                     message.grammar,
-                )  # fmt: skip
+                )
         except DllamaError as error:
             self._tell(Failed(message.id, *told(error)))
             return

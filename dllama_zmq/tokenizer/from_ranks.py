@@ -15,10 +15,18 @@ from dllama_zmq.tokenizer.pretokenizers import LLAMA3, inferred
 
 _N_SPECIALS = 256
 _FIRST = (
-    "<|begin_of_text|>", "<|end_of_text|>", "<|reserved_special_token_0|>", "<|reserved_special_token_1|>",
-    "<|finetune_right_pad_id|>", "<|step_id|>", "<|start_header_id|>", "<|end_header_id|>", "<|eom_id|>", "<|eot_id|>",
+    "<|begin_of_text|>",
+    "<|end_of_text|>",
+    "<|reserved_special_token_0|>",
+    "<|reserved_special_token_1|>",
+    "<|finetune_right_pad_id|>",
+    "<|step_id|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eom_id|>",
+    "<|eot_id|>",
     "<|python_tag|>",
-)  # fmt: skip
+)
 
 
 def llama3_specials(n_pieces: int) -> dict[str, int]:

@@ -81,9 +81,14 @@ class Invitation:
     def text(self) -> str:
         """The line to paste: `dz`, and base64url of 4 bytes of SHA-256 and a msgpack array."""
         wire = _Wire(
-            _VERSION, list(self.replies), list(self.clients), z85.decode(self.root), z85.decode(self.keys.secret),
-            self.role, self.name,
-        )  # fmt: skip
+            _VERSION,
+            list(self.replies),
+            list(self.clients),
+            z85.decode(self.root),
+            z85.decode(self.keys.secret),
+            self.role,
+            self.name,
+        )
         packed = msgspec.msgpack.encode(wire)
         return _as_text(_digest(packed) + packed)
 

@@ -42,8 +42,12 @@ def test_requests_drawn_from_the_document_are_answered_as_it_says(short_api: Api
             *("--phases", "coverage,fuzzing", "--checks", ",".join(CHECKS), "--max-examples", "25", "--seed", "1"),
             *("--request-timeout", "60", "--warnings", "off"),
         ],
-        cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=280,
-    )  # fmt: skip
+        cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     drawn = re.search(r"(\d+) generated", ended.stdout)
     assert drawn is not None

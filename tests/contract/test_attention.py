@@ -154,9 +154,13 @@ def test_a_head_has_the_same_bits_whichever_heads_its_node_holds(kernels, n_toke
             heads = range(node * 8 // n_nodes, (node + 1) * 8 // n_nodes)
             own = slice(kv_of_head[heads[0]], kv_of_head[heads[-1]] + 1)
             mine = attend(
-                kernels, np.ascontiguousarray(q[:, heads[0] : heads[-1] + 1]), keys[own], values[own],
-                [kv_of_head[h] - own.start for h in heads], kv_type,
-            )  # fmt: skip
+                kernels,
+                np.ascontiguousarray(q[:, heads[0] : heads[-1] + 1]),
+                keys[own],
+                values[own],
+                [kv_of_head[h] - own.start for h in heads],
+                kv_type,
+            )
             assert np.array_equal(mine.reshape(n_tokens, len(heads), 32), whole[:, heads[0] : heads[-1] + 1])
 
 

@@ -36,9 +36,14 @@ def choice(n_tokens: int) -> tuple[F32, npt.NDArray[np.int64], F32]:
 
 
 def by_products(
-    kernels: Kernels, experts: list[Expert], segments: int, activation: Activation, x: F32,
-    chosen: npt.NDArray[np.int64], mix: F32,
-) -> F32:  # fmt: skip
+    kernels: Kernels,
+    experts: list[Expert],
+    segments: int,
+    activation: Activation,
+    x: F32,
+    chosen: npt.NDArray[np.int64],
+    mix: F32,
+) -> F32:
     """Token by token: within a segment expert after expert, then the segments' tree."""
     each = F // segments
     rows = []

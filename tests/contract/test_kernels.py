@@ -122,23 +122,34 @@ HALF = Rope(500000.0, "half")
     ("rope", "position", "figures"),
     [
         (
-            SCALED, 6,
+            SCALED,
+            6,
             {0: 1.239586, 1: 0.680755, 2: 0.077202, 3: -1.412105, 1988: -1.356766, 2022: 0.999923, 2023: 1.000077},
         ),
         (SCALED, 31, {0: 1.318780, 1: 0.510705, 1078: 0.999985, 1079: 1.000015}),
         (
-            HALF, 6,
-            {0: 1.239586, 1: 0.077202, 2: -1.356766, 3: -1.164938, 1988: -0.522115, 1989: 0.018772,
-             2022: 1.361834, 2023: 1.276253},
+            HALF,
+            6,
+            {
+                0: 1.239586,
+                1: 0.077202,
+                2: -1.356766,
+                3: -1.164938,
+                1988: -0.522115,
+                1989: 0.018772,
+                2022: 1.361834,
+                2023: 1.276253,
+            },
         ),
         (
             # Worked out in float64. Published are -1.139289 and -0.417384 for [1] and [2]: 31 times a frequency rounded
             # to float32.
-            HALF, 31,
+            HALF,
+            31,
             {0: 1.318780, 1: -1.139288, 2: -0.417383, 3: -1.291486, 1078: 1.003737, 1079: 1.002481},
         ),
     ],
-)  # fmt: skip
+)
 def test_rotated_ones_have_the_published_values(kernels, rope, position, figures):
     ones = np.ones((1, 32, 64), np.float32)
     angles = rope_angles(rope_frequencies(rope, 64), np.array([position]))

@@ -50,9 +50,15 @@ def test_results_that_are_held_share_no_memory_and_keep_what_they_say(compiled, 
         assert not any(np.shares_memory(result, other) for other in held[i + 1 :]), i
 
 
-@pytest.mark.parametrize("hold", [
-    lambda result: result[-1:, :1], lambda result: result.reshape(-1)[2:], lambda result: result.T, memoryview,
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "hold",
+    [
+        lambda result: result[-1:, :1],
+        lambda result: result.reshape(-1)[2:],
+        lambda result: result.T,
+        memoryview,
+    ],
+)
 def test_a_view_of_a_result_holds_it(compiled, hold):
     for name, make in makers(compiled, 3).items():
         view = hold(np.asarray(make()))
@@ -109,9 +115,11 @@ def test_a_quantized_product_of_what_is_no_number_is_none_and_leaves_other_token
     x = activations(n_tokens, 96) / 16
     norm = Norm(np.ones(96, np.float32), 1e-5)
     products = (
-        compiled.linear(matrix), compiled.linear(matrix, segments=3), compiled.gated(matrix, other),
+        compiled.linear(matrix),
+        compiled.linear(matrix, segments=3),
+        compiled.gated(matrix, other),
         compiled.linear(matrix, norm=norm),
-    )  # fmt: skip
+    )
     for product in products:
         clean = product(x)
         for column in (0, 31, 40, 95):

@@ -34,16 +34,27 @@ def build(case: Case, tensors: dict[str, F32], tied: bool) -> Any:
     if spec.rope.scaling is not None:
         scaling = spec.rope.scaling
         rope |= {
-            "rope_type": "llama3", "factor": scaling.factor, "low_freq_factor": scaling.low_freq_factor,
-            "high_freq_factor": scaling.high_freq_factor, "original_max_position_embeddings": scaling.original_seq_len,
-        }  # fmt: skip
+            "rope_type": "llama3",
+            "factor": scaling.factor,
+            "low_freq_factor": scaling.low_freq_factor,
+            "high_freq_factor": scaling.high_freq_factor,
+            "original_max_position_embeddings": scaling.original_seq_len,
+        }
     common: dict[str, Any] = {
-        "vocab_size": spec.vocab_size, "hidden_size": spec.dim, "intermediate_size": spec.hidden_dim,
-        "num_hidden_layers": spec.n_layers, "num_attention_heads": spec.n_heads,
-        "num_key_value_heads": spec.n_kv_heads, "max_position_embeddings": 512, "rms_norm_eps": spec.norm_eps,
-        "rope_parameters": rope, "tie_word_embeddings": tied, "attn_implementation": "eager", "dtype": "float32",
+        "vocab_size": spec.vocab_size,
+        "hidden_size": spec.dim,
+        "intermediate_size": spec.hidden_dim,
+        "num_hidden_layers": spec.n_layers,
+        "num_attention_heads": spec.n_heads,
+        "num_key_value_heads": spec.n_kv_heads,
+        "max_position_embeddings": 512,
+        "rms_norm_eps": spec.norm_eps,
+        "rope_parameters": rope,
+        "tie_word_embeddings": tied,
+        "attn_implementation": "eager",
+        "dtype": "float32",
         "hidden_act": "gelu_pytorch_tanh" if spec.activation == "gelu" else "silu",
-    }  # fmt: skip
+    }
     moe = {"num_experts_per_tok": spec.n_active_experts, "experts_implementation": "eager"}
     if spec.arch == "llama" and spec.window is not None:
         config = transformers.MistralConfig(**common, head_dim=spec.head_dim, sliding_window=spec.window)
@@ -56,9 +67,13 @@ def build(case: Case, tensors: dict[str, F32], tied: bool) -> Any:
         model = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**common, head_dim=spec.head_dim))
     elif spec.arch == "qwen3moe":
         config = transformers.Qwen3MoeConfig(
-            **common, **moe, head_dim=spec.head_dim, num_experts=spec.n_experts, norm_topk_prob=spec.norm_topk,
+            **common,
+            **moe,
+            head_dim=spec.head_dim,
+            num_experts=spec.n_experts,
+            norm_topk_prob=spec.norm_topk,
             moe_intermediate_size=spec.hidden_dim,
-        )  # fmt: skip
+        )
         model = transformers.Qwen3MoeForCausalLM(config)
     else:
         config = transformers.MixtralConfig(**common, **moe, num_local_experts=spec.n_experts, sliding_window=None)
@@ -74,9 +89,10 @@ def build(case: Case, tensors: dict[str, F32], tied: bool) -> Any:
 def hf_state(spec: ModelSpec, ours: dict[str, F32]) -> dict[str, F32]:
     """Our tensors by transformers' names and in its layout."""
     theirs = {
-        "model.embed_tokens.weight": ours["embedding"], "model.norm.weight": ours["final_norm"],
+        "model.embed_tokens.weight": ours["embedding"],
+        "model.norm.weight": ours["final_norm"],
         "lm_head.weight": ours["head"],
-    }  # fmt: skip
+    }
     for i in range(spec.n_layers):
         layer, to = f"layers.{i}.", f"model.layers.{i}."
         for letter, n_heads in (("q", spec.n_heads), ("k", spec.n_kv_heads), ("v", 0), ("o", 0)):

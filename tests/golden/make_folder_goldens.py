@@ -18,13 +18,22 @@ import transformers
 FOLDER = Path(__file__).parent
 N_TOKENS = 20
 SIZES = {
-    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "vocab_size": 96, "rms_norm_eps": 1e-5,
-}  # fmt: skip
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 96,
+    "rms_norm_eps": 1e-5,
+}
 LLAMA3_ROPE = {
-    "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
-}  # fmt: skip
+}
 
 
 def randomized(model: transformers.PreTrainedModel, seed: int, dtype: torch.dtype) -> transformers.PreTrainedModel:
@@ -82,9 +91,11 @@ def meta_rows(weight: torch.Tensor, n_heads: int) -> torch.Tensor:
 def make_meta(name: str, n_shards: int, seed: int) -> None:
     folder = fresh(name)
     config = transformers.LlamaConfig(
-        **SIZES, max_position_embeddings=512, attn_implementation="eager",
+        **SIZES,
+        max_position_embeddings=512,
+        attn_implementation="eager",
         rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
-    )  # fmt: skip
+    )
     model = randomized(transformers.LlamaForCausalLM(config), seed, torch.bfloat16)
     theirs = {name: values.to(torch.bfloat16) for name, values in model.state_dict().items()}
     whole = {
@@ -112,8 +123,17 @@ def make_meta(name: str, n_shards: int, seed: int) -> None:
             for name, (tensor, axis) in whole.items()
         }
         torch.save(part, folder / f"consolidated.{shard:02d}.pth")
-    params = {"dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "multiple_of": 16, "ffn_dim_multiplier": 1.3,
-              "norm_eps": 1e-05, "rope_theta": 500000.0, "vocab_size": 96}  # fmt: skip
+    params = {
+        "dim": 32,
+        "n_layers": 2,
+        "n_heads": 4,
+        "n_kv_heads": 2,
+        "multiple_of": 16,
+        "ffn_dim_multiplier": 1.3,
+        "norm_eps": 1e-05,
+        "rope_theta": 500000.0,
+        "vocab_size": 96,
+    }
     (folder / "params.json").write_text(json.dumps(params))
     write_logits(model, folder, seed)
 
@@ -126,9 +146,13 @@ def main() -> None:
     )
     make_hf("hf_llama", transformers.LlamaForCausalLM(llama), torch.bfloat16, "16KB", seed=1)
     mistral = transformers.MistralConfig(
-        **SIZES, max_position_embeddings=512, sliding_window=None, tie_word_embeddings=True,
-        rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}, attn_implementation="eager",
-    )  # fmt: skip
+        **SIZES,
+        max_position_embeddings=512,
+        sliding_window=None,
+        tie_word_embeddings=True,
+        rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0},
+        attn_implementation="eager",
+    )
     make_hf("hf_mistral", transformers.MistralForCausalLM(mistral), torch.float16, "1GB", seed=2)
     make_meta("meta_llama", 2, seed=3)
 

@@ -37,8 +37,12 @@ def make_blocks() -> None:
     rng = np.random.default_rng(1)
     arrays = {}
     for kind, scales_at in [
-        (Type.Q4_K, [0, 2]), (Type.Q5_K, [0, 2]), (Type.Q6_K, [208]), (Type.Q5_0, [0]), (Type.Q5_1, [0, 2]),
-    ]:  # fmt: skip
+        (Type.Q4_K, [0, 2]),
+        (Type.Q5_K, [0, 2]),
+        (Type.Q6_K, [208]),
+        (Type.Q5_0, [0]),
+        (Type.Q5_1, [0, 2]),
+    ]:
         data = blocks(rng, kind, scales_at)
         arrays[f"{kind.name}_bytes"] = data
         arrays[f"{kind.name}_values"] = gguf.quants.dequantize(data, kind)

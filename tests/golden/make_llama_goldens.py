@@ -25,9 +25,17 @@ N_TOKENS = 40  # more than one step of a prompt, so that the KV cache carries so
 F16 = npt.NDArray[np.float16]
 
 BASE = ModelSpec(
-    arch="llama", dim=64, hidden_dim=96, n_layers=2, n_heads=8, n_kv_heads=2, head_dim=8, vocab_size=128, seq_len=64,
+    arch="llama",
+    dim=64,
+    hidden_dim=96,
+    n_layers=2,
+    n_heads=8,
+    n_kv_heads=2,
+    head_dim=8,
+    vocab_size=128,
+    seq_len=64,
     weight_type=FloatType.F32,
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +51,10 @@ CASES = {
     # Wavelengths of 6 to 8000 tokens: the first pair is kept, two are blended, the others stretched eightfold.
     "llama31": Case(
         replace(
-            BASE, n_heads=4, head_dim=16, rope=Rope(theta=10000.0, scaling=RopeScaling(8.0, 1.0, 4.0, 64)),
+            BASE,
+            n_heads=4,
+            head_dim=16,
+            rope=Rope(theta=10000.0, scaling=RopeScaling(8.0, 1.0, 4.0, 64)),
         )
     ),
     "tied": Case(replace(BASE, n_heads=4, n_kv_heads=1, head_dim=16), tied=True, embedding_scale=0.25),
@@ -51,7 +62,7 @@ CASES = {
     "head_dim": Case(replace(BASE, dim=84, hidden_dim=150, n_heads=6, n_kv_heads=2, head_dim=10, vocab_size=101)),
     # Embeddings so small that the first norm's mean square is near its epsilon.
     "eps": Case(replace(BASE, norm_eps=1e-6, rope=Rope(theta=500000.0)), embedding_scale=2.0**-9),
-}  # fmt: skip
+}
 
 
 def hf_names(spec: ModelSpec) -> dict[str, str]:
@@ -101,11 +112,20 @@ def build(case: Case, tensors: dict[str, F16]) -> transformers.LlamaForCausalLM:
             "original_max_position_embeddings": scaling.original_seq_len,
         }
     config = transformers.LlamaConfig(
-        vocab_size=spec.vocab_size, hidden_size=spec.dim, intermediate_size=spec.hidden_dim,
-        num_hidden_layers=spec.n_layers, num_attention_heads=spec.n_heads, num_key_value_heads=spec.n_kv_heads,
-        head_dim=spec.head_dim, max_position_embeddings=512, rms_norm_eps=spec.norm_eps, rope_parameters=rope,
-        tie_word_embeddings=case.tied, attn_implementation="eager", dtype="float32",
-    )  # fmt: skip
+        vocab_size=spec.vocab_size,
+        hidden_size=spec.dim,
+        intermediate_size=spec.hidden_dim,
+        num_hidden_layers=spec.n_layers,
+        num_attention_heads=spec.n_heads,
+        num_key_value_heads=spec.n_kv_heads,
+        head_dim=spec.head_dim,
+        max_position_embeddings=512,
+        rms_norm_eps=spec.norm_eps,
+        rope_parameters=rope,
+        tie_word_embeddings=case.tied,
+        attn_implementation="eager",
+        dtype="float32",
+    )
     model = transformers.LlamaForCausalLM(config).eval()
     state = {
         f"{theirs}.weight": torch.from_numpy(tensors[ours].astype(np.float32))

@@ -42,9 +42,11 @@ def processors(case: dict[str, Any]) -> list[Any]:
         made.append(hf.RepetitionPenaltyLogitsProcessor(case["repetition_penalty"]))
     made.append(hf.TemperatureLogitsWarper(case["temperature"]))
     warpers = {
-        "top_k": hf.TopKLogitsWarper, "top_p": hf.TopPLogitsWarper, "min_p": hf.MinPLogitsWarper,
+        "top_k": hf.TopKLogitsWarper,
+        "top_p": hf.TopPLogitsWarper,
+        "min_p": hf.MinPLogitsWarper,
         "typical_p": hf.TypicalLogitsWarper,
-    }  # fmt: skip
+    }
     return made + [warper(case[name]) for name, warper in warpers.items() if name in case]
 
 

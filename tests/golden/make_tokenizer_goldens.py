@@ -61,9 +61,16 @@ def training_text() -> list[str]:
 def train_sentencepiece(kind: str, **options: object) -> sentencepiece.SentencePieceProcessor:
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.Train(
-        sentence_iterator=iter(training_text()), model_writer=model, model_type=kind, vocab_size=1000,
-        character_coverage=0.98, byte_fallback=True, num_threads=1, minloglevel=2, **options,
-    )  # fmt: skip
+        sentence_iterator=iter(training_text()),
+        model_writer=model,
+        model_type=kind,
+        vocab_size=1000,
+        character_coverage=0.98,
+        byte_fallback=True,
+        num_threads=1,
+        minloglevel=2,
+        **options,
+    )
     (FOLDER / f"{kind}.model").write_bytes(model.getvalue())
     return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
 
@@ -136,21 +143,27 @@ def digests(encode: Callable[[str], list[int]], texts: list[str]) -> list[str]:
 def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     bpe = train_sentencepiece(
-        "bpe", split_digits=True, normalization_rule_name="identity", remove_extra_whitespaces=False,
-        allow_whitespace_only_pieces=True, control_symbols=["[INST]", "[/INST]"],
-    )  # fmt: skip
+        "bpe",
+        split_digits=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        allow_whitespace_only_pieces=True,
+        control_symbols=["[INST]", "[/INST]"],
+    )
     unigram = train_sentencepiece("unigram", normalization_rule_name="identity", user_defined_symbols=["<sep>"])
     llama3 = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
     qwen2 = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     byte_level = {
         "llama3": train_byte_level("llama3", LLAMA3, [special(name) for name in llama3]),
         "qwen2": train_byte_level(
-            "qwen2", QWEN2,
-            [*map(special, qwen2), *(AddedToken(name, normalized=False) for name in ("<think>", "</think>"))], nfc=True,
+            "qwen2",
+            QWEN2,
+            [*map(special, qwen2), *(AddedToken(name, normalized=False) for name in ("<think>", "</think>"))],
+            nfc=True,
         ),
         "gpt2": train_byte_level("gpt2", None, [special("<|endoftext|>")]),
         "spaced": spaced(bpe),
-    }  # fmt: skip
+    }
     texts = corpus()
     encoded: dict[str, object] = {"texts": len(texts)}
     encoders = {"bpe.model": (bpe.encode, None), "unigram.model": (unigram.encode, None)} | {

@@ -49,10 +49,13 @@ heads = st.lists(
     st.tuples(st.sampled_from(["f32", "f16", "q80", "i32", "f64", "u8", "f8", ""]), numbers, numbers), max_size=5
 )
 fields = st.lists(
-    numbers | st.text(max_size=9) | heads | st.lists(numbers, max_size=4)
+    numbers
+    | st.text(max_size=9)
+    | heads
+    | st.lists(numbers, max_size=4)
     | st.dictionaries(st.text(max_size=5), numbers, max_size=3),
     max_size=9,
-)  # fmt: skip
+)
 DEEP = b"\x91" * 990 + b"\x01"
 HUGE_LENGTHS = [
     b"\xdd\xff\xff\xff\xff",

@@ -34,21 +34,38 @@ NOISE_S = 0.3  # what a busy machine adds to any request
 TRIES = 3  # of a short flood: what else a busy machine does may begin with the flood, or go on after it
 
 ON_ANY_PORT = [
-    "frames of 60 MiB without end", "frames of 500 KiB without end", "empty frames without end",
-    "messages of a million empty frames", "long headers",
-]  # fmt: skip
+    "frames of 60 MiB without end",
+    "frames of 500 KiB without end",
+    "empty frames without end",
+    "messages of a million empty frames",
+    "long headers",
+]
 OF_CLIENTS = [
-    "askstatus", "long prompts", "10,000 requests", "requests without end", "one id", "begun and cancelled",
-    "biases of 100,000 tokens", "token ids", "chats of 100,000 messages", "16 answers each", "long texts to tokenize",
+    "askstatus",
+    "long prompts",
+    "10,000 requests",
+    "requests without end",
+    "one id",
+    "begun and cancelled",
+    "biases of 100,000 tokens",
+    "token ids",
+    "chats of 100,000 messages",
+    "16 answers each",
+    "long texts to tokenize",
     "templates that hang",
-]  # fmt: skip
+]
 FLOODS = [
     *((port, kind) for port in ("steps", "replies", "clients") for kind in ON_ANY_PORT),
-    *(("clients", kind) for kind in OF_CLIENTS), ("clients", "prompts of 1 MB"),
+    *(("clients", kind) for kind in OF_CLIENTS),
+    ("clients", "prompts of 1 MB"),
     ("clients", "status is asked and never read"),
-    ("replies", "askstatus"), ("replies", "joins"), ("replies", "joins at once"),
-    ("replies", "joins over 32 connections"), ("steps", "subscriptions"), ("steps", "nothing is read"),
-]  # fmt: skip
+    ("replies", "askstatus"),
+    ("replies", "joins"),
+    ("replies", "joins at once"),
+    ("replies", "joins over 32 connections"),
+    ("steps", "subscriptions"),
+    ("steps", "nothing is read"),
+]
 
 
 @pytest.mark.parametrize(
@@ -131,8 +148,10 @@ def flood_for(seconds: float, flooded: Flooded, port: str, kind: str) -> str:
         after = flooded.request_s(client)
         while after > before + NOISE_S and time.monotonic() < ended + AFTER_S:
             after = flooded.request_s(client)
-    said = (f"{port}, {kind}: {before * 1e3:.0f} ms, meanwhile {statistics.median(meanwhile) * 1e3:.0f} ms, "
-            f"after {after * 1e3:.0f} ms; +{(most_bytes - flooded.idle_bytes) / 1e6:.0f} MB")  # fmt: skip
+    said = (
+        f"{port}, {kind}: {before * 1e3:.0f} ms, meanwhile {statistics.median(meanwhile) * 1e3:.0f} ms, "
+        f"after {after * 1e3:.0f} ms; +{(most_bytes - flooded.idle_bytes) / 1e6:.0f} MB"
+    )
     print(said)
     assert most_bytes < flooded.idle_bytes + MOST_MORE_BYTES
     slow = after > before + NOISE_S or statistics.median(meanwhile) > SLOWER * max(before, after) + NOISE_S

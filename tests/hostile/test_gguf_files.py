@@ -261,8 +261,14 @@ def test_a_missing_tensor_is_named(tmp_path, missing):
         assert f"the tensor {TENSORS[missing].name}, which the model needs, is missing" in refused(path, content)
 
 
-NEEDED = ["block_count", "context_length", "embedding_length", "feed_forward_length", "attention.head_count",
-          "attention.layer_norm_rms_epsilon"]  # fmt: skip
+NEEDED = [
+    "block_count",
+    "context_length",
+    "embedding_length",
+    "feed_forward_length",
+    "attention.head_count",
+    "attention.layer_norm_rms_epsilon",
+]
 
 
 @pytest.mark.parametrize("key", NEEDED)
@@ -305,8 +311,9 @@ def test_metadata_of_another_shape_than_the_tensors_is_refused(tmp_path):
     assert "blk.0.ffn_gate.weight is 128 x 64; by the metadata it is 160 x 64" in words
 
 
-@pytest.mark.parametrize("changes", [{"split.count": Typed("u16", 60_000)}, {"split.count": "3"},
-                                     {"split.count": Typed("u64", U64_MAX)}])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes", [{"split.count": Typed("u16", 60_000)}, {"split.count": "3"}, {"split.count": Typed("u64", U64_MAX)}]
+)
 def test_absurd_splits_are_refused(tmp_path, changes):
     words = refused(tmp_path / "a-00001-of-60000.gguf", gguf_bytes(METADATA | changes, TENSORS))
     assert "split.count" in words or "files of a model" in words

@@ -84,9 +84,19 @@ def test_a_pickle_that_would_execute_does_not(folder, protocol, inside):
     assert canary.exists()
 
 
-@pytest.mark.parametrize("name", ["builtins eval", "os system", "torch load", "torch._utils _rebuild_tensor",
-                                  "collections defaultdict", "torch LongStorage", "torch.BFloat16 Storage",
-                                  "torch._utils _rebuild_tensor_v2.__globals__"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "builtins eval",
+        "os system",
+        "torch load",
+        "torch._utils _rebuild_tensor",
+        "collections defaultdict",
+        "torch LongStorage",
+        "torch.BFloat16 Storage",
+        "torch._utils _rebuild_tensor_v2.__globals__",
+    ],
+)
 def test_a_name_that_no_file_of_tensors_needs_is_refused_and_named(folder, name):
     module, _, attribute = name.partition(" ")
     said = refused_pickle(folder, b"\x80\x02c" + f"{module}\n{attribute}\n".encode() + b".")
@@ -172,7 +182,7 @@ def test_a_pickle_of_too_many_opcodes_or_bytes_is_refused_for_that(folder):
         (pickled_tensor(pickled_storage("9", "FloatStorage", 1024), (32, 32)), "the record 'data/9' is missing"),
         (pickled_tensor(pickled_storage("../x", "FloatStorage", 1024), (32, 32)), "the record 'data/../x' is missing"),
     ],
-)  # fmt: skip
+)
 def test_a_tensor_that_cannot_be_is_refused(folder, tensor, words):
     assert words in refused_pickle(folder, pickled_dict({"tok_embeddings.weight": tensor}))
 
@@ -250,11 +260,27 @@ def test_params_that_are_none_are_refused(folder):
     for said in (b"", b"[]", b"{}", b"[" * 1_000_000, b'{"dim": "a"}', b"\xff"):
         (folder / "params.json").write_bytes(said)
         refusal(open_meta, folder)
-    changes = [{"dim": 1 << 40}, {"dim": -1}, {"dim": 64}, {"n_layers": 1 << 30}, {"n_layers": 4096}, {"n_layers": 2},
-               {"n_heads": 0}, {"n_heads": 3}, {"n_kv_heads": 0}, {"n_kv_heads": 2}, {"n_kv_heads": -1},
-               {"norm_eps": 0}, {"norm_eps": None}, {"rope_theta": -1}, {"vocab_size": 33}, {"max_seq_len": 0},
-               {"rope_scaling_factor": -1, "use_scaled_rope": True}, {"sliding_window": 0},
-               {"head_dim": 7}]  # fmt: skip
+    changes = [
+        {"dim": 1 << 40},
+        {"dim": -1},
+        {"dim": 64},
+        {"n_layers": 1 << 30},
+        {"n_layers": 4096},
+        {"n_layers": 2},
+        {"n_heads": 0},
+        {"n_heads": 3},
+        {"n_kv_heads": 0},
+        {"n_kv_heads": 2},
+        {"n_kv_heads": -1},
+        {"norm_eps": 0},
+        {"norm_eps": None},
+        {"rope_theta": -1},
+        {"vocab_size": 33},
+        {"max_seq_len": 0},
+        {"rope_scaling_factor": -1, "use_scaled_rope": True},
+        {"sliding_window": 0},
+        {"head_dim": 7},
+    ]
     for change in changes:
         (folder / "params.json").write_text(json.dumps(meta_params(SPEC) | change))
         refusal(open_meta, folder)

@@ -74,8 +74,22 @@ def test_a_header_longer_than_the_file_is_refused(folder, sound):
     assert "the file ends at" in refused(folder, struct.pack("<Q", len(sound)) + sound[8:])
 
 
-@pytest.mark.parametrize("text", [b"", b"[]", b"null", b"{", b'{"a":', b"\xff\xfe", b"[" * 100_000, b'{"a":' * 50_000,
-                                  b'{"a":1}', b'{"a":{"dtype":1}}', b'{"a":{}}'])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"[]",
+        b"null",
+        b"{",
+        b'{"a":',
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"a":' * 50_000,
+        b'{"a":1}',
+        b'{"a":{"dtype":1}}',
+        b'{"a":{}}',
+    ],
+)
 def test_a_header_that_is_none_is_refused(folder, text):
     refused(folder, with_header(text, b""))
 

@@ -142,9 +142,15 @@ Start: TypeAlias = Callable[["Stranger | Worker | Relay"], Thread]
 
 @contextlib.contextmanager
 def a_root(
-    context: Context, model: ModelFile, places: Endpoints, step_s: float = 20.0, stay: bool = False,
-    n_workers: int = 1, kernels: KernelChoice = "numpy", **more: Any,
-) -> Iterator[Root]:  # fmt: skip
+    context: Context,
+    model: ModelFile,
+    places: Endpoints,
+    step_s: float = 20.0,
+    stay: bool = False,
+    n_workers: int = 1,
+    kernels: KernelChoice = "numpy",
+    **more: Any,
+) -> Iterator[Root]:
     """`more`: of the root's settings."""
     names = [f"worker{i}" for i in range(1, n_workers + 1)]
     spin_s = 0.0 if kernels == "numpy" else 1e-3

@@ -76,9 +76,16 @@ class Stranger:
     def _socket(self, kind: int) -> zmq.Socket[Any]:
         socket: zmq.Socket[Any] = self.context.socket(kind)
         for option, value in {
-            zmq.SNDHWM: 0, zmq.RCVHWM: 0, zmq.LINGER: 0, zmq.MAXMSGSIZE: 64 << 20, zmq.HEARTBEAT_IVL: 250,
-            zmq.HEARTBEAT_TIMEOUT: 1500, zmq.HEARTBEAT_TTL: 2000, zmq.RECONNECT_IVL: 50, zmq.RECONNECT_IVL_MAX: 1000,
-        }.items():  # fmt: skip
+            zmq.SNDHWM: 0,
+            zmq.RCVHWM: 0,
+            zmq.LINGER: 0,
+            zmq.MAXMSGSIZE: 64 << 20,
+            zmq.HEARTBEAT_IVL: 250,
+            zmq.HEARTBEAT_TIMEOUT: 1500,
+            zmq.HEARTBEAT_TTL: 2000,
+            zmq.RECONNECT_IVL: 50,
+            zmq.RECONNECT_IVL_MAX: 1000,
+        }.items():
             socket.set(option, value)
         if self.keys is not None:
             options = (zmq.CURVE_PUBLICKEY, zmq.CURVE_SECRETKEY, zmq.CURVE_SERVERKEY)

@@ -27,12 +27,21 @@ LAYERS = {
 }
 """§6: the tensors of a layer, in order; the experts' in one text."""
 _AXES = {
-    "attention.q": ("heads", "embed"), "attention.k": ("kv_heads", "embed"), "attention.v": ("kv_heads", "embed"),
-    "attention.o": ("embed", "heads"), "attention.q_bias": ("one", "heads"), "attention.k_bias": ("one", "kv_heads"),
-    "attention.v_bias": ("one", "kv_heads"), "attention.q_norm": ("one", "head_dim"),
-    "attention.k_norm": ("one", "head_dim"), "gate": ("ffn", "embed"), "up": ("ffn", "embed"),
-    "down": ("embed", "ffn"), "router": ("experts", "embed"), "head": ("vocab", "embed"),
-}  # fmt: skip
+    "attention.q": ("heads", "embed"),
+    "attention.k": ("kv_heads", "embed"),
+    "attention.v": ("kv_heads", "embed"),
+    "attention.o": ("embed", "heads"),
+    "attention.q_bias": ("one", "heads"),
+    "attention.k_bias": ("one", "kv_heads"),
+    "attention.v_bias": ("one", "kv_heads"),
+    "attention.q_norm": ("one", "head_dim"),
+    "attention.k_norm": ("one", "head_dim"),
+    "gate": ("ffn", "embed"),
+    "up": ("ffn", "embed"),
+    "down": ("embed", "ffn"),
+    "router": ("experts", "embed"),
+    "head": ("vocab", "embed"),
+}
 
 
 class Shard:
@@ -48,17 +57,24 @@ class Shard:
         n_blocks = spec["hidden_dim"] // values
         self.first_id = spec["vocab_size"] * node // nodes
         self.width = {
-            "one": 1, "embed": spec["dim"], "head_dim": head_dim, "experts": spec["n_experts"],
-            "heads": (heads[1] - heads[0]) * head_dim, "kv_heads": (kv_heads[1] - kv_heads[0]) * head_dim,
+            "one": 1,
+            "embed": spec["dim"],
+            "head_dim": head_dim,
+            "experts": spec["n_experts"],
+            "heads": (heads[1] - heads[0]) * head_dim,
+            "kv_heads": (kv_heads[1] - kv_heads[0]) * head_dim,
             "ffn": (n_blocks * (node + 1) // nodes - n_blocks * node // nodes) * values,
             "vocab": spec["vocab_size"] * (node + 1) // nodes - self.first_id,
-        }  # fmt: skip
+        }
         self.kv_of_head = [h // group - kv_heads[0] for h in range(*heads)]
         possible = [
-            n for n in (1, 2, 4, 8, 16, 32, 64)
-            if n_heads % n == 0 and n_heads * head_dim % (n * values) == 0 and spec["hidden_dim"] % (n * values) == 0
+            n
+            for n in (1, 2, 4, 8, 16, 32, 64)
+            if n_heads % n == 0
+            and n_heads * head_dim % (n * values) == 0
+            and spec["hidden_dim"] % (n * values) == 0
             and n <= spec["vocab_size"]
-        ]  # fmt: skip
+        ]
         self.segments = max(possible) // nodes
         self.kv_most = np.float32(65504 if kv is np.float16 else np.inf)
         self.cache = np.zeros((spec["n_layers"], pages * PAGE, 2, kv_heads[1] - kv_heads[0], head_dim), kv)

@@ -47,11 +47,20 @@ def test_logits_are_float32_of_tokens_by_vocabulary(model_path: Path) -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"sync": "q81"}, {"kv_cache": "f8"}, {"kernels": "foo"}, {"weights": "q4"}, {"sync": None},
-        {"threads": 0}, {"threads": 2.0}, {"threads": 1 << 20}, {"nodes": "2"}, {"nodes": 0}, {"nodes": True},
+        {"sync": "q81"},
+        {"kv_cache": "f8"},
+        {"kernels": "foo"},
+        {"weights": "q4"},
+        {"sync": None},
+        {"threads": 0},
+        {"threads": 2.0},
+        {"threads": 1 << 20},
+        {"nodes": "2"},
+        {"nodes": 0},
+        {"nodes": True},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_a_wrong_value_is_refused_by_its_name_as_on_the_command_line(wrong: dict[str, Any]) -> None:
     ((name, value),) = wrong.items()
     with pytest.raises(UsageError) as caught:

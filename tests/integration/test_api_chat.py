@@ -187,9 +187,12 @@ def test_streams_are_what_the_openapi_document_says(api: Api, path: str) -> None
 
 def test_progress_is_told_where_it_is_asked_for(api: Api) -> None:
     chunks = api.chunks(
-        "/v1/chat/completions", messages=[{"role": "user", "content": "a cat and a dog " * 60}], return_progress=True,
-        timings_per_token=True, **GREEDY,
-    )  # fmt: skip
+        "/v1/chat/completions",
+        messages=[{"role": "user", "content": "a cat and a dog " * 60}],
+        return_progress=True,
+        timings_per_token=True,
+        **GREEDY,
+    )
     told = [chunk["prompt_progress"] for chunk in chunks if "prompt_progress" in chunk]
     assert told
     assert told[-1]["processed"] == told[-1]["total"] > 200

@@ -75,8 +75,10 @@ def test_a_crowd_gets_the_texts_of_one_and_leaves_nothing(api: Api) -> None:
             taken.append(server.memory_info().rss)
     assert n_whole > N_CLIENTS * sum(N_EACH) / 3
     more = [after - before for before, after in itertools.pairwise(taken)]  # the first crowd's may be kept
-    print(f"/health: median {1000 * statistics.median(took):.1f} ms, most {1000 * max(took):.1f} ms of {len(took)}; "
-          f"{', '.join(f'{n / 1e6:.1f}' for n in more)} MB more")  # fmt: skip
+    print(
+        f"/health: median {1000 * statistics.median(took):.1f} ms, most {1000 * max(took):.1f} ms of {len(took)}; "
+        f"{', '.join(f'{n / 1e6:.1f}' for n in more)} MB more"
+    )
     assert min(more) < MOST_MORE_BYTES
     assert "Traceback" not in (api.cli.log_folder / "gateway.log").read_text()
 

@@ -66,7 +66,7 @@ BODIES: dict[str, tuple[str, str | bytes]] = {
     "many prompts": (TEXT, json.dumps({"prompt": ["x"] * 65})),
     "an empty prompt of ids": (TEXT, '{"prompt": [[]]}'),
     "a suffix": (TEXT, '{"prompt": "x", "suffix": "y"}'),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", BODIES)

@@ -36,9 +36,13 @@ def client(api: Api) -> Iterator[anthropic.Anthropic]:
     """Anthropic's client, which refuses what is not of its types."""
     no_reuse = httpx2.Client(limits=httpx2.Limits(max_keepalive_connections=0))
     with anthropic.Anthropic(
-        base_url=api.url, api_key=KEY, timeout=SOON_S, max_retries=0, http_client=no_reuse,
+        base_url=api.url,
+        api_key=KEY,
+        timeout=SOON_S,
+        max_retries=0,
+        http_client=no_reuse,
         _strict_response_validation=True,
-    ) as client:  # fmt: skip
+    ) as client:
         yield client
 
 
@@ -98,8 +102,13 @@ def test_events_come_in_anthropics_order_and_have_its_fields_alone(api: Api) -> 
 
 def test_a_conversation_of_calls_and_results_goes_on(client: anthropic.Anthropic, api: Api) -> None:
     first = client.messages.create(**ASK, tools=TOOLS, extra_body=only(ANSWER))
-    result = {"type": "tool_result", "tool_use_id": first.content[2].id, "content": [  # type: ignore[union-attr]
-        {"type": "text", "text": "-3 degrees"}]}  # fmt: skip
+    result = {
+        "type": "tool_result",
+        "tool_use_id": first.content[2].id,
+        "content": [  # type: ignore[union-attr]
+            {"type": "text", "text": "-3 degrees"}
+        ],
+    }
     messages: Any = [
         USER,
         {"role": "assistant", "content": first.content},
@@ -114,9 +123,12 @@ def test_a_conversation_of_calls_and_results_goes_on(client: anthropic.Anthropic
 @pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "now"}], ids=str)
 def test_any_is_a_call_and_a_tool_is_its_call(client: anthropic.Anthropic, choice: Any, seed: int) -> None:
     message = client.messages.create(
-        **ASK, tools=TOOLS, tool_choice={**choice, "disable_parallel_tool_use": True},
-        extra_body={"seed": seed, "temperature": 1.5}, **NO_THINKING,
-    )  # fmt: skip
+        **ASK,
+        tools=TOOLS,
+        tool_choice={**choice, "disable_parallel_tool_use": True},
+        extra_body={"seed": seed, "temperature": 1.5},
+        **NO_THINKING,
+    )
     (block,) = message.content
     assert block.type == "tool_use"
     assert message.stop_reason == "tool_use"

@@ -21,12 +21,20 @@ ANSWER = f"<think>\nA city.\n</think>\n\nLet me see.\n{CALL}"
 ASK: Any = {"model": "any", "input": "Is it cold in Oslo?"}
 HOT: Any = {"temperature": 1.5, "max_output_tokens": 400, "reasoning": {"effort": "none"}, "extra_body": {"seed": 3}}
 ITEMS = [
-    {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "A city."}],
-     "status": "completed"},
-    {"type": "message", "role": "assistant", "status": "completed",
-     "content": [{"type": "output_text", "text": "Let me see.", "annotations": [], "logprobs": []}]},
+    {
+        "type": "reasoning",
+        "summary": [],
+        "content": [{"type": "reasoning_text", "text": "A city."}],
+        "status": "completed",
+    },
+    {
+        "type": "message",
+        "role": "assistant",
+        "status": "completed",
+        "content": [{"type": "output_text", "text": "Let me see.", "annotations": [], "logprobs": []}],
+    },
     {"type": "function_call", "name": "weather", "arguments": '{"city": "Oslo"}', "status": "completed"},
-]  # fmt: skip
+]
 
 
 @pytest.fixture(scope="module")

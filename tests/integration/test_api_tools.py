@@ -78,9 +78,14 @@ def test_without_tools_a_call_is_text(client: openai.OpenAI) -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_a_call_that_is_required_is_made(client: openai.OpenAI, seed: int) -> None:
     reply = client.chat.completions.create(
-        model="any", messages=[USER], tools=TOOLS, tool_choice="required", parallel_tool_calls=False,
-        extra_body=NO_THINKING, **HOT | {"seed": seed},
-    )  # fmt: skip
+        model="any",
+        messages=[USER],
+        tools=TOOLS,
+        tool_choice="required",
+        parallel_tool_calls=False,
+        extra_body=NO_THINKING,
+        **HOT | {"seed": seed},
+    )
     assert reply.choices[0].finish_reason == "tool_calls"
     ((name, arguments),) = calls_of(reply.choices[0].message)
     assert arguments in ({"weather": [{"city": "Oslo"}, {"city": "Rome"}], "now": [{}]}[name])
@@ -89,9 +94,14 @@ def test_a_call_that_is_required_is_made(client: openai.OpenAI, seed: int) -> No
 def test_the_function_that_is_named_is_called(client: openai.OpenAI) -> None:
     for name in ("weather", "now"):
         reply = client.chat.completions.create(
-            model="any", messages=[USER], tools=TOOLS, tool_choice={"type": "function", "function": {"name": name}},
-            parallel_tool_calls=False, extra_body=NO_THINKING, **HOT,
-        )  # fmt: skip
+            model="any",
+            messages=[USER],
+            tools=TOOLS,
+            tool_choice={"type": "function", "function": {"name": name}},
+            parallel_tool_calls=False,
+            extra_body=NO_THINKING,
+            **HOT,
+        )
         assert [called for called, _ in calls_of(reply.choices[0].message)] == [name]
 
 
@@ -100,9 +110,14 @@ def test_an_answer_of_a_form_may_be_a_call_where_there_are_tools(client: openai.
     seen = set()
     for seed in range(12):
         reply = client.chat.completions.create(
-            model="any", messages=[USER], tools=TOOLS, response_format=form, parallel_tool_calls=False,
-            extra_body=NO_THINKING, **HOT | {"seed": seed},
-        )  # fmt: skip
+            model="any",
+            messages=[USER],
+            tools=TOOLS,
+            response_format=form,
+            parallel_tool_calls=False,
+            extra_body=NO_THINKING,
+            **HOT | {"seed": seed},
+        )
         message = reply.choices[0].message
         seen.add(reply.choices[0].finish_reason)
         assert calls_of(message) or json.loads(message.content or "") == {"cold": True}

@@ -103,7 +103,7 @@ def test_a_mistake_in_the_file_is_told_by_every_command_that_reads_it(cli: Cli, 
         ("\x00\x01", r"cluster\.yaml"),
     ],
     ids=["tab", "tab inside", "unknown key", "three nodes", "empty", "no text"],
-)  # fmt: skip
+)
 def test_a_file_that_is_no_cluster_is_refused_at_its_place(cli: Cli, text: str, says: str) -> None:
     (cli.folder / "cluster.yaml").write_text(text)
     assert re.match(says, refusal(cli, "up"))

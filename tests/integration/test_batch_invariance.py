@@ -40,9 +40,10 @@ MODELS: dict[str, tuple[ModelSpec, dict[str, Any]]] = {
     "Q40 experts": (wide(FloatType.Q40, arch="mixtral", **EXPERTS), {}),
     "F16 experts, norms of q and k": (wide(FloatType.F16, arch="qwen3moe", **EXPERTS), {}),
     "Q80 experts, a softcap": (
-        wide(FloatType.Q80, arch="grok1", rope=Rope(layout="half"), activation="gelu", **EXPERTS), {"kv_type": "f32"}
+        wide(FloatType.Q80, arch="grok1", rope=Rope(layout="half"), activation="gelu", **EXPERTS),
+        {"kv_type": "f32"},
     ),
-}  # fmt: skip
+}
 
 
 @dataclass

@@ -39,9 +39,15 @@ from dllama_zmq.sharding import Ask
 )
 @FAST_AND_SLOW
 def test_a_worker_that_vanishes_in_a_step_is_named_with_its_stage_and_can_be_replaced(
-    stage: int, where: str, transport: Transport, kernels: KernelChoice, context: Context, model: ModelFile,
-    expected: F32, start: Start,
-) -> None:  # fmt: skip
+    stage: int,
+    where: str,
+    transport: Transport,
+    kernels: KernelChoice,
+    context: Context,
+    model: ModelFile,
+    expected: F32,
+    start: Start,
+) -> None:
     places = transport()
     start(Vanishes(context, places.replies[0], at_stage=stage))
     with a_root(context, model, places, kernels=kernels) as root:

@@ -51,12 +51,23 @@ def test_each_line_is_a_message_and_an_empty_line_stands_between_two_answers(clu
 def test_an_object_of_json_tells_all_of_each_answer(cluster: Cli) -> None:
     first, second = objects(cluster, "say A\nthink T\n", "--seed", "5", "-sys", "Be brief.")
     assert first.keys() == {
-        "model", "prompt", "text", "reasoning", "tokens", "prompt_tokens", "cached_tokens", "finish_reason", "seed",
+        "model",
+        "prompt",
+        "text",
+        "reasoning",
+        "tokens",
+        "prompt_tokens",
+        "cached_tokens",
+        "finish_reason",
+        "seed",
         "stats",
-    }  # fmt: skip
+    }
     assert (first["prompt"], first["text"], first["finish_reason"], first["seed"]) == (
-        "say A", "One. Two. Three.", "stop", 5,
-    )  # fmt: skip
+        "say A",
+        "One. Two. Three.",
+        "stop",
+        5,
+    )
     assert (second["text"], second["reasoning"]) == ("Four.", "Let me see.")
     assert len(first["tokens"]) == 3
     assert second["prompt_tokens"] > first["prompt_tokens"] + len("think T")

@@ -253,10 +253,14 @@ def test_a_place_of_this_computer_is_not_given_to_who_comes_over_a_network(conte
 @pytest.mark.parametrize(
     ("address", "pid", "given"),
     [
-        ("localhost:0:0:7", 7, True), ("localhost:0:0:8", 7, False), ("192.168.1.7", 7, False), ("::1", 7, False),
-        ("localhost:0:0:9", 9, False), ("", 7, True),
+        ("localhost:0:0:7", 7, True),
+        ("localhost:0:0:8", 7, False),
+        ("192.168.1.7", 7, False),
+        ("::1", 7, False),
+        ("localhost:0:0:9", 9, False),
+        ("", 7, True),
     ],
-)  # fmt: skip
+)
 def test_the_kernel_says_which_process_a_place_is_for(address: str, pid: int, given: bool) -> None:
     roster = Roster(["worker1"], 1, ["worker1"])
     roster.reserve("worker1", 7)

@@ -43,8 +43,10 @@ def test_what_a_client_has_not_read_when_the_root_stops_is_read_all_the_same(
                     assert time.monotonic() < until
         found += answers
         assert [type(answer) for answer in found if not isinstance(answer, Queued | Prefill)] == [
-            Started, *[Piece] * 5, Done,
-        ]  # fmt: skip
+            Started,
+            *[Piece] * 5,
+            Done,
+        ]
         with pytest.raises(RootLost):
             client.status(wait_s=0.1)
 

@@ -16,9 +16,17 @@ from dllama_zmq.models import tensor_table
 from dllama_zmq.spec import FloatType, ModelSpec
 
 LARGE = ModelSpec(
-    arch="llama", dim=2048, hidden_dim=5632, n_layers=4, n_heads=16, n_kv_heads=8, head_dim=128,
-    vocab_size=4000, seq_len=128, weight_type=FloatType.Q40,
-)  # fmt: skip
+    arch="llama",
+    dim=2048,
+    hidden_dim=5632,
+    n_layers=4,
+    n_heads=16,
+    n_kv_heads=8,
+    head_dim=128,
+    vocab_size=4000,
+    seq_len=128,
+    weight_type=FloatType.Q40,
+)
 MORE_BYTES = 110 << 20
 """64 MB of the file before its pages are let go, one tensor twice while the kernels pack it, the KV cache."""
 

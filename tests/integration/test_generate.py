@@ -75,9 +75,11 @@ def test_the_answer_ends_before_a_stop_string(running: Cli, local: LocalModel) -
 
 def test_the_answer_has_the_form_that_is_asked_for(running: Cli, small_model: Path, tmp_path: Path) -> None:
     schema = {
-        "type": "object", "properties": {"n": {"type": "integer", "minimum": 0, "maximum": 99}}, "required": ["n"],
+        "type": "object",
+        "properties": {"n": {"type": "integer", "minimum": 0, "maximum": 99}},
+        "required": ["n"],
         "additionalProperties": False,
-    }  # fmt: skip
+    }
     (tmp_path / "s.json").write_text(json.dumps(schema))
     (tmp_path / "g.lark").write_text('start: "a" /[0-9]{3}/')
     with dllama_zmq.load(small_model) as model:
@@ -203,9 +205,19 @@ def test_model_and_kernels_may_be_others_than_the_files_for_one_call(cli: Cli, l
     (cli.folder / "elsewhere").mkdir()
     (cli.folder / "cluster.yaml").rename(cli.folder / "elsewhere" / "cluster.yaml")
     result = cli.run(
-        "generate", PROMPT, "--temp", "0", "-n", "10", "-m", "other.m", "--kernels", "numpy",
-        "--cluster", "elsewhere/cluster.yaml",
-    )  # fmt: skip
+        "generate",
+        PROMPT,
+        "--temp",
+        "0",
+        "-n",
+        "10",
+        "-m",
+        "other.m",
+        "--kernels",
+        "numpy",
+        "--cluster",
+        "elsewhere/cluster.yaml",
+    )
     assert (result.code, result.out) == (0, f"{PROMPT}{alone(local, PROMPT, 10)}\n"), result.said
     assert "kernels=numpy" in (cli.log_folder / "worker1.log").read_text()
 

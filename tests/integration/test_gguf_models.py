@@ -104,8 +104,17 @@ def test_a_model_of_k_quants_gives_the_same_bits_on_any_number_of_nodes(tmp_path
     spec = tiny_spec(dim=256, hidden_dim=512, n_heads=8, n_kv_heads=2)
     tensors = []
     for name, matrix in tiny_tensors(spec):
-        kind = {"q": "Q4_K", "k": "Q4_K", "v": "Q6_K", "o": "Q5_K", "gate": "Q4_K", "up": "Q4_K", "down": "Q6_K",
-                "embedding": "Q4_K", "head": "Q6_K"}.get(name.rpartition(".")[2])  # fmt: skip
+        kind = {
+            "q": "Q4_K",
+            "k": "Q4_K",
+            "v": "Q6_K",
+            "o": "Q5_K",
+            "gate": "Q4_K",
+            "up": "Q4_K",
+            "down": "Q6_K",
+            "embedding": "Q4_K",
+            "head": "Q6_K",
+        }.get(name.rpartition(".")[2])
         values = matrix.dequantize()
         tensors.append(
             k_tensor(llama_name(name), *values.shape, kind, K_QUANTIZERS[kind](values).tobytes())

@@ -146,15 +146,21 @@ def constants() -> st.SearchStrategy[Any]:
 def containers(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     arrays = st.builds(
         lambda items, low, more: {"type": "array", "items": items, "minItems": low, "maxItems": low + more},
-        inner, st.integers(0, 2), st.integers(0, 2),
-    )  # fmt: skip
+        inner,
+        st.integers(0, 2),
+        st.integers(0, 2),
+    )
     names = st.sampled_from(["a", "b", "ö", 'q"q', "long name", ""])
     objects = st.builds(
         lambda properties, n: {
-            "type": "object", "properties": properties, "required": list(properties)[:n], "additionalProperties": False
+            "type": "object",
+            "properties": properties,
+            "required": list(properties)[:n],
+            "additionalProperties": False,
         },
-        st.dictionaries(names, inner, max_size=4), st.integers(0, 4),
-    )  # fmt: skip
+        st.dictionaries(names, inner, max_size=4),
+        st.integers(0, 4),
+    )
     return arrays | objects | st.lists(inner, min_size=1, max_size=3).map(lambda choices: {"anyOf": choices})
 
 

@@ -42,9 +42,14 @@ def skip_without_ipv6(*hosts: str) -> None:
     ],
 )
 def test_a_worker_joins_by_any_address_of_the_root(
-    context: Context, model: ModelFile, expected: F32, start: Start, root_host: str, worker_says: str,
+    context: Context,
+    model: ModelFile,
+    expected: F32,
+    start: Start,
+    root_host: str,
+    worker_says: str,
     comes_from: str | None,
-) -> None:  # fmt: skip
+) -> None:
     skip_without_ipv6(root_host, worker_says)
     replies, steps = free_ports(2)
     at = Endpoints(listening(f"tcp://{root_host}:{steps}"), listening(f"tcp://{root_host}:{replies}"))

@@ -52,8 +52,10 @@ def test_workers_are_other_computers_and_the_root_listens_where_they_reach_it(cl
     assert cli.run("init", "home.yaml", "--workers", hosts, "--host", "192.0.2.10").code == 0
     cluster = load_cluster(cli.folder / "home.yaml").cluster
     assert [(worker.name, worker.host) for worker in cluster.workers] == [
-        ("worker1", "192.0.2.11"), ("pi3", "pi3.local"), ("worker3", "192.0.2.13"),
-    ]  # fmt: skip
+        ("worker1", "192.0.2.11"),
+        ("pi3", "pi3.local"),
+        ("worker3", "192.0.2.13"),
+    ]
     assert (cluster.root.host, cluster.secured) == ("192.0.2.10", True)
 
 

@@ -81,10 +81,16 @@ def test_a_computer_without_an_index_gets_the_packages_that_fit_it_from_here(
         result = cli.run("up", "--install", wait_s=240)
         assert "far reaches no package index" in result.err
         assert f"dllama-zmq {__version__} is installed for far" in result.err
-        listed = subprocess.run(
-            [computer.home / VENV / "bin/python", "-m", "pip", "list", "--format", "freeze"],
-            capture_output=True, text=True, check=True,
-        ).stdout.lower().replace("_", "-")  # fmt: skip
+        listed = (
+            subprocess.run(
+                [computer.home / VENV / "bin/python", "-m", "pip", "list", "--format", "freeze"],
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            .stdout.lower()
+            .replace("_", "-")
+        )
         assert [name for name in names if f"{name.lower().replace('_', '-')}==" not in listed] == []
 
 

@@ -37,9 +37,15 @@ def all_bytes(root: Root) -> int:
 
 
 def a_start(
-    context: Context, model: ModelFile, start: Start, /, n_workers: int = 1, expected: F32 | None = None,
-    hashes: Path | None = None, **of_workers: Any,
-) -> int:  # fmt: skip
+    context: Context,
+    model: ModelFile,
+    start: Start,
+    /,
+    n_workers: int = 1,
+    expected: F32 | None = None,
+    hashes: Path | None = None,
+    **of_workers: Any,
+) -> int:
     """Bring a cluster up, compare its logits with those of one node, bring it down. Returns `sent_bytes`."""
     places = inproc()
     workers = [start(a_worker(context, places, **of_workers)) for _ in range(n_workers)]
@@ -130,9 +136,14 @@ def test_a_worker_with_the_model_itself_is_sent_nothing(
 
 @pytest.mark.parametrize("wrong", ["other weights", "another end", "no model", "nothing"])
 def test_a_worker_with_a_wrong_model_gets_what_it_lacks(
-    wrong: str, context: Context, model: ModelFile, expected: F32, start: Start, tmp_path: Path,
+    wrong: str,
+    context: Context,
+    model: ModelFile,
+    expected: F32,
+    start: Start,
+    tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
-) -> None:  # fmt: skip
+) -> None:
     path = tmp_path / "wrong.m"
     if wrong == "other weights":
         write_tiny_model(path, SPEC, seed=99).close()

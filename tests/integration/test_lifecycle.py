@@ -248,8 +248,11 @@ def test_rounds_of_up_generate_down(cli: Cli, rounds: int) -> None:
     path = cli.write(2)
     soak = subprocess.run(
         [sys.executable, str(SOAK), str(path), "--rounds", str(rounds), "--steps", "20"],
-        capture_output=True, timeout=280, text=True, env=cli.environment(),
-    )  # fmt: skip
+        capture_output=True,
+        timeout=280,
+        text=True,
+        env=cli.environment(),
+    )
     print(soak.stdout)
     assert (soak.returncode, soak.stderr) == (0, "")
     assert f"{rounds} rounds" in soak.stdout.splitlines()[-1]
@@ -259,8 +262,11 @@ def test_soak_ends_at_the_first_failure_and_says_which(cli: Cli) -> None:
     path = cli.write(2, model="nowhere.m")
     soak = subprocess.run(
         [sys.executable, str(SOAK), str(path), "--rounds", "3"],
-        capture_output=True, timeout=60, text=True, env=cli.environment(),
-    )  # fmt: skip
+        capture_output=True,
+        timeout=60,
+        text=True,
+        env=cli.environment(),
+    )
     assert soak.returncode == 1
     assert "round 1: up failed" in soak.stderr
     assert "there is no " in soak.stderr

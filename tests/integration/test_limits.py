@@ -60,9 +60,13 @@ def limited(cli: Cli, limit: str, *words: str, wait_s: float = 60.0) -> Result:
     command = f"ulimit {limit} && exec {shlex.join([sys.executable, '-m', 'dllama_zmq', *words])}"
     start = time.monotonic()
     process = subprocess.Popen(
-        ["bash", "-c", command], cwd=cli.folder, env=cli.environment(),
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        ["bash", "-c", command],
+        cwd=cli.folder,
+        env=cli.environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     return finish(process, wait_s, start)
 
 

@@ -103,9 +103,16 @@ def test_a_step_that_would_begin_while_a_worker_joins_anew_is_refused_at_once(
     ],
 )
 def test_a_worker_that_hears_not_all_that_is_published_gets_it_again(
-    kind: str, n_workers: int, passes: tuple[int, ...], n_missed: int, kernels: KernelChoice, context: Context,
-    model: ModelFile, expected: F32, start: Start,
-) -> None:  # fmt: skip
+    kind: str,
+    n_workers: int,
+    passes: tuple[int, ...],
+    n_missed: int,
+    kernels: KernelChoice,
+    context: Context,
+    model: ModelFile,
+    expected: F32,
+    start: Start,
+) -> None:
     at = inproc()
     places = Relayed(at.steps, at.replies, relay=f"{at.steps[0]}-relay")
     relay = Relay(context, places, passes)

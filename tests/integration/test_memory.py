@@ -32,9 +32,17 @@ sys.path.append(str(Path(__file__).parents[2] / "tools"))
 from make_model import made_up_vocabulary
 
 LARGE = ModelSpec(
-    arch="llama", dim=2048, hidden_dim=5632, n_layers=4, n_heads=16, n_kv_heads=8, head_dim=128,
-    vocab_size=5000, seq_len=128, weight_type=FloatType.Q40,
-)  # fmt: skip
+    arch="llama",
+    dim=2048,
+    hidden_dim=5632,
+    n_layers=4,
+    n_heads=16,
+    n_kv_heads=8,
+    head_dim=128,
+    vocab_size=5000,
+    seq_len=128,
+    weight_type=FloatType.Q40,
+)
 N_SEQUENCES = 4
 STEP_BYTES = 28 << 20
 """A step of 128 tokens, of which the C library keeps the largest array, 3 MB, or not; machine code and its loader's

@@ -172,9 +172,15 @@ def test_a_worker_computes_the_second_while_the_sums_of_the_first_travel(
     ],
 )
 def test_what_a_worker_does_not_hear_of_two_micro_batches_it_gets_again(
-    kind: str, n_workers: int, passes: Collection[int], n_missed: int, context: Context, model: ModelFile,
-    expected: F32, start: Start,
-) -> None:  # fmt: skip
+    kind: str,
+    n_workers: int,
+    passes: Collection[int],
+    n_missed: int,
+    context: Context,
+    model: ModelFile,
+    expected: F32,
+    start: Start,
+) -> None:
     at = inproc()
     places = Relayed(at.steps, at.replies, relay=f"{at.steps[0]}-relay")
     relay = Relay(context, places, passes)

@@ -77,9 +77,14 @@ def meet() -> Iterator[Meet]:
 
 
 def exchange_of(
-    to: Socket, source: Socket, spin_s: float, order: Sequence[int], *identities: bytes, publish_sum: bool = False,
+    to: Socket,
+    source: Socket,
+    spin_s: float,
+    order: Sequence[int],
+    *identities: bytes,
+    publish_sum: bool = False,
     sync: Sync = "f32",
-) -> NativeExchange:  # fmt: skip
+) -> NativeExchange:
     sockets = SocketPair(to, source, identities or (b"",))
     made = make_native_exchange(choose_kernels("simd", 1), sync, sockets, spin_s, order, publish_sum)
     assert made is not None

@@ -48,9 +48,14 @@ def test_two_commands_after_installation_are_enough_for_the_first_token_of_an_ow
         commands = [f"cd {folder}", f"dllama-zmq run own.gguf '{PROMPT}' --temp 0 -n 10 --kernels numpy"]
         bare = {"HOME": home, "PATH": f"{Path(sys.executable).parent}{os.pathsep}/usr/bin{os.pathsep}/bin"}
         done = subprocess.run(
-            ["sh", "-ec", "\n".join(commands)], env=bare, capture_output=True, text=True, timeout=60,
-            stdin=subprocess.DEVNULL, cwd="/",
-        )  # fmt: skip
+            ["sh", "-ec", "\n".join(commands)],
+            env=bare,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            stdin=subprocess.DEVNULL,
+            cwd="/",
+        )
         left = [path.name for path in folder.iterdir()]
     assert (done.returncode, done.stdout) == (0, f"{PROMPT}{text}\n"), done.stderr
     assert len(commands) == 2
@@ -226,7 +231,7 @@ def test_a_model_in_place_of_a_clusters_file_goes_after_m(cli: Cli, name: str) -
         ("hf/tokenizer_config.json", "{}", "To name the model beside it, give the folder: "),
         ("empty", "", "the file is empty"),
     ],
-)  # fmt: skip
+)
 def test_a_file_that_is_no_model_is_called_what_it_is(
     cli: Cli, command: list[str], name: str, text: str, says: str
 ) -> None:
@@ -317,7 +322,7 @@ def test_a_text_file_is_no_tokenizer(own: Cli) -> None:
         (["run", "once", "upon", "a", "time"], 2, "the prompt is in several words"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)  # fmt: skip
+)
 def test_what_cannot_be_is_told_in_one_sentence(own: Cli, words: list[str], code: int, says: str) -> None:
     assert says in own.told(*words).error(code)
 

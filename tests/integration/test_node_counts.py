@@ -60,9 +60,14 @@ class Models:
         path = self.folder / f"{weight_type.name}-{n_kv_heads}.m"
         if not path.exists():
             spec = tiny_spec(
-                n_heads=8, n_kv_heads=n_kv_heads, head_dim=32, hidden_dim=256, vocab_size=VOCAB_SIZE, seq_len=SEQ_LEN,
+                n_heads=8,
+                n_kv_heads=n_kv_heads,
+                head_dim=32,
+                hidden_dim=256,
+                vocab_size=VOCAB_SIZE,
+                seq_len=SEQ_LEN,
                 weight_type=weight_type,
-            )  # fmt: skip
+            )
             write_m(
                 path, spec, tiny_tensors(spec, seed=3) if weight_type is FloatType.F32 else cancelling_tensors(spec)
             )

@@ -55,9 +55,13 @@ def start(cli: Cli, home: Path, words: list[str]) -> Process:
     import sys
 
     return subprocess.Popen(
-        [sys.executable, "-m", "dllama_zmq", *words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, cwd=cli.folder, env=cli.environment(DLLAMA_ZMQ_HOME=str(home)),
-    )  # fmt: skip
+        [sys.executable, "-m", "dllama_zmq", *words],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=cli.folder,
+        env=cli.environment(DLLAMA_ZMQ_HOME=str(home)),
+    )
 
 
 @contextmanager

@@ -38,7 +38,7 @@ def test_a_proxy_that_does_not_answer_is_named(puller: Puller) -> None:
         ({"HF_TOKEN": "hf_sécret"}, "the token has a character that no token has"),
     ],
     ids=["endpoint", "proxy", "number", "token"],
-)  # fmt: skip
+)
 def test_a_variable_that_cannot_be_used_is_told(puller: Puller, env: dict[str, str], says: str) -> None:
     result = puller.run("org/m", **env)
     assert result.error(2).startswith(says)

@@ -241,9 +241,14 @@ def test_words_reach_the_command_there_as_they_are(tmp_path: Path, shell: str, i
     (home / ".profile").write_text('PATH="$HOME/bin:$PATH"\n')
     words = ["a b", "$HOME", "it's", '"; exit 1; "', "*", "\\", "`id`", ""]
     out = subprocess.run(
-        [shell, "-c", dllama_line(["first"], words)], stdin=subprocess.DEVNULL, capture_output=True, text=True,
-        env={"HOME": str(home), "SHELL": "/bin/sh", "PATH": "/usr/bin:/bin"}, check=True, timeout=60,
-    ).stdout  # fmt: skip
+        [shell, "-c", dllama_line(["first"], words)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        env={"HOME": str(home), "SHELL": "/bin/sh", "PATH": "/usr/bin:/bin"},
+        check=True,
+        timeout=60,
+    ).stdout
     assert out == "first|" + "".join(f"{word}|" for word in words)
 
 

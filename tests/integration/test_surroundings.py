@@ -34,18 +34,34 @@ subprocess.run([sys.executable, "-c", {CHILD!r}], check=True)
 
 def test_processes_have_the_same_signals_and_variables_wherever_the_tests_were_started(tmp_path: Path) -> None:
     unusual = {
-        "HOME": "/nowhere", "DLLAMA_ZMQ_HOME": "/nowhere", "XDG_CACHE_HOME": "/nowhere", "COLUMNS": "9",
-        "NO_COLOR": "1", "HF_TOKEN": "secret", "https_proxy": "http://192.0.2.1", "TERM": "dumb",
-        "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(TESTS),
-    }  # fmt: skip
+        "HOME": "/nowhere",
+        "DLLAMA_ZMQ_HOME": "/nowhere",
+        "XDG_CACHE_HOME": "/nowhere",
+        "COLUMNS": "9",
+        "NO_COLOR": "1",
+        "HF_TOKEN": "secret",
+        "https_proxy": "http://192.0.2.1",
+        "TERM": "dumb",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONPATH": str(TESTS),
+    }
     in_background = ["sh", "-c", 'trap "" INT HUP; exec "$@"', "sh", sys.executable, "-c", PARENT, str(tmp_path)]
     found = subprocess.run(in_background, env=os.environ | unusual, capture_output=True, text=True, timeout=60)
     assert found.returncode == 0, found.stderr
     assert json.loads(found.stdout) == {
-        "ignored": [], "blocked": [], "HOME": str(tmp_path), "DLLAMA_ZMQ_HOME": str(tmp_path / "clusters"),
-        "XDG_CACHE_HOME": None, "COLUMNS": None, "NO_COLOR": None, "HF_TOKEN": None, "https_proxy": None,
-        "TERM": "xterm", "PYTHONDONTWRITEBYTECODE": None, "PYTHONPATH": str(TESTS),
-    }  # fmt: skip
+        "ignored": [],
+        "blocked": [],
+        "HOME": str(tmp_path),
+        "DLLAMA_ZMQ_HOME": str(tmp_path / "clusters"),
+        "XDG_CACHE_HOME": None,
+        "COLUMNS": None,
+        "NO_COLOR": None,
+        "HF_TOKEN": None,
+        "https_proxy": None,
+        "TERM": "xterm",
+        "PYTHONDONTWRITEBYTECODE": None,
+        "PYTHONPATH": str(TESTS),
+    }
 
 
 def test_no_two_tests_at_a_time_get_the_same_port() -> None:

@@ -286,11 +286,26 @@ def test_questions_without_end_are_refused_beyond_a_bound(context: Context, othe
 
 DEEP = '{"messages":[{"a":' + "[" * 100_000 + "]" * 100_000 + "}]}"
 NOT_CHATS = [
-    "", "{", "[]", "7", "null", '"messages"', "{}", '{"messages":[]}', '{"messages":7}', '{"messages":[7]}',
-    '{"messages":[{"a":NaN}]}', '{"messages":[{"a":1e999}]}', '{"messages":[{}],"tools":7}',
-    '{"messages":[{}],"template":7}', '{"messages":[{}],"variables":[]}', '{"messages":[{}],"continues":"yes"}',
-    '{"messages":[{"role":"user","content":"\\ud800"}', DEEP, "[" * 400_000,
-]  # fmt: skip
+    "",
+    "{",
+    "[]",
+    "7",
+    "null",
+    '"messages"',
+    "{}",
+    '{"messages":[]}',
+    '{"messages":7}',
+    '{"messages":[7]}',
+    '{"messages":[{"a":NaN}]}',
+    '{"messages":[{"a":1e999}]}',
+    '{"messages":[{}],"tools":7}',
+    '{"messages":[{}],"template":7}',
+    '{"messages":[{}],"variables":[]}',
+    '{"messages":[{}],"continues":"yes"}',
+    '{"messages":[{"role":"user","content":"\\ud800"}',
+    DEEP,
+    "[" * 400_000,
+]
 
 
 @pytest.mark.parametrize("text", NOT_CHATS, ids=range(len(NOT_CHATS)))
@@ -312,10 +327,14 @@ anything = st.recursive(
 fields = st.fixed_dictionaries(
     {"messages": st.lists(st.dictionaries(st.sampled_from(["role", "content"]), anything, max_size=2), max_size=3)},
     optional={
-        "tools": anything, "template": anything, "variables": anything, "generation_prompt": anything,
-        "continues": anything, "template_text": st.sampled_from([None, "", "{", "{{ messages }}", "{{ 1/0 }}"]),
+        "tools": anything,
+        "template": anything,
+        "variables": anything,
+        "generation_prompt": anything,
+        "continues": anything,
+        "template_text": st.sampled_from([None, "", "{", "{{ messages }}", "{{ 1/0 }}"]),
     },
-)  # fmt: skip
+)
 
 
 def test_any_chat_is_tokenized_or_refused(engine: Engine, client: Client) -> None:

@@ -36,9 +36,13 @@ class Computer:
         """A command that is running; it is ended by its root, by itself, or by the test."""
         prefix = ["ip", "netns", "exec", self._namespace, sys.executable, "-m", "dllama_zmq"]
         return subprocess.Popen(
-            [*prefix, *words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            cwd=self.folder, env={**os.environ, "DLLAMA_ZMQ_HOME": str(self._home)},
-        )  # fmt: skip
+            [*prefix, *words],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=self.folder,
+            env={**os.environ, "DLLAMA_ZMQ_HOME": str(self._home)},
+        )
 
     def run(self, *words: str, wait_s: float = 60.0) -> str:
         """What a command that must work prints to stdout."""

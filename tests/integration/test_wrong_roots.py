@@ -84,9 +84,12 @@ X, PAGE = ["f32", 1, SPEC.dim], ["i32", 1, 1]
 
 
 def step_of(
-    number: int, spans: list[list[int]], ids: Sequence[int] = (0,), asks: Sequence[list[Any]] = (),
+    number: int,
+    spans: list[list[int]],
+    ids: Sequence[int] = (0,),
+    asks: Sequence[list[Any]] = (),
     heads: Sequence[list[Any]] = (X, PAGE),
-) -> tuple[list[Any], list[bytes]]:  # fmt: skip
+) -> tuple[list[Any], list[bytes]]:
     """The fields and the frames of a step of one row; of these all but the page ids are zeros."""
     sizes = {"f32": 4, "f16": 2, "i32": 4, "u8": 1}
     frames = [bytes(sizes[of] * rows * columns) for of, rows, columns in heads]

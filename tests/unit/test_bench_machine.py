@@ -56,9 +56,18 @@ def test_at_most_a_quarter_of_the_free_memory_is_read(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize(
     ("threads", "cache_mib", "free_mib", "mib"),
-    [(1, 32, None, 256), (2, 32, None, 256), (4, 32, None, 512), (1, 8, 16_000, 256), (2, 96, 16_000, 768),
-     (16, 96, 16_000, 1024), (1, None, 16_000, 1024), (1, None, None, 1024), (4, 32, 400, 100)],
-)  # fmt: skip
+    [
+        (1, 32, None, 256),
+        (2, 32, None, 256),
+        (4, 32, None, 512),
+        (1, 8, 16_000, 256),
+        (2, 96, 16_000, 768),
+        (16, 96, 16_000, 1024),
+        (1, None, 16_000, 1024),
+        (1, None, None, 1024),
+        (4, 32, 400, 100),
+    ],
+)
 def test_a_pass_reads_four_times_what_the_caches_of_its_threads_hold(
     threads: int, cache_mib: int | None, free_mib: int | None, mib: int
 ) -> None:

@@ -149,10 +149,16 @@ def test_the_shipped_file_shows_every_key_and_its_default() -> None:
 @pytest.mark.parametrize(
     ("folder", "name"),
     [
-        ("llm", "llm"), ("My models (2)", "My-models-2"), ("été", "ete"), (".config", "config"), ("-x_", "x_"),
-        ("日本", "home"), ("a" * 40, "a" * 32), ("v1.2", "v1-2"),
+        ("llm", "llm"),
+        ("My models (2)", "My-models-2"),
+        ("été", "ete"),
+        (".config", "config"),
+        ("-x_", "x_"),
+        ("日本", "home"),
+        ("a" * 40, "a" * 32),
+        ("v1.2", "v1-2"),
     ],
-)  # fmt: skip
+)
 def test_a_file_without_a_name_gets_its_folders(folder: str, name: str, tmp_path: Path) -> None:
     path = tmp_path / folder / "cluster.yaml"
     path.parent.mkdir()

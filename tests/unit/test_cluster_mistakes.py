@@ -181,9 +181,25 @@ def test_more_values_than_any_cluster_has_are_refused_before_they_are_read(text:
 
 
 _LINES = st.sampled_from(
-    ["model: demo", "name: x", "root:", "  host: 127.0.0.1", "  ports: {steps: 1}", "workers:", "  - name: a", "\t",
-     "- a", "workers: [{name: a}]", "limits: {join_s: 1e3}", "? [a]", "<<: {model: demo}", "&a", "*a", "!!int x"]
-)  # fmt: skip
+    [
+        "model: demo",
+        "name: x",
+        "root:",
+        "  host: 127.0.0.1",
+        "  ports: {steps: 1}",
+        "workers:",
+        "  - name: a",
+        "\t",
+        "- a",
+        "workers: [{name: a}]",
+        "limits: {join_s: 1e3}",
+        "? [a]",
+        "<<: {model: demo}",
+        "&a",
+        "*a",
+        "!!int x",
+    ]
+)
 
 
 @given(st.text() | st.lists(_LINES | st.text(alphabet="\t :-[]{}&*!|>%'\"#?,.\na0", max_size=12)).map("\n".join))

@@ -70,11 +70,19 @@ def test_two_micro_batches_take_turns_and_one_of_each_is_on_its_way() -> None:
     results = run_micro_batches([layers(1, 3), layers(100, 3)], wire)
     assert [float(result[0]) for result in results] == [8, 800]
     assert [line.replace(".0", "") for line in wire.record] == [
-        "start 1", "start 100",
-        "finish 1", "start 2", "finish 100", "start 200",
-        "finish 2", "start 4", "finish 200", "start 400",
-        "finish 4", "finish 400",
-    ]  # fmt: skip
+        "start 1",
+        "start 100",
+        "finish 1",
+        "start 2",
+        "finish 100",
+        "start 200",
+        "finish 2",
+        "start 4",
+        "finish 200",
+        "start 400",
+        "finish 4",
+        "finish 400",
+    ]
 
 
 def test_one_micro_batch_waits_for_each_sum_at_once() -> None:

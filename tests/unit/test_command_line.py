@@ -72,8 +72,13 @@ def test_a_page_gives_the_short_name_first_and_leaves_other_spellings_out() -> N
 def test_the_first_page_lists_every_command_once_by_what_it_is_for() -> None:
     text = page()
     assert [line for line in text.splitlines() if line.endswith(":") and not line.startswith(" ")] == [
-        "Generate text:", "Clusters:", "Other computers:", "Models:", "Measure:", "Options:",
-    ]  # fmt: skip
+        "Generate text:",
+        "Clusters:",
+        "Other computers:",
+        "Models:",
+        "Measure:",
+        "Options:",
+    ]
     for name in SHOWN:
         assert sum(line.startswith(f"  {name} ") for line in text.splitlines()) == 1
 

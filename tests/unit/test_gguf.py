@@ -31,11 +31,23 @@ def test_metadata_of_every_type_is_read_as_gguf_py_wrote_it():
     got = gguf_metadata(GOLDEN / "gguf_metadata.gguf")
     assert got == {
         "general.architecture": "llama",
-        "a.u8": 200, "a.i8": -100, "a.u16": 60000, "a.i16": -30000, "a.u32": 4_000_000_000, "a.i32": -2_000_000_000,
-        "a.f32": float(np.float32(0.1)), "a.u64": 1 << 63, "a.i64": -(1 << 62), "a.f64": 0.1, "a.bool": True,
-        "a.text": "Grüße, 世界\n", "a.texts": ["", "▁the", "ab\0c", "🦙"], "a.ints": [1, -2, 3],
-        "a.floats": [0.5, -1.25], "a.bools": [True, False, True],
-    }  # fmt: skip
+        "a.u8": 200,
+        "a.i8": -100,
+        "a.u16": 60000,
+        "a.i16": -30000,
+        "a.u32": 4_000_000_000,
+        "a.i32": -2_000_000_000,
+        "a.f32": float(np.float32(0.1)),
+        "a.u64": 1 << 63,
+        "a.i64": -(1 << 62),
+        "a.f64": 0.1,
+        "a.bool": True,
+        "a.text": "Grüße, 世界\n",
+        "a.texts": ["", "▁the", "ab\0c", "🦙"],
+        "a.ints": [1, -2, 3],
+        "a.floats": [0.5, -1.25],
+        "a.bools": [True, False, True],
+    }
     assert gguf_metadata(GOLDEN / "gguf_metadata.gguf", lists=False) == {
         key: value for key, value in got.items() if not isinstance(value, list)
     }
@@ -92,8 +104,10 @@ def test_tensors_of_several_types_are_said_and_read_in_their_own(tmp_path):
     with open_gguf(write_llama(tmp_path / "a.gguf", spec, tensors.items())) as model:
         assert model.spec.weight_type is FloatType.Q40
         assert dict(model.spec.stored) == {
-            "embedding": FloatType.F16, "layers.1.ffn.down": FloatType.Q80, "head": FloatType.BF16,
-        }  # fmt: skip
+            "embedding": FloatType.F16,
+            "layers.1.ffn.down": FloatType.Q80,
+            "head": FloatType.BF16,
+        }
         for name, matrix in tensors.items():
             assert np.array_equal(model.read(name).data, matrix.data), name
 
@@ -246,8 +260,11 @@ def write_split(folder: Path, n_parts: int, spec: ModelSpec, **wrong: Any) -> li
     tensors = [file_tensor(llama_name(name), m) for name, m in tiny_tensors(spec)]
     paths = []
     for i in range(n_parts):
-        split = {"split.no": Typed("u16", i), "split.count": Typed("u16", n_parts),
-                 "split.tensors.count": Typed("i32", len(tensors))}  # fmt: skip
+        split = {
+            "split.no": Typed("u16", i),
+            "split.count": Typed("u16", n_parts),
+            "split.tensors.count": Typed("i32", len(tensors)),
+        }
         metadata = (llama_metadata(spec) if i == 0 else {}) | split | (wrong if i == 1 else {})
         paths.append(folder / f"m-{i + 1:05}-of-{n_parts:05}.gguf")
         paths[-1].write_bytes(gguf_bytes(metadata, tensors[i::n_parts]))

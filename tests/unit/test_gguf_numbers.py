@@ -84,8 +84,9 @@ def converters_factors(theta: float, head_dim: int, factor: float, original: int
 
 @pytest.mark.parametrize("factor", [8.0, 32.0])
 def test_factors_of_a_published_scaling_become_that_scaling(tmp_path, factor):
-    metadata = changed(rope__freq_base=500000.0, attention__key_length=64, attention__value_length=64,
-                       rope__dimension_count=64)  # fmt: skip
+    metadata = changed(
+        rope__freq_base=500000.0, attention__key_length=64, attention__value_length=64, rope__dimension_count=64
+    )
     factors = converters_factors(500000.0, 64, factor, 8192)
     assert len(set(factors.tolist())) > 4
     spec = spec_of(tmp_path, metadata, factors)
@@ -163,9 +164,15 @@ def test_a_factor_without_a_type_is_linear_as_llama_cpp_takes_it(tmp_path):
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("attention.sinks", 4), ("rope.freq_base_swa", 1e4), ("rope.dimension_sections", Typed("i32", [8, 8, 0, 0])),
-     ("rope.scaling.attn_factor", 0.5), ("attention.temperature_scale", 0.1), ("router_logit_softcapping", 30.0)],
-)  # fmt: skip
+    [
+        ("attention.sinks", 4),
+        ("rope.freq_base_swa", 1e4),
+        ("rope.dimension_sections", Typed("i32", [8, 8, 0, 0])),
+        ("rope.scaling.attn_factor", 0.5),
+        ("attention.temperature_scale", 0.1),
+        ("router_logit_softcapping", 30.0),
+    ],
+)
 def test_a_key_that_may_stand_for_another_computation_is_refused_by_name(tmp_path, key, value):
     spec = tiny_spec()
     with pytest.raises(UnsupportedModel, match=key.replace(".", r"\.")):

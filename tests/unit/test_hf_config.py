@@ -17,12 +17,21 @@ from dllama_zmq.spec import ModelSpec, Rope, RopeScaling
 QWEN2 = {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "head_dim": None}
 QWEN3 = {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "head_dim": 32}
 QWEN3_MOE = {
-    "model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"], "moe_intermediate_size": 32, "num_experts": 4,
-    "num_experts_per_tok": 2, "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": [],
-}  # fmt: skip
+    "model_type": "qwen3_moe",
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "moe_intermediate_size": 32,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "norm_topk_prob": True,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+}
 MIXTRAL = {
-    "model_type": "mixtral", "architectures": ["MixtralForCausalLM"], "num_local_experts": 8, "num_experts_per_tok": 2,
-}  # fmt: skip
+    "model_type": "mixtral",
+    "architectures": ["MixtralForCausalLM"],
+    "num_local_experts": 8,
+    "num_experts_per_tok": 2,
+}
 MISTRAL = {"model_type": "mistral", "architectures": ["MistralForCausalLM"]}
 SCALED = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
 
@@ -88,8 +97,10 @@ def test_rope_that_is_said_by_kind_of_layer_is_read_where_all_kinds_agree(tmp_pa
         ({"rope_scaling": {"factor": 4.0}}, "RoPE scaling has a factor of 4.0, but its type is default or missing"),
         ({"rope_scaling": {"type": "linear", "factor": 4.0, "attention_factor": 2}}, "attention_factor is 2"),
         ({"rope_scaling": {"rope_type": "default", "mrope_section": [16, 24, 24]}}, "mrope_section is [16, 24, 24]"),
-        ({"rope_scaling": {"type": "linear", "factor": 4.0}, "rope_parameters": {"rope_type": "default"}},
-         "rope_scaling and rope_parameters differ in the type"),
+        (
+            {"rope_scaling": {"type": "linear", "factor": 4.0}, "rope_parameters": {"rope_type": "default"}},
+            "rope_scaling and rope_parameters differ in the type",
+        ),
         ({"rope_scaling": {"type": "linear", "factor": "4"}}, "rope_parameters: factor: expected float"),
         ({"rope_theta": 0}, "rope_theta is 0"),
         ({"final_logit_softcapping": 30.0}, "final_logit_softcapping is 30.0, which this version does not support"),
@@ -107,17 +118,23 @@ def test_rope_that_is_said_by_kind_of_layer_is_read_where_all_kinds_agree(tmp_pa
         ({**MIXTRAL, "norm_topk_prob": False}, "norm_topk_prob is False"),
         ({"num_local_experts": 8}, "num_local_experts is 8"),
     ],
-)  # fmt: skip
+)
 def test_a_number_that_changes_the_model_is_refused_by_name(tmp_path, keys, words):
     assert words in refusal(tmp_path, **keys)
 
 
 def test_such_numbers_are_no_matter_where_they_change_nothing(tmp_path):
     neutral = {
-        "final_logit_softcapping": None, "logit_scale": 1.0, "use_qk_norm": False, "rope_interleaved": False,
-        "partial_rotary_factor": 1, "query_pre_attn_scalar": TINY.head_dim, "attention_multiplier": 0.25,
-        "hidden_activation": "silu", "num_local_experts": 0,
-    }  # fmt: skip
+        "final_logit_softcapping": None,
+        "logit_scale": 1.0,
+        "use_qk_norm": False,
+        "rope_interleaved": False,
+        "partial_rotary_factor": 1,
+        "query_pre_attn_scalar": TINY.head_dim,
+        "attention_multiplier": 0.25,
+        "hidden_activation": "silu",
+        "num_local_experts": 0,
+    }
     assert spec_of(tmp_path, **neutral, rope_scaling={"rope_type": "default", "factor": 1.0}) == TINY
 
 
@@ -224,7 +241,7 @@ def test_the_activation_is_one_that_is_computed_alike(tmp_path):
         ({"rope_scaling": "linear"}, "rope_scaling: expected object | null, got str"),
         ({"vocab_size": "absent"}, "vocab_size, which this model needs, is missing"),
     ],
-)  # fmt: skip
+)
 def test_what_is_not_run_or_makes_no_sense_is_refused(tmp_path, keys, words):
     assert words.format(path=tmp_path / "config.json") in refusal(tmp_path, **keys)
 

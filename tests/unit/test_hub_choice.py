@@ -11,14 +11,28 @@ from dllama_zmq.hub.name import ModelName, checked_revision, is_safe_file_name
 GGUFS = ["README.md", "config.json", "m.Q2_K.gguf", "m.Q4_K_M.gguf", "m.Q4_K_S.gguf", "m.Q8_0.gguf", "mmproj-F16.gguf"]
 SPLIT = [f"Q8_0/m-Q8_0-{i:05}-of-00003.gguf" for i in (1, 2, 3)]
 TENSORS = [
-    "README.md", "config.json", "generation_config.json", "merges.txt", "model-00001-of-00002.safetensors",
-    "model-00002-of-00002.safetensors", "model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json",
+    "README.md",
+    "config.json",
+    "generation_config.json",
+    "merges.txt",
+    "model-00001-of-00002.safetensors",
+    "model-00002-of-00002.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
     "vocab.json",
-]  # fmt: skip
+]
 DUPLICATES = [
-    "consolidated.safetensors", "onnx/model.onnx", "original/consolidated.00.pth", "original/params.json",
-    "pytorch_model.bin", "tf_model.h5", "flax_model.msgpack", "runs/events.out", "adapter_model.safetensors",
-]  # fmt: skip
+    "consolidated.safetensors",
+    "onnx/model.onnx",
+    "original/consolidated.00.pth",
+    "original/params.json",
+    "pytorch_model.bin",
+    "tf_model.h5",
+    "flax_model.msgpack",
+    "runs/events.out",
+    "adapter_model.safetensors",
+]
 META = ["consolidated.00.pth", "consolidated.01.pth", "params.json", "tokenizer.model", "LICENSE", "checklist.chk"]
 
 
@@ -58,12 +72,18 @@ def test_models_that_no_quantization_tells_apart_are_told_by_name() -> None:
 def test_safetensors_come_with_configuration_and_tokenizer_and_without_the_same_weights_in_other_formats() -> None:
     assert chosen(sorted(TENSORS + DUPLICATES)) == Choice(
         (
-            "config.json", "generation_config.json", "merges.txt", "model.safetensors.index.json", "tokenizer.json",
-            "tokenizer_config.json", "vocab.json", "model-00001-of-00002.safetensors",
+            "config.json",
+            "generation_config.json",
+            "merges.txt",
+            "model.safetensors.index.json",
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "vocab.json",
+            "model-00001-of-00002.safetensors",
             "model-00002-of-00002.safetensors",
         ),
         "",
-    )  # fmt: skip
+    )
 
 
 def test_a_repository_of_metas_form_is_taken_where_that_is_all_there_is() -> None:
@@ -160,9 +180,26 @@ def test_a_name_is_read(text: str, name: ModelName) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", ":", "org/m:", "a/b/c", "/m", "org/", "../m", "org/..", "org/a..b", "a--b/c", "org/m.git", "org/m\n",
-     "org/m:a\nb", "https://huggingface.co/org/m", "örg/m", "org/" + "m" * 97, "org/m:" + "x" * 1025],
-)  # fmt: skip
+    [
+        "",
+        ":",
+        "org/m:",
+        "a/b/c",
+        "/m",
+        "org/",
+        "../m",
+        "org/..",
+        "org/a..b",
+        "a--b/c",
+        "org/m.git",
+        "org/m\n",
+        "org/m:a\nb",
+        "https://huggingface.co/org/m",
+        "örg/m",
+        "org/" + "m" * 97,
+        "org/m:" + "x" * 1025,
+    ],
+)
 def test_what_is_no_name_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match=r"is not the name of a hub's model|has no file after the colon"):
         ModelName.parse(text)

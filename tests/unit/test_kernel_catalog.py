@@ -17,9 +17,19 @@ from dllama_zmq.sharding import kernel_needs
 from dllama_zmq.spec import FloatType, ModelSpec
 
 FIRST_TOKEN = [
-    "run", "serve", "stop", "spin", "run_sequences", "rms_norm", "quantize", "product_q40", "pack_q40", "store_kv_f16",
-    "attend_f16", "attend_by_heads",
-]  # fmt: skip
+    "run",
+    "serve",
+    "stop",
+    "spin",
+    "run_sequences",
+    "rms_norm",
+    "quantize",
+    "product_q40",
+    "pack_q40",
+    "store_kv_f16",
+    "attend_f16",
+    "attend_by_heads",
+]
 """All that one node compiles before the first token of a Q40 model. Longer is slower on every new computer."""
 MOST_COST_S = 6.0
 

@@ -87,11 +87,12 @@ def test_headers_are_these_bytes_for_every_reader_of_msgpack(message: Message, h
 
 
 @given(
-    kind=st.sampled_from([Sum, Partial]), epoch=st.integers(0, 1 << 62), step=st.integers(0, 1 << 62),
-    stages=st.lists(st.integers(0, 1 << 31), min_size=1), head=st.builds(
-        ArrayHead, st.sampled_from(["f32", "f16", "q80"]), st.integers(0, 1 << 31), st.integers(0, 1 << 31)
-    ),
-)  # fmt: skip
+    kind=st.sampled_from([Sum, Partial]),
+    epoch=st.integers(0, 1 << 62),
+    step=st.integers(0, 1 << 62),
+    stages=st.lists(st.integers(0, 1 << 31), min_size=1),
+    head=st.builds(ArrayHead, st.sampled_from(["f32", "f16", "q80"]), st.integers(0, 1 << 31), st.integers(0, 1 << 31)),
+)
 def test_a_header_made_for_many_stages_is_the_one_that_encode_makes(
     kind: type[Sum | Partial], epoch: int, step: int, stages: list[int], head: ArrayHead
 ) -> None:

@@ -18,12 +18,32 @@ def made_up_status(step_messages: int, payload: int, wire: int, n_missed: int = 
     ]
     missed = TrafficRow("worker1", "prediction", "received", "missed", n_missed, 0, 20 * n_missed, 0, 0)
     return Status(
-        id=1, name="made-up", version="0", state="ready", note="", pid=1, uptime_s=1.0, model="m", api="",
-        security="local", sync="f32",
-        kernels="numpy", seq_len=8, active=0, queued=0, requests=[],
-        kv=KVStatus(64, 8, 0, 0, 0, 0, 0), oversubscribed=False, steps={"prediction": 10},
-        tokens={"prediction": 10}, sampled={}, refused={}, nodes=nodes, recent={}, traffic=[row, missed],
-    )  # fmt: skip
+        id=1,
+        name="made-up",
+        version="0",
+        state="ready",
+        note="",
+        pid=1,
+        uptime_s=1.0,
+        model="m",
+        api="",
+        security="local",
+        sync="f32",
+        kernels="numpy",
+        seq_len=8,
+        active=0,
+        queued=0,
+        requests=[],
+        kv=KVStatus(64, 8, 0, 0, 0, 0, 0),
+        oversubscribed=False,
+        steps={"prediction": 10},
+        tokens={"prediction": 10},
+        sampled={},
+        refused={},
+        nodes=nodes,
+        recent={},
+        traffic=[row, missed],
+    )
 
 
 @pytest.mark.parametrize(

@@ -140,18 +140,19 @@ def test_a_node_count_is_possible_or_refused_with_those_that_are(spec, n_nodes):
         ({}, 8, "4 heads cannot be split over 8 nodes. This model can be split over 1, 2 or 4 nodes."),
         ({"n_heads": 64, "dim": 128, "hidden_dim": 256}, 128, "This version runs at most 64 nodes, not 128."),
         (
-            {"hidden_dim": 96, "weight_type": FloatType.Q40}, 2,
-            "96 columns of FFN over 2 nodes are 48 each, not whole blocks of 32. "
-            "This model can be split over 1 node.",
+            {"hidden_dim": 96, "weight_type": FloatType.Q40},
+            2,
+            "96 columns of FFN over 2 nodes are 48 each, not whole blocks of 32. This model can be split over 1 node.",
         ),
         (
-            {"hidden_dim": 256, "weight_type": FloatType.Q80}, 4,
+            {"hidden_dim": 256, "weight_type": FloatType.Q80},
+            4,
             "64 columns of heads over 4 nodes are 16 each, not whole blocks of 32. "
             "This model can be split over 1 or 2 nodes.",
         ),
         ({"vocab_size": 3}, 4, "A vocabulary of 3 cannot be split over 4 nodes."),
     ],
-)  # fmt: skip
+)
 def test_a_refusal_says_what_is_in_the_way_and_which_counts_are_possible(changes, n_nodes, reason):
     with pytest.raises(PlanError, match=re.escape(reason)):
         Plan.make(tiny_spec(**changes), n_nodes)

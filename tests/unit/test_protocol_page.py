@@ -27,17 +27,38 @@ from dllama_zmq.spec import Architecture, FloatType, ModelSpec, Rope, RopeScalin
 
 TEXT = (Path(dllama_zmq.bus.__file__).parent / "PROTOCOL.md").read_text()
 NAMED: dict[Any, str] = {
-    messages.Count: "count", messages.Big: "big", messages.Name: "name", messages.Text: "text",
-    messages.Endpoint: "endpoint", messages.Seconds: "seconds", messages.Heads: "heads", messages.Asks: "asks",
-    messages.Again: "again", messages.Offered: "offered", messages.Needed: "needed",
-    client_messages.Whole: "whole", client_messages.Number: "number", client_messages.Stops: "stops",
-    client_messages.Answers: "answers", client_messages.Index: "index", client_messages.Seed: "seed",
-    prompts.Prompt: "prompt", prompts.TokenIds: "ids", prompts.ChatText: "chat", text_messages.LongText: "long text",
+    messages.Count: "count",
+    messages.Big: "big",
+    messages.Name: "name",
+    messages.Text: "text",
+    messages.Endpoint: "endpoint",
+    messages.Seconds: "seconds",
+    messages.Heads: "heads",
+    messages.Asks: "asks",
+    messages.Again: "again",
+    messages.Offered: "offered",
+    messages.Needed: "needed",
+    client_messages.Whole: "whole",
+    client_messages.Number: "number",
+    client_messages.Stops: "stops",
+    client_messages.Answers: "answers",
+    client_messages.Index: "index",
+    client_messages.Seed: "seed",
+    prompts.Prompt: "prompt",
+    prompts.TokenIds: "ids",
+    prompts.ChatText: "chat",
+    text_messages.LongText: "long text",
     text_messages.Vector: "values",
-    list[messages.Count]: "list of counts", list[messages.Text]: "list of texts",
-    StepStats: "figures", client_messages.KVStatus: "map", bool: "bool", text_messages.RequestId: "id",
-    Sampling: "map", Grammar: "map", list[client_messages.Logprob]: "list of logprobs",
-}  # fmt: skip
+    list[messages.Count]: "list of counts",
+    list[messages.Text]: "list of texts",
+    StepStats: "figures",
+    client_messages.KVStatus: "map",
+    bool: "bool",
+    text_messages.RequestId: "id",
+    Sampling: "map",
+    Grammar: "map",
+    list[client_messages.Logprob]: "list of logprobs",
+}
 
 
 def type_in_words(message: type[Message], field: str) -> str:

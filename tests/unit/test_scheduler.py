@@ -248,8 +248,11 @@ def test_a_sequence_ends_with_the_token_that_makes_it_whole() -> None:
     a, b = added(one, distinct(3, 1)), added(one, distinct(3, 2), max_new=1)
     step = one.schedule()
     assert one.accept(step, [7, 7], {a, b})[2:] == [
-        Finished(a, "stop"), Prefilled(b, 3, 3, 3), Token(b, 7), Finished(b, "stop")
-    ]  # fmt: skip
+        Finished(a, "stop"),
+        Prefilled(b, 3, 3, 3),
+        Token(b, 7),
+        Finished(b, "stop"),
+    ]
     assert a.tokens[-1] == 7
 
 

@@ -93,9 +93,12 @@ def assembly(cpu: str, kind: str, n_tokens: int) -> list[str]:
     binding.initialize_all_asmprinters()
     triple = f"{architecture}-unknown-linux-gnu"
     machine = binding.Target.from_triple(triple).create_target_machine(
-        cpu=LEAST[architecture], features=",".join(f"+{name}" for name in features), opt=3, reloc="pic",
+        cpu=LEAST[architecture],
+        features=",".join(f"+{name}" for name in features),
+        opt=3,
+        reloc="pic",
         codemodel="default",
-    )  # fmt: skip
+    )
     microkernel, which = MICROKERNELS[kind]
     module = module_of(target_for(cpu), *microkernel(which, n_tokens))
     module.triple, module.data_layout = triple, str(machine.target_data)
@@ -163,9 +166,14 @@ def test_floats_are_multiplied_and_added_in_whole_registers_with_one_rounding_wh
 
 @pytest.mark.parametrize(
     ("cpu", "instruction"),
-    [("avx512", r"\tvcvtph2ps\b"), ("avxvnni", r"\tvcvtph2ps\b"), ("avx2", r"\tvcvtph2ps\b"), ("neon", r"\tfcvtl\b"),
-     ("dotprod", r"\tfcvtl\b")],
-)  # fmt: skip
+    [
+        ("avx512", r"\tvcvtph2ps\b"),
+        ("avxvnni", r"\tvcvtph2ps\b"),
+        ("avx2", r"\tvcvtph2ps\b"),
+        ("neon", r"\tfcvtl\b"),
+        ("dotprod", r"\tfcvtl\b"),
+    ],
+)
 @pytest.mark.parametrize("kind", ["q40", "q80", "f16"])
 def test_halves_are_converted_by_the_cpu_where_it_can(cpu, instruction, kind):
     assert those_with(instruction, assembly(cpu, kind, 1))

@@ -35,10 +35,16 @@ def found(steps: Sequence[Mapping[str, float]], step_s: float, n_nodes: int) -> 
         ({}, 2, None),
     ],
     ids=[
-        "a worker", "the root", "of two", "equal nodes", "9% of the time", "5% more than the other", "one node",
+        "a worker",
+        "the root",
+        "of two",
+        "equal nodes",
+        "9% of the time",
+        "5% more than the other",
+        "one node",
         "nothing measured",
     ],
-)  # fmt: skip
+)
 def test_a_node_is_named_where_steps_would_be_a_tenth_shorter_without_it(
     waited_for_s: dict[str, float], n_nodes: int, expected: Slowest | None
 ) -> None:

@@ -154,9 +154,13 @@ def test_a_waiting_root_pings_every_worker_every_quarter_of_a_second_with_the_st
 
 @pytest.mark.parametrize(
     ("n_batches", "stage", "where"),
-    [(1, 1, "layer 0, attention"), (1, 4, "layer 1, feed-forward"), (2, 2, "layer 0, attention"),
-     (2, 5, "layer 1, attention")],
-)  # fmt: skip
+    [
+        (1, 1, "layer 0, attention"),
+        (1, 4, "layer 1, feed-forward"),
+        (2, 2, "layer 0, attention"),
+        (2, 5, "layer 1, attention"),
+    ],
+)
 def test_who_does_not_answer_in_time_is_named_given_up_and_told(n_batches: int, stage: int, where: str) -> None:
     root = Root(3)
     root.wait_for(stage, n_batches, 10.0)

@@ -24,10 +24,13 @@ print([name for name in learned if name in ("get_class_annotations", "get_datacl
 @pytest.mark.parametrize(
     ("module", "name"),
     [
-        ("dllama_zmq.spec", "ModelSpec"), ("dllama_zmq.cluster", "Cluster"), ("dllama_zmq.launch.registry", "Record"),
-        ("dllama_zmq.tokenizer.json_file", "JsonFile"), ("dllama_zmq.formats.meta.params", "Params"),
+        ("dllama_zmq.spec", "ModelSpec"),
+        ("dllama_zmq.cluster", "Cluster"),
+        ("dllama_zmq.launch.registry", "Record"),
+        ("dllama_zmq.tokenizer.json_file", "JsonFile"),
+        ("dllama_zmq.formats.meta.params", "Params"),
     ],
-)  # fmt: skip
+)
 def test_msgspec_learns_a_type_when_its_module_is_imported_and_not_in_one_of_several_threads(
     module: str, name: str
 ) -> None:

@@ -50,10 +50,19 @@ def trained() -> sentencepiece.SentencePieceProcessor:
     lines = [" ".join(rng.choices(words, k=12)) for _ in range(600)] + [s for s in SAMPLES if s.strip()] * 5
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.Train(
-        sentence_iterator=iter(lines), model_writer=model, model_type="bpe", vocab_size=640, character_coverage=0.98,
-        byte_fallback=True, split_digits=True, normalization_rule_name="identity", remove_extra_whitespaces=False,
-        allow_whitespace_only_pieces=True, num_threads=1, minloglevel=2,
-    )  # fmt: skip
+        sentence_iterator=iter(lines),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=640,
+        character_coverage=0.98,
+        byte_fallback=True,
+        split_digits=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        allow_whitespace_only_pieces=True,
+        num_threads=1,
+        minloglevel=2,
+    )
     return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
 
 

@@ -30,20 +30,34 @@ def test_a_list_of_ranks_encodes_as_the_tokenizer_json_of_the_same_pieces(tmp_pa
 
 
 def test_a_folder_gives_its_tokenizer_json_and_what_lies_beside_it(tmp_path):
-    folder = folder_of(tmp_path, {
-        "tokenizer.json": GOLDEN / "qwen2.json", "tokenizer.model": GOLDEN / "bpe.model",
-        "special_tokens_map.json": {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"},
-        "tokenizer_config.json": {"eos_token": "<|im_end|>", "bos_token": None, "chat_template": "{{ pad_token }}!"},
-        "generation_config.json": {"eos_token_id": [997, 995]},
-    })  # fmt: skip
+    folder = folder_of(
+        tmp_path,
+        {
+            "tokenizer.json": GOLDEN / "qwen2.json",
+            "tokenizer.model": GOLDEN / "bpe.model",
+            "special_tokens_map.json": {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"},
+            "tokenizer_config.json": {
+                "eos_token": "<|im_end|>",
+                "bos_token": None,
+                "chat_template": "{{ pad_token }}!",
+            },
+            "generation_config.json": {"eos_token_id": [997, 995]},
+        },
+    )
     tokenizer = read_tokenizer(folder)
     assert (tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_ids) == (1000, None, (997, 995))
     assert tokenizer.chat_template().render([{"role": "user", "content": "x"}]) == "<|endoftext|>!"
 
 
 def test_a_folder_without_a_tokenizer_json_gives_its_sentencepiece_model(tmp_path):
-    folder = folder_of(tmp_path, {"tokenizer.model": GOLDEN / "bpe.model", "chat_template.jinja": "{{ bos_token }}?",
-                                  "tokenizer_config.json": {"add_bos_token": False}})  # fmt: skip
+    folder = folder_of(
+        tmp_path,
+        {
+            "tokenizer.model": GOLDEN / "bpe.model",
+            "chat_template.jinja": "{{ bos_token }}?",
+            "tokenizer_config.json": {"add_bos_token": False},
+        },
+    )
     tokenizer = read_tokenizer(folder)
     assert tokenizer.encode("the") == source("bpe.model").encode("the", bos=False)
     assert tokenizer.chat_template().render([{"role": "user", "content": "x"}]) == "<s>?"
@@ -79,11 +93,15 @@ def test_a_file_that_puts_several_tokens_before_a_text_is_doubted():
     names = ["<|begin_of_text|>", "<|start_header_id|>"]
     ids = {entry["content"]: entry["id"] for entry in file["added_tokens"]}
     file["post_processor"] = {
-        "type": "TemplateProcessing", "pair": [],
-        "single": [*({"SpecialToken": {"id": name, "type_id": 0}} for name in names),
-                   {"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": names[1], "type_id": 0}}],
+        "type": "TemplateProcessing",
+        "pair": [],
+        "single": [
+            *({"SpecialToken": {"id": name, "type_id": 0}} for name in names),
+            {"Sequence": {"id": "A", "type_id": 0}},
+            {"SpecialToken": {"id": names[1], "type_id": 0}},
+        ],
         "special_tokens": {name: {"id": name, "ids": [ids[name]], "tokens": [name]} for name in names},
-    }  # fmt: skip
+    }
     tokenizer = of_json(json.dumps(file), {"eos_token": "<|end_of_text|>"}, "a.json")
     assert tokenizer.encode("the")[0] == tokenizer.bos_id == ids[names[0]]
     assert "it puts 2 tokens before a text" in tokenizer.mismatch_warning(tiny_spec(vocab_size=1000))
@@ -113,10 +131,11 @@ def with_end_after(name: str) -> str:
     file = json.loads((GOLDEN / name).read_text("utf-8"))
     end = file["added_tokens"][-1]
     file["post_processor"] = {
-        "type": "TemplateProcessing", "pair": [],
+        "type": "TemplateProcessing",
+        "pair": [],
         "single": [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": end["content"], "type_id": 0}}],
         "special_tokens": {end["content"]: {"id": end["content"], "ids": [end["id"]], "tokens": [end["content"]]}},
-    }  # fmt: skip
+    }
     return json.dumps(file)
 
 

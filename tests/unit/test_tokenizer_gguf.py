@@ -36,10 +36,14 @@ def test_pre_tokenizers_split_as_worked_by_hand(pre, text, pieces):
     tokens = list(dict.fromkeys([*bytes_only, *(word[:n] for word in words for n in range(2, len(word) + 1))]))
     merges = [f"{token[:-1]} {token[-1]}" for token in tokens if len(token) > 1]
     metadata = {
-        "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": pre, "tokenizer.ggml.tokens": [*tokens, "<end>"],
-        "tokenizer.ggml.merges": merges, "tokenizer.ggml.token_type": [1] * len(tokens) + [3],
-        "tokenizer.ggml.eos_token_id": len(tokens), "tokenizer.ggml.bos_token_id": len(tokens),
-    }  # fmt: skip
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": pre,
+        "tokenizer.ggml.tokens": [*tokens, "<end>"],
+        "tokenizer.ggml.merges": merges,
+        "tokenizer.ggml.token_type": [1] * len(tokens) + [3],
+        "tokenizer.ggml.eos_token_id": len(tokens),
+        "tokenizer.ggml.bos_token_id": len(tokens),
+    }
     tokenizer = of_gguf(metadata, "a.gguf")
     assert [tokenizer.piece(token).decode() for token in tokenizer.encode(text, bos=False)] == pieces
 
@@ -63,8 +67,9 @@ def test_a_gguf_s_user_defined_tokens_cut_a_text_as_those_of_a_folder_do(tmp_pat
 def test_byte_tokens_that_a_converter_took_for_text_are_bytes():
     metadata = llama_gguf()
     wrong = [1 if kind == 6 else kind for kind in metadata["tokenizer.ggml.token_type"]]
-    tokenizer, sound = (of_gguf(llama_gguf(token_type=kinds), "a.gguf")
-                        for kinds in (wrong, metadata["tokenizer.ggml.token_type"]))  # fmt: skip
+    tokenizer, sound = (
+        of_gguf(llama_gguf(token_type=kinds), "a.gguf") for kinds in (wrong, metadata["tokenizer.ggml.token_type"])
+    )
     for text in TEXTS[:200]:
         assert tokenizer.encode(text) == sound.encode(text)
     assert tokenizer.decode(tokenizer.encode("a\nb é 😀")) == "a\nb é 😀"
@@ -118,9 +123,15 @@ def test_a_token_in_characters_beside_one_in_their_bytes_is_printed_only():
 
 @pytest.mark.parametrize(
     ("name", "same_as"),
-    [("mellum", "gpt-2"), ("a.x-4.0", "gpt-2"), ("trillion", "gpt-2"), ("midm-2.0", "llama-bpe"), ("kormo", "qwen2"),
-     ("f2llmv2", "qwen2")],
-)  # fmt: skip
+    [
+        ("mellum", "gpt-2"),
+        ("a.x-4.0", "gpt-2"),
+        ("trillion", "gpt-2"),
+        ("midm-2.0", "llama-bpe"),
+        ("kormo", "qwen2"),
+        ("f2llmv2", "qwen2"),
+    ],
+)
 def test_a_pre_tokenizer_is_known_by_each_of_its_names(name, same_as):
     one, other = (of_gguf(as_gguf("qwen2.json") | {"tokenizer.ggml.pre": pre}, "a.gguf") for pre in (name, same_as))
     assert digests(plain(one)) == digests(plain(other))

@@ -98,12 +98,18 @@ def test_a_tokenizer_that_is_kept_beside_another_model_encodes_as_before(tmp_pat
         write_t(path, replace(as_t("llama3.json"), chat_template=template))
     else:
         config = {key: value for key, value in CONFIGS[name].items() if key != "eos_token"}
-        folder_of(folder, {
-            f"tokenizer{Path(name).suffix}": GOLDEN / name, "tokenizer_config.json": config,
-            "special_tokens_map.json": {key: value for key, value in CONFIGS[name].items() if key == "eos_token"},
-            "generation_config.json": {"eos_token_id": [2, 5]}, "config.json": {"eos_token_id": 7},
-            "chat_template.jinja": template, "weights.safetensors": "large",
-        })  # fmt: skip
+        folder_of(
+            folder,
+            {
+                f"tokenizer{Path(name).suffix}": GOLDEN / name,
+                "tokenizer_config.json": config,
+                "special_tokens_map.json": {key: value for key, value in CONFIGS[name].items() if key == "eos_token"},
+                "generation_config.json": {"eos_token_id": [2, 5]},
+                "config.json": {"eos_token_id": 7},
+                "chat_template.jinja": template,
+                "weights.safetensors": "large",
+            },
+        )
     original, copy = read_tokenizer(path), kept(path, tmp_path / "copy.t")
     assert digests(marked(copy)) == digests(marked(original))
     assert (copy.eos_ids, copy.bos_id, copy.specials) == (original.eos_ids, original.bos_id, original.specials)
@@ -220,9 +226,15 @@ def test_a_normalizing_sentencepiece_model_encodes_as_the_library():
     """With the precompiled rules that most unigram models carry."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.Train(
-        sentence_iterator=iter([s for s in SAMPLES if s.strip()] * 20), model_writer=model, model_type="unigram",
-        vocab_size=500, character_coverage=0.98, num_threads=1, minloglevel=2, hard_vocab_limit=False,
-    )  # fmt: skip
+        sentence_iterator=iter([s for s in SAMPLES if s.strip()] * 20),
+        model_writer=model,
+        model_type="unigram",
+        vocab_size=500,
+        character_coverage=0.98,
+        num_threads=1,
+        minloglevel=2,
+        hard_vocab_limit=False,
+    )
     library = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
     tokenizer = of_sentencepiece(model.getvalue(), "a.model")
     assert [tokenizer.encode(text, bos=False) for text in TEXTS] == library.encode(TEXTS)

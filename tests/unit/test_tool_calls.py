@@ -111,13 +111,13 @@ CALLS = {
     "deepseek V3.1": ("deepseek", v31(OSLO, TIME), [OSLO, TIME]),
     "qwen3-coder": (
         "qwen3-coder",
-        "<tool_call>\n<function=weather>\n<parameter=city>\n12\n\"a\"\n</parameter>\n<parameter=days>\n3\n</parameter>\n"
+        '<tool_call>\n<function=weather>\n<parameter=city>\n12\n"a"\n</parameter>\n<parameter=days>\n3\n</parameter>\n'
         "</function>\n</tool_call>\n<function=get-time>\n<parameter=zone>CET</parameter></function>",
         [["weather", '{"city": "12\\n\\"a\\"", "days": 3}'], ["get-time", '{"zone": "CET"}']],
     ),
     "qwen3-coder, no arguments": ("qwen3-coder", "<tool_call><function=wind></function></tool_call>", [["wind", "{}"]]),
     "qwen3-coder, as hermes": ("qwen3-coder", hermes(OSLO), [OSLO]),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -168,7 +168,7 @@ TEXTS = {
     "mistral, no call": ("mistral", "[TOOL_CALLS] are marks."),
     "deepseek, no call": ("deepseek", f"<｜tool▁calls▁begin｜>{BEGIN}function{SEP}weather\nOslo"),
     "qwen3-coder, an unknown function": ("qwen3-coder", "<function=wind></function>"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", TEXTS)
@@ -266,10 +266,13 @@ def test_where_an_answer_is_cut_makes_no_difference(template, text, cuts):
     assert parsed(text, template, tools=TOOLS, cuts=range(len(text))) == parsed(text, template, tools=TOOLS)
 
 
-@given(st.sampled_from(["hermes", "mistral", "deepseek"]), st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-))  # fmt: skip
+@given(
+    st.sampled_from(["hermes", "mistral", "deepseek"]),
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    ),
+)
 def test_arguments_are_passed_on_as_they_are_written(family, value):
     write: Any = {"hermes": hermes, "mistral": lambda call: "[TOOL_CALLS]" + in_list(call), "deepseek": r1}[family]
     for spaces in (None, 1):

@@ -72,12 +72,17 @@ TURNS = {
     "DeepSeek V2 Lite Chat": Turn("deepseek", DEEPSEEK[0], SENTENCE, DEEPSEEK[:2], [SENTENCE]),
     "DeepSeek R1 Distill Qwen 7B": Turn("deepseek-r1-distill", DEEPSEEK[0], SENTENCE, DEEPSEEK, [SENTENCE]),
     "DeepSeek V3.1": Turn("deepseek-v3.1", DEEPSEEK[0], SENTENCE, DEEPSEEK, [SENTENCE]),
-    "Gemma 2 2B it": Turn("gemma", "<bos>", "<eos>", ["<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"],
-                          ["<eos>", "<end_of_turn>"]),
-    "Phi 3.5 mini instruct": Turn("phi3", "<s>", "<|endoftext|>",
-                                  ["<s>", "<|endoftext|>", "<|assistant|>", "<|system|>", "<|end|>", "<|user|>"],
-                                  ["<|end|>", "<|assistant|>", "<|endoftext|>"]),
-}  # fmt: skip
+    "Gemma 2 2B it": Turn(
+        "gemma", "<bos>", "<eos>", ["<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"], ["<eos>", "<end_of_turn>"]
+    ),
+    "Phi 3.5 mini instruct": Turn(
+        "phi3",
+        "<s>",
+        "<|endoftext|>",
+        ["<s>", "<|endoftext|>", "<|assistant|>", "<|system|>", "<|end|>", "<|user|>"],
+        ["<|end|>", "<|assistant|>", "<|endoftext|>"],
+    ),
+}
 TOOLS = [name for name, turn in TURNS.items() if "tools" in (FOLDER / f"{turn.template}.jinja").read_text("utf-8")]
 
 
@@ -144,8 +149,15 @@ def test_the_parser_reads_the_calls_that_a_template_writes(name):
     text = template_of(TURNS[name])
     template = ChatTemplate({"default": text}, {"bos_token": "<s>", "eos_token": ""}, "a.gguf", CHILDREN)
     arguments = CALL["tool_calls"][0]["function"]["arguments"]
-    message = {**CALL, "tool_calls": [{**CALL["tool_calls"][0], "function": {
-        "name": "weather", "arguments": json.dumps(arguments, ensure_ascii=False)}}]}  # fmt: skip
+    message = {
+        **CALL,
+        "tool_calls": [
+            {
+                **CALL["tool_calls"][0],
+                "function": {"name": "weather", "arguments": json.dumps(arguments, ensure_ascii=False)},
+            }
+        ],
+    }
     answer = answer_of(template, text, **message)
     for end in ("<|im_end|>", "<|eot_id|>", SENTENCE):
         answer = answer.partition(end)[0]

@@ -42,12 +42,19 @@ def a_step(epoch: int, step: int) -> Step:
 @pytest.mark.parametrize(
     ("message", "accepted"),
     [
-        (a_step(7, 4), True), (a_step(7, 9), True), (a_step(7, 3), False), (a_step(7, 2), False),
-        (a_step(6, 4), False), (a_step(8, 4), False),
-        (More(7, 3, 3, [(0, 5)]), True), (More(7, 3, 2, [(0, 5)]), False), (More(7, 3, 4, [(0, 5)]), False),
-        (More(7, 4, 3, [(0, 5)]), False), (More(6, 3, 3, [(0, 5)]), False),
+        (a_step(7, 4), True),
+        (a_step(7, 9), True),
+        (a_step(7, 3), False),
+        (a_step(7, 2), False),
+        (a_step(6, 4), False),
+        (a_step(8, 4), False),
+        (More(7, 3, 3, [(0, 5)]), True),
+        (More(7, 3, 2, [(0, 5)]), False),
+        (More(7, 3, 4, [(0, 5)]), False),
+        (More(7, 4, 3, [(0, 5)]), False),
+        (More(6, 3, 3, [(0, 5)]), False),
     ],
-)  # fmt: skip
+)
 def test_an_idle_worker_acts_on_the_next_step_and_on_the_next_more(message: Step | More, accepted: bool) -> None:
     assert worker().accepts(message) is accepted
 
@@ -91,12 +98,20 @@ def test_a_worker_leaves_a_root_that_says_nothing_and_any_word_will_do() -> None
 @pytest.mark.parametrize(
     ("message", "void"),
     [
-        (Beacon(8), True), (Beacon(6), True), (Beacon(7), False), (Bye(True, ""), True), (Bye(False, ""), True),
-        (Welcome(1, "worker1", "", ""), True), (a_step(7, 4), False), (a_step(8, 1), False),
-        (More(7, 3, 3, [(0, 5)]), False), (Sum(7, 3, 2, []), False), (Sum(6, 3, 1, []), False),
+        (Beacon(8), True),
+        (Beacon(6), True),
+        (Beacon(7), False),
+        (Bye(True, ""), True),
+        (Bye(False, ""), True),
+        (Welcome(1, "worker1", "", ""), True),
+        (a_step(7, 4), False),
+        (a_step(8, 1), False),
+        (More(7, 3, 3, [(0, 5)]), False),
+        (Sum(7, 3, 2, []), False),
+        (Sum(6, 3, 1, []), False),
         (Sum(7, 2, 1, []), False),
     ],
-)  # fmt: skip
+)
 def test_another_epoch_and_a_farewell_end_a_step_and_what_is_late_does_not(message: Message, void: bool) -> None:
     steps = worker()
     steps.wait(0.0)

@@ -70,9 +70,13 @@ class SocketPair:
 
 
 def make_native_exchange(
-    kernels: Kernels, sync: Sync, sockets: SocketPair, spin_s: float, sum_order: Sequence[int],
+    kernels: Kernels,
+    sync: Sync,
+    sockets: SocketPair,
+    spin_s: float,
+    sum_order: Sequence[int],
     publish_sum: bool = False,
-) -> NativeExchange | None:  # fmt: skip
+) -> NativeExchange | None:
     """A NativeExchange, with its arguments; None if the kernels are not compiled or libzmq cannot be called."""
     library = _libzmq()
     if kernels.native is None or library is None:
@@ -91,9 +95,15 @@ class NativeExchange:
     """
 
     def __init__(
-        self, native: Native, library: ctypes.CDLL, sync: Sync, sockets: SocketPair, spin_s: float,
-        sum_order: Sequence[int], publish_sum: bool,
-    ) -> None:  # fmt: skip
+        self,
+        native: Native,
+        library: ctypes.CDLL,
+        sync: Sync,
+        sockets: SocketPair,
+        spin_s: float,
+        sum_order: Sequence[int],
+        publish_sum: bool,
+    ) -> None:
         self._native, self._library, self._source = native, library, sockets.source
         self._n_peers, self._publish_sum = len(sockets.identities), publish_sum
         self._identities = [ctypes.create_string_buffer(each, len(each) + 1) for each in sockets.identities]

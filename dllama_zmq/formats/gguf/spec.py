@@ -59,11 +59,19 @@ _NEUTRAL = {
 }  # fmt: skip
 """Keys that change the computation, with their neutral values."""
 _IGNORED = {
-    "vocab_size", "embedding_length_out", "tensor_data_layout", "pooling_type", "attention.layer_norm_epsilon",
-    "expert_group_used_count", "expert_shared_feed_forward_length", "rope.scaling.finetuned",
-    "rope.scaling.original_context_length", "rope.scaling.yarn_log_multiplier", "rope.scaling.yarn_beta_fast",
+    "vocab_size",
+    "embedding_length_out",
+    "tensor_data_layout",
+    "pooling_type",
+    "attention.layer_norm_epsilon",
+    "expert_group_used_count",
+    "expert_shared_feed_forward_length",
+    "rope.scaling.finetuned",
+    "rope.scaling.original_context_length",
+    "rope.scaling.yarn_log_multiplier",
+    "rope.scaling.yarn_beta_fast",
     "rope.scaling.yarn_beta_slow",
-}  # fmt: skip
+}
 """Keys that the tensors tell better, that belong to refused features (YaRN, shared experts), or that change nothing.
 Any other key may mean another computation and is refused."""
 _MAX_LAYERS = 1 << 12

@@ -230,9 +230,15 @@ def _make_attend(half):
                     store_f32(state + 8 * r + 4, weight_sum + sum_of(total))
                 for d in range(0, wide, 16):
                     product(
-                        size, values + (place * wide + d) * value_bytes, wide * value_bytes, weights, 4 * PAGE, n,
-                        part, to_values,
-                    )  # fmt: skip
+                        size,
+                        values + (place * wide + d) * value_bytes,
+                        wide * value_bytes,
+                        weights,
+                        4 * PAGE,
+                        n,
+                        part,
+                        to_values,
+                    )
                     for r in range(size):
                         at = sums + 4 * (r * wide + d)
                         store_vector(at, load_vector(at) + load_vector(part + _ROW * r))

@@ -59,9 +59,11 @@ class Simd:
         return Product(self.native, (gate, up), 1, _GATED[activation], norm)
 
     def experts(
-        self, experts: Iterable[tuple[BlockMatrix, BlockMatrix, BlockMatrix]], segments: int = 1,
+        self,
+        experts: Iterable[tuple[BlockMatrix, BlockMatrix, BlockMatrix]],
+        segments: int = 1,
         activation: Activation = "silu",
-    ) -> Experts:  # fmt: skip
+    ) -> Experts:
         gated, downs = [], []
         for gate, up, down in experts:
             gated.append(self.gated(gate, up, activation))

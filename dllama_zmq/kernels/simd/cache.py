@@ -63,9 +63,15 @@ class SimdCache:
         self._rotation: Rotation | None = None
 
     def attend(
-        self, layer: int, batch: Batch, q: F32, k: F32, v: F32, rotation: Rotation | None = None,
+        self,
+        layer: int,
+        batch: Batch,
+        q: F32,
+        k: F32,
+        v: F32,
+        rotation: Rotation | None = None,
         then: Linear | None = None,
-    ) -> Any:  # fmt: skip
+    ) -> Any:
         job = self._fields
         if batch is not self._batch:
             self._begin(batch)

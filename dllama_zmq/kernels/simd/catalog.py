@@ -34,9 +34,16 @@ GROUPS: dict[str, tuple[str, ...]] = {
 NAMES = tuple(dict.fromkeys(name for group in GROUPS.values() for name in group))
 
 _COST_S = {
-    "product": 1.0, "attend_f": 0.9, "store_kv": 0.35, "quantize": 0.35, "run": 0.3, "experts": 0.3,
-    "rms_norm": 0.2, "add_up": 0.2, "pack": 0.15,
-}  # fmt: skip
+    "product": 1.0,
+    "attend_f": 0.9,
+    "store_kv": 0.35,
+    "quantize": 0.35,
+    "run": 0.3,
+    "experts": 0.3,
+    "rms_norm": 0.2,
+    "add_up": 0.2,
+    "pack": 0.15,
+}
 """Seconds to compile a kernel on a core of tools/BENCHMARKS.md, by the beginning of its name."""
 _LEAST_S = 0.08
 _OTHER_PACKAGE_S = 0.3

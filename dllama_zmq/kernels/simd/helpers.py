@@ -107,8 +107,11 @@ def helpers(
         with suppress(OSError):
             process = subprocess.Popen(
                 [sys.executable, "-m", "dllama_zmq.kernels.simd.build"],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment,
-            )  # fmt: skip
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env=environment,
+            )
             processes.append(process)
             threads.append(Thread(target=_feed, args=(process, left, made, started), daemon=True))
     for thread in threads:

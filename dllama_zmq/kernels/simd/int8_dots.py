@@ -37,9 +37,14 @@ class BlockDots:
     """What Q80 weights are raised by, so that they are unsigned: it comes off again with the sum of x."""
 
     def q40(
-        self, b: ir.IRBuilder, tiles: Sequence[ir.Value], xs: Sequence[ir.Value], sums: Sequence[ir.Value], bias: int,
+        self,
+        b: ir.IRBuilder,
+        tiles: Sequence[ir.Value],
+        xs: Sequence[ir.Value],
+        sums: Sequence[ir.Value],
+        bias: int,
         before: Before = nothing,
-    ) -> list[list[ir.Value]]:  # fmt: skip
+    ) -> list[list[ir.Value]]:
         """For each of `tiles`: nibbles there times 32 bytes at each of `xs`, minus `bias` times each of `sums`, i32x16.
 
         Tiles share each value of x: one load for all.
@@ -59,9 +64,13 @@ class BlockDots:
         return totals
 
     def q80(
-        self, b: ir.IRBuilder, weights: ir.Value, xs: Sequence[ir.Value], sums: Sequence[ir.Value],
+        self,
+        b: ir.IRBuilder,
+        weights: ir.Value,
+        xs: Sequence[ir.Value],
+        sums: Sequence[ir.Value],
         before: Before = nothing,
-    ) -> list[ir.Value]:  # fmt: skip
+    ) -> list[ir.Value]:
         """Signed bytes at `weights` times 32 bytes at each of `xs`: i32x16 each."""
         totals = [splat(b, b.mul(total, ir.Constant(I32, -self.q80_bias))) for total in sums]
         for group in range(8):
@@ -102,9 +111,12 @@ class _Vnni(BlockDots):
         kind = ir.VectorType(I8, 4 * lanes)
         pieces = zip(*(parts(b, v, n) for v in (total, unsigned, x)), strict=True)
         return joined(
-            b, [call(b, f"llvm.x86.avx512.vpdpbusd.{self._bits}", t.type, [t, *(b.bitcast(v, kind) for v in (u, s))])
-                for t, u, s in pieces]
-        )  # fmt: skip
+            b,
+            [
+                call(b, f"llvm.x86.avx512.vpdpbusd.{self._bits}", t.type, [t, *(b.bitcast(v, kind) for v in (u, s))])
+                for t, u, s in pieces
+            ],
+        )
 
     def prepare_signed(self, b: ir.IRBuilder, weights: ir.Value) -> tuple[ir.Value, ...]:
         return (b.xor(weights, fill(U8x64, 128)),)  # -128..127 as 0..255
@@ -114,9 +126,14 @@ class _Avx2(BlockDots):
     """Pairs add up in i16: with nibbles a whole block does (8 times 2 * 15 * 127 < 2^15), with bytes only one pair."""
 
     def q40(
-        self, b: ir.IRBuilder, tiles: Sequence[ir.Value], xs: Sequence[ir.Value], sums: Sequence[ir.Value], bias: int,
+        self,
+        b: ir.IRBuilder,
+        tiles: Sequence[ir.Value],
+        xs: Sequence[ir.Value],
+        sums: Sequence[ir.Value],
+        bias: int,
         before: Before = nothing,
-    ) -> list[list[ir.Value]]:  # fmt: skip
+    ) -> list[list[ir.Value]]:
         return [self._q40(b, weights, xs, sums, bias, before) for weights in tiles]
 
     @staticmethod

@@ -74,21 +74,25 @@ def scratch(n_bytes: int) -> Any:
 # --- between threads ------------------------------------------------------------------------------------------------
 
 load_shared = instruction(  # sees all that was written before the store it reads
-    types.int64, (ADDRESS,),
+    types.int64,
+    (ADDRESS,),
     lambda b, a: b.load_atomic(llvm.pointer(b, a, 0, llvm.I64), "seq_cst", 8, typ=llvm.I64),
-)  # fmt: skip
+)
 store_shared = instruction(
-    types.void, (ADDRESS, types.int64),
+    types.void,
+    (ADDRESS, types.int64),
     lambda b, a, v: b.store_atomic(v, llvm.pointer(b, a, 0, llvm.I64), "seq_cst", 8),
-)  # fmt: skip
+)
 add_shared = instruction(  # the value before
-    types.int64, (ADDRESS, types.int64),
+    types.int64,
+    (ADDRESS, types.int64),
     lambda b, a, v: b.atomic_rmw("add", llvm.pointer(b, a, 0, llvm.I64), v, "seq_cst"),
-)  # fmt: skip
+)
 swap_shared = instruction(  # the value before
-    types.int64, (ADDRESS, types.int64),
+    types.int64,
+    (ADDRESS, types.int64),
     lambda b, a, v: b.atomic_rmw("xchg", llvm.pointer(b, a, 0, llvm.I64), v, "seq_cst"),
-)  # fmt: skip
+)
 
 
 def _pause(b: ir.IRBuilder) -> None:
@@ -107,8 +111,10 @@ pause = instruction(types.void, (), _pause)
 def _external(name: str, result: ir.Type, args: list[ir.Type]) -> Emit:
     def emit(b: ir.IRBuilder, *values: ir.Value) -> ir.Value:
         function = b.module.globals.get(name) or ir.Function(b.module, ir.FunctionType(result, args), name)
-        converted = [b.trunc(v, a) if a is llvm.I32 else b.inttoptr(v, a) if isinstance(a, ir.PointerType) else v
-                     for v, a in zip(values, args, strict=True)]  # fmt: skip
+        converted = [
+            b.trunc(v, a) if a is llvm.I32 else b.inttoptr(v, a) if isinstance(a, ir.PointerType) else v
+            for v, a in zip(values, args, strict=True)
+        ]
         return b.call(function, converted)
 
     return emit

@@ -61,9 +61,13 @@ class Product:
     """
 
     def __init__(
-        self, runtime: Runtime, matrices: Sequence[BlockMatrix], segments: int, epilogue: int = AS_F32,
+        self,
+        runtime: Runtime,
+        matrices: Sequence[BlockMatrix],
+        segments: int,
+        epilogue: int = AS_F32,
         norm: Norm | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         kind = matrices[0].float_type
         self._runtime = runtime
         self.kind, self.epilogue, self.integer = _KINDS[kind][0], epilogue, kind.block_values == 32

@@ -117,9 +117,16 @@ class FloatMicrokernel:
     ahead: int | None = 0
 
     def emit(
-        self, b: ir.IRBuilder, tile: ir.Value, step: ir.Value, x: ir.Value, x_stride: ir.Value, n: ir.Value,
-        out: ir.Value, bytes_ahead: ir.Value | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        b: ir.IRBuilder,
+        tile: ir.Value,
+        step: ir.Value,
+        x: ir.Value,
+        x_stride: ir.Value,
+        n: ir.Value,
+        out: ir.Value,
+        bytes_ahead: ir.Value | None = None,
+    ) -> None:
         """out (R, 16) f32 = sum over i < n of x[r][i] * tile[i][0..15], vectors `step` bytes apart from `tile` on.
 
         x's rows are f32, `x_stride` bytes apart. The same loop serves F32, F16 and BF16 weights, q times keys,
@@ -183,9 +190,12 @@ def load_lanes(b: ir.IRBuilder, target: Target, lanes: LaneType, at: ir.Value) -
 
 
 def _loop(
-    b: ir.IRBuilder, n: ir.Value, count: int,
-    body: Callable[[ir.IRBuilder, ir.Value, Sequence[ir.Value]], list[ir.Value]], out: ir.Value,
-) -> None:  # fmt: skip
+    b: ir.IRBuilder,
+    n: ir.Value,
+    count: int,
+    body: Callable[[ir.IRBuilder, ir.Value, Sequence[ir.Value]], list[ir.Value]],
+    out: ir.Value,
+) -> None:
     """for i in range(n), n > 0: totals = body(i, totals), beginning at 0; then store the `count` totals at `out`."""
     before = b.block
     loop, after = b.append_basic_block("microkernel"), b.append_basic_block("microkernel.end")

@@ -29,6 +29,9 @@ def run_sequence(sequence):
     for i in range(load_i64(sequence + HEAD.n_calls)):
         call = sequence + HEAD_BYTES + CALL_BYTES * i
         run(
-            pool, load_i64(call + CALL.kernel), load_i64(call + CALL.job), load_i64(call + CALL.n_items),
+            pool,
+            load_i64(call + CALL.kernel),
+            load_i64(call + CALL.job),
+            load_i64(call + CALL.n_items),
             load_i64(call + CALL.chunk),
-        )  # fmt: skip
+        )

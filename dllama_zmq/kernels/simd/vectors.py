@@ -40,19 +40,21 @@ f32x16 = Vector("f32x16", llvm.F32x16)
 i32x16 = Vector("i32x16", llvm.I32x16)
 load_vector, store_vector = loader(f32x16, llvm.F32x16), storer(f32x16)
 load_half = instruction(
-    types.float32, (ADDRESS,),
+    types.float32,
+    (ADDRESS,),
     lambda b, a: b.extract_element(
         llvm.to_f32(b, _TARGET, llvm.splat(b, llvm.load(b, a, 0, llvm.F16), 4)), ir.Constant(llvm.I32, 0)
     ),
-)  # fmt: skip
+)
 load_halves = instruction(f32x16, (ADDRESS,), lambda b, a: llvm.to_f32(b, _TARGET, llvm.load(b, a, 0, llvm.F16x16)))
 store_halves = instruction(types.void, (ADDRESS, f32x16), lambda b, a, v: store(b, a, llvm.to_f16(b, _TARGET, v)))
 store_half = instruction(
-    types.void, (ADDRESS, types.float32),
+    types.void,
+    (ADDRESS, types.float32),
     lambda b, a, v: store(
         b, a, b.extract_element(llvm.to_f16(b, _TARGET, llvm.splat(b, v, 4)), ir.Constant(llvm.I32, 0))
     ),
-)  # fmt: skip
+)
 splat = instruction(f32x16, (types.float32,), lambda b, v: llvm.splat(b, v))
 splat_i32 = instruction(i32x16, (types.int32,), lambda b, v: llvm.splat(b, v))
 fma = instruction(f32x16, (f32x16,) * 3, lambda b, u, v, w: llvm.multiply_add(b, _TARGET, u, v, w))
@@ -79,11 +81,12 @@ def _lane_numbers(b: ir.IRBuilder, first: ir.Value) -> ir.Value:
 
 
 first_lanes = instruction(  # v where lane < n, else `other`
-    f32x16, (f32x16, types.int64, f32x16),
+    f32x16,
+    (f32x16, types.int64, f32x16),
     lambda b, v, n, other: b.select(
         b.icmp_signed("<", _lane_numbers(b, ir.Constant(llvm.I64, 0)), llvm.splat(b, b.trunc(n, llvm.I32))), v, other
     ),
-)  # fmt: skip
+)
 
 
 lane = instruction(types.float32, (f32x16, types.int64), lambda b, v, i: b.extract_element(v, b.trunc(i, llvm.I32)))
@@ -131,15 +134,17 @@ _operator(operator.sub, i32x16, lambda b, u, v: b.sub(u, v))
 def integer_microkernel(block: PairBlock, n_tokens: int, n_tiles: int) -> Any:
     """IntegerMicrokernel as a numba function (values, scales, x, n_blocks, out) of addresses."""
     return instruction(
-        types.void, (ADDRESS,) * 5,
+        types.void,
+        (ADDRESS,) * 5,
         IntegerMicrokernel(_TARGET, block, n_tokens, n_tiles).emit,
-    )  # fmt: skip
+    )
 
 
 def float_microkernel(lanes: LaneType, n_rows: int, n_tiles: int = 1, ahead: int | None = 0) -> Any:
     """FloatMicrokernel as a numba function (tile, step, x, x_stride, n, out) of addresses and bytes; with `ahead` of
     None of how many bytes ahead, too."""
     return instruction(
-        types.void, (ADDRESS,) * (7 if ahead is None else 6),
+        types.void,
+        (ADDRESS,) * (7 if ahead is None else 6),
         FloatMicrokernel(_TARGET, lanes, n_rows, n_tiles, ahead).emit,
-    )  # fmt: skip
+    )
