@@ -164,7 +164,7 @@ class LocalModel:
         self.close()
 
     def _form(self) -> None:
-        self._root.form(time.monotonic() + self._root.settings.limits.join_s)
+        self._root.wait_ready(time.monotonic() + self._root.settings.limits.join_s)
 
 
 def load(
@@ -293,7 +293,7 @@ def _start(file: ModelFile, settings: RootSettings, cleanup: ExitStack) -> Root:
         for node in nodes:
             node.check()
 
-    root.form(time.monotonic() + settings.limits.join_s + settings.limits.load_s, check)
+    root.wait_ready(time.monotonic() + settings.limits.join_s + settings.limits.load_s, check)
     return root
 
 

@@ -139,7 +139,7 @@ def measure(args: argparse.Namespace) -> None:
     try:
         with open_model(args.model) as model:
             root = Root(context, model, settings, places)
-            root.form(time.monotonic() + FORM_S)
+            root.wait_ready(time.monotonic() + FORM_S)
             prompts = [evaluate(root, 0, tokens) for _ in range(args.repetitions + 1)][1:]  # the first one warms up
             decoded = [evaluate(root, n_prompt + i, [5]) for i in range(n_tokens + 1)][1:]
             root.close("measured")

@@ -74,7 +74,7 @@ def start(path: Path, nodes: int, hashes: Path, begun: float) -> None:
     try:
         with open_model(path) as model:
             root = Root(context, model, RootSettings(names=names, threads=1, hashes=hashes), places)
-            root.form(time.monotonic() + FORM_S)
+            root.wait_ready(time.monotonic() + FORM_S)
             seconds = time.time() - begun
             assert root.link is not None
             sent = sum(tally.payload_bytes for tally in root.link.meter.tallies() if tally.kind == "weights")

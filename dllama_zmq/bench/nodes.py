@@ -77,7 +77,7 @@ def running_nodes(
         def watch() -> None:
             if ended := fleet.first_ended():
                 raise ClusterError(f"{ended} before it was ready")
-            if root.anybody_absent() and time.monotonic() > join_until:
+            if root.any_worker_absent() and time.monotonic() > join_until:
                 raise ClusterError(f"{root.missing_sentence()} after {_LIMITS.join_s:.0f} s")
             rows = root.progress()
             n_ready = sum(row.state.value == "ready" for row in rows)
@@ -85,7 +85,7 @@ def running_nodes(
             reporter.activity(f"{nodes}: {n_ready} of {len(rows)} workers ready", have, total)
 
         with interrupts.raised():
-            root.form(join_until + _LIMITS.load_s, watch)
+            root.wait_ready(join_until + _LIMITS.load_s, watch)
         try:
             yield root
         except WorkerLost as error:

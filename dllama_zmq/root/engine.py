@@ -59,7 +59,7 @@ class Engine:
         self.scheduler = Scheduler(PagePool(root.n_pages, KV_PAGE), max_sequences)
         self.pace = Pace(self.scheduler.prefill_rows)
         self.n_prompt_tokens = self.n_cached_tokens = 0
-        self._caches = root.caches()
+        self._caches = root.cache_holders()
         self._suspects: deque[Sequence] = deque()
 
     @property
@@ -158,7 +158,7 @@ class Engine:
 
         Returns the sequences that no longer fit, which have left, each with its error.
         """
-        caches = self.root.caches()
+        caches = self.root.cache_holders()
         if caches == self._caches:
             return []
         self._caches = caches

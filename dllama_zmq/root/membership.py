@@ -106,15 +106,15 @@ class Membership:
         self._refusals = Complaints(logger)
         self._next_beacon = 0.0
 
-    def form(self, until: float, on_progress: Callable[[], None]) -> None:
+    def wait_ready(self, until: float, on_progress: Callable[[], None]) -> None:
         """Bring every worker to readiness. Raises WorkerLost, naming who is missing, when `until` passes."""
         while not self._roster.ready:
             if time.monotonic() >= until or any(map(self._is_deaf, self._roster.members)):
                 raise WorkerLost(self.missing_sentence())
-            self.pump(time.monotonic() + _FORMING_BEACON_S)
+            self.serve_bus(time.monotonic() + _FORMING_BEACON_S)
             on_progress()
 
-    def pump(self, until: float) -> None:
+    def serve_bus(self, until: float) -> None:
         """Answer the bus until time.monotonic() passes `until`, and then what is left, for _OVERTIME_S at most."""
         self._count_listening()
         while True:
@@ -132,11 +132,11 @@ class Membership:
             self._welcome(identity, message)
             return
         if isinstance(message, Enroll):
-            self._tell_stranger(identity, enrolled(self._link.security, self._link.key(identity), message))
+            self._reply_unknown(identity, enrolled(self._link.security, self._link.key(identity), message))
             return
         member = self._roster.find(identity)
         if member is None:  # given up, and it does not know: it has a place only if it joins again
-            self._tell_stranger(identity, Bye(True, "this root does not know you"))
+            self._reply_unknown(identity, Bye(True, "this root does not know you"))
             return
         self._heard_at[member.node] = time.monotonic()
         if isinstance(message, Credit):
@@ -146,7 +146,7 @@ class Membership:
             try:
                 self._streams[member.node].need(message)
             except ProtocolError as error:
-                self._lose(member, f"asks for weights of {error}")
+                self._drop(member, f"asks for weights of {error}")
                 return
             self._send_weights(member)
         elif isinstance(message, Preparing) and member.state is State.LOADING:
@@ -154,7 +154,7 @@ class Membership:
         elif isinstance(message, Loaded) and member.state is State.LOADING:
             stream = self._streams[member.node]
             if message.nbytes != stream.total_bytes or not stream.complete:
-                self._lose(member, f"says that {message.nbytes} bytes are all; its slices are {stream.total_bytes}")
+                self._drop(member, f"says that {message.nbytes} bytes are all; its slices are {stream.total_bytes}")
                 return
             self._roster.set_loaded(member)
             self._preparing.pop(member.node, None)
@@ -234,7 +234,7 @@ class Membership:
             self._all_loaded_at = math.inf
         self._pumped_at = now
 
-    def knock(self) -> None:
+    def probe_peers(self) -> None:
         """Send every worker something, for sending shows a broken connection; and end loads that take too long."""
         now = self._knocked_at = time.monotonic()
         for member in self._roster.members:
@@ -242,26 +242,26 @@ class Membership:
                 continue
             names = self._names_of(member.identity)
             if names is not None and member.name not in names:
-                self._lose(member, f"has lost its key: it is not that of {member.name} any more")
+                self._drop(member, f"has lost its key: it is not that of {member.name} any more")
                 continue
             if not self._send(member, Ping(self._roster.epoch, 0, 0)) or member.state is not State.LOADING:
                 continue
             if now > self._joined_at[member.node] + self._limits.load_s:
-                self._lose(member, f"did not load within {self._limits.load_s:.0f} s")
+                self._drop(member, f"did not load within {self._limits.load_s:.0f} s")
             elif now > self._heard_at[member.node] + _SILENT_S:
-                self._lose(
+                self._drop(
                     member, f"said nothing for {_SILENT_S:.0f} s while it loaded; it, or its computer, is frozen"
                 )
 
     def _welcome(self, identity: bytes, join: Join) -> None:
         if time.monotonic() > self._knocked_at + _KNOCK_S:  # a flood of joins must not fill the queues of the workers
-            self.knock()  # so that a place whose holder has died is free
+            self.probe_peers()  # so that a place whose holder has died is free
         place = self._roster.join(
             identity, join, self._link.address(identity), self._room.too_small, self._names_of(identity)
         )
         if isinstance(place, Refuse):
             self._refusals.say("refused a worker pid=%d: %s", join.pid, place.reason)
-            self._tell_stranger(identity, place)
+            self._reply_unknown(identity, place)
             return
         (self._link.meter.sealed.add if self._link.key(identity) else self._link.meter.sealed.discard)(place.name)
         local = join.host == host_id()
@@ -285,7 +285,7 @@ class Membership:
         """Pages of the KV cache that every node has room for; a node that has not joined yet counts as the root's."""
         return self._room.n_pages
 
-    def _tell_stranger(self, identity: bytes, message: Message) -> None:
+    def _reply_unknown(self, identity: bytes, message: Message) -> None:
         with suppress(PeerGone):
             self._link.send(identity, "", message)
 
@@ -298,7 +298,7 @@ class Membership:
                 if not self._has_been_ready:
                     raise
                 logger.exception("cannot read what %s is to hold", member.name)
-                self._lose(member, f"cannot be given its weights: {type(error).__name__}: {error}")
+                self._drop(member, f"cannot be given its weights: {type(error).__name__}: {error}")
                 return  # a root that has served lives on: what cannot be read now may be read later
             if message is None:
                 return
@@ -323,7 +323,7 @@ class Membership:
             return False
         return True
 
-    def _lose(self, member: Member, reason: str) -> None:
+    def _drop(self, member: Member, reason: str) -> None:
         """Give up a worker that is still there. It hears so, and may join again."""
         logger.warning("gave up %s: it %s", member.name, reason)
         if self._send(member, Bye(True, reason)):
@@ -334,7 +334,7 @@ class Membership:
         if now < self._next_beacon:
             return
         self._next_beacon = now + (_IDLE_BEACON_S if self._roster.ready else _FORMING_BEACON_S)
-        self.knock()
+        self.probe_peers()
         for member in self._roster.members:
             if member.state is State.LOADING:
                 self._send_weights(member)

@@ -182,26 +182,26 @@ class Root:
         """Every node can take part in a step."""
         return self.roster.ready
 
-    def form(self, until: float, on_progress: Callable[[], None] = lambda: None) -> None:
+    def wait_ready(self, until: float, on_progress: Callable[[], None] = lambda: None) -> None:
         """Bring every worker to readiness. Raises WorkerLost, naming who is missing, when `until` passes."""
         if self.membership is not None:
-            self.membership.form(until, on_progress)
+            self.membership.wait_ready(until, on_progress)
 
-    def pump(self, until: float) -> None:
+    def serve_bus(self, until: float) -> None:
         """Answer the bus until time.monotonic() passes `until`: joins, weights, beacons."""
         if self.membership is None:
             return
         for identity, message in self._exchange.out_of_turn().items():
             self.membership.handle(identity, message)
-        self.membership.pump(until)
+        self.membership.serve_bus(until)
 
     def all_reachable(self) -> bool:
         """Every node is ready, and none has died since it was last looked at."""
         if self.membership is not None and self.ready:
-            self.membership.knock()
+            self.membership.probe_peers()
         return self.ready
 
-    def anybody_absent(self) -> bool:
+    def any_worker_absent(self) -> bool:
         """Whether a worker is not even there, loading."""
         return any(member.state is State.ABSENT for member in self.roster.members)
 
@@ -213,7 +213,7 @@ class Root:
         """Who is not ready, and why."""
         return self.membership.missing_sentence() if self.membership is not None else ""
 
-    def caches(self) -> tuple[bytes, ...]:
+    def cache_holders(self) -> tuple[bytes, ...]:
         """Equal as long as every worker has the keys and values of all steps: who joins again has none."""
         return tuple(member.identity for member in self.roster.members)
 

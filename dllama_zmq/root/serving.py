@@ -106,7 +106,7 @@ class Serving:
                 steps = self._engine.busy and self._root.ready
                 if not steps or time.monotonic() >= next_look:
                     every_turn()
-                    self._root.pump(time.monotonic())
+                    self._root.serve_bus(time.monotonic())
                     self._tell_membership()
                     steps = self._engine.busy and self._root.all_reachable()
                     next_look = time.monotonic() + _LOOK_S
@@ -173,7 +173,7 @@ class Serving:
         self._has_been_ready = self._has_been_ready or ready
         limits = self._root.settings.limits
         patience_s = limits.rejoin_s if self._has_been_ready else limits.join_s
-        patience_s += 0 if self._root.anybody_absent() else limits.load_s
+        patience_s += 0 if self._root.any_worker_absent() else limits.load_s
         self._tell(Readiness(ready, "" if ready else self._root.missing_sentence(), patience_s))
 
     def _kv_room(self) -> str:

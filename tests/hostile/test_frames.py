@@ -274,7 +274,7 @@ def test_a_worker_serves_a_real_root_after_any_frames_to_any_of_its_sockets(mode
         Endpoints([addresses[1]], [addresses[0]]),
     )
     try:
-        root.form(time.monotonic() + ANSWER_S)
+        root.wait_ready(time.monotonic() + ANSWER_S)
         alone = Root(roots_context, model, RootSettings(kernels="numpy"))
         assert (root.logits(Batch.alone(0, 3), [1, 2, 3]) == alone.logits(Batch.alone(0, 3), [1, 2, 3])).all()
     finally:

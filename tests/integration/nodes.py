@@ -170,14 +170,14 @@ def a_worker(
 
 
 def form(root: Root, wait_s: float = FORM_S) -> None:
-    root.form(time.monotonic() + wait_s)
+    root.wait_ready(time.monotonic() + wait_s)
 
 
 def pump_until(root: Root, happened: Callable[[], object], wait_s: float = FORM_S) -> None:
     until = time.monotonic() + wait_s
     while not happened():
         assert time.monotonic() < until
-        root.pump(time.monotonic() + 0.001)
+        root.serve_bus(time.monotonic() + 0.001)
 
 
 def logits(root: Root) -> F32:

@@ -201,14 +201,14 @@ def test_a_key_that_is_removed_ends_its_worker_and_no_other(
         for keys in own.values():
             start(a_worker(context, places, watch=True, security=Peer(keys, root_keys.public)))
         form(root)
-        before = root.caches()
+        before = root.cache_holders()
         forget("small", "worker2")
         pump_until(root, lambda: absent(root, "worker2"))
         pump_until(root, lambda: f"does not admit the key of this computer, {own['worker2'].public}" in caplog.text)
         keep("small", Entry(Role.worker, "worker2", own["worker2"].public))
         form(root)
         np.testing.assert_array_equal(logits(root), expected)
-        after = root.caches()
+        after = root.cache_holders()
         assert [old == new for old, new in zip(before, after, strict=True)] == [True, False, True]
 
 

@@ -219,7 +219,7 @@ def test_who_uses_the_identity_of_a_worker_takes_nothing_from_it(
         until = time.monotonic() + 1.0
         while time.monotonic() < until:
             thief.send(b"nonsense", zmq.NOBLOCK)
-            root.pump(time.monotonic() + 0.001)
+            root.serve_bus(time.monotonic() + 0.001)
         np.testing.assert_array_equal(root.logits(Batch.alone(0, 3), [1, 2, 3]), expected)
         thief.close(linger=0)
         np.testing.assert_array_equal(root.logits(Batch.alone(0, 3), [1, 2, 3]), expected)
@@ -240,7 +240,7 @@ def test_a_place_of_this_computer_is_not_given_to_who_comes_over_a_network(conte
             assert time.monotonic() < until
             with contextlib.suppress(zmq.Again):
                 stranger.send_multipart(encode(Join("worker1", "here", os.getpid(), "0", "pi3", 1, None)), zmq.NOBLOCK)
-            root.pump(time.monotonic() + 0.001)
+            root.serve_bus(time.monotonic() + 0.001)
             frames = sockets.receive_now(stranger)
         answer, _ = decode(frames, TO_WORKER)
         assert isinstance(answer, Refuse)

@@ -40,7 +40,7 @@ def an_engine(
         root = Root(context, model, RootSettings(names=names, spin_s=0.0, kv_bytes=kv_bytes), places)
         for name in names:
             start(a_worker(context, places, name))
-        root.form(time.monotonic() + FORM_S)
+        root.wait_ready(time.monotonic() + FORM_S)
         try:
             yield Engine(root, 16)
         finally:
@@ -137,7 +137,7 @@ def test_a_worker_with_less_memory_comes_back_and_the_texts_go_on_with_fewer_pag
         assert root.link is not None
         root.link.send(root.roster.members[0].identity, "worker1", Bye(True, "join again"))
         pump_until(root, lambda: root.n_pages == N_ONE)
-        root.form(time.monotonic() + FORM_S)
+        root.wait_ready(time.monotonic() + FORM_S)
         assert run(engine, *sequences) == alone
         assert engine.scheduler.pool.n_pages == N_ONE
 

@@ -106,9 +106,9 @@ def pump_while(root: Root, thread: threading.Thread) -> str:
     """What the root says of its worker when the thread, which ends with it, has ended."""
     deadline = time.monotonic() + 40
     while thread.is_alive() and time.monotonic() < deadline:
-        root.pump(time.monotonic() + 0.1)
+        root.serve_bus(time.monotonic() + 0.1)
     assert not thread.is_alive()
-    root.pump(time.monotonic() + 0.1)
+    root.serve_bus(time.monotonic() + 0.1)
     return root.missing_sentence()
 
 

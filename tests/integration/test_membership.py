@@ -60,7 +60,7 @@ class Door:
     def ask(self, socket: zmq.Socket[bytes], message: Message) -> list[Message]:
         """Everything the root answers but its pings."""
         socket.send_multipart(encode(message))
-        self.root.pump(time.monotonic() + 0.05)
+        self.root.serve_bus(time.monotonic() + 0.05)
         answers = []
         while (frames := sockets.receive_now(socket)) is not None:
             answers.append(decode(frames, TO_WORKER)[0])
@@ -113,7 +113,7 @@ def test_what_keeps_a_worker_from_loading_is_told_where_people_look(door: Door) 
     door.ask(worker, a_join())
     door.ask(worker, Fault(0, 0, "not enough memory"))
     with pytest.raises(WorkerLost, match="worker1 could not load: not enough memory"):
-        door.root.form(time.monotonic())
+        door.root.wait_ready(time.monotonic())
 
 
 def test_a_worker_with_too_little_memory_gets_no_place_and_both_sides_are_told(door: Door) -> None:
@@ -124,7 +124,7 @@ def test_a_worker_with_too_little_memory_gets_no_place_and_both_sides_are_told(d
     assert "pi3 has " in refusal.reason
     assert "--force" in refusal.reason
     with pytest.raises(WorkerLost, match=r"worker1 is not there: pi3 has .* of memory free, and this node needs"):
-        door.root.form(time.monotonic())
+        door.root.wait_ready(time.monotonic())
     assert isinstance(door.ask(door.stranger(b"b"), a_join(free_bytes=needed))[0], Welcome)
 
 
@@ -186,7 +186,7 @@ def test_a_worker_that_claims_to_be_loaded_too_early_is_given_up_and_told(door: 
     assert isinstance(bye, Bye)
     assert bye.stay  # it may join again
     with pytest.raises(WorkerLost, match="worker1 says that 1 bytes are all"):
-        door.root.form(time.monotonic())
+        door.root.wait_ready(time.monotonic())
 
 
 def test_what_a_worker_does_to_get_ready_is_known_until_it_is_and_its_seconds_are_its_own(door: Door) -> None:
@@ -202,7 +202,7 @@ def test_what_a_worker_does_to_get_ready_is_known_until_it_is_and_its_seconds_ar
     door.ask(worker, Loaded(row.total_bytes))
     (loaded,) = door.root.progress()
     assert (loaded.state, loaded.doing, loaded.percent) == (State.LOADED, "", 0)
-    door.root.pump(time.monotonic() + 0.1)
+    door.root.serve_bus(time.monotonic() + 0.1)
     assert door.root.progress()[0].seconds == loaded.seconds  # what follows is waiting for others
     begun = time.monotonic()
     door.ask(worker, a_join())
@@ -246,7 +246,7 @@ def test_a_worker_is_offered_nothing_before_its_first_credit(door: Door) -> None
     """Its second join may be on its way, and what it gets before that is forgotten."""
     worker = door.stranger(b"a")
     assert len(door.ask(worker, a_join())) == 2  # welcome and plan
-    door.root.pump(time.monotonic() + 0.3)
+    door.root.serve_bus(time.monotonic() + 0.3)
     assert len(door.ask(worker, a_join())) == 2
     assert len(offered(door, worker)) == len(door.root.plan.shard_tensors())
 
@@ -268,7 +268,7 @@ def test_clients_have_their_turn_while_pieces_that_take_long_are_sent(
         worker.send_multipart(encode(Credit(1)))
     n_pieces = []
     while sum(n_pieces) < 16:
-        door.root.pump(time.monotonic())
+        door.root.serve_bus(time.monotonic())
         sent = 0
         while (frames := sockets.receive_now(worker)) is not None:
             sent += isinstance(decode(frames, TO_WORKER)[0], Weights)

@@ -157,7 +157,7 @@ def test_a_worker_has_given_its_last_model_back_when_it_asks_the_next_root(cli: 
         shard_bytes = Plan.make(spec, 2).weight_bytes(1)
         for _ in range(3):
             root = Root(context, model, RootSettings(names=["worker1"], kernels="numpy"), places)
-            root.form(time.monotonic() + 60, lambda: None)
+            root.wait_ready(time.monotonic() + 60, lambda: None)
             root.logits(Batch.alone(0, 3), [1, 2, 3])
             loaded = measured(worker.pid)["Rss"]
             root.close("the next one comes", stay=True)

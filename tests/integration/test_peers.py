@@ -178,7 +178,7 @@ def test_a_worker_joins_while_joins_flood_the_root(
             until = time.monotonic() + FORM_S
             while "closed a connection from 127.0.0.1" not in caplog.text:
                 assert time.monotonic() < until
-                root.pump(time.monotonic() + 0.05)
+                root.serve_bus(time.monotonic() + 0.05)
             start(a_worker(context, places, "pi"))
             form(root, 60.0)
             assert flooding.poll() is None

@@ -109,7 +109,7 @@ def cluster(
     for thread in threads:
         thread.start()
     try:
-        root.form(time.monotonic() + 20)
+        root.wait_ready(time.monotonic() + 20)
         yield root
     finally:
         root.close("the test is over")

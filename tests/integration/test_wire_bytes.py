@@ -149,7 +149,7 @@ def metered_run(folder: Path, sync: Sync) -> Iterator[tuple[Root, Forwarder, For
         thread = threading.Thread(target=worker.run, daemon=True)
         thread.start()
         try:
-            root.form(time.monotonic() + 30)
+            root.wait_ready(time.monotonic() + 30)
             engine = Engine(root, 1)
             for sampling in (Sampling(), Sampling(temperature=50.0, seed=5)):
                 assert len(tokens_of(engine, tokenizer.encode("the cat and the dog"), 10, sampling)) == 10
