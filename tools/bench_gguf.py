@@ -1,10 +1,10 @@
-"""Time and memory that loading a GGUF model takes, beside reading its file once and packing its tensors.
+"""Time and memory that loading a GGUF model takes, beside reading its file once and repacking its tensors.
 
     python tools/bench_gguf.py [--shape tinyllama] [--quantization q4_0|q4_k_m] [--layers N] [--threads 1] [--rounds 8]
 
 Writes a random file of the shape into a temporary folder, and measures in child processes with the file in the page
-cache. `floor`: read the file once through a small buffer, then pack the tensors into tiles from a mapping whose pages
-are all present. `load`: open the file, then read and pack each tensor of a single node as a root does. Peak memory is
+cache. `floor`: read the file once through a small buffer, then repack the tensors into tiles from a mapping whose pages
+are all present. `load`: open the file, then read and repack each tensor of a single node as a root does. Peak memory is
 VmHWM, which includes the pages of the file.
 
 The cost of first touching memory depends on its previous owner, and this exceeds all other effects. So each process

@@ -17,18 +17,18 @@ from dllama_zmq.quants import F32, U8, dequantize, quantize
 from dllama_zmq.spec import Sync
 
 Array: TypeAlias = npt.NDArray[Any]
-Packed: TypeAlias = tuple[ArrayHead, Frame]
+EncodedArray: TypeAlias = tuple[ArrayHead, Frame]
 
 _PLAIN: dict[str, np.dtype[Any]] = {"i32": np.dtype("<i4"), "f64": np.dtype("<f8"), "u8": np.dtype("u1")}
 
 
-def pack_floats(values: F32, wire: Literal["f32", "f16", "q80"]) -> Packed:
+def encode_floats(values: F32, wire: Literal["f32", "f16", "q80"]) -> EncodedArray:
     """`values` (rows, columns) in a float type of the wire: its head and its frame."""
     data = quantize(values, FLOATS[wire])
     return ArrayHead(wire, *values.shape), _bytes_of(data)
 
 
-def pack_plain(values: Array, wire: Literal["i32", "f64", "u8"]) -> Packed:
+def encode_plain(values: Array, wire: Literal["i32", "f64", "u8"]) -> EncodedArray:
     """`values` (rows, columns) as they are: their head and their frame."""
     data = np.ascontiguousarray(values, dtype=_PLAIN[wire])
     return ArrayHead(wire, *data.shape), _bytes_of(data)
@@ -38,23 +38,23 @@ def _bytes_of(data: Array) -> Frame:
     return data.data.cast("B") if data.size else b""  # Python casts no empty view
 
 
-def packed(head: ArrayHead, frame: Frame, wire: Literal["f32", "f16", "q80"], shape: tuple[int, int]) -> U8:
+def encoded_bytes(head: ArrayHead, frame: Frame, wire: Literal["f32", "f16", "q80"], shape: tuple[int, int]) -> U8:
     """The bytes in `frame`, (rows, bytes of a row); ProtocolError where head is not of this type and shape."""
     _check_head(head, wire, shape)
     return np.frombuffer(frame, np.uint8).reshape(shape[0], -1)
 
 
-def unpack(head: ArrayHead, frame: Frame, wire: ArrayType, shape: tuple[int, int]) -> Array:
+def decode_array(head: ArrayHead, frame: Frame, wire: ArrayType, shape: tuple[int, int]) -> Array:
     """The array in `frame`, floats as float32 and read-only; ProtocolError where head is not of this type and shape."""
     if wire == "f32" or wire == "f16" or wire == "q80":
-        return dequantize(packed(head, frame, wire, shape), FLOATS[wire]).reshape(shape)
+        return dequantize(encoded_bytes(head, frame, wire, shape), FLOATS[wire]).reshape(shape)
     _check_head(head, wire, shape)
     return np.frombuffer(frame, _PLAIN[wire]).reshape(shape)
 
 
 def to_wire(partial: F32 | U8, kernels: Kernels, sync: Sync) -> U8:
     """A partial sum (T, D) in the type of the bus; as it is, if a product has written it so."""
-    return cast(U8, partial) if partial.dtype == np.uint8 else kernels.pack(cast(F32, partial), sync)
+    return cast(U8, partial) if partial.dtype == np.uint8 else kernels.encode(cast(F32, partial), sync)
 
 
 def stage_header(kind: type[Sum | Partial], epoch: int, step: int, head: ArrayHead) -> Callable[[int], bytes]:

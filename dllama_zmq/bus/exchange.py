@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, TypeVar, cast
 
-from dllama_zmq.bus.arrays import Packed
+from dllama_zmq.bus.arrays import EncodedArray
 from dllama_zmq.bus.messages import Message, RowAsk
 from dllama_zmq.bus.slowest import Wait
 from dllama_zmq.bus.steps import Action, Done, Part
@@ -35,7 +35,7 @@ class Exchange(Protocol):
         """The same by worker; each wait counts for the worker whose answer ended it."""
         ...
 
-    def begin(self, batch: Batch, x: F32, asks: Sequence[RowAsk], of_asks: Sequence[Packed]) -> F32:
+    def begin(self, batch: Batch, x: F32, asks: Sequence[RowAsk], of_asks: Sequence[EncodedArray]) -> F32:
         """Begin a step on all nodes, with the arrays that its asks need; returns x (T, D), the rows of `batch`, as
         every node sees it. Raises WorkerLost while a worker has not heard this epoch's beacon.
         """
@@ -69,7 +69,7 @@ class Solo:
     def __init__(self) -> None:
         self._begun: deque[F32] = deque()
 
-    def begin(self, batch: Batch, x: F32, asks: Sequence[RowAsk], of_asks: Sequence[Packed]) -> F32:
+    def begin(self, batch: Batch, x: F32, asks: Sequence[RowAsk], of_asks: Sequence[EncodedArray]) -> F32:
         return x
 
     def all_reduce(self, partial: F32 | U8) -> F32:

@@ -15,7 +15,15 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 
 from dllama_zmq.bus import exchange
-from dllama_zmq.bus.arrays import Packed, pack_floats, pack_plain, packed, stage_header, to_wire, unpack
+from dllama_zmq.bus.arrays import (
+    EncodedArray,
+    decode_array,
+    encode_floats,
+    encode_plain,
+    encoded_bytes,
+    stage_header,
+    to_wire,
+)
 from dllama_zmq.bus.links import RootLink
 from dllama_zmq.bus.messages import ArrayHead, Candidates, Frame, Message, Partial, RowAsk, Sum
 from dllama_zmq.bus.native.exchange import NativeExchange, SocketPair, make_native_exchange
@@ -48,15 +56,15 @@ class StarRoot:
     def waits(self) -> Mapping[str, Wait]:
         return self._steps.waits
 
-    def begin(self, batch: Batch, x: F32, asks: Sequence[RowAsk], of_asks: Sequence[Packed]) -> F32:
-        head, frame = pack_floats(x, self._sync)
-        arrays = [(head, frame), pack_plain(batch.page_ids[None], "i32"), *of_asks]
+    def begin(self, batch: Batch, x: F32, asks: Sequence[RowAsk], of_asks: Sequence[EncodedArray]) -> F32:
+        head, frame = encode_floats(x, self._sync)
+        arrays = [(head, frame), encode_plain(batch.page_ids[None], "i32"), *of_asks]
         spans = [(span.start, span.count) for span in batch.spans]
         self._own.clear()
         for action in self._steps.begin(spans, asks, arrays):
             self._do(action)
         self._make_ready(head)
-        return unpack(head, frame, self._sync, (x.shape[0], x.shape[1]))
+        return decode_array(head, frame, self._sync, (x.shape[0], x.shape[1]))
 
     def all_reduce(self, partial: F32 | U8) -> F32:
         native = self._native
@@ -145,11 +153,11 @@ class StarRoot:
 
     def _add_up(self, own: U8, parts: Sequence[U8]) -> tuple[U8 | None, F32]:
         """The sum as it is to be published, if it is, and as everybody goes on with it."""
-        return self._kernels.add_up([own, *parts], self._sync, packed=not self._steps.pair)
+        return self._kernels.add_up([own, *parts], self._sync, encoded=not self._steps.pair)
 
     def _read(self, part: Part, n_rows: int) -> U8:
         try:
-            return packed(part.message.arrays[0], part.frames[0], self._sync, (n_rows, self._columns))
+            return encoded_bytes(part.message.arrays[0], part.frames[0], self._sync, (n_rows, self._columns))
         except (ProtocolError, IndexError) as error:
             place = self._steps.place(Partial, part.message.stage)
             raise RemoteError(part.name, f"its partial sum at {place} is {error}") from None

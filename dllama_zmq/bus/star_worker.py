@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from dllama_zmq.bus import exchange
-from dllama_zmq.bus.arrays import Packed, packed, stage_header, to_wire, unpack
+from dllama_zmq.bus.arrays import EncodedArray, decode_array, encoded_bytes, stage_header, to_wire
 from dllama_zmq.bus.links import WorkerLink
 from dllama_zmq.bus.messages import Frame, Partial, Ping, Step, Sum
 from dllama_zmq.bus.native.exchange import NativeExchange, SocketPair, make_native_exchange
@@ -52,7 +52,7 @@ class StarWorker:
         asked = [-1, *(ask.row for ask in message.asks), n_rows]
         if any(row >= following for row, following in pairwise(asked)):
             raise ProtocolError(f"a step of {n_rows} rows that asks for rows {asked[1:-1]}; expected ascending ones")
-        x: F32 = unpack(head, frames[0], self._sync, (n_rows, self._dim))
+        x: F32 = decode_array(head, frames[0], self._sync, (n_rows, self._dim))
         self._partial_header = stage_header(Partial, self.steps.epoch, message.step, head)
         self._sum_header = stage_header(Sum, self.steps.epoch, message.step, head)
         return x, _batch(message, frames)
@@ -84,7 +84,7 @@ class StarWorker:
         own = self._own.popleft()
         return self._add_up(self._await_sum(len(own)), own)
 
-    def answer(self, arrays: Sequence[Packed]) -> None:
+    def answer(self, arrays: Sequence[EncodedArray]) -> None:
         """End the step, or answer More, with these candidates."""
         compute_s = max(0.0, time.monotonic() - self._begun_s - self.steps.wait_s)
         paused_s = max(0.0, compute_s - (time.thread_time() - self._begun_on_core_s))  # more, where it spun for a sum
@@ -98,7 +98,7 @@ class StarWorker:
 
     def _add_up(self, arrived: U8, own: U8) -> F32:
         """The sum of a stage, of what the root has published for it and this node's part."""
-        return self._kernels.add_up([arrived, own] if self._pair else [arrived], self._sync, packed=False)[1]
+        return self._kernels.add_up([arrived, own] if self._pair else [arrived], self._sync, encoded=False)[1]
 
     def _await_sum(self, n_rows: int, received: Sequence[Frame] | None = None) -> U8:
         """What the root publishes for the stage that was begun first. received: a message that is here.
@@ -113,7 +113,7 @@ class StarWorker:
     def _read(self, part: Part, n_rows: int) -> U8:
         if len(part.frames) != 1:
             raise ProtocolError(f"a sum with {len(part.frames)} arrays; expected one")
-        return packed(part.message.arrays[0], part.frames[0], self._sync, (n_rows, self._dim))
+        return encoded_bytes(part.message.arrays[0], part.frames[0], self._sync, (n_rows, self._dim))
 
     def _do(self, action: Action) -> None:
         if isinstance(action, Failed):
@@ -125,7 +125,7 @@ class StarWorker:
 def _batch(message: Step, frames: Sequence[Frame]) -> Batch:
     """The rows of a step. Raises ProtocolError where its pages are not those of its spans."""
     n_pages = [pages_for(start + count) for start, count in message.spans]
-    ids = unpack(message.arrays[1], frames[1], "i32", (1, sum(n_pages)))[0]
+    ids = decode_array(message.arrays[1], frames[1], "i32", (1, sum(n_pages)))[0]
     spans, first = [], 0
     for (start, count), n in zip(message.spans, n_pages, strict=True):
         spans.append(Span(start, count, ids[first : first + n]))

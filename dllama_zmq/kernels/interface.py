@@ -157,7 +157,7 @@ class Kernels(Protocol):
         The columns are `segments` equal parts. Blocks are added one after another within a part, the parts in a
         balanced tree (`tree_sum`). So a sum over all nodes has the same bits on any number of nodes.
         norm: the product has the same bits as `rms_norm` followed by the product without it.
-        wire: the result (of one matrix) is as `pack` returns it for this type: (T, bytes of its rows).
+        wire: the result (of one matrix) is as `encode` returns it for this type: (T, bytes of its rows).
         """
         ...
 
@@ -188,13 +188,13 @@ class Kernels(Protocol):
         """Scale each row of `x` (T, D) to unit root-mean-square, then by `gain` (D,). Source: arXiv:1910.07467."""
         ...
 
-    def pack(self, x: F32, sync: Sync) -> U8:
+    def encode(self, x: F32, sync: Sync) -> U8:
         """x (T, D) in a type of the bus: (T, bytes of D values)."""
         ...
 
-    def add_up(self, parts: Sequence[U8], sync: Sync, packed: bool) -> tuple[U8 | None, F32]:
+    def add_up(self, parts: Sequence[U8], sync: Sync, encoded: bool) -> tuple[U8 | None, F32]:
         """The sum of parts in a type of the bus, in `tree_sum`'s order -> (in that type, and that as float32).
 
-        If not `packed`, the first is None, and the second is the sum itself, which was never rounded to that type.
+        If not `encoded`, the first is None, and the second is the sum itself, which was never rounded to that type.
         """
         ...

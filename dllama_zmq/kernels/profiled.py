@@ -7,8 +7,8 @@ from time import perf_counter
 from typing import Any, ParamSpec, TypeVar
 
 from dllama_zmq.kernels.batch import Batch
+from dllama_zmq.kernels.function_linear import FunctionLinear
 from dllama_zmq.kernels.interface import CacheSpec, Experts, Kernels, KVCache, Linear, Norm, Rotation
-from dllama_zmq.kernels.linked import Linked
 from dllama_zmq.quants import F32, BlockMatrix
 from dllama_zmq.spec import Activation, Sync
 
@@ -39,7 +39,7 @@ class Profiled:
         self.timed = kernels
         self._spent: dict[str, _Spent] = {}
         self.rms_norm = self._timed("rms_norm", kernels.rms_norm)
-        self.pack = self._timed("pack", kernels.pack)
+        self.encode = self._timed("encode", kernels.encode)
         self.add_up = self._timed("add_up", kernels.add_up)
 
     @property
@@ -67,13 +67,13 @@ class Profiled:
         self, *matrices: BlockMatrix, segments: int = 1, norm: Norm | None = None, wire: Sync | None = None
     ) -> Linear:
         product = self.timed.linear(*matrices, segments=segments, norm=norm, wire=wire)
-        return Linked(self._timed(_title("linear", matrices), product))
+        return FunctionLinear(self._timed(_title("linear", matrices), product))
 
     def gated(
         self, gate: BlockMatrix, up: BlockMatrix, activation: Activation = "silu", norm: Norm | None = None
     ) -> Linear:
         product = self.timed.gated(gate, up, activation, norm)
-        return Linked(self._timed(_title("gated", (gate, up)), product))
+        return FunctionLinear(self._timed(_title("gated", (gate, up)), product))
 
     def experts(
         self,

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from dllama_zmq.kernels.batch import KV_PAGE, Batch, Span
+from dllama_zmq.kernels.function_linear import FunctionLinear
 from dllama_zmq.kernels.grouped import GroupedExperts
 from dllama_zmq.kernels.interface import CacheSpec, Kernels, Linear, Norm, Rotation
-from dllama_zmq.kernels.linked import Linked
 from dllama_zmq.kernels.reduction import tree_sum
 from dllama_zmq.quants import F32, I8, U8, BlockMatrix, dequantize, quantize, split_q40, split_q41, split_q80
 from dllama_zmq.spec import SYNC_FLOAT, Activation, FloatType, Sync
@@ -39,10 +39,10 @@ class Reference:
         def apply(x: F32) -> Any:
             x = normed(self, x, norm)
             if wire is not None:
-                return self.pack(products[0](x), wire)
+                return self.encode(products[0](x), wire)
             return products[0](x) if len(products) == 1 else [product(x) for product in products]
 
-        return Linked(apply)
+        return FunctionLinear(apply)
 
     def gated(
         self, gate: BlockMatrix, up: BlockMatrix, activation: Activation = "silu", norm: Norm | None = None
@@ -53,7 +53,7 @@ class Reference:
             x = normed(self, x, norm)
             return gate_times(gate_product(x), up_product(x), activation)
 
-        return Linked(apply)
+        return FunctionLinear(apply)
 
     def experts(
         self,
@@ -100,12 +100,12 @@ class Reference:
         root_mean_square: F32 = np.sqrt(mean_square)
         return x / root_mean_square * gain
 
-    def pack(self, x: F32, sync: Sync) -> U8:
+    def encode(self, x: F32, sync: Sync) -> U8:
         return quantize(x, SYNC_FLOAT[sync])
 
-    def add_up(self, parts: Sequence[U8], sync: Sync, packed: bool) -> tuple[U8 | None, F32]:
+    def add_up(self, parts: Sequence[U8], sync: Sync, encoded: bool) -> tuple[U8 | None, F32]:
         total = tree_sum([dequantize(part, SYNC_FLOAT[sync]) for part in parts])
-        if not packed:
+        if not encoded:
             return None, total
         wire = quantize(total, SYNC_FLOAT[sync])
         return wire, dequantize(wire, SYNC_FLOAT[sync])

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from dllama_zmq.bus.arrays import Packed, pack_plain, unpack
+from dllama_zmq.bus.arrays import EncodedArray, decode_array, encode_plain
 from dllama_zmq.bus.messages import ArrayHead, Frame, RowAsk
 from dllama_zmq.errors import ProtocolError
 from dllama_zmq.sharding import Ask, NodeCandidates, Plan, RowCandidates, merge_candidates
 
 
-def pack_asks(asks: Mapping[int, Ask]) -> tuple[list[RowAsk], list[Packed]]:
+def encode_asks(asks: Mapping[int, Ask]) -> tuple[list[RowAsk], list[EncodedArray]]:
     """The asks of a step, by row, and the arrays that they need."""
     rows = [
         RowAsk(row, a.k, a.temperature, a.logprobs, 0 if a.listed is None else len(a.listed), a.mask is not None)
@@ -20,15 +20,15 @@ def pack_asks(asks: Mapping[int, Ask]) -> tuple[list[RowAsk], list[Packed]]:
     ]
     listed = [ask.listed for ask in asks.values() if ask.listed is not None]
     masks = [ask.mask for ask in asks.values() if ask.mask is not None]
-    arrays: list[Packed] = []
+    arrays: list[EncodedArray] = []
     if any(map(len, listed)):
-        arrays.append(pack_plain(np.concatenate(listed)[None], "i32"))
+        arrays.append(encode_plain(np.concatenate(listed)[None], "i32"))
     if masks:
-        arrays.append(pack_plain(np.stack(masks), "u8"))
+        arrays.append(encode_plain(np.stack(masks), "u8"))
     return rows, arrays
 
 
-def read_answers(
+def decode_answers(
     asks: Sequence[Ask], heads: Sequence[ArrayHead], frames: Sequence[Frame], vocab: slice
 ) -> list[NodeCandidates]:
     """What a node that holds the ids `vocab` answers to `asks`. Raises ProtocolError where it does not."""
@@ -37,9 +37,9 @@ def read_answers(
     replies = [ask.reply(vocab.start, vocab.stop) for ask in asks]
     if len(heads) != 3:
         raise ProtocolError(f"{len(heads)} arrays; expected 3")
-    all_ids = unpack(heads[0], frames[0], "i32", (1, sum(reply.n_ids for reply in replies)))[0]
-    logits = unpack(heads[1], frames[1], "f32", (1, sum(reply.n_logits for reply in replies)))[0]
-    sums = unpack(heads[2], frames[2], "f64", (len(asks), 2)).tolist()
+    all_ids = decode_array(heads[0], frames[0], "i32", (1, sum(reply.n_ids for reply in replies)))[0]
+    logits = decode_array(heads[1], frames[1], "f32", (1, sum(reply.n_logits for reply in replies)))[0]
+    sums = decode_array(heads[2], frames[2], "f64", (len(asks), 2)).tolist()
     if all_ids.size and (all_ids.min() < vocab.start or all_ids.max() >= vocab.stop):
         raise ProtocolError(f"not of its part of the vocabulary, {vocab.start} to {vocab.stop - 1}")
     rows, id_at, at = [], 0, 0

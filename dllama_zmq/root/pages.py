@@ -34,7 +34,7 @@ class PrefixIndex:
         found: list[int] = []
         parent: int | None = None
         for end in range(page_size, len(tokens) + 1, page_size):
-            page = self._pages.get((parent, _packed(tokens[end - page_size : end])))
+            page = self._pages.get((parent, _token_bytes(tokens[end - page_size : end])))
             if page is None:
                 break
             found.append(page)
@@ -46,7 +46,7 @@ class PrefixIndex:
 
         Returns the page that is indexed for these: another one where they were there already.
         """
-        key = (parent, _packed(tokens))
+        key = (parent, _token_bytes(tokens))
         indexed = self._pages.setdefault(key, page)
         if indexed == page:
             self._keys[page] = key
@@ -57,7 +57,7 @@ class PrefixIndex:
         del self._pages[self._keys.pop(page)]
 
 
-def _packed(tokens: Sequence[int]) -> bytes:
+def _token_bytes(tokens: Sequence[int]) -> bytes:
     return array("i", tokens).tobytes()
 
 

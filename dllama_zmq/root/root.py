@@ -36,7 +36,7 @@ from dllama_zmq.host import free_memory_bytes
 from dllama_zmq.kernels import Batch, KernelChoice, KVType, choose_kernels, prepare_kernels
 from dllama_zmq.models import Model
 from dllama_zmq.quants import F32
-from dllama_zmq.root.asks import merged, pack_asks, read_answers
+from dllama_zmq.root.asks import decode_answers, encode_asks, merged
 from dllama_zmq.root.ledger import Ledger
 from dllama_zmq.root.membership import Membership, Progress
 from dllama_zmq.root.recent import RECENT_S
@@ -277,7 +277,7 @@ class Root:
     def _run(self, batch: Batch, tokens: Sequence[int], asks: Mapping[int, Ask]) -> list[Part]:
         x = np.concatenate([self._model.read("embedding", slice(t, t + 1)).dequantize() for t in tokens])
         with self._void_if_broken_off():
-            x = self._exchange.begin(batch, x, *pack_asks(asks))
+            x = self._exchange.begin(batch, x, *encode_asks(asks))
             x = self._shard.forward(x, batch, self._exchange)
             self._asks, self._x = asks, x
             if asks:
@@ -305,7 +305,7 @@ class Root:
         for part in parts:
             try:
                 vocab = self.plan.slices[part.node].vocab
-                answers.append(read_answers(each, part.message.arrays, part.frames, vocab))
+                answers.append(decode_answers(each, part.message.arrays, part.frames, vocab))
             except ProtocolError as error:
                 self.roster.new_epoch()
                 raise RemoteError(part.name, f"its candidates are {error}") from None

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 
-from dllama_zmq.bus.arrays import pack_plain
+from dllama_zmq.bus.arrays import encode_plain
 from dllama_zmq.bus.messages import Frame, Message, Need, Offer, Weights
 from dllama_zmq.errors import ProtocolError
 from dllama_zmq.formats import ModelFile
@@ -91,7 +91,7 @@ class WeightStream:
                 self._due.popleft()
                 continue
             self._credit -= 1
-            head, frame = pack_plain(piece[1], "u8")
+            head, frame = encode_plain(piece[1], "u8")
             self.sent_bytes += len(frame)
             if self.sent_bytes == self._needed_bytes:
                 self._model.forget_pages()  # what was read for the worker is not the root's to hold

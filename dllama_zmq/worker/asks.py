@@ -8,20 +8,20 @@ from itertools import chain
 
 import numpy as np
 
-from dllama_zmq.bus.arrays import Packed, pack_floats, pack_plain, unpack
+from dllama_zmq.bus.arrays import EncodedArray, decode_array, encode_floats, encode_plain
 from dllama_zmq.bus.messages import Frame, More, Step
 from dllama_zmq.errors import ProtocolError
 from dllama_zmq.sharding import Ask, NodeCandidates
 
 
-def read_asks(message: Step, frames: Sequence[Frame], vocab_size: int) -> dict[int, Ask]:
+def decode_asks(message: Step, frames: Sequence[Frame], vocab_size: int) -> dict[int, Ask]:
     """The asks of a step by row, for a vocabulary of that many ids. Raises ProtocolError where they cannot be."""
     n_listed, n_masks = sum(ask.n_listed for ask in message.asks), sum(ask.masked for ask in message.asks)
     arrays = list(zip(message.arrays[2:], frames[2:], strict=True))
     if len(arrays) != bool(n_listed) + bool(n_masks):
         raise ProtocolError(f"a step with {len(arrays)} more arrays for {n_listed} listed ids and {n_masks} masks")
-    ids = unpack(*arrays[0], "i32", (1, n_listed))[0] if n_listed else np.empty(0, np.int32)
-    masks = unpack(*arrays[-1], "u8", (n_masks, (vocab_size + 7) // 8)) if n_masks else ()
+    ids = decode_array(*arrays[0], "i32", (1, n_listed))[0] if n_listed else np.empty(0, np.int32)
+    masks = decode_array(*arrays[-1], "u8", (n_masks, (vocab_size + 7) // 8)) if n_masks else ()
     asks, at, left = {}, 0, iter(masks)
     for ask in message.asks:
         listed = ids[at : at + ask.n_listed] if ask.n_listed else None
@@ -41,12 +41,12 @@ def again(asks: Mapping[int, Ask], message: More) -> dict[int, Ask]:
     return {row: replace(asks[row], k=k) for row, k in message.again}
 
 
-def pack_answers(rows: Sequence[NodeCandidates]) -> list[Packed]:
+def encode_answers(rows: Sequence[NodeCandidates]) -> list[EncodedArray]:
     """The arrays of a Candidates message: ids, logits and log-sum-exps, one row after another."""
     ids, logits = [row.ids for row in rows], list(chain.from_iterable((row.logits, row.listed) for row in rows))
     sums = np.array([(row.log_sum_exp, row.raw_log_sum_exp) for row in rows])
     return [
-        pack_plain(np.concatenate(ids)[None], "i32"),
-        pack_floats(np.concatenate(logits)[None], "f32"),
-        pack_plain(sums, "f64"),
+        encode_plain(np.concatenate(ids)[None], "i32"),
+        encode_floats(np.concatenate(logits)[None], "f32"),
+        encode_plain(sums, "f64"),
     ]

@@ -1,7 +1,7 @@
 """A node's slices: from its own copy of the model, from the cache, or piece by piece from the root. Knows no socket.
 
 One thread hears the root and calls `offered`, `take` and `to_ask`. Another calls `slice` for one after the other, while
-it builds the model: packing begins with the first slice that is here.
+it builds the model: repacking begins with the first slice that is here.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Loading:
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of the weights that are in this process's memory by now, packed or not."""
+        """Bytes of the weights that are in this process's memory by now, repacked or not."""
         return self.received_bytes + self._read_bytes
 
     def offered(self, message: Offer) -> None:

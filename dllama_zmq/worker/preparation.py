@@ -43,7 +43,7 @@ class Preparation:
         self._heed()
         self._doing, self._percent = "compiles kernels, once on its computer", now.percent
 
-    def packing(self, done_bytes: int, total_bytes: int) -> None:
+    def repacking(self, done_bytes: int, total_bytes: int) -> None:
         """So many bytes of weights are laid out as the kernels have them. Raises what ends it."""
         self._heed()
         self._doing, self._percent = "lays out its weights", 100 * done_bytes // max(1, total_bytes)
@@ -63,7 +63,7 @@ class Preparation:
     def _run(self) -> None:
         try:
             self._hear()
-        except BaseException as error:  # the thread that packs raises it
+        except BaseException as error:  # the thread that repacks raises it
             self._end = error
             self._loading.end(error)
 

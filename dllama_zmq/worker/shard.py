@@ -11,7 +11,7 @@ from dllama_zmq.bus.star_worker import StarWorker
 from dllama_zmq.models import Model
 from dllama_zmq.quants import F32
 from dllama_zmq.sharding import Ask, Plan, best_candidates
-from dllama_zmq.worker.asks import pack_answers
+from dllama_zmq.worker.asks import encode_answers
 
 
 @dataclass(slots=True)
@@ -34,4 +34,4 @@ class Shard:
             return
         logits = np.stack([self.logits[row] for row in asks])
         best = best_candidates(logits, list(asks.values()), self.plan.slices[self.node].vocab.start)
-        self.comm.answer(pack_answers(best))
+        self.comm.answer(encode_answers(best))

@@ -50,7 +50,7 @@ from dllama_zmq.kernels import Kernels, choose_kernels, prepare_kernels
 from dllama_zmq.models import Model
 from dllama_zmq.sharding import Plan, build_shard, counted, kernel_needs
 from dllama_zmq.spec import ModelSpec
-from dllama_zmq.worker.asks import again, read_asks
+from dllama_zmq.worker.asks import again, decode_asks
 from dllama_zmq.worker.loading import Loading, check_room
 from dllama_zmq.worker.own_model import OwnModel
 from dllama_zmq.worker.preparation import Preparation
@@ -263,7 +263,7 @@ class Worker:
             needs = kernel_needs(plan.spec, order.nodes, order.kv, EXCHANGE_KERNELS)
             prepare_kernels(order.kernels, needs, preparation.compiling)
             kernels = choose_kernels(order.kernels, self._settings.threads, self._settings.oversubscribed)
-            take = counted(loading.slice, plan.weight_bytes(node), preparation.packing)
+            take = counted(loading.slice, plan.weight_bytes(node), preparation.repacking)
             try:
                 return build_shard(plan, node, take, kernels, order.kv, order.pages, order.sync), kernels
             except (ArithmeticError, ValueError) as error:
@@ -325,7 +325,7 @@ class Worker:
         x, batch = shard.comm.begin(message, frames)
         if batch.max_page >= shard.n_pages:
             raise ProtocolError(f"a step with pages {batch.page_ids}; this node has {shard.n_pages} pages")
-        shard.asks = read_asks(message, frames, shard.plan.spec.vocab_size)
+        shard.asks = decode_asks(message, frames, shard.plan.spec.vocab_size)
         x = shard.model.forward(x, batch, shard.comm)
         rows = list(shard.asks)
         shard.logits = dict(zip(rows, shard.model.logits(x[rows]), strict=True)) if rows else {}

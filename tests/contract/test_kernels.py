@@ -32,7 +32,7 @@ def test_every_result_is_a_float32_array_of_its_own(kernels, float_type):
             "gated": (kernels.gated(matrix, matrix)(x), (3, 5)),
             "rms_norm": (kernels.rms_norm(x, np.ones(64, np.float32), 1e-5), (3, 64)),
             "attend": (cache.attend(0, batch, x, x, x), (3, 64)),
-            "add_up": (kernels.add_up([quantize(kept, FloatType.F16)] * 2, "f16", packed=True)[1], (3, 64)),
+            "add_up": (kernels.add_up([quantize(kept, FloatType.F16)] * 2, "f16", encoded=True)[1], (3, 64)),
         }
     for name, (result, shape) in results.items():
         assert (name, result.dtype, result.shape) == (name, np.float32, shape)

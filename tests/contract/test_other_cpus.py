@@ -28,7 +28,7 @@ from dllama_zmq.spec import FloatType, Sync
 Array = npt.NDArray[Any]
 
 SUMS_OF_INTEGERS = ["q40", "q80"]
-WIRE = [f"{what} {sync}" for sync in ("f32", "f16", "q80") for what in ("packed", "sum", "sum as wire", "wire")]
+WIRE = [f"{what} {sync}" for sync in ("f32", "f16", "q80") for what in ("encoded", "sum", "sum as wire", "wire")]
 ROUNDING = 1e-5
 """Of an array's largest value: some 768 roundings of float32 in another order. One wrong byte is 1e-4 or more."""
 
@@ -114,10 +114,10 @@ def results(kernels: Kernels) -> Iterator[tuple[str, Array]]:
     yield "attention within a window", cache.attend(0, Batch.alone(0, 90), q, k, v)
     syncs: list[Sync] = ["f32", "f16", "q80"]
     for sync in syncs:
-        parts = [kernels.pack(np.ldexp(normal(3, 96), i - 3), sync) for i in range(7)]
-        yield f"packed {sync}", np.concatenate(parts)
-        yield f"sum {sync}", kernels.add_up(parts, sync, packed=False)[1]
-        wire, arrived = kernels.add_up(parts, sync, packed=True)
+        parts = [kernels.encode(np.ldexp(normal(3, 96), i - 3), sync) for i in range(7)]
+        yield f"encoded {sync}", np.concatenate(parts)
+        yield f"sum {sync}", kernels.add_up(parts, sync, encoded=False)[1]
+        wire, arrived = kernels.add_up(parts, sync, encoded=True)
         assert wire is not None
         yield f"wire {sync}", wire
         yield f"sum as wire {sync}", arrived

@@ -14,21 +14,21 @@ from dllama_zmq.spec import FloatType
 @pytest.mark.parametrize("choice", AVAILABLE)
 @pytest.mark.parametrize("sync", SYNCS)
 @pytest.mark.parametrize("float_type", list(FloatType))
-def test_a_product_that_crosses_the_bus_is_written_as_pack_would_write_it(float_type, sync, choice, threads):
+def test_a_product_that_crosses_the_bus_is_written_as_encode_would_write_it(float_type, sync, choice, threads):
     norm = Norm(activations(1, 96, 2)[0], 1e-5)
     with with_threads(choice, threads) as kernels, np.errstate(over="ignore"):
         for rows in (32, 96, 256) if sync == "q80" else (5, 33, 96):
             matrix = weights(rows, 96, float_type, seed=rows)
-            plain, packed = kernels.linear(matrix, segments=3), kernels.linear(matrix, segments=3, wire=sync)
+            plain, encoded = kernels.linear(matrix, segments=3), kernels.linear(matrix, segments=3, wire=sync)
             with_norm = kernels.linear(matrix, norm=norm, wire=sync)
             for n_tokens in TOKENS:
                 x = activations(n_tokens, 96)
-                wanted = kernels.pack(plain(x), sync)
-                found = packed(x)
+                wanted = kernels.encode(plain(x), sync)
+                found = encoded(x)
                 assert found.dtype == np.uint8
                 assert np.array_equal(found, wanted), (rows, n_tokens)
                 normed = kernels.linear(matrix)(kernels.rms_norm(x, norm.gain, norm.eps))
-                assert np.array_equal(with_norm(x), kernels.pack(normed, sync)), (rows, n_tokens)
+                assert np.array_equal(with_norm(x), kernels.encode(normed, sync)), (rows, n_tokens)
 
 
 @pytest.mark.parametrize("threads", [1, 2])

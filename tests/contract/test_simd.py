@@ -31,10 +31,10 @@ def makers(kernels, n_tokens):
         "of a norm": lambda: normed(x),
         "rms_norm": lambda: kernels.rms_norm(x, gain, 1e-5),
         "attend": lambda: cache.attend(0, batch, x, x, x),
-        "pack": lambda: kernels.pack(x, "q80"),
-        "sum as it crosses": lambda: kernels.add_up(parts, "q80", packed=True)[0],
-        "sum as it arrives": lambda: kernels.add_up(parts, "q80", packed=True)[1],
-        "sum as it is": lambda: kernels.add_up(parts, "q80", packed=False)[1],
+        "encode": lambda: kernels.encode(x, "q80"),
+        "sum as it crosses": lambda: kernels.add_up(parts, "q80", encoded=True)[0],
+        "sum as it arrives": lambda: kernels.add_up(parts, "q80", encoded=True)[1],
+        "sum as it is": lambda: kernels.add_up(parts, "q80", encoded=False)[1],
     }
 
 
@@ -89,7 +89,7 @@ def test_nothing_is_allocated_from_token_to_token(compiled):
     def step(n_tokens: int) -> None:
         narrow(wide(x[:n_tokens]))
         normed(wide(x[:n_tokens]))
-        compiled.pack(compiled.add_up([part[:n_tokens] for part in parts], "q80", packed=True)[1], "q80")
+        compiled.encode(compiled.add_up([part[:n_tokens] for part in parts], "q80", encoded=True)[1], "q80")
         compiled.rms_norm(wide(x[:n_tokens]), gain, 1e-5)
 
     for n_tokens in (16, 1, 16):
@@ -150,16 +150,16 @@ def test_what_is_no_number_crosses_the_bus_as_none(compiled, value):
     x = activations(3, 96)
     x[1, 40] = value
     clean = dequantize(quantize(activations(3, 96), FloatType.Q80), FloatType.Q80)
-    arrived = dequantize(compiled.pack(x, "q80"), FloatType.Q80)
+    arrived = dequantize(compiled.encode(x, "q80"), FloatType.Q80)
     assert np.isnan(arrived[1, 32:64]).all()
     assert np.array_equal(np.delete(arrived.reshape(9, 32), 4, 0), np.delete(clean.reshape(9, 32), 4, 0))
     for sync in ("f32", "f16"):
-        sent = compiled.pack(x, sync)
-        wire, total = compiled.add_up([sent, sent], sync, packed=True)
+        sent = compiled.encode(x, sync)
+        wire, total = compiled.add_up([sent, sent], sync, encoded=True)
         for result in (dequantize(sent, SYNC_FLOAT[sync]), total, dequantize(wire, SYNC_FLOAT[sync])):
             assert not np.isfinite(result[1, 40])
             assert np.isfinite(np.delete(result, 96 + 40)).all()
-    wire, total = compiled.add_up([compiled.pack(x, "q80")] * 2, "q80", packed=True)
+    wire, total = compiled.add_up([compiled.encode(x, "q80")] * 2, "q80", encoded=True)
     assert np.isnan(total[1, 32:64]).all()
     assert np.isfinite(np.delete(total.reshape(9, 32), 4, 0)).all()
 

@@ -1,4 +1,4 @@
-"""What every back end packs for the bus, and how it adds up the parts that crossed it."""
+"""What every back end encodes for the bus, and how it adds up the parts that crossed it."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ def test_a_tree_sum_adds_neighbours_first(n_parts):
 @pytest.mark.parametrize("sync", SYNCS)
 @pytest.mark.parametrize("n_tokens", [1, 3, 40])
 @pytest.mark.parametrize("width", [32, 288, 4096])
-def test_activations_are_packed_bit_for_bit_as_the_bus_carries_them(kernels, width, n_tokens, sync):
+def test_activations_are_encoded_bit_for_bit_as_the_bus_carries_them(kernels, width, n_tokens, sync):
     x = activations(n_tokens, width)
     x[0, :32] = 0
     x[-1, -32:] = np.arange(-16, 16) / 2  # ties
     for scale in (1.0, 1e-6, 1e-12, 1e-36) if sync != "f32" else (1.0,):
         scaled = x * np.float32(scale)
-        packed = kernels.pack(scaled, sync)
-        assert packed.dtype == np.uint8
-        assert same(packed, quantize(scaled, SYNC_FLOAT[sync])), scale
+        encoded = kernels.encode(scaled, sync)
+        assert encoded.dtype == np.uint8
+        assert same(encoded, quantize(scaled, SYNC_FLOAT[sync])), scale
 
 
 @pytest.mark.parametrize("sync", ["f32", "f16"])
@@ -44,9 +44,9 @@ def test_widths_that_are_no_whole_blocks_cross_the_bus_as_well(kernels, shape, s
     kind = SYNC_FLOAT[sync]
     parts = [quantize(np.random.default_rng(i).standard_normal(shape, dtype=np.float32), kind) for i in range(3)]
     total = tree_sum([dequantize(part, kind) for part in parts])
-    assert same(kernels.pack(total, sync), quantize(total, kind))
-    assert same(kernels.add_up(parts, sync, packed=False)[1], total)
-    wire, arrived = kernels.add_up(parts, sync, packed=True)
+    assert same(kernels.encode(total, sync), quantize(total, kind))
+    assert same(kernels.add_up(parts, sync, encoded=False)[1], total)
+    wire, arrived = kernels.add_up(parts, sync, encoded=True)
     assert same(wire, quantize(total, kind))
     assert same(arrived, dequantize(quantize(total, kind), kind))
 
@@ -59,11 +59,11 @@ def test_parts_are_added_up_bit_for_bit_as_a_tree_of_what_crossed_the_bus(kernel
     for width in (32, 288):
         parts = [quantize(activations(n_tokens, width, seed=i), kind) for i in range(n_parts)]
         total = tree_sum([dequantize(part, kind) for part in parts])
-        wire, plain = kernels.add_up(parts, sync, packed=False)
+        wire, plain = kernels.add_up(parts, sync, encoded=False)
         assert wire is None
         assert plain.dtype == np.float32
         assert same(plain, total)
-        wire, arrived = kernels.add_up(parts, sync, packed=True)
+        wire, arrived = kernels.add_up(parts, sync, encoded=True)
         assert same(wire, quantize(total, kind))
         assert same(arrived, dequantize(quantize(total, kind), kind))
 
@@ -77,8 +77,8 @@ def test_parts_may_be_read_only_and_lie_anywhere_and_are_left_as_they_are(kernel
         np.frombuffer(message, np.uint8, size, 1 + i * size).reshape(part.shape) for i, part in enumerate(parts)
     ]
     expected = tree_sum([dequantize(part, SYNC_FLOAT[sync]) for part in parts])
-    assert same(kernels.add_up(received, sync, packed=False)[1], expected)
-    assert same(kernels.add_up(parts, sync, packed=True)[0], quantize(expected, SYNC_FLOAT[sync]))
+    assert same(kernels.add_up(received, sync, encoded=False)[1], expected)
+    assert same(kernels.add_up(parts, sync, encoded=True)[0], quantize(expected, SYNC_FLOAT[sync]))
     assert message[1:] == b"".join(part.tobytes() for part in parts)
 
 
@@ -109,13 +109,13 @@ def test_what_comes_then_has_the_bits_of_a_call_of_its_own(choice, float_type, s
 
 @pytest.mark.parametrize("choice", AVAILABLE)
 @pytest.mark.parametrize("sync", SYNCS)
-def test_threads_do_not_change_the_bits_of_a_sum_nor_of_what_is_packed(choice, sync):
+def test_threads_do_not_change_the_bits_of_a_sum_nor_of_what_is_encoded(choice, sync):
     x = [activations(40, 1056, seed=i) for i in range(3)]
     parts = [quantize(part, SYNC_FLOAT[sync]) for part in x]
     results = []
     for threads in (1, 2, 3):
         with with_threads(choice, threads) as kernels:
-            results.append([kernels.pack(x[0], sync), *kernels.add_up(parts, sync, packed=True)])
+            results.append([kernels.encode(x[0], sync), *kernels.add_up(parts, sync, encoded=True)])
     for one, two, three in zip(*results, strict=True):
         assert same(two, one)
         assert same(three, one)

@@ -28,7 +28,7 @@ LARGE = ModelSpec(
     weight_type=FloatType.Q40,
 )
 MORE_BYTES = 110 << 20
-"""64 MB of the file before its pages are let go, one tensor twice while the kernels pack it, the KV cache."""
+"""64 MB of the file before its pages are let go, one tensor twice while the kernels repack it, the KV cache."""
 
 # The peak of resident memory above what this process has when it has run a small model: the kernels are loaded then.
 LOAD = """

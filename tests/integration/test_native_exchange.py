@@ -137,11 +137,11 @@ def test_what_goes_out_rounded_is_what_the_sender_goes_on_with(meet: Meet, sync:
     kernels = choose_kernels("simd", 1)
     root = exchange_of(peers.pub, peers.router, LONG_S, range(3), b"one", b"two", publish_sum=True, sync=sync)
     values = [np.random.default_rng(i).standard_normal((3, 96), np.float32) for i in range(3)]
-    parts = [kernels.pack(value, sync) for value in values]
+    parts = [kernels.encode(value, sync) for value in values]
     for dealer, part in zip(peers.dealers, parts[1:], strict=True):
         dealer.send_multipart([EXPECTED, part.tobytes()])
     total = root(HEADER, parts[0], EXPECTED)
-    wire, decoded = Reference().add_up(parts, sync, packed=True)
+    wire, decoded = Reference().add_up(parts, sync, encoded=True)
     assert wire is not None
     assert peers.subs[0].recv_multipart() == [HEADER, wire.tobytes()]
     np.testing.assert_array_equal(total, decoded)

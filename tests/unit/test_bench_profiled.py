@@ -67,10 +67,10 @@ def rows(kernels: Kernels) -> Arrays:
 
 def wire(kernels: Kernels) -> Arrays:
     sync: Sync = "q80"
-    parts = [kernels.pack(values(T, D, seed=seed), sync) for seed in (0, 1)]
-    packed, total = kernels.add_up(parts, sync, packed=True)
-    assert packed is not None
-    return [*parts, packed, total]
+    parts = [kernels.encode(values(T, D, seed=seed), sync) for seed in (0, 1)]
+    encoded, total = kernels.add_up(parts, sync, encoded=True)
+    assert encoded is not None
+    return [*parts, encoded, total]
 
 
 @pytest.mark.parametrize("use", [products, experts, attention, rows, wire])
@@ -89,7 +89,7 @@ def test_calls_and_seconds_are_by_kernel_and_products_by_shape(kernels: Kernels)
     took_s = time.perf_counter() - start
     assert profiled.calls == {
         "rms_norm": 1,
-        "pack": 2,
+        "encode": 2,
         "add_up": 1,
         "linear 64+32+32 x 64": 1,
         "linear 64 x 64": 1,

@@ -38,7 +38,7 @@ FACTS = {
 }
 TG10 = Case("tg", 10)
 TWO_BY_TWO = Nodes(2, 2)
-SPENT = {"linear 64 x 32": (0.9, 60), "rms_norm": (0.3, 20), "pack": (0.0, 0)}
+SPENT = {"linear 64 x 32": (0.9, 60), "rms_norm": (0.3, 20), "encode": (0.0, 0)}
 PROFILE_COLUMNS = ["part", "ms/token", "%", "calls", "us/call"]
 
 

@@ -62,7 +62,7 @@ def test_a_nodes_memory_is_its_weights_and_what_is_larger_of_loading_and_working
         short, full = node_memory(plan, node, 16), node_memory(plan, node, 8192)
         assert short.weights == plan.weight_bytes(node)
         assert full.kv_cache == plan.kv_bytes(node, 8192)
-        assert short.total - short.program == short.weights + short.loading  # packing the head takes more than it works
+        assert short.total - short.program == short.weights + short.loading  # repacking: more than a step
         assert full.total - full.program == full.weights + full.kv_cache + full.step
 
 

@@ -25,7 +25,7 @@ FIRST_TOKEN = [
     "rms_norm",
     "quantize",
     "product_q40",
-    "pack_q40",
+    "repack_q40",
     "store_kv_f16",
     "attend_f16",
     "attend_by_heads",
@@ -67,7 +67,7 @@ def test_types_of_single_tensors_and_the_kv_cache_and_experts_count():
 
 
 def test_what_is_asked_for_by_one_name_brings_all_that_is_needed_beside_it():
-    assert group_of("pack_q41") == ("quantize", "product_q41", "pack_q41")
+    assert group_of("repack_q41") == ("quantize", "product_q41", "repack_q41")
     assert all(name in group_of(name) for name in (*NAMES, *EXCHANGE_KERNELS))
     assert sum(map(cost_s, GROUPS.values())) > 0
     with pytest.raises(KeyError):

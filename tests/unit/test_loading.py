@@ -60,7 +60,7 @@ def deliver(stream: WeightStream, loading: Loading, most_bytes: int = 1 << 62) -
 
 
 def answer_the_next_need(stream: WeightStream, loading: Loading) -> None:
-    """Send what a worker asks for while its weights are packed, which another thread does."""
+    """Send what a worker asks for while its weights are repacked, which another thread does."""
     until = time.monotonic() + 20
     while (need := loading.to_ask()) is None:
         assert time.monotonic() < until
@@ -266,7 +266,7 @@ def test_a_file_that_was_altered_is_asked_for_after_all(model: ModelFile, tmp_pa
     altered.write_bytes(data)
     stream, loading = a_stream(model, plan, 1), Loading(plan, 1, cache=SliceCache(tmp_path))
     deliver(stream, loading)
-    assert stream.sent_bytes == 0  # it is read when it is to be packed
+    assert stream.sent_bytes == 0  # it is read when it is to be repacked
     thread = threading.Thread(target=assert_is_the_plans, args=(loading, model, plan, 1))
     thread.start()
     answer_the_next_need(stream, loading)

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dllama_zmq.bus import messages
-from dllama_zmq.bus.arrays import pack_floats, pack_plain, stage_header, unpack
+from dllama_zmq.bus.arrays import decode_array, encode_floats, encode_plain, stage_header
 from dllama_zmq.bus.client_messages import FROM_CLIENT, TO_CLIENT, Generate
 from dllama_zmq.bus.codec import MAX_HEADER_BYTES, TO_ROOT, TO_WORKER, Kinds, decode, encode
 from dllama_zmq.bus.messages import PROTOCOL, ArrayHead, Beacon, Message, Partial, RowAsk, Step, Sum
@@ -108,13 +108,13 @@ def plain(value: Any) -> Any:
 
 def test_arrays_are_these_bytes() -> None:
     ramp = np.arange(32, dtype=np.float32)[None] - 16
-    assert bytes(pack_floats(ramp[:, 15:18], "f32")[1]) == b"\0\0\x80\xbf\0\0\0\0\0\0\x80\x3f"
-    assert bytes(pack_floats(ramp[:, 15:18], "f16")[1]) == b"\0\xbc\0\0\0\x3c"
-    head, frame = pack_floats(ramp, "q80")
+    assert bytes(encode_floats(ramp[:, 15:18], "f32")[1]) == b"\0\0\x80\xbf\0\0\0\0\0\0\x80\x3f"
+    assert bytes(encode_floats(ramp[:, 15:18], "f16")[1]) == b"\0\xbc\0\0\0\x3c"
+    head, frame = encode_floats(ramp, "q80")
     assert head == ArrayHead("q80", 1, 32)
     assert bytes(frame[:2]) == np.float16(16 / 127).tobytes()
     assert list(np.frombuffer(frame[2:], np.int8)[[0, 8, 16, 31]]) == [-127, -64, 0, 119]  # -63.5 goes to even
-    assert bytes(pack_plain(np.array([[1, -1]]), "i32")[1]) == b"\x01\0\0\0\xff\xff\xff\xff"
+    assert bytes(encode_plain(np.array([[1, -1]]), "i32")[1]) == b"\x01\0\0\0\xff\xff\xff\xff"
 
 
 # --- whatever else may come -------------------------------------------------------------------------------------------
@@ -295,11 +295,11 @@ def test_frames_that_are_not_as_their_heads_say_are_refused(heads: list[Any], fr
 
 @pytest.mark.parametrize("wanted", ["f16", "f64"])
 def test_an_array_of_another_type_or_shape_than_expected_is_refused(wanted: Any) -> None:
-    head, frame = pack_floats(np.zeros((2, 32), np.float32), "f32")
+    head, frame = encode_floats(np.zeros((2, 32), np.float32), "f32")
     with pytest.raises(ProtocolError, match="2 x 32 f32"):
-        unpack(head, frame, wanted, (2, 32))
+        decode_array(head, frame, wanted, (2, 32))
     with pytest.raises(ProtocolError, match="expected 1 x 64 f32"):
-        unpack(head, frame, "f32", (1, 64))
+        decode_array(head, frame, "f32", (1, 64))
 
 
 def test_fields_beyond_those_known_are_ignored() -> None:

@@ -44,8 +44,8 @@ def test_what_lasts_is_said_within_two_seconds_and_then_less_and_less_often(told
 
 
 def test_what_is_over_soon_is_not_said_and_what_follows_is_said_within_two_seconds(told: Told) -> None:
-    said = told(lambda display, now: display.activity("reading" if now < 1.4 else "packing"), 4.0)
-    assert said == [(1.5, "packing (0 s)")]
+    said = told(lambda display, now: display.activity("reading" if now < 1.4 else "repacking"), 4.0)
+    assert said == [(1.5, "repacking (0 s)")]
 
 
 def test_many_short_things_one_after_the_other_are_never_silent_for_two_seconds(told: Told) -> None:

@@ -48,8 +48,8 @@ def test_something_new_is_written_at_once_and_its_progress_now_and_then(places: 
         state.activity("reading", done, 1000)
         written.add(places.started_file.stat().st_ino)
     assert len(written) < 500
-    state.activity("packing")
-    assert doing(places) == ("packing", 0, 0, "B")
+    state.activity("repacking")
+    assert doing(places) == ("repacking", 0, 0, "B")
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"text": 1}', '{"doing": ["a", "b"]}', "\xff"])

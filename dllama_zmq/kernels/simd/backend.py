@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from dllama_zmq.kernels.function_linear import FunctionLinear
 from dllama_zmq.kernels.grouped import GroupedExperts
 from dllama_zmq.kernels.interface import CacheSpec, Experts, Linear, Norm
-from dllama_zmq.kernels.linked import Linked
 from dllama_zmq.kernels.reference import Reference, gate_times
 from dllama_zmq.kernels.simd.arrays import address, float_bits, rows_of
 from dllama_zmq.kernels.simd.cache import SimdCache
@@ -37,25 +37,25 @@ class Simd:
         self, *matrices: BlockMatrix, segments: int = 1, norm: Norm | None = None, wire: Sync | None = None
     ) -> Linear:
         if wire is not None:
-            return self._packed(matrices[0], segments, norm, wire)
+            return self._encoded_product(matrices[0], segments, norm, wire)
         if len({matrix.float_type for matrix in matrices}) > 1:
             products = [Product(self.native, [matrix], segments, norm=norm) for matrix in matrices]
-            return Linked(lambda x: [product(x) for product in products])
+            return FunctionLinear(lambda x: [product(x) for product in products])
         return Product(self.native, matrices, segments, norm=norm)
 
-    def _packed(self, matrix: BlockMatrix, segments: int, norm: Norm | None, wire: Sync) -> Linear:
-        """A product whose result is as `pack` makes it. Its kernel writes it so if rows are a multiple of 32."""
+    def _encoded_product(self, matrix: BlockMatrix, segments: int, norm: Norm | None, wire: Sync) -> Linear:
+        """A product whose result is as `encode` makes it. Its kernel writes it so if rows are a multiple of 32."""
         if wire != "f32" and matrix.rows % 32 == 0:
             return Product(self.native, [matrix], segments, WIRE_TYPES[wire], norm)
         product = Product(self.native, [matrix], segments, norm=norm)
-        return Linked(lambda x: self.pack(product(x), wire))
+        return FunctionLinear(lambda x: self.encode(product(x), wire))
 
     def gated(
         self, gate: BlockMatrix, up: BlockMatrix, activation: Activation = "silu", norm: Norm | None = None
     ) -> Linear:
         if gate.float_type is not up.float_type:
             gates, ups = self.linear(gate, norm=norm), self.linear(up, norm=norm)
-            return Linked(lambda x: gate_times(gates(x), ups(x), activation))
+            return FunctionLinear(lambda x: gate_times(gates(x), ups(x), activation))
         return Product(self.native, (gate, up), 1, _GATED[activation], norm)
 
     def experts(
@@ -85,24 +85,24 @@ class Simd:
         self.native.parallel_for("rms_norm", self._norm, len(x), self.native.token_chunk(len(x), len(x)))
         return out
 
-    def add_up(self, parts: Sequence[U8], sync: Sync, packed: bool) -> tuple[U8 | None, F32]:
+    def add_up(self, parts: Sequence[U8], sync: Sync, encoded: bool) -> tuple[U8 | None, F32]:
         n_tokens, n_bytes = parts[0].shape
         width = SYNC_FLOAT[sync].values_in(n_bytes)
         out, to = self.native.array(n_tokens, width)
-        wire, wire_at = self.native.array(n_tokens, n_bytes, np.uint8) if packed else (None, 0)
+        wire, wire_at = self.native.array(n_tokens, n_bytes, np.uint8) if encoded else (None, 0)
         if sync != "q80" and n_tokens * width % 32:
-            wire, total = Reference().add_up(parts, sync, packed)  # rare and small
+            wire, total = Reference().add_up(parts, sync, encoded)  # rare and small
             return wire, total.copy()  # it may be the only part itself, which is not ours to give
         sources = (ctypes.c_int64 * len(parts))(*map(address, parts))
         self._add.fill(SumJob(ctypes.addressof(sources), len(parts), wire_at, to, WIRE_TYPES[sync]))
         self.native.parallel_for("add_up", self._add, n_tokens * width // 32, MAX_SERIAL_RUNS)
         return wire, out
 
-    def pack(self, x: F32, sync: Sync) -> U8:
+    def encode(self, x: F32, sync: Sync) -> U8:
         if sync == "f32":
             return np.ascontiguousarray(x, np.float32).view(np.uint8)
         if x.size % 32:
-            return Reference().pack(x, sync)
+            return Reference().encode(x, sync)
         x = np.ascontiguousarray(x, np.float32)
         n_bytes = SYNC_FLOAT[sync].row_bytes(x.shape[1])
         wire: U8

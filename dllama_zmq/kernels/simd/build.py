@@ -24,7 +24,7 @@ from dllama_zmq.kernels.simd.helpers import answer
 from dllama_zmq.kernels.simd.host import host_cpu
 from dllama_zmq.kernels.simd.registry import KERNELS, module_of, symbol_of
 
-_MODULES = ("products", "mixture", "packing", "rows", "attention", "sums", "threads", "sequences")
+_MODULES = ("products", "mixture", "repacking", "rows", "attention", "sums", "threads", "sequences")
 _SPEED_LEVEL = 2
 
 

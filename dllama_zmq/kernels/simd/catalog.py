@@ -15,7 +15,7 @@ _TYPES = {
     "bf16": "16",
     "f32": "32",
 }
-"""The types of weights, and the packing that each has."""
+"""The types of weights, and the kernel that repacks each."""
 _QUANTIZED = ("q40", "q41", "q80")
 
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -23,8 +23,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "sums": ("add_up",),
     "memory": ("read_memory",),
     **{
-        kind: (*(("quantize",) if kind in _QUANTIZED else ()), f"product_{kind}", f"pack_{packing}")
-        for kind, packing in _TYPES.items()
+        kind: (*(("quantize",) if kind in _QUANTIZED else ()), f"product_{kind}", f"repack_{repacking}")
+        for kind, repacking in _TYPES.items()
     },
     **{f"experts_{kind}": (f"experts_gated_{kind}", f"experts_down_{kind}") for kind in _TYPES},
     **{f"kv_{kind}": (f"store_kv_{kind}", f"attend_{kind}", "attend_by_heads") for kind in ("f16", "f32")},
@@ -42,7 +42,7 @@ _COST_S = {
     "experts": 0.3,
     "rms_norm": 0.2,
     "add_up": 0.2,
-    "pack": 0.15,
+    "repack": 0.15,
 }
 """Seconds to compile a kernel on a core of tools/BENCHMARKS.md, by the beginning of its name."""
 _LEAST_S = 0.08

@@ -169,8 +169,8 @@ class ReadJob(NamedTuple):
     """64 bytes for each item."""
 
 
-class PackJob(NamedTuple):
-    """The arguments of `pack_*` (packing.py)."""
+class RepackJob(NamedTuple):
+    """The arguments of `repack_*` (repacking.py)."""
 
     pairs: int = 0
     """The first pair."""

@@ -1,6 +1,6 @@
 """Products as the interface has them, over the kernels of `products.py` and `rows.py`. Knows no numba.
 
-Weights are repacked once into tiles (`packing.py`), by all threads, straight from wherever they lie.
+Weights are repacked once into tiles (`repacking.py`), by all threads, straight from wherever they lie.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from dllama_zmq.kernels.simd.layout import (
     Q80,
     X_BLOCK,
     NormJob,
-    PackJob,
     ProductJob,
     QuantizeJob,
+    RepackJob,
 )
 from dllama_zmq.kernels.simd.runtime import Runtime
 from dllama_zmq.kernels.simd.sequence import KernelSequence
@@ -43,7 +43,7 @@ _KINDS = {
     FloatType.Q41: ("q41", "q41", Q41.nbytes),
     FloatType.Q80: ("q80", "q80", Q80.nbytes),
 }
-"""The names of a type's product and packing kernels, and the bytes of a block (or column) of a pair of tiles."""
+"""The names of a type's product and repacking kernels, and the bytes of a block (or column) of a pair of tiles."""
 _PRODUCT, _QUANTIZE, _NORM = indices(ProductJob), indices(QuantizeJob), indices(NormJob)
 _WIRE = {AS_F16: FloatType.F16, AS_Q80: FloatType.Q80}
 """The types of results that are not f32."""
@@ -54,7 +54,7 @@ memory, costs little; little enough that all threads end at about the same time.
 
 class Product:
     """One or several matrices as tiles: `Kernels.linear`, or `Kernels.gated` if `epilogue` says so, or one matrix's
-    result as `Kernels.pack` makes it (AS_F16 or AS_Q80, if its rows are a multiple of 32).
+    result as `Kernels.encode` makes it (AS_F16 or AS_Q80, if its rows are a multiple of 32).
 
     A call runs one or two kernels in one sequence. The product takes x quantized, if the weights are, else as f32. The
     kernel before it, if there is one, writes that into the workspace: `quantize`, with the norm in it, or `rms_norm`.
@@ -79,15 +79,15 @@ class Product:
         self._chunk = max(1, min(_CHUNK_BYTES // self.pair_bytes, self.n_items // (4 * runtime.pool.threads)))
         self._memory = runtime.memory.allocate(self.n_items * self.pair_bytes)
         self.base = address(self._memory)
-        self._pack(matrices, n_tiles)
+        self._repack(matrices, n_tiles)
         self.rows, self._cuts = matrices[0].rows, []
         if not self.gated and len(matrices) > 1:
             starts = [LANES * sum(n_tiles[:i]) for i in range(len(matrices) + 1)]
             self.rows = starts[-1]
             self._cuts = [(start, start + matrix.rows) for start, matrix in zip(starts, matrices, strict=False)]
-        packed = epilogue in _WIRE
+        encoded = epilogue in _WIRE
         self._row_bytes = _WIRE.get(epilogue, FloatType.F32).row_bytes(self.rows)
-        self._results = runtime.arrays(self._row_bytes, np.uint8) if packed else runtime.arrays(self.rows)
+        self._results = runtime.arrays(self._row_bytes, np.uint8) if encoded else runtime.arrays(self.rows)
         self._segments = segments
         self._gain = None if norm is None else np.ascontiguousarray(norm.gain, np.float32)
         self._sequence = KernelSequence(runtime, *self._jobs(0 if norm is None else float_bits(norm.eps)))
@@ -102,14 +102,14 @@ class Product:
         else:
             self._x, self._x_stride = self._product + _PRODUCT.x, self._product + _PRODUCT.x_stride
 
-    def _pack(self, matrices: Sequence[BlockMatrix], n_tiles: Sequence[int]) -> None:
+    def _repack(self, matrices: Sequence[BlockMatrix], n_tiles: Sequence[int]) -> None:
         kind = matrices[0].float_type
         # A gated product alternates the gate's and the up matrix's tiles: a pair has one of each.
         gated = self.gated
         first = 0
         for i, (matrix, count) in enumerate(zip(matrices, n_tiles, strict=True)):
             data = matrix.data if matrix.data.strides[1] == 1 else np.ascontiguousarray(matrix.data)
-            job = PackJob(
+            job = RepackJob(
                 pairs=self.base,
                 pair_bytes=self.pair_bytes,
                 tile=i if gated else first,
@@ -119,7 +119,7 @@ class Product:
                 n_rows=matrix.rows,
                 n_units=self.columns // kind.block_values,
             )
-            self._runtime.parallel_for(f"pack_{_KINDS[kind][1]}", Job(*job), count, 4)
+            self._runtime.parallel_for(f"repack_{_KINDS[kind][1]}", Job(*job), count, 4)
             first += count
 
     def _jobs(self, eps: int) -> list[tuple[str, Sequence[int]]]:

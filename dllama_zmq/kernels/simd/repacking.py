@@ -15,10 +15,10 @@ from dllama_zmq.kernels.simd.intrinsics import (
     store_i32,
 )
 from dllama_zmq.kernels.simd.job import offsets
-from dllama_zmq.kernels.simd.layout import Q40, Q41, Q80, SCALES, PackJob
+from dllama_zmq.kernels.simd.layout import Q40, Q41, Q80, SCALES, RepackJob
 from dllama_zmq.kernels.simd.registry import kernel
 
-AT = offsets(PackJob)
+AT = offsets(RepackJob)
 
 
 @register_jitable
@@ -41,7 +41,7 @@ def _make_blocks(block):
     nibbles, offsets = block.nibbles, block.offsets
 
     @register_jitable
-    def pack_values(to, source, inside):
+    def repack_values(to, source, inside):
         """Write a row's 32 values of a block into its lane, whose first byte is at `to`."""
         if nibbles:
             for g in range(4):
@@ -55,7 +55,7 @@ def _make_blocks(block):
             for g in range(8):
                 store_i32(to + 64 * g, load_i32(source + 4 * g) if inside else 0)
 
-    def pack(job, first, last):
+    def repack(job, first, last):
         """Rows of blocks as tiles."""
         n_blocks, n_rows, stride = (
             load_i64(job + AT.n_units),
@@ -74,16 +74,16 @@ def _make_blocks(block):
                     copy_half(scales, source, inside)
                     if offsets:
                         copy_half(scales + offsets_at, source + 2, inside)
-                    pack_values(values, source + source_values, inside)
+                    repack_values(values, source + source_values, inside)
                     source += source_bytes
                     values += block_bytes
                     scales += block_bytes
 
-    return pack
+    return repack
 
 
 def _make_floats(value_bytes):
-    def pack(job, first, last):
+    def repack(job, first, last):
         """Rows of floats as tiles, a column's 32 values of a pair together."""
         n_columns, n_rows, stride = (
             load_i64(job + AT.n_units),
@@ -100,11 +100,11 @@ def _make_floats(value_bytes):
                         byte = load_u8(at + c * value_bytes + i) if row < n_rows else 0
                         store_i8(to + (c * 32 + half * 16 + lane) * value_bytes + i, byte)
 
-    return pack
+    return repack
 
 
-pack_q40 = kernel(_make_blocks(Q40), "pack_q40")
-pack_q41 = kernel(_make_blocks(Q41), "pack_q41")
-pack_q80 = kernel(_make_blocks(Q80), "pack_q80")
-pack_16 = kernel(_make_floats(2), "pack_16")
-pack_32 = kernel(_make_floats(4), "pack_32")
+repack_q40 = kernel(_make_blocks(Q40), "repack_q40")
+repack_q41 = kernel(_make_blocks(Q41), "repack_q41")
+repack_q80 = kernel(_make_blocks(Q80), "repack_q80")
+repack_16 = kernel(_make_floats(2), "repack_16")
+repack_32 = kernel(_make_floats(4), "repack_32")

@@ -1,4 +1,4 @@
-"""Functions as products, for any back end."""
+"""A function as a `Linear`, for back ends whose product takes several steps."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dllama_zmq.kernels.interface import Linear
 from dllama_zmq.quants import F32
 
 
-class Linked:
+class FunctionLinear:
     """A function of x as a `Linear`: `then` is called with its result."""
 
     def __init__(self, product: Callable[[F32], Any]) -> None:
