@@ -65,7 +65,7 @@ class Computer:
 
 
 def address(node: int) -> str:
-    """A node's address, one of those for documentation (RFC 5737), so that no real host has it."""
+    """A node's address, one of those for documentation (RFC 5737)."""
     return f"192.0.2.{node + 1}"
 
 
@@ -87,7 +87,8 @@ def network(names: str, n_nodes: int, mbit: int = 0) -> Iterator[list[Computer]]
     with ExitStack() as stack:
         run("ip", "link", "add", bridge, "type", "bridge")
         stack.callback(run, "ip", "link", "del", bridge)
-        run("ip", "link", "set", bridge, "up")
+        # A computer answers ARP for its own addresses on any interface, and its own may be one of these.
+        run("ip", "link", "set", bridge, "up", "arp", "off")
         computers = [Computer(names, node) for node in range(n_nodes)]
         for computer in computers:
             name, port = computer.name, computer.port
