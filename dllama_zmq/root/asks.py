@@ -1,4 +1,4 @@
-"""What a step asks of its rows, as it goes to the workers, and their answers, read from the wire."""
+"""Encode the asks of a step for the workers, decode their answers, and merge the answers of all nodes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dllama_zmq.sharding import Ask, NodeCandidates, Plan, RowCandidates, merge_
 
 
 def encode_asks(asks: Mapping[int, Ask]) -> tuple[list[RowAsk], list[EncodedArray]]:
-    """The asks of a step, by row, and the arrays that they need."""
+    """The asks of a step as they go on the wire: a RowAsk for each row, and the arrays of listed ids and masks."""
     rows = [
         RowAsk(row, a.k, a.temperature, a.logprobs, 0 if a.listed is None else len(a.listed), a.mask is not None)
         for row, a in asks.items()
@@ -31,7 +31,7 @@ def encode_asks(asks: Mapping[int, Ask]) -> tuple[list[RowAsk], list[EncodedArra
 def decode_answers(
     asks: Sequence[Ask], heads: Sequence[ArrayHead], frames: Sequence[Frame], vocab: slice
 ) -> list[NodeCandidates]:
-    """What a node that holds the ids `vocab` answers to `asks`. Raises ProtocolError where it does not."""
+    """The answers to `asks` of a node that holds the ids `vocab`. Raises ProtocolError if they are no such answers."""
     if not asks:
         return []
     replies = [ask.reply(vocab.start, vocab.stop) for ask in asks]
@@ -52,7 +52,7 @@ def decode_answers(
 
 
 def merged(answers: Sequence[Sequence[NodeCandidates]], asks: Mapping[int, Ask], plan: Plan) -> list[RowCandidates]:
-    """Every node's answers, the root's own first, as one for each row of `asks`."""
+    """Merge the answers of all nodes, the root's own first, into one for each row of `asks`."""
     first_ids = [node.vocab.start for node in plan.slices]
     rows = zip(zip(*answers, strict=True), asks.values(), strict=True)
     return [merge_candidates(nodes, ask, first_ids) for nodes, ask in rows]

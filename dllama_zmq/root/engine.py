@@ -1,6 +1,6 @@
 """Many requests over one model: schedule a step, evaluate it, choose, accept. Knows token ids, no text and no client.
 
-One thread calls it. All that a sequence is lies here, so what a lost worker took with it is evaluated again.
+One thread calls it. The engine holds all tokens of a sequence, so after a lost worker it evaluates them again.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ _COMPILE_WAIT_S = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one step has brought, and what it took. failed: sequences that have left, each with its error.
+    """The result of one step, and its cost. failed: sequences that have left, each with its error.
 
-    choices: how the tokens of `events` came to be, by sequence.
+    choices: for each sequence, how the token in `events` was chosen.
     """
 
     events: list[Event]
@@ -52,7 +52,7 @@ class Engine:
     """
 
     def __init__(self, root: Root, max_sequences: int, vocabulary: Vocabulary | None = None) -> None:
-        """vocabulary: what grammars are for; None: there can be none."""
+        """vocabulary: the tokens that grammars are made for; None: requests cannot have a grammar."""
         self._vocabulary = vocabulary
         self._compiling: deque[Sequence] = deque()  # with their grammars, before the scheduler knows them
         self.root, self.max_sequences = root, max_sequences
@@ -64,7 +64,7 @@ class Engine:
 
     @property
     def busy(self) -> bool:
-        """Whether a sequence is to be evaluated."""
+        """Whether any sequence has tokens left to evaluate."""
         return bool(self.scheduler.running or self.scheduler.waiting or self._compiling)
 
     def add(
@@ -100,7 +100,7 @@ class Engine:
         return sequence
 
     def embed(self, prompt: Collection[int]) -> Sequence:
-        """Evaluate `prompt` from the next step on. The sequence has finished when its `pooling` has all of it.
+        """Evaluate `prompt` from the next step on. It is finished when its `pooling` has all rows.
 
         Raises RequestError where this cannot be answered on this cluster.
         """
@@ -154,7 +154,7 @@ class Engine:
         return Outcome(events, figures, failed, choices)
 
     def renew(self) -> list[tuple[Sequence, Exception]]:
-        """Begin again with empty pages where a worker has joined since the last step, as many as all nodes have now.
+        """Begin again with empty pages, as many as every node has, if a worker has joined since the last step.
 
         Returns the sequences that no longer fit, which have left, each with its error.
         """
@@ -206,7 +206,7 @@ class Engine:
         return scheduler.schedule()
 
     def _evaluate(self, scheduled: Scheduled) -> tuple[dict[Sequence, Choice], StepStats]:
-        """Run a step, and choose the next token of each sampled row. The figures are of all that choosing asked for."""
+        """Run a step, and choose the next token of each sampled row. The figures include asking for more."""
         sampled = scheduled.sampled
         self.root.set_phase(_phase(scheduled))
         asks = {row: sequence.sampler.ask(sequence.tokens, _mask(sequence)) for row, sequence in sampled}
@@ -244,7 +244,7 @@ class Engine:
         return failed
 
     def _accepted(self, choices: Mapping[Sequence, Choice]) -> tuple[set[Sequence], list[tuple[Sequence, Exception]]]:
-        """Tell the grammars what was chosen: the sequences that are whole with it, and those that cannot go on."""
+        """Advance the grammars by the chosen tokens. Returns the complete sequences, and those that cannot go on."""
         whole: set[Sequence] = set()
         failed: list[tuple[Sequence, Exception]] = []
         for sequence, choice in choices.items():
@@ -259,7 +259,7 @@ class Engine:
         return whole, failed
 
     def _pooled(self, scheduled: Scheduled) -> list[tuple[Sequence, Exception]]:
-        """Take the hidden states that the step has brought; the sequences whose are no numbers."""
+        """Pool the hidden states of the step. Returns the sequences with infinite or NaN ones, each with its error."""
         failed: list[tuple[Sequence, Exception]] = []
         row = 0
         for sequence, span in zip(scheduled.sequences, scheduled.spans, strict=True):
@@ -278,7 +278,7 @@ class Engine:
                 raise RequestError(f"token {token}; this model's tokens are 0 to {self.root.spec.vocab_size - 1}")
 
     def _give_up(self, scheduled: Scheduled, lost: WorkerLost) -> list[tuple[Sequence, Exception]]:
-        """The sequences of a step that end with it, as a worker was lost in too many of their steps."""
+        """The sequences of a failed step that end because a worker was lost in too many of their steps."""
         failed: list[tuple[Sequence, Exception]] = []
         for sequence in scheduled.sequences:
             sequence.n_lost += 1
@@ -289,7 +289,7 @@ class Engine:
         return failed
 
     def _blame(self, scheduled: Scheduled, error: Exception) -> list[tuple[Sequence, Exception]]:
-        """Who ends because a step failed: its only sequence; of several none, each is tried alone."""
+        """The sequence that ends because its step failed. In a step of several none does: each is tried alone."""
         if len(scheduled.sequences) > 1:
             self._suspects.extend(scheduled.sequences)
             return []
@@ -299,7 +299,7 @@ class Engine:
 
 
 def _mask(sequence: Sequence) -> U8 | None:
-    """The tokens that a sequence may go on with; None: all."""
+    """The mask of tokens that the grammar of a sequence allows next; None: all."""
     return None if sequence.constraint is None else sequence.constraint.mask
 
 

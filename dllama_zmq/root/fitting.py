@@ -1,4 +1,4 @@
-"""Whether a model fits into this computer's memory, found out before any of it is read."""
+"""Check whether a model fits into this computer's memory, before any of it is read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _FEWEST_POSITIONS = 512
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What is to run on this computer: `nodes` of a plan, with room for `seq_len` positions; `model` is its name."""
+    """The nodes to run on this computer: `nodes` of a plan, with room for `seq_len` positions; `model` is its name."""
 
     plan: Plan
     nodes: Sequence[int]
@@ -24,7 +24,7 @@ class Wish:
     model: str
 
     def each_bytes(self, plan: Plan | None = None) -> int:
-        """Bytes of memory that the largest node needs, of another plan where one is given."""
+        """Bytes of memory that the largest node needs, under `plan` if one is given."""
         plan = plan or self.plan
         return max(node_memory(plan, i, self.seq_len, kv_type=self.kv_type).total for i in range(plan.n_nodes))
 
@@ -59,7 +59,7 @@ def check_kv_memory(budget: KVBudget) -> None:
 def check_fits(wish: Wish, free_bytes: int | None, force: str = "--force") -> None:
     """Raise PlanError where that needs more memory than the `free_bytes` that this computer has.
 
-    free_bytes None: it is not known, and anything goes. force: how to go on all the same.
+    free_bytes None: not known, and nothing is refused. force: what to do to start it nevertheless.
     """
     if words := shortage(wish, free_bytes):
         raise PlanError(f"{words}; {force} goes on all the same")

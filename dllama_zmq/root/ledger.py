@@ -1,4 +1,4 @@
-"""What the steps of each phase have cost so far, and what the plan says they should have."""
+"""Bytes and seconds of the steps of each phase so far, beside what the plan predicts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Ledger:
     `recent_s` seconds of steps took."""
 
     def __init__(self, plan: Plan, sync: Sync, names: list[str], recent_s: float, sealed: Collection[str] = ()) -> None:
-        """sealed: the workers whose connections have CURVE, now."""
+        """sealed: the names of the workers whose connections have CURVE at present."""
         self._plan, self._sealed = plan, sealed
         self._sync = sync
         self._names = names
@@ -31,7 +31,7 @@ class Ledger:
         self._predicted: Counter[tuple[str, str, str, str]] = Counter()
 
     def add_step(self, phase: Phase, batch: Batch, asks: Mapping[int, Ask]) -> None:
-        """One step is done."""
+        """Count a finished step."""
         n_tokens, n_pages, n_spans = batch.n_rows, len(batch.page_ids), len(batch.spans)
         self.steps[phase] += 1
         self.tokens[phase] += n_tokens
@@ -44,12 +44,12 @@ class Ledger:
         )
 
     def add_more(self, phase: Phase, n_tokens: int, asks: Mapping[int, Ask]) -> None:
-        """`asks` of the last step, which had `n_tokens` tokens, were asked again."""
+        """Count a request for more candidates: `asks` of the last step, of `n_tokens` tokens, were sent again."""
         spec, step = self._plan.spec, self._step()
         self._predict(phase, asks, lambda asked, sealed: predict_more(spec, n_tokens, asked, step, sealed))
 
     def add_times(self, phase: Phase, n_tokens: int, wall_s: float, nodes: Mapping[str, NodeTimes]) -> None:
-        """Seconds of one step, and of each node in it."""
+        """Add the seconds of one step, and of each node in it."""
         recent = self._recent.get(phase)
         if recent is None:
             recent = self._recent[phase] = Recent(self._recent_s)
@@ -60,7 +60,7 @@ class Ledger:
         return {phase: recent.times() for phase, recent in self._recent.items()}
 
     def traffic(self, meter: Meter) -> list[TrafficRow]:
-        """Every row of the meter beside the prediction, by worker."""
+        """Every row of the meter with its prediction, by worker."""
         return [
             TrafficRow(
                 node=tally.node,
@@ -89,5 +89,5 @@ class Ledger:
                 self._predicted[name, phase, kind, "wire"] += predicted.wire_bytes
 
     def _step(self) -> int:
-        """A number as wide in a header as that of the last step."""
+        """A step number that msgpack writes in as many bytes as the last one."""
         return as_wide_as(self.steps.total())

@@ -1,4 +1,4 @@
-"""How fast the link to each worker is: round trips, bytes/s both ways and its clock, measured between two steps."""
+"""Measure the link to each worker between two steps: round trip, bytes/s in both directions, clock difference."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _FIRST_BYTES, _FACTOR = 64 << 10, 4
 _LONG_ENOUGH_S = 0.1
 """Of the transfer that counts. The next one would take _FACTOR times as long: within libzmq's heartbeats."""
 _LINK_S = 3.0
-"""For all of a link; steps wait meanwhile."""
+"""For all probes of a link; steps wait meanwhile."""
 _numbers = itertools.count(1)  # of a root: an answer that comes late is none to a later probe
 
 
 class LinkSpeeds:
-    """The links of a root, measured one at each call of `next`, so that steps can run between two of them."""
+    """Measures one link at each call of `next`, so that steps can run between two links."""
 
     def __init__(self, root: Root) -> None:
         self._root = root
@@ -51,7 +51,7 @@ class LinkSpeeds:
 
 
 def measure_link(link: RootLink, member: Member, handle: Callable[[bytes, Message], None]) -> LinkStatus:
-    """The link to one worker, as far as it answers. handle: takes what else arrives meanwhile."""
+    """Measure the link to one worker, as far as it answers. handle: receives other messages that arrive meanwhile."""
     if member.state not in (State.LOADED, State.READY):
         return LinkStatus(member.name, note=f"it is {member.state.value}")
     probes = _Probes(link, member, handle)

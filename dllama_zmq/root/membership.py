@@ -1,4 +1,4 @@
-"""Bring workers in: places, plans, slices, beacons; and notice who leaves while nothing is asked of anybody."""
+"""Admit workers: give them places, plans and slices, publish beacons; and notice workers that leave between steps."""
 
 from __future__ import annotations
 
@@ -44,18 +44,18 @@ logger = logging.getLogger(__name__)
 
 _FORMING_BEACON_S = 0.1
 _IDLE_BEACON_S = 0.5
-_OVERTIME_S = 0.002  # however much is there to be read, steps and clients have their turn after this long
-_SILENT_S = 10.0  # while it loads, a worker says something every second
+_MAX_OVERTIME_S = 0.002  # so that a flood of messages does not hold up steps and clients
+_SILENT_S = 10.0  # a worker that loads sends Preparing every second
 _NOT_LISTENING_S = 1.0  # silence does not count while the root itself does not listen
-_KNOCK_S = 0.05
+_PROBE_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far one worker is, for people: weights sent of how many bytes, and what it does with them.
+    """The state of one worker, for people: bytes of weights sent, bytes in all, and what it does at present.
 
-    kept_bytes: of all, those that it had itself. seconds: from its joining to its having all ready, or to now. reason:
-    what it lacks.
+    kept_bytes: bytes that it had already. seconds: from joining until its weights were ready, or until now. reason: why
+    it is not ready.
     """
 
     name: str
@@ -70,7 +70,7 @@ class Progress:
 
 
 class Membership:
-    """Handles every message that is no part of a step, and changes the roster accordingly."""
+    """Handles every message that belongs to no step, and updates the roster."""
 
     def __init__(
         self,
@@ -83,8 +83,8 @@ class Membership:
         budget: KVBudget,
         memory: Callable[[int], int] | None = None,
     ) -> None:
-        """plan: as the root's own computer has it. memory: bytes that a node's part of the model needs; where None, no
-        worker is too small.
+        """plan: with the pages of the root's own computer. memory: bytes that a node's part of the model needs; None:
+        no worker is refused for lack of memory.
         """
         self._link = link
         self._endpoints = endpoints
@@ -100,8 +100,8 @@ class Membership:
         self._heard_at: dict[int, float] = {}
         self._have_heard: set[int] = set()
         self._has_been_ready = False
-        self._pumped_at = 0.0
-        self._knocked_at = 0.0
+        self._served_at = 0.0
+        self._probed_at = 0.0
         self._all_loaded_at = math.inf
         self._refusals = Complaints(logger)
         self._next_beacon = 0.0
@@ -115,15 +115,15 @@ class Membership:
             on_progress()
 
     def serve_bus(self, until: float) -> None:
-        """Answer the bus until time.monotonic() passes `until`, and then what is left, for _OVERTIME_S at most."""
+        """Answer messages until time.monotonic() passes `until`, then those received, for _MAX_OVERTIME_S at most."""
         self._count_listening()
         while True:
             self._tick()
             arrived = self._link.receive(min(until, self._next_beacon))
             if arrived is not None:
-                self.handle(arrived[0], arrived[1])  # nothing outside a step carries arrays to the root
+                self.handle(arrived[0], arrived[1])  # messages to the root outside a step have no arrays
             late_s = time.monotonic() - until
-            if late_s >= 0 and (arrived is None or late_s > _OVERTIME_S):
+            if late_s >= 0 and (arrived is None or late_s > _MAX_OVERTIME_S):
                 return
 
     def handle(self, identity: bytes, message: Message) -> None:
@@ -135,7 +135,7 @@ class Membership:
             self._reply_unknown(identity, enrolled(self._link.security, self._link.key(identity), message))
             return
         member = self._roster.find(identity)
-        if member is None:  # given up, and it does not know: it has a place only if it joins again
+        if member is None:  # a dropped worker that has not noticed: it must join again
             self._reply_unknown(identity, Bye(True, "this root does not know you"))
             return
         self._heard_at[member.node] = time.monotonic()
@@ -222,21 +222,21 @@ class Membership:
         return ""
 
     def _is_deaf(self, member: Member) -> bool:
-        """Whether a worker should have heard its first beacon long since. Later ones may find it in a long stage."""
+        """Whether a worker has heard no beacon for limits.ready_s. Later ones may meet a long stage."""
         waiting = member.state is State.LOADED and member.node not in self._have_heard
         return waiting and time.monotonic() > self._all_loaded_at + self._limits.ready_s
 
     def _count_listening(self) -> None:
-        """Nobody is silent for as long as the root does not listen."""
+        """Restart the clocks of silent workers if the root itself did not listen for _NOT_LISTENING_S."""
         now = time.monotonic()
-        if now - self._pumped_at > _NOT_LISTENING_S:
+        if now - self._served_at > _NOT_LISTENING_S:
             self._heard_at = dict.fromkeys(self._heard_at, now)
             self._all_loaded_at = math.inf
-        self._pumped_at = now
+        self._served_at = now
 
     def probe_peers(self) -> None:
-        """Send every worker something, for sending shows a broken connection; and end loads that take too long."""
-        now = self._knocked_at = time.monotonic()
+        """Ping every worker, since only sending shows a broken connection; drop workers that take too long to load."""
+        now = self._probed_at = time.monotonic()
         for member in self._roster.members:
             if member.state is State.ABSENT:
                 continue
@@ -254,8 +254,8 @@ class Membership:
                 )
 
     def _welcome(self, identity: bytes, join: Join) -> None:
-        if time.monotonic() > self._knocked_at + _KNOCK_S:  # a flood of joins must not fill the queues of the workers
-            self.probe_peers()  # so that a place whose holder has died is free
+        if time.monotonic() > self._probed_at + _PROBE_S:  # a flood of joins must not fill the queues of the workers
+            self.probe_peers()  # frees the places of workers that have died
         place = self._roster.join(
             identity, join, self._link.address(identity), self._room.too_small, self._names_of(identity)
         )
@@ -276,7 +276,7 @@ class Membership:
             self._send(place, msgspec.structs.replace(self._plan, pages=self._room.give_pages(place, join)))
 
     def _names_of(self, identity: bytes) -> frozenset[str] | None:
-        """The names that a worker's key is bound to; None where it has come without one, which the bus has admitted."""
+        """The names that a worker's key may use; None without CURVE (an open bus, or the same computer)."""
         key, security = self._link.key(identity), self._link.security
         return security.ring.admits(key, security.role) if key and security is not None else None
 
@@ -290,7 +290,7 @@ class Membership:
             self._link.send(identity, "", message)
 
     def _send_weights(self, member: Member) -> None:
-        """Offers of slices, and pieces of those that it needs, as far as they can be sent now."""
+        """Send offers of slices and the pieces that the worker needs, as far as its credit goes."""
         while True:
             try:
                 message = self._streams[member.node].next_message()
@@ -299,16 +299,16 @@ class Membership:
                     raise
                 logger.exception("cannot read what %s is to hold", member.name)
                 self._drop(member, f"cannot be given its weights: {type(error).__name__}: {error}")
-                return  # a root that has served lives on: what cannot be read now may be read later
+                return  # a root that has been ready goes on: the file may become readable again
             if message is None:
                 return
             try:
                 self._link.send(member.identity, member.name, *message)
-            except PeerGone:  # why it ended may have come, and waits to be read; the next ping finds it gone
+            except PeerGone:  # its last message may still be unread; the next ping finds that it has gone
                 return
 
     def _held_bytes(self, node: int) -> int:
-        """Weights that a node has in its memory by now, as far as it is known."""
+        """Bytes of weights that a node has in its memory at present, as far as the root knows."""
         stream, preparing = self._streams[node], self._preparing.get(node)
         if node in self._loaded_at:
             return stream.total_bytes
@@ -324,7 +324,7 @@ class Membership:
         return True
 
     def _drop(self, member: Member, reason: str) -> None:
-        """Give up a worker that is still there. It hears so, and may join again."""
+        """Drop a worker whose connection still works. It gets a Bye, and may join again."""
         logger.warning("gave up %s: it %s", member.name, reason)
         if self._send(member, Bye(True, reason)):
             self._roster.lose(member, reason)

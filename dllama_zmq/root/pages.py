@@ -1,4 +1,4 @@
-"""Which pages of the KV cache are in use, and which hold a prefix that a later text may begin with.
+"""The pages of the KV cache: which are in use, and which are kept because a later prompt may begin with their text.
 
 A page holds the keys and values of `page_size` positions of one sequence, on every node. Knows ids of pages and tokens;
 knows nothing of the memory behind them. After vLLM's block pool; where that compares hashes, this compares tokens.
@@ -16,7 +16,7 @@ and anybody could choose tokens whose tuples have equal hashes."""
 
 
 class PrefixIndex:
-    """Full pages by what they hold: a page's parent (the page before it) and its own tokens.
+    """Finds full pages by their parent (the page before them) and their own tokens.
 
     A page is found only through its parent, so tokens are equal from the first position on. Therefore a page must not
     leave the index before its children.
@@ -80,7 +80,7 @@ class PagePool:
         self._index = PrefixIndex()
         self._users: list[int] = []  # of the pages that have been used, which are 0, 1, 2, ...
         self._free: list[int] = []  # those of them that are free
-        self._cached: OrderedDict[int, None] = OrderedDict()  # the least recently used first
+        self._cached: OrderedDict[int, None] = OrderedDict()  # least recently used first
 
     @property
     def n_available(self) -> int:
@@ -106,7 +106,7 @@ class PagePool:
         return self._users[page]
 
     def take(self) -> int | None:
-        """A page for one user, whatever it holds; None where all are in use."""
+        """Take a page for one user; its content is overwritten. None if all are in use."""
         if self._free:
             page = self._free.pop()
         elif len(self._users) < self.n_pages:
@@ -121,18 +121,18 @@ class PagePool:
         return page
 
     def find(self, tokens: Sequence[int]) -> list[int]:
-        """The pages of the longest prefix of `tokens` that is held. They are not in use by that: `share` them."""
+        """The pages of the longest cached prefix of `tokens`. Finding does not take them: call `share`."""
         return self._index.find(tokens, self.page_size)
 
     def share(self, pages: Iterable[int]) -> None:
-        """One user more for indexed pages."""
+        """Add a user to indexed pages."""
         for page in pages:
             if not self._users[page]:
                 del self._cached[page]
             self._users[page] += 1
 
     def release(self, pages: Sequence[int]) -> None:
-        """One user less for `pages`, which are in order of position. Indexed ones remain cached."""
+        """Remove a user of `pages`, given in order of position. Indexed pages stay cached."""
         for page in reversed(pages):
             self._users[page] -= 1
             if self._users[page]:
@@ -143,7 +143,7 @@ class PagePool:
                 self._free.append(page)
 
     def index(self, parent: int | None, tokens: Sequence[int], page: int) -> int:
-        """Let others find a full page that one user has, as in `PrefixIndex.add`.
+        """Index a full page of one user, as `PrefixIndex.add` does.
 
         Returns the page to use from here on: where another one holds the same, that one, and `page` is released.
         """

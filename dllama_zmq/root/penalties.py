@@ -1,4 +1,4 @@
-"""What a request adds to and takes from the logits of single tokens: biases and penalties, one row at a time."""
+"""The biases and penalties of a request, applied to the logits of one row at a time."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Penalties:
 
     @classmethod
     def of(cls, sampling: Sampling, tokens: Sequence[int], n_prompt: int) -> Penalties | None:
-        """Those of the row after `tokens`, whose first `n_prompt` are the prompt; None where no logit changes."""
+        """The penalties of the row after `tokens`, whose first `n_prompt` are the prompt; None if no logit changes."""
         counted = sampling.frequency_penalty != 0 or sampling.presence_penalty != 0
         divided = sampling.repetition_penalty != 1
         if not (counted or divided or sampling.logit_bias):
@@ -46,7 +46,7 @@ class Penalties:
         return cls(ids, bias, repetition, subtracted)
 
     def apply(self, logits: F32) -> F64:
-        """The logits (n,) of the ids as they are to be sampled from."""
+        """The logits (n,) of `ids` after biases and penalties."""
         biased = logits.astype(np.float64) + self.bias
         repeated = np.where(biased > 0, biased / self.repetition, biased * self.repetition)
         penalized: F64 = repeated - self.subtracted

@@ -1,4 +1,4 @@
-"""One vector for a text, made from the hidden states of its tokens as they come."""
+"""Pool the hidden states of a text's tokens into one vector, chunk by chunk."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from dllama_zmq.sharding.candidates import F64
 
 
 class MeanPooling:
-    """The mean of the rows so far, in float64. They are added one after another, so chunks do not matter."""
+    """The mean of the rows so far, in float64. Rows are added one after another, so the chunks do not change its
+    bits."""
 
     def __init__(self, dim: int) -> None:
         self._sum: F64 = np.zeros(dim)

@@ -1,4 +1,4 @@
-"""What one step will put on the bus between the root and one worker: messages, payload, wire. Held against the meter.
+"""Predict the messages, payload bytes and wire bytes of one step between the root and one worker.
 
 Payload comes from the plan (`sharding/traffic.py`); wire adds the headers, encoded with numbers as wide as the real
 ones, and ZMTP framing. The width of a Step's position is not known here: it may be off by a byte or two.
@@ -41,7 +41,7 @@ class Predicted:
 
 
 class Asked(NamedTuple):
-    """A row that is sampled: what it asks of a worker, in numbers, and what that answers."""
+    """A sampled row as counts: what it asks of a worker, and what the worker answers."""
 
     k: int
     n_listed: int
@@ -50,13 +50,14 @@ class Asked(NamedTuple):
 
     @classmethod
     def of(cls, ask: Ask, vocab: slice) -> Asked:
-        """Of a worker that holds the ids `vocab`."""
+        """The counts for a worker that holds the ids `vocab`."""
         n_listed = 0 if ask.listed is None else len(ask.listed)
         return cls(ask.k, n_listed, 0 if ask.mask is None else len(ask.mask), ask.reply(vocab.start, vocab.stop))
 
 
 def as_wide_as(number: int) -> int:
-    """The largest number that msgpack writes in as many bytes as `number`: few of them stand for all."""
+    """The largest number that msgpack writes in as many bytes as `number`: so that few encoded headers stand for
+    all."""
     return next(largest for largest in (0x7F, 0xFF, 0xFFFF, 0xFFFFFFFF, 1 << 62) if number <= largest)
 
 
@@ -71,8 +72,8 @@ def predict_step(
     n_spans: int = 1,
     sealed: bool = False,
 ) -> dict[StepKind, Predicted]:
-    """One step of `n_tokens` tokens, of whose last rows each asks a worker for something. `step` is its number since
-    the root began. n_pages: page ids of all its spans. sealed: the worker's connections have CURVE."""
+    """Predict a step of `n_tokens` tokens. asked: its sampled rows. step: the number of the step since the root
+    started. n_pages: page ids of all its spans. sealed: the worker's connections have CURVE."""
     listed, masks = sum(row.n_listed for row in asked), [row.mask_bytes for row in asked if row.mask_bytes]
     traffic = step_traffic(spec, sync, n_tokens, [row.reply for row in asked], n_pages)
     batches = micro_batches(spec, n_tokens)
@@ -101,7 +102,7 @@ def predict_step(
 def predict_more(
     spec: ModelSpec, n_tokens: int, asked: tuple[Asked, ...], step: int, sealed: bool = False
 ) -> dict[StepKind, Predicted]:
-    """What asking some of the last step's rows again adds to it; the arguments are those of `predict_step`."""
+    """Predict the cost of asking some rows of the last step again. Arguments as for `predict_step`."""
     stage = 2 * spec.n_layers * len(micro_batches(spec, n_tokens)) + 2
     return {
         "more": Predicted(1, 0, _wire(More(_EPOCH, step, stage, [(n_tokens - 1, row.k) for row in asked]), [], sealed)),

@@ -1,4 +1,4 @@
-"""What the last steps took: a node that has become slow shows soon, and one that has recovered no more. Pure."""
+"""Seconds of the last steps, so that a node that became slow shows soon and a recovered one no longer does. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dllama_zmq.bus.slowest import slowest
 RECENT_S = 10.0
 """The figures are those of the last 10 s of steps at least, and of the last 20 s at most."""
 _MIN_STEPS = 20
-"""And of at least 20 steps: fewer say little."""
+"""The figures cover at least 20 steps: fewer say little."""
 
 
 @dataclass(slots=True)
@@ -25,7 +25,7 @@ class _Steps:
     nodes: dict[str, NodeTimes] = field(default_factory=dict)
 
     def add(self, steps: int, tokens: int, wall_s: float, squares: float, nodes: Mapping[str, NodeTimes]) -> None:
-        """Some steps more. Keeps no object of `nodes`."""
+        """Add some steps. Keeps no reference to `nodes`."""
         self.steps += steps
         self.tokens += tokens
         self.wall_s += wall_s

@@ -1,4 +1,4 @@
-"""The cluster as one Status message: what `status`, `netstat` and `up` show."""
+"""Build the Status message that `status`, `netstat` and `up` show."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from dllama_zmq.spec import ModelSpec
 
 @dataclass(frozen=True, slots=True)
 class ClusterFacts:
-    """What the root does not know of itself: the cluster's name, the model's path, when it all began.
+    """Facts that the root does not know: the name of the cluster, the path of the model, the start time.
 
     model: the path as text, which need not open the file. created: when the file was written, in seconds since 1970.
-    model_name: as people call it; where "", as its file is called. api: the URL of its API server, or "".
+    model_name: the name for people; "": that of its file. api: the URL of its API server, or "".
     security: see Status.
     """
 
@@ -40,7 +40,7 @@ class ClusterFacts:
 
 
 def model_facts(facts: ClusterFacts, spec: ModelSpec) -> ModelFacts:
-    """What clients are told of the model."""
+    """The facts about the model that clients get."""
     tensors, path = tensor_table(spec), Path(facts.model)
     return ModelFacts(
         name=facts.model_name or (path.stem if path.suffix in (".m", ".gguf") else path.name),
@@ -54,7 +54,7 @@ def model_facts(facts: ClusterFacts, spec: ModelSpec) -> ModelFacts:
 
 
 def cluster_status(facts: ClusterFacts, engine: Engine) -> Status:
-    """Everything that the root knows of the cluster now. Requests and their queue are the front's to add."""
+    """The status of the cluster. The front adds the requests and their queue."""
     root = engine.root
     ledger, settings = root.ledger, root.settings
     nodes = [_root_node(root, facts.version)]
@@ -137,7 +137,7 @@ def _root_node(root: Root, version: str) -> NodeStatus:
 
 
 def _memory(root: Root, node: int) -> NodeMemory:
-    """With every page of the KV cache."""
+    """The memory that a node needs with all pages of its KV cache, in bytes."""
     return node_memory(root.plan, node, root.n_pages * KV_PAGE, root.settings.kv_type)
 
 

@@ -1,4 +1,4 @@
-"""The memory of the workers' computers: whether a node has room there, and for how many pages of the KV cache."""
+"""Decide whether a worker's computer has memory for a node, and for how many pages of the KV cache."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from dllama_zmq.sharding import KVBudget, node_memory
 
 
 class Room:
-    """What each worker that joins has room for, by what it says of its computer.
+    """Decides by what a joining worker says of its computer.
 
     own_pages: pages of the KV cache that the root's own computer has room for. memory: bytes that a node's part of the
-    model needs; where None, no worker is too small. held_bytes: the weights that a node has in its memory by now.
+    model needs; None: no worker is too small. held_bytes: bytes of weights that a node has in its memory at present.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class Room:
         self._own_pages = own_pages
         self._memory = memory
         self._held_bytes = held_bytes
-        self._pages: dict[int, int] = {}  # that a node was told to make room for
+        self._pages: dict[int, int] = {}  # by node, what its Plan message said
 
     @property
     def n_pages(self) -> int:
@@ -39,18 +39,17 @@ class Room:
         return min([self._own_pages, *self._pages.values()])
 
     def give_pages(self, place: Member, join: Join) -> int:
-        """Pages of the KV cache that the worker's computer has room for, from now on those of its place.
+        """Choose how many pages of the KV cache the worker gets, and note it for its place.
 
-        What other nodes there hold of the model counts as free, for room for it is counted; not what they have in their
-        caches by now, so where one of several joins again there may be fewer pages than before.
+        Weights that other nodes of the same computer hold count as free, because their needs are subtracted in full.
+        The filled part of their caches does not, so a worker that joins again may get fewer pages than before.
         """
         self._pages[place.node] = pages = self._pages_for(place, join)
         return pages
 
     def _pages_for(self, place: Member, join: Join) -> int:
-        if (
-            place.name in self._roster.reserved or join.free_bytes is None
-        ):  # the root's own computer is counted by the root
+        on_root = place.name in self._roster.reserved  # the root counts the memory of its own computer
+        if on_root or join.free_bytes is None:
             return self._own_pages
         there = [
             member.node
@@ -64,10 +63,10 @@ class Room:
         return min(self._own_pages, self._budget.pages(list(held), join.free_bytes + sum(held.values()) + programs))
 
     def too_small(self, place: Member, join: Join) -> str:
-        """Why the worker's computer has no room for the node at `place`; empty where it has."""
+        """Why the worker's computer has too little memory for the node at `place`; empty if it has enough."""
         if self._memory is None or join.free_bytes is None:
             return ""
-        to_come = 0  # what others on the same computer have been promised and do not hold yet
+        to_come = 0  # what other nodes of the same computer still need
         for other in self._roster.members:
             same_host = other.joined is not None and other.joined.host == join.host
             if other is not place and other.state is State.LOADING and same_host:

@@ -64,13 +64,13 @@ from dllama_zmq.spec import Sync
 class RootSettings:
     """How the root runs a model over itself and the workers `names`, 2^n nodes together.
 
-    reserved: the workers whose places are only for workers that ask for them by name. addresses: by name, the known IP
+    reserved: names that a worker gets only if it asks for them. addresses: by name, the known IP
     addresses of the other workers' hosts.
     kv_bytes: most memory of each node for the KV cache; None: as much as max_sequences need, if there is as much.
     check_memory: a worker whose computer has too little memory free gets no place.
     profile: `Root.kernels` counts seconds and calls by name.
-    recent_s: the figures of recent steps are those of the last recent_s seconds, at least.
-    hashes: the folder where the hashes of the weights are kept for the next start; None: nowhere.
+    recent_s: figures of recent steps cover at least this many seconds.
+    hashes: folder in which the weights' hashes are kept for the next start; None: nowhere.
     """
 
     names: Sequence[str] = ()
@@ -93,7 +93,7 @@ class RootSettings:
 
 
 class Root:
-    """A model over its nodes. `form` first, then `evaluate`; after an error from `evaluate`, `form` again."""
+    """A model over its nodes. Call `wait_ready` before `evaluate`, and again after every error of `evaluate`."""
 
     def __init__(
         self,
@@ -103,9 +103,9 @@ class Root:
         endpoints: Endpoints | None = None,
         on_read: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
-        """`on_read` is called with the bytes of the root's own weights that are ready, and with all of them.
+        """on_read(done, total) is called as the root's own weights become ready, in bytes.
 
-        Raises PlanError where the model cannot be split so, BusError where an endpoint cannot be bound.
+        Raises PlanError if the model cannot be split over these nodes, BusError where an endpoint cannot be bound.
         """
         self.spec = model.spec
         self.settings = settings
@@ -126,7 +126,7 @@ class Root:
             kernels = Profiled(kernels)
         self.kernels = kernels
         self.kernels_name = kernels.name
-        first_epoch = time.time_ns() // 1_000_000  # a root that starts again begins above the epochs of the last one
+        first_epoch = time.time_ns() // 1_000_000  # above every epoch of a root that ran before
         self.roster = Roster(settings.names, first_epoch, settings.reserved, settings.addresses)
         self.link: RootLink | None = None
         self._exchange: Exchange = Solo()
@@ -151,7 +151,7 @@ class Root:
                     (lambda node: self.memory(node).model) if settings.check_memory else None,
                 )
             self._shard = self._build_shard(on_read)
-        except BaseException:  # Ctrl-C too: nobody could close what half a root holds
+        except BaseException:  # Ctrl-C too: the caller has no root to close
             self._slices.close()
             if self.link is not None:
                 self.link.close()
@@ -161,8 +161,8 @@ class Root:
         self.ledger = Ledger(self.plan, settings.sync, list(settings.names), settings.recent_s, sealed)
         self._stopwatch = Stopwatch(self._exchange, None if self.link is None else self.link.meter, self._unnamed)
         self._phase: Phase = "idle"
-        self._asks: Mapping[int, Ask] = {}  # of the last step, by row, and the logits of these rows
-        self._x: F32 = np.empty((0, 0), np.float32)  # its result: one row for each token
+        self._asks: Mapping[int, Ask] = {}  # of the last step, by row; _logits are those of these rows
+        self._x: F32 = np.empty((0, 0), np.float32)  # the hidden states of the last step: (T, D)
         self._logits: F32 = np.empty((0, 0), np.float32)
 
     def _build_shard(self, on_read: Callable[[int, int], None]) -> Model:
@@ -174,7 +174,7 @@ class Root:
 
     @property
     def n_pages(self) -> int:
-        """Pages of the KV cache that every node has room for, as far as they have joined. It changes with `caches`."""
+        """Pages of the KV cache that every node has room for, as far as they have joined."""
         return self._own_pages if self.membership is None else self.membership.n_pages
 
     @property
@@ -196,29 +196,29 @@ class Root:
         self.membership.serve_bus(until)
 
     def all_reachable(self) -> bool:
-        """Every node is ready, and none has died since it was last looked at."""
+        """Whether every node is ready, after a ping to each."""
         if self.membership is not None and self.ready:
             self.membership.probe_peers()
         return self.ready
 
     def any_worker_absent(self) -> bool:
-        """Whether a worker is not even there, loading."""
+        """Whether a worker has not joined."""
         return any(member.state is State.ABSENT for member in self.roster.members)
 
     def progress(self) -> list[Progress]:
-        """How far every worker is, in node order."""
+        """The progress of every worker, in node order."""
         return self.membership.progress() if self.membership is not None else []
 
     def missing_sentence(self) -> str:
-        """Who is not ready, and why."""
+        """The workers that are not ready, and why."""
         return self.membership.missing_sentence() if self.membership is not None else ""
 
     def cache_holders(self) -> tuple[bytes, ...]:
-        """Equal as long as every worker has the keys and values of all steps: who joins again has none."""
+        """The identities of the workers whose KV caches hold the steps so far. A change means that a cache is empty."""
         return tuple(member.identity for member in self.roster.members)
 
     def set_phase(self, phase: Phase) -> None:
-        """What the traffic and the seconds from here on are for."""
+        """The phase that traffic and seconds are counted under from here on."""
         self._phase = phase
         if self.link is not None:
             self.link.meter.phase = phase
@@ -226,9 +226,10 @@ class Root:
     def evaluate(
         self, batch: Batch, tokens: Sequence[int], asks: Mapping[int, Ask]
     ) -> tuple[list[RowCandidates], StepStats]:
-        """One step: `tokens` are those of the batch's rows. Returns what the rows in `asks`, which ascend, ask for.
+        """Run one step: `tokens` are those of the rows of `batch`. Returns an answer for each row in `asks`
+        (ascending).
 
-        Raises WorkerLost or RemoteError; the cluster must then be formed again and every page filled again.
+        Raises WorkerLost or RemoteError; then call `wait_ready`, and evaluate all sequences again.
         """
         self._check(batch, tokens)
         self._stopwatch.start()
@@ -240,7 +241,7 @@ class Root:
         return rows, figures
 
     def more(self, ks: Mapping[int, int]) -> tuple[list[RowCandidates], StepStats]:
-        """The same of some rows of the last step's asks with another k: by row, the best k, or every logit (0)."""
+        """Answer some rows of the last step again with another k, by row; 0: every logit."""
         self._stopwatch.start()
         asks = {row: replace(self._asks[row], k=k) for row, k in ks.items()}
         with self._void_if_broken_off():
@@ -248,7 +249,7 @@ class Root:
         self.ledger.add_more(self._phase, len(self._x), asks)
         at = list(self._asks)
         rows = merged(self._answers(parts, asks, self._logits[[at.index(row) for row in ks]]), asks, self.plan)
-        return rows, self._stopwatch.stop(())[0]  # the workers' own seconds are again those of the whole step
+        return rows, self._stopwatch.stop(())[0]  # the workers' seconds would count the whole step again
 
     def hidden(self, rows: slice) -> F32:
         """The hidden states (R, D) of some rows of the last step, after the final norm."""
@@ -286,7 +287,7 @@ class Root:
 
     @contextmanager
     def _void_if_broken_off(self) -> Iterator[None]:
-        """A step that does not reach its end, Ctrl-C included, is void on every node and for the books."""
+        """Raise the epoch and count the bytes as void if the step does not reach its end, Ctrl-C included."""
         before = self.link.meter.snapshot() if self.link is not None else {}
         try:
             yield
@@ -297,7 +298,7 @@ class Root:
             raise
 
     def _answers(self, parts: Sequence[Part], asks: Mapping[int, Ask], logits: F32) -> list[list[NodeCandidates]]:
-        """Every node's answers to `asks`, the root's own from its `logits` of these rows first."""
+        """Every node's answers to `asks`, the root's own first, made from its `logits` (R, V / N) of these rows."""
         if not asks:
             return []
         each = list(asks.values())
@@ -316,7 +317,7 @@ class Root:
         return member.name if member is not None else None
 
     def _unnamed(self) -> list[str]:
-        """The nodes of this computer where it has fewer cores than they have threads: who of them is last is chance."""
+        """The nodes of this computer, if they have more threads than it has cores: which of them is last is chance."""
         if not self.settings.oversubscribed:
             return []
         return [ROOT, *(member.name for member in self.roster.members if not ip_of(member.address))]

@@ -1,4 +1,4 @@
-"""Choose a token from the best candidates of a row, or say that they do not suffice. Knows numbers, not sockets."""
+"""Choose a token from the best candidates of a row, or ask for more of them. Knows numbers, not sockets."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ _MOST_EXPONENT = 700.0  # exp of somewhat more is infinite
 
 
 def more_than(k: int, vocab_size: int) -> int:
-    """The number of candidates to ask for after `k` did not suffice; 0 asks for every logit."""
+    """How many candidates to ask for after `k` were too few; 0: every logit."""
     return 8 * k if 32 * k < vocab_size else 0
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A token that was chosen. Where they are asked for: its log-probability, and the most likely ids with theirs."""
+    """A chosen token; if asked for, its log-probability and the most likely ids with theirs."""
 
     token: int
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
 
     def logprobs(self) -> list[tuple[int, float]]:
-        """The token's own, then those of the most likely ids; empty where they are not asked for."""
+        """The log-probability of the token, then those of the most likely ids; empty if not asked for."""
         return [] if self.logprob is None else [(self.token, self.logprob), *self.top]
 
 
@@ -40,11 +40,12 @@ class Sampler:
     """One request's choices: equal requests with equal seeds choose equally, on any number of nodes.
 
     For each token: `ask`, then `choose` from the answer; while that is None, `choose` from the answer to `ask_more`.
-    There is one coin for each length of the text: a step that is run again for the same tokens chooses as it did.
+    The random number depends on the seed and the length of the text, so a step that is run again chooses as before.
     """
 
     def __init__(self, sampling: Sampling, n_ids: int, n_prompt: int = 0) -> None:
-        """Of tokens below `n_ids`; the first `n_prompt` tokens of the text are its prompt. Raises RequestError."""
+        """n_ids: only ids below it are chosen. n_prompt: tokens of the text that are its prompt. Raises
+        RequestError."""
         sampling.check()
         for token in sampling.logit_bias:
             if token >= n_ids:
@@ -54,12 +55,12 @@ class Sampler:
         self._n_prompt = n_prompt
         self._random = np.random.default_rng(sampling.seed)
         self._coin = 0.0
-        self._length = -1  # of the text that the coin is for
+        self._length = -1  # the text length that _coin belongs to
         self._penalties: Penalties | None = None
         self._ask = Ask(0)
 
     def ask(self, tokens: Sequence[int], mask: U8 | None = None) -> Ask:
-        """What to ask of the row of the last of `tokens`, the text so far. mask: as in `Ask`."""
+        """The ask for the row of the last of `tokens`, the text so far. mask: as in `Ask`."""
         sampling = self.sampling
         if len(tokens) != self._length and not sampling.greedy:
             self._coin, self._length = self._random.random(), len(tokens)
@@ -74,14 +75,14 @@ class Sampler:
         return self._ask
 
     def ask_more(self) -> Ask:
-        """What to ask of the same row where its candidates did not suffice."""
+        """The ask for the same row if its candidates were too few."""
         if self._ask.k == 0:
             raise ClusterDefect("every logit of the vocabulary did not suffice to choose a token")
         self._ask = replace(self._ask, k=more_than(self._ask.k, self._n_ids))
         return self._ask
 
     def choose(self, row: RowCandidates) -> Choice | None:
-        """The next token, or None where more candidates are needed to know it.
+        """The next token; None if it takes more candidates to know it.
 
         Where ids are left out of a row because they are no tokens, the others are chosen as if those had a probability
         of 0: exactly with `top_k` or `top_p` 1. Otherwise the kept tokens hold `top_p` of the whole row, left-out ids
@@ -113,7 +114,7 @@ class Sampler:
         return row.with_listed(self._ask.listed[allowed], logits[allowed], self._ask.temperature)
 
     def _top(self, row: RowCandidates) -> tuple[tuple[int, float], ...] | None:
-        """The most likely ids that are told, with log-probabilities; None where more candidates are needed."""
+        """The most likely ids with log-probabilities, for the client; None if it takes more candidates to know them."""
         n = self.sampling.logprobs
         if not n:
             return ()
@@ -184,7 +185,7 @@ class Sampler:
 
 
 def _typical(scaled: F64, mass: float) -> F64:
-    """Of all tokens that are left, best first, the cumulated weights of the typical ones; the others' are 0."""
+    """The cumulated weights of the remaining tokens, best first, with those of tokens that are not typical at 0."""
     weights = np.exp(scaled - scaled[0])
     probabilities = weights / weights.sum()
     surprisal = math.log(weights.sum()) - (scaled - scaled[0])

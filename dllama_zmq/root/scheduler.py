@@ -1,6 +1,6 @@
-"""Choose the rows of the next step, for many sequences over one pool of pages, and take in what the step has chosen.
+"""Choose the rows of the next step, for many sequences over one pool of pages, and accept the tokens it sampled.
 
-Knows sequences and pages; knows nothing of nodes, models, probabilities and time. The life of a sequence:
+Knows sequences and pages; no nodes, models, probabilities or time. The life of a sequence:
 
              add                   pages found or free                  stop id, max_new
     (new) ─────────► waiting ──────────────────────────────► running ─────────────────────► finished
@@ -9,21 +9,21 @@ Knows sequences and pages; knows nothing of nodes, models, probabilities and tim
                       └─────── no page left, or rewind ───────┘
                                (n_computed = 0, pages given back)
 
-A step has one row for each sequence that decodes, which is one all of whose tokens but the last have been evaluated;
-and a chunk of the others' tokens, the oldest's first: `prefill_rows` rows, or `mixed_rows` where others decode, whose
-next token waits for this step. The row of a sequence's last token is sampled, and what is chosen becomes its next
-token. Nothing but `accept` moves a sequence on: a step that failed and is never accepted did not happen.
+A sequence decodes when all its tokens but the last have been evaluated; otherwise it prefills. A step has one row for
+each sequence that decodes, and a chunk of the tokens of those that prefill, oldest sequence first: `prefill_rows` rows,
+or `mixed_rows` if any sequence decodes, since its next token waits for the step. The row of a sequence's last token is
+sampled; the chosen token is appended. Only `accept` advances a sequence, so a failed step changes nothing.
 
-Everything goes in order of arrival. All that wait have arrived after all that run: who waits is admitted in order,
-where all its tokens' pages are available and one more for each that runs; and where a running sequence needs a page
-and none is left, the youngest running one is preempted, so it gives its pages back and waits, first in the queue. So
-the oldest always goes on: it can get every page, and alone it has enough (`add` refuses who has not).
+Order of arrival decides. A waiting sequence is admitted when pages are available for all its tokens, and one more for
+each running sequence. If a running sequence needs a page and none is left, the youngest running one is preempted: it
+gives its pages back and waits, first in the queue. So the oldest sequence always advances: it can get every page, and
+`add` refuses a sequence that would not fit alone.
 
-Prefix cache: a page that is full is indexed, and a sequence that is admitted (for the first time or again) begins after
-the indexed pages that hold its own first tokens; at least its last token is evaluated, as a step must give its logits.
-It is admitted one step later where another sequence is about to fill the next page that it could share, so `n` equal
-prompts are evaluated once. Of two pages with equal content the second is given back. A sequence that generates nothing
-wants what the evaluation of each token gives, so it uses no page of others, and its rows are not sampled.
+Prefix cache: a full page is indexed by its tokens. An admitted sequence starts after the indexed pages that match its
+first tokens; at least its last token is evaluated, because its logits are needed. It is admitted one step later if
+another sequence is about to fill the next page that it could share, so `n` equal prompts are evaluated once. The second
+of two equal pages is given back. A sequence that generates nothing (an embedding) needs the hidden state of each token,
+so it shares no pages, and none of its rows is sampled.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ from dllama_zmq.root.sequence import Sequence
 
 @dataclass(slots=True, eq=False)
 class Scheduled:
-    """The rows of one step: `spans` cover them in order, each of the sequence beside it, and `tokens` are theirs.
+    """The rows of one step: `spans` in order, the sequence of each span, and the tokens of all rows.
 
-    sampled: (row, sequence) of each row whose next token is to be chosen.
+    sampled: (row, sequence) for each row after which a token is sampled.
     """
 
     sequences: list[Sequence] = field(default_factory=list)
@@ -54,7 +54,8 @@ class Scheduled:
 
 @dataclass(slots=True)
 class Prefilled:
-    """`done` of the `total` tokens of the prompt have keys and values, `count` of them new. A rewind begins again."""
+    """`done` of the `total` prompt tokens have keys and values, `count` of them since the last step. A rewind starts
+    at 0."""
 
     sequence: Sequence
     done: int
@@ -64,7 +65,7 @@ class Prefilled:
 
 @dataclass(slots=True)
 class Token:
-    """One token more."""
+    """A sequence has one more token."""
 
     sequence: Sequence
     token: int
@@ -72,7 +73,7 @@ class Token:
 
 @dataclass(slots=True)
 class Finished:
-    """A stop id was chosen, the text is whole, or `max_new` tokens are generated. The sequence has left."""
+    """A sequence has ended and left: a stop id was sampled, its grammar is complete, or it has `max_new` new tokens."""
 
     sequence: Sequence
     reason: Literal["stop", "length"]
@@ -82,7 +83,7 @@ Event = Prefilled | Token | Finished
 
 
 def does_not_fit(sequence: Sequence, holder: str, room: int) -> RequestError:
-    """The error of a sequence for which `holder` has too little room: `room` positions."""
+    """The error for a sequence that needs more than the `room` positions of `holder`."""
     return RequestError(
         f"a prompt of {sequence.n_prompt} tokens and up to {sequence.max_new} new ones; {holder} room for {room} in all"
         ": shorten the prompt, ask for fewer tokens, or give the KV cache more memory"
@@ -92,7 +93,7 @@ def does_not_fit(sequence: Sequence, holder: str, room: int) -> RequestError:
 class Scheduler:
     """Sequences in order of arrival: `running`, at most `max_sequences`, then `waiting`.
 
-    mixed_rows: may be set anew before each step (pace.py).
+    mixed_rows: may be changed before each step (pace.py).
     """
 
     def __init__(self, pool: PagePool, max_sequences: int, prefill_rows: int = 128, mixed_rows: int = 8) -> None:
@@ -106,7 +107,7 @@ class Scheduler:
 
     @property
     def has_room(self) -> bool:
-        """Fewer sequences than may run."""
+        """Whether fewer than `max_sequences` are running or waiting."""
         return len(self.running) + len(self.waiting) < self._max_sequences
 
     @property
@@ -117,7 +118,7 @@ class Scheduler:
     def add(self, sequence: Sequence) -> None:
         """Queue a new sequence: it joins at the next step that has room. The caller bounds the queue (`has_room`).
 
-        Raises RequestError where it could not even run alone.
+        Raises RequestError if it would not fit even alone.
         """
         if not sequence.tokens or sequence.max_new < 0:
             raise RequestError(
@@ -129,7 +130,7 @@ class Scheduler:
         self.waiting.append(sequence)
 
     def cancel(self, sequence: Sequence) -> None:
-        """Remove a sequence at once, also while a step has rows of it; one that has finished is left alone."""
+        """Remove a sequence at once, also while a step with its rows runs. Does nothing if it has finished."""
         if sequence.state == "finished":
             return
         if sequence.state == "running":
@@ -139,11 +140,11 @@ class Scheduler:
         sequence.state = "finished"
 
     def schedule(self) -> Scheduled | None:
-        """The next step, or None where nobody has anything to evaluate. It replaces a step that was not accepted."""
+        """The next step; None if nothing is left to evaluate. It replaces a step that was not accepted."""
         step = Scheduled()
         running = self.running
         rows_left = self.mixed_rows if self.n_decoding else self.prefill_rows
-        for sequence in running:  # it loses at its end who is preempted
+        for sequence in running:  # preemption removes from its end
             n_left = len(sequence.tokens) - sequence.n_computed
             count = 1 if n_left == 1 else min(n_left, rows_left)
             if count and self._get_pages(sequence, sequence.n_computed + count):
@@ -159,7 +160,7 @@ class Scheduler:
         return self._step
 
     def schedule_alone(self, sequence: Sequence) -> Scheduled | None:
-        """A step of one running sequence, as `schedule` would make it if there were no other; None where it waits."""
+        """The step that `schedule` would make if this running sequence were the only one; None if it waits."""
         step = Scheduled()
         count = min(len(sequence.tokens) - sequence.n_computed, self.prefill_rows)
         if sequence.state == "running" and self._get_pages(sequence, sequence.n_computed + count):
@@ -168,11 +169,11 @@ class Scheduler:
         return self._step
 
     def accept(self, step: Scheduled, chosen: list[int], whole: Container[Sequence] = ()) -> list[Event]:
-        """The last scheduled step is evaluated, and these are the tokens `chosen` for its sampled rows.
+        """Advance the sequences of the last scheduled step by the tokens `chosen` for its sampled rows.
 
-        whole: sequences whose text is whole with its token, which end with it.
-        What concerns sequences that were cancelled meanwhile is dropped. Raises ClusterDefect for another step than the
-        last, or after a rewind.
+        whole: sequences whose grammar is complete with this token, and which therefore end.
+        Rows of sequences that were cancelled meanwhile are dropped. Raises ClusterDefect if the step is not the last
+        scheduled one, or after a rewind.
         """
         if step is not self._step:
             raise ClusterDefect("a step was accepted that is not the last one scheduled")
@@ -203,9 +204,10 @@ class Scheduler:
         return events
 
     def rewind(self, n_pages: int | None = None) -> list[Sequence]:
-        """Keys and values are gone everywhere, and the pool has `n_pages` from here on, or as many as before.
+        """All keys and values are lost: every sequence is evaluated again. n_pages: the new size of the pool; None: as
+        before.
 
-        All sequences are evaluated again. Those that no longer fit have left, and are returned.
+        Sequences that no longer fit leave, and are returned.
         """
         while self.running:
             self._preempt(self.running[-1])
@@ -221,7 +223,7 @@ class Scheduler:
         return self.pool.n_pages_of(sequence.n_prompt + max(sequence.max_new - 1, 0)) <= self.pool.n_pages
 
     def _admit(self, step: Scheduled) -> bool:
-        """Let the first that waits run, if it can; its pages are those that its prefix is found in."""
+        """Admit the first waiting sequence if it fits, with the pages in which its prefix is cached."""
         if not self.waiting or len(self.running) >= self._max_sequences:
             return False
         sequence, pool = self.waiting[0], self.pool
@@ -241,7 +243,7 @@ class Scheduler:
         return True
 
     def _next_page_is_in(self, step: Scheduled, sequence: Sequence, pages: list[int]) -> bool:
-        """Whether the step fills the page that would be the next one found after `pages`."""
+        """Whether this step fills the page that the sequence could share after `pages`."""
         start = len(pages) * self.pool.page_size
         end = start + self.pool.page_size
         tokens = sequence.tokens[start:end]
@@ -250,7 +252,7 @@ class Scheduler:
         )
 
     def _get_pages(self, sequence: Sequence, n_positions: int) -> bool:
-        """Give a running sequence pages for its first `n_positions`; False where it had to give all of its back."""
+        """Give a running sequence pages for its first `n_positions`. False if it was preempted itself."""
         pages, n_pages = sequence.pages, -(-n_positions // self.pool.page_size)
         while len(pages) < n_pages:
             page = self.pool.take()
@@ -274,7 +276,7 @@ class Scheduler:
             step.sampled.append((len(step.tokens) - 1, sequence))
 
     def _computed(self, sequence: Sequence, start: int, end: int) -> None:
-        """The positions from `start` up to `end` have keys and values: index the pages that are full by that."""
+        """Positions `start` to `end` now have keys and values: index the pages that became full."""
         sequence.n_computed = end
         pages, size = sequence.pages, self.pool.page_size
         for i in range(start // size, end // size):
@@ -287,7 +289,7 @@ class Scheduler:
         events.append(Finished(sequence, reason))
 
     def _preempt(self, sequence: Sequence) -> None:
-        """The youngest running sequence waits, first in the queue, and is evaluated again later."""
+        """Preempt the youngest running sequence: it waits, first in the queue, and is evaluated again later."""
         self._leave(sequence)
         sequence.state = "waiting"
         self.waiting.appendleft(sequence)

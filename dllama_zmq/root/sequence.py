@@ -1,4 +1,4 @@
-"""One text while it is generated: its tokens, and where their keys and values are. Does nothing by itself."""
+"""The state of one text while it is generated: its tokens and the pages of its keys and values. Plain data."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ State = Literal["waiting", "running", "finished"]
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """A prompt and what follows it: at most `max_new` tokens, or until one of `stop_ids`, which does not become one.
+    """A prompt and its continuation: at most `max_new` tokens, or up to a token of `stop_ids`, which is not kept.
 
-    With `max_new` 0 nothing is chosen, and each token of the prompt is evaluated, whatever the prefix cache has.
+    With `max_new` 0 nothing is sampled, and every prompt token is evaluated, without the prefix cache.
 
     Only the scheduler changes the fields from `tokens` on. `sampler`, `constraint` and `pooling` are for the engine.
     tokens: the prompt's `n_prompt`, then the generated ones.
     pages: ids of the pages of positions 0, 1, ..., in order; the first `n_computed` positions hold keys and values.
-    n_cached: how many of these the prefix cache had when the sequence first ran; None before that.
-    n_lost: steps of it since its last token in which a worker was lost; the engine's.
+    n_cached: prompt positions found in the prefix cache when the sequence first ran; None before that.
+    n_lost: steps since its last token in which a worker was lost; counted by the engine.
     """
 
     prompt: InitVar[Iterable[int]]

@@ -1,4 +1,4 @@
-"""The engine's process: one step, then what the front, the bus and the cluster's owner want. Knows ids, no text."""
+"""The main loop of the root's process: a step, then messages of the front and the bus. Knows token ids, no text."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ from dllama_zmq.root.sequence import Sequence
 logger = logging.getLogger(__name__)
 
 _TURN_S = 0.1
-_LOOK_S = 0.05  # between two looks at the bus and the processes: together they take as long as a small model's step
-_FRONT_S = 10.0  # for the front's process to listen to clients
+_LOOK_S = 0.05  # between two looks at the bus and the processes: a look takes as long as a step of a small model
+_FRONT_S = 10.0  # until the front listens to clients
 _REMIND_S = 1.0
-_STEP_STAGES = 3  # limits.step_s is for one stage; a step of which more stages are as late is none that works
+_STEP_STAGES = 3  # limits.step_s is per stage; a step with more such stages does not count as working
 
 
 class Serving:
-    """Evaluates what the front submits until it says Quit, or `stop` was called."""
+    """Evaluates the requests of the front until it sends Quit or `stop` is called."""
 
     def __init__(self, engine: Engine, front: zmq.Socket[bytes], facts: ClusterFacts) -> None:
         """front: the PAIR socket to the front."""
@@ -61,7 +61,7 @@ class Serving:
         self._links = LinkSpeeds(engine.root)
         self._sequences: dict[int, Sequence] = {}
         self._ids: dict[Sequence, int] = {}
-        self._was_ready: bool | None = None  # nothing has been told
+        self._was_ready: bool | None = None  # no readiness sent yet
         self._has_been_ready = False
         self._remind_at = 0.0
         self._stopped = False
@@ -71,7 +71,7 @@ class Serving:
         self._stopped = True
 
     def open(self, endpoints: list[str]) -> None:
-        """Have the front listen to clients at these endpoints. Raises BusError where it cannot."""
+        """Let the front listen to clients at these endpoints. Raises BusError if it cannot."""
         root = self._root
         self._front.poll(round(_FRONT_S * 1000), zmq.POLLOUT)
         self._tell(
@@ -123,7 +123,7 @@ class Serving:
     def _step(self) -> None:
         try:
             outcome = self._engine.step()
-        except WorkerLost as lost:  # the requests go on when the cluster is whole again
+        except WorkerLost as lost:  # requests continue when the cluster is ready again
             n = len(self._sequences)
             logger.warning("%s; %s for its return", lost, "1 request waits" if n == 1 else f"{n} requests wait")
             return
@@ -135,7 +135,8 @@ class Serving:
             self._fail(sequence, error)
 
     def _fail(self, sequence: Sequence, error: Exception) -> None:
-        """A sequence has ended in an error. A defect of ours must not take the cluster down, nor leave a client."""
+        """Report the error of a sequence to its client. An unexpected error must neither end the cluster nor hang the
+        client."""
         request = self._ids[sequence]
         if isinstance(error, DllamaError):
             logger.warning("request failed id=%d: %s", request, error)
@@ -162,7 +163,7 @@ class Serving:
                 self._stopped = True
 
     def _tell_membership(self) -> None:
-        """Tell the front who is missing: on every change, and once a second while somebody is."""
+        """Send the front which workers are missing: on every change, and once a second while any is."""
         ready, now = self._root.ready, time.monotonic()
         if ready == self._was_ready and (ready or now < self._remind_at):
             return
@@ -185,12 +186,12 @@ class Serving:
         self._tell(Report(cluster_status(self._facts, self._engine)))
 
     def _measure_a_link(self) -> None:
-        """One link, if the front has asked for them; the answer with the last."""
+        """Measure the next link if the front has asked for link speeds; answer after the last one."""
         if self._links.unfinished and (found := self._links.next()) is not None:
             self._tell(Speeds(time.time_ns() // 1000, found))
 
     def _tell(self, message: ToFront) -> None:
-        with suppress(zmq.Again):  # the front has gone, and whoever runs it says so
+        with suppress(zmq.Again):  # the front has ended; its owner reports that
             self._front.send(ENCODER.encode(message), zmq.NOBLOCK)
 
     def _submit(self, message: Submit | SubmitEmbed) -> None:
@@ -215,7 +216,7 @@ class Serving:
         del self._sequences[self._ids.pop(sequence)]
 
     def _tell_step(self, outcome: Outcome) -> None:
-        """Tell the front what a step has brought, in one message."""
+        """Send the front the results of a step, in one message."""
         prompts, sampled, ended, embedded = [], [], [], []
         for event in outcome.events:
             request = self._ids[event.sequence]

@@ -1,4 +1,4 @@
-"""The SHA-256 of every worker's slices: of an earlier start, or made by a thread while the root does other things."""
+"""The SHA-256 of every worker's slices, kept from an earlier start or computed by a thread in the background."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ PIECE_BYTES = 512 * 1024
 _MOST_KEPT = 64
 """Files of hashes, one for each model and number of nodes: 40 kB for TinyLlama's 200 tensors on 4 nodes."""
 _READ_AS = 1
-"""Rises when a type is read as other bytes than before: then no hash of an earlier start holds."""
+"""Incremented when a type is read as other bytes than before, which makes kept hashes useless."""
 _DECODER = msgspec.json.Decoder(list[list[Sha256]])
 
 
 class Slices:
     """The hashes of the slices of each worker under `plan`, in file order.
 
-    folder: where they are kept for the next start; None: nowhere. `close` ends the thread.
+    folder: keeps them for the next start; None: they are not kept. `close` ends the thread.
     """
 
     def __init__(self, model: ModelFile, plan: Plan, folder: Path | None = None) -> None:
@@ -50,13 +50,13 @@ class Slices:
             self._thread.start()
 
     def known(self, node: int) -> list[str]:
-        """The hashes of a node's first slices, as far as they are known. Raises what reading the model raises."""
+        """The hashes of a node's slices computed so far, in order. Raises errors of reading the model."""
         if self._error is not None:
             raise self._error
         return self._hashes[node]
 
     def distrust(self) -> None:
-        """A worker has found bytes that are not those of a hash: one that was kept is made anew."""
+        """A worker found bytes that do not match their hash: compute the kept hashes again."""
         if not self._are_kept or self._file is None:
             return
         logger.warning("%s does not hold for %s: hashing anew", self._file, self._model.path)
@@ -75,7 +75,7 @@ class Slices:
         start = time.monotonic()
         try:
             n_bytes = self._hash_all()
-        except Exception as error:  # whoever asks for hashes gets it
+        except Exception as error:  # raised by `known`
             self._error = error
             return
         if n_bytes is None:
@@ -86,10 +86,10 @@ class Slices:
         self._keep()
 
     def _hash_all(self) -> int | None:
-        """Hash every slice, tensor by tensor, as they will be sent. Returns the bytes read; None if closed."""
+        """Hash every slice, tensor by tensor, in the order of sending. Returns the bytes read; None if closed."""
         n_bytes = 0
         for tensor in self._tensors:
-            by_region: dict[tuple[int, ...], str] = {}  # several nodes have the same region of a norm
+            by_region: dict[tuple[int, ...], str] = {}  # norms: several nodes share a region
             for node in range(1, self._plan.n_nodes):
                 rows, columns = self._plan.region(tensor, node)
                 region = (rows.start, rows.stop, columns.start, columns.stop)
@@ -105,7 +105,7 @@ class Slices:
         return n_bytes
 
     def _kept(self) -> list[list[str]] | None:
-        """The hashes of an earlier start; None where there are none that can be used."""
+        """The hashes of an earlier start; None if there are none, or they do not fit."""
         if self._file is None:
             return None
         try:
@@ -132,7 +132,7 @@ class Slices:
 def pieces(
     model: ModelFile, plan: Plan, node: int, tensor: TensorSpec, first_byte: int = 0
 ) -> Iterator[tuple[int, U8]]:
-    """A node's slice of `tensor` from `first_byte` on: offsets, and up to PIECE_BYTES bytes (1, n) from each."""
+    """Cut a node's slice of `tensor` from `first_byte` on: pairs of an offset and at most PIECE_BYTES bytes (1, n)."""
     rows, columns = plan.region(tensor, node)
     row_bytes = tensor.float_type.row_bytes(columns.stop - columns.start)
     rows_at_once = max(1, PIECE_BYTES // row_bytes)
@@ -140,13 +140,13 @@ def pieces(
     for row in range(rows.start + n_whole, rows.stop, rows_at_once):
         part = model.read(tensor.name, slice(row, min(row + rows_at_once, rows.stop)), columns)
         data = np.ascontiguousarray(part.data).reshape(1, -1)  # a copy of a few rows, for a region may be columns
-        for first in range(skipped, data.size, PIECE_BYTES):  # more than one only where a row is longer than a piece
+        for first in range(skipped, data.size, PIECE_BYTES):  # more than one only if a row is longer than a piece
             yield (row - rows.start) * row_bytes + first, data[:, first : first + PIECE_BYTES]
         skipped = 0
 
 
 def _file_of(folder: Path, model: ModelFile, plan: Plan) -> Path | None:
-    """The file for the hashes of this model, read like this and over so many nodes; another if the model has changed.
+    """The file for the hashes of this model over this number of nodes. A changed model gets another file.
 
     None for a model without files.
     """

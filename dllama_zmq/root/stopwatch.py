@@ -1,4 +1,4 @@
-"""What a step took: the root's clock and counters, and what the workers say of themselves."""
+"""Measure a step by the root's clock and counters and the seconds that workers report."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dllama_zmq.bus.steps import Part
 class Stopwatch:
     """Measures a step from `start` to `stop`. On one node alone it reads a clock and nothing else.
 
-    unnamed: the nodes that are not named as those that others wait for.
+    unnamed: the nodes that are never reported as the slowest.
     """
 
     def __init__(self, exchange: Exchange, meter: Meter | None, unnamed: Callable[[], Collection[str]]) -> None:
@@ -28,16 +28,16 @@ class Stopwatch:
         self._start_bytes = 0, 0
 
     def start(self) -> None:
-        """A step begins."""
+        """Start measuring a step."""
         self._start_s = time.monotonic()
         if self._meter is not None:
             self._start_on_core_s = time.thread_time()
             self._start_bytes = self._meter.payload("sent"), self._meter.payload("received")
 
     def stop(self, parts: Sequence[Part]) -> tuple[StepStats, dict[str, NodeTimes]]:
-        """What the step took, and each node's share in it. parts: the workers' ends of the step.
+        """The figures of the step, and each node's seconds. parts: the workers' last messages of the step.
 
-        Without them nobody is named as the node that the others waited for.
+        Without `parts` no node is reported as the slowest.
         """
         wall_s = time.monotonic() - self._start_s
         if self._meter is None:
@@ -54,7 +54,7 @@ class Stopwatch:
 
 
 def _spent(wait_s: float, wall_s: float, on_core_s: float, parts: Sequence[Part]) -> dict[str, Spent]:
-    """What each node did in a step: the root as it measured, the others as they say."""
+    """The seconds of each node in a step: the root's as measured, the workers' as reported."""
     compute_s = max(0.0, wall_s - wait_s)
     spent = {ROOT: Spent(compute_s, max(0.0, compute_s - on_core_s), wait_s)}
     for part in parts:

@@ -1,5 +1,5 @@
-"""What a worker gets while it loads: its slices are offered, and those that it needs are streamed from the mapped file,
-a piece for each credit and no copy of the model."""
+"""The weights for a loading worker: offer its slices, then stream those that it needs from the mapped file, one piece
+for each credit and without a copy of the model."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _MOST_OFFERED = 1000
 
 
 class WeightStream:
-    """What is still to be said and sent to `node`.
+    """The offers and pieces that `node` has yet to get.
 
-    Of its `total_bytes`, `kept_bytes` were offered and not needed, and `sent_bytes` are on their way.
+    total_bytes: all its slices. kept_bytes: offered, not needed. sent_bytes: sent, perhaps not received yet.
     """
 
     def __init__(self, model: ModelFile, plan: Plan, node: int, slices: Slices) -> None:
@@ -39,12 +39,12 @@ class WeightStream:
 
     @property
     def kept_bytes(self) -> int:
-        """Bytes of slices that the worker has of its own."""
+        """Bytes of slices that the worker had already."""
         return self._offered_bytes - self._needed_bytes
 
     @property
     def complete(self) -> bool:
-        """All slices were offered, and what was needed is on its way."""
+        """Whether all slices were offered, and all needed ones sent."""
         return self._offered_bytes == self.total_bytes and self.sent_bytes == self._needed_bytes
 
     def grant(self, n_pieces: int) -> None:
@@ -64,12 +64,12 @@ class WeightStream:
             self._due.append((name, pieces(self._model, self._plan, self._node, tensor, first_byte)))
 
     def distrust(self) -> None:
-        """The worker cannot use what it got: hashes of an earlier start may be wrong."""
+        """The worker could not load: hashes of an earlier start may be wrong."""
         self._slices.distrust()
 
     def next_message(self) -> tuple[Message, list[Frame]] | None:
-        """The next message and its frames; None while there is none, or no credit. Raises what reading does."""
-        if self._credit is None:  # before that, a worker may still join twice
+        """The next message and its frames; None if there is nothing to send or no credit. Raises errors of reading."""
+        if self._credit is None:  # before that, the worker may join again
             return None
         return self._next_offer() or self._next_piece()
 
