@@ -7,7 +7,6 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -60,8 +59,6 @@ class Slices:
         if not self._are_kept or self._file is None:
             return
         logger.warning("%s does not hold for %s: hashing anew", self._file, self._model.path)
-        with suppress(OSError):
-            self._file.unlink(missing_ok=True)
         self._hashes, self._are_kept = [[] for _ in range(self._plan.n_nodes)], False
         self._thread.start()
 

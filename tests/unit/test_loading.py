@@ -6,15 +6,17 @@ import hashlib
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from folders import arrays_of, write_hf
 from tiny import tiny_spec, write_tiny_model
 
 from dllama_zmq.bus.messages import ArrayHead, Offer, Weights
 from dllama_zmq.errors import ProtocolError
-from dllama_zmq.formats import ModelFile
+from dllama_zmq.formats import ModelFile, open_model
 from dllama_zmq.root import slices as root_slices
 from dllama_zmq.root.slices import Slices
 from dllama_zmq.root.weight_stream import WeightStream
@@ -306,6 +308,34 @@ def test_of_a_copy_that_differs_nothing_is_used_from_there_on(model: ModelFile, 
     thread.join(20)
     assert not thread.is_alive()
     assert stream.complete
+
+
+def test_a_copy_whose_floats_the_root_quantizes_is_quantized_too(tmp_path: Path) -> None:
+    with write_tiny_model(tmp_path / "floats.m", replace(SPEC, weight_type=FloatType.F32)) as floats:
+        write_hf(tmp_path / "hf", floats.spec, arrays_of(floats))
+    with open_model(tmp_path / "hf", FloatType.Q40) as roots:
+        plan = Plan.make(roots.spec, 2)
+        own = OwnModel.open(tmp_path / "hf", plan, 1)
+        assert own is not None
+        stream, loading = a_stream(roots, plan, 1), Loading(plan, 1, own)
+        deliver(stream, loading)
+        assert_is_the_plans(loading, roots, plan, 1)
+        assert stream.sent_bytes == 0
+
+
+def test_a_copy_with_weights_that_are_no_numbers_is_left_with_a_line_in_the_log(
+    model: ModelFile, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    plan = Plan.make(model.spec, 2)
+    data = bytearray(model.path.read_bytes())
+    data[-18:-16] = b"\x00\x7e"  # the scale of the last block: NaN
+    (tmp_path / "nan.m").write_bytes(data)
+    own = OwnModel.open(tmp_path / "nan.m", plan, 1)
+    assert own is not None
+    assert own.read(plan.shard_tensors()[-1], "0" * 64) is None
+    assert "the weights come over the bus: " in caplog.text
+    assert "infinite or NaN" in caplog.text
+    own.close()
 
 
 def test_a_file_of_another_shape_and_none_at_all_are_no_copy(model: ModelFile, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import logging
 import os
@@ -9,6 +10,7 @@ import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -39,7 +41,8 @@ def test_what_was_kept_is_there_for_the_next_worker(tmp_path: Path) -> None:
     assert later.has(sha256, len(data))
     np.testing.assert_array_equal(later.read(sha256, len(data)), data)
     assert [path.name for path in (tmp_path / "slices").iterdir()] == [sha256]
-    assert (tmp_path / "slices").stat().st_mode & 0o077 == 0
+    for path in (tmp_path / "slices", tmp_path / "slices" / sha256):
+        assert path.stat().st_mode & 0o077 == 0
 
 
 @pytest.mark.parametrize("cut", [False, True], ids=["altered", "truncated between look and read"])
@@ -113,16 +116,30 @@ def test_a_disk_that_is_full_costs_the_cache_and_one_line(tmp_path: Path, caplog
     np.testing.assert_array_equal(cache.read(first, 100), one)
 
 
-@pytest.mark.parametrize("bad", ["a file is there", "others can write"])
-def test_a_folder_that_cannot_be_used_costs_the_cache_and_one_line(
-    bad: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_a_disk_that_is_full_for_two_slices_at_once_is_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    folder = tmp_path / "slices"
+    cache = SliceCache(tmp_path)
+    parts = [cache.part(a_slice(seed)[0], 1000, begin=True) for seed in (1, 2)]
+    with files_of_at_most(500), caplog.at_level(logging.WARNING):
+        for part in parts:
+            assert part is not None
+            assert not part.append(a_slice(1)[1])
+    assert caplog.text.count("no more weights are kept in") == 1
+
+
+@pytest.mark.parametrize("bad", ["a file is there", "others can write", "a group can write", "it is another user's"])
+def test_a_folder_that_cannot_be_used_costs_the_cache_and_one_line(
+    bad: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, own = tmp_path / "slices", os.getuid()
     if bad == "a file is there":
         folder.write_bytes(b"")
     else:
         folder.mkdir()
-        folder.chmod(0o777)
+        folder.chmod({"others can write": 0o702, "a group can write": 0o720}.get(bad, 0o700))
+    if bad == "it is another user's":
+        monkeypatch.setattr(os, "getuid", lambda: own + 1)
     with caplog.at_level(logging.WARNING):
         cache = SliceCache(folder)
         for seed in range(3):
@@ -153,6 +170,56 @@ def test_a_worker_removes_none_of_its_own_slices_for_another_of_them(
     assert "3000 bytes are all that it may hold" in caplog.text
     again = SliceCache(tmp_path, 3000)
     assert [again.has(*_sized(one)) for one in slices] == kept
+
+
+def test_what_a_worker_has_found_there_makes_no_room_for_its_next_slices(tmp_path: Path) -> None:
+    slices = [a_slice(seed) for seed in range(5)]
+    for one in slices[:3]:
+        assert keep(SliceCache(tmp_path, 3000), *one)
+    cache = SliceCache(tmp_path, 3000)
+    assert all(cache.has(*_sized(one)) for one in slices[:2])
+    assert [keep(cache, *one) for one in slices[3:]] == [True, False]
+    assert {path.name for path in tmp_path.iterdir()} == {slices[i][0] for i in (0, 1, 3)}
+
+
+def test_the_beginning_that_a_worker_goes_on_with_makes_no_room_for_its_next_slices(tmp_path: Path) -> None:
+    (sha256, data), other = a_slice(1), a_slice(2)
+    begun = SliceCache(tmp_path).part(sha256, len(data), begin=True)
+    assert begun is not None
+    assert begun.append(data[:400])
+    begun.close()
+    cache = SliceCache(tmp_path, 1500)
+    part = cache.part(sha256, len(data), begin=False)
+    assert part is not None
+    assert not keep(cache, *other)
+    assert part.append(data[400:])
+    part.keep()
+    np.testing.assert_array_equal(cache.read(sha256, len(data)), data)
+
+
+def test_to_ask_for_a_beginning_that_is_not_there_makes_no_room(tmp_path: Path) -> None:
+    kept = a_slice(1)
+    assert keep(SliceCache(tmp_path, 1000), *kept)
+    assert SliceCache(tmp_path, 1000).part(a_slice(2)[0], 1000, begin=False) is None
+    assert SliceCache(tmp_path, 1000).has(*_sized(kept))
+
+
+def test_files_of_others_in_the_folder_stay_and_do_not_count(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_bytes(bytes(5000))
+    os.utime(tmp_path / "notes.txt", (1000, 1000))
+    for seed in range(3):
+        assert keep(SliceCache(tmp_path, 1000), *a_slice(seed))
+    assert {path.name for path in tmp_path.iterdir()} == {"notes.txt", a_slice(2)[0]}
+
+
+def test_without_a_bound_half_of_what_the_disk_would_have_free_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert keep(SliceCache(tmp_path), *a_slice(0))
+    monkeypatch.setattr(os, "statvfs", lambda folder: SimpleNamespace(f_bavail=3, f_frsize=1000))
+    cache = SliceCache(tmp_path)  # of 4000 bytes
+    assert cache.has(*_sized(a_slice(0)))
+    assert [keep(cache, *a_slice(seed)) for seed in (1, 2)] == [True, False]
 
 
 def test_without_room_nothing_is_kept_or_made(tmp_path: Path) -> None:
@@ -188,6 +255,44 @@ def test_the_beginning_of_a_slice_is_there_for_the_next_worker(tmp_path: Path) -
     assert later.append(data[400:])
     later.keep()
     np.testing.assert_array_equal(SliceCache(tmp_path).read(sha256, len(data)), data)
+
+
+def test_a_beginning_that_is_longer_than_its_slice_is_begun_anew(tmp_path: Path) -> None:
+    sha256, data = a_slice(1)
+    (tmp_path / f"{sha256}.part").write_bytes(bytes(len(data) + 500))
+    part = SliceCache(tmp_path).part(sha256, len(data), begin=False)
+    assert part is not None
+    assert part.append(data)
+    part.keep()
+    np.testing.assert_array_equal(SliceCache(tmp_path).read(sha256, len(data)), data)
+
+
+def test_a_slice_that_another_worker_makes_whole_while_this_one_opens_it_is_left_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sha256, data = a_slice(1)
+    (tmp_path / f"{sha256}.part").write_bytes(data.tobytes())
+    lock = fcntl.flock
+
+    def made_whole_before(descriptor: int, how: int) -> None:
+        (tmp_path / f"{sha256}.part").rename(tmp_path / sha256)
+        lock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", made_whole_before)
+    cache = SliceCache(tmp_path)
+    assert cache.part(sha256, len(data), begin=True) is None
+    np.testing.assert_array_equal(cache.read(sha256, len(data)), data)
+
+
+def test_a_beginning_that_another_worker_removes_while_this_one_looks_does_not_cost_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache, (sha256, data) = SliceCache(tmp_path), a_slice(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(os.path, "lexists", lambda path: True)  # it was there a moment ago
+        assert cache.part(sha256, len(data), begin=False) is None
+    assert keep(cache, sha256, data)
+    assert not caplog.text
 
 
 def test_what_another_worker_removes_or_makes_whole_meanwhile_does_not_cost_the_cache(

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from folders import arrays_of, write_hf
 from tiny import tiny_spec, write_tiny_model
 
 from dllama_zmq.errors import FormatError
-from dllama_zmq.formats import ModelFile, open_m
+from dllama_zmq.formats import ModelFile, open_m, open_model
 from dllama_zmq.root.slices import Slices
 from dllama_zmq.sharding import Plan
 from dllama_zmq.spec import FloatType
@@ -75,15 +79,66 @@ def test_of_a_model_that_was_changed_they_are_made_anew(model: ModelFile, tmp_pa
 def test_other_numbers_of_nodes_have_their_own(model: ModelFile, tmp_path: Path) -> None:
     hashes(model, tmp_path / "hashes")
     assert hashes(model, tmp_path / "hashes", 2) == hashes(model, None, 2)
+    assert len(list((tmp_path / "hashes").iterdir())) == 2
 
 
-@pytest.mark.parametrize("bad", [b"", b"{", b"[[],[]]", b'[["../x"]]', b"\xff" * 100])
-def test_a_file_of_hashes_that_is_none_is_replaced(model: ModelFile, tmp_path: Path, bad: bytes) -> None:
+def test_weights_that_are_read_as_another_type_have_their_own(tmp_path: Path) -> None:
+    with write_tiny_model(tmp_path / "tiny.m", replace(SPEC, weight_type=FloatType.F32)) as floats:
+        write_hf(tmp_path / "hf", floats.spec, arrays_of(floats))
+    made = []
+    for weight_type in (FloatType.F32, FloatType.Q40):
+        with open_model(tmp_path / "hf", weight_type) as model:
+            made.append(hashes(model, tmp_path / "hashes"))
+            assert made[-1] == hashes(model, None)
+    assert made[0] != made[1]
+
+
+def test_only_those_that_were_made_last_are_kept(model: ModelFile, tmp_path: Path) -> None:
+    folder = tmp_path / "hashes"
+    folder.mkdir()
+    for age in range(70):
+        (folder / f"{age:02}.json").write_bytes(b"[]")
+        os.utime(folder / f"{age:02}.json", (1000 + age, 1000 + age))
+    hashes(model, folder)
+    left = sorted(path.name for path in folder.iterdir())
+    assert [name for name in left if len(name) == 7] == [f"{age:02}.json" for age in range(7, 70)]
+    assert len(left) == 64
+
+
+def test_the_end_of_a_root_does_not_wait_until_a_large_model_is_hashed(model: ModelFile) -> None:
+    n_read, reads, may_read = [], threading.Event(), threading.Event()
+
+    class SlowDisk:
+        """The model on a disk that gives its second piece when it is told to."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(model, name)
+
+        def read(self, *what: Any) -> Any:
+            n_read.append(what)
+            reads.set()
+            assert may_read.wait(20)
+            return model.read(*what)
+
+    slices = Slices(SlowDisk(), Plan.make(SPEC, 2))  # type: ignore[arg-type]
+    assert reads.wait(20)
+    ending = threading.Thread(target=slices.close)
+    ending.start()
+    until(slices._closed.is_set)
+    may_read.set()
+    ending.join(20)
+    assert not ending.is_alive()
+    assert len(n_read) == 1
+
+
+@pytest.mark.parametrize("bad", [b"", b"{", b"[[],[]]", b'[["../x"]]', b"\xff" * 100, "one that is no hash"])
+def test_a_file_of_hashes_that_is_none_is_replaced(model: ModelFile, tmp_path: Path, bad: bytes | str) -> None:
     first = hashes(model, tmp_path / "hashes")
     (file,) = (tmp_path / "hashes").iterdir()
-    file.write_bytes(bad)
+    whole = file.read_bytes()
+    file.write_bytes(bad if isinstance(bad, bytes) else whole.replace(first[0][0].encode(), b"../x"))
     assert hashes(model, tmp_path / "hashes") == first
-    assert file.read_bytes() != bad
+    assert file.read_bytes() == whole
 
 
 def test_those_that_a_worker_found_wrong_are_made_anew(model: ModelFile, tmp_path: Path) -> None:
