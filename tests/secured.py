@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 from dllama_zmq.bus.security import Peer, Server
@@ -16,13 +15,12 @@ class Secured:
         self.root = KeyPair.new()
         self.own = {name: KeyPair.new() for name in (*workers, *clients)}
         self.tokens = {role: KeyPair.new() for role in Role}
-        until = time.time() + 600
         self.ring = Ring(
             [
                 Entry(Role.client if name in clients else Role.worker, name, keys.public)
                 for name, keys in self.own.items()
             ],
-            [Token(role, "", keys.public, until) for role, keys in self.tokens.items()],
+            [Token.lasting(role, "", keys.public) for role, keys in self.tokens.items()],
             workers,
         )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Annotated
 
 from rich.console import Console
@@ -62,7 +61,7 @@ def keys(
     if remove is not None:
         _remove(file, remove)
         return
-    ring, name, now = Ring.of(file), file.cluster.name, time.time()
+    ring, name = Ring.of(file), file.cluster.name
     learned = read_learned(name)
     rows = [
         (entry.role.value, entry.name, entry.public, "token" if entry in learned else str(file.path.name))
@@ -71,7 +70,7 @@ def keys(
     tokens = [one for one in read_tokens(name) if not one.expired]
     if json:
         keys = [dict(zip(("role", "name", "key", "from"), row, strict=True)) for row in rows]
-        waiting = [{"role": one.role.value, "name": one.name, "seconds": round(one.until - now)} for one in tokens]
+        waiting = [{"role": one.role.value, "name": one.name, "seconds": round(one.left_s)} for one in tokens]
         print(as_json({"root": own_key().public, "keys": keys, "tokens": waiting}))  # noqa: T201
         return
     table = Table("role", "name", "public key", "from", box=None, pad_edge=False)
@@ -79,7 +78,7 @@ def keys(
     for row in rows:
         table.add_row(*row)
     for one in tokens:
-        table.add_row(one.role.value, one.name, "", f"a token, for {one.until - now:.0f} s more")
+        table.add_row(one.role.value, one.name, "", f"a token, for {one.left_s:.0f} s more")
     Console(highlight=False, markup=False, soft_wrap=True).print(table)
 
 

@@ -30,6 +30,7 @@ _DIGEST_BYTES = 4
 _MAX_TEXT = 4096
 _MOST_TOKENS = 256
 _ANY = "-"  # begins no name
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 _Key = Annotated[bytes, Meta(min_length=KEY_BYTES, max_length=KEY_BYTES)]
 _Address = Annotated[str, Meta(min_length=1, max_length=256)]
@@ -37,19 +38,33 @@ _Address = Annotated[str, Meta(min_length=1, max_length=256)]
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """What the root knows of a token that has not been used: what it admits, and until when (seconds since 1970).
+    """What the root knows of a token that has not been used: what it admits, and until when.
 
-    name: the worker's or client's; empty: any free worker, or a client without a name.
+    name: the worker's or client's; empty: any free worker, or a client without a name. until: seconds of the clock
+    `clock` (`clock_now`).
     """
 
     role: Role
     name: str
     public: str
     until: float
+    clock: str
+
+    @classmethod
+    def lasting(cls, role: Role, name: str, public: str, lifetime_s: float = LIFETIME_S) -> Token:
+        """One that begins now."""
+        clock, now = clock_now()
+        return cls(role, name, public, now + lifetime_s, clock)
+
+    @property
+    def left_s(self) -> float:
+        """For how many seconds it can still be used; 0 where it has expired."""
+        clock, now = clock_now()
+        return max(0.0, self.until - now) if clock == self.clock else 0.0
 
     @property
     def expired(self) -> bool:
-        return time.time() > self.until
+        return not self.left_s
 
 
 class _Wire(Struct, frozen=True, array_like=True):
@@ -118,6 +133,18 @@ class Invitation:
         return cls(wire.role, wire.name, tuple(wire.replies), tuple(wire.clients), root, KeyPair.of_secret(secret))
 
 
+def clock_now() -> tuple[str, float]:
+    """The clock that tokens are timed by, and its seconds: the same in all processes of this computer.
+
+    On Linux nobody sets it, not even the network: a Raspberry Pi has no idea of the date until that has told it. It
+    begins anew when the computer does, so the clock's name is that start's. Elsewhere "-", the seconds since 1970.
+    """
+    try:
+        return _BOOT_ID.read_text().strip(), time.clock_gettime(time.CLOCK_BOOTTIME)
+    except (OSError, AttributeError):
+        return _ANY, time.time()
+
+
 def issue(cluster: str, role: Role, name: str, lifetime_s: float = LIFETIME_S) -> KeyPair:
     """Write down a new token of the cluster, and return its key pair, which is kept nowhere."""
     keys = KeyPair.new()
@@ -126,7 +153,7 @@ def issue(cluster: str, role: Role, name: str, lifetime_s: float = LIFETIME_S) -
         tokens = [token for token in read_tokens(cluster) if not token.expired]
         if len(tokens) >= _MOST_TOKENS:
             raise TrustError(f"{path}: {len(tokens)} tokens wait to be used already; wait until the first expires")
-        write_tokens(cluster, [*tokens, Token(role, name, keys.public, time.time() + lifetime_s)])
+        write_tokens(cluster, [*tokens, Token.lasting(role, name, keys.public, lifetime_s)])
     return keys
 
 
@@ -151,8 +178,8 @@ def read_tokens(cluster: str) -> list[Token]:
     tokens = []
     for number, words in lines_of(read_private(path) or ""):
         try:
-            role, name, public, until = words
-            tokens.append(Token(Role(role), "" if name == _ANY else name, check_public(public), float(until)))
+            role, name, public, until, clock = words
+            tokens.append(Token(Role(role), "" if name == _ANY else name, check_public(public), float(until), clock))
             if not math.isfinite(tokens[-1].until):
                 raise ValueError
         except (ValueError, TrustError):
@@ -162,7 +189,9 @@ def read_tokens(cluster: str) -> list[Token]:
 
 def write_tokens(cluster: str, tokens: list[Token]) -> None:
     """Replace the tokens in the file. The caller holds `locked`."""
-    rows = (f"{token.role.value} {token.name or _ANY} {token.public} {token.until:.0f}\n" for token in tokens)
+    rows = (
+        f"{token.role.value} {token.name or _ANY} {token.public} {token.until:.0f} {token.clock}\n" for token in tokens
+    )
     write_private(tokens_path(cluster), "".join(rows))
 
 

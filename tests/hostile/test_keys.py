@@ -304,7 +304,7 @@ def test_two_holders_of_one_token_do_not_both_get_in(context: Context) -> None:
 
 def test_an_expired_token_opens_nothing(context: Context) -> None:
     secured, token = Secured(), KeyPair.new()
-    secured.ring = Ring([], [Token(Role.worker, "", token.public, time.time() - 1)], ["worker1"])
+    secured.ring = Ring([], [Token.lasting(Role.worker, "", token.public, -1.0)], ["worker1"])
     with answering(context, secured) as address, pytest.raises(TokenError, match="has been used or has expired"):
         enrol(context, address, Peer(token, secured.root.public), KeyPair.new().public)
 

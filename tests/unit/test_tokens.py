@@ -16,7 +16,7 @@ from dllama_zmq.cluster import ClusterFile, load_cluster
 from dllama_zmq.errors import DllamaError, TokenError, TrustError
 from dllama_zmq.trust import Entry, Invitation, KeyPair, Ring, Role, Token
 from dllama_zmq.trust.files import HOME_VARIABLE
-from dllama_zmq.trust.tokens import issue, read_tokens, tokens_path
+from dllama_zmq.trust.tokens import clock_now, issue, read_tokens, tokens_path
 
 ROOT, ONE_TIME = KeyPair.of_secret("9nr!:Z%ujOO.NnVB/^.a!1Ga9Yx3h.sn!QLBnm]^"), KeyPair.new()
 ADDRESSES = (("tcp://192.168.1.10:5570",), ("tcp://192.168.1.10:5572",))
@@ -37,7 +37,7 @@ def file(tmp_path: Path) -> ClusterFile:
 
 
 def token(keys: KeyPair, name: str = "pi2", seconds: float = 60.0, role: Role = Role.worker) -> Token:
-    return Token(role, name, keys.public, time.time() + seconds)
+    return Token.lasting(role, name, keys.public, seconds)
 
 
 def test_a_token_reads_as_it_was_written_even_if_a_terminal_broke_its_line() -> None:
@@ -146,6 +146,26 @@ def test_a_token_that_expires_while_the_root_runs_admits_nobody() -> None:
     assert ring.token(keys.public) is None
 
 
+def test_a_token_lives_as_long_whatever_the_clock_is_set_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys, real = KeyPair.new(), time.time
+    ring = Ring(tokens=[token(keys)])
+    for days in (1, -1):
+        monkeypatch.setattr(time, "time", lambda days=days: real() + days * 86400)
+        (found,) = [ring.token(keys.public)]
+        assert found is not None
+        assert 0 < found.left_s <= 60.0
+
+
+def test_a_token_from_before_the_computer_was_started_again_has_expired() -> None:
+    keys = issue("small", Role.worker, "pi2")
+    path = tokens_path("small")
+    first = path.read_text().split()
+    path.write_text(" ".join([*first[:4], "9f4d4a47-6b0e-4a3e-9d4b-2f1e1c7f0a11"]) + "\n")
+    (found,) = read_tokens("small")
+    assert found.public == keys.public
+    assert found.expired
+
+
 def test_a_token_of_another_cluster_is_unknown(file: ClusterFile) -> None:
     keys = issue("another", Role.worker, "pi2")
     assert Ring.of(file).token(keys.public) is None
@@ -179,14 +199,15 @@ def test_a_new_token_for_a_name_replaces_its_key(file: ClusterFile) -> None:
 def test_a_damaged_file_of_tokens_is_refused_with_its_line() -> None:
     issue("small", Role.worker, "pi2")
     path = tokens_path("small")
-    for line in ("worker pi3", "king pi3 " + ROOT.public + " 1", f"worker pi3 {ROOT.public} nan", "worker a b 5"):
+    for line in ("worker pi3", f"king pi3 {ROOT.public} 1 -", f"worker pi3 {ROOT.public} nan -", "worker a b 5 -"):
         path.write_text(path.read_text().splitlines()[0] + f"\n{line}\n")
         with pytest.raises(TrustError, match=f"{path}:2: is no token; remove this line"):
             read_tokens("small")
 
 
 def test_tokens_are_bounded() -> None:
-    tokens = "".join(f"worker - {KeyPair.new().public} {time.time() + 500:.0f}\n" for _ in range(256))
+    clock, now = clock_now()
+    tokens = "".join(f"worker - {KeyPair.new().public} {now + 500:.0f} {clock}\n" for _ in range(256))
     issue("small", Role.worker, "")
     tokens_path("small").write_text(tokens)
     with pytest.raises(DllamaError, match="256 tokens wait"):
