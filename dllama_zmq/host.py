@@ -147,8 +147,9 @@ def refused_by_system(error: BaseException) -> str:
         return f"too many open files: a process may have {_limit(resource.RLIMIT_NOFILE)} here; try `ulimit -n 1024`"
     if number == errno.ENFILE:
         return "too many open files on this computer; end other programs, or raise fs.file-max"
-    if isinstance(error, MemoryError) or number == errno.ENOMEM:
-        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    library = limit != resource.RLIM_INFINITY and _is_of_a_library(error)
+    if isinstance(error, MemoryError) or number == errno.ENOMEM or library:
         most = "" if limit == resource.RLIM_INFINITY else f": a process may have {limit // 1024} kB here (`ulimit -v`)"
         return f"not enough memory{most}; use more nodes, a smaller max_seq_len or a smaller model"
     if number in (errno.ENOSPC, errno.EDQUOT) and place is not None:
@@ -156,6 +157,15 @@ def refused_by_system(error: BaseException) -> str:
     if isinstance(error, RuntimeError) and "start new thread" in str(error):
         return f"too many threads: a user may have {_limit(resource.RLIMIT_NPROC)} processes here (`ulimit -u`)"
     return ""
+
+
+def _is_of_a_library(error: BaseException | None) -> bool:
+    """Whether the loader could not map a library: dlopen(3) gives no number, and llvmlite hides what it says."""
+    while error is not None:
+        if isinstance(error, OSError) and "failed to map segment" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def in_words(error: Exception) -> str:

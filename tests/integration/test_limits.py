@@ -4,6 +4,7 @@ gone without a word."""
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -129,6 +130,22 @@ def test_a_worker_that_lacks_memory_says_so_at_home_and_at_the_root(tmp_path: Pa
         "worker1 could not load: not enough memory: a process may have 2000000 kB here (`ulimit -v`)"
     )
     assert "not enough memory" in ended[0].error()
+
+
+def test_a_library_that_has_no_room_in_the_address_space_is_told_as_lacking_memory() -> None:
+    lines = [
+        "import resource",
+        "from dllama_zmq.host import refused_by_system",
+        "pages = int(open('/proc/self/statm').read().split()[0])",
+        "most = pages * resource.getpagesize() + (30 << 20)",  # libllvmlite alone takes more
+        "resource.setrlimit(resource.RLIMIT_AS, (most, most))",
+        "try:",
+        "    import llvmlite.binding",
+        "except OSError as error:",
+        "    print(refused_by_system(error) or error)",
+    ]
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, timeout=60)
+    assert re.match(r"not enough memory: a process may have \d+ kB here \(`ulimit -v`\)", done.stdout), done
 
 
 def test_a_worker_whose_kernels_cannot_run_says_so_at_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
