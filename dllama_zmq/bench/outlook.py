@@ -16,6 +16,7 @@ from dllama_zmq.bench.cases import Nodes
 from dllama_zmq.bench.speed import Encryption, Layout, Link, Rates, Terms, decoding, prompt, token_wire_bytes
 from dllama_zmq.kernels import KVType
 from dllama_zmq.models import tensor_table
+from dllama_zmq.node_config import Security
 from dllama_zmq.sharding import PREFILL_TOKENS, Plan, node_memory, obstacles, possible_node_counts
 from dllama_zmq.spec import ModelSpec, Sync
 
@@ -37,13 +38,14 @@ class Host:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """The question. hosts: the computers for a number of nodes, the root's first."""
+    """The question. security: of the bus between computers. hosts: those for a number of nodes, the root's first."""
 
     model: str
     spec: ModelSpec
     n_positions: int
     kv_type: KVType
     sync: Sync
+    security: Security
     counts: Sequence[int]
     hosts: Callable[[int], Sequence[Host]]
 
@@ -72,7 +74,7 @@ class HostNeed(Struct, frozen=True, kw_only=True):
 class Outlook(Struct, frozen=True, kw_only=True):
     """What to expect of `nodes` nodes. fits: on every computer; None where one of them does not tell.
 
-    root_wire_bytes, worker_wire_bytes: of one generated token, both ways, on the root's link and on one worker's.
+    root_wire_bytes, worker_wire_bytes: of one generated token, both ways, of all workers together and of one.
     decoding: of a token near the beginning of a text. prompt: of one of PREFILL_TOKENS. Both None without rates.
     """
 
@@ -140,11 +142,12 @@ def outlook(wanted: Wanted, n_nodes: int, speeds: Speeds | None) -> Outlook:
         _of_host(host, sum(needs[node].total_bytes for node in nodes))
         for host, nodes in zip(hosts, computers, strict=True)
     ]
-    wire = [sum(token_wire_bytes(plan, wanted.sync, node)) for node in range(1, n_nodes)]
+    sealed, local = wanted.security == "curve", hosts[0].n_nodes
+    wire = [sum(token_wire_bytes(plan, wanted.sync, node, sealed and node >= local)) for node in range(1, n_nodes)]
     token = text = None
     if speeds is not None:
         link = speeds.whole_link if len(hosts) > 1 else None
-        layout = Layout(computers, [speeds.rates[host.nodes] for host in hosts], link, speeds.message_s)
+        layout = Layout(computers, [speeds.rates[host.nodes] for host in hosts], link, speeds.message_s, sealed)
         token = decoding(plan, wanted.sync, layout)
         text = prompt(plan, wanted.sync, layout, min(PREFILL_TOKENS, wanted.n_positions))
     known = [host.fits for host in of_hosts]

@@ -85,13 +85,14 @@ class Layout:
 
     computers: the nodes of each; the first has the root. rates: of each computer, in the same order. link: between the
     computers; None where there is only one. message_s: what an exchange over the bus takes on both ends, apart from the
-    link; it is in the rates of a computer with several nodes.
+    link; it is in the rates of a computer with several nodes. sealed: between computers the bus has CURVE.
     """
 
     computers: Sequence[Sequence[int]]
     rates: Sequence[Rates]
     link: Link | None = None
     message_s: float = 0.0
+    sealed: bool = False
 
     @property
     def remote(self) -> list[int]:
@@ -135,7 +136,7 @@ def decoding(plan: Plan, sync: Sync, layout: Layout) -> Terms:
     round_trip_s = bytes_s = 0.0
     if layout.link is not None and layout.remote:
         round_trip_s = count * layout.link.round_trip_s
-        wire_bytes = sum(sum(token_wire_bytes(plan, sync, node)) for node in layout.remote)
+        wire_bytes = sum(sum(token_wire_bytes(plan, sync, node, layout.sealed)) for node in layout.remote)
         bytes_s = wire_bytes / layout.link.bytes_per_s
     return Terms(1, compute_s, count * layout.exchange_s(), round_trip_s, bytes_s)
 
@@ -155,7 +156,7 @@ def prompt(plan: Plan, sync: Sync, layout: Layout, n_tokens: int) -> Terms:
 
 def _prompt_step(plan: Plan, sync: Sync, layout: Layout, step: StepRows) -> tuple[float, float, float]:
     """Seconds of computing, and of the round trips and the bytes that it does not hide."""
-    n_rows, n_given = step
+    n_rows, _ = step
     compute_s = max(
         sum(node_work(plan, node, [step])[1] for node in nodes) / rates.macs_per_s
         for nodes, rates in zip(layout.computers, layout.rates, strict=True)
@@ -163,7 +164,7 @@ def _prompt_step(plan: Plan, sync: Sync, layout: Layout, step: StepRows) -> tupl
     if layout.link is None or not layout.remote:
         return compute_s, 0.0, 0.0
     n_batches, stages = len(micro_batches(plan.spec, n_rows)), 2 * plan.spec.n_layers
-    wire = [_step_wire(plan, sync, node, n_rows, n_given) for node in layout.remote]
+    wire = [_step_wire(plan, sync, node, step, layout.sealed) for node in layout.remote]
     sums_bytes = sum(kinds["sum"].wire_bytes + kinds["partial"].wire_bytes for kinds in wire)
     others_bytes = sum(kinds["step"].wire_bytes + kinds["candidates"].wire_bytes for kinds in wire)
     trip_s = layout.link.round_trip_s + layout.message_s
@@ -174,13 +175,14 @@ def _prompt_step(plan: Plan, sync: Sync, layout: Layout, step: StepRows) -> tupl
     return compute_s, shown_s * share, shown_s * (1 - share) + others_bytes / layout.link.bytes_per_s
 
 
-def token_wire_bytes(plan: Plan, sync: Sync, node: int) -> tuple[int, int]:
-    """Bytes that a generated token puts on the wire of worker `node`: from the root, and to it."""
-    kinds = _step_wire(plan, sync, node, 1, 1)
+def token_wire_bytes(plan: Plan, sync: Sync, node: int, sealed: bool) -> tuple[int, int]:
+    """Bytes that a generated token puts on the wire of worker `node`: from the root, and to it. sealed: with CURVE."""
+    kinds = _step_wire(plan, sync, node, (1, 1), sealed)
     sent = sum(found.wire_bytes for kind, found in kinds.items() if KINDS[kind] == "sent")
     return sent, sum(found.wire_bytes for found in kinds.values()) - sent
 
 
-def _step_wire(plan: Plan, sync: Sync, node: int, n_rows: int, n_given: int) -> dict[StepKind, Predicted]:
+def _step_wire(plan: Plan, sync: Sync, node: int, step: StepRows, sealed: bool) -> dict[StepKind, Predicted]:
+    n_rows, n_given = step
     asked = (Asked.of(Ask(1), plan.slices[node].vocab),) * n_given
-    return predict_step(plan.spec, sync, n_rows, asked, n_pages=pages_for(n_rows))
+    return predict_step(plan.spec, sync, n_rows, asked, n_pages=pages_for(n_rows), sealed=sealed)

@@ -1,8 +1,8 @@
 """Counts what crosses the bus: messages, payload bytes and wire bytes by node, direction, kind and phase.
 
 Payload is array frames. Wire is payload, headers and ZMTP framing (rfc.zeromq.org/spec/23): 2 bytes before a frame of
-up to 255 bytes, 9 before a longer one. Where a node's connection has CURVE, each frame has 33 bytes more. What TCP/IP
-adds beneath is not counted.
+up to 255 bytes, 9 before a longer one. Where a node's connection has CURVE, each frame has 33 bytes more. Handshakes,
+ZMTP's heartbeats and what TCP/IP adds beneath are not counted (PROTOCOL.md §3.1).
 """
 
 from __future__ import annotations

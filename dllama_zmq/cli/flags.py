@@ -40,7 +40,7 @@ Watch = Annotated[
     Option("--watch", metavar="[SECONDS]", parser=real, help="Show it again every SECONDS (2), to Ctrl-C"),
 ]
 SecurityFlag = Annotated[
-    Security, choice("--security", of=Security, help="none: that root's bus is open, as its cluster's file says")
+    Security, choice("--security", of=Security, help="none: the bus is open, as its cluster's file says")
 ]
 Workers = Annotated[
     str | None,

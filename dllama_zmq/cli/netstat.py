@@ -57,7 +57,7 @@ def netstat(*, options: Options, there: flags.There) -> None:
 
     Examples:
         dllama-zmq netstat --watch
-        dllama-zmq netstat --predict llama3-8b --nodes 8 --sync q80
+        dllama-zmq netstat --predict llama3-8b --nodes 8 --sync q80 --security none
     """
     _check(options, there)
     console = Console(highlight=False)
@@ -65,7 +65,7 @@ def netstat(*, options: Options, there: flags.There) -> None:
         console.width = max(console.width, _LEAST_WIDTH)  # a terminal that is narrower wraps lines and loses nothing
     if options.predict is not None:
         n_nodes = _NODES if options.nodes is None else options.nodes
-        figures = predicted(options.predict, _spec(options.predict), n_nodes, options.sync or "f32")
+        figures = predicted(options.predict, _spec(options.predict), n_nodes, options.sync or "f32", there.security)
         watched(lambda: figures, _as_json if options.json else _tables, None, console)
         return
     with client_of(there, options.cluster) as client:

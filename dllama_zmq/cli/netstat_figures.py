@@ -11,6 +11,7 @@ from msgspec import Struct, convert
 from msgspec.structs import asdict
 
 from dllama_zmq.bus.client_messages import NodeTimes, Status, TrafficRow
+from dllama_zmq.node_config import Security
 from dllama_zmq.root.prediction import KINDS, Asked, Predicted, predict_step
 from dllama_zmq.sampling import Sampling
 from dllama_zmq.sharding import Ask, Plan, check_sync
@@ -221,28 +222,30 @@ class Share(Struct, frozen=True):
 
 
 class Prediction(Struct, frozen=True):
-    """The predicted traffic of a model over a number of nodes."""
+    """The predicted traffic of a model over a number of nodes, each on a computer of its own."""
 
     model: str
     weight_type: str
     nodes: int
     sync: str
+    security: str
     greedy_k: int
     sampled_k: int
     one_worker: Share | None
     all_workers: Share | None
 
 
-def predicted(model: str, spec: ModelSpec, n_nodes: int, sync: Sync) -> Prediction:
+def predicted(model: str, spec: ModelSpec, n_nodes: int, sync: Sync, security: Security) -> Prediction:
     """The predicted traffic of a token of `spec` over `n_nodes` nodes. Raises PlanError."""
     plan = Plan.make(spec, n_nodes)
     check_sync(spec, sync)
-    workers = [_step_of(plan, sync, node) for node in range(1, n_nodes)]
+    workers = [_step_of(plan, sync, node, security == "curve") for node in range(1, n_nodes)]
     return Prediction(
         model=model,
         weight_type=spec.weight_type.name.lower(),
         nodes=n_nodes,
         sync=sync,
+        security=security,
         greedy_k=GREEDY_K,
         sampled_k=SAMPLED_K,
         one_worker=_share(workers[:1]) if workers else None,
@@ -250,11 +253,11 @@ def predicted(model: str, spec: ModelSpec, n_nodes: int, sync: Sync) -> Predicti
     )
 
 
-def _step_of(plan: Plan, sync: Sync, node: int) -> dict[str, Predicted]:
+def _step_of(plan: Plan, sync: Sync, node: int, sealed: bool) -> dict[str, Predicted]:
     """One token's messages to and from one worker, with greedy and with sampled candidates."""
     vocab = plan.slices[node].vocab
     steps = {
-        name: predict_step(plan.spec, sync, 1, (Asked.of(Ask(k), vocab),))
+        name: predict_step(plan.spec, sync, 1, (Asked.of(Ask(k), vocab),), sealed=sealed)
         for name, k in (("greedy", GREEDY_K), ("sampled", SAMPLED_K))
     }
     kinds: dict[str, Predicted] = {kind: steps["greedy"][kind] for kind in ("step", "sum", "partial")}

@@ -171,6 +171,8 @@ def prediction_tables(prediction: Prediction) -> RenderableType:
         parts.append(Text(_ALONE))
     else:
         parts += [Text(), _share_table(prediction.one_worker, prediction.all_workers)]
+        curve = "with CURVE" if prediction.security == "curve" else "without CURVE (--security none)"
+        parts.append(Text(f"Wire is {curve}. Ethernet and TCP/IP add 66 bytes to each packet of up to 1,448."))
         layers = prediction.all_workers.flows["layers"]
         parts.append(
             Text(

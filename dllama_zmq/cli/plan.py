@@ -34,9 +34,11 @@ from dllama_zmq.cli.plan_question import (
 from dllama_zmq.cli.plan_tables import Answer, Computer, show
 from dllama_zmq.cli.progress import Display
 from dllama_zmq.cli.shape_flags import ShapeNumbers, shape_flag
+from dllama_zmq.cluster import Cluster
 from dllama_zmq.errors import PlanError, UsageError
 from dllama_zmq.host import free_memory_bytes, usable_cores
 from dllama_zmq.interrupts import Interrupts
+from dllama_zmq.node_config import Security
 from dllama_zmq.sharding import Plan, check_sync, context_length
 from dllama_zmq.spec import Sync, Weights
 
@@ -105,10 +107,10 @@ def plan(*, options: Options, there: flags.There, shape: ShapeNumbers) -> None:
     source = source_of(options.words or [], options.cluster, options.shape, options.weights, shape)
     measures_link = options.link is None and not options.no_speed
     running = None if options.here else running_cluster(there, source.file, measures_link)
-    wanted = _wanted(options, source, None if running is None else running.status)
+    wanted = _wanted(options, source, there, None if running is None else running.status)
     for n_nodes in wanted.counts:
         Plan.make(wanted.spec, n_nodes, wanted.model)  # what is impossible is said before anything is measured
-    speeds = None if options.no_speed else _speeds(options, wanted, source, None if running is None else running.link)
+    speeds = None if options.no_speed else _speeds(options, wanted, None if running is None else running.link)
     outlooks = [outlook(wanted, n_nodes, speeds) for n_nodes in wanted.counts]
     best = fastest(outlooks)
     answer = Answer.of(
@@ -127,7 +129,7 @@ def plan(*, options: Options, there: flags.There, shape: ShapeNumbers) -> None:
         raise PlanError(too_little(wanted, outlooks[-1]))
 
 
-def _wanted(options: Options, source: Source, status: Status | None) -> Wanted:
+def _wanted(options: Options, source: Source, there: flags.There, status: Status | None) -> Wanted:
     """Raises UsageError and PlanError."""
     spec, cluster = source.spec, None if source.file is None else source.file.cluster
     elsewhere_bytes = None if options.memory is None else size_of(options.memory)
@@ -149,24 +151,32 @@ def _wanted(options: Options, source: Source, status: Status | None) -> Wanted:
         n_positions=context_length(spec, options.context or (None if cluster is None else cluster.max_seq_len)),
         kv_type="f16" if cluster is None else cluster.kv_cache,
         sync=sync,
+        security=_security(there, cluster, status),
         counts=counts,
         hosts=hosts,
     )
 
 
-def _speeds(options: Options, wanted: Wanted, source: Source, measured: Link | None) -> Speeds:
+def _security(there: flags.There, cluster: Cluster | None, status: Status | None) -> Security:
+    """Of the bus between computers: that of the running cluster, or of the file; else what the flag says."""
+    if status is not None:
+        return "none" if status.security == "none" else "curve"
+    return there.security if cluster is None else cluster.security
+
+
+def _speeds(options: Options, wanted: Wanted, measured: Link | None) -> Speeds:
     """Measures this computer, which takes some seconds. measured: the link of a running cluster."""
     interrupts = Interrupts()
     measuring = Measuring(wanted.spec.weight_type, wanted.sync, options.kernels or "auto")
-    is_open = measured is not None or (source.file is not None and not source.file.cluster.secured)
     is_apart = any(len(wanted.hosts(n_nodes)) > 1 for n_nodes in wanted.counts)
+    adds = is_apart and wanted.security == "curve" and measured is None  # a link that was measured has it already
     level = logging.getLogger().level
     logging.getLogger().setLevel(max(level, logging.WARNING))  # the display shows what nodes log
     try:
         with Display() as display, interrupts.caught():
             rates = measure_rates(measuring, to_measure(wanted, measured is not None), display, interrupts)
             with interrupts.raised():
-                encryption = measure_encryption() if is_apart and not is_open else None
+                encryption = measure_encryption() if adds else None
     finally:
         logging.getLogger().setLevel(level)
     if measured is not None:

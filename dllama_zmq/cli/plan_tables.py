@@ -36,7 +36,7 @@ class MeasuredRates(Struct, frozen=True):
 
 class Answer(Struct, frozen=True, kw_only=True):
     """Everything that `plan` says. link: None without speeds; link_assumed, link_measured, encryption, message_s: as in
-    Speeds.
+    Speeds. security: of the links between computers; the bytes are with what CURVE adds to them.
 
     The embedding is read from the root's mapped file: no node keeps it in memory.
     """
@@ -49,6 +49,7 @@ class Answer(Struct, frozen=True, kw_only=True):
     positions: int
     kv_cache: str
     sync: str
+    security: str
     computer: Computer
     link: Link | None
     link_assumed: bool
@@ -83,6 +84,7 @@ class Answer(Struct, frozen=True, kw_only=True):
             positions=wanted.n_positions,
             kv_cache=wanted.kv_type,
             sync=wanted.sync,
+            security=wanted.security,
             computer=computer,
             link=None if speeds is None else speeds.link,
             link_assumed=speeds is not None and speeds.assumed,
@@ -107,7 +109,10 @@ def show(answer: Answer, verbose: bool) -> None:
         console.print(line, soft_wrap=True)
     console.print()
     console.print(_counts(answer))
-    about = "memory: of the largest node; kB/token: on each worker's link, both ways; the root's link has all of them"
+    curve = ", encrypted" if answer.security == "curve" else ""
+    about = (
+        f"memory: of the largest node; kB/token: on each worker's link, both ways{curve}; the root's has all of them"
+    )
     if answer.rates:
         about += f"; decoding and prompt (of {PREFILL_TOKENS}): tokens/s"
     console.print(about, soft_wrap=not console.is_terminal)
@@ -139,7 +144,7 @@ def _head(answer: Answer) -> list[str]:
     if answer.link is not None and any(len(one.hosts) > 1 for one in answer.outlooks):
         mbit, trip_ms = answer.link.bytes_per_s * 8 / 1e6, 1000 * answer.link.round_trip_s
         known = " (assumed)" if answer.link_assumed else " (measured)" if answer.link_measured else ""
-        curve = ", encrypted" if answer.encryption is not None else ""
+        curve = ", encrypted" if answer.security == "curve" else ""
         lines.append(
             f"link: {mbit:,.4g} Mbit/s, round trip {trip_ms:.3g} ms{known}{curve}; other computers: as fast as this one"
         )

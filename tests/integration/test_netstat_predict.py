@@ -45,6 +45,21 @@ def test_x_and_candidates_have_lines_of_their_own_beside_the_layers() -> None:
     assert flows["total_sampled"]["received_bytes"] == 64 * 4352 + 528
 
 
+def test_curve_is_part_of_the_prediction_unless_the_bus_is_open() -> None:
+    sealed, bare = (
+        prediction("llama3-8b", "--nodes", "4", "--security", security)["one_worker"]["flows"]
+        for security in ("curve", "none")
+    )
+    assert prediction("llama3-8b", "--nodes", "4")["one_worker"]["flows"] == sealed
+    for flow, n_frames in (("layers", 2 * 64), ("step", 3), ("total_greedy", 2 * 64 + 3)):
+        assert sealed[flow]["sent_wire_bytes"] - bare[flow]["sent_wire_bytes"] == 33 * n_frames
+    for flow, n_frames in (("layers", 2 * 64), ("candidates_greedy", 4), ("total_greedy", 2 * 64 + 4)):
+        assert sealed[flow]["received_wire_bytes"] - bare[flow]["received_wire_bytes"] == 33 * n_frames
+    shown = [tool("--predict", "llama3-8b", *words).stdout for words in ([], ["--security", "none"])]
+    assert ["Wire is with CURVE." in text for text in shown] == [True, False]
+    assert ["Wire is without CURVE (--security none)." in text for text in shown] == [False, True]
+
+
 def test_the_prediction_is_shown_as_a_table() -> None:
     shown = tool("--predict", "llama3-8b", "--nodes", "8", "--sync", "q80")
     assert (shown.returncode, shown.stderr) == (0, "")

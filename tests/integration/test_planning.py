@@ -101,6 +101,17 @@ def test_a_file_says_which_nodes_share_a_computer_and_the_flag_what_these_have(c
     assert [host["fits"] for host in planned(cli, "home.yaml")["outlooks"][2]["hosts"]] == [True, None, None]
 
 
+def test_the_bytes_have_what_curve_adds_unless_the_file_or_the_flag_opens_the_bus(cli: Cli) -> None:
+    (cli.folder / "open.yaml").write_text(THREE_HOSTS)
+    (cli.folder / "home.yaml").write_text(THREE_HOSTS.replace("security: none\n", ""))
+    words = ([], ["--security", "none"], ["home.yaml"], ["open.yaml"])
+    found = [planned(cli, "tinyllama", "--nodes", "2", *some) for some in words]
+    assert [one["security"] for one in found] == ["curve", "none", "curve", "none"]
+    sealed, bare, of_file, of_open_file = (one["outlooks"][0]["worker_wire_bytes"] for one in found)
+    assert (of_file, of_open_file) == (sealed, bare)
+    assert sealed - bare == 33 * (3 + 2 * 44 + 2 * 44 + 4)  # frames of a token
+
+
 def test_the_model_of_a_command_replaces_the_file_s(cli: Cli) -> None:
     (cli.folder / "home.yaml").write_text(THREE_HOSTS)
     found = planned(cli, "tinyllama", "home.yaml")
@@ -200,7 +211,6 @@ def test_rates_are_measured_with_a_small_model_that_is_left_in_the_cache_alone(
         assert 1e7 < rates.read_bytes_per_s < 1e13
         assert 1e7 < rates.macs_per_s < 1e13
         assert 0 <= rates.exchange_s < 1
-    assert found[asked[1]].exchange_s > 0  # two processes cannot exchange in no time
     assert len(list((tmp_path / "dllama-zmq" / "shapes").iterdir())) == 1
     with (
         interrupts.caught(),

@@ -32,7 +32,7 @@ def wanted(
         others = [Host(f"pi{i}", 1, 2, elsewhere_bytes, [f"worker{i}"]) for i in range(1, n_nodes)]
         return [Host("this computer", 1, 2, here_bytes, ["root"]), *others]
 
-    return Wanted("big.gguf", LLAMA8B, 4096, "f16", sync, counts, hosts)
+    return Wanted("big.gguf", LLAMA8B, 4096, "f16", sync, "none", counts, hosts)
 
 
 def speeds(mbit: float = 1000, trip_s: float = 0.2e-3, assumed: bool = False) -> Speeds:
@@ -66,7 +66,7 @@ def test_nodes_of_one_computer_count_together() -> None:
     def together(n_nodes: int) -> list[Host]:
         return [Host("this computer", n_nodes, 1, 4 * GB, ["root", "worker1"])]
 
-    asked = Wanted("big.gguf", LLAMA8B, 4096, "f16", "f32", [2], together)
+    asked = Wanted("big.gguf", LLAMA8B, 4096, "f16", "f32", "none", [2], together)
     found = outlook(asked, 2, None)
     assert found.hosts[0].total_bytes == sum(need.total_bytes for need in found.memory)
     assert found.fits is False
@@ -80,6 +80,20 @@ def test_bytes_of_a_token_are_those_of_each_worker_s_link_and_of_the_root_s() ->
     assert payload < found.worker_wire_bytes < 1.01 * payload
     assert found.root_wire_bytes == pytest.approx(3 * found.worker_wire_bytes, rel=1e-3)
     assert outlook(wanted(None, None), 1, None).root_wire_bytes == 0
+
+
+def test_only_what_leaves_the_root_s_computer_has_what_curve_adds() -> None:
+    def hosts(n_nodes: int) -> list[Host]:
+        return [
+            Host("this computer", 2, 1, None, ["root", "worker1"]),
+            Host("pi2", 1, 2, None, ["worker2"]),
+            Host("pi3", 1, 2, None, ["worker3"]),
+        ]
+
+    sealed, bare = (outlook(Wanted("m", LLAMA8B, 512, "f16", "f32", s, [4], hosts), 4, None) for s in ("curve", "none"))
+    n_bytes = 33 * (3 + 2 * 64 + 2 * 64 + 4)  # for each frame of a token, to one worker and back
+    assert sealed.worker_wire_bytes - bare.worker_wire_bytes == n_bytes
+    assert sealed.root_wire_bytes - bare.root_wire_bytes == 2 * n_bytes
 
 
 def test_nodes_that_cannot_be_are_named_with_the_reason() -> None:
@@ -146,5 +160,5 @@ def test_more_threads_than_cores_are_said() -> None:
     def here(n_nodes: int) -> list[Host]:
         return [Host("this computer", n_nodes, 1, None, [f"n{i}" for i in range(n_nodes)])]
 
-    asked = Wanted("m", LLAMA8B, 512, "f16", "f32", [1, 2, 4, 8], here)
+    asked = Wanted("m", LLAMA8B, 512, "f16", "f32", "none", [1, 2, 4, 8], here)
     assert told(asked)[-1] == "4 or 8 nodes share 2 cores of this computer: add nodes with computers"

@@ -28,9 +28,9 @@ WEIGHT_BYTES = (22 * LAYER_MACS + HEAD_MACS) // 32 * 18 + (2 * 22 + 1) * 2048 * 
 PROMPT_MACS = 128 * 22 * LAYER_MACS + HEAD_MACS
 
 
-def spread(n_nodes: int, link: Link, message_s: float = 0.0) -> Layout:
+def spread(n_nodes: int, link: Link, message_s: float = 0.0, sealed: bool = False) -> Layout:
     """Each node on a computer of its own."""
-    return Layout([[node] for node in range(n_nodes)], [RATES] * n_nodes, link, message_s)
+    return Layout([[node] for node in range(n_nodes)], [RATES] * n_nodes, link, message_s, sealed)
 
 
 def test_a_token_on_one_node_reads_every_weight_and_has_an_exchange_for_each_stage() -> None:
@@ -79,8 +79,20 @@ def test_the_slowest_computer_sets_the_time() -> None:
 
 def test_q80_sends_34_bytes_for_32_values_and_f16_two_for_each() -> None:
     plan = Plan.make(TINYLLAMA, 2)
-    f32, f16, q80 = (sum(token_wire_bytes(plan, sync, 1)) for sync in ("f32", "f16", "q80"))
+    f32, f16, q80 = (sum(token_wire_bytes(plan, sync, 1, False)) for sync in ("f32", "f16", "q80"))
     assert (f16 / f32, q80 / f32) == (pytest.approx(0.5, abs=0.01), pytest.approx(34 / 32 / 4, abs=0.01))
+
+
+def test_curve_adds_33_bytes_to_each_frame_of_a_token_and_of_a_prompt() -> None:
+    plan, link = Plan.make(TINYLLAMA, 2), Link(round_trip_s=0.0, bytes_per_s=1e6)
+    # A header and its arrays: of the step x and a page's id, of each sum and partial sum one, of the candidates three.
+    n_bytes = 33 * (3 + 2 * 44 + 2 * 44 + 4)
+    assert sum(token_wire_bytes(plan, "f32", 1, True)) - sum(token_wire_bytes(plan, "f32", 1, False)) == n_bytes
+    for seconds in (
+        [decoding(plan, "f32", spread(2, link, sealed=sealed)).seconds for sealed in (False, True)],
+        [prompt(plan, "f32", spread(2, link, sealed=sealed), 16).seconds for sealed in (False, True)],
+    ):
+        assert seconds[1] - seconds[0] == pytest.approx(n_bytes / 1e6)
 
 
 def test_a_prompt_on_one_node_takes_its_multiply_adds() -> None:
