@@ -30,13 +30,13 @@ class Computer:
     """A network namespace with a home and a folder of its own."""
 
     def __init__(self, namespace: str, home: Path, folder: Path) -> None:
-        self._namespace, self._home, self.folder = namespace, home, folder
+        self._prefix, self._home, self.folder = ["ip", "netns", "exec", namespace], home, folder
 
     def start(self, *words: str) -> Process:
         """A command that is running; it is ended by its root, by itself, or by the test."""
-        prefix = ["ip", "netns", "exec", self._namespace, sys.executable, "-m", "dllama_zmq"]
+        command = [*self._prefix, sys.executable, "-m", "dllama_zmq", *words]
         return subprocess.Popen(
-            [*prefix, *words],
+            command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -44,10 +44,25 @@ class Computer:
             env={**os.environ, "DLLAMA_ZMQ_HOME": str(self._home)},
         )
 
-    def run(self, *words: str, wait_s: float = 60.0) -> str:
+    def tcp_bytes(self) -> dict[str, int]:
+        """What TCP has carried over the cable, "sent" and "received": what the interface counts, without headers.
+
+        A packet has 14 bytes of Ethernet, 20 of IPv4, and 32 of TCP with its timestamps.
+        """
+        folder = "/sys/class/net/eth/statistics"
+        names = [f"{way}_{what}" for way in ("tx", "rx") for what in ("bytes", "packets")]
+        read = [*self._prefix, "cat", *(f"{folder}/{name}" for name in names)]
+        done = subprocess.run(read, check=True, capture_output=True, text=True, timeout=60)
+        sent, sent_packets, received, received_packets = map(int, done.stdout.split())
+        return {"sent": sent - 66 * sent_packets, "received": received - 66 * received_packets}
+
+    def run(self, *words: str, wait_s: float = 150.0) -> str:
         """What a command that must work prints to stdout."""
-        process = self.start(*words)
-        out, err = process.communicate(timeout=wait_s)
+        with self.start(*words) as process:
+            try:
+                out, err = process.communicate(timeout=wait_s)
+            finally:
+                process.kill()
         assert process.returncode == 0, err.decode()
         return out.decode()
 
@@ -195,3 +210,37 @@ def test_a_key_that_is_changed_in_the_file_changes_who_may_join_while_the_cluste
     with running(second.start("worker", ROOT, *root_key)):
         worker_is(first, "ready")
         first.run("down")
+
+
+@pytest.mark.parametrize("security", ["curve", "none"])
+def test_what_netstat_counts_and_predicts_is_what_the_interface_carries(
+    computers: tuple[Computer, Computer], security: str
+) -> None:
+    first, second = computers
+    worker = f"{{name: pi2, host: {WORKER}, key: '{second.run('keygen').strip()}'}}"
+    text = f"model: demo\nsecurity: {security}\napi: off\nroot: {{host: {ROOT}}}\nworkers: [{worker}]\n"
+    (first.folder / "cluster.yaml").write_text(text)
+    how = ["--root-key", first.run("keygen").strip()] if security == "curve" else ["--security", "none"]
+    predicted = json_object(first.run("netstat", "--predict", "demo", "--nodes", "2", "--security", security, "--json"))
+    flow = predicted["one_worker"]["flows"]["total_greedy"]
+    with running(second.start("worker", ROOT, *how)):
+        first.run("up")
+        assert json_object(first.run("status", "--json"))["security"] == security
+        began, before = first.tcp_bytes(), wire_bytes(first)
+        answer = json_object(first.run("generate", "Once upon a time", "-n", "200", "--temp", "0", "--json"))
+        ended, after = first.tcp_bytes(), wire_bytes(first)
+        first.run("down")
+    n_tokens = sum(answer["stats"][phase]["tokens"] for phase in ("prompt", "prediction"))
+    for way in ("sent", "received"):
+        carried = ended[way] - began[way]
+        assert carried == pytest.approx(after[way] - before[way], rel=0.03), way  # heartbeats are not counted
+        assert carried == pytest.approx(n_tokens * flow[f"{way}_wire_bytes"], rel=0.03), way
+
+
+def wire_bytes(root: Computer) -> dict[str, int]:
+    """What netstat has counted so far, of all workers and kinds; by direction."""
+    report = json_object(root.run("netstat", "--json"))
+    assert report["agrees"] is not False
+    lines = [line for worker in report["workers"] for phase in worker["phases"].values() for line in phase]
+    lines = [line for line in lines if line["kind"] != "total"] + [x for one in report["workers"] for x in one["setup"]]
+    return {way: sum(line["wire_bytes"] for line in lines if line["direction"] == way) for way in ("sent", "received")}
