@@ -1,16 +1,20 @@
-"""Speed of prompts and decoding over slow links: each node is in its own network namespace on this computer.
+"""Speed and bytes of prompts and decoding over slow links: each node is in its own network namespace on this computer.
 
-    sudo .venv/bin/python tools/bench_link.py MODEL [--nodes 2] [--mbit 1000,100] [--sync f32,q80] [-p 128] [-n 16]
+    sudo .venv/bin/python tools/bench_link.py MODEL [--nodes 2,4] [--mbit 1000,100] [--sync f32,q80] [-p 128] [-n 16]
                                               [--security curve,none]
 
 MODEL: a model file; `dllama-zmq bench --shape tinyllama` leaves one in ~/.cache/dllama-zmq/shapes. Each node has one
 thread and a link to a bridge, which `tc tbf` limits to MBIT Mbit/s in each direction; the latency is this computer's.
-Prints tokens/s and the share of the time that the root waited, and the same for one node. Needs Linux, root, iproute2.
+Prints tokens/s and the share of the time that the root waited, and the same for one node. Of each decoded token it
+prints the kB of all workers, both ways, as netstat counts them, and how much more the root's interface carried, without
+and with the headers of Ethernet and TCP/IP. It says whether the decoded tokens are those of one node.
+Needs Linux, root, iproute2.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import statistics
 import subprocess
@@ -21,6 +25,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import zmq
 from namespaces import Computer, address, check, network
@@ -42,14 +47,30 @@ from dllama_zmq.worker import Worker, WorkerSettings
 
 NAMES = "dzlink"
 FORM_S, CHILD_S = 120.0, 600.0
+HEADER_BYTES = 66  # of each packet: Ethernet 14, IPv4 20, TCP with timestamps 32
+
+
+class Figures(msgspec.Struct):
+    """What the root of one cluster measured. Bytes are those of all decoded tokens, both ways.
+
+    prompts_per_s: of each prompt. waits: the shares of a prompt's time and of a token's that the root waited.
+    """
+
+    prompts_per_s: list[float]
+    tokens_per_s: float
+    waits: tuple[float, float]
+    tokens: list[int]
+    wire_bytes: int
+    interface_bytes: int
+    packets: int
 
 
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
-    parser.add_argument("--nodes", type=int, default=2)
-    parser.add_argument("--mbit", type=speeds, default=[1000, 100], help="comma-separated; 0: no limit")
+    parser.add_argument("--nodes", type=numbers, default=[2], help="comma-separated")
+    parser.add_argument("--mbit", type=numbers, default=[1000, 100], help="comma-separated; 0: no limit")
     parser.add_argument("--sync", type=syncs, default=["f32", "q80"], help="comma-separated")
     parser.add_argument("--security", type=securities, default=["curve"], help="comma-separated: curve, none")
     parser.add_argument("-p", "--prompt", type=int, default=128)
@@ -71,26 +92,27 @@ def main() -> None:
     check()
     if not args.model.exists():
         sys.exit(f"{args.model}: no such file; `dllama-zmq bench --shape tinyllama` makes one and says where")
-    print("| Mbit/s | nodes | sync | security | prompt, tokens/s | waiting | decoding, tokens/s | waiting |")
-    print("| ---: | ---: | --- | --- | ---: | ---: | ---: | ---: |", flush=True)
+    print("| Mbit/s | nodes | sync | security | prompt, tokens/s | waiting | decoding, tokens/s | waiting ", end="")
+    print("| kB/token | TCP | all headers | tokens |")
+    print("| ---: | ---: | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |", flush=True)
     rest = ["-p", str(args.prompt), "-n", str(args.tokens), "-r", str(args.repetitions)]
-    row(["", "1", "", ""], [], [str(args.model), "--nodes", "1", "--sync", "f32", *rest])
-    for mbit in args.mbit:
-        with network(NAMES, args.nodes, mbit) as computers:
-            for sync in args.sync:
-                for security in args.security:
-                    words = f"--nodes {args.nodes} --sync {sync} --security {security}".split()
-                    inside = [str(args.model), *words, *rest]
-                    with a_home(), workers(computers[1:], security):
-                        row([str(mbit or "-"), str(args.nodes), sync, security], computers[0].prefix, inside)
+    alone = measured([], [str(args.model), "--nodes", "1", "--sync", "f32", *rest])
+    show(["", "1", "", ""], alone, alone)
+    for mbit, nodes in itertools.product(args.mbit, args.nodes):
+        with network(NAMES, nodes, mbit) as computers:
+            for sync, security in itertools.product(args.sync, args.security):
+                words = f"--nodes {nodes} --sync {sync} --security {security}".split()
+                with a_home(), workers(computers[1:], security):
+                    figures = measured(computers[0].prefix, [str(args.model), *words, *rest])
+                show([str(mbit or "-"), str(nodes), sync, security], figures, alone)
 
 
-def speeds(text: str) -> list[int]:
-    """Parse rates in Mbit/s. argparse reports the errors."""
-    numbers = [int(part) for part in text.split(",")]
-    if min(numbers) < 0:
+def numbers(text: str) -> list[int]:
+    """Parse numbers of 0 or more. argparse reports the errors."""
+    found = [int(part) for part in text.split(",")]
+    if min(found) < 0:
         raise ValueError(text)
-    return numbers
+    return found
 
 
 def syncs(text: str) -> list[Sync]:
@@ -109,24 +131,39 @@ def securities(text: str) -> list[str]:
     return text.split(",")
 
 
-def row(first: Sequence[str], prefix: Sequence[str], arguments: Sequence[str]) -> None:
-    """Measure in a child process and print its row."""
+def measured(prefix: Sequence[str], arguments: Sequence[str]) -> Figures:
+    """Measure in a child process."""
     command = [*prefix, sys.executable, __file__, "--inside", *arguments]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=CHILD_S)
+    done = subprocess.run(command, stdout=subprocess.PIPE, timeout=CHILD_S)
     if done.returncode:
         sys.exit(done.returncode)
-    print(f"| {' | '.join(first)} | {done.stdout.strip()} |", flush=True)
+    return msgspec.json.decode(done.stdout, type=Figures)
+
+
+def show(first: Sequence[str], figures: Figures, alone: Figures) -> None:
+    """Print a row of the table."""
+    speeds, n_tokens, n_bytes = figures.prompts_per_s, len(figures.tokens), figures.wire_bytes
+    deviation = statistics.stdev(speeds) if len(speeds) > 1 else 0.0
+    cells = [*first, f"{statistics.mean(speeds):.1f} ± {deviation:.1f}", f"{figures.waits[0]:.1%}"]
+    cells += [f"{figures.tokens_per_s:.1f}", f"{figures.waits[1]:.1%}"]
+    of_bytes = ["", "", "", ""]
+    if n_bytes:
+        carried = figures.interface_bytes - HEADER_BYTES * figures.packets
+        same = "equal" if figures.tokens == alone.tokens else "others"
+        of_bytes = [f"{n_bytes / n_tokens / 1000:.1f}", f"{carried / n_bytes - 1:+.2%}"]
+        of_bytes += [f"{figures.interface_bytes / n_bytes - 1:+.1%}", same]
+    print(f"| {' | '.join([*cells, *of_bytes])} |", flush=True)
 
 
 def measure(args: argparse.Namespace) -> None:
-    """Be the root: measure and print four columns."""
-    nodes, n_prompt, n_tokens = args.nodes, args.prompt, args.tokens
+    """Be the root: measure and print the figures."""
+    nodes, n_prompt, n_tokens = args.nodes[0], args.prompt, args.tokens
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     settings = RootSettings(
         names=[f"worker{i}" for i in range(1, nodes)],
         sync=args.sync[0],
         threads=1,
-        max_seq_len=n_prompt + n_tokens + 1,
+        max_seq_len=n_prompt + n_tokens + 2,
     )
     security = None
     if args.security == ["curve"]:
@@ -141,22 +178,48 @@ def measure(args: argparse.Namespace) -> None:
             root = Root(context, model, settings, places)
             root.wait_ready(time.monotonic() + FORM_S)
             prompts = [evaluate(root, 0, tokens) for _ in range(args.repetitions + 1)][1:]  # the first one warms up
-            decoded = [evaluate(root, n_prompt + i, [5]) for i in range(n_tokens + 1)][1:]
+            decoded = [evaluate(root, n_prompt, [5])]
+            before, interface_before = wire_bytes(root), interface()
+            for i in range(n_tokens):
+                decoded.append(evaluate(root, n_prompt + 1 + i, [decoded[-1][0]]))
+            after, interface_after = wire_bytes(root), interface()
             root.close("measured")
     except DllamaError as error:
         sys.exit(str(error))
     context.term()
-    speeds = [n_prompt / step.wall_s for step in prompts]
-    deviation = statistics.stdev(speeds) if len(speeds) > 1 else 0.0
-    print(
-        f"{statistics.mean(speeds):.1f} ± {deviation:.1f} | {waiting(prompts):.1%} | "
-        f"{n_tokens / sum(step.wall_s for step in decoded):.1f} | {waiting(decoded):.1%}"
+    of_prompts, of_tokens = [step for _, step in prompts], [step for _, step in decoded[1:]]
+    figures = Figures(
+        prompts_per_s=[n_prompt / step.wall_s for step in of_prompts],
+        tokens_per_s=n_tokens / sum(step.wall_s for step in of_tokens),
+        waits=(waiting(of_prompts), waiting(of_tokens)),
+        tokens=[token for token, _ in decoded[1:]],
+        wire_bytes=after - before,
+        interface_bytes=interface_after[0] - interface_before[0],
+        packets=interface_after[1] - interface_before[1],
     )
+    print(msgspec.json.encode(figures).decode())
 
 
-def evaluate(root: Root, start: int, tokens: list[int]) -> StepStats:
-    """Evaluate one step, with the best candidate of its last row."""
-    return root.evaluate(Batch.alone(start, len(tokens)), tokens, {len(tokens) - 1: Ask(1)})[1]
+def evaluate(root: Root, start: int, tokens: list[int]) -> tuple[int, StepStats]:
+    """Evaluate one step; returns the best token after its last row too."""
+    (row,), step = root.evaluate(Batch.alone(start, len(tokens)), tokens, {len(tokens) - 1: Ask(1)})
+    return int(row.ids[0]), step
+
+
+def wire_bytes(root: Root) -> int:
+    """What netstat has counted so far, both ways; 0 on one node."""
+    return 0 if root.link is None else sum(tally.wire_bytes for tally in root.link.meter.tallies())
+
+
+def interface() -> tuple[int, int]:
+    """Bytes and packets over this namespace's interface so far, both ways; 0 on one node."""
+    folder = Path("/sys/class/net/eth/statistics")
+    if not folder.exists():
+        return 0, 0
+    n_bytes, packets = (
+        sum(int((folder / f"{way}_{what}").read_text()) for way in ("rx", "tx")) for what in ("bytes", "packets")
+    )
+    return n_bytes, packets
 
 
 def waiting(steps: Sequence[StepStats]) -> float:

@@ -20,7 +20,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import zmq
-from bench_link import CHILD_S, FORM_S, speeds
+from bench_link import CHILD_S, FORM_S, numbers
 from namespaces import Computer, address, network
 
 from dllama_zmq.bus.links import Endpoints
@@ -36,7 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--nodes", type=int, default=4)
-    parser.add_argument("--mbit", type=speeds, default=[1000, 100], help="comma-separated; 0: no limit")
+    parser.add_argument("--mbit", type=numbers, default=[1000, 100], help="comma-separated; 0: no limit")
     parser.add_argument("-r", "--repetitions", type=int, default=1, help="of the pair of starts, with empty caches")
     parser.add_argument("--begun", type=float, help=argparse.SUPPRESS)  # this process is in the namespace of node 0
     parser.add_argument("--hashes", type=Path, help=argparse.SUPPRESS)
