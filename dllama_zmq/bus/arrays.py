@@ -23,13 +23,13 @@ _PLAIN: dict[str, np.dtype[Any]] = {"i32": np.dtype("<i4"), "f64": np.dtype("<f8
 
 
 def encode_floats(values: F32, wire: Literal["f32", "f16", "q80"]) -> EncodedArray:
-    """`values` (rows, columns) in a float type of the wire: its head and its frame."""
+    """Encode `values` (rows, columns) in a float type of the wire: head and frame."""
     data = quantize(values, FLOATS[wire])
     return ArrayHead(wire, *values.shape), _bytes_of(data)
 
 
 def encode_plain(values: Array, wire: Literal["i32", "f64", "u8"]) -> EncodedArray:
-    """`values` (rows, columns) as they are: their head and their frame."""
+    """Encode `values` (rows, columns) without rounding: head and frame."""
     data = np.ascontiguousarray(values, dtype=_PLAIN[wire])
     return ArrayHead(wire, *data.shape), _bytes_of(data)
 
@@ -39,13 +39,13 @@ def _bytes_of(data: Array) -> Frame:
 
 
 def encoded_bytes(head: ArrayHead, frame: Frame, wire: Literal["f32", "f16", "q80"], shape: tuple[int, int]) -> U8:
-    """The bytes in `frame`, (rows, bytes of a row); ProtocolError where head is not of this type and shape."""
+    """The bytes of `frame`, (rows, bytes of a row). Raises ProtocolError unless `head` has this type and shape."""
     _check_head(head, wire, shape)
     return np.frombuffer(frame, np.uint8).reshape(shape[0], -1)
 
 
 def decode_array(head: ArrayHead, frame: Frame, wire: ArrayType, shape: tuple[int, int]) -> Array:
-    """The array in `frame`, floats as float32 and read-only; ProtocolError where head is not of this type and shape."""
+    """Decode `frame`; floats become float32, read-only. Raises ProtocolError unless `head` has this type and shape."""
     if wire == "f32" or wire == "f16" or wire == "q80":
         return dequantize(encoded_bytes(head, frame, wire, shape), FLOATS[wire]).reshape(shape)
     _check_head(head, wire, shape)
@@ -53,12 +53,12 @@ def decode_array(head: ArrayHead, frame: Frame, wire: ArrayType, shape: tuple[in
 
 
 def to_wire(partial: F32 | U8, kernels: Kernels, sync: Sync) -> U8:
-    """A partial sum (T, D) in the type of the bus; as it is, if a product has written it so."""
+    """A partial sum (T, D) encoded in the type of the bus; unchanged if the product has written it so."""
     return cast(U8, partial) if partial.dtype == np.uint8 else kernels.encode(cast(F32, partial), sync)
 
 
 def stage_header(kind: type[Sum | Partial], epoch: int, step: int, head: ArrayHead) -> Callable[[int], bytes]:
-    """A function from a stage to the header that `encode` makes of its Sum or Partial."""
+    """A function from the number of a stage to the header that `encode` makes of its Sum or Partial."""
     before = b"\x96" + b"".join(map(_encoded, (PROTOCOL, kind.__name__.lower(), epoch, step)))
     after = msgspec.msgpack.encode([head])
     return lambda stage: before + _encoded(stage) + after

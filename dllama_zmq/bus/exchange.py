@@ -1,7 +1,7 @@
-"""The plug between a model and the network: what the root asks of an exchange, `Solo`, and the loop that waits.
+"""The interface between the root and the network (`Exchange`), its version for one node (`Solo`), and the wait loop.
 
-A topology is a class for the root and one for the workers: `star.py` and `star_worker.py` are the star. The messages
-of a step, its deadlines and its losses are in `steps.py` and `worker_steps.py`, which know no socket.
+A topology is a class for the root and one for the workers: `star.py` and `star_worker.py` are the star. Messages,
+deadlines and lost nodes of a step are handled in `steps.py` and `worker_steps.py`, which know no socket.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ A = TypeVar("A")
 
 
 class Exchange(Protocol):
-    """The root's end of the exchange between all nodes; `all_reduce`, `start` and `finish` are those of `Comm`."""
+    """The root's side of the exchange between all nodes; `all_reduce`, `start` and `finish` are those of `Comm`."""
 
     @property
     def wait_s(self) -> float:
@@ -48,7 +48,7 @@ class Exchange(Protocol):
     def finish(self) -> F32: ...
 
     def candidates(self) -> list[Part]:
-        """Every worker's end of the step, in node order."""
+        """Wait for every worker's candidates, which end the step; in node order."""
         ...
 
     def ask_more(self, again: Sequence[tuple[int, int]]) -> list[Part]:
@@ -56,12 +56,12 @@ class Exchange(Protocol):
         ...
 
     def out_of_turn(self) -> dict[bytes, Message]:
-        """The last that each peer has said since the last call that is no part of a step."""
+        """The last message of each peer since the last call that belongs to no step."""
         ...
 
 
 class Solo:
-    """One node alone: its partial sums are the sums."""
+    """A single node: its partial sums are the sums."""
 
     wait_s = 0.0
     waits: Mapping[str, Wait] = {}
@@ -92,7 +92,7 @@ class Solo:
 
 
 class Steps(Protocol[A_contra]):
-    """`RootSteps`, `WorkerSteps`: while they wait, what follows from messages and from the time."""
+    """The common part of `RootSteps` and `WorkerSteps`: the actions that follow from messages and time."""
 
     @property
     def wake_at(self) -> float: ...
@@ -103,9 +103,9 @@ class Steps(Protocol[A_contra]):
 def wait(
     steps: Steps[A], actions: Sequence[Action], do: Callable[[Action], None], receive: Callable[[float], A | None]
 ) -> list[Part]:
-    """Do the `actions` that a wait begins with, then what follows from each message, until what is awaited is here.
+    """Carry out `actions`, then those that follow from each message, until the awaited parts are here.
 
-    do: carries out an action, and raises the error of one that failed. receive: the next message until then.
+    do: carries out an action; raises the error of Failed. receive: returns the next message up to a deadline.
     """
     while True:
         for action in actions:

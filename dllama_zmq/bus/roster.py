@@ -1,6 +1,6 @@
-"""Who is in the cluster, and how far each one is.
+"""The workers of the cluster and the state of each.
 
-Pure: it is fed messages and asked questions; it owns no socket, no clock and no weight.
+Pure: it is fed messages; it owns no socket, no clock and no weights.
 
     ABSENT ── Join ──► LOADING ── Loaded ──► LOADED ── Heard(epoch) ──► READY
       ▲                                        ▲                          │
@@ -20,7 +20,7 @@ ROOT = "root"
 
 
 class State(enum.Enum):
-    """How far a worker is; the values are shown to people."""
+    """The state of a worker; the values are shown to people."""
 
     ABSENT = "absent"
     LOADING = "loading"
@@ -32,8 +32,8 @@ class State(enum.Enum):
 class Member:
     """One place in the cluster. Node 0 is the root, so workers count from 1.
 
-    addresses: the IP addresses of the host that the place is for; empty where any will do. address: where the worker
-    that is here speaks from. joined: what the worker that is here, or was here last, said of itself.
+    addresses: IP addresses of the host that the place is for; empty: any. address: the IP address of the present
+    worker. joined: the Join of the present or last worker.
     """
 
     node: int
@@ -47,12 +47,12 @@ class Member:
 
     @property
     def pid(self) -> int:
-        """Its process; 0 where nobody has joined."""
+        """The process id of the worker; 0 if none has joined."""
         return self.joined.pid if self.joined is not None else 0
 
 
 class Roster:
-    """The workers of a cluster and its epoch: a number that rises whenever a step must not meet an older one."""
+    """The workers of a cluster, and its epoch: a number that rises when messages of earlier steps become invalid."""
 
     def __init__(
         self,
@@ -72,12 +72,12 @@ class Roster:
 
     @property
     def ready(self) -> bool:
-        """Every worker has its weights and has heard the beacon of this epoch."""
+        """Whether every worker has its weights and has heard the beacon of this epoch."""
         return all(member.state is State.READY for member in self.members)
 
     @property
     def loaded(self) -> bool:
-        """Every worker has its weights, whether or not it has heard the beacon."""
+        """Whether every worker has its weights."""
         return all(member.state in (State.LOADED, State.READY) for member in self.members)
 
     def find(self, identity: bytes) -> Member | None:
@@ -92,14 +92,14 @@ class Roster:
         obstacle: Callable[[Member, Join], str] = lambda place, join: "",
         may_be: Collection[str] | None = None,
     ) -> Member | Refuse:
-        """Give the worker a place, its own where it names one, or say why there is none.
+        """Give the worker a place, the named one if it names one; a Refuse if there is none.
 
         address: where it speaks from, as `Peers.address` has it. A reserved place is for this computer's processes, and
         for the one that was started for it; the kernel vouches for the numbers of those that come over ipc.
 
         A name that is taken may be asked for again: its holder may be dead and not yet known to be.
-        obstacle: why the worker is not fit for that place, in words for it and for people; empty where it is.
-        may_be: the names that its key is bound to; None: it has come without a key, and may have any.
+        obstacle: why the worker cannot have that place, in words for people; empty if it can.
+        may_be: the names that its key may use; None: it has no key, and may use any.
         """
         names = [member.name for member in self.members]
         if join.name and join.name not in names:
@@ -143,35 +143,36 @@ class Roster:
         return self._processes.get(place.name, pid) == pid
 
     def reserve(self, name: str, pid: int) -> None:
-        """The place `name` is for the process `pid` alone, which the root has started."""
+        """Reserve the place `name` for the process `pid`, which the root has started."""
         self._processes[name] = pid
 
     def has(self, name: str, pid: int | None = None) -> bool:
-        """Whether the process `pid`, or any, is in the place `name`."""
+        """Whether the place `name` is taken, by the process `pid` if given."""
         return any(m.name == name and pid in (None, m.pid) and m.state is not State.ABSENT for m in self.members)
 
     def explain_absence(self, name: str, reason: str) -> None:
-        """Say why `name` is not there, if it is not."""
+        """Set the reason why `name` is absent, if it is."""
         for member in self.members:
             if member.name == name and member.state is State.ABSENT:
                 member.lost_reason = reason
 
     def set_loaded(self, member: Member) -> None:
-        """The member has its weights."""
+        """Note that the member has its weights."""
         member.state = State.LOADED
 
     def set_heard(self, member: Member, epoch: int) -> None:
-        """The member heard a beacon; only that of this epoch makes it ready."""
+        """Note that the member heard a beacon; only that of this epoch makes it ready."""
         if epoch == self.epoch and member.state is State.LOADED:
             member.state = State.READY
 
     def lose(self, member: Member, reason: str) -> None:
-        """The member is gone: its place is free, and a new epoch begins."""
+        """Free the place of a lost member, and begin a new epoch."""
         member.state, member.lost_reason, member.identity = State.ABSENT, reason, b""
         self.new_epoch()
 
     def new_epoch(self) -> None:
-        """Every step so far is void; who is loaded must hear the new beacon before the next one."""
+        """Begin a new epoch: steps so far are void, and every loaded worker must hear the new beacon before the next
+        step."""
         self.epoch += 1
         for member in self.members:
             if member.state is State.READY:

@@ -1,11 +1,11 @@
 """The root of a star: it publishes a step, adds all partial sums and publishes each sum.
 
-Every node makes its partial sums; the root adds them in a tree over the nodes in their order. Everybody, the root too,
-goes on with what was published, decoded: the same bits. Two nodes need not wait for each other's turn: each sends its
-own partial sum as soon as it has it, the root as `sum`, and both add the same two in the same order.
+The root adds the nodes' partial sums in a tree, in node order. Every node, the root too, continues with the decoded
+published sum, so all have the same bits. Two nodes exchange partial sums instead: each sends its own as soon as it has
+it, the root as `sum`, and both add the same two in the same order.
 
-Sums and partial sums take the fast path of `native/exchange.py` if there is one. What it leaves takes the slow path,
-and so do those of micro-batches, which are large and not waited for at once.
+Sums and partial sums take the fast path of `native/exchange.py` if there is one. Messages that it does not expect or
+does not get in time take the slow path, and so do micro-batches, whose sums are large and not needed at once.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class StarRoot:
         self._link, self._roster, self._kernels, self._sync = link, roster, kernels, sync
         self._steps = RootSteps(roster, sync, step_s)
         self._names = [member.name for member in roster.members]
-        self._own: deque[U8] = deque()  # the root's partial sums of stages whose sum is not made
+        self._own: deque[U8] = deque()  # the root's partial sums of open stages
         self._native: NativeExchange | None = None
         self._native_epoch = -1
 
@@ -71,7 +71,7 @@ class StarRoot:
         if native is None:
             self.start(partial)
             return self.finish()
-        own = to_wire(partial, self._kernels, self._sync)  # as the others' do: no node is special
+        own = to_wire(partial, self._kernels, self._sync)  # rounded as every node's
         stage = self._steps.begin_stage()
         header, expected = self._sum_header(stage), self._partial_header(stage)
         total = native(header, own, expected)
@@ -79,11 +79,11 @@ class StarRoot:
             if received:
                 tally.add_array(len(expected), own.nbytes)
         if self._steps.pair:
-            self._note_sum(header, own)
+            self._note_published(header, own)
         elif total is not None and native.published is not None:
-            self._note_sum(header, native.published)
+            self._note_published(header, native.published)
         if total is None:
-            return self._add_late(native, header, own)
+            return self._add_on_slow_path(native, header, own)
         self._steps.count_wait(self._names[native.last], native.waited_s, len(self._names) * own.nbytes)
         return total
 
@@ -115,7 +115,7 @@ class StarRoot:
         return self._steps.out_of_turn()
 
     def _make_ready(self, head: ArrayHead) -> None:
-        """For the sums of a step, all with this array head."""
+        """Prepare headers, meter rows and the fast path for the sums of a step, which all have this array head."""
         epoch, link = self._roster.epoch, self._link
         if epoch != self._native_epoch:  # a worker that has joined again has another identity
             sockets = SocketPair(link.steps, link.replies, [member.identity for member in self._roster.members])
@@ -129,8 +129,8 @@ class StarRoot:
         self._sent = [link.meter.tally(name, "sent", "sum") for name in self._names]
         self._received = [link.meter.tally(name, "received", "partial") for name in self._names]
 
-    def _add_late(self, native: NativeExchange, header: bytes, own: U8) -> F32:
-        """The sum that the fast path has left: a part is late, another message came, or the arrays are large."""
+    def _add_on_slow_path(self, native: NativeExchange, header: bytes, own: U8) -> F32:
+        """Finish a sum that the fast path returned: a part is late, another message came, or the arrays are large."""
         parts, other = native.parts, native.unexpected()
         missing = [node for node, part in enumerate(parts, start=1) if part is None]
         if missing:
@@ -142,17 +142,17 @@ class StarRoot:
         wire, total = self._add_up(own, [part for part in parts if part is not None])
         if wire is not None:
             native.send(header, wire)
-            self._note_sum(header, wire)
+            self._note_published(header, wire)
         return total
 
-    def _note_sum(self, header: bytes, body: U8) -> None:
-        """A sum has been sent on the fast path."""
-        self._steps.said([header, body.data.cast("B")])
+    def _note_published(self, header: bytes, body: U8) -> None:
+        """Note and meter a sum that was sent on the fast path."""
+        self._steps.note_published([header, body.data.cast("B")])
         for tally in self._sent:
             tally.add_array(len(header), body.nbytes)
 
     def _add_up(self, own: U8, parts: Sequence[U8]) -> tuple[U8 | None, F32]:
-        """The sum as it is to be published, if it is, and as everybody goes on with it."""
+        """The sum encoded for publishing (None with two nodes), and the sum that every node continues with."""
         return self._kernels.add_up([own, *parts], self._sync, encoded=not self._steps.pair)
 
     def _read(self, part: Part, n_rows: int) -> U8:
@@ -163,7 +163,8 @@ class StarRoot:
             raise RemoteError(part.name, f"its partial sum at {place} is {error}") from None
 
     def _wait(self, received: Sequence[Frame] | None = None, waited_s: float = 0.0) -> list[Part]:
-        """The parts of the stage that was begun first. received: a message that is here. waited_s: the wait before.
+        """Wait for the parts of the oldest open stage. received: a message received already. waited_s: seconds waited
+        already.
 
         Raises WorkerLost, RemoteError.
         """

@@ -1,4 +1,5 @@
-"""A worker of a star: it sends its partial sum and waits for the sum; of two nodes, for the root's partial sum."""
+"""The worker of a star: it sends its partial sum and waits for the sum, or with two nodes for the root's partial
+sum."""
 
 from __future__ import annotations
 
@@ -21,13 +22,13 @@ from dllama_zmq.spec import Sync
 
 
 class StarWorker:
-    """A worker's `Comm`, and its end of the steps. `nodes`: of the cluster."""
+    """A worker's `Comm`, and its side of the steps. nodes: their number in the cluster."""
 
     def __init__(self, link: WorkerLink, kernels: Kernels, sync: Sync, dim: int, nodes: int, silence_s: float) -> None:
         self._link, self._kernels, self._sync, self._dim = link, kernels, sync, dim
         self._pair = nodes == 2
         self.steps = WorkerSteps(sync, dim, silence_s)
-        self._own: deque[U8] = deque()  # this node's partial sums of stages whose sum has not come
+        self._own: deque[U8] = deque()  # this node's partial sums of open stages
         self._native: NativeExchange | None = None
         if link.steps is not None:
             order = (1, 0) if self._pair else (1,)
@@ -36,9 +37,9 @@ class StarWorker:
         self._begun_s = self._begun_on_core_s = 0.0
 
     def begin(self, message: Step, frames: Sequence[Frame]) -> tuple[F32, Batch]:
-        """Enter a step; returns its x (T, D) and its rows.
+        """Begin a step; returns its x (T, D) and its batch.
 
-        Raises ProtocolError where rows, spans, pages and asks do not fit together.
+        Raises ProtocolError if rows, spans, pages and asks do not match.
         """
         self.steps.begin(message.step)
         self._begun_s, self._begun_on_core_s = time.monotonic(), time.thread_time()
@@ -85,23 +86,23 @@ class StarWorker:
         return self._add_up(self._await_sum(len(own)), own)
 
     def answer(self, arrays: Sequence[EncodedArray]) -> None:
-        """End the step, or answer More, with these candidates."""
+        """Send these candidates, which end the step or answer More."""
         compute_s = max(0.0, time.monotonic() - self._begun_s - self.steps.wait_s)
         paused_s = max(0.0, compute_s - (time.thread_time() - self._begun_on_core_s))  # more, where it spun for a sum
         for action in self.steps.answer(compute_s, paused_s, arrays):
             self._do(action)
 
     def answer_ping(self, ping: Ping) -> None:
-        """Ask again for what the root believes this worker to have."""
+        """Answer a ping with Missed if this worker lacks the input of the pinged stage."""
         for action in self.steps.answer_ping(ping):
             self._do(action)
 
     def _add_up(self, arrived: U8, own: U8) -> F32:
-        """The sum of a stage, of what the root has published for it and this node's part."""
+        """The sum of a stage, from the root's message and, with two nodes, this node's part."""
         return self._kernels.add_up([arrived, own] if self._pair else [arrived], self._sync, encoded=False)[1]
 
     def _await_sum(self, n_rows: int, received: Sequence[Frame] | None = None) -> U8:
-        """What the root publishes for the stage that was begun first. received: a message that is here.
+        """Wait for the sum of the oldest open stage. received: a message received already.
 
         Raises StepVoid, RootLost.
         """
@@ -123,7 +124,7 @@ class StarWorker:
 
 
 def _batch(message: Step, frames: Sequence[Frame]) -> Batch:
-    """The rows of a step. Raises ProtocolError where its pages are not those of its spans."""
+    """The batch of a step. Raises ProtocolError if its pages do not match its spans."""
     n_pages = [pages_for(start + count) for start, count in message.spans]
     ids = decode_array(message.arrays[1], frames[1], "i32", (1, sum(n_pages)))[0]
     spans, first = [], 0

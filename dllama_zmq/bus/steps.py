@@ -1,7 +1,7 @@
-"""A step as the root sees it: whose parts it waits for, what it says meanwhile, and how it ends.
+"""The root's side of a step as a state machine: whose parts it waits for, what it sends meanwhile, how it ends.
 
-Pure: `RootSteps` is fed what the root contributes, what workers say and what time it is, and returns what is to be
-done. It owns no socket, no clock and no arithmetic; those are in `star.py`. `worker_steps.py` is the worker's side. The
+Pure: `RootSteps` is fed the root's own parts, the workers' messages and the time, and returns actions. It owns no
+socket, no clock and no arithmetic; those are in `star.py`. `worker_steps.py` is the worker's side. The
 rules are those of PROTOCOL.md §7.
 """
 
@@ -37,16 +37,16 @@ from dllama_zmq.spec import Sync
 
 _MOST_KEPT = 64
 PING_S = 0.25
-"""How often a waiting root knocks at every worker: a broken connection is known after this time, and those who have
-answered hear that the root lives."""
+"""How often a waiting root pings every worker. A ping finds a broken connection, and shows a worker that has answered
+that the root is alive."""
 
 Arrived: TypeAlias = tuple[bytes, Message, list[Frame]]
-"""A message from the identity of a worker, or of a stranger."""
+"""A message and the identity that it came from, a worker's or an unknown one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What one node says to one stage: its partial sum, its candidates or, to a worker, the sum."""
+    """The message of one node for one stage: its partial sum, its candidates or, from the root, the sum."""
 
     node: int
     name: str
@@ -56,7 +56,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Publish:
-    """To do: send these frames to every worker. names, kind: what they are metered under."""
+    """An action: send these frames to every worker. names, kind: the rows of the meter."""
 
     names: Sequence[str]
     kind: str
@@ -65,7 +65,7 @@ class Publish:
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """To do: send these frames to one peer. name, kind: what they are metered under."""
+    """An action: send these frames to one peer. name, kind: the row of the meter."""
 
     identity: bytes
     name: str
@@ -75,14 +75,14 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """What was waited for is here, in node order."""
+    """An action that ends the wait: all parts are here, in node order."""
 
     parts: list[Part]
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The step is void, and this is why. Nothing follows it."""
+    """An action that ends the wait: the step is void, and why. No action follows it."""
 
     error: Exception
 
@@ -91,7 +91,7 @@ Action: TypeAlias = Publish | Send | Done | Failed
 
 
 class Gather:
-    """The parts of one stage, by node: takes each once, ignores what is late or of another stage or kind."""
+    """Collects the parts of one stage, one for each node; ignores late parts and those of another stage or kind."""
 
     def __init__(
         self, kind: type[Partial | Candidates], epoch: int, step: int, stage: int, nodes: Collection[int]
@@ -101,7 +101,7 @@ class Gather:
         self.missing = set(nodes)
         self._parts: dict[int, Part] = {}
         self.last = ""
-        """The name of the node whose part was taken last; empty before there is one."""
+        """The name of the node whose part came last; empty before the first part."""
 
     def offer(self, member: Member, message: Partial | Candidates, frames: Sequence[Frame]) -> bool:
         """Take a part if it is one of this stage and not yet here; say whether it was taken."""
@@ -114,7 +114,7 @@ class Gather:
         return True
 
     def in_node_order(self) -> list[Part]:
-        """All parts; the order of adding them, whatever order they arrived in."""
+        """All parts in node order, the order of addition, whatever the order of arrival."""
         return [self._parts[node] for node in sorted(self._parts)]
 
 
@@ -130,7 +130,7 @@ class RootSteps:
     """
 
     def __init__(self, roster: Roster, sync: Sync, step_s: float) -> None:
-        """step_s: how long the parts of a stage may be waited for."""
+        """step_s: deadline for the parts of a stage, in seconds."""
         self._roster, self._sync, self._step_s = roster, sync, step_s
         self._names = [member.name for member in roster.members]
         self._nodes = [member.node for member in roster.members]
@@ -138,21 +138,21 @@ class RootSteps:
         """Two nodes: each adds the other's partial sum, and nobody publishes the sum of both."""
         self.step = self.stage = 0
         self._columns = 0  # of the partial sums of this step
-        self._open: deque[Gather] = deque()  # begun and not ended; the first is the one waited for
+        self._open: deque[Gather] = deque()  # open stages, oldest first; the first is the one waited for
         self._n_batches = 1  # of this step
-        self._said: deque[list[Frame]] = deque(maxlen=4)  # published last, in this step
+        self._published: deque[list[Frame]] = deque(maxlen=4)  # published last, in this step
         self._since = self._waited_s = self._deadline = self._next_ping = 0.0
         self._out_of_turn: dict[bytes, Message] = {}
         self._forget_waits()
 
-    # What the root does
+    # calls of the root
 
     def begin(
         self, spans: list[tuple[int, int]], asks: Sequence[RowAsk], arrays: Sequence[tuple[ArrayHead, Frame]]
     ) -> list[Action]:
-        """A step begins; `arrays` are those of its message, x (T, D) first.
+        """Begin a step. arrays: those of its Step message, x (T, D) first.
 
-        Fails, and says nothing, while a worker has not heard this epoch's beacon.
+        Fails, and sends nothing, while a worker has not heard the beacon of this epoch.
         """
         if not self._roster.ready:
             away = [f"{m.name} is {m.state.value}" for m in self._roster.members if m.state is not State.READY]
@@ -161,47 +161,47 @@ class RootSteps:
         self._forget_waits()
         self.stage, self._n_batches, self._columns = 0, 1, arrays[0][0].columns
         self._open.clear()
-        self._said.clear()
+        self._published.clear()
         heads, frames = [head for head, _ in arrays], [frame for _, frame in arrays]
         return [self._publish(Step(self._roster.epoch, self.step, spans, list(asks), heads), frames)]
 
     def begin_stage(self) -> int:
-        """The number of the stage that begins."""
+        """Begin a stage; returns its number."""
         self.stage += 1
         return self.stage
 
     def expect(self, kind: type[Partial | Candidates], nodes: Collection[int] | None = None) -> None:
-        """Parts of this stage are to come, from every worker or from `nodes`."""
+        """Expect parts of this stage from every worker, or from `nodes`."""
         self._open.append(Gather(kind, self._roster.epoch, self.step, self.stage, nodes or self._nodes))
         self._n_batches = max(self._n_batches, len(self._open))
 
     def start(self, own: U8) -> list[Action]:
-        """The next stage begins; `own` (T, bytes of a row) is the root's partial sum."""
+        """Begin the next stage. own: the root's partial sum (T, bytes of a row)."""
         self.begin_stage()
         self.expect(Partial)
         return [self.sum(self.stage, own)] if self.pair else []
 
     def sum(self, stage: int, body: U8) -> Publish:
-        """Say what the workers go on with; of a pair: the root's partial sum."""
+        """Publish the result of a stage; with two nodes the root's partial sum, to which the worker adds its own."""
         head = ArrayHead(self._sync, len(body), self._columns)
         return self._publish(Sum(self._roster.epoch, self.step, stage, [head]), [body.data.cast("B")])
 
-    def said(self, frames: list[Frame]) -> None:
-        """This was published, and may be asked for again."""
-        self._said.append(frames)
+    def note_published(self, frames: list[Frame]) -> None:
+        """Note published frames, which a worker may ask for again."""
+        self._published.append(frames)
 
     def more(self, again: Sequence[tuple[int, int]]) -> list[Action]:
-        """Candidates do not suffice: ask for the best k of each (row, k), to be expected as the next stage."""
+        """Ask for the best k candidates of each (row, k); the answers are expected as the next stage."""
         self._forget_waits()
         return [self._publish(More(self._roster.epoch, self.step, self.stage + 1, list(again)))]
 
     def count_wait(self, name: str, seconds: float, n_bytes: int) -> None:
-        """The root has waited `seconds` for messages of `n_bytes` together, and that of worker `name` came last."""
+        """Count a wait of `seconds` for messages of `n_bytes` in all, of which that of worker `name` came last."""
         self.wait_s += seconds
         self.waits[name].add(seconds, n_bytes)
 
     def out_of_turn(self) -> dict[bytes, Message]:
-        """The last that each peer said since the last call that is no part of a step."""
+        """The last message of each peer since the last call that belongs to no step."""
         kept, self._out_of_turn = self._out_of_turn, {}
         return kept
 
@@ -212,12 +212,12 @@ class RootSteps:
         layer, feed_forward = divmod((stage - 1) // self._n_batches, 2)
         return f"step {self.step}, layer {layer}, {'feed-forward' if feed_forward else 'attention'}"
 
-    # What happens while it waits
+    # calls while it waits
 
     def wait(self, now: float, arrived: Arrived | None = None, waited_s: float = 0.0) -> list[Action]:
-        """From now on the parts of the stage that was begun first are waited for.
+        """Start waiting for the parts of the oldest open stage.
 
-        arrived: a message that is here. waited_s: for how long they have been waited for already.
+        arrived: a message received already. waited_s: seconds waited already.
         """
         self._since, self._waited_s = now, waited_s
         self._deadline, self._next_ping = now + self._step_s, now + PING_S
@@ -225,11 +225,12 @@ class RootSteps:
 
     @property
     def wake_at(self) -> float:
-        """When to call `hear` at the latest."""
+        """Latest time for the next call of `hear`."""
         return min(self._next_ping, self._deadline)
 
     def hear(self, now: float, arrived: Arrived | None = None) -> list[Action]:
-        """What follows from a message, if one came, and from the time; a flood of messages outlasts no deadline."""
+        """The actions that follow from a message, if one came, and from the time. A flood of messages extends no
+        deadline."""
         actions = [] if arrived is None else self._take(*arrived)
         if actions and isinstance(actions[-1], Failed):
             return actions
@@ -241,7 +242,7 @@ class RootSteps:
             self.count_wait(gather.last, self._waited_s + now - self._since, n_bytes)
             return [Done(parts)]
         if now >= self._deadline:
-            return [*actions, *self._late(gather, now - self._since)]
+            return [*actions, *self._lose_silent(gather, now - self._since)]
         if now >= self._next_ping:
             self._next_ping = now + PING_S
             ping = encode(Ping(self._roster.epoch, self.step, gather.stage))
@@ -249,9 +250,9 @@ class RootSteps:
         return actions
 
     def gone(self, identity: bytes) -> list[Action]:
-        """Sending to this peer failed: there is no connection."""
+        """The actions that follow when sending to this peer failed."""
         member = self._roster.find(identity)
-        if member is None:  # it was given up before
+        if member is None:  # lost already
             return []
         return [self._lost(member, "its connection broke, or it gave no sign of life for 2 s")]
 
@@ -260,7 +261,7 @@ class RootSteps:
         here = (self._roster.epoch, self.step)
         if member is None:
             if isinstance(message, Join):
-                self._keep(identity, message)
+                self._keep_for_later(identity, message)
         elif isinstance(message, Partial | Candidates):
             any(gather.offer(member, message, frames) for gather in self._open)  # a worker may be a stage ahead
         elif isinstance(message, Fault):
@@ -268,29 +269,29 @@ class RootSteps:
                 return [Failed(RemoteError(member.name, message.text))]
         elif isinstance(message, Missed):
             if (message.epoch, message.step, message.stage) == (*here, self._open[0].stage):
-                return self._say_again(member)
+                return self._resend(member)
         else:
-            self._keep(identity, message)
+            self._keep_for_later(identity, message)
             if isinstance(message, Join):
                 return [self._lost(member, "it started again")]
         return []
 
-    def _keep(self, identity: bytes, message: Message) -> None:
-        """Keep a message until the step has ended. One that is dropped comes again: a worker repeats its join."""
+    def _keep_for_later(self, identity: bytes, message: Message) -> None:
+        """Keep a message until the step has ended. A dropped one is repeated: workers repeat their joins."""
         if identity in self._out_of_turn or len(self._out_of_turn) < _MOST_KEPT:
             self._out_of_turn[identity] = message
 
-    def _say_again(self, member: Member) -> list[Action]:
-        """What a worker may lack that has not sent its part: the last message, or with two micro-batches the last two.
+    def _resend(self, member: Member) -> list[Action]:
+        """Resend what a silent worker may have missed: the last message, or with two micro-batches the last two.
 
-        With two nodes twice as many, for there the root goes on without the worker's answer.
+        With two nodes twice as many, because there the root may be one stage ahead of the worker.
         """
-        last = list(self._said)[-self._n_batches * (2 if self.pair else 1) :]
+        last = list(self._published)[-self._n_batches * (2 if self.pair else 1) :]
         return [Send(member.identity, member.name, "again", frames) for frames in last]
 
     def _publish(self, message: Message, arrays: Sequence[Frame] = ()) -> Publish:
         frames = encode(message, arrays)
-        self.said(frames)
+        self.note_published(frames)
         return Publish(self._names, kind_of(message), frames)
 
     def _lost(self, member: Member, reason: str) -> Failed:
@@ -298,8 +299,8 @@ class RootSteps:
         self._roster.lose(member, f"was lost: {reason}")
         return Failed(WorkerLost(f"{member.name} was lost at {self.place(gather.kind, gather.stage)}: {reason}"))
 
-    def _late(self, gather: Gather, seconds: float) -> list[Action]:
-        """Give up whoever has not answered. Should it be alive after all, it must know that it has to join again."""
+    def _lose_silent(self, gather: Gather, seconds: float) -> list[Action]:
+        """Lose the workers that missed the deadline. The Bye tells one that is still alive to join again."""
         late = [self._roster.members[node - 1] for node in sorted(gather.missing)]
         actions: list[Action] = []
         for member in late:
