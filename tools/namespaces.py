@@ -9,6 +9,7 @@ All names begin with the tool's own prefix, so that several tools can run at onc
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import subprocess
@@ -16,6 +17,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+
+_CLONE_NEWNET = 0x40000000  # linux/sched.h; os.setns is there from Python 3.12 on
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,12 @@ class Computer:
     def prefix(self) -> list[str]:
         """The prefix of a command that runs in this namespace."""
         return ["ip", "netns", "exec", self.name]
+
+    def enter(self) -> None:
+        """Move the calling thread, and what it starts from now on, into this namespace."""
+        with open(f"/run/netns/{self.name}") as file:
+            if ctypes.CDLL(None, use_errno=True).setns(file.fileno(), _CLONE_NEWNET):
+                raise OSError(ctypes.get_errno(), f"setns {self.name}")
 
     def cut(self) -> None:
         """Pull the cable at the bridge."""
@@ -69,11 +78,18 @@ def address(node: int) -> str:
     return f"192.0.2.{node + 1}"
 
 
+def lacking() -> str:
+    """The sentence that says what network namespaces need and this process has not; empty where it has all."""
+    tools = [tool for tool in ("ip", "tc") if shutil.which(tool) is None]
+    if os.geteuid() == 0 and not tools:
+        return ""
+    return f"network namespaces need root{' and ' + ', '.join(tools) + ' (iproute2)' if tools else ''}"
+
+
 def check() -> None:
     """Exit where network namespaces cannot be made."""
-    lacking = [tool for tool in ("ip", "tc") if shutil.which(tool) is None]
-    if os.geteuid() != 0 or lacking:
-        sys.exit(f"network namespaces need root{' and ' + ', '.join(lacking) + ' (iproute2)' if lacking else ''}")
+    if sentence := lacking():
+        sys.exit(sentence)
 
 
 @contextmanager
