@@ -4,17 +4,19 @@
 # make check     format, lint, types, import contract, tests: what a change must pass
 # make test-browser  the web page in headless Chromium; fetches what it needs (Debian's chromium as root, axe-core by npm)
 # make test-clients  other people's clients of the API (LiteLLM, LangChain, LlamaIndex, ...), installed into build/clients
+# make soak      4 nodes for MINUTES (30): workers killed, links cut, each answer compared; all of it needs root and iproute2
 # make test-arm  the kernels' tests on Arm CPUs played by qemu; fetches what it needs (Debian only), takes minutes
 # make clean     remove what these made
 
 PYTHON ?= python3
 BIN := .venv/bin
 WORKERS ?= 4
+MINUTES ?= 30
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off
 DLLAMA := $(BIN)/dllama-zmq
 
-.PHONY: demo test test-all test-browser test-clients check format test-arm clean
+.PHONY: demo test test-all test-browser test-clients check format soak test-arm clean
 .DELETE_ON_ERROR:
 
 # One environment; each stamp says what has been installed into it.
@@ -61,6 +63,9 @@ build/clients/dev.stamp: pyproject.toml
 
 test-clients: build/clients/dev.stamp
 	build/clients/bin/python -m pytest -W ignore -m clients tests/clients  # what the clients warn of is theirs to mend
+
+soak: .venv/dev.stamp
+	$(BIN)/python tools/soak.py --minutes $(MINUTES)
 
 test-arm: .venv/dev.stamp
 	@tools/test_arm.sh $(BIN)/python
