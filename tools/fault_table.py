@@ -16,7 +16,6 @@ import os
 import re
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -25,37 +24,25 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 
 import psutil
+from fault_requests import Failed, Requests, figures, follow, until
 
 from dllama_zmq import Client
-from dllama_zmq.bus.client_messages import Done, Piece, Prefill
-from dllama_zmq.errors import DllamaError
-from dllama_zmq.sampling import Sampling
 
-N_CLIENTS, N_NODES, N_TOKENS, N_WORDS = 3, 4, 100, 150
+N_NODES = 4
 UP_S, RUN_S, DOWN_S, SOON_S = 120.0, 120.0, 20.0, 30.0
-LOOK_S = 0.005
 FAULTY, OTHER = "worker2", "worker3"
 LOST = "{name} (was lost|did not answer)|lost {name}:|did not answer .*{name}"
 
 
-class Failed(Exception):
-    """A run did not go as it should."""
-
-
 @dataclass
 class Run:
-    """One cluster with its clients. `moments`: when any of them got a token, or progress of its prompt."""
+    """One cluster with its clients."""
 
     home: Path
-    address: str
-    texts: list[str] = field(default_factory=lambda: [""] * N_CLIENTS)
-    n_pieces: list[int] = field(default_factory=lambda: [0] * N_CLIENTS)
-    errors: list[str] = field(default_factory=list)
-    moments: list[float] = field(default_factory=list)
+    requests: Requests
     faults: list[tuple[float, str]] = field(default_factory=list)
     seen: list[tuple[float, str]] = field(default_factory=list)  # lines of the root's log, and when they were read
 
@@ -67,22 +54,6 @@ class Run:
             subprocess.run(call, cwd=self.home, env=environment, timeout=wait_s, check=True, capture_output=True)
         except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as error:
             raise Failed(f"{words[0]}: {error}; {error.stderr!r}") from None
-
-    def ask(self, i: int) -> None:
-        """Client number i: from its request to the end of the answer."""
-        prompt = " ".join(f"{word} {i}" for word in range(N_WORDS))
-        try:
-            with Client(self.address) as client:
-                sampling = Sampling(0.8 * (i % 2), 0.95, seed=i)
-                for answer in client.generate(prompt, N_TOKENS, sampling, ignore_eos=True):
-                    if isinstance(answer, Piece | Prefill):
-                        self.moments.append(time.monotonic())
-                    if isinstance(answer, Piece):
-                        self.n_pieces[i] += 1
-                    if isinstance(answer, Piece | Done):
-                        self.texts[i] += answer.text
-        except DllamaError as error:
-            self.errors.append(f"client {i}: {type(error).__name__}: {error}")
 
     def processes(self, word: str = "dllama_zmq") -> list[int]:
         """Every process of this run that lives and has `word` in its command."""
@@ -105,19 +76,11 @@ class Run:
             os.kill(pid, number)
         return pids
 
-    def follow_log(self, ended: threading.Event) -> None:
-        """Read the root's log until `ended`."""
-        with (self.home / "logs" / "faults" / "root.log").open() as log:
-            while not ended.wait(LOOK_S):
-                self.seen += [(time.monotonic(), line) for line in log]
-
     def until(self, condition: Callable[[], object], what: str) -> None:
-        """Wait for `condition`. Raises Failed."""
-        deadline = time.monotonic() + SOON_S
-        while not condition():
-            if time.monotonic() > deadline or self.errors:
-                raise Failed(f"{what}: not within {SOON_S:.0f} s; {self.errors}")
-            time.sleep(LOOK_S)  # between two looks
+        """Wait for `condition`. Raises Failed, also where a request has failed."""
+        until(lambda: condition() or self.requests.errors, SOON_S, what)
+        if self.requests.errors:
+            raise Failed(f"{what}: {self.requests.errors}")
 
     def known_s(self) -> float | None:
         """Seconds from the last fault of each worker to the first line after it that says so; the longest."""
@@ -130,14 +93,7 @@ class Run:
 
     def silence_s(self) -> float:
         """The longest time without a token or progress for any client, of the gaps that end after the first fault."""
-        since = self.faults[0][0] if self.faults else 0.0
-        ordered = sorted(self.moments)
-        return max((b - a for a, b in pairwise(ordered) if b > since), default=0.0)
-
-
-def decoding(run: Run) -> bool:
-    """Whether every client has some tokens."""
-    return min(run.n_pieces) >= 5
+        return self.requests.silence_s(self.faults[0][0] if self.faults else 0.0)
 
 
 def killed(moment: Callable[[Run], object], *names: str) -> Callable[[Run], None]:
@@ -154,7 +110,7 @@ def killed_again(moment: Callable[[Run, int], object]) -> Callable[[Run], None]:
     """Kill a worker, and the process that is started in its place at a moment of that."""
 
     def fault(run: Run) -> None:
-        run.until(lambda: decoding(run), "tokens")
+        run.until(lambda: run.requests.decode, "tokens")
         (before,) = run.signal(signal.SIGKILL, FAULTY)
         run.until(lambda: (pid := run.pid(FAULTY)) not in (0, before) and moment(run, pid), "the moment to kill again")
         run.signal(signal.SIGKILL, FAULTY)
@@ -166,7 +122,7 @@ def stopped(seconds: float | None) -> Callable[[Run], None]:
     """Stop a worker, forever where seconds is None."""
 
     def fault(run: Run) -> None:
-        run.until(lambda: decoding(run), "tokens")
+        run.until(lambda: run.requests.decode, "tokens")
         (pid,) = run.signal(signal.SIGSTOP, FAULTY)
         if seconds is not None:
             time.sleep(seconds)
@@ -176,11 +132,11 @@ def stopped(seconds: float | None) -> Callable[[Run], None]:
 
 
 FAULTS: dict[str, Callable[[Run], None]] = {
-    "kill -9 in a prompt": killed(lambda run: run.moments, FAULTY),
-    "kill -9 in decoding": killed(decoding, FAULTY),
+    "kill -9 in a prompt": killed(lambda run: run.requests.moments, FAULTY),
+    "kill -9 in decoding": killed(lambda run: run.requests.decode, FAULTY),
     "kill -9, again while it loads": killed_again(lambda run, pid: any(f" pid={pid} " in line for _, line in run.seen)),
     "kill -9, again before it joins": killed_again(lambda run, pid: True),
-    "kill -9 of two at once": killed(decoding, FAULTY, OTHER),
+    "kill -9 of two at once": killed(lambda run: run.requests.decode, FAULTY, OTHER),
     "SIGSTOP for 1 s": stopped(1.0),
     "SIGSTOP for 5 s": stopped(5.0),
     "SIGSTOP forever": stopped(None),
@@ -190,21 +146,20 @@ FAULTS: dict[str, Callable[[Run], None]] = {
 def run_once(model: Path, fault: Callable[[Run], None]) -> Run:
     """A cluster from `up` to `down`, with three requests and a fault. Raises Failed."""
     home = Path(tempfile.mkdtemp(prefix="dzf-", dir="/tmp"))  # short, for the paths of sockets
-    run, ended = Run(home, f"ipc://{home}/run/faults/clients.sock"), threading.Event()
+    requests = Requests(f"ipc://{home}/run/faults/clients.sock")
+    run, ended = Run(home, requests), threading.Event()
     workers = "".join(f"  - name: worker{i}\n" for i in range(1, N_NODES))
     (home / "cluster.yaml").write_text(f"name: faults\nmodel: {model.resolve()}\nworkers:\n{workers}")
     try:
         run.command("up", wait_s=UP_S)
-        clients = [threading.Thread(target=run.ask, args=(i,), daemon=True) for i in range(N_CLIENTS)]
-        for thread in (*clients, threading.Thread(target=run.follow_log, args=(ended,), daemon=True)):
-            thread.start()
+        log = home / "logs" / "faults" / "root.log"
+        threading.Thread(target=follow, args=(log, run.seen, ended), daemon=True).start()
+        requests.start()
         fault(run)
-        deadline = time.monotonic() + RUN_S
-        for thread in clients:
-            thread.join(max(0.0, deadline - time.monotonic()))
-        if any(thread.is_alive() for thread in clients) or run.errors:
-            raise Failed(f"{run.n_pieces} tokens after {RUN_S:.0f} s; {run.errors}")
-        with Client(run.address) as client:
+        requests.finish(RUN_S)
+        if requests.errors:
+            raise Failed(str(requests.errors))
+        with Client(requests.address) as client:
             status = client.status()
         if (status.active, status.queued, status.kv.in_use) != (0, 0, 0):
             raise Failed(f"left: {status.active} active, {status.queued} queued, {status.kv.in_use} pages")
@@ -226,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--times", type=int, default=20, metavar="N")
     parser.add_argument("--only", default="", metavar="WORDS", help="rows that have these words")
     args = parser.parse_args(argv)
-    whole, n_failed = run_once(args.model, lambda run: None).texts, 0
+    whole, n_failed = run_once(args.model, lambda run: None).requests.texts, 0
     print("| fault | runs | texts equal | known after s | silence s |\n| :-- | --: | --: | --: | --: |", flush=True)
     for name, fault in ((name, fault) for name, fault in FAULTS.items() if args.only in name):
         known, silent, n_equal = [], [], 0
@@ -236,12 +191,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             except Failed as error:
                 print(f"{name}: {error}", file=sys.stderr, flush=True)
                 continue
-            n_equal += run.texts == whole
+            n_equal += run.requests.texts == whole
             silent.append(run.silence_s())
             known += [] if (seconds := run.known_s()) is None else [seconds]
         n_failed += args.times - n_equal
-        figures = [f"{statistics.median(x):.2f} / {max(x):.2f}" if x else "-" for x in (known, silent)]
-        print(f"| {name} | {args.times} | {n_equal} | {' | '.join(figures)} |", flush=True)
+        print(f"| {name} | {args.times} | {n_equal} | {figures(known, silent)} |", flush=True)
     return 1 if n_failed else 0
 
 
