@@ -126,7 +126,7 @@ class Root:
             kernels = Profiled(kernels)
         self.kernels = kernels
         self.kernels_name = kernels.name
-        first_epoch = time.time_ns() // 1_000_000  # above every epoch of a root that ran before
+        first_epoch = time.time_ns() // 1_000_000  # none of a root that ran before
         self.roster = Roster(settings.names, first_epoch, settings.reserved, settings.addresses)
         self.link: RootLink | None = None
         self._exchange: Exchange = Solo()
