@@ -108,7 +108,7 @@ def why_refused(error: int, secured: bool) -> str:
     if error == zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH:
         return "its connection is not encrypted as this cluster's are"
     if error < zmq.PROTOCOL_ERROR_ZMTP_UNSPECIFIED:
-        return "it left in mid-handshake, as one does that knows no key of this root, or another one"
+        return "it left in mid-handshake: its link broke, or it knows no key of this root, or another one"
     if error == zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC:
         return "it looks for a root with another key"
     return "its handshake is not as it must be"
