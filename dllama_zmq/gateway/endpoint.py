@@ -173,6 +173,7 @@ class Endpoint:
                 await sending.more(await first)
                 async for data in events:
                     await sending.more(data)
+                    await asyncio.sleep(0)  # who has left is noticed even where the next events are there already
             finally:
                 for task in (first, pings):
                     if task is not None:

@@ -21,16 +21,25 @@ WAIT_S = 20.0
 Sent = list[dict[str, Any]]
 
 
-def sent_by(events: Callable[[Sent], AsyncGenerator[bytes, None]]) -> Sent:
-    """The messages that a route of these events sends to a client that stays. The events see what was sent before."""
+def sent_by(events: Callable[[Sent], AsyncGenerator[bytes, None]], n_read: int | None = None) -> Sent:
+    """The messages that a route of these events sends. The events see what was sent before.
+
+    n_read: the client leaves when it has got this many messages; None: it stays.
+    """
     sent: Sent = []
     asked = [{"type": "http.request", "body": b"", "more_body": False}]
+    left = asyncio.Event()
 
     async def receive() -> dict[str, Any]:
-        return asked.pop() if asked else await asyncio.Future()
+        if asked:
+            return asked.pop()
+        await left.wait()
+        return {"type": "http.disconnect"}
 
     async def send(message: Any) -> None:
         sent.append(message)
+        if len(sent) == n_read:
+            left.set()
 
     async def handler(call: Call[None]) -> Stream:
         return Stream(events(sent))
@@ -89,3 +98,12 @@ def test_an_event_may_come_at_once() -> None:
     start, first, end = sent_by(_after(0))
     assert start["status"] == 200
     assert (first["body"], end["more_body"]) == (b"data: 1\n\n", False)
+
+
+def test_a_stream_whose_client_has_left_ends_although_its_other_events_are_there() -> None:
+    async def events(sent: Sent) -> AsyncGenerator[bytes, None]:
+        for number in range(100):
+            yield b"data: %d\n\n" % number
+
+    assert len(sent_by(events)) == 102  # with the start and the end
+    assert len(sent_by(events, n_read=3)) < 20
