@@ -191,7 +191,7 @@ HERMES = Family("hermes", ("<tool_call>",), read_hermes)
 FAMILIES = (
     Family("deepseek", (_CALLS_BEGIN,), read_deepseek),
     Family("mistral", (_TOOL_CALLS,), read_mistral),
-    Family("qwen3-coder", ("<function=",), read_qwen_coder),
+    Family("qwen3-coder", ("<parameter=",), read_qwen_coder),
     HERMES,
     Family("llama3", ("<|python_tag|>", "ipython"), read_llama),
 )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import string
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -16,6 +17,10 @@ from dllama_zmq.chat.families import family_of
 Message = dict[str, Any]
 
 _ONE_CALL = "single tool-call"  # Llama 3's templates refuse a message with several calls in these words
+_WRITES_JSON = re.compile(r"arguments['\"]?\]?\s*\|\s*tojson")
+"""A template that writes arguments as JSON, and so takes them as an object."""
+
+_THINKING_PARTS = "'thinking'"  # as Mistral's templates name the part of a message that is thinking
 _ID_LENGTH = 9
 _ALPHABET = string.digits + string.ascii_letters
 
@@ -31,7 +36,11 @@ def for_template(
     family = family_of(template).name
     roles = {} if "developer" in template else {"developer": "system"}
     given = [{**message, "role": roles.get(message["role"], message["role"])} for message in messages]
-    changed = [_as_read(message, family) for message in given]
+    takes_text = family == "deepseek" and not _WRITES_JSON.search(template)
+    changed = [_as_read(message, family, takes_text) for message in given]
+    if _THINKING_PARTS in template and "reasoning_content" not in template:
+        # The last message is left as it is: it may be gone on with, and then must be a text.
+        changed = [*map(_with_thinking_part, changed[:-1]), *changed[-1:]]
     if family == "mistral":
         changed = [_with_short_ids(message) for message in changed]
     if _ONE_CALL in template:
@@ -44,19 +53,28 @@ def for_template(
     return changed, [dict(tool) for tool in tools] if tools else None
 
 
-def _as_read(message: Message, family: str) -> Message:
-    """With arguments as objects, or as text for DeepSeek; without empty lists of calls."""
+def _as_read(message: Message, family: str, takes_text: bool) -> Message:
+    """With arguments as objects, or as text where the template takes that; without empty lists of calls."""
     calls = message.get("tool_calls")
     if not calls:
         return {key: value for key, value in message.items() if key != "tool_calls"}
     content = message.get("content") or (None if family == "deepseek" else "")
-    convert = _text if family == "deepseek" else _object
+    convert = _text if takes_text else _object
     functions = [{**call["function"], "arguments": convert(call["function"].get("arguments"))} for call in calls]
     return {
         **message,
         "content": content,
         "tool_calls": [{**call, "function": function} for call, function in zip(calls, functions, strict=True)],
     }
+
+
+def _with_thinking_part(message: Message) -> Message:
+    """With its thinking as a part of its content."""
+    thoughts, text = message.get("reasoning_content"), message.get("content")
+    if not thoughts:
+        return message
+    parts = [{"type": "thinking", "thinking": thoughts}, *([{"type": "text", "text": text}] if text else [])]
+    return {**{key: message[key] for key in message if key != "reasoning_content"}, "content": parts}
 
 
 def _object(arguments: object) -> object:

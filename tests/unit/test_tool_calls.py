@@ -25,7 +25,8 @@ TOOLS = [
 # What tells the family in a template's text; tests/unit/test_turns.py has whole templates.
 TEMPLATES = {
     "hermes": "<tool_call>\n",
-    "qwen3-coder": "<tool_call>\n<function=example>",
+    "qwen3-coder": "<tool_call>\n<function=example>\n<parameter=name>",
+    "functionary": "<function=example>{{ arguments }}</function>",
     "llama3": "<|start_header_id|>ipython",
     "mistral": "[TOOL_CALLS]",
     "deepseek": "<think> <｜tool▁calls▁begin｜>",
@@ -168,6 +169,7 @@ TEXTS = {
     "mistral, no call": ("mistral", "[TOOL_CALLS] are marks."),
     "deepseek, no call": ("deepseek", f"<｜tool▁calls▁begin｜>{BEGIN}function{SEP}weather\nOslo"),
     "qwen3-coder, an unknown function": ("qwen3-coder", "<function=wind></function>"),
+    "a tag around JSON, which is another form": ("functionary", '<function=weather>{"city": "Oslo"}</function>'),
 }
 
 

@@ -189,6 +189,39 @@ def test_a_conversation_of_calls_and_results_is_rendered(name):
     assert '\\"city' not in rendered
 
 
+@pytest.mark.parametrize("template", ["deepseek-r1-distill", "deepseek-v3.1"])
+def test_a_template_that_writes_arguments_as_json_gets_an_object(template):
+    text = (FOLDER / f"{template}.jinja").read_text("utf-8")
+    newer = text.replace("tool['function']['arguments'] +", "tool['function']['arguments'] | tojson +")
+    assert newer != text
+    answers = [
+        answer_of(ChatTemplate({"default": one}, {"bos_token": "", "eos_token": ""}, "a.gguf", CHILDREN), one, **CALL)
+        for one in (text, newer)
+    ]
+    assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize(
+    ("template", "marks"), [("magistral", "[THINK]{}[/THINK]"), ("qwen3", "<think>\n{}\n</think>")]
+)
+def test_the_thinking_of_an_earlier_turn_is_where_its_template_reads_it(template, marks):
+    text = (FOLDER / f"{template}.jinja").read_text("utf-8")
+    said = {"reasoning_content": "He asks for the weather.", "content": "Let me see."}
+    messages, tools = for_template(text, [USER, {**CALL, **said}, RESULT], [TOOL])
+    words = {"bos_token": "", "eos_token": "</s>"}
+    rendered = ChatTemplate({"default": text}, words, "a.gguf", CHILDREN).render(messages, tools=tools)
+    thought = rendered.index(marks.format("He asks for the weather."))
+    assert thought < rendered.index("Let me see.") < rendered.index("São Paulo")
+
+
+def test_a_message_that_is_gone_on_with_stays_a_text():
+    text = template_of(TURNS["Magistral Small 2509"])
+    last = {"role": "assistant", "reasoning_content": "Hm.", "content": "Let me"}
+    messages, _ = for_template(text, [USER, last], None)
+    template = ChatTemplate({"default": text}, {"bos_token": "", "eos_token": "</s>"}, "a.gguf", CHILDREN)
+    assert template.render(messages, continues=True).endswith("[/INST]Let me")
+
+
 @pytest.mark.parametrize("name", [name for name in TURNS if name not in TOOLS])
 def test_a_template_that_knows_no_tools_gets_them_as_text(name):
     text = template_of(TURNS[name])
