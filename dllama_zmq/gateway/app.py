@@ -19,8 +19,8 @@ from starlette.types import Message, Receive, Scope, Send
 from dllama_zmq.gateway import about, replies, texts
 from dllama_zmq.gateway.chat import chat_completions
 from dllama_zmq.gateway.completions import completions
-from dllama_zmq.gateway.endpoint import JSON, Call, Endpoint, Reply
-from dllama_zmq.gateway.gate import LOCAL_ORIGIN, Gate
+from dllama_zmq.gateway.endpoint import JSON, OPENAI, Call, Endpoint, ErrorForm, Reply
+from dllama_zmq.gateway.gate import LOCAL_ORIGIN, REQUEST_ID, Gate
 from dllama_zmq.gateway.messages.replies import CountReply, MessageReply
 from dllama_zmq.gateway.messages.requests import CountRequest, MessagesRequest
 from dllama_zmq.gateway.messages.route import ERRORS, count_tokens, messages
@@ -35,6 +35,7 @@ from dllama_zmq.gateway.service import Service
 
 PAGE = Path(__file__).parent / "page"
 HEALTH = ["/health", "/v1/health"]
+_PAGE_PATHS = {"/", *(f"/{path.relative_to(PAGE)}" for path in PAGE.rglob("*") if path.is_file())}
 
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
@@ -44,6 +45,8 @@ _POLICY = (
 
 
 _CHAT = ["/v1/chat/completions", "/chat/completions"]
+_RESPONSES = ["/v1/responses", "/responses"]
+_RESPONSES_TOKENS = [f"{path}/input_tokens" for path in _RESPONSES]
 _COUNT = ["/v1/messages/count_tokens", "/messages/count_tokens"]
 _TEXT = ["/v1/completions", "/completions"]
 
@@ -53,16 +56,10 @@ ROUTES = [
     Resource(["/v1/models/{name:path}", "/models/{name:path}"], about.one_model, gives=about.ModelEntry),
     Resource(["/v1/cluster"], about.cluster, gives=dict[str, Any], streams=dict[str, Any]),
     Resource(["/metrics"], about.metrics),
-    Resource(
-        ["/v1/chat/completions", "/chat/completions"],
-        chat_completions,
-        ChatRequest,
-        replies.ChatReply,
-        replies.ChatChunk,
-    ),
+    Resource(_CHAT, chat_completions, ChatRequest, replies.ChatReply, replies.ChatChunk),
     Resource(_TEXT, completions, CompletionRequest, replies.CompletionReply, replies.CompletionReply),
-    Resource(["/v1/responses", "/responses"], responses, ResponsesRequest, ResponseReply, dict[str, Any]),
-    Resource(["/v1/responses/input_tokens", "/responses/input_tokens"], input_tokens, ResponsesRequest, InputTokens),
+    Resource(_RESPONSES, responses, ResponsesRequest, ResponseReply, dict[str, Any]),
+    Resource(_RESPONSES_TOKENS, input_tokens, ResponsesRequest, InputTokens),
     Resource(["/v1/messages", "/messages"], messages, MessagesRequest, MessageReply, dict[str, Any], ERRORS),
     Resource(_COUNT, count_tokens, CountRequest, CountReply, errors=ERRORS),
     Resource(["/v1/embeddings", "/embeddings"], texts.embeddings, texts.EmbeddingsRequest, texts.EmbeddingsReply),
@@ -81,6 +78,12 @@ async def _document(call: Call[None]) -> Reply:
 ROUTES.append(Resource(["/openapi.json"], _document, gives=dict[str, Any]))
 
 
+def errors_at(path: str) -> ErrorForm:
+    """The form of errors at `path`: that of the route that it is, or is below."""
+    forms = {one: each.errors for each in ROUTES for one in each.paths}
+    return next((form for one, form in forms.items() if path == one or path.startswith(f"{one}/")), OPENAI)
+
+
 def application(service: Service) -> Starlette:
     """The API of `service`."""
     routes: list[BaseRoute] = [
@@ -97,10 +100,15 @@ def application(service: Service) -> Starlette:
         allow_methods=["*"],
         allow_headers=["*"],
         allow_credentials=True,
-        expose_headers=["x-request-id", "retry-after"],
+        expose_headers=[*REQUEST_ID, "retry-after"],
     )
-    open_paths = {"/", *HEALTH, *(f"/{path.relative_to(PAGE)}" for path in PAGE.rglob("*") if path.is_file())}
-    gate = Middleware(Gate, keys=settings.keys, origins=settings.origins, open_paths=open_paths)
+    gate = Middleware(
+        Gate,
+        keys=settings.keys,
+        origins=settings.origins,
+        open_paths={*HEALTH, *_PAGE_PATHS},
+        errors_at=errors_at,
+    )
     return Starlette(routes=routes, middleware=[cors, gate], exception_handlers={HTTPException: _refused})
 
 
@@ -125,13 +133,17 @@ class _Page(StaticFiles):
 async def _refused(request: Request, error: Exception) -> Response:
     """What is no route, or not with this method."""
     assert isinstance(error, HTTPException)
-    path, status, allowed = request.url.path, error.status_code, "GET, HEAD"
-    for route in request.app.routes:  # the page's files, which are below every path, have not had it
-        if isinstance(route, Route) and route.path_regex.match(path) and route.methods:
-            status, allowed = 405, ", ".join(sorted(route.methods))
+    path, status = request.url.path, error.status_code
+    methods = {"GET", "HEAD"} if path in _PAGE_PATHS else set[str]()
+    for route in request.app.routes:
+        if isinstance(route, Route) and route.path_regex.match(path):
+            methods |= route.methods or set()
+    allowed = ", ".join(sorted(methods))
+    if status in (404, 405):  # the page's files are below every path, and are told apart from routes here
+        status = 405 if methods else 404
     if status == 405:
         problem = Problem(405, f"{path:.200} is used with {allowed}, not {request.method:.20}")
     else:
         problem = Problem(status, f"there is no {path:.200} here" if status == 404 else error.detail)
     headers = problem.headers | ({"allow": allowed} if status == 405 else {})
-    return Response(msgspec.json.encode(problem.reply()), problem.status, headers, JSON)
+    return Response(msgspec.json.encode(errors_at(path).body(problem)), problem.status, headers, JSON)

@@ -10,25 +10,36 @@ import hmac
 import ipaddress
 import re
 import secrets
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from urllib.parse import urlsplit
 
 import msgspec
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from dllama_zmq.gateway.endpoint import ErrorForm
 from dllama_zmq.gateway.problems import Problem
 
 LOCAL_ORIGIN = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d{1,5})?"
+REQUEST_ID = ("x-request-id", "request-id")
+"""The headers in which OpenAI's clients look for a request's id, and Anthropic's."""
+
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 class Gate:
     """Lets requests through to `app`, each with its user's name in `state`."""
 
-    def __init__(self, app: ASGIApp, keys: Sequence[str], origins: Sequence[str], open_paths: Collection[str]) -> None:
-        """open_paths: need no key."""
-        self._app = app
+    def __init__(
+        self,
+        app: ASGIApp,
+        keys: Sequence[str],
+        origins: Sequence[str],
+        open_paths: Collection[str],
+        errors_at: Callable[[str], ErrorForm],
+    ) -> None:
+        """open_paths: need no key. errors_at: the form of errors at a path."""
+        self._app, self._errors_at = app, errors_at
         self._keys = [key.encode() for key in keys]
         self._origins = set(origins)
         self._open_paths = open_paths
@@ -44,7 +55,9 @@ class Gate:
 
         async def named(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                named_headers = MutableHeaders(scope=message)
+                for name in REQUEST_ID:
+                    named_headers[name] = request_id
             await send(message)
 
         problem = self._problem(scope, headers)
@@ -52,7 +65,7 @@ class Gate:
             scope.setdefault("state", {})["user"] = self._user(scope, headers)
             await self._app(scope, receive, named)
             return
-        body = msgspec.json.encode(problem.reply())
+        body = msgspec.json.encode(self._errors_at(scope["path"]).body(problem))
         answer = {"content-type": "application/json", "content-length": str(len(body)), **problem.headers}
         encoded = [(name.encode(), value.encode()) for name, value in answer.items()]
         await named({"type": "http.response.start", "status": problem.status, "headers": encoded})

@@ -57,8 +57,13 @@ class Api:
 
 
 def error_of(reply: httpx.Response) -> dict[str, Any]:
-    """The error in OpenAI's form that `reply` is."""
+    """The error that `reply` is, in the form of its route's dialect: OpenAI's, or Anthropic's."""
     body = reply.json()
+    if reply.request.url.path.startswith(("/v1/messages", "/messages")):
+        assert body.keys() == {"type", "error"}
+        assert body["type"] == "error"
+        assert body["error"].keys() == {"type", "message"}
+        return dict(body["error"])
     assert set(body) == {"error"}
     error = dict(body["error"])
     assert {"message", "type", "param", "code"} <= set(error)

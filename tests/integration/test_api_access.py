@@ -10,7 +10,7 @@ import httpx
 import pytest
 from integration.api import Api, error_of, running_api
 
-from dllama_zmq.gateway.app import HEALTH, PAGE, ROUTES
+from dllama_zmq.gateway.app import HEALTH, PAGE, ROUTES, errors_at
 from dllama_zmq.gateway.gate import Gate
 
 KEY, OTHER = "sk-first-0001", "sk-second-0002"
@@ -109,12 +109,15 @@ def test_pages_of_this_computer_and_of_those_that_are_written_may_use_it(open_ap
 @pytest.mark.parametrize(
     "origin", ["http://evil.example", "http://localhost.evil.example", "http://127.0.0.1.evil.example", "null"]
 )
-def test_pages_of_other_servers_may_not(open_api: Api, origin: str) -> None:
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/messages"])
+def test_pages_of_other_servers_may_not(open_api: Api, origin: str, path: str) -> None:
     assert preflight(open_api, origin).status_code == 400
-    reply = open_api.http.post("/v1/completions", content=b'{"prompt": "x"}', headers={"origin": origin})
+    reply = open_api.http.post(path, content=b'{"prompt": "x"}', headers={"origin": origin})
     assert reply.status_code == 403
     assert "access-control-allow-origin" not in reply.headers
-    assert "origins:" in error_of(reply)["message"]
+    error = error_of(reply)
+    assert error["type"] == "permission_error"
+    assert "origins:" in error["message"]
 
 
 LOCAL = ["localhost", "[::1]:9990", "192.168.1.5"]
@@ -140,7 +143,7 @@ def test_every_key_is_compared_whatever_is_given(monkeypatch: pytest.MonkeyPatch
     async def app(*args: Any) -> None:
         """Answers nothing."""
 
-    gate = Gate(app, [KEY, OTHER], [], [])
+    gate = Gate(app, [KEY, OTHER], [], [], errors_at)
     for given in (KEY, OTHER, "wrong"):
         gate._key(Headers({"authorization": f"Bearer {given}"}))
     assert [one for one, _ in compared] == [KEY.encode(), OTHER.encode()] * 3

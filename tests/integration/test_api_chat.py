@@ -222,7 +222,9 @@ def test_text_becomes_tokens_and_text_again(api: Api) -> None:
 
 
 def test_what_is_no_route_is_told_in_the_same_form(api: Api) -> None:
-    assert error_of(api.http.get("/v1/nothing"))["type"] == "not_found_error"
+    for nothing in (api.http.get("/v1/nothing"), api.http.post("/v1/nothing", json={}), api.http.delete("/nothing.js")):
+        assert nothing.status_code == 404
+        assert error_of(nothing)["type"] == "not_found_error"
     wrong = api.http.get("/v1/chat/completions")
     assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
     assert error_of(wrong)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import anthropic
 import httpx2
 import pytest
+from anthropic.types import ErrorResponse
 from integration.api import SOON_S, WEATHER, Api, only, running_api, thoughtful
 
 KEY = "a-key-of-this-test"
@@ -20,6 +22,7 @@ TOOLS: Any = [
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
 ANSWER = f"<think>\nA city.\n</think>\n\nLet me see.\n{CALL}"
 ASK: Any = {"model": "any", "max_tokens": 400, "messages": [USER]}
+NO_KEY = "no key, or one that is not known; send it as `Authorization: Bearer KEY`"
 NO_THINKING: Any = {"thinking": {"type": "disabled"}}
 HOT: Any = {"extra_body": {"temperature": 1.5, "seed": 3}}
 
@@ -200,7 +203,65 @@ def test_the_openapi_document_has_anthropics_errors(api: Api) -> None:
     assert set(document["components"]["schemas"][name]["required"]) == {"type", "error"}
 
 
-def test_a_key_is_asked_for(api: Api) -> None:
-    another = anthropic.Anthropic(base_url=api.url, api_key="another", max_retries=0)
-    with another, pytest.raises(anthropic.AuthenticationError, match="no key, or one that is not known"):
-        another.messages.create(**ASK)
+@contextmanager
+def anthropic_client(url: str, key: str) -> Iterator[anthropic.Anthropic]:
+    """Nothing stays open between two requests."""
+    with (
+        httpx2.Client(limits=httpx2.Limits(max_keepalive_connections=0)) as connections,
+        anthropic.Anthropic(
+            base_url=url, api_key=key, timeout=SOON_S, max_retries=0, http_client=connections
+        ) as client,
+    ):
+        yield client
+
+
+def told(error: anthropic.APIStatusError) -> tuple[str, str]:
+    """The type and the message of an error in Anthropic's form."""
+    body: Any = error.body
+    assert body.keys() == {"type", "error"}
+    assert body["type"] == "error"
+    assert error.request_id is not None
+    assert error.request_id.startswith("req_")
+    return body["error"]["type"], body["error"]["message"]
+
+
+def test_a_wrong_key_is_anthropics_authentication_error(api: Api) -> None:
+    with anthropic_client(api.url, "another") as client, pytest.raises(anthropic.AuthenticationError) as caught:
+        client.messages.create(**ASK)
+    assert told(caught.value) == ("authentication_error", NO_KEY)
+    ErrorResponse.model_validate(caught.value.body)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "kind", "name", "words"),
+    [
+        ("get", "/v1/messages", anthropic.APIStatusError, "invalid_request_error", "is used with POST, not GET"),
+        (
+            "post",
+            "/v1/messages/batches",
+            anthropic.NotFoundError,
+            "not_found_error",
+            "there is no /v1/messages/batches",
+        ),
+        ("get", "/v1/messages/batches/1", anthropic.NotFoundError, "not_found_error", "there is no /v1/messages/"),
+    ],
+)
+def test_what_is_no_route_below_messages_is_told_in_anthropics_form(
+    api: Api, method: str, path: str, kind: type[anthropic.APIStatusError], name: str, words: str
+) -> None:
+    with anthropic_client(api.url, KEY) as client, pytest.raises(kind) as caught:
+        getattr(client, method)(path, cast_to=object)
+    found, message = told(caught.value)
+    assert found == name
+    assert words in message
+
+
+def test_too_long_a_body_is_told_in_anthropics_form(api: Api) -> None:
+    with anthropic_client(api.url, KEY) as client, pytest.raises(anthropic.RequestTooLargeError) as caught:
+        client.messages.create(**ASK, system="a" * 9_000_000)
+    assert told(caught.value)[0] == "request_too_large"
+
+
+def test_paths_that_only_begin_alike_have_openais_form(api: Api) -> None:
+    reply = api.http.get("/v1/messagesX", headers={"x-api-key": KEY})
+    assert (reply.status_code, reply.json()["error"]["code"]) == (404, 404)
