@@ -16,8 +16,7 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import Message, Receive, Scope, Send
 
-from dllama_zmq.gateway import about, replies, texts
-from dllama_zmq.gateway.chat import chat_completions
+from dllama_zmq.gateway import about, chat, replies, texts
 from dllama_zmq.gateway.completions import completions
 from dllama_zmq.gateway.endpoint import JSON, OPENAI, Call, Endpoint, ErrorForm, Reply
 from dllama_zmq.gateway.gate import LOCAL_ORIGIN, REQUEST_ID, Gate
@@ -28,7 +27,7 @@ from dllama_zmq.gateway.openapi import openapi
 from dllama_zmq.gateway.problems import Problem
 from dllama_zmq.gateway.requests import ChatRequest, CompletionRequest
 from dllama_zmq.gateway.resources import Resource
-from dllama_zmq.gateway.responses.replies import InputTokens, ResponseReply
+from dllama_zmq.gateway.responses.replies import ResponseReply
 from dllama_zmq.gateway.responses.requests import ResponsesRequest
 from dllama_zmq.gateway.responses.route import input_tokens, responses
 from dllama_zmq.gateway.service import Service
@@ -45,6 +44,7 @@ _POLICY = (
 
 
 _CHAT = ["/v1/chat/completions", "/chat/completions"]
+_CHAT_TOKENS = [f"{path}/input_tokens" for path in _CHAT]
 _RESPONSES = ["/v1/responses", "/responses"]
 _RESPONSES_TOKENS = [f"{path}/input_tokens" for path in _RESPONSES]
 _COUNT = ["/v1/messages/count_tokens", "/messages/count_tokens"]
@@ -56,10 +56,11 @@ ROUTES = [
     Resource(["/v1/models/{name:path}", "/models/{name:path}"], about.one_model, gives=about.ModelEntry),
     Resource(["/v1/cluster"], about.cluster, gives=dict[str, Any], streams=dict[str, Any]),
     Resource(["/metrics"], about.metrics),
-    Resource(_CHAT, chat_completions, ChatRequest, replies.ChatReply, replies.ChatChunk),
+    Resource(_CHAT, chat.chat_completions, ChatRequest, replies.ChatReply, replies.ChatChunk),
+    Resource(_CHAT_TOKENS, chat.input_tokens, ChatRequest, replies.InputTokens),
     Resource(_TEXT, completions, CompletionRequest, replies.CompletionReply, replies.CompletionReply),
     Resource(_RESPONSES, responses, ResponsesRequest, ResponseReply, dict[str, Any]),
-    Resource(_RESPONSES_TOKENS, input_tokens, ResponsesRequest, InputTokens),
+    Resource(_RESPONSES_TOKENS, input_tokens, ResponsesRequest, replies.InputTokens),
     Resource(["/v1/messages", "/messages"], messages, MessagesRequest, MessageReply, dict[str, Any], ERRORS),
     Resource(_COUNT, count_tokens, CountRequest, CountReply, errors=ERRORS),
     Resource(["/v1/embeddings", "/embeddings"], texts.embeddings, texts.EmbeddingsRequest, texts.EmbeddingsReply),

@@ -10,7 +10,8 @@ from typing import Any
 
 from msgspec import UNSET, structs, to_builtins
 
-from dllama_zmq.bus.prompts import Chat, prompt_on_wire
+from dllama_zmq.bus.prompts import Chat, prompt_on_wire, text_on_wire
+from dllama_zmq.bus.text_messages import Tokenize, Tokens
 from dllama_zmq.chat import AnswerParser, Delta, for_template, needs_specials, parser_for
 from dllama_zmq.gateway import asking
 from dllama_zmq.gateway.answering import Answering, Began, Ended, Event, Progress, Said, Waiting
@@ -27,6 +28,7 @@ from dllama_zmq.gateway.replies import (
     ChunkChoice,
     FunctionCall,
     FunctionPart,
+    InputTokens,
     PromptProgress,
     QueuePlace,
     Timings,
@@ -47,6 +49,17 @@ async def chat_completions(call: Call[ChatRequest]) -> Reply | Stream:
     if call.body.stream:
         return Stream(_chunks(answer, call.body))
     return Reply(await _whole(answer))
+
+
+async def input_tokens(call: Call[ChatRequest]) -> Reply:
+    """How many tokens a conversation's prompt has."""
+    return Reply(InputTokens(await n_prompt_tokens(call, call.body)))
+
+
+async def n_prompt_tokens(call: Call[Any], body: ChatRequest) -> int:
+    """The tokens of the prompt that `body` makes, which is of any dialect. Raises Problem, DllamaError."""
+    chat = conversation(body, (await call.service.model()).template)
+    return len((await call.service.ask(call.user, Tokenize(1, text_on_wire(chat), None, True), Tokens)).tokens)
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,13 @@ class Usage(Struct):
         return cls(prompt, answer, prompt + answer, PromptTokens(sum(one.n_cached for one in tallies)))
 
 
+class InputTokens(Struct):
+    """The tokens of a prompt, in the form of OpenAI's /v1/responses/input_tokens."""
+
+    input_tokens: int
+    object: str = "response.input_tokens"
+
+
 class Timings(Struct):
     """llama-server's: of the prompt without what was cached, and of the answers' tokens after the first."""
 

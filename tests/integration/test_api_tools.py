@@ -50,6 +50,13 @@ def test_thinking_and_calls_are_told_from_the_text(client: openai.OpenAI) -> Non
     assert len({call.id for call in choice.message.tool_calls or []}) == 2
 
 
+def test_the_tokens_of_a_conversation_with_tools_are_counted(client: openai.OpenAI, api: Api) -> None:
+    reply = client.chat.completions.create(model="any", messages=[USER], tools=TOOLS, max_tokens=1)
+    counted = api.post("/v1/chat/completions/input_tokens", messages=[USER], tools=TOOLS)
+    assert reply.usage is not None
+    assert counted == {"object": "response.input_tokens", "input_tokens": reply.usage.prompt_tokens}
+
+
 def test_a_stream_of_calls_comes_to_the_same_message(client: openai.OpenAI) -> None:
     with client.chat.completions.stream(model="any", messages=[USER], tools=TOOLS, extra_body=only(CALLS)) as stream:
         fragments = [event for event in stream if event.type == "tool_calls.function.arguments.delta"]

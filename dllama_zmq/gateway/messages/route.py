@@ -6,11 +6,9 @@ import json
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-from dllama_zmq.bus.prompts import text_on_wire
-from dllama_zmq.bus.text_messages import Tokenize, Tokens
 from dllama_zmq.chat import Delta
 from dllama_zmq.gateway.answering import Began, Ended, Said
-from dllama_zmq.gateway.chat import Answer, Collected, answer_of, collected, conversation
+from dllama_zmq.gateway.chat import Answer, Collected, answer_of, collected, n_prompt_tokens
 from dllama_zmq.gateway.endpoint import Call, ErrorForm, Reply, Stream
 from dllama_zmq.gateway.messages.replies import (
     AnswerBlock,
@@ -53,9 +51,7 @@ async def messages(call: Call[MessagesRequest]) -> Reply | Stream:
 
 async def count_tokens(call: Call[CountRequest]) -> Reply:
     """How many tokens a conversation's prompt has."""
-    chat = conversation(as_chat(call.body), (await call.service.model()).template)
-    found = await call.service.ask(call.user, Tokenize(1, text_on_wire(chat), None, True), Tokens)
-    return Reply(CountReply(len(found.tokens)))
+    return Reply(CountReply(await n_prompt_tokens(call, as_chat(call.body))))
 
 
 def _blocks(whole: Collected) -> list[AnswerBlock]:

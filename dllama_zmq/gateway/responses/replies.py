@@ -87,13 +87,6 @@ class TextConfig(Struct):
     format: TextFormat
 
 
-class InputTokens(Struct):
-    """The answer of /v1/responses/input_tokens."""
-
-    input_tokens: int
-    object: str = "response.input_tokens"
-
-
 class ResponseReply(Struct):
     """The answer, with what of the request belongs to it."""
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-from dllama_zmq.bus.prompts import text_on_wire
-from dllama_zmq.bus.text_messages import Tokenize, Tokens
 from dllama_zmq.chat import Delta
 from dllama_zmq.gateway.answering import Began, Ended, Said
-from dllama_zmq.gateway.chat import Answer, answer_of, conversation
+from dllama_zmq.gateway.chat import Answer, answer_of, n_prompt_tokens
 from dllama_zmq.gateway.endpoint import Call, Reply, Stream
 from dllama_zmq.gateway.problems import Problem
+from dllama_zmq.gateway.replies import InputTokens
 from dllama_zmq.gateway.responses.events import Items
-from dllama_zmq.gateway.responses.replies import InputTokens, ResponseReply, logprobs_of, response_to
+from dllama_zmq.gateway.responses.replies import ResponseReply, logprobs_of, response_to
 from dllama_zmq.gateway.responses.requests import ResponsesRequest, as_chat
 
 
@@ -32,9 +31,7 @@ async def responses(call: Call[ResponsesRequest]) -> Reply | Stream:
 
 async def input_tokens(call: Call[ResponsesRequest]) -> Reply:
     """How many tokens a conversation's prompt has."""
-    chat = conversation(as_chat(call.body), (await call.service.model()).template)
-    found = await call.service.ask(call.user, Tokenize(1, text_on_wire(chat), None, True), Tokens)
-    return Reply(InputTokens(len(found.tokens)))
+    return Reply(InputTokens(await n_prompt_tokens(call, as_chat(call.body))))
 
 
 async def _events(answer: Answer, response: ResponseReply, items: Items) -> AsyncGenerator[bytes, None]:
