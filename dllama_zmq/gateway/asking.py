@@ -96,11 +96,13 @@ def _grammars(options: Options) -> list[Grammar | None]:
         _schema(options.json_schema),
         _schema(options.guided_json),
         _text("regex", options.guided_regex),
+        _choice("guided_choice", options.guided_choice),
         _text("lark", options.guided_grammar),
         *(
             [
                 _schema(structured.json),
                 _text("regex", structured.regex),
+                _choice("structured_outputs.choice", structured.choice),
                 _text("lark", structured.grammar),
                 Grammar("json_object") if structured.json_object else None,
             ]
@@ -124,6 +126,15 @@ def _schema(schema: dict[str, Any] | str | bool | None) -> Grammar | None:
     if schema is None:
         return None
     return Grammar("json_schema", schema if isinstance(schema, str) else json.dumps(schema))
+
+
+def _choice(name: str, texts: list[str] | None) -> Grammar | None:
+    """One of the texts. Raises Problem, with `name`, where there is none to choose."""
+    if texts is None:
+        return None
+    if not texts or not all(texts):
+        raise Problem(400, f"{name} is a list of texts to choose from, none of them empty", name)
+    return Grammar("lark", "start: " + " | ".join(json.dumps(text, ensure_ascii=False) for text in texts))
 
 
 def _text(kind: Any, text: str | None) -> Grammar | None:

@@ -40,6 +40,7 @@ class StructuredOutputs(Struct):
 
     json: dict[str, Any] | str | None = None
     regex: str | None = None
+    choice: list[str] | None = None
     grammar: str | None = None
     json_object: bool | None = None
 
@@ -71,6 +72,7 @@ class Options(Struct):
     json_schema: dict[str, Any] | None = None
     guided_json: dict[str, Any] | str | None = None
     guided_regex: str | None = None
+    guided_choice: list[str] | None = None
     guided_grammar: str | None = None
     structured_outputs: StructuredOutputs | None = None
     return_progress: bool | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
@@ -96,6 +97,37 @@ def test_tokens_have_log_probabilities_and_offsets(api: Api) -> None:
     assert len(told["tokens"]) == len(told["token_logprobs"]) == len(told["top_logprobs"]) == 6
     assert told["text_offset"][0] == 0
     assert all(max(tops.values()) <= 0 and len(tops) == 2 for tops in told["top_logprobs"])
+
+
+LETTERS = ['a "cat"', "the\ndog", "é|[x]"]
+CHOICES: dict[str, dict[str, Any]] = {
+    "guided_choice": {"guided_choice": LETTERS},
+    "structured_outputs.choice": {"structured_outputs": {"choice": LETTERS}},
+    "guided_regex": {"guided_regex": 'a "cat"|the\\ndog|é\\|\\[x\\]'},
+    "guided_grammar": {"guided_grammar": 'start: "a \\"cat\\"" | "the\\ndog" | "é|[x]"'},
+}
+
+
+@pytest.mark.parametrize("fields", CHOICES.values(), ids=CHOICES)
+def test_an_answer_is_one_of_the_texts_to_choose_from(api: Api, fields: dict[str, Any]) -> None:
+    for seed in range(3):
+        (choice,) = api.post("/v1/completions", prompt=PROMPT, seed=seed, temperature=1.5, **fields)["choices"]
+        assert choice["text"] in LETTERS
+        assert choice["finish_reason"] == "stop"
+
+
+def test_an_answer_is_json_of_the_schema_that_guides_it(api: Api) -> None:
+    schema = {"enum": [{"cat": 1}, {"dog": 2}]}
+    for field in ({"guided_json": schema}, {"structured_outputs": {"json": schema}}, {"json_schema": schema}):
+        (choice,) = api.post("/v1/completions", prompt=PROMPT, seed=1, temperature=1.5, **field)["choices"]
+        assert json.loads(choice["text"]) in schema["enum"]
+
+
+@pytest.mark.parametrize("choice", [[], ["a", ""]])
+def test_nothing_to_choose_from_is_refused(api: Api, choice: list[str]) -> None:
+    assert "guided_choice" in api.refused("/v1/completions", prompt=PROMPT, guided_choice=choice)["message"]
+    refused = api.refused("/v1/completions", prompt=PROMPT, structured_outputs={"choice": choice})
+    assert refused["param"] == "structured_outputs.choice"
 
 
 def test_what_is_not_done_here_is_said(api: Api) -> None:
