@@ -14,7 +14,7 @@ export class NodeBox {
     this.last = h("p", { class: "last" });
     this.timing = h("div", {},
       h("div", { class: "bar", "aria-hidden": "true" }, this.compute, this.wait), this.times, this.last);
-    this.facts = Object.fromEntries(["share", "memory", "free", "bytes"].map((fact) => [fact, h("dd")]));
+    this.facts = Object.fromEntries(["share", "memory", "bytes"].map((fact) => [fact, h("dd")]));
     this.element = h("li", { class: "node" },
       h("div", { class: "node-head" }, h("h3", {}, name), this.state),
       this.place,
@@ -23,7 +23,6 @@ export class NodeBox {
       h("dl", {},
         h("dt", {}, "Share"), this.facts.share,
         h("dt", {}, "Memory"), this.facts.memory,
-        h("dt", {}, "Free memory"), this.facts.free,
         h("dt", {}, "Per token"), this.facts.bytes));
   }
 
@@ -41,8 +40,8 @@ export class NodeBox {
     setText(this.times, isTimed ? `${ms(node.computeMs)} computing, ${ms(node.waitMs)} waiting` : "no steps yet");
     setText(this.last, node.isSlowest ? `Slowest: the others wait ${ms(node.waitedForMs)} for it; ${node.why}` : "");
     setText(this.facts.share, `${(100 * node.share).toFixed(1)}%, ${bytes(node.weightBytes)}`);
-    setText(this.facts.memory, bytes(node.memoryBytes));
-    setText(this.facts.free, node.freeBytes === null ? "–" : bytes(node.freeBytes));
+    const free = node.freeBytes === null ? "" : `, ${bytes(node.freeBytes)} free`;
+    setText(this.facts.memory, `${bytes(node.memoryBytes)}${free}`);
     setText(this.facts.bytes, node.sentBytes === null
       ? "–" : `↑ ${bytes(node.sentBytes)} ↓ ${bytes(node.receivedBytes)}`);
   }
