@@ -56,7 +56,7 @@ _PORT = "its port for clients (5572 unless root.ports says another)"
 TEXT_S = 30.0
 """How long an answer about text may take: others' texts may be in work, and a chat template may take 2 s."""
 LINKS_S = 120.0
-"""How long the measuring of all links may take: of many workers, between steps of which each may take long."""
+"""The longest wait for Links: there may be many workers, and a long step between two measurements."""
 M = TypeVar("M", bound=Message)
 _FILES = 10  # opened by libzmq, as counted in /proc
 
@@ -113,7 +113,7 @@ class Client:
         """Everything the root says of this request, the last being Done. Close the iterator to cancel.
 
         prompt: a text, ids of tokens, or a Chat. stop: the text ends before the first of these strings (16 of up to 256
-        characters). grammar: the answer is a sentence of it. n: so many answers (up to 16), each with a Done, its
+        characters). grammar: what the answer must match. n: number of answers (up to 16), each with a Done, its
         index, and the seed plus its index. specials: names of special tokens stand in the text.
         Raises the error that ended the request on the root; RootLost where the root goes away or is silent.
         """

@@ -130,7 +130,7 @@ class RemoteError(BusError):
 
 
 def told(error: BaseException) -> tuple[str, str]:
-    """What a client is told of the error that ended its request: its class and its words. A defect of ours is named."""
+    """The class and the text of an error for the client whose request it ended. A defect of ours is named as one."""
     if not isinstance(error, DllamaError):
         error = ClusterDefect(f"{type(error).__name__}: {error}; the root's log has more")
     return type(error).__name__, str(error)[:4000]

@@ -51,7 +51,7 @@ _MAX_SEQUENCES = 16
 class LocalModel:
     """A model ready to run; made by `load`. Use it in a `with` block, or `close` it.
 
-    engine: evaluates sequences of token ids, many at once, for whoever wants more than text and logits.
+    engine: evaluates many sequences of token ids at once, for callers that want more than text and logits.
     """
 
     def __init__(self, root: Root, tokenizer: Tokenizer | str, shut_down: Callable[[], None]) -> None:
@@ -117,7 +117,7 @@ class LocalModel:
         itself.
         """
         if sampling.logprobs is not None:
-            raise RequestError("logprobs: a loaded model yields text alone; a Client of a cluster is told them")
+            raise RequestError("logprobs: a loaded model yields text alone; use a Client of a running cluster")
         check_stop(stop)
         tokenizer = self.tokenizer
         prompt_ids, decoder = tokenizer.encode(prompt), tokenizer.decoder(continues=True, stop=stop)
@@ -276,7 +276,7 @@ def _start(file: ModelFile, settings: RootSettings, cleanup: ExitStack) -> Root:
     cleanup.callback(_end, context, nodes)
     bus = f"inproc://{secrets.token_hex(8)}"
     root = Root(context, file, settings, Endpoints([f"{bus}-steps"], [f"{bus}-replies"]))
-    cleanup.callback(root.close, "closed")  # runs first: the workers leave when they are told
+    cleanup.callback(root.close, "closed")  # runs first: the workers leave at its Bye
     for name in settings.names:
         worker = WorkerSettings(
             root=f"{bus}-replies",

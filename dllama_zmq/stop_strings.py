@@ -57,7 +57,7 @@ class StopStrings:
 class _Automaton:
     """The longest beginning of `string` with which the text ends has `length` characters (Knuth, Morris, Pratt 1977).
 
-    A character takes a few steps, however much the string repeats itself.
+    A character takes a few steps, even if the string repeats itself.
     """
 
     def __init__(self, string: str) -> None:

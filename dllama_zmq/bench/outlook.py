@@ -173,7 +173,7 @@ def impossible(spec: ModelSpec) -> list[Impossible]:
 def to_measure(wanted: Wanted, measured: bool = False) -> list[Nodes]:
     """The nodes whose rates an outlook of every count needs.
 
-    Of an exchange between computers, the programs' part is measured between two nodes here, unless it is in the link's
+    The programs' part of an exchange between computers is measured between two nodes here, unless it is in the link's
     round trip (measured).
     """
     found = dict.fromkeys(host.nodes for n_nodes in wanted.counts for host in wanted.hosts(n_nodes))

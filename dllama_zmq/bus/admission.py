@@ -128,7 +128,7 @@ class Admission:
         return gone
 
     def admitted(self, now: float) -> list[Request]:
-        """Those who are to be answered now; they wait no longer."""
+        """Remove and return the requests to answer now."""
         admitted: list[Request] = []
         for computer, waiting in list(self._waiting.items()):
             with self._lock:
@@ -246,5 +246,5 @@ def admission_to(socket: zmq.Socket[bytes], security: Server | None = None) -> t
                     del _handlers[key]
 
     socket.set(zmq.ZAP_DOMAIN, domain)
-    socket.set(zmq.ZAP_ENFORCE_DOMAIN, 1)  # else who comes while nobody decides is let in, whatever its key is
+    socket.set(zmq.ZAP_ENFORCE_DOMAIN, 1)  # else libzmq admits any key while no handler runs
     return admission, end

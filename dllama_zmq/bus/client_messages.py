@@ -70,7 +70,7 @@ NO_STEPS = StepStats(0.0, 0.0, 0, 0, {})
 class Generate(Message, frozen=True):
     """Continue `prompt`, up to the first of the strings `stop`. `id` is the client's own, and that of every answer.
 
-    n: so many answers, the one of index i with the seed plus i. specials: names of special tokens stand in their text.
+    n: number of answers; that of index i has seed + i. specials: the text shows special tokens by name.
     """
 
     id: RequestId

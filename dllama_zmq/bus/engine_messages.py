@@ -77,7 +77,7 @@ class Quit(_Message, frozen=True):
 
 
 class ModelFacts(msgspec.Struct, frozen=True):
-    """What clients are told of the model that its tokenizer does not know: see Model in text_messages.py."""
+    """The facts about the model that clients get and its tokenizer does not know: see Model in text_messages.py."""
 
     name: str
     path: str

@@ -8,7 +8,7 @@ from dllama_zmq.bus.messages import Big, Count, Heads, Message
 from dllama_zmq.bus.text_messages import RequestId
 
 MAX_PROBE_BYTES = 16 << 20
-"""Of a probe, and of its answer."""
+"""The most bytes of a probe, and of its answer."""
 
 
 # --- root to one worker, on ROUTER, and back ------------------------------------------------------------------------

@@ -229,7 +229,7 @@ class Credit(Message, frozen=True):
 
 
 class Need(Message, frozen=True):
-    """Of the slices that were offered, those that this worker has not got: each by name, and from which byte on."""
+    """The offered slices that this worker lacks: each by name, and the first byte that is missing."""
 
     slices: Needed
 

@@ -73,7 +73,7 @@ class Meter:
             tally.add(payload, wire_bytes(frames, tally.sealed))
 
     def tally(self, node: str, direction: Direction, kind: str) -> Tally:
-        """The row of the present phase that such a message counts in; whoever counts many of them keeps it."""
+        """The row of the present phase for such messages. A caller that counts many of them keeps it."""
         return self._tally((node, direction, kind, self.phase))
 
     def snapshot(self) -> dict[_Key, tuple[int, int, int]]:

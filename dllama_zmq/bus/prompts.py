@@ -24,8 +24,8 @@ class Chat(msgspec.Struct, frozen=True):
 
     messages, tools: as in OpenAI's API, `content` being a text. template: a template's name, the file's own or a
     built-in one; template_text: one in Jinja. Without both, it is the model's own. variables: more of what the template
-    may know, such as `enable_thinking`. generation_prompt: the text ends where an answer begins. continues: the answer
-    goes on with the last message, which the text ends with.
+    may know, such as `enable_thinking`. generation_prompt: the text ends where an answer begins. continues: the text
+    ends with the last message, and the answer continues it.
     """
 
     messages: Annotated[list[dict[str, Any]], msgspec.Meta(min_length=1)]

@@ -35,8 +35,8 @@ class Bounds:
     """What one peer of a bound socket may make this process hold.
 
     send_messages, receive_messages: in its queues, 0 for no bound. frame_bytes: of one frame that it sends. held_bytes:
-    sent and not read yet (`guard.py`); where `in_all`, sent at all by who is not known. kernel_bytes: in the kernel's
-    own queue of what it sends, 0 for the system's choice.
+    sent and not read yet (`guard.py`); with `in_all`, everything that an unknown peer sends. kernel_bytes: in the
+    kernel's own queue of what it sends, 0 for the system's choice.
     """
 
     send_messages: int
@@ -52,8 +52,8 @@ STEPS = Bounds(send_messages=256, receive_messages=16, frame_bytes=1024, held_by
 bound, and looks at that count once in 1 to 3 ms when it sends: of 32 messages, two nodes of a small model lost one each
 second, and each was asked for again after 0.5 s."""
 REPLIES = Bounds(send_messages=64, receive_messages=0, frame_bytes=MAX_FRAME_BYTES, held_bytes=16 << 10, in_all=True)
-"""held_bytes is for who has no place in the cluster: it sends a join each second. A node fills no queue: one that
-freezes in mid-answer must be noticed by heartbeats (see `bounded`)."""
+"""held_bytes is for peers without a place in the cluster, which send a join each second. A node fills no queue: one
+that freezes in mid-answer must be noticed by heartbeats (see `bounded`)."""
 CLIENTS = Bounds(
     send_messages=4096, receive_messages=2, frame_bytes=600 << 10, held_bytes=1280 << 10, kernel_bytes=64 << 10
 )
@@ -91,7 +91,7 @@ def bounded(context: zmq.Context[zmq.Socket[bytes]], kind: int, bounds: Bounds) 
     socket.set(SocketOption.MAXMSGSIZE, bounds.frame_bytes)
     # With heartbeats of its own, libzmq 4.3.5 aborts the process where a connection breaks while its queue of what was
     # received is full (stream_engine_base.cpp: !_io_error). There the peers' heartbeats have a TTL instead, which is as
-    # good for who says little; a message ends the watch of a TTL until the next heartbeat.
+    # good for peers that send little; a message ends the watch of a TTL until the next heartbeat.
     if bounds.receive_messages:
         socket.set(SocketOption.HEARTBEAT_IVL, 0)
     if bounds.kernel_bytes:

@@ -1,4 +1,4 @@
-"""Sums of what steps took, as a client is told of them. Pure."""
+"""Sums of the figures of steps, for clients. Pure."""
 
 from __future__ import annotations
 

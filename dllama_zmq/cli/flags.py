@@ -1,6 +1,6 @@
 """Flags of several commands; a flag of one command is written there. Flags that go together are a dataclass.
 
-Of a flag's spellings the help shows the first short and the first long one. The others are distributed-llama's
+The help shows the first short and the first long spelling of a flag. The others are distributed-llama's
 (--nthreads, --buffer-float-type, --topp) and llama.cpp's (--n-predict, --temp, --ctx-size, -hfr).
 """
 

@@ -62,7 +62,7 @@ class Vocabulary:
 
 
 class Constraint:
-    """The tokens that one answer may go on with. `accept` is told each token of it, once."""
+    """The tokens that may come next in one answer. `accept` must be called once for each of its tokens."""
 
     def __init__(self, stop_ids: Iterable[int], n_ids: int, vocab_size: int) -> None:
         self._end = n_ids  # the library's own end of an answer: an id that is no token
@@ -102,7 +102,7 @@ class Constraint:
         return self._look()
 
     def _begin(self, vocabulary: Vocabulary, grammar: str) -> None:
-        """In a thread of its own: whatever goes wrong is for whoever waits."""
+        """Runs in a thread of its own. Any error is raised to the caller that waits."""
         try:
             with _no_panic():
                 self._matcher = vocabulary.compile(grammar)

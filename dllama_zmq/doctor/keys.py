@@ -37,7 +37,7 @@ def ring(file: ClusterFile) -> Iterator[Finding]:
     if not cluster.secured:
         if not is_loopback(cluster.root.host):
             cure = "only in a network that you trust; `security: curve` encrypts it"
-            yield warning("security", "none: whoever reaches its ports may use the cluster and read along", cure)
+            yield warning("security", "none: anybody who reaches its ports can use it and read its traffic", cure)
         return
     try:
         entries = Ring.of(file).entries

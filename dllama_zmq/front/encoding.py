@@ -68,6 +68,6 @@ class Encoding:
             os.close(self.wake)
 
     def _is_done(self, work: Work, future: Future[Encoded | Message]) -> None:
-        """In the thread: its last act, so that who has read `wake` may close it."""
+        """Runs in the thread, last of all, so that a reader of `wake` may then close it."""
         self._done.append((work, future))
         os.eventfd_write(self.wake, 1)

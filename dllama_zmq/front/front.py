@@ -45,7 +45,7 @@ _CLIENTS_S = 0.002  # for what clients say, before the engine has its turn again
 _KILLED = "the root went away without a word, as one that was killed; `dllama-zmq logs root` may say why"
 _BEHIND = "this client has not read its answers for too long, and some of them are lost; ask again"
 _MOST_UNREAD = 64 << 10  # of a client that reads; the kernel holds some 200 KiB and more of one that does not
-_LINGER_MS = 200  # for what clients are told last
+_LINGER_MS = 200  # for the last messages to clients
 
 
 class Front:
@@ -175,7 +175,7 @@ class Front:
         elif isinstance(message, AskLinks):
             if not self._link_askers:
                 self._tell_engine(AskSpeeds())
-            self._link_askers[client] = message.id  # who asks twice is answered once
+            self._link_askers[client] = message.id  # a client that asks twice gets one answer
         elif isinstance(message, Tokenize | Detokenize | AskModel):
             self._requests.ask(client, message)
         elif isinstance(message, Stop):

@@ -85,7 +85,7 @@ def _be_front(address: str, alive: int, tokenizer: Tokenizer, security: Server |
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal_at_parents_end(signal.SIGCONT)  # one that is stopped could not see the end of its pipe
     nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)  # the pipe of whoever started the root is the root's alone
+    os.dup2(nothing, 0)  # the pipe to the process that started the root is the root's alone
     os.close(nothing)
     context = sockets.Context()
     engine = sockets.pair(context, address)

@@ -28,14 +28,14 @@ logger = logging.getLogger(__name__)
 
 _REMIND_S = 1.0
 _LOOK_S = 0.1
-_NEWCOMERS = 8  # one place of so many is for clients that run nothing
+_NEWCOMERS = 8  # one of 8 places is for clients without a running request
 
 
 class Requests:
     """All that have not ended: they wait, are encoded, or have answers that run while others wait for a place.
 
     send: to one client; False where it has gone, which `leave` has been told of by then. tell_engine: to the engine.
-    reads: whether a client reads what it is sent. Answers to questions are long, and who does not gets no more of them.
+    reads: whether a client reads its messages. One that does not gets no further answers to questions, which are long.
     """
 
     def __init__(
@@ -69,12 +69,12 @@ class Requests:
 
     @property
     def running(self) -> list[Request]:
-        """Those that the engine has."""
+        """The requests that the engine has."""
         return self._running.requests
 
     @property
     def queued(self) -> list[Request]:
-        """Those of which the engine has no answer to make."""
+        """The requests that the engine does not have yet."""
         return [*self._encoding.requests, *(request for request in self._waiting if not request.begun)]
 
     def close(self) -> None:
@@ -231,7 +231,7 @@ class Requests:
     def _next(self) -> Request | None:
         """Whose turn it is, where the engine has a place.
 
-        The last places are for clients that run nothing: who has many long requests must not keep others waiting.
+        The last places are for clients without a running request: one with many long ones must not hold up others.
         """
         n_free = self._facts.max_sequences - self._running.n_places - len(self._encoding.requests)
         if n_free < 1:

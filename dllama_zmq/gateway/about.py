@@ -119,7 +119,7 @@ async def metrics(call: Call[None]) -> Reply:
     try:
         status = await call.service.status(_HEALTH_S)
     except DllamaError:
-        status = None  # what this server has counted is told all the same
+        status = None  # the counters of this server are reported nevertheless
     return Reply(call.service.metrics.text(status), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 

@@ -12,7 +12,7 @@ _Rows = Iterable[tuple[tuple[str, ...], float]]
 
 
 def cluster_metrics(status: Status) -> Iterator[Metric]:
-    """Of the whole cluster, whoever its clients are. What is of the last steps is of the last 10 to 20 s of them."""
+    """Metrics of the whole cluster, for all its clients. Those of recent steps cover their last 10 to 20 s."""
     kv = status.kv
     yield _gauge("up", "Whether every node is ready", status.state == "ready")
     yield _gauge("requests_running", "Requests that are being answered", status.active)

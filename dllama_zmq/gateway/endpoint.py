@@ -150,7 +150,7 @@ class Endpoint:
                 await self._stream(answer, sending)
             else:
                 await sending.whole(answer)
-        except Exception as error:  # whatever a request meets, its client is told and the server goes on
+        except Exception as error:  # the client gets any error, and the server continues
             await self._refuse(sending, Problem.of(error))
 
     async def _refuse(self, sending: _Sending, problem: Problem) -> None:

@@ -1,6 +1,6 @@
 """Connections to the front: many requests at once on each, one for each user, so that the front's fairness holds.
 
-One event loop, no thread. What the front says is read as it comes, however slowly the users' clients read: a mailbox
+One event loop, no thread. Messages of the front are read at once, even if the users' clients read slowly: a mailbox
 is as long as what is left of its request's answer.
 """
 
@@ -24,7 +24,7 @@ from dllama_zmq.client import as_error
 from dllama_zmq.errors import ProtocolError, RequestError, RootLost
 
 _CONNECT_S = 3.0
-_MOST_USERS = 64  # connections; who comes then shares one
+_MOST_USERS = 64  # connections; further users share one
 _AT_ONCE = 64  # messages read before others have their turn
 
 

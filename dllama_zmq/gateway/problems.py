@@ -1,4 +1,4 @@
-"""What a client of the API is told when something is wrong: a status, and words in the form of OpenAI's errors."""
+"""Errors for clients of the API: a status, and a body in the form of OpenAI's errors."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Problem(Exception):
 
     @classmethod
     def of(cls, error: Exception) -> Problem:
-        """What a client is told of `error`. One that is not ours is logged: it is a defect."""
+        """The problem to report for `error`. An unexpected error is logged: it is a defect."""
         if isinstance(error, Problem):
             return error
         text = str(error)

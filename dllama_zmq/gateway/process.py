@@ -20,7 +20,7 @@ from dllama_zmq.gateway.service import Service
 from dllama_zmq.launch.parent_watch import at_end_of_stdin
 from dllama_zmq.own_code import signal_at_parents_end
 
-_END_S = 1  # for answers that are under way when it is told to end
+_END_S = 1  # for answers that are being sent when it is stopped
 
 
 def run_started(listener: int) -> None:

@@ -1,4 +1,4 @@
-"""uvicorn's HTTP/1.1 with deadlines: who sends no request, or reads no answer, is cut off."""
+"""uvicorn's HTTP/1.1 with deadlines: a client that sends no request, or reads no answer, is cut off."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class BoundedProtocol(H11Protocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self.conn.their_state is h11.SEND_BODY:  # who is reset now may lose the answer
+        if self.conn.their_state is h11.SEND_BODY:  # a reset now could lose the answer
             self._rest = self.loop.call_later(self.stalled_s, self.transport.abort)
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -56,7 +56,7 @@ class Timings(Struct):
 
     @classmethod
     def of(cls, tally: Tally) -> Timings:
-        """Of a request, as far as it has come."""
+        """The usage of a request so far."""
         n_prompt, prompt_s = tally.n_prompt - tally.n_cached, max(0.0, tally.first_token - tally.began)
         n, seconds = tally.n_tokens, tally.last_token - tally.first_token
         return cls(

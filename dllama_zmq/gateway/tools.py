@@ -19,7 +19,7 @@ _OF_JSON = ("json_object", "json_schema")
 
 
 def offered(body: ChatRequest) -> list[dict[str, Any]]:
-    """The tools that the model is told of, as templates and parsers take them. Raises Problem."""
+    """The tools to show the model, as templates and parsers take them. Raises Problem."""
     tools = body.tools or []
     names = [tool.function.name for tool in tools]
     for name in names:

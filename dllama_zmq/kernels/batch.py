@@ -74,5 +74,5 @@ class Batch:
 
 
 def pages_for(n_positions: int) -> int:
-    """Pages of so many positions of one sequence."""
+    """The number of pages for `n_positions` positions of one sequence."""
     return -(-n_positions // KV_PAGE)

@@ -60,7 +60,7 @@ def _check_security(file: ClusterFile) -> None:
             "write an address that others can reach"
         )
     if not cluster.secured:
-        raise ConfigError(f"{file.path}: its bus is open (security: none), and whoever can reach it needs no token")
+        raise ConfigError(f"{file.path}: its bus is open (security: none): a worker that can reach it needs no token")
     check_root_is_here(file, "token")
 
 

@@ -1,4 +1,4 @@
-"""A cluster's two locks. The system releases them when the processes that hold them end, however they end.
+"""A cluster's two locks. The system releases them when the processes that hold them end, even by SIGKILL.
 
 The root locks the file `lock` in the cluster's folder. Each call that uses the cluster shares a lock on the folder.
 """

@@ -60,7 +60,7 @@ class PublicState:
         self._write()
 
     def look(self) -> None:
-        """Publish a change of the state, and log who is missing if it is time to."""
+        """Publish a change of the state, and log the missing workers if it is time to."""
         if self._root.ready == self._record.forming:
             self._wait(_FIRST_S)
             try:
@@ -82,7 +82,7 @@ class PublicState:
         self._paths.cluster_file.unlink(missing_ok=True)
 
     def _wait(self, pause_s: float) -> None:
-        """Log who is missing in `pause_s` at the earliest."""
+        """Log the missing workers, in `pause_s` at the earliest."""
         self._pause_s, self._due = pause_s, time.monotonic() + pause_s
 
     def _write(self) -> None:

@@ -25,7 +25,7 @@ CONNECT_S = 10
 ALIVE_S = 10
 _ALIVE_MISSES = 3
 DEAD_S = ALIVE_S * _ALIVE_MISSES
-"""After so many seconds without a sign of life from there, ssh ends."""
+"""Seconds without a sign of life from the other computer after which ssh ends."""
 
 _OPTIONS = {
     "BatchMode": "yes",

@@ -89,7 +89,7 @@ def in_containers(
 ) -> Cluster:
     """The cluster with its root in a container of its own, which `workers` reach, and so does a port for the API.
 
-    The API has keys there: whoever publishes its port to a network needs them.
+    The API has keys there, which it needs once its port is published to a network.
     """
     api = file.cluster.api if isinstance(file.cluster.api, ApiConfig) else ApiConfig()
     return msgspec.structs.replace(

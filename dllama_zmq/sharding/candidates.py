@@ -34,7 +34,7 @@ class Reply(NamedTuple):
 class Ask:
     """What one row asks of every node. The ids of the row are those of the vocabulary.
 
-    k: the best so many candidates; 0: all logits instead, and nothing below applies before they are merged.
+    k: number of best candidates; 0: all logits instead, and what follows applies only once they are merged.
     temperature: that of the log-sum-exp; 0: none. logprobs: the log-sum-exp of all raw logits at temperature 1 too.
     listed (n,): ascending ids whose logits are sent. They are left out of the candidates and of the log-sum-exp at
     `temperature`, so that others can take their place there.

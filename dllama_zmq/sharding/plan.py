@@ -128,7 +128,7 @@ class Plan:
         return _width(self.slices[node].kv_heads) // self.spec.head_dim
 
     def kv_bytes(self, node: int, n_positions: int, kv_type: KVType = "f16") -> int:
-        """Bytes of `node`'s keys and values in the pages of so many positions."""
+        """Bytes of `node`'s keys and values in the pages of `n_positions` positions."""
         values = 2 * self.spec.n_layers * self.n_kv_heads(node) * self.spec.head_dim  # of a position
         return pages_for(n_positions) * KV_PAGE * values * (2 if kv_type == "f16" else 4)
 

@@ -91,7 +91,7 @@ class Loading:
         return Need(asks) if asks else None
 
     def end(self, error: BaseException) -> None:
-        """Nothing more comes: whoever waits in `slice` gets `error`."""
+        """End the loading: a call of `slice` that waits raises `error`."""
         with self._changed:
             self._end = error
             self._changed.notify_all()

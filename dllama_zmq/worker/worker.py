@@ -72,7 +72,7 @@ _PATIENCE_S = 10.0  # with a place that is taken: its holder's death is known af
 
 @dataclass(frozen=True, slots=True)
 class WorkerSettings:
-    """What a worker is told when it is started. `name` may be empty: the root gives it one.
+    """The settings that a worker is started with. An empty `name`: the root gives it one.
 
     oversubscribed: this host's nodes have more threads together than it has cores. security: the keys for a root on
     another computer; None: its bus is open.

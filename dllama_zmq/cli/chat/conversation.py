@@ -46,7 +46,7 @@ class Turn:
 
 @dataclass(slots=True)
 class Conversation:
-    """The turns so far, and what the model is told before the first."""
+    """The turns so far, and the system prompt."""
 
     system: str = ""
     turns: list[Turn] = field(default_factory=list)

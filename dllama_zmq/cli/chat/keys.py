@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 def quiet_keys() -> Iterator[None]:
     """In this block what is typed does not stand in an answer, and is kept for the next prompt. Ctrl-C is heard.
 
-    At its end the terminal is as it was, however the block ends: a signal may come while a prompt is drawn.
+    The terminal is restored at the end, also after an error: a signal may come while a prompt is drawn.
     """
     descriptor = sys.stdin.fileno()
     before, quiet = termios.tcgetattr(descriptor), termios.tcgetattr(descriptor)

@@ -48,7 +48,7 @@ class Session:
 
     @property
     def continues(self) -> bool:
-        """Whether a text stands open, which the next message goes on with. Never with a template."""
+        """Whether the next message continues an open text. Never true with a template."""
         return self.template is None and bool(self.conversation.open_text())
 
     def ask(self, user: str, view: View, interrupts: Interrupts | None = None) -> Exchange:

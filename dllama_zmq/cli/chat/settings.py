@@ -35,7 +35,7 @@ _SWITCHES = {"on": True, "off": False, "true": True, "false": False, "yes": True
 @dataclass(frozen=True, slots=True)
 class Settings:
     """sampling, max_tokens, stop: as in a request. think: whether the model is to think first, None: as its template
-    has it. verbose: tokens/s are told after each answer."""
+    has it. verbose: print tokens/s after each answer."""
 
     sampling: Sampling
     max_tokens: int | None = None
@@ -44,7 +44,8 @@ class Settings:
     verbose: bool = False
 
     def variables(self) -> dict[str, Any]:
-        """What a template is told of them, by the name that Qwen3's, DeepSeek's and others' templates ask for."""
+        """The template variables for these settings, under the names that templates of Qwen3, DeepSeek and others
+        use."""
         return {} if self.think is None else {"enable_thinking": self.think}
 
     def shown(self) -> Mapping[str, str]:

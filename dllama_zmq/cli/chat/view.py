@@ -15,7 +15,7 @@ _DIM, _NORMAL = "\x1b[2m", "\x1b[22m"
 class View:
     """Shows one answer. Progress is on `display`, before the first word and while the answer waits.
 
-    shows_text: false where the answer is told in another form. shows_thinking: what the model thinks is text too.
+    shows_text: false if the answer is shown in another form. shows_thinking: what the model thinks is text too.
     """
 
     def __init__(self, display: Display, shows_text: bool, shows_thinking: bool) -> None:

@@ -46,7 +46,7 @@ def open_gguf(path: str | Path) -> ModelFile:
 
 
 def gguf_metadata(path: str | Path, lists: bool = True) -> dict[str, Any]:
-    """The metadata of a GGUF file as plain values; without `lists`, without arrays. Of a split model, its first file's.
+    """The metadata of a GGUF file (of a split model: of the first file) as plain values. lists: with arrays.
 
     Raises FormatError or UnsupportedModel.
     """

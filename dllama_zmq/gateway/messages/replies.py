@@ -53,7 +53,7 @@ class Usage(Struct):
 
     @classmethod
     def of(cls, tally: Tally) -> Usage:
-        """Of a request, as far as it has come."""
+        """The usage of a request so far."""
         return cls(tally.n_prompt - tally.n_cached, tally.n_tokens, tally.n_cached)
 
 

@@ -1,6 +1,6 @@
 """The kernels by name: plain Python functions until `build.py` makes them machine code.
 
-A kernel of another package is named as `module:kernel`: whoever compiles it imports that module.
+A kernel of another package is named as `module:kernel`: the process that compiles it imports that module.
 """
 
 from __future__ import annotations
