@@ -13,6 +13,7 @@ from typing import TypeAlias
 import msgpack
 import zmq
 from any_message import structs
+from contexts import a_context
 from hypothesis import settings
 from hypothesis import strategies as st
 from secured import Secured
@@ -135,27 +136,26 @@ def living(
     model: ModelFile, worker: Callable[[Context, str], Callable[[], None]], secured: Secured | None = None
 ) -> Iterator[Living]:
     """A root with one worker, each in its thread, until the block ends. secured: the keys, where it has CURVE."""
-    context: Context = zmq.Context()
-    addresses = {link: f"tcp://127.0.0.1:{port}" for link, port in zip(LINKS, free_ports(3), strict=True)}
-    settings = RootSettings(
-        names=["worker1"], kernels="numpy", spin_s=0.0, limits=Limits(join_s=10, load_s=10, step_s=5)
-    )
-    of_workers, of_clients = (None if secured is None else secured.server(role) for role in Role)
-    places = Endpoints([addresses["steps"]], [addresses["replies"]], security=of_workers)
-    root = Root(context, model, settings, places)
-    tokenizer = read_tokenizer(Path(model.path).with_suffix(".t"))
-    node = threading.Thread(target=worker(context, addresses["replies"]), daemon=True)
-    try:
-        with served(context, root, tokenizer, addresses["clients"], security=of_clients):
-            node.start()
-            living = Living(addresses, [], secured)
-            living.answer += tokens(addresses["clients"], living.client)
-            yield living
-    finally:
-        root.close("the test is over")
-        node.join(ANSWER_S)
-        context.term()
-        assert not node.is_alive()
+    with a_context() as context:
+        addresses = {link: f"tcp://127.0.0.1:{port}" for link, port in zip(LINKS, free_ports(3), strict=True)}
+        settings = RootSettings(
+            names=["worker1"], kernels="numpy", spin_s=0.0, limits=Limits(join_s=10, load_s=10, step_s=5)
+        )
+        of_workers, of_clients = (None if secured is None else secured.server(role) for role in Role)
+        places = Endpoints([addresses["steps"]], [addresses["replies"]], security=of_workers)
+        root = Root(context, model, settings, places)
+        tokenizer = read_tokenizer(Path(model.path).with_suffix(".t"))
+        node = threading.Thread(target=worker(context, addresses["replies"]), daemon=True)
+        try:
+            with served(context, root, tokenizer, addresses["clients"], security=of_clients):
+                node.start()
+                living = Living(addresses, [], secured)
+                living.answer += tokens(addresses["clients"], living.client)
+                yield living
+        finally:
+            root.close("the test is over")
+            node.join(ANSWER_S)
+    assert not node.is_alive()
 
 
 def connected(context: Context, kind: int, address: str, security: Peer | None = None) -> zmq.Socket[bytes]:

@@ -14,6 +14,7 @@ import msgpack
 import msgspec
 import pytest
 import zmq
+from contexts import a_context
 from hostile.flood import GREETING, SECURED
 from hostile.living import (
     ANSWER_MS,
@@ -77,9 +78,8 @@ def cluster(model: ModelFile, request: pytest.FixtureRequest) -> Iterator[Living
 @pytest.fixture(scope="module")
 def outside() -> Iterator[Context]:
     """A context that is not the cluster's."""
-    context: Context = zmq.Context()
-    yield context
-    context.destroy(linger=0)
+    with a_context() as context:
+        yield context
 
 
 # --- to the root ------------------------------------------------------------------------------------------------------
@@ -229,59 +229,57 @@ def test_a_joined_worker_that_talks_nonsense_between_its_parts_is_understood_all
 
 def test_a_worker_serves_a_real_root_after_any_frames_to_any_of_its_sockets(model: ModelFile, outside: Context) -> None:
     addresses = [f"tcp://127.0.0.1:{port}" for port in free_ports(2)]
-    context: Context = zmq.Context()
-    thread = threading.Thread(target=Worker(context, WorkerSettings(addresses[0], spin_s=0.0)).run, daemon=True)
-    thread.start()
-    roots_context: Context = zmq.Context()
-    with RawRoot(roots_context, *addresses) as raw:
-        raw.stays = True
-        identity = raw.take_in(plan(), pieces_of(model))
+    with a_context() as context:
+        thread = threading.Thread(target=Worker(context, WorkerSettings(addresses[0], spin_s=0.0)).run, daemon=True)
+        thread.start()
+        with a_context() as roots_context, RawRoot(roots_context, *addresses) as raw:
+            raw.stays = True
+            identity = raw.take_in(plan(), pieces_of(model))
 
-        n_understood = 0
+            n_understood = 0
 
-        @settings(few, max_examples=20)
-        @given(frames=hostile, message=messages(TO_WORKER))
-        def send(frames: Frames, message: Frames) -> None:
-            nonlocal n_understood
-            n_understood += understood(message, TO_WORKER)
-            for sent in (frames, message):
-                raw.router.send_multipart([identity, *sent])
-                raw.pub.send_multipart(sent)
+            @settings(few, max_examples=20)
+            @given(frames=hostile, message=messages(TO_WORKER))
+            def send(frames: Frames, message: Frames) -> None:
+                nonlocal n_understood
+                n_understood += understood(message, TO_WORKER)
+                for sent in (frames, message):
+                    raw.router.send_multipart([identity, *sent])
+                    raw.pub.send_multipart(sent)
 
-        @few
-        @given(
-            epoch=st.sampled_from([0, 1, 1, 1, 2]), values=fields, frames=st.lists(st.binary(max_size=64), max_size=2)
-        )
-        def send_steps(epoch: int, values: list[Any], frames: Frames) -> None:
-            for kind in ("step", "sum", "more", "ping", "weights"):
-                raw.publish(kind, epoch, *values, arrays=tuple(frames))
-                raw.say(identity, kind, epoch, 1 << 20, *values, arrays=tuple(frames))
+            @few
+            @given(
+                epoch=st.sampled_from([0, 1, 1, 1, 2]),
+                values=fields,
+                frames=st.lists(st.binary(max_size=64), max_size=2),
+            )
+            def send_steps(epoch: int, values: list[Any], frames: Frames) -> None:
+                for kind in ("step", "sum", "more", "ping", "weights"):
+                    raw.publish(kind, epoch, *values, arrays=tuple(frames))
+                    raw.say(identity, kind, epoch, 1 << 20, *values, arrays=tuple(frames))
 
-        send()
-        send_steps()
-        assert n_understood >= 5
-        for header in HUGE_LENGTHS:
-            raw.router.send_multipart([identity, header])
-            raw.pub.send_multipart([header])
-        raw.publish("beacon", 99)  # it reads on: this is heard, after all of the above
-        raw.hear_last("heard", [99])
-    roots_context.term()
-    roots_context = zmq.Context()
-    root = Root(
-        roots_context,
-        model,
-        RootSettings(names=["worker1"], kernels="numpy", spin_s=0.0),
-        Endpoints([addresses[1]], [addresses[0]]),
-    )
-    try:
-        root.wait_ready(time.monotonic() + ANSWER_S)
-        alone = Root(roots_context, model, RootSettings(kernels="numpy"))
-        assert (root.logits(Batch.alone(0, 3), [1, 2, 3]) == alone.logits(Batch.alone(0, 3), [1, 2, 3])).all()
-    finally:
-        root.close("the test is over")
-        roots_context.term()
+            send()
+            send_steps()
+            assert n_understood >= 5
+            for header in HUGE_LENGTHS:
+                raw.router.send_multipart([identity, header])
+                raw.pub.send_multipart([header])
+            raw.publish("beacon", 99)  # it reads on: this is heard, after all of the above
+            raw.hear_last("heard", [99])
+        with a_context() as roots_context:
+            root = Root(
+                roots_context,
+                model,
+                RootSettings(names=["worker1"], kernels="numpy", spin_s=0.0),
+                Endpoints([addresses[1]], [addresses[0]]),
+            )
+            try:
+                root.wait_ready(time.monotonic() + ANSWER_S)
+                alone = Root(roots_context, model, RootSettings(kernels="numpy"))
+                assert (root.logits(Batch.alone(0, 3), [1, 2, 3]) == alone.logits(Batch.alone(0, 3), [1, 2, 3])).all()
+            finally:
+                root.close("the test is over")
         thread.join(ANSWER_S)
-        context.term()
     assert not thread.is_alive()
 
 

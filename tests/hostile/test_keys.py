@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import zmq
 from command_line import until
+from contexts import a_context
 from integration.nodes import Context, tcp
 from secured import Secured
 from wiretap import Wiretap
@@ -35,9 +36,8 @@ JOIN = Join("", "a host", 1, "0", "elsewhere", 1, None)
 
 @pytest.fixture
 def context() -> Iterator[Context]:
-    context: Context = zmq.Context()
-    yield context
-    context.term()
+    with a_context() as context:
+        yield context
 
 
 @contextmanager

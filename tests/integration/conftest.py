@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import zmq
 from command_line import Cli, clean_cli, short_home
+from contexts import a_context
 from hub_server import Hub, Repo, running_hub
 from integration.answers import PROMPT
 from integration.bench_runs import left_folders
@@ -56,10 +57,9 @@ def greedy_text(small_model: Path) -> str:
 
 @pytest.fixture
 def context() -> Iterator[Context]:
-    """A context whose sockets a test must have closed by its end: term would wait for them."""
-    context: Context = zmq.Context()
-    yield context
-    context.term()
+    """A context whose sockets a test must have closed by its end."""
+    with a_context() as context:
+        yield context
 
 
 @pytest.fixture

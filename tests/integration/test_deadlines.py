@@ -145,9 +145,8 @@ def test_a_worker_that_waits_for_its_weights_says_that_it_lives(context: Context
         assert time.monotonic() - begun < _SILENT_S
 
 
-def test_a_frozen_worker_is_noticed_while_it_loads(model: ModelFile, tmp_path: Path) -> None:
+def test_a_frozen_worker_is_noticed_while_it_loads(context: Context, model: ModelFile, tmp_path: Path) -> None:
     """A real process, stopped by a signal, over ipc: its kernel takes what is sent, and no heartbeat fails."""
-    context: Context = zmq.Context()
     places = Endpoints([f"ipc://{tmp_path}/s"], [f"ipc://{tmp_path}/r"])
     command = [sys.executable, "-m", "dllama_zmq", "worker", "--root", places.replies[0], "--threads", "1"]
     worker = subprocess.Popen(command, stderr=subprocess.DEVNULL)
@@ -164,7 +163,6 @@ def test_a_frozen_worker_is_noticed_while_it_loads(model: ModelFile, tmp_path: P
     finally:
         worker.kill()
         worker.wait()
-        context.term()
 
 
 def test_a_worker_that_cannot_hear_the_root_is_named_with_the_port(

@@ -6,7 +6,7 @@ import threading
 
 import numpy as np
 import pytest
-import zmq
+from contexts import a_context
 from integration.nodes import Context, Start, Thread, a_root, a_worker, form, inproc, logits, pump_until, tcp
 from integration.stranger import Stranger
 
@@ -23,13 +23,11 @@ def test_a_worker_survives_its_roots_restart(
     places = tcp()
     start(a_worker(context, places, watch=True))
     for last in (False, True):
-        roots_context: Context = zmq.Context()
-        with a_root(roots_context, model, places, stay=not last) as root:
+        with a_context() as roots_context, a_root(roots_context, model, places, stay=not last) as root:
             form(root)
             np.testing.assert_array_equal(logits(root), expected)
             if not (says_bye or last):
                 root.roster.lose(root.roster.members[0], "so that it is told nothing")
-        roots_context.term()
 
 
 def test_every_worker_hears_the_last_word_of_a_root_that_leaves(context: Context, model: ModelFile) -> None:
@@ -37,10 +35,8 @@ def test_every_worker_hears_the_last_word_of_a_root_that_leaves(context: Context
         places = tcp()
         worker = a_worker(context, places, watch=True)
         thread = Thread(worker.run, worker.stop)
-        roots_context: Context = zmq.Context()
-        with a_root(roots_context, model, places) as root:
+        with a_context() as roots_context, a_root(roots_context, model, places) as root:
             form(root)
-        roots_context.term()
         thread.join()
 
 

@@ -14,9 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import zmq
 from command_line import Cli, Result, clean_cli, finish
-from integration.nodes import a_root, a_worker, tcp
+from integration.nodes import Context, a_root, a_worker, tcp
 from tiny import tiny_spec, write_tiny_model
 
 import dllama_zmq
@@ -113,8 +112,9 @@ def pump_while(root: Root, thread: threading.Thread) -> str:
     return root.missing_sentence()
 
 
-def test_a_worker_that_lacks_memory_says_so_at_home_and_at_the_root(tmp_path: Path, small: Cli) -> None:
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+def test_a_worker_that_lacks_memory_says_so_at_home_and_at_the_root(
+    context: Context, tmp_path: Path, small: Cli
+) -> None:
     places = tcp()
     settings = RootSettings(names=["worker1"], kernels="numpy", max_seq_len=LONG.seq_len, check_memory=False)
     with write_tiny_model(tmp_path / "long.m", LONG) as model:
@@ -125,7 +125,6 @@ def test_a_worker_that_lacks_memory_says_so_at_home_and_at_the_root(tmp_path: Pa
         thread.start()
         told = pump_while(root, thread)
         root.close("the test is over")
-    context.term()
     assert told.startswith(
         "worker1 could not load: not enough memory: a process may have 2000000 kB here (`ulimit -v`)"
     )
@@ -148,8 +147,9 @@ def test_a_library_that_has_no_room_in_the_address_space_is_told_as_lacking_memo
     assert re.match(r"not enough memory: a process may have \d+ kB here \(`ulimit -v`\)", done.stdout), done
 
 
-def test_a_worker_whose_kernels_cannot_run_says_so_at_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+def test_a_worker_whose_kernels_cannot_run_says_so_at_the_root(
+    context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     places, ends = tcp(), []
 
     def work() -> None:
@@ -166,7 +166,6 @@ def test_a_worker_whose_kernels_cannot_run_says_so_at_the_root(tmp_path: Path, m
         thread = threading.Thread(target=work)
         thread.start()
         told = pump_while(root, thread)
-    context.term()
     assert told.startswith("worker1 could not load: kernels simd cannot run here: llvmlite is not installed")
     assert "use kernels: numpy" in ends[0]
 

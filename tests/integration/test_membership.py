@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import zmq
+from contexts import a_context
 from tiny import tiny_spec, write_tiny_model
 
 from dllama_zmq.bus import sockets
@@ -40,8 +41,7 @@ class Door:
     """A root whose workers' places (one: worker1) are open to anybody, and those who knock."""
 
     def __init__(self, folder: Path, cleanup: ExitStack, n_workers: int = 1, check_memory: bool = True) -> None:
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        cleanup.callback(self._context.term)
+        self._context = cleanup.enter_context(a_context())
         model = cleanup.enter_context(write_tiny_model(folder / "tiny.m", tiny_spec(seq_len=2 * DEFAULT_SEQ_LEN)))
         names = [f"worker{i + 1}" for i in range(n_workers)]
         settings = RootSettings(names=names, spin_s=0.0, check_memory=check_memory)

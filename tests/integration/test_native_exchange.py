@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
 import zmq
+from contexts import a_context
 
 from dllama_zmq.bus.native.exchange import NativeExchange, SocketPair, make_native_exchange
 from dllama_zmq.kernels import Reference, choose_kernels
@@ -63,17 +65,12 @@ Meet: TypeAlias = Callable[..., Peers]
 
 @pytest.fixture
 def meet() -> Iterator[Meet]:
-    context: zmq.Context[Any] = zmq.Context()
-    made: list[Peers] = []
+    with a_context() as context, ExitStack() as cleanup:
 
-    def meet(*identities: bytes) -> Peers:
-        made.append(Peers(context, list(identities)))
-        return made[-1]
+        def meet(*identities: bytes) -> Peers:
+            return cleanup.enter_context(closing(Peers(context, list(identities))))
 
-    yield meet
-    for peers in made:
-        peers.close()
-    context.term()
+        yield meet
 
 
 def exchange_of(
@@ -235,18 +232,17 @@ def test_a_stranger_and_a_peer_that_repeats_itself_are_handed_back(meet: Meet) -
 
 
 def test_a_connection_that_is_not_there_loses_what_is_sent_and_blocks_nobody() -> None:
-    context: zmq.Context[Any] = zmq.Context()
-    dealer, sub = context.socket(zmq.DEALER), context.socket(zmq.SUB)
-    dealer.set(zmq.IMMEDIATE, 1)
-    try:
-        dealer.connect(f"ipc:///tmp/nobody-{secrets.token_hex(6)}")
-        exchange = exchange_of(dealer, sub, 0.0, (1, 0))
-        assert exchange(HEADER, raw(OWN), EXPECTED) is None
-        assert (exchange.parts, exchange.unexpected()) == ([None], None)
-    finally:
-        dealer.close(linger=0)
-        sub.close(linger=0)
-        context.term()
+    with a_context() as context:
+        dealer, sub = context.socket(zmq.DEALER), context.socket(zmq.SUB)
+        dealer.set(zmq.IMMEDIATE, 1)
+        try:
+            dealer.connect(f"ipc:///tmp/nobody-{secrets.token_hex(6)}")
+            exchange = exchange_of(dealer, sub, 0.0, (1, 0))
+            assert exchange(HEADER, raw(OWN), EXPECTED) is None
+            assert (exchange.parts, exchange.unexpected()) == ([None], None)
+        finally:
+            dealer.close(linger=0)
+            sub.close(linger=0)
 
 
 def test_the_numpy_back_end_has_no_fast_path(meet: Meet) -> None:

@@ -15,6 +15,7 @@ import hostile.flood
 import pytest
 import zmq
 from command_line import until
+from contexts import a_context
 from hostile.flood import GREETING, SECURED, frame
 from integration.nodes import FORM_S, Context, Start, a_worker, form, tcp
 from leaks import nothing_left
@@ -189,13 +190,11 @@ def test_a_worker_joins_while_joins_flood_the_root(
 
 
 def test_peers_leave_nothing_behind_whoever_is_closed_first() -> None:
-    with nothing_left():
-        context: Context = zmq.Context()
+    with nothing_left(), a_context() as context:
         with peers_and_one(context, [False]), peers_and_one(context, [False]):
             pass
         with peers_and_one(context, [False]):
             pass
-        context.term()
     with nothing_left():
         context = zmq.Context()
         left = Peers(context, ["tcp://127.0.0.1:*"], sockets.REPLIES)

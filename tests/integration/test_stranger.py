@@ -18,6 +18,7 @@ import integration.stranger_shard as stranger_shard
 import numpy as np
 import pytest
 import zmq
+from contexts import a_context
 from generating import tokens_of
 from integration.nodes import InMemory
 from integration.stranger import Stranger
@@ -100,23 +101,22 @@ def cluster(
     model: ModelFile, n_nodes: int, sync: Sync = "f32", worker: Callable[[Context, str], Running] = a_stranger
 ) -> Iterator[Root]:
     """A real root over inproc, formed, with `worker` for all its workers."""
-    context: Context = zmq.Context()
-    name = f"inproc://{secrets.token_hex(6)}"
-    names = [f"worker{i}" for i in range(1, n_nodes)]
-    settings = RootSettings(names=names, sync=sync, kernels="numpy", spin_s=0.0)
-    root = Root(context, model, settings, Endpoints([f"{name}-steps"], [f"{name}-replies"]))
-    threads = [threading.Thread(target=worker(context, f"{name}-replies"), daemon=True) for _ in names]
-    for thread in threads:
-        thread.start()
-    try:
-        root.wait_ready(time.monotonic() + 20)
-        yield root
-    finally:
-        root.close("the test is over")
+    with a_context() as context:
+        name = f"inproc://{secrets.token_hex(6)}"
+        names = [f"worker{i}" for i in range(1, n_nodes)]
+        settings = RootSettings(names=names, sync=sync, kernels="numpy", spin_s=0.0)
+        root = Root(context, model, settings, Endpoints([f"{name}-steps"], [f"{name}-replies"]))
+        threads = [threading.Thread(target=worker(context, f"{name}-replies"), daemon=True) for _ in names]
         for thread in threads:
-            thread.join(20)
-        context.term()
-        assert not any(thread.is_alive() for thread in threads)
+            thread.start()
+        try:
+            root.wait_ready(time.monotonic() + 20)
+            yield root
+        finally:
+            root.close("the test is over")
+            for thread in threads:
+                thread.join(20)
+            assert not any(thread.is_alive() for thread in threads)
 
 
 def logits(root: Root) -> F32:

@@ -9,6 +9,9 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
+import zmq
+from contexts import a_context
 from surroundings import free_ports
 
 TESTS = Path(__file__).parents[1]
@@ -78,3 +81,15 @@ def test_no_two_tests_at_a_time_get_the_same_port() -> None:
         others = list(pool.map(ports_of_another_process, range(2)))
     ports = [*free_ports(50), *others[0], *others[1]]
     assert len(set(ports)) == 150
+
+
+def test_a_socket_that_a_test_left_is_closed_and_named_and_hangs_nobody() -> None:
+    def leave_one(error: Exception | None = None) -> None:
+        context.socket(zmq.PULL).bind("inproc://left")  # and let go: pyzmq would warn of it before it closes it
+        if error is not None:
+            raise error
+
+    with pytest.raises(AssertionError, match=r"left open: .*PULL"), a_context(wait_s=0.1) as context:
+        leave_one()
+    with pytest.raises(KeyError), a_context(wait_s=0.1) as context:  # the test's own error is what is told
+        leave_one(KeyError())

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgpack
 import pytest
-import zmq
+from contexts import a_context
 from generating import tokens_of
 from surroundings import free_ports
 from tiny import tiny_spec, tiny_tokenizer_data, write_tiny_model
@@ -134,8 +134,7 @@ def metered_run(folder: Path, sync: Sync) -> Iterator[tuple[Root, Forwarder, For
     """A root and a worker joined by forwarders alone, which have answered two requests and parted."""
     spec = tiny_spec(dim=128, hidden_dim=256, n_kv_heads=4, seq_len=64)
     tokenizer = of_t(tiny_tokenizer_data(spec.vocab_size))
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    with write_tiny_model(folder / "tiny.m", spec) as model:
+    with a_context() as context, write_tiny_model(folder / "tiny.m", spec) as model:
         steps_port, replies_port = free_ports(2)
         steps, replies = Forwarder(steps_port), Forwarder(replies_port)
         endpoints = Forwarded(
@@ -163,7 +162,6 @@ def metered_run(folder: Path, sync: Sync) -> Iterator[tuple[Root, Forwarder, For
             thread.join(10)
             steps.close()
             replies.close()
-            context.term()
 
 
 @pytest.mark.parametrize("sync", ["f32", "q80"])
