@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import importlib
+import pkgutil
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -14,6 +16,7 @@ import surroundings
 from command_line import Cli, clean_cli, short_home, write_small_model
 from threadpoolctl import threadpool_limits
 
+import dllama_zmq
 from dllama_zmq.bus.native.exchange import EXCHANGE_KERNELS
 from dllama_zmq.kernels import choose_kernels
 from dllama_zmq.kernels.simd.catalog import NAMES
@@ -39,18 +42,24 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Compile all kernels before the first of many tests, with one set of processes: one by one takes twice the CPU.
+    """Import all modules and compile all kernels before the first of many tests.
 
-    On a new computer the first tests would spend their deadlines on waiting for each other's kernels.
+    Hypothesis also draws the constants of the modules that are imported, so what it draws would depend on which tests
+    of this process came before. Kernels are compiled by one set of processes: one by one takes twice the CPU, and on a
+    new computer the first tests would spend their deadlines on waiting for each other's.
 
     What has been imported and collected by then is left alone by the garbage collector: it would look through a million
     objects of thousands of tests each time, also in the middle of a test that measures its own time.
     """
+    many = len(session.items) >= _MANY
+    if many:
+        for module in pkgutil.walk_packages(dllama_zmq.__path__, "dllama_zmq."):
+            if not module.name.endswith("__main__"):
+                importlib.import_module(module.name)
     gc.collect()
     gc.freeze()
-    if len(session.items) < _MANY or choose_kernels("auto", 1).name != "simd":
-        return
-    library().load([*NAMES, *EXCHANGE_KERNELS])
+    if many and choose_kernels("auto", 1).name == "simd":
+        library().load([*NAMES, *EXCHANGE_KERNELS])
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import zmq
 
+
 class _Context(zmq.Context[zmq.Socket[bytes]]):
     """Keeps its sockets until it ends itself.
 

@@ -41,8 +41,8 @@ _UNWANTED = (
     "MFLAGS",
     "MAKELEVEL",
 )
-_WANTED = ("DLLAMA_ZMQ_WRITE_PARITY", "PYTHONHOME", "PYTHONPATH", "PYTHONPYCACHEPREFIX")
-"""The first asks a test to write its golden file; the others say where Python's files are."""
+_WANTED = ("DLLAMA_ZMQ_WRITE_PARITY", "PYTHONHASHSEED", "PYTHONHOME", "PYTHONPATH", "PYTHONPYCACHEPREFIX")
+"""The first asks a test to write its golden file, the second orders sets; the others say where Python's files are."""
 
 
 def set_signals() -> None:
