@@ -40,7 +40,7 @@ ITEMS = [
 @pytest.fixture(scope="module")
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     folder = tmp_path_factory.mktemp("api")
-    with running_api(folder, thoughtful(folder), 4) as api:
+    with running_api(folder, thoughtful(folder)) as api:
         yield api
 
 
