@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 from msgspec import Struct
 
@@ -191,16 +190,6 @@ def fastest(outlooks: Sequence[Outlook]) -> Outlook | None:
 def embedding_bytes(spec: ModelSpec) -> int:
     """Bytes that the root reads from the mapped file, and no node keeps in memory."""
     return sum(tensor.nbytes(spec) for tensor in tensor_table(spec) if tensor.root_only)
-
-
-def by_equal_need(nodes: Sequence[NodeNeed]) -> list[tuple[str, NodeNeed]]:
-    """Neighbours that need the same, under one name such as `worker1 to worker3`."""
-    found = []
-    for _, group in groupby(nodes, key=lambda one: (one.weight_bytes, one.kv_bytes, one.total_bytes)):
-        names = list(group)
-        same = f"{names[0].node} to {names[-1].node}, each" if len(names) > 1 else names[0].node
-        found.append((same, names[0]))
-    return found
 
 
 def _need(plan: Plan, node: int, name: str, wanted: Wanted) -> NodeNeed:
