@@ -71,7 +71,7 @@ def join_by(
     if isinstance(name, TokenError):
         if before is None or not again:
             raise name
-        logger.warning("%s; this computer knows the root already, and goes on", name)
+        logger.warning("%s; this computer knows the root already, and continues", name)
         return address, Peer(keys, invitation.root), before.name
     remember(addresses, invitation.root, name)
     unknown = [other for other in others if find(other) is None]

@@ -1,4 +1,4 @@
-"""Texts in threads: a long prompt, and a template or a tokenizer that runs a program, must not hold up the others."""
+"""Encode texts in threads, so that a long prompt, a slow template or a slow tokenizer holds up no other client."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ Result: TypeAlias = Encoded | Message | BaseException
 
 
 class Encoding:
-    """As many texts at once as there are PLACES, one of a client, and one place less of a kind of work.
+    """Encodes PLACES texts at a time, one for each client, and one fewer of the same kind of work.
 
-    So neither a client with slow texts nor a flood of questions keeps others waiting. `wake` is readable once `results`
-    can be asked.
+    So neither a client with slow texts nor a flood of questions holds up others. `wake` is readable when `results` has
+    some.
     """
 
     def __init__(self, texts: Texts) -> None:
@@ -33,7 +33,7 @@ class Encoding:
         self.wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
     def may_begin(self, work: Work) -> bool:
-        """Whether there is a place for it now."""
+        """Whether there is a free place for this work."""
         in_work = self._in_work
         n_same = sum(isinstance(other, type(work)) for other in in_work)
         has_place = len(in_work) < PLACES and n_same < PLACES - 1
@@ -41,16 +41,16 @@ class Encoding:
 
     @property
     def requests(self) -> list[Request]:
-        """Those whose prompts are in work, and wanted."""
+        """The requests whose prompts are being encoded and have not been cancelled."""
         return [work for work in self._in_work if isinstance(work, Request) and not work.cancelled]
 
     def begin(self, work: Work) -> None:
-        """Encode the prompt of a request, or answer a question; it may begin."""
+        """Start encoding the prompt of a request or answering a question. `may_begin` must be true."""
         self._in_work.append(work)
         self._threads.submit(work.work, self._texts).add_done_callback(partial(self._is_done, work))
 
     def results(self) -> list[tuple[Work, Result]]:
-        """What is done since the last time, with what came of it or what went wrong."""
+        """The work finished since the last call, each with its result or error."""
         try:
             n_done = os.eventfd_read(self.wake)
         except BlockingIOError:
@@ -61,7 +61,7 @@ class Encoding:
         return [(work, future.exception() or future.result()) for work, future in done]
 
     def close(self) -> None:
-        """Give up. What is in work is not waited for, and keeps `wake` open: it will be written to."""
+        """Stop without waiting for running work, which keeps `wake` open because it still writes to it."""
         self._threads.shutdown(wait=False)
         self.results()
         if not self._in_work:

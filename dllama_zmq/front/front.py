@@ -1,4 +1,4 @@
-"""The clients' side of a root: one thread that hears clients, the engine and texts; none of its turns takes long."""
+"""The clients' side of a root: one thread that serves clients, the engine and finished texts in short turns."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ class Front:
             self._clients.close(_LINGER_MS)
 
     def _first_facts(self, poller: zmq.Poller) -> Facts | None:
-        """What the engine says first; None where it ends before."""
+        """The first message of the engine; None if it ends before."""
         while True:
             events = dict(poller.poll())
             if self._engine in events:
@@ -142,7 +142,7 @@ class Front:
         self._engine.send(ENCODER.encode(message))
 
     def _answer_clients(self) -> None:
-        """Hear clients, one message of each in turn, for _CLIENTS_S at most."""
+        """Handle messages of clients, one of each in turn, for _CLIENTS_S at most."""
         until = time.monotonic() + _CLIENTS_S
         while True:
             frames = self._clients.receive_now()
@@ -186,7 +186,7 @@ class Front:
         return self._clients.unread_bytes(client) <= _MOST_UNREAD
 
     def _send(self, client: bytes, message: Message) -> bool:
-        """Send to one client; False where it has gone, and what it has asked for with it."""
+        """Send to one client. False if it has gone; its requests are then dropped."""
         try:
             self._clients.send(client, encode(message))
         except PeerGone as gone:
@@ -197,7 +197,7 @@ class Front:
         return True
 
     def _tell_behind(self) -> None:
-        """Tell those whose queues were full how their requests have ended, once there is room."""
+        """Send clients whose queues were full the ends of their requests, once there is room."""
         for client, ended in list(self._behind.items()):
             try:
                 while ended:

@@ -12,19 +12,19 @@ from dllama_zmq.front.texts import Texts
 
 @dataclass(slots=True, eq=False)
 class Question:
-    """It waits for a thread, and is answered by that."""
+    """A question; it waits for a thread, which answers it."""
 
     client: bytes
     asked: Tokenize | Detokenize | AskModel
 
     @property
     def id(self) -> int:
-        """The client's own number of it."""
+        """The client's number for it."""
         return self.asked.id
 
     @property
     def size(self) -> int:
-        """About its bytes, for the bound of all that wait."""
+        """Its approximate bytes, for the bound on all that wait."""
         if isinstance(self.asked, AskModel):
             return 0
         return held_bytes(self.asked.tokens if isinstance(self.asked, Detokenize) else self.asked.prompt)

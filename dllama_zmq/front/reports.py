@@ -1,4 +1,4 @@
-"""Answers to `askstatus`: from the engine's report of now, or from its last one where a step takes long."""
+"""Answers to `askstatus`: from a new report of the engine, or from its last one during a long step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MAX_TOLD = 64
 
 
 class Reports:
-    """Who has asked, and what the engine has said of the cluster last. The front adds what it knows of requests."""
+    """The clients that asked, and the engine's last report. The front adds its requests."""
 
     def __init__(self) -> None:
         self._status: Status | None = None
@@ -25,7 +25,7 @@ class Reports:
         self._is_asked = False
 
     def ask(self, client: bytes, request_id: int) -> bool:
-        """A client asks; whether the engine is to be asked for a report, which it is once at a time."""
+        """Note a client's question. Returns whether to ask the engine for a report; only one is open at a time."""
         if not self._askers:
             self._due = time.monotonic() + _REPORT_S
         self._askers.append((client, request_id))
@@ -33,12 +33,12 @@ class Reports:
         return asks
 
     def take(self, status: Status) -> None:
-        """The engine's report."""
+        """Store a report of the engine."""
         self._status, self._due, self._is_asked = status, 0.0, False
 
     @property
     def wait_s(self) -> float | None:
-        """Seconds until an answer is due; None where nobody has asked."""
+        """Seconds until an answer is due; None if no client has asked."""
         return max(0.0, self._due - time.monotonic()) if self._askers else None
 
     def answers(self, running: Sequence[Request], waiting: Sequence[Request]) -> list[tuple[bytes, Status]]:

@@ -48,12 +48,12 @@ class Request:
 
     @property
     def id(self) -> int:
-        """The client's own number of it."""
+        """The client's number for it."""
         return self.asked.id
 
     @property
     def size(self) -> int:
-        """About its bytes, for the bound of all that wait; a bias of a token counts as 32."""
+        """Its approximate bytes, for the bound on all that wait; a logit bias counts as 32."""
         asked = self.asked
         prompt = held_bytes(asked.prompt if self.encoded is None else self.encoded.tokens)
         grammar = asked.grammar.text if asked.grammar is not None else ""
@@ -65,7 +65,7 @@ class Request:
         return 0 if self.encoded is None else len(self.encoded.tokens)
 
     def check(self) -> None:
-        """Raise RequestError for what can never be answered."""
+        """Raise RequestError if the request can never be answered."""
         self.asked.sampling.check()
         if self.asked.grammar is not None:
             self.asked.grammar.check()
@@ -77,7 +77,7 @@ class Request:
         return texts.encode(self.asked.prompt, self.asked.max_tokens)
 
     def begin(self, texts: Texts) -> Answer:
-        """The next of its answers."""
+        """Begin the next of its answers."""
         self.started = self.started or time.monotonic()
         decoder = texts.tokenizer.decoder(continues=True, stop=self.asked.stop, specials=self.asked.specials)
         answer = self.begun[self.n_begun] = Answer(self, self.n_begun, decoder)
@@ -85,7 +85,7 @@ class Request:
         return answer
 
     def done(self, index: int, reason: Reason) -> Done:
-        """The end of an answer, with what was held back of its text."""
+        """End an answer: its Done message, with the text that was held back."""
         self.open.discard(index)
         answer = self.begun.pop(index, None)
         if answer is None:
@@ -94,7 +94,7 @@ class Request:
         return Done(self.id, "stop" if stop and reason == "length" else reason, text, index, stop)
 
     def status(self, now: float) -> RequestStatus:
-        """How it is at `now`, of time.monotonic()."""
+        """Its row in Status; now: time.monotonic()."""
         seconds = now - self.first_token
         return RequestStatus(
             "running" if self.begun else "waiting",
@@ -117,7 +117,7 @@ class Answer:
     n_tokens: int = 0
 
     def submit(self, tokens: list[int], texts: Texts) -> Submit | SubmitEmbed:
-        """What the engine is told: `tokens` are those of the prompt."""
+        """The Submit message for the engine. tokens: those of the prompt."""
         if self.request.embeds:
             return SubmitEmbed(self.engine_id, tokens)
         asked, tokenizer = self.request.asked, texts.tokenizer
@@ -127,7 +127,7 @@ class Answer:
         return Submit(self.engine_id, tokens, asked.max_tokens, sampling, stop_ids, n_ids, self.request.grammar)
 
     def piece(self, sampled: Sampled, figures: StepStats, texts: Texts) -> Piece:
-        """One token more, of a step with these figures."""
+        """The message for one more token, of a step with these figures."""
         request, first = self.request, not self.n_tokens
         self.n_tokens += 1
         request.n_tokens += 1

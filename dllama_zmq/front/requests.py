@@ -32,7 +32,7 @@ _NEWCOMERS = 8  # one of 8 places is for clients without a running request
 
 
 class Requests:
-    """All that have not ended: they wait, are encoded, or have answers that run while others wait for a place.
+    """All open requests: waiting, being encoded, or with running answers (others may wait for a place).
 
     send: to one client; False where it has gone, which `leave` has been told of by then. tell_engine: to the engine.
     reads: whether a client reads its messages. One that does not gets no further answers to questions, which are long.
@@ -116,7 +116,7 @@ class Requests:
                 self._finish(request, index, "cancelled")
 
     def leave(self, client: bytes) -> list[int]:
-        """A client has gone, and what it has asked for with it: requests with these ids."""
+        """Drop the requests of a client that has gone; returns their ids."""
         waiting = [work.id for work in [*self._waiting, *self._questions] if work.client == client]
         self._waiting.leave(client)
         self._questions.leave(client)
@@ -145,7 +145,7 @@ class Requests:
     # --- what the engine says ---------------------------------------------------------------------------------------
 
     def hear(self, message: Stepped | Embedded | Readiness | Failed | Withdrawn) -> None:
-        """Tell clients what it means for them."""
+        """Handle a message of the engine: send clients what concerns them."""
         if isinstance(message, Stepped):
             self._tell_step(message)
         elif isinstance(message, Readiness):
@@ -165,7 +165,7 @@ class Requests:
             self._send(answer.request.client, Error(answer.request.id, message.kind, message.text[:4000]))
 
     def _tell_step(self, step: Stepped) -> None:
-        """Tell each client what a step has brought it."""
+        """Send each client its results of a step."""
         for prompt in step.prompts:
             answer = self._running.get(prompt.id)
             if answer is not None and answer.index == 0:  # the others find what it has left, and nobody asks how soon
@@ -202,7 +202,7 @@ class Requests:
     # --- from the queues to the engine ------------------------------------------------------------------------------
 
     def submit(self) -> None:
-        """Take what has been encoded, encode what is next, and submit answers where the engine has room for them."""
+        """Take finished texts, start the next ones, and submit answers while the engine has room."""
         for work, result in self._encoding.results():
             self._take(work, result)
         while (question := self._questions.take(self._may_begin)) is not None:
@@ -217,7 +217,7 @@ class Requests:
         return self._encoding.may_begin(question) and self._reads(question.client)
 
     def _take(self, work: Work, result: Result) -> None:
-        """A text is done."""
+        """Handle a finished text."""
         if isinstance(result, Message):
             self._send(work.client, result)
         elif isinstance(work, Question) or work.cancelled:
@@ -229,7 +229,7 @@ class Requests:
             self._begin(work, result)
 
     def _next(self) -> Request | None:
-        """Whose turn it is, where the engine has a place.
+        """The request whose turn it is, if the engine has a place.
 
         The last places are for clients without a running request: one with many long ones must not hold up others.
         """
@@ -275,7 +275,7 @@ class Requests:
                 self._tell(request, Queued(request.id, ahead, nodes.note[:2000], self._facts.silence_s))
 
     def _fail(self, request: Request, error: BaseException) -> None:
-        """A request ends in an error before it has reached the engine."""
+        """End a request with an error before it has reached the engine."""
         if not isinstance(error, DllamaError):
             logger.error("request failed id=%d", request.id, exc_info=error)
         self._send(request.client, Error(request.id, *told(error)))

@@ -6,10 +6,10 @@ from dllama_zmq.front.request import Answer, Request
 
 
 class Running:
-    """Answers by the engine's number of them, in the order in which it got them.
+    """Answers by their engine number, in the order of submission.
 
-    One that is withdrawn keeps its place until the engine lets go of it: a step may take seconds, and who begins and
-    cancels in a loop must not fill the queue to the engine.
+    One that is withdrawn keeps its place until the engine lets go of it: a step may take seconds, and a client that
+    submits and cancels in a loop must not fill the queue to the engine.
     """
 
     def __init__(self) -> None:
@@ -22,11 +22,11 @@ class Running:
 
     @property
     def requests(self) -> list[Request]:
-        """Those whose answers they are."""
+        """The requests that the answers belong to."""
         return list(dict.fromkeys(answer.request for answer in self._of.values()))
 
     def add(self, answer: Answer) -> None:
-        """The engine gets an answer to make, and it a number."""
+        """Add an answer for the engine, and give it its number."""
         self._last_id += 1
         answer.engine_id = self._last_id
         self._of[self._last_id] = answer
@@ -36,18 +36,18 @@ class Running:
         return self._of.get(engine_id)
 
     def end(self, engine_id: int) -> Answer | None:
-        """The engine has ended an answer; its place is free."""
+        """Remove an answer that the engine has ended; frees its place."""
         return self._of.pop(engine_id, None)
 
     def withdraw(self, answer: Answer) -> bool:
-        """Forget an answer; whether it was here, so that the engine is to be told."""
+        """Withdraw an answer. Returns whether it was here, so that the engine must get a Withdraw."""
         if self._of.pop(answer.engine_id, None) is None:
             return False
         self._leaving.add(answer.engine_id)
         return True
 
     def left(self, engine_id: int) -> None:
-        """The engine has let go of an answer that was withdrawn."""
+        """Free the place of a withdrawn answer, which the engine has dropped."""
         self._leaving.discard(engine_id)
 
     @property
@@ -57,5 +57,5 @@ class Running:
 
     @property
     def clients(self) -> set[bytes]:
-        """Who has an answer here."""
+        """The clients with an answer here."""
         return {answer.request.client for answer in self._of.values()}

@@ -1,4 +1,4 @@
-"""Requests that wait for their turn, a queue for each client: clients take turns, and none takes the others' room.
+"""A queue of requests for each client: clients take turns, and none can take the others' room.
 
 Pure: knows no socket and no clock.
 """
@@ -15,7 +15,7 @@ MAX_SIZE = 8 << 20
 
 
 class Waits(Protocol):
-    """What is asked of a request."""
+    """The interface of a request that waits."""
 
     client: bytes
 
@@ -41,7 +41,7 @@ class Waiting(Generic[R]):
         return self._n_requests
 
     def __iter__(self) -> Iterator[R]:
-        """In the order in which they will run, if nobody else comes."""
+        """The requests in the order in which they will run if no others come."""
         rounds = zip_longest(*(list(queue) for queue in self._of.values()))
         return iter([request for turn in rounds for request in turn if request is not None])
 
@@ -62,7 +62,7 @@ class Waiting(Generic[R]):
         return dropped
 
     def put_back(self, request: R) -> None:
-        """The request that was taken last has not had all that it waits for: it is its client's next one again."""
+        """Put back the request taken last, which still waits for more: it is its client's next one again."""
         self._of.setdefault(request.client, deque()).appendleft(request)
         self._count(request, 1)
 
@@ -88,7 +88,7 @@ class Waiting(Generic[R]):
             del self._of[request.client]
 
     def leave(self, client: bytes) -> None:
-        """Forget all that a client has asked for."""
+        """Remove all requests of a client."""
         for request in list(self._of.get(client, ())):
             self.remove(request)
 

@@ -1,4 +1,4 @@
-"""What a step asks of its rows, read from the wire, and this node's answers, as they go there."""
+"""Decode the asks of a step, and encode this node's answers for the root."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dllama_zmq.sharding import Ask, NodeCandidates
 
 
 def decode_asks(message: Step, frames: Sequence[Frame], vocab_size: int) -> dict[int, Ask]:
-    """The asks of a step by row, for a vocabulary of that many ids. Raises ProtocolError where they cannot be."""
+    """The asks of a step by row, for a vocabulary of that many ids. Raises ProtocolError if they cannot be valid."""
     n_listed, n_masks = sum(ask.n_listed for ask in message.asks), sum(ask.masked for ask in message.asks)
     arrays = list(zip(message.arrays[2:], frames[2:], strict=True))
     if len(arrays) != bool(n_listed) + bool(n_masks):
@@ -35,7 +35,7 @@ def decode_asks(message: Step, frames: Sequence[Frame], vocab_size: int) -> dict
 
 
 def again(asks: Mapping[int, Ask], message: More) -> dict[int, Ask]:
-    """The asks that are to be answered again, with what `message` says."""
+    """The asks to answer again, each with the k of `message`."""
     if unknown := [row for row, _ in message.again if row not in asks]:
         raise ProtocolError(f"more is asked of rows {unknown}, of which the step asked nothing")
     return {row: replace(asks[row], k=k) for row, k in message.again}

@@ -1,7 +1,7 @@
 """A node's slices: from its own copy of the model, from the cache, or piece by piece from the root. Knows no socket.
 
-One thread hears the root and calls `offered`, `take` and `to_ask`. Another calls `slice` for one after the other, while
-it builds the model: repacking begins with the first slice that is here.
+One thread receives from the root and calls `offered`, `take` and `to_ask`. Another builds the model and calls `slice`
+for one tensor after another, so that repacking begins with the first slice.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _MOST_ASKED = 1000  # in one message
 
 
 class Loading:
-    """The slices of `node` under `plan`. `close` it when all have been taken, or none will be."""
+    """The slices of `node` under `plan`. Call `close` after the last slice, or when loading ends early."""
 
     def __init__(self, plan: Plan, node: int, own: OwnModel | None = None, cache: SliceCache | None = None) -> None:
         self._plan, self._node = plan, node
@@ -46,11 +46,11 @@ class Loading:
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of the weights that are in this process's memory by now, repacked or not."""
+        """Bytes of weights in this process's memory, repacked or not."""
         return self.received_bytes + self._read_bytes
 
     def offered(self, message: Offer) -> None:
-        """Decide what of it to ask for. Raises ProtocolError unless these are the next slices."""
+        """Decide which offered slices to ask for. Raises ProtocolError unless they are the next slices."""
         with self._changed:
             names = [name for name, _ in message.slices]
             if names != [self._to_offer.popleft() for _ in names[: len(self._to_offer)]]:
@@ -64,7 +64,7 @@ class Loading:
             self._changed.notify_all()
 
     def take(self, message: Weights, frames: list[Frame]) -> None:
-        """Store one piece. Raises ProtocolError unless it is exactly the next one of what was asked for."""
+        """Store one piece. Raises ProtocolError unless it is the next piece that was asked for."""
         with self._changed:
             name = next(iter(self._arriving), None)
             if name is None:
@@ -85,7 +85,7 @@ class Loading:
                 self._changed.notify_all()
 
     def to_ask(self) -> Need | None:
-        """What the root is to be asked for now."""
+        """The slices to ask the root for now."""
         with self._changed:
             asks = [self._to_ask.popleft() for _ in range(min(_MOST_ASKED, len(self._to_ask)))]
         return Need(asks) if asks else None
@@ -97,7 +97,7 @@ class Loading:
             self._changed.notify_all()
 
     def slice(self, name: str) -> BlockMatrix:
-        """The slice of a tensor, once, when it is here. Raises what `end` was given."""
+        """Wait for the slice of a tensor, and return it once. Raises the error given to `end`."""
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._end is not None or self._is_here(name))
@@ -114,7 +114,7 @@ class Loading:
             return matrix
 
     def close(self) -> None:
-        """Close the files. What has come of a slice that is not whole stays in the cache."""
+        """Close the files. The received part of an unfinished slice stays in the cache."""
         for arriving in self._arriving.values():
             arriving.close()
         if self._copy is not None:
@@ -124,7 +124,7 @@ class Loading:
         return name in self._hashes and name not in self._arriving
 
     def _read(self, name: str, own: OwnModel | None) -> BlockMatrix | None:
-        """A slice that did not have to be asked for; None where it must be now."""
+        """A slice from the own model or the cache; None if the root must send it after all."""
         tensor, sha256 = self._tensors[name], self._hashes[name]
         if own is not None:
             matrix = own.read(tensor, sha256)
@@ -161,7 +161,8 @@ class Loading:
 
 
 class _Arriving:
-    """One slice on its way; `filled` of its bytes are here. The cache gets what comes, and may have its beginning."""
+    """One slice that the root sends; `filled` of its bytes are here. The cache stores them, and may have had the first
+    ones."""
 
     def __init__(self, name: str, sha256: str, size: int, cache: SliceCache | None) -> None:
         self._name, self._sha256, self._size, self._cache = name, sha256, size, cache
@@ -175,7 +176,7 @@ class _Arriving:
             self._digest.update(self._data[: self.filled].data)
 
     def add(self, piece: U8) -> U8 | None:
-        """Store the next bytes. Returns the slice, once it is whole. Raises ProtocolError where its hash is another."""
+        """Store the next bytes. Returns the slice when it is complete. Raises ProtocolError if its hash is wrong."""
         end = self.filled + piece.size
         if end > self._size:
             raise ProtocolError(f"{end} bytes of {self._name}; this node's region has {self._size}")
@@ -206,7 +207,7 @@ class _Arriving:
 
 
 def check_room(plan: Plan, node: int, order: PlanMessage) -> None:
-    """Refuse, before anything is allocated, what this machine could never hold."""
+    """Raise an error, before anything is allocated, if this machine could never hold the slices or the KV cache."""
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     kv_bytes = plan.kv_bytes(node, order.pages * KV_PAGE, order.kv)
     for what, nbytes in (("weights", plan.weight_bytes(node)), ("keys and values", kv_bytes)):

@@ -26,7 +26,7 @@ class OwnModel:
 
     @classmethod
     def open(cls, path: Path, plan: Plan, node: int) -> OwnModel | None:
-        """The model at `path`; None, with a line in the log, where it cannot be opened or has other tensors."""
+        """Open the model at `path`; None, and a line in the log, if it cannot be opened or has other tensors."""
         from dllama_zmq.formats import open_model  # 0.1 s and 10 MB, which a worker without a model does not need
 
         try:
@@ -45,7 +45,7 @@ class OwnModel:
         return cls(model, plan, node)
 
     def read(self, tensor: TensorSpec, sha256: str) -> BlockMatrix | None:
-        """The slice of `tensor`; None, with a line in the log, where its hash is another."""
+        """The slice of `tensor`; None, and a line in the log, if its hash differs."""
         try:
             matrix = self._model.read(tensor.name, *self._plan.region(tensor, self._node)).contiguous()
         except DllamaError as error:

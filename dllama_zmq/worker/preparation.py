@@ -1,8 +1,7 @@
-"""Hear the root while a model is loaded: what it offers and sends. And tell it how far this worker is.
+"""Exchange messages with the root while a model is loaded: receive offers and pieces, report progress.
 
-A thread has the link meanwhile. So the worker listens while it compiles or lays out its weights: a root that ends waits
-for a second, and what a worker has not read when the connection breaks is lost. A worker that says nothing is taken to
-be frozen.
+A thread uses the link meanwhile, because the worker must listen while it compiles or repacks: messages that it has not
+read when the connection breaks are lost, a root that ends waits for one second, and a silent worker counts as frozen.
 """
 
 from __future__ import annotations
@@ -24,10 +23,10 @@ _LISTEN_S = 0.01  # at a time: so late it is seen that a slice must be asked for
 
 
 class Preparation:
-    """What a loading worker does, told over its link, and what comes over it.
+    """The thread that uses the link of a loading worker.
 
     other: gets every other message, or None when there is none for a while; it raises what ends the loading.
-    silence_s: how long the root may say nothing.
+    silence_s: seconds of silence after which the root counts as lost.
     """
 
     def __init__(
@@ -39,18 +38,18 @@ class Preparation:
         self._doing, self._percent = "prepares its kernels", 0
 
     def compiling(self, now: Compiling) -> None:
-        """Kernels are being compiled. Raises what ends it."""
+        """Report that kernels are being compiled. Raises the error that ended the thread."""
         self._heed()
         self._doing, self._percent = "compiles kernels, once on its computer", now.percent
 
     def repacking(self, done_bytes: int, total_bytes: int) -> None:
-        """So many bytes of weights are laid out as the kernels have them. Raises what ends it."""
+        """Report repacked bytes of weights. Raises the error that ended the thread."""
         self._heed()
         self._doing, self._percent = "lays out its weights", 100 * done_bytes // max(1, total_bytes)
 
     @contextmanager
     def heard(self) -> Iterator[None]:
-        """Hear the root during the block, which must leave the link alone. Raises what ends it."""
+        """Run the thread during the block, which must not use the link. Raises the error that ended the thread."""
         thread = threading.Thread(target=self._run, name="preparation", daemon=True)
         thread.start()
         try:

@@ -10,7 +10,7 @@ from dllama_zmq.bus.messages import ArrayHead
 
 
 def answer_probe(link: WorkerLink, probe: Probe) -> None:
-    """Answer with as many bytes as are asked for; not at all where that is more than a probe may ask for."""
+    """Answer with the requested number of bytes; do not answer a request for more than MAX_PROBE_BYTES."""
     if probe.answer_bytes > MAX_PROBE_BYTES:
         return
     heads = [ArrayHead("u8", 1, probe.answer_bytes)] if probe.answer_bytes else []

@@ -1,4 +1,4 @@
-"""What a loaded worker serves steps with."""
+"""A loaded worker's part of the model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dllama_zmq.worker.asks import encode_answers
 
 @dataclass(slots=True)
 class Shard:
-    """A node of a model, and the step that it is in or has been in last."""
+    """One node's model, and its present or last step."""
 
     model: Model
     plan: Plan

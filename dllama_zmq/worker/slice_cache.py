@@ -1,10 +1,10 @@
 """Slices of earlier starts in a bounded folder, as files whose name is their SHA-256. Many workers may share it.
 
-    <sha256>        a slice; read only as far as its hash is right
-    <sha256>.part   the beginning of one that has not come whole yet, locked by the worker that writes it
+    <sha256>        a slice; used only if its hash is right
+    <sha256>.part   the first bytes of a slice, locked by the worker that writes it
 
-Whatever goes wrong with the folder only costs the cache, with a line in the log. No name in it comes from elsewhere: a
-hash has been checked to be one when the message was read.
+An error of the folder only disables the cache, with a line in the log. File names are safe: the message that a hash
+came in was checked to hold a hash.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class SliceCache:
         self._most_bytes = (free + self._bytes) // 2 if most_bytes is None else most_bytes
 
     def has(self, sha256: str, size: int) -> bool:
-        """Whether there is a file for a slice of `size` bytes, which counts as used now. `read` says if it is sound."""
+        """Whether there is a file for a slice of `size` bytes, which counts as used now. `read` checks its hash."""
         path = self._folder / sha256
         try:
             found = path.lstat()
@@ -77,7 +77,7 @@ class SliceCache:
         return True
 
     def read(self, sha256: str, size: int) -> U8 | None:
-        """The slice (bytes,), if it is here and sound; a file that is not is removed."""
+        """The slice (bytes,); None if there is none. A file with another hash is removed."""
         path, data = self._folder / sha256, np.empty(size, np.uint8)
         try:
             descriptor = os.open(path, os.O_RDONLY | _FLAGS)
@@ -96,9 +96,9 @@ class SliceCache:
         return None
 
     def part(self, sha256: str, size: int, begin: bool) -> Part | None:
-        """What is here of a slice that has not come whole, to go on with; with `begin`, perhaps a new one.
+        """The stored part of a slice, to be continued; with `begin`, a new one if there is none.
 
-        None where there is none, another worker writes it, or the cache has no room or cannot be written.
+        None if there is none, another worker writes it, or the cache is full or cannot be written.
         """
         path = self._folder / f"{sha256}.part"
         if os.path.lexists(path) and (path.is_symlink() or not path.is_file()):
@@ -122,7 +122,7 @@ class SliceCache:
         return None
 
     def _make_room(self, n_bytes: int) -> bool:
-        """Remove the files that were not used for longest until `n_bytes` fit. False where they do not."""
+        """Remove the least recently used files until `n_bytes` fit. False if they cannot fit."""
         while self._bytes + n_bytes > self._most_bytes and self._others:
             _, size, name = self._others.pop()
             if name not in self._used:
@@ -145,7 +145,7 @@ class SliceCache:
 
 
 class Part:
-    """The beginning of a slice, to which what comes is appended. `keep` makes it a whole one."""
+    """The first bytes of a slice; further ones are appended. `keep` renames it when it is complete."""
 
     def __init__(self, cache: SliceCache, path: Path, descriptor: int) -> None:
         self._cache, self._path, self._descriptor = cache, path, descriptor
@@ -164,14 +164,14 @@ class Part:
         return True
 
     def read(self, data: U8) -> int:
-        """Fill the first of `data` with what is here. Returns how many bytes that are."""
+        """Read the stored bytes into `data`. Returns their number."""
         try:
             return _fill(self._descriptor, data)
         except OSError:
             return 0
 
     def append(self, piece: U8) -> bool:
-        """Write the next bytes. False where that fails: the file is gone, and the cache takes no more."""
+        """Write the next bytes. False if that fails: the file is removed, and the cache takes no more."""
         try:
             view = piece.data
             while view:
@@ -183,7 +183,7 @@ class Part:
         return True
 
     def keep(self) -> None:
-        """It is whole, and its hash has been checked."""
+        """Rename the complete slice, whose hash has been checked."""
         try:
             self._path.replace(self._path.with_suffix(""))
         except FileNotFoundError:  # another worker needed its room

@@ -62,7 +62,7 @@ logger = logging.getLogger(__name__)
 
 _JOIN_EVERY_S = 1.0
 _CONNECT_S = 0.05
-_REFUSED_S = 2.0  # until it tries again: its key may be admitted meanwhile
+_REFUSED_S = 2.0  # until it tries again; its key may be admitted meanwhile
 _PORT = "its port for replies (5570 unless root.ports says another)"
 _SAY_FIRST_S, _SAY_EVERY_S = 2.0, 10.0
 _NEW_LINK_S = 5.0  # without an answer: the connection may be one that the root ignores
@@ -94,11 +94,11 @@ class WorkerSettings:
 
 
 class _Leave(Exception):
-    """The root says that this worker shall end."""
+    """The root has asked this worker to end."""
 
 
 class Worker:
-    """One worker. `run` returns when the root says so; `stop` makes it return soon from another thread."""
+    """One worker. `run` returns when the root asks for it; `stop`, from another thread, makes it return soon."""
 
     def __init__(
         self,
@@ -136,11 +136,11 @@ class Worker:
             except BusError as error:
                 logger.warning("joining again: %s", error)
                 if not isinstance(error, RootLost):
-                    time.sleep(_JOIN_EVERY_S)  # a root that talks nonsense will do so again
+                    time.sleep(_JOIN_EVERY_S)  # the next connection would get the same nonsense
                 address = self._settings.root
 
     def _serve_at(self, address: str) -> str:
-        """Serve the root at `address`; returns the address to go on with."""
+        """Serve the root at `address`; returns the address to connect to next."""
         try:
             identity = f"{self._settings.name or 'worker'}-{secrets.token_hex(6)}".encode()  # of this connection alone
             settings = self._settings
@@ -155,7 +155,7 @@ class Worker:
             return self._serve_root(link, address)
 
     def _serve_root(self, link: WorkerLink, address: str) -> str:
-        """Join, load and serve over one link; returns the address to go on with when the root names a better one."""
+        """Join, load and serve over one link; returns the address to connect to next if the root names a better one."""
         welcome = self._join(link, address)
         if welcome is None:
             return address
@@ -171,7 +171,7 @@ class Worker:
         except ProtocolError as error:
             link.send(Fault(0, 0, str(error)[:2000]))
             raise
-        except Exception as error:  # whatever it is, it travels home before this worker ends
+        except Exception as error:  # the root gets any error before this worker ends
             text = _in_words(error)
             logger.error("cannot load: %s", text, exc_info=not isinstance(error, DllamaError | OSError | MemoryError))
             link.send(Fault(0, 0, text[:2000]))
@@ -188,7 +188,7 @@ class Worker:
         return address
 
     def _join(self, link: WorkerLink, address: str) -> Welcome | None:
-        """Ask for a place until there is one; None where another connection is to be tried."""
+        """Ask for a place until there is one; None if another connection should be tried."""
         until = time.monotonic() + _NEW_LINK_S
         while not self._stopped and time.monotonic() < until:
             if time.monotonic() >= self._next_word:
@@ -199,7 +199,7 @@ class Worker:
                 self._next_word = time.monotonic() + (_SAY_EVERY_S if self._next_word else _SAY_FIRST_S)
             sent = link.send(self._introduction())
             arrived = None
-            with suppress(RootLost):  # a root that is not there yet is no loss
+            with suppress(RootLost):  # the root has not started yet
                 arrived = link.receive(time.monotonic() + (_JOIN_EVERY_S if sent else _CONNECT_S))
             if link.refused:
                 if link.refusal != self._refusal:
@@ -220,7 +220,7 @@ class Worker:
         return None
 
     def _introduction(self) -> Join:
-        """What this worker says of itself, its memory as it is now."""
+        """The Join message of this worker, with its free memory at present."""
         settings = self._settings
         return Join(
             settings.name, host_id(), os.getpid(), settings.version, host_name(), settings.threads, free_memory_bytes()
@@ -247,7 +247,7 @@ class Worker:
         return Shard(model, plan, welcome.node, comm, order.pages)
 
     def _sources(self, plan: Plan, node: int) -> Loading:
-        """Where this node's slices come from."""
+        """Open the sources of this node's slices: own model, cache, root."""
         settings = self._settings
         own = None if settings.model is None else OwnModel.open(settings.model, plan, node)
         cache = None if settings.cache is None else SliceCache(settings.cache, settings.cache_bytes)
@@ -256,7 +256,7 @@ class Worker:
     def _build(
         self, link: WorkerLink, loading: Loading, plan: Plan, node: int, order: PlanMessage
     ) -> tuple[Model, Kernels]:
-        """The node's shard, built while its slices come."""
+        """Build the node's shard while its slices arrive."""
         silence_s = _IDLE_SILENCE_S if self._settings.watch else math.inf
         preparation = Preparation(link, loading, self._while_loading, silence_s)
         with preparation.heard():
@@ -281,14 +281,14 @@ class Worker:
                 raise RootLost(f"no plan from the root for {_IDLE_SILENCE_S:.0f} s")
 
     def _while_loading(self, message: Message | None) -> None:
-        """What comes before this worker is loaded, and is neither plan nor weights. Raises RootLost, _Leave."""
+        """Handle a message that arrives while loading and is neither plan nor weights. Raises RootLost, _Leave."""
         if self._stopped:
             raise _Leave("stopped")
         if isinstance(message, Bye):
             self._leave(message)
 
     def _handle(self, link: WorkerLink, shard: Shard, message: Message, frames: list[Frame]) -> None:
-        """One message while serving."""
+        """Handle one message while serving."""
         if isinstance(message, Beacon):
             if message.epoch != shard.heard:
                 logger.info("ready to answer the root's steps")  # before anybody can know it from the root
@@ -307,7 +307,7 @@ class Worker:
             raise RootLost("the root greets this worker anew")
 
     def _guarded(self, link: WorkerLink, shard: Shard, message: Step | More, frames: list[Frame]) -> None:
-        """Run a step; whatever goes wrong in it travels home."""
+        """Run a step; an exception in it is sent to the root as a Fault."""
         try:
             if isinstance(message, Step):
                 self._step(shard, message, frames)
@@ -338,7 +338,7 @@ class Worker:
 
 
 def _in_words(error: Exception) -> str:
-    """An error as its sentence; one that is neither ours nor a limit of this computer has its type before it."""
+    """The text of an error; that of an unexpected one begins with its type."""
     if isinstance(error, DllamaError):
         return str(error)
     return refused_by_system(error) or f"{type(error).__name__}: {error}"
