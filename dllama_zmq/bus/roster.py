@@ -33,7 +33,7 @@ class Member:
     """One place in the cluster. Node 0 is the root, so workers count from 1.
 
     addresses: IP addresses of the host that the place is for; empty: any. address: the IP address of the present
-    worker. joined: the Join of the present or last worker.
+    worker. joined: the Join of the present or last worker. key: the public key that it came with, or "".
     """
 
     node: int
@@ -43,6 +43,7 @@ class Member:
     addresses: frozenset[str] = frozenset()
     address: str = ""
     joined: Join | None = None
+    key: str = ""
     lost_reason: str = field(default="has not joined yet")
 
     @property
@@ -83,6 +84,14 @@ class Roster:
     def find(self, identity: bytes) -> Member | None:
         """The member behind a ROUTER identity."""
         return next((m for m in self.members if m.identity == identity and m.state is not State.ABSENT), None)
+
+    def key_of(self, join: Join) -> str:
+        """The public key that the same process came with before; "" for none.
+
+        A worker on the root's computer has no key where it stays, on ipc, but asks for its place over TCP.
+        """
+        came = ((m.joined.host, m.joined.pid, m.key) for m in self.members if m.joined is not None)
+        return next((key for host, pid, key in came if (host, pid) == (join.host, join.pid)), "")
 
     def join(
         self,

@@ -240,7 +240,7 @@ class Membership:
         for member in self._roster.members:
             if member.state is State.ABSENT:
                 continue
-            names = self._names_of(member.identity)
+            names = self._names_of(member.key)
             if names is not None and member.name not in names:
                 self._drop(member, f"has lost its key: it is not that of {member.name} any more")
                 continue
@@ -256,13 +256,15 @@ class Membership:
     def _welcome(self, identity: bytes, join: Join) -> None:
         if time.monotonic() > self._probed_at + _PROBE_S:  # a flood of joins must not fill the queues of the workers
             self.probe_peers()  # frees the places of workers that have died
+        key = self._link.key(identity) or self._roster.key_of(join)
         place = self._roster.join(
-            identity, join, self._link.address(identity), self._room.too_small, self._names_of(identity)
+            identity, join, self._link.address(identity), self._room.too_small, self._names_of(key)
         )
         if isinstance(place, Refuse):
             self._refusals.say("refused a worker pid=%d: %s", join.pid, place.reason)
             self._reply_unknown(identity, place)
             return
+        place.key = key
         (self._link.meter.sealed.add if self._link.key(identity) else self._link.meter.sealed.discard)(place.name)
         local = join.host == host_id()
         steps, replies = self._endpoints.of(local)
@@ -275,9 +277,9 @@ class Membership:
         if self._send(place, Welcome(place.node, place.name, steps, replies)):
             self._send(place, msgspec.structs.replace(self._plan, pages=self._room.give_pages(place, join)))
 
-    def _names_of(self, identity: bytes) -> frozenset[str] | None:
-        """The names that a worker's key may use; None without CURVE (an open bus, or the same computer)."""
-        key, security = self._link.key(identity), self._link.security
+    def _names_of(self, key: str) -> frozenset[str] | None:
+        """The names that a worker's key may use; None without one (an open bus, a program of the root's own user)."""
+        security = self._link.security
         return security.ring.admits(key, security.role) if key and security is not None else None
 
     @property

@@ -212,6 +212,35 @@ def test_a_key_that_is_removed_ends_its_worker_and_no_other(
         assert [old == new for old, new in zip(before, after, strict=True)] == [True, False, True]
 
 
+def test_a_key_that_is_removed_ends_its_worker_on_the_roots_own_computer_too(
+    context: Context,
+    start: Start,
+    model: ModelFile,
+    expected: F32,
+    file: ClusterFile,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    root_keys, own = KeyPair.new(), KeyPair.new()
+    keep("small", Entry(Role.worker, "worker1", own.public))
+    places = replace(
+        tcp(),
+        local_steps=f"ipc://{tmp_path}/s",
+        local_replies=f"ipc://{tmp_path}/r",
+        security=Server(root_keys, Ring.of(file), Role.worker, everywhere=True),
+    )
+    with a_root(context, model, places) as root:
+        start(a_worker(context, places, watch=True, security=Peer(own, root_keys.public)))
+        form(root)
+        assert root.roster.members[0].address.startswith("localhost:")  # over ipc, where no connection has a key
+        forget("small", "worker1")
+        pump_until(root, lambda: "has lost its key" in absent(root, "worker1"))
+        pump_until(root, lambda: f"does not admit the key of this computer, {own.public}" in caplog.text)
+        keep("small", Entry(Role.worker, "worker1", own.public))
+        form(root)
+        np.testing.assert_array_equal(logits(root), expected)
+
+
 def test_clients_need_keys_too_and_the_status_names_who_was_refused(
     context: Context, model: ModelFile, tmp_path: Path
 ) -> None:
