@@ -258,6 +258,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.url is None:
             return 0 if disturbed(args) else 1
         return 0 if undisturbed(args) else 1
+    except KeyboardInterrupt:
+        return 130
     except httpx.HTTPError as error:
         print(f"error: {args.url}: {error}", file=sys.stderr)
         return 1
