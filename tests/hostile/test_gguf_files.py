@@ -261,14 +261,8 @@ def test_a_missing_tensor_is_named(tmp_path, missing):
         assert f"the tensor {TENSORS[missing].name}, which the model needs, is missing" in refused(path, content)
 
 
-NEEDED = [
-    "block_count",
-    "context_length",
-    "embedding_length",
-    "feed_forward_length",
-    "attention.head_count",
-    "attention.layer_norm_rms_epsilon",
-]
+SIZES = ["block_count", "context_length", "embedding_length", "feed_forward_length"]
+NEEDED = [*SIZES, "attention.head_count", "attention.layer_norm_rms_epsilon"]
 
 
 @pytest.mark.parametrize("key", NEEDED)

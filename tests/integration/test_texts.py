@@ -286,26 +286,11 @@ def test_questions_without_end_are_refused_beyond_a_bound(context: Context, othe
 
 DEEP = '{"messages":[{"a":' + "[" * 100_000 + "]" * 100_000 + "}]}"
 NOT_CHATS = [
-    "",
-    "{",
-    "[]",
-    "7",
-    "null",
-    '"messages"',
-    "{}",
-    '{"messages":[]}',
-    '{"messages":7}',
-    '{"messages":[7]}',
-    '{"messages":[{"a":NaN}]}',
-    '{"messages":[{"a":1e999}]}',
-    '{"messages":[{}],"tools":7}',
-    '{"messages":[{}],"template":7}',
-    '{"messages":[{}],"variables":[]}',
-    '{"messages":[{}],"continues":"yes"}',
-    '{"messages":[{"role":"user","content":"\\ud800"}',
-    DEEP,
-    "[" * 400_000,
-]
+    "", "{", "[]", "7", "null", '"messages"', "{}", '{"messages":[]}', '{"messages":7}', '{"messages":[7]}',
+    '{"messages":[{"a":NaN}]}', '{"messages":[{"a":1e999}]}', '{"messages":[{}],"tools":7}',
+    '{"messages":[{}],"template":7}', '{"messages":[{}],"variables":[]}', '{"messages":[{}],"continues":"yes"}',
+    '{"messages":[{"role":"user","content":"\\ud800"}', DEEP, "[" * 400_000,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("text", NOT_CHATS, ids=range(len(NOT_CHATS)))
