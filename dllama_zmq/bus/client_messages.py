@@ -37,9 +37,9 @@ Whole = Annotated[int, msgspec.Meta(ge=-(1 << 62), le=1 << 62)]
 
 
 class StepStats(msgspec.Struct, frozen=True, array_like=True):
-    """One step as the root saw it: seconds of wall clock and of waiting for others, payload bytes out and in.
+    """The figures of one step at the root: seconds in all and waiting, payload bytes sent and received.
 
-    waited_for_s: for each node that came last at some stage, the seconds that it made the others wait.
+    waited_for_s: seconds that each node that came last at some stage made the others wait.
     """
 
     wall_s: Seconds
@@ -68,7 +68,7 @@ NO_STEPS = StepStats(0.0, 0.0, 0, 0, {})
 
 
 class Generate(Message, frozen=True):
-    """Continue `prompt`, up to the first of the strings `stop`. `id` is the client's own, and that of every answer.
+    """Continue `prompt`, up to the first of the strings `stop`. The client chooses `id`; every answer carries it.
 
     n: number of answers; that of index i has seed + i. specials: the text shows special tokens by name.
     """
@@ -91,13 +91,13 @@ class Cancel(Message, frozen=True):
 
 
 class AskStatus(Message, frozen=True):
-    """How is the cluster? Answered with Status."""
+    """Ask for the state of the cluster. Answered with Status."""
 
     id: RequestId
 
 
 class Stop(Message, frozen=True):
-    """End the cluster; answered with Stopping."""
+    """Stop the cluster. Answered with Stopping."""
 
     id: RequestId
 
@@ -106,9 +106,9 @@ class Stop(Message, frozen=True):
 
 
 class Queued(Message, frozen=True):
-    """The request waits: behind `ahead` others, or for what `note` says. Repeated every second, but not within a step.
+    """The request waits behind `ahead` others, or for the reason in `note`. Repeated every second between steps.
 
-    silence_s: how long a step of this cluster may take.
+    silence_s: longest time that a step of this cluster may take.
     """
 
     id: Big
@@ -118,7 +118,7 @@ class Queued(Message, frozen=True):
 
 
 class Started(Message, frozen=True):
-    """The request's turn has come; the seed is the one given or the one chosen for it. silence_s: as in Queued.
+    """The answer begins. seed: the given one, or the one chosen for it. silence_s: as in Queued.
 
     prompt_end: how the prompt's text ends, as the template wrote it: the last 256 characters; "" for token ids.
     """
@@ -131,9 +131,9 @@ class Started(Message, frozen=True):
 
 
 class Prefill(Message, frozen=True):
-    """`done` of the prompt's `total` tokens are evaluated, the last `n_tokens` with these figures.
+    """`done` of the `total` prompt tokens are evaluated, the last `n_tokens` with these figures.
 
-    cached_tokens: of the done ones, those whose keys and values an earlier text had left.
+    cached_tokens: those of `done` that were found in the prefix cache.
     """
 
     id: Big
@@ -153,11 +153,11 @@ class Logprob(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Piece(Message, frozen=True):
-    """One generated token and the text it completes; figures of its step (none for the first: the prompt gave it).
+    """One generated token, the text it completes, and the figures of its step (none for the first).
 
-    index: of which of the request's answers.
+    index: of the answer within the request.
 
-    logprobs: where they are asked for, that of the token and then those of the most likely ones.
+    logprobs: if asked for, that of the token, then those of the most likely tokens.
     """
 
     id: Big
@@ -169,9 +169,9 @@ class Piece(Message, frozen=True):
 
 
 class Done(Message, frozen=True):
-    """The end of the answer `index`, with text that was held back. The request ends with the last of its answers.
+    """The answer `index` has ended; `text` was held back. The request ends with its last answer.
 
-    stop: the stop string before which the text ends, "" if it is none that ended it.
+    stop: the stop string that ended the text, "" if none did.
     """
 
     id: Big
@@ -190,11 +190,11 @@ class Error(Message, frozen=True):
 
 
 class NodeStatus(msgspec.Struct, frozen=True):
-    """One node, for people and tables. seconds: from joining to having its weights ready, which it is `percent` done
-    `doing`.
+    """One node, for people and tables. seconds: from joining until its weights were ready. doing, percent: what it does
+    until then.
 
-    address: the IP address that it speaks from; empty over ipc.
-    kept_bytes: of its weights, those that it had itself.
+    address: the IP address of its connection; empty over ipc.
+    kept_bytes: bytes of its weights that were not sent.
     memory_bytes: what its process will need at most. free_bytes: memory that its host had free when it joined (the
     root's: now), None where that is not known. round_trip_s: of the TCP connection, as the kernel estimates it; None
     over ipc. version: of its program, "" where it is absent.
@@ -222,7 +222,7 @@ class NodeStatus(msgspec.Struct, frozen=True):
 
 
 class NodeTimes(msgspec.Struct):
-    """Seconds of one node in some steps: computing, waiting for others, and of the others waiting for it.
+    """Seconds of one node in some steps: computing, waiting for others, and making the others wait.
 
     waited_for_s: it came last, beyond what messages usually take. Of these, paused_s: its program did not run when it
     had to compute; messages_s: its message came late, though it had computed; the rest: it computed longer.
@@ -235,7 +235,7 @@ class NodeTimes(msgspec.Struct):
     messages_s: float = 0.0
 
     def add(self, other: NodeTimes) -> None:
-        """The seconds of other steps."""
+        """Add the seconds of other steps."""
         self.compute_s += other.compute_s
         self.wait_s += other.wait_s
         self.waited_for_s += other.waited_for_s
@@ -244,9 +244,9 @@ class NodeTimes(msgspec.Struct):
 
 
 class PhaseTimes(msgspec.Struct, frozen=True):
-    """The last steps of one phase: how many, their tokens and seconds, and each node's part in these.
+    """The last steps of one phase: their number, tokens and seconds, and the seconds of each node.
 
-    slowest: the node that the others waited for, "" where no node stands out; share: of all waiting, 0 to 1.
+    slowest: the node that the others waited for, "" if no node stands out; share: its part of all waiting, 0 to 1.
     """
 
     steps: int
@@ -258,7 +258,7 @@ class PhaseTimes(msgspec.Struct, frozen=True):
 
 
 class TrafficRow(msgspec.Struct, frozen=True):
-    """Bytes between the root and one worker, as the root sent or received them; what the plan predicts beside it."""
+    """Bytes that the root sent to one worker or received from it, and the bytes that the plan predicts."""
 
     node: str
     phase: str
@@ -272,9 +272,9 @@ class TrafficRow(msgspec.Struct, frozen=True):
 
 
 class RequestStatus(msgspec.Struct, frozen=True):
-    """A request that is answered or waits: its tokens so far, seconds since it came, and tokens/s of its answer.
+    """A running or waiting request: its tokens so far, seconds since it arrived, and tokens/s of its answer.
 
-    cached_tokens: of the prompt, those whose keys and values were there already.
+    cached_tokens: prompt tokens found in the prefix cache.
     """
 
     state: Literal["running", "waiting"]
@@ -288,9 +288,9 @@ class RequestStatus(msgspec.Struct, frozen=True):
 class KVStatus(msgspec.Struct, frozen=True):
     """The KV cache: pages of `page_positions` positions each.
 
-    cached: of the pages that no request uses, those that are kept because a later prompt may begin with their text.
-    prompt_tokens, cached_tokens: of all prompts so far, and those of them that had not to be evaluated.
-    preemptions: how often a request had to give its pages to an older one.
+    cached: pages that no request uses and that are kept for later prompts with the same beginning.
+    prompt_tokens: of all prompts so far. cached_tokens: those of them found in the prefix cache.
+    preemptions: how often a request had to give up its pages for an older one.
     """
 
     page_positions: int
@@ -303,7 +303,7 @@ class KVStatus(msgspec.Struct, frozen=True):
 
 
 class Status(Message, frozen=True):
-    """Everything that is known of a cluster.
+    """The state of a cluster.
 
     oversubscribed: the root's computer has fewer cores than its nodes have threads; which of them is last is chance, so
     none is named. recent: by phase, the last 10 to 20 s of steps. api: the URL of its API server; empty: it has none.

@@ -31,7 +31,7 @@ _BLOCKS |= {"i32": (1, 4), "f64": (1, 8), "u8": (1, 1)}
 
 
 class ArrayHead(msgspec.Struct, frozen=True, array_like=True):
-    """What the raw frame at this place holds: `rows` times `columns` values of `type`."""
+    """Describes the raw frame of the same index: `rows` x `columns` values of `type`."""
 
     type: ArrayType
     rows: Count
@@ -50,10 +50,10 @@ Heads = Annotated[list[ArrayHead], msgspec.Meta(max_length=4)]
 
 
 class RowAsk(msgspec.Struct, frozen=True, array_like=True):
-    """What is asked of one row: the best `k` candidates (0: all logits), and log-sum-exps.
+    """The ask of one row: its best `k` candidates (0: all logits), and log-sum-exps.
 
     temperature: that of the candidates' log-sum-exp (0: not taken). logprobs: that of all raw logits at 1 too.
-    n_listed: how many of the step's listed ids are this row's. masked: whether the next of its masks is.
+    n_listed: number of this row's ids among the listed ids of the step. masked: the row has the next of its masks.
     """
 
     row: Count
@@ -78,7 +78,7 @@ class Message(msgspec.Struct, frozen=True, array_like=True, tag=str.lower):
 
 
 class Beacon(Message, frozen=True):
-    """The root lives and this is its epoch. A worker that holds its weights answers an unanswered epoch with Heard."""
+    """The root is alive, and this is its epoch. A loaded worker answers the first beacon of an epoch with Heard."""
 
     epoch: Big
 
@@ -98,7 +98,7 @@ class Step(Message, frozen=True):
 
 
 class Sum(Message, frozen=True):
-    """What a worker lacks of the sum of one stage, (T, D) in the sync type.
+    """The root's message for one stage, (T, D) in the sync type.
 
     With two nodes it is the root's partial sum, to which the worker adds its own; with more it is the sum of all.
     """
@@ -110,7 +110,7 @@ class Sum(Message, frozen=True):
 
 
 class More(Message, frozen=True):
-    """The candidates of some rows do not suffice: answer for each [row, k] with this k, as this stage."""
+    """Some rows need more candidates: answer for each [row, k] with this k, as this stage."""
 
     epoch: Big
     step: Big
@@ -129,10 +129,10 @@ class Bye(Message, frozen=True):
 
 
 class Welcome(Message, frozen=True):
-    """Answer to Join: who you are, and at which addresses to go on.
+    """Answer to Join: your node number and name, and the addresses to use from now on.
 
-    A host of * is the one by which you reached the root. Where `replies` is not the address you came by, connect there
-    and join again.
+    A host of * means the host at which you reached the root. If `replies` is another address than the present one,
+    connect there and join again.
     """
 
     node: Count
@@ -142,7 +142,7 @@ class Welcome(Message, frozen=True):
 
 
 class Refuse(Message, frozen=True):
-    """Answer to Join: there is no place for you, and why. `again`: asking again in a while may help."""
+    """Answer to Join: there is no place for you, and why. `again`: a later Join may succeed."""
 
     reason: Text
     again: bool
@@ -155,7 +155,7 @@ class Enrolled(Message, frozen=True):
 
 
 class Plan(Message, frozen=True):
-    """What to hold: the model's numbers, how many nodes share it, room for `pages` pages of keys and values.
+    """What to load: the model's sizes, the number of nodes, and `pages` pages of KV cache.
 
     pages: no more than the worker's computer has memory for; steps use as many as the node with the fewest has.
     kv: the type in which keys and values are kept.
@@ -177,7 +177,7 @@ class Offer(Message, frozen=True):
 
 
 class Weights(Message, frozen=True):
-    """A piece of this node's slice of one tensor: its bytes from `offset` on (u8). Slices come as they were needed."""
+    """A piece of this node's slice of one tensor: its bytes from `offset` on (u8). Slices come in the order of Need."""
 
     tensor: Name
     offset: Big
@@ -185,9 +185,9 @@ class Weights(Message, frozen=True):
 
 
 class Ping(Message, frozen=True):
-    """The root waits for parts of `stage`. A node that lacks what its part needs answers Missed.
+    """The root waits for parts of `stage`. A node that lacks the input of its part answers Missed.
 
-    Sending it also fails at once where the worker's connection is gone.
+    Sending it fails at once if the connection is broken.
     """
 
     epoch: Big
@@ -201,7 +201,7 @@ class Ping(Message, frozen=True):
 class Join(Message, frozen=True):
     """A worker asks for work. `host` is equal for processes of one host; `name` may be empty.
 
-    host_name: what people call its host. free_bytes: memory that it can have there, None where it cannot tell.
+    host_name: of its host, for people. free_bytes: memory available to it there, None if unknown.
     """
 
     name: Name
@@ -235,9 +235,9 @@ class Need(Message, frozen=True):
 
 
 class Preparing(Message, frozen=True):
-    """This worker gets ready: what it does, for people, and how much of that is done.
+    """This worker prepares: what it does, for people, and the percentage done.
 
-    held_bytes: of its weights, in its memory.
+    held_bytes: bytes of its weights in its memory.
     """
 
     doing: Name
@@ -246,7 +246,7 @@ class Preparing(Message, frozen=True):
 
 
 class Loaded(Message, frozen=True):
-    """All weights are here and ready to run: their bytes, wherever they came from."""
+    """All weights are loaded: their bytes, from any source."""
 
     nbytes: Big
 
