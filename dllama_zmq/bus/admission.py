@@ -1,4 +1,4 @@
-"""Who may connect, and when: libzmq asks before it reads what a new peer sends (ZAP, RFC 27 of ZeroMQ).
+"""Decide which peers may connect, and when: libzmq asks before it reads from a new peer (ZAP, RFC 27 of ZeroMQ).
 
 A peer of a socket with CURVE has proved that it has the secret key of its public key. The ring decides whether that key
 is let in; every message then says whose it is (User-Id).
@@ -43,7 +43,7 @@ _NO = (b"400", b"this key is not known here", b"", b"")
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A connection that waits: to whom the answer goes, the number of the request, and since when.
+    """A connection that waits: the address for the answer, the number of the request, and the time of its arrival.
 
     address: the peer's. key: its public key; empty where the connection has no CURVE.
     """
@@ -57,7 +57,7 @@ class Request:
 
 @dataclass(slots=True)
 class _Slowed:
-    """An address that has flooded: until when that counts, and when its next connection is admitted."""
+    """An address that has flooded: until when it is slowed down, and when its next connection is admitted."""
 
     until: float
     next: float
@@ -73,7 +73,7 @@ class Admission:
     """
 
     def __init__(self, security: Server | None = None) -> None:
-        """security: whose keys may connect where there is CURVE."""
+        """security: the keys that may connect with CURVE."""
         self._security = security
         self._admitted: set[str] = set()
         self.refusals = Refusals(logger)
@@ -94,13 +94,13 @@ class Admission:
             self._slowed[computer] = _Slowed(now + SLOWED_S, now + _NEWCOMER_S)
 
     def ask(self, request: Request) -> None:
-        """Somebody wants to connect."""
+        """Queue the request of a new connection."""
         waiting = self._waiting.setdefault(_computer(request.address), [])
         if len(waiting) < _MOST_WAITING:
             waiting.append(request)
 
     def answer(self, request: Request) -> tuple[bytes, bytes, bytes, bytes]:
-        """Status code, text, user id and metadata of the answer to a request that waits no longer."""
+        """The status code, text, user id and metadata that answer a request."""
         key, security = request.key, self._security
         if not key or (security is not None and self._knows(security, key)):
             return b"200", b"OK", key.encode(), b""
@@ -117,7 +117,7 @@ class Admission:
         return True
 
     def removed(self) -> set[str]:
-        """Keys that were admitted and are not on the ring any more, each once."""
+        """The admitted keys that are no longer on the ring, each once."""
         security = self._security
         if security is None:
             return set()
@@ -152,7 +152,7 @@ class Admission:
 
 
 def _look_at(security: Server) -> None:
-    """Have the ring read its files again. Whatever is wrong with them, its threads must go on."""
+    """Let the ring read its files again. An error in them must not end the thread."""
     try:
         security.ring.look()
     except (DllamaError, OSError) as error:
@@ -160,7 +160,7 @@ def _look_at(security: Server) -> None:
 
 
 def _computer(address: str) -> str:
-    """Equal for all addresses that one computer may have by itself."""
+    """A text that is equal for all addresses that one computer may have."""
     ip = ip_of(address)
     return str(ipaddress.ip_network((ip, 64), strict=False)) if ":" in ip else ip
 
@@ -226,7 +226,7 @@ _lock = threading.Lock()
 
 
 def admission_to(socket: zmq.Socket[bytes], security: Server | None = None) -> tuple[Admission, Callable[[], None]]:
-    """What decides on the newcomers at `socket`, which is not bound yet; and what ends that, before it is closed.
+    """The Admission for `socket`, which is not bound yet, and a function that ends it before the socket is closed.
 
     Raises RuntimeError where the system has no thread left.
     """

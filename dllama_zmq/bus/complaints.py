@@ -1,4 +1,4 @@
-"""What peers do wrong, in the log."""
+"""Rate-limited log lines about peers that break the rules."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _MOST_ADDRESSES = 256
 
 
 class Refusals:
-    """Who was not let in, by address: counted, and named in the log the 1st, 2nd, 4th, 8th … time. For any thread."""
+    """Counts refused connections by address, and logs the 1st, 2nd, 4th, 8th … of each. For any thread."""
 
     def __init__(self, logger: logging.Logger) -> None:
         self._complaints = Complaints(logger)

@@ -77,10 +77,10 @@ class _Connection:
 
 
 class Guard:
-    """The connections of one bound socket. `took` and `trust` are for the socket's own thread."""
+    """Watches the connections of one bound socket. Call `took` and `trust` in the socket's own thread."""
 
     def __init__(self, socket: zmq.Socket[bytes], bounds: Bounds, security: Server | None = None) -> None:
-        """Before the socket is bound. Raises RuntimeError where the system has no thread left."""
+        """Call it before the socket is bound. Raises RuntimeError if no thread can be started."""
         self._socket = socket
         self._bounds = bounds
         self._idle_bytes_s = _IDLE_BYTES_S if security is None else _SECURED_BYTES_S
@@ -104,9 +104,9 @@ class Guard:
         self._listens.wait()  # a queue of events that nobody reads would hold up libzmq's own thread
 
     def took(self, descriptor: int, n_bytes: int) -> bool:
-        """A message of `n_bytes` that came over this connection has been read. False where it is to be dropped.
+        """Count a message of `n_bytes` read from this connection. Returns False if it must be dropped.
 
-        That is where the connection is not known, because it has ended, or ends now because it sends too many.
+        That is so if the connection has ended, or ends now because it sends too many.
         """
         connection = self._connections.get(descriptor)
         if connection is None:
@@ -127,29 +127,29 @@ class Guard:
         return False
 
     def trust(self, descriptor: int) -> None:
-        """Look at this connection no more: a node of the cluster may send as much as its part takes."""
+        """Stop bounding this connection: it is that of a node of the cluster."""
         connection = self._connections.get(descriptor)
         if connection is not None:
             connection.trusted = True
 
     def is_of(self, descriptor: int, key: str) -> None:
-        """The peer of this connection has that public key; empty: none."""
+        """Note the public key of this connection's peer; empty: none."""
         connection = self._connections.get(descriptor)
         if connection is not None:
             connection.key = key
 
     def refused(self) -> dict[str, int]:
-        """How often a handshake was refused, by the peer's address."""
+        """The number of refused handshakes, by the peer's address."""
         return self._admission.refusals.counts()
 
     def cut(self, descriptor: int) -> None:
-        """End this connection, and free what lies unread of it."""
+        """End this connection, and free its unread bytes."""
         connection = self._connections.pop(descriptor, None)
         if connection is not None:
             _shut_down(descriptor, connection.cookie)
 
     def round_trip_s(self, descriptor: int) -> float | None:
-        """The kernel's estimate of a connection's round trip; None where it has none."""
+        """The kernel's estimate of a connection's round trip; None if it has none."""
         connection = self._connections.get(descriptor)
         if connection is None or not connection.cookie:
             return None
@@ -211,7 +211,7 @@ class Guard:
     def _cut_removed(self) -> None:
         """End connections whose key is not on the ring any more.
 
-        Also those of which it is not known whose they are: a subscriber says nothing. The others come again at once.
+        Connections whose key is unknown (subscribers send nothing) end too; admitted ones reconnect at once.
         """
         gone = self._admission.removed()
         if not gone:

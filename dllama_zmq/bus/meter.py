@@ -1,4 +1,4 @@
-"""Counts what crosses the bus: messages, payload bytes and wire bytes by node, direction, kind and phase.
+"""Count messages, payload bytes and wire bytes on the bus by node, direction, kind and phase.
 
 Payload is array frames. Wire is payload, headers and ZMTP framing (rfc.zeromq.org/spec/23): 2 bytes before a frame of
 up to 255 bytes, 9 before a longer one. Where a node's connection has CURVE, each frame has 33 bytes more. Handshakes,
@@ -32,11 +32,11 @@ class Tally:
     sealed: bool = False
 
     def add_array(self, header_bytes: int, array_bytes: int) -> None:
-        """One message more, of a header and one array."""
+        """Count a message of a header and one array."""
         self.add(array_bytes, frame_bytes(header_bytes, self.sealed) + frame_bytes(array_bytes, self.sealed))
 
     def add(self, payload_bytes: int, wire_bytes: int) -> None:
-        """One message more."""
+        """Count a message."""
         self.messages += 1
         self.payload_bytes += payload_bytes
         self.wire_bytes += wire_bytes
@@ -57,7 +57,7 @@ def frame_bytes(size: int, sealed: bool = False) -> int:
 
 
 class Meter:
-    """One node's counts, as that node sees them. `phase` says what the traffic is for; void: for steps broken off."""
+    """The counts of one node. phase: what the traffic is for; void: failed steps."""
 
     def __init__(self) -> None:
         self.phase: Phase = "idle"
@@ -66,7 +66,7 @@ class Meter:
         self._tallies: dict[_Key, Tally] = {}
 
     def count(self, nodes: Iterable[str], direction: Direction, kind: str, frames: Sequence[Frame]) -> None:
-        """One message to (or from) each of `nodes`."""
+        """Count a message to (or from) each of `nodes`."""
         payload = sum(len(frame) for frame in frames[1:])
         for node in nodes:
             tally = self.tally(node, direction, kind)
@@ -77,12 +77,12 @@ class Meter:
         return self._tally((node, direction, kind, self.phase))
 
     def snapshot(self) -> dict[_Key, tuple[int, int, int]]:
-        """The counts of the present phase as they are now, for `move_since`."""
+        """The present counts of the phase, for `move_since`."""
         tallies = self._tallies.items()
         return {key: (t.messages, t.payload_bytes, t.wire_bytes) for key, t in tallies if key[3] == self.phase}
 
     def move_since(self, before: dict[_Key, tuple[int, int, int]], phase: Phase) -> None:
-        """Book what the present phase has gained since `before` under `phase` instead."""
+        """Move what the present phase has counted since `before` to `phase`."""
         for key, tally in list(self._tallies.items()):
             if key[3] != self.phase:
                 continue
@@ -94,7 +94,7 @@ class Meter:
             tally.messages, tally.payload_bytes, tally.wire_bytes = messages, payload, wire
 
     def tallies(self) -> list[Tally]:
-        """Every row with something in it, in the order in which each first appeared."""
+        """All rows that are not empty, in the order of their first message."""
         return [tally for tally in self._tallies.values() if tally.messages]
 
     def payload(self, direction: Direction) -> int:

@@ -1,4 +1,4 @@
-"""A bound ROUTER whose peers are strangers until somebody knows them: each is bounded, and can be cut off."""
+"""A bound ROUTER with bounds on each peer that is not a node of the cluster; any peer can be disconnected."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ _OVER_IPC = "localhost:"
 
 
 class PeerGone(Exception):
-    """Sending failed: no connection under this identity, or one that takes nothing. The caller knows who that is."""
+    """Sending failed: no connection has this identity, or its queue is full."""
 
 
 class PeerBehind(PeerGone):
-    """The peer's queue is full. Over TCP it has been cut off; over ipc it may read on, and has lost a message."""
+    """The peer's queue is full. Over TCP it has been disconnected; over ipc it has lost a message, and may read on."""
 
 
 class _Connection(NamedTuple):
-    """Of a peer: libzmq's descriptor, -1 where there is none, its address, and its public key, empty without CURVE."""
+    """A peer's connection: descriptor of libzmq (-1: none), address, and public key (empty without CURVE)."""
 
     descriptor: int = -1
     address: str = ""
@@ -46,7 +46,7 @@ _NOBODY = _Connection()
 class Peers:
     """The peers at a ROUTER.
 
-    is_known: whether an identity is that of a node of the cluster, which may send as much as its part takes.
+    is_known: whether an identity is that of a node of the cluster, whose messages are not bounded.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Peers:
         return self._take(self.socket)
 
     def send(self, identity: bytes, frames: Sequence[Frame]) -> None:
-        """Send to one peer. Raises PeerGone; a peer whose queue is full is cut off."""
+        """Send to one peer. Raises PeerGone; a peer whose queue is full is disconnected."""
         try:
             self.socket.send_multipart([identity, *frames], zmq.NOBLOCK)
         except zmq.Again:
@@ -83,18 +83,18 @@ class Peers:
             raise PeerGone from None
 
     def cut(self, identity: bytes) -> None:
-        """End a peer's connection, where it is one of TCP."""
+        """Disconnect a peer, if it is connected by TCP."""
         connection = self._connections.pop(identity, _NOBODY)
         if self._guard is not None:
             self._guard.cut(connection.descriptor)
 
     def address(self, identity: bytes) -> str:
-        """Where a peer speaks from: an IP address, `localhost:UID:GID:PID` over ipc, empty where it is not known."""
+        """The address of a peer: an IP address, `localhost:UID:GID:PID` over ipc, empty if unknown."""
         found = self._of(identity).address
         return ip_of(found) or found
 
     def key(self, identity: bytes) -> str:
-        """The public key of a peer that has said something; empty where its connection has no CURVE."""
+        """The public key of a peer that has sent a message; empty without CURVE."""
         return self._of(identity).key
 
     def refused(self) -> dict[str, int]:
@@ -102,13 +102,13 @@ class Peers:
         return {} if self._guard is None else self._guard.refused()
 
     def round_trip_s(self, identity: bytes) -> float | None:
-        """The kernel's estimate of the round trip to a peer; None where it has none, as over ipc."""
+        """The kernel's estimate of the round trip to a peer; None if it has none, as over ipc."""
         return None if self._guard is None else self._guard.round_trip_s(self._of(identity).descriptor)
 
     def unread_bytes(self, identity: bytes) -> int:
-        """What the kernel holds of that was sent to a peer and not read, or not acknowledged; 0 where that is unknown.
+        """Bytes sent to a peer that the kernel still holds: not read, or not acknowledged; 0 if unknown.
 
-        As long as libzmq holds more of it, the kernel's part does not become less.
+        They do not become fewer while libzmq has more to send.
         """
         descriptor = self._of(identity).descriptor
         try:
@@ -118,7 +118,7 @@ class Peers:
         return int.from_bytes(found, sys.byteorder)
 
     def close(self, linger_ms: int = 0) -> None:
-        """Close the socket; what was sent has `linger_ms` to leave."""
+        """Close the socket; sent messages have `linger_ms` to leave."""
         close_guarded(self.socket, self._guard, linger_ms)
 
     def _of(self, identity: bytes) -> _Connection:
@@ -137,7 +137,7 @@ class Peers:
         return None
 
     def _admits(self, first: zmq.Frame, identity: bytes, frames: Sequence[Frame]) -> bool:
-        """Whether a message is to be read: not what a stranger has left behind whose connection has been ended."""
+        """Whether to read a message; not if it is left from an unknown peer that has been disconnected."""
         known = self._is_known(identity)
         if known and self._guard is None:
             return True
@@ -165,7 +165,7 @@ def bind_guarded(
     bounds: sockets.Bounds,
     security: Server | None = None,
 ) -> tuple[zmq.Socket[bytes], Guard | None]:
-    """A socket bound to every endpoint, and its guard where one of them is TCP: others are this user's own.
+    """Bind a socket to every endpoint; with a Guard if one of them is TCP, since only this user reaches the others.
 
     security: whose keys may connect from other computers; None: anybody may. Raises BusError where an endpoint cannot
     be bound.
@@ -182,7 +182,7 @@ def bind_guarded(
 
 
 def close_guarded(socket: zmq.Socket[bytes], guard: Guard | None, linger_ms: int = 0) -> None:
-    """Close what `bind_guarded` gave; what was sent has `linger_ms` to leave."""
+    """Close a socket of `bind_guarded` and its guard; sent messages have `linger_ms` to leave."""
     if guard is not None:
         guard.close()
     socket.close(linger=linger_ms)

@@ -1,4 +1,4 @@
-"""Which node the others wait for, and why. Pure: knows seconds by node, no clock and no socket."""
+"""Find the node that the others wait for, and why. Pure: knows seconds by node, no clock and no socket."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Slowest:
 
 
 def slowest(waited_for_s: Mapping[str, float], squares: float, wall_s: float, n_nodes: int) -> Slowest | None:
-    """The node that causes more of the waiting than the others do, or None where no node stands out.
+    """The node that causes more waiting than the others; None if no node stands out.
 
     waited_for_s: seconds that each node made the others wait, nodes without any left out. squares: of these seconds in
     each step, the sum over steps and nodes. wall_s: of all steps.
@@ -57,14 +57,14 @@ class Wait:
     usual_s: float = 0.0
 
     def add(self, seconds: float, n_bytes: int) -> None:
-        """One wait more, which messages of `n_bytes` together ended."""
+        """Add a wait, which messages of `n_bytes` in all ended."""
         self.seconds += seconds
         self.usual_s += _MESSAGE_S + n_bytes / _BYTES_PER_S
 
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """What one node says of one step: seconds computing, of these without a core to run on, and waiting."""
+    """One node's seconds in one step: computing, the part of that without a core to run on, and waiting."""
 
     compute_s: float
     paused_s: float
@@ -72,7 +72,7 @@ class Spent:
 
 
 def times_of_step(spent: Mapping[str, Spent], waits: Mapping[str, Wait]) -> dict[str, NodeTimes]:
-    """What one step took each node, and how long the others waited for it; `waits` are the root's, by worker.
+    """The seconds of each node in one step, and how long the others waited for it. waits: the root's, by worker.
 
     A worker that computes longer than the root makes it wait so long; what the root waits beyond that, and beyond what
     a message usually takes, is the messages'. Workers wait for a root that computes longer than each of them.

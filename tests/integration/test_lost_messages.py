@@ -102,7 +102,7 @@ def test_a_step_that_would_begin_while_a_worker_joins_anew_is_refused_at_once(
         ("a worker", 3, (), 15, "simd"),
     ],
 )
-def test_a_worker_that_hears_not_all_that_is_published_gets_it_again(
+def test_a_lost_broadcast_is_sent_again(
     kind: str,
     n_workers: int,
     passes: tuple[int, ...],
