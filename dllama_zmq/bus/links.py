@@ -1,6 +1,6 @@
-"""The root's and a worker's ends of the bus: frames in, messages out, every message metered.
+"""The root's and a worker's ends of the bus: sockets that send and receive checked messages, each metered.
 
-What cannot be read is dropped here with a line in the log, so that no stranger's bytes reach the code above.
+Frames that are no valid message are dropped here with a line in the log, so they never reach the code above.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _BYE = Bye.__name__.lower()
 class Endpoints:
     """Where the root listens. Each list may hold tcp, ipc and inproc addresses; `local_*` are for the same host.
 
-    security: whose keys may connect from other computers; None: anybody may.
+    security: the keys that may connect from other computers; None: any peer may.
     """
 
     steps: Sequence[str]
@@ -45,7 +45,7 @@ class Endpoints:
     security: Server | None = None
 
     def of(self, local: bool) -> tuple[str, str]:
-        """The steps and replies addresses for a worker, which is `local` or not.
+        """The addresses of steps and replies for a worker on this computer (`local`) or another.
 
         A TCP address is given without its host: the root may listen on 0.0.0.0, and the worker knows a way to it.
         """
@@ -66,7 +66,7 @@ class Endpoints:
 class RootLink:
     """PUB and ROUTER of the root.
 
-    spin_s: how long a wait spins before it blocks. name_of: the node behind an identity, under which it is metered.
+    spin_s: seconds that a wait spins before it blocks. name_of: the name of the node with an identity, for the meter.
     """
 
     def __init__(
@@ -98,11 +98,11 @@ class RootLink:
         self.replies = self._peers.socket
 
     def publish(self, message: Message, arrays: Sequence[Frame], names: Sequence[str]) -> None:
-        """Send to every worker; `names` are those it is metered under."""
+        """Send to every worker; counted under each of `names`."""
         self.publish_frames(names, kind_of(message), encode(message, arrays))
 
     def publish_frames(self, names: Sequence[str], kind: str, frames: Sequence[Frame]) -> None:
-        """Send frames made before to every worker."""
+        """Send encoded frames to every worker."""
         self.steps.send_multipart(frames)
         self.meter.count(names, "sent", kind, frames)
 
@@ -111,11 +111,11 @@ class RootLink:
         self.send_frames(identity, name, kind_of(message), encode(message, arrays))
 
     def send_frames(self, identity: bytes, name: str, kind: str, frames: Sequence[Frame]) -> None:
-        """Send frames made before to one worker; no name, no metering. Raises PeerGone."""
+        """Send encoded frames to one worker; not metered if `name` is empty. Raises PeerGone."""
         self._peers.send(identity, frames)
         if name:
             self.meter.count([name], "sent", kind, frames)
-            if kind == _BYE:  # strangers are not waited for at the end
+            if kind == _BYE:  # unknown peers are not waited for at the end
                 self._leaving.add(identity)
 
     def receive(self, until: float) -> tuple[bytes, Message, list[Frame]] | None:
@@ -131,7 +131,7 @@ class RootLink:
                 return None
 
     def read(self, frames: Sequence[Frame]) -> tuple[bytes, Message, list[Frame]] | None:
-        """What frames from `replies` say, and who; None where they say nothing that can be read."""
+        """Decode frames from `replies`; returns the identity and the message, or None if they are no valid message."""
         identity = bytes(frames[0])
         try:
             message, arrays = decode(frames[1:], TO_ROOT)
@@ -146,7 +146,7 @@ class RootLink:
         return identity, message, arrays
 
     def close(self) -> None:
-        """Close both sockets, when all who were told Bye have gone or joined again, or have had a moment for it.
+        """Close both sockets once all workers that were sent Bye have gone or joined again, or a short wait is over.
 
         A worker whose connection breaks loses what it has not read (that is ZMQ_IMMEDIATE's doing): the Bye too.
         """
@@ -163,7 +163,7 @@ class RootLink:
         self._peers.close(_LAST_WORD_MS)
 
     def address(self, identity: bytes) -> str:
-        """Where a peer speaks from: see `Peers.address`."""
+        """See `Peers.address`."""
         return self._peers.address(identity)
 
     def round_trip_s(self, identity: bytes) -> float | None:
@@ -175,7 +175,7 @@ class RootLink:
         return self._peers.key(identity)
 
     def refused(self) -> dict[str, int]:
-        """How often a handshake was refused on either socket, by the peer's address."""
+        """The number of refused handshakes on both sockets, by the peer's address."""
         of_steps = {} if self._guard is None else self._guard.refused()
         return dict(Counter(of_steps) + Counter(self._peers.refused()))
 
@@ -206,7 +206,7 @@ class WorkerLink:
         self._poller = self._new_poller()
 
     def subscribe(self, endpoint: str) -> None:
-        """Hear what the root publishes at `endpoint`, and nothing of an earlier subscription."""
+        """Subscribe to `endpoint`, in place of an earlier subscription."""
         if self.steps is not None:
             self.steps.close()
         self.steps = sockets.connect(self._context, zmq.SUB, endpoint, security=self._security)
@@ -214,20 +214,20 @@ class WorkerLink:
 
     @property
     def refusal(self) -> str:
-        """Why the handshake with the root failed last, as far as that is known; empty where it has not."""
+        """Why the last handshake with the root failed, if known; empty if it did not fail."""
         return "" if self._disconnects is None else self._disconnects.refusal
 
     @property
     def refused(self) -> bool:
-        """The root has refused this link for good: only a new one can be admitted."""
+        """Whether the root has refused this link for good: only a new link can be admitted."""
         return self._disconnects is not None and self._disconnects.refused
 
     def send(self, message: Message, arrays: Sequence[Frame] = ()) -> bool:
-        """Send to the root. False where there is no connection: the message is lost."""
+        """Send to the root. False if there is no connection: the message is lost."""
         return self.send_frames(encode(message, arrays))
 
     def send_frames(self, frames: Sequence[Frame]) -> bool:
-        """Send frames made before to the root, as `send` does."""
+        """Send encoded frames to the root, as `send` does."""
         try:
             self.replies.send_multipart(frames, zmq.NOBLOCK)
         except zmq.Again:
@@ -237,7 +237,7 @@ class WorkerLink:
     def receive(self, until: float, spins: bool = True) -> tuple[Message, list[Frame]] | None:
         """The next message, or None when time.monotonic() passes `until`. Raises RootLost if the connection broke.
 
-        spins: a wait spins before it blocks, as between the messages of a step.
+        spins: whether the wait spins before it blocks, as between messages of a step.
         """
         while True:
             frames = sockets.spin(self.steps, self.spin_s) if spins and self.steps is not None else None
@@ -252,7 +252,7 @@ class WorkerLink:
                 return None
 
     def read(self, frames: Sequence[Frame]) -> tuple[Message, list[Frame]] | None:
-        """What frames from the root say; None where they say nothing that can be read."""
+        """Decode frames from the root; None if they are no valid message."""
         try:
             return decode(frames, TO_WORKER)
         except ProtocolError as error:
@@ -293,7 +293,8 @@ class WorkerLink:
 
 
 def host_id() -> str:
-    """A text that is equal for processes which share a running kernel, its network and its files: those can use ipc.
+    """A text that is equal for processes that share a running kernel, its network and its files, so that they can use
+    ipc.
 
     Containers and network namespaces of one machine count as hosts of their own.
     """

@@ -32,7 +32,7 @@ _PAIR_LINGER_MS = 500
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What one peer of a bound socket may make this process hold.
+    """Bounds on the memory that one peer of a bound socket can take.
 
     send_messages, receive_messages: in its queues, 0 for no bound. frame_bytes: of one frame that it sends. held_bytes:
     sent and not read yet (`guard.py`); with `in_all`, everything that an unknown peer sends. kernel_bytes: in the
@@ -72,9 +72,9 @@ class _Socket(zmq.Socket[bytes]):
 
 
 class Context(zmq.Context[zmq.Socket[bytes]]):
-    """A context whose `destroy` also closes a socket whose making or closing was broken off by a signal.
+    """A context whose `destroy` also closes a socket whose creation or close was interrupted by a signal.
 
-    That of pyzmq does not know such a socket, and would wait forever for its end.
+    pyzmq's context does not know such a socket, and would wait for it forever.
     """
 
     _socket_class = _Socket
@@ -84,7 +84,7 @@ class Context(zmq.Context[zmq.Socket[bytes]]):
 
 
 def bounded(context: zmq.Context[zmq.Socket[bytes]], kind: int, bounds: Bounds) -> zmq.Socket[bytes]:
-    """A socket that is to be bound, with these bounds."""
+    """Make a socket with these bounds, not yet bound."""
     socket = _socket(context, kind)
     socket.set(SocketOption.SNDHWM, bounds.send_messages)
     socket.set(SocketOption.RCVHWM, bounds.receive_messages)
@@ -115,7 +115,7 @@ def bind_secured(socket: zmq.Socket[bytes], endpoints: Sequence[str], bounds: Bo
 
 
 def bind(socket: zmq.Socket[bytes], endpoints: Sequence[str]) -> None:
-    """Bind to every endpoint. BusError names the one that is taken and what to do."""
+    """Bind to every endpoint. Raises BusError, which names the endpoint that is in use and what to do."""
     for endpoint in endpoints:
         try:
             socket.bind(endpoint)
@@ -131,7 +131,7 @@ def connect(
     security: Peer | None = None,
     watch: Callable[[zmq.Socket[bytes]], None] = lambda socket: None,
 ) -> zmq.Socket[bytes]:
-    """A socket connected to `endpoint`; it connects, and connects again, in the background.
+    """Make a socket that connects, and reconnects, to `endpoint` in the background.
 
     A DEALER can send only while it is connected, and what it has not read goes with the connection (see `Connection`).
     security: for TCP. watch: is called before it connects.
@@ -151,7 +151,7 @@ def connect(
 
 
 def pair(context: zmq.Context[zmq.Socket[bytes]], endpoint: str, bind: bool = False) -> zmq.Socket[bytes]:
-    """One end of a connection between two processes of one root, which never drop what they say to each other."""
+    """Make one end of a PAIR between two processes of one root, which never drops messages."""
     socket = context.socket(zmq.PAIR)
     socket.set(SocketOption.LINGER, _PAIR_LINGER_MS)
     socket.set(SocketOption.SNDHWM, 0)
@@ -177,7 +177,7 @@ Take: TypeAlias = Callable[[zmq.Socket[bytes]], list[Frame] | None]
 def receive(
     socket: zmq.Socket[bytes], until: float, spin_s: float = SPIN_S, take: Take = receive_now
 ) -> list[Frame] | None:
-    """The next message as frames, or None when time.monotonic() passes `until`. `take`: how one is read."""
+    """The next message as frames, or None when time.monotonic() passes `until`. take: reads a message."""
     frames = spin(socket, min(spin_s, until - time.monotonic()), take)
     if frames is not None:
         return frames
@@ -193,7 +193,7 @@ def receive(
 
 
 def spin(socket: zmq.Socket[bytes], spin_s: float, take: Take = receive_now) -> list[Frame] | None:
-    """The next message if it comes within `spin_s`, giving up the core at every turn."""
+    """The next message if it comes within `spin_s`; yields the core at every turn."""
     if readable(socket):
         return take(socket)
     end = time.perf_counter() + spin_s
@@ -205,12 +205,12 @@ def spin(socket: zmq.Socket[bytes], spin_s: float, take: Take = receive_now) -> 
 
 
 def readable(socket: zmq.Socket[bytes]) -> bool:
-    """Whether a message is here. Takes less than a poll."""
+    """Whether a message is ready. Faster than a poll."""
     return bool(int(socket.get(SocketOption.EVENTS)) & zmq.POLLIN)
 
 
 class Disconnects:
-    """Tells when a connecting socket has lost its peer, or was refused by it, which ZeroMQ otherwise hides."""
+    """Detects that a connecting socket has lost its peer or was refused by it, which ZeroMQ otherwise hides."""
 
     def __init__(self, socket: zmq.Socket[bytes], endpoint: str = "", security: Peer | None = None) -> None:
         """endpoint, security: of the peer, for words about it."""
@@ -240,7 +240,7 @@ class Disconnects:
 
 
 class Connection:
-    """A DEALER that can read all that had come when its peer left, and knows whether it has a peer.
+    """A DEALER that can still read received messages after its peer left, and knows whether it has a peer.
 
     libzmq 4.3.5 drops both queues of a connection that ends, or none of them (IMMEDIATE). Here it is none, so who uses
     this sends while it is `up`, and makes another one when it has been `lost`: what has not left must not arrive later.
@@ -274,7 +274,7 @@ class Connection:
         return self._await(wait_s, lambda: self._lost)
 
     def close(self) -> None:
-        """Close the socket, and drop what it holds."""
+        """Close the socket, and drop its messages."""
         self.socket.disable_monitor()
         self._events.close(linger=0)
         self.socket.close()

@@ -90,7 +90,7 @@ class Child:
 
 
 def restart_pause_s(deaths: int) -> float:
-    """The pause before a child is started again that has died so many times in a row."""
+    """The pause, in seconds, before restarting a child after `deaths` deaths in a row."""
     return 0.0 if deaths == 1 else min(_MAX_PAUSE_S, 2.0 ** (deaths - 2))
 
 

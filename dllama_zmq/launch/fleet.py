@@ -102,7 +102,7 @@ class Fleet:
         return True
 
     def first_ended(self) -> str:
-        """Which worker has ended, and how; empty while all live."""
+        """The first worker that has ended, and how; empty while all run."""
         for worker in self._workers:
             if ending := worker.launcher.ending():
                 return f"{worker.name} ended with {ending}"

@@ -69,7 +69,7 @@ def _unpack(folder: Path) -> None:
 
 
 def _tags(python: str) -> str:
-    """What wheels fit that Python, in the words of pip's flags."""
+    """The wheel tags that fit that Python, as flags of pip."""
     text = """
 import json, sys
 from pip._vendor.packaging.tags import sys_tags

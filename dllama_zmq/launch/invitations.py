@@ -38,7 +38,7 @@ def invite(file: ClusterFile, role: Role, name: str) -> Invitation:
 
 
 def root_for(cluster: Cluster, worker_host: str) -> str:
-    """What a worker on that host is given as the root's address."""
+    """The address of the root for a worker on that host."""
     replies = (cluster.tcp_ports or Ports()).replies
     return short(join(root_hosts(cluster, worker_host)[0], replies), Ports().replies)
 

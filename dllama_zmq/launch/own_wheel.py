@@ -1,4 +1,4 @@
-"""This package as a wheel: the very code that runs now, from the folder where Python has found it."""
+"""Build a wheel of the running code, from the folder where Python found this package."""
 
 from __future__ import annotations
 
