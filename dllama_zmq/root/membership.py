@@ -203,11 +203,11 @@ class Membership:
         return rows
 
     def missing_sentence(self) -> str:
-        """Who is not ready, and why."""
+        """Who is not ready, and why; not who only waits for others."""
+        rows = [row for row in self.progress() if row.state is not State.READY]
+        awaited = [row for row in rows if row.reason or row.state is not State.LOADED]
         return "; ".join(
-            f"{row.name} {row.reason}" if row.reason else f"{row.name} is {row.state.value}"
-            for row in self.progress()
-            if row.state is not State.READY
+            f"{row.name} {row.reason}" if row.reason else f"{row.name} is {row.state.value}" for row in awaited or rows
         )
 
     def _reason(self, member: Member) -> str:

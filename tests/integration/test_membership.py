@@ -212,6 +212,21 @@ def test_what_a_worker_does_to_get_ready_is_known_until_it_is_and_its_seconds_ar
     assert again.seconds <= time.monotonic() - begun
 
 
+def test_who_only_waits_for_others_is_not_said_to_be_missing(tmp_path: Path) -> None:
+    with ExitStack() as cleanup:
+        door = Door(tmp_path, cleanup, n_workers=3)
+        worker = door.stranger(b"a")
+        door.ask(worker, a_join())
+        need_all(door, worker)
+        until = time.monotonic() + 20
+        while (row := door.root.progress()[0]).sent_bytes < row.total_bytes:
+            assert time.monotonic() < until
+            door.ask(worker, Credit(64))
+        door.ask(worker, Loaded(row.total_bytes))
+        assert door.root.progress()[0].state is State.LOADED
+        assert door.root.missing_sentence() == "worker2 has not joined yet; worker3 has not joined yet"
+
+
 @pytest.mark.parametrize(
     ("needs", "says"),
     [
