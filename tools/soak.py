@@ -149,22 +149,24 @@ def silences_s(found: Found, faults: Sequence[tuple[float, str]]) -> dict[str, l
 
 def disturbed(args: argparse.Namespace) -> bool:
     """The whole soak, with a cluster of its own."""
-    folder = Path(tempfile.mkdtemp(prefix="dzs-", dir="/tmp"))  # short, for the paths of sockets
-    with ExitStack() as stack:
-        if sentence := lacking():
-            print(f"{sentence}: all nodes are on loopback, without CURVE, and no link is cut", flush=True)
-        computers = [] if sentence else stack.enter_context(network("dzs", N_NODES))
-        cluster = stack.enter_context(up(folder, computers))
-        crowd = Crowd(cluster.url, args.clients, args.minutes, args.seed, disturbed=True)
+    folder, is_well = Path(tempfile.mkdtemp(prefix="dzs-", dir="/tmp")), False  # short, for the paths of sockets
+    try:
+        with ExitStack() as stack:
+            if sentence := lacking():
+                print(f"{sentence}: all nodes are on loopback, without CURVE, and no link is cut", flush=True)
+            computers = [] if sentence else stack.enter_context(network("dzs", N_NODES))
+            cluster = stack.enter_context(up(folder, computers))
+            crowd = Crowd(cluster.url, args.clients, args.minutes, args.seed, disturbed=True)
 
-        def nodes() -> tuple[int, dict[int, str]]:
-            return cluster.root_pid, {cluster.root_pid: "root"} | {p: n for n, p in cluster.worker_pids().items()}
+            def nodes() -> tuple[int, dict[int, str]]:
+                return cluster.root_pid, {cluster.root_pid: "root"} | {p: n for n, p in cluster.worker_pids().items()}
 
-        is_well = soak(crowd, EVERY_S | {"kill": args.kill, "cut": args.cut}, cluster, nodes)
-    if is_well:
-        shutil.rmtree(folder)
-    else:
-        print(f"logs are in {folder}/node0/logs/soak, those of workers in {folder}")
+            is_well = soak(crowd, EVERY_S | {"kill": args.kill, "cut": args.cut}, cluster, nodes)
+    finally:
+        if is_well:
+            shutil.rmtree(folder)
+        else:
+            print(f"logs are in {folder}/node0/logs/soak, those of workers in {folder}")
     return is_well
 
 
