@@ -141,7 +141,7 @@ def half_memory(cluster: Cluster) -> None:
     power_off(cluster)
     group = MEMORY_GROUPS / cluster.faulty.computer.name
     group.mkdir(exist_ok=True)
-    until(lambda: not (group / "cgroup.procs").read_text(), SOON_S, "the group to be empty")
+    until_empty(group)
     (group / "memory.force_empty").write_text("0")
     (group / "memory.limit_in_bytes").write_text(str(need.total // 2))
     cluster.faulty.computer.mend()
@@ -153,6 +153,18 @@ def more_memory(cluster: Cluster) -> None:
     cluster.fault()
     group = MEMORY_GROUPS / cluster.faulty.computer.name
     (group / "memory.limit_in_bytes").write_text("-1")
+
+
+def until_empty(group: Path) -> None:
+    """Wait until nothing runs in a control group. Raises Failed."""
+    until(lambda: not (group / "cgroup.procs").read_text(), SOON_S, "the group to be empty")
+
+
+def remove_groups(names: str) -> None:
+    """Remove the control groups of computers, once what ran in them has ended."""
+    for group in MEMORY_GROUPS.glob(f"{names}[0-9]"):
+        until_empty(group)
+        group.rmdir()
 
 
 GONE = r"NotReady: .*worker2"
@@ -219,6 +231,7 @@ def measure(model: Path, names: str, row: Row, times: int) -> tuple[int, str]:
         log: list[tuple[float, str]] = []
         try:
             with ExitStack() as stack:
+                stack.callback(remove_groups, names)
                 base = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=names, dir="/tmp")))
                 computers = stack.enter_context(network(names, N_NODES))
                 clusters = [
