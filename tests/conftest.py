@@ -32,6 +32,7 @@ _MANY = 1000
 
 def pytest_configure(config: pytest.Config) -> None:
     surroundings.set_signals()
+    gc.disable()  # until all tests are collected: nothing of them is garbage, and to look takes a fifth of the time
     threadpool_limits(limits=1)  # as nodes do: a BLAS with a thread for each core waits for them in a loop
     if not config.getoption("hypothesis_profile"):
         hypothesis.settings.load_profile("tests")
@@ -58,6 +59,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
                 importlib.import_module(module.name)
     gc.collect()
     gc.freeze()
+    gc.enable()
     if many and choose_kernels("auto", 1).name == "simd":
         library().load([*NAMES, *EXCHANGE_KERNELS])
 

@@ -31,7 +31,7 @@ MOST_MORE_BYTES = 100 << 20
 SLOWER = 2.0
 AFTER_S = 2.0
 NOISE_S = 0.3  # what a busy machine adds to any request
-TRIES = 3  # of a short flood: what else a busy machine does may begin with the flood, or go on after it
+TRIES = 6  # of a short flood: what else a busy machine does may begin with the flood, or go on after it
 
 ON_ANY_PORT = [
     "frames of 60 MiB without end",

@@ -317,7 +317,7 @@ def test_a_full_context_is_said_and_nothing_is_left_out(chat: Chatting, cluster:
 
 
 def test_what_is_typed_during_an_answer_is_the_next_message(chat: Chatting) -> None:
-    chat.say("/set max_tokens 1000")
+    chat.say("/set max_tokens 300")
     chat.begin("sing L")
     chat.until("la lala")
     chat.begin("say A")

@@ -265,7 +265,7 @@ def test_templates_that_hang_delay_no_other_client(other_engine: Engine) -> None
     for thread in threads:
         thread.join()
     print(f"{len(times)} chats began, after at most {max(times) * 1e3:.0f} ms")
-    assert sorted(times)[len(times) // 2] < RENDER_S / 4
+    assert sorted(times)[len(times) // 2] < RENDER_S / 2  # behind one that hangs it is all of RENDER_S
 
 
 def test_questions_without_end_are_refused_beyond_a_bound(context: Context, other_engine: Engine) -> None:
