@@ -18,6 +18,9 @@ _LLAMA32_ROPE = Rope(theta=500000.0, scaling=RopeScaling(32.0, 1.0, 4.0, 8192))
 _HALF_ROPE = Rope(theta=10000.0, layout="half")
 _LONG_HALF_ROPE = Rope(theta=1e6, layout="half")
 
+_GEMMA3_ROPE = Rope(theta=1e6, layout="half", factors=(8.0,) * 128)
+_GEMMA3_27B_ROPE = Rope(theta=1e6, layout="half", factors=(8.0,) * 64)
+
 
 def _shape(
     arch: Architecture,
@@ -50,6 +53,12 @@ _MIXTRAL_EXPERTS = {"n_experts": 8, "n_active_experts": 2}
 _GROK1 = {**_MIXTRAL_EXPERTS, "activation": "gelu", "norm_topk": False}
 _QWEN3_EXPERTS = {"norm_eps": 1e-6, "n_experts": 128, "n_active_experts": 8}
 
+_GEMMA = {"head_dim": 256, "norm_eps": 1e-6, "activation": "gelu"}
+_GEMMA2 = {**_GEMMA, "window": 4096, "full_every": 2}
+_GEMMA3 = {**_GEMMA, "window": 512, "full_every": 6, "window_rope": _HALF_ROPE}
+_GEMMA3_1024 = {**_GEMMA3, "window": 1024}
+_GEMMA3_27B = {**_GEMMA3_1024, "head_dim": 128, "query_scalar": 168}
+
 # The numbers of each model's own config.json, as its publisher has it; Grok-1's of its run.py.
 _LLAMA31_8B = _shape("llama", 32, 4096, 14336, (32, 8), 128256, 131072, _LLAMA31_ROPE)
 _LLAMA31_70B = _shape("llama", 80, 8192, 28672, (64, 8), 128256, 131072, _LLAMA31_ROPE)
@@ -71,6 +80,13 @@ SHAPES: dict[str, ModelSpec] = {
     "qwen3-8b": _shape("qwen3", 36, 4096, 12288, (32, 8), 151936, 40960, _LONG_HALF_ROPE, norm_eps=1e-6),
     "qwen3-30b-a3b": _shape("qwen3moe", 48, 2048, 768, (32, 4), 151936, 40960, _LONG_HALF_ROPE, **_QWEN3_EXPERTS),
     "grok-1": _shape("grok1", 64, 6144, 32768, (48, 8), 131072, 8192, _HALF_ROPE, **_GROK1),
+    "gemma2-2b": _shape("gemma2", 26, 2304, 9216, (8, 4), 256000, 8192, _HALF_ROPE, **_GEMMA2),
+    "gemma2-9b": _shape("gemma2", 42, 3584, 14336, (16, 8), 256000, 8192, _HALF_ROPE, **_GEMMA2),
+    "gemma3-270m": _shape("gemma3", 18, 640, 2048, (4, 1), 262144, 32768, _LONG_HALF_ROPE, **_GEMMA3),
+    "gemma3-1b": _shape("gemma3", 26, 1152, 6912, (4, 1), 262144, 32768, _LONG_HALF_ROPE, **_GEMMA3),
+    "gemma3-4b": _shape("gemma3", 34, 2560, 10240, (8, 4), 262208, 131072, _GEMMA3_ROPE, **_GEMMA3_1024),
+    "gemma3-12b": _shape("gemma3", 48, 3840, 15360, (16, 8), 262208, 131072, _GEMMA3_ROPE, **_GEMMA3_1024),
+    "gemma3-27b": _shape("gemma3", 62, 5376, 21504, (32, 16), 262208, 131072, _GEMMA3_27B_ROPE, **_GEMMA3_27B),
     "deepseek-r1-distill-llama-8b": _LLAMA31_8B,
     "deepseek-r1-distill-llama-70b": _LLAMA31_70B,
     "deepseek-r1-distill-qwen-7b": _shape("qwen2", 28, 3584, 18944, (28, 4), 152064, 131072, _HALF_ROPE, norm_eps=1e-6),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -53,7 +54,7 @@ _BLOCKS = {
 }
 """Values and bytes of a block."""
 
-Architecture = Literal["llama", "mixtral", "qwen2", "qwen3", "qwen3moe", "grok1"]
+Architecture = Literal["llama", "mixtral", "qwen2", "qwen3", "qwen3moe", "grok1", "gemma2", "gemma3"]
 Activation = Literal["silu", "gelu"]
 """What a feed-forward network's gate goes through; GELU by its tanh formula (arXiv:1606.08415 §2)."""
 Axis = Literal["embed", "heads", "kv_heads", "ffn", "vocab", "head_dim", "experts", "one"]
@@ -70,6 +71,9 @@ WEIGHTS_FLOAT: dict[Weights, FloatType] = {
     "f32": FloatType.F32,
 }
 SYNC_FLOAT: dict[Sync, FloatType] = {"f32": FloatType.F32, "f16": FloatType.F16, "q80": FloatType.Q80}
+
+
+MAX_HEAD_DIM = 1 << 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +98,26 @@ class Rope:
     scaling: RopeScaling | None = None
     factors: tuple[float, ...] = ()
 
+    def check(self, head_dim: int) -> None:
+        """Raise FormatError, naming the value, where this cannot be the RoPE of heads of `head_dim` values."""
+        if not self.theta > 0:
+            raise FormatError(f"rope_theta is {self.theta}; expected a positive number")
+        if self.factors and not (
+            len(self.factors) == head_dim // 2 and all(0 < factor < math.inf for factor in self.factors)
+        ):
+            raise FormatError(
+                f"{len(self.factors)} RoPE factors; expected {head_dim // 2} positive numbers, one a pair"
+            )
+        scaling = self.scaling
+        if scaling is not None and not (
+            scaling.factor > 0
+            and 0 < scaling.low_freq_factor <= scaling.high_freq_factor
+            and scaling.original_seq_len > 0
+        ):
+            raise FormatError(
+                f"rope scaling is {scaling}; expected positive numbers, the low factor not above the high"
+            )
+
 
 @converted_by_threads
 @dataclass(frozen=True, slots=True)
@@ -103,6 +127,9 @@ class ModelSpec:
     n_experts: 0 for a dense model; `hidden_dim` is the width of one expert where there are any.
     norm_topk: the weights of the chosen experts are made to sum to 1.
     window: how many positions a token attends to, itself included, where the model limits them.
+    full_every: every so many layers one attends to all positions; 0: the window is that of all layers.
+    window_rope: RoPE of the layers with a window, where it is not `rope`.
+    query_scalar: attention's scores are divided by its square root; None: it is head_dim.
     stored: the tensors that are of another type than `weight_type` (or the table's F32), by name.
     """
 
@@ -123,6 +150,9 @@ class ModelSpec:
     n_active_experts: int = 0
     norm_topk: bool = True
     window: int | None = None
+    full_every: int = 0
+    window_rope: Rope | None = None
+    query_scalar: int | None = None
     stored: tuple[tuple[str, FloatType], ...] = ()
 
     def __hash__(self) -> int:
@@ -143,6 +173,15 @@ class ModelSpec:
     def kv_dim(self) -> int:
         """Width of all key (or value) heads together."""
         return self.n_kv_heads * self.head_dim
+
+    @property
+    def full_layers(self) -> range:
+        """The layers that attend to all positions, where the others have a window."""
+        return range(self.full_every - 1, self.n_layers, self.full_every) if self.full_every else range(0)
+
+    def rope_of(self, layer: int) -> Rope:
+        """The RoPE of a layer."""
+        return self.rope if self.window_rope is None or layer in self.full_layers else self.window_rope
 
     def axis_width(self, axis: Axis) -> int:
         """Values along a named axis."""
@@ -165,7 +204,7 @@ class ModelSpec:
             "n_layers": 1 << 12,
             "n_heads": 1 << 14,
             "n_kv_heads": 1 << 14,
-            "head_dim": 1 << 14,
+            "head_dim": MAX_HEAD_DIM,
             "vocab_size": 1 << 24,
             "seq_len": 1 << 24,
         }
@@ -188,27 +227,26 @@ class ModelSpec:
             raise FormatError(f"the sliding window is {self.window}; expected 1 or more")
         if not 0 < self.norm_eps < 1:
             raise FormatError(f"norm_epsilon is {self.norm_eps}; expected a small positive number")
-        if not self.rope.theta > 0:
-            raise FormatError(f"rope_theta is {self.rope.theta}; expected a positive number")
-        if self.rope.factors and not (
-            len(self.rope.factors) == self.head_dim // 2 and all(0 < f < math.inf for f in self.rope.factors)
-        ):
-            raise FormatError(
-                f"{len(self.rope.factors)} RoPE factors; expected {self.head_dim // 2} positive numbers, one a pair"
-            )
-        scaling = self.rope.scaling
-        if scaling is not None and not (
-            scaling.factor > 0
-            and 0 < scaling.low_freq_factor <= scaling.high_freq_factor
-            and scaling.original_seq_len > 0
-        ):
-            raise FormatError(
-                f"rope scaling is {scaling}; expected positive numbers, the low factor not above the high"
-            )
+        if self.full_every < 0:
+            raise FormatError(f"one layer in {self.full_every} attends to all positions; expected 0 (none) or more")
+        if self.query_scalar is not None and self.query_scalar < 1:
+            raise FormatError(f"query_pre_attn_scalar is {self.query_scalar}; expected a positive number")
+        for rope in (self.rope, self.window_rope or self.rope):
+            rope.check(self.head_dim)
+            if rope.layout != self.rope.layout:
+                raise FormatError(f"layers with RoPE of {rope.layout} and of {self.rope.layout} layout; expected one")
         block = self.block_values
         for name in ("dim", "q_dim", "hidden_dim"):
             if getattr(self, name) % block:
                 raise FormatError(f"{name} is {getattr(self, name)}: not whole blocks of {block} values")
+
+
+def full_every(windowed: Sequence[bool]) -> int | None:
+    """`ModelSpec.full_every` of layers that are each `windowed` or not; None where they follow no such rule."""
+    full = [i for i, has_window in enumerate(windowed) if not has_window]
+    period = full[0] + 1 if full else 0
+    expected = range(period - 1, len(windowed), period) if period else range(0)
+    return period if full == list(expected) else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,6 +53,36 @@ CASES = {
     "qwen3-moe-raw": Case(
         replace(BASE, arch="qwen3moe", n_experts=8, n_active_experts=2, norm_eps=1e-6, norm_topk=False, rope=_HALF)
     ),
+    "gemma2": Case(
+        replace(
+            BASE,
+            arch="gemma2",
+            n_layers=3,
+            norm_eps=1e-6,
+            rope=_HALF,
+            activation="gelu",
+            window=50,
+            full_every=2,
+            query_scalar=24,
+        ),
+        tied=True,
+    ),
+    "gemma3": Case(
+        replace(
+            BASE,
+            arch="gemma3",
+            n_layers=4,
+            n_kv_heads=1,
+            norm_eps=1e-6,
+            activation="gelu",
+            window=50,
+            full_every=3,
+            rope=Rope(theta=1e6, layout="half", factors=(8.0,) * 16),
+            window_rope=_HALF,
+            query_scalar=40,
+        ),
+        tied=True,
+    ),
     "mixtral": Case(replace(BASE, arch="mixtral", dim=128, n_experts=4, n_active_experts=2, rope=_HALF)),
 }
 """What Hugging Face transformers has an implementation of."""

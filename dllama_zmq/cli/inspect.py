@@ -105,6 +105,10 @@ def _numbers(spec: ModelSpec) -> dict[str, Any]:
         numbers |= {"experts": spec.n_experts, "experts of a token": spec.n_active_experts}
     if spec.window is not None:
         numbers["sliding window"] = spec.window
+    if spec.full_every:
+        numbers["layers without it"] = f"1 in {spec.full_every}"
+    if spec.window_rope is not None:
+        numbers["RoPE theta within it"] = spec.window_rope.theta
     if spec.rope.scaling is not None:
         numbers["RoPE scaling"] = spec.rope.scaling.factor
     elif spec.rope.factors:

@@ -30,7 +30,7 @@ from dllama_zmq.formats.m_keys import (
     Key,
 )
 from dllama_zmq.models import tensor_table
-from dllama_zmq.spec import Architecture, FloatType, ModelSpec, Rope, RopeScaling, TensorSpec
+from dllama_zmq.spec import MAX_HEAD_DIM, Architecture, FloatType, ModelSpec, Rope, RopeScaling, TensorSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +151,14 @@ def header_bytes(spec: ModelSpec) -> bytes:
         values[Key.NORM_TOPK] = 0
     if spec.window is not None:
         values[Key.WINDOW] = spec.window
+    if spec.full_every:
+        values[Key.FULL_EVERY] = spec.full_every
+    if spec.window_rope is not None:
+        values[Key.WINDOW_ROPE_THETA] = _whole("rope theta of layers with a window", spec.window_rope.theta)
+    if spec.query_scalar is not None:
+        values[Key.QUERY_SCALAR] = _whole("query_pre_attn_scalar", spec.query_scalar)
+    if rope.factors:
+        values[Key.ROPE_LINEAR_FACTOR] = _whole("factor of RoPE", rope.factors[0])
     return keyed_header(MAGIC, values)
 
 
@@ -159,8 +167,12 @@ def _check_writable(spec: ModelSpec) -> None:
     arch, dialect, half = spec.arch, DIALECTS[spec.arch], spec.rope.layout == "half"
     if half and spec.rope.scaling is not None:
         raise FormatError("a .m file cannot hold RoPE of half layout with scaling; write it without the scaling.")
-    if spec.rope.factors:
-        raise FormatError("a .m file cannot hold RoPE factors; only those of Llama 3.1's scaling.")
+    if len(set(spec.rope.factors)) > 1:
+        raise FormatError(
+            "a .m file cannot hold a RoPE factor for each pair; only one for all, or Llama 3.1's scaling."
+        )
+    if spec.window_rope not in (None, Rope(spec.window_rope.theta if spec.window_rope else 0, spec.rope.layout)):
+        raise FormatError("a .m file cannot hold a scaling of RoPE in the layers with a window.")
     if dialect.rope == "half" and not half:
         raise FormatError(f"a .m file's {arch} has RoPE of half layout; reorder the rows of q and k.")
     if dialect.keys == "never" and (spec.head_dim * spec.n_heads != spec.dim or spec.norm_eps != 1e-5):
@@ -234,6 +246,8 @@ def _spec(pairs: _Pairs, arch: Architecture) -> ModelSpec:
     if weight_type not in M_TYPES:
         known = ", ".join(f"{t.value} {t.name}" for t in M_TYPES)
         raise pairs.wrong(Key.WEIGHTS_FLOAT_TYPE, f"expected one of {known}.")
+    rope = _rope(pairs, dialect.rope == "half", head_dim)
+    window_theta = pairs.values.get(Key.WINDOW_ROPE_THETA)
     return ModelSpec(
         arch=arch,
         dim=dim,
@@ -245,29 +259,38 @@ def _spec(pairs: _Pairs, arch: Architecture) -> ModelSpec:
         vocab_size=pairs.get(Key.VOCAB_SIZE),
         seq_len=pairs.get(Key.SEQ_LEN),
         weight_type=FloatType(weight_type),
-        rope=_rope(pairs, dialect.rope == "half"),
+        rope=rope,
         norm_eps=NORM_EPSILON[eps],
         # The converter of Grok-1 wrote no hidden_act. Other readers take SiLU then, but Grok-1 has GELU.
         activation="gelu" if dialect.gelu_without_norm or act == GELU else "silu",
         n_experts=pairs.get(Key.N_EXPERTS, 0),
         n_active_experts=pairs.get(Key.N_ACTIVE_EXPERTS, 0),
         norm_topk=norm_topk == 1 and not dialect.gelu_without_norm,
-        window=pairs.get(Key.WINDOW) if Key.WINDOW in pairs.values else None,
+        window=pairs.values.get(Key.WINDOW),
+        full_every=pairs.get(Key.FULL_EVERY, 0),
+        window_rope=Rope(float(window_theta), rope.layout) if window_theta is not None else None,
+        query_scalar=pairs.values.get(Key.QUERY_SCALAR),
     )
 
 
-def _rope(pairs: _Pairs, half: bool) -> Rope:
-    """RoPE of the file. Half layout, never scaled, if `half` or for rope_type FALCON."""
+def _rope(pairs: _Pairs, half: bool, head_dim: int) -> Rope:
+    """RoPE of the file. Half layout, without Llama 3.1's scaling, if `half` or for rope_type FALCON."""
     theta, rope_type = pairs.get(Key.ROPE_THETA, 10000), pairs.get(Key.ROPE_TYPE, ROPE_LLAMA)
     if rope_type not in (ROPE_LLAMA, ROPE_FALCON, ROPE_LLAMA3_1):
         raise pairs.wrong(Key.ROPE_TYPE, "expected 0 (Llama), 1 (Falcon) or 2 (Llama 3.1).")
     factor = pairs.get(Key.ROPE_SCALING_FACTOR, 1)
     if factor < 1:
         raise pairs.wrong(Key.ROPE_SCALING_FACTOR, "expected 1 (no scaling) or more.")
+    linear = pairs.values.get(Key.ROPE_LINEAR_FACTOR)
+    if linear is not None and linear < 1:
+        raise pairs.wrong(Key.ROPE_LINEAR_FACTOR, "expected 1 or more.")
+    factors = () if linear is None else (float(linear),) * (min(head_dim, MAX_HEAD_DIM) // 2)
     if rope_type == ROPE_FALCON or half:
-        return Rope(float(theta), "half")
+        return Rope(float(theta), "half", factors=factors)
     if factor == 1:
-        return Rope(float(theta))
+        return Rope(float(theta), factors=factors)
+    if factors:
+        raise pairs.wrong(Key.ROPE_LINEAR_FACTOR, "but there is Llama 3.1's scaling too (key 14).")
     low, high = pairs.get(Key.ROPE_SCALING_LOW_FREQ_FACTOR), pairs.get(Key.ROPE_SCALING_HIGH_FREQ_FACTOR)
     original = pairs.get(Key.ROPE_SCALING_ORIG_MAX_SEQ_LEN)
     if low < 1:

@@ -46,6 +46,10 @@ class Key(enum.IntEnum):
     # This package's own. Readers that do not know them must refuse the model.
     WINDOW = 1000
     NORM_TOPK = 1001
+    FULL_EVERY = 1002
+    WINDOW_ROPE_THETA = 1003
+    QUERY_SCALAR = 1004
+    ROPE_LINEAR_FACTOR = 1005
 
 
 OLD_ORDER = (
@@ -90,5 +94,7 @@ DIALECTS: dict[Architecture, Dialect] = {
     "mixtral": Dialect(0xABCD02, experts=True, keys="never"),
     "qwen3moe": Dialect(0xABCD02, experts=True, keys="always", hidden_dim=Key.MOE_HIDDEN_DIM, says_norm_topk=True),
     "qwen2": Dialect(0xABCD03),
+    "gemma2": Dialect(0xABCD04),
+    "gemma3": Dialect(0xABCD05),
 }
-"""Qwen2's id is this package's own."""
+"""The ids of Qwen2 and Gemma are this package's own."""

@@ -64,13 +64,15 @@ class Extent:
 class StoredTensor:
     """A tensor: extents of one type, concatenated along `axis`. `where` is its file and name, for errors.
 
-    order: the rows' order in the file, if it differs (one extent only).
+    order: the rows' order in the file, if it differs (one extent only). shift: what is added to the file's values,
+    which are read as F32.
     """
 
     where: str
     extents: tuple[Extent, ...]
     axis: Literal[0, 1] = 0
     order: RowOrder | None = None
+    shift: float = 0.0
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -93,7 +95,7 @@ class StoredTensor:
 
     def is_view(self, kind: FloatType) -> bool:
         """Whether its slices are views of the file when they are read as `kind`."""
-        return self.stored is kind and self.order is None and len(self.extents) == 1
+        return self.stored is kind and self.order is None and len(self.extents) == 1 and not self.shift
 
     def read(self, first: int, last: int, left: int, right: int, kind: FloatType) -> U8:
         """Rows `first` to `last` and columns `left` to `right`, as `kind`; a view if possible.
@@ -135,7 +137,7 @@ class StoredTensor:
         return cut
 
     def _converted(self, data: U8, kind: FloatType) -> U8:
-        if self.stored is kind:
+        if self.stored is kind and not self.shift:
             return data
         if isinstance(self.stored, SourceType):
             data = np.ascontiguousarray(data)
@@ -143,6 +145,8 @@ class StoredTensor:
                 return self.stored.convert(data)
             return quantize(self.stored.dequantize(data), kind)
         values = dequantize(data, self.stored)
+        if self.shift:
+            values = values + np.float32(self.shift)
         if kind is not FloatType.F32:  # F32 holds every F16 and BF16 exactly
             self._check_values(values, kind)
         return quantize(values, kind)

@@ -18,6 +18,8 @@ _NAMES = {
     "attention.q_norm": ("attn_q_norm", "self_attn.q_norm", ""),
     "attention.k_norm": ("attn_k_norm", "self_attn.k_norm", ""),
     "attention_norm": ("attn_norm", "input_layernorm", "attention_norm"),
+    "attention_out_norm": ("post_attention_norm", "post_attention_layernorm", ""),
+    "ffn_out_norm": ("post_ffw_norm", "post_feedforward_layernorm", ""),
     "ffn_norm": ("ffn_norm", "post_attention_layernorm", "ffn_norm"),
     "ffn.gate": ("ffn_gate", "mlp.gate_proj", "feed_forward.w1"),
     "ffn.down": ("ffn_down", "mlp.down_proj", "feed_forward.w2"),
@@ -28,12 +30,14 @@ _NAMES = {
     "experts.up": ("ffn_up_exps", "mlp.experts.{}.up_proj", ""),
 }
 _HF_OWN: dict[Architecture, dict[str, str]] = {
+    "gemma2": {"ffn_norm": "pre_feedforward_layernorm"},
+    "gemma3": {"ffn_norm": "pre_feedforward_layernorm"},
     "mixtral": {
         "router": "block_sparse_moe.gate",
         "experts.gate": "block_sparse_moe.experts.{}.w1",
         "experts.down": "block_sparse_moe.experts.{}.w2",
         "experts.up": "block_sparse_moe.experts.{}.w3",
-    }
+    },
 }
 """transformers' names that an architecture has for itself."""
 _GGUF, _HF, _META = ({ours: names[column] for ours, names in _NAMES.items()} for column in range(3))

@@ -84,7 +84,9 @@ class CacheSpec:
     """A KV cache: room for `n_pages` pages of keys and values, and how they are attended over.
 
     Query head h reads KV head `kv_of_head[h]`; heads that share one are neighbours. window: a token sees the last
-    `window` positions, its own included. softcap: a score s counts as softcap * tanh(s / softcap).
+    `window` positions, its own included, but all of them in the layers `full_layers`. softcap: a score s counts as
+    softcap * tanh(s / softcap). scale: what products of queries and keys are multiplied by to be scores; None:
+    1 / sqrt(head_dim).
     """
 
     n_layers: int
@@ -95,6 +97,17 @@ class CacheSpec:
     kv_type: KVType
     window: int | None = None
     softcap: float | None = None
+    full_layers: Sequence[int] = ()
+    scale: float | None = None
+
+    @property
+    def score_scale(self) -> float:
+        """`scale`, or what it is where it is not given."""
+        return 1 / self.head_dim**0.5 if self.scale is None else self.scale
+
+    def window_of(self, layer: int) -> int | None:
+        """How many positions a token sees in a layer; None: all."""
+        return None if layer in self.full_layers else self.window
 
 
 class KVCache(Protocol):

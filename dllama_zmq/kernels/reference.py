@@ -122,7 +122,7 @@ class ReferenceCache:
     def __init__(self, spec: CacheSpec) -> None:
         shape = (spec.n_layers, spec.n_pages, 2, spec.n_kv_heads, KV_PAGE, spec.head_dim)
         self._store = np.zeros(shape, np.float16 if spec.kv_type == "f16" else np.float32)
-        self._kv_of_head, self._window, self._softcap = spec.kv_of_head, spec.window, spec.softcap
+        self._spec = spec
 
     def attend(
         self,
@@ -142,24 +142,24 @@ class ReferenceCache:
         parts, first = [], 0
         for span in batch.spans:
             rows = slice(first, first + span.count)
-            parts.append(self._attend_span(store, span, q[rows], k[rows], v[rows]))
+            parts.append(self._attend_span(store, span, q[rows], k[rows], v[rows], self._spec.window_of(layer)))
             first += span.count
         out = parts[0] if len(parts) == 1 else np.concatenate(parts)
         return out if then is None else then(out)
 
-    def _attend_span(self, store: npt.NDArray[Any], span: Span, q: F32, k: F32, v: F32) -> F32:
+    def _attend_span(self, store: npt.NDArray[Any], span: Span, q: F32, k: F32, v: F32, window: int | None) -> F32:
         ids, end = np.asarray(span.pages), span.start + span.count
         page, place = np.divmod(np.arange(span.start, end), KV_PAGE)
         for which, new in enumerate((k, v)):
             if store.dtype == np.float16:
                 new = np.clip(new, np.float32(-65504), np.float32(65504))
             store[ids[page], which, :, place] = new
-        first = 0 if self._window is None else max(0, span.start - self._window + 1)
+        first = 0 if window is None else max(0, span.start - window + 1)
         seen = store[ids[first // KV_PAGE :]].transpose(1, 2, 0, 3, 4)  # (2, K, pages, 64, Hd)
         before = first // KV_PAGE * KV_PAGE
         seen = seen.reshape(*seen.shape[:2], -1, seen.shape[-1])[:, :, first - before : end - before]
         keys, values = np.ascontiguousarray(seen, dtype=np.float32)
-        return _attention(q, keys, values, self._kv_of_head, self._window, self._softcap)
+        return _attention(q, keys, values, self._spec, window)
 
 
 def normed(kernels: Kernels, x: F32, norm: Norm | None) -> F32:
@@ -188,14 +188,13 @@ def _rotate(x: F32, rotation: Rotation) -> None:
     second[...] = turned_second
 
 
-def _attention(
-    q: F32, keys: F32, values: F32, kv_of_head: Sequence[int], window: int | None, softcap: float | None
-) -> F32:
+def _attention(q: F32, keys: F32, values: F32, spec: CacheSpec, window: int | None) -> F32:
     n_tokens, n_heads, head_dim = q.shape
+    kv_of_head, softcap = spec.kv_of_head, spec.softcap
     n_positions = keys.shape[1]
     ago = np.arange(n_positions - n_tokens, n_positions)[:, None] - np.arange(n_positions)  # (T, S)
     hidden = ago < 0 if window is None else (ago < 0) | (ago >= window)
-    scale = np.float32(1 / head_dim**0.5)
+    scale = np.float32(spec.score_scale)
     out = np.empty((n_tokens, n_heads, head_dim), np.float32)
     bounds = [0, *(h for h in range(1, n_heads) if kv_of_head[h] != kv_of_head[h - 1]), n_heads]
     for first, last in pairwise(bounds):

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from dllama_zmq.kernels import Batch, Kernels, KVCache, Reduction
 from dllama_zmq.models.comm import Comm, micro_batches
+from dllama_zmq.models.gemma import Gemma2, Gemma3, gemma2_tensors, gemma3_tensors
 from dllama_zmq.models.grok1 import Grok1, grok1_tensors
 from dllama_zmq.models.llama import Llama, TensorSource, llama_tensors
 from dllama_zmq.models.mixtral import Mixtral, mixtral_tensors
@@ -34,6 +35,8 @@ _MODELS: dict[Architecture, tuple[type[Llama], Callable[[ModelSpec], list[Tensor
     "qwen3moe": (Qwen3Moe, qwen3_moe_tensors),
     "mixtral": (Mixtral, mixtral_tensors),
     "grok1": (Grok1, grok1_tensors),
+    "gemma2": (Gemma2, gemma2_tensors),
+    "gemma3": (Gemma3, gemma3_tensors),
 }
 
 

@@ -5,17 +5,15 @@ All nodes must choose alike, whatever their CPUs and back ends, so the choice is
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import numpy.typing as npt
 
 from dllama_zmq.kernels import Kernels, Reduction
+from dllama_zmq.models.alike import F64, norm_alike, whole_bits, whole_rows
 from dllama_zmq.models.llama import TensorSource, vector
 from dllama_zmq.quants import F32
 from dllama_zmq.spec import ModelSpec
 
-F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
 
 
@@ -30,14 +28,14 @@ class Router:
 
     def __init__(self, spec: ModelSpec, router: F32, gain: F32) -> None:
         self._n_chosen, self._norm_topk, self._eps = spec.n_active_experts, spec.norm_topk, spec.norm_eps
-        self._bits = (53 - math.ceil(math.log2(spec.dim))) // 2
-        rows, self._steps = _whole(router, self._bits)
+        self._bits = whole_bits(spec.dim)
+        rows, self._steps = whole_rows(router, self._bits)
         self._columns = np.ascontiguousarray(rows.T)
         self._gain = gain
 
     def __call__(self, x: F32) -> tuple[I64, F32]:
         """x (T, D) -> chosen experts (T, k), ascending, and their weights (T, k). Ties go to the lower number."""
-        values, steps = _whole(x * self._gain, self._bits)
+        values, steps = whole_rows(x * self._gain, self._bits)
         logits: F64 = values @ self._columns * self._steps * steps[:, None]
         chosen = np.sort(np.argsort(-logits, axis=1, kind="stable")[:, : self._n_chosen], axis=1)
         mean_square = np.mean(np.square(x, dtype=np.float64), axis=1, keepdims=True)
@@ -48,33 +46,17 @@ class Router:
         return chosen, chosen_weights.astype(np.float32)
 
 
-def norm_alike(x: F32, gain: F32, eps: float) -> F32:
-    """RMS norm of x (T, D) with gain (D,), the same bits on every CPU.
-
-    For a norm whose result goes into x, which must be equal on all nodes. x becomes whole numbers, whose squares
-    float64 adds exactly in any order. Each remaining operation rounds once, as IEEE 754 prescribes.
-    """
-    values, steps = _whole(x, (53 - math.ceil(math.log2(x.shape[1]))) // 2)
-    squares: F64 = np.square(values).sum(axis=1) * np.square(steps)
-    scale = (1.0 / np.sqrt(squares / x.shape[1] + eps)).astype(np.float32)
-    normed: F32 = x * scale[:, None] * gain
-    return normed
-
-
-def _whole(rows: F32, bits: int) -> tuple[F64, F64]:
-    """Rows (T, D) as whole numbers up to 2^bits, and each row's unit (T,), a power of two."""
-    exponents = np.frexp(np.abs(rows).max(axis=1))[1] - bits
-    return np.rint(np.ldexp(rows.astype(np.float64), -exponents[:, None])), np.ldexp(1.0, exponents)
-
-
 class MixtureOfExperts:
     """A layer's experts: this node's columns of each."""
 
     norm = "ffn_norm"
+    out_norm: str | None = None
+    """The name of the norm behind it, where there is one."""
 
     def __init__(self, spec: ModelSpec, weights: TensorSource, kernels: Kernels, reduction: Reduction) -> None:
         self._eps, self._kernels = spec.norm_eps, kernels
         self._norm = vector(weights(self.norm))
+        self._out_gain = None if self.out_norm is None else vector(weights(self.out_norm))
         self._router = Router(spec, weights("router").dequantize(), self._norm)
         names = [[f"experts.{e}.{part}" for part in ("gate", "up", "down")] for e in range(spec.n_experts)]
         self._experts = kernels.experts(
@@ -87,4 +69,4 @@ class MixtureOfExperts:
         return self._experts(self._kernels.rms_norm(x, self._norm, self._eps), *self._router(x))
 
     def finish(self, total: F32) -> F32:
-        return total
+        return total if self._out_gain is None else norm_alike(total, self._out_gain, self._eps)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from dllama_zmq.kernels import Batch, Kernels, Reduction
+from dllama_zmq.kernels import Batch
 from dllama_zmq.models.comm import Comm
-from dllama_zmq.models.experts import MixtureOfExperts, norm_alike
-from dllama_zmq.models.llama import Attention, Llama, TensorSource, vector
+from dllama_zmq.models.experts import MixtureOfExperts
+from dllama_zmq.models.llama import Attention, Llama
 from dllama_zmq.models.tensors import attention_tensors, decoder_tensors, expert_tensors, norm_tensor
 from dllama_zmq.quants import F32
 from dllama_zmq.spec import ModelSpec, TensorSpec
@@ -27,23 +27,12 @@ def grok1_tensors(spec: ModelSpec) -> list[TensorSpec]:
 
 
 class _NormedAttention(Attention):
-    def __init__(self, spec: ModelSpec, weights: TensorSource, kernels: Kernels, reduction: Reduction) -> None:
-        super().__init__(spec, weights, kernels, reduction)
-        self._out_norm = vector(weights("ffn_norm"))  # its name in a `.m` file
-
-    def finish(self, total: F32) -> F32:
-        return norm_alike(total, self._out_norm, self._spec.norm_eps)
+    out_norm = "ffn_norm"  # its name in a `.m` file
 
 
 class _NormedExperts(MixtureOfExperts):
     norm = "moe_norm"
-
-    def __init__(self, spec: ModelSpec, weights: TensorSource, kernels: Kernels, reduction: Reduction) -> None:
-        super().__init__(spec, weights, kernels, reduction)
-        self._out_norm = vector(weights("moe_out_norm"))
-
-    def finish(self, total: F32) -> F32:
-        return norm_alike(total, self._out_norm, self._eps)
+    out_norm = "moe_out_norm"
 
 
 class Grok1(Llama):

@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from dllama_zmq.kernels import Batch, Kernels, KVCache, Norm, Reduction, Rotation
+from dllama_zmq.models.alike import norm_alike
 from dllama_zmq.models.comm import Comm, Layers, micro_batches, run_micro_batches
 from dllama_zmq.models.rope import rope_angles, rope_frequencies
 from dllama_zmq.models.tensors import attention_tensors, decoder_tensors, feed_forward_tensors, norm_tensor
@@ -31,11 +32,15 @@ def llama_tensors(spec: ModelSpec) -> list[TensorSpec]:
 class Attention:
     """A layer's attention over this node's heads."""
 
+    out_norm: str | None = None
+    """The name of the norm behind it, where there is one."""
+
     def __init__(self, spec: ModelSpec, weights: TensorSource, kernels: Kernels, reduction: Reduction) -> None:
         self._spec, self._kernels = spec, kernels
         norm = Norm(vector(weights("attention_norm")), spec.norm_eps)
         self._qkv = kernels.linear(weights("attention.q"), weights("attention.k"), weights("attention.v"), norm=norm)
         self._o = kernels.linear(weights("attention.o"), segments=reduction.segments, wire=reduction.wire)
+        self._out_gain = None if self.out_norm is None else vector(weights(self.out_norm))
 
     def heads(self, x: F32) -> tuple[F32, F32, F32]:
         """x (T, D) before its norm -> queries (T, H * Hd), keys and values (T, K * Hd) before RoPE."""
@@ -49,7 +54,7 @@ class Attention:
 
     def finish(self, total: F32) -> F32:
         """What is added to x: made from `total` (T, D), the sum over all nodes."""
-        return total
+        return total if self._out_gain is None else norm_alike(total, self._out_gain, self._spec.norm_eps)
 
 
 class FeedForwardBlock(Protocol):
@@ -69,17 +74,22 @@ class FeedForwardBlock(Protocol):
 class FeedForward:
     """A dense feed-forward network's columns on this node."""
 
+    out_norm: str | None = None
+    """The name of the norm behind it, where there is one."""
+
     def __init__(self, spec: ModelSpec, weights: TensorSource, kernels: Kernels, reduction: Reduction) -> None:
         norm = Norm(vector(weights("ffn_norm")), spec.norm_eps)
         self._gated = kernels.gated(weights("ffn.gate"), weights("ffn.up"), spec.activation, norm)
         self._down = kernels.linear(weights("ffn.down"), segments=reduction.segments, wire=reduction.wire)
+        self._eps = spec.norm_eps
+        self._out_gain = None if self.out_norm is None else vector(weights(self.out_norm))
 
     def __call__(self, x: F32) -> F32:
         out: F32 = self._gated(x, self._down)
         return out
 
     def finish(self, total: F32) -> F32:
-        return total
+        return total if self._out_gain is None else norm_alike(total, self._out_gain, self._eps)
 
 
 class Llama:
@@ -94,7 +104,9 @@ class Llama:
         self, spec: ModelSpec, weights: TensorSource, kernels: Kernels, cache: KVCache, reduction: Reduction
     ) -> None:
         self._spec, self._cache = spec, cache
-        self._frequencies, self._layout = rope_frequencies(spec.rope, spec.head_dim), spec.rope.layout
+        ropes = [spec.rope_of(i) for i in range(spec.n_layers)]
+        self._ropes = [(rope, rope_frequencies(rope, spec.head_dim)) for rope in dict.fromkeys(ropes)]
+        self._rope_of_layer = [list(dict.fromkeys(ropes)).index(rope) for rope in ropes]
         self._layers = []
         for i in range(spec.n_layers):
 
@@ -119,9 +131,12 @@ class Llama:
 
     def _run_layers(self, x: F32, batch: Batch) -> Layers:
         """All layers over x (T, D), the rows of `batch`."""
-        rotation = Rotation(*rope_angles(self._frequencies, batch.positions), self._layout)
+        rotations = [
+            Rotation(*rope_angles(frequencies, batch.positions), rope.layout) for rope, frequencies in self._ropes
+        ]
         x = x.copy()
         for i, (attention, feed_forward) in enumerate(self._layers):
+            rotation = rotations[self._rope_of_layer[i]]
             x += attention.finish((yield attention(x, i, self._cache, batch, rotation)))
             x += feed_forward.finish((yield feed_forward(x)))
         return x

@@ -21,7 +21,7 @@ _BIASES = [
     TensorSpec("attention.k_bias", ("one", "kv_heads"), FloatType.F32),
     TensorSpec("attention.v_bias", ("one", "kv_heads"), FloatType.F32),
 ]
-_HEAD_NORMS = [TensorSpec(f"attention.{letter}_norm", ("one", "head_dim"), FloatType.F32) for letter in "qk"]
+HEAD_NORMS = [TensorSpec(f"attention.{letter}_norm", ("one", "head_dim"), FloatType.F32) for letter in "qk"]
 
 
 def qwen2_tensors(spec: ModelSpec) -> list[TensorSpec]:
@@ -31,13 +31,13 @@ def qwen2_tensors(spec: ModelSpec) -> list[TensorSpec]:
 
 def qwen3_tensors(spec: ModelSpec) -> list[TensorSpec]:
     """Every tensor of a dense Qwen3, in file order."""
-    return decoder_tensors(spec, [*attention_tensors(spec), *feed_forward_tensors(spec), *_HEAD_NORMS, *_NORMS])
+    return decoder_tensors(spec, [*attention_tensors(spec), *feed_forward_tensors(spec), *HEAD_NORMS, *_NORMS])
 
 
 def qwen3_moe_tensors(spec: ModelSpec) -> list[TensorSpec]:
     """Every tensor of a Qwen3-MoE, in file order."""
     experts = expert_tensors(spec, FloatType.F32, ("gate", "down", "up"))
-    return decoder_tensors(spec, [*attention_tensors(spec), *experts, *_HEAD_NORMS, *_NORMS])
+    return decoder_tensors(spec, [*attention_tensors(spec), *experts, *HEAD_NORMS, *_NORMS])
 
 
 class _BiasedAttention(Attention):
@@ -50,7 +50,9 @@ class _BiasedAttention(Attention):
         return q, k, v
 
 
-class _NormedAttention(Attention):
+class HeadNormedAttention(Attention):
+    """Attention with a norm of each head of q and k."""
+
     def __init__(self, spec: ModelSpec, weights: TensorSource, kernels: Kernels, reduction: Reduction) -> None:
         super().__init__(spec, weights, kernels, reduction)
         self._q_norm, self._k_norm = vector(weights("attention.q_norm")), vector(weights("attention.k_norm"))
@@ -69,9 +71,9 @@ class Qwen2(Llama):
 
 
 class Qwen3(Llama):
-    attention = _NormedAttention
+    attention = HeadNormedAttention
 
 
 class Qwen3Moe(Llama):
-    attention = _NormedAttention
+    attention = HeadNormedAttention
     feed_forward = MixtureOfExperts

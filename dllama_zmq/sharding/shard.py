@@ -36,6 +36,8 @@ def build_shard(
             kv_type,
             spec.window,
             attention_softcap(spec),
+            spec.full_layers,
+            None if spec.query_scalar is None else spec.query_scalar**-0.5,
         )
     )
     return build_model(spec, weights, kernels, cache, Reduction(plan.segments, wire))

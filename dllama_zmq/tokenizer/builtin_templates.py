@@ -1,6 +1,6 @@
 """Chat templates for files without one, chosen by the names of their special tokens. Does not render.
 
-Sources: the published formats of Llama 2, Llama 3, Mistral 7B Instruct v0.1, ChatML, Zephyr and DeepSeek V2.
+Sources: the published formats of Llama 2, Llama 3, Mistral 7B Instruct v0.1, ChatML, Zephyr, DeepSeek V2 and Gemma.
 """
 
 from __future__ import annotations
@@ -90,6 +90,26 @@ _DEEPSEEK = """\
 {%- endif -%}
 """
 
+_GEMMA = """\
+{%- if messages[0]['role'] == 'system' -%}
+  {%- set system = messages[0]['content'] + '\\n\\n' -%}
+  {%- set messages = messages[1:] -%}
+{%- else -%}
+  {%- set system = '' -%}
+{%- endif -%}
+{{- bos_token -}}
+{%- for message in messages -%}
+  {%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) -%}
+    {{- raise_exception('roles must alternate user/assistant/user/assistant/...') -}}
+  {%- endif -%}
+  {{- '<start_of_turn>' + ('model' if message['role'] == 'assistant' else message['role']) + '\\n'
+      + (system if loop.first else '') + message['content'] | trim + '<end_of_turn>\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+  {{- '<start_of_turn>model\\n' -}}
+{%- endif -%}
+"""
+
 BUILTIN = {
     "llama2": _LLAMA2,
     "llama3": _LLAMA3,
@@ -97,10 +117,12 @@ BUILTIN = {
     "chatml": _CHATML,
     "zephyr": _ZEPHYR,
     "deepseek": _DEEPSEEK,
+    "gemma": _GEMMA,
 }
 _TOKENS = (
     ("llama3", ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")),
     ("chatml", ("<|im_start|>", "<|im_end|>")),
+    ("gemma", ("<start_of_turn>", "<end_of_turn>")),
     ("deepseek", ("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>")),
     ("mistral", ("[INST]", "[/INST]")),
     ("zephyr", ("<|user|>", "<|assistant|>", "</s>")),

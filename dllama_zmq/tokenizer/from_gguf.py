@@ -206,6 +206,8 @@ def _sentencepiece_kinds(keys: _Keys) -> list[int]:
             kinds[ids[name]] = BYTE
     unknown = [token for token, kind in enumerate(kinds) if kind == UNKNOWN]
     chosen = keys.token("unknown_token_id")
+    if not unknown and chosen is not None and kinds[chosen] == CONTROL:  # as Gemma's files call it
+        unknown, kinds[chosen] = [chosen], UNKNOWN
     needed = (keys.token("bos_token_id", 1), keys.token("eos_token_id", 2)) if len(kinds) > 2 else ()
     for token in unknown:  # the library allows one; the others only pad the vocabulary
         if token != (chosen if chosen in unknown else unknown[0]):

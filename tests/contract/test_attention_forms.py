@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -80,6 +81,30 @@ def test_scores_are_kept_within_the_softcap(kernels, scale):
             wanted = weight @ v[: t + 1, head // 2] / weight.sum()
             # 30 * tanh is off by some 8 U of 30, and a weight by that much of itself.
             np.testing.assert_allclose(found[t, head], wanted, rtol=0, atol=ATTENTION_ROUNDING + 8 * 30 * U * 4)
+
+
+def test_layers_that_see_all_positions_stand_between_layers_with_a_window(kernels):
+    q, k, v = normal(43, 90, 4 * 16), normal(44, 90, 2 * 16), normal(45, 90, 2 * 16)
+    spec = CacheSpec(3, 2, 2, 16, [0, 0, 1, 1], "f32", window=20)
+    mixed, windowed_alone, whole = (
+        kernels.kv_cache(each) for each in (replace(spec, full_layers=[1]), spec, replace(spec, window=None))
+    )
+    for layer, expected in enumerate([windowed_alone, whole, windowed_alone]):
+        for start, count in [(0, 80), (80, 10)]:
+            rows, batch = slice(start, start + count), Batch.alone(start, count)
+            found, wanted = (
+                step(cache, layer, batch, *(x[rows].copy().reshape(count, -1, 16) for x in (q, k, v)))
+                for cache in (mixed, expected)
+            )
+            assert np.array_equal(found, wanted)
+
+
+def test_scores_are_scaled_as_the_cache_says(kernels):
+    q, k, v = normal(46, 70, 4, 16), normal(47, 70, 2, 16), normal(48, 70, 2, 16)
+    spec = CacheSpec(1, 2, 2, 16, [0, 0, 1, 1], "f32")
+    given, plain = kernels.kv_cache(replace(spec, scale=0.125)), kernels.kv_cache(spec)
+    found = step(given, 0, Batch.alone(0, 70), q.copy(), k.copy(), v.copy())
+    assert np.array_equal(found, step(plain, 0, Batch.alone(0, 70), q / 2, k.copy(), v.copy()))
 
 
 def rotated(x: F32, rotation: Rotation) -> F32:

@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from dllama_zmq.models.experts import Router, norm_alike
+from dllama_zmq.models.alike import norm_alike
+from dllama_zmq.models.experts import Router
 from dllama_zmq.quants import F32
 from dllama_zmq.shapes import shape
 

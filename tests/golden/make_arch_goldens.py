@@ -65,6 +65,23 @@ def build(case: Case, tensors: dict[str, F32], tied: bool) -> Any:
         model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**common))
     elif spec.arch == "qwen3":
         model = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**common, head_dim=spec.head_dim))
+    elif spec.arch in ("gemma2", "gemma3"):
+        every, activation = spec.full_every, common.pop("hidden_act")
+        common |= {
+            "head_dim": spec.head_dim,
+            "hidden_activation": activation,
+            "query_pre_attn_scalar": spec.query_scalar,
+            "sliding_window": spec.window,
+        }
+        kinds = ["sliding_attention" if (i + 1) % every else "full_attention" for i in range(spec.n_layers)]
+        if spec.arch == "gemma2":
+            model = transformers.Gemma2ForCausalLM(transformers.Gemma2Config(**common, layer_types=kinds))
+        else:
+            common["rope_parameters"] = {
+                "full_attention": {**rope, "rope_type": "linear", "factor": spec.rope.factors[0]},
+                "sliding_attention": {"rope_type": "default", "rope_theta": spec.window_rope.theta},
+            }
+            model = transformers.Gemma3ForCausalLM(transformers.Gemma3TextConfig(**common, layer_types=kinds))
     elif spec.arch == "qwen3moe":
         config = transformers.Qwen3MoeConfig(
             **common,
@@ -104,7 +121,12 @@ def hf_state(spec: ModelSpec, ours: dict[str, F32]) -> dict[str, F32]:
                 if f"{layer}attention.{letter}_{ending}" in ours:
                     theirs[f"{to}self_attn.{name}"] = ours[f"{layer}attention.{letter}_{ending}"]
         theirs[f"{to}input_layernorm.weight"] = ours[f"{layer}attention_norm"]
-        theirs[f"{to}post_attention_layernorm.weight"] = ours[f"{layer}ffn_norm"]
+        if spec.arch in ("gemma2", "gemma3"):
+            theirs[f"{to}post_attention_layernorm.weight"] = ours[f"{layer}attention_out_norm"]
+            theirs[f"{to}pre_feedforward_layernorm.weight"] = ours[f"{layer}ffn_norm"]
+            theirs[f"{to}post_feedforward_layernorm.weight"] = ours[f"{layer}ffn_out_norm"]
+        else:
+            theirs[f"{to}post_attention_layernorm.weight"] = ours[f"{layer}ffn_norm"]
         if spec.n_experts:
             experts = [f"{layer}experts.{e}." for e in range(spec.n_experts)]
             theirs[f"{to}mlp.gate.weight"] = ours[f"{layer}router"]
@@ -115,6 +137,8 @@ def hf_state(spec: ModelSpec, ours: dict[str, F32]) -> dict[str, F32]:
         else:
             for name in ("gate", "down", "up"):
                 theirs[f"{to}mlp.{name}_proj.weight"] = ours[f"{layer}ffn.{name}"]
+    if spec.arch in ("gemma2", "gemma3"):  # whose norms add 1
+        theirs |= {name: gains - 1 for name, gains in theirs.items() if name.endswith("norm.weight")}
     return theirs
 
 

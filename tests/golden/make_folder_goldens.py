@@ -43,7 +43,9 @@ def randomized(model: transformers.PreTrainedModel, seed: int, dtype: torch.dtyp
         for name, values in model.named_parameters():
             drawn = torch.randn(values.shape, generator=generator)
             if name.endswith("norm.weight"):
-                drawn = 1 + drawn / 8
+                drawn = drawn / 8 + (0 if "Gemma" in type(model).__name__ else 1)
+            elif values.dim() == 1:
+                drawn = drawn / 8
             elif "embed" in name:
                 drawn = drawn * (0.25 if model.config.tie_word_embeddings else 1.0)
             else:
@@ -53,7 +55,7 @@ def randomized(model: transformers.PreTrainedModel, seed: int, dtype: torch.dtyp
 
 
 def write_logits(model: transformers.PreTrainedModel, folder: Path, seed: int) -> None:
-    tokens = np.random.default_rng(seed).integers(0, model.config.vocab_size, N_TOKENS)
+    tokens = np.random.default_rng(seed).integers(0, model.config.get_text_config().vocab_size, N_TOKENS)
     with torch.no_grad():
         ids = torch.from_numpy(tokens)[None]
         logits = model(ids).logits[0].numpy()
@@ -155,6 +157,29 @@ def main() -> None:
     )
     make_hf("hf_mistral", transformers.MistralForCausalLM(mistral), torch.float16, "1GB", seed=2)
     make_meta("meta_llama", 2, seed=3)
+    gemma = {**SIZES, "head_dim": 12, "max_position_embeddings": 512, "sliding_window": 6, "query_pre_attn_scalar": 10}
+    gemma2 = transformers.Gemma2Config(**gemma, attn_implementation="eager")
+    make_hf("hf_gemma2", transformers.Gemma2ForCausalLM(gemma2), torch.bfloat16, "1GB", seed=4)
+    vision = {
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "image_size": 28,
+        "patch_size": 14,
+    }
+    text = {**gemma, "num_hidden_layers": 3, "sliding_window_pattern": 2, "vocab_size": 96}
+    text["rope_scaling"] = {"rope_type": "linear", "factor": 8.0}
+    gemma3 = transformers.Gemma3Config(
+        text_config=text,
+        vision_config=vision,
+        mm_tokens_per_image=4,
+        image_token_index=95,
+        boi_token_index=94,
+        eoi_token_index=93,
+        attn_implementation="eager",
+    )
+    make_hf("hf_gemma3", transformers.Gemma3ForConditionalGeneration(gemma3), torch.bfloat16, "1GB", seed=5)
 
 
 if __name__ == "__main__":

@@ -248,21 +248,20 @@ class Stranger:
         x = shard.embedded(self._decode(frames[0], n_rows))
         spans = self._spans(bounds, np.frombuffer(frames[1], "<i4"))
         positions = np.concatenate([np.arange(start, start + count) for start, count in bounds])
-        cos, sin = shard.angles(positions)
         n_experts, n_active = shard.spec["n_experts"] or 1, shard.spec["n_active_experts"] or 1
         middle = n_rows // 16 * 8 if n_rows * n_active >= 64 * n_experts else n_rows
         batches = [
-            (x[rows], self._spans_in(spans, rows), cos[rows], sin[rows])
+            (x[rows], self._spans_in(spans, rows), positions[rows])
             for rows in (slice(0, middle), slice(middle, n_rows))
             if rows.start < rows.stop
         ]
         parts: list[Any] = [None] * len(batches)
         for i in range(2 * shard.spec["n_layers"]):
-            for j, (rows, *of_rows) in enumerate(batches):
+            for j, (rows, of_rows, at) in enumerate(batches):
                 if i > 0:  # a stage behind, or two with two micro-batches
                     rows = rows + shard.finished(i - 1, self._sum(self.stage + 1 - len(batches), parts[j]))
-                    batches[j] = (rows, *of_rows)
-                partial = shard.feed_forward(i // 2, rows) if i % 2 else shard.attention(i // 2, rows, *of_rows)
+                    batches[j] = (rows, of_rows, at)
+                partial = shard.feed_forward(i // 2, rows) if i % 2 else shard.attention(i // 2, rows, of_rows, at)
                 parts[j] = self._send_partial(partial)
         last = self.stage + 1 - len(batches)
         ends = [

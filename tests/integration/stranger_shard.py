@@ -16,6 +16,13 @@ PAGE = 64
 _ATTENTION = ["attention.q", "attention.k", "attention.v", "attention.o"]
 _DENSE = ["ffn.gate", "ffn.down", "ffn.up"]
 _NORMS = ["attention_norm", "ffn_norm"]
+_GEMMA_NORMS = ["attention_norm", "attention_out_norm", "ffn_norm", "ffn_out_norm"]
+_OUT_NORMS = {
+    "grok1": ("ffn_norm", "moe_out_norm"),
+    **dict.fromkeys(("gemma2", "gemma3"), ("attention_out_norm", "ffn_out_norm")),
+}
+_SOFTCAP = {"grok1": 30, "gemma2": 50}
+"""§8."""
 _Q_K_NORMS = ["attention.q_norm", "attention.k_norm"]
 LAYERS = {
     "llama": [*_ATTENTION, *_DENSE, *_NORMS],
@@ -24,6 +31,8 @@ LAYERS = {
     "qwen3moe": [*_ATTENTION, "router", "gate down up", *_Q_K_NORMS, *_NORMS],
     "mixtral": [*_ATTENTION, "router", "up gate down", *_NORMS],
     "grok1": [*_ATTENTION, "router", "up gate down", *_NORMS, "moe_norm", "moe_out_norm"],
+    "gemma2": [*_ATTENTION, *_DENSE, *_GEMMA_NORMS],
+    "gemma3": [*_ATTENTION, *_DENSE, *_Q_K_NORMS, *_GEMMA_NORMS],
 }
 """§6: the tensors of a layer, in order; the experts' in one text."""
 _AXES = {
@@ -100,24 +109,33 @@ class Shard:
 
     def embedded(self, x: Any) -> Any:
         """x of a `step` as the layers begin with it."""
+        if self.spec["arch"] in ("gemma2", "gemma3"):
+            return x * np.float32(math.sqrt(self.spec["dim"]))
         return x * np.float32(78.38367176906169) if self.spec["arch"] == "grok1" else x
 
     def logits(self, rows: Any) -> Any:
         logits = self._product("head", self._norm(rows, "final_norm"))
+        if self.spec["arch"] == "gemma2":
+            return np.float32(30) * np.tanh(logits / np.float32(30))
         return logits * np.float32(0.5773502691896257) if self.spec["arch"] == "grok1" else logits
 
     def finished(self, half: int, total: Any) -> Any:
         """What is added to x after half `half`, of the sum over all nodes."""
-        if self.spec["arch"] != "grok1":
+        if self.spec["arch"] not in _OUT_NORMS:
             return total
-        gain = self._gain(f"layers.{half // 2}.{'moe_out_norm' if half % 2 else 'ffn_norm'}")
+        gain = self._gain(f"layers.{half // 2}.{_OUT_NORMS[self.spec['arch']][half % 2]}")
         whole, unit = _whole(total, self._router_bits())
         mean = np.square(whole).sum(axis=1) * np.square(unit) / total.shape[1]
         scale = (1 / np.sqrt(mean + self.spec["norm_eps"])).astype(np.float32)
         return total * scale[:, None] * gain
 
-    def attention(self, i: int, x: Any, spans: list[tuple[int, int, Any]], cos: Any, sin: Any) -> Any:
+    def _attends_to_all(self, i: int) -> bool:
+        every: int = self.spec["full_every"]
+        return every > 0 and i % every == every - 1
+
+    def attention(self, i: int, x: Any, spans: list[tuple[int, int, Any]], positions: Any) -> Any:
         """The partial sum of layer `i`'s attention over rows x, before their norm; `spans`: start, count, pages."""
+        cos, sin = self._angles(i, positions)
         x = self._norm(x, f"layers.{i}.attention_norm")
         shape = (len(x), -1, self.spec["head_dim"])
         q, k, v = (self._projected(i, letter, x).reshape(shape) for letter in "qkv")
@@ -131,12 +149,13 @@ class Shard:
                 self.cache[i, places[start:], which] = np.clip(new[rows], -self.kv_most, self.kv_most)
             keys, values = self.cache[i, places].astype(np.float32).transpose(1, 2, 0, 3)
             ago = np.arange(start, end)[:, None] - np.arange(end)
-            window = self.spec["window"]
+            window = None if self._attends_to_all(i) else self.spec["window"]
             hidden = (ago < 0) | (ago >= (end if window is None else window))
             for head, kv in enumerate(self.kv_of_head):
-                scores = (q[rows, head] * np.float32(1 / shape[2] ** 0.5)) @ keys[kv].T
-                if self.spec["arch"] == "grok1":
-                    scores = np.float32(30) * np.tanh(scores / np.float32(30))
+                scores = (q[rows, head] * np.float32((self.spec["query_scalar"] or shape[2]) ** -0.5)) @ keys[kv].T
+                if self.spec["arch"] in _SOFTCAP:
+                    cap = np.float32(_SOFTCAP[self.spec["arch"]])
+                    scores = cap * np.tanh(scores / cap)
                 scores[hidden] = -np.inf
                 weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
                 weights /= weights.sum(axis=-1, keepdims=True, dtype=np.float32)
@@ -232,9 +251,11 @@ class Shard:
             parts.append(total)
         return parts
 
-    def angles(self, positions: Any) -> tuple[Any, Any]:
-        """cos and sin of each pair at each position."""
+    def _angles(self, i: int, positions: Any) -> tuple[Any, Any]:
+        """cos and sin of each pair at each position, in layer `i`."""
         rope, head_dim = self.spec["rope"], self.spec["head_dim"]
+        if self.spec["window_rope"] is not None and not self._attends_to_all(i):
+            rope = self.spec["window_rope"]
         f = rope["theta"] ** (-np.arange(0, head_dim, 2) / head_dim)
         if rope["factors"]:
             f = f / np.array(rope["factors"])

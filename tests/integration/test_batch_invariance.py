@@ -43,6 +43,31 @@ MODELS: dict[str, tuple[ModelSpec, dict[str, Any]]] = {
         wide(FloatType.Q80, arch="grok1", rope=Rope(layout="half"), activation="gelu", **EXPERTS),
         {"kv_type": "f32"},
     ),
+    "Q80, a Gemma 3": (
+        wide(
+            FloatType.Q80,
+            arch="gemma3",
+            rope=Rope(1e6, "half"),
+            window_rope=Rope(layout="half"),
+            activation="gelu",
+            window=40,
+            full_every=2,
+            query_scalar=24,
+        ),
+        {},
+    ),
+    "Q41, a Gemma 2": (
+        wide(
+            FloatType.Q41,
+            arch="gemma2",
+            rope=Rope(layout="half"),
+            activation="gelu",
+            window=70,
+            full_every=2,
+            query_scalar=24,
+        ),
+        {"threads": 2},
+    ),
 }
 
 

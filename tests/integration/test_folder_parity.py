@@ -23,7 +23,7 @@ TOKENS = [5, 250, 17, 3, 99, 180, 42, 7]
 
 
 @pytest.mark.parametrize("nodes", [1, 2, 4])
-@pytest.mark.parametrize("name", ["hf_llama", "hf_mistral", "meta_llama"])
+@pytest.mark.parametrize("name", ["hf_llama", "hf_mistral", "hf_gemma2", "hf_gemma3", "meta_llama"])
 def test_a_folder_that_transformers_or_torch_wrote_has_transformers_logits(name, nodes):
     with np.load(GOLDEN / name / "logits.npz") as golden:
         tokens, expected = golden["tokens"].tolist(), golden["logits"]

@@ -45,6 +45,7 @@ def arch_spec(arch: Architecture, **numbers: Any) -> ModelSpec:
     )
 
 
+GEMMA: dict[str, Any] = {"activation": "gelu", "window": 3, "full_every": 2, "query_scalar": 24}
 TOKENS = [1, 40, 41, 42, 200, 7, 7, 13]
 SPECS = {
     "f32": tiny_spec(),
@@ -80,6 +81,8 @@ SPECS = {
     "qwen3moe": arch_spec("qwen3moe", n_experts=6, n_active_experts=2, norm_topk=False),
     "mixtral": arch_spec("mixtral", n_experts=4, n_active_experts=2),
     "grok1": arch_spec("grok1", n_experts=4, n_active_experts=2, activation="gelu", norm_topk=False),
+    "gemma2": arch_spec("gemma2", **GEMMA),
+    "gemma3": arch_spec("gemma3", **GEMMA, window_rope=Rope(1e3, "half")),
     "half": tiny_spec(dim=128, hidden_dim=256, n_heads=8, weight_type=FloatType.Q40, rope=Rope(1e4, "half")),
 }
 

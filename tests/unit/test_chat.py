@@ -71,6 +71,7 @@ def test_a_template_renders_as_transformers_renders_it(published, name):
         ("chatml", "chatml", ["user", "no prompt", "system", "turns", "system and turns", "two of a kind", "odd role"]),
         ("zephyr", "zephyr", ["user", "no prompt", "system", "turns", "system and turns", "two of a kind"]),
         ("deepseek", "deepseek", ["user", "no prompt", "system", "turns", "system and turns", "two of a kind"]),
+        ("gemma", "gemma", ["user", "no prompt", "turns", "two of a kind"]),
     ],
 )
 def test_a_built_in_template_is_the_published_one(builtin, published, names):
@@ -96,6 +97,7 @@ def test_the_file_s_own_template_is_taken_and_its_tokens_are_named():
         (["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"], "<s><|start_header_id|>user"),
         (["<|im_start|>", "<|im_end|>"], "<|im_start|>user"),
         (["[INST]", "[/INST]"], "<s>[INST] Hello"),
+        (["<start_of_turn>", "<end_of_turn>"], "<s><start_of_turn>user"),
         (["<|user|>", "<|assistant|>"], "<|user|>\nHello"),
         (["<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"], "<s>User: Hello"),
     ],

@@ -67,6 +67,43 @@ def test_numbers_of_the_other_architectures(tmp_path):
     assert spec_of(tmp_path, changed("llama", **moe)) == replace(half, arch="mixtral", n_experts=8, n_active_experts=2)
 
 
+GEMMA2 = {
+    "attention__key_length": 32,
+    "attention__value_length": 32,
+    "rope__dimension_count": None,
+    "attention__sliding_window": 16,
+}
+GEMMA3 = {**GEMMA2, "rope__freq_base": 1e6}
+
+
+def test_numbers_of_a_gemma(tmp_path):
+    half = replace(tiny_spec(), rope=Rope(10000.0, "half"), head_dim=32, activation="gelu", window=16)
+    gemma2 = replace(half, arch="gemma2", full_every=2)
+    gemma3 = replace(half, arch="gemma3", full_every=6, rope=Rope(1e6, "half"), window_rope=Rope(1e4, "half"))
+    caps = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
+    assert spec_of(tmp_path, changed("gemma2", **GEMMA2, **caps)) == gemma2
+    assert spec_of(tmp_path, changed("gemma2", **GEMMA2)) == gemma2
+    assert spec_of(tmp_path, changed("gemma2", **GEMMA2, block_count=46)).query_scalar == 64 // 4
+    assert spec_of(tmp_path, changed("gemma3", **GEMMA3)) == gemma3
+    assert spec_of(tmp_path, changed("gemma3", **GEMMA3, block_count=62)).query_scalar == 64 // 4
+    scaled = {"rope__scaling__type": "linear", "rope__scaling__factor": 8.0}
+    of_full_layers = replace(gemma3.rope, factors=(8.0,) * 16)
+    assert spec_of(tmp_path, changed("gemma3", **GEMMA3, **scaled)) == replace(gemma3, rope=of_full_layers)
+    own = changed("gemma3", **GEMMA3, rope__freq_base_swa=500.0)
+    assert spec_of(tmp_path, own).window_rope == Rope(500.0, "half")
+    whole = spec_of(tmp_path, changed("gemma3", **GEMMA3 | {"attention__sliding_window": None}))
+    assert whole == replace(gemma3, window=None, full_every=1, window_rope=None)
+
+
+@pytest.mark.parametrize(
+    ("windowed", "every"), [([True, False], 2), ([True, True], 0), ([False, False], 1), (4, 4), (0, 0)]
+)
+def test_which_layers_of_a_gemma_have_a_window(tmp_path, windowed, every):
+    pattern = windowed if isinstance(windowed, int) else Typed("bool", windowed)
+    metadata = changed("gemma3", **GEMMA3, attention__sliding_window_pattern=pattern)
+    assert spec_of(tmp_path, metadata).full_every == every
+
+
 def converters_factors(theta: float, head_dim: int, factor: float, original: int) -> F32:
     """rope_freqs.weight as llama.cpp's convert_hf_to_gguf.py makes it (LlamaModel.generate_extra_tensors), in f32."""
     freqs = np.float32(1) / np.float32(theta) ** (np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim))
@@ -102,7 +139,12 @@ def test_factors_of_a_published_scaling_become_that_scaling(tmp_path, factor):
 @pytest.mark.parametrize(
     ("metadata", "words"),
     [
-        (changed("gemma2"), "architecture is 'gemma2'"),
+        (changed("gemma"), "architecture is 'gemma'"),
+        (changed("gemma2", **GEMMA2, attn_logit_softcapping=30.0), "attn_logit_softcapping is 30.0"),
+        (changed("gemma3", **GEMMA3, final_logit_softcapping=30.0), "final_logit_softcapping is 30.0"),
+        (changed("gemma3", **GEMMA3, attention__sliding_window_pattern=Typed("bool", [False, True])), "from layer to"),
+        (changed(rope__freq_base_swa=1e4), "freq_base_swa is 10000"),
+        (changed(attention__sliding_window_pattern=2), "sliding_window_pattern is 2"),
         (changed(rope__scaling__type="yarn", rope__scaling__factor=4.0), "'yarn' with a factor of 4"),
         (changed(rope__scaling__type="longrope"), "'longrope'"),
         (changed(rope__dimension_count=8), "dimension_count is 8"),

@@ -64,7 +64,7 @@ def test_a_header_says_which_architecture_it_is(changes, expected):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({1: 0xABCD04}, r"key 1 \(arch_type\) is 11259140; an unknown architecture"),
+        ({1: 0xABCD0F}, r"key 1 \(arch_type\) is 11259151; an unknown architecture"),
         ({7: 8, 8: 2}, r"key 7 \(n_experts\) is 8; but a llama of this file format has none"),
         ({1: 0xABCD03, 7: 8, 8: 2}, r"but a qwen2 of this file format has none"),
         ({1: 0xABCD02}, r"n_experts \(key 7\) is 0 or missing, and a mixtral is a mixture"),
@@ -73,6 +73,10 @@ def test_a_header_says_which_architecture_it_is(changes, expected):
         ({1: 0xABCD02, 7: 8, 8: 2, 20: 6}, r"no key 21 \(moe_hidden_dim\)"),
         ({1: 0xABCD02, 4: 4096, 7: 1024, 8: 2}, "4096 layers of 1024 experts"),
         ({1000: 0}, "the sliding window is 0"),
+        ({1002: -1}, "one layer in -1 attends to all positions"),
+        ({1003: 0}, "rope_theta is 0"),
+        ({1004: 0}, "query_pre_attn_scalar is 0"),
+        ({1005: 0}, r"key 1005 \(rope_linear_factor\) is 0"),
         ({1001: 2}, r"key 1001 \(norm_topk\) is 2"),
     ],
 )
@@ -121,6 +125,8 @@ MIXTURE = {"n_experts": 4, "n_active_experts": 2, "rope": HALF}
         {"arch": "mixtral", **MIXTURE},
         {"arch": "grok1", **MIXTURE, "activation": "gelu", "norm_topk": False},
         {"activation": "gelu", "window": 5},
+        {"arch": "gemma2", "rope": HALF, "window": 5, "full_every": 2, "norm_eps": 1e-6, "query_scalar": 24},
+        {"arch": "gemma3", "rope": Rope(1e6, "half", factors=(8.0,) * 8), "full_every": 6, "window_rope": HALF},
     ],
 )
 @pytest.mark.parametrize("weight_type", [FloatType.F32, FloatType.Q40])
@@ -141,7 +147,8 @@ def test_every_architecture_reads_back_as_it_was_written(tmp_path, weight_type, 
         ({"n_experts": 4, "n_active_experts": 2}, "llama has no experts; this one has 4"),
         ({"arch": "mixtral", "rope": HALF}, "mixtral has experts; this one has 0"),
         ({"norm_topk": False}, "llama has experts' weights that sum to 1"),
-        ({"rope": Rope(factors=(1.0,) * 8)}, "cannot hold RoPE factors"),
+        ({"rope": Rope(factors=(1.0,) * 7 + (2.0,))}, "cannot hold a RoPE factor for each pair"),
+        ({"window_rope": Rope(factors=(2.0,) * 8)}, "cannot hold a scaling of RoPE in the layers with a window"),
     ],
 )
 def test_what_a_header_would_say_otherwise_is_not_written(tmp_path, overrides, words):

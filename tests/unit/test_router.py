@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from tiny import tiny_spec
 
-from dllama_zmq.models.experts import Router, norm_alike
+from dllama_zmq.models.alike import norm_alike
+from dllama_zmq.models.experts import Router
 from dllama_zmq.quants import F32
 from dllama_zmq.spec import ModelSpec, Rope
 

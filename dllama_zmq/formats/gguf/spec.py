@@ -16,9 +16,10 @@ from msgspec.structs import fields
 from dllama_zmq.errors import FormatError, UnsupportedModel
 from dllama_zmq.formats.gguf.container import Container
 from dllama_zmq.formats.gguf.head import ArrayLocation
+from dllama_zmq.models.gemma import ATTENTION_SOFTCAP, LOGIT_SOFTCAP
 from dllama_zmq.models.rope import rope_frequencies
 from dllama_zmq.quants import F32
-from dllama_zmq.spec import Architecture, FloatType, ModelSpec, Rope, RopeScaling
+from dllama_zmq.spec import Activation, Architecture, FloatType, ModelSpec, Rope, RopeScaling, full_every
 from dllama_zmq.threads import converted_by_threads
 from dllama_zmq.typed import typed
 
@@ -28,12 +29,21 @@ class Dialect:
     """What an architecture of GGUF files is here: without experts, with experts (None: refused), without biases.
 
     in_pairs: RoPE's rows of q and k are interleaved in the file. Here those of a model with experts are in half layout.
+    full_every, window, window_theta: what a file of layers with and without a window need not say. n_layers_27b: of the
+    size whose scores are divided by the square root of width / heads, which no key says. softcaps: those of the
+    architecture, of attention's scores and of logits.
     """
 
     dense: Architecture | None
     with_experts: Architecture | None = None
     without_biases: Architecture | None = None
     in_pairs: bool = False
+    activation: Activation = "silu"
+    full_every: int = 0
+    window: int = 0
+    window_theta: float | None = None
+    n_layers_27b: int = 0
+    softcaps: tuple[float, float] = (0.0, 0.0)
 
 
 _ARCHITECTURES = {
@@ -42,19 +52,29 @@ _ARCHITECTURES = {
     "qwen2": Dialect("qwen2", without_biases="llama"),
     "qwen3": Dialect("qwen3"),
     "qwen3moe": Dialect(None, with_experts="qwen3moe"),
+    "gemma2": Dialect(
+        "gemma2",
+        activation="gelu",
+        full_every=2,
+        window=4096,
+        n_layers_27b=46,
+        softcaps=(ATTENTION_SOFTCAP, LOGIT_SOFTCAP),
+    ),
+    "gemma3": Dialect("gemma3", activation="gelu", full_every=6, window_theta=10000.0, n_layers_27b=62),
 }
 _RUNS = f"This version runs {', '.join(_ARCHITECTURES)} (Mixtral is a llama with experts)."
 _PARTS = {"adapter": "a LoRA adapter", "mmproj": "a vision projector (mmproj)"}
 """Values of general.type for parts of a model."""
+_PATTERN = "attention.sliding_window_pattern"
 _NEUTRAL = {
     "expert_shared_count": 0, "expert_group_count": (0, 1), "expert_weights_scale": (0, 1),
     "expert_gating_func": (0, 1), "leading_dense_block_count": 0, "nextn_predict_layers": 0,
     "attention.clamp_kqv": 0, "attention.scale": 0,
     "attention.max_alibi_bias": 0, "attention.causal": True, "logit_scale": (0, 1), "residual_scale": (0, 1),
-    "embedding_scale": (0, 1), "attn_logit_softcapping": 0, "final_logit_softcapping": 0,
+    "embedding_scale": (0, 1), "rope.freq_base_swa": (),
     "use_parallel_residual": False, "router_logit_softcapping": 0, "swin_norm": False, "n_deepstack_layers": 0,
     "interleave_moe_layer_step": (0, 1), "moe_every_n_layers": (0, 1), "attention.output_scale": (0, 1),
-    "attention.temperature_scale": 0, "attention.sliding_window_pattern": 0, "rope.scaling.attn_factor": (0, 1),
+    "attention.temperature_scale": 0, _PATTERN: 0, "rope.scaling.attn_factor": (0, 1),
     "rope.scaling.yarn_attn_factor": (0, 1), "rope.scaling.yarn_ext_factor": (-1, 0), "rope.scaling.alpha": 0,
 }  # fmt: skip
 """Keys that change the computation, with their neutral values."""
@@ -100,7 +120,9 @@ class _Numbers(Struct, frozen=True):
     n_experts: int = field(name="expert_count", default=0)
     n_active_experts: int = field(name="expert_used_count", default=0)
     norm_topk: float | bool = field(name="expert_weights_norm", default=True)
-    window: int = field(name="attention.sliding_window", default=0)
+    window: int | None = field(name="attention.sliding_window", default=None)
+    full_every: int | None = field(name="attention.sliding_window_pattern", default=None)
+    window_theta: float | None = field(name="rope.freq_base_swa", default=None)
     rope_theta: float = field(name="rope.freq_base", default=10000.0)
     rope_kind: str = field(name="rope.scaling.type", default="linear")  # llama.cpp's default
     rope_factor: float | None = field(name="rope.scaling.factor", default=None)
@@ -108,13 +130,20 @@ class _Numbers(Struct, frozen=True):
 
 
 def _own(file: Container, arch: str) -> dict[str, Any]:
-    """The metadata under the architecture's name; a list with one number per layer is their common value."""
+    """The metadata under the architecture's name; a list with one number per layer is their common value, or how often
+    a layer without a window comes."""
     own: dict[str, Any] = {}
     for name, value in file.metadata.items():
         if not name.startswith(f"{arch}."):
             continue
         if isinstance(value, ArrayLocation):
             values = file.array(name) if 1 <= value.count <= _MAX_LAYERS else []
+            if (
+                _ARCHITECTURES[arch].full_every
+                and name.endswith(_PATTERN)
+                and (every := full_every(values)) is not None
+            ):
+                values = [every]
             if len(set(values)) != 1:
                 raise UnsupportedModel(
                     f"{file.path}: {name} differs from layer to layer; this version runs models of equal layers."
@@ -153,9 +182,10 @@ def read_spec(file: Container, vocab_size: int, rope_factors: F32 | None) -> Mod
     """
     arch, dialect = check_architecture(file)
     own = _own(file, arch)
-    _check_neutral(file, arch, own)
+    _check_neutral(file, arch, own, dialect)
     numbers = typed(own, _Numbers, f"{file.path}: {arch}")
-    dim, n_heads, n_experts, window = numbers.dim, numbers.n_heads, numbers.n_experts, numbers.window
+    dim, n_heads, n_experts = numbers.dim, numbers.n_heads, numbers.n_experts
+    window = dialect.window if numbers.window is None else numbers.window
     if numbers.head_dim is None and (n_heads < 1 or dim % n_heads):
         raise FormatError(
             f"{file.path}: {arch}.attention.head_count is {n_heads}; it does not divide the width, {dim}, and "
@@ -192,10 +222,12 @@ def read_spec(file: Container, vocab_size: int, rope_factors: F32 | None) -> Mod
         seq_len=numbers.seq_len,
         weight_type=FloatType.F32,
         norm_eps=numbers.norm_eps,
+        activation=dialect.activation,
         n_experts=n_experts,
         n_active_experts=numbers.n_active_experts if n_experts else 0,
         norm_topk=bool(numbers.norm_topk),
         window=window if 0 < window < numbers.seq_len else None,
+        query_scalar=dim // n_heads if numbers.n_layers == dialect.n_layers_27b and n_heads > 0 else None,
     )
     try:
         spec.check()  # bounds the numbers before _rope uses them
@@ -203,6 +235,8 @@ def read_spec(file: Container, vocab_size: int, rope_factors: F32 | None) -> Mod
             spec,
             rope=_rope(numbers, spec, "interleaved" if dialect.in_pairs and not n_experts else "half", rope_factors),
         )
+        if dialect.full_every:
+            spec = _with_layers(spec, numbers, dialect, window)
         spec.check()
     except UnsupportedModel as error:
         raise UnsupportedModel(f"{file.path}: {arch}.{error}") from error
@@ -211,16 +245,30 @@ def read_spec(file: Container, vocab_size: int, rope_factors: F32 | None) -> Mod
     return spec
 
 
-def _check_neutral(file: Container, arch: str, own: dict[str, Any]) -> None:
+def _with_layers(spec: ModelSpec, numbers: _Numbers, dialect: Dialect, window: int) -> ModelSpec:
+    """`spec` with its layers with and without a window."""
+    every = dialect.full_every if numbers.full_every is None else numbers.full_every
+    if window <= 0:  # as in llama.cpp, where no layer has RoPE of its own then either
+        return replace(spec, full_every=1)
+    theta = dialect.window_theta if numbers.window_theta is None else numbers.window_theta
+    own_rope = None if theta is None else Rope(theta, spec.rope.layout)
+    return replace(spec, full_every=every, window_rope=own_rope)
+
+
+def _check_neutral(file: Container, arch: str, own: dict[str, Any], dialect: Dialect) -> None:
+    attention_softcap, logit_softcap = dialect.softcaps
+    neutrals = _NEUTRAL | {"attn_logit_softcapping": attention_softcap, "final_logit_softcapping": logit_softcap}
+    if dialect.full_every:
+        neutrals = {key: neutrals[key] for key in neutrals.keys() - {_PATTERN, "rope.freq_base_swa"}}
     read = {encoded.encode_name for encoded in fields(_Numbers)}
-    unknown = sorted(own.keys() - read - _IGNORED - _NEUTRAL.keys())
+    unknown = sorted(own.keys() - read - _IGNORED - neutrals.keys())
     if unknown:
         raise UnsupportedModel(
             f"{file.path}: the key {arch}.{unknown[0][:80]} is {repr(own[unknown[0]])[:80]}; this version does not "
             f"know it, and it may mean another computation. {_RUNS}"
         )
-    for key in _NEUTRAL.keys() & own.keys():
-        neutral = _NEUTRAL[key]
+    for key in neutrals.keys() & own.keys():
+        neutral = neutrals[key]
         if own[key] not in (neutral if isinstance(neutral, tuple) else (neutral,)):
             raise UnsupportedModel(
                 f"{file.path}: {arch}.{key} is {repr(own[key])[:80]}, which this version does not support. {_RUNS}"

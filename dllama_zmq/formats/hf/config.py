@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from msgspec import UNSET, Struct, UnsetType
 
 from dllama_zmq.errors import FormatError, UnsupportedModel
+from dllama_zmq.formats.hf.layers import LayerKeys, rope_by_kind, rope_parameters, window_of
 from dllama_zmq.formats.hf.rope import read_rope
 from dllama_zmq.formats.json_file import read_json
+from dllama_zmq.models.gemma import ATTENTION_SOFTCAP, LOGIT_SOFTCAP
 from dllama_zmq.spec import Activation, Architecture, FloatType, ModelSpec
 from dllama_zmq.typed import typed
 
@@ -25,14 +28,37 @@ _ARCHITECTURES: dict[str, tuple[Architecture, str]] = {
     "qwen3": ("qwen3", "Qwen3ForCausalLM"),
     "qwen3_moe": ("qwen3moe", "Qwen3MoeForCausalLM"),
     "mixtral": ("mixtral", "MixtralForCausalLM"),
+    "gemma2": ("gemma2", "Gemma2ForCausalLM"),
+    "gemma3_text": ("gemma3", "Gemma3ForCausalLM"),
 }
+_TEXT_OF = {"gemma3": ("gemma3_text", "Gemma3ForConditionalGeneration")}
+"""Models of text and images by model_type: the type of their text part, in `text_config`, and their architecture."""
 _ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu", "gelu_new": "gelu"}
 _INTERLEAVED = ("llama", "mistral")
 _QWEN_MOE = "qwen3_moe"
-_DEFAULT_THETA = {"mixtral": 1e6}
-_DEFAULT_WINDOW = {"mistral": 4096, "qwen2": 4096, "qwen3": 4096, "qwen3_moe": 4096}
+_DEFAULT_THETA = {"mixtral": 1e6, "gemma3_text": 1e6}
 _DEFAULT_KV_HEADS = {"mistral": 8, "mixtral": 8, "qwen2": 32, "qwen3": 32, "qwen3_moe": 4}
 _DEFAULT_HEAD_DIM = {"qwen3": 128}
+_GEMMA = {
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "rms_norm_eps": 1e-6,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "query_pre_attn_scalar": 256,
+    "tie_word_embeddings": True,
+    "sliding_window": 4096,
+}
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "gemma2": {
+        **_GEMMA,
+        "vocab_size": 256000,
+        "max_position_embeddings": 8192,
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+    },
+    "gemma3_text": {**_GEMMA, "vocab_size": 262208, "max_position_embeddings": 131072},
+}
 """Defaults of transformers 5.24 by model_type. For other types: rope_theta 10000, no window, as many KV heads as heads,
 head_dim = width / heads."""
 _NEUTRAL: dict[str, tuple[object, ...]] = {
@@ -45,6 +71,7 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
     "attn_temperature_tuning": (False,), "n_shared_experts": (0,), "num_shared_experts": (0,),
     "shared_expert_intermediate_size": (0,), "first_k_dense_replace": (0,), "routed_scaling_factor": (1,),
     "scoring_func": ("softmax",), "n_group": (0, 1), "num_nextn_predict_layers": (0,), "add_qk_norm": (False,),
+    "use_bidirectional_attention": (False,),
 }  # fmt: skip
 """Keys by which other models change the computation, with their neutral values; null is always neutral.
 
@@ -52,8 +79,12 @@ transformers ignores them in the models that are read here. Whoever wrote them m
 """
 
 
+_SOFTCAPS = {"attn_logit_softcapping": ATTENTION_SOFTCAP, "final_logit_softcapping": LOGIT_SOFTCAP}
+"""Gemma 2's."""
+
+
 class _Config(Struct, frozen=True):
-    """The keys that are read."""
+    """The keys that are read, besides those of the layers."""
 
     model_type: str | None = None
     architectures: list[str] | None = None
@@ -70,18 +101,13 @@ class _Config(Struct, frozen=True):
     hidden_act: str | None = None
     hidden_activation: str | None = None
     rope_theta: float | None = None
-    rope_scaling: dict[str, Any] | None = None
-    rope_parameters: dict[str, Any] | None = None
+    rope_local_base_freq: float = 10000.0
     partial_rotary_factor: float | None = None
     query_pre_attn_scalar: float | None = None
     attention_multiplier: float | None = None
     tie_word_embeddings: bool | None = None
     attention_bias: bool | None = None
     mlp_bias: bool | None = None
-    sliding_window: int | UnsetType | None = UNSET
-    use_sliding_window: bool | None = None
-    max_window_layers: int | None = None
-    layer_types: list[str] | None = None
     num_local_experts: int | None = None
     num_experts: int | None = None
     num_experts_per_tok: int | None = None
@@ -94,29 +120,51 @@ class _Config(Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class HFConfig:
-    """A config.json. `spec` has all weights F32. tied: the head is the embedding."""
+    """A config.json. `spec` has all weights F32. tied: the head is the embedding. has_more: it is the text part of a
+    model that has more."""
 
     spec: ModelSpec
     tied: bool
+    has_more: bool = False
 
 
 def read_config(path: Path) -> HFConfig:
     """Read and check a config.json. Raises FormatError or UnsupportedModel, naming the key."""
-    raw = read_json(path, dict[str, Any])
+    whole = read_json(path, dict[str, Any])
+    raw = _text_part(whole)
+    raw = {**_DEFAULTS.get(str(raw.get("model_type")), {}), **raw}
     config = typed(raw, _Config, str(path))
     try:
         model_type = _model_type(config)
         _refuse_unsupported(config, model_type)
         _check_neutral(raw, config)
-        spec = _spec(config, model_type)
+        spec = _spec(config, model_type, raw)
         spec.check()
     except FormatError as error:
         raise type(error)(f"{path}: {error}") from error
-    return HFConfig(spec, config.tie_word_embeddings or False)
+    return HFConfig(
+        spec, config.tie_word_embeddings or False, has_more=raw.get("model_type") != whole.get("model_type")
+    )
+
+
+def _text_part(whole: dict[str, Any]) -> dict[str, Any]:
+    """The keys of the text part of a model of text and images; any other config as it is."""
+    model_type, text = whole.get("model_type"), whole.get("text_config")
+    text_type, architecture = _TEXT_OF.get(model_type if isinstance(model_type, str) else "", ("", ""))
+    architectures = whole.get("architectures")
+    if not text_type or not isinstance(text, dict) or architectures not in (None, [architecture]):
+        return whole
+    outer = ("tie_word_embeddings", "quantization_config", "quantization")
+    return {
+        "model_type": text_type,
+        **text,
+        "architectures": None,
+        **{key: whole[key] for key in outer if key in whole},
+    }
 
 
 def _model_type(config: _Config) -> str:
-    runs = f"This version runs {', '.join(_ARCHITECTURES)}."
+    runs = f"This version runs {', '.join([*_ARCHITECTURES, *_TEXT_OF])}."
     model_type = config.model_type
     if model_type is None:
         raise FormatError("model_type is missing. It is damaged, or not the config.json of a model.")
@@ -151,7 +199,12 @@ def _check_neutral(raw: dict[str, Any], config: _Config) -> None:
     """Raise UnsupportedModel for a key that changes the computation."""
     for key, neutral in _NEUTRAL.items():
         value = raw.get(key)
-        if value is not None and value not in neutral:
+        if config.model_type == "gemma2" and key in _SOFTCAPS:
+            if value != _SOFTCAPS[key]:
+                raise UnsupportedModel(
+                    f"{key} is {str(value)[:80]}; this version runs a gemma2 only with {_SOFTCAPS[key]:g}."
+                )
+        elif value is not None and value not in neutral:
             raise UnsupportedModel(f"{key} is {str(value)[:80]}, which this version does not support.")
     dense = config.model_type not in (_QWEN_MOE, "mixtral")
     for key in ("num_local_experts", "num_experts") if dense else ():
@@ -159,14 +212,15 @@ def _check_neutral(raw: dict[str, Any], config: _Config) -> None:
             raise UnsupportedModel(f"{key} is {raw[key]}, but a {config.model_type} has no experts.")
     if config.model_type == "mixtral" and config.norm_topk_prob is False:
         raise UnsupportedModel("norm_topk_prob is False; the experts' weights of a mixtral sum to 1.")
-    if config.hidden_activation not in (None, config.hidden_act or "silu"):
+    is_gemma = config.model_type in _DEFAULTS
+    if config.hidden_activation not in (None, config.hidden_act or (config.hidden_activation if is_gemma else "silu")):
         raise UnsupportedModel(
             f"hidden_activation is {config.hidden_activation[:40]!r} and hidden_act {config.hidden_act or 'missing'}; "
             "expected one activation."
         )
 
 
-def _spec(config: _Config, model_type: str) -> ModelSpec:
+def _spec(config: _Config, model_type: str, raw: dict[str, Any]) -> ModelSpec:
     dim, n_heads = _needed(config, "hidden_size"), _needed(config, "num_attention_heads")
     head_dim = _DEFAULT_HEAD_DIM.get(model_type) if config.head_dim is UNSET else config.head_dim
     if head_dim is None:
@@ -184,14 +238,25 @@ def _spec(config: _Config, model_type: str) -> ModelSpec:
     n_kv_heads = config.num_key_value_heads
     if n_kv_heads is UNSET:
         n_kv_heads = _DEFAULT_KV_HEADS.get(model_type)
-    _check_scale(config, head_dim)
-    rope = read_rope(
-        _rope_parameters(config),
-        default_theta=_DEFAULT_THETA.get(model_type, 10000.0) if config.rope_theta is None else config.rope_theta,
+    is_gemma = model_type in _DEFAULTS
+    if not is_gemma:
+        _check_scale(config, head_dim)
+    layers = typed(raw, LayerKeys, "config.json")
+    window, full_every = window_of(layers, model_type)
+    rope_of = partial(
+        read_rope,
         default_part=1.0 if config.partial_rotary_factor is None else config.partial_rotary_factor,
         layout="interleaved" if model_type in _INTERLEAVED else "half",
         head_dim=head_dim,
     )
+    theta = _DEFAULT_THETA.get(model_type, 10000.0) if config.rope_theta is None else config.rope_theta
+    window_rope = None
+    if model_type == "gemma3_text":
+        of_full, of_windowed = rope_by_kind(layers)
+        rope = rope_of(of_full, default_theta=theta)
+        window_rope = rope_of(of_windowed, default_theta=config.rope_local_base_freq)
+    else:
+        rope = rope_of(rope_parameters(layers), default_theta=theta)
     return ModelSpec(
         arch=_ARCHITECTURES[model_type][0],
         dim=dim,
@@ -205,12 +270,23 @@ def _spec(config: _Config, model_type: str) -> ModelSpec:
         weight_type=FloatType.F32,
         rope=rope,
         norm_eps=eps,
-        activation=_activation(config.hidden_act or "silu"),
+        activation=_activation(config.hidden_act or (config.hidden_activation if is_gemma else None) or "silu"),
         n_experts=n_experts,
         n_active_experts=n_active,
         norm_topk=bool(config.norm_topk_prob) if model_type == _QWEN_MOE else True,  # Qwen3-MoE's default is false
-        window=_window(config, model_type, seq_len),
+        window=window,
+        full_every=full_every,
+        window_rope=window_rope,
+        query_scalar=_query_scalar(config, head_dim) if is_gemma else None,
     )
+
+
+def _query_scalar(config: _Config, head_dim: int) -> int | None:
+    """What attention's scores are divided by the square root of, where it is not head_dim."""
+    scalar = config.query_pre_attn_scalar
+    if scalar is None or not 1 <= scalar < 1 << 31 or scalar != int(scalar):
+        raise UnsupportedModel(f"query_pre_attn_scalar is {scalar}; expected a positive whole number.")
+    return int(scalar) if scalar != head_dim else None
 
 
 def _check_scale(config: _Config, head_dim: int) -> None:
@@ -224,59 +300,6 @@ def _check_scale(config: _Config, head_dim: int) -> None:
         raise UnsupportedModel(
             f"attention_multiplier is {scale:g}; this version scales by 1 / sqrt(head_dim), and head_dim is {head_dim}."
         )
-
-
-def _rope_parameters(config: _Config) -> dict[str, Any]:
-    """RoPE's parameters, from the keys of transformers 5 or 4. Raises UnsupportedModel if these differ."""
-    new, old = config.rope_parameters or {}, config.rope_scaling or {}
-    if new and old:
-        kinds = [raw.get("rope_type") or raw.get("type") or "default" for raw in (new, old)]
-        if kinds[0] != kinds[1]:
-            raise UnsupportedModel(
-                f"rope_scaling and rope_parameters differ in the type: {str(kinds[1])[:40]!r} and "
-                f"{str(kinds[0])[:40]!r}. Remove the one that is wrong."
-            )
-        for key in sorted(new.keys() & old.keys()):
-            if new[key] != old[key]:
-                raise UnsupportedModel(f"rope_scaling and rope_parameters differ in {key[:40]}. Remove the wrong one.")
-    return new | old
-
-
-def _window(config: _Config, model_type: str, seq_len: int) -> int | None:
-    """The attention window of all layers, or None. Raises UnsupportedModel if only some layers have one."""
-    if model_type == "llama":
-        return None
-    n_layers = _needed(config, "num_hidden_layers")
-    window = _DEFAULT_WINDOW.get(model_type) if config.sliding_window is UNSET else config.sliding_window
-    if model_type.startswith("qwen") and not config.use_sliding_window:
-        window = None
-    if window is not None and window < 1:
-        raise FormatError(f"sliding_window is {window}; expected 1 or more.")
-    full_layers = 0
-    if model_type.startswith("qwen") and window is not None:
-        full_layers = min(28 if config.max_window_layers is None else config.max_window_layers, n_layers)
-    if config.layer_types is not None:
-        full_layers = _full_layers(config.layer_types, n_layers)
-        if full_layers == n_layers and window is not None and model_type not in ("qwen2", "qwen3"):
-            raise UnsupportedModel(
-                f"sliding_window is {window}, but all layer_types are full_attention; remove the wrong one."
-            )
-    if 0 < full_layers < n_layers:
-        raise UnsupportedModel(
-            f"{'max_window_layers' if config.layer_types is None else 'layer_types'}: {full_layers} of {n_layers} "
-            "layers attend to all positions and the others to a sliding window, which this version does not support."
-        )
-    return None if full_layers or window is None or window >= seq_len else window
-
-
-def _full_layers(kinds: list[str], n_layers: int) -> int:
-    """The number of layers with full attention. Raises UnsupportedModel for other kinds of attention."""
-    for kind in kinds:
-        if kind not in ("full_attention", "sliding_attention"):
-            raise UnsupportedModel(f"layer_types has {kind[:40]!r}; this version runs full and sliding attention.")
-    if len(kinds) != n_layers:
-        raise FormatError(f"layer_types has {len(kinds)} entries; expected {n_layers}, one per layer.")
-    return kinds.count("full_attention")
 
 
 def _activation(name: str) -> Activation:

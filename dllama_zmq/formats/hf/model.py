@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,11 @@ _TIED = {"head": "embedding", "embedding": "head"}
 """If the head is the embedding, files may have the tensor under either name."""
 _UNUSED = re.compile(r".*\.(rotary_emb\.inv_freq|masked_bias|attn\.bias)")
 """Tensors of old files that are computed."""
+_TEXT_PREFIX = re.compile(r"^(?:language_model\.|model\.language_model\.)(?:model\.)?(?!lm_head)")
+_NOT_TEXT = re.compile(r"(?:model\.)?(?:vision_tower|multi_modal_projector)\..*")
+"""In models of text and images."""
+_GAINS_LESS_ONE = ("gemma2", "gemma3")
+"""Architectures whose norms have gains of 1 + what is in the file."""
 _ROWS_COMPARED = 256
 _TYPES = {"F32": FloatType.F32, "F16": FloatType.F16, "BF16": FloatType.BF16}
 
@@ -35,6 +41,8 @@ def open_hf(folder: str | Path, weights: FloatType | None = None) -> ModelFile:
     folder = Path(folder)
     config = read_config(folder / CONFIG)
     entries = read_shards(folder)
+    if config.has_more:
+        entries = _text_part(entries)
     with closed_on_error([entry.pages for entry in entries.values()]):
         stored = _stored(folder, config, entries)
         check_shapes(config.spec, stored, CONFIG)
@@ -46,6 +54,15 @@ def open_hf(folder: str | Path, weights: FloatType | None = None) -> ModelFile:
             "lm_head.weight, as in transformers 5; correct the file to be sure"
         )
     return model
+
+
+def _text_part(entries: Mapping[str, Entry]) -> dict[str, Entry]:
+    """The tensors of the text part of a larger model, by their names in a model of text alone."""
+    return {
+        _TEXT_PREFIX.sub("model.", name, count=1).removeprefix("language_model."): entry
+        for name, entry in entries.items()
+        if not _NOT_TEXT.fullmatch(name)
+    }
 
 
 def _stored(folder: Path, config: HFConfig, entries: Mapping[str, Entry]) -> dict[str, StoredTensor]:
@@ -70,6 +87,8 @@ def _stored(folder: Path, config: HFConfig, entries: Mapping[str, Entry]) -> dic
         used.add(theirs)
         in_pairs = spec.rope.layout == "interleaved" and tensor.name.endswith(("attention.q", "attention.k"))
         stored[tensor.name] = _tensor(entries[theirs], interleaved(spec.head_dim) if in_pairs else None)
+        if spec.arch in _GAINS_LESS_ONE and tensor.name.endswith("norm"):
+            stored[tensor.name] = replace(stored[tensor.name], shift=1.0)
     for name, entry in entries.items():
         if name not in used and not _UNUSED.fullmatch(name):
             raise UnsupportedModel(

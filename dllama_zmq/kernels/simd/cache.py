@@ -51,12 +51,12 @@ class SimdCache:
             n_kv_heads=n_kv_heads,
             max_group=self._max_group,
             out_stride=4 * width,
-            scale=float_bits(1 / head_dim**0.5),
-            window=spec.window or spec.n_pages * PAGE,
+            scale=float_bits(spec.score_scale),
             softcap=float_bits(spec.softcap or 0.0),
             store_kv=self._store_kv,
             attend=self._attend,
         )
+        self._windows = [spec.window_of(layer) or spec.n_pages * PAGE for layer in range(spec.n_layers)]
         self._sequence = KernelSequence(runtime, ("attend_by_heads", arguments))
         self._fields, self._results = self._sequence.job(0), runtime.arrays(width)
         self._batch: Batch | None = None
@@ -78,7 +78,7 @@ class SimdCache:
         if rotation is not self._rotation:
             self._rotate_by(rotation)
         out, to = self._results.take(batch.n_rows)
-        job[_AT.out] = to
+        job[_AT.out], job[_AT.window] = to, self._windows[layer]
         keys = self._base + layer * self._layer_bytes
         job[_AT.keys], job[_AT.values] = keys, keys + self._keys_bytes
         job[_AT.q], job[_AT.new_keys], job[_AT.new_values] = address(q), address(k), address(v)
