@@ -31,7 +31,7 @@ def api(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Iterator
 
 
 def body(prompt: str) -> dict[str, Any]:
-    return {"prompt": prompt, "max_tokens": 60, "temperature": 0, "stream": True}
+    return {"prompt": prompt, "max_tokens": 30, "temperature": 0, "stream": True}
 
 
 def play(api: Api, rng: random.Random, expected: dict[str, str], n_requests: int) -> int:

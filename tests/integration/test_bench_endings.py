@@ -20,7 +20,7 @@ LEAVE_S = 20.0  # on a busy machine; half a second alone
 @contextmanager
 def long_bench(cli: Cli) -> Iterator[Process]:
     """A bench of two nodes that has printed its first row and has minutes of work before it."""
-    words = ["bench", *SHAPE, "-p", "0", "-n", "1,100", "-r", "300", "--nodes", "2"]
+    words = ["bench", *SHAPE, "-p", "0", "-n", "1,100", "-r", "150", "--nodes", "2"]
     with cli.started(*words, XDG_CACHE_HOME=str(cli.folder)) as process:
         read = b""
         while b"| tg1 " not in read:

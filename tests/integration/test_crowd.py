@@ -22,7 +22,7 @@ from dllama_zmq.sampling import GREEDY, Sampling
 from dllama_zmq.sources import DATA_FOLDER
 
 SEED = 20261129
-MOST_TOKENS = 32
+MOST_TOKENS = 16
 SEEDS = (0, 0, 1, 2)
 N_CROWDS = 4
 SOON_S = 60.0
@@ -109,7 +109,7 @@ def test_a_crowd_gets_the_texts_of_one_and_leaves_nothing(n_requests: int, n_cli
     address = f"ipc://{crowded.home}/run/small/clients.sock"
     expected: dict[tuple[int, int], list[int]] = {}
     with crowded.client() as client:
-        for prompt, seed in itertools.product(range(len(PROMPTS)), SEEDS):
+        for prompt, seed in itertools.product(range(len(PROMPTS)), sorted(set(SEEDS))):
             answers = answers_to(client, Plan(prompt, seed, MOST_TOKENS, "whole"))
             expected[prompt, seed] = [answer.token for answer in answers if isinstance(answer, Piece)]
     ends: list[End] = ["whole", "whole", "whole", "cancel", "vanish"]
