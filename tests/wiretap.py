@@ -15,6 +15,8 @@ class Wiretap:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"tcp://127.0.0.1:{self._listener.getsockname()[1]}"
         self.sent, self.received = bytearray(), bytearray()
+        self.alter_next = False
+        """Whether the last byte of what is sent next, and of that alone, becomes another one."""
         self._open: list[socket.socket] = []
         self._threads = [threading.Thread(target=self._accept)]
         self._threads[0].start()
@@ -33,6 +35,8 @@ class Wiretap:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
                 kept += data
+                if kept is self.sent and self.alter_next:
+                    self.alter_next, data = False, data[:-1] + bytes([data[-1] ^ 1])
                 to.sendall(data)
             to.shutdown(socket.SHUT_WR)
 

@@ -4,87 +4,37 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 
 import pytest
 import zmq
 from command_line import until
 from contexts import a_context
+from hostile.knocking import JOIN, SOON_S, a_link, heard, knocking, next_event
 from integration.nodes import Context, tcp
 from secured import Secured
 from wiretap import Wiretap
 
 from dllama_zmq.bus import sockets
-from dllama_zmq.bus.codec import decode, encode
-from dllama_zmq.bus.enrol import TO_HOLDER, enrol
+from dllama_zmq.bus.codec import encode
 from dllama_zmq.bus.links import Endpoints, RootLink
-from dllama_zmq.bus.messages import Beacon, Enroll, Join
+from dllama_zmq.bus.messages import Beacon
 from dllama_zmq.bus.peers import Peers
 from dllama_zmq.bus.security import FAILED, Peer
-from dllama_zmq.errors import TokenError
-from dllama_zmq.trust import Entry, KeyPair, Ring, Role, Token
+from dllama_zmq.trust import Entry, KeyPair, Ring, Role
 
-SOON_S = 20.0
-SOON_MS = 20_000
+N_GREETING, N_HELLO = 64, 202  # bytes, with the two of a short command's head (RFC 23 and 26 of ZeroMQ)
 LINKS = {"replies": zmq.DEALER, "steps": zmq.SUB}
-JOIN = Join("", "a host", 1, "0", "elsewhere", 1, None)
 
 
 @pytest.fixture
 def context() -> Iterator[Context]:
     with a_context() as context:
         yield context
-
-
-@contextmanager
-def a_link(context: Context, secured: Secured) -> Iterator[tuple[RootLink, dict[str, str]]]:
-    """The root's sockets, and the address of each."""
-    places = tcp()
-    link = RootLink(context, Endpoints(places.steps, places.replies, security=secured.server()), 0.0, lambda of: None)
-    try:
-        yield link, {"steps": places.steps[0], "replies": places.replies[0]}
-    finally:
-        link.close()
-
-
-@contextmanager
-def knocking(
-    context: Context, kind: int, address: str, dress: Callable[[zmq.Socket[bytes]], None]
-) -> Iterator[tuple[zmq.Socket[bytes], zmq.Socket[bytes]]]:
-    """Somebody who connects with what `dress` gives it, and the events of its handshakes."""
-    peer = context.socket(kind)
-    events = peer.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | FAILED)
-    try:
-        peer.set(zmq.LINGER, 0)
-        if kind == zmq.SUB:
-            peer.set(zmq.SUBSCRIBE, b"")
-        dress(peer)
-        peer.connect(address)
-        yield peer, events
-    finally:
-        peer.disable_monitor()
-        events.close(linger=0)
-        peer.close(linger=0)
-
-
-def next_event(events: zmq.Socket[bytes]) -> int:
-    assert events.poll(SOON_MS), "its handshake has not ended"
-    return int.from_bytes(events.recv_multipart()[0][:2], "little")
-
-
-def heard(link: RootLink, peer: zmq.Socket[bytes]) -> bool:
-    """Whether the root hears a worker's join."""
-    until = time.monotonic() + SOON_S
-    while time.monotonic() < until:
-        if peer.poll(0, zmq.POLLOUT):
-            peer.send_multipart(encode(JOIN))
-        if link.receive(time.monotonic() + 0.05) is not None:
-            return True
-    return False
 
 
 def of_plain(secured: Secured, peer: zmq.Socket[bytes]) -> None:
@@ -156,6 +106,47 @@ def test_a_client_with_a_workers_key_is_not_let_in(context: Context) -> None:
         frames = clients.receive(time.monotonic() + SOON_S, 0.0)
         assert frames is not None
         assert clients.key(bytes(frames[0])) == secured.own["laptop"].public
+
+
+def test_who_has_not_the_right_key_is_no_client(context: Context) -> None:
+    secured = Secured()
+    (address,) = tcp().replies
+    intruders = INTRUDERS | {"a worker's key": lambda secured, peer: secured.peer("worker1").apply(peer)}
+    del intruders["a client's key"]
+    with (
+        closing(Peers(context, [address], sockets.CLIENTS, security=secured.server(Role.client))) as clients,
+        ExitStack() as stack,
+    ):
+        for dress in intruders.values():
+            peer, events = stack.enter_context(knocking(context, zmq.DEALER, address, partial(dress, secured)))
+            assert next_event(events) & FAILED
+            with contextlib.suppress(zmq.Again):
+                peer.send(b"hello", zmq.NOBLOCK)
+        laptop, _ = stack.enter_context(knocking(context, zmq.DEALER, address, secured.peer("laptop").apply))
+        laptop.send(b"from the laptop")
+        frames = clients.receive(time.monotonic() + SOON_S, 0.0)
+        assert frames is not None
+        assert [bytes(frame) for frame in frames[1:]] == [b"from the laptop"]
+
+
+def test_a_key_of_one_cluster_opens_no_other_one_of_the_same_user(context: Context) -> None:
+    """Both roots have the same key, and are in one process here."""
+    one, other = Secured(), Secured()
+    other.root = one.root
+    with a_link(context, one) as (link, at), a_link(context, other) as (other_link, other_at):
+        for secured, right, wrong in ((one, at, other_at), (other, other_at, at)):
+            dress = secured.peer("worker1").apply
+            for name, kind in LINKS.items():
+                with knocking(context, kind, wrong[name], dress) as (_, refused):
+                    assert next_event(refused) == zmq.EVENT_HANDSHAKE_FAILED_AUTH
+                with knocking(context, kind, right[name], dress) as (_, admitted):
+                    assert next_event(admitted) == zmq.EVENT_HANDSHAKE_SUCCEEDED
+        for refusing in (link, other_link):
+            until(partial(is_counted, refusing, 2), SOON_S, "both to be counted")
+
+
+def is_counted(link: RootLink, n_times: int) -> bool:
+    return link.refused().get("127.0.0.1", 0) >= n_times
 
 
 def test_nobody_is_let_in_while_nobody_decides(context: Context) -> None:
@@ -230,103 +221,6 @@ def test_who_hears_the_steps_with_a_removed_key_hears_no_more(context: Context) 
         assert not removed.poll(0)
 
 
-# --- tokens ----------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def answering(context: Context, secured: Secured, n_dropped: int = 0) -> Iterator[str]:
-    """The address of a root without a model that answers workers and holders of tokens, as Membership does.
-
-    n_dropped: the first messages, which it does not answer.
-    """
-    from dllama_zmq.bus.enrol import enrolled
-
-    with a_link(context, secured) as (link, at):
-        ended = threading.Event()
-
-        def answer() -> None:
-            to_drop = n_dropped
-            while not ended.is_set():
-                arrived = link.receive(time.monotonic() + 0.05)
-                if arrived is not None and to_drop:
-                    to_drop -= 1
-                elif arrived is not None and isinstance(arrived[1], Enroll):
-                    link.send(arrived[0], "", enrolled(link.security, link.key(arrived[0]), arrived[1]))
-
-        thread = threading.Thread(target=answer)
-        thread.start()
-        try:
-            yield at["replies"]
-        finally:
-            ended.set()
-            thread.join()
-
-
-def test_a_token_admits_one_new_key_once(context: Context) -> None:
-    secured, new, other = Secured(), KeyPair.new(), KeyPair.new()
-    with answering(context, secured) as address:
-        assert enrol(context, address, secured.holder(), new.public) == ""
-        assert secured.ring.admits(new.public, Role.worker)
-        with pytest.raises(TokenError, match="has been used or has expired"):
-            enrol(context, address, secured.holder(), other.public)
-        assert not secured.ring.admits(other.public, Role.worker)
-        with knocking(context, zmq.DEALER, address, Peer(new, secured.root.public).apply) as (_, events):
-            assert next_event(events) == zmq.EVENT_HANDSHAKE_SUCCEEDED
-
-
-def test_a_holder_that_is_not_answered_asks_again(context: Context) -> None:
-    """A root drops what it reads before its guard has seen the connection."""
-    secured, new = Secured(), KeyPair.new()
-    with answering(context, secured, n_dropped=1) as address:
-        assert enrol(context, address, secured.holder(), new.public, wait_s=30.0) == ""
-    assert secured.ring.admits(new.public, Role.worker)
-
-
-def test_two_holders_of_one_token_do_not_both_get_in(context: Context) -> None:
-    """Both have connected while it was good."""
-    secured, keys = Secured(), [KeyPair.new(), KeyPair.new()]
-    with (
-        answering(context, secured) as address,
-        closing(sockets.Connection(context, address, secured.holder())) as first,
-        closing(sockets.Connection(context, address, secured.holder())) as second,
-    ):
-        answers = []
-        assert first.up(SOON_S)
-        assert second.up(SOON_S)
-        for connection, pair in zip((first, second), keys, strict=True):
-            connection.socket.send_multipart(encode(Enroll(pair.public)))
-            frames = sockets.receive(connection.socket, time.monotonic() + SOON_S)
-            assert frames is not None
-            answers.append(type(decode(frames, TO_HOLDER)[0]).__name__)
-    assert answers == ["Enrolled", "Refuse"]
-    assert [bool(secured.ring.admits(pair.public, Role.worker)) for pair in keys] == [True, False]
-
-
-def test_an_expired_token_opens_nothing(context: Context) -> None:
-    secured, token = Secured(), KeyPair.new()
-    secured.ring = Ring([], [Token.lasting(Role.worker, "", token.public, -1.0)], ["worker1"])
-    with answering(context, secured) as address, pytest.raises(TokenError, match="has been used or has expired"):
-        enrol(context, address, Peer(token, secured.root.public), KeyPair.new().public)
-
-
-def test_the_key_of_a_token_hears_no_steps(context: Context) -> None:
-    secured = Secured()
-    with (
-        a_link(context, secured) as (_, at),
-        knocking(context, zmq.SUB, at["steps"], secured.holder().apply) as (_, events),
-    ):
-        assert next_event(events) == zmq.EVENT_HANDSHAKE_FAILED_AUTH
-
-
-def test_what_is_no_public_key_is_not_enrolled(context: Context) -> None:
-    secured = Secured()
-    with answering(context, secured) as address:
-        for nonsense in ("", "x" * 40 + "\n", "x" * 64, "\xfc" * 40):
-            with pytest.raises(TokenError):
-                enrol(context, address, secured.holder(), nonsense)
-        assert enrol(context, address, secured.holder(), KeyPair.new().public) == ""  # the token is not used up
-
-
 # --- what is on the wire ---------------------------------------------------------------------------------------------
 
 
@@ -347,6 +241,50 @@ def test_nothing_on_the_wire_can_be_read_or_said_again(context: Context) -> None
                 pass
         assert link.receive(time.monotonic() + 0.2) is None
         until(lambda: link.refused(), SOON_S, "the replay to be counted")
+
+
+def test_a_hello_of_another_connection_leads_no_further(context: Context) -> None:
+    """Nor does an initiate, which has the cookie that the root gave to that connection."""
+    secured = Secured()
+    with a_link(context, secured) as (link, at), closing(Wiretap(at["replies"])) as tap:
+        with knocking(context, zmq.DEALER, tap.address, secured.peer("worker1").apply) as (_, events):
+            assert next_event(events) == zmq.EVENT_HANDSHAKE_SUCCEEDED
+        hello = bytes(tap.sent[: N_GREETING + N_HELLO])
+        assert hello[N_GREETING:].startswith(b"\x04\xc8\x05HELLO")
+        initiate = bytes(tap.sent[len(hello) :])
+        assert b"\x08INITIATE" in initiate[:20]
+        port = int(at["replies"].rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port), SOON_S) as again:
+            again.sendall(hello)
+            answer = b""
+            while b"\x07WELCOME" not in answer:
+                answer += (more := again.recv(4096))
+                assert more, "the root has hung up before its welcome"
+            again.sendall(initiate)
+            with contextlib.suppress(ConnectionResetError):
+                while more := again.recv(4096):
+                    answer += more
+        assert b"\x05READY" not in answer
+        assert link.receive(time.monotonic() + 0.1) is None
+        until(lambda: link.refused(), SOON_S, "the replay to be counted")
+
+
+def test_what_is_altered_on_its_way_ends_the_connection_and_nothing_else_is_heard(context: Context) -> None:
+    secured = Secured()
+    with (
+        a_link(context, secured) as (link, at),
+        closing(Wiretap(at["replies"])) as tap,
+        closing(sockets.Connection(context, tap.address, secured.peer("worker1"))) as worker,
+    ):
+        assert worker.up(SOON_S)
+        worker.socket.send_multipart(encode(JOIN))
+        assert link.receive(time.monotonic() + SOON_S) is not None
+        tap.alter_next = True
+        worker.socket.send_multipart(encode(JOIN))
+        assert worker.lost(SOON_S)
+        assert not tap.alter_next
+        heard_since = link.receive(time.monotonic() + 0.1)  # all of it, where it was a heartbeat that was altered
+        assert heard_since is None or heard_since[1] == JOIN
 
 
 def test_a_worker_does_not_talk_to_who_is_not_its_root(context: Context) -> None:
