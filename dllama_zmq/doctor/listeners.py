@@ -46,7 +46,7 @@ def is_of(pid: int, ancestor: int, root: Path = ROOT) -> bool:
             return True
         _, _, after_name = read(root / f"proc/{pid}/stat").rpartition(")")
         parent = after_name.split()[1:2]
-        if not parent or parent[0] in ("0", "1"):
+        if not parent or parent[0] == "0":
             return False
         pid = int(parent[0])
     return False

@@ -8,6 +8,7 @@ import pytest
 from command_line import until
 from integration.front_alone import PLACES, SOON_S, Engine, front_alone, raw, told
 from integration.nodes import Context
+from statuses import a_status
 from tiny import tiny_tokenizer_data
 from tokenizers_of import of_t
 
@@ -18,11 +19,9 @@ from dllama_zmq.bus.client_messages import (
     Done,
     Error,
     Generate,
-    KVStatus,
     Piece,
     Queued,
     Started,
-    Status,
 )
 from dllama_zmq.bus.codec import encode
 from dllama_zmq.bus.engine_messages import (
@@ -84,40 +83,13 @@ def test_the_last_place_is_for_a_client_that_has_none(engine: Engine) -> None:
 
 
 def test_the_engine_is_asked_for_one_report_at_a_time(engine: Engine) -> None:
-    kv = KVStatus(64, 1, 0, 0, 0, 0, 0)
-    status = Status(
-        0,
-        "c",
-        "0",
-        "ready",
-        "",
-        1,
-        0.0,
-        "m",
-        "",
-        "local",
-        "f32",
-        "numpy",
-        64,
-        0,
-        0,
-        [],
-        kv,
-        False,
-        {},
-        {},
-        {},
-        {},
-        [],
-        {},
-        [],
-    )
-    engine.tell(Report(status))
+    report = Report(a_status(name="c", state="ready"))
+    engine.tell(report)
     with Client(engine.address) as client:
         for _ in range(3):
             assert client.status().name == "c"
         assert engine.heard() == [AskReport()]
-        engine.tell(Report(status))
+        engine.tell(report)
         until(lambda: client.status() and engine.heard() == [AskReport()], SOON_S, "the next question")
 
 

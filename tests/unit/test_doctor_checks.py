@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import zmq
 from surroundings import free_ports
 
 from dllama_zmq.bus import addresses
@@ -86,7 +88,11 @@ def test_a_root_whose_name_is_a_loopback_address_is_a_problem(monkeypatch: pytes
 
 def test_the_way_to_a_worker_leads_from_an_address_that_is_the_roots_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(names, "_DOORS", free_ports(1))
-    ways = [("127.0.0.1", "127.0.0.1", ["ok"]), ("127.0.0.1", "192.0.2.1", ["ok", "warning"])]
+    ways = [
+        ("127.0.0.1", "127.0.0.1", ["ok"]),
+        ("127.0.0.1", "0.0.0.0", ["ok"]),
+        ("127.0.0.1", "192.0.2.1", ["ok", "warning"]),
+    ]
     if addresses._is_here("::1"):
         ways.append(("::1", "::1%lo", ["ok"]))
     for worker, root, levels in ways:
@@ -166,6 +172,18 @@ def test_a_package_that_is_missing_or_too_old_is_a_problem_with_the_command(
         ("problem", "msgspec", "pip install 'msgspec>=99'"),
         ("problem", "no-such-package", "pip install 'no-such-package>=1'"),
     ]
+
+
+def test_a_libzmq_without_curve_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zmq, "has", lambda capability: False)
+    _, found = programs.versions()
+    assert (found.level, found.text.endswith("without CURVE: nothing can be encrypted")) == ("problem", True)
+
+
+def test_a_computer_of_32_bits_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "maxsize", (1 << 31) - 1)
+    (found,) = programs.kernels()
+    assert (found.level, found.cure) == ("warning", "install a 64-bit system")
 
 
 def test_the_packages_of_this_environment_and_its_libzmq_will_do() -> None:

@@ -1,178 +1,21 @@
-"""What `doctor` finds on computers whose /proc and /sys are laid out as those of real ones."""
+"""What `doctor` finds of memory, cores, limits, disks and listeners on computers laid out as real ones are."""
 
 from __future__ import annotations
 
 import os
+import resource
 import socket
-from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from computers import CPU, computer, told
 
-from dllama_zmq.doctor import Finding, hardware, listeners, resources
+from dllama_zmq.doctor import hardware, listeners, resources
 from dllama_zmq.kernels.simd.target import missing
 
 GB = 1 << 30
-CPU = "sys/devices/system/cpu"
 V2_MOUNT = "30 23 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n"
-
-
-def computer(folder: Path, files: dict[str, object]) -> Path:
-    """A folder with these files, each with a newline at its end."""
-    for name, text in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{text}\n")
-    return folder
-
-
-def policy(governor: str, driver: str, limit: int, most: int, number: int = 0, **more: str) -> dict[str, object]:
-    """A set of CPUs that share a clock, 4 of them, as cpufreq shows it; rates in kHz."""
-    folder = f"{CPU}/cpufreq/policy{number}"
-    fields = {
-        "scaling_governor": governor,
-        "scaling_driver": driver,
-        "scaling_max_freq": limit,
-        "cpuinfo_max_freq": most,
-    }
-    cpus = " ".join(str(number + i) for i in range(4))
-    return {f"{folder}/{name}": text for name, text in {**fields, "affected_cpus": cpus, **more}.items()}
-
-
-def zone(number: int, kind: str, temp: float, **trips: float) -> dict[str, object]:
-    """A thermal zone, in degrees Celsius."""
-    folder = f"sys/class/thermal/thermal_zone{number}"
-    files: dict[str, object] = {f"{folder}/type": kind, f"{folder}/temp": round(temp * 1000)}
-    for at, (name, degrees) in enumerate(trips.items()):
-        files[f"{folder}/trip_point_{at}_type"], files[f"{folder}/trip_point_{at}_temp"] = name, round(degrees * 1000)
-    return files
-
-
-def told(findings: Iterable[Finding]) -> list[tuple[str, str]]:
-    """Level and text of each."""
-    return [(one.level, one.text) for one in findings]
-
-
-def cures(findings: Iterable[Finding]) -> list[str]:
-    return [one.cure for one in findings]
-
-
-# --- clock rates ------------------------------------------------------------------------------------------------------
-
-
-def test_a_pis_governor_is_told_with_its_rate(tmp_path: Path) -> None:
-    pi = computer(tmp_path, policy("ondemand", "cpufreq-dt", 1_800_000, 1_800_000))
-    assert told(hardware.clock_rates(pi)) == [("ok", "CPUs 0-3: governor ondemand, up to 1.8 GHz")]
-
-
-@pytest.mark.parametrize(
-    ("files", "text", "cure"),
-    [
-        (
-            policy("powersave", "cpufreq-dt", 1_500_000, 1_500_000),
-            "CPUs 0-3: governor powersave keeps the rate low",
-            "scaling_governor",
-        ),
-        (
-            policy("powersave", "intel_pstate", 3_000_000, 3_000_000, energy_performance_preference="power"),
-            "CPUs 0-3: governor powersave with preference power keeps the rate low",
-            "energy_performance_preference",
-        ),
-        (
-            policy("schedutil", "cpufreq-dt", 600_000, 1_500_000),
-            "CPUs 0-3: governor schedutil is limited to 0.6 GHz of 1.5 GHz",
-            "echo 1500000 | sudo tee",
-        ),
-    ],
-    ids=["powersave", "preference", "limit"],
-)
-def test_what_keeps_the_clock_slow_is_a_warning_with_the_command_that_mends_it(
-    tmp_path: Path, files: dict[str, object], text: str, cure: str
-) -> None:
-    (found,) = hardware.clock_rates(computer(tmp_path, files))
-    assert (found.level, found.text) == ("warning", text)
-    assert cure in found.cure
-
-
-def test_powersave_of_a_cpu_that_scales_by_itself_is_no_fault(tmp_path: Path) -> None:
-    files = policy("powersave", "intel_pstate", 3e6, 3e6, energy_performance_preference="balance_performance")
-    laptop = computer(
-        tmp_path, {key: int(value) if isinstance(value, float) else value for key, value in files.items()}
-    )
-    assert told(hardware.clock_rates(laptop)) == [("ok", "CPUs 0-3: governor powersave, up to 3.0 GHz")]
-
-
-def test_cores_of_two_kinds_are_told_apart_and_a_boost_that_is_off_is_found(tmp_path: Path) -> None:
-    files = policy("schedutil", "cpufreq-dt", 1_800_000, 1_800_000)
-    files |= policy("schedutil", "cpufreq-dt", 2_400_000, 2_400_000, number=4) | {f"{CPU}/cpufreq/boost": 0}
-    assert told(hardware.clock_rates(computer(tmp_path, files))) == [
-        ("ok", "CPUs 0-3: governor schedutil, up to 1.8 GHz"),
-        ("ok", "CPUs 4-7: governor schedutil, up to 2.4 GHz"),
-        ("warning", "boost (turbo) is off"),
-    ]
-
-
-# --- heat and power ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("degrees", "level"), [(55, "ok"), (76, "warning"), (80, "problem"), (84, "problem")])
-def test_how_near_the_warmest_zone_is_to_being_slowed_down(tmp_path: Path, degrees: float, level: str) -> None:
-    files = zone(0, "x86_pkg_temp", degrees, passive=80, critical=100) | zone(1, "acpitz", 40, critical=110)
-    expected = f"{degrees:.0f} °C; from 80 °C on it is slowed down (x86_pkg_temp)"
-    assert told(hardware.heat(computer(tmp_path, files))) == [(level, expected)]
-
-
-def test_a_laptop_that_was_throttled_says_how_often_and_how_long(tmp_path: Path) -> None:
-    files = {
-        f"{CPU}/cpu{cpu}/thermal_throttle/core_throttle_{name}": number
-        for cpu, (count, total_ms) in enumerate([(0, 0), (412, 93_400), (12, 800)])
-        for name, number in (("count", count), ("total_time_ms", total_ms))
-    }
-    assert told(hardware.heat(computer(tmp_path, dict(files)))) == [
-        ("warning", "a core was slowed down 412 times since the start, 93 s in all")
-    ]
-
-
-THROTTLED = [
-    (0x0, [("ok", "enough voltage, never throttled")]),
-    (0x50000, [("warning", "under-voltage since the start"), ("warning", "throttled since the start")]),
-    (0x50005, [("problem", "under-voltage now"), ("problem", "throttled now")]),
-    (0x80008, [("problem", "slowed down by heat now")]),
-    (0x20002, [("problem", "throttled now")]),
-]
-
-
-def throttled_words(bits: int, expected: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    return [(level, f"{text} (get_throttled {bits:#x})" if level != "ok" else text) for level, text in expected]
-
-
-@pytest.mark.parametrize(("bits", "expected"), THROTTLED)
-def test_what_a_pis_firmware_says_is_read_from_sys(tmp_path: Path, bits: int, expected: list[tuple[str, str]]) -> None:
-    pi = computer(tmp_path, {"sys/devices/platform/soc/soc:firmware/get_throttled": f"{bits:x}"})
-    assert told(hardware.power(pi)) == throttled_words(bits, expected)
-
-
-@pytest.mark.parametrize(("bits", "expected"), THROTTLED)
-def test_or_asked_of_vcgencmd(tmp_path: Path, bits: int, expected: list[tuple[str, str]]) -> None:
-    program = '#!/bin/sh\ntest "$1" = get_throttled && echo throttled=' + f"{bits:#x}"
-    files = {"proc/device-tree/model": "Raspberry Pi 5 Model B Rev 1.0\0", "usr/bin/vcgencmd": program}
-    pi = computer(tmp_path, files)
-    (pi / "usr/bin/vcgencmd").chmod(0o755)
-    assert told(hardware.power(pi)) == throttled_words(bits, expected)
-
-
-@pytest.mark.parametrize("program", ["exit 1", "echo VCHI initialization failed", "exec sleep 60"])
-def test_a_firmware_that_does_not_answer_says_nothing_within_two_seconds(tmp_path: Path, program: str) -> None:
-    files = {"proc/device-tree/model": "Raspberry Pi 4 Model B\0", "usr/bin/vcgencmd": f"#!/bin/sh\n{program}"}
-    pi = computer(tmp_path, files)
-    (pi / "usr/bin/vcgencmd").chmod(0o755)
-    assert told(hardware.power(pi)) == []
-
-
-@pytest.mark.parametrize(("alarm", "level"), [(0, "ok"), (1, "warning")])
-def test_without_the_firmware_the_voltage_sensor_is_read(tmp_path: Path, alarm: int, level: str) -> None:
-    files = {"sys/class/hwmon/hwmon2/name": "rpi_volt", "sys/class/hwmon/hwmon2/in0_lcrit_alarm": alarm}
-    assert [found.level for found in hardware.power(computer(tmp_path, files))] == [level]
 
 
 # --- memory, cores, limits --------------------------------------------------------------------------------------------
@@ -217,25 +60,26 @@ def test_cores_that_a_container_may_not_use_are_counted(tmp_path: Path) -> None:
     (found,) = resources.cores(computer(tmp_path / "half", cores(n) | grouped(cpu_max="150000 100000")))
     assert found.level == "warning"
     assert found.text.endswith("usable; a control group allows 1.5 CPUs")
+    (found,) = resources.cores(computer(tmp_path / "odd", cores(n) | grouped(cpu_max=f"{n}50000 100000")))
+    assert found.level == "warning"  # no core is missing, and a part of one is given
+
+
+def test_few_open_files_are_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (64, 64))
+    assert told(resources.limits(tmp_path)) == [("problem", "64 open files at most (`ulimit -Hn`)")]
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (64, resource.RLIM_INFINITY))
+    assert told(resources.limits(tmp_path)) == []
+
+
+def test_a_disk_that_is_nearly_full_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "statvfs", lambda folder: SimpleNamespace(f_bavail=999, f_frsize=1_000_000))
+    assert told(resources.disks([("logs", tmp_path)])) == [("warning", f"logs in {tmp_path}: 999.0 MB free")]
 
 
 def test_few_threads_of_a_container_are_a_problem(tmp_path: Path) -> None:
     assert told(resources.limits(computer(tmp_path / "many", grouped(pids_max="max")))) == []
     found = told(resources.limits(computer(tmp_path / "few", grouped(pids_max=32))))
     assert found == [("problem", "a control group allows 32 threads")]
-
-
-@pytest.mark.parametrize(
-    ("enabled", "expected"),
-    [
-        ("always [madvise] never", [("ok", "madvise, of 2 MiB")]),
-        ("always madvise [never]", [("warning", "transparent huge pages are off, so weights are read more slowly")]),
-    ],
-)
-def test_huge_pages_that_are_off_are_a_warning(tmp_path: Path, enabled: str, expected: list[tuple[str, str]]) -> None:
-    folder = "sys/kernel/mm/transparent_hugepage"
-    files = {f"{folder}/enabled": enabled, f"{folder}/hpage_pmd_size": 2 << 20}
-    assert told(hardware.huge_pages(computer(tmp_path, dict(files)))) == expected
 
 
 def test_what_a_system_does_not_have_is_left_out(tmp_path: Path) -> None:
@@ -298,3 +142,15 @@ def test_another_users_process_is_known_by_its_user_alone(tmp_path: Path) -> Non
     (made / "proc/77/fd/3").symlink_to("socket:[4711]")
     assert str(listeners.listener_at(0x15C2, made)) == "sshd (process 77)"
     assert listeners.listener_at(0x15C3, made) is None
+
+
+def test_a_port_over_which_somebody_is_only_connected_has_no_listener(tmp_path: Path) -> None:
+    line = "0: 0100007F:15C2 0100007F:9C40 01 00000000:00000000 00:00000000 00000000 0 0 4711 1 0 100 0 0 10 0"
+    assert listeners.listener_at(0x15C2, computer(tmp_path, {"proc/net/tcp": f"  sl  local_address\n{line}"})) is None
+
+
+def test_who_has_started_a_process_is_found_also_in_a_container_and_under_any_name(tmp_path: Path) -> None:
+    made = computer(tmp_path, {"proc/77/stat": "77 (odd) 9 name) S 42 77", "proc/42/stat": "42 (front) S 1 42"})
+    assert listeners.is_of(77, 42, made)
+    assert listeners.is_of(77, 1, made)  # a container's first process
+    assert not listeners.is_of(77, 9, made)

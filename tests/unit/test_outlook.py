@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
 from dllama_zmq.bench.advice import advice, too_little
 from dllama_zmq.bench.cases import Nodes
 from dllama_zmq.bench.outlook import Host, Speeds, Wanted, fastest, impossible, outlook, to_measure
-from dllama_zmq.bench.speed import Link, Rates
+from dllama_zmq.bench.speed import Encryption, Link, Rates
 from dllama_zmq.errors import PlanError
 from dllama_zmq.shapes import shape
 from dllama_zmq.sharding import Plan, node_memory
@@ -109,6 +110,46 @@ def test_an_exchange_between_computers_takes_what_it_adds_between_two_nodes_here
     assert found.decoding.exchange_s == pytest.approx(65 * (20e-6 + 40e-6))
     assert found.decoding.round_trip_s == pytest.approx(65 * 0.2e-3)
     assert found.decoding_per_s == found.decoding.tokens_per_s
+
+
+def test_what_is_in_the_measured_link_is_not_counted_again() -> None:
+    measured = Speeds(rates=RATES, link=Link(0.2e-3, 125e6), measured=True)
+    assert measured.message_s == 0.0
+    assert to_measure(wanted(None, None), measured=True) == [Nodes(1, 2)]
+    slow_alone = RATES | {Nodes(1, 1): Rates(30e9, 150e9, 90e-6)}
+    assert Speeds(rates=slow_alone, link=Link(0.2e-3, 125e6)).message_s == 0.0
+
+
+def test_encryption_is_part_of_a_link_between_computers() -> None:
+    encrypted = Speeds(rates=RATES, link=Link(0.2e-3, 125e6), encryption=Encryption(5e-6, 1e-9))
+    found, is_open = (outlook(wanted(None, None), 2, speed).decoding for speed in (encrypted, speeds()))
+    assert found is not None
+    assert is_open is not None
+    assert found.round_trip_s == pytest.approx(65 * (0.2e-3 + 2 * 5e-6))
+    assert found.bytes_s == pytest.approx(is_open.bytes_s * (1 / 125e6 + 1e-9) * 125e6)
+
+
+def test_nodes_of_one_computer_have_no_link() -> None:
+    def here(n_nodes: int) -> list[Host]:
+        return [Host("this computer", n_nodes, 1, None, ["root", "worker1"][:n_nodes])]
+
+    asked = Wanted("big.gguf", LLAMA8B, 16, "f16", "f32", "none", [1, 2], here)
+    assert to_measure(asked) == [Nodes(1, 1), Nodes(2, 1)]
+    found = outlook(asked, 2, speeds(assumed=True))
+    assert found.decoding is not None
+    assert (found.decoding.round_trip_s, found.decoding.bytes_s) == (0.0, 0.0)
+    assert not any("--link" in one for one in advice(asked, [found], speeds(assumed=True), cores=2))
+    # A prompt has no more tokens than there is room for.
+    longer = outlook(replace(asked, n_positions=4096), 2, speeds())
+    assert found.prompt is not None
+    assert longer.prompt is not None
+    assert found.prompt.compute_s < longer.prompt.compute_s / 2
+
+
+def test_the_fastest_is_said_where_there_is_a_choice() -> None:
+    roomy = wanted(64 * GB, 64 * GB)
+    assert told(roomy, speeds())[0].startswith("fastest to decode: ")
+    assert not any("fastest" in one for one in told(wanted(64 * GB, 64 * GB, counts=[2]), speeds()))
 
 
 def test_rates_that_are_needed_are_those_of_every_computer_and_of_an_exchange_here() -> None:

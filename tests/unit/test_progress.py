@@ -11,8 +11,9 @@ from collections.abc import Callable
 
 import pytest
 from command_line import until
+from statuses import a_node, a_status
 
-from dllama_zmq.bus.client_messages import KVStatus, NodeStatus, Status
+from dllama_zmq.bus.client_messages import NodeStatus, Status
 from dllama_zmq.cli.notes import note
 from dllama_zmq.cli.progress import Arrivals, Display, duration
 
@@ -153,58 +154,22 @@ def test_durations_are_as_people_say_them() -> None:
 def node(
     name: str, state: str, sent_bytes: int = 0, reason: str = "has not joined yet", doing: str = "", kept_bytes: int = 0
 ):
-    reason = reason if state == "absent" else ""
-    percent = 40 if doing else 0
-    return NodeStatus(
+    return a_node(
         name,
-        state,
-        reason,
-        "pi",
-        "",
-        1,
-        1,
-        8 * MB,
-        None,
-        4 * MB,
-        0,
-        sent_bytes,
-        kept_bytes,
-        4 * MB,
-        0.4,
-        doing,
-        percent,
+        state=state,
+        reason=reason if state == "absent" else "",
+        sent_bytes=sent_bytes,
+        kept_bytes=kept_bytes,
+        doing=doing,
+        percent=40 if doing else 0,
+        memory_bytes=8 * MB,
+        weight_bytes=4 * MB,
+        total_bytes=4 * MB,
     )
 
 
 def status(*workers: NodeStatus) -> Status:
-    nodes = [node("root", "ready"), *workers]
-    return Status(
-        1,
-        "small",
-        "0",
-        "forming",
-        "",
-        1,
-        0.0,
-        "m",
-        "",
-        "local",
-        "f32",
-        "simd",
-        64,
-        0,
-        0,
-        [],
-        KVStatus(64, 1, 0, 0, 0, 0, 0),
-        False,
-        {},
-        {},
-        {},
-        {},
-        nodes,
-        {},
-        [],
-    )
+    return a_status(node("root", "ready"), *workers)
 
 
 def arriving(told: Told, workers_at: Callable[[float], list[NodeStatus]], until_s: float) -> list[str]:
