@@ -265,7 +265,10 @@ class Membership:
             self._reply_unknown(identity, place)
             return
         place.key = key
-        (self._link.meter.sealed.add if self._link.key(identity) else self._link.meter.sealed.discard)(place.name)
+        if self._link.key(identity):
+            self._link.meter.sealed.add(place.name)
+        else:
+            self._link.meter.sealed.discard(place.name)
         local = join.host == host_id()
         steps, replies = self._endpoints.of(local)
         logger.info("joined %s node=%d pid=%d over=%s", place.name, place.node, place.pid, replies)
