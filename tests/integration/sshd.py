@@ -14,21 +14,25 @@ import signal
 import socket
 import subprocess
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
+import pytest
 from command_line import gone, until
 from surroundings import free_ports
 
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 MISSING = "" if SSHD and shutil.which("ssh") else "no sshd is installed (Debian: openssh-server)"
 
+HOME = "far home $HOME"
+
 
 class Computer:
     """`start` and `stop` its sshd; `destination` is what `ssh:` in cluster.yaml says."""
 
-    def __init__(self, folder: Path, home: str = "far home $HOME", **env: str) -> None:
+    def __init__(self, folder: Path, home: str = HOME, **env: str) -> None:
         """`env` is added to what a session there has. `folder` is new."""
         folder.mkdir()
         self.folder = folder
@@ -169,3 +173,17 @@ GlobalKnownHostsFile /dev/null
                 left.append(f"process {process.pid}: {' '.join(process.cmdline())}")
                 process.kill()
         return left
+
+
+@contextmanager
+def a_computer(folder: Path, home: str = HOME, **env: str) -> Iterator[Computer]:
+    """One whose sshd runs, and whose `ssh` comes first in PATH; fails where a process of it is left at the end."""
+    computer = Computer(folder, home, **env)
+    computer.start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", computer.path)
+        try:
+            yield computer
+        finally:
+            left = computer.end()
+    assert not left, "\n".join(left)

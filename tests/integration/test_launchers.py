@@ -11,26 +11,20 @@ import psutil
 import pytest
 from command_line import Cli, gone, kill, until
 from integration.answers import answer
-from integration.sshd import MISSING, Computer
+from integration.sshd import MISSING, a_computer
 
 SSH = pytest.param("ssh", marks=pytest.mark.skipif(bool(MISSING), reason=MISSING))
 
 
 @pytest.fixture(params=["local", SSH])
-def worker(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+def worker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[dict[str, Any]]:
     """A line of `workers:`; what it stands for is ready, and nothing of it is left at the end."""
     if request.param == "local":
         yield {"name": "worker1"}
         return
-    computer = Computer(tmp_path / "computer")
-    computer.install()
-    computer.start()
-    monkeypatch.setenv("PATH", computer.path)
-    try:
+    with a_computer(tmp_path / "computer") as computer:
+        computer.install()
         yield {"name": "worker1", "ssh": computer.destination}
-    finally:
-        left = computer.end()
-    assert not left, "\n".join(left)
 
 
 def test_a_worker_is_started_shows_its_log_and_is_stopped(worker: dict[str, Any], cli: Cli, greedy_text: str) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from command_line import Cli, gone, kill, until
 from integration.answers import answer
-from integration.sshd import MISSING, Computer
+from integration.sshd import MISSING, Computer, a_computer
 
 from dllama_zmq import __version__
 from dllama_zmq.launch.remote import ANSWER_S
@@ -28,17 +28,11 @@ pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 
 
 @pytest.fixture
-def computer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Computer]:
+def computer(tmp_path: Path) -> Iterator[Computer]:
     """A computer with this version, whose sshd runs; nothing of it is left at the end."""
-    computer = Computer(tmp_path / "computer")
-    computer.install()
-    computer.start()
-    monkeypatch.setenv("PATH", computer.path)
-    try:
+    with a_computer(tmp_path / "computer") as computer:
+        computer.install()
         yield computer
-    finally:
-        left = computer.end()
-    assert not left, "\n".join(left)
 
 
 def over(computer: Computer, **keys: Any) -> dict[str, Any]:
