@@ -72,11 +72,11 @@ def test_inspect_shows_the_types_of_the_file_and_what_they_become(cli: Cli) -> N
 def test_inspect_shows_what_is_in_a_file_that_is_not_run(cli: Cli) -> None:
     spec = tiny_spec()
     tensors = [file_tensor(llama_name(name), matrix) for name, matrix in tiny_tensors(spec)]
-    (cli.folder / "g.gguf").write_bytes(gguf_bytes(llama_metadata(spec, "gemma3"), tensors))
+    (cli.folder / "g.gguf").write_bytes(gguf_bytes(llama_metadata(spec, "phi3"), tensors))
     two_bits = [FileTensor("blk.0.ffn_up.weight", [256, 4], TYPE_IDS["Q2_K"], bytes(84 * 4))]
     (cli.folder / "q.gguf").write_bytes(gguf_bytes(llama_metadata(spec), two_bits))
     for name, shown, said in (
-        ("g.gguf", ["gemma3, 110.9 thousand parameters", "21 tensors: F32 110.9 thousand"], "the architecture is"),
+        ("g.gguf", ["phi3, 110.9 thousand parameters", "21 tensors: F32 110.9 thousand"], "the architecture is"),
         ("q.gguf", ["llama, 1.0 thousand parameters", "1 tensors: Q2_K 1.0 thousand"], "Get the model's Q4_K_M"),
     ):
         result = cli.run("inspect", name)
