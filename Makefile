@@ -1,6 +1,6 @@
 # make demo      make .venv, bring up cluster.yaml, tell a story, show the bytes per token, bring it down
-# make test      run the tests, WORKERS at a time, in one shuffled order; those of a release are left out
-# make hunt      the same in another order each time, to find tests that depend on it; make test SEED=N repeats it
+# make test      run the tests, WORKERS at a time, in another order each time; make test SEED=N repeats a run's order;
+#                those of a release are left out
 # make test-all  run all tests; random inputs are drawn anew
 # make check     format, lint, types, import contract, tests: what a change must pass
 # make test-browser  the web page in headless Chromium; fetches what it needs (Debian's chromium as root, axe-core by npm)
@@ -14,12 +14,14 @@ BIN := .venv/bin
 WORKERS ?= 4
 MINUTES ?= 30
 # Of the order of tests and sets, and of what is drawn.
-SEED ?= 1
+ifndef SEED
+SEED := $(shell date +%s)
+endif
 PYTEST = PYTHONHASHSEED=$(SEED) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --randomly-seed=$(SEED)
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off
 DLLAMA := $(BIN)/dllama-zmq
 
-.PHONY: demo test hunt test-all test-browser test-clients check format soak test-arm clean
+.PHONY: demo test test-all test-browser test-clients check format soak test-arm clean
 .DELETE_ON_ERROR:
 
 # One environment; each stamp says what has been installed into it.
@@ -39,9 +41,6 @@ demo: .venv/run.stamp
 
 test: .venv/dev.stamp
 	$(PYTEST) -m 'not release and not browser and not clients'
-
-hunt:
-	@$(MAKE) --no-print-directory test SEED=$$(date +%s)
 
 test-all: .venv/dev.stamp
 	$(PYTEST) -m 'not browser and not clients' --hypothesis-profile=release
