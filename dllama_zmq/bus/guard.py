@@ -85,6 +85,7 @@ class Guard:
         self._bounds = bounds
         self._idle_bytes_s = _IDLE_BYTES_S if security is None else _SECURED_BYTES_S
         self._connections: dict[int, _Connection] = {}
+        self._early_keys: dict[int, tuple[bytes, str]] = {}  # cookie and key, before the thread heard of the connection
         self._next = 0
         self._complaints = Complaints(logger)
         self._hurry_until = 0.0
@@ -135,6 +136,9 @@ class Guard:
     def is_of(self, descriptor: int, key: str) -> None:
         """Note the public key of this connection's peer; empty: none."""
         connection = self._connections.get(descriptor)
+        if connection is None:
+            self._early_keys[descriptor] = _cookie(descriptor), key
+            connection = self._connections.get(descriptor)  # the thread may have heard of it meanwhile
         if connection is not None:
             connection.key = key
 
@@ -200,7 +204,10 @@ class Guard:
         elif kind == zmq.EVENT_ACCEPTED:
             cookie = _cookie(descriptor)
             address = _peer_address(descriptor) if cookie else ""
-            self._connections[descriptor] = _Connection(cookie, address, time.monotonic())
+            self._connections[descriptor] = accepted = _Connection(cookie, address, time.monotonic())
+            of, key = self._early_keys.pop(descriptor, (b"", ""))
+            if of == cookie:
+                accepted.key = key
         else:
             connection = self._connections.pop(descriptor, None)
             if self._failure is not None and connection is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
@@ -19,7 +20,7 @@ from integration.nodes import Context, tcp
 from secured import Secured
 from wiretap import Wiretap
 
-from dllama_zmq.bus import sockets
+from dllama_zmq.bus import guard, sockets
 from dllama_zmq.bus.codec import encode
 from dllama_zmq.bus.links import Endpoints, RootLink
 from dllama_zmq.bus.messages import Beacon
@@ -197,6 +198,33 @@ def test_the_connection_of_a_removed_key_is_cut_and_no_other(context: Context) -
             assert connection.up(SOON_S)
             connection.socket.send(b"hello")
             assert clients.receive(time.monotonic() + SOON_S, 0.0) is not None
+        secured.ring._state = Ring([Entry(Role.client, "desktop", secured.own["desktop"].public)])._state
+        assert removed.lost(SOON_S)
+        assert not other.lost()
+
+
+def test_a_key_is_that_of_its_connection_although_the_guard_hears_of_the_connection_last(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secured, (address,), read = Secured(clients=["laptop", "desktop"]), tcp().replies, threading.Event()
+    cookie = guard._cookie
+
+    def late_in_the_guard(descriptor: int) -> bytes:
+        if threading.current_thread().name == "guard":
+            read.wait(SOON_S)
+        return cookie(descriptor)
+
+    monkeypatch.setattr(guard, "_cookie", late_in_the_guard)
+    with (
+        closing(Peers(context, [address], sockets.CLIENTS, security=secured.server(Role.client))) as clients,
+        closing(sockets.Connection(context, address, secured.peer("desktop"))) as other,
+        closing(sockets.Connection(context, address, secured.peer("laptop"))) as removed,
+    ):
+        for connection in (other, removed):
+            assert connection.up(SOON_S)
+            connection.socket.send(b"hello")
+            assert clients.receive(time.monotonic() + SOON_S, 0.0) is not None
+        read.set()
         secured.ring._state = Ring([Entry(Role.client, "desktop", secured.own["desktop"].public)])._state
         assert removed.lost(SOON_S)
         assert not other.lost()
