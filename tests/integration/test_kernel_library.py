@@ -16,8 +16,8 @@ from command_line import SMALL, Cli
 
 from dllama_zmq.bus.native.exchange import EXCHANGE_KERNELS
 from dllama_zmq.kernels.simd.catalog import needed
-from dllama_zmq.kernels.simd.library import library
-from dllama_zmq.kernels.simd.store import cache_folder
+from dllama_zmq.kernels.simd.library import Library, library
+from dllama_zmq.kernels.simd.store import cache_folder, only_builder
 from dllama_zmq.sharding import kernel_needs
 
 pytestmark = pytest.mark.timeout(300)
@@ -127,6 +127,13 @@ def test_of_two_processes_at_once_one_compiles_and_both_have_the_kernels(pair):
     assert kept(pair.cache)
     assert not spare_of(pair.cache).exists()
     assert not any(one.warnings() for one in pair.starts)
+
+
+def test_who_finds_all_kernels_waits_for_nobody_who_compiles():
+    library().load(["add_up"])
+    with only_builder(lambda: None):
+        # twice, as two lists of kernels may have one in common
+        Library().load(["add_up", "add_up"], on_progress=lambda now: pytest.fail("it waits"))
 
 
 def test_the_compiler_is_in_no_process_that_computes(pair):

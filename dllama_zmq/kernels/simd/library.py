@@ -57,7 +57,7 @@ class Library:
     ) -> None:
         """Load these kernels: milliseconds, or seconds if they must be compiled first."""
         with self._lock:
-            missing = [name for name in names if name not in self._addresses]
+            missing = [name for name in dict.fromkeys(names) if name not in self._addresses]
             if not missing:
                 return
             level = (
