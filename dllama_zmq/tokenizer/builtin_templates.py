@@ -36,7 +36,7 @@ _LLAMA3 = """\
 {%- endif -%}
 """
 
-_MISTRAL = """\
+_ALTERNATING = """\
 {%- if messages[0]['role'] == 'system' -%}
   {%- set system = messages[0]['content'] + '\\n\\n' -%}
   {%- set messages = messages[1:] -%}
@@ -48,6 +48,12 @@ _MISTRAL = """\
   {%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) -%}
     {{- raise_exception('roles must alternate user/assistant/user/assistant/...') -}}
   {%- endif -%}
+"""
+"""The head of templates whose system message stands in the first turn of the user."""
+
+_MISTRAL = (
+    _ALTERNATING
+    + """\
   {%- if message['role'] == 'user' -%}
     {{- '[INST] ' + (system if loop.first else '') + message['content'] + ' [/INST]' -}}
   {%- else -%}
@@ -55,6 +61,7 @@ _MISTRAL = """\
   {%- endif -%}
 {%- endfor -%}
 """
+)
 
 _CHATML = """\
 {%- for message in messages -%}
@@ -90,18 +97,9 @@ _DEEPSEEK = """\
 {%- endif -%}
 """
 
-_GEMMA = """\
-{%- if messages[0]['role'] == 'system' -%}
-  {%- set system = messages[0]['content'] + '\\n\\n' -%}
-  {%- set messages = messages[1:] -%}
-{%- else -%}
-  {%- set system = '' -%}
-{%- endif -%}
-{{- bos_token -}}
-{%- for message in messages -%}
-  {%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) -%}
-    {{- raise_exception('roles must alternate user/assistant/user/assistant/...') -}}
-  {%- endif -%}
+_GEMMA = (
+    _ALTERNATING
+    + """\
   {{- '<start_of_turn>' + ('model' if message['role'] == 'assistant' else message['role']) + '\\n'
       + (system if loop.first else '') + message['content'] | trim + '<end_of_turn>\\n' -}}
 {%- endfor -%}
@@ -109,6 +107,7 @@ _GEMMA = """\
   {{- '<start_of_turn>model\\n' -}}
 {%- endif -%}
 """
+)
 
 BUILTIN = {
     "llama2": _LLAMA2,

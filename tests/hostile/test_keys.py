@@ -186,26 +186,11 @@ def test_who_has_come_over_ipc_needs_no_key_where_the_port_does(context: Context
 # --- a key that is removed -------------------------------------------------------------------------------------------
 
 
-def test_the_connection_of_a_removed_key_is_cut_and_no_other(context: Context) -> None:
-    secured = Secured(clients=["laptop", "desktop"])
-    (address,) = tcp().replies
-    with (
-        closing(Peers(context, [address], sockets.CLIENTS, security=secured.server(Role.client))) as clients,
-        closing(sockets.Connection(context, address, secured.peer("laptop"))) as removed,
-        closing(sockets.Connection(context, address, secured.peer("desktop"))) as other,
-    ):
-        for connection in (removed, other):
-            assert connection.up(SOON_S)
-            connection.socket.send(b"hello")
-            assert clients.receive(time.monotonic() + SOON_S, 0.0) is not None
-        secured.ring._state = Ring([Entry(Role.client, "desktop", secured.own["desktop"].public)])._state
-        assert removed.lost(SOON_S)
-        assert not other.lost()
-
-
-def test_a_key_is_that_of_its_connection_although_the_guard_hears_of_the_connection_last(
-    context: Context, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("guard_hears", ["first", "last"])
+def test_the_connection_of_a_removed_key_is_cut_and_no_other(
+    guard_hears: str, context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """guard_hears: of a connection, before or after a message that came over it is read."""
     secured, (address,), read = Secured(clients=["laptop", "desktop"]), tcp().replies, threading.Event()
     cookie = guard._cookie
 
@@ -214,13 +199,14 @@ def test_a_key_is_that_of_its_connection_although_the_guard_hears_of_the_connect
             read.wait(SOON_S)
         return cookie(descriptor)
 
-    monkeypatch.setattr(guard, "_cookie", late_in_the_guard)
+    if guard_hears == "last":
+        monkeypatch.setattr(guard, "_cookie", late_in_the_guard)
     with (
         closing(Peers(context, [address], sockets.CLIENTS, security=secured.server(Role.client))) as clients,
         closing(sockets.Connection(context, address, secured.peer("desktop"))) as other,
         closing(sockets.Connection(context, address, secured.peer("laptop"))) as removed,
     ):
-        for connection in (other, removed):
+        for connection in (other, removed):  # in this order they would be cut
             assert connection.up(SOON_S)
             connection.socket.send(b"hello")
             assert clients.receive(time.monotonic() + SOON_S, 0.0) is not None
