@@ -77,7 +77,7 @@ def test_a_message_is_edited_and_what_came_after_it_is_gone(page: Opened) -> Non
     editor.fill("three")
     page.page.get_by_role("button", name="Send again").click()
     page.answered()
-    assert page.questions.all_inner_texts() == ["three"]
+    expect(page.questions).to_have_text(["three"])
     expect(page.answers).to_have_count(1)
     assert page.asked[-1]["messages"] == [{"role": "user", "content": "three"}]
 
@@ -104,12 +104,12 @@ def test_conversations_are_there_after_a_reload_and_in_order(page: Opened) -> No
     assert page.titles() == ["The second one", "The first one"]
     until(lambda: _n_kept(page) == 2, 30.0, "both to be kept")
     page.page.reload()
-    assert page.questions.all_inner_texts() == ["The second one"]
+    expect(page.questions).to_have_text(["The second one"])
     page.page.get_by_role("link", name="The first one").click()
-    assert page.questions.all_inner_texts() == ["The first one"]
+    expect(page.questions).to_have_text(["The first one"])
     assert page.text(page.answers.last) == answer
     page.page.go_back()
-    assert page.questions.all_inner_texts() == ["The second one"]
+    expect(page.questions).to_have_text(["The second one"])
 
 
 def test_what_came_before_the_page_was_closed_in_mid_answer_is_kept(page: Opened) -> None:
