@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 from command_line import Cli, Process, read_some
 
+from dllama_zmq.local import LocalModel
+
 PROMPT = "once upon a time"
 LEAVE_S = 15.0
 NOTICE_S = 20.0
@@ -24,3 +26,8 @@ def long_answer(cli: Cli) -> Iterator[Process]:
     with cli.started("generate", PROMPT, "--temp", "0", "-n", "1900") as process:
         read_some(process, len(PROMPT) + 20)
         yield process
+
+
+def alone(local: LocalModel, prompt: str, n_tokens: int) -> str:
+    """The greedy text after `prompt`."""
+    return "".join(local.generate(prompt, max_tokens=n_tokens))

@@ -23,6 +23,7 @@ import dllama_zmq
 from dllama_zmq.formats import ModelFile
 from dllama_zmq.kernels import choose_kernels
 from dllama_zmq.kernels.simd.store import cache_folder as kernels_folder
+from dllama_zmq.local import LocalModel
 from dllama_zmq.quants import F32
 from dllama_zmq.root.root import Root, RootSettings
 from dllama_zmq.worker import Worker
@@ -102,3 +103,10 @@ def bench(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Iterat
             (cli.folder / "dllama-zmq" / "kernels").symlink_to(kernels_folder())
         yield cli
         assert left_folders(cli) == []
+
+
+@pytest.fixture(scope="module")
+def local(small_model: Path) -> Iterator[LocalModel]:
+    """The model in this process on one node: what every greedy answer is compared with."""
+    with dllama_zmq.load(small_model) as model:
+        yield model

@@ -7,13 +7,13 @@ import re
 import shutil
 import signal
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pytest
 from command_line import Cli, finish, json_object, read_some
+from integration.answers import PROMPT, alone
 
 import dllama_zmq
 from dllama_zmq.errors import RequestError
@@ -21,22 +21,9 @@ from dllama_zmq.grammar import Grammar
 from dllama_zmq.local import LocalModel
 from dllama_zmq.sampling import Sampling
 
-PROMPT = "once upon a time"
 PHASE_KEYS = {"tokens", "tokens_per_s", "g_ms", "i_ms", "t_ms", "s_kb", "r_kb"}
 ESCAPE = "\x1b"
 SOON_S = 15.0  # on a busy machine
-
-
-@pytest.fixture(scope="module")
-def local(small_model: Path) -> Iterator[LocalModel]:
-    """The model in this process on one node: what every greedy answer is compared with."""
-    with dllama_zmq.load(small_model) as model:
-        yield model
-
-
-def alone(local: LocalModel, prompt: str, n_tokens: int) -> str:
-    """The greedy text after `prompt`."""
-    return "".join(local.generate(prompt, max_tokens=n_tokens))
 
 
 # --- the answer ---------------------------------------------------------------------------------------------------

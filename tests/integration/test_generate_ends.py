@@ -5,30 +5,15 @@ from __future__ import annotations
 import re
 import signal
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 from command_line import Cli, finish, kill, read_some, until
+from integration.answers import PROMPT, alone
 
-import dllama_zmq
 from dllama_zmq.local import LocalModel
 
-PROMPT = "once upon a time"
 SOON_S = 15.0  # on a busy machine
-
-
-@pytest.fixture(scope="module")
-def local(small_model: Path) -> Iterator[LocalModel]:
-    """The model in this process on one node: what every greedy answer is compared with."""
-    with dllama_zmq.load(small_model) as model:
-        yield model
-
-
-def alone(local: LocalModel, prompt: str, n_tokens: int) -> str:
-    """The greedy text after `prompt`."""
-    return "".join(local.generate(prompt, max_tokens=n_tokens))
 
 
 def n_stopped(cli: Cli) -> int:
