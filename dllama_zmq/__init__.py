@@ -6,7 +6,7 @@ with dllama_zmq.load("demo", nodes=4) as model:
 
 `load` runs a model in this process: `generate` yields text, `logits` are at hand, one text at a time. `connect` and
 `Client` speak to a cluster of its own processes: `generate` yields all that the root says (Queued, Started, Prefill,
-Piece, Done), `text` the whole text at once. Both are greedy unless they are given a `Sampling`, as in
+TokenText, Done), `text` the whole text at once. Both are greedy unless they are given a `Sampling`, as in
 `model.generate("Once upon a time", 50, Sampling(temperature=0.8, top_p=0.9))`, which is how the command line samples.
 """
 

@@ -20,26 +20,35 @@ from dllama_zmq.bus.addresses import endpoint_of, resolve, why_no_answer
 from dllama_zmq.bus.client_messages import (
     MAX_ANSWERS,
     TO_CLIENT,
-    AskStatus,
     Cancel,
     Done,
     Error,
     Generate,
-    Piece,
     Prefill,
     Queued,
     Started,
     Status,
+    StatusRequest,
     Stop,
     Stopping,
+    TokenText,
 )
 from dllama_zmq.bus.codec import decode, encode
 from dllama_zmq.bus.known_root import peer_for
-from dllama_zmq.bus.link_messages import AskLinks, Links
+from dllama_zmq.bus.link_messages import Links, LinksRequest
 from dllama_zmq.bus.messages import Frame, Message
 from dllama_zmq.bus.prompts import Chat, prompt_on_wire, text_on_wire, tokens_on_wire
 from dllama_zmq.bus.security import Peer
-from dllama_zmq.bus.text_messages import AskModel, Detokenize, Detokenized, Embed, Embedding, Model, Tokenize, Tokens
+from dllama_zmq.bus.text_messages import (
+    Detokenize,
+    Detokenized,
+    Embed,
+    Embedding,
+    Model,
+    ModelRequest,
+    Tokenize,
+    Tokens,
+)
 from dllama_zmq.errors import ClusterError, DllamaError, ProtocolError, RemoteError, RequestError, RootLost
 from dllama_zmq.grammar import Grammar
 from dllama_zmq.host import require_open_files
@@ -68,7 +77,7 @@ class Computing:
     silent_s: float
 
 
-Answer = Queued | Started | Prefill | Piece | Done | Computing
+Answer = Queued | Started | Prefill | TokenText | Done | Computing
 
 SILENCE_S = 180.0
 """How long a root may say nothing before it has said how long that may be (Queued, Started: silence_s)."""
@@ -173,7 +182,7 @@ class Client:
     ) -> str:
         """The text that follows `prompt`, whole."""
         answers = self.generate(prompt, max_tokens, sampling)
-        return "".join(answer.text for answer in answers if isinstance(answer, Piece | Done))
+        return "".join(answer.text for answer in answers if isinstance(answer, TokenText | Done))
 
     def tokenize(
         self, prompt: str | Chat, bos: bool | None = None, specials: bool = False, wait_s: float = TEXT_S
@@ -192,18 +201,18 @@ class Client:
 
     def model(self, wait_s: float = TEXT_S) -> Model:
         """What the model is. Raises RootLost where there is no answer within `wait_s`."""
-        return self._asked(AskModel(next(self._ids)), Model, wait_s)
+        return self._asked(ModelRequest(next(self._ids)), Model, wait_s)
 
     def status(self, wait_s: float = 5.0) -> Status:
         """How the cluster is. Raises RootLost where there is no answer within `wait_s`: a step may take that long."""
-        return self._asked(AskStatus(next(self._ids)), Status, wait_s)
+        return self._asked(StatusRequest(next(self._ids)), Status, wait_s)
 
     def links(self, wait_s: float = LINKS_S) -> Links:
         """Round trip and bytes/s to each worker and back, and its clock, measured now: about 0.5 s a worker.
 
         A request that runs goes on between two of them. Raises RootLost where there is no answer within `wait_s`.
         """
-        return self._asked(AskLinks(next(self._ids)), Links, wait_s)
+        return self._asked(LinksRequest(next(self._ids)), Links, wait_s)
 
     def stop(self, wait_s: float = 5.0, end_s: float = END_S) -> None:
         """End the cluster, and return when its root has closed this connection: then its workers have left.
@@ -246,7 +255,10 @@ class Client:
         self._connection.socket.send_multipart(frames, zmq.NOBLOCK)
 
     def _asked(
-        self, question: AskStatus | AskLinks | Tokenize | Detokenize | AskModel, kind: type[M], wait_s: float
+        self,
+        question: StatusRequest | LinksRequest | Tokenize | Detokenize | ModelRequest,
+        kind: type[M],
+        wait_s: float,
     ) -> M:
         """The answer to a question, which is of this kind."""
         self._send(question, min(wait_s, CONNECT_S))

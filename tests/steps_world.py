@@ -17,14 +17,14 @@ from dllama_zmq.bus.codec import TO_ROOT, TO_WORKER, decode, encode
 from dllama_zmq.bus.messages import (
     ArrayHead,
     Beacon,
+    BeaconAck,
     Bye,
     Candidates,
     Fault,
     Frame,
-    Heard,
     Join,
     Message,
-    More,
+    MoreCandidates,
     Partial,
     Ping,
     Step,
@@ -196,8 +196,8 @@ class RootNode(Node):
             ):
                 self.taken.add((member.node, message.stage))
             self.go_on((identity, message, arrays))
-        elif member is not None and isinstance(message, Heard):
-            self.world.roster.set_heard(member, message.epoch)
+        elif member is not None and isinstance(message, BeaconAck):
+            self.world.roster.set_ready(member, message.epoch)
         elif member is not None and isinstance(message, Join):
             self.world.roster.lose(member, "it started again")
 
@@ -259,13 +259,13 @@ class WorkerNode(Node):
         """On a message while it is idle."""
         if isinstance(message, Beacon):
             self.steps.epoch = message.epoch
-            self.say(Heard(message.epoch))
+            self.say(BeaconAck(message.epoch))
         elif isinstance(message, Bye):
             self.connected = False
         elif isinstance(message, Ping):
             for action in self.steps.answer_ping(message):
                 self.do(action)
-        elif isinstance(message, More) and self.steps.accepts(message):
+        elif isinstance(message, MoreCandidates) and self.steps.accepts(message):
             self.answer()
         elif isinstance(message, Step) and self.steps.accepts(message):
             assert (message.epoch, message.step) not in self.ran, "a step is run twice"

@@ -20,7 +20,7 @@ import numpy as np
 import zmq
 
 from dllama_zmq.bus.links import Endpoints, RootLink, WorkerLink
-from dllama_zmq.bus.messages import Beacon, Bye, Heard, Join, Loaded, Step
+from dllama_zmq.bus.messages import Beacon, BeaconAck, Bye, Join, Loaded, Step
 from dllama_zmq.bus.roster import Roster
 from dllama_zmq.bus.security import Peer, Server
 from dllama_zmq.bus.sockets import SPIN_S
@@ -63,7 +63,7 @@ def be_worker(
             message, frames = arrived
             if isinstance(message, Beacon) and message.epoch != comm.steps.epoch:
                 comm.steps.epoch = message.epoch
-                link.send(Heard(message.epoch))
+                link.send(BeaconAck(message.epoch))
             elif isinstance(message, Step):
                 comm.begin(message, frames)
                 while True:
@@ -134,8 +134,8 @@ def _gather_workers(link: RootLink, roster: Roster, names: list[str]) -> None:
             elif (member := roster.find(identity)) is not None:
                 if isinstance(message, Loaded):
                     roster.set_loaded(member)
-                elif isinstance(message, Heard):
-                    roster.set_heard(member, message.epoch)
+                elif isinstance(message, BeaconAck):
+                    roster.set_ready(member, message.epoch)
 
 
 def _exchange(link: RootLink, roster: Roster, kernels: KernelChoice, sync: Sync, dim: int, rounds: int) -> list[float]:

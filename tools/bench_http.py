@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from dllama_zmq.bus.client_messages import Piece
+from dllama_zmq.bus.client_messages import TokenText
 from dllama_zmq.cli.chosen import client_of
 from dllama_zmq.cli.flags import There
 
@@ -45,7 +45,7 @@ def over_bus(n_tokens: int) -> Iterator[float]:
     """When each token came."""
     with client_of(There(), None) as client:
         for answer in client.generate("Once upon a time", n_tokens, ignore_eos=True):
-            if isinstance(answer, Piece):
+            if isinstance(answer, TokenText):
                 yield time.time()
 
 

@@ -22,7 +22,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from dllama_zmq.bus.client_messages import Piece
+from dllama_zmq.bus.client_messages import TokenText
 from dllama_zmq.cli.chosen import client_of
 from dllama_zmq.cli.flags import There
 from dllama_zmq.client import Client
@@ -56,7 +56,7 @@ def benched(model: Sequence[str], nodes: int, threads: int, n_tokens: int) -> fl
 def served(client: Client, n_tokens: int) -> float:
     """tokens/s of an answer, as its client sees it."""
     answers = client.generate("Once upon a time", n_tokens + 1, ignore_eos=True)
-    times = [time.perf_counter() for answer in answers if isinstance(answer, Piece)]
+    times = [time.perf_counter() for answer in answers if isinstance(answer, TokenText)]
     return n_tokens / (times[-1] - times[0])
 
 
@@ -64,7 +64,7 @@ def first_token_s(client: Client, prompt: Sequence[int]) -> float:
     """Seconds until the first token of an answer to `prompt`."""
     start = time.perf_counter()
     for answer in client.generate(prompt, 1, ignore_eos=True):
-        if isinstance(answer, Piece):
+        if isinstance(answer, TokenText):
             return time.perf_counter() - start
     sys.exit("the cluster gave no token")
 

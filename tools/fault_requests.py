@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from dllama_zmq import Client
-from dllama_zmq.bus.client_messages import Done, Piece, Prefill
+from dllama_zmq.bus.client_messages import Done, Prefill, TokenText
 from dllama_zmq.errors import DllamaError
 from dllama_zmq.sampling import Sampling
 
@@ -70,11 +70,11 @@ class Requests:
             with Client(self.address) as client:
                 sampling = Sampling(0.8 * (i % 2), 0.95, seed=i)
                 for answer in client.generate(prompt, self.n_tokens, sampling, ignore_eos=True):
-                    if isinstance(answer, Piece | Prefill):
+                    if isinstance(answer, TokenText | Prefill):
                         self.moments.append(time.monotonic())
-                    if isinstance(answer, Piece):
+                    if isinstance(answer, TokenText):
                         self.n_pieces[i] += 1
-                    if isinstance(answer, Piece | Done):
+                    if isinstance(answer, TokenText | Done):
                         self.texts[i] += answer.text
         except DllamaError as error:
             self.failed_at.append(time.monotonic())

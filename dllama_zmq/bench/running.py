@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from dllama_zmq.bench.rows import Row, spread
-from dllama_zmq.bus.client_messages import Piece, Prefill, Started, Status
+from dllama_zmq.bus.client_messages import Prefill, Started, Status, TokenText
 from dllama_zmq.bus.step_sums import StepSums
 from dllama_zmq.client import Client
 from dllama_zmq.errors import ClusterError, RequestError
@@ -96,7 +96,7 @@ def _answer(client: Client, n_words: int, max_tokens: int) -> _Answer:
             answer.n_prompt = event.prompt_tokens
         elif isinstance(event, Prefill):
             answer.prompt.add(event.n_tokens, event.figures)
-        elif isinstance(event, Piece) and event.figures is not None:
+        elif isinstance(event, TokenText) and event.figures is not None:
             answer.decoding.add(1, event.figures)
     return answer
 

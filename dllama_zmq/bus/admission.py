@@ -23,7 +23,7 @@ import zmq
 from zmq.utils import z85
 
 from dllama_zmq.bus.addresses import ip_of
-from dllama_zmq.bus.complaints import Refusals
+from dllama_zmq.bus.rate_limited_log import Refusals
 from dllama_zmq.bus.security import Server
 from dllama_zmq.errors import DllamaError
 

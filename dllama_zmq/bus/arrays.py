@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from dllama_zmq.bus.messages import FLOATS, PROTOCOL, ArrayHead, ArrayType, Frame, Partial, Sum
+from dllama_zmq.bus.messages import FLOATS, PROTOCOL, ArrayHead, ArrayType, Frame, Partial, Sum, wire_name
 from dllama_zmq.errors import ProtocolError
 from dllama_zmq.kernels import Kernels
 from dllama_zmq.quants import F32, U8, dequantize, quantize
@@ -59,7 +59,7 @@ def to_wire(partial: F32 | U8, kernels: Kernels, sync: Sync) -> U8:
 
 def stage_header(kind: type[Sum | Partial], epoch: int, step: int, head: ArrayHead) -> Callable[[int], bytes]:
     """A function from the number of a stage to the header that `encode` makes of its Sum or Partial."""
-    before = b"\x96" + b"".join(map(_encoded, (PROTOCOL, kind.__name__.lower(), epoch, step)))
+    before = b"\x96" + b"".join(map(_encoded, (PROTOCOL, wire_name(kind.__name__), epoch, step)))
     after = msgspec.msgpack.encode([head])
     return lambda stage: before + _encoded(stage) + after
 

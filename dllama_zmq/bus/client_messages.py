@@ -7,16 +7,16 @@ from typing import Annotated, Literal
 import msgspec
 
 from dllama_zmq.bus.codec import Kinds
-from dllama_zmq.bus.link_messages import AskLinks, Links
+from dllama_zmq.bus.link_messages import Links, LinksRequest
 from dllama_zmq.bus.messages import Big, Count, Enroll, Message, Name, Seconds, Text
 from dllama_zmq.bus.prompts import AnyPrompt
 from dllama_zmq.bus.text_messages import (
-    AskModel,
     Detokenize,
     Detokenized,
     Embed,
     Embedding,
     Model,
+    ModelRequest,
     RequestId,
     Tokenize,
     Tokens,
@@ -90,7 +90,7 @@ class Cancel(Message, frozen=True):
     id: RequestId
 
 
-class AskStatus(Message, frozen=True):
+class StatusRequest(Message, frozen=True):
     """Ask for the state of the cluster. Answered with Status."""
 
     id: RequestId
@@ -152,7 +152,7 @@ class Logprob(msgspec.Struct, frozen=True, array_like=True):
     logprob: Number
 
 
-class Piece(Message, frozen=True):
+class TokenText(Message, frozen=True):
     """One generated token, the text it completes, and the figures of its step (none for the first).
 
     index: of the answer within the request.
@@ -344,7 +344,9 @@ class Stopping(Message, frozen=True):
     id: Big
 
 
-FROM_CLIENT = Kinds(Generate, Cancel, AskStatus, Stop, Tokenize, Detokenize, AskModel, Embed, Enroll, AskLinks)
+FROM_CLIENT = Kinds(
+    Generate, Cancel, StatusRequest, Stop, Tokenize, Detokenize, ModelRequest, Embed, Enroll, LinksRequest
+)
 TO_CLIENT = Kinds(
-    Queued, Started, Prefill, Piece, Done, Error, Status, Stopping, Tokens, Detokenized, Model, Embedding, Links
+    Queued, Started, Prefill, TokenText, Done, Error, Status, Stopping, Tokens, Detokenized, Model, Embedding, Links
 )

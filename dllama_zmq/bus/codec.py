@@ -18,6 +18,7 @@ from dllama_zmq.bus.messages import (
     PROTOCOL,
     ArrayHead,
     Beacon,
+    BeaconAck,
     Bye,
     Candidates,
     Credit,
@@ -25,12 +26,10 @@ from dllama_zmq.bus.messages import (
     Enrolled,
     Fault,
     Frame,
-    Heard,
     Join,
     Loaded,
     Message,
-    Missed,
-    More,
+    MoreCandidates,
     Need,
     Offer,
     Partial,
@@ -38,10 +37,12 @@ from dllama_zmq.bus.messages import (
     Plan,
     Preparing,
     Refuse,
+    Resend,
     Step,
     Sum,
     Weights,
     Welcome,
+    wire_name,
 )
 from dllama_zmq.errors import ProtocolError
 
@@ -52,12 +53,12 @@ class Kinds(dict[str, type[Message]]):
     """The messages that one direction of one link carries, by their name on the wire."""
 
     def __init__(self, *messages: type[Message]) -> None:
-        super().__init__({message.__name__.lower(): message for message in messages})
+        super().__init__({wire_name(message.__name__): message for message in messages})
         self.decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(reduce(or_, messages))
 
 
-TO_WORKER = Kinds(Beacon, Step, Sum, More, Bye, Welcome, Refuse, Enrolled, Plan, Offer, Weights, Ping, Probe)
-TO_ROOT = Kinds(Join, Enroll, Credit, Need, Preparing, Loaded, Heard, Partial, Candidates, Fault, Missed, Probed)
+TO_WORKER = Kinds(Beacon, Step, Sum, MoreCandidates, Bye, Welcome, Refuse, Enrolled, Plan, Offer, Weights, Ping, Probe)
+TO_ROOT = Kinds(Join, Enroll, Credit, Need, Preparing, Loaded, BeaconAck, Partial, Candidates, Fault, Resend, Probed)
 
 _VERSION = msgspec.msgpack.encode(PROTOCOL)
 
@@ -110,7 +111,7 @@ def decode(frames: Sequence[Frame], allowed: Kinds) -> tuple[Message, list[Frame
 
 def kind_of(message: Message) -> str:
     """The kind of a message as it is on the wire."""
-    return type(message).__name__.lower()
+    return wire_name(type(message).__name__)
 
 
 def _check_length(head: ArrayHead, frame: Frame) -> None:

@@ -61,11 +61,11 @@ class Withdraw(_Message, frozen=True):
     id: int
 
 
-class AskReport(_Message, frozen=True):
+class ReportRequest(_Message, frozen=True):
     """Answered with a Report between two steps."""
 
 
-class AskSpeeds(_Message, frozen=True):
+class SpeedsRequest(_Message, frozen=True):
     """Answered with Speeds when each link has been measured, one of them between two steps."""
 
 
@@ -192,7 +192,7 @@ class GoingDown(_Message, frozen=True):
     why: str
 
 
-ToEngine: TypeAlias = Listening | Submit | SubmitEmbed | Withdraw | AskReport | AskSpeeds | Quit
+ToEngine: TypeAlias = Listening | Submit | SubmitEmbed | Withdraw | ReportRequest | SpeedsRequest | Quit
 ToFront: TypeAlias = Facts | Readiness | Stepped | Embedded | Failed | Withdrawn | Report | Speeds | GoingDown
 
 TO_ENGINE: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)

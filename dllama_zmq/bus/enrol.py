@@ -28,11 +28,11 @@ def enrolled(security: Server | None, key: str, message: Enroll) -> Enrolled | R
     """The root's answer to a peer that has connected with `key`. A good token's new key is on the ring from here on."""
     token = security.ring.token(key) if security is not None and key else None
     if security is None or token is None:
-        return Refuse(f"the token {_USED}" if key else "this connection has no token", again=False)
+        return Refuse(f"the token {_USED}" if key else "this connection has no token", retry=False)
     try:
         entry = security.ring.use(token, message.public)
     except TrustError as error:
-        return Refuse(str(error)[:2000], again=False)
+        return Refuse(str(error)[:2000], retry=False)
     logger.info("enrolled %s name=%s key=%s", entry.role.value, entry.name or "any", entry.public)
     return Enrolled(entry.name)
 

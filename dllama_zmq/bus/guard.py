@@ -31,7 +31,7 @@ import zmq
 
 from dllama_zmq.bus.addresses import ip_of
 from dllama_zmq.bus.admission import SLOWED_S, admission_to
-from dllama_zmq.bus.complaints import Complaints
+from dllama_zmq.bus.rate_limited_log import RateLimitedLog
 from dllama_zmq.bus.security import Server, why_refused
 from dllama_zmq.bus.sockets import Bounds
 from dllama_zmq.reporting import human_bytes
@@ -87,7 +87,7 @@ class Guard:
         self._connections: dict[int, _Connection] = {}
         self._early_keys: dict[int, tuple[bytes, str]] = {}  # cookie and key, before the thread heard of the connection
         self._next = 0
-        self._complaints = Complaints(logger)
+        self._bad_peers = RateLimitedLog(logger)
         self._hurry_until = 0.0
         self._admission, self._end_admission = admission_to(socket, security)
         self._failure: int | None = None  # of the handshake whose connection ends next
@@ -242,7 +242,7 @@ class Guard:
 
     def _end_flood(self, descriptor: int, connection: _Connection, now: float, what: str) -> None:
         seconds = now - connection.since
-        self._complaints.say("closed a connection from %s: in %.1f s it sent %s", connection.address, seconds, what)
+        self._bad_peers.warning("closed a connection from %s: in %.1f s it sent %s", connection.address, seconds, what)
         self._hurry_until = now + SLOWED_S
         self._admission.slow_down(connection.address, now)  # before it can come again
         self.cut(descriptor)

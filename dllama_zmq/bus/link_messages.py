@@ -36,7 +36,7 @@ class Probed(Message, frozen=True):
 # --- client to root, and back ---------------------------------------------------------------------------------------
 
 
-class AskLinks(Message, frozen=True):
+class LinksRequest(Message, frozen=True):
     """How fast are the links to the workers now? Answered with Links, when each has been measured between two steps."""
 
     id: RequestId

@@ -18,17 +18,17 @@ import zmq
 from dllama_zmq.bus import sockets
 from dllama_zmq.bus.addresses import without_host
 from dllama_zmq.bus.codec import TO_ROOT, TO_WORKER, decode, encode, kind_of
-from dllama_zmq.bus.complaints import Complaints
-from dllama_zmq.bus.messages import Bye, Frame, Join, Message, Ping
+from dllama_zmq.bus.messages import Bye, Frame, Join, Message, Ping, wire_name
 from dllama_zmq.bus.meter import Meter
 from dllama_zmq.bus.peers import PeerGone, Peers, bind_guarded, close_guarded
+from dllama_zmq.bus.rate_limited_log import RateLimitedLog
 from dllama_zmq.bus.security import Peer, Server
 from dllama_zmq.errors import ProtocolError, RootLost
 
 logger = logging.getLogger(__name__)
 
 _LAST_WORD_MS = 1000  # a busy computer may leave a process out for longer than 200
-_BYE = Bye.__name__.lower()
+_BYE = wire_name(Bye.__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +44,14 @@ class Endpoints:
     local_replies: str = ""
     security: Server | None = None
 
-    def of(self, local: bool) -> tuple[str, str]:
-        """The addresses of steps and replies for a worker on this computer (`local`) or another.
+    def for_worker(self, same_host: bool) -> tuple[str, str]:
+        """The addresses of steps and replies for a worker on this host, or on another.
 
         A TCP address is given without its host: the root may listen on 0.0.0.0, and the worker knows a way to it.
         """
         return (
-            self.local_steps if local and self.local_steps else without_host(self.steps[0]),
-            self.local_replies if local and self.local_replies else without_host(self.replies[0]),
+            self.local_steps if same_host and self.local_steps else without_host(self.steps[0]),
+            self.local_replies if same_host and self.local_replies else without_host(self.replies[0]),
         )
 
     def all_steps(self) -> list[str]:
@@ -79,7 +79,7 @@ class RootLink:
         self.meter = Meter()
         self._name_of = name_of
         self.spin_s = spin_s
-        self._complaints = Complaints(logger)
+        self._bad_peers = RateLimitedLog(logger)
         self._leaving: set[bytes] = set()
         self.security = endpoints.security
         hears = None if self.security is None else replace(self.security, admits_tokens=False)
@@ -136,7 +136,7 @@ class RootLink:
         try:
             message, arrays = decode(frames[1:], TO_ROOT)
         except ProtocolError as error:
-            self._complaints.say("dropped a message from %r: %s", identity, error)
+            self._bad_peers.warning("dropped a message from %r: %s", identity, error)
             return None
         if isinstance(message, Join):
             self._leaving.discard(identity)
@@ -194,7 +194,7 @@ class WorkerLink:
     ) -> None:
         self._context, self._security = context, security
         self.spin_s = spin_s
-        self._complaints = Complaints(logger)
+        self._bad_peers = RateLimitedLog(logger)
         self._disconnects: sockets.Disconnects | None = None
 
         def watched(socket: zmq.Socket[bytes]) -> None:
@@ -256,7 +256,7 @@ class WorkerLink:
         try:
             return decode(frames, TO_WORKER)
         except ProtocolError as error:
-            self._complaints.say("dropped a message from the root: %s", error)
+            self._bad_peers.warning("dropped a message from the root: %s", error)
             return None
 
     def close(self) -> None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
@@ -70,15 +71,20 @@ Needed = Annotated[list[tuple[Name, Big]], msgspec.Meta(min_length=1, max_length
 Again = Annotated[list[tuple[Count, Count]], msgspec.Meta(min_length=1, max_length=4096)]
 
 
-class Message(msgspec.Struct, frozen=True, array_like=True, tag=str.lower):
-    """Base of all messages. The kind on the wire is the class name in lower case."""
+def wire_name(class_name: str) -> str:
+    """The kind of a message on the wire: `BeaconAck` is `beacon_ack`."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", class_name).lower()
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True, tag=wire_name):
+    """Base of all messages. Its kind on the wire is `wire_name` of the class name."""
 
 
 # --- root to every worker, on PUB -----------------------------------------------------------------------------------
 
 
 class Beacon(Message, frozen=True):
-    """The root is alive, and this is its epoch. A loaded worker answers the first beacon of an epoch with Heard."""
+    """The root is alive, and this is its epoch. A loaded worker answers the first beacon of an epoch with BeaconAck."""
 
     epoch: Big
 
@@ -109,8 +115,8 @@ class Sum(Message, frozen=True):
     arrays: Heads
 
 
-class More(Message, frozen=True):
-    """Some rows need more candidates: answer for each [row, k] with this k, as this stage."""
+class MoreCandidates(Message, frozen=True):
+    """Answer each [row, k] with k candidates, as this stage; the step's own were too few."""
 
     epoch: Big
     step: Big
@@ -119,9 +125,9 @@ class More(Message, frozen=True):
 
 
 class Bye(Message, frozen=True):
-    """The root leaves on purpose. `stay`: wait for it to return; else exit."""
+    """The root leaves on purpose. rejoin: wait for it to return and join again; else exit."""
 
-    stay: bool
+    rejoin: bool
     reason: Text
 
 
@@ -142,10 +148,10 @@ class Welcome(Message, frozen=True):
 
 
 class Refuse(Message, frozen=True):
-    """Answer to Join: there is no place for you, and why. `again`: a later Join may succeed."""
+    """Answer to Join: there is no place for you, and why. retry: a later Join may succeed."""
 
     reason: Text
-    again: bool
+    retry: bool
 
 
 class Enrolled(Message, frozen=True):
@@ -185,7 +191,7 @@ class Weights(Message, frozen=True):
 
 
 class Ping(Message, frozen=True):
-    """The root waits for parts of `stage`. A node that lacks the input of its part answers Missed.
+    """The root waits for parts of `stage`. A node that lacks the input of its part answers Resend.
 
     Sending it fails at once if the connection is broken.
     """
@@ -251,7 +257,7 @@ class Loaded(Message, frozen=True):
     nbytes: Big
 
 
-class Heard(Message, frozen=True):
+class BeaconAck(Message, frozen=True):
     """This worker has heard the Beacon of `epoch` on PUB."""
 
     epoch: Big
@@ -267,7 +273,7 @@ class Partial(Message, frozen=True):
 
 
 class Candidates(Message, frozen=True):
-    """The end of a step, or the answer to `more`, for the R rows asked for.
+    """The end of a step, or the answer to MoreCandidates, for the R rows asked for.
 
     R = 0: no arrays. Else the rows' candidates, one row after another: ids i32 (1, n), logits f32 (1, m), and
     log-sum-exps f64 (R, 2). Seconds are of the whole step; paused_s: of compute_s, at least so long this node's thread
@@ -291,8 +297,8 @@ class Fault(Message, frozen=True):
     text: Text
 
 
-class Missed(Message, frozen=True):
-    """This worker lacks what its part of `stage` needs: Step, Sum or More. Answered by that message, on ROUTER."""
+class Resend(Message, frozen=True):
+    """Send again the input of `stage`: a Step, Sum or MoreCandidates that was lost. Answered by it, on ROUTER."""
 
     epoch: Big
     step: Big

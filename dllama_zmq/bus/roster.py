@@ -2,7 +2,7 @@
 
 Pure: it is fed messages; it owns no socket, no clock and no weights.
 
-    ABSENT ── Join ──► LOADING ── Loaded ──► LOADED ── Heard(epoch) ──► READY
+    ABSENT ── Join ──► LOADING ── Loaded ──► LOADED ── BeaconAck(epoch) ──► READY
       ▲                                        ▲                          │
       └──────────── lost, or Join again ───────┴────── a new epoch ◄──────┘
 """
@@ -113,25 +113,25 @@ class Roster:
         names = [member.name for member in self.members]
         if join.name and join.name not in names:
             return Refuse(
-                f"no worker of this cluster is called {join.name!r}; its workers are {', '.join(names)}", again=False
+                f"no worker of this cluster is called {join.name!r}; its workers are {', '.join(names)}", retry=False
             )
         own = names if may_be is None else [name for name in names if name in may_be]
         if join.name not in ("", *own):
             with_it = f"with its key it may be {', '.join(own)}" if own else "its key is that of no worker"
-            return Refuse(f"its key is not that of {join.name!r}; {with_it}", again=False)
+            return Refuse(f"its key is not that of {join.name!r}; {with_it}", retry=False)
         place = self.find(identity) or next((m for m in self.members if m.name == join.name), None)
         if place is None:
             place = self._free_place(address, own)
         elif place.state is not State.ABSENT and place.identity != identity:
-            return Refuse(f"{place.name} is already here (process {place.pid})", again=True)
+            return Refuse(f"{place.name} is already here (process {place.pid})", retry=True)
         if place is not None and not self._may_have(place, join.pid, address):
-            return Refuse(f"{place.name} is started by the root itself, on its own computer", again=False)
+            return Refuse(f"{place.name} is started by the root itself, on its own computer", retry=False)
         if place is None:
             which = "of this cluster" if may_be is None else "that its key may have"
-            return Refuse(f"all places {which} are taken: {', '.join(own)}", again=may_be is None or bool(own))
+            return Refuse(f"all places {which} are taken: {', '.join(own)}", retry=may_be is None or bool(own))
         if reason := obstacle(place, join):
             place.lost_reason = f"is not there: {reason}"
-            return Refuse(reason, again=False)
+            return Refuse(reason, retry=False)
         place.identity, place.joined, place.state = identity, join, State.LOADING
         place.address = address
         self.new_epoch()
@@ -169,7 +169,7 @@ class Roster:
         """Note that the member has its weights."""
         member.state = State.LOADED
 
-    def set_heard(self, member: Member, epoch: int) -> None:
+    def set_ready(self, member: Member, epoch: int) -> None:
         """Note that the member heard a beacon; only that of this epoch makes it ready."""
         if epoch == self.epoch and member.state is State.LOADED:
             member.state = State.READY

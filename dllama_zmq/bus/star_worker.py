@@ -86,14 +86,14 @@ class StarWorker:
         return self._add_up(self._await_sum(len(own)), own)
 
     def answer(self, arrays: Sequence[EncodedArray]) -> None:
-        """Send these candidates, which end the step or answer More."""
+        """Send these candidates, which end the step or answer MoreCandidates."""
         compute_s = max(0.0, time.monotonic() - self._begun_s - self.steps.wait_s)
         paused_s = max(0.0, compute_s - (time.thread_time() - self._begun_on_core_s))  # more, where it spun for a sum
         for action in self.steps.answer(compute_s, paused_s, arrays):
             self._do(action)
 
     def answer_ping(self, ping: Ping) -> None:
-        """Answer a ping with Missed if this worker lacks the input of the pinged stage."""
+        """Answer a ping with Resend if this worker lacks the input of the pinged stage."""
         for action in self.steps.answer_ping(ping):
             self._do(action)
 

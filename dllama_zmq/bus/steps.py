@@ -21,10 +21,10 @@ from dllama_zmq.bus.messages import (
     Frame,
     Join,
     Message,
-    Missed,
-    More,
+    MoreCandidates,
     Partial,
     Ping,
+    Resend,
     RowAsk,
     Step,
     Sum,
@@ -193,7 +193,7 @@ class RootSteps:
     def more(self, again: Sequence[tuple[int, int]]) -> list[Action]:
         """Ask for the best k candidates of each (row, k); the answers are expected as the next stage."""
         self._forget_waits()
-        return [self._publish(More(self._roster.epoch, self.step, self.stage + 1, list(again)))]
+        return [self._publish(MoreCandidates(self._roster.epoch, self.step, self.stage + 1, list(again)))]
 
     def count_wait(self, name: str, seconds: float, n_bytes: int) -> None:
         """Count a wait of `seconds` for messages of `n_bytes` in all, of which that of worker `name` came last."""
@@ -267,7 +267,7 @@ class RootSteps:
         elif isinstance(message, Fault):
             if (message.epoch, message.step) == here:
                 return [Failed(RemoteError(member.name, message.text))]
-        elif isinstance(message, Missed):
+        elif isinstance(message, Resend):
             if (message.epoch, message.step, message.stage) == (*here, self._open[0].stage):
                 return self._resend(member)
         else:

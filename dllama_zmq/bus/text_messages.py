@@ -37,7 +37,7 @@ class Detokenize(Message, frozen=True):
     tokens: TokenIds
 
 
-class AskModel(Message, frozen=True):
+class ModelRequest(Message, frozen=True):
     """What is the model? Answered with Model."""
 
     id: RequestId

@@ -13,10 +13,10 @@ from dllama_zmq.bus.messages import (
     Candidates,
     Frame,
     Message,
-    Missed,
-    More,
+    MoreCandidates,
     Partial,
     Ping,
+    Resend,
     Step,
     Sum,
     Welcome,
@@ -55,7 +55,7 @@ class WorkerSteps:
 
     # calls of the worker
 
-    def accepts(self, message: Step | More) -> bool:
+    def accepts(self, message: Step | MoreCandidates) -> bool:
         """Whether an idle worker acts on the message; not if it is of another epoch, late, or a repetition."""
         if message.epoch != self.epoch:
             return False
@@ -91,13 +91,13 @@ class WorkerSteps:
         return [_send(message, [frame for _, frame in arrays])]
 
     def answer_ping(self, ping: Ping) -> list[Action]:
-        """Answer the second ping of a stage whose input is missing with Missed. At the first ping it may still be on
+        """Answer the second ping of a stage whose input is missing with Resend. At the first ping it may still be on
         its way."""
         lacking = (ping.epoch, ping.step, ping.stage)
         if ping.epoch != self.epoch or lacking[1:] <= (self.step, self.stage):
             return []
         before, self._lacking = self._lacking, lacking
-        return [_send(Missed(*lacking))] if lacking == before else []
+        return [_send(Resend(*lacking))] if lacking == before else []
 
     # calls while it waits
 

@@ -11,7 +11,7 @@ from typing import Annotated
 
 from typer import Argument
 
-from dllama_zmq.bus.client_messages import Done, Logprob, Piece, Prefill, Queued, Started
+from dllama_zmq.bus.client_messages import Done, Logprob, Prefill, Queued, Started, TokenText
 from dllama_zmq.cli import answer_flags, completion, flags
 from dllama_zmq.cli.chosen import chosen_path, elsewhere, for_a_call
 from dllama_zmq.cli.exit_codes import as_json
@@ -151,7 +151,7 @@ class _Printer:
             self._stats.prompt(answer)
             self._break_line()
             self._display.activity("evaluating the prompt", answer.done, answer.total, "tokens")
-        elif isinstance(answer, Piece):
+        elif isinstance(answer, TokenText):
             self._tokens.append(answer.token)
             if answer.logprobs:
                 self._logprobs.append(answer.logprobs)

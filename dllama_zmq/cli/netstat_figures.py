@@ -145,7 +145,7 @@ def measured(status: Status) -> Report:
         tokens=tokens,
         steps=steps,
         unfinished_steps=begun - done,
-        sent_again=sum(_count(status.traffic, name, "missed") for name in names),
+        sent_again=sum(_count(status.traffic, name, "resend") for name in names),
         agrees=all(verdicts) if verdicts else None,
         workers=workers,
         all_workers={phase: _lines(status.traffic, phase, tokens[phase]) for phase in phases},

@@ -22,7 +22,13 @@ from dllama_zmq.cli.netstat_figures import (
 from dllama_zmq.cli.slow_nodes import legend
 from dllama_zmq.reporting import plural
 
-_NAMES = {"step": "step x", "sum": "sums", "partial": "partials", "candidates": "candidates", "more": "asked again"}
+_NAMES = {
+    "step": "step x",
+    "sum": "sums",
+    "partial": "partials",
+    "candidates": "candidates",
+    "more_candidates": "asked again",
+}
 _NO_TOKENS = "no tokens yet: make some with `dllama-zmq generate`"
 _ALONE = "One node alone puts nothing on the bus."
 _FLOW_NAMES = {

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.table import Table
 
-from dllama_zmq.bus.client_messages import Piece, Prefill, StepStats
+from dllama_zmq.bus.client_messages import Prefill, StepStats, TokenText
 from dllama_zmq.bus.step_sums import StepSums
 from dllama_zmq.reporting import plural
 
@@ -33,7 +33,7 @@ class Stats:
         self._prompt.add(step.n_tokens, step.figures)
         self._say(step.figures, f"prompt {step.done}/{step.total}")
 
-    def token(self, piece: Piece) -> None:
+    def token(self, piece: TokenText) -> None:
         """One generated token; the first has no step of its own."""
         self._n_tokens += 1
         if piece.figures is not None:

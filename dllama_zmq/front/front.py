@@ -11,27 +11,27 @@ import msgspec
 import zmq
 
 from dllama_zmq.bus import sockets
-from dllama_zmq.bus.client_messages import FROM_CLIENT, AskStatus, Cancel, Error, Generate, Stop, Stopping
+from dllama_zmq.bus.client_messages import FROM_CLIENT, Cancel, Error, Generate, StatusRequest, Stop, Stopping
 from dllama_zmq.bus.codec import decode, encode
-from dllama_zmq.bus.complaints import Complaints
 from dllama_zmq.bus.engine_messages import (
     ENCODER,
     TO_FRONT,
-    AskReport,
-    AskSpeeds,
     Facts,
     GoingDown,
     Listening,
     Quit,
     Report,
+    ReportRequest,
     Speeds,
+    SpeedsRequest,
     ToEngine,
 )
 from dllama_zmq.bus.enrol import enrolled
-from dllama_zmq.bus.link_messages import AskLinks, Links
+from dllama_zmq.bus.link_messages import Links, LinksRequest
 from dllama_zmq.bus.messages import Enroll, Message
 from dllama_zmq.bus.peers import PeerBehind, PeerGone, Peers
-from dllama_zmq.bus.text_messages import AskModel, Detokenize, Embed, Tokenize
+from dllama_zmq.bus.rate_limited_log import RateLimitedLog
+from dllama_zmq.bus.text_messages import Detokenize, Embed, ModelRequest, Tokenize
 from dllama_zmq.errors import DllamaError, ProtocolError
 from dllama_zmq.front.reports import Reports
 from dllama_zmq.front.requests import Requests
@@ -65,7 +65,7 @@ class Front:
         self._tokenizer = tokenizer
         self._listen = listen
         self._reports = Reports()
-        self._complaints = Complaints(logger)
+        self._bad_peers = RateLimitedLog(logger)
         self._why_down = ""
         self._behind: dict[bytes, list[int]] = {}
         self._link_askers: dict[bytes, int] = {}  # clients who wait for Links, with the id of the answer
@@ -152,7 +152,7 @@ class Front:
             try:
                 message, _ = decode(frames[1:], FROM_CLIENT)
             except ProtocolError as error:
-                self._complaints.say("dropped a message from a client: %s", error)
+                self._bad_peers.warning("dropped a message from a client: %s", error)
                 self._send(client, Error(0, "ProtocolError", str(error)[:1000]))
             else:
                 self._answer(client, message)
@@ -169,14 +169,14 @@ class Front:
             self._requests.add(client, message)
         elif isinstance(message, Cancel):
             self._requests.cancel(client, message.id)
-        elif isinstance(message, AskStatus):
+        elif isinstance(message, StatusRequest):
             if self._reports.ask(client, message.id):
-                self._tell_engine(AskReport())
-        elif isinstance(message, AskLinks):
+                self._tell_engine(ReportRequest())
+        elif isinstance(message, LinksRequest):
             if not self._link_askers:
-                self._tell_engine(AskSpeeds())
+                self._tell_engine(SpeedsRequest())
             self._link_askers[client] = message.id  # a client that asks twice gets one answer
-        elif isinstance(message, Tokenize | Detokenize | AskModel):
+        elif isinstance(message, Tokenize | Detokenize | ModelRequest):
             self._requests.ask(client, message)
         elif isinstance(message, Stop):
             self._send(client, Stopping(message.id))

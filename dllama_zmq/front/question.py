@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from dllama_zmq.bus.messages import Message
 from dllama_zmq.bus.prompts import held_bytes
-from dllama_zmq.bus.text_messages import AskModel, Detokenize, Tokenize
+from dllama_zmq.bus.text_messages import Detokenize, ModelRequest, Tokenize
 from dllama_zmq.front.texts import Texts
 
 
@@ -15,7 +15,7 @@ class Question:
     """A question; it waits for a thread, which answers it."""
 
     client: bytes
-    asked: Tokenize | Detokenize | AskModel
+    asked: Tokenize | Detokenize | ModelRequest
 
     @property
     def id(self) -> int:
@@ -25,7 +25,7 @@ class Question:
     @property
     def size(self) -> int:
         """Its approximate bytes, for the bound on all that wait."""
-        if isinstance(self.asked, AskModel):
+        if isinstance(self.asked, ModelRequest):
             return 0
         return held_bytes(self.asked.tokens if isinstance(self.asked, Detokenize) else self.asked.prompt)
 

@@ -1,4 +1,4 @@
-"""Answers to `askstatus`: from a new report of the engine, or from its last one during a long step."""
+"""Answers to `status_request`: from a new report of the engine, or from its last one during a long step."""
 
 from __future__ import annotations
 

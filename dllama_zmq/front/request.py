@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from dllama_zmq.bus.client_messages import Done, Generate, Logprob, Piece, RequestStatus, StepStats
+from dllama_zmq.bus.client_messages import Done, Generate, Logprob, RequestStatus, StepStats, TokenText
 from dllama_zmq.bus.engine_messages import Sampled, Submit, SubmitEmbed
 from dllama_zmq.bus.prompts import held_bytes
 from dllama_zmq.front.texts import Encoded, Texts
@@ -126,7 +126,7 @@ class Answer:
         n_ids = min(tokenizer.vocab_size, texts.vocab_size)
         return Submit(self.engine_id, tokens, asked.max_tokens, sampling, stop_ids, n_ids, self.request.grammar)
 
-    def piece(self, sampled: Sampled, figures: StepStats, texts: Texts) -> Piece:
+    def piece(self, sampled: Sampled, figures: StepStats, texts: Texts) -> TokenText:
         """The message for one more token, of a step with these figures."""
         request, first = self.request, not self.n_tokens
         self.n_tokens += 1
@@ -135,4 +135,4 @@ class Answer:
         text = self.decoder.push(sampled.token)
         logprobs = [Logprob(token, texts.name_of(token), p) for token, p in sampled.logprobs]
         # The first token comes with the last of the prompt, whose step has told its figures already.
-        return Piece(request.id, sampled.token, text, None if first else figures, logprobs, self.index)
+        return TokenText(request.id, sampled.token, text, None if first else figures, logprobs, self.index)

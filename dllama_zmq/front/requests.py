@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dllama_zmq.bus.client_messages import Error, Generate, Prefill, Queued, Started
 from dllama_zmq.bus.engine_messages import Embedded, Facts, Failed, Readiness, Stepped, ToEngine, Withdraw, Withdrawn
 from dllama_zmq.bus.messages import Message
-from dllama_zmq.bus.text_messages import AskModel, Detokenize, Embed, Embedding, Tokenize
+from dllama_zmq.bus.text_messages import Detokenize, Embed, Embedding, ModelRequest, Tokenize
 from dllama_zmq.errors import DllamaError, NotReady, QueueFull, told
 from dllama_zmq.front.encoding import Encoding, Result, Work
 from dllama_zmq.front.question import Question
@@ -103,7 +103,7 @@ class Requests:
             self._forget(dropped)
             self._send(dropped.client, _queue_full(dropped.id, len(self._waiting), "requests"))
 
-    def ask(self, client: bytes, question: Tokenize | Detokenize | AskModel) -> None:
+    def ask(self, client: bytes, question: Tokenize | Detokenize | ModelRequest) -> None:
         """Queue a question, or refuse it."""
         for dropped in self._questions.add(Question(client, question)):
             self._send(dropped.client, _queue_full(dropped.id, len(self._questions), "questions"))

@@ -14,7 +14,7 @@ from dllama_zmq.bus.codec import MAX_HEADER_BYTES
 from dllama_zmq.bus.engine_messages import Facts
 from dllama_zmq.bus.messages import Message
 from dllama_zmq.bus.prompts import AnyPrompt, Chat, ChatText, PromptText
-from dllama_zmq.bus.text_messages import AskModel, Detokenize, Detokenized, Model, Tokenize, Tokens
+from dllama_zmq.bus.text_messages import Detokenize, Detokenized, Model, ModelRequest, Tokenize, Tokens
 from dllama_zmq.constraint.reading import GrammarReader
 from dllama_zmq.errors import DllamaError, RequestError, told
 from dllama_zmq.grammar import Grammar
@@ -59,10 +59,10 @@ class Texts:
         """A grammar as the engine takes it. Raises RequestError where it cannot be used."""
         return self._grammars.read(grammar)
 
-    def answer(self, asked: Tokenize | Detokenize | AskModel) -> Message:
+    def answer(self, asked: Tokenize | Detokenize | ModelRequest) -> Message:
         """The answer to a question: an Error where there is none."""
         try:
-            if isinstance(asked, AskModel):
+            if isinstance(asked, ModelRequest):
                 return self.model(asked.id)
             return self.tokenize(asked) if isinstance(asked, Tokenize) else self.detokenize(asked)
         except Exception as error:

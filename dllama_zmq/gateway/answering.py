@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from dllama_zmq.bus.client_messages import Done, Generate, Logprob, Piece, Prefill, Queued, Started
+from dllama_zmq.bus.client_messages import Done, Generate, Logprob, Prefill, Queued, Started, TokenText
 from dllama_zmq.chat import Delta
 from dllama_zmq.client import SILENCE_S
 from dllama_zmq.errors import RootLost
@@ -112,7 +112,7 @@ class Answering:
             async with self.link.request(make, cancels=True) as mailbox:
                 while n_open:
                     message = await _next(mailbox, silence_s)
-                    if isinstance(message, Piece):
+                    if isinstance(message, TokenText):
                         self.metrics.token(tally)
                         answer = answers[message.index]
                         if message.logprobs:

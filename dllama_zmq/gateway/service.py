@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from dllama_zmq.api_config import GatewaySettings
-from dllama_zmq.bus.client_messages import AskStatus, Queued, Started, Status
+from dllama_zmq.bus.client_messages import Queued, Started, Status, StatusRequest
 from dllama_zmq.bus.messages import Message
-from dllama_zmq.bus.text_messages import AskModel, Model
+from dllama_zmq.bus.text_messages import Model, ModelRequest
 from dllama_zmq.client import SILENCE_S
 from dllama_zmq.errors import DllamaError, ProtocolError, RootLost
 from dllama_zmq.gateway.link import Links
@@ -71,13 +71,13 @@ class Service:
     async def model(self) -> Model:
         """The cluster's model, which stays the same."""
         if self._model is None:
-            self._model = await self.ask(OWN, AskModel(1), Model)
+            self._model = await self.ask(OWN, ModelRequest(1), Model)
         return self._model
 
     async def status(self, wait_s: float = _ANSWER_S) -> Status:
         """How the cluster is, at most _STATUS_S ago, or when its root told it last."""
         if self._status is None or time.monotonic() > self._status_at + _STATUS_S:
-            status = await self.ask(OWN, AskStatus(1), Status, wait_s)
+            status = await self.ask(OWN, StatusRequest(1), Status, wait_s)
             now = self._status_at = time.monotonic()
             if self._status is None or self._status.uptime_s != status.uptime_s:
                 self._silent_since = None

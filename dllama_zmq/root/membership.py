@@ -11,17 +11,16 @@ from dataclasses import dataclass
 
 import msgspec
 
-from dllama_zmq.bus.complaints import Complaints
 from dllama_zmq.bus.enrol import enrolled
 from dllama_zmq.bus.links import Endpoints, RootLink, host_id
 from dllama_zmq.bus.messages import (
     Beacon,
+    BeaconAck,
     Bye,
     Credit,
     Enroll,
     Fault,
     Frame,
-    Heard,
     Join,
     Loaded,
     Message,
@@ -33,6 +32,7 @@ from dllama_zmq.bus.messages import (
     Welcome,
 )
 from dllama_zmq.bus.peers import PeerGone
+from dllama_zmq.bus.rate_limited_log import RateLimitedLog
 from dllama_zmq.bus.roster import Member, Roster, State
 from dllama_zmq.cluster import Limits
 from dllama_zmq.errors import ProtocolError, WorkerLost
@@ -103,7 +103,7 @@ class Membership:
         self._served_at = 0.0
         self._probed_at = 0.0
         self._all_loaded_at = math.inf
-        self._refusals = Complaints(logger)
+        self._refusals = RateLimitedLog(logger)
         self._next_beacon = 0.0
 
     def wait_ready(self, until: float, on_progress: Callable[[], None]) -> None:
@@ -172,9 +172,9 @@ class Membership:
             logger.error("cannot load %s: %s", member.name, message.text)
             self._streams[member.node].distrust()
             self._roster.lose(member, f"could not load: {message.text}")
-        elif isinstance(message, Heard):
+        elif isinstance(message, BeaconAck):
             self._have_heard.add(member.node)
-            self._roster.set_heard(member, message.epoch)
+            self._roster.set_ready(member, message.epoch)
             if self._roster.ready:
                 self._has_been_ready = True
                 logger.info("ready workers=%d epoch=%d", len(self._roster.members), self._roster.epoch)
@@ -261,7 +261,7 @@ class Membership:
             identity, join, self._link.address(identity), self._room.too_small, self._names_of(key)
         )
         if isinstance(place, Refuse):
-            self._refusals.say("refused a worker pid=%d: %s", join.pid, place.reason)
+            self._refusals.warning("refused a worker pid=%d: %s", join.pid, place.reason)
             self._reply_unknown(identity, place)
             return
         place.key = key
@@ -269,8 +269,7 @@ class Membership:
             self._link.meter.sealed.add(place.name)
         else:
             self._link.meter.sealed.discard(place.name)
-        local = join.host == host_id()
-        steps, replies = self._endpoints.of(local)
+        steps, replies = self._endpoints.for_worker(join.host == host_id())
         logger.info("joined %s node=%d pid=%d over=%s", place.name, place.node, place.pid, replies)
         self._streams[place.node] = self._new_stream(place.node)
         self._joined_at[place.node] = self._heard_at[place.node] = time.monotonic()

@@ -12,19 +12,19 @@ from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from dllama_zmq.bus.codec import encode
-from dllama_zmq.bus.messages import ArrayHead, Candidates, Message, More, Partial, RowAsk, Step, Sum
+from dllama_zmq.bus.messages import ArrayHead, Candidates, Message, MoreCandidates, Partial, RowAsk, Step, Sum
 from dllama_zmq.bus.meter import Direction, frame_bytes, wire_bytes
 from dllama_zmq.models import micro_batches
 from dllama_zmq.sharding import Ask, Reply, candidate_bytes, step_traffic
 from dllama_zmq.spec import ModelSpec, Sync
 
-StepKind = Literal["step", "sum", "partial", "candidates", "more"]
+StepKind = Literal["step", "sum", "partial", "candidates", "more_candidates"]
 KINDS: dict[StepKind, Direction] = {
     "step": "sent",
     "sum": "sent",
     "partial": "received",
     "candidates": "received",
-    "more": "sent",
+    "more_candidates": "sent",
 }
 """The messages of steps, and which way they go as the root sees it."""
 
@@ -104,8 +104,9 @@ def predict_more(
 ) -> dict[StepKind, Predicted]:
     """Predict the cost of asking some rows of the last step again. Arguments as for `predict_step`."""
     stage = 2 * spec.n_layers * len(micro_batches(spec, n_tokens)) + 2
+    request = MoreCandidates(_EPOCH, step, stage, [(n_tokens - 1, row.k) for row in asked])
     return {
-        "more": Predicted(1, 0, _wire(More(_EPOCH, step, stage, [(n_tokens - 1, row.k) for row in asked]), [], sealed)),
+        "more_candidates": Predicted(1, 0, _wire(request, [], sealed)),
         "candidates": _candidates(step, stage, asked, sealed),
     }
 

@@ -13,8 +13,6 @@ from dllama_zmq.bus import sockets
 from dllama_zmq.bus.engine_messages import (
     ENCODER,
     TO_ENGINE,
-    AskReport,
-    AskSpeeds,
     Embedded,
     Ended,
     Facts,
@@ -25,8 +23,10 @@ from dllama_zmq.bus.engine_messages import (
     Quit,
     Readiness,
     Report,
+    ReportRequest,
     Sampled,
     Speeds,
+    SpeedsRequest,
     Stepped,
     Submit,
     SubmitEmbed,
@@ -155,9 +155,9 @@ class Serving:
                     self._engine.cancel(sequence)
                     self._forget(sequence)
                 self._tell(Withdrawn(message.id))
-            elif isinstance(message, AskReport):
+            elif isinstance(message, ReportRequest):
                 self._report()
-            elif isinstance(message, AskSpeeds):
+            elif isinstance(message, SpeedsRequest):
                 self._links.begin()
             elif isinstance(message, Quit):
                 self._stopped = True

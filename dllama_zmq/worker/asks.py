@@ -9,7 +9,7 @@ from itertools import chain
 import numpy as np
 
 from dllama_zmq.bus.arrays import EncodedArray, decode_array, encode_floats, encode_plain
-from dllama_zmq.bus.messages import Frame, More, Step
+from dllama_zmq.bus.messages import Frame, MoreCandidates, Step
 from dllama_zmq.errors import ProtocolError
 from dllama_zmq.sharding import Ask, NodeCandidates
 
@@ -34,7 +34,7 @@ def decode_asks(message: Step, frames: Sequence[Frame], vocab_size: int) -> dict
     return asks
 
 
-def again(asks: Mapping[int, Ask], message: More) -> dict[int, Ask]:
+def again(asks: Mapping[int, Ask], message: MoreCandidates) -> dict[int, Ask]:
     """The asks to answer again, each with the k of `message`."""
     if unknown := [row for row, _ in message.again if row not in asks]:
         raise ProtocolError(f"more is asked of rows {unknown}, of which the step asked nothing")

@@ -26,14 +26,14 @@ from dllama_zmq.bus.link_messages import Probe
 from dllama_zmq.bus.links import WorkerLink, host_id
 from dllama_zmq.bus.messages import (
     Beacon,
+    BeaconAck,
     Bye,
     Fault,
     Frame,
-    Heard,
     Join,
     Loaded,
     Message,
-    More,
+    MoreCandidates,
     Ping,
     Refuse,
     Step,
@@ -211,7 +211,7 @@ class Worker:
                 return arrived[0]
             if arrived is not None and isinstance(arrived[0], Refuse):
                 self._patience = self._patience or time.monotonic() + _PATIENCE_S
-                if not arrived[0].again or time.monotonic() > self._patience:
+                if not arrived[0].retry or time.monotonic() > self._patience:
                     raise ClusterError(f"the root at {address} has no place for this worker: {arrived[0].reason}")
                 time.sleep(_JOIN_EVERY_S)
         if self._stopped:
@@ -292,9 +292,9 @@ class Worker:
         if isinstance(message, Beacon):
             if message.epoch != shard.heard:
                 logger.info("ready to answer the root's steps")  # before anybody can know it from the root
-                link.send(Heard(message.epoch))
+                link.send(BeaconAck(message.epoch))
             shard.heard = shard.comm.steps.epoch = message.epoch
-        elif isinstance(message, Step | More):
+        elif isinstance(message, Step | MoreCandidates):
             if shard.comm.steps.accepts(message):
                 self._guarded(link, shard, message, frames)
         elif isinstance(message, Ping):
@@ -306,7 +306,7 @@ class Worker:
         elif isinstance(message, Welcome):
             raise RootLost("the root greets this worker anew")
 
-    def _guarded(self, link: WorkerLink, shard: Shard, message: Step | More, frames: list[Frame]) -> None:
+    def _guarded(self, link: WorkerLink, shard: Shard, message: Step | MoreCandidates, frames: list[Frame]) -> None:
         """Run a step; an exception in it is sent to the root as a Fault."""
         try:
             if isinstance(message, Step):
@@ -332,7 +332,7 @@ class Worker:
         shard.answer(shard.asks)
 
     def _leave(self, bye: Bye) -> None:
-        if bye.stay:
+        if bye.rejoin:
             raise RootLost(bye.reason)
         raise _Leave(bye.reason)
 

@@ -45,7 +45,7 @@ def floods(protocol: int) -> dict[str, bytes]:
     def header(*values: object) -> bytes:
         return bytes(msgpack.packb([protocol, *values]))
 
-    empties = b"\xdd" + struct.pack(">I", 400_003) + header("askstatus", 1)[1:] + b"\x90" * 400_000
+    empties = b"\xdd" + struct.pack(">I", 400_003) + header("status_request", 1)[1:] + b"\x90" * 400_000
     joins = b"".join(frame(header("join", f"worker{n % 3}", "somewhere", n, "0", "pi3", 1, None)) for n in range(1000))
 
     def generate(n: int, prompt: object = "the cat", max_tokens: int | None = 3, **sampling: object) -> bytes:
@@ -60,7 +60,7 @@ def floods(protocol: int) -> dict[str, bytes]:
         "frames of 500 KiB without end": frame(bytes(500 << 10), MORE),
         "empty frames without end": frame(b"", MORE) * 100_000,
         "messages of a million empty frames": frame(b"", MORE) * 1_000_000 + frame(b""),
-        "askstatus": frame(header("askstatus", 1)) * 1000,
+        "status_request": frame(header("status_request", 1)) * 1000,
         "joins": joins,
         "joins at once": joins,
         "joins over 32 connections": joins,
@@ -91,7 +91,7 @@ def flood(port: int, kind: str, protocol: int) -> None:
     if kind == "nothing is read":  # a subscriber that lives, as far as its heartbeats say
         body, pause_s = b"\x04\x05\x04PONG", 0.1
     elif kind == "status is asked and never read":
-        body, pause_s = frame(bytes(msgpack.packb([protocol, "askstatus", 1]))), 0.004
+        body, pause_s = frame(bytes(msgpack.packb([protocol, "status_request", 1]))), 0.004
     while True:
         try:
             socket_type = b"SUB" if kind in ("nothing is read", "subscriptions") else b"DEALER"

@@ -22,7 +22,7 @@ from surroundings import free_ports
 from tiny import tiny_spec
 
 from dllama_zmq import Client
-from dllama_zmq.bus.client_messages import FROM_CLIENT, TO_CLIENT, Piece, Queued
+from dllama_zmq.bus.client_messages import FROM_CLIENT, TO_CLIENT, Queued, TokenText
 from dllama_zmq.bus.codec import TO_ROOT, TO_WORKER, Kinds, decode, encode
 from dllama_zmq.bus.links import Endpoints
 from dllama_zmq.bus.messages import PROTOCOL
@@ -127,7 +127,7 @@ def tokens(address: str, security: Peer | None = None) -> list[int]:
         for answer in answers:
             assert time.monotonic() < until, f"no end of it; last {answer}"
             assert not isinstance(answer, Queued) or time.monotonic() < until
-            found += [answer.token] if isinstance(answer, Piece) else []
+            found += [answer.token] if isinstance(answer, TokenText) else []
         return found
 
 

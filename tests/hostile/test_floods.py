@@ -19,7 +19,7 @@ from surroundings import free_ports
 from tiny import tiny_spec, write_tiny_pair
 
 from dllama_zmq import Client
-from dllama_zmq.bus.client_messages import FROM_CLIENT, Piece
+from dllama_zmq.bus.client_messages import FROM_CLIENT, TokenText
 from dllama_zmq.bus.codec import TO_ROOT, Kinds, decode
 from dllama_zmq.bus.messages import PROTOCOL
 from dllama_zmq.errors import RootLost
@@ -41,7 +41,7 @@ ON_ANY_PORT = [
     "long headers",
 ]
 OF_CLIENTS = [
-    "askstatus",
+    "status_request",
     "long prompts",
     "10,000 requests",
     "requests without end",
@@ -59,7 +59,7 @@ FLOODS = [
     *(("clients", kind) for kind in OF_CLIENTS),
     ("clients", "prompts of 1 MB"),
     ("clients", "status is asked and never read"),
-    ("replies", "askstatus"),
+    ("replies", "status_request"),
     ("replies", "joins"),
     ("replies", "joins at once"),
     ("replies", "joins over 32 connections"),
@@ -96,7 +96,7 @@ class Flooded:
         """How long one request takes, which must be answered rightly."""
         begun = time.monotonic()
         answers = client.generate("once upon a time", max_tokens=8, ignore_eos=True)
-        found = [answer.token for answer in answers if isinstance(answer, Piece)]
+        found = [answer.token for answer in answers if isinstance(answer, TokenText)]
         self.tokens = self.tokens or found
         assert found == self.tokens
         return time.monotonic() - begun

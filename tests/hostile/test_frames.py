@@ -254,7 +254,7 @@ def test_a_worker_serves_a_real_root_after_any_frames_to_any_of_its_sockets(mode
                 frames=st.lists(st.binary(max_size=64), max_size=2),
             )
             def send_steps(epoch: int, values: list[Any], frames: Frames) -> None:
-                for kind in ("step", "sum", "more", "ping", "weights"):
+                for kind in ("step", "sum", "more_candidates", "ping", "weights"):
                     raw.publish(kind, epoch, *values, arrays=tuple(frames))
                     raw.say(identity, kind, epoch, 1 << 20, *values, arrays=tuple(frames))
 
@@ -265,7 +265,7 @@ def test_a_worker_serves_a_real_root_after_any_frames_to_any_of_its_sockets(mode
                 raw.router.send_multipart([identity, header])
                 raw.pub.send_multipart([header])
             raw.publish("beacon", 99)  # it reads on: this is heard, after all of the above
-            raw.hear_last("heard", [99])
+            raw.hear_last("beacon_ack", [99])
         with a_context() as roots_context:
             root = Root(
                 roots_context,

@@ -20,7 +20,7 @@ from surroundings import free_ports
 from tiny import tiny_spec
 
 from dllama_zmq.bus.links import Endpoints
-from dllama_zmq.bus.messages import Frame, Message, Missed
+from dllama_zmq.bus.messages import Frame, Message, Resend
 from dllama_zmq.cluster import Limits
 from dllama_zmq.formats import ModelFile
 from dllama_zmq.formats.random_model import random_tensors
@@ -108,8 +108,8 @@ class Relayed(Endpoints):
 
     relay: str = ""
 
-    def of(self, local: bool) -> tuple[str, str]:
-        return self.relay, Endpoints.of(self, local)[1]
+    def for_worker(self, same_host: bool) -> tuple[str, str]:
+        return self.relay, Endpoints.for_worker(self, same_host)[1]
 
 
 class Relay:
@@ -198,7 +198,7 @@ def what_is_missed(root: Root) -> set[tuple[bytes, int, int]]:
 
     def watched(frames: Sequence[Frame]) -> tuple[bytes, Message, list[Frame]] | None:
         arrived = read(frames)
-        if arrived is not None and isinstance(arrived[1], Missed):
+        if arrived is not None and isinstance(arrived[1], Resend):
             missed.add((arrived[0], arrived[1].step, arrived[1].stage))
         return arrived
 

@@ -59,7 +59,7 @@ class RawRoot:
         for _ in range(100):
             self.publish("beacon", 1)
             with contextlib.suppress(AssertionError):
-                self.hear("heard", 0.05)
+                self.hear("beacon_ack", 0.05)
                 return identity
         raise AssertionError("no beacon was heard")
 

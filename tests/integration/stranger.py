@@ -178,19 +178,19 @@ class Stranger:
                 self._handle(*void.args)
             except (ValueError, IndexError, ArithmeticError) as error:
                 self.send("fault", self.epoch, fields[1], str(error))
-        elif kind == "more" and fields[:3] == [self.epoch, self.step, self.stage + 1]:
+        elif kind == "more_candidates" and fields[:3] == [self.epoch, self.step, self.stage + 1]:
             self._answer_candidates([[row, k, *self.asks[row][2:]] for row, k in fields[3]])
 
     def _answer_ping(self, epoch: int, step: int, stage: int) -> None:
         if epoch == self.epoch and (step, stage) > (self.step, self.stage):
-            self.send("missed", epoch, step, stage)
+            self.send("resend", epoch, step, stage)
 
     def _answer_probe(self, number: int, answer_bytes: int, heads: list[Any]) -> None:
         heads = [["u8", 1, answer_bytes]] if answer_bytes else []
         self.send("probed", number, time.time_ns() // 1000, heads, arrays=(bytes(answer_bytes),) * len(heads))
 
     def send_heard(self, epoch: int) -> None:
-        self.send("heard", epoch)
+        self.send("beacon_ack", epoch)
 
     def send_part(self, kind: str, *fields: Any, arrays: tuple[bytes, ...]) -> None:
         """A `partial` or `candidates`; fields begin with epoch, step, stage."""

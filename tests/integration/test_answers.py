@@ -14,7 +14,7 @@ from served import served
 from tiny import tiny_spec, write_tiny_pair
 
 from dllama_zmq import Client
-from dllama_zmq.bus.client_messages import Done, Piece, Prefill, Queued, Started
+from dllama_zmq.bus.client_messages import Done, Prefill, Queued, Started, TokenText
 from dllama_zmq.client import Answer
 from dllama_zmq.errors import NotReady, RequestError
 from dllama_zmq.formats import ModelFile
@@ -48,7 +48,7 @@ def texts_of(answers: list[Answer]) -> dict[int, str]:
     """The text of each answer."""
     texts: dict[int, str] = {}
     for answer in answers:
-        if isinstance(answer, Piece | Done):
+        if isinstance(answer, TokenText | Done):
             texts[answer.index] = texts.get(answer.index, "") + answer.text
     return texts
 
@@ -70,7 +70,7 @@ def test_an_answer_is_the_one_that_its_own_request_with_its_own_seed_gets(addres
     assert texts_of(told) == alone
     assert len(set(alone.values())) == PLACES
     kinds = Counter(type(answer) for answer in told)
-    assert (kinds[Started], kinds[Piece], kinds[Done]) == (1, PLACES * 12, PLACES)
+    assert (kinds[Started], kinds[TokenText], kinds[Done]) == (1, PLACES * 12, PLACES)
     assert isinstance(told[-1], Done)
 
 
@@ -135,7 +135,7 @@ def test_each_answer_ends_at_its_own_stop_string(address: str) -> None:
 def test_cancelling_ends_all_that_have_not_ended(address: str) -> None:
     with Client(address) as client:
         answers = client.generate("once upon a time", 3000, SAMPLED, ignore_eos=True, n=2 * PLACES)
-        assert any(isinstance(answer, Piece) for answer in answers)
+        assert any(isinstance(answer, TokenText) for answer in answers)
         answers.close()
         until(lambda: idle(client), SOON_S, "every place is free again")
         assert client.text("the cat", 2) != ""
@@ -145,7 +145,7 @@ def test_a_client_that_leaves_takes_all_its_answers_with_it(address: str) -> Non
     with Client(address) as other:
         with Client(address) as client:
             answers = client.generate("once upon a time", 3000, SAMPLED, ignore_eos=True, n=2 * PLACES)
-            assert any(isinstance(answer, Piece) for answer in answers)
+            assert any(isinstance(answer, TokenText) for answer in answers)
         until(lambda: idle(other), SOON_S, "every place is free again")
 
 

@@ -29,7 +29,7 @@ from dllama_zmq.bus.client_messages import FROM_CLIENT, Error
 from dllama_zmq.bus.codec import decode, encode
 from dllama_zmq.bus.engine_messages import Readiness
 from dllama_zmq.bus.messages import Message
-from dllama_zmq.bus.text_messages import AskModel, Model
+from dllama_zmq.bus.text_messages import Model, ModelRequest
 from dllama_zmq.front.waiting import MAX_REQUESTS
 from dllama_zmq.gateway.app import ROUTES
 from dllama_zmq.own_code import own_code
@@ -140,7 +140,7 @@ def refusing(context: Context) -> Iterator[str]:
                     identity, *frames = router.recv_multipart()
                     asked, _ = decode(frames, FROM_CLIENT)
                     said: Message = Error(asked.id, "QueueFull", "512 questions wait already; try again later")
-                    if isinstance(asked, AskModel):
+                    if isinstance(asked, ModelRequest):
                         said = Model(asked.id, *FACTS)
                     router.send_multipart([identity, *encode(said)])
 

@@ -102,7 +102,7 @@ def test_a_step_that_breaks_off_when_more_is_asked_is_void_and_the_next_one_is_w
         [row], _ = root.more({2: 5})
         assert row.ids[:5].tolist() == np.argsort(-expected[2])[:5].tolist()
         assert root.link is not None
-        assert any(tally.phase == "void" and tally.kind == "more" for tally in root.link.meter.tallies())
+        assert any(tally.phase == "void" and tally.kind == "more_candidates" for tally in root.link.meter.tallies())
 
 
 class Fails(Stranger):
@@ -227,7 +227,7 @@ class Chatters(Stranger):
     def send_part(self, kind: str, *fields: Any, arrays: tuple[bytes, ...]) -> None:
         while (arrived := self.receive(0.0002)) is None or arrived[0] != "bye":
             self.send("partial", 1, 2, 3, [])
-            self.send("heard", 1)
+            self.send("beacon_ack", 1)
             self.dealer.send_multipart([b"no message at all"])
         raise Again
 
@@ -263,8 +263,8 @@ class RepeatsItself(Stranger):
             super().send_part("partial", epoch, step, stage, fields[5], arrays=noise)
         self.send("fault", epoch - 1, step, "of an old epoch")
         self.send("fault", epoch, step - 1, "of an old step")
-        self.send("missed", epoch, step - 1, stage)
-        self.send("heard", epoch - 1)
+        self.send("resend", epoch, step - 1, stage)
+        self.send("beacon_ack", epoch - 1)
         super().send_part(kind, *fields, arrays=arrays)
         super().send_part(kind, *fields, arrays=noise)
 

@@ -23,7 +23,7 @@ from tiny import tiny_spec, write_tiny_pair
 
 from dllama_zmq import Client
 from dllama_zmq.bus import sockets
-from dllama_zmq.bus.client_messages import FROM_CLIENT, TO_CLIENT, Error, Generate, Piece, Queued, Started
+from dllama_zmq.bus.client_messages import FROM_CLIENT, TO_CLIENT, Error, Generate, Queued, Started, TokenText
 from dllama_zmq.bus.codec import decode, encode
 from dllama_zmq.bus.messages import Message
 from dllama_zmq.cli import answer_flags, flags
@@ -66,7 +66,7 @@ def test_a_second_request_with_an_open_id_is_refused_and_the_first_goes_on(conte
         errors = [answer for answer in answers if isinstance(answer, Error)]
         assert [(error.id, error.kind) for error in errors] == [(0, "RequestError")]
         assert "id 7 is open already" in errors[0].text
-        assert sum(isinstance(answer, Piece) for answer in answers) == 20
+        assert sum(isinstance(answer, TokenText) for answer in answers) == 20
         client.close()
 
 

@@ -15,7 +15,7 @@ import pytest
 from command_line import Cli, clean_cli, until
 
 from dllama_zmq import Client
-from dllama_zmq.bus.client_messages import Piece
+from dllama_zmq.bus.client_messages import TokenText
 from dllama_zmq.client import Answer
 from dllama_zmq.front.encoding import PLACES
 from dllama_zmq.sampling import GREEDY, Sampling
@@ -61,7 +61,7 @@ def play(address: str, plans: list[Plan], expected: dict[tuple[int, int], list[i
         tokens: list[int] = []
         answers = answers_to(client, plan)
         for answer in answers:
-            if isinstance(answer, Piece):
+            if isinstance(answer, TokenText):
                 tokens.append(answer.token)
             if plan.end != "whole" and len(tokens) == plan.n_tokens:
                 break
@@ -111,7 +111,7 @@ def test_a_crowd_gets_the_texts_of_one_and_leaves_nothing(n_requests: int, n_cli
     with crowded.client() as client:
         for prompt, seed in itertools.product(range(len(PROMPTS)), sorted(set(SEEDS))):
             answers = answers_to(client, Plan(prompt, seed, MOST_TOKENS, "whole"))
-            expected[prompt, seed] = [answer.token for answer in answers if isinstance(answer, Piece)]
+            expected[prompt, seed] = [answer.token for answer in answers if isinstance(answer, TokenText)]
     ends: list[End] = ["whole", "whole", "whole", "cancel", "vanish"]
     plans = [
         Plan(rng.randrange(len(PROMPTS)), rng.choice(SEEDS), rng.randint(1, MOST_TOKENS), rng.choice(ends))

@@ -90,8 +90,8 @@ class Tapped(Endpoints):
 
     tap: str = ""
 
-    def of(self, local: bool) -> tuple[str, str]:
-        return Endpoints.of(self, local)[0], self.tap
+    def for_worker(self, same_host: bool) -> tuple[str, str]:
+        return Endpoints.for_worker(self, same_host)[0], self.tap
 
 
 @pytest.mark.parametrize("is_secured", [False, True], ids=["open", "secured"])

@@ -15,7 +15,7 @@ from tiny import tiny_spec, write_tiny_pair
 
 from dllama_zmq import Client
 from dllama_zmq.bus import sockets
-from dllama_zmq.bus.client_messages import FROM_CLIENT, Done, Generate, Piece, Prefill, Queued, Started
+from dllama_zmq.bus.client_messages import FROM_CLIENT, Done, Generate, Prefill, Queued, Started, TokenText
 from dllama_zmq.bus.codec import decode, encode
 from dllama_zmq.bus.peers import Peers
 from dllama_zmq.client import Computing
@@ -44,7 +44,7 @@ def test_what_a_client_has_not_read_when_the_root_stops_is_read_all_the_same(
         found += answers
         assert [type(answer) for answer in found if not isinstance(answer, Queued | Prefill)] == [
             Started,
-            *[Piece] * 5,
+            *[TokenText] * 5,
             Done,
         ]
         with pytest.raises(RootLost):

@@ -19,17 +19,17 @@ from dllama_zmq.bus.client_messages import (
     Done,
     Error,
     Generate,
-    Piece,
     Queued,
     Started,
+    TokenText,
 )
 from dllama_zmq.bus.codec import encode
 from dllama_zmq.bus.engine_messages import (
-    AskReport,
     Ended,
     Failed,
     Readiness,
     Report,
+    ReportRequest,
     Sampled,
     Stepped,
     Submit,
@@ -78,7 +78,7 @@ def test_the_last_place_is_for_a_client_that_has_none(engine: Engine) -> None:
             of_engine = engine.hear()
             assert isinstance(of_engine, Submit)
             engine.tell(Stepped(NO_STEPS, [], [Sampled(of_engine.id, 40, [])], [Ended(of_engine.id, "length")]))
-            assert [type(answer) for answer in request] == [Piece, Done]
+            assert [type(answer) for answer in request] == [TokenText, Done]
         assert isinstance(next(answer for answer in requests[-1] if not isinstance(answer, Queued)), Started)
 
 
@@ -88,9 +88,9 @@ def test_the_engine_is_asked_for_one_report_at_a_time(engine: Engine) -> None:
     with Client(engine.address) as client:
         for _ in range(3):
             assert client.status().name == "c"
-        assert engine.heard() == [AskReport()]
+        assert engine.heard() == [ReportRequest()]
         engine.tell(report)
-        until(lambda: client.status() and engine.heard() == [AskReport()], SOON_S, "the next question")
+        until(lambda: client.status() and engine.heard() == [ReportRequest()], SOON_S, "the next question")
 
 
 # --- several answers to a request -------------------------------------------------------------------------------------
@@ -108,7 +108,7 @@ def test_cancelling_is_answered_for_each_answer_that_has_not_ended(context: Cont
         assert isinstance(told(client), Started)
         begun = submitted(engine, PLACES - 1)  # the last place is for another client
         engine.tell(Stepped(NO_STEPS, [], [Sampled(begun[2], 40, [])], [Ended(begun[2], "length")]))
-        assert [type(told(client)) for _ in range(2)] == [Piece, Done]
+        assert [type(told(client)) for _ in range(2)] == [TokenText, Done]
         begun += submitted(engine, 1)
         client.send_multipart(encode(Cancel(5)))
         ends = [told(client) for _ in range(n - 1)]

@@ -15,7 +15,7 @@ from integration.services import serving
 from tiny import tiny_spec, write_tiny_pair
 
 from dllama_zmq import Client, Grammar
-from dllama_zmq.bus.client_messages import Done, Piece
+from dllama_zmq.bus.client_messages import Done, TokenText
 from dllama_zmq.constraint.reading import READ_S
 from dllama_zmq.errors import RequestError
 from dllama_zmq.formats import ModelFile
@@ -41,7 +41,7 @@ def answer(client: Client, grammar: Grammar | None, sampling: Sampling = GREEDY,
     said = list(client.generate("once upon a time", n, sampling, grammar=grammar))
     end = said[-1]
     assert isinstance(end, Done)
-    return "".join(one.text for one in said if isinstance(one, Piece | Done)), end.reason
+    return "".join(one.text for one in said if isinstance(one, TokenText | Done)), end.reason
 
 
 def test_a_client_gets_what_its_schema_describes_token_by_token(context: Context, model: ModelFile) -> None:
@@ -56,7 +56,7 @@ def test_each_of_several_answers_is_what_the_schema_describes(context: Context, 
     with serving(context, model, []) as address, Client(address) as client:
         texts = ["", "", ""]
         for said in client.generate("once upon a time", 200, hot(7), grammar=schema(PAIR), n=3):
-            if isinstance(said, Piece | Done):
+            if isinstance(said, TokenText | Done):
                 texts[said.index] += said.text
         assert texts == [answer(client, schema(PAIR), hot(seed))[0] for seed in (7, 8, 9)]
         assert all(set(json.loads(text)) == {"a", "b"} for text in texts)
@@ -75,7 +75,7 @@ def test_a_grammar_that_cannot_be_used_ends_its_request_and_no_other(context: Co
 def test_answers_go_on_while_a_grammar_is_read_that_takes_its_time(context: Context, model: ModelFile) -> None:
     with serving(context, model, []) as address, Client(address) as client, Client(address) as other:
         running = client.generate("the cat", 150, Sampling(temperature=1.0, seed=1), ignore_eos=True)
-        next(answer for answer in running if isinstance(answer, Piece))
+        next(answer for answer in running if isinstance(answer, TokenText))
         errors: list[RequestError] = []
         began = time.monotonic()
 

@@ -223,8 +223,8 @@ class Through(Endpoints):
 
     through: str = ""
 
-    def of(self, local: bool) -> tuple[str, str]:
-        return Endpoints.of(self, local)[0], self.through
+    def for_worker(self, same_host: bool) -> tuple[str, str]:
+        return Endpoints.for_worker(self, same_host)[0], self.through
 
 
 def test_a_transfer_that_breaks_at_half_goes_on_from_there(

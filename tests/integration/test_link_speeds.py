@@ -31,9 +31,9 @@ from tiny import tiny_tokenizer_data
 from tokenizers_of import of_t
 
 from dllama_zmq.bus.codec import encode
-from dllama_zmq.bus.engine_messages import AskSpeeds, Speeds
-from dllama_zmq.bus.link_messages import MAX_PROBE_BYTES, AskLinks, Links, LinkStatus
-from dllama_zmq.bus.text_messages import AskModel, Model
+from dllama_zmq.bus.engine_messages import Speeds, SpeedsRequest
+from dllama_zmq.bus.link_messages import MAX_PROBE_BYTES, Links, LinksRequest, LinkStatus
+from dllama_zmq.bus.text_messages import Model, ModelRequest
 from dllama_zmq.formats import ModelFile
 from dllama_zmq.quants import F32
 from dllama_zmq.root.link_speeds import LinkSpeeds
@@ -157,10 +157,10 @@ def test_all_who_ask_meanwhile_are_answered_by_one_measuring(context: Context) -
     ):
         for client, number in ((first, 1), (second, 2), (second, 3)):
             assert client.poll(round(SOON_S * 1000), zmq.POLLOUT)
-            client.send_multipart(encode(AskLinks(number)))
-            client.send_multipart(encode(AskModel(9)))
+            client.send_multipart(encode(LinksRequest(number)))
+            client.send_multipart(encode(ModelRequest(9)))
             assert isinstance(told(client), Model)  # so the front has heard what came before
-        assert engine.heard() == [AskSpeeds()]
+        assert engine.heard() == [SpeedsRequest()]
         links = [LinkStatus("worker1", 1e-3, 1e8, 2e8, 0.5), LinkStatus("worker2", note="it is absent")]
         engine.tell(Speeds(7, links))
         assert told(first) == Links(1, 7, links)

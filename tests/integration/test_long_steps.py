@@ -19,7 +19,7 @@ from tokenizer_sources import CONFIGS, GOLDEN
 from tokenizers_of import of_json
 
 from dllama_zmq import Client
-from dllama_zmq.bus.client_messages import Piece, Prefill, Started
+from dllama_zmq.bus.client_messages import Prefill, Started, TokenText
 from dllama_zmq.errors import RequestError
 from dllama_zmq.spec import FloatType
 from dllama_zmq.tokenizer.bounded import ENCODE_S
@@ -100,7 +100,7 @@ def longest_wait_s(client: Client, address: str) -> float:
     while len(times) < 2:  # of a fast computer, one answer after the other
         with closing(client.generate("the cat", 4000, ignore_eos=True)) as stream:
             for answer in stream:
-                if isinstance(answer, Piece):
+                if isinstance(answer, TokenText):
                     seen.append(time.monotonic())
                     if len(seen) == 1:
                         slow.start()

@@ -18,7 +18,7 @@ from served import served
 from tiny import tiny_spec, write_tiny_pair
 
 from dllama_zmq import Client
-from dllama_zmq.bus.client_messages import Done, Piece, Prefill, Queued
+from dllama_zmq.bus.client_messages import Done, Prefill, Queued, TokenText
 from dllama_zmq.formats import ModelFile, read_tokenizer
 from dllama_zmq.root.root import Root, RootSettings
 from dllama_zmq.sampling import GREEDY, Sampling
@@ -56,7 +56,7 @@ def a_cluster(
 def text(client: Client, prompt: str, **options: Any) -> str:
     """A whole answer that does not end before its last token."""
     answers = client.generate(prompt, ignore_eos=True, **options)
-    return "".join(answer.text for answer in answers if isinstance(answer, Piece | Done))
+    return "".join(answer.text for answer in answers if isinstance(answer, TokenText | Done))
 
 
 def options_of(i: int) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def test_each_of_many_requests_gets_the_text_it_would_get_alone(
 def test_requests_of_one_client_run_at_the_same_time(context: Context, model: ModelFile, start: Start) -> None:
     with a_cluster(context, model, start) as address, Client(address) as client:
         first = client.generate("once upon a time", LONG, ignore_eos=True)
-        assert next(answer for answer in first if isinstance(answer, Piece))
+        assert next(answer for answer in first if isinstance(answer, TokenText))
         second = list(client.generate("the cat", 5, ignore_eos=True))
         assert isinstance(second[-1], Done)
         assert client.status().active == 1  # the first one, which goes on
@@ -107,7 +107,7 @@ def test_requests_of_one_client_run_at_the_same_time(context: Context, model: Mo
 def test_more_requests_than_sequences_wait_their_turn(context: Context, model: ModelFile, start: Start) -> None:
     with a_cluster(context, model, start, max_sequences=1) as address, Client(address) as client:
         first = client.generate("once upon a time", LONG, ignore_eos=True)
-        assert next(answer for answer in first if isinstance(answer, Piece))
+        assert next(answer for answer in first if isinstance(answer, TokenText))
         second = client.generate("the cat", 5, ignore_eos=True)
         assert isinstance(next(second), Queued)
         status = client.status()
@@ -122,7 +122,7 @@ def test_a_cancelled_request_leaves_at_once_and_gives_its_pages_back(
 ) -> None:
     with a_cluster(context, model, start) as address, Client(address) as client:
         answers = client.generate("once upon a time", LONG, ignore_eos=True)
-        assert next(answer for answer in answers if isinstance(answer, Piece))
+        assert next(answer for answer in answers if isinstance(answer, TokenText))
         assert client.status().kv.in_use > 0
         answers.close()
         status = client.status()
@@ -136,9 +136,8 @@ def test_a_request_leaves_at_its_stop_string_and_gives_its_pages_back(
         whole = text(client, "once upon a time", max_tokens=60)
         stop = whole[50:53]
         answers = list(client.generate("once upon a time", LONG, ignore_eos=True, stop=["not there", stop]))
-        assert (
-            "".join(answer.text for answer in answers if isinstance(answer, Piece | Done)) == whole[: whole.index(stop)]
-        )
+        joined = "".join(answer.text for answer in answers if isinstance(answer, TokenText | Done))
+        assert joined == whole[: whole.index(stop)]
         assert isinstance(answers[-1], Done)
         assert answers[-1].reason == "stop"
         status = client.status()
@@ -149,7 +148,7 @@ def test_what_is_held_back_for_a_stop_string_comes_at_the_end(context: Context, 
     with a_cluster(context, model, start) as address, Client(address) as client:
         whole = text(client, "once upon a time", max_tokens=60)
         answers = list(client.generate("once upon a time", 60, ignore_eos=True, stop=[whole[-5:] + "and more"]))
-        assert "".join(answer.text for answer in answers if isinstance(answer, Piece | Done)) == whole
+        assert "".join(answer.text for answer in answers if isinstance(answer, TokenText | Done)) == whole
         assert isinstance(answers[-1], Done)
         assert answers[-1].text.endswith(whole[-5:])
         assert answers[-1].reason == "length"
@@ -159,7 +158,7 @@ def test_a_client_that_vanishes_leaves_nothing_behind(context: Context, model: M
     with a_cluster(context, model, start) as address, Client(address) as client:
         with Client(address) as other:
             answers = other.generate("once upon a time", LONG, ignore_eos=True)
-            assert next(answer for answer in answers if isinstance(answer, Piece))
+            assert next(answer for answer in answers if isinstance(answer, TokenText))
         until(lambda: client.status().active == 0, SOON_S, "the request of the client that has gone to end")
         assert client.status().kv.in_use == 0
 
@@ -211,7 +210,7 @@ def test_a_prompt_that_was_there_before_is_not_evaluated_again(
         before = client.status().kv
         assert before.cached_tokens == 0
         answers = list(client.generate(prompt, max_tokens=20, ignore_eos=True))
-        assert "".join(answer.text for answer in answers if isinstance(answer, Piece | Done)) == first
+        assert "".join(answer.text for answer in answers if isinstance(answer, TokenText | Done)) == first
         prefills = [answer for answer in answers if isinstance(answer, Prefill)]
         after = client.status().kv
     n_prompt = before.prompt_tokens

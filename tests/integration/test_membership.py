@@ -105,7 +105,7 @@ def test_a_worker_is_welcomed_with_a_plan_of_bounded_context(door: Door) -> None
 def test_a_second_worker_is_told_that_all_places_are_taken(door: Door) -> None:
     door.ask(door.stranger(b"a"), a_join())
     (refusal,) = door.ask(door.stranger(b"b"), a_join(pid=2))
-    assert refusal == Refuse("all places of this cluster are taken: worker1", again=True)
+    assert refusal == Refuse("all places of this cluster are taken: worker1", retry=True)
 
 
 def test_what_keeps_a_worker_from_loading_is_told_where_people_look(door: Door) -> None:
@@ -120,7 +120,7 @@ def test_a_worker_with_too_little_memory_gets_no_place_and_both_sides_are_told(d
     needed = door.root.memory(1).model
     (refusal,) = door.ask(door.stranger(b"a"), a_join(free_bytes=needed - 1))
     assert isinstance(refusal, Refuse)
-    assert not refusal.again
+    assert not refusal.retry
     assert "pi3 has " in refusal.reason
     assert "--force" in refusal.reason
     with pytest.raises(WorkerLost, match=r"worker1 is not there: pi3 has .* of memory free, and this node needs"):
@@ -184,7 +184,7 @@ def test_a_worker_that_claims_to_be_loaded_too_early_is_given_up_and_told(door: 
     door.ask(worker, a_join())
     (bye,) = door.ask(worker, Loaded(1))
     assert isinstance(bye, Bye)
-    assert bye.stay  # it may join again
+    assert bye.rejoin  # it may join again
     with pytest.raises(WorkerLost, match="worker1 says that 1 bytes are all"):
         door.root.wait_ready(time.monotonic())
 

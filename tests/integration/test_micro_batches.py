@@ -135,7 +135,7 @@ def test_the_root_keeps_the_part_of_a_worker_that_is_a_micro_batch_ahead_of_anot
     with a_root(context, model, places, step_s=10.0, n_workers=3) as root:
         form(root)
         assert_are(logits(root), expected, "numpy")
-        assert count(root, "missed") == 0
+        assert count(root, "resend") == 0
 
 
 @FAST_AND_SLOW

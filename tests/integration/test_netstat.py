@@ -23,7 +23,7 @@ from integration.netstat_tool import SPEC, STAGES, row_bytes, tool
 from surroundings import free_ports
 from tiny import tiny_tokenizer_data, write_tiny_model
 
-from dllama_zmq.bus.client_messages import Piece, Prefill
+from dllama_zmq.bus.client_messages import Prefill, TokenText
 from dllama_zmq.client import Client
 from dllama_zmq.formats import write_t
 from dllama_zmq.sampling import Sampling
@@ -69,7 +69,7 @@ def seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
                 *client.generate("the dog", 12, Sampling(50.0, seed=5), ignore_eos=True),
             ]
         prefills = [answer for answer in answers if isinstance(answer, Prefill)]
-        figures = [answer.figures for answer in answers if isinstance(answer, Piece) and answer.figures is not None]
+        figures = [answer.figures for answer in answers if isinstance(answer, TokenText) and answer.figures is not None]
         yield Seen(
             sync=sync,
             n_workers=n_workers,
@@ -189,9 +189,9 @@ def test_candidates_that_did_not_suffice_are_predicted_too(seen: Seen) -> None:
     for name, line in seen.lines("prediction"):
         messages.setdefault(name, {})[line["kind"]] = line["messages"]
     for by_kind in messages.values():
-        assert by_kind["candidates"] == seen.predicted_tokens + by_kind.get("more", 0)
+        assert by_kind["candidates"] == seen.predicted_tokens + by_kind.get("more_candidates", 0)
     if seen.n_workers == 1:  # 4 nodes have 72 tokens each, of which 64 nearly always suffice
-        assert messages["worker1"]["more"] > 0
+        assert messages["worker1"]["more_candidates"] > 0
 
 
 def test_the_report_says_that_it_agrees(seen: Seen) -> None:
@@ -242,7 +242,7 @@ def test_the_json_of_a_cluster_has_these_fields(seen: Seen) -> None:
         for line in worker["phases"]["prompt"]:
             assert set(line) == set(LINE_FIELDS.split())
         setup = {line["kind"]: line for line in worker["setup"]}
-        assert {"welcome", "plan", "offer", "credit", "loaded", "heard", "beacon"} <= set(setup)
+        assert {"welcome", "plan", "offer", "credit", "loaded", "beacon_ack", "beacon"} <= set(setup)
         assert "weights" not in setup  # a worker of the root's own computer reads them from the root's file
 
 

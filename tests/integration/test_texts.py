@@ -22,7 +22,7 @@ from tiny import tiny_tokenizer_data
 from tokenizers_of import of_t
 
 from dllama_zmq import Chat, Client
-from dllama_zmq.bus.client_messages import NO_STEPS, Error, Generate, Piece, Started
+from dllama_zmq.bus.client_messages import NO_STEPS, Error, Generate, Started, TokenText
 from dllama_zmq.bus.codec import encode
 from dllama_zmq.bus.engine_messages import Readiness, Sampled, Stepped, Withdraw, Withdrawn
 from dllama_zmq.bus.messages import PROTOCOL
@@ -183,7 +183,7 @@ def test_special_tokens_print_their_names_where_a_request_asks_for_them(
         assert isinstance(next(answers), Started)
         engine.tell(Stepped(NO_STEPS, [], [Sampled(engine.submitted().id, end, [])], []))
         piece = next(answers)
-        assert isinstance(piece, Piece)
+        assert isinstance(piece, TokenText)
         assert piece.text == ("</s>" if specials else "")
         answers.close()
         engine.hear()

@@ -33,7 +33,7 @@ from dllama_zmq.worker import Worker, WorkerSettings
 
 GREETING_BYTES = 64
 MORE, LONG, COMMAND = 1, 2, 4
-STEP_KINDS = {"step", "sum", "partial", "candidates", "more"}
+STEP_KINDS = {"step", "sum", "partial", "candidates", "more_candidates"}
 SETUP_KINDS = {"welcome", "plan", "offer", "weights", "credit", "need", "loaded"}
 
 
@@ -95,7 +95,7 @@ class Forwarded(Endpoints):
     public_steps: str = ""
     public_replies: str = ""
 
-    def of(self, local: bool) -> tuple[str, str]:
+    def for_worker(self, same_host: bool) -> tuple[str, str]:
         return self.public_steps, self.public_replies
 
 

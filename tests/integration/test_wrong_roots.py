@@ -180,7 +180,7 @@ def test_a_new_epoch_or_a_greeting_in_a_step_makes_it_void(context: Context, mod
         publish_step(root, *step_of(1, [[0, 1]]))
         root.hear("partial")
         root.publish("beacon", 2)
-        assert root.hear("heard")[1] == [2]
+        assert root.hear("beacon_ack")[1] == [2]
         publish_step(root, *step_of(2, [[0, 1]]), epoch=2)
         root.hear("partial")
         root.say(identity, "welcome", 1, "worker1", *reversed(root.addresses))

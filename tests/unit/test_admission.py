@@ -8,7 +8,7 @@ import pytest
 from secured import Secured
 
 from dllama_zmq.bus.admission import SLOWED_S, Admission, Request
-from dllama_zmq.bus.complaints import Refusals
+from dllama_zmq.bus.rate_limited_log import Refusals
 from dllama_zmq.errors import TrustError
 from dllama_zmq.trust import KeyPair, Role
 

@@ -211,7 +211,7 @@ def repr_of_few(item: bytes) -> str:
     return repr(item[:4])
 
 
-@pytest.mark.parametrize("kind", ["askstatus", "cancel", "nothing"])
+@pytest.mark.parametrize("kind", ["status_request", "cancel", "nothing"])
 @pytest.mark.parametrize("item", [b"\x90", b"\xc0", b"\x80", b"\xdc\x10\x00" + b"\x90" * 4096], ids=repr_of_few)
 def test_a_header_of_a_million_items_that_nobody_asked_for_costs_milliseconds(kind: str, item: bytes) -> None:
     name = msgpack.packb(kind)

@@ -16,7 +16,7 @@ def made_up_status(step_messages: int, payload: int, wire: int, n_missed: int = 
     nodes = [
         NodeStatus(name, "ready", "", "pi", "", 1, 1, 1, 1, 1, 1, 1, 0, 1, 1.0, "", 0) for name in ("root", "worker1")
     ]
-    missed = TrafficRow("worker1", "prediction", "received", "missed", n_missed, 0, 20 * n_missed, 0, 0)
+    missed = TrafficRow("worker1", "prediction", "received", "resend", n_missed, 0, 20 * n_missed, 0, 0)
     return Status(
         id=1,
         name="made-up",

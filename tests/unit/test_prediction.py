@@ -134,8 +134,8 @@ def test_headers_grow_by_less_than_1_percent_over_a_clusters_life(name: str, syn
 def test_asking_again_takes_one_message_without_payload_and_one_answer() -> None:
     spec = shape("llama3-8b")
     kinds = predict_more(spec, 1, asked(512, 16032), 1000)
-    assert kinds["more"].payload_bytes == 0
-    assert kinds["more"].wire_bytes > 0
+    assert kinds["more_candidates"].payload_bytes == 0
+    assert kinds["more_candidates"].wire_bytes > 0
     assert (
         kinds["candidates"].payload_bytes == predict_step(spec, "f32", 1, asked(512, 16032))["candidates"].payload_bytes
     )

@@ -32,7 +32,7 @@ def ready(place: Roster, *identities: bytes) -> list[Member]:
     for member in members:
         place.set_loaded(member)
     for member in members:
-        place.set_heard(member, place.epoch)
+        place.set_ready(member, place.epoch)
     return members
 
 
@@ -64,7 +64,7 @@ def test_the_place_of_a_process_that_the_root_has_started_is_for_that_process_al
     for pid in (1, 78):
         answer = join(place, b"stranger", "a", pid)
         assert isinstance(answer, Refuse)
-        assert not answer.again
+        assert not answer.retry
         assert "started by the root itself" in answer.reason
     assert isinstance(join(place, b"own", "a", 77), Member)
     assert place.has("a", 77)
@@ -88,14 +88,14 @@ def test_a_reserved_place_is_only_for_who_asks_for_it_by_name() -> None:
 
 def test_a_foreign_name_is_refused_for_good_and_told_which_names_there_are() -> None:
     refusal = join(roster("a", "b"), b"1", "z")
-    assert refusal == Refuse("no worker of this cluster is called 'z'; its workers are a, b", again=False)
+    assert refusal == Refuse("no worker of this cluster is called 'z'; its workers are a, b", retry=False)
 
 
 def test_a_taken_name_is_refused_with_its_holder_and_may_be_asked_for_again() -> None:
     place = roster("a", "b")
     holder = join(place, b"1", "a", pid=42)
     epoch = place.epoch
-    assert join(place, b"2", "a") == Refuse("a is already here (process 42)", again=True)
+    assert join(place, b"2", "a") == Refuse("a is already here (process 42)", retry=True)
     assert place.find(b"1") is holder
     assert place.find(b"2") is None
     assert place.epoch == epoch, "a refusal disturbs nobody"
@@ -106,7 +106,7 @@ def test_a_worker_too_many_is_refused_and_may_ask_again() -> None:
     ready(place, b"1")
     refusal = join(place, b"2")
     assert isinstance(refusal, Refuse)
-    assert refusal.again
+    assert refusal.retry
     assert "a" in refusal.reason
     assert place.ready
 
@@ -176,14 +176,14 @@ def test_ready_needs_every_worker_to_have_loaded_and_then_heard_this_epochs_beac
     place = roster("a", "b")
     a, b = joined(place, b"1"), joined(place, b"2")
     steps: list[tuple[Callable[[], None], bool, bool]] = [  # what happens; loaded; ready
-        (lambda: place.set_heard(a, place.epoch), False, False),  # heard before it has its weights
+        (lambda: place.set_ready(a, place.epoch), False, False),  # heard before it has its weights
         (lambda: place.set_loaded(a), False, False),
         (lambda: place.set_loaded(b), True, False),
-        (lambda: place.set_heard(a, place.epoch - 1), True, False),  # the beacon of an old epoch
-        (lambda: place.set_heard(a, place.epoch + 1), True, False),
-        (lambda: place.set_heard(a, place.epoch), True, False),
-        (lambda: place.set_heard(a, place.epoch), True, False),  # twice
-        (lambda: place.set_heard(b, place.epoch), True, True),
+        (lambda: place.set_ready(a, place.epoch - 1), True, False),  # the beacon of an old epoch
+        (lambda: place.set_ready(a, place.epoch + 1), True, False),
+        (lambda: place.set_ready(a, place.epoch), True, False),
+        (lambda: place.set_ready(a, place.epoch), True, False),  # twice
+        (lambda: place.set_ready(b, place.epoch), True, True),
     ]
     for number, (happens, loaded, is_ready) in enumerate(steps):
         happens()
@@ -217,4 +217,4 @@ def test_a_key_gets_the_place_that_it_is_bound_to(asked: str, may_be: list[str] 
 def test_a_key_gets_no_place_that_it_is_not_bound_to(asked: str, may_be: list[str]) -> None:
     refused = Roster(["pi1", "pi2"], 1).join(b"1", Join(asked, "h", 1, "0", "h", 1, None), may_be=may_be)
     assert isinstance(refused, Refuse)
-    assert not refused.again
+    assert not refused.retry

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dllama_zmq.bus.client_messages import Piece, Prefill, StepStats
+from dllama_zmq.bus.client_messages import Prefill, StepStats, TokenText
 from dllama_zmq.cli.stats import Stats
 
 
@@ -11,7 +11,7 @@ def stats(n_prompt: int, n_tokens: int) -> Stats:
     found = Stats()
     found.prompt(Prefill(1, n_prompt, n_prompt, n_prompt, 0, StepStats(2.0, 0.0, 0, 0, {})))
     for i in range(n_tokens):
-        found.token(Piece(1, i, "a", StepStats(0.1, 0.0, 0, 0, {}) if i else None, []))
+        found.token(TokenText(1, i, "a", StepStats(0.1, 0.0, 0, 0, {}) if i else None, []))
     return found
 
 

@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from steps_world import COMPUTING, SILENCE_S, STEP_S, WAITING, World
 
 from dllama_zmq.bus.codec import encode
-from dllama_zmq.bus.messages import Fault, Join, Missed, Partial
+from dllama_zmq.bus.messages import Fault, Join, Partial, Resend
 from dllama_zmq.bus.steps import PING_S
 from dllama_zmq.errors import RemoteError, WorkerLost
 
@@ -116,7 +116,7 @@ class Steps(RuleBasedStateMachine):
     @rule(data=st.data())
     def talk_of_strangers(self, data: st.DataObject) -> None:
         here = self.world.roster.epoch, self.root.steps.step
-        said = [Partial(*here, 1, []), Missed(*here, 1), Fault(*here, "oh"), Join("", "there", 1, "", "", 1, None)]
+        said = [Partial(*here, 1, []), Resend(*here, 1), Fault(*here, "oh"), Join("", "there", 1, "", "", 1, None)]
         self.root.inbox.append((b"stranger", encode(data.draw(st.sampled_from(said)))))
 
     # How steps end

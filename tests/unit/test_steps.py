@@ -14,15 +14,15 @@ import pytest
 from dllama_zmq.bus.codec import TO_ROOT, TO_WORKER, decode
 from dllama_zmq.bus.messages import (
     ArrayHead,
+    BeaconAck,
     Bye,
     Candidates,
     Fault,
-    Heard,
     Join,
     Message,
-    Missed,
     Partial,
     Ping,
+    Resend,
     Step,
     Sum,
 )
@@ -94,7 +94,7 @@ class Root:
             self.roster.join(name.encode(), Join(name, "host", 1, "", "", 1, None))
         for member in self.roster.members:
             self.roster.set_loaded(member)
-            self.roster.set_heard(member, self.roster.epoch)
+            self.roster.set_ready(member, self.roster.epoch)
         self.epoch = self.roster.epoch
         self.steps = RootSteps(self.roster, "f32", STEP_S)
         self.begun = self.steps.begin([(0, 1)], [], [(HEAD, OWN.tobytes())])
@@ -166,7 +166,7 @@ def test_who_does_not_answer_in_time_is_named_given_up_and_told(n_batches: int, 
     root.wait_for(stage, n_batches, 10.0)
     root.steps.hear(10.1, root.part("worker2", stage))
     root.steps.hear(12.9)
-    *byes, failed = root.steps.hear(13.5, (b"worker3", Heard(1), []))  # a message, as it may be one of a flood
+    *byes, failed = root.steps.hear(13.5, (b"worker3", BeaconAck(1), []))  # a message, as it may be one of a flood
     assert [(name, kind) for name, kind, _ in told(byes)] == [("worker1", "bye"), ("worker3", "bye")]
     assert told(byes)[0][2] == Bye(True, "worker1 did not answer for 3.5 s")
     assert isinstance(failed, Failed)
@@ -191,9 +191,9 @@ def test_who_lacks_what_its_part_needs_gets_what_was_said_last(
 ) -> None:
     root, waits_for = Root(n_workers), 2 * n_batches + 1
     root.wait_for(waits_for, n_batches, 0.0)
-    assert root.steps.hear(0.0, (b"worker1", Missed(root.epoch, 1, waits_for + 1), [])) == []
-    assert root.steps.hear(0.0, (b"worker1", Missed(root.epoch, 2, waits_for), [])) == []
-    said = root.steps.hear(0.0, (b"worker1", Missed(root.epoch, 1, waits_for), []))
+    assert root.steps.hear(0.0, (b"worker1", Resend(root.epoch, 1, waits_for + 1), [])) == []
+    assert root.steps.hear(0.0, (b"worker1", Resend(root.epoch, 2, waits_for), [])) == []
+    said = root.steps.hear(0.0, (b"worker1", Resend(root.epoch, 1, waits_for), []))
     assert all(action.name == "worker1" and action.kind == "again" for action in said)  # type: ignore[union-attr]
     messages = [message for _, _, message in told(said)]
     assert [("sum", message.stage) for message in messages if isinstance(message, Sum)] == again
@@ -261,7 +261,7 @@ def test_what_is_said_out_of_turn_is_kept_until_it_is_asked_for_and_no_flood_of_
     for join in joins:
         assert root.steps.hear(0.0, (b"stranger%d" % join.pid, join, [])) == []
     root.steps.hear(0.0, (b"stranger0", joins[1], []))
-    root.steps.hear(0.0, (b"unknown", Heard(1), []))
+    root.steps.hear(0.0, (b"unknown", BeaconAck(1), []))
     kept = root.steps.out_of_turn()
     assert list(kept.items()) == [(b"stranger%d" % pid, joins[pid or 1]) for pid in range(64)]
     assert root.steps.out_of_turn() == {}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dllama_zmq.bus.codec import TO_ROOT, decode
-from dllama_zmq.bus.messages import ArrayHead, Beacon, Bye, Message, Missed, More, Ping, Step, Sum, Welcome
+from dllama_zmq.bus.messages import ArrayHead, Beacon, Bye, Message, MoreCandidates, Ping, Resend, Step, Sum, Welcome
 from dllama_zmq.bus.roster import ROOT
 from dllama_zmq.bus.steps import Action, Done, Failed, Part, Send
 from dllama_zmq.bus.worker_steps import StepVoid, WorkerSteps
@@ -48,14 +48,16 @@ def a_step(epoch: int, step: int) -> Step:
         (a_step(7, 2), False),
         (a_step(6, 4), False),
         (a_step(8, 4), False),
-        (More(7, 3, 3, [(0, 5)]), True),
-        (More(7, 3, 2, [(0, 5)]), False),
-        (More(7, 3, 4, [(0, 5)]), False),
-        (More(7, 4, 3, [(0, 5)]), False),
-        (More(6, 3, 3, [(0, 5)]), False),
+        (MoreCandidates(7, 3, 3, [(0, 5)]), True),
+        (MoreCandidates(7, 3, 2, [(0, 5)]), False),
+        (MoreCandidates(7, 3, 4, [(0, 5)]), False),
+        (MoreCandidates(7, 4, 3, [(0, 5)]), False),
+        (MoreCandidates(6, 3, 3, [(0, 5)]), False),
     ],
 )
-def test_an_idle_worker_acts_on_the_next_step_and_on_the_next_more(message: Step | More, accepted: bool) -> None:
+def test_an_idle_worker_acts_on_the_next_step_and_the_next_more_candidates(
+    message: Step | MoreCandidates, accepted: bool
+) -> None:
     assert worker().accepts(message) is accepted
 
 
@@ -78,7 +80,7 @@ def test_a_worker_asks_for_what_it_is_believed_to_have_when_it_is_asked_twice(
     idle, waiting = worker(), worker()
     waiting.wait(0.0)
     asked = [told(idle.answer_ping(Ping(*ping))) for ping in pings]
-    assert list(chain.from_iterable(asked)) == [Missed(*numbers) for numbers in missed]
+    assert list(chain.from_iterable(asked)) == [Resend(*numbers) for numbers in missed]
     assert [told(waiting.hear(0.0, (Ping(*ping), []))) for ping in pings] == asked
 
 
@@ -106,7 +108,7 @@ def test_a_worker_leaves_a_root_that_says_nothing_and_any_word_will_do() -> None
         (Welcome(1, "worker1", "", ""), True),
         (a_step(7, 4), False),
         (a_step(8, 1), False),
-        (More(7, 3, 3, [(0, 5)]), False),
+        (MoreCandidates(7, 3, 3, [(0, 5)]), False),
         (Sum(7, 3, 2, []), False),
         (Sum(6, 3, 1, []), False),
         (Sum(7, 2, 1, []), False),

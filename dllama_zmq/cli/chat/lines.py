@@ -6,8 +6,8 @@ import select
 import sys
 from collections.abc import Iterator
 
-from dllama_zmq.cli.chat.exchange import Exchange
 from dllama_zmq.cli.chat.quotes import QUOTES, is_quoted, quoted
+from dllama_zmq.cli.chat.reply import Reply
 from dllama_zmq.cli.chat.session import Session
 from dllama_zmq.cli.chat.view import View
 from dllama_zmq.cli.exit_codes import as_json
@@ -29,13 +29,13 @@ def converse(session: Session, messages: Iterator[str], json: bool) -> None:
             print(flush=True)  # noqa: T201
         with Display() as display:
             display.activity("asking the root")
-            exchange = session.ask(text, View(display, shows_text=not json, shows_thinking=False))
+            reply = session.ask(text, View(display, shows_text=not json, shows_thinking=False))
         if json:
-            print(as_json(_report(session, text, exchange)), flush=True)  # noqa: T201
-        elif why := session.cut(exchange):
+            print(as_json(_report(session, text, reply)), flush=True)  # noqa: T201
+        elif why := session.cut(reply):
             note(why)
         if session.settings.verbose and not json:
-            note(exchange.stats.sentence())
+            note(reply.stats.sentence())
 
 
 def messages() -> Iterator[str]:
@@ -72,18 +72,18 @@ def _lines() -> Iterator[str]:
             ) from None
 
 
-def _report(session: Session, text: str, exchange: Exchange) -> dict[str, object]:
+def _report(session: Session, text: str, reply: Reply) -> dict[str, object]:
     """What `generate --json` tells of an answer, and what was thought."""
-    started = exchange.started
+    started = reply.started
     return {
         "model": session.used.model,
         "prompt": text,
-        "text": exchange.content,
-        "reasoning": exchange.thinking,
-        "tokens": exchange.tokens,
+        "text": reply.content,
+        "reasoning": reply.thinking,
+        "tokens": reply.tokens,
         "prompt_tokens": started.prompt_tokens if started is not None else 0,
-        "cached_tokens": exchange.cached_tokens,
-        "finish_reason": exchange.reason,
+        "cached_tokens": reply.cached_tokens,
+        "finish_reason": reply.reason,
         "seed": started.seed if started is not None else None,
-        "stats": exchange.stats.averages(),
+        "stats": reply.stats.averages(),
     }

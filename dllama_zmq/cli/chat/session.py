@@ -13,7 +13,7 @@ from dllama_zmq.bus.prompts import Chat
 from dllama_zmq.bus.text_messages import Model
 from dllama_zmq.chat import needs_specials
 from dllama_zmq.cli.chat.conversation import Conversation, Turn, joined, read_bounded
-from dllama_zmq.cli.chat.exchange import Exchange
+from dllama_zmq.cli.chat.reply import Reply
 from dllama_zmq.cli.chat.settings import Settings
 from dllama_zmq.cli.chat.view import View
 from dllama_zmq.cli.using import Used
@@ -44,37 +44,37 @@ class Session:
         self.used, self.model, self.template, self.settings = used, model, template, settings
         self.conversation = Conversation()
         self.attached = ""  # what goes with the next message
-        self.last: Exchange | None = None
+        self.last: Reply | None = None
 
     @property
     def continues(self) -> bool:
         """Whether the next message continues an open text. Never true with a template."""
         return self.template is None and bool(self.conversation.open_text())
 
-    def ask(self, user: str, view: View, interrupts: Interrupts | None = None) -> Exchange:
+    def ask(self, user: str, view: View, interrupts: Interrupts | None = None) -> Reply:
         """The answer to a message, and the turn of both is kept. Without a template it is shown behind the message.
 
         interrupts: they must be caught; Ctrl-C ends the answer, and its reason says so. Where nothing of an answer has
         come, the conversation is as it was. Raises what ended the request on the root.
         """
         user = joined(self.attached, user)
-        exchange = Exchange(view, None if self.template is None else self.template.text)
+        reply = Reply(view, None if self.template is None else self.template.text)
         if self.template is None:
             view.begin_with(user)
         try:
-            self._pump(self._request(user), exchange, interrupts)
+            self._pump(self._request(user), reply, interrupts)
         except (DllamaError, OSError):
-            exchange.failed = True
+            reply.failed = True
             raise
         finally:
-            exchange.end()
-            self.last = exchange
-            if exchange.content or exchange.reason != "cancelled":
+            reply.end()
+            self.last = reply
+            if reply.content or reply.reason != "cancelled":
                 self.attached = ""
-                self.conversation.turns.append(Turn(user, exchange.message()))
-        return exchange
+                self.conversation.turns.append(Turn(user, reply.message()))
+        return reply
 
-    def ask_again(self, view: View, interrupts: Interrupts | None = None) -> Exchange:
+    def ask_again(self, view: View, interrupts: Interrupts | None = None) -> Reply:
         """Another answer to the last message, in place of the last; which is kept where none comes."""
         if not self.conversation.turns:
             raise UsageError("nothing has been answered yet")
@@ -104,7 +104,7 @@ class Session:
         variables = self.settings.variables()
         return Chat(messages, template=template.name, template_text=template.given, variables=variables)
 
-    def _pump(self, answers: Generator[Answer, None, None], exchange: Exchange, interrupts: Interrupts | None) -> None:
+    def _pump(self, answers: Generator[Answer, None, None], reply: Reply, interrupts: Interrupts | None) -> None:
         """Take each message. Ctrl-C is heard while one is awaited, and not while it is shown."""
         try:
             while True:
@@ -112,20 +112,20 @@ class Session:
                     answer = next(answers, None)
                 if answer is None:
                     return
-                exchange.take(answer)
+                reply.take(answer)
         except KeyboardInterrupt:
             if interrupts is None:
                 raise
         finally:
             answers.close()  # tells the root to stop if we stop early
 
-    def cut(self, exchange: Exchange) -> str:
+    def cut(self, reply: Reply) -> str:
         """Why the answer was cut short; empty if it has ended by itself."""
-        if exchange.reason != "length" or exchange.started is None:
+        if reply.reason != "length" or reply.started is None:
             return ""
-        if len(exchange.tokens) == self.settings.max_tokens:
-            return f"the answer is cut after {len(exchange.tokens)} tokens, as max_tokens (-n) says"
-        n_prompt, n_answer = exchange.started.prompt_tokens, len(exchange.tokens)
+        if len(reply.tokens) == self.settings.max_tokens:
+            return f"the answer is cut after {len(reply.tokens)} tokens, as max_tokens (-n) says"
+        n_prompt, n_answer = reply.started.prompt_tokens, len(reply.tokens)
         return (
             f"the answer is cut because the context is full: {n_prompt} tokens of the conversation and {n_answer} of "
             "the answer; -c makes room for more, up to the model's own context"

@@ -19,9 +19,9 @@ from prompt_toolkit.utils import is_dumb_terminal
 
 from dllama_zmq.cli.chat import settings
 from dllama_zmq.cli.chat.commands import BY_NAME, Commands
-from dllama_zmq.cli.chat.exchange import Exchange
 from dllama_zmq.cli.chat.keys import quiet_keys
 from dllama_zmq.cli.chat.quotes import is_quoted, quoted
+from dllama_zmq.cli.chat.reply import Reply
 from dllama_zmq.cli.chat.session import Session, told
 from dllama_zmq.cli.chat.view import View
 from dllama_zmq.cli.notes import note
@@ -101,25 +101,25 @@ class Terminal:
             self._remark(session.last)
         print(file=sys.stderr)  # noqa: T201
 
-    def _remark(self, exchange: Exchange) -> None:
+    def _remark(self, reply: Reply) -> None:
         """Say how an answer has ended, where its text does not show that."""
         session = self._session
         plain = session.template is None
-        if exchange.reason == "cancelled":
-            kept = "what there is of it stays in the conversation" if exchange.content else "it is as if never asked"
-            note(f"[{'not answered' if exchange.failed else 'stopped'}; {kept}]")
-        elif why := session.cut(exchange):
+        if reply.reason == "cancelled":
+            kept = "what there is of it stays in the conversation" if reply.content else "it is as if never asked"
+            note(f"[{'not answered' if reply.failed else 'stopped'}; {kept}]")
+        elif why := session.cut(reply):
             note(f"[{why}]")
-        elif not exchange.content:
+        elif not reply.content:
             note("[the answer is empty]")
-        if plain and exchange.content:
+        if plain and reply.content:
             self._hint(
                 "the text has ended: the next one begins anew"
-                if exchange.reason == "stop"
+                if reply.reason == "stop"
                 else "the text is open: what you type goes on with it, Enter alone lets the model go on, /clear ends it"
             )
-        if session.settings.verbose and exchange.started is not None:
-            note(exchange.stats.sentence())
+        if session.settings.verbose and reply.started is not None:
+            note(reply.stats.sentence())
 
     def _hint(self, text: str) -> None:
         """Say it once."""

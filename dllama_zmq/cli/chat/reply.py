@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dllama_zmq.bus.client_messages import Done, Piece, Prefill, Queued, Started
+from dllama_zmq.bus.client_messages import Done, Prefill, Queued, Started, TokenText
 from dllama_zmq.chat import Delta, parser_for
 from dllama_zmq.cli.chat.conversation import Message, Reason
 from dllama_zmq.cli.chat.view import View
@@ -10,7 +10,7 @@ from dllama_zmq.cli.stats import Stats
 from dllama_zmq.client import Answer
 
 
-class Exchange:
+class Reply:
     """Collects an answer and shows it on `view`. template: the text of the chat template; None: the answer is all text.
 
     After its end: content, thinking, reason, tokens, cached_tokens, stats; started, None where its turn had not come;
@@ -43,7 +43,7 @@ class Exchange:
             if self.tokens and message.done < message.total:
                 self._view.waits("the text so far is evaluated again")
             self._view.progress("evaluating the prompt", message.done, message.total)
-        elif isinstance(message, Piece):
+        elif isinstance(message, TokenText):
             self.tokens.append(message.token)
             self.stats.token(message)
             self._text(message.text)
