@@ -154,7 +154,7 @@ class Admission:
 def _look_at(security: Server) -> None:
     """Let the ring read its files again. An error in them must not end the thread."""
     try:
-        security.ring.look()
+        security.ring.reload()
     except (DllamaError, OSError) as error:
         logger.error("the keys stay as they were: %s", error)
 

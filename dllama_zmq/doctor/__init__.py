@@ -1,4 +1,4 @@
-"""What may be wrong on this computer and in its cluster, each with what to do. `checks_of` says what is looked at."""
+"""Checks of this computer and its cluster: findings, each with its cure. `checks_of` lists the checks."""
 
 from dllama_zmq.doctor.findings import Check, Finding, Level, examined
 from dllama_zmq.doctor.what import Subject, checks_of

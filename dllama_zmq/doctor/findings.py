@@ -1,4 +1,4 @@
-"""A finding is one line; a check gives some of them before its deadline, whatever it meets."""
+"""Findings, and checks that yield them. A check ends at its deadline, whatever it meets."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Level = Literal["ok", "warning", "problem"]
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """What was found about something, with its number, and what to do; `cure` is empty where nothing is to be done."""
+    """A fact about something, with its number, and what to do; `cure` is empty if nothing needs to be done."""
 
     level: Level
     about: str
@@ -26,23 +26,23 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 def ok(about: str, text: str) -> Finding:
-    """All is well."""
+    """A finding that all is well."""
     return Finding("ok", about, text)
 
 
 def warning(about: str, text: str, cure: str) -> Finding:
-    """It works, but slower or less safely than it could."""
+    """A finding that something works, but slower or less safely than it could."""
     return Finding("warning", about, text, cure)
 
 
 def problem(about: str, text: str, cure: str) -> Finding:
-    """Something will not work."""
+    """A finding that something will not work."""
     return Finding("problem", about, text, cure)
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """Something to look at. doing: what that is, for people who wait. look: takes `wait_s` at most, or is left."""
+    """One check. doing: what it does, for people who wait. look: takes `wait_s` at most, or is abandoned."""
 
     about: str
     doing: str
@@ -51,10 +51,10 @@ class Check:
 
 
 def examined(check: Check) -> Iterator[Finding]:
-    """The findings of a check as they come. One that fails, or lasts beyond its deadline, is a finding itself.
+    """Yield the findings of a check as they come. A failure or a missed deadline is a finding too.
 
-    It runs in a thread of its own, for a name or a disk that does not answer cannot be broken off; such a thread is
-    left behind.
+    The check runs in a thread of its own, because a name or a disk that does not answer cannot be interrupted. A thread
+    that hangs is left behind.
     """
     found: queue.SimpleQueue[Finding | None] = queue.SimpleQueue()
 
@@ -63,7 +63,7 @@ def examined(check: Check) -> Iterator[Finding]:
             for one in check.look():
                 found.put(one)
         except Exception as error:
-            found.put(problem(check.about, f"cannot be looked at: {in_words(error)}", ""))
+            found.put(problem(check.about, f"the check failed: {in_words(error)}", ""))
         found.put(None)
 
     threading.Thread(target=look, name=check.about, daemon=True).start()

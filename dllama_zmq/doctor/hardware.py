@@ -1,4 +1,4 @@
-"""Clock rates, heat, power and huge pages, as /sys and a Raspberry Pi's firmware tell. What a system lacks is left out.
+"""Clock rates, heat, power and huge pages, from /sys and a Raspberry Pi's firmware. What the system lacks is left out.
 
 Sources: Documentation/admin-guide/pm/cpufreq.rst, driver-api/thermal/sysfs-api.rst, admin-guide/mm/transhuge.rst and
 ABI/testing/sysfs-devices-system-cpu of Linux; `vcgencmd get_throttled` in Raspberry Pi's documentation.
@@ -18,13 +18,13 @@ from dllama_zmq.host import ROOT, number_in, read
 _CPU = "sys/devices/system/cpu"
 _POLICIES = f"/{_CPU}/cpufreq/policy*"
 _SCALES_BY_ITSELF = ("intel_pstate", "amd-pstate-epp", "amd_pstate_epp")
-"""Drivers whose powersave is no fixed rate: the CPU raises it under load, as far as its preference lets it."""
+"""Drivers for which powersave is no fixed rate: the CPU raises it under load, as far as its preference allows."""
 _CLOSE = 0.98
 _HOT_BELOW_C = 5.0
 _VCGENCMD_S = 1.5
 _UNDER_VOLTAGE, _CAPPED, _THROTTLED, _TOO_WARM = 1, 2, 4, 8
 _POWER = "use the Pi's own power supply, and a short cable"
-_COOLING = "give it a heat sink, a fan or more air"
+_COOLING = "add a heat sink or a fan, or improve the air flow"
 
 
 def clock_rates(root: Path = ROOT) -> Iterator[Finding]:
@@ -64,7 +64,7 @@ def heat(root: Path = ROOT) -> Iterator[Finding]:
     margins = [zone for path in (root / "sys/class/thermal").glob("thermal_zone*") if (zone := _zone(path)) is not None]
     if margins:
         limit, now, kind = min(margins, key=lambda zone: zone[0] - zone[1])
-        text = f"{now:.0f} °C; from {limit:.0f} °C on it is slowed down ({kind})"
+        text = f"{now:.0f} °C; throttled from {limit:.0f} °C on ({kind})"
         if now >= limit:
             yield problem("heat", text, _COOLING)
         elif now > limit - _HOT_BELOW_C:
@@ -80,11 +80,11 @@ def heat(root: Path = ROOT) -> Iterator[Finding]:
     if counts:
         total_ms, count = max(counts)
         took = f", {total_ms / 1000:.0f} s in all" if total_ms else ""
-        yield warning("heat", f"a core was slowed down {count} times since the start{took}", _COOLING)
+        yield warning("heat", f"cores were throttled {count} times since the start{took}", _COOLING)
 
 
 def power(root: Path = ROOT) -> Iterator[Finding]:
-    """What a Raspberry Pi's firmware says of under-voltage and throttling."""
+    """Under-voltage and throttling, as a Raspberry Pi's firmware reports them."""
     bits = _throttled(root)
     if bits is None:
         for path in (root / "sys/class/hwmon").glob("hwmon*"):
@@ -97,7 +97,7 @@ def power(root: Path = ROOT) -> Iterator[Finding]:
     causes = [
         (_UNDER_VOLTAGE, "under-voltage", _POWER),
         (_CAPPED | _THROTTLED, "throttled", f"{_POWER}; {_COOLING}"),
-        (_TOO_WARM, "slowed down by heat", _COOLING),
+        (_TOO_WARM, "throttled by heat", _COOLING),
     ]
     clean = True
     for mask, what, cure in causes:
@@ -111,7 +111,7 @@ def power(root: Path = ROOT) -> Iterator[Finding]:
 
 
 def huge_pages(root: Path = ROOT) -> Iterator[Finding]:
-    """Whether weights can lie on huge pages, without which reading them misses the TLB."""
+    """Whether weights can use huge pages; without them, reading the weights misses the TLB."""
     folder = root / "sys/kernel/mm/transparent_hugepage"
     chosen = read(folder / "enabled").partition("[")[2].partition("]")[0]
     if chosen == "never":
@@ -123,7 +123,7 @@ def huge_pages(root: Path = ROOT) -> Iterator[Finding]:
 
 
 def _zone(path: Path) -> tuple[float, float, str] | None:
-    """From where on a thermal zone slows down what heats it, how warm it is, both in °C, and its name."""
+    """The passive trip point of a thermal zone and its temperature, both in °C, and its name."""
     now = number_in(path / "temp")
     trips = [
         trip
@@ -136,7 +136,7 @@ def _zone(path: Path) -> tuple[float, float, str] | None:
 
 
 def _throttled(root: Path) -> int | None:
-    """The bits of get_throttled: what is so now in the lowest 4, what was so since the start in those from 16 on."""
+    """The bits of get_throttled: the lowest 4 are the present, those from 16 on what happened since boot."""
     for path in (root / "sys/devices/platform").glob("soc*/*firmware/get_throttled"):
         with suppress(ValueError):
             return int(read(path).strip(), 16)
@@ -152,7 +152,7 @@ def _throttled(root: Path) -> int | None:
 
 
 def _cpus(numbers: list[str]) -> str:
-    """`CPUs 0-3: ` in place of 0 1 2 3; others one by one."""
+    """`CPUs 0-3: ` for consecutive numbers; else they are listed."""
     wanted = sorted(int(number) for number in numbers if number.isdecimal())
     if not wanted:
         return ""

@@ -1,4 +1,4 @@
-"""The own key of this user, and the keys that a cluster admits: whether their files can be trusted."""
+"""The own key of this user and the keys that a cluster admits: can their files be trusted?"""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dllama_zmq.trust.keys import own_key_path
 
 
 def own_keys() -> Iterator[Finding]:
-    """The file of the own key, and that of the roots that are known."""
+    """The file of the own key, and the file of known roots."""
     path = own_key_path()
     try:
         if path.exists() or path.is_symlink():

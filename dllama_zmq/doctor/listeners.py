@@ -1,4 +1,4 @@
-"""Which process listens at a TCP port of this computer, as /proc tells. Source: proc(5), /proc/net/tcp."""
+"""Which process listens at a TCP port of this computer. Source: proc(5), /proc/net/tcp."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MAX_DEPTH = 8
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """Who listens: a process, 0 where only its user is known, for another user's files cannot be read."""
+    """Who listens: a process, or (pid 0) only its user, if the process is another user's."""
 
     pid: int
     name: str
@@ -28,7 +28,7 @@ class Listener:
 
 
 def listener_at(port: int, root: Path = ROOT) -> Listener | None:
-    """Who listens at the port, on any address, IPv4 or IPv6; None if nobody does or the system does not say."""
+    """Who listens at the port on any address, IPv4 or IPv6; None if nobody does or the system does not say."""
     for name in ("tcp", "tcp6"):
         for line in read(root / "proc/net" / name).splitlines()[1:]:
             fields = line.split()
@@ -40,7 +40,7 @@ def listener_at(port: int, root: Path = ROOT) -> Listener | None:
 
 
 def is_of(pid: int, ancestor: int, root: Path = ROOT) -> bool:
-    """Whether a process is `ancestor`, or was started by it or by one that it has started."""
+    """Whether a process is `ancestor` or one of its descendants."""
     for _ in range(_MAX_DEPTH):
         if pid == ancestor:
             return True
@@ -53,7 +53,7 @@ def is_of(pid: int, ancestor: int, root: Path = ROOT) -> bool:
 
 
 def _holders(inode: str, root: Path) -> Iterator[int]:
-    """The processes, of those that this user may look into, that have the socket of that inode open."""
+    """The processes of this user that have the socket of that inode open."""
     for folder in (root / "proc").glob("[0-9]*"):
         with suppress(OSError):
             for name in os.listdir(folder / "fd"):

@@ -1,4 +1,4 @@
-"""The hosts of a cluster: what this computer takes their names for, and whether they are there."""
+"""The hosts of a cluster: what their names resolve to here, and whether they answer."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from dllama_zmq.launch.registry import bind_error
 
 _ANSWER_S = 1.0
 _DOORS = (22, 9)
-"""Ports that are tried: one that refuses answers too. Workers listen at none."""
+"""Ports to try; a refusal is an answer too. No worker listens at any port."""
 _ANY = ("0.0.0.0", "::")
 
 
 def hosts(cluster: Cluster) -> Iterator[Finding]:
-    """The root's host and those of workers on other computers, each name once."""
+    """The root's host, and those of workers on other computers, each name once."""
     host = cluster.root.host
     is_here = bind_error(host, 0) != errno.EADDRNOTAVAIL
     if not is_loopback(host) and host not in _ANY:
         yield from _root(host, is_here)
     workers = list(dict.fromkeys(worker.host for worker in cluster.workers if not is_loopback(worker.host)))
     if workers:
-        with ThreadPoolExecutor(len(workers)) as pool:  # one that does not answer takes seconds
+        with ThreadPoolExecutor(len(workers)) as pool:  # a host that does not answer takes seconds
             for found in pool.map(lambda worker: list(_worker(worker, host, is_here)), workers):
                 yield from found
 
@@ -51,7 +51,7 @@ def _worker(host: str, root_host: str, root_is_here: bool) -> Iterator[Finding]:
 
 
 def _known(host: str, about: str) -> Generator[Finding, None, list[str]]:
-    """The IP addresses of a host; a finding where its name is not known."""
+    """The IP addresses of a host; yields a finding if its name is not known."""
     try:
         return [host_of(endpoint) for endpoint in resolve(join(host, 1))]
     except BusError as error:
@@ -61,7 +61,7 @@ def _known(host: str, about: str) -> Generator[Finding, None, list[str]]:
 
 
 def _way(worker: str, addresses: list[str], root_host: str) -> Iterator[Finding]:
-    """Whether a worker's computer answers, and from which address of this computer it is spoken to."""
+    """Whether a worker's computer answers, and the address of this computer from which it is reached."""
     about = f"workers: {worker}"
     shown = worker if is_ip(worker) else f"{worker} ({', '.join(addresses)})"
     took_s = next((took_s for address in addresses if (took_s := _answers(address)) is not None), None)
@@ -72,12 +72,12 @@ def _way(worker: str, addresses: list[str], root_host: str) -> Iterator[Finding]
         yield ok(about, f"{shown} answers, in {took_s * 1000:.1f} ms")
     own = {own_address(address) for address in addresses} - {""}
     if own and root_host not in _ANY and is_ip(root_host) and ip_of(root_host) not in own:
-        text = f"this computer speaks to {worker} from {', '.join(sorted(own))}, and root.host is {root_host}"
-        yield warning(about, text, "if the worker finds no way to root.host, write that address there")
+        text = f"this computer reaches {worker} from {', '.join(sorted(own))}, and root.host is {root_host}"
+        yield warning(about, text, "if the worker cannot reach root.host, write that address there")
 
 
 def _answers(address: str) -> float | None:
-    """Seconds that a computer takes to accept or refuse a connection; None where it does neither."""
+    """The seconds that a computer takes to accept or refuse a connection; None if it does neither."""
     for port in _DOORS:
         start = time.perf_counter()
         try:

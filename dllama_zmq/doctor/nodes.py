@@ -1,4 +1,4 @@
-"""A running cluster: its nodes, their versions, links and clocks, as its root tells."""
+"""A running cluster: its nodes, and their versions, links and clocks, from its root."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STATUS_S = 10.0
 LINKS_S = 90.0
 _LONG_ROUND_TRIP_S = 2e-3
 _SLOW_BYTES_PER_S = 25e6
-"""More than a port of 100 Mbit/s carries, or a cable with which one of 1 Gbit/s falls back to that."""
+"""The most that a port of 100 Mbit/s carries, as does a 1 Gbit/s port with a bad cable."""
 _LOPSIDED = 3.0
 _CLOCK_S = 30.0
 _WIRED = "use a wired network of 1 Gbit/s: each layer of each token waits for two messages"
@@ -57,7 +57,7 @@ def _state(status: Status) -> Iterator[Finding]:
         listed = ", ".join(f"{name} {version}" for name, version in others.items())
         yield warning("versions", f"{listed}; this is {__version__}", "install one version on all computers")
     else:
-        yield ok("versions", f"all {len(versions)} nodes that are there are of {__version__}")
+        yield ok("versions", f"{plural(len(versions), 'node')} present, each with {__version__}")
 
 
 def _link(link: LinkStatus) -> Iterator[Finding]:
@@ -70,7 +70,7 @@ def _link(link: LinkStatus) -> Iterator[Finding]:
     if len(rates) == 2:
         text += f", {_mbit(rates[0])} Mbit/s to it, {_mbit(rates[1])} from it"
     if link.note:
-        yield problem(about, f"{text}; {link.note}", "its program or its network is held up")
+        yield problem(about, f"{text}; {link.note}", "its program or its network is too busy")
     elif link.round_trip_s > _LONG_ROUND_TRIP_S or min(rates) < _SLOW_BYTES_PER_S:
         yield warning(about, text, _WIRED)
     elif max(rates) > _LOPSIDED * min(rates):
@@ -82,7 +82,7 @@ def _link(link: LinkStatus) -> Iterator[Finding]:
 
 
 def _clock(whose: str, ahead_s: float, than: str) -> Iterator[Finding]:
-    """A finding only where clocks differ by much: tokens end by the clock, and logs are compared."""
+    """A finding only if clocks differ by much: tokens expire by the clock, and people compare logs."""
     if abs(ahead_s) > _CLOCK_S:
         text = f"{whose} is {abs(ahead_s):.0f} s {'ahead of' if ahead_s > 0 else 'behind'} {than}"
         yield warning("clock", text, "let both keep the time: sudo timedatectl set-ntp true")

@@ -1,4 +1,4 @@
-"""The TCP ports of a cluster's root: free, its own, or taken by whom; and whether those elsewhere can be reached."""
+"""The TCP ports of a cluster's root: free, its own, or taken by whom. For a root elsewhere: can they be reached?"""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _PURPOSES = ("replies", "steps", "clients")
 
 
 def own_ports(cluster: Cluster | None, find: Callable[[], Record | None], root: Path = ROOT) -> Iterator[Finding]:
-    """The ports that a root on this computer needs: those of `cluster`, or where there is none the usual ones.
+    """The ports that a root on this computer needs: those of `cluster`, or the default ones.
 
-    find: the cluster that runs, if it does.
+    find: returns the running cluster, if there is one.
     """
     running = find()
     wanted = list(_wanted(cluster))
@@ -50,7 +50,7 @@ def own_ports(cluster: Cluster | None, find: Callable[[], Record | None], root: 
     if free:
         yield ok("ports", f"{', '.join(free)} on {wanted[0][0]}: free")
     if cluster is not None and cluster.tcp_ports is None:
-        yield ok("ports", "nodes and clients use sockets in a folder, no TCP ports: all are on this computer")
+        yield ok("ports", "no TCP ports are needed: all nodes and clients are on this computer")
 
 
 def ports_elsewhere(host: str, ports: Ports) -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""Versions of this program and what it is built on, and the kernels that this CPU runs."""
+"""Versions of this program and its dependencies, and the kernels that this CPU can run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NAME = "dllama-zmq"
 
 
 def versions() -> Iterator[Finding]:
-    """This program, Python, and libzmq, which must have CURVE."""
+    """This program, Python and libzmq, which must have CURVE."""
     yield ok("version", f"{_NAME} {__version__}, Python {platform.python_version()}")
     text = f"{zmq.zmq_version()}, pyzmq {zmq.pyzmq_version()}"
     if zmq.has("curve"):
@@ -30,10 +30,10 @@ def versions() -> Iterator[Finding]:
 
 
 def packages() -> Iterator[Finding]:
-    """The packages that this one needs, each in a version that it works with."""
+    """The packages that this one depends on, and their required versions."""
     try:
         needed = metadata.requires(_NAME) or []
-    except metadata.PackageNotFoundError:  # it runs from a folder of source files
+    except metadata.PackageNotFoundError:  # it runs from a source folder
         return
     n_sound, bad = 0, []
     for text in needed:
@@ -51,15 +51,15 @@ def packages() -> Iterator[Finding]:
         if wanted.specifier.contains(found, prereleases=True):
             n_sound += 1
         else:
-            bad.append((wanted, f"is {found}, and {wanted.specifier} is needed"))
+            bad.append((wanted, f"is {found}; expected {wanted.specifier}"))
     for wanted, what in bad:
         yield problem("packages", f"{wanted.name} {what}", f"pip install '{wanted.name}{wanted.specifier}'")
     if not bad:
-        yield ok("packages", f"{plural(n_sound, 'package')}, all in the versions that are needed")
+        yield ok("packages", f"{plural(n_sound, 'package')}, all in the required versions")
 
 
 def kernels() -> Iterator[Finding]:
-    """Which kernels run here, and which instructions they would use if this CPU had them."""
+    """The kernels that run here, and the faster instructions that this CPU lacks."""
     if obstacle := simd_obstacle():
         cure = f"pip install --force-reinstall {_NAME}" if "installed" in obstacle else "install a 64-bit system"
         yield warning("kernels", f"numpy, many times slower than simd: {obstacle}", cure)

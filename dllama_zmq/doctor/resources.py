@@ -1,4 +1,4 @@
-"""Cores, memory, limits and disks: what this computer, its control groups and its user's limits allow."""
+"""Cores, memory, limits and disks, as this computer, its control groups and the user's limits allow them."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _LEAST_DISK_BYTES = 1_000_000_000
 
 
 def cores(root: Path = ROOT) -> Iterator[Finding]:
-    """How many cores a node can keep busy here, and what keeps it from the others."""
+    """How many cores a node can use here, and what keeps it from using the others."""
     usable, limits = usable_cores(root), group_limits(root)
     siblings = (root / "sys/devices/system/cpu").glob("cpu[0-9]*/topology/thread_siblings_list")
     there = len({text for path in siblings if (text := read(path).strip())})
     quota = "" if limits.cpus is None else f"; a control group allows {limits.cpus:g} CPUs"
     text = f"{usable} of {plural(there, 'core')} usable{quota}" if there else f"{plural(usable, 'core')} usable{quota}"
     if limits.cpus is not None and (limits.cpus < 1 or limits.cpus % 1):
-        yield warning("cores", text, "give the container or unit whole CPUs: a part of one pauses all its threads")
+        yield warning("cores", text, "give the container or unit whole CPUs: a fraction of one pauses all threads")
     elif usable < there:
         yield warning("cores", text, "give it all cores, if this computer has nothing else to do (taskset, --cpus)")
     else:
@@ -34,7 +34,7 @@ def cores(root: Path = ROOT) -> Iterator[Finding]:
 
 
 def memory(root: Path = ROOT) -> Iterator[Finding]:
-    """What is free, what a control group leaves, and what is swapped out."""
+    """Free memory, what a control group leaves of it, and what is swapped out."""
     lines = [line.partition(":") for line in read(root / "proc/meminfo").splitlines()]
     meminfo = {key: int(value.split()[0]) * 1024 for key, _, value in lines if value.endswith(" kB")}
     total, limit, free = meminfo.get("MemTotal"), group_limits(root).memory_bytes, free_memory_bytes(root)
@@ -56,11 +56,11 @@ def memory(root: Path = ROOT) -> Iterator[Finding]:
 
 
 def limits(root: Path = ROOT) -> Iterator[Finding]:
-    """Threads and open files that a node may have."""
+    """The threads and open files that a node may have."""
     tasks, (_, files) = group_limits(root).tasks, resource.getrlimit(resource.RLIMIT_NOFILE)
     if tasks is not None and tasks < _LEAST_TASKS:
         cure = f"allow {_LEAST_TASKS} (docker: --pids-limit, systemd: TasksMax=)"
-        yield problem("limits", f"a control group allows {plural(tasks, 'thread')}", cure)
+        yield problem("limits", f"a control group allows only {plural(tasks, 'thread')}", cure)
     if files != resource.RLIM_INFINITY and files < _LEAST_FILES:
         yield problem(
             "limits", f"{plural(files, 'open file')} at most (`ulimit -Hn`)", f"allow {_LEAST_FILES} at least"
@@ -68,7 +68,7 @@ def limits(root: Path = ROOT) -> Iterator[Finding]:
 
 
 def disks(folders: Sequence[tuple[str, Path]]) -> Iterator[Finding]:
-    """Room and permission of folders, each with what it is for; they need not exist yet."""
+    """Free space and permission of folders, which need not exist yet, each with its purpose."""
     for purpose, folder in folders:
         there = next((path for path in (folder, *folder.parents) if path.exists()), Path("/"))
         room = os.statvfs(there)

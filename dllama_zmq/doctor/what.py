@@ -1,4 +1,4 @@
-"""What is looked at, in this order: this computer, then the cluster's file, then the cluster that runs."""
+"""The checks, in this order: this computer, the cluster's file, the running cluster."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _CLUSTER_S = nodes.STATUS_S + nodes.LINKS_S + _QUICK_S
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """The cluster to look at: its file, or the address of a root elsewhere, or neither.
+    """The cluster to check: its file, or the address of a root elsewhere, or neither.
 
-    security: of that root. broken: what is wrong with the file.
+    security: of that root. broken: the error of the file.
     """
 
     file: ClusterFile | None = None
@@ -37,7 +37,7 @@ class Subject:
 
 
 def checks_of(subject: Subject) -> Sequence[Check]:
-    """Everything that can be looked at here."""
+    """Every check that is possible here."""
     checks = [
         Check("version", "looking at versions", _QUICK_S, programs.versions),
         Check("packages", "looking at packages", _QUICK_S, programs.packages),
@@ -60,7 +60,7 @@ def checks_of(subject: Subject) -> Sequence[Check]:
         return [*checks, Check("file", "reading the file", _QUICK_S, lambda: [problem("file", subject.broken, "")])]
     if subject.root:
         host = host_of(subject.root)
-        if subject.root == join(host, Ports().clients):  # else the others are not known
+        if subject.root == join(host, Ports().clients):  # other ports of that root are not known
             look = partial(ports.ports_elsewhere, host, Ports())
             checks.append(Check("ports", f"looking at the ports of {host}", _NETWORK_S, look))
         return [*checks, Check("cluster", "asking the cluster", _CLUSTER_S, partial(_at, subject, host))]

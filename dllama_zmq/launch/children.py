@@ -1,4 +1,4 @@
-"""Child processes of this package: their start, their log, how they ended, their end."""
+"""The child processes of this package: how they start, log and end."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MAX_LOG_BYTES = 8 << 20
 class Child:
     """A process that this one has started. It holds a pipe to its stdin, and no terminal's signal reaches it.
 
-    log_start: the length of its log when it began, in bytes.
+    log_start: the length of its log at its start, in bytes.
     """
 
     process: subprocess.Popen[bytes]
@@ -50,7 +50,7 @@ class Child:
 
     @classmethod
     def start_quiet(cls, name: str, command: Sequence[str], paths: ClusterPaths) -> Child:
-        """Start another program, whose stderr is the log `name`; what it writes to stdout is dropped."""
+        """Start another program. Its stderr goes to the log `name`; its stdout is dropped."""
         with open_log(paths, name) as log:
             log_start = log.tell()
             process = subprocess.Popen(
@@ -59,7 +59,7 @@ class Child:
         return cls(process, paths.log(name), log_start)
 
     def ending(self) -> str:
-        """How it has ended, and the last error in its log; empty while it runs."""
+        """How it ended, with the last error in its log; empty while it runs."""
         code = self.process.poll()
         if code is None:
             return ""
@@ -67,11 +67,11 @@ class Child:
         return (f"signal {-code}" if code < 0 else f"exit code {code}") + (f" ({error})" if error else "")
 
     def said(self) -> str:
-        """What it has written to its log."""
+        """Everything that it has written to its log since its start."""
         return _text(self.log, self.log_start)
 
     def write(self, data: bytes) -> None:
-        """Write to its stdin, if it lives."""
+        """Write to its stdin, if it is alive."""
         assert self.process.stdin is not None
         with suppress(BrokenPipeError):
             self.process.stdin.write(data)
@@ -95,7 +95,7 @@ def restart_pause_s(deaths: int) -> float:
 
 
 def await_ends(children: Mapping[str, Child], wait_s: float) -> list[str]:
-    """Wait for children that were asked to end; kill those that have not after `wait_s`. Returns the killed ones."""
+    """Wait up to `wait_s` for children that were asked to end, then kill the rest. Returns the names of the killed."""
     deadline, killed = time.monotonic() + wait_s, []
     for name, child in children.items():
         try:
@@ -118,7 +118,7 @@ def _text(log: Path, start: int) -> str:
         with log.open("rb") as file:
             file.seek(start)
             return file.read(MAX_LOG_BYTES).decode(errors="replace")
-    except FileNotFoundError:  # somebody has tidied up
+    except FileNotFoundError:  # the log was deleted
         return ""
 
 
@@ -128,7 +128,7 @@ def _last_error(text: str) -> str:
 
 
 def open_log(paths: ClusterPaths, node: str) -> BinaryIO:
-    """The log of a node, open for appending; one that is too long is renamed first."""
+    """Open the log of a node for appending; a log that is too long is renamed first."""
     path = paths.log(node)
     with writing(path):
         paths.logs.mkdir(mode=0o700, parents=True, exist_ok=True)

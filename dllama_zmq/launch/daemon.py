@@ -46,7 +46,7 @@ from dllama_zmq.trust import KeyPair, Ring, Role, own_key
 
 logger = logging.getLogger(__name__)
 
-_FILES_OF_ROOT, _FILES_OF_PEER = 20, 3  # opened by libzmq, the kernels' threads and pipes, as counted in /proc
+_FILES_OF_ROOT, _FILES_OF_PEER = 20, 3  # files opened by libzmq, the kernels' threads and pipes, as counted in /proc
 _FRONT_END_S = 1.0  # for the front to close its connections, when everything else has ended
 _STEP_SHARE = 0.25  # of limits.stop_s: for the current step to end; then it is interrupted
 _FLEET_SHARE = 0.5  # of limits.stop_s: for the workers to leave; then they are killed
@@ -57,8 +57,8 @@ def run_started(name: str, lock: int, api: int | None, reporter: Reporter) -> No
 
     api: the descriptor on which its API server will listen; None: the cluster has none.
 
-    It ends when stdin is closed and no other call uses the cluster, unless STAY was written to stdin. Raises as
-    `run_cluster` does.
+    The root ends when stdin is closed and no other command uses the cluster. If STAY was written to stdin, it goes on.
+    Raises as `run_cluster` does.
     """
     started = Record.read(ClusterPaths.of(name).started_file)
     if started is None:
@@ -69,12 +69,13 @@ def run_started(name: str, lock: int, api: int | None, reporter: Reporter) -> No
 def run_cluster(
     file: ClusterFile, reporter: Reporter, lock: int | None = None, api: socket.socket | None = None
 ) -> None:
-    """Run the cluster that `file` describes until a client or a signal stops it. `reporter` shows its start.
+    """Run the cluster of `file` until a client or a signal stops it. `reporter` shows its start.
 
-    lock: the descriptor of the cluster's lock, if the process that started this one has taken it; then the cluster ends
-    with that process, and `api` is its API server's port (None: it has none). Raises ConfigError, FormatError,
-    PlanError, BusError (a port in use) before anything runs; ClusterError if it runs already or a worker keeps dying.
-    No child and no socket is ever left behind.
+    lock: the descriptor of the cluster's lock, if the process that started this one holds it. The cluster then ends
+    with that process, and `api` is the port of its API server (None: it has none).
+
+    Raises ConfigError, FormatError, PlanError or BusError (a port in use) before anything runs; ClusterError if the
+    cluster runs already or a worker keeps dying. No child and no socket is left behind.
     """
     cluster, paths = file.cluster, ClusterPaths.of(file.cluster.name)
     interrupts = Interrupts()
@@ -100,7 +101,8 @@ def run_cluster(
             model, tokenizer = open_checked(file, lambda sentence: logger.warning("%s", sentence))
             cleanup.enter_context(model)
             require_open_files(_FILES_OF_ROOT + _FILES_OF_PEER * len(cluster.workers))
-        reporter.activity("")  # a thread that shows something now could leave a lock taken in the child for ever
+        # a thread that shows progress during the fork could leave a lock taken in the child forever
+        reporter.activity("")
         front = FrontProcess(
             paths.ipc_front,
             tokenizer,
@@ -112,7 +114,7 @@ def run_cluster(
         if gateway is not None:
             cleanup.callback(gateway.stop, cluster.limits.stop_s * _FLEET_SHARE)
         context = sockets.Context()
-        cleanup.callback(context.destroy)  # `term` would wait for ever for the sockets of half a root
+        cleanup.callback(context.destroy)  # `term` would wait forever for the sockets of a root that is half made
         with interrupts.raised():
             root = Root(
                 context,
@@ -149,7 +151,7 @@ def run_cluster(
             fleet.watch()
             if gateway is not None:
                 gateway.watch()
-            public.look()
+            public.update()
             front.check()
 
         with interrupts.then(serving.stop, cluster.limits.stop_s * _STEP_SHARE):
@@ -181,7 +183,7 @@ def root_settings(cluster: Cluster) -> RootSettings:
 
 
 def _root_words(cluster: Cluster, worker: WorkerConfig, keys: KeyPair | None) -> list[str]:
-    """The flags by which a worker over ssh finds the root and knows it."""
+    """The flags with which a worker over ssh finds the root and verifies it."""
     security = [f"--root-key={keys.public}"] if keys is not None else ["--security", "none"]
     return ["--root", root_for(cluster, worker.host), *security]
 
@@ -194,9 +196,9 @@ def _endpoints(cluster: Cluster, paths: ClusterPaths) -> Endpoints:
 
 
 def _security(file: ClusterFile, role: Role, keys: KeyPair | None) -> Server | None:
-    """Whose keys may connect from other computers; None where nobody can, or anybody may.
+    """The keys that may connect from other computers; None if no computer can, or any may.
 
-    One for each process: it reads the files again when they change.
+    Each process has a ring of its own: it reads the files again when they change.
     """
     return None if keys is None else Server(keys, Ring.of(file), role)
 
@@ -207,12 +209,12 @@ def _listen(cluster: Cluster, port: Literal["steps", "replies", "clients"]) -> l
 
 
 def _name_of(model: str) -> str:
-    """What people call the model that a cluster's file names so; "" where that is a path."""
+    """The name of a model of a hub, as the cluster's file gives it; "" for a path."""
     return model.removeprefix(HUB_PREFIX) if model.startswith(HUB_PREFIX) or model == DEMO else ""
 
 
 def _why_down(root: Root, error: BaseException | None) -> str:
-    """The reason that workers get when the cluster goes down: its error, or why it was not ready."""
+    """The reason that workers get when the cluster goes down: its error, or who was missing."""
     if isinstance(error, DllamaError):
         return f"the cluster went down: {error}"
     missing = root.missing_sentence()
@@ -220,6 +222,6 @@ def _why_down(root: Root, error: BaseException | None) -> str:
 
 
 def _leave(paths: ClusterPaths) -> None:
-    """End this process, as a signal would, when no call uses its cluster any more."""
+    """End this process, as a signal would, once no command uses its cluster."""
     await_last_user(paths)
     os.kill(os.getpid(), signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""The workers that the root has started: restarted when they die, and ended with the root. Knows no way of starting."""
+"""The workers that the root starts: it restarts them when they die and ends them with itself. Knows no launcher."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from dllama_zmq.launch.launchers import Launcher
 
 logger = logging.getLogger(__name__)
 
-_SOUND_AFTER_S = 60.0  # a worker that lived this long starts counting its deaths anew
-_MAX_DEATHS = 3  # of one worker, before the cluster has ever been ready
-_STOPPED_S = 5.0  # for a lost worker that a signal has stopped, which is not slow; it may be told to go on
+_SOUND_AFTER_S = 60.0  # a worker that lived this long starts with no deaths again
+_MAX_DEATHS = 3  # deaths of one worker in a row before the cluster was first ready
+_STOPPED_S = 5.0  # grace for a lost worker that a signal has stopped: SIGCONT may follow
 
 
 @dataclass(slots=True)
 class _Worker:
     launcher: Launcher
     started: float
-    ending: str = ""  # how it ended last, and its last error
+    ending: str = ""  # how it ended last, with its last error
     deaths: int = 0  # in a row
-    next_start: float | None = None  # None: it has not been seen to end
+    next_start: float | None = None  # None: its end has not been seen yet
     has_joined: bool = False
     missing_since: float | None = None
 
@@ -35,10 +35,10 @@ class _Worker:
 
 
 class Fleet:
-    """The workers of one cluster that its root starts. `watch` them often; `stop` them at the end.
+    """The workers of one cluster that its root starts. Call `watch` often, and `stop` at the end.
 
-    roster: has the workers' places.
-    join_s: how long a started worker may take to join.
+    roster: the places of the workers. join_s: seconds that a started worker may take to join.
+
     """
 
     def __init__(self, launchers: Sequence[Launcher], roster: Roster, join_s: float) -> None:

@@ -1,7 +1,7 @@
-"""The API server as a child of the root: its port, its start, its restarts, its end.
+"""The API server, a child of the root: its port, start, restarts and end.
 
-It is started by exec, as workers are. The port is bound before anything is read, so that one that is taken is known at
-once, and stays bound while the server starts again.
+It is started by exec, as workers are. The port is bound before anything is read, so a port in use is an error at once,
+and it stays bound while the server restarts.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from dllama_zmq.launch.registry import running_clusters
 logger = logging.getLogger(__name__)
 
 GATEWAY = "gateway"
-"""The name of its log, and of the command that is it."""
+"""The name of its log, and of the command that runs it."""
 
 _BACKLOG = 256
 _SOUND_AFTER_S = 60.0
 
 
 def listen(file: ClusterFile) -> socket.socket | None:
-    """The socket on which the API server of the cluster will listen; None where it has none.
+    """The socket on which the API server of the cluster will listen; None if the cluster has none.
 
-    Where no port is written, it is the first free one of API_PORTS, or any. Raises BusError where the written one is
-    taken; ConfigError where its keys cannot be read.
+    The port is the one in the file; else the first free one of API_PORTS; else any. Raises BusError if the file's port
+    is in use, ConfigError if the file of API keys cannot be read.
     """
     api = config_of(file)
     if api is None:
@@ -56,19 +56,19 @@ def listen(file: ClusterFile) -> socket.socket | None:
 
 
 def config_of(file: ClusterFile) -> ApiConfig | None:
-    """How the cluster's API server listens; None where it has none."""
+    """The settings of the cluster's API server; None if it has none."""
     api = file.cluster.api
     return api if isinstance(api, ApiConfig) else ApiConfig() if api else None
 
 
 def address_of(listener: socket.socket) -> str:
-    """What people open in a browser."""
+    """The URL to open in a browser."""
     host, port = listener.getsockname()[:2]
     return url_of(host, port)
 
 
 def url_of(host: str, port: int) -> str:
-    """The URL of a port. One that listens on all addresses is named by this computer's name."""
+    """The URL of a port. If it listens on all addresses, the URL has this computer's name."""
     return _url(socket.gethostname() if host in ("0.0.0.0", "::") else host, port)
 
 
@@ -90,10 +90,10 @@ def _bound(host: str, port: int) -> socket.socket:
 
 
 class Gateway:
-    """The running API server. `watch` it often; `stop` it at the end."""
+    """The running API server. Call `watch` often, and `stop` at the end."""
 
     def __init__(self, file: ClusterFile, paths: ClusterPaths, listener: socket.socket, version: str) -> None:
-        """Start it. `listener` is its port, which this closes at the end."""
+        """Start the server on the port `listener`, which `stop` closes."""
         api = config_of(file)
         assert api is not None
         self._paths, self._listener = paths, listener
@@ -110,7 +110,7 @@ class Gateway:
         self._start()
 
     def watch(self) -> None:
-        """Start it again where it has ended, after a pause that doubles with each time in a row."""
+        """Restart the server if it has ended, after a pause that doubles with each end in a row."""
         now = time.monotonic()
         if self._next_start is None and (ending := self._child.ending()):
             self._deaths = self._deaths + 1 if now - self._started < _SOUND_AFTER_S else 1
@@ -121,7 +121,7 @@ class Gateway:
             self._start()
 
     def stop(self, wait_s: float) -> None:
-        """End it, and kill it where it has not left after `wait_s`."""
+        """End the server; kill it if it has not left after `wait_s`."""
         self._child.terminate()
         await_ends({GATEWAY: self._child}, wait_s)
         self._listener.close()
@@ -129,11 +129,11 @@ class Gateway:
     def _start(self) -> None:
         descriptor = self._listener.fileno()
         self._child = Child.start(GATEWAY, [GATEWAY, "--listener", str(descriptor)], self._paths, [descriptor])
-        self._child.write(msgspec.json.encode(self._settings) + b"\n")  # if it has ended, `watch` will see that
+        self._child.write(msgspec.json.encode(self._settings) + b"\n")  # if it has ended, `watch` will notice
         self._started, self._next_start = time.monotonic(), None
 
 
 def inherited(descriptor: int) -> socket.socket:
-    """The listening socket that another process has passed on; no child of this one gets it by chance."""
+    """A listening socket that another process passed on. Children of this process do not inherit it."""
     os.set_inheritable(descriptor, False)
     return socket.socket(fileno=descriptor)

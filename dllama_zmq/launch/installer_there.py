@@ -1,7 +1,7 @@
-"""Run on a worker's computer, from its text alone: makes or renews the virtual environment that `up --install` uses.
+"""Runs on a worker's computer as text over ssh: makes or updates the virtual environment of `up --install`.
 
-stdin is a tar of wheels; the first argument names this package's one, the second says which packages are taken:
-`index` as pip is configured there, `sent` only what is in the tar. The last line of stdout is a JSON object.
+stdin is a tar of wheels. The first argument names this package's wheel. The second says where its dependencies come
+from: `index` (as pip is configured there) or `sent` (only the tar). The last line of stdout is a JSON object.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _PIP = ("-m", "pip", "--disable-pip-version-check", "--no-input")
 
 
 def main(wheel_name: str, source: str) -> int:
-    """Install what stdin brings."""
+    """Install the wheels that stdin brings."""
     base = Path.home() / ".local/share/dllama-zmq"
     venv, stamp = base / "venv", base / "installed"
     python = venv / "bin/python"
@@ -33,11 +33,12 @@ def main(wheel_name: str, source: str) -> int:
             return 0
         base.mkdir(mode=0o700, parents=True, exist_ok=True)
         stamp.unlink(missing_ok=True)
-        is_sound = python.exists() and _runs(str(python), "-m", "pip", "--version")  # not after a new system Python
+        # false after an upgrade of the system's Python
+        is_sound = python.exists() and _runs(str(python), "-m", "pip", "--version")
         if not is_sound and not _runs(sys.executable, "-m", "venv", "--clear", str(venv)):
             return NO_VENV
         pip = [str(python), *_PIP, "install", "--find-links", folder]
-        here = ["--no-index", "--no-deps", "--force-reinstall"]  # the same version may be other code
+        here = ["--no-index", "--no-deps", "--force-reinstall"]  # the same version may have other code
         needs = ["--no-index"] if source == "sent" else ["--retries", "1", "--timeout", "10"]
         if not (_runs(*pip, *here, str(wheel)) and _runs(*pip, *needs, "--only-binary", ":all:", str(wheel))):
             print(_tags(str(python)), flush=True)  # noqa: T201
@@ -47,12 +48,12 @@ def main(wheel_name: str, source: str) -> int:
 
 
 def _runs(*command: str) -> bool:
-    """Run a command, whose words go to stderr; whether it succeeded."""
+    """Run a command with its output on stderr; returns whether it succeeded."""
     return subprocess.run(command, stdin=subprocess.DEVNULL, stdout=2, check=False).returncode == 0
 
 
 def _version(venv: Path) -> str:
-    """What the command in `venv` says of itself."""
+    """What `dllama-zmq --version` in `venv` prints."""
     try:
         found = subprocess.run([venv / "bin/dllama-zmq", "--version"], capture_output=True, text=True, check=False)
     except OSError:
@@ -69,7 +70,7 @@ def _unpack(folder: Path) -> None:
 
 
 def _tags(python: str) -> str:
-    """The wheel tags that fit that Python, as flags of pip."""
+    """The wheel tags that this Python accepts, as flags of pip."""
     text = """
 import json, sys
 from pip._vendor.packaging.tags import sys_tags

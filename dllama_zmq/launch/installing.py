@@ -1,7 +1,7 @@
-"""`up --install`: puts this version, with what it needs, into a virtual environment on the workers' computers.
+"""`up --install`: puts this version and its dependencies into a virtual environment on the workers' computers.
 
-What is sent is a wheel of the code that runs here. What it needs comes from the package index that pip has there; where
-none is reached, pip here fetches wheels that fit that computer, and they are sent too.
+The wheel is built from the code that runs here. Its dependencies come from the package index of the other computer's
+pip. If that computer reaches no index, pip here fetches wheels that fit it, and they are sent too.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from dllama_zmq.launch.remote import Job, Outcome, over_ssh, raise_all, run_all
 from dllama_zmq.node_config import WorkerConfig
 from dllama_zmq.reporting import Reporter
 
-_INSTALL_S = 1800.0  # a Pi with a slow card and a slow line
+_INSTALL_S = 1800.0  # a Pi with a slow SD card and a slow line
 _FETCH_S = 900.0
 _NO_PYTHON = 3
 
@@ -39,7 +39,7 @@ _SCRIPT = (
 
 
 class _Tags(msgspec.Struct, frozen=True):
-    """What wheels fit a computer, as its installer prints it."""
+    """The wheels that fit a computer, as its installer prints them."""
 
     platforms: list[str]
     abis: list[str]
@@ -48,14 +48,14 @@ class _Tags(msgspec.Struct, frozen=True):
 
 
 def install(file: ClusterFile, reporter: Reporter) -> None:
-    """Install this version on every computer whose worker is started over ssh; where it is there, nothing changes.
+    """Install this version on every computer whose worker is started over ssh. Where it is installed, nothing changes.
 
-    Raises ClusterError, a sentence on each worker where that failed, with what to do.
+    Raises ClusterError with a sentence for each worker for which that failed, and what to do.
     """
     workers = over_ssh(file)
     if not workers:
         raise ClusterError(
-            f"{file.path}: --install is for workers that are started over ssh, and the file has none; write one as "
+            f"{file.path}: --install needs a worker that is started over ssh, and the file has none; write one like "
             "`- {name: pi2, ssh: pi@192.168.1.11}`"
         )
     with tempfile.TemporaryDirectory(prefix="dllama-zmq-") as folder:
@@ -89,7 +89,7 @@ def _install(
     source: Literal["index", "sent"],
     waiting: Callable[[list[str]], None],
 ) -> list[Outcome]:
-    """Send `wheels` and install the first of this package; `source` as in `installer_there`."""
+    """Send `wheels` and install the first of them, which is this package; `source` as in `installer_there`."""
     own = next(wheel.name for wheel in wheels if wheel.name.startswith("dllama_zmq-"))
     with tempfile.NamedTemporaryFile(prefix="dllama-zmq-", suffix=".tar") as file:
         with tarfile.open(fileobj=file, mode="w") as tar:
@@ -102,7 +102,7 @@ def _install(
 
 
 def _problem(outcome: Outcome) -> str:
-    """Why nothing was installed; empty where it was."""
+    """Why nothing was installed; empty if it was."""
     name, to = outcome.worker.name, outcome.worker.destination
     if outcome.trouble:
         return f"{name}: {outcome.trouble}"
@@ -122,13 +122,13 @@ def _problem(outcome: Outcome) -> str:
 
 
 def _fetch(wheel: Path, outcome: Outcome, folder: Path, reporter: Reporter) -> None:
-    """Put the wheel and all that it needs on that computer into `folder`. Raises ClusterError."""
+    """Put the wheel and all its dependencies, as that computer needs them, into `folder`. Raises ClusterError."""
     name = outcome.worker.name
     try:
         tags = msgspec.convert(json.loads(outcome.out.strip().splitlines()[-1]), _Tags)
     except (ValueError, IndexError):
         raise ClusterError(
-            f"{name}: pip at {outcome.worker.destination} does not say which packages fit ({_pip_error(outcome.err)})"
+            f"{name}: pip at {outcome.worker.destination} does not say what fits it ({_pip_error(outcome.err)})"
         ) from None
     reporter.activity(f"fetching what dllama-zmq needs on {name}")
     words = ["--implementation", tags.implementation, "--python-version", tags.python, "--only-binary", ":all:"]
@@ -147,11 +147,11 @@ def _fetch(wheel: Path, outcome: Outcome, folder: Path, reporter: Reporter) -> N
     except subprocess.TimeoutExpired:
         raise ClusterError(f"{name}: its packages could not be fetched here within {_FETCH_S:.0f} s") from None
     if done.returncode != 0:
-        cure = "a 64-bit system is needed there, and " if not any("64" in one for one in tags.platforms) else ""
+        cure = "install a 64-bit system there, and " if not any("64" in one for one in tags.platforms) else ""
         raise ClusterError(
-            f"{name}: its computer reaches no package index, and this one finds no packages for its Python "
+            f"{name}: its computer reaches no package index, and this computer finds no packages for Python "
             f"{tags.python} on {tags.platforms[-1] if tags.platforms else 'an unknown system'} "
-            f"({_pip_error(done.stderr)}): {cure}one of the two computers must reach the index"
+            f"({_pip_error(done.stderr)}): {cure}let one of the two computers reach the index"
         )
 
 
@@ -162,4 +162,4 @@ def _pip_error(text: str) -> str:
 
 
 def _last_line(text: str) -> str:
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "it ended without a word")
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "it ended without a message")

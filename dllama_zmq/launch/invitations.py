@@ -1,4 +1,4 @@
-"""Invitations: what a root of this computer writes into a token for another one."""
+"""Invitations: the content of the tokens that a root on this computer makes."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from dllama_zmq.trust.ring import listed_entries
 from dllama_zmq.trust.tokens import issue
 
 _EVERYWHERE = ("0.0.0.0", "::")
-_FAR_AWAY = "192.0.2.1"  # nobody's (RFC 5737): the way to it is the way to most
+_FAR_AWAY = "192.0.2.1"  # nobody's address (RFC 5737): its route is the default route
 
 
 def invite(file: ClusterFile, role: Role, name: str) -> Invitation:
-    """A new token of the cluster. Raises UsageError, ConfigError where no token is of use; TrustError."""
+    """A new token of the cluster. Raises UsageError or ConfigError if a token would be of no use; TrustError."""
     cluster = file.cluster
     _check_security(file)
     if role is Role.worker and name:
         _check_worker(file, name)
     if any((entry.role, entry.name) == (role, name) for entry in listed_entries(cluster)):
-        raise UsageError(f"{name} has its key in {file.path}; write another one there, or take it out")
+        raise UsageError(f"{name} has its key in {file.path}; change it there, or take it out")
     towards = [worker.host for worker in cluster.workers if worker.name == name]
     hosts, ports = root_hosts(cluster, *towards), cluster.tcp_ports or Ports()
     return Invitation(
@@ -44,7 +44,7 @@ def root_for(cluster: Cluster, worker_host: str) -> str:
 
 
 def root_hosts(cluster: Cluster, *towards: str) -> list[str]:
-    """Where other computers reach the root, the best first: for the hosts `towards`, then for the workers'."""
+    """The root's addresses for other computers, best first: as the hosts `towards` reach it, then as the workers do."""
     if cluster.root.host not in _EVERYWHERE:
         return [cluster.root.host]
     others = [worker.host for worker in cluster.workers if not is_loopback(worker.host)]
@@ -56,7 +56,7 @@ def _check_security(file: ClusterFile) -> None:
     cluster = file.cluster
     if is_loopback(cluster.root.host):
         raise ConfigError(
-            f"{file.path}: root.host: {cluster.root.host} is reached by this computer alone, which needs no token; "
+            f"{file.path}: root.host: {cluster.root.host} is only for this computer, which needs no token; "
             "write an address that others can reach"
         )
     if not cluster.secured:
@@ -65,7 +65,7 @@ def _check_security(file: ClusterFile) -> None:
 
 
 def check_root_is_here(file: ClusterFile, command: str) -> None:
-    """Raise ConfigError if the cluster's root, and its keys, are on another computer."""
+    """Raise ConfigError if the cluster's root, which has the keys, is on another computer."""
     if address_elsewhere(file.cluster) is not None:
         raise ConfigError(
             f"{file.path}: root.host: {file.cluster.root.host} is no address of this computer; run "

@@ -1,7 +1,7 @@
-"""How a worker is started, looked at and ended: a launcher for each worker, one form for each way.
+"""How workers are started, watched and ended: one Launcher class for each way.
 
-The root holds the write end of each worker's stdin. However the root ends, that pipe closes and the worker leaves; the
-kernel kills a worker that cannot (`own_code.signal_at_parents_end`).
+The root holds the write end of each worker's stdin. However the root ends, that pipe closes and the worker leaves. A
+worker that cannot react is killed by the kernel (`own_code.signal_at_parents_end`).
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from dllama_zmq.node_config import WorkerConfig
 
 
 class Launcher(ABC):
-    """One worker: `start` it, and again when `ending` says that it has ended; `end` it at last.
+    """One worker. Call `start`; call it again after `ending` says that it has ended; call `end` at the end.
 
-    rejoin_s: how long a worker that was lost, and whose process lives, may take to join again.
+    rejoin_s: seconds that a lost worker whose process is alive may take to join again.
     """
 
     rejoin_s: float
@@ -32,49 +32,50 @@ class Launcher(ABC):
 
     @property
     def log(self) -> Path:
-        """What the worker writes."""
+        """The file of the worker's output."""
         return self.paths.log(self.name)
 
     @property
     @abstractmethod
     def child(self) -> Child:
-        """The process here that is the worker, or that holds the connection to it. Only after `start`."""
+        """The process here that is the worker, or that holds the ssh connection to it. Only after `start`."""
 
     @abstractmethod
     def start(self) -> None:
-        """Start the worker; a former one has ended. Returns at once."""
+        """Start the worker; an earlier one must have ended. Returns at once."""
 
     @abstractmethod
     def has_joined(self) -> bool:
-        """Whether the worker is in its place."""
+        """Whether the worker has its place in the roster."""
 
     @abstractmethod
     def is_stopped(self) -> bool:
-        """Whether a signal has stopped it, as far as that is known here; it does nothing then."""
+        """Whether a signal (SIGSTOP) has stopped the worker, as far as this computer can tell."""
 
     @abstractmethod
     def end(self) -> None:
         """Ask the worker to leave. Returns at once."""
 
     def ending(self) -> str:
-        """How the worker has ended, and its last error; empty while it runs."""
+        """How the worker ended, with its last error; empty while it runs."""
         return self.child.ending()
 
     def kill(self) -> None:
-        """End it at once; `ending` tells when it has."""
+        """Kill it; `ending` says when it has ended."""
         self.child.process.kill()
 
 
 class LocalLauncher(Launcher):
-    """A worker of this computer: a child process, which alone may have the worker's place."""
+    """A worker on this computer: a child process. No other process may take its place."""
 
     rejoin_s = 10.0  # a sound worker joins again within 2 s
 
     def __init__(
         self, worker: WorkerConfig, paths: ClusterPaths, model: Path, oversubscribed: bool, roster: Roster
     ) -> None:
-        """model: the root's, from which it reads its weights. oversubscribed: this host has fewer cores than its nodes
-        have threads."""
+        """model: the root's file, from which the worker reads its weights. oversubscribed: the nodes of this host have
+        more threads than it has cores.
+        """
         super().__init__(worker.name, paths)
         self._roster = roster
         words = ["worker", "--root", paths.ipc_replies, "--name", worker.name, "--threads", str(worker.threads)]
@@ -100,15 +101,16 @@ class LocalLauncher(Launcher):
 
 
 class SshLauncher(Launcher):
-    """A worker of another computer, at the end of a connection of ssh: it ends there with the connection.
+    """A worker on another computer. It ends when its ssh connection does.
 
-    Its process there is not known here; whatever worker is in its place counts as this one.
+    Its process id is not known here: any worker in its place counts as this one.
     """
 
-    rejoin_s = ssh.DEAD_S + 10.0  # a dead connection is for ssh to notice: a worker that keeps its weights may be back
+    # ssh notices a dead connection within DEAD_S; a worker that kept its weights may be back
+    rejoin_s = ssh.DEAD_S + 10.0
 
     def __init__(self, worker: WorkerConfig, paths: ClusterPaths, root: Sequence[str], roster: Roster) -> None:
-        """`root`: the flags by which the worker finds the root and knows it."""
+        """root: the flags with which the worker finds the root and verifies it."""
         super().__init__(worker.name, paths)
         self._destination, self._roster = worker.destination, roster
         words = ["worker", *root, "--name", worker.name, "--leave-with-stdin", "--beat"]

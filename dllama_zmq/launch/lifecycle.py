@@ -35,8 +35,8 @@ from dllama_zmq.trust.learned import read_learned
 class Listener:
     """Callbacks for the progress of a start.
 
-    status: called with each status of the root. sound: called when the files have been checked, before anything is
-    started. patient: workers may take any time to join, because a person watches and can press Ctrl-C.
+    status: called with each status of the root. sound: called when the files were checked, before anything is started.
+    patient: workers may take any time to join, because a person watches and can press Ctrl-C.
     """
 
     status: Callable[[Status], None] = lambda status: None
@@ -47,23 +47,23 @@ class Listener:
 
 @dataclass(frozen=True, slots=True)
 class _Start:
-    """A root that this process has started. It ends with this process, unless `stay` or `leave` was called."""
+    """A root that this process started. It ends with this process, unless `stay` or `leave` was called."""
 
     child: Child
     paths: ClusterPaths
 
     def stay(self) -> None:
-        """Let it outlive this process."""
+        """Let the root outlive this process."""
         self.child.write(STAY)
         self.leave()
 
     def leave(self) -> None:
-        """Let go of it: it ends after its last user, or when it is stopped."""
+        """Release the root: it ends after the last command that uses it, or when it is stopped."""
         self.child.close_stdin()
-        self.child.process.returncode = 0  # or Popen would warn that it still runs
+        self.child.process.returncode = 0  # else Popen warns that the process still runs
 
     def end(self, stop_s: float) -> None:
-        """Terminate it, and kill it after `stop_s`. Its workers end with it."""
+        """Terminate the root, and kill it after `stop_s`. Its workers end with it."""
         self.child.terminate()
         if await_ends({"root": self.child}, stop_s):
             locks.cleared(self.paths)
@@ -72,8 +72,8 @@ class _Start:
 def bring_up(file: ClusterFile, listener: Listener, install: bool = False) -> Status:
     """Start the cluster in the background and return when every node is ready.
 
-    install: first put this version on the computers whose workers are started over ssh. Raises what `run_cluster`
-    raises; ClusterError if it runs already, or if a node is not ready within its limits (then the cluster is down
+    install: first install this version on the computers whose workers are started over ssh. Raises what `run_cluster`
+    raises; ClusterError if the cluster runs already, or if a node is not ready within its limits (it is then taken down
     again).
     """
     start = _start(file, listener, stays=True, install=install)
@@ -88,10 +88,10 @@ def bring_up(file: ClusterFile, listener: Listener, install: bool = False) -> St
 
 @contextmanager
 def for_one_call(file: ClusterFile, listener: Listener, on_shared: Callable[[], None]) -> Iterator[Record]:
-    """The running cluster of `file`, for the time of the block; one that is brought up for it ends with the block.
+    """Yield the running cluster of `file`. If it is not running, it is started for this block and ends after it.
 
-    It also ends if this process is killed. If other calls use it by then, it ends after the last of them, and
-    `on_shared` is called. Raises as `bring_up` does.
+    A cluster that was started here ends if this process is killed. If other commands use it at the end of the block, it
+    ends after the last of them, and `on_shared` is called. Raises as `bring_up` does.
     """
     limits = file.cluster.limits
     if file.private:
@@ -102,14 +102,14 @@ def for_one_call(file: ClusterFile, listener: Listener, on_shared: Callable[[], 
             try:
                 start = _start(file, listener, stays=False)
                 break
-            except AlreadyRunning:  # another call was quicker
+            except AlreadyRunning:  # another command was quicker
                 continue
             except BaseException:
                 if file.private:
                     ClusterPaths.of(file.cluster.name).remove()
                 raise
         with locks.in_use(ClusterPaths.of(running.name), 3 * limits.stop_s):
-            if registry.find_running(file) == running:  # else it ended before it was in use
+            if registry.find_running(file) == running:  # else it ended before `in_use` held it
                 yield running
                 return
     shared = keep_logs = False
@@ -124,9 +124,9 @@ def for_one_call(file: ClusterFile, listener: Listener, on_shared: Callable[[], 
             finally:
                 shared = locks.used_by_others(use)
                 if not shared:
-                    start.end(limits.stop_s)  # while nobody can come to use it
+                    start.end(limits.stop_s)  # while no other command can begin to use it
     except (ClusterError, BusError):
-        keep_logs = True  # the error names them
+        keep_logs = True  # the error names the log files
         raise
     finally:
         if shared:
@@ -141,13 +141,13 @@ def for_one_call(file: ClusterFile, listener: Listener, on_shared: Callable[[], 
 def take_down(file: ClusterFile) -> bool:
     """Stop the cluster of `file` by SIGTERM, then by SIGKILL. Returns False if it was not running.
 
-    A root on another computer is asked to stop: raises RootLost if it does not answer, ClusterError if it does not end.
-    Raises ClusterError if the name is another cluster's, or a process cannot be ended.
+    A root on another computer is asked to stop. Raises RootLost if it does not answer; ClusterError if it does not end,
+    if the name is another cluster's, or if a process cannot be killed.
     """
     stop_s = file.cluster.limits.stop_s
     if (address := registry.address_elsewhere(file.cluster)) is not None:
         with Client(address, file.cluster.security) as client:
-            client.stop(file.cluster.limits.step_s + stop_s, 2 * stop_s)  # it hears between two steps
+            client.stop(file.cluster.limits.step_s + stop_s, 2 * stop_s)  # the root reads messages between two steps
         return True
     was_running = False
     for number, wait_s in ((signal.SIGTERM, 2 * stop_s), (signal.SIGKILL, stop_s)):
@@ -155,7 +155,7 @@ def take_down(file: ClusterFile) -> bool:
         if running is None:
             break
         was_running = True
-        with suppress(ProcessLookupError):  # it may have ended since it was last seen
+        with suppress(ProcessLookupError):  # it may have ended since
             os.kill(running.pid, number)
         if _await_unlocked(ClusterPaths.of(running.name), wait_s):
             _await_end(running.pid, stop_s)
@@ -167,11 +167,13 @@ def take_down(file: ClusterFile) -> bool:
 
 
 def _start(file: ClusterFile, listener: Listener, stays: bool, install: bool = False) -> _Start:
-    """Check ports, files and other computers here, where errors are seen, and start the root. Raises AlreadyRunning.
+    """Check ports, files and other computers in this process, which shows errors. Start the root.
 
-    stays: it is a cluster for more than one call, so it has an API server.
+    Raises AlreadyRunning.
+
+    stays: the cluster outlives this command, so it has an API server.
     """
-    # In here, for what reads models takes 0.1 s to import, and most commands read none.
+    # imported here, because modules that read models take 0.1 s to import, and most commands read none
     from dllama_zmq.kernels import prepare_kernels, reported_to
     from dllama_zmq.launch.installing import install as install_there
     from dllama_zmq.launch.local_nodes import checked_needs
@@ -219,7 +221,7 @@ def _await_ready(file: ClusterFile, start: _Start, listener: Listener) -> Status
                     status = client.status(wait_s=limits.step_s)
                 except RootLost:
                     with suppress(subprocess.TimeoutExpired):
-                        start.child.process.wait(limits.stop_s)  # it is ending, and will have said why
+                        start.child.process.wait(limits.stop_s)  # the root is ending, and has logged the reason
                         continue
                     raise
                 listener.status(status)
@@ -238,9 +240,9 @@ def _await_ready(file: ClusterFile, start: _Start, listener: Listener) -> Status
 
 
 def commands_elsewhere(file: ClusterFile, new_tokens: bool = False) -> dict[str, str]:
-    """The command that starts each worker of another computer that the root does not start, by the worker's name.
+    """The command that starts each worker on another computer that the root does not start, by the worker's name.
 
-    new_tokens: with a new token for each worker whose key is not known yet; else it says how to get one.
+    new_tokens: with a new token for each worker whose key is not known; else with the command that prints a token.
     """
     cluster = file.cluster
     learned = {entry.name for entry in read_learned(cluster.name)} if cluster.secured else set()
@@ -264,7 +266,7 @@ def commands_elsewhere(file: ClusterFile, new_tokens: bool = False) -> dict[str,
 
 
 def not_there(file: ClusterFile, absent: Mapping[str, str]) -> str:
-    """The sentence on workers that are absent, by name with the reason, and what to do for each."""
+    """A sentence about absent workers (name to reason), with what to do for each."""
     elsewhere = commands_elsewhere(file)
 
     def cure(worker: str) -> str:
@@ -280,16 +282,16 @@ def not_there(file: ClusterFile, absent: Mapping[str, str]) -> str:
 def _last_error(start: _Start) -> str:
     """The last error of the root."""
     path = start.paths.log("root")
-    return last_error(path) or f"the root ended without a word; see {path}"
+    return last_error(path) or f"the root ended without a message; see {path}"
 
 
 def _await_end(pid: int, wait_s: float) -> None:
     """Wait for a process that has released its lock; its interpreter ends a moment later."""
-    with suppress(OSError):  # it has ended, or this kernel cannot watch it
+    with suppress(OSError):  # it has ended, or this kernel has no pidfd
         descriptor = os.pidfd_open(pid)
         try:
             if select.select([descriptor], [], [], wait_s)[0]:
-                os.waitpid(pid, os.WNOHANG)  # it may be this process's own child
+                os.waitpid(pid, os.WNOHANG)  # in case it is a child of this process
         finally:
             os.close(descriptor)
 

@@ -1,4 +1,4 @@
-"""A cluster's nodes on this computer: which they are, what they run, their threads, and whether memory is enough."""
+"""The nodes of a cluster on this computer: their threads, their model, and whether memory is enough."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ Threads = int | Literal["auto"]
 
 
 def local_workers(cluster: Cluster) -> list[WorkerConfig]:
-    """The workers that run on the root's own host, as its children."""
+    """The workers that run on the root's host, as its children."""
     return [worker for worker in cluster.workers if is_here(worker)]
 
 
 def node_threads(cluster: Cluster) -> tuple[int, list[WorkerConfig], bool]:
-    """The root's threads, this host's workers with theirs as numbers, and whether cores are too few for them all."""
+    """The root's threads; this host's workers, each with its number of threads; whether there are too few cores."""
     workers = local_workers(cluster)
     (own, *others), oversubscribed = shared(
         [cluster.root.threads, *(worker.threads for worker in workers)], usable_cores()
@@ -40,16 +40,17 @@ def node_threads(cluster: Cluster) -> tuple[int, list[WorkerConfig], bool]:
 
 
 def shared(wanted: Sequence[Threads], cores: int) -> tuple[list[int], bool]:
-    """Threads of a host's nodes: those of `wanted`, for "auto" an equal share of `cores`; whether cores are too few."""
+    """The threads of each node of a host: those of `wanted`, or an equal share of `cores` for "auto"; too few cores?"""
     share = max(1, cores // max(1, len(wanted)))
     threads = [share if n == "auto" else n for n in wanted]
     return threads, sum(threads) > cores
 
 
 def open_checked(file: ClusterFile, warn: Callable[[str], None]) -> tuple[ModelFile, Tokenizer]:
-    """Open the cluster's model and its tokenizer; `warn` is called with a sentence for each oddity.
+    """Open the cluster's model and tokenizer. `warn` is called with a sentence for each oddity.
 
-    Raises ConfigError, FormatError; PlanError if the model cannot be split like this, or memory here is too small.
+    Raises ConfigError, FormatError; PlanError if the model cannot be split over these nodes, or memory here is too
+    small.
     """
     with ExitStack() as cleanup:
         model = cleanup.enter_context(open_model(file.model_path(), file.cluster.weight_type))
@@ -80,7 +81,7 @@ def _tokenizer(file: ClusterFile, model: ModelFile) -> Tokenizer:
 
 
 def checked_needs(file: ClusterFile, reporter: Reporter) -> Needs:
-    """Check the model here, where errors are seen, before the root opens it. Returns what its kernels need."""
+    """Check the model in this process, which shows errors, before the root opens it. Returns its kernels' needs."""
     reporter.activity(f"reading {file.model_path().name} and its tokenizer")
     model, _ = open_checked(file, lambda sentence: reporter.line(f"warning: {sentence}"))
     with model:
@@ -97,7 +98,7 @@ def _check_plan(cluster: Cluster, model: ModelFile) -> None:
 
 
 def _doubts(cluster: Cluster, model: ModelFile) -> Iterator[str]:
-    """Warnings for a person who starts this cluster here, a sentence each."""
+    """Warnings for the person who starts this cluster, a sentence each."""
     n_here, cores = 1 + len(local_workers(cluster)), usable_cores()
     if n_here > max(1, cores) and cluster.model != DEMO:  # the demo shows several nodes at work
         yield (

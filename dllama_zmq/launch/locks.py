@@ -1,6 +1,6 @@
-"""A cluster's two locks. The system releases them when the processes that hold them end, even by SIGKILL.
+"""The two locks of a cluster. The system releases them when the processes that hold them end, even by SIGKILL.
 
-The root locks the file `lock` in the cluster's folder. Each call that uses the cluster shares a lock on the folder.
+The root locks the file `lock` in the cluster's folder. Each command that uses the cluster shares a lock on the folder.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ POLL_S = 0.05
 
 @contextmanager
 def in_use(paths: ClusterPaths, wait_s: float) -> Iterator[int]:
-    """In this block the cluster counts as used; a cluster of a call ends after its last user. Yields a descriptor.
+    """Mark the cluster as used for this block. A cluster of one command ends after its last user. Yields a descriptor.
 
     Raises ClusterError if the cluster is still ending after `wait_s`.
     """
@@ -36,7 +36,7 @@ def in_use(paths: ClusterPaths, wait_s: float) -> Iterator[int]:
 
 
 def used_by_others(folder: int) -> bool:
-    """Whether another process is in `in_use`; if not, none can be until this descriptor is closed."""
+    """Whether another process is in `in_use`. If none is, none can enter it until this descriptor is closed."""
     return not take(folder, fcntl.LOCK_EX)
 
 
@@ -47,7 +47,7 @@ def await_last_user(paths: ClusterPaths) -> None:
 
 
 def cleared(paths: ClusterPaths) -> bool:
-    """Remove what a killed root left behind. Returns False, and does nothing, if a root is running."""
+    """Remove what a killed root left behind. Returns False, and removes nothing, if a root is running."""
     with suppress(FileNotFoundError):
         lock = os.open(paths.lock_file, os.O_RDWR | os.O_CLOEXEC)
         try:
@@ -60,19 +60,20 @@ def cleared(paths: ClusterPaths) -> bool:
 
 
 def is_up(paths: ClusterPaths) -> bool:
-    """Whether a process holds the lock there."""
+    """Whether a process holds the root's lock."""
     try:
         lock = os.open(paths.lock_file, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return False
     try:
-        return not take(lock, fcntl.LOCK_SH)  # shared: two who look must not take each other for a root
+        # shared: two processes that look at once must not see each other as a root
+        return not take(lock, fcntl.LOCK_SH)
     finally:
         os.close(lock)
 
 
 def take(descriptor: int, kind: int) -> bool:
-    """Take the lock behind `descriptor`, LOCK_SH or LOCK_EX, if it is free; whether it was."""
+    """Take the lock of `descriptor`, LOCK_SH or LOCK_EX, if it is free; returns whether it was."""
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -14,23 +14,23 @@ from dllama_zmq.errors import ClusterError
 
 _NAME = "dllama_zmq"
 _SCRIPT = "[console_scripts]\ndllama-zmq = dllama_zmq.cli:main\n"
-_DATE = (1980, 1, 1, 0, 0, 0)  # the same code makes the same bytes
+_DATE = (1980, 1, 1, 0, 0, 0)  # constant, so that the same code gives the same bytes
 
 
 def write_own_wheel(folder: Path) -> Path:
-    """Write the wheel into `folder`. Raises ClusterError where this package runs without having been installed.
+    """Write the wheel into `folder`. Raises ClusterError if this package is not installed here.
 
     Source: packaging.python.org, "Binary distribution format".
     """
     try:
         found = metadata.distribution("dllama-zmq")
-        about = found.read_text("METADATA") or found.read_text("PKG-INFO")  # of a checkout in which this runs
+        # PKG-INFO: an editable install of a checkout
+        about = found.read_text("METADATA") or found.read_text("PKG-INFO")
     except metadata.PackageNotFoundError:
         about = None
     if about is None:
         raise ClusterError(
-            "dllama-zmq runs here without being installed, so nothing says what it needs on another computer; install "
-            "it here with pip"
+            "dllama-zmq runs here without being installed, so its dependencies are not known; install it here with pip"
         )
     info = f"{_NAME}-{found.version}.dist-info"
     path = folder / f"{_NAME}-{found.version}-py3-none-any.whl"

@@ -1,4 +1,4 @@
-"""How a child notices that its parent has ended: its stdin, a pipe of the parent or of sshd, closes."""
+"""How a child notices the end of its parent: its stdin, a pipe from the parent or from sshd, closes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from collections.abc import Callable
 _BEAT_S = 5.0
 
 STAY = b"stay"
-"""What a parent writes to a child that shall outlive it."""
+"""A parent writes this to the stdin of a child that is to outlive it."""
 
 
 def at_end_of_stdin(action: Callable[[], None]) -> None:
-    """Call `action` in another thread when stdin ends, unless the last read from it was STAY."""
+    """Call `action` in another thread when stdin ends, unless STAY was the last data read from it."""
 
     def wait() -> None:
         last = b""
@@ -28,10 +28,10 @@ def at_end_of_stdin(action: Callable[[], None]) -> None:
 
 
 def beat() -> None:
-    """Write a byte to stdout every 5 s, in another thread: what sshd sends into a dead connection ends it.
+    """Write a byte to stdout every 5 s, in another thread, so that sshd notices a dead connection.
 
-    Where nothing is sent, sshd does not notice for hours that the other computer is gone, and keeps stdin open. The
-    system gives up after a quarter of an hour; a computer that was started again refuses at once.
+    sshd keeps stdin open for hours after the other computer is gone if it has nothing to send. With data to send, the
+    system gives up after a quarter of an hour, and a computer that was restarted refuses at once.
     """
 
     def write() -> None:
@@ -39,7 +39,7 @@ def beat() -> None:
             time.sleep(_BEAT_S)
             try:
                 os.write(sys.stdout.fileno(), b"\0")
-            except OSError:  # stdin closes too
+            except OSError:  # stdin closes too, which ends this process
                 return
 
     threading.Thread(target=write, name="beat", daemon=True).start()

@@ -27,17 +27,17 @@ class ClusterPaths:
 
     @classmethod
     def of(cls, cluster_name: str) -> ClusterPaths:
-        """The folders of a cluster; they are made if they are missing. No other user can enter `run`.
+        """The folders of a cluster, created if they are missing. No other user can enter `run`.
 
         `$DLLAMA_ZMQ_HOME/{run,logs}/<name>` if that is set; else `$XDG_RUNTIME_DIR` or /tmp for `run`, and
         `$XDG_STATE_HOME` or ~/.local/state for `logs`. Raises ClusterError if a folder cannot be made or trusted.
         """
         if not re.search(NAME_PATTERN, cluster_name):
-            raise UsageError(f"{cluster_name!r} is no cluster's name; use up to 32 letters, digits, - and _")
+            raise UsageError(f"{cluster_name!r} is no valid cluster name; use up to 32 letters, digits, - and _")
         run_base, logs_base = folders()
         paths = cls(run_base / cluster_name, logs_base / cluster_name)
         for name in ("steps", "replies", "clients"):
-            paths._ipc(name)  # too long a path is refused before anything is made
+            paths._ipc(name)  # a path that is too long is refused before anything is created
         try:
             run_base.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             for folder in (run_base, paths.run):
@@ -62,7 +62,7 @@ class ClusterPaths:
 
     @property
     def started_file(self) -> Path:
-        """The record of the last start and its progress. The logs beside it are of that cluster."""
+        """The record of the last start and its progress. The logs beside it are of that start."""
         return self.logs / "cluster.json"
 
     @property
@@ -82,7 +82,7 @@ class ClusterPaths:
         return self._ipc("front")
 
     def begin_logs(self) -> None:
-        """Rename the logs of the previous run; older ones are removed."""
+        """Rename the logs of the previous run, and remove older ones."""
         for path in self.logs.glob("*.log"):
             with writing(path):
                 path.replace(path.with_suffix(".log.1"))
@@ -93,7 +93,7 @@ class ClusterPaths:
             shutil.rmtree(folder, ignore_errors=True)
 
     def clear(self) -> None:
-        """Remove all but the lock from `run`. Only for the holder of the lock."""
+        """Remove everything but the lock from `run`. The caller holds the lock."""
         for path in (self.cluster_file, *self.run.glob("*.sock")):
             path.unlink(missing_ok=True)
 
@@ -106,7 +106,7 @@ class ClusterPaths:
         n_bytes = len(os.fsencode(path))
         if n_bytes > MAX_SOCKET_PATH_BYTES:
             raise ClusterError(
-                f"{path}: {n_bytes} bytes are too long for a socket, at most {MAX_SOCKET_PATH_BYTES}; "
+                f"{path}: {n_bytes} bytes are too long for a socket; at most {MAX_SOCKET_PATH_BYTES}; "
                 f"set {HOME_VARIABLE} to a shorter folder"
             )
         return f"ipc://{path}"
@@ -114,7 +114,7 @@ class ClusterPaths:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turns an OSError of the block, which writes `path`, into a ClusterError that says what to do."""
+    """Turn an OSError of the block, which writes `path`, into a ClusterError that says what to do."""
     try:
         yield
     except OSError as error:
@@ -125,31 +125,33 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def as_text(path: Path) -> str:
-    """A path for people and messages. File names are read as UTF-8 in any locale; other bytes become ?."""
+    """A path for people and messages. File names are read as UTF-8 in any locale; invalid bytes become ?."""
     return os.fsencode(path).decode("utf-8", "replace")
 
 
 def all_cluster_paths() -> Iterator[ClusterPaths]:
-    """The folders of each cluster that is or was running here. Makes none."""
+    """The folders of each cluster that is or was running here. Creates none."""
     run_base, logs_base = folders()
     with contextlib.suppress(OSError):
-        if run_base.lstat().st_uid != os.getuid():  # in /tmp anyone may plant one
+        if run_base.lstat().st_uid != os.getuid():  # in /tmp, another user may have made it
             return
         for folder in sorted(run_base.iterdir()):
             yield ClusterPaths(folder, logs_base / folder.name)
 
 
 def chat_history() -> Path:
-    """The file of what was typed in chats; its folder is made if it is missing. Raises OSError if it cannot be."""
+    """The file of earlier chats' input. Its folder is created if it is missing; raises OSError if it cannot be."""
     _, logs = folders()
     folder = logs.parent if os.environ.get(HOME_VARIABLE) else logs
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return folder / "chat.history"  # with a dot, which no cluster's name has
+    return folder / "chat.history"  # a cluster's name has no dot
 
 
 def cache_folder(kind: str) -> Path:
-    """Where things of this kind are kept from start to start: `$DLLAMA_ZMQ_HOME/<kind>` if that is set, else
-    `$XDG_CACHE_HOME/dllama-zmq/<kind>`, or under ~/.cache. It need not exist."""
+    """The folder of a cache that outlives runs; it need not exist.
+
+    `$DLLAMA_ZMQ_HOME/<kind>` if that is set; else `$XDG_CACHE_HOME/dllama-zmq/<kind>`, or under ~/.cache.
+    """
     if home := os.environ.get(HOME_VARIABLE):
         return _expanded(home) / kind
     cache = os.environ.get("XDG_CACHE_HOME", "")
@@ -157,7 +159,7 @@ def cache_folder(kind: str) -> Path:
 
 
 def folders() -> tuple[Path, Path]:
-    """The folders that hold one folder per cluster: for `run` and for `logs`."""
+    """The folders that hold the clusters' folders: for `run` and for `logs`."""
     if home := os.environ.get(HOME_VARIABLE):
         base = _expanded(home)
         return base / "run", base / "logs"
@@ -179,7 +181,7 @@ def _expanded(text: str) -> Path:
 
 
 def _is_usable_runtime(folder: str) -> bool:
-    # After su or sudo the variable still names the other user's folder.
+    # After su or sudo, the variable still names the other user's folder.
     try:
         return os.path.isabs(folder) and os.path.isdir(folder) and os.stat(folder).st_uid == os.getuid()
     except OSError:
@@ -187,12 +189,12 @@ def _is_usable_runtime(folder: str) -> bool:
 
 
 def _own_folder(folder: Path) -> None:
-    """Make `folder`, for this user only. An existing one must be ours and no link: in /tmp anyone may plant one."""
+    """Make `folder` for this user only. An existing one must be ours and no link: in /tmp anyone can create one."""
     with contextlib.suppress(FileExistsError):
         folder.mkdir(mode=0o700)
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode):
-        kind = "a symbolic link" if stat.S_ISLNK(found.st_mode) else "no folder"
+        kind = "a symbolic link" if stat.S_ISLNK(found.st_mode) else "not a folder"
         raise ClusterError(f"{folder}: is {kind}; remove it, or set {HOME_VARIABLE} to a folder of your own")
     if found.st_uid != os.getuid():
         raise ClusterError(

@@ -12,7 +12,8 @@ from dllama_zmq.launch.registry import bind_error, running_clusters
 def check_ports(cluster: Cluster) -> None:
     """Raise BusError if a port of the root is in use, and name the cluster that uses it."""
     for port in _ports(cluster):
-        if bind_error(cluster.root.host, port) != errno.EADDRINUSE:  # whatever else is wrong, binding tells
+        # any other error is reported when the port is bound
+        if bind_error(cluster.root.host, port) != errno.EADDRINUSE:
             continue
         for other in running_clusters():
             if other.name != cluster.name and port in _ports(other.cluster):

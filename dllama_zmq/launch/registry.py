@@ -1,4 +1,4 @@
-"""The clusters of this user on this computer: which are up, their files, and their addresses for clients.
+"""The clusters of this user on this computer: which are up, with their files and addresses for clients.
 
 A cluster is identified by its file, not by its name. It is up while its lock is held; the system releases the lock when
 the root ends. So a record without a locked lock means that the root was killed.
@@ -29,23 +29,23 @@ from dllama_zmq.reporting import Reporter, Unit
 from dllama_zmq.threads import converted_by_threads
 
 PRIVATE = "call-"
-"""Prefix of the name of a cluster of one call without a file; the process and a random number follow."""
+"""Prefix of the name of a cluster without a file that lives for one command; process and a random number follow."""
 
-_LOCK_S = 1.0  # a process that checks whether a cluster is up holds its lock for an instant
+_LOCK_S = 1.0  # a process that tests whether a cluster is up holds its lock for an instant
 _KEEP_S = 86400.0
-_SETTLE_S = 1.0  # from taking the lock to the record that says whose it is
+_SETTLE_S = 1.0  # from taking the lock to writing the record
 
 
 @converted_by_threads
 class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """A cluster as its processes describe it in a file of JSON.
+    """A cluster as its processes describe it in a JSON file.
 
     pid: the process to end. since: seconds since 1970. clients: the address for clients of this computer; empty while
-    the cluster is on its way up or down. api: the URL of its API server; empty where it has none. doing: while it
-    starts, the arguments for `Reporter.activity`. forming: some worker is not ready.
+    the cluster is starting or stopping. api: the URL of its API server; empty if it has none. doing: during the start,
+    the arguments for `Reporter.activity`. forming: some worker is not ready.
     """
 
-    path_text: str = msgspec.field(name="path")  # UTF-8, for the next command may run in another locale
+    path_text: str = msgspec.field(name="path")  # UTF-8, because the next command may run in another locale
     cluster: Cluster
     private: bool = False
     pid: int
@@ -62,11 +62,11 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         return cls(path_text=path, cluster=file.cluster, private=file.private, pid=os.getpid(), since=time.time())
 
     def write(self, to: Path) -> None:
-        """Write the file `to`; readers see the old content or all of the new."""
+        """Write the file `to`; readers see either the old content or the new."""
         draft = to.with_suffix(".draft")
         with writing(to):
-            draft.touch(mode=0o600)  # the API's keys may be in it
-            draft.write_text(json.dumps(msgspec.to_builtins(self)))  # ASCII: a path need not be UTF-8
+            draft.touch(mode=0o600)  # it may contain the API's keys
+            draft.write_text(json.dumps(msgspec.to_builtins(self)))  # ASCII, because a path need not be UTF-8
             draft.replace(to)
 
     @classmethod
@@ -83,12 +83,12 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def path(self) -> Path:
-        """The cluster's file, links resolved; it need not exist."""
+        """The cluster's file with links resolved; it need not exist."""
         return Path(os.fsdecode(self.path_text.encode("utf-8", "surrogateescape")))
 
     @property
     def file(self) -> ClusterFile:
-        """The cluster and its file, as they were when it was started."""
+        """The cluster and its file as they were at its start."""
         return ClusterFile(self.path, self.cluster, self.private)
 
     @property
@@ -96,18 +96,18 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         """The model's path."""
         try:
             return as_text(self.file.unchecked_model_path())
-        except ConfigError:  # of the hub, and gone from the cache since
+        except ConfigError:  # a model of a hub that has left the cache since
             return self.cluster.model
 
     def down_command(self) -> str:
-        """The command that takes it down, from any folder."""
+        """The command that takes it down, valid in any folder."""
         return self.file.command("down")
 
 
 def without_file(
     model: str, n_nodes: int = 1, folder: str | os.PathLike[str] = ".", private: bool = False
 ) -> ClusterFile:
-    """A cluster of `n_nodes` on this computer without a file: the one of `folder`, or (private) of one call.
+    """A cluster of `n_nodes` on this computer without a file: that of `folder`, or (private) of one command.
 
     Raises UsageError if `n_nodes` is not 2^n.
     """
@@ -126,7 +126,7 @@ def running_clusters() -> list[Record]:
 
 
 def remove_left_by_calls() -> None:
-    """Remove the folders of clusters of one call that failed or were killed at least a day ago."""
+    """Remove the folders of one-command clusters that failed or were killed at least a day ago."""
     for paths in all_cluster_paths():
         with suppress(OSError):
             is_old = time.time() > paths.run.stat().st_mtime + _KEEP_S
@@ -135,7 +135,7 @@ def remove_left_by_calls() -> None:
 
 
 def find_running(file: ClusterFile) -> Record | None:
-    """The cluster of `file` if it is up, starting or stopping. Raises ClusterError if another file's has its name."""
+    """The cluster of `file` if it is up, starting or stopping. Raises ClusterError if its name is another file's."""
     same_name = None
     for one in running_clusters():
         if one.path == file.identity and one.private == file.private and not one.private:
@@ -153,7 +153,7 @@ def find_running(file: ClusterFile) -> Record | None:
 
 
 def await_running(file: ClusterFile, wait_s: float, reporter: Reporter | None = None) -> Record | None:
-    """The cluster of `file` as soon as clients can reach it; None if it is not running or ends meanwhile.
+    """The cluster of `file` once clients can reach it; None if it is not running or ends meanwhile.
 
     Raises ClusterError as `find_running` does, and if it is neither up nor down after `wait_s`.
     """
@@ -172,9 +172,9 @@ def await_running(file: ClusterFile, wait_s: float, reporter: Reporter | None = 
 
 
 def cluster_here(path: Path, even_down: bool = False) -> ClusterFile:
-    """The cluster of the file `path`; without that file, the running cluster of its folder.
+    """The cluster of the file `path`; if that file does not exist, the running cluster of its folder.
 
-    even_down: the last cluster that ran for the folder counts too. Raises ConfigError.
+    even_down: else the last cluster that ran for the folder. Raises ConfigError.
     """
     try:
         return load_cluster(path)
@@ -200,7 +200,7 @@ def ended_unexpectedly(path: Path) -> ClusterFile | None:
         found = Record.read(paths.cluster_file)
         if found is None or found.private or found.path != wanted:
             continue
-        if not is_up(paths):  # who ends by itself removes its record
+        if not is_up(paths):  # a root that ends normally removes its record
             return ClusterFile(path, found.cluster)
     return None
 
@@ -219,7 +219,7 @@ def connect(cluster: ClusterFile | str | os.PathLike[str] = FILE_NAME, wait_s: f
 
 
 def address_elsewhere(cluster: Cluster) -> str | None:
-    """The root's address for clients if `root.host` is another computer's; else None."""
+    """The root's address for clients if `root.host` is another computer; else None."""
     host, ports = cluster.root.host, cluster.tcp_ports
     if ports is None or is_loopback(host):
         return None
@@ -227,11 +227,12 @@ def address_elsewhere(cluster: Cluster) -> str | None:
 
 
 def bind_error(host: str, port: int) -> int | None:
-    """The errno of binding a TCP socket there; None if it can be bound."""
+    """The errno of binding a TCP socket there; None if that works."""
     try:
         (family, kind, protocol, _, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as libzmq does: a port just left is free
+            # as libzmq does: a port that was just closed is free
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
     except OSError as error:
         return error.errno
@@ -240,9 +241,10 @@ def bind_error(host: str, port: int) -> int | None:
 
 @contextmanager
 def only_one(file: ClusterFile, paths: ClusterPaths, held: int | None = None) -> Iterator[int]:
-    """Hold the lock of the cluster of `file`, so that it starts once. Yields a descriptor that a child may inherit.
+    """Hold the lock of the cluster of `file`, so that it is started once. Yields a descriptor that a child may inherit.
 
-    held: the descriptor, if the lock is held already. Raises ClusterError if the cluster, or one of its name, is up.
+    held: the descriptor, if the lock is held already. Raises ClusterError if the cluster, or another of its name, is
+    up.
     """
     with writing(paths.lock_file):
         lock = os.open(paths.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600) if held is None else held
@@ -259,7 +261,7 @@ def only_one(file: ClusterFile, paths: ClusterPaths, held: int | None = None) ->
             time.sleep(0.02)
         last = Record.read(paths.started_file)
         if last is None or last.path != file.identity:
-            paths.begin_logs()  # what is there is of another cluster that had the name
+            paths.begin_logs()  # the logs there are of another cluster that had the name
         Record.of(file).write(paths.started_file)
         yield lock
     finally:
@@ -267,7 +269,7 @@ def only_one(file: ClusterFile, paths: ClusterPaths, held: int | None = None) ->
 
 
 class AlreadyRunning(ClusterError):
-    """The cluster that was to be started is up, or another process is starting it."""
+    """The cluster to start is up, or another process is starting it."""
 
 
 def _running(paths: ClusterPaths) -> Record | None:
@@ -278,7 +280,7 @@ def _running(paths: ClusterPaths) -> Record | None:
             if found is not None and _lives(found.pid):
                 return found
         if time.monotonic() > deadline:
-            return None  # it was started by another version, or has just been killed
+            return None  # another version started it, or it was just killed
         time.sleep(POLL_S)
     return None
 

@@ -1,6 +1,6 @@
-"""The computers whose workers are started over ssh, asked before anything is started: is each there, with this version?
+"""Ask the computers whose workers are started over ssh, before anything is started: is this version installed there?
 
-All are asked at once. Every question has a deadline, and every error is a sentence on one worker.
+All are asked at once. Every question has a deadline, and every error is a sentence about one worker.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from dllama_zmq.trust import Role, check_public
 from dllama_zmq.trust.learned import Entry, keep
 
 ANSWER_S = 30.0
-"""For every computer to answer a question: ssh itself waits 10 s for a connection."""
+"""Seconds for every computer to answer a question: ssh itself waits 10 s for a connection."""
 _MAX_BYTES = 1 << 20
 _VERSION = re.compile(r"^dllama-zmq (\S+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A line for the shell of a worker's computer, and the file that is its stdin."""
+    """A command line for the shell of a worker's computer, and the file that is its stdin."""
 
     worker: WorkerConfig
     line: str
@@ -42,7 +42,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a job has ended; `trouble` is why ssh has failed, empty where it has not."""
+    """How a job ended. trouble: why ssh failed; empty if it did not."""
 
     worker: WorkerConfig
     code: int
@@ -57,10 +57,10 @@ def over_ssh(file: ClusterFile) -> list[WorkerConfig]:
 
 
 def check_computers(file: ClusterFile, reporter: Reporter) -> None:
-    """Ask every computer whose worker is started over ssh for its version and, where the bus is encrypted, its key.
+    """Ask every computer whose worker is started over ssh for its version and, if the bus is encrypted, its public key.
 
-    The keys are kept, so that the root admits these workers. Raises ClusterError, a sentence on each worker that cannot
-    be started, with what to do.
+    The keys are stored, so that the root admits these workers. Raises ClusterError with a sentence for each worker that
+    cannot be started, and what to do.
     """
     workers = over_ssh(file)
     if not workers:
@@ -80,7 +80,7 @@ def raise_all(problems: Iterable[str]) -> None:
 
 
 def _problem(outcome: Outcome, file: ClusterFile) -> str:
-    """Why this worker cannot be started; empty where it can."""
+    """Why this worker cannot be started; empty if it can."""
     name, cure = outcome.worker.name, f"`{file.command('up --install')}` puts {__version__} there"
     if outcome.trouble:
         return f"{name}: {outcome.trouble}"
@@ -96,7 +96,7 @@ def _problem(outcome: Outcome, file: ClusterFile) -> str:
 
 
 def _keep_key(outcome: Outcome, file: ClusterFile) -> str:
-    """Keep the worker's public key, which `keygen` printed last; why it is not to be kept, empty where it is."""
+    """Store the worker's public key, which `keygen` printed last. Returns why it cannot be stored; empty if it was."""
     worker = outcome.worker
     try:
         public = check_public(outcome.out.rstrip().rpartition("\n")[2])
@@ -112,9 +112,9 @@ def _keep_key(outcome: Outcome, file: ClusterFile) -> str:
 
 
 def run_all(jobs: Sequence[Job], wait_s: float, waiting: Callable[[list[str]], None]) -> list[Outcome]:
-    """Run the jobs at once, each over a connection of its own; one that has not ended after `wait_s` is cut off.
+    """Run the jobs at once, each over its own connection. A job that has not ended after `wait_s` is cut off.
 
-    waiting: is called with the names of the workers that have not ended yet. Raises ClusterError where there is no ssh.
+    waiting: called with the names of the workers that have not answered. Raises ClusterError if ssh is not installed.
     """
     with ExitStack() as cleanup:
         running = []
@@ -140,7 +140,7 @@ class _Running:
             self.process = subprocess.Popen(command, stdin=stdin, stdout=out, stderr=err, start_new_session=True)
 
     def outcome(self, wait_s: float) -> Outcome:
-        """How it has ended, if it has."""
+        """How it ended; None while it runs."""
         code = self.process.poll()
         texts = []
         for file in (self._out, self._err):
@@ -148,13 +148,13 @@ class _Running:
             texts.append(file.read(_MAX_BYTES).decode(errors="replace"))
         trouble = ""
         if code is None:
-            trouble = f"ssh {self.job.worker.destination}: it has not answered within {wait_s:.0f} s: try it by hand"
+            trouble = f"ssh {self.job.worker.destination}: no answer within {wait_s:.0f} s: try it by hand"
         elif code == ssh.FAILED:
             trouble = ssh.failure(self.job.worker.destination, texts[1])
         return Outcome(self.job.worker, ssh.FAILED if code is None else code, texts[0], texts[1], trouble)
 
     def end(self) -> None:
-        """Cut it off, if it runs."""
+        """Cut it off if it runs."""
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()

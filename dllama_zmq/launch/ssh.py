@@ -1,7 +1,7 @@
-"""The installed `ssh` as the way to another computer: its options, the line for the shell there, what its errors mean.
+"""Run commands on another computer with the installed `ssh`: its options, the command line, and what its errors mean.
 
-People's own configuration, keys, agent, known hosts and jump hosts count. Nothing here may ask a question, for nobody
-may be there to answer it.
+The user's own configuration, keys, agent, known hosts and jump hosts apply. ssh must never ask a question, because
+nobody may be there to answer it.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from dllama_zmq.errors import ClusterError
 
 FAILED = 255
-"""The exit code of ssh itself; all others are of the command there."""
+"""The exit code of ssh itself; any other is that of the command there."""
 NOT_FOUND = 127
-"""The exit code of a shell that finds no such command."""
+"""The exit code of a shell that does not find the command."""
 
 VENV = ".local/share/dllama-zmq/venv"
 """Where `up --install` puts this package, in the home folder there."""
@@ -32,8 +32,8 @@ _OPTIONS = {
     "ConnectTimeout": CONNECT_S,
     "ServerAliveInterval": ALIVE_S,
     "ServerAliveCountMax": _ALIVE_MISSES,
-    "ControlMaster": "no",  # it uses a connection that is there, and is none that others would lose with it
-    "ClearAllForwardings": "yes",  # two connections to one computer cannot both have a port here
+    "ControlMaster": "no",  # use an existing connection, but do not become one that others depend on
+    "ClearAllForwardings": "yes",  # two connections to one computer cannot both forward the same port
     "RemoteCommand": "none",
     "PermitLocalCommand": "no",
 }
@@ -42,7 +42,7 @@ _OWN = f'"$HOME/{VENV}/bin/dllama-zmq"'
 
 
 def command(destination: str, line: str) -> list[str]:
-    """What to run here, so that the shell of `destination` runs `line`. Raises ClusterError where there is no ssh."""
+    """The command to run here so that the shell of `destination` runs `line`. Raises ClusterError if ssh is missing."""
     program = shutil.which("ssh")
     if program is None:
         raise ClusterError(
@@ -56,8 +56,8 @@ def command(destination: str, line: str) -> list[str]:
 def dllama_line(*commands: Sequence[str]) -> str:
     """The line that runs `dllama-zmq WORDS` there for each of `commands`, as long as they succeed.
 
-    It is that of `up --install` where there is one, else what a login shell finds in its PATH. The last one replaces
-    the shell, so that it ends with the connection.
+    The program is that of `up --install` if there is one, else the one in the PATH of a login shell. The last command
+    replaces the shell, so that it ends with the connection.
     """
     found = f"{{ {_chain(_OWN, commands)}; }}"
     login = f'exec "${{SHELL:-/bin/sh}}" -lc {shlex.quote(_chain("dllama-zmq", commands))}'
@@ -65,7 +65,7 @@ def dllama_line(*commands: Sequence[str]) -> str:
 
 
 def shell_line(script: str, *arguments: str) -> str:
-    """The line that runs a script of POSIX sh there, whatever the shell of that user is."""
+    """The line that runs a POSIX sh script there, whatever that user's shell is."""
     return f"exec /bin/sh -c {shlex.join([script, 'sh', *arguments])}"
 
 
@@ -75,7 +75,7 @@ def _chain(program: str, commands: Sequence[Sequence[str]]) -> str:
 
 
 def failure(destination: str, said: str) -> str:
-    """Why `ssh DESTINATION` has failed and what to do, from all that it wrote to stderr. No full stop."""
+    """Why `ssh DESTINATION` failed and what to do, from all that it wrote to stderr. Without a full stop."""
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     for pattern, cure in _FAILURES:
         line = next((line for line in lines if re.search(pattern, line)), None)
@@ -87,25 +87,28 @@ def failure(destination: str, said: str) -> str:
     if lines:
         return f"ssh {destination}: {lines[-1].removeprefix('ssh: ')}: try `ssh {destination}` by hand"
     return (
-        f"ssh {destination}: it ended without a word: the worker there was killed, as it is where memory is short, or "
-        "the connection was cut"
+        f"ssh {destination}: it ended without a message: the worker there was killed (for lack of memory?), or the "
+        "connection was cut"
     )
 
 
 _FAILURES = (
     (
         "IDENTIFICATION HAS CHANGED",
-        "that computer was installed anew, or another one answers in its place; only if you know that it was, run "
+        "the computer was reinstalled, or another answers in its place; only if you know that it was reinstalled, run "
         "`{remove}`, then `ssh {to}`",
     ),
     ("Host key verification failed", "run `ssh {to}` once by hand, compare the host key and accept it"),
     (
         "Permission denied|Too many authentication failures",
-        "no key of yours is known there, or that user is not; `ssh-copy-id {to}` puts one there, and ssh-agent must "
-        "hold one that has a passphrase",
+        "that computer knows no key of yours, or not that user; `ssh-copy-id {to}` adds your key, and ssh-agent must "
+        "hold it if it has a passphrase",
     ),
-    ("Connection refused", "that computer is on, but no ssh server listens at this port; start it, or mend the port"),
-    ("Could not resolve hostname", "mend the name in the cluster file or in ~/.ssh/config"),
+    (
+        "Connection refused",
+        "that computer is on, but no ssh server listens there; start one, or correct the port",
+    ),
+    ("Could not resolve hostname", "correct the name in the cluster file or in ~/.ssh/config"),
     (
         "No route to host|Network is unreachable",
         "is that computer on, and are both in one network?",
@@ -116,4 +119,4 @@ _FAILURES = (
     ),
     ("closed by|Connection reset|Connection closed|Broken pipe", "the connection was cut, or its ssh server ended"),
 )
-"""Patterns of ssh's own lines, the most telling first, and what to do."""
+"""Patterns of ssh's error lines, the most specific first, and what to do."""

@@ -1,4 +1,4 @@
-"""Who may connect to a cluster: key pairs, the ring of admitted keys, tokens, and the roots that are known here."""
+"""Who may connect to a cluster: key pairs, the ring of admitted keys, tokens, and the roots known here."""
 
 from dllama_zmq.trust.keys import KeyPair, Role, check_public, own_key, require_curve
 from dllama_zmq.trust.known import Known, find, remember

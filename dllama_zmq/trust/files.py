@@ -1,4 +1,4 @@
-"""The folder of keys: its files are read only where no other user could have written them, and written whole."""
+"""The folder of keys. A file is read only if no other user could have written it, and is written atomically."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _POLL_S = 0.02
 def folder() -> Path:
     """`$DLLAMA_ZMQ_HOME/keys` if that is set, else `$XDG_CONFIG_HOME/dllama-zmq` or ~/.config/dllama-zmq.
 
-    It need not exist. Raises TrustError where there is no home folder.
+    It need not exist. Raises TrustError if the user has no home folder.
     """
     try:
         if home := os.environ.get(HOME_VARIABLE):
@@ -37,10 +37,9 @@ def folder() -> Path:
 
 
 def read_private(path: Path, secret: bool = True) -> str | None:
-    """The text of a file that is this user's; None if there is none.
+    """The text of a file that only this user can write; None if there is none.
 
-    secret: nobody else may read it. Nobody else may write it in any case. Raises TrustError with the command that mends
-    it.
+    secret: no other user may read it either. Raises TrustError with the command that corrects it.
     """
     try:
         # O_NONBLOCK: opening a FIFO must not wait for its writer
@@ -68,7 +67,7 @@ def read_private(path: Path, secret: bool = True) -> str | None:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a file, mode 0600; readers see the old content or all of the new. The caller holds `locked`."""
+    """Write a file with mode 0600; readers see either the old content or the new. The caller holds `locked`."""
     try:
         descriptor, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
@@ -87,7 +86,7 @@ def write_private(path: Path, text: str) -> None:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """In this block no other process writes `path`; its folder is made if it is missing, for this user only."""
+    """Let no other process write `path` during this block. Creates its folder, for this user only, if it is missing."""
     try:
         own_folder(folder())
         own_folder(path.parent)
@@ -106,10 +105,10 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def own_folder(path: Path) -> None:
-    """Make the folder for this user only. Raises TrustError if another user owns it or can write there, or OSError."""
+    """Make the folder for this user only. Raises TrustError if another user owns it or can write in it; OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.mkdir(mode=0o700, exist_ok=True)
-    found = path.stat()  # a link to a folder of one's own is fine
+    found = path.stat()  # a link to one's own folder is fine
     if found.st_uid != os.geteuid():
         raise TrustError(_foreign(path, found.st_uid))
     if stat.S_IMODE(found.st_mode) & 0o022:
@@ -120,7 +119,7 @@ def own_folder(path: Path) -> None:
 
 
 def stamp(path: Path) -> tuple[int, ...]:
-    """Differs after each change of the file; empty if there is none."""
+    """A value that differs after each change of the file; empty if there is no file."""
     try:
         found = path.stat()
     except OSError:
@@ -129,7 +128,7 @@ def stamp(path: Path) -> tuple[int, ...]:
 
 
 def lines_of(text: str) -> list[tuple[int, list[str]]]:
-    """The words of each line with its number, from 1; without empty lines and those that begin with #."""
+    """The words of each line with its number, from 1, without empty lines and comments (#)."""
     numbered = enumerate(text.splitlines(), 1)
     return [(number, line.split()) for number, line in numbered if line.strip() and not line.lstrip().startswith("#")]
 
@@ -146,7 +145,7 @@ def _check(path: Path, found: os.stat_result, forbidden: int) -> None:
     quoted, mode = shlex.quote(str(path)), stat.S_IMODE(found.st_mode)
     if not stat.S_ISREG(found.st_mode):
         kind = "a folder" if stat.S_ISDIR(found.st_mode) else "no regular file"
-        raise TrustError(f"{path}: is {kind}, and keys are in a file: {_move_away(path)}")
+        raise TrustError(f"{path}: is {kind}; expected a file of keys: {_move_away(path)}")
     if found.st_uid != os.geteuid():
         raise TrustError(_foreign(path, found.st_uid))
     if mode & forbidden:
@@ -161,7 +160,7 @@ def _link(path: Path) -> str:
     cure = f"cp --remove-destination {shlex.quote(str(target))} {quoted} && chmod 600 {quoted}"
     if not target.is_file():
         cure = f"rm {quoted}"
-    return f"{path}: is a symbolic link, and keys are in a file of their own; replace it: {cure}"
+    return f"{path}: is a symbolic link; expected a file of keys, because a link can be redirected; replace it: {cure}"
 
 
 def _foreign(path: Path, owner: int) -> str:

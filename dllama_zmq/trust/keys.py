@@ -1,4 +1,4 @@
-"""CURVE key pairs, as Z85 text of 40 characters (RFC 26 and RFC 32 of ZeroMQ), and the own one of this user."""
+"""CURVE key pairs as Z85 text of 40 characters (RFC 26 and RFC 32 of ZeroMQ), and this user's own pair."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class KeyPair:
-    """A public key and the secret key it belongs to."""
+    """A public key and its secret key."""
 
     public: str
     secret: str = field(repr=False)
 
     @classmethod
     def new(cls) -> KeyPair:
-        """A random pair. Raises TrustError where libzmq has no CURVE."""
+        """A random pair. Raises TrustError if libzmq has no CURVE."""
         require_curve()
         public, secret = zmq.curve_keypair()
         return cls(public.decode(), secret.decode())
 
     @classmethod
     def of_secret(cls, secret: str) -> KeyPair:
-        """The pair of a secret key. Raises TrustError if it is none."""
+        """The pair of a secret key. Raises TrustError if `secret` is none."""
         require_curve()
         if not _is_key(secret):
-            raise TrustError("no secret key: it has 40 characters of Z85")
+            raise TrustError("not a secret key: expected 40 characters of Z85")
         return cls(zmq.curve_public(secret.encode()).decode(), secret)
 
 
 def require_curve() -> None:
-    """Raises TrustError where libzmq was built without CURVE."""
+    """Raise TrustError if libzmq was built without CURVE."""
     if not zmq.has("curve"):
         raise TrustError(
             f"this computer's libzmq {zmq.zmq_version()} was built without CURVE, so nothing can be encrypted; install "
@@ -56,16 +56,16 @@ def require_curve() -> None:
 
 
 def check_public(text: str) -> str:
-    """`text` if it is a public key. Raises TrustError if it is none."""
+    """Return `text`, a public key. Raises TrustError if it is none."""
     if not _is_key(text):
         raise TrustError(f"{text[:60]!r} is no public key; expected the 40 characters that `dllama-zmq keygen` prints")
     return text
 
 
 def own_key(create: bool = True) -> KeyPair:
-    """The key pair of this user on this computer, as root, worker and client alike; made if there is none yet.
+    """This user's key pair on this computer, as root, worker and client alike; it is made if there is none yet.
 
-    Raises TrustError where it cannot be read, is not secret, or (not create) there is none.
+    Raises TrustError if it cannot be read, if others can read it, or (not create) if there is none.
     """
     path = own_key_path()
     found = _read(path)
@@ -81,17 +81,17 @@ def own_key(create: bool = True) -> KeyPair:
 
 
 def new_own_key() -> KeyPair:
-    """A new own key pair in place of the one there is."""
+    """Make a new key pair for this user and replace the present one."""
     path = own_key_path()
     with locked(path):
-        _read(path)  # what is there must be a key of this user
+        _read(path)  # raises if the present file is not a key of this user
         keys = KeyPair.new()
         write_private(path, f"{keys.secret}\n")
     return keys
 
 
 def own_key_path() -> Path:
-    """The file of the own secret key."""
+    """The file of this user's secret key."""
     return folder() / "key"
 
 
@@ -108,5 +108,6 @@ def _read(path: Path) -> KeyPair | None:
 def _is_key(text: str) -> bool:
     try:
         return len(z85.decode(text.encode("ascii"))) == KEY_BYTES
-    except (KeyError, ValueError, struct.error):  # a letter that Z85 has not, 39 letters, five that are 2^32 or more
+    # a character that Z85 does not have, a wrong length, five characters of 2^32 or more
+    except (KeyError, ValueError, struct.error):
         return False

@@ -1,4 +1,4 @@
-"""The roots that this computer knows, as `known_hosts` of ssh: one line each, `ADDRESS[,ADDRESS...] KEY [NAME]`."""
+"""The roots that this computer knows, like `known_hosts` of ssh: one line each, `ADDRESS[,ADDRESS...] KEY [NAME]`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dllama_zmq.trust.keys import check_public
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """A root's public key, and the name of this computer's worker or client there. place: file and line, for people."""
+    """A root's public key, and the name of this computer's worker or client there. place: file and line."""
 
     public: str
     name: str
@@ -23,12 +23,12 @@ class Known:
 
 
 def find(address: str) -> Known | None:
-    """The root that is known at an address, such as tcp://192.168.1.10:5570. Raises TrustError for a damaged file."""
+    """The root known at an address such as tcp://192.168.1.10:5570. Raises TrustError if the file is damaged."""
     return _read().get(_plain(address))
 
 
 def remember(addresses: Sequence[str], public: str, name: str = "") -> None:
-    """Write down a root's addresses and its key. Raises TrustError if one of them is known with another key."""
+    """Record a root's addresses and key. Raises TrustError if one of the addresses is known with another key."""
     path = known_roots_path()
     with locked(path):
         known = _read()
@@ -46,10 +46,10 @@ def remember(addresses: Sequence[str], public: str, name: str = "") -> None:
 
 
 def changed(address: str, known: Known) -> TrustError:
-    """The error of a root that has another key than the one that is known: it may be another computer."""
+    """The error for a root whose key differs from the known one: it may be another computer."""
     return TrustError(
-        f"the root at {address} has another key than the one known at {known.place}: somebody may be in between, or "
-        f"the root has a new key; if you know that it has, remove that line and join with a new token"
+        f"the root at {address} has another key than the one known at {known.place}: somebody may intercept the "
+        "connection, or the root has a new key; if you know that it has, remove that line and join with a new token"
     )
 
 
@@ -73,7 +73,7 @@ def _read() -> dict[str, Known]:
 
 
 def _plain(address: str) -> str:
-    """The one way in which an endpoint is written: in small letters, IPv6 in its shortest form (RFC 5952)."""
+    """The canonical form of an endpoint: lower case, IPv6 in its shortest form (RFC 5952)."""
     text = address.lower()
     literal = re.fullmatch(r"tcp://\[([0-9a-f:.]+)\]:(\d+)", text)
     try:

@@ -1,4 +1,4 @@
-"""The keys that a root has learned by tokens or over ssh: one line each, `ROLE NAME KEY`."""
+"""The keys that a root learned from tokens or over ssh: one line each, `ROLE NAME KEY`."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from dllama_zmq.errors import TrustError
 from dllama_zmq.trust.files import folder, lines_of, locked, read_private, write_private
 from dllama_zmq.trust.keys import Role, check_public
 
-_ANY = "-"  # begins no name
+_ANY = "-"  # no name begins with it
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A key that may connect. name: the worker's or client's; empty: any free worker, or a client without a name."""
+    """A key that may connect. name: of the worker or client; empty: any free worker, or a client without a name."""
 
     role: Role
     name: str
@@ -41,13 +41,13 @@ def read_learned(cluster: str) -> list[Entry]:
 
 
 def keep(cluster: str, entry: Entry) -> None:
-    """Add a key. It replaces the one that had its role and name."""
+    """Add a key. It replaces an earlier key of the same role and name."""
     with locked(learned_path(cluster)):
         write_learned(cluster, with_entry(read_learned(cluster), entry))
 
 
 def forget(cluster: str, which: str) -> list[Entry]:
-    """Remove the entries with this name or this public key, and return them."""
+    """Remove and return the entries with this name or this public key."""
     with locked(learned_path(cluster)):
         entries = read_learned(cluster)
         gone = [entry for entry in entries if which and which in (entry.name, entry.public)]
@@ -57,7 +57,7 @@ def forget(cluster: str, which: str) -> list[Entry]:
 
 
 def with_entry(entries: Iterable[Entry], entry: Entry) -> list[Entry]:
-    """`entries` with one more, in place of the one that had its role and name."""
+    """`entries` and one more, which replaces an earlier one of the same role and name."""
     others = [
         one for one in entries if one != entry and (not entry.name or (one.role, one.name) != (entry.role, entry.name))
     ]

@@ -1,4 +1,4 @@
-"""Who may connect to a cluster, by public key: what cluster.yaml lists, what was learned, and tokens to be used."""
+"""Which public keys may connect to a cluster: those listed in cluster.yaml, learned keys, and unused tokens."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _Stamps = tuple[tuple[int, ...], ...]
 
 @dataclass(frozen=True, slots=True)
 class _State:
-    """All that a ring knows at one time.
+    """Everything that a ring knows at one time.
 
-    listed: of cluster.yaml. learned: by tokens or over ssh. workers: the names of the cluster's workers.
+    listed: from cluster.yaml. learned: from tokens or over ssh. workers: the names of the cluster's workers.
     """
 
     listed: tuple[Entry, ...] = ()
@@ -34,7 +34,7 @@ class _State:
 
     @property
     def entries(self) -> tuple[Entry, ...]:
-        """Those that count: a name that cluster.yaml lists has the key that it has there, and no other."""
+        """The keys that count: if cluster.yaml lists a name, its key there is the only one."""
         bound = {(entry.role, entry.name) for entry in self.listed}
         return (*self.listed, *(one for one in self.learned if not one.name or (one.role, one.name) not in bound))
 
@@ -48,12 +48,12 @@ class _State:
 
 
 class Ring:
-    """The keys that a cluster admits. For any thread; its state is replaced as a whole."""
+    """The keys that a cluster admits. For any thread: its state is replaced as a whole."""
 
     def __init__(
         self, entries: Iterable[Entry] = (), tokens: Iterable[Token] = (), workers: Iterable[str] = ()
     ) -> None:
-        """A ring without files. workers: the names of the cluster's workers, for keys that may have any place."""
+        """A ring without files. workers: the names of the cluster's workers, for keys that may take any place."""
         self._state = _State((), tuple(entries), tuple(tokens), frozenset(workers))
         self._file: ClusterFile | None = None
         self._stamps: _Stamps = ()
@@ -61,7 +61,7 @@ class Ring:
 
     @classmethod
     def of(cls, file: ClusterFile) -> Ring:
-        """The ring of a cluster, from its file and the files of keys. Raises ConfigError, TrustError."""
+        """The ring of a cluster, from its file and its files of keys. Raises ConfigError, TrustError."""
         ring = cls()
         ring._file, ring._stamps = file, _stamps(file)
         ring._state = _read(file.cluster)
@@ -75,18 +75,20 @@ class Ring:
     def admits(self, public: str, role: Role) -> frozenset[str]:
         """The names that this key may use; empty if it may not connect.
 
-        "" among them: any free place. Then the names of all workers that no other key is bound to are there too.
+        If "" is among them, the key may take any free place, and the set has the names of all workers without a key of
+        their own.
         """
         return self._state.names(public, role)
 
     def token(self, public: str) -> Token | None:
-        """The token with this key, if it has not been used and has not expired."""
+        """The token with this key, if it is unused and has not expired."""
         return next((token for token in self._state.tokens if token.public == public and not token.expired), None)
 
     def use(self, token: Token, public: str) -> Entry:
-        """Admit `public` by a token, which is used up. Raises TokenError if it has been, or its name has a listed key.
+        """Admit `public` with a token, which is then used up.
 
-        Raises TrustError where the files cannot be written; then the key is not admitted.
+        Raises TokenError if it was used before, or if cluster.yaml lists a key for its name; TrustError if the files
+        cannot be written, and then the key is not admitted.
         """
         entry = Entry(token.role, token.name, check_public(public))
         with self._writing:
@@ -104,13 +106,14 @@ class Ring:
                 self._check(token, entry, tokens)
                 write_tokens(name, [one for one in tokens if one.public != token.public and not one.expired])
                 write_learned(name, with_entry(read_learned(name), entry))
-        self.look()
+        self.reload()
         return entry
 
-    def look(self) -> bool:
-        """Read the files again if one has changed; True if a key was removed, or may use fewer names than before.
+    def reload(self) -> bool:
+        """Read the files again if one has changed. Returns True if a key was removed or may use fewer names than
+        before.
 
-        A file that cannot be read now leaves all as it was, and is logged once.
+        If a file cannot be read, everything stays as it was, and the error is logged once.
         """
         file = self._file
         if file is None:
@@ -127,7 +130,7 @@ class Ring:
             except (ConfigError, TrustError) as error:
                 logger.warning("the keys stay as they were: %s", error)
                 return False
-            # the file may be gone, or another cluster's by now: then its keys count as they were
+            # the file may be gone, or be another cluster's by now: its keys then count as they were
             if cluster is None or cluster.name != file.cluster.name:
                 listed = before.listed
             else:
@@ -137,7 +140,7 @@ class Ring:
         return any(not before.names(*pair) <= after.names(*pair) for pair in pairs)
 
     def _check(self, token: Token, entry: Entry, tokens: Sequence[Token]) -> None:
-        """Raises TokenError if the token cannot be used any more."""
+        """Raise TokenError if the token can no longer be used."""
         state = self._state
         if token.expired:
             raise TokenError("this token has expired; make another one on the root's computer: dllama-zmq token")

@@ -1,7 +1,7 @@
 """Tokens: a line to paste that admits one new key to a cluster within ten minutes.
 
-A token's secret is a CURVE secret key. Its holder connects with it, so that both ends are authenticated and nothing can
-be replayed, names its own public key, and connects again with that one. The root keeps the token's public key alone.
+A token's secret is a CURVE secret key. Its holder connects with it, so both ends are authenticated and nothing can be
+replayed; sends its own public key; and connects again with that key. The root keeps only the token's public key.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from dllama_zmq.trust.keys import KEY_BYTES, KeyPair, Role, check_public
 
 LIFETIME_S = 600.0
 _VERSION = 1
-_PREFIX = "dz"  # or some tokens would begin as a flag does
+_PREFIX = "dz"  # else a token could begin like a flag
 _DIGEST_BYTES = 4
 _MAX_TEXT = 4096
 _MOST_TOKENS = 256
-_ANY = "-"  # begins no name
+_ANY = "-"  # no name begins with it
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 _Key = Annotated[bytes, Meta(min_length=KEY_BYTES, max_length=KEY_BYTES)]
@@ -38,9 +38,9 @@ _Address = Annotated[str, Meta(min_length=1, max_length=256)]
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """What the root knows of a token that has not been used: what it admits, and until when.
+    """What the root knows of an unused token: what it admits, and until when.
 
-    name: the worker's or client's; empty: any free worker, or a client without a name. until: seconds of the clock
+    name: of the worker or client; empty: any free worker, or a client without a name. until: seconds of the clock
     `clock` (`clock_now`).
     """
 
@@ -52,13 +52,13 @@ class Token:
 
     @classmethod
     def lasting(cls, role: Role, name: str, public: str, lifetime_s: float = LIFETIME_S) -> Token:
-        """One that begins now."""
+        """A token whose lifetime begins now."""
         clock, now = clock_now()
         return cls(role, name, public, now + lifetime_s, clock)
 
     @property
     def left_s(self) -> float:
-        """For how many seconds it can still be used; 0 where it has expired."""
+        """The seconds for which it can still be used; 0 if it has expired."""
         clock, now = clock_now()
         return max(0.0, self.until - now) if clock == self.clock else 0.0
 
@@ -79,9 +79,9 @@ class _Wire(Struct, frozen=True, array_like=True):
 
 @dataclass(frozen=True, slots=True)
 class Invitation:
-    """What the text of a token holds.
+    """The content of a token's text.
 
-    replies, clients: the root's addresses for workers and for clients, the best first. root: its public key. keys: the
+    replies, clients: the root's addresses for workers and for clients, best first. root: its public key. keys: the
     token's own key pair.
     """
 
@@ -94,7 +94,7 @@ class Invitation:
 
     @property
     def text(self) -> str:
-        """The line to paste: `dz`, and base64url of 4 bytes of SHA-256 and a msgpack array."""
+        """The line to paste: `dz` and base64url of 4 bytes of SHA-256 and a msgpack array."""
         wire = _Wire(
             _VERSION,
             list(self.replies),
@@ -109,9 +109,9 @@ class Invitation:
 
     @classmethod
     def read(cls, text: str) -> Invitation:
-        """The invitation in a line that was pasted. Raises TokenError if it is not whole."""
+        """The invitation in a pasted line. Raises TokenError if the line is damaged."""
         text = "".join(text.split())  # a terminal may have broken the line
-        damaged = TokenError("this is no whole token; paste the whole line that `dllama-zmq token` printed")
+        damaged = TokenError("this is not a whole token; paste the whole line that `dllama-zmq token` printed")
         if len(text) > _MAX_TEXT:
             raise damaged
         try:
@@ -134,10 +134,11 @@ class Invitation:
 
 
 def clock_now() -> tuple[str, float]:
-    """The clock that tokens are timed by, and its seconds: the same in all processes of this computer.
+    """The clock that tokens are timed by: its name, and its seconds, which are equal in all processes of this computer.
 
-    On Linux nobody sets it, not even the network: a Raspberry Pi has no idea of the date until that has told it. It
-    begins anew when the computer does, so the clock's name is that start's. Elsewhere "-", the seconds since 1970.
+    On Linux it is the time since boot, which nothing sets: a Raspberry Pi does not know the date until the network
+    does. Its name is that of the boot, since it restarts with the computer. Elsewhere the name is "-" and the seconds
+    are since 1970.
     """
     try:
         return _BOOT_ID.read_text().strip(), time.clock_gettime(time.CLOCK_BOOTTIME)
@@ -146,19 +147,19 @@ def clock_now() -> tuple[str, float]:
 
 
 def issue(cluster: str, role: Role, name: str, lifetime_s: float = LIFETIME_S) -> KeyPair:
-    """Write down a new token of the cluster, and return its key pair, which is kept nowhere."""
+    """Record a new token of the cluster, and return its key pair, which is stored nowhere."""
     keys = KeyPair.new()
     path = tokens_path(cluster)
     with locked(path):
         tokens = [token for token in read_tokens(cluster) if not token.expired]
         if len(tokens) >= _MOST_TOKENS:
-            raise TrustError(f"{path}: {len(tokens)} tokens wait to be used already; wait until the first expires")
+            raise TrustError(f"{path}: {len(tokens)} unused tokens are the limit; wait until one expires")
         write_tokens(cluster, [*tokens, Token.lasting(role, name, keys.public, lifetime_s)])
     return keys
 
 
 def withdraw(cluster: str, name: str) -> list[Token]:
-    """Take back the tokens with this name, and return them."""
+    """Remove and return the tokens with this name."""
     with locked(tokens_path(cluster)):
         tokens = read_tokens(cluster)
         gone = [token for token in tokens if name and token.name == name]
@@ -168,12 +169,12 @@ def withdraw(cluster: str, name: str) -> list[Token]:
 
 
 def tokens_path(cluster: str) -> Path:
-    """The file of a cluster's tokens that have not been used."""
+    """The file of a cluster's unused tokens."""
     return folder() / "clusters" / f"{cluster}.tokens"
 
 
 def read_tokens(cluster: str) -> list[Token]:
-    """The tokens in the file, expired ones too. Raises TrustError."""
+    """The tokens in the file, including expired ones. Raises TrustError."""
     path = tokens_path(cluster)
     tokens = []
     for number, words in lines_of(read_private(path) or ""):

@@ -96,7 +96,7 @@ def test_a_computer_for_which_no_packages_are_found_is_told_so(
         cli.write(2, workers=[{"name": "far", "ssh": computer.destination}])
         said = cli.run("up", "--install", wait_s=240).error()
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    assert re.search(rf"this one finds no packages for its Python {version} on \S+ \(No matching distribution", said)
+    assert re.search(rf"this computer finds no packages for Python {version} on \S+ \(No matching distribution", said)
 
 
 def test_a_computer_without_python_is_told_what_to_install(cli: Cli, tmp_path: Path) -> None:
@@ -110,8 +110,7 @@ def test_a_computer_without_python_is_told_what_to_install(cli: Cli, tmp_path: P
 def test_install_without_workers_over_ssh_says_what_to_write(cli: Cli) -> None:
     cli.write(2)
     assert (
-        "--install is for workers that are started over ssh, and the file has none"
-        in cli.run("up", "--install").error()
+        "--install needs a worker that is started over ssh, and the file has none" in cli.run("up", "--install").error()
     )
 
 

@@ -107,7 +107,7 @@ def test_a_key_of_another_user_is_refused_by_both_numbers(monkeypatch: pytest.Mo
 def test_a_key_file_with_something_else_in_it_is_refused(text: str) -> None:
     own_key()
     own_key_path().write_text(text)
-    with pytest.raises(TrustError, match=f"{own_key_path()}: no secret key"):
+    with pytest.raises(TrustError, match=f"{own_key_path()}: not a secret key"):
         own_key()
 
 

@@ -198,7 +198,7 @@ def test_a_root_with_another_key_than_the_known_one_is_refused_before_a_token_is
 
 def test_where_no_token_is_of_use_the_sentence_says_what_is(cli: Cli) -> None:
     cli.write(2)
-    assert "reached by this computer alone" in cli.told("token").error()
+    assert "is only for this computer" in cli.told("token").error()
     write(cli, security="none")
     assert "needs no token" in cli.told("token", "far").error()
     write(cli)

@@ -137,7 +137,7 @@ def test_a_ring_that_cannot_be_read_refuses_and_the_next_is_answered(caplog: pyt
     def look() -> bool:
         raise TrustError("the disk is gone")
 
-    secured.ring.look = look  # type: ignore[method-assign]
+    secured.ring.reload = look  # type: ignore[method-assign]
     admission = Admission(secured.server())
     assert code(admission, KeyPair.new().public) == "400"
     assert "the disk is gone" in caplog.text

@@ -52,7 +52,7 @@ def test_an_error_of_a_check_is_a_finding() -> None:
 
     found = list(examined(Check("ports", "looking at ports", 10.0, look)))
     assert [one.level for one in found] == ["ok", "problem"]
-    assert found[1].text == "cannot be looked at: the name is another cluster's"
+    assert found[1].text == "the check failed: the name is another cluster's"
 
 
 def test_the_disk_on_which_a_worker_keeps_weights_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

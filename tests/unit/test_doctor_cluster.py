@@ -68,7 +68,7 @@ def test_a_cluster_that_is_not_ready_is_a_problem_and_refused_peers_and_other_ve
     found = list(nodes._state(a_status(own, absent, note="waits for pi2")))
     assert [(one.level, one.text) for one in found] == [
         ("problem", "small is not ready: waits for pi2"),
-        ("ok", f"all 1 nodes that are there are of {__version__}"),
+        ("ok", f"1 node present, each with {__version__}"),
     ]
 
 

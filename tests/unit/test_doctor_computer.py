@@ -79,7 +79,7 @@ def test_a_disk_that_is_nearly_full_is_a_warning(tmp_path: Path, monkeypatch: py
 def test_few_threads_of_a_container_are_a_problem(tmp_path: Path) -> None:
     assert told(resources.limits(computer(tmp_path / "many", grouped(pids_max="max")))) == []
     found = told(resources.limits(computer(tmp_path / "few", grouped(pids_max=32))))
-    assert found == [("problem", "a control group allows 32 threads")]
+    assert found == [("problem", "a control group allows only 32 threads")]
 
 
 def test_what_a_system_does_not_have_is_left_out(tmp_path: Path) -> None:

@@ -117,13 +117,13 @@ def test_intels_boost_has_a_switch_of_its_own(tmp_path: Path, no_turbo: int, exp
 @pytest.mark.parametrize(("degrees", "level"), [(55, "ok"), (76, "warning"), (80, "problem"), (84, "problem")])
 def test_how_near_the_warmest_zone_is_to_being_slowed_down(tmp_path: Path, degrees: float, level: str) -> None:
     files = zone(0, "x86_pkg_temp", degrees, passive=80, critical=100) | zone(1, "acpitz", 40, critical=110)
-    expected = f"{degrees:.0f} °C; from 80 °C on it is slowed down (x86_pkg_temp)"
+    expected = f"{degrees:.0f} °C; throttled from 80 °C on (x86_pkg_temp)"
     assert told(hardware.heat(computer(tmp_path, files))) == [(level, expected)]
 
 
 def test_the_zone_that_is_nearest_to_its_limit_counts_and_limits_of_nothing_do_not(tmp_path: Path) -> None:
     files = zone(0, "gpu", 90, critical=110) | zone(1, "cpu", 97, passive=0, critical=100)
-    expected = "97 °C; from 100 °C on it is slowed down (cpu)"
+    expected = "97 °C; throttled from 100 °C on (cpu)"
     assert told(hardware.heat(computer(tmp_path, files))) == [("warning", expected)]
 
 
@@ -137,7 +137,7 @@ def test_a_laptop_that_was_throttled_says_how_often_and_how_long(
         for name, number in (("count", count), ("total_time_ms", total_ms))
     }
     assert told(hardware.heat(computer(tmp_path, dict(files)))) == [
-        ("warning", "a core was slowed down 412 times since the start, 93 s in all")
+        ("warning", "cores were throttled 412 times since the start, 93 s in all")
     ]
 
 
@@ -145,7 +145,7 @@ THROTTLED = [
     (0x0, [("ok", "enough voltage, never throttled")]),
     (0x50000, [("warning", "under-voltage since the start"), ("warning", "throttled since the start")]),
     (0x50005, [("problem", "under-voltage now"), ("problem", "throttled now")]),
-    (0x80008, [("problem", "slowed down by heat now")]),
+    (0x80008, [("problem", "throttled by heat now")]),
     (0x20002, [("problem", "throttled now")]),
 ]
 

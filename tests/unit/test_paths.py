@@ -101,7 +101,7 @@ def test_a_link_planted_at_the_run_folder_is_refused(home: Path, tmp_path: Path)
 def test_a_file_at_the_run_folder_is_refused(home: Path) -> None:
     home.mkdir()
     (home / "run").touch()
-    with pytest.raises(ClusterError, match="run: is no folder"):
+    with pytest.raises(ClusterError, match="run: is not a folder"):
         ClusterPaths.of("demo")
 
 
@@ -134,7 +134,7 @@ def test_a_path_of_too_many_bytes_for_a_socket_is_refused_before_anything_is_mad
 ) -> None:
     long = Path("/tmp") / ("é" * 40)  # 67 characters with the socket's name, 107 bytes
     monkeypatch.setenv("DLLAMA_ZMQ_HOME", str(long))
-    with pytest.raises(ClusterError, match=r"too long for a socket, at most 100; set DLLAMA_ZMQ_HOME"):
+    with pytest.raises(ClusterError, match=r"too long for a socket; at most 100; set DLLAMA_ZMQ_HOME"):
         ClusterPaths.of("demo")
     assert not long.exists()
 
@@ -147,6 +147,6 @@ def test_a_path_of_exactly_the_limit_is_accepted(home: Path, monkeypatch: pytest
 
 @pytest.mark.parametrize("name", ["", "..", "../x", "a/b", "-rf", "a b", "a\n", "x" * 33])
 def test_a_name_that_could_lead_elsewhere_is_no_cluster_name(name: str, home: Path) -> None:
-    with pytest.raises(UsageError, match="is no cluster's name"):
+    with pytest.raises(UsageError, match="is no valid cluster name"):
         ClusterPaths.of(name)
     assert not home.exists()

@@ -72,30 +72,30 @@ def test_a_key_that_is_removed_is_gone_at_the_next_look(path: Path) -> None:
     file = write(path, laptop=C)
     keep("home", worker("pi3", B))
     ring = Ring.of(file)
-    assert not ring.look()
+    assert not ring.reload()
     assert forget("home", "pi3") == [worker("pi3", B)]
-    assert ring.look()
+    assert ring.reload()
     assert not ring.admits(B, Role.worker)
-    assert not ring.look()
+    assert not ring.reload()
     write(path)
-    assert ring.look()
+    assert ring.reload()
     assert not ring.admits(C, Role.client)
 
 
 def test_a_key_that_is_added_is_there_at_the_next_look(path: Path) -> None:
     ring = Ring.of(write(path))
     keep("home", worker("pi3", B))
-    assert not ring.look()
+    assert not ring.reload()
     assert ring.admits(B, Role.worker) == {"pi3"}
     write(path, pi2=A, laptop=C)
-    assert not ring.look()
+    assert not ring.reload()
     assert (ring.admits(A, Role.worker), ring.admits(C, Role.client)) == ({"pi2"}, {"laptop"})
 
 
 def test_a_key_that_is_replaced_in_the_file_is_a_removal(path: Path) -> None:
     ring = Ring.of(write(path, pi2=A))
     write(path, pi2=B)
-    assert ring.look()
+    assert ring.reload()
     assert not ring.admits(A, Role.worker)
     assert ring.admits(B, Role.worker) == {"pi2"}
 
@@ -106,7 +106,7 @@ def test_a_place_that_another_key_gets_is_taken_from_a_key_without_a_name(path: 
     ring = Ring.of(file)
     assert "pi2" in ring.admits(A, Role.worker)
     keep("home", worker("pi2", B))
-    assert ring.look()
+    assert ring.reload()
     assert "pi2" not in ring.admits(A, Role.worker)
 
 
@@ -117,22 +117,22 @@ def test_a_file_in_the_middle_of_an_edit_leaves_the_keys_as_they_were(
     ring = Ring.of(write(path, pi2=A))
     path.write_text(text)
     with caplog.at_level(logging.WARNING):
-        assert not ring.look()
-        assert not ring.look()
+        assert not ring.reload()
+        assert not ring.reload()
     assert ring.admits(A, Role.worker) == {"pi2"}
     assert caplog.text.count("the keys stay as they were") == 1
     write(path, pi2=B)
-    assert ring.look()
+    assert ring.reload()
 
 
 def test_a_file_that_is_gone_or_another_clusters_leaves_its_keys_as_they_were_read_last(path: Path) -> None:
     ring = Ring.of(write(path))
     write(path, pi2=A)
-    ring.look()
+    ring.reload()
     path.write_text("name: other\nmodel: demo\n")
-    assert not ring.look()
+    assert not ring.reload()
     path.unlink()
-    assert not ring.look()
+    assert not ring.reload()
     assert ring.admits(A, Role.worker) == {"pi2"}
 
 
@@ -143,7 +143,7 @@ def test_a_damaged_file_of_keys_is_refused_with_its_line_and_changes_nothing_whi
     learned_path("home").write_text(f"worker pi3 {B}\n\n# a comment\nworker pi4 too short\n")
     with pytest.raises(TrustError, match=f"{learned_path('home')}:4: is no `ROLE NAME KEY`; remove this line"):
         read_learned("home")
-    assert not ring.look()
+    assert not ring.reload()
     assert ring.admits(B, Role.worker) == {"pi3"}
 
 

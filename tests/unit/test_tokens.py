@@ -79,7 +79,7 @@ def test_a_token_that_was_cut_is_refused(length: int) -> None:
 
 @given(st.text(max_size=400) | st.binary(max_size=400).map(lambda data: data.hex()))
 def test_garbage_is_refused_in_one_sentence(text: str) -> None:
-    with pytest.raises(TokenError, match="no whole token"):
+    with pytest.raises(TokenError, match="not a whole token"):
         Invitation.read(text)
 
 
@@ -188,7 +188,7 @@ def test_a_new_token_for_a_name_replaces_its_key(file: ClusterFile) -> None:
     ring = Ring.of(file)
     for public in (before, after):
         keys = issue(file.cluster.name, Role.worker, "pi2")
-        ring.look()
+        ring.reload()
         found = ring.token(keys.public)
         assert found is not None
         ring.use(found, public)
@@ -210,5 +210,5 @@ def test_tokens_are_bounded() -> None:
     tokens = "".join(f"worker - {KeyPair.new().public} {now + 500:.0f} {clock}\n" for _ in range(256))
     issue("small", Role.worker, "")
     tokens_path("small").write_text(tokens)
-    with pytest.raises(DllamaError, match="256 tokens wait"):
+    with pytest.raises(DllamaError, match="256 unused tokens"):
         issue("small", Role.worker, "")
