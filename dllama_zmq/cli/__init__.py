@@ -4,6 +4,7 @@ Text goes to stdout, everything else to stderr. Errors are one sentence and an e
 130 stopped by Ctrl-C.
 """
 
+import gc
 import os
 import signal
 import sys
@@ -19,6 +20,7 @@ class Terminated(SystemExit):
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    gc.disable()  # until the command is loaded
     try:
         for number in (signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is signal.SIG_DFL:  # nohup has it ignored
@@ -33,6 +35,8 @@ def main() -> None:
         os.kill(os.getpid(), ending.number)
     except KeyboardInterrupt:
         sys.exit(130)
+    finally:
+        gc.freeze()  # the process ends: what is left is not searched for garbage
 
 
 def _terminate(number: int, frame: object) -> None:

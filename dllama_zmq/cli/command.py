@@ -9,6 +9,7 @@ parameters are; a command takes it whole.
 from __future__ import annotations
 
 import functools
+import gc
 import importlib
 import inspect
 import re
@@ -88,6 +89,9 @@ class Command(TyperCommand):
         summary, dot, rest = text.partition(".")
         also = f" (also: {', '.join(self._others)})" if self._others else ""
         self.help, self.epilog = f"{summary}{also}{dot}{rest}", inspect.cleandoc(examples)
+        if not gc.isenabled():  # `main` has stopped it until here
+            gc.freeze()  # modules and flags stay until the end: nobody looks through them for garbage
+            gc.enable()
 
     def make_context(self, *args: Any, **others: Any) -> Any:
         """click's, of the function."""
