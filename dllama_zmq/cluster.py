@@ -14,7 +14,7 @@ import unicodedata
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -26,7 +26,9 @@ from dllama_zmq.node_config import NAME_HINT, NODE_HINTS, ClientConfig, Name, Po
 from dllama_zmq.sources import DEMO, TEXT, kind_of, path_of, tokenizer_beside
 from dllama_zmq.spec import WEIGHTS_FLOAT, FloatType, Sync, Weights
 from dllama_zmq.threads import converted_by_threads
-from dllama_zmq.yaml_tree import NoMapping, YamlTree, shown
+
+if TYPE_CHECKING:  # else imported where a file is read: nodes read none
+    from dllama_zmq.yaml_tree import YamlTree
 
 FILE_NAME = "cluster.yaml"
 
@@ -192,6 +194,8 @@ class ClusterFile:
 
 def load_cluster(path: str | os.PathLike[str]) -> ClusterFile:
     """Read and check a cluster file. Raises ConfigError, one sentence that begins with file, line and column."""
+    from dllama_zmq.yaml_tree import NoMapping
+
     path = Path(path)
     text = read_cluster_text(path)
     try:
@@ -204,6 +208,8 @@ def load_cluster(path: str | os.PathLike[str]) -> ClusterFile:
 
 def parse_cluster(text: str, path: str | os.PathLike[str] = "cluster.yaml") -> Cluster:
     """The cluster that `text` describes; `path` is for messages and the name. Raises ConfigError."""
+    from dllama_zmq.yaml_tree import YamlTree
+
     if len(text) > MAX_FILE_BYTES:
         raise ConfigError(f"{path}: the text is longer than {MAX_FILE_BYTES} characters; this is not a cluster file")
     tree = YamlTree(text, os.fspath(path), _STRUCTS, _GONE)
@@ -320,6 +326,8 @@ def _check_nodes(cluster: Cluster, tree: YamlTree) -> None:
 
 
 def _check_hosts(cluster: Cluster, tree: YamlTree) -> None:
+    from dllama_zmq.yaml_tree import shown
+
     root, api = cluster.root.host, cluster.api
     if isinstance(api, ApiConfig) and not api.keys and not is_loopback(api.host):
         cure = "write `keys:` with a key that its clients must have, or use 127.0.0.1"

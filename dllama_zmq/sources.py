@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from dllama_zmq.errors import FormatError, UsageError
-from dllama_zmq.hub import HUB_PREFIX, ModelName, find_by_name, find_pulled, is_hub_name
+from dllama_zmq.hub import HUB_PREFIX, ModelName, is_hub_name
 
 DEMO = "demo"
 """`model: demo` and `tokenizer: demo` mean the files shipped in the package."""
@@ -46,6 +46,8 @@ def path_of(text: str, folder: Path, suffix: str = ".m") -> Path:
     if text == DEMO:
         return DATA_FOLDER / f"{DEMO}{suffix}"
     if text.startswith(HUB_PREFIX):
+        from dllama_zmq.hub.cache import find_pulled
+
         return find_pulled(text)
     path = os.fsdecode(text.encode("utf-8", "surrogateescape"))  # file names are UTF-8 in any locale
     return absolute_path(folder / expand_home(path))
@@ -78,6 +80,8 @@ def absolute_model(text: str) -> str:
     path = expand_home(text)
     if os.path.lexists(path):
         return str(absolute_path(path))
+    from dllama_zmq.hub.store import find_by_name
+
     if (name := find_by_name(text)) is not None:
         return f"{HUB_PREFIX}{name}"
     if path.name == text and not path.suffix and not is_hub_name(text):  # a word, as other programs name models

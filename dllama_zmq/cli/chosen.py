@@ -13,7 +13,7 @@ from dllama_zmq.cli.overrides import applied, without_file
 from dllama_zmq.client import Client
 from dllama_zmq.cluster import FILE_NAME, ClusterFile, load_cluster
 from dllama_zmq.errors import ClusterError, ConfigError, UsageError
-from dllama_zmq.hub import HUB_PREFIX, find_by_name
+from dllama_zmq.hub import HUB_PREFIX
 from dllama_zmq.launch.registry import (
     AlreadyRunning,
     Record,
@@ -160,6 +160,8 @@ def model_instead(path: Path) -> str | None:
     if path.name == FILE_NAME:  # a folder's
         is_model = any((path.parent / name).exists() for name in _CONFIGS)
         return str(path.parent) if is_model and path.parent != Path() else None
+    from dllama_zmq.hub.store import find_by_name
+
     text = str(path)
     return text if text == DEMO or text.startswith(HUB_PREFIX) or find_by_name(text) is not None else None
 

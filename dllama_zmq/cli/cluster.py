@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Annotated
 
-from rich.console import Console, Group, RenderableType
-from rich.table import Table
-from rich.text import Text
 from typer import Option
 
-from dllama_zmq.bus.client_messages import KVStatus, RequestStatus, Status
+from dllama_zmq.bus.client_messages import Status
 from dllama_zmq.cli import flags
 from dllama_zmq.cli.chosen import chosen_path, client_of, elsewhere, running_here, to_bring_up
 from dllama_zmq.cli.exit_codes import as_json
 from dllama_zmq.cli.notes import note
 from dllama_zmq.cli.overrides import applied, fetched
-from dllama_zmq.cli.progress import Arrivals, Display, duration, note_on
-from dllama_zmq.cli.slow_nodes import slowness
+from dllama_zmq.cli.progress import Arrivals, Display
 from dllama_zmq.cli.watch import check_watch, watched
 from dllama_zmq.client import CONNECT_S, SILENCE_S, Client
-from dllama_zmq.cluster import OPEN_BUS, ClusterFile
+from dllama_zmq.cluster import ClusterFile
 from dllama_zmq.errors import ClusterError, UsageError
 from dllama_zmq.launch.lifecycle import Listener, bring_up, commands_elsewhere, take_down
 from dllama_zmq.launch.registry import (
@@ -35,9 +29,8 @@ from dllama_zmq.launch.registry import (
     ended_unexpectedly,
     running_clusters,
 )
-from dllama_zmq.reporting import human_bytes, plural
+from dllama_zmq.reporting import plural
 
-_SECURITY = {"none": [OPEN_BUS], "curve": ["security: curve: encrypted, for known keys alone"]}
 _STATUS_S = 10.0  # the root answers between two steps
 
 
@@ -176,6 +169,8 @@ def status(*, which: flags.AnyCluster, there: flags.There, watch: flags.Watch = 
         dllama-zmq status home.yaml --json
     """
     check_watch(watch)
+    if not json:
+        from dllama_zmq.cli.cluster_tables import status_table
     if json and there.connect is None:
         file = running_here(chosen_path(which.file, which.option))
         if address_elsewhere(file.cluster) is None and await_running(file, CONNECT_S) is None:
@@ -190,64 +185,6 @@ def _asked(client: Client) -> Status:
     with Display() as display:
         display.activity("asking the root")
         return client.status(_STATUS_S)
-
-
-def status_table(found: Status) -> RenderableType:
-    """A cluster's nodes, for people."""
-    words = (
-        f"{found.name}: {found.state}, up {duration(found.uptime_s)}, {found.active} running, {found.queued} waiting",
-        f"model: {os.path.normpath(found.model)}",
-        *([f"chat and API: {found.api}"] if found.api else []),
-        *_SECURITY.get(found.security, []),
-        f"sync {found.sync}, kernels {found.kernels}, {found.seq_len} positions",
-        _kv_words(found.kv),
-        *_refused(found.refused),
-    )
-    elsewhere = any(node.address for node in found.nodes)
-    columns = ["node", *(["address"] if elsewhere else []), "state", "process", "weights", "KV cache", "note"]
-    table = Table(*columns, box=None, pad_edge=False)
-    for node in found.nodes:
-        table.add_row(
-            node.name,
-            *([node.address] if elsewhere else []),
-            node.state,
-            str(node.pid or ""),
-            human_bytes(node.weight_bytes),
-            human_bytes(node.kv_bytes),
-            note_on(node),
-        )
-    return Group(*map(Text, words), table, *map(Text, slowness(found)), *_requests(found.requests))
-
-
-def _kv_words(kv: KVStatus) -> str:
-    """The KV cache in one line."""
-    words = f"KV cache: {kv.in_use} of {kv.pages} pages of {kv.page_positions} positions in use, {kv.cached} kept"
-    if kv.cached_tokens:
-        words += f"; {100 * kv.cached_tokens / kv.prompt_tokens:.0f}% of all prompt tokens were in it already"
-    return words
-
-
-def _refused(refused: Mapping[str, int]) -> list[str]:
-    """Who was not let in, in one line, the most eager first."""
-    if not refused:
-        return []
-    counts = sorted(refused.items(), key=lambda item: -item[1])
-    listed = ", ".join(f"{count} from {address or 'an unknown address'}" for address, count in counts[:5])
-    more = f" and {len(counts) - 5} more addresses" if len(counts) > 5 else ""
-    return [f"connections refused: {listed}{more}; `dllama-zmq logs root` says why"]
-
-
-def _requests(requests: Sequence[RequestStatus]) -> list[RenderableType]:
-    """The open requests, if there are any."""
-    if not requests:
-        return []
-    table = Table("request", "for", "prompt", "in cache", "tokens", "tokens/s", box=None, pad_edge=False)
-    for request in requests:
-        is_running = request.state == "running"
-        speed = f"{request.tokens_per_s:.1f}" if request.tokens_per_s else ""
-        counts = [request.prompt_tokens, request.cached_tokens, request.tokens] if is_running else ["", "", ""]
-        table.add_row(request.state, duration(request.seconds), *map(str, counts), speed)
-    return [table]
 
 
 def _as_json(found: Status) -> str:
@@ -283,24 +220,9 @@ def ps(*, json: flags.Json = False) -> None:
     if not found:
         note("no cluster runs on this computer")
         return
-    table = Table("name", "state", "nodes", "for", "process", "API", "model", box=None, pad_edge=False)
-    for one in found:
-        row = (
-            one.name,
-            _state(one),
-            one.cluster.n_nodes,
-            duration(time.time() - one.since),
-            one.pid,
-            one.api.removeprefix("http://"),
-            Path(one.model).name,
-        )
-        table.add_row(*map(str, row))
-    console = Console(highlight=False, markup=False)
-    console.print(table)
-    for one in found:
-        if not one.private:
-            place = one.path if one.path.exists() else f"{one.path.parent} (without a file)"
-            console.print(f"{one.name}: {place}", soft_wrap=True)
+    from dllama_zmq.cli.cluster_tables import print_clusters
+
+    print_clusters([(one, _state(one)) for one in found])
 
 
 def _state(running: Record) -> str:

@@ -33,7 +33,7 @@ def models(incomplete: str) -> list[str]:
 
 def pulled(incomplete: str) -> list[str]:
     """Models of the hub that have been pulled."""
-    from dllama_zmq.hub import list_pulled
+    from dllama_zmq.hub.store import list_pulled
 
     with suppress(DllamaError, OSError):
         return _beginning((str(one.name) for one in list_pulled()), incomplete)

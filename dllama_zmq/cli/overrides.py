@@ -12,7 +12,7 @@ from dllama_zmq.cli.flags import Overrides
 from dllama_zmq.cli.notes import note
 from dllama_zmq.cluster import ClusterFile
 from dllama_zmq.errors import ClusterError, UsageError
-from dllama_zmq.hub import HUB_PREFIX, ModelName, find_pulled
+from dllama_zmq.hub import HUB_PREFIX, ModelName
 from dllama_zmq.launch import registry
 from dllama_zmq.launch.registry import Record
 from dllama_zmq.node_config import WorkerConfig
@@ -132,6 +132,8 @@ def check_running(overrides: Overrides, running: Record, asked: ClusterFile) -> 
 
 
 def _fetch(name: str) -> None:
+    from dllama_zmq.hub.cache import find_pulled
+
     try:
         find_pulled(name)
     except UsageError:

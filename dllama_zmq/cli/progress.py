@@ -1,25 +1,29 @@
-"""Progress on stderr: a live line on a terminal; elsewhere plain lines, less and less often."""
+"""Progress on stderr: a live line on a terminal; elsewhere plain lines, less and less often.
+
+rich is imported for a terminal alone: commands of scripts, and nodes, would wait for it for nothing.
+"""
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-from rich.console import Console, RenderableType
 from rich.filesize import decimal, pick_unit_and_suffix
-from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.spinner import Spinner
-from rich.table import Column, Table
-from rich.text import Text
 
 from dllama_zmq.bus.client_messages import NodeStatus, Status
 from dllama_zmq.cli.inert import inert
 from dllama_zmq.cli.notes import wrapped
 from dllama_zmq.reporting import Unit, human_bytes
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.live import Live
 
 _SHOWN_AFTER_S = 0.4
 """Shorter activities are not shown on a terminal."""
@@ -27,6 +31,7 @@ _PLAIN_AT_S = (1.5, 5.0, 10.0, 30.0)
 """Times of plain lines after the begin of an activity; then at intervals of the last one."""
 _POLL_S = 0.1
 _MAX_NAMED = 3
+_TERMINAL_ANYWAY = ("FORCE_COLOR", "TTY_COMPATIBLE")  # rich's: draw as on a terminal
 _BAR_COLUMNS = 8  # so that the words and figures of a prompt fit 80 columns beside it
 
 
@@ -38,19 +43,9 @@ class Display:
 
     def __init__(self, per_s: float = 5.0, clock: Callable[[], float] = time.monotonic) -> None:
         """per_s: redraws of the terminal's line per second."""
-        self._console = Console(stderr=True)
         self._clock = clock
         self._line = _Line(clock)
-        self._live: Live | None = None
-        if self._console.is_terminal and not self._console.is_dumb_terminal:
-            self._live = Live(
-                self._line,
-                console=self._console,
-                transient=True,
-                refresh_per_second=per_s,
-                redirect_stdout=False,
-                redirect_stderr=False,
-            )
+        self._console, self._live = _on_terminal(self._line, per_s)
         self._due, self._last_word = 0.0, clock()
         self._lock = threading.Lock()
         self._inside = False
@@ -78,7 +73,7 @@ class Display:
             self._last_word = self._clock()
             self._due = max(self._due, self._last_word + _PLAIN_AT_S[0])
         # rich itself breaks words; what is no terminal gets the line as it is.
-        self._print(wrapped(text, self._console.width) if self._console.is_terminal else text)
+        self._print(text if self._console is None else wrapped(text, self._console.width))
 
     def activity(self, text: str, done: int = 0, total: int = 0, unit: Unit = "B", key: str = "") -> None:
         """The current activity, with `done` of `total` if that is known; "" is `rest`."""
@@ -119,7 +114,10 @@ class Display:
         self._print(text)
 
     def _print(self, text: str) -> None:
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        if self._console is None:
+            print(text, file=sys.stderr, flush=True)  # noqa: T201
+        else:
+            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def _begin(self) -> None:
         if self._live is not None:
@@ -130,8 +128,32 @@ class Display:
             self._thread.start()
 
     def _repeat(self) -> None:
-        while not self._ended.wait(_POLL_S):
-            self.tick()
+        with suppress(BrokenPipeError):  # nobody reads stderr any more
+            while not self._ended.wait(_POLL_S):
+                self.tick()
+
+
+def _on_terminal(line: _Line, per_s: float) -> tuple[Console | None, Live | None]:
+    """stderr as a terminal, and `line` on it if it can be redrawn; None where stderr is no terminal."""
+    if not sys.stderr.isatty() and not any(os.environ.get(name) for name in _TERMINAL_ANYWAY):
+        return None, None
+    from rich.console import Console
+    from rich.live import Live
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        return None, None
+    if console.is_dumb_terminal:
+        return console, None
+    live = Live(
+        line,
+        console=console,
+        transient=True,
+        refresh_per_second=per_s,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    )
+    return console, live
 
 
 class _Line:
@@ -139,7 +161,7 @@ class _Line:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._spinner = Spinner("dots", style="progress.spinner")
+        self._spinner: RenderableType | None = None
         self.text, self.key, self.since, self._shown_from, self._first = "", "", 0.0, 0.0, 0
         self.done, self.total, self.unit = 0, 0, "B"
 
@@ -174,11 +196,17 @@ class _Line:
         return ", ".join(words)
 
     def __rich__(self) -> RenderableType:
+        from rich.progress_bar import ProgressBar
+        from rich.spinner import Spinner
+        from rich.table import Column, Table
+        from rich.text import Text
+
         if not self.text or self._clock() < self._shown_from:
             return Text()
         grid = Table.grid(Column(), Column(no_wrap=True, overflow="ellipsis", ratio=1), padding=(0, 1), expand=True)
         bar = [ProgressBar(self.total, self.done, width=_BAR_COLUMNS)] if self.total else []
         figures = Text(self.figures(), "progress.remaining", no_wrap=True)
+        self._spinner = self._spinner or Spinner("dots", style="progress.spinner")
         grid.add_row(self._spinner, Text(inert(self.text)), *bar, figures)
         return grid
 

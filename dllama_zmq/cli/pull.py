@@ -14,7 +14,9 @@ from typer import Argument, Option
 
 from dllama_zmq.cli.notes import note
 from dllama_zmq.cli.progress import Display
-from dllama_zmq.hub import ModelName, Pull, load_settings, plan_pull
+from dllama_zmq.hub import ModelName
+from dllama_zmq.hub.http import load_settings
+from dllama_zmq.hub.pull import Pull, plan_pull
 from dllama_zmq.reporting import Reporter, human_bytes, plural
 
 _MAX_LISTED = 20

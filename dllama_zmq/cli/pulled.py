@@ -13,7 +13,9 @@ from dllama_zmq.cli import completion, flags
 from dllama_zmq.cli.exit_codes import as_json
 from dllama_zmq.cli.notes import note
 from dllama_zmq.errors import UsageError
-from dllama_zmq.hub import ModelName, cache_folder, find_by_name, list_pulled, plan_removal
+from dllama_zmq.hub import ModelName
+from dllama_zmq.hub.cache import cache_folder
+from dllama_zmq.hub.store import find_by_name, list_pulled, plan_removal
 from dllama_zmq.reporting import human_bytes
 from dllama_zmq.sources import DEMO
 

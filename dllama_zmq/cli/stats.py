@@ -8,9 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from rich.console import Console
-from rich.table import Table
-
 from dllama_zmq.bus.client_messages import Prefill, StepStats, TokenText
 from dllama_zmq.bus.step_sums import StepSums
 from dllama_zmq.reporting import plural
@@ -51,6 +48,9 @@ class Stats:
 
     def print_table(self, n_nodes: int) -> None:
         """Print both phases per token, what the columns mean, and the node of `n_nodes` that the others waited for."""
+        from rich.console import Console
+        from rich.table import Table
+
         table = Table(box=None, pad_edge=False)
         table.add_column("")
         for column in ("tokens", "tokens/s", "ms", "computing", "waiting", "sent", "received"):

@@ -6,12 +6,12 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from typing import TypeVar
-
-from rich.console import Console, RenderableType
-from rich.live import Live
+from typing import TYPE_CHECKING, TypeVar
 
 from dllama_zmq.errors import UsageError
+
+if TYPE_CHECKING:  # else imported for tables alone, not for JSON
+    from rich.console import Console, RenderableType
 
 T = TypeVar("T")
 
@@ -32,16 +32,16 @@ def watched(
     console: Console | None = None,
 ) -> None:
     """Show the result of `look` once, or every `watch_s` seconds until Ctrl-C. Text from `show` is printed as it is."""
-    console = console or Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console.width = max(console.width, _UNCUT)
     if watch_s is None:
         _print(show(look()), console)
         return
+    console = _uncut(console)
     if not console.is_terminal:
         while True:
             _print(show(look()), console)
             time.sleep(watch_s)
+    from rich.live import Live
+
     with Live(console=console, auto_refresh=False) as live:
         while True:
             shown = show(look())
@@ -52,9 +52,20 @@ def watched(
             time.sleep(watch_s)
 
 
-def _print(shown: RenderableType, console: Console) -> None:
+def _uncut(console: Console | None) -> Console:
+    """`console`, by default stdout's, with long lines where it is no terminal."""
+    if console is None:
+        from rich.console import Console
+
+        console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = max(console.width, _UNCUT)
+    return console
+
+
+def _print(shown: RenderableType, console: Console | None) -> None:
     if isinstance(shown, str):
         sys.stdout.write(f"{shown}\n")
         sys.stdout.flush()
     else:
-        console.print(shown)
+        _uncut(console).print(shown)

@@ -13,7 +13,7 @@ from dllama_zmq.cluster import ClusterFile, is_loopback
 from dllama_zmq.doctor import hardware, keys, names, nodes, ports, programs, resources
 from dllama_zmq.doctor.findings import Check, Finding, ok, problem
 from dllama_zmq.errors import ConfigError
-from dllama_zmq.hub import cache_folder as hub_folder
+from dllama_zmq.hub.cache import cache_folder as hub_folder
 from dllama_zmq.kernels import simd_obstacle
 from dllama_zmq.launch.paths import cache_folder, folders
 from dllama_zmq.launch.registry import address_elsewhere, find_running

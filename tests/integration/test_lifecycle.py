@@ -206,14 +206,40 @@ def test_a_client_in_mid_answer_is_told_when_the_root_is_killed(cli: Cli) -> Non
 
 def test_commands_that_read_no_model_do_not_wait_for_what_reads_models() -> None:
     """Half a second on a Raspberry Pi, each time."""
-    modules = ", ".join(
-        f"dllama_zmq.cli.{name}" for name in ("cluster", "generate", "logs", "chat.command", "chat.lines")
-    )
-    code = f"import {modules}, sys; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60).stdout
     slow = {"asyncio", "huggingface_hub", "jinja2", "llvmlite", "numpy", "prompt_toolkit", "pydantic", "sentencepiece"}
-    slow |= {"ssl", "tokenizers"}
-    assert slow & set(loaded.split()) == set()
+    slow |= {"ssl", "tokenizers", "rich.console", "yaml", "dllama_zmq.hub.cache"}
+    assert slow & loaded_by("cluster", "generate", "logs", "chat.command", "chat.lines") == set()
+
+
+def test_nodes_and_the_gateway_load_nothing_that_only_commands_need() -> None:
+    slow = {"rich.console", "yaml", "dllama_zmq.hub.cache", "huggingface_hub", "numba"}
+    for name in ("root", "worker", "gateway"):
+        assert slow & loaded_by(name) == set()
+
+
+def test_a_command_does_not_look_for_garbage_in_what_it_has_loaded(cli: Cli) -> None:
+    """It would look at new objects a hundred times, at all of them several times, and once more at the end."""
+    code = (
+        "import gc, sys\n"
+        "looks = []\n"
+        "gc.callbacks.append(lambda phase, about: looks.append(phase))\n"
+        "sys.argv = ['dllama-zmq', 'ps']\n"
+        "from dllama_zmq.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print(len(looks) < 20, gc.isenabled(), gc.get_freeze_count() > 10_000)"
+    )
+    command, env = [sys.executable, "-c", code], cli.environment()
+    process = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, env=env)
+    assert process.stdout == "True True True\n"
+
+
+def loaded_by(*names: str) -> set[str]:
+    """The modules that a new process has loaded after those of these commands."""
+    modules = ", ".join(f"dllama_zmq.cli.{name}" for name in names)
+    code = f"import {modules}, sys; print(*sys.modules)"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    return set(process.stdout.split())
 
 
 def test_logs_are_printed_by_node(cli: Cli) -> None:

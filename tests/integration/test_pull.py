@@ -153,16 +153,16 @@ def test_offline_a_part_that_is_missing_is_named(puller: Puller, hub: Hub) -> No
 def test_find_pulled_names_what_was_pulled_and_asks_no_hub(puller: Puller, hub: Hub) -> None:
     path = puller.path("org/m")
     before = len(hub.requests)
-    assert puller.python("from dllama_zmq.hub import find_pulled; print(find_pulled('hf:org/m:q4_k_m'))") == str(path)
-    code = (
-        "from dllama_zmq.hub import find_pulled\ntry: find_pulled('hf:org/x')\nexcept Exception as error: print(error)"
-    )
+    code = "from dllama_zmq.hub.cache import find_pulled\n"
+    assert puller.python(f"{code}print(find_pulled('hf:org/m:q4_k_m'))") == str(path)
+    code += "try: find_pulled('hf:org/x')\nexcept Exception as error: print(error)"
     assert puller.python(code).endswith("`dllama-zmq pull org/x` fetches it")
     assert len(hub.requests) == before
 
 
 def test_other_commands_do_not_load_huggingface_hub(puller: Puller) -> None:
-    code = "import dllama_zmq.cli.app, dllama_zmq.hub, sys; print('huggingface_hub' in sys.modules)"
+    modules = "dllama_zmq.cli.app, dllama_zmq.hub.pull, dllama_zmq.hub.store"
+    code = f"import {modules}, sys; print('huggingface_hub' in sys.modules)"
     assert puller.python(code) == "False"
 
 

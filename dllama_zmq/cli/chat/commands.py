@@ -12,7 +12,7 @@ from rich.table import Table
 
 from dllama_zmq.cli.chat.conversation import read_bounded, read_conversation
 from dllama_zmq.cli.chat.session import Session
-from dllama_zmq.cli.cluster import status_table
+from dllama_zmq.cli.cluster_tables import status_table
 from dllama_zmq.cli.inert import inert
 from dllama_zmq.cli.notes import note
 from dllama_zmq.errors import UsageError
