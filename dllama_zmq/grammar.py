@@ -8,7 +8,7 @@ import msgspec
 
 from dllama_zmq.errors import RequestError
 
-MOST_GRAMMAR_CHARACTERS = 1 << 16
+MAX_GRAMMAR_CHARACTERS = 1 << 16
 JSON_SPACE = r" |\n{1,2}[ \t]{0,20}"
 """White space between the tokens of JSON, once at each place where it may be; as in llama.cpp's grammars. Small models
 go on with white space for ever where it has no bound."""
@@ -23,13 +23,13 @@ class Grammar(msgspec.Struct, frozen=True):
     """
 
     kind: Literal["json_object", "json_schema", "regex", "lark", "gbnf"]
-    text: Annotated[str, msgspec.Meta(max_length=MOST_GRAMMAR_CHARACTERS)] = ""
+    text: Annotated[str, msgspec.Meta(max_length=MAX_GRAMMAR_CHARACTERS)] = ""
 
     def check(self) -> None:
         """Raise RequestError where it is too long, or has nothing to say."""
-        if len(self.text) > MOST_GRAMMAR_CHARACTERS:
+        if len(self.text) > MAX_GRAMMAR_CHARACTERS:
             raise RequestError(
-                f"a grammar ({self.kind}) of {len(self.text)} characters; at most {MOST_GRAMMAR_CHARACTERS} are sent"
+                f"a grammar ({self.kind}) of {len(self.text)} characters; at most {MAX_GRAMMAR_CHARACTERS} are sent"
             )
         if bool(self.text.strip()) == (self.kind == "json_object"):
             expected = "none: any JSON object is meant" if self.kind == "json_object" else "its text"

@@ -6,8 +6,8 @@ import msgspec
 
 from dllama_zmq.errors import RequestError
 
-MOST_BIASES = 1024
-MOST_LOGPROBS = 20  # as the API of OpenAI
+MAX_BIASES = 1024
+MAX_LOGPROBS = 20  # as the API of OpenAI
 _FIRST_ASKED = 64
 
 
@@ -52,8 +52,8 @@ class Sampling(msgspec.Struct, frozen=True):
         """Raise RequestError, naming the value and its legal range."""
         _check("top_k", self.top_k, 0 <= self.top_k <= 1 << 24, "0 (off) or a number of tokens")
         _check("seed", self.seed, self.seed is None or 0 <= self.seed < 1 << 63, "0 to 2^63 - 1")
-        told, of_20 = self.logprobs, f"0 to {MOST_LOGPROBS}"
-        _check("logprobs", told, told is None or 0 <= told <= MOST_LOGPROBS, of_20)
+        told, of_20 = self.logprobs, f"0 to {MAX_LOGPROBS}"
+        _check("logprobs", told, told is None or 0 <= told <= MAX_LOGPROBS, of_20)
         if self.temperature != 0:  # less than 0.001, and logit / temperature overflows
             _check_range("temperature", self.temperature, 0.001, 100, "0 (greedy), or 0.001 to 100")
         for name in ("top_p", "typical_p"):
@@ -64,7 +64,7 @@ class Sampling(msgspec.Struct, frozen=True):
         for name in ("presence_penalty", "frequency_penalty"):
             _check_range(name, getattr(self, name), -2, 2, "-2 to 2 (0: off)")
         n_biases = len(self.logit_bias)
-        _check("the number of tokens of logit_bias", n_biases, n_biases <= MOST_BIASES, f"at most {MOST_BIASES}")
+        _check("the number of tokens of logit_bias", n_biases, n_biases <= MAX_BIASES, f"at most {MAX_BIASES}")
         for token, bias in self.logit_bias.items():
             _check("logit_bias", token, token >= 0, "ids of tokens, 0 or more")
             _check_range(f"logit_bias of token {token}", bias, -100, 100, "-100 to 100")

@@ -16,7 +16,7 @@ from dllama_zmq.errors import DllamaError
 from dllama_zmq.sampling import Sampling
 
 N_CLIENTS, N_TOKENS, N_WORDS = 3, 100, 150
-LOOK_S = 0.005
+POLL_S = 0.005
 
 
 class Failed(Exception):
@@ -87,13 +87,13 @@ def until(condition: Callable[[], object], within_s: float, what: str) -> None:
     while not condition():
         if time.monotonic() > deadline:
             raise Failed(f"{what}: not within {within_s:.0f} s")
-        time.sleep(LOOK_S)  # between two looks
+        time.sleep(POLL_S)  # between two looks
 
 
 def follow(path: Path, seen: list[tuple[float, str]], ended: threading.Event) -> None:
     """Read a log until `ended`: its lines, and when they were read."""
     with path.open() as log:
-        while not ended.wait(LOOK_S):
+        while not ended.wait(POLL_S):
             seen += [(time.monotonic(), line) for line in log]
 
 

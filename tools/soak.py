@@ -39,7 +39,7 @@ from soak_crowd import Crowd, Found
 from soak_usage import Usage
 
 EVERY_S = {"sample": 5.0, "tell": 30.0, "kill": 60.0, "cut": 90.0}
-CALM_S, NEAR_S, SILENT_S, LOOK_S = 20.0, 15.0, 60.0, 0.1
+CALM_S, NEAR_S, SILENT_S, POLL_S = 20.0, 15.0, 60.0, 0.1
 LIMITS_S = {"up": 60.0, "generate": 120.0, "down": 15.0}
 KILLED = {f"worker{node}" for node in range(1, N_NODES)}
 PROMPT = "Once upon a time"
@@ -82,7 +82,7 @@ def soak(
     running = threading.Thread(target=inside, daemon=True)  # as a namespace is a thread's
     running.start()
     while running.is_alive():
-        time.sleep(LOOK_S)
+        time.sleep(POLL_S)
         if cluster is not None:
             cluster.look()
         if not crowd.found.begun.is_set():

@@ -24,7 +24,7 @@ from dllama_zmq.sharding import PREFILL_TOKENS, kernel_needs, possible_node_coun
 from dllama_zmq.spec import FloatType, ModelSpec, Sync
 
 _SHAPE, _VOCAB = "tinyllama", 2048
-_LEAST_BYTES = 150_000_000
+_MIN_BYTES = 150_000_000
 """Of the model's layers: a cache of 32 MB must not keep them from token to token."""
 _STORED_AS = {FloatType.BF16: FloatType.F16, FloatType.Q41: FloatType.Q40}  # what random files are not made of
 _CASES = (Case("pp", PREFILL_TOKENS), Case("tg", 32))
@@ -85,7 +85,7 @@ def small_model(weight_type: FloatType) -> tuple[ModelSpec, str]:
     """A model of layers as wide as TinyLlama's, as many as are larger than caches; and its name."""
     stored = _STORED_AS.get(weight_type, weight_type)
     one, two = (data_bytes(shape(_SHAPE, stored, {"layers": n, "vocab": _VOCAB})) for n in (1, 2))
-    n_layers = -(-_LEAST_BYTES // (two - one))
+    n_layers = -(-_MIN_BYTES // (two - one))
     overrides = {"layers": n_layers, "vocab": _VOCAB}
     return shape(_SHAPE, stored, overrides), shape_title(_SHAPE, stored, overrides)
 

@@ -33,9 +33,9 @@ SLOWED_S = 5.0
 """How long an address is slowed down after one of its connections flooded."""
 _NEWCOMER_S = 0.2
 _HANDSHAKE_S = 5.0  # then libzmq has closed a connection that waits (ZMQ_HANDSHAKE_IVL)
-_MOST_WAITING = 1024
-_MOST_ADDRESSES = 4096
-_LOOK_MS = 20
+_MAX_WAITING = 1024
+_MAX_ADDRESSES = 4096
+_POLL_MS = 20
 _ENDPOINT = "inproc://zeromq.zap.01"  # this one and the form of the messages are the RFC's
 _NO = (b"400", b"this key is not known here", b"", b"")
 """There is no answer "not yet", and after a "no" a peer of libzmq's comes no more."""
@@ -89,14 +89,14 @@ class Admission:
             if slowed is not None and slowed.until > now:
                 slowed.until = now + SLOWED_S
                 return
-            if len(self._slowed) >= _MOST_ADDRESSES:
+            if len(self._slowed) >= _MAX_ADDRESSES:
                 del self._slowed[next(iter(self._slowed))]
             self._slowed[computer] = _Slowed(now + SLOWED_S, now + _NEWCOMER_S)
 
     def ask(self, request: Request) -> None:
         """Queue the request of a new connection."""
         waiting = self._waiting.setdefault(_computer(request.address), [])
-        if len(waiting) < _MOST_WAITING:
+        if len(waiting) < _MAX_WAITING:
             waiting.append(request)
 
     def answer(self, request: Request) -> tuple[bytes, bytes, bytes, bytes]:
@@ -200,7 +200,7 @@ class _Handler:
             self._listens.set()
             while True:
                 waiting = any(admission.anybody_waits for admission in list(self.admissions.values()))
-                if self._requests.poll(_LOOK_MS if waiting else None):
+                if self._requests.poll(_POLL_MS if waiting else None):
                     session, *frames = self._requests.recv_multipart()
                     if len(frames) < 5:  # the bell: libzmq's own requests have seven frames
                         self._requests.unbind(_ENDPOINT)

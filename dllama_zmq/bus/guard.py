@@ -38,10 +38,10 @@ from dllama_zmq.reporting import human_bytes
 
 logger = logging.getLogger(__name__)
 
-LOOK_S = 0.02
+POLL_S = 0.02
 HURRY_S = 0.004
 """How often connections are looked at, and how often for SLOWED_S after one was cut: libzmq takes in 2.5 GB/s."""
-_IDLE_LOOK_S = 1.0  # while all are trusted: one may be so no longer
+_IDLE_POLL_S = 1.0  # while all are trusted: one may be so no longer
 _FAILED = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 _EVENTS = (
     zmq.EVENT_ACCEPTED
@@ -57,8 +57,8 @@ _MESSAGES, _MESSAGES_S = 16, 2.0
 """What a peer without a place in the cluster may send: at first, and more per second. It joins once a second."""
 _IDLE_BYTES_S, _SECURED_BYTES_S = 256, 640
 """Heartbeats of both sides are 64 bytes/s, joins 150; with CURVE, which adds 33 bytes to each frame, 330 and 180."""
-_LOOK_AT_RING_S = 1.0
-_MOST_AT_ONCE = 64  # connections looked at in one go, so that a thousand of them take no core
+_RELOAD_RING_S = 1.0
+_MAX_PER_POLL = 64  # connections looked at in one go, so that a thousand of them take no core
 
 
 @dataclass(slots=True)
@@ -170,7 +170,7 @@ class Guard:
         # Made here, where no signal can come between a socket and what closes it; of a shadow of the context, so that
         # `destroy` in another thread leaves it to this one, which hears of it.
         self._events: zmq.Socket[bytes] = zmq.Context.shadow(self._socket.context).socket(zmq.PAIR)
-        looked, looked_at_ring = 0.0, time.monotonic()
+        looked, ring_read_at = 0.0, time.monotonic()
         try:
             self._events.set(zmq.RCVHWM, 0)
             self._events.set(zmq.LINGER, 0)
@@ -179,13 +179,13 @@ class Guard:
             while True:
                 watched = any(c.watched for c in list(self._connections.values()))
                 now = time.monotonic()
-                every_s = _IDLE_LOOK_S if not watched else HURRY_S if now < self._hurry_until else LOOK_S
+                every_s = _IDLE_POLL_S if not watched else HURRY_S if now < self._hurry_until else POLL_S
                 if watched and now >= looked + every_s:  # also while connections come and go without a pause
                     self._look()
                     looked = now
-                if now >= looked_at_ring + _LOOK_AT_RING_S:
+                if now >= ring_read_at + _RELOAD_RING_S:
                     self._cut_removed()
-                    looked_at_ring = now
+                    ring_read_at = now
                 if self._events.poll(round(every_s * 1000)) and not self._take_event():
                     return
         except zmq.ZMQError:  # the context is being ended
@@ -232,7 +232,7 @@ class Guard:
         now = time.monotonic()
         connections = [(fd, c) for fd, c in list(self._connections.items()) if c.watched]
         first = self._next if self._next < len(connections) else 0
-        self._next = first + _MOST_AT_ONCE
+        self._next = first + _MAX_PER_POLL
         for descriptor, connection in connections[first : self._next]:
             allowed = self._bounds.held_bytes + connection.read_bytes + self._idle_bytes_s * (now - connection.since)
             received = _received_bytes(descriptor)

@@ -19,8 +19,8 @@ from dllama_zmq.bus.meter import wire_bytes
 from dllama_zmq.bus.security import Server
 
 T = TypeVar("T")
-_MOST_REMEMBERED = 4096
-_MOST_DROPPED = 8192  # at once, some 20 ms
+_MAX_REMEMBERED = 4096
+_MAX_DROPPED = 8192  # at once, some 20 ms
 _OVER_IPC = "localhost:"
 
 
@@ -125,7 +125,7 @@ class Peers:
         return self._connections.get(identity, _NOBODY)
 
     def _take(self, socket: zmq.Socket[bytes]) -> list[Frame] | None:
-        for _ in range(_MOST_DROPPED):
+        for _ in range(_MAX_DROPPED):
             try:
                 first = socket.recv(zmq.NOBLOCK, copy=False)
             except zmq.Again:
@@ -153,7 +153,7 @@ class Peers:
             key = _of(first, "User-Id", "")
             self._guard.is_of(descriptor, key)
         self._connections[identity] = _Connection(descriptor, address, key)
-        if len(self._connections) > _MOST_REMEMBERED:
+        if len(self._connections) > _MAX_REMEMBERED:
             self._connections.popitem(last=False)
         return True
 

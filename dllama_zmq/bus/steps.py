@@ -35,7 +35,7 @@ from dllama_zmq.errors import RemoteError, WorkerLost
 from dllama_zmq.quants import U8
 from dllama_zmq.spec import Sync
 
-_MOST_KEPT = 64
+_MAX_KEPT = 64
 PING_S = 0.25
 """How often a waiting root pings every worker. A ping finds a broken connection, and shows a worker that has answered
 that the root is alive."""
@@ -278,7 +278,7 @@ class RootSteps:
 
     def _keep_for_later(self, identity: bytes, message: Message) -> None:
         """Keep a message until the step has ended. A dropped one is repeated: workers repeat their joins."""
-        if identity in self._out_of_turn or len(self._out_of_turn) < _MOST_KEPT:
+        if identity in self._out_of_turn or len(self._out_of_turn) < _MAX_KEPT:
             self._out_of_turn[identity] = message
 
     def _resend(self, member: Member) -> list[Action]:

@@ -25,7 +25,7 @@ from dllama_zmq.sources import model_at
 from dllama_zmq.spec import ModelSpec, Sync
 
 _STATUS_S = 10.0  # the root answers between two steps
-_LEAST_WIDTH = 80
+_MIN_WIDTH = 80
 _NODES = 4
 
 
@@ -62,7 +62,7 @@ def netstat(*, options: Options, there: flags.There) -> None:
     _check(options, there)
     console = Console(highlight=False)
     if not console.is_terminal or options.watch is None:
-        console.width = max(console.width, _LEAST_WIDTH)  # a terminal that is narrower wraps lines and loses nothing
+        console.width = max(console.width, _MIN_WIDTH)  # a terminal that is narrower wraps lines and loses nothing
     if options.predict is not None:
         n_nodes = _NODES if options.nodes is None else options.nodes
         figures = predicted(options.predict, _spec(options.predict), n_nodes, options.sync or "f32", there.security)

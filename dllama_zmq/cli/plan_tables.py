@@ -14,7 +14,7 @@ from dllama_zmq.models import tensor_table
 from dllama_zmq.reporting import human_bytes, plural
 from dllama_zmq.sharding import PREFILL_TOKENS, possible_node_counts
 
-_LEAST_WIDTH = 80
+_MIN_WIDTH = 80
 _FITS = {True: "fits", False: "too little", None: "?"}
 
 
@@ -104,7 +104,7 @@ def show(answer: Answer, verbose: bool) -> None:
     """Print it. verbose: with the terms of each time."""
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:
-        console.width = max(console.width, _LEAST_WIDTH)
+        console.width = max(console.width, _MIN_WIDTH)
     for line in _head(answer):
         console.print(line, soft_wrap=True)
     console.print()

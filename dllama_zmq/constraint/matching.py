@@ -25,7 +25,7 @@ MAX_STATES = 50_000
 _SLICES = [r'[^"\\\x00-\x1F\x7F]{1,30}']
 """Tokens that a JSON string may consist of are looked at together. For 128k tokens: 12 MB and, within a string of a
 limited length, 0.06 ms in place of 0.8."""
-_MOST_TOLD = 500
+_MAX_ERROR_CHARACTERS = 500
 
 
 class Vocabulary:
@@ -143,7 +143,7 @@ class Constraint:
     def _refused(self, what: str) -> RequestError:
         """The library's own words, as an error of the request."""
         assert self._matcher is not None
-        why = self._matcher.get_error().replace("<non-verbose/>", "").strip()[:_MOST_TOLD]
+        why = self._matcher.get_error().replace("<non-verbose/>", "").strip()[:_MAX_ERROR_CHARACTERS]
         if "NoExtension" in why:
             why = "this model has no token with which it could go on as the grammar wants"
         return RequestError(f"the grammar: {what}: {why}")

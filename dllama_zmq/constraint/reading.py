@@ -15,7 +15,7 @@ READ_S = 2.0
 """Time limit for a grammar in seconds of CPU time; a schema of 120 kB takes 0.02 s."""
 MEMORY_BYTES = 64 << 20
 """What compiling a grammar may take; a schema of 120 kB takes 5 MB."""
-_MOST_TOLD = 1000
+_MAX_ERROR_CHARACTERS = 1000
 
 
 class GrammarReader:
@@ -51,6 +51,6 @@ class GrammarReader:
                 "simpler one"
             )
         if "error" in answer:
-            raise RequestError(f"{what} cannot be used: {answer['error'].strip()[:_MOST_TOLD]}")
+            raise RequestError(f"{what} cannot be used: {answer['error'].strip()[:_MAX_ERROR_CHARACTERS]}")
         text: str = answer["text"]
         return text

@@ -11,11 +11,11 @@ from dllama_zmq.doctor.findings import Finding, ok, problem, warning
 from dllama_zmq.host import ROOT, free_memory_bytes, group_limits, read, usable_cores
 from dllama_zmq.reporting import human_bytes, plural
 
-_LEAST_FREE = 0.2
+_MIN_FREE = 0.2
 _MUCH_SWAPPED = 0.05
-_LEAST_TASKS = 64
-_LEAST_FILES = 256
-_LEAST_DISK_BYTES = 1_000_000_000
+_MIN_TASKS = 64
+_MIN_FILES = 256
+_MIN_DISK_BYTES = 1_000_000_000
 
 
 def cores(root: Path = ROOT) -> Iterator[Finding]:
@@ -43,7 +43,7 @@ def memory(root: Path = ROOT) -> Iterator[Finding]:
     allowed = total if limit is None else min(total, limit)
     of = f"; a control group allows {human_bytes(allowed)}" if allowed < total else ""
     text = f"{human_bytes(free)} of {human_bytes(total)} free{of}"
-    if free < _LEAST_FREE * allowed:
+    if free < _MIN_FREE * allowed:
         yield warning(
             "memory", text, "end other programs, or use more nodes; `dllama-zmq inspect` says what each needs"
         )
@@ -58,13 +58,11 @@ def memory(root: Path = ROOT) -> Iterator[Finding]:
 def limits(root: Path = ROOT) -> Iterator[Finding]:
     """The threads and open files that a node may have."""
     tasks, (_, files) = group_limits(root).tasks, resource.getrlimit(resource.RLIMIT_NOFILE)
-    if tasks is not None and tasks < _LEAST_TASKS:
-        cure = f"allow {_LEAST_TASKS} (docker: --pids-limit, systemd: TasksMax=)"
+    if tasks is not None and tasks < _MIN_TASKS:
+        cure = f"allow {_MIN_TASKS} (docker: --pids-limit, systemd: TasksMax=)"
         yield problem("limits", f"a control group allows only {plural(tasks, 'thread')}", cure)
-    if files != resource.RLIM_INFINITY and files < _LEAST_FILES:
-        yield problem(
-            "limits", f"{plural(files, 'open file')} at most (`ulimit -Hn`)", f"allow {_LEAST_FILES} at least"
-        )
+    if files != resource.RLIM_INFINITY and files < _MIN_FILES:
+        yield problem("limits", f"{plural(files, 'open file')} at most (`ulimit -Hn`)", f"allow {_MIN_FILES} at least")
 
 
 def disks(folders: Sequence[tuple[str, Path]]) -> Iterator[Finding]:
@@ -75,7 +73,7 @@ def disks(folders: Sequence[tuple[str, Path]]) -> Iterator[Finding]:
         free, text = room.f_bavail * room.f_frsize, f"{purpose} in {folder}"
         if not os.access(there, os.W_OK | os.X_OK):
             yield warning("disk", f"{text}: you cannot write {there}", f"make {there} yours, or choose another folder")
-        elif free < _LEAST_DISK_BYTES:
+        elif free < _MIN_DISK_BYTES:
             yield warning("disk", f"{text}: {human_bytes(free)} free", "make room on that disk")
         else:
             yield ok("disk", f"{text}: {human_bytes(free)} free")

@@ -44,7 +44,7 @@ _POLL_S = 1.0
 _CLIENTS_S = 0.002  # for what clients say, before the engine has its turn again
 _KILLED = "the root went away without a word, as one that was killed; `dllama-zmq logs root` may say why"
 _BEHIND = "this client has not read its answers for too long, and some of them are lost; ask again"
-_MOST_UNREAD = 64 << 10  # of a client that reads; the kernel holds some 200 KiB and more of one that does not
+_MAX_UNREAD = 64 << 10  # of a client that reads; the kernel holds some 200 KiB and more of one that does not
 _LINGER_MS = 200  # for the last messages to clients
 
 
@@ -183,7 +183,7 @@ class Front:
             self._tell_engine(Quit())
 
     def _reads(self, client: bytes) -> bool:
-        return self._clients.unread_bytes(client) <= _MOST_UNREAD
+        return self._clients.unread_bytes(client) <= _MAX_UNREAD
 
     def _send(self, client: bytes, message: Message) -> bool:
         """Send to one client. False if it has gone; its requests are then dropped."""

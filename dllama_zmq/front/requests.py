@@ -27,7 +27,7 @@ from dllama_zmq.sampling import GREEDY
 logger = logging.getLogger(__name__)
 
 _REMIND_S = 1.0
-_LOOK_S = 0.1
+_POLL_S = 0.1
 _NEWCOMERS = 8  # one of 8 places is for clients without a running request
 
 
@@ -54,7 +54,7 @@ class Requests:
         self._running = Running()
         self._nodes = Readiness(False, "", math.inf)  # until the engine says how they are
         self._ready_at = time.monotonic()  # when every node was last known to be ready, or this began
-        self._next_look = 0.0
+        self._next_poll = 0.0
 
     @property
     def wake(self) -> int:
@@ -65,7 +65,7 @@ class Requests:
     def wait_s(self) -> float | None:
         """Seconds until `remind` may have something to do; None where nobody waits."""
         waits = len(self._waiting) or len(self._questions) or (self._running and not self._nodes.ready)
-        return _LOOK_S if waits else None
+        return _POLL_S if waits else None
 
     @property
     def running(self) -> list[Request]:
@@ -258,9 +258,9 @@ class Requests:
     def remind(self) -> None:
         """Tell every waiting client once a second why it waits; give up on those that wait too long for nodes."""
         now = time.monotonic()
-        if now < self._next_look:
+        if now < self._next_poll:
             return
-        self._next_look = now + _LOOK_S
+        self._next_poll = now + _POLL_S
         nodes = self._nodes
         held_up = [] if nodes.ready else [(0, request) for request in self._running.requests]
         n_ahead = self._running.n_places + len(self._encoding.requests)

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 PROMPT_END_CHARACTERS = 256
 M = TypeVar("M", bound=msgspec.Struct)
 _MAX_RENDERED = 1 << 19
-_MOST_TEMPLATE_BYTES = 1 << 19  # half of the longest header; published ones have 10 KB
+_MAX_TEMPLATE_BYTES = 1 << 19  # half of the longest header; published ones have 10 KB
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ class Texts:
             dim=model.dim,
             bos="" if tokenizer.bos_id is None else self.piece(tokenizer.bos_id),
             eos=[self.piece(token) for token in tokenizer.eos_ids],
-            template=template if len(template.encode()) <= _MOST_TEMPLATE_BYTES else "",
+            template=template if len(template.encode()) <= _MAX_TEMPLATE_BYTES else "",
             specials={name: token for token in sorted(tokenizer.silent) if (name := self.piece(token)) in template},
             created=model.created,
         )

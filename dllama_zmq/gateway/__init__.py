@@ -1,1 +1,1 @@
-"""The API server: HTTP for the front of one cluster, in a process of its own. API.md says what it answers."""
+"""The API server: HTTP for the clients of one cluster, in a process of its own. See API.md."""

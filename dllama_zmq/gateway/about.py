@@ -20,7 +20,7 @@ _HEALTH_S = 2.0
 
 
 class NodeHealth(Struct):
-    """state: absent, loading, loaded or ready; reason: what it lacks."""
+    """state: absent, loading, loaded or ready. reason: why it is not ready."""
 
     name: str
     state: str
@@ -28,15 +28,15 @@ class NodeHealth(Struct):
 
 
 class Health(Struct):
-    """All nodes are ready. security: curve, none (an open bus), or local (no network reaches the bus)."""
+    """Every node is ready. security: curve, none (an open bus), or local (no network reaches the bus)."""
 
     nodes: list[NodeHealth]
     security: str
     status: str = "ok"
 
 
-class Ill(Struct):
-    """Some node is not; the error names it. security: as in Health; empty while it is not known."""
+class Unhealthy(Struct):
+    """Some node is not ready; the error names it. security: as in Health; empty if it is not known."""
 
     error: ErrorBody
     nodes: list[NodeHealth]
@@ -45,7 +45,7 @@ class Ill(Struct):
 
 
 class ModelMeta(Struct):
-    """llama-server's numbers of a model, and whether it has a chat template: without one it only continues texts."""
+    """llama-server's numbers of a model, and whether it has a chat template; without one it only continues texts."""
 
     n_vocab: int
     n_ctx: int
@@ -70,25 +70,25 @@ class ModelList(Struct):
 
 
 async def health(call: Call[None]) -> Reply:
-    """200 where every node is ready and the root goes on from step to step; 503 with the names of those that are not.
+    """200 if every node is ready and the root is not stuck in a step; else 503 with the nodes that are not ready.
 
-    The root writes to each idle worker twice a second, and a connection that nobody answers on ends after 1.5 s.
+    The root writes to each idle worker twice a second, and an unanswered connection ends after 1.5 s.
     """
     try:
         status = await call.service.recent_status(_HEALTH_S)
     except DllamaError as error:
         problem = Problem(503, str(error), retry_s=2)
-        return Reply(Ill(problem.reply().error, [], ""), 503, headers=problem.headers)
+        return Reply(Unhealthy(problem.reply().error, [], ""), 503, headers=problem.headers)
     nodes = [NodeHealth(node.name, node.state, node.reason) for node in status.nodes]
     silence = call.service.silence
     if status.state == "ready" and not silence:
         return Reply(Health(nodes, status.security))
     problem = Problem(503, status.note or silence or "Loading model", retry_s=2)
-    return Reply(Ill(problem.reply().error, nodes, status.security), 503, headers=problem.headers)
+    return Reply(Unhealthy(problem.reply().error, nodes, status.security), 503, headers=problem.headers)
 
 
 def entry_of(model: Model) -> ModelEntry:
-    """A model as the API lists it."""
+    """A model as /v1/models lists it."""
     numbers = (model.vocab_size, model.seq_len, model.context, model.dim, model.n_params, model.size_bytes)
     meta = ModelMeta(*numbers, has_chat_template=model.template != "")
     return ModelEntry(model.name, model.created, meta)
@@ -100,7 +100,7 @@ async def models(call: Call[None]) -> Reply:
 
 
 async def one_model(call: Call[None]) -> Reply:
-    """The model of that name. Raises Problem where it is another's."""
+    """The model if its name is the one in the path; else Problem 404."""
     model, name = await call.service.model(), call.request.path_params["name"]
     if name != model.name:
         raise Problem(404, f"this server has no model {name:.200}; it has {model.name}", "model")
@@ -108,7 +108,7 @@ async def one_model(call: Call[None]) -> Reply:
 
 
 async def cluster(call: Call[None]) -> Reply | Stream:
-    """What `dllama-zmq status --json` prints; with ?stream=true once a second, as events."""
+    """The content of `dllama-zmq status --json`; with ?stream=true once a second, as events."""
     if call.request.query_params.get("stream") in ("true", "1"):
         return Stream(_statuses(call))
     return Reply(_shown(await call.service.status()))
@@ -119,7 +119,7 @@ async def metrics(call: Call[None]) -> Reply:
     try:
         status = await call.service.status(_HEALTH_S)
     except DllamaError:
-        status = None  # the counters of this server are reported nevertheless
+        status = None  # this server's own counters are reported nevertheless
     return Reply(call.service.metrics.text(status), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
@@ -135,5 +135,5 @@ async def _statuses(call: Call[None]) -> AsyncGenerator[bytes, None]:
 
 
 def _shown(status: Status) -> dict[str, Any]:
-    """A status as JSON has it; on the bus it is a list."""
+    """A status as a JSON object; on the bus it is a list."""
     return {name: getattr(status, name) for name in status.__struct_fields__ if name != "id"}

@@ -1,4 +1,4 @@
-"""The routes of the API, as one ASGI application."""
+"""The ASGI application with all routes of the API."""
 
 from __future__ import annotations
 
@@ -80,13 +80,13 @@ ROUTES.append(Resource(["/openapi.json"], _document, gives=dict[str, Any]))
 
 
 def errors_at(path: str) -> ErrorForm:
-    """The form of errors at `path`: that of the route that it is, or is below."""
+    """The form of errors at `path`: that of the route at `path` or above it."""
     forms = {one: each.errors for each in ROUTES for one in each.paths}
     return next((form for one, form in forms.items() if path == one or path.startswith(f"{one}/")), OPENAI)
 
 
 def application(service: Service) -> Starlette:
-    """The API of `service`."""
+    """The application for `service`."""
     routes: list[BaseRoute] = [
         Route(path, Endpoint(service, one.handler, one.takes, one.errors), methods=[one.method])
         for one in ROUTES
@@ -114,7 +114,7 @@ def application(service: Service) -> Starlette:
 
 
 class _Page(StaticFiles):
-    """The files of the web page, which may run nothing but themselves."""
+    """The files of the web page, with a policy that lets it run only its own scripts."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def guarded(message: Message) -> None:
@@ -132,7 +132,7 @@ class _Page(StaticFiles):
 
 
 async def _refused(request: Request, error: Exception) -> Response:
-    """What is no route, or not with this method."""
+    """The answer for an unknown path or a wrong method."""
     assert isinstance(error, HTTPException)
     path, status = request.url.path, error.status_code
     methods = {"GET", "HEAD"} if path in _PAGE_PATHS else set[str]()
@@ -140,7 +140,7 @@ async def _refused(request: Request, error: Exception) -> Response:
         if isinstance(route, Route) and route.path_regex.match(path):
             methods |= route.methods or set()
     allowed = ", ".join(sorted(methods))
-    if status in (404, 405):  # the page's files are below every path, and are told apart from routes here
+    if status in (404, 405):  # the page's files are mounted below every path, so only here are they told from routes
         status = 405 if methods else 404
     if status == 405:
         problem = Problem(405, f"{path:.200} is used with {allowed}, not {request.method:.20}")

@@ -13,8 +13,8 @@ from msgspec import UNSET, structs, to_builtins
 from dllama_zmq.bus.prompts import Chat, prompt_on_wire, text_on_wire
 from dllama_zmq.bus.text_messages import Tokenize, Tokens
 from dllama_zmq.chat import AnswerParser, Delta, for_template, needs_specials, parser_for
-from dllama_zmq.gateway import asking
-from dllama_zmq.gateway.answering import Answering, Began, Ended, Event, Progress, Said, Waiting
+from dllama_zmq.gateway import sampling_params
+from dllama_zmq.gateway.answer_stream import AnswerStream, Begin, End, Event, Output, Progress, Waiting
 from dllama_zmq.gateway.endpoint import Call, Reply, Stream, event
 from dllama_zmq.gateway.metrics import Tally
 from dllama_zmq.gateway.problems import Problem
@@ -52,19 +52,19 @@ async def chat_completions(call: Call[ChatRequest]) -> Reply | Stream:
 
 
 async def input_tokens(call: Call[ChatRequest]) -> Reply:
-    """How many tokens a conversation's prompt has."""
+    """The number of tokens of a conversation's prompt."""
     return Reply(InputTokens(await n_prompt_tokens(call, call.body)))
 
 
 async def n_prompt_tokens(call: Call[Any], body: ChatRequest) -> int:
-    """The tokens of the prompt that `body` makes, which is of any dialect. Raises Problem, DllamaError."""
+    """The number of prompt tokens of `body`, whichever API it came from. Raises Problem, DllamaError."""
     chat = conversation(body, (await call.service.model()).template)
     return len((await call.service.ask(call.user, Tokenize(1, text_on_wire(chat), None, True), Tokens)).tokens)
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The answers to a conversation as they come, and how far they are. Close `events` to withdraw the request."""
+    """The answers to a conversation as a stream, and their progress. Close `events` to cancel the request."""
 
     model: str
     n: int
@@ -74,27 +74,27 @@ class Answer:
 
 
 async def answer_of(call: Call[Any], body: ChatRequest) -> Answer:
-    """Ask for what `body` says, which is of any dialect. Raises Problem, DllamaError."""
+    """Send the request of `body`, whichever API it came from. Raises Problem, DllamaError."""
     model, tools = await call.service.model(), offered(body)
     chat = conversation(body, model.template)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     limits = call.service.settings.limits
-    asked = asking.generate(body, prompt_on_wire(chat), limits, logprobs, body.max_completion_tokens)
-    grammar = await grammar_for(call, body, chat, tools, asked.grammar)
-    asked = structs.replace(asked, grammar=grammar, specials=needs_specials(model.template, tools))
+    request = sampling_params.generate_message(body, prompt_on_wire(chat), limits, logprobs, body.max_completion_tokens)
+    grammar = await grammar_for(call, body, chat, tools, request.grammar)
+    request = structs.replace(request, grammar=grammar, specials=needs_specials(model.template, tools))
 
     def parser(prompt_end: str) -> AnswerParser:
         return parser_for(model.template, prompt_end, tools, body.parallel_tool_calls is not False)
 
     tally = Tally()
-    events = Answering(call.service.links.of(call.user), parser, call.service.metrics).events(asked, tally)
-    return Answer(model.name, asked.n, events, tally)
+    events = AnswerStream(call.service.links.of(call.user), parser, call.service.metrics).events(request, tally)
+    return Answer(model.name, request.n, events, tally)
 
 
 def conversation(body: ChatRequest, template: str) -> Chat:
     """The conversation as `template` reads it. Raises Problem.
 
-    As in llama-server, an assistant's message at its end is gone on with, unless the request says otherwise.
+    As in llama-server, a last message of the assistant is continued, unless the request says otherwise.
     """
     messages = [message_of(message, place) for place, message in enumerate(body.messages)]
     last = messages[-1]
@@ -103,7 +103,7 @@ def conversation(body: ChatRequest, template: str) -> Chat:
     if continues is None:
         continues = ends_with_answer and body.add_generation_prompt is None
     if continues and not ends_with_answer:
-        raise Problem(400, "continue_final_message: the last message is no text of the assistant", "messages")
+        raise Problem(400, "continue_final_message: the last message is not an assistant's text", "messages")
     if continues and body.add_generation_prompt:
         raise Problem(400, "continue_final_message and add_generation_prompt exclude each other; give one of them")
     changed, tools = for_template(template, messages, offered(body))
@@ -117,7 +117,9 @@ def conversation(body: ChatRequest, template: str) -> Chat:
 
 
 def _effort(effort: str | None) -> dict[str, Any]:
-    """The template's variables for it; thinking is Qwen's `enable_thinking` and DeepSeek's `thinking`."""
+    """The template's variables for the effort. Thinking is `enable_thinking` in Qwen's templates, `thinking` in
+    DeepSeek's.
+    """
     if effort is None:
         return {}
     thinks = effort != "none"
@@ -125,7 +127,7 @@ def _effort(effort: str | None) -> dict[str, Any]:
 
 
 def message_of(message: Message, place: int) -> dict[str, Any]:
-    """A message as templates know it: its text joined, without what is not said. Raises Problem."""
+    """A message as templates expect it: its text joined, without fields that are null. Raises Problem."""
     fields = {name: value for name, value in to_builtins(message).items() if value is not None}
     if message.role == "function":  # OpenAI's older name
         fields["role"] = "tool"
@@ -136,7 +138,7 @@ def message_of(message: Message, place: int) -> dict[str, Any]:
             text = part.refusal if part.type == "refusal" else part.text
             if part.type not in ("text", "input_text", "output_text", "refusal") or text is None:
                 raise Problem(
-                    400, f"{where}[{number}]: a part of type {part.type!r:.40}; this server reads text", where
+                    400, f"{where}[{number}]: a part of type {part.type!r:.40}; this server reads only text", where
                 )
             texts.append(text)
         fields["content"] = "".join(texts)
@@ -158,13 +160,13 @@ class Collected:
     reason: str = "stop"
     stop: str = ""
 
-    def add(self, said: Said | Ended) -> None:
-        """More of it, or its end."""
-        if isinstance(said, Ended):
-            self.reason, self.stop = said.reason, said.stop
+    def add(self, event: Output | End) -> None:
+        """Append more of the answer, or its end."""
+        if isinstance(event, End):
+            self.reason, self.stop = event.reason, event.stop
             return
-        self.logprobs.extend(said.logprobs)
-        for delta in said.deltas:
+        self.logprobs.extend(event.logprobs)
+        for delta in event.deltas:
             self.content.append(delta.content)
             self.reasoning.append(delta.reasoning)
             if delta.tool is not None:
@@ -173,7 +175,7 @@ class Collected:
                 self.calls[delta.tool.index].function.arguments += delta.tool.arguments
 
     def message(self) -> AnswerMessage:
-        """In OpenAI's form."""
+        """The message in OpenAI's form."""
         content, reasoning = "".join(self.content), "".join(self.reasoning)
         return AnswerMessage(
             content=None if self.calls and not content else content,
@@ -183,11 +185,11 @@ class Collected:
 
 
 async def collected(answer: Answer) -> list[Collected]:
-    """All answers, whole."""
+    """All answers, complete."""
     answers = [Collected() for _ in range(answer.n)]
-    async with aclosing(answer.events) as told:
-        async for one in told:
-            if isinstance(one, Said | Ended):
+    async with aclosing(answer.events) as events:
+        async for one in events:
+            if isinstance(one, Output | End):
                 answers[one.index].add(one)
     return answers
 
@@ -202,25 +204,25 @@ async def _whole(answer: Answer) -> ChatReply:
 
 
 async def _chunks(answer: Answer, body: ChatRequest) -> AsyncGenerator[bytes, None]:
-    """Chunks: the role, what is said, how it ended, the tokens if they are asked for, and [DONE]."""
+    """The chunks: role, deltas, finish reason, the usage if it was requested, and [DONE]."""
     identity, tally = new_id("chatcmpl"), answer.tally
 
     def chunk(*choices: ChunkChoice, **more: Any) -> bytes:
         return event(ChatChunk(identity, answer.created, answer.model, list(choices), **more))
 
     timed = bool(body.timings_per_token)
-    async with aclosing(answer.events) as told:
-        async for one in told:
-            if isinstance(one, Said):
+    async with aclosing(answer.events) as events:
+        async for one in events:
+            if isinstance(one, Output):
                 more = {"timings": Timings.of(tally)} if timed else {}
                 logprobs = one.logprobs
                 for delta in one.deltas or [Delta()]:
                     yield chunk(ChunkChoice(one.index, _delta(delta), logprobs=ChatLogprobs.of(logprobs)), **more)
                     logprobs = ()
-            elif isinstance(one, Began):
+            elif isinstance(one, Begin):
                 for index in range(answer.n):
                     yield chunk(ChunkChoice(index, ChatDelta(role="assistant", content=None)))
-            elif isinstance(one, Ended):
+            elif isinstance(one, End):
                 yield chunk(ChunkChoice(one.index, ChatDelta(), one.reason), timings=Timings.of(tally))
             elif body.return_progress:
                 yield chunk(**progress(one))
@@ -230,7 +232,7 @@ async def _chunks(answer: Answer, body: ChatRequest) -> AsyncGenerator[bytes, No
 
 
 def progress(one: Waiting | Progress) -> dict[str, Any]:
-    """How far a request has come that has said nothing yet, as a field of a chunk."""
+    """The progress of a request before its first token, as a field of a chunk."""
     if isinstance(one, Waiting):
         return {"queued": QueuePlace(one.ahead, one.note)}
     return {"prompt_progress": PromptProgress(one.total, one.n_cached, one.done, round(1000 * one.seconds))}

@@ -1,4 +1,4 @@
-"""What /metrics tells of the cluster: the numbers of its status in Prometheus' form. Pure."""
+"""The cluster's part of /metrics: the numbers of its status in Prometheus' form. Pure."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ _Rows = Iterable[tuple[tuple[str, ...], float]]
 
 
 def cluster_metrics(status: Status) -> Iterator[Metric]:
-    """Metrics of the whole cluster, for all its clients. Those of recent steps cover their last 10 to 20 s."""
+    """Metrics of the whole cluster, for all its clients. Those of recent steps cover the last 10 to 20 s."""
     kv = status.kv
     yield _gauge("up", "Whether every node is ready", status.state == "ready")
     yield _gauge("requests_running", "Requests that are being answered", status.active)
     yield _gauge("requests_waiting", "Requests that wait for their turn", status.queued)
     yield _gauge("kv_pages", f"Pages of the KV cache, of {kv.page_positions} positions each", kv.pages)
-    yield _gauge("kv_pages_used", "Pages of requests", kv.in_use)
-    yield _gauge("kv_pages_kept", "Pages that only a later prompt may need", kv.cached)
+    yield _gauge("kv_pages_used", "Pages in use by requests", kv.in_use)
+    yield _gauge("kv_pages_kept", "Pages kept for later prompts with the same beginning", kv.cached)
     yield _gauge("kv_used_ratio", "Share of the pages that requests use", kv.in_use / max(1, kv.pages))
     yield _counter("prefix_queries", "Tokens of all prompts", kv.prompt_tokens)
-    yield _counter("prefix_hits", "Of these, those whose keys and values were there already", kv.cached_tokens)
-    yield _counter("preemptions", "How often a request gave its pages to an older one", kv.preemptions)
+    yield _counter("prefix_hits", "Prompt tokens found in the prefix cache", kv.cached_tokens)
+    yield _counter("preemptions", "Times that a request gave up its pages for an older one", kv.preemptions)
     yield _counters("steps", "Steps that were run", ["phase"], _by_name(status.steps))
     yield _counters("step_tokens", "Tokens that were evaluated", ["phase"], _by_name(status.tokens))
     recent = status.recent.items()
     speeds = [((phase,), times.tokens / times.wall_s) for phase, times in recent if times.wall_s]
     yield _gauges("tokens_per_second", "Tokens evaluated per second of the last steps", ["phase"], speeds)
     seconds = [((phase,), times.wall_s / times.steps) for phase, times in recent if times.steps]
-    yield _gauges("step_seconds", "What one of the last steps took", ["phase"], seconds)
+    yield _gauges("step_seconds", "Seconds of one of the last steps", ["phase"], seconds)
     yield from _nodes(status)
 
 
@@ -50,15 +50,15 @@ def _nodes(status: Status) -> Iterator[Metric]:
         yield _gauges(f"node_{name}_seconds", text, ["node", "phase"], rows)
     traffic = [((row.node, row.direction, row.phase, row.kind), row.wire_bytes) for row in status.traffic]
     labels = ["node", "direction", "phase", "kind"]
-    yield _counters("node_bytes", "Bytes between the root and a worker, as the root sees them", labels, traffic)
+    yield _counters("node_bytes", "Bytes between the root and a worker, counted by the root", labels, traffic)
     nodes = status.nodes
     yield _gauges("node_up", "Whether a node is ready", ["node"], [((n.name,), n.state == "ready") for n in nodes])
     trips = [((n.name,), n.round_trip_s) for n in nodes if n.round_trip_s is not None]
-    yield _gauges("node_round_trip_seconds", "The kernel's estimate of TCP's round trip", ["node"], trips)
+    yield _gauges("node_round_trip_seconds", "The TCP round trip, as the kernel estimates it", ["node"], trips)
     memory = [((n.name,), n.memory_bytes) for n in nodes]
-    yield _gauges("node_memory_bytes", "What a node's process needs at most", ["node"], memory)
+    yield _gauges("node_memory_bytes", "Memory that a node's process needs at most", ["node"], memory)
     free = [((n.name,), n.free_bytes) for n in nodes if n.free_bytes is not None]
-    yield _gauges("node_free_bytes", "What its computer had free when it joined", ["node"], free)
+    yield _gauges("node_free_bytes", "Memory that the node's computer had free when it joined", ["node"], free)
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

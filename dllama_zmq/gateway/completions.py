@@ -1,4 +1,4 @@
-"""POST /v1/completions: texts or token ids, gone on with."""
+"""POST /v1/completions: continues texts or token ids."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 
 from msgspec import UNSET
 
-from dllama_zmq.bus.client_messages import Logprob as Told
+from dllama_zmq.bus.client_messages import Logprob
 from dllama_zmq.bus.prompts import prompt_on_wire
 from dllama_zmq.bus.text_messages import Detokenize, Detokenized
 from dllama_zmq.chat import Delta
-from dllama_zmq.gateway import asking
-from dllama_zmq.gateway.answering import Answering, Began, Ended, Event, Said
+from dllama_zmq.gateway import sampling_params
+from dllama_zmq.gateway.answer_stream import AnswerStream, Begin, End, Event, Output
 from dllama_zmq.gateway.chat import DONE, Collected, progress
 from dllama_zmq.gateway.endpoint import Call, Reply, Stream, event
 from dllama_zmq.gateway.metrics import Tally
@@ -27,7 +27,7 @@ Numbered = tuple[int, Event]
 
 
 class PlainText:
-    """The parser of an answer that is its text."""
+    """The parser for plain text: every text is content."""
 
     has_calls = False
 
@@ -39,24 +39,26 @@ class PlainText:
 
 
 async def completions(call: Call[CompletionRequest]) -> Reply | Stream:
-    """How the prompts go on: n answers to each, those of the first prompt first."""
+    """The continuations of the prompts: n for each, those of the first prompt first."""
     body, service = call.body, call.service
     prompts = prompts_of(body.prompt, "prompt")
     _check(body)
     model = await service.model()
     limits = service.settings.limits
-    answering = Answering(service.links.of(call.user), lambda prompt_end: PlainText(), service.metrics)
+    answer_stream = AnswerStream(service.links.of(call.user), lambda prompt_end: PlainText(), service.metrics)
     n, tallies = body.n or 1, [Tally() for _ in prompts]
-    asked = [asking.generate(body, prompt_on_wire(prompt), limits, body.logprobs) for prompt in prompts]
+    requests = [
+        sampling_params.generate_message(body, prompt_on_wire(prompt), limits, body.logprobs) for prompt in prompts
+    ]
     echoes = [await _echo(call, prompt) if body.echo else "" for prompt in prompts]
-    events = [answering.events(one, tally) for one, tally in zip(asked, tallies, strict=True)]
+    events = [answer_stream.events(one, tally) for one, tally in zip(requests, tallies, strict=True)]
     head = CompletionReply(new_id("cmpl"), int(time.time()), model.name, [])
     if body.stream:
         return Stream(_chunks(_merged(events), head, tallies, body, echoes))
     answers = [Collected() for _ in range(n * len(prompts))]
-    async with aclosing(_merged(events)) as told:
-        async for place, one in told:
-            if isinstance(one, Said | Ended):
+    async with aclosing(_merged(events)) as merged:
+        async for place, one in merged:
+            if isinstance(one, Output | End):
                 answers[place * n + one.index].add(one)
     choices = [_choice(index, answer, echoes[index // n]) for index, answer in enumerate(answers)]
     timings = Timings.of(tallies[0]) if len(tallies) == 1 else UNSET
@@ -65,11 +67,11 @@ async def completions(call: Call[CompletionRequest]) -> Reply | Stream:
 
 def _check(body: CompletionRequest) -> None:
     if body.suffix:
-        raise Problem(400, "suffix: this server does not fill in text before a suffix", "suffix")
+        raise Problem(400, "suffix: this server cannot fill in the middle", "suffix")
     if body.echo and body.logprobs is not None:
-        raise Problem(400, "echo with logprobs: there are no log-probabilities of a prompt's tokens", "logprobs")
+        raise Problem(400, "echo with logprobs: this server has no log-probabilities of prompt tokens", "logprobs")
     if body.best_of not in (None, 1, body.n):
-        raise Problem(400, f"best_of is {body.best_of}; answers are not compared here: leave it out", "best_of")
+        raise Problem(400, f"best_of is {body.best_of}; this server does not rank answers; leave it out", "best_of")
 
 
 async def _echo(call: Call[CompletionRequest], prompt: str | list[int]) -> str:
@@ -83,10 +85,10 @@ def _choice(index: int, answer: Collected, echo: str) -> CompletionChoice:
     return CompletionChoice(index, echo + "".join(answer.content), answer.reason, logprobs)
 
 
-def _logprobs(told: Sequence[Sequence[Told]], offset: int) -> CompletionLogprobs:
-    """Of some tokens, the first of which begins at character `offset` of the text."""
+def _logprobs(logprobs: Sequence[Sequence[Logprob]], offset: int) -> CompletionLogprobs:
+    """The log-probabilities of some tokens; the first token begins at character `offset` of the text."""
     found = CompletionLogprobs([], [], [], [])
-    for own, *tops in told:
+    for own, *tops in logprobs:
         found.tokens.append(own.text)
         found.token_logprobs.append(own.logprob)
         found.top_logprobs.append({one.text: one.logprob for one in tops} or {own.text: own.logprob})
@@ -108,21 +110,21 @@ async def _chunks(
     def chunk(*choices: CompletionChoice, **more: Any) -> bytes:
         return event(CompletionReply(head.id, head.created, head.model, list(choices), **more))
 
-    async with aclosing(events) as told:
-        async for place, one in told:
-            if isinstance(one, Said):
+    async with aclosing(events) as stream:
+        async for place, one in stream:
+            if isinstance(one, Output):
                 index, text = place * n + one.index, "".join(delta.content for delta in one.deltas)
                 logprobs = _logprobs(one.logprobs, offsets[index]) if one.logprobs else None
                 offsets[index] += len(text)
                 more = {"timings": Timings.of(tallies[place])} if body.timings_per_token else {}
                 yield chunk(CompletionChoice(index, text, None, logprobs), **more)
-            elif isinstance(one, Began) and echoes[place]:
+            elif isinstance(one, Begin) and echoes[place]:
                 for index in range(place * n, place * n + n):
                     yield chunk(CompletionChoice(index, echoes[place], None))
-            elif isinstance(one, Ended):
+            elif isinstance(one, End):
                 end = CompletionChoice(place * n + one.index, "", one.reason)
                 yield chunk(end, timings=Timings.of(tallies[place]))
-            elif body.return_progress and not isinstance(one, Began):
+            elif body.return_progress and not isinstance(one, Begin):
                 yield chunk(**progress(one))
     if body.stream_options is not None and body.stream_options.include_usage:
         yield chunk(usage=Usage.of(tallies))
@@ -130,7 +132,7 @@ async def _chunks(
 
 
 async def _merged(streams: Sequence[AsyncGenerator[Event, None]]) -> AsyncGenerator[Numbered, None]:
-    """The events of all streams as they come, each with its stream's place. Ends them all where one fails."""
+    """The events of all streams as they come, each with its stream's number. If one fails, all end."""
     if len(streams) == 1:
         async with aclosing(streams[0]) as events:
             async for one in events:

@@ -1,6 +1,6 @@
-"""One route of the API: its request read and checked within bounds, its answer sent, errors in the client's form.
+"""One route of the API: reads and checks the request within limits, sends the answer, and gives errors their form.
 
-A request ends as soon as its client goes, streamed or not.
+A request ends when its client disconnects, streamed or not.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ JSON = "application/json"
 EVENT_STREAM = "text/event-stream"
 _PING = b": waiting\n\n"
 _PING_S = 15.0
-_HOLD_S = 10.0  # an error within this time has a status of its own, even of a stream
-_LEAST_BYTES_S = 16384  # of a body that comes slowly
+_HOLD_S = 10.0  # an error within this time has its own status, even of a stream
+_MIN_BYTES_PER_S = 16384  # the slowest upload of a body that is accepted
 
 
 @dataclass(frozen=True, slots=True)
 class Call(Generic[T]):
-    """A request that has been read: `body` is as the route's type says, of `user`."""
+    """A request that was read and checked: `body` has the route's type."""
 
     service: Service
     user: str
@@ -41,7 +41,7 @@ class Call(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A whole answer: a struct, as JSON, or bytes of a type."""
+    """A complete answer: a struct, sent as JSON, or bytes of `media_type`."""
 
     body: object
     status: int = 200
@@ -51,7 +51,7 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """An answer of server-sent events, as they are sent."""
+    """An answer of server-sent events."""
 
     events: AsyncGenerator[bytes, None]
 
@@ -60,13 +60,13 @@ Handler = Callable[[Call[Any]], Awaitable[Reply | Stream]]
 
 
 def event(body: object) -> bytes:
-    """A server-sent event of OpenAI's form."""
+    """A server-sent event in OpenAI's form."""
     return b"data: " + msgspec.json.encode(body) + b"\n\n"
 
 
 @dataclass(frozen=True, slots=True)
 class ErrorForm:
-    """How a dialect tells errors: as a whole answer, which is of the type `gives`, and in mid-stream."""
+    """How an API reports errors: as a body, which has the type `gives`, and as an event of a stream."""
 
     body: Callable[[Problem], object] = Problem.reply
     event: Callable[[Problem], bytes] = lambda problem: event(problem.reply())
@@ -77,10 +77,10 @@ OPENAI = ErrorForm()
 
 
 class Endpoint:
-    """A handler as an ASGI application."""
+    """An ASGI application around a handler."""
 
     def __init__(self, service: Service, handler: Handler, body: Any = None, errors: ErrorForm = OPENAI) -> None:
-        """body: the type of the JSON that it takes; None: it takes none."""
+        """body: the type of the request's JSON; None: it has no body."""
         self._service, self._handler, self._errors = service, handler, errors
         self._decoder = None if body is None else msgspec.json.Decoder(body)
 
@@ -115,12 +115,12 @@ class Endpoint:
         if int(length) > most:
             raise too_long
         while True:
-            allowed_s = limits.stalled_s + len(data) / _LEAST_BYTES_S
+            allowed_s = limits.stalled_s + len(data) / _MIN_BYTES_PER_S
             try:
                 async with asyncio.timeout(max(0.0, start + allowed_s - time.monotonic())):
                     message = await receive()
             except TimeoutError:
-                raise Problem(408, f"the body has not come within {allowed_s:.0f} s (api.limits.stalled_s)") from None
+                raise Problem(408, f"the body did not arrive within {allowed_s:.0f} s (api.limits.stalled_s)") from None
             if message["type"] == "http.disconnect":
                 raise _Gone
             data += message.get("body", b"")
@@ -150,7 +150,7 @@ class Endpoint:
                 await self._stream(answer, sending)
             else:
                 await sending.whole(answer)
-        except Exception as error:  # the client gets any error, and the server continues
+        except Exception as error:  # any error goes to the client, and the server continues
             await self._refuse(sending, Problem.of(error))
 
     async def _refuse(self, sending: _Sending, problem: Problem) -> None:
@@ -173,7 +173,7 @@ class Endpoint:
                 await sending.more(await first)
                 async for data in events:
                     await sending.more(data)
-                    await asyncio.sleep(0)  # who has left is noticed even where the next events are there already
+                    await asyncio.sleep(0)  # lets `_gone` notice a disconnect even if the next events are ready
             finally:
                 for task in (first, pings):
                     if task is not None:
@@ -183,14 +183,14 @@ class Endpoint:
 
 
 class _Gone(Exception):
-    """The client has left before its request was whole."""
+    """The client disconnected before its request was complete."""
 
 
 class _Sending:
-    """The answer to one request on its way."""
+    """The answer to one request, as it is sent."""
 
     def __init__(self, send: Send, count: Callable[[int], None]) -> None:
-        """count: is called with the status."""
+        """count: called with the status."""
         self._send, self._count = send, count
         self.started = self.complete = False
         self._last = 0.0
@@ -216,7 +216,7 @@ class _Sending:
         await self.end(data)
 
     async def pings(self) -> None:
-        """Send a comment whenever nothing else was sent for a while: proxies end what is silent."""
+        """Send a comment whenever nothing was sent for a while, because proxies end silent connections."""
         while True:
             await asyncio.sleep(max(0.0, self._last + _PING_S - time.monotonic()))
             if time.monotonic() >= self._last + _PING_S:
@@ -224,6 +224,6 @@ class _Sending:
 
 
 async def _gone(receive: Receive) -> None:
-    """Return when the client has left, or its answer is complete."""
+    """Return when the client has disconnected or its answer is complete."""
     while (await receive())["type"] != "http.disconnect":
         pass

@@ -1,7 +1,7 @@
-"""Who may use the API: keys, web pages of other servers, names of this server. And an id for each request.
+"""Access to the API: keys, web pages of other servers, names of this server. And an id for each request.
 
-Without a key only this computer can reach the server, and there a web page could, through its reader's browser: one of
-another server by its own name (Origin), or by a name of its own that leads here (Host).
+Without a key, only this computer can reach the server. But there a web page could, through the browser: a page of
+another server (seen by Origin), or of a name that resolves to this computer, DNS rebinding (seen by Host).
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from dllama_zmq.gateway.problems import Problem
 
 LOCAL_ORIGIN = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d{1,5})?"
 REQUEST_ID = ("x-request-id", "request-id")
-"""The headers in which OpenAI's clients look for a request's id, and Anthropic's."""
+"""The headers in which OpenAI's and Anthropic's clients look for a request's id."""
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 class Gate:
-    """Lets requests through to `app`, each with its user's name in `state`."""
+    """Passes requests on to `app`, each with its user's name in `state`."""
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class Gate:
         open_paths: Collection[str],
         errors_at: Callable[[str], ErrorForm],
     ) -> None:
-        """open_paths: need no key. errors_at: the form of errors at a path."""
+        """open_paths: paths that need no key. errors_at: the form of errors at a path."""
         self._app, self._errors_at = app, errors_at
         self._keys = [key.encode() for key in keys]
         self._origins = set(origins)
@@ -72,10 +72,10 @@ class Gate:
         await named({"type": "http.response.body", "body": body})
 
     def _problem(self, scope: Scope, headers: Headers) -> Problem | None:
-        """Why this request is refused; None where it is not."""
+        """Why this request is refused; None if it is not."""
         if self._keys:
             if self._key(headers) is None and scope["path"] not in self._open_paths:
-                return Problem(401, "no key, or one that is not known; send it as `Authorization: Bearer KEY`")
+                return Problem(401, "the API key is missing or not known; send it as `Authorization: Bearer KEY`")
             return None
         host = headers.get("host", "")
         if not _is_local_name(urlsplit(f"//{host}").hostname or ""):
@@ -90,14 +90,14 @@ class Gate:
         )
 
     def _key(self, headers: Headers) -> int | None:
-        """Which of the keys the request has. Every one is compared, in a time that does not depend on it."""
+        """The index of the request's key. All keys are compared, in a time that does not depend on the request's."""
         scheme, _, token = headers.get("authorization", "").partition(" ")
         given = (token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")).encode()
         matches = [hmac.compare_digest(key, given) for key in self._keys]
         return matches.index(True) if any(matches) else None
 
     def _user(self, scope: Scope, headers: Headers) -> str:
-        """Who it is: by key, else by address."""
+        """The user's name: by key, else by address."""
         key = self._key(headers) if self._keys else None
         client = scope.get("client")
         return f"key {key}" if key is not None else f"at {client[0] if client else ''}"
@@ -110,4 +110,4 @@ def _is_local_name(host: str) -> bool:
         ipaddress.ip_address(host)
     except ValueError:
         return False
-    return True  # a page cannot make the browser's name of it lead elsewhere
+    return True  # DNS rebinding cannot give a page such a name

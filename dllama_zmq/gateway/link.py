@@ -1,7 +1,7 @@
-"""Connections to the front: many requests at once on each, one for each user, so that the front's fairness holds.
+"""Connections to the front: one for each user, so that the front's fairness holds, with many requests on each.
 
-One event loop, no thread. Messages of the front are read at once, even if the users' clients read slowly: a mailbox
-is as long as what is left of its request's answer.
+One event loop, no thread. Messages of the front are read at once, even if a user's client reads slowly: a mailbox holds
+at most the rest of its request's answer.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from dllama_zmq.client import as_error
 from dllama_zmq.errors import ProtocolError, RequestError, RootLost
 
 _CONNECT_S = 3.0
-_MOST_USERS = 64  # connections; further users share one
-_AT_ONCE = 64  # messages read before others have their turn
+_MAX_USERS = 64  # connections; users beyond that share them
+_MESSAGES_PER_TURN = 64  # messages read before other tasks have their turn
 
 
 class Mailbox:
-    """What the front says of one request. open: it has not ended, so a client that leaves withdraws it."""
+    """The front's messages about one request. open: it has not ended, so it is cancelled if its client leaves."""
 
     def __init__(self, is_open: bool) -> None:
         self.open = is_open
@@ -42,7 +42,7 @@ class Mailbox:
             self._waiter.set_result(None)
 
     async def get(self, wait_s: float) -> Message | None:
-        """The next message; None where none comes within `wait_s`. Raises the error that the front reports."""
+        """The next message; None if none arrives within `wait_s`. Raises the error that the front reports."""
         if not self._messages:
             self._waiter = asyncio.get_running_loop().create_future()
             with suppress(TimeoutError):
@@ -59,7 +59,7 @@ class Mailbox:
 
 
 class Link:
-    """One connection to the front. It ends with the first loss of the front, and all its requests with it."""
+    """One connection to the front. When the front is lost, it ends with all its requests."""
 
     def __init__(self, context: sockets.Context, front: str) -> None:
         self._loop = asyncio.get_running_loop()
@@ -74,15 +74,15 @@ class Link:
 
     @property
     def idle(self) -> bool:
-        """Whether nobody waits for an answer."""
+        """Whether no request is open."""
         return not self._open
 
     @asynccontextmanager
     async def request(self, make: Callable[[int], Message], cancels: bool = False) -> AsyncIterator[Mailbox]:
-        """Send `make(id)`; its answers come into the mailbox until the block ends.
+        """Send `make(id)`. Its answers arrive in the mailbox until the block ends.
 
-        cancels: the request is withdrawn where the block ends before `mailbox.open` is false. Raises RootLost where the
-        front cannot be reached.
+        cancels: the request is cancelled if the block ends while the mailbox is open. Raises RootLost if the front
+        cannot be reached.
         """
         request_id = next(self._ids)
         frames = _checked(make(request_id))
@@ -97,7 +97,7 @@ class Link:
                 self._send(encode(Cancel(request_id)))
 
     def close(self) -> None:
-        """End it; requests that are open fail."""
+        """End the connection; open requests fail."""
         if not self._connection.socket.closed:
             for descriptor in self._connection.descriptors:
                 self._loop.remove_reader(descriptor)
@@ -117,15 +117,15 @@ class Link:
             raise RootLost(f"the root at {self._front} went away")
 
     def _send(self, frames: Sequence[Frame]) -> None:
-        with suppress(zmq.Again):  # it has just gone; `_read` will hear of that
+        with suppress(zmq.Again):  # the front has just gone; `_read` will notice
             self._connection.socket.send_multipart(frames, zmq.NOBLOCK)
-        self._loop.call_soon(self._read)  # the descriptor tells of changes alone, and sending may have seen one
+        self._loop.call_soon(self._read)  # the descriptor signals changes only, and sending may have consumed one
 
     def _read(self) -> None:
         if self.lost or self._connection.socket.closed:
             return
         self._changed.set()
-        for _ in range(_AT_ONCE):
+        for _ in range(_MESSAGES_PER_TURN):
             frames = sockets.receive_now(self._connection.socket)
             if frames is None:
                 if self._connection.lost():
@@ -145,7 +145,7 @@ class Link:
 
 
 class Links:
-    """A connection for each user, made when it is needed; the least recently used idle one makes room for another."""
+    """One connection for each user, made on demand. The least recently used idle one makes room for a new one."""
 
     def __init__(self, front: str) -> None:
         self._front = front
@@ -165,14 +165,14 @@ class Links:
         return link
 
     def close(self) -> None:
-        """End them all."""
+        """End all connections."""
         for link in self._links.values():
             link.close()
         self._context.destroy()
 
     def _room(self) -> Link | None:
-        """None where there is room for another connection; else the one to share."""
-        if len(self._links) < _MOST_USERS:
+        """None if there is room for another connection; else the connection to share."""
+        if len(self._links) < _MAX_USERS:
             return None
         for user, link in list(self._links.items()):
             if link.idle:
@@ -189,5 +189,5 @@ def _checked(message: Message) -> list[Frame]:
         frames = encode(message)
         decode(frames, FROM_CLIENT)
     except (ProtocolError, OverflowError, msgspec.MsgspecError, UnicodeEncodeError) as error:
-        raise RequestError(f"the request is not one that can be answered: {error}") from None
+        raise RequestError(f"the request cannot be answered: {error}") from None
     return frames

@@ -1,4 +1,4 @@
-"""What /metrics tells of requests, counted as they go. Knows no route; the cluster's part is `cluster_metrics.py`'s."""
+"""The requests' part of /metrics, counted as they run. Knows no route; `cluster_metrics.py` has the cluster's part."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _STEPS_S = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 @dataclass(slots=True)
 class Tally:
-    """Tokens and seconds of one request, as far as it has come. Times: time.monotonic()."""
+    """The tokens and times of one request so far. Times are of time.monotonic()."""
 
     came: float = field(default_factory=time.monotonic)
     began: float = 0.0
@@ -50,7 +50,8 @@ class Metrics:
     """The counters of one API server."""
 
     def __init__(self) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more for each, which nothing reads
+        # a second series for each counter, which nobody reads
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = registry = CollectorRegistry()
         self._status: Status | None = None
         registry.register(_OfCluster(self))
@@ -61,7 +62,7 @@ class Metrics:
         self._ended = counter("requests", "Answers of this API server, by how they ended", "reason")
         self._open = Gauge("dllama_requests_open", "Requests of this API server that have not ended", registry=registry)
         self._prompt = counter("prompt_tokens", "Tokens of prompts")
-        self._cached = counter("prompt_tokens_cached", "Of these, those whose keys and values were there already")
+        self._cached = counter("prompt_tokens_cached", "Prompt tokens found in the prefix cache")
         self._prompt_s = counter("prompt_seconds", "From the start of prompts to their answers' first tokens")
         self._predicted = counter("predicted_tokens", "Tokens of answers")
         self._predicted_s = counter("predicted_seconds", "From the first tokens of answers to their last")
@@ -76,7 +77,7 @@ class Metrics:
 
     @contextmanager
     def request(self, tally: Tally) -> Iterator[Outcome]:
-        """Count a request, which lasts for the block."""
+        """Count a request for the duration of the block."""
         outcome, failed = Outcome(), "cancelled"
         self._open.inc()
         try:
@@ -98,7 +99,7 @@ class Metrics:
                 self._predicted_s.inc(tally.last_token - tally.first_token)
 
     def token(self, tally: Tally) -> None:
-        """Count a token of a request."""
+        """Count a generated token of a request."""
         now = time.monotonic()
         tally.n_tokens += 1
         if not tally.first_token:
@@ -113,18 +114,18 @@ class Metrics:
         self._responses.labels(route, str(status)).inc()
 
     def text(self, status: Status | None) -> bytes:
-        """All of it in Prometheus' form, with the cluster as it is (None: not known)."""
+        """All metrics in Prometheus' form, with the cluster's status (None: not known)."""
         self._status = status
         return generate_latest(self._registry)
 
 
 class _OfCluster(Collector):
-    """A collector of what the last status says."""
+    """A collector of the last status."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
 
     def collect(self) -> Iterator[Metric]:
-        """As prometheus_client wants it."""
+        """The collector's interface for prometheus_client."""
         status = self._metrics._status
         return iter(()) if status is None else cluster_metrics(status)

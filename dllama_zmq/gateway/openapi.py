@@ -1,4 +1,4 @@
-"""The OpenAPI document of the routes, made from the types that requests are checked with and answers are made of."""
+"""The OpenAPI document, made from the types that check requests and form answers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TEMPLATE = "#/components/schemas/{name}"
 
 
 def openapi(resources: Sequence[Resource]) -> dict[str, Any]:
-    """The document. Each route is described under the first of its paths; the others are aliases."""
+    """The document. Each route is described under its first path; the other paths are aliases."""
     used = {one for each in resources for one in (each.takes, each.gives, each.streams, each.errors.gives)}
     ordered = sorted(used - {None}, key=lambda one: (str(one.__name__), str(one.__module__)))
     schemas, components = msgspec.json.schema_components(ordered, ref_template=_TEMPLATE)
@@ -32,7 +32,7 @@ def openapi(resources: Sequence[Resource]) -> dict[str, Any]:
 
 
 def _event(schema: Any) -> dict[str, Any]:
-    """A stream's, which in OpenAPI 3.1 tools take to be of each event: its data is JSON of `schema`, or [DONE]."""
+    """The schema of one event of a stream, as tools read OpenAPI 3.1: its data is JSON of `schema`, or [DONE]."""
     data = {"anyOf": [{"contentMediaType": JSON, "contentSchema": schema}, {"const": "[DONE]"}], "type": "string"}
     return {"type": "object", "properties": {"event": {"type": "string"}, "data": data}, "required": ["data"]}
 

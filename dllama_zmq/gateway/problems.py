@@ -1,4 +1,4 @@
-"""Errors for clients of the API: a status, and a body in the form of OpenAI's errors."""
+"""Errors for clients of the API: a status and a body in OpenAI's form."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _TYPES = {
 
 
 class ErrorBody(msgspec.Struct):
-    """n_prompt_tokens, n_ctx: where the prompt is longer than the context."""
+    """n_prompt_tokens, n_ctx: only if the prompt is longer than the context."""
 
     message: str
     type: str
@@ -47,13 +47,13 @@ class ErrorBody(msgspec.Struct):
 
 
 class ErrorReply(msgspec.Struct):
-    """The body of every answer that is an error."""
+    """The body of every error."""
 
     error: ErrorBody
 
 
 class Problem(Exception):
-    """Ends a request with this status. `param`: the field of the request that is wrong."""
+    """An error that ends a request with `status`. param: the field of the request that is wrong."""
 
     def __init__(
         self, status: int, message: str, param: str | None = None, kind: str = "", retry_s: int | None = None
@@ -66,12 +66,12 @@ class Problem(Exception):
 
     @classmethod
     def of(cls, error: Exception) -> Problem:
-        """The problem to report for `error`. An unexpected error is logged: it is a defect."""
+        """The problem for `error`. An unexpected error is a defect, and is logged."""
         if isinstance(error, Problem):
             return error
         text = str(error)
         if isinstance(error, ContextExceeded):
-            # LangChain and LiteLLM know this error by the first words, which are Anthropic's.
+            # LangChain and LiteLLM recognize this error by Anthropic's words at its beginning.
             problem = cls(400, f"prompt is too long: {text}", kind="exceed_context_size_error")
             problem.numbers = error.numbers
             return problem
@@ -88,7 +88,7 @@ class Problem(Exception):
 
     @property
     def headers(self) -> dict[str, str]:
-        """More headers of the answer."""
+        """Additional headers of the answer."""
         headers = {} if self.retry_s is None else {"retry-after": str(self.retry_s)}
         return headers | ({"www-authenticate": "Bearer"} if self.status == 401 else {})
 
@@ -99,5 +99,5 @@ class Problem(Exception):
 
 
 def not_ready(why: str) -> Problem:
-    """For a request that comes while nodes are missing or load."""
+    """The problem of a request that arrives while nodes are missing or loading."""
     return Problem(503, why, retry_s=_RETRY_S)

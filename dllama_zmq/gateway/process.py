@@ -1,4 +1,4 @@
-"""The process of the API server: started by the root, which holds its stdin, and gone when that closes."""
+"""The process of the API server. The root starts it and holds its stdin; when that closes, the process ends."""
 
 from __future__ import annotations
 
@@ -20,11 +20,13 @@ from dllama_zmq.gateway.service import Service
 from dllama_zmq.launch.parent_watch import at_end_of_stdin
 from dllama_zmq.own_code import signal_at_parents_end
 
-_END_S = 1  # for answers that are being sent when it is stopped
+_END_S = 1  # seconds for open answers when the server is stopped
 
 
 def run_started(listener: int) -> None:
-    """Serve on the descriptor `listener` until a signal comes, or stdin ends. The settings are stdin's first line."""
+    """Serve on the descriptor `listener` until a signal arrives or stdin ends. The first line of stdin has the
+    settings.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is for the root
     signal_at_parents_end(signal.SIGKILL)
     settings = _settings()
@@ -60,8 +62,8 @@ async def _serve(settings: GatewaySettings, listener: socket.socket) -> None:
 def _settings() -> GatewaySettings:
     line = b""
     while not line.endswith(b"\n"):
-        byte = os.read(sys.stdin.fileno(), 1)  # no more than the line: the rest tells of the root's end
+        byte = os.read(sys.stdin.fileno(), 1)  # not beyond the line: the rest of stdin signals the root's end
         if not byte:
-            raise UsageError("no settings on stdin: this is a command for the root of a cluster")
+            raise UsageError("no settings on stdin: only the root of a cluster runs this command")
         line += byte
     return msgspec.json.decode(line, type=GatewaySettings)

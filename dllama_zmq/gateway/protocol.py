@@ -1,4 +1,4 @@
-"""uvicorn's HTTP/1.1 with deadlines: a client that sends no request, or reads no answer, is cut off."""
+"""uvicorn's HTTP/1.1 with deadlines: a client that sends no request or reads no answer is disconnected."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from dllama_zmq.gateway.problems import Problem
 
 _KERNEL_BYTES = 128 << 10
-"""Of what a client has not read, in the kernel: it would take 4 MB by itself."""
+"""Bytes that the kernel holds for a client that does not read; its default would be 4 MB."""
 
 
 class BoundedProtocol(H11Protocol):
-    """One of at most `most` connections. A request may take `stalled_s` to begin, and an answer to be read on."""
+    """One of at most `most` connections. A request must begin, and an answer be read on, within `stalled_s`."""
 
     stalled_s = 30.0
     most = 512
@@ -40,7 +40,7 @@ class BoundedProtocol(H11Protocol):
             self._end_rest()
         if self.conn.their_state is h11.IDLE:
             if self._deadline is None and self.conn.trailing_data[0]:
-                self._begin()  # a piece of the next request
+                self._begin()  # part of the next request
         else:
             self._end()
 
@@ -54,7 +54,7 @@ class BoundedProtocol(H11Protocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self.conn.their_state is h11.SEND_BODY:  # a reset now could lose the answer
+        if self.conn.their_state is h11.SEND_BODY:  # closing now could reset the connection and lose the answer
             self._rest = self.loop.call_later(self.stalled_s, self.transport.abort)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -63,13 +63,13 @@ class BoundedProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
-        """uvicorn's, in the form of the API's errors."""
+        """uvicorn's answer to an invalid request, in the form of the API's errors."""
         self._refuse(Problem(400, msg))
 
     def _refuse(self, problem: Problem) -> None:
-        """Answer so, and close the connection."""
+        """Send the problem and close the connection."""
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
-            self.transport.abort()  # in mid-answer
+            self.transport.abort()  # in the middle of an answer
             return
         body = msgspec.json.encode(problem.reply())
         headers: list[tuple[bytes, bytes]] = [

@@ -1,4 +1,4 @@
-"""What the API answers, in OpenAI's form, with the fields that llama-server adds. UNSET fields are left out."""
+"""The API's answers in OpenAI's form, with llama-server's additional fields. UNSET fields are left out."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from msgspec import UNSET, Struct, UnsetType
 
 from dllama_zmq import __version__
-from dllama_zmq.bus.client_messages import Logprob as Told
+from dllama_zmq.bus.client_messages import Logprob
 from dllama_zmq.gateway.metrics import Tally
 
 FINGERPRINT = f"b{__version__}-dllama-zmq"
@@ -20,7 +20,7 @@ class PromptTokens(Struct):
 
 
 class Usage(Struct):
-    """Tokens of a request; of all its answers together."""
+    """The tokens of a request, over all its answers."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -29,7 +29,7 @@ class Usage(Struct):
 
     @classmethod
     def of(cls, tallies: Sequence[Tally]) -> Usage:
-        """Of some requests together."""
+        """The usage of some requests together."""
         prompt, answer = sum(one.n_prompt for one in tallies), sum(one.n_tokens for one in tallies)
         return cls(prompt, answer, prompt + answer, PromptTokens(sum(one.n_cached for one in tallies)))
 
@@ -42,7 +42,7 @@ class InputTokens(Struct):
 
 
 class Timings(Struct):
-    """llama-server's: of the prompt without what was cached, and of the answers' tokens after the first."""
+    """llama-server's timings: of prompt tokens that were not cached, and of generated tokens after the first."""
 
     cache_n: int
     prompt_n: int
@@ -56,7 +56,7 @@ class Timings(Struct):
 
     @classmethod
     def of(cls, tally: Tally) -> Timings:
-        """The usage of a request so far."""
+        """The timings of a request so far."""
         n_prompt, prompt_s = tally.n_prompt - tally.n_cached, max(0.0, tally.first_token - tally.began)
         n, seconds = tally.n_tokens, tally.last_token - tally.first_token
         return cls(
@@ -67,7 +67,7 @@ class Timings(Struct):
 
 
 class PromptProgress(Struct):
-    """Of the prompt's tokens: all, those that were cached, those that are evaluated."""
+    """Prompt tokens: all, the cached ones, the evaluated ones."""
 
     total: int
     cache: int
@@ -76,7 +76,7 @@ class PromptProgress(Struct):
 
 
 class QueuePlace(Struct):
-    """Why a request waits: for `ahead` others, or for what `note` says."""
+    """Why a request waits: for `ahead` others, or for the reason in `note`."""
 
     ahead: int
     note: str
@@ -92,9 +92,9 @@ class TokenLogprob(Top):
     top_logprobs: list[Top]
 
     @classmethod
-    def of(cls, told: Sequence[Told]) -> TokenLogprob:
-        """Of one token: first itself, then the likeliest."""
-        own, *tops = [Top(one.text, one.logprob, list(one.text.encode())) for one in told]
+    def of(cls, logprobs: Sequence[Logprob]) -> TokenLogprob:
+        """For one token: the first entry is the token itself, then come the most likely ones."""
+        own, *tops = [Top(one.text, one.logprob, list(one.text.encode())) for one in logprobs]
         return cls(own.token, own.logprob, own.bytes, tops)
 
 
@@ -102,9 +102,9 @@ class ChatLogprobs(Struct):
     content: list[TokenLogprob]
 
     @classmethod
-    def of(cls, told: Sequence[Sequence[Told]]) -> ChatLogprobs | UnsetType:
-        """Left out where there are none: an empty object breaks clients."""
-        return cls([TokenLogprob.of(one) for one in told]) if told else UNSET
+    def of(cls, logprobs: Sequence[Sequence[Logprob]]) -> ChatLogprobs | UnsetType:
+        """UNSET if there are none, because an empty object breaks clients."""
+        return cls([TokenLogprob.of(one) for one in logprobs]) if logprobs else UNSET
 
 
 class CompletionLogprobs(Struct):

@@ -1,4 +1,4 @@
-"""What /v1/chat/completions and /v1/completions take. A field that is not here is ignored; null is a default."""
+"""The requests of /v1/chat/completions and /v1/completions. Unknown fields are ignored; null means the default."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _Tokens = Annotated[int, Meta(ge=-1, le=1 << 31)]
 
 
 class StreamOptions(Struct):
-    """include_usage: a last chunk without choices tells the tokens."""
+    """include_usage: a last chunk without choices has the usage."""
 
     include_usage: bool | None = None
 
@@ -28,7 +28,7 @@ class JsonSchema(Struct):
 
 
 class ResponseFormat(Struct):
-    """What the answer must be. `schema` is llama-server's place for one of json_object."""
+    """The form that the answer must have. schema: llama-server's place for the schema of json_object."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
@@ -36,7 +36,7 @@ class ResponseFormat(Struct):
 
 
 class StructuredOutputs(Struct):
-    """vLLM's: one of them."""
+    """vLLM's structured outputs: one of these."""
 
     json: dict[str, Any] | str | None = None
     regex: str | None = None
@@ -46,7 +46,7 @@ class StructuredOutputs(Struct):
 
 
 class Options(Struct):
-    """What both take, in the words of OpenAI, llama-server and vLLM."""
+    """The options of both routes, under the names of OpenAI, llama-server and vLLM."""
 
     model: str | None = None
     stream: bool | None = None
@@ -82,7 +82,7 @@ class Options(Struct):
 
 
 class Part(Struct):
-    """A part of a message; only text is read."""
+    """A part of a message; only text is supported."""
 
     type: str
     text: str | None = None
@@ -90,14 +90,14 @@ class Part(Struct):
 
 
 class Function(Struct):
-    """What a call calls; its arguments are JSON text, or an object."""
+    """The function of a call; its arguments are JSON text or an object."""
 
     name: str
     arguments: str | dict[str, Any] | None = None
 
 
 class Called(Struct):
-    """A call in an earlier answer."""
+    """A tool call in an earlier answer."""
 
     function: Function
     id: str | None = None
@@ -125,7 +125,7 @@ class Signature(Struct, omit_defaults=True):
 
 
 class Tool(Struct):
-    """A tool; all are functions."""
+    """A tool; every tool is a function."""
 
     function: Signature
     type: Literal["function"] = "function"
@@ -161,11 +161,11 @@ class ChatRequest(Options, kw_only=True):
 
 
 Prompts = str | list[str | TokenId | list[TokenId]]
-_MOST_PROMPTS = 64
+_MAX_PROMPTS = 64
 
 
 def prompts_of(given: Prompts, name: str) -> list[str | list[int]]:
-    """One text, several, one list of token ids, or several. Raises Problem, with `name`."""
+    """The prompts: a text, several, a list of token ids, or several. Raises Problem, with `name`."""
     if isinstance(given, str):
         return [given]
     if not given:
@@ -174,9 +174,9 @@ def prompts_of(given: Prompts, name: str) -> list[str | list[int]]:
     if len(ids) == len(given):
         return [ids]
     if ids:
-        raise Problem(400, f"{name} is a list of token ids and of others; give ids alone, or a list of prompts", name)
-    if len(given) > _MOST_PROMPTS:
-        raise Problem(400, f"{len(given)} prompts; at most {_MOST_PROMPTS} in one request", name)
+        raise Problem(400, f"{name} mixes token ids with other values; give only ids, or a list of prompts", name)
+    if len(given) > _MAX_PROMPTS:
+        raise Problem(400, f"{len(given)} prompts; at most {_MAX_PROMPTS} in one request", name)
     return [one for one in given if not isinstance(one, int)]
 
 

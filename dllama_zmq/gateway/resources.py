@@ -1,4 +1,4 @@
-"""A route of the API: its paths, its handler, and the types of what it takes and gives."""
+"""A route of the API: its paths, its handler, and the types of its request and answer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dllama_zmq.gateway.endpoint import OPENAI, ErrorForm, Handler
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """takes: the type of its body; None: it is a GET. gives: that of its answer; streams: that of an event's data."""
+    """takes: the type of the body; None: a GET. gives: the type of the answer. streams: the type of an event's data."""
 
     paths: Sequence[str]
     handler: Handler

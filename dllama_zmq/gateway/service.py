@@ -1,4 +1,4 @@
-"""What every route has: the links to the front, the settings, and what is known of the model and the cluster."""
+"""What every route needs: connections to the front, settings, and the known state of the model and the cluster."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from dllama_zmq.gateway.problems import not_ready
 M = TypeVar("M", bound=Message)
 
 _ANSWER_S = 10.0
-_STATUS_S = 0.25  # a status is as new as this
+_STATUS_S = 0.25  # a status may be this old
 _RECENT_S = 1.0
 OWN = ""
-"""The user of the API server's own questions."""
+"""The user name of the API server's own requests."""
 
 
 @dataclass(slots=True)
@@ -43,17 +43,17 @@ class Service:
     _asking: asyncio.Task[None] | None = None
 
     async def ask(self, user: str, question: Message, answer: type[M], wait_s: float = _ANSWER_S) -> M:
-        """The answer to `question`, whose id is set here. Raises RootLost where none comes within `wait_s`."""
+        """The answer to `question`, whose id is set here. Raises RootLost if none arrives within `wait_s`."""
         async with self.links.of(user).request(_numbered(question)) as mailbox:
             message = await mailbox.get(wait_s)
         if message is None:
-            raise RootLost(f"the root has not answered for {wait_s:.0f} s")
+            raise RootLost(f"the root did not answer within {wait_s:.0f} s")
         if not isinstance(message, answer):
             raise ProtocolError(f"the root answered {type(question).__name__} with {type(message).__name__}")
         return message
 
     async def follow(self, user: str, request: Message, answer: type[M]) -> M:
-        """The answer to a request that waits for its turn. Raises Problem where nodes are missing when it comes."""
+        """The answer to a request that is queued. Raises Problem if nodes are missing when it arrives."""
         begun, silence_s = False, SILENCE_S
         async with self.links.of(user).request(_numbered(request), cancels=True) as mailbox:
             while True:
@@ -62,34 +62,34 @@ class Service:
                     mailbox.open = False
                     return message
                 if message is None:
-                    raise RootLost(f"the root has said nothing for {silence_s:.0f} s: it is in a long step, or hangs")
+                    raise RootLost(f"no message from the root for {silence_s:.0f} s: it is in a long step, or stuck")
                 if isinstance(message, Started):
                     begun = True
                 elif isinstance(message, Queued) and message.note and not begun:
                     raise not_ready(message.note)
 
     async def model(self) -> Model:
-        """The cluster's model, which stays the same."""
+        """The cluster's model; it never changes."""
         if self._model is None:
             self._model = await self.ask(OWN, ModelRequest(1), Model)
         return self._model
 
     async def status(self, wait_s: float = _ANSWER_S) -> Status:
-        """How the cluster is, at most _STATUS_S ago, or when its root told it last."""
+        """The cluster's status: at most _STATUS_S old, or the last one that the root sent."""
         if self._status is None or time.monotonic() > self._status_at + _STATUS_S:
             status = await self.ask(OWN, StatusRequest(1), Status, wait_s)
             now = self._status_at = time.monotonic()
             if self._status is None or self._status.uptime_s != status.uptime_s:
                 self._silent_since = None
-            elif self._silent_since is None:  # the front has told it again, for the root is in a step
+            elif self._silent_since is None:  # the front repeats the last status while the root is in a step
                 self._silent_since = now
             self._status = status
         return self._status
 
     async def recent_status(self, wait_s: float) -> Status:
-        """As `status`; but one of up to _RECENT_S ago is told at once, while a new one is asked for.
+        """As `status`; but a status of up to _RECENT_S ago is returned at once, while a new one is requested.
 
-        The front takes 50 ms for one while the root is in a step.
+        The front needs 50 ms for a status while the root is in a step.
         """
         now = time.monotonic()
         if self._status is None or now > self._status_at + _RECENT_S:
@@ -99,19 +99,19 @@ class Service:
         return self._status
 
     async def _look(self, wait_s: float) -> None:
-        with suppress(DllamaError):  # it will be told to whoever asks when the last status is too old
+        with suppress(DllamaError):  # whoever asks when the last status is too old gets the error
             await self.status(wait_s)
 
     @property
     def silence(self) -> str:
-        """What is wrong where the root tells nothing new; "" where nothing is."""
+        """The problem if the root sends no new status; "" if there is none."""
         silent_s = 0.0 if self._silent_since is None else time.monotonic() - self._silent_since
         if silent_s < self.settings.step_s:
             return ""
-        return f"the root has been in one step for {silent_s:.0f} s, longer than limits.step_s: it is slow, or hangs"
+        return f"the root has been in one step for {silent_s:.0f} s, longer than limits.step_s: it is slow or stuck"
 
 
 def _numbered(message: Message) -> Callable[[int], Message]:
-    """`message` with the id that it gets."""
+    """A function that sets the id of `message`."""
     fields = {name: getattr(message, name) for name in message.__struct_fields__}
     return lambda number: type(message)(**(fields | {"id": number}))

@@ -1,4 +1,4 @@
-"""Routes about texts and the model: tokens, templates, embeddings, and what llama-server calls properties."""
+"""Routes about texts and the model: tokens, templates, embeddings, and llama-server's properties."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from msgspec import Meta, Struct
 from dllama_zmq import __version__
 from dllama_zmq.bus.prompts import Chat, prompt_on_wire, text_on_wire
 from dllama_zmq.bus.text_messages import Detokenize, Detokenized, Embed, Embedding, Tokenize, Tokens
-from dllama_zmq.gateway.asking import TEMPERATURE, TOP_P
 from dllama_zmq.gateway.chat import conversation
 from dllama_zmq.gateway.endpoint import Call, Reply
 from dllama_zmq.gateway.problems import Problem
 from dllama_zmq.gateway.requests import ChatRequest, Prompts, TokenId, prompts_of
+from dllama_zmq.gateway.sampling_params import TEMPERATURE, TOP_P
 
 
 class TokenizeRequest(Struct):
-    """llama-server's names.
+    """The request of llama-server's /tokenize.
 
-    add_special: the tokens begin as a prompt's do. parse_special: names of special tokens in the text are these tokens.
+    add_special: begin the tokens as those of a prompt. parse_special: names of special tokens in the text become them.
     """
 
     content: str
@@ -52,7 +52,7 @@ class TemplateReply(Struct):
 
 
 class EmbeddingsRequest(Struct):
-    """dimensions: only the model's own number."""
+    """dimensions: only the model's own number is accepted."""
 
     input: Prompts
     model: str | None = None
@@ -80,7 +80,7 @@ class EmbeddingsReply(Struct):
 
 
 class Props(Struct):
-    """What clients of llama-server read."""
+    """The properties that clients of llama-server read."""
 
     default_generation_settings: dict[str, Any]
     model_alias: str
@@ -120,7 +120,7 @@ async def rendered(call: Call[Any], chat: Chat) -> str:
 
 
 async def embeddings(call: Call[EmbeddingsRequest]) -> Reply:
-    """The mean of the last hidden states of each text's tokens, as a vector of length 1."""
+    """For each text, the mean of its tokens' last hidden states, as a vector of length 1."""
     body, service = call.body, call.service
     model = await service.model()
     if body.dimensions not in (None, model.dim):

@@ -1,4 +1,4 @@
-"""The tools of a conversation: which the model may call, and the grammar that makes it call one."""
+"""The tools of a conversation: which tools the model may call, and the grammar that makes it call one."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _OF_JSON = ("json_object", "json_schema")
 
 
 def offered(body: ChatRequest) -> list[dict[str, Any]]:
-    """The tools to show the model, as templates and parsers take them. Raises Problem."""
+    """The tools to show the model, in the form of templates and parsers. Raises Problem."""
     tools = body.tools or []
     names = [tool.function.name for tool in tools]
     for name in names:
         if not name or len(name) > 128 or names.count(name) > 1:
             raise Problem(
-                400, f"tools: {name!r:.60} is a name of 0, more than 128 characters, or of two tools", "tools"
+                400, f"tools: {name!r:.60} is empty, longer than 128 characters, or the name of two tools", "tools"
             )
     if body.tool_choice == "required" and not tools:
         raise Problem(400, "tool_choice is required, and there are no tools", "tool_choice")
@@ -41,18 +41,18 @@ def offered(body: ChatRequest) -> list[dict[str, Any]]:
 
 
 async def grammar_for(
-    call: Call[Any], body: ChatRequest, chat: Chat, tools: Sequence[dict[str, Any]], asked: Grammar | None
+    call: Call[Any], body: ChatRequest, chat: Chat, tools: Sequence[dict[str, Any]], grammar: Grammar | None
 ) -> Grammar | None:
-    """What the answer must be: calls where the request wants them, `asked` otherwise, after thinking.
+    """The grammar of the answer: calls if the request requires them, else `grammar`, after any thinking.
 
-    Where tools may be called, the answer to a request for JSON may be a call as well.
+    If tools may be called, the answer to a request for JSON may also be a call.
     """
     choice = body.tool_choice
     must = choice == "required" or isinstance(choice, NamedTool)
-    if not must and asked is None:
+    if not must and grammar is None:
         return None
-    if must and asked is not None and asked.kind not in _OF_JSON:
-        raise Problem(400, "tool_choice asks for a call, and a grammar for another answer; give one of them")
+    if must and grammar is not None and grammar.kind not in _OF_JSON:
+        raise Problem(400, "tool_choice requires a call, and the grammar another answer; give one of them")
     model = await call.service.model()
     end = ""
     if may_think(model.template):
@@ -61,8 +61,8 @@ async def grammar_for(
     if isinstance(choice, NamedTool):
         tools = [tool for tool in tools if tool["function"]["name"] == choice.function.name]
     parallel = body.parallel_tool_calls is not False
-    if must or asked is None:
+    if must or grammar is None:
         return prompted.calls(tools, parallel)
-    if tools and asked.kind in _OF_JSON:
-        return prompted.calls(tools, parallel, otherwise=asked)
-    return prompted.after_thinking(asked)
+    if tools and grammar.kind in _OF_JSON:
+        return prompted.calls(tools, parallel, otherwise=grammar)
+    return prompted.after_thinking(grammar)

@@ -28,7 +28,7 @@ from dllama_zmq.root.sequence import Sequence
 from dllama_zmq.sampling import GREEDY, Sampling
 from dllama_zmq.sharding import PREFILL_TOKENS, check_prompt
 
-_MOST_LOST = 4
+_MAX_LOST = 4
 _COMPILE_WAIT_S = 0.01
 
 
@@ -123,7 +123,7 @@ class Engine:
         """Evaluate one step for all sequences whose turn it is.
 
         Raises WorkerLost; every sequence goes on as if nothing had happened once the cluster is ready again. One that
-        has lost _MOST_LOST workers since its last token ends: it may be the cause. Any other error ends the sequence of
+        has lost _MAX_LOST workers since its last token ends: it may be the cause. Any other error ends the sequence of
         the step; where there are several, each is then evaluated alone, so that only those end that cause it.
         """
         if failed := [*self.renew(), *self._compiled()]:
@@ -282,7 +282,7 @@ class Engine:
         failed: list[tuple[Sequence, Exception]] = []
         for sequence in scheduled.sequences:
             sequence.n_lost += 1
-            if sequence.n_lost >= _MOST_LOST:
+            if sequence.n_lost >= _MAX_LOST:
                 self.scheduler.cancel(sequence)
                 times = f"a worker was lost {sequence.n_lost} times while this request waited for its next token"
                 failed.append((sequence, WorkerLost(f"{lost}; {times}, so it is given up")))

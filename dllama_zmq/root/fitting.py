@@ -10,7 +10,7 @@ from dllama_zmq.kernels import KV_PAGE, KVType, pages_for
 from dllama_zmq.reporting import human_bytes, plural
 from dllama_zmq.sharding import KVBudget, Plan, node_memory, possible_node_counts
 
-_FEWEST_POSITIONS = 512
+_MIN_POSITIONS = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ def shortage(wish: Wish, free_bytes: int | None) -> str:
     words.append(f"this computer has {human_bytes(free_bytes)} free")
     words.append(_by_nodes(wish, free_bytes))
     seq_len = wish.seq_len
-    while (seq_len := seq_len // 2) >= _FEWEST_POSITIONS:
+    while (seq_len := seq_len // 2) >= _MIN_POSITIONS:
         if wish.all_bytes(seq_len) <= free_bytes:
             words.append(f"with max_seq_len: {seq_len} it fits")
             break

@@ -11,7 +11,7 @@ from collections import deque
 from statistics import median
 
 _TIMES = 2.25  # a stream may wait 3 times as long; the rest is for steps that take longer than the median
-_LEAST_ROWS = 4  # a prompt always advances; and fewer rows measure the cost of a row badly
+_MIN_ROWS = 4  # a prompt always advances; and fewer rows measure the cost of a row badly
 _FIRST_ROWS = 8  # nothing measured yet
 _KEPT = 9
 
@@ -28,7 +28,7 @@ class Pace:
         """Record the seconds of a step."""
         if not n_prompt_rows:
             self._decoding_s.setdefault(n_decoding, deque(maxlen=_KEPT)).append(seconds)
-        elif n_prompt_rows >= _LEAST_ROWS and (alone_s := self._alone_s(n_decoding)) is not None:
+        elif n_prompt_rows >= _MIN_ROWS and (alone_s := self._alone_s(n_decoding)) is not None:
             self._row_s.append(max(0.0, seconds - alone_s) / n_prompt_rows)
 
     def rows(self, n_decoding: int) -> int:
@@ -39,7 +39,7 @@ class Pace:
         row_s, allowed_s = median(self._row_s), (_TIMES - 1) * alone_s
         if allowed_s >= self._most_rows * row_s:
             return self._most_rows
-        return max(_LEAST_ROWS, int(allowed_s / row_s))
+        return max(_MIN_ROWS, int(allowed_s / row_s))
 
     def _alone_s(self, n_decoding: int) -> float | None:
         """Seconds of a step of `n_decoding` rows alone, taken from the nearest measured number, preferably a lower

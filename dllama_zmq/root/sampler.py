@@ -15,7 +15,7 @@ from dllama_zmq.sampling import Sampling
 from dllama_zmq.sharding import Ask, RowCandidates
 from dllama_zmq.sharding.candidates import F64
 
-_MOST_EXPONENT = 700.0  # exp of somewhat more is infinite
+_MAX_EXPONENT = 700.0  # exp of somewhat more is infinite
 
 
 def more_than(k: int, vocab_size: int) -> int:
@@ -145,7 +145,7 @@ class Sampler:
         sampling = self.sampling
         scaled = row.logits[: row.n_sure].astype(np.float64) / sampling.temperature
         cumulative = np.cumsum(np.exp(scaled - scaled[0]))  # the best's is 1, whatever was left out
-        whole = math.exp(min(row.log_sum_exp - float(scaled[0]), _MOST_EXPONENT))
+        whole = math.exp(min(row.log_sum_exp - float(scaled[0]), _MAX_EXPONENT))
         everything = row.complete
         if sampling.top_k:
             if len(cumulative) < sampling.top_k and not everything:

@@ -44,8 +44,8 @@ from dllama_zmq.root.sequence import Sequence
 
 logger = logging.getLogger(__name__)
 
-_TURN_S = 0.1
-_LOOK_S = 0.05  # between two looks at the bus and the processes: a look takes as long as a step of a small model
+_WAIT_S = 0.1
+_POLL_S = 0.05  # between two looks at the bus and the processes: a look takes as long as a step of a small model
 _FRONT_S = 10.0  # until the front listens to clients
 _REMIND_S = 1.0
 _STEP_STAGES = 3  # limits.step_s is per stage; a step with more such stages does not count as working
@@ -98,22 +98,22 @@ class Serving:
         poller.register(self._front, zmq.POLLIN)
         if self._root.link is not None:
             poller.register(self._root.link.replies, zmq.POLLIN)
-        why, next_look = "the cluster is going down", 0.0
+        why, next_poll = "the cluster is going down", 0.0
         try:
             while not self._stopped:
                 self._hear_front()
                 self._measure_a_link()
                 steps = self._engine.busy and self._root.ready
-                if not steps or time.monotonic() >= next_look:
+                if not steps or time.monotonic() >= next_poll:
                     every_turn()
                     self._root.serve_bus(time.monotonic())
                     self._tell_membership()
                     steps = self._engine.busy and self._root.all_reachable()
-                    next_look = time.monotonic() + _LOOK_S
+                    next_poll = time.monotonic() + _POLL_S
                 if steps:
                     self._step()
                 elif not self._links.unfinished:
-                    poller.poll(round(_TURN_S * 1000))
+                    poller.poll(round(_WAIT_S * 1000))
         except DllamaError as error:
             why = f"the cluster went down: {error}"
             raise

@@ -23,7 +23,7 @@ from dllama_zmq.spec import TensorSpec
 logger = logging.getLogger(__name__)
 
 PIECE_BYTES = 512 * 1024
-_MOST_KEPT = 64
+_MAX_KEPT = 64
 """Files of hashes, one for each model and number of nodes: 40 kB for TinyLlama's 200 tensors on 4 nodes."""
 _READ_AS = 1
 """Incremented when a type is read as other bytes than before, which makes kept hashes useless."""
@@ -120,7 +120,7 @@ class Slices:
             with replace_file(self._file) as file:
                 file.write(msgspec.json.encode(self._hashes))
             kept = sorted(self._file.parent.glob("*.json"), key=lambda path: path.stat().st_mtime)
-            for path in kept[:-_MOST_KEPT]:
+            for path in kept[:-_MAX_KEPT]:
                 path.unlink(missing_ok=True)
         except (OSError, DllamaError) as error:
             logger.warning("the next start will hash the weights again, for the hashes cannot be kept: %s", error)

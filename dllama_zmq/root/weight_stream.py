@@ -15,8 +15,8 @@ from dllama_zmq.root.slices import Slices, pieces
 from dllama_zmq.sharding import Plan
 from dllama_zmq.spec import TensorSpec
 
-_MOST_PIECES = 16
-_MOST_OFFERED = 1000
+_MAX_PIECES = 16
+_MAX_OFFERED = 1000
 """In one message: 132 kB at most."""
 
 
@@ -49,7 +49,7 @@ class WeightStream:
 
     def grant(self, n_pieces: int) -> None:
         """The worker has room for this many more pieces."""
-        self._credit = min(_MOST_PIECES, (self._credit or 0) + n_pieces)
+        self._credit = min(_MAX_PIECES, (self._credit or 0) + n_pieces)
 
     def need(self, message: Need) -> None:
         """The worker lacks these slices. Raises ProtocolError unless each was offered, and is needed once."""
@@ -74,7 +74,7 @@ class WeightStream:
         return self._next_offer() or self._next_piece()
 
     def _next_offer(self) -> tuple[Message, list[Frame]] | None:
-        hashes = self._slices.known(self._node)[self._n_offered : self._n_offered + _MOST_OFFERED]
+        hashes = self._slices.known(self._node)[self._n_offered : self._n_offered + _MAX_OFFERED]
         if not hashes:
             return None
         tensors = self._tensors[self._n_offered : self._n_offered + len(hashes)]

@@ -28,7 +28,7 @@ _VERSION = 1
 _PREFIX = "dz"  # else a token could begin like a flag
 _DIGEST_BYTES = 4
 _MAX_TEXT = 4096
-_MOST_TOKENS = 256
+_MAX_TOKENS = 256
 _ANY = "-"  # no name begins with it
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -152,7 +152,7 @@ def issue(cluster: str, role: Role, name: str, lifetime_s: float = LIFETIME_S) -
     path = tokens_path(cluster)
     with locked(path):
         tokens = [token for token in read_tokens(cluster) if not token.expired]
-        if len(tokens) >= _MOST_TOKENS:
+        if len(tokens) >= _MAX_TOKENS:
             raise TrustError(f"{path}: {len(tokens)} unused tokens are the limit; wait until one expires")
         write_tokens(cluster, [*tokens, Token.lasting(role, name, keys.public, lifetime_s)])
     return keys

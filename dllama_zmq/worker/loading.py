@@ -23,7 +23,7 @@ from dllama_zmq.sharding import Plan
 from dllama_zmq.worker.own_model import OwnModel
 from dllama_zmq.worker.slice_cache import Part, SliceCache
 
-_MOST_ASKED = 1000  # in one message
+_MAX_ASKED = 1000  # in one message
 
 
 class Loading:
@@ -87,7 +87,7 @@ class Loading:
     def to_ask(self) -> Need | None:
         """The slices to ask the root for now."""
         with self._changed:
-            asks = [self._to_ask.popleft() for _ in range(min(_MOST_ASKED, len(self._to_ask)))]
+            asks = [self._to_ask.popleft() for _ in range(min(_MAX_ASKED, len(self._to_ask)))]
         return Need(asks) if asks else None
 
     def end(self, error: BaseException) -> None:

@@ -27,7 +27,7 @@ from dllama_zmq.spec import FloatType
 
 SPEC = tiny_spec(dim=128, hidden_dim=256, n_heads=8, weight_type=FloatType.Q40)
 HERE = Path(__file__).parent
-MOST_MORE_BYTES = 100 << 20
+MAX_MORE_BYTES = 100 << 20
 SLOWER = 2.0
 AFTER_S = 2.0
 NOISE_S = 0.3  # what a busy machine adds to any request
@@ -153,7 +153,7 @@ def flood_for(seconds: float, flooded: Flooded, port: str, kind: str) -> str:
         f"after {after * 1e3:.0f} ms; +{(most_bytes - flooded.idle_bytes) / 1e6:.0f} MB"
     )
     print(said)
-    assert most_bytes < flooded.idle_bytes + MOST_MORE_BYTES
+    assert most_bytes < flooded.idle_bytes + MAX_MORE_BYTES
     slow = after > before + NOISE_S or statistics.median(meanwhile) > SLOWER * max(before, after) + NOISE_S
     return said if slow else ""
 

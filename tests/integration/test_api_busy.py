@@ -57,7 +57,7 @@ ASKED: dict[str, dict[str, Any]] = {
 STREAMS = [path for path in QUEUED if path != "/v1/embeddings"]
 WAYS = [*QUEUED.items(), *((path, QUEUED[path] | {"stream": True}) for path in STREAMS)]
 FACTS = ("tiny", "/tiny.m", "llama", 1, 1, 64, 64, 288, 64, "", [], CHATML, {}, 1)
-MOST_PROMPTS = 64
+MAX_PROMPTS = 64
 ALL_OF_ONE = PLACES - 1
 """The last place is for a client that runs nothing."""
 
@@ -110,9 +110,9 @@ def full(context: Context) -> Iterator[str]:
         fill(ALL_OF_ONE, echo=True)  # a stream that has something to say at once
         for _ in range(ALL_OF_ONE):
             engine.submitted()
-        for n_waiting in range(MOST_PROMPTS, MAX_REQUESTS + 1, MOST_PROMPTS):
+        for n_waiting in range(MAX_PROMPTS, MAX_REQUESTS + 1, MAX_PROMPTS):
             last = f'"ahead":{ALL_OF_ONE + n_waiting - 1}'
-            lines = fill(MOST_PROMPTS, return_progress=True)
+            lines = fill(MAX_PROMPTS, return_progress=True)
             while last not in next(lines):
                 pass
         yield url

@@ -19,7 +19,7 @@ from integration.api import SOON_S, Api, running_api
 
 N_CLIENTS, N_EACH = 16, (2, 1, 1, 1)
 PROMPTS = ["once upon a time", "the cat and the dog", "he was the sun", "a time"]
-MOST_MORE_BYTES = 2 << 20
+MAX_MORE_BYTES = 2 << 20
 """From one crowd to the next, the least of some: what requests leave is left by each of them, and what the C library
 keeps comes at any time."""
 
@@ -79,7 +79,7 @@ def test_a_crowd_gets_the_texts_of_one_and_leaves_nothing(api: Api) -> None:
         f"/health: median {1000 * statistics.median(took):.1f} ms, most {1000 * max(took):.1f} ms of {len(took)}; "
         f"{', '.join(f'{n / 1e6:.1f}' for n in more)} MB more"
     )
-    assert min(more) < MOST_MORE_BYTES
+    assert min(more) < MAX_MORE_BYTES
     assert "Traceback" not in (api.cli.log_folder / "gateway.log").read_text()
 
 

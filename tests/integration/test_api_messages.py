@@ -22,7 +22,7 @@ TOOLS: Any = [
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
 ANSWER = f"<think>\nA city.\n</think>\n\nLet me see.\n{CALL}"
 ASK: Any = {"model": "any", "max_tokens": 400, "messages": [USER]}
-NO_KEY = "no key, or one that is not known; send it as `Authorization: Bearer KEY`"
+NO_KEY = "the API key is missing or not known; send it as `Authorization: Bearer KEY`"
 NO_THINKING: Any = {"thinking": {"type": "disabled"}}
 HOT: Any = {"extra_body": {"temperature": 1.5, "seed": 3}}
 
@@ -176,7 +176,7 @@ def said(*blocks: dict[str, Any]) -> dict[str, Any]:
     ("fields", "words"),
     [
         (said({"type": "image", "source": {}}), "messages[0].content[0]: a block of type image"),
-        (said({"type": "tool_use", "id": "a", "name": "b"}), "a block of type tool_use in what the user says"),
+        (said({"type": "tool_use", "id": "a", "name": "b"}), "a block of type tool_use in a message of the user"),
         (said({"type": "text"}), "messages[0].content[0].text is missing"),
         ({"messages": []}, "messages"),
         ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools[0]: a tool of type web_search"),

@@ -207,8 +207,8 @@ def test_the_tokens_of_a_response_have_log_probabilities(client: openai.OpenAI) 
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"previous_response_id": "resp_1"}, "previous_response_id: this server keeps nothing"),
-        ({"background": True}, "background: this server answers at once"),
+        ({"previous_response_id": "resp_1"}, "previous_response_id: this server stores nothing"),
+        ({"background": True}, "background: this server answers in the request itself"),
         ({"input": []}, "input"),
         ({"input": [{"type": "item_reference", "id": "a"}]}, "input[0]: an item of type item_reference"),
         ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "a"}]}]}, "of type input_image"),

@@ -22,11 +22,11 @@ from dllama_zmq.sampling import GREEDY, Sampling
 from dllama_zmq.sources import DATA_FOLDER
 
 SEED = 20261129
-MOST_TOKENS = 16
+MAX_TOKENS = 16
 SEEDS = (0, 0, 1, 2)
 N_CROWDS = 4
 SOON_S = 60.0
-MOST_MORE_BYTES = 2 << 20
+MAX_MORE_BYTES = 2 << 20
 """Of three processes from one crowd to the next, the least of some: what requests leave is left by each of them, and
 what the C library keeps, or the kernel gives, comes at any time. Objects are counted in test_many_requests.py."""
 End: TypeAlias = Literal["whole", "cancel", "vanish"]
@@ -50,7 +50,7 @@ class Plan:
 
 def answers_to(client: Client, plan: Plan) -> Generator[Answer, None, None]:
     sampling = Sampling(0.8, seed=plan.seed) if plan.seed else GREEDY
-    n_tokens = plan.n_tokens if plan.end == "whole" else MOST_TOKENS
+    n_tokens = plan.n_tokens if plan.end == "whole" else MAX_TOKENS
     return client.generate(PROMPTS[plan.prompt], n_tokens, sampling, ignore_eos=True)
 
 
@@ -110,11 +110,11 @@ def test_a_crowd_gets_the_texts_of_one_and_leaves_nothing(n_requests: int, n_cli
     expected: dict[tuple[int, int], list[int]] = {}
     with crowded.client() as client:
         for prompt, seed in itertools.product(range(len(PROMPTS)), sorted(set(SEEDS))):
-            answers = answers_to(client, Plan(prompt, seed, MOST_TOKENS, "whole"))
+            answers = answers_to(client, Plan(prompt, seed, MAX_TOKENS, "whole"))
             expected[prompt, seed] = [answer.token for answer in answers if isinstance(answer, TokenText)]
     ends: list[End] = ["whole", "whole", "whole", "cancel", "vanish"]
     plans = [
-        Plan(rng.randrange(len(PROMPTS)), rng.choice(SEEDS), rng.randint(1, MOST_TOKENS), rng.choice(ends))
+        Plan(rng.randrange(len(PROMPTS)), rng.choice(SEEDS), rng.randint(1, MAX_TOKENS), rng.choice(ends))
         for _ in range(n_requests)
     ]
     before, taken = held(crowded), list[int]()
@@ -130,4 +130,4 @@ def test_a_crowd_gets_the_texts_of_one_and_leaves_nothing(n_requests: int, n_cli
     until(lambda: no_more(held(crowded), before), SOON_S, "what the clients held to be given back")
     more = [after - before for before, after in itertools.pairwise(taken)]  # the first crowd's may be kept
     print(f"{', '.join(f'{n / 1e6:.1f}' for n in more)} MB more")
-    assert min(more) < MOST_MORE_BYTES
+    assert min(more) < MAX_MORE_BYTES

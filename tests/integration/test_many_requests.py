@@ -173,7 +173,7 @@ def of_package() -> Counter[str]:
 def test_requests_leave_no_object_behind(
     context: Context, model: ModelFile, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dllama_zmq.bus.peers._MOST_REMEMBERED", len(PROMPTS) + 1)  # who speaks at the same time here
+    monkeypatch.setattr("dllama_zmq.bus.peers._MAX_REMEMBERED", len(PROMPTS) + 1)  # who speaks at the same time here
     with a_cluster(context, model, start, max_sequences=4) as address:
 
         def ask(i: int) -> None:

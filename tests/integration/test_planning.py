@@ -200,7 +200,7 @@ def test_rates_are_measured_with_a_small_model_that_is_left_in_the_cache_alone(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("DLLAMA_ZMQ_HOME", str(home))
-    monkeypatch.setattr(calibration, "_LEAST_BYTES", 1)  # one layer is enough to be measured at all
+    monkeypatch.setattr(calibration, "_MIN_BYTES", 1)  # one layer is enough to be measured at all
     monkeypatch.setattr("dllama_zmq.bench.machine._MAX_S", 0.1)
     asked = [Nodes(1, 1), Nodes(2, 1)]
     interrupts = Interrupts()

@@ -17,7 +17,7 @@ TYPES = [Q4_K, Q5_K, Q6_K, Q5_0, Q5_1]
 K_TYPES = [Q4_K, Q5_K, Q6_K]
 # Relative RMS of what stands in against the exact values. Q41: two f16 roundings, the RMS of each about 0.58 · 2^-12.
 # Q80: steps of 1/127 of what the scales of 32 values can reach, so 1/(127 · sqrt(12)) of that.
-MOST_ERROR = {"Q4_K": 1e-3, "Q5_K": 1e-2, "Q6_K": 1e-2}
+MAX_ERROR = {"Q4_K": 1e-3, "Q5_K": 1e-2, "Q6_K": 1e-2}
 
 
 def golden(kind: SourceType) -> tuple[U8, F32]:
@@ -69,7 +69,7 @@ def test_stand_ins_of_weights_are_near(kind: SourceType, weights: str) -> None:
     error = relative_rms(dequantize(kind.convert(data), kind.read_as), exact)
     own = relative_rms(exact, values)
     print(f"{kind.name}, {weights} weights: {own:.2%} from the weights; its stand-in {error:.3%} from it")
-    assert error < MOST_ERROR[kind.name]
+    assert error < MAX_ERROR[kind.name]
     assert own < 0.15
     assert error < own / 3  # what stands in adds less than a tenth of the type's own error, in squares
 

@@ -20,7 +20,7 @@ from dllama_zmq.bus import client_messages, link_messages, messages, prompts, te
 from dllama_zmq.bus.client_messages import Status, StepStats
 from dllama_zmq.bus.codec import Kinds, encode
 from dllama_zmq.bus.messages import Beacon, Candidates, Message, Partial
-from dllama_zmq.grammar import MOST_GRAMMAR_CHARACTERS, Grammar
+from dllama_zmq.grammar import MAX_GRAMMAR_CHARACTERS, Grammar
 from dllama_zmq.models import tensor_table
 from dllama_zmq.sampling import Sampling
 from dllama_zmq.spec import Architecture, FloatType, ModelSpec, Rope, RopeScaling
@@ -222,4 +222,4 @@ def test_the_document_has_every_field_of_a_grammar() -> None:
     rows = rows_after("`grammar` is a map:")
     assert [row[0] for row in rows] == list(Grammar.__struct_fields__)
     assert rows[0][1] == words(typing.get_type_hints(Grammar)["kind"])
-    assert str(MOST_GRAMMAR_CHARACTERS) in rows[1][2]
+    assert str(MAX_GRAMMAR_CHARACTERS) in rows[1][2]

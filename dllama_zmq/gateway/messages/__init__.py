@@ -1,1 +1,1 @@
-"""POST /v1/messages: Anthropic's form of a conversation, over that of chat completions."""
+"""POST /v1/messages: Anthropic's form of a conversation, built on chat completions."""

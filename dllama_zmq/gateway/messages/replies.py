@@ -1,4 +1,4 @@
-"""What /v1/messages answers: a message of blocks, the events of a streamed one, and errors."""
+"""The answers of /v1/messages: a message of blocks, the events of a stream, and errors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class TextBlock(Struct, tag_field="type", tag="text"):
 
 
 class ThinkingBlock(Struct, tag_field="type", tag="thinking"):
-    """signature: empty; this server takes every thinking back."""
+    """signature: empty; this server accepts any thinking block in a later request."""
 
     thinking: str = ""
     signature: str = ""
@@ -44,7 +44,7 @@ AnswerBlock = TextBlock | ThinkingBlock | ToolUseBlock
 
 
 class Usage(Struct):
-    """input_tokens: of the prompt, without those that were cached."""
+    """input_tokens: prompt tokens that were not in the cache."""
 
     input_tokens: int
     output_tokens: int
@@ -110,14 +110,14 @@ class BlockStop(Struct, tag_field="type", tag="content_block_stop"):
 
 
 class Stopped(Struct):
-    """Why a message has ended; stop_sequence: the one that ended it."""
+    """Why a message ended. stop_sequence: the stop sequence that ended it."""
 
     stop_reason: str
     stop_sequence: str | None = None
 
     @classmethod
     def of(cls, reason: str, stop: str) -> Stopped:
-        """Of an answer that ended so, before the string `stop` if there is one."""
+        """For an answer that ended for `reason`, or at the string `stop` if it is not empty."""
         if stop and reason == "stop":
             return cls("stop_sequence", stop)
         return cls(_STOP_REASONS[reason])
@@ -138,16 +138,16 @@ class ErrorBody(Struct):
 
 
 class ErrorReply(Struct, tag_field="type", tag="error"):
-    """An error, whole or as an event."""
+    """An error, as a body or as an event."""
 
     error: ErrorBody
 
     @classmethod
     def of(cls, problem: Problem) -> ErrorReply:
-        """In Anthropic's words."""
+        """The problem in Anthropic's form."""
         return cls(ErrorBody(_ERRORS.get(problem.status, "api_error"), str(problem)))
 
 
 def event(body: Struct) -> bytes:
-    """A server-sent event, named as its type is."""
+    """A server-sent event with the name of its type."""
     return b"event: " + str(body.__struct_config__.tag).encode() + b"\ndata: " + json.encode(body) + b"\n\n"

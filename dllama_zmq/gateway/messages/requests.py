@@ -1,4 +1,4 @@
-"""What /v1/messages takes, as a chat request. Knows no answer."""
+"""The requests of /v1/messages, translated to chat requests. Knows no answer."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Turn(Struct):
 
 
 class ToolSignature(Struct):
-    """A function of the client. type: "custom" where it is given."""
+    """A function of the client. type: "custom", if given."""
 
     name: str
     description: str | None = None
@@ -53,7 +53,7 @@ class ToolSignature(Struct):
 
 
 class ToolChoice(Struct):
-    """Whether tools must be called; name: the one of type "tool"."""
+    """Whether tools must be called. name: the tool to call, for type "tool"."""
 
     type: Literal["auto", "any", "tool", "none"]
     name: str | None = None
@@ -61,13 +61,13 @@ class ToolChoice(Struct):
 
 
 class Thinking(Struct):
-    """Whether the model thinks first, where its template can be told."""
+    """Whether the model thinks first, if its template has a switch."""
 
     type: str
 
 
 class OutputFormat(Struct):
-    """What the answer must be."""
+    """The form that the answer must have."""
 
     type: Literal["json_schema"]
     schema: dict[str, Any]
@@ -95,7 +95,7 @@ class CountRequest(Options, kw_only=True):
 
 
 class MessagesRequest(CountRequest, kw_only=True):
-    """The body of POST /v1/messages; with the options of chat completions beside Anthropic's."""
+    """The body of POST /v1/messages: Anthropic's options, and those of chat completions."""
 
     stop_sequences: list[str] | None = None
     output_format: OutputFormat | None = None
@@ -104,7 +104,7 @@ class MessagesRequest(CountRequest, kw_only=True):
 
 
 def as_chat(body: CountRequest) -> ChatRequest:
-    """The same request of chat completions. Raises Problem for what this server does not read."""
+    """The request in the form of chat completions. Raises Problem for what this server does not support."""
     messages = [] if body.system is None else [Message("system", text_of(body.system, "system"))]
     for place, turn in enumerate(body.messages):
         messages += messages_of(turn, f"messages[{place}].content")
@@ -126,7 +126,7 @@ def as_chat(body: CountRequest) -> ChatRequest:
 
 
 def messages_of(turn: Turn, where: str) -> list[Message]:
-    """One message as those of chat completions: results of tools are messages of their own, before what is said."""
+    """One message in the form of chat completions. Results of tools become messages of their own, before the text."""
     if isinstance(turn.content, str):
         return [Message(turn.role, turn.content)]
     texts, results, calls, thoughts = [], [], [], []
@@ -143,18 +143,20 @@ def messages_of(turn: Turn, where: str) -> list[Message]:
         elif block.type == "thinking" and turn.role == "assistant":
             thoughts.append(_given(block.thinking, here, "thinking"))
         elif block.type != "redacted_thinking":
-            raise Problem(400, f"{here}: a block of type {block.type:.40} in what the {turn.role} says", where)
+            raise Problem(400, f"{here}: a block of type {block.type:.40} in a message of the {turn.role}", where)
     said = Message(turn.role, "".join(texts), tool_calls=calls or None, reasoning_content="".join(thoughts) or None)
     return results if results and not texts else [*results, said]
 
 
 def text_of(content: str | list[Block], where: str) -> str:
-    """The text of a content that is text alone. Raises Problem for anything else."""
+    """The text of a content that is only text. Raises Problem for any other part."""
     if isinstance(content, str):
         return content
     for place, block in enumerate(content):
         if block.type != "text":
-            raise Problem(400, f"{where}[{place}]: a block of type {block.type:.40}; this server reads text", where)
+            raise Problem(
+                400, f"{where}[{place}]: a {block.type:.40} block; this server reads only text", where
+            )
     return "".join(_given(block.text, f"{where}[{place}]", "text") for place, block in enumerate(content))
 
 
@@ -185,7 +187,7 @@ def _parallel(choice: ToolChoice | None) -> bool | None:
 
 
 def _variables(body: CountRequest) -> dict[str, Any] | None:
-    """The template's variables; thinking is Qwen's `enable_thinking` and DeepSeek's `thinking`."""
+    """The template's variables. Thinking is `enable_thinking` in Qwen's templates, `thinking` in DeepSeek's."""
     if body.thinking is None:
         return body.chat_template_kwargs
     thinks = body.thinking.type != "disabled"

@@ -1,4 +1,4 @@
-"""POST /v1/messages and /v1/messages/count_tokens: a view of the answers of chat completions."""
+"""POST /v1/messages and /v1/messages/count_tokens, built on the answers of chat completions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from dllama_zmq.chat import Delta
-from dllama_zmq.gateway.answering import Began, Ended, Said
+from dllama_zmq.gateway.answer_stream import Begin, End, Output
 from dllama_zmq.gateway.chat import Answer, Collected, answer_of, collected, n_prompt_tokens
 from dllama_zmq.gateway.endpoint import Call, ErrorForm, Reply, Stream
 from dllama_zmq.gateway.messages.replies import (
@@ -50,7 +50,7 @@ async def messages(call: Call[MessagesRequest]) -> Reply | Stream:
 
 
 async def count_tokens(call: Call[CountRequest]) -> Reply:
-    """How many tokens a conversation's prompt has."""
+    """The number of tokens of a conversation's prompt."""
     return Reply(CountReply(await n_prompt_tokens(call, as_chat(call.body))))
 
 
@@ -61,7 +61,7 @@ def _blocks(whole: Collected) -> list[AnswerBlock]:
 
 
 def _input(arguments: str) -> dict[str, object]:
-    """The arguments as an object; without any, if the answer has ended within them."""
+    """The arguments as an object; empty if they are not a complete JSON object because the answer was cut."""
     try:
         value = json.loads(arguments)
     except (ValueError, RecursionError):
@@ -70,17 +70,17 @@ def _input(arguments: str) -> dict[str, object]:
 
 
 async def _events(answer: Answer) -> AsyncGenerator[bytes, None]:
-    """The events of a message: each block begins, grows and stops before the next one."""
+    """The events of a message: each block starts, grows and stops before the next one."""
     blocks, tally = _Blocks(), answer.tally
-    async with aclosing(answer.events) as told:
-        async for one in told:
-            if isinstance(one, Began):
+    async with aclosing(answer.events) as events:
+        async for one in events:
+            if isinstance(one, Begin):
                 begun = MessageReply(item_id("msg"), answer.model, [], None, Usage.of(tally))
                 yield event(MessageStart(begun))
-            elif isinstance(one, Said):
+            elif isinstance(one, Output):
                 for delta in one.deltas:
                     yield blocks.take(delta)
-            elif isinstance(one, Ended):
+            elif isinstance(one, End):
                 yield blocks.stop()
                 yield event(MessageDelta(Stopped.of(one.reason, one.stop), Usage.of(tally)))
                 yield event(MessageStop())
@@ -94,7 +94,7 @@ class _Blocks:
         self._open: AnswerBlock | None = None
 
     def take(self, delta: Delta) -> bytes:
-        """The events of what is new."""
+        """The events for new text, thinking or a call."""
         events = b""
         if delta.tool is not None:
             if delta.tool.id:
@@ -111,7 +111,7 @@ class _Blocks:
         return events + event(BlockDelta(self._index, new))
 
     def stop(self) -> bytes:
-        """The end of the block that is open, if one is."""
+        """The end of the open block, if there is one."""
         if self._open is None:
             return b""
         events = event(BlockDelta(self._index, SignatureDelta())) if isinstance(self._open, ThinkingBlock) else b""

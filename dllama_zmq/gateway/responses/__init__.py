@@ -1,1 +1,1 @@
-"""POST /v1/responses: OpenAI's newer form of a conversation, over that of chat completions. Nothing is kept."""
+"""POST /v1/responses: OpenAI's newer form of a conversation, built on chat completions. Nothing is stored."""

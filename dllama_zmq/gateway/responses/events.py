@@ -22,7 +22,7 @@ from dllama_zmq.gateway.responses.replies import (
 
 
 class Items:
-    """The items of a response as they grow; every method returns the events of what has changed."""
+    """The items of a response as they grow. Every method returns the events of the change."""
 
     def __init__(self) -> None:
         self.done: list[OutputItem] = []
@@ -30,7 +30,7 @@ class Items:
         self._number = -1
 
     def response(self, kind: str, response: ResponseReply) -> bytes:
-        """How the response as a whole is."""
+        """The state of the whole response."""
         return self._event(f"response.{kind}", response=response)
 
     def error(self, problem: Problem) -> bytes:
@@ -38,7 +38,7 @@ class Items:
         return self._event("error", code=problem.kind, message=str(problem), param=problem.param)
 
     def take(self, delta: Delta, logprobs: Sequence[TokenLogprob]) -> bytes:
-        """What is new."""
+        """The events for new text, thinking or a call."""
         if delta.tool is not None:
             added = b""
             if delta.tool.id:
@@ -60,7 +60,7 @@ class Items:
         )
 
     def close(self, is_cut: bool = False) -> bytes:
-        """The end of the item that is open, if one is."""
+        """The end of the open item, if there is one."""
         item = self._open
         if item is None:
             return b""

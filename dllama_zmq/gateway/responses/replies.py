@@ -1,4 +1,4 @@
-"""What /v1/responses answers: a response of items."""
+"""The answers of /v1/responses: a response of items."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from msgspec import Struct, field
 
-from dllama_zmq.bus.client_messages import Logprob as Told
+from dllama_zmq.bus.client_messages import Logprob
 from dllama_zmq.gateway.metrics import Tally
 from dllama_zmq.gateway.replies import TokenLogprob, item_id
 from dllama_zmq.gateway.responses.requests import FunctionTool, Reasoning, ResponsesRequest, TextFormat, ToolChoice
@@ -24,7 +24,7 @@ class ReasoningText(Struct, tag_field="type", tag="reasoning_text"):
 
 
 class MessageItem(Struct, tag_field="type", tag="message"):
-    """What the model says."""
+    """The text of the model."""
 
     id: str
     content: list[OutputText] = field(default_factory=list)
@@ -33,7 +33,7 @@ class MessageItem(Struct, tag_field="type", tag="message"):
 
 
 class ReasoningItem(Struct, tag_field="type", tag="reasoning"):
-    """What it thinks, as it is: there is no summary."""
+    """The model's thinking, complete: there is no summary."""
 
     id: str
     content: list[ReasoningText] = field(default_factory=list)
@@ -42,7 +42,7 @@ class ReasoningItem(Struct, tag_field="type", tag="reasoning"):
 
 
 class CallItem(Struct, tag_field="type", tag="function_call"):
-    """A function that it calls."""
+    """A function call of the model."""
 
     id: str
     call_id: str
@@ -60,7 +60,7 @@ class InputDetails(Struct):
 
 
 class OutputDetails(Struct):
-    """Tokens of thinking are not counted apart."""
+    """Thinking tokens are not counted separately."""
 
     reasoning_tokens: int = 0
 
@@ -74,7 +74,7 @@ class Usage(Struct):
 
     @classmethod
     def of(cls, tally: Tally) -> Usage:
-        """Of a whole request."""
+        """The usage of one request."""
         n_prompt, n = tally.n_prompt, tally.n_tokens
         return cls(n_prompt, InputDetails(tally.n_cached), n, OutputDetails(), n_prompt + n)
 
@@ -88,7 +88,7 @@ class TextConfig(Struct):
 
 
 class ResponseReply(Struct):
-    """The answer, with what of the request belongs to it."""
+    """The response, with the fields that it repeats from the request."""
 
     id: str
     created_at: int
@@ -116,14 +116,14 @@ class ResponseReply(Struct):
     object: str = "response"
 
     def end(self, output: list[OutputItem], tally: Tally, is_cut: bool) -> None:
-        """It is whole, or cut by the limit of tokens."""
+        """Complete the response; is_cut: the token limit ended it."""
         self.output, self.usage = output, Usage.of(tally)
         self.status = "incomplete" if is_cut else "completed"
         self.incomplete_details = Incomplete("max_output_tokens") if is_cut else None
 
 
 def response_to(body: ResponsesRequest, model: str, created: int) -> ResponseReply:
-    """A response that has just begun."""
+    """A response at its start."""
     form = body.text.format if body.text is not None else None
     return ResponseReply(
         id=item_id("resp"),
@@ -144,6 +144,6 @@ def response_to(body: ResponsesRequest, model: str, created: int) -> ResponseRep
     )
 
 
-def logprobs_of(told: Sequence[Sequence[Told]]) -> list[TokenLogprob]:
+def logprobs_of(logprobs: Sequence[Sequence[Logprob]]) -> list[TokenLogprob]:
     """The log-probabilities of some tokens."""
-    return [TokenLogprob.of(one) for one in told]
+    return [TokenLogprob.of(one) for one in logprobs]

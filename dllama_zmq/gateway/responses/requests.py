@@ -1,4 +1,4 @@
-"""What /v1/responses takes, as a chat request. Knows no answer."""
+"""The requests of /v1/responses, translated to chat requests. Knows no answer."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from dllama_zmq.gateway.requests import (
 )
 
 LOGPROBS = "message.output_text.logprobs"
-"""In `include`: the answer's tokens have their log-probabilities."""
+"""In `include`: return the log-probabilities of the answer's tokens."""
 
 
 class Item(Struct):
-    """What was said or done before: a message, a function_call, its function_call_output, or reasoning."""
+    """An earlier item of the conversation: a message, function_call, function_call_output or reasoning."""
 
     type: str | None = None
     role: Literal["user", "assistant", "system", "developer"] | None = None
@@ -51,7 +51,7 @@ class FunctionTool(Struct, omit_defaults=True):
 
 
 class ToolChoice(Struct, omit_defaults=True):
-    """type function: the one that must be called; allowed_tools: `mode` is of these alone."""
+    """type function: the function that must be called. allowed_tools: `mode` applies to these tools only."""
 
     type: str
     name: str | None = None
@@ -60,7 +60,7 @@ class ToolChoice(Struct, omit_defaults=True):
 
 
 class TextFormat(Struct, omit_defaults=True):
-    """What the answer's text must be."""
+    """The form that the answer's text must have."""
 
     type: Literal["text", "json_object", "json_schema"]
     name: str | None = None
@@ -74,14 +74,14 @@ class Text(Struct):
 
 
 class Reasoning(Struct):
-    """Whether the model thinks first, where its template can be told: effort "none" is not."""
+    """Whether the model thinks first, if its template has a switch; effort "none": it does not."""
 
     effort: str | None = None
     summary: str | None = None
 
 
 class ResponsesRequest(Options, kw_only=True):
-    """The body of POST /v1/responses; with the options of chat completions beside its own."""
+    """The body of POST /v1/responses: its own options, and those of chat completions."""
 
     input: str | Annotated[list[Item], Meta(min_length=1)]
     instructions: str | None = None
@@ -103,7 +103,7 @@ class ResponsesRequest(Options, kw_only=True):
 
 
 def as_chat(body: ResponsesRequest) -> ChatRequest:
-    """The same request of chat completions. Raises Problem for what this server does not do."""
+    """The request in the form of chat completions. Raises Problem for what this server does not support."""
     _require_stateless(body)
     tools = [_tool(tool, place) for place, tool in enumerate(body.tools or [])]
     choice, tools = _choice(body.tool_choice, tools)
@@ -133,13 +133,13 @@ def as_chat(body: ResponsesRequest) -> ChatRequest:
 def _require_stateless(body: ResponsesRequest) -> None:
     for name in ("previous_response_id", "conversation", "prompt"):
         if getattr(body, name) is not None:
-            raise Problem(400, f"{name}: this server keeps nothing; send the whole conversation as input", name)
+            raise Problem(400, f"{name}: this server stores nothing; send the whole conversation as input", name)
     if body.background:
-        raise Problem(400, "background: this server answers at once, or while it streams", "background")
+        raise Problem(400, "background: this server answers in the request itself, whole or as a stream", "background")
 
 
 def _messages(given: str | Sequence[Item]) -> list[Message]:
-    """The conversation. A call belongs to the assistant's message before it, and reasoning to the one after it."""
+    """The conversation. A call belongs to the assistant's message before it, reasoning to the message after it."""
     if isinstance(given, str):
         return [Message("user", given)]
     messages: list[Message] = []
@@ -183,7 +183,7 @@ def _text_of(content: str | Sequence[Part], where: str) -> str:
     for place, part in enumerate(content):
         text = part.refusal if part.type == "refusal" else part.text
         if text is None:
-            raise Problem(400, f"{where}[{place}]: a part of type {part.type:.40}; this server reads text", where)
+            raise Problem(400, f"{where}[{place}]: a part of type {part.type:.40}; this server reads only text", where)
         texts.append(text)
     return "".join(texts)
 
@@ -206,7 +206,7 @@ def _tool(tool: FunctionTool, place: int) -> Tool:
 def _choice(
     choice: str | ToolChoice | None, tools: list[Tool]
 ) -> tuple[Literal["auto", "none", "required"] | NamedTool | None, list[Tool]]:
-    """How tools are to be called, and which."""
+    """How tools are to be called, and which tools."""
     if not isinstance(choice, ToolChoice):
         return choice, tools  # type: ignore[return-value]
     if choice.type == "function":

@@ -1,4 +1,4 @@
-"""POST /v1/responses: a view of the answers of chat completions."""
+"""POST /v1/responses, built on the answers of chat completions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from dllama_zmq.chat import Delta
-from dllama_zmq.gateway.answering import Began, Ended, Said
+from dllama_zmq.gateway.answer_stream import Begin, End, Output
 from dllama_zmq.gateway.chat import Answer, answer_of, n_prompt_tokens
 from dllama_zmq.gateway.endpoint import Call, Reply, Stream
 from dllama_zmq.gateway.problems import Problem
@@ -30,23 +30,23 @@ async def responses(call: Call[ResponsesRequest]) -> Reply | Stream:
 
 
 async def input_tokens(call: Call[ResponsesRequest]) -> Reply:
-    """How many tokens a conversation's prompt has."""
+    """The number of tokens of a conversation's prompt."""
     return Reply(InputTokens(await n_prompt_tokens(call, as_chat(call.body))))
 
 
 async def _events(answer: Answer, response: ResponseReply, items: Items) -> AsyncGenerator[bytes, None]:
-    """The events of a response, which is whole with the last one."""
-    async with aclosing(answer.events) as told:
-        async for one in told:
-            if isinstance(one, Began):
+    """The events of a response; the last one has the whole response."""
+    async with aclosing(answer.events) as events:
+        async for one in events:
+            if isinstance(one, Begin):
                 yield items.response("created", response)
                 yield items.response("in_progress", response)
-            elif isinstance(one, Said):
+            elif isinstance(one, Output):
                 logprobs = logprobs_of(one.logprobs)
                 for delta in one.deltas or [Delta()]:
                     yield items.take(delta, logprobs)
                     logprobs = []
-            elif isinstance(one, Ended):
+            elif isinstance(one, End):
                 is_cut = one.reason == "length"
                 yield items.close(is_cut)
                 response.end(items.done, answer.tally, is_cut)
@@ -54,7 +54,7 @@ async def _events(answer: Answer, response: ResponseReply, items: Items) -> Asyn
 
 
 async def _with_error(events: AsyncGenerator[bytes, None], items: Items) -> AsyncGenerator[bytes, None]:
-    """The events; an error in mid-stream becomes the last one. Raises what is wrong before the first one."""
+    """The events; an error in mid-stream becomes the last event. Raises an error that occurs before the first event."""
     has_begun = False
     try:
         async with aclosing(events):

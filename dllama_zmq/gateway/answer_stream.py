@@ -1,4 +1,4 @@
-"""One answer, or n to one prompt, as events that every dialect gives its own form. Closing it cancels the request."""
+"""The n answers to one prompt as events, which each API puts into its own form. Closing it cancels the request."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Reason = Literal["stop", "length", "tool_calls"]
 
 
 class Parser(Protocol):
-    """What an answer means: an AnswerParser, or one that takes it as it is."""
+    """What reads an answer: an AnswerParser, or a parser of plain text."""
 
     @property
     def has_calls(self) -> bool: ...
@@ -33,15 +33,15 @@ class Parser(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """`ahead` other requests are answered first; or the cluster forms again in mid-answer, as `note` says."""
+    """The request waits for `ahead` others, or, in mid-answer, for the cluster to be ready again, as `note` says."""
 
     ahead: int
     note: str
 
 
 @dataclass(frozen=True, slots=True)
-class Began:
-    """The prompt has so many tokens; the answer of index i is that of `seed` plus i."""
+class Begin:
+    """The prompt has n_prompt tokens; the answer of index i uses the seed `seed` + i."""
 
     n_prompt: int
     seed: int
@@ -49,7 +49,7 @@ class Began:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """So many of the prompt's tokens are evaluated; `n_cached` of them were before. seconds: since it began."""
+    """`done` of `total` prompt tokens are evaluated, `n_cached` of them from the cache. seconds: since the start."""
 
     done: int
     total: int
@@ -58,8 +58,8 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
-    """More of the answer `index`: what it means, and the tokens since the last time, if they are asked for."""
+class Output:
+    """More of the answer `index`: parsed deltas, and the log-probabilities of its tokens if they were requested."""
 
     index: int
     deltas: Sequence[Delta]
@@ -67,47 +67,47 @@ class Said:
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
-    """The end of the answer `index`; stop: the stop string that it ends before, "" if it is none that ended it."""
+class End:
+    """The end of the answer `index`. stop: the stop string that ended it, "" if none did."""
 
     index: int
     reason: Reason
     stop: str = ""
 
 
-Event = Waiting | Began | Progress | Said | Ended
+Event = Waiting | Begin | Progress | Output | End
 
 
 @dataclass(slots=True)
 class _Answer:
-    """One of the n: its parser, and what waits for the next event."""
+    """One of the n answers: its parser, and log-probabilities that wait for the next event."""
 
     parser: Parser
     logprobs: list[Sequence[Logprob]] = field(default_factory=list)
 
-    def said(self, index: int, deltas: Sequence[Delta], at_end: bool = False) -> Said | None:
+    def output(self, index: int, deltas: Sequence[Delta], at_end: bool = False) -> Output | None:
         """What is new, if anything is. Log-probabilities go with the text that they belong to."""
         if not deltas and not (at_end and self.logprobs):
             return None
         logprobs, self.logprobs = self.logprobs, []
-        return Said(index, deltas, logprobs)
+        return Output(index, deltas, logprobs)
 
 
 @dataclass(frozen=True, slots=True)
-class Answering:
-    """Asks the front over `link`. parser: of an answer to a prompt that ends so."""
+class AnswerStream:
+    """Sends a request to the front over `link`. parser: makes the parser for a prompt that ends with the given text."""
 
     link: Link
     parser: Callable[[str], Parser]
     metrics: Metrics
 
-    async def events(self, asked: Generate, tally: Tally) -> AsyncGenerator[Event, None]:
-        """The events of the request `asked`, whose id is set here; `tally` is kept up to date.
+    async def events(self, request: Generate, tally: Tally) -> AsyncGenerator[Event, None]:
+        """The events of `request`, whose id is set here. Keeps `tally` up to date.
 
-        Raises Problem where nodes are missing when it comes, and the errors of `Client.generate`.
+        Raises Problem if nodes are missing when the request arrives, and the errors of `Client.generate`.
         """
-        n_open, answers, silence_s = asked.n, list[_Answer](), SILENCE_S
-        make = lambda number: msgspec.structs.replace(asked, id=number)  # noqa: E731
+        n_open, answers, silence_s = request.n, list[_Answer](), SILENCE_S
+        make = lambda number: msgspec.structs.replace(request, id=number)  # noqa: E731
         with self.metrics.request(tally) as outcome:
             async with self.link.request(make, cancels=True) as mailbox:
                 while n_open:
@@ -117,29 +117,29 @@ class Answering:
                         answer = answers[message.index]
                         if message.logprobs:
                             answer.logprobs.append(message.logprobs)
-                        if said := answer.said(message.index, answer.parser.push(message.text)):
-                            yield said
+                        if output := answer.output(message.index, answer.parser.push(message.text)):
+                            yield output
                     elif isinstance(message, Done):
                         n_open -= 1
                         mailbox.open = n_open > 0
                         answer = answers[message.index]
                         deltas = [*answer.parser.push(message.text), *answer.parser.finish()]
-                        if said := answer.said(message.index, deltas, at_end=True):
-                            yield said
+                        if output := answer.output(message.index, deltas, at_end=True):
+                            yield output
                         calls = answer.parser.has_calls and message.reason == "stop"
                         cut = message.reason == "length"
                         reason: Reason = "tool_calls" if calls else "length" if cut else "stop"
                         outcome.reasons.append(reason)
-                        yield Ended(message.index, reason, message.stop)
+                        yield End(message.index, reason, message.stop)
                     elif isinstance(message, Prefill):
                         tally.n_cached = message.cached_tokens
                         seconds = time.monotonic() - tally.began
                         yield Progress(message.done, message.total, message.cached_tokens, seconds)
                     elif isinstance(message, Started):
                         tally.began, tally.n_prompt, tally.seed = time.monotonic(), message.prompt_tokens, message.seed
-                        answers = [_Answer(self.parser(message.prompt_end)) for _ in range(asked.n)]
+                        answers = [_Answer(self.parser(message.prompt_end)) for _ in range(request.n)]
                         silence_s = max(SILENCE_S, message.silence_s)
-                        yield Began(message.prompt_tokens, message.seed)
+                        yield Begin(message.prompt_tokens, message.seed)
                     elif isinstance(message, Queued):
                         if message.note and not answers:
                             raise not_ready(message.note)
@@ -148,8 +148,8 @@ class Answering:
 
 
 async def _next(mailbox: Mailbox, silence_s: float) -> object:
-    """The next message. Raises RootLost where none comes for `silence_s`."""
+    """The next message. Raises RootLost if none arrives within `silence_s`."""
     message = await mailbox.get(silence_s)
     if message is None:
-        raise RootLost(f"the root has said nothing for {silence_s:.0f} s: it is in a long step, or hangs")
+        raise RootLost(f"no message from the root for {silence_s:.0f} s: it is in a long step, or stuck")
     return message

@@ -1,4 +1,4 @@
-"""A request's fields as the front's: sampling, stop strings, grammars, bounds. Pure."""
+"""Turns the fields of an HTTP request into the front's Generate: sampling, stop strings, grammar, limits. Pure."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from dllama_zmq.sampling import Sampling
 from dllama_zmq.stop_strings import MAX_STOP_CHARACTERS
 
 TEMPERATURE, TOP_P = 0.8, 0.9
-"""Where a request says nothing: those of `dllama-zmq generate`."""
+"""Defaults of requests: those of `dllama-zmq generate`."""
 
-_LEAST_TEMPERATURE = 0.001
+_MIN_TEMPERATURE = 0.001
 _SEEDS = 1 << 62
 
 
-def generate(
+def generate_message(
     options: Options, prompt: AnyPrompt, limits: ApiLimits, logprobs: int | None, max_tokens: int | None = None
 ) -> Generate:
-    """What the front is asked; the id is set when it is sent. Raises Problem, RequestError for what is out of bounds.
+    """The message for the front; its id is set when it is sent. Raises Problem or RequestError for values out of range.
 
-    max_tokens: where the request has more than one name for it; -1 is no limit.
+    max_tokens: for requests with several names for it; -1 is no limit.
     """
     names = (max_tokens, options.max_tokens, options.n_predict)
     most = next((given for given in names if given is not None), None)
@@ -47,14 +47,14 @@ def generate(
 
 
 def sampling_of(options: Options, logprobs: int | None) -> Sampling:
-    """How tokens are chosen. Values by which other servers mean "off" or "greedy" mean that here."""
+    """The sampling parameters. Values that mean "off" or "greedy" on other servers mean that here."""
     temperature = TEMPERATURE if options.temperature is None else options.temperature
     top_p = TOP_P if options.top_p is None else options.top_p
     penalty = options.repeat_penalty if options.repetition_penalty is None else options.repetition_penalty
     seed = options.seed
     biases = options.logit_bias or {}
     return Sampling(
-        temperature=0.0 if 0 <= temperature < _LEAST_TEMPERATURE else temperature,
+        temperature=0.0 if 0 <= temperature < _MIN_TEMPERATURE else temperature,
         top_p=1e-9 if top_p == 0 else top_p,
         top_k=max(0, options.top_k or 0),
         seed=None if seed is None or seed == -1 else seed % _SEEDS,
@@ -69,7 +69,7 @@ def sampling_of(options: Options, logprobs: int | None) -> Sampling:
 
 
 def stops_of(options: Options, limits: ApiLimits) -> list[str]:
-    """Its stop strings; empty ones are left out. Raises Problem."""
+    """The stop strings without empty ones. Raises Problem."""
     stop = [options.stop] if isinstance(options.stop, str) else options.stop or []
     stop = [text for text in stop if text]
     if len(stop) > limits.stop:
@@ -81,10 +81,10 @@ def stops_of(options: Options, limits: ApiLimits) -> list[str]:
 
 
 def grammar_of(options: Options) -> Grammar | None:
-    """What the answer must be, by any of its names. Raises Problem where there are two."""
+    """The grammar of the answer, under any of its names. Raises Problem if there are two."""
     found = [grammar for grammar in _grammars(options) if grammar is not None]
     if len(found) > 1:
-        raise Problem(400, "an answer can have one grammar; give one of response_format, grammar and json_schema")
+        raise Problem(400, "an answer can have only one grammar; give one of response_format, grammar and json_schema")
     return found[0] if found else None
 
 
@@ -129,11 +129,11 @@ def _schema(schema: dict[str, Any] | str | bool | None) -> Grammar | None:
 
 
 def _choice(name: str, texts: list[str] | None) -> Grammar | None:
-    """One of the texts. Raises Problem, with `name`, where there is none to choose."""
+    """A grammar of one of the texts. Raises Problem, with `name`, if there is none to choose."""
     if texts is None:
         return None
     if not texts or not all(texts):
-        raise Problem(400, f"{name} is a list of texts to choose from, none of them empty", name)
+        raise Problem(400, f"{name} must be a list of texts, none of them empty", name)
     return Grammar("lark", "start: " + " | ".join(json.dumps(text, ensure_ascii=False) for text in texts))
 
 
