@@ -25,7 +25,7 @@ def offered(body: ChatRequest) -> list[dict[str, Any]]:
     for name in names:
         if not name or len(name) > 128 or names.count(name) > 1:
             raise Problem(
-                400, f"tools: {name!r:.60} is empty, longer than 128 characters, or the name of two tools", "tools"
+                400, f"tools: {name!r:.60} is empty, too long (128 characters), or the name of two tools", "tools"
             )
     if body.tool_choice == "required" and not tools:
         raise Problem(400, "tool_choice is required, and there are no tools", "tool_choice")
