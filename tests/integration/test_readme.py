@@ -102,7 +102,8 @@ def test_make_demo_ends_with_the_story_in_sight_and_leaves_nothing_running(envir
     assert not list(Path(environment["DLLAMA_ZMQ_HOME"]).rglob("*.sock"))
 
 
-MARKS = {"test": "not release and not browser and not clients", "test-all": "not browser and not clients"}
+_APART = "not browser and not clients and not real"
+MARKS = {"test": f"not release and {_APART}", "test-all": _APART}
 """What each target leaves out."""
 
 
