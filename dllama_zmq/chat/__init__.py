@@ -1,17 +1,17 @@
-"""What an answer means: thinking, content and tool calls, written as the model's chat template has taught it.
+"""Parsing of answers: thinking, content and tool calls, in the form that the model's chat template taught it.
 
-Pure: knows texts, and nothing of tokens, files and sockets.
+Pure: knows texts; knows no tokens, files or sockets.
 """
 
 from dllama_zmq.chat.deltas import Delta, ToolDelta
-from dllama_zmq.chat.forced import Prompted, may_think
 from dllama_zmq.chat.history import for_template
 from dllama_zmq.chat.parser import AnswerParser, needs_specials, parser_for
+from dllama_zmq.chat.tool_grammars import AnswerGrammars, may_think
 
 __all__ = [
+    "AnswerGrammars",
     "AnswerParser",
     "Delta",
-    "Prompted",
     "ToolDelta",
     "for_template",
     "may_think",

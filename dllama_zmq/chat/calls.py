@@ -1,7 +1,7 @@
-"""Tool calls as JSON objects, read while they come. Knows no marks around them.
+"""Tool calls as JSON objects, parsed as they arrive. Knows no marks around them.
 
-A call begins once its name is known and its arguments begin: from then on they stream. Until then reading can be undone
-(`Reader.hold`), so that what is no call stays text.
+A call begins once its name is known and its arguments begin; from then on they are streamed. Before that, reading can
+be undone (`Reader.hold`), so that a text that turns out to be no call stays text.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dllama_zmq.chat.deltas import Collector
-from dllama_zmq.chat.json_text import read_string, read_value, sound
+from dllama_zmq.chat.json_text import read_string, read_value, well_formed
 from dllama_zmq.chat.reader import Reader, Reading
 
 _ARGUMENTS = ("arguments", "parameters")
-_OTHERS = ("id", "type", "index")  # of a call, beside its name and its arguments
+_OTHERS = ("id", "type", "index")  # other keys of a call
 
 
 class Tools:
@@ -29,20 +29,20 @@ class Tools:
         return name in self._schemas
 
     def type_of(self, name: str, argument: str) -> object:
-        """The "type" that the function's schema gives this argument; None if it gives none."""
+        """The "type" of this argument in the function's schema; None if it has none."""
         properties = self._schemas.get(name, {}).get("properties")
         schema = properties.get(argument) if isinstance(properties, Mapping) else None
         return schema.get("type") if isinstance(schema, Mapping) else None
 
 
 def read_call(reader: Reader, out: Collector, tools: Tools | None) -> Reading[bool]:
-    """Read {"name": ..., "arguments": {...}}, held from its beginning. Whether it was a call.
+    """Read {"name": ..., "arguments": {...}} from where `hold` was called. Returns whether it was a call.
 
-    tools: the name must be one of theirs. None: it may be any, because marks say that a call stands here.
+    tools: the name must be one of theirs. None: any name, because marks say that this is a call.
     """
     if not (yield from reader.take("{")):
         return False
-    name, early, has_begun = "", "", False  # early: arguments that come before the name
+    name, early, has_begun = "", "", False  # early: arguments that precede the name
     while True:
         yield from reader.space()
         key = yield from read_string(reader)
@@ -72,7 +72,7 @@ def read_call(reader: Reader, out: Collector, tools: Tools | None) -> Reading[bo
 
 
 def read_arguments(reader: Reader, out: Collector, name: str) -> Reading[bool]:
-    """Read the arguments of a call of `name`: an object, one as a string, or null. Whether it was one of them."""
+    """Read the arguments of a call: an object, an object as a string, or null. Returns whether they were."""
     if (yield from reader.character()) != "{":
         return _say_call(reader, out, name, (yield from _value(reader)))
     reader.keep()
@@ -82,7 +82,7 @@ def read_arguments(reader: Reader, out: Collector, name: str) -> Reading[bool]:
 
 
 def read_calls(reader: Reader, out: Collector, tools: Tools | None) -> Reading[bool]:
-    """Read a list of calls, [{...}, {...}], held from its beginning. Whether it was one."""
+    """Read a list of calls, [{...}, {...}], from where `hold` was called. Returns whether it was one."""
     if not (yield from reader.take("[")):
         return False
     yield from reader.space()
@@ -108,11 +108,11 @@ def _value(reader: Reader) -> Reading[str]:
 
 
 def _say_call(reader: Reader, out: Collector, name: str, arguments: str) -> bool:
-    """Make a call of a whole text of arguments; False if it is none."""
+    """Make a call from its complete arguments. Returns False if they are none."""
     try:
         value = json.loads(arguments, strict=False)
         if isinstance(value, str):
-            arguments = sound(value)
+            arguments = well_formed(value)
             value = json.loads(value, strict=False)
     except (ValueError, RecursionError):
         return False

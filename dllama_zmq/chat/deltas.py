@@ -1,4 +1,4 @@
-"""What is new in an answer, and a collector of it. Knows no way to write a tool call."""
+"""Deltas of an answer, and their collector. Knows no form of tool calls."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import string
 from dataclasses import dataclass
 
 _ID_CHARACTERS = string.ascii_letters + string.digits
-_ID_LENGTH = 9  # Mistral's templates refuse any other, and the others take every id
+_ID_LENGTH = 9  # Mistral's templates accept no other length, and other templates accept any
 
 
 @dataclass(frozen=True, slots=True)
 class ToolDelta:
     """A part of one tool call.
 
-    index: of the call in the answer, from 0. id, name: given with the call's first part, empty in those that follow.
-    arguments: the next fragment of a JSON text; the fragments of a call joined are its arguments.
+    index: of the call in the answer, from 0. id, name: in the call's first part; empty in the others. arguments: the
+    next fragment of a JSON text; the joined fragments are the arguments.
     """
 
     index: int
@@ -26,7 +26,7 @@ class ToolDelta:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """What is new: text for the user, text of the model's thinking, or a part of a tool call. One of them is set."""
+    """New text for the user, new thinking, or a part of a tool call; exactly one of them is set."""
 
     content: str = ""
     reasoning: str = ""
@@ -34,10 +34,10 @@ class Delta:
 
 
 class Collector:
-    """Takes what a parser has understood, in order, and joins neighbours of a kind.
+    """Takes a parser's results in order, and joins neighbours of one kind.
 
-    With `trims`, white space around tool calls is left out: what may stand before one is held back. Without `parallel`,
-    calls after the first one are left out.
+    trims: drop white space around tool calls; white space that may precede a call is held back. parallel: if false,
+    calls after the first are dropped.
     """
 
     def __init__(self, trims: bool = False, parallel: bool = True) -> None:
@@ -47,7 +47,7 @@ class Collector:
         self._drops = False
         self._deltas: list[Delta] = []
         self._held = ""
-        self._at_start = False  # white space that comes now belongs to no text
+        self._at_start = False  # drop the white space that comes next
 
     def content(self, text: str) -> None:
         self._add(Delta(content=self._shown(text, self._trims)))
@@ -56,11 +56,11 @@ class Collector:
         self._add(Delta(reasoning=self._shown(text, True)))
 
     def part(self) -> None:
-        """Thinking begins or ends here; white space around this place is left out."""
+        """Mark the beginning or end of thinking; white space around it is dropped."""
         self._held, self._at_start = "", True
 
     def call(self, name: str) -> None:
-        """A tool call begins."""
+        """Begin a tool call."""
         self.part()
         self._drops = self.n_calls > 0 and not self._parallel
         if self._drops:
@@ -70,23 +70,23 @@ class Collector:
         self.n_calls += 1
 
     def arguments(self, text: str) -> None:
-        """The next fragment of the arguments of the call that has begun last."""
+        """Append a fragment to the arguments of the last call."""
         if not self._drops:
             self._add(Delta(tool=ToolDelta(self.n_calls - 1, arguments=text)))
 
     def taken(self) -> list[Delta]:
-        """What has come since the last time."""
+        """The deltas since the last time."""
         deltas, self._deltas = self._deltas, []
         return deltas
 
     def flush(self) -> None:
-        """The answer has ended: what is held back belongs to its text."""
+        """Release the text that was held back, because the answer has ended."""
         self._trims = False
         held, self._held = self._held, ""
         self.content(held)
 
     def _shown(self, text: str, trims: bool) -> str:
-        """What `text` adds; white space at its end is held back where `trims`: it may be the end of all text."""
+        """The new text to show. With `trims`, white space at its end is held back, because the text may end there."""
         if self._at_start:
             text = text.lstrip()
         if not text:
@@ -108,7 +108,7 @@ class Collector:
 
 
 def _joined(one: Delta, two: Delta) -> Delta | None:
-    """Both as one, or None if they are of different kinds."""
+    """Both as one delta, or None if they are of different kinds."""
     if one.tool is not None and two.tool is not None and one.tool.index == two.tool.index:
         arguments = one.tool.arguments + two.tool.arguments
         return Delta(tool=ToolDelta(one.tool.index, one.tool.id, one.tool.name, arguments))

@@ -1,6 +1,6 @@
-"""How the families of models write tool calls, between which marks. Knows no thinking.
+"""The forms in which families of models write tool calls, and the marks around them. Knows no thinking.
 
-Each reader takes an answer from its content on. Sources: the chat templates of the models, and Meta's pages on the
+Each reader takes an answer from its content on. Sources: the models' chat templates, and Meta's pages on the
 prompt formats of Llama 3.1 and 3.2.
 """
 
@@ -22,14 +22,14 @@ _CALL_BEGIN, _CALL_END, _SEP = "<｜tool▁call▁begin｜>", "<｜tool▁call�
 
 
 def read_text(reader: Reader, out: Collector, tools: Tools) -> Reading[None]:
-    """An answer without calls."""
+    """Read an answer without calls."""
     yield from reader.until((), out.content)
 
 
 def read_hermes(reader: Reader, out: Collector, tools: Tools) -> Reading[None]:
-    """Hermes 2 Pro, Qwen2.5, Qwen3: <tool_call>{"name": ..., "arguments": {...}}</tool_call>, one after another.
+    """Read calls of Hermes 2 Pro, Qwen2.5, Qwen3: <tool_call>{"name": ..., "arguments": {...}}</tool_call>, repeated.
 
-    Small models write several objects between two marks at times.
+    Small models sometimes write several objects between two marks.
     """
     while mark := (yield from reader.until(("<tool_call>",), out.content)):
         has_begun = False
@@ -49,9 +49,9 @@ def read_hermes(reader: Reader, out: Collector, tools: Tools) -> Reading[None]:
 
 
 def read_qwen_coder(reader: Reader, out: Collector, tools: Tools) -> Reading[None]:
-    """Qwen3-Coder: <tool_call><function=NAME><parameter=KEY>VALUE</parameter>...</function></tool_call>.
+    """Read calls of Qwen3-Coder: <tool_call><function=NAME><parameter=KEY>VALUE</parameter>...</function></tool_call>.
 
-    It leaves out <tool_call> at times.
+    The model sometimes leaves <tool_call> out.
     """
     while mark := (yield from reader.until(("<tool_call>", "<function="), out.content)):
         reader.hold()
@@ -71,7 +71,8 @@ def read_qwen_coder(reader: Reader, out: Collector, tools: Tools) -> Reading[Non
 
 
 def read_llama(reader: Reader, out: Collector, tools: Tools) -> Reading[None]:
-    """Llama 3.1, 3.2, 3.3: the answer is {"name": ..., "parameters": {...}} or [name(...)], or <|python_tag|> says so.
+    """Read calls of Llama 3.1, 3.2, 3.3: {"name": ..., "parameters": {...}} or [name(...)], alone or after
+    <|python_tag|>.
 
     Several objects have ";" or white space between them.
     """
@@ -107,9 +108,9 @@ def _llama_calls(reader: Reader, out: Collector, tools: Tools) -> Reading[bool]:
 
 
 def read_mistral(reader: Reader, out: Collector, tools: Tools) -> Reading[None]:
-    """Mistral: [TOOL_CALLS][{"name": ..., "arguments": {...}}], or [TOOL_CALLS]name[ARGS]{...} for each call.
+    """Read calls of Mistral: [TOOL_CALLS][{"name": ..., "arguments": {...}}], or [TOOL_CALLS]name[ARGS]{...} for each.
 
-    Also the list alone, at the beginning: so it stands in an answer without the names of special tokens.
+    An answer without the names of special tokens begins with the list itself.
     """
     reader.hold()
     yield from reader.space()
@@ -180,7 +181,7 @@ def _deepseek_call(reader: Reader, out: Collector) -> Reading[bool]:
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Models that write tool calls alike. marks: the template has one of them."""
+    """A group of models that write tool calls in one form. marks: the template contains one of them."""
 
     name: str
     marks: tuple[str, ...]
@@ -198,5 +199,5 @@ FAMILIES = (
 
 
 def family_of(template: str) -> Family:
-    """The family of a template; Hermes for those that know no tools: many models have seen its form."""
+    """The family of a template; Hermes if the template has no tools, because many models know its form."""
     return next((family for family in FAMILIES if any(mark in template for mark in family.marks)), HERMES)

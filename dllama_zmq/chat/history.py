@@ -1,4 +1,4 @@
-"""A conversation as its template wants it: clients write all of them alike, and templates read them differently.
+"""A conversation in the form that its template reads: clients write all in one form, and templates differ.
 
 Knows messages as OpenAI's clients write them: text content, `tool_calls` with arguments as JSON text, role "tool".
 """
@@ -18,9 +18,9 @@ Message = dict[str, Any]
 
 _ONE_CALL = "single tool-call"  # Llama 3's templates refuse a message with several calls in these words
 _WRITES_JSON = re.compile(r"arguments['\"]?\]?\s*\|\s*tojson")
-"""A template that writes arguments as JSON, and so takes them as an object."""
+"""A template that writes arguments as JSON reads them as an object."""
 
-_THINKING_PARTS = "'thinking'"  # as Mistral's templates name the part of a message that is thinking
+_THINKING_PARTS = "'thinking'"  # the name, in Mistral's templates, of the part of a message that is thinking
 _ID_LENGTH = 9
 _ALPHABET = string.digits + string.ascii_letters
 
@@ -30,8 +30,8 @@ def for_template(
 ) -> tuple[list[Message], list[Message] | None]:
     """The messages and tools to render with `template`.
 
-    To a template that knows no tools they are explained in text, before the first user's message or after the system's.
-    If it knows no calls, they and their results are text as well, in Hermes' form.
+    If the template has no tools, they are explained in text: in the system's message, or before the first user message.
+    If it has no calls, calls and results are written as text too, in Hermes' form.
     """
     family = family_of(template).name
     roles = {} if "developer" in template else {"developer": "system"}
@@ -39,7 +39,7 @@ def for_template(
     takes_text = family == "deepseek" and not _WRITES_JSON.search(template)
     changed = [_as_read(message, family, takes_text) for message in given]
     if _THINKING_PARTS in template and "reasoning_content" not in template:
-        # The last message is left as it is: it may be gone on with, and then must be a text.
+        # The last message stays as it is: if it is to be continued, it must be a text.
         changed = [*map(_with_thinking_part, changed[:-1]), *changed[-1:]]
     if family == "mistral":
         changed = [_with_short_ids(message) for message in changed]
@@ -54,7 +54,7 @@ def for_template(
 
 
 def _as_read(message: Message, family: str, takes_text: bool) -> Message:
-    """With arguments as objects, or as text where the template takes that; without empty lists of calls."""
+    """A copy with arguments as objects, or as text if the template takes text; without empty lists of calls."""
     calls = message.get("tool_calls")
     if not calls:
         return {key: value for key, value in message.items() if key != "tool_calls"}
@@ -69,7 +69,7 @@ def _as_read(message: Message, family: str, takes_text: bool) -> Message:
 
 
 def _with_thinking_part(message: Message) -> Message:
-    """With its thinking as a part of its content."""
+    """A copy with the thinking as a part of the content."""
     thoughts, text = message.get("reasoning_content"), message.get("content")
     if not thoughts:
         return message
@@ -78,7 +78,7 @@ def _with_thinking_part(message: Message) -> Message:
 
 
 def _object(arguments: object) -> object:
-    """The arguments as an object; as they are if they are none, for an answer may have ended within them."""
+    """The arguments as an object; unchanged if they are none, because an answer can be cut within them."""
     try:
         value = json.loads(arguments) if isinstance(arguments, str) else arguments
     except (ValueError, RecursionError):
@@ -91,7 +91,7 @@ def _text(arguments: object) -> str:
 
 
 def _with_short_ids(message: Message) -> Message:
-    """With ids of 9 letters and digits, which are all that Mistral's templates take; equal ones stay equal."""
+    """A copy with ids of 9 letters and digits, as Mistral's templates require; equal ids stay equal."""
     changed = dict(message)
     if isinstance(message.get("tool_call_id"), str):
         changed["tool_call_id"] = _short(message["tool_call_id"])
@@ -108,7 +108,7 @@ def _short(identity: str) -> str:
 
 
 def _one_call_each(messages: Sequence[Message]) -> Iterator[Message]:
-    """With a message for each call, and its result after it."""
+    """The conversation with one message for each call, followed by its result."""
     taken: set[int] = set()
     for place, message in enumerate(messages):
         calls = message.get("tool_calls", ())
@@ -127,7 +127,7 @@ def _one_call_each(messages: Sequence[Message]) -> Iterator[Message]:
 
 
 def _as_text(messages: Sequence[Message]) -> list[Message]:
-    """With calls and results as text of the messages that every template knows."""
+    """The conversation with calls and results as text of messages that every template knows."""
     changed: list[Message] = []
     after_results = False
     for message in messages:
@@ -135,7 +135,7 @@ def _as_text(messages: Sequence[Message]) -> list[Message]:
         if is_result or (after_results and message["role"] == "user"):
             content = str(message.get("content") or "")
             text = f"<tool_response>\n{content}\n</tool_response>" if is_result else content
-            if after_results:  # one message of the user's: many templates want them in turn with the assistant's
+            if after_results:  # one message of the user, because many templates require user and assistant to alternate
                 changed[-1]["content"] += f"\n{text}"
             else:
                 changed.append({"role": "user", "content": text})
@@ -155,7 +155,7 @@ def _written(function: Mapping[str, Any]) -> str:
 
 
 def _form_of(template: str) -> str:
-    """How a call is to be written, in the form of the template's family."""
+    """The form of a call, in the style of the template's family."""
     if family_of(template).name != "deepseek":
         return '<tool_call>\n{"name": NAME, "arguments": {...}}\n</tool_call>'
     call = "function<｜tool▁sep｜>NAME\n```json\n{...}\n```" if "```json" in template else "NAME<｜tool▁sep｜>{...}"

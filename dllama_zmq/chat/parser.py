@@ -1,4 +1,4 @@
-"""Answers while they are written: thinking, content and tool calls apart. Knows which template writes them how."""
+"""A parser that splits an answer into thinking, content and tool calls as it is written. Knows the families' forms."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from dllama_zmq.chat.thinking import read_thinking, thinking_of
 
 
 class AnswerParser:
-    """Takes an answer's text in pieces. However it is cut, the deltas joined are the same, and none of it is lost but
-    the marks, and white space around thinking and calls.
+    """Takes an answer's text piece by piece.
+
+    The joined deltas do not depend on where it is cut. Only marks, and white space around thinking and calls, are
+    dropped.
     """
 
     def __init__(
@@ -28,11 +30,11 @@ class AnswerParser:
 
     @property
     def has_calls(self) -> bool:
-        """Whether the model calls a tool, as far as has been pushed."""
+        """Whether the model has called a tool so far."""
         return self._out.n_calls > 0
 
     def push(self, text: str) -> list[Delta]:
-        """What `text` adds to the answer. Its end may be held back: it could begin a mark."""
+        """The deltas of `text`. The end of the text may be held back, because it could begin a mark."""
         self._reader.add(text)
         next(self._parsing)
         return self._out.taken()
@@ -54,17 +56,17 @@ class AnswerParser:
 def parser_for(
     template: str, prompt_end: str, tools: Sequence[Mapping[str, Any]] | None, parallel: bool = True
 ) -> AnswerParser:
-    """A parser of one answer to a prompt that ends with `prompt_end`, of a model with this chat template.
+    """A parser of one answer to a prompt that ends with `prompt_end`, for a model with this chat template.
 
-    template: its text, "" for none. tools: as in the request; with none of them, what looks like a call is text.
-    parallel: there may be several calls; else those after the first one are left out.
+    template: its text; "" for none. tools: those of the request; without tools, what looks like a call is text.
+    parallel: whether several calls are allowed; else those after the first are dropped.
     """
     return AnswerParser(template, prompt_end, tools, parallel)
 
 
 def needs_specials(template: str, tools: Sequence[Mapping[str, Any]] | None) -> bool:
-    """Whether a parser needs the names of special tokens in the answer's text: marks may be such tokens.
+    """Whether a parser needs special tokens by name in the answer's text, because marks may be such tokens.
 
-    Which of them are differs between files of one model.
+    Files of one model differ in which marks are special tokens.
     """
     return bool(tools) or thinking_of(template).opens in template

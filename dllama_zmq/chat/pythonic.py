@@ -1,4 +1,4 @@
-"""Tool calls as Python writes them: `name(argument="value")`. They are parsed, never executed."""
+"""Tool calls in Python's form, `name(argument="value")`. They are parsed, never executed."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import warnings
 
 from dllama_zmq.chat.calls import Tools
 from dllama_zmq.chat.deltas import Collector
-from dllama_zmq.chat.json_text import sound
+from dllama_zmq.chat.json_text import well_formed
 from dllama_zmq.chat.reader import Reader, Reading
 
 
 def read_pythonic_calls(reader: Reader, out: Collector, tools: Tools) -> Reading[bool]:
-    """Read [name(...), name(...)], held from its beginning. Whether it was a list of calls of `tools`."""
+    """Read [name(...), name(...)] from where `hold` was called. Returns whether it was a list of calls of `tools`."""
     if not (yield from reader.take("[")):
         return False
     has_begun = False
@@ -38,7 +38,7 @@ def read_pythonic_calls(reader: Reader, out: Collector, tools: Tools) -> Reading
 
 
 def _arguments(reader: Reader) -> Reading[str | None]:
-    """Read (argument=value, ...), and return it as JSON; None if it is no such thing."""
+    """Read (argument=value, ...) and return it as JSON; None if it is not in that form."""
     start, depth, quote = reader.at, 0, ""
     while character := (yield from reader.character()):
         if depth == 0 and character != "(":
@@ -62,13 +62,13 @@ def _arguments(reader: Reader) -> Reading[str | None]:
 
 def _as_json(arguments: str) -> str | None:
     try:
-        with warnings.catch_warnings(action="ignore"):  # of escapes that Python does not know
+        with warnings.catch_warnings(action="ignore"):  # warnings about escapes that Python does not know
             call = ast.parse(f"f{arguments}", mode="eval").body
         if not isinstance(call, ast.Call) or call.args:
             return None
         values = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords if keyword.arg is not None}
         if len(values) < len(call.keywords):  # **more
             return None
-        return sound(json.dumps(values, ensure_ascii=False, allow_nan=False))
+        return well_formed(json.dumps(values, ensure_ascii=False, allow_nan=False))
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         return None

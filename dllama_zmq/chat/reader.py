@@ -1,4 +1,4 @@
-"""A text that is still coming, for parsers written as generators: they yield where they need more of it."""
+"""A text that is still arriving, for parsers written as generators: they yield when they need more of it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import TypeVar
 
 T = TypeVar("T")
 Reading = Generator[None, None, T]
-"""A parser that yields where it needs more text, and returns a T."""
+"""A parser that yields when it needs more text, and returns a T."""
 
 
 class Reader:
-    """The text that is not done with. `at` is the place that is read next."""
+    """The text that is not processed yet. `at` is the place to read next."""
 
     def __init__(self) -> None:
         self.text = ""
@@ -23,16 +23,16 @@ class Reader:
         self.text += text
 
     def hold(self) -> None:
-        """From here on, reading can be undone."""
+        """Remember this place for `undo`."""
         self._forget()
         self._holds = True
 
     def undo(self) -> None:
-        """Go back to where `hold` was called."""
+        """Return to the place of `hold`."""
         self.at, self._holds = 0, False
 
     def keep(self) -> None:
-        """What has been read since `hold` will not be undone."""
+        """Give up the place of `hold`: what was read since is final."""
         self._holds = False
         self._forget()
 
@@ -41,7 +41,7 @@ class Reader:
             self.text, self.at = self.text[self.at :], 0
 
     def character(self) -> Reading[str]:
-        """The next character, which stays the next; "" at the end of the text."""
+        """The next character without reading it; "" at the end of the text."""
         while self.at == len(self.text):
             if self.ended:
                 return ""
@@ -61,7 +61,7 @@ class Reader:
         return self.text[start : self.at]
 
     def take(self, *options: str) -> Reading[str]:
-        """Read the one of `options` that comes next, and return it; "" if none does. No option begins another."""
+        """Read and return the one of `options` that comes next; "" if none does. No option may begin with another."""
         while True:
             for option in options:
                 if self.text.startswith(option, self.at):
@@ -72,30 +72,30 @@ class Reader:
                 return ""
             yield
 
-    def until(self, marks: Sequence[str], say: Callable[[str], None]) -> Reading[str]:
-        """Read up to the first of `marks` and over it; `say` what stands before it. Returns the mark, "" at the end."""
+    def until(self, marks: Sequence[str], emit: Callable[[str], None]) -> Reading[str]:
+        """Read up to and over the first of `marks`; `emit` the text before it. Returns the mark, or "" at the end."""
         while True:
             found = [(place, mark) for mark in marks if (place := self.text.find(mark, self.at)) >= 0]
             if found:
                 place, mark = min(found)
-                self.say_up_to(place, say)
+                self.emit_up_to(place, emit)
                 self.at += len(mark)
                 return mark
             if self.ended:
-                self.say_up_to(len(self.text), say)
+                self.emit_up_to(len(self.text), emit)
                 return ""
-            self.say_up_to(self._first_beginning(marks), say)
+            self.emit_up_to(self._first_beginning(marks), emit)
             yield
 
-    def say_up_to(self, place: int, say: Callable[[str], None]) -> None:
-        """Read up to `place`, and `say` it."""
+    def emit_up_to(self, place: int, emit: Callable[[str], None]) -> None:
+        """Read up to `place` and `emit` the text."""
         if place > self.at:
-            say(self.text[self.at : place])
+            emit(self.text[self.at : place])
         self.at = place
         self._forget()
 
     def _first_beginning(self, marks: Sequence[str]) -> int:
-        """Where the first beginning of a mark stands with which the text ends; the text's end if there is none."""
+        """The start of a possible mark at the end of the text; the text's end if there is none."""
         longest = max((len(mark) for mark in marks), default=1) - 1
         for place in range(max(self.at, len(self.text) - longest), len(self.text)):
             if any(mark.startswith(self.text[place:]) for mark in marks):

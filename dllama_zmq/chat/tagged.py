@@ -1,4 +1,4 @@
-"""Tool calls as Qwen3-Coder writes them, with a tag around each argument. Knows the schemas of the functions."""
+"""Tool calls in Qwen3-Coder's form, with a tag around each argument. Knows the schemas of the functions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from dllama_zmq.chat.reader import Reader, Reading
 
 
 def read_tagged_call(reader: Reader, out: Collector, tools: Tools, any_name: bool) -> Reading[bool]:
-    """Read NAME><parameter=KEY>VALUE</parameter>...</function>, held from its beginning. Whether it was a call."""
+    """Read NAME><parameter=KEY>VALUE</parameter>...</function> from where `hold` was called. Returns whether it was a
+    call.
+    """
     name = yield from reader.word()
     if not name or not (any_name or name in tools) or not (yield from reader.take(">")):
         return False
@@ -34,9 +36,9 @@ def read_tagged_call(reader: Reader, out: Collector, tools: Tools, any_name: boo
 
 
 def _read_argument(reader: Reader, out: Collector, kind: object) -> Reading[bool]:
-    """Read VALUE</parameter>. False if the answer ends within it.
+    """Read VALUE</parameter>. Returns False if the answer ends within it.
 
-    Strings have no quotes here, so the schema tells them from other values; if it does not, what is JSON is no string.
+    Strings have no quotes here, so the schema tells them from other values. Without a schema, valid JSON is no string.
     """
     yield from reader.take("\n")
     ends = ("\n</parameter>", "</parameter>")

@@ -1,4 +1,4 @@
-"""The model's thinking, which stands before its answer. Knows no tool call."""
+"""The model's thinking before its answer. Knows no tool call."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dllama_zmq.chat.deltas import Collector
 from dllama_zmq.chat.reader import Reader, Reading
 
 _TURN = re.compile(r"<\||<｜|\[/?INST\]|</s>|<(start|end)_of_turn>")
-"""What templates write between the turns of a conversation."""
+"""The marks of templates between the turns of a conversation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class Thinking:
     closes: str
 
     def is_open(self, prompt_end: str) -> bool:
-        """Whether a prompt that ends so has opened thinking: by its template, or by an answer to be continued."""
+        """Whether the end of a prompt has opened thinking: by its template, or by an answer to be continued."""
         _, opened, rest = prompt_end.rpartition(self.opens)
         return bool(opened) and self.closes not in rest and not _TURN.search(rest)
 
@@ -30,7 +30,7 @@ BRACKETS = Thinking("[THINK]", "[/THINK]")  # Magistral's
 
 
 def thinking_of(template: str) -> Thinking:
-    """How a model of this template marks its thinking. Tags, if the template has none: its answers may have them."""
+    """The marks of thinking for a template: <think> tags if it has none, because answers may have them."""
     return BRACKETS if BRACKETS.opens in template else TAGS
 
 

@@ -1,11 +1,11 @@
 """Reads grammars for its parent process. A script: it imports nothing of this package.
 
-Nobody knows before how much time and memory a grammar takes to be compiled, inside a library that cannot be
-interrupted: `{"type": "integer", "multipleOf": 1000003}` takes 4 s and 270 MB. So it is compiled here first, with a
-vocabulary of single bytes, under limits; the parent kills this process after a time limit.
+The time and memory that compiling a grammar takes cannot be known before, and the library cannot be interrupted:
+`{"type": "integer", "multipleOf": 1000003}` takes 4 s and 270 MB. So it is compiled here first, with a vocabulary of
+single bytes and under limits; the parent kills this process after a time limit.
 
-The first line is {"names", "ids": of the special tokens, "max_states"}, every other one {"kind", "text", "seconds",
-"bytes"}; answers are {}, {"text": the grammar in the one notation that is left} or {"error"}.
+The first line is {"names", "ids": of the special tokens, "max_states"}. Each further line is {"kind", "text",
+"seconds", "bytes"}; its answer is {}, {"text": the grammar in llguidance's notation} or {"error"}.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ import llguidance
 from llguidance.gbnf_to_lark import gbnf_to_lark
 
 HEAD = '%llguidance {"no_forcing": true}\n'
-"""Bytes that a grammar leaves no choice of are not tokenized by the library: which of their tokens come is the model's
-choice. The library has the vocabulary, but not the rules by which a text is split."""
+"""The library must not tokenize bytes that a grammar forces: the model chooses their tokens. The library has the
+vocabulary, but not the rules by which a text is split."""
 _OPTIONS = "x-guidance"
 _BY_ID = re.compile(r"<\[(\d{1,9})\]>")  # a token as a symbol of Lark's notation
 
 
 class Bytes:
-    """A vocabulary of 256 single bytes and the special tokens, in the form that the library takes."""
+    """A vocabulary of the 256 bytes and the special tokens, in the form that the library takes."""
 
     eos_token_id = bos_token_id = None
 
@@ -42,9 +42,9 @@ class Bytes:
 
 
 def translated(kind: str, text: str, space: str = "") -> str:
-    """A grammar in the library's own notation, which is like Lark's. Raises ValueError.
+    """A grammar in llguidance's notation, a dialect of Lark's. Raises ValueError.
 
-    space: white space between the tokens of JSON, where the schema does not say which.
+    space: the white space between tokens of JSON, if the schema does not set it.
     """
     if kind == "json_object":
         return json_grammar({"type": "object"}, space)
@@ -61,7 +61,7 @@ def json_grammar(schema: Any, space: str) -> str:
     if schema is True:
         schema = {}
     if not isinstance(schema, dict):
-        raise ValueError(f"a schema is an object; this is {json.dumps(schema)[:40]}")
+        raise ValueError(f"a schema must be an object; got {json.dumps(schema)[:40]}")
     options = schema.get(_OPTIONS, {})
     if isinstance(options, dict):
         schema = {**schema, _OPTIONS: {"whitespace_pattern": space, **options}}
@@ -75,12 +75,12 @@ def read(
     text = translated(request["kind"], request["text"], request["space"])
     matcher = llguidance.LLMatcher(tokenizer, _renumbered(text, ids), log_level=0, limits=limits)
     if not matcher.is_error():
-        matcher.compute_bitmask()  # whether there is a first byte
+        matcher.compute_bitmask()  # fails if there is no first byte
     return {"error": matcher.get_error()} if matcher.is_error() else {"text": text}
 
 
 def bound(seconds: float, n_bytes: int) -> None:
-    """Limit what this process may still take. If the parent is gone, the kernel kills this process."""
+    """Limit this process's further time and memory. If the parent is gone, the kernel then kills it."""
     used_s = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
     resource.setrlimit(resource.RLIMIT_CPU, (int(used_s + seconds) + 1, resource.RLIM_INFINITY))
     held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -88,13 +88,13 @@ def bound(seconds: float, n_bytes: int) -> None:
 
 
 def _renumbered(text: str, ids: list[int]) -> str:
-    """The grammar with the ids of special tokens in this process, where they come after the bytes."""
+    """The grammar with this process's ids of special tokens, which come after the bytes."""
     here = {token: 256 + place for place, token in enumerate(ids)}
     return _BY_ID.sub(lambda found: f"<[{here.get(int(found[1]), found[1])}]>", text)
 
 
 def _no_json(word: str) -> None:
-    raise ValueError(f"{word} is no JSON")
+    raise ValueError(f"{word} is not JSON")
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
-"""The tokens that a grammar allows next, for one answer after another over one vocabulary.
+"""The tokens that a grammar allows next, for any number of answers over one vocabulary.
 
-All that the vocabulary needs is made once, for the first grammar; compiling a grammar happens in a thread.
+The vocabulary's tables are made once, for the first grammar. A grammar is compiled in a thread.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
 MAX_STATES = 50_000
-"""Of a grammar's automaton: 1 to 2 kB each. What one step may take has limits of the library's own, about 20 ms."""
+"""States of a grammar's automaton, of 1 to 2 kB each. The library itself limits one step to about 20 ms."""
 _SLICES = [r'[^"\\\x00-\x1F\x7F]{1,30}']
-"""Tokens that a JSON string may consist of are looked at together. For 128k tokens: 12 MB and, within a string of a
-limited length, 0.06 ms in place of 0.8."""
+"""Slices of the vocabulary: tokens that a JSON string may contain are checked together. For 128k tokens they take 12
+MB, and a mask within a string of limited length takes 0.06 ms instead of 0.8."""
 _MAX_ERROR_CHARACTERS = 500
 
 
 class Vocabulary:
-    """What the tokens of a model print, for grammars. Nothing is made before the first one."""
+    """The bytes of a model's tokens, for grammars. Nothing is made before the first grammar."""
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
-        """vocab_size: ids of the model; those that are no tokens of `tokenizer` are never allowed."""
+        """vocab_size: ids of the model. Ids that are no tokens of `tokenizer` are never allowed."""
         self._source = tokenizer
         self._vocab_size = vocab_size
         self._n_ids = min(tokenizer.vocab_size, vocab_size)
@@ -40,17 +40,17 @@ class Vocabulary:
         self._tokenizer: LLTokenizer | None = None
 
     def constraint(self, grammar: str, stop_ids: Iterable[int] = ()) -> Constraint:
-        """What is to hold for one answer; it is compiled in a thread from here on.
+        """The constraint of one answer; a thread begins to compile it now.
 
-        grammar: as GrammarReader returns it. stop_ids: end the answer, and are allowed where it may end.
+        grammar: as GrammarReader returns it. stop_ids: end the answer, and are allowed where the grammar may end.
         """
         made = Constraint(stop_ids, self._n_ids, self._vocab_size)
         threading.Thread(target=made._begin, args=(self, grammar), name="grammar", daemon=True).start()
         return made
 
     def compile(self, grammar: str) -> LLMatcher:
-        """A matcher at the beginning of an answer. The library lets go of the interpreter's lock meanwhile."""
-        import llguidance  # here, so that no root pays for it that has no grammar
+        """A matcher at the beginning of an answer. The library releases the interpreter's lock meanwhile."""
+        import llguidance  # here, so that only roots with a grammar pay for the import
 
         with self._lock:
             if self._tokenizer is None:
@@ -62,11 +62,11 @@ class Vocabulary:
 
 
 class Constraint:
-    """The tokens that may come next in one answer. `accept` must be called once for each of its tokens."""
+    """The tokens that may come next in one answer. Call `accept` once for each of its tokens."""
 
     def __init__(self, stop_ids: Iterable[int], n_ids: int, vocab_size: int) -> None:
-        self._end = n_ids  # the library's own end of an answer: an id that is no token
-        self._found: U8 = np.zeros((n_ids // 32 + 1) * 4, np.uint8)  # whole words, for ids 0 to n_ids
+        self._end = n_ids  # the library's end-of-answer token: an id that no token has
+        self._found: U8 = np.zeros((n_ids // 32 + 1) * 4, np.uint8)  # whole 32-bit words, for ids 0 to n_ids
         self._n_bytes = (vocab_size + 7) // 8
         self._stops = np.array([token for token in stop_ids if token < n_ids], np.int64)
         self._matcher: LLMatcher | None = None
@@ -75,54 +75,55 @@ class Constraint:
         self._ready = threading.Event()
 
     def wait(self, wait_s: float = 0.0) -> bool:
-        """Whether the grammar is compiled, or cannot be."""
+        """Whether compiling has ended, successfully or not."""
         return self._ready.wait(wait_s)
 
     def check(self) -> None:
-        """Raise RequestError where the grammar could not be compiled."""
+        """Raise RequestError if the grammar could not be compiled."""
         if self._error is not None:
             raise self._error
 
     @property
     def mask(self) -> U8:
-        """The tokens that may come next, as in `Ask`: bit i % 8 of byte i // 8 says that id i may."""
+        """The tokens that may come next, as in `Ask`: bit i % 8 of byte i // 8 is set if id i may."""
         return self._mask
 
     def accept(self, token: int) -> bool:
-        """The next token of the answer, one that the mask allows and that is no stop id. True: the answer is whole.
+        """Advance by the answer's next token, which the mask allows and which is no stop id. True: the answer is
+        complete.
 
-        A whole answer can go on with nothing but its end. Raises RequestError where the grammar gets too complex, or
-        the vocabulary has no token that the answer could go on with.
+        After a complete answer only its end may come. Raises RequestError if the grammar becomes too complex, or if no
+        token of the vocabulary can continue the answer.
         """
         assert self._matcher is not None
         with _no_panic():
             goes_on = self._matcher.consume_token(token)
         if not goes_on:
-            raise self._refused("the answer cannot go on")
+            raise self._refused("the answer cannot be continued")
         return self._look()
 
     def _begin(self, vocabulary: Vocabulary, grammar: str) -> None:
-        """Runs in a thread of its own. Any error is raised to the caller that waits."""
+        """Runs in a thread of its own. Any error is raised in the caller that waits."""
         try:
             with _no_panic():
                 self._matcher = vocabulary.compile(grammar)
             if self._matcher.is_error():
                 raise self._refused("it cannot be used")
             if self._look():
-                raise RequestError("the grammar allows no text but the empty one")
+                raise RequestError("the grammar allows only the empty text")
         except DllamaError as error:
             self._error = error
         finally:
             self._ready.set()
 
     def _look(self) -> bool:
-        """Find what may come next; whether that is only the end."""
+        """Compute the next mask. Returns whether only the end may come."""
         matcher, found = self._matcher, self._found
         assert matcher is not None
         with _no_panic():
             matcher.unsafe_compute_mask_ptr(found.ctypes.data, found.nbytes)
         if matcher.is_error():
-            raise self._refused("the answer cannot go on")
+            raise self._refused("the answer cannot be continued")
         mask: U8 = np.zeros(self._n_bytes, np.uint8)
         n_bytes = min(len(found), len(mask))
         mask[:n_bytes] = found[:n_bytes]
@@ -132,7 +133,7 @@ class Constraint:
         may_end = matcher.is_accepting()
         if not mask.any():
             if not may_end:
-                raise RequestError("the grammar: the answer cannot go on: it wants a token that ends an answer")
+                raise RequestError("the grammar: it requires a token that ends an answer")
             return True
         if may_end:
             for token in self._stops:
@@ -141,21 +142,21 @@ class Constraint:
         return False
 
     def _refused(self, what: str) -> RequestError:
-        """The library's own words, as an error of the request."""
+        """An error of the request, with the library's message."""
         assert self._matcher is not None
         why = self._matcher.get_error().replace("<non-verbose/>", "").strip()[:_MAX_ERROR_CHARACTERS]
         if "NoExtension" in why:
-            why = "this model has no token with which it could go on as the grammar wants"
+            why = "this model has no token that the grammar allows here"
         return RequestError(f"the grammar: {what}: {why}")
 
 
 def _no_panic() -> AbstractContextManager[None]:
-    """Whatever goes wrong inside the library is an error of the request: nothing else of the root may end by it."""
+    """Turn any failure inside the library into an error of the request: it must not end the root."""
     return library_errors(RequestError, "the grammar: llguidance fails")
 
 
 class _Printed:
-    """What the first `n_ids` tokens print, in the form that the library takes; special tokens by name."""
+    """The bytes of the first `n_ids` tokens, in the form that the library takes; special tokens by name."""
 
     eos_token_id = bos_token_id = None
 
@@ -164,4 +165,4 @@ class _Printed:
         self.special_token_ids = [token for token in tokenizer.silent if token < n_ids]
 
     def __call__(self, text: bytes) -> list[int]:
-        raise NotImplementedError  # asked for what a grammar forces, which is off
+        raise NotImplementedError  # called only to tokenize forced bytes, which is off

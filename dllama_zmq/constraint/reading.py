@@ -1,4 +1,4 @@
-"""Grammars of clients, checked and in one notation. Knows no vocabulary but the names of special tokens."""
+"""Grammars of clients, checked and put into one notation. Of the vocabulary it knows only special tokens."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from dllama_zmq.tokenizer.child import BUSY_S, Children
 READ_S = 2.0
 """Time limit for a grammar in seconds of CPU time; a schema of 120 kB takes 0.02 s."""
 MEMORY_BYTES = 64 << 20
-"""What compiling a grammar may take; a schema of 120 kB takes 5 MB."""
+"""Memory limit of compiling a grammar; a schema of 120 kB takes 5 MB."""
 _MAX_ERROR_CHARACTERS = 1000
 
 
 class GrammarReader:
-    """Reads grammars in a process of its own, which is started for the first one.
+    """Reads grammars in a child process, which is started for the first one.
 
-    tokenizer: a grammar in Lark's notation may have its special tokens among its symbols, by name or as <[ID]>.
+    tokenizer: a grammar in Lark's notation may use its special tokens as symbols, by name or as <[ID]>.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -36,9 +36,9 @@ class GrammarReader:
         return Children("../constraint/grammar_child.py", first)
 
     def read(self, grammar: Grammar) -> str:
-        """The grammar as `Vocabulary.constraint` takes it.
+        """The grammar in the notation of `Vocabulary.constraint`.
 
-        Raises RequestError where it is none, asks for what is not supported, or takes too long or too much memory.
+        Raises RequestError if it is invalid or unsupported, or takes too much time or memory.
         """
         grammar.check()
         request: dict[str, object] = {"kind": grammar.kind, "text": grammar.text, "space": JSON_SPACE}
@@ -47,7 +47,7 @@ class GrammarReader:
         what = f"the grammar ({grammar.kind})"
         if answer is None:
             raise RequestError(
-                f"{what} takes longer than {READ_S:g} s or more than {MEMORY_BYTES >> 20} MiB to be compiled; give a "
+                f"{what} takes longer than {READ_S:g} s or more than {MEMORY_BYTES >> 20} MiB to compile; give a "
                 "simpler one"
             )
         if "error" in answer:

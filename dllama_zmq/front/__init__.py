@@ -1,1 +1,1 @@
-"""The front: clients, text and queues in a process of their own, so that no client can hold up a step."""
+"""The front: clients, text and queues in a process of its own, so that no client can delay a step."""

@@ -1,4 +1,4 @@
-"""Encode texts in threads, so that a long prompt, a slow template or a slow tokenizer holds up no other client."""
+"""Encodes texts in threads, so that a long prompt, a slow template or a slow tokenizer delays no other client."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ Result: TypeAlias = Encoded | Message | BaseException
 
 
 class Encoding:
-    """Encodes PLACES texts at a time, one for each client, and one fewer of the same kind of work.
+    """Encodes PLACES texts at a time: at most one per client, and at most PLACES - 1 of the same kind of work.
 
-    So neither a client with slow texts nor a flood of questions holds up others. `wake` is readable when `results` has
+    So neither a client with slow texts nor a flood of questions delays others. `wake` is readable when `results` has
     some.
     """
 
@@ -33,7 +33,7 @@ class Encoding:
         self.wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
     def may_begin(self, work: Work) -> bool:
-        """Whether there is a free place for this work."""
+        """Whether a place is free for this work."""
         in_work = self._in_work
         n_same = sum(isinstance(other, type(work)) for other in in_work)
         has_place = len(in_work) < PLACES and n_same < PLACES - 1

@@ -1,4 +1,4 @@
-"""The clients' side of a root: one thread that serves clients, the engine and finished texts in short turns."""
+"""The clients' side of a root: one thread that serves clients, the engine and encoded texts in short turns."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ from dllama_zmq.tokenizer import Tokenizer
 logger = logging.getLogger(__name__)
 
 _POLL_S = 1.0
-_CLIENTS_S = 0.002  # for what clients say, before the engine has its turn again
-_KILLED = "the root went away without a word, as one that was killed; `dllama-zmq logs root` may say why"
+_CLIENTS_S = 0.002  # for messages of clients, before the engine has its turn
+_KILLED = "the root ended without a message, as if it was killed; `dllama-zmq logs root` may say why"
 _BEHIND = "this client has not read its answers for too long, and some of them are lost; ask again"
-_MAX_UNREAD = 64 << 10  # of a client that reads; the kernel holds some 200 KiB and more of one that does not
+_MAX_UNREAD = 64 << 10  # unread bytes of a client that reads; the kernel holds 200 KiB and more for one that does not
 _LINGER_MS = 200  # for the last messages to clients
 
 
@@ -68,10 +68,10 @@ class Front:
         self._bad_peers = RateLimitedLog(logger)
         self._why_down = ""
         self._behind: dict[bytes, list[int]] = {}
-        self._link_askers: dict[bytes, int] = {}  # clients who wait for Links, with the id of the answer
+        self._link_askers: dict[bytes, int] = {}  # clients that wait for Links, with their request ids
 
     def run(self) -> None:
-        """Serve until the engine goes down, then until its process has ended or `alive` says so."""
+        """Serve until the engine says that it goes down, and then until its process has ended (`alive`)."""
         poller = zmq.Poller()
         poller.register(self._engine, zmq.POLLIN)
         poller.register(self._alive, zmq.POLLIN)
@@ -103,7 +103,7 @@ class Front:
                 self._tell_behind()
             for request in [*requests.running, *requests.queued]:
                 self._send(request.client, Error(request.id, "ClusterError", self._why_down[:4000]))
-            poller = zmq.Poller()  # clients know by the end of this connection that all nodes have left
+            poller = zmq.Poller()  # when this connection closes, clients know that all nodes have left
             poller.register(self._alive, zmq.POLLIN)
             poller.poll()
         finally:
@@ -111,7 +111,7 @@ class Front:
             self._clients.close(_LINGER_MS)
 
     def _first_facts(self, poller: zmq.Poller) -> Facts | None:
-        """The first message of the engine; None if it ends before."""
+        """The first message of the engine; None if it ends before that."""
         while True:
             events = dict(poller.poll())
             if self._engine in events:
@@ -142,7 +142,7 @@ class Front:
         self._engine.send(ENCODER.encode(message))
 
     def _answer_clients(self) -> None:
-        """Handle messages of clients, one of each in turn, for _CLIENTS_S at most."""
+        """Handle messages of clients in turn, one of each, for at most _CLIENTS_S."""
         until = time.monotonic() + _CLIENTS_S
         while True:
             frames = self._clients.receive_now()
@@ -152,7 +152,7 @@ class Front:
             try:
                 message, _ = decode(frames[1:], FROM_CLIENT)
             except ProtocolError as error:
-                self._bad_peers.warning("dropped a message from a client: %s", error)
+                self._bad_peers.warning("dropped a message of a client: %s", error)
                 self._send(client, Error(0, "ProtocolError", str(error)[:1000]))
             else:
                 self._answer(client, message)
@@ -164,7 +164,7 @@ class Front:
         if isinstance(message, Enroll):
             self._send(client, enrolled(security, key, message))
         elif key and security is not None and not security.admits(key):
-            self._send(client, Error(0, "ClusterError", "this key may only enrol another one"))
+            self._send(client, Error(0, "ClusterError", "this key is a token's: it may only enrol another key"))
         elif isinstance(message, Generate | Embed):
             self._requests.add(client, message)
         elif isinstance(message, Cancel):
@@ -197,7 +197,7 @@ class Front:
         return True
 
     def _tell_behind(self) -> None:
-        """Send clients whose queues were full the ends of their requests, once there is room."""
+        """Send the ends of their requests to clients whose queues were full, once there is room."""
         for client, ended in list(self._behind.items()):
             try:
                 while ended:

@@ -1,6 +1,6 @@
-"""The front in a process of its own, forked from the root's: it has the tokenizer and all code already.
+"""The front in a process of its own, forked from the root's, so it has the tokenizer and all code.
 
-Fork before there are sockets and kernel threads: a child has only the thread that forks.
+Fork before there are sockets and kernel threads: the child has only the thread that forked.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class FrontProcess:
     def __init__(
         self, address: str, tokenizer: Tokenizer, close_fds: Sequence[int], security: Server | None = None
     ) -> None:
-        """address: the ipc endpoint of the engine's PAIR socket. close_fds: what the child must not hold.
+        """address: the ipc endpoint of the engine's PAIR socket. close_fds: descriptors that the child must not hold.
 
-        security: whose keys clients on other computers may have; None: anybody may connect.
+        security: the keys that clients on other computers may have; None: any client may connect.
         """
         readable, self._pipe = os.pipe()
         os.set_inheritable(readable, False)
@@ -50,21 +50,21 @@ class FrontProcess:
             _be_front(address, readable, tokenizer, security)
             code = 0
         except BaseException:
-            logger.exception("the process that answers clients ends")
+            logger.exception("the process for clients ends")
         finally:
             logging.shutdown()
-            os._exit(code)  # nothing of the root's is to be cleared away here
+            os._exit(code)  # skips the root's cleanup, which is not the child's
 
     def check(self) -> None:
-        """Raise ClusterError where it has ended."""
+        """Raise ClusterError if the process has ended."""
         if not self._ended:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             self._ended = _ending(status) if pid else ""
         if self._ended:
-            raise ClusterError(f"the process that answers clients ended with {self._ended}; the root's log says why")
+            raise ClusterError(f"the process for clients ended with {self._ended}; the root's log says why")
 
     def end(self, wait_s: float) -> None:
-        """Let it end, and kill it where it has not after `wait_s`."""
+        """Let the process end; kill it if it has not after `wait_s`."""
         os.close(self._pipe)
         if self._ended:
             return
@@ -79,13 +79,13 @@ class FrontProcess:
 
 
 def _be_front(address: str, alive: int, tokenizer: Tokenizer, security: Server | None) -> None:
-    """The child. Signals are for the root, which tells clients how it ends."""
+    """The child's main function. Signals are for the root, which tells clients how it ends."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal_at_parents_end(signal.SIGCONT)  # one that is stopped could not see the end of its pipe
+    signal_at_parents_end(signal.SIGCONT)  # a stopped child could not see the end of its pipe
     nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)  # the pipe to the process that started the root is the root's alone
+    os.dup2(nothing, 0)  # only the root may hold the pipe to the process that started it
     os.close(nothing)
     context = sockets.Context()
     engine = sockets.pair(context, address)

@@ -12,7 +12,7 @@ from dllama_zmq.front.texts import Texts
 
 @dataclass(slots=True, eq=False)
 class Question:
-    """A question; it waits for a thread, which answers it."""
+    """A question that waits for a thread to answer it."""
 
     client: bytes
     asked: Tokenize | Detokenize | ModelRequest
@@ -24,7 +24,7 @@ class Question:
 
     @property
     def size(self) -> int:
-        """Its approximate bytes, for the bound on all that wait."""
+        """Its approximate bytes, for the bound on everything that waits."""
         if isinstance(self.asked, ModelRequest):
             return 0
         return held_bytes(self.asked.tokens if isinstance(self.asked, Detokenize) else self.asked.prompt)

@@ -1,4 +1,4 @@
-"""Answers to `status_request`: from a new report of the engine, or from its last one during a long step."""
+"""Answers to `status_request`: from a new report of the engine, or during a long step from its last one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dllama_zmq.bus.client_messages import Status
 from dllama_zmq.front.request import Request
 
 _REPORT_S = 0.05
-"""How long an answer waits for the engine's report; then the last one must do."""
+"""Seconds that an answer waits for the engine's report; then the last one is used."""
 _MAX_TOLD = 64
 
 
@@ -25,7 +25,7 @@ class Reports:
         self._is_asked = False
 
     def ask(self, client: bytes, request_id: int) -> bool:
-        """Note a client's question. Returns whether to ask the engine for a report; only one is open at a time."""
+        """Record a client's question. Returns whether to ask the engine for a report; one is open at a time."""
         if not self._askers:
             self._due = time.monotonic() + _REPORT_S
         self._askers.append((client, request_id))

@@ -1,4 +1,4 @@
-"""One client's request, from its message to the ends of its answers. Knows text and tokens, no socket."""
+"""One client's request, from its message to the end of its last answer. Knows text and tokens, no socket."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ _SEEDS = 1 << 63
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """`id` is the client's own. It waits until its prompt is encoded, and then for a place for each of its answers.
+    """`id` is the client's. A request waits until its prompt is encoded, and then for a place for each of its answers.
 
-    came, reminded, started: time.monotonic(). open: indices of the answers that have not ended; begun: those of them
-    that the engine has. grammar: that of `asked`, as it has been read. embeds: its only answer is an embedding.
+    came, reminded, started: time.monotonic(). open: indices of the answers that have not ended. begun: those of them
+    that the engine has. grammar: the grammar of `asked` in the engine's notation. embeds: its only answer is an
+    embedding.
     """
 
     client: bytes
@@ -53,7 +54,7 @@ class Request:
 
     @property
     def size(self) -> int:
-        """Its approximate bytes, for the bound on all that wait; a logit bias counts as 32."""
+        """Its approximate bytes, for the bound on everything that waits; a logit bias counts as 32."""
         asked = self.asked
         prompt = held_bytes(asked.prompt if self.encoded is None else self.encoded.tokens)
         grammar = asked.grammar.text if asked.grammar is not None else ""
@@ -71,13 +72,13 @@ class Request:
             self.asked.grammar.check()
 
     def work(self, texts: Texts) -> Encoded:
-        """The tokens of its prompt, and its grammar read; may take seconds. Raises DllamaError."""
+        """Encode the prompt and read the grammar; may take seconds. Raises DllamaError."""
         if self.asked.grammar is not None:
             self.grammar = texts.grammar(self.asked.grammar)
         return texts.encode(self.asked.prompt, self.asked.max_tokens)
 
     def begin(self, texts: Texts) -> Answer:
-        """Begin the next of its answers."""
+        """Begin the next answer."""
         self.started = self.started or time.monotonic()
         decoder = texts.tokenizer.decoder(continues=True, stop=self.asked.stop, specials=self.asked.specials)
         answer = self.begun[self.n_begun] = Answer(self, self.n_begun, decoder)
@@ -94,7 +95,7 @@ class Request:
         return Done(self.id, "stop" if stop and reason == "length" else reason, text, index, stop)
 
     def status(self, now: float) -> RequestStatus:
-        """Its row in Status; now: time.monotonic()."""
+        """Its entry in Status. now: time.monotonic()."""
         seconds = now - self.first_token
         return RequestStatus(
             "running" if self.begun else "waiting",
@@ -127,12 +128,12 @@ class Answer:
         return Submit(self.engine_id, tokens, asked.max_tokens, sampling, stop_ids, n_ids, self.request.grammar)
 
     def piece(self, sampled: Sampled, figures: StepStats, texts: Texts) -> TokenText:
-        """The message for one more token, of a step with these figures."""
+        """The message for one more token of a step with these figures."""
         request, first = self.request, not self.n_tokens
         self.n_tokens += 1
         request.n_tokens += 1
         request.first_token = request.first_token or time.monotonic()
         text = self.decoder.push(sampled.token)
         logprobs = [Logprob(token, texts.name_of(token), p) for token, p in sampled.logprobs]
-        # The first token comes with the last of the prompt, whose step has told its figures already.
+        # the first token comes from the prompt's last step, whose figures were sent with Prefill
         return TokenText(request.id, sampled.token, text, None if first else figures, logprobs, self.index)

@@ -1,6 +1,6 @@
-"""The requests of clients, from their messages to the ends of their answers: they wait, are encoded, run, and end.
+"""The requests of clients, from their messages to the ends of their answers: they wait, are encoded, and run.
 
-Knows text and requests; reads no socket, and what nodes and steps are is the engine's.
+Knows text and requests; reads no socket and knows no node or step.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from dllama_zmq.bus.messages import Message
 from dllama_zmq.bus.text_messages import Detokenize, Embed, Embedding, ModelRequest, Tokenize
 from dllama_zmq.errors import DllamaError, NotReady, QueueFull, told
 from dllama_zmq.front.encoding import Encoding, Result, Work
+from dllama_zmq.front.fair_queue import FairQueue
 from dllama_zmq.front.question import Question
 from dllama_zmq.front.request import Answer, Reason, Request
 from dllama_zmq.front.running import Running
 from dllama_zmq.front.texts import Encoded, Texts
-from dllama_zmq.front.waiting import Waiting
 from dllama_zmq.sampling import GREEDY
 
 logger = logging.getLogger(__name__)
@@ -34,8 +34,8 @@ _NEWCOMERS = 8  # one of 8 places is for clients without a running request
 class Requests:
     """All open requests: waiting, being encoded, or with running answers (others may wait for a place).
 
-    send: to one client; False where it has gone, which `leave` has been told of by then. tell_engine: to the engine.
-    reads: whether a client reads its messages. One that does not gets no further answers to questions, which are long.
+    send: sends to one client; returns False if it has gone, after `leave` was called. tell_engine: sends to the engine.
+    reads: whether a client reads its messages; if not, it gets no more answers to questions, which can be long.
     """
 
     def __init__(
@@ -48,22 +48,22 @@ class Requests:
     ) -> None:
         self._texts, self._facts, self._reads = texts, facts, reads
         self._send, self._tell_engine = send, tell_engine
-        self._waiting: Waiting[Request] = Waiting()
-        self._questions: Waiting[Question] = Waiting()
+        self._waiting: FairQueue[Request] = FairQueue()
+        self._questions: FairQueue[Question] = FairQueue()
         self._encoding = Encoding(texts)
         self._running = Running()
-        self._nodes = Readiness(False, "", math.inf)  # until the engine says how they are
-        self._ready_at = time.monotonic()  # when every node was last known to be ready, or this began
+        self._nodes = Readiness(False, "", math.inf)  # until the engine reports their state
+        self._ready_at = time.monotonic()  # when every node was last known to be ready, at first the start
         self._next_poll = 0.0
 
     @property
     def wake(self) -> int:
-        """A descriptor that is readable once `submit` has something to do because of a text."""
+        """A descriptor that is readable when an encoded text gives `submit` something to do."""
         return self._encoding.wake
 
     @property
     def wait_s(self) -> float | None:
-        """Seconds until `remind` may have something to do; None where nobody waits."""
+        """Seconds until `remind` may have something to do; None if no request waits."""
         waits = len(self._waiting) or len(self._questions) or (self._running and not self._nodes.ready)
         return _POLL_S if waits else None
 
@@ -78,10 +78,10 @@ class Requests:
         return [*self._encoding.requests, *(request for request in self._waiting if not request.begun)]
 
     def close(self) -> None:
-        """Give up on texts that are in work."""
+        """Abandon the texts that are being encoded."""
         self._encoding.close()
 
-    # --- what clients want ------------------------------------------------------------------------------------------
+    # --- from clients -----------------------------------------------------------------------------------------------
 
     def add(self, client: bytes, message: Generate | Embed) -> None:
         """Queue a request, or refuse it."""
@@ -132,7 +132,7 @@ class Requests:
         return found or self._waiting.find(client, request_id)
 
     def _forget(self, request: Request) -> None:
-        """Nobody waits for this request any more."""
+        """Forget a request for which no client waits any more."""
         self._waiting.remove(request)
         request.cancelled = True
         for answer in request.begun.values():
@@ -142,10 +142,10 @@ class Requests:
         if self._running.withdraw(answer):
             self._tell_engine(Withdraw(answer.engine_id))
 
-    # --- what the engine says ---------------------------------------------------------------------------------------
+    # --- from the engine --------------------------------------------------------------------------------------------
 
     def hear(self, message: Stepped | Embedded | Readiness | Failed | Withdrawn) -> None:
-        """Handle a message of the engine: send clients what concerns them."""
+        """Handle a message of the engine; send clients what concerns them."""
         if isinstance(message, Stepped):
             self._tell_step(message)
         elif isinstance(message, Readiness):
@@ -155,7 +155,7 @@ class Requests:
         elif isinstance(message, Withdrawn):
             self._running.left(message.id)
         elif (answer := self._running.end(message.id)) is None:
-            return  # nobody waits for it any more
+            return  # no client waits for it any more
         elif isinstance(message, Embedded):
             request = answer.request
             self._send(request.client, Embedding(request.id, message.values, request.n_prompt))
@@ -168,7 +168,8 @@ class Requests:
         """Send each client its results of a step."""
         for prompt in step.prompts:
             answer = self._running.get(prompt.id)
-            if answer is not None and answer.index == 0:  # the others find what it has left, and nobody asks how soon
+            # the others find the prompt in the KV cache, and one progress report is enough
+            if answer is not None and answer.index == 0:
                 request = answer.request
                 request.n_cached = prompt.n_cached
                 done, total, n_tokens, n_cached = prompt.done, prompt.total, prompt.n_tokens, prompt.n_cached
@@ -202,7 +203,7 @@ class Requests:
     # --- from the queues to the engine ------------------------------------------------------------------------------
 
     def submit(self) -> None:
-        """Take finished texts, start the next ones, and submit answers while the engine has room."""
+        """Take encoded texts, start encoding the next ones, and submit answers while the engine has room."""
         for work, result in self._encoding.results():
             self._take(work, result)
         while (question := self._questions.take(self._may_begin)) is not None:
@@ -217,7 +218,7 @@ class Requests:
         return self._encoding.may_begin(question) and self._reads(question.client)
 
     def _take(self, work: Work, result: Result) -> None:
-        """Handle a finished text."""
+        """Handle an encoded text."""
         if isinstance(result, Message):
             self._send(work.client, result)
         elif isinstance(work, Question) or work.cancelled:
@@ -229,9 +230,10 @@ class Requests:
             self._begin(work, result)
 
     def _next(self) -> Request | None:
-        """The request whose turn it is, if the engine has a place.
+        """The next request in turn, if the engine has a place.
 
-        The last places are for clients without a running request: one with many long ones must not hold up others.
+        The last places are for clients without a running request, so that a client with many long ones cannot delay
+        others.
         """
         n_free = self._facts.max_sequences - self._running.n_places - len(self._encoding.requests)
         if n_free < 1:
@@ -245,7 +247,7 @@ class Requests:
         return self._waiting.take(may)
 
     def _begin(self, request: Request, encoded: Encoded) -> None:
-        """Submit the next answer of a request. Those after it wait for their client's next turns."""
+        """Submit the next answer of a request; those after it wait for their client's next turns."""
         answer = request.begin(self._texts)
         self._running.add(answer)
         self._tell_engine(answer.submit(encoded.tokens, self._texts))
@@ -256,7 +258,7 @@ class Requests:
             self._tell(request, Started(request.id, n_tokens, request.seed, silence_s, encoded.end))
 
     def remind(self) -> None:
-        """Tell every waiting client once a second why it waits; give up on those that wait too long for nodes."""
+        """Tell every waiting client once a second why it waits; fail requests that have waited too long for nodes."""
         now = time.monotonic()
         if now < self._next_poll:
             return
@@ -268,20 +270,20 @@ class Requests:
         for ahead, request in [*held_up, *waiting]:
             if not nodes.ready and now > max(self._ready_at, request.came) + nodes.patience_s:
                 self._forget(request)
-                reason = f"the cluster did not get ready: {nodes.note}"
+                reason = f"the cluster did not become ready: {nodes.note}"
                 self._send(request.client, Error(request.id, NotReady.__name__, reason))
             elif now >= request.reminded + _REMIND_S and (ahead or nodes.note):
                 request.reminded = now
                 self._tell(request, Queued(request.id, ahead, nodes.note[:2000], self._facts.silence_s))
 
     def _fail(self, request: Request, error: BaseException) -> None:
-        """End a request with an error before it has reached the engine."""
+        """End a request with an error before the engine has it."""
         if not isinstance(error, DllamaError):
             logger.error("request failed id=%d", request.id, exc_info=error)
         self._send(request.client, Error(request.id, *told(error)))
 
     def _tell(self, request: Request, message: Message) -> None:
-        """Send to the client of `request`; a client that has gone has no requests."""
+        """Send to the client of `request`. If the client has gone, its requests are dropped."""
         if not self._send(request.client, message):
             logger.info("client left id=%d", request.id)
 

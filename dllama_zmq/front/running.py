@@ -8,8 +8,8 @@ from dllama_zmq.front.request import Answer, Request
 class Running:
     """Answers by their engine number, in the order of submission.
 
-    One that is withdrawn keeps its place until the engine lets go of it: a step may take seconds, and a client that
-    submits and cancels in a loop must not fill the queue to the engine.
+    A withdrawn answer keeps its place until the engine confirms: a step may take seconds, and a client that submits and
+    cancels in a loop must not fill the queue to the engine.
     """
 
     def __init__(self) -> None:
@@ -22,11 +22,11 @@ class Running:
 
     @property
     def requests(self) -> list[Request]:
-        """The requests that the answers belong to."""
+        """The requests of the answers."""
         return list(dict.fromkeys(answer.request for answer in self._of.values()))
 
     def add(self, answer: Answer) -> None:
-        """Add an answer for the engine, and give it its number."""
+        """Add an answer and give it its engine number."""
         self._last_id += 1
         answer.engine_id = self._last_id
         self._of[self._last_id] = answer
@@ -36,23 +36,23 @@ class Running:
         return self._of.get(engine_id)
 
     def end(self, engine_id: int) -> Answer | None:
-        """Remove an answer that the engine has ended; frees its place."""
+        """Remove an answer that the engine has ended, and free its place."""
         return self._of.pop(engine_id, None)
 
     def withdraw(self, answer: Answer) -> bool:
-        """Withdraw an answer. Returns whether it was here, so that the engine must get a Withdraw."""
+        """Withdraw an answer. Returns whether the engine has it and must be told."""
         if self._of.pop(answer.engine_id, None) is None:
             return False
         self._leaving.add(answer.engine_id)
         return True
 
     def left(self, engine_id: int) -> None:
-        """Free the place of a withdrawn answer, which the engine has dropped."""
+        """Free the place of a withdrawn answer that the engine has dropped."""
         self._leaving.discard(engine_id)
 
     @property
     def n_places(self) -> int:
-        """Places that are taken."""
+        """The number of taken places."""
         return len(self._of) + len(self._leaving)
 
     @property

@@ -1,4 +1,4 @@
-"""All that clients ask of text: prompts and chats to tokens, tokens to text. Knows the tokenizer; may take seconds."""
+"""Prompts and chats to tokens, tokens to text, and questions about them. Knows the tokenizer; may take seconds."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ logger = logging.getLogger(__name__)
 PROMPT_END_CHARACTERS = 256
 M = TypeVar("M", bound=msgspec.Struct)
 _MAX_RENDERED = 1 << 19
-_MAX_TEMPLATE_BYTES = 1 << 19  # half of the longest header; published ones have 10 KB
+_MAX_TEMPLATE_BYTES = 1 << 19  # half of the longest header; published templates have 10 KB
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A prompt's tokens, and how its text ends ("" where it came as tokens)."""
+    """A prompt's tokens, and the end of its text ("" if it came as token ids)."""
 
     tokens: list[int]
     end: str
 
 
 class Texts:
-    """Of one tokenizer and the model that `facts` describe."""
+    """The text work of one tokenizer and the model of `facts`."""
 
     def __init__(self, tokenizer: Tokenizer, facts: Facts) -> None:
         self.tokenizer, self.vocab_size, self._facts = tokenizer, facts.vocab_size, facts
         self._grammars = GrammarReader(tokenizer)
 
     def encode(self, prompt: AnyPrompt, max_tokens: int | None) -> Encoded:
-        """The tokens of a prompt. Raises RequestError where they cannot be answered, DllamaError of a template."""
+        """The tokens of a prompt. Raises RequestError if they cannot be answered, DllamaError of a template."""
         if isinstance(prompt, list):
             self._check_ids(prompt)
             encoded = Encoded(prompt, "")
@@ -56,11 +56,11 @@ class Texts:
         return encoded
 
     def grammar(self, grammar: Grammar) -> str:
-        """A grammar as the engine takes it. Raises RequestError where it cannot be used."""
+        """A grammar in the engine's notation. Raises RequestError if it cannot be used."""
         return self._grammars.read(grammar)
 
     def answer(self, asked: Tokenize | Detokenize | ModelRequest) -> Message:
-        """The answer to a question: an Error where there is none."""
+        """The answer to a question; an Error if it fails."""
         try:
             if isinstance(asked, ModelRequest):
                 return self.model(asked.id)
@@ -78,15 +78,15 @@ class Texts:
         return _sent(Tokens(asked.id, tokens, [names[token] for token in tokens], text))
 
     def detokenize(self, asked: Detokenize) -> Detokenized:
-        """The answer to a question. Raises RequestError for what is no token."""
+        """The text of token ids. Raises RequestError for an id that is no token."""
         self._check_ids(asked.tokens)
         return _sent(Detokenized(asked.id, self.tokenizer.decode(asked.tokens)))
 
     def model(self, request_id: int) -> Model:
-        """What the model is."""
+        """The description of the model."""
         facts, tokenizer, model = self._facts, self.tokenizer, self._facts.model
         template = ""
-        with suppress(RequestError):  # it has none
+        with suppress(RequestError):  # the tokenizer has no chat template
             template = tokenizer.chat_template().text
         return Model(
             id=request_id,
@@ -107,7 +107,7 @@ class Texts:
         )
 
     def name_of(self, token: int) -> str:
-        """The text of a token, or the name of one that prints nothing."""
+        """The text of a token; for a token that prints nothing, its name."""
         return (self.tokenizer.decode([token], True) or self.piece(token))[:4096]
 
     def piece(self, token: int) -> str:
@@ -118,7 +118,7 @@ class Texts:
         return self._rendered(prompt.chat()) if isinstance(prompt, ChatText) else prompt
 
     def _tokens(self, prompt: PromptText, text: str, bos: bool | None, specials: bool) -> list[int]:
-        # What a template has made has the BOS and the names of special tokens as text.
+        # a template writes the BOS and special tokens into the text by name
         if isinstance(prompt, ChatText):
             return self.tokenizer.encode(text, bos=False, specials=True)
         return self.tokenizer.encode(text, bos, specials)
@@ -133,7 +133,7 @@ class Texts:
             variables=chat.variables,
         )
         if len(text) > _MAX_RENDERED:
-            raise RequestError(f"the chat's text has {len(text)} characters; at most {_MAX_RENDERED} are tokenized")
+            raise RequestError(f"the chat's text has {len(text)} characters; at most {_MAX_RENDERED} are allowed")
         return text
 
     def _check_ids(self, tokens: list[int]) -> None:
@@ -143,7 +143,7 @@ class Texts:
 
 
 def _sent(answer: M) -> M:
-    """An answer. Raises RequestError where it is too long to be sent."""
+    """Return `answer`. Raises RequestError if it is too long to send."""
     n_bytes = len(msgspec.msgpack.encode(answer))
     if n_bytes > MAX_HEADER_BYTES - 64:
         raise RequestError(f"the answer has {n_bytes} bytes; at most {MAX_HEADER_BYTES} are sent: ask for less text")

@@ -9,7 +9,7 @@ from msgspec import structs, to_builtins
 
 from dllama_zmq.bus.prompts import Chat, text_on_wire
 from dllama_zmq.bus.text_messages import Tokenize, Tokens
-from dllama_zmq.chat import Prompted, may_think
+from dllama_zmq.chat import AnswerGrammars, may_think
 from dllama_zmq.gateway.endpoint import Call
 from dllama_zmq.gateway.problems import Problem
 from dllama_zmq.gateway.requests import ChatRequest, NamedTool
@@ -57,12 +57,12 @@ async def grammar_for(
     end = ""
     if may_think(model.template):
         end = (await call.service.ask(call.user, Tokenize(1, text_on_wire(chat), None, True), Tokens)).text[-256:]
-    prompted = Prompted(model.template, end, model.specials)
+    grammars = AnswerGrammars(model.template, end, model.specials)
     if isinstance(choice, NamedTool):
         tools = [tool for tool in tools if tool["function"]["name"] == choice.function.name]
     parallel = body.parallel_tool_calls is not False
     if must or grammar is None:
-        return prompted.calls(tools, parallel)
+        return grammars.calls(tools, parallel)
     if tools and grammar.kind in _OF_JSON:
-        return prompted.calls(tools, parallel, otherwise=grammar)
-    return prompted.after_thinking(grammar)
+        return grammars.calls(tools, parallel, otherwise=grammar)
+    return grammars.after_thinking(grammar)

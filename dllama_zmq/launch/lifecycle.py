@@ -35,13 +35,13 @@ from dllama_zmq.trust.learned import read_learned
 class Listener:
     """Callbacks for the progress of a start.
 
-    status: called with each status of the root. sound: called when the files were checked, before anything is started.
+    status: called with each status of the root. on_checked: called when the files were checked, before any start.
     patient: workers may take any time to join, because a person watches and can press Ctrl-C.
     """
 
     status: Callable[[Status], None] = lambda status: None
     reporter: Reporter = field(default_factory=SilentReporter)
-    sound: Callable[[], None] = lambda: None
+    on_checked: Callable[[], None] = lambda: None
     patient: bool = False
 
 
@@ -190,7 +190,7 @@ def _start(file: ClusterFile, listener: Listener, stays: bool, install: bool = F
         if install:
             install_there(file, listener.reporter)
         check_computers(file, listener.reporter)
-        listener.sound()
+        listener.on_checked()
         prepare_kernels(file.cluster.kernels, needs, reported_to(listener.reporter), listener.reporter.line)
         paths.begin_logs()
         child = Child.start("root", words, paths, passed)

@@ -1,4 +1,4 @@
-"""A compose file: the root and its workers as containers of one computer, and the image that they run."""
+"""A compose file: the root and its workers as containers on one computer, and the image that they run."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from dllama_zmq.render.files import HOME, IMAGE_USER, Rendered, image_files, yam
 from dllama_zmq.render.needs import needs_of
 
 _Service = dict[str, object]
-ROOT = "root"  # the name of no worker
+ROOT = "root"  # no worker may have this name
 
 
 def compose(file: ClusterFile, image: str, folder: Path) -> Rendered:
-    """The compose file of `file`, with all its nodes on this computer. Keys that `folder` has from earlier stay.
+    """The compose file of `file`, with all its nodes on this computer. Keys that are in `folder` already are kept.
 
     Raises ConfigError, FormatError, PlanError.
     """
@@ -45,7 +45,7 @@ def compose(file: ClusterFile, image: str, folder: Path) -> Rendered:
         "build": {
             "context": ".",
             "dockerfile": "Containerfile",
-        },  # of every one: compose would pull what it does not build
+        },  # in every service: compose would pull an image that it does not build
         "user": f"{owner}:{os.getegid() or owner}",  # only the owner of a key may read it
         "init": True,
         "restart": "unless-stopped",
@@ -83,7 +83,7 @@ def compose(file: ClusterFile, image: str, folder: Path) -> Rendered:
 
 
 def _home(node: str) -> list[object]:
-    """A volume of the node, so that it need not compile its kernels again, and in it the folder with its key."""
+    """A volume for the node, so that it compiles its kernels once, with the folder of its key."""
     return [f"{node}:{HOME}", _mount(f"./keys/{node}", f"{HOME}/keys", read_only=False)]
 
 
@@ -92,4 +92,4 @@ def _mount(source: str, target: str, read_only: bool = True) -> _Service:
 
 
 def _escaped(words: list[str]) -> list[str]:
-    return [word.replace("$", "$$") for word in words]  # compose puts variables in place of names after a $
+    return [word.replace("$", "$$") for word in words]  # compose replaces names after a $ by variables

@@ -1,4 +1,4 @@
-"""The cluster file of a deployment: what the given one says, with addresses, model and keys as they are there."""
+"""The cluster file of a deployment: the given one with the addresses, model and keys of the deployment."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from dllama_zmq.trust import KeyPair
 Auto = Literal["auto"]
 
 ETC = "/etc/dllama-zmq"
-"""The folder of the cluster file, wherever the root runs."""
+"""The folder of the cluster file on the root's computer or container."""
 FILE = f"{ETC}/cluster.yaml"
 MODELS = "/models"
-"""The folder of the model, in containers."""
+"""The folder of the model in containers."""
 API_KEYS = "/run/secrets/api.keys"
 API_PORT = API_PORTS[0]
 _API_KEY_BYTES = 24
 
 
 def cluster_yaml(cluster: Cluster, source: Path) -> str:
-    """The text of a cluster file that says what differs from the defaults."""
+    """The text of a cluster file with the values that differ from the defaults."""
     return yaml_text(_changed(cluster), comment=f"made from {source.name} by dllama-zmq render")
 
 
 def _changed(value: Struct) -> dict[str, Any]:
-    """The fields that differ from their defaults, as YAML has them."""
+    """The fields that differ from their defaults, as data for YAML."""
     changed: dict[str, Any] = {}
     for field in msgspec.structs.fields(value):
         own, default = getattr(value, field.name), field.default
@@ -53,9 +53,9 @@ def _changed(value: Struct) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
-    """A model where the root has it in a folder MODELS.
+    """A model in the root's folder MODELS.
 
-    model, tokenizer: what the cluster file says there. files: where each file of it is here, by its name in MODELS.
+    model, tokenizer: their values in the cluster file. files: where each file is here, by its name in MODELS.
     """
 
     model: str
@@ -87,9 +87,9 @@ def _in_folder(folder: Path) -> dict[str, Path]:
 def in_containers(
     file: ClusterFile, model: ModelFiles, workers: Sequence[WorkerConfig], threads: Threads | Auto
 ) -> Cluster:
-    """The cluster with its root in a container of its own, which `workers` reach, and so does a port for the API.
+    """The cluster with its root in a container of its own, which `workers` reach, and with a port for the API.
 
-    The API has keys there, which it needs once its port is published to a network.
+    The API has keys there, because a published port is open to a network.
     """
     api = file.cluster.api if isinstance(file.cluster.api, ApiConfig) else ApiConfig()
     return msgspec.structs.replace(
@@ -103,12 +103,12 @@ def in_containers(
 
 
 def kept_keys(folder: Path, nodes: Iterable[str]) -> dict[str, KeyPair]:
-    """The key pair of each node: that of an earlier rendering, else a new one."""
+    """The key pair of each node: from an earlier rendering, else new."""
     return {node: kept_key(folder / _key_file(node)) for node in nodes}
 
 
 def secrets_of(file: ClusterFile, keys: Mapping[str, KeyPair]) -> dict[str, str]:
-    """The secret files, by path: the nodes' keys, and the API's, which are the file's or new. Raises ConfigError."""
+    """The secret files by path: the nodes' keys, and the API's keys, given or new. Raises ConfigError."""
     api = file.cluster.api
     known = api.read_keys(file.identity.parent, f"{file.path}: api.keys") if isinstance(api, ApiConfig) else []
     return {_key_file(node): f"{pair.secret}\n" for node, pair in keys.items()} | {
@@ -126,11 +126,11 @@ ROOT_WORDS = ["up", FILE, "--foreground"]
 def worker_words(
     cluster: Cluster, root: str, name: str, threads: Threads | Auto = "auto", root_key: str = ""
 ) -> list[str]:
-    """The command of a worker; without root_key it goes by the root that it has come to know by a token."""
+    """The command of a worker. Without root_key it uses the root that it knows from a token."""
     words = ["worker", root, "--name", name, *([] if threads == "auto" else ["--threads", str(threads)])]
     if cluster.security == "none":
         return [*words, "--security", "none"]
-    return [*words, *([f"--root-key={root_key}"] if root_key else [])]  # one word: a key may begin with -
+    return [*words, *([f"--root-key={root_key}"] if root_key else [])]  # one word, because a key may begin with -
 
 
 HEALTH_CHECK = [
@@ -138,4 +138,4 @@ HEALTH_CHECK = [
     "-c",
     f"import urllib.request as it; it.urlopen('http://127.0.0.1:{API_PORT}/health', timeout=4)",
 ]
-"""Fails while a node is missing: the image has no curl."""
+"""A health check in Python, because the image has no curl. Fails while a node is missing."""

@@ -1,4 +1,4 @@
-"""What is rendered: files by their path in a folder, some of them secret, and the commands that come next."""
+"""The result of rendering: files by path in a folder, some of them secret, and the commands to run next."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from dllama_zmq.sources import DATA_FOLDER
 from dllama_zmq.trust import KeyPair
 
 HOME = "/var/lib/dllama-zmq"
-"""DLLAMA_ZMQ_HOME wherever a node is deployed: keys, sockets and logs."""
+"""DLLAMA_ZMQ_HOME of every deployed node: keys, sockets and logs."""
 IMAGE_USER = 10001
-"""The user of the image; any other one works too."""
+"""The user of the image; any other works too."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """files, secrets: contents by path. owner: the user who alone may read secrets, if not this one. then: commands."""
+    """files, secrets: contents by path. owner: the only user who may read secrets; None: this one. then: commands."""
 
     files: Mapping[str, str | bytes]
     secrets: Mapping[str, str] = field(default_factory=dict)
@@ -34,13 +34,13 @@ class Rendered:
 
 
 def write(rendered: Rendered, folder: Path, force: bool) -> None:
-    """Write the files below `folder`. Secrets that are there already stay as they are.
+    """Write the files below `folder`. Secrets that exist already stay.
 
-    Raises UsageError if another file is there already and not `force`; ClusterError if it cannot be written.
+    Raises UsageError if another file exists and not `force`; ClusterError if a file cannot be written.
     """
     there = [name for name in rendered.files if os.path.lexists(folder / name)]
     if there and not force:
-        raise UsageError(f"{folder / there[0]} exists; --force replaces what was rendered there (keys stay)")
+        raise UsageError(f"{folder / there[0]} exists; --force replaces earlier rendered files (keys stay)")
     try:
         for name, text in rendered.files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -55,7 +55,7 @@ def write(rendered: Rendered, folder: Path, force: bool) -> None:
 
 
 def _write_secret(path: Path, text: str, owner: int | None) -> None:
-    """Make the file and its folder for one user: there is no moment at which others could read it."""
+    """Create the file and its folder for one user, with no moment at which others could read it."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not path.exists():
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
@@ -72,11 +72,11 @@ def kept_key(path: Path) -> KeyPair:
     except FileNotFoundError:
         return KeyPair.new()
     except (TrustError, ValueError) as error:
-        raise TrustError(f"{path}: {error}; remove it, and a new key is made") from error
+        raise TrustError(f"{path}: {error}; remove the file to get a new key") from error
 
 
 def image_files(image: str) -> dict[str, str | bytes]:
-    """The Containerfile of `image`, this package as its wheel, and what belongs into no repository."""
+    """The Containerfile of `image`, a wheel of this package, and a .gitignore for the secrets."""
     text = from_template("Containerfile", image=image, home=HOME, user=str(IMAGE_USER))
     with tempfile.TemporaryDirectory() as folder:
         wheel = write_own_wheel(Path(folder))
@@ -89,13 +89,13 @@ def from_template(template: str, **values: str) -> str:
 
 
 def yaml_text(*documents: object, comment: str = "") -> str:
-    """YAML of the documents, in the order of their keys, after a line of comment."""
+    """YAML of the documents with their keys in order, after a comment line."""
     text = yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
     return f"# {comment}\n{text}" if comment else text
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes what stands at several places each time, and not as an alias."""
+    """Writes repeated values in full instead of as aliases."""
 
     def ignore_aliases(self, data: object) -> bool:
         return True

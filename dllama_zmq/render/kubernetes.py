@@ -1,4 +1,4 @@
-"""Manifests for Kubernetes, as a folder for `kubectl apply -k`: the root, its workers, and what they need."""
+"""Manifests for Kubernetes, as a folder for `kubectl apply -k`: the root, its workers and their resources."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from dllama_zmq.render.needs import Needs, needs_of
 _Object = dict[str, object]
 
 ROOT, WORKER, API = "root", "worker", "api"
-"""The names of objects. A node is called as its pod: root-0, worker-0, worker-1, ..."""
+"""The names of objects. A node has the name of its pod: root-0, worker-0, worker-1, ..."""
 _SECRET, _CONFIG, _MODELS, _HOME = "keys", "cluster", "models", "home"
 _API_KEYS = API_KEYS.rpartition("/")[2]
 _LABEL, _COMPONENT = "app.kubernetes.io/name", "app.kubernetes.io/component"
@@ -39,7 +39,7 @@ _GIB = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class _Pods:
-    """The pods of a StatefulSet. disk_bytes: of HOME, beside 1 GiB. more: what only their container has."""
+    """The pods of a StatefulSet. disk_bytes: of HOME, beside 1 GiB. more: additional keys of their container."""
 
     name: str
     replicas: int
@@ -54,7 +54,7 @@ class _Pods:
 
 
 def kubernetes(file: ClusterFile, image: str, folder: Path) -> Rendered:
-    """The manifests of `file`, with each node in a pod. Keys that `folder` has from earlier stay.
+    """The manifests of `file`, with each node in a pod. Keys that are in `folder` already are kept.
 
     Raises ConfigError, FormatError, PlanError.
     """
@@ -82,7 +82,7 @@ def kubernetes(file: ClusterFile, image: str, folder: Path) -> Rendered:
 
 
 def _kustomization(namespace: str, nodes: Sequence[str]) -> _Object:
-    """What makes the ConfigMap and the Secret of files, so that the manifests have no secret in them."""
+    """The generator of the ConfigMap and the Secret from files, so that the manifests contain no secret."""
     keys = [*(f"{node}=keys/{node}/key" for node in nodes), f"keys/{_API_KEYS}"]
     return {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
@@ -91,7 +91,7 @@ def _kustomization(namespace: str, nodes: Sequence[str]) -> _Object:
         "resources": ["manifests.yaml"],
         "configMapGenerator": [{"name": _CONFIG, "files": ["cluster.yaml"]}],
         "secretGenerator": [{"name": _SECRET, "files": keys}],
-        # With a changed name all nodes would start again, and the root reads changed keys by itself.
+        # with hashed names all nodes would restart, but the root reads changed keys by itself
         "generatorOptions": {"disableNameSuffixHash": True},
     }
 
@@ -157,7 +157,7 @@ def _stateful_set(pods: _Pods, image: str) -> _Object:
         "resources": {"requests": {"cpu": cpu, "memory": memory}, "limits": {"memory": memory}},
         "volumeMounts": [_mount(_HOME, HOME), _mount("tmp", "/tmp"), *pods.mounts],
     }
-    spread: _Object = {  # nodes share nothing but the network: each on a machine of its own, as far as there are any
+    spread: _Object = {  # one machine for each node, as far as there are enough: nodes share only the network
         "maxSkew": 1,
         "topologyKey": "kubernetes.io/hostname",
         "whenUnsatisfiable": "ScheduleAnyway",
@@ -198,7 +198,7 @@ def _stateful_set(pods: _Pods, image: str) -> _Object:
 
 
 def _own_key() -> _Object:
-    """Gives a pod its own secret key and no other, as a file of its user: those of a Secret are root's."""
+    """Gives a pod only its own secret key, as a file of its user: files of a Secret belong to root."""
     given, folder = "/run/secrets/key", f"{HOME}/keys"
     script = f"install -d -m 700 {folder} && install -m 600 {given} {folder}/key"
     own = _mount(_SECRET, given, read_only=True) | {"subPathExpr": "$(POD_NAME)"}
@@ -206,7 +206,7 @@ def _own_key() -> _Object:
 
 
 def _awaiting(models: Mapping[str, Path]) -> _Object:
-    """Waits until the model's files are there, whole. They are copied into their claim through this container."""
+    """Waits until the model's files are complete. They are copied into the claim through this container."""
     names, sizes = shlex.join(models), " ".join(str(path.stat().st_size) for path in models.values())
     folders = shlex.join(sorted({str(Path(MODELS, name).parent) for name in models}))
     are_there = f"[ \"$(stat -Lc %s -- {names} 2>&1 | xargs)\" = '{sizes}' ]"
@@ -220,7 +220,7 @@ def _mount(volume: str, path: str, read_only: bool = False) -> _Object:
 
 
 def _claim(name: str, n_bytes: int) -> _Object:
-    """A claim with room for `n_bytes` twice, as for another model beside this one, and 1 GiB."""
+    """A claim with room for `n_bytes` twice, so that another model fits beside this one, and 1 GiB."""
     spec = {
         "accessModes": ["ReadWriteOnce"],
         "resources": {"requests": {"storage": f"{2 * n_bytes // _GIB + 1}Gi"}},
@@ -229,7 +229,7 @@ def _claim(name: str, n_bytes: int) -> _Object:
 
 
 def _service(name: str, component: str, ports: Mapping[str, int], is_bus: bool = False) -> _Object:
-    """is_bus: it leads to pods that are not ready too, for a root is ready when its workers have found it."""
+    """is_bus: also routes to pods that are not ready, because a root is ready only after its workers have found it."""
     spec: _Object = {"selector": {_LABEL: _PROGRAM, _COMPONENT: component}}
     if ports:
         spec["ports"] = [{"name": port, "port": number} for port, number in ports.items()]

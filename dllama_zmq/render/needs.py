@@ -1,4 +1,4 @@
-"""What a cluster's nodes need where they run: memory, by the plan, and the files of the model."""
+"""What the nodes of a cluster need where they run: memory, by the plan, and the model's files."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from dllama_zmq.root.fitting import check_kv_memory
 from dllama_zmq.sharding import KVBudget, Plan, context_length, node_memory
 
 MIB = 1 << 20
-_KEPT_FREE = 0.1  # a node leaves this share of its memory to other programs, so it must get more than it uses
+_KEPT_FREE = 0.1  # a node leaves this share of its memory free, so it must get more than it uses
 _COMPILING_BYTES = 512 * MIB
-"""Three processes compile kernels at the first start, of 120 MiB each; the root's front and API server take 50."""
+"""The first start compiles kernels in three processes of 120 MiB each; the root's front and API server take 50."""
 
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """root_mib, worker_mib: memory of a node with its KV cache full. weights_bytes: of the largest worker."""
+    """root_mib, worker_mib: memory of a node with a full KV cache. worker_weight_bytes: of the largest worker."""
 
     root_mib: int
     worker_mib: int

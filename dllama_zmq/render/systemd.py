@@ -18,13 +18,13 @@ from dllama_zmq.sources import DEMO
 PROGRAM = "/opt/dllama-zmq/bin/dllama-zmq"
 ROOT_UNIT, WORKER_UNIT = "dllama-zmq-root.service", "dllama-zmq-worker@.service"
 _HOMES = ("/home/", "/root/", "/run/user/")  # ProtectHome=yes
-_GRACE_S = 7  # more than limits.stop_s, in which the root ends its children itself
+_GRACE_S = 7  # after limits.stop_s, in which the root ends its children itself
 
 
 def systemd(file: ClusterFile) -> Rendered:
     """The units of `file`, and the cluster file that they name.
 
-    Raises ConfigError where the model is missing; UsageError where the units could not read it.
+    Raises ConfigError if the model is missing; UsageError if the units could not read it.
     """
     cluster = file.cluster
     # systemd starts the workers, so the root does not.
@@ -60,7 +60,7 @@ def _unit(template: str, words: list[str], name: str, stop_s: str) -> str:
 
 
 def _readable(path: Path, key: str) -> str:
-    """The path of a file that a unit can read. Raises UsageError for one in a home folder."""
+    """The path of a file that a unit can read. Raises UsageError if it is in a home folder."""
     if any(str(one).startswith(_HOMES) for one in (path, path.resolve())):
         raise UsageError(
             f"{key}: {path} is in a home folder, which a service cannot read; put it elsewhere, such as "
@@ -70,7 +70,7 @@ def _readable(path: Path, key: str) -> str:
 
 
 def _commands(workers: list[str], secured: bool) -> list[str]:
-    """What to type on the root's computer and on each worker's, where the user and the program are."""
+    """The commands to run on the root's computer and on each worker's; they make the user and install the program."""
     program = f"sudo -u dllama-zmq DLLAMA_ZMQ_HOME={HOME} {PROGRAM}"
     units = "/etc/systemd/system/"
     commands = [

@@ -30,7 +30,7 @@ from dllama_zmq.bus.codec import decode, encode
 from dllama_zmq.bus.engine_messages import Readiness
 from dllama_zmq.bus.messages import Message
 from dllama_zmq.bus.text_messages import Model, ModelRequest
-from dllama_zmq.front.waiting import MAX_REQUESTS
+from dllama_zmq.front.fair_queue import MAX_REQUESTS
 from dllama_zmq.gateway.app import ROUTES
 from dllama_zmq.own_code import own_code
 

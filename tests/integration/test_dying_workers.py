@@ -94,7 +94,7 @@ def test_an_answer_whose_worker_comes_back_too_late_ends_with_one_sentence_and_t
             read_some(process, 3 * len(PROMPT))
             worker.kill()
             ended = finish(process, NOTICE_S, start)
-        assert re.fullmatch("the cluster did not get ready: far was lost: .*", ended.error())
+        assert re.fullmatch("the cluster did not become ready: far was lost: .*", ended.error())
         with cli.started("worker", replies):
             until(lambda: cli.status().state == "ready", 30, "the worker to join again")
             assert answer(cli) == greedy_text

@@ -292,8 +292,8 @@ def test_a_mask_leaves_the_log_probabilities_those_of_the_model(model: LocalMode
     [
         (Grammar("json_schema", "{"), "json_schema"),
         (Grammar("json_schema", '{"type": "object"} x: "y"'), "Extra data"),
-        (Grammar("json_schema", '{"minimum": NaN}'), "NaN is no JSON"),
-        (Grammar("json_schema", "[]"), "a schema is an object"),
+        (Grammar("json_schema", '{"minimum": NaN}'), "NaN is not JSON"),
+        (Grammar("json_schema", "[]"), "a schema must be an object"),
         (schema({"type": "array", "uniqueItems": True}), "uniqueItems"),
         (schema({"not": {"type": "null"}}), "not"),
         (schema({"type": "string", "minLength": 9, "maxLength": 2}), "minLength"),

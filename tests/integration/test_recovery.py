@@ -118,7 +118,7 @@ def test_an_answer_under_a_grammar_is_the_same_whatever_is_lost_meanwhile(
 
 
 def front_of(cli: Cli) -> int:
-    """The process that answers clients: the root's child that is no worker."""
+    """The process for clients: the root's child that is no worker."""
     root = psutil.Process(cli.pid("root"))
     return next(child.pid for child in root.children() if "worker" not in child.cmdline())
 
@@ -132,7 +132,7 @@ def test_the_cluster_ends_with_its_front_and_says_so(cli: Cli) -> None:
     until(lambda: gone(root) and not cli.processes(), LEAVE_S, "the cluster to end")
     assert cli.sockets() == []
     log = (cli.log_folder / "root.log").read_text()
-    assert log.count("the process that answers clients ended with signal 9") == 1
+    assert log.count("the process for clients ended with signal 9") == 1
     assert "Traceback" not in log
     assert cli.run("up").code == 0
     cli.down()
@@ -142,7 +142,7 @@ def test_who_waits_is_told_that_the_root_was_killed_and_up_works_again(cli: Cli)
     cli.up(2)
     with long_answer(cli) as process:
         kill(cli.pid("root"))
-        assert "went away" in finish(process, NOTICE_S, time.monotonic()).error()
+        assert "ended without a message" in finish(process, NOTICE_S, time.monotonic()).error()
     until(lambda: not cli.processes(), LEAVE_S, "front and worker to end")
     assert cli.run("up").code == 0
     assert answer(cli)

@@ -30,7 +30,7 @@ from dllama_zmq.bus.prompts import MAX_PROMPT_BYTES, MAX_PROMPT_TOKENS, ChatText
 from dllama_zmq.bus.text_messages import Detokenize, Tokenize, Tokens
 from dllama_zmq.errors import ContextExceeded, FormatError, RequestError, UsageError
 from dllama_zmq.front.encoding import PLACES as TEXTS
-from dllama_zmq.front.waiting import MAX_REQUESTS
+from dllama_zmq.front.fair_queue import MAX_REQUESTS
 from dllama_zmq.sampling import GREEDY
 from dllama_zmq.tokenizer import Tokenizer
 from dllama_zmq.tokenizer.chat import RENDER_S

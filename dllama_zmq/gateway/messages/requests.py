@@ -154,9 +154,7 @@ def text_of(content: str | list[Block], where: str) -> str:
         return content
     for place, block in enumerate(content):
         if block.type != "text":
-            raise Problem(
-                400, f"{where}[{place}]: a {block.type:.40} block; this server reads only text", where
-            )
+            raise Problem(400, f"{where}[{place}]: a {block.type:.40} block; this server reads only text", where)
     return "".join(_given(block.text, f"{where}[{place}]", "text") for place, block in enumerate(content))
 
 

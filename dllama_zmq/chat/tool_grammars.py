@@ -1,7 +1,7 @@
-"""Grammars that leave a model no choice but to call a tool, or to keep to a form once it has thought.
+"""Grammars that make a model call a tool, or keep to a form after its thinking.
 
-In llguidance's notation. Each function's arguments are a JSON grammar of their own, so that references within its
-schema hold.
+In llguidance's notation. The arguments of each function are a JSON grammar of their own, so that references within its
+schema resolve.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _FORMS = {
     "deepseek-r1": ("<｜tool▁call▁begin｜>function<｜tool▁sep｜>TEXT\n```json\n", "\n```<｜tool▁call▁end｜>"),
     "hermes": ('<tool_call>\n{"name": NAME, "arguments": ', "}\n</tool_call>"),
 }
-"""What stands before a call's arguments and after them; NAME is the function's name in quotes, TEXT without."""
+"""The text before a call's arguments and after them; NAME is the function's name in quotes, TEXT without."""
 _LISTS = {
     "llama3": ("", "; ", ""),
     "mistral": ("[TOOL_CALLS][", ", ", "]"),
@@ -35,20 +35,20 @@ _LISTS = {
     "deepseek-r1": ("<｜tool▁calls▁begin｜>", "\n", "<｜tool▁calls▁end｜>"),
     "hermes": ("", "\n", ""),
 }
-"""What stands before the calls, between them and after them."""
+"""The text before the calls, between them and after them."""
 
 
 def may_think(template: str) -> bool:
-    """Whether answers may begin with thinking, as far as the template shows: then grammars depend on the prompt."""
+    """Whether answers may begin with thinking, as the template shows; grammars then depend on the prompt."""
     marks = thinking_of(template)
     return marks.opens in template or marks.closes in template
 
 
 @dataclass(frozen=True, slots=True)
-class Prompted:
-    """What a grammar depends on: the template's text, how the prompt ends, and the template's special tokens by name.
+class AnswerGrammars:
+    """Grammars for the answer to one prompt: of a template's text, the end of the prompt, and special tokens by name.
 
-    A mark that is a special token is one in the grammar too, for no text is such a token.
+    A mark that is a special token is a token in the grammar too, because no text becomes such a token.
     """
 
     template: str
@@ -58,14 +58,14 @@ class Prompted:
     def calls(
         self, tools: Sequence[Mapping[str, Any]], parallel: bool = True, otherwise: Grammar | None = None
     ) -> Grammar:
-        """The answer calls one of `tools`, or some after one another.
+        """A grammar of a call of one of `tools`, or (parallel) of several calls.
 
-        otherwise: a grammar of JSON that the answer may be a sentence of instead.
+        otherwise: a JSON grammar that the answer may match instead.
         """
         form = self._form()
         before, between, after = _LISTS[form]
         if form == "llama3" and otherwise is not None:
-            before = "<|python_tag|>"  # both are objects; the first character must tell them apart
+            before = "<|python_tag|>"  # both alternatives are objects, so the first character must tell them apart
         functions = [tool.get("function", tool) for tool in tools]
         more = f"({self._text(between)} call)*" if parallel else ""
         rules = [
@@ -86,7 +86,7 @@ class Prompted:
         return Grammar("lark", "\n".join([self._start(rule), *rules]))
 
     def after_thinking(self, grammar: Grammar) -> Grammar:
-        """`grammar` of what comes after thinking. Lark's and llama.cpp's kinds are of the whole answer, as they are."""
+        """`grammar` after any thinking. Grammars in Lark and GBNF are for the whole answer and are not changed."""
         if not may_think(self.template) or grammar.kind in ("lark", "gbnf"):
             return grammar
         if grammar.kind == "regex":
@@ -127,7 +127,7 @@ class Prompted:
 
 
 def _schema_of(grammar: Grammar) -> object:
-    """Of a grammar of JSON. Raises RequestError if it is none."""
+    """The schema of a JSON grammar. Raises RequestError if it is not JSON."""
     try:
         return json.loads(grammar.text) if grammar.kind == "json_schema" else {"type": "object"}
     except (ValueError, RecursionError) as error:

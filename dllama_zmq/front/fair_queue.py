@@ -1,4 +1,4 @@
-"""A queue of requests for each client: clients take turns, and none can take the others' room.
+"""A fair queue of requests: clients take turns, and a client that fills the queue loses only its own requests.
 
 Pure: knows no socket and no clock.
 """
@@ -14,8 +14,8 @@ MAX_REQUESTS = 512
 MAX_SIZE = 8 << 20
 
 
-class Waits(Protocol):
-    """The interface of a request that waits."""
+class QueueItem(Protocol):
+    """The interface of a queued request."""
 
     client: bytes
 
@@ -26,11 +26,11 @@ class Waits(Protocol):
     def size(self) -> int: ...
 
 
-R = TypeVar("R", bound=Waits)
+R = TypeVar("R", bound=QueueItem)
 
 
-class Waiting(Generic[R]):
-    """At most `max_requests` requests with sizes of `max_size` in all."""
+class FairQueue(Generic[R]):
+    """At most `max_requests` requests, with sizes of at most `max_size` in all."""
 
     def __init__(self, max_requests: int = MAX_REQUESTS, max_size: int = MAX_SIZE) -> None:
         self._max_requests, self._max_size = max_requests, max_size
@@ -41,7 +41,7 @@ class Waiting(Generic[R]):
         return self._n_requests
 
     def __iter__(self) -> Iterator[R]:
-        """The requests in the order in which they will run if no others come."""
+        """The requests in the order in which they will run if no others arrive."""
         rounds = zip_longest(*(list(queue) for queue in self._of.values()))
         return iter([request for turn in rounds for request in turn if request is not None])
 
@@ -50,7 +50,7 @@ class Waiting(Generic[R]):
         return next((request for request in self._of.get(client, ()) if request.id == request_id), None)
 
     def add(self, request: R) -> list[R]:
-        """Queue a request. Returns those for which there is no room: the newest of the client with the most."""
+        """Queue a request. Returns the requests dropped for lack of room: the newest of the client with the most."""
         self._of.setdefault(request.client, deque()).append(request)
         self._count(request, 1)
         dropped = []
@@ -62,14 +62,14 @@ class Waiting(Generic[R]):
         return dropped
 
     def put_back(self, request: R) -> None:
-        """Put back the request taken last, which still waits for more: it is its client's next one again."""
+        """Put back the request that was taken last; it is its client's next one again."""
         self._of.setdefault(request.client, deque()).appendleft(request)
         self._count(request, 1)
 
     def take(self, may: Callable[[R], bool] = lambda request: True) -> R | None:
-        """The request whose turn it is, or None where nobody's is; its client's next turn comes after the others'.
+        """The next request in turn; None if no client has one. Its client's next turn comes after the others'.
 
-        may: whether a client's next request may have its turn.
+        may: whether a client's next request may run now.
         """
         request = next((queue[0] for queue in self._of.values() if may(queue[0])), None)
         if request is not None:
@@ -78,7 +78,7 @@ class Waiting(Generic[R]):
         return request
 
     def remove(self, request: R) -> None:
-        """Forget a request, if it waits."""
+        """Remove a request, if it is queued."""
         queue = self._of.get(request.client, deque())
         if request not in queue:
             return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dllama_zmq.front.waiting import Waiting
+from dllama_zmq.front.fair_queue import FairQueue
 
 
 @dataclass(eq=False)
@@ -14,7 +14,7 @@ class Request:
     size: int = 0
 
 
-def filled(waiting: Waiting[Request], *clients: bytes) -> list[Request]:
+def filled(waiting: FairQueue[Request], *clients: bytes) -> list[Request]:
     requests = [Request(client, i) for i, client in enumerate(clients)]
     for request in requests:
         assert waiting.add(request) == []
@@ -22,7 +22,7 @@ def filled(waiting: Waiting[Request], *clients: bytes) -> list[Request]:
 
 
 def test_clients_take_turns_however_many_requests_one_has() -> None:
-    waiting: Waiting[Request] = Waiting()
+    waiting: FairQueue[Request] = FairQueue()
     a1, a2, a3, b1 = filled(waiting, b"a", b"a", b"a", b"b")
     assert list(waiting) == [a1, b1, a2, a3]
     assert waiting.take() is a1
@@ -33,7 +33,7 @@ def test_clients_take_turns_however_many_requests_one_has() -> None:
 
 
 def test_where_it_is_full_the_last_request_of_who_has_most_loses_its_place() -> None:
-    waiting: Waiting[Request] = Waiting(max_requests=3)
+    waiting: FairQueue[Request] = FairQueue(max_requests=3)
     _, _, a3 = filled(waiting, b"a", b"a", b"a")
     newcomer = Request(b"b", 1)
     assert waiting.add(newcomer) == [a3]
@@ -43,7 +43,7 @@ def test_where_it_is_full_the_last_request_of_who_has_most_loses_its_place() -> 
 
 
 def test_sizes_have_a_bound_together() -> None:
-    waiting: Waiting[Request] = Waiting(max_size=100)
+    waiting: FairQueue[Request] = FairQueue(max_size=100)
     small, large = Request(b"a", 1, 40), Request(b"b", 1, 61)
     assert waiting.add(small) == []
     assert waiting.add(large) == [large]
@@ -54,7 +54,7 @@ def test_sizes_have_a_bound_together() -> None:
 
 
 def test_a_request_that_is_forgotten_twice_counts_once() -> None:
-    waiting: Waiting[Request] = Waiting()
+    waiting: FairQueue[Request] = FairQueue()
     first, second, other = filled(waiting, b"a", b"a", b"b")
     waiting.leave(b"a")
     waiting.remove(first)
@@ -64,7 +64,7 @@ def test_a_request_that_is_forgotten_twice_counts_once() -> None:
 
 
 def test_a_client_whose_turn_it_is_not_keeps_its_place() -> None:
-    waiting: Waiting[Request] = Waiting()
+    waiting: FairQueue[Request] = FairQueue()
     a1, a2, b1 = filled(waiting, b"a", b"a", b"b")
     assert waiting.take(lambda request: request.client != b"a") is b1
     assert waiting.take(lambda request: request.client != b"a") is None
@@ -72,7 +72,7 @@ def test_a_client_whose_turn_it_is_not_keeps_its_place() -> None:
 
 
 def test_a_request_that_is_put_back_is_its_clients_next_and_its_turn_comes_after_the_others() -> None:
-    waiting: Waiting[Request] = Waiting(max_requests=3)
+    waiting: FairQueue[Request] = FairQueue(max_requests=3)
     a1, a2, b1 = filled(waiting, b"a", b"a", b"b")
     assert waiting.take() is a1
     waiting.put_back(a1)

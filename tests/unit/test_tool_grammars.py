@@ -13,7 +13,7 @@ from deltas import parsed
 from tiny import tiny_tokenizer_data
 from tokenizers_of import of_t
 
-from dllama_zmq.chat import Prompted, may_think
+from dllama_zmq.chat import AnswerGrammars, may_think
 from dllama_zmq.constraint.matching import Vocabulary
 from dllama_zmq.constraint.reading import GrammarReader
 from dllama_zmq.errors import RequestError
@@ -71,12 +71,12 @@ def written(name: str, *calls: list[str]) -> str:
 @pytest.mark.parametrize("name", FORMS)
 def test_a_forced_answer_is_calls_that_the_parser_reads(reader, name):
     template = template_of(name)
-    grammar = Prompted(template, "").calls(TOOLS)
+    grammar = AnswerGrammars(template, "").calls(TOOLS)
     for calls in (CALLS[:1], CALLS[1:], CALLS):
         text = written(name, *calls)
         assert is_sentence(reader, grammar, text), text
         assert parsed(text, template, tools=TOOLS) == {"calls": calls}
-    assert not is_sentence(reader, Prompted(template, "").calls(TOOLS, parallel=False), written(name, *CALLS))
+    assert not is_sentence(reader, AnswerGrammars(template, "").calls(TOOLS, parallel=False), written(name, *CALLS))
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -91,8 +91,8 @@ def test_a_forced_answer_is_calls_that_the_parser_reads(reader, name):
     ],
 )
 def test_a_forced_answer_is_no_other_call(reader, name, call):
-    assert not is_sentence(reader, Prompted(template_of(name), "").calls(TOOLS), written(name, call))
-    assert not is_sentence(reader, Prompted(template_of(name), "").calls(TOOLS), "It is cold.")
+    assert not is_sentence(reader, AnswerGrammars(template_of(name), "").calls(TOOLS), written(name, call))
+    assert not is_sentence(reader, AnswerGrammars(template_of(name), "").calls(TOOLS), "It is cold.")
 
 
 @pytest.mark.parametrize(
@@ -112,14 +112,16 @@ def test_a_forced_answer_is_no_other_call(reader, name, call):
 def test_thinking_may_come_before_what_is_forced(reader, name, end, thoughts, is_admitted):
     template = template_of(name)
     call = written(name if name in FORMS else "chatml", CALLS[0])
-    assert is_sentence(reader, Prompted(template, end).calls(TOOLS), thoughts + call) == is_admitted
+    assert is_sentence(reader, AnswerGrammars(template, end).calls(TOOLS), thoughts + call) == is_admitted
     for grammar, text in (
         (Grammar("json_schema", json.dumps(WEATHER)), '{"city": "Oslo"}'),
         (Grammar("json_object"), '{"a": [1]}'),
         (Grammar("regex", "a/b|c"), "a/b"),
     ):
-        assert is_sentence(reader, Prompted(template, end).after_thinking(grammar), thoughts + text) == is_admitted
-        assert not is_sentence(reader, Prompted(template, end).after_thinking(grammar), thoughts + text[:-1])
+        assert (
+            is_sentence(reader, AnswerGrammars(template, end).after_thinking(grammar), thoughts + text) == is_admitted
+        )
+        assert not is_sentence(reader, AnswerGrammars(template, end).after_thinking(grammar), thoughts + text[:-1])
     if is_admitted:
         assert parsed(thoughts + call, template, end, TOOLS)["calls"] == [CALLS[0]]
 
@@ -128,7 +130,7 @@ def test_thinking_may_come_before_what_is_forced(reader, name, end, thoughts, is
 def test_an_answer_may_be_a_call_or_what_else_is_asked_for(reader, name):
     template = template_of(name)
     for otherwise in (Grammar("json_object"), Grammar("json_schema", json.dumps(WEATHER))):
-        grammar = Prompted(template, "</think>").calls(TOOLS, otherwise=otherwise)
+        grammar = AnswerGrammars(template, "</think>").calls(TOOLS, otherwise=otherwise)
         tag = "<|python_tag|>" if name == "llama3.1-tools" else ""
         for text in (tag + written(name, *CALLS), '{"city": "Oslo"}'):
             assert is_sentence(reader, grammar, text), text
@@ -137,7 +139,7 @@ def test_an_answer_may_be_a_call_or_what_else_is_asked_for(reader, name):
 
 def test_a_schema_that_is_no_json_is_refused():
     with pytest.raises(RequestError, match="the schema is not JSON"):
-        Prompted(template_of("qwen3"), "").after_thinking(Grammar("json_schema", "{"))
+        AnswerGrammars(template_of("qwen3"), "").after_thinking(Grammar("json_schema", "{"))
 
 
 @pytest.mark.parametrize("name", ["deepseek-v3.1", "magistral"])
@@ -151,7 +153,7 @@ def test_marks_that_are_special_tokens_are_such_tokens_in_the_grammar(name):
     specials = {one: token for token, one in enumerate(names, first) if token in tokenizer.silent and one in template}
     assert len(specials) >= 2
     vocabulary = Vocabulary(tokenizer, len(pieces))
-    grammar = GrammarReader(tokenizer).read(Prompted(template, "[/INST]", specials).calls(TOOLS))
+    grammar = GrammarReader(tokenizer).read(AnswerGrammars(template, "[/INST]", specials).calls(TOOLS))
     thoughts = "[THINK]Hm.[/THINK]" if name == "magistral" else ""
     text = thoughts + written(name, *CALLS)
     parts = re.split("(" + "|".join(map(re.escape, specials)) + ")", text)
@@ -171,7 +173,7 @@ def test_marks_that_are_special_tokens_are_such_tokens_in_the_grammar(name):
 def test_a_grammar_of_the_user_s_own_is_of_the_whole_answer():
     for kind in ("lark", "gbnf"):
         own = Grammar(kind, "start: /a/")
-        assert Prompted(template_of("qwen3"), "<think>\n").after_thinking(own) is own
+        assert AnswerGrammars(template_of("qwen3"), "<think>\n").after_thinking(own) is own
 
 
 def test_templates_tell_whether_models_may_think():
