@@ -46,8 +46,8 @@ def parts_of_ranks(ranks: Mapping[bytes, int], config: Config, source: str) -> T
             f"{source}: this version reads such a file only for Llama 3, and this is another vocabulary: Llama 3's has "
             f"numbers of up to three digits. Use the model's tokenizer.json."
         )
-    merges, reached = rank_merges(ranks)
-    bpe = byte_level_encoder(ranks, merges, LLAMA3, source, whole=not reached)
+    merges, _ = rank_merges(ranks)
+    bpe = byte_level_encoder(ranks, merges, LLAMA3, source)
     specials = llama3_specials(len(ranks))
     added = {token: name.encode() for name, token in specials.items()}
     pieces = {token: piece for piece, token in ranks.items()} | added

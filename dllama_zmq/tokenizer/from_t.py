@@ -111,7 +111,7 @@ def _byte_level(data: TokenizerData) -> TokenizerParts:
         twice = next(piece for token, piece in enumerate(regular) if ranks[piece] != token)
         raise FormatError(f"{data.source}: two tokens are {twice!r}; expected each piece once. Convert it again.")
     merges, reached = rank_merges(ranks)
-    bpe = byte_level_encoder(ranks, merges, inferred(regular), data.source, whole=not reached)
+    bpe = byte_level_encoder(ranks, merges, inferred(regular), data.source, whole=None if reached else True)
     ends = {data.bos_id, *data.eos_ids}
     named = _names(data.pieces, range(data.bos_id, len(data.pieces)))
     specials = {name: token for name, token in named.items() if token in ends or _CONTROL_NAME.fullmatch(name)}

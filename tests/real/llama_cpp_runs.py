@@ -9,9 +9,14 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+from corpus import LOOKALIKES
 
 from dllama_zmq.quants import F32
 
+STRUCK = "</s>"
+"""HTML's end of struck text, in some vocabularies a token. llama.cpp takes it for an end of the text whatever the file
+says."""
+LOOKALIKES_OF_LLAMA_CPP = [name for name in LOOKALIKES if name != STRUCK]
 ROWS = 256
 """Tokens that are evaluated at a time."""
 _N_POSITIONS = 2304

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import clean_cli
-from corpus import LOOKALIKES, corpus
+from corpus import corpus
 from real.gemma3_by_hand import Gemma3
-from real.llama_cpp_runs import LlamaCpp
+from real.llama_cpp_runs import LOOKALIKES_OF_LLAMA_CPP, STRUCK, LlamaCpp
 
 from dllama_zmq import load
 from dllama_zmq.formats import read_tokenizer
@@ -35,13 +35,11 @@ PERPLEXITY = 0.005
 """The standard error of the difference of the two logarithms is 0.0015 on this text."""
 EVERY = 32
 """Of the logits of the text so many rows apart are compared: all are 2 GB."""
-STRUCK = "</s>"
-"""HTML's end of struck text, a token of its own by the file. llama.cpp takes any </s> for an end of the text."""
-LOOKALIKES_OF_GEMMA = [
-    *(name for name in LOOKALIKES if name != STRUCK), "<bos>", "<eos>", "<pad>", "<start_of_turn>", "<end_of_turn>",
-    "<start_of_image>", "<unused5>", "<mask>",
-    "[multimodal]", "<b>", "</td>", "<h1>", "<start_of_turn", "<end_of_turn >", "\n" * 33, " " * 40, "\t" * 9,
-]  # fmt: skip
+NAMES_OF_GEMMA = (
+    "<bos> <eos> <pad> <start_of_turn> <end_of_turn> <start_of_image> <unused5> <mask> [multimodal] <b> </td> <h1> "
+    "<start_of_turn <end_of_turn<"
+)
+LOOKALIKES_OF_GEMMA = [*NAMES_OF_GEMMA.split(), "<end_of_turn >", "\n" * 33, " " * 40, "\t" * 9]
 
 
 @dataclass(frozen=True)
@@ -151,7 +149,7 @@ def test_a_cluster_of_two_processes_generates_the_text_of_one(gemma, ours, tmp_p
 
 @pytest.mark.parametrize("specials", [False, True])
 def test_a_thousand_texts_are_llama_cpps_tokens(gemma, gemma_in_llama_cpp, specials):
-    tokenizer, texts = read_tokenizer(gemma), corpus(1000, lookalikes=LOOKALIKES_OF_GEMMA)
+    tokenizer, texts = read_tokenizer(gemma), corpus(1000, lookalikes=[*LOOKALIKES_OF_LLAMA_CPP, *LOOKALIKES_OF_GEMMA])
     assert len(texts) == 1000
     different = [
         text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import random
 from dataclasses import replace
@@ -279,6 +280,18 @@ def test_a_token_that_no_merge_makes_is_found_where_it_is_a_whole_word():
     tokenizer = of_t(data)
     assert tokenizer.encode("zyx", bos=False) == [n - 1]
     assert [tokenizer.piece(token) for token in tokenizer.encode("zyxz", bos=False)] == [b"z", b"y", b"x", b"z"]
+
+
+def test_a_word_of_llama_3_that_is_a_token_is_that_token_although_its_merges_lead_elsewhere(tmp_path):
+    """ "bc" is merged first, and then neither "xb" nor "cd" is left to make "xbcd"."""
+    ranked = [*RANKED, b"bc", b"xb", b"cd", b"xbcd"]
+    n = len(ranked)
+    lines = [base64.b64encode(piece) + b" %d\n" % rank for rank, piece in enumerate(ranked)]
+    (tmp_path / "tokenizer.model").write_bytes(b"".join(lines))
+    of_ranks = read_tokenizer(tmp_path / "tokenizer.model")
+    for tokenizer in (of_ranks, of_t(TokenizerData([*ranked, *SPECIALS], [0.0] * (n + 3), n, (n + 1, n + 2)))):
+        assert tokenizer.encode("xbcd", bos=False) == [n - 1]
+        assert [tokenizer.piece(token) for token in tokenizer.encode("xbcdb", bos=False)] == [b"x", b"bc", b"d", b"b"]
 
 
 def test_of_two_special_tokens_at_one_place_the_longer_is_found():
