@@ -220,7 +220,6 @@ def load(
                 raise
             words = str(error)
         names = [f"worker{i}" for i in range(1, nodes)]
-        # In one process the nodes share the interpreter: a waiting one must block, not spin.
         settings = RootSettings(
             names=names,
             reserved=names,
@@ -228,8 +227,7 @@ def load(
             kernels=kernels,
             kv_type=kv_cache,
             threads=threads,
-            oversubscribed=nodes > 1,
-            spin_s=0.0,
+            oversubscribed=nodes > 1,  # they share the interpreter: one that waits must block, not spin
             max_seq_len=max_seq_len,
             check_memory=False,  # of all nodes together, above
         )
@@ -283,7 +281,6 @@ def _start(file: ModelFile, settings: RootSettings, cleanup: ExitStack) -> Root:
             name=name,
             threads=settings.threads,
             oversubscribed=settings.oversubscribed,
-            spin_s=0.0,
             watch=False,
             model=file.path,
         )

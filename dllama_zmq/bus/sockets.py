@@ -1,7 +1,8 @@
 """Sockets with every option set in one place, and a receive that always ends.
 
 Waiting spins for a moment before it blocks: a reply that is 100 us away is not worth being put to sleep for. The spin
-yields the core at each turn, so that libzmq's own I/O thread gets it (measured: see tools/BENCHMARKS.md).
+yields the core at each turn, so that libzmq's own I/O thread gets it. Nodes that share too few cores do not spin: each
+would take the core from the one that it waits for (measured: see tools/BENCHMARKS.md).
 """
 
 from __future__ import annotations

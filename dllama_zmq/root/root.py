@@ -134,7 +134,8 @@ class Root:
         if settings.names:
             if endpoints is None:
                 raise PlanError(f"{len(settings.names)} workers and no address for them to join at")
-            self.link = RootLink(context, endpoints, settings.spin_s, self._name_of)
+            spin_s = 0.0 if settings.oversubscribed else settings.spin_s
+            self.link = RootLink(context, endpoints, spin_s, self._name_of)
         self._model = model
         self._slices = Slices(model, self.plan, settings.hashes)
         try:

@@ -144,7 +144,8 @@ class Worker:
         try:
             identity = f"{self._settings.name or 'worker'}-{secrets.token_hex(6)}".encode()  # of this connection alone
             settings = self._settings
-            link = WorkerLink(self._context, address, identity, settings.spin_s, settings.watch, settings.security)
+            spin_s = 0.0 if settings.oversubscribed else settings.spin_s
+            link = WorkerLink(self._context, address, identity, spin_s, settings.watch, settings.security)
         except BusError as error:
             if not self._has_connected:  # what was an address once may be one again
                 raise ClusterError(str(error)) from None

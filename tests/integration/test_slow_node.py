@@ -25,7 +25,7 @@ from dllama_zmq.kernels import Batch, KernelChoice
 from dllama_zmq.root.engine import Engine
 from dllama_zmq.root.recent import RECENT_S
 from dllama_zmq.root.report import ClusterFacts, cluster_status
-from dllama_zmq.root.root import Root
+from dllama_zmq.root.root import Root, RootSettings
 from dllama_zmq.sharding import Ask
 from dllama_zmq.spec import FloatType
 
@@ -161,6 +161,19 @@ def test_a_worker_that_recovers_is_named_no_more_and_one_that_becomes_slow_is(
         steps_until(root, lambda now: now.slowest != "worker1")
         workers[1].slow = True
         steps_until(root, lambda now: now.slowest == "worker2")
+
+
+@pytest.mark.parametrize("oversubscribed", [False, True])
+def test_where_threads_outnumber_cores_a_node_that_waits_leaves_its_core_to_the_others(
+    context: Context, model: ModelFile, oversubscribed: bool
+) -> None:
+    settings = RootSettings(names=["worker1"], kernels="numpy", oversubscribed=oversubscribed)
+    root = Root(context, model, settings, inproc())
+    try:
+        assert root.link is not None
+        assert (root.link.spin_s == 0.0) is oversubscribed
+    finally:
+        root.close("the test is over")
 
 
 def test_where_threads_outnumber_cores_no_node_of_this_computer_is_named(
