@@ -11,7 +11,7 @@ import sys
 
 
 class Terminated(SystemExit):
-    """SIGTERM or SIGHUP: cleanup runs, then the process ends by that signal."""
+    """SIGTERM or SIGHUP: cleanup runs, then the process ends with that signal."""
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
@@ -23,11 +23,11 @@ def main() -> None:
     gc.disable()  # until the command is loaded
     try:
         for number in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) is signal.SIG_DFL:  # nohup has it ignored
+            if signal.getsignal(number) is signal.SIG_DFL:  # under nohup it is ignored
                 signal.signal(number, _terminate)
         _open_standard_streams()
         _mend_home()
-        from dllama_zmq.cli.app import main as run  # here, since Ctrl-C may come while modules are loaded
+        from dllama_zmq.cli.app import main as run  # imported here, because Ctrl-C may come while modules are loaded
 
         run()
     except Terminated as ending:
@@ -36,7 +36,7 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     finally:
-        gc.freeze()  # the process ends: what is left is not searched for garbage
+        gc.freeze()  # the process ends, so the garbage collector need not search what is left
 
 
 def _terminate(number: int, frame: object) -> None:
@@ -44,22 +44,22 @@ def _terminate(number: int, frame: object) -> None:
 
 
 def _mend_home() -> None:
-    """Replace a HOME that is empty or relative, which would put folders into / or the current folder."""
+    """Replace an empty or relative HOME, which would put folders into / or the current folder."""
     if not os.path.isabs(os.environ.get("HOME", "/")):
         import pwd
 
         try:
             os.environ["HOME"] = pwd.getpwuid(os.getuid()).pw_dir
-        except KeyError:  # a user without an entry has no home
+        except KeyError:  # the user has no entry, so no home
             del os.environ["HOME"]
 
 
 def _open_standard_streams() -> None:
-    """Open streams that the caller has closed (`>&-`) on /dev/null; else the next file would take their place."""
-    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:  # the lowest one that is free
+    """Open streams that the caller closed (`>&-`) on /dev/null; else the next file would take their place."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:  # the lowest free one
         os.set_inheritable(descriptor, True)
     os.close(descriptor)
     if sys.stdout is None:
-        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - for as long as the process lives
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - open until the process ends
     if sys.stderr is None:
         sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115

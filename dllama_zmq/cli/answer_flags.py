@@ -1,4 +1,4 @@
-"""Flags about a prompt and its answer: where the prompt is, how tokens are chosen, what the answer may be."""
+"""Flags for a prompt and its answer: where the prompt is, how tokens are sampled, the form of the answer."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _real(*names: str, help: str) -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptFlags:
-    """The text to continue, or where it is."""
+    """The text to continue, or its place."""
 
     prompt: Annotated[
         str | None, Argument(metavar="PROMPT", help="The text to continue; - or none: what is piped in")
@@ -38,13 +38,13 @@ class PromptFlags:
     prompt_file: Annotated[Path | None, Option("-f", "--file", metavar="FILE", help="A file with the prompt")] = None
 
     def is_missing(self) -> bool:
-        """Whether none of them is given."""
+        """Whether none of these flags is given."""
         return self.prompt is None and self.prompt_option is None and self.prompt_file is None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampled:
-    """How a text goes on."""
+    """How the answer is sampled, and its limits."""
 
     steps: Annotated[
         int | None,
@@ -129,13 +129,13 @@ class Sampled:
     ] = None
 
     def max_tokens(self, usual: int | None = None) -> int | None:
-        """The limit, or `usual`. -1 is llama.cpp's word for none. Raises UsageError for 0."""
+        """The limit, or `usual`. -1 means no limit, as in llama.cpp. Raises UsageError for 0."""
         if self.steps == 0:
             raise UsageError("--steps is 0; expected 1 or more, or -1 for no limit")
         return usual if self.steps is None else None if self.steps == -1 else self.steps
 
     def stop_strings(self) -> list[str]:
-        """Texts before which the answer ends. Raises UsageError."""
+        """The texts before which the answer ends. Raises UsageError."""
         stop = self.stop or []
         try:
             check_stop(stop)
@@ -144,7 +144,7 @@ class Sampled:
         return stop
 
     def sampling(self) -> Sampling:
-        """How tokens are chosen. Raises UsageError. A seed of -1 is llama.cpp's word for any."""
+        """The sampling parameters. Raises UsageError. A seed of -1 means a random one, as in llama.cpp."""
         biases = dict(_bias(text) for text in self.logit_bias or ())
         return _checked(
             Sampling(
@@ -164,7 +164,7 @@ class Sampled:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer(Sampled):
-    """How a text goes on, and how it is shown."""
+    """How the answer is sampled, its form, and how it is shown."""
 
     logprobs: Annotated[
         int | None,
@@ -211,13 +211,13 @@ class Answer(Sampled):
         return Sampled.max_tokens(self, usual)
 
     def sampling(self) -> Sampling:
-        """How tokens are chosen. Raises UsageError."""
+        """The sampling parameters. Raises UsageError."""
         if self.logprobs is not None and not self.json:
-            raise UsageError("--logprobs needs --json, which has a place for them")
+            raise UsageError("--logprobs needs --json: plain text has no place for them")
         return _checked(msgspec.structs.replace(Sampled.sampling(self), logprobs=self.logprobs))
 
     def form(self) -> Grammar | None:
-        """The grammar of the answer; a file of it is read. Raises as `grammar_of` does."""
+        """The grammar of the answer; reads its file. Raises as `grammar_of` does."""
         return grammar_of(self.json_schema, self.json_schema_file, self.grammar, self.grammar_file)
 
     def has_form(self) -> bool:
@@ -234,8 +234,8 @@ def _checked(sampling: Sampling) -> Sampling:
 
 
 def _bias(text: str) -> tuple[int, float]:
-    """llama.cpp's ID+BIAS or ID-BIAS."""
+    """Parse llama.cpp's ID+BIAS or ID-BIAS."""
     found = re.fullmatch(r"(\d{1,9})([+-]\d+(?:\.\d+)?)", text)
     if found is None:
-        raise UsageError(f"--logit-bias is {text!r}; expected a token's id and what is added to its logit, as 42-100")
+        raise UsageError(f"--logit-bias is {text!r}; expected a token id and the bias of its logit, such as 42-100")
     return int(found[1]), float(found[2])

@@ -1,4 +1,4 @@
-"""The commands, and the flags that come before them."""
+"""The commands, and the flags before them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dllama_zmq.cli.wrong_use import exit_code
 class Group(command.Group):
     """dllama-zmq's commands."""
 
-    table = {  # noqa: RUF012 - nobody writes to it
+    table = {  # noqa: RUF012 - never written to
         "Generate text": {
             "run": ("generate:run", "Continue a text with a model, in any folder"),
             "chat": ("chat.command:chat", "Talk with a model"),

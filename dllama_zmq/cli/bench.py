@@ -1,4 +1,4 @@
-"""`dllama-zmq bench`: the table goes to stdout, progress to stderr."""
+"""`dllama-zmq bench`: the table on stdout, progress on stderr."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ MAX_SEQUENCES = 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What `bench` measures. Lists are as they were typed."""
+    """What `bench` measures. Lists are as typed."""
 
     cluster: Annotated[Path | None, cluster_flag("A running cluster, as it is, instead of nodes here")] = None
     model: Annotated[str | None, model_flag("-m", "--model", help="A model; demo if not given")] = None
@@ -91,7 +91,7 @@ def bench(*, options: Options, there: flags.There, shape: ShapeNumbers) -> None:
     """
     numbers = shape.given()
     if not logging.getLogger().isEnabledFor(logging.DEBUG):
-        logging.getLogger().setLevel(logging.WARNING)  # the display shows what the root logs of its nodes
+        logging.getLogger().setLevel(logging.WARNING)  # the display shows what the root logs about its nodes
     notes: list[str] = []
     with Display(per_s=1.0) as display, ExitStack() as cleanup:  # drawing takes time from what is measured
         if options.cluster is not None or there.connect is not None:
@@ -104,12 +104,12 @@ def bench(*, options: Options, there: flags.There, shape: ShapeNumbers) -> None:
             display.rest()
             sys.stdout.write(text)
             sys.stdout.flush()
-    for text in notes:  # after the table, which stays whole where both are on one terminal
+    for text in notes:  # after the table, which stays whole if both are on one terminal
         note(text)
 
 
 def _of_own_nodes(options: Options, numbers: Mapping[str, int], cleanup: ExitStack, display: Display) -> Iterator[str]:
-    """The table or JSON of nodes that are started for it."""
+    """The table or JSON for nodes that are started for the measurement."""
     settings = settings_of(options, numbers, shlex.join(["dllama-zmq", *sys.argv[1:]]))
     batches = cleanup.enter_context(closing(run_bench(settings, display)))
     if options.output == "md" and not options.json:
@@ -119,7 +119,7 @@ def _of_own_nodes(options: Options, numbers: Mapping[str, int], cleanup: ExitSta
 
 
 def _check_for_cluster(options: Options, numbers: Mapping[str, int]) -> None:
-    """Raise UsageError for flags that are not for a running cluster."""
+    """Raise UsageError for flags that a running cluster does not support."""
     for_own_nodes = (
         "model",
         "shape",
@@ -140,7 +140,7 @@ def _check_for_cluster(options: Options, numbers: Mapping[str, int]) -> None:
 
 
 def _of_cluster(options: Options, client: Client, display: Display, notes: list[str]) -> Iterator[str]:
-    """The table or JSON of a running cluster, on the computers that it has. `notes` get what is to be said after it."""
+    """The table or JSON of a running cluster on its own computers. `notes` gets what to say after it."""
     prompts, generated = _lengths(options)
     status = client.status()
     rows = measure_running(client, prompts, generated, options.repetitions, display, notes)
@@ -152,7 +152,7 @@ def _of_cluster(options: Options, client: Client, display: Display, notes: list[
 
 
 def settings_of(options: Options, numbers: Mapping[str, int], command: str) -> BenchSettings:
-    """What the flags ask for. Raises UsageError if they do not fit together."""
+    """The settings that the flags ask for. Raises UsageError if they do not fit together."""
     depths = counts(options.depth, "--depth", 0, MAX_TOKENS)
     found = cases(*_lengths(options), depths, counts(options.parallel, "--parallel", 1, MAX_SEQUENCES))
     nodes = counts(options.nodes, "--nodes", 1, MAX_NODES)
@@ -171,7 +171,7 @@ def settings_of(options: Options, numbers: Mapping[str, int], command: str) -> B
 
 
 def _lengths(options: Options) -> tuple[list[int], list[int]]:
-    """Lengths of prompts and of answers, in tokens. 0 means none."""
+    """The lengths of prompts and of answers in tokens. 0 means none."""
     prompts = counts(options.n_prompt, "--n-prompt", 0, MAX_TOKENS)
     generated = counts(options.n_gen, "--n-gen", 0, MAX_TOKENS)
     if not any((*prompts, *generated)):
@@ -183,15 +183,15 @@ def _model(options: Options, numbers: Mapping[str, int]) -> str | RandomModel:
     if options.shape is None:
         given = [f"--{name}" for name in numbers] + (["--weights"] if options.weights else [])
         if given:
-            raise UsageError(f"{given[0]} is for random weights; add --shape NAME, one of {', '.join(SHAPES)}")
+            raise UsageError(f"{given[0]} needs random weights; add --shape NAME, one of {', '.join(SHAPES)}")
         return options.model or DEMO
     if options.model is not None:
-        raise UsageError("--model and --shape both say what to measure; give one of them")
+        raise UsageError("--model and --shape exclude each other; give one of them")
     return RandomModel(options.shape, FloatType[(options.weights or "q40").upper()], numbers)
 
 
 def counts(text: str, flag: str, least: int, most: int) -> list[int]:
-    """The whole numbers of a list such as `128,512`, each once. Raises UsageError."""
+    """The whole numbers of a list such as `128,512`, without duplicates. Raises UsageError."""
     words = [word.strip() for word in text.split(",")]
     if not all(word.isascii() and word.isdecimal() and len(word) < 10 and least <= int(word) <= most for word in words):
         raise UsageError(f"{flag} {text!r}: expected numbers of {least} to {most} with commas between, such as 1,2")

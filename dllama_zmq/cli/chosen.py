@@ -1,4 +1,4 @@
-"""Which cluster a command uses: that of a file, that of a folder without a file, or one for this call only."""
+"""Chooses the cluster of a command: that of a file, that of a folder without a file, or one for this command."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ NO_CLUSTER = (
 )
 _CONFIGS = ("config.json", "params.json")  # of a model's folder
 _HEAD_BYTES = 16
-_MAX_LOOKED_AT = 20  # files, so that an error comes at once
+_MAX_LOOKED_AT = 20  # files, so that an error appears at once
 
 
 def chosen_path(argument: Path | None = None, option: Path | None = None) -> Path:
-    """The cluster's file, which need not exist. A folder means the file in it; a name, without such a path, the running
+    """The cluster's file, which need not exist. A folder means the file in it; a name that is no path means the running
     cluster of that name."""
     if argument is not None and option is not None and argument != option:
         raise UsageError(f"two clusters are given, {argument} and --cluster {option}; give one")
@@ -53,10 +53,10 @@ def elsewhere(there: There, *clusters: Path | None) -> str | None:
     """The root's address for clients from --connect; None without it. Raises UsageError if a file is given too."""
     if there.connect is None:
         if there.security != "curve":
-            raise UsageError("--security is for a root that --connect names; a cluster's file has `security:` itself")
+            raise UsageError("--security goes with --connect; a cluster's file has its own `security:`")
         return None
     if any(one is not None for one in clusters):
-        raise UsageError("--connect and a cluster's file each say which cluster; give one of them")
+        raise UsageError("--connect and a cluster's file exclude each other; give one of them")
     try:
         return endpoint_of(there.connect, Ports().clients)
     except UsageError as error:
@@ -64,16 +64,16 @@ def elsewhere(there: There, *clusters: Path | None) -> str | None:
 
 
 def client_of(there: There, *clusters: Path | None) -> Client:
-    """A client of the running cluster that is named by --connect, an argument or a flag; by default this folder's."""
+    """A client of the running cluster of --connect, an argument or a flag; by default of this folder's cluster."""
     if (address := elsewhere(there, *clusters)) is not None:
         return Client(address, there.security)
     return connect(running_here(chosen_path(*clusters)))
 
 
 def running_here(path: Path, even_down: bool = False) -> ClusterFile:
-    """The cluster of `path`; without that file, the one that runs (even_down: ran last) for its folder.
+    """The cluster of `path`; without that file, the cluster that runs (even_down: ran last) for its folder.
 
-    Raises ConfigError, which says what to do, if there is neither.
+    Raises ConfigError with what to do if there is neither.
     """
     try:
         return cluster_here(path, even_down)
@@ -100,7 +100,7 @@ def _check_end(path: Path) -> None:
 
 
 def to_bring_up(path: Path, overrides: Overrides) -> ClusterFile:
-    """The cluster for `up`: that of the file, or without a file one of the model in the flags."""
+    """The cluster for `up`: that of the file; without a file, one of the model in the flags."""
     if overrides.model is None and (model := model_instead(path)) is not None:
         raise UsageError(f"{model} is a model, and a model goes after -m: dllama-zmq up -m {shlex.quote(model)}")
     if os.path.lexists(path) or path.name != FILE_NAME:
@@ -119,8 +119,8 @@ def to_bring_up(path: Path, overrides: Overrides) -> ClusterFile:
 
 
 def for_a_call(path: Path, overrides: Overrides) -> ClusterFile:
-    """The cluster for a call: that of the file, running or not; without a file the folder's running one; else one for
-    this call only, of the model in the flags."""
+    """The cluster for a command: that of the file, running or not; else the folder's running one; else one for this
+    command only, of the model in the flags."""
     if os.path.lexists(path) or path.name != FILE_NAME:
         return applied(overrides, _load(path))
     try:
@@ -133,8 +133,8 @@ def for_a_call(path: Path, overrides: Overrides) -> ClusterFile:
 
 
 def for_a_model(model: str, overrides: Overrides) -> ClusterFile:
-    """The cluster for `run MODEL`: this folder's running one if it has the same model, else one for this call,
-    also beside a cluster.yaml."""
+    """The cluster for `run MODEL`: this folder's running one if it has the same model, else one for this command, even
+    beside a cluster.yaml."""
     alone = without_file(overrides, model, private=True)
     running = _running_in_this_folder()
     if running is not None and alone.runs_the_same(running.file):
@@ -150,14 +150,14 @@ def _load(path: Path) -> ClusterFile:
 
 
 def model_instead(path: Path) -> str | None:
-    """The model, if `path` is one and not a cluster's file; else None."""
+    """The model, if `path` is a model and not a cluster's file; else None."""
     if path.is_file():
         if path.name in _CONFIGS:
             return str(path.parent)
         return str(path) if path.suffix in (".gguf", ".m", ".safetensors") or _begins_as_a_model(path) else None
     if path.exists():
         return None
-    if path.name == FILE_NAME:  # a folder's
+    if path.name == FILE_NAME:  # the default file of a folder
         is_model = any((path.parent / name).exists() for name in _CONFIGS)
         return str(path.parent) if is_model and path.parent != Path() else None
     from dllama_zmq.hub.store import find_by_name
@@ -187,7 +187,7 @@ def _nothing_at(path: Path) -> ConfigError:
 
 
 def _files_here() -> str:
-    """The files of this folder that describe clusters, in brackets; empty if there are none."""
+    """The files of this folder that describe clusters, in parentheses; empty if there are none."""
     found = []
     for path in sorted(Path().glob("*.y*ml"))[:_MAX_LOOKED_AT]:
         with suppress(ConfigError):
@@ -203,5 +203,5 @@ def _names_here() -> str:
 def _running_in_this_folder() -> Record | None:
     try:
         return find_running(cluster_here(Path(FILE_NAME)))
-    except (ConfigError, ClusterError):  # there is none, or its name is another's: either way not one to use
+    except (ConfigError, ClusterError):  # no cluster, or one of another file: not to be used in either case
         return None

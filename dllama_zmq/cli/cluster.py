@@ -57,7 +57,7 @@ def up(
     if foreground and detach:
         raise UsageError("--foreground stays and --detach does not; give one of them")
     if foreground and install:
-        raise UsageError("--install is for `up` without --foreground; run `dllama-zmq up --install` once before")
+        raise UsageError("--install and --foreground exclude each other; run `dllama-zmq up --install` once before")
     file = to_bring_up(chosen_path(which.file, which.option), fetched(overrides))
     if foreground:
         from dllama_zmq.cli.root import be_root
@@ -84,10 +84,10 @@ def restart(*, which: flags.AnyCluster, overrides: flags.Overrides) -> None:
 
 
 def _check_is_here(file: ClusterFile, command: str) -> None:
-    """Raise ClusterError if this computer cannot be the root, before the cluster there is taken down."""
+    """Raise ClusterError if this computer cannot be the root, before its cluster is taken down."""
     if address_elsewhere(file.cluster) is not None:
         raise ClusterError(
-            f"{file.path}: root.host: {file.cluster.root.host} is no address of this computer; "
+            f"{file.path}: root.host: {file.cluster.root.host} is not an address of this computer; "
             f"run `{file.command(command)}` on the computer that has it"
         )
 
@@ -101,7 +101,7 @@ def _up(file: ClusterFile, install: bool = False) -> None:
         note(f"stopped; {file.cluster.name} is down")
         raise
     nodes, example = plural(len(status.nodes), "node"), file.command("chat")
-    from dllama_zmq.root.fitting import kv_room  # it imports NumPy, which only commands that read a model wait for
+    from dllama_zmq.root.fitting import kv_room  # imports NumPy, which other commands need not wait for
 
     each_bytes = max(node.kv_bytes for node in status.nodes)
     n_pages = status.kv.pages
@@ -113,7 +113,7 @@ def _up(file: ClusterFile, install: bool = False) -> None:
 
 @contextmanager
 def listening(file: ClusterFile, for_this_call: bool = False) -> Iterator[Listener]:
-    """In this block stderr shows what to start on other computers, and each worker's progress."""
+    """During this block, stderr shows what to start on other computers, and each worker's progress."""
     with Display() as display:
 
         def begin() -> None:
@@ -188,7 +188,7 @@ def _asked(client: Client) -> Status:
 
 
 def _as_json(found: Status) -> str:
-    fields = {name: getattr(found, name) for name in found.__struct_fields__ if name != "id"}  # on the bus: a list
+    fields = {name: getattr(found, name) for name in found.__struct_fields__ if name != "id"}  # on the bus it is a list
     return as_json(fields)
 
 

@@ -18,7 +18,7 @@ from dllama_zmq.cluster import OPEN_BUS
 from dllama_zmq.launch.registry import Record
 from dllama_zmq.reporting import human_bytes
 
-_SECURITY = {"none": [OPEN_BUS], "curve": ["security: curve: encrypted, for known keys alone"]}
+_SECURITY = {"none": [OPEN_BUS], "curve": ["security: curve: encrypted, only known keys may connect"]}
 
 
 def status_table(found: Status) -> RenderableType:
@@ -57,7 +57,7 @@ def _kv_words(kv: KVStatus) -> str:
 
 
 def _refused(refused: Mapping[str, int]) -> list[str]:
-    """Who was not let in, in one line, the most eager first."""
+    """Refused connections in one line, the most frequent addresses first."""
     if not refused:
         return []
     counts = sorted(refused.items(), key=lambda item: -item[1])
@@ -80,7 +80,7 @@ def _requests(requests: Sequence[RequestStatus]) -> list[RenderableType]:
 
 
 def print_clusters(found: Sequence[tuple[Record, str]]) -> None:
-    """Print running clusters with their states, and where the file of each is."""
+    """Print running clusters with their states and the places of their files."""
     table = Table("name", "state", "nodes", "for", "process", "API", "model", box=None, pad_edge=False)
     for one, state in found:
         row = (

@@ -1,9 +1,9 @@
-"""What every command has beyond typer's: it is imported when it runs, its flags may come in groups, its help page has
-80 columns, and the value of some flags may be left out.
+"""Additions to typer: a command is imported when it runs, its flags may come in groups, its help page has 80 columns,
+and some flags need no value.
 
-A command is a function of a module of this folder. Its parameters are its flags, its docstring is its help, and what
-the docstring has below "Examples:" are its examples. A group of flags is a dataclass whose fields are annotated as
-parameters are; a command takes it whole.
+A command is a function of a module of this folder. Its parameters are its flags, its docstring is its help, and the
+lines below "Examples:" are its examples. A group of flags is a dataclass whose fields are annotated like parameters; a
+command takes the group as one parameter.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ WATCH_S = 2.0
 
 _LEFT_OUT = {
     "--watch": (f"{WATCH_S:g}", re.compile(r"-?\.?\d.*")),
-    "--stats": ("answer", re.compile("(?!)")),  # no next word: it is the prompt
+    "--stats": ("answer", re.compile("(?!)")),  # never the next word, which is the prompt
 }
-"""By flag: the value that it has alone, and what the next word looks like where that is its value."""
+"""By flag: its value when given alone, and a pattern for a next word that is its value."""
 
 _WIDEST_NAMES = 28
 
-_NoSuchOption: Any = vars(sys.modules[typer.BadParameter.__module__])["NoSuchOption"]  # of whichever click typer brings
+_NoSuchOption: Any = vars(sys.modules[typer.BadParameter.__module__])["NoSuchOption"]  # of the click that typer uses
 
 
 def _flat(function: Callable[..., None]) -> Callable[..., None]:
-    """`function` as typer takes it: instead of each parameter that is a dataclass, the fields of that class."""
+    """`function` in the form of typer: each dataclass parameter is replaced by the fields of its class."""
     hints = get_type_hints(function, include_extras=True)
     groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
     parameters: list[inspect.Parameter] = []
@@ -67,18 +67,19 @@ def _flat(function: Callable[..., None]) -> Callable[..., None]:
 
 
 class Command(TyperCommand):
-    """The function `where`, MODULE:FUNCTION, imported when its flags are needed: what reads models is slow to import.
+    """The function `where`, MODULE:FUNCTION, imported when its flags are needed: modules that read models import
+    slowly.
 
-    `ctx` and `formatter` are of whichever click typer brings.
+    `ctx` and `formatter` are of the click that typer uses.
     """
 
     def __init__(self, name: str, where: str, summary: str, panel: str, others: Sequence[str] = ()) -> None:
-        """others: names of the same command, which its help mentions. Without a panel it is hidden."""
+        """others: other names of the command, for its help. panel: its section; empty: hidden."""
         super().__init__(name, short_help=summary, rich_help_panel=panel, hidden=not panel, rich_markup_mode=None)
         self._where, self._others = where, others
 
     def load(self) -> None:
-        """Import the function; its flags and its help are this command's from then on."""
+        """Import the function; this command then has its flags and its help."""
         module, _, function = self._where.partition(":")
         target = getattr(importlib.import_module(f"dllama_zmq.cli.{module}"), function)
         typed = typer.Typer(add_completion=False)
@@ -89,17 +90,17 @@ class Command(TyperCommand):
         summary, dot, rest = text.partition(".")
         also = f" (also: {', '.join(self._others)})" if self._others else ""
         self.help, self.epilog = f"{summary}{also}{dot}{rest}", inspect.cleandoc(examples)
-        if not gc.isenabled():  # `main` has stopped it until here
-            gc.freeze()  # modules and flags stay until the end: nobody looks through them for garbage
+        if not gc.isenabled():  # `main` has switched it off
+            gc.freeze()  # modules and flags live until the end, so the garbage collector can skip them
             gc.enable()
 
     def make_context(self, *args: Any, **others: Any) -> Any:
-        """click's, of the function."""
+        """Call click's method with the function's flags."""
         with_exit_codes(self.load)()
         return super().make_context(*args, **others)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """click's, with the values that were left out."""
+        """Call click's method with values that were left out filled in."""
         own = {name for parameter in self.params for name in parameter.opts}
         valued = {name for one in self.params if not getattr(one, "is_flag", False) for name in one.opts}
         numbers = {name for parameter in self.params if parameter.metavar in ("N", "T", "P") for name in parameter.opts}
@@ -107,18 +108,18 @@ class Command(TyperCommand):
         while rest and rest[0] != "--":
             word = rest.pop(0)
             if word[:2] in numbers and word[2:3].isalpha() and word.partition("=")[0] not in own:
-                raise _NoSuchOption(word, ctx=ctx)  # click would take -ngl for -n with the value gl
+                raise _NoSuchOption(word, ctx=ctx)  # click would read -ngl as -n with the value gl
             usual, looks = _LEFT_OUT.get(word, ("", None)) if word in valued else ("", None)
             left_out = looks is not None and not (rest and looks.fullmatch(rest[0]))
             full.append(f"{word}={usual}" if left_out else word)
         return super().parse_args(ctx, full + rest)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """A section for each panel; arguments come first."""
+        """Write a section for each panel, arguments first."""
         _write_parameters(self.get_params(ctx), formatter)
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        """The examples, as they are typed."""
+        """Write the examples."""
         if self.epilog:
             with formatter.section("Examples"):
                 for line in self.epilog.splitlines():
@@ -126,8 +127,8 @@ class Command(TyperCommand):
 
 
 class Group(TyperGroup):
-    """All commands, in sections. A subclass has `table`: for each section, and each command of it with its other names
-    behind it, where it is and what its first page says of it. Only its own help tells of the other names."""
+    """All commands, in sections. A subclass has `table`: by section and command (with its other names), its place and
+    its line on the first help page. The other names appear only in the command's own help."""
 
     table: Mapping[str, Mapping[str, tuple[str, str]]] = {}
 
@@ -140,7 +141,7 @@ class Group(TyperGroup):
                 self.commands.update({name: Command(name, where, summary, panel="") for name in others})
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """The commands of each panel in the order in which they were added, then the flags."""
+        """Write the commands of each panel in the order of `table`, then the flags."""
         panels: dict[str, list[tuple[str, str]]] = {}
         for name in self.list_commands(ctx):
             command: Any = self.get_command(ctx, name)
@@ -165,7 +166,7 @@ def _write_parameters(parameters: Sequence[Any], formatter: Any) -> None:
 
 
 def flag_name(parameter: Any) -> str:
-    """A flag by its short and its first long name, which stand for all; an argument by its place's name."""
+    """The short and the first long name of a flag; the metavar of an argument."""
     if parameter.param_type_name == "argument":
         return str(parameter.metavar or parameter.name)
     names = [*parameter.opts, *(name for name in parameter.secondary_opts if name.strip())]

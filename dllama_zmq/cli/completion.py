@@ -1,4 +1,4 @@
-"""Values that a shell completes. Never fails: what cannot be found is not offered."""
+"""Values for shell completion. Never fails: what cannot be found is not offered."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def files(incomplete: str) -> list[str]:
 
 
 def models(incomplete: str) -> list[str]:
-    """Model files of a folder, the folders in it, demo, and what has been pulled."""
+    """Model files of a folder, its subfolders, demo, and pulled models."""
     return _beginning(["demo", *_paths(incomplete, (".gguf", ".m"))], incomplete) + pulled(incomplete)
 
 
 def pulled(incomplete: str) -> list[str]:
-    """Models of the hub that have been pulled."""
+    """Pulled models of the hub."""
     from dllama_zmq.hub.store import list_pulled
 
     with suppress(DllamaError, OSError):
@@ -41,14 +41,14 @@ def pulled(incomplete: str) -> list[str]:
 
 
 def templates(incomplete: str) -> list[str]:
-    """Built-in chat templates, and files of one."""
+    """Built-in chat templates, and template files."""
     from dllama_zmq.tokenizer.builtin_templates import BUILTIN
 
     return _beginning([*BUILTIN, *_paths(incomplete, (".jinja", ".jinja2", ".txt"))], incomplete)
 
 
 def nodes(incomplete: str) -> list[str]:
-    """What has a log: the nodes of ./cluster.yaml, and its API server."""
+    """The nodes with a log: those of ./cluster.yaml, and its API server."""
     from dllama_zmq.launch.registry import cluster_here
 
     names = ["root"]

@@ -1,4 +1,4 @@
-"""`dllama-zmq convert`: any model that can be read, as a `.m` file, with its tokenizer as it is."""
+"""`dllama-zmq convert`: writes any readable model as a `.m` file, and its tokenizer unchanged."""
 
 from __future__ import annotations
 

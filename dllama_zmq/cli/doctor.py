@@ -1,4 +1,4 @@
-"""`dllama-zmq doctor`: what may be wrong here and in the cluster, one line each."""
+"""`dllama-zmq doctor`: checks this computer and its cluster, one line for each finding."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def doctor(*, which: flags.AnyCluster, there: flags.There, json: flags.Json = Fa
 
 
 def _subject(which: flags.AnyCluster, there: flags.There) -> Subject:
-    """The cluster that is meant; none where no file is named, there is none here, and none runs here."""
+    """The cluster to check; none if no file is named and this folder has none, neither a file nor a running one."""
     if (address := elsewhere(there, which.file, which.option)) is not None:
         return Subject(root=address, security=there.security)
     path: Path = chosen_path(which.file, which.option)

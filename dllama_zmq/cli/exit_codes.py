@@ -1,4 +1,4 @@
-"""How a command ends: an exit code and one sentence on stderr, never a traceback unless DLLAMA_ZMQ_DEBUG asks for it.
+"""How a command ends: an exit code and one sentence on stderr. DLLAMA_ZMQ_DEBUG shows tracebacks.
 
 0 done, 1 failed, 2 wrong use, 130 stopped by Ctrl-C.
 """
@@ -23,7 +23,7 @@ from dllama_zmq.host import in_words
 
 P = ParamSpec("P")
 
-_ESCAPED = {code: f"\\u{code:04x}" for code in range(127, 160)}  # DEL and C1, which json.dumps leaves as they are
+_ESCAPED = {code: f"\\u{code:04x}" for code in range(127, 160)}  # DEL and C1, which json.dumps does not escape
 
 
 def with_exit_codes(command: Callable[P, None]) -> Callable[P, None]:
@@ -36,11 +36,11 @@ def with_exit_codes(command: Callable[P, None]) -> Callable[P, None]:
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
         except BrokenPipeError:
-            _discard_output()  # the reader has closed the pipe
+            _discard_output()  # the reader of stdout has closed the pipe
         except typer.Exit:
             raise
         except Exception as error:
-            if isinstance(error.__cause__, KeyboardInterrupt):  # it came while a module was loaded
+            if isinstance(error.__cause__, KeyboardInterrupt):  # Ctrl-C came while a module was loaded
                 raise typer.Exit(130) from None
             raise _failed(in_words(error), 2 if isinstance(error, UsageError) else 1) from None
 
@@ -48,7 +48,7 @@ def with_exit_codes(command: Callable[P, None]) -> Callable[P, None]:
 
 
 class Output(io.FileIO):
-    """stdout; its errors have the file name "stdout"."""
+    """stdout; its errors carry the file name "stdout"."""
 
     def write(self, data: Any) -> Any:
         """As FileIO's."""
@@ -60,7 +60,7 @@ class Output(io.FileIO):
 
 
 def open_output() -> None:
-    """Make sys.stdout an Output; a terminal without UTF-8 shows ? for other letters."""
+    """Make sys.stdout an Output. A terminal without UTF-8 shows ? for other characters."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         output, encoding = Output(sys.stdout.fileno(), "w", closefd=False), sys.stdout.encoding
         sys.stdout = io.TextIOWrapper(
@@ -69,7 +69,7 @@ def open_output() -> None:
 
 
 def as_json(value: object) -> str:
-    """`value` as one line of JSON; non-ASCII letters are escaped if stdout is not UTF-8, control characters always."""
+    """`value` as one line of JSON. Control characters are escaped, and all non-ASCII ones if stdout is not UTF-8."""
     import msgspec
 
     plain = codecs.lookup(sys.stdout.encoding or "utf-8").name != "utf-8"
@@ -91,7 +91,7 @@ def with_output(run: Callable[[], int]) -> int:
         note(f"error: {in_words(error)}")
         return 1
     except SystemExit as ending:
-        if isinstance(ending.__context__, BrokenPipeError):  # rich exits with 1 if a reader has closed the pipe
+        if isinstance(ending.__context__, BrokenPipeError):  # rich exits with 1 if the reader has closed the pipe
             return 0
         raise
 

@@ -1,4 +1,4 @@
-"""Kinds of flags: numbers, words of a list, models. Their errors say what is expected; the help leaves ranges out."""
+"""Kinds of flags: numbers, choices, models. Their errors say what is expected; the help omits ranges."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typer import Argument, Option
 from dllama_zmq.cli import completion
 
 KernelChoice = Literal["auto", "simd", "numpy"]
-MAX = 1 << 62  # what a request's numbers hold
+MAX = 1 << 62  # the largest number in a request
 
 
 def whole(least: int, most: int = MAX, words: str = "") -> Callable[[str], int]:
-    """A parser of whole numbers from `least` to `most`; `words` say what is expected."""
+    """A parser of whole numbers from `least` to `most`. words: what is expected, for errors."""
     expected = words or f"a whole number, {least} or more"
 
     def parse(text: str) -> int:
@@ -58,19 +58,19 @@ def size(*names: str, help: str, **more: Any) -> Any:
 
 
 def choice(*names: str, of: object, help: str, **more: Any) -> Any:
-    """A flag that takes one of the words of the Literal `of`, in letters of any case."""
+    """A flag that takes one of the words of the Literal `of`, in any case."""
     metavar, parse, complete = _one_of(of)
     return Option(*names, metavar=metavar, parser=parse, help=help, autocompletion=complete, **more)
 
 
 def word(of: object, help: str) -> Any:
-    """An argument that is one of the words of the Literal `of`, in letters of any case."""
+    """An argument that is one of the words of the Literal `of`, in any case."""
     metavar, parse, complete = _one_of(of)
     return Argument(metavar=metavar, parser=parse, help=help, autocompletion=complete)
 
 
 def _one_of(of: object) -> tuple[str, Callable[[str], str], Callable[[str], list[str]]]:
-    """How the words of a Literal are shown, read and completed."""
+    """How the words of a Literal are shown, parsed and completed."""
     choices: tuple[str, ...] = get_args(of)
 
     def parse(text: str) -> str:

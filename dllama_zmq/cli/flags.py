@@ -1,4 +1,4 @@
-"""Flags of several commands; a flag of one command is written there. Flags that go together are a dataclass.
+"""Flags that several commands share. Flags that belong together are a dataclass.
 
 The help shows the first short and the first long spelling of a flag. The others are distributed-llama's
 (--nthreads, --buffer-float-type, --topp) and llama.cpp's (--n-predict, --temp, --ctx-size, -hfr).
@@ -23,7 +23,7 @@ CLUSTER = "The cluster's file; ./cluster.yaml if not given"
 
 
 def cluster_flag(help: str) -> Any:
-    """The flag for a cluster's file of commands that have no -f of their own."""
+    """The flag for a cluster's file, for commands that have no -f of their own."""
     names = ("-f", "--cluster", "--file")
     return Option(*names, metavar="FILE", help=help, show_default=False, autocompletion=completion.files)
 
@@ -72,7 +72,7 @@ class There:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overrides:
-    """What the command line says instead of the file. A model's path is relative to where the command runs."""
+    """Values of the command line that replace the file's. A model's path is relative to the current folder."""
 
     model: Annotated[str | None, model_flag("-m", "--model", help=MODEL)] = None
     hub_model: Annotated[

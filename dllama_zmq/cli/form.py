@@ -1,4 +1,4 @@
-"""The grammar of an answer, from the flags that llama.cpp has for it."""
+"""The grammar of an answer, from flags named as in llama.cpp."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from dllama_zmq.grammar import Grammar
 def grammar_of(
     schema: str | None, schema_file: Path | None, rules: str | None, rules_file: Path | None
 ) -> Grammar | None:
-    """The grammar that one of these is; None where none is given.
+    """The grammar in one of these; None if none is given.
 
-    Rules are in the notation of llama.cpp, those of a file .lark in that of Lark. Raises UsageError for more than one,
+    Rules are in llama.cpp's notation, those of a .lark file in Lark's. Raises UsageError for more than one, or one that
+    is empty or too long; RequestError for a file that cannot be read.
     or one that is empty or too long; RequestError for a file that cannot be read.
     """
     given = [one for one in (schema, schema_file, rules, rules_file) if one is not None]
     if not given:
         return None
     if len(given) > 1:
-        raise UsageError("the form of the answer is given twice; give one of --json-schema, --grammar and their files")
+        raise UsageError("the answer can have only one form; give one of --json-schema, --grammar and their files")
     if schema is not None or schema_file is not None:
         grammar = Grammar("json_schema", schema or _content("--json-schema-file", schema_file))
     else:
@@ -34,7 +35,7 @@ def grammar_of(
 
 
 def _content(flag: str, path: Path | None) -> str:
-    if path is None:  # the flag's own text, which is empty
+    if path is None:  # the text of the flag is empty
         return ""
     try:
         return path.read_text(encoding="utf-8")

@@ -101,13 +101,13 @@ def _answer(
             for answer in answers:
                 printer.take(answer)
         finally:
-            answers.close()  # tells the root to stop if we stop early
+            answers.close()  # cancels the request if we stop early
             printer.end()
         printer.report(cluster.n_nodes)
 
 
 def _checked(options: answer_flags.Answer) -> Grammar | None:
-    """The grammar of the answer. Raises UsageError for what the root would refuse, before a cluster is brought up."""
+    """The grammar of the answer. Raises the root's UsageErrors before a cluster is brought up."""
     options.max_tokens()
     options.sampling()
     options.stop_strings()
@@ -130,13 +130,13 @@ class _Printer:
         self._started: Started | None = None
         self._reason = ""
         one_terminal = sys.stdout.isatty() and sys.stderr.isatty()
-        # On one terminal the text would mix with the lines of each token, so it is printed at the end.
+        # On one terminal, text and the lines of --stats=tokens would mix, so the text is printed at the end.
         self._streams = not options.json and not (options.stats == "tokens" and one_terminal)
         # Progress must not interrupt the text: a pipe may lead to the same terminal (`| tee`), and one file may take
         # both (`> log 2>&1`).
         self._tells_tokens = not self._streams or _is_file_of_its_own(sys.stdout.fileno(), sys.stderr.fileno())
         self._shown = False
-        self._waits = False  # and the line of the text has been ended
+        self._waits = False  # the answer waits, and the line of the text was ended
 
     def take(self, answer: Answer) -> None:
         """Show one message of the root."""
@@ -164,7 +164,7 @@ class _Printer:
             self._show(answer.text)
 
     def end(self) -> None:
-        """The text has ended or was interrupted."""
+        """Finish the text, after the answer has ended or was interrupted."""
         self._display.rest()
         if self._started is None or self._options.json:
             return
@@ -174,7 +174,7 @@ class _Printer:
             _write("\n")
 
     def report(self, n_nodes: int) -> None:
-        """Print what follows a complete answer of `n_nodes`."""
+        """Print the notes after a complete answer of `n_nodes`."""
         if self._options.stats:
             self._stats.print_table(n_nodes)
         elif sys.stderr.isatty():
@@ -187,7 +187,7 @@ class _Printer:
             )
         elif self._reason == "length" and self._options.has_form():
             n_tokens = len(self._tokens)
-            note(f"the answer is cut after {n_tokens} tokens, before its form is whole; -n makes room for more")
+            note(f"the answer is cut after {n_tokens} tokens, before its form is complete; -n allows more")
         if self._options.json and self._started is not None:
             report = {
                 "model": self._model,
@@ -209,12 +209,12 @@ class _Printer:
         if not self._streams:
             return
         if not self._tells_tokens:
-            self._display.rest()  # before the first word, which it would erase
+            self._display.rest()  # before the first word, which the display would erase
         _write(text if self._shown else self._echoed() + text)
         self._shown, self._waits = True, False
 
     def _break_line(self) -> None:
-        """Where text stands on a terminal: end its line, which the progress of an answer that waits would erase."""
+        """End the line of text on a terminal; the progress of an answer that waits would erase it."""
         if self._shown and not self._waits and sys.stdout.isatty():
             self._waits = True
             _write("\n")
@@ -224,17 +224,17 @@ class _Printer:
 
 
 def _as_maps(chosen: Logprob, *likeliest: Logprob) -> dict[str, object]:
-    """A token's log-probability with its text, and the same of the most likely ones."""
+    """The log-probability of a token, and of the most likely ones, as JSON objects."""
     own, *top = ({"token": one.token, "text": one.text, "logprob": one.logprob} for one in (chosen, *likeliest))
     return {**own, "top": top}
 
 
 def _is_file_of_its_own(out: int, err: int) -> bool:
-    """Whether the descriptor `out` writes to a regular file, and `err` not to the same one."""
+    """Whether the descriptor `out` writes to a regular file that `err` does not write to."""
     return stat.S_ISREG(os.fstat(out).st_mode) and not os.path.sameopenfile(out, err)
 
 
 def _write(text: str) -> None:
-    """On a terminal the text does nothing but stand there; elsewhere it is as the model wrote it."""
+    """Write text; on a terminal with control characters shown, elsewhere unchanged."""
     sys.stdout.write(inert(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()

@@ -1,7 +1,7 @@
-"""Text of a model on a terminal: its control characters are shown, and do nothing.
+"""Text of a model for a terminal, with control characters shown and not obeyed.
 
-A model writes what its training or its prompt has put into it, escape codes too: on a terminal they could move the
-cursor, rename the window, or put words into what the user types next.
+A model writes what its training or its prompt contains, even escape codes. On a terminal they could move the cursor,
+rename the window, or add text to what the user types next.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from dllama_zmq.node_config import NAME_PATTERN
 from dllama_zmq.reporting import plural
 from dllama_zmq.sources import DATA_FOLDER, DEMO, absolute_model
 
-_COLUMN = 28  # where the comments begin
+_COLUMN = 28  # the column of the comments
 _MAX_NODES = 1024
 
 
@@ -55,7 +55,7 @@ def init(
     if model is None and path.name != FILE_NAME and (instead := model_instead(path)) is not None:
         raise UsageError(f"{instead} is a model, and a model goes after -m: dllama-zmq init -m {shlex.quote(instead)}")
     text, host = _text(path, _model_in(path, model), _hosts(workers, nodes), host)
-    n_nodes = parse_cluster(text, path).n_nodes  # raises ConfigError for a host that is none
+    n_nodes = parse_cluster(text, path).n_nodes  # raises ConfigError for an invalid host
     if os.path.lexists(path) and not force:
         raise UsageError(f"{path} exists; --force replaces it")
     try:
@@ -84,12 +84,12 @@ def _hosts(workers: str | None, nodes: int | None) -> list[str]:
     if workers is None:
         return ["127.0.0.1"] * ((nodes or 1) - 1)
     if nodes is not None:
-        raise UsageError("--nodes is for this computer alone and --workers names others; give one of them")
+        raise UsageError("--nodes and --workers exclude each other; give one of them")
     return [host.strip() for host in workers.split(",")]
 
 
 def _text(path: Path, model: str, workers: list[str], host: str | None) -> tuple[str, str]:
-    """The text of the file `path`, and the root's address in it: `host`, or if None the address that workers reach."""
+    """The text of the file `path`, and the root's address in it: `host`, or if None the one that the workers reach."""
     n_nodes = 1 + len(workers)
     if n_nodes & (n_nodes - 1) or n_nodes > _MAX_NODES:
         raise UsageError(f"{n_nodes} nodes including the root; use 1, 2, 4, 8, ... (2^n)")
@@ -99,7 +99,7 @@ def _text(path: Path, model: str, workers: list[str], host: str | None) -> tuple
 
 
 def cluster_text(name: str, model: str, workers: list[str], host: str = "127.0.0.1") -> str:
-    """A commented cluster file: its default `name`, `model`, a root at `host`, a worker at each of `workers`."""
+    """A commented cluster file with its default `name`, `model`, a root at `host`, and `workers`."""
     template = Template((DATA_FOLDER / FILE_NAME).read_text())
     return template.substitute(
         name=f"# name: {name}".ljust(_COLUMN - 1),
@@ -130,7 +130,7 @@ def _worker_lines(hosts: list[str]) -> list[str]:
 
 
 def _names(hosts: list[str]) -> list[str]:
-    """A worker is named after its host if that is a name; else it is numbered."""
+    """A worker has the name of its host if that is a valid name; else a number."""
     names: list[str] = []
     for i, host in enumerate(hosts, 1):
         first = host.partition(".")[0]
@@ -140,7 +140,7 @@ def _names(hosts: list[str]) -> list[str]:
 
 
 def _model_in(path: Path, model: str | None) -> str:
-    """What `model:` says in the file `path` for the model that was named from here."""
+    """The value of `model:` in the file `path` for a model that is named relative to the current folder."""
     found = absolute_model(model or DEMO)
     if (
         found == DEMO

@@ -1,4 +1,4 @@
-"""`dllama-zmq inspect`: what is in a model, and how many nodes it can be split over."""
+"""`dllama-zmq inspect`: the content of a model, and the numbers of nodes it can be split over."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def _numbers(spec: ModelSpec) -> dict[str, Any]:
 
 
 def _tokenizer(path: Path, spec: ModelSpec) -> str:
-    """One line on the tokenizer, or why there is none."""
+    """One line about the tokenizer, or why there is none."""
     try:
         tokenizer = read_tokenizer(tokenizer_beside(path))
         tokenizer.check_fits(spec, path)

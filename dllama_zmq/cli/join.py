@@ -1,4 +1,4 @@
-"""`dllama-zmq join`: let a cluster of another computer know this one's key."""
+"""`dllama-zmq join`: admits this computer's key to a cluster of another computer."""
 
 from __future__ import annotations
 

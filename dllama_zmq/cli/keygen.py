@@ -1,4 +1,4 @@
-"""`dllama-zmq keygen`: this computer's own key."""
+"""`dllama-zmq keygen`: this user's own key."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def keygen(
     is_there = path.exists()
     keys = new_own_key() if new else own_key()
     if new and is_there:
-        note("this is your new key here: join each cluster again with a token of its root, or write it into its file")
+        note("this is your new key: join each cluster again with a token of its root, or write the key into its file")
     elif not is_there:
-        note(f"your secret key is in {path}: keep it there; this is the public one:")
+        note(f"your secret key is in {path}; keep it there. The public key is:")
     print(keys.public)  # noqa: T201

@@ -38,7 +38,7 @@ def token(
     file = running_here(chosen_path(cluster), even_down=True)
     invitation = invite(file, Role.client if client else Role.worker, name or "")
     words = "join" if client else "worker --join"
-    note(f"within {LIFETIME_S / 60:.0f} minutes, on {name or 'one other computer'}:")
+    note(f"run this within {LIFETIME_S / 60:.0f} minutes on {name or 'one other computer'}:")
     print(f"dllama-zmq {words} {invitation.text}")  # noqa: T201
 
 
@@ -88,7 +88,7 @@ def _remove(file: ClusterFile, which: str) -> None:
     listed = [entry for entry in Ring.of(file).entries if which in (entry.name, entry.public)]
     if listed:
         raise UsageError(
-            f"the key of {listed[0].name} is in {file.path}: take `key:` out there; a running root notices it"
+            f"the key of {listed[0].name} is in {file.path}: remove `key:` there; a running root notices it"
         )
     if not gone and not tokens:
         raise UsageError(f"{name} has no key and no token of {which!r}; `{file.command('keys')}` lists them")

@@ -1,4 +1,4 @@
-"""`dllama-zmq logs`: the logs of one or all of a cluster's nodes on this computer, sorted by time."""
+"""`dllama-zmq logs`: the logs of one node or all nodes of a cluster on this computer, sorted by time."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def _log_paths(file: ClusterFile, paths: ClusterPaths, node: str | None) -> dict
 
 
 class _Tail:
-    """The lines of one log, then those that are added. Follows a log that is replaced."""
+    """The lines of one log, then the lines that are added. Follows a log that is replaced."""
 
     def __init__(self, node: str, path: Path) -> None:
         self._node, self._path = node, path
@@ -106,7 +106,7 @@ class _Tail:
         if self._log is None:
             try:
                 self._log = self._path.open(errors="replace")
-            except FileNotFoundError:  # it is being renamed
+            except FileNotFoundError:  # the log is being renamed
                 return
         text = self._rest + self._log.read()
         *whole, self._rest = text.split("\n")
@@ -124,7 +124,7 @@ class _Tail:
 
 
 def _by_time(logs: Sequence[Iterator[tuple[str, str]]]) -> list[tuple[str, str]]:
-    """The lines of all logs sorted by time; a line without a time stays behind the line before it."""
+    """The lines of all logs sorted by time; a line without a time stays after the line before it."""
     stamped: list[tuple[str, str, str]] = []
     for log in logs:
         stamp = ""

@@ -1,4 +1,4 @@
-"""`dllama-zmq netstat`: the traffic of a running cluster, measured and planned; or a prediction for a model."""
+"""`dllama-zmq netstat`: the traffic of a running cluster, measured and planned; or predicted for a model."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _NODES = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """A running cluster, by its file or address, or a model whose traffic is predicted."""
+    """A running cluster, by its file or address, or a model to predict."""
 
     cluster: Annotated[Path | None, cluster_flag(CLUSTER)] = None
     predict: Annotated[
@@ -62,7 +62,7 @@ def netstat(*, options: Options, there: flags.There) -> None:
     _check(options, there)
     console = Console(highlight=False)
     if not console.is_terminal or options.watch is None:
-        console.width = max(console.width, _MIN_WIDTH)  # a terminal that is narrower wraps lines and loses nothing
+        console.width = max(console.width, _MIN_WIDTH)  # a narrower terminal wraps lines and loses nothing
     if options.predict is not None:
         n_nodes = _NODES if options.nodes is None else options.nodes
         figures = predicted(options.predict, _spec(options.predict), n_nodes, options.sync or "f32", there.security)
@@ -76,7 +76,7 @@ def netstat(*, options: Options, there: flags.There) -> None:
 def _check(options: Options, there: flags.There) -> None:
     """Raise UsageError for flags that exclude each other."""
     if sum(one is not None for one in (options.cluster, there.connect, options.predict)) > 1:
-        raise UsageError("--cluster, --connect and --predict each say whose traffic to show; give one of them")
+        raise UsageError("--cluster, --connect and --predict exclude each other; give one of them")
     if options.predict is None and (options.nodes is not None or options.sync is not None):
         raise UsageError("--nodes and --sync go with --predict; a running cluster has its own")
     if options.summary and options.predict is not None:
@@ -95,7 +95,7 @@ def _as_json(figures: Report | Prediction) -> str:
 
 
 def _spec(model: str) -> ModelSpec:
-    """The numbers of a published shape, or of a model. Raises UsageError, FormatError."""
+    """The numbers of a published shape or a model. Raises UsageError, FormatError."""
     if is_shape(model):
         return shape(model)
     with open_model(model_at(model)) as file:

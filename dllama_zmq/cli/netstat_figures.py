@@ -1,6 +1,6 @@
 """The figures of netstat: a cluster's traffic from its Status, and a model's predicted traffic from its plan.
 
-They are msgspec structs, so that `--json` prints what the tables show. Knows no socket and no terminal.
+They are msgspec structs, so `--json` prints what the tables show. Knows no socket and no terminal.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ TOTAL = "total"
 OTHER = "other"
 _WAYS: list[tuple[str, str]] = list(KINDS.items())
 WIRE_TOLERANCE = 0.01
-"""Measured wire bytes agree with predicted ones up to this relative difference; payload must be equal."""
+"""Measured wire bytes may differ from predicted ones by this share; payload must be equal."""
 
 GREEDY_K = Sampling().first_k()
 SAMPLED_K = Sampling(temperature=0.8, top_p=0.9).first_k()
-"""Candidates that each node is asked for: greedily, and with the default sampling of `generate`."""
+"""Candidates that each node is asked for: greedy, and with the default sampling of `generate`."""
 
 
 # --- a running cluster -----------------------------------------------------------------------------------------------
@@ -131,7 +131,7 @@ def measured(status: Status) -> Report:
         workers.append(WorkerTraffic(name, by_phase, [convert(row, Messages, from_attributes=True) for row in setup]))
     lines = [line for worker in workers for phase in phases for line in worker.phases[phase]]
     done = sum(steps.values())
-    # Every worker is sent every step, some of them twice; the one with the fewest was sent each once.
+    # every worker is sent every step, some twice; the worker with the fewest was sent each step once
     begun = min((_count(status.traffic, node.name, "step") for node in status.nodes[1:]), default=done)
     recent = {phase: status.recent[phase] for phase in TOKEN_PHASES if phase in status.recent}
     verdicts = [line.agrees for line in lines if line.agrees is not None]

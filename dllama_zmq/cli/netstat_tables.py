@@ -63,7 +63,7 @@ def report_tables(report: Report) -> RenderableType:
         Text(f"{report.cluster}: {report.state}, {plural(report.nodes, 'node')}, sync {report.sync}"),
         Text(f"model: {os.path.normpath(report.model)}"),
         Text("The root sends step x and sums; it receives partials and candidates."),
-        Text("Payload is arrays; wire is payload, headers and framing, by ZMTP and by CURVE."),
+        Text("Payload: arrays. Wire: payload, headers, framing of ZMTP and CURVE."),
     ]
     if report.note:
         parts.append(Text(report.note))
@@ -77,7 +77,7 @@ def report_tables(report: Report) -> RenderableType:
     if report.workers:
         parts += [Text(), Text("set-up and idle, kB in all", "bold"), _setup_table(report)]
     if report.waiting:
-        parts += [Text(), Text("who waits, and for whom, lately", "bold"), Text(_windows(report))]
+        parts += [Text(), Text("who waited, and for whom, in the last steps", "bold"), Text(_windows(report))]
         parts += [_waiting_table(report), *map(Text, legend(report.oversubscribed)), *_slowest(report)]
     if report.agrees is not None:
         parts += [Text(), _verdict(report)]
@@ -141,7 +141,7 @@ def _waiting_table(report: Report) -> Table:
 
 
 def _slowest(report: Report) -> list[Text]:
-    """The node that the others wait for, in each phase in which one stands out."""
+    """The node that the others wait for, in each phase where one stands out."""
     return [
         Text(f"{one.phase}: the others wait mostly for {one.node}, {one.share:.0%} of all waiting", "yellow")
         for one in report.slowest

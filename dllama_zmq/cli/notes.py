@@ -17,9 +17,9 @@ def note(text: str) -> None:
 
 
 def wrapped(text: str, columns: int) -> str:
-    """`text` for a terminal, in lines of at most `columns` letters. Longer words, such as paths, are not broken.
+    """`text` for a terminal, in lines of at most `columns` characters. Longer words, such as paths, are not broken.
 
-    Its control characters do nothing: parts of it may come from a model's file, or from another computer.
+    Control characters are shown and not obeyed: text may come from a model's file or from another computer.
     """
     lines = (
         textwrap.wrap(line, columns, break_long_words=False, break_on_hyphens=False) for line in inert(text).split("\n")

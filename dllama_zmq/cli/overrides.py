@@ -25,7 +25,7 @@ def applied(overrides: Overrides, file: ClusterFile) -> ClusterFile:
     if overrides.workers is not None:
         if not file.path.exists():
             raise UsageError(f"--workers: {_fixed(file)}; {_anew(file, f'--workers {overrides.workers}')}")
-        raise UsageError(f"--workers goes without a cluster file; {file.path} names the workers of its cluster")
+        raise UsageError(f"--workers needs no cluster file; {file.path} has its own list of workers")
     changes: dict[str, object] = {
         "sync": overrides.sync,
         "kernels": overrides.kernels,
@@ -41,7 +41,7 @@ def applied(overrides: Overrides, file: ClusterFile) -> ClusterFile:
             msgspec.structs.replace(node, threads=overrides.threads) for node in (cluster.root, *cluster.workers)
         ]
         cluster = msgspec.structs.replace(cluster, root=root, workers=workers)
-    if overrides.model is not None:  # the file's tokenizer is that of the file's model
+    if overrides.model is not None:  # the file's tokenizer belongs to the file's model
         cluster = msgspec.structs.replace(cluster, model=absolute_model(overrides.model), tokenizer=None)
     if overrides.tokenizer is not None:
         given = str(overrides.tokenizer)
@@ -51,7 +51,7 @@ def applied(overrides: Overrides, file: ClusterFile) -> ClusterFile:
 
 
 def without_file(overrides: Overrides, model: str, folder: Path = Path(), private: bool = False) -> ClusterFile:
-    """The cluster of `model` and the flags without a file: that of `folder`, or (private) of one call."""
+    """The cluster of `model` and the flags, without a file: that of `folder`, or (private) of one command."""
     file = registry.without_file(absolute_model(model), overrides.nodes or 1, folder, private)
     if overrides.workers is not None:
         from dllama_zmq.cli.init import with_workers
@@ -62,7 +62,7 @@ def without_file(overrides: Overrides, model: str, folder: Path = Path(), privat
 
 
 def fetched(overrides: Overrides, fetch: bool = False) -> Overrides:
-    """The flags with a model of the hub as `model`. It is fetched if --hf-repo names it, or if `fetch` is true.
+    """The flags with a model of the hub as `model`. It is fetched if --hf-repo names it or `fetch` is true.
 
     Raises UsageError if two models are named.
     """
@@ -71,7 +71,7 @@ def fetched(overrides: Overrides, fetch: bool = False) -> Overrides:
             _fetch(overrides.model)
         return overrides
     if overrides.model is not None:
-        raise UsageError("--model and --hf-repo both name a model; give one of them")
+        raise UsageError("--model and --hf-repo exclude each other; give one of them")
     name = f"{HUB_PREFIX}{ModelName.parse(overrides.hub_model)}"
     _fetch(name)
     return replace(overrides, model=name, hub_model=None)
@@ -91,13 +91,13 @@ def _fixed(file: ClusterFile) -> str:
 
 
 def _anew(file: ClusterFile, flags: str) -> str:
-    """What to do to change the nodes of a cluster without a file."""
+    """The commands that change the nodes of a cluster without a file."""
     model = shlex.quote(file.cluster.model)
-    return f"take it down and bring it up anew: {file.command('down')}, then {file.command(f'up -m {model} {flags}')}"
+    return f"take it down and bring it up again: {file.command('down')}, then {file.command(f'up -m {model} {flags}')}"
 
 
 def check_elsewhere(overrides: Overrides, address: str, model: str) -> None:
-    """Raise ClusterError if the flags ask for another model of a root on another computer."""
+    """Raise ClusterError if the flags ask for another model than that of a root on another computer."""
     if any(one is not None for one in (overrides.model, overrides.weights, overrides.tokenizer)):
         raise ClusterError(
             f"the root at {address} is on another computer and runs {model}; leave -m, --weights and --tokenizer "
@@ -106,7 +106,7 @@ def check_elsewhere(overrides: Overrides, address: str, model: str) -> None:
 
 
 def check_running(overrides: Overrides, running: Record, asked: ClusterFile) -> None:
-    """Say which flags have no effect on a cluster that runs already; `asked` is the cluster with the flags applied.
+    """Say which flags have no effect on a cluster that runs already. asked: the cluster with the flags applied.
 
     Raises ClusterError if the flags, or the present file, ask for another model.
     """

@@ -1,4 +1,4 @@
-"""`dllama-zmq plan`: on how many nodes a model can run, what each needs and how fast it is, before it is loaded."""
+"""`dllama-zmq plan`: how many nodes a model can run on, their memory and speed, before it is loaded."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from dllama_zmq.node_config import Security
 from dllama_zmq.sharding import Plan, check_sync, context_length
 from dllama_zmq.spec import Sync, Weights
 
-_USUAL_COUNTS = 8  # the most nodes that are shown without a file and without --nodes
+_USUAL_COUNTS = 8  # the largest number shown without a file and without --nodes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,13 +103,13 @@ def plan(*, options: Options, there: flags.There, shape: ShapeNumbers) -> None:
         dllama-zmq plan home.yaml
     """
     if options.link is not None:
-        link_of(options.link)  # what is wrong is said before anything is opened
+        link_of(options.link)  # an error is reported before anything is opened
     source = source_of(options.words or [], options.cluster, options.shape, options.weights, shape)
     measures_link = options.link is None and not options.no_speed
     running = None if options.here else running_cluster(there, source.file, measures_link)
     wanted = _wanted(options, source, there, None if running is None else running.status)
     for n_nodes in wanted.counts:
-        Plan.make(wanted.spec, n_nodes, wanted.model)  # what is impossible is said before anything is measured
+        Plan.make(wanted.spec, n_nodes, wanted.model)  # an impossible number is reported before anything is measured
     speeds = None if options.no_speed else _speeds(options, wanted, None if running is None else running.link)
     outlooks = [outlook(wanted, n_nodes, speeds) for n_nodes in wanted.counts]
     best = fastest(outlooks)
@@ -158,18 +158,19 @@ def _wanted(options: Options, source: Source, there: flags.There, status: Status
 
 
 def _security(there: flags.There, cluster: Cluster | None, status: Status | None) -> Security:
-    """Of the bus between computers: that of the running cluster, or of the file; else what the flag says."""
+    """The security of the bus between computers: the running cluster's, the file's, or the flag's."""
     if status is not None:
         return "none" if status.security == "none" else "curve"
     return there.security if cluster is None else cluster.security
 
 
 def _speeds(options: Options, wanted: Wanted, measured: Link | None) -> Speeds:
-    """Measures this computer, which takes some seconds. measured: the link of a running cluster."""
+    """Measure this computer, which takes some seconds. measured: the link of a running cluster."""
     interrupts = Interrupts()
     measuring = Measuring(wanted.spec.weight_type, wanted.sync, options.kernels or "auto")
     is_apart = any(len(wanted.hosts(n_nodes)) > 1 for n_nodes in wanted.counts)
-    adds = is_apart and wanted.security == "curve" and measured is None  # a link that was measured has it already
+    # the time of a measured link includes it already
+    adds = is_apart and wanted.security == "curve" and measured is None
     level = logging.getLogger().level
     logging.getLogger().setLevel(max(level, logging.WARNING))  # the display shows what nodes log
     try:

@@ -1,4 +1,4 @@
-"""The computers that a plan is about: those of a running cluster, of a file, or as many like this one as nodes."""
+"""The computers of a plan: those of a running cluster, of a file, or one like this for each node."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _HERE = "this computer"
 def hosts_of_nothing(
     all_here: bool, threads: int | None, elsewhere_bytes: int | None
 ) -> Callable[[int], Sequence[Host]]:
-    """Each node on a computer of its own like this one, or `all_here`."""
+    """Each node on a computer of its own like this one, or all on this computer (`all_here`)."""
     free_bytes = free_memory_bytes()
 
     def hosts(n_nodes: int) -> list[Host]:
@@ -33,7 +33,7 @@ def hosts_of_nothing(
 def hosts_of_file(
     cluster: Cluster, threads: int | None, elsewhere_bytes: int | None
 ) -> Callable[[int], Sequence[Host]]:
-    """The computers of the first nodes of `cluster`, whose root is to run here."""
+    """The computers of the first nodes of `cluster`, with its root here."""
     free_bytes = free_memory_bytes()
 
     def hosts(n_nodes: int) -> list[Host]:
@@ -57,9 +57,9 @@ def hosts_of_file(
 def hosts_of_status(
     status: Status, threads: int | None, elsewhere_bytes: int | None
 ) -> Callable[[int], Sequence[Host]]:
-    """The computers of a running cluster's first nodes. They have what they had when the nodes joined.
+    """The computers of a running cluster's first nodes, with the free memory that they had when the nodes joined.
 
-    elsewhere_bytes: instead of what other computers than the root's had.
+    elsewhere_bytes: the free memory of computers other than the root's, instead.
     """
     root = status.nodes[0]
 
@@ -71,8 +71,8 @@ def hosts_of_status(
         found = []
         for i, (host, nodes) in enumerate(by_host.items()):
             free = [node.free_bytes for node in nodes if node.free_bytes is not None]
-            free_bytes = max(free, default=None)  # the first one that joined found most
-            if i == 0 and root.free_bytes is not None:  # that is now, beside the loaded model
+            free_bytes = max(free, default=None)  # the node that joined first found most
+            if i == 0 and root.free_bytes is not None:  # the present value, beside the loaded model
                 free_bytes = root.free_bytes + sum(node.weight_bytes for node in nodes)
             elif i and elsewhere_bytes is not None:
                 free_bytes = elsewhere_bytes
@@ -83,9 +83,9 @@ def hosts_of_status(
 
 
 def _host(name: str, names: Sequence[str], threads: Sequence[Threads], free_bytes: int | None) -> Host:
-    """Nodes of one computer have as many threads each as they have on average. auto: as this computer's cores allow.
+    """A computer whose nodes have the average of these threads. auto: as many as this computer's cores allow.
 
-    No other computer is taken to have more cores than this one, on which its speed is measured.
+    Another computer is assumed to have no more cores than this one, where its speed is measured.
     """
     cores = usable_cores()
     counted, _ = shared(threads, cores)

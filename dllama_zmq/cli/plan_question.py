@@ -1,4 +1,4 @@
-"""What a plan is about: the model, the file, the running cluster, and the values of flags in words."""
+"""The subject of a plan: the model, the file, the running cluster, and flags such as sizes and links."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _UNITS = {"k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "us": 1e-6, "ms": 1e-3}
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The model's name, its numbers, and the cluster's file."""
+    """A model's name and numbers, and the cluster's file."""
 
     name: str
     spec: ModelSpec
@@ -41,9 +41,9 @@ class Source:
 def source_of(
     words: Sequence[str], cluster: Path | None, shape_name: str | None, weights: Weights | None, numbers: ShapeNumbers
 ) -> Source:
-    """words: a model and a cluster's file, each of them or none.
+    """words: a model and a cluster's file, each optional.
 
-    Raises UsageError, ConfigError or FormatError for what is not there, or is given twice.
+    Raises UsageError, ConfigError or FormatError for what is missing or given twice.
     """
     files = [word for word in words if Path(word).suffix.lower() in (".yaml", ".yml")]
     models = [word for word in words if word not in files]
@@ -78,19 +78,19 @@ def _published(name: str, weights: Weights, numbers: ShapeNumbers) -> ModelSpec:
     try:
         return shape(name, WEIGHTS_FLOAT[weights], numbers.given())
     except UsageError as error:
-        raise UsageError(f"{error}; a model that is here is named by its path") from None
+        raise UsageError(f"{error}; name a model on this computer by its path") from None
 
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A running cluster, and its slowest link where it was measured."""
+    """A running cluster, and its slowest link if it was measured."""
 
     status: Status
     link: Link | None
 
 
 def running_cluster(there: There, file: ClusterFile | None, measure: bool) -> Running | None:
-    """The cluster at that address, or of the file where it is up; None without one. measure: its links, 0.5 s each."""
+    """The cluster at that address, or of the file if it is up; None without one. measure: its links, 0.5 s each."""
     if there.connect is not None:
         client = client_of(there)
     elif file is not None and (running := find_running(file)) is not None and running.clients:
@@ -104,7 +104,7 @@ def running_cluster(there: There, file: ClusterFile | None, measure: bool) -> Ru
 
 
 def slowest_link(links: Iterable[LinkStatus], elsewhere: Container[str]) -> Link | None:
-    """The longest round trip and the lowest rate of the links to the workers `elsewhere`; None if none was measured."""
+    """The longest round trip and the lowest rate of the links to the workers `elsewhere`; None without any."""
     trips, rates = [], []
     for link in links:
         if link.name in elsewhere and link.round_trip_s and link.to_bytes_per_s and link.from_bytes_per_s:
@@ -125,7 +125,7 @@ def link_of(text: str) -> Link:
     """A link of a rate such as 1Gbit or 100Mbit/s, with a round trip such as `,0.3ms`. Raises UsageError."""
     found = _RATE.fullmatch(text.strip())
     if found is None or float(found[1]) <= 0:
-        raise UsageError(f"--link {text!r}: expected a rate, and a round trip if it is known: 1Gbit or 100Mbit,0.5ms")
+        raise UsageError(f"--link {text!r}: expected a rate, and optionally a round trip: 1Gbit or 100Mbit,0.5ms")
     trip_s = USUAL_LINK.round_trip_s if found[3] is None else float(found[3]) * _UNITS[found[4].lower()]
     return Link(trip_s, float(found[1]) * _UNITS[found[2].lower()] / 8)
 

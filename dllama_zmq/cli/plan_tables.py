@@ -1,4 +1,4 @@
-"""The answer of `plan`, as JSON has it and as tables show it."""
+"""The result of `plan`, as JSON and as tables."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class MeasuredRates(Struct, frozen=True):
 
 
 class Answer(Struct, frozen=True, kw_only=True):
-    """Everything that `plan` says. link: None without speeds; link_assumed, link_measured, encryption, message_s: as in
-    Speeds. security: of the links between computers; the bytes are with what CURVE adds to them.
+    """The result of `plan`. link: None without speeds; link_assumed, link_measured, encryption, message_s: as in
+    Speeds. security: of the links between computers; the bytes include what CURVE adds.
 
-    The embedding is read from the root's mapped file: no node keeps it in memory.
+    No node keeps the embedding in memory: the root reads it from its mapped file.
     """
 
     model: str
@@ -73,7 +73,7 @@ class Answer(Struct, frozen=True, kw_only=True):
         best: int | None,
         sentences: Sequence[str],
     ) -> Answer:
-        """Of these figures. best: the number of nodes that decodes fastest."""
+        """The result with these figures. best: the number of nodes that decodes fastest."""
         spec, rates = wanted.spec, {} if speeds is None else speeds.rates
         return cls(
             model=wanted.model,
@@ -101,7 +101,7 @@ class Answer(Struct, frozen=True, kw_only=True):
 
 
 def show(answer: Answer, verbose: bool) -> None:
-    """Print it. verbose: with the terms of each time."""
+    """Print the tables. verbose: with the terms of each time."""
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:
         console.width = max(console.width, _MIN_WIDTH)

@@ -1,6 +1,6 @@
-"""Progress on stderr: a live line on a terminal; elsewhere plain lines, less and less often.
+"""Progress on stderr: a live line on a terminal; elsewhere plain lines, at growing intervals.
 
-rich is imported for a terminal alone: commands of scripts, and nodes, would wait for it for nothing.
+rich is imported only for a terminal, because scripts and nodes would wait for its import for nothing.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 _SHOWN_AFTER_S = 0.4
 """Shorter activities are not shown on a terminal."""
 _PLAIN_AT_S = (1.5, 5.0, 10.0, 30.0)
-"""Times of plain lines after the begin of an activity; then at intervals of the last one."""
+"""Times of plain lines after the start of an activity; then at intervals of the last one."""
 _POLL_S = 0.1
 _MAX_NAMED = 3
-_TERMINAL_ANYWAY = ("FORCE_COLOR", "TTY_COMPATIBLE")  # rich's: draw as on a terminal
+_TERMINAL_ANYWAY = ("FORCE_COLOR", "TTY_COMPATIBLE")  # rich's variables: draw as on a terminal
 _BAR_COLUMNS = 8  # so that the words and figures of a prompt fit 80 columns beside it
 
 
@@ -54,7 +54,7 @@ class Display:
 
     @property
     def is_live(self) -> bool:
-        """Whether it is on a terminal."""
+        """Whether the display is on a terminal."""
         return self._live is not None
 
     def __enter__(self) -> Self:
@@ -72,11 +72,11 @@ class Display:
         with self._lock:
             self._last_word = self._clock()
             self._due = max(self._due, self._last_word + _PLAIN_AT_S[0])
-        # rich itself breaks words; what is no terminal gets the line as it is.
+        # rich itself breaks words; without a terminal the line is printed as it is
         self._print(text if self._console is None else wrapped(text, self._console.width))
 
     def activity(self, text: str, done: int = 0, total: int = 0, unit: Unit = "B", key: str = "") -> None:
-        """The current activity, with `done` of `total` if that is known; "" is `rest`."""
+        """Show this activity, with `done` of `total` if that is known; "" is `rest`."""
         if not text:
             self.rest()
             return
@@ -89,7 +89,7 @@ class Display:
             self._begin()
 
     def rest(self) -> None:
-        """No activity: the terminal is free for the answer, and nothing is printed."""
+        """Show no activity: the terminal is free for the answer, and nothing is printed."""
         with self._lock:
             self._line.text = self._line.key = ""
             self._last_word = self._clock()
@@ -97,7 +97,7 @@ class Display:
             self._live.stop()
         elif self._thread is not None:
             self._ended.set()
-            if self._thread.ident is not None:  # else Ctrl-C came before it was started
+            if self._thread.ident is not None:  # else Ctrl-C came before the start
                 self._thread.join()
             self._thread = None
 
@@ -128,13 +128,13 @@ class Display:
             self._thread.start()
 
     def _repeat(self) -> None:
-        with suppress(BrokenPipeError):  # nobody reads stderr any more
+        with suppress(BrokenPipeError):  # the reader of stderr has gone
             while not self._ended.wait(_POLL_S):
                 self.tick()
 
 
 def _on_terminal(line: _Line, per_s: float) -> tuple[Console | None, Live | None]:
-    """stderr as a terminal, and `line` on it if it can be redrawn; None where stderr is no terminal."""
+    """stderr as a terminal, with `line` on it if it can be redrawn; None if stderr is no terminal."""
     if not sys.stderr.isatty() and not any(os.environ.get(name) for name in _TERMINAL_ANYWAY):
         return None, None
     from rich.console import Console
@@ -173,12 +173,13 @@ class _Line:
         self.key, self.since, self._first = key, now, done
 
     def figures(self) -> str:
-        """As `4.1 of 68.0 GB, 120.0 MB/s, 9 min left`; the elapsed time if the total is not known."""
+        """Figures such as `4.1 of 68.0 GB, 120.0 MB/s, 9 min left`; the elapsed time if the total is not known."""
         elapsed_s, total, unit = self._clock() - self.since, self.total, self.unit
         if not total:
             return duration(elapsed_s)
         fresh = self.done - self._first
-        speed = fresh / elapsed_s if fresh > 0 and elapsed_s > 0 else 0.0  # a mean, so that it falls when stuck
+        # the mean, which falls if the activity is stuck
+        speed = fresh / elapsed_s if fresh > 0 and elapsed_s > 0 else 0.0
         if unit == "%":
             words = [f"{100 * self.done // total}%"]
         elif unit == "B":
@@ -212,7 +213,7 @@ class _Line:
 
 
 class Arrivals:
-    """Reports the progress of workers that are getting ready, from one `Status` after the other."""
+    """Reports the progress of workers that are getting ready, from successive `Status` messages."""
 
     def __init__(self, reporter: Display, clock: Callable[[], float] = time.monotonic) -> None:
         self._reporter, self._clock = reporter, clock
@@ -220,7 +221,7 @@ class Arrivals:
         self._begun: dict[str, tuple[float, int]] = {}  # when the first bytes of a worker's weights were sent
 
     def show(self, status: Status) -> None:
-        """Print a line for each worker that has its weights or was lost; the activity names those that are awaited."""
+        """Print a line for each worker that got its weights or was lost; the activity names the others."""
         workers = status.nodes[1:]
         for node in workers:
             before = self._states.get(node.name, "absent")
@@ -235,7 +236,7 @@ class Arrivals:
         if waiting:
             named, n_more = waiting[:_MAX_NAMED], len(waiting) - _MAX_NAMED
             more = f"; and {n_more} more" if n_more > 0 else ""
-            with_speeds = sum(map(_receives, waiting)) > 1  # of one alone, the activity's own figures say it
+            with_speeds = sum(map(_receives, waiting)) > 1  # for one worker, the activity's own figures show it
             notes = [f"{node.name} {note_on(node)}" for node in named]
             speeds = [self._speed(node) if with_speeds else "" for node in named]
             text = "; ".join(map("".join, zip(notes, speeds, strict=True))) + more
@@ -258,7 +259,7 @@ class Arrivals:
 
 
 def note_on(node: NodeStatus) -> str:
-    """What a node does, or why it is absent; empty if it is ready."""
+    """What a node is doing, or why it is absent; empty if it is ready."""
     if node.state != "loading":
         return node.reason
     return "receives its weights" if _receives(node) else node.doing or "gets ready"
@@ -269,7 +270,7 @@ def _receives(node: NodeStatus) -> bool:
 
 
 def _amount(waiting: list[NodeStatus]) -> tuple[int, int, Unit]:
-    """The bytes sent to workers that receive weights; without such workers, the percentage of the slowest one."""
+    """The bytes sent to workers that receive weights; if none does, the percentage of the slowest worker."""
     loading = [node for node in waiting if node.state == "loading"]
     receiving = [node for node in loading if _receives(node)]
     if loading and not receiving:

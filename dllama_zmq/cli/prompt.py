@@ -1,4 +1,4 @@
-"""Read the prompt from an argument, a flag, a file, or stdin."""
+"""Reads the prompt from an argument, a flag, a file or stdin."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ _STDIN = "-"
 
 
 def read_prompt(flags: PromptFlags, example: str) -> str:
-    """The text to continue. The last line end of a file or of stdin is dropped, as in llama.cpp.
+    """The text to continue. A line end at the end of a file or of stdin is dropped, as in llama.cpp.
 
     Without a flag, stdin is read unless it is a terminal. Raises UsageError for no prompt, several, or one that is not
+    UTF-8; RequestError for a file that cannot be read.
     UTF-8; RequestError for a file that cannot be read.
     """
     given = [one for one in (flags.prompt, flags.prompt_option, flags.prompt_file) if one is not None]

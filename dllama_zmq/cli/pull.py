@@ -89,10 +89,10 @@ def _announce(pull: Pull, reporter: Reporter) -> None:
 def _quieten() -> None:
     """Load huggingface_hub, and silence it and its HTTP client: progress is shown here.
 
-    Not even --verbose shows their logs, since they contain headers and signed addresses.
+    Even --verbose does not show their logs, which contain headers and signed URLs.
     """
     warnings.simplefilter("ignore")
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # what it would ask and tell of this computer beside
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # else it would send telemetry
     load_settings()
     import huggingface_hub.hf_api  # noqa: F401 - the slow part
 

@@ -68,7 +68,7 @@ def rm(
 
 def _agreed(question: str) -> bool:
     if not sys.stdin.isatty():
-        raise UsageError("stdin is no terminal, so nobody can confirm; --yes removes it without a question")
+        raise UsageError("stdin is no terminal, so nobody can confirm; --yes removes the model without a question")
     sys.stderr.write(question)
     sys.stderr.flush()
     return sys.stdin.readline().strip().lower() in ("y", "yes")

@@ -43,7 +43,9 @@ def render(
         dllama-zmq render kubernetes home.yaml --image registry.example/dllama-zmq:1
     """
     if not re.fullmatch(_IMAGE, image):
-        raise UsageError(f"--image {image}: no name of an image; expected such as registry.example/{DEFAULT_IMAGE}")
+        raise UsageError(
+            f"--image {image}: not the name of an image; expected a name such as registry.example/{DEFAULT_IMAGE}"
+        )
     file, folder = load_cluster(chosen_path(which.file, which.option)), out or Path(form)
     with Display() as display:
         display.activity(f"reading {file.cluster.model}")

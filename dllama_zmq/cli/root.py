@@ -13,7 +13,7 @@ from dllama_zmq.launch.daemon import run_cluster, run_started
 
 
 def be_root(file: ClusterFile) -> None:
-    """Be the cluster's root, in the foreground."""
+    """Run the cluster's root in the foreground."""
     with threadpool_limits(limits=1), Display() as display:
         run_cluster(file, display)
 

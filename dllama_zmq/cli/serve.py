@@ -54,7 +54,7 @@ def serve(
 
 
 def _with_api(file: ClusterFile, host: str | None, port: int | None, keys: list[str] | None) -> ClusterFile:
-    """`file` with an API server, with what the flags say. Raises UsageError."""
+    """`file` with an API server as the flags say. Raises UsageError."""
     written = file.cluster.api if isinstance(file.cluster.api, ApiConfig) else ApiConfig()
     said: dict[str, object] = {"host": host, "port": port, "keys": keys}
     changed = msgspec.structs.replace(written, **{key: value for key, value in said.items() if value is not None})

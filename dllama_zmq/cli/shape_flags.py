@@ -1,4 +1,4 @@
-"""Flags of commands that take a published shape: its name, and numbers in place of its own."""
+"""Flags for a published shape: its name, and numbers that replace its own."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ class ShapeNumbers:
     seq_len: Annotated[int | None, _number("seq-len")] = None
 
     def given(self) -> dict[str, int]:
-        """Those that are given, by their names in shapes.OVERRIDES."""
+        """The numbers that are given, by their names in shapes.OVERRIDES."""
         values = {name.replace("_", "-"): getattr(self, name) for name in self.__slots__}
         return {name: value for name, value in values.items() if value is not None}
 
 
 def is_shape(model: str) -> bool:
-    """Whether a word where a model may be means a published shape: it is one, or it is a word and no path."""
+    """Whether a word in the place of a model means a published shape: it is one, or it is a word and no path."""
     is_word = not model.startswith(HUB_PREFIX) and "/" not in model and Path(model).suffix not in (".m", ".gguf")
     return model.lower() in SHAPES or (is_word and model != DEMO and not Path(model).exists())

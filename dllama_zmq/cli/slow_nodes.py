@@ -12,11 +12,11 @@ _DOES = {
     "paused": "waits for a core",
     "messages": "sends late",
 }
-_OVERSUBSCRIBED = "Fewer cores than threads here: which node of this computer is last is chance."
+_OVERSUBSCRIBED = "This computer has fewer cores than threads: chance decides which node is last."
 
 
 def slowness(found: Status) -> list[str]:
-    """For each phase in which the others wait for one node: the node, the wait per token, and why."""
+    """For each phase in which the others wait for one node: the node, the wait per token, and the reasons."""
     told, several = [], len(found.nodes) > 1
     for phase, times in found.recent.items():
         if times.slowest:
@@ -49,7 +49,7 @@ def _slowest(phase: str, times: PhaseTimes, found: Status) -> list[str]:
 
 
 def _round_trips(slowest: str, found: Status) -> str:
-    """The round trip to the slowest node beside the longest of the others, where the kernels know both."""
+    """The round trip to the slowest node and the longest to the others, if the kernels know both."""
     trips_s = {node.name: node.round_trip_s for node in found.nodes if node.round_trip_s is not None}
     others_s = [trip_s for name, trip_s in trips_s.items() if name != slowest]
     if slowest not in trips_s or not others_s:
@@ -58,9 +58,12 @@ def _round_trips(slowest: str, found: Status) -> str:
 
 
 def _network(phase: str, times: PhaseTimes) -> list[str]:
-    """For a phase in which no node is slower than the others, but all wait for messages."""
+    """The sentence for a phase in which no node is slower than the others, but all wait for messages."""
     messages_s = max(node.messages_s for node in times.nodes.values())
     if messages_s <= MIN_GAIN * times.wall_s or times.steps < MIN_STEPS:
         return []
     of_token = messages_s / max(1, times.tokens) * 1e3
-    return [f"no node stands out in the last {times.steps} steps of {phase}; messages take {of_token:.1f} ms a token"]
+    return [
+        f"no node is slower than the others in the last {times.steps} steps of {phase}; "
+        f"messages take {of_token:.1f} ms a token"
+    ]

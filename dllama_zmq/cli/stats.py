@@ -1,7 +1,7 @@
-"""Statistics of an answer, named as in distributed-llama, for the prompt and for the prediction.
+"""Statistics of an answer, for prompt and prediction, named as in distributed-llama.
 
-G is the wall clock in ms, I computing on the root, T waiting for the others; S and R are kB that the root sent and
-received, over all workers. 1 kB is 1000 bytes.
+G is the wall clock in ms, I computing on the root, T waiting for the other nodes; S and R are kB that the root sent
+and received, over all workers. 1 kB is 1000 bytes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _WORDS = "ms in all (G), computing (I), waiting for other nodes (T); kB sent (S)
 
 
 class Stats:
-    """Collects an answer's figures; `line` prints each step's as they come, None does not."""
+    """Collects an answer's figures. line: prints each step's figures as they come; None: does not."""
 
     def __init__(self, line: Callable[[str], None] | None = None) -> None:
         self._line = line
@@ -26,12 +26,12 @@ class Stats:
         self._prediction = StepSums()
 
     def prompt(self, step: Prefill) -> None:
-        """One step of the prompt."""
+        """Add one step of the prompt."""
         self._prompt.add(step.n_tokens, step.figures)
         self._say(step.figures, f"prompt {step.done}/{step.total}")
 
     def token(self, piece: TokenText) -> None:
-        """One generated token; the first has no step of its own."""
+        """Add one generated token; the first one has no step of its own."""
         self._n_tokens += 1
         if piece.figures is not None:
             self._prediction.add(1, piece.figures)
@@ -47,7 +47,9 @@ class Stats:
         return f"{_speed(self._n_tokens, self._prediction)}; prompt {prompt}"
 
     def print_table(self, n_nodes: int) -> None:
-        """Print both phases per token, what the columns mean, and the node of `n_nodes` that the others waited for."""
+        """Print both phases per token, the meaning of the columns, and the node of `n_nodes` that the others waited
+        for.
+        """
         from rich.console import Console
         from rich.table import Table
 
@@ -96,7 +98,7 @@ def _line(figures: StepStats) -> str:
 
 
 def _averages(sums: StepSums) -> dict[str, float]:
-    """Per token; milliseconds and kB."""
+    """Figures per token, in milliseconds and kB."""
     n, total = max(1, sums.tokens), sums.figures
     return {
         "tokens": sums.tokens,

@@ -1,4 +1,4 @@
-"""The cluster that a command uses for as long as it answers: one that runs, or one that is brought up for this call."""
+"""The cluster that answers a command: one that runs, or one that is brought up for the command."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from dllama_zmq.sources import absolute_model
 
 @dataclass(frozen=True, slots=True)
 class Used:
-    """A client of the cluster that answers, the path of its model, and its number of nodes."""
+    """A client of the cluster, the path of its model, and its number of nodes."""
 
     client: Client
     model: str
@@ -34,7 +34,7 @@ class Used:
 def with_model(source: str | None, overrides: Overrides) -> tuple[str | None, Overrides]:
     """The model of a command that takes it as an argument or as a flag, and the flags without it.
 
-    Raises UsageError for two models, and for one that is not there.
+    Raises UsageError for two models, or a model that does not exist.
     """
     named = overrides.named_model()
     if named is not None and source is not None:
@@ -46,9 +46,9 @@ def with_model(source: str | None, overrides: Overrides) -> tuple[str | None, Ov
 
 
 def file_for(source: str | None, overrides: Overrides, cluster: Path | None) -> tuple[ClusterFile, Overrides]:
-    """The cluster for `run` and `chat`: of the model, if one is named, else this folder's or that of a file.
+    """The cluster for `run` and `chat`: of the model if one is named, else this folder's or that of a file.
 
-    Returns the flags with the model too. A model of the hub is fetched.
+    Also returns the flags with the model. A model of the hub is fetched.
     """
     overrides = replace(overrides, model=source)
     if source is not None and cluster is None:
@@ -60,14 +60,14 @@ def file_for(source: str | None, overrides: Overrides, cluster: Path | None) -> 
 
 @contextmanager
 def used(file: ClusterFile, overrides: Overrides) -> Iterator[Used]:
-    """The cluster; it is brought up for this call if it is not running."""
+    """Yield the cluster; it is brought up for the block if it is not running."""
     if (address := address_elsewhere(file.cluster)) is not None:
         with used_at(address, file.cluster.security, overrides) as cluster:
             yield cluster
         return
 
     def on_shared() -> None:
-        note(f"{file.cluster.name} stays up until the others that use it are done")
+        note(f"{file.cluster.name} stays up until the other commands that use it end")
 
     with ExitStack() as telling:
         listener = telling.enter_context(listening(file, for_this_call=True))
@@ -80,7 +80,7 @@ def used(file: ClusterFile, overrides: Overrides) -> Iterator[Used]:
 
 @contextmanager
 def used_at(address: str, security: Security, overrides: Overrides) -> Iterator[Used]:
-    """The cluster whose root has this address. It answers after its current step, which may take long."""
+    """Yield the cluster whose root has this address. It answers after its current step, which may take long."""
     with Client(address, security) as client:
         with Display() as display:
             display.activity(f"asking the root at {address}")

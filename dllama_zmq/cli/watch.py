@@ -1,4 +1,4 @@
-"""`--watch`: repeat a display, in place on a terminal, one below the other elsewhere."""
+"""`--watch`: repeats a display, in place on a terminal, else one below the other."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, TypeVar
 
 from dllama_zmq.errors import UsageError
 
-if TYPE_CHECKING:  # else imported for tables alone, not for JSON
+if TYPE_CHECKING:  # imported only for tables, not for JSON
     from rich.console import Console, RenderableType
 
 T = TypeVar("T")
 
 _MAX_S = 86400
-_UNCUT = 4000  # columns if stdout is no terminal: lines are not wrapped
+_UNCUT = 4000  # columns if stdout is no terminal, so that lines are not wrapped
 
 
 def check_watch(watch_s: float | None) -> None:
@@ -31,7 +31,7 @@ def watched(
     watch_s: float | None,
     console: Console | None = None,
 ) -> None:
-    """Show the result of `look` once, or every `watch_s` seconds until Ctrl-C. Text from `show` is printed as it is."""
+    """Show the result of `look` once, or every `watch_s` seconds until Ctrl-C. Text of `show` is printed as it is."""
     if watch_s is None:
         _print(show(look()), console)
         return
@@ -53,7 +53,7 @@ def watched(
 
 
 def _uncut(console: Console | None) -> Console:
-    """`console`, by default stdout's, with long lines where it is no terminal."""
+    """`console`, by default stdout's, with long lines if it is no terminal."""
     if console is None:
         from rich.console import Console
 

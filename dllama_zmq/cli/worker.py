@@ -29,7 +29,7 @@ from dllama_zmq.trust import Invitation, Role, check_public, own_key
 from dllama_zmq.trust.tokens import LIFETIME_S
 from dllama_zmq.worker import Worker, WorkerSettings
 
-_FILES = 14  # opened by libzmq and for the kernels' code, as counted in /proc
+_FILES = 14  # files opened by libzmq and for the kernels' code, as counted in /proc
 
 
 def worker(
@@ -79,7 +79,7 @@ def worker(
     if leave_with_stdin:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is for the root
         signal_at_parents_end(signal.SIGKILL)
-        at_end_of_stdin(lambda: os._exit(0))  # the root is gone
+        at_end_of_stdin(lambda: os._exit(0))  # the root has ended
     if beats:
         beat()
     with threadpool_limits(limits=1):  # the node has its own threads; BLAS must not add more
@@ -106,7 +106,7 @@ def worker(
 
 
 def _invitation(token: str) -> Invitation:
-    """What a worker's token holds. Raises UsageError for a client's, TokenError."""
+    """The content of a worker's token. Raises UsageError for a client's token, TokenError."""
     invitation = Invitation.read(token)
     if invitation.role is not Role.worker:
         raise UsageError("this token is for a client: dllama-zmq join TOKEN")
@@ -114,7 +114,7 @@ def _invitation(token: str) -> Invitation:
 
 
 def _known(host: str, root_key: str | None, security: Security) -> tuple[str, Peer | None, str]:
-    """The address of a root, the keys for it, and this worker's name there; raises as `peer_for` does."""
+    """The address of a root, the keys for it, and this worker's name there. Raises as `peer_for` does."""
     try:
         address = endpoint_of(host, Ports().replies)
     except UsageError as error:

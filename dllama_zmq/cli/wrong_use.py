@@ -1,4 +1,4 @@
-"""Errors for unknown flags, commands and arguments: one sentence, with the nearest known one."""
+"""Errors for unknown flags, commands and arguments: one sentence, with the nearest known word."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ _BY_INSTEAD = {
     ),
 }
 _NOT_YET = {flag: instead for instead, flags in _BY_INSTEAD.items() for flag in flags}
-"""Flags of llama.cpp, ollama, transformers and distributed-llama, and what this version does instead."""
+"""Flags of llama.cpp, ollama, transformers and distributed-llama, with what this version does instead."""
 
-_WrongUse: type[Exception] = typer.BadParameter.__mro__[1]  # click's UsageError, of whichever click typer brings
+_WrongUse: type[Exception] = typer.BadParameter.__mro__[1]  # click's UsageError, of the click that typer uses
 
 
 def exit_code(app: typer.Typer, args: Sequence[str] | None = None) -> int:
-    """Run `app` with `args`, by default the command line's; its exit code. Wrong use is one sentence on stderr."""
+    """Run `app` with `args` (default: the command line's). Returns the exit code; wrong use is a sentence on stderr."""
     try:
         return app(args, standalone_mode=False) or 0
     except _WrongUse as error:
@@ -72,7 +72,7 @@ def _not_yet(context: Any, given: Sequence[str]) -> str:
 
 
 def _without_command(context: Any, given: Sequence[str]) -> str:
-    """If the words begin with no command: a sentence with a command that takes them. Else empty."""
+    """If the words begin with no command: a sentence with a command that takes them; else empty."""
     commands: dict[str, Any] = getattr(getattr(context, "command", None), "commands", {})
     if not commands or not given or given[0] in commands:
         return ""
@@ -96,7 +96,7 @@ def _flags(command: Any) -> list[str]:
 
 
 def _sentence(error: Any) -> str:
-    """The sentence for `error`, by default click's own; empty if the help has been printed."""
+    """The sentence for `error`, by default click's own; empty if the help was printed."""
     parameter, context = getattr(error, "param", None), getattr(error, "ctx", None)
     wrong = getattr(error, "option_name", None)
     if wrong is not None and hasattr(error, "possibilities"):

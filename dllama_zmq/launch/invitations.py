@@ -68,7 +68,7 @@ def check_root_is_here(file: ClusterFile, command: str) -> None:
     """Raise ConfigError if the cluster's root, which has the keys, is on another computer."""
     if address_elsewhere(file.cluster) is not None:
         raise ConfigError(
-            f"{file.path}: root.host: {file.cluster.root.host} is no address of this computer; run "
+            f"{file.path}: root.host: {file.cluster.root.host} is not an address of this computer; run "
             f"`{file.command(command)}` on the computer that has it"
         )
 

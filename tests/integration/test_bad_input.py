@@ -61,7 +61,7 @@ def test_two_clusters_on_the_same_ports_cannot_both_run(cli: Cli) -> None:
 
 def test_a_root_on_an_address_of_another_machine_is_refused(cli: Cli) -> None:
     cli.write(2, host="192.0.2.7", security="none")
-    assert "root.host: 192.0.2.7 is no address of this computer" in refusal(cli, "up")
+    assert "root.host: 192.0.2.7 is not an address of this computer" in refusal(cli, "up")
     assert "this machine has no such address" in refusal(cli, "up", "--foreground")
 
 

@@ -242,7 +242,7 @@ def test_a_bench_does_not_disturb_a_running_cluster(running: Cli) -> None:
         (["-p", "513"], 1, "pp513 needs 513 positions, and the context of demo has 512"),
         (["-n", "8", "-d", "505"], 1, "pp128 @ d505 needs 633 positions"),
         (["-p", "0", "-n", "0"], 2, "nothing to measure"),
-        (["--layers", "2"], 2, "--layers is for random weights; add --shape NAME"),
+        (["--layers", "2"], 2, "--layers needs random weights; add --shape NAME"),
         (["--shape", "tinyllama", "-m", "demo"], 2, "give one of them"),
         (["--shape", "tinyllama", "--kv-heads", "3"], 1, "32 heads cannot share 3 KV heads"),
         (["--shape", "llama2-70b", "--weights", "f32", "--layers", "4096"], 1, "GB of memory"),

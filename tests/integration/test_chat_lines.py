@@ -104,7 +104,7 @@ def test_an_answer_comes_before_the_next_message_is_there(cluster: Cli) -> None:
 def test_without_a_template_each_message_goes_on_with_the_text_and_that_is_said(cluster: Cli) -> None:
     result = cluster.run("chat", "--json", "-n", "2", stdin="sing L\nand A\nA\n")
     assert result.code == 0, result.said
-    assert result.err.startswith("parrot has no chat template: it was made to continue texts, not to talk.")
+    assert result.err.startswith("parrot has no chat template: it continues texts and does not converse")
     sung, cut, counted = (json.loads(line) for line in result.out.splitlines())
     assert (sung["text"], sung["finish_reason"]) == (" la lala", "length")
     assert cut["prompt_tokens"] > sung["prompt_tokens"] + len(" la lala and")  # the text is open: it is gone on with
@@ -118,15 +118,15 @@ def test_without_a_template_each_message_goes_on_with_the_text_and_that_is_said(
 def test_at_a_terminal_a_model_without_a_template_is_introduced_and_enter_goes_on(cluster: Cli) -> None:
     with chatting(cluster, "--temp", "0") as chat:
         welcome = chat.terminal.text().replace("\n", " ")
-        assert "parrot has no chat template: it was made to continue texts, not to talk." in welcome
+        assert "parrot has no chat template: it continues texts and does not converse" in welcome
         assert "Type the beginning of a text, such as: Once upon a time" in welcome
         assert "/help lists commands, Ctrl-D leaves." in welcome
         told = chat.say("We count A")
-        assert told.startswith("We count AOne. Two. Three.\n[the text has ended: the next one begins anew]")
+        assert told.startswith("We count AOne. Two. Three.\n[the text has ended: your next message starts a new one]")
         chat.say("/set max_tokens 2")
         told = chat.say("sing S")
         assert told.startswith("sing S tra S\n[the answer is cut after 2 tokens")
-        assert "Enter alone lets the model go" in told
+        assert "Enter alone lets the model continue" in told
         assert chat.say("").startswith(" tra S\n")
         assert "error: a system message needs a chat template" in chat.say("/system Be brief.")
         assert "template      none: texts are continued" in chat.say("/show")
@@ -153,9 +153,9 @@ def test_a_cluster_elsewhere_is_talked_with(cluster: Cli) -> None:
     [
         (["--template", "nonsense"], "A\n", 2, "'nonsense' is not a chat template; expected one of llama2, llama3"),
         (["-sys", "Be brief."], "A\n", 2, "--system needs a chat template, and parrot has none in use"),
-        (["--template", "llama2", "--plain"], "A\n", 2, "--plain uses no template and --template names one"),
+        (["--template", "llama2", "--plain"], "A\n", 2, "--plain and --template exclude each other"),
         (["--plain"], b"A\n\xff\n", 2, "line 2 of stdin is not UTF-8 text: byte 0 is 0xff"),
-        (["--plain"], '"""A\n', 2, 'the last message begins with """ and has no """ at its end'),
+        (["--plain"], '"""A\n', 2, 'the last message begins with """ but does not end with """'),
         (["--plain"], "x" * 5000, 1, "the prompt has 5002 tokens"),
         (["--template", "broken.jinja"], "A\n", 1, "the given template: chat template, line 1: it is not a Jinja"),
     ],
@@ -170,7 +170,7 @@ def test_what_cannot_be_answered_is_refused_in_one_sentence(
 
 def test_nothing_on_stdin_is_said(cluster: Cli) -> None:
     result = cluster.run("chat", "demo", stdin="")
-    assert (result.code, result.out, result.err) == (0, "", "no message came on stdin\n")
+    assert (result.code, result.out, result.err) == (0, "", "stdin had no message\n")
 
 
 def test_where_there_is_no_cluster_and_no_model_both_are_named(cluster: Cli) -> None:

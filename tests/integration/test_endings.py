@@ -123,7 +123,7 @@ def test_who_uses_the_cluster_of_another_call_keeps_it_when_that_is_stopped(cli:
             until(lambda: cli.status().active == 2, 20, "the second request")
             stopped = signalled(owner)
             assert stopped.code == 130, stopped.said
-            assert "small stays up until the others that use it are done" in stopped.err
+            assert "small stays up until the other commands that use it end" in stopped.err
             answered = finish(other, 30, time.monotonic())
     assert answered.code == 0, answered.said
     assert len(answered.out) > len(PROMPT) + 50

@@ -73,7 +73,7 @@ def test_the_answer_has_the_form_that_is_asked_for(running: Cli, small_model: Pa
     assert running.generate("--no-echo", "--grammar", 'root ::= "yes" | "no"').out in ("yes\n", "no\n")
     assert re.fullmatch(r"a\d{3}\n", running.generate("--no-echo", "--grammar-file", str(tmp_path / "g.lark")).out)
     cut = running.generate("-n", "2", "-j", json.dumps(schema))
-    assert "the answer is cut after 2 tokens, before its form is whole; -n makes room for more" in cut.err
+    assert "the answer is cut after 2 tokens, before its form is complete; -n allows more" in cut.err
     refused = running.run("generate", PROMPT, "-j", '{"not": {}}')
     assert refused.code == 1
     assert "the grammar (json_schema) cannot be used" in refused.err

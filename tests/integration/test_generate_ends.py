@@ -127,7 +127,7 @@ def test_a_prompt_that_is_no_text_is_refused_in_one_sentence(running: Cli) -> No
         (["worker", "pi1", "--root", "pi1"], "give the root once"),
         (["generate", "hi", "--connect", "pi1", "--cluster", "a.yaml"], "give one of them"),
         (["status", "a.yaml", "--connect", "pi1"], "give one of them"),
-        (["up", "--workers", "pi2"], "names the workers of its cluster"),
+        (["up", "--workers", "pi2"], "has its own list of workers"),
         (["worker", "--root", "ftp://a:1"], "the root's address ftp://a:1"),
         (["worker", "--root", "tcp://a:http"], "is no port"),
         (["gnerate", "hi"], "gnerate"),

@@ -287,6 +287,6 @@ def test_a_cluster_whose_root_is_another_computer_is_brought_up_there(cli: Cli, 
     text = "model: demo\nsecurity: none\nroot: {host: 192.0.2.7}\nworkers:\n  - {name: pi2, host: 192.0.2.8}\n"
     (cli.folder / "cluster.yaml").write_text(text)
     assert cli.told(command).error() == (
-        f"cluster.yaml: root.host: 192.0.2.7 is no address of this computer; run `dllama-zmq {command}` on the "
+        f"cluster.yaml: root.host: 192.0.2.7 is not an address of this computer; run `dllama-zmq {command}` on the "
         "computer that has it"
     )

@@ -267,7 +267,7 @@ def test_a_cluster_without_a_file_gets_other_nodes_by_coming_up_anew(own: Cli) -
     sentence = own.told("generate", PROMPT, "--nodes", "2").error(2)
     assert sentence.startswith(f"--nodes 2: cluster '{json_object(own.run('status', '--json').out)['name']}' of this ")
     model = own.folder / "own.gguf"
-    assert sentence.endswith(f"anew: dllama-zmq down, then dllama-zmq up -m {model} --nodes 2")
+    assert sentence.endswith(f"again: dllama-zmq down, then dllama-zmq up -m {model} --nodes 2")
     assert own.run("down").code == 0
 
 
@@ -315,7 +315,7 @@ def test_a_text_file_is_no_tokenizer(own: Cli) -> None:
         (["rm", "demo"], 2, "demo is part of the package"),
         (["run", "own.gguf"], 2, 'the prompt is missing; give a text to continue: dllama-zmq run own.gguf "'),
         (["run", "own.gguf", "hi", "-m", "demo"], 2, "two models are given"),
-        (["generate", "hi", "-m", "demo", "-hf", "org/m"], 2, "--model and --hf-repo both name a model"),
+        (["generate", "hi", "-m", "demo", "-hf", "org/m"], 2, "--model and --hf-repo exclude each other"),
         (["run", "own.gguf", "hi", "-f", "x"], 2, "the prompt is given twice"),
         (["run", "own.gguf", "-f", "nosuch.txt"], 1, "--file nosuch.txt: the prompt cannot be read (No such file"),
         (["run", "own.gguf", "hi", "--nodes", "3"], 2, "3 nodes; use 1, 2, 4, 8"),

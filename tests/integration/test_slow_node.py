@@ -142,7 +142,7 @@ def test_of_two_nodes_with_a_slow_link_none_is_named_and_both_wait_for_messages(
     found, added_s = status.recent["prediction"], N_STEPS * 2 * model.spec.n_layers * SLOW_S
     assert found.slowest == ""
     assert min(parts(node)["messages"] for node in found.nodes.values()) > 0.5 * added_s, found
-    assert slowness(status)[0].startswith("no node stands out")
+    assert slowness(status)[0].startswith("no node is slower than the others")
 
 
 def test_a_worker_that_recovers_is_named_no_more_and_one_that_becomes_slow_is(
@@ -190,7 +190,7 @@ def test_where_threads_outnumber_cores_no_node_of_this_computer_is_named(
     assert (found.slowest, status.oversubscribed) == ("", True)
     assert all(one.waited_for_s == {} for one in figures)
     (line,) = slowness(status)
-    assert line.startswith("Fewer cores than threads here")
+    assert line.startswith("This computer has fewer cores than threads")
 
 
 def test_a_process_that_is_stopped_now_and_then_is_named_and_not_for_its_computing(

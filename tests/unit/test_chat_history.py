@@ -34,4 +34,4 @@ def test_without_a_place_for_it_one_talks_all_the_same(file: Path, capsys: pytes
     history = terminal.open_history()
     history.append_string("Hello")
     assert history.get_strings() == ["Hello"]
-    assert "what you type is not kept for the next chat: " in capsys.readouterr().err
+    assert "your input is not kept for the next chat: " in capsys.readouterr().err

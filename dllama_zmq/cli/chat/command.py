@@ -1,4 +1,4 @@
-"""`chat`, and `run` without a prompt: which cluster, which template, and whether it is a terminal."""
+"""`chat`, and `run` without a prompt: chooses cluster, template, and terminal or lines."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from dllama_zmq.tokenizer.builtin_templates import BUILTIN
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How a chat begins: what its flags say."""
+    """The settings of a chat at its beginning, from its flags."""
 
     settings: Settings
     system: str = ""
@@ -84,9 +84,9 @@ def chat(
 
 
 def converse(cluster: AbstractContextManager[Used], options: Options) -> None:
-    """A conversation with the model of `cluster`. Raises UsageError for options that do not go together."""
+    """Run a conversation with the model of `cluster`. Raises UsageError for options that exclude each other."""
     if options.plain and options.template is not None:
-        raise UsageError("--plain uses no template and --template names one; give one of them")
+        raise UsageError("--plain and --template exclude each other; give one of them")
     chosen = chosen_template(options.template)
     messages: Iterator[str] | None = None
     if options.json or not has_terminal():
@@ -95,7 +95,7 @@ def converse(cluster: AbstractContextManager[Used], options: Options) -> None:
         messages = read()
         first = next(messages, None)
         if first is None:
-            note("no message came on stdin")
+            note("stdin had no message")
             return
         messages = itertools.chain([first], messages)
     with cluster as found:
@@ -111,14 +111,14 @@ def converse(cluster: AbstractContextManager[Used], options: Options) -> None:
 
 
 def has_terminal() -> bool:
-    """Whether there is a terminal to type at, and one to see it on."""
+    """Whether there is a terminal to type at, and one to show answers on."""
     streams = (sys.stdin, sys.stdout, sys.stderr)
     typed, *seen = (stream is not None and stream.isatty() for stream in streams)
     return typed and any(seen)
 
 
 def _session(found: Used, options: Options, chosen: Template | None) -> Session:
-    """The conversation at its beginning, and a word on it. Raises what the root says of the template."""
+    """The conversation at its beginning, after a note about it. Raises the root's error about the template."""
     model = found.client.model()
     if chosen is not None:
         template: Template | None = replace(chosen, text=chosen.text or model.template)
@@ -134,8 +134,8 @@ def _session(found: Used, options: Options, chosen: Template | None) -> Session:
     session.check()
     if template is None and not options.plain:
         note(
-            f"{model.name} has no chat template: it was made to continue texts, not to talk. So each message is "
-            "continued (--template chooses a template)."
+            f"{model.name} has no chat template: it continues texts and does not converse, so it continues each "
+            "message (--template chooses a template)."
         )
     if not options.json and has_terminal():
         begin = "Type the beginning of a text, such as: Once upon a time\n" if template is None else ""

@@ -1,4 +1,4 @@
-"""What may be typed instead of a message: /help and the like. Names are those of ollama and llama-cli."""
+"""The commands of a chat: /help and the like, named as in ollama and llama-cli."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from dllama_zmq.cli.notes import note
 from dllama_zmq.errors import UsageError
 from dllama_zmq.reporting import human_bytes, plural
 
-_MAX_READ_BYTES = 1 << 19  # as much as a request can hold
+_MAX_READ_BYTES = 1 << 19  # about as much as a request can hold
 _STATUS_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """names: all of it, with "/". takes: what stands behind it, in words of the help."""
+    """names: all names, with "/". takes: the arguments, as the help shows them."""
 
     names: tuple[str, ...]
     takes: str
@@ -34,11 +34,11 @@ class Command:
 _TABLE = (
     Command(("/help", "/?"), "", "Show this list"),
     Command(("/bye", "/exit", "/quit"), "", "Leave, as Ctrl-D does"),
-    Command(("/clear",), "", "Begin a new conversation; the system message stays"),
-    Command(("/drop",), "[N]", "Take the oldest N turns (1) out of the conversation"),
+    Command(("/clear",), "", "Start a new conversation; the system message stays"),
+    Command(("/drop",), "[N]", "Remove the oldest N turns (1) from the conversation"),
     Command(("/regen",), "", "Give another answer to the last message"),
-    Command(("/system",), "[TEXT]", 'Tell the model how to be; "" takes it away, nothing shows it'),
-    Command(("/set",), "[NAME VALUE]", "Change how answers are made; nothing shows all settings"),
+    Command(("/system",), "[TEXT]", 'Set the system message; "" removes it, no argument shows it'),
+    Command(("/set",), "[NAME VALUE]", "Change a setting of answers; no argument shows all"),
     Command(("/show",), "", "Show the model, its template and the conversation's size"),
     Command(("/save",), "FILE", "Write the conversation as JSON"),
     Command(("/load",), "FILE", "Go on with a saved conversation"),
@@ -50,7 +50,7 @@ BY_NAME = {name: command for command in _TABLE for name in command.names}
 
 
 class Commands:
-    """Runs commands on a conversation. answer: shows another answer to the last message if it is given None."""
+    """Runs commands on a conversation. answer: shows an answer to a message; None: a new answer to the last message."""
 
     def __init__(self, session: Session, answer: Callable[[str | None], None]) -> None:
         self._session, self._answer = session, answer
@@ -70,7 +70,7 @@ class Commands:
         }
 
     def run(self, text: str) -> bool:
-        """Run the command of a line; False: the user leaves. Raises UsageError, and what a command raises."""
+        """Run the command in `text`. Returns False if the user leaves. Raises UsageError and the command's errors."""
         name, _, rest = text.strip().partition(" ")
         command, rest = BY_NAME.get(name.lower()), rest.strip()
         if command is None:
@@ -78,7 +78,7 @@ class Commands:
             meant = f"; did you mean {near[0]}?" if near else "; /help lists them"
             raise UsageError(f"there is no command {name}{meant} (a space before it makes it a message)")
         if rest and not command.takes:
-            raise UsageError(f"{command.names[0]} takes nothing behind it")
+            raise UsageError(f"{command.names[0]} takes no argument")
         if not rest and command.takes == "FILE":
             raise UsageError(f"{command.names[0]} needs a file: {command.names[0]} FILE")
         if command.names[0] == "/bye":
@@ -91,7 +91,7 @@ class Commands:
         for one in _TABLE:
             table.add_row(" ".join([", ".join(one.names), one.takes]).rstrip(), one.help)
         table.add_row('"""', "Begin and end a message of several lines")
-        table.add_row("Ctrl-C", "Stop the answer; what there is of it stays")
+        table.add_row("Ctrl-C", "Stop the answer; its text so far stays")
         _print(table)
 
     def _clear(self, rest: str) -> None:
@@ -104,7 +104,7 @@ class Commands:
             raise UsageError(f"/drop {rest}: expected a number of turns")
         n_dropped = self._session.conversation.drop(int(rest or 1))
         left = plural(len(self._session.conversation.turns), "turn")
-        note(f"{plural(n_dropped, 'turn')} dropped, {left} left" if n_dropped else "the conversation has no turns")
+        note(f"{plural(n_dropped, 'turn')} dropped, {left} left" if n_dropped else "the conversation is empty")
 
     def _system(self, rest: str) -> None:
         conversation = self._session.conversation
@@ -112,7 +112,7 @@ class Commands:
             note(conversation.system or "there is no system message; /system TEXT sets one")
             return
         if self._session.template is None:
-            raise UsageError("a system message needs a chat template, and this model continues plain text")
+            raise UsageError("a system message needs a chat template; this model continues plain text")
         conversation.system = rest[1:-1] if len(rest) > 1 and rest[0] == rest[-1] == '"' else rest
         note("the system message is set, from the next answer on" if conversation.system else "no system message")
 
@@ -124,7 +124,7 @@ class Commands:
             for one, words in session.settings.shown().items():
                 table.add_row(one, inert(words))
             _print(table)
-        elif name == "system":  # ollama's words, as those below
+        elif name == "system":  # the names of ollama, as those below
             self._system(value.strip() or '""')
         else:
             name, value = {"quiet": ("verbose", "off"), "nothink": ("think", "off")}.get(name, (name, value.strip()))
@@ -176,7 +176,7 @@ class Commands:
     def _stats(self, rest: str) -> None:
         last = self._session.last
         if last is None or not last.tokens:
-            raise UsageError("nothing has been answered yet")
+            raise UsageError("there is no answer yet")
         last.stats.print_table(self._session.used.n_nodes)
 
     def _nodes(self, rest: str) -> None:

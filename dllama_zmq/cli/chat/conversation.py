@@ -1,4 +1,4 @@
-"""A conversation: its turns, its file, and what of it is sent. Knows no model and no terminal.
+"""A conversation: its turns, its file, and the messages to send. Knows no model and no terminal.
 
 The file of /save and /load is a JSON object in UTF-8. `format` is "dllama-zmq chat 1"; `model` names the model, for
 people; `messages` is a list as in OpenAI's API: an optional message of the role `system`, then `user` and `assistant`
@@ -38,7 +38,7 @@ class _File(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What the user has said, and the answer to it."""
+    """A message of the user and the answer to it."""
 
     user: str
     answer: Message
@@ -46,20 +46,20 @@ class Turn:
 
 @dataclass(slots=True)
 class Conversation:
-    """The turns so far, and the system prompt."""
+    """The turns so far, and the system message."""
 
     system: str = ""
     turns: list[Turn] = field(default_factory=list)
 
     def messages(self, user: str) -> list[dict[str, Any]]:
-        """What is sent with a new message. Earlier thoughts are not: models are trained without them."""
+        """The messages to send with a new one. Earlier thinking is left out: models are trained without it."""
         said = [Message("system", self.system)] if self.system else []
         for turn in self.turns:
             said += [Message("user", turn.user), Message("assistant", turn.answer.content)]
         return [{"role": one.role, "content": one.content} for one in (*said, Message("user", user))]
 
     def open_text(self) -> str:
-        """The text that the next message continues, where there is no template: since the last text that has ended."""
+        """The text that the next message continues if there is no template: the texts since the last one that ended."""
         text = ""
         for turn in self.turns:
             text = joined(text, turn.user) + turn.answer.content
@@ -68,20 +68,20 @@ class Conversation:
         return text
 
     def drop(self, n_turns: int) -> int:
-        """Take the oldest turns out; how many they were."""
+        """Remove the oldest turns. Returns their number."""
         n_dropped = min(n_turns, len(self.turns))
         del self.turns[:n_dropped]
         return n_dropped
 
     def save(self, path: Path, model: str) -> None:
-        """Write the file. Raises UsageError if it cannot be written, or is there and is no conversation."""
+        """Write the file. Raises UsageError if it cannot be written, or exists and is no saved conversation."""
         from dllama_zmq.formats.files import replace_file
 
         if path.exists():
             try:
                 read_conversation(path)
             except UsageError:
-                raise UsageError(f"{path} is there and is no saved conversation; choose another name") from None
+                raise UsageError(f"{path} exists and is no saved conversation; choose another name") from None
         messages = [Message("system", self.system)] if self.system else []
         for turn in self.turns:
             messages += [Message("user", turn.user), turn.answer]
@@ -91,13 +91,13 @@ class Conversation:
 
 
 def joined(text: str, more: str) -> str:
-    """`more` behind `text`, with a space between two words."""
+    """`text` and `more`, with a space between two words."""
     gap = " " if text and more and not text[-1].isspace() and not more[0].isspace() else ""
     return text + gap + more
 
 
 def read_conversation(path: Path) -> Conversation:
-    """The conversation of a file. Raises UsageError, which says what is wrong with it."""
+    """The conversation in a file. Raises UsageError with what is wrong in it."""
     data = read_bounded(path, MAX_FILE_BYTES)
     try:
         found = msgspec.json.decode(data, type=list[Message] | _File)
@@ -110,7 +110,7 @@ def read_conversation(path: Path) -> Conversation:
     roles = [one.role for one in messages]
     if roles != ["user", "assistant"] * (len(roles) // 2):
         raise UsageError(
-            f"{path}: its messages are of {', '.join(roles[:6])}{', ...' if len(roles) > 6 else ''}; expected user and "
+            f"{path}: it has messages of {', '.join(roles[:6])}{', ...' if len(roles) > 6 else ''}; expected user and "
             "assistant in turn, and an answer at the end"
         )
     pairs = zip(messages[::2], messages[1::2], strict=True)

@@ -1,4 +1,4 @@
-"""A conversation over a pipe: a message a line, an answer after the other. Knows no keys and no commands."""
+"""A conversation over a pipe: one message a line, answered one after the other. Knows no keys and no commands."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from dllama_zmq.cli.progress import Display
 from dllama_zmq.errors import UsageError
 
 _SAY_AFTER_S = 1.5
-_MAX_LINE_BYTES = 1 << 21  # more than a request can hold, which says so by itself
+_MAX_LINE_BYTES = 1 << 21  # more than a request can hold, which is refused with its own error
 
 
 def converse(session: Session, messages: Iterator[str], json: bool) -> None:
-    """Answer each message on stdout, an empty line between two answers; or each as a line with a JSON object.
+    """Print the answer to each message, with an empty line between answers, or each as a line of JSON.
 
     Raises the error of the first message that cannot be answered.
     """
@@ -39,9 +39,9 @@ def converse(session: Session, messages: Iterator[str], json: bool) -> None:
 
 
 def messages() -> Iterator[str]:
-    """The lines of stdin that are not empty; those between triple quotes are one. UsageError: it is no text.
+    """The lines of stdin that are not empty; lines between triple quotes are one message. Raises UsageError.
 
-    Says on stderr that it waits, if the first takes long.
+    Says on stderr that it waits, if the first line takes long.
     """
     if not select.select([sys.stdin], [], [], _SAY_AFTER_S)[0]:
         note("reading messages from stdin, one a line")
@@ -50,7 +50,7 @@ def messages() -> Iterator[str]:
     def following() -> str:
         line = next(lines, None)
         if line is None:
-            raise UsageError(f"the last message begins with {QUOTES} and has no {QUOTES} at its end")
+            raise UsageError(f"the last message begins with {QUOTES} but does not end with {QUOTES}")
         return line
 
     for line in lines:
@@ -73,7 +73,7 @@ def _lines() -> Iterator[str]:
 
 
 def _report(session: Session, text: str, reply: Reply) -> dict[str, object]:
-    """What `generate --json` tells of an answer, and what was thought."""
+    """The JSON object of an answer: that of `generate --json`, and the thinking."""
     started = reply.started
     return {
         "model": session.used.model,

@@ -13,7 +13,7 @@ def is_quoted(line: str) -> bool:
 
 
 def quoted(line: str, following: Callable[[], str]) -> str:
-    """The text between the quotes with which `line` begins and the next ones, at the end of a `following` line."""
+    """The text between the quotes that begin `line` and the closing ones, at the end of a `following` line."""
     line = line.lstrip().removeprefix(QUOTES)
     lines = [line]
     while not line.rstrip().endswith(QUOTES):

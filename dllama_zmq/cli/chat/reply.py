@@ -1,4 +1,4 @@
-"""One answer, from the root's messages to what is shown and kept of it. Knows no terminal."""
+"""One reply: collects the root's messages and shows the text; the conversation stores it. Knows no terminal."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from dllama_zmq.client import Answer
 class Reply:
     """Collects an answer and shows it on `view`. template: the text of the chat template; None: the answer is all text.
 
-    After its end: content, thinking, reason, tokens, cached_tokens, stats; started, None where its turn had not come;
-    failed, true where an error has ended it.
+    After the end: content, thinking, reason, tokens, cached_tokens, stats; started, None if it waited in the queue
+    until then; failed, true if an error ended it.
     """
 
     def __init__(self, view: View, template: str | None) -> None:
         self.content, self.thinking = "", ""
-        self.reason: Reason = "cancelled"  # until it ends by itself
+        self.reason: Reason = "cancelled"  # until the answer ends by itself
         self.failed = False
         self.tokens: list[int] = []
         self.started: Started | None = None
@@ -29,7 +29,7 @@ class Reply:
         self._parser = parser_for("", "", None)
 
     def take(self, message: Answer) -> None:
-        """One message of the root."""
+        """Handle one message of the root."""
         if isinstance(message, Queued):
             why = message.note or f"{message.ahead} before this one"
             self._view.waits(why)
@@ -52,13 +52,13 @@ class Reply:
             self._text(message.text)
 
     def end(self) -> None:
-        """The answer has ended, or was stopped."""
+        """Finish the text, after the answer has ended or was stopped."""
         if self._template is not None:
             self._deltas(self._parser.finish())
         self._view.end()
 
     def message(self) -> Message:
-        """What is kept of it."""
+        """The message to store."""
         return Message("assistant", self.content, self.thinking, self.reason)
 
     def _text(self, text: str) -> None:

@@ -1,4 +1,4 @@
-"""A conversation with the model of a cluster: asks, keeps what comes, and says what is refused. Knows no terminal."""
+"""A conversation with the model of a cluster: sends messages, stores replies, explains refusals. Knows no terminal."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _TRIED = [{"role": "user", "content": "Hello"}]
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """The chat template of a conversation. text: what it says, as far as is known; name, given: as in `Chat`."""
+    """The chat template of a conversation. text: its source, as far as known. name, given: as in `Chat`."""
 
     text: str
     name: str | None = None
@@ -38,12 +38,12 @@ class Template:
 
 
 class Session:
-    """A conversation. `template` is None where messages just continue a text. `last` is the last exchange."""
+    """A conversation. `template` is None if messages just continue a text. `last` is the last reply."""
 
     def __init__(self, used: Used, model: Model, template: Template | None, settings: Settings) -> None:
         self.used, self.model, self.template, self.settings = used, model, template, settings
         self.conversation = Conversation()
-        self.attached = ""  # what goes with the next message
+        self.attached = ""  # text that goes with the next message
         self.last: Reply | None = None
 
     @property
@@ -52,10 +52,11 @@ class Session:
         return self.template is None and bool(self.conversation.open_text())
 
     def ask(self, user: str, view: View, interrupts: Interrupts | None = None) -> Reply:
-        """The answer to a message, and the turn of both is kept. Without a template it is shown behind the message.
+        """Send a message, show the reply and store both as a turn. Without a template the reply is shown after the
+        message.
 
-        interrupts: they must be caught; Ctrl-C ends the answer, and its reason says so. Where nothing of an answer has
-        come, the conversation is as it was. Raises what ended the request on the root.
+        interrupts: must be caught; Ctrl-C ends the reply, and its reason says so. If the reply has no text by then, the
+        conversation is unchanged. Raises the error that ended the request on the root.
         """
         user = joined(self.attached, user)
         reply = Reply(view, None if self.template is None else self.template.text)
@@ -75,9 +76,9 @@ class Session:
         return reply
 
     def ask_again(self, view: View, interrupts: Interrupts | None = None) -> Reply:
-        """Another answer to the last message, in place of the last; which is kept where none comes."""
+        """Replace the last reply with a new one, or keep it if no new one comes."""
         if not self.conversation.turns:
-            raise UsageError("nothing has been answered yet")
+            raise UsageError("there is no answer yet")
         attached, self.attached = self.attached, ""
         turn = self.conversation.turns.pop()
         n_before = len(self.conversation.turns)
@@ -105,7 +106,7 @@ class Session:
         return Chat(messages, template=template.name, template_text=template.given, variables=variables)
 
     def _pump(self, answers: Generator[Answer, None, None], reply: Reply, interrupts: Interrupts | None) -> None:
-        """Take each message. Ctrl-C is heard while one is awaited, and not while it is shown."""
+        """Handle each message. Ctrl-C is noticed while a message is awaited, not while it is shown."""
         try:
             while True:
                 with nullcontext() if interrupts is None else interrupts.raised():
@@ -117,14 +118,14 @@ class Session:
             if interrupts is None:
                 raise
         finally:
-            answers.close()  # tells the root to stop if we stop early
+            answers.close()  # cancels the request if we stop early
 
     def cut(self, reply: Reply) -> str:
-        """Why the answer was cut short; empty if it has ended by itself."""
+        """Why the reply was cut short; empty if it ended by itself."""
         if reply.reason != "length" or reply.started is None:
             return ""
         if len(reply.tokens) == self.settings.max_tokens:
-            return f"the answer is cut after {len(reply.tokens)} tokens, as max_tokens (-n) says"
+            return f"the answer is cut after {len(reply.tokens)} tokens, the limit of max_tokens (-n)"
         n_prompt, n_answer = reply.started.prompt_tokens, len(reply.tokens)
         return (
             f"the answer is cut because the context is full: {n_prompt} tokens of the conversation and {n_answer} of "
@@ -132,13 +133,13 @@ class Session:
         )
 
     def check(self) -> None:
-        """Raise what the root says of the template, if it cannot render a message."""
+        """Raise the root's error if the template cannot render a message."""
         if self.template is not None and (self.template.name or self.template.given):
             self.used.client.tokenize(self._chat(_TRIED, self.template))
 
 
 def chosen_template(named: str | None) -> Template | None:
-    """The template of --template: a file, or a name of one of the model's or built-in ones. Raises UsageError."""
+    """The template of --template: a file, a template of the model, or a built-in one. Raises UsageError."""
     if named is None:
         return None
     path = Path(named).expanduser()
@@ -152,11 +153,11 @@ def chosen_template(named: str | None) -> Template | None:
 
 
 def told(error: Exception, session: Session) -> str:
-    """The words of an error, with what helps in a chat."""
+    """The message of an error, with what helps in a chat."""
     if isinstance(error, ContextExceeded) and session.conversation.turns:
         n_prompt, n_context = error.numbers
         return (
             f"the conversation has {n_prompt} tokens, and the context {n_context}; "
-            "/drop takes the oldest turn out, /clear begins anew, and -c makes room for more"
+            "/drop removes the oldest turn, /clear starts anew, and -c makes room for more"
         )
     return in_words(error)

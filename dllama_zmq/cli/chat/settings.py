@@ -1,4 +1,4 @@
-"""What /set changes: how answers are made and shown. Knows no terminal."""
+"""The settings of /set: how answers are sampled and shown. Knows no terminal."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _OTHER_NAMES = {
     "stats": "verbose",
     "thinking": "think",
 }
-"""Flags of `generate`, and words of ollama."""
+"""Flags of `generate`, and names of ollama."""
 _SAMPLING = [name for name in Sampling.__struct_fields__ if name not in ("logit_bias", "logprobs")]
 _TYPES = get_type_hints(Sampling)
 _SWITCHES = {"on": True, "off": False, "true": True, "false": False, "yes": True, "no": False, "": True}
@@ -34,8 +34,8 @@ _SWITCHES = {"on": True, "off": False, "true": True, "false": False, "yes": True
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """sampling, max_tokens, stop: as in a request. think: whether the model is to think first, None: as its template
-    has it. verbose: print tokens/s after each answer."""
+    """sampling, max_tokens, stop: as in a request. think: whether the model thinks first; None: the template's default.
+    verbose: print tokens/s after each answer."""
 
     sampling: Sampling
     max_tokens: int | None = None
@@ -44,12 +44,11 @@ class Settings:
     verbose: bool = False
 
     def variables(self) -> dict[str, Any]:
-        """The template variables for these settings, under the names that templates of Qwen3, DeepSeek and others
-        use."""
+        """The template variables for these settings, under the names in the templates of Qwen3, DeepSeek and others."""
         return {} if self.think is None else {"enable_thinking": self.think}
 
     def shown(self) -> Mapping[str, str]:
-        """Each by its name, as it would be typed."""
+        """Each setting by name, as it would be typed."""
         of_sampling = {name: getattr(self.sampling, name) for name in _SAMPLING}
         words = {name: "random" if value is None else f"{value:g}" for name, value in of_sampling.items()}
         words["seed"] = "random" if self.sampling.seed is None else str(self.sampling.seed)
@@ -60,7 +59,7 @@ class Settings:
         return words
 
     def changed(self, name: str, value: str) -> Settings:
-        """With `name` set to `value`. Raises UsageError, which says what is expected."""
+        """A copy with `name` set to `value`. Raises UsageError with what is expected."""
         name = name.lower().replace("-", "_")
         name = _OTHER_NAMES.get(name, name)
         if name in _SAMPLING:
@@ -102,7 +101,7 @@ def _stops(value: str) -> tuple[str, ...]:
     except (ValueError, RequestError) as error:  # ValueError: a quote that is not closed
         raise UsageError(f"stop: {error}") from None
     if not stops and value.lower() != "off":
-        raise UsageError("stop: give a text, or several in quotes; /set stop off takes them away")
+        raise UsageError("stop: give a text, or several in quotes; /set stop off removes them")
     return stops
 
 

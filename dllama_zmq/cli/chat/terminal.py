@@ -1,4 +1,4 @@
-"""A conversation at a terminal: the prompt, its history and its keys. Imports prompt_toolkit, as nothing else does."""
+"""A conversation at a terminal: the prompt, its history and its keys. Only this module imports prompt_toolkit."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _MAX_HISTORY_BYTES = 1 << 20
 
 
 class Terminal:
-    """Asks for messages and shows the answers, until the user leaves."""
+    """Asks for messages and shows the replies until the user leaves."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -45,13 +45,13 @@ class Terminal:
             history=open_history(),
             completer=_Completer(),
             complete_while_typing=False,
-            complete_style=CompleteStyle.READLINE_LIKE,  # no menu, so no lines are kept free for one
+            complete_style=CompleteStyle.READLINE_LIKE,  # a menu would keep lines of the screen free
             enable_suspend=True,
             output=_output(),
         )
 
     def run(self) -> None:
-        """Until Ctrl-D or /bye."""
+        """Run until Ctrl-D or /bye."""
         with quiet_keys():
             self._converse()
 
@@ -75,7 +75,7 @@ class Terminal:
                 if not is_quoted(text):
                     return text
                 text = quoted(text, lambda: self._keys.prompt(_MORE))
-                return f" {text}" if text.startswith("/") else text  # a message, and no command
+                return f" {text}" if text.startswith("/") else text  # the space makes it a message
             except KeyboardInterrupt:
                 if not self._keys.default_buffer.text:
                     note("Ctrl-D or /bye leaves")
@@ -83,7 +83,7 @@ class Terminal:
                 return None
 
     def _answer(self, text: str | None) -> None:
-        """Show the answer to a message; None: another one to the last."""
+        """Show the reply to a message; None: a new reply to the last message."""
         session, before, interrupts = self._session, self._session.last, Interrupts()
         with suppress(KeyboardInterrupt), interrupts.caught(), Display() as display:
             display.activity("asking the root")
@@ -93,7 +93,7 @@ class Terminal:
                     session.ask_again(view, interrupts)
                 else:
                     session.ask(text, view, interrupts)
-            except BrokenPipeError:  # nobody reads the answers: `chat | head`
+            except BrokenPipeError:  # the reader of stdout has gone: `chat | head`
                 raise
             except (DllamaError, OSError) as error:
                 display.line(f"error: {told(error, session)}")
@@ -102,11 +102,15 @@ class Terminal:
         print(file=sys.stderr)  # noqa: T201
 
     def _remark(self, reply: Reply) -> None:
-        """Say how an answer has ended, where its text does not show that."""
+        """Say how a reply ended, unless its text shows it."""
         session = self._session
         plain = session.template is None
         if reply.reason == "cancelled":
-            kept = "what there is of it stays in the conversation" if reply.content else "it is as if never asked"
+            kept = (
+                "its text so far stays in the conversation"
+                if reply.content
+                else "the message is not in the conversation"
+            )
             note(f"[{'not answered' if reply.failed else 'stopped'}; {kept}]")
         elif why := session.cut(reply):
             note(f"[{why}]")
@@ -114,28 +118,28 @@ class Terminal:
             note("[the answer is empty]")
         if plain and reply.content:
             self._hint(
-                "the text has ended: the next one begins anew"
+                "the text has ended: your next message starts a new one"
                 if reply.reason == "stop"
-                else "the text is open: what you type goes on with it, Enter alone lets the model go on, /clear ends it"
+                else "the text is open: a message continues it, Enter alone lets the model continue, /clear ends it"
             )
         if session.settings.verbose and reply.started is not None:
             note(reply.stats.sentence())
 
     def _hint(self, text: str) -> None:
-        """Say it once."""
+        """Show a hint once."""
         if text not in self._hinted:
             self._hinted.add(text)
             note(f"[{text}]")
 
 
 class _Completer(Completer):
-    """Commands, the settings of /set, and paths."""
+    """Completes commands, the settings of /set, and paths."""
 
     def __init__(self) -> None:
         self._paths = PathCompleter(expanduser=True)
 
     def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:
-        """Those for what stands before the cursor."""
+        """The completions for the text before the cursor."""
         name, space, rest = document.text_before_cursor.partition(" ")
         if not name.startswith("/"):
             return
@@ -151,16 +155,16 @@ class _Completer(Completer):
 
 
 def open_history() -> History:
-    """What was typed in earlier chats of this user; only in memory where the file cannot be written."""
+    """The input of this user's earlier chats; only in memory if the file cannot be written."""
     try:
         path = chat_history()
         os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
         path.chmod(0o600)
         if path.stat().st_size > _MAX_HISTORY_BYTES:
             data = path.read_bytes()[-_MAX_HISTORY_BYTES // 2 :]
-            path.write_bytes(data[data.find(b"\n# ") :])  # each entry begins with its time
+            path.write_bytes(data[data.find(b"\n# ") :])  # each entry begins with a comment with its time
     except OSError as error:
-        note(f"what you type is not kept for the next chat: {error.filename}: {error.strerror}")
+        note(f"your input is not kept for the next chat: {error.filename}: {error.strerror}")
         return InMemoryHistory()
     return _File(path)
 
@@ -178,9 +182,9 @@ class _File(FileHistory):
 
 
 def _output() -> Vt100_Output | None:
-    """The terminal of stdout or stderr. It is not asked where its cursor is: the answer may come late, as a message.
+    """The terminal of stdout or stderr, without cursor position requests: their answer could arrive as a message.
 
-    None for a terminal that knows no codes: prompt_toolkit then writes letters alone.
+    None for a dumb terminal: prompt_toolkit then writes plain text.
     """
     if is_dumb_terminal():
         return None

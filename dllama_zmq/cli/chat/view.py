@@ -1,4 +1,4 @@
-"""An answer on its way to the screen: its text to stdout, the rest to stderr. Knows no cluster and no conversation."""
+"""Shows an answer on its way: text to stdout, everything else to stderr. Knows no cluster and no conversation."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _DIM, _NORMAL = "\x1b[2m", "\x1b[22m"
 
 
 class View:
-    """Shows one answer. Progress is on `display`, before the first word and while the answer waits.
+    """Shows one answer. Progress is on `display` before the first word and while the answer waits.
 
-    shows_text: false if the answer is shown in another form. shows_thinking: what the model thinks is text too.
+    shows_text: false if the answer is shown in another form. shows_thinking: show the model's thinking too.
     """
 
     def __init__(self, display: Display, shows_text: bool, shows_thinking: bool) -> None:
@@ -25,22 +25,22 @@ class View:
         has_codes = self._on_terminal and os.environ.get("TERM") != "dumb" and not os.environ.get("NO_COLOR")
         self._dim, self._normal = (_DIM, _NORMAL) if has_codes else ("", "")
         self._thinking = False
-        self._begun = False  # with a word that stands on the screen
-        self._waits = False  # and has said why
+        self._begun = False  # some text is on the screen
+        self._waits = False  # the answer waits, and the reason was shown
         self._column = 0
         self._before = ""
 
     def begin_with(self, text: str) -> None:
-        """Write this before the answer's first word; up to then there is progress."""
+        """Write `text` before the answer's first word; until then progress is shown."""
         self._before = text
 
     def progress(self, text: str, done: int = 0, total: int = 0, unit: Unit = "tokens") -> None:
-        """What is going on, where no text has come yet, or none can."""
+        """Show progress if there is no text yet, or none can come."""
         if self._waits or not self._begun:
             self._display.activity(text, done, total, unit)
 
     def waits(self, why: str) -> None:
-        """The answer has begun, and cannot go on now."""
+        """Show why an answer that has begun cannot continue now."""
         if not self._begun:
             self._display.activity(f"waiting: {why}")
             return
@@ -52,7 +52,7 @@ class View:
         self._display.activity("waiting for the cluster")
 
     def thinking(self, text: str) -> None:
-        """What the model thinks before it answers."""
+        """Show a part of the model's thinking."""
         if not self._shows_thinking:
             self.progress("thinking")
             return
@@ -62,7 +62,7 @@ class View:
         self._show(self._dim + inert(text) + self._normal if self._on_terminal else text)
 
     def content(self, text: str) -> None:
-        """More of the answer."""
+        """Show more of the answer."""
         text, self._before = self._before + text, ""
         if not text:
             return
@@ -73,7 +73,7 @@ class View:
         self._show(inert(text) if self._on_terminal else text)
 
     def end(self) -> None:
-        """The answer has ended, or was stopped: the next line is free."""
+        """End the line, because the answer has ended or was stopped."""
         self._end_thinking()
         self._display.rest()
         if self._begun and self._column:
@@ -87,7 +87,7 @@ class View:
     def _show(self, text: str) -> None:
         if self._waits:
             self._waits = False
-            self._display.line("[it goes on]")
+            self._display.line("[the answer continues]")
         self._display.rest()
         self._begun = True
         self._write(text)
