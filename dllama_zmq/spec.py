@@ -22,11 +22,26 @@ class FloatType(enum.IntEnum):
     Q80 = 3
     BF16 = 4
     Q41 = 5
+    Q50 = 6
+    Q51 = 7
+    Q4_K = 8
+    Q5_K = 9
+    Q6_K = 10
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether values are integers that share scales."""
+        return _BLOCKS[self][0] > 1
 
     @property
     def block_values(self) -> int:
-        """Values in one block: 32 for the quantized types, else 1."""
+        """Values in one block: 32 or 256 for the quantized types, else 1."""
         return _BLOCKS[self][0]
+
+    @property
+    def cut_values(self) -> int:
+        """A matrix can be cut before every column that is a multiple of this: 32 for the quantized types, else 1."""
+        return min(_BLOCKS[self][0], 32)
 
     @property
     def block_bytes(self) -> int:
@@ -39,6 +54,11 @@ class FloatType(enum.IntEnum):
             raise ValueError(f"{n_values} values are not whole {self.name} blocks of {self.block_values}")
         return n_values // self.block_values * self.block_bytes
 
+    def whole_blocks(self, columns: slice) -> slice:
+        """The columns of the blocks in which `columns` (with bounds) lie."""
+        size = self.block_values
+        return slice(columns.start // size * size, -(-columns.stop // size) * size)
+
     def values_in(self, n_bytes: int) -> int:
         """How many values `n_bytes` of whole blocks are."""
         return n_bytes // self.block_bytes * self.block_values
@@ -50,7 +70,12 @@ _BLOCKS = {
     FloatType.BF16: (1, 2),
     FloatType.Q40: (32, 18),
     FloatType.Q41: (32, 20),
+    FloatType.Q50: (32, 22),
+    FloatType.Q51: (32, 24),
     FloatType.Q80: (32, 34),
+    FloatType.Q4_K: (256, 144),
+    FloatType.Q5_K: (256, 176),
+    FloatType.Q6_K: (256, 210),
 }
 """Values and bytes of a block."""
 
@@ -160,9 +185,9 @@ class ModelSpec:
         return hash((self.arch, self.dim, self.hidden_dim, self.n_layers, self.n_heads, self.vocab_size, self.seq_len))
 
     @property
-    def block_values(self) -> int:
-        """Values that a cut of columns must keep together: those of the largest block among the weights' types."""
-        return max(self.weight_type.block_values, *(kind.block_values for _, kind in self.stored), 1)
+    def cut_values(self) -> int:
+        """Values that a cut of columns must keep together, for all types of the weights."""
+        return max(self.weight_type.cut_values, *(kind.cut_values for _, kind in self.stored), 1)
 
     @property
     def q_dim(self) -> int:
@@ -235,7 +260,7 @@ class ModelSpec:
             rope.check(self.head_dim)
             if rope.layout != self.rope.layout:
                 raise FormatError(f"layers with RoPE of {rope.layout} and of {self.rope.layout} layout; expected one")
-        block = self.block_values
+        block = self.cut_values
         for name in ("dim", "q_dim", "hidden_dim"):
             if getattr(self, name) % block:
                 raise FormatError(f"{name} is {getattr(self, name)}: not whole blocks of {block} values")

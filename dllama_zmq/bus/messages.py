@@ -12,7 +12,7 @@ import msgspec
 
 from dllama_zmq.spec import FloatType
 
-PROTOCOL = 7
+PROTOCOL = 8
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 """ZMQ_MAXMSGSIZE of every socket that a peer can send arrays to: 64 tokens of a width of 2^18 in f32."""
 

@@ -55,8 +55,10 @@ class ModelFile:
     def read(self, name: str, rows: slice = ALL, columns: slice = ALL) -> BlockMatrix:
         """A slice of a tensor: a read-only view of the file if its bytes need no conversion, else an array.
 
-        A vector is one row. Column bounds must fall on whole blocks. Raises UsageError after `close`, FormatError for
-        values that are infinite or NaN, which would make a model's answers nonsense.
+        A vector is one row. Column bounds must be multiples of the type's `cut_values`.
+
+        Raises UsageError after `close`, FormatError for values that are infinite or NaN, which would make a model's
+        answers nonsense.
         """
         matrix = self._read(name, rows, columns)
         if not matrix.is_finite:
@@ -70,10 +72,13 @@ class ModelFile:
         stored, kind = self._stored[name], self._types[name]
         first, last, _ = rows.indices(stored.shape[0])
         left, right, _ = columns.indices(stored.shape[1])
+        wanted = slice(left, right)
+        whole = kind.whole_blocks(wanted)
+        row_bytes = kind.row_bytes(whole.stop - whole.start)
         if stored.is_view(kind):
-            self._before_reading((last - first) * kind.row_bytes(right - left))
-            return BlockMatrix(stored.read(first, last, left, right, kind), kind)
-        out = np.empty((max(0, last - first), kind.row_bytes(right - left)), np.uint8)
+            self._before_reading((last - first) * row_bytes)
+            return BlockMatrix.of_columns(stored.read(first, last, left, right, kind), kind, wanted)
+        out = np.empty((max(0, last - first), row_bytes), np.uint8)
         block = stored.stored.block_values
         chunk_rows = max(1, _CHUNK_VALUES // max(block, right - left))
         for row in range(first, last, chunk_rows):
@@ -81,7 +86,7 @@ class ModelFile:
             self._before_reading((end - row) * stored.stored.row_bytes(-(-(right - left) // block) * block))
             out[row - first : end - first] = stored.read(row, end, left, right, kind)
         out.flags.writeable = False
-        return BlockMatrix(out, kind)
+        return BlockMatrix.of_columns(out, kind, wanted)
 
     def in_file(self, name: str) -> tuple[str, int]:
         """The tensor's type in the file, by the format's name, and its bytes in the file."""

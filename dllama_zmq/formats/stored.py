@@ -98,13 +98,14 @@ class StoredTensor:
         return self.stored is kind and self.order is None and len(self.extents) == 1 and not self.shift
 
     def read(self, first: int, last: int, left: int, right: int, kind: FloatType) -> U8:
-        """Rows `first` to `last` and columns `left` to `right`, as `kind`; a view if possible.
+        """Rows `first` to `last` and the blocks in which columns `left` to `right` lie, as `kind`; a view if possible.
 
-        The columns must be whole blocks of `kind`. Raises FormatError for values that it cannot hold.
+        Raises FormatError for values that `kind` cannot hold.
         """
+        wanted = kind.whole_blocks(slice(left, right))
         block = self.stored.block_values
-        whole = left // block * block, -(-right // block) * block
-        skip, width = kind.row_bytes(left - whole[0]), kind.row_bytes(right - left)
+        whole = wanted.start // block * block, -(-wanted.stop // block) * block
+        skip, width = kind.row_bytes(wanted.start - whole[0]), kind.row_bytes(wanted.stop - wanted.start)
         return self._converted(self._bytes(first, last, *whole), kind)[:, skip : skip + width]
 
     def _bytes(self, first: int, last: int, left: int, right: int) -> U8:

@@ -15,7 +15,7 @@ from dllama_zmq.kernels.function_linear import FunctionLinear
 from dllama_zmq.kernels.grouped import GroupedExperts
 from dllama_zmq.kernels.interface import CacheSpec, Kernels, Linear, Norm, Rotation
 from dllama_zmq.kernels.reduction import tree_sum
-from dllama_zmq.quants import F32, I8, U8, BlockMatrix, dequantize, quantize, split_q40, split_q41, split_q80
+from dllama_zmq.quants import F32, U8, BlockMatrix, Parts, dequantize, quantize, split
 from dllama_zmq.spec import SYNC_FLOAT, Activation, FloatType, Sync
 
 _GELU_SLOPE, _GELU_CUBE = np.float32(2 * (2 / np.pi) ** 0.5), np.float32(0.044715)
@@ -79,16 +79,13 @@ class Reference:
         return ReferenceCache(spec)
 
     def _product(self, matrix: BlockMatrix, segments: int) -> Callable[[F32], F32]:
-        product = _integer_product if matrix.float_type.block_values == 32 else _float_product
+        product = _integer_product if matrix.float_type.is_quantized else _float_product
         n_rows = max(1, _TILE_VALUES // matrix.columns)
         matrix = matrix.contiguous()
-        tiles = [
-            BlockMatrix(matrix.data[first : first + n_rows], matrix.float_type)
-            for first in range(0, matrix.rows, n_rows)
-        ]
+        tiles = [matrix.cut(slice(first, first + n_rows), slice(None)) for first in range(0, matrix.rows, n_rows)]
 
         def apply(x: F32) -> F32:
-            ready = _quantized(x) if product is _integer_product else (x, x, x)
+            ready = _quantized(x) if product is _integer_product else (x, x)
             parts = self._each(lambda tile: product(tile, *ready, segments), tiles)
             return np.ascontiguousarray(np.concatenate(parts, axis=0).T)
 
@@ -209,22 +206,23 @@ def _attention(q: F32, keys: F32, values: F32, spec: CacheSpec, window: int | No
     return out.reshape(n_tokens, n_heads * head_dim)
 
 
-def _quantized(x: F32) -> tuple[F32, F32, F32]:
-    """x (T, n) as Q80: whole numbers as float32 (b, 32, T), scales (b, 1, T), and the values' sums (b, 1, T)."""
-    q, d = split_q80(quantize(x, FloatType.Q80))
-    values = np.ascontiguousarray(q.transpose(1, 2, 0), dtype=np.float32)
-    scales = np.ascontiguousarray(d.T)[:, None]
-    return values, scales, scales * values.sum(1, keepdims=True)
+def _quantized(x: F32) -> tuple[F32, F32]:
+    """x (T, n) as Q80: whole numbers as float32 (n, T), and the scales of each 32 of them (n / 32, T)."""
+    q, d, _ = split(quantize(x, FloatType.Q80), FloatType.Q80)
+    return np.ascontiguousarray(q.reshape(len(x), -1).T, dtype=np.float32), np.ascontiguousarray(d.T)
 
 
-def _integer_product(tile: BlockMatrix, x: F32, x_scales: F32, x_sums: F32, segments: int) -> F32:
+def _integer_product(tile: BlockMatrix, x: F32, x_scales: F32, segments: int) -> F32:
     """One tile of rows (R, n) times quantized `x` -> (R, T)."""
-    q, d, m = _split(tile)  # (R, b, 32), (R, b), and (R, b) where the type has offsets
+    q, d, m = _parts(tile)  # (R, b, width), (R, b), and (R, b) where the type has offsets
+    width = q.shape[2]
+    x = x.reshape(-1, width, x.shape[1])
+    x_scales = np.repeat(x_scales, 32 // width, axis=0)[:, None]
     # At most 32 * 127 * 127 < 2^24: float32 holds these integer sums exactly, in whatever order BLAS adds them.
     sums = np.matmul(q.astype(np.float32).transpose(1, 0, 2), x)  # (b, R, T)
     sums *= d.T[:, :, None] * x_scales
     if m is not None:
-        sums += m.T[:, :, None] * x_sums
+        sums += m.T[:, :, None] * (x_scales * x.sum(1, keepdims=True))
     parts = sums.reshape(segments, -1, *sums.shape[1:])
     totals = parts[:, 0].copy()
     for i in range(1, parts.shape[1]):  # np.add.reduce adds in another order where a tile is one row by one token
@@ -232,13 +230,15 @@ def _integer_product(tile: BlockMatrix, x: F32, x_scales: F32, x_sums: F32, segm
     return tree_sum(totals)
 
 
-def _split(tile: BlockMatrix) -> tuple[I8, F32, F32 | None]:
-    if tile.float_type is FloatType.Q41:
-        return split_q41(tile.data)
-    return *(split_q40 if tile.float_type is FloatType.Q40 else split_q80)(tile.data), None
+def _parts(tile: BlockMatrix) -> Parts:
+    """Those of the tile's own columns, without the others of its first and last block."""
+    q, d, m = split(tile.data, tile.float_type)
+    width = q.shape[2]
+    own = slice(tile.before // width, q.shape[1] - tile.behind // width)
+    return Parts(q[:, own], d[:, own], None if m is None else m[:, own])
 
 
-def _float_product(tile: BlockMatrix, x: F32, _: F32, __: F32, segments: int) -> F32:
+def _float_product(tile: BlockMatrix, x: F32, _: F32, segments: int) -> F32:
     """One tile of F32, F16 or BF16 rows (R, n) times `x` (T, n) -> (R, T)."""
     weights = dequantize(tile.data, tile.float_type)
     width = weights.shape[1] // segments

@@ -1,29 +1,23 @@
-"""Quantize and dequantize whole arrays. Files and the bus carry the same blocks: see formats/FORMATS.md §1.
+"""Quantize and dequantize whole arrays. Files and the bus carry the same blocks: `parts.py`, formats/FORMATS.md §1.
 
-Q40: f16 scale d, then 16 bytes; byte j has value j in its low nibble and j + 16 in its high nibble; value (q - 8) * d.
-Q41: f16 scale d, f16 offset m, then 16 bytes as in Q40; value q * d + m.
-Q80: f16 scale d, then 32 signed bytes; value q * d.
-BF16: the upper half of an f32.
+BF16 is the upper half of an f32.
 """
 
 from __future__ import annotations
 
-from typing import TypeAlias
-
 import numpy as np
-import numpy.typing as npt
 
+from dllama_zmq.quants.parts import F32, U8, split
 from dllama_zmq.spec import FloatType
-
-F32: TypeAlias = npt.NDArray[np.float32]
-U8: TypeAlias = npt.NDArray[np.uint8]
-I8: TypeAlias = npt.NDArray[np.int8]
 
 _F16_MAX = np.float32(65504.0)
 
 
 def quantize(values: F32, float_type: FloatType) -> U8:
-    """`values` (..., n) as bytes (..., row_bytes(n)); `n` must be a multiple of the block's values."""
+    """`values` (..., n) as bytes (..., row_bytes(n)); `n` must be a multiple of the block's values.
+
+    Raises ValueError for the types that are only read: Q50, Q51, Q4_K, Q5_K and Q6_K.
+    """
     values = np.ascontiguousarray(values, dtype=np.float32)
     if float_type is FloatType.F32:
         return values.view(np.uint8)
@@ -34,6 +28,8 @@ def quantize(values: F32, float_type: FloatType) -> U8:
     size = float_type.row_bytes(values.shape[-1])
     blocks = values.reshape(*values.shape[:-1], -1, 32)
     writers = {FloatType.Q40: _q40_blocks, FloatType.Q41: _q41_blocks, FloatType.Q80: _q80_blocks}
+    if float_type not in writers:
+        raise ValueError(f"values cannot be quantized to {float_type.name}")
     packed = writers[float_type](blocks)
     return packed.reshape(*values.shape[:-1], size)
 
@@ -46,45 +42,7 @@ def dequantize(data: U8, float_type: FloatType) -> F32:
         return np.ascontiguousarray(data).view("<f2").astype(np.float32)
     if float_type is FloatType.BF16:
         return (np.ascontiguousarray(data).view("<u2").astype(np.uint32) << 16).view(np.float32)
-    if float_type is FloatType.Q41:
-        q, d, m = split_q41(data)
-        values: F32 = q.astype(np.float32) * d[..., None] + m[..., None]
-    else:
-        q, d = split_q40(data) if float_type is FloatType.Q40 else split_q80(data)
-        values = q.astype(np.float32) * d[..., None]
-    return values.reshape(*data.shape[:-1], -1)
-
-
-def split_q40(data: U8) -> tuple[I8, F32]:
-    """Q40 bytes (..., 18 * b) as values -8..7 (..., b, 32) and scales (..., b)."""
-    blocks = data.reshape(*data.shape[:-1], -1, 18)
-    q = _nibbles(blocks[..., 2:])
-    q -= 8
-    return q, _scales(blocks)
-
-
-def split_q41(data: U8) -> tuple[I8, F32, F32]:
-    """Q41 bytes (..., 20 * b) as values 0..15 (..., b, 32), scales (..., b) and offsets (..., b)."""
-    blocks = data.reshape(*data.shape[:-1], -1, 20)
-    return _nibbles(blocks[..., 4:]), _scales(blocks), _scales(blocks[..., 2:])
-
-
-def split_q80(data: U8) -> tuple[I8, F32]:
-    """Q80 bytes (..., 34 * b) as values -127..127 (..., b, 32) and scales (..., b)."""
-    blocks = data.reshape(*data.shape[:-1], -1, 34)
-    return blocks[..., 2:].view(np.int8), _scales(blocks)
-
-
-def _nibbles(packed: U8) -> I8:
-    """16 bytes as 32 values 0..15, the low nibbles first."""
-    q = np.empty((*packed.shape[:-1], 32), np.int8)
-    q[..., :16] = packed & 15
-    q[..., 16:] = packed >> 4
-    return q
-
-
-def _scales(blocks: U8) -> F32:
-    return np.ascontiguousarray(blocks[..., :2]).view("<f2")[..., 0].astype(np.float32)
+    return split(data.reshape(-1, data.shape[-1]), float_type).values().reshape(*data.shape[:-1], -1)
 
 
 def _q40_blocks(blocks: F32) -> U8:

@@ -1,12 +1,13 @@
-"""A matrix of quantized blocks; slices by rows and by whole blocks of columns are views."""
+"""A matrix of blocks; slices by rows and by 32 columns are views."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from dllama_zmq.quants.blocks import F32, U8, dequantize, quantize
+from dllama_zmq.quants.blocks import dequantize, quantize
+from dllama_zmq.quants.parts import F32, U8
 from dllama_zmq.spec import FloatType
 
 _F32 = np.dtype("<f4")
@@ -14,19 +15,38 @@ _CHUNK_BYTES = 1 << 20
 """Bytes checked at a time: the temporaries stay in a core's cache."""
 _EXPONENT = {FloatType.F16: 0x7C00, FloatType.BF16: 0x7F80}
 """The bits of the exponent: all are set in an infinity and in a NaN."""
+_F16_AT = {
+    FloatType.Q41: (0, 2),
+    FloatType.Q51: (0, 2),
+    FloatType.Q4_K: (0, 2),
+    FloatType.Q5_K: (0, 2),
+    FloatType.Q6_K: (208,),
+}
+"""The bytes of a block where its f16 scale and offset are, if not the first one."""
 
 
 @dataclass(frozen=True, slots=True)
 class BlockMatrix:
-    """`data` is uint8 (rows, row_bytes(columns)), a view of a mapped file or an array."""
+    """`data` is uint8 (rows, whole blocks), a view of a mapped file or an array.
+
+    before, behind: values of the first block before the first column, and of the last block behind the last column.
+    """
 
     data: U8
     float_type: FloatType
+    before: int = 0
+    behind: int = 0
 
     @classmethod
     def from_array(cls, values: F32, float_type: FloatType) -> BlockMatrix:
         """Quantize `values` (rows, columns)."""
         return cls(quantize(values, float_type), float_type)
+
+    @classmethod
+    def of_columns(cls, data: U8, float_type: FloatType, columns: slice) -> BlockMatrix:
+        """The `columns` (with bounds) of a wider matrix, from `data` (rows, the blocks in which they lie)."""
+        whole = float_type.whole_blocks(columns)
+        return cls(data, float_type, columns.start - whole.start, whole.stop - columns.stop)
 
     @property
     def rows(self) -> int:
@@ -35,7 +55,7 @@ class BlockMatrix:
     @property
     def columns(self) -> int:
         row_bytes: int = self.data.shape[1]
-        return row_bytes // self.float_type.block_bytes * self.float_type.block_values
+        return self.float_type.values_in(row_bytes) - self.before - self.behind
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -47,19 +67,23 @@ class BlockMatrix:
         return self.data.nbytes
 
     def cut(self, rows: slice, columns: slice) -> BlockMatrix:
-        """A view of the sub-matrix. Column bounds must fall on whole blocks, as those of a plan do."""
+        """A view of the sub-matrix. Column bounds must be multiples of the type's `cut_values`, as a plan's are."""
         first, last, _ = columns.indices(self.columns)
-        return BlockMatrix(
-            self.data[rows, self.float_type.row_bytes(first) : self.float_type.row_bytes(last)], self.float_type
-        )
+        kind, wanted = self.float_type, slice(self.before + first, self.before + last)
+        if first % kind.cut_values or last % kind.cut_values:
+            raise ValueError(f"columns {first} to {last} of {kind.name} are not multiples of {kind.cut_values}")
+        whole = kind.whole_blocks(wanted)
+        data = self.data[rows, kind.row_bytes(whole.start) : kind.row_bytes(whole.stop)]
+        return BlockMatrix.of_columns(data, kind, wanted)
 
     def contiguous(self) -> BlockMatrix:
         """Itself if its bytes are contiguous, else a contiguous copy."""
-        return BlockMatrix(np.ascontiguousarray(self.data), self.float_type)
+        return replace(self, data=np.ascontiguousarray(self.data))
 
     def dequantize(self) -> F32:
         """The whole matrix as float32 (rows, columns): for small matrices and for tests."""
-        return dequantize(self.data, self.float_type)
+        values = dequantize(self.data, self.float_type)
+        return values[:, self.before : values.shape[1] - self.behind]
 
     @property
     def is_finite(self) -> bool:
@@ -81,5 +105,5 @@ def _is_finite(data: U8, kind: FloatType) -> bool:
         mask = _EXPONENT[kind]
         return int((data.view("<u2") & mask).max()) != mask
     blocks = data.reshape(len(data), -1, kind.block_bytes)
-    # The upper byte of the scale; for Q41 also that of the offset.
-    return all(int((blocks[:, :, at] & 0x7C).max()) != 0x7C for at in ((1, 3) if kind is FloatType.Q41 else (1,)))
+    # The upper byte of each f16.
+    return all(int((blocks[:, :, at + 1] & 0x7C).max()) != 0x7C for at in _F16_AT.get(kind, (0,)))

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 PIECE_BYTES = 512 * 1024
 _MAX_KEPT = 64
 """Files of hashes, one for each model and number of nodes: 40 kB for TinyLlama's 200 tensors on 4 nodes."""
-_READ_AS = 1
+_READ_AS = 2
 """Incremented when a type is read as other bytes than before, which makes kept hashes useless."""
 _DECODER = msgspec.json.Decoder(list[list[Sha256]])
 
@@ -131,7 +131,8 @@ def pieces(
 ) -> Iterator[tuple[int, U8]]:
     """Cut a node's slice of `tensor` from `first_byte` on: pairs of an offset and at most PIECE_BYTES bytes (1, n)."""
     rows, columns = plan.region(tensor, node)
-    row_bytes = tensor.float_type.row_bytes(columns.stop - columns.start)
+    blocks = tensor.float_type.whole_blocks(columns)
+    row_bytes = tensor.float_type.row_bytes(blocks.stop - blocks.start)
     rows_at_once = max(1, PIECE_BYTES // row_bytes)
     n_whole, skipped = divmod(first_byte, row_bytes)
     for row in range(rows.start + n_whole, rows.stop, rows_at_once):

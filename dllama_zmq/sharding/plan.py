@@ -67,7 +67,7 @@ class Plan:
             raise PlanError(f"{prefix}{_obstacle(spec, n_nodes)} This model can be split over {_listed(counts)}.")
         shares = [1] * n_nodes if isinstance(shares, int) else list(shares)
         group = spec.n_heads // spec.n_kv_heads
-        block = spec.block_values
+        block = spec.cut_values
         unit = block // math.gcd(block, spec.head_dim)  # fewest heads that are whole blocks, for uneven shares
         heads = [_scaled(units, unit) for units in _cut(spec.n_heads // unit, shares)]
         ffn = _cut(spec.hidden_dim // block, shares)
@@ -107,9 +107,9 @@ class Plan:
         return [tensor for tensor in tensor_table(self.spec) if not tensor.root_only]
 
     def region_bytes(self, tensor: TensorSpec, node: int) -> int:
-        """Bytes of `node`'s region of `tensor`."""
+        """Bytes of `node`'s region of `tensor`: all blocks in which its columns lie."""
         rows, columns = self.region(tensor, node)
-        return _width(rows) * tensor.float_type.row_bytes(_width(columns))
+        return _width(rows) * tensor.float_type.row_bytes(_width(tensor.float_type.whole_blocks(columns)))
 
     def weights(self, node: int) -> NodeWeights:
         """The weights in `node`'s memory (the embedding stays in the root's mapped file)."""
@@ -158,7 +158,7 @@ def _obstacle(spec: ModelSpec, n_nodes: int) -> str:
         return f"This version runs at most {MAX_NODES} nodes, not {n_nodes}."
     if spec.n_heads % n_nodes:
         return f"{spec.n_heads} heads cannot be split over {n_nodes} nodes."
-    block = spec.block_values
+    block = spec.cut_values
     for what, width in (("heads", spec.q_dim), ("FFN", spec.hidden_dim)):
         if width % (n_nodes * block):
             return (

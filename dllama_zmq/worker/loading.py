@@ -156,8 +156,8 @@ class Loading:
 
     def _matrix(self, name: str, data: U8) -> BlockMatrix:
         tensor = self._tensors[name]
-        rows, _ = self._plan.region(tensor, self._node)
-        return BlockMatrix(data.reshape(rows.stop - rows.start, -1), tensor.float_type)
+        rows, columns = self._plan.region(tensor, self._node)
+        return BlockMatrix.of_columns(data.reshape(rows.stop - rows.start, -1), tensor.float_type, columns)
 
 
 class _Arriving:
