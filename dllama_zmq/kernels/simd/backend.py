@@ -38,7 +38,7 @@ class Simd:
     ) -> Linear:
         if wire is not None:
             return self._encoded_product(matrices[0], segments, norm, wire)
-        if len({matrix.float_type for matrix in matrices}) > 1:
+        if len({(matrix.float_type, matrix.before) for matrix in matrices}) > 1:
             products = [Product(self.native, [matrix], segments, norm=norm) for matrix in matrices]
             return FunctionLinear(lambda x: [product(x) for product in products])
         return Product(self.native, matrices, segments, norm=norm)
@@ -53,7 +53,7 @@ class Simd:
     def gated(
         self, gate: BlockMatrix, up: BlockMatrix, activation: Activation = "silu", norm: Norm | None = None
     ) -> Linear:
-        if gate.float_type is not up.float_type:
+        if (gate.float_type, gate.before) != (up.float_type, up.before):
             gates, ups = self.linear(gate, norm=norm), self.linear(up, norm=norm)
             return FunctionLinear(lambda x: gate_times(gates(x), ups(x), activation))
         return Product(self.native, (gate, up), 1, _GATED[activation], norm)
@@ -69,7 +69,7 @@ class Simd:
             gated.append(self.gated(gate, up, activation))
             downs.append(Product(self.native, [down], 1))
         compiled = [product for product in gated if isinstance(product, Product)]
-        alike = len({p.kind for p in compiled}) == 1 and len({p.kind for p in downs}) == 1
+        alike = all(len({(p.kind, p.first_unit) for p in products}) == 1 for products in (compiled, downs))
         if alike and len(compiled) == len(gated):
             return SimdExperts(self.native, compiled, downs, segments)
         return GroupedExperts(gated, [PerSegment(product, segments) for product in downs])

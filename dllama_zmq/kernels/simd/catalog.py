@@ -5,25 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from dllama_zmq.kernels.needs import Needs
+from dllama_zmq.kernels.simd.layout import BLOCKS
 from dllama_zmq.kernels.simd.registry import module_of
 
-_TYPES = {
-    "q40": "q40",
-    "q41": "q41",
-    "q80": "q80",
-    "f16": "16",
-    "bf16": "16",
-    "f32": "32",
-}
+_TYPES = {**{kind: kind for kind in BLOCKS}, "f16": "16", "bf16": "16", "f32": "32"}
 """The types of weights, and the kernel that repacks each."""
-_QUANTIZED = ("q40", "q41", "q80")
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "base": ("run", "serve", "stop", "spin", "run_sequences", "rms_norm"),
     "sums": ("add_up",),
     "memory": ("read_memory",),
     **{
-        kind: (*(("quantize",) if kind in _QUANTIZED else ()), f"product_{kind}", f"repack_{repacking}")
+        kind: (*(("quantize",) if kind in BLOCKS else ()), f"product_{kind}", f"repack_{repacking}")
         for kind, repacking in _TYPES.items()
     },
     **{f"experts_{kind}": (f"experts_gated_{kind}", f"experts_down_{kind}") for kind in _TYPES},

@@ -81,7 +81,7 @@ class SimdExperts:
 def _job(product: Product, segments: int) -> Job:
     """The arguments of `experts_*` for experts like `product`."""
     width = product.columns // segments
-    part = ExpertsPart(items_each=product.n_items, n_segments=segments, segment_bytes=product.pair_bytes // segments)
+    part = ExpertsPart(items_each=product.n_items, n_segments=segments, segment_units=width // product.unit_columns)
     return Job(
         *ProductJob(
             pair_bytes=product.pair_bytes,
@@ -91,6 +91,7 @@ def _job(product: Product, segments: int) -> Job:
             n_columns=width,
             n_segments=1,
             epilogue=product.epilogue,
+            first_unit=product.first_unit,
         ),
         *part,
     )

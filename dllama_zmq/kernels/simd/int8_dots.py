@@ -1,12 +1,14 @@
-"""The integer product of one block: 16 rows x 32 columns of weights times R tokens, for each kind of CPU.
+"""The integer product of a block: 16 rows x 32 (or 16) columns of weights times R tokens, for each kind of CPU.
 
 Pure IR building, without numba: so that code for CPUs that are not at hand can be made and looked at.
 
-A tile's values of a block are laid out row-in-lane: group g holds 4 bytes of each of the 16 rows, one row's
-after another's.
-    Q40: 4 groups of 64 bytes; byte j of a row has column 8g + j in its low nibble, column 8g + 4 + j in its high one,
-         as the numbers 0..15, which stand for -8..7 in Q40
-    Q80: 8 groups of 64 bytes; byte j of a row is column 4g + j, signed
+A tile's values of a block are laid out row-in-lane: a vector of 64 bytes holds 4 bytes of each of the 16 rows, one
+row's after another's. Group k of a block is its columns 4k to 4k + 3; byte j of a row is column 4k + j.
+    4 bits  4 vectors; vector v has group 2v in its low nibbles, group 2v + 1 in its high ones
+    5 bits  the same of the lower 4 bits, then 1 vector with the upper bit of group k in bit k
+    6 bits  the same of the lower 4 bits, then 2 vectors; the first has the upper 2 bits of group k (0 to 3) in bits
+            2k and 2k + 1, the second those of the groups 4 to 7
+    8 bits  8 vectors, one for each group, signed
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from collections.abc import Callable, Sequence
 
 from llvmlite import ir
 
-from dllama_zmq.kernels.simd.layout import LANES
+from dllama_zmq.kernels.simd.layout import LANES, PairBlock, X
 from dllama_zmq.kernels.simd.llvm import I8, I16, I32, U8x64, call, fill, joined, load, parts, splat
 from dllama_zmq.kernels.simd.target import Target
 
@@ -28,88 +30,88 @@ def nothing(b: ir.IRBuilder) -> None:
 
 
 class BlockDots:
-    """Emits the products of one block with R tokens' values. One subclass for each kind of instruction.
+    """Emits the products of a block with R tokens' values. One subclass for each kind of instruction."""
 
-    `sums` are splat into the accumulators first: what the offset of unsigned weights costs.
-    """
-
-    q80_bias = 0
-    """What Q80 weights are raised by, so that they are unsigned: it comes off again with the sum of x."""
-
-    def q40(
+    def products(
         self,
         b: ir.IRBuilder,
+        block: PairBlock,
+        part: int,
         tiles: Sequence[ir.Value],
         xs: Sequence[ir.Value],
-        sums: Sequence[ir.Value],
-        bias: int,
         before: Before = nothing,
     ) -> list[list[ir.Value]]:
-        """For each of `tiles`: nibbles there times 32 bytes at each of `xs`, minus `bias` times each of `sums`, i32x16.
+        """For each of `tiles`: its weights times the bytes of these columns at each of `xs`, i32x16.
 
-        Tiles share each value of x: one load for all.
+        part: which of the block's `scales` equal ranges of columns. Tiles share each value of x: one load for all.
         """
-        totals = [[splat(b, b.mul(total, ir.Constant(I32, -bias))) for total in sums] for _ in tiles]
-        for group in range(4):
-            pairs = []
-            for weights in tiles:
-                before(b)
-                both = load(b, weights, 64 * group, U8x64)
-                pairs.append((b.and_(both, fill(U8x64, 15)), b.lshr(both, fill(U8x64, 4))))
+        bias = self.bias_of(block)
+        totals = [[_start(b, x, bias, part) for x in xs] for _ in tiles]
+        groups = _groups(block, part)
+        unpackers = [_Unpacker(b, block, tile, before) for tile in tiles]
+        for group in groups:
+            weights = [self.prepare(b, block, unpacker.group(group)) for unpacker in unpackers]
             for r, x in enumerate(xs):
-                for i in range(2):
-                    values = self._spread(b, x, 8 * group + 4 * i)
-                    for of_tile, pair in zip(totals, pairs, strict=True):
-                        of_tile[r] = self.add(b, of_tile[r], pair[i], values)
+                values = b.bitcast(splat(b, load(b, x, 4 * group, I32)), U8x64)
+                for of_tile, ready in zip(totals, weights, strict=True):
+                    of_tile[r] = self.add(b, of_tile[r], ready, values)
         return totals
 
-    def q80(
-        self,
-        b: ir.IRBuilder,
-        weights: ir.Value,
-        xs: Sequence[ir.Value],
-        sums: Sequence[ir.Value],
-        before: Before = nothing,
-    ) -> list[ir.Value]:
-        """Signed bytes at `weights` times 32 bytes at each of `xs`: i32x16 each."""
-        totals = [splat(b, b.mul(total, ir.Constant(I32, -self.q80_bias))) for total in sums]
-        for group in range(8):
-            before(b)
-            ready = self.prepare_signed(b, load(b, weights, 64 * group, U8x64))
-            for r, x in enumerate(xs):
-                totals[r] = self.add_signed(b, totals[r], ready, self._spread(b, x, 4 * group))
-        return totals
+    def bias_of(self, block: PairBlock) -> int:
+        """What weights are raised by as `add` takes them: it comes off again with the sum of x."""
+        return block.bias
 
-    def add(self, b: ir.IRBuilder, total: ir.Value, unsigned: ir.Value, x: ir.Value) -> ir.Value:
-        """total (i32x16) plus the sums of four products of `unsigned` (0..15) and `x` (i8) each."""
+    def prepare(self, b: ir.IRBuilder, block: PairBlock, weights: ir.Value) -> ir.Value:
+        """Weights as `add` takes them, made once for all tokens."""
+        return weights
+
+    def add(self, b: ir.IRBuilder, total: ir.Value, weights: ir.Value, x: ir.Value) -> ir.Value:
+        """total (i32x16) plus the sums of four products of weights and `x` (i8) each."""
         raise NotImplementedError
 
-    def prepare_signed(self, b: ir.IRBuilder, weights: ir.Value) -> tuple[ir.Value, ...]:
-        """What `add_signed` needs of signed weights, made once for all tokens."""
-        return (weights,)
 
-    def add_signed(self, b: ir.IRBuilder, total: ir.Value, ready: tuple[ir.Value, ...], x: ir.Value) -> ir.Value:
-        """total plus the sums of four products of signed weights and x."""
-        return self.add(b, total, ready[0], x)
+class _Unpacker:
+    """A tile's groups of a block as whole bytes, in ascending order; `width` bytes from byte `at` of each vector."""
 
-    @staticmethod
-    def _spread(b: ir.IRBuilder, x: ir.Value, offset: int) -> ir.Value:
-        """Four bytes of x in every lane."""
-        return b.bitcast(splat(b, load(b, x, offset, I32)), U8x64)
+    def __init__(
+        self, b: ir.IRBuilder, block: PairBlock, tile: ir.Value, before: Before = nothing, at: int = 0, width: int = 64
+    ) -> None:
+        self._b, self._bits, self._tile, self._before = b, block.bits, tile, before
+        self._at, self._kind = at, ir.VectorType(I8, width)
+        self._vectors: dict[int, ir.Value] = {}
+
+    def group(self, k: int) -> ir.Value:
+        """Group `k`: unsigned, but signed if it has 8 bits."""
+        b, kind = self._b, self._kind
+        if self._bits == 8:
+            return self._vector(k)
+        nibbles = self._vector(k // 2)
+        lower = b.lshr(nibbles, fill(kind, 4)) if k % 2 else b.and_(nibbles, fill(kind, 15))
+        if self._bits == 4:
+            return lower
+        n_upper = self._bits - 4
+        upper = self._vector(4 + (k // 4 if n_upper == 2 else 0))
+        shift = 4 - (2 * (k % 4) if n_upper == 2 else k)  # to bit 4
+        moved = b.shl(upper, fill(kind, shift)) if shift >= 0 else b.lshr(upper, fill(kind, -shift))
+        return b.or_(lower, b.and_(moved, fill(kind, 16 * (2**n_upper - 1))))
+
+    def _vector(self, v: int) -> ir.Value:
+        if v not in self._vectors:
+            self._before(self._b)
+            self._vectors[v] = load(self._b, self._tile, 64 * v + self._at, self._kind)
+        return self._vectors[v]
 
 
 class _Vnni(BlockDots):
-    q80_bias = 128
-
     def __init__(self, bits: int) -> None:
         self._bits = bits
 
-    def add(self, b: ir.IRBuilder, total: ir.Value, unsigned: ir.Value, x: ir.Value) -> ir.Value:
+    def add(self, b: ir.IRBuilder, total: ir.Value, weights: ir.Value, x: ir.Value) -> ir.Value:
         n = 512 // self._bits
         lanes = self._bits // 32
         # LLVM's signature takes the bytes as a vector of bytes of the register's width.
         kind = ir.VectorType(I8, 4 * lanes)
-        pieces = zip(*(parts(b, v, n) for v in (total, unsigned, x)), strict=True)
+        pieces = zip(*(parts(b, v, n) for v in (total, weights, x)), strict=True)
         return joined(
             b,
             [
@@ -118,63 +120,82 @@ class _Vnni(BlockDots):
             ],
         )
 
-    def prepare_signed(self, b: ir.IRBuilder, weights: ir.Value) -> tuple[ir.Value, ...]:
-        return (b.xor(weights, fill(U8x64, 128)),)  # -128..127 as 0..255
+    def bias_of(self, block: PairBlock) -> int:
+        return 128 if block.bits == 8 else block.bias
+
+    def prepare(self, b: ir.IRBuilder, block: PairBlock, weights: ir.Value) -> ir.Value:
+        return b.xor(weights, fill(U8x64, 128)) if block.bits == 8 else weights  # -128..127 as 0..255
 
 
 class _Avx2(BlockDots):
-    """Pairs add up in i16: with nibbles a whole block does (8 times 2 * 15 * 127 < 2^15), with bytes only one pair."""
+    """Pairs of products add up in i16, as many as fit: of 4 bits a whole block (8 times 2 * 15 * 127 < 2^15)."""
 
-    def q40(
+    def products(
         self,
         b: ir.IRBuilder,
+        block: PairBlock,
+        part: int,
         tiles: Sequence[ir.Value],
         xs: Sequence[ir.Value],
-        sums: Sequence[ir.Value],
-        bias: int,
         before: Before = nothing,
     ) -> list[list[ir.Value]]:
-        return [self._q40(b, weights, xs, sums, bias, before) for weights in tiles]
+        by = self._signed if block.bits == 8 else self._unsigned
+        return [by(b, block, part, tile, xs, before) for tile in tiles]
 
     @staticmethod
-    def _q40(
-        b: ir.IRBuilder, weights: ir.Value, xs: Sequence[ir.Value], sums: Sequence[ir.Value], bias: int, before: Before
+    def _unsigned(
+        b: ir.IRBuilder,
+        block: PairBlock,
+        part: int,
+        tile: ir.Value,
+        xs: Sequence[ir.Value],
+        before: Before,
     ) -> list[ir.Value]:
-        halves: list[list[ir.Value | None]] = [[None, None] for _ in xs]
-        for group in range(4):
-            before(b)
-            for half in range(2):
-                both = load(b, weights, 64 * group + 32 * half, ir.VectorType(I8, 32))
-                pair = b.and_(both, fill(both.type, 15)), b.lshr(both, fill(both.type, 4))
-                for r, x in enumerate(xs):
-                    for i, unsigned in enumerate(pair):
-                        products = _maddubs(b, unsigned, _spread32(b, x, 8 * group + 4 * i))
-                        so_far = halves[r][half]
-                        halves[r][half] = products if so_far is None else b.add(so_far, products)
-        totals = []
-        for r, total in enumerate(sums):
-            offset = splat(b, b.mul(total, ir.Constant(I32, bias)), 8)
-            totals.append(joined(b, [b.sub(_pairs(b, half), offset) for half in halves[r]]))
+        groups = _groups(block, part)
+        at_once = 2 ** (7 - block.bits)  # groups that add up in i16
+        totals = [[_start(b, x, block.bias, part, 8) for x in xs] for _ in range(2)]
+        # If a block adds up in i16, both halves share each value of x; else there are no registers for both at once.
+        for halves in [(0, 1)] if at_once >= len(groups) else [(0,), (1,)]:
+            unpackers = {half: _Unpacker(b, block, tile, before, 32 * half, 32) for half in halves}
+            for first in groups[::at_once]:
+                words: dict[tuple[int, int], ir.Value] = {}
+                for group in range(first, min(first + at_once, groups.stop)):
+                    for half in halves:
+                        weights = unpackers[half].group(group)
+                        for r, x in enumerate(xs):
+                            products = _maddubs(b, weights, _spread32(b, x, 4 * group))
+                            words[half, r] = b.add(words[half, r], products) if (half, r) in words else products
+                for (half, r), sixteen in words.items():
+                    totals[half][r] = b.add(totals[half][r], _pairs(b, sixteen))
+        return [joined(b, list(both)) for both in zip(*totals, strict=True)]
+
+    @staticmethod
+    def _signed(
+        b: ir.IRBuilder,
+        block: PairBlock,
+        part: int,
+        tile: ir.Value,
+        xs: Sequence[ir.Value],
+        before: Before,
+    ) -> list[ir.Value]:
+        """The weights' signs move to x: what is left of them is unsigned."""
+        totals = [fill(ir.VectorType(I32, LANES), 0) for _ in xs]
+        unpacker = _Unpacker(b, block, tile, before)
+        for group in _groups(block, part):
+            pieces = parts(b, unpacker.group(group), 2)
+            zero = fill(pieces[0].type, 0)
+            sizes = [b.select(b.icmp_signed("<", w, zero), b.sub(zero, w), w) for w in pieces]
+            for r, x in enumerate(xs):
+                values = _spread32(b, x, 4 * group)
+                signed = [call(b, "llvm.x86.avx2.psign.b", w.type, [values, w]) for w in pieces]
+                found = [_pairs(b, _maddubs(b, u, s)) for u, s in zip(sizes, signed, strict=True)]
+                totals[r] = b.add(totals[r], joined(b, found))
         return totals
-
-    def prepare_signed(self, b: ir.IRBuilder, weights: ir.Value) -> tuple[ir.Value, ...]:
-        pieces = parts(b, weights, 2)
-        zero = fill(pieces[0].type, 0)
-        sizes = [b.select(b.icmp_signed("<", w, zero), b.sub(zero, w), w) for w in pieces]
-        return (*pieces, *sizes)
-
-    def add_signed(self, b: ir.IRBuilder, total: ir.Value, ready: tuple[ir.Value, ...], x: ir.Value) -> ir.Value:
-        # The weights' signs move to x: what is left of them is unsigned.
-        signed = [
-            call(b, "llvm.x86.avx2.psign.b", w.type, [v, w]) for v, w in zip(parts(b, x, 2), ready[:2], strict=True)
-        ]
-        sums = [_pairs(b, _maddubs(b, u, s)) for u, s in zip(ready[2:], signed, strict=True)]
-        return b.add(total, joined(b, sums))
 
 
 class _Sdot(BlockDots):
-    def add(self, b: ir.IRBuilder, total: ir.Value, unsigned: ir.Value, x: ir.Value) -> ir.Value:
-        pieces = zip(*(parts(b, v, 4) for v in (total, unsigned, x)), strict=True)
+    def add(self, b: ir.IRBuilder, total: ir.Value, weights: ir.Value, x: ir.Value) -> ir.Value:
+        pieces = zip(*(parts(b, v, 4) for v in (total, weights, x)), strict=True)
         name = "llvm.aarch64.neon.sdot.v4i32.v16i8"
         return joined(b, [call(b, name, t.type, [t, u, s]) for t, u, s in pieces])
 
@@ -182,9 +203,9 @@ class _Sdot(BlockDots):
 class _Plain(BlockDots):
     """Vector multiplies of i16, which every SIMD unit has."""
 
-    def add(self, b: ir.IRBuilder, total: ir.Value, unsigned: ir.Value, x: ir.Value) -> ir.Value:
+    def add(self, b: ir.IRBuilder, total: ir.Value, weights: ir.Value, x: ir.Value) -> ir.Value:
         wide = ir.VectorType(I16, 64)
-        products = b.mul(b.sext(unsigned, wide), b.sext(x, wide))  # |127 * 128| < 2^15
+        products = b.mul(b.sext(weights, wide), b.sext(x, wide))  # |127 * 128| < 2^15
         undefined = ir.Constant(wide, ir.Undefined)
         quarter = ir.VectorType(I32, LANES)
         for j in range(4):
@@ -200,6 +221,18 @@ def block_dots(target: Target) -> BlockDots:
     if target.dot == "vnni256":
         return _Vnni(256)
     return {"avx2": _Avx2, "sdot": _Sdot, "plain": _Plain}[target.dot]()
+
+
+def _groups(block: PairBlock, part: int) -> range:
+    """The groups of the columns of a part."""
+    each = 8 // block.scales
+    return range(part * each, (part + 1) * each)
+
+
+def _start(b: ir.IRBuilder, x: ir.Value, bias: int, part: int, lanes: int = LANES) -> ir.Value:
+    """What the sum of products with a token's values begins at, in every lane."""
+    at = X.start(bias, part)
+    return fill(ir.VectorType(I32, lanes), 0) if at is None else splat(b, load(b, x, at, I32), lanes)
 
 
 def _spread32(b: ir.IRBuilder, x: ir.Value, offset: int) -> ir.Value:

@@ -1,8 +1,8 @@
 """Layouts that numba code shares with its callers, who must not import numba: weights, the pool of threads, jobs.
 
 Two tiles of 16 rows make a pair, 32 outputs. In quantized types, both tiles' blocks of the same 32 columns lie
-together, in whole cache lines; in the others, the 32 values of a column. In any type, a range of columns is a range of
-a pair's bytes.
+together, in whole cache lines; in the others, the 32 values of a column. K-quants have one f16 factor (or two) for 256
+columns of a row: those of a pair lie before its 8 blocks of these columns.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import NamedTuple
 from dllama_zmq.spec import Sync
 
 LANES = 16
-X_BLOCK = 40
-"""Bytes of one token's block of 32 quantized values: the 32, the scale (f32), the sum of the 32 (i32)."""
+X_BLOCK = 64
+"""Bytes of one token's block of 32 quantized values: the 32, then what `XBlock` says."""
 SCALES = 2 * LANES
 """Bytes of 16 f16 scales."""
 
@@ -58,22 +58,61 @@ class ThreadLayout(NamedTuple):
 POOL, THREAD, THREAD_BYTES = PoolLayout(), ThreadLayout(), 256
 
 
-@dataclass(frozen=True, slots=True)
-class PairBlock:
-    """32 columns of a pair of tiles: the first's values, the second's, 16 f16 scales of each, 16 f16 offsets of each
-    where the type has them.
+class XBlock(NamedTuple):
+    """What is in a block of quantized values behind the 32: each field's byte offset.
 
-    value_bytes: of one tile's values. source_bytes: of a row's block as files have it, its values at `source_values`.
+    The last fields (i32) are what sums of products begin at if the weights' numbers are larger than their meaning by a
+    bias: the sum of the values times minus the bias.
     """
 
-    value_bytes: int
-    offsets: bool
+    scale: int = 32
+    """f32."""
+    scaled_sum: int = 36
+    """The sum of the 32 values times the scale, f32."""
+    minus_8: int = 40
+    minus_16: int = 44
+    minus_128: int = 48
+    first_minus_32: int = 52
+    """Of the first 16 values."""
+    last_minus_32: int = 56
+    """Of the last 16 values."""
+
+    def start(self, bias: int, part: int) -> int | None:
+        """The offset of what sums begin at; None for 0. part: which 16 values, for a bias of 32."""
+        if bias == 32:
+            return self.last_minus_32 if part else self.first_minus_32
+        return {8: self.minus_8, 16: self.minus_16, 128: self.minus_128}.get(bias)
+
+
+X = XBlock()
+
+
+@dataclass(frozen=True, slots=True)
+class PairBlock:
+    """32 columns of a pair of tiles: the first's values, the second's, then their scales and offsets.
+
+    bits: of a value. bias: what a value's number is above its meaning; 0 if it is signed or the type has offsets.
+    scales: of the 32 columns of a row. group: how many blocks share f16 factors, by which their scales and offsets,
+    integers of a byte, are multiplied; 1 if scales and offsets are f16 themselves.
+    source_bytes: of a row's block as files have it.
+    """
+
+    bits: int
+    bias: int
     source_bytes: int
+    offsets: bool = False
+    scales: int = 1
+    group: int = 1
 
     @property
-    def nibbles(self) -> bool:
-        """Two values share a byte."""
-        return self.value_bytes == 256
+    def value_bytes(self) -> int:
+        """Bytes of one tile's values."""
+        return 64 * self.bits
+
+    @property
+    def scale_bytes(self) -> int:
+        """Bytes of one tile's scales, one of each row."""
+        return SCALES if self.group == 1 else LANES
 
     @property
     def scales_at(self) -> int:
@@ -81,24 +120,41 @@ class PairBlock:
         return 2 * self.value_bytes
 
     @property
-    def offsets_at(self) -> int:
-        """Bytes from a tile's scales to its offsets."""
-        return 2 * SCALES
+    def next_at(self) -> int:
+        """Bytes from a tile's scales to its scales of the other 16 columns, or to its offsets."""
+        return 2 * self.scale_bytes
 
     @property
     def nbytes(self) -> int:
         """Bytes of the whole."""
-        return self.scales_at + 2 * SCALES * (2 if self.offsets else 1)
+        return self.scales_at + self.next_at * (self.scales + self.offsets)
 
     @property
-    def source_values(self) -> int:
-        """Bytes before the values in a row's block: its scale, and its offset if it has one."""
-        return 4 if self.offsets else 2
+    def factor_bytes(self) -> int:
+        """Bytes of the factors of a group: of both tiles' scales, then of their offsets."""
+        return 0 if self.group == 1 else 2 * SCALES * (1 + self.offsets)
+
+    @property
+    def group_bytes(self) -> int:
+        """Bytes of a group: its factors, then its blocks."""
+        return self.factor_bytes + self.group * self.nbytes
+
+    def pair_bytes(self, n_blocks: int) -> int:
+        """Bytes of a pair of rows of `n_blocks`."""
+        return -(-n_blocks // self.group) * self.group_bytes
 
 
-Q40 = PairBlock(256, False, 18)
-Q41 = PairBlock(256, True, 20)
-Q80 = PairBlock(512, False, 34)
+BLOCKS = {
+    "q40": PairBlock(4, 8, 18),
+    "q41": PairBlock(4, 0, 20, offsets=True),
+    "q50": PairBlock(5, 16, 22),
+    "q51": PairBlock(5, 0, 24, offsets=True),
+    "q80": PairBlock(8, 0, 34),
+    "q4_k": PairBlock(4, 0, 144, offsets=True, group=8),
+    "q5_k": PairBlock(5, 0, 176, offsets=True, group=8),
+    "q6_k": PairBlock(6, 32, 210, scales=2, group=8),
+}
+"""The blocks of every quantized type."""
 
 
 class ProductJob(NamedTuple):
@@ -118,6 +174,8 @@ class ProductJob(NamedTuple):
     n_segments: int = 0
     n_tokens: int = 0
     epilogue: int = 0
+    first_unit: int = 0
+    """Units (blocks of 32 columns, or columns) of a pair before the first that is multiplied."""
 
 
 class ExpertsPart(NamedTuple):
@@ -131,7 +189,7 @@ class ExpertsPart(NamedTuple):
     items_each: int = 0
     """Items of a use, or of a token."""
     n_segments: int = 0
-    segment_bytes: int = 0
+    segment_units: int = 0
 
 
 class QuantizeJob(NamedTuple):
@@ -184,7 +242,9 @@ class RepackJob(NamedTuple):
     source_stride: int = 0
     n_rows: int = 0
     n_units: int = 0
-    """Blocks (of quantized types) or columns of a row."""
+    """Blocks of 32 columns (of quantized types) or columns of a row."""
+    before: int = 0
+    """Blocks of a row's first group that are not the matrix's: their places stay zeros."""
 
 
 class AttentionJob(NamedTuple):

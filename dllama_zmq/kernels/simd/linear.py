@@ -18,12 +18,10 @@ from dllama_zmq.kernels.simd.layout import (
     AS_F16,
     AS_F32,
     AS_Q80,
+    BLOCKS,
     GATED_GELU,
     GATED_SILU,
     LANES,
-    Q40,
-    Q41,
-    Q80,
     X_BLOCK,
     NormJob,
     ProductJob,
@@ -35,15 +33,10 @@ from dllama_zmq.kernels.simd.sequence import KernelSequence
 from dllama_zmq.quants import F32, BlockMatrix
 from dllama_zmq.spec import FloatType
 
-_KINDS = {
-    FloatType.F32: ("f32", "32", 2 * 64),
-    FloatType.F16: ("f16", "16", 2 * 32),
-    FloatType.BF16: ("bf16", "16", 2 * 32),
-    FloatType.Q40: ("q40", "q40", Q40.nbytes),
-    FloatType.Q41: ("q41", "q41", Q41.nbytes),
-    FloatType.Q80: ("q80", "q80", Q80.nbytes),
-}
-"""The names of a type's product and repacking kernels, and the bytes of a block (or column) of a pair of tiles."""
+_COLUMN_BYTES = {FloatType.F32: 2 * 64, FloatType.F16: 2 * 32, FloatType.BF16: 2 * 32}
+"""The bytes of a column of a pair of tiles."""
+_REPACKS = {FloatType.F32: "32", FloatType.F16: "16", FloatType.BF16: "16"}
+"""The names of repacking kernels, if they are not those of the types."""
 _PRODUCT, _QUANTIZE, _NORM = indices(ProductJob), indices(QuantizeJob), indices(NormJob)
 _WIRE = {AS_F16: FloatType.F16, AS_Q80: FloatType.Q80}
 """The types of results that are not f32."""
@@ -70,12 +63,16 @@ class Product:
     ) -> None:
         kind = matrices[0].float_type
         self._runtime = runtime
-        self.kind, self.epilogue, self.integer = _KINDS[kind][0], epilogue, kind.block_values == 32
+        self.kind, self.epilogue, self.integer = kind.name.lower(), epilogue, kind.is_quantized
         self.gated = epilogue in (GATED_SILU, GATED_GELU)
-        self.columns = matrices[0].columns
+        self.columns, self.unit_columns = matrices[0].columns, kind.cut_values
+        self.first_unit, n_units = matrices[0].before // self.unit_columns, self.columns // self.unit_columns
         n_tiles = [-(-matrix.rows // LANES) for matrix in matrices]
         self.n_items = -(-sum(n_tiles) // 2)
-        self.pair_bytes = self.columns // kind.block_values * _KINDS[kind][2]
+        if self.integer:
+            self.pair_bytes = BLOCKS[self.kind].pair_bytes(self.first_unit + n_units)
+        else:
+            self.pair_bytes = n_units * _COLUMN_BYTES[kind]
         self._chunk = max(1, min(_CHUNK_BYTES // self.pair_bytes, self.n_items // (4 * runtime.pool.threads)))
         self._memory = runtime.memory.allocate(self.n_items * self.pair_bytes)
         self.base = address(self._memory)
@@ -117,9 +114,10 @@ class Product:
                 source=data.ctypes.data,
                 source_stride=data.strides[0],
                 n_rows=matrix.rows,
-                n_units=self.columns // kind.block_values,
+                n_units=self.columns // self.unit_columns,
+                before=self.first_unit,
             )
-            self._runtime.parallel_for(f"repack_{_KINDS[kind][1]}", Job(*job), count, 4)
+            self._runtime.parallel_for(f"repack_{_REPACKS.get(kind, self.kind)}", Job(*job), count, 4)
             first += count
 
     def _jobs(self, eps: int) -> list[tuple[str, Sequence[int]]]:
@@ -133,6 +131,7 @@ class Product:
             n_columns=columns,
             n_segments=self._segments,
             epilogue=self.epilogue,
+            first_unit=self.first_unit,
         )
         first: list[tuple[str, Sequence[int]]] = []
         if self.integer:
@@ -183,7 +182,7 @@ class Product:
     def _set_columns(self, first: int, n_columns: int, segments: int) -> None:
         """Let runs take `n_columns` columns from `first` on, in `segments` segments."""
         fields, product = self._fields, self._product
-        fields[product + _PRODUCT.pairs] = self.base + self.pair_bytes * first // self.columns
+        fields[product + _PRODUCT.first_unit] = self.first_unit + first // self.unit_columns
         fields[product + _PRODUCT.n_segments] = segments
         fields[product + _PRODUCT.n_columns] = n_columns
         if self.integer:

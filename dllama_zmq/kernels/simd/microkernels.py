@@ -16,13 +16,15 @@ from typing import Literal
 from llvmlite import ir
 
 from dllama_zmq.kernels.simd.int8_dots import Before, block_dots, nothing
-from dllama_zmq.kernels.simd.layout import LANES, SCALES, X_BLOCK, PairBlock
+from dllama_zmq.kernels.simd.layout import LANES, SCALES, X_BLOCK, PairBlock, X
 from dllama_zmq.kernels.simd.llvm import (
     F32,
+    I8,
     I32,
     I64,
     F16x16,
     F32x16,
+    I32x16,
     call,
     fill,
     load,
@@ -47,55 +49,103 @@ class IntegerMicrokernel:
     n_tiles: int
 
     def emit(
-        self, b: ir.IRBuilder, values: ir.Value, scales: ir.Value, x: ir.Value, n: ir.Value, out: ir.Value
+        self,
+        b: ir.IRBuilder,
+        pair: ir.Value,
+        half: ir.Value,
+        first: ir.Value,
+        x: ir.Value,
+        n: ir.Value,
+        out: ir.Value,
     ) -> None:
-        """The product of `n` blocks -> f32 rows at `out`.
+        """The product of `n` blocks of a pair, from block `first` on -> f32 rows at `out`.
 
-        values, scales: of the (first) tile's first block. x holds the tokens' values side by side: for each block R
-        times X_BLOCK bytes. out: the first tile's R rows of 16, then the second's.
+        half: the tile, if it is one. x holds the tokens' values side by side: for each block R times X_BLOCK bytes.
+        out: the first tile's R rows of 16, then the second's.
         """
         target, block, n_tokens, n_tiles = self.target, self.block, self.n_tokens, self.n_tiles
         dots = block_dots(target)
-        ahead = _AHEAD if n_tokens > (4 if block.nibbles else 2) else target.ahead
+        ahead = _AHEAD if n_tokens > (2 if block.bits == 8 else 4) else target.ahead
         if n_tiles == 1:
             ahead = 0
         spread = target.spread and ahead == target.ahead > 0
 
         def body(b: ir.IRBuilder, i: ir.Value, totals: Sequence[ir.Value]) -> list[ir.Value]:
-            at = b.mul(i, ir.Constant(I64, block.nbytes))
-            first = b.add(x, b.mul(i, ir.Constant(I64, X_BLOCK * n_tokens)))
-            xs = [b.add(first, ir.Constant(I64, X_BLOCK * r)) for r in range(n_tokens)]
-            x_scales = [load(b, token, 32, F32) for token in xs]
-            x_sums = [load(b, token, 36, I32) for token in xs]
-            tiles = [b.add(b.add(values, at), ir.Constant(I64, block.value_bytes * tile)) for tile in range(n_tiles)]
-            lines = iter([b.add(tiles[0], ir.Constant(I64, ahead + line)) for line in range(0, block.nbytes, 64)])
+            place = _Place(b, target, block, pair, half, b.add(first, i))
+            x_blocks = b.add(x, b.mul(i, ir.Constant(I64, X_BLOCK * n_tokens)))
+            xs = [b.add(x_blocks, ir.Constant(I64, X_BLOCK * r)) for r in range(n_tokens)]
+            x_scales = [load(b, token, X.scale, F32) for token in xs]
+            tiles = [place.values(tile) for tile in range(n_tiles)]
+            n_bytes = block.nbytes + block.factor_bytes
+            lines = iter([b.add(tiles[0], ir.Constant(I64, ahead + line)) for line in range(0, n_bytes, 64)])
             before = one_by_one(lines) if spread else nothing
             if ahead and not spread:
                 prefetch_all(b, lines)
-            bias = 0 if block.offsets else 8
-            if not block.nibbles:
-                products = [dots.q80(b, tile, xs, x_sums, before) for tile in tiles]
-            elif n_tokens * n_tiles <= 8:
-                products = dots.q40(b, tiles, xs, x_sums, bias, before)
-            else:  # no registers for both at once, nor to keep x from one to the other
-                products = [dots.q40(b, [t], [_opaque(b, x) for x in xs], x_sums, bias)[0] for t in tiles]
+            new = list(totals)
+            # No registers for both tiles of many tokens at once, nor to keep x from one to the other.
+            together = [range(n_tiles)] if n_tokens * n_tiles <= 8 else [range(t, t + 1) for t in range(n_tiles)]
+            for which in together:
+                values = xs if len(which) == n_tiles else [_opaque(b, token) for token in xs]
+                for part in range(block.scales):
+                    products = dots.products(b, block, part, [tiles[t] for t in which], values, before)
+                    for tile, of_tile in zip(which, products, strict=True):
+                        d = place.scale(tile, part)
+                        for r, product in enumerate(of_tile):
+                            k = tile * n_tokens + r
+                            scale = b.fmul(splat(b, x_scales[r]), d)
+                            new[k] = multiply_add(b, target, b.sitofp(product, F32x16), scale, new[k])
             if spread:
                 prefetch_all(b, lines)
-            new = []
-            for tile, of_tile in enumerate(products):
-                tile_scales = b.add(b.add(scales, at), ir.Constant(I64, SCALES * tile))
-                d = to_f32(b, target, load(b, tile_scales, 0, F16x16))
-                for r, product in enumerate(of_tile):
-                    total = totals[tile * n_tokens + r]
-                    total = multiply_add(b, target, b.sitofp(product, F32x16), b.fmul(splat(b, x_scales[r]), d), total)
-                    if block.offsets:
-                        m = to_f32(b, target, load(b, tile_scales, block.offsets_at, F16x16))
-                        sum_of_x = b.fmul(b.sitofp(x_sums[r], F32), x_scales[r])
-                        total = multiply_add(b, target, m, splat(b, sum_of_x), total)
-                    new.append(total)
+            if block.offsets:
+                for tile in range(n_tiles):
+                    m = place.offset(tile)
+                    for r, token in enumerate(xs):
+                        k = tile * n_tokens + r
+                        new[k] = multiply_add(b, target, m, splat(b, load(b, token, X.scaled_sum, F32)), new[k])
             return new
 
         _loop(b, n, n_tiles * n_tokens, body, out)
+
+
+class _Place:
+    """Where block `number` of a pair is. Tiles are counted from `half` on."""
+
+    def __init__(
+        self, b: ir.IRBuilder, target: Target, block: PairBlock, pair: ir.Value, half: ir.Value, number: ir.Value
+    ) -> None:
+        self._b, self._target, self._block, self._half = b, target, block, half
+        group, within = (f(number, ir.Constant(I64, block.group)) for f in (b.udiv, b.urem))
+        self._factors = b.add(pair, b.mul(group, ir.Constant(I64, block.group_bytes)))
+        self._start = b.add(self._factors, b.mul(within, ir.Constant(I64, block.nbytes)))
+
+    def values(self, tile: int) -> ir.Value:
+        """The address of a tile's values."""
+        return self._of_tile(self._start, self._block.factor_bytes, tile, self._block.value_bytes)
+
+    def scale(self, tile: int, part: int) -> ir.Value:
+        """A tile's scales of all 32 columns, or of the first or second 16, f32x16."""
+        return self._factor(tile, part, 0, signed=not self._block.offsets)
+
+    def offset(self, tile: int) -> ir.Value:
+        """A tile's offsets, f32x16."""
+        return self._factor(tile, 1, 2 * SCALES, signed=False)
+
+    def _factor(self, tile: int, place: int, factor_at: int, signed: bool) -> ir.Value:
+        b, block = self._b, self._block
+        at = block.factor_bytes + block.scales_at + block.next_at * place
+        own = self._of_tile(self._start, at, tile, block.scale_bytes)
+        if block.group == 1:
+            return to_f32(b, self._target, load(b, own, 0, F16x16))
+        integers = load(b, own, 0, ir.VectorType(I8, LANES))
+        whole = b.sext(integers, I32x16) if signed else b.zext(integers, I32x16)
+        shared = self._of_tile(self._factors, factor_at, tile, SCALES)
+        return b.fmul(b.sitofp(whole, F32x16), to_f32(b, self._target, load(b, shared, 0, F16x16)))
+
+    def _of_tile(self, start: ir.Value, at: int, tile: int, tile_bytes: int) -> ir.Value:
+        b = self._b
+        return b.add(
+            b.add(start, b.mul(self._half, ir.Constant(I64, tile_bytes))), ir.Constant(I64, at + tile * tile_bytes)
+        )
 
 
 def _opaque(b: ir.IRBuilder, address: ir.Value) -> ir.Value:

@@ -40,7 +40,7 @@ def _make_gated(times_one):
         for item in range(first, last):
             use, i = item // each, item % each
             pair = load_i64(load_i64(job + EXPERTS.table) + 8 * use) + i * pair_bytes
-            times_one(job, pair, use // chosen, sums)
+            times_one(job, pair, load_i64(job + AT.first_unit), use // chosen, sums)
             a, b = load_vector(sums), load_vector(sums + 64)
             out = gelu_times(a, b) if load_i64(job + AT.epilogue) == GATED_GELU else silu_times(a, b)
             at = load_i64(job + AT.out) + use * load_i64(job + AT.out_stride) + 64 * i
@@ -60,12 +60,9 @@ def _make_down(times_one):
             store_vector(top, splat(F(0.0)))
             store_vector(top + 64, splat(F(0.0)))
             for use in range(token * chosen, (token + 1) * chosen):
-                pair = (
-                    load_i64(load_i64(job + EXPERTS.table) + 8 * use)
-                    + offset
-                    + s * load_i64(job + EXPERTS.segment_bytes)
-                )
-                times_one(job, pair, use * n_segments + s, part)
+                pair = load_i64(load_i64(job + EXPERTS.table) + 8 * use) + offset
+                first = load_i64(job + AT.first_unit) + s * load_i64(job + EXPERTS.segment_units)
+                times_one(job, pair, first, use * n_segments + s, part)
                 add_slots(top, part, 2)
             top = merged(top + SLOT, s + 1, 2)
         finish_tree(sums, top, 2)

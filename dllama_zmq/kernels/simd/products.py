@@ -25,15 +25,13 @@ from dllama_zmq.kernels.simd.job import offsets
 from dllama_zmq.kernels.simd.layout import (
     AS_F32,
     AS_Q80,
+    BLOCKS,
     GATED_GELU,
     GATED_SILU,
-    Q40,
-    Q41,
-    Q80,
-    SCALES,
     X_BLOCK,
     ProductJob,
     QuantizeJob,
+    X,
 )
 from dllama_zmq.kernels.simd.registry import kernel
 from dllama_zmq.kernels.simd.rows import norm_scale
@@ -81,8 +79,8 @@ def group_size(n_left):
 
 @kernel
 def quantize(job, first, last):
-    """Tokens x (T, n_columns) f32, normed if there is a gain, as blocks: 32 bytes, a scale and a sum; group by group
-    at out.
+    """Tokens x (T, n_columns) f32, normed if there is a gain, as blocks: 32 bytes, a scale and sums; group by group at
+    out.
 
     A group of R tokens is, block after block, R times X_BLOCK bytes. Items are groups of MAX_GROUP tokens.
     """
@@ -110,9 +108,21 @@ def quantize(job, first, last):
                     q_low, q_high = quantized(low, scale), quantized(high, scale)
                     store_bytes(at, q_low)
                     store_bytes(at + 16, q_high)
-                    store_scale_f32(at + 32, scale)
-                    store_i32(at + 36, sum_of_ints(q_low + q_high))
+                    store_scale_f32(at + X.scale, scale)
+                    store_sums(at, sum_of_ints(q_low), sum_of_ints(q_high))
             t += size
+
+
+@register_jitable
+def store_sums(at, first, last):
+    """What a block has of the sums of its first and last 16 values."""
+    whole = first + last
+    store_f32(at + X.scaled_sum, F(whole) * load_f32(at + X.scale))
+    store_i32(at + X.minus_8, -8 * whole)
+    store_i32(at + X.minus_16, -16 * whole)
+    store_i32(at + X.minus_128, -128 * whole)
+    store_i32(at + X.first_minus_32, -32 * first)
+    store_i32(at + X.last_minus_32, -32 * last)
 
 
 @register_jitable
@@ -145,12 +155,12 @@ def _make_integer(block):
         inner = integer_microkernel(block, n_tokens, 2 if n_tokens <= _PAIRED else 1)
 
         @register_jitable
-        def microkernel(weights, scales, values, stride, n, out):
-            inner(weights, scales, values, n, out)
+        def microkernel(pair, half, first, values, stride, n, out):
+            inner(pair, half, first, values, n, out)
 
         return microkernel
 
-    return _make_times(_integer_cut, block.nbytes, block.value_bytes, block.scales_at, made)
+    return _make_times(_integer_cut, made)
 
 
 def _make_float(lanes, value_bytes):
@@ -160,42 +170,39 @@ def _make_float(lanes, value_bytes):
         inner = float_microkernel(lanes, n_tokens, 2 if n_tokens <= _PAIRED else 1, _AHEAD[n_tokens])
 
         @register_jitable
-        def microkernel(weights, scales, values, stride, n, out):
-            inner(weights, step, values, stride, n, out)
+        def microkernel(pair, half, first, values, stride, n, out):
+            inner(pair + first * step + half * 16 * value_bytes, step, values, stride, n, out)
 
         return microkernel
 
-    return _make_times(_float_cut, step, 16 * value_bytes, 0, made)
+    return _make_times(_float_cut, made)
 
 
-def _make_times(cut, unit_bytes, tile_bytes, scales_at, made):
+def _make_times(cut, made):
     """A pair times a group of tokens, and a pair times a group of one.
 
-    unit_bytes, tile_bytes: of a pair, and of a tile in it. scales_at: from there to a unit's scales. made: from a
-    number of tokens to a micro-kernel, over both tiles for up to _PAIRED tokens. All is inlined: only the stack frame
-    of a kernel, which has `scratch`, is aligned to vectors; elsewhere a spilled vector would straddle cache lines (8%
-    with AVX2).
+    made: from a number of tokens to a micro-kernel, over both tiles for up to _PAIRED tokens. All is inlined: only the
+    stack frame of a kernel, which has `scratch`, is aligned to vectors; elsewhere a spilled vector would straddle cache
+    lines (8% with AVX2).
     """
     kernel1, most = made(1), made(MAX_GROUP)
     any_size = by_size(kernel1, made(2), made(4), most, MAX_GROUP)
 
     @register_jitable(forceinline=True)
-    def only1(size, weights, scales, values, stride, n, out):
-        kernel1(weights, scales, values, stride, n, out)
+    def only1(size, *args):
+        kernel1(*args)
 
     @register_jitable(forceinline=True)
-    def only_most(size, weights, scales, values, stride, n, out):
-        most(weights, scales, values, stride, n, out)
+    def only_most(size, *args):
+        most(*args)
 
     def one_pass(microkernel, n_tiles):
         @register_jitable(forceinline=True)
-        def over(job, pair, half, t, size, sums):
+        def over(job, pair, first, half, t, size, sums):
             n_segments, each, x, x_bytes, stride = cut(job, t, size)
             top = sums
             for s in range(n_segments):
-                at = pair + s * each * unit_bytes
-                weights, scales = at + half * tile_bytes, at + scales_at + half * SCALES
-                microkernel(size, weights, scales, x + s * x_bytes, stride, each, top)
+                microkernel(size, pair, half, first + s * each, x + s * x_bytes, stride, each, top)
                 top = merged(top + SLOT, s + 1, n_tiles * size)
             finish_tree(sums, top, n_tiles * size)
 
@@ -206,16 +213,17 @@ def _make_times(cut, unit_bytes, tile_bytes, scales_at, made):
     @register_jitable(forceinline=True)
     def times(job, pair, t, size, sums):
         """A pair times the group of `size` tokens from `t` on -> (2, size, 16) f32 at `sums`, tile by tile."""
+        first = load_i64(job + AT.first_unit)
         if _PAIRED == MAX_GROUP or size < MAX_GROUP:
-            over_both(job, pair, 0, t, size, sums)
+            over_both(job, pair, first, 0, t, size, sums)
         else:
             for half in range(2):
-                over_one(job, pair, half, t, MAX_GROUP, sums + half * _ROW * MAX_GROUP)
+                over_one(job, pair, first, half, t, MAX_GROUP, sums + half * _ROW * MAX_GROUP)
 
     @register_jitable(forceinline=True)
-    def times_one(job, pair, t, sums):
-        """A pair times the group of one token `t` -> (2, 16) f32 at `sums`."""
-        with_one(job, pair, 0, t, 1, sums)
+    def times_one(job, pair, first, t, sums):
+        """A pair from its unit `first` on times the group of one token `t` -> (2, 16) f32 at `sums`."""
+        with_one(job, pair, first, 0, t, 1, sums)
 
     return times, times_one
 
@@ -312,9 +320,7 @@ def _make_product(times):
 
 
 TIMES = {
-    "q40": _make_integer(Q40),
-    "q41": _make_integer(Q41),
-    "q80": _make_integer(Q80),
+    **{name: _make_integer(block) for name, block in BLOCKS.items()},
     "f16": _make_float("f16", 2),
     "bf16": _make_float("bf16", 2),
     "f32": _make_float("f32", 4),

@@ -132,10 +132,10 @@ _operator(operator.sub, i32x16, lambda b, u, v: b.sub(u, v))
 
 
 def integer_microkernel(block: PairBlock, n_tokens: int, n_tiles: int) -> Any:
-    """IntegerMicrokernel as a numba function (values, scales, x, n_blocks, out) of addresses."""
+    """IntegerMicrokernel as a numba function (pair, half, first_block, x, n_blocks, out)."""
     return instruction(
         types.void,
-        (ADDRESS,) * 5,
+        (ADDRESS,) * 6,
         IntegerMicrokernel(_TARGET, block, n_tokens, n_tiles).emit,
     )
 
