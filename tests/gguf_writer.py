@@ -14,7 +14,7 @@ from dllama_zmq.formats import open_m, read_t
 from dllama_zmq.quants import BlockMatrix
 from dllama_zmq.spec import ModelSpec
 
-TYPE_IDS = {"F32": 0, "F16": 1, "Q40": 2, "Q41": 3, "Q5_0": 6, "Q5_1": 7, "Q80": 8, "Q2_K": 10, "Q4_K": 12, "Q5_K": 13,
+TYPE_IDS = {"F32": 0, "F16": 1, "Q40": 2, "Q41": 3, "Q50": 6, "Q51": 7, "Q80": 8, "Q2_K": 10, "Q4_K": 12, "Q5_K": 13,
             "Q6_K": 14, "BF16": 30}  # fmt: skip
 _LETTERS = {"u8": (0, "B"), "i8": (1, "b"), "u16": (2, "H"), "i16": (3, "h"), "u32": (4, "I"), "i32": (5, "i"),
             "f32": (6, "f"), "bool": (7, "?"), "u64": (10, "Q"), "i64": (11, "q"), "f64": (12, "d")}  # fmt: skip

@@ -1,6 +1,6 @@
-"""Values to K-quant blocks, simply: largest and smallest values fit, nothing searched. For tests; ggml's are better.
+"""Values to blocks of types that this package only reads, simply: largest and smallest values fit, nothing searched.
 
-Layouts: ggml's ggml-common.h, block_q4_K, block_q5_K and block_q6_K.
+For tests; ggml's are better. Layouts: ggml's ggml-common.h, block_q5_0, block_q5_1, block_q4_K, block_q5_K, block_q6_K.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from dllama_zmq.quants import F32, U8
+from dllama_zmq.quants import F32, U8, BlockMatrix
+from dllama_zmq.spec import FloatType
 
 
 def _halves(q: U8, width: int) -> U8:
@@ -42,6 +43,29 @@ def _with_offsets(values: F32, most: int) -> tuple[U8, U8, U8]:
     return heads, _six_bits(scales.astype(np.uint8), offsets.astype(np.uint8)), q
 
 
+def _five_bits(values: F32, heads: list[F32], q: F32) -> U8:
+    """Blocks of 32 with `heads` (n, 1) as f16, and q (n, 32) of 5 bits."""
+    bits = np.rint(q).clip(0, 31).astype(np.uint8)
+    upper = np.packbits(bits >> 4, axis=1, bitorder="little")
+    f16s = np.concatenate(heads, axis=1).astype("<f2").view(np.uint8)
+    return np.concatenate([f16s, upper, _halves(bits & np.uint8(15), 16)], axis=1).reshape(len(values), -1)
+
+
+def q5_0(values: F32) -> U8:
+    """(rows, n) -> bytes (rows, n / 32 * 22). The value of largest magnitude becomes -16."""
+    x = values.reshape(-1, 32)
+    d = np.take_along_axis(x, np.abs(x).argmax(-1, keepdims=True), -1) / np.float32(-16)
+    return _five_bits(values, [d], np.divide(x, d, out=np.zeros_like(x), where=d != 0) + 16)
+
+
+def q5_1(values: F32) -> U8:
+    """(rows, n) -> bytes (rows, n / 32 * 24)."""
+    x = values.reshape(-1, 32)
+    m = x.min(-1, keepdims=True)
+    d = (x.max(-1, keepdims=True) - m) / np.float32(31)
+    return _five_bits(values, [d, m], np.divide(x - m, d, out=np.zeros_like(x), where=d > 0))
+
+
 def q4_k(values: F32) -> U8:
     """(rows, n) -> bytes (rows, n / 256 * 144)."""
     heads, scales, q = _with_offsets(values, 15)
@@ -71,4 +95,11 @@ def q6_k(values: F32) -> U8:
     return np.concatenate([*parts, d.astype("<f2").view(np.uint8)], axis=1).reshape(len(values), -1)
 
 
-K_QUANTIZERS: dict[str, Callable[[F32], U8]] = {"Q4_K": q4_k, "Q5_K": q5_k, "Q6_K": q6_k}
+K_QUANTIZERS: dict[str, Callable[[F32], U8]] = {"Q50": q5_0, "Q51": q5_1, "Q4_K": q4_k, "Q5_K": q5_k, "Q6_K": q6_k}
+
+
+def quantized(values: F32, kind: FloatType) -> BlockMatrix:
+    """`BlockMatrix.from_array` for every type."""
+    if kind.name in K_QUANTIZERS:
+        return BlockMatrix(K_QUANTIZERS[kind.name](values), kind)
+    return BlockMatrix.from_array(values, kind)

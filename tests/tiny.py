@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from k_quantizers import quantized
 
 from dllama_zmq.formats import ModelFile, TokenizerData, open_m, write_m, write_t
 from dllama_zmq.models import tensor_table
@@ -48,7 +49,7 @@ def tiny_tensors(spec: ModelSpec, seed: int = 0) -> Iterator[tuple[str, BlockMat
             values = np.float32(1) + np.float32(0.1) * values
         elif tensor.name != "embedding":
             values *= np.float32(columns**-0.5)
-        yield tensor.name, BlockMatrix.from_array(values, tensor.float_type)
+        yield tensor.name, quantized(values, tensor.float_type)
 
 
 def write_tiny_model(path: Path, spec: ModelSpec = TINY, seed: int = 0) -> ModelFile:

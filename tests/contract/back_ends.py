@@ -8,7 +8,9 @@ from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
+from numpy.random import SFC64, Generator
 
+from dllama_zmq.formats.random_model import random_blocks
 from dllama_zmq.kernels import (
     Batch,
     CacheSpec,
@@ -21,14 +23,15 @@ from dllama_zmq.kernels import (
     choose_kernels,
     pages_for,
 )
-from dllama_zmq.quants import F32, BlockMatrix, quantize, split_q40, split_q41, split_q80
+from dllama_zmq.quants import F32, BlockMatrix, Parts, quantize, split
 from dllama_zmq.spec import FloatType
 
 F64 = npt.NDArray[np.float64]
 
 AVAILABLE: list[KernelChoice] = ["numpy", "simd"]
-QUANTIZED = [FloatType.Q40, FloatType.Q41, FloatType.Q80]
-PLAIN = [FloatType.F32, FloatType.F16, FloatType.BF16]
+QUANTIZED = [kind for kind in FloatType if kind.is_quantized]
+PLAIN = [kind for kind in FloatType if not kind.is_quantized]
+WITH_OFFSETS = [FloatType.Q41, FloatType.Q51, FloatType.Q4_K, FloatType.Q5_K]
 # Where a sum's bits depend on its own terms alone. The block sums of quantized types are exact; but NumPy's BLAS
 # decides how a float32 product is added up, and does so by its shape.
 SAME_BITS = [(choice, of) for choice in AVAILABLE for of in FloatType if choice != "numpy" or of in QUANTIZED]
@@ -37,6 +40,10 @@ U = 1.01 * 2.0**-24
 most n * U times the sum of their magnitudes; every bound is that one, with 1% more for products of roundings."""
 ROWS = [1, 15, 16, 17, 31, 33, 255, 256, 257]
 SHAPES = [(32, 1), (288, 1), (288, 9), (256, 8), (768, 8)]  # columns and segments
+# How rows, tokens and threads share a product does not depend on the type: these see all of it, the others some.
+EVERYWHERE = [*PLAIN, FloatType.Q40, FloatType.Q80, FloatType.Q4_K, FloatType.Q6_K]
+SOME_ROWS = [1, 17, 256]
+QUANTIZED_ROWS = [(kind, rows) for kind in QUANTIZED for rows in (ROWS if kind in EVERYWHERE else SOME_ROWS)]
 Q80 = FloatType.Q80
 TOKENS = [*range(1, 10), 16, 33, 64]
 SYNCS = ["f32", "f16", "q80"]
@@ -62,8 +69,11 @@ def with_threads(choice: KernelChoice, threads: int) -> Iterator[Kernels]:
 
 
 def weights(rows: int, columns: int, float_type: FloatType, seed: int = 0) -> BlockMatrix:
-    values = np.random.default_rng(seed).standard_normal((rows, columns), dtype=np.float32)
-    return BlockMatrix.from_array(values, float_type)
+    """Values of RMS 1. Where the columns are not whole blocks, the matrix begins and ends within one."""
+    whole = float_type.whole_blocks(slice(0, columns)).stop
+    first = (whole - columns) // 64 * 32
+    data = random_blocks(Generator(SFC64(seed)), float_type, rows, whole, 1.0)
+    return BlockMatrix(data, float_type).cut(slice(None), slice(first, first + columns))
 
 
 def activations(n_tokens: int, columns: int, seed: int = 1) -> F32:
@@ -76,25 +86,31 @@ def activations(n_tokens: int, columns: int, seed: int = 1) -> F32:
 def block_terms(matrix: BlockMatrix, x: F32) -> F64:
     """What each block adds to each product, (T, rows, terms), in float64, which holds these integer sums exactly.
 
-    A term for each block, and another for its offset where the type has them.
+    A term for each block (of 16 in Q6_K), and another for its offset where the type has them.
     """
-    w, w_scales, offsets = split(matrix)
-    q, q_scales = split_q80(quantize(x, FloatType.Q80))
+    w, w_scales, offsets = own_parts(matrix)
+    q, q_scales = x_parts(x, w.shape[2])
     sums = w.astype(np.float64).transpose(1, 0, 2) @ q.astype(np.float64).transpose(1, 2, 0)  # (b, rows, T)
-    terms = sums.transpose(2, 1, 0) * w_scales.astype(np.float64) * q_scales[:, None].astype(np.float64)
-    if matrix.float_type is not FloatType.Q41:
+    terms: F64 = sums.transpose(2, 1, 0) * w_scales.astype(np.float64) * q_scales[:, None].astype(np.float64)
+    if offsets is None:
         return terms
     of_x = q_scales.astype(np.float64) * q.sum(-1, dtype=np.float64)
     return np.concatenate([terms, offsets * of_x[:, None]], axis=-1)
 
 
-def split(matrix: BlockMatrix) -> tuple[npt.NDArray[np.int8], F32, F64]:
-    """A quantized matrix as whole numbers (rows, blocks, 32), scales (rows, blocks) and offsets (rows, blocks)."""
-    if matrix.float_type is FloatType.Q41:
-        w, scales, offsets = split_q41(matrix.data)
-        return w, scales, offsets.astype(np.float64)
-    w, scales = split_q40(matrix.data) if matrix.float_type is FloatType.Q40 else split_q80(matrix.data)
-    return w, scales, np.zeros(scales.shape)
+def own_parts(matrix: BlockMatrix) -> Parts:
+    """Those of the matrix's own columns."""
+    every = split(matrix.data, matrix.float_type)
+    width = every.integers.shape[2]
+    first = matrix.before // width
+    own = slice(first, first + matrix.columns // width)
+    return Parts(*(part if part is None else part[:, own] for part in every))
+
+
+def x_parts(x: F32, width: int) -> tuple[npt.NDArray[np.int8], F32]:
+    """x (T, n) in Q80: whole numbers (T, n / width, width), and the scale of each `width` of them."""
+    q, scales, _ = split(quantize(x, Q80), Q80)
+    return q.reshape(len(x), -1, width), np.repeat(scales, 32 // width, axis=1)
 
 
 def q80_error(matrix: BlockMatrix, x: F32) -> F64:

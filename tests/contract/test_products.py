@@ -3,31 +3,34 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from contract.back_ends import (
     PLAIN,
     QUANTIZED,
+    QUANTIZED_ROWS,
     ROWS,
     SHAPES,
     TOKENS,
+    WITH_OFFSETS,
     U,
     activations,
     block_terms,
+    own_parts,
     q80_error,
-    split,
     weights,
+    x_parts,
 )
 
 from dllama_zmq.kernels import Norm
-from dllama_zmq.quants import BlockMatrix, quantize, split_q80
+from dllama_zmq.quants import U8, BlockMatrix
 from dllama_zmq.spec import FloatType
 
 
 @pytest.mark.parametrize(("columns", "segments"), SHAPES)
-@pytest.mark.parametrize("rows", ROWS)
-@pytest.mark.parametrize("float_type", QUANTIZED)
+@pytest.mark.parametrize(("float_type", "rows"), QUANTIZED_ROWS)
 def test_a_quantized_product_is_that_of_the_weights_and_of_activations_in_q80(
     kernels, float_type, rows, columns, segments
 ):
@@ -42,8 +45,7 @@ def test_a_quantized_product_is_that_of_the_weights_and_of_activations_in_q80(
         assert (error <= bound[:n_tokens]).all(), n_tokens
 
 
-@pytest.mark.parametrize("rows", ROWS)
-@pytest.mark.parametrize("float_type", QUANTIZED)
+@pytest.mark.parametrize(("float_type", "rows"), QUANTIZED_ROWS)
 def test_a_quantized_product_is_that_of_the_dequantized_weights_within_the_rounding_of_q80(kernels, float_type, rows):
     matrix, x = weights(rows, 768, float_type), activations(9, 768)
     exact = x.astype(np.float64) @ matrix.dequantize().astype(np.float64).T
@@ -101,64 +103,85 @@ def test_gated_is_the_silu_of_one_product_times_the_other(kernels, float_type, r
 def test_blocks_are_added_one_after_another_within_a_segment_and_segments_as_a_tree(kernels, float_type, n_tokens):
     """A block is multiplied by its scale and added with one rounding, where the CPU does that by itself, or two."""
     matrix, x = weights(257, 32 * 40, float_type), activations(n_tokens, 32 * 40)
-    w, w_scales, offsets = split(matrix)
-    q, q_scales = split_q80(quantize(x, FloatType.Q80))
+    w, w_scales, offsets = own_parts(matrix)
+    q, q_scales = x_parts(x, w.shape[2])
+    n_blocks = w.shape[1]
     separate, fused = np.zeros((2, 4, n_tokens, 257), np.float32)
-    for block in range(40):
+    for block in range(n_blocks):
+        segment = block * 4 // n_blocks
         sums = (q[:, block].astype(np.int32) @ w[:, block].astype(np.int32).T).astype(np.float32)
         scales = q_scales[:, block, None] * w_scales[:, block]
-        fused[block // 10] = sums.astype(np.float64) * scales + fused[block // 10]
-        if float_type is FloatType.Q41:  # the reference adds the offset's part to the block's, first
+        fused[segment] = sums.astype(np.float64) * scales + fused[segment]
+        if offsets is not None:  # the reference adds the offset's part to the block's, first
             raised = q_scales[:, block, None] * q[:, block].sum(-1, dtype=np.float32)[:, None]
-            fused[block // 10] = offsets[:, block] * raised + fused[block // 10]
-            separate[block // 10] += sums * scales + offsets[:, block].astype(np.float32) * raised
+            fused[segment] = offsets[:, block].astype(np.float64) * raised + fused[segment]
+            separate[segment] += sums * scales + offsets[:, block] * raised
         else:
-            separate[block // 10] += sums * scales
+            separate[segment] += sums * scales
     expected = [(totals[0] + totals[1]) + (totals[2] + totals[3]) for totals in (separate, fused)]
     result = kernels.linear(matrix, segments=4)(x)
     assert any(np.array_equal(result, bits) for bits in expected)
 
 
-def blocks(float_type: FloatType, q: np.ndarray, scales: np.ndarray) -> BlockMatrix:
-    """A matrix of whole numbers q (rows, blocks, 32) and float16 scales (rows, blocks)."""
-    if float_type is FloatType.Q80:
-        stored = q.astype(np.int8).view(np.uint8)
-    else:
-        nibbles = (q + 8).astype(np.uint8)
-        stored = nibbles[..., :16] | nibbles[..., 16:] << 4
-    scale_bytes = scales.astype("<f2")[..., None].view(np.uint8)
-    head = [scale_bytes]
-    if float_type is FloatType.Q41:  # its whole numbers are 0..15, here 8 too much
-        head.append(np.maximum(-65504, np.minimum(65504, -8 * scales)).astype("<f2")[..., None].view(np.uint8))
-    return BlockMatrix(np.concatenate([*head, stored], axis=-1).reshape(len(q), -1), float_type)
+def with_scales(float_type: FloatType, data: U8, d: np.ndarray, offset: np.ndarray) -> BlockMatrix:
+    """`data` (rows, blocks, bytes of one) with d and, where the type has it, m or dmin (rows, blocks)."""
+    at = float_type.block_bytes - 2 if float_type is FloatType.Q6_K else 0
+    data[..., at : at + 2] = d.astype("<f2")[..., None].view(np.uint8)
+    if float_type in WITH_OFFSETS:
+        data[..., 2:4] = offset.astype("<f2")[..., None].view(np.uint8)
+    return BlockMatrix(data.reshape(len(data), -1), float_type)
+
+
+# A scale and an offset of 1, and of 32, for all values of a block.
+ONES, THIRTY_TWOS = [1] * 8 + [0x11] * 4, [0xA0] * 8 + [0] * 4
 
 
 @pytest.mark.parametrize("n_tokens", TOKENS)
 @pytest.mark.parametrize("float_type", QUANTIZED)
 def test_integer_sums_are_exact_even_the_largest(kernels, float_type, n_tokens):
     """All weights at their limits (-128 of Q80 too) and activations at theirs, in every combination of signs."""
-    low, high = (-128, 127) if float_type is FloatType.Q80 else (-8, 7)
     rng = np.random.default_rng(6)
-    q = rng.choice([low, high], (33, 2, 32))
-    q[0], q[1], q[2, :, ::2], q[2, :, 1::2] = low, high, low, high
-    matrix = blocks(float_type, q, np.ones((33, 2)))
-    signs = rng.choice(np.float32([-127, 127]), (n_tokens, 64))
+    low, high, *others = (0x80, 0x7F) if float_type is FloatType.Q80 else (0, 0xFF, 0x0F, 0xF0)
+    data = rng.choice(np.uint8([low, high, *others]), (33, 2, float_type.block_bytes))
+    data[0], data[1], data[2, :, ::2], data[2, :, 1::2] = low, high, low, high
+    if float_type is FloatType.Q6_K:  # scales of ±1, and the largest
+        data[..., 192:208] = np.resize(np.uint8([1, 255, 128]), (33, 1, 1))
+    elif float_type.block_values == 256:
+        data[..., 4:16] = np.resize([ONES, THIRTY_TWOS], (33, 1, 12))
+    matrix = with_scales(float_type, data, np.ones((33, 2)), np.full((33, 2), -8))
+    signs = rng.choice(np.float32([-127, 127]), (n_tokens, matrix.columns))
     signs[0] = 127  # whose scale is 1
     signs[-1] = -127
-    assert np.array_equal(kernels.linear(matrix)(signs), signs.astype(np.int64) @ q.reshape(33, 64).T)
+    exact = signs.astype(np.float64) @ matrix.dequantize().astype(np.float64).T
+    assert np.array_equal(kernels.linear(matrix)(signs), exact)
 
 
 @pytest.mark.parametrize("n_tokens", [1, 2, 5, 9])
 @pytest.mark.parametrize("float_type", QUANTIZED)
 def test_scales_may_be_negative_zero_subnormal_or_the_largest(kernels, float_type, n_tokens):
     rng = np.random.default_rng(7)
-    scales = np.resize([-0.5, 0.0, -0.0, 2.0**-24, -(2.0**-24), 2.0**-15, 6e-5, 65504, -65504, 1.0], (33, 9))
-    low, high = (-128, 128) if float_type is FloatType.Q80 else (-8, 8)
-    matrix = blocks(float_type, rng.integers(low, high, (33, 9, 32)), scales)
-    x = activations(n_tokens, 288)
+    d = np.resize([-0.5, 0.0, -0.0, 2.0**-24, -(2.0**-24), 2.0**-15, 6e-5, 65504, -65504, 1.0], (33, 9))
+    data = rng.integers(0, 256, (33, 9, float_type.block_bytes), dtype=np.uint8)
+    matrix = with_scales(float_type, data, d, np.clip(np.roll(d, 3) * 8, -65504, 65504))
+    x = activations(n_tokens, matrix.columns)
     terms = block_terms(matrix, x)
     error = np.abs(kernels.linear(matrix)(x) - terms.sum(-1))
     assert (error <= (terms.shape[-1] + 2) * U * np.abs(terms).sum(-1)).all()
+
+
+@pytest.mark.parametrize("n_tokens", [1, 9])
+@pytest.mark.parametrize("float_type", QUANTIZED)
+def test_a_cut_from_anywhere_is_the_whole_for_an_x_of_zeros_elsewhere(kernels, float_type, n_tokens):
+    """A node's columns may begin and end within a block."""
+    whole, wide = weights(17, 768, float_type), activations(n_tokens, 768)
+    of_all = kernels.linear(whole)
+    for first in range(0, 288, 32):
+        for columns in (32, 224, 256, 480):
+            own = slice(first, first + columns)
+            x = np.zeros_like(wide)
+            x[:, own] = wide[:, own]
+            found = kernels.linear(whole.cut(slice(None), own))(np.ascontiguousarray(wide[:, own]))
+            assert np.array_equal(found, of_all(x)), own
 
 
 @pytest.mark.parametrize("n_tokens", [1, 2, 5, 9])
@@ -198,8 +221,8 @@ def test_a_matrix_may_be_cut_from_a_read_only_one_that_lies_anywhere(kernels, fl
     assert not mapped.flags.writeable
     for rows in (slice(None), slice(5, 38), slice(63, 64)):
         for columns in (slice(None), slice(32, 64), slice(96, 288)):
-            cut = BlockMatrix(mapped, float_type).cut(rows, columns)
-            contiguous = BlockMatrix(cut.data.copy(), float_type)
+            cut = replace(whole, data=mapped).cut(rows, columns)
+            contiguous = replace(cut, data=cut.data.copy())
             x = activations(3, cut.columns)
             assert np.array_equal(kernels.linear(cut)(x), kernels.linear(contiguous)(x)), (rows, columns)
             for one, other in zip(kernels.linear(cut, cut)(x), kernels.linear(contiguous, contiguous)(x), strict=True):
