@@ -5,6 +5,8 @@ BF16 is the upper half of an f32.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from dllama_zmq.quants.parts import F32, U8, split
@@ -42,7 +44,8 @@ def dequantize(data: U8, float_type: FloatType) -> F32:
         return np.ascontiguousarray(data).view("<f2").astype(np.float32)
     if float_type is FloatType.BF16:
         return (np.ascontiguousarray(data).view("<u2").astype(np.uint32) << 16).view(np.float32)
-    return split(data.reshape(-1, data.shape[-1]), float_type).values().reshape(*data.shape[:-1], -1)
+    rows = data.reshape(math.prod(data.shape[:-1]), data.shape[-1])
+    return split(rows, float_type).values().reshape(*data.shape[:-1], float_type.values_in(data.shape[-1]))
 
 
 def _q40_blocks(blocks: F32) -> U8:

@@ -51,7 +51,8 @@ class Parts(NamedTuple):
             values *= self.scales[..., None]
             if self.offsets is not None:
                 values += self.offsets[..., None]
-        return values.reshape(len(values), -1)
+        rows, n, width = values.shape
+        return values.reshape(rows, n * width)
 
 
 def split(data: U8, kind: FloatType) -> Parts:
@@ -60,10 +61,11 @@ def split(data: U8, kind: FloatType) -> Parts:
     with np.errstate(all="ignore"):
         integers, scales, offsets = _SPLITS[kind](blocks)
     rows, width = len(data), integers.shape[-1]
+    n = kind.values_in(data.shape[1]) // width
     return Parts(
-        integers.reshape(rows, -1, width),
-        scales.reshape(rows, -1),
-        None if offsets is None else offsets.reshape(rows, -1),
+        integers.reshape(rows, n, width),
+        scales.reshape(rows, n),
+        None if offsets is None else offsets.reshape(rows, n),
     )
 
 
@@ -74,7 +76,7 @@ def _f16(blocks: U8, at: int) -> F32:
 
 def _nibbles(packed: U8, width: int) -> U8:
     """Bytes (n, b) as values (n, b / width, 2, width): the low nibbles of `width` bytes, then their high nibbles."""
-    groups = packed.reshape(len(packed), -1, width)
+    groups = packed.reshape(len(packed), packed.shape[1] // width, width)
     q = np.empty((len(packed), groups.shape[1], 2, width), np.uint8)
     np.bitwise_and(groups, 15, out=q[:, :, 0])
     np.right_shift(groups, 4, out=q[:, :, 1])
