@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +33,6 @@ from dllama_zmq.formats.random_model import random_matrix
 from dllama_zmq.formats.tensor_names import gguf_name
 from dllama_zmq.kernels import choose_kernels
 from dllama_zmq.models import tensor_table
-from dllama_zmq.quants import U8
-from dllama_zmq.quants.k_quants import Q4_K, Q6_K, SourceType
 from dllama_zmq.shapes import SHAPES, shape
 from dllama_zmq.sharding import Plan, build_shard
 from dllama_zmq.spec import FloatType, ModelSpec, TensorSpec
@@ -43,30 +42,22 @@ _TYPE_IDS = {"F32": 0, "Q40": 2, "Q4_K": 12, "Q6_K": 14}
 _Q6_PARTS = ("attention.v", "ffn.down")
 
 
-def stored_type(tensor: TensorSpec, spec: ModelSpec, k_quants: bool) -> FloatType | SourceType:
+def stored_type(tensor: TensorSpec, spec: ModelSpec, k_quants: bool) -> FloatType:
     """About the type that llama.cpp gives a tensor in a Q4_0 or Q4_K_M file."""
     if tensor.axes[0] == "one":
         return FloatType.F32
     if not k_quants:
         return FloatType.Q40
     if tensor.name == "head":
-        return Q6_K
+        return FloatType.Q6_K
     layer = int(tensor.name.split(".")[1]) if tensor.name.startswith("layers.") else 0
-    return Q6_K if tensor.name.endswith(_Q6_PARTS) and layer % 2 else Q4_K
-
-
-def random_k_quants(rng: np.random.Generator, kind: SourceType, rows: int, columns: int) -> U8:
-    """Random integers under scales that keep values small."""
-    data = rng.integers(0, 256, (rows * columns // 256, kind.block_bytes), dtype=np.uint8)
-    for at in (0, 2) if kind is Q4_K else (208,):
-        data[:, at : at + 2] = np.frombuffer(np.float16(1e-4 if kind is Q4_K else 1e-5).tobytes(), np.uint8)
-    return data
+    return FloatType.Q6_K if tensor.name.endswith(_Q6_PARTS) and layer % 2 else FloatType.Q4_K
 
 
 def write_random_gguf(path: Path, spec: ModelSpec, k_quants: bool) -> None:
     """A GGUF file of a Llama, one tensor in memory at a time."""
     rng = np.random.default_rng(1)
-    tensors = [(tensor, stored_type(tensor, spec, k_quants)) for tensor in tensor_table(spec)]
+    tensors = [replace(tensor, float_type=stored_type(tensor, spec, k_quants)) for tensor in tensor_table(spec)]
     numbers = {
         "block_count": spec.n_layers,
         "context_length": spec.seq_len,
@@ -86,20 +77,17 @@ def write_random_gguf(path: Path, spec: ModelSpec, k_quants: bool) -> None:
         + b"".join(_text(key) + value for key, value in pairs)
     )
     offset = 0
-    for tensor, kind in tensors:
+    for tensor in tensors:
         rows, columns = tensor.shape(spec)
         axes = [columns] if rows == 1 else [columns, rows]
         head += _text(gguf_name(tensor.name)) + struct.pack(
-            f"<I{len(axes)}QIQ", len(axes), *axes, _TYPE_IDS[kind.name], offset
+            f"<I{len(axes)}QIQ", len(axes), *axes, _TYPE_IDS[tensor.float_type.name], offset
         )
-        offset += -(-rows * kind.row_bytes(columns) // 32) * 32
+        offset += -(-tensor.nbytes(spec) // 32) * 32
     with path.open("wb") as file:
         file.write(head + bytes(-len(head) % 32))
-        for tensor, kind in tensors:
-            if isinstance(kind, SourceType):
-                data = random_k_quants(rng, kind, *tensor.shape(spec))
-            else:
-                data = random_matrix(rng, TensorSpec(tensor.name, tensor.axes, kind), spec).data
+        for tensor in tensors:
+            data = random_matrix(rng, tensor, spec).data
             file.write(np.ascontiguousarray(data).data)
             file.write(bytes(-data.nbytes % 32))
 

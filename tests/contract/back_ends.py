@@ -100,11 +100,11 @@ def block_terms(matrix: BlockMatrix, x: F32) -> F64:
 
 def own_parts(matrix: BlockMatrix) -> Parts:
     """Those of the matrix's own columns."""
-    every = split(matrix.data, matrix.float_type)
-    width = every.integers.shape[2]
+    integers, scales, offsets = split(matrix.data, matrix.float_type)
+    width = integers.shape[2]
     first = matrix.before // width
     own = slice(first, first + matrix.columns // width)
-    return Parts(*(part if part is None else part[:, own] for part in every))
+    return Parts(integers[:, own], scales[:, own], None if offsets is None else offsets[:, own])
 
 
 def x_parts(x: F32, width: int) -> tuple[npt.NDArray[np.int8], F32]:
