@@ -58,12 +58,15 @@ class Plan:
     def make(cls, spec: ModelSpec, shares: int | Sequence[int], model: str = "") -> Plan:
         """Split `spec` over `shares` equal nodes, or in proportion to `shares`, one per node.
 
-        Raises PlanError with the possible node counts, or with shares that leave a node empty; it begins with `model`.
+        Raises PlanError with the possible node counts, with shares that leave a node empty, or with a tensor whose rows
+        are not whole blocks of its type; it begins with `model`.
         """
+        prefix = f"{model}: " if model else ""
+        if broken := _broken_rows(spec):
+            raise PlanError(prefix + broken)
         n_nodes = shares if isinstance(shares, int) else len(shares)
         counts = possible_node_counts(spec)
         if n_nodes not in counts:
-            prefix = f"{model}: " if model else ""
             raise PlanError(f"{prefix}{_obstacle(spec, n_nodes)} This model can be split over {_listed(counts)}.")
         shares = [1] * n_nodes if isinstance(shares, int) else list(shares)
         group = spec.n_heads // spec.n_kv_heads
@@ -167,6 +170,20 @@ def _obstacle(spec: ModelSpec, n_nodes: int) -> str:
             )
     if spec.vocab_size < n_nodes:
         return f"A vocabulary of {spec.vocab_size} cannot be split over {n_nodes} nodes."
+    return ""
+
+
+def _broken_rows(spec: ModelSpec) -> str:
+    """A sentence on the first tensor whose rows are not whole blocks of its type; empty if there is none.
+
+    `ModelSpec.check` sees to blocks of 32. Of a type of 256 the tensor's own columns must be a multiple.
+    """
+    if all(kind.block_values == kind.cut_values for kind in (spec.weight_type, *(kind for _, kind in spec.stored))):
+        return ""
+    for tensor in tensor_table(spec):
+        columns, block = tensor.shape(spec)[1], tensor.float_type.block_values
+        if columns % block:
+            return f"{tensor.name} has {columns} columns, not whole {tensor.float_type.name} blocks of {block}."
     return ""
 
 
