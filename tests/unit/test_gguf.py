@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from dllama_zmq.quants.k_quants import Q4_K, Q5_K, Q6_K
 from gguf_writer import FileTensor, Typed, file_tensor, gguf_bytes, k_tensor, llama_metadata, llama_name, write_llama
 from k_quantizers import K_QUANTIZERS
 from tiny import tiny_spec, tiny_tensors
@@ -20,7 +21,6 @@ from dllama_zmq.formats.gguf.directory import Directory
 from dllama_zmq.formats.stored import halved, interleaved
 from dllama_zmq.formats.tensor_names import gguf_name
 from dllama_zmq.quants import F32, BlockMatrix
-from dllama_zmq.quants.k_quants import Q4_K, Q5_K, Q6_K
 from dllama_zmq.spec import FloatType, ModelSpec, Rope
 
 GOLDEN = Path(__file__).parents[1] / "golden"

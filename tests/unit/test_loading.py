@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from folders import arrays_of, write_hf
-from tiny import tiny_spec, write_tiny_model
+from gguf_writer import write_llama
+from tiny import tiny_spec, tiny_tensors, write_tiny_model
 
 from dllama_zmq.bus.messages import ArrayHead, Offer, Weights
 from dllama_zmq.errors import ProtocolError
@@ -73,8 +74,9 @@ def answer_the_next_need(stream: WeightStream, loading: Loading) -> None:
 def assert_is_the_plans(loading: Loading, model: ModelFile, plan: Plan, node: int) -> None:
     for tensor in plan.shard_tensors():
         matrix = loading.slice(tensor.name)
-        assert matrix.float_type is tensor.float_type
-        np.testing.assert_array_equal(matrix.data, model.read(tensor.name, *plan.region(tensor, node)).data)
+        own = model.read(tensor.name, *plan.region(tensor, node))
+        assert (matrix.float_type, matrix.shape, matrix.before) == (tensor.float_type, own.shape, own.before)
+        np.testing.assert_array_equal(matrix.data, own.data)
 
 
 def a_loading(plan: Plan, sha256: str = "0" * 64) -> Loading:
@@ -103,6 +105,28 @@ def test_what_is_delivered_piece_by_piece_is_the_plans_regions(
         assert loading.received_bytes == stream.sent_bytes == stream.total_bytes == plan.weight_bytes(node)
         assert stream.kept_bytes == 0
         assert_is_the_plans(loading, model, plan, node)
+
+
+@pytest.mark.parametrize("piece_bytes", [100, 144, 512 * 1024], ids=lambda n: f"pieces of {n}")
+@pytest.mark.parametrize("kind", [FloatType.Q4_K, FloatType.Q6_K])
+def test_columns_within_a_block_come_as_the_whole_block(
+    tmp_path: Path, kind: FloatType, piece_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(root_slices, "PIECE_BYTES", piece_bytes)
+    spec = tiny_spec(dim=256, hidden_dim=512, n_heads=8, n_kv_heads=2, weight_type=kind)
+    whole = dict(tiny_tensors(spec))
+    with open_model(write_llama(tmp_path / "k.gguf", spec, whole.items())) as model:
+        plan = Plan.make(model.spec, 8)
+        for node in (3, 4):
+            stream, loading = a_stream(model, plan, node), Loading(plan, node)
+            deliver(stream, loading)
+            assert loading.received_bytes == stream.total_bytes == plan.weight_bytes(node)
+            for tensor in plan.shard_tensors():
+                rows, columns = plan.region(tensor, node)
+                matrix, (name, size) = loading.slice(tensor.name), (tensor.name, tensor.float_type.block_values)
+                n_blocks = (columns.stop - 1) // size + 1 - columns.start // size
+                assert matrix.data.shape[1] == n_blocks * tensor.float_type.block_bytes, name
+                assert np.array_equal(matrix.dequantize(), whole[name].dequantize()[rows, columns]), name
 
 
 @pytest.mark.parametrize("first_byte", [0, 1, 35, 36, 37, 1000, 4607])

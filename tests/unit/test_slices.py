@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 from folders import arrays_of, write_hf
-from tiny import tiny_spec, write_tiny_model
+from gguf_writer import write_llama
+from tiny import tiny_spec, tiny_tensors, write_tiny_model
 
 from dllama_zmq.errors import FormatError
 from dllama_zmq.formats import ModelFile, open_m, open_model
@@ -55,6 +56,21 @@ def test_they_are_of_the_bytes_of_each_nodes_region_in_file_order(model: ModelFi
         for node in range(1, 4)
     ]
     assert hashes(model, None) == expected
+
+
+@pytest.mark.parametrize("n_nodes", [2, 8])
+def test_of_columns_within_a_block_they_are_of_the_whole_block(tmp_path: Path, n_nodes: int) -> None:
+    spec = tiny_spec(dim=256, hidden_dim=768, n_heads=8, n_kv_heads=2, weight_type=FloatType.Q5_K)
+    whole = dict(tiny_tensors(spec))
+    with open_model(write_llama(tmp_path / "k.gguf", spec, whole.items())) as model:
+        found, plan = hashes(model, None, n_nodes), Plan.make(model.spec, n_nodes)
+    for node in range(1, n_nodes):
+        for tensor, sha256 in zip(plan.shard_tensors(), found[node - 1], strict=True):
+            rows, columns = plan.region(tensor, node)
+            size = tensor.float_type.block_values
+            blocks = whole[tensor.name].data.reshape(len(whole[tensor.name].data), -1, tensor.float_type.block_bytes)
+            sent = blocks[rows, columns.start // size : (columns.stop - 1) // size + 1]
+            assert sha256 == hashlib.sha256(sent.tobytes()).hexdigest(), tensor.name
 
 
 def test_at_the_next_start_the_model_is_not_read_for_them(model: ModelFile, tmp_path: Path) -> None:
