@@ -131,11 +131,6 @@ def write_llama(path: Path, spec: ModelSpec, tensors: Iterable[tuple[str, BlockM
     return path
 
 
-def k_tensor(name: str, rows: int, columns: int, type_name: str, data: bytes) -> FileTensor:
-    """A tensor of a type that is not ours."""
-    return FileTensor(name, [columns, rows], TYPE_IDS[type_name], data)
-
-
 def gguf_of(model: Path, words: Path) -> bytes:
     """The model and its vocabulary in one file, as llama.cpp's converter writes a SentencePiece model."""
     data = read_t(words)

@@ -6,17 +6,19 @@ The model is the small one of all tests; its files are written by the formats' d
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from command_line import Cli
 from folders import arrays_of, write_hf
-from gguf_writer import TYPE_IDS, FileTensor, file_tensor, gguf_bytes, gguf_of, k_tensor, llama_metadata, llama_name
+from gguf_writer import TYPE_IDS, FileTensor, file_tensor, gguf_bytes, gguf_of, llama_metadata, llama_name, write_llama
 from hub_server import Repo, running_hub
-from k_quantizers import K_QUANTIZERS
+from k_quantizers import quantized
 from tiny import tiny_spec, tiny_tensors
 
 from dllama_zmq.formats import gguf_metadata, open_m
+from dllama_zmq.spec import FloatType
 
 PROMPT = "once upon a time"
 GREEDY = ["generate", PROMPT, "--temp", "0", "-n", "30"]
@@ -51,22 +53,22 @@ def test_a_gguf_file_is_inspected_and_converted_back_to_the_m_file(cli: Cli, ggu
     assert cli.run(*GREEDY, "-m", "back.m").out == cli.run(*GREEDY, "-m", str(gguf)).out
 
 
-def test_inspect_shows_the_types_of_the_file_and_what_they_become(cli: Cli) -> None:
+def test_inspect_shows_k_quants_as_what_they_are(cli: Cli) -> None:
     spec = tiny_spec(dim=256, hidden_dim=512, n_heads=4, n_kv_heads=2)
+    kinds = {"up": FloatType.Q4_K, "down": FloatType.Q4_K, "v": FloatType.Q51}
     tensors = [
-        k_tensor(
-            llama_name(name), matrix.rows, matrix.columns, "Q4_K", K_QUANTIZERS["Q4_K"](matrix.dequantize()).tobytes()
-        )
-        if name.endswith(("up", "down"))
-        else file_tensor(llama_name(name), matrix)
+        (name, quantized(matrix.dequantize(), kinds.get(name.rpartition(".")[2], matrix.float_type)))
         for name, matrix in tiny_tensors(spec)
     ]
-    (cli.folder / "k.gguf").write_bytes(gguf_bytes(llama_metadata(spec), tensors))
+    write_llama(cli.folder / "k.gguf", spec, tensors)
     shown = cli.run("inspect", "k.gguf")
-    assert "in file    F32" in shown.out
-    assert "Q4_K 294.9 kB read as Q41" in shown.out
+    assert re.search(r"^weights    \S+ MB: F32 \S+ MB, Q4_K 294\.9 kB, Q51 49\.2 kB$", shown.out, re.MULTILINE), (
+        shown.out
+    )
+    assert "in file" not in shown.out  # where it says what is read as another type
     in_file = json.loads(cli.run("inspect", "k.gguf", "--json").out)["in_file"]
-    assert {"type": "Q4_K", "read_as": "Q41", "bytes": 4 * 256 * 512 // 256 * 144} in in_file
+    assert {"type": "Q4_K", "read_as": "Q4_K", "bytes": 4 * 256 * 512 // 256 * 144} in in_file
+    assert {"type": "Q5_1", "read_as": "Q51", "bytes": 2 * 128 * 256 // 32 * 24} in in_file
 
 
 def test_inspect_shows_what_is_in_a_file_that_is_not_run(cli: Cli) -> None:
