@@ -7,6 +7,8 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from statistics import median
 
+import msgspec
+
 from dllama_zmq.bench.cases import BenchSettings, Case, Nodes
 from dllama_zmq.bench.child import measure_in_child
 from dllama_zmq.bench.machine import Products, measure_products
@@ -26,7 +28,12 @@ from dllama_zmq.spec import FloatType, ModelSpec, Sync
 _SHAPE, _VOCAB = "tinyllama", 2048
 _MIN_BYTES = 150_000_000
 """Of the model's layers: a cache of 32 MB must not keep them from token to token."""
-_STORED_AS = {FloatType.BF16: FloatType.F16, FloatType.Q41: FloatType.Q40}  # what random files are not made of
+_STORED_AS = {
+    FloatType.BF16: FloatType.F16,
+    FloatType.Q6_K: FloatType.Q80,
+    **dict.fromkeys((FloatType.Q41, FloatType.Q50, FloatType.Q51, FloatType.Q4_K, FloatType.Q5_K), FloatType.Q40),
+}
+"""The type of the small model, a `.m` file, for types that such a file cannot have."""
 _CASES = (Case("pp", PREFILL_TOKENS), Case("tg", 32))
 _REPETITIONS = 4
 
@@ -59,25 +66,32 @@ def measure_rates(
                 )
         path = kept_shape(spec, title, reporter)
         reporter.activity("getting the kernels ready")
-        needs = kernel_needs(spec, max(nodes.n_nodes for nodes in all_nodes), "f16", EXCHANGE_KERNELS)
-        prepare_kernels(measuring.kernels, needs, reported_to(reporter), reporter.line)
-        products: dict[int, Products] = {}
+        kinds = {spec.weight_type, measuring.weight_type}
+        most_nodes = max(nodes.n_nodes for nodes in all_nodes)
+        for kind in kinds:
+            needs = kernel_needs(replace(spec, weight_type=kind), most_nodes, "f16", EXCHANGE_KERNELS)
+            prepare_kernels(measuring.kernels, needs, reported_to(reporter), reporter.line)
+        products: dict[tuple[int, FloatType], Products] = {}
         for threads in sorted({nodes.all_threads for nodes in all_nodes}):
             reporter.activity(f"measuring memory and products with {plural(threads, 'thread')}")
-            products[threads] = measure_products(threads, measuring.kernels, spec.weight_type)
+            for kind in kinds:
+                products[threads, kind] = measure_products(threads, measuring.kernels, kind)
     settings = BenchSettings(str(path), _CASES, [], _REPETITIONS, measuring.sync, measuring.kernels, "")
     rates = {}
     for nodes in all_nodes:
         with closing(measure_in_child(replace(settings, nodes=[nodes]), reporter, interrupts)) as rows:
             prompt, decoding = rows
         # The bandwidth may change within a minute, so that of the product is taken at the time of the rows.
-        read = products[nodes.all_threads].efficiency * 1e9 * decoding["read_gb_per_s"]
-        rates[nodes] = rates_of(
+        small, own = (products[nodes.all_threads, kind] for kind in (spec.weight_type, measuring.weight_type))
+        read = small.efficiency * 1e9 * decoding["read_gb_per_s"]
+        found = rates_of(
             spec,
             (decoding["weight_bytes_per_token"], _speed(decoding)),
             (prompt["macs_per_token"], _speed(prompt)),
             read,
         )
+        own_read = found.read_bytes_per_s * own.efficiency / small.efficiency
+        rates[nodes] = msgspec.structs.replace(found, read_bytes_per_s=own_read)
     return rates
 
 

@@ -15,6 +15,7 @@ from dllama_zmq.bench.calibration import Measuring, measure_rates, small_model
 from dllama_zmq.bench.cases import Nodes
 from dllama_zmq.errors import PlanError
 from dllama_zmq.formats import open_m
+from dllama_zmq.formats.m_keys import M_TYPES
 from dllama_zmq.interrupts import Interrupts
 from dllama_zmq.reporting import SilentReporter
 from dllama_zmq.sharding import possible_node_counts
@@ -198,6 +199,7 @@ def test_a_model_that_fits_nowhere_is_shown_and_fails_with_the_cure(cli: Cli) ->
 def test_rates_are_measured_with_a_small_model_that_is_left_in_the_cache_alone(
     tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Of Q4_K, which that model cannot have: it is of Q40, and products of both are measured."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("DLLAMA_ZMQ_HOME", str(home))
     monkeypatch.setattr(calibration, "_MIN_BYTES", 1)  # one layer is enough to be measured at all
@@ -205,7 +207,7 @@ def test_rates_are_measured_with_a_small_model_that_is_left_in_the_cache_alone(
     asked = [Nodes(1, 1), Nodes(2, 1)]
     interrupts = Interrupts()
     with interrupts.caught():
-        found = measure_rates(Measuring(FloatType.Q40, "f32", "auto"), asked, SilentReporter(), interrupts)
+        found = measure_rates(Measuring(FloatType.Q4_K, "f32", "auto"), asked, SilentReporter(), interrupts)
     assert list(found) == asked
     for rates in found.values():  # bounds that no machine comes near: a factor of 1000 would cross them
         assert 1e7 < rates.read_bytes_per_s < 1e13
@@ -225,4 +227,6 @@ def test_the_small_model_is_larger_than_caches_in_every_type_and_can_be_split_ov
     layers_bytes = spec.n_layers * (2 * 2048**2 + 2 * 256 * 2048 + 3 * 5632 * 2048)
     assert spec.weight_type.row_bytes(layers_bytes) >= 140_000_000
     assert possible_node_counts(spec)[-1] == 16 or weight_type in (FloatType.F16, FloatType.F32, FloatType.BF16)
+    assert spec.weight_type in M_TYPES
+    assert spec.weight_type is weight_type or weight_type not in M_TYPES
     assert title.startswith(f"tinyllama-{spec.weight_type.name.lower()}-layers")
