@@ -47,9 +47,10 @@ class Linear(Protocol):
 
         then: return that product of the result instead (of one matrix): the same bits as two calls, sooner.
 
-        Quantized weights are multiplied by activations quantized to Q80: the integer sum of each block of 32 is exact
-        and is scaled by the product of both scales in float32; blocks are added in the order that `Kernels.linear`
-        states. F16 and F32 weights are multiplied in float32.
+        Quantized weights are multiplied by activations quantized to Q80. Of each 32 values (of Q6_K: 16, which have
+        one scale) the integer sum is exact, and is scaled by the product of both scales in float32. Where the type has
+        offsets, the offset times the sum of the activations is added. Blocks are added in the order that
+        `Kernels.linear` states. F32, F16 and BF16 weights are multiplied in float32.
         """
         ...
 
@@ -167,8 +168,9 @@ class Kernels(Protocol):
     ) -> Linear:
         """Make matrices (rows, columns) of one width ready, as one product.
 
-        The columns are `segments` equal parts. Blocks are added one after another within a part, the parts in a
-        balanced tree (`tree_sum`). So a sum over all nodes has the same bits on any number of nodes.
+        The columns are `segments` equal parts. Blocks of 32 values (of Q6_K: of 16) are added one after another within
+        a part, the parts in a balanced tree (`tree_sum`). So a sum over all nodes has the same bits on any number of
+        nodes. A matrix, and a part, may begin and end within a block of 256.
         norm: the product has the same bits as `rms_norm` followed by the product without it.
         wire: the result (of one matrix) is as `encode` returns it for this type: (T, bytes of its rows).
         """

@@ -195,6 +195,17 @@ def test_the_numbers_of_a_model_are_in_the_document() -> None:
         assert f"{int(kind)} {kind.name}" in described
 
 
+def test_the_bytes_of_a_row_of_every_type_are_in_the_document() -> None:
+    cells = itertools.chain(*rows_after("| type | bytes | type | bytes | type | bytes |"))
+    found = {kind: n_bytes for kind, n_bytes in zip(cells, cells, strict=False) if kind}
+    assert found == {
+        kind.name: f"{kind.block_bytes}n/{kind.block_values}" if kind.is_quantized else f"{kind.block_bytes}n"
+        for kind in FloatType
+    }
+    described = [row[0] for row in rows_after("| type | q | d | m |")]
+    assert sorted(described) == sorted(kind.name for kind in FloatType if kind.is_quantized)
+
+
 @pytest.mark.parametrize("arch", typing.get_args(Architecture))
 def test_the_tensors_of_every_architecture_are_in_the_document(arch: Architecture) -> None:
     n_experts = 3 if arch in ("mixtral", "qwen3moe", "grok1") else 0
