@@ -18,7 +18,8 @@ from typing import Any
 import msgpack
 import numpy as np
 import zmq
-from integration.stranger_shard import BLOCK, F16, F32, PAGE, Q80, Shard, to_q80, values_of
+from integration.stranger_blocks import F16, F32, Q80, row_bytes, to_q80, values_of
+from integration.stranger_shard import PAGE, Shard
 
 _PAGE = Path(__file__).parents[2] / "dllama_zmq" / "bus" / "PROTOCOL.md"
 PROTOCOL = int(re.findall(r"^Protocol \*\*(\d+)\*\*", _PAGE.read_text(), re.MULTILINE)[0])
@@ -213,13 +214,11 @@ class Stranger:
         self.send("credit", 4)
         self.hashes: dict[str, str] = {}
         total = 0
-        for name, n_rows, n_columns, weight_type in self.shard.table:
-            values, n_bytes = BLOCK[weight_type]
-            row_bytes = n_columns // values * n_bytes
-            data = self._region(name, n_rows * row_bytes)
+        for name, n_rows, columns, weight_type in self.shard.table:
+            data = self._region(name, n_rows * row_bytes(weight_type, columns))
             total += len(data)
-            region = np.frombuffer(bytes(data), np.uint8).reshape(n_rows, row_bytes)
-            self.shard.weights[name] = (weight_type, region)
+            region = np.frombuffer(bytes(data), np.uint8).reshape(n_rows, -1)
+            self.shard.weights[name] = (weight_type, region, columns)
         self.send("loaded", total)
 
     def _region(self, tensor: str, size: int) -> bytearray:

@@ -6,10 +6,8 @@ import math
 from typing import Any
 
 import numpy as np
+from integration.stranger_blocks import BLOCK, F32, blocks_of, to_q80, values_of
 
-F32, F16, Q40, Q80, BF16, Q41 = range(6)
-BLOCK = {F32: (1, 4), F16: (1, 2), Q40: (32, 18), Q80: (32, 34), BF16: (1, 2), Q41: (32, 20)}
-"""§6: values and bytes of a block, by type."""
 PAGE = 64
 """§5: positions of a page."""
 
@@ -60,7 +58,7 @@ class Shard:
         self.spec = spec
         n_heads, head_dim, group = spec["n_heads"], spec["head_dim"], spec["n_heads"] // spec["n_kv_heads"]
         self.stored = dict(spec["stored"])
-        values = max(BLOCK[kind][0] for kind in [spec["weight_type"], *self.stored.values()])
+        values = min(32, max(BLOCK[kind][0] for kind in [spec["weight_type"], *self.stored.values()]))
         heads = (n_heads * node // nodes, n_heads * (node + 1) // nodes)
         kv_heads = (heads[0] // group, -(-heads[1] // group))
         n_blocks = spec["hidden_dim"] // values
@@ -75,6 +73,7 @@ class Shard:
             "ffn": (n_blocks * (node + 1) // nodes - n_blocks * node // nodes) * values,
             "vocab": spec["vocab_size"] * (node + 1) // nodes - self.first_id,
         }
+        self.first = {"heads": heads[0] * head_dim, "ffn": n_blocks * node // nodes * values}
         self.kv_of_head = [h // group - kv_heads[0] for h in range(*heads)]
         possible = [
             n
@@ -87,7 +86,7 @@ class Shard:
         self.segments = max(possible) // nodes
         self.kv_most = np.float32(65504 if kv is np.float16 else np.inf)
         self.cache = np.zeros((spec["n_layers"], pages * PAGE, 2, kv_heads[1] - kv_heads[0], head_dim), kv)
-        self.weights: dict[str, tuple[int, Any]] = {}
+        self.weights: dict[str, tuple[int, Any, slice]] = {}
         names = []
         for name in LAYERS[spec["arch"]]:
             if " " in name:
@@ -97,13 +96,14 @@ class Shard:
         names = [f"layers.{i}.{name}" for i in range(spec["n_layers"]) for name in names]
         self.table = [self._row(name) for name in [*names, "final_norm", "head"]]
 
-    def _row(self, name: str) -> tuple[str, int, int, int]:
+    def _row(self, name: str) -> tuple[str, int, slice, int]:
         """Name, rows, columns and type of a region."""
         rest = name.split(".", 2)[2] if name.startswith("layers.") else name
         rows, columns = _AXES.get(rest) or _AXES.get(rest.rpartition(".")[2]) or ("one", "embed")
         plain = rows == "one" or (rest == "router" and self.spec["arch"] == "qwen3moe")
         kind = self.stored.get(name, F32 if plain else self.spec["weight_type"])
-        return name, self.width[rows], self.width[columns], kind
+        first = self.first.get(columns, 0)
+        return name, self.width[rows], slice(first, first + self.width[columns]), kind
 
     # --- the halves of a layer ----------------------------------------------------------------------------------------
 
@@ -230,14 +230,15 @@ class Shard:
 
     def _segments(self, name: str, x: Any, segments: int) -> list[Any]:
         """x (T, columns) times a tensor, the sums of each segment of its columns apart."""
-        code, data = self.weights[name]
+        code, data, own = self.weights[name]
         if BLOCK[code][0] == 1:
-            weights = values_of(code, data)
+            weights = values_of(code, data, own)
             cut = weights.shape[1] // segments
             return [x[:, i * cut :][:, :cut] @ weights[:, i * cut :][:, :cut].T for i in range(segments)]
-        q, d, m = _blocks(code, data)
+        q, d, m = blocks_of(code, data, own)
         xq, xd = to_q80(x)
-        xd = xd.astype("<f2").astype(np.float32)
+        xq, xd = xq.reshape(len(x), *q.shape[1:]), xd.astype("<f2").astype(np.float32)
+        xd = np.repeat(xd, q.shape[1] // xd.shape[1], axis=1)
         dots = np.einsum("tbj,rbj->btr", xq.astype(np.int32), q.astype(np.int32)).astype(np.float32)
         terms = dots * (xd.T[:, :, None] * d.T[:, None, :])
         if m is not None:
@@ -276,39 +277,6 @@ class Shard:
         turned = np.empty_like(x)
         turned[..., first], turned[..., second] = a * cos - b * sin, a * sin + b * cos
         return turned
-
-
-def to_q80(x: Any) -> tuple[Any, Any]:
-    """Signed bytes (T, b, 32) and scales (T, b), before these are stored as f16."""
-    blocks = x.reshape(len(x), -1, 32)
-    d = np.abs(blocks).max(-1) / np.float32(127)
-    inverse = np.divide(np.float32(1), d, out=np.zeros_like(d), where=d > np.float32(1e-37))
-    q = np.clip(np.rint(blocks * inverse[..., None]), -127, 127).astype(np.int8)
-    return q, np.minimum(d, np.float32(65504))
-
-
-def values_of(code: int, data: Any) -> Any:
-    """Rows of a type as float32."""
-    if code in (F32, F16):
-        return np.ascontiguousarray(data).view("<f4" if code == F32 else "<f2").astype(np.float32)
-    if code == BF16:
-        return (np.ascontiguousarray(data).view("<u2").astype("<u4") << 16).view("<f4")
-    q, d, m = _blocks(code, data)
-    values = q.astype(np.float32) * d[..., None]
-    return (values if m is None else values + m[..., None]).reshape(len(data), -1)
-
-
-def _blocks(code: int, data: Any) -> tuple[Any, Any, Any]:
-    """Whole numbers (rows, b, 32), scales (rows, b), and offsets (rows, b) where the type has them."""
-    blocks = data.reshape(len(data), -1, BLOCK[code][1])
-    d = np.ascontiguousarray(blocks[..., :2]).view("<f2")[..., 0].astype(np.float32)
-    if code == Q80:
-        return blocks[..., 2:].view(np.int8), d, None
-    nibbles = blocks[..., 2:] if code == Q40 else blocks[..., 4:]
-    q = np.concatenate([nibbles & 15, nibbles >> 4], axis=2).astype(np.int8)
-    if code == Q40:
-        return q - np.int8(8), d, None
-    return q, d, np.ascontiguousarray(blocks[..., 2:4]).view("<f2")[..., 0].astype(np.float32)
 
 
 def _tree(parts: list[Any]) -> Any:

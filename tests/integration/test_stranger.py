@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import integration.stranger as stranger
+import integration.stranger_blocks as stranger_blocks
 import integration.stranger_shard as stranger_shard
 import numpy as np
 import pytest
@@ -74,6 +75,21 @@ SPECS = {
             ("layers.0.attention.v", FloatType.Q80),
             ("layers.1.ffn.down", FloatType.Q41),
             ("head", FloatType.Q41),
+        ),
+    ),
+    "K-quants": tiny_spec(  # of 4 nodes each has 64 columns of o and 192 of down
+        dim=256,
+        hidden_dim=768,
+        n_heads=8,
+        weight_type=FloatType.Q4_K,
+        stored=(
+            ("layers.0.attention.v", FloatType.Q51),
+            ("layers.0.attention.o", FloatType.Q5_K),
+            ("layers.0.ffn.down", FloatType.Q6_K),
+            ("layers.1.attention.o", FloatType.Q6_K),
+            ("layers.1.attention.v", FloatType.Q50),
+            ("layers.1.ffn.gate", FloatType.Q5_K),
+            ("head", FloatType.Q6_K),
         ),
     ),
     "qwen2": arch_spec("qwen2"),
@@ -140,7 +156,7 @@ def test_a_worker_written_from_the_document_gives_the_logits_of_one_node(name: s
     spec: ModelSpec = SPECS[name]
     with InMemory(spec) as model, cluster(model, n_nodes) as root:
         expected, got = logits(alone(model)), logits(root)
-        if spec.weight_type in (FloatType.Q40, FloatType.Q80):
+        if spec.weight_type.is_quantized:
             np.testing.assert_array_equal(got, expected)
         else:  # the order of additions within a float product is the library's
             np.testing.assert_allclose(got, expected, rtol=0, atol=1e-4)
@@ -219,7 +235,7 @@ def tokens(root: Root, tokenizer: Tokenizer, sampling: Sampling) -> Iterator[int
 
 def test_the_stranger_imports_nothing_of_the_package() -> None:
     names: set[str] = set()
-    for module in (stranger, stranger_shard):
+    for module in (stranger, stranger_shard, stranger_blocks):
         tree = ast.parse(Path(module.__file__).read_text())
         names |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
         names |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
