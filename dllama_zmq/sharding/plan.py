@@ -1,8 +1,8 @@
 """The plan: every tensor's slice on every node, from the names of its axes.
 
 A split output axis gives a node rows. A split input axis gives it columns, and the product is a partial sum. Query
-heads are split by whole heads, the FFN by whole blocks, the vocabulary anywhere. Every node has the KV heads that its
-query heads read, so there may be more nodes than KV heads.
+heads are split by whole heads, the FFN by `cut_values` of the types, the vocabulary anywhere. Every node has the KV
+heads that its query heads read, so there may be more nodes than KV heads.
 """
 
 from __future__ import annotations
