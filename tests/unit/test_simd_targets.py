@@ -14,7 +14,7 @@ import pytest
 from llvmlite import binding, ir
 
 from dllama_zmq.kernels.simd import llvm
-from dllama_zmq.kernels.simd.layout import Q40, Q80, PairBlock
+from dllama_zmq.kernels.simd.layout import BLOCKS, PairBlock
 from dllama_zmq.kernels.simd.llvm import I64, F16x16, F32x16, load, pointer
 from dllama_zmq.kernels.simd.microkernels import FloatMicrokernel, IntegerMicrokernel, LaneType
 from dllama_zmq.kernels.simd.target import Target, target_of
@@ -50,7 +50,7 @@ PAUSE_X86, PAUSE_ARM = ("llvm.x86.sse2.pause", ()), ("llvm.aarch64.hint", (1,))
 
 
 def integer_microkernel(block: PairBlock, n_tokens: int) -> tuple[int, Emit]:
-    return 5, lambda b, target, args: IntegerMicrokernel(target, block, n_tokens, 1).emit(b, *args)
+    return 6, lambda b, target, args: IntegerMicrokernel(target, block, n_tokens, 1).emit(b, *args)
 
 
 def float_microkernel(lanes: LaneType, n_rows: int) -> tuple[int, Emit]:
@@ -58,8 +58,10 @@ def float_microkernel(lanes: LaneType, n_rows: int) -> tuple[int, Emit]:
 
 
 MICROKERNELS = {
-    "q40": (integer_microkernel, Q40),
-    "q80": (integer_microkernel, Q80),
+    "q40": (integer_microkernel, BLOCKS["q40"]),
+    "q80": (integer_microkernel, BLOCKS["q80"]),
+    "q5_k": (integer_microkernel, BLOCKS["q5_k"]),
+    "q6_k": (integer_microkernel, BLOCKS["q6_k"]),
     "f16": (float_microkernel, "f16"),
     "f32": (float_microkernel, "f32"),
 }
@@ -318,13 +320,17 @@ def test_what_is_not_a_number_stays_that_as_a_half_by_integers_alone():
 def test_a_product_of_one_token_asks_for_memory_ahead_on_cpus_that_read_faster_so(name, n_bytes):
     target = target_of("x86_64", dict.fromkeys([*X86, *AVX512], True), name)
     assert target.ahead == n_bytes
-    module = str(module_of(target, 5, lambda b, target, args: IntegerMicrokernel(target, Q40, 1, 2).emit(b, *args)))
-    assert module.count("call void @llvm.prefetch") == (Q40.nbytes // 64 if n_bytes else 0)
+    module = str(
+        module_of(target, 6, lambda b, target, args: IntegerMicrokernel(target, BLOCKS["q40"], 1, 2).emit(b, *args))
+    )
+    assert module.count("call void @llvm.prefetch") == (BLOCKS["q40"].nbytes // 64 if n_bytes else 0)
 
 
 def test_on_zen_5_a_line_is_asked_for_before_each_load_of_weights_and_not_all_at_once():
     target = target_of("x86_64", dict.fromkeys([*X86, *AVX512], True), "znver5")
-    module = str(module_of(target, 5, lambda b, target, args: IntegerMicrokernel(target, Q40, 1, 2).emit(b, *args)))
+    module = str(
+        module_of(target, 6, lambda b, target, args: IntegerMicrokernel(target, BLOCKS["q40"], 1, 2).emit(b, *args))
+    )
     order = re.findall(r"call void @llvm.prefetch|load <64 x i8>", module)
     assert order[:16] == ["call void @llvm.prefetch", "load <64 x i8>"] * 8
 
@@ -333,8 +339,8 @@ def test_a_product_of_8_tokens_asks_for_memory_ahead_on_every_cpu():
     module = str(
         module_of(
             target_for("avx512"),
-            5,
-            lambda b, target, args: IntegerMicrokernel(target, Q40, 8, 2).emit(b, *args),
+            6,
+            lambda b, target, args: IntegerMicrokernel(target, BLOCKS["q40"], 8, 2).emit(b, *args),
         )
     )
-    assert module.count("call void @llvm.prefetch") == Q40.nbytes // 64
+    assert module.count("call void @llvm.prefetch") == BLOCKS["q40"].nbytes // 64
