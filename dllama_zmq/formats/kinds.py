@@ -1,4 +1,4 @@
-"""The kind of a file, by its name and its first bytes. Knows no more of any format."""
+"""The kind of a file, from its name and first bytes. Knows no format beyond that."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def first_bytes(path: Path) -> bytes:
 
 
 def is_gguf(path: Path, magic: bytes) -> bool:
-    """Whether a file is a GGUF by its first bytes, or by its name: then it is a damaged one."""
+    """Whether a file is GGUF, by its first bytes, or by its name if it is damaged."""
     return magic == GGUF_MAGIC or path.suffix.lower() == ".gguf"
 
 
 def refuse_text(path: Path, expected: str) -> None:
-    """Raise FormatError if a file is text: that says more than a wrong magic number."""
+    """Raise FormatError if a file is text, which says more than a wrong magic number."""
     with open_regular(path) as (file, n_bytes):
         head = file.read(_HEAD_BYTES)
     try:
@@ -49,7 +49,7 @@ def refuse_text(path: Path, expected: str) -> None:
 
 
 def model_files(folder: Path) -> list[Path]:
-    """The models among a folder's `.m` and GGUF files, a split one by its first part."""
+    """The models among a folder's `.m` and GGUF files, each split model by its first part."""
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in (".gguf", ".m") and path.is_file() and "mmproj" not in path.name.lower():

@@ -57,7 +57,7 @@ def write_m(
             name, matrix = next(pairs, (None, None))
             if matrix is None or name != want.name:
                 found = "there are no more tensors" if matrix is None else f"{name} came"
-                raise FormatError(f"{path}: {want.name} was to be written next, but {found}. Nothing was written.")
+                raise FormatError(f"{path}: expected {want.name} next, but {found}. Nothing was written.")
             if (matrix.shape, matrix.float_type) != (want.shape(spec), want.float_type):
                 raise FormatError(
                     f"{path}: {name} is {matrix.shape} {matrix.float_type.name}; "
@@ -69,7 +69,7 @@ def write_m(
         extra = next(pairs, None)
         if extra is not None:
             raise FormatError(
-                f"{path}: {extra[0]} comes after the last tensor, or is none of this model. Nothing was written."
+                f"{path}: {extra[0]} comes after the last tensor, or is of another model. Nothing was written."
             )
 
 

@@ -63,7 +63,7 @@ def data_bytes(spec: ModelSpec) -> int:
     """Bytes of all tensors: the length of a `.m` file after its header."""
     if spec.stored:
         return _table_bytes(spec)
-    # From models of one and two layers: a hostile header may claim thousands, and all layers have the same size.
+    # From models of one and two layers: a hostile header may claim thousands, and all layers have one size.
     one, two = (_table_bytes(replace(spec, n_layers=n)) for n in (1, 2))
     return one + (spec.n_layers - 1) * (two - one)
 
@@ -163,7 +163,7 @@ def header_bytes(spec: ModelSpec) -> bytes:
 
 
 def _check_writable(spec: ModelSpec) -> None:
-    """Raise FormatError for a spec that readers, also those of the oldest keys, would read as another model."""
+    """Raise FormatError for a spec that readers, even of only the oldest keys, would read as another model."""
     arch, dialect, half = spec.arch, DIALECTS[spec.arch], spec.rope.layout == "half"
     if half and spec.rope.scaling is not None:
         raise FormatError("a .m file cannot hold RoPE of half layout with scaling; write it without the scaling.")

@@ -71,10 +71,10 @@ ROPE_LLAMA, ROPE_FALCON, ROPE_LLAMA3_1 = 0, 1, 2
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """What a `.m` header says of an architecture.
+    """An architecture in a `.m` header.
 
-    Two ids have two architectures: the keys NEW_ARCH_KEYS tell them apart. keys: whether a header always has some of
-    these, never, or may have them. gelu_without_norm: it has GELU and weights of experts that do not sum to 1, whatever
+    Two ids stand for two architectures each, told apart by the keys NEW_ARCH_KEYS. keys: whether a header always has
+    some of them, never, or may have them. gelu_without_norm: GELU, and expert weights that do not sum to 1, whatever
     its keys say.
     """
 

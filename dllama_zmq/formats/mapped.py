@@ -19,7 +19,7 @@ from dllama_zmq.quants import U8
 class MappedFile:
     """A mapped regular file. Raises FormatError if it cannot be opened or mapped, or is empty.
 
-    stamp: numbers of which one at least is another if the file was changed.
+    stamp: numbers, at least one of which differs if the file was changed.
     """
 
     def __init__(self, path: Path) -> None:

@@ -18,7 +18,7 @@ from dllama_zmq.spec import ModelSpec, TensorSpec
 
 ALL = slice(None)
 _FORGET_BYTES = 1 << 26
-"""About as many bytes of a file stay in this process's memory while it is read from front to back."""
+"""About this many bytes of a file stay in this process's memory while it is read from front to back."""
 _CHUNK_VALUES = 1 << 18
 """Values converted at a time: 1 MB of f32, so that the temporaries stay in a core's cache."""
 
@@ -26,8 +26,8 @@ _CHUNK_VALUES = 1 << 18
 class ModelFile:
     """An open model. `read` gives each tensor in the type that `spec` names, whatever its type in the file.
 
-    `tensors` are in the order of the model's table; `nbytes` is their total size as read. `notes` are warnings about
-    the files, for the user. type_names: the format's names of types that have other names here.
+    `tensors` are in the order of the model's table; `nbytes` is their total size as read. `notes` are warnings for the
+    user. type_names: the format's names of types that have other names here.
     """
 
     def __init__(
@@ -94,16 +94,16 @@ class ModelFile:
         return self._type_names.get(stored.stored.name, stored.stored.name), stored.nbytes
 
     def _before_reading(self, n_bytes: int) -> None:
-        """Release the pages read before, once they are many."""
+        """Release the pages read before if there are many."""
         if self._read_bytes > _FORGET_BYTES:
             self.forget_pages()
             self._read_bytes = 0
         self._read_bytes += n_bytes
 
     def stamps(self) -> list[tuple[bytes, tuple[int, ...]]]:
-        """Each file's path, the same bytes in any locale, and numbers.
+        """The path of each file, as bytes that are equal in any locale, and its stamp.
 
-        One of the numbers at least is another if the file was changed since it was opened.
+        At least one number of the stamp differs if the file was changed after it was opened.
         """
         return sorted((os.fsencode(path), file.stamp) for path, file in self._files.items())
 

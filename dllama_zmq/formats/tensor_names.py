@@ -39,7 +39,7 @@ _HF_OWN: dict[Architecture, dict[str, str]] = {
         "experts.up": "block_sparse_moe.experts.{}.w3",
     },
 }
-"""transformers' names that an architecture has for itself."""
+"""transformers' names that only one architecture has."""
 _GGUF, _HF, _META = ({ours: names[column] for ours, names in _NAMES.items()} for column in range(3))
 _OURS = re.compile(r"layers\.(\d+)\.(?:(experts)\.(\d+)\.)?(.+)")
 

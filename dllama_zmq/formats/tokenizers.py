@@ -46,7 +46,7 @@ _MAX_TEMPLATES = 64
 def read_tokenizer(path: str | Path) -> Tokenizer:
     """The tokenizer of a file or of a model's folder.
 
-    Raises FormatError for a damaged file, UnsupportedModel for a kind that is not read.
+    Raises FormatError for a damaged file, UnsupportedModel for an unsupported kind.
     """
     path = Path(path)
     if path.is_dir():
@@ -70,9 +70,9 @@ def _parts(path: Path, source: str) -> TokenizerParts:
 
 
 def tokenizer_files(path: Path) -> dict[str, bytes]:
-    """The files of the tokenizer that `read_tokenizer` reads, as they are, by name; that of a single file is "".
+    """The files of the tokenizer that `read_tokenizer` reads, unchanged, by name; "" for a single file.
 
-    That of a GGUF model is a GGUF file with the tokenizer alone. Raises as `read_tokenizer` does.
+    A GGUF model gives a GGUF file with only the tokenizer. Raises as `read_tokenizer` does.
     """
     read_tokenizer(path)
     path = _in_folder(path) if path.is_dir() else path
@@ -97,7 +97,7 @@ def check_writable(path: Path, files: Mapping[str, bytes]) -> None:
 
 
 def write_tokenizer(path: Path, files: Mapping[str, bytes]) -> None:
-    """Write what `tokenizer_files` gave: a file, or a folder with several, instead of a tokenizer that is there."""
+    """Write the files of `tokenizer_files`: one file, or a folder. Replaces an existing tokenizer."""
     check_writable(path, files)
     if "" not in files:
         for file in (*(path / name for name in (*_NAMES, *_BESIDE)), *(file for _, file in _templates(path))):

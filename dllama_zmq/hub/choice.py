@@ -1,4 +1,4 @@
-"""Which files of a repository make up a model. Knows only their names, so the rules are the same for hub and cache."""
+"""The files of a repository that make up a model. Knows only their names, so hub and cache follow the same rules."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _MAX_LISTED = 20
 
 
 class SeveralModels(UsageError):
-    """A name that several models have; the message names them."""
+    """Several models have the name; the message lists them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ def choose(names: Sequence[str], wanted: ModelName, place: str) -> Choice:
 
 
 def all_models(names: Sequence[str], repo: str) -> dict[ModelName, Choice]:
-    """Each complete model among `names`, by the name to type. The name has no file if the model is the only one."""
+    """Each complete model among `names`, by the name to type. The name has no file if there is only one model."""
     files = [*_gguf_models(names), *_m_files(names)]
     short: list[str | None] = [*(_short_names(files) if len(files) > 1 else [None] * len(files))]
     wanted = [ModelName(repo, file) for file in short] or [ModelName(repo)]
@@ -185,7 +185,7 @@ def _first_parts(names: Iterable[str]) -> list[str]:
 
 
 def _is_projector(name: str) -> bool:
-    """Whether the file is a vision projector or calibration data, which are published beside models."""
+    """Whether the file is a vision projector or calibration data, which repositories have beside models."""
     return _base(name).lower().startswith(("mmproj", "imatrix"))
 
 

@@ -35,12 +35,12 @@ def endpoint() -> str:
 
 
 def session() -> httpx2.Client:
-    """huggingface_hub's HTTP session, which uses the environment's proxies. Raises UsageError for a wrong proxy."""
+    """huggingface_hub's HTTP session, which uses the environment's proxies. Raises UsageError for an invalid proxy."""
     from huggingface_hub import get_session
 
     try:
         return get_session()
-    except (ValueError, ImportError) as error:  # for a wrong URL, or a SOCKS proxy without its package
+    except (ValueError, ImportError) as error:  # for an invalid URL, or a SOCKS proxy without its package
         raise UsageError(
             f"the proxy cannot be used ({reason(error)}); check HTTPS_PROXY, HTTP_PROXY and ALL_PROXY"
         ) from error
@@ -52,7 +52,7 @@ def headers() -> dict[str, str]:
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # public, says its reference
 
     token = get_token()
-    # Checked here because the HTTP client's error would print the token.
+    # Checked here, because the HTTP client's error would print the token.
     if token is not None and not (token.isascii() and token.isprintable() and " " not in token):
         raise UsageError("the token has a character that no token has; set HF_TOKEN again, or run `hf auth login`")
     return {**build_hf_headers(library_name="dllama-zmq"), "Accept-Encoding": "identity"}
@@ -60,7 +60,7 @@ def headers() -> dict[str, str]:
 
 @contextmanager
 def hub_errors(repo: str, revision: str) -> Iterator[None]:
-    """Turns the session's errors into HubError, or UsageError for a wrong name."""
+    """Turn the session's errors into HubError, or UsageError for a wrong name."""
     import httpx2  # the client of huggingface_hub's sessions
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
@@ -69,13 +69,13 @@ def hub_errors(repo: str, revision: str) -> Iterator[None]:
     except HfHubHTTPError as error:
         raise _refused(error, repo, revision) from error
     except OfflineModeIsEnabled as error:
-        raise HubError(f"{repo} was not requested, because HF_HUB_OFFLINE is set; unset it") from error
+        raise HubError(f"{repo}: nothing was requested, because HF_HUB_OFFLINE is set; unset it") from error
     except httpx2.ProxyError as error:
         raise HubError(
             f"the proxy on the way to {endpoint()} refuses ({reason(error)}); check HTTPS_PROXY and NO_PROXY"
         ) from error
     except (httpx2.UnsupportedProtocol, httpx2.InvalidURL) as error:
-        raise UsageError(f"{endpoint()} cannot be asked ({reason(error)}); give HF_ENDPOINT as https://HOST") from error
+        raise UsageError(f"{endpoint()} cannot be used ({reason(error)}); give HF_ENDPOINT as https://HOST") from error
     except httpx2.TimeoutException as error:
         raise HubError(
             f"{_host(error)} does not answer in time; try again, or set HF_ENDPOINT to a mirror; {_OFFLINE_ADVICE}"
@@ -100,7 +100,7 @@ def is_transient(error: HfHubHTTPError) -> bool:
 
 
 class RateLimitWait:
-    """Waits as long as a rate-limiting hub asks for (HTTP 429), at most `max_s` in all."""
+    """Waits as long as a hub that limits requests asks (HTTP 429), at most `max_s` in all."""
 
     def __init__(self, on_wait: Callable[[str], None], max_s: float = 900.0) -> None:
         self._on_wait, self._left_s = on_wait, max_s

@@ -1,4 +1,4 @@
-"""Pulled models, listed and removed through huggingface_hub's view of its cache. Uses no network."""
+"""Lists and removes pulled models, by huggingface_hub's view of its cache. Uses no network."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Pulled:
-    """A model in the cache: its name to type, its path, its bytes on the disk."""
+    """A model in the cache: the name to type, its path, its bytes on disk."""
 
     name: ModelName
     path: Path
@@ -43,8 +43,8 @@ def list_pulled() -> list[Pulled]:
 def find_by_name(text: str) -> ModelName | None:
     """The pulled model REPO[:FILE]. The owner may be left out if only one pulled repository has that name.
 
-    If a repository is there but it has several models, or not this one, its name all the same: `find_pulled` says so.
-    Returns None if no such repository is there, or several are.
+    If that repository does not have the model, or has several, the name is returned too: `find_pulled` raises the
+    error. Returns None if no such repository is there, or several are.
     """
     try:
         name = ModelName.parse(text)
@@ -70,7 +70,7 @@ def _is_whole(name: ModelName) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """The files that go with a model."""
+    """The files to remove with a model."""
 
     name: ModelName
     paths: tuple[Path, ...]

@@ -1,4 +1,4 @@
-"""Chat templates: messages to the text of a prompt. Knows no vocabulary and no file.
+"""Chat templates: render messages as the text of a prompt. Knows no vocabulary and no file.
 
 A file's template is an untrusted program, and no list of forbidden operations bounds its time and memory. So it runs in
 a process of its own (`chat_child.py`) with a memory limit and RENDER_S of CPU time. All templates of a tokenizer are
@@ -17,14 +17,14 @@ from dllama_zmq.tokenizer.builtin_templates import BUILTIN, template_for
 from dllama_zmq.tokenizer.child import BUSY_S, Children
 
 RENDER_S = 2.0
-"""Time limit for a template in seconds of CPU time."""
+"""CPU seconds that a template may take."""
 MAX_TEXT_CHARS = 8 << 20
-_END = "<|the message goes on from here|>"  # and a space, which templates remove that remove spaces
+_END = "<|the message goes on from here|>"  # templates that strip white space strip the space after it
 _OURS = frozenset({"messages", "tools", "add_generation_prompt"})
 
 
 def renderers() -> Children:
-    """What renders templates, in processes that live as long as this."""
+    """The renderers of templates: processes that live as long as this one."""
     return Children("chat_child.py", max_bytes=16 * MAX_TEXT_CHARS)
 
 
@@ -44,7 +44,7 @@ class ChatTemplate:
 
     @property
     def text(self) -> str:
-        """The template for chats without tools, in Jinja; "" where there is none."""
+        """The Jinja source of the template for chats without tools; "" if there is none."""
         return self._templates.get("default", "")
 
     def render(
@@ -62,9 +62,10 @@ class ChatTemplate:
         without a generation prompt (`continue_final_message` of transformers).
 
         messages: one or more, of JSON values. Keys whose value is None are left out, as in transformers; if that fails
-        they are passed, because some templates ask whether `content` is none.
-        Raises RequestError if the template refuses or cannot render this chat; FormatError if the template is at fault:
-        not Jinja, too slow, too large, or with forbidden operations.
+        they are passed, because some templates test whether `content` is none.
+
+        Raises RequestError if the template refuses or cannot render this chat; FormatError if the template itself is
+        wrong: not Jinja, too slow, too large, or with forbidden operations.
         """
         if not messages:
             raise RequestError("the conversation is empty; give at least one message")
@@ -100,7 +101,7 @@ class ChatTemplate:
         return self._up_to_end(text, said) if continues else text
 
     def _rendered(self, template: str, variables: Mapping[str, Any], where: str) -> str:
-        """The text. Raises as `render` does."""
+        """The rendered text. Raises as `render` does."""
         request = {"template": template, "variables": variables, "seconds": RENDER_S, "chars": MAX_TEXT_CHARS}
         try:
             line = json.dumps(request).encode() + b"\n"
@@ -126,10 +127,7 @@ class ChatTemplate:
         """The text up to the end of the last message's content, which is `said` and a mark."""
         at = text.rfind(_END)
         if at < 0:
-            raise RequestError(
-                f"{self.source}: this chat template does not write the last message as it is, so that no answer can go "
-                "on with it"
-            )
+            raise RequestError(f"{self.source}: this chat template changes the last message, so it cannot be continued")
         keeps_spaces = text.startswith(f"{_END} ", at)
         return text[:at] if keeps_spaces else text[:at].removesuffix(said[len(said.rstrip()) :])
 
@@ -137,10 +135,10 @@ class ChatTemplate:
 def choose_template(
     templates: Mapping[str, str], name: str | None, names: Mapping[str, int], source: str
 ) -> tuple[Mapping[str, str], str]:
-    """The templates to use, and where they are from, as a ChatTemplate takes them.
+    """The templates to use, and their source, for a ChatTemplate.
 
-    These are the template `name` of the file or built in; without `name` the file's templates, else a fitting built-in
-    one.
+    These are the template `name`, of the file or built in. Without `name` they are the file's templates, or else the
+    built-in one that fits.
     """
     if name is None and templates:
         return templates, source
@@ -159,7 +157,7 @@ def choose_template(
 def _content(message: Mapping[str, Any]) -> str:
     content = message.get("content")
     if not isinstance(content, str):
-        raise RequestError("the last message has no text as its content, so that it cannot be gone on with")
+        raise RequestError("the last message has no text, so it cannot be continued")
     return content
 
 

@@ -1,7 +1,7 @@
 """Renders chat templates for its parent process. A script: it imports nothing of this package.
 
-A template is an untrusted program. It runs in Jinja's immutable sandbox, without files, with limits of memory and of
-CPU time: on a busy computer a good template takes long too. A request is the line {"template", "variables", "seconds",
+A template is an untrusted program. It runs in Jinja's immutable sandbox, without files, with limits of memory and CPU
+time; wall time would fail good templates on a busy computer. A request is the line {"template", "variables", "seconds",
 "chars"}, its reply {"text"} or {"kind", "what", "line"}.
 """
 
@@ -33,7 +33,7 @@ class Refused(jinja2.TemplateError):
 
 
 class OutOfTime(BaseException):
-    """Not an Exception, because Jinja catches those in places. `line` is the template's."""
+    """Not an Exception, because Jinja catches those in places. line: that of the template."""
 
     line = 0
 
@@ -99,7 +99,7 @@ def environment() -> Sandbox:
 
 
 def compiled(source: str) -> jinja2.Template:
-    """A template, which keeps nothing from one conversation to the next."""
+    """A compiled template; it keeps nothing from one conversation to the next."""
     return environment().from_string(source)
 
 
@@ -134,7 +134,7 @@ def line_of(error: BaseException) -> int:
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
     used_s = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
-    # What no signal interrupts, inside one long operation, the kernel kills.
+    # What no signal can interrupt, inside one long operation, is killed by the kernel.
     resource.setrlimit(resource.RLIMIT_CPU, (int(used_s + request["seconds"]) + 2, resource.RLIM_INFINITY))
     signal.setitimer(signal.ITIMER_PROF, request["seconds"])
     try:

@@ -16,16 +16,17 @@ from pathlib import Path
 from typing import Any
 
 START_S = 30.0
-"""Time limit in seconds for the start of the interpreter and for the first line, on a busy computer."""
+"""Seconds for the start of the interpreter and for the first line, on a busy computer."""
 BUSY_S = 10.0
-"""How many seconds longer than its CPU time a request may take: nodes may compute on every core."""
+"""Seconds that a request may take beyond its CPU time: nodes may compute on every core."""
 _READ_BYTES = 1 << 16
 
 
 class Children:
-    """As many processes of one script as threads ask at once: usually one, so that what hangs holds up nobody else.
+    """One process of a script per thread that asks at the same time, so a request that hangs delays no other; usually
+    one.
 
-    script: a file, from this folder. first: the first line after every start. max_bytes: limit of one answer.
+    script: a file of this folder. first: the first line after every start. max_bytes: limit of one answer.
     """
 
     def __init__(self, script: str, first: bytes = b"", max_bytes: int = 1 << 27) -> None:
@@ -33,7 +34,7 @@ class Children:
         self._idle: list[Child] = []
 
     def ask(self, line: bytes, wait_s: float) -> dict[str, Any] | None:
-        """The answer to `line`, as `Child.ask` gives it; any thread may ask."""
+        """The answer to `line`, as from `Child.ask`; for any thread."""
         try:
             child = self._idle.pop()
         except IndexError:
@@ -45,7 +46,7 @@ class Children:
 
 
 class Child:
-    """A child process, started at the first request and again after it was killed. One thread asks at a time."""
+    """A child process, started at the first request, and again after it was killed. For one thread at a time."""
 
     def __init__(self, script: str, first: bytes, max_bytes: int) -> None:
         self._script = Path(__file__).parent / script
@@ -55,7 +56,7 @@ class Child:
     def ask(self, line: bytes, wait_s: float) -> dict[str, Any] | None:
         """The answer to `line`. None if it takes longer than `wait_s` or the process dies; it is then killed.
 
-        If the process starts and answers the first line with a key `error`, that answer.
+        If the process answers its first line with a key `error`, that answer is returned.
         """
         if self._process is None or self._process.poll() is not None:
             refused = self._start()
@@ -68,7 +69,7 @@ class Child:
         return answer
 
     def _start(self) -> dict[str, Any] | None:
-        """Start the process; return None, or the answer to the first line if it has a key `error`."""
+        """Start the process. Returns None, or the answer to the first line if it has a key `error`."""
         self._end()
         self._process = subprocess.Popen(
             [sys.executable, "-I", str(self._script)],

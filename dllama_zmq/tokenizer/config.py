@@ -19,8 +19,8 @@ from dllama_zmq.typed import typed
 MAX_TEMPLATE_CHARS = 1 << 20
 MAX_TOKEN_ID = 1 << 24
 ENDS_TEXTS = (
-    "it puts an end after each text (add_eos_token, or its post_processor), as training needs it; a prompt gets none, "
-    "for nothing would follow it"
+    "it adds an end token to each text (add_eos_token, or its post_processor), for training; prompts get none, "
+    "because nothing could follow it"
 )
 _NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
 _Text = Annotated[str, Meta(min_length=1)]
@@ -65,11 +65,11 @@ class _Raw(Struct, frozen=True):
 class Config:
     """A tokenizer's configuration.
 
-    words: names of tokens by their keys, such as `bos_token`. given: the keys that the files have, also with null.
-    added: tokens beside the vocabulary, by id. add_eos: the files ask for an end after each text, which is not done.
+    words: names of tokens by their keys, such as `bos_token`. given: the keys that the files have, even with null.
+    added: tokens beside the vocabulary, by id. add_eos: the files ask for an end after each text, which is ignored.
     end_ids: all EOS ids; None if no file lists them. some_ends: EOS ids of config.json, which may be incomplete.
-    legacy: SentencePiece puts its space also after special tokens. prefix: it puts one before a text; None: not given.
-    templates: chat templates by name; the usual one is `default`.
+    legacy: SentencePiece also puts its space after special tokens. prefix: it puts a space before a text; None: not
+    given. templates: chat templates by name; the usual one is `default`.
     """
 
     words: dict[str, str] = field(default_factory=dict)
@@ -85,7 +85,7 @@ class Config:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Warnings about what the files ask for and is not done."""
+        """Warnings about what the files ask for and this version does not do."""
         return (ENDS_TEXTS,) if self.add_eos else ()
 
     def token_id(self, word: str, names: Mapping[str, int], source: str, default: int | None) -> int | None:
@@ -104,9 +104,9 @@ class Config:
         return names[self.words[word]]
 
     def ends(self, eos_id: int | None, names: Mapping[str, int], pieces: Container[int]) -> tuple[int, ...]:
-        """The EOS ids: `eos_id`, then the listed ones. If no file lists all, also the well-known ends of a turn.
+        """The EOS ids: `eos_id`, then the listed ones. If no file lists all, the well-known ends of a turn too.
 
-        names: tokens that may be such ends. pieces: ids of all tokens.
+        names: tokens that may be such ends. pieces: the ids of all tokens.
         """
         listed = self.end_ids
         if listed is None:

@@ -40,19 +40,19 @@ class TokenizerParts:
     """The parts of a tokenizer, from any kind of file.
 
     Vocabulary: pieces: the text of each token by id, with gaps. silent: tokens that print nothing. specials: special
-    tokens by name. texts: added tokens by name, which are found in any text.
-    Encoding: plain: names of special tokens are ordinary text. marked: they are these tokens.
-    Decoding: dummy_prefix: `plain` puts a space before a text. drops_all: all spaces at the start are dropped. kept:
-    tokens whose space is never dropped. each_byte: one U+FFFD for each byte that is not UTF-8 (see IncrementalDecoder).
-    words: names of tokens for chat templates, by key (`bos_token`, ...). notes: warnings about the file, for the user.
+    tokens by name. texts: added tokens by name, which are recognized in any text. Encoding: plain_encoder: names of
+    special tokens are ordinary text. special_encoder: they become these tokens. Decoding: dummy_prefix: `plain_encoder`
+    puts a space before a text. drops_all: all spaces at the start are dropped. kept: tokens whose space is never
+    dropped. each_byte: one U+FFFD for each byte that is not UTF-8 (see IncrementalDecoder). words: names of tokens for
+    chat templates, by key (`bos_token`, ...). notes: warnings about the file, for the user.
     """
 
     source: str
     pieces: Mapping[int, bytes]
     silent: frozenset[int]
     specials: Mapping[str, int]
-    plain: Encoder
-    marked: Encoder
+    plain_encoder: Encoder
+    special_encoder: Encoder
     bos_id: int | None
     eos_ids: tuple[int, ...]
     add_bos: bool

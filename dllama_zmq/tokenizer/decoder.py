@@ -38,7 +38,7 @@ class IncrementalDecoder:
 
     @property
     def stopped(self) -> str:
-        """The stop string that was found, "" for none: what is pushed after it has no text."""
+        """The stop string that was found; "" if none was. Tokens after it have no text."""
         return self._stop.found
 
     def push(self, token: int) -> str:

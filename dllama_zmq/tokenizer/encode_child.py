@@ -1,8 +1,8 @@
 """Encodes text with a tokenizer.json for its parent process. A script: it imports nothing of this package.
 
-A file's regular expression may never end on some text, inside a library that cannot be interrupted. Here it has a
-memory limit and one of CPU time. The first line is {"files": texts of tokenizer.json}, every other one {"file", "text",
-"names_are_text", "seconds"}; answers are {}, {"ids"} or {"error"}.
+A file's regular expression may run forever on some text, inside a library that cannot be interrupted. Here it has
+limits of memory and CPU time. The first line is {"files": texts of tokenizer.json}; each further line is {"file",
+"text", "names_are_text", "seconds"}. Answers are {}, {"ids"} or {"error"}.
 """
 
 from __future__ import annotations

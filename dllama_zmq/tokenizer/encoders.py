@@ -38,7 +38,7 @@ def to_chars(piece: bytes) -> str:
 
 
 def is_written(piece: str) -> bool:
-    """Whether `piece` is in byte-level encoding, so that text can become it."""
+    """Whether `piece` is in byte-level encoding, so that a text can contain it."""
     return all(char in _BYTE_OF_CHAR for char in piece)
 
 
@@ -55,7 +55,8 @@ def sentencepiece_library(model: bytes, source: str) -> Any:
     processor = sentencepiece.SentencePieceProcessor()
     try:
         processor.LoadFromSerializedProto(model)
-    except (RuntimeError, OSError, UnicodeDecodeError) as error:  # the last: its message has a piece that is no UTF-8
+    # UnicodeDecodeError: its message has a piece that is not UTF-8
+    except (RuntimeError, OSError, UnicodeDecodeError) as error:
         raise FormatError(f"{source}: SentencePiece refuses this vocabulary: {error} Get the file again.") from error
     return processor
 
@@ -105,7 +106,7 @@ def library_encoder(
 
 @contextmanager
 def library_errors(kind: type[DllamaError], problem: str, advice: str = "") -> Iterator[None]:
-    """Turns errors of a library in Rust into `kind`. Its panics are not Exceptions."""
+    """Turn errors of a Rust library into `kind`. Its panics are not Exceptions."""
     try:
         yield
     except BaseException as error:
@@ -142,8 +143,8 @@ def with_names(encode: Encoder, names: Mapping[str, int], inside: Encoder | None
 def rank_merges(ranks: Mapping[bytes, int]) -> tuple[list[Merge], bool]:
     """The merges of a vocabulary with ids as ranks, and whether they reach every token.
 
-    All splits of a token into two lower-ranked tokens are listed, which is equivalent to tiktoken: when a rank's turn
-    comes, all lower ranks are merged, so only the split that they lead to can still occur in the text.
+    All splits of a token into two lower-ranked tokens are listed. This is equivalent to tiktoken: when a rank is
+    applied, all lower ranks have been, so only the split that they lead to can still occur in the text.
     """
     merges: list[Merge] = []
     reached = True

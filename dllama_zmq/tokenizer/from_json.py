@@ -55,7 +55,7 @@ def _parts(file: JsonFile, text: str, steps: Steps, byte_level: bool, config: Co
     notes = list(config.notes)
     if file.model.dropout:
         notes.append(_DROPOUT.format(file.model.dropout))
-    text = _settled(file, text, config)
+    text = _with_config(file, text, config)
     ids = vocabulary_of(file)
     for added in file.added_tokens:
         # The library ignores the ids of added tokens: it uses the vocabulary's, or the next free one.
@@ -79,7 +79,7 @@ def _parts(file: JsonFile, text: str, steps: Steps, byte_level: bool, config: Co
             )
     print_piece = to_bytes if byte_level else _spaced_bytes
     pieces = {token: print_piece(piece) for piece, token in ids.items()}
-    before, after = _put_around(library, source)
+    before, after = _tokens_around(library, source)
     begun = [token for token in before if token in specials.values()]
     by_processor = begun[0] if begun else None
     if len(begun) > 1:
@@ -92,16 +92,16 @@ def _parts(file: JsonFile, text: str, steps: Steps, byte_level: bool, config: Co
     eos_id = config.token_id("eos_token", ids, source, None)
     eos_ids = checked_ids(source, bos_id, config.ends(eos_id, specials, pieces), pieces)
     add_bos = bos_id is not None and (by_processor == bos_id if config.add_bos is None else config.add_bos)
-    apart = _names_apart(text, file, specials, source)
-    plain, marked = _encoders(text, apart, None if steps.quick else BoundedEncoders, library, source)
+    unnamed = _without_special_names(text, file, specials, source)
+    plain_encoder, special_encoder = _encoders(text, unnamed, None if steps.quick else BoundedEncoders, library, source)
 
     return TokenizerParts(
         source=source,
         pieces=pieces,
         silent=frozenset(specials.values()),
         specials=specials,
-        plain=plain,
-        marked=marked,
+        plain_encoder=plain_encoder,
+        special_encoder=special_encoder,
         bos_id=bos_id,
         eos_ids=eos_ids,
         add_bos=add_bos,
@@ -122,7 +122,7 @@ def vocabulary_of(file: JsonFile) -> dict[str, int]:
     return {piece: token for token, (piece, _) in enumerate(vocabulary)}
 
 
-def _settled(file: JsonFile, text: str, config: Config) -> str:
+def _with_config(file: JsonFile, text: str, config: Config) -> str:
     """`text` with changes from the files beside it and without dropout; `file` is changed in the same way.
 
     Tokens that only tokenizer_config.json has are added, as in transformers. Tokens that end texts become special: they
@@ -174,23 +174,23 @@ def _without_patterns(text: str) -> str:
 
 
 def _encoders(
-    text: str, apart: str | None, bounded: type[BoundedEncoders] | None, library: tokenizers.Tokenizer, source: str
+    text: str, unnamed: str | None, bounded: type[BoundedEncoders] | None, library: tokenizers.Tokenizer, source: str
 ) -> tuple[Encoder, Encoder]:
     """An encoder for which names of special tokens are text, and one for which they are tokens.
 
-    apart: the file in which they are text, if the library's flag is not enough (`_names_apart`).
+    unnamed: the file in which they are text, if the library's flag is not enough (`_without_special_names`).
     """
     if bounded is not None:
-        encoders = bounded([text] if apart is None else [text, apart], source)
-        return encoders.encoder(0, True) if apart is None else encoders.encoder(1), encoders.encoder(0)
+        encoders = bounded([text] if unnamed is None else [text, unnamed], source)
+        return encoders.encoder(0, True) if unnamed is None else encoders.encoder(1), encoders.encoder(0)
     lock = Lock()
-    marked = library_encoder(library, source, lock=lock)
-    if apart is None:
-        return library_encoder(library, source, names_are_text=True, lock=lock), marked
-    return library_encoder(_load(apart, source), source), marked
+    special_encoder = library_encoder(library, source, lock=lock)
+    if unnamed is None:
+        return library_encoder(library, source, names_are_text=True, lock=lock), special_encoder
+    return library_encoder(_load(unnamed, source), source), special_encoder
 
 
-def _names_apart(text: str, file: JsonFile, specials: Mapping[str, int], source: str) -> str | None:
+def _without_special_names(text: str, file: JsonFile, specials: Mapping[str, int], source: str) -> str | None:
     """The file in which names of special tokens are text; None if the library's flag is enough.
 
     A unigram model, and a BPE model with ignore_merges, finds such names in its vocabulary. There they are replaced by
@@ -205,24 +205,24 @@ def _names_apart(text: str, file: JsonFile, specials: Mapping[str, int], source:
     def renamed(piece: str) -> str:
         return f"{secret} {specials[piece]}" if piece in within and piece != file.model.unk_token else piece
 
-    apart = json.loads(text)
+    unnamed = json.loads(text)
     ordinary = [entry for entry in file.added_tokens if not entry.special]
-    apart["added_tokens"] = [entry for entry in apart["added_tokens"] if not entry.get("special")]
-    apart["post_processor"] = None
+    unnamed["added_tokens"] = [entry for entry in unnamed["added_tokens"] if not entry.get("special")]
+    unnamed["post_processor"] = None
     if isinstance(vocab, dict):
-        apart["model"]["vocab"] = {renamed(piece): token for piece, token in vocab.items()}
-        apart["model"]["vocab"].update((entry.content, entry.id) for entry in ordinary)
+        unnamed["model"]["vocab"] = {renamed(piece): token for piece, token in vocab.items()}
+        unnamed["model"]["vocab"].update((entry.content, entry.id) for entry in ordinary)
     else:
-        apart["model"]["vocab"] = [[renamed(piece), score] for piece, score in vocab]
-    other = _load(json.dumps(apart | {"normalizer": None, "pre_tokenizer": None}), source)
+        unnamed["model"]["vocab"] = [[renamed(piece), score] for piece, score in vocab]
+    other = _load(json.dumps(unnamed | {"normalizer": None, "pre_tokenizer": None}), source)
     if any(other.token_to_id(entry.content) != entry.id for entry in ordinary):
         raise UnsupportedModel(
             f"{source}: it has added tokens beyond a vocabulary with special tokens; use a .t or .model file."
         )
-    return json.dumps(apart)
+    return json.dumps(unnamed)
 
 
-def _put_around(library: tokenizers.Tokenizer, source: str) -> tuple[list[int], list[int]]:
+def _tokens_around(library: tokenizers.Tokenizer, source: str) -> tuple[list[int], list[int]]:
     """The tokens that the file's post-processor puts before a text, and after it."""
     with library_errors(FormatError, f"{source}: the tokenizers library cannot run this file", ". Get it again."):
         ids: list[int] = library.encode("a", add_special_tokens=True).ids

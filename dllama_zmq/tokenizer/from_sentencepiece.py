@@ -29,7 +29,7 @@ def parts_of_sentencepiece(
     if not all(math.isfinite(library.GetScore(token)) for token in ids):
         raise FormatError(f"{source}: a piece has a score that is no number. The file is damaged; get it again.")
     puts_space = library.Normalize("a").startswith(SPACE)
-    plain = inside = library.EncodeAsIds
+    plain_encoder = inside = library.EncodeAsIds
     if puts_space and not config.legacy:  # after a special token, too, Hugging Face's "legacy" puts a space
         inside = sentencepiece_library(without_prefix(data), source).EncodeAsIds
     pieces = {token: _printed(name) for token, name in enumerate(names) if not library.IsUnused(token)}
@@ -64,8 +64,8 @@ def parts_of_sentencepiece(
         pieces=pieces,
         silent=frozenset(silent),
         specials=specials,
-        plain=with_names(plain, texts, inside),
-        marked=with_names(plain, {**texts, **specials}, inside),
+        plain_encoder=with_names(plain_encoder, texts, inside),
+        special_encoder=with_names(plain_encoder, {**texts, **specials}, inside),
         bos_id=bos_id,
         eos_ids=eos_ids,
         add_bos=bos_id is not None and config.add_bos is not False,

@@ -61,7 +61,7 @@ def _sentencepiece(data: TokenizerData, first_byte: int) -> TokenizerParts:
         pieces=dict(enumerate(data.pieces)),
         silent=frozenset(controls),
         specials=names,
-        marked=with_names(parts.plain, names),
+        special_encoder=with_names(parts.plain_encoder, names),
     )
 
 
@@ -125,8 +125,8 @@ def _byte_level(data: TokenizerData) -> TokenizerParts:
         pieces=pieces,
         silent=silent,
         specials=specials,
-        plain=with_names(bpe, texts),
-        marked=with_names(bpe, named),
+        plain_encoder=with_names(bpe, texts),
+        special_encoder=with_names(bpe, named),
         bos_id=data.bos_id if has_bos else None,
         eos_ids=checked_ids(data.source, data.bos_id, data.eos_ids, pieces),
         add_bos=data.add_bos,

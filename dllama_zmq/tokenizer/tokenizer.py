@@ -62,7 +62,7 @@ class Tokenizer:
         hold, becomes U+FFFD. Raises RequestError if `bos` is true and the model has no BOS.
         """
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        tokens = self._parts.marked(text) if specials else self._parts.plain(text)
+        tokens = self._parts.special_encoder(text) if specials else self._parts.plain_encoder(text)
         if not (self._parts.add_bos if bos is None else bos):
             return tokens
         if self.bos_id is None:

@@ -32,7 +32,7 @@ def test_a_proxy_that_does_not_answer_is_named(puller: Puller) -> None:
 @pytest.mark.parametrize(
     ("env", "says"),
     [
-        ({"HF_ENDPOINT": "hub.example"}, "hub.example cannot be asked"),
+        ({"HF_ENDPOINT": "hub.example"}, "hub.example cannot be used"),
         ({"HTTPS_PROXY": "nothing://x", "https_proxy": "nothing://x"}, "the proxy cannot be used"),
         ({"HF_HUB_ETAG_TIMEOUT": "soon"}, "an HF_... variable must be a number"),
         ({"HF_TOKEN": "hf_sécret"}, "the token has a character that no token has"),

@@ -267,7 +267,7 @@ def test_split_models_that_are_not_whole_are_refused(tmp_path):
     paths = write_split(tmp_path, 3, spec)
     moved = tmp_path / "moved.gguf"
     moved.write_bytes(paths[0].read_bytes())
-    with pytest.raises(FormatError, match="one of 3 files of a model, which are found by their names"):
+    with pytest.raises(FormatError, match="one of 3 files of a model, and the others are found by name"):
         open_gguf(moved)
     second = paths[1].read_bytes()
     paths[1].unlink()

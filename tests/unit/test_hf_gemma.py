@@ -85,7 +85,7 @@ def test_the_text_part_of_a_gemma_3_with_images_has_the_defaults_of_its_own_type
     [
         ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping is 50"),
         ({"use_bidirectional_attention": True}, "use_bidirectional_attention is True"),
-        ({"layer_types": ["full_attention", "sliding_attention"]}, "do not come at equal distances"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "are not every nth layer"),
         ({"sliding_window_pattern": 0}, "sliding_window_pattern is 0"),
         ({"query_pre_attn_scalar": 24.5}, "query_pre_attn_scalar is 24.5"),
         ({"query_pre_attn_scalar": 0}, "query_pre_attn_scalar is 0"),

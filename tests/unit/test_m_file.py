@@ -178,8 +178,8 @@ def wrong_tensors(case: str) -> list[tuple[str, BlockMatrix]]:
 @pytest.mark.parametrize(
     ("case", "words"),
     [
-        ("missing", "head was to be written next, but there are no more"),
-        ("out of order", r"layers\.0\.attention\.q was to be written next, but layers\.0\.attention\.k came"),
+        ("missing", "expected head next, but there are no more"),
+        ("out of order", r"expected layers\.0\.attention\.q next, but layers\.0\.attention\.k came"),
         ("one too many", "head comes after the last tensor"),
         ("other shape", r"layers\.0\.attention\.v is \(8, 64\) F32; expected \(32, 64\) F32"),
         ("other type", r"layers\.0\.attention\.v is \(32, 64\) Q80; expected \(32, 64\) F32"),
@@ -202,7 +202,7 @@ def test_a_folder_that_is_not_there_is_refused_in_words(tmp_path):
 def test_an_unknown_name_in_a_mapping_is_refused(tmp_path):
     tensors = dict(tiny_tensors(TINY))
     tensors["tail"] = tensors["head"]
-    with pytest.raises(FormatError, match="tail comes after the last tensor, or is none of this model"):
+    with pytest.raises(FormatError, match="tail comes after the last tensor, or is of another model"):
         write_m(tmp_path / "a.m", TINY, tensors)
 
 

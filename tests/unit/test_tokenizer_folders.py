@@ -161,7 +161,7 @@ def with_end_after(name: str) -> str:
 def test_an_end_that_a_file_puts_after_each_text_is_not_put_and_told(plain, ending):
     spec = tiny_spec(vocab_size=1000)
     assert ending().encode("the end") == plain().encode("the end")
-    assert "it puts an end after each text (add_eos_token, or its post_processor)" in ending().mismatch_warning(spec)
+    assert "it adds an end token to each text (add_eos_token, or its post_processor)" in ending().mismatch_warning(spec)
     assert "an end after each text" not in plain().mismatch_warning(spec)
 
 

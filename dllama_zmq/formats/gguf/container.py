@@ -80,7 +80,7 @@ class Container:
 
 
 def contents(path: Path) -> tuple[str, int, dict[str, int]]:
-    """Architecture, number of tensors, and values by ggml's names of types, of any GGUF file, by its head.
+    """The architecture, number of tensors, and values by ggml's type names, of any GGUF file, from its head.
 
     Raises FormatError if the head is damaged.
     """

@@ -16,7 +16,7 @@ from dllama_zmq.spec import FloatType
 _EXPERT = re.compile(r"experts\.(\d+)\.(gate|down|up)")
 _ROPE_FACTORS = "rope_freqs.weight"
 _UNREAD = re.compile(r"rope_freqs\.weight|blk\.\d+\.attn_rot_embd\.weight|rope_factors_(long|short)\.weight")
-"""Tensors that the spec has already, or that are computed."""
+"""Tensors whose values the spec has already, or that are computed."""
 
 
 class Directory:
@@ -92,7 +92,7 @@ class Directory:
         return values
 
     def check_all_used(self) -> None:
-        """Raise UnsupportedModel for a tensor that was not found for the model: its answers would be wrong."""
+        """Raise UnsupportedModel for a tensor that the model does not use: the answers would be wrong."""
         for name in self._tensors:
             if name not in self._used and not _UNREAD.fullmatch(name):
                 raise UnsupportedModel(

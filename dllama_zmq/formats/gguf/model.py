@@ -29,7 +29,8 @@ def open_gguf(path: str | Path) -> ModelFile:
         parts = _open_parts(path, on_error)
         directory = Directory(str(path), parts)
         _check_count(parts[0], len(directory), len(parts))
-        _, dialect = check_architecture(parts[0])  # first, because another kind of model would seem to lack tensors
+        # first, because a model of an unknown architecture would seem to lack tensors
+        _, dialect = check_architecture(parts[0])
         spec = read_spec(parts[0], directory.find("embedding").shape[0], directory.rope_factors())
         if dialect.without_biases is not None and not directory.has_biases:
             spec = replace(spec, arch=dialect.without_biases)
@@ -46,7 +47,7 @@ def open_gguf(path: str | Path) -> ModelFile:
 
 
 def gguf_metadata(path: str | Path, lists: bool = True) -> dict[str, Any]:
-    """The metadata of a GGUF file (of a split model: of the first file) as plain values. lists: with arrays.
+    """The metadata of a GGUF file (of a split model: of its first file) as plain values. lists: include arrays.
 
     Raises FormatError or UnsupportedModel.
     """
@@ -69,7 +70,7 @@ def _open_parts(path: Path, files: ExitStack) -> list[Container]:
     name = _SPLIT_NAME.fullmatch(path.name)
     if count > _MAX_PARTS or name is None or int(name[3]) != count:
         raise FormatError(
-            f"{path}: it is one of {count} files of a model, which are found by their names; expected NAME-00001-of-"
+            f"{path}: it is one of {count} files of a model, and the others are found by name; expected NAME-00001-of-"
             f"{count:05}.gguf and so on, at most {_MAX_PARTS}. Restore its original name."
         )
     paths = [path.with_name(f"{name[1]}-{i + 1:05}-of-{count:05}{name[4]}") for i in range(count)]

@@ -26,12 +26,12 @@ from dllama_zmq.typed import typed
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """What an architecture of GGUF files is here: without experts, with experts (None: refused), without biases.
+    """An architecture of GGUF files in this package: without experts, with experts (None: refused), without biases.
 
-    in_pairs: RoPE's rows of q and k are interleaved in the file. Here those of a model with experts are in half layout.
-    full_every, window, window_theta: what a file of layers with and without a window need not say. n_layers_27b: of the
-    size whose scores are divided by the square root of width / heads, which no key says. softcaps: those of the
-    architecture, of attention's scores and of logits.
+    in_pairs: the file interleaves RoPE's rows of q and k. Those of a model with experts are read in half layout.
+    full_every, window, window_theta: defaults for models with and without windows in their layers. n_layers_27b: the
+    size whose scores are divided by the square root of width / heads, which no key says. softcaps: of attention's
+    scores and of logits.
     """
 
     dense: Architecture | None
@@ -48,7 +48,7 @@ class Dialect:
 
 _ARCHITECTURES = {
     "llama": Dialect("llama", with_experts="mixtral", in_pairs=True),
-    # Without biases it differs from a Llama only in RoPE's layout, which the spec has.
+    # without biases it differs from a Llama only in RoPE's layout, which is in the spec
     "qwen2": Dialect("qwen2", without_biases="llama"),
     "qwen3": Dialect("qwen3"),
     "qwen3moe": Dialect(None, with_experts="qwen3moe"),
@@ -92,8 +92,8 @@ _IGNORED = {
     "rope.scaling.yarn_beta_fast",
     "rope.scaling.yarn_beta_slow",
 }
-"""Keys that the tensors tell better, that belong to refused features (YaRN, shared experts), or that change nothing.
-Any other key may mean another computation and is refused."""
+"""Keys that the tensors determine, that belong to refused features (YaRN, shared experts), or that change nothing. Any
+other key may change the computation, and is refused."""
 _MAX_LAYERS = 1 << 12
 _MAX_EXPERTS = 1 << 16
 """In all layers together."""
@@ -130,8 +130,8 @@ class _Numbers(Struct, frozen=True):
 
 
 def _own(file: Container, arch: str) -> dict[str, Any]:
-    """The metadata under the architecture's name; a list with one number per layer is their common value, or how often
-    a layer without a window comes."""
+    """The metadata under the architecture's name. A list with one number per layer becomes their common value, or the
+    interval of layers without a window."""
     own: dict[str, Any] = {}
     for name, value in file.metadata.items():
         if not name.startswith(f"{arch}."):
@@ -163,7 +163,7 @@ def shortest(value: float) -> float:
 
 
 def check_architecture(file: Container) -> tuple[str, Dialect]:
-    """The architecture's name and what it is here. Raises FormatError if it is missing, UnsupportedModel for a LoRA
+    """The architecture's name and its dialect. Raises FormatError if the name is missing; UnsupportedModel for a LoRA
     adapter, a vision projector (mmproj) and other architectures."""
     arch, kind = file.metadata.get("general.architecture"), file.metadata.get("general.type", "model")
     if not isinstance(arch, str):
@@ -248,7 +248,7 @@ def read_spec(file: Container, vocab_size: int, rope_factors: F32 | None) -> Mod
 def _with_layers(spec: ModelSpec, numbers: _Numbers, dialect: Dialect, window: int) -> ModelSpec:
     """`spec` with its layers with and without a window."""
     every = dialect.full_every if numbers.full_every is None else numbers.full_every
-    if window <= 0:  # as in llama.cpp, where no layer has RoPE of its own then either
+    if window <= 0:  # as in llama.cpp, where then no layer has its own RoPE either
         return replace(spec, full_every=1)
     theta = dialect.window_theta if numbers.window_theta is None else numbers.window_theta
     own_rope = None if theta is None else Rope(theta, spec.rope.layout)

@@ -32,7 +32,7 @@ _ARCHITECTURES: dict[str, tuple[Architecture, str]] = {
     "gemma3_text": ("gemma3", "Gemma3ForCausalLM"),
 }
 _TEXT_OF = {"gemma3": ("gemma3_text", "Gemma3ForConditionalGeneration")}
-"""Models of text and images by model_type: the type of their text part, in `text_config`, and their architecture."""
+"""Models of text and images by model_type: the type of their text part, in `text_config`, and its architecture."""
 _ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu", "gelu_new": "gelu"}
 _INTERLEAVED = ("llama", "mistral")
 _QWEN_MOE = "qwen3_moe"
@@ -75,7 +75,7 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
 }  # fmt: skip
 """Keys by which other models change the computation, with their neutral values; null is always neutral.
 
-transformers ignores them in the models that are read here. Whoever wrote them meant another model, or a newer one.
+transformers ignores them in the models that are read here; the file's author meant another or a newer model.
 """
 
 
@@ -120,8 +120,8 @@ class _Config(Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class HFConfig:
-    """A config.json. `spec` has all weights F32. tied: the head is the embedding. has_more: it is the text part of a
-    model that has more."""
+    """A checked config.json. `spec` has all weights F32. tied: the head is the embedding. has_more: the model has more
+    than its text part."""
 
     spec: ModelSpec
     tied: bool
@@ -148,7 +148,7 @@ def read_config(path: Path) -> HFConfig:
 
 
 def _text_part(whole: dict[str, Any]) -> dict[str, Any]:
-    """The keys of the text part of a model of text and images; any other config as it is."""
+    """The keys of the text part of a model of text and images; any other config unchanged."""
     model_type, text = whole.get("model_type"), whole.get("text_config")
     text_type, architecture = _TEXT_OF.get(model_type if isinstance(model_type, str) else "", ("", ""))
     architectures = whole.get("architectures")
@@ -282,7 +282,7 @@ def _spec(config: _Config, model_type: str, raw: dict[str, Any]) -> ModelSpec:
 
 
 def _query_scalar(config: _Config, head_dim: int) -> int | None:
-    """What attention's scores are divided by the square root of, where it is not head_dim."""
+    """The number whose square root divides attention's scores, if it is not head_dim."""
     scalar = config.query_pre_attn_scalar
     if scalar is None or not 1 <= scalar < 1 << 31 or scalar != int(scalar):
         raise UnsupportedModel(f"query_pre_attn_scalar is {scalar}; expected a positive whole number.")

@@ -1,4 +1,4 @@
-"""Which layers of a config.json attend to all positions, and the RoPE of each kind of layer. Knows no other key.
+"""The layers of a config.json that attend to all positions, and the RoPE of each kind of layer. Knows no other key.
 
 Source: transformers 5.24, configuration_gemma3.py and modeling_rope_utils.py.
 """
@@ -34,8 +34,8 @@ class LayerKeys(Struct, frozen=True):
 
 
 def window_of(keys: LayerKeys, model_type: str) -> tuple[int | None, int]:
-    """The attention window or None, and `ModelSpec.full_every`. Raises UnsupportedModel if the layers that have no
-    window follow another rule."""
+    """The attention window or None, and `ModelSpec.full_every`. Raises UnsupportedModel if the layers without a window
+    follow another rule."""
     if model_type == "llama":
         return None, 0
     n_layers = keys.num_hidden_layers
@@ -66,13 +66,13 @@ def window_of(keys: LayerKeys, model_type: str) -> tuple[int | None, int]:
 
 
 def _pattern(keys: LayerKeys, model_type: str) -> int:
-    """Every how many layers one attends to all positions."""
+    """The interval of the layers that attend to all positions."""
     if keys.layer_types is not None:
         every = full_every(_windowed(keys.layer_types, keys.num_hidden_layers))
         if every is None:
             raise UnsupportedModel(
-                "layer_types: the layers with full_attention do not come at equal distances, the last of so many, "
-                "which this version does not support."
+                "layer_types: the layers with full_attention are not every nth layer, which this version does not "
+                "support."
             )
         return every
     default = _DEFAULT_PATTERN[model_type]
@@ -93,7 +93,7 @@ def _windowed(kinds: list[str], n_layers: int) -> list[bool]:
 
 
 def rope_by_kind(keys: LayerKeys) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A Gemma 3's parameters of RoPE, of the layers without a window and of those with one."""
+    """The RoPE parameters of a Gemma 3: of the layers without a window, and of those with one."""
     both = keys.rope_parameters or {}
     for kind, parameters in both.items():
         if kind not in (_FULL, _WINDOWED) or not isinstance(parameters, dict | None):

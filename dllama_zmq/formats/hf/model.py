@@ -23,12 +23,12 @@ CONFIG = "config.json"
 _TIED = {"head": "embedding", "embedding": "head"}
 """If the head is the embedding, files may have the tensor under either name."""
 _UNUSED = re.compile(r".*\.(rotary_emb\.inv_freq|masked_bias|attn\.bias)")
-"""Tensors of old files that are computed."""
+"""Tensors of old files that are computed here."""
 _TEXT_PREFIX = re.compile(r"^(?:language_model\.|model\.language_model\.)(?:model\.)?(?!lm_head)")
 _NOT_TEXT = re.compile(r"(?:model\.)?(?:vision_tower|multi_modal_projector)\..*")
-"""In models of text and images."""
+"""Tensors of images, in models of text and images."""
 _GAINS_LESS_ONE = ("gemma2", "gemma3")
-"""Architectures whose norms have gains of 1 + what is in the file."""
+"""Architectures whose norms have gains of 1 + the values in the file."""
 _ROWS_COMPARED = 256
 _TYPES = {"F32": FloatType.F32, "F16": FloatType.F16, "BF16": FloatType.BF16}
 
@@ -57,7 +57,7 @@ def open_hf(folder: str | Path, weights: FloatType | None = None) -> ModelFile:
 
 
 def _text_part(entries: Mapping[str, Entry]) -> dict[str, Entry]:
-    """The tensors of the text part of a larger model, by their names in a model of text alone."""
+    """The tensors of the text part of a larger model, by their names in a text-only model."""
     return {
         _TEXT_PREFIX.sub("model.", name, count=1).removeprefix("language_model."): entry
         for name, entry in entries.items()

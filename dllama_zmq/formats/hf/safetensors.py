@@ -31,7 +31,7 @@ _Size = Annotated[int, Meta(ge=0, lt=1 << 62)]
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A tensor of a file. Its values begin at `offset` of `pages`; its bounds have been checked."""
+    """A tensor of a file. Its values begin at `offset` of `pages`, and lie within the file."""
 
     pages: MappedFile
     name: str
@@ -41,7 +41,7 @@ class Entry:
 
     @property
     def where(self) -> str:
-        """File and name, to begin an error with."""
+        """File and name, as the beginning of an error."""
         return f"{self.pages.path}: tensor {self.name}"
 
 

@@ -1,4 +1,4 @@
-"""A folder as Meta distributes its Llamas: params.json and the shards consolidated.NN.pth. See FORMATS.md §6.
+"""Meta's distribution of a Llama: params.json and the shards consolidated.NN.pth. See FORMATS.md §6.
 
 Each shard has a slice of every matrix, as in tensor parallelism: columns of wo and w2, rows of the others.
 """
@@ -128,7 +128,7 @@ def _stored(path: Path, params: Params, shards: Sequence[_Shard]) -> tuple[Model
 
 
 def _join(shards: Sequence[_Shard], name: str, axis: Literal[0, 1], replicated: bool = False) -> StoredTensor:
-    """A tensor by our name, from the shards' slices along `axis`; a replicated one is that of the first shard."""
+    """A tensor by our name, from the shards' slices along `axis`; a replicated tensor from the first shard."""
     theirs = meta_name(name)
     extents = [shard.extent(theirs) for shard in shards]
     where = f"{shards[0].path}: tensor {theirs}"

@@ -21,7 +21,7 @@ from dllama_zmq.typed import typed
 _CODE_LLAMA_THETA, _LLAMA3_THETA = 1e6, 5e5
 _LLAMA32_WIDTHS = (2048, 3072)  # 1B and 3B; no other model with scaled RoPE has these widths
 _IGNORED = {"multiple_of", "ffn_dim_multiplier", "hidden_dim", "max_batch_size"}
-"""Keys that the tensors' shapes tell better, or that do not describe the model."""
+"""Keys that the tensors' shapes determine, or that do not describe the model."""
 
 
 @converted_by_threads
