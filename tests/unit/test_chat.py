@@ -199,7 +199,7 @@ def test_a_message_that_is_gone_on_with_ends_the_text(text, content, expected):
 def test_a_message_that_cannot_be_gone_on_with_is_refused():
     with pytest.raises(RequestError, match="so it cannot be continued"):
         template("always this").render(MESSAGES, continues=True)
-    with pytest.raises(RequestError, match="has no text as its content"):
+    with pytest.raises(RequestError, match="has no text, so it cannot be continued"):
         template("{{ messages[-1].content }}").render([{"role": "assistant", "content": None}], continues=True)
 
 
