@@ -15,7 +15,8 @@ from dllama_zmq.quants import BlockMatrix
 from dllama_zmq.spec import ModelSpec
 
 TYPE_IDS = {"F32": 0, "F16": 1, "Q40": 2, "Q41": 3, "Q50": 6, "Q51": 7, "Q80": 8, "Q2_K": 10, "Q4_K": 12, "Q5_K": 13,
-            "Q6_K": 14, "BF16": 30}  # fmt: skip
+            "Q6_K": 14, "BF16": 30, "Q3_K": 11, "IQ2_XXS": 16, "IQ4_NL": 20, "IQ4_XS": 23, "TQ1_0": 34, "TQ2_0": 35,
+            "MXFP4": 39}  # fmt: skip
 _LETTERS = {"u8": (0, "B"), "i8": (1, "b"), "u16": (2, "H"), "i16": (3, "h"), "u32": (4, "I"), "i32": (5, "i"),
             "f32": (6, "f"), "bool": (7, "?"), "u64": (10, "Q"), "i64": (11, "q"), "f64": (12, "d")}  # fmt: skip
 

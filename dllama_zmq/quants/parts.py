@@ -69,12 +69,12 @@ def split(data: U8, kind: FloatType) -> Parts:
     )
 
 
-def _f16(blocks: U8, at: int) -> F32:
+def f16_at(blocks: U8, at: int) -> F32:
     """The f16 at byte `at` of each block, as float32 (n, 1)."""
     return np.ascontiguousarray(blocks[:, at : at + 2]).view("<f2").astype(np.float32)
 
 
-def _nibbles(packed: U8, width: int) -> U8:
+def nibbles(packed: U8, width: int) -> U8:
     """Bytes (n, b) as values (n, b / width, 2, width): the low nibbles of `width` bytes, then their high nibbles."""
     groups = packed.reshape(len(packed), packed.shape[1] // width, width)
     q = np.empty((len(packed), groups.shape[1], 2, width), np.uint8)
@@ -85,7 +85,7 @@ def _nibbles(packed: U8, width: int) -> U8:
 
 def _five_bits(packed: U8, upper: U8) -> U8:
     """Values 0..31 (n, 32) of 16 bytes of nibbles and 32 upper bits."""
-    q = _nibbles(packed, 16).reshape(-1, 32)
+    q = nibbles(packed, 16).reshape(-1, 32)
     q |= np.unpackbits(upper, axis=1, bitorder="little") << 4
     return q
 
@@ -98,24 +98,24 @@ def _signed(q: U8, bias: int) -> I8:
 
 
 def _q40(blocks: U8) -> Parts:
-    return Parts(_signed(_nibbles(blocks[:, 2:], 16).reshape(-1, 32), 8), _f16(blocks, 0))
+    return Parts(_signed(nibbles(blocks[:, 2:], 16).reshape(-1, 32), 8), f16_at(blocks, 0))
 
 
 def _q41(blocks: U8) -> Parts:
-    return Parts(_nibbles(blocks[:, 4:], 16).reshape(-1, 32).view(np.int8), _f16(blocks, 0), _f16(blocks, 2))
+    return Parts(nibbles(blocks[:, 4:], 16).reshape(-1, 32).view(np.int8), f16_at(blocks, 0), f16_at(blocks, 2))
 
 
 def _q50(blocks: U8) -> Parts:
-    return Parts(_signed(_five_bits(blocks[:, 6:], blocks[:, 2:6]), 16), _f16(blocks, 0))
+    return Parts(_signed(_five_bits(blocks[:, 6:], blocks[:, 2:6]), 16), f16_at(blocks, 0))
 
 
 def _q51(blocks: U8) -> Parts:
     q = _five_bits(blocks[:, 8:], blocks[:, 4:8])
-    return Parts(q.view(np.int8), _f16(blocks, 0), _f16(blocks, 2))
+    return Parts(q.view(np.int8), f16_at(blocks, 0), f16_at(blocks, 2))
 
 
 def _q80(blocks: U8) -> Parts:
-    return Parts(blocks[:, 2:].view(np.int8), _f16(blocks, 0))
+    return Parts(blocks[:, 2:].view(np.int8), f16_at(blocks, 0))
 
 
 def _scales_and_offsets(blocks: U8) -> tuple[F32, F32]:
@@ -127,16 +127,16 @@ def _scales_and_offsets(blocks: U8) -> tuple[F32, F32]:
     low, middle, high = packed[:, 0], packed[:, 1], packed[:, 2]
     scales = np.concatenate([low & 63, (high & 15) | (low >> 2 & 48)], axis=1)
     offsets = np.concatenate([middle & 63, (high >> 4) | (middle >> 2 & 48)], axis=1)
-    return _f16(blocks, 0) * scales.astype(np.float32), _f16(blocks, 2) * -offsets.astype(np.float32)
+    return f16_at(blocks, 0) * scales.astype(np.float32), f16_at(blocks, 2) * -offsets.astype(np.float32)
 
 
 def _q4_k(blocks: U8) -> Parts:
-    q = _nibbles(blocks[:, 16:], 32).reshape(-1, 8, 32)
+    q = nibbles(blocks[:, 16:], 32).reshape(-1, 8, 32)
     return Parts(q.view(np.int8), *_scales_and_offsets(blocks))
 
 
 def _q5_k(blocks: U8) -> Parts:
-    q = _nibbles(blocks[:, 48:], 32).reshape(-1, 8, 32)
+    q = nibbles(blocks[:, 48:], 32).reshape(-1, 8, 32)
     bits = np.arange(8, dtype=np.uint8)[:, None]
     q |= (blocks[:, None, 16:48] >> bits & 1) << 4
     return Parts(q.view(np.int8), *_scales_and_offsets(blocks))
@@ -150,7 +150,7 @@ def _q6_k(blocks: U8) -> Parts:
     groups = q.reshape(-1, 2, 4, 32)
     for i, bits in enumerate([(upper & 3) << 4, (upper & 12) << 2, upper & 48, (upper & 192) >> 2]):
         groups[:, :, i] |= bits
-    scales = _f16(blocks, 208) * blocks[:, 192:208].view(np.int8).astype(np.float32)
+    scales = f16_at(blocks, 208) * blocks[:, 192:208].view(np.int8).astype(np.float32)
     return Parts(_signed(q, 32).reshape(-1, 16, 16), scales)
 
 

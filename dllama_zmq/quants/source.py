@@ -8,8 +8,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from dllama_zmq.quants.blocks import dequantize
-from dllama_zmq.quants.parts import F32, U8
+from dllama_zmq.quants.parts import F32, U8, Parts
 from dllama_zmq.spec import FloatType
 
 _CHUNK_VALUES = 1 << 18
@@ -24,6 +23,8 @@ class SourceType:
     block_values: int
     block_bytes: int
     read_as: FloatType
+    _parts: Callable[[U8], Parts]
+    """Blocks (n, block_bytes) as their parts, of n rows."""
     _blocks: Callable[[U8], U8]
     """Blocks (n, block_bytes) as blocks of `read_as`, (n, bytes of as many values)."""
 
@@ -42,8 +43,10 @@ class SourceType:
         return out.reshape(len(data), self.read_as.row_bytes(self.values_in(data.shape[1])))
 
     def dequantize(self, data: U8) -> F32:
-        """Bytes (rows, row_bytes(n)) as the values (rows, n) that `read_as` has."""
-        return dequantize(self.convert(data), self.read_as)
+        """Bytes (rows, row_bytes(n)) as the values (rows, n) of the file, which `read_as` may not hold exactly."""
+        with np.errstate(all="ignore"):
+            parts = self._parts(data.reshape(-1, self.block_bytes))
+        return parts.values().reshape(len(data), self.values_in(data.shape[1]))
 
     def values_in(self, n_bytes: int) -> int:
         """How many values `n_bytes` of whole blocks are."""

@@ -42,6 +42,13 @@ def make_blocks() -> None:
         (Type.Q6_K, [208]),
         (Type.Q5_0, [0]),
         (Type.Q5_1, [0, 2]),
+        (Type.Q2_K, [80, 82]),
+        (Type.Q3_K, [108]),
+        (Type.IQ4_NL, [0]),
+        (Type.IQ4_XS, [0]),
+        (Type.MXFP4, []),
+        (Type.TQ1_0, [52]),
+        (Type.TQ2_0, [64]),
     ]:
         data = blocks(rng, kind, scales_at)
         arrays[f"{kind.name}_bytes"] = data

@@ -228,11 +228,10 @@ def test_shapes_of_no_axes_or_many_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("type_id", "words"),
     [
-        (10, "tensor x.weight is of type Q2_K, which this version does not read. Get the model's Q4_K_M or Q8_0"),
-        (11, "Q3_K"),
-        (16, "IQ2_XXS"),
-        (23, "IQ4_XS"),
-        (35, "TQ2_0"),
+        (16, "tensor x.weight is of type IQ2_XXS, which this version does not read. Get the model's Q4_K_M or Q8_0"),
+        (21, "IQ3_S"),
+        (29, "IQ1_M"),
+        (40, "NVFP4"),
         (4, "of the unknown type 4"),
         ((1 << 32) - 1, "of the unknown type 4294967295"),
     ],
@@ -241,7 +240,7 @@ def test_types_that_are_not_read_are_refused_by_name(tmp_path, type_id, words):
     assert words in refused(tmp_path / "a.gguf", with_tensor(type_id=type_id))
 
 
-@pytest.mark.parametrize("type_id", [2, 12, 13, 14])
+@pytest.mark.parametrize("type_id", [2, 10, 11, 12, 13, 14, 20, 23, 34, 35, 39])
 def test_rows_that_are_no_whole_blocks_are_refused(tmp_path, type_id):
     assert "needs whole blocks" in refused(tmp_path / "a.gguf", with_tensor(type_id=type_id, axes=[16, 2]))
 

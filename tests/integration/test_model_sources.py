@@ -9,15 +9,18 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from command_line import Cli
 from folders import arrays_of, write_hf
 from gguf_writer import TYPE_IDS, FileTensor, file_tensor, gguf_bytes, gguf_of, llama_metadata, llama_name, write_llama
 from hub_server import Repo, running_hub
 from k_quantizers import quantized
+from low_bits import low_bit_tensor, random_blocks
 from tiny import tiny_spec, tiny_tensors
 
 from dllama_zmq.formats import gguf_metadata, open_m
+from dllama_zmq.quants.low_bits import Q3_K
 from dllama_zmq.spec import FloatType
 
 PROMPT = "once upon a time"
@@ -71,15 +74,30 @@ def test_inspect_shows_k_quants_as_what_they_are(cli: Cli) -> None:
     assert {"type": "Q5_1", "read_as": "Q51", "bytes": 2 * 128 * 256 // 32 * 24} in in_file
 
 
+def test_inspect_shows_what_a_type_without_kernels_is_read_as(cli: Cli) -> None:
+    spec = tiny_spec(dim=256, hidden_dim=512, n_heads=4, n_kv_heads=2)
+    rng = np.random.default_rng(1)
+    tensors = [
+        low_bit_tensor(llama_name(name), Q3_K, random_blocks(rng, Q3_K, *matrix.shape, size=0.05))
+        if name.endswith(("up", "down"))
+        else file_tensor(llama_name(name), matrix)
+        for name, matrix in tiny_tensors(spec)
+    ]
+    (cli.folder / "q.gguf").write_bytes(gguf_bytes(llama_metadata(spec), tensors))
+    shown = cli.run("inspect", "q.gguf")
+    assert re.search(r"^weights    \S+ MB: F32 \S+ MB, Q6_K 430\.1 kB$", shown.out, re.MULTILINE), shown.out
+    assert "Q3_K 225.3 kB read as Q6_K" in shown.out
+
+
 def test_inspect_shows_what_is_in_a_file_that_is_not_run(cli: Cli) -> None:
     spec = tiny_spec()
     tensors = [file_tensor(llama_name(name), matrix) for name, matrix in tiny_tensors(spec)]
     (cli.folder / "g.gguf").write_bytes(gguf_bytes(llama_metadata(spec, "phi3"), tensors))
-    two_bits = [FileTensor("blk.0.ffn_up.weight", [256, 4], TYPE_IDS["Q2_K"], bytes(84 * 4))]
+    two_bits = [FileTensor("blk.0.ffn_up.weight", [256, 4], TYPE_IDS["IQ2_XXS"], bytes(66 * 4))]
     (cli.folder / "q.gguf").write_bytes(gguf_bytes(llama_metadata(spec), two_bits))
     for name, shown, said in (
         ("g.gguf", ["phi3, 110.9 thousand parameters", "21 tensors: F32 110.9 thousand"], "the architecture is"),
-        ("q.gguf", ["llama, 1.0 thousand parameters", "1 tensors: Q2_K 1.0 thousand"], "Get the model's Q4_K_M"),
+        ("q.gguf", ["llama, 1.0 thousand parameters", "1 tensors: IQ2_XXS 1.0 thousand"], "Get the model's Q4_K_M"),
     ):
         result = cli.run("inspect", name)
         assert result.code == 1

@@ -18,6 +18,7 @@ from dllama_zmq.errors import FormatError, UnsupportedModel
 from dllama_zmq.formats.kinds import GGUF_MAGIC
 from dllama_zmq.formats.mapped import MappedFile
 from dllama_zmq.quants import StoredType
+from dllama_zmq.quants.low_bits import IQ4_NL, IQ4_XS, MXFP4, Q2_K, Q3_K, TQ1_0, TQ2_0
 from dllama_zmq.spec import FloatType
 
 MAX_METADATA_BYTES = 1 << 26
@@ -29,12 +30,12 @@ MAX_NAME_BYTES = 1 << 10
 
 TYPES: dict[int, StoredType] = {
     0: FloatType.F32, 1: FloatType.F16, 2: FloatType.Q40, 3: FloatType.Q41, 6: FloatType.Q50,
-    7: FloatType.Q51, 8: FloatType.Q80, 12: FloatType.Q4_K, 13: FloatType.Q5_K, 14: FloatType.Q6_K, 30: FloatType.BF16,
+    7: FloatType.Q51, 8: FloatType.Q80, 10: Q2_K, 11: Q3_K, 12: FloatType.Q4_K, 13: FloatType.Q5_K, 14: FloatType.Q6_K,
+    20: IQ4_NL, 23: IQ4_XS, 30: FloatType.BF16, 34: TQ1_0, 35: TQ2_0, 39: MXFP4,
 }  # fmt: skip
 OTHER_TYPES = {
-    9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S",
-    20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64",
-    29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4", 40: "NVFP4", 41: "Q1_0",
+    9: "Q8_1", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 21: "IQ3_S", 22: "IQ2_S",
+    24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 29: "IQ1_M", 40: "NVFP4", 41: "Q1_0",
 }  # fmt: skip
 TYPE_NAMES = {"Q40": "Q4_0", "Q41": "Q4_1", "Q50": "Q5_0", "Q51": "Q5_1", "Q80": "Q8_0"}
 """ggml's names of types that have other names here."""
