@@ -81,7 +81,7 @@ $(REAL)/venv/dev.stamp: pyproject.toml
 
 .PHONY: real-needs
 real-needs:
-	@echo "test-real: 1.3 GB of disk in $(REAL) and 6 GB in /tmp while it runs, 7 GB of memory, 5 minutes; at first 10 more"
+	@echo "test-real: 1.3 GB of disk in $(REAL) and 6 GB in /tmp while it runs, 8 GB of memory, 8 minutes; at first 10 more"
 
 test-real: real-needs $(REAL)/venv/dev.stamp
 	$(REAL)/venv/bin/python tools/fetch_real.py $(REAL)
