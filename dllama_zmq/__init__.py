@@ -4,10 +4,10 @@ import dllama_zmq
 with dllama_zmq.load("demo", nodes=4) as model:
     print("".join(model.generate("Once upon a time", max_tokens=50)))
 
-`load` runs a model in this process: `generate` yields text, `logits` are at hand, one text at a time. `connect` and
-`Client` speak to a cluster of its own processes: `generate` yields all that the root says (Queued, Started, Prefill,
-TokenText, Done), `text` the whole text at once. Both are greedy unless they are given a `Sampling`, as in
-`model.generate("Once upon a time", 50, Sampling(temperature=0.8, top_p=0.9))`, which is how the command line samples.
+`load` runs a model in this process, one text at a time: `generate` yields text, and `logits` gives logits. `connect`
+and `Client` use a cluster with processes of its own: `generate` yields all messages of the root (Queued, Started,
+Prefill, TokenText, Done), and `text` returns the whole text. Both are greedy by default. The command line samples, as
+`model.generate("Once upon a time", 50, Sampling(temperature=0.8, top_p=0.9))` does.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> object:
-    # Imported when first used: `dllama-zmq --version` and every worker would pay for what they do not need.
+    # imported when first used, because `dllama-zmq --version` and every worker would pay for what they do not need
     if name == "load":
         from dllama_zmq.local import load
 
@@ -56,4 +56,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)  # what is imported when it is first used is offered all the same
+    return sorted(__all__)  # names that are imported on first use are listed too

@@ -11,7 +11,7 @@ from msgspec import Meta, Struct
 from dllama_zmq.errors import ConfigError
 
 API_PORTS = range(9990, 10000)
-"""Where no port is written: the first free one, at best that of distributed-llama's server."""
+"""The default port: the first free one of these; the first is that of distributed-llama's server."""
 
 KEY_PATTERN = r"\A[\x21-\x7e]{8,256}\Z"
 _MAX_KEYS_BYTES = 1 << 20
@@ -36,14 +36,14 @@ class ApiLimits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Stop strings."""
     connections: Annotated[int, Meta(ge=1, le=65536)] = 512
     stalled_s: Annotated[float, Meta(gt=0, le=3600)] = 30.0
-    """For a client that neither sends the rest of its request nor reads its answer."""
+    """Seconds for a client that neither sends the rest of its request nor reads its answer."""
 
 
 class ApiConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Where the API server listens, and for whom.
+    """Where the API server listens, and who may use it.
 
-    keys: those that open it, or the name of a file with one on each line; none: it is open. origins: web pages of other
-    servers whose scripts may use it; those of this computer always may.
+    keys: the accepted keys, or a file with one key a line; none: no key is needed. origins: web pages of other servers
+    whose scripts may use it; pages of this computer always may.
     """
 
     host: Host = "127.0.0.1"
@@ -53,7 +53,7 @@ class ApiConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     limits: ApiLimits = ApiLimits()
 
     def read_keys(self, folder: Path, where: str) -> list[str]:
-        """The keys; those of a file, which is relative to `folder`. Raises ConfigError, which begins with `where`."""
+        """The keys; a file of keys is relative to `folder`. Raises ConfigError, which begins with `where`."""
         if not isinstance(self.keys, str):
             return self.keys
         path = folder / Path(self.keys).expanduser()
@@ -72,9 +72,10 @@ class ApiConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class GatewaySettings(Struct, frozen=True, kw_only=True):
-    """What the root writes to the server's stdin, as a line of JSON: keys are in no command line.
+    """The settings that the root writes to the server's stdin as a line of JSON, because a command line would show the
+    keys.
 
-    front: where the root's clients connect. step_s: how long a step may take.
+    front: where the root's clients connect. step_s: seconds that a step may take.
     """
 
     front: str

@@ -1,4 +1,4 @@
-"""Talk to a running root: generate, status, stop. One socket; not to be shared between threads."""
+"""A client of a running root: generate, status, stop. It has one socket, so it is for one thread."""
 
 from __future__ import annotations
 
@@ -60,19 +60,19 @@ from dllama_zmq.trust import Role
 SAY_EVERY_S = 2.0
 CONNECT_S = 5.0
 END_S = 30.0
-"""How long a root that has agreed to stop may take: limits.stop_s of its cluster, which a client does not know."""
+"""Seconds for a root to stop after it agreed: limits.stop_s of its cluster, which a client does not know."""
 _PORT = "its port for clients (5572 unless root.ports says another)"
 TEXT_S = 30.0
-"""How long an answer about text may take: others' texts may be in work, and a chat template may take 2 s."""
+"""Seconds for an answer about text: other clients' texts may be before it, and a chat template may take 2 s."""
 LINKS_S = 120.0
-"""The longest wait for Links: there may be many workers, and a long step between two measurements."""
+"""The longest wait for Links: there may be many workers, with a long step between two measurements."""
 M = TypeVar("M", bound=Message)
-_FILES = 10  # opened by libzmq, as counted in /proc
+_FILES = 10  # files opened by libzmq, as counted in /proc
 
 
 @dataclass(frozen=True, slots=True)
 class Computing:
-    """The client's own word: the connection stands, and nothing has come for `silent_s` seconds."""
+    """Made by the client itself: the connection stands, but no message has come for `silent_s` seconds."""
 
     silent_s: float
 
@@ -80,16 +80,15 @@ class Computing:
 Answer = Queued | Started | Prefill | TokenText | Done | Computing
 
 SILENCE_S = 180.0
-"""How long a root may say nothing before it has said how long that may be (Queued, Started: silence_s)."""
+"""Seconds that a root may be silent before it has said how long that may be (Queued, Started: silence_s)."""
 
 
 class Client:
     """A connection to the root at `endpoint`: 192.168.1.10, pi1:5572, tcp://127.0.0.1:5572 or ipc://...
 
-    Without a port it is 5572, the default of root.ports.clients. security: none for a root of another computer
-    whose bus is open, as its cluster's file says; else this computer must know that root (`dllama-zmq join`), or be
-    given the keys. Raises UsageError for what is no address, BusError for a name that this computer does not know,
-    TrustError for a root that it does not know.
+    The default port is 5572, that of root.ports.clients. security: none for a root on another computer whose bus is
+    open, as its cluster's file says; else this computer must know that root (`dllama-zmq join`), or the keys must be
+    given. Raises UsageError for an invalid address, BusError for an unknown host name, TrustError for an unknown root.
     """
 
     def __init__(self, endpoint: str = "tcp://127.0.0.1:5572", security: Peer | Security | None = "curve") -> None:
@@ -97,7 +96,7 @@ class Client:
         self._security = peer_for(endpoint, security, Role.client) if isinstance(security, str) else security
         require_open_files(_FILES)
         self._context = sockets.Context()
-        # Also when it is collected, or the interpreter ends: a context that nobody ends waits for its sockets for ever.
+        # Also when it is collected or the interpreter ends: else the context would wait for its sockets forever.
         self._finish = weakref.finalize(self, self._context.destroy)
         self._answered = False
         self._ids = itertools.count(1)
@@ -119,12 +118,13 @@ class Client:
         n: int = 1,
         specials: bool = False,
     ) -> Generator[Answer, None, None]:
-        """Everything the root says of this request, the last being Done. Close the iterator to cancel.
+        """Yield every message of the root about this request; the last one is Done. Close the iterator to cancel.
 
-        prompt: a text, ids of tokens, or a Chat. stop: the text ends before the first of these strings (16 of up to 256
-        characters). grammar: what the answer must match. n: number of answers (up to 16), each with a Done, its
-        index, and the seed plus its index. specials: names of special tokens stand in the text.
-        Raises the error that ended the request on the root; RootLost where the root goes away or is silent.
+        prompt: a text, token ids, or a Chat. stop: the text ends before the first of these strings (16 of up to 256
+        characters). grammar: what the answer must match. n: number of answers (up to 16); each has a Done, its index,
+        and the seed plus its index. specials: the text shows special tokens by name.
+
+        Raises the error that ended the request on the root; RootLost if the root goes away or is silent.
         """
         on_wire = prompt_on_wire(prompt)
         check_stop(stop)
@@ -149,7 +149,7 @@ class Client:
         raise ProtocolError("the root has ended an embedding without giving it")
 
     def _follow(self, request: Generate | Embed, n_ends: int) -> Generator[Message | Computing, None, None]:
-        """Send a request; then all that the root says of it, up to the last of its ends. Cancels it if it is closed."""
+        """Send a request and yield all messages about it, up to its last end. Closing the generator cancels it."""
         self._send(request)
         self._open[request.id] = deque()
         try:
@@ -180,18 +180,18 @@ class Client:
     def text(
         self, prompt: str | Sequence[int] | Chat, max_tokens: int | None = None, sampling: Sampling = GREEDY
     ) -> str:
-        """The text that follows `prompt`, whole."""
+        """The whole text that follows `prompt`."""
         answers = self.generate(prompt, max_tokens, sampling)
         return "".join(answer.text for answer in answers if isinstance(answer, TokenText | Done))
 
     def tokenize(
         self, prompt: str | Chat, bos: bool | None = None, specials: bool = False, wait_s: float = TEXT_S
     ) -> Tokens:
-        """The tokens of a text or a chat, and for a chat the text that its template makes of it.
+        """The tokens of a text or a chat; for a chat also the text that its template makes of it.
 
-        bos: whether they begin with the BOS; None: as in a prompt. specials: names of special tokens in the text are
-        these tokens. Both are of a text alone. Raises RequestError where it cannot be tokenized, RootLost where there
-        is no answer within `wait_s`.
+        bos: whether they begin with the BOS; None: as in a prompt. specials: names of special tokens in the text become
+        these tokens. Both are for texts only. Raises RequestError if the prompt cannot be tokenized, RootLost if no
+        answer comes within `wait_s`.
         """
         return self._asked(Tokenize(next(self._ids), text_on_wire(prompt), bos, specials), Tokens, wait_s)
 
@@ -200,25 +200,25 @@ class Client:
         return self._asked(Detokenize(next(self._ids), tokens_on_wire(tokens)), Detokenized, wait_s).text
 
     def model(self, wait_s: float = TEXT_S) -> Model:
-        """What the model is. Raises RootLost where there is no answer within `wait_s`."""
+        """The description of the model. Raises RootLost if no answer comes within `wait_s`."""
         return self._asked(ModelRequest(next(self._ids)), Model, wait_s)
 
     def status(self, wait_s: float = 5.0) -> Status:
-        """How the cluster is. Raises RootLost where there is no answer within `wait_s`: a step may take that long."""
+        """The cluster's status. Raises RootLost if no answer comes within `wait_s`: a step may take that long."""
         return self._asked(StatusRequest(next(self._ids)), Status, wait_s)
 
     def links(self, wait_s: float = LINKS_S) -> Links:
-        """Round trip and bytes/s to each worker and back, and its clock, measured now: about 0.5 s a worker.
+        """Round trip, bytes/s both ways and clock of each worker, measured now: about 0.5 s a worker.
 
-        A request that runs goes on between two of them. Raises RootLost where there is no answer within `wait_s`.
+        Running requests continue between two measurements. Raises RootLost if no answer comes within `wait_s`.
         """
         return self._asked(LinksRequest(next(self._ids)), Links, wait_s)
 
     def stop(self, wait_s: float = 5.0, end_s: float = END_S) -> None:
-        """End the cluster, and return when its root has closed this connection: then its workers have left.
+        """End the cluster; returns when its root has closed this connection, after its workers have left.
 
-        Raises RootLost where the root does not agree within `wait_s`; ClusterError where it does, and is still there
-        `end_s` later.
+        Raises RootLost if the root does not agree within `wait_s`; ClusterError if it is still there `end_s` after it
+        agreed.
         """
         request = next(self._ids)
         self._send(Stop(request), min(wait_s, CONNECT_S))
@@ -231,7 +231,7 @@ class Client:
             )
 
     def close(self) -> None:
-        """Close the connection. A request that is running is cancelled by the root. May be called twice."""
+        """Close the connection. The root cancels a running request. May be called twice."""
         self._finish()
 
     def __enter__(self) -> Client:
@@ -246,7 +246,7 @@ class Client:
         try:
             frames = encode(message)
         except OverflowError:
-            raise RequestError("a number of more than 64 bits; no number of a request is as large") from None
+            raise RequestError("a number has more than 64 bits; numbers of a request have at most 64") from None
         self._require_open()
         if self._connection.lost():
             self._connect_again()
@@ -260,7 +260,7 @@ class Client:
         kind: type[M],
         wait_s: float,
     ) -> M:
-        """The answer to a question, which is of this kind."""
+        """The answer to a question; it must be of type `kind`."""
         self._send(question, min(wait_s, CONNECT_S))
         answer = self._receive(question.id, wait_s)
         if not isinstance(answer, kind):
@@ -269,14 +269,14 @@ class Client:
         return answer
 
     def _receive(self, request: int, wait_s: float) -> Message:
-        """The next answer to `request`. Raises RootLost where none comes within `wait_s`."""
+        """The next answer to `request`. Raises RootLost if none comes within `wait_s`."""
         message = self._poll(request, wait_s)
         if message is None:
             raise self._silent(wait_s)
         return message
 
     def _poll(self, request: int, wait_s: float) -> Message | None:
-        """The next answer to `request`, or None after `wait_s`; answers to other open requests are kept for them."""
+        """The next answer to `request`, or None after `wait_s`. Answers to other open requests are kept for them."""
         self._require_open()
         until = time.monotonic() + wait_s
         kept = self._open.get(request, deque())
@@ -284,7 +284,8 @@ class Client:
             frames = sockets.receive(self._connection.socket, min(until, time.monotonic() + 0.25), spin_s=0.0)
             if frames is None:
                 lost = self._connection.lost()
-                frames = sockets.receive_now(self._connection.socket)  # what the root said last may have come meanwhile
+                # the root's last messages may have arrived meanwhile
+                frames = sockets.receive_now(self._connection.socket)
                 if frames is None and lost:
                     error = self._went_away()
                     self._connect_again()
@@ -299,7 +300,7 @@ class Client:
         return message
 
     def _take(self, frames: list[Frame], request: int, kept: deque[Message]) -> None:
-        """Keep a message for the request that it answers: `kept` is of `request`, and of what names no request."""
+        """Keep a message for the request that it answers. kept: messages for `request`, or for no request."""
         message, _ = decode(frames, TO_CLIENT)
         self._answered = True
         message_id = getattr(message, "id", 0)
@@ -309,7 +310,7 @@ class Client:
             self._open[message_id].append(message)
 
     def _connect_again(self) -> None:
-        """Leave a connection that has ended, and what was sent and has not left; open requests end as it has said."""
+        """Replace a connection that has ended, and drop what was not sent; open requests end with RootLost."""
         while (frames := sockets.receive_now(self._connection.socket)) is not None:
             self._take(frames, 0, deque())
         if self._open:
@@ -343,7 +344,7 @@ class Client:
 
 
 def as_error(message: Error) -> DllamaError:
-    """The error that a root reported, as the class it had there."""
+    """The error that a root reported, in the class that it had there."""
     if message.kind == RemoteError.__name__:
         node, _, text = message.text.partition(" failed: ")
         return RemoteError(node, text)

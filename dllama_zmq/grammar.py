@@ -1,4 +1,4 @@
-"""What an answer may be, as a request says it: on the wire, in Python and on the command line. Knows no token."""
+"""The grammar of an answer in a request: on the wire, in Python and on the command line. Knows no token."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from dllama_zmq.errors import RequestError
 
 MAX_GRAMMAR_CHARACTERS = 1 << 16
 JSON_SPACE = r" |\n{1,2}[ \t]{0,20}"
-"""White space between the tokens of JSON, once at each place where it may be; as in llama.cpp's grammars. Small models
-go on with white space for ever where it has no bound."""
+"""White space between the tokens of JSON, at most this at each place, as in llama.cpp's grammars. Without a bound,
+small models continue with white space forever."""
 
 
 class Grammar(msgspec.Struct, frozen=True):
-    """The language that an answer is a sentence of. An answer that ends by itself is a whole one.
+    """A language; the answer is a sentence of it. An answer that ends by itself is a complete sentence.
 
     kind json_object: any JSON object; `text` is empty. json_schema: JSON that the schema `text` describes, itself JSON.
     regex: what the regular expression `text` matches, from the first to the last character. lark: a context-free
@@ -26,7 +26,7 @@ class Grammar(msgspec.Struct, frozen=True):
     text: Annotated[str, msgspec.Meta(max_length=MAX_GRAMMAR_CHARACTERS)] = ""
 
     def check(self) -> None:
-        """Raise RequestError where it is too long, or has nothing to say."""
+        """Raise RequestError if the text is too long, or missing."""
         if len(self.text) > MAX_GRAMMAR_CHARACTERS:
             raise RequestError(
                 f"a grammar ({self.kind}) of {len(self.text)} characters; at most {MAX_GRAMMAR_CHARACTERS} are sent"

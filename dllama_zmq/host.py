@@ -30,7 +30,7 @@ _MEMORY_FILES = {
 _NO_LIMIT_BYTES = 1 << 60
 """Version 1 writes a number near 2^63 where there is no limit."""
 _NEVER_OVERCOMMIT = 2
-"""In vm.overcommit_memory: mappings that are not used yet count, too."""
+"""In vm.overcommit_memory: unused mappings count too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +58,8 @@ def host_name() -> str:
 def free_memory_bytes(root: Path = ROOT) -> int | None:
     """Bytes that processes here can still use without swapping; None if the system does not say.
 
-    The least of MemAvailable and of what this process's control group and each group above it leave; where the kernel
-    promises no more memory than it has, also of what it has not promised yet. Cached pages of files count as free: the
-    kernel reclaims them.
+    The least of MemAvailable and of what the control groups of this process leave. If the kernel does not overcommit,
+    also of what it has not promised yet. Cached pages of files count as free, because the kernel reclaims them.
     """
     free = [left for group in _groups("memory", root) if (left := _memory_left(group)) is not None]
     lines = [line.partition(":") for line in read(root / "proc/meminfo").splitlines()]
@@ -73,13 +72,13 @@ def free_memory_bytes(root: Path = ROOT) -> int | None:
 
 
 def is_stopped(pid: int, root: Path = ROOT) -> bool:
-    """Whether a signal has stopped that process, which then does nothing; False where the system does not say."""
+    """Whether a signal has stopped that process (SIGSTOP); False if the system does not say."""
     _, _, after_name = read(root / f"proc/{pid}/stat").rpartition(")")  # the name may hold anything
     return after_name.split()[:1] == ["T"]
 
 
 def give_memory_back() -> None:
-    """Return to the system what this process does not use any more: glibc keeps large arrays that were freed."""
+    """Return unused memory to the system: glibc keeps large arrays that were freed."""
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
     if trim is not None:
@@ -89,8 +88,8 @@ def give_memory_back() -> None:
 def usable_cores(root: Path = ROOT) -> int:
     """Cores that this process may keep busy, at least 1.
 
-    The hardware threads of a core count once, for they share its arithmetic. A CPU quota (`docker run --cpus`) is
-    rounded down: with one thread more, the kernel stops all threads for a part of every 0.1 s.
+    The hardware threads of a core count once, because they share its arithmetic. A CPU quota (`docker run --cpus`) is
+    rounded down: with one thread more, the kernel would stop all threads for a part of every 0.1 s.
     """
     cores = len({_siblings(cpu, root) for cpu in os.sched_getaffinity(0)})
     quotas = [quota for group in _groups("cpu", root) if (quota := _cpu_quota(group)) is not None]

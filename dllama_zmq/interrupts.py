@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and SIGHUP: they end what may be broken off, tell what runs, and wait everywhere else."""
+"""SIGINT, SIGTERM and SIGHUP: they interrupt some blocks, call a function in others, and wait everywhere else."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from types import FrameType
 class Interrupts:
     """Within `caught`, a signal raises in `raised` blocks and calls `stop` in `then` blocks.
 
-    Elsewhere it waits for the next such block, or for the end of `caught`. What is set up between such blocks is
-    therefore always whole, and what clears it away is never broken off. For the main thread.
+    Elsewhere the signal waits for the next such block, or for the end of `caught`. So what is set up between such
+    blocks is always complete, and its cleanup is never interrupted. For the main thread.
 
-    What is raised is KeyboardInterrupt for SIGINT, and SystemExit with a shell's code (128 + number) for the others:
-    no Exception, for what is made of the errors of a step must not be made of it.
+    SIGINT raises KeyboardInterrupt, the others SystemExit with a shell's code (128 + number). Neither is an Exception,
+    so code that turns errors of a step into results does not catch them.
     """
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class Interrupts:
 
     @contextmanager
     def caught(self) -> Iterator[None]:
-        """Until the end of the block signals go this way; an ignored one stays ignored."""
+        """Handle signals in this block; a signal that is ignored stays ignored."""
         numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
         heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]  # nohup, or `&`
         kept = {number: signal.signal(number, self._take) for number in heard}
@@ -40,10 +40,9 @@ class Interrupts:
 
     @contextmanager
     def raised(self) -> Iterator[None]:
-        """In this block the first signal raises. The block should load no modules.
+        """Let the first signal raise in this block, which should load no modules.
 
-        Some modules that are written in C swallow what a handler raises while they are loaded: then the end of the
-        block raises.
+        Some C modules swallow what a handler raises while they are loaded; then the end of the block raises.
         """
         self._raise = True
         try:
@@ -55,9 +54,9 @@ class Interrupts:
 
     @contextmanager
     def then(self, stop: Callable[[], None], after_s: float) -> Iterator[None]:
-        """In this block a signal calls `stop`; where the block goes on for `after_s` after that, it raises.
+        """Let a signal call `stop` in this block; if the block continues for `after_s` after that, the signal raises.
 
-        So does a signal that came before the block. `stop` may be called again.
+        A signal that came before the block counts too. `stop` may be called again.
         """
 
         told = False
@@ -86,7 +85,7 @@ class Interrupts:
             return
         self._came = self._came or number
         if self._raise:
-            self._raise = False  # what ends the block must not be broken off by a second signal
+            self._raise = False  # a second signal must not interrupt what ends the block
             self._raise_if_asked()
 
     def _break_off(self, number: int, frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""A model in this process: `load(...)`, over one node or over several on the real bus, joined by inproc sockets."""
+"""A model in this process: `load(...)`, on one node, or on several nodes on the real bus over inproc sockets."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from dllama_zmq.stop_strings import check_stop
 from dllama_zmq.tokenizer import Tokenizer
 from dllama_zmq.worker import Worker, WorkerSettings
 
-_FILES = 10  # of a node, opened by libzmq and for the kernels' code, as counted in /proc
+_FILES = 10  # files of a node, opened by libzmq and for the kernels' code, as counted in /proc
 
 logger = logging.getLogger(__name__)
 
@@ -55,13 +55,13 @@ class LocalModel:
     """
 
     def __init__(self, root: Root, tokenizer: Tokenizer | str, shut_down: Callable[[], None]) -> None:
-        """tokenizer: or why there is none."""
+        """tokenizer: the tokenizer, or why there is none."""
         self._root = root
         self._tokenizer = tokenizer
         vocabulary = None if isinstance(tokenizer, str) else Vocabulary(tokenizer, root.spec.vocab_size)
         self.engine = Engine(root, _MAX_SEQUENCES, vocabulary)
         self._events: dict[Generation, deque[Event | Exception]] = {}  # of the texts that are being generated
-        self._finish = weakref.finalize(self, shut_down)  # also when it is collected, or the interpreter ends
+        self._finish = weakref.finalize(self, shut_down)  # also when it is collected or the interpreter ends
 
     @property
     def spec(self) -> ModelSpec:
@@ -70,7 +70,7 @@ class LocalModel:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The model's tokenizer. Raises RequestError where none was found."""
+        """The model's tokenizer. Raises RequestError if none was found."""
         if isinstance(self._tokenizer, str):
             raise RequestError(f"this model has no tokenizer ({self._tokenizer}); pass load(..., tokenizer=PATH)")
         return self._tokenizer
@@ -111,13 +111,13 @@ class LocalModel:
         stop: Sequence[str] = (),
         grammar: Grammar | None = None,
     ) -> Iterator[str]:
-        """The text that follows `prompt`, piece by piece; `"".join(...)` for the whole. Greedy by default.
+        """Yield the text that follows `prompt` in pieces; `"".join(...)` gives the whole. Greedy by default.
 
-        stop: the text ends before the first of these strings. grammar: the text is a sentence of it, if it ends by
+        stop: the text ends before the first of these strings. grammar: the text is a sentence of it if it ends by
         itself.
         """
         if sampling.logprobs is not None:
-            raise RequestError("logprobs: a loaded model yields text alone; use a Client of a running cluster")
+            raise RequestError("logprobs: a loaded model yields only text; use a Client of a running cluster")
         check_stop(stop)
         tokenizer = self.tokenizer
         prompt_ids, decoder = tokenizer.encode(prompt), tokenizer.decoder(continues=True, stop=stop)
@@ -181,12 +181,12 @@ def load(
 ) -> LocalModel:
     """Open `model` (a file or folder, "demo", or "hf:REPO[:FILE]") and run it in this process over `nodes` nodes.
 
-    tokenizer: a file or folder; where None, the one that the model brings with it, if there is one. threads: compute
-    threads of each node. With nodes > 1 the real bus runs over inproc sockets, a thread for each worker.
-    weights: the type in which a folder's weights are read, quantized on the way; None: as they are stored.
-    max_seq_len: positions to keep room for; None: 4096, or the model's own context where that is less.
-    force: go on where memory seems too small.
-    Raises FormatError, PlanError, UsageError; RemoteError, WorkerLost where a node does not get ready.
+    tokenizer: a file or folder; None: the model's own, if it has one. threads: compute threads of each node. With nodes
+    > 1 the real bus runs over inproc sockets, with a thread for each worker. weights: the type in which a folder's
+    weights are read, quantized if needed; None: as they are stored. max_seq_len: positions to keep room for; None:
+    4096, or the model's own context if that is less. force: continue even if memory seems too small.
+
+    Raises FormatError, PlanError, UsageError; RemoteError or WorkerLost if a node does not become ready.
     """
     _check_words("sync", sync, Sync)
     _check_words("kernels", kernels, KernelChoice)
@@ -227,9 +227,9 @@ def load(
             kernels=kernels,
             kv_type=kv_cache,
             threads=threads,
-            oversubscribed=nodes > 1,  # they share the interpreter: one that waits must block, not spin
+            oversubscribed=nodes > 1,  # nodes share the interpreter: one that waits must block, not spin
             max_seq_len=max_seq_len,
-            check_memory=False,  # of all nodes together, above
+            check_memory=False,  # checked above, for all nodes together
         )
         root = _start(file, settings, cleanup)
         return LocalModel(root, words, cleanup.pop_all().close)
@@ -246,7 +246,7 @@ def _check_number(name: str, value: object, most: int) -> None:
 
 
 class _Node:
-    """A worker in a thread; `error` is what ended it."""
+    """A worker in a thread. error: the exception that ended it."""
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], settings: WorkerSettings) -> None:
         self.worker = Worker(context, settings)
@@ -261,13 +261,13 @@ class _Node:
             self.error = error
 
     def check(self) -> None:
-        """Raise what has ended it."""
+        """Raise the error that ended it, if there is one."""
         if self.error is not None:
             raise RemoteError(self.thread.name, str(self.error)) from self.error
 
 
 def _start(file: ModelFile, settings: RootSettings, cleanup: ExitStack) -> Root:
-    """A root and its workers in threads, all ready; `cleanup` gets what ends them."""
+    """Start a root and its workers in threads, and wait until all are ready; `cleanup` ends them."""
     require_open_files((_FILES + settings.threads) * (1 + len(settings.names)))
     context = sockets.Context()
     nodes: list[_Node] = []
@@ -295,7 +295,7 @@ def _start(file: ModelFile, settings: RootSettings, cleanup: ExitStack) -> Root:
 
 
 def _end(context: zmq.Context[zmq.Socket[bytes]], nodes: Sequence[_Node]) -> None:
-    """End the workers, and the context where they have ended: it would wait for their sockets for ever."""
+    """End the workers, and then the context if they have ended: it would wait for their sockets forever."""
     for node in nodes:
         node.worker.stop()
     until = time.monotonic() + _END_S
@@ -304,4 +304,4 @@ def _end(context: zmq.Context[zmq.Socket[bytes]], nodes: Sequence[_Node]) -> Non
     if late := [node.thread.name for node in nodes if node.thread.is_alive()]:
         logger.warning("%s did not end within %.0f s, and keeps its memory until it does", ", ".join(late), _END_S)
     else:
-        context.destroy()  # `term` would wait for ever for the sockets of half a root
+        context.destroy()  # `term` would wait forever for the sockets of a root that is half made

@@ -1,4 +1,4 @@
-"""The nodes and clients of cluster.yaml: where each is, and which key it has."""
+"""The nodes and clients of cluster.yaml: their places and keys."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Ssh = Annotated[
     str,
     Meta(pattern=r"\A(ssh://)?([A-Za-z0-9_][A-Za-z0-9._+~-]*@)?[A-Za-z0-9_\[][A-Za-z0-9._:%\[\]-]*\Z", max_length=255),
 ]
-"""A destination as ssh(1) has it, which can be no option and no word of a shell."""
+"""A destination of ssh(1) that can be neither an option nor a word of a shell."""
 
 
 class Ports(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -48,9 +48,9 @@ class RootConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class WorkerConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One worker: its name, its host, its public key (None: learned by a token or over ssh), and its compute threads.
+    """One worker: its name, host, public key (None: learned from a token or over ssh), and compute threads.
 
-    ssh: where the root starts it over ssh. A `host` that is not given is that of `ssh`, or this computer.
+    ssh: the destination if the root starts it over ssh. Without `host`, its host is that of `ssh`, or this computer.
     """
 
     name: Name
@@ -65,7 +65,7 @@ class WorkerConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
     @property
     def destination(self) -> str:
-        """Where ssh leads to it."""
+        """Its destination for ssh."""
         return self.ssh or self.host
 
 
@@ -77,7 +77,7 @@ class ClientConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
 
 def _host_of(ssh: str) -> str:
-    """The host in a destination of ssh; empty where there is none."""
+    """The host in a destination of ssh; empty if there is none."""
     scheme, _, rest = ssh.rpartition("://")
     host = rest.rpartition("@")[2]
     if scheme and not host.endswith("]"):

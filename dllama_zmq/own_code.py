@@ -1,7 +1,7 @@
-"""How this package starts itself in another process: with the very code that runs now. And how that ends with this one.
+"""Starts this package in another process with exactly the code that runs now, and ends that process with this one.
 
-`python -m` imports from the current folder first, so a command that is run in another checkout of this repository would
-start that one's nodes.
+`python -m` imports from the current folder first, so a command in another checkout of this repository would start that
+checkout's nodes.
 """
 
 from __future__ import annotations
@@ -19,5 +19,5 @@ def own_code() -> dict[str, str]:
 
 
 def signal_at_parents_end(number: int) -> None:
-    """Let the kernel send this process a signal when its parent's thread ends. SIGCONT wakes one that is stopped."""
+    """Let the kernel send this process a signal when its parent's thread ends. SIGCONT wakes a stopped process."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)

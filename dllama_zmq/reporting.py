@@ -1,4 +1,4 @@
-"""How long work reports progress, and words for amounts. Knows no terminal and no log; `cli/progress.py` shows it."""
+"""Progress of long work, and words for amounts. Knows no terminal and no log; `cli/progress.py` shows it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Reporter(Protocol):
         ...
 
     def activity(self, text: str, done: int = 0, total: int = 0, unit: Unit = "B") -> None:
-        """The activity `text` has done `done` of `total`; a `total` of 0 means that it cannot be counted.
+        """Report that the activity `text` has done `done` of `total`; 0: the total is not known.
 
         Another `text` begins a new activity; "" ends the last one. It is shown only if it takes long.
         """

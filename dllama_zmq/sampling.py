@@ -1,4 +1,4 @@
-"""How tokens are chosen, as a request says it: on the wire, in Python and on the command line. Knows no array."""
+"""The sampling parameters of a request: on the wire, in Python and on the command line. Knows no array."""
 
 from __future__ import annotations
 
@@ -7,33 +7,34 @@ import msgspec
 from dllama_zmq.errors import RequestError
 
 MAX_BIASES = 1024
-MAX_LOGPROBS = 20  # as the API of OpenAI
-_FIRST_ASKED = 64
+MAX_LOGPROBS = 20  # the limit of OpenAI's API
+_INITIAL_K = 64
 
 
 class Sampling(msgspec.Struct, frozen=True):
-    """How tokens are chosen. The defaults are greedy: the most likely token, always.
+    """How tokens are sampled. The default is greedy: always the most likely token.
 
-    Under a grammar, the tokens that it does not allow are left out first. The rest is applied in this order, which is
-    that of transformers 5.23 (GenerationMixin._get_logits_processor):
+    Under a grammar, tokens that it does not allow are removed first. The rest is applied in the order of transformers
+    5.23 (GenerationMixin._get_logits_processor):
 
     1. `logit_bias`: by token id, -100 to 100, added to its logit.
-    2. `repetition_penalty` (arXiv:1909.05858) for every token of the prompt and of the answer so far: its logit is
-       divided by this where it is positive, and multiplied where it is negative. 1: off.
-    3. `frequency_penalty` times the number of times that a token stands in the answer so far, and `presence_penalty`
-       where it stands there, are subtracted from its logit (the formula of OpenAI's API). 0: off.
-    4. `temperature`: all logits are divided by it. 0: greedy, and what follows does not matter.
-    5. `top_k`: the k most likely tokens are left. 0: off.
-    6. `top_p`: the fewest of these that hold top_p of their probability (arXiv:1904.09751). 1: off.
-    7. `min_p`: those that have at least min_p times the probability of the most likely one (arXiv:2407.01082). 0: off.
-    8. `typical_p`: of these the fewest that hold typical_p of their probability, those first whose surprisal is nearest
-       to the entropy (arXiv:2202.00666). 1: off.
+    2. `repetition_penalty` (arXiv:1909.05858), for every token of the prompt and of the answer so far: divides its
+    logit if positive, and multiplies it if negative. 1: off.
+    3. `frequency_penalty` times the number of occurrences of a token in the answer so far, and `presence_penalty` if it
+       occurs at all, are subtracted from its logit (the formula of OpenAI's API). 0: off.
+    4. `temperature`: divides all logits. 0: greedy, and the following steps have no effect.
+    5. `top_k`: keeps the k most likely tokens. 0: off.
+    6. `top_p`: of these, keeps the fewest that hold top_p of their probability (arXiv:1904.09751). 1: off.
+    7. `min_p`: keeps those with at least min_p times the probability of the most likely one (arXiv:2407.01082). 0: off.
+    8. `typical_p`: of these, keeps the fewest that hold typical_p of their probability, beginning with those whose
+    surprisal is nearest to the entropy (arXiv:2202.00666). 1: off.
 
-    vLLM (v1/sample/sampler.py) does step 7 before 5, and has no 8. llama.cpp (--samplers in tools/server/README.md)
-    does 8 before 6 and 4 last, and its penalties look at the last 64 tokens, prompt and answer.
+    vLLM (v1/sample/sampler.py) does step 7 before 5, and has no step 8. llama.cpp (--samplers in
+    tools/server/README.md) does 8 before 6 and 4 last, and its penalties cover only the last 64 tokens of prompt and
+    answer.
 
-    seed: equal seeds give equal answers; None: a new one for each request. logprobs: the log-probability of each token
-    and of so many of the most likely ones (0 to 20) is told, of the model's own logits at temperature 1; None: none.
+    seed: equal seeds give equal answers; None: a new one for each request. logprobs: return the log-probability of each
+    token and of this many most likely ones (0 to 20), by the model's own logits at temperature 1; None: none.
     """
 
     temperature: float = 0.0
@@ -54,7 +55,7 @@ class Sampling(msgspec.Struct, frozen=True):
         _check("seed", self.seed, self.seed is None or 0 <= self.seed < 1 << 63, "0 to 2^63 - 1")
         told, of_20 = self.logprobs, f"0 to {MAX_LOGPROBS}"
         _check("logprobs", told, told is None or 0 <= told <= MAX_LOGPROBS, of_20)
-        if self.temperature != 0:  # less than 0.001, and logit / temperature overflows
+        if self.temperature != 0:  # below 0.001, logit / temperature could overflow
             _check_range("temperature", self.temperature, 0.001, 100, "0 (greedy), or 0.001 to 100")
         for name in ("top_p", "typical_p"):
             p = getattr(self, name)
@@ -73,16 +74,16 @@ class Sampling(msgspec.Struct, frozen=True):
     def greedy(self) -> bool:
         return self.temperature == 0 or self.top_k == 1
 
-    def first_k(self) -> int:
-        """How many candidates to ask each node for at first; 0 is every logit."""
+    def initial_k(self) -> int:
+        """The number of candidates to ask each node for at first; 0: all logits."""
         told = self.logprobs or 0
         if self.greedy:
             return max(1, told)
         if self.top_k:
-            return max(min(self.top_k, _FIRST_ASKED), told)
+            return max(min(self.top_k, _INITIAL_K), told)
         if self.typical_p < 1 and self.top_p == 1 and self.min_p == 0:
-            return 0  # the entropy is that of all logits
-        return _FIRST_ASKED
+            return 0  # the entropy needs all logits
+        return _INITIAL_K
 
 
 GREEDY = Sampling()
@@ -94,4 +95,4 @@ def _check(name: str, value: float | None, is_legal: bool, legal: str) -> None:
 
 
 def _check_range(name: str, value: float, least: float, most: float, legal: str) -> None:
-    _check(name, value, least <= value <= most, legal)  # not of NaN
+    _check(name, value, least <= value <= most, legal)  # NaN is never in a range

@@ -42,17 +42,18 @@ class YamlTree:
     """
 
     def __init__(
-        self, text: str, path: str, structs: Mapping[str, type[msgspec.Struct]], gone: Mapping[str, str]
+        self, text: str, path: str, structs: Mapping[str, type[msgspec.Struct]], removed: Mapping[str, str]
     ) -> None:
-        """Read `text`. `structs` has the Struct of each mapping by its key path without list indices (`workers[]`).
-        `gone` says of keys of earlier versions what to do.
+        """Read `text`.
 
-        A known key without a value counts as missing. Raises NoMapping for what is no mapping of YAML, ConfigError for
-        one that is not plain, or has other keys.
+        structs: the Struct of each mapping, by its key path without list indices (`workers[]`). removed: what to do
+        about keys of earlier versions. A known key without a value counts as missing.
+
+        Raises NoMapping if the text is no YAML mapping; ConfigError if the mapping is not plain or has unknown keys.
         """
         self.path = path
         self.nodes: dict[str, yaml.Node] = {}
-        self._structs, self._gone = structs, gone
+        self._structs, self._removed = structs, removed
         self._scalars = yaml.SafeLoader("")
         try:
             self._check_bounds(text)
@@ -81,7 +82,7 @@ class YamlTree:
         return ConfigError(f"{self.path}:{where}: {f'{key_path}: ' if key_path else ''}{message}")
 
     def explain(self, problem: str, hints: Mapping[str, str]) -> ConfigError:
-        """A ValidationError of msgspec in our words. `hints` say what is expected at a key path."""
+        """A ValidationError of msgspec as a ConfigError. hints: what is expected at a key path."""
         problem, _, where = problem.partition(" - at `$")
         key_path = where.rstrip("`").removeprefix(".")
         if missing := re.fullmatch(r"Object missing required field `(.*)`", problem):
@@ -147,8 +148,8 @@ class YamlTree:
             if key_node.tag != f"{_TAG}str":
                 raise self.error(key_path, "a key must be plain text", key_node)
             if struct and key not in struct.__struct_fields__:
-                if not key_path and key in self._gone:
-                    raise self.error(key, self._gone[key], key_node)
+                if not key_path and key in self._removed:
+                    raise self.error(key, self._removed[key], key_node)
                 raise self.error(key_path, self._unknown(key, struct), key_node)
             whole = f"{key_path}.{key}" if key_path else key
             if key in lines:
@@ -180,6 +181,6 @@ def _without_indices(key_path: str) -> str:
 
 
 def _in_words(types: str) -> str:
-    """msgspec's `int | null` in words; `null` is left out, for a key may always be missing."""
+    """msgspec's `int | null` in words; `null` is left out, because a key may always be missing."""
     names = [name for name in types.split(" | ") if name != "null"] or ["null"]
     return " or ".join(_WORDS.get(name, name) for name in names)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 from dllama_zmq.quants import F32, U8
-from dllama_zmq.root.sampler import Choice, Sampler, more_than
+from dllama_zmq.root.sampler import Choice, Sampler, next_k
 from dllama_zmq.sharding import Ask, RowCandidates, best_candidates, merge_candidates
 
 
@@ -32,6 +32,6 @@ def choose(
     choice = sampler.choose(row_of(logits, ask, n_nodes))
     while choice is None:
         assert ask.k, "every logit did not suffice"
-        ask, n_asked = replace(ask, k=more_than(ask.k, len(logits))), n_asked + 1
+        ask, n_asked = replace(ask, k=next_k(ask.k, len(logits))), n_asked + 1
         choice = sampler.choose(row_of(logits, ask, n_nodes))
     return choice, n_asked

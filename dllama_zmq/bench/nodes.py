@@ -24,7 +24,7 @@ from dllama_zmq.reporting import Reporter
 from dllama_zmq.root.root import Root, RootSettings
 from dllama_zmq.sharding import DEFAULT_SEQ_LEN
 
-_LIMITS = Limits(step_s=600.0)  # a dead worker is noticed within seconds anyway, and a slow one is being measured
+_LIMITS = Limits(step_s=600.0)  # long, because a slow worker is being measured; a dead one is noticed within seconds
 
 
 @contextmanager
@@ -59,7 +59,7 @@ def running_nodes(
         if paths is not None:
             cleanup.callback(paths.remove)
         context = sockets.Context()
-        cleanup.callback(context.destroy)  # `term` would wait forever for the sockets of a root that was never whole
+        cleanup.callback(context.destroy)  # `term` would wait forever for the sockets of a root that is half made
         endpoints = None if paths is None else Endpoints([paths.ipc_steps], [paths.ipc_replies])
         with interrupts.raised():
             root = Root(context, model, root_settings, endpoints, reading)

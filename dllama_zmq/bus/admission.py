@@ -1,7 +1,7 @@
 """Decide which peers may connect, and when: libzmq asks before it reads from a new peer (ZAP, RFC 27 of ZeroMQ).
 
 A peer of a socket with CURVE has proved that it has the secret key of its public key. The ring decides whether that key
-is let in; every message then says whose it is (User-Id).
+may connect; every message then carries the key (User-Id).
 
 A peer that is disconnected and connects again can send 800 kB in the 5 ms until a thread of this process sees the new
 connection. Those were 16,000 joins, for which the root took longer than the peer. So a peer whose address has flooded
@@ -32,13 +32,13 @@ logger = logging.getLogger(__name__)
 SLOWED_S = 5.0
 """How long an address is slowed down after one of its connections flooded."""
 _NEWCOMER_S = 0.2
-_HANDSHAKE_S = 5.0  # then libzmq has closed a connection that waits (ZMQ_HANDSHAKE_IVL)
+_HANDSHAKE_S = 5.0  # by then libzmq has closed a waiting connection (ZMQ_HANDSHAKE_IVL)
 _MAX_WAITING = 1024
 _MAX_ADDRESSES = 4096
 _POLL_MS = 20
 _ENDPOINT = "inproc://zeromq.zap.01"  # this one and the form of the messages are the RFC's
 _NO = (b"400", b"this key is not known here", b"", b"")
-"""There is no answer "not yet", and after a "no" a peer of libzmq's comes no more."""
+"""ZAP has no answer for "not yet", and after a "no" libzmq does not try again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,7 @@ class Admission:
 
     def _knows(self, security: Server, key: str) -> bool:
         if not security.admits(key) and not security.may_enrol(key):
-            _look_at(security)  # it may have been admitted a moment ago
+            _reload(security)  # it may have been admitted a moment ago
         if not security.admits(key):
             return security.may_enrol(key)
         with self._lock:
@@ -121,7 +121,7 @@ class Admission:
         security = self._security
         if security is None:
             return set()
-        _look_at(security)
+        _reload(security)
         with self._lock:
             gone = {key for key in self._admitted if not security.admits(key)}
             self._admitted -= gone
@@ -147,12 +147,12 @@ class Admission:
         return admitted
 
     @property
-    def anybody_waits(self) -> bool:
+    def has_waiting(self) -> bool:
         return bool(self._waiting)
 
 
-def _look_at(security: Server) -> None:
-    """Let the ring read its files again. An error in them must not end the thread."""
+def _reload(security: Server) -> None:
+    """Let the ring read its files again. An error in them must not end the thread, so it is logged."""
     try:
         security.ring.reload()
     except (DllamaError, OSError) as error:
@@ -160,13 +160,13 @@ def _look_at(security: Server) -> None:
 
 
 def _computer(address: str) -> str:
-    """A text that is equal for all addresses that one computer may have."""
+    """A text that is equal for all addresses of one computer."""
     ip = ip_of(address)
     return str(ipaddress.ip_network((ip, 64), strict=False)) if ":" in ip else ip
 
 
 class _Handler:
-    """The thread that libzmq asks: one for all sockets of a context, for as long as there are any."""
+    """The thread that answers libzmq: one for all sockets of a context, as long as it has any."""
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
         """Raises RuntimeError where the system has no thread left."""
@@ -199,7 +199,7 @@ class _Handler:
             self._requests.bind(_ENDPOINT)
             self._listens.set()
             while True:
-                waiting = any(admission.anybody_waits for admission in list(self.admissions.values()))
+                waiting = any(admission.has_waiting for admission in list(self.admissions.values()))
                 if self._requests.poll(_POLL_MS if waiting else None):
                     session, *frames = self._requests.recv_multipart()
                     if len(frames) < 5:  # the bell: libzmq's own requests have seven frames

@@ -25,8 +25,8 @@ _WAYS: list[tuple[str, str]] = list(KINDS.items())
 WIRE_TOLERANCE = 0.01
 """Measured wire bytes may differ from predicted ones by this share; payload must be equal."""
 
-GREEDY_K = Sampling().first_k()
-SAMPLED_K = Sampling(temperature=0.8, top_p=0.9).first_k()
+GREEDY_K = Sampling().initial_k()
+SAMPLED_K = Sampling(temperature=0.8, top_p=0.9).initial_k()
 """Candidates that each node is asked for: greedy, and with the default sampling of `generate`."""
 
 

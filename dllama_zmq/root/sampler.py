@@ -18,7 +18,7 @@ from dllama_zmq.sharding.candidates import F64
 _MAX_EXPONENT = 700.0  # exp of somewhat more is infinite
 
 
-def more_than(k: int, vocab_size: int) -> int:
+def next_k(k: int, vocab_size: int) -> int:
     """How many candidates to ask for after `k` were too few; 0: every logit."""
     return 8 * k if 32 * k < vocab_size else 0
 
@@ -66,7 +66,7 @@ class Sampler:
             self._coin, self._length = self._random.random(), len(tokens)
         self._penalties = penalties = Penalties.of(sampling, tokens, self._n_prompt)
         self._ask = Ask(
-            k=sampling.first_k(),
+            k=sampling.initial_k(),
             temperature=0.0 if sampling.greedy else sampling.temperature,
             logprobs=sampling.logprobs is not None,
             listed=None if penalties is None else penalties.ids,
@@ -78,7 +78,7 @@ class Sampler:
         """The ask for the same row if its candidates were too few."""
         if self._ask.k == 0:
             raise ClusterDefect("every logit of the vocabulary did not suffice to choose a token")
-        self._ask = replace(self._ask, k=more_than(self._ask.k, self._n_ids))
+        self._ask = replace(self._ask, k=next_k(self._ask.k, self._n_ids))
         return self._ask
 
     def choose(self, row: RowCandidates) -> Choice | None:

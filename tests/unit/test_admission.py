@@ -28,7 +28,7 @@ def test_without_a_flood_everybody_is_admitted_at_once() -> None:
     for number in range(100):
         admission.ask(a_request("192.168.1.2", str(number)))
     assert len(admission.admitted(0.0)) == 100
-    assert not admission.anybody_waits
+    assert not admission.has_waiting
 
 
 def test_an_address_that_flooded_comes_in_one_by_one_and_others_do_not_wait() -> None:
@@ -80,7 +80,7 @@ def test_who_has_waited_for_longer_than_a_handshake_may_last_is_forgotten() -> N
     admission.admitted(0.0)
     admission.slow_down("127.0.0.1", 6.0)
     assert not admission.admitted(6.0)
-    assert not admission.anybody_waits
+    assert not admission.has_waiting
 
 
 @pytest.mark.parametrize(

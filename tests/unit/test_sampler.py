@@ -13,7 +13,7 @@ from msgspec import structs
 from rows import choose, row_of
 
 from dllama_zmq.errors import RequestError
-from dllama_zmq.root.sampler import Choice, Sampler, more_than
+from dllama_zmq.root.sampler import Choice, Sampler, next_k
 from dllama_zmq.sampling import Sampling
 
 N_DRAWS = 4000
@@ -93,7 +93,7 @@ def assert_as_often(logits, sampling, expected):
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.0, top_p=0.5, seed=7), Sampling(1.5, top_k=1)])
 def test_greedy_takes_the_first_of_the_largest_and_asks_for_one_candidate(sampling):
     assert sampling.greedy
-    assert sampling.first_k() == 1
+    assert sampling.initial_k() == 1
     sampler = Sampler(sampling, n_ids=4)
     assert {choose(sampler, np.float32([1, 5, 5, 2]), n_nodes=2) for _ in range(9)} == {(Choice(1), 1)}
 
@@ -121,14 +121,14 @@ def test_more_and_more_candidates_are_asked_for_until_the_choice_is_known():
     [(Sampling(1.0), 64), (Sampling(1.0, top_k=40), 40), (Sampling(1.0, top_k=64), 64), (Sampling(1.0, top_k=999), 64)],
 )
 def test_no_more_candidates_are_asked_for_at_first_than_top_k_needs(sampling, k):
-    assert sampling.first_k() == k
+    assert sampling.initial_k() == k
 
 
 @pytest.mark.parametrize(
     ("k", "vocab_size", "more"), [(64, 128256, 512), (512, 128256, 4096), (4096, 128256, 0), (64, 2048, 0)]
 )
 def test_eight_times_as_many_are_asked_for_next_and_all_once_that_is_a_quarter_of_the_vocabulary(k, vocab_size, more):
-    assert more_than(k, vocab_size) == more
+    assert next_k(k, vocab_size) == more
 
 
 def test_equal_seeds_choose_equally_and_others_do_not():

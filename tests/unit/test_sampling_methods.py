@@ -287,4 +287,4 @@ def test_only_what_changes_logits_lists_ids():
     ],
 )
 def test_as_many_candidates_are_asked_for_at_first_as_are_told_or_needed(sampling, k):
-    assert sampling.first_k() == k
+    assert sampling.initial_k() == k
