@@ -111,7 +111,7 @@ class Cluster(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     @property
     def warning(self) -> str:
-        """What people must hear at every start of an open bus; empty where there is none."""
+        """What people must hear at every start of an open bus; empty if there is none."""
         return OPEN_BUS if self.reached_by == "none" else ""
 
     @property

@@ -17,7 +17,7 @@ _WAIT_MS = 10_000
 
 
 def measure_encryption() -> Encryption:
-    """Compares round trips on loopback with and without CURVE; 0.2 s. Raises TrustError where libzmq has no CURVE."""
+    """Compares round trips on loopback with and without CURVE; 0.2 s. Raises TrustError if libzmq has no CURVE."""
     keys = KeyPair.new()
     plain, curve = _round_trips(None), _round_trips(keys)
     small_s, large_s = (max(0.0, curve[size] - plain[size]) / 2 for size in (_SMALL_BYTES, _LARGE_BYTES))

@@ -71,7 +71,7 @@ class HostNeed(Struct, frozen=True, kw_only=True):
 
 
 class Outlook(Struct, frozen=True, kw_only=True):
-    """What to expect of `nodes` nodes. fits: on every computer; None where one of them does not tell.
+    """What to expect of `nodes` nodes. fits: on every computer; None if one of them does not tell.
 
     root_wire_bytes, worker_wire_bytes: of one generated token, both ways, of all workers together and of one.
     decoding: of a token near the beginning of a text. prompt: of one of PREFILL_TOKENS. Both None without rates.

@@ -84,7 +84,7 @@ class Layout:
     """Which nodes share a computer, and what each computer does.
 
     computers: the nodes of each; the first has the root. rates: of each computer, in the same order. link: between the
-    computers; None where there is only one. message_s: what an exchange over the bus takes on both ends, apart from the
+    computers; None if there is only one. message_s: what an exchange over the bus takes on both ends, apart from the
     link; it is in the rates of a computer with several nodes. sealed: between computers the bus has CURVE.
     """
 

@@ -1,6 +1,6 @@
 """Addresses as people write them and as libzmq wants them: schemes, default ports, names with several addresses.
 
-libzmq tries the first address of a name alone, and for ever (zeromq/libzmq issue 4313).
+libzmq tries the first address of a name alone, and forever (zeromq/libzmq issue 4313).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _TCP = "tcp://"
 def endpoint_of(text: str, default_port: int) -> str:
     """What a person calls an address, as an endpoint: pi1, pi1:5570, fd77::1, [fd77::1]:5570, tcp://…, ipc://….
 
-    Raises UsageError where it is none.
+    Raises UsageError if it is none.
     """
     scheme, _, rest = text.rpartition("://")
     if scheme not in ("", "tcp"):
@@ -49,7 +49,7 @@ def join(host: str, port: int) -> str:
 def resolve(endpoint: str) -> list[str]:
     """The endpoint with each address of its host's name; itself where it is no name.
 
-    Raises BusError where this computer does not know the name.
+    Raises BusError if this computer does not know the name.
     """
     if not endpoint.startswith(_TCP):
         return [endpoint]
@@ -72,7 +72,7 @@ def resolve(endpoint: str) -> list[str]:
 def listening(endpoint: str) -> list[str]:
     """The endpoint with each address of its host's name that this computer has; itself where it is no name.
 
-    libzmq binds no names. Raises BusError where this computer does not know the name or has none of its addresses, or
+    libzmq binds no names. Raises BusError if this computer does not know the name or has none of its addresses, or
     only some that no other computer can reach.
     """
     endpoints = resolve(endpoint)
@@ -92,7 +92,7 @@ def listening(endpoint: str) -> list[str]:
 
 
 def ip_addresses(host: str) -> frozenset[str]:
-    """The IP addresses of a host's name, or the one that it is; empty where this computer does not know the name."""
+    """The IP addresses of a host's name, or the one that it is; empty if this computer does not know the name."""
     try:
         return frozenset(ip for endpoint in resolve(join(host, 1)) if (ip := ip_of(endpoint)))
     except BusError:
@@ -105,7 +105,7 @@ def host_of(endpoint: str) -> str:
 
 
 def ip_of(address: str) -> str:
-    """The IP address in an endpoint, or that a peer speaks from; empty where there is none, as over ipc."""
+    """The IP address in an endpoint, or that a peer speaks from; empty if there is none, as over ipc."""
     host = _host_and_port(address.removeprefix(_TCP))[0] if address.startswith(_TCP) else address
     try:
         ip = ipaddress.ip_address(host.partition("%")[0])
@@ -115,7 +115,7 @@ def ip_of(address: str) -> str:
 
 
 def own_address(towards: str) -> str:
-    """The IP address of this computer that the host `towards` reaches it at; empty where no way there is known."""
+    """The IP address of this computer that the host `towards` reaches it at; empty if no way there is known."""
     try:
         (family, kind, _, _, address), *_ = socket.getaddrinfo(towards, 9, type=socket.SOCK_DGRAM)
         with socket.socket(family, kind) as probe:
@@ -128,7 +128,7 @@ def own_address(towards: str) -> str:
 def reachable(endpoint: str) -> str:
     """One of the addresses of `endpoint`: that at which somebody listens; any, where nobody does.
 
-    Raises BusError where this computer does not know the name. Takes 1 s for each address that does not answer.
+    Raises BusError if this computer does not know the name. Takes 1 s for each address that does not answer.
     """
     endpoints = resolve(endpoint)
     if len(endpoints) == 1:
@@ -192,7 +192,7 @@ def with_host_of(endpoint: str, other: str) -> str:
 
 
 def _host_and_port(text: str) -> tuple[str, str]:
-    """The host without brackets, and the port, empty where there is none.
+    """The host without brackets, and the port, empty if there is none.
 
     The last group of an IPv6 address without brackets is taken as the port where the rest is an address too.
     """

@@ -45,7 +45,7 @@ _NO = (b"400", b"this key is not known here", b"", b"")
 class Request:
     """A connection that waits: the address for the answer, the number of the request, and the time of its arrival.
 
-    address: the peer's. key: its public key; empty where the connection has no CURVE.
+    address: the peer's. key: its public key; empty if the connection has no CURVE.
     """
 
     session: bytes
@@ -169,7 +169,7 @@ class _Handler:
     """The thread that answers libzmq: one for all sockets of a context, as long as it has any."""
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
-        """Raises RuntimeError where the system has no thread left."""
+        """Raises RuntimeError if the system has no thread left."""
         self.admissions: dict[bytes, Admission] = {}
         # A shadow of the context, so that `destroy` in another thread leaves its sockets to this one, which hears it.
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.shadow(context.underlying)
@@ -228,7 +228,7 @@ _lock = threading.Lock()
 def admission_to(socket: zmq.Socket[bytes], security: Server | None = None) -> tuple[Admission, Callable[[], None]]:
     """The Admission for `socket`, which is not bound yet, and a function that ends it before the socket is closed.
 
-    Raises RuntimeError where the system has no thread left.
+    Raises RuntimeError if the system has no thread left.
     """
     key, domain, admission = socket.context.underlying, secrets.token_hex(8).encode(), Admission(security)
     with _lock:

@@ -196,8 +196,8 @@ class NodeStatus(msgspec.Struct, frozen=True):
     address: the IP address of its connection; empty over ipc.
     kept_bytes: bytes of its weights that were not sent.
     memory_bytes: what its process will need at most. free_bytes: memory that its host had free when it joined (the
-    root's: now), None where that is not known. round_trip_s: of the TCP connection, as the kernel estimates it; None
-    over ipc. version: of its program, "" where it is absent.
+    root's: now), None if that is not known. round_trip_s: of the TCP connection, as the kernel estimates it; None
+    over ipc. version: of its program, "" if it is absent.
     """
 
     name: str

@@ -43,7 +43,7 @@ def enrol(
     """Have the root at `endpoint` admit the key `public`, and return the name that it is admitted as; "" for any.
 
     endpoint: for workers; that for clients admits clients alone. token: the token's own key pair, and the root's key.
-    Raises TokenError where the root does not take the token, RootLost where it cannot be reached within `wait_s`.
+    Raises TokenError if the root does not take the token, RootLost if it cannot be reached within `wait_s`.
     """
     until = time.monotonic() + wait_s
     with closing(sockets.Connection(context, endpoint, token)) as connection:

@@ -1,7 +1,7 @@
 """Ends TCP connections whose peer sends more than is read from it. Linux only; elsewhere nothing is watched.
 
 libzmq bounds the bytes of a frame and the number of messages in a queue, but not the frames of a message: a peer that
-announces MORE for ever fills the memory of the process, and 2 bytes on the wire take 64 there. Such bytes never become
+announces MORE forever fills the memory of the process, and 2 bytes on the wire take 64 there. Such bytes never become
 a message, so only the connection itself shows them: the kernel counts what it has received (TCP_INFO), messages say
 over which connection they came (ZMQ_SRCFD), and the difference of the two lies in libzmq.
 
@@ -252,7 +252,7 @@ if sys.platform == "linux":
     _libc = ctypes.CDLL(None)
 
     def _option(descriptor: int, level: int, option: int, n_bytes: int) -> bytes:
-        """A socket option, of a socket that is libzmq's; empty where there is none."""
+        """A socket option, of a socket that is libzmq's; empty if there is none."""
         found, size = ctypes.create_string_buffer(n_bytes), ctypes.c_uint32(n_bytes)
         failed = _libc.getsockopt(descriptor, level, option, found, ctypes.byref(size))
         return b"" if failed else found.raw[: size.value]
@@ -264,7 +264,7 @@ if sys.platform == "linux":
         return _option(descriptor, socket.SOL_SOCKET, _SO_COOKIE, 8)
 
     def _peer_address(descriptor: int) -> str:
-        """The IP address of the other end; empty where it has left."""
+        """The IP address of the other end; empty if it has left."""
         with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as copy:
             return ip_of(copy.getpeername()[0])
         return ""

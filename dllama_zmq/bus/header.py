@@ -44,7 +44,7 @@ def read_integer(data: bytes, at: int) -> tuple[int, int]:
 
 
 def read_short_text(data: bytes, at: int) -> str:
-    """The string of at most 31 bytes at `at`; empty where there is none."""
+    """The string of at most 31 bytes at `at`; empty if there is none."""
     n_bytes = data[at] & 0x1F if at < len(data) and data[at] & 0xE0 == 0xA0 else 0
     return data[at + 1 : at + 1 + n_bytes].decode(errors="replace")
 

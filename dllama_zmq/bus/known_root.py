@@ -25,7 +25,7 @@ _PAUSE_S = 2.0
 def peer_for(endpoint: str, security: Security, role: Role) -> Peer | None:
     """The keys for the root at `endpoint`; None for an open bus, and for one of this computer that is not known.
 
-    Raises TrustError where that root's key is not known, BusError for a name that this computer does not know.
+    Raises TrustError if that root's key is not known, BusError for a name that this computer does not know.
     """
     if security == "none" or not endpoint.startswith("tcp://"):
         return None
@@ -54,8 +54,8 @@ def join_by(
     Returns the root's address at which that worked, the keys for it, and the name that the key is admitted as. again: a
     token that was used is no error where its root is known already, for supervisors start the same command again.
 
-    Raises TokenError where the root does not take the token, TrustError where another root is known at its address,
-    RootLost where none of its addresses answers within `wait_s`.
+    Raises TokenError if the root does not take the token, TrustError where another root is known at its address,
+    RootLost if none of its addresses answers within `wait_s`.
     """
     is_worker = invitation.role is Role.worker
     addresses, others = invitation.replies, invitation.clients

@@ -57,7 +57,7 @@ class Peers:
         is_known: Callable[[bytes], bool] = lambda identity: False,
         security: Server | None = None,
     ) -> None:
-        """Raises BusError where an endpoint cannot be bound."""
+        """Raises BusError if an endpoint cannot be bound."""
         self._is_known = is_known
         self._in_all = bounds.in_all
         self.security = security
@@ -167,7 +167,7 @@ def bind_guarded(
 ) -> tuple[zmq.Socket[bytes], Guard | None]:
     """Bind a socket to every endpoint; with a Guard if one of them is TCP, since only this user reaches the others.
 
-    security: whose keys may connect from other computers; None: anybody may. Raises BusError where an endpoint cannot
+    security: whose keys may connect from other computers; None: anybody may. Raises BusError if an endpoint cannot
     be bound.
     """
     socket, guard = sockets.bounded(context, kind, bounds), None

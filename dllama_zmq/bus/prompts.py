@@ -49,7 +49,7 @@ class ChatText(msgspec.Struct, frozen=True):
     json: Prompt
 
     def chat(self) -> Chat:
-        """The chat. Raises RequestError where it is none."""
+        """The chat. Raises RequestError if it is none."""
         try:
             return _CHAT.decode(self.json)
         except RecursionError:
@@ -63,7 +63,7 @@ AnyPrompt: TypeAlias = Prompt | TokenIds | ChatText
 
 
 def text_on_wire(prompt: str | Chat) -> PromptText:
-    """`prompt` as it is sent. Raises RequestError where it cannot be."""
+    """`prompt` as it is sent. Raises RequestError if it cannot be."""
     if isinstance(prompt, str):
         return _sendable("prompt", prompt)
     if not isinstance(prompt, Chat):
@@ -78,7 +78,7 @@ def text_on_wire(prompt: str | Chat) -> PromptText:
 
 
 def tokens_on_wire(tokens: Sequence[int]) -> list[int]:
-    """Ids of tokens as they are sent. Raises RequestError where they cannot be."""
+    """Ids of tokens as they are sent. Raises RequestError if they cannot be."""
     if isinstance(tokens, str | bytes) or not isinstance(tokens, Sequence):
         raise RequestError(f"a {type(tokens).__name__} where a list of ids of tokens was expected")
     if len(tokens) > MAX_PROMPT_TOKENS:
@@ -90,7 +90,7 @@ def tokens_on_wire(tokens: Sequence[int]) -> list[int]:
 
 
 def prompt_on_wire(prompt: str | Sequence[int] | Chat) -> AnyPrompt:
-    """`prompt` as it is sent. Raises RequestError where it cannot be."""
+    """`prompt` as it is sent. Raises RequestError if it cannot be."""
     if isinstance(prompt, str):
         return text_on_wire(prompt)
     return text_on_wire(prompt) if isinstance(prompt, Chat) else tokens_on_wire(prompt)

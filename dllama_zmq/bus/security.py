@@ -70,7 +70,7 @@ class Peer:
 
 
 def why_failed(event: int, value: int, endpoint: str, peer: Peer | None) -> str:
-    """What a failed handshake with the root at `endpoint` means, and what to do; empty where nothing can be said.
+    """What a failed handshake with the root at `endpoint` means, and what to do; empty if nothing can be said.
 
     event, value: as a socket monitor has them.
     """

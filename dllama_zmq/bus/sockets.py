@@ -136,7 +136,7 @@ def connect(
 
     A DEALER can send only while it is connected, and what it has not read goes with the connection (see `Connection`).
     security: for TCP. watch: is called before it connects.
-    Raises BusError where this is no address, or no name of a host.
+    Raises BusError if this is no address, or no name of a host.
     """
     address = reachable(endpoint)
     socket = _connecting(context, kind, address, security)
@@ -248,7 +248,7 @@ class Connection:
     """
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, security: Peer | None = None) -> None:
-        """Connects in the background. Raises BusError where this is no address, or no name of a host."""
+        """Connects in the background. Raises BusError if this is no address, or no name of a host."""
         address = reachable(endpoint)
         self._endpoint, self._security = endpoint, security
         self.socket = _connecting(context, zmq.DEALER, address, security)

@@ -26,9 +26,9 @@ class StepSums:
         return StepSums(self.tokens + other.tokens, self.figures + other.figures, self.squares + other.squares)
 
     def tokens_per_s(self) -> float:
-        """0 where nothing was measured."""
+        """0 if nothing was measured."""
         return self.tokens / self.figures.wall_s if self.figures.wall_s else 0.0
 
     def slowest(self, n_nodes: int) -> Slowest | None:
-        """The node that the others of `n_nodes` waited for; None where no node stands out."""
+        """The node that the others of `n_nodes` waited for; None if no node stands out."""
         return slowest(self.figures.waited_for_s, self.squares, self.figures.wall_s, n_nodes)

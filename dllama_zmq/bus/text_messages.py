@@ -73,8 +73,8 @@ class Model(Message, frozen=True):
     """The model that answers.
 
     seq_len: positions that a text may have on this cluster; context: the model's own. size_bytes: of its weights as
-    they are used. bos, eos: names of these tokens, bos "" where there is none. template: the text of the chat template,
-    "" where there is none. specials: by name, the ids of the special tokens that the template names. created: when its
+    they are used. bos, eos: names of these tokens, bos "" if there is none. template: the text of the chat template,
+    "" if there is none. specials: by name, the ids of the special tokens that the template names. created: when its
     file was, in seconds since 1970.
     """
 

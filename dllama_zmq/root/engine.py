@@ -81,7 +81,7 @@ class Engine:
         max_tokens None: until a stop id, or until the context is full. n_ids: only ids below it are generated.
         grammar: the answer is a sentence of it, as GrammarReader returns it; "": none. A stop id comes only where it
         may end, and it ends by itself where it cannot go on.
-        Raises RequestError where this cannot be answered on this cluster.
+        Raises RequestError if this cannot be answered on this cluster.
         """
         spec, seq_len = self.root.spec, self.root.seq_len
         check_prompt(len(prompt), max_tokens, seq_len, spec.seq_len)
@@ -102,7 +102,7 @@ class Engine:
     def embed(self, prompt: Collection[int]) -> Sequence:
         """Evaluate `prompt` from the next step on. It is finished when its `pooling` has all rows.
 
-        Raises RequestError where this cannot be answered on this cluster.
+        Raises RequestError if this cannot be answered on this cluster.
         """
         spec, seq_len = self.root.spec, self.root.seq_len
         check_prompt(len(prompt), None, seq_len, spec.seq_len)
@@ -171,7 +171,7 @@ class Engine:
     def logits(self, tokens: Tokens[int], rows: int = PREFILL_TOKENS) -> F32:
         """The logits (T, V) after each of `tokens` (T,), as a text of its own, evaluated `rows` at a time.
 
-        Raises RequestError where there are no pages left for them beside the open sequences.
+        Raises RequestError if there are no pages left for them beside the open sequences.
         """
         pool, seq_len = self.scheduler.pool, self.root.seq_len
         if not len(tokens):

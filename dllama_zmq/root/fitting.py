@@ -57,7 +57,7 @@ def check_kv_memory(budget: KVBudget) -> None:
 
 
 def check_fits(wish: Wish, free_bytes: int | None, force: str = "--force") -> None:
-    """Raise PlanError where that needs more memory than the `free_bytes` that this computer has.
+    """Raise PlanError if that needs more memory than the `free_bytes` that this computer has.
 
     free_bytes None: not known, and nothing is refused. force: what to do to start it nevertheless.
     """

@@ -105,7 +105,7 @@ class Root:
     ) -> None:
         """on_read(done, total) is called as the root's own weights become ready, in bytes.
 
-        Raises PlanError if the model cannot be split over these nodes, BusError where an endpoint cannot be bound.
+        Raises PlanError if the model cannot be split over these nodes, BusError if an endpoint cannot be bound.
         """
         self.spec = model.spec
         self.settings = settings

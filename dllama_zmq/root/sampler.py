@@ -86,7 +86,7 @@ class Sampler:
 
         Where ids are left out of a row because they are no tokens, the others are chosen as if those had a probability
         of 0: exactly with `top_k` or `top_p` 1. Otherwise the kept tokens hold `top_p` of the whole row, left-out ids
-        included, so a few more are kept. Raises RequestError where the mask allows no token.
+        included, so a few more are kept. Raises RequestError if the mask allows no token.
         """
         top = self._top(row)
         ranked = self._penalized(row).below(self._n_ids)

@@ -122,7 +122,7 @@ class Worker:
     def run(self) -> None:
         """Serve root after root until told to leave.
 
-        Raises ClusterError where a root has no place for this worker, or where the address given is none.
+        Raises ClusterError if a root has no place for this worker, or where the address given is none.
         """
         address = self._settings.root
         while not self._stopped:

@@ -1,6 +1,6 @@
 """A worker written from bus/PROTOCOL.md alone, with pyzmq, msgpack and NumPy: nothing here imports the package.
 
-Section numbers are the document's. Tests make bad workers of it by overriding `send_heard` and `send_part`. `RawRoot`
+Section numbers are the document's. Tests make bad workers of it by overriding `send_beacon_ack` and `send_part`. `RawRoot`
 is the root's sockets with nothing behind them.
 """
 
@@ -166,7 +166,7 @@ class Stranger:
             raise Again
         if kind == "beacon":
             if fields[0] != self.epoch:
-                self.send_heard(fields[0])
+                self.send_beacon_ack(fields[0])
             self.epoch = fields[0]
         elif kind == "ping":
             self._answer_ping(*fields)
@@ -190,7 +190,7 @@ class Stranger:
         heads = [["u8", 1, answer_bytes]] if answer_bytes else []
         self.send("probed", number, time.time_ns() // 1000, heads, arrays=(bytes(answer_bytes),) * len(heads))
 
-    def send_heard(self, epoch: int) -> None:
+    def send_beacon_ack(self, epoch: int) -> None:
         self.send("beacon_ack", epoch)
 
     def send_part(self, kind: str, *fields: Any, arrays: tuple[bytes, ...]) -> None:

@@ -38,7 +38,7 @@ from dllama_zmq.quants import F32
 class HearsNothing(Stranger):
     """Loads, but never says that it heard a beacon."""
 
-    def send_heard(self, epoch: int) -> None:
+    def send_beacon_ack(self, epoch: int) -> None:
         pass
 
 
