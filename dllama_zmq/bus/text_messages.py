@@ -18,10 +18,10 @@ LongText = Annotated[str, msgspec.Meta(max_length=MAX_TEXT_CHARACTERS)]
 
 
 class Tokenize(Message, frozen=True):
-    """What are the tokens of `prompt`? Answered with Tokens.
+    """Ask for the tokens of `prompt`. Answered with Tokens.
 
-    bos: whether they begin with the BOS, None: as in a prompt. specials: names of special tokens in the text are these
-    tokens. Both are of a text; a chat has them as its template writes them.
+    bos: whether they begin with the BOS; None: as in a prompt. specials: names of special tokens in the text become
+    these tokens. Both are for texts; a chat has them as its template writes them.
     """
 
     id: RequestId
@@ -31,20 +31,20 @@ class Tokenize(Message, frozen=True):
 
 
 class Detokenize(Message, frozen=True):
-    """What is the text of these tokens? Answered with Detokenized."""
+    """Ask for the text of these tokens. Answered with Detokenized."""
 
     id: RequestId
     tokens: TokenIds
 
 
 class ModelRequest(Message, frozen=True):
-    """What is the model? Answered with Model."""
+    """Ask for the description of the model. Answered with Model."""
 
     id: RequestId
 
 
 class Embed(Message, frozen=True):
-    """What is the embedding of `prompt`? Queued as `generate` is, and answered with Embedding."""
+    """Ask for the embedding of `prompt`. Queued like Generate, and answered with Embedding."""
 
     id: RequestId
     prompt: AnyPrompt
@@ -54,7 +54,7 @@ class Embed(Message, frozen=True):
 
 
 class Tokens(Message, frozen=True):
-    """The tokens, the text or name of each, and the text that they are of: for a chat, what its template has made."""
+    """The tokens, the text or name of each, and the whole text; for a chat, the text that its template made."""
 
     id: Big
     tokens: list[Count]
@@ -75,7 +75,7 @@ class Model(Message, frozen=True):
     seq_len: positions that a text may have on this cluster; context: the model's own. size_bytes: of its weights as
     they are used. bos, eos: names of these tokens, bos "" if there is none. template: the text of the chat template,
     "" if there is none. specials: by name, the ids of the special tokens that the template names. created: when its
-    file was, in seconds since 1970.
+    file was made, in seconds since 1970.
     """
 
     id: Big

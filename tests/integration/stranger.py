@@ -1,7 +1,7 @@
 """A worker written from bus/PROTOCOL.md alone, with pyzmq, msgpack and NumPy: nothing here imports the package.
 
-Section numbers are the document's. Tests make bad workers of it by overriding `send_beacon_ack` and `send_part`. `RawRoot`
-is the root's sockets with nothing behind them.
+Section numbers are the document's. Tests make bad workers of it by overriding `send_beacon_ack` and `send_part`.
+`RawRoot` is the root's sockets with nothing behind them.
 """
 
 from __future__ import annotations
