@@ -120,6 +120,12 @@ def results(kernels: Kernels) -> Iterator[tuple[str, Array]]:
     cache = kernels.kv_cache(CacheSpec(1, 4, 2, 24, [0, 0, 0, 1, 1], "f16", window=20, softcap=30.0))
     q, k, v = normal(90, 5 * 24), normal(90, 2 * 24), normal(90, 2 * 24)
     yield "attention within a window", cache.attend(0, Batch.alone(0, 90), q, k, v)
+    # As Gemma's: wide heads that share one of keys, a layer with a window before one without.
+    wide = CacheSpec(2, 4, 1, 256, [0, 0, 0, 0], "f16", window=20, softcap=5.0, full_layers=(1,), scale=1 / 13)
+    cache = kernels.kv_cache(wide)
+    q, k, v = normal(70, 4 * 256), normal(70, 256), normal(70, 256)
+    for layer in range(2):
+        yield f"attention of wide heads in layer {layer}", cache.attend(layer, Batch.alone(0, 70), q, k, v)
     syncs: list[Sync] = ["f32", "f16", "q80"]
     for sync in syncs:
         parts = [kernels.encode(np.ldexp(normal(3, 96), i - 3), sync) for i in range(7)]
