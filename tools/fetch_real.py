@@ -95,6 +95,7 @@ class FetchError(Exception):
 
 def fetch(folder: Path) -> None:
     """Make every file of FILES that is not in `folder`. Raises FetchError."""
+    folder.mkdir(parents=True, exist_ok=True)
     for file in FILES:
         if not (folder / file.name).exists():
             _join(folder, file)
