@@ -85,6 +85,16 @@ def test_a_built_in_template_is_the_published_one(builtin, published, names):
                 render(chat, CONVERSATIONS[name])
 
 
+def test_a_system_message_stands_before_the_first_turn_of_a_gemma_and_two_newlines():
+    """As in Gemma 3's own template; Gemma 2's refuses one."""
+    chat = of_t(tiny_tokenizer_data()).chat_template("gemma")
+    turns = [("system", "Be brief."), ("user", " Hello "), ("assistant", "Hi."), ("user", "Who are you?")]
+    assert chat.render([{"role": role, "content": content} for role, content in turns]) == (
+        "<s><start_of_turn>user\nBe brief.\n\nHello<end_of_turn>\n<start_of_turn>model\nHi.<end_of_turn>\n"
+        "<start_of_turn>user\nWho are you?<end_of_turn>\n<start_of_turn>model\n"
+    )
+
+
 def test_the_file_s_own_template_is_taken_and_its_tokens_are_named():
     tokenizer = of_t(replace(tiny_tokenizer_data(), chat_template="{{ bos_token }}-{{ eos_token }}"))
     assert tokenizer.chat_template().render(MESSAGES) == "<s>-</s>"

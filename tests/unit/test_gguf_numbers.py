@@ -84,6 +84,8 @@ def test_numbers_of_a_gemma(tmp_path):
     assert spec_of(tmp_path, changed("gemma2", **GEMMA2, **caps)) == gemma2
     assert spec_of(tmp_path, changed("gemma2", **GEMMA2)) == gemma2
     assert spec_of(tmp_path, changed("gemma2", **GEMMA2, block_count=46)).query_scalar == 64 // 4
+    untold = spec_of(tmp_path, changed("gemma2", **GEMMA2 | {"attention__sliding_window": None}, context_length=8192))
+    assert untold == replace(gemma2, seq_len=8192, window=4096)
     assert spec_of(tmp_path, changed("gemma3", **GEMMA3)) == gemma3
     assert spec_of(tmp_path, changed("gemma3", **GEMMA3, block_count=62)).query_scalar == 64 // 4
     scaled = {"rope__scaling__type": "linear", "rope__scaling__factor": 8.0}
