@@ -82,6 +82,23 @@ def test_several_matrices_of_one_input_give_the_products_of_each(kernels, float_
                 assert np.array_equal(result, kernels.linear(matrix, segments=3)(x)), (rows, n_tokens)
 
 
+@pytest.mark.parametrize("n_tokens", [1, 9])
+@pytest.mark.parametrize("float_type", QUANTIZED)
+def test_matrices_of_one_input_may_begin_at_other_columns_of_a_block(kernels, float_type, n_tokens):
+    firsts = (0, 96, 32, 96)
+    matrices = [
+        weights(33, 512, float_type, seed).cut(slice(None), slice(first, first + 192))
+        for seed, first in enumerate(firsts)
+    ]
+    x = activations(n_tokens, 192) / 1024
+    for result, matrix in zip(kernels.linear(*matrices, segments=2)(x), matrices, strict=True):
+        assert np.array_equal(result, kernels.linear(matrix, segments=2)(x))
+    gates, ups = (kernels.linear(matrix)(x).astype(np.float64) for matrix in matrices[:2])
+    exact = gates / (1 + np.exp(-gates)) * ups
+    gated = kernels.gated(matrices[0], matrices[1])(x)
+    assert (np.abs(gated - exact) <= 11 * U * np.abs(exact) + 1e-38).all()  # as in the next test
+
+
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("float_type", list(FloatType))
 def test_gated_is_the_silu_of_one_product_times_the_other(kernels, float_type, rows):
