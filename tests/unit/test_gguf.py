@@ -13,7 +13,8 @@ from k_quantizers import quantized
 from tiny import tiny_spec, tiny_tensors
 
 from dllama_zmq.errors import FormatError, UsageError
-from dllama_zmq.formats import gguf_metadata, open_gguf, open_model
+from dllama_zmq.formats import gguf_metadata, open_gguf, open_m, open_model
+from dllama_zmq.formats.convert import convert_model
 from dllama_zmq.formats.gguf.container import Container
 from dllama_zmq.formats.gguf.directory import Directory
 from dllama_zmq.formats.stored import halved, interleaved
@@ -171,6 +172,22 @@ def test_a_k_quantized_embedding_is_read_exactly_and_so_is_the_head_tied_to_it(t
         row = model.read("embedding", slice(7, 8))
         assert np.array_equal(row.dequantize(), written["embedding"].dequantize()[7:8])
         assert np.array_equal(model.read("head").data, written["embedding"].data)
+
+
+@pytest.mark.parametrize(
+    ("weights", "becomes"),
+    [(None, FloatType.Q40), (FloatType.F32, FloatType.F32), (FloatType.Q80, FloatType.Q80)],
+)
+def test_k_quants_become_a_m_file_of_their_exact_values(tmp_path, weights, becomes):
+    q4_k = dict.fromkeys(("q", "k", "v", "o", "gate", "up"), FloatType.Q4_K)
+    written = k_model(tmp_path / "a.gguf", q4_k | {"down": FloatType.Q6_K, "head": FloatType.Q51})
+    with open_gguf(tmp_path / "a.gguf") as model:
+        spec = convert_model(model, tmp_path / "a.m", weights, lambda done, total: None)
+    with open_m(tmp_path / "a.m") as model:
+        assert spec.weight_type is becomes
+        for tensor in model.tensors:
+            expected = BlockMatrix.from_array(written[tensor.name].dequantize(), tensor.float_type)
+            assert np.array_equal(model.read(tensor.name).data, expected.data), tensor.name
 
 
 # --- names ---
