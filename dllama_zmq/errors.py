@@ -129,8 +129,8 @@ class RemoteError(BusError):
         self.node = node
 
 
-def told(error: BaseException) -> tuple[str, str]:
-    """The class and the text of an error for the client whose request it ended. A defect of ours is named as one."""
+def kind_and_text(error: BaseException) -> tuple[str, str]:
+    """The class name and the text of an error, for the client of a request. An unexpected error is a ClusterDefect."""
     if not isinstance(error, DllamaError):
         error = ClusterDefect(f"{type(error).__name__}: {error}; the root's log has more")
     return type(error).__name__, str(error)[:4000]

@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 _POLL_S = 1.0
 _CLIENTS_S = 0.002  # for messages of clients, before the engine has its turn
-_KILLED = "the root ended without a message, as if it was killed; `dllama-zmq logs root` may say why"
+_KILLED = "the root went away without a message, as if it was killed; `dllama-zmq logs root` may say why"
 _BEHIND = "this client has not read its answers for too long, and some of them are lost; ask again"
 _MAX_UNREAD = 64 << 10  # unread bytes of a client that reads; the kernel holds 200 KiB and more for one that does not
 _LINGER_MS = 200  # for the last messages to clients

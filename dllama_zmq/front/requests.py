@@ -15,7 +15,7 @@ from dllama_zmq.bus.client_messages import Error, Generate, Prefill, Queued, Sta
 from dllama_zmq.bus.engine_messages import Embedded, Facts, Failed, Readiness, Stepped, ToEngine, Withdraw, Withdrawn
 from dllama_zmq.bus.messages import Message
 from dllama_zmq.bus.text_messages import Detokenize, Embed, Embedding, ModelRequest, Tokenize
-from dllama_zmq.errors import DllamaError, NotReady, QueueFull, told
+from dllama_zmq.errors import DllamaError, NotReady, QueueFull, kind_and_text
 from dllama_zmq.front.encoding import Encoding, Result, Work
 from dllama_zmq.front.fair_queue import FairQueue
 from dllama_zmq.front.question import Question
@@ -280,7 +280,7 @@ class Requests:
         """End a request with an error before the engine has it."""
         if not isinstance(error, DllamaError):
             logger.error("request failed id=%d", request.id, exc_info=error)
-        self._send(request.client, Error(request.id, *told(error)))
+        self._send(request.client, Error(request.id, *kind_and_text(error)))
 
     def _tell(self, request: Request, message: Message) -> None:
         """Send to the client of `request`. If the client has gone, its requests are dropped."""

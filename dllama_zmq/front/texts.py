@@ -16,7 +16,7 @@ from dllama_zmq.bus.messages import Message
 from dllama_zmq.bus.prompts import AnyPrompt, Chat, ChatText, PromptText
 from dllama_zmq.bus.text_messages import Detokenize, Detokenized, Model, ModelRequest, Tokenize, Tokens
 from dllama_zmq.constraint.reading import GrammarReader
-from dllama_zmq.errors import DllamaError, RequestError, told
+from dllama_zmq.errors import DllamaError, RequestError, kind_and_text
 from dllama_zmq.grammar import Grammar
 from dllama_zmq.sharding import check_prompt
 from dllama_zmq.tokenizer import Tokenizer
@@ -68,7 +68,7 @@ class Texts:
         except Exception as error:
             if not isinstance(error, DllamaError):
                 logger.error("question failed id=%d", asked.id, exc_info=error)
-            return Error(asked.id, *told(error))
+            return Error(asked.id, *kind_and_text(error))
 
     def tokenize(self, asked: Tokenize) -> Tokens:
         """The answer to a question. Raises as `encode` does."""

@@ -106,17 +106,12 @@ class Scheduler:
         self._step: Scheduled | None = None
 
     @property
-    def has_room(self) -> bool:
-        """Whether fewer than `max_sequences` are running or waiting."""
-        return len(self.running) + len(self.waiting) < self._max_sequences
-
-    @property
     def n_decoding(self) -> int:
         """Running sequences with one token to evaluate."""
         return sum([len(sequence.tokens) - sequence.n_computed == 1 for sequence in self.running])
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a new sequence: it joins at the next step that has room. The caller bounds the queue (`has_room`).
+        """Queue a new sequence: it joins at the next step that has room. The caller bounds the queue.
 
         Raises RequestError if it would not fit even alone.
         """

@@ -34,7 +34,7 @@ from dllama_zmq.bus.engine_messages import (
     Withdraw,
     Withdrawn,
 )
-from dllama_zmq.errors import BusError, ClusterError, DllamaError, WorkerLost, told
+from dllama_zmq.errors import BusError, ClusterError, DllamaError, WorkerLost, kind_and_text
 from dllama_zmq.root.engine import Engine, Outcome
 from dllama_zmq.root.fitting import kv_room
 from dllama_zmq.root.link_speeds import LinkSpeeds
@@ -142,7 +142,7 @@ class Serving:
             logger.warning("request failed id=%d: %s", request, error)
         else:
             logger.error("request failed id=%d", request, exc_info=error)
-        self._tell(Failed(request, *told(error)))
+        self._tell(Failed(request, *kind_and_text(error)))
         self._forget(sequence)
 
     def _hear_front(self) -> None:
@@ -208,7 +208,7 @@ class Serving:
                     message.grammar,
                 )
         except DllamaError as error:
-            self._tell(Failed(message.id, *told(error)))
+            self._tell(Failed(message.id, *kind_and_text(error)))
             return
         self._sequences[message.id], self._ids[sequence] = sequence, message.id
 

@@ -142,7 +142,7 @@ def test_who_waits_is_told_that_the_root_was_killed_and_up_works_again(cli: Cli)
     cli.up(2)
     with long_answer(cli) as process:
         kill(cli.pid("root"))
-        assert "ended without a message" in finish(process, NOTICE_S, time.monotonic()).error()
+        assert "went away" in finish(process, NOTICE_S, time.monotonic()).error()
     until(lambda: not cli.processes(), LEAVE_S, "front and worker to end")
     assert cli.run("up").code == 0
     assert answer(cli)

@@ -263,7 +263,6 @@ class Sequences(RuleBasedStateMachine):
         scheduler = self.scheduler
         assert [*scheduler.running, *scheduler.waiting] == self.live
         assert len(scheduler.running) <= self.max_sequences
-        assert scheduler.has_room == (len(self.live) < self.max_sequences)
         for sequence in self.all:
             where = "running" if sequence in scheduler.running else "waiting" if sequence in self.live else "finished"
             assert sequence.state == where

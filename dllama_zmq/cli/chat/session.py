@@ -152,7 +152,7 @@ def chosen_template(named: str | None) -> Template | None:
     return Template(BUILTIN.get(named, ""), name=named, source=named)
 
 
-def told(error: Exception, session: Session) -> str:
+def error_text(error: Exception, session: Session) -> str:
     """The message of an error, with what helps in a chat."""
     if isinstance(error, ContextExceeded) and session.conversation.turns:
         n_prompt, n_context = error.numbers

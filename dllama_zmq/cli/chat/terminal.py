@@ -22,7 +22,7 @@ from dllama_zmq.cli.chat.commands import BY_NAME, Commands
 from dllama_zmq.cli.chat.keys import quiet_keys
 from dllama_zmq.cli.chat.quotes import is_quoted, quoted
 from dllama_zmq.cli.chat.reply import Reply
-from dllama_zmq.cli.chat.session import Session, told
+from dllama_zmq.cli.chat.session import Session, error_text
 from dllama_zmq.cli.chat.view import View
 from dllama_zmq.cli.notes import note
 from dllama_zmq.cli.progress import Display
@@ -63,7 +63,7 @@ class Terminal:
                     if not self._commands.run(text):
                         return
                 except (DllamaError, OSError) as error:
-                    note(f"error: {told(error, session)}")
+                    note(f"error: {error_text(error, session)}")
             elif text.strip() or session.attached or session.continues:
                 self._answer(text)
 
@@ -96,7 +96,7 @@ class Terminal:
             except BrokenPipeError:  # the reader of stdout has gone: `chat | head`
                 raise
             except (DllamaError, OSError) as error:
-                display.line(f"error: {told(error, session)}")
+                display.line(f"error: {error_text(error, session)}")
         if session.last is not None and session.last is not before:
             self._remark(session.last)
         print(file=sys.stderr)  # noqa: T201
