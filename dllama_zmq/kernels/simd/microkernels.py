@@ -82,15 +82,16 @@ class IntegerMicrokernel:
             if ahead and not spread:
                 prefetch_all(b, lines)
             new = list(totals)
-            # No registers for both tiles of many tokens at once, nor to keep x from one to the other.
-            together = [range(n_tiles)] if n_tokens * n_tiles <= 8 else [range(t, t + 1) for t in range(n_tiles)]
-            for which in together:
-                values = xs if len(which) == n_tiles else [_opaque(b, token) for token in xs]
+            # As many products at once as have registers: both tiles, so that they share each load of x.
+            at_once = min(n_tokens, 8 // n_tiles)
+            for first_token in range(0, n_tokens, at_once):
+                which = range(first_token, first_token + at_once)
+                sources = [_opaque(b, tile) for tile in tiles] if first_token else tiles
                 for part in range(block.scales):
-                    products = dots.products(b, block, part, [tiles[t] for t in which], values, before)
-                    for tile, of_tile in zip(which, products, strict=True):
+                    products = dots.products(b, block, part, sources, [xs[r] for r in which], before)
+                    for tile, of_tile in enumerate(products):
                         d = place.scale(tile, part)
-                        for r, product in enumerate(of_tile):
+                        for r, product in zip(which, of_tile, strict=True):
                             k = tile * n_tokens + r
                             scale = b.fmul(splat(b, x_scales[r]), d)
                             new[k] = multiply_add(b, target, b.sitofp(product, F32x16), scale, new[k])
