@@ -139,7 +139,7 @@ class Cli:
         with self.started(*words, stdin=subprocess.DEVNULL if given is None else subprocess.PIPE, **env) as process:
             return finish(process, wait_s, start, given)
 
-    def told(self, *words: str, **env: str) -> Result:
+    def run_here(self, *words: str, **env: str) -> Result:
         """As `run`, in this process: for what is refused, and for a cluster of which something else is the claim. It
         takes a tenth of the CPU."""
         start, out, err = time.monotonic(), io.StringIO(), io.StringIO()
@@ -157,7 +157,7 @@ class Cli:
     def up(self, n_nodes: int = 1, **keys: Any) -> Result:
         """Write cluster.yaml and bring it up, by a command in this process."""
         self.write(n_nodes, **keys)
-        result = self.told("up")
+        result = self.run_here("up")
         assert result.code == 0, result.said
         return result
 
@@ -169,7 +169,7 @@ class Cli:
 
     def down(self) -> Result:
         """Take the cluster down by a command in this process, which must work."""
-        result = self.told("down")
+        result = self.run_here("down")
         assert result.code == 0, result.said
         return result
 

@@ -19,7 +19,7 @@ def computer(folder: Path, files: dict[str, object]) -> Path:
     return folder
 
 
-def told(findings: Iterable[Finding]) -> list[tuple[str, str]]:
+def levels_and_texts(findings: Iterable[Finding]) -> list[tuple[str, str]]:
     """Level and text of each."""
     return [(one.level, one.text) for one in findings]
 

@@ -115,4 +115,4 @@ def _is_free(port: int) -> bool:
 
 
 def _do_nothing(number: int, frame: FrameType | None) -> None:
-    """Take a signal that this process was told to ignore."""
+    """Take a signal that this process ignores."""

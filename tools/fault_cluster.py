@@ -49,7 +49,7 @@ class Node:
         """A command of the package on this computer. (`ip netns exec` would hide the control groups.)"""
         return ["nsenter", f"--net=/run/netns/{self.computer.name}", *words]
 
-    def told(self, *words: str) -> str:
+    def output_of(self, *words: str) -> str:
         """What a command of the package prints here."""
         call = self.command(sys.executable, "-m", "dllama_zmq", *words)
         environment = {**os.environ, "DLLAMA_ZMQ_HOME": str(self.home)}
@@ -149,13 +149,15 @@ def cluster(
     root, workers = nodes[0], nodes[1:]
     port = 5570 + 10 * number
     ports = f"{{replies: {port}, steps: {port + 1}, clients: {port + 2}}}"
-    lines = [f"  - {{name: {w.name}, host: {w.computer.address}, key: '{w.told('keygen').strip()}'}}" for w in workers]
+    lines = [
+        f"  - {{name: {w.name}, host: {w.computer.address}, key: '{w.output_of('keygen').strip()}'}}" for w in workers
+    ]
     text = [f"name: {name}", f"model: {model.resolve()}", "api: off", f"limits: {{rejoin_s: {rejoin_s}}}"]
     text += [f"root: {{host: {computers[0].address}, threads: 1, ports: {ports}}}", "workers:", *lines]
     file = base / f"{name}.yaml"
     file.write_text("\n".join(text) + "\n")
     root.words = ["up", str(file), "--foreground"]
-    key, where = root.told("keygen").strip(), f"{computers[0].address}:{port}"
+    key, where = root.output_of("keygen").strip(), f"{computers[0].address}:{port}"
     found, ended = Cluster(model, root, workers), threading.Event()
     reader = threading.Thread(target=follow, args=(root.log, found.seen, ended), daemon=True)
     try:

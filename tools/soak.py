@@ -116,11 +116,11 @@ def report(crowd: Crowd, usage: Usage, silences: dict[str, list[float]]) -> None
     found, by_kind = crowd.found, Counter[str]()
     for (_, how), number in found.ended.items():
         by_kind[how] += number
-    told = ", ".join(f"{number} {how}" for how, number in by_kind.most_common())
-    print(f"{crowd.n_clients} clients, {crowd.minutes:g} minutes: {found.ended.total()} requests: {told}")
+    counts = ", ".join(f"{number} {how}" for how, number in by_kind.most_common())
+    print(f"{crowd.n_clients} clients, {crowd.minutes:g} minutes: {found.ended.total()} requests: {counts}")
     for kind in dict.fromkeys(kind for kind, _ in sorted(found.ended)):
-        told = ", ".join(f"{n} {how}" for (of, how), n in sorted(found.ended.items()) if of == kind)
-        print(f"  {kind}: {told}")
+        counts = ", ".join(f"{n} {how}" for (of, how), n in sorted(found.ended.items()) if of == kind)
+        print(f"  {kind}: {counts}")
     if len(found.health_s) > 1:
         p99, longest = statistics.quantiles(found.health_s, n=100)[-1], max(found.health_s)
         median = statistics.median(found.health_s)

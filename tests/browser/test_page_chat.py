@@ -49,7 +49,7 @@ def test_stop_and_escape_end_the_answer_at_the_server_and_keep_what_came(page: O
         assert page.text(page.answers.last) == text != ""
 
 
-def test_an_answer_is_regenerated_and_a_stopped_one_goes_on(page: Opened) -> None:
+def test_an_answer_is_regenerated_and_a_stopped_one_is_continued(page: Opened) -> None:
     page.visit()
     page.set(temperature=0, max_tokens=20)
     first = page.say("Hello")

@@ -49,7 +49,7 @@ def test_a_key_is_asked_for_and_kept_until_the_tab_is_closed(
         expect(page.answers.last.locator(".error")).to_have_count(0)
 
 
-def test_a_model_without_a_template_goes_on_with_the_text(
+def test_a_model_without_a_template_continues_the_text(
     open_page: Callable[..., Opened], tmp_path: Path, small_model: Path
 ) -> None:
     with running_api(tmp_path, small_model) as api:

@@ -62,8 +62,8 @@ def test_embeddings_have_the_models_size(openai: dict[str, Any]) -> None:
 
 def test_log_probabilities_are_read(openai: dict[str, Any]) -> None:
     reply = litellm.completion(**openai, messages=MESSAGES, max_tokens=3, temperature=0, logprobs=True, top_logprobs=2)
-    told = reply.choices[0].logprobs["content"]
-    assert [len(one["top_logprobs"]) for one in told] == [2, 2, 2]
+    logprobs = reply.choices[0].logprobs["content"]
+    assert [len(one["top_logprobs"]) for one in logprobs] == [2, 2, 2]
 
 
 def test_responses_are_answered(openai: dict[str, Any]) -> None:

@@ -60,8 +60,8 @@ def test_anthropics_client_has_all_its_answers_at_once(api: Api) -> None:
             async def streamed() -> Any:
                 async with client.messages.stream(
                     model="any", max_tokens=8, messages=MESSAGES, extra_body={"temperature": 0}
-                ) as told:
-                    return await told.get_final_message()
+                ) as stream:
+                    return await stream.get_final_message()
 
             return await asyncio.gather(
                 client.messages.create(model="any", max_tokens=8, messages=MESSAGES, extra_body={"temperature": 0}),

@@ -38,7 +38,7 @@ def test_every_item_is_done_once_before_the_job_ends(pool: Pool, n_items: int, c
         assert [item for _, first, last in ranges for item in range(first, last)] == list(range(n_items))
 
 
-def test_who_is_done_goes_on_with_the_shares_of_the_others() -> None:
+def test_a_thread_that_is_done_takes_shares_of_the_others() -> None:
     pool = Pool(library(), 3, oversubscribed=False)
     caller, released, by = threading.get_ident(), threading.Event(), []
 

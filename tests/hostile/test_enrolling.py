@@ -84,7 +84,7 @@ def test_the_key_of_a_token_hears_no_steps(context: Context) -> None:
         assert next_event(events) == zmq.EVENT_HANDSHAKE_FAILED_AUTH
 
 
-def test_what_is_no_public_key_is_not_enrolled(context: Context) -> None:
+def test_a_text_that_is_no_public_key_is_not_enrolled(context: Context) -> None:
     secured = Secured()
     with answering(context, secured) as address:
         for nonsense in ("", "x" * 40 + "\n", "x" * 64, "\xfc" * 40):

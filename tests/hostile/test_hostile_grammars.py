@@ -94,7 +94,7 @@ def test_what_cannot_be_compiled_in_time_is_refused_in_time(model: LocalModel, n
 
 
 @pytest.mark.parametrize("name", ANSWERED)
-def test_what_is_large_is_answered_step_by_step_or_ends_in_an_error(model: LocalModel, name: str) -> None:
+def test_large_requests_are_answered_step_by_step_or_end_in_an_error(model: LocalModel, name: str) -> None:
     began, before = time.monotonic(), resident_bytes()
     answers = Answers(model)
     beside = answers.add(None, hot(2), max_tokens=20)

@@ -283,7 +283,7 @@ def test_a_hello_of_another_connection_leads_no_further(context: Context) -> Non
         until(lambda: link.refused(), SOON_S, "the replay to be counted")
 
 
-def test_what_is_altered_on_its_way_ends_the_connection_and_nothing_else_is_heard(context: Context) -> None:
+def test_altered_bytes_end_the_connection_and_nothing_else_is_heard(context: Context) -> None:
     secured = Secured()
     with (
         a_link(context, secured) as (link, at),

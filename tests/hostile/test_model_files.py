@@ -66,7 +66,7 @@ def test_a_file_cut_at_random_is_refused_with_the_tensor_and_the_bytes(tmp_path,
 
 
 @pytest.mark.parametrize("n_extra", [1, 4, 100_000])
-def test_a_file_that_goes_on_after_its_last_tensor_is_refused(tmp_path, sound, n_extra):
+def test_bytes_after_a_files_last_tensor_are_refused(tmp_path, sound, n_extra):
     assert f"{n_extra} bytes too many" in refused(tmp_path / "a.m", sound + bytes(n_extra))
 
 

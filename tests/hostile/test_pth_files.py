@@ -237,7 +237,7 @@ def test_records_that_overlap_or_lie_outside_are_refused(folder, arrays):
         refused(folder, bytes(changed))
 
 
-def test_a_record_that_goes_on_after_the_file_is_refused(folder):
+def test_a_record_that_extends_beyond_the_file_is_refused(folder):
     changed = bytearray((folder / "consolidated.00.pth").read_bytes())
     last = changed.rindex(b"PK\x01\x02")
     struct.pack_into("<II", changed, last + 20, len(changed), len(changed))

@@ -63,7 +63,7 @@ def test_a_file_cut_at_or_inside_a_token_is_refused(tmp_path, sound):
 
 
 @pytest.mark.parametrize("n_extra", [1, 9, 100_000])
-def test_a_file_that_goes_on_after_its_last_token_is_refused(tmp_path, sound, n_extra):
+def test_bytes_after_a_files_last_token_are_refused(tmp_path, sound, n_extra):
     assert f"{n_extra} bytes follow the last of 288 tokens" in refused(tmp_path / "a.t", sound + bytes(n_extra))
 
 

@@ -65,7 +65,7 @@ def context() -> Iterator[Context]:
 
 @pytest.fixture
 def start(context: Context) -> Iterator[Start]:
-    """Runs a node until the test is over; then its root has told it to leave, or it is stopped."""
+    """Runs a node until the test is over; then its root has sent it a bye, or it is stopped."""
     threads: list[Thread] = []
 
     def start(node: Stranger | Worker | Relay) -> Thread:

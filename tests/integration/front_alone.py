@@ -69,7 +69,7 @@ class Engine:
 
 @contextmanager
 def front_alone(context: Context, tokenizer: Tokenizer, context_length: int = CONTEXT) -> Iterator[Engine]:
-    """A front that has PLACES places for answers, and has not been told that the nodes are ready."""
+    """A front that has PLACES places for answers, and has not heard that the nodes are ready."""
     link, address = f"inproc://{secrets.token_hex(6)}", f"ipc:///tmp/dz-{secrets.token_hex(6)}"
     ends = [sockets.pair(context, link, bind=True), sockets.pair(context, link)]
     readable, writable = os.pipe()
@@ -101,7 +101,7 @@ def raw(context: Context, address: str) -> Iterator[zmq.Socket[bytes]]:
         client.close(linger=0)
 
 
-def told(client: zmq.Socket[bytes]) -> Message:
+def next_message(client: zmq.Socket[bytes]) -> Message:
     """The next message to a raw client."""
     frames = sockets.receive(client, time.monotonic() + SOON_S)
     assert frames is not None

@@ -30,7 +30,7 @@ HOME = {
 def render(cli: Cli, form: str, *words: str, model: str = "demo", **keys: Any) -> Path:
     """Write a cluster's file and the files of `form`; the folder of those."""
     (cli.folder / "home.yaml").write_text(yaml.safe_dump({"model": model, **HOME, **keys}))
-    done = cli.told("render", form, "home.yaml", *words)
+    done = cli.run_here("render", form, "home.yaml", *words)
     assert done.code == 0, done.said
     return cli.folder / form
 

@@ -60,27 +60,27 @@ def idle(client: Client) -> bool:
 
 def test_an_answer_is_the_one_that_its_own_request_with_its_own_seed_gets(address: str) -> None:
     with Client(address) as client:
-        told = list(client.generate("once upon a time", 12, SAMPLED, ignore_eos=True, n=PLACES))
+        received = list(client.generate("once upon a time", 12, SAMPLED, ignore_eos=True, n=PLACES))
         alone = {
             i: "".join(
                 texts_of(list(client.generate("once upon a time", 12, Sampling(0.9, seed=11 + i), True))).values()
             )
             for i in range(PLACES)
         }
-    assert texts_of(told) == alone
+    assert texts_of(received) == alone
     assert len(set(alone.values())) == PLACES
-    kinds = Counter(type(answer) for answer in told)
+    kinds = Counter(type(answer) for answer in received)
     assert (kinds[Started], kinds[TokenText], kinds[Done]) == (1, PLACES * 12, PLACES)
-    assert isinstance(told[-1], Done)
+    assert isinstance(received[-1], Done)
 
 
 def test_the_largest_seed_has_one_after_it(address: str) -> None:
     largest = (1 << 63) - 1
     with Client(address) as client:
-        told = list(client.generate("once upon a time", 12, Sampling(0.9, seed=largest), ignore_eos=True, n=2))
+        received = list(client.generate("once upon a time", 12, Sampling(0.9, seed=largest), ignore_eos=True, n=2))
         after = list(client.generate("once upon a time", 12, Sampling(0.9, seed=0), ignore_eos=True))
-    assert [answer.seed for answer in told if isinstance(answer, Started)] == [largest]
-    assert texts_of(told)[1] == texts_of(after)[0]
+    assert [answer.seed for answer in received if isinstance(answer, Started)] == [largest]
+    assert texts_of(received)[1] == texts_of(after)[0]
 
 
 def test_greedy_answers_are_equal(address: str) -> None:
@@ -90,15 +90,15 @@ def test_greedy_answers_are_equal(address: str) -> None:
     assert len(set(texts.values())) == 1
 
 
-def test_more_answers_than_places_come_by_turns_with_other_clients(address: str) -> None:
+def test_more_answers_than_places_alternate_with_those_of_other_clients(address: str) -> None:
     with Client(address) as many, Client(address) as other:
         answers = many.generate("once upon a time", 400, SAMPLED, ignore_eos=True, n=3 * PLACES)
-        told: list[Answer] = [next(answer for answer in answers if isinstance(answer, Started))]
+        received: list[Answer] = [next(answer for answer in answers if isinstance(answer, Started))]
         assert other.text("the cat", 1) != ""  # in the middle of them
-        n_done = sum(isinstance(answer, Done) for answer in told)
+        n_done = sum(isinstance(answer, Done) for answer in received)
         assert n_done < 3 * PLACES
-        told += answers
-        texts = texts_of(told)
+        received += answers
+        texts = texts_of(received)
         assert sorted(texts) == list(range(3 * PLACES))
         assert len(set(texts.values())) == 3 * PLACES
         until(lambda: idle(many), SOON_S, "every page is given back")
@@ -108,10 +108,10 @@ def test_answers_share_the_pages_of_their_prompt(address: str) -> None:
     prompt = "a b c d " * 60
     with Client(address) as client:
         before = client.status().kv
-        told = list(client.generate(prompt, 4, SAMPLED, ignore_eos=True, n=PLACES))
+        received = list(client.generate(prompt, 4, SAMPLED, ignore_eos=True, n=PLACES))
         after = client.status().kv
-    n_prompt = next(answer.prompt_tokens for answer in told if isinstance(answer, Started))
-    last = [answer for answer in told if isinstance(answer, Prefill)][-1]
+    n_prompt = next(answer.prompt_tokens for answer in received if isinstance(answer, Started))
+    last = [answer for answer in received if isinstance(answer, Prefill)][-1]
     assert (last.done, last.total, last.cached_tokens) == (n_prompt, n_prompt, 0)
     assert n_prompt > 4 * 64
     n_cached = after.cached_tokens - before.cached_tokens
@@ -125,9 +125,9 @@ def test_each_answer_ends_at_its_own_stop_string(address: str) -> None:
         whole = texts_of(list(client.generate("once upon a time", 60, SAMPLED, ignore_eos=True, n=PLACES)))
         stop = whole[2][20:26]
         assert sum(stop in text for text in whole.values()) < PLACES
-        told = list(client.generate("once upon a time", 60, SAMPLED, ignore_eos=True, stop=[stop], n=PLACES))
-        assert texts_of(told) == {i: text.split(stop)[0] for i, text in whole.items()}
-        reasons = {answer.index: answer.reason for answer in told if isinstance(answer, Done)}
+        received = list(client.generate("once upon a time", 60, SAMPLED, ignore_eos=True, stop=[stop], n=PLACES))
+        assert texts_of(received) == {i: text.split(stop)[0] for i, text in whole.items()}
+        reasons = {answer.index: answer.reason for answer in received if isinstance(answer, Done)}
         assert reasons == {i: "stop" if stop in text else "length" for i, text in whole.items()}
         until(lambda: idle(client), SOON_S, "every page is given back")
 
@@ -161,9 +161,9 @@ def test_several_answers_wait_for_nodes_as_one_request(context: Context, model: 
         served(context, root, tokenizer_of(model), max_sequences=PLACES) as address,
         Client(address) as client,
     ):
-        told: list[Answer] = []
+        received: list[Answer] = []
         with pytest.raises(NotReady, match="worker1"):
-            told += client.generate("the cat", 2, n=PLACES)
+            received += client.generate("the cat", 2, n=PLACES)
         waiting = client.generate("the cat", 2, n=PLACES)
         assert isinstance(next(waiting), Queued)
         assert client.status().queued == 1

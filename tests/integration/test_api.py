@@ -90,7 +90,7 @@ def test_generate_streams_pieces_that_join_to_the_text(model_path: Path) -> None
     assert "".join(pieces) == again
 
 
-def test_a_loaded_model_says_that_it_tells_no_log_probabilities(model_path: Path) -> None:
+def test_a_loaded_model_says_that_it_has_no_log_probabilities(model_path: Path) -> None:
     with dllama_zmq.load(model_path) as model, pytest.raises(RequestError, match="a loaded model yields only text"):
         next(model.generate("once upon", 12, Sampling(logprobs=1)))
 

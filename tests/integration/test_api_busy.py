@@ -1,4 +1,4 @@
-"""What a client of the API is told while its request has no room in the queue, or the nodes are not there."""
+"""The answers of the API while a request has no room in the queue, or the nodes are not there."""
 
 from __future__ import annotations
 

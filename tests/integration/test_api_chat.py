@@ -93,9 +93,9 @@ def test_the_tokens_of_an_answer_have_log_probabilities(client: openai.OpenAI, e
 
 def test_log_probabilities_are_streamed_too(api: Api) -> None:
     chunks = api.chunks("/v1/chat/completions", messages=[USER], logprobs=True, top_logprobs=2, **GREEDY)
-    told = [one for chunk in chunks for one in chunk["choices"][0].get("logprobs", {}).get("content", [])]
-    assert len(told) == 12
-    assert {len(one["top_logprobs"]) for one in told} == {2}
+    logprobs = [one for chunk in chunks for one in chunk["choices"][0].get("logprobs", {}).get("content", [])]
+    assert len(logprobs) == 12
+    assert {len(one["top_logprobs"]) for one in logprobs} == {2}
 
 
 @pytest.mark.parametrize("stop", ["form", "list"])
@@ -185,7 +185,7 @@ def test_streams_are_what_the_openapi_document_says(api: Api, path: str) -> None
         jsonschema.validate(chunk, schema)
 
 
-def test_progress_is_told_where_it_is_asked_for(api: Api) -> None:
+def test_progress_is_sent_where_it_is_asked_for(api: Api) -> None:
     chunks = api.chunks(
         "/v1/chat/completions",
         messages=[{"role": "user", "content": "a cat and a dog " * 60}],
@@ -193,9 +193,9 @@ def test_progress_is_told_where_it_is_asked_for(api: Api) -> None:
         timings_per_token=True,
         **GREEDY,
     )
-    told = [chunk["prompt_progress"] for chunk in chunks if "prompt_progress" in chunk]
-    assert told
-    assert told[-1]["processed"] == told[-1]["total"] > 200
+    progress = [chunk["prompt_progress"] for chunk in chunks if "prompt_progress" in chunk]
+    assert progress
+    assert progress[-1]["processed"] == progress[-1]["total"] > 200
     assert all(chunk["timings"]["predicted_n"] for chunk in chunks if text_of([chunk]))
 
 
@@ -221,7 +221,7 @@ def test_text_becomes_tokens_and_text_again(api: Api) -> None:
     assert "".join(piece["piece"] for piece in pieces).strip() == "once upon a time"
 
 
-def test_what_is_no_route_is_told_in_the_same_form(api: Api) -> None:
+def test_an_unknown_route_is_an_error_in_the_same_form(api: Api) -> None:
     for nothing in (api.http.get("/v1/nothing"), api.http.post("/v1/nothing", json={}), api.http.delete("/nothing.js")):
         assert nothing.status_code == 404
         assert error_of(nothing)["type"] == "not_found_error"

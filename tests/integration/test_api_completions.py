@@ -20,7 +20,7 @@ def api(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Iterator
         yield api
 
 
-def test_a_text_goes_on_as_generate_says(api: Api, greedy_text: str) -> None:
+def test_a_text_continues_as_with_generate(api: Api, greedy_text: str) -> None:
     reply = api.post("/v1/completions", prompt=PROMPT, max_tokens=40, temperature=0)
     (choice,) = reply["choices"]
     assert choice == {"index": 0, "text": greedy_text, "finish_reason": "length", "logprobs": None}
@@ -93,10 +93,10 @@ def test_an_echo_is_the_prompt_before_its_continuation(api: Api, greedy_text: st
 def test_tokens_have_log_probabilities_and_offsets(api: Api) -> None:
     reply = api.post("/v1/completions", prompt=PROMPT, max_tokens=6, temperature=0, logprobs=2)
     (choice,) = reply["choices"]
-    told = choice["logprobs"]
-    assert len(told["tokens"]) == len(told["token_logprobs"]) == len(told["top_logprobs"]) == 6
-    assert told["text_offset"][0] == 0
-    assert all(max(tops.values()) <= 0 and len(tops) == 2 for tops in told["top_logprobs"])
+    logprobs = choice["logprobs"]
+    assert len(logprobs["tokens"]) == len(logprobs["token_logprobs"]) == len(logprobs["top_logprobs"]) == 6
+    assert logprobs["text_offset"][0] == 0
+    assert all(max(tops.values()) <= 0 and len(tops) == 2 for tops in logprobs["top_logprobs"])
 
 
 LETTERS = ['a "cat"', "the\ndog", "é|[x]"]
@@ -130,7 +130,7 @@ def test_nothing_to_choose_from_is_refused(api: Api, choice: list[str]) -> None:
     assert refused["param"] == "structured_outputs.choice"
 
 
-def test_what_is_not_done_here_is_said(api: Api) -> None:
+def test_unsupported_fields_are_refused_by_name(api: Api) -> None:
     for fields in ({"suffix": "x"}, {"echo": True, "logprobs": 1}, {"best_of": 3}):
         assert api.refused("/v1/completions", prompt="x", **fields)["param"] in {"suffix", "logprobs", "best_of"}
 

@@ -83,7 +83,7 @@ def test_a_crowd_gets_the_texts_of_one_and_leaves_nothing(api: Api) -> None:
     assert "Traceback" not in (api.cli.log_folder / "gateway.log").read_text()
 
 
-def test_a_server_that_has_not_read_in_time_says_so_and_goes_on(api: Api) -> None:
+def test_a_server_that_has_not_read_in_time_says_so_and_serves_the_next_request(api: Api) -> None:
     (server,) = api.cli.processes_of("gateway")
     long = body("once") | {"max_tokens": 1900, "ignore_eos": True, "n": 8}
     with api.http.stream("POST", "/v1/completions", json=long) as reply:

@@ -32,7 +32,7 @@ def api(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Iterator
 
 
 @pytest.fixture(autouse=True)
-def _goes_on(api: Api) -> Iterator[None]:
+def _still_answers(api: Api) -> Iterator[None]:
     """After each test the server answers, nothing runs, and it has had no defect."""
     yield
     assert api.post(TEXT, prompt="once", max_tokens=1)["choices"]
@@ -160,7 +160,7 @@ def test_who_sends_a_byte_a_second_is_cut_off(api: Api) -> None:
         assert not is_open
 
 
-def test_what_is_no_http_is_refused(api: Api) -> None:
+def test_bytes_that_are_no_http_are_refused(api: Api) -> None:
     length = b"POST /x HTTP/1.1\r\nContent-Length: -5\r\n\r\n"
     for sent in (b"\x16\x03\x01\x02\x00\x01\x00", b"GET\r\n\r\n", length, b"x" * 200_000):
         with closing(connected(api)) as connection:

@@ -103,7 +103,7 @@ def test_events_come_in_anthropics_order_and_have_its_fields_alone(api: Api) -> 
     assert events[-2]["delta"] == {"stop_reason": "tool_use", "stop_sequence": None}
 
 
-def test_a_conversation_of_calls_and_results_goes_on(client: anthropic.Anthropic, api: Api) -> None:
+def test_a_conversation_of_calls_and_results_continues(client: anthropic.Anthropic, api: Api) -> None:
     first = client.messages.create(**ASK, tools=TOOLS, extra_body=only(ANSWER))
     result = {
         "type": "tool_result",
@@ -215,7 +215,7 @@ def anthropic_client(url: str, key: str) -> Iterator[anthropic.Anthropic]:
         yield client
 
 
-def told(error: anthropic.APIStatusError) -> tuple[str, str]:
+def type_and_message(error: anthropic.APIStatusError) -> tuple[str, str]:
     """The type and the message of an error in Anthropic's form."""
     body: Any = error.body
     assert body.keys() == {"type", "error"}
@@ -228,7 +228,7 @@ def told(error: anthropic.APIStatusError) -> tuple[str, str]:
 def test_a_wrong_key_is_anthropics_authentication_error(api: Api) -> None:
     with anthropic_client(api.url, "another") as client, pytest.raises(anthropic.AuthenticationError) as caught:
         client.messages.create(**ASK)
-    assert told(caught.value) == ("authentication_error", NO_KEY)
+    assert type_and_message(caught.value) == ("authentication_error", NO_KEY)
     ErrorResponse.model_validate(caught.value.body)
 
 
@@ -246,20 +246,20 @@ def test_a_wrong_key_is_anthropics_authentication_error(api: Api) -> None:
         ("get", "/v1/messages/batches/1", anthropic.NotFoundError, "not_found_error", "there is no /v1/messages/"),
     ],
 )
-def test_what_is_no_route_below_messages_is_told_in_anthropics_form(
+def test_an_unknown_route_below_messages_is_an_error_in_anthropics_form(
     api: Api, method: str, path: str, kind: type[anthropic.APIStatusError], name: str, words: str
 ) -> None:
     with anthropic_client(api.url, KEY) as client, pytest.raises(kind) as caught:
         getattr(client, method)(path, cast_to=object)
-    found, message = told(caught.value)
+    found, message = type_and_message(caught.value)
     assert found == name
     assert words in message
 
 
-def test_too_long_a_body_is_told_in_anthropics_form(api: Api) -> None:
+def test_too_long_a_body_is_an_error_in_anthropics_form(api: Api) -> None:
     with anthropic_client(api.url, KEY) as client, pytest.raises(anthropic.RequestTooLargeError) as caught:
         client.messages.create(**ASK, system="a" * 9_000_000)
-    assert told(caught.value)[0] == "request_too_large"
+    assert type_and_message(caught.value)[0] == "request_too_large"
 
 
 def test_paths_that_only_begin_alike_have_openais_form(api: Api) -> None:

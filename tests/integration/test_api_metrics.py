@@ -40,7 +40,7 @@ def test_a_request_is_counted_with_its_tokens_and_seconds(api: Api) -> None:
     api.post("/v1/completions", prompt="once upon a time", max_tokens=10, temperature=0)
     sums = {"node": "worker1", "direction": "sent", "phase": "prediction", "kind": "sum"}
     sent = value(before, "dllama_node_bytes_total", **sums)
-    # A status is told again for a quarter of a second.
+    # The gateway answers with the same status for a quarter of a second.
     until(lambda: value(samples(api), "dllama_node_bytes_total", **sums) > sent, 20.0, "a new status")
     after = samples(api)
 

@@ -108,7 +108,7 @@ def test_every_event_is_one_of_the_client_s_types(api: Api) -> None:
     assert len(deltas) > 5  # they come as the model writes them
 
 
-def test_a_conversation_of_items_goes_on(client: openai.OpenAI) -> None:
+def test_a_conversation_of_items_continues(client: openai.OpenAI) -> None:
     first = client.responses.create(**ASK, tools=TOOLS, extra_body=only(ANSWER))
     (call,) = [item for item in first.output if item.type == "function_call"]
     conversation: Any = [

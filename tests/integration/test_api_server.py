@@ -38,7 +38,7 @@ def post(port: int, **fields: Any) -> httpx.Response:
     return httpx.post(f"http://127.0.0.1:{port}/v1/completions", json=fields, timeout=SOON_S)
 
 
-def test_a_cluster_tells_where_its_api_is_and_starts_it_again(cli: Cli) -> None:
+def test_a_cluster_says_where_its_api_is_and_starts_it_again(cli: Cli) -> None:
     (port,) = free_ports(1)
     said = cli.up(2, api={"port": port}).err
     url = f"http://127.0.0.1:{port}"
@@ -65,17 +65,17 @@ def test_a_worker_that_is_gone_is_named_until_it_is_back(cli: Cli) -> None:
     assert health(port)[0] == 200
     worker = psutil.Process(cli.pid("worker1"))
     worker.suspend()  # frozen, in an idle cluster
-    told: dict[str, Any] = {}
+    body: dict[str, Any] = {}
 
     def noticed() -> bool:
-        nonlocal told
-        status, told = health(port)
+        nonlocal body
+        status, body = health(port)
         return status == 503
 
     until(noticed, NOTICE_S, "the frozen worker to be noticed")
-    assert "worker1" in told["error"]["message"]
-    assert told["error"]["type"] == "unavailable_error"
-    assert [node["name"] for node in told["nodes"] if node["state"] != "ready"] == ["worker1"]
+    assert "worker1" in body["error"]["message"]
+    assert body["error"]["type"] == "unavailable_error"
+    assert [node["name"] for node in body["nodes"] if node["state"] != "ready"] == ["worker1"]
     refused = post(port, prompt="once")
     if refused.status_code == 503:  # it may be back by now
         assert int(refused.headers["retry-after"]) >= 1
@@ -99,7 +99,7 @@ def test_a_root_that_hangs_is_named(cli: Cli) -> None:
     cli.down()
 
 
-def test_a_request_that_runs_survives_a_worker_and_a_new_one_is_told_to_wait(cli: Cli) -> None:
+def test_a_running_request_survives_a_worker_and_a_new_one_hears_when_to_retry(cli: Cli) -> None:
     (port,) = free_ports(1)
     cli.up(2, api={"port": port})
     expected = post(port, prompt="once", max_tokens=400, temperature=0).json()["choices"]
@@ -119,7 +119,7 @@ def _text_of(line: str) -> str:
     return str(json.loads(line.removeprefix("data: "))["choices"][0]["text"])
 
 
-def test_a_port_that_is_taken_is_told_before_anything_starts(cli: Cli) -> None:
+def test_a_port_that_is_taken_is_named_before_anything_starts(cli: Cli) -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as holder:
         port = holder.getsockname()[1]
         cli.write(1, api={"port": port})
@@ -163,13 +163,13 @@ def test_the_cluster_of_a_call_and_one_with_api_off_have_none(cli: Cli) -> None:
 )
 def test_a_server_that_would_be_open_to_all_is_refused(cli: Cli, api: dict[str, Any], words: str) -> None:
     cli.write(1, api=api)
-    assert words in cli.told("up").error()
+    assert words in cli.run_here("up").error()
 
 
 def test_a_file_without_a_key_is_refused(cli: Cli) -> None:
     (cli.folder / "keys.txt").write_text("# none yet\n")
     cli.write(1, api={"keys": "keys.txt"})
-    assert "has no key" in cli.told("up").error()
+    assert "has no key" in cli.run_here("up").error()
 
 
 def test_serve_is_a_cluster_in_the_foreground_with_its_api(cli: Cli) -> None:
@@ -189,7 +189,7 @@ def test_serve_is_a_cluster_in_the_foreground_with_its_api(cli: Cli) -> None:
         process.send_signal(signal.SIGINT)
         assert process.wait(SOON_S) == 0
     until(lambda: not cli.processes(), SOON_S, "all processes to end")
-    assert "give --api-key KEY too" in cli.told("serve", str(cli.model), "--host", "0.0.0.0").error(2)
+    assert "give --api-key KEY too" in cli.run_here("serve", str(cli.model), "--host", "0.0.0.0").error(2)
 
 
 def test_the_server_ends_with_its_root_however_that_ends(cli: Cli) -> None:

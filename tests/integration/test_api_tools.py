@@ -40,7 +40,7 @@ def calls_of(message: Any) -> list[tuple[str, Any]]:
     return [(call.function.name, json.loads(call.function.arguments)) for call in message.tool_calls or []]
 
 
-def test_thinking_and_calls_are_told_from_the_text(client: openai.OpenAI) -> None:
+def test_thinking_and_calls_are_separated_from_the_text(client: openai.OpenAI) -> None:
     reply = client.chat.completions.create(model="any", messages=[USER], tools=TOOLS, extra_body=only(CALLS))
     (choice,) = reply.choices
     assert choice.finish_reason == "tool_calls"
@@ -136,7 +136,7 @@ class Cold(BaseModel):
     city: Literal["Oslo", "Rome"]
 
 
-def test_no_effort_is_no_thinking_unless_the_template_is_told_otherwise(api: Api) -> None:
+def test_no_effort_is_no_thinking_unless_the_request_sets_the_template_otherwise(api: Api) -> None:
     def prompt(**fields: Any) -> Any:
         return api.post("/apply-template", messages=[USER], **fields)["prompt"]
 
@@ -152,7 +152,7 @@ def test_a_type_of_the_client_is_answered(client: openai.OpenAI) -> None:
     assert isinstance(reply.choices[0].message.parsed, Cold)
 
 
-def test_a_conversation_of_calls_and_results_goes_on(api: Api, client: openai.OpenAI) -> None:
+def test_a_conversation_of_calls_and_results_continues(api: Api, client: openai.OpenAI) -> None:
     first = client.chat.completions.create(model="any", messages=[USER], tools=TOOLS, extra_body=only(CALLS))
     called = first.choices[0].message
     results: Any = [

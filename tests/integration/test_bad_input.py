@@ -1,4 +1,4 @@
-"""What is wrong with a cluster's files or ports is told in one sentence, soon, and nothing is left running."""
+"""A mistake in a cluster's file or a taken port is one sentence, soon, and nothing is left running."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SOON_S = 10.0
 def refusal(cli: Cli, *words: str) -> str:
     """The sentence that a command ends in, soon, with nothing on stdout and nothing left behind."""
     # What stays in the foreground could change how this process takes signals.
-    result = cli.run(*words, wait_s=SOON_S) if "--foreground" in words else cli.told(*words)
+    result = cli.run(*words, wait_s=SOON_S) if "--foreground" in words else cli.run_here(*words)
     sentence = result.error()
     assert result.seconds < SOON_S
     assert result.out == ""
@@ -65,7 +65,7 @@ def test_a_root_on_an_address_of_another_machine_is_refused(cli: Cli) -> None:
     assert "this machine has no such address" in refusal(cli, "up", "--foreground")
 
 
-def test_a_worker_whose_root_is_not_there_says_what_its_address_meets_and_goes_on(cli: Cli) -> None:
+def test_a_worker_whose_root_is_not_there_says_what_its_address_meets_and_keeps_trying(cli: Cli) -> None:
     (port,) = free_ports(1)
     with cli.started("worker", f"127.0.0.1:{port}") as worker:
         await_words(worker, f"there, but no program listens at its port {port} (connection refused)")
@@ -87,7 +87,7 @@ def test_a_command_to_a_root_that_is_not_there_says_what_its_address_meets(cli: 
 
 
 @pytest.mark.parametrize("command", [["up"], ["generate", "once", "--temp", "0"], ["down"], ["status"]])
-def test_a_mistake_in_the_file_is_told_by_every_command_that_reads_it(cli: Cli, command: list[str]) -> None:
+def test_every_command_that_reads_the_file_names_a_mistake_in_it(cli: Cli, command: list[str]) -> None:
     (cli.folder / "cluster.yaml").write_text("model: demo\nmodle: x\n")
     assert re.match(r"cluster\.yaml:2:1: .*unknown key 'modle'.*did you mean model\?", refusal(cli, *command))
 

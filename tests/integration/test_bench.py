@@ -145,7 +145,7 @@ def test_only_a_root_with_workers_waits_and_sends(rows: list[Row]) -> None:
         assert row["wait_share"] < 1
 
 
-def test_every_row_is_held_against_memory_read_by_turns_with_it(rows: list[Row]) -> None:
+def test_every_row_is_compared_with_memory_read_between_its_repetitions(rows: list[Row]) -> None:
     assert len({row["read_gb_per_s"] for row in rows}) == len(rows)
 
 
@@ -254,7 +254,7 @@ def test_a_bench_does_not_disturb_a_running_cluster(running: Cli) -> None:
     ],
 )
 def test_wrong_use_is_one_sentence_and_writes_nothing(bench: Cli, words: list[str], code: int, sentence: str) -> None:
-    result = bench.told("bench", *words, XDG_CACHE_HOME=str(bench.folder / "unused"))
+    result = bench.run_here("bench", *words, XDG_CACHE_HOME=str(bench.folder / "unused"))
     assert sentence in result.error(code)
     assert result.out == ""
     assert not (bench.folder / "unused").exists()

@@ -36,21 +36,21 @@ def test_its_table_fits_80_columns(running: Cli) -> None:
 
 
 def test_nothing_to_measure_is_wrong_use(running: Cli) -> None:
-    said = running.told("bench", "--cluster", "cluster.yaml", "-p", "0", "-n", "0").error(2)
+    said = running.run_here("bench", "--cluster", "cluster.yaml", "-p", "0", "-n", "0").error(2)
     assert said == "--n-prompt and --n-gen are both 0: nothing to measure"
 
 
 @pytest.mark.parametrize("flag", [["--model", "demo"], ["--nodes", "2"], ["--profile"], ["--layers", "2"]])
 def test_what_only_nodes_of_bench_have_is_refused(running: Cli, flag: list[str]) -> None:
-    said = running.told("bench", "--cluster", "cluster.yaml", *flag).error(2)
+    said = running.run_here("bench", "--cluster", "cluster.yaml", *flag).error(2)
     assert "a running cluster is measured as it is" in said
 
 
 def test_what_cannot_be_measured_on_it_is_said(running: Cli) -> None:
-    too_long = running.told("bench", "--cluster", "cluster.yaml", "-p", "0", "-n", "2048")
+    too_long = running.run_here("bench", "--cluster", "cluster.yaml", "-p", "0", "-n", "2048")
     assert "tg2048 needs 20" in too_long.error()
     assert "small has room for 2048" in too_long.error()
-    nothing = running.told("bench", "--cluster", "cluster.yaml", "-p", "0", "-n", "0")
+    nothing = running.run_here("bench", "--cluster", "cluster.yaml", "-p", "0", "-n", "0")
     assert "nothing to measure" in nothing.error(2)
 
 

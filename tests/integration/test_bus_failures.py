@@ -114,7 +114,7 @@ class Fails(Stranger):
         super().send_part(kind, *fields, arrays=arrays)
 
 
-def test_a_workers_exception_is_raised_on_the_root_with_its_name_and_the_cluster_goes_on(
+def test_a_workers_exception_is_raised_on_the_root_with_its_name_and_the_cluster_continues(
     context: Context, model: ModelFile, expected: F32, start: Start
 ) -> None:
     places = inproc()
@@ -201,7 +201,7 @@ class IsSilent(Stranger):
 
 @pytest.mark.parametrize(("stage", "where"), [(2, "layer 0, feed-forward"), (5, "logits")])
 @FAST_AND_SLOW
-def test_a_silent_worker_is_named_with_the_seconds_and_told_to_join_again(
+def test_a_silent_worker_is_named_with_the_seconds_and_asked_to_join_again(
     stage: int, where: str, kernels: KernelChoice, context: Context, model: ModelFile, expected: F32, start: Start
 ) -> None:
     places = inproc()
@@ -222,7 +222,7 @@ def test_a_silent_worker_is_named_with_the_seconds_and_told_to_join_again(
 
 
 class Chatters(Stranger):
-    """Never answers a stage, and does not stop talking of other things until it is told to leave."""
+    """Never answers a stage, but sends other messages until it hears a bye."""
 
     def send_part(self, kind: str, *fields: Any, arrays: tuple[bytes, ...]) -> None:
         while (arrived := self.receive(0.0002)) is None or arrived[0] != "bye":

@@ -48,7 +48,7 @@ def test_each_line_is_a_message_and_an_empty_line_stands_between_two_answers(clu
     assert (result.code, result.err, result.out) == (0, "", "\n\n".join(answers) + "\n"), result.said
 
 
-def test_an_object_of_json_tells_all_of_each_answer(cluster: Cli) -> None:
+def test_an_object_of_json_has_all_of_each_answer(cluster: Cli) -> None:
     first, second = objects(cluster, "say A\nthink T\n", "--seed", "5", "-sys", "Be brief.")
     assert first.keys() == {
         "model",
@@ -101,7 +101,7 @@ def test_an_answer_comes_before_the_next_message_is_there(cluster: Cli) -> None:
         assert finish(process, 30, 0.0, b"").code == 0
 
 
-def test_without_a_template_each_message_goes_on_with_the_text_and_that_is_said(cluster: Cli) -> None:
+def test_without_a_template_each_message_continues_the_text_and_the_chat_says_so(cluster: Cli) -> None:
     result = cluster.run("chat", "--json", "-n", "2", stdin="sing L\nand A\nA\n")
     assert result.code == 0, result.said
     assert result.err.startswith("parrot has no chat template: it continues texts and does not converse")
@@ -115,18 +115,20 @@ def test_without_a_template_each_message_goes_on_with_the_text_and_that_is_said(
     assert anew["prompt_tokens"] < said["prompt_tokens"]  # the first text has ended
 
 
-def test_at_a_terminal_a_model_without_a_template_is_introduced_and_enter_goes_on(cluster: Cli) -> None:
+def test_at_a_terminal_a_model_without_a_template_is_introduced_and_enter_continues(cluster: Cli) -> None:
     with chatting(cluster, "--temp", "0") as chat:
         welcome = chat.terminal.text().replace("\n", " ")
         assert "parrot has no chat template: it continues texts and does not converse" in welcome
         assert "Type the beginning of a text, such as: Once upon a time" in welcome
         assert "/help lists commands, Ctrl-D leaves." in welcome
-        told = chat.say("We count A")
-        assert told.startswith("We count AOne. Two. Three.\n[the text has ended: your next message starts a new one]")
+        printed = chat.say("We count A")
+        assert printed.startswith(
+            "We count AOne. Two. Three.\n[the text has ended: your next message starts a new one]"
+        )
         chat.say("/set max_tokens 2")
-        told = chat.say("sing S")
-        assert told.startswith("sing S tra S\n[the answer is cut after 2 tokens")
-        assert "Enter alone lets the model continue" in told
+        printed = chat.say("sing S")
+        assert printed.startswith("sing S tra S\n[the answer is cut after 2 tokens")
+        assert "Enter alone lets the model continue" in printed
         assert chat.say("").startswith(" tra S\n")
         assert "error: a system message needs a chat template" in chat.say("/system Be brief.")
         assert "template      none: texts are continued" in chat.say("/show")
@@ -135,9 +137,9 @@ def test_at_a_terminal_a_model_without_a_template_is_introduced_and_enter_goes_o
 
 def test_run_without_a_prompt_at_a_terminal_is_a_chat(cluster: Cli) -> None:
     with chatting(cluster, str(cluster.model), "--temp", "0", "--stats", command="run") as chat:
-        told = chat.say("A")
-        assert "One. Two. Three.\n" in told
-        assert "3 tokens, " in told
+        printed = chat.say("A")
+        assert "One. Two. Three.\n" in printed
+        assert "3 tokens, " in printed
         chat.leave()
     assert "the prompt is missing" in cluster.run("run", str(cluster.model)).error(2)
 

@@ -52,9 +52,9 @@ def local_modes(chat: Chatting) -> int:
     return int(termios.tcgetattr(chat.terminal.descriptor)[3])
 
 
-def n_prompt_tokens(told: str) -> int:
+def n_prompt_tokens(printed: str) -> int:
     """Of what /set verbose tells of an answer."""
-    (found,) = re.findall(r"prompt (\d+) token", told)
+    (found,) = re.findall(r"prompt (\d+) token", printed)
     return int(found)
 
 
@@ -99,9 +99,9 @@ def test_ctrl_c_stops_the_answer_and_its_part_stays_in_the_conversation(chat: Ch
     chat.begin("sing L")
     chat.until("la lala la lala")
     chat.terminal.type("\x03")
-    told = chat.answer()
-    assert STOPPED in told
-    n_sung = told.count("la")
+    printed = chat.answer()
+    assert STOPPED in printed
+    n_sung = printed.count("la")
     until(lambda: cluster.status().active == 0, 15.0, "the root to stop the answer")
     assert n_prompt_tokens(chat.say("say A")) > n_sung
 
@@ -139,7 +139,7 @@ def test_a_message_has_several_lines_between_triple_quotes(chat: Chatting) -> No
     assert saved.startswith("saved 1 turn in several.json")
 
 
-def test_what_is_pasted_is_one_message(chat: Chatting, cluster: Cli) -> None:
+def test_a_pasted_text_is_one_message(chat: Chatting, cluster: Cli) -> None:
     chat.terminal.type("\x1b[200~pasted\nsay A\x1b[201~\r")
     assert "One. Two." in chat.answer()
     chat.say("/save pasted.json")
@@ -147,7 +147,7 @@ def test_what_is_pasted_is_one_message(chat: Chatting, cluster: Cli) -> None:
     assert messages[0]["content"] == "pasted\nsay A"
 
 
-def test_thinking_is_dimmed_and_told_apart(chat: Chatting) -> None:
+def test_thinking_is_dimmed_and_separated(chat: Chatting) -> None:
     chat.begin("think T")
     raw = chat.raw_answer()
     assert (
@@ -155,7 +155,7 @@ def test_thinking_is_dimmed_and_told_apart(chat: Chatting) -> None:
     )
 
 
-def test_without_colours_thinking_is_told_apart_by_words(cluster: Cli) -> None:
+def test_without_colours_words_mark_thinking(cluster: Cli) -> None:
     with chatting(cluster, NO_COLOR="1") as chat:
         chat.begin("think T")
         raw = chat.raw_answer()
@@ -279,18 +279,18 @@ def test_the_cluster_and_the_last_answer_are_shown(chat: Chatting) -> None:
         assert command in help_page
 
 
-def test_an_answer_waits_for_a_worker_that_is_lost_says_why_and_goes_on(chat: Chatting, cluster: Cli) -> None:
+def test_an_answer_waits_for_a_lost_worker_says_why_and_continues(chat: Chatting, cluster: Cli) -> None:
     chat.say("/set max_tokens 3000")
     chat.begin("sing L")
     chat.until("la lala la lala")
     kill(cluster.pid("worker1"))
-    told = chat.answer()
+    printed = chat.answer()
     sung = re.fullmatch(
         r"(?P<before>[ la]+)\n\[the answer waits: (?P<why>[^]]+)\]\n\[the answer continues\]\n(?P<after>[ la]+)\n"
         r"\[the answer is cut after 3000 tokens, the limit of max_tokens \(-n\)\]\n+",
-        told,
+        printed,
     )
-    assert sung is not None, told.replace(" la lala" * 10, "*")
+    assert sung is not None, printed.replace(" la lala" * 10, "*")
     assert re.match(r"worker1 (was lost|ended)\b", sung["why"].replace("\n", " "))  # whichever is heard first
     assert sung["before"] + sung["after"] == " la lala" * 1500
 
@@ -309,16 +309,16 @@ def test_a_full_context_is_said_and_nothing_is_left_out(chat: Chatting, cluster:
     (cluster.folder / "long.txt").write_text("x" * (1 << 14))
     chat.say("A")
     chat.say("/read long.txt")
-    told = chat.say("A").replace("\n", " ")
+    printed = chat.say("A").replace("\n", " ")
     assert re.search(
-        r"error: the conversation has \d+ tokens, and the context \d+; /drop removes the oldest turn", told
+        r"error: the conversation has \d+ tokens, and the context \d+; /drop removes the oldest turn", printed
     )
     assert "conversation  1 turn" in chat.say("/show")
     chat.say("/clear")
     assert "One. Two. Three." in chat.say("A")
 
 
-def test_what_is_typed_during_an_answer_is_the_next_message(chat: Chatting) -> None:
+def test_text_typed_during_an_answer_is_the_next_message(chat: Chatting) -> None:
     chat.say("/set max_tokens 300")
     chat.begin("sing L")
     chat.until("la lala")
@@ -332,10 +332,10 @@ def test_a_root_that_went_away_is_said_and_the_conversation_outlives_it(cluster:
         chat.say("say A")
         kill(cluster.pid("root"))
         try:
-            told = chat.say("say A").replace("\n", " ")
+            printed = chat.say("say A").replace("\n", " ")
         finally:
             cluster.run("up")  # the other tests need it
-        assert re.match("error: (the root .*went away|nobody answers at ipc://)", told)
+        assert re.match("error: (the root .*went away|nobody answers at ipc://)", printed)
         assert chat.say("say A").startswith("One. Two. Three.\n")
         assert "conversation  2 turns" in chat.say("/show")
         chat.leave()
@@ -356,8 +356,10 @@ def test_a_terminated_chat_leaves_the_terminal_as_it_was(cluster: Cli) -> None:
 
 def test_the_cluster_of_one_chat_ends_with_its_terminal(cluster: Cli) -> None:
     with clean_cli(cluster.folder, cluster.model) as cli, chatting(cli, "demo", "--temp", "0") as chat:
-        told = chat.say("Once upon a time")
-        assert re.match(r"Once upon a time, [^[]+\n\[the text has ended: your next message starts a new one\]\n", told)
+        printed = chat.say("Once upon a time")
+        assert re.match(
+            r"Once upon a time, [^[]+\n\[the text has ended: your next message starts a new one\]\n", printed
+        )
         assert [node for node in cli.processes() if node.pid != chat.terminal.process.pid]
         chat.terminal.hang_up()
         assert chat.terminal.process.wait(20) == -signal.SIGHUP

@@ -45,7 +45,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelFile]:
         yield file
 
 
-def told(client: zmq.Socket[bytes], wait_s: float = SOON_S) -> Message:
+def next_message(client: zmq.Socket[bytes], wait_s: float = SOON_S) -> Message:
     frames = sockets.receive(client, time.monotonic() + wait_s)
     assert frames is not None
     return decode(frames, TO_CLIENT)[0]
@@ -55,14 +55,16 @@ def ask(request_id: int, max_tokens: int = 20) -> Generate:
     return Generate(request_id, "once upon a time", max_tokens, GREEDY, True, [])
 
 
-def test_a_second_request_with_an_open_id_is_refused_and_the_first_goes_on(context: Context, model: ModelFile) -> None:
+def test_a_second_request_with_an_open_id_is_refused_and_the_first_continues(
+    context: Context, model: ModelFile
+) -> None:
     with serving(context, model, []) as address:
         client = sockets.connect(context, zmq.DEALER, address)
         for _ in range(2):
             client.send_multipart(encode(ask(7)))
         answers = []
         while not answers or type(answers[-1]).__name__ != "Done":
-            answers.append(told(client))
+            answers.append(next_message(client))
         errors = [answer for answer in answers if isinstance(answer, Error)]
         assert [(error.id, error.kind) for error in errors] == [(0, "RequestError")]
         assert "id 7 is open already" in errors[0].text
@@ -74,7 +76,7 @@ def test_an_id_of_zero_is_no_request(context: Context, model: ModelFile) -> None
     with serving(context, model, []) as address:
         client = sockets.connect(context, zmq.DEALER, address)
         client.send_multipart(encode(ask(0)))
-        answer = told(client)
+        answer = next_message(client)
         assert isinstance(answer, Error)
         assert answer.id == 0
         assert "not as agreed" in answer.text
@@ -95,7 +97,7 @@ def test_a_client_that_leaves_with_two_requests_waiting_takes_nothing_down(conte
         leaver = sockets.connect(context, zmq.DEALER, address)
         for request_id in (1, 2):
             leaver.send_multipart(encode(ask(request_id)))
-        assert all(isinstance(told(leaver), Queued) for _ in range(2))
+        assert all(isinstance(next_message(leaver), Queued) for _ in range(2))
         leaver.close()
         with Client(address) as client:
             until = time.monotonic() + SOON_S
@@ -155,7 +157,7 @@ class StopsTheRoot(Stranger):
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_a_client_whose_step_a_signal_breaks_off_is_told_of_the_clusters_end(
+def test_a_client_whose_step_a_signal_breaks_off_hears_that_the_cluster_ends(
     context: Context, model: ModelFile, start: Start
 ) -> None:
     places, interrupts, said = inproc(), Interrupts(), list[str]()
@@ -240,7 +242,7 @@ def test_a_root_in_a_long_step_is_waited_for_by_generate_and_down(
         assert f"the cluster at {address} is down" in capfd.readouterr().err
 
 
-def test_a_root_that_agrees_to_stop_and_does_not_end_is_told(context: Context, model: ModelFile) -> None:
+def test_a_root_that_agrees_to_stop_and_does_not_end_is_an_error(context: Context, model: ModelFile) -> None:
     with a_service(context, model, [], inproc()) as (service, address):  # its sockets are closed after the block
         thread = threading.Thread(target=service.run)
         thread.start()

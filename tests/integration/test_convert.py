@@ -56,7 +56,7 @@ def test_a_converted_model_runs_and_says_what_the_source_says(cli: Cli) -> None:
 
 def test_what_exists_is_replaced_only_by_force(cli: Cli) -> None:
     (cli.folder / "kept.m").write_bytes(b"precious")
-    assert "kept.m exists; --force" in cli.told("convert", str(cli.model), "kept.m").error(2)
+    assert "kept.m exists; --force" in cli.run_here("convert", str(cli.model), "kept.m").error(2)
     assert (cli.folder / "kept.m").read_bytes() == b"precious"
     assert cli.run("convert", str(cli.model), "kept.m", "--force").code == 0
     assert (cli.folder / "kept.m").read_bytes() == cli.model.read_bytes()
@@ -68,14 +68,14 @@ def test_what_is_no_regular_file_is_never_replaced(cli: Cli, make: Callable[[Pat
     make(taken)
     before = taken.lstat()
     command = ("convert", str(cli.model), "new.m", "--tokenizer", "taken.t", "--force")
-    assert "taken.t is not a regular file" in cli.told(*command).error(2)
+    assert "taken.t is not a regular file" in cli.run_here(*command).error(2)
     assert (taken.lstat().st_ino, taken.lstat().st_mode) == (before.st_ino, before.st_mode)
     assert not (cli.folder / "new.m").exists()
 
 
 def test_a_model_is_never_converted_onto_itself(cli: Cli) -> None:
     before = write_tiny_model(cli.folder / "own.m").nbytes
-    assert "is the model to convert" in cli.told("convert", "own.m", "./own.m", "--force").error(2)
+    assert "is the model to convert" in cli.run_here("convert", "own.m", "./own.m", "--force").error(2)
     with open_m(cli.folder / "own.m") as model:
         assert model.nbytes == before
 
@@ -97,13 +97,17 @@ def test_what_cannot_be_converted_is_said_and_leaves_nothing(
     cli: Cli, words: list[str], code: int, reason: str
 ) -> None:
     before = sorted(cli.folder.rglob("*"))
-    assert reason in cli.told("convert", *(str(cli.model) if word == "MODEL" else word for word in words)).error(code)
+    assert reason in cli.run_here("convert", *(str(cli.model) if word == "MODEL" else word for word in words)).error(
+        code
+    )
     assert sorted(cli.folder.rglob("*")) == before
 
 
 def test_weights_that_do_not_fit_the_widths_are_refused(cli: Cli) -> None:
     write_tiny_model(cli.folder / "narrow.m", tiny_spec(dim=40, n_heads=2, n_kv_heads=2, hidden_dim=88)).close()
-    assert "dim is 40: not whole blocks of 32" in cli.told("convert", "narrow.m", "out.m", "--weights", "q40").error()
+    assert (
+        "dim is 40: not whole blocks of 32" in cli.run_here("convert", "narrow.m", "out.m", "--weights", "q40").error()
+    )
 
 
 def test_ctrl_c_leaves_no_half_file(cli: Cli) -> None:
@@ -118,7 +122,7 @@ def test_ctrl_c_leaves_no_half_file(cli: Cli) -> None:
     assert sorted(path.name for path in cli.folder.iterdir()) == ["large.m"]
 
 
-def test_inspect_tells_what_a_model_consists_of(cli: Cli) -> None:
+def test_inspect_shows_what_a_model_consists_of(cli: Cli) -> None:
     facts = json.loads(cli.run("inspect", str(cli.model), "--json", "--tensors").out)
     assert facts["architecture"] == "llama"
     assert facts["nodes_possible"] == [1, 2, 4, 8]
@@ -138,7 +142,7 @@ def test_inspect_reads_a_folder_as_a_cluster_would_that_quantizes_it(cli: Cli) -
     of_q40_file = json.loads(cli.run("inspect", str(cli.model), "--json").out)
     assert json.loads(as_q40.out)["bytes_by_type"]["Q40"] == of_q40_file["bytes_by_type"]["Q40"]  # the rest is as it is
     assert "Q40" not in json.loads(cli.run("inspect", "floats", "--json").out)["bytes_by_type"]
-    assert "stored as floats" in cli.told("inspect", str(cli.model), "--weights", "q80").error(2)
+    assert "stored as floats" in cli.run_here("inspect", str(cli.model), "--weights", "q80").error(2)
 
 
 def test_inspect_reads_as_a_page_and_says_what_is_missing(cli: Cli, tmp_path: Path) -> None:
@@ -149,4 +153,4 @@ def test_inspect_reads_as_a_page_and_says_what_is_missing(cli: Cli, tmp_path: Pa
     assert result.out.startswith(f"{alone}: llama, ")  # a long path is not cut in two
     assert "can be split over 1, 2, 4, 8 nodes\n" in result.out
     assert "tokenizer  none: " in result.out
-    assert "nowhere.m cannot be opened" in cli.told("inspect", "nowhere.m").error()
+    assert "nowhere.m cannot be opened" in cli.run_here("inspect", "nowhere.m").error()

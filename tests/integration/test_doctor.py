@@ -47,7 +47,7 @@ def test_beside_a_file_the_cluster_need_not_run_and_a_taken_port_is_a_problem(cl
     (state,) = (one for one in found["findings"] if one["about"] == "cluster")
     assert (state["level"], state["text"].partition(",")[0]) == ("ok", "small is not running")
     with socket.create_server(("127.0.0.1", cli.ports["steps"])):
-        result = cli.told("doctor")
+        result = cli.run_here("doctor")
     assert result.code == 1
     assert f"problem  ports: {cli.ports['steps']} (steps) on 127.0.0.1 is taken by" in result.out
     assert f"(process {os.getpid()})" in result.out
@@ -55,7 +55,7 @@ def test_beside_a_file_the_cluster_need_not_run_and_a_taken_port_is_a_problem(cl
 
 def test_a_file_with_a_mistake_is_a_finding_and_the_computer_is_looked_at_all_the_same(cli: Cli) -> None:
     cli.write(2, sync="f64")
-    result = cli.told("doctor", "--json")
+    result = cli.run_here("doctor", "--json")
     assert result.code == 1
     found = json_object(result.out)["findings"]
     assert {one["about"] for one in found} >= EVERYWHERE
@@ -65,13 +65,13 @@ def test_a_file_with_a_mistake_is_a_finding_and_the_computer_is_looked_at_all_th
 
 def test_a_model_that_is_not_there_is_a_problem(cli: Cli) -> None:
     cli.write(1, model="gone.m")
-    result = cli.told("doctor")
+    result = cli.run_here("doctor")
     assert result.code == 1
     assert re.search(r"^problem  model: .*gone\.m", result.out, re.MULTILINE)
 
 
 def test_a_file_that_is_named_and_is_not_there_is_an_error(cli: Cli) -> None:
-    assert "no such file" in cli.told("doctor", "home.yaml").error()
+    assert "no such file" in cli.run_here("doctor", "home.yaml").error()
 
 
 def test_a_port_that_says_nothing_is_a_problem_after_seconds_in_which_something_is_said(cli: Cli) -> None:
@@ -86,5 +86,5 @@ def test_a_port_that_says_nothing_is_a_problem_after_seconds_in_which_something_
 @pytest.mark.parametrize("word", ["doctor"])
 def test_it_leaves_no_folder_and_no_file_behind(cli: Cli, tmp_path: Path, word: str) -> None:
     before = sorted(tmp_path.rglob("*"))
-    cli.told(word)
+    cli.run_here(word)
     assert sorted(tmp_path.rglob("*")) == before

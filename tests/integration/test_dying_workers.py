@@ -57,9 +57,7 @@ def whole(small_model: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSTOP])
-def test_an_answer_goes_on_where_it_was_when_a_worker_that_was_lost_is_back(
-    cli: Cli, whole: list[str], end: int
-) -> None:
+def test_an_answer_continues_where_it_was_when_a_lost_worker_is_back(cli: Cli, whole: list[str], end: int) -> None:
     cli.up(4)
     pid = cli.pid("worker2")
     with cli.started("generate", PROMPT, "--temp", "0", "-n", str(N_TOKENS)) as process:
@@ -101,7 +99,7 @@ def test_an_answer_whose_worker_comes_back_too_late_ends_with_one_sentence_and_t
             cli.down()
 
 
-def test_a_stopped_worker_that_goes_on_joins_again(cli: Cli, greedy_text: str) -> None:
+def test_a_frozen_worker_joins_again_when_it_is_resumed(cli: Cli, greedy_text: str) -> None:
     cli.up(2)
     pid = cli.pid("worker1")
     kill(pid, signal.SIGSTOP)

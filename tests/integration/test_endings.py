@@ -172,7 +172,7 @@ def test_a_cluster_that_is_asked_to_stop_has_ended_when_down_says_so(cli: Cli) -
     assert f"the cluster at tcp://{address} is down, in " in down.err
 
 
-def test_clients_are_told_why_a_cluster_ends_that_cannot_be_had(cli: Cli) -> None:
+def test_clients_hear_why_a_cluster_ends_that_cannot_start(cli: Cli) -> None:
     cli.write(2)
     with cli.started("up", "--foreground") as process:
 
@@ -185,10 +185,10 @@ def test_clients_are_told_why_a_cluster_ends_that_cannot_be_had(cli: Cli) -> Non
         with cli.started("generate", PROMPT) as call:
             until(lambda: cli.status().queued == 1, 20, "the request")
             until(has_given_up, 30, "the cluster to give up")
-            told = finish(call, END_S, time.monotonic())
+            results = finish(call, END_S, time.monotonic())
         ended = finish(process, END_S, time.monotonic())
     assert "worker1 ended 3 times" in ended.error()
-    assert told.error().startswith("the cluster went down: worker1 ended 3 times before the cluster was ready")
+    assert results.error().startswith("the cluster went down: worker1 ended 3 times before the cluster was ready")
 
 
 def signal_worker(cli: Cli, number: signal.Signals) -> bool:
@@ -225,7 +225,7 @@ def test_a_worker_that_dies_again_and_again_does_not_end_a_cluster_that_was_read
     cli.down()
 
 
-def test_who_waits_for_a_worker_that_dies_again_and_again_is_told_so(cli: Cli) -> None:
+def test_a_waiting_client_hears_that_a_worker_dies_again_and_again(cli: Cli) -> None:
     cli.up(2)
     reasons: set[str] = set()
 
@@ -283,15 +283,15 @@ def test_a_model_of_any_name_runs_in_any_locale_and_json_is_json(cli: Cli, name:
     for path in (cli.model, cli.model.with_suffix(".t")):
         shutil.copy(path, (cli.folder / name).with_suffix(path.suffix))
     (cli.folder / "cluster.yaml").write_text("model: ../none.m")
-    told = {}
+    results = {}
     for locale in ("C", "C.UTF-8"):
         words = ["generate", "hé", "-m", name, "-n", "3", "--temp", "0", "--json"]
         done = cli.run(*words, LC_ALL=locale, PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
         assert done.code == 0, done.said
-        told[locale] = json.loads(done.out)
-        assert told[locale]["prompt"] == "hé"
-    assert told["C"]["model"] == told["C.UTF-8"]["model"]
-    assert told["C"]["tokens"] == told["C.UTF-8"]["tokens"]
+        results[locale] = json.loads(done.out)
+        assert results[locale]["prompt"] == "hé"
+    assert results["C"]["model"] == results["C.UTF-8"]["model"]
+    assert results["C"]["tokens"] == results["C.UTF-8"]["tokens"]
 
 
 def await_words(process: Process, words: str, wait_s: float = 30.0) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 from command_line import until
-from integration.front_alone import PLACES, SOON_S, Engine, front_alone, raw, told
+from integration.front_alone import PLACES, SOON_S, Engine, front_alone, next_message, raw
 from integration.nodes import Context
 from statuses import a_status
 from tiny import tiny_tokenizer_data
@@ -42,7 +42,7 @@ from dllama_zmq.sampling import GREEDY
 
 @pytest.fixture
 def engine(context: Context) -> Iterator[Engine]:
-    """Of a front that has been told that the cluster is ready."""
+    """The address of a front whose cluster is ready."""
     with front_alone(context, of_t(tiny_tokenizer_data())) as engine:
         engine.tell(Readiness(True, "", 60.0))
         yield engine
@@ -105,13 +105,13 @@ def test_cancelling_is_answered_for_each_answer_that_has_not_ended(context: Cont
     n = PLACES + 2  # more than can begin
     with raw(context, engine.address) as client:
         client.send_multipart(encode(Generate(5, "the cat", None, GREEDY, True, [], None, n)))
-        assert isinstance(told(client), Started)
+        assert isinstance(next_message(client), Started)
         begun = submitted(engine, PLACES - 1)  # the last place is for another client
         engine.tell(Stepped(NO_STEPS, [], [Sampled(begun[2], 40, [])], [Ended(begun[2], "length")]))
-        assert [type(told(client)) for _ in range(2)] == [TokenText, Done]
+        assert [type(next_message(client)) for _ in range(2)] == [TokenText, Done]
         begun += submitted(engine, 1)
         client.send_multipart(encode(Cancel(5)))
-        ends = [told(client) for _ in range(n - 1)]
+        ends = [next_message(client) for _ in range(n - 1)]
         assert ends == [Done(5, "cancelled", "", index) for index in range(n) if index != 2]
         withdrawn = [engine.hear() for _ in range(PLACES - 1)]
         assert withdrawn == [Withdraw(id) for id in begun if id != begun[2]]
@@ -120,24 +120,24 @@ def test_cancelling_is_answered_for_each_answer_that_has_not_ended(context: Cont
 def test_an_answer_that_fails_ends_its_request_once(context: Context, engine: Engine) -> None:
     with raw(context, engine.address) as client:
         client.send_multipart(encode(Generate(5, "the cat", None, GREEDY, True, [], None, 3)))
-        assert isinstance(told(client), Started)
+        assert isinstance(next_message(client), Started)
         first, second, third = submitted(engine, 3)
         engine.tell(Failed(second, "RemoteError", "worker1 failed: no"))
-        assert told(client) == Error(5, "RemoteError", "worker1 failed: no")
+        assert next_message(client) == Error(5, "RemoteError", "worker1 failed: no")
         assert [engine.hear(), engine.hear()] == [Withdraw(first), Withdraw(third)]
         engine.tell(Stepped(NO_STEPS, [], [Sampled(first, 40, [])], [Ended(third, "length")]))
         client.send_multipart(encode(Generate(5, "the cat", None, GREEDY, True, [])))  # its id is free
-        assert isinstance(told(client), Started)
+        assert isinstance(next_message(client), Started)
 
 
 def test_each_answer_waits_for_its_client_s_turn(context: Context, engine: Engine) -> None:
     with raw(context, engine.address) as client, raw(context, engine.address) as other:
         client.send_multipart(encode(Generate(1, "the cat", None, GREEDY, True, [], None, 16)))
-        assert isinstance(told(client), Started)
+        assert isinstance(next_message(client), Started)
         begun = submitted(engine, PLACES - 1)
         for request_id in (1, 2, 3):
             other.send_multipart(encode(Generate(request_id, [40, 41], None, GREEDY, True, [])))
-        waiting = {told(other).id for _ in range(3)}  # the first is told that it has started, the others that they wait
+        waiting = {next_message(other).id for _ in range(3)}  # the first hears Started, the others Queued
         assert waiting == {1, 2, 3}
         assert engine.submitted().tokens == [40, 41]  # the last place
         for id in begun[:4]:
@@ -156,15 +156,15 @@ def test_a_request_that_loses_its_place_in_the_queue_loses_its_answers_too(conte
     ):
         engine.tell(Readiness(True, "", 60.0))
         client.send_multipart(encode(Generate(1, long, None, GREEDY, True, [], None, 16)))
-        assert isinstance(told(client), Started)
+        assert isinstance(next_message(client), Started)
         begun = submitted(engine, PLACES - 1)
         second.send_multipart(encode(Generate(1, "the cat", None, GREEDY, True, [])))
-        assert isinstance(told(second), Started)
+        assert isinstance(next_message(second), Started)
         submitted(engine, 1)
         for other in (second, third):
             other.send_multipart(encode(Generate(2, long, None, GREEDY, True, [])))
-            assert isinstance(told(other), Queued)
-        error = told(client)
+            assert isinstance(next_message(other), Queued)
+        error = next_message(client)
         assert isinstance(error, Error)
         assert (error.id, error.kind) == (1, "QueueFull")
         assert [engine.hear() for _ in begun] == [Withdraw(id) for id in begun]

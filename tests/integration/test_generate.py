@@ -84,12 +84,12 @@ def test_log_probabilities_are_those_of_the_models_logits(running: Cli, local: L
     tokens = report["tokens"]
     logits = local.logits([*local.tokenizer.encode(PROMPT), *tokens])[-len(tokens) - 1 : -1].astype(np.float64)
     assert len(report["logprobs"]) == len(tokens)
-    for token, row, told in zip(tokens, logits, report["logprobs"], strict=True):
+    for token, row, logprobs in zip(tokens, logits, report["logprobs"], strict=True):
         expected = row - np.log(np.exp(row - row.max()).sum()) - row.max()
         best = np.argsort(-row, kind="stable")[:3].tolist()
-        assert told["token"] == token
-        assert [one["token"] for one in told["top"]] == best
-        for one in (told, *told["top"]):
+        assert logprobs["token"] == token
+        assert [one["token"] for one in logprobs["top"]] == best
+        for one in (logprobs, *logprobs["top"]):
             assert one["logprob"] == pytest.approx(expected[one["token"]], abs=1e-5)
             name = local.tokenizer.piece(one["token"]).decode(errors="replace")
             assert one["text"] == (local.tokenizer.decode([one["token"]], continues=True) or name)

@@ -134,5 +134,5 @@ def test_a_prompt_that_is_no_text_is_refused_in_one_sentence(running: Cli) -> No
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_wrong_use_is_told_in_one_sentence_with_exit_code_2(running: Cli, words: list[str], says: str) -> None:
-    assert says in running.told(*words).error(2)
+def test_wrong_use_is_one_sentence_with_exit_code_2(running: Cli, words: list[str], says: str) -> None:
+    assert says in running.run_here(*words).error(2)

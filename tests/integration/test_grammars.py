@@ -259,7 +259,7 @@ def test_answers_with_and_without_grammars_are_those_that_each_has_alone(model: 
     assert [answers.end(sequence) for sequence in open_ones] == alone
 
 
-def test_an_answer_that_is_evaluated_again_goes_on_where_it_was(model: LocalModel) -> None:
+def test_an_answer_that_is_evaluated_again_continues_where_it_was(model: LocalModel) -> None:
     expected = answer(model, schema(PERSON), hot(9))
     answers = Answers(model)
     sequence = answers.add(schema(PERSON), hot(9))

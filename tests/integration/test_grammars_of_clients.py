@@ -72,7 +72,7 @@ def test_a_grammar_that_cannot_be_used_ends_its_request_and_no_other(context: Co
         assert answer(client, Grammar("regex", "[a-z]{2}"))[1] == "stop"  # its process was killed, and starts again
 
 
-def test_answers_go_on_while_a_grammar_is_read_that_takes_its_time(context: Context, model: ModelFile) -> None:
+def test_answers_continue_while_a_slow_grammar_is_read(context: Context, model: ModelFile) -> None:
     with serving(context, model, []) as address, Client(address) as client, Client(address) as other:
         running = client.generate("the cat", 150, Sampling(temperature=1.0, seed=1), ignore_eos=True)
         next(answer for answer in running if isinstance(answer, TokenText))

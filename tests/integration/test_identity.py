@@ -46,7 +46,7 @@ def test_a_cluster_of_another_file_is_refused_with_both_names_and_the_cure(cli: 
     cli.up(1)
     pid, cures = cli.status().pid, list[str]()
     for words in (["logs"], ["generate", "hi"], ["status"], ["status", "--json"], ["down"], ["up"]):
-        sentence = other.told(*words).error()
+        sentence = other.run_here(*words).error()
         assert str(cli.folder / "cluster.yaml") in sentence
         assert str(other.folder / "cluster.yaml") in sentence
         cures.append(f"dllama-zmq {'logs' if words == ['logs'] else 'down'} --cluster {cli.folder / 'cluster.yaml'}")
@@ -73,7 +73,7 @@ def test_a_file_whose_name_is_changed_still_has_its_cluster(cli: Cli) -> None:
     path = cli.folder / "cluster.yaml"
     path.write_text(path.read_text().replace("name: small", "name: renamed"))
     assert cli.run("status").out.startswith("small: ready")
-    assert "'small' is running already" in cli.told("up").error()
+    assert "'small' is running already" in cli.run_here("up").error()
     cli.down()
     assert cli.processes() == []
 
@@ -95,9 +95,9 @@ def test_two_folders_without_names_are_two_clusters(cli: Cli, other: Cli) -> Non
 
 def test_a_running_cluster_is_not_asked_for_another_model(cli: Cli, other: Cli) -> None:
     cli.up(1)
-    assert "nowhere.gguf cannot be opened" in cli.told("generate", PROMPT, "-m", "nowhere.gguf").error()
+    assert "nowhere.gguf cannot be opened" in cli.run_here("generate", PROMPT, "-m", "nowhere.gguf").error()
     for words in (["-m", str(other.model)], ["--weights", "q80"]):
-        sentence = cli.told("generate", PROMPT, *words).error()
+        sentence = cli.run_here("generate", PROMPT, *words).error()
         assert f"small runs {cli.model}, and the command asks for " in sentence
         assert words[1] in sentence
         assert f"dllama-zmq down --cluster {cli.folder / 'cluster.yaml'}), or leave -m, --weights and" in sentence
@@ -110,7 +110,7 @@ def test_a_file_that_says_another_model_by_now_is_not_answered_by_the_old_one(cl
     cli.up(1)
     path = cli.folder / "cluster.yaml"
     path.write_text(path.read_text().replace(str(cli.model), str(other.model)))
-    sentence = cli.told("generate", PROMPT).error()
+    sentence = cli.run_here("generate", PROMPT).error()
     assert f"small runs {cli.model}, and cluster.yaml asks for {other.model}: take it down first" in sentence
     cli.down()
 
@@ -123,11 +123,11 @@ def test_logs_are_those_of_the_last_start_of_this_file(cli: Cli, other: Cli) -> 
     cli.down()
     first = cli.run("logs").out
     assert f"model={cli.model}" in first
-    assert f"belong to {cli.folder / 'cluster.yaml'}" in other.told("logs").error()
+    assert f"belong to {cli.folder / 'cluster.yaml'}" in other.run_here("logs").error()
 
     assert other.run("up").code == 0
     assert f"model={cli.model}" not in other.run("logs", "-n", "1000").out
-    assert f"belong to {other.folder / 'cluster.yaml'}" in cli.told("logs").error()
+    assert f"belong to {other.folder / 'cluster.yaml'}" in cli.run_here("logs").error()
     other.down()
 
     cli.up(1)
@@ -152,7 +152,7 @@ def test_a_folder_without_a_file_has_a_cluster_that_every_command_finds(here: Cl
     with dllama_zmq.connect(cli.folder / "cluster.yaml") as client:
         assert client.status().pid == status.pid
     assert take_down(file)
-    assert "there is no such file" in cli.told("generate", PROMPT).error()
+    assert "there is no such file" in cli.run_here("generate", PROMPT).error()
     assert "up name=" in cli.run("logs").out  # what was, can be read
 
 
@@ -201,7 +201,7 @@ def test_what_killed_calls_left_is_removed_after_a_day(here: Cli) -> None:
 # --- at once ------------------------------------------------------------------------------------------------------
 
 
-def test_of_several_ups_at_once_one_brings_it_up_and_the_others_say_that_it_runs(cli: Cli) -> None:
+def test_one_of_several_ups_at_once_brings_it_up_and_the_others_say_that_it_runs(cli: Cli) -> None:
     cli.write(1)
     with ExitStack() as stack:
         start = time.monotonic()
@@ -215,7 +215,7 @@ def test_of_several_ups_at_once_one_brings_it_up_and_the_others_say_that_it_runs
 
 
 @pytest.mark.parametrize("attempt", range(3))
-def test_of_several_calls_at_once_with_none_running_all_are_answered(cli: Cli, attempt: int) -> None:
+def test_several_calls_at_once_with_no_cluster_running_are_all_answered(cli: Cli, attempt: int) -> None:
     cli.write(1)
     with ExitStack() as stack:
         start = time.monotonic()
@@ -236,7 +236,7 @@ def test_a_port_that_a_cluster_has_is_named_with_its_cluster(cli: Cli, other: Cl
     for key, port in cli.ports.items():
         path.write_text(path.read_text().replace(f"{key}: {other.ports[key]}", f"{key}: {port}"))
         other.ports[key] = port
-    sentence = other.told("up").error()
+    sentence = other.run_here("up").error()
     assert sentence.startswith(
         f"tcp://127.0.0.1:{cli.ports['replies']} is in use by the cluster 'small' of {cli.folder}"
     )
@@ -269,7 +269,7 @@ def test_a_root_on_another_computer_is_where_clients_are_sent() -> None:
     assert [address(host) for host in ("0.0.0.0", "::", "127.0.0.1", "localhost", "no-such-host.invalid")] == [None] * 5
 
 
-def test_a_record_of_a_dead_cluster_tells_only_that_it_was_killed(here: Cli) -> None:
+def test_a_record_of_a_dead_cluster_says_only_that_it_was_killed(here: Cli) -> None:
     cli = here
     cli.up(1)
     cli.down()
@@ -277,7 +277,7 @@ def test_a_record_of_a_dead_cluster_tells_only_that_it_was_killed(here: Cli) -> 
     left = json.loads(places.started_file.read_text())
     places.cluster_file.write_text(json.dumps({**left, "clients": "ipc:///nowhere"}))
     assert running_clusters() == []
-    assert "'small' ended unexpectedly (`dllama-zmq logs root` shows its log)" in cli.told("status").error()
+    assert "'small' ended unexpectedly (`dllama-zmq logs root` shows its log)" in cli.run_here("status").error()
     assert "was not running" in cli.run("down").err
     assert not places.cluster_file.exists()
 
@@ -286,7 +286,7 @@ def test_a_record_of_a_dead_cluster_tells_only_that_it_was_killed(here: Cli) -> 
 def test_a_cluster_whose_root_is_another_computer_is_brought_up_there(cli: Cli, command: str) -> None:
     text = "model: demo\nsecurity: none\nroot: {host: 192.0.2.7}\nworkers:\n  - {name: pi2, host: 192.0.2.8}\n"
     (cli.folder / "cluster.yaml").write_text(text)
-    assert cli.told(command).error() == (
+    assert cli.run_here(command).error() == (
         f"cluster.yaml: root.host: 192.0.2.7 is not an address of this computer; run `dllama-zmq {command}` on the "
         "computer that has it"
     )

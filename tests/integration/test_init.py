@@ -63,7 +63,7 @@ def test_the_address_of_this_computer_is_found_by_the_way_to_the_first_worker(cl
     result = cli.run("init", "--workers", "localhost")
     assert result.code == 0, result.said
     assert load_cluster(cli.folder / "cluster.yaml").cluster.root.host == "127.0.0.1"
-    sentence = cli.told("init", "-f", "--workers", "nobody.invalid").error(2)
+    sentence = cli.run_here("init", "-f", "--workers", "nobody.invalid").error(2)
     assert sentence.startswith("--workers: no route to nobody.invalid is known")
     assert "--host" in sentence
 
@@ -92,24 +92,26 @@ def test_the_model_is_written_relative_to_the_file_and_as_yaml_needs_it(cli: Cli
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_what_is_no_cluster_is_not_written(cli: Cli, words: list[str], code: int, says: str) -> None:
-    assert says in cli.told("init", *words).error(code)
+def test_values_that_are_no_cluster_are_not_written(cli: Cli, words: list[str], code: int, says: str) -> None:
+    assert says in cli.run_here("init", *words).error(code)
     assert not (cli.folder / "cluster.yaml").exists()
 
 
 def test_a_file_that_is_there_is_kept_unless_force_says_so(cli: Cli) -> None:
     (cli.folder / "cluster.yaml").write_text("mine")
-    assert cli.told("init").error(2) == "cluster.yaml exists; --force replaces it"
+    assert cli.run_here("init").error(2) == "cluster.yaml exists; --force replaces it"
     assert (cli.folder / "cluster.yaml").read_text() == "mine"
     assert cli.run("init", "--force").code == 0
 
 
-def test_a_file_that_cannot_be_written_is_told_and_nothing_is_left(cli: Cli) -> None:
+def test_a_file_that_cannot_be_written_is_named_and_nothing_is_left(cli: Cli) -> None:
     (cli.folder / "notes.txt").touch()
-    sentence = cli.told("init", "notes.txt/home.yaml").error()
+    sentence = cli.run_here("init", "notes.txt/home.yaml").error()
     assert sentence.startswith("notes.txt/home.yaml cannot be written: Not a directory")
     assert (
-        cli.told("init", "no/home.yaml").error().startswith("no/home.yaml cannot be written: No such file or directory")
+        cli.run_here("init", "no/home.yaml")
+        .error()
+        .startswith("no/home.yaml cannot be written: No such file or directory")
     )
     command = ["sh", "-c", 'ulimit -f 0; exec "$0" -m dllama_zmq init', sys.executable]  # as a full disk
     done = subprocess.run(command, cwd=cli.folder, env=cli.environment(), capture_output=True, text=True, timeout=30)
@@ -122,7 +124,7 @@ def test_a_file_that_cannot_be_written_is_told_and_nothing_is_left(cli: Cli) -> 
 def test_a_model_in_place_of_the_file_is_refused_and_not_replaced(cli: Cli, name: str) -> None:
     (cli.folder / "own.gguf").write_bytes(b"GGUF")
     for words in ([], ["--force"]):
-        sentence = cli.told("init", name, *words).error(2)
+        sentence = cli.run_here("init", name, *words).error(2)
         assert sentence == f"{name} is a model, and a model goes after -m: dllama-zmq init -m {name}"
     assert (cli.folder / "own.gguf").read_bytes() == b"GGUF"
     assert not (cli.folder / "demo").exists()

@@ -88,7 +88,7 @@ def test_a_computer_without_an_index_gets_the_packages_that_fit_it_from_here(
         assert [name for name in names if f"{name.lower().replace('_', '-')}==" not in listed] == []
 
 
-def test_a_computer_for_which_no_packages_are_found_is_told_so(
+def test_a_computer_for_which_no_packages_are_found_is_named(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
@@ -99,7 +99,7 @@ def test_a_computer_for_which_no_packages_are_found_is_told_so(
     assert re.search(rf"this computer finds no packages for Python {version} on \S+ \(No matching distribution", said)
 
 
-def test_a_computer_without_python_is_told_what_to_install(cli: Cli, tmp_path: Path) -> None:
+def test_a_computer_without_python_is_named_with_what_to_install(cli: Cli, tmp_path: Path) -> None:
     with bare_computer(tmp_path / "far", PATH=str(tmp_path / "nothing")) as computer:
         cli.write(2, workers=[{"name": "far", "ssh": computer.destination}])
         said = cli.run("up", "--install", wait_s=60).error()

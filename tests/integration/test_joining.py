@@ -27,7 +27,7 @@ def test_a_worker_survives_its_roots_restart(
             form(root)
             np.testing.assert_array_equal(logits(root), expected)
             if not (says_bye or last):
-                root.roster.lose(root.roster.members[0], "so that it is told nothing")
+                root.roster.lose(root.roster.members[0], "so that it hears nothing")
 
 
 def test_every_worker_hears_the_last_word_of_a_root_that_leaves(context: Context, model: ModelFile) -> None:
@@ -53,7 +53,7 @@ def test_a_worker_that_starts_first_waits_for_its_root(
         np.testing.assert_array_equal(logits(root), expected)
 
 
-def test_a_second_worker_of_a_name_is_refused_and_told_why_until_the_first_is_gone(
+def test_a_second_worker_of_a_name_is_refused_with_the_reason_until_the_first_is_gone(
     context: Context, model: ModelFile, expected: F32, start: Start
 ) -> None:
     places = inproc()

@@ -84,7 +84,7 @@ def test_only_what_was_damaged_is_sent_again(
     assert a_start(context, model, start, expected=expected, cache=tmp_path) == 0
 
 
-def test_of_a_model_that_was_changed_only_the_change_is_sent(context: Context, start: Start, tmp_path: Path) -> None:
+def test_only_the_change_of_a_changed_model_is_sent(context: Context, start: Start, tmp_path: Path) -> None:
     folders = {"cache": tmp_path / "slices", "hashes": tmp_path / "hashes"}
     path = tmp_path / "tiny.m"
     with write_tiny_model(path, SPEC) as model:
@@ -227,7 +227,7 @@ class Through(Endpoints):
         return Endpoints.for_worker(self, same_host)[0], self.through
 
 
-def test_a_transfer_that_breaks_at_half_goes_on_from_there(
+def test_a_transfer_that_breaks_at_half_resumes_there(
     context: Context, model: ModelFile, expected: F32, start: Start, tmp_path: Path
 ) -> None:
     at = tcp()

@@ -121,7 +121,7 @@ def cache(pair: Pair, tmp_path: Path) -> Path:
     return tmp_path / "cache"
 
 
-def test_of_two_processes_at_once_one_compiles_and_both_have_the_kernels(pair):
+def test_one_of_two_processes_at_once_compiles_and_both_have_the_kernels(pair):
     assert sorted(one.compiled for one in pair.starts) == [False, True]
     assert pair.starts[0].result == pair.starts[1].result
     assert kept(pair.cache)
@@ -248,7 +248,7 @@ def test_a_first_answer_compiles_what_its_model_needs_and_nothing_else(cli: Cli,
         cli.write(n_nodes)
         answer = cli.run("generate", "-n", "4", "Once", wait_s=_WAIT_S, XDG_CACHE_HOME=str(cache), TMPDIR=str(tmp_path))
         assert answer.code == 0, answer.said
-        if n_nodes == 1:  # what two nodes need beyond that takes less time than is told
+        if n_nodes == 1:  # the line shows no time for what two nodes need beyond that
             assert "compiling kernels for this CPU, once" in answer.err, answer.said
         names = sorted(path.stem.partition("-")[2] for path in kept(cache))
         assert names == sorted(needed(kernel_needs(SMALL, n_nodes, "f16", EXCHANGE_KERNELS))), f"{n_nodes} nodes"

@@ -116,7 +116,7 @@ def test_a_text_is_the_same_with_its_prefix_from_the_cache_and_without(
             assert again.tokens == one.tokens
 
 
-def test_a_worker_with_less_memory_comes_back_and_the_texts_go_on_with_fewer_pages(
+def test_a_worker_comes_back_with_less_memory_and_the_texts_continue_with_fewer_pages(
     context: Context, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rng = np.random.default_rng(8)

@@ -23,7 +23,7 @@ SOAK = Path(__file__).parents[2] / "tools" / "soak.py"
 
 
 @pytest.mark.parametrize("n_nodes", [1, 2, 4])
-def test_a_cluster_comes_up_tells_its_state_answers_and_goes_down(cli: Cli, n_nodes: int, greedy_text: str) -> None:
+def test_a_cluster_comes_up_reports_its_state_answers_and_goes_down(cli: Cli, n_nodes: int, greedy_text: str) -> None:
     cli.write(n_nodes)
     up = cli.run("up")
     assert (up.code, up.out) == (0, ""), up.said
@@ -64,7 +64,7 @@ def test_nodes_are_of_this_installation_whatever_the_current_folder_holds(cli: C
 def test_a_second_up_says_that_the_cluster_runs_and_leaves_it_running(cli: Cli, greedy_text: str) -> None:
     cli.up(2)
     pid = cli.status().pid
-    assert cli.told("up").error() == "cluster 'small' is running already; `dllama-zmq down` stops it"
+    assert cli.run_here("up").error() == "cluster 'small' is running already; `dllama-zmq down` stops it"
     assert cli.run("up", "--foreground").error() == "cluster 'small' is running already; `dllama-zmq down` stops it"
     assert cli.status().pid == pid
     assert answer(cli) == greedy_text
@@ -74,15 +74,15 @@ def test_a_second_up_says_that_the_cluster_runs_and_leaves_it_running(cli: Cli, 
 def test_up_status_and_down_take_the_file_with_a_flag_as_others_do(cli: Cli) -> None:
     cli.write(1).rename(cli.folder / "other.yaml")
     assert cli.run("up", "--cluster", "other.yaml").code == 0
-    running = cli.told("up", "other.yaml").error()
+    running = cli.run_here("up", "other.yaml").error()
     assert running == "cluster 'small' is running already; `dllama-zmq down --cluster other.yaml` stops it"
     for command in ("status", "down"):
         result = cli.run(command, "--cluster", "other.yaml")
         assert result.code == 0, result.said
-    sentence = cli.told("status", "other.yaml", "--cluster", "other.yaml").error()
+    sentence = cli.run_here("status", "other.yaml", "--cluster", "other.yaml").error()
     assert sentence == "cluster 'small' is not running; `dllama-zmq up --cluster other.yaml` starts it"
     for command in ("up", "down", "status"):
-        twice = cli.told(command, "other.yaml", "--cluster", "third.yaml").error(2)
+        twice = cli.run_here(command, "other.yaml", "--cluster", "third.yaml").error(2)
         assert twice == "two clusters are given, other.yaml and --cluster third.yaml; give one"
 
 
@@ -90,7 +90,7 @@ def test_down_and_status_say_where_no_cluster_runs(cli: Cli) -> None:
     cli.up(1)
     cli.down()
     assert cli.down().err == "small was not running\n"
-    assert cli.told("status").error() == "cluster 'small' is not running; `dllama-zmq up` starts it"
+    assert cli.run_here("status").error() == "cluster 'small' is not running; `dllama-zmq up` starts it"
     status = cli.run("status", "--json")
     assert (status.code, status.out) == (1, '{"state":"down"}\n')
 
@@ -176,7 +176,7 @@ def test_workers_leave_by_themselves_when_the_root_is_killed_and_a_new_up_works(
     took_s = until(lambda: all(map(gone, pids)), LEAVE_S, "the workers to leave")
     print(f"workers gone after the root's death: {took_s:.2f} s")
     ended = "cluster 'small' ended unexpectedly (`dllama-zmq logs root` shows its log); `dllama-zmq up` starts it"
-    assert cli.told("status").error() == ended
+    assert cli.run_here("status").error() == ended
     cli.up(4)
     assert answer(cli) == greedy_text
     cli.down()
@@ -191,7 +191,7 @@ def test_down_clears_away_what_a_killed_root_left(cli: Cli) -> None:
     assert cli.sockets() == []
 
 
-def test_a_client_in_mid_answer_is_told_when_the_root_is_killed(cli: Cli) -> None:
+def test_a_client_in_mid_answer_hears_that_the_root_was_killed(cli: Cli) -> None:
     cli.up(2)
     with long_answer(cli) as process:
         start = time.monotonic()
@@ -249,11 +249,11 @@ def test_logs_are_printed_by_node(cli: Cli) -> None:
     assert re.search(r"INFO .* up name=small nodes=2 ", root.out)
     assert len(worker.out.splitlines()) == 2
     assert "loaded bytes=" in worker.out
-    assert cli.told("logs", "nobody").error() == "cluster 'small' has no node 'nobody'; its nodes are root, worker1"
+    assert cli.run_here("logs", "nobody").error() == "cluster 'small' has no node 'nobody'; its nodes are root, worker1"
     cli.down()
 
 
-def test_a_worker_tells_whom_it_joined_and_when_it_is_ready(cli: Cli) -> None:
+def test_a_worker_says_whom_it_joined_and_when_it_is_ready(cli: Cli) -> None:
     cli.up(2)
     log = cli.run("logs", "worker1").out
     joined, ready = "joined the root at ipc://.* as worker1 node=1 of=2", "ready to answer the root's steps"
@@ -263,7 +263,7 @@ def test_a_worker_tells_whom_it_joined_and_when_it_is_ready(cli: Cli) -> None:
 
 def test_logs_before_the_first_start_say_so(cli: Cli) -> None:
     cli.write(2)
-    assert cli.told("logs", "worker1").error().endswith("no log yet; worker1 has not run on this host")
+    assert cli.run_here("logs", "worker1").error().endswith("no log yet; worker1 has not run on this host")
 
 
 # --- again and again ----------------------------------------------------------------------------------------------

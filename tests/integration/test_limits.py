@@ -74,17 +74,17 @@ def limited(cli: Cli, limit: str, *words: str, wait_s: float = 60.0) -> Result:
 def test_a_model_too_large_for_this_computer_is_refused_before_it_is_read(huge: Cli, command: list[str]) -> None:
     huge.write(1)
     result = huge.run(*command)
-    told = result.error()
-    assert told.startswith("big.m needs 1.")
-    assert " TB on each of 1 nodes; this computer has " in told
-    assert "nodes need" in told
-    assert "--force" in told
+    sentence = result.error()
+    assert sentence.startswith("big.m needs 1.")
+    assert " TB on each of 1 nodes; this computer has " in sentence
+    assert "nodes need" in sentence
+    assert "--force" in sentence
     assert huge.processes() == []
 
 
 def test_all_nodes_of_this_computer_count(huge: Cli) -> None:
     huge.write(4)
-    assert "for the 4 of them on this computer" in huge.told("up").error()
+    assert "for the 4 of them on this computer" in huge.run_here("up").error()
 
 
 def test_load_refuses_too_large_a_model_too(tmp_path: Path) -> None:
@@ -92,24 +92,24 @@ def test_load_refuses_too_large_a_model_too(tmp_path: Path) -> None:
         dllama_zmq.load(write_sparse(tmp_path / "big.m", HUGE), nodes=2)
 
 
-def test_force_goes_on_and_what_memory_really_lacks_is_one_sentence(tmp_path: Path) -> None:
+def test_force_starts_and_memory_that_is_really_lacking_is_one_sentence(tmp_path: Path) -> None:
     spec = tiny_spec(n_layers=32, seq_len=1 << 24)
     with clean_cli(tmp_path, write_sparse(tmp_path / "long.m", spec)) as cli:
         cli.write(1, max_seq_len=spec.seq_len, kv_cache="f32")
-        assert "with max_seq_len: " in cli.told("up").error()
-        told = limited(cli, "-v 8000000", "up", "--force").error()
-        assert "not enough memory" in told
-        assert "`ulimit -v`" in told
+        assert "with max_seq_len: " in cli.run_here("up").error()
+        sentence = limited(cli, "-v 8000000", "up", "--force").error()
+        assert "not enough memory" in sentence
+        assert "`ulimit -v`" in sentence
 
 
 def pump_while(root: Root, thread: threading.Thread) -> str:
     """What the root says of its worker when the thread, which ends with it, has ended."""
-    deadline, told = time.monotonic() + 40, ""
-    while thread.is_alive() or "could not load" not in told:  # its last word may be on its way when it has ended
-        assert time.monotonic() < deadline, told
+    deadline, sentence = time.monotonic() + 40, ""
+    while thread.is_alive() or "could not load" not in sentence:  # its last word may be on its way when it has ended
+        assert time.monotonic() < deadline, sentence
         root.serve_bus(time.monotonic() + 0.1)
-        told = root.missing_sentence()
-    return told
+        sentence = root.missing_sentence()
+    return sentence
 
 
 def test_a_worker_that_lacks_memory_says_so_at_home_and_at_the_root(
@@ -123,15 +123,15 @@ def test_a_worker_that_lacks_memory_says_so_at_home_and_at_the_root(
         words = ["worker", "--root", places.replies[0], "--threads", "1"]
         thread = threading.Thread(target=lambda: ended.append(limited(small, "-v 2000000", *words)))
         thread.start()
-        told = pump_while(root, thread)
+        sentence = pump_while(root, thread)
         root.close("the test is over")
-    assert told.startswith(
+    assert sentence.startswith(
         "worker1 could not load: not enough memory: a process may have 2000000 kB here (`ulimit -v`)"
     )
     assert "not enough memory" in ended[0].error()
 
 
-def test_a_library_that_has_no_room_in_the_address_space_is_told_as_lacking_memory() -> None:
+def test_a_library_that_has_no_room_in_the_address_space_is_an_error_of_memory() -> None:
     lines = [
         "import resource",
         "from dllama_zmq.host import refused_by_system",
@@ -165,8 +165,8 @@ def test_a_worker_whose_kernels_cannot_run_says_so_at_the_root(
         monkeypatch.setattr("dllama_zmq.kernels.simd_obstacle", lambda: "llvmlite is not installed")
         thread = threading.Thread(target=work)
         thread.start()
-        told = pump_while(root, thread)
-    assert told.startswith("worker1 could not load: kernels simd cannot run here: llvmlite is not installed")
+        sentence = pump_while(root, thread)
+    assert sentence.startswith("worker1 could not load: kernels simd cannot run here: llvmlite is not installed")
     assert "use kernels: numpy" in ends[0]
 
 
@@ -174,9 +174,9 @@ def test_a_worker_whose_kernels_cannot_run_says_so_at_the_root(
 def test_too_few_open_files_are_one_sentence(small: Cli, n_files: int) -> None:
     """libzmq ends the process, by abort(), at some of these numbers."""
     small.write(2)
-    told = limited(small, f"-n {n_files}", "up").error()
-    assert "`ulimit -n" in told
-    assert str(n_files) in told
+    sentence = limited(small, f"-n {n_files}", "up").error()
+    assert "`ulimit -n" in sentence
+    assert str(n_files) in sentence
 
 
 def test_a_limit_of_open_files_that_may_be_raised_is(small: Cli) -> None:
@@ -187,9 +187,9 @@ def test_a_limit_of_open_files_that_may_be_raised_is(small: Cli) -> None:
 
 def test_a_worker_that_dies_again_and_again_is_not_without_a_reason(small: Cli) -> None:
     small.write(2, workers=[{"name": "worker1", "threads": 60}])
-    told = limited(small, "-n 40", "up").error()
-    assert "worker1" in told
-    assert "`ulimit -n`" in told
+    sentence = limited(small, "-n 40", "up").error()
+    assert "worker1" in sentence
+    assert "`ulimit -n`" in sentence
 
 
 def test_a_disk_without_room_is_named(small: Cli) -> None:
@@ -198,9 +198,9 @@ def test_a_disk_without_room_is_named(small: Cli) -> None:
     run.mkdir(parents=True)
     for name in ("cluster.draft", "started.draft"):
         (run / name).symlink_to("/dev/full")
-    told = small.run("up").error()
-    assert str(run) in told
-    assert "o space left" in told
+    sentence = small.run("up").error()
+    assert str(run) in sentence
+    assert "o space left" in sentence
 
 
 def test_more_nodes_than_cores_are_said_once(small: Cli) -> None:
@@ -215,9 +215,9 @@ def test_more_nodes_than_cores_are_said_once(small: Cli) -> None:
 def test_a_context_beyond_the_models_is_said_and_a_long_prompt_names_the_models_own(small: Cli) -> None:
     result = small.up(1, max_seq_len=8192)
     assert "max_seq_len is 8192, and the context of small.m is 2048: 2048 positions are used" in result.err
-    told = small.run("generate", "~" * 3000).error()
-    assert "this model's own context is 2048" in told
-    assert "raise" not in told
+    sentence = small.run("generate", "~" * 3000).error()
+    assert "this model's own context is 2048" in sentence
+    assert "raise" not in sentence
     small.down()
     small.up(1, max_seq_len=64)
     assert "raise max_seq_len (at most 2048)" in small.run("generate", "~" * 300).error()

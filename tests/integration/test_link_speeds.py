@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import zmq
 from command_line import Cli
-from integration.front_alone import SOON_S, front_alone, raw, told
+from integration.front_alone import SOON_S, front_alone, next_message, raw
 from integration.nodes import (
     Context,
     Start,
@@ -80,7 +80,7 @@ class FastForward(Stranger):
         super().send(kind, *fields, arrays=arrays)
 
 
-def test_a_worker_of_another_program_is_measured_and_its_clock_is_told(
+def test_a_worker_of_another_program_is_measured_and_its_clock_is_reported(
     context: Context, model: ModelFile, start: Start
 ) -> None:
     places = inproc()
@@ -104,7 +104,7 @@ class Mute(Stranger):
 
 
 @pytest.mark.parametrize("n_answers", [0, 12])
-def test_a_worker_that_does_not_answer_costs_three_seconds_and_the_cluster_goes_on(
+def test_a_worker_that_does_not_answer_costs_three_seconds_and_the_cluster_continues(
     context: Context, model: ModelFile, expected: F32, start: Start, n_answers: int
 ) -> None:
     places = inproc()
@@ -159,12 +159,12 @@ def test_all_who_ask_meanwhile_are_answered_by_one_measuring(context: Context) -
             assert client.poll(round(SOON_S * 1000), zmq.POLLOUT)
             client.send_multipart(encode(LinksRequest(number)))
             client.send_multipart(encode(ModelRequest(9)))
-            assert isinstance(told(client), Model)  # so the front has heard what came before
+            assert isinstance(next_message(client), Model)  # so the front has heard what came before
         assert engine.heard() == [SpeedsRequest()]
         links = [LinkStatus("worker1", 1e-3, 1e8, 2e8, 0.5), LinkStatus("worker2", note="it is absent")]
         engine.tell(Speeds(7, links))
-        assert told(first) == Links(1, 7, links)
-        assert told(second) == Links(3, 7, links)
+        assert next_message(first) == Links(1, 7, links)
+        assert next_message(second) == Links(3, 7, links)
 
 
 def test_a_client_of_a_running_cluster_measures_its_links_while_an_answer_is_generated(running: Cli) -> None:

@@ -144,7 +144,7 @@ def test_a_request_leaves_at_its_stop_string_and_gives_its_pages_back(
         assert (status.active, status.kv.in_use) == (0, 0)
 
 
-def test_what_is_held_back_for_a_stop_string_comes_at_the_end(context: Context, model: ModelFile, start: Start) -> None:
+def test_text_held_back_for_a_stop_string_comes_at_the_end(context: Context, model: ModelFile, start: Start) -> None:
     with a_cluster(context, model, start) as address, Client(address) as client:
         whole = text(client, "once upon a time", max_tokens=60)
         answers = list(client.generate("once upon a time", 60, ignore_eos=True, stop=[whole[-5:] + "and more"]))
@@ -216,4 +216,4 @@ def test_a_prompt_that_was_there_before_is_not_evaluated_again(
     n_prompt = before.prompt_tokens
     assert after.prompt_tokens == 2 * n_prompt
     assert after.cached_tokens == (n_prompt - 1) // after.page_positions * after.page_positions > 0
-    assert [told.cached_tokens for told in prefills] == [after.cached_tokens]
+    assert [prefill.cached_tokens for prefill in prefills] == [after.cached_tokens]

@@ -102,13 +102,13 @@ def test_a_worker_is_welcomed_with_a_plan_of_bounded_context(door: Door) -> None
     assert of_one <= plan.pages <= RootSettings().max_sequences * of_one
 
 
-def test_a_second_worker_is_told_that_all_places_are_taken(door: Door) -> None:
+def test_a_second_worker_hears_that_all_places_are_taken(door: Door) -> None:
     door.ask(door.stranger(b"a"), a_join())
     (refusal,) = door.ask(door.stranger(b"b"), a_join(pid=2))
     assert refusal == Refuse("all places of this cluster are taken: worker1", retry=True)
 
 
-def test_what_keeps_a_worker_from_loading_is_told_where_people_look(door: Door) -> None:
+def test_the_reason_why_a_worker_cannot_load_is_shown_where_people_look(door: Door) -> None:
     worker = door.stranger(b"a")
     door.ask(worker, a_join())
     door.ask(worker, Fault(0, 0, "not enough memory"))
@@ -116,7 +116,7 @@ def test_what_keeps_a_worker_from_loading_is_told_where_people_look(door: Door) 
         door.root.wait_ready(time.monotonic())
 
 
-def test_a_worker_with_too_little_memory_gets_no_place_and_both_sides_are_told(door: Door) -> None:
+def test_a_worker_with_too_little_memory_gets_no_place_and_both_sides_say_why(door: Door) -> None:
     needed = door.root.memory(1).model
     (refusal,) = door.ask(door.stranger(b"a"), a_join(free_bytes=needed - 1))
     assert isinstance(refusal, Refuse)
@@ -140,7 +140,7 @@ def test_two_workers_of_one_computer_do_not_get_the_same_memory(tmp_path: Path) 
         assert isinstance(door.ask(door.stranger(b"d"), other)[0], Welcome)
 
 
-def pages_told(door: Door, name: bytes, join: Join) -> int:
+def pages_in_plan(door: Door, name: bytes, join: Join) -> int:
     """Pages in the plan that a worker gets."""
     (plan,) = (answer for answer in door.ask(door.stranger(name), join) if isinstance(answer, Plan))
     return plan.pages
@@ -155,10 +155,12 @@ def test_the_node_with_the_least_memory_decides_how_many_pages_there_are(tmp_pat
         alone = node_memory(root.plan, 1, 0)
         page_bytes = root.plan.kv_bytes(1, KV_PAGE)
         free_bytes = (alone.total + 300 * page_bytes) / 0.9 - alone.program  # its own program is running already
-        assert pages_told(door, b"a", a_join(host="large", free_bytes=1 << 50)) == all_pages
+        assert pages_in_plan(door, b"a", a_join(host="large", free_bytes=1 << 50)) == all_pages
         assert root.n_pages == all_pages
-        assert pages_told(door, b"b", a_join(host="small", free_bytes=round(free_bytes))) == pytest.approx(300, abs=1)
-        assert pages_told(door, b"c", a_join(host="unknown")) == all_pages
+        assert pages_in_plan(door, b"b", a_join(host="small", free_bytes=round(free_bytes))) == pytest.approx(
+            300, abs=1
+        )
+        assert pages_in_plan(door, b"c", a_join(host="unknown")) == all_pages
         assert root.n_pages == pytest.approx(300, abs=1)
 
 
@@ -168,18 +170,20 @@ def test_workers_of_one_computer_share_its_memory_for_pages(tmp_path: Path) -> N
         plan = door.root.plan
         alone = node_memory(plan, 1, 0)
         free_bytes = round((2 * alone.total + 600 * plan.kv_bytes(1, KV_PAGE)) / 0.9) - alone.program
-        first = pages_told(door, b"a", a_join(host="pi", free_bytes=free_bytes))
-        assert pages_told(door, b"b", a_join(host="pi", free_bytes=free_bytes - alone.program)) == pytest.approx(300, 1)
+        first = pages_in_plan(door, b"a", a_join(host="pi", free_bytes=free_bytes))
+        assert pages_in_plan(door, b"b", a_join(host="pi", free_bytes=free_bytes - alone.program)) == pytest.approx(
+            300, 1
+        )
         assert first > 300
 
 
-def test_a_root_that_was_told_to_go_on_does_not_compare(tmp_path: Path) -> None:
+def test_a_forced_root_does_not_compare_memory(tmp_path: Path) -> None:
     with ExitStack() as cleanup:
         door = Door(tmp_path, cleanup, check_memory=False)
         assert isinstance(door.ask(door.stranger(b"a"), a_join(free_bytes=1))[0], Welcome)
 
 
-def test_a_worker_that_claims_to_be_loaded_too_early_is_given_up_and_told(door: Door) -> None:
+def test_a_worker_that_claims_to_be_loaded_too_early_is_given_up_and_hears_why(door: Door) -> None:
     worker = door.stranger(b"a")
     door.ask(worker, a_join())
     (bye,) = door.ask(worker, Loaded(1))

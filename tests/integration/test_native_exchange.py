@@ -129,7 +129,7 @@ def test_a_worker_of_a_star_takes_the_sum_as_it_is(meet: Meet) -> None:
 
 
 @pytest.mark.parametrize("sync", ["f16", "q80"])
-def test_what_goes_out_rounded_is_what_the_sender_goes_on_with(meet: Meet, sync: Sync) -> None:
+def test_a_sender_continues_with_the_rounded_values_that_it_sent(meet: Meet, sync: Sync) -> None:
     peers = meet(b"one", b"two")
     kernels = choose_kernels("simd", 1)
     root = exchange_of(peers.pub, peers.router, LONG_S, range(3), b"one", b"two", publish_sum=True, sync=sync)

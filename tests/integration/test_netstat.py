@@ -167,14 +167,14 @@ def test_layers_move_two_rows_a_layer_and_token_each_way(seen: Seen) -> None:
                 assert 4 * seen.report["steps"][phase] <= pages <= 4 * 8 * seen.report["steps"][phase]
 
 
-def test_tokens_and_steps_are_those_that_the_client_was_told(seen: Seen) -> None:
+def test_tokens_and_steps_are_those_of_the_clients_report(seen: Seen) -> None:
     assert seen.prompt_tokens > 32 + 2  # one of the prompts took two steps, of which the first wanted no logits
     assert seen.report["tokens"] == {"prompt": seen.prompt_tokens, "prediction": seen.predicted_tokens}
     assert seen.report["steps"] == {"prompt": seen.prompt_steps, "prediction": seen.predicted_tokens}
     assert seen.report["unfinished_steps"] == 0
 
 
-def test_the_payload_sent_in_all_is_what_the_client_was_told(seen: Seen) -> None:
+def test_the_payload_sent_in_all_is_that_of_the_clients_report(seen: Seen) -> None:
     sent = [
         line["payload_bytes"]
         for lines in seen.report["all_workers"].values()
@@ -343,7 +343,7 @@ def test_an_address_that_is_none_is_refused_with_exit_code_1() -> None:
     assert shown.stderr.count("\n") == 1
 
 
-def test_help_tells_every_flag() -> None:
+def test_help_lists_every_flag() -> None:
     shown = tool("-h")
     assert shown.returncode == 0
     for flag in ("--cluster", "--connect", "--predict", "--nodes", "--sync", "--watch", "--json"):

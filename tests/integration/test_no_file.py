@@ -85,7 +85,7 @@ def test_a_model_alone_answers_and_leaves_nothing_behind(own: Cli, text: str, wo
 
 
 @pytest.mark.parametrize("dash", [["-"], []], ids=["-", "nothing"])
-def test_what_is_piped_in_is_the_prompt_without_its_last_line_end(own: Cli, text: str, dash: list[str]) -> None:
+def test_piped_input_is_the_prompt_without_its_last_line_end(own: Cli, text: str, dash: list[str]) -> None:
     result = own.run("run", "own.gguf", *dash, *GREEDY, stdin=f"{PROMPT}\n")
     assert (result.code, result.out) == (0, f"{PROMPT}{text}\n"), result.said
 
@@ -104,7 +104,7 @@ def test_up_without_a_file_is_found_by_its_folder_and_by_its_name(own: Cli, text
     elsewhere.mkdir()
     there = Cli(own.home, elsewhere, own.model)
     assert there.run("status", row["name"]).out.startswith(f"{row['name']}: ready")
-    sentence = there.told("status").error()
+    sentence = there.run_here("status").error()
     assert sentence.endswith(f"name of a running one; these run on this computer: {row['name']}")
     assert there.run("down", row["name"]).code == 0
     assert own.run("ps").err == "no cluster runs on this computer\n"
@@ -142,14 +142,14 @@ def test_nodes_takes_the_first_of_a_file(own: Cli) -> None:
     assert own.run("up", "--nodes", "2").code == 0
     assert [node["name"] for node in json_object(own.run("status", "--json").out)["nodes"]] == ["root", "worker1"]
     own.down()
-    assert "--nodes 8: the cluster of cluster.yaml has 4" in own.told("up", "--nodes", "8").error(2)
-    assert "--nodes 3" in own.told("up", "--nodes", "3").error(2)
+    assert "--nodes 8: the cluster of cluster.yaml has 4" in own.run_here("up", "--nodes", "8").error(2)
+    assert "--nodes 3" in own.run_here("up", "--nodes", "3").error(2)
 
 
 def test_a_tokenizer_can_be_named_on_the_command_line(own: Cli, text: str) -> None:
     bare = own.folder / "bare.m"
     bare.write_bytes(own.model.read_bytes())
-    sentence = own.told("run", "bare.m", PROMPT, *GREEDY).error()
+    sentence = own.run_here("run", "bare.m", PROMPT, *GREEDY).error()
     assert sentence.startswith(f"tokenizer: there is no {own.folder / 'bare.t'}; ")
     assert "--tokenizer" in sentence
     result = own.run("run", "bare.m", PROMPT, *GREEDY, "--tokenizer", str(own.model.with_suffix(".t")))
@@ -160,8 +160,8 @@ def test_a_tokenizer_can_be_named_on_the_command_line(own: Cli, text: str) -> No
 
 
 @pytest.mark.parametrize("command", [["up"], ["generate", "hi"], ["up", "--foreground"]])
-def test_without_file_and_model_both_ways_are_told(cli: Cli, command: list[str]) -> None:
-    sentence = cli.told(*command).error()
+def test_without_file_and_model_the_error_names_both_ways(cli: Cli, command: list[str]) -> None:
+    sentence = cli.run_here(*command).error()
     assert sentence.startswith("cluster.yaml: there is no such file; ")
     assert 'dllama-zmq run MODEL "Once upon a time"' in sentence
     assert "dllama-zmq init" in sentence
@@ -169,7 +169,7 @@ def test_without_file_and_model_both_ways_are_told(cli: Cli, command: list[str])
 
 @pytest.mark.parametrize("command", [["down"], ["status"], ["logs"], ["restart"]])
 def test_without_file_and_cluster_it_is_said_how_to_find_one(cli: Cli, command: list[str]) -> None:
-    assert cli.told(*command).error() == (
+    assert cli.run_here(*command).error() == (
         f"there is no cluster.yaml, and no cluster runs for its folder {cli.folder}; give a cluster's file or the name "
         "of a running one; no cluster runs on this computer"
     )
@@ -179,15 +179,15 @@ def test_without_file_and_cluster_it_is_said_how_to_find_one(cli: Cli, command: 
     "command",
     [["bench", "--cluster"], ["netstat", "--cluster"], ["logs", "--cluster"], ["status"], ["up"], ["restart"]],
 )
-def test_a_word_that_is_no_cluster_is_told_as_the_name_or_the_file_that_it_looks_like(
+def test_a_word_that_is_no_cluster_is_refused_as_the_name_or_the_file_that_it_looks_like(
     cli: Cli, command: list[str]
 ) -> None:
-    name = cli.told(*command, "nosuch").error()
+    name = cli.run_here(*command, "nosuch").error()
     assert name == (
         "nosuch: expected a cluster's file or the name of a running one; there is no such file, and no cluster "
         "runs on this computer"
     )
-    file = cli.told(*command, "my files/nosuch.yaml").error()
+    file = cli.run_here(*command, "my files/nosuch.yaml").error()
     assert file.startswith(
         "my files/nosuch.yaml: there is no such file; check its path, or write one: dllama-zmq init '"
     )
@@ -198,7 +198,7 @@ def test_where_a_cluster_is_expected_a_model_is_called_one_and_the_clusters_are_
     (cli.folder / "other.yaml").write_text("services: {}\n")
     assert cli.run("up").code == 0
     for command in ("down", "restart", "status", "stop"):
-        assert cli.told(command, "demo").error() == (
+        assert cli.run_here(command, "demo").error() == (
             "demo: expected a cluster's file or the name of a running one; there is no such file (this folder has "
             "cluster.yaml), and these run on this computer: home; demo is a model: dllama-zmq up -m demo brings up a "
             "cluster of it"
@@ -209,7 +209,7 @@ def test_where_a_cluster_is_expected_a_model_is_called_one_and_the_clusters_are_
 @pytest.mark.parametrize("command", [["up"], ["status"], ["generate", "hi", "--cluster"]])
 def test_a_file_of_another_kind_in_place_of_a_clusters_is_called_what_it_is(cli: Cli, command: list[str]) -> None:
     (cli.folder / "page").write_text("<!DOCTYPE html>\n<p>404: Not Found: really</p>")
-    sentence = cli.told(*command, "page").error()
+    sentence = cli.run_here(*command, "page").error()
     assert sentence.startswith("page is a web page, not a cluster's file: ")
     assert sentence.endswith("; dllama-zmq init writes one")
 
@@ -218,7 +218,7 @@ def test_a_file_of_another_kind_in_place_of_a_clusters_is_called_what_it_is(cli:
 def test_a_model_in_place_of_a_clusters_file_goes_after_m(cli: Cli, name: str) -> None:
     (cli.folder / "blob").write_bytes(b"GGUF" + bytes(20))
     (cli.folder / "config.json").write_text("{}")
-    assert "is a model, and a model goes after -m: dllama-zmq up -m " in cli.told("up", name).error(2)
+    assert "is a model, and a model goes after -m: dllama-zmq up -m " in cli.run_here("up", name).error(2)
 
 
 @pytest.mark.parametrize("command", [["inspect"], ["run", "-p", "hi"], ["convert", "--tokenizer", "x.t"]])
@@ -240,19 +240,19 @@ def test_a_file_that_is_no_model_is_called_what_it_is(
     path.write_text(text)
     if name.startswith("hf/"):
         (path.parent / "config.json").write_text("{}")
-    sentence = cli.told(*command[:1], name, *(["out.m"] if command[0] == "convert" else []), *command[1:]).error()
+    sentence = cli.run_here(*command[:1], name, *(["out.m"] if command[0] == "convert" else []), *command[1:]).error()
     assert says in sentence
 
 
-def test_a_folder_without_a_tokenizer_is_told_what_this_command_takes(cli: Cli) -> None:
+def test_a_folder_without_a_tokenizer_is_refused_with_what_this_command_takes(cli: Cli) -> None:
     shutil.copytree(HF_FOLDER, cli.folder / "hf")
     missing = (
         f"{cli.folder / 'hf'}: this folder has no tokenizer.json and no tokenizer.model. Put the model's own there."
     )
-    alone = cli.told("run", "hf", PROMPT).error()
+    alone = cli.run_here("run", "hf", PROMPT).error()
     assert alone == f"{missing} --tokenizer FILE gives another one."
     cli.write(1, model="hf")
-    of_file = cli.told("up").error()
+    of_file = cli.run_here("up").error()
     assert of_file == f"{missing} --tokenizer FILE, or `tokenizer:` in cluster.yaml, gives another one."
     for command in (["inspect", "hf"], ["convert", "hf", "out.m", "--weights", "f32"]):
         done = cli.run(*command)
@@ -264,7 +264,7 @@ def test_a_folder_without_a_tokenizer_is_told_what_this_command_takes(cli: Cli) 
 
 def test_a_cluster_without_a_file_gets_other_nodes_by_coming_up_anew(own: Cli) -> None:
     assert own.run("up", "-m", "own.gguf").code == 0
-    sentence = own.told("generate", PROMPT, "--nodes", "2").error(2)
+    sentence = own.run_here("generate", PROMPT, "--nodes", "2").error(2)
     assert sentence.startswith(f"--nodes 2: cluster '{json_object(own.run('status', '--json').out)['name']}' of this ")
     model = own.folder / "own.gguf"
     assert sentence.endswith(f"again: dllama-zmq down, then dllama-zmq up -m {model} --nodes 2")
@@ -277,11 +277,11 @@ def test_a_cluster_without_a_file_whose_root_was_killed_has_ended_unexpectedly(o
     kill(pid)
     until(lambda: gone(pid), 15, "the root to end")
     for command in (["generate", PROMPT], ["status"], ["up"]):
-        sentence = own.told(*command).error()
+        sentence = own.run_here(*command).error()
         assert "of this folder ended unexpectedly; `dllama-zmq logs root` shows its log, " in sentence
     assert "up name=" in own.run("logs", "root").out
     assert own.run("down").code == 0  # clears away what was left
-    assert "ended unexpectedly" not in own.told("status").error()
+    assert "ended unexpectedly" not in own.run_here("status").error()
     assert own.run("up", "-m", "own.gguf").code == 0
     assert own.run("down").code == 0
 
@@ -295,7 +295,7 @@ def test_an_answer_that_the_context_ends_is_said_to_be_cut(own: Cli) -> None:
 
 def test_a_text_file_is_no_tokenizer(own: Cli) -> None:
     (own.folder / "notes.txt").write_text("tokens, and more tokens\n")
-    sentence = own.told("run", "own.gguf", PROMPT, "--tokenizer", "notes.txt").error()
+    sentence = own.run_here("run", "own.gguf", PROMPT, "--tokenizer", "notes.txt").error()
     assert sentence.startswith(f"{own.folder / 'notes.txt'} is a text file; expected a tokenizer: tokenizer.json, ")
 
 
@@ -323,11 +323,11 @@ def test_a_text_file_is_no_tokenizer(own: Cli) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_what_cannot_be_is_told_in_one_sentence(own: Cli, words: list[str], code: int, says: str) -> None:
-    assert says in own.told(*words).error(code)
+def test_impossible_calls_are_refused_in_one_sentence(own: Cli, words: list[str], code: int, says: str) -> None:
+    assert says in own.run_here(*words).error(code)
 
 
-def test_who_is_to_type_the_prompt_is_told_so(own: Cli, text: str) -> None:
+def test_at_a_terminal_generate_says_that_it_waits_for_the_prompt(own: Cli, text: str) -> None:
     """A pipe in which nothing comes: nobody is left without a word for 2 s, and what comes then is the prompt."""
     with own.started("run", "own.gguf", *GREEDY, stdin=subprocess.PIPE) as process:
         assert process.stderr is not None

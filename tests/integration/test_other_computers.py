@@ -35,10 +35,10 @@ def write(cli: Cli, **keys: object) -> None:
 def starting(cli: Cli) -> Iterator[tuple[Process, list[str]]]:
     """`up`, and the words that it tells to type on the other computer."""
     with cli.started("up") as up:
-        told = await_words(up, "start on 192.0.2.1: dllama-zmq worker ")
-        if not told.rstrip().endswith("\n"):
-            told += await_words(up, "\n")
-        (line,) = re.findall(r"start on 192\.0\.2\.1: dllama-zmq (worker .*)", told)
+        printed = await_words(up, "start on 192.0.2.1: dllama-zmq worker ")
+        if not printed.rstrip().endswith("\n"):
+            printed += await_words(up, "\n")
+        (line,) = re.findall(r"start on 192\.0\.2\.1: dllama-zmq (worker .*)", printed)
         yield up, line.replace("'", "").split()
 
 
@@ -157,10 +157,10 @@ def test_keys_of_the_file_admit_a_worker_and_a_client_without_a_token(cli: Cli, 
     cli.down()
 
 
-def test_a_computer_that_does_not_know_the_root_is_told_how_to_join(cli: Cli, other: Path) -> None:
+def test_a_computer_that_does_not_know_the_root_hears_how_to_join(cli: Cli, other: Path) -> None:
     there = {"DLLAMA_ZMQ_HOME": str(other)}
     for words in (["worker", "192.0.2.7"], ["status", "--connect", "192.0.2.7"]):
-        sentence = cli.told(*words, **there).error()
+        sentence = cli.run_here(*words, **there).error()
         assert "does not know the key of the root at tcp://192.0.2.7:557" in sentence
         assert "dllama-zmq token" in sentence
 
@@ -169,9 +169,9 @@ def test_a_token_is_refused_on_the_other_computer_where_it_is_not_whole_or_a_cli
     write(cli)
     there = {"DLLAMA_ZMQ_HOME": str(other)}
     text = token(cli, "far")
-    assert "paste the whole line" in cli.told("worker", "--join", text[:-3], **there).error()
+    assert "paste the whole line" in cli.run_here("worker", "--join", text[:-3], **there).error()
     client = token(cli, "--client")
-    assert "this token is for a client" in cli.told("worker", "--join", client, **there).error(2)
+    assert "this token is for a client" in cli.run_here("worker", "--join", client, **there).error(2)
     assert not other.joinpath("keys").exists()
 
 
@@ -198,15 +198,15 @@ def test_a_root_with_another_key_than_the_known_one_is_refused_before_a_token_is
 
 def test_where_no_token_is_of_use_the_sentence_says_what_is(cli: Cli) -> None:
     cli.write(2)
-    assert "is only for this computer" in cli.told("token").error()
+    assert "is only for this computer" in cli.run_here("token").error()
     write(cli, security="none")
-    assert "needs no token" in cli.told("token", "far").error()
+    assert "needs no token" in cli.run_here("token", "far").error()
     write(cli)
-    assert "its workers on other computers are far" in cli.told("token", "near").error(2)
+    assert "its workers on other computers are far" in cli.run_here("token", "near").error(2)
     write(cli, workers=[FAR | {"key": cli.run("keygen").out.strip()}])
-    assert "far has its key in cluster.yaml" in cli.told("token", "far").error(2)
-    assert "the key of far is in cluster.yaml" in cli.told("keys", "--remove", "far").error(2)
-    assert "no key and no token of 'near'" in cli.told("keys", "--remove", "near").error(2)
+    assert "far has its key in cluster.yaml" in cli.run_here("token", "far").error(2)
+    assert "the key of far is in cluster.yaml" in cli.run_here("keys", "--remove", "far").error(2)
+    assert "no key and no token of 'near'" in cli.run_here("keys", "--remove", "near").error(2)
 
 
 def test_a_key_that_others_can_read_starts_no_cluster_until_the_command_mends_it(cli: Cli) -> None:
@@ -245,6 +245,6 @@ def test_an_open_bus_is_said_at_every_start_and_wherever_people_look(cli: Cli) -
     cli.down()
 
 
-def test_an_earlier_file_is_told_what_to_write(cli: Cli) -> None:
+def test_an_earlier_file_is_refused_with_what_to_write(cli: Cli) -> None:
     cli.write(1, host="0.0.0.0", workers=[], open_bus=True)
-    assert "write `security: none` for an open one" in cli.told("up").error()
+    assert "write `security: none` for an open one" in cli.run_here("up").error()

@@ -202,7 +202,7 @@ def test_peers_leave_nothing_behind_whoever_is_closed_first() -> None:
         left.close()
 
 
-def test_where_a_guard_cannot_be_had_its_error_is_told_and_nothing_is_left(
+def test_where_a_guard_cannot_start_its_error_is_raised_and_nothing_is_left(
     context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def start(thread: threading.Thread) -> None:

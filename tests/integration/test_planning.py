@@ -34,7 +34,7 @@ workers:
 
 def planned(cli: Cli, *words: str) -> dict[str, Any]:
     """What `plan --no-speed --json` says."""
-    result = cli.told("plan", *words, "--no-speed", "--json")
+    result = cli.run_here("plan", *words, "--no-speed", "--json")
     assert result.code == 0, result.said
     return json_object(result.out)
 
@@ -43,7 +43,7 @@ def memory_of(found: dict[str, Any]) -> list[Any]:
     return [outlook["memory"] for outlook in found["outlooks"]]
 
 
-def test_the_memory_of_a_model_is_told_for_each_number_of_nodes(cli: Cli) -> None:
+def test_the_memory_of_a_model_is_shown_for_each_number_of_nodes(cli: Cli) -> None:
     found = planned(cli, str(cli.model))
     assert (found["architecture"], found["weight_type"], found["positions"]) == ("llama", "q40", 2048)
     assert found["possible_nodes"] == [one["nodes"] for one in found["outlooks"]] == [1, 2, 4, 8]
@@ -133,12 +133,12 @@ def test_the_nodes_of_a_cluster_that_is_up_are_planned_where_they_are(cli: Cli) 
     assert [(host["host"], host["nodes"]) for host in two["hosts"]] == [(nodes[0].host, ["root", "worker1"])]
     assert one["hosts"][0]["nodes"] == ["root"]
     assert two["hosts"][0]["free_bytes"] is not None
-    assert "the cluster has 2 nodes" in cli.told("plan", "--nodes", "4", "--no-speed").error(2)
+    assert "the cluster has 2 nodes" in cli.run_here("plan", "--nodes", "4", "--no-speed").error(2)
     cli.down()
 
 
 def test_the_tables_fit_80_columns_and_say_what_is_possible(cli: Cli) -> None:
-    result = cli.told("plan", "llama3-70b", "--no-speed", "--nodes", "32")
+    result = cli.run_here("plan", "llama3-70b", "--no-speed", "--nodes", "32")
     assert result.code == 0, result.said
     assert "llama3-70b: llama, q40 weights, 4" in result.out
     assert "It can be split over 1, 2, 4, 8, 16, 32, 64 nodes." in " ".join(result.out.split())
@@ -171,24 +171,24 @@ def test_the_tables_fit_80_columns_and_say_what_is_possible(cli: Cli) -> None:
 def test_what_cannot_be_planned_is_refused_in_one_sentence(
     cli: Cli, words: list[str], code: int, sentence: str
 ) -> None:
-    result = cli.told("plan", *words, "--no-speed")
+    result = cli.run_here("plan", *words, "--no-speed")
     assert sentence in result.error(code), result.said
     assert result.out == ""
 
 
 def test_more_nodes_than_the_file_has_are_refused(cli: Cli) -> None:
     cli.write(2)
-    assert "the cluster has 2 nodes; add workers" in cli.told("plan", "--nodes", "4", "--no-speed").error(2)
+    assert "the cluster has 2 nodes; add workers" in cli.run_here("plan", "--nodes", "4", "--no-speed").error(2)
 
 
 def test_a_width_that_q80_cannot_carry_is_refused(cli: Cli) -> None:
     write_tiny_model(cli.folder / "narrow.m", tiny_spec(dim=48)).close()
-    said = cli.told("plan", "narrow.m", "--sync", "q80", "--no-speed").error()
+    said = cli.run_here("plan", "narrow.m", "--sync", "q80", "--no-speed").error()
     assert said == "sync q80 needs whole blocks of 32; this model is 48 wide: use f32 or f16"
 
 
 def test_a_model_that_fits_nowhere_is_shown_and_fails_with_the_cure(cli: Cli) -> None:
-    result = cli.told(
+    result = cli.run_here(
         "plan", "--shape", "llama3-70b", "--layers", "400", "--weights", "f32", "--nodes", "1", "--no-speed"
     )
     assert "too little" in result.out

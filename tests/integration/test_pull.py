@@ -42,7 +42,7 @@ def test_other_programs_do_not_speak_in_between(puller: Puller, hub: Hub) -> Non
     assert [line for line in result.err.splitlines() if not ours.fullmatch(line)] == []
 
 
-def test_what_is_here_is_not_fetched_again(puller: Puller, hub: Hub) -> None:
+def test_files_that_are_here_are_not_fetched_again(puller: Puller, hub: Hub) -> None:
     assert puller.path("org/m") == puller.path("org/m")
     assert hub.fetched() == [GGUF]
 

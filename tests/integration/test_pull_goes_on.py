@@ -12,7 +12,7 @@ from puller import BIG, GGUF, TAKES_S, Puller
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)], ids=["Ctrl-C", "kill"])
-def test_a_pull_that_was_stopped_goes_on_where_it_was(puller: Puller, hub: Hub, number: int, code: int) -> None:
+def test_a_stopped_pull_resumes_where_it_was(puller: Puller, hub: Hub, number: int, code: int) -> None:
     hub.faults.hold_after = 2_000_000
     with puller.started("org/m") as process:
         assert hub.faults.held.wait(TAKES_S)
@@ -34,7 +34,7 @@ def test_a_pull_that_was_stopped_goes_on_where_it_was(puller: Puller, hub: Hub, 
     assert not part.exists()
 
 
-def test_a_connection_that_ends_early_is_made_again_and_goes_on(puller: Puller, hub: Hub) -> None:
+def test_a_connection_that_ends_early_is_made_again_and_the_transfer_continues(puller: Puller, hub: Hub) -> None:
     hub.faults.cut_after = [1_000_000, 1_500_000]
     assert puller.path("org/m").read_bytes() == BIG
     assert hub.fetched() == [GGUF, f"{GGUF} bytes=1000000-2999999", f"{GGUF} bytes=2500000-2999999"]
@@ -60,7 +60,7 @@ def test_too_many_requests_are_waited_for_as_the_hub_asks_and_that_is_said_once(
     assert result.seconds > 2
 
 
-def test_a_transfer_goes_on_where_it_was_when_the_hub_had_had_too_many_requests(puller: Puller, hub: Hub) -> None:
+def test_a_transfer_resumes_where_it_was_after_too_many_requests(puller: Puller, hub: Hub) -> None:
     hub.faults.cut_after, hub.faults.headers = [1_000_000], {"Retry-After": "1"}
     hub.faults.status = {"/resolve/": [0, 429, 429, 429, 429]}  # more often than a fault may come in a row
     assert puller.path("org/m").read_bytes() == BIG

@@ -19,7 +19,7 @@ def test_a_hub_that_cannot_be_reached_is_named_with_what_to_do(puller: Puller) -
     assert all(word in sentence for word in ("try again", "HF_ENDPOINT", "HF_HUB_OFFLINE=1"))
 
 
-def test_a_name_that_no_address_belongs_to_is_told_as_no_network(puller: Puller) -> None:
+def test_a_name_without_an_address_is_an_error_of_the_network(puller: Puller) -> None:
     sentence = puller.run("org/m", HF_ENDPOINT="https://hub.invalid").error()
     assert sentence.startswith("https://hub.invalid cannot be reached (")
 
@@ -39,7 +39,7 @@ def test_a_proxy_that_does_not_answer_is_named(puller: Puller) -> None:
     ],
     ids=["endpoint", "proxy", "number", "token"],
 )
-def test_a_variable_that_cannot_be_used_is_told(puller: Puller, env: dict[str, str], says: str) -> None:
+def test_a_variable_that_cannot_be_used_is_named(puller: Puller, env: dict[str, str], says: str) -> None:
     result = puller.run("org/m", **env)
     assert result.error(2).startswith(says)
     assert "sécret" not in result.err
@@ -55,7 +55,7 @@ def test_a_hub_that_says_nothing_is_waited_for_aloud_and_not_for_long(puller: Pu
     assert ended.error().startswith(f"{hub.url} does not answer in time")
 
 
-def test_a_transfer_is_told_where_there_is_no_terminal(puller: Puller, hub: Hub) -> None:
+def test_a_transfer_is_reported_without_a_terminal(puller: Puller, hub: Hub) -> None:
     hub.faults.hold_after = 1_000_000
     with puller.started("org/m") as process:
         assert hub.faults.held.wait(TAKES_S)
@@ -80,7 +80,7 @@ def test_a_transfer_that_always_ends_early_ends_in_one_sentence(puller: Puller, 
         (418, "refuses org/m (HTTP 418"),
     ],
 )
-def test_what_the_hub_answers_is_told_in_one_sentence(puller: Puller, hub: Hub, status: int, says: str) -> None:
+def test_an_error_of_the_hub_is_one_sentence(puller: Puller, hub: Hub, status: int, says: str) -> None:
     hub.faults.status = {"/api/models/": [status]}
     assert says in puller.run("org/m").error()
 
@@ -137,5 +137,5 @@ def test_a_token_that_does_not_help_is_said(puller: Puller) -> None:
     ],
     ids=["revision", "file", "several", "name", "offline"],
 )
-def test_wrong_use_is_told(puller: Puller, words: list[str], says: str) -> None:
+def test_wrong_use_is_refused(puller: Puller, words: list[str], says: str) -> None:
     assert says in puller.run(*words).error(2)

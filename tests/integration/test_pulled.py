@@ -76,7 +76,7 @@ def test_a_pulled_model_needs_no_hf_before_its_name(puller: Puller, hub: Hub, sm
     assert "`dllama-zmq pull org/Other`" in puller.verb("inspect", "org/Other").error()
 
 
-def test_a_name_of_several_pulled_models_is_told_which_they_are(puller: Puller, hub: Hub) -> None:
+def test_a_name_of_several_pulled_models_lists_them(puller: Puller, hub: Hub) -> None:
     hub.repos["org/two-GGUF"] = Repo({"t.Q4_0.gguf": b"4", "t.Q8_0.gguf": b"8"})
     for quantization in ("Q4_0", "Q8_0"):
         puller.path(f"org/two-GGUF:{quantization}")

@@ -193,9 +193,9 @@ def test_the_lines_that_up_prints_fill_the_places_of_the_yaml_block(
     root = subprocess.Popen(
         ["bash", "-c", life], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    told = await_words(root, "start on 192.168.1.13: ")
-    told += await_words(root, "\n") if not told.endswith("\n") else ""
-    commands = re.findall(r"start on 192\.168\.1\.1[123]: (dllama-zmq worker --join \S+)", told)
+    printed = await_words(root, "start on 192.168.1.13: ")
+    printed += await_words(root, "\n") if not printed.endswith("\n") else ""
+    commands = re.findall(r"start on 192\.168\.1\.1[123]: (dllama-zmq worker --join \S+)", printed)
     workers = [subprocess.Popen(command.split(), env=environment, stderr=subprocess.PIPE) for command in commands]
     try:
         out, err = root.communicate(timeout=100)

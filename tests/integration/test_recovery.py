@@ -86,7 +86,7 @@ def losses(engine: Engine, start: Start, worker: Callable[[], EndsInStep]) -> in
     return n_lost
 
 
-def test_a_request_that_goes_on_between_losses_is_not_given_up(
+def test_a_request_that_progresses_between_losses_is_not_given_up(
     context: Context, model: ModelFile, start: Start
 ) -> None:
     places = inproc()
@@ -138,7 +138,7 @@ def test_the_cluster_ends_with_its_front_and_says_so(cli: Cli) -> None:
     cli.down()
 
 
-def test_who_waits_is_told_that_the_root_was_killed_and_up_works_again(cli: Cli) -> None:
+def test_a_waiting_client_hears_that_the_root_was_killed_and_up_works_again(cli: Cli) -> None:
     cli.up(2)
     with long_answer(cli) as process:
         kill(cli.pid("root"))
@@ -165,8 +165,8 @@ def test_down_ends_a_cluster_whose_requests_wait_for_a_worker(cli: Cli) -> None:
         kill(cli.pid("worker1"), signal.SIGSTOP)
         until(lambda: cli.status().state == "forming", NOTICE_S, "the root to miss worker1")
         down = cli.down()
-        told = finish(process, LEAVE_S, time.monotonic())
-    assert told.error() == "the cluster is going down"
+        result = finish(process, LEAVE_S, time.monotonic())
+    assert result.error() == "the cluster is going down"
     print(f"down took {down.seconds:.1f} s")
 
 
@@ -183,7 +183,7 @@ def test_a_client_that_leaves_while_a_worker_is_awaited_leaves_no_request(cli: C
     cli.down()
 
 
-def test_a_front_that_stops_for_some_seconds_loses_its_clients_and_goes_on(cli: Cli) -> None:
+def test_a_front_that_stops_for_some_seconds_loses_its_clients_and_serves_new_ones(cli: Cli) -> None:
     cli.up(2)
     front = front_of(cli)
     with long_answer(cli) as process:

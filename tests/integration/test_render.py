@@ -93,7 +93,7 @@ def test_a_worker_with_threads_of_its_own_has_them_under_systemd(cli: Cli) -> No
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_workers_of_an_open_bus_are_told_that_it_is_open(cli: Cli, form: str) -> None:
+def test_workers_of_an_open_bus_are_started_with_security_none(cli: Cli, form: str) -> None:
     found = commands(render(cli, form, security="none"), form)
     assert all(words[-2:] == ["--security", "none"] for words in found if words[0] == "worker")
     assert load_cluster(cluster_file(cli.folder / form)).cluster.security == "none"
@@ -113,14 +113,14 @@ def test_a_cluster_of_one_computer_has_one_unit(cli: Cli) -> None:
 
 def test_a_model_that_a_service_cannot_read_is_refused_with_where_to_put_it(cli: Cli) -> None:
     (cli.folder / "home.yaml").write_text(yaml.safe_dump({"model": "/home/pi/story.gguf"}))
-    said = cli.told("render", "systemd", "home.yaml").error(2)
+    said = cli.run_here("render", "systemd", "home.yaml").error(2)
     assert said.startswith("model: /home/pi/story.gguf is in a home folder")
     assert "/srv/dllama-zmq/story.gguf" in said
 
 
-def test_what_is_there_is_not_replaced_unasked(cli: Cli) -> None:
+def test_an_existing_file_is_not_replaced_unasked(cli: Cli) -> None:
     folder = render(cli, "systemd")
-    assert "--force replaces" in cli.told("render", "systemd", "home.yaml").error(2)
+    assert "--force replaces" in cli.run_here("render", "systemd", "home.yaml").error(2)
     (folder / "cluster.yaml").write_text("changed")
     render(cli, "systemd", "--force")
     assert (folder / "cluster.yaml").read_text() != "changed"

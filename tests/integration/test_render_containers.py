@@ -237,7 +237,7 @@ def test_a_pod_gets_its_own_key_as_a_file_of_its_user(cli: Cli, tmp_path: Path) 
     given = folder / "keys" / "worker-1" / "key"
     script = script.replace("/var/lib/dllama-zmq", str(home)).replace(mount["mountPath"], str(given))
     subprocess.run([*shell, script], check=True, timeout=20)
-    shown = cli.told("keygen", DLLAMA_ZMQ_HOME=str(home))
+    shown = cli.run_here("keygen", DLLAMA_ZMQ_HOME=str(home))
     assert shown.out.strip() == load_cluster(folder / "cluster.yaml").cluster.workers[1].key
 
 

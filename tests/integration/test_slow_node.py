@@ -130,7 +130,7 @@ def test_a_slow_worker_is_named_with_what_is_slow(
 
 
 @FAST_AND_SLOW
-def test_of_two_nodes_with_a_slow_link_none_is_named_and_both_wait_for_messages(
+def test_neither_of_two_nodes_with_a_slow_link_is_named_and_both_wait_for_messages(
     context: Context, start: Start, model: ModelFile, kernels: KernelChoice
 ) -> None:
     places = inproc()

@@ -42,7 +42,7 @@ def over(computer: Computer, **keys: Any) -> dict[str, Any]:
 
 def refusal(cli: Cli) -> str:
     """What `up` says where it starts nothing, before its deadlines have passed."""
-    result = cli.told("up")
+    result = cli.run_here("up")
     assert result.seconds < ANSWER_S + 20
     assert not cli.log_folder.joinpath("far.log").exists()
     return result.error()
@@ -62,7 +62,7 @@ def test_a_worker_whose_connection_was_cut_ends_and_another_one_takes_its_place(
     cli.down()
 
 
-def test_a_cluster_whose_workers_sshd_is_gone_says_why_it_forms_and_goes_on_when_that_is_back(
+def test_a_cluster_whose_workers_sshd_is_gone_says_why_it_forms_and_is_ready_when_sshd_is_back(
     computer: Computer, cli: Cli, greedy_text: str
 ) -> None:
     cli.up(**over(computer))
@@ -184,7 +184,7 @@ def test_a_computer_without_ssh_says_what_to_install(
     assert said.startswith(f"{computer.destination}: there is no ssh on this computer; install it")
 
 
-def test_a_computer_without_dllama_zmq_is_told_the_command_that_installs_it(computer: Computer, cli: Cli) -> None:
+def test_a_computer_without_dllama_zmq_is_named_with_the_command_that_installs_it(computer: Computer, cli: Cli) -> None:
     (computer.home / ".profile").unlink()
     cli.write(**over(computer))
     said = refusal(cli)

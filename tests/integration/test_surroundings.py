@@ -91,5 +91,5 @@ def test_a_socket_that_a_test_left_is_closed_and_named_and_hangs_nobody() -> Non
 
     with pytest.raises(AssertionError, match=r"left open: .*PULL"), a_context(wait_s=0.1) as context:
         leave_one()
-    with pytest.raises(KeyError), a_context(wait_s=0.1) as context:  # the test's own error is what is told
+    with pytest.raises(KeyError), a_context(wait_s=0.1) as context:  # the error of the test itself is raised
         leave_one(KeyError())

@@ -16,7 +16,7 @@ import zmq
 from command_line import until
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from integration.front_alone import CONTEXT, N_IDS, SOON_S, Engine, front_alone, raw, told
+from integration.front_alone import CONTEXT, N_IDS, SOON_S, Engine, front_alone, next_message, raw
 from integration.nodes import Context
 from tiny import tiny_tokenizer_data
 from tokenizers_of import of_t
@@ -123,7 +123,7 @@ def test_the_end_of_a_long_prompt_is_256_characters(client: Client) -> None:
         started(client, text)
 
 
-def test_a_chat_for_a_model_without_a_template_is_told_how_to_choose_one(context: Context) -> None:
+def test_a_chat_for_a_model_without_a_template_is_refused_with_how_to_choose_one(context: Context) -> None:
     with front_alone(context, tokenizer_of(None)) as engine, Client(engine.address) as client:
         engine.tell(Readiness(True, "", 60.0))
         for ask in (client.tokenize, client.text):
@@ -157,7 +157,7 @@ def test_a_prompt_may_be_ids_of_tokens(engine: Engine, client: Client) -> None:
         (Chat("hello"), "messages"),  # type: ignore[arg-type]
     ],
 )
-def test_what_is_no_prompt_is_refused(engine: Engine, client: Client, prompt: Any, words: str) -> None:
+def test_a_value_that_is_no_prompt_is_refused(engine: Engine, client: Client, prompt: Any, words: str) -> None:
     with pytest.raises(RequestError, match=words):
         next(client.generate(prompt))
     assert not engine.heard()
@@ -276,10 +276,10 @@ def test_questions_without_end_are_refused_beyond_a_bound(context: Context, othe
         n = MAX_REQUESTS + 20
         for i in range(2, n + 2):
             flooder.send_multipart(encode(Tokenize(i, "the cat", None, False)))
-        first = [told(flooder) for _ in range(20)]
+        first = [next_message(flooder) for _ in range(20)]
         assert {answer.kind for answer in first if isinstance(answer, Error)} == {"QueueFull"}
         assert client.tokenize("the cat").tokens
-        rest = [told(flooder) for _ in range(n + 1 - 20)]
+        rest = [next_message(flooder) for _ in range(n + 1 - 20)]
         n_answered = sum(isinstance(answer, Tokens) for answer in [*first, *rest])
         assert MAX_REQUESTS - 1 <= n_answered <= MAX_REQUESTS  # the slow one may have waited among them
 
@@ -294,10 +294,10 @@ NOT_CHATS = [
 
 
 @pytest.mark.parametrize("text", NOT_CHATS, ids=range(len(NOT_CHATS)))
-def test_what_is_no_chat_is_refused_in_few_words(context: Context, engine: Engine, text: str) -> None:
+def test_messages_that_are_no_chat_are_refused_in_few_words(context: Context, engine: Engine, text: str) -> None:
     with raw(context, engine.address) as client:
         client.send_multipart(encode(Generate(5, ChatText(text), 1, GREEDY, False, [])))
-        error = told(client)
+        error = next_message(client)
         assert isinstance(error, Error)
         assert (error.id, error.kind) == (5, "RequestError")
         assert len(error.text) < 400
@@ -341,7 +341,7 @@ def test_a_message_beyond_the_bound_ends_its_connection_and_no_other(
     with raw(context, engine.address) as other:
         monitor = other.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         other.send_multipart(encode(Tokenize(1, "the cat", None, False)))
-        assert isinstance(told(other), Tokens)
+        assert isinstance(next_message(other), Tokens)
         other.send_multipart(encode(Detokenize(2, [1 << 30] * 200_000)))
         assert monitor.poll(round(SOON_S * 1000))
         other.disable_monitor()
@@ -380,7 +380,7 @@ def test_who_reads_no_answers_to_questions_gets_no_more_of_them(context: Context
             for _ in range(n):  # by turns with those of the other
                 client.tokenize(UNREAD + "!")
             assert counting.n < n / 2
-            answers = [told(deaf) for _ in range(n)]  # once it reads, it gets all
+            answers = [next_message(deaf) for _ in range(n)]  # once it reads, it gets all
             assert all(isinstance(answer, Tokens) for answer in answers)
         finally:
             deaf.close(linger=0)

@@ -122,10 +122,10 @@ def running(process: Process) -> Iterator[Process]:
 def joined(first: Computer, second: Computer, model: Path) -> Iterator[None]:
     """The cluster of both, up, with the worker that the line from `up` has started; the worker ends with the block."""
     up = first.start("up", "-m", str(model), "--workers", WORKER)
-    told = await_words(up, "worker --join ")
-    if not told.endswith("\n"):
-        told += await_words(up, "\n")
-    (text,) = re.findall(rf"start on {WORKER}: dllama-zmq worker --join (\S+)", told)
+    printed = await_words(up, "worker --join ")
+    if not printed.endswith("\n"):
+        printed += await_words(up, "\n")
+    (text,) = re.findall(rf"start on {WORKER}: dllama-zmq worker --join (\S+)", printed)
     with running(second.start("worker", "--join", text)):
         _, err = up.communicate(timeout=60)
         assert up.returncode == 0, err.decode()
@@ -165,9 +165,9 @@ def test_an_open_bus_is_named_on_both_computers(computers: tuple[Computer, Compu
     (second.folder / "cluster.yaml").write_text(text)  # a copy of the file says it too
     with running(second.start("worker", ROOT, "--security", "none")):
         first.run("up")
-        told = first.run("generate", "once upon a time", "-n", "8", "--temp", "0")
+        printed = first.run("generate", "once upon a time", "-n", "8", "--temp", "0")
         for words in (["--connect", ROOT, "--security", "none"], []):
-            assert second.run("generate", *words, "once upon a time", "-n", "8", "--temp", "0") == told
+            assert second.run("generate", *words, "once upon a time", "-n", "8", "--temp", "0") == printed
         first.run("down")
 
 

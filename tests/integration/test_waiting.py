@@ -75,7 +75,7 @@ def test_on_a_terminal_a_long_prompt_is_a_living_line_that_is_gone_when_the_text
     assert not any("evaluating" in line or "asking" in line for line in screen), screen
 
 
-def test_elsewhere_a_long_prompt_is_told_in_lines_without_escape_codes(slow: Cli) -> None:
+def test_without_a_terminal_a_long_prompts_progress_is_lines_without_escape_codes(slow: Cli) -> None:
     result = slow.run("generate", PROMPT, "--temp", "0", "-n", "5")
     assert (result.code, result.out.startswith(PROMPT)) == (0, True), result.said
     lines = [line for line in result.err.splitlines() if not line.startswith("asking the root")]
@@ -103,9 +103,9 @@ def test_where_the_text_goes_to_a_file_the_terminal_sees_tokens(slow: Cli) -> No
 
 def test_where_text_and_progress_go_to_one_file_the_text_stays_whole(slow: Cli) -> None:
     script = f"{sys.executable} -m dllama_zmq generate 'a b' --temp 0 -n 40"
-    both = f"{script} > one 2>&1 && {script} > text 2> told"
+    both = f"{script} > one 2>&1 && {script} > text 2> notes"
     subprocess.run(["sh", "-c", both], cwd=slow.folder, env=slow.environment(), check=True, timeout=WAIT_S)
-    assert "generating" in (slow.folder / "told").read_text()
+    assert "generating" in (slow.folder / "notes").read_text()
     assert (slow.folder / "text").read_text() in (slow.folder / "one").read_text()
 
 
@@ -133,7 +133,7 @@ def test_on_a_terminal_up_waits_beyond_the_limit_for_scripts_and_says_for_whom(c
     until(lambda: not cli.processes(), 10, "the root to end with its caller")
 
 
-def test_what_is_said_at_a_terminal_breaks_between_words(cli: Cli) -> None:
+def test_messages_at_a_terminal_break_between_words(cli: Cli) -> None:
     flags = ["--kernels", "numpy", "-n", "2", "--stats=tokens"]
     for words in (
         ["run", "demo", "Once upon", *flags],

@@ -141,10 +141,10 @@ def test_1_2_and_4_nodes_have_the_same_bits(gemma, ours, text):
 def test_a_cluster_of_two_processes_generates_the_text_of_one(gemma, ours, tmp_path):
     with clean_cli(tmp_path, gemma) as cli:
         cli.up(2, limits={"join_s": 60, "load_s": 120, "step_s": 60}, max_seq_len=1024)
-        told = cli.run("generate", PROMPTS[0], "--temp", "0", "-n", "60", wait_s=120)
+        result = cli.run("generate", PROMPTS[0], "--temp", "0", "-n", "60", wait_s=120)
         cli.down()
-    assert told.code == 0, told.said
-    assert "".join(ours.generate(PROMPTS[0], max_tokens=60)) in told.out
+    assert result.code == 0, result.said
+    assert "".join(ours.generate(PROMPTS[0], max_tokens=60)) in result.out
 
 
 @pytest.mark.parametrize("specials", [False, True])

@@ -47,11 +47,11 @@ def cli(tmp_path: Path, copy: Copy) -> Iterator[Cli]:
 def refused(cli: Cli, command: str) -> bool:
     """Whether the command refuses the file, which it then does in one sentence that names it, and makes nothing."""
     words = {"inspect": ["inspect", str(cli.model)], "convert": ["convert", str(cli.model), "out.m"], "up": ["up"]}
-    told = cli.told(*words[command])
-    if told.code == 0:
-        assert "Traceback" not in told.said, told.said
+    result = cli.run_here(*words[command])
+    if result.code == 0:
+        assert "Traceback" not in result.said, result.said
         return False
-    sentence = told.error()
+    sentence = result.error()
     assert str(cli.model) in sentence
     assert len(sentence) < 1000
     assert not list(cli.folder.glob("out*"))

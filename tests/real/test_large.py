@@ -24,10 +24,10 @@ def cli(tmp_path: Path, deepseek: Path) -> Iterator[Cli]:
 
 
 def test_it_is_described_and_planned(cli: Cli) -> None:
-    told = cli.run("inspect", str(cli.model), "--json")
-    assert told.code == 0, told.said
-    assert "error" not in told.err
-    about = json_object(told.out)
+    result = cli.run("inspect", str(cli.model), "--json")
+    assert result.code == 0, result.said
+    assert "error" not in result.err
+    about = json_object(result.out)
     assert about["architecture"] == "qwen2"
     planned = cli.run("plan", str(cli.model), "--no-speed", "--nodes", "1,2,4")
     assert planned.code == 0, planned.said
@@ -50,8 +50,8 @@ def test_its_output_matrix_is_that_of_gguf(deepseek: Path) -> None:
 def test_it_is_converted(cli: Cli) -> None:
     made = cli.folder / "made.m"
     try:
-        told = cli.run("convert", str(cli.model), str(made), wait_s=500.0)
-        assert told.code == 0, told.said
+        result = cli.run("convert", str(cli.model), str(made), wait_s=500.0)
+        assert result.code == 0, result.said
         with open_model(made) as model, open_model(cli.model) as source:
             for name in ("n_layers", "dim", "hidden_dim", "n_heads", "n_kv_heads", "vocab_size", "rope", "arch"):
                 assert getattr(model.spec, name) == getattr(source.spec, name)

@@ -42,13 +42,13 @@ def test_an_address_is_understood_as_people_write_it(text: str, endpoint: str) -
 
 
 @pytest.mark.parametrize("text", ["", "tcp://", ":5570", "pi 1", "http://pi1", "ipc://", "[", "pi1/x"])
-def test_what_is_no_address_is_refused(text: str) -> None:
+def test_a_text_that_is_no_address_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match=r"expected HOST"):
         endpoint_of(text, 5570)
 
 
 @pytest.mark.parametrize("text", ["pi1:0", "pi1:65536", "pi1:http", "pi1:-1", "[::1]:x"])
-def test_what_is_no_port_is_refused(text: str) -> None:
+def test_a_text_that_is_no_port_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="expected 1 to 65535, or none for 5570"):
         endpoint_of(text, 5570)
 
@@ -65,7 +65,7 @@ def test_a_host_is_left_out_and_put_in() -> None:
     assert with_host_of("tcp://10.0.0.1:5571", "tcp://10.0.0.2:5570") == "tcp://10.0.0.1:5571"
 
 
-def test_of_a_name_with_two_addresses_the_one_is_taken_where_somebody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_address_of_a_name_where_somebody_listens_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
 
@@ -79,7 +79,7 @@ def test_of_a_name_with_two_addresses_the_one_is_taken_where_somebody_listens(mo
         assert reachable(f"tcp://dual.test:{port}") == f"tcp://127.0.0.1:{port}"
 
 
-def test_what_keeps_an_answer_away_is_told_with_what_to_do() -> None:
+def test_the_reason_for_no_answer_is_said_with_what_to_do() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"tcp://127.0.0.1:{server.getsockname()[1]}"
         assert "a program listens at 127.0.0.1" in why_no_answer(address, "its port")
@@ -88,7 +88,7 @@ def test_what_keeps_an_answer_away_is_told_with_what_to_do() -> None:
     assert no_host.startswith("no way leads to 255.255.255.255 (Network is unreachable): is this its address")
 
 
-def test_a_computer_that_answers_nothing_is_told_from_one_that_refuses() -> None:
+def test_a_computer_that_answers_nothing_is_distinguished_from_one_that_refuses() -> None:
     with (
         socket.create_server(("127.0.0.1", 0), backlog=0) as server,
         socket.create_connection(

@@ -1,4 +1,4 @@
-"""An answer's text is told apart into thinking, content and tool calls, however it is cut into pieces."""
+"""An answer's text is split into thinking, content and tool calls, however it is cut into pieces."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_plain_answer_is_content_to_the_last_character(text):
         ("opened and closed", "<think>Hm.</think>Yes.", "Hm.", "Yes."),
     ],
 )
-def test_thinking_is_told_from_content(end, text, reasoning, content):
+def test_thinking_is_separated_from_content(end, text, reasoning, content):
     expected = {"reasoning": reasoning, "content": content}
     assert parsed(text, prompt_end=ENDS[end]) == {key: value for key, value in expected.items() if value}
 
@@ -52,7 +52,7 @@ def test_a_question_about_the_mark_opens_no_thinking(prompt_end):
     assert parsed("It is a mark.</think>", prompt_end=prompt_end) == {"content": "It is a mark.</think>"}
 
 
-def test_an_answer_that_is_continued_goes_on_thinking():
+def test_a_continued_answer_continues_its_thinking():
     end = "<|im_start|>assistant\n<think>\nThe user wants"
     assert parsed(" a story.</think>Once", prompt_end=end) == {"reasoning": "a story.", "content": "Once"}
 

@@ -36,6 +36,6 @@ def test_an_error_has_its_status_and_says_whether_to_try_again(
     assert ("n_ctx" in body) == isinstance(error, errors.ContextExceeded)
 
 
-def test_too_long_a_prompt_is_told_in_numbers() -> None:
+def test_too_long_a_prompt_is_refused_with_numbers() -> None:
     body = msgspec.to_builtins(Problem.of(errors.ContextExceeded.of(900, 512, 512)).reply())["error"]
     assert (body["n_prompt_tokens"], body["n_ctx"]) == (900, 512)

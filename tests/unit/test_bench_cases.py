@@ -100,7 +100,7 @@ def test_kv_heads_that_two_nodes_hold_count_twice() -> None:
     assert two - one == 2 * 2 * 16 * 64
 
 
-def test_of_experts_those_count_that_tokens_use() -> None:
+def test_only_experts_that_tokens_use_count() -> None:
     spec = tiny_spec(arch="mixtral", rope=Rope(layout="half"), n_experts=4, n_active_experts=1)
     every = dataclasses.replace(spec, n_active_experts=4)
     expert_weights = 2 * 3 * 64 * 128  # of one expert, in 2 layers

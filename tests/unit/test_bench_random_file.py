@@ -1,4 +1,4 @@
-"""A shape's file of random weights: whole or not there, told from others, refused where there is no room for it."""
+"""A shape's file of random weights: whole or not there, distinguished from others, refused without room on the disk."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         kept_shape(tiny_spec(), "tiny", SilentReporter())
 
 
-def test_titles_tell_models_apart() -> None:
+def test_titles_distinguish_models() -> None:
     assert shape_title("TinyLlama", FloatType.Q40, {}) == "tinyllama-q40"
     given = {"kv-heads": 2, "layers": 4}
     assert shape_title("tinyllama", FloatType.F16, given) == "tinyllama-f16-layers4-kvheads2"

@@ -46,6 +46,6 @@ def test_a_list_of_numbers_holds_each_once_in_its_order() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "1,,2", "1;2", "-1", "1.5", "x", "1e3", "²", "1001", "9" * 5000])
-def test_what_is_no_list_of_numbers_is_refused_with_its_flag(text: str) -> None:
+def test_a_text_that_is_no_list_of_numbers_is_refused_with_its_flag(text: str) -> None:
     with pytest.raises(UsageError, match=r"^--nodes .*expected numbers of 0 to 1000"):
         counts(text, "--nodes", 0, 1000)

@@ -112,7 +112,7 @@ def test_the_file_s_own_template_is_taken_and_its_tokens_are_named():
         (["<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"], "<s>User: Hello"),
     ],
 )
-def test_special_tokens_tell_the_template_of_a_file_without_one(specials, starts):
+def test_special_tokens_determine_the_template_of_a_file_without_one(specials, starts):
     plain = tiny_tokenizer_data()
     data = replace(
         plain,

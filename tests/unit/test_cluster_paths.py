@@ -82,7 +82,7 @@ def test_a_file_of_another_kind_is_called_what_it_is(tmp_path: Path, data: bytes
         ("\ufeffmodel: demo\nname: \u00e9\n", r":2:7: name: expected"),
     ],
 )
-def test_a_mistake_in_a_clusters_file_is_told_with_its_place(tmp_path: Path, text: str, says: str) -> None:
+def test_a_mistake_in_a_clusters_file_is_named_with_its_place(tmp_path: Path, text: str, says: str) -> None:
     with pytest.raises(ConfigError, match=rf"cluster\.yaml{says}"):
         write(tmp_path, text)
 

@@ -42,7 +42,7 @@ def literal(text: str) -> str:
 
 @pytest.mark.parametrize("longest", [True, False])
 @pytest.mark.parametrize("name", NAMES)
-def test_the_tokens_that_go_on_with_a_text_are_allowed_and_no_others(name: str, longest: bool) -> None:
+def test_only_the_tokens_that_can_continue_a_text_are_allowed(name: str, longest: bool) -> None:
     tokenizer = tokenizer_of(name)
     pieces = {
         token: piece
@@ -134,7 +134,7 @@ def test_the_vocabulary_is_made_once_however_many_grammars_come_at_once() -> Non
     assert sorted(asked) == list(range(288))
 
 
-def test_what_is_no_grammar_is_told_by_check_and_ends_no_thread_with_a_traceback(
+def test_check_refuses_a_text_that_is_no_grammar_and_no_thread_ends_with_a_traceback(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     died = []

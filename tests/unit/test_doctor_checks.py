@@ -124,7 +124,7 @@ def test_a_port_that_another_program_has_is_a_problem_that_names_it() -> None:
     assert found[1].text == f"{replies} (replies), {clients} (clients) on 127.0.0.1: free"
 
 
-def test_the_ports_of_a_root_elsewhere_are_told_one_by_one() -> None:
+def test_the_ports_of_a_root_elsewhere_are_reported_one_by_one() -> None:
     replies, steps, clients = free_ports(3)
     with socket.create_server(("127.0.0.1", clients)):
         found = list(ports.ports_elsewhere("127.0.0.1", Ports(replies=replies, steps=steps, clients=clients)))

@@ -1,4 +1,4 @@
-"""What nodes need, and what people are told where this computer does not have it."""
+"""The memory that nodes need, and the message where this computer does not have it."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def test_a_model_that_fits_is_not_refused_nor_one_whose_computer_does_not_tell()
 
 
 def test_the_nodes_of_one_computer_count_together() -> None:
-    told = refusal(wish(n_nodes=4, n_here=4), 22_400_000_000)
-    assert "needs 18.7 GB on each of 4 nodes, 74.7 GB for the 4 of them on this computer" in told
-    assert "4 nodes on computers of their own need 18.7 GB each" in told
+    sentence = refusal(wish(n_nodes=4, n_here=4), 22_400_000_000)
+    assert "needs 18.7 GB on each of 4 nodes, 74.7 GB for the 4 of them on this computer" in sentence
+    assert "4 nodes on computers of their own need 18.7 GB each" in sentence
     check_fits(wish(n_nodes=4, n_here=1), 22_400_000_000)
 
 
@@ -117,7 +117,7 @@ def test_less_than_one_answer_needs_is_refused_with_what_would_do() -> None:
     check_kv_memory(budget(2))
 
 
-def test_the_room_of_the_cache_is_told_in_positions_and_answers() -> None:
+def test_the_room_of_the_cache_is_given_in_positions_and_answers() -> None:
     one = budget()
     assert kv_room(1024, 4096, 16, one.node_bytes(1024)) == (
         "KV cache: room for 65,536 positions (16 answers of 4,096), 8.6 GB on each node"

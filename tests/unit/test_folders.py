@@ -273,7 +273,7 @@ def test_a_factor_that_params_json_does_not_use_is_refused(tmp_path, values):
         open_meta(folder)
 
 
-def test_a_path_tells_its_format(tmp_path, values):
+def test_a_format_is_known_by_its_path(tmp_path, values):
     hf, meta = write_hf(tmp_path / "hf", TINY, values), write_meta(tmp_path / "meta", TINY, values)
     with open_meta(meta) as expected:
         for path in (hf, hf / "model.safetensors", str(meta)):

@@ -79,7 +79,7 @@ def test_where_the_kernel_never_overcommits_what_it_has_promised_is_not_free(
     assert free_memory_bytes(tree.root) == free_mb * MB
 
 
-def test_a_computer_that_does_not_tell_is_not_guessed_at(tmp_path: Path) -> None:
+def test_a_computer_that_reports_nothing_is_not_guessed_at(tmp_path: Path) -> None:
     assert free_memory_bytes(tmp_path) is None
     assert usable_cores(tmp_path) >= 1
 

@@ -49,7 +49,7 @@ def refusal(names: list[str], file: str | None = None) -> str:
 # --- without FILE -------------------------------------------------------------------------------------------------
 
 
-def test_of_many_quantizations_the_usual_one_is_taken() -> None:
+def test_the_usual_quantization_of_many_is_taken() -> None:
     assert chosen(GGUFS) == Choice(("m.Q4_K_M.gguf",), "m.Q4_K_M.gguf")
 
 
@@ -57,13 +57,13 @@ def test_the_only_gguf_is_taken_whatever_it_is() -> None:
     assert chosen(["m-iq3_xxs.gguf", "mmproj-m.gguf"]).files == ("m-iq3_xxs.gguf",)
 
 
-def test_without_the_usual_quantization_the_others_are_told() -> None:
+def test_without_the_usual_quantization_the_others_are_listed() -> None:
     names = ["m-BF16.gguf", "m-UD-Q4_K_XL.gguf", *SPLIT]
     says = "the hub has 3 models: Q8_0, BF16, UD-Q4_K_XL; choose one, as org/m:Q8_0"
     assert refusal(names) == says
 
 
-def test_models_that_no_quantization_tells_apart_are_told_by_name() -> None:
+def test_models_of_the_same_quantization_are_listed_by_name() -> None:
     assert "2 models: a-Q8_0.gguf, b-Q8_0.gguf; choose one, as org/m:a-Q8_0.gguf" in refusal(
         ["a-Q8_0.gguf", "b-Q8_0.gguf"]
     )

@@ -1,4 +1,4 @@
-"""Signals are raised where work may be broken off, told where something runs, held back elsewhere."""
+"""Signals are raised where work may be broken off, passed on where something runs, held back elsewhere."""
 
 from __future__ import annotations
 
@@ -114,24 +114,24 @@ def test_a_signal_that_was_ignored_stays_ignored(number: signal.Signals) -> None
 
 @pytest.mark.parametrize("number", HEARD, ids=lambda number: number.name)
 def test_a_step_that_outlasts_its_time_is_broken_off(number: signal.Signals) -> None:
-    interrupts, told = Interrupts(), list[float]()
+    interrupts, calls = Interrupts(), list[float]()
     with (
         pytest.raises((KeyboardInterrupt, SystemExit)),
         interrupts.caught(),
-        interrupts.then(lambda: told.append(time.monotonic()), 0.05),
+        interrupts.then(lambda: calls.append(time.monotonic()), 0.05),
     ):
         spin(20, number)
-    assert len(told) == 1
-    assert time.monotonic() - told[0] < 5
+    assert len(calls) == 1
+    assert time.monotonic() - calls[0] < 5
 
 
 def test_a_step_that_ends_in_time_is_not_broken_off() -> None:
-    interrupts, told = Interrupts(), list[bool]()
+    interrupts, calls = Interrupts(), list[bool]()
     with interrupts.caught():
-        with interrupts.then(lambda: told.append(True), 0.05):
+        with interrupts.then(lambda: calls.append(True), 0.05):
             os.kill(os.getpid(), signal.SIGTERM)
         spin(0.2)
-    assert told == [True]
+    assert calls == [True]
 
 
 def test_signals_without_a_pause_do_not_put_off_that_a_step_is_broken_off() -> None:
@@ -141,19 +141,19 @@ def test_signals_without_a_pause_do_not_put_off_that_a_step_is_broken_off() -> N
     assert time.monotonic() < begun + 10
 
 
-def test_a_signal_before_the_run_is_told_to_it() -> None:
-    interrupts, told = Interrupts(), list[bool]()
+def test_a_signal_before_the_run_reaches_it() -> None:
+    interrupts, calls = Interrupts(), list[bool]()
     with interrupts.caught():
         signal.raise_signal(signal.SIGTERM)
-        with interrupts.then(lambda: told.append(True), 10):
+        with interrupts.then(lambda: calls.append(True), 10):
             pass
-    assert told == [True]
+    assert calls == [True]
 
 
 def test_a_signal_while_something_is_set_up_ends_it_and_is_not_forgotten() -> None:
-    interrupts, told = Interrupts(), list[bool]()
+    interrupts, calls = Interrupts(), list[bool]()
     with pytest.raises(SystemExit), interrupts.caught(), interrupts.raised():
         spin(20, signal.SIGTERM)
-    with interrupts.caught(), interrupts.then(lambda: told.append(True), 10):
+    with interrupts.caught(), interrupts.then(lambda: calls.append(True), 10):
         pass
-    assert told == [True]
+    assert calls == [True]

@@ -66,7 +66,7 @@ def test_types_of_single_tensors_and_the_kv_cache_and_experts_count():
     assert [name for name in experts if name.startswith("experts_")] == ["experts_gated_q40", "experts_down_q40"]
 
 
-def test_what_is_asked_for_by_one_name_brings_all_that_is_needed_beside_it():
+def test_one_name_fetches_every_file_that_is_needed_beside_it():
     assert group_of("repack_q41") == ("quantize", "product_q41", "repack_q41")
     assert all(name in group_of(name) for name in (*NAMES, *EXCHANGE_KERNELS))
     assert sum(map(cost_s, GROUPS.values())) > 0

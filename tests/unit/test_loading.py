@@ -93,7 +93,7 @@ def piece(size: int, offset: int = 0) -> tuple[Weights, list[bytes]]:
 
 @pytest.mark.parametrize("piece_bytes", [1, 50, 1000, 512 * 1024], ids=lambda n: f"pieces of {n}")
 @pytest.mark.parametrize("nodes", [2, 4])
-def test_what_is_delivered_piece_by_piece_is_the_plans_regions(
+def test_the_pieces_of_a_delivery_are_the_plans_regions(
     model: ModelFile, nodes: int, piece_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(root_slices, "PIECE_BYTES", piece_bytes)  # a row of this model has 36 to 512 bytes
@@ -249,7 +249,7 @@ def test_what_came_once_is_not_asked_for_again(model: ModelFile, tmp_path: Path)
         assert_is_the_plans(loading, model, plan, 1)
 
 
-def test_a_delivery_that_breaks_goes_on_at_the_byte_where_it_broke(
+def test_a_broken_delivery_resumes_at_the_byte_where_it_broke(
     model: ModelFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(root_slices, "PIECE_BYTES", 1000)
@@ -313,7 +313,7 @@ def test_a_copy_of_the_model_is_read_and_nothing_is_sent_or_kept(model: ModelFil
 
 
 @pytest.mark.parametrize("differs", ["everywhere", "at its end"])
-def test_of_a_copy_that_differs_nothing_is_used_from_there_on(model: ModelFile, tmp_path: Path, differs: str) -> None:
+def test_a_copy_that_differs_is_not_used_from_there_on(model: ModelFile, tmp_path: Path, differs: str) -> None:
     plan = Plan.make(model.spec, 2)
     other = tmp_path / "other.m"
     if differs == "everywhere":

@@ -1,4 +1,4 @@
-"""What people are told of a cluster that does not get ready."""
+"""The messages to people about a cluster that does not get ready."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ workers: [{name: worker1}, {name: pi2, host: 192.168.1.11}, {name: pi3, host: 19
 """
 
 
-def test_of_who_has_not_come_it_is_said_what_to_start_where_or_which_log_tells(
+def test_a_missing_worker_is_named_with_what_to_start_where_or_which_log_to_read(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DLLAMA_ZMQ_HOME", str(home))
@@ -32,8 +32,8 @@ def test_of_who_has_not_come_it_is_said_what_to_start_where_or_which_log_tells(
         "worker1 has not joined yet: see its log: dllama-zmq logs worker1 --cluster home.yaml; "
         "pi2 was lost: on 192.168.1.11: dllama-zmq worker 192.168.1.10 --security none"
     )
-    told = not_there(replace(file, private=True), absent)  # no command finds this one
-    assert f"worker1 has not joined yet: see its log: {home}/logs/pis/worker1.log; " in told
+    sentence = not_there(replace(file, private=True), absent)  # no command finds this one
+    assert f"worker1 has not joined yet: see its log: {home}/logs/pis/worker1.log; " in sentence
 
 
 def test_a_worker_that_the_root_does_not_know_needs_a_token_and_others_what_they_lack(

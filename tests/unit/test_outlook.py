@@ -112,7 +112,7 @@ def test_an_exchange_between_computers_takes_what_it_adds_between_two_nodes_here
     assert found.decoding_per_s == found.decoding.tokens_per_s
 
 
-def test_what_is_in_the_measured_link_is_not_counted_again() -> None:
+def test_costs_in_the_measured_link_are_not_counted_again() -> None:
     measured = Speeds(rates=RATES, link=Link(0.2e-3, 125e6), measured=True)
     assert measured.message_s == 0.0
     assert to_measure(wanted(None, None), measured=True) == [Nodes(1, 2)]
@@ -148,8 +148,8 @@ def test_nodes_of_one_computer_have_no_link() -> None:
 
 def test_the_fastest_is_said_where_there_is_a_choice() -> None:
     roomy = wanted(64 * GB, 64 * GB)
-    assert told(roomy, speeds())[0].startswith("fastest to decode: ")
-    assert not any("fastest" in one for one in told(wanted(64 * GB, 64 * GB, counts=[2]), speeds()))
+    assert advice_for(roomy, speeds())[0].startswith("fastest to decode: ")
+    assert not any("fastest" in one for one in advice_for(wanted(64 * GB, 64 * GB, counts=[2]), speeds()))
 
 
 def test_rates_that_are_needed_are_those_of_every_computer_and_of_an_exchange_here() -> None:
@@ -168,32 +168,32 @@ def test_the_fastest_is_chosen_among_those_that_may_fit() -> None:
     assert fastest([outlook(few, 2, None)]) is None
 
 
-def told(asked: Wanted, speed: Speeds | None = None) -> list[str]:
+def advice_for(asked: Wanted, speed: Speeds | None = None) -> list[str]:
     return advice(asked, [outlook(asked, n, speed) for n in asked.counts], speed, cores=2)
 
 
 def test_too_little_memory_is_said_with_what_would_do() -> None:
-    (here,) = told(wanted(4 * GB, 4 * GB))
+    (here,) = advice_for(wanted(4 * GB, 4 * GB))
     assert here.startswith("big.gguf needs ")
     assert "this computer has 4.0 GB free; 2 nodes need" in here
-    (there,) = told(wanted(5 * GB, 2 * GB, counts=[2]))
+    (there,) = advice_for(wanted(5 * GB, 2 * GB, counts=[2]))
     assert there.startswith("2 nodes: pi1 needs ")
     assert "for worker1 and has 2.0 GB: free some there" in there
 
 
-def test_what_is_not_known_is_said_with_the_flag_that_tells_it() -> None:
-    said = told(wanted(64 * GB, None), speeds(assumed=True))
+def test_an_unknown_figure_is_named_with_the_flag_that_gives_it() -> None:
+    said = advice_for(wanted(64 * GB, None), speeds(assumed=True))
     assert any("GB each on 2 nodes" in one and "--memory SIZE" in one for one in said)
     assert any("the link is assumed; --link RATE,TIME" in one for one in said)
-    assert not any("--link" in one for one in told(wanted(64 * GB, 64 * GB), speeds()))
+    assert not any("--link" in one for one in advice_for(wanted(64 * GB, 64 * GB), speeds()))
 
 
 def test_a_slow_link_is_said_with_what_helps() -> None:
-    bytes_said = told(wanted(64 * GB, 64 * GB), speeds(mbit=100, trip_s=1e-5))
+    bytes_said = advice_for(wanted(64 * GB, 64 * GB), speeds(mbit=100, trip_s=1e-5))
     assert any("mostly by its bytes: --sync q80" in one for one in bytes_said)
-    q80_said = told(wanted(64 * GB, 64 * GB, sync="q80"), speeds(mbit=10, trip_s=1e-5))
+    q80_said = advice_for(wanted(64 * GB, 64 * GB, sync="q80"), speeds(mbit=10, trip_s=1e-5))
     assert any("a faster link helps" in one for one in q80_said)
-    trips_said = told(wanted(64 * GB, 64 * GB), speeds(mbit=10_000, trip_s=3e-3))
+    trips_said = advice_for(wanted(64 * GB, 64 * GB), speeds(mbit=10_000, trip_s=3e-3))
     assert any("mostly by its round trips of 3.00 ms" in one for one in trips_said)
 
 
@@ -202,4 +202,4 @@ def test_more_threads_than_cores_are_said() -> None:
         return [Host("this computer", n_nodes, 1, None, [f"n{i}" for i in range(n_nodes)])]
 
     asked = Wanted("m", LLAMA8B, 512, "f16", "f32", "none", [1, 2, 4, 8], here)
-    assert told(asked)[-1] == "4 or 8 nodes share 2 cores of this computer: add nodes with computers"
+    assert advice_for(asked)[-1] == "4 or 8 nodes share 2 cores of this computer: add nodes with computers"

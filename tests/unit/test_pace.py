@@ -39,7 +39,7 @@ def test_where_rows_cost_nothing_a_prompt_gets_all_that_a_step_may_have() -> Non
     assert machine(0.0001, 0.1).rows(4) == 128
 
 
-def test_a_prompt_goes_on_where_every_row_costs_as_much_as_the_decoding_ones() -> None:
+def test_a_prompt_continues_where_every_row_costs_as_much_as_the_decoding_ones() -> None:
     assert machine(1.0).rows(1) == 4
 
 
@@ -59,7 +59,7 @@ def test_rows_that_have_become_dearer_are_soon_fewer() -> None:
     assert pace.rows(4) == 8
 
 
-def test_of_another_number_of_decoding_rows_the_nearest_known_one_below_says_it() -> None:
+def test_another_number_of_decoding_rows_uses_the_nearest_known_one_below() -> None:
     pace = machine(0.01, 0.16)
     assert pace.rows(9) == pace.rows(4)
     assert pace.rows(3) == pace.rows(1)

@@ -93,7 +93,7 @@ def test_the_modules_do_what_they_say(tmp_path: Path) -> None:
         pytest.skip("Node.js (node) is not installed; it runs tests/page/*.test.js")
     shutil.copytree(PAGE, tmp_path / "page")
     shutil.copytree(Path(__file__).parents[1] / "page", tmp_path / "tests", ignore=shutil.ignore_patterns("*.py"))
-    (tmp_path / "package.json").write_text('{"type": "module"}')  # what a browser is told by type="module"
+    (tmp_path / "package.json").write_text('{"type": "module"}')  # as type="module" says to a browser
     tests = sorted(str(path) for path in (tmp_path / "tests").iterdir())
     ran = subprocess.run([node, "--test", *tests], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stdout + ran.stderr

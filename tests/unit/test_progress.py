@@ -18,11 +18,11 @@ from dllama_zmq.cli.notes import note
 from dllama_zmq.cli.progress import Arrivals, Display, duration
 
 MB = 1_000_000
-Told = Callable[[Callable[[Display, float], None], float], list[tuple[float, str]]]
+DisplayOf = Callable[[Callable[[Display, float], None], float], list[tuple[float, str]]]
 
 
 @pytest.fixture
-def told(capsys: pytest.CaptureFixture[str]) -> Told:
+def display_of(capsys: pytest.CaptureFixture[str]) -> DisplayOf:
     """When each plain line was said, where `happen` is called every 0.1 s with the display and the time."""
 
     def lines(happen: Callable[[Display, float], None], until_s: float) -> list[tuple[float, str]]:
@@ -38,57 +38,59 @@ def told(capsys: pytest.CaptureFixture[str]) -> Told:
     return lines
 
 
-def test_what_lasts_is_said_within_two_seconds_and_then_less_and_less_often(told: Told) -> None:
-    said = told(lambda display, now: display.activity("reading"), 100.0)
+def test_what_lasts_is_said_within_two_seconds_and_then_less_and_less_often(display_of: DisplayOf) -> None:
+    said = display_of(lambda display, now: display.activity("reading"), 100.0)
     assert [round(at) for at, _ in said] == [2, 5, 10, 30, 60, 90]
     assert [text for _, text in said[:3]] == ["reading (2 s)", "reading (5 s)", "reading (10 s)"]
 
 
-def test_what_is_over_soon_is_not_said_and_what_follows_is_said_within_two_seconds(told: Told) -> None:
-    said = told(lambda display, now: display.activity("reading" if now < 1.4 else "repacking"), 4.0)
+def test_short_work_is_not_shown_and_the_next_is_shown_within_two_seconds(display_of: DisplayOf) -> None:
+    said = display_of(lambda display, now: display.activity("reading" if now < 1.4 else "repacking"), 4.0)
     assert said == [(1.5, "repacking (0 s)")]
 
 
-def test_many_short_things_one_after_the_other_are_never_silent_for_two_seconds(told: Told) -> None:
-    said = told(lambda display, now: display.activity(f"part {now // 1:.0f}"), 20.0)
+def test_many_short_things_one_after_the_other_are_never_silent_for_two_seconds(display_of: DisplayOf) -> None:
+    said = display_of(lambda display, now: display.activity(f"part {now // 1:.0f}"), 20.0)
     times = [0.0, *(at for at, _ in said), 20.0]
     assert max(b - a for a, b in itertools.pairwise(times)) <= 2.0
 
 
-def test_bytes_have_an_amount_a_speed_and_a_time_left(told: Told) -> None:
+def test_bytes_have_an_amount_a_speed_and_a_time_left(display_of: DisplayOf) -> None:
     def happen(display: Display, now: float) -> None:
         display.activity("the root reads its part of the model", round(now * 1.2e9), 68_000_000_000)
 
-    (_, first), (_, second) = told(happen, 6.0)
+    (_, first), (_, second) = display_of(happen, 6.0)
     assert first == "the root reads its part of the model: 1.8 of 68.0 GB, 1.2 GB/s, 55 s left"
     assert second == "the root reads its part of the model: 6.0 of 68.0 GB, 1.2 GB/s, 52 s left"
 
 
-def test_tokens_have_a_speed_and_a_share_has_none(told: Told) -> None:
-    said = told(lambda display, now: display.activity("evaluating the prompt", round(now * 10), 300, "tokens"), 2.0)
+def test_tokens_have_a_speed_and_a_share_has_none(display_of: DisplayOf) -> None:
+    said = display_of(
+        lambda display, now: display.activity("evaluating the prompt", round(now * 10), 300, "tokens"), 2.0
+    )
     assert [text for _, text in said] == ["evaluating the prompt: 15 of 300 tokens, 10.0 tokens/s, 28 s left"]
-    said = told(lambda display, now: display.activity("compiling", round(now), 31, "%"), 2.0)
+    said = display_of(lambda display, now: display.activity("compiling", round(now), 31, "%"), 2.0)
     assert said[0][1].startswith("compiling: 6%")
 
 
-def test_what_does_not_move_says_for_how_long(told: Told) -> None:
-    said = told(lambda display, now: display.activity("evaluating the prompt", 0, 300, "tokens"), 6.0)
+def test_what_does_not_move_says_for_how_long(display_of: DisplayOf) -> None:
+    said = display_of(lambda display, now: display.activity("evaluating the prompt", 0, 300, "tokens"), 6.0)
     assert said[1][1] == "evaluating the prompt: 0 of 300 tokens, 5 s"
 
 
-def test_a_speed_is_that_of_what_came_since_and_falls_where_nothing_comes(told: Told) -> None:
+def test_a_speed_is_that_of_what_came_since_and_falls_where_nothing_comes(display_of: DisplayOf) -> None:
     def happen(display: Display, now: float) -> None:
         display.activity("m.gguf", 40 * MB if now == 0 else 50 * MB, 100 * MB)
 
-    assert [text for _, text in told(happen, 10.5)] == [
+    assert [text for _, text in display_of(happen, 10.5)] == [
         "m.gguf: 50.0 of 100.0 MB, 6.7 MB/s, 8 s left",
         "m.gguf: 50.0 of 100.0 MB, 2.0 MB/s, 25 s left",
         "m.gguf: 50.0 of 100.0 MB, 1.0 MB/s, 50 s left",
     ]
 
 
-def test_at_rest_nothing_is_said(told: Told) -> None:
-    assert told(lambda display, now: display.activity("reading" if now < 1 else ""), 10.0) == []
+def test_at_rest_nothing_is_said(display_of: DisplayOf) -> None:
+    assert display_of(lambda display, now: display.activity("reading" if now < 1 else ""), 10.0) == []
 
 
 def test_a_thread_says_it_where_the_one_that_works_cannot(capsys: pytest.CaptureFixture[str]) -> None:
@@ -104,8 +106,8 @@ def test_a_thread_says_it_where_the_one_that_works_cannot(capsys: pytest.Capture
     assert capsys.readouterr().err == ""
 
 
-def test_a_thing_without_an_amount_may_follow_one_with_it(told: Told) -> None:
-    said = told(
+def test_a_thing_without_an_amount_may_follow_one_with_it(display_of: DisplayOf) -> None:
+    said = display_of(
         lambda display, now: display.activity("reading", 1, 2) if now < 2 else display.activity("starting"), 5.0
     )
     assert [text for _, text in said] == ["reading: 1 of 2 bytes, 2 s", "starting (1 s)"]
@@ -172,7 +174,7 @@ def status(*workers: NodeStatus) -> Status:
     return a_status(node("root", "ready"), *workers)
 
 
-def arriving(told: Told, workers_at: Callable[[float], list[NodeStatus]], until_s: float) -> list[str]:
+def arriving(display_of: DisplayOf, workers_at: Callable[[float], list[NodeStatus]], until_s: float) -> list[str]:
     """What is said of workers as they are at times."""
     arrivals: list[Arrivals] = []
 
@@ -180,29 +182,29 @@ def arriving(told: Told, workers_at: Callable[[float], list[NodeStatus]], until_
         arrivals.append(arrivals[0] if arrivals else Arrivals(display, display._clock))
         arrivals[0].show(status(*workers_at(now)))
 
-    return [text for _, text in told(happen, until_s)]
+    return [text for _, text in display_of(happen, until_s)]
 
 
-def test_a_worker_that_loads_within_a_second_takes_one_line(told: Told) -> None:
+def test_a_worker_that_loads_within_a_second_takes_one_line(display_of: DisplayOf) -> None:
     states = ["absent", "loading", "loading", "loaded", "ready", "ready"]
-    said = arriving(told, lambda now: [node("worker1", states[round(now * 10)])], 0.6)
+    said = arriving(display_of, lambda now: [node("worker1", states[round(now * 10)])], 0.6)
     assert said == ["worker1 has its weights, 4.0 MB in 0.4 s"]
 
 
-def test_of_those_who_are_on_their_way_it_is_said_what_each_does(told: Told) -> None:
+def test_what_each_worker_on_its_way_does_is_said(display_of: DisplayOf) -> None:
     workers = [node("a", "ready", 4 * MB), node("b", "loading", MB), node("c", "loading", 4 * MB), node("d", "absent")]
-    said = arriving(told, lambda now: workers, 6.0)
+    said = arriving(display_of, lambda now: workers, 6.0)
     words = "b receives its weights; c gets ready; d has not joined yet: 1.0 of 4.0 MB"
     assert said == ["a has its weights, 4.0 MB in 0.4 s", f"{words}, 2 s", f"{words}, 5 s"]
 
 
-def test_what_a_worker_does_with_its_weights_is_said_with_a_share(told: Told) -> None:
+def test_what_a_worker_does_with_its_weights_is_said_with_a_share(display_of: DisplayOf) -> None:
     workers = [node("a", "loading", MB, doing="compiles kernels", kept_bytes=3 * MB), node("b", "absent")]
-    (line,) = arriving(told, lambda now: workers, 2.0)
+    (line,) = arriving(display_of, lambda now: workers, 2.0)
     assert line == "a compiles kernels; b has not joined yet: 40%, 2 s"
 
 
-def test_of_several_that_receive_each_has_its_speed_and_its_time_left(told: Told) -> None:
+def test_each_of_several_that_receive_has_its_speed_and_its_time_left(display_of: DisplayOf) -> None:
     def workers_at(now: float) -> list[NodeStatus]:
         return [
             node("a", "loading", round(now * MB)),
@@ -210,26 +212,26 @@ def test_of_several_that_receive_each_has_its_speed_and_its_time_left(told: Told
             node("c", "ready"),
         ]
 
-    said = arriving(told, workers_at, 2.0)[-1]
+    said = arriving(display_of, workers_at, 2.0)[-1]
     assert said == (
         "a receives its weights (1.0 MB/s, 2 s left); b receives its weights (500.0 kB/s, 4 s left): "
         "2.2 of 7.0 MB, 1.5 MB/s, 3 s left"
     )
 
 
-def test_what_a_worker_had_itself_is_said(told: Told) -> None:
-    said = arriving(told, lambda now: [node("a", "loaded", MB, kept_bytes=3 * MB)], 0.2)
+def test_what_a_worker_had_itself_is_said(display_of: DisplayOf) -> None:
+    said = arriving(display_of, lambda now: [node("a", "loaded", MB, kept_bytes=3 * MB)], 0.2)
     assert said == ["a has its weights, 4.0 MB in 0.4 s (3.0 MB were there)"]
 
 
-def test_of_many_workers_some_are_named_and_the_others_counted(told: Told) -> None:
-    (line,) = arriving(told, lambda now: [node(f"w{i}", "absent") for i in range(7)], 2.0)
+def test_some_of_many_workers_are_named_and_the_others_counted(display_of: DisplayOf) -> None:
+    (line,) = arriving(display_of, lambda now: [node(f"w{i}", "absent") for i in range(7)], 2.0)
     assert line == "w0 has not joined yet; w1 has not joined yet; w2 has not joined yet; and 4 more (2 s)"
 
 
-def test_a_worker_that_is_lost_is_told_at_once(told: Told) -> None:
+def test_a_worker_that_is_lost_is_reported_at_once(display_of: DisplayOf) -> None:
     lost = node("worker1", "absent", reason="was lost: its connection broke")
-    said = arriving(told, lambda now: [node("worker1", "loading") if now < 0.1 else lost], 0.3)
+    said = arriving(display_of, lambda now: [node("worker1", "loading") if now < 0.1 else lost], 0.3)
     assert said == ["worker1 was lost: its connection broke"]
 
 

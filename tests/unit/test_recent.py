@@ -39,7 +39,7 @@ def test_another_node_takes_its_place() -> None:
     assert recent.times().slowest == "pi4"
 
 
-def test_between_one_span_and_two_of_steps_are_told_with_their_tokens() -> None:
+def test_the_report_covers_one_to_two_spans_of_steps_with_their_tokens() -> None:
     recent = Recent(SPAN_S)
     for _ in range(5 * STEPS_OF_SPAN):
         add(recent, 1)
@@ -50,7 +50,7 @@ def test_between_one_span_and_two_of_steps_are_told_with_their_tokens() -> None:
     assert STEPS_OF_SPAN <= recent.times().steps <= 2 * STEPS_OF_SPAN + 1
 
 
-def test_of_long_steps_at_least_twenty_are_told() -> None:
+def test_the_report_covers_at_least_twenty_long_steps() -> None:
     recent = Recent(SPAN_S)
     for _ in range(100):
         recent.add(128, 2 * SPAN_S, {"root": NodeTimes(1.0)})

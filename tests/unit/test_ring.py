@@ -148,7 +148,7 @@ def test_a_damaged_file_of_keys_is_refused_with_its_line_and_changes_nothing_whi
 
 
 @pytest.mark.parametrize("text", ["", "a" * 39, "a" * 41, "#" * 40, "~" * 40, "é" * 40, "a" * 35 + "\n" + "aaaa"])
-def test_what_is_no_key_is_no_public_key(text: str) -> None:
+def test_a_text_that_is_no_key_is_no_public_key(text: str) -> None:
     with pytest.raises(TrustError, match="is no public key"):
         check_public(text)
 

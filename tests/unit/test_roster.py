@@ -86,7 +86,7 @@ def test_a_reserved_place_is_only_for_who_asks_for_it_by_name() -> None:
     assert joined(place, b"3", "a").name == "a"
 
 
-def test_a_foreign_name_is_refused_for_good_and_told_which_names_there_are() -> None:
+def test_a_foreign_name_is_refused_for_good_with_the_names_that_there_are() -> None:
     refusal = join(roster("a", "b"), b"1", "z")
     assert refusal == Refuse("no worker of this cluster is called 'z'; its workers are a, b", retry=False)
 

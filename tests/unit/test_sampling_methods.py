@@ -286,5 +286,5 @@ def test_only_what_changes_logits_lists_ids():
         (Sampling(1.0, typical_p=0.5, min_p=0.1), 64),
     ],
 )
-def test_as_many_candidates_are_asked_for_at_first_as_are_told_or_needed(sampling, k):
+def test_the_first_ask_is_for_the_candidates_that_the_request_names_or_sampling_needs(sampling, k):
     assert sampling.initial_k() == k

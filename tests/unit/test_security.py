@@ -41,9 +41,11 @@ def test_what_a_network_can_reach_is_secured_and_nothing_else(endpoint: str, sec
         (zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL, 104, False, ""),
     ],
 )
-def test_a_failed_handshake_is_told_as_far_as_it_is_known(event: int, value: int, has_keys: bool, words: str) -> None:
+def test_a_failed_handshake_is_explained_as_far_as_it_is_known(
+    event: int, value: int, has_keys: bool, words: str
+) -> None:
     peer = Peer(KeyPair.new(), KeyPair.new().public) if has_keys else None
-    told = why_failed(event, value, "tcp://pi1:5570", peer)
-    assert words in told
-    assert ("tcp://pi1:5570" in told) is bool(words)
-    assert peer is None or peer.keys.secret not in told
+    sentence = why_failed(event, value, "tcp://pi1:5570", peer)
+    assert words in sentence
+    assert ("tcp://pi1:5570" in sentence) is bool(words)
+    assert peer is None or peer.keys.secret not in sentence

@@ -91,26 +91,26 @@ def test_where_no_helper_can_be_started_all_is_left(be, monkeypatch):
     assert (list(left), made) == (NAMES, {})
 
 
-def test_what_is_made_is_kept_at_once_and_how_far_it_is_is_told_all_the_time(be):
+def test_a_compiled_kernel_is_kept_at_once_and_progress_is_reported_all_the_time(be):
     be(SLOW)
-    kept, told, times = dict[str, bytes](), list[Compiling](), [time.monotonic()]
+    kept, reports, times = dict[str, bytes](), list[Compiling](), [time.monotonic()]
 
     def keep(name: str, code: bytes) -> None:
         kept[name] = code
-        assert told or len(kept) < len(NAMES), "nothing was told before all was made"
+        assert reports or len(kept) < len(NAMES), "no report before all was made"
 
     def tell(now: Compiling) -> None:
-        told.append(now)
+        reports.append(now)
         times.append(time.monotonic())
 
     made = compile_objects(NAMES, keep, tell)
     assert kept == made == {name: name.upper().encode() for name in NAMES}
-    assert told[-1].fraction == 1.0
-    assert all(0 <= now.fraction < 1 and now.spent_s <= now.expected_s for now in told[:-1])
-    assert [now.fraction for now in told] == sorted(now.fraction for now in told)
-    assert [now.spent_s for now in told] == sorted(now.spent_s for now in told)
+    assert reports[-1].fraction == 1.0
+    assert all(0 <= now.fraction < 1 and now.spent_s <= now.expected_s for now in reports[:-1])
+    assert [now.fraction for now in reports] == sorted(now.fraction for now in reports)
+    assert [now.spent_s for now in reports] == sorted(now.spent_s for now in reports)
     assert max(later - earlier for earlier, later in pairwise(times)) < 2
-    assert str(told[-1]).startswith("compiling kernels for this CPU, once: ")
+    assert str(reports[-1]).startswith("compiling kernels for this CPU, once: ")
 
 
 def test_a_slow_computer_shows_in_how_long_it_is_expected_to_take(be, monkeypatch):
@@ -118,11 +118,11 @@ def test_a_slow_computer_shows_in_how_long_it_is_expected_to_take(be, monkeypatc
     monkeypatch.setattr(module, "cost_s", lambda names: 1e-3 * len(list(names)))
     monkeypatch.setattr(module, "_START_S", 1e-3)
     monkeypatch.setattr(module, "_REPORT_S", 0.02)
-    told, kept_at = list[Compiling](), list[float]()
+    reports, kept_at = list[Compiling](), list[float]()
     begun = time.monotonic()
-    compile_objects(NAMES, lambda name, code: kept_at.append(time.monotonic() - begun), told.append)
+    compile_objects(NAMES, lambda name, code: kept_at.append(time.monotonic() - begun), reports.append)
     start_s = kept_at[0]  # on a busy computer helpers take long to start, and their work here is a sleep
-    whole_s = told[-1].spent_s - start_s
+    whole_s = reports[-1].spent_s - start_s
     assert whole_s > 20e-3, "not slower than expected"
-    half = next(now for now in told if now.fraction > 0.5)
+    half = next(now for now in reports if now.fraction > 0.5)
     assert 0.25 * whole_s < half.spent_s - start_s < 0.9 * whole_s

@@ -116,7 +116,7 @@ def test_a_disk_that_is_full_costs_the_cache_and_one_line(tmp_path: Path, caplog
     np.testing.assert_array_equal(cache.read(first, 100), one)
 
 
-def test_a_disk_that_is_full_for_two_slices_at_once_is_told_once(
+def test_a_disk_that_is_full_for_two_slices_at_once_is_reported_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     cache = SliceCache(tmp_path)
@@ -182,7 +182,7 @@ def test_what_a_worker_has_found_there_makes_no_room_for_its_next_slices(tmp_pat
     assert {path.name for path in tmp_path.iterdir()} == {slices[i][0] for i in (0, 1, 3)}
 
 
-def test_the_beginning_that_a_worker_goes_on_with_makes_no_room_for_its_next_slices(tmp_path: Path) -> None:
+def test_the_beginning_of_a_slice_that_a_worker_resumes_is_not_evicted_for_its_next_slices(tmp_path: Path) -> None:
     (sha256, data), other = a_slice(1), a_slice(2)
     begun = SliceCache(tmp_path).part(sha256, len(data), begin=True)
     assert begun is not None

@@ -59,7 +59,7 @@ def test_they_are_of_the_bytes_of_each_nodes_region_in_file_order(model: ModelFi
 
 
 @pytest.mark.parametrize("n_nodes", [2, 8])
-def test_of_columns_within_a_block_they_are_of_the_whole_block(tmp_path: Path, n_nodes: int) -> None:
+def test_they_are_of_the_whole_block_for_columns_within_it(tmp_path: Path, n_nodes: int) -> None:
     spec = tiny_spec(dim=256, hidden_dim=768, n_heads=8, n_kv_heads=2, weight_type=FloatType.Q5_K)
     whole = dict(tiny_tensors(spec))
     with open_model(write_llama(tmp_path / "k.gguf", spec, whole.items())) as model:
@@ -80,7 +80,7 @@ def test_at_the_next_start_the_model_is_not_read_for_them(model: ModelFile, tmp_
     assert hashes(again, tmp_path / "hashes") == first
 
 
-def test_of_a_model_that_was_changed_they_are_made_anew(model: ModelFile, tmp_path: Path) -> None:
+def test_they_are_made_anew_when_the_model_was_changed(model: ModelFile, tmp_path: Path) -> None:
     first = hashes(model, tmp_path / "hashes")
     status = model.path.stat()
     data = bytearray(model.path.read_bytes())
@@ -125,7 +125,7 @@ def test_the_end_of_a_root_does_not_wait_until_a_large_model_is_hashed(model: Mo
     n_read, reads, may_read = [], threading.Event(), threading.Event()
 
     class SlowDisk:
-        """The model on a disk that gives its second piece when it is told to."""
+        """The model on a disk that gives its second piece when the test lets it."""
 
         def __getattr__(self, name: str) -> Any:
             return getattr(model, name)

@@ -24,7 +24,7 @@ Host key verification failed.
 
 
 @pytest.mark.parametrize(
-    ("said", "told"),
+    ("said", "expected"),
     [
         (CHANGED, 'HAS CHANGED!: the computer .*, run `ssh-keygen -f "/home/me/.ssh/known_hosts" -R "192.168.1.12"`'),
         ("@ REMOTE HOST IDENTIFICATION HAS CHANGED! @\n", "run `ssh-keygen -R 192.168.1.12`, then `ssh pi@192"),
@@ -45,9 +45,9 @@ Host key verification failed.
         ("\n \n", "it ended without a message"),
     ],
 )
-def test_the_line_that_tells_the_most_comes_with_what_to_do(said: str, told: str) -> None:
+def test_the_most_telling_line_comes_with_what_to_do(said: str, expected: str) -> None:
     sentence = failure(TO, said)
     assert sentence.startswith(f"ssh {TO}: ")
     assert "\n" not in sentence
     assert "@@" not in sentence
-    assert re.search(told, sentence), sentence
+    assert re.search(expected, sentence), sentence

@@ -115,8 +115,8 @@ class Root:
         return name.encode(), Partial(self.epoch, self.steps.step, stage, [HEAD]), [OWN.tobytes()]
 
 
-def told(actions: Sequence[Action]) -> list[tuple[str, str, Message]]:
-    """Who is told what, under which name it is metered; everybody is *."""
+def sent(actions: Sequence[Action]) -> list[tuple[str, str, Message]]:
+    """The messages sent: to whom (everybody is *), under which metered name, what."""
     found = []
     for action in actions:
         assert isinstance(action, Send | Publish)
@@ -127,7 +127,7 @@ def told(actions: Sequence[Action]) -> list[tuple[str, str, Message]]:
 
 def test_a_step_begins_with_a_message_to_all_and_not_before_all_have_heard_the_beacon() -> None:
     root = Root(3)
-    assert [(name, kind, type(message)) for name, kind, message in told(root.begun)] == [("*", "step", Step)]
+    assert [(name, kind, type(message)) for name, kind, message in sent(root.begun)] == [("*", "step", Step)]
     root.roster.new_epoch()
     (failed,) = root.steps.begin([(0, 1)], [], [(HEAD, OWN.tobytes())])
     assert isinstance(failed, Failed)
@@ -136,8 +136,8 @@ def test_a_step_begins_with_a_message_to_all_and_not_before_all_have_heard_the_b
 
 
 @pytest.mark.parametrize(("n_workers", "kinds"), [(1, ["sum"]), (3, [])])
-def test_of_two_nodes_the_root_publishes_its_part_at_once(n_workers: int, kinds: list[str]) -> None:
-    assert [kind for _, kind, _ in told(Root(n_workers).steps.start(OWN))] == kinds
+def test_with_two_nodes_the_root_publishes_its_part_at_once(n_workers: int, kinds: list[str]) -> None:
+    assert [kind for _, kind, _ in sent(Root(n_workers).steps.start(OWN))] == kinds
 
 
 def test_a_waiting_root_pings_every_worker_every_quarter_of_a_second_with_the_stage() -> None:
@@ -149,7 +149,7 @@ def test_a_waiting_root_pings_every_worker_every_quarter_of_a_second_with_the_st
         assert root.steps.wake_at == then
         assert root.steps.hear(then - 0.01, root.part("worker2")) == []
         ping = Ping(root.epoch, 1, 1)
-        assert told(root.steps.hear(then)) == [(name, "ping", ping) for name in root.names]
+        assert sent(root.steps.hear(then)) == [(name, "ping", ping) for name in root.names]
 
 
 @pytest.mark.parametrize(
@@ -161,14 +161,16 @@ def test_a_waiting_root_pings_every_worker_every_quarter_of_a_second_with_the_st
         (2, 5, "layer 1, attention"),
     ],
 )
-def test_who_does_not_answer_in_time_is_named_given_up_and_told(n_batches: int, stage: int, where: str) -> None:
+def test_a_worker_that_does_not_answer_in_time_is_named_given_up_and_sent_a_bye(
+    n_batches: int, stage: int, where: str
+) -> None:
     root = Root(3)
     root.wait_for(stage, n_batches, 10.0)
     root.steps.hear(10.1, root.part("worker2", stage))
     root.steps.hear(12.9)
     *byes, failed = root.steps.hear(13.5, (b"worker3", BeaconAck(1), []))  # a message, as it may be one of a flood
-    assert [(name, kind) for name, kind, _ in told(byes)] == [("worker1", "bye"), ("worker3", "bye")]
-    assert told(byes)[0][2] == Bye(True, "worker1 did not answer for 3.5 s")
+    assert [(name, kind) for name, kind, _ in sent(byes)] == [("worker1", "bye"), ("worker3", "bye")]
+    assert sent(byes)[0][2] == Bye(True, "worker1 did not answer for 3.5 s")
     assert isinstance(failed, Failed)
     assert isinstance(failed.error, WorkerLost)
     assert f"worker1, worker3 did not answer at step 1, {where} for 3.5 s; " in str(failed.error)
@@ -195,7 +197,7 @@ def test_who_lacks_what_its_part_needs_gets_what_was_said_last(
     assert root.steps.hear(0.0, (b"worker1", Resend(root.epoch, 2, waits_for), [])) == []
     said = root.steps.hear(0.0, (b"worker1", Resend(root.epoch, 1, waits_for), []))
     assert all(action.name == "worker1" and action.kind == "again" for action in said)  # type: ignore[union-attr]
-    messages = [message for _, _, message in told(said)]
+    messages = [message for _, _, message in sent(said)]
     assert [("sum", message.stage) for message in messages if isinstance(message, Sum)] == again
 
 

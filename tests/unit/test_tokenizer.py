@@ -294,7 +294,7 @@ def test_a_word_of_llama_3_that_is_a_token_is_that_token_although_its_merges_lea
         assert [tokenizer.piece(token) for token in tokenizer.encode("xbcdb", bos=False)] == [b"x", b"bc", b"d", b"b"]
 
 
-def test_of_two_special_tokens_at_one_place_the_longer_is_found():
+def test_the_longer_of_two_special_tokens_at_one_place_is_found():
     n = len(RANKED)
     names = [b"<|a|>", b"<|a|><|b|>", b"<|b|>"]
     tokenizer = of_t(TokenizerData([*RANKED, *names], [0.0] * (n + 3), n, (n,)))

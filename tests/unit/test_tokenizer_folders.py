@@ -1,4 +1,4 @@
-"""The tokenizer of a folder: which of its files say what, and what of them is doubted, left out or told."""
+"""The tokenizer of a folder: which file gives what, and what is doubted, left out or warned of."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_what_training_saved_does_not_cut_or_fill_a_prompt(tmp_path):
             assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-def test_a_dropout_that_training_saved_is_switched_off_and_told():
+def test_a_dropout_that_training_saved_is_switched_off_with_a_warning():
     file = json.loads((GOLDEN / "gpt2.json").read_text("utf-8"))
     file["model"]["dropout"] = 0.9
     tokenizer = of_json(json.dumps(file), CONFIGS["gpt2.json"], "a.json")
@@ -158,7 +158,7 @@ def with_end_after(name: str) -> str:
     ],
     ids=["sentencepiece", "tokenizer.json", "post_processor", "GGUF of llama", "GGUF of gpt2"],
 )
-def test_an_end_that_a_file_puts_after_each_text_is_not_put_and_told(plain, ending):
+def test_an_end_that_a_file_puts_after_each_text_is_left_out_with_a_warning(plain, ending):
     spec = tiny_spec(vocab_size=1000)
     assert ending().encode("the end") == plain().encode("the end")
     assert "it adds an end token to each text (add_eos_token, or its post_processor)" in ending().mismatch_warning(spec)
@@ -188,7 +188,7 @@ def test_an_eos_in_config_json_alone_is_found(tmp_path):
     assert tokenizer.specials["<|im_end|>"] in tokenizer.eos_ids  # config.json seldom lists the ends of a turn
 
 
-def test_added_tokens_beyond_the_embedding_are_allowed_and_told(tmp_path):
+def test_added_tokens_beyond_the_embedding_are_allowed_with_a_warning(tmp_path):
     tokenizer = read_tokenizer(write_folder(tmp_path / "a", "a token of the config alone"))
     assert tokenizer.vocab_size == 1001
     tokenizer.check_fits(tiny_spec(vocab_size=1000), "a.safetensors")

@@ -176,7 +176,7 @@ def test_a_grammar_of_the_user_s_own_is_of_the_whole_answer():
         assert AnswerGrammars(template_of("qwen3"), "<think>\n").after_thinking(own) is own
 
 
-def test_templates_tell_whether_models_may_think():
+def test_templates_show_whether_models_may_think():
     thinking = {path.stem for path in FOLDER.glob("*.jinja") if may_think(path.read_text("utf-8"))}
     assert thinking >= {"qwen3", "deepseek-r1-distill", "deepseek-v3.1", "magistral"}
     assert not thinking & {"llama2", "llama3", "chatml", "zephyr", "gemma", "phi3", "mistral-v7"}

@@ -20,8 +20,8 @@ HEAD = ArrayHead("f32", 1, 2)
 SILENCE_S = 3.0
 
 
-def told(actions: Sequence[Action]) -> list[Message]:
-    """What the root is told."""
+def sent_to_root(actions: Sequence[Action]) -> list[Message]:
+    """The messages that the root gets."""
     assert all(isinstance(action, Send) for action in actions)
     return [decode(action.frames, TO_ROOT)[0] for action in actions if isinstance(action, Send)]
 
@@ -79,9 +79,9 @@ def test_a_worker_asks_for_what_it_is_believed_to_have_when_it_is_asked_twice(
 ) -> None:
     idle, waiting = worker(), worker()
     waiting.wait(0.0)
-    asked = [told(idle.answer_ping(Ping(*ping))) for ping in pings]
+    asked = [sent_to_root(idle.answer_ping(Ping(*ping))) for ping in pings]
     assert list(chain.from_iterable(asked)) == [Resend(*numbers) for numbers in missed]
-    assert [told(waiting.hear(0.0, (Ping(*ping), []))) for ping in pings] == asked
+    assert [sent_to_root(waiting.hear(0.0, (Ping(*ping), []))) for ping in pings] == asked
 
 
 def test_a_worker_leaves_a_root_that_says_nothing_and_any_word_will_do() -> None:
