@@ -25,7 +25,6 @@ from dllama_zmq.kernels import KernelChoice, choose_kernels
 from dllama_zmq.quants import BlockMatrix
 from dllama_zmq.spec import FloatType
 
-PRODUCT = "mv q40"
 ROWS, COLUMNS = 32768, 4096
 WEIGHT_BYTES = ROWS * FloatType.Q40.row_bytes(COLUMNS)
 N_MATRICES = 4
@@ -62,7 +61,7 @@ class Products:
         return self.taken[0] * max(self.per_s) / self.read_bytes_per_s
 
 
-def measure_products(threads: int, choice: KernelChoice, weight_type: FloatType = FloatType.Q40) -> Products:
+def measure_products(threads: int, choice: KernelChoice, weight_type: FloatType) -> Products:
     """The products of `threads` threads.
 
     A round is one pass over the reader's memory, then products for the same time; all take 1 to 4 s. The best round of
@@ -91,12 +90,19 @@ def measure_products(threads: int, choice: KernelChoice, weight_type: FloatType 
     return Products(weight_type, n_rows, products_per_s, reader.n_bytes / min(passes_s), reader.read_by)
 
 
-def product_row(threads: int, choice: KernelChoice) -> Row:
-    """The row of the product of Q40 on `threads` threads, with memory read and BLAS, without the fields that all rows
-    share."""
-    found = measure_products(threads, choice)
+def product_row(threads: int, choice: KernelChoice, weight_type: FloatType) -> Row:
+    """The row of the product of a type of weights on `threads` threads, with memory read and BLAS, without the fields
+    that all rows share."""
+    found = measure_products(threads, choice, weight_type)
     return {
-        **figures(PRODUCT, Nodes(1, threads), found.per_s, found.taken, found.read_bytes_per_s, best=True),
+        **figures(
+            f"mv {weight_type.name.lower()}",
+            Nodes(1, threads),
+            found.per_s,
+            found.taken,
+            found.read_bytes_per_s,
+            best=True,
+        ),
         "read_by": found.read_by,
         "blas_gmac_per_s": _blas_macs_per_s(threads) / 1e9,
     }

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import msgspec
 
 from dllama_zmq.bench.cases import Nodes
-from dllama_zmq.bench.machine import BLAS_SHAPES, COLUMNS, N_MATRICES, PRODUCT, ROWS
+from dllama_zmq.bench.machine import BLAS_SHAPES, N_MATRICES, WEIGHT_BYTES
 from dllama_zmq.bench.rows import Row
 from dllama_zmq.bus.client_messages import Status
 from dllama_zmq.reporting import plural
@@ -100,8 +100,9 @@ def _about(products: Sequence[Row]) -> str:
         threads += f" ({row['cores']} for this process)"
     kernels = f"kernels {row['kernels']}" + (f" (dot {row['dot']})" if row["dot"] else "")
     read_by = "NumPy's maximum" if any(row["read_by"] == "numpy" for row in products) else "SIMD loads"
-    read = [f"{row['read_gb_per_s']:.1f} GB/s with {plural(row['threads'], 'thread')}" for row in products]
-    blas = [f"{row['blas_gmac_per_s']:.1f} GMAC/s with {plural(row['threads'], 'thread')}" for row in products]
+    measured = list({row["threads"]: row for row in reversed(products)}.values())[::-1]  # of several types, the first
+    read = [f"{row['read_gb_per_s']:.1f} GB/s with {plural(row['threads'], 'thread')}" for row in measured]
+    blas = [f"{row['blas_gmac_per_s']:.1f} GMAC/s with {plural(row['threads'], 'thread')}" for row in measured]
     (n_tokens, width), (_, n_rows) = BLAS_SHAPES
     return _list(
         f"model: {row['model']}, {weights}, {row['n_weights'] / 1e6:,.0f} million weights, "
@@ -109,7 +110,8 @@ def _about(products: Sequence[Row]) -> str:
         f"CPU: {row['cpu']}, {threads}; dllama-zmq {row['version']}, {kernels}, sync {row['sync']}",
         f"memory read, by {read_by}: {', '.join(read)}",
         f"{row['blas']}, f32 ({n_tokens}, {width}) x ({width}, {n_rows}): {', '.join(blas)}",
-        f"{PRODUCT}: {N_MATRICES} matrices ({ROWS}, {COLUMNS}), each times a vector, products/s, the best round",
+        f"mv: {N_MATRICES} matrices of {WEIGHT_BYTES / 1e6:.0f} MB and a type of the model's weights, each times a "
+        "vector, products/s, the best round",
         "nodes: number x threads of each; % read: weights read by all of them, as a share of memory read; "
         f"GMAC/s: multiply-adds of matrices; {_WAIT}",
     )

@@ -1,8 +1,8 @@
 """The rows of the result. GB and GMAC are 10^9, kB 1000 bytes, shares 0 to 1. Fields that do not explain themselves:
 
-test: as llama-bench names it; or `mv q40`, a product that runs alone, whose "tokens" are products. n_prompt, n_gen,
-depth: the case's. threads: compute threads of each node. tokens_per_s: the mean of the repetitions, but the best round
-of `mv q40`. stddev: the sample's, 0 for one repetition. weight_bytes_per_token, macs_per_token: weights read and
+test: as llama-bench names it; or `mv q40`, a type's product that runs alone, whose "tokens" are products. n_prompt,
+n_gen, depth: the case's. threads: compute threads of each node. tokens_per_s: the mean of the repetitions, but the best
+round of `mv`. stddev: the sample's, 0 for one repetition. weight_bytes_per_token, macs_per_token: weights read and
 multiply-adds of matrices, by all nodes together; times tokens_per_s they are gb_per_s and gmac_per_s. read_gb_per_s:
 memory read between the repetitions with the threads of all nodes, by the loops of read_by. blas_gmac_per_s: with as
 many threads. kb_per_token: payload that the root sent and received. wait_share: the part of its time that the root

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -27,7 +28,7 @@ from dllama_zmq.reporting import Reporter, plural
 from dllama_zmq.shapes import shape
 from dllama_zmq.sharding import Plan, kernel_needs
 from dllama_zmq.sources import model_at
-from dllama_zmq.spec import ModelSpec, Sync
+from dllama_zmq.spec import FloatType, ModelSpec, Sync
 
 
 def run_bench(settings: BenchSettings, reporter: Reporter) -> Generator[list[Row], None, None]:
@@ -45,16 +46,18 @@ def run_bench(settings: BenchSettings, reporter: Reporter) -> Generator[list[Row
             needs = kernel_needs(spec, max(nodes.n_nodes for nodes in settings.nodes), "f16", EXCHANGE_KERNELS)
             prepare_kernels(settings.kernels, needs, reported_to(reporter), reporter.line)
             facts = _facts(settings, spec, title)
-            cores, products = usable_cores(), {}
+            cores, products = usable_cores(), dict[int, list[Row]]()
             for threads in sorted({nodes.all_threads for nodes in settings.nodes}):
                 if threads > cores:
                     reporter.line(f"{threads} compute threads will share {cores} cores")
                 reporter.activity(f"measuring memory, products and BLAS with {plural(threads, 'thread')}")
-                products[threads] = {**product_row(threads, settings.kernels), **facts}
-        yield list(products.values())
+                products[threads] = [
+                    {**product_row(threads, settings.kernels, kind), **facts} for kind in main_types(spec)
+                ]
+        yield [row for rows in products.values() for row in rows]
         for nodes in settings.nodes:
             reporter.activity(f"{nodes}: starting")
-            same = {name: products[nodes.all_threads][name] for name in ("read_by", "blas_gmac_per_s", *facts)}
+            same = {name: products[nodes.all_threads][0][name] for name in ("read_by", "blas_gmac_per_s", *facts)}
             own = replace(settings, model=str(path), nodes=[nodes])
             if settings.predict:
                 measuring = Measuring(spec.weight_type, settings.sync, settings.kernels)
@@ -64,6 +67,15 @@ def run_bench(settings: BenchSettings, reporter: Reporter) -> Generator[list[Row
                 for case, row in zip(settings.cases, rows, strict=True):
                     beside = _prediction(spec, case, nodes, rates, settings.sync) if settings.predict else {}
                     yield [{**row, **same, **beside}]
+
+
+def main_types(spec: ModelSpec) -> list[FloatType]:
+    """The types that have a tenth or more of the bytes of the matrices that nodes multiply, the most bytes first."""
+    n_bytes: Counter[FloatType] = Counter()
+    for tensor in tensor_table(spec):
+        if not tensor.root_only and tensor.axes[0] not in ("one", "experts"):
+            n_bytes[tensor.float_type] += tensor.nbytes(spec)
+    return [kind for kind, count in n_bytes.most_common() if 10 * count >= n_bytes.total()]
 
 
 def _prediction(spec: ModelSpec, case: Case, nodes: Nodes, rates: Rates, sync: Sync) -> Row:

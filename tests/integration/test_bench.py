@@ -16,7 +16,6 @@ from terminal import at_terminal
 
 from dllama_zmq import __version__
 from dllama_zmq.bench.cases import prompt_steps
-from dllama_zmq.bench.machine import PRODUCT
 from dllama_zmq.kernels import choose_kernels, pages_for
 from dllama_zmq.root.prediction import Asked, predict_step
 from dllama_zmq.shapes import shape
@@ -48,7 +47,7 @@ def all_rows(bench: Cli) -> list[Row]:
 @pytest.fixture(scope="module")
 def rows(all_rows: list[Row]) -> list[Row]:
     """Those of cases."""
-    return [row for row in all_rows if row["test"] != PRODUCT]
+    return [row for row in all_rows if row["test"] != "mv q40"]
 
 
 def predicted_kb(row: Row, sync: Sync) -> float:
@@ -69,7 +68,7 @@ def test_json_has_a_row_for_each_case_and_number_of_nodes(rows: list[Row]) -> No
 
 
 def test_the_product_alone_is_measured_on_as_many_threads_as_the_nodes_of_each_case(all_rows: list[Row]) -> None:
-    alone = [row for row in all_rows if row["test"] == PRODUCT]
+    alone = [row for row in all_rows if row["test"] == "mv q40"]
     assert [(row["nodes"], row["threads"], row["kb_per_token"]) for row in alone] == [(1, 1, 0), (1, 2, 0)]
     for row in alone:
         assert row["tokens_per_s"] == max(row["samples_tokens_per_s"])
@@ -172,7 +171,7 @@ def test_markdown_has_a_line_for_each_row_and_the_command_last(table: tuple[str,
         "wait %",
     ]
     assert [cells[:2] for cells in table[2:]] == [
-        *[[PRODUCT, nodes] for nodes in ("1x1", "1x2")],
+        *[["mv q40", nodes] for nodes in ("1x1", "1x2")],
         *[[test, nodes] for nodes in ("1x1", "1x2") for test in ("pp5", "pp40", "tg2")],
     ]
     assert all(re.fullmatch(r"[\d.]+ ± 0(\.00?)?", cells[2]) for cells in table[4:])
@@ -185,7 +184,7 @@ def test_markdown_has_a_line_for_each_row_and_the_command_last(table: tuple[str,
 
 def test_sequences_together_have_rows_of_their_own_on_any_number_of_nodes(bench: Cli) -> None:
     out, _ = run(bench, "-p", "20", "-n", "3", "-np", "1,3", "-r", "2", "--nodes", "1,2", "--json")
-    found = [row for row in json.loads(out) if row["test"] != PRODUCT]
+    found = [row for row in json.loads(out) if row["test"] != "mv q40"]
     tests = [("pp20", 1), ("tg3", 1), ("pp20 @ 3", 3), ("tg3 @ 3", 3)]
     assert [(row["nodes"], row["test"], row["parallel"]) for row in found] == [(n, *t) for n in (1, 2) for t in tests]
     for row in found:
@@ -218,7 +217,7 @@ def test_the_tool_is_the_same_command(bench: Cli) -> None:
     done = subprocess.run(words, env=bench.environment(), capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     alone, row = json.loads(done.stdout)
-    assert alone["test"] == PRODUCT
+    assert alone["test"] == "mv q40"
     assert (row["test"], row["model"], row["shape"]) == ("pp4", str(bench.model), None)
     assert row["command"].startswith("dllama-zmq bench -m ")
 

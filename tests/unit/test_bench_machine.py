@@ -11,6 +11,7 @@ from dllama_zmq.bench import reader
 from dllama_zmq.bench.machine import WEIGHT_BYTES, blas_name, cpu_name, product_row
 from dllama_zmq.bench.reader import MemoryReader, bytes_to_read
 from dllama_zmq.kernels import choose_kernels
+from dllama_zmq.spec import FloatType
 
 X86 = "processor\t: 0\nmodel\t\t: 1\nmodel name\t: AMD EPYC 7B13\n\nprocessor\t: 1\nmodel name\t: another\n"
 PI = "processor\t: 0\nBogoMIPS\t: 108.00\n\nHardware\t: BCM2835\nModel\t\t: Raspberry Pi 4 Model B Rev 1.4\n"
@@ -29,12 +30,12 @@ def test_a_cpu_without_a_name_is_its_architecture(tmp_path: Path) -> None:
 
 def test_memory_products_and_blas_are_measured_in_every_round_and_in_their_units() -> None:
     # Bounds that no machine which runs these tests comes near: a factor of 1000 would cross them.
-    found = product_row(2, "auto")
+    found = product_row(2, "auto", FloatType.Q4_K)
     assert found["threads"] == 2
     assert 0.1 < found["read_gb_per_s"] < 1e4
     assert 0.01 < found["blas_gmac_per_s"] < 1e5
     assert 2 <= len(found["samples_tokens_per_s"]) == found["repetitions"] <= 12
-    assert all(1e7 < WEIGHT_BYTES * speed < 1e13 for speed in found["samples_tokens_per_s"])
+    assert all(1e7 < 0.9 * WEIGHT_BYTES * speed < 1e13 for speed in found["samples_tokens_per_s"])
     assert blas_name()
 
 

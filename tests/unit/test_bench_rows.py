@@ -10,7 +10,7 @@ import pytest
 from tiny import tiny_spec
 
 from dllama_zmq.bench.cases import Case, Nodes, work
-from dllama_zmq.bench.machine import COLUMNS, PRODUCT, ROWS, WEIGHT_BYTES
+from dllama_zmq.bench.machine import COLUMNS, ROWS, WEIGHT_BYTES
 from dllama_zmq.bench.measure import Measured
 from dllama_zmq.bench.output import as_json, markdown
 from dllama_zmq.bench.parallel import Gaps
@@ -58,7 +58,7 @@ def row(
 
 
 def product(threads: int, speeds: list[float], read_gb: float, blas_gmac: float, read_by: str = "simd") -> Row:
-    found = figures(PRODUCT, Nodes(1, threads), speeds, (WEIGHT_BYTES, ROWS * COLUMNS), read_gb * 1e9, best=True)
+    found = figures("mv q40", Nodes(1, threads), speeds, (WEIGHT_BYTES, ROWS * COLUMNS), read_gb * 1e9, best=True)
     return {**found, "read_by": read_by, "blas_gmac_per_s": blas_gmac, **FACTS}
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from dllama_zmq.bench.cases import Case, Nodes
-from dllama_zmq.bench.run import check
+from dllama_zmq.bench.run import check, main_types
 from dllama_zmq.cli.bench import counts
 from dllama_zmq.errors import ClusterError, PlanError, RequestError, UsageError
 from dllama_zmq.shapes import shape
 from dllama_zmq.sharding import Plan
+from dllama_zmq.spec import FloatType
 
+Q4_K, Q6_K, Q80 = FloatType.Q4_K, FloatType.Q6_K, FloatType.Q80
 TINYLLAMA = shape("tinyllama")
 ROOM = 1 << 40
 
@@ -49,3 +53,12 @@ def test_a_list_of_numbers_holds_each_once_in_its_order() -> None:
 def test_a_text_that_is_no_list_of_numbers_is_refused_with_its_flag(text: str) -> None:
     with pytest.raises(UsageError, match=r"^--nodes .*expected numbers of 0 to 1000"):
         counts(text, "--nodes", 0, 1000)
+
+
+def test_products_are_measured_of_the_types_with_a_tenth_of_the_bytes_or_more() -> None:
+    sixth = {f"layers.{i}.ffn.down": Q6_K for i in range(0, 22, 2)}
+    few = {"layers.1.attention.k": Q80, "embedding": FloatType.F16}
+    mixed = replace(TINYLLAMA, weight_type=Q4_K, stored=tuple({**sixth, **few}.items()))
+    assert main_types(TINYLLAMA) == [FloatType.Q40]
+    assert main_types(mixed) == [Q4_K, Q6_K]
+    assert main_types(replace(mixed, weight_type=Q80)) == [Q80, Q6_K]
