@@ -53,8 +53,8 @@ class Sampling(msgspec.Struct, frozen=True):
         """Raise RequestError, naming the value and its legal range."""
         _check("top_k", self.top_k, 0 <= self.top_k <= 1 << 24, "0 (off) or a number of tokens")
         _check("seed", self.seed, self.seed is None or 0 <= self.seed < 1 << 63, "0 to 2^63 - 1")
-        told, of_20 = self.logprobs, f"0 to {MAX_LOGPROBS}"
-        _check("logprobs", told, told is None or 0 <= told <= MAX_LOGPROBS, of_20)
+        n_top, of_20 = self.logprobs, f"0 to {MAX_LOGPROBS}"
+        _check("logprobs", n_top, n_top is None or 0 <= n_top <= MAX_LOGPROBS, of_20)
         if self.temperature != 0:  # below 0.001, logit / temperature could overflow
             _check_range("temperature", self.temperature, 0.001, 100, "0 (greedy), or 0.001 to 100")
         for name in ("top_p", "typical_p"):
@@ -76,11 +76,11 @@ class Sampling(msgspec.Struct, frozen=True):
 
     def initial_k(self) -> int:
         """The number of candidates to ask each node for at first; 0: all logits."""
-        told = self.logprobs or 0
+        n_top = self.logprobs or 0
         if self.greedy:
-            return max(1, told)
+            return max(1, n_top)
         if self.top_k:
-            return max(min(self.top_k, _INITIAL_K), told)
+            return max(min(self.top_k, _INITIAL_K), n_top)
         if self.typical_p < 1 and self.top_p == 1 and self.min_p == 0:
             return 0  # the entropy needs all logits
         return _INITIAL_K

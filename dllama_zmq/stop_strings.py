@@ -11,7 +11,7 @@ MAX_STOP_CHARACTERS = 256
 
 
 def check_stop(strings: Sequence[str]) -> None:
-    """Raise RequestError for what cannot be stop strings."""
+    """Raise RequestError if these cannot be stop strings."""
     if isinstance(strings, str):
         raise RequestError(f"stop is the text {strings[:40]!r}; expected a list of texts")
     if len(strings) > MAX_STOPS:
@@ -22,10 +22,9 @@ def check_stop(strings: Sequence[str]) -> None:
 
 
 class StopStrings:
-    """Passes a text on up to the first stop string, and holds back what may be the beginning of one.
-
-    First is the one whose last character comes first; of several that end there, the longest. So the text is the same
-    wherever it is cut into pieces.
+    """Passes a text on up to the first stop string, and holds back an end of it that may begin one. The first stop
+    string is the one whose last character comes first; if several end there, the longest. So the result does not depend
+    on how the text is cut into pieces.
     """
 
     def __init__(self, strings: Iterable[str]) -> None:
@@ -35,7 +34,7 @@ class StopStrings:
         self._held = ""
 
     def push(self, text: str) -> str:
-        """What is known to belong to the text, now that `text` has come; "" once a stop string was found."""
+        """The part that certainly belongs to the text, now that `text` has come; "" once a stop string was found."""
         if self.found or not self._automata:
             return "" if self.found else text
         so_far = self._held + text
@@ -49,7 +48,7 @@ class StopStrings:
         return so_far[:n_known]
 
     def flush(self) -> str:
-        """What was held back, at the end of the text."""
+        """The part that was held back, at the end of the text."""
         held, self._held = self._held, ""
         return held
 

@@ -1,4 +1,4 @@
-"""What to do about an outlook, in sentences."""
+"""Advice about an outlook, in sentences."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def advice(wanted: Wanted, outlooks: Sequence[Outlook], speeds: Speeds | None, c
 
 
 def too_little(wanted: Wanted, one: Outlook) -> str:
-    """What lacks memory on some number of nodes that does not fit, and what would fit."""
+    """Which computers lack memory for a number of nodes, and what would fit."""
     here, *others = one.hosts
     if here.fits is False:
         plan = Plan.make(wanted.spec, one.nodes)
@@ -59,10 +59,10 @@ def _of_the_unknown(outlooks: Sequence[Outlook], speeds: Speeds | None) -> Itera
     unknown = [one for one in outlooks if one.fits is None]
     if unknown:
         needs = ", ".join(f"{human_bytes(_most_elsewhere(one))} each on {plural(one.nodes, 'node')}" for one in unknown)
-        yield f"other computers need as much memory free: {needs}; --memory SIZE says what they have"
+        yield f"other computers need as much memory free: {needs}; give theirs with --memory SIZE"
     elsewhere = any(len(one.hosts) > 1 for one in outlooks)
     if elsewhere and speeds is not None and speeds.assumed:
-        yield "the link is assumed; --link RATE,TIME says what yours is, such as --link 100Mbit,0.5ms"
+        yield "the link is assumed; give yours with --link RATE,TIME, such as --link 100Mbit,0.5ms"
 
 
 def _of_cores(wanted: Wanted, outlooks: Sequence[Outlook], cores: int) -> Iterator[str]:

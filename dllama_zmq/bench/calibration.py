@@ -1,4 +1,4 @@
-"""What nodes of this computer do together, measured with a small model of random weights: the rates of `speed.py`."""
+"""Measure the rates of `speed.py`: nodes of this computer run a small model of random weights together."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ from dllama_zmq.spec import FloatType, ModelSpec, Sync
 
 _SHAPE, _VOCAB = "tinyllama", 2048
 _MIN_BYTES = 150_000_000
-"""Of the model's layers: a cache of 32 MB must not keep them from token to token."""
+"""Bytes of the model's layers: a cache of 32 MB must not keep them from token to token."""
 _STORED_AS = {
     FloatType.BF16: FloatType.F16,
     FloatType.Q6_K: FloatType.Q80,
     **dict.fromkeys((FloatType.Q41, FloatType.Q50, FloatType.Q51, FloatType.Q4_K, FloatType.Q5_K), FloatType.Q40),
 }
-"""The type of the small model, a `.m` file, for types that such a file cannot have."""
+"""The type of the small model for a model's type that a `.m` file cannot have."""
 _CASES = (Case("pp", PREFILL_TOKENS), Case("tg", 32))
 _REPETITIONS = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Measuring:
-    """What is to run: the type of most weights, the type on the bus, and the back end."""
+    """The type of most weights, the type on the bus, and the back end."""
 
     weight_type: FloatType
     sync: Sync
@@ -50,10 +50,9 @@ class Measuring:
 def measure_rates(
     measuring: Measuring, all_nodes: Sequence[Nodes], reporter: Reporter, interrupts: Interrupts
 ) -> dict[Nodes, Rates]:
-    """The rates of each of `all_nodes`, of nodes that all run on this computer.
-
-    It takes some seconds for each. Raises PlanError for more nodes than the small model can be split over; ClusterError
-    if a node fails. No process is left behind.
+    """The rates of each of `all_nodes`, whose nodes all run on this computer. Takes some seconds for each. Raises
+    PlanError for more nodes than the small model can be split over; ClusterError if a node fails. No process is left
+    behind.
     """
     with interrupts.raised():
         spec, title = small_model(measuring.weight_type)
@@ -61,8 +60,8 @@ def measure_rates(
         for nodes in all_nodes:
             if nodes.n_nodes not in counts:
                 raise PlanError(
-                    f"the speed of {plural(nodes.n_nodes, 'node')} on one computer is not predicted, of at most "
-                    f"{counts[-1]} it is: give --no-speed, or put nodes on computers of their own"
+                    f"the speed of {plural(nodes.n_nodes, 'node')} on one computer cannot be predicted, only that of "
+                    f"at most {counts[-1]}: give --no-speed, or put nodes on computers of their own"
                 )
         path = kept_shape(spec, title, reporter)
         reporter.activity("getting the kernels ready")
@@ -96,7 +95,7 @@ def measure_rates(
 
 
 def small_model(weight_type: FloatType) -> tuple[ModelSpec, str]:
-    """A model of layers as wide as TinyLlama's, as many as are larger than caches; and its name."""
+    """A model whose layers are as wide as TinyLlama's and together larger than caches; and its name."""
     stored = _STORED_AS.get(weight_type, weight_type)
     one, two = (data_bytes(shape(_SHAPE, stored, {"layers": n, "vocab": _VOCAB})) for n in (1, 2))
     n_layers = -(-_MIN_BYTES // (two - one))

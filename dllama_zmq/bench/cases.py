@@ -1,4 +1,5 @@
-"""What to measure: prompts (pp) and generated tokens (tg) on some nodes; their steps, and the work of their matrices.
+"""The cases to measure: prompts (pp) and generated tokens (tg) on some nodes; their steps, and the work of their
+matrices.
 
 Knows plans and counts; runs nothing.
 """

@@ -1,4 +1,4 @@
-"""What CURVE takes on this computer, for `speed.py`."""
+"""Measure the seconds that CURVE takes on this computer, for `speed.py`."""
 
 from __future__ import annotations
 

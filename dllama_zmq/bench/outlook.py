@@ -1,7 +1,7 @@
-"""What a model would need and do on some numbers of nodes: memory against what there is, bytes, speed, and what to do.
+"""Predict a model on some numbers of nodes: memory needed and free, bytes, speed, and what to do.
 
-Figures come as they were given or measured. They are msgspec structs, so that `plan --json` prints what its tables
-show. Knows no clock, no socket and no terminal.
+The given and measured figures stay as they are, in msgspec structs, so that `plan --json` prints what its tables show.
+Knows no clock, no socket and no terminal.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Wanted:
 
 
 class NodeNeed(Struct, frozen=True, kw_only=True):
-    """The memory of one node, in bytes. other_bytes: the program, and arrays of a step or of loading."""
+    """Bytes of memory of one node. other_bytes: the program, and arrays of a step or of loading."""
 
     node: str
     weight_bytes: int
@@ -60,7 +60,7 @@ class NodeNeed(Struct, frozen=True, kw_only=True):
 
 
 class HostNeed(Struct, frozen=True, kw_only=True):
-    """The nodes of one computer, and their memory against what it has; None: that is not known."""
+    """The nodes of one computer, the memory that they need, and the memory that it has (None: not known)."""
 
     host: str
     nodes: list[str]
@@ -71,7 +71,7 @@ class HostNeed(Struct, frozen=True, kw_only=True):
 
 
 class Outlook(Struct, frozen=True, kw_only=True):
-    """What to expect of `nodes` nodes. fits: on every computer; None if one of them does not tell.
+    """The prediction for `nodes` nodes. fits: on every computer; None if the memory of one is not known.
 
     root_wire_bytes, worker_wire_bytes: of one generated token, both ways, of all workers together and of one.
     decoding: of a token near the beginning of a text. prompt: of one of PREFILL_TOKENS. Both None without rates.
@@ -102,7 +102,7 @@ class Impossible(Struct, frozen=True):
 
 
 class Speeds(Struct, frozen=True, kw_only=True):
-    """What speeds are computed from: what this computer did, and the link.
+    """The measurements that speeds are computed from: this computer's rates, and the link.
 
     assumed: the link was neither given nor measured. measured: through the bus, so that its round trip has the time of
     both programs, and of encryption. encryption: of a link that was not measured so; None for an open bus.
@@ -121,7 +121,7 @@ class Speeds(Struct, frozen=True, kw_only=True):
 
     @property
     def message_s(self) -> float:
-        """Seconds that an exchange with another computer takes besides the link: what one of two nodes adds here."""
+        """Seconds that an exchange with another computer takes besides the link: those that a second node adds here."""
         if self.measured:
             return 0.0
         one, two = self.rates.get(Nodes(1, 1)), self.rates.get(Nodes(2, 1))
@@ -129,7 +129,7 @@ class Speeds(Struct, frozen=True, kw_only=True):
 
 
 def outlook(wanted: Wanted, n_nodes: int, speeds: Speeds | None) -> Outlook:
-    """What to expect of `n_nodes`. Raises PlanError if the model cannot be split over them."""
+    """The prediction for `n_nodes`. Raises PlanError if the model cannot be split over them."""
     plan = Plan.make(wanted.spec, n_nodes, wanted.model)
     hosts = wanted.hosts(n_nodes)
     computers, first = [], 0

@@ -125,7 +125,7 @@ def _line(row: Row) -> str:
 
 
 def _of_many(row: Row) -> str:
-    """What sequences that run together have each. Empty cells: not of this kind of case."""
+    """The figures of each of the sequences that run together. Cells that this kind of case does not have are empty."""
     digits = {"tokens_per_s_each": 2, "first_token_s": 3, "gap_ms": 1, "gap_beside_ms": 1, "gap_beside_p99_ms": 1}
     each, first, *gaps = (f"{row[key]:.{n}f}" if key in row else "" for key, n in digits.items())
     figures = " | ".join([f"{each:>11}", f"{first:>8}", *(f"{gap:>6}" for gap in gaps)])

@@ -46,10 +46,9 @@ class Parallel:
                 self._step()
 
     def run(self) -> tuple[float, StepStats, list[StepRows]]:
-        """One repetition: seconds, what its steps took, and their rows.
-
-        tg: of the steps that give each sequence `n_tokens` tokens. pp: of the steps from the arrival of a new prompt
-        until its first token, while the others go on.
+        """One repetition: its seconds, the timing of its steps, and their rows. tg: the steps that give each sequence
+        `n_tokens` tokens. pp: the steps from the arrival of a new prompt until its first token, while the others
+        continue.
         """
         case, engine = self._case, self._engine
         texts = [engine.add(prompt, Sampling()) for prompt in self._prompts]

@@ -63,10 +63,8 @@ class MemoryReader:
 
 
 def bytes_to_read(threads: int, cache_bytes: int | None, free_bytes: int | None) -> int:
-    """Bytes of one pass: 4 times what the caches of `threads` cores hold, for each may have a cache of its own.
-
-    Within MIN_READ_BYTES and MAX_READ_BYTES, which is also for a computer that does not tell its caches; and at most a
-    quarter of the free memory.
+    """Bytes of one pass: 4 times the caches of `threads` cores, since each may have a cache of its own. At least
+    MIN_READ_BYTES, and at most MAX_READ_BYTES (also if the caches are not known) or a quarter of the free memory.
     """
     wanted = MAX_READ_BYTES if cache_bytes is None else max(MIN_READ_BYTES, _TIMES_CACHE * cache_bytes * threads)
     return min(wanted, MAX_READ_BYTES, *(() if free_bytes is None else (free_bytes // 4,)))

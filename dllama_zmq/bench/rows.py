@@ -7,7 +7,7 @@ multiply-adds of matrices, by all nodes together; times tokens_per_s they are gb
 memory read between the repetitions with the threads of all nodes, by the loops of read_by. blas_gmac_per_s: with as
 many threads. kb_per_token: payload that the root sent and received. wait_share: the part of its time that the root
 waited for workers. dot: the instructions of simd's dot product of bytes. cores: CPUs that this process may use.
-predicted_tokens_per_s: by SPEED.md, where that was asked for; None for several sequences, and far into a text.
+predicted_tokens_per_s: by SPEED.md, if asked for; None for several sequences, and far into a text.
 profile: the root's time; its parts, waiting and Python add up to ms_per_token; calls are those of one repetition.
 """
 
@@ -81,7 +81,8 @@ def case_row(nodes: Nodes, plan: Plan, measured: Measured) -> Row:
 
 
 def _of_many(measured: Measured) -> Row:
-    """What sequences that run together have each: tokens/s; or how a new prompt fares beside them, and they with it."""
+    """The figures of sequences that run together: tokens/s of each; or the speed of a new prompt beside them, and
+    theirs beside it."""
     if measured.gaps is None:
         each = measured.case.n_tokens
         return {"tokens_per_s_each": statistics.mean(each / seconds for seconds in measured.seconds)}

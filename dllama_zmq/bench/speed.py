@@ -1,6 +1,5 @@
-"""The predicted speed of a model that is not loaded, from what this computer and a link were measured to do.
-
-Arithmetic alone: it knows no clock and no socket. SPEED.md explains the terms, and what they leave out.
+"""Predict the speed of a model that is not loaded from measured rates of this computer and of a link. Arithmetic alone:
+knows no clock and no socket. SPEED.md explains the terms, and what they leave out.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ class Encryption(Struct, frozen=True):
 
 
 class Link(Struct, frozen=True):
-    """The network between the root and its workers: the round trip of a small message, and what the root can send, and
-    receive, in a second."""
+    """The network between the root and its workers: the round trip of a small message, and the bytes/s that the root
+    can send, and receive."""
 
     round_trip_s: float
     bytes_per_s: float
@@ -40,7 +39,7 @@ class Link(Struct, frozen=True):
 
 
 class Rates(Struct, frozen=True):
-    """What the nodes of one computer do together.
+    """The rates of the nodes of one computer together.
 
     read_bytes_per_s: weights that products of one row read. macs_per_s: multiply-adds of the matrices of a prompt's
     steps, with everything else in these steps. exchange_s: what a step of decoding takes beyond reading its weights,
@@ -81,11 +80,11 @@ class Terms(Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Which nodes share a computer, and what each computer does.
+    """The nodes that share a computer, and the rates of each computer.
 
     computers: the nodes of each; the first has the root. rates: of each computer, in the same order. link: between the
-    computers; None if there is only one. message_s: what an exchange over the bus takes on both ends, apart from the
-    link; it is in the rates of a computer with several nodes. sealed: between computers the bus has CURVE.
+    computers; None if there is only one. message_s: seconds of an exchange over the bus at both ends, apart from the
+    link; the rates of a computer with several nodes include them. sealed: between computers the bus has CURVE.
     """
 
     computers: Sequence[Sequence[int]]
@@ -114,7 +113,7 @@ def n_exchanges(spec: ModelSpec) -> int:
 
 
 def rates_of(spec: ModelSpec, decoding: tuple[float, float], prompt: tuple[float, float], read: float) -> Rates:
-    """What nodes do that were measured with a model of `spec`.
+    """The rates of nodes that were measured with a model of `spec`.
 
     decoding: bytes of weights of a token on all nodes, and tokens/s. prompt: multiply-adds of a token, and tokens/s.
     read: bytes/s that products read. A token that takes less than reading at that rate shows a higher rate.

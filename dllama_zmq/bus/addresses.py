@@ -18,7 +18,7 @@ _TCP = "tcp://"
 
 
 def endpoint_of(text: str, default_port: int) -> str:
-    """What a person calls an address, as an endpoint: pi1, pi1:5570, fd77::1, [fd77::1]:5570, tcp://…, ipc://….
+    """The endpoint for an address as people write it: pi1, pi1:5570, fd77::1, [fd77::1]:5570, tcp://…, ipc://….
 
     Raises UsageError if it is none.
     """
@@ -36,7 +36,7 @@ def endpoint_of(text: str, default_port: int) -> str:
 
 
 def short(endpoint: str, default_port: int) -> str:
-    """What a person may write for an endpoint of TCP: HOST, or HOST:PORT where the port is another one."""
+    """An endpoint of TCP as people write it: HOST, or HOST:PORT if the port is not the default."""
     host, port = _host_and_port(endpoint.removeprefix(_TCP))
     return host if port == str(default_port) else endpoint.removeprefix(_TCP)
 
@@ -126,7 +126,7 @@ def own_address(towards: str) -> str:
 
 
 def reachable(endpoint: str) -> str:
-    """One of the addresses of `endpoint`: that at which somebody listens; any, where nobody does.
+    """One of the addresses of `endpoint`: one at which a program listens, or any if none does.
 
     Raises BusError if this computer does not know the name. Takes 1 s for each address that does not answer.
     """
@@ -141,9 +141,8 @@ def reachable(endpoint: str) -> str:
 
 
 def why_no_answer(endpoint: str, port_name: str) -> str:
-    """What a connection to `endpoint` meets, where a root should answer, and what to do about it.
-
-    port_name: which port of the root that should be. Takes 1 s at most for each address of the host's name.
+    """What is found at `endpoint`, where a root should answer, and what to do about it. port_name: which port of the
+    root that should be. Takes 1 s at most for each address of the host's name.
     """
     if not endpoint.startswith(_TCP):
         return "is its cluster running?"
@@ -208,7 +207,7 @@ def _host_and_port(text: str) -> tuple[str, str]:
 
 
 def _with_scope(address: tuple[Any, ...]) -> str:
-    """The host of a socket's address; a link-local one of IPv6 means nothing without its interface."""
+    """The host of a socket's address, with the interface, without which a link-local address of IPv6 has no meaning."""
     scope = address[3] if len(address) == 4 else 0
     return f"{address[0]}%{socket.if_indextoname(scope)}" if scope and "%" not in address[0] else str(address[0])
 

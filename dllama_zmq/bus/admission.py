@@ -66,10 +66,10 @@ class _Slowed:
 class Admission:
     """The newcomers at one bound socket: admitted at once, but one per 0.2 s from an address that has flooded.
 
-    An innocent peer at the address of a flood cannot be told from it, so it waits too. One of those that wait is
-    chosen at random, so it gets in sooner or later. On the loopback interface all peers have one address; but workers
-    that the root has started use ipc, which is never slowed down. A /64 of IPv6 counts as one address, because one
-    computer can have all of it. A flood from many addresses is slowed down at each of them.
+    An innocent peer at the address of a flood cannot be distinguished from it, so it waits too. A waiting one is chosen
+    at random, so an innocent peer gets in after a while. On the loopback interface all peers have one address; but
+    workers that the root has started use ipc, which is never slowed down. A /64 of IPv6 counts as one address, because
+    one computer can have all of it. A flood from many addresses is slowed down at each of them.
     """
 
     def __init__(self, security: Server | None = None) -> None:

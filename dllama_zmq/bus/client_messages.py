@@ -49,7 +49,7 @@ class StepStats(msgspec.Struct, frozen=True, array_like=True):
     waited_for_s: dict[Name, Seconds]
 
     def __add__(self, other: StepStats) -> StepStats:
-        """Of two steps together."""
+        """The figures of two steps together."""
         one, two = self.waited_for_s, other.waited_for_s
         return StepStats(
             self.wall_s + other.wall_s,
@@ -131,9 +131,8 @@ class Started(Message, frozen=True):
 
 
 class Prefill(Message, frozen=True):
-    """`done` of the `total` prompt tokens are evaluated, the last `n_tokens` with these figures.
-
-    cached_tokens: those of `done` that were found in the prefix cache.
+    """`done` prompt tokens of `total` are evaluated, the last `n_tokens` with these figures. cached_tokens: those of
+    `done` that were found in the prefix cache.
     """
 
     id: Big
@@ -224,8 +223,8 @@ class NodeStatus(msgspec.Struct, frozen=True):
 class NodeTimes(msgspec.Struct):
     """Seconds of one node in some steps: computing, waiting for others, and making the others wait.
 
-    waited_for_s: it came last, beyond what messages usually take. Of these, paused_s: its program did not run when it
-    had to compute; messages_s: its message came late, though it had computed; the rest: it computed longer.
+    waited_for_s: it came last, beyond what messages usually take. Parts of that: paused_s: its program did not run when
+    it had to compute; messages_s: its message came late, though it had computed; the rest: it computed longer.
     """
 
     compute_s: float = 0.0
@@ -305,8 +304,8 @@ class KVStatus(msgspec.Struct, frozen=True):
 class Status(Message, frozen=True):
     """The state of a cluster.
 
-    oversubscribed: the root's computer has fewer cores than its nodes have threads; which of them is last is chance, so
-    none is named. recent: by phase, the last 10 to 20 s of steps. api: the URL of its API server; empty: it has none.
+    oversubscribed: the root's computer has fewer cores than its nodes have threads. None of them is named as slow.
+    recent: by phase, the last 10 to 20 s of steps. api: the URL of its API server; empty: it has none.
     security: curve, none (an open bus) or local (no network reaches it). refused: connections that were not let in,
     by the address they came from.
     """

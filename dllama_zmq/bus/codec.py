@@ -74,7 +74,7 @@ def decode(frames: Sequence[Frame], allowed: Kinds) -> tuple[Message, list[Frame
     """A message of one of the kinds `allowed` and its raw array frames, each of the length that its head says.
 
     Raises ProtocolError on anything else, whatever the bytes are. Time and memory are bounded by the header's length:
-    fields are read as their types, and what is beyond them is skipped, not built.
+    fields are read as their types, and further ones are skipped, not built.
     """
     if not frames or len(frames[0]) > MAX_HEADER_BYTES:
         raise ProtocolError(f"a header of {len(frames[0]) if frames else 0} bytes; expected 1 to {MAX_HEADER_BYTES}")

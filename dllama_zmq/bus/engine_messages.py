@@ -1,11 +1,9 @@
 """The messages between the front and the engine of one root, two processes of one computer: token ids, never text.
 
-They travel over a PAIR of ipc sockets (inproc in tests) in one direction's order, as msgpack. Both ends are of one
-version, so they carry no protocol number.
-
-The sockets have no bound, but what lies in them has: while the engine is in a step, the front sends at most
-`max_sequences` requests and withdraws them (see Withdrawn). While the front is stopped, the engine ends the requests
-that it has, which takes 0.2 KB for each step of 16, and gets no others.
+They are msgpack over a PAIR of ipc sockets (inproc in tests), in order in each direction. Both ends are of one version,
+so they carry no protocol number. The sockets have no bound, but their contents have: while the engine is in a step, the
+front sends at most `max_sequences` requests and withdraws them (see Withdrawn). While the front is stopped, the engine
+ends the requests that it has, which takes 0.2 KB for each step of 16, and gets no others.
 """
 
 from __future__ import annotations
@@ -35,8 +33,8 @@ class Listening(_Message, frozen=True):
 class Submit(_Message, frozen=True):
     """Generate what follows `tokens`. `id` is the front's own.
 
-    stop_ids: end the answer and are not part of it. n_ids: only ids below it are generated. grammar: what the answer is
-    a sentence of, as the front has read it.
+    stop_ids: end the answer and are not part of it. n_ids: only ids below it are generated. grammar: the answer is a
+    sentence of it, as the front has read it.
     """
 
     id: int
@@ -89,7 +87,7 @@ class ModelFacts(msgspec.Struct, frozen=True):
 
 
 class Facts(_Message, frozen=True):
-    """The first message: what the front must know to answer clients.
+    """The first message: the facts that the front needs to answer clients.
 
     endpoints: where it listens to them. seq_len: positions that a sequence may have. context: the model's own.
     vocab_size: ids that the model knows. silence_s: how long a step may take.
@@ -144,7 +142,7 @@ class Ended(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Stepped(_Message, frozen=True):
-    """What one step has brought."""
+    """The results of one step."""
 
     figures: StepStats
     prompts: list[PromptProgress]
@@ -187,7 +185,7 @@ class Speeds(_Message, frozen=True):
 
 
 class GoingDown(_Message, frozen=True):
-    """The engine has ended, and why, for those who wait for answers."""
+    """The engine has ended, and why, for clients that wait for answers."""
 
     why: str
 

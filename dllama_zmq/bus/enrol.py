@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 ENROL_S = 5.0
 _AGAIN_S = 0.5
 TO_HOLDER = Kinds(Enrolled, Refuse)
-"""What a root says to the holder of a token."""
+"""The root's answer to the holder of a token."""
 _USED = "has been used or has expired; make another one on the root's computer: dllama-zmq token"
 
 
@@ -57,7 +57,7 @@ def enrol(
             connection.socket.send_multipart(encode(Enroll(public)), zmq.NOBLOCK)
             frames = sockets.receive(connection.socket, min(until, time.monotonic() + _AGAIN_S), spin_s=0.0)
     if frames is None:
-        raise RootLost(f"the root at {endpoint} has not answered to the token within {wait_s:.0f} s")
+        raise RootLost(f"the root at {endpoint} has not answered the token within {wait_s:.0f} s")
     answer, _ = decode(frames, TO_HOLDER)
     if isinstance(answer, Enrolled):
         return answer.name

@@ -8,7 +8,7 @@ over which connection they came (ZMQ_SRCFD), and the difference of the two lies 
 A connection is also ended where a peer without a place in the cluster sends messages faster than a worker that joins.
 The next connections from its address are admitted one by one; other addresses do not wait (`admission.py`).
 
-So is the connection of a peer whose key is removed from the ring.
+The connection of a peer whose key is removed from the ring is ended too.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ _SO_COOKIE = 57
 _RECEIVED_AT = 128  # tcpi_bytes_received in struct tcp_info, since Linux 4.1
 _RTT_AT = 68  # tcpi_rtt, in us
 _MESSAGES, _MESSAGES_S = 16, 2.0
-"""What a peer without a place in the cluster may send: at first, and more per second. It joins once a second."""
+"""Messages that a peer without a place in the cluster may send: at first, and more per second. It joins once a
+second."""
 _IDLE_BYTES_S, _SECURED_BYTES_S = 256, 640
 """Heartbeats of both sides are 64 bytes/s, joins 150; with CURVE, which adds 33 bytes to each frame, 330 and 180."""
 _RELOAD_RING_S = 1.0
@@ -63,7 +64,7 @@ _MAX_PER_POLL = 64  # connections looked at in one go, so that a thousand of the
 
 @dataclass(slots=True)
 class _Connection:
-    cookie: bytes  # the kernel's own number of this socket, for descriptors are used again; empty: it does not tell
+    cookie: bytes  # the kernel's own number of this socket, because descriptors are reused; empty: not known
     address: str
     since: float
     n_messages: int = 0
@@ -274,7 +275,7 @@ if sys.platform == "linux":
         return float(struct.unpack_from("=I", info, _RTT_AT)[0]) / 1e6 if len(info) >= _RTT_AT + 4 else None
 
     def _received_bytes(descriptor: int) -> int:
-        """What has come over a TCP connection, without what the kernel still holds."""
+        """Bytes received over a TCP connection, without those that the kernel still holds."""
         info = _option(descriptor, socket.IPPROTO_TCP, socket.TCP_INFO, 256)
         if len(info) < _RECEIVED_AT + 8:
             return 0

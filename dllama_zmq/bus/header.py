@@ -22,14 +22,14 @@ _INTEGERS = {
 
 
 def array_head(n_items: int) -> bytes:
-    """What msgpack writes before the items of an array."""
+    """The bytes that msgpack writes before the items of an array."""
     if n_items < 16:
         return bytes([0x90 | n_items])
     return struct.pack(">BH", 0xDC, n_items) if n_items < 1 << 16 else struct.pack(">BI", 0xDD, n_items)
 
 
 def read_array_head(data: bytes) -> tuple[int, int]:
-    """How many items the array has with which `data` begins, and where the first one is. Raises ValueError."""
+    """The number of items in the array with which `data` begins, and where the first one is. Raises ValueError."""
     if data and data[0] & 0xF0 == 0x90:
         return data[0] & 0x0F, 1
     return _read(_ARRAYS, data, 0)

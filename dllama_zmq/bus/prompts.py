@@ -1,4 +1,4 @@
-"""What an answer continues: a text, token ids or a chat, as users write it and as it travels to the root."""
+"""The prompts that answers continue: a text, token ids or a chat, as users write it and as it is on the wire."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _CHAT = msgspec.json.Decoder(Chat)
 class ChatText(msgspec.Struct, frozen=True):
     """A Chat on the wire, as the text of a JSON object.
 
-    So what the root holds of it is as long as its text, and nobody else meets what its objects are nested in.
+    So the root holds no more than its text, and its nesting can harm nobody else.
     """
 
     json: Prompt

@@ -106,7 +106,7 @@ class Roster:
         address: where it speaks from, as `Peers.address` has it. A reserved place is for this computer's processes, and
         for the one that was started for it; the kernel vouches for the numbers of those that come over ipc.
 
-        A name that is taken may be asked for again: its holder may be dead and not yet known to be.
+        A refusal of a taken name is not final: its holder may be dead without the root knowing yet.
         obstacle: why the worker cannot have that place, in words for people; empty if it can.
         may_be: the names that its key may use; None: it has no key, and may use any.
         """

@@ -1,7 +1,8 @@
 """CURVE on the sockets of the bus (RFC 26 of ZeroMQ): which endpoints have it, with whose keys, and why it fails.
 
 Both ends are authenticated: a peer knows the public key of its root, and the root's ring has the keys of its peers
-(`admission.py`). What this user's own processes use alone, ipc, inproc and loopback TCP, has none of it.
+(`admission.py`). Endpoints that only this computer's own processes can reach (ipc, inproc and loopback TCP) have none
+of it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dllama_zmq.cluster import is_loopback
 from dllama_zmq.trust import KeyPair, Ring, Role
 
 SEAL_BYTES = 33
-"""What CURVE adds to each frame: a command's name, a nonce, flags and a MAC (RFC 26, MESSAGE)."""
+"""Bytes that CURVE adds to each frame: a command's name, a nonce, flags and a MAC (RFC 26, MESSAGE)."""
 REFUSED = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
 """The ends of a handshake after which libzmq does not connect again."""
 FAILED = REFUSED | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
@@ -37,11 +38,11 @@ class Server:
     everywhere: bool = False
 
     def secures(self, endpoint: str) -> bool:
-        """Whether what is bound to `endpoint` has CURVE."""
+        """Whether a socket bound to `endpoint` has CURVE."""
         return endpoint.startswith(_TCP) and (self.everywhere or not is_loopback(host_of(endpoint)))
 
     def apply(self, socket: zmq.Socket[bytes]) -> None:
-        """Give CURVE to what the socket is bound to from now on."""
+        """Give CURVE to the endpoints that the socket is bound to from now on."""
         socket.set(SocketOption.CURVE_SERVER, 1)
         socket.set(SocketOption.CURVE_SECRETKEY, self.keys.secret.encode())
 
@@ -63,7 +64,7 @@ class Peer:
     server: str
 
     def apply(self, socket: zmq.Socket[bytes]) -> None:
-        """Give CURVE to what the socket connects to from now on."""
+        """Give CURVE to the endpoints that the socket connects to from now on."""
         socket.set(SocketOption.CURVE_PUBLICKEY, self.keys.public.encode())
         socket.set(SocketOption.CURVE_SECRETKEY, self.keys.secret.encode())
         socket.set(SocketOption.CURVE_SERVERKEY, self.server.encode())
@@ -87,19 +88,19 @@ def why_failed(event: int, value: int, endpoint: str, peer: Peer | None) -> str:
         )
     if mismatch:
         return (
-            f"what listens at {endpoint} is not encrypted, and this computer knows a root there that is: is `security: "
-            "none` in that cluster's file, or is it another program?"
+            f"the program at {endpoint} is not encrypted, but this computer knows an encrypted root there: is "
+            "`security: none` in that cluster's file, or is it another program?"
         )
     if peer is not None:
         return (
-            f"what listens at {endpoint} broke off the handshake: it is no root, or its key is another one than "
-            f"{peer.server}, which this computer knows; if the root has a new key, join with a new token"
+            f"the program at {endpoint} broke off the handshake: it is no root, or its key is not {peer.server}, which "
+            "this computer knows; if the root has a new key, join with a new token"
         )
     return ""
 
 
 def why_refused(error: int, secured: bool) -> str:
-    """What a peer did that the root's end of a handshake could not go on with, in words for the root's log.
+    """Why the root's end could not continue a handshake, in words for the root's log.
 
     error: as a socket monitor has it; of libzmq where the peer has left. secured: the root's end has CURVE.
     """

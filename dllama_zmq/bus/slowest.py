@@ -10,9 +10,9 @@ from dllama_zmq.bus.client_messages import NodeTimes
 from dllama_zmq.bus.roster import ROOT
 
 MIN_GAIN = 0.1
-"""A node is named if steps would take this share less time were it like the others: less is not worth looking for."""
+"""A node is named if steps would be shorter by this share were it like the others: less is not worth looking for."""
 MIN_DEVIATIONS = 3.0
-"""And if chance seldom does it: equal nodes differ so much in 1 of 700 windows, and one hiccup alone never does."""
+"""And if chance seldom does it: equal nodes differ that much in 1 of 700 windows, and one pause alone never does."""
 MIN_STEPS = round(MIN_DEVIATIONS**2)
 """Fewest steps in which a node can be named: see `slowest`."""
 _MESSAGE_S = 0.2e-3
@@ -74,11 +74,11 @@ class Spent:
 def times_of_step(spent: Mapping[str, Spent], waits: Mapping[str, Wait]) -> dict[str, NodeTimes]:
     """The seconds of each node in one step, and how long the others waited for it. waits: the root's, by worker.
 
-    A worker that computes longer than the root makes it wait so long; what the root waits beyond that, and beyond what
-    a message usually takes, is the messages'. Workers wait for a root that computes longer than each of them.
+    A worker that computes longer than the root makes it wait for the difference. The rest of the root's wait, beyond a
+    message's usual time, is due to the messages. Workers wait for a root that computes longer than each of them.
 
     Two nodes send each other their parts at the same time, so each waits for the other's messages. A slow link makes
-    both wait alike, and whose it is cannot be known: the worker's wait counts for the root as the root's does for it.
+    both wait alike, and neither can be blamed: the worker's wait counts for the root as the root's does for the worker.
     """
     root = spent[ROOT]
     workers = {name: one for name, one in spent.items() if name != ROOT}

@@ -1,6 +1,6 @@
 """Sockets with every option set in one place, and a receive that always ends.
 
-Waiting spins for a moment before it blocks: a reply that is 100 us away is not worth being put to sleep for. The spin
+Waiting spins for a moment before it blocks: sleeping costs more than a reply that is 100 us away. The spin
 yields the core at each turn, so that libzmq's own I/O thread gets it. Nodes that share too few cores do not spin: each
 would take the core from the one that it waits for (measured: see tools/BENCHMARKS.md).
 """
@@ -49,18 +49,18 @@ class Bounds:
 
 
 STEPS = Bounds(send_messages=256, receive_messages=16, frame_bytes=1024, held_bytes=8 << 10)
-"""A worker is at most 4 messages and some beacons behind. But libzmq counts what has left a queue in halves of its
-bound, and looks at that count once in 1 to 3 ms when it sends: of 32 messages, two nodes of a small model lost one each
-second, and each was asked for again after 0.5 s."""
+"""A worker is at most 4 messages and some beacons behind. But libzmq counts messages that have left a queue in halves
+of its bound, and looks at that count once in 1 to 3 ms when it sends: with 32 messages, two nodes of a small model lost
+one each second, and each was asked for again after 0.5 s."""
 REPLIES = Bounds(send_messages=64, receive_messages=0, frame_bytes=MAX_FRAME_BYTES, held_bytes=16 << 10, in_all=True)
 """held_bytes is for peers without a place in the cluster, which send a join each second. A node fills no queue: one
 that freezes in mid-answer must be noticed by heartbeats (see `bounded`)."""
 CLIENTS = Bounds(
     send_messages=4096, receive_messages=2, frame_bytes=600 << 10, held_bytes=1280 << 10, kernel_bytes=64 << 10
 )
-"""receive_messages: with 1, libzmq 4.3.5 reads nothing of a peer with CURVE, for the peer's identity fills the queue.
-The longest prompt takes 512 KiB; two of them fit into what is held. The API server hears all tokens of its users: 50
-requests with 40 tokens/s fill its queue in 2 s in which it does not run."""
+"""receive_messages: with 1, libzmq 4.3.5 reads nothing of a peer with CURVE, because the peer's identity fills the
+queue. The longest prompt takes 512 KiB; two of them fit into what is held. The API server hears all tokens of its
+users: 50 requests with 40 tokens/s fill its queue if it does not run for 2 s."""
 
 
 class _Socket(zmq.Socket[bytes]):
@@ -189,7 +189,7 @@ def receive(
                 return None
             continue
         frames = take(socket)
-        if frames is not None or wait_s <= 0:  # what came may all have been dropped, and more of it comes
+        if frames is not None or wait_s <= 0:  # every message may have been dropped, and more may come
             return frames
 
 
@@ -220,7 +220,7 @@ class Disconnects:
         self.refusal = ""
         """Why the last handshake failed, as far as that is known."""
         self.refused = False
-        """That was the peer's last word: libzmq does not connect again."""
+        """The peer has refused this end for good: libzmq does not connect again."""
 
     def happened(self) -> bool:
         """Whether the peer has been lost since the last call."""
@@ -243,8 +243,9 @@ class Disconnects:
 class Connection:
     """A DEALER that can still read received messages after its peer left, and knows whether it has a peer.
 
-    libzmq 4.3.5 drops both queues of a connection that ends, or none of them (IMMEDIATE). Here it is none, so who uses
-    this sends while it is `up`, and makes another one when it has been `lost`: what has not left must not arrive later.
+    libzmq 4.3.5 drops both queues of a connection that ends, or none of them (IMMEDIATE). Here it drops none. So a
+    caller sends while the connection is `up`, and makes another one when it has been `lost`: a message that has not
+    left must not arrive later.
     """
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, security: Peer | None = None) -> None:
@@ -309,7 +310,7 @@ def _connecting(
 
 
 def _event(events: zmq.Socket[bytes]) -> tuple[int, int]:
-    """What a monitor says next, and the value of it.
+    """The next event of a monitor, and its value.
 
     As zmq.utils.monitor reads it, which also brings asyncio into every process: 15 ms of its start.
     """

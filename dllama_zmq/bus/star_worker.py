@@ -88,7 +88,7 @@ class StarWorker:
     def answer(self, arrays: Sequence[EncodedArray]) -> None:
         """Send these candidates, which end the step or answer MoreCandidates."""
         compute_s = max(0.0, time.monotonic() - self._begun_s - self.steps.wait_s)
-        paused_s = max(0.0, compute_s - (time.thread_time() - self._begun_on_core_s))  # more, where it spun for a sum
+        paused_s = max(0.0, compute_s - (time.thread_time() - self._begun_on_core_s))  # more if it spun for a sum
         for action in self.steps.answer(compute_s, paused_s, arrays):
             self._do(action)
 

@@ -91,7 +91,7 @@ Action: TypeAlias = Publish | Send | Done | Failed
 
 
 class Gather:
-    """Collects the parts of one stage, one for each node; ignores late parts and those of another stage or kind."""
+    """Collects one part from each node for one stage; ignores late parts and those of another stage or kind."""
 
     def __init__(
         self, kind: type[Partial | Candidates], epoch: int, step: int, stage: int, nodes: Collection[int]

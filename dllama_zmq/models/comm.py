@@ -1,4 +1,4 @@
-"""What a model asks of the other nodes: sums of partial sums, overlapped with computing.
+"""The sums that a model needs from all nodes, overlapped with computing.
 
 On Ethernet a sum of many rows can travel for as long as the products before it took. So the rows of a long step are
 split into two micro-batches (the word is that of arXiv:1811.06965): the layers work on one while the sums of the other

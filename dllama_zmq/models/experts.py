@@ -1,6 +1,6 @@
 """A mixture of experts: a router chooses a few feed-forward networks for each token. Each is split over all nodes.
 
-All nodes must choose alike, whatever their CPUs and back ends, so the choice is made in whole numbers: see `Router`.
+All nodes must choose the same experts on any CPU and back end, so the choice is made in whole numbers: see `Router`.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from dllama_zmq.quants import F32, BlockMatrix
 from dllama_zmq.spec import ModelSpec, TensorSpec
 
 TensorSource = Callable[[str], BlockMatrix]
-"""This node's slice of a tensor, by name. Each is asked for once; nobody holds it afterwards."""
+"""This node's slice of a tensor, by name. Each is asked for once, and is not kept afterwards."""
 
 
 def llama_tensors(spec: ModelSpec) -> list[TensorSpec]:

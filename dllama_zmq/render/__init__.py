@@ -1,6 +1,6 @@
 """Files that keep a cluster running under systemd, compose or Kubernetes, made from its cluster file.
 
-Knows what each of them requires of a service. Starts nothing, and writes only the files of `Rendered`.
+Knows the requirements of each. Starts nothing, and writes only the files of `Rendered`.
 """
 
 from dllama_zmq.render.compose import compose

@@ -157,7 +157,7 @@ def _stateful_set(pods: _Pods, image: str) -> _Object:
         "resources": {"requests": {"cpu": cpu, "memory": memory}, "limits": {"memory": memory}},
         "volumeMounts": [_mount(_HOME, HOME), _mount("tmp", "/tmp"), *pods.mounts],
     }
-    spread: _Object = {  # one machine for each node, as far as there are enough: nodes share only the network
+    spread: _Object = {  # one machine for each node, if there are enough: nodes need to share only the network
         "maxSkew": 1,
         "topologyKey": "kubernetes.io/hostname",
         "whenUnsatisfiable": "ScheduleAnyway",
@@ -210,8 +210,8 @@ def _awaiting(models: Mapping[str, Path]) -> _Object:
     names, sizes = shlex.join(models), " ".join(str(path.stat().st_size) for path in models.values())
     folders = shlex.join(sorted({str(Path(MODELS, name).parent) for name in models}))
     are_there = f"[ \"$(stat -Lc %s -- {names} 2>&1 | xargs)\" = '{sizes}' ]"
-    told = shlex.quote(f"waiting for {names} in {MODELS}")
-    script = f"mkdir -p {folders}; cd {MODELS}; until {are_there}; do echo {told}; sleep 5; done"
+    message = shlex.quote(f"waiting for {names} in {MODELS}")
+    script = f"mkdir -p {folders}; cd {MODELS}; until {are_there}; do echo {message}; sleep 5; done"
     return {"name": _MODELS, "command": ["sh", "-c", script], "volumeMounts": [_mount(_MODELS, MODELS)]}
 
 

@@ -1,4 +1,4 @@
-"""What the nodes of a cluster need where they run: memory, by the plan, and the model's files."""
+"""The needs of a cluster's nodes where they run: memory, by the plan, and the model's files."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class Outcome:
 class Engine:
     """The sequences of one root. `add` and `cancel` between steps, `step` while `busy`.
 
-    n_prompt_tokens, n_cached_tokens: of all prompts so far, and those of them that the prefix cache had.
+    n_prompt_tokens: tokens of all prompts so far. n_cached_tokens: those of them that the prefix cache had.
     """
 
     def __init__(self, root: Root, max_sequences: int, vocabulary: Vocabulary | None = None) -> None:
@@ -79,9 +79,9 @@ class Engine:
         """Generate what follows `prompt` from the next step on.
 
         max_tokens None: until a stop id, or until the context is full. n_ids: only ids below it are generated.
-        grammar: the answer is a sentence of it, as GrammarReader returns it; "": none. A stop id comes only where it
-        may end, and it ends by itself where it cannot go on.
-        Raises RequestError if this cannot be answered on this cluster.
+        grammar: the answer is a sentence of it, as GrammarReader returns it; "": none. A stop id comes only where the
+        sentence may end, and the answer ends by itself where nothing can follow. Raises RequestError if this cannot be
+        answered on this cluster.
         """
         spec, seq_len = self.root.spec, self.root.seq_len
         check_prompt(len(prompt), max_tokens, seq_len, spec.seq_len)
@@ -122,9 +122,10 @@ class Engine:
     def step(self) -> Outcome:
         """Evaluate one step for all sequences whose turn it is.
 
-        Raises WorkerLost; every sequence goes on as if nothing had happened once the cluster is ready again. One that
-        has lost _MAX_LOST workers since its last token ends: it may be the cause. Any other error ends the sequence of
-        the step; where there are several, each is then evaluated alone, so that only those end that cause it.
+        Raises WorkerLost; every sequence continues as if nothing had happened once the cluster is ready again. A
+        sequence that has lost _MAX_LOST workers since its last token ends: it may be the cause. Any other error ends
+        the sequence of the step. If the step has several, each is then evaluated alone, and only those that cause the
+        error end.
         """
         if failed := [*self.renew(), *self._compiled()]:
             return Outcome([], NO_STEPS, failed, {})
@@ -244,7 +245,7 @@ class Engine:
         return failed
 
     def _accepted(self, choices: Mapping[Sequence, Choice]) -> tuple[set[Sequence], list[tuple[Sequence, Exception]]]:
-        """Advance the grammars by the chosen tokens. Returns the complete sequences, and those that cannot go on."""
+        """Advance the grammars by the chosen tokens. Returns the complete sequences, and those that cannot continue."""
         whole: set[Sequence] = set()
         failed: list[tuple[Sequence, Exception]] = []
         for sequence, choice in choices.items():
@@ -289,7 +290,8 @@ class Engine:
         return failed
 
     def _blame(self, scheduled: Scheduled, error: Exception) -> list[tuple[Sequence, Exception]]:
-        """The sequence that ends because its step failed. In a step of several none does: each is tried alone."""
+        """The sequence that ends because its step failed; none if the step has several, each of which is then tried
+        alone."""
         if len(scheduled.sequences) > 1:
             self._suspects.extend(scheduled.sequences)
             return []
@@ -304,7 +306,7 @@ def _mask(sequence: Sequence) -> U8 | None:
 
 
 def _phase(scheduled: Scheduled) -> Phase:
-    """What a step is for: prompts, the next tokens of texts, or both."""
+    """The purpose of a step: prompts, the next tokens of texts, or both."""
     n_decoding = sum(len(sequence.tokens) > sequence.n_prompt for _, sequence in scheduled.sampled)
     if not n_decoding:
         return "prompt"

@@ -34,7 +34,8 @@ class Wish:
 
 
 def kv_room(n_pages: int, seq_len: int, n_sequences: int, each_bytes: int) -> str:
-    """What a KV cache of `n_pages`, `each_bytes` of the largest node, has room for; n_sequences: how many may run."""
+    """The room of a KV cache of `n_pages`, in words. each_bytes: its size on the largest node. n_sequences: how many
+    may run."""
     n_full = n_pages // pages_for(seq_len)
     answers = f"{plural(n_full, 'answer')} of {seq_len:,}"
     if n_full < n_sequences:
@@ -62,11 +63,12 @@ def check_fits(wish: Wish, free_bytes: int | None, force: str = "--force") -> No
     free_bytes None: not known, and nothing is refused. force: what to do to start it nevertheless.
     """
     if words := shortage(wish, free_bytes):
-        raise PlanError(f"{words}; {force} goes on all the same")
+        raise PlanError(f"{words}; {force} starts it nevertheless")
 
 
 def shortage(wish: Wish, free_bytes: int | None) -> str:
-    """What this computer lacks for that, and with how many nodes or positions it would fit; empty if it has enough."""
+    """The memory that this computer lacks, and with how many nodes or positions the model would fit; empty if it has
+    enough."""
     needed = wish.all_bytes(wish.seq_len)
     if free_bytes is None or needed <= free_bytes:
         return ""
@@ -84,7 +86,7 @@ def shortage(wish: Wish, free_bytes: int | None) -> str:
 
 
 def _by_nodes(wish: Wish, free_bytes: int) -> str:
-    """With how many nodes, one on each of as many computers as this one, the model would fit."""
+    """The number of nodes with which the model would fit, each on a computer like this one."""
     counts = possible_node_counts(wish.plan.spec)
     for n_nodes in counts:
         each = wish.each_bytes(Plan.make(wish.plan.spec, n_nodes))

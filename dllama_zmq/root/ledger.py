@@ -15,8 +15,8 @@ from dllama_zmq.spec import Sync
 
 
 class Ledger:
-    """By phase, since the root began: steps, tokens, sampled rows, bytes predicted by node and kind; and what the last
-    `recent_s` seconds of steps took."""
+    """By phase, since the root began: steps, tokens, sampled rows, bytes predicted by node and kind, and the seconds of
+    the last `recent_s` seconds of steps."""
 
     def __init__(self, plan: Plan, sync: Sync, names: list[str], recent_s: float, sealed: Collection[str] = ()) -> None:
         """sealed: the names of the workers whose connections have CURVE at present."""

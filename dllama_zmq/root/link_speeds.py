@@ -21,7 +21,7 @@ _LONG_ENOUGH_S = 0.1
 """Of the transfer that counts. The next one would take _FACTOR times as long: within libzmq's heartbeats."""
 _LINK_S = 3.0
 """For all probes of a link; steps wait meanwhile."""
-_numbers = itertools.count(1)  # of a root: an answer that comes late is none to a later probe
+_numbers = itertools.count(1)  # counted over the root's life, so that a late answer does not answer a later probe
 
 
 class LinkSpeeds:
@@ -98,7 +98,7 @@ class _Probes:
         self._until = time.monotonic() + _LINK_S
 
     def ask(self, n_bytes: int = 0, answer_bytes: int = 0) -> tuple[float, int]:
-        """Seconds until the answer, and by how many us the worker's clock is ahead. Raises TimeoutError, PeerGone."""
+        """Seconds until the answer, and the us by which the worker's clock is ahead. Raises TimeoutError, PeerGone."""
         number = next(_numbers)
         heads = [ArrayHead("u8", 1, n_bytes)] if n_bytes else []
         clock_us, start = time.time_ns() // 1000, time.perf_counter()

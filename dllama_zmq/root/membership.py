@@ -154,7 +154,7 @@ class Membership:
         elif isinstance(message, Loaded) and member.state is State.LOADING:
             stream = self._streams[member.node]
             if message.nbytes != stream.total_bytes or not stream.complete:
-                self._drop(member, f"says that {message.nbytes} bytes are all; its slices are {stream.total_bytes}")
+                self._drop(member, f"reports {message.nbytes} bytes of weights; its slices have {stream.total_bytes}")
                 return
             self._roster.set_loaded(member)
             self._preparing.pop(member.node, None)
@@ -203,7 +203,7 @@ class Membership:
         return rows
 
     def missing_sentence(self) -> str:
-        """Who is not ready, and why; not who only waits for others."""
+        """The workers that are not ready, and why; not those that only wait for others."""
         rows = [row for row in self.progress() if row.state is not State.READY]
         awaited = [row for row in rows if row.reason or row.state is not State.LOADED]
         return "; ".join(
@@ -301,9 +301,9 @@ class Membership:
             except Exception as error:
                 if not self._has_been_ready:
                     raise
-                logger.exception("cannot read what %s is to hold", member.name)
+                logger.exception("cannot read the weights of %s", member.name)
                 self._drop(member, f"cannot be given its weights: {type(error).__name__}: {error}")
-                return  # a root that has been ready goes on: the file may become readable again
+                return  # a root that has been ready continues: the file may become readable again
             if message is None:
                 return
             try:

@@ -44,7 +44,7 @@ class PrefixIndex:
     def add(self, parent: int | None, tokens: Sequence[int], page: int) -> int:
         """Index `page`, which holds `tokens` after those of the indexed page `parent` (None: at position 0).
 
-        Returns the page that is indexed for these: another one where they were there already.
+        Returns the page that is indexed for these tokens: an earlier one if there is one.
         """
         key = (parent, _token_bytes(tokens))
         indexed = self._pages.setdefault(key, page)
@@ -98,11 +98,11 @@ class PagePool:
         return self.n_pages - self.n_available
 
     def n_pages_of(self, n_positions: int) -> int:
-        """How many pages hold `n_positions` positions."""
+        """The number of pages that hold `n_positions` positions."""
         return -(-n_positions // self.page_size)
 
     def n_users(self, page: int) -> int:
-        """How many sequences use a page that has been taken."""
+        """The number of sequences that use a page that has been taken."""
         return self._users[page]
 
     def take(self) -> int | None:
@@ -145,7 +145,7 @@ class PagePool:
     def index(self, parent: int | None, tokens: Sequence[int], page: int) -> int:
         """Index a full page of one user, as `PrefixIndex.add` does.
 
-        Returns the page to use from here on: where another one holds the same, that one, and `page` is released.
+        Returns the page to use from here on. If another page holds the same, it is that one, and `page` is released.
         """
         indexed = self._index.add(parent, tokens, page)
         if indexed != page:

@@ -26,7 +26,7 @@ KINDS: dict[StepKind, Direction] = {
     "candidates": "received",
     "more_candidates": "sent",
 }
-"""The messages of steps, and which way they go as the root sees it."""
+"""The messages of steps, and their direction as the root sees it."""
 
 _EPOCH, _POSITION = 1_800_000_000_000, 200
 
@@ -41,7 +41,7 @@ class Predicted:
 
 
 class Asked(NamedTuple):
-    """A sampled row as counts: what it asks of a worker, and what the worker answers."""
+    """A sampled row as counts: those of the ask to a worker, and of the worker's answer."""
 
     k: int
     n_listed: int
@@ -56,7 +56,7 @@ class Asked(NamedTuple):
 
 
 def as_wide_as(number: int) -> int:
-    """The largest number that msgpack writes in as many bytes as `number`: so that few encoded headers stand for
+    """The largest number that msgpack writes in as many bytes as `number`: so that a few encoded headers stand for
     all."""
     return next(largest for largest in (0x7F, 0xFF, 0xFFFF, 0xFFFFFFFF, 1 << 62) if number <= largest)
 

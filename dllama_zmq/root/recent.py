@@ -38,10 +38,10 @@ class _Steps:
 
 
 class Recent:
-    """The last steps of one phase. Time between steps does not count: it says nothing of a node.
+    """The last steps of one phase. Time between steps does not count: it says nothing about a node.
 
     Steps are summed up in two parts, the present one and the one before it. When the present one has `span_s` seconds,
-    the older one is forgotten and a new one begun.
+    the older one is dropped and a new one begins.
     """
 
     def __init__(self, span_s: float) -> None:

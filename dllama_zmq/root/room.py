@@ -12,7 +12,7 @@ from dllama_zmq.sharding import KVBudget, node_memory
 
 
 class Room:
-    """Decides by what a joining worker says of its computer.
+    """Decides by the memory that a joining worker reports of its computer.
 
     own_pages: pages of the KV cache that the root's own computer has room for. memory: bytes that a node's part of the
     model needs; None: no worker is too small. held_bytes: bytes of weights that a node has in its memory at present.

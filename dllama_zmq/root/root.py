@@ -66,7 +66,7 @@ class RootSettings:
 
     reserved: names that a worker gets only if it asks for them. addresses: by name, the known IP
     addresses of the other workers' hosts.
-    kv_bytes: most memory of each node for the KV cache; None: as much as max_sequences need, if there is as much.
+    kv_bytes: most memory of each node for the KV cache; None: as much as max_sequences need, or less if less is free.
     check_memory: a worker whose computer has too little memory free gets no place.
     profile: `Root.kernels` counts seconds and calls by name.
     recent_s: figures of recent steps cover at least this many seconds.
@@ -318,7 +318,7 @@ class Root:
         return member.name if member is not None else None
 
     def _unnamed(self) -> list[str]:
-        """The nodes of this computer, if they have more threads than it has cores: which of them is last is chance."""
+        """This computer's nodes if they have more threads than it has cores: which one comes last is then chance."""
         if not self.settings.oversubscribed:
             return []
         return [ROOT, *(member.name for member in self.roster.members if not ip_of(member.address))]

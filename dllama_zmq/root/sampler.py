@@ -15,7 +15,7 @@ from dllama_zmq.sampling import Sampling
 from dllama_zmq.sharding import Ask, RowCandidates
 from dllama_zmq.sharding.candidates import F64
 
-_MAX_EXPONENT = 700.0  # exp of somewhat more is infinite
+_MAX_EXPONENT = 700.0  # exp of 710 is infinite
 
 
 def next_k(k: int, vocab_size: int) -> int:
@@ -84,9 +84,9 @@ class Sampler:
     def choose(self, row: RowCandidates) -> Choice | None:
         """The next token; None if it takes more candidates to know it.
 
-        Where ids are left out of a row because they are no tokens, the others are chosen as if those had a probability
-        of 0: exactly with `top_k` or `top_p` 1. Otherwise the kept tokens hold `top_p` of the whole row, left-out ids
-        included, so a few more are kept. Raises RequestError if the mask allows no token.
+        Ids that are no tokens are left out of the row, as if they had a probability of 0: exactly with `top_k` or with
+        `top_p` 1. With a smaller `top_p`, the kept tokens hold that share of the whole row, left-out ids included, so a
+        few more are kept. Raises RequestError if the mask allows no token.
         """
         top = self._top(row)
         ranked = self._penalized(row).below(self._n_ids)
@@ -144,7 +144,7 @@ class Sampler:
     def _index(self, row: RowCandidates, coin: float) -> int | None:
         sampling = self.sampling
         scaled = row.logits[: row.n_sure].astype(np.float64) / sampling.temperature
-        cumulative = np.cumsum(np.exp(scaled - scaled[0]))  # the best's is 1, whatever was left out
+        cumulative = np.cumsum(np.exp(scaled - scaled[0]))  # that of the best token is 1, even if ids were left out
         whole = math.exp(min(row.log_sum_exp - float(scaled[0]), _MAX_EXPONENT))
         everything = row.complete
         if sampling.top_k:
@@ -177,8 +177,9 @@ class Sampler:
             return index
         if not everything:
             return None
-        # The coin fell on what was left out, and where it fell there is as good as a new coin for the others. It may
-        # not be scaled to them at once: from a part of the candidates nobody knows how much was left out.
+        # The coin fell on the share of ids left out; its place within that share is as good as a new coin for the
+        # others. It cannot be scaled to them at once, because a part of the candidates does not show how large that
+        # share is.
         held = float(cumulative[-1])
         again = (coin * whole - held) / (whole - held) if whole > held else coin
         return min(int(np.searchsorted(cumulative, again * held, side="right")), len(cumulative) - 1)

@@ -58,7 +58,7 @@ class Slices:
         """A worker found bytes that do not match their hash: compute the kept hashes again."""
         if not self._are_kept or self._file is None:
             return
-        logger.warning("%s does not hold for %s: hashing anew", self._file, self._model.path)
+        logger.warning("%s is wrong for %s; its hashes are computed again", self._file, self._model.path)
         self._hashes, self._are_kept = [[] for _ in range(self._plan.n_nodes)], False
         self._thread.start()
 
@@ -123,7 +123,7 @@ class Slices:
             for path in kept[:-_MAX_KEPT]:
                 path.unlink(missing_ok=True)
         except (OSError, DllamaError) as error:
-            logger.warning("the next start will hash the weights again, for the hashes cannot be kept: %s", error)
+            logger.warning("the hashes of the weights cannot be kept, so the next start computes them again: %s", error)
 
 
 def pieces(

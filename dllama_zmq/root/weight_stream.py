@@ -94,6 +94,6 @@ class WeightStream:
             head, frame = encode_plain(piece[1], "u8")
             self.sent_bytes += len(frame)
             if self.sent_bytes == self._needed_bytes:
-                self._model.forget_pages()  # what was read for the worker is not the root's to hold
+                self._model.forget_pages()  # the root need not keep pages that it read for the worker
             return Weights(name, piece[0], [head]), [frame]
         return None

@@ -1,4 +1,4 @@
-"""What a row asks of the nodes, what each node answers, and the answers of all merged: sampling without the logits.
+"""Sampling without the logits: the ask of a row, each node's answer, and the answers of all nodes merged.
 
 A node sends its best k tokens. Below its last candidate it may have tokens that it did not send, so a merged list is
 exact only down to the first candidate that was the last of a truncated list. `n_sure` counts the exact ones.
@@ -32,7 +32,7 @@ class Reply(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ask:
-    """What one row asks of every node. The ids of the row are those of the vocabulary.
+    """The request of one row to every node. The ids of the row are those of the vocabulary.
 
     k: number of best candidates; 0: all logits instead, and what follows applies only once they are merged.
     temperature: that of the log-sum-exp; 0: none. logprobs: the log-sum-exp of all raw logits at temperature 1 too.
@@ -60,7 +60,7 @@ class Ask:
         return allowed
 
     def reply(self, start: int, stop: int) -> Reply:
-        """What a node answers that holds the ids `start` to `stop` - 1."""
+        """The size of the answer of a node that holds the ids `start` to `stop` - 1."""
         if self.k == 0:
             return Reply(0, stop - start, True)
         listed = self.listed_in(start, stop)
@@ -87,9 +87,8 @@ class Ask:
         return kept
 
     def candidates(self, row: F32, first_id: int, listed: I32) -> tuple[F32, I32 | None, int]:
-        """A node's logits (V',), with -infinity for what is no candidate, and how many are candidates.
-
-        Where these are less than half, they alone, with their places in the row, ascending: most masks allow few.
+        """A node's logits (V',), with -infinity for ids that are no candidates, and the number of candidates. If fewer
+        than half are candidates, only their logits, with their places in the row, ascending: most masks allow few.
         """
         kept = self._kept(first_id, first_id + len(row), listed)
         n_kept = int(np.count_nonzero(kept))
@@ -157,12 +156,12 @@ class RowCandidates:
     def with_listed(self, ids: I32, logits: F64, temperature: float) -> RowCandidates:
         """The candidates with the listed `ids` (n,) among them, whose logits are now `logits` (n,).
 
-        What is left are the exact ones: the new `n_sure` counts all. log_sum_exp is theirs and that of all others.
+        Only exact ones remain: the new `n_sure` counts all. log_sum_exp is that of these and of all others.
         """
         known, of_known = self.ids[: self.n_sure], self.logits[: self.n_sure].astype(np.float64)
         all_ids, all_logits = np.concatenate([known, ids]), np.concatenate([of_known, logits])
         order = np.lexsort((all_ids, -all_logits))
-        if not self.complete:  # what was not sent comes after the last of what was
+        if not self.complete:  # logits that were not sent are no larger than the last one that was
             end = np.flatnonzero(order == self.n_sure - 1)[0] + 1 if self.n_sure else 0
             order = order[:end]
         total = self.log_sum_exp
@@ -230,7 +229,7 @@ def merge_candidates(nodes: Sequence[NodeCandidates], ask: Ask, first_ids: Seque
 
 
 def _log_sum_exp(row: F32 | F64, temperature: float) -> float:
-    """log(sum(exp(row / temperature))) in float64; -infinity where `row` is empty or all of it is left out."""
+    """log(sum(exp(row / temperature))) in float64; -infinity if `row` is empty or all of it is left out."""
     scaled = row.astype(np.float64) / temperature
     top = scaled.max(initial=-np.inf)
     return float(top + np.log(np.exp(scaled - top).sum())) if top > -np.inf else -math.inf

@@ -14,13 +14,13 @@ from dllama_zmq.sharding.plan import Plan
 from dllama_zmq.spec import ModelSpec
 
 DEFAULT_SEQ_LEN = 4096
-"""Positions without max_seq_len: the KV cache of a model's 131,072 takes gigabytes that few use."""
+"""Positions without max_seq_len: a KV cache for a model's 131,072 positions takes gigabytes that few people use."""
 PREFILL_TOKENS = 128
 """Prompt tokens per step. With more, weights are read less often; but a request can be cancelled, and reports progress,
 only between steps."""
 
 _PROGRAM_BYTES, _ROOT_PROGRAM_BYTES = 42_000_000, 50_000_000  # interpreter, libraries and kernels
-_RESERVED_SHARE = 0.1  # of what is free, for other programs
+_RESERVED_SHARE = 0.1  # share of the free memory that stays free for other programs
 _TOKEN_BYTES = 500  # of the root's tokenizer, per token of the vocabulary
 _WIDE_ARRAYS, _FFN_ARRAYS = 5, 3  # float32 arrays of a step alive at once, (T, D) and (T, F); fitted to measurements
 
@@ -41,12 +41,12 @@ class NodeMemory:
 
     @property
     def model(self) -> int:
-        """Most bytes that the model adds to the process."""
+        """The most bytes that the model adds to the process."""
         return self.weights + max(self.loading, self.kv_cache + self.step)
 
     @property
     def total(self) -> int:
-        """Most bytes of the process."""
+        """The most bytes of the process."""
         return self.program + self.model
 
 
@@ -90,10 +90,8 @@ def node_memory(plan: Plan, node: int, n_positions: int, kv_type: KVType = "f16"
 
 @dataclass(frozen=True, slots=True)
 class KVBudget:
-    """How many pages of the KV cache the nodes of a plan make room for.
-
-    Room for `n_sequences` of `n_positions` each; or, where it is given, `most_bytes` on each node. trusted: most_bytes
-    is there, whatever the computers say of their memory.
+    """The number of pages of the KV cache that the nodes of a plan make room for: `n_sequences` of `n_positions` each
+    or, if given, `most_bytes` on each node. trusted: most_bytes is free, even if a computer reports less memory.
     """
 
     plan: Plan
@@ -115,10 +113,9 @@ class KVBudget:
         return max(self.plan.kv_bytes(node, n_pages * KV_PAGE, self.kv_type) for node in range(self.plan.n_nodes))
 
     def pages(self, nodes: Sequence[int], free_bytes: int | None) -> int:
-        """Pages where `nodes` share a computer that has `free_bytes` before they are loaded; None: it cannot tell.
-
-        As many of the wanted ones as have room in all but a tenth of that, beside the weights; but always enough for
-        one sequence, or for as much of it as most_bytes hold.
+        """Pages if `nodes` share a computer that has `free_bytes` before they are loaded; None: not known. As many of
+        the wanted pages as fit beside the weights into nine tenths of that; but always enough for one sequence, or for
+        the part of it that most_bytes hold.
         """
         wanted = self.wanted
         if free_bytes is None or (self.trusted and self.most_bytes is not None):

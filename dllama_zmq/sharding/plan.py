@@ -149,7 +149,7 @@ def possible_node_counts(spec: ModelSpec) -> list[int]:
 
 
 def obstacles(spec: ModelSpec) -> dict[int, str]:
-    """For each power of two up to MAX_NODES why `spec` cannot be split over as many nodes; empty if it can."""
+    """For each power of two up to MAX_NODES, why `spec` cannot be split over that number of nodes; empty if it can."""
     return {n_nodes: _obstacle(spec, n_nodes) for n_nodes in (1 << i for i in range(MAX_NODES.bit_length()))}
 
 

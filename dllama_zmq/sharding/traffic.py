@@ -34,7 +34,7 @@ class Traffic:
 
 
 def check_sync(spec: ModelSpec, sync: Sync) -> None:
-    """Raise PlanError where `sync` has blocks that the model's width is not made of."""
+    """Raise PlanError if the model's width is not whole blocks of `sync`."""
     block = SYNC_FLOAT[sync].block_values
     if spec.dim % block:
         raise PlanError(f"sync {sync} needs whole blocks of {block}; this model is {spec.dim} wide: use f32 or f16")

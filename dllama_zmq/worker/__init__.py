@@ -1,4 +1,4 @@
-"""A worker: joins a root, receives its slices, answers steps until told to stop. Needs only the root's address."""
+"""A worker: joins a root, receives its slices, answers steps until the root says bye. Needs only the root's address."""
 
 from dllama_zmq.worker.worker import Worker, WorkerSettings
 

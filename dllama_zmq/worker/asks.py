@@ -37,7 +37,7 @@ def decode_asks(message: Step, frames: Sequence[Frame], vocab_size: int) -> dict
 def again(asks: Mapping[int, Ask], message: MoreCandidates) -> dict[int, Ask]:
     """The asks to answer again, each with the k of `message`."""
     if unknown := [row for row, _ in message.again if row not in asks]:
-        raise ProtocolError(f"more is asked of rows {unknown}, of which the step asked nothing")
+        raise ProtocolError(f"more candidates are asked for in rows {unknown}, for which the step asks nothing")
     return {row: replace(asks[row], k=k) for row, k in message.again}
 
 

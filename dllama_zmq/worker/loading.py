@@ -36,9 +36,9 @@ class Loading:
         self._changed = threading.Condition()
         self._tensors = {tensor.name: tensor for tensor in plan.shard_tensors()}
         self._to_offer = deque(self._tensors)
-        self._hashes: dict[str, str] = {}  # of what was offered and `slice` has not given yet
+        self._hashes: dict[str, str] = {}  # of the offered slices that `slice` has not returned yet
         self._to_ask: deque[tuple[str, int]] = deque()
-        self._arriving: dict[str, _Arriving] = {}  # what the root was asked for, in the order in which it comes
+        self._arriving: dict[str, _Arriving] = {}  # the slices asked for, in the order in which they arrive
         self._arrived: dict[str, BlockMatrix] = {}
         self._end: BaseException | None = None
         self.received_bytes = 0

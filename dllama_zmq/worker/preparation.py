@@ -18,8 +18,8 @@ from dllama_zmq.kernels import Compiling
 from dllama_zmq.worker.loading import Loading
 
 CREDIT_PIECES = 4
-_TELL_EVERY_S = 0.5
-_LISTEN_S = 0.01  # at a time: so late it is seen that a slice must be asked for after all, or that all is done
+_REPORT_EVERY_S = 0.5
+_LISTEN_S = 0.01  # the delay before the thread sees that a slice must be asked for after all, or that all is done
 
 
 class Preparation:
@@ -68,7 +68,7 @@ class Preparation:
 
     def _hear(self) -> None:
         self._link.send(Credit(CREDIT_PIECES))
-        heard = told = time.monotonic()
+        heard = reported = time.monotonic()
         while not self._ended.is_set():
             message, frames = self._link.receive(time.monotonic() + _LISTEN_S, spins=False) or (None, [])
             now = time.monotonic()
@@ -85,8 +85,8 @@ class Preparation:
                 self._other(message)
             if (need := self._loading.to_ask()) is not None:
                 self._link.send(need)
-            if now > told + _TELL_EVERY_S:
-                told = now
+            if now > reported + _REPORT_EVERY_S:
+                reported = now
                 self._link.send(Preparing(self._doing, self._percent, self._loading.held_bytes))
 
     def _heed(self) -> None:

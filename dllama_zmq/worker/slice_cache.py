@@ -156,7 +156,7 @@ class Part:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             ours, named = os.fstat(self._descriptor), self._path.lstat()
             if not stat.S_ISREG(ours.st_mode) or (ours.st_dev, ours.st_ino) != (named.st_dev, named.st_ino):
-                return False  # it has been renamed by who wrote it, and is whole
+                return False  # its writer has renamed it: it is whole
             if ours.st_size >= size:
                 os.ftruncate(self._descriptor, 0)
         except OSError:

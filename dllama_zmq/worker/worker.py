@@ -120,9 +120,9 @@ class Worker:
         self._stopped = True
 
     def run(self) -> None:
-        """Serve root after root until told to leave.
+        """Serve one root after another until one asks this worker to leave.
 
-        Raises ClusterError if a root has no place for this worker, or where the address given is none.
+        Raises ClusterError if a root has no place for this worker, or if the given address is none.
         """
         address = self._settings.root
         while not self._stopped:
@@ -147,7 +147,7 @@ class Worker:
             spin_s = 0.0 if settings.oversubscribed else settings.spin_s
             link = WorkerLink(self._context, address, identity, spin_s, settings.watch, settings.security)
         except BusError as error:
-            if not self._has_connected:  # what was an address once may be one again
+            if not self._has_connected:  # its host's name was known once and may be again
                 raise ClusterError(str(error)) from None
             raise
         self._has_connected = True
@@ -292,7 +292,7 @@ class Worker:
         """Handle one message while serving."""
         if isinstance(message, Beacon):
             if message.epoch != shard.heard:
-                logger.info("ready to answer the root's steps")  # before anybody can know it from the root
+                logger.info("ready to answer the root's steps")  # before the root can say so
                 link.send(BeaconAck(message.epoch))
             shard.heard = shard.comm.steps.epoch = message.epoch
         elif isinstance(message, Step | MoreCandidates):

@@ -189,7 +189,7 @@ def test_a_worker_that_claims_to_be_loaded_too_early_is_given_up_and_hears_why(d
     (bye,) = door.ask(worker, Loaded(1))
     assert isinstance(bye, Bye)
     assert bye.rejoin  # it may join again
-    with pytest.raises(WorkerLost, match="worker1 says that 1 bytes are all"):
+    with pytest.raises(WorkerLost, match="worker1 reports 1 bytes of weights"):
         door.root.wait_ready(time.monotonic())
 
 

@@ -216,7 +216,9 @@ def test_rates_are_measured_with_a_small_model_that_is_left_in_the_cache_alone(
     assert len(list((tmp_path / "dllama-zmq" / "shapes").iterdir())) == 1
     with (
         interrupts.caught(),
-        pytest.raises(PlanError, match=r"the speed of 32 nodes on one computer is not predicted, of at most 16"),
+        pytest.raises(
+            PlanError, match=r"the speed of 32 nodes on one computer cannot be predicted, only that of at most 16"
+        ),
     ):
         measure_rates(Measuring(FloatType.Q40, "f32", "auto"), [Nodes(32, 1)], SilentReporter(), interrupts)
 

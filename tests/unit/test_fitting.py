@@ -29,7 +29,7 @@ def refusal(asked: Wish, free_bytes: int) -> str:
 def test_a_model_too_large_for_one_computer_is_refused_with_the_number_of_nodes_that_would_do() -> None:
     assert refusal(wish(), 22_400_000_000) == (
         "big.gguf needs 74.5 GB on each of 1 nodes; this computer has 22.4 GB free; 4 nodes need 18.7 GB each; "
-        "--force goes on all the same"
+        "--force starts it nevertheless"
     )
 
 

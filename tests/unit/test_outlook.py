@@ -184,7 +184,7 @@ def test_too_little_memory_is_said_with_what_would_do() -> None:
 def test_an_unknown_figure_is_named_with_the_flag_that_gives_it() -> None:
     said = advice_for(wanted(64 * GB, None), speeds(assumed=True))
     assert any("GB each on 2 nodes" in one and "--memory SIZE" in one for one in said)
-    assert any("the link is assumed; --link RATE,TIME" in one for one in said)
+    assert any("the link is assumed; give yours with --link RATE,TIME" in one for one in said)
     assert not any("--link" in one for one in advice_for(wanted(64 * GB, 64 * GB), speeds()))
 
 

@@ -36,8 +36,8 @@ def test_what_a_network_can_reach_is_secured_and_nothing_else(endpoint: str, sec
         (zmq.EVENT_HANDSHAKE_FAILED_AUTH, 400, True, "does not admit the key of this computer"),
         (zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL, zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH, False, "wants an encrypted"),
         (zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL, zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH, True, "is not encrypted"),
-        (zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL, zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC, True, "its key is another one"),
-        (zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL, 104, True, "its key is another one"),
+        (zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL, zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC, True, "its key is not "),
+        (zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL, 104, True, "its key is not "),
         (zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL, 104, False, ""),
     ],
 )

@@ -34,7 +34,7 @@ from dllama_zmq.spec import SYNC_FLOAT, Sync
 
 _KERNEL = "dllama_zmq.bus.native.kernel:exchange"
 EXCHANGE_KERNELS = ("add_up", _KERNEL)
-"""What a node of several runs: `Needs.kernels`."""
+"""The kernel that each of several nodes runs, as in `Needs.kernels`."""
 _FUNCTIONS = [name for name in ExchangeJob._fields if name.startswith("zmq_")]
 _JOB, _PEER, _SUM = indices(ExchangeJob), indices(Peer), indices(SumJob)
 _HEADER_BYTES = 256
@@ -137,15 +137,15 @@ class NativeExchange:
         self.published: U8 | None = None
         """The sum as the last call has sent it; None if it has sent none."""
         self.waited_s = 0.0
-        """How long the last call has waited for parts."""
+        """The seconds that the last call has waited for parts."""
         self.on_busy: Callable[[float], None] | None = None
         """Called after each exchange with the seconds spent sending and adding."""
 
     def __call__(self, header: bytes, own: U8, expected: bytes) -> F32 | None:
         """Exchange `own` (T, bytes of a row): it, or the sum, is sent under `header`; parts come under `expected`.
 
-        Returns the sum (T, D). Returns None if a part is missing after spin_s, another message came (`parts` and
-        `unexpected()` have what is here), or the arrays are too large for one thread to add.
+        Returns the sum (T, D). Returns None if a part is missing after spin_s, if another message came (`parts` and
+        `unexpected()` have the received ones), or if the arrays are too large for one thread to add.
         """
         job, peers, shape = self._job.fields, self._peers, own.shape
         if self._parts.shape[1:] != shape:
