@@ -1,7 +1,8 @@
 """Repack rows of blocks, as files and the bus have them, into pairs of tiles with 16 rows in lanes. numba code.
 
-How a pair lies: `layout.py` and `int8_dots.py`. How blocks of files lie: `quants/parts.py`. Rows beyond the matrix's
-last stay zeros, as which memory begins. Items are tiles.
+How a pair lies: `layout.py` and `int8_dots.py`. How blocks of files lie: `quants/parts.py`. Lanes of rows beyond the
+matrix's last keep the zeros that memory begins with. Nothing beside the matrix is read: its file may end there. Items
+are tiles.
 """
 
 from __future__ import annotations
@@ -36,8 +37,9 @@ def copy_half(to, source):
     store_i8(to + 1, load_u8(source + 1))
 
 
-# A row's 32 columns `j` of a block at `source`: each of these returns 4 bytes (as far as they are used) or 8 of them.
-# lower: the lower 4 bits of columns 8v to 8v + 7. upper: the upper bits of columns 4k to 4k + 3, at a byte's bottom.
+# Of the `j`-th 32 columns of a row's block at `source`, a byte for each column:
+# lower: the lower 4 bits of the columns 8v to 8v + 7, as 8 bytes.
+# upper: the upper 1 or 2 bits of the columns 4k to 4k + 3, in the lowest bits of 4 bytes.
 
 
 def _split_nibbles(at):
