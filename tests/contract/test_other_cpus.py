@@ -29,8 +29,8 @@ from dllama_zmq.spec import FloatType, Sync
 
 Array = npt.NDArray[Any]
 
-SUMS_OF_INTEGERS = ["q40", "q50", "q80", "q6_k"]
-"""The types without offsets, whose parts the reference adds up in another order."""
+WITHOUT_OFFSETS = [FloatType.Q40, FloatType.Q50, FloatType.Q80, FloatType.Q6_K]
+"""The reference adds up the parts of the others in another order."""
 WIRE = [f"{what} {sync}" for sync in ("f32", "f16", "q80") for what in ("encoded", "sum", "sum as wire", "wire")]
 ROUNDING = 1e-5
 """Of an array's largest value: some 768 roundings of float32 in another order. One wrong byte is 1e-4 or more."""
@@ -78,13 +78,13 @@ def results(kernels: Kernels) -> Iterator[tuple[str, Array]]:
     # Blocks of very different magnitude, one of zeros, and the far ends of a byte.
     x = np.ldexp(normal(15, 768), np.repeat(rng.integers(-10, 10, (15, 24)), 32, axis=1))
     x[:, 32:64] = 0
+    x[13], x[14] = 127, -127
     for kind in FloatType:
         matrix, other = random_matrix(rng, 83, 768, kind), random_matrix(rng, 83, 768, kind)
-        if kind is FloatType.Q80:
-            matrix.data.reshape(83, 24, 34)[:7, :, 2:] = 128  # -128 throughout
-        if kind is FloatType.Q40:
-            matrix.data.reshape(83, 24, 18)[:7, :, 2:] = 0  # -8 throughout
-            matrix.data.reshape(83, 24, 18)[7:14, :, 2:] = 255  # 7 throughout
+        if kind.is_quantized:  # the least and the largest integers throughout, beside the f16 scales
+            integers = slice(0, 208) if kind is FloatType.Q6_K else slice(2 if kind in WITHOUT_OFFSETS else 4, None)
+            blocks = matrix.data.reshape(83, -1, kind.block_bytes)
+            blocks[:7, :, integers], blocks[7:14, :, integers] = (128, 127) if kind is FloatType.Q80 else (0, 255)
         for n_tokens in (1, 2, 15):
             yield f"{kind.name.lower()} {n_tokens}", kernels.linear(matrix, segments=3)(x[:n_tokens])
         first, second = kernels.linear(matrix, other)(x)
@@ -224,8 +224,9 @@ def test_without_fused_multiply_adds_a_quantized_product_has_the_bits_of_the_ref
     cpu, found = lesser
     if cpu.fma:
         pytest.skip("this one adds products that it has not rounded")
-    names = [name for name in reference if name.split()[0] in SUMS_OF_INTEGERS]
-    assert len(names) == 4 * len(SUMS_OF_INTEGERS)
+    kinds = [kind.name.lower() for kind in WITHOUT_OFFSETS]
+    names = [name for name in reference if name.split()[0] in kinds]
+    assert len(names) == 4 * len(kinds)
     assert [name for name in names if found[name].tobytes() != reference[name].tobytes()] == []
 
 
