@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import numpy.typing as npt
 import pytest
-from contract.back_ends import AVAILABLE, EVERYWHERE, SAME_BITS, U, activations, weights, with_threads
+from contract.back_ends import AVAILABLE, EVERYWHERE, QUANTIZED, SAME_BITS, U, activations, weights, with_threads
 
 from dllama_zmq.kernels import Kernels, tree_sum
 from dllama_zmq.quants import F32, BlockMatrix
@@ -114,6 +114,23 @@ def test_threads_do_not_change_the_bits_of_experts(back_end, n_tokens):
             found.append(kernels.experts(experts_of(FloatType.Q40), 2)(*choice(n_tokens)).copy())
     assert np.array_equal(found[0], found[1])
     assert np.array_equal(found[0], found[2])
+
+
+@pytest.mark.parametrize("alike", [True, False])
+@pytest.mark.parametrize("n_tokens", [1, 19])
+@pytest.mark.parametrize("kind", QUANTIZED)
+def test_experts_may_begin_within_a_block_each_at_another_column(kernels, kind, n_tokens, alike):
+    """As gate and up, so down: within a block of 256, at the same column in every expert or in none."""
+
+    def cut(rows: int, columns: int, number: int) -> BlockMatrix:
+        first = 96 if alike else 32 * (number // 3 % 8)
+        return weights(rows, 512, kind, number).cut(ALL, slice(first, first + columns))
+
+    experts = [(cut(F, D, 3 * e), cut(F, D, 3 * e + 1), cut(D, F, 3 * e + 2)) for e in range(E)]
+    of_tokens = choice(n_tokens)
+    with np.errstate(over="ignore"):
+        found = kernels.experts(experts, segments=4)(*of_tokens)
+        assert np.array_equal(found, by_products(kernels, experts, 4, "silu", *of_tokens))
 
 
 def test_experts_may_be_of_several_types(kernels):

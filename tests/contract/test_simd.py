@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from contract.back_ends import EVERYWHERE, PLAIN, QUANTIZED, activations, weights
 
-from dllama_zmq.kernels import Batch, CacheSpec, Norm
+from dllama_zmq.kernels import Batch, CacheSpec, Norm, tree_sum
 from dllama_zmq.quants import BlockMatrix, dequantize, quantize
 from dllama_zmq.spec import SYNC_FLOAT, FloatType
 
@@ -103,6 +103,16 @@ def test_nothing_is_allocated_from_token_to_token(compiled):
     finally:
         tracemalloc.stop()
     assert peak < 4 * 8192, peak  # less than one result
+
+
+@pytest.mark.parametrize("n_tokens", [1, 9])
+@pytest.mark.parametrize("float_type", list(FloatType))
+def test_a_product_has_the_sums_of_its_segments_and_is_whole_afterwards(compiled, float_type, n_tokens):
+    matrix = weights(33, 512, float_type).cut(slice(None), slice(96, 352))
+    product, x = compiled.linear(matrix, segments=4), activations(n_tokens, 256)
+    whole = product(x).copy()
+    assert np.array_equal(tree_sum([product.segment(x, i, 4).copy() for i in range(4)]), whole)
+    assert np.array_equal(product(x), whole)
 
 
 @pytest.mark.parametrize("n_tokens", [1, 2, 4, 9])
