@@ -263,7 +263,7 @@ class ModelSpec:
         block = self.cut_values
         for name in ("dim", "q_dim", "hidden_dim"):
             if getattr(self, name) % block:
-                raise FormatError(f"{name} is {getattr(self, name)}: not whole blocks of {block} values")
+                raise FormatError(f"{name} is {getattr(self, name)}; expected a multiple of {block}")
 
 
 def full_every(windowed: Sequence[bool]) -> int | None:

@@ -71,7 +71,7 @@ class Plan:
         shares = [1] * n_nodes if isinstance(shares, int) else list(shares)
         group = spec.n_heads // spec.n_kv_heads
         block = spec.cut_values
-        unit = block // math.gcd(block, spec.head_dim)  # fewest heads that are whole blocks, for uneven shares
+        unit = block // math.gcd(block, spec.head_dim)  # fewest heads that can be cut off, for uneven shares
         heads = [_scaled(units, unit) for units in _cut(spec.n_heads // unit, shares)]
         ffn = _cut(spec.hidden_dim // block, shares)
         vocab = _cut(spec.vocab_size, shares)
@@ -166,7 +166,7 @@ def _obstacle(spec: ModelSpec, n_nodes: int) -> str:
         if width % (n_nodes * block):
             return (
                 f"{width} columns of {what} over {n_nodes} nodes are {width / n_nodes:g} each, "
-                f"not whole blocks of {block}."
+                f"not a multiple of {block}."
             )
     if spec.vocab_size < n_nodes:
         return f"A vocabulary of {spec.vocab_size} cannot be split over {n_nodes} nodes."

@@ -138,7 +138,7 @@ def test_the_largest_numbers_that_a_model_may_have_are_refused_as_too_long_for_t
         ({5: 3}, "does not divide dim"),
         ({6: 3}, "cannot share 3 KV heads"),
         ({5: 64}, "head_dim is 1"),
-        ({13: 2, 3: 129}, "hidden_dim is 129: not whole blocks"),
+        ({13: 2, 3: 129}, "hidden_dim is 129; expected a multiple of 32"),
         ({14: 8}, "no key 15"),
         ({14: 8, 15: 0, 16: 4, 17: 8192}, "key 15"),
         ({14: 8, 15: 4, 16: 4, 17: 8192}, "key 16"),

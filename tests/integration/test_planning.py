@@ -160,7 +160,7 @@ def test_the_tables_fit_80_columns_and_say_what_is_possible(cli: Cli) -> None:
         (["tinyllama", "--layers", "2"], 2, "--layers is for a shape; add --shape NAME"),
         (["tinyllama", "--nodes", "3"], 1, "3 nodes are not a power of two. This model can be split over 1, 2, 4"),
         (["tinyllama", "--nodes", "128"], 1, "at most 64 nodes, not 128"),
-        (["tinyllama", "--nodes", "32"], 1, "5632 columns of FFN over 32 nodes are 176 each, not whole blocks of 32"),
+        (["tinyllama", "--nodes", "32"], 1, "5632 columns of FFN over 32 nodes are 176 each, not a multiple of 32"),
         (["tinyllama", "--nodes", "0"], 2, "--nodes '0': expected numbers of 1 to 64"),
         (["tinyllama", "--link", "fast"], 2, "--link 'fast': expected a rate"),
         (["tinyllama", "--link", "0Mbit"], 2, "expected a rate"),

@@ -151,12 +151,12 @@ def test_a_node_count_is_possible_or_refused_with_those_that_are(spec, n_nodes):
         (
             {"hidden_dim": 96, "weight_type": FloatType.Q40},
             2,
-            "96 columns of FFN over 2 nodes are 48 each, not whole blocks of 32. This model can be split over 1 node.",
+            "96 columns of FFN over 2 nodes are 48 each, not a multiple of 32. This model can be split over 1 node.",
         ),
         (
             {"hidden_dim": 256, "weight_type": FloatType.Q80},
             4,
-            "64 columns of heads over 4 nodes are 16 each, not whole blocks of 32. "
+            "64 columns of heads over 4 nodes are 16 each, not a multiple of 32. "
             "This model can be split over 1 or 2 nodes.",
         ),
         ({"vocab_size": 3}, 4, "A vocabulary of 3 cannot be split over 4 nodes."),
