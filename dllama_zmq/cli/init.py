@@ -80,11 +80,16 @@ def with_workers(model: str, workers: str, nodes: int | None, folder: Path) -> C
 
 
 def _hosts(workers: str | None, nodes: int | None) -> list[str]:
-    """The host of each worker. Raises UsageError if both flags are given."""
+    """The host of each worker. Raises UsageError if both flags are given, or a number as `workers`."""
     if workers is None:
         return ["127.0.0.1"] * ((nodes or 1) - 1)
     if nodes is not None:
         raise UsageError("--nodes and --workers exclude each other; give one of them")
+    if workers.strip().isdecimal():
+        raise UsageError(
+            f"--workers: {workers} is a number, and this flag takes the addresses of other computers, such as "
+            f"192.168.1.11; workers on this computer are counted by --nodes: --nodes {int(workers) + 1}"
+        )
     return [host.strip() for host in workers.split(",")]
 
 

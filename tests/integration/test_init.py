@@ -86,6 +86,7 @@ def test_the_model_is_written_relative_to_the_file_and_as_yaml_needs_it(cli: Cli
         (["--nodes", "3"], 2, "3 nodes including the root; use 1, 2, 4, 8"),
         (["--workers", "192.0.2.1,192.0.2.2"], 2, "3 nodes"),
         (["--nodes", "2", "--workers", "192.0.2.1"], 2, "give one of them"),
+        (["--workers", "3"], 2, "workers on this computer are counted by --nodes: --nodes 4"),
         (["-m", "nosuch.gguf"], 1, "nosuch.gguf cannot be opened"),
         (["--workers", "tcp://192.0.2.1", "--host", "192.0.2.10"], 1, "a host name or an address"),
         (["nowhere/cluster.yaml"], 1, "No such file"),
