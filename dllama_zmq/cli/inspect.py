@@ -69,6 +69,8 @@ def _facts(model: ModelFile, path: Path) -> dict[str, Any]:
     for tensor in model.tensors:
         rows, columns = tensor.shape(spec)
         types[tensor.float_type.name] += tensor.nbytes(spec)
+        if tensor.name == "head" and model.is_tied:
+            continue
         kind, n_bytes = model.in_file(tensor.name)
         in_file[kind, tensor.float_type.name] += n_bytes
         n_weights += rows * columns
@@ -76,6 +78,7 @@ def _facts(model: ModelFile, path: Path) -> dict[str, Any]:
         "path": str(path),
         "architecture": spec.arch,
         "parameters": n_weights,
+        "tied": model.is_tied,
         "bytes": model.nbytes,
         "bytes_by_type": dict(types.most_common()),
         "in_file": [{"type": kind, "read_as": as_read, "bytes": n} for (kind, as_read), n in in_file.most_common()],
@@ -152,9 +155,12 @@ def _show_contents(contents: dict[str, Any]) -> None:
 
 def _show(facts: dict[str, Any]) -> None:
     console = Console(highlight=False, markup=False)
-    types = ", ".join(f"{name} {human_bytes(n)}" for name, n in facts["bytes_by_type"].items())
+    as_stored = {(each["read_as"], each["type"]) for each in facts["in_file"]}
+    names = {ours: ggmls for ours, ggmls in TYPE_NAMES.items() if (ours, ggmls) in as_stored}
+    types = ", ".join(f"{names.get(name, name)} {human_bytes(n)}" for name, n in facts["bytes_by_type"].items())
     console.print(_headline(facts), soft_wrap=True)
-    console.print(f"weights    {human_bytes(facts['bytes'])}: {types}")
+    twice = "; the embedding is the output matrix too, and counts twice" if facts["tied"] else ""
+    console.print(f"weights    {human_bytes(facts['bytes'])}: {types}{twice}", soft_wrap=True)
     becomes = [(each["type"], each["read_as"], human_bytes(each["bytes"])) for each in facts["in_file"]]
     if any(TYPE_NAMES.get(as_read, as_read) != kind for kind, as_read, _ in becomes):
         told = ", ".join(f"{kind} {size} read as {as_read}" for kind, as_read, size in becomes)
@@ -163,7 +169,7 @@ def _show(facts: dict[str, Any]) -> None:
         console.print(f"note       {note}", soft_wrap=True)
     console.print(f"tokenizer  {facts['tokenizer']}", soft_wrap=True)
     for name, value in facts["numbers"].items():
-        console.print(f"{name:18} {value}")
+        console.print(f"{name:20} {value}")
     counts = ", ".join(map(str, facts["nodes_possible"]))
     console.print(f"can be split over {counts} nodes")
     console.print("`dllama-zmq plan` says what each node must hold, and how fast it will be")

@@ -93,6 +93,11 @@ class ModelFile:
         stored = self._stored[name]
         return self._type_names.get(stored.stored.name, stored.stored.name), stored.nbytes
 
+    @property
+    def is_tied(self) -> bool:
+        """Whether the head is the embedding: one tensor in the file, which counts twice in `nbytes`."""
+        return self._stored["head"].extents == self._stored["embedding"].extents
+
     def _before_reading(self, n_bytes: int) -> None:
         """Release the pages read before if there are many."""
         if self._read_bytes > _FORGET_BYTES:

@@ -65,13 +65,27 @@ def test_inspect_shows_k_quants_as_what_they_are(cli: Cli) -> None:
     ]
     write_llama(cli.folder / "k.gguf", spec, tensors)
     shown = cli.run("inspect", "k.gguf")
-    assert re.search(r"^weights    \S+ MB: F32 \S+ MB, Q4_K 294\.9 kB, Q51 49\.2 kB$", shown.out, re.MULTILINE), (
+    assert re.search(r"^weights    \S+ MB: F32 \S+ MB, Q4_K 294\.9 kB, Q5_1 49\.2 kB$", shown.out, re.MULTILINE), (
         shown.out
     )
     assert "in file" not in shown.out  # where it says what is read as another type
     in_file = json.loads(cli.run("inspect", "k.gguf", "--json").out)["in_file"]
     assert {"type": "Q4_K", "read_as": "Q4_K", "bytes": 4 * 256 * 512 // 256 * 144} in in_file
     assert {"type": "Q5_1", "read_as": "Q51", "bytes": 2 * 128 * 256 // 32 * 24} in in_file
+
+
+def test_inspect_counts_an_embedding_that_is_the_output_matrix_once(cli: Cli) -> None:
+    spec = tiny_spec()
+    tensors = list(tiny_tensors(spec))
+    write_llama(cli.folder / "both.gguf", spec, tensors)
+    write_llama(cli.folder / "tied.gguf", spec, [(name, matrix) for name, matrix in tensors if name != "head"])
+    both, tied = (json.loads(cli.run("inspect", name, "--json").out) for name in ("both.gguf", "tied.gguf"))
+    assert both["parameters"] - tied["parameters"] == spec.vocab_size * spec.dim
+    assert (both["tied"], tied["tied"], tied["bytes"]) == (False, True, both["bytes"])
+    assert sum(each["bytes"] for each in tied["in_file"]) < sum(each["bytes"] for each in both["in_file"])
+    shown = cli.run("inspect", "tied.gguf").out
+    assert "; the embedding is the output matrix too, and counts twice\n" in shown
+    assert max(map(len, shown.splitlines())) > 80  # over a pipe, no line is broken
 
 
 def test_inspect_shows_what_a_type_without_kernels_is_read_as(cli: Cli) -> None:
