@@ -44,7 +44,7 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     join_s: _Seconds = 60.0
     """For a worker to join a cluster that has not been ready yet."""
     rejoin_s: _Seconds = 120.0
-    """For a worker that was lost to come back: until then its requests wait, and go on where they were."""
+    """For a worker that was lost to come back: until then its requests wait, and continue where they were."""
     load_s: _Seconds = 600.0
     """For a worker to receive its slices of the model."""
     ready_s: _Seconds = 10.0

@@ -21,7 +21,7 @@ class Interrupts:
     def __init__(self) -> None:
         self._came: int | None = None  # and has ended nothing so far
         self._raise = False
-        self._told = 0  # which number was told last
+        self._passed_on = 0  # the number that was passed on last
         self._tell: Callable[[], None] | None = None
 
     @contextmanager
@@ -59,18 +59,18 @@ class Interrupts:
         A signal that came before the block counts too. `stop` may be called again.
         """
 
-        told = False
+        was_called = False
 
         def tell() -> None:
-            nonlocal told
+            nonlocal was_called
             stop()
-            if not told:  # another signal is no reason to wait longer
+            if not was_called:  # another signal is no reason to wait longer
                 signal.setitimer(signal.ITIMER_REAL, after_s)
-            told = True
+            was_called = True
 
         self._tell = tell
         if self._came is not None:
-            self._told, self._came = self._came, None
+            self._passed_on, self._came = self._came, None
             tell()
         try:
             yield
@@ -80,7 +80,7 @@ class Interrupts:
 
     def _take(self, number: int, frame: FrameType | None) -> None:
         if self._tell is not None:
-            self._told = number
+            self._passed_on = number
             self._tell()
             return
         self._came = self._came or number
@@ -90,7 +90,7 @@ class Interrupts:
 
     def _break_off(self, number: int, frame: FrameType | None) -> None:
         if self._tell is not None:
-            self._came = self._told
+            self._came = self._passed_on
             self._raise_if_asked()
 
     def _raise_if_asked(self) -> None:

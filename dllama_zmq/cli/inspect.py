@@ -163,8 +163,8 @@ def _show(facts: dict[str, Any]) -> None:
     console.print(f"weights    {human_bytes(facts['bytes'])}: {types}{twice}", soft_wrap=True)
     becomes = [(each["type"], each["read_as"], human_bytes(each["bytes"])) for each in facts["in_file"]]
     if any(TYPE_NAMES.get(as_read, as_read) != kind for kind, as_read, _ in becomes):
-        told = ", ".join(f"{kind} {size} read as {as_read}" for kind, as_read, size in becomes)
-        console.print(f"in file    {told}", soft_wrap=True)
+        changes = ", ".join(f"{kind} {size} read as {as_read}" for kind, as_read, size in becomes)
+        console.print(f"in file    {changes}", soft_wrap=True)
     for note in facts["notes"]:
         console.print(f"note       {note}", soft_wrap=True)
     console.print(f"tokenizer  {facts['tokenizer']}", soft_wrap=True)

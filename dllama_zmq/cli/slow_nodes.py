@@ -17,14 +17,14 @@ _OVERSUBSCRIBED = "This computer has fewer cores than threads: chance decides wh
 
 def slowness(found: Status) -> list[str]:
     """For each phase in which the others wait for one node: the node, the wait per token, and the reasons."""
-    told, several = [], len(found.nodes) > 1
+    lines, several = [], len(found.nodes) > 1
     for phase, times in found.recent.items():
         if times.slowest:
-            told += _slowest(phase, times, found)
+            lines += _slowest(phase, times, found)
         elif several and not found.oversubscribed:
-            told += _network(phase, times)
-    if told:
-        return [*told, _PAUSED, _MESSAGES]
+            lines += _network(phase, times)
+    if lines:
+        return [*lines, _PAUSED, _MESSAGES]
     return [_OVERSUBSCRIBED] if found.oversubscribed and several and found.recent else []
 
 

@@ -29,7 +29,7 @@ _COOLING = "add a heat sink or a fan, or improve the air flow"
 
 def clock_rates(root: Path = ROOT) -> Iterator[Finding]:
     """Governors and limits of the CPUs' clock rates."""
-    told: dict[tuple[str, str, str, int | None, int | None], list[str]] = {}
+    kinds: dict[tuple[str, str, str, int | None, int | None], list[str]] = {}
     for policy in sorted((root / _CPU / "cpufreq").glob("policy*"), key=lambda path: (len(path.name), path.name)):
         governor = read(policy / "scaling_governor").strip()
         if governor:
@@ -38,8 +38,8 @@ def clock_rates(root: Path = ROOT) -> Iterator[Finding]:
             )
             rates = number_in(policy / "scaling_max_freq"), number_in(policy / "cpuinfo_max_freq")
             cpus = read(policy / "affected_cpus").split()
-            told.setdefault((governor, driver, preference, *rates), []).extend(cpus)
-    for (governor, driver, preference, limit, most), cpus in told.items():
+            kinds.setdefault((governor, driver, preference, *rates), []).extend(cpus)
+    for (governor, driver, preference, limit, most), cpus in kinds.items():
         named = f"{_cpus(cpus)}governor {governor}"
         up_to = f", up to {_ghz(limit or most)}" if limit or most else ""
         if governor == "userspace" or (governor == "powersave" and driver not in _SCALES_BY_ITSELF):

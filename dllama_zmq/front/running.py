@@ -40,7 +40,7 @@ class Running:
         return self._of.pop(engine_id, None)
 
     def withdraw(self, answer: Answer) -> bool:
-        """Withdraw an answer. Returns whether the engine has it and must be told."""
+        """Withdraw an answer. Returns whether the engine has it and must withdraw it too."""
         if self._of.pop(answer.engine_id, None) is None:
             return False
         self._leaving.add(answer.engine_id)

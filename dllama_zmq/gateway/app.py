@@ -140,7 +140,10 @@ async def _refused(request: Request, error: Exception) -> Response:
         if isinstance(route, Route) and route.path_regex.match(path):
             methods |= route.methods or set()
     allowed = ", ".join(sorted(methods))
-    if status in (404, 405):  # the page's files are mounted below every path, so only here are they told from routes
+    if status in (
+        404,
+        405,
+    ):  # the page's files are mounted below every path, so only here are they distinguished from routes
         status = 405 if methods else 404
     if status == 405:
         problem = Problem(405, f"{path:.200} is used with {allowed}, not {request.method:.20}")

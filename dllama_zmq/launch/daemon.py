@@ -57,7 +57,7 @@ def run_started(name: str, lock: int, api: int | None, reporter: Reporter) -> No
 
     api: the descriptor on which its API server will listen; None: the cluster has none.
 
-    The root ends when stdin is closed and no other command uses the cluster. If STAY was written to stdin, it goes on.
+    The root ends when stdin is closed and no other command uses the cluster. If STAY was written to stdin, it stays.
     Raises as `run_cluster` does.
     """
     started = Record.read(ClusterPaths.of(name).started_file)

@@ -60,8 +60,8 @@ def install(file: ClusterFile, reporter: Reporter) -> None:
         )
     with tempfile.TemporaryDirectory(prefix="dllama-zmq-") as folder:
         wheel = write_own_wheel(Path(folder))
-        told = _installing(reporter)
-        outcomes = _install(workers, [wheel], "index", told)
+        progress = _installing(reporter)
+        outcomes = _install(workers, [wheel], "index", progress)
         short = [outcome for outcome in outcomes if outcome.code == NO_PACKAGES]
         raise_all(_problem(outcome) for outcome in outcomes if outcome not in short)
         problems = []
@@ -74,7 +74,7 @@ def install(file: ClusterFile, reporter: Reporter) -> None:
             except ClusterError as error:
                 problems.append(str(error))
                 continue
-            problems += map(_problem, _install([outcome.worker], sorted(wheels.glob("*.whl")), "sent", told))
+            problems += map(_problem, _install([outcome.worker], sorted(wheels.glob("*.whl")), "sent", progress))
         raise_all(problems)
     reporter.line(f"dllama-zmq {__version__} is installed for {', '.join(worker.name for worker in workers)}")
 

@@ -275,8 +275,8 @@ def not_there(file: ClusterFile, absent: Mapping[str, str]) -> str:
         log = ClusterPaths.of(file.cluster.name).log(worker)  # no command finds a private cluster
         return f"see its log: {log if file.private else file.command(f'logs {worker}')}"
 
-    told = "; ".join(f"{worker} {reason}: {cure(worker)}" for worker, reason in absent.items())
-    return f"not every worker is there after {file.cluster.limits.join_s:.0f} s (limits.join_s): {told}"
+    missing = "; ".join(f"{worker} {reason}: {cure(worker)}" for worker, reason in absent.items())
+    return f"not every worker is there after {file.cluster.limits.join_s:.0f} s (limits.join_s): {missing}"
 
 
 def _last_error(start: _Start) -> str:
