@@ -69,9 +69,8 @@ def report_tables(report: Report) -> RenderableType:
         parts.append(Text(report.note))
     if len(report.workers) == 0:
         parts.append(Text(_ALONE))
-    for phase, lines in report.all_workers.items():
-        parts += [Text(), _title(report, phase)]
-        parts.append(_phase_table(report, phase, lines))
+    for phase, lines in report.all_workers.items() if report.workers else ():
+        parts += [Text(), _title(report, phase), _phase_table(report, phase, lines)]
     if not any(report.tokens.values()):
         parts += [Text(), Text(_NO_TOKENS)]
     if report.workers:
