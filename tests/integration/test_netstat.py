@@ -322,7 +322,7 @@ def test_one_node_alone_puts_nothing_on_the_bus_and_waits_for_nobody(tmp_path: P
     assert (shown.returncode, shown.stderr) == (0, "")
     alone = "One node alone puts nothing on the bus."
     assert alone in shown.stdout
-    assert "payload" not in shown.stdout  # no table without rows
+    assert "kB per token" not in shown.stdout  # no table without rows
     assert summary.stdout == f"{alone}\n"
     assert (report["workers"], report["agrees"]) == ([], None)
     assert {row["wait_share"] for row in report["waiting"]} == {0.0}
