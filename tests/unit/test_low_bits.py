@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from tiny import tiny_spec, tiny_tensors
 
 from dllama_zmq.formats import open_gguf
 from dllama_zmq.formats.gguf.head import TYPES
+from dllama_zmq.formats.mapped import MappedFile
+from dllama_zmq.formats.stored import Extent, StoredTensor, with_types
+from dllama_zmq.models import tensor_table
 from dllama_zmq.quants import F32, U8, BlockMatrix, SourceType, dequantize
 from dllama_zmq.quants.low_bits import IQ4_NL, IQ4_XS, MXFP4, Q2_K, Q3_K, TQ1_0, TQ2_0
 from dllama_zmq.spec import FloatType
@@ -141,3 +145,17 @@ def test_any_part_of_a_tensor_is_the_part_of_its_whole(kind: SourceType, tmp_pat
         row = model.read("embedding", slice(7, 8))
         assert row.float_type is FloatType.F32
         assert np.array_equal(row.dequantize(), kind.dequantize(bytes_of["embedding"][7:8]))
+
+
+def test_a_router_is_read_as_its_values_and_experts_as_the_type_with_kernels(tmp_path: Path) -> None:
+    spec = tiny_spec(arch="mixtral", dim=256, hidden_dim=256, n_layers=1, n_experts=4, n_active_experts=2)
+    (tmp_path / "weights").write_bytes(bytes(1))
+    with closing(MappedFile(tmp_path / "weights")) as pages:
+        stored = {
+            tensor.name: StoredTensor("weights", (Extent(pages, 0, *tensor.shape(spec), Q2_K),))
+            for tensor in tensor_table(spec)
+        }
+        read = with_types(tmp_path / "weights", spec, stored, None)
+    types = {tensor.name: tensor.float_type for tensor in tensor_table(read)}
+    assert types["layers.0.router"] is FloatType.F32
+    assert types["layers.0.experts.3.down"] is FloatType.Q6_K
