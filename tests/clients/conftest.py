@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from clients.asked import DIM
@@ -13,13 +12,9 @@ from integration.api import Api, running_api, thoughtful
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # LiteLLM fetches a list of prices otherwise
 os.environ["ANONYMIZED_TELEMETRY"] = "false"
 
-_HERE = Path(__file__).parent
 
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if _HERE in item.path.parents:
-            item.add_marker(pytest.mark.clients)
+def pytest_itemcollected(item: pytest.Item) -> None:
+    item.add_marker(pytest.mark.clients)  # of this folder alone: others have another conftest.py
 
 
 @pytest.fixture(scope="session")

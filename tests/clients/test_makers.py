@@ -6,13 +6,13 @@ import asyncio
 import json
 from typing import Any
 
-import anthropic
-import openai
 from clients.asked import DIM, HOT, MESSAGES, NO_THINKING, TOOLS, Person, is_call
 from integration.api import SOON_S, WEATHER, Api
 
 
 def test_openais_client_has_all_its_answers_at_once(api: Api) -> None:
+    import openai
+
     async def asked() -> list[Any]:
         async with openai.AsyncOpenAI(
             base_url=f"{api.url}/v1", api_key="none", timeout=SOON_S, max_retries=0, _strict_response_validation=True
@@ -53,6 +53,8 @@ def test_openais_client_has_all_its_answers_at_once(api: Api) -> None:
 
 
 def test_anthropics_client_has_all_its_answers_at_once(api: Api) -> None:
+    import anthropic
+
     async def asked() -> list[Any]:
         async with anthropic.AsyncAnthropic(base_url=api.url, api_key="none", timeout=SOON_S, max_retries=0) as client:
             tool: Any = {"name": "weather", "input_schema": WEATHER["parameters"]}

@@ -9,13 +9,9 @@ from pathlib import Path
 import pytest
 from real.llama_cpp_runs import LlamaCpp
 
-_HERE = Path(__file__).parent
 
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if _HERE in item.path.parents:
-            item.add_marker(pytest.mark.real)
+def pytest_itemcollected(item: pytest.Item) -> None:
+    item.add_marker(pytest.mark.real)  # of this folder alone: others have another conftest.py
 
 
 @pytest.fixture(scope="session")
