@@ -224,7 +224,7 @@ def _integer_product(tile: BlockMatrix, x: F32, x_scales: F32, segments: int) ->
     if m is not None:
         sums += m.T[:, :, None] * (x_scales * x.sum(1, keepdims=True))
     parts = sums.reshape(segments, -1, *sums.shape[1:])
-    totals = parts[:, 0].copy()
+    totals = parts[:, 0] + np.float32(0)  # sums begin at 0: of nothing but -0 they are 0
     for i in range(1, parts.shape[1]):  # np.add.reduce adds in another order where a tile is one row by one token
         totals += parts[:, i]
     return tree_sum(totals)

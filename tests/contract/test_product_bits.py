@@ -19,6 +19,7 @@ from contract.back_ends import (
 )
 
 from dllama_zmq.kernels import Norm, choose_kernels, tree_sum
+from dllama_zmq.quants import BlockMatrix
 from dllama_zmq.spec import FloatType
 
 SAME_BITS_ROWS = [(*of, rows) for of in SAME_BITS for rows in (ROWS if of[1] in EVERYWHERE else SOME_ROWS)]
@@ -148,3 +149,12 @@ def test_a_tokens_products_have_the_same_bits_whatever_is_in_its_batch(choice, f
         for n_tokens in TOKENS:
             assert np.array_equal(product(x[:n_tokens]), alone[:n_tokens]), n_tokens
         assert np.array_equal(product(x[::-1]), alone[::-1])
+
+
+@pytest.mark.parametrize("choice", AVAILABLE)
+def test_a_sum_of_nothing_but_negative_zeros_is_zero(choice):
+    """Integers of 0 under a negative scale: sums begin at 0, on every CPU and in the reference."""
+    blocks = np.zeros((1, 3, 34), np.uint8)
+    blocks[..., :2] = np.frombuffer(np.float16(-1).tobytes(), np.uint8)
+    product = choose_kernels(choice, threads=1).linear(BlockMatrix(blocks.reshape(1, -1), Q80))(activations(2, 96))
+    assert product.tobytes() == np.zeros((2, 1), np.float32).tobytes()
