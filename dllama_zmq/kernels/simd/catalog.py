@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from dllama_zmq.kernels.needs import Needs
-from dllama_zmq.kernels.simd.layout import BLOCKS
+from dllama_zmq.kernels.simd.layout import BLOCKS, REPACKED_AS
 from dllama_zmq.kernels.simd.registry import module_of
-
-_TYPES = {**{kind: kind for kind in BLOCKS}, "f16": "16", "bf16": "16", "f32": "32"}
-"""The types of weights, and the kernel that repacks each."""
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "base": ("run", "serve", "stop", "spin", "run_sequences", "rms_norm"),
@@ -17,9 +14,9 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "memory": ("read_memory",),
     **{
         kind: (*(("quantize",) if kind in BLOCKS else ()), f"product_{kind}", f"repack_{repacking}")
-        for kind, repacking in _TYPES.items()
+        for kind, repacking in REPACKED_AS.items()
     },
-    **{f"experts_{kind}": (f"experts_gated_{kind}", f"experts_down_{kind}") for kind in _TYPES},
+    **{f"experts_{kind}": (f"experts_gated_{kind}", f"experts_down_{kind}") for kind in REPACKED_AS},
     **{f"kv_{kind}": (f"store_kv_{kind}", f"attend_{kind}", "attend_by_heads") for kind in ("f16", "f32")},
 }
 """Kernels that are needed together."""

@@ -155,6 +155,8 @@ BLOCKS = {
     "q6_k": PairBlock(6, 32, 210, scales=2, group=8),
 }
 """The blocks of every quantized type."""
+REPACKED_AS = {**{kind: kind for kind in BLOCKS}, "f16": "16", "bf16": "16", "f32": "32"}
+"""The types of weights, and the name of the kernel that repacks each."""
 
 
 class ProductJob(NamedTuple):
@@ -243,8 +245,8 @@ class RepackJob(NamedTuple):
     n_rows: int = 0
     n_units: int = 0
     """Blocks of 32 columns (of quantized types) or columns of a row."""
-    before: int = 0
-    """Blocks of a row's first group that are not the matrix's: their places stay zeros."""
+    first_unit: int = 0
+    """As in ProductJob: the places of the units before it stay zeros."""
 
 
 class AttentionJob(NamedTuple):

@@ -22,6 +22,7 @@ from dllama_zmq.kernels.simd.layout import (
     GATED_GELU,
     GATED_SILU,
     LANES,
+    REPACKED_AS,
     X_BLOCK,
     NormJob,
     ProductJob,
@@ -35,8 +36,6 @@ from dllama_zmq.spec import FloatType
 
 _COLUMN_BYTES = {FloatType.F32: 2 * 64, FloatType.F16: 2 * 32, FloatType.BF16: 2 * 32}
 """The bytes of a column of a pair of tiles."""
-_REPACKS = {FloatType.F32: "32", FloatType.F16: "16", FloatType.BF16: "16"}
-"""The names of repacking kernels, if they are not those of the types."""
 _PRODUCT, _QUANTIZE, _NORM = indices(ProductJob), indices(QuantizeJob), indices(NormJob)
 _WIRE = {AS_F16: FloatType.F16, AS_Q80: FloatType.Q80}
 """The types of results that are not f32."""
@@ -100,7 +99,6 @@ class Product:
             self._x, self._x_stride = self._product + _PRODUCT.x, self._product + _PRODUCT.x_stride
 
     def _repack(self, matrices: Sequence[BlockMatrix], n_tiles: Sequence[int]) -> None:
-        kind = matrices[0].float_type
         # A gated product alternates the gate's and the up matrix's tiles: a pair has one of each.
         gated = self.gated
         first = 0
@@ -115,9 +113,9 @@ class Product:
                 source_stride=data.strides[0],
                 n_rows=matrix.rows,
                 n_units=self.columns // self.unit_columns,
-                before=self.first_unit,
+                first_unit=self.first_unit,
             )
-            self._runtime.parallel_for(f"repack_{_REPACKS.get(kind, self.kind)}", Job(*job), count, 4)
+            self._runtime.parallel_for(f"repack_{REPACKED_AS[self.kind]}", Job(*job), count, 4)
             first += count
 
     def _jobs(self, eps: int) -> list[tuple[str, Sequence[int]]]:

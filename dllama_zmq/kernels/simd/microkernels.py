@@ -125,20 +125,19 @@ class _Place:
 
     def scale(self, tile: int, part: int) -> ir.Value:
         """A tile's scales of all 32 columns, or of the first or second 16, f32x16."""
-        return self._factor(tile, part, 0, signed=not self._block.offsets)
+        return self._factor(tile, part, 0)
 
     def offset(self, tile: int) -> ir.Value:
         """A tile's offsets, f32x16."""
-        return self._factor(tile, 1, 2 * SCALES, signed=False)
+        return self._factor(tile, 1, 2 * SCALES)
 
-    def _factor(self, tile: int, place: int, factor_at: int, signed: bool) -> ir.Value:
+    def _factor(self, tile: int, place: int, factor_at: int) -> ir.Value:
         b, block = self._b, self._block
         at = block.factor_bytes + block.scales_at + block.next_at * place
         own = self._of_tile(self._start, at, tile, block.scale_bytes)
         if block.group == 1:
             return to_f32(b, self._target, load(b, own, 0, F16x16))
-        integers = load(b, own, 0, ir.VectorType(I8, LANES))
-        whole = b.sext(integers, I32x16) if signed else b.zext(integers, I32x16)
+        whole = b.sext(load(b, own, 0, ir.VectorType(I8, LANES)), I32x16)  # those of 6 bits are signed bytes, too
         shared = self._of_tile(self._factors, factor_at, tile, SCALES)
         return b.fmul(b.sitofp(whole, F32x16), to_f32(b, self._target, load(b, shared, 0, F16x16)))
 

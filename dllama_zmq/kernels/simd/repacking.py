@@ -206,8 +206,8 @@ def _make_blocks(name, block):
 
     def repack(job, first, last):
         """Rows of blocks as tiles."""
-        before, stride = load_i64(job + AT.before), load_i64(job + AT.source_stride)
-        end = before + load_i64(job + AT.n_units)
+        first_unit, stride = load_i64(job + AT.first_unit), load_i64(job + AT.source_stride)
+        end = first_unit + load_i64(job + AT.n_units)
         for item in range(first, last):
             pair, half = place_of(job, item)
             for lane in range(min(LANES, load_i64(job + AT.n_rows) - item * LANES)):
@@ -215,7 +215,7 @@ def _make_blocks(name, block):
                 at = pair
                 for start in range(0, end, group):
                     factors_of(at + half * SCALES + 2 * lane, source)
-                    for j in range(max(0, before - start), min(group, end - start)):
+                    for j in range(max(0, first_unit - start), min(group, end - start)):
                         to = at + factor_bytes + j * block_bytes
                         values_of(to + half * value_bytes + 4 * lane, source, j)
                         scales_of(to + scales_at + half * scale_bytes + lane_bytes * lane, source, j)
