@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from dllama_zmq.quants.parts import F32, U8, split
+from dllama_zmq.quants.parts import F32, U8, pack_nibbles, split
 from dllama_zmq.spec import FloatType
 
 _F16_MAX = np.float32(65504.0)
@@ -55,7 +55,7 @@ def _q40_blocks(blocks: F32) -> U8:
     q = np.clip(np.trunc(blocks * _inverse(d)[..., None] + np.float32(8.5)), 0, 15).astype(np.uint8)
     out = np.empty((*blocks.shape[:-1], 18), np.uint8)
     out[..., :2] = _scale_bytes(d)
-    out[..., 2:] = q[..., :16] | (q[..., 16:] << 4)
+    out[..., 2:] = pack_nibbles(q)
     return out
 
 
@@ -66,7 +66,7 @@ def _q41_blocks(blocks: F32) -> U8:
     q = np.clip(np.rint((blocks - m[..., None]) * _inverse(d)[..., None]), 0, 15).astype(np.uint8)
     out = np.empty((*blocks.shape[:-1], 20), np.uint8)
     out[..., :2], out[..., 2:4] = _scale_bytes(d), _scale_bytes(m)
-    out[..., 4:] = q[..., :16] | (q[..., 16:] << 4)
+    out[..., 4:] = pack_nibbles(q)
     return out
 
 

@@ -30,7 +30,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from dllama_zmq.quants.parts import F32, U8, Parts, f16_at, nibbles
+from dllama_zmq.quants.parts import F32, U8, Parts, f16_at, nibbles, pack_nibbles
 from dllama_zmq.quants.source import SourceType
 from dllama_zmq.spec import FloatType
 
@@ -127,24 +127,18 @@ def _unsigned(parts: Parts, bias: int) -> U8:
     return biased
 
 
-def _halves(q: U8) -> U8:
-    """Integers 0..15 (n, blocks, 32) as nibbles, the first 16 the lower ones."""
-    packed: U8 = q[..., :16] | q[..., 16:] << np.uint8(4)
-    return packed
-
-
 def _as_q80(parts: Parts) -> U8:
     return _blocks_of(parts, parts.integers.view(np.uint8))
 
 
 def _as_q40(parts: Parts) -> U8:
-    return _blocks_of(parts, _halves(_unsigned(parts, 8)))
+    return _blocks_of(parts, pack_nibbles(_unsigned(parts, 8)))
 
 
 def _as_q50(parts: Parts) -> U8:
     q = _unsigned(parts, 16)
     upper = np.packbits(q >> 4, axis=2, bitorder="little")
-    return _blocks_of(parts, np.concatenate([upper, _halves(q & np.uint8(15))], axis=2))
+    return _blocks_of(parts, np.concatenate([upper, pack_nibbles(q & np.uint8(15))], axis=2))
 
 
 def _as_q6_k(q: U8, scales: U8, d: U8) -> U8:

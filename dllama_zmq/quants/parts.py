@@ -83,6 +83,12 @@ def nibbles(packed: U8, width: int) -> U8:
     return q
 
 
+def pack_nibbles(q: U8) -> U8:
+    """Integers 0..15 (..., 32) as 16 bytes, the first 16 in the low nibbles."""
+    packed: U8 = q[..., :16] | q[..., 16:] << np.uint8(4)
+    return packed
+
+
 def _five_bits(packed: U8, upper: U8) -> U8:
     """Values 0..31 (n, 32) of 16 bytes of nibbles and 32 upper bits."""
     q = nibbles(packed, 16).reshape(-1, 32)
