@@ -100,7 +100,7 @@ def _about(products: Sequence[Row]) -> str:
         threads += f" ({row['cores']} for this process)"
     kernels = f"kernels {row['kernels']}" + (f" (dot {row['dot']})" if row["dot"] else "")
     read_by = "NumPy's maximum" if any(row["read_by"] == "numpy" for row in products) else "SIMD loads"
-    measured = list({row["threads"]: row for row in reversed(products)}.values())[::-1]  # of several types, the first
+    measured = {row["threads"]: row for row in products}.values()  # each type of weights has rows
     read = [f"{row['read_gb_per_s']:.1f} GB/s with {plural(row['threads'], 'thread')}" for row in measured]
     blas = [f"{row['blas_gmac_per_s']:.1f} GMAC/s with {plural(row['threads'], 'thread')}" for row in measured]
     (n_tokens, width), (_, n_rows) = BLAS_SHAPES
