@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from threading import Lock
 from typing import Any
@@ -16,38 +17,39 @@ from dllama_zmq.errors import DllamaError, FormatError, RequestError
 from dllama_zmq.tokenizer.data import Encoder
 from dllama_zmq.tokenizer.pretokenizers import PreTokenizer
 
-Merge = tuple[bytes, bytes]
+Merge = tuple[str, str]
+"""Two pieces in byte-level encoding, which are merged."""
 
 
-def _char_of_byte() -> list[str]:
+def _chars_of_bytes() -> str:
     """The character of each byte in a byte-level vocabulary. Source: GPT-2's bytes_to_unicode."""
     shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [value for value in range(256) if value not in shown]
     chars = {value: chr(value) for value in shown} | {value: chr(256 + i) for i, value in enumerate(hidden)}
-    return [chars[value] for value in range(256)]
+    return "".join(chars[value] for value in range(256))
 
 
-CHAR_OF_BYTE = _char_of_byte()
-_TABLE = dict(enumerate(CHAR_OF_BYTE))
-_BYTE_OF_CHAR = {char: value for value, char in enumerate(CHAR_OF_BYTE)}
+CHARS_OF_BYTES = _chars_of_bytes()
+_BYTES_OF_CHARS = codecs.charmap_build(CHARS_OF_BYTES)
 
 
 def to_chars(piece: bytes) -> str:
     """Bytes in byte-level encoding: one printable character per byte."""
-    return piece.decode("latin-1").translate(_TABLE)
+    return codecs.charmap_decode(piece, "strict", CHARS_OF_BYTES)[0]
 
 
-def is_written(piece: str) -> bool:
-    """Whether `piece` is in byte-level encoding, so that a text can contain it."""
-    return all(char in _BYTE_OF_CHAR for char in piece)
+def written_bytes(piece: str) -> bytes | None:
+    """The bytes of a piece in byte-level encoding; None for any other piece, which no text can contain."""
+    try:
+        return codecs.charmap_encode(piece, "strict", _BYTES_OF_CHARS)[0]
+    except UnicodeEncodeError:
+        return None
 
 
 def to_bytes(piece: str) -> bytes:
     """The bytes of a piece in byte-level encoding; the UTF-8 of any other piece."""
-    try:
-        return bytes([_BYTE_OF_CHAR[char] for char in piece])
-    except KeyError:
-        return piece.encode("utf-8", "replace")
+    written = written_bytes(piece)
+    return piece.encode("utf-8", "replace") if written is None else written
 
 
 def sentencepiece_library(model: bytes, source: str) -> Any:
@@ -62,19 +64,14 @@ def sentencepiece_library(model: bytes, source: str) -> Any:
 
 
 def byte_level_encoder(
-    ids: Mapping[bytes, int], merges: Sequence[Merge], pre: PreTokenizer, source: str, whole: bool | None = None
+    ids: dict[str, int], merges: list[Merge], pre: PreTokenizer, source: str, whole: bool | None = None
 ) -> Encoder:
     """A byte-level BPE encoder. `ids` has the pieces that text can become; `merges` are in order of rank.
 
-    whole: a split piece that is a token is not merged; None: as in `pre`.
+    Pieces are in byte-level encoding. whole: a split piece that is a token is not merged; None: as in `pre`.
     """
     with library_errors(FormatError, f"{source}: the tokenizers library refuses this vocabulary", "."):
-        chars = {piece: to_chars(piece) for piece in ids}
-        bpe = models.BPE(
-            vocab={chars[piece]: token for piece, token in ids.items()},
-            merges=[(chars[left], chars[right]) for left, right in merges],
-            ignore_merges=pre.whole if whole is None else whole,
-        )
+        bpe = models.BPE(vocab=ids, merges=merges, ignore_merges=pre.whole if whole is None else whole)
     tokenizer = tokenizers.Tokenizer(bpe)
     if pre.nfc:
         tokenizer.normalizer = normalizers.NFC()
@@ -140,8 +137,8 @@ def with_names(encode: Encoder, names: Mapping[str, int], inside: Encoder | None
     return encode_marked
 
 
-def rank_merges(ranks: Mapping[bytes, int]) -> tuple[list[Merge], bool]:
-    """The merges of a vocabulary with ids as ranks, and whether they reach every token.
+def rank_merges(ranks: Mapping[str, int]) -> tuple[list[Merge], bool]:
+    """The merges of a vocabulary in byte-level encoding with ids as ranks, and whether they reach every token.
 
     All splits of a token into two lower-ranked tokens are listed. This is equivalent to tiktoken: when a rank is
     applied, all lower ranks have been, so only the split that they lead to can still occur in the text.

@@ -6,7 +6,7 @@ Source: the keys under `tokenizer.` of ggml's docs/gguf.md.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Annotated, Any
 
 from msgspec import Meta, Struct
@@ -15,7 +15,7 @@ from dllama_zmq.errors import FormatError, UnsupportedModel
 from dllama_zmq.threads import converted_by_threads
 from dllama_zmq.tokenizer.config import ENDS_TEXTS, MAX_TEMPLATE_CHARS, AddedToken, Config
 from dllama_zmq.tokenizer.data import END_OF_TURN, TokenizerParts, checked_ids
-from dllama_zmq.tokenizer.encoders import Merge, byte_level_encoder, is_written, to_bytes, with_names
+from dllama_zmq.tokenizer.encoders import Merge, byte_level_encoder, with_names, written_bytes
 from dllama_zmq.tokenizer.from_sentencepiece import parts_of_sentencepiece
 from dllama_zmq.tokenizer.pretokenizers import pretokenizer
 from dllama_zmq.tokenizer.sentencepiece_model import (
@@ -132,15 +132,20 @@ class _Keys:
                 raise self.wrong(f"scores[{token}]", score, "a finite number")
         return self.own.scores
 
-    def merges(self) -> list[Merge]:
+    def merges(self, ids: Container[str]) -> list[Merge]:
+        """The merges of pieces in byte-level encoding; no text becomes any other. `ids` has all such pieces."""
         merges = []
         for index, text in enumerate(self.own.merges):
-            left, space, right = text.partition(" ")
-            if not (left and space and right) or " " in right:
+            left, _, right = text.partition(" ")
+            if left in ids and right in ids and left + right in ids:
+                merges.append((left, right))
+            elif not (left and right) or " " in right:
                 raise self.wrong(f"merges[{index}]", text, "two pieces and a space between them")
-            if not (is_written(left) and is_written(right)):
-                continue  # not in byte-level encoding: no text becomes it
-            merges.append((to_bytes(left), to_bytes(right)))
+            elif written_bytes(left) is not None and written_bytes(right) is not None:
+                raise FormatError(
+                    f"{self.source}: tokenizer.ggml.merges[{index}] has pieces that are not tokens: {left[:40]!r} and "
+                    f"{right[:40]!r}. Get the file again."
+                )
         return merges
 
     def _check_length(self, key: str, values: list[Any]) -> None:
@@ -217,7 +222,7 @@ def _sentencepiece_kinds(keys: _Keys) -> list[int]:
 
 def _byte_level(keys: _Keys) -> TokenizerParts:
     pre = pretokenizer(keys.own.pre or "default", keys.source)
-    ids: dict[bytes, int] = {}
+    ids: dict[str, int] = {}
     pieces: dict[int, bytes] = {}
     named: dict[int, dict[str, int]] = {CONTROL: {}, USER_DEFINED: {}}
     for token, (text, kind) in enumerate(zip(keys.tokens, keys.kinds, strict=True)):
@@ -226,24 +231,17 @@ def _byte_level(keys: _Keys) -> TokenizerParts:
         if kind in (UNKNOWN, CONTROL, USER_DEFINED):
             pieces[token] = text.encode("utf-8", "replace")
             named[USER_DEFINED if kind == USER_DEFINED else CONTROL][text] = token
-        elif not is_written(text):
+        elif (written := written_bytes(text)) is None:
             pieces[token] = text.encode("utf-8", "replace")  # is printed, but no text becomes it
         else:
-            pieces[token] = to_bytes(text)
-            if pieces[token] in ids:
+            pieces[token] = written
+            if text in ids:
                 raise FormatError(
                     f"{keys.source}: tokenizer.ggml.tokens[{token}] is {text[:60]!r}, as another before it; "
                     f"expected each piece once. Get the file again."
                 )
-            ids[pieces[token]] = token
-    merges = keys.merges()
-    for index, (left, right) in enumerate(merges):
-        if not {left, right, left + right} <= ids.keys():
-            raise FormatError(
-                f"{keys.source}: tokenizer.ggml.merges[{index}] has pieces that are not tokens: {left[:40]!r} and "
-                f"{right[:40]!r}. Get the file again."
-            )
-    bpe = byte_level_encoder(ids, merges, pre, keys.source)
+            ids[text] = token
+    bpe = byte_level_encoder(ids, keys.merges(ids), pre, keys.source)
     bos_id, eos_id = keys.token("bos_token_id"), keys.token("eos_token_id")
     specials, texts = named[CONTROL], named[USER_DEFINED]
     for control in (bos_id, eos_id, keys.token("eot_token_id"), keys.token("eom_token_id")):
