@@ -65,19 +65,16 @@ def _facts(model: ModelFile, path: Path) -> dict[str, Any]:
     spec = model.spec
     types = Counter[str]()
     in_file = Counter[tuple[str, str]]()
-    n_weights = 0
     for tensor in model.tensors:
-        rows, columns = tensor.shape(spec)
         types[tensor.float_type.name] += tensor.nbytes(spec)
         if tensor.name == "head" and model.is_tied:
             continue
         kind, n_bytes = model.in_file(tensor.name)
         in_file[kind, tensor.float_type.name] += n_bytes
-        n_weights += rows * columns
     return {
         "path": str(path),
         "architecture": spec.arch,
-        "parameters": n_weights,
+        "parameters": model.n_params,
         "tied": model.is_tied,
         "bytes": model.nbytes,
         "bytes_by_type": dict(types.most_common()),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -97,6 +98,12 @@ class ModelFile:
     def is_tied(self) -> bool:
         """Whether the head is the embedding: one tensor in the file, which counts twice in `nbytes`."""
         return self._stored["head"].extents == self._stored["embedding"].extents
+
+    @property
+    def n_params(self) -> int:
+        """Numbers in the file. A head that is the embedding is not counted again."""
+        own = [tensor for tensor in self.tensors if tensor.name != "head" or not self.is_tied]
+        return sum(math.prod(tensor.shape(self.spec)) for tensor in own)
 
     def _before_reading(self, n_bytes: int) -> None:
         """Release the pages read before if there are many."""

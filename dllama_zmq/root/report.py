@@ -11,13 +11,12 @@ from dllama_zmq.bus.addresses import ip_of
 from dllama_zmq.bus.client_messages import KVStatus, NodeStatus, Status
 from dllama_zmq.bus.engine_messages import ModelFacts
 from dllama_zmq.bus.roster import ROOT, State
+from dllama_zmq.formats import ModelFile
 from dllama_zmq.host import free_memory_bytes, host_name
 from dllama_zmq.kernels import KV_PAGE
-from dllama_zmq.models import tensor_table
 from dllama_zmq.root.engine import Engine
 from dllama_zmq.root.root import Root
 from dllama_zmq.sharding import NodeMemory, node_memory
-from dllama_zmq.spec import ModelSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +38,16 @@ class ClusterFacts:
     started: float = field(default_factory=time.monotonic)
 
 
-def model_facts(facts: ClusterFacts, spec: ModelSpec) -> ModelFacts:
+def model_facts(facts: ClusterFacts, model: ModelFile) -> ModelFacts:
     """The facts about the model that clients get."""
-    tensors, path = tensor_table(spec), Path(facts.model)
+    path = Path(facts.model)
     return ModelFacts(
         name=facts.model_name or (path.stem if path.suffix in (".m", ".gguf") else path.name),
         path=facts.model,
-        architecture=spec.arch,
-        n_params=sum(rows * columns for rows, columns in (tensor.shape(spec) for tensor in tensors)),
-        size_bytes=sum(tensor.nbytes(spec) for tensor in tensors),
-        dim=spec.dim,
+        architecture=model.spec.arch,
+        n_params=model.n_params,
+        size_bytes=model.nbytes,
+        dim=model.spec.dim,
         created=facts.created,
     )
 

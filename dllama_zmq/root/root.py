@@ -136,7 +136,7 @@ class Root:
                 raise PlanError(f"{len(settings.names)} workers and no address for them to join at")
             spin_s = 0.0 if settings.oversubscribed else settings.spin_s
             self.link = RootLink(context, endpoints, spin_s, self._name_of)
-        self._model = model
+        self.model = model
         self._slices = Slices(model, self.plan, settings.hashes)
         try:
             if self.link is not None and endpoints is not None:
@@ -167,7 +167,7 @@ class Root:
         self._logits: F32 = np.empty((0, 0), np.float32)
 
     def _build_shard(self, on_read: Callable[[int, int], None]) -> Model:
-        model, plan, settings = self._model, self.plan, self.settings
+        model, plan, settings = self.model, self.plan, self.settings
         regions = {t.name: plan.region(t, 0) for t in plan.shard_tensors()}
         take = counted(lambda name: model.read(name, *regions[name]), plan.weight_bytes(0), on_read)
         sync = settings.sync if settings.names else None
@@ -277,7 +277,7 @@ class Root:
         self.link.close()
 
     def _run(self, batch: Batch, tokens: Sequence[int], asks: Mapping[int, Ask]) -> list[Part]:
-        x = np.concatenate([self._model.read("embedding", slice(t, t + 1)).dequantize() for t in tokens])
+        x = np.concatenate([self.model.read("embedding", slice(t, t + 1)).dequantize() for t in tokens])
         with self._void_if_broken_off():
             x = self._exchange.begin(batch, x, *encode_asks(asks))
             x = self._shard.forward(x, batch, self._exchange)

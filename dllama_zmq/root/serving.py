@@ -82,7 +82,7 @@ class Serving:
                 vocab_size=root.spec.vocab_size,
                 max_sequences=self._engine.max_sequences,
                 silence_s=_STEP_STAGES * root.settings.limits.step_s,
-                model=model_facts(self._facts, root.spec),
+                model=model_facts(self._facts, root.model),
             )
         )
         if not self._front.poll(round(_FRONT_S * 1000)):

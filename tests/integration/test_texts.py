@@ -8,17 +8,20 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import msgpack
 import pytest
 import zmq
 from command_line import until
+from gguf_writer import write_llama
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from integration.front_alone import CONTEXT, N_IDS, SOON_S, Engine, front_alone, next_message, raw
 from integration.nodes import Context
-from tiny import tiny_tokenizer_data
+from integration.services import serving
+from tiny import tiny_spec, tiny_tensors, tiny_tokenizer_data
 from tokenizers_of import of_t
 
 from dllama_zmq import Chat, Client
@@ -29,6 +32,7 @@ from dllama_zmq.bus.messages import PROTOCOL
 from dllama_zmq.bus.prompts import MAX_PROMPT_BYTES, MAX_PROMPT_TOKENS, ChatText
 from dllama_zmq.bus.text_messages import Detokenize, Tokenize, Tokens
 from dllama_zmq.errors import ContextExceeded, FormatError, RequestError, UsageError
+from dllama_zmq.formats import open_gguf, write_t
 from dllama_zmq.front.encoding import PLACES as TEXTS
 from dllama_zmq.front.fair_queue import MAX_REQUESTS
 from dllama_zmq.sampling import GREEDY
@@ -213,6 +217,18 @@ def test_the_model_is_described(client: Client) -> None:
     assert (model.n_params, model.size_bytes, model.created) == (1000, 2000, 1)
     assert (model.seq_len, model.context, model.vocab_size) == (CONTEXT, CONTEXT, N_IDS)
     assert (model.bos, model.eos, model.template) == ("<s>", ["</s>"], TEMPLATE)
+
+
+def test_an_embedding_that_is_the_output_matrix_too_is_counted_once(context: Context, tmp_path: Path) -> None:
+    spec = tiny_spec()
+    tensors = [(name, matrix) for name, matrix in tiny_tensors(spec) if name != "head"]
+    write_t(tmp_path / "tied.t", tiny_tokenizer_data())
+    with (
+        open_gguf(write_llama(tmp_path / "tied.gguf", spec, tensors)) as tied,
+        serving(context, tied, []) as address,
+        Client(address) as client,
+    ):
+        assert client.model().n_params == sum(rows * columns for rows, columns in (m.shape for _, m in tensors))
 
 
 def test_the_longest_text_of_a_message_is_tokenized_and_the_longest_answer_refused(client: Client) -> None:
