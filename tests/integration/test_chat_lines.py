@@ -6,12 +6,15 @@ import json
 import re
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from chatting import chatting
 from command_line import Cli, clean_cli, finish, read_some
 from reciting import END_OF_TURN, TEMPLATE, write_reciting_model
+
+from dllama_zmq.formats import read_t, write_t
 
 ANSWERS = {
     "A": ["One.", " Two.", " Three.", END_OF_TURN],
@@ -113,6 +116,23 @@ def test_without_a_template_each_message_continues_the_text_and_the_chat_says_so
     said, anew = (json.loads(line) for line in result.out.splitlines())
     assert (result.err, said["text"], said["finish_reason"]) == ("", "One. Two. Three.", "stop")
     assert anew["prompt_tokens"] < said["prompt_tokens"]  # the first text has ended
+
+
+def test_a_template_that_only_fits_the_special_tokens_is_named(tmp_path: Path) -> None:
+    model = write_reciting_model(tmp_path / "parrot.m", ANSWERS, template=None)
+    words = read_t(model.with_suffix(".t"))
+    words.pieces[-2:], words.scores[-2:] = [b"<|im_start|>", b"<|im_end|>"], [0.0, 0.0]
+    write_t(model.with_suffix(".t"), words)
+    with clean_cli(tmp_path, model) as cli:
+        cli.up(1, max_seq_len=512)
+        result = cli.run("chat", "--json", "-n", "2", stdin="say A\n")
+        assert (result.code, len(result.out.splitlines())) == (0, 1), result.said
+        assert result.err == (
+            "parrot has no chat template of its own, so it may not have learned to converse; the built-in chatml one "
+            "fits its special tokens (--plain continues texts instead).\n"
+        )
+        assert cli.run("chat", "--json", "-n", "2", "--template", "chatml", stdin="say A\n").err == ""
+        cli.down()
 
 
 def test_at_a_terminal_a_model_without_a_template_is_introduced_and_enter_continues(cluster: Cli) -> None:

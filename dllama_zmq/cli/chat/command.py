@@ -12,7 +12,7 @@ from typing import Annotated
 from typer import Argument, Option
 
 from dllama_zmq.cli import answer_flags, completion, flags
-from dllama_zmq.cli.chat.session import Session, Template, chosen_template
+from dllama_zmq.cli.chat.session import Session, Template, chosen_template, template_of
 from dllama_zmq.cli.chat.settings import Settings
 from dllama_zmq.cli.chosen import elsewhere
 from dllama_zmq.cli.notes import note
@@ -123,7 +123,7 @@ def _session(found: Used, options: Options, chosen: Template | None) -> Session:
     if chosen is not None:
         template: Template | None = replace(chosen, text=chosen.text or model.template)
     else:
-        template = Template(model.template) if model.template and not options.plain else None
+        template = template_of(model) if not options.plain else None
     if template is None and options.system:
         raise UsageError(
             f"--system needs a chat template, and {model.name} has none in use; --template chooses one, such as "
@@ -136,6 +136,11 @@ def _session(found: Used, options: Options, chosen: Template | None) -> Session:
         note(
             f"{model.name} has no chat template: it continues texts and does not converse, so it continues each "
             "message (--template chooses a template)."
+        )
+    elif template is not None and template.is_guess:
+        note(
+            f"{model.name} has no chat template of its own, so it may not have learned to converse; the "
+            f"{template.source} one fits its special tokens (--plain continues texts instead)."
         )
     if not options.json and has_terminal():
         begin = "Type the beginning of a text, such as: Once upon a time\n" if template is None else ""

@@ -29,12 +29,16 @@ _TRIED = [{"role": "user", "content": "Hello"}]
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """The chat template of a conversation. text: its source, as far as known. name, given: as in `Chat`."""
+    """The chat template of a conversation. text: its source, as far as known. name, given: as in `Chat`.
+
+    is_guess: it is a built-in one that fits the names of the model's special tokens.
+    """
 
     text: str
     name: str | None = None
     given: str | None = None
     source: str = "of the model"
+    is_guess: bool = False
 
 
 class Session:
@@ -136,6 +140,14 @@ class Session:
         """Raise the root's error if the template cannot render a message."""
         if self.template is not None and (self.template.name or self.template.given):
             self.used.client.tokenize(self._chat(_TRIED, self.template))
+
+
+def template_of(model: Model) -> Template | None:
+    """The template that the cluster uses for this model; None if it has none."""
+    name = next((name for name, text in BUILTIN.items() if text == model.template), None)
+    if name is not None:
+        return Template(model.template, source=f"built-in {name}", is_guess=True)
+    return Template(model.template) if model.template else None
 
 
 def chosen_template(named: str | None) -> Template | None:
