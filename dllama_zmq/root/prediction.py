@@ -1,7 +1,10 @@
 """Predict the messages, payload bytes and wire bytes of one step between the root and one worker.
 
-Payload comes from the plan (`sharding/traffic.py`); wire adds the headers, encoded with numbers as wide as the real
-ones, and ZMTP framing. The width of a Step's position is not known here: it may be off by a byte or two.
+Payload is the arrays, whose sizes their heads say; wire adds the headers, encoded with numbers as wide as the real
+ones, and ZMTP framing. Per token and worker the sums sent have 2L * B(D) bytes of payload, and so have the partial sums
+received: B(m) = 4m in f32, 2m in f16, 34m/32 in q80. The step's x, the ids of its pages (4 bytes for 64 positions of a
+sequence) and the candidates come on top. The width of a Step's position is not known here: it may be off by a byte or
+two.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from dllama_zmq.bus.codec import encode
 from dllama_zmq.bus.messages import ArrayHead, Candidates, Message, MoreCandidates, Partial, RowAsk, Step, Sum
 from dllama_zmq.bus.meter import Direction, frame_bytes, wire_bytes
 from dllama_zmq.models import micro_batches
-from dllama_zmq.sharding import Ask, Reply, candidate_bytes, step_traffic
+from dllama_zmq.sharding import Ask, Reply
 from dllama_zmq.spec import ModelSpec, Sync
 
 StepKind = Literal["step", "sum", "partial", "candidates", "more_candidates"]
@@ -75,9 +78,6 @@ def predict_step(
     """Predict a step of `n_tokens` tokens. asked: its sampled rows. step: the number of the step since the root
     started. n_pages: page ids of all its spans. sealed: the worker's connections have CURVE."""
     listed, masks = sum(row.n_listed for row in asked), [row.mask_bytes for row in asked if row.mask_bytes]
-    traffic = step_traffic(spec, sync, n_tokens, [row.reply for row in asked], n_pages)
-    batches = micro_batches(spec, n_tokens)
-    stages = 2 * spec.n_layers * len(batches)
     arrays = [ArrayHead(sync, n_tokens, spec.dim), ArrayHead("i32", 1, n_pages)]
     arrays += [ArrayHead("i32", 1, listed)] if listed else []
     arrays += [ArrayHead("u8", len(masks), masks[0])] if masks else []
@@ -86,14 +86,14 @@ def predict_step(
         for i, row in enumerate(asked)
     ]
     begin = Step(_EPOCH, step, [(_POSITION, n_tokens)] * n_spans, asks, arrays)
+    halves = 2 * spec.n_layers  # of layers, each with a stage for every micro-batch
+    rows = [[ArrayHead(sync, batch.stop - batch.start, spec.dim)] for batch in micro_batches(spec, n_tokens)]
+    stages = halves * len(rows)
     middle = stages // 2 + 1  # most stages' numbers are as wide as that of the one in the middle
-    rows = [[ArrayHead(sync, batch.stop - batch.start, spec.dim)] for batch in batches]
-    totals = sum(_wire(Sum(_EPOCH, step, middle, heads), heads, sealed) for heads in rows)
-    parts = sum(_wire(Partial(_EPOCH, step, middle, heads), heads, sealed) for heads in rows)
     return {
-        "step": Predicted(1, traffic.step_sent + 4 * listed + sum(masks), _wire(begin, arrays, sealed)),
-        "sum": Predicted(stages, traffic.sums_sent, 2 * spec.n_layers * totals),
-        "partial": Predicted(stages, traffic.partials_received, 2 * spec.n_layers * parts),
+        "step": _predicted([begin], sealed),
+        "sum": _predicted([Sum(_EPOCH, step, middle, heads) for heads in rows], sealed, halves),
+        "partial": _predicted([Partial(_EPOCH, step, middle, heads) for heads in rows], sealed, halves),
         "candidates": _candidates(step, stages + 1, asked, sealed),
     }
 
@@ -106,7 +106,7 @@ def predict_more(
     stage = 2 * spec.n_layers * len(micro_batches(spec, n_tokens)) + 2
     request = MoreCandidates(_EPOCH, step, stage, [(n_tokens - 1, row.k) for row in asked])
     return {
-        "more_candidates": Predicted(1, 0, _wire(request, [], sealed)),
+        "more_candidates": _predicted([request], sealed),
         "candidates": _candidates(step, stage, asked, sealed),
     }
 
@@ -114,10 +114,14 @@ def predict_more(
 def _candidates(step: int, stage: int, asked: Sequence[Asked], sealed: bool) -> Predicted:
     n_ids, n_logits = sum(row.reply.n_ids for row in asked), sum(row.reply.n_logits for row in asked)
     answer = [ArrayHead("i32", 1, n_ids), ArrayHead("f32", 1, n_logits), ArrayHead("f64", len(asked), 2)]
-    heads = answer if asked else []
-    wire = _wire(Candidates(_EPOCH, step, stage, 0.5, 0.5, 0.5, heads), heads, sealed)
-    return Predicted(1, sum(candidate_bytes(row.reply) for row in asked), wire)
+    return _predicted([Candidates(_EPOCH, step, stage, 0.5, 0.5, 0.5, answer if asked else [])], sealed)
 
 
-def _wire(message: Message, heads: Sequence[ArrayHead], sealed: bool) -> int:
-    return wire_bytes(encode(message), sealed) + sum(frame_bytes(head.nbytes, sealed) for head in heads)
+def _predicted(messages: Sequence[Message], sealed: bool, times: int = 1) -> Predicted:
+    """Messages of one kind, each of which is sent `times` times."""
+    payload = wire = 0
+    for message in messages:
+        frames = [head.nbytes for head in getattr(message, "arrays", [])]
+        payload += sum(frames)
+        wire += wire_bytes(encode(message), sealed) + sum(frame_bytes(n_bytes, sealed) for n_bytes in frames)
+    return Predicted(times * len(messages), times * payload, times * wire)

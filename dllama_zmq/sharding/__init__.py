@@ -1,4 +1,4 @@
-"""Which node holds what: slices from axis names, bytes per node, bytes per token. Knows no socket."""
+"""Which node holds what: slices from axis names, bytes per node. Knows no socket."""
 
 from dllama_zmq.sharding.candidates import Ask, NodeCandidates, Reply, RowCandidates, best_candidates, merge_candidates
 from dllama_zmq.sharding.memory import (
@@ -10,9 +10,8 @@ from dllama_zmq.sharding.memory import (
     context_length,
     node_memory,
 )
-from dllama_zmq.sharding.plan import MAX_NODES, NodeSlices, Plan, obstacles, possible_node_counts
+from dllama_zmq.sharding.plan import MAX_NODES, NodeSlices, Plan, check_sync, obstacles, possible_node_counts
 from dllama_zmq.sharding.shard import build_shard, counted, kernel_needs
-from dllama_zmq.sharding.traffic import Traffic, candidate_bytes, check_sync, step_traffic
 
 __all__ = [
     "DEFAULT_SEQ_LEN",
@@ -26,10 +25,8 @@ __all__ = [
     "Plan",
     "Reply",
     "RowCandidates",
-    "Traffic",
     "best_candidates",
     "build_shard",
-    "candidate_bytes",
     "check_prompt",
     "check_sync",
     "context_length",
@@ -39,5 +36,4 @@ __all__ = [
     "node_memory",
     "obstacles",
     "possible_node_counts",
-    "step_traffic",
 ]

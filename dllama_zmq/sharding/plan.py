@@ -15,7 +15,7 @@ from itertools import accumulate, pairwise
 from dllama_zmq.errors import PlanError
 from dllama_zmq.kernels import KV_PAGE, KVType, pages_for
 from dllama_zmq.models import tensor_table
-from dllama_zmq.spec import Axis, ModelSpec, TensorSpec
+from dllama_zmq.spec import SYNC_FLOAT, Axis, ModelSpec, Sync, TensorSpec
 
 MAX_NODES = 64
 
@@ -151,6 +151,13 @@ def possible_node_counts(spec: ModelSpec) -> list[int]:
 def obstacles(spec: ModelSpec) -> dict[int, str]:
     """For each power of two up to MAX_NODES, why `spec` cannot be split over that number of nodes; empty if it can."""
     return {n_nodes: _obstacle(spec, n_nodes) for n_nodes in (1 << i for i in range(MAX_NODES.bit_length()))}
+
+
+def check_sync(spec: ModelSpec, sync: Sync) -> None:
+    """Raise PlanError if the model's width is not whole blocks of `sync`."""
+    block = SYNC_FLOAT[sync].block_values
+    if spec.dim % block:
+        raise PlanError(f"sync {sync} needs whole blocks of {block}; this model is {spec.dim} wide: use f32 or f16")
 
 
 def _obstacle(spec: ModelSpec, n_nodes: int) -> str:

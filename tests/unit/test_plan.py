@@ -19,14 +19,11 @@ from dllama_zmq.models import tensor_table
 from dllama_zmq.shapes import shape
 from dllama_zmq.sharding import (
     MAX_NODES,
-    Ask,
     Plan,
-    candidate_bytes,
     node_memory,
     possible_node_counts,
-    step_traffic,
 )
-from dllama_zmq.spec import FloatType, ModelSpec, Sync, TensorSpec
+from dllama_zmq.spec import FloatType, ModelSpec, TensorSpec
 
 
 @st.composite
@@ -284,47 +281,6 @@ def test_a_node_of_sixteen_keeps_one_kv_head_of_llama_3_8b():
     assert {plan.kv_bytes(node, n_positions=1000) for node in range(16)} == {2 * 32 * 1024 * 128 * 2}
 
 
-# kB of all workers, each way, of the layers: distributed-llama's README of v0.7.4 and the logs in its issues #108, #59.
-@pytest.mark.parametrize(
-    ("name", "sync", "kilobytes"),
-    [
-        ("llama3-8b", "f32", {2: 1024, 4: 3072, 8: 7168}),
-        ("llama3-8b", "q80", {2: 272, 4: 816, 8: 1904}),
-        ("llama3-8b", "f16", {2: 512, 4: 1536, 8: 3584}),
-        ("llama2-7b", "f32", {2: 1024, 4: 3072, 8: 7168}),
-        ("llama2-7b", "q80", {2: 272, 4: 816, 8: 1904}),
-        ("llama2-13b", "f32", {2: 1600}),
-        ("llama2-70b", "q80", {2: 1360, 8: 9520}),
-        ("llama3-70b", "f32", {2: 5120}),
-        ("tinyllama", "q80", {4: 280, 8: 654}),
-    ],
-)
-def test_the_layers_of_one_token_put_the_published_kilobytes_on_the_bus(
-    name: str, sync: Sync, kilobytes: dict[int, int]
-):
-    spec = shape(name)
-    for n_nodes, expected in kilobytes.items():
-        traffic = step_traffic(spec, sync, n_tokens=1, replies=[Ask(64).reply(0, spec.vocab_size // n_nodes)])
-        assert (n_nodes - 1) * traffic.sums_sent // 1024 == expected
-        assert (n_nodes - 1) * traffic.partials_received // 1024 == expected
-
-
-@pytest.mark.parametrize(("sync", "x_bytes"), [("f32", 16384), ("f16", 8192), ("q80", 4352)])
-def test_a_steps_x_and_its_candidates_have_lines_of_their_own(sync: Sync, x_bytes: int):
-    spec = shape("llama3-8b")
-    traffic = step_traffic(spec, sync, n_tokens=3, replies=[Ask(64).reply(0, 32064), Ask(1).reply(0, 32064)])
-    assert traffic.step_sent == 3 * x_bytes + 4  # and the id of a page
-    assert traffic.sums_sent == traffic.partials_received == 3 * 64 * x_bytes
-    assert traffic.candidates_received == (64 * 8 + 16) + (1 * 8 + 16)
-    assert traffic.sent == 3 * 65 * x_bytes + 4
-    assert traffic.received == 3 * 64 * x_bytes + 552
-
-
-def test_candidates_are_never_more_than_a_nodes_vocabulary_and_zero_asks_for_its_logits():
-    assert candidate_bytes(Ask(512).reply(0, 100)) == candidate_bytes(Ask(100).reply(0, 100)) == 816
-    assert candidate_bytes(Ask(0).reply(0, 100)) == 416
-
-
 def n_calls(run: Callable[[], None]) -> int:
     """How many functions in Python `run` calls: what it computes, whatever the machine does meanwhile."""
     events: Counter[str] = Counter()
@@ -337,7 +293,7 @@ def n_calls(run: Callable[[], None]) -> int:
     return events["call"]
 
 
-def test_what_each_token_and_each_status_asks_of_a_large_model_is_computed_once() -> None:
+def test_a_large_models_numbers_that_each_token_and_each_status_needs_are_computed_once() -> None:
     spec = tiny_spec(n_layers=64, arch="qwen3moe", n_experts=64, n_active_experts=2)
     spec = replace(spec, stored=tuple((f"layers.{i}.x{j}", FloatType.F16) for i in range(64) for j in range(100)))
     plan = Plan.make(spec, 2)

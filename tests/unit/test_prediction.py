@@ -1,4 +1,4 @@
-"""What a plan predicts of traffic: distributed-llama's published figures, and bounds on what the wire adds to them.
+"""Predicted traffic: distributed-llama's published figures, and bounds on what the wire adds to them.
 
 One kB is 1024 bytes, rounded down, as distributed-llama prints its S (sent) and R (received).
 """
@@ -10,7 +10,7 @@ import pytest
 
 from dllama_zmq.root.prediction import KINDS, Asked, as_wide_as, predict_more, predict_step
 from dllama_zmq.shapes import SHAPES, shape
-from dllama_zmq.sharding import Ask, Plan, candidate_bytes, possible_node_counts, step_traffic
+from dllama_zmq.sharding import Ask, Plan, possible_node_counts
 from dllama_zmq.spec import Sync
 
 SYNCS: tuple[Sync, ...] = ("f32", "f16", "q80")
@@ -24,14 +24,19 @@ def asked(k: int, vocab_rows: int) -> tuple[Asked]:
 
 def layers_kb(name: str, n_nodes: int, sync: Sync) -> tuple[int, int]:
     """S and R of the layers, all workers together."""
-    traffic = step_traffic(shape(name), sync, 1, [])
-    return (n_nodes - 1) * traffic.sums_sent // 1024, (n_nodes - 1) * traffic.partials_received // 1024
+    kinds = predict_step(shape(name), sync, 1, ())
+    sums, partials = ((n_nodes - 1) * kinds[kind].payload_bytes // 1024 for kind in ("sum", "partial"))
+    return sums, partials
 
 
 # README of distributed-llama v0.7.4: 2048, 6144 and 14336 kB (F32), 544, 1632 and 3808 kB (Q80), S and R together.
 @pytest.mark.parametrize(
     ("n_nodes", "sync", "kb"),
-    [(2, "f32", 1024), (4, "f32", 3072), (8, "f32", 7168), (2, "q80", 272), (4, "q80", 816), (8, "q80", 1904)],
+    [
+        *[(2, "f32", 1024), (4, "f32", 3072), (8, "f32", 7168)],
+        *[(2, "f16", 512), (4, "f16", 1536), (8, "f16", 3584)],  # half of those
+        *[(2, "q80", 272), (4, "q80", 816), (8, "q80", 1904)],
+    ],
 )
 @pytest.mark.parametrize("name", ["llama3-8b", "llama2-7b"])  # as many layers of the same width
 def test_the_layers_take_the_published_kb_each_way(name: str, n_nodes: int, sync: Sync, kb: int) -> None:
@@ -56,9 +61,19 @@ def test_the_layers_of_tinyllama_take_the_kb_of_a_published_log(n_nodes: int, kb
 @pytest.mark.parametrize("sync", SYNCS)
 def test_the_layers_of_larger_models_follow_the_formula(name: str, sync: Sync, kb: dict[str, int]) -> None:
     assert layers_kb(name, 2, sync) == (kb[sync], kb[sync])
+    assert layers_kb(name, 8, sync) == (7 * kb[sync], 7 * kb[sync])
 
 
-def test_what_a_worker_is_sent_does_not_depend_on_the_number_of_nodes() -> None:
+@pytest.mark.parametrize(("sync", "x_bytes"), [("f32", 16384), ("f16", 8192), ("q80", 4352)])
+def test_a_steps_x_and_its_candidates_have_lines_of_their_own(sync: Sync, x_bytes: int) -> None:
+    kinds = predict_step(shape("llama3-8b"), sync, 3, (*asked(64, 32064), *asked(1, 32064)))
+    payload = {kind: predicted.payload_bytes for kind, predicted in kinds.items()}
+    assert payload["step"] == 3 * x_bytes + 4  # and the id of a page
+    assert payload["sum"] == payload["partial"] == 3 * 64 * x_bytes
+    assert payload["candidates"] == (64 * 8 + 16) + (1 * 8 + 16)
+
+
+def test_the_bytes_that_a_worker_is_sent_do_not_depend_on_the_number_of_nodes() -> None:
     spec = shape("llama3-8b")
     for n_nodes in possible_node_counts(spec)[1:]:
         vocab = Plan.make(spec, n_nodes).slices[1].vocab
@@ -69,8 +84,12 @@ def test_what_a_worker_is_sent_does_not_depend_on_the_number_of_nodes() -> None:
 # k ids (4 bytes), k logits (4), two log-sum-exps (8); k = 0: a logit (4) for every row of the vocabulary
 @pytest.mark.parametrize(("k", "n_bytes"), [(1, 24), (64, 528), (1000, 8016), (5000, 32080), (0, 4 * 4008 + 16)])
 def test_candidates_take_8_bytes_each_up_to_the_nodes_part_of_the_vocabulary(k: int, n_bytes: int) -> None:
-    assert candidate_bytes(Ask(k).reply(0, 4008)) == n_bytes
     assert predict_step(shape("llama3-8b"), "q80", 5, asked(k, 4008))["candidates"].payload_bytes == n_bytes
+
+
+def test_candidates_are_never_more_than_a_nodes_vocabulary_and_zero_asks_for_its_logits() -> None:
+    sizes = [predict_step(shape("llama3-8b"), "f32", 1, asked(k, 100))["candidates"] for k in (512, 100, 0)]
+    assert [size.payload_bytes for size in sizes] == [816, 816, 416]
 
 
 def test_listed_ids_and_masks_are_predicted_where_they_lie() -> None:
