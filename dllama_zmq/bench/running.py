@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from dllama_zmq.bench.rows import Row, spread
 from dllama_zmq.bus.client_messages import Prefill, Started, Status, TokenText
-from dllama_zmq.bus.step_sums import StepSums
+from dllama_zmq.bus.slowest import StepSums
 from dllama_zmq.client import Client
 from dllama_zmq.errors import ClusterError, RequestError
 from dllama_zmq.reporting import Reporter

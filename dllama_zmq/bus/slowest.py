@@ -1,12 +1,13 @@
-"""Find the node that the others wait for, and why. Pure: knows seconds by node, no clock and no socket."""
+"""Sums of steps, and the node that the others wait for in them, and why. Pure: knows no clock and no socket."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from dllama_zmq.bus.client_messages import NodeTimes
+from dllama_zmq.bus.client_messages import NO_STEPS, NodeTimes, StepStats
 from dllama_zmq.bus.roster import ROOT
 
 MIN_GAIN = 0.1
@@ -21,8 +22,7 @@ _BYTES_PER_S = 1.25e8
 """And its bytes: gigabit Ethernet."""
 
 
-@dataclass(frozen=True, slots=True)
-class Slowest:
+class Slowest(NamedTuple):
     """The node that the others wait for, and its share of all waiting, 0 to 1."""
 
     name: str
@@ -50,6 +50,32 @@ def slowest(waited_for_s: Mapping[str, float], squares: float, wall_s: float, n_
 
 
 @dataclass(slots=True)
+class StepSums:
+    """Steps together: their tokens and figures. squares: see `slowest`."""
+
+    tokens: int = 0
+    figures: StepStats = NO_STEPS
+    squares: float = 0.0
+
+    def add(self, n_tokens: int, figures: StepStats) -> None:
+        """One step of `n_tokens` tokens more."""
+        self.tokens += n_tokens
+        self.figures += figures
+        self.squares += sum(seconds * seconds for seconds in figures.waited_for_s.values())
+
+    def __add__(self, other: StepSums) -> StepSums:
+        return StepSums(self.tokens + other.tokens, self.figures + other.figures, self.squares + other.squares)
+
+    def tokens_per_s(self) -> float:
+        """0 if nothing was measured."""
+        return self.tokens / self.figures.wall_s if self.figures.wall_s else 0.0
+
+    def slowest(self, n_nodes: int) -> Slowest | None:
+        """The node that the others of `n_nodes` waited for; None if no node stands out."""
+        return slowest(self.figures.waited_for_s, self.squares, self.figures.wall_s, n_nodes)
+
+
+@dataclass(slots=True)
 class Wait:
     """The root's waits for one worker in one step: seconds in all, and what messages of that size usually take."""
 
@@ -62,8 +88,7 @@ class Wait:
         self.usual_s += _MESSAGE_S + n_bytes / _BYTES_PER_S
 
 
-@dataclass(frozen=True, slots=True)
-class Spent:
+class Spent(NamedTuple):
     """One node's seconds in one step: computing, the part of that without a core to run on, and waiting."""
 
     compute_s: float

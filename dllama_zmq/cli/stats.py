@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from dllama_zmq.bus.client_messages import Prefill, StepStats, TokenText
-from dllama_zmq.bus.step_sums import StepSums
+from dllama_zmq.bus.slowest import StepSums
 from dllama_zmq.reporting import plural
 
 _WORDS = "ms in all (G), computing (I), waiting for other nodes (T); kB sent (S) and received (R) by the root"

@@ -31,10 +31,7 @@ class _Steps:
         self.wall_s += wall_s
         self.squares += squares
         for name, times in nodes.items():
-            total = self.nodes.get(name)
-            if total is None:
-                total = self.nodes[name] = NodeTimes()
-            total.add(times)
+            self.nodes.setdefault(name, NodeTimes()).add(times)
 
 
 class Recent:
@@ -61,6 +58,5 @@ class Recent:
         for part in (self._before, self._now):
             both.add(part.steps, part.tokens, part.wall_s, part.squares, part.nodes)
         waited_for_s = {name: times.waited_for_s for name, times in both.nodes.items()}
-        last = slowest(waited_for_s, both.squares, both.wall_s, len(both.nodes))
-        name, share = (last.name, last.share) if last is not None else ("", 0.0)
+        name, share = slowest(waited_for_s, both.squares, both.wall_s, len(both.nodes)) or ("", 0.0)
         return PhaseTimes(both.steps, both.tokens, both.wall_s, name, share, both.nodes)

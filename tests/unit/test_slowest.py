@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 import pytest
 
 from dllama_zmq.bus.client_messages import NodeTimes, StepStats
-from dllama_zmq.bus.slowest import Slowest, Spent, Wait, slowest, times_of_step
-from dllama_zmq.bus.step_sums import StepSums
+from dllama_zmq.bus.slowest import Slowest, Spent, StepSums, Wait, slowest, times_of_step
 
 N_STEPS = 100
 
