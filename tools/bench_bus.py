@@ -93,11 +93,7 @@ def measure(
         ring, peer = Ring([Entry(Role.worker, "", keys.public)], workers=names), Peer(keys, keys.public)
         server = Server(keys, ring, Role.worker, everywhere=True) if transport == "curve" else None
 
-        def name_of(identity: bytes) -> str | None:  # who has no name is a stranger, and cut off when it says much
-            member = roster.find(identity)
-            return None if member is None else member.name
-
-        link = RootLink(context, Endpoints([steps], [replies], security=server), spin_s, name_of)
+        link = RootLink(context, Endpoints([steps], [replies], security=server), spin_s, roster)
         spawn = multiprocessing.get_context("spawn")
         workers = [
             spawn.Process(
@@ -109,7 +105,7 @@ def measure(
         for worker in workers:
             worker.start()
         try:
-            _gather_workers(link, roster, names)
+            _gather_workers(link, roster)
             return _exchange(link, roster, kernels, sync, dim, rounds)
         finally:
             for member in roster.members:
@@ -121,12 +117,12 @@ def measure(
             context.term()
 
 
-def _gather_workers(link: RootLink, roster: Roster, names: list[str]) -> None:
+def _gather_workers(link: RootLink, roster: Roster) -> None:
     deadline = time.monotonic() + WAIT_S
     while not roster.ready:
         if time.monotonic() > deadline:
             raise SystemExit("the workers did not come")
-        link.publish(Beacon(roster.epoch), [], names)
+        link.publish(Beacon(roster.epoch))
         while (arrived := link.receive(time.monotonic() + 0.05)) is not None:
             identity, message, _ = arrived
             if isinstance(message, Join):

@@ -9,7 +9,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from dllama_zmq.bus.messages import Bye, Frame, Join, Message, Ping, wire_name
 from dllama_zmq.bus.meter import Meter
 from dllama_zmq.bus.peers import PeerGone, Peers, bind_guarded, close_guarded
 from dllama_zmq.bus.rate_limited_log import RateLimitedLog
+from dllama_zmq.bus.roster import Roster
 from dllama_zmq.bus.security import Peer, Server
 from dllama_zmq.errors import ProtocolError, RootLost
 
@@ -64,47 +65,40 @@ class Endpoints:
 
 
 class RootLink:
-    """PUB and ROUTER of the root.
-
-    spin_s: seconds that a wait spins before it blocks. name_of: the name of the node with an identity, for the meter.
-    """
+    """PUB and ROUTER of the root. spin_s: seconds that a wait spins before it blocks. roster: for the meter."""
 
     def __init__(
-        self,
-        context: zmq.Context[zmq.Socket[bytes]],
-        endpoints: Endpoints,
-        spin_s: float,
-        name_of: Callable[[bytes], str | None],
+        self, context: zmq.Context[zmq.Socket[bytes]], endpoints: Endpoints, spin_s: float, roster: Roster
     ) -> None:
         self.meter = Meter()
-        self._name_of = name_of
+        self._roster = roster
         self.spin_s = spin_s
         self._bad_peers = RateLimitedLog(logger)
         self._leaving: set[bytes] = set()
-        self.security = endpoints.security
-        hears = None if self.security is None else replace(self.security, admits_tokens=False)
+        security = endpoints.security
+        hears = None if security is None else replace(security, admits_tokens=False)
         self.steps, self._guard = bind_guarded(context, zmq.PUB, endpoints.all_steps(), sockets.STEPS, hears)
         try:
-            self._peers = Peers(
+            self.peers = Peers(
                 context,
                 endpoints.all_replies(),
                 sockets.REPLIES,
-                lambda identity: name_of(identity) is not None,
-                self.security,
+                lambda identity: roster.find(identity) is not None,
+                security,
             )
         except BaseException:
             close_guarded(self.steps, self._guard)
             raise
-        self.replies = self._peers.socket
+        self.replies = self.peers.socket
 
-    def publish(self, message: Message, arrays: Sequence[Frame], names: Sequence[str]) -> None:
-        """Send to every worker; counted under each of `names`."""
-        self.publish_frames(names, kind_of(message), encode(message, arrays))
+    def publish(self, message: Message) -> None:
+        """Send to every worker."""
+        self.publish_frames(kind_of(message), encode(message))
 
-    def publish_frames(self, names: Sequence[str], kind: str, frames: Sequence[Frame]) -> None:
+    def publish_frames(self, kind: str, frames: Sequence[Frame]) -> None:
         """Send encoded frames to every worker."""
         self.steps.send_multipart(frames)
-        self.meter.count(names, "sent", kind, frames)
+        self.meter.count([member.name for member in self._roster.members], "sent", kind, frames)
 
     def send(self, identity: bytes, name: str, message: Message, arrays: Sequence[Frame] = ()) -> None:
         """Send to one worker. Raises PeerGone."""
@@ -112,7 +106,7 @@ class RootLink:
 
     def send_frames(self, identity: bytes, name: str, kind: str, frames: Sequence[Frame]) -> None:
         """Send encoded frames to one worker; not metered if `name` is empty. Raises PeerGone."""
-        self._peers.send(identity, frames)
+        self.peers.send(identity, frames)
         if name:
             self.meter.count([name], "sent", kind, frames)
             if kind == _BYE:  # unknown peers are not waited for at the end
@@ -121,7 +115,7 @@ class RootLink:
     def receive(self, until: float) -> tuple[bytes, Message, list[Frame]] | None:
         """The next message and the identity it came from, or None when time.monotonic() passes `until`."""
         while True:
-            frames = self._peers.receive(until, self.spin_s)
+            frames = self.peers.receive(until, self.spin_s)
             if frames is None:
                 return None
             arrived = self.read(frames)
@@ -140,9 +134,9 @@ class RootLink:
             return None
         if isinstance(message, Join):
             self._leaving.discard(identity)
-        name = self._name_of(identity)
-        if name is not None:
-            self.meter.count([name], "received", kind_of(message), frames[1:])
+        member = self._roster.find(identity)
+        if member is not None:
+            self.meter.count([member.name], "received", kind_of(message), frames[1:])
         return identity, message, arrays
 
     def close(self) -> None:
@@ -156,28 +150,16 @@ class RootLink:
             self.receive(time.monotonic() + 0.002)
             for identity in list(self._leaving):
                 try:
-                    self._peers.send(identity, knock)
+                    self.peers.send(identity, knock)
                 except PeerGone:
                     self._leaving.discard(identity)
         close_guarded(self.steps, self._guard)
-        self._peers.close(_LAST_WORD_MS)
-
-    def address(self, identity: bytes) -> str:
-        """See `Peers.address`."""
-        return self._peers.address(identity)
-
-    def round_trip_s(self, identity: bytes) -> float | None:
-        """See `Peers.round_trip_s`."""
-        return self._peers.round_trip_s(identity)
-
-    def key(self, identity: bytes) -> str:
-        """See `Peers.key`."""
-        return self._peers.key(identity)
+        self.peers.close(_LAST_WORD_MS)
 
     def refused(self) -> dict[str, int]:
         """The number of refused handshakes on both sockets, by the peer's address."""
         of_steps = {} if self._guard is None else self._guard.refused()
-        return dict(Counter(of_steps) + Counter(self._peers.refused()))
+        return dict(Counter(of_steps) + Counter(self.peers.refused()))
 
 
 class WorkerLink:

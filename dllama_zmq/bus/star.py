@@ -176,7 +176,7 @@ class StarRoot:
         if isinstance(action, Failed):
             raise action.error
         if isinstance(action, Publish):
-            self._link.publish_frames(action.names, action.kind, action.frames)
+            self._link.publish_frames(action.kind, action.frames)
         elif isinstance(action, Send):
             try:
                 self._link.send_frames(action.identity, action.name, action.kind, action.frames)

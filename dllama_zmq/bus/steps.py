@@ -56,9 +56,8 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Publish:
-    """An action: send these frames to every worker. names, kind: the rows of the meter."""
+    """An action: send these frames to every worker. kind: the rows of the meter."""
 
-    names: Sequence[str]
     kind: str
     frames: list[Frame]
 
@@ -292,7 +291,7 @@ class RootSteps:
     def _publish(self, message: Message, arrays: Sequence[Frame] = ()) -> Publish:
         frames = encode(message, arrays)
         self.note_published(frames)
-        return Publish(self._names, kind_of(message), frames)
+        return Publish(kind_of(message), frames)
 
     def _lost(self, member: Member, reason: str) -> Failed:
         gather = self._open[0]

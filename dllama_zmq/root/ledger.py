@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from dllama_zmq.bus.client_messages import NodeTimes, PhaseTimes, TrafficRow
-from dllama_zmq.bus.meter import Meter, Phase
+from dllama_zmq.bus.meter import Meter
 from dllama_zmq.kernels import Batch
 from dllama_zmq.root.prediction import Asked, Predicted, StepKind, as_wide_as, predict_more, predict_step
 from dllama_zmq.root.recent import Recent
@@ -18,48 +18,38 @@ class Ledger:
     """By phase, since the root began: steps, tokens, sampled rows, bytes predicted by node and kind, and the seconds of
     the last `recent_s` seconds of steps."""
 
-    def __init__(self, plan: Plan, sync: Sync, names: list[str], recent_s: float, sealed: Collection[str] = ()) -> None:
-        """sealed: the names of the workers whose connections have CURVE at present."""
-        self._plan, self._sealed = plan, sealed
-        self._sync = sync
-        self._names = names
+    def __init__(self, plan: Plan, sync: Sync, names: Sequence[str], recent_s: float, meter: Meter) -> None:
+        """names: the workers. meter: says the phase of each step."""
+        self._plan, self._sync, self._names, self._meter = plan, sync, names, meter
         self.steps: Counter[str] = Counter()
         self.tokens: Counter[str] = Counter()
         self.sampled: Counter[str] = Counter()
         self._recent_s = recent_s
         self._recent: dict[str, Recent] = {}
-        self._predicted: Counter[tuple[str, str, str, str]] = Counter()
+        self._payload: Counter[tuple[str, str, str]] = Counter()  # predicted, by worker, phase and kind
+        self._wire: Counter[tuple[str, str, str]] = Counter()
 
-    def add_step(self, phase: Phase, batch: Batch, asks: Mapping[int, Ask]) -> None:
-        """Count a finished step."""
-        n_tokens, n_pages, n_spans = batch.n_rows, len(batch.page_ids), len(batch.spans)
+    def add_step(self, batch: Batch, asks: Mapping[int, Ask], wall_s: float, nodes: Mapping[str, NodeTimes]) -> None:
+        """Count a finished step, its seconds, and those of each node in it."""
+        phase, n_tokens, n_pages, n_spans = self._meter.phase, batch.n_rows, len(batch.page_ids), len(batch.spans)
         self.steps[phase] += 1
         self.tokens[phase] += n_tokens
         self.sampled[phase] += len(asks)
+        self._recent.setdefault(phase, Recent(self._recent_s)).add(n_tokens, wall_s, nodes)
         spec, sync, step = self._plan.spec, self._sync, self._step()
-        self._predict(
-            phase,
-            asks,
-            lambda asked, sealed: predict_step(spec, sync, n_tokens, asked, step, n_pages, n_spans, sealed),
-        )
+        for name, asked, sealed in self._asked(asks):
+            self._add(name, predict_step(spec, sync, n_tokens, asked, step, n_pages, n_spans, sealed))
 
-    def add_more(self, phase: Phase, n_tokens: int, asks: Mapping[int, Ask]) -> None:
+    def add_more(self, n_tokens: int, asks: Mapping[int, Ask]) -> None:
         """Count a request for more candidates: `asks` of the last step, of `n_tokens` tokens, were sent again."""
-        spec, step = self._plan.spec, self._step()
-        self._predict(phase, asks, lambda asked, sealed: predict_more(spec, n_tokens, asked, step, sealed))
-
-    def add_times(self, phase: Phase, n_tokens: int, wall_s: float, nodes: Mapping[str, NodeTimes]) -> None:
-        """Add the seconds of one step, and of each node in it."""
-        recent = self._recent.get(phase)
-        if recent is None:
-            recent = self._recent[phase] = Recent(self._recent_s)
-        recent.add(n_tokens, wall_s, nodes)
+        for name, asked, sealed in self._asked(asks):
+            self._add(name, predict_more(self._plan.spec, n_tokens, asked, self._step(), sealed))
 
     def recent(self) -> dict[str, PhaseTimes]:
         """The last steps of each phase."""
         return {phase: recent.times() for phase, recent in self._recent.items()}
 
-    def traffic(self, meter: Meter) -> list[TrafficRow]:
+    def traffic(self) -> list[TrafficRow]:
         """Every row of the meter with its prediction, by worker."""
         return [
             TrafficRow(
@@ -70,23 +60,21 @@ class Ledger:
                 messages=tally.messages,
                 payload_bytes=tally.payload_bytes,
                 wire_bytes=tally.wire_bytes,
-                predicted_payload_bytes=self._predicted[tally.node, tally.phase, tally.kind, "payload"],
-                predicted_wire_bytes=self._predicted[tally.node, tally.phase, tally.kind, "wire"],
+                predicted_payload_bytes=self._payload[tally.node, tally.phase, tally.kind],
+                predicted_wire_bytes=self._wire[tally.node, tally.phase, tally.kind],
             )
-            for tally in meter.tallies()
+            for tally in self._meter.tallies()
         ]
 
-    def _predict(
-        self,
-        phase: Phase,
-        asks: Mapping[int, Ask],
-        predict: Callable[[tuple[Asked, ...], bool], dict[StepKind, Predicted]],
-    ) -> None:
+    def _asked(self, asks: Mapping[int, Ask]) -> Iterator[tuple[str, tuple[Asked, ...], bool]]:
+        """Each worker's name, what it is asked, and whether its connection has CURVE at present."""
         for name, part in zip(self._names, self._plan.slices[1:], strict=True):
-            asked = tuple(Asked.of(ask, part.vocab) for ask in asks.values())
-            for kind, predicted in predict(asked, name in self._sealed).items():
-                self._predicted[name, phase, kind, "payload"] += predicted.payload_bytes
-                self._predicted[name, phase, kind, "wire"] += predicted.wire_bytes
+            yield name, tuple(Asked.of(ask, part.vocab) for ask in asks.values()), name in self._meter.sealed
+
+    def _add(self, name: str, kinds: Mapping[StepKind, Predicted]) -> None:
+        for kind, predicted in kinds.items():
+            self._payload[name, self._meter.phase, kind] += predicted.payload_bytes
+            self._wire[name, self._meter.phase, kind] += predicted.wire_bytes
 
     def _step(self) -> int:
         """A step number that msgpack writes in as many bytes as the last one."""

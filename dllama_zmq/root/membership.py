@@ -132,7 +132,7 @@ class Membership:
             self._welcome(identity, message)
             return
         if isinstance(message, Enroll):
-            self._reply_unknown(identity, enrolled(self._link.security, self._link.key(identity), message))
+            self._reply_unknown(identity, enrolled(self._link.peers.security, self._link.peers.key(identity), message))
             return
         member = self._roster.find(identity)
         if member is None:  # a dropped worker that has not noticed: it must join again
@@ -256,16 +256,15 @@ class Membership:
     def _welcome(self, identity: bytes, join: Join) -> None:
         if time.monotonic() > self._probed_at + _PROBE_S:  # a flood of joins must not fill the queues of the workers
             self.probe_peers()  # frees the places of workers that have died
-        key = self._link.key(identity) or self._roster.key_of(join)
-        place = self._roster.join(
-            identity, join, self._link.address(identity), self._room.too_small, self._names_of(key)
-        )
+        peers = self._link.peers
+        key = peers.key(identity) or self._roster.key_of(join)
+        place = self._roster.join(identity, join, peers.address(identity), self._room.too_small, self._names_of(key))
         if isinstance(place, Refuse):
             self._refusals.warning("refused a worker pid=%d: %s", join.pid, place.reason)
             self._reply_unknown(identity, place)
             return
         place.key = key
-        if self._link.key(identity):
+        if peers.key(identity):
             self._link.meter.sealed.add(place.name)
         else:
             self._link.meter.sealed.discard(place.name)
@@ -281,7 +280,7 @@ class Membership:
 
     def _names_of(self, key: str) -> frozenset[str] | None:
         """The names that a worker's key may use; None without one (an open bus, a program of the root's own user)."""
-        security = self._link.security
+        security = self._link.peers.security
         return security.ring.admits(key, security.role) if key and security is not None else None
 
     @property
@@ -347,4 +346,4 @@ class Membership:
         elif self._all_loaded_at == math.inf:
             self._all_loaded_at = now
         if self._roster.loaded:
-            self._link.publish(Beacon(self._roster.epoch), [], [member.name for member in self._roster.members])
+            self._link.publish(Beacon(self._roster.epoch))

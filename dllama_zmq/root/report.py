@@ -78,7 +78,7 @@ def cluster_status(facts: ClusterFacts, engine: Engine) -> Status:
                 seconds=row.seconds,
                 doing=row.doing,
                 percent=row.percent,
-                round_trip_s=root.link.round_trip_s(member.identity) if said is not None and root.link else None,
+                round_trip_s=root.link.peers.round_trip_s(member.identity) if said is not None and root.link else None,
                 version=said.version if said is not None else "",
             )
         )
@@ -105,7 +105,7 @@ def cluster_status(facts: ClusterFacts, engine: Engine) -> Status:
         refused=root.link.refused() if root.link is not None else {},
         nodes=nodes,
         recent=ledger.recent(),
-        traffic=ledger.traffic(root.link.meter) if root.link is not None else [],
+        traffic=ledger.traffic(),
         api=facts.api,
         security=facts.security,
     )

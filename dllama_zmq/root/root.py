@@ -22,7 +22,7 @@ from dllama_zmq.bus.exchange import Exchange, Solo
 from dllama_zmq.bus.links import Endpoints, RootLink
 from dllama_zmq.bus.messages import Bye
 from dllama_zmq.bus.messages import Plan as PlanMessage
-from dllama_zmq.bus.meter import Phase
+from dllama_zmq.bus.meter import Meter, Phase
 from dllama_zmq.bus.native.exchange import EXCHANGE_KERNELS
 from dllama_zmq.bus.peers import PeerGone
 from dllama_zmq.bus.roster import ROOT, Roster, State
@@ -135,7 +135,7 @@ class Root:
             if endpoints is None:
                 raise PlanError(f"{len(settings.names)} workers and no address for them to join at")
             spin_s = 0.0 if settings.oversubscribed else settings.spin_s
-            self.link = RootLink(context, endpoints, spin_s, self._name_of)
+            self.link = RootLink(context, endpoints, spin_s, self.roster)
         self.model = model
         self._slices = Slices(model, self.plan, settings.hashes)
         try:
@@ -158,10 +158,9 @@ class Root:
                 self.link.close()
             raise
         model.forget_pages()
-        sealed = set[str]() if self.link is None else self.link.meter.sealed
-        self.ledger = Ledger(self.plan, settings.sync, list(settings.names), settings.recent_s, sealed)
-        self._stopwatch = Stopwatch(self._exchange, None if self.link is None else self.link.meter, self._unnamed)
-        self._phase: Phase = "idle"
+        self._meter = Meter() if self.link is None else self.link.meter
+        self.ledger = Ledger(self.plan, settings.sync, settings.names, settings.recent_s, self._meter)
+        self._stopwatch = Stopwatch(self._exchange, self._meter, self._unnamed)
         self._asks: Mapping[int, Ask] = {}  # of the last step, by row; _logits are those of these rows
         self._x: F32 = np.empty((0, 0), np.float32)  # the hidden states of the last step: (T, D)
         self._logits: F32 = np.empty((0, 0), np.float32)
@@ -220,9 +219,7 @@ class Root:
 
     def set_phase(self, phase: Phase) -> None:
         """The phase that traffic and seconds are counted under from here on."""
-        self._phase = phase
-        if self.link is not None:
-            self.link.meter.phase = phase
+        self._meter.phase = phase
 
     def evaluate(
         self, batch: Batch, tokens: Sequence[int], asks: Mapping[int, Ask]
@@ -237,8 +234,7 @@ class Root:
         parts = self._run(batch, tokens, asks)
         rows = merged(self._answers(parts, asks, self._logits), asks, self.plan)
         figures, nodes = self._stopwatch.stop(parts)
-        self.ledger.add_step(self._phase, batch, asks)
-        self.ledger.add_times(self._phase, len(tokens), figures.wall_s, nodes)
+        self.ledger.add_step(batch, asks, figures.wall_s, nodes)
         return rows, figures
 
     def more(self, ks: Mapping[int, int]) -> tuple[list[RowCandidates], StepStats]:
@@ -247,7 +243,7 @@ class Root:
         asks = {row: replace(self._asks[row], k=k) for row, k in ks.items()}
         with self._void_if_broken_off():
             parts = self._exchange.ask_more(list(ks.items()))
-        self.ledger.add_more(self._phase, len(self._x), asks)
+        self.ledger.add_more(len(self._x), asks)
         at = list(self._asks)
         rows = merged(self._answers(parts, asks, self._logits[[at.index(row) for row in ks]]), asks, self.plan)
         return rows, self._stopwatch.stop(())[0]  # the workers' seconds would count the whole step again
@@ -289,13 +285,12 @@ class Root:
     @contextmanager
     def _void_if_broken_off(self) -> Iterator[None]:
         """Raise the epoch and count the bytes as void if the step does not reach its end, Ctrl-C included."""
-        before = self.link.meter.snapshot() if self.link is not None else {}
+        before = self._meter.snapshot()
         try:
             yield
         except BaseException:
             self.roster.new_epoch()
-            if self.link is not None:
-                self.link.meter.move_since(before, "void")
+            self._meter.move_since(before, "void")
             raise
 
     def _answers(self, parts: Sequence[Part], asks: Mapping[int, Ask], logits: F32) -> list[list[NodeCandidates]]:
@@ -312,10 +307,6 @@ class Root:
                 self.roster.new_epoch()
                 raise RemoteError(part.name, f"its candidates are {error}") from None
         return answers
-
-    def _name_of(self, identity: bytes) -> str | None:
-        member = self.roster.find(identity)
-        return member.name if member is not None else None
 
     def _unnamed(self) -> list[str]:
         """This computer's nodes if they have more threads than it has cores: which one comes last is then chance."""

@@ -20,7 +20,7 @@ class Stopwatch:
     unnamed: the nodes that are never reported as the slowest.
     """
 
-    def __init__(self, exchange: Exchange, meter: Meter | None, unnamed: Callable[[], Collection[str]]) -> None:
+    def __init__(self, exchange: Exchange, meter: Meter, unnamed: Callable[[], Collection[str]]) -> None:
         self._exchange = exchange
         self._meter = meter
         self._unnamed = unnamed
@@ -30,7 +30,7 @@ class Stopwatch:
     def start(self) -> None:
         """Start measuring a step."""
         self._start_s = time.monotonic()
-        if self._meter is not None:
+        if self._exchange.waits:
             self._start_on_core_s = time.thread_time()
             self._start_bytes = self._meter.payload("sent"), self._meter.payload("received")
 
@@ -40,7 +40,7 @@ class Stopwatch:
         Without `parts` no node is reported as the slowest.
         """
         wall_s = time.monotonic() - self._start_s
-        if self._meter is None:
+        if not self._exchange.waits:
             return StepStats(wall_s, 0.0, 0, 0, {}), {ROOT: NodeTimes(wall_s)}
         on_core_s, exchange, nodes = time.thread_time() - self._start_on_core_s, self._exchange, {}
         if parts:

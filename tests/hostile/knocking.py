@@ -15,6 +15,7 @@ from dllama_zmq.bus.codec import encode
 from dllama_zmq.bus.enrol import enrolled
 from dllama_zmq.bus.links import Endpoints, RootLink
 from dllama_zmq.bus.messages import Enroll, Join
+from dllama_zmq.bus.roster import Roster
 from dllama_zmq.bus.security import FAILED
 
 SOON_S = 20.0
@@ -26,7 +27,7 @@ JOIN = Join("", "a host", 1, "0", "elsewhere", 1, None)
 def a_link(context: Context, secured: Secured) -> Iterator[tuple[RootLink, dict[str, str]]]:
     """The root's sockets, and the address of each."""
     places = tcp()
-    link = RootLink(context, Endpoints(places.steps, places.replies, security=secured.server()), 0.0, lambda of: None)
+    link = RootLink(context, Endpoints(places.steps, places.replies, security=secured.server()), 0.0, Roster([], 1))
     try:
         yield link, {"steps": places.steps[0], "replies": places.replies[0]}
     finally:
@@ -85,7 +86,7 @@ def answering(context: Context, secured: Secured, n_dropped: int = 0) -> Iterato
                 if arrived is not None and to_drop:
                     to_drop -= 1
                 elif arrived is not None and isinstance(arrived[1], Enroll):
-                    link.send(arrived[0], "", enrolled(link.security, link.key(arrived[0]), arrived[1]))
+                    link.send(arrived[0], "", enrolled(link.peers.security, link.peers.key(arrived[0]), arrived[1]))
 
         thread = threading.Thread(target=answer)
         thread.start()

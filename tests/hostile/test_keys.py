@@ -25,6 +25,7 @@ from dllama_zmq.bus.codec import encode
 from dllama_zmq.bus.links import Endpoints, RootLink
 from dllama_zmq.bus.messages import Beacon
 from dllama_zmq.bus.peers import Peers
+from dllama_zmq.bus.roster import Roster
 from dllama_zmq.bus.security import FAILED, Peer
 from dllama_zmq.trust import Entry, KeyPair, Ring, Role
 
@@ -89,7 +90,7 @@ def test_who_has_not_the_right_key_is_not_let_in_and_is_counted(
             deadline = time.monotonic() + SOON_S
             while not worker.poll(20):
                 assert time.monotonic() < deadline, "the worker hears nothing"
-                link.publish(Beacon(1), [], [])
+                link.publish(Beacon(1))
             assert not intruder.poll(0)
 
 
@@ -169,7 +170,7 @@ def test_who_has_come_over_ipc_needs_no_key_where_the_port_does(context: Context
     secured, places = Secured(), tcp()
     endpoints = Endpoints(places.steps, places.replies, f"ipc://{tmp_path}/s", f"ipc://{tmp_path}/r", secured.server())
     with (
-        closing(RootLink(context, endpoints, 0.0, lambda of: None)) as link,
+        closing(RootLink(context, endpoints, 0.0, Roster([], 1))) as link,
         knocking(context, zmq.DEALER, endpoints.local_replies, lambda peer: None) as (local, _),
         knocking(context, zmq.DEALER, places.replies[0], lambda peer: None) as (far, events),
     ):
@@ -180,7 +181,7 @@ def test_who_has_come_over_ipc_needs_no_key_where_the_port_does(context: Context
         local.send_multipart(encode(JOIN))
         arrived = link.receive(time.monotonic() + SOON_S)
         assert arrived is not None
-        assert link.key(arrived[0]) == ""
+        assert link.peers.key(arrived[0]) == ""
 
 
 # --- a key that is removed -------------------------------------------------------------------------------------------
@@ -223,7 +224,7 @@ def test_who_hears_the_steps_with_a_removed_key_hears_no_more(context: Context) 
         knocking(context, zmq.SUB, at["steps"], secured.peer("worker1").apply) as (removed, events),
         knocking(context, zmq.SUB, at["steps"], secured.peer("worker2").apply) as (other, _),
     ):
-        until(lambda: link.publish(Beacon(1), [], []) or removed.poll(20), SOON_S, "the first beacon")
+        until(lambda: link.publish(Beacon(1)) or removed.poll(20), SOON_S, "the first beacon")
         secured.ring._state = Ring([Entry(Role.worker, "worker2", secured.own["worker2"].public)])._state
         while next_event(events) != zmq.EVENT_HANDSHAKE_FAILED_AUTH:
             pass
@@ -231,7 +232,7 @@ def test_who_hears_the_steps_with_a_removed_key_hears_no_more(context: Context) 
             removed.recv_multipart()
         while other.poll(0):
             other.recv_multipart()
-        until(lambda: link.publish(Beacon(2), [], []) or other.poll(20), SOON_S, "a beacon for the other")
+        until(lambda: link.publish(Beacon(2)) or other.poll(20), SOON_S, "a beacon for the other")
         assert not removed.poll(0)
 
 

@@ -58,7 +58,7 @@ def test_no_step_is_published_before_every_worker_has_heard_a_beacon(
         with pytest.raises(WorkerLost, match="no step can begin: worker1 is loaded"):
             logits(root)
         assert root.link is not None
-        root.link.publish(Beacon(0), [], [])
+        root.link.publish(Beacon(0))
         kinds = []
         while (fields := next_of(listener)) != ["beacon", 0]:
             kinds.append(fields[0])

@@ -14,6 +14,7 @@ from surroundings import free_ports
 from dllama_zmq import Client
 from dllama_zmq.bus import sockets
 from dllama_zmq.bus.links import Endpoints, RootLink
+from dllama_zmq.bus.roster import Roster
 
 SOON_S = 20.0
 
@@ -62,7 +63,7 @@ def a_root_over(scheme: str) -> Callable[[], None]:
         names = [f"{scheme}://{secrets.token_hex(6)}" for _ in range(2)] if scheme == "inproc" else local_ports()
         context = sockets.Context()
         try:
-            link = RootLink(context, Endpoints(names[:1], names[1:]), 0.0, lambda identity: None)
+            link = RootLink(context, Endpoints(names[:1], names[1:]), 0.0, Roster([], 1))
             sys.setprofile(None)  # a root that clears away is not broken off
             link.close()
         finally:
