@@ -210,12 +210,12 @@ class NodeStatus(msgspec.Struct, frozen=True):
     free_bytes: int | None
     weight_bytes: int
     kv_bytes: int
-    sent_bytes: int
-    kept_bytes: int
-    total_bytes: int
-    seconds: float
-    doing: str
-    percent: int
+    sent_bytes: int = 0
+    kept_bytes: int = 0
+    total_bytes: int = 0
+    seconds: float = 0.0
+    doing: str = ""
+    percent: int = 0
     round_trip_s: float | None = None
     version: str = ""
 

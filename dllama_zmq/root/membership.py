@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
@@ -61,12 +61,27 @@ class Progress:
     name: str
     state: State
     reason: str
-    sent_bytes: int
-    kept_bytes: int
-    total_bytes: int
-    seconds: float
-    doing: str
-    percent: int
+    sent_bytes: int = 0
+    kept_bytes: int = 0
+    total_bytes: int = 0
+    seconds: float = 0.0
+    doing: str = ""
+    percent: int = 0
+
+
+@dataclass(slots=True)
+class _Stay:
+    """One worker at its place, from its Join on. Times are those of time.monotonic().
+
+    loaded_at: None until it has its weights. preparing: what it said last. has_heard: a beacon.
+    """
+
+    stream: WeightStream
+    joined_at: float
+    heard_at: float
+    loaded_at: float | None = None
+    preparing: Preparing | None = None
+    has_heard: bool = False
 
 
 class Membership:
@@ -92,13 +107,8 @@ class Membership:
         self._plan = plan
         self._limits = limits
         self._new_stream = new_stream
-        self._streams: dict[int, WeightStream] = {}
+        self._stays: dict[int, _Stay] = {}  # by node, the present or last one
         self._room = Room(roster, budget, plan.pages, memory, self._held_bytes)
-        self._joined_at: dict[int, float] = {}
-        self._loaded_at: dict[int, float] = {}
-        self._preparing: dict[int, Preparing] = {}
-        self._heard_at: dict[int, float] = {}
-        self._have_heard: set[int] = set()
         self._has_been_ready = False
         self._served_at = 0.0
         self._probed_at = 0.0
@@ -138,42 +148,41 @@ class Membership:
         if member is None:  # a dropped worker that has not noticed: it must join again
             self._reply_unknown(identity, Bye(True, "this root does not know you"))
             return
-        self._heard_at[member.node] = time.monotonic()
+        stay = self._stays[member.node]
+        stay.heard_at = time.monotonic()
         if isinstance(message, Credit):
-            self._streams[member.node].grant(message.pieces)
+            stay.stream.grant(message.pieces)
             self._send_weights(member)
         elif isinstance(message, Need) and member.state is State.LOADING:
             try:
-                self._streams[member.node].need(message)
+                stay.stream.need(message)
             except ProtocolError as error:
                 self._drop(member, f"asks for weights of {error}")
                 return
             self._send_weights(member)
         elif isinstance(message, Preparing) and member.state is State.LOADING:
-            self._preparing[member.node] = message
+            stay.preparing = message
         elif isinstance(message, Loaded) and member.state is State.LOADING:
-            stream = self._streams[member.node]
+            stream = stay.stream
             if message.nbytes != stream.total_bytes or not stream.complete:
                 self._drop(member, f"reports {message.nbytes} bytes of weights; its slices have {stream.total_bytes}")
                 return
             self._roster.set_loaded(member)
-            self._preparing.pop(member.node, None)
-            self._loaded_at[member.node] = time.monotonic()
-            seconds = self._loaded_at[member.node] - self._joined_at[member.node]
+            stay.loaded_at = time.monotonic()
             logger.info(
                 "loaded %s bytes=%d sent=%d kept=%d seconds=%.1f",
                 member.name,
                 message.nbytes,
                 stream.sent_bytes,
                 stream.kept_bytes,
-                seconds,
+                stay.loaded_at - stay.joined_at,
             )
         elif isinstance(message, Fault) and member.state is State.LOADING:
             logger.error("cannot load %s: %s", member.name, message.text)
-            self._streams[member.node].distrust()
+            stay.stream.distrust()
             self._roster.lose(member, f"could not load: {message.text}")
         elif isinstance(message, BeaconAck):
-            self._have_heard.add(member.node)
+            stay.has_heard = True
             self._roster.set_ready(member, message.epoch)
             if self._roster.ready:
                 self._has_been_ready = True
@@ -181,26 +190,23 @@ class Membership:
 
     def progress(self) -> list[Progress]:
         """Every worker's progress, in node order."""
-        now = time.monotonic()
-        rows = []
-        for member in self._roster.members:
-            stream = self._streams.get(member.node)
-            end = self._loaded_at.get(member.node, now)
-            preparing = self._preparing.get(member.node) if member.state is State.LOADING else None
-            rows.append(
-                Progress(
-                    member.name,
-                    member.state,
-                    self._reason(member),
-                    stream.sent_bytes if stream is not None else 0,
-                    stream.kept_bytes if stream is not None else 0,
-                    stream.total_bytes if stream is not None else 0,
-                    end - self._joined_at.get(member.node, end),
-                    preparing.doing if preparing is not None else "",
-                    min(100, preparing.percent) if preparing is not None else 0,
-                )
-            )
-        return rows
+        return [self._progress_of(member) for member in self._roster.members]
+
+    def _progress_of(self, member: Member) -> Progress:
+        row, stay = Progress(member.name, member.state, self._reason(member)), self._stays.get(member.node)
+        if stay is None:
+            return row
+        stream, end = stay.stream, stay.loaded_at or time.monotonic()
+        row = replace(
+            row,
+            sent_bytes=stream.sent_bytes,
+            kept_bytes=stream.kept_bytes,
+            total_bytes=stream.total_bytes,
+            seconds=end - stay.joined_at,
+        )
+        if stay.preparing is None or member.state is not State.LOADING:
+            return row
+        return replace(row, doing=stay.preparing.doing, percent=min(100, stay.preparing.percent))
 
     def missing_sentence(self) -> str:
         """The workers that are not ready, and why; not those that only wait for others."""
@@ -223,14 +229,15 @@ class Membership:
 
     def _is_deaf(self, member: Member) -> bool:
         """Whether a worker has heard no beacon for limits.ready_s. Later ones may meet a long stage."""
-        waiting = member.state is State.LOADED and member.node not in self._have_heard
+        waiting = member.state is State.LOADED and not self._stays[member.node].has_heard
         return waiting and time.monotonic() > self._all_loaded_at + self._limits.ready_s
 
     def _count_listening(self) -> None:
         """Restart the clocks of silent workers if the root itself did not listen for _NOT_LISTENING_S."""
         now = time.monotonic()
         if now - self._served_at > _NOT_LISTENING_S:
-            self._heard_at = dict.fromkeys(self._heard_at, now)
+            for stay in self._stays.values():
+                stay.heard_at = now
             self._all_loaded_at = math.inf
         self._served_at = now
 
@@ -246,9 +253,10 @@ class Membership:
                 continue
             if not self._send(member, Ping(self._roster.epoch, 0, 0)) or member.state is not State.LOADING:
                 continue
-            if now > self._joined_at[member.node] + self._limits.load_s:
+            stay = self._stays[member.node]
+            if now > stay.joined_at + self._limits.load_s:
                 self._drop(member, f"did not load within {self._limits.load_s:.0f} s")
-            elif now > self._heard_at[member.node] + _SILENT_S:
+            elif now > stay.heard_at + _SILENT_S:
                 self._drop(
                     member, f"said nothing for {_SILENT_S:.0f} s while it loaded; it, or its computer, is frozen"
                 )
@@ -270,11 +278,8 @@ class Membership:
             self._link.meter.sealed.discard(place.name)
         steps, replies = self._endpoints.for_worker(join.host == host_id())
         logger.info("joined %s node=%d pid=%d over=%s", place.name, place.node, place.pid, replies)
-        self._streams[place.node] = self._new_stream(place.node)
-        self._joined_at[place.node] = self._heard_at[place.node] = time.monotonic()
-        for of_before in (self._loaded_at, self._preparing):
-            of_before.pop(place.node, None)
-        self._have_heard.discard(place.node)
+        now = time.monotonic()
+        self._stays[place.node] = _Stay(self._new_stream(place.node), now, now)
         if self._send(place, Welcome(place.node, place.name, steps, replies)):
             self._send(place, msgspec.structs.replace(self._plan, pages=self._room.give_pages(place, join)))
 
@@ -296,7 +301,7 @@ class Membership:
         """Send offers of slices and the pieces that the worker needs, as far as its credit goes."""
         while True:
             try:
-                message = self._streams[member.node].next_message()
+                message = self._stays[member.node].stream.next_message()
             except Exception as error:
                 if not self._has_been_ready:
                     raise
@@ -312,10 +317,10 @@ class Membership:
 
     def _held_bytes(self, node: int) -> int:
         """Bytes of weights that a node has in its memory at present, as far as the root knows."""
-        stream, preparing = self._streams[node], self._preparing.get(node)
-        if node in self._loaded_at:
-            return stream.total_bytes
-        return preparing.held_bytes if preparing is not None else stream.sent_bytes
+        stay = self._stays[node]
+        if stay.loaded_at is not None:
+            return stay.stream.total_bytes
+        return stay.preparing.held_bytes if stay.preparing is not None else stay.stream.sent_bytes
 
     def _send(self, member: Member, message: Message, arrays: list[Frame] | None = None) -> bool:
         try:

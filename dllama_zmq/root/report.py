@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from dllama_zmq.bus.addresses import ip_of
 from dllama_zmq.bus.client_messages import KVStatus, NodeStatus, Status
 from dllama_zmq.bus.engine_messages import ModelFacts
+from dllama_zmq.bus.messages import Join
 from dllama_zmq.bus.roster import ROOT, State
 from dllama_zmq.formats import ModelFile
 from dllama_zmq.host import free_memory_bytes, host_name
@@ -38,6 +39,10 @@ class ClusterFacts:
     started: float = field(default_factory=time.monotonic)
 
 
+_NOBODY = Join(name="", host="", pid=0, version="", host_name="", threads=0, free_bytes=None)
+"""For a place without a worker."""
+
+
 def model_facts(facts: ClusterFacts, model: ModelFile) -> ModelFacts:
     """The facts about the model that clients get."""
     path = Path(facts.model)
@@ -58,28 +63,21 @@ def cluster_status(facts: ClusterFacts, engine: Engine) -> Status:
     ledger, settings = root.ledger, root.settings
     nodes = [_root_node(root, facts.version)]
     for member, row in zip(root.roster.members, root.progress(), strict=True):
-        memory, said = _memory(root, member.node), None if member.state is State.ABSENT else member.joined
+        memory, here = _memory(root, member.node), member.state is not State.ABSENT
+        said = member.joined if here and member.joined is not None else _NOBODY
         nodes.append(
             NodeStatus(
-                name=row.name,
-                state=row.state.value,
-                reason=row.reason,
-                host=said.host_name if said is not None else "",
-                address=ip_of(member.address) if said is not None else "",
-                pid=said.pid if said is not None else 0,
-                threads=said.threads if said is not None else 0,
+                host=said.host_name,
+                address=ip_of(member.address) if here else "",
+                pid=said.pid,
+                threads=said.threads,
                 memory_bytes=memory.total,
-                free_bytes=said.free_bytes if said is not None else None,
+                free_bytes=said.free_bytes,
                 weight_bytes=memory.weights,
                 kv_bytes=memory.kv_cache,
-                sent_bytes=row.sent_bytes,
-                kept_bytes=row.kept_bytes,
-                total_bytes=row.total_bytes,
-                seconds=row.seconds,
-                doing=row.doing,
-                percent=row.percent,
-                round_trip_s=root.link.peers.round_trip_s(member.identity) if said is not None and root.link else None,
-                version=said.version if said is not None else "",
+                round_trip_s=root.link.peers.round_trip_s(member.identity) if here and root.link else None,
+                version=said.version,
+                **asdict(row) | {"state": row.state.value},
             )
         )
     return Status(
@@ -125,12 +123,6 @@ def _root_node(root: Root, version: str) -> NodeStatus:
         free_bytes=free_memory_bytes(),
         weight_bytes=memory.weights,
         kv_bytes=memory.kv_cache,
-        sent_bytes=0,
-        kept_bytes=0,
-        total_bytes=0,
-        seconds=0.0,
-        doing="",
-        percent=0,
         version=version,
     )
 
