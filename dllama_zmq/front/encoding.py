@@ -9,8 +9,7 @@ from functools import partial
 from typing import TypeAlias
 
 from dllama_zmq.bus.messages import Message
-from dllama_zmq.front.question import Question
-from dllama_zmq.front.request import Request
+from dllama_zmq.front.request import Question, Request
 from dllama_zmq.front.texts import Encoded, Texts
 
 PLACES = 3

@@ -1,4 +1,7 @@
-"""One client's request, from its message to the end of its last answer. Knows text and tokens, no socket."""
+"""One client's request, from its message to the end of its last answer, or its question about text or the model.
+
+Knows text and tokens, no socket.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,9 @@ import msgspec
 
 from dllama_zmq.bus.client_messages import Done, Generate, Logprob, RequestStatus, StepStats, TokenText
 from dllama_zmq.bus.engine_messages import Sampled, Submit, SubmitEmbed
+from dllama_zmq.bus.messages import Message
 from dllama_zmq.bus.prompts import held_bytes
+from dllama_zmq.bus.text_messages import Detokenize, ModelRequest, Tokenize
 from dllama_zmq.front.texts import Encoded, Texts
 from dllama_zmq.tokenizer.decoder import IncrementalDecoder
 
@@ -77,11 +82,11 @@ class Request:
             self.grammar = texts.grammar(self.asked.grammar)
         return texts.encode(self.asked.prompt, self.asked.max_tokens)
 
-    def begin(self, texts: Texts) -> Answer:
-        """Begin the next answer."""
+    def begin(self, texts: Texts, engine_id: int) -> Answer:
+        """Begin the next answer. engine_id: the engine's number for it."""
         self.started = self.started or time.monotonic()
         decoder = texts.tokenizer.decoder(continues=True, stop=self.asked.stop, specials=self.asked.specials)
-        answer = self.begun[self.n_begun] = Answer(self, self.n_begun, decoder)
+        answer = self.begun[self.n_begun] = Answer(self, self.n_begun, decoder, engine_id)
         self.n_begun += 1
         return answer
 
@@ -114,7 +119,7 @@ class Answer:
     request: Request
     index: int
     decoder: IncrementalDecoder = field(repr=False)
-    engine_id: int = 0
+    engine_id: int
     n_tokens: int = 0
 
     def submit(self, tokens: list[int], texts: Texts) -> Submit | SubmitEmbed:
@@ -137,3 +142,27 @@ class Answer:
         logprobs = [Logprob(token, texts.name_of(token), p) for token, p in sampled.logprobs]
         # the first token comes from the prompt's last step, whose figures were sent with Prefill
         return TokenText(request.id, sampled.token, text, None if first else figures, logprobs, self.index)
+
+
+@dataclass(slots=True, eq=False)
+class Question:
+    """A question that waits for a thread to answer it."""
+
+    client: bytes
+    asked: Tokenize | Detokenize | ModelRequest
+
+    @property
+    def id(self) -> int:
+        """The client's number for it."""
+        return self.asked.id
+
+    @property
+    def size(self) -> int:
+        """Its approximate bytes, for the bound on everything that waits."""
+        if isinstance(self.asked, ModelRequest):
+            return 0
+        return held_bytes(self.asked.tokens if isinstance(self.asked, Detokenize) else self.asked.prompt)
+
+    def work(self, texts: Texts) -> Message:
+        """The answer; may take seconds."""
+        return texts.answer(self.asked)

@@ -5,6 +5,7 @@ Knows text and requests; reads no socket and knows no node or step.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import secrets
@@ -18,9 +19,7 @@ from dllama_zmq.bus.text_messages import Detokenize, Embed, Embedding, ModelRequ
 from dllama_zmq.errors import DllamaError, NotReady, QueueFull, kind_and_text
 from dllama_zmq.front.encoding import Encoding, Result, Work
 from dllama_zmq.front.fair_queue import FairQueue
-from dllama_zmq.front.question import Question
-from dllama_zmq.front.request import Answer, Reason, Request
-from dllama_zmq.front.running import Running
+from dllama_zmq.front.request import Answer, Question, Reason, Request
 from dllama_zmq.front.texts import Encoded, Texts
 from dllama_zmq.sampling import GREEDY
 
@@ -51,7 +50,9 @@ class Requests:
         self._waiting: FairQueue[Request] = FairQueue()
         self._questions: FairQueue[Question] = FairQueue()
         self._encoding = Encoding(texts)
-        self._running = Running()
+        self._running: dict[int, Answer] = {}  # the answers that the engine has, by its number for them
+        self._leaving: set[int] = set()  # the numbers of withdrawn answers that it has not confirmed, see `_withdraw`
+        self._numbers = itertools.count(1)
         self._nodes = Readiness(False, "", math.inf)  # until the engine reports their state
         self._ready_at = time.monotonic()  # when every node was last known to be ready, at first the start
         self._next_poll = 0.0
@@ -70,7 +71,7 @@ class Requests:
     @property
     def running(self) -> list[Request]:
         """The requests that the engine has."""
-        return self._running.requests
+        return list(dict.fromkeys(answer.request for answer in self._running.values()))
 
     @property
     def queued(self) -> list[Request]:
@@ -120,14 +121,14 @@ class Requests:
         waiting = [work.id for work in [*self._waiting, *self._questions] if work.client == client]
         self._waiting.leave(client)
         self._questions.leave(client)
-        others = [r for r in [*self._running.requests, *self._encoding.requests] if r.client == client]
+        others = [r for r in [*self.running, *self._encoding.requests] if r.client == client]
         for request in others:
             self._forget(request)
         return list(dict.fromkeys([*waiting, *(request.id for request in others)]))
 
     def _find(self, client: bytes, request_id: int) -> Request | None:
         """The client's open request with this id."""
-        few = [*self._running.requests, *self._encoding.requests]
+        few = [*self.running, *self._encoding.requests]
         found = next((r for r in few if (r.client, r.id) == (client, request_id)), None)
         return found or self._waiting.find(client, request_id)
 
@@ -139,8 +140,19 @@ class Requests:
             self._withdraw(answer)
 
     def _withdraw(self, answer: Answer) -> None:
-        if self._running.withdraw(answer):
+        """Withdraw an answer, if the engine has it.
+
+        It keeps its place until the engine confirms: a step may take seconds, and a client that submits and cancels in
+        a loop must not fill the queue to the engine.
+        """
+        if self._running.pop(answer.engine_id, None) is not None:
+            self._leaving.add(answer.engine_id)
             self._tell_engine(Withdraw(answer.engine_id))
+
+    @property
+    def _n_places(self) -> int:
+        """The number of the engine's places that are taken."""
+        return len(self._running) + len(self._leaving)
 
     # --- from the engine --------------------------------------------------------------------------------------------
 
@@ -153,8 +165,8 @@ class Requests:
                 self._ready_at = time.monotonic()
             self._nodes = message
         elif isinstance(message, Withdrawn):
-            self._running.left(message.id)
-        elif (answer := self._running.end(message.id)) is None:
+            self._leaving.discard(message.id)
+        elif (answer := self._running.pop(message.id, None)) is None:
             return  # no client waits for it any more
         elif isinstance(message, Embedded):
             request = answer.request
@@ -182,7 +194,7 @@ class Requests:
                     self._withdraw(answer)
                     self._finish(answer.request, answer.index, "stop")
         for ended in step.ended:
-            if (answer := self._running.end(ended.id)) is not None:
+            if (answer := self._running.pop(ended.id, None)) is not None:
                 self._finish(answer.request, answer.index, ended.reason)
 
     def _finish(self, request: Request, index: int, reason: Reason) -> None:
@@ -235,21 +247,22 @@ class Requests:
         The last places are for clients without a running request, so that a client with many long ones cannot delay
         others.
         """
-        n_free = self._facts.max_sequences - self._running.n_places - len(self._encoding.requests)
+        n_free = self._facts.max_sequences - self._n_places - len(self._encoding.requests)
         if n_free < 1:
             return None
-        but_not = self._running.clients if n_free <= self._facts.max_sequences // _NEWCOMERS else set()
+        for_newcomers = n_free <= self._facts.max_sequences // _NEWCOMERS
+        served = {request.client for request in self.running}
 
         def may(request: Request) -> bool:
             is_next = request.encoded is not None or self._encoding.may_begin(request)
-            return is_next and request.client not in but_not
+            return is_next and not (for_newcomers and request.client in served)
 
         return self._waiting.take(may)
 
     def _begin(self, request: Request, encoded: Encoded) -> None:
         """Submit the next answer of a request; those after it wait for their client's next turns."""
-        answer = request.begin(self._texts)
-        self._running.add(answer)
+        number = next(self._numbers)
+        answer = self._running[number] = request.begin(self._texts, number)
         self._tell_engine(answer.submit(encoded.tokens, self._texts))
         if request.n_begun < request.asked.n:
             self._waiting.put_back(request)
@@ -264,8 +277,8 @@ class Requests:
             return
         self._next_poll = now + _POLL_S
         nodes = self._nodes
-        held_up = [] if nodes.ready else [(0, request) for request in self._running.requests]
-        n_ahead = self._running.n_places + len(self._encoding.requests)
+        held_up = [] if nodes.ready else [(0, request) for request in self.running]
+        n_ahead = self._n_places + len(self._encoding.requests)
         waiting = [(ahead, request) for ahead, request in enumerate(self._waiting, n_ahead) if not request.begun]
         for ahead, request in [*held_up, *waiting]:
             if not nodes.ready and now > max(self._ready_at, request.came) + nodes.patience_s:

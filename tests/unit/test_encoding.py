@@ -13,8 +13,7 @@ from dllama_zmq.bus.client_messages import Generate
 from dllama_zmq.bus.prompts import AnyPrompt
 from dllama_zmq.bus.text_messages import Tokenize, Tokens
 from dllama_zmq.front.encoding import PLACES, Encoding, Result, Work
-from dllama_zmq.front.question import Question
-from dllama_zmq.front.request import Request
+from dllama_zmq.front.request import Question, Request
 from dllama_zmq.front.texts import Encoded, Texts
 from dllama_zmq.sampling import GREEDY
 
