@@ -332,8 +332,8 @@ class Client:
             raise ClusterError("this client has been closed; make another one")
 
     def _nobody(self) -> RootLost:
-        if self._connection.refusal:
-            return RootLost(self._connection.refusal)
+        if refusal := self._connection.monitor.refusal:
+            return RootLost(refusal)
         addresses = resolve(self.endpoint)
         tried = f" (tried {' and '.join(addresses)})" if len(addresses) > 1 else ""
         return RootLost(f"nobody answers at {self.endpoint}{tried}; {why_no_answer(self.endpoint, _PORT)}")

@@ -48,9 +48,9 @@ def enrol(
     until = time.monotonic() + wait_s
     with closing(sockets.Connection(context, endpoint, token)) as connection:
         if not connection.up(wait_s):
-            if connection.not_admitted:
+            if connection.monitor.not_admitted:
                 raise TokenError(f"the root at {endpoint} does not take this token: it {_USED}")
-            why = connection.refusal or why_no_answer(endpoint, "its port (5570 for workers, 5572 for clients)")
+            why = connection.monitor.refusal or why_no_answer(endpoint, "its port (5570 for workers, 5572 for clients)")
             raise RootLost(f"nobody at {endpoint} takes the token: {why}")
         frames = None
         while frames is None and time.monotonic() < until:  # the root drops what it reads before its guard knows of us

@@ -33,7 +33,7 @@ from dllama_zmq.bus.addresses import ip_of
 from dllama_zmq.bus.admission import SLOWED_S, admission_to
 from dllama_zmq.bus.rate_limited_log import RateLimitedLog
 from dllama_zmq.bus.security import Server, why_refused
-from dllama_zmq.bus.sockets import Bounds
+from dllama_zmq.bus.sockets import Bounds, next_event
 from dllama_zmq.reporting import human_bytes
 
 logger = logging.getLogger(__name__)
@@ -196,8 +196,7 @@ class Guard:
             self._events.close()
 
     def _take_event(self) -> bool:
-        # As zmq.utils.monitor reads it, which also brings asyncio into every process: 15 ms of its start.
-        kind, descriptor = struct.unpack("=Hi", self._events.recv_multipart()[0])
+        kind, descriptor = next_event(self._events)
         if kind == zmq.EVENT_MONITOR_STOPPED:
             return False
         if kind & _FAILED:

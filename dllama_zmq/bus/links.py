@@ -177,11 +177,11 @@ class WorkerLink:
         self._context, self._security = context, security
         self.spin_s = spin_s
         self._bad_peers = RateLimitedLog(logger)
-        self._disconnects: sockets.Disconnects | None = None
+        self.monitor: sockets.Monitor | None = None
 
         def watched(socket: zmq.Socket[bytes]) -> None:
             if watch:  # inproc has no such events
-                self._disconnects = sockets.Disconnects(socket, root, security)
+                self.monitor = sockets.Monitor(socket, root, security)
 
         self.replies = sockets.connect(context, zmq.DEALER, root, identity, security, watched)
         self.steps: zmq.Socket[bytes] | None = None
@@ -193,16 +193,6 @@ class WorkerLink:
             self.steps.close()
         self.steps = sockets.connect(self._context, zmq.SUB, endpoint, security=self._security)
         self._poller = self._new_poller()
-
-    @property
-    def refusal(self) -> str:
-        """Why the last handshake with the root failed, if known; empty if it did not fail."""
-        return "" if self._disconnects is None else self._disconnects.refusal
-
-    @property
-    def refused(self) -> bool:
-        """Whether the root has refused this link for good: only a new link can be admitted."""
-        return self._disconnects is not None and self._disconnects.refused
 
     def send(self, message: Message, arrays: Sequence[Frame] = ()) -> bool:
         """Send to the root. False if there is no connection: the message is lost."""
@@ -243,8 +233,8 @@ class WorkerLink:
 
     def close(self) -> None:
         """Close both sockets; a last Fault has a moment to leave."""
-        if self._disconnects is not None:
-            self._disconnects.close()
+        if self.monitor is not None:
+            self.monitor.close()
         self.replies.close(linger=_LAST_WORD_MS)
         if self.steps is not None:
             self.steps.close()
@@ -254,20 +244,23 @@ class WorkerLink:
         while True:
             wait_s = until - time.monotonic()
             ready = dict(self._poller.poll(max(0, round(wait_s * 1000))))
-            broken = self._disconnects is not None and self._disconnects.events in ready
+            changed = self.monitor is not None and self.monitor.events in ready
             for socket in (self.steps, self.replies):  # a ping must not overtake what it asks about
-                if socket is not None and (broken or socket in ready):  # broken: a last Bye may have come meanwhile
+                if socket is not None and (changed or socket in ready):  # changed: a last Bye may have come meanwhile
                     frames = sockets.receive_now(socket)
                     if frames is not None:
                         return frames
-            if broken and self._disconnects is not None and self._disconnects.happened():
-                raise RootLost("the connection to the root broke")
+            if changed and self.monitor is not None:
+                self.monitor.read()
+                if self.monitor.lost:
+                    self.monitor.lost = False  # a root that starts meanwhile is reached over the same link
+                    raise RootLost("the connection to the root broke")
             if wait_s <= 0:
                 return None
 
     def _new_poller(self) -> zmq.Poller:
         poller = zmq.Poller()
-        watched = [self.replies, self.steps, self._disconnects.events if self._disconnects is not None else None]
+        watched = [self.replies, self.steps, self.monitor.events if self.monitor is not None else None]
         for socket in watched:
             if socket is not None:
                 poller.register(socket, zmq.POLLIN)

@@ -210,29 +210,33 @@ def readable(socket: zmq.Socket[bytes]) -> bool:
     return bool(int(socket.get(SocketOption.EVENTS)) & zmq.POLLIN)
 
 
-class Disconnects:
-    """Detects that a connecting socket has lost its peer or was refused by it, which ZeroMQ otherwise hides."""
+class Monitor:
+    """Whether a connecting socket has a peer, has lost it or was refused by it, which ZeroMQ otherwise hides."""
 
     def __init__(self, socket: zmq.Socket[bytes], endpoint: str = "", security: Peer | None = None) -> None:
-        """endpoint, security: of the peer, for words about it."""
+        """Call it before the socket connects. endpoint, security: of the peer, for words about it."""
         self._socket, self._endpoint, self._security = socket, endpoint, security
-        self.events = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED | FAILED)
-        self.refusal = ""
-        """Why the last handshake failed, as far as that is known."""
+        self.events = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | FAILED)
+        self.up = False
+        self.lost = False
+        """A peer has been lost, ever."""
         self.refused = False
         """The peer has refused this end for good: libzmq does not connect again."""
+        self.refusal = ""
+        """Why the last handshake failed, as far as that is known."""
+        self.not_admitted = False
+        """The peer does not know this end's key."""
 
-    def happened(self) -> bool:
-        """Whether the peer has been lost since the last call."""
-        lost = False
+    def read(self) -> None:
+        """Take in the events so far."""
         while self.events.poll(0):
-            kind, value = _event(self.events)
+            kind, value = next_event(self.events)
+            self.up = kind == zmq.EVENT_HANDSHAKE_SUCCEEDED
+            self.lost = self.lost or kind == zmq.EVENT_DISCONNECTED
             if kind & FAILED:
                 self.refusal = why_failed(kind, value, self._endpoint, self._security)
                 self.refused = self.refused or bool(kind & REFUSED)
-            else:
-                lost = True
-        return lost
+                self.not_admitted = kind == zmq.EVENT_HANDSHAKE_FAILED_AUTH
 
     def close(self) -> None:
         """Stop watching; before the socket itself is closed."""
@@ -251,50 +255,36 @@ class Connection:
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, security: Peer | None = None) -> None:
         """Connects in the background. Raises BusError if this is no address, or no name of a host."""
         address = reachable(endpoint)
-        self._endpoint, self._security = endpoint, security
         self.socket = _connecting(context, zmq.DEALER, address, security)
-        self._events = self.socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | FAILED)
-        self._up = self._lost = self._refused = False
-        self.refusal = ""
-        """Why the last handshake failed, as far as that is known."""
-        self.not_admitted = False
-        """The peer does not know this end's key."""
+        self.monitor = Monitor(self.socket, endpoint, security)
         _connect(self.socket, address)
 
     @property
     def descriptors(self) -> tuple[int, int]:
         """Readable when something may have come, or changed; for an event loop, which then looks at both."""
-        return int(self.socket.get(SocketOption.FD)), int(self._events.get(SocketOption.FD))
+        return int(self.socket.get(SocketOption.FD)), int(self.monitor.events.get(SocketOption.FD))
 
     def up(self, wait_s: float) -> bool:
         """Whether there is a peer, or is one within `wait_s`; False at once where it refuses this end."""
-        self._await(wait_s, lambda: self._up or self._refused)
-        return self._up
+        self._await(wait_s, lambda: self.monitor.up or self.monitor.refused)
+        return self.monitor.up
 
     def lost(self, wait_s: float = 0.0) -> bool:
         """Whether a peer has been lost, ever, or is within `wait_s`."""
-        return self._await(wait_s, lambda: self._lost)
+        return self._await(wait_s, lambda: self.monitor.lost)
 
     def close(self) -> None:
         """Close the socket, and drop its messages."""
-        self.socket.disable_monitor()
-        self._events.close(linger=0)
+        self.monitor.close()
         self.socket.close()
 
     def _await(self, wait_s: float, happened: Callable[[], bool]) -> bool:
         until = time.monotonic() + wait_s
         while True:
-            while self._events.poll(0):
-                kind, value = _event(self._events)
-                self._up = kind == zmq.EVENT_HANDSHAKE_SUCCEEDED
-                self._lost = self._lost or kind == zmq.EVENT_DISCONNECTED
-                if kind & FAILED:
-                    self.refusal = why_failed(kind, value, self._endpoint, self._security)
-                    self._refused = self._refused or bool(kind & REFUSED)
-                    self.not_admitted = kind == zmq.EVENT_HANDSHAKE_FAILED_AUTH
+            self.monitor.read()
             if happened():
                 return True
-            if not self._events.poll(max(0, round((until - time.monotonic()) * 1000))):
+            if not self.monitor.events.poll(max(0, round((until - time.monotonic()) * 1000))):
                 return False
 
 
@@ -309,12 +299,12 @@ def _connecting(
     return socket
 
 
-def _event(events: zmq.Socket[bytes]) -> tuple[int, int]:
+def next_event(events: zmq.Socket[bytes]) -> tuple[int, int]:
     """The next event of a monitor, and its value.
 
     As zmq.utils.monitor reads it, which also brings asyncio into every process: 15 ms of its start.
     """
-    kind, value = struct.unpack_from("=HI", events.recv_multipart()[0])
+    kind, value = struct.unpack_from("=Hi", events.recv_multipart()[0])
     return int(kind), int(value)
 
 

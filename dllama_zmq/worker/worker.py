@@ -193,7 +193,7 @@ class Worker:
         until = time.monotonic() + _NEW_LINK_S
         while not self._stopped and time.monotonic() < until:
             if time.monotonic() >= self._next_word:
-                known = self._refusal or link.refusal
+                known = self._refusal or (link.monitor.refusal if link.monitor is not None else "")
                 why = f": {known or why_no_answer(address, _PORT)}" if self._next_word or known else ""
                 logger.info("asking the root at %s for work%s", address, why)
                 self._on_state(f"waiting for a root at {address}")
@@ -202,10 +202,10 @@ class Worker:
             arrived = None
             with suppress(RootLost):  # the root has not started yet
                 arrived = link.receive(time.monotonic() + (_JOIN_EVERY_S if sent else _CONNECT_S))
-            if link.refused:
-                if link.refusal != self._refusal:
-                    self._refusal = link.refusal
-                    logger.warning("not let in: %s", link.refusal)
+            if link.monitor is not None and link.monitor.refused:
+                if link.monitor.refusal != self._refusal:
+                    self._refusal = link.monitor.refusal
+                    logger.warning("not let in: %s", self._refusal)
                 time.sleep(_REFUSED_S)
                 return None
             if arrived is not None and isinstance(arrived[0], Welcome):

@@ -315,5 +315,5 @@ def test_a_worker_does_not_talk_to_who_is_not_its_root(context: Context) -> None
             closing(sockets.Connection(context, tap.address, secured.peer("worker1"))) as worker,
         ):
             assert not worker.up(1.0)
-            assert worker.refusal
+            assert worker.monitor.refusal
             assert false_root.receive(time.monotonic() + 0.1, 0.0) is None

@@ -106,9 +106,10 @@ def test_who_is_a_node_no_more_is_watched_again(context: Context, secured: Secur
 
 def flood(peers: Peers, peer: zmq.Socket[bytes]) -> int:
     """Messages of 4 bytes, until its connection is ended. How many were heard."""
-    with closing(sockets.Disconnects(peer)) as disconnects:
+    with closing(sockets.Monitor(peer)) as monitor:
         until, n_heard = time.monotonic() + SOON_S, 0
-        while not disconnects.happened():
+        while not monitor.lost:
+            monitor.read()
             assert time.monotonic() < until, "its connection stands"
             with suppress(zmq.Again):
                 peer.send(b"join", zmq.NOBLOCK)
