@@ -35,7 +35,6 @@ from dllama_zmq.bus.client_messages import (
 )
 from dllama_zmq.bus.codec import decode, encode
 from dllama_zmq.bus.known_root import peer_for
-from dllama_zmq.bus.link_messages import Links, LinksRequest
 from dllama_zmq.bus.messages import Frame, Message
 from dllama_zmq.bus.prompts import Chat, prompt_on_wire, text_on_wire, tokens_on_wire
 from dllama_zmq.bus.security import Peer
@@ -44,6 +43,8 @@ from dllama_zmq.bus.text_messages import (
     Detokenized,
     Embed,
     Embedding,
+    Links,
+    LinksRequest,
     Model,
     ModelRequest,
     Tokenize,

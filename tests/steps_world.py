@@ -13,8 +13,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from dllama_zmq.bus.codec import TO_ROOT, TO_WORKER, decode, encode
+from dllama_zmq.bus.codec import decode, encode
 from dllama_zmq.bus.messages import (
+    TO_ROOT,
+    TO_WORKER,
     ArrayHead,
     Beacon,
     BeaconAck,

@@ -10,11 +10,11 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from dllama_zmq.bus.messages import FLOATS, PROTOCOL, ArrayHead, ArrayType, Frame, Partial, Sum, wire_name
+from dllama_zmq.bus.messages import PROTOCOL, ArrayHead, ArrayType, Frame, Partial, Sum, wire_name
 from dllama_zmq.errors import ProtocolError
 from dllama_zmq.kernels import Kernels
 from dllama_zmq.quants import F32, U8, dequantize, quantize
-from dllama_zmq.spec import Sync
+from dllama_zmq.spec import SYNC_FLOAT, Sync
 
 Array: TypeAlias = npt.NDArray[Any]
 EncodedArray: TypeAlias = tuple[ArrayHead, Frame]
@@ -22,9 +22,9 @@ EncodedArray: TypeAlias = tuple[ArrayHead, Frame]
 _PLAIN: dict[str, np.dtype[Any]] = {"i32": np.dtype("<i4"), "f64": np.dtype("<f8"), "u8": np.dtype("u1")}
 
 
-def encode_floats(values: F32, wire: Literal["f32", "f16", "q80"]) -> EncodedArray:
+def encode_floats(values: F32, wire: Sync) -> EncodedArray:
     """Encode `values` (rows, columns) in a float type of the wire: head and frame."""
-    data = quantize(values, FLOATS[wire])
+    data = quantize(values, SYNC_FLOAT[wire])
     return ArrayHead(wire, *values.shape), _bytes_of(data)
 
 
@@ -38,7 +38,7 @@ def _bytes_of(data: Array) -> Frame:
     return data.data.cast("B") if data.size else b""  # Python casts no empty view
 
 
-def encoded_bytes(head: ArrayHead, frame: Frame, wire: Literal["f32", "f16", "q80"], shape: tuple[int, int]) -> U8:
+def encoded_bytes(head: ArrayHead, frame: Frame, wire: Sync, shape: tuple[int, int]) -> U8:
     """The bytes of `frame`, (rows, bytes of a row). Raises ProtocolError unless `head` has this type and shape."""
     _check_head(head, wire, shape)
     return np.frombuffer(frame, np.uint8).reshape(shape[0], -1)
@@ -47,7 +47,7 @@ def encoded_bytes(head: ArrayHead, frame: Frame, wire: Literal["f32", "f16", "q8
 def decode_array(head: ArrayHead, frame: Frame, wire: ArrayType, shape: tuple[int, int]) -> Array:
     """Decode `frame`; floats become float32, read-only. Raises ProtocolError unless `head` has this type and shape."""
     if wire == "f32" or wire == "f16" or wire == "q80":
-        return dequantize(encoded_bytes(head, frame, wire, shape), FLOATS[wire]).reshape(shape)
+        return dequantize(encoded_bytes(head, frame, wire, shape), SYNC_FLOAT[wire]).reshape(shape)
     _check_head(head, wire, shape)
     return np.frombuffer(frame, _PLAIN[wire]).reshape(shape)
 

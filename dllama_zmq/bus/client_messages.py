@@ -6,15 +6,15 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from dllama_zmq.bus.codec import Kinds
-from dllama_zmq.bus.link_messages import Links, LinksRequest
-from dllama_zmq.bus.messages import Big, Count, Enroll, Message, Name, Seconds, Text
+from dllama_zmq.bus.messages import Big, Count, Enroll, Kinds, Message, Name, Seconds, Text
 from dllama_zmq.bus.prompts import AnyPrompt
 from dllama_zmq.bus.text_messages import (
     Detokenize,
     Detokenized,
     Embed,
     Embedding,
+    Links,
+    LinksRequest,
     Model,
     ModelRequest,
     RequestId,
@@ -154,9 +154,7 @@ class Logprob(msgspec.Struct, frozen=True, array_like=True):
 class TokenText(Message, frozen=True):
     """One generated token, the text it completes, and the figures of its step (none for the first).
 
-    index: of the answer within the request.
-
-    logprobs: if asked for, that of the token, then those of the most likely tokens.
+    logprobs: if asked for, that of the token, then those of the most likely tokens. index: of the answer.
     """
 
     id: Big

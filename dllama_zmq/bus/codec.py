@@ -7,58 +7,14 @@ one raw frame for each array head in it. Nothing is read from a frame before its
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import reduce
-from operator import or_
 
 import msgspec
 
 from dllama_zmq.bus.header import array_head, read_array_head, read_integer, read_short_text
-from dllama_zmq.bus.link_messages import Probe, Probed
-from dllama_zmq.bus.messages import (
-    PROTOCOL,
-    ArrayHead,
-    Beacon,
-    BeaconAck,
-    Bye,
-    Candidates,
-    Credit,
-    Enroll,
-    Enrolled,
-    Fault,
-    Frame,
-    Join,
-    Loaded,
-    Message,
-    MoreCandidates,
-    Need,
-    Offer,
-    Partial,
-    Ping,
-    Plan,
-    Preparing,
-    Refuse,
-    Resend,
-    Step,
-    Sum,
-    Weights,
-    Welcome,
-    wire_name,
-)
+from dllama_zmq.bus.messages import PROTOCOL, ArrayHead, Frame, Kinds, Message, wire_name
 from dllama_zmq.errors import ProtocolError
 
 MAX_HEADER_BYTES = 1024 * 1024
-
-
-class Kinds(dict[str, type[Message]]):
-    """The messages that one direction of one link carries, by their name on the wire."""
-
-    def __init__(self, *messages: type[Message]) -> None:
-        super().__init__({wire_name(message.__name__): message for message in messages})
-        self.decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(reduce(or_, messages))
-
-
-TO_WORKER = Kinds(Beacon, Step, Sum, MoreCandidates, Bye, Welcome, Refuse, Enrolled, Plan, Offer, Weights, Ping, Probe)
-TO_ROOT = Kinds(Join, Enroll, Credit, Need, Preparing, Loaded, BeaconAck, Partial, Candidates, Fault, Resend, Probed)
 
 _VERSION = msgspec.msgpack.encode(PROTOCOL)
 

@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from dllama_zmq.bus.client_messages import Status, StepStats
-from dllama_zmq.bus.link_messages import LinkStatus
+from dllama_zmq.bus.text_messages import LinkStatus
 from dllama_zmq.sampling import Sampling
 
 

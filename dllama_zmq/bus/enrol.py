@@ -10,8 +10,8 @@ import zmq
 
 from dllama_zmq.bus import sockets
 from dllama_zmq.bus.addresses import why_no_answer
-from dllama_zmq.bus.codec import Kinds, decode, encode
-from dllama_zmq.bus.messages import Enroll, Enrolled, Refuse
+from dllama_zmq.bus.codec import decode, encode
+from dllama_zmq.bus.messages import Enroll, Enrolled, Kinds, Refuse
 from dllama_zmq.bus.security import Peer, Server
 from dllama_zmq.errors import ProtocolError, RootLost, TokenError, TrustError
 

@@ -17,8 +17,8 @@ import zmq
 
 from dllama_zmq.bus import sockets
 from dllama_zmq.bus.addresses import without_host
-from dllama_zmq.bus.codec import TO_ROOT, TO_WORKER, decode, encode, kind_of
-from dllama_zmq.bus.messages import Bye, Frame, Join, Message, Ping, wire_name
+from dllama_zmq.bus.codec import decode, encode, kind_of
+from dllama_zmq.bus.messages import TO_ROOT, TO_WORKER, Bye, Frame, Join, Message, Ping, wire_name
 from dllama_zmq.bus.meter import Meter
 from dllama_zmq.bus.peers import PeerGone, Peers, bind_guarded, close_guarded
 from dllama_zmq.bus.rate_limited_log import RateLimitedLog

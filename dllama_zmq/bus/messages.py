@@ -6,15 +6,19 @@
 from __future__ import annotations
 
 import re
+from functools import reduce
+from operator import or_
 from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 
-from dllama_zmq.spec import FloatType
+from dllama_zmq.spec import SYNC_FLOAT, Sync
 
 PROTOCOL = 8
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 """ZMQ_MAXMSGSIZE of every socket that a peer can send arrays to: 64 tokens of a width of 2^18 in f32."""
+MAX_PROBE_BYTES = 16 << 20
+"""The most bytes of a probe, and of its answer."""
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 31)]
 Big = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
@@ -26,8 +30,7 @@ Sha256 = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 ArrayType = Literal["f32", "f16", "q80", "i32", "f64", "u8"]
 Frame: TypeAlias = bytes | memoryview
 
-FLOATS: dict[str, FloatType] = {"f32": FloatType.F32, "f16": FloatType.F16, "q80": FloatType.Q80}
-_BLOCKS = {name: (t.block_values, t.block_bytes) for name, t in FLOATS.items()}
+_BLOCKS: dict[str, tuple[int, int]] = {name: (t.block_values, t.block_bytes) for name, t in SYNC_FLOAT.items()}
 _BLOCKS |= {"i32": (1, 4), "f64": (1, 8), "u8": (1, 1)}
 
 
@@ -78,6 +81,14 @@ def wire_name(class_name: str) -> str:
 
 class Message(msgspec.Struct, frozen=True, array_like=True, tag=wire_name):
     """Base of all messages. Its kind on the wire is `wire_name` of the class name."""
+
+
+class Kinds(dict[str, type[Message]]):
+    """The messages that one direction of one link carries, by their name on the wire."""
+
+    def __init__(self, *messages: type[Message]) -> None:
+        super().__init__({wire_name(message.__name__): message for message in messages})
+        self.decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(reduce(or_, messages))
 
 
 # --- root to every worker, on PUB -----------------------------------------------------------------------------------
@@ -169,7 +180,7 @@ class Plan(Message, frozen=True):
 
     spec: dict[str, Any]
     nodes: Count
-    sync: Literal["f32", "f16", "q80"]
+    sync: Sync
     kernels: Literal["auto", "simd", "numpy"]
     kv: Literal["f16", "f32"]
     pages: Count
@@ -199,6 +210,17 @@ class Ping(Message, frozen=True):
     epoch: Big
     step: Big
     stage: Count
+
+
+class Probe(Message, frozen=True):
+    """Answer at once, between two steps, with Probed of this number and `answer_bytes` bytes.
+
+    Its own bytes (u8, at most MAX_PROBE_BYTES), if there are any, mean nothing. One that asks for more is not answered.
+    """
+
+    number: Count
+    answer_bytes: Count
+    arrays: Heads
 
 
 # --- worker to root, on DEALER --------------------------------------------------------------------------------------
@@ -303,3 +325,15 @@ class Resend(Message, frozen=True):
     epoch: Big
     step: Big
     stage: Count
+
+
+class Probed(Message, frozen=True):
+    """The answer to the Probe of that number. clock_us: this worker's clock, in microseconds since 1970."""
+
+    number: Count
+    clock_us: Big
+    arrays: Heads
+
+
+TO_WORKER = Kinds(Beacon, Step, Sum, MoreCandidates, Bye, Welcome, Refuse, Enrolled, Plan, Offer, Weights, Ping, Probe)
+TO_ROOT = Kinds(Join, Enroll, Credit, Need, Preparing, Loaded, BeaconAck, Partial, Candidates, Fault, Resend, Probed)

@@ -1,4 +1,4 @@
-"""Questions about text, tokens and the model (PROTOCOL.md §10). All but Embed are answered by the front itself."""
+"""Questions of clients about text, tokens, the model and the links to workers (PROTOCOL.md §10)."""
 
 from __future__ import annotations
 
@@ -48,6 +48,12 @@ class Embed(Message, frozen=True):
 
     id: RequestId
     prompt: AnyPrompt
+
+
+class LinksRequest(Message, frozen=True):
+    """How fast are the links to the workers now? Answered with Links, when each has been measured between two steps."""
+
+    id: RequestId
 
 
 # --- root to client -------------------------------------------------------------------------------------------------
@@ -104,3 +110,27 @@ class Embedding(Message, frozen=True):
     id: Big
     values: Vector
     prompt_tokens: Count
+
+
+class LinkStatus(msgspec.Struct, frozen=True):
+    """The link between the root and one worker, as messages of the bus find it. None: it was not measured.
+
+    round_trip_s: the median of some messages without content, both programs' part included. to_bytes_per_s,
+    from_bytes_per_s: to the worker, and from it. clock_s: how far its clock is ahead of the root's, to half a round
+    trip. note: why something was not measured.
+    """
+
+    name: str
+    round_trip_s: float | None = None
+    to_bytes_per_s: float | None = None
+    from_bytes_per_s: float | None = None
+    clock_s: float | None = None
+    note: str = ""
+
+
+class Links(Message, frozen=True):
+    """Every worker's link, in node order. clock_us: the root's clock, in microseconds since 1970."""
+
+    id: Big
+    clock_us: Big
+    links: list[LinkStatus]

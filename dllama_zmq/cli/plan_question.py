@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dllama_zmq.bench.speed import Link
 from dllama_zmq.bus.client_messages import Status
-from dllama_zmq.bus.link_messages import LinkStatus
+from dllama_zmq.bus.text_messages import LinkStatus
 from dllama_zmq.cli.chosen import client_of
 from dllama_zmq.cli.flags import There
 from dllama_zmq.cli.shape_flags import ShapeNumbers, is_shape

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from dllama_zmq import __version__
 from dllama_zmq.bus.client_messages import Status
-from dllama_zmq.bus.link_messages import LinkStatus
+from dllama_zmq.bus.text_messages import LinkStatus
 from dllama_zmq.client import Client
 from dllama_zmq.doctor.findings import Finding, ok, problem, warning
 from dllama_zmq.errors import ProtocolError

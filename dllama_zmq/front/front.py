@@ -27,11 +27,10 @@ from dllama_zmq.bus.engine_messages import (
     ToEngine,
 )
 from dllama_zmq.bus.enrol import enrolled
-from dllama_zmq.bus.link_messages import Links, LinksRequest
 from dllama_zmq.bus.messages import Enroll, Message
 from dllama_zmq.bus.peers import PeerBehind, PeerGone, Peers
 from dllama_zmq.bus.rate_limited_log import RateLimitedLog
-from dllama_zmq.bus.text_messages import Detokenize, Embed, ModelRequest, Tokenize
+from dllama_zmq.bus.text_messages import Detokenize, Embed, Links, LinksRequest, ModelRequest, Tokenize
 from dllama_zmq.errors import DllamaError, ProtocolError
 from dllama_zmq.front.reports import Reports
 from dllama_zmq.front.requests import Requests

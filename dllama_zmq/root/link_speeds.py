@@ -8,11 +8,11 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from dllama_zmq.bus.link_messages import MAX_PROBE_BYTES, LinkStatus, Probe, Probed
 from dllama_zmq.bus.links import RootLink
-from dllama_zmq.bus.messages import ArrayHead, Message
+from dllama_zmq.bus.messages import MAX_PROBE_BYTES, ArrayHead, Message, Probe, Probed
 from dllama_zmq.bus.peers import PeerGone
 from dllama_zmq.bus.roster import Member, State
+from dllama_zmq.bus.text_messages import LinkStatus
 from dllama_zmq.root.root import Root
 
 _WARM_UP, _ROUND_TRIPS = 2, 20

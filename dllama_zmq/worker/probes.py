@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 
-from dllama_zmq.bus.link_messages import MAX_PROBE_BYTES, Probe, Probed
 from dllama_zmq.bus.links import WorkerLink
-from dllama_zmq.bus.messages import ArrayHead
+from dllama_zmq.bus.messages import MAX_PROBE_BYTES, ArrayHead, Probe, Probed
 
 
 def answer_probe(link: WorkerLink, probe: Probe) -> None:

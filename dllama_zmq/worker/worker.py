@@ -22,7 +22,6 @@ import zmq
 
 from dllama_zmq.bus import sockets
 from dllama_zmq.bus.addresses import why_no_answer, with_host_of
-from dllama_zmq.bus.link_messages import Probe
 from dllama_zmq.bus.links import WorkerLink, host_id
 from dllama_zmq.bus.messages import (
     Beacon,
@@ -35,6 +34,7 @@ from dllama_zmq.bus.messages import (
     Message,
     MoreCandidates,
     Ping,
+    Probe,
     Refuse,
     Step,
     Welcome,

@@ -23,9 +23,9 @@ from tiny import tiny_spec
 
 from dllama_zmq import Client
 from dllama_zmq.bus.client_messages import FROM_CLIENT, TO_CLIENT, Queued, TokenText
-from dllama_zmq.bus.codec import TO_ROOT, TO_WORKER, Kinds, decode, encode
+from dllama_zmq.bus.codec import decode, encode
 from dllama_zmq.bus.links import Endpoints
-from dllama_zmq.bus.messages import PROTOCOL
+from dllama_zmq.bus.messages import PROTOCOL, TO_ROOT, TO_WORKER, Kinds
 from dllama_zmq.bus.security import Peer
 from dllama_zmq.cluster import Limits
 from dllama_zmq.errors import ProtocolError

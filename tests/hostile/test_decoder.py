@@ -12,8 +12,8 @@ from any_message import structs
 from hypothesis import Phase, given, settings
 
 from dllama_zmq.bus.client_messages import FROM_CLIENT, TO_CLIENT
-from dllama_zmq.bus.codec import TO_ROOT, TO_WORKER, Kinds, decode, encode
-from dllama_zmq.bus.messages import PROTOCOL
+from dllama_zmq.bus.codec import decode, encode
+from dllama_zmq.bus.messages import PROTOCOL, TO_ROOT, TO_WORKER, Kinds
 from dllama_zmq.errors import ProtocolError
 
 DIRECTIONS = {"to_worker": TO_WORKER, "to_root": TO_ROOT, "from_client": FROM_CLIENT, "to_client": TO_CLIENT}

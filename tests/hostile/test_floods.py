@@ -20,8 +20,8 @@ from tiny import tiny_spec, write_tiny_pair
 
 from dllama_zmq import Client
 from dllama_zmq.bus.client_messages import FROM_CLIENT, TokenText
-from dllama_zmq.bus.codec import TO_ROOT, Kinds, decode
-from dllama_zmq.bus.messages import PROTOCOL
+from dllama_zmq.bus.codec import decode
+from dllama_zmq.bus.messages import PROTOCOL, TO_ROOT, Kinds
 from dllama_zmq.errors import RootLost
 from dllama_zmq.spec import FloatType
 

@@ -46,9 +46,8 @@ from tiny import write_tiny_pair
 from dllama_zmq import Client
 from dllama_zmq.bus import guard
 from dllama_zmq.bus.client_messages import FROM_CLIENT
-from dllama_zmq.bus.codec import TO_ROOT, TO_WORKER
 from dllama_zmq.bus.links import Endpoints
-from dllama_zmq.bus.messages import PROTOCOL
+from dllama_zmq.bus.messages import PROTOCOL, TO_ROOT, TO_WORKER
 from dllama_zmq.errors import DllamaError, ProtocolError
 from dllama_zmq.formats import ModelFile
 from dllama_zmq.kernels import Batch

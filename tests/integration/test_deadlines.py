@@ -230,7 +230,8 @@ def test_a_place_of_this_computer_is_not_given_to_who_comes_over_a_network(conte
     root = Root(context, model, settings, places)
     stranger = sockets.connect(context, zmq.DEALER, places.replies[0], b"stranger")
     try:
-        from dllama_zmq.bus.codec import TO_WORKER, decode, encode
+        from dllama_zmq.bus.codec import decode, encode
+        from dllama_zmq.bus.messages import TO_WORKER
 
         until = time.monotonic() + SOON_S
         frames = None

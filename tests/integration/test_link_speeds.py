@@ -32,8 +32,8 @@ from tokenizers_of import of_t
 
 from dllama_zmq.bus.codec import encode
 from dllama_zmq.bus.engine_messages import Speeds, SpeedsRequest
-from dllama_zmq.bus.link_messages import MAX_PROBE_BYTES, Links, LinksRequest, LinkStatus
-from dllama_zmq.bus.text_messages import Model, ModelRequest
+from dllama_zmq.bus.messages import MAX_PROBE_BYTES
+from dllama_zmq.bus.text_messages import Links, LinksRequest, LinkStatus, Model, ModelRequest
 from dllama_zmq.formats import ModelFile
 from dllama_zmq.quants import F32
 from dllama_zmq.root.link_speeds import LinkSpeeds

@@ -13,9 +13,10 @@ from contexts import a_context
 from tiny import tiny_spec, write_tiny_model
 
 from dllama_zmq.bus import sockets
-from dllama_zmq.bus.codec import TO_WORKER, decode, encode
+from dllama_zmq.bus.codec import decode, encode
 from dllama_zmq.bus.links import Endpoints
 from dllama_zmq.bus.messages import (
+    TO_WORKER,
     Bye,
     Credit,
     Fault,

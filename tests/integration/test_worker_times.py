@@ -9,9 +9,9 @@ import numpy as np
 import zmq
 from integration.nodes import FAST_AND_SLOW, SOON_S, Context, inproc
 
-from dllama_zmq.bus.codec import TO_ROOT, decode, encode
+from dllama_zmq.bus.codec import decode, encode
 from dllama_zmq.bus.links import WorkerLink
-from dllama_zmq.bus.messages import ArrayHead, Candidates, Partial, Step, Sum
+from dllama_zmq.bus.messages import TO_ROOT, ArrayHead, Candidates, Partial, Step, Sum
 from dllama_zmq.bus.star_worker import StarWorker
 from dllama_zmq.kernels import KernelChoice, choose_kernels
 

@@ -14,7 +14,7 @@ import zmq
 from surroundings import free_ports
 
 from dllama_zmq.bus import addresses
-from dllama_zmq.bus.link_messages import LinkStatus
+from dllama_zmq.bus.text_messages import LinkStatus
 from dllama_zmq.cluster import Cluster, ClusterFile, parse_cluster
 from dllama_zmq.doctor import Check, Finding, Subject, checks_of, examined, keys, names, nodes, ports, programs
 from dllama_zmq.doctor.findings import ok

@@ -16,8 +16,20 @@ from hypothesis import strategies as st
 from dllama_zmq.bus import messages
 from dllama_zmq.bus.arrays import decode_array, encode_floats, encode_plain, stage_header
 from dllama_zmq.bus.client_messages import FROM_CLIENT, TO_CLIENT, Generate
-from dllama_zmq.bus.codec import MAX_HEADER_BYTES, TO_ROOT, TO_WORKER, Kinds, decode, encode
-from dllama_zmq.bus.messages import PROTOCOL, ArrayHead, Beacon, Message, Partial, RowAsk, Step, Sum
+from dllama_zmq.bus.codec import MAX_HEADER_BYTES, decode, encode
+from dllama_zmq.bus.messages import (
+    PROTOCOL,
+    TO_ROOT,
+    TO_WORKER,
+    ArrayHead,
+    Beacon,
+    Kinds,
+    Message,
+    Partial,
+    RowAsk,
+    Step,
+    Sum,
+)
 from dllama_zmq.errors import ProtocolError
 from dllama_zmq.sampling import Sampling
 

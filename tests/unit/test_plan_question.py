@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dllama_zmq.bench.speed import Link
-from dllama_zmq.bus.link_messages import LinkStatus
+from dllama_zmq.bus.text_messages import LinkStatus
 from dllama_zmq.cli.plan_question import counts_of, link_of, size_of, slowest_link
 
 

@@ -16,10 +16,10 @@ from test_messages import ALL_KINDS
 from tiny import tiny_spec
 
 import dllama_zmq.bus
-from dllama_zmq.bus import client_messages, link_messages, messages, prompts, text_messages
+from dllama_zmq.bus import client_messages, messages, prompts, text_messages
 from dllama_zmq.bus.client_messages import Status, StepStats
-from dllama_zmq.bus.codec import Kinds, encode
-from dllama_zmq.bus.messages import Beacon, Candidates, Message, Partial
+from dllama_zmq.bus.codec import encode
+from dllama_zmq.bus.messages import Beacon, Candidates, Kinds, Message, Partial
 from dllama_zmq.grammar import MAX_GRAMMAR_CHARACTERS, Grammar
 from dllama_zmq.models import tensor_table
 from dllama_zmq.sampling import Sampling
@@ -151,7 +151,7 @@ def test_the_maps_of_a_status_are_in_the_document() -> None:
         client_messages.NodeTimes,
         client_messages.RequestStatus,
         client_messages.KVStatus,
-        link_messages.LinkStatus,
+        text_messages.LinkStatus,
     )
     for struct in (*maps, client_messages.TrafficRow, StepStats):
         for field in struct.__struct_fields__:

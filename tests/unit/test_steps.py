@@ -11,8 +11,10 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from dllama_zmq.bus.codec import TO_ROOT, TO_WORKER, decode
+from dllama_zmq.bus.codec import decode
 from dllama_zmq.bus.messages import (
+    TO_ROOT,
+    TO_WORKER,
     ArrayHead,
     BeaconAck,
     Bye,

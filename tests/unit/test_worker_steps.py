@@ -8,8 +8,20 @@ from itertools import chain
 import numpy as np
 import pytest
 
-from dllama_zmq.bus.codec import TO_ROOT, decode
-from dllama_zmq.bus.messages import ArrayHead, Beacon, Bye, Message, MoreCandidates, Ping, Resend, Step, Sum, Welcome
+from dllama_zmq.bus.codec import decode
+from dllama_zmq.bus.messages import (
+    TO_ROOT,
+    ArrayHead,
+    Beacon,
+    Bye,
+    Message,
+    MoreCandidates,
+    Ping,
+    Resend,
+    Step,
+    Sum,
+    Welcome,
+)
 from dllama_zmq.bus.roster import ROOT
 from dllama_zmq.bus.steps import Action, Done, Failed, Part, Send
 from dllama_zmq.bus.worker_steps import StepVoid, WorkerSteps
