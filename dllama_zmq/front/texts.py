@@ -18,7 +18,7 @@ from dllama_zmq.bus.text_messages import Detokenize, Detokenized, Model, ModelRe
 from dllama_zmq.constraint.reading import GrammarReader
 from dllama_zmq.errors import DllamaError, RequestError, kind_and_text
 from dllama_zmq.grammar import Grammar
-from dllama_zmq.sharding import check_prompt
+from dllama_zmq.sharding import check_ids, check_prompt
 from dllama_zmq.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class Texts:
     def encode(self, prompt: AnyPrompt, max_tokens: int | None) -> Encoded:
         """The tokens of a prompt. Raises RequestError if they cannot be answered, DllamaError of a template."""
         if isinstance(prompt, list):
-            self._check_ids(prompt)
+            check_ids(prompt, self._facts.vocab_size)
             encoded = Encoded(prompt, "")
         else:
             text = self._text(prompt)
@@ -79,7 +79,7 @@ class Texts:
 
     def detokenize(self, asked: Detokenize) -> Detokenized:
         """The text of token ids. Raises RequestError for an id that is no token."""
-        self._check_ids(asked.tokens)
+        check_ids(asked.tokens, self._facts.vocab_size)
         return _sent(Detokenized(asked.id, self.tokenizer.decode(asked.tokens)))
 
     def model(self, request_id: int) -> Model:
@@ -135,11 +135,6 @@ class Texts:
         if len(text) > _MAX_RENDERED:
             raise RequestError(f"the chat's text has {len(text)} characters; at most {_MAX_RENDERED} are allowed")
         return text
-
-    def _check_ids(self, tokens: list[int]) -> None:
-        if tokens and not 0 <= min(tokens) <= max(tokens) < self._facts.vocab_size:
-            wrong = next(token for token in tokens if not 0 <= token < self._facts.vocab_size)
-            raise RequestError(f"token {wrong}; this model's tokens are 0 to {self._facts.vocab_size - 1}")
 
 
 def _sent(answer: M) -> M:

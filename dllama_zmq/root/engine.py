@@ -26,10 +26,11 @@ from dllama_zmq.root.sampler import Choice, Sampler
 from dllama_zmq.root.scheduler import Event, Prefilled, Scheduled, Scheduler, Token, does_not_fit
 from dllama_zmq.root.sequence import Sequence
 from dllama_zmq.sampling import GREEDY, Sampling
-from dllama_zmq.sharding import PREFILL_TOKENS, check_prompt
+from dllama_zmq.sharding import PREFILL_TOKENS, check_ids, check_prompt
 
 _MAX_LOST = 4
 _COMPILE_WAIT_S = 0.01
+_NO_CHOICES: Mapping[Sequence, Choice] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +62,12 @@ class Engine:
         self.n_prompt_tokens = self.n_cached_tokens = 0
         self._caches = root.cache_holders()
         self._suspects: deque[Sequence] = deque()
+        self._failed: list[tuple[Sequence, Exception]] = []  # since the last outcome
 
     @property
     def busy(self) -> bool:
-        """Whether any sequence has tokens left to evaluate."""
-        return bool(self.scheduler.running or self.scheduler.waiting or self._compiling)
+        """Whether any sequence has tokens left to evaluate, or has ended and the next outcome will say so."""
+        return bool(self.scheduler.running or self.scheduler.waiting or self._compiling or self._failed)
 
     def add(
         self,
@@ -85,7 +87,7 @@ class Engine:
         """
         spec, seq_len = self.root.spec, self.root.seq_len
         check_prompt(len(prompt), max_tokens, seq_len, spec.seq_len)
-        self._check_ids(prompt)
+        check_ids(prompt, spec.vocab_size)
         room = seq_len - len(prompt)
         sampler = Sampler(sampling, spec.vocab_size if n_ids is None else n_ids, len(prompt))
         stops = frozenset(stop_ids)
@@ -106,7 +108,7 @@ class Engine:
         """
         spec, seq_len = self.root.spec, self.root.seq_len
         check_prompt(len(prompt), None, seq_len, spec.seq_len)
-        self._check_ids(prompt)
+        check_ids(prompt, spec.vocab_size)
         sequence = Sequence(prompt, Sampler(GREEDY, spec.vocab_size), max_new=0)
         sequence.pooling = MeanPooling(spec.dim)
         self.scheduler.add(sequence)
@@ -117,6 +119,7 @@ class Engine:
         if sequence in self._compiling:
             self._compiling.remove(sequence)
             sequence.state = "finished"
+        self._failed = [(failed, error) for failed, error in self._failed if failed is not sequence]
         self.scheduler.cancel(sequence)
 
     def step(self) -> Outcome:
@@ -127,23 +130,27 @@ class Engine:
         the sequence of the step. If the step has several, each is then evaluated alone, and only those that cause the
         error end.
         """
-        if failed := [*self.renew(), *self._compiled()]:
-            return Outcome([], NO_STEPS, failed, {})
+        self.renew()
+        self._queue_compiled()
+        if self._failed:
+            return self._outcome()
         scheduled = self._schedule()
         if scheduled is None:
             if self._compiling and (constraint := self._compiling[0].constraint) is not None:
                 constraint.wait(_COMPILE_WAIT_S)
-            return Outcome([], NO_STEPS, [], {})
+            return self._outcome()
         try:
             choices, figures = self._evaluate(scheduled)
         except WorkerLost as lost:
-            if failed := self._give_up(scheduled, lost):
-                return Outcome([], NO_STEPS, failed, {})
-            raise
+            self._give_up(scheduled, lost)
+            if not self._failed:
+                raise
+            return self._outcome()
         except Exception as error:
-            return Outcome([], NO_STEPS, self._blame(scheduled, error), {})
-        whole, failed = self._accepted(choices)
-        failed += self._pooled(scheduled)
+            self._blame(scheduled, error)
+            return self._outcome()
+        whole = self._accept_in_grammars(choices)
+        self._pool(scheduled)
         chosen = [choices[sequence].token for _, sequence in scheduled.sampled]
         events = self.scheduler.accept(scheduled, chosen, whole)
         for event in events:
@@ -152,22 +159,20 @@ class Engine:
                 self.n_cached_tokens += event.sequence.n_cached or 0
             elif isinstance(event, Token):
                 event.sequence.n_lost = 0
-        return Outcome(events, figures, failed, choices)
+        return self._outcome(events, figures, choices)
 
-    def renew(self) -> list[tuple[Sequence, Exception]]:
+    def renew(self) -> None:
         """Begin again with empty pages, as many as every node has, if a worker has joined since the last step.
 
-        Returns the sequences that no longer fit, which have left, each with its error.
+        Sequences that no longer fit end; the next outcome has their errors.
         """
         caches = self.root.cache_holders()
         if caches == self._caches:
-            return []
+            return
         self._caches = caches
-        room = self.root.n_pages * KV_PAGE
-        return [
-            (sequence, does_not_fit(sequence, "the nodes that are here now have", room))
-            for sequence in self.scheduler.rewind(self.root.n_pages)
-        ]
+        for sequence in self.scheduler.rewind(self.root.n_pages):
+            room = self.root.n_pages * KV_PAGE
+            self._fail(sequence, does_not_fit(sequence, "the nodes that are here now have", room))
 
     def logits(self, tokens: Tokens[int], rows: int = PREFILL_TOKENS) -> F32:
         """The logits (T, V) after each of `tokens` (T,), as a text of its own, evaluated `rows` at a time.
@@ -182,7 +187,7 @@ class Engine:
                 f"positions 0 to {len(tokens) - 1}; this cluster has room for {seq_len} (max_seq_len, in cluster.yaml "
                 "or of load)"
             )
-        self._check_ids(tokens)
+        check_ids(tokens, self.root.spec.vocab_size)
         pages = [page for _ in range(pool.n_pages_of(len(tokens))) if (page := pool.take()) is not None]
         chunks = []
         try:
@@ -195,6 +200,20 @@ class Engine:
         finally:
             pool.release(pages)
         return np.concatenate(chunks)
+
+    def _fail(self, sequence: Sequence, error: Exception) -> None:
+        """End a sequence; the next outcome has its error."""
+        self.scheduler.cancel(sequence)
+        self._failed.append((sequence, error))
+
+    def _outcome(
+        self,
+        events: list[Event] | None = None,
+        figures: StepStats = NO_STEPS,
+        choices: Mapping[Sequence, Choice] = _NO_CHOICES,
+    ) -> Outcome:
+        failed, self._failed = self._failed, []
+        return Outcome(events or [], figures, failed, choices)
 
     def _schedule(self) -> Scheduled | None:
         while self._suspects:
@@ -229,25 +248,22 @@ class Engine:
             figures += asked_again
             sampled = [(row, sequence) for row, sequence in sampled if row in again]
 
-    def _compiled(self) -> list[tuple[Sequence, Exception]]:
-        """Queue the sequences whose grammars are compiled. Returns those that cannot be, each with its error."""
-        failed: list[tuple[Sequence, Exception]] = []
+    def _queue_compiled(self) -> None:
+        """Queue the sequences whose grammars are compiled; end those whose grammars cannot be."""
         for sequence in list(self._compiling):
             if sequence.constraint is None or not sequence.constraint.wait():
                 continue
+            self._compiling.remove(sequence)
             try:
                 sequence.constraint.check()
                 self.scheduler.add(sequence)
             except DllamaError as error:
-                sequence.state = "finished"
-                failed.append((sequence, error))
-            self._compiling.remove(sequence)
-        return failed
+                sequence.state = "finished"  # the scheduler does not know it
+                self._fail(sequence, error)
 
-    def _accepted(self, choices: Mapping[Sequence, Choice]) -> tuple[set[Sequence], list[tuple[Sequence, Exception]]]:
-        """Advance the grammars by the chosen tokens. Returns the complete sequences, and those that cannot continue."""
+    def _accept_in_grammars(self, choices: Mapping[Sequence, Choice]) -> set[Sequence]:
+        """Advance the grammars by the chosen tokens; end the sequences that cannot continue. Returns complete ones."""
         whole: set[Sequence] = set()
-        failed: list[tuple[Sequence, Exception]] = []
         for sequence, choice in choices.items():
             if sequence.constraint is None or choice.token in sequence.stop_ids:
                 continue
@@ -255,49 +271,34 @@ class Engine:
                 if sequence.constraint.accept(choice.token):
                     whole.add(sequence)
             except DllamaError as error:
-                self.scheduler.cancel(sequence)
-                failed.append((sequence, error))
-        return whole, failed
+                self._fail(sequence, error)
+        return whole
 
-    def _pooled(self, scheduled: Scheduled) -> list[tuple[Sequence, Exception]]:
-        """Pool the hidden states of the step. Returns the sequences with infinite or NaN ones, each with its error."""
-        failed: list[tuple[Sequence, Exception]] = []
+    def _pool(self, scheduled: Scheduled) -> None:
+        """Pool the hidden states of the step; end the sequences with infinite or NaN ones."""
         row = 0
         for sequence, span in zip(scheduled.sequences, scheduled.spans, strict=True):
             if sequence.pooling is not None:
                 try:
                     sequence.pooling.add(span.start, self.root.hidden(slice(row, row + span.count)))
                 except DllamaError as error:
-                    self.scheduler.cancel(sequence)
-                    failed.append((sequence, error))
+                    self._fail(sequence, error)
             row += span.count
-        return failed
 
-    def _check_ids(self, tokens: Collection[int]) -> None:
-        for token in tokens:
-            if not 0 <= token < self.root.spec.vocab_size:
-                raise RequestError(f"token {token}; this model's tokens are 0 to {self.root.spec.vocab_size - 1}")
-
-    def _give_up(self, scheduled: Scheduled, lost: WorkerLost) -> list[tuple[Sequence, Exception]]:
-        """The sequences of a failed step that end because a worker was lost in too many of their steps."""
-        failed: list[tuple[Sequence, Exception]] = []
+    def _give_up(self, scheduled: Scheduled, lost: WorkerLost) -> None:
+        """End the sequences of a failed step that have lost a worker in too many of their steps."""
         for sequence in scheduled.sequences:
             sequence.n_lost += 1
             if sequence.n_lost >= _MAX_LOST:
-                self.scheduler.cancel(sequence)
                 times = f"a worker was lost {sequence.n_lost} times while this request waited for its next token"
-                failed.append((sequence, WorkerLost(f"{lost}; {times}, so it is given up")))
-        return failed
+                self._fail(sequence, WorkerLost(f"{lost}; {times}, so it is given up"))
 
-    def _blame(self, scheduled: Scheduled, error: Exception) -> list[tuple[Sequence, Exception]]:
-        """The sequence that ends because its step failed; none if the step has several, each of which is then tried
-        alone."""
+    def _blame(self, scheduled: Scheduled, error: Exception) -> None:
+        """End the sequence whose step failed; if the step has several, each is tried alone from the next step on."""
         if len(scheduled.sequences) > 1:
             self._suspects.extend(scheduled.sequences)
-            return []
-        (sequence,) = scheduled.sequences
-        self.scheduler.cancel(sequence)
-        return [(sequence, error)]
+        else:
+            self._fail(scheduled.sequences[0], error)
 
 
 def _mask(sequence: Sequence) -> U8 | None:

@@ -51,6 +51,7 @@ from dllama_zmq.sharding import (
     RowCandidates,
     best_candidates,
     build_shard,
+    check_ids,
     check_sync,
     context_length,
     counted,
@@ -317,9 +318,7 @@ class Root:
     def _check(self, batch: Batch, tokens: Sequence[int]) -> None:
         if batch.n_rows != len(tokens):
             raise RequestError(f"{len(tokens)} tokens for {batch.n_rows} rows")
-        for token in tokens:
-            if not 0 <= token < self.spec.vocab_size:
-                raise RequestError(f"token {token}; this model's tokens are 0 to {self.spec.vocab_size - 1}")
+        check_ids(tokens, self.spec.vocab_size)
         for span in batch.spans:
             end = span.start + span.count
             if end > self.seq_len:

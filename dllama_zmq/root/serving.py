@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 
 import zmq
@@ -127,12 +127,9 @@ class Serving:
             n = len(self._sequences)
             logger.warning("%s; %s for its return", lost, "1 request waits" if n == 1 else f"{n} requests wait")
             return
-        self._fail_all(outcome.failed)
-        self._tell_step(outcome)
-
-    def _fail_all(self, failed: Iterable[tuple[Sequence, Exception]]) -> None:
-        for sequence, error in failed:
+        for sequence, error in outcome.failed:
             self._fail(sequence, error)
+        self._tell_step(outcome)
 
     def _fail(self, sequence: Sequence, error: Exception) -> None:
         """Report the error of a sequence to its client. An unexpected error must neither end the cluster nor hang the
@@ -168,7 +165,7 @@ class Serving:
         if ready == self._was_ready and (ready or now < self._remind_at):
             return
         if ready:
-            self._fail_all(self._engine.renew())
+            self._engine.renew()
             logger.info("%s", self._kv_room())
         self._was_ready, self._remind_at = ready, now + _REMIND_S
         self._has_been_ready = self._has_been_ready or ready

@@ -5,7 +5,7 @@ Pages of a mapped model file, such as the embedding's, do not count: the operati
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from dllama_zmq.errors import ContextExceeded, RequestError
@@ -66,6 +66,13 @@ def check_prompt(n_tokens: int, max_tokens: int | None, seq_len: int, own_seq_le
         raise ContextExceeded.of(n_tokens, seq_len, own_seq_len)
     if max_tokens is not None and max_tokens < 1:
         raise RequestError(f"max_tokens is {max_tokens}; expected 1 or more")
+
+
+def check_ids(tokens: Collection[int], vocab_size: int) -> None:
+    """Raise RequestError for an id that is no token of a vocabulary of `vocab_size`."""
+    if len(tokens) and not 0 <= min(tokens) <= max(tokens) < vocab_size:
+        wrong = next(token for token in tokens if not 0 <= token < vocab_size)
+        raise RequestError(f"token {wrong}; this model's tokens are 0 to {vocab_size - 1}")
 
 
 def node_memory(plan: Plan, node: int, n_positions: int, kv_type: KVType = "f16") -> NodeMemory:

@@ -155,7 +155,7 @@ def test_nobody_is_let_in_while_nobody_decides(context: Context) -> None:
     """libzmq would let in everybody whose handshake is right, whatever the key is."""
     secured = Secured()
     with a_link(context, secured) as (link, at):
-        for guard in (link._guard, link._peers._guard):
+        for guard in (link._guard, link.peers._guard):
             assert guard is not None
             guard._end_admission()
         for name in LINKS:

@@ -117,7 +117,7 @@ def test_what_is_on_the_wire_is_what_is_measured_and_what_was_predicted(
             )
             heartbeats = 1000 + 400 * (time.monotonic() - begun)  # of both ends, with CURVE
             assert received <= len(tap.sent) - n_sent <= received * 1.01 + heartbeats
-            rows = {row.kind: row for row in root.ledger.traffic(meter)}
+            rows = {row.kind: row for row in root.ledger.traffic()}
             for kind in ("step", "sum", "partial", "candidates"):
                 assert abs(rows[kind].wire_bytes / rows[kind].predicted_wire_bytes - 1) < 0.01, kind
 
