@@ -15,54 +15,12 @@ _Key = tuple[int | None, bytes]
 and anybody could choose tokens whose tuples have equal hashes."""
 
 
-class PrefixIndex:
-    """Finds full pages by their parent (the page before them) and their own tokens.
-
-    A page is found only through its parent, so tokens are equal from the first position on. Therefore a page must not
-    leave the index before its children.
-    """
-
-    def __init__(self) -> None:
-        self._pages: dict[_Key, int] = {}
-        self._keys: dict[int, _Key] = {}
-
-    def __contains__(self, page: int) -> bool:
-        return page in self._keys
-
-    def find(self, tokens: Sequence[int], page_size: int) -> list[int]:
-        """The pages of the longest indexed prefix of `tokens`."""
-        found: list[int] = []
-        parent: int | None = None
-        for end in range(page_size, len(tokens) + 1, page_size):
-            page = self._pages.get((parent, _token_bytes(tokens[end - page_size : end])))
-            if page is None:
-                break
-            found.append(page)
-            parent = page
-        return found
-
-    def add(self, parent: int | None, tokens: Sequence[int], page: int) -> int:
-        """Index `page`, which holds `tokens` after those of the indexed page `parent` (None: at position 0).
-
-        Returns the page that is indexed for these tokens: an earlier one if there is one.
-        """
-        key = (parent, _token_bytes(tokens))
-        indexed = self._pages.setdefault(key, page)
-        if indexed == page:
-            self._keys[page] = key
-        return indexed
-
-    def remove(self, page: int) -> None:
-        """Forget an indexed page without children."""
-        del self._pages[self._keys.pop(page)]
-
-
-def _token_bytes(tokens: Sequence[int]) -> bytes:
-    return array("i", tokens).tobytes()
-
-
 class PagePool:
     """`n_pages` pages: free, in use (by one sequence or, full ones, by several), or cached (indexed, not in use).
+
+    Full pages are indexed by their parent (the page before them) and their own tokens. A page is found only through its
+    parent, so tokens are equal from the first position on. Therefore a page must not leave the index before its
+    children.
 
     The page that was given back last is taken first; then one never used, in order of ids, so that memory that is not
     needed is never touched; then the least recently used of the cached ones. Users of a page are users of all pages
@@ -77,7 +35,8 @@ class PagePool:
     def reset(self, n_pages: int) -> None:
         """Begin again with `n_pages` free pages and nothing cached. No page may be in use."""
         self.n_pages = n_pages
-        self._index = PrefixIndex()
+        self._indexed: dict[_Key, int] = {}
+        self._keys: dict[int, _Key] = {}  # of the indexed pages
         self._users: list[int] = []  # of the pages that have been used, which are 0, 1, 2, ...
         self._free: list[int] = []  # those of them that are free
         self._cached: OrderedDict[int, None] = OrderedDict()  # least recently used first
@@ -114,7 +73,7 @@ class PagePool:
             self._users.append(0)
         elif self._cached:
             page, _ = self._cached.popitem(last=False)
-            self._index.remove(page)
+            del self._indexed[self._keys.pop(page)]
         else:
             return None
         self._users[page] = 1
@@ -122,7 +81,15 @@ class PagePool:
 
     def find(self, tokens: Sequence[int]) -> list[int]:
         """The pages of the longest cached prefix of `tokens`. Finding does not take them: call `share`."""
-        return self._index.find(tokens, self.page_size)
+        found: list[int] = []
+        parent: int | None = None
+        for end in range(self.page_size, len(tokens) + 1, self.page_size):
+            page = self._indexed.get(_key(parent, tokens[end - self.page_size : end]))
+            if page is None:
+                break
+            found.append(page)
+            parent = page
+        return found
 
     def share(self, pages: Iterable[int]) -> None:
         """Add a user to indexed pages."""
@@ -137,18 +104,25 @@ class PagePool:
             self._users[page] -= 1
             if self._users[page]:
                 continue
-            if page in self._index:
+            if page in self._keys:
                 self._cached[page] = None
             else:
                 self._free.append(page)
 
     def index(self, parent: int | None, tokens: Sequence[int], page: int) -> int:
-        """Index a full page of one user, as `PrefixIndex.add` does.
+        """Index a full page of one user, which holds `tokens` after those of the page `parent` (None: at position 0).
 
         Returns the page to use from here on. If another page holds the same, it is that one, and `page` is released.
         """
-        indexed = self._index.add(parent, tokens, page)
-        if indexed != page:
+        key = _key(parent, tokens)
+        indexed = self._indexed.setdefault(key, page)
+        if indexed == page:
+            self._keys[page] = key
+        else:
             self.share([indexed])
             self.release([page])
         return indexed
+
+
+def _key(parent: int | None, tokens: Sequence[int]) -> _Key:
+    return parent, array("i", tokens).tobytes()
