@@ -12,6 +12,7 @@ Prefill, TokenText, Done), and `text` returns the whole text. Both are greedy by
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
@@ -26,33 +27,21 @@ if TYPE_CHECKING:
     from dllama_zmq.sampling import Sampling
 
 
+_MODULES = {
+    "Chat": "bus.prompts",
+    "Client": "client",
+    "Grammar": "grammar",
+    "Sampling": "sampling",
+    "connect": "launch.registry",
+    "load": "local",
+}
+"""Imported when first used, because `dllama-zmq --version` and every worker would pay for what they do not need."""
+
+
 def __getattr__(name: str) -> object:
-    # imported when first used, because `dllama-zmq --version` and every worker would pay for what they do not need
-    if name == "load":
-        from dllama_zmq.local import load
-
-        return load
-    if name == "Chat":
-        from dllama_zmq.bus.prompts import Chat
-
-        return Chat
-    if name == "Client":
-        from dllama_zmq.client import Client
-
-        return Client
-    if name == "connect":
-        from dllama_zmq.launch.registry import connect
-
-        return connect
-    if name == "Grammar":
-        from dllama_zmq.grammar import Grammar
-
-        return Grammar
-    if name == "Sampling":
-        from dllama_zmq.sampling import Sampling
-
-        return Sampling
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:
