@@ -271,7 +271,6 @@ _STRUCTS: dict[str, type[Struct]] = {
     "api.limits": ApiLimits,
 }
 
-_NAME = "a name of letters, digits, - and _, at most 32, the first a letter or a digit"
 _GONE = {
     "open_bus": "is gone: take this line out, for the bus is encrypted now, or write `security: none` for an open one",
 }

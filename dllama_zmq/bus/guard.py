@@ -1,4 +1,4 @@
-"""Ends TCP connections whose peer sends more than is read from it. Linux only; elsewhere nothing is watched.
+"""Ends TCP connections whose peer sends more than is read from it. Knows Linux alone, as the whole package.
 
 libzmq bounds the bytes of a frame and the number of messages in a queue, but not the frames of a message: a peer that
 announces MORE forever fills the memory of the process, and 2 bytes on the wire take 64 there. Such bytes never become
@@ -21,7 +21,6 @@ import os
 import secrets
 import socket
 import struct
-import sys
 import termios
 import threading
 import time
@@ -59,6 +58,7 @@ second."""
 _IDLE_BYTES_S, _SECURED_BYTES_S = 256, 640
 """Heartbeats of both sides are 64 bytes/s, joins 150; with CURVE, which adds 33 bytes to each frame, 330 and 180."""
 _RELOAD_RING_S = 1.0
+_libc = ctypes.CDLL(None)
 _MAX_PER_POLL = 64  # connections looked at in one go, so that a thousand of them take no core
 
 
@@ -248,56 +248,43 @@ class Guard:
         self.cut(descriptor)
 
 
-if sys.platform == "linux":
-    _libc = ctypes.CDLL(None)
+def _option(descriptor: int, level: int, option: int, n_bytes: int) -> bytes:
+    """A socket option, of a socket that is libzmq's; empty if there is none."""
+    found, size = ctypes.create_string_buffer(n_bytes), ctypes.c_uint32(n_bytes)
+    failed = _libc.getsockopt(descriptor, level, option, found, ctypes.byref(size))
+    return b"" if failed else found.raw[: size.value]
 
-    def _option(descriptor: int, level: int, option: int, n_bytes: int) -> bytes:
-        """A socket option, of a socket that is libzmq's; empty if there is none."""
-        found, size = ctypes.create_string_buffer(n_bytes), ctypes.c_uint32(n_bytes)
-        failed = _libc.getsockopt(descriptor, level, option, found, ctypes.byref(size))
-        return b"" if failed else found.raw[: size.value]
 
-    def _cookie(descriptor: int) -> bytes:
-        """The kernel's number of a TCP socket; empty for any other, and where the kernel does not count its bytes."""
-        if len(_option(descriptor, socket.IPPROTO_TCP, socket.TCP_INFO, 256)) < _RECEIVED_AT + 8:
-            return b""
-        return _option(descriptor, socket.SOL_SOCKET, _SO_COOKIE, 8)
-
-    def _peer_address(descriptor: int) -> str:
-        """The IP address of the other end; empty if it has left."""
-        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as copy:
-            return ip_of(copy.getpeername()[0])
-        return ""
-
-    def _round_trip_s(descriptor: int) -> float | None:
-        info = _option(descriptor, socket.IPPROTO_TCP, socket.TCP_INFO, 256)
-        return float(struct.unpack_from("=I", info, _RTT_AT)[0]) / 1e6 if len(info) >= _RTT_AT + 4 else None
-
-    def _received_bytes(descriptor: int) -> int:
-        """Bytes received over a TCP connection, without those that the kernel still holds."""
-        info = _option(descriptor, socket.IPPROTO_TCP, socket.TCP_INFO, 256)
-        if len(info) < _RECEIVED_AT + 8:
-            return 0
-        unread = bytearray(4)
-        try:
-            fcntl.ioctl(descriptor, termios.FIONREAD, unread)
-        except OSError:  # libzmq has closed it meanwhile
-            return 0
-        return int(struct.unpack_from("=Q", info, _RECEIVED_AT)[0]) - int(struct.unpack("=i", unread)[0])
-
-else:
-
-    def _cookie(descriptor: int) -> bytes:
+def _cookie(descriptor: int) -> bytes:
+    """The kernel's number of a TCP socket; empty for any other, and where the kernel does not count its bytes."""
+    if len(_option(descriptor, socket.IPPROTO_TCP, socket.TCP_INFO, 256)) < _RECEIVED_AT + 8:
         return b""
+    return _option(descriptor, socket.SOL_SOCKET, _SO_COOKIE, 8)
 
-    def _peer_address(descriptor: int) -> str:
-        return ""
 
-    def _received_bytes(descriptor: int) -> int:
+def _peer_address(descriptor: int) -> str:
+    """The IP address of the other end; empty if it has left."""
+    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as copy:
+        return ip_of(copy.getpeername()[0])
+    return ""
+
+
+def _round_trip_s(descriptor: int) -> float | None:
+    info = _option(descriptor, socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+    return float(struct.unpack_from("=I", info, _RTT_AT)[0]) / 1e6 if len(info) >= _RTT_AT + 4 else None
+
+
+def _received_bytes(descriptor: int) -> int:
+    """Bytes received over a TCP connection, without those that the kernel still holds."""
+    info = _option(descriptor, socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+    if len(info) < _RECEIVED_AT + 8:
         return 0
-
-    def _round_trip_s(descriptor: int) -> float | None:
-        return None
+    unread = bytearray(4)
+    try:
+        fcntl.ioctl(descriptor, termios.FIONREAD, unread)
+    except OSError:  # libzmq has closed it meanwhile
+        return 0
+    return int(struct.unpack_from("=Q", info, _RECEIVED_AT)[0]) - int(struct.unpack("=i", unread)[0])
 
 
 def _shut_down(descriptor: int, cookie: bytes) -> None:
