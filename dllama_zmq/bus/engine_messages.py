@@ -12,8 +12,8 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from dllama_zmq.bus.client_messages import Status, StepStats
-from dllama_zmq.bus.text_messages import LinkStatus
+from dllama_zmq.bus.client_messages import Status, StatusRequest, StepStats, Stop
+from dllama_zmq.bus.text_messages import Links, LinksRequest
 from dllama_zmq.sampling import Sampling
 
 
@@ -57,18 +57,6 @@ class Withdraw(_Message, frozen=True):
     """Forget that request; answered with Withdrawn between two steps, and nothing more is said of it."""
 
     id: int
-
-
-class ReportRequest(_Message, frozen=True):
-    """Answered with a Report between two steps."""
-
-
-class SpeedsRequest(_Message, frozen=True):
-    """Answered with Speeds when each link has been measured, one of them between two steps."""
-
-
-class Quit(_Message, frozen=True):
-    """A client has asked for the end of the cluster."""
 
 
 # --- engine to front ------------------------------------------------------------------------------------------------
@@ -171,27 +159,16 @@ class Withdrawn(_Message, frozen=True):
     id: int
 
 
-class Report(_Message, frozen=True):
-    """The cluster as the root sees it; the front adds what it knows of requests."""
-
-    status: Status
-
-
-class Speeds(_Message, frozen=True):
-    """The links to all workers, and the root's clock in microseconds since 1970."""
-
-    clock_us: int
-    links: list[LinkStatus]
-
-
 class GoingDown(_Message, frozen=True):
     """The engine has ended, and why, for clients that wait for answers."""
 
     why: str
 
 
-ToEngine: TypeAlias = Listening | Submit | SubmitEmbed | Withdraw | ReportRequest | SpeedsRequest | Quit
-ToFront: TypeAlias = Facts | Readiness | Stepped | Embedded | Failed | Withdrawn | Report | Speeds | GoingDown
+ToEngine: TypeAlias = Listening | Submit | SubmitEmbed | Withdraw | StatusRequest | LinksRequest | Stop
+"""A client's question about the cluster is passed on as it came; it is answered between two steps."""
+ToFront: TypeAlias = Facts | Readiness | Stepped | Embedded | Failed | Withdrawn | Status | Links | GoingDown
+"""Status and Links have the id 0, and a Status no requests: the front adds them, for each client that has asked."""
 
 TO_ENGINE: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)
 TO_FRONT: msgspec.msgpack.Decoder[ToFront] = msgspec.msgpack.Decoder(ToFront)

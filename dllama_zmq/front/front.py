@@ -11,7 +11,7 @@ import msgspec
 import zmq
 
 from dllama_zmq.bus import sockets
-from dllama_zmq.bus.client_messages import FROM_CLIENT, Cancel, Error, Generate, StatusRequest, Stop, Stopping
+from dllama_zmq.bus.client_messages import FROM_CLIENT, Cancel, Error, Generate, Status, StatusRequest, Stop, Stopping
 from dllama_zmq.bus.codec import decode, encode
 from dllama_zmq.bus.engine_messages import (
     ENCODER,
@@ -19,11 +19,6 @@ from dllama_zmq.bus.engine_messages import (
     Facts,
     GoingDown,
     Listening,
-    Quit,
-    Report,
-    ReportRequest,
-    Speeds,
-    SpeedsRequest,
     ToEngine,
 )
 from dllama_zmq.bus.enrol import enrolled
@@ -126,9 +121,9 @@ class Front:
     def _hear_engine(self) -> None:
         while sockets.readable(self._engine):
             message = TO_FRONT.decode(self._engine.recv())
-            if isinstance(message, Report):
-                self._reports.take(message.status)
-            elif isinstance(message, Speeds):
+            if isinstance(message, Status):
+                self._reports.take(message)
+            elif isinstance(message, Links):
                 for client, request_id in self._link_askers.items():
                     self._send(client, Links(request_id, message.clock_us, message.links))
                 self._link_askers.clear()
@@ -170,16 +165,16 @@ class Front:
             self._requests.cancel(client, message.id)
         elif isinstance(message, StatusRequest):
             if self._reports.ask(client, message.id):
-                self._tell_engine(ReportRequest())
+                self._tell_engine(message)
         elif isinstance(message, LinksRequest):
             if not self._link_askers:
-                self._tell_engine(SpeedsRequest())
+                self._tell_engine(message)
             self._link_askers[client] = message.id  # a client that asks twice gets one answer
         elif isinstance(message, Tokenize | Detokenize | ModelRequest):
             self._requests.ask(client, message)
         elif isinstance(message, Stop):
             self._send(client, Stopping(message.id))
-            self._tell_engine(Quit())
+            self._tell_engine(message)
 
     def _reads(self, client: bytes) -> bool:
         return self._clients.unread_bytes(client) <= _MAX_UNREAD

@@ -10,6 +10,7 @@ from contextlib import suppress
 import zmq
 
 from dllama_zmq.bus import sockets
+from dllama_zmq.bus.client_messages import StatusRequest, Stop
 from dllama_zmq.bus.engine_messages import (
     ENCODER,
     TO_ENGINE,
@@ -20,13 +21,8 @@ from dllama_zmq.bus.engine_messages import (
     GoingDown,
     Listening,
     PromptProgress,
-    Quit,
     Readiness,
-    Report,
-    ReportRequest,
     Sampled,
-    Speeds,
-    SpeedsRequest,
     Stepped,
     Submit,
     SubmitEmbed,
@@ -34,6 +30,7 @@ from dllama_zmq.bus.engine_messages import (
     Withdraw,
     Withdrawn,
 )
+from dllama_zmq.bus.text_messages import Links, LinksRequest
 from dllama_zmq.errors import BusError, ClusterError, DllamaError, WorkerLost, kind_and_text
 from dllama_zmq.root.engine import Engine, Outcome
 from dllama_zmq.root.fitting import kv_room
@@ -52,7 +49,7 @@ _STEP_STAGES = 3  # limits.step_s is per stage; a step with more such stages doe
 
 
 class Serving:
-    """Evaluates the requests of the front until it sends Quit or `stop` is called."""
+    """Evaluates the requests of the front until it sends Stop or `stop` is called."""
 
     def __init__(self, engine: Engine, front: zmq.Socket[bytes], facts: ClusterFacts) -> None:
         """front: the PAIR socket to the front."""
@@ -152,11 +149,11 @@ class Serving:
                     self._engine.cancel(sequence)
                     self._forget(sequence)
                 self._tell(Withdrawn(message.id))
-            elif isinstance(message, ReportRequest):
+            elif isinstance(message, StatusRequest):
                 self._report()
-            elif isinstance(message, SpeedsRequest):
+            elif isinstance(message, LinksRequest):
                 self._links.begin()
-            elif isinstance(message, Quit):
+            elif isinstance(message, Stop):
                 self._stopped = True
 
     def _tell_membership(self) -> None:
@@ -180,12 +177,12 @@ class Serving:
         return kv_room(n_pages, root.seq_len, n_sequences, root.budget.node_bytes(n_pages))
 
     def _report(self) -> None:
-        self._tell(Report(cluster_status(self._facts, self._engine)))
+        self._tell(cluster_status(self._facts, self._engine))
 
     def _measure_a_link(self) -> None:
         """Measure the next link if the front has asked for link speeds; answer after the last one."""
         if self._links.unfinished and (found := self._links.next()) is not None:
-            self._tell(Speeds(time.time_ns() // 1000, found))
+            self._tell(Links(0, time.time_ns() // 1000, found))
 
     def _tell(self, message: ToFront) -> None:
         with suppress(zmq.Again):  # the front has ended; its owner reports that

@@ -21,6 +21,7 @@ from dllama_zmq.bus.client_messages import (
     Generate,
     Queued,
     Started,
+    StatusRequest,
     TokenText,
 )
 from dllama_zmq.bus.codec import encode
@@ -28,8 +29,6 @@ from dllama_zmq.bus.engine_messages import (
     Ended,
     Failed,
     Readiness,
-    Report,
-    ReportRequest,
     Sampled,
     Stepped,
     Submit,
@@ -82,15 +81,19 @@ def test_the_last_place_is_for_a_client_that_has_none(engine: Engine) -> None:
         assert isinstance(next(answer for answer in requests[-1] if not isinstance(answer, Queued)), Started)
 
 
-def test_the_engine_is_asked_for_one_report_at_a_time(engine: Engine) -> None:
-    report = Report(a_status(name="c", state="ready"))
+def test_the_engine_is_asked_for_one_status_at_a_time(engine: Engine) -> None:
+    report = a_status(name="c", state="ready")
     engine.tell(report)
     with Client(engine.address) as client:
         for _ in range(3):
             assert client.status().name == "c"
-        assert engine.heard() == [ReportRequest()]
+        assert [type(said) for said in engine.heard()] == [StatusRequest]
         engine.tell(report)
-        until(lambda: client.status() and engine.heard() == [ReportRequest()], SOON_S, "the next question")
+        until(
+            lambda: client.status() and [type(said) for said in engine.heard()] == [StatusRequest],
+            SOON_S,
+            "the next question",
+        )
 
 
 # --- several answers to a request -------------------------------------------------------------------------------------

@@ -31,7 +31,6 @@ from tiny import tiny_tokenizer_data
 from tokenizers_of import of_t
 
 from dllama_zmq.bus.codec import encode
-from dllama_zmq.bus.engine_messages import Speeds, SpeedsRequest
 from dllama_zmq.bus.messages import MAX_PROBE_BYTES
 from dllama_zmq.bus.text_messages import Links, LinksRequest, LinkStatus, Model, ModelRequest
 from dllama_zmq.formats import ModelFile
@@ -160,9 +159,9 @@ def test_all_who_ask_meanwhile_are_answered_by_one_measuring(context: Context) -
             client.send_multipart(encode(LinksRequest(number)))
             client.send_multipart(encode(ModelRequest(9)))
             assert isinstance(next_message(client), Model)  # so the front has heard what came before
-        assert engine.heard() == [SpeedsRequest()]
+        assert engine.heard() == [LinksRequest(1)]
         links = [LinkStatus("worker1", 1e-3, 1e8, 2e8, 0.5), LinkStatus("worker2", note="it is absent")]
-        engine.tell(Speeds(7, links))
+        engine.tell(Links(0, 7, links))
         assert next_message(first) == Links(1, 7, links)
         assert next_message(second) == Links(3, 7, links)
 
