@@ -14,7 +14,6 @@ from typing import TypeVar
 
 import zmq
 
-from dllama_zmq import errors
 from dllama_zmq.bus import sockets
 from dllama_zmq.bus.addresses import endpoint_of, resolve, why_no_answer
 from dllama_zmq.bus.client_messages import (
@@ -50,7 +49,7 @@ from dllama_zmq.bus.text_messages import (
     Tokenize,
     Tokens,
 )
-from dllama_zmq.errors import ClusterError, DllamaError, ProtocolError, RemoteError, RequestError, RootLost
+from dllama_zmq.errors import ClusterError, DllamaError, ProtocolError, RequestError, RootLost, as_error
 from dllama_zmq.grammar import Grammar
 from dllama_zmq.host import require_open_files
 from dllama_zmq.node_config import Ports, Security
@@ -297,7 +296,7 @@ class Client:
                 return None
         message = kept.popleft()
         if isinstance(message, Error):
-            raise as_error(message)
+            raise as_error(message.kind, message.text)
         return message
 
     def _take(self, frames: list[Frame], request: int, kept: deque[Message]) -> None:
@@ -342,14 +341,3 @@ class Client:
     def _silent(self, wait_s: float) -> RootLost:
         where = "no cluster is running there, or it is in a long step"
         return RootLost(f"no answer from {self.endpoint} for {wait_s:.0f} s: {where}")
-
-
-def as_error(message: Error) -> DllamaError:
-    """The error that a root reported, in the class that it had there."""
-    if message.kind == RemoteError.__name__:
-        node, _, text = message.text.partition(" failed: ")
-        return RemoteError(node, text)
-    kind = getattr(errors, message.kind, ClusterError)
-    return (
-        kind(message.text) if isinstance(kind, type) and issubclass(kind, DllamaError) else ClusterError(message.text)
-    )

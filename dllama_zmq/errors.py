@@ -134,3 +134,12 @@ def kind_and_text(error: BaseException) -> tuple[str, str]:
     if not isinstance(error, DllamaError):
         error = ClusterDefect(f"{type(error).__name__}: {error}; the root's log has more")
     return type(error).__name__, str(error)[:4000]
+
+
+def as_error(kind: str, text: str) -> DllamaError:
+    """The error that `kind_and_text` describes, in the class that it has there."""
+    if kind == RemoteError.__name__:
+        node, _, text = text.partition(" failed: ")
+        return RemoteError(node, text)
+    found = globals().get(kind)
+    return found(text) if isinstance(found, type) and issubclass(found, DllamaError) else ClusterError(text)

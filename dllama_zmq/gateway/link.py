@@ -20,8 +20,7 @@ from dllama_zmq.bus import sockets
 from dllama_zmq.bus.client_messages import FROM_CLIENT, TO_CLIENT, Cancel, Error
 from dllama_zmq.bus.codec import decode, encode
 from dllama_zmq.bus.messages import Frame, Message
-from dllama_zmq.client import as_error
-from dllama_zmq.errors import ProtocolError, RequestError, RootLost
+from dllama_zmq.errors import ProtocolError, RequestError, RootLost, as_error
 
 _CONNECT_S = 3.0
 _MAX_USERS = 64  # connections; users beyond that share them
@@ -54,7 +53,7 @@ class Mailbox:
         message = self._messages.popleft()
         if isinstance(message, Error):
             self.open = False
-            raise as_error(message)
+            raise as_error(message.kind, message.text)
         return message
 
 

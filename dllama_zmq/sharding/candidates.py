@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -143,15 +143,7 @@ class RowCandidates:
         if kept.all():
             return self
         n_sure = int(np.count_nonzero(kept[: self.n_sure]))
-        return RowCandidates(
-            self.ids[kept],
-            self.logits[kept],
-            self.listed,
-            self.log_sum_exp,
-            self.raw_log_sum_exp,
-            n_sure,
-            self.complete,
-        )
+        return replace(self, ids=self.ids[kept], logits=self.logits[kept], n_sure=n_sure)
 
     def with_listed(self, ids: I32, logits: F64, temperature: float) -> RowCandidates:
         """The candidates with the listed `ids` (n,) among them, whose logits are now `logits` (n,).
@@ -167,9 +159,8 @@ class RowCandidates:
         total = self.log_sum_exp
         if temperature > 0:
             total = float(np.logaddexp(total, _log_sum_exp(logits, temperature)))
-        return RowCandidates(
-            all_ids[order], all_logits[order], _NONE, total, self.raw_log_sum_exp, len(order), self.complete
-        )
+        ids, logits = all_ids[order], all_logits[order]
+        return replace(self, ids=ids, logits=logits, listed=_NONE, log_sum_exp=total, n_sure=len(order))
 
 
 def best_candidates(logits: F32, asks: Sequence[Ask], first_id: int) -> list[NodeCandidates]:
@@ -207,7 +198,7 @@ def merge_candidates(nodes: Sequence[NodeCandidates], ask: Ask, first_ids: Seque
     Raises FormatError for logits that are infinite or NaN, where all were asked for.
     """
     if ask.k == 0:
-        every = Ask(max(len(n.logits) for n in nodes), ask.temperature, ask.logprobs, ask.listed, ask.mask)
+        every = replace(ask, k=max(len(n.logits) for n in nodes))
         nodes = [best_candidates(n.logits[None], [every], i)[0] for n, i in zip(nodes, first_ids, strict=True)]
     if len(nodes) == 1:
         n = nodes[0]
