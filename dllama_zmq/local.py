@@ -8,8 +8,8 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, closing
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -90,16 +90,8 @@ class LocalModel:
         It is a vector of length 1.
         """
         sequence = self.engine.embed(self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
-        self._events[sequence] = deque()
-        try:
-            while sequence.state != "finished":
-                self._step()
-            for event in self._events[sequence]:
-                if isinstance(event, Exception):
-                    raise event
-        finally:
-            self.engine.cancel(sequence)
-            del self._events[sequence]
+        for _ in self._events_of(sequence):
+            pass
         assert sequence.pooling is not None
         return sequence.pooling.vector()
 
@@ -123,33 +115,36 @@ class LocalModel:
         prompt_ids, decoder = tokenizer.encode(prompt), tokenizer.decoder(continues=True, stop=stop)
         read = "" if grammar is None else self._grammars.read(grammar)
         sequence = self.engine.add(prompt_ids, sampling, max_tokens, tokenizer.eos_ids, tokenizer.vocab_size, read)
-        events = self._events[sequence] = deque()
-        try:
-            while True:
-                while not events:
-                    self._step()
-                event = events.popleft()
-                if isinstance(event, Exception):
-                    raise event
+        with closing(self._events_of(sequence)) as events:
+            for event in events:
                 text = decoder.push(event.token) if isinstance(event, Token) else ""
                 if isinstance(event, Finished):
                     text = decoder.flush()
                 if text:
                     yield text
-                if isinstance(event, Finished) or decoder.stopped:
+                if decoder.stopped:
                     return
+
+    def _events_of(self, sequence: Generation) -> Generator[Event, None, None]:
+        """The events of a sequence up to its end; each step is one of all open sequences. Closing it cancels it."""
+        events = self._events[sequence] = deque()
+        try:
+            event: Event | Exception | None = None
+            while not isinstance(event, Finished):
+                while not events:
+                    self._form()
+                    outcome = self.engine.step()
+                    for of_any in outcome.events:
+                        self._events[of_any.sequence].append(of_any)
+                    for failed, error in outcome.failed:
+                        self._events[failed].append(error)
+                event = events.popleft()
+                if isinstance(event, Exception):
+                    raise event
+                yield event
         finally:
             self.engine.cancel(sequence)
             del self._events[sequence]
-
-    def _step(self) -> None:
-        """One step for all texts that are being generated."""
-        self._form()
-        outcome = self.engine.step()
-        for event in outcome.events:
-            self._events[event.sequence].append(event)
-        for sequence, error in outcome.failed:
-            self._events[sequence].append(error)
 
     def close(self) -> None:
         """Stop the nodes and free everything. May be called twice."""

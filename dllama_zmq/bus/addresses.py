@@ -11,6 +11,7 @@ import secrets
 import socket
 from typing import Any
 
+from dllama_zmq.cluster import is_loopback
 from dllama_zmq.errors import BusError, UsageError
 
 _PROBE_S = 1.0
@@ -37,7 +38,7 @@ def endpoint_of(text: str, default_port: int) -> str:
 
 def short(endpoint: str, default_port: int) -> str:
     """An endpoint of TCP as people write it: HOST, or HOST:PORT if the port is not the default."""
-    host, port = _host_and_port(endpoint.removeprefix(_TCP))
+    host, port = _host_and_port(endpoint)
     return host if port == str(default_port) else endpoint.removeprefix(_TCP)
 
 
@@ -53,7 +54,7 @@ def resolve(endpoint: str) -> list[str]:
     """
     if not endpoint.startswith(_TCP):
         return [endpoint]
-    host, port = _host_and_port(endpoint.removeprefix(_TCP))
+    host, port = _host_and_port(endpoint)
     if not port.isdecimal() or not 0 < int(port) < 65536:
         raise BusError(f"{endpoint!r} is no address to connect to: expected something like tcp://192.168.1.10:5570")
     if is_ip(host):
@@ -78,12 +79,12 @@ def listening(endpoint: str) -> list[str]:
     endpoints = resolve(endpoint)
     if endpoints == [endpoint]:
         return endpoints
-    host, _ = _host_and_port(endpoint.removeprefix(_TCP))
-    own = [one for one in endpoints if _is_here(_host_and_port(one.removeprefix(_TCP))[0])]
-    named = ", ".join(_host_and_port(one.removeprefix(_TCP))[0] for one in endpoints)
+    host = host_of(endpoint)
+    own = [one for one in endpoints if _is_here(host_of(one))]
+    named = ", ".join(host_of(one) for one in endpoints)
     if not own:
         raise BusError(f"{host} is {named}, and this computer has no such address; root.host must be one of its own")
-    if host.lower() != "localhost" and all(ipaddress.ip_address(ip_of(one)).is_loopback for one in own):
+    if host.lower() != "localhost" and all(is_loopback(ip_of(one)) for one in own):
         raise BusError(
             f"root.host: {host} is {named} on this computer (see /etc/hosts), where no other computer can reach it; "
             "write its address in the network instead (`hostname -I` lists them)"
@@ -101,12 +102,12 @@ def ip_addresses(host: str) -> frozenset[str]:
 
 def host_of(endpoint: str) -> str:
     """The host in a TCP endpoint."""
-    return _host_and_port(endpoint.removeprefix(_TCP))[0]
+    return _host_and_port(endpoint)[0]
 
 
 def ip_of(address: str) -> str:
     """The IP address in an endpoint, or that a peer speaks from; empty if there is none, as over ipc."""
-    host = _host_and_port(address.removeprefix(_TCP))[0] if address.startswith(_TCP) else address
+    host = host_of(address) if address.startswith(_TCP) else address
     try:
         ip = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
@@ -134,7 +135,7 @@ def reachable(endpoint: str) -> str:
     if len(endpoints) == 1:
         return endpoints[0]
     for candidate in endpoints:
-        host, port = _host_and_port(candidate.removeprefix(_TCP))
+        host, port = _host_and_port(candidate)
         with contextlib.suppress(OSError), socket.create_connection((host, int(port)), _PROBE_S):
             return candidate
     return secrets.choice(endpoints)  # it may be up the next time
@@ -152,7 +153,7 @@ def why_no_answer(endpoint: str, port_name: str) -> str:
         return str(error)
     failures: list[OSError] = []
     for candidate in endpoints:
-        host, port = _host_and_port(candidate.removeprefix(_TCP))
+        host, port = _host_and_port(candidate)
         try:
             with socket.create_connection((host, int(port)), _PROBE_S):
                 return (
@@ -161,7 +162,7 @@ def why_no_answer(endpoint: str, port_name: str) -> str:
                 )
         except OSError as error:
             failures.append(error)
-    host, port = _host_and_port(endpoint.removeprefix(_TCP))
+    host, port = _host_and_port(endpoint)
     if any(isinstance(error, ConnectionRefusedError) for error in failures):
         return (
             f"the computer {host} is there, but no program listens at its port {port} (connection refused): is the "
@@ -180,7 +181,7 @@ def why_no_answer(endpoint: str, port_name: str) -> str:
 
 def without_host(endpoint: str) -> str:
     """A TCP endpoint with * for its host: that by which the peer reaches it. Others as they are."""
-    return f"{_TCP}*:{_host_and_port(endpoint.removeprefix(_TCP))[1]}" if endpoint.startswith(_TCP) else endpoint
+    return f"{_TCP}*:{_host_and_port(endpoint)[1]}" if endpoint.startswith(_TCP) else endpoint
 
 
 def with_host_of(endpoint: str, other: str) -> str:
@@ -190,11 +191,12 @@ def with_host_of(endpoint: str, other: str) -> str:
     return f"{other.rpartition(':')[0]}:{endpoint.rpartition(':')[2]}"
 
 
-def _host_and_port(text: str) -> tuple[str, str]:
+def _host_and_port(endpoint: str) -> tuple[str, str]:
     """The host without brackets, and the port, empty if there is none.
 
     The last group of an IPv6 address without brackets is taken as the port where the rest is an address too.
     """
+    text = endpoint.removeprefix(_TCP)
     if text.startswith("["):
         host, _, rest = text[1:].partition("]")
         return host, rest.removeprefix(":")

@@ -91,9 +91,7 @@ def tokens_on_wire(tokens: Sequence[int]) -> list[int]:
 
 def prompt_on_wire(prompt: str | Sequence[int] | Chat) -> AnyPrompt:
     """`prompt` as it is sent. Raises RequestError if it cannot be."""
-    if isinstance(prompt, str):
-        return text_on_wire(prompt)
-    return text_on_wire(prompt) if isinstance(prompt, Chat) else tokens_on_wire(prompt)
+    return text_on_wire(prompt) if isinstance(prompt, str | Chat) else tokens_on_wire(prompt)
 
 
 def _sendable(what: str, text: str) -> str:

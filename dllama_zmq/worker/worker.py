@@ -198,7 +198,8 @@ class Worker:
                 logger.info("asking the root at %s for work%s", address, why)
                 self._on_state(f"waiting for a root at {address}")
                 self._next_word = time.monotonic() + (_SAY_EVERY_S if self._next_word else _SAY_FIRST_S)
-            sent = link.send(self._introduction())
+            who = (self._settings.name, host_id(), os.getpid(), self._settings.version, host_name())
+            sent = link.send(Join(*who, self._settings.threads, free_memory_bytes()))
             arrived = None
             with suppress(RootLost):  # the root has not started yet
                 arrived = link.receive(time.monotonic() + (_JOIN_EVERY_S if sent else _CONNECT_S))
@@ -219,13 +220,6 @@ class Worker:
             raise _Leave("stopped")
         self._refusal = ""
         return None
-
-    def _introduction(self) -> Join:
-        """The Join message of this worker, with its free memory at present."""
-        settings = self._settings
-        return Join(
-            settings.name, host_id(), os.getpid(), settings.version, host_name(), settings.threads, free_memory_bytes()
-        )
 
     def _load(self, link: WorkerLink, welcome: Welcome, address: str) -> Shard:
         order = self._await_plan(link)
