@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from dllama_zmq.bus.client_messages import Status, StatusRequest, StepStats, Stop
-from dllama_zmq.bus.text_messages import Links, LinksRequest
+from dllama_zmq.bus.text_messages import Links, LinksRequest, Model
 from dllama_zmq.sampling import Sampling
 
 
@@ -62,32 +62,16 @@ class Withdraw(_Message, frozen=True):
 # --- engine to front ------------------------------------------------------------------------------------------------
 
 
-class ModelFacts(msgspec.Struct, frozen=True):
-    """The facts about the model that clients get and its tokenizer does not know: see Model in text_messages.py."""
-
-    name: str
-    path: str
-    architecture: str
-    n_params: int
-    size_bytes: int
-    dim: int
-    created: int
-
-
 class Facts(_Message, frozen=True):
     """The first message: the facts that the front needs to answer clients.
 
-    endpoints: where it listens to them. seq_len: positions that a sequence may have. context: the model's own.
-    vocab_size: ids that the model knows. silence_s: how long a step may take.
+    endpoints: where it listens to them. silence_s: how long a step may take. model: without what its tokenizer knows.
     """
 
     endpoints: list[str]
-    seq_len: int
-    context: int
-    vocab_size: int
     max_sequences: int
     silence_s: float
-    model: ModelFacts
+    model: Model
 
 
 class Readiness(_Message, frozen=True):

@@ -78,7 +78,7 @@ class Front:
             self._tell_engine(Listening(str(error)))
             return
         self._tell_engine(Listening(""))
-        texts = Texts(self._tokenizer, facts)
+        texts = Texts(self._tokenizer, facts.model)
         self._requests = requests = Requests(texts, facts, self._send, self._tell_engine, self._reads)
         poller.register(self._clients.socket, zmq.POLLIN)
         poller.register(requests.wake, zmq.POLLIN)

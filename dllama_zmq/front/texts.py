@@ -11,7 +11,6 @@ import msgspec
 
 from dllama_zmq.bus.client_messages import Error
 from dllama_zmq.bus.codec import MAX_HEADER_BYTES
-from dllama_zmq.bus.engine_messages import Facts
 from dllama_zmq.bus.messages import Message
 from dllama_zmq.bus.prompts import AnyPrompt, Chat, ChatText, PromptText
 from dllama_zmq.bus.text_messages import Detokenize, Detokenized, Model, ModelRequest, Tokenize, Tokens
@@ -38,21 +37,22 @@ class Encoded:
 
 
 class Texts:
-    """The text work of one tokenizer and the model of `facts`."""
+    """The text work of one tokenizer and model."""
 
-    def __init__(self, tokenizer: Tokenizer, facts: Facts) -> None:
-        self.tokenizer, self.vocab_size, self._facts = tokenizer, facts.vocab_size, facts
+    def __init__(self, tokenizer: Tokenizer, model: Model) -> None:
+        """model: without what its tokenizer knows."""
+        self.tokenizer, self.vocab_size, self._model = tokenizer, model.vocab_size, model
         self._grammars = GrammarReader(tokenizer)
 
     def encode(self, prompt: AnyPrompt, max_tokens: int | None) -> Encoded:
         """The tokens of a prompt. Raises RequestError if they cannot be answered, DllamaError of a template."""
         if isinstance(prompt, list):
-            check_ids(prompt, self._facts.vocab_size)
+            check_ids(prompt, self.vocab_size)
             encoded = Encoded(prompt, "")
         else:
             text = self._text(prompt)
             encoded = Encoded(self._tokens(prompt, text, None, False), text[-PROMPT_END_CHARACTERS:])
-        check_prompt(len(encoded.tokens), max_tokens, self._facts.seq_len, self._facts.context)
+        check_prompt(len(encoded.tokens), max_tokens, self._model.seq_len, self._model.context)
         return encoded
 
     def grammar(self, grammar: Grammar) -> str:
@@ -79,31 +79,21 @@ class Texts:
 
     def detokenize(self, asked: Detokenize) -> Detokenized:
         """The text of token ids. Raises RequestError for an id that is no token."""
-        check_ids(asked.tokens, self._facts.vocab_size)
+        check_ids(asked.tokens, self.vocab_size)
         return _sent(Detokenized(asked.id, self.tokenizer.decode(asked.tokens)))
 
     def model(self, request_id: int) -> Model:
         """The description of the model."""
-        facts, tokenizer, model = self._facts, self.tokenizer, self._facts.model
-        template = ""
+        tokenizer, template = self.tokenizer, ""
         with suppress(RequestError):  # the tokenizer has no chat template
             template = tokenizer.chat_template().text
-        return Model(
+        return msgspec.structs.replace(
+            self._model,
             id=request_id,
-            name=model.name,
-            path=model.path,
-            architecture=model.architecture,
-            n_params=model.n_params,
-            size_bytes=model.size_bytes,
-            seq_len=facts.seq_len,
-            context=facts.context,
-            vocab_size=facts.vocab_size,
-            dim=model.dim,
             bos="" if tokenizer.bos_id is None else self.piece(tokenizer.bos_id),
             eos=[self.piece(token) for token in tokenizer.eos_ids],
             template=template if len(template.encode()) <= _MAX_TEMPLATE_BYTES else "",
             specials={name: token for token in sorted(tokenizer.silent) if (name := self.piece(token)) in template},
-            created=model.created,
         )
 
     def name_of(self, token: int) -> str:

@@ -9,10 +9,9 @@ from pathlib import Path
 
 from dllama_zmq.bus.addresses import ip_of
 from dllama_zmq.bus.client_messages import KVStatus, NodeStatus, Status
-from dllama_zmq.bus.engine_messages import ModelFacts
 from dllama_zmq.bus.messages import Join
 from dllama_zmq.bus.roster import ROOT, State
-from dllama_zmq.formats import ModelFile
+from dllama_zmq.bus.text_messages import Model
 from dllama_zmq.host import free_memory_bytes, host_name
 from dllama_zmq.kernels import KV_PAGE
 from dllama_zmq.root.engine import Engine
@@ -43,17 +42,25 @@ _NOBODY = Join(name="", host="", pid=0, version="", host_name="", threads=0, fre
 """For a place without a worker."""
 
 
-def model_facts(facts: ClusterFacts, model: ModelFile) -> ModelFacts:
-    """The facts about the model that clients get."""
-    path = Path(facts.model)
-    return ModelFacts(
+def model_message(facts: ClusterFacts, root: Root) -> Model:
+    """The description of the model for clients; the front adds what its tokenizer knows."""
+    path, model = Path(facts.model), root.model
+    return Model(
+        id=0,
         name=facts.model_name or (path.stem if path.suffix in (".m", ".gguf") else path.name),
         path=facts.model,
         architecture=model.spec.arch,
         n_params=model.n_params,
         size_bytes=model.nbytes,
+        seq_len=root.seq_len,
+        context=model.spec.seq_len,
+        vocab_size=model.spec.vocab_size,
         dim=model.spec.dim,
-        created=facts.created,
+        bos="",
+        eos=[],
+        template="",
+        specials={},
+        created=max(0, facts.created),
     )
 
 

@@ -35,7 +35,7 @@ from dllama_zmq.errors import BusError, ClusterError, DllamaError, WorkerLost, k
 from dllama_zmq.root.engine import Engine, Outcome
 from dllama_zmq.root.fitting import kv_room
 from dllama_zmq.root.link_speeds import LinkSpeeds
-from dllama_zmq.root.report import ClusterFacts, cluster_status, model_facts
+from dllama_zmq.root.report import ClusterFacts, cluster_status, model_message
 from dllama_zmq.root.scheduler import Prefilled, Token
 from dllama_zmq.root.sequence import Sequence
 
@@ -74,12 +74,9 @@ class Serving:
         self._tell(
             Facts(
                 endpoints=endpoints,
-                seq_len=root.seq_len,
-                context=root.spec.seq_len,
-                vocab_size=root.spec.vocab_size,
                 max_sequences=self._engine.max_sequences,
                 silence_s=_STEP_STAGES * root.settings.limits.step_s,
-                model=model_facts(self._facts, root.model),
+                model=model_message(self._facts, root),
             )
         )
         if not self._front.poll(round(_FRONT_S * 1000)):

@@ -22,21 +22,41 @@ from dllama_zmq.bus.engine_messages import (
     TO_ENGINE,
     Facts,
     Listening,
-    ModelFacts,
     Submit,
     ToEngine,
     ToFront,
 )
 from dllama_zmq.bus.messages import Message
 from dllama_zmq.bus.peers import Peers
+from dllama_zmq.bus.text_messages import Model
 from dllama_zmq.front.front import Front
 from dllama_zmq.tokenizer import Tokenizer
 
 SOON_S = 20.0
 PLACES = 8
-MODEL = ModelFacts("tiny", "/tiny.m", "llama", 1000, 2000, 64, 1)
 N_IDS = 288
 CONTEXT = 64
+
+
+def a_model(context_length: int) -> Model:
+    """What the engine says of it."""
+    return Model(
+        id=0,
+        name="tiny",
+        path="/tiny.m",
+        architecture="llama",
+        n_params=1000,
+        size_bytes=2000,
+        seq_len=context_length,
+        context=context_length,
+        vocab_size=N_IDS,
+        dim=64,
+        bos="",
+        eos=[],
+        template="",
+        specials={},
+        created=1,
+    )
 
 
 @dataclass
@@ -78,7 +98,7 @@ def front_alone(context: Context, tokenizer: Tokenizer, context_length: int = CO
     thread.start()
     engine = Engine(ends[0], address)
     try:
-        engine.tell(Facts([address], context_length, context_length, N_IDS, PLACES, 60.0, MODEL))
+        engine.tell(Facts([address], PLACES, 60.0, a_model(context_length)))
         assert engine.hear() == Listening("")
         yield engine
     finally:
