@@ -12,7 +12,7 @@ import math
 import os
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,8 @@ from dllama_zmq.bus import sockets
 from dllama_zmq.bus.addresses import why_no_answer, with_host_of
 from dllama_zmq.bus.links import WorkerLink, host_id
 from dllama_zmq.bus.messages import (
+    MAX_PROBE_BYTES,
+    ArrayHead,
     Beacon,
     BeaconAck,
     Bye,
@@ -35,6 +37,7 @@ from dllama_zmq.bus.messages import (
     MoreCandidates,
     Ping,
     Probe,
+    Probed,
     Refuse,
     Step,
     Welcome,
@@ -50,11 +53,9 @@ from dllama_zmq.kernels import Kernels, choose_kernels, prepare_kernels
 from dllama_zmq.models import Model
 from dllama_zmq.sharding import Plan, build_shard, counted, kernel_needs
 from dllama_zmq.spec import ModelSpec
-from dllama_zmq.worker.asks import again, decode_asks
 from dllama_zmq.worker.loading import Loading, check_room
 from dllama_zmq.worker.own_model import OwnModel
 from dllama_zmq.worker.preparation import Preparation
-from dllama_zmq.worker.probes import answer_probe
 from dllama_zmq.worker.shard import Shard
 from dllama_zmq.worker.slice_cache import SliceCache
 
@@ -285,17 +286,20 @@ class Worker:
     def _handle(self, link: WorkerLink, shard: Shard, message: Message, frames: list[Frame]) -> None:
         """Handle one message while serving."""
         if isinstance(message, Beacon):
-            if message.epoch != shard.heard:
+            if message.epoch != shard.comm.steps.epoch:
                 logger.info("ready to answer the root's steps")  # before the root can say so
                 link.send(BeaconAck(message.epoch))
-            shard.heard = shard.comm.steps.epoch = message.epoch
+            shard.comm.steps.epoch = message.epoch
         elif isinstance(message, Step | MoreCandidates):
             if shard.comm.steps.accepts(message):
                 self._guarded(link, shard, message, frames)
         elif isinstance(message, Ping):
             shard.comm.answer_ping(message)
         elif isinstance(message, Probe):
-            answer_probe(link, message)
+            if message.answer_bytes <= MAX_PROBE_BYTES:
+                heads = [ArrayHead("u8", 1, message.answer_bytes)] if message.answer_bytes else []
+                probed = Probed(message.number, time.time_ns() // 1000, heads)
+                link.send(probed, [bytes(head.nbytes) for head in heads])
         elif isinstance(message, Bye):
             self._leave(message)
         elif isinstance(message, Welcome):
@@ -305,9 +309,9 @@ class Worker:
         """Run a step; an exception in it is sent to the root as a Fault."""
         try:
             if isinstance(message, Step):
-                self._step(shard, message, frames)
+                shard.step(message, frames)
             else:
-                shard.answer(again(shard.asks, message))
+                shard.answer_again(message)
         except StepVoid as void:
             self._handle(link, shard, void.message, [])
         except RootLost:
@@ -315,16 +319,6 @@ class Worker:
         except Exception as error:
             logger.exception("step failed step=%d", message.step)
             link.send(Fault(message.epoch, message.step, _in_words(error)[:2000]))
-
-    def _step(self, shard: Shard, message: Step, frames: Sequence[Frame]) -> None:
-        x, batch = shard.comm.begin(message, frames)
-        if batch.max_page >= shard.n_pages:
-            raise ProtocolError(f"a step with pages {batch.page_ids}; this node has {shard.n_pages} pages")
-        shard.asks = decode_asks(message, frames, shard.plan.spec.vocab_size)
-        x = shard.model.forward(x, batch, shard.comm)
-        rows = list(shard.asks)
-        shard.logits = dict(zip(rows, shard.model.logits(x[rows]), strict=True)) if rows else {}
-        shard.answer(shard.asks)
 
     def _leave(self, bye: Bye) -> None:
         if bye.rejoin:
