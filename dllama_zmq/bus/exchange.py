@@ -18,7 +18,6 @@ from dllama_zmq.bus.steps import Action, Done, Part
 from dllama_zmq.kernels import Batch
 from dllama_zmq.quants import F32, U8
 
-A_contra = TypeVar("A_contra", contravariant=True)
 A = TypeVar("A")
 
 
@@ -91,26 +90,21 @@ class Solo:
         return {}
 
 
-class Steps(Protocol[A_contra]):
-    """The common part of `RootSteps` and `WorkerSteps`: the actions that follow from messages and time."""
-
-    @property
-    def wake_at(self) -> float: ...
-
-    def hear(self, now: float, arrived: A_contra | None = None) -> list[Action]: ...
-
-
 def wait(
-    steps: Steps[A], actions: Sequence[Action], do: Callable[[Action], None], receive: Callable[[float], A | None]
+    actions: Sequence[Action],
+    do: Callable[[Action], None],
+    receive: Callable[[], A | None],
+    hear: Callable[[float, A | None], Sequence[Action]],
 ) -> list[Part]:
     """Carry out `actions`, then those that follow from each message, until the awaited parts are here.
 
-    do: carries out an action; raises the error of Failed. receive: returns the next message up to a deadline.
+    do: carries out an action; raises the error of Failed. receive: returns the next message; None when it is time to
+    look. hear: that of `RootSteps` or `WorkerSteps`.
     """
     while True:
         for action in actions:
             if isinstance(action, Done):
                 return action.parts
             do(action)
-        arrived = receive(steps.wake_at)
-        actions = steps.hear(time.monotonic(), arrived)
+        arrived = receive()
+        actions = hear(time.monotonic(), arrived)

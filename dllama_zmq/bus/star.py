@@ -14,7 +14,6 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 
-from dllama_zmq.bus import exchange
 from dllama_zmq.bus.arrays import (
     EncodedArray,
     decode_array,
@@ -24,6 +23,7 @@ from dllama_zmq.bus.arrays import (
     stage_header,
     to_wire,
 )
+from dllama_zmq.bus.exchange import wait
 from dllama_zmq.bus.links import RootLink
 from dllama_zmq.bus.messages import ArrayHead, Candidates, Frame, Message, Partial, RowAsk, Sum
 from dllama_zmq.bus.native.exchange import NativeExchange, SocketPair, make_native_exchange
@@ -170,7 +170,7 @@ class StarRoot:
         """
         arrived = None if received is None else self._link.read(received)
         begun = self._steps.wait(time.monotonic(), arrived, waited_s)
-        return exchange.wait(self._steps, begun, self._do, self._link.receive)
+        return wait(begun, self._do, lambda: self._link.receive(self._steps.wake_at), self._steps.hear)
 
     def _do(self, action: Action) -> None:
         if isinstance(action, Failed):

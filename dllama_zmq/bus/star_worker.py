@@ -8,8 +8,8 @@ from collections import deque
 from collections.abc import Sequence
 from itertools import pairwise
 
-from dllama_zmq.bus import exchange
 from dllama_zmq.bus.arrays import EncodedArray, decode_array, encoded_bytes, stage_header, to_wire
+from dllama_zmq.bus.exchange import wait
 from dllama_zmq.bus.links import WorkerLink
 from dllama_zmq.bus.messages import Frame, Partial, Ping, Step, Sum
 from dllama_zmq.bus.native.exchange import NativeExchange, SocketPair, make_native_exchange
@@ -108,7 +108,7 @@ class StarWorker:
         """
         arrived = None if received is None else self._link.read(received)
         begun = self.steps.wait(time.monotonic(), arrived)
-        (part,) = exchange.wait(self.steps, begun, self._do, self._link.receive)
+        (part,) = wait(begun, self._do, lambda: self._link.receive(self.steps.wake_at), self.steps.hear)
         return self._read(part, n_rows)
 
     def _read(self, part: Part, n_rows: int) -> U8:
