@@ -89,10 +89,14 @@ class Sampler:
         few more are kept. Raises RequestError if the mask allows no token.
         """
         top = self._top(row)
-        ranked = self._penalized(row).below(self._n_ids)
+        penalties = self._penalties
+        ranked = row if penalties is None else self._with_listed(row, penalties.apply(row.listed))
+        ranked = ranked.below(self._n_ids)
+        if ranked.complete and not ranked.n_sure:
+            if self._ask.mask is not None:
+                raise RequestError("the mask of allowed ids allows no token of this model")
+            raise ClusterDefect("no token could be chosen from the logits of the whole vocabulary")
         if top is None or not ranked.n_sure:
-            if ranked.complete and not ranked.n_sure:
-                raise self._nothing_left()
             return None
         if self.sampling.greedy:
             return self._chosen(int(ranked.ids[0]), row, top)
@@ -100,12 +104,6 @@ class Sampler:
         if index is None:
             return None
         return self._chosen(int(ranked.ids[index]), row, top)
-
-    def _penalized(self, row: RowCandidates) -> RowCandidates:
-        penalties = self._penalties
-        if penalties is None:
-            return row
-        return self._with_listed(row, penalties.apply(row.listed))
 
     def _with_listed(self, row: RowCandidates, logits: F64) -> RowCandidates:
         """With the listed ids that the mask allows back among the others."""
@@ -135,11 +133,6 @@ class Sampler:
         else:
             logit = row.logits[row.ids == token][0]
         return Choice(token, float(logit) - row.raw_log_sum_exp, top)
-
-    def _nothing_left(self) -> Exception:
-        if self._ask.mask is not None:
-            return RequestError("the mask of allowed ids allows no token of this model")
-        return ClusterDefect("no token could be chosen from the logits of the whole vocabulary")
 
     def _index(self, row: RowCandidates, coin: float) -> int | None:
         sampling = self.sampling
