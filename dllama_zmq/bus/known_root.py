@@ -5,21 +5,28 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import closing
 
 import zmq
 
-from dllama_zmq.bus.addresses import host_of, resolve
-from dllama_zmq.bus.enrol import enrol
-from dllama_zmq.bus.security import Peer
+from dllama_zmq.bus import sockets
+from dllama_zmq.bus.addresses import host_of, resolve, why_no_answer
+from dllama_zmq.bus.codec import decode, encode
+from dllama_zmq.bus.messages import Enroll, Enrolled, Kinds, Refuse
+from dllama_zmq.bus.security import USED, Peer
 from dllama_zmq.cluster import is_loopback
-from dllama_zmq.errors import RootLost, TokenError, TrustError
+from dllama_zmq.errors import ProtocolError, RootLost, TokenError, TrustError
 from dllama_zmq.node_config import Security
 from dllama_zmq.trust import Invitation, Known, Role, find, own_key, remember
 from dllama_zmq.trust.known import changed
 
 logger = logging.getLogger(__name__)
 
+ENROL_S = 5.0
+_AGAIN_S = 0.5
 _PAUSE_S = 2.0
+TO_HOLDER = Kinds(Enrolled, Refuse)
+"""The root's answer to the holder of a token."""
 
 
 def peer_for(endpoint: str, security: Security, role: Role) -> Peer | None:
@@ -78,6 +85,35 @@ def join_by(
     if unknown:
         remember(unknown, invitation.root)
     return address, Peer(keys, invitation.root), name
+
+
+def enrol(
+    context: zmq.Context[zmq.Socket[bytes]], endpoint: str, token: Peer, public: str, wait_s: float = ENROL_S
+) -> str:
+    """Have the root at `endpoint` admit the key `public`, and return the name that it is admitted as; "" for any.
+
+    endpoint: for workers; that for clients admits clients alone. token: the token's own key pair, and the root's key.
+    Raises TokenError if the root does not take the token, RootLost if it cannot be reached within `wait_s`.
+    """
+    until = time.monotonic() + wait_s
+    with closing(sockets.Connection(context, endpoint, token)) as connection:
+        if not connection.up(wait_s):
+            if connection.monitor.not_admitted:
+                raise TokenError(f"the root at {endpoint} does not take this token: it {USED}")
+            why = connection.monitor.refusal or why_no_answer(endpoint, "its port (5570 for workers, 5572 for clients)")
+            raise RootLost(f"nobody at {endpoint} takes the token: {why}")
+        frames = None
+        while frames is None and time.monotonic() < until:  # the root drops what it reads before its guard knows of us
+            connection.socket.send_multipart(encode(Enroll(public)), zmq.NOBLOCK)
+            frames = sockets.receive(connection.socket, min(until, time.monotonic() + _AGAIN_S), spin_s=0.0)
+    if frames is None:
+        raise RootLost(f"the root at {endpoint} has not answered the token within {wait_s:.0f} s")
+    answer, _ = decode(frames, TO_HOLDER)
+    if isinstance(answer, Enrolled):
+        return answer.name
+    if isinstance(answer, Refuse):
+        raise TokenError(f"the root at {endpoint} does not take this token: {answer.reason}")
+    raise ProtocolError(f"the root at {endpoint} answered the token with {type(answer).__name__}")
 
 
 def _enrol(

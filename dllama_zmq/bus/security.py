@@ -7,20 +7,27 @@ of it.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import zmq
 from zmq.constants import SocketOption
 
 from dllama_zmq.bus.addresses import host_of
+from dllama_zmq.bus.messages import Enroll, Enrolled, Refuse
 from dllama_zmq.cluster import is_loopback
+from dllama_zmq.errors import TrustError
 from dllama_zmq.trust import KeyPair, Ring, Role
+
+logger = logging.getLogger(__name__)
 
 SEAL_BYTES = 33
 """Bytes that CURVE adds to each frame: a command's name, a nonce, flags and a MAC (RFC 26, MESSAGE)."""
 REFUSED = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
 """The ends of a handshake after which libzmq does not connect again."""
 FAILED = REFUSED | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+USED = "has been used or has expired; make another one on the root's computer: dllama-zmq token"
+"""Of a token that is not taken."""
 _TCP = "tcp://"
 
 
@@ -68,6 +75,19 @@ class Peer:
         socket.set(SocketOption.CURVE_PUBLICKEY, self.keys.public.encode())
         socket.set(SocketOption.CURVE_SECRETKEY, self.keys.secret.encode())
         socket.set(SocketOption.CURVE_SERVERKEY, self.server.encode())
+
+
+def enrolled(security: Server | None, key: str, message: Enroll) -> Enrolled | Refuse:
+    """The root's answer to a peer that has connected with `key`. A good token's new key is on the ring from here on."""
+    token = security.ring.token(key) if security is not None and key else None
+    if security is None or token is None:
+        return Refuse(f"the token {USED}" if key else "this connection has no token", retry=False)
+    try:
+        entry = security.ring.use(token, message.public)
+    except TrustError as error:
+        return Refuse(str(error)[:2000], retry=False)
+    logger.info("enrolled %s name=%s key=%s", entry.role.value, entry.name or "any", entry.public)
+    return Enrolled(entry.name)
 
 
 def why_failed(event: int, value: int, endpoint: str, peer: Peer | None) -> str:

@@ -21,10 +21,10 @@ from dllama_zmq.bus.engine_messages import (
     Listening,
     ToEngine,
 )
-from dllama_zmq.bus.enrol import enrolled
 from dllama_zmq.bus.messages import Enroll, Message
 from dllama_zmq.bus.peers import PeerBehind, PeerGone, Peers
 from dllama_zmq.bus.rate_limited_log import RateLimitedLog
+from dllama_zmq.bus.security import enrolled
 from dllama_zmq.bus.text_messages import Detokenize, Embed, Links, LinksRequest, ModelRequest, Tokenize
 from dllama_zmq.errors import DllamaError, ProtocolError
 from dllama_zmq.front.reports import Reports

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 
 import msgspec
 
-from dllama_zmq.bus.enrol import enrolled
 from dllama_zmq.bus.links import Endpoints, RootLink, host_id
 from dllama_zmq.bus.messages import (
     Beacon,
@@ -34,6 +33,7 @@ from dllama_zmq.bus.messages import (
 from dllama_zmq.bus.peers import PeerGone
 from dllama_zmq.bus.rate_limited_log import RateLimitedLog
 from dllama_zmq.bus.roster import Member, Roster, State
+from dllama_zmq.bus.security import enrolled
 from dllama_zmq.cluster import Limits
 from dllama_zmq.errors import ProtocolError, WorkerLost
 from dllama_zmq.root.room import Room

@@ -12,11 +12,10 @@ from integration.nodes import Context, tcp
 from secured import Secured
 
 from dllama_zmq.bus.codec import encode
-from dllama_zmq.bus.enrol import enrolled
 from dllama_zmq.bus.links import Endpoints, RootLink
 from dllama_zmq.bus.messages import Enroll, Join
 from dllama_zmq.bus.roster import Roster
-from dllama_zmq.bus.security import FAILED
+from dllama_zmq.bus.security import FAILED, enrolled
 
 SOON_S = 20.0
 _SOON_MS = 20_000

@@ -15,7 +15,7 @@ from secured import Secured
 
 from dllama_zmq.bus import sockets
 from dllama_zmq.bus.codec import decode, encode
-from dllama_zmq.bus.enrol import TO_HOLDER, enrol
+from dllama_zmq.bus.known_root import TO_HOLDER, enrol
 from dllama_zmq.bus.messages import Enroll
 from dllama_zmq.bus.security import Peer
 from dllama_zmq.errors import TokenError

@@ -29,7 +29,7 @@ from served import served
 from tiny import tiny_tokenizer_data
 from wiretap import Wiretap
 
-from dllama_zmq.bus.enrol import enrol
+from dllama_zmq.bus.known_root import enrol
 from dllama_zmq.bus.links import Endpoints
 from dllama_zmq.bus.security import Peer, Server
 from dllama_zmq.client import Client
