@@ -72,7 +72,7 @@ FLOODS = [
     ("kind", "kinds"),
     [*((kind, FROM_CLIENT) for kind in OF_CLIENTS), ("long headers", FROM_CLIENT), ("joins", TO_ROOT)],
 )
-def test_what_a_flood_says_is_understood(kind: str, kinds: Kinds) -> None:
+def test_the_messages_of_a_flood_are_valid(kind: str, kinds: Kinds) -> None:
     body = floods(PROTOCOL)[kind]
     size, begin = (body[1], 2) if body[0] == 0 else (int.from_bytes(body[1:9], "big"), 9)
     decode([body[begin : begin + size]], kinds)

@@ -191,7 +191,7 @@ def count(root: Root, kind: str) -> int:
     return sum(tally.messages for tally in root.link.meter.tallies() if tally.kind == kind)
 
 
-def what_is_missed(root: Root) -> set[tuple[bytes, int, int]]:
+def missed_messages(root: Root) -> set[tuple[bytes, int, int]]:
     """Who asks for what from now on: identity, step and stage. On a busy machine a worker may ask twice for one."""
     assert root.link is not None
     read, missed = root.link.read, set()

@@ -95,7 +95,7 @@ class Tapped(Endpoints):
 
 
 @pytest.mark.parametrize("is_secured", [False, True], ids=["open", "secured"])
-def test_what_is_on_the_wire_is_what_is_measured_and_what_was_predicted(
+def test_the_bytes_on_the_wire_are_those_measured_and_those_predicted(
     is_secured: bool, context: Context, start: Start, model: ModelFile
 ) -> None:
     secured, places = Secured(), tcp()

@@ -110,7 +110,7 @@ def test_the_prefix_cache_leaves_out_none_of_its_tokens(engine: Engine, alone: F
     np.testing.assert_array_equal(embedded(engine, TOKENS), alone)
 
 
-def test_what_it_has_evaluated_is_not_evaluated_again_for_an_answer(engine: Engine) -> None:
+def test_tokens_evaluated_for_an_embedding_are_not_evaluated_again_for_an_answer(engine: Engine) -> None:
     embedded(engine, TOKENS)
     sequence = engine.add(TOKENS, Sampling(), 3)
     while sequence.state != "finished":

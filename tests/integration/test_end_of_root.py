@@ -29,7 +29,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelFile]:
         yield file
 
 
-def test_what_a_client_has_not_read_when_the_root_stops_is_read_all_the_same(
+def test_messages_that_a_client_has_not_read_when_the_root_stops_are_read_all_the_same(
     context: Context, model: ModelFile
 ) -> None:
     with contextlib.ExitStack() as stack:

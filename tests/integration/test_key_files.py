@@ -84,7 +84,7 @@ def dangling(key: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil", [folder, fifo, dangling])
-def test_what_is_no_file_is_refused_at_once_and_after_the_command_there_is_a_new_key(
+def test_a_key_that_is_no_file_is_refused_at_once_and_after_the_command_there_is_a_new_key(
     spoil: Callable[[Path], None],
 ) -> None:
     own_key_path().parent.mkdir(parents=True, mode=0o700)

@@ -24,7 +24,7 @@ from integration.nodes import (
     form,
     inproc,
     logits,
-    what_is_missed,
+    missed_messages,
 )
 from integration.stranger import Stranger
 
@@ -122,7 +122,7 @@ def test_a_lost_broadcast_is_sent_again(
     with a_root(context, model, places, n_workers=n_workers, kernels=kernels) as root:
         form(root)
         assert_are(logits(root), expected, kernels)
-        missed = what_is_missed(root)
+        missed = missed_messages(root)
         relay.cut.set()
         got = root.logits(Batch.alone(0, 3), TOKENS[:3])
         assert_are(got, expected[:3], kernels)

@@ -194,7 +194,7 @@ def test_a_worker_that_claims_to_be_loaded_too_early_is_given_up_and_hears_why(d
         door.root.wait_ready(time.monotonic())
 
 
-def test_what_a_worker_does_to_get_ready_is_known_until_it_is_and_its_seconds_are_its_own(door: Door) -> None:
+def test_a_workers_preparation_is_shown_until_it_is_ready_and_its_seconds_are_its_own(door: Door) -> None:
     worker = door.stranger(b"a")
     door.ask(worker, a_join())
     door.ask(worker, Preparing("compiles kernels", 40, 0))

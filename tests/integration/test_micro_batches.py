@@ -24,9 +24,9 @@ from integration.nodes import (
     count,
     form,
     inproc,
+    missed_messages,
     pieces_of,
     plan_of,
-    what_is_missed,
 )
 from integration.raw_root import RawRoot
 from integration.stranger import Stranger
@@ -171,7 +171,7 @@ def test_a_worker_computes_the_second_while_the_sums_of_the_first_travel(
         (3, (0, 3, 4, 7, 8), 3 * 2),
     ],
 )
-def test_what_a_worker_does_not_hear_of_two_micro_batches_it_gets_again(
+def test_messages_of_two_micro_batches_that_a_worker_does_not_hear_are_sent_again(
     kind: str,
     n_workers: int,
     passes: Collection[int],
@@ -189,7 +189,7 @@ def test_what_a_worker_does_not_hear_of_two_micro_batches_it_gets_again(
         start(a_worker(context, places) if kind == "worker" else Stranger(context, places.replies[0]))
     with a_root(context, model, places, n_workers=n_workers) as root:
         form(root)
-        missed = what_is_missed(root)
+        missed = missed_messages(root)
         relay.cut.set()
         got = root.logits(Batch.alone(0, N_ROWS), TOKENS[:N_ROWS])
         assert_are(got, expected[:N_ROWS], "numpy")

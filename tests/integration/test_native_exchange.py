@@ -162,7 +162,7 @@ def test_many_values_are_left_to_all_threads(meet: Meet) -> None:
     np.testing.assert_array_equal(root(HEADER, raw(OWN), EXPECTED), OWN * 3)
 
 
-def test_what_comes_late_is_not_waited_for_and_the_next_call_takes_it(meet: Meet) -> None:
+def test_a_late_part_is_not_waited_for_and_the_next_call_takes_it(meet: Meet) -> None:
     peers = meet(b"one", b"other")
     root = exchange_of(peers.pub, peers.router, SOON_S, range(3), b"one", b"other", publish_sum=True)
     peers.dealers[1].send_multipart([EXPECTED, BODY])

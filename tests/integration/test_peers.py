@@ -235,7 +235,7 @@ def test_a_hundred_sums_in_a_row_are_heard(context: Context, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("transport", ["tcp", "ipc"])
-def test_what_a_peer_has_not_read_is_known(transport: str, context: Context, tmp_path: Path) -> None:
+def test_the_bytes_that_a_peer_has_not_read_are_known(transport: str, context: Context, tmp_path: Path) -> None:
     endpoint = f"ipc://{tmp_path}/peers" if transport == "ipc" else f"tcp://127.0.0.1:{free_ports(1)[0]}"
     peers, peer = Peers(context, [endpoint], sockets.CLIENTS), context.socket(zmq.DEALER)
     peer.set(zmq.RCVHWM, 1)

@@ -213,7 +213,7 @@ def test_a_key_that_is_changed_in_the_file_changes_who_may_join_while_the_cluste
 
 
 @pytest.mark.parametrize("security", ["curve", "none"])
-def test_what_netstat_counts_and_predicts_is_what_the_interface_carries(
+def test_the_bytes_that_netstat_counts_and_predicts_are_those_on_the_interface(
     computers: tuple[Computer, Computer], security: str
 ) -> None:
     first, second = computers

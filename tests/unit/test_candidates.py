@@ -154,7 +154,7 @@ def test_a_tie_with_what_a_node_left_out_is_not_sure():
     assert row.n_sure == 1
 
 
-def test_what_a_worse_node_sent_below_another_nodes_last_is_not_sure():
+def test_candidates_below_the_last_of_another_nodes_truncated_list_are_not_sure():
     row = merged(np.float32([8, 7, 6, 5, 4, 3, 2, 1]), [0, 4, 8], Ask(2))
     assert row.ids.tolist() == [0, 1, 4, 5]
     assert row.n_sure == 2

@@ -98,7 +98,7 @@ def test_pages_fill_nine_tenths_of_what_is_free(n_here: int) -> None:
     assert one.pages(nodes, GB) == 64  # one answer of 4,096 positions, that nobody is refused for lack of a page
 
 
-def test_what_was_asked_for_is_of_each_node_and_no_more_than_there_is() -> None:
+def test_kv_memory_is_that_of_each_node_and_no_more_than_is_free() -> None:
     assert budget(1, 2.0).pages([0], None) == 2 * GB // PAGE_BYTES
     assert budget(4, 2.0).pages(range(4), 100 * GB) == 4 * 2 * GB // PAGE_BYTES
     one = budget(1, 20.0)

@@ -82,7 +82,7 @@ def local_ports() -> list[str]:
     [(a_client, 1), (a_root_over("inproc"), 1), (a_root_over("tcp"), 3)],
     ids=["client", "ipc", "tcp"],
 )
-def test_what_a_signal_breaks_off_can_be_cleared_away(make: Callable[[], None], every: int) -> None:
+def test_a_socket_that_a_signal_breaks_off_can_be_closed(make: Callable[[], None], every: int) -> None:
     at = 1
     while True:
         attempt = Attempt(make, at)

@@ -73,7 +73,7 @@ ALL_PADDING = np.append(EIGHTHS, np.float32(2000))
         (ALL_PADDING, Sampling(1.0, top_p=0.5), {3: 1 / 2, 0: 1 / 4, 1: 1 / 8, 2: 1 / 8}),
     ],
 )
-def test_what_pads_a_vocabulary_never_comes_and_the_others_as_often_as_without_it(logits, sampling, expected):
+def test_padding_of_a_vocabulary_never_comes_and_other_tokens_as_often_as_without_it(logits, sampling, expected):
     assert_as_often(logits, sampling, expected)
 
 

@@ -26,7 +26,7 @@ from dllama_zmq.trust import KeyPair, Ring, Role
         ("inproc://replies", False),
     ],
 )
-def test_what_a_network_can_reach_is_secured_and_nothing_else(endpoint: str, secured: bool) -> None:
+def test_endpoints_that_a_network_can_reach_are_secured_and_no_others(endpoint: str, secured: bool) -> None:
     assert Server(KeyPair.new(), Ring(), Role.worker).secures(endpoint) is secured
 
 

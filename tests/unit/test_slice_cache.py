@@ -34,7 +34,7 @@ def keep(cache: SliceCache, sha256: str, data: np.ndarray) -> bool:
     return cache.has(sha256, len(data))
 
 
-def test_what_was_kept_is_there_for_the_next_worker(tmp_path: Path) -> None:
+def test_a_kept_slice_is_there_for_the_next_worker(tmp_path: Path) -> None:
     sha256, data = a_slice(1)
     assert keep(SliceCache(tmp_path / "slices"), sha256, data)
     later = SliceCache(tmp_path / "slices")
@@ -71,7 +71,7 @@ def test_a_truncated_file_is_not_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", ["", ".part"])
 @pytest.mark.parametrize("kind", ["symbolic link", "pipe", "folder"])
-def test_what_is_no_file_is_neither_read_nor_written_to(kind: str, suffix: str, tmp_path: Path) -> None:
+def test_a_name_that_is_no_file_is_neither_read_nor_written_to(kind: str, suffix: str, tmp_path: Path) -> None:
     sha256, data = a_slice(1)
     folder, elsewhere = tmp_path / "slices", tmp_path / "elsewhere"
     folder.mkdir(mode=0o700)
@@ -172,7 +172,7 @@ def test_a_worker_removes_none_of_its_own_slices_for_another_of_them(
     assert [again.has(*_sized(one)) for one in slices] == kept
 
 
-def test_what_a_worker_has_found_there_makes_no_room_for_its_next_slices(tmp_path: Path) -> None:
+def test_slices_that_a_worker_has_found_there_are_not_removed_for_its_next_ones(tmp_path: Path) -> None:
     slices = [a_slice(seed) for seed in range(5)]
     for one in slices[:3]:
         assert keep(SliceCache(tmp_path, 3000), *one)
@@ -295,7 +295,7 @@ def test_a_beginning_that_another_worker_removes_while_this_one_looks_does_not_c
     assert not caplog.text
 
 
-def test_what_another_worker_removes_or_makes_whole_meanwhile_does_not_cost_the_cache(
+def test_a_slice_that_another_worker_removes_or_makes_whole_meanwhile_does_not_end_the_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     gone = "0" * 64 + ".part"

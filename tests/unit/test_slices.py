@@ -179,7 +179,7 @@ def test_a_folder_that_cannot_be_written_costs_only_the_next_start(model: ModelF
     slices.close()
 
 
-def test_what_reading_the_model_raises_is_raised_to_who_asks(tmp_path: Path) -> None:
+def test_an_error_of_reading_the_model_is_raised_to_who_asks_for_hashes(tmp_path: Path) -> None:
     spec = tiny_spec(dim=128, hidden_dim=256, n_heads=8, weight_type=FloatType.F32)
     write_tiny_model(tmp_path / "bad.m", spec).close()
     data = bytearray((tmp_path / "bad.m").read_bytes())

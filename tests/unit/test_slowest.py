@@ -147,7 +147,7 @@ def test_two_nodes_that_wait_alike_for_messages_are_waited_for_alike() -> None:
     assert slow["root"] == NodeTimes(3.0, 0.0, 2.0, 0.5, 0.0)
 
 
-def test_what_messages_take_on_a_wired_network_is_nobodys_fault() -> None:
+def test_the_time_of_messages_on_a_wired_network_counts_for_no_node() -> None:
     spent = {"root": Spent(1.0, 0.0, 0.05), "pi2": Spent(1.0, 0.0, 0.05)}
     small, large = waits(0.05), waits(0.05, n_bytes=10_000_000)
     assert times_of_step(spent, {"pi2": small})["pi2"].waited_for_s == pytest.approx(0.05 - 0.0002)

@@ -257,7 +257,7 @@ def test_a_wait_counts_for_whose_part_came_last_with_what_was_waited_before() ->
     assert (root.steps.wait_s, root.steps.waits["worker1"].seconds) == (0.0, 0.0)
 
 
-def test_what_is_said_out_of_turn_is_kept_until_it_is_asked_for_and_no_flood_of_it() -> None:
+def test_messages_out_of_turn_are_kept_until_they_are_asked_for_and_no_flood_of_them() -> None:
     root = Root(3)
     root.steps.start(OWN)
     root.steps.wait(0.0)

@@ -70,6 +70,6 @@ def test_a_half_character_at_the_end_may_complete_a_stop_string() -> None:
         (["a" * 257], "of 257 characters; expected 1 to 256"),
     ],
 )
-def test_what_cannot_be_a_stop_string_is_refused(strings: list[str], words: str) -> None:
+def test_strings_that_cannot_be_stop_strings_are_refused(strings: list[str], words: str) -> None:
     with pytest.raises(RequestError, match=words):
         check_stop(strings)
