@@ -55,14 +55,6 @@ class Endpoints:
             self.local_replies if same_host and self.local_replies else without_host(self.replies[0]),
         )
 
-    def all_steps(self) -> list[str]:
-        """Everything the PUB socket binds."""
-        return [*self.steps, *filter(None, [self.local_steps])]
-
-    def all_replies(self) -> list[str]:
-        """Everything the ROUTER socket binds."""
-        return [*self.replies, *filter(None, [self.local_replies])]
-
 
 class RootLink:
     """PUB and ROUTER of the root. spin_s: seconds that a wait spins before it blocks. roster: for the meter."""
@@ -77,14 +69,12 @@ class RootLink:
         self._leaving: set[bytes] = set()
         security = endpoints.security
         hears = None if security is None else replace(security, admits_tokens=False)
-        self.steps, self._guard = bind_guarded(context, zmq.PUB, endpoints.all_steps(), sockets.STEPS, hears)
+        steps = [*endpoints.steps, *filter(None, [endpoints.local_steps])]
+        replies = [*endpoints.replies, *filter(None, [endpoints.local_replies])]
+        self.steps, self._guard = bind_guarded(context, zmq.PUB, steps, sockets.STEPS, hears)
         try:
             self.peers = Peers(
-                context,
-                endpoints.all_replies(),
-                sockets.REPLIES,
-                lambda identity: roster.find(identity) is not None,
-                security,
+                context, replies, sockets.REPLIES, lambda identity: roster.find(identity) is not None, security
             )
         except BaseException:
             close_guarded(self.steps, self._guard)

@@ -10,13 +10,14 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar, cast
 
 import zmq
+from zmq.constants import SocketOption
 
 from dllama_zmq.bus import sockets
 from dllama_zmq.bus.addresses import ip_of
 from dllama_zmq.bus.guard import Guard
 from dllama_zmq.bus.messages import Frame
 from dllama_zmq.bus.meter import wire_bytes
-from dllama_zmq.bus.security import Server
+from dllama_zmq.bus.security import SEAL_BYTES, Server
 
 T = TypeVar("T")
 _MAX_REMEMBERED = 4096
@@ -174,7 +175,12 @@ def bind_guarded(
     try:
         if any(endpoint.startswith("tcp://") for endpoint in endpoints):
             guard = Guard(socket, bounds, security)
-        sockets.bind_secured(socket, endpoints, bounds, security)
+        secured = [endpoint for endpoint in endpoints if security is not None and security.secures(endpoint)]
+        sockets.bind(socket, [endpoint for endpoint in endpoints if endpoint not in secured])
+        if secured and security is not None:  # a listener has the options that its socket had when it was bound
+            security.apply(socket)
+            socket.set(SocketOption.MAXMSGSIZE, bounds.frame_bytes + SEAL_BYTES)
+            sockets.bind(socket, secured)
     except BaseException:
         close_guarded(socket, guard)
         raise

@@ -20,7 +20,7 @@ from zmq.constants import SocketOption
 
 from dllama_zmq.bus.addresses import reachable
 from dllama_zmq.bus.messages import MAX_FRAME_BYTES, Frame
-from dllama_zmq.bus.security import FAILED, REFUSED, SEAL_BYTES, Peer, Server, why_failed
+from dllama_zmq.bus.security import FAILED, REFUSED, SEAL_BYTES, Peer, why_failed
 from dllama_zmq.errors import BusError
 
 SPIN_S = 300e-6
@@ -100,19 +100,6 @@ def bounded(context: zmq.Context[zmq.Socket[bytes]], kind: int, bounds: Bounds) 
     if kind == zmq.ROUTER:
         socket.set(SocketOption.ROUTER_MANDATORY, 1)  # sending to a peer that is gone raises instead of vanishing
     return socket
-
-
-def bind_secured(socket: zmq.Socket[bytes], endpoints: Sequence[str], bounds: Bounds, security: Server | None) -> None:
-    """Bind to every endpoint; to those that `security` secures with CURVE. Raises as `bind` does.
-
-    A listener has the options that its socket had when it was bound.
-    """
-    secured = [endpoint for endpoint in endpoints if security is not None and security.secures(endpoint)]
-    bind(socket, [endpoint for endpoint in endpoints if endpoint not in secured])
-    if secured and security is not None:
-        security.apply(socket)
-        socket.set(SocketOption.MAXMSGSIZE, bounds.frame_bytes + SEAL_BYTES)
-        bind(socket, secured)
 
 
 def bind(socket: zmq.Socket[bytes], endpoints: Sequence[str]) -> None:

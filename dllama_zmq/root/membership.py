@@ -108,7 +108,7 @@ class Membership:
         self._limits = limits
         self._new_stream = new_stream
         self._stays: dict[int, _Stay] = {}  # by node, the present or last one
-        self._room = Room(roster, budget, plan.pages, memory, self._held_bytes)
+        self.room = Room(roster, budget, plan.pages, memory, self._held_bytes)
         self._has_been_ready = False
         self._served_at = 0.0
         self._probed_at = 0.0
@@ -169,14 +169,8 @@ class Membership:
                 return
             self._roster.set_loaded(member)
             stay.loaded_at = time.monotonic()
-            logger.info(
-                "loaded %s bytes=%d sent=%d kept=%d seconds=%.1f",
-                member.name,
-                message.nbytes,
-                stream.sent_bytes,
-                stream.kept_bytes,
-                stay.loaded_at - stay.joined_at,
-            )
+            figures = message.nbytes, stream.sent_bytes, stream.kept_bytes, stay.loaded_at - stay.joined_at
+            logger.info("loaded %s bytes=%d sent=%d kept=%d seconds=%.1f", member.name, *figures)
         elif isinstance(message, Fault) and member.state is State.LOADING:
             logger.error("cannot load %s: %s", member.name, message.text)
             stay.stream.distrust()
@@ -266,7 +260,7 @@ class Membership:
             self.probe_peers()  # frees the places of workers that have died
         peers = self._link.peers
         key = peers.key(identity) or self._roster.key_of(join)
-        place = self._roster.join(identity, join, peers.address(identity), self._room.too_small, self._names_of(key))
+        place = self._roster.join(identity, join, peers.address(identity), self.room.too_small, self._names_of(key))
         if isinstance(place, Refuse):
             self._refusals.warning("refused a worker pid=%d: %s", join.pid, place.reason)
             self._reply_unknown(identity, place)
@@ -281,17 +275,12 @@ class Membership:
         now = time.monotonic()
         self._stays[place.node] = _Stay(self._new_stream(place.node), now, now)
         if self._send(place, Welcome(place.node, place.name, steps, replies)):
-            self._send(place, msgspec.structs.replace(self._plan, pages=self._room.give_pages(place, join)))
+            self._send(place, msgspec.structs.replace(self._plan, pages=self.room.give_pages(place, join)))
 
     def _names_of(self, key: str) -> frozenset[str] | None:
         """The names that a worker's key may use; None without one (an open bus, a program of the root's own user)."""
         security = self._link.peers.security
         return security.ring.admits(key, security.role) if key and security is not None else None
-
-    @property
-    def n_pages(self) -> int:
-        """Pages of the KV cache that every node has room for; a node that has not joined yet counts as the root's."""
-        return self._room.n_pages
 
     def _reply_unknown(self, identity: bytes, message: Message) -> None:
         with suppress(PeerGone):

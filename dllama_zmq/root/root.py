@@ -176,7 +176,7 @@ class Root:
     @property
     def n_pages(self) -> int:
         """Pages of the KV cache that every node has room for, as far as they have joined."""
-        return self._own_pages if self.membership is None else self.membership.n_pages
+        return self._own_pages if self.membership is None else self.membership.room.n_pages
 
     @property
     def ready(self) -> bool:
