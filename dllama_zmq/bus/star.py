@@ -26,7 +26,7 @@ from dllama_zmq.bus.arrays import (
 from dllama_zmq.bus.exchange import wait
 from dllama_zmq.bus.links import RootLink
 from dllama_zmq.bus.messages import ArrayHead, Candidates, Frame, Message, Partial, RowAsk, Sum
-from dllama_zmq.bus.native.exchange import NativeExchange, SocketPair, make_native_exchange
+from dllama_zmq.bus.native.exchange import NativeExchange, Wiring, make_native_exchange
 from dllama_zmq.bus.peers import PeerGone
 from dllama_zmq.bus.roster import Roster
 from dllama_zmq.bus.slowest import Wait
@@ -118,10 +118,9 @@ class StarRoot:
         """Prepare headers, meter rows and the fast path for the sums of a step, which all have this array head."""
         epoch, link = self._roster.epoch, self._link
         if epoch != self._native_epoch:  # a worker that has joined again has another identity
-            sockets = SocketPair(link.steps, link.replies, [member.identity for member in self._roster.members])
-            self._native = make_native_exchange(
-                self._kernels, self._sync, sockets, link.spin_s, range(len(self._names) + 1), not self._steps.pair
-            )
+            identities, order = [member.identity for member in self._roster.members], range(len(self._names) + 1)
+            wiring = Wiring(link.steps, link.replies, link.spin_s, order, identities, not self._steps.pair)
+            self._native = make_native_exchange(self._kernels, self._sync, wiring)
             self._native_epoch = epoch
         self._columns = head.columns
         self._sum_header = stage_header(Sum, epoch, self._steps.step, head)

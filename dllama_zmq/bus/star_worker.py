@@ -12,7 +12,7 @@ from dllama_zmq.bus.arrays import EncodedArray, decode_array, encoded_bytes, sta
 from dllama_zmq.bus.exchange import wait
 from dllama_zmq.bus.links import WorkerLink
 from dllama_zmq.bus.messages import Frame, Partial, Ping, Step, Sum
-from dllama_zmq.bus.native.exchange import NativeExchange, SocketPair, make_native_exchange
+from dllama_zmq.bus.native.exchange import NativeExchange, Wiring, make_native_exchange
 from dllama_zmq.bus.steps import Action, Failed, Part, Send
 from dllama_zmq.bus.worker_steps import WorkerSteps
 from dllama_zmq.errors import ProtocolError
@@ -31,9 +31,8 @@ class StarWorker:
         self._own: deque[U8] = deque()  # this node's partial sums of open stages
         self._native: NativeExchange | None = None
         if link.steps is not None:
-            order = (1, 0) if self._pair else (1,)
-            sockets = SocketPair(link.replies, link.steps)
-            self._native = make_native_exchange(kernels, sync, sockets, link.spin_s, order)
+            wiring = Wiring(link.replies, link.steps, link.spin_s, (1, 0) if self._pair else (1,))
+            self._native = make_native_exchange(kernels, sync, wiring)
         self._begun_s = self._begun_on_core_s = 0.0
 
     def begin(self, message: Step, frames: Sequence[Frame]) -> tuple[F32, Batch]:

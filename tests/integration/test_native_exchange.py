@@ -12,7 +12,7 @@ import pytest
 import zmq
 from contexts import a_context
 
-from dllama_zmq.bus.native.exchange import NativeExchange, SocketPair, make_native_exchange
+from dllama_zmq.bus.native.exchange import NativeExchange, Wiring, make_native_exchange
 from dllama_zmq.kernels import Reference, choose_kernels
 from dllama_zmq.kernels.profiled import Profiled
 from dllama_zmq.quants import F32, U8
@@ -82,8 +82,8 @@ def exchange_of(
     publish_sum: bool = False,
     sync: Sync = "f32",
 ) -> NativeExchange:
-    sockets = SocketPair(to, source, identities or (b"",))
-    made = make_native_exchange(choose_kernels("simd", 1), sync, sockets, spin_s, order, publish_sum)
+    wiring = Wiring(to, source, spin_s, order, identities or (b"",), publish_sum)
+    made = make_native_exchange(choose_kernels("simd", 1), sync, wiring)
     assert made is not None
     return made
 
@@ -248,7 +248,7 @@ def test_a_connection_that_is_not_there_loses_what_is_sent_and_blocks_nobody() -
 def test_the_numpy_back_end_has_no_fast_path(meet: Meet) -> None:
     peers = meet(b"one")
     numpy_kernels = choose_kernels("numpy", 1)
-    sockets = SocketPair(peers.pub, peers.router, [b"one"])
-    assert make_native_exchange(numpy_kernels, "f32", sockets, 0.0, (0, 1)) is None
+    wiring = Wiring(peers.pub, peers.router, 0.0, (0, 1), [b"one"])
+    assert make_native_exchange(numpy_kernels, "f32", wiring) is None
     timed = Profiled(choose_kernels("simd", 1))
-    assert make_native_exchange(timed, "f32", sockets, 0.0, (0, 1)) is not None
+    assert make_native_exchange(timed, "f32", wiring) is not None

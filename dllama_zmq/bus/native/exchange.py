@@ -58,63 +58,49 @@ def _libzmq() -> ctypes.CDLL | None:
 
 
 @dataclass(frozen=True, slots=True)
-class SocketPair:
-    """Partial sums go to `to`; the peers' come from `source`.
+class Wiring:
+    """Partial sums go to `to`; the peers' come from `source`, for up to `spin_s` seconds.
 
+    sum_order: the order of addition: 0 is this node's own part, 1 the first peer's, and so on. It may leave some out.
     identities: of the peers at a ROUTER; one empty one for other sockets, which have one peer.
+    publish_sum: the sum is sent, when it is made, instead of the own part.
     """
 
     to: zmq.Socket[bytes]
     source: zmq.Socket[bytes]
+    spin_s: float
+    sum_order: Sequence[int]
     identities: Sequence[bytes] = (b"",)
+    publish_sum: bool = False
 
 
-def make_native_exchange(
-    kernels: Kernels,
-    sync: Sync,
-    sockets: SocketPair,
-    spin_s: float,
-    sum_order: Sequence[int],
-    publish_sum: bool = False,
-) -> NativeExchange | None:
-    """A NativeExchange, with its arguments; None if the kernels are not compiled or libzmq cannot be called."""
+def make_native_exchange(kernels: Kernels, sync: Sync, wiring: Wiring) -> NativeExchange | None:
+    """A NativeExchange; None if the kernels are not compiled or libzmq cannot be called."""
     library = _libzmq()
     if kernels.native is None or library is None:
         return None
-    made = NativeExchange(kernels.native, library, sync, sockets, spin_s, sum_order, publish_sum)
+    made = NativeExchange(kernels.native, library, sync, wiring)
     if isinstance(kernels, Profiled):
         made.on_busy = partial(kernels.note, "send, add up")
     return made
 
 
 class NativeExchange:
-    """Sends one partial sum at a time, receives those of the peers, and adds them.
+    """Sends one partial sum at a time, receives those of the peers, and adds them."""
 
-    sum_order: the order of addition: 0 is this node's own part, 1 the first peer's, and so on. It may leave some out.
-    publish_sum: the sum is sent, when it is made, instead of the own part.
-    """
-
-    def __init__(
-        self,
-        native: Native,
-        library: ctypes.CDLL,
-        sync: Sync,
-        sockets: SocketPair,
-        spin_s: float,
-        sum_order: Sequence[int],
-        publish_sum: bool,
-    ) -> None:
-        self._native, self._library, self._source = native, library, sockets.source
-        self._n_peers, self._publish_sum = len(sockets.identities), publish_sum
-        self._identities = [ctypes.create_string_buffer(each, len(each) + 1) for each in sockets.identities]
+    def __init__(self, native: Native, library: ctypes.CDLL, sync: Sync, wiring: Wiring) -> None:
+        self._native, self._library, self._source = native, library, wiring.source
+        self._n_peers, self._publish_sum = len(wiring.identities), wiring.publish_sum
+        self._identities = [ctypes.create_string_buffer(each, len(each) + 1) for each in wiring.identities]
         self._peers = (ctypes.c_int64 * (PEER_FIELDS * self._n_peers))()
         for i, identity in enumerate(self._identities):
             self._peers[PEER_FIELDS * i + _PEER.identity] = ctypes.addressof(identity)
             self._peers[PEER_FIELDS * i + _PEER.identity_bytes] = len(identity) - 1
-        self._sum_order, self._sync = list(sum_order), sync
-        self._own_index = self._sum_order.index(0) if 0 in sum_order else -1
-        self._addends = (ctypes.c_int64 * len(sum_order))()
-        self._add_kernel, self._add_job = native.sum_kernel(sync, ctypes.addressof(self._addends), len(sum_order))
+        self._sum_order, self._sync = list(wiring.sum_order), sync
+        n_addends = len(self._sum_order)
+        self._own_index = self._sum_order.index(0) if 0 in self._sum_order else -1
+        self._addends = (ctypes.c_int64 * n_addends)()
+        self._add_kernel, self._add_job = native.sum_kernel(sync, ctypes.addressof(self._addends), n_addends)
         self._width, self._adds = 0, False
         self._header, self._expected = (ctypes.create_string_buffer(_HEADER_BYTES) for _ in range(2))
         self._frames = (ctypes.c_char * (FRAME_BYTES * MAX_FRAMES))()
@@ -122,17 +108,17 @@ class NativeExchange:
         functions = {name: ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0 for name in _FUNCTIONS}
         job = ExchangeJob(
             **functions,
-            to=sockets.to.underlying,
+            to=wiring.to.underlying,
             header=ctypes.addressof(self._header),
             expected=ctypes.addressof(self._expected),
             peers=ctypes.addressof(self._peers),
             n_peers=self._n_peers,
             frames=ctypes.addressof(self._frames),
-            spin_ns=round(spin_s * 1e9),
+            spin_ns=round(wiring.spin_s * 1e9),
             add_job=self._add_job.address,
         )
         self._job = Job(*job)
-        self._source_address = sockets.source.underlying
+        self._source_address = wiring.source.underlying
         self._kernel = native.entry(_KERNEL, 1)
         self.published: U8 | None = None
         """The sum as the last call has sent it; None if it has sent none."""
