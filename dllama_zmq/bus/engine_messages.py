@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from dllama_zmq.bus.client_messages import Status, StatusRequest, StepStats, Stop
+from dllama_zmq.bus.client_messages import Error, Status, StatusRequest, StepStats, Stop
 from dllama_zmq.bus.text_messages import Links, LinksRequest, Model
 from dllama_zmq.sampling import Sampling
 
@@ -129,14 +129,6 @@ class Embedded(_Message, frozen=True):
     values: list[float]
 
 
-class Failed(_Message, frozen=True):
-    """A request ended in an error, of the class `kind` in errors.py."""
-
-    id: int
-    kind: str
-    text: str
-
-
 class Withdrawn(_Message, frozen=True):
     """The request of a Withdraw has left. Until then the front sends no other in its place."""
 
@@ -151,8 +143,9 @@ class GoingDown(_Message, frozen=True):
 
 ToEngine: TypeAlias = Listening | Submit | SubmitEmbed | Withdraw | StatusRequest | LinksRequest | Stop
 """A client's question about the cluster is passed on as it came; it is answered between two steps."""
-ToFront: TypeAlias = Facts | Readiness | Stepped | Embedded | Failed | Withdrawn | Status | Links | GoingDown
-"""Status and Links have the id 0, and a Status no requests: the front adds them, for each client that has asked."""
+ToFront: TypeAlias = Facts | Readiness | Stepped | Embedded | Error | Withdrawn | Status | Links | GoingDown
+"""An Error has the front's own id of its request. Status and Links have the id 0, and a Status no requests: the front
+adds them, for each client that has asked."""
 
 TO_ENGINE: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)
 TO_FRONT: msgspec.msgpack.Decoder[ToFront] = msgspec.msgpack.Decoder(ToFront)

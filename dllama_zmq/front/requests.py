@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 
 from dllama_zmq.bus.client_messages import Error, Generate, Prefill, Queued, Started
-from dllama_zmq.bus.engine_messages import Embedded, Facts, Failed, Readiness, Stepped, ToEngine, Withdraw, Withdrawn
+from dllama_zmq.bus.engine_messages import Embedded, Facts, Readiness, Stepped, ToEngine, Withdraw, Withdrawn
 from dllama_zmq.bus.messages import Message
 from dllama_zmq.bus.text_messages import Detokenize, Embed, Embedding, ModelRequest, Tokenize
 from dllama_zmq.errors import DllamaError, NotReady, QueueFull, kind_and_text
@@ -156,7 +156,7 @@ class Requests:
 
     # --- from the engine --------------------------------------------------------------------------------------------
 
-    def hear(self, message: Stepped | Embedded | Readiness | Failed | Withdrawn) -> None:
+    def hear(self, message: Stepped | Embedded | Readiness | Error | Withdrawn) -> None:
         """Handle a message of the engine; send clients what concerns them."""
         if isinstance(message, Stepped):
             self._tell_step(message)

@@ -10,14 +10,13 @@ from contextlib import suppress
 import zmq
 
 from dllama_zmq.bus import sockets
-from dllama_zmq.bus.client_messages import StatusRequest, Stop
+from dllama_zmq.bus.client_messages import Error, StatusRequest, Stop
 from dllama_zmq.bus.engine_messages import (
     ENCODER,
     TO_ENGINE,
     Embedded,
     Ended,
     Facts,
-    Failed,
     GoingDown,
     Listening,
     PromptProgress,
@@ -133,7 +132,7 @@ class Serving:
             logger.warning("request failed id=%d: %s", request, error)
         else:
             logger.error("request failed id=%d", request, exc_info=error)
-        self._tell(Failed(request, *kind_and_text(error)))
+        self._tell(Error(request, *kind_and_text(error)))
         self._forget(sequence)
 
     def _hear_front(self) -> None:
@@ -199,7 +198,7 @@ class Serving:
                     message.grammar,
                 )
         except DllamaError as error:
-            self._tell(Failed(message.id, *kind_and_text(error)))
+            self._tell(Error(message.id, *kind_and_text(error)))
             return
         self._sequences[message.id], self._ids[sequence] = sequence, message.id
 

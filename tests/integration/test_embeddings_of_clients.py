@@ -16,10 +16,9 @@ from tiny import tiny_spec, tiny_tokenizer_data, write_tiny_pair
 from tokenizers_of import of_t
 
 from dllama_zmq import Client
-from dllama_zmq.bus.client_messages import NO_STEPS, Prefill, Queued, Started
+from dllama_zmq.bus.client_messages import NO_STEPS, Error, Prefill, Queued, Started
 from dllama_zmq.bus.engine_messages import (
     Embedded,
-    Failed,
     PromptProgress,
     Readiness,
     Stepped,
@@ -114,7 +113,7 @@ def test_an_embedding_ends_in_the_engine_s_error_and_can_be_cancelled(engine: En
             given_up.close()
             assert isinstance(engine.hear(), Withdraw)
             embedding = other.submit(client.embed, "the cat")
-            engine.tell(Failed(submitted(engine), "RemoteError", "worker1 failed: no"))
+            engine.tell(Error(submitted(engine), "RemoteError", "worker1 failed: no"))
             with pytest.raises(RemoteError, match="worker1 failed: no"):
                 embedding.result(SOON_S)
 

@@ -27,7 +27,6 @@ from dllama_zmq.bus.client_messages import (
 from dllama_zmq.bus.codec import encode
 from dllama_zmq.bus.engine_messages import (
     Ended,
-    Failed,
     Readiness,
     Sampled,
     Stepped,
@@ -125,7 +124,7 @@ def test_an_answer_that_fails_ends_its_request_once(context: Context, engine: En
         client.send_multipart(encode(Generate(5, "the cat", None, GREEDY, True, [], None, 3)))
         assert isinstance(next_message(client), Started)
         first, second, third = submitted(engine, 3)
-        engine.tell(Failed(second, "RemoteError", "worker1 failed: no"))
+        engine.tell(Error(second, "RemoteError", "worker1 failed: no"))
         assert next_message(client) == Error(5, "RemoteError", "worker1 failed: no")
         assert [engine.hear(), engine.hear()] == [Withdraw(first), Withdraw(third)]
         engine.tell(Stepped(NO_STEPS, [], [Sampled(first, 40, [])], [Ended(third, "length")]))
