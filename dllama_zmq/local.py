@@ -255,11 +255,6 @@ class _Node:
         except Exception as error:
             self.error = error
 
-    def check(self) -> None:
-        """Raise the error that ended it, if there is one."""
-        if self.error is not None:
-            raise RemoteError(self.thread.name, str(self.error)) from self.error
-
 
 def _start(file: ModelFile, settings: RootSettings, cleanup: ExitStack) -> Root:
     """Start a root and its workers in threads, and wait until all are ready; `cleanup` ends them."""
@@ -283,7 +278,8 @@ def _start(file: ModelFile, settings: RootSettings, cleanup: ExitStack) -> Root:
 
     def check() -> None:
         for node in nodes:
-            node.check()
+            if node.error is not None:
+                raise RemoteError(node.thread.name, str(node.error)) from node.error
 
     root.wait_ready(time.monotonic() + settings.limits.join_s + settings.limits.load_s, check)
     return root

@@ -44,32 +44,24 @@ class Room:
         Weights that other nodes of the same computer hold count as free, because their needs are subtracted in full.
         The filled part of their caches does not, so a worker that joins again may get fewer pages than before.
         """
-        self._pages[place.node] = pages = self._pages_for(place, join)
+        pages = self._own_pages  # the root counts the memory of its own computer
+        if place.name not in self._roster.reserved and join.free_bytes is not None:
+            held = {member.node: self._held_bytes(member.node) for member in self._there(join)}
+            if join.host == host_id():
+                held[0] = self._budget.plan.weight_bytes(0)
+            programs = sum(node_memory(self._budget.plan, node, 0).program for node in held)
+            free_bytes = join.free_bytes + sum(held.values()) + programs
+            pages = min(pages, self._budget.pages(list(held), free_bytes))
+        self._pages[place.node] = pages
         return pages
-
-    def _pages_for(self, place: Member, join: Join) -> int:
-        on_root = place.name in self._roster.reserved  # the root counts the memory of its own computer
-        if on_root or join.free_bytes is None:
-            return self._own_pages
-        there = [
-            member.node
-            for member in self._roster.members
-            if member.state is not State.ABSENT and member.joined is not None and member.joined.host == join.host
-        ]
-        held = {node: self._held_bytes(node) for node in there}
-        if join.host == host_id():
-            held[0] = self._budget.plan.weight_bytes(0)
-        programs = sum(node_memory(self._budget.plan, node, 0).program for node in held)
-        return min(self._own_pages, self._budget.pages(list(held), join.free_bytes + sum(held.values()) + programs))
 
     def too_small(self, place: Member, join: Join) -> str:
         """Why the worker's computer has too little memory for the node at `place`; empty if it has enough."""
         if self._memory is None or join.free_bytes is None:
             return ""
         to_come = 0  # what other nodes of the same computer still need
-        for other in self._roster.members:
-            same_host = other.joined is not None and other.joined.host == join.host
-            if other is not place and other.state is State.LOADING and same_host:
+        for other in self._there(join):
+            if other is not place and other.state is State.LOADING:
                 to_come += max(0, self._memory(other.node) - self._held_bytes(other.node))
         needed, free = self._memory(place.node), max(0, join.free_bytes - to_come)
         if needed <= free:
@@ -78,3 +70,8 @@ class Room:
             f"{join.host_name or 'its computer'} has {human_bytes(free)} of memory free, and this node needs "
             f"{human_bytes(needed)}; free some, use more nodes or a smaller max_seq_len, or `dllama-zmq up --force`"
         )
+
+    def _there(self, join: Join) -> list[Member]:
+        """The workers that are on the same computer now."""
+        present = [member for member in self._roster.members if member.state is not State.ABSENT]
+        return [member for member in present if member.joined is not None and member.joined.host == join.host]
