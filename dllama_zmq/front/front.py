@@ -69,8 +69,9 @@ class Front:
         poller = zmq.Poller()
         poller.register(self._engine, zmq.POLLIN)
         poller.register(self._alive, zmq.POLLIN)
-        facts = self._first_facts(poller)
-        if facts is None:
+        poller.poll()
+        facts = TO_FRONT.decode(self._engine.recv()) if self._engine.poll(0) else None
+        if not isinstance(facts, Facts):  # the engine has ended before it could begin
             return
         try:
             self._clients = self._listen(facts.endpoints)
@@ -103,16 +104,6 @@ class Front:
         finally:
             requests.close()
             self._clients.close(_LINGER_MS)
-
-    def _first_facts(self, poller: zmq.Poller) -> Facts | None:
-        """The first message of the engine; None if it ends before that."""
-        while True:
-            events = dict(poller.poll())
-            if self._engine in events:
-                message = TO_FRONT.decode(self._engine.recv())
-                return message if isinstance(message, Facts) else None
-            if self._alive in events:
-                return None
 
     def _wait_s(self) -> float:
         due = [wait_s for wait_s in (self._reports.wait_s, self._requests.wait_s) if wait_s is not None]

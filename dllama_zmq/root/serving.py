@@ -154,23 +154,19 @@ class Serving:
 
     def _tell_membership(self) -> None:
         """Send the front which workers are missing: on every change, and once a second while any is."""
-        ready, now = self._root.ready, time.monotonic()
+        root, ready, now = self._root, self._root.ready, time.monotonic()
         if ready == self._was_ready and (ready or now < self._remind_at):
             return
         if ready:
             self._engine.renew()
-            logger.info("%s", self._kv_room())
+            room = kv_room(root.n_pages, root.seq_len, self._engine.max_sequences, root.budget.node_bytes(root.n_pages))
+            logger.info("%s", room)
         self._was_ready, self._remind_at = ready, now + _REMIND_S
         self._has_been_ready = self._has_been_ready or ready
-        limits = self._root.settings.limits
+        limits = root.settings.limits
         patience_s = limits.rejoin_s if self._has_been_ready else limits.join_s
-        patience_s += 0 if self._root.any_worker_absent() else limits.load_s
-        self._tell(Readiness(ready, "" if ready else self._root.missing_sentence(), patience_s))
-
-    def _kv_room(self) -> str:
-        root = self._root
-        n_pages, n_sequences = root.n_pages, self._engine.max_sequences
-        return kv_room(n_pages, root.seq_len, n_sequences, root.budget.node_bytes(n_pages))
+        patience_s += 0 if root.any_worker_absent() else limits.load_s
+        self._tell(Readiness(ready, "" if ready else root.missing_sentence(), patience_s))
 
     def _report(self) -> None:
         self._tell(cluster_status(self._facts, self._engine))
