@@ -63,7 +63,7 @@ class RootLink:
         self, context: zmq.Context[zmq.Socket[bytes]], endpoints: Endpoints, spin_s: float, roster: Roster
     ) -> None:
         self.meter = Meter()
-        self._roster = roster
+        self._roster, self._names = roster, [member.name for member in roster.members]
         self.spin_s = spin_s
         self._bad_peers = RateLimitedLog(logger)
         self._leaving: set[bytes] = set()
@@ -88,7 +88,7 @@ class RootLink:
     def publish_frames(self, kind: str, frames: Sequence[Frame]) -> None:
         """Send encoded frames to every worker."""
         self.steps.send_multipart(frames)
-        self.meter.count([member.name for member in self._roster.members], "sent", kind, frames)
+        self.meter.count(self._names, "sent", kind, frames)
 
     def send(self, identity: bytes, name: str, message: Message, arrays: Sequence[Frame] = ()) -> None:
         """Send to one worker. Raises PeerGone."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
 from dllama_zmq.bus.client_messages import NodeTimes, PhaseTimes, TrafficRow
@@ -24,8 +24,7 @@ class Ledger:
         self.steps: Counter[str] = Counter()
         self.tokens: Counter[str] = Counter()
         self.sampled: Counter[str] = Counter()
-        self._recent_s = recent_s
-        self._recent: dict[str, Recent] = {}
+        self._recent: defaultdict[str, Recent] = defaultdict(lambda: Recent(recent_s))
         self._payload: Counter[tuple[str, str, str]] = Counter()  # predicted, by worker, phase and kind
         self._wire: Counter[tuple[str, str, str]] = Counter()
 
@@ -35,7 +34,7 @@ class Ledger:
         self.steps[phase] += 1
         self.tokens[phase] += n_tokens
         self.sampled[phase] += len(asks)
-        self._recent.setdefault(phase, Recent(self._recent_s)).add(n_tokens, wall_s, nodes)
+        self._recent[phase].add(n_tokens, wall_s, nodes)
         spec, sync, step = self._plan.spec, self._sync, self._step()
         for name, asked, sealed in self._asked(asks):
             self._add(name, predict_step(spec, sync, n_tokens, asked, step, n_pages, n_spans, sealed))
