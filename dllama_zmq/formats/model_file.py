@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Self
 
 import numpy as np
 
-from dllama_zmq.errors import FormatError
 from dllama_zmq.formats.stored import StoredTensor
 from dllama_zmq.models import tensor_table
 from dllama_zmq.quants import BlockMatrix
@@ -61,13 +61,18 @@ class ModelFile:
         Raises UsageError after `close`, FormatError for values that are infinite or NaN, which would make a model's
         answers nonsense.
         """
+        matrix = self.read_unchecked(name, rows, columns)
+        matrix.check()
+        return replace(matrix, unchecked="")
+
+    def read_unchecked(self, name: str, rows: slice = ALL, columns: slice = ALL) -> BlockMatrix:
+        """As `read`, for those who go over all values themselves and look at them then: see `BlockMatrix.unchecked`."""
         matrix = self._read(name, rows, columns)
-        if not matrix.is_finite:
-            raise FormatError(
-                f"{self._stored[name].where} has values that are infinite or NaN. "
-                "The file is damaged; copy or download it again."
-            )
-        return matrix
+        return replace(
+            matrix,
+            unchecked=f"{self._stored[name].where} has values that are infinite or NaN. "
+            "The file is damaged; copy or download it again.",
+        )
 
     def _read(self, name: str, rows: slice, columns: slice) -> BlockMatrix:
         stored, kind = self._stored[name], self._types[name]

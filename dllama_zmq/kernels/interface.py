@@ -154,7 +154,10 @@ class Native(Protocol):
 
 
 class Kernels(Protocol):
-    """One back end. None of its methods knows what a model is; one thread calls them."""
+    """One back end. None of its methods knows what a model is; one thread calls them.
+
+    `linear`, `gated` and `experts` raise FormatError for an unchecked matrix that has an infinity or a NaN.
+    """
 
     name: str
 

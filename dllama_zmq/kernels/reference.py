@@ -79,6 +79,7 @@ class Reference:
         return ReferenceCache(spec)
 
     def _product(self, matrix: BlockMatrix, segments: int) -> Callable[[F32], F32]:
+        matrix.check()
         product = _integer_product if matrix.float_type.is_quantized else _float_product
         n_rows = max(1, _TILE_VALUES // matrix.columns)
         matrix = matrix.contiguous()

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from dllama_zmq.errors import FormatError
 from dllama_zmq.quants.blocks import dequantize, quantize
 from dllama_zmq.quants.parts import F32, U8
 from dllama_zmq.spec import FloatType
@@ -30,12 +31,16 @@ class BlockMatrix:
     """`data` is uint8 (rows, whole blocks), a view of a mapped file or an array.
 
     before, behind: values of the first block before the first column, and of the last block behind the last column.
+    unchecked: what a FormatError says if a value is infinite or NaN, as long as nobody has looked; empty: all are known
+    to be finite. Who goes over all the bytes looks, so that a model's weights are read once: `check`, `dequantize`, and
+    back ends as they take the matrix.
     """
 
     data: U8
     float_type: FloatType
     before: int = 0
     behind: int = 0
+    unchecked: str = ""
 
     @classmethod
     def from_array(cls, values: F32, float_type: FloatType) -> BlockMatrix:
@@ -74,16 +79,22 @@ class BlockMatrix:
             raise ValueError(f"columns {first} to {last} of {kind.name} are not multiples of {kind.cut_values}")
         whole = kind.whole_blocks(wanted)
         data = self.data[rows, kind.row_bytes(whole.start) : kind.row_bytes(whole.stop)]
-        return BlockMatrix.of_columns(data, kind, wanted)
+        return replace(BlockMatrix.of_columns(data, kind, wanted), unchecked=self.unchecked)
 
     def contiguous(self) -> BlockMatrix:
         """Itself if its bytes are contiguous, else a contiguous copy."""
         return replace(self, data=np.ascontiguousarray(self.data))
 
     def dequantize(self) -> F32:
-        """The whole matrix as float32 (rows, columns): for small matrices and for tests."""
+        """The whole matrix as float32 (rows, columns): for small matrices and for tests. Raises as `check` does."""
+        self.check()
         values = dequantize(self.data, self.float_type)
         return values[:, self.before : values.shape[1] - self.behind]
+
+    def check(self) -> None:
+        """Raise FormatError if it is unchecked and has a value that is infinite or NaN."""
+        if self.unchecked and not self.is_finite:
+            raise FormatError(self.unchecked)
 
     @property
     def is_finite(self) -> bool:

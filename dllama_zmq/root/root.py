@@ -169,7 +169,7 @@ class Root:
     def _build_shard(self, on_read: Callable[[int, int], None]) -> Model:
         model, plan, settings = self.model, self.plan, self.settings
         regions = {t.name: plan.region(t, 0) for t in plan.shard_tensors()}
-        take = counted(lambda name: model.read(name, *regions[name]), plan.weight_bytes(0), on_read)
+        take = counted(lambda name: model.read_unchecked(name, *regions[name]), plan.weight_bytes(0), on_read)
         sync = settings.sync if settings.names else None
         return build_shard(plan, 0, take, self.kernels, settings.kv_type, self._own_pages, sync)
 

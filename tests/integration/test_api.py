@@ -6,10 +6,11 @@ import gc
 import threading
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
+from gguf_writer import write_llama
 from tiny import tiny_spec, tiny_tensors, tiny_tokenizer_data, write_tiny_model
 
 import dllama_zmq
@@ -42,6 +43,35 @@ def test_logits_are_float32_of_tokens_by_vocabulary(model_path: Path) -> None:
         logits = model.logits([1, 2, 3])
     assert logits.shape == (3, model.spec.vocab_size)
     assert logits.dtype == np.float32
+
+
+@pytest.mark.parametrize("kernels", ["numpy", "simd"])
+@pytest.mark.parametrize(
+    ("tensor", "name", "row", "nodes"),
+    [
+        ("layers.1.ffn_norm", "blk.1.ffn_norm.weight", 0, 1),
+        ("layers.1.ffn.down", "blk.1.ffn_down.weight", 3, 1),
+        ("layers.1.ffn.down", "blk.1.ffn_down.weight", 3, 2),  # its first columns: the root's own
+        ("head", "output.weight", -1, 2),  # the worker's rows
+    ],
+)
+def test_a_model_with_an_infinite_weight_is_refused_by_file_and_tensor(
+    tmp_path: Path, tensor: str, name: str, row: int, nodes: int, kernels: Literal["numpy", "simd"]
+) -> None:
+    spec = tiny_spec(dim=128, hidden_dim=256, weight_type=FloatType.Q40)
+    tensors = dict(tiny_tensors(spec))
+    kind = tensors[tensor].float_type
+    data = tensors[tensor].data.copy()
+    if kind is FloatType.Q40:
+        data[row, :2] = (0x00, 0x7C)
+    else:
+        data[row, -4:] = (0x00, 0x00, 0x80, 0x7F)
+    path = write_llama(tmp_path / "a.gguf", spec, (tensors | {tensor: BlockMatrix(data, kind)}).items())
+    with pytest.raises(FormatError) as refused, dllama_zmq.load(path, nodes=nodes, kernels=kernels) as model:
+        model.logits([1])
+    assert str(refused.value) == (
+        f"{path}: tensor {name} has values that are infinite or NaN. The file is damaged; copy or download it again."
+    )
 
 
 @pytest.mark.parametrize(

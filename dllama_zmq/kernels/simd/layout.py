@@ -244,9 +244,11 @@ class RepackJob(NamedTuple):
     source_stride: int = 0
     n_rows: int = 0
     n_units: int = 0
-    """Blocks of 32 columns (of quantized types) or columns of a row."""
-    first_unit: int = 0
-    """As in ProductJob: the places of the units before it stay zeros."""
+    """Blocks (of quantized types) or columns of a row."""
+    exponent: int = 0
+    """Of floats: the bits that are all set in an infinity and in a NaN."""
+    not_finite: int = 0
+    """Not 0 afterwards if a value is infinite or NaN."""
 
 
 class AttentionJob(NamedTuple):

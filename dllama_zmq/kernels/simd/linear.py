@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from dllama_zmq.errors import FormatError
 from dllama_zmq.kernels.interface import Linear, Norm
 from dllama_zmq.kernels.simd.arrays import address, float_bits, rows_of
 from dllama_zmq.kernels.simd.host import host_target
@@ -36,7 +37,8 @@ from dllama_zmq.spec import FloatType
 
 _COLUMN_BYTES = {FloatType.F32: 2 * 64, FloatType.F16: 2 * 32, FloatType.BF16: 2 * 32}
 """The bytes of a column of a pair of tiles."""
-_PRODUCT, _QUANTIZE, _NORM = indices(ProductJob), indices(QuantizeJob), indices(NormJob)
+_EXPONENT = {FloatType.F32: 0x7F800000, FloatType.F16: 0x7C00, FloatType.BF16: 0x7F80}
+_PRODUCT, _QUANTIZE, _NORM, _REPACK = indices(ProductJob), indices(QuantizeJob), indices(NormJob), indices(RepackJob)
 _WIRE = {AS_F16: FloatType.F16, AS_Q80: FloatType.Q80}
 """The types of results that are not f32."""
 _CHUNK_BYTES = 512 * 1024
@@ -104,7 +106,7 @@ class Product:
         first = 0
         for i, (matrix, count) in enumerate(zip(matrices, n_tiles, strict=True)):
             data = matrix.data if matrix.data.strides[1] == 1 else np.ascontiguousarray(matrix.data)
-            job = RepackJob(
+            values = RepackJob(
                 pairs=self.base,
                 pair_bytes=self.pair_bytes,
                 tile=i if gated else first,
@@ -112,10 +114,13 @@ class Product:
                 source=data.ctypes.data,
                 source_stride=data.strides[0],
                 n_rows=matrix.rows,
-                n_units=self.columns // self.unit_columns,
-                first_unit=self.first_unit,
+                n_units=data.shape[1] // matrix.float_type.block_bytes,
+                exponent=_EXPONENT.get(matrix.float_type, 0),
             )
-            self._runtime.parallel_for(f"repack_{REPACKED_AS[self.kind]}", Job(*job), count, 4)
+            job = Job(*values)
+            self._runtime.parallel_for(f"repack_{REPACKED_AS[self.kind]}", job, count, 4)
+            if matrix.unchecked and job.fields[_REPACK.not_finite]:
+                raise FormatError(matrix.unchecked)
             first += count
 
     def _jobs(self, eps: int) -> list[tuple[str, Sequence[int]]]:

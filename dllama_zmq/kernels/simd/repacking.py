@@ -1,24 +1,20 @@
 """Repack rows of blocks, as files and the bus have them, into pairs of tiles with 16 rows in lanes. numba code.
 
-How a pair lies: `layout.py` and `int8_dots.py`. How blocks of files lie: `quants/parts.py`. Lanes of rows beyond the
-matrix's last keep the zeros that memory begins with. Nothing beside the matrix is read: its file may end there. Items
-are tiles.
+How a pair lies: `layout.py` and `int8_dots.py`. How 16 rows are transposed: `repacker.py`. Items are tiles. Nothing
+beside the matrix is read: its file may end there. Lanes of rows beyond the matrix's last get the values of zero bytes.
+Whether the matrix has infinities or NaNs is seen on the way: all is read once.
 """
 
 from __future__ import annotations
 
 from numba.extending import register_jitable
 
-from dllama_zmq.kernels.simd.intrinsics import (
-    load_i32,
-    load_i64,
-    load_u8,
-    store_i8,
-    store_i32,
-)
+from dllama_zmq.kernels.simd.intrinsics import copy_bytes, load_i64, load_u8, scratch, store_i8, store_i64
 from dllama_zmq.kernels.simd.job import offsets
-from dllama_zmq.kernels.simd.layout import BLOCKS, LANES, SCALES, RepackJob
+from dllama_zmq.kernels.simd.layout import BLOCKS, LANES, RepackJob
 from dllama_zmq.kernels.simd.registry import kernel
+from dllama_zmq.kernels.simd.repacker import FloatRepacker
+from dllama_zmq.kernels.simd.vectors import repack_floats, repack_scales, repack_values
 
 AT = offsets(RepackJob)
 
@@ -31,217 +27,92 @@ def place_of(job, item):
 
 
 @register_jitable
-def copy_half(to, source):
-    """Two bytes."""
-    store_i8(to, load_u8(source))
-    store_i8(to + 1, load_u8(source + 1))
-
-
-# Of the `j`-th 32 columns of a row's block at `source`, a byte for each column:
-# lower: the lower 4 bits of the columns 8v to 8v + 7, as 8 bytes.
-# upper: the upper 1 or 2 bits of the columns 4k to 4k + 3, in the lowest bits of 4 bytes.
-
-
-def _split_nibbles(at):
-    """32 values of which byte j has value j and, above it, value j + 16."""
-
-    @register_jitable
-    def lower(source, j, v):
-        words = load_i64(source + at + 8 * (v & 1))
-        return (words >> 4 if v >= 2 else words) & 0x0F0F0F0F0F0F0F0F
-
-    return lower
-
-
-def _k_nibbles(at, size):
-    """256 values of which each `size` bytes have `size` low nibbles, then `size` high ones."""
-
-    @register_jitable
-    def lower(source, j, v):
-        first = 32 * j
-        within = first % (2 * size)
-        words = load_i64(source + at + first // (2 * size) * size + within % size + 8 * v)
-        return (words >> 4 if within >= size else words) & 0x0F0F0F0F0F0F0F0F
-
-    return lower
-
-
-def _one_bit(at):
-    """Bit c of 4 bytes is of column c."""
-
-    @register_jitable
-    def upper(source, j, k):
-        four = (load_i32(source + at) >> (4 * k)) & 15
-        return (four * 0x00204081) & 0x01010101
-
-    return upper
-
-
-def _q5_k_bit(at):
-    """Bit j of byte c is of the j-th 32's column c."""
-
-    @register_jitable
-    def upper(source, j, k):
-        return (load_i32(source + at + 4 * k) >> j) & 0x01010101
-
-    return upper
-
-
-def _q6_k_bits(at):
-    """Bits 2i and 2i + 1 of byte c are of column c of the i-th 32 of a half."""
-
-    @register_jitable
-    def upper(source, j, k):
-        return (load_i32(source + at + 32 * (j >> 2) + 4 * k) >> (2 * (j & 3))) & 0x03030303
-
-    return upper
+def clear(at, n_bytes):
+    """Bytes that are a multiple of 8."""
+    for i in range(0, n_bytes, 8):
+        store_i64(at + i, 0)
 
 
 @register_jitable
-def no_upper(source, j, k):
-    """Values of 4 bits."""
-    return 0
-
-
-_LOWER = {
-    "q40": _split_nibbles(2),
-    "q41": _split_nibbles(4),
-    "q50": _split_nibbles(6),
-    "q51": _split_nibbles(8),
-    "q4_k": _k_nibbles(16, 32),
-    "q5_k": _k_nibbles(48, 32),
-    "q6_k": _k_nibbles(0, 64),
-}
-_UPPER = {"q50": _one_bit(2), "q51": _one_bit(4), "q5_k": _q5_k_bit(16), "q6_k": _q6_k_bits(128)}
-
-
-def _make_values(name, block):
-    """A function that writes a row's 32 values into its lane, whose first byte is at `to`."""
-    bits, upper_bits = block.bits, block.bits - 4
-    if bits == 8:
-
-        @register_jitable
-        def whole(to, source, j):
-            for k in range(8):
-                store_i32(to + 64 * k, load_i32(source + 2 + 4 * k))
-
-        return whole
-    lower, upper = _LOWER[name], _UPPER.get(name, no_upper)
-    each = 8 // upper_bits if upper_bits else 1  # groups whose upper bits share a vector
-
-    @register_jitable
-    def packed(to, source, j):
-        for v in range(4):
-            words = lower(source, j, v)
-            store_i32(to + 64 * v, (words & 0xFFFFFFFF) | (((words >> 32) & 0xFFFFFFFF) << 4))
-        for v in range(upper_bits):
-            bits_of_all = 0
-            for k in range(each):
-                bits_of_all |= upper(source, j, v * each + k) << (upper_bits * k)
-            store_i32(to + 64 * (4 + v), bits_of_all)
-
-    return packed
-
-
-def _make_scales(name, block):
-    """A function that writes a row's scales and offsets of 32 columns, the first scale at `to`."""
-    next_at, has_offsets = block.next_at, block.offsets
-    if block.group == 1:
-
-        @register_jitable
-        def halves(to, source, j):
-            copy_half(to, source)
-            if has_offsets:
-                copy_half(to + next_at, source + 2)
-
-        return halves
-    if name == "q6_k":
-
-        @register_jitable
-        def two(to, source, j):
-            store_i8(to, load_u8(source + 192 + 2 * j))
-            store_i8(to + next_at, load_u8(source + 193 + 2 * j))
-
-        return two
-
-    @register_jitable
-    def six_bits(to, source, j):
-        low, middle = load_u8(source + 4 + (j & 3)), load_u8(source + 8 + (j & 3))
-        if j < 4:
-            store_i8(to, low & 63)
-            store_i8(to + next_at, middle & 63)
-        else:
-            high = load_u8(source + 12 + (j & 3))
-            store_i8(to, (high & 15) | ((low >> 2) & 48))
-            store_i8(to + next_at, (high >> 4) | ((middle >> 2) & 48))
-
-    return six_bits
-
-
-@register_jitable
-def no_factors(to, source):
-    """The type has none."""
-
-
-@register_jitable
-def one_factor(to, source):
-    """Q6_K's d."""
-    copy_half(to, source + 208)
-
-
-@register_jitable
-def two_factors(to, source):
-    """d, and -dmin."""
-    copy_half(to, source)
-    store_i8(to + 2 * SCALES, load_u8(source + 2))
-    store_i8(to + 2 * SCALES + 1, load_u8(source + 3) ^ 128)
+def copy_rows(to, source, stride, n_rows, n_bytes):
+    """The same `n_bytes` of some rows, one behind another."""
+    for row in range(n_rows):
+        copy_bytes(to + row * n_bytes, source + row * stride, n_bytes)
 
 
 def _make_blocks(name, block):
-    block_bytes, value_bytes, scale_bytes, group = block.nbytes, block.value_bytes, block.scale_bytes, block.group
-    factor_bytes, group_bytes, source_bytes = block.factor_bytes, block.group_bytes, block.source_bytes
-    scales_at, lane_bytes = block.scales_at, scale_bytes // LANES
-    values_of, scales_of = _make_values(name, block), _make_scales(name, block)
-    factors_of = {0: no_factors, 2 * SCALES: one_factor, 4 * SCALES: two_factors}[factor_bytes]
+    block_bytes, group_bytes, factor_bytes = block.source_bytes, block.group_bytes, block.factor_bytes
+    scales, values, n_chunks = repack_scales(name, block), repack_values(name, block), 4 if block.group == 8 else 1
+    copied = scratch(LANES * block_bytes)
 
     def repack(job, first, last):
         """Rows of blocks as tiles."""
-        first_unit, stride = load_i64(job + AT.first_unit), load_i64(job + AT.source_stride)
-        end = first_unit + load_i64(job + AT.n_units)
+        n_blocks, stride = load_i64(job + AT.n_units), load_i64(job + AT.source_stride)
+        found, room = 0, copied()
         for item in range(first, last):
-            pair, half = place_of(job, item)
-            for lane in range(min(LANES, load_i64(job + AT.n_rows) - item * LANES)):
-                source = load_i64(job + AT.source) + (item * LANES + lane) * stride
-                at = pair
-                for start in range(0, end, group):
-                    factors_of(at + half * SCALES + 2 * lane, source)
-                    for j in range(max(0, first_unit - start), min(group, end - start)):
-                        to = at + factor_bytes + j * block_bytes
-                        values_of(to + half * value_bytes + 4 * lane, source, j)
-                        scales_of(to + scales_at + half * scale_bytes + lane_bytes * lane, source, j)
-                    source += source_bytes
-                    at += group_bytes
+            at, half = place_of(job, item)
+            source = load_i64(job + AT.source) + item * LANES * stride
+            n_rows = load_i64(job + AT.n_rows) - item * LANES
+            if n_rows < LANES:
+                clear(room, LANES * block_bytes)
+            for _ in range(n_blocks):
+                rows, step = source, stride
+                if n_rows < LANES:
+                    copy_rows(room, source, stride, n_rows, block_bytes)
+                    rows, step = room, block_bytes
+                found |= scales(at, half, rows, step)
+                for chunk in range(n_chunks):
+                    values(at + factor_bytes, half, rows, step, chunk)
+                source += block_bytes
+                at += group_bytes
+        if found:
+            store_i64(job + AT.not_finite, 1)
 
     return repack
 
 
 def _make_floats(value_bytes):
+    repack_columns, n_together = repack_floats(value_bytes), FloatRepacker(value_bytes).columns
+    copied = scratch(LANES * 16)
+
+    @register_jitable
+    def repack_last(to, rows, stride, n_rows, n_columns, exponent):
+        """Fewer columns than lie in 16 bytes, one value after another."""
+        found = 0
+        for lane in range(n_rows):
+            for c in range(n_columns):
+                value = 0
+                for i in range(value_bytes):
+                    byte = load_u8(rows + lane * stride + c * value_bytes + i)
+                    store_i8(to + (c * 2 * LANES + lane) * value_bytes + i, byte)
+                    value |= byte << (8 * i)
+                if value & exponent == exponent:
+                    found = 1
+        return found
+
     def repack(job, first, last):
         """Rows of floats as tiles, a column's 32 values of a pair together."""
-        n_columns, n_rows, stride = (
-            load_i64(job + AT.n_units),
-            load_i64(job + AT.n_rows),
-            load_i64(job + AT.source_stride),
-        )
+        n_columns, stride = load_i64(job + AT.n_units), load_i64(job + AT.source_stride)
+        exponent = load_i64(job + AT.exponent)
+        found, room = 0, copied()
         for item in range(first, last):
-            to, half = place_of(job, item)
-            for lane in range(16):
-                row = item * 16 + lane
-                at = load_i64(job + AT.source) + row * stride
-                for c in range(n_columns):
-                    for i in range(value_bytes):
-                        byte = load_u8(at + c * value_bytes + i) if row < n_rows else 0
-                        store_i8(to + (c * 32 + half * 16 + lane) * value_bytes + i, byte)
+            pair, half = place_of(job, item)
+            at = pair + half * LANES * value_bytes
+            source = load_i64(job + AT.source) + item * LANES * stride
+            n_rows = min(LANES, load_i64(job + AT.n_rows) - item * LANES)
+            if n_rows < LANES:
+                clear(room, LANES * 16)
+            for _ in range(n_columns // n_together):
+                rows, step = source, stride
+                if n_rows < LANES:
+                    copy_rows(room, source, stride, n_rows, 16)
+                    rows, step = room, 16
+                found |= repack_columns(at, rows, step, exponent)
+                source += 16
+                at += n_together * 2 * LANES * value_bytes
+            found |= repack_last(at, source, stride, n_rows, n_columns % n_together, exponent)
+        if found:
+            store_i64(job + AT.not_finite, 1)
 
     return repack
 

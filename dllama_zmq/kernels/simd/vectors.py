@@ -18,6 +18,7 @@ from dllama_zmq.kernels.simd.host import host_target
 from dllama_zmq.kernels.simd.intrinsics import ADDRESS, Emit, instruction, loader, store, storer
 from dllama_zmq.kernels.simd.layout import PairBlock
 from dllama_zmq.kernels.simd.microkernels import FloatMicrokernel, IntegerMicrokernel, LaneType
+from dllama_zmq.kernels.simd.repacker import FloatRepacker, Repacker
 
 _TARGET = host_target()
 
@@ -138,6 +139,21 @@ def integer_microkernel(block: PairBlock, n_tokens: int, n_tiles: int) -> Any:
         (ADDRESS,) * 6,
         IntegerMicrokernel(_TARGET, block, n_tokens, n_tiles).emit,
     )
+
+
+def repack_scales(name: str, block: PairBlock) -> Any:
+    """Repacker.scales as a numba function (at, half, source, stride) -> int64."""
+    return instruction(types.int64, (ADDRESS,) * 4, Repacker(name, block).scales)
+
+
+def repack_values(name: str, block: PairBlock) -> Any:
+    """Repacker.values as a numba function (at, half, source, stride, chunk)."""
+    return instruction(types.void, (ADDRESS,) * 5, Repacker(name, block).values)
+
+
+def repack_floats(value_bytes: int) -> Any:
+    """FloatRepacker as a numba function (to, source, stride, exponent) -> int64."""
+    return instruction(types.int64, (ADDRESS,) * 4, FloatRepacker(value_bytes).emit)
 
 
 def float_microkernel(lanes: LaneType, n_rows: int, n_tiles: int = 1, ahead: int | None = 0) -> Any:
