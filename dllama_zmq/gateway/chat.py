@@ -10,11 +10,11 @@ from typing import Any
 
 from msgspec import UNSET, structs, to_builtins
 
-from dllama_zmq.bus.prompts import Chat, prompt_on_wire, text_on_wire
-from dllama_zmq.bus.text_messages import Tokenize, Tokens
+from dllama_zmq.bus.client_messages import Prefill, Queued, Started
+from dllama_zmq.bus.prompts import Chat, prompt_on_wire
 from dllama_zmq.chat import AnswerParser, Delta, for_template, needs_specials, parser_for
 from dllama_zmq.gateway import sampling_params
-from dllama_zmq.gateway.answer_stream import AnswerStream, Begin, End, Event, Output, Progress, Waiting
+from dllama_zmq.gateway.answer_stream import End, Event, Output, answer_events
 from dllama_zmq.gateway.endpoint import Call, Reply, Stream, event
 from dllama_zmq.gateway.metrics import Tally
 from dllama_zmq.gateway.problems import Problem
@@ -59,7 +59,7 @@ async def input_tokens(call: Call[ChatRequest]) -> Reply:
 async def n_prompt_tokens(call: Call[Any], body: ChatRequest) -> int:
     """The number of prompt tokens of `body`, whichever API it came from. Raises Problem, DllamaError."""
     chat = conversation(body, (await call.service.model()).template)
-    return len((await call.service.ask(call.user, Tokenize(1, text_on_wire(chat), None, True), Tokens)).tokens)
+    return len((await call.service.tokens(call.user, chat)).tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +87,7 @@ async def answer_of(call: Call[Any], body: ChatRequest) -> Answer:
         return parser_for(model.template, prompt_end, tools, body.parallel_tool_calls is not False)
 
     tally = Tally()
-    events = AnswerStream(call.service.links.of(call.user), parser, call.service.metrics).events(request, tally)
-    return Answer(model.name, request.n, events, tally)
+    return Answer(model.name, request.n, answer_events(call.service, call.user, request, parser, tally), tally)
 
 
 def conversation(body: ChatRequest, template: str) -> Chat:
@@ -219,23 +218,24 @@ async def _chunks(answer: Answer, body: ChatRequest) -> AsyncGenerator[bytes, No
                 for delta in one.deltas or [Delta()]:
                     yield chunk(ChunkChoice(one.index, _delta(delta), logprobs=ChatLogprobs.of(logprobs)), **more)
                     logprobs = ()
-            elif isinstance(one, Begin):
+            elif isinstance(one, Started):
                 for index in range(answer.n):
                     yield chunk(ChunkChoice(index, ChatDelta(role="assistant", content=None)))
             elif isinstance(one, End):
                 yield chunk(ChunkChoice(one.index, ChatDelta(), one.reason), timings=Timings.of(tally))
             elif body.return_progress:
-                yield chunk(**progress(one))
+                yield chunk(**progress(one, tally))
     if body.stream_options is not None and body.stream_options.include_usage:
         yield chunk(usage=Usage.of([tally]), timings=Timings.of(tally))
     yield DONE
 
 
-def progress(one: Waiting | Progress) -> dict[str, Any]:
+def progress(one: Queued | Prefill, tally: Tally) -> dict[str, Any]:
     """The progress of a request before its first token, as a field of a chunk."""
-    if isinstance(one, Waiting):
+    if isinstance(one, Queued):
         return {"queued": QueuePlace(one.ahead, one.note)}
-    return {"prompt_progress": PromptProgress(one.total, one.n_cached, one.done, round(1000 * one.seconds))}
+    time_ms = round(1000 * (time.monotonic() - tally.began))
+    return {"prompt_progress": PromptProgress(one.total, one.cached_tokens, one.done, time_ms)}
 
 
 def _delta(delta: Delta) -> ChatDelta:

@@ -10,12 +10,11 @@ from typing import Any
 
 from msgspec import UNSET
 
-from dllama_zmq.bus.client_messages import Logprob
+from dllama_zmq.bus.client_messages import Logprob, Started
 from dllama_zmq.bus.prompts import prompt_on_wire
 from dllama_zmq.bus.text_messages import Detokenize, Detokenized
-from dllama_zmq.chat import Delta
 from dllama_zmq.gateway import sampling_params
-from dllama_zmq.gateway.answer_stream import AnswerStream, Begin, End, Event, Output
+from dllama_zmq.gateway.answer_stream import End, Event, Output, PlainText, answer_events
 from dllama_zmq.gateway.chat import DONE, Collected, progress
 from dllama_zmq.gateway.endpoint import Call, Reply, Stream, event
 from dllama_zmq.gateway.metrics import Tally
@@ -26,18 +25,6 @@ from dllama_zmq.gateway.requests import CompletionRequest, prompts_of
 Numbered = tuple[int, Event]
 
 
-class PlainText:
-    """The parser for plain text: every text is content."""
-
-    has_calls = False
-
-    def push(self, text: str) -> list[Delta]:
-        return [Delta(content=text)] if text else []
-
-    def finish(self) -> list[Delta]:
-        return []
-
-
 async def completions(call: Call[CompletionRequest]) -> Reply | Stream:
     """The continuations of the prompts: n for each, those of the first prompt first."""
     body, service = call.body, call.service
@@ -45,13 +32,15 @@ async def completions(call: Call[CompletionRequest]) -> Reply | Stream:
     _check(body)
     model = await service.model()
     limits = service.settings.limits
-    answer_stream = AnswerStream(service.links.of(call.user), lambda prompt_end: PlainText(), service.metrics)
     n, tallies = body.n or 1, [Tally() for _ in prompts]
     requests = [
         sampling_params.generate_message(body, prompt_on_wire(prompt), limits, body.logprobs) for prompt in prompts
     ]
     echoes = [await _echo(call, prompt) if body.echo else "" for prompt in prompts]
-    events = [answer_stream.events(one, tally) for one, tally in zip(requests, tallies, strict=True)]
+    events = [
+        answer_events(service, call.user, request, lambda prompt_end: PlainText(), tally)
+        for request, tally in zip(requests, tallies, strict=True)
+    ]
     head = CompletionReply(new_id("cmpl"), int(time.time()), model.name, [])
     if body.stream:
         return Stream(_chunks(_merged(events), head, tallies, body, echoes))
@@ -118,14 +107,14 @@ async def _chunks(
                 offsets[index] += len(text)
                 more = {"timings": Timings.of(tallies[place])} if body.timings_per_token else {}
                 yield chunk(CompletionChoice(index, text, None, logprobs), **more)
-            elif isinstance(one, Begin) and echoes[place]:
+            elif isinstance(one, Started) and echoes[place]:
                 for index in range(place * n, place * n + n):
                     yield chunk(CompletionChoice(index, echoes[place], None))
             elif isinstance(one, End):
                 end = CompletionChoice(place * n + one.index, "", one.reason)
                 yield chunk(end, timings=Timings.of(tallies[place]))
-            elif body.return_progress and not isinstance(one, Begin):
-                yield chunk(**progress(one))
+            elif body.return_progress and not isinstance(one, Started):
+                yield chunk(**progress(one, tallies[place]))
     if body.stream_options is not None and body.stream_options.include_usage:
         yield chunk(usage=Usage.of(tallies))
     yield DONE

@@ -10,11 +10,12 @@ import asyncio
 import itertools
 import time
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 
 import msgspec
 import zmq
+from msgspec import structs
 
 from dllama_zmq.bus import sockets
 from dllama_zmq.bus.client_messages import FROM_CLIENT, TO_CLIENT, Cancel, Error
@@ -40,8 +41,8 @@ class Mailbox:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    async def get(self, wait_s: float) -> Message | None:
-        """The next message; None if none arrives within `wait_s`. Raises the error that the front reports."""
+    async def get(self, wait_s: float) -> Message:
+        """The next message. Raises RootLost if none arrives within `wait_s`, or the error that the front reports."""
         if not self._messages:
             self._waiter = asyncio.get_running_loop().create_future()
             with suppress(TimeoutError):
@@ -49,7 +50,7 @@ class Mailbox:
                     await self._waiter
             self._waiter = None
             if not self._messages:
-                return None
+                raise RootLost(f"no message from the root for {wait_s:.0f} s: it is in a long step, or stuck")
         message = self._messages.popleft()
         if isinstance(message, Error):
             self.open = False
@@ -77,14 +78,14 @@ class Link:
         return not self._open
 
     @asynccontextmanager
-    async def request(self, make: Callable[[int], Message], cancels: bool = False) -> AsyncIterator[Mailbox]:
-        """Send `make(id)`. Its answers arrive in the mailbox until the block ends.
+    async def request(self, message: Message, cancels: bool = False) -> AsyncIterator[Mailbox]:
+        """Send `message`, whose id is set here. Its answers arrive in the mailbox until the block ends.
 
         cancels: the request is cancelled if the block ends while the mailbox is open. Raises RootLost if the front
         cannot be reached.
         """
         request_id = next(self._ids)
-        frames = _checked(make(request_id))
+        frames = _checked(structs.replace(message, id=request_id))
         await self._up()
         mailbox = self._open[request_id] = Mailbox(cancels)
         try:

@@ -36,17 +36,9 @@ class Tally:
     n_prompt: int = 0
     n_cached: int = 0
     n_tokens: int = 0
-    seed: int = 0
 
 
-@dataclass(slots=True)
-class Outcome:
-    """How the answers of a request ended."""
-
-    reasons: list[str] = field(default_factory=list)
-
-
-class Metrics:
+class Metrics(Collector):
     """The counters of one API server."""
 
     def __init__(self) -> None:
@@ -54,7 +46,7 @@ class Metrics:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = registry = CollectorRegistry()
         self._status: Status | None = None
-        registry.register(_OfCluster(self))
+        registry.register(self)
 
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"dllama_{name}", text, labels, registry=registry)
@@ -76,19 +68,20 @@ class Metrics:
         self._whole = histogram("request_seconds", "From a request to its end", _WAITS_S)
 
     @contextmanager
-    def request(self, tally: Tally) -> Iterator[Outcome]:
-        """Count a request for the duration of the block."""
-        outcome, failed = Outcome(), "cancelled"
+    def request(self, tally: Tally) -> Iterator[list[str]]:
+        """Count a request for the duration of the block, and its answers by the reasons that the block appends."""
+        reasons: list[str] = []
+        failed = "cancelled"
         self._open.inc()
         try:
-            yield outcome
+            yield reasons
             failed = ""
         except Exception:
             failed = "error"
             raise
         finally:
             self._open.dec()
-            for reason in [*outcome.reasons, *([failed] if failed else [])]:
+            for reason in [*reasons, *([failed] if failed else [])]:
                 self._ended.labels(reason).inc()
             self._prompt.inc(tally.n_prompt)
             self._cached.inc(tally.n_cached)
@@ -118,14 +111,6 @@ class Metrics:
         self._status = status
         return generate_latest(self._registry)
 
-
-class _OfCluster(Collector):
-    """A collector of the last status."""
-
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
-
     def collect(self) -> Iterator[Metric]:
-        """The collector's interface for prometheus_client."""
-        status = self._metrics._status
-        return iter(()) if status is None else cluster_metrics(status)
+        """The cluster's part: the interface of a Collector of prometheus_client."""
+        return iter(()) if self._status is None else cluster_metrics(self._status)

@@ -19,7 +19,8 @@ from dllama_zmq.errors import (
 
 logger = logging.getLogger(__name__)
 
-_RETRY_S = 2
+RETRY_S = 2
+"""Seconds after which a request may be tried again that came while nodes were missing or loading."""
 _BUSY_S = 1
 _TYPES = {
     400: "invalid_request_error",
@@ -80,7 +81,7 @@ class Problem(Exception):
         if isinstance(error, RequestError | ProtocolError):
             return cls(400, text)
         if isinstance(error, ClusterError) or (isinstance(error, BusError) and not isinstance(error, RemoteError)):
-            return cls(503, text, retry_s=_RETRY_S)
+            return cls(503, text, retry_s=RETRY_S)
         if isinstance(error, DllamaError):
             return cls(500, text)
         logger.error("a request failed", exc_info=error)
@@ -96,8 +97,3 @@ class Problem(Exception):
         """The body."""
         n_prompt, n_ctx = self.numbers or (msgspec.UNSET, msgspec.UNSET)
         return ErrorReply(ErrorBody(str(self), self.kind, self.param, self.status, n_prompt, n_ctx))
-
-
-def not_ready(why: str) -> Problem:
-    """The problem of a request that arrives while nodes are missing or loading."""
-    return Problem(503, why, retry_s=_RETRY_S)

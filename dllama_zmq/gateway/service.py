@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 from dllama_zmq.api_config import GatewaySettings
-from dllama_zmq.bus.client_messages import Queued, Started, Status, StatusRequest
+from dllama_zmq.bus.client_messages import Done, Generate, Queued, Started, Status, StatusRequest
 from dllama_zmq.bus.messages import Message
-from dllama_zmq.bus.text_messages import Model, ModelRequest
+from dllama_zmq.bus.prompts import Chat, text_on_wire
+from dllama_zmq.bus.text_messages import Embed, Embedding, Model, ModelRequest, Tokenize, Tokens
 from dllama_zmq.client import SILENCE_S
-from dllama_zmq.errors import DllamaError, ProtocolError, RootLost
+from dllama_zmq.errors import DllamaError, ProtocolError
 from dllama_zmq.gateway.link import Links
 from dllama_zmq.gateway.metrics import Metrics
-from dllama_zmq.gateway.problems import not_ready
+from dllama_zmq.gateway.problems import RETRY_S, Problem
 
 M = TypeVar("M", bound=Message)
 
@@ -43,30 +44,36 @@ class Service:
     _asking: asyncio.Task[None] | None = None
 
     async def ask(self, user: str, question: Message, answer: type[M], wait_s: float = _ANSWER_S) -> M:
-        """The answer to `question`, whose id is set here. Raises RootLost if none arrives within `wait_s`."""
-        async with self.links.of(user).request(_numbered(question)) as mailbox:
+        """The answer to `question`. Raises RootLost if none arrives within `wait_s`."""
+        async with self.links.of(user).request(question) as mailbox:
             message = await mailbox.get(wait_s)
-        if message is None:
-            raise RootLost(f"the root did not answer within {wait_s:.0f} s")
         if not isinstance(message, answer):
             raise ProtocolError(f"the root answered {type(question).__name__} with {type(message).__name__}")
         return message
 
-    async def follow(self, user: str, request: Message, answer: type[M]) -> M:
-        """The answer to a request that is queued. Raises Problem if nodes are missing when it arrives."""
-        begun, silence_s = False, SILENCE_S
-        async with self.links.of(user).request(_numbered(request), cancels=True) as mailbox:
-            while True:
+    async def tokens(self, user: str, chat: Chat) -> Tokens:
+        """The text that the chat template makes of a conversation, and its tokens."""
+        return await self.ask(user, Tokenize(1, text_on_wire(chat), None, True), Tokens)
+
+    async def follow(self, user: str, request: Generate | Embed) -> AsyncGenerator[Message, None]:
+        """The front's messages about a request that is queued, up to the end of its answers. Closing it cancels it.
+
+        Raises Problem if nodes are missing when it arrives, RootLost if the root is silent for longer than a step may
+        take, and the errors of `Client.generate`.
+        """
+        n_open, has_begun, silence_s = request.n if isinstance(request, Generate) else 1, False, SILENCE_S
+        async with self.links.of(user).request(request, cancels=True) as mailbox:
+            while n_open:
                 message = await mailbox.get(silence_s)
-                if isinstance(message, answer):
-                    mailbox.open = False
-                    return message
-                if message is None:
-                    raise RootLost(f"no message from the root for {silence_s:.0f} s: it is in a long step, or stuck")
-                if isinstance(message, Started):
-                    begun = True
-                elif isinstance(message, Queued) and message.note and not begun:
-                    raise not_ready(message.note)
+                if isinstance(message, Queued) and message.note and not has_begun:
+                    raise Problem(503, message.note, retry_s=RETRY_S)
+                if isinstance(message, Queued | Started):
+                    has_begun |= isinstance(message, Started)
+                    silence_s = max(SILENCE_S, message.silence_s)
+                elif isinstance(message, Done | Embedding):
+                    n_open -= 1
+                    mailbox.open = n_open > 0
+                yield message
 
     async def model(self) -> Model:
         """The cluster's model; it never changes."""
@@ -109,9 +116,3 @@ class Service:
         if silent_s < self.settings.step_s:
             return ""
         return f"the root has been in one step for {silent_s:.0f} s, longer than limits.step_s: it is slow or stuck"
-
-
-def _numbered(message: Message) -> Callable[[int], Message]:
-    """A function that sets the id of `message`."""
-    fields = {name: getattr(message, name) for name in message.__struct_fields__}
-    return lambda number: type(message)(**(fields | {"id": number}))

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct
 
 from dllama_zmq import __version__
-from dllama_zmq.bus.prompts import Chat, prompt_on_wire, text_on_wire
+from dllama_zmq.bus.prompts import prompt_on_wire, text_on_wire
 from dllama_zmq.bus.text_messages import Detokenize, Detokenized, Embed, Embedding, Tokenize, Tokens
 from dllama_zmq.gateway.chat import conversation
 from dllama_zmq.gateway.endpoint import Call, Reply
@@ -111,12 +111,7 @@ async def detokenize(call: Call[DetokenizeRequest]) -> Reply:
 async def apply_template(call: Call[ChatRequest]) -> Reply:
     """The text that the chat template makes of a conversation."""
     chat = conversation(call.body, (await call.service.model()).template)
-    return Reply(TemplateReply(await rendered(call, chat)))
-
-
-async def rendered(call: Call[Any], chat: Chat) -> str:
-    """A conversation as text."""
-    return (await call.service.ask(call.user, Tokenize(1, text_on_wire(chat), None, True), Tokens)).text
+    return Reply(TemplateReply((await call.service.tokens(call.user, chat)).text))
 
 
 async def embeddings(call: Call[EmbeddingsRequest]) -> Reply:
@@ -127,7 +122,8 @@ async def embeddings(call: Call[EmbeddingsRequest]) -> Reply:
         raise Problem(400, f"dimensions is {body.dimensions}; this model's embeddings have {model.dim}", "dimensions")
     entries, n_tokens = [], 0
     for index, prompt in enumerate(prompts_of(body.input, "input")):
-        found = await service.follow(call.user, Embed(1, prompt_on_wire(prompt)), Embedding)
+        request = Embed(1, prompt_on_wire(prompt))
+        (found,) = [one async for one in service.follow(call.user, request) if isinstance(one, Embedding)]
         n_tokens += found.prompt_tokens
         as_text = body.encoding_format == "base64"
         values = base64.b64encode(array("f", found.values).tobytes()).decode() if as_text else found.values

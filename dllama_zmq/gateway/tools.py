@@ -7,8 +7,7 @@ from typing import Any
 
 from msgspec import structs, to_builtins
 
-from dllama_zmq.bus.prompts import Chat, text_on_wire
-from dllama_zmq.bus.text_messages import Tokenize, Tokens
+from dllama_zmq.bus.prompts import Chat
 from dllama_zmq.chat import AnswerGrammars, may_think
 from dllama_zmq.gateway.endpoint import Call
 from dllama_zmq.gateway.problems import Problem
@@ -56,7 +55,7 @@ async def grammar_for(
     model = await call.service.model()
     end = ""
     if may_think(model.template):
-        end = (await call.service.ask(call.user, Tokenize(1, text_on_wire(chat), None, True), Tokens)).text[-256:]
+        end = (await call.service.tokens(call.user, chat)).text[-256:]
     grammars = AnswerGrammars(model.template, end, model.specials)
     if isinstance(choice, NamedTool):
         tools = [tool for tool in tools if tool["function"]["name"] == choice.function.name]

@@ -6,8 +6,9 @@ import json
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
+from dllama_zmq.bus.client_messages import Started
 from dllama_zmq.chat import Delta
-from dllama_zmq.gateway.answer_stream import Begin, End, Output
+from dllama_zmq.gateway.answer_stream import End, Output
 from dllama_zmq.gateway.chat import Answer, Collected, answer_of, collected, n_prompt_tokens
 from dllama_zmq.gateway.endpoint import Call, ErrorForm, Reply, Stream
 from dllama_zmq.gateway.messages.replies import (
@@ -74,7 +75,7 @@ async def _events(answer: Answer) -> AsyncGenerator[bytes, None]:
     blocks, tally = _Blocks(), answer.tally
     async with aclosing(answer.events) as events:
         async for one in events:
-            if isinstance(one, Begin):
+            if isinstance(one, Started):
                 begun = MessageReply(item_id("msg"), answer.model, [], None, Usage.of(tally))
                 yield event(MessageStart(begun))
             elif isinstance(one, Output):

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
+from dllama_zmq.bus.client_messages import Started
 from dllama_zmq.chat import Delta
-from dllama_zmq.gateway.answer_stream import Begin, End, Output
+from dllama_zmq.gateway.answer_stream import End, Output
 from dllama_zmq.gateway.chat import Answer, answer_of, n_prompt_tokens
 from dllama_zmq.gateway.endpoint import Call, Reply, Stream
 from dllama_zmq.gateway.problems import Problem
@@ -38,7 +39,7 @@ async def _events(answer: Answer, response: ResponseReply, items: Items) -> Asyn
     """The events of a response; the last one has the whole response."""
     async with aclosing(answer.events) as events:
         async for one in events:
-            if isinstance(one, Begin):
+            if isinstance(one, Started):
                 yield items.response("created", response)
                 yield items.response("in_progress", response)
             elif isinstance(one, Output):
