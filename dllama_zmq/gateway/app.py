@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -14,11 +13,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Scope
 
 from dllama_zmq.gateway import about, chat, replies, texts
 from dllama_zmq.gateway.completions import completions
-from dllama_zmq.gateway.endpoint import JSON, OPENAI, Call, Endpoint, ErrorForm, Reply
+from dllama_zmq.gateway.endpoint import OPENAI, Call, Endpoint, ErrorForm, Reply, Resource, error_response
 from dllama_zmq.gateway.gate import LOCAL_ORIGIN, REQUEST_ID, Gate
 from dllama_zmq.gateway.messages.replies import CountReply, MessageReply
 from dllama_zmq.gateway.messages.requests import CountRequest, MessagesRequest
@@ -26,7 +25,6 @@ from dllama_zmq.gateway.messages.route import ERRORS, count_tokens, messages
 from dllama_zmq.gateway.openapi import openapi
 from dllama_zmq.gateway.problems import Problem
 from dllama_zmq.gateway.requests import ChatRequest, CompletionRequest
-from dllama_zmq.gateway.resources import Resource
 from dllama_zmq.gateway.responses.replies import ResponseReply
 from dllama_zmq.gateway.responses.requests import ResponsesRequest
 from dllama_zmq.gateway.responses.route import input_tokens, responses
@@ -36,12 +34,16 @@ PAGE = Path(__file__).parent / "page"
 HEALTH = ["/health", "/v1/health"]
 _PAGE_PATHS = {"/", *(f"/{path.relative_to(PAGE)}" for path in PAGE.rglob("*") if path.is_file())}
 
-_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
-    "font-src 'self'; manifest-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
-    "require-trusted-types-for 'script'; trusted-types 'none'"
-)
-
+_PAGE_HEADERS = {
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+        "font-src 'self'; manifest-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+        "require-trusted-types-for 'script'; trusted-types 'none'"
+    ),
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-cache",
+}
 
 _CHAT = ["/v1/chat/completions", "/chat/completions"]
 _CHAT_TOKENS = [f"{path}/input_tokens" for path in _CHAT]
@@ -88,9 +90,7 @@ def errors_at(path: str) -> ErrorForm:
 def application(service: Service) -> Starlette:
     """The application for `service`."""
     routes: list[BaseRoute] = [
-        Route(path, Endpoint(service, one.handler, one.takes, one.errors), methods=[one.method])
-        for one in ROUTES
-        for path in one.paths
+        Route(path, Endpoint(service, one), methods=[one.method]) for one in ROUTES for path in one.paths
     ]
     routes.append(Mount("/", _Page(directory=PAGE, html=True, check_dir=False)))
     settings = service.settings
@@ -116,19 +116,10 @@ def application(service: Service) -> Starlette:
 class _Page(StaticFiles):
     """The files of the web page, with a policy that lets it run only its own scripts."""
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def guarded(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                more = {
-                    "content-security-policy": _POLICY,
-                    "x-content-type-options": "nosniff",
-                    "referrer-policy": "no-referrer",
-                    "cache-control": "no-cache",
-                }
-                message["headers"] = [*message["headers"], *((k.encode(), v.encode()) for k, v in more.items())]
-            await send(message)
-
-        await super().__call__(scope, receive, guarded)
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        response = await super().get_response(path, scope)
+        response.headers.update(_PAGE_HEADERS)
+        return response
 
 
 async def _refused(request: Request, error: Exception) -> Response:
@@ -140,14 +131,10 @@ async def _refused(request: Request, error: Exception) -> Response:
         if isinstance(route, Route) and route.path_regex.match(path):
             methods |= route.methods or set()
     allowed = ", ".join(sorted(methods))
-    if status in (
-        404,
-        405,
-    ):  # the page's files are mounted below every path, so only here are they distinguished from routes
+    if status in (404, 405):  # the page's files lie below every path, so only here are they told apart from routes
         status = 405 if methods else 404
     if status == 405:
         problem = Problem(405, f"{path:.200} is used with {allowed}, not {request.method:.20}")
     else:
         problem = Problem(status, f"there is no {path:.200} here" if status == 404 else error.detail)
-    headers = problem.headers | ({"allow": allowed} if status == 405 else {})
-    return Response(msgspec.json.encode(errors_at(path).body(problem)), problem.status, headers, JSON)
+    return error_response(errors_at(path), problem, {"allow": allowed} if status == 405 else {})

@@ -37,7 +37,7 @@ from dllama_zmq.gateway.replies import (
     Usage,
     new_id,
 )
-from dllama_zmq.gateway.requests import ChatRequest, Message
+from dllama_zmq.gateway.requests import ChatRequest, Message, text_of
 from dllama_zmq.gateway.tools import grammar_for, offered
 
 DONE = b"data: [DONE]\n\n"
@@ -131,16 +131,7 @@ def message_of(message: Message, place: int) -> dict[str, Any]:
     if message.role == "function":  # OpenAI's older name
         fields["role"] = "tool"
     if isinstance(message.content, list):
-        where = f"messages[{place}].content"
-        texts = []
-        for number, part in enumerate(message.content):
-            text = part.refusal if part.type == "refusal" else part.text
-            if part.type not in ("text", "input_text", "output_text", "refusal") or text is None:
-                raise Problem(
-                    400, f"{where}[{number}]: a part of type {part.type!r:.40}; this server reads only text", where
-                )
-            texts.append(text)
-        fields["content"] = "".join(texts)
+        fields["content"] = text_of(message.content, f"messages[{place}].content")
     elif message.content is None:
         if message.role != "assistant":
             raise Problem(400, f"messages[{place}].content is missing", f"messages[{place}].content")

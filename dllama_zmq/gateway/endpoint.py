@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
 import msgspec
 from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from dllama_zmq.gateway.problems import ErrorReply, Problem
@@ -76,13 +78,37 @@ class ErrorForm:
 OPENAI = ErrorForm()
 
 
-class Endpoint:
-    """An ASGI application around a handler."""
+def error_response(form: ErrorForm, problem: Problem, headers: Mapping[str, str] = MappingProxyType({})) -> Response:
+    """An error as a whole answer, with additional headers."""
+    body = msgspec.json.encode(form.body(problem))
+    return Response(body, problem.status, {**problem.headers, **headers}, JSON)
 
-    def __init__(self, service: Service, handler: Handler, body: Any = None, errors: ErrorForm = OPENAI) -> None:
-        """body: the type of the request's JSON; None: it has no body."""
-        self._service, self._handler, self._errors = service, handler, errors
-        self._decoder = None if body is None else msgspec.json.Decoder(body)
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """A route of the API. takes: the type of the body; None: a GET. gives: the type of the answer. streams: the type of
+    an event's data.
+    """
+
+    paths: Sequence[str]
+    handler: Handler
+    takes: Any = None
+    gives: Any = None
+    streams: Any = None
+    errors: ErrorForm = OPENAI
+
+    @property
+    def method(self) -> str:
+        """Of HTTP."""
+        return "GET" if self.takes is None else "POST"
+
+
+class Endpoint:
+    """The ASGI application of a resource."""
+
+    def __init__(self, service: Service, resource: Resource) -> None:
+        self._service, self._handler, self._errors = service, resource.handler, resource.errors
+        self._decoder = None if resource.takes is None else msgspec.json.Decoder(resource.takes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""

@@ -13,11 +13,10 @@ import secrets
 from collections.abc import Callable, Collection, Sequence
 from urllib.parse import urlsplit
 
-import msgspec
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from dllama_zmq.gateway.endpoint import ErrorForm
+from dllama_zmq.gateway.endpoint import ErrorForm, error_response
 from dllama_zmq.gateway.problems import Problem
 
 LOCAL_ORIGIN = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d{1,5})?"
@@ -65,11 +64,7 @@ class Gate:
             scope.setdefault("state", {})["user"] = self._user(scope, headers)
             await self._app(scope, receive, named)
             return
-        body = msgspec.json.encode(self._errors_at(scope["path"]).body(problem))
-        answer = {"content-type": "application/json", "content-length": str(len(body)), **problem.headers}
-        encoded = [(name.encode(), value.encode()) for name, value in answer.items()]
-        await named({"type": "http.response.start", "status": problem.status, "headers": encoded})
-        await named({"type": "http.response.body", "body": body})
+        await error_response(self._errors_at(scope["path"]), problem)(scope, receive, named)
 
     def _problem(self, scope: Scope, headers: Headers) -> Problem | None:
         """Why this request is refused; None if it is not."""

@@ -10,8 +10,7 @@ from typing import Any
 import msgspec
 
 from dllama_zmq import __version__
-from dllama_zmq.gateway.endpoint import EVENT_STREAM, JSON
-from dllama_zmq.gateway.resources import Resource
+from dllama_zmq.gateway.endpoint import EVENT_STREAM, JSON, Resource
 
 _TEMPLATE = "#/components/schemas/{name}"
 

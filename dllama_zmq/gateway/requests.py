@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, TypeVar
 
 from msgspec import Meta, Struct
 
@@ -12,6 +13,8 @@ TokenId = Annotated[int, Meta(ge=0, le=1 << 31)]
 _Number = Annotated[float, Meta(ge=-1e9, le=1e9)]
 _Whole = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 _Tokens = Annotated[int, Meta(ge=-1, le=1 << 31)]
+_TEXT_PARTS = ("text", "input_text", "output_text", "refusal", "reasoning_text", "summary_text")
+T = TypeVar("T")
 
 
 class StreamOptions(Struct):
@@ -87,6 +90,28 @@ class Part(Struct):
     type: str
     text: str | None = None
     refusal: str | None = None
+
+
+def text_of(parts: str | Sequence[Part], where: str) -> str:
+    """The joined text of the parts. Raises Problem, with `where`, for a part that is no text."""
+    if isinstance(parts, str):
+        return parts
+    texts = []
+    for place, part in enumerate(parts):
+        text = part.refusal if part.type == "refusal" else part.text
+        if part.type not in _TEXT_PARTS or text is None:
+            raise Problem(
+                400, f"{where}[{place}]: a part of type {part.type!r:.40}; this server reads only text", where
+            )
+        texts.append(text)
+    return "".join(texts)
+
+
+def given(value: T | None, where: str, name: str) -> T:
+    """`value`, the field `name` of the item at `where`. Raises Problem if it is missing."""
+    if value is None:
+        raise Problem(400, f"{where}.{name} is missing", where)
+    return value
 
 
 class Function(Struct):

@@ -11,7 +11,7 @@ import pytest
 
 from dllama_zmq.api_config import ApiLimits
 from dllama_zmq.gateway import endpoint
-from dllama_zmq.gateway.endpoint import Call, Endpoint, Stream
+from dllama_zmq.gateway.endpoint import Call, Endpoint, Resource, Stream
 from dllama_zmq.gateway.problems import Problem
 
 PATH = {"type": "http", "path": "/x", "method": "GET", "headers": [], "state": {"user": "me"}}
@@ -48,7 +48,7 @@ def sent_by(events: Callable[[Sent], AsyncGenerator[bytes, None]], n_read: int |
         service: Any = SimpleNamespace(
             settings=SimpleNamespace(limits=ApiLimits()), metrics=SimpleNamespace(response=lambda route, status: None)
         )
-        task = asyncio.ensure_future(Endpoint(service, handler)(dict(PATH), receive, send))
+        task = asyncio.ensure_future(Endpoint(service, Resource(["/x"], handler))(dict(PATH), receive, send))
         async with asyncio.timeout(WAIT_S):
             await task
 

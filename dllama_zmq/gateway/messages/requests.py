@@ -20,6 +20,7 @@ from dllama_zmq.gateway.requests import (
     ResponseFormat,
     Signature,
     Tool,
+    given,
 )
 
 
@@ -133,15 +134,15 @@ def messages_of(turn: Turn, where: str) -> list[Message]:
     for place, block in enumerate(turn.content):
         here = f"{where}[{place}]"
         if block.type == "text":
-            texts.append(_given(block.text, here, "text"))
+            texts.append(given(block.text, here, "text"))
         elif block.type == "tool_result" and turn.role == "user":
             text = text_of(block.content or "", f"{here}.content")
-            results.append(Message("tool", text, tool_call_id=_given(block.tool_use_id, here, "tool_use_id")))
+            results.append(Message("tool", text, tool_call_id=given(block.tool_use_id, here, "tool_use_id")))
         elif block.type == "tool_use" and turn.role == "assistant":
             arguments = json.dumps(block.input or {}, ensure_ascii=False)
-            calls.append(Called(Function(_given(block.name, here, "name"), arguments), _given(block.id, here, "id")))
+            calls.append(Called(Function(given(block.name, here, "name"), arguments), given(block.id, here, "id")))
         elif block.type == "thinking" and turn.role == "assistant":
-            thoughts.append(_given(block.thinking, here, "thinking"))
+            thoughts.append(given(block.thinking, here, "thinking"))
         elif block.type != "redacted_thinking":
             raise Problem(400, f"{here}: a block of type {block.type:.40} in a message of the {turn.role}", where)
     said = Message(turn.role, "".join(texts), tool_calls=calls or None, reasoning_content="".join(thoughts) or None)
@@ -155,13 +156,7 @@ def text_of(content: str | list[Block], where: str) -> str:
     for place, block in enumerate(content):
         if block.type != "text":
             raise Problem(400, f"{where}[{place}]: a {block.type:.40} block; this server reads only text", where)
-    return "".join(_given(block.text, f"{where}[{place}]", "text") for place, block in enumerate(content))
-
-
-def _given(value: str | None, where: str, name: str) -> str:
-    if value is None:
-        raise Problem(400, f"{where}.{name} is missing", where)
-    return value
+    return "".join(given(block.text, f"{where}[{place}]", "text") for place, block in enumerate(content))
 
 
 def _tool(tool: ToolSignature, place: int) -> Tool:
@@ -176,7 +171,7 @@ def _choice(choice: ToolChoice | None) -> Literal["auto", "none", "required"] | 
     if choice is None:
         return None
     if choice.type == "tool":
-        return NamedTool(Named(_given(choice.name, "tool_choice", "name")))
+        return NamedTool(Named(given(choice.name, "tool_choice", "name")))
     return "required" if choice.type == "any" else choice.type
 
 

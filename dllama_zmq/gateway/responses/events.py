@@ -39,44 +39,38 @@ class Items:
 
     def take(self, delta: Delta, logprobs: Sequence[TokenLogprob]) -> bytes:
         """The events for new text, thinking or a call."""
+        added = b""
         if delta.tool is not None:
-            added = b""
             if delta.tool.id:
                 added = self._add(CallItem(item_id("fc"), delta.tool.id, delta.tool.name))
             assert isinstance(self._open, CallItem)
             self._open.arguments += delta.tool.arguments
-            return added + self._grow("response.function_call_arguments.delta", delta=delta.tool.arguments)
-        if delta.reasoning:
-            added = b"" if isinstance(self._open, ReasoningItem) else self._add(ReasoningItem(item_id("rs")))
-            assert isinstance(self._open, ReasoningItem)
-            self._open.content[0].text += delta.reasoning
-            return added + self._grow("response.reasoning_text.delta", content_index=0, delta=delta.reasoning)
-        added = b"" if isinstance(self._open, MessageItem) else self._add(MessageItem(item_id("msg")))
-        assert isinstance(self._open, MessageItem)
-        self._open.content[0].text += delta.content
-        self._open.content[0].logprobs += logprobs
-        return added + self._grow(
-            "response.output_text.delta", content_index=0, delta=delta.content, logprobs=list(logprobs)
-        )
+            return added + self._grow("function_call_arguments.delta", delta=delta.tool.arguments)
+        kind, prefix = (ReasoningItem, "rs") if delta.reasoning else (MessageItem, "msg")
+        if not isinstance(self._open, kind):
+            added = self._add(kind(item_id(prefix)))
+        assert isinstance(self._open, ReasoningItem | MessageItem)
+        part, text = self._open.content[0], delta.reasoning or delta.content
+        part.text += text
+        if isinstance(part, ReasoningText):
+            return added + self._grow("reasoning_text.delta", content_index=0, delta=text)
+        part.logprobs += logprobs
+        return added + self._grow("output_text.delta", content_index=0, delta=text, logprobs=list(logprobs))
 
     def close(self, is_cut: bool = False) -> bytes:
         """The end of the open item, if there is one."""
         item = self._open
         if item is None:
             return b""
-        events = b""
         if isinstance(item, CallItem):
-            events = self._grow("response.function_call_arguments.done", arguments=item.arguments)
-        elif isinstance(item, MessageItem):
-            part: OutputText | ReasoningText = item.content[0]
-            events = self._grow(
-                "response.output_text.done", content_index=0, text=part.text, logprobs=item.content[0].logprobs
-            ) + self._grow("response.content_part.done", content_index=0, part=part)
+            events = self._grow("function_call_arguments.done", arguments=item.arguments)
         else:
             part = item.content[0]
-            events = self._grow("response.reasoning_text.done", content_index=0, text=part.text) + self._grow(
-                "response.content_part.done", content_index=0, part=part
-            )
+            if isinstance(part, ReasoningText):
+                events = self._grow("reasoning_text.done", content_index=0, text=part.text)
+            else:
+                events = self._grow("output_text.done", content_index=0, text=part.text, logprobs=part.logprobs)
+            events += self._grow("content_part.done", content_index=0, part=part)
         item.status = "incomplete" if is_cut else "completed"
         events += self._event("response.output_item.done", output_index=len(self.done), item=item)
         self.done.append(item)
@@ -84,20 +78,19 @@ class Items:
         return events
 
     def _add(self, item: OutputItem) -> bytes:
+        """The events of a new item, and of its part if it is of text. It is shown without the part first."""
         events = self.close()
         self._open = item
         events += self._event("response.output_item.added", output_index=len(self.done), item=item)
-        if isinstance(item, MessageItem):
-            item.content.append(OutputText())
-            events += self._grow("response.content_part.added", content_index=0, part=item.content[0])
-        elif isinstance(item, ReasoningItem):
-            item.content.append(ReasoningText())
-            events += self._grow("response.content_part.added", content_index=0, part=item.content[0])
+        if not isinstance(item, CallItem):
+            part = ReasoningText() if isinstance(item, ReasoningItem) else OutputText()
+            item.content.append(part)  # type: ignore[arg-type]
+            events += self._grow("content_part.added", content_index=0, part=part)
         return events
 
     def _grow(self, kind: str, **fields: Any) -> bytes:
         assert self._open is not None
-        return self._event(kind, item_id=self._open.id, output_index=len(self.done), **fields)
+        return self._event(f"response.{kind}", item_id=self._open.id, output_index=len(self.done), **fields)
 
     def _event(self, kind: str, **fields: Any) -> bytes:
         self._number += 1

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from msgspec import Struct, field
 
-from dllama_zmq.bus.client_messages import Logprob
 from dllama_zmq.gateway.metrics import Tally
 from dllama_zmq.gateway.replies import TokenLogprob, item_id
 from dllama_zmq.gateway.responses.requests import FunctionTool, Reasoning, ResponsesRequest, TextFormat, ToolChoice
@@ -142,8 +140,3 @@ def response_to(body: ResponsesRequest, model: str, created: int) -> ResponseRep
         top_p=body.top_p,
         user=body.user,
     )
-
-
-def logprobs_of(logprobs: Sequence[Sequence[Logprob]]) -> list[TokenLogprob]:
-    """The log-probabilities of some tokens."""
-    return [TokenLogprob.of(one) for one in logprobs]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from msgspec import Meta, Struct, structs
+from msgspec import Meta, Struct
 
 from dllama_zmq.gateway.problems import Problem
 from dllama_zmq.gateway.requests import (
@@ -21,6 +21,8 @@ from dllama_zmq.gateway.requests import (
     ResponseFormat,
     Signature,
     Tool,
+    given,
+    text_of,
 )
 
 LOGPROBS = "message.output_text.logprobs"
@@ -109,7 +111,7 @@ def as_chat(body: ResponsesRequest) -> ChatRequest:
     choice, tools = _choice(body.tool_choice, tools)
     options = {name: getattr(body, name) for name in Options.__struct_fields__}
     request = ChatRequest(
-        **options,
+        **options | {"n": 1},
         messages=[*([Message("system", body.instructions)] if body.instructions else []), *_messages(body.input)],
         tools=tools or None,
         tool_choice=choice,
@@ -121,7 +123,6 @@ def as_chat(body: ResponsesRequest) -> ChatRequest:
         chat_template_kwargs=body.chat_template_kwargs,
         add_generation_prompt=True,
     )
-    request = structs.replace(request, n=1)
     form = body.text.format if body.text is not None else None
     if form is not None and form.type != "text":
         if form.type == "json_schema" and form.schema is None:
@@ -138,34 +139,33 @@ def _require_stateless(body: ResponsesRequest) -> None:
         raise Problem(400, "background: this server answers in the request itself, whole or as a stream", "background")
 
 
-def _messages(given: str | Sequence[Item]) -> list[Message]:
+def _messages(items: str | Sequence[Item]) -> list[Message]:
     """The conversation. A call belongs to the assistant's message before it, reasoning to the message after it."""
-    if isinstance(given, str):
-        return [Message("user", given)]
+    if isinstance(items, str):
+        return [Message("user", items)]
     messages: list[Message] = []
     thoughts: str | None = None
-    for place, item in enumerate(given):
+    for place, item in enumerate(items):
         where = f"input[{place}]"
         kind = item.type or "message"
         if kind == "reasoning":
-            parts = item.content or item.summary or ""
-            thoughts = _text_of(parts, where) or None
+            thoughts = text_of(item.content or item.summary or "", where) or None
         elif kind == "message":
             if item.role is None:
                 raise Problem(400, f"{where}.role is missing", where)
             own = thoughts if item.role == "assistant" else None
-            messages.append(Message(item.role, _text_of(item.content or "", where), reasoning_content=own))
+            messages.append(Message(item.role, text_of(item.content or "", where), reasoning_content=own))
             thoughts = None
         elif kind == "function_call":
             if not messages or messages[-1].role != "assistant":
                 messages.append(Message("assistant", reasoning_content=thoughts))
                 thoughts = None
-            function = Function(_given(item.name, where, "name"), _given(item.arguments, where, "arguments"))
-            call = Called(function, _given(item.call_id, where, "call_id"))
+            function = Function(given(item.name, where, "name"), given(item.arguments, where, "arguments"))
+            call = Called(function, given(item.call_id, where, "call_id"))
             messages[-1].tool_calls = [*(messages[-1].tool_calls or []), call]
         elif kind == "function_call_output":
-            text = _text_of(item.output or "", where)
-            messages.append(Message("tool", text, tool_call_id=_given(item.call_id, where, "call_id")))
+            text = text_of(item.output or "", where)
+            messages.append(Message("tool", text, tool_call_id=given(item.call_id, where, "call_id")))
         else:
             raise Problem(
                 400,
@@ -176,30 +176,12 @@ def _messages(given: str | Sequence[Item]) -> list[Message]:
     return messages
 
 
-def _text_of(content: str | Sequence[Part], where: str) -> str:
-    if isinstance(content, str):
-        return content
-    texts = []
-    for place, part in enumerate(content):
-        text = part.refusal if part.type == "refusal" else part.text
-        if text is None:
-            raise Problem(400, f"{where}[{place}]: a part of type {part.type:.40}; this server reads only text", where)
-        texts.append(text)
-    return "".join(texts)
-
-
-def _given(value: str | None, where: str, name: str) -> str:
-    if value is None:
-        raise Problem(400, f"{where}.{name} is missing", where)
-    return value
-
-
 def _tool(tool: FunctionTool, place: int) -> Tool:
     if tool.type != "function":
         raise Problem(
             400, f"tools[{place}]: a tool of type {tool.type:.40}; this server calls functions of the client", "tools"
         )
-    name = _given(tool.name, f"tools[{place}]", "name")
+    name = given(tool.name, f"tools[{place}]", "name")
     return Tool(Signature(name, tool.description, tool.parameters, tool.strict))
 
 
@@ -210,7 +192,7 @@ def _choice(
     if not isinstance(choice, ToolChoice):
         return choice, tools  # type: ignore[return-value]
     if choice.type == "function":
-        return NamedTool(Named(_given(choice.name, "tool_choice", "name"))), tools
+        return NamedTool(Named(given(choice.name, "tool_choice", "name"))), tools
     if choice.type == "allowed_tools":
         allowed = {tool.name for tool in choice.tools or []}
         return choice.mode or "auto", [tool for tool in tools if tool.function.name in allowed]

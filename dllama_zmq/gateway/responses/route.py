@@ -11,9 +11,9 @@ from dllama_zmq.gateway.answer_stream import End, Output
 from dllama_zmq.gateway.chat import Answer, answer_of, n_prompt_tokens
 from dllama_zmq.gateway.endpoint import Call, Reply, Stream
 from dllama_zmq.gateway.problems import Problem
-from dllama_zmq.gateway.replies import InputTokens
+from dllama_zmq.gateway.replies import InputTokens, TokenLogprob
 from dllama_zmq.gateway.responses.events import Items
-from dllama_zmq.gateway.responses.replies import ResponseReply, logprobs_of, response_to
+from dllama_zmq.gateway.responses.replies import ResponseReply, response_to
 from dllama_zmq.gateway.responses.requests import ResponsesRequest, as_chat
 
 
@@ -43,7 +43,7 @@ async def _events(answer: Answer, response: ResponseReply, items: Items) -> Asyn
                 yield items.response("created", response)
                 yield items.response("in_progress", response)
             elif isinstance(one, Output):
-                logprobs = logprobs_of(one.logprobs)
+                logprobs = [TokenLogprob.of(token) for token in one.logprobs]
                 for delta in one.deltas or [Delta()]:
                     yield items.take(delta, logprobs)
                     logprobs = []
