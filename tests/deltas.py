@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from dllama_zmq.chat import Delta, parser_for
+from dllama_zmq.chat import AnswerParser, Delta
 
 
 def joined(deltas: Iterable[Delta]) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def parsed(
     cuts: Iterable[int] = (),
 ) -> dict[str, Any]:
     """An answer that comes in pieces, cut at these places."""
-    parser = parser_for(template, prompt_end, tools)
+    parser = AnswerParser(template, prompt_end, tools)
     places = sorted({0, len(text), *(cut for cut in cuts if cut < len(text))})
     deltas = [delta for start, end in pairwise(places) for delta in parser.push(text[start:end])]
     deltas += parser.finish()

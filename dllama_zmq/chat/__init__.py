@@ -5,7 +5,7 @@ Pure: knows texts; knows no tokens, files or sockets.
 
 from dllama_zmq.chat.deltas import Delta, ToolDelta
 from dllama_zmq.chat.history import for_template
-from dllama_zmq.chat.parser import AnswerParser, needs_specials, parser_for
+from dllama_zmq.chat.parser import AnswerParser, needs_specials
 from dllama_zmq.chat.tool_grammars import AnswerGrammars, may_think
 
 __all__ = [
@@ -16,5 +16,4 @@ __all__ = [
     "for_template",
     "may_think",
     "needs_specials",
-    "parser_for",
 ]

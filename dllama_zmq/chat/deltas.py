@@ -6,8 +6,8 @@ import secrets
 import string
 from dataclasses import dataclass
 
-_ID_CHARACTERS = string.ascii_letters + string.digits
-_ID_LENGTH = 9  # Mistral's templates accept no other length, and other templates accept any
+ID_CHARACTERS = string.ascii_letters + string.digits
+ID_LENGTH = 9  # Mistral's templates accept no other length, and other templates accept any
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class Collector:
         self._drops = self.n_calls > 0 and not self._parallel
         if self._drops:
             return
-        identity = "".join(secrets.choice(_ID_CHARACTERS) for _ in range(_ID_LENGTH))
+        identity = "".join(secrets.choice(ID_CHARACTERS) for _ in range(ID_LENGTH))
         self._add(Delta(tool=ToolDelta(self.n_calls, identity, name)))
         self.n_calls += 1
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import string
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from dllama_zmq.chat.deltas import ID_CHARACTERS, ID_LENGTH
 from dllama_zmq.chat.families import family_of
 
 Message = dict[str, Any]
@@ -21,8 +21,6 @@ _WRITES_JSON = re.compile(r"arguments['\"]?\]?\s*\|\s*tojson")
 """A template that writes arguments as JSON reads them as an object."""
 
 _THINKING_PARTS = "'thinking'"  # the name, in Mistral's templates, of the part of a message that is thinking
-_ID_LENGTH = 9
-_ALPHABET = string.digits + string.ascii_letters
 
 
 def for_template(
@@ -101,10 +99,10 @@ def _with_short_ids(message: Message) -> Message:
 
 
 def _short(identity: str) -> str:
-    if len(identity) == _ID_LENGTH and identity.isascii() and identity.isalnum():
+    if len(identity) == ID_LENGTH and identity.isascii() and identity.isalnum():
         return identity
     digest = hashlib.sha256(identity.encode("utf-8", "replace")).digest()
-    return "".join(_ALPHABET[byte % len(_ALPHABET)] for byte in digest[:_ID_LENGTH])
+    return "".join(ID_CHARACTERS[byte % len(ID_CHARACTERS)] for byte in digest[:ID_LENGTH])
 
 
 def _one_call_each(messages: Sequence[Message]) -> Iterator[Message]:

@@ -18,6 +18,11 @@ def well_formed(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
+def quoted(text: str) -> str:
+    """The text as a JSON string."""
+    return json.dumps(text, ensure_ascii=False)
+
+
 def read_string(reader: Reader) -> Reading[str | None]:
     """Read a string and return its value; None if the next text is no JSON string."""
     if (yield from reader.character()) != '"':

@@ -13,10 +13,11 @@ from dllama_zmq.chat.thinking import read_thinking, thinking_of
 
 
 class AnswerParser:
-    """Takes an answer's text piece by piece.
+    """Takes the text of an answer to a prompt that ends with `prompt_end`, piece by piece.
 
     The joined deltas do not depend on where it is cut. Only marks, and white space around thinking and calls, are
-    dropped.
+    dropped. template: the text of the model's chat template; "" for none. tools: those of the request; without tools,
+    what looks like a call is text. parallel: whether several calls are allowed; else those after the first are dropped.
     """
 
     def __init__(
@@ -51,17 +52,6 @@ class AnswerParser:
         thinking = thinking_of(template)
         yield from read_thinking(self._reader, self._out, thinking, thinking.is_open(prompt_end))
         yield from self._read(self._reader, self._out, tools)
-
-
-def parser_for(
-    template: str, prompt_end: str, tools: Sequence[Mapping[str, Any]] | None, parallel: bool = True
-) -> AnswerParser:
-    """A parser of one answer to a prompt that ends with `prompt_end`, for a model with this chat template.
-
-    template: its text; "" for none. tools: those of the request; without tools, what looks like a call is text.
-    parallel: whether several calls are allowed; else those after the first are dropped.
-    """
-    return AnswerParser(template, prompt_end, tools, parallel)
 
 
 def needs_specials(template: str, tools: Sequence[Mapping[str, Any]] | None) -> bool:

@@ -6,6 +6,7 @@ import json
 
 from dllama_zmq.chat.calls import Tools
 from dllama_zmq.chat.deltas import Collector
+from dllama_zmq.chat.json_text import quoted
 from dllama_zmq.chat.reader import Reader, Reading
 
 
@@ -23,7 +24,7 @@ def read_tagged_call(reader: Reader, out: Collector, tools: Tools, any_name: boo
     while (yield from reader.take("<parameter=")):
         key = yield from reader.word()
         yield from reader.take(">")
-        out.arguments(f"{opening}{_quoted(key)}: ")
+        out.arguments(f"{opening}{quoted(key)}: ")
         opening = ", "
         is_whole = yield from _read_argument(reader, out, tools.type_of(name, key))
         if not is_whole:
@@ -44,7 +45,7 @@ def _read_argument(reader: Reader, out: Collector, kind: object) -> Reading[bool
     ends = ("\n</parameter>", "</parameter>")
     if kind == "string":
         out.arguments('"')
-        is_whole = bool((yield from reader.until(ends, lambda text: out.arguments(_quoted(text)[1:-1]))))
+        is_whole = bool((yield from reader.until(ends, lambda text: out.arguments(quoted(text)[1:-1]))))
         out.arguments('"' if is_whole else "")
         return is_whole
     parts: list[str] = []
@@ -53,10 +54,6 @@ def _read_argument(reader: Reader, out: Collector, kind: object) -> Reading[bool
     try:
         json.loads(text)
     except (ValueError, RecursionError):
-        text = _quoted(text)
+        text = quoted(text)
     out.arguments(text)
     return is_whole
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)

@@ -13,29 +13,28 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dllama_zmq.chat.families import family_of
+from dllama_zmq.chat.json_text import quoted
 from dllama_zmq.chat.thinking import thinking_of
 from dllama_zmq.errors import RequestError
 from dllama_zmq.grammar import JSON_SPACE, Grammar
 
 _LINES = r"/\n{0,2}/"
 _FORMS = {
-    "llama3": ('{"name": NAME, "parameters": ', "}"),
-    "mistral": ('{"name": NAME, "arguments": ', "}"),
-    "mistral-by-name": ("[TOOL_CALLS]TEXT[ARGS]", ""),
-    "deepseek": ("<｜tool▁call▁begin｜>TEXT<｜tool▁sep｜>", "<｜tool▁call▁end｜>"),
-    "deepseek-r1": ("<｜tool▁call▁begin｜>function<｜tool▁sep｜>TEXT\n```json\n", "\n```<｜tool▁call▁end｜>"),
-    "hermes": ('<tool_call>\n{"name": NAME, "arguments": ', "}\n</tool_call>"),
+    "llama3": ("", '{"name": NAME, "parameters": ', "}", "; ", ""),
+    "mistral": ("[TOOL_CALLS][", '{"name": NAME, "arguments": ', "}", ", ", "]"),
+    "mistral-by-name": ("", "[TOOL_CALLS]TEXT[ARGS]", "", "", ""),
+    "deepseek": (
+        *("<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>TEXT<｜tool▁sep｜>"),
+        *("<｜tool▁call▁end｜>", "", "<｜tool▁calls▁end｜>"),
+    ),
+    "deepseek-r1": (
+        *("<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>function<｜tool▁sep｜>TEXT\n```json\n"),
+        *("\n```<｜tool▁call▁end｜>", "\n", "<｜tool▁calls▁end｜>"),
+    ),
+    "hermes": ("", '<tool_call>\n{"name": NAME, "arguments": ', "}\n</tool_call>", "\n", ""),
 }
-"""The text before a call's arguments and after them; NAME is the function's name in quotes, TEXT without."""
-_LISTS = {
-    "llama3": ("", "; ", ""),
-    "mistral": ("[TOOL_CALLS][", ", ", "]"),
-    "mistral-by-name": ("", "", ""),
-    "deepseek": ("<｜tool▁calls▁begin｜>", "", "<｜tool▁calls▁end｜>"),
-    "deepseek-r1": ("<｜tool▁calls▁begin｜>", "\n", "<｜tool▁calls▁end｜>"),
-    "hermes": ("", "\n", ""),
-}
-"""The text before the calls, between them and after them."""
+"""The text before all calls, before a call's arguments and after them, between calls, and after all; NAME is the
+function's name in quotes, TEXT without."""
 
 
 def may_think(template: str) -> bool:
@@ -63,7 +62,7 @@ class AnswerGrammars:
         otherwise: a JSON grammar that the answer may match instead.
         """
         form = self._form()
-        before, between, after = _LISTS[form]
+        before, begins, ends, between, after = _FORMS[form]
         if form == "llama3" and otherwise is not None:
             before = "<|python_tag|>"  # both alternatives are objects, so the first character must tell them apart
         functions = [tool.get("function", tool) for tool in tools]
@@ -73,11 +72,10 @@ class AnswerGrammars:
             f"calls: {self._text(before)} call {more} {self._text(after)}",
         ]
         for number, function in enumerate(functions):
-            begins, ends = _FORMS[form]
             name = str(function.get("name"))
-            begins = begins.replace("NAME", json.dumps(name, ensure_ascii=False)).replace("TEXT", name)
+            named = begins.replace("NAME", quoted(name)).replace("TEXT", name)
             schema = {"type": "object", **(function.get("parameters") or {})}
-            rules.append(f"call_{number}: {self._text(begins)} arguments_{number} {self._text(ends)}")
+            rules.append(f"call_{number}: {self._text(named)} arguments_{number} {self._text(ends)}")
             rules.append(f"arguments_{number}: {_json(schema)}")
         rule = "calls"
         if otherwise is not None:
@@ -122,7 +120,7 @@ class AnswerGrammars:
         """A text as symbols of a rule."""
         names = "|".join(re.escape(name) for name in sorted(self.specials, key=len, reverse=True))
         parts = re.split(f"({names})", text) if names else [text]
-        symbols = [f"<[{self.specials[part]}]>" if part in self.specials else _quoted(part) for part in parts if part]
+        symbols = [f"<[{self.specials[part]}]>" if part in self.specials else quoted(part) for part in parts if part]
         return " ".join(symbols)
 
 
@@ -138,7 +136,3 @@ def _json(schema: object) -> str:
     if isinstance(schema, dict):
         schema = {**schema, "x-guidance": {"whitespace_pattern": JSON_SPACE, **schema.get("x-guidance", {})}}
     return f"%json {json.dumps(schema)}"
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)

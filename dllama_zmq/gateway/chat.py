@@ -12,7 +12,7 @@ from msgspec import UNSET, structs, to_builtins
 
 from dllama_zmq.bus.client_messages import Prefill, Queued, Started
 from dllama_zmq.bus.prompts import Chat, prompt_on_wire
-from dllama_zmq.chat import AnswerParser, Delta, for_template, needs_specials, parser_for
+from dllama_zmq.chat import AnswerParser, Delta, for_template, needs_specials
 from dllama_zmq.gateway import sampling_params
 from dllama_zmq.gateway.answer_stream import End, Event, Output, answer_events
 from dllama_zmq.gateway.endpoint import Call, Reply, Stream, event
@@ -84,7 +84,7 @@ async def answer_of(call: Call[Any], body: ChatRequest) -> Answer:
     request = structs.replace(request, grammar=grammar, specials=needs_specials(model.template, tools))
 
     def parser(prompt_end: str) -> AnswerParser:
-        return parser_for(model.template, prompt_end, tools, body.parallel_tool_calls is not False)
+        return AnswerParser(model.template, prompt_end, tools, body.parallel_tool_calls is not False)
 
     tally = Tally()
     return Answer(model.name, request.n, answer_events(call.service, call.user, request, parser, tally), tally)

@@ -7,7 +7,7 @@ from deltas import joined, parsed
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dllama_zmq.chat import parser_for
+from dllama_zmq.chat import AnswerParser
 
 ENDS = {
     "plain": "<|im_start|>assistant\n",
@@ -64,7 +64,7 @@ def test_mistral_s_marks_of_thinking_are_those_of_its_template():
 
 
 def test_text_streams_as_it_comes():
-    parser = parser_for("", ENDS["opened"], None)
+    parser = AnswerParser("", ENDS["opened"], None)
     assert joined(parser.push("Let me")) == {"reasoning": "Let me"}
     assert joined(parser.push(" see </th")) == {"reasoning": " see"}
     assert joined(parser.push("is</think>\n\n")) == {"reasoning": " </this"}

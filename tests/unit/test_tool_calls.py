@@ -10,7 +10,7 @@ from deltas import joined, parsed
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from dllama_zmq.chat import needs_specials, parser_for
+from dllama_zmq.chat import AnswerParser, needs_specials
 
 TOOLS = [
     {
@@ -205,7 +205,7 @@ def test_an_answer_that_ends_in_a_call_loses_nothing_of_it(family, text, message
 
 
 def test_arguments_stream_as_they_come():
-    parser = parser_for(TEMPLATES["hermes"], "", TOOLS)
+    parser = AnswerParser(TEMPLATES["hermes"], "", TOOLS)
     assert parser.push('Wait. <tool_call>{"name": "weather", "argum')[0].content == "Wait."
     (first,) = parser.push('ents": {"ci')
     assert first.tool is not None
@@ -222,12 +222,12 @@ def test_arguments_stream_as_they_come():
 @pytest.mark.parametrize("name", [name for name in CALLS if "several" in name or "R1" in name or "by name" in name])
 def test_calls_after_the_first_are_left_out_where_one_is_allowed(name):
     family, text, calls = CALLS[name]
-    parser = parser_for(TEMPLATES[family], "", TOOLS, parallel=False)
+    parser = AnswerParser(TEMPLATES[family], "", TOOLS, parallel=False)
     assert joined([delta for piece in text for delta in parser.push(piece)] + parser.finish()) == {"calls": calls[:1]}
 
 
 def test_every_call_has_an_id_of_its_own():
-    parser = parser_for(TEMPLATES["hermes"], "", TOOLS)
+    parser = AnswerParser(TEMPLATES["hermes"], "", TOOLS)
     deltas = parser.push(hermes(*[OSLO] * 20))
     identities = [delta.tool.id for delta in deltas if delta.tool is not None]
     assert len(set(identities)) == 20

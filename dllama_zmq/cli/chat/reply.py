@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dllama_zmq.bus.client_messages import Done, Prefill, Queued, Started, TokenText
-from dllama_zmq.chat import Delta, parser_for
+from dllama_zmq.chat import AnswerParser, Delta
 from dllama_zmq.cli.chat.conversation import Message, Reason
 from dllama_zmq.cli.chat.view import View
 from dllama_zmq.cli.stats import Stats
@@ -26,7 +26,7 @@ class Reply:
         self.cached_tokens = 0
         self.stats = Stats()
         self._view, self._template = view, template
-        self._parser = parser_for("", "", None)
+        self._parser = AnswerParser("", "", None)
 
     def take(self, message: Answer) -> None:
         """Handle one message of the root."""
@@ -35,7 +35,7 @@ class Reply:
             self._view.waits(why)
         elif isinstance(message, Started):
             self.started = message
-            self._parser = parser_for(self._template or "", message.prompt_end, None)
+            self._parser = AnswerParser(self._template or "", message.prompt_end, None)
             self._view.progress("evaluating the prompt", 0, message.prompt_tokens)
         elif isinstance(message, Prefill):
             self.cached_tokens = self.cached_tokens or message.cached_tokens
