@@ -15,7 +15,7 @@ from dllama_zmq.cli.exit_codes import as_json
 from dllama_zmq.cli.flag_kinds import choice
 from dllama_zmq.errors import FormatError, RequestError
 from dllama_zmq.formats import ModelFile, contents_of, open_model, read_tokenizer
-from dllama_zmq.formats.gguf.head import TYPE_NAMES
+from dllama_zmq.formats.gguf.container import TYPE_NAMES
 from dllama_zmq.reporting import human_bytes
 from dllama_zmq.sharding import possible_node_counts
 from dllama_zmq.sources import model_at, tokenizer_beside

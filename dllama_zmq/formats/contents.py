@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dllama_zmq.errors import FormatError
-from dllama_zmq.formats.gguf.container import contents
+from dllama_zmq.formats.gguf.container import Container
 from dllama_zmq.formats.hf.safetensors import read_shards
 from dllama_zmq.formats.json_file import read_json
 from dllama_zmq.formats.kinds import GGUF_MAGIC, first_bytes, model_files
@@ -26,9 +26,18 @@ def contents_of(path: Path) -> dict[str, Any] | None:
             return _of_folder(path if path.is_dir() else path.parent)
         if first_bytes(path) != GGUF_MAGIC:
             return None
-        return _facts(path, *contents(path))
+        return _of_gguf(path)
     except FormatError:
         return None
+
+
+def _of_gguf(path: Path) -> dict[str, Any]:
+    file = Container(path)
+    file.pages.close()
+    n_values: Counter[str] = Counter()
+    for tensor in file.tensors:
+        n_values[tensor.type_name] += math.prod(tensor.shape)
+    return _facts(path, file.metadata.get("general.architecture"), len(file.tensors), n_values)
 
 
 def _of_folder(folder: Path) -> dict[str, Any]:
@@ -38,13 +47,13 @@ def _of_folder(folder: Path) -> dict[str, Any]:
     for entry in entries.values():
         n_values[entry.dtype] += math.prod(entry.shape)
         entry.pages.close()
-    return _facts(folder, model_type if isinstance(model_type, str) else "", len(entries), n_values)
+    return _facts(folder, model_type, len(entries), n_values)
 
 
-def _facts(path: Path, architecture: str, n_tensors: int, n_values: dict[str, int]) -> dict[str, Any]:
+def _facts(path: Path, architecture: object, n_tensors: int, n_values: dict[str, int]) -> dict[str, Any]:
     return {
         "path": str(path),
-        "architecture": architecture[:_MAX_CHARS] or "none named",
+        "architecture": (architecture if isinstance(architecture, str) else "")[:_MAX_CHARS] or "none named",
         "parameters": sum(n_values.values()),
         "tensors": n_tensors,
         "parameters_by_type": dict(sorted(n_values.items(), key=lambda item: -item[1])),

@@ -58,7 +58,7 @@ def test_the_sound_file_opens(tmp_path):
 def test_a_file_cut_anywhere_in_its_metadata_is_refused(tmp_path):
     path = tmp_path / "a.gguf"
     path.write_bytes(SOUND)
-    data_at = min(tensor.offset for tensor in Container(path).tensors.values())
+    data_at = min(tensor.offset for tensor in Container(path).placed().values())
     for cut in range(data_at + 2):
         path.write_bytes(SOUND[:cut])
         with pytest.raises(FormatError, match=r"a\.gguf: "):
@@ -68,7 +68,7 @@ def test_a_file_cut_anywhere_in_its_metadata_is_refused(tmp_path):
 def test_a_file_cut_at_a_tensor_is_refused_with_the_tensor_and_the_bytes(tmp_path):
     path = tmp_path / "a.gguf"
     path.write_bytes(SOUND)
-    for tensor in Container(path).tensors.values():
+    for tensor in Container(path).placed().values():
         for cut in (tensor.offset, tensor.offset + 1, tensor.offset + tensor.nbytes - 1):
             words = refused(path, SOUND[:cut])
             assert f"the file ends at {cut}. It is cut short" in words

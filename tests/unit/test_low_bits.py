@@ -13,7 +13,7 @@ from low_bits import LOW_BITS, low_bit_tensor, random_blocks
 from tiny import tiny_spec, tiny_tensors
 
 from dllama_zmq.formats import open_gguf
-from dllama_zmq.formats.gguf.head import TYPES
+from dllama_zmq.formats.gguf.container import TYPES
 from dllama_zmq.formats.mapped import MappedFile
 from dllama_zmq.formats.stored import Extent, StoredTensor, with_types
 from dllama_zmq.models import tensor_table

@@ -6,8 +6,7 @@ import re
 from collections.abc import Iterable
 
 from dllama_zmq.errors import FormatError, UnsupportedModel
-from dllama_zmq.formats.gguf.container import Container
-from dllama_zmq.formats.gguf.head import Tensor
+from dllama_zmq.formats.gguf.container import Container, Tensor
 from dllama_zmq.formats.stored import Extent, RowOrder, StoredTensor
 from dllama_zmq.formats.tensor_names import gguf_name
 from dllama_zmq.quants import F32
@@ -20,14 +19,17 @@ _UNREAD = re.compile(r"rope_freqs\.weight|blk\.\d+\.attn_rot_embd\.weight|rope_f
 
 
 class Directory:
-    """The tensors of all files of a model, by name. Raises FormatError if two files have the same one."""
+    """The tensors of all files of a model, by name.
+
+    Raises FormatError if two files have the same one, and as `Container.placed`.
+    """
 
     def __init__(self, where: str, files: Iterable[Container]) -> None:
         self._where = where
         self._tensors: dict[str, tuple[Container, Tensor]] = {}
         self._used: set[str] = set()
         for file in files:
-            for name, tensor in file.tensors.items():
+            for name, tensor in file.placed().items():
                 if name in self._tensors:
                     raise FormatError(
                         f"{where}: tensor {name} is in {self._tensors[name][0].path.name} and in {file.path.name}; "

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from dllama_zmq.errors import FormatError
-from dllama_zmq.formats.gguf.container import Container
+from dllama_zmq.formats.gguf.container import TYPE_NAMES, Container
 from dllama_zmq.formats.gguf.directory import Directory
-from dllama_zmq.formats.gguf.head import TYPE_NAMES
 from dllama_zmq.formats.gguf.spec import check_architecture, read_spec
 from dllama_zmq.formats.model_file import ModelFile
 from dllama_zmq.formats.stored import check_shapes, halved, with_types

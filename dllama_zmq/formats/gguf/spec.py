@@ -14,8 +14,7 @@ from msgspec import Struct, field
 from msgspec.structs import fields
 
 from dllama_zmq.errors import FormatError, UnsupportedModel
-from dllama_zmq.formats.gguf.container import Container
-from dllama_zmq.formats.gguf.head import ArrayLocation
+from dllama_zmq.formats.gguf.container import ArrayLocation, Container
 from dllama_zmq.models.gemma import ATTENTION_SOFTCAP, LOGIT_SOFTCAP
 from dllama_zmq.models.rope import rope_frequencies
 from dllama_zmq.quants import F32
