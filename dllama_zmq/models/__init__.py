@@ -6,16 +6,15 @@ ADDING_A_MODEL.md says how to add one; PARITY.md how close each is to its refere
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Protocol
 
 from dllama_zmq.kernels import Batch, Kernels, KVCache, Reduction
 from dllama_zmq.models.comm import Comm, micro_batches
-from dllama_zmq.models.gemma import Gemma2, Gemma3, gemma2_tensors, gemma3_tensors
-from dllama_zmq.models.grok1 import Grok1, grok1_tensors
-from dllama_zmq.models.llama import Llama, TensorSource, llama_tensors
-from dllama_zmq.models.mixtral import Mixtral, mixtral_tensors
-from dllama_zmq.models.qwen import Qwen2, Qwen3, Qwen3Moe, qwen2_tensors, qwen3_moe_tensors, qwen3_tensors
+from dllama_zmq.models.gemma import Gemma2, Gemma3
+from dllama_zmq.models.grok1 import Grok1
+from dllama_zmq.models.llama import Llama, TensorSource
+from dllama_zmq.models.mixtral import Mixtral
+from dllama_zmq.models.qwen import Qwen2, Qwen3, Qwen3Moe
 from dllama_zmq.quants import F32
 from dllama_zmq.spec import Architecture, ModelSpec, TensorSpec
 
@@ -28,15 +27,15 @@ __all__ = [
     "tensor_table",
 ]
 
-_MODELS: dict[Architecture, tuple[type[Llama], Callable[[ModelSpec], list[TensorSpec]]]] = {
-    "llama": (Llama, llama_tensors),
-    "qwen2": (Qwen2, qwen2_tensors),
-    "qwen3": (Qwen3, qwen3_tensors),
-    "qwen3moe": (Qwen3Moe, qwen3_moe_tensors),
-    "mixtral": (Mixtral, mixtral_tensors),
-    "grok1": (Grok1, grok1_tensors),
-    "gemma2": (Gemma2, gemma2_tensors),
-    "gemma3": (Gemma3, gemma3_tensors),
+_MODELS: dict[Architecture, type[Llama]] = {
+    "llama": Llama,
+    "qwen2": Qwen2,
+    "qwen3": Qwen3,
+    "qwen3moe": Qwen3Moe,
+    "mixtral": Mixtral,
+    "grok1": Grok1,
+    "gemma2": Gemma2,
+    "gemma3": Gemma3,
 }
 
 
@@ -61,17 +60,17 @@ def tensor_table(spec: ModelSpec) -> list[TensorSpec]:
     stored = dict(spec.stored)
     return [
         dataclasses.replace(tensor, float_type=stored[tensor.name]) if tensor.name in stored else tensor
-        for tensor in _MODELS[spec.arch][1](spec)
+        for tensor in _MODELS[spec.arch].tensors(spec)
     ]
 
 
 def attention_softcap(spec: ModelSpec) -> float | None:
     """The limit of attention's scores (see `Llama`), or None."""
-    return _MODELS[spec.arch][0].attention_softcap
+    return _MODELS[spec.arch].attention_softcap
 
 
 def build_model(
     spec: ModelSpec, weights: TensorSource, kernels: Kernels, cache: KVCache, reduction: Reduction
 ) -> Model:
     """This node's shard of the model that `spec` describes; the arguments are those of `Llama`."""
-    return _MODELS[spec.arch][0](spec, weights, kernels, cache, reduction)
+    return _MODELS[spec.arch](spec, weights, kernels, cache, reduction)

@@ -5,14 +5,17 @@ All nodes must choose the same experts on any CPU and back end, so the choice is
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
 from dllama_zmq.kernels import Kernels, Reduction
-from dllama_zmq.models.alike import F64, norm_alike, whole_bits, whole_rows
-from dllama_zmq.models.llama import TensorSource, vector
+from dllama_zmq.models.alike import F64, whole_bits, whole_rows
+from dllama_zmq.models.llama import Half, TensorSource, vector
+from dllama_zmq.models.tensors import network_tensors
 from dllama_zmq.quants import F32
-from dllama_zmq.spec import ModelSpec
+from dllama_zmq.spec import FloatType, ModelSpec, TensorSpec
 
 I64 = npt.NDArray[np.int64]
 
@@ -46,17 +49,18 @@ class Router:
         return chosen, chosen_weights.astype(np.float32)
 
 
-class MixtureOfExperts:
+class MixtureOfExperts(Half):
     """A layer's experts: this node's columns of each."""
 
     norm = "ffn_norm"
-    out_norm: str | None = None
-    """The name of the norm behind it, where there is one."""
+    order: Sequence[str] = ("up", "gate", "down")
+    """An expert's matrices, in file order."""
+    router_type: FloatType | None = None
+    """The router's type; None: that of the weights."""
 
     def __init__(self, spec: ModelSpec, weights: TensorSource, kernels: Kernels, reduction: Reduction) -> None:
-        self._eps, self._kernels = spec.norm_eps, kernels
+        super().__init__(spec, weights, kernels, reduction)
         self._norm = vector(weights(self.norm))
-        self._out_gain = None if self.out_norm is None else vector(weights(self.out_norm))
         self._router = Router(spec, weights("router").dequantize(), self._norm)
         names = [[f"experts.{e}.{part}" for part in ("gate", "up", "down")] for e in range(spec.n_experts)]
         self._experts = kernels.experts(
@@ -65,8 +69,12 @@ class MixtureOfExperts:
             spec.activation,
         )
 
-    def __call__(self, x: F32) -> F32:
-        return self._experts(self._kernels.rms_norm(x, self._norm, self._eps), *self._router(x))
+    @classmethod
+    def tensors(cls, spec: ModelSpec) -> list[TensorSpec]:
+        """The router, then each expert's matrices. Every expert is split over all nodes."""
+        router_type = spec.weight_type if cls.router_type is None else cls.router_type
+        experts = [one for e in range(spec.n_experts) for one in network_tensors(spec, f"experts.{e}", cls.order)]
+        return [TensorSpec("router", ("experts", "embed"), router_type), *experts]
 
-    def finish(self, total: F32) -> F32:
-        return total if self._out_gain is None else norm_alike(total, self._out_gain, self._eps)
+    def __call__(self, x: F32) -> F32:
+        return self._experts(self._kernels.rms_norm(x, self._norm, self._spec.norm_eps), *self._router(x))

@@ -14,24 +14,11 @@ import numpy as np
 from dllama_zmq.kernels import Batch
 from dllama_zmq.models.comm import Comm
 from dllama_zmq.models.llama import Attention, FeedForward, Llama
-from dllama_zmq.models.qwen import HEAD_NORMS, HeadNormedAttention
-from dllama_zmq.models.tensors import attention_tensors, decoder_tensors, feed_forward_tensors, norm_tensor
+from dllama_zmq.models.qwen import HeadNormedAttention
 from dllama_zmq.quants import F32
-from dllama_zmq.spec import ModelSpec, TensorSpec
 
 ATTENTION_SOFTCAP, LOGIT_SOFTCAP = 50.0, 30.0
 """Gemma 2's limits of attention's scores and of logits."""
-_NORMS = [norm_tensor(name) for name in ("attention_norm", "attention_out_norm", "ffn_norm", "ffn_out_norm")]
-
-
-def gemma2_tensors(spec: ModelSpec) -> list[TensorSpec]:
-    """Every tensor of a Gemma 2, in file order."""
-    return decoder_tensors(spec, [*attention_tensors(spec), *feed_forward_tensors(spec), *_NORMS])
-
-
-def gemma3_tensors(spec: ModelSpec) -> list[TensorSpec]:
-    """Every tensor of a Gemma 3, in file order."""
-    return decoder_tensors(spec, [*attention_tensors(spec), *feed_forward_tensors(spec), *HEAD_NORMS, *_NORMS])
 
 
 class _Gemma2Attention(Attention):
@@ -49,6 +36,7 @@ class _FeedForward(FeedForward):
 class Gemma3(Llama):
     attention: type[Attention] = _Gemma3Attention
     feed_forward = _FeedForward
+    norms = ("attention_norm", "attention_out_norm", "ffn_norm", "ffn_out_norm")
 
     def forward(self, x: F32, batch: Batch, comm: Comm) -> F32:
         return super().forward(x * np.float32(math.sqrt(self._spec.dim)), batch, comm)

@@ -11,19 +11,10 @@ from dllama_zmq.kernels import Batch
 from dllama_zmq.models.comm import Comm
 from dllama_zmq.models.experts import MixtureOfExperts
 from dllama_zmq.models.llama import Attention, Llama
-from dllama_zmq.models.tensors import attention_tensors, decoder_tensors, expert_tensors, norm_tensor
 from dllama_zmq.quants import F32
-from dllama_zmq.spec import ModelSpec, TensorSpec
 
 EMBEDDING_SCALE = 78.38367176906169
 LOGIT_SCALE = 0.5773502691896257
-
-
-def grok1_tensors(spec: ModelSpec) -> list[TensorSpec]:
-    """Every tensor of a Grok-1, in file order."""
-    experts = expert_tensors(spec, spec.weight_type, ("up", "gate", "down"))
-    norms = [norm_tensor(name) for name in ("attention_norm", "ffn_norm", "moe_norm", "moe_out_norm")]
-    return decoder_tensors(spec, [*attention_tensors(spec), *experts, *norms])
 
 
 class _NormedAttention(Attention):
@@ -38,6 +29,7 @@ class _NormedExperts(MixtureOfExperts):
 class Grok1(Llama):
     attention = _NormedAttention
     feed_forward = _NormedExperts
+    norms = ("attention_norm", "ffn_norm", "moe_norm", "moe_out_norm")
     attention_softcap = 30.0
 
     def forward(self, x: F32, batch: Batch, comm: Comm) -> F32:

@@ -6,7 +6,7 @@ Knows no files, plans or sockets.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -15,7 +15,7 @@ from dllama_zmq.kernels import Batch, Kernels, KVCache, Norm, Reduction, Rotatio
 from dllama_zmq.models.alike import norm_alike
 from dllama_zmq.models.comm import Comm, Layers, micro_batches, run_micro_batches
 from dllama_zmq.models.rope import rope_angles, rope_frequencies
-from dllama_zmq.models.tensors import attention_tensors, decoder_tensors, feed_forward_tensors, norm_tensor
+from dllama_zmq.models.tensors import attention_tensors, decoder_tensors, network_tensors, norm_tensor
 from dllama_zmq.quants import F32, BlockMatrix
 from dllama_zmq.spec import ModelSpec, TensorSpec
 
@@ -23,24 +23,32 @@ TensorSource = Callable[[str], BlockMatrix]
 """This node's slice of a tensor, by name. Each is asked for once, and is not kept afterwards."""
 
 
-def llama_tensors(spec: ModelSpec) -> list[TensorSpec]:
-    """Every tensor of a Llama, in file order."""
-    norms = [norm_tensor("attention_norm"), norm_tensor("ffn_norm")]
-    return decoder_tensors(spec, [*attention_tensors(spec), *feed_forward_tensors(spec), *norms])
-
-
-class Attention:
-    """A layer's attention over this node's heads."""
+class Half:
+    """Half of a layer: attention, or a feed-forward network."""
 
     out_norm: str | None = None
     """The name of the norm behind it, where there is one."""
 
     def __init__(self, spec: ModelSpec, weights: TensorSource, kernels: Kernels, reduction: Reduction) -> None:
         self._spec, self._kernels = spec, kernels
+        self._out_gain = None if self.out_norm is None else vector(weights(self.out_norm))
+
+    def finish(self, total: F32) -> F32:
+        """What is added to x: made from `total` (T, D), the sum over all nodes."""
+        return total if self._out_gain is None else norm_alike(total, self._out_gain, self._spec.norm_eps)
+
+
+class Attention(Half):
+    """A layer's attention over this node's heads."""
+
+    vectors: Sequence[TensorSpec] = ()
+    """Its tensors besides q, k, v, o and norms of x."""
+
+    def __init__(self, spec: ModelSpec, weights: TensorSource, kernels: Kernels, reduction: Reduction) -> None:
+        super().__init__(spec, weights, kernels, reduction)
         norm = Norm(vector(weights("attention_norm")), spec.norm_eps)
         self._qkv = kernels.linear(weights("attention.q"), weights("attention.k"), weights("attention.v"), norm=norm)
         self._o = kernels.linear(weights("attention.o"), segments=reduction.segments, wire=reduction.wire)
-        self._out_gain = None if self.out_norm is None else vector(weights(self.out_norm))
 
     def heads(self, x: F32) -> tuple[F32, F32, F32]:
         """x (T, D) before its norm -> queries (T, H * Hd), keys and values (T, K * Hd) before RoPE."""
@@ -52,15 +60,16 @@ class Attention:
         out: F32 = cache.attend(layer, batch, *self.heads(x), rotation, self._o)
         return out
 
-    def finish(self, total: F32) -> F32:
-        """What is added to x: made from `total` (T, D), the sum over all nodes."""
-        return total if self._out_gain is None else norm_alike(total, self._out_gain, self._spec.norm_eps)
-
 
 class FeedForwardBlock(Protocol):
     """A layer's second half: dense or a mixture of experts."""
 
     def __init__(self, spec: ModelSpec, weights: TensorSource, kernels: Kernels, reduction: Reduction) -> None: ...
+
+    @classmethod
+    def tensors(cls, spec: ModelSpec) -> list[TensorSpec]:
+        """Its matrices, in file order."""
+        ...
 
     def __call__(self, x: F32) -> F32:
         """x (T, D) -> this node's partial sum (T, D)."""
@@ -71,25 +80,22 @@ class FeedForwardBlock(Protocol):
         ...
 
 
-class FeedForward:
+class FeedForward(Half):
     """A dense feed-forward network's columns on this node."""
 
-    out_norm: str | None = None
-    """The name of the norm behind it, where there is one."""
-
     def __init__(self, spec: ModelSpec, weights: TensorSource, kernels: Kernels, reduction: Reduction) -> None:
+        super().__init__(spec, weights, kernels, reduction)
         norm = Norm(vector(weights("ffn_norm")), spec.norm_eps)
         self._gated = kernels.gated(weights("ffn.gate"), weights("ffn.up"), spec.activation, norm)
         self._down = kernels.linear(weights("ffn.down"), segments=reduction.segments, wire=reduction.wire)
-        self._eps = spec.norm_eps
-        self._out_gain = None if self.out_norm is None else vector(weights(self.out_norm))
+
+    @classmethod
+    def tensors(cls, spec: ModelSpec) -> list[TensorSpec]:
+        return network_tensors(spec, "ffn", ("gate", "down", "up"))
 
     def __call__(self, x: F32) -> F32:
         out: F32 = self._gated(x, self._down)
         return out
-
-    def finish(self, total: F32) -> F32:
-        return total if self._out_gain is None else norm_alike(total, self._out_gain, self._eps)
 
 
 class Llama:
@@ -97,6 +103,8 @@ class Llama:
 
     attention: type[Attention] = Attention
     feed_forward: type[FeedForwardBlock] = FeedForward
+    norms: Sequence[str] = ("attention_norm", "ffn_norm")
+    """A layer's norms of x, in file order."""
     attention_softcap: float | None = None
     """The limit c of attention's scores s, which become c * tanh(s / c); None without one."""
 
@@ -118,6 +126,12 @@ class Llama:
         self._norm = Norm(vector(weights("final_norm")), spec.norm_eps)
         self._rms_norm = kernels.rms_norm
         self._head = kernels.linear(weights("head"), norm=self._norm)
+
+    @classmethod
+    def tensors(cls, spec: ModelSpec) -> list[TensorSpec]:
+        """Every tensor of the model, in file order: of a layer the matrices, then the vectors."""
+        matrices = [*attention_tensors(spec), *cls.feed_forward.tensors(spec)]
+        return decoder_tensors(spec, [*matrices, *cls.attention.vectors, *map(norm_tensor, cls.norms)])
 
     def forward(self, x: F32, batch: Batch, comm: Comm) -> F32:
         """Embedded tokens x (T, D), the rows of `batch` -> (T, D), before the final norm."""

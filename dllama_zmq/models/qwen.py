@@ -5,42 +5,17 @@ from __future__ import annotations
 from dllama_zmq.kernels import Kernels, Reduction
 from dllama_zmq.models.experts import MixtureOfExperts
 from dllama_zmq.models.llama import Attention, Llama, TensorSource, vector
-from dllama_zmq.models.tensors import (
-    attention_tensors,
-    decoder_tensors,
-    expert_tensors,
-    feed_forward_tensors,
-    norm_tensor,
-)
 from dllama_zmq.quants import F32
 from dllama_zmq.spec import FloatType, ModelSpec, TensorSpec
 
-_NORMS = [norm_tensor("attention_norm"), norm_tensor("ffn_norm")]
-_BIASES = [
-    TensorSpec("attention.q_bias", ("one", "heads"), FloatType.F32),
-    TensorSpec("attention.k_bias", ("one", "kv_heads"), FloatType.F32),
-    TensorSpec("attention.v_bias", ("one", "kv_heads"), FloatType.F32),
-]
-HEAD_NORMS = [TensorSpec(f"attention.{letter}_norm", ("one", "head_dim"), FloatType.F32) for letter in "qk"]
-
-
-def qwen2_tensors(spec: ModelSpec) -> list[TensorSpec]:
-    """Every tensor of a Qwen2, in file order."""
-    return decoder_tensors(spec, [*attention_tensors(spec), *feed_forward_tensors(spec), *_BIASES, *_NORMS])
-
-
-def qwen3_tensors(spec: ModelSpec) -> list[TensorSpec]:
-    """Every tensor of a dense Qwen3, in file order."""
-    return decoder_tensors(spec, [*attention_tensors(spec), *feed_forward_tensors(spec), *HEAD_NORMS, *_NORMS])
-
-
-def qwen3_moe_tensors(spec: ModelSpec) -> list[TensorSpec]:
-    """Every tensor of a Qwen3-MoE, in file order."""
-    experts = expert_tensors(spec, FloatType.F32, ("gate", "down", "up"))
-    return decoder_tensors(spec, [*attention_tensors(spec), *experts, *HEAD_NORMS, *_NORMS])
-
 
 class _BiasedAttention(Attention):
+    vectors = (
+        TensorSpec("attention.q_bias", ("one", "heads"), FloatType.F32),
+        TensorSpec("attention.k_bias", ("one", "kv_heads"), FloatType.F32),
+        TensorSpec("attention.v_bias", ("one", "kv_heads"), FloatType.F32),
+    )
+
     def __init__(self, spec: ModelSpec, weights: TensorSource, kernels: Kernels, reduction: Reduction) -> None:
         super().__init__(spec, weights, kernels, reduction)
         self._biases = [vector(weights(f"attention.{letter}_bias")) for letter in "qkv"]
@@ -52,6 +27,8 @@ class _BiasedAttention(Attention):
 
 class HeadNormedAttention(Attention):
     """Attention with a norm of each head of q and k."""
+
+    vectors = tuple(TensorSpec(f"attention.{letter}_norm", ("one", "head_dim"), FloatType.F32) for letter in "qk")
 
     def __init__(self, spec: ModelSpec, weights: TensorSource, kernels: Kernels, reduction: Reduction) -> None:
         super().__init__(spec, weights, kernels, reduction)
@@ -66,6 +43,11 @@ class HeadNormedAttention(Attention):
         return self._kernels.rms_norm(heads, gain, self._spec.norm_eps).reshape(rows.shape)
 
 
+class _Experts(MixtureOfExperts):
+    order = ("gate", "down", "up")
+    router_type = FloatType.F32
+
+
 class Qwen2(Llama):
     attention = _BiasedAttention
 
@@ -76,4 +58,4 @@ class Qwen3(Llama):
 
 class Qwen3Moe(Llama):
     attention = HeadNormedAttention
-    feed_forward = MixtureOfExperts
+    feed_forward = _Experts

@@ -1,4 +1,5 @@
-"""Pieces of the architectures' tensor tables. The table is all that plan and file formats know of a model.
+"""Pieces of the architectures' tensor tables (`Llama.tensors`). The table is all that plan and file formats know of a
+model.
 
 Names of a layer's tensors lack their prefix "layers.i."; the order is that of a `.m` file (formats/FORMATS.md §2).
 """
@@ -35,24 +36,14 @@ def attention_tensors(spec: ModelSpec) -> list[TensorSpec]:
     ]
 
 
-def feed_forward_tensors(spec: ModelSpec) -> list[TensorSpec]:
-    """gate, down and up of a dense layer."""
-    return _network(spec, "ffn", ("gate", "down", "up"))
-
-
-def expert_tensors(spec: ModelSpec, router: FloatType, order: Sequence[str]) -> list[TensorSpec]:
-    """The router, then each expert's gate, down and up in `order`. Every expert is split over all nodes."""
-    experts = [tensor for e in range(spec.n_experts) for tensor in _network(spec, f"experts.{e}", order)]
-    return [TensorSpec("router", ("experts", "embed"), router), *experts]
+def network_tensors(spec: ModelSpec, name: str, order: Sequence[str]) -> list[TensorSpec]:
+    """gate, down and up of a feed-forward network in `order`."""
+    return [
+        TensorSpec(f"{name}.{part}", ("embed", "ffn") if part == "down" else ("ffn", "embed"), spec.weight_type)
+        for part in order
+    ]
 
 
 def norm_tensor(name: str) -> TensorSpec:
     """The gain of a norm (D,)."""
     return TensorSpec(name, ("one", "embed"), FloatType.F32)
-
-
-def _network(spec: ModelSpec, name: str, order: Sequence[str]) -> list[TensorSpec]:
-    return [
-        TensorSpec(f"{name}.{part}", ("embed", "ffn") if part == "down" else ("ffn", "embed"), spec.weight_type)
-        for part in order
-    ]
