@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from dllama_zmq.errors import FormatError
+from dllama_zmq.formats.files import read_json
 from dllama_zmq.formats.gguf.container import Container
 from dllama_zmq.formats.hf.safetensors import read_shards
-from dllama_zmq.formats.json_file import read_json
 from dllama_zmq.formats.kinds import GGUF_MAGIC, first_bytes, model_files
 
 _CONFIG = "config.json"

@@ -1,4 +1,4 @@
-"""Opens and replaces files, with errors of this package. Knows no format."""
+"""Opens, reads and replaces files, with errors of this package. Knows no format."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from dllama_zmq.errors import FormatError, UsageError
+from dllama_zmq.typed import typed_json
 
+MAX_JSON_BYTES = 1 << 23
+"""Twice the size of the index of Qwen3 235B with its 37,000 tensors."""
 _LFS_POINTER = b"version https://git-lfs"
 _MAX_POINTER_BYTES = 1 << 10
+T = TypeVar("T")
 
 
 @contextmanager
@@ -38,6 +42,21 @@ def open_regular(path: Path) -> Iterator[tuple[BinaryIO, int]]:
             )
         file.seek(0)
         yield file, status.st_size
+
+
+def read_whole(path: Path, max_bytes: int) -> bytes:
+    """The bytes of a file. Raises FormatError if there are more than `max_bytes`."""
+    with open_regular(path) as (file, n_bytes):
+        if n_bytes > max_bytes:
+            raise FormatError(
+                f"{path}: {n_bytes} bytes long; a file of this kind has at most {max_bytes}. Give another file."
+            )
+        return file.read(n_bytes)
+
+
+def read_json(path: Path, kind: type[T], max_bytes: int = MAX_JSON_BYTES) -> T:
+    """A JSON file as a `kind` of msgspec; other keys are ignored. Raises FormatError."""
+    return typed_json(read_whole(path, max_bytes), kind, str(path))
 
 
 def check_replaceable(path: Path) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dllama_zmq.errors import FormatError
-from dllama_zmq.formats.files import open_regular, replace_file
+from dllama_zmq.formats.files import read_whole, replace_file
 from dllama_zmq.formats.keyed_header import keyed_header, read_pairs
 from dllama_zmq.tokenizer.data import N_BYTES, TokenizerData, byte_run
 
@@ -63,10 +63,7 @@ class _Cursor:
 def read_t(path: str | Path) -> TokenizerData:
     """Read a tokenizer file with old or keyed header. Raises FormatError with the offset of the mistake."""
     path = Path(path)
-    with open_regular(path) as (file, file_bytes):
-        if file_bytes > MAX_FILE_BYTES:
-            raise FormatError(f"{path}: {file_bytes} bytes long; a tokenizer file has at most {MAX_FILE_BYTES}.")
-        cursor = _Cursor(path, file.read(file_bytes))
+    cursor = _Cursor(path, read_whole(path, MAX_FILE_BYTES))
     magic = int.from_bytes(cursor.take(4, "the magic"), "little")
     if magic == OLD_MAGIC:
         data = _read_old(cursor)

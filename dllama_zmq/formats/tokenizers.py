@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from dllama_zmq.errors import FormatError, UsageError
-from dllama_zmq.formats.files import check_replaceable, open_regular, replace_file
+from dllama_zmq.formats.files import check_replaceable, read_json, read_whole, replace_file
 from dllama_zmq.formats.gguf import gguf_metadata, gguf_tokenizer
-from dllama_zmq.formats.json_file import read_json
 from dllama_zmq.formats.kinds import MODEL_CONFIGS, first_bytes, is_gguf, model_files, only_file_of, refuse_text
 from dllama_zmq.formats.t_file import read_t
 from dllama_zmq.tokenizer import Tokenizer
@@ -60,7 +59,7 @@ def _parts(path: Path, source: str) -> TokenizerParts:
     if path.suffix == ".json":
         return parts_of_json(_read_text(path, MAX_JSON_BYTES), _config_beside(path), source)
     if path.suffix == ".model":
-        data, config = _read_bytes(path, MAX_MODEL_BYTES), _config_beside(path)
+        data, config = read_whole(path, MAX_MODEL_BYTES), _config_beside(path)
         # A SentencePiece model begins with the tag of its first piece, a newline; a list of ranks with base64.
         if data[:1] == b"\n" or b" " not in data[:512]:
             return parts_of_sentencepiece(data, config, source)
@@ -173,7 +172,7 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def _read_text(path: Path, max_bytes: int) -> str:
-    data = _read_bytes(path, max_bytes)
+    data = read_whole(path, max_bytes)
     n_values = sum(data.count(mark) for mark in (b",", b"[", b"{"))
     if n_values > _MAX_JSON_VALUES:
         raise FormatError(f"{path}: {n_values} values; no tokenizer has more than {_MAX_JSON_VALUES}.")
@@ -181,10 +180,3 @@ def _read_text(path: Path, max_bytes: int) -> str:
         return data.decode()
     except UnicodeDecodeError as error:
         raise FormatError(f"{path}: offset {error.start}: not UTF-8 text. Get the file again.") from error
-
-
-def _read_bytes(path: Path, max_bytes: int) -> bytes:
-    with open_regular(path) as (file, n_bytes):
-        if n_bytes > max_bytes:
-            raise FormatError(f"{path}: {n_bytes} bytes long; a file of this kind has at most {max_bytes}.")
-        return file.read(n_bytes)

@@ -18,8 +18,8 @@ from tiny import tiny_spec, write_tiny_model
 
 from dllama_zmq.errors import FormatError
 from dllama_zmq.formats import open_hf, open_model
+from dllama_zmq.formats.files import MAX_JSON_BYTES
 from dllama_zmq.formats.hf.safetensors import read_shards
-from dllama_zmq.formats.json_file import MAX_JSON_BYTES
 
 SPEC = tiny_spec(dim=32, hidden_dim=32, n_layers=1, n_heads=2, n_kv_heads=1, vocab_size=32)
 GATE = "model.layers.0.mlp.gate_proj.weight"

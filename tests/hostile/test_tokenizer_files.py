@@ -136,7 +136,7 @@ def test_a_file_too_large_to_be_a_vocabulary_is_refused_unread(tmp_path):
     with path.open("wb") as file:
         file.write(keyed(PAIRS))
         file.truncate(MAX_FILE_BYTES + 1)
-    assert "a tokenizer file has at most" in refusal(read_t, path)
+    assert "a file of this kind has at most" in refusal(read_t, path)
 
 
 def test_what_is_no_regular_file_is_refused_at_once(tmp_path):

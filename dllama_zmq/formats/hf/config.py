@@ -14,9 +14,9 @@ from typing import Any
 from msgspec import UNSET, Struct, UnsetType
 
 from dllama_zmq.errors import FormatError, UnsupportedModel
+from dllama_zmq.formats.files import read_json
 from dllama_zmq.formats.hf.layers import LayerKeys, rope_by_kind, rope_parameters, window_of
 from dllama_zmq.formats.hf.rope import read_rope
-from dllama_zmq.formats.json_file import read_json
 from dllama_zmq.models.gemma import ATTENTION_SOFTCAP, LOGIT_SOFTCAP
 from dllama_zmq.spec import Activation, Architecture, FloatType, ModelSpec
 from dllama_zmq.typed import typed

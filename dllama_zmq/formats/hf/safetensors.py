@@ -15,7 +15,7 @@ from typing import Annotated
 from msgspec import Meta, Struct
 
 from dllama_zmq.errors import FormatError, UnsupportedModel
-from dllama_zmq.formats.json_file import MAX_JSON_BYTES, read_json
+from dllama_zmq.formats.files import MAX_JSON_BYTES, read_json
 from dllama_zmq.formats.mapped import MappedFile, closed_on_error
 from dllama_zmq.typed import typed_json
 

@@ -32,7 +32,7 @@ class Archive:
                 "Get the model's safetensors, or save it again with torch.save of a current PyTorch."
             )
         try:
-            with zipfile.ZipFile(_Bounded(pages)) as archive:
+            with _Bounded(pages.path) as file, zipfile.ZipFile(file) as archive:
                 infos = archive.infolist()
         # zipfile does not document its errors for a damaged directory; all of these were seen.
         except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, struct.error, OverflowError) as error:
@@ -79,34 +79,12 @@ class Archive:
         return at, info.file_size
 
 
-class _Bounded(io.RawIOBase):
-    """The mapped bytes as a file. Each `read` is limited to MAX_DIRECTORY_BYTES."""
-
-    def __init__(self, pages: MappedFile) -> None:
-        self._pages = pages
-        self._at = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._pages.nbytes}[whence]
-        if base + offset < 0:
-            raise ValueError(f"an offset of {base + offset}")
-        self._at = base + offset
-        return self._at
+class _Bounded(io.FileIO):
+    """A file of which each `read` is limited to MAX_DIRECTORY_BYTES."""
 
     def read(self, n_bytes: int | None = -1) -> bytes:
-        left = max(0, self._pages.nbytes - self._at)
-        n_bytes = left if n_bytes is None or n_bytes < 0 else min(n_bytes, left)
-        if n_bytes > MAX_DIRECTORY_BYTES:
-            raise ValueError(f"{n_bytes} bytes of directory; expected at most {MAX_DIRECTORY_BYTES}")
-        data = self._pages.view(self._at, n_bytes).tobytes()
-        self._at += n_bytes
+        most = MAX_DIRECTORY_BYTES + 1
+        data = super().read(most if n_bytes is None or n_bytes < 0 else min(n_bytes, most))
+        if len(data) == most:
+            raise ValueError(f"more than {MAX_DIRECTORY_BYTES} bytes of directory")
         return data

@@ -13,7 +13,7 @@ from typing import Any
 from msgspec import Struct
 
 from dllama_zmq.errors import FormatError, UnsupportedModel
-from dllama_zmq.formats.json_file import read_json
+from dllama_zmq.formats.files import read_json
 from dllama_zmq.spec import FloatType, ModelSpec, Rope, RopeScaling
 from dllama_zmq.threads import converted_by_threads
 from dllama_zmq.typed import typed
